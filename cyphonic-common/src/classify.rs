@@ -1,0 +1,192 @@
+//! What happens to a packet that an application sends into the overlay.
+//!
+//! The virtual interface has no link layer: a packet starts with its IP header. Before it may enter a tunnel it must
+//! be IPv6, come from the node's own virtual address and go to another address of the overlay. Everything else is
+//! dropped here, with a reason, before it costs userspace a wake-up. The receiving node checks again: this side's
+//! check protects honest users from their own mistakes, the other side's protects against a dishonest sender.
+//!
+//! The same function runs in the tc program and, where no eBPF can be loaded, in the agent's packet loop.
+
+use crate::buffer::Buffer;
+use crate::drop_reason::DropReason;
+use crate::map::InterfaceConfig;
+use crate::packet::ip::IPV6_HEADER_LEN;
+
+/// Where a packet goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// To the tunnel of the node with this virtual address.
+    Tunnel {
+        /// The inner destination, in network byte order.
+        dst: [u8; 16],
+    },
+    /// Nowhere.
+    Drop(DropReason),
+}
+
+/// Decides on a packet that leaves an application through the virtual interface.
+///
+/// Depends on nothing but its arguments. Super-packets that the kernel has not yet cut into segments are judged as one
+/// packet: all their segments have the same addresses.
+#[inline(always)]
+pub fn classify_egress<B: Buffer + ?Sized>(packet: &B, config: &InterfaceConfig) -> Verdict {
+    match tunnel_destination(packet, config) {
+        Ok(dst) => Verdict::Tunnel { dst },
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+#[inline(always)]
+fn tunnel_destination<B: Buffer + ?Sized>(
+    packet: &B,
+    config: &InterfaceConfig,
+) -> Result<[u8; 16], DropReason> {
+    if !config.is_configured() {
+        return Err(DropReason::NotConfigured);
+    }
+    check_version(packet)?;
+    let header: [u8; IPV6_HEADER_LEN] = packet.read(0).ok_or(DropReason::Truncated)?;
+    let (source, dst) = addresses(&header);
+    if is_local_noise(&dst) {
+        return Err(DropReason::LocalNoise);
+    }
+    check_length(&header, packet.len())?;
+    if !config.is_own(&source) {
+        return Err(DropReason::ForeignSource);
+    }
+    if !config.is_inside(&dst) {
+        return Err(DropReason::OutsideOverlay);
+    }
+    if config.is_own(&dst) {
+        return Err(DropReason::ToSelf);
+    }
+    Ok(dst)
+}
+
+#[inline(always)]
+fn check_version<B: Buffer + ?Sized>(packet: &B) -> Result<(), DropReason> {
+    let [first] = packet.read::<1>(0).ok_or(DropReason::Truncated)?;
+    match first >> 4 {
+        6 => Ok(()),
+        4 => Err(DropReason::NotIpv6),
+        _ => Err(DropReason::BadVersion),
+    }
+}
+
+/// The payload length must be the packet's. Jumbograms (payload length 0, RFC 2675) never fit a tunnel packet.
+#[inline(always)]
+fn check_length(header: &[u8; IPV6_HEADER_LEN], len: usize) -> Result<(), DropReason> {
+    let promised = IPV6_HEADER_LEN + usize::from(u16::from_be_bytes([header[4], header[5]]));
+    if len < promised {
+        return Err(DropReason::Truncated);
+    }
+    if len > promised {
+        return Err(DropReason::LengthMismatch);
+    }
+    Ok(())
+}
+
+/// Multicast (`ff00::/8`) and link-local (`fe80::/10`): the overlay has neither.
+#[inline(always)]
+const fn is_local_noise(dst: &[u8; 16]) -> bool {
+    dst[0] == 0xff || (dst[0] == 0xfe && dst[1] & 0xc0 == 0x80)
+}
+
+/// Source and destination (RFC 8200 §3).
+#[inline(always)]
+fn addresses(header: &[u8; IPV6_HEADER_LEN]) -> ([u8; 16], [u8; 16]) {
+    let mut source = [0; 16];
+    let mut destination = [0; 16];
+    source.copy_from_slice(&header[8..24]);
+    destination.copy_from_slice(&header[24..40]);
+    (source, destination)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+    use proptest::prelude::*;
+    use std::net::Ipv6Addr;
+
+    const OWN: &str = "fd12:3456:789a:1::7";
+    const PEER: &str = "fd12:3456:789a:2::9";
+
+    fn address(text: &str) -> [u8; 16] {
+        text.parse::<Ipv6Addr>().unwrap().octets()
+    }
+
+    fn config() -> InterfaceConfig {
+        InterfaceConfig::new(address(OWN), address("fd12:3456:789a::"), 48).unwrap()
+    }
+
+    fn udp(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+        let builder = PacketBuilder::ipv6(address(source), address(destination), 64).udp(1000, 2000);
+        let mut packet = Vec::new();
+        builder.write(&mut packet, payload).unwrap();
+        packet
+    }
+
+    fn verdict(packet: &[u8]) -> Verdict {
+        classify_egress(packet, &config())
+    }
+
+    #[test]
+    fn a_packet_to_a_peer_goes_to_its_tunnel() {
+        assert_eq!(verdict(&udp(OWN, PEER, b"hello")), Verdict::Tunnel { dst: address(PEER) });
+    }
+
+    #[test]
+    fn every_other_packet_has_its_own_reason() {
+        let cases = [
+            (udp(PEER, PEER, b""), DropReason::ForeignSource),
+            (udp(OWN, "2001:db8::1", b""), DropReason::OutsideOverlay),
+            (udp(OWN, OWN, b""), DropReason::ToSelf),
+            (udp("fe80::1", "ff02::16", b""), DropReason::LocalNoise),
+            (udp("::", "ff02::2", b""), DropReason::LocalNoise),
+            (udp(OWN, "fe80::2", b""), DropReason::LocalNoise),
+            (udp(OWN, PEER, b"cut")[..46].to_vec(), DropReason::Truncated),
+            (udp(OWN, PEER, b"")[..39].to_vec(), DropReason::Truncated),
+            (Vec::new(), DropReason::Truncated),
+            ([udp(OWN, PEER, b""), vec![0]].concat(), DropReason::LengthMismatch),
+            (vec![0x45; 60], DropReason::NotIpv6),
+            (vec![0x00; 60], DropReason::BadVersion),
+            (vec![0xf0; 60], DropReason::BadVersion),
+        ];
+        for (packet, reason) in cases {
+            assert_eq!(verdict(&packet), Verdict::Drop(reason), "{packet:02x?}");
+        }
+        let unconfigured = classify_egress(udp(OWN, PEER, b"").as_slice(), &InterfaceConfig::unconfigured());
+        assert_eq!(unconfigured, Verdict::Drop(DropReason::NotConfigured));
+    }
+
+    proptest! {
+        #[test]
+        fn only_what_satisfies_every_rule_reaches_a_tunnel(mut packet: Vec<u8>, own: bool, inside: bool) {
+            if packet.len() >= 40 {
+                packet[0] = 0x60 | packet[0] & 0x0f;
+                if own { packet[8..24].copy_from_slice(&address(OWN)); }
+                if inside { packet[24..30].copy_from_slice(&address(PEER)[..6]); }
+                if packet[30] & 1 == 0 {
+                    let len = (packet.len() - 40) as u16;
+                    packet[4..6].copy_from_slice(&len.to_be_bytes());
+                }
+            }
+            if let Verdict::Tunnel { dst } = verdict(&packet) {
+                let (header, rest) = etherparse::Ipv6Header::from_slice(&packet).unwrap();
+                prop_assert_eq!(usize::from(header.payload_length), rest.len());
+                prop_assert_eq!(header.source, address(OWN));
+                prop_assert_eq!(header.destination, dst);
+                prop_assert!(dst[..6] == address(OWN)[..6] && dst != address(OWN));
+            }
+        }
+
+        #[test]
+        fn any_payload_to_any_peer_passes(payload in proptest::collection::vec(any::<u8>(), 0..1400), low: u64) {
+            let mut peer = address("fd12:3456:789a:ffff::");
+            peer[8..].copy_from_slice(&low.to_be_bytes());
+            let packet = udp(OWN, &Ipv6Addr::from(peer).to_string(), &payload);
+            prop_assert_eq!(verdict(&packet), Verdict::Tunnel { dst: peer });
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Why a packet was dropped.
+//!
+//! Every drop has a name and a counter. The eBPF programs count with the reason's number as the index into a per-CPU
+//! map, userspace counts with the same numbers, and `status` and the metrics print the same names: whoever looks for
+//! a lost packet looks in one list.
+
+use core::fmt;
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// Why a packet was dropped. New reasons are added at the end: the numbers are stable.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum DropReason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl DropReason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// How many reasons there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The name in counters, metrics and `status`.
+            #[inline]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    // What leaves an application through the virtual interface.
+
+    /// The classifier is attached but has no configuration yet.
+    NotConfigured = "not_configured",
+    /// The packet ends before its headers do, or before the length they promise.
+    Truncated = "truncated",
+    /// The IP version is neither 4 nor 6.
+    BadVersion = "bad_version",
+    /// An IPv4 packet: the overlay carries IPv6 only.
+    NotIpv6 = "not_ipv6",
+    /// The packet is longer than its header says.
+    LengthMismatch = "length_mismatch",
+    /// Link-local or multicast traffic that every IPv6 interface emits (router solicitations, MLD, mDNS). Harmless.
+    LocalNoise = "local_noise",
+    /// The inner source is not the node's own virtual address.
+    ForeignSource = "foreign_source",
+    /// The inner destination is not in the overlay's prefix.
+    OutsideOverlay = "outside_overlay",
+    /// The inner destination is the node itself.
+    ToSelf = "to_self",
+
+    // What userspace drops on its way out.
+
+    /// No tunnel to the destination stands, and none could be set up in time.
+    NoTunnel = "no_tunnel",
+    /// The policy does not allow this peer.
+    Denied = "denied",
+    /// A bounded queue is full.
+    QueueFull = "queue_full",
+    /// The inner packet is larger than the path carries. A Packet Too Big was answered.
+    TooBig = "too_big",
+    /// The tunnel's keys reached a limit of RFC 9001 §6.6.
+    KeysExhausted = "keys_exhausted",
+    /// The kernel refused to send the outer packet.
+    SendFailed = "send_failed",
+
+    // What arrives on the outer UDP port.
+
+    /// The datagram is not a QUIC version 1 packet.
+    NotQuic = "not_quic",
+    /// No tunnel has this connection ID.
+    UnknownConnectionId = "unknown_connection_id",
+    /// The authentication tag does not verify.
+    Forged = "forged",
+    /// The packet number was seen before, or is older than the replay window.
+    Replayed = "replayed",
+    /// The frames of an authenticated packet are malformed.
+    MalformedFrame = "malformed_frame",
+    /// The inner packet is not well-formed IPv6.
+    MalformedInner = "malformed_inner",
+    /// The inner source is not the peer's virtual address.
+    SpoofedSource = "spoofed_source",
+    /// The inner destination is not the node's own virtual address.
+    WrongDestination = "wrong_destination",
+    /// The virtual interface did not take the packet.
+    InterfaceFailed = "interface_failed",
+}
+
+impl DropReason {
+    /// The counter's index.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+
+    /// The reason with this number, if there is one.
+    #[inline]
+    pub fn from_index(index: u32) -> Option<Self> {
+        Self::ALL.get(usize::try_from(index).ok()?).copied()
+    }
+
+    /// Whether the drop is part of a healthy node's life, so that nobody need look for its cause.
+    #[inline]
+    pub const fn is_noise(self) -> bool {
+        matches!(self, Self::LocalNoise)
+    }
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn numbers_are_dense_and_names_are_unique_and_printable() {
+        for (index, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(reason.index() as usize, index);
+            assert_eq!(DropReason::from_index(reason.index()), Some(*reason));
+            assert!(
+                reason
+                    .name()
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+            );
+        }
+        assert_eq!(DropReason::from_index(DropReason::COUNT as u32), None);
+        let names: BTreeSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), DropReason::COUNT);
+    }
+}

@@ -1,0 +1,43 @@
+//! Numbers that both halves, and both ends of a tunnel, rely on.
+
+use crate::cid::CID_LEN;
+
+/// Bytes of a packet number: always four, because not every packet is acknowledged (RFC 9000 §17.1).
+pub const PACKET_NUMBER_LEN: usize = 4;
+
+/// Bytes of the authentication tag of every AEAD in RFC 9001 §5.3.
+pub const TAG_LEN: usize = 16;
+
+/// Bytes a tunnel adds to an inner packet inside the UDP payload: first byte, connection ID, packet number, the type of
+/// a DATAGRAM frame that runs to the end of the packet, and the tag.
+pub const TUNNEL_OVERHEAD: usize = 1 + CID_LEN + PACKET_NUMBER_LEN + 1 + TAG_LEN;
+
+/// Outer IPv6 and UDP headers.
+pub const OUTER_IPV6_LEN: usize = 40 + 8;
+
+/// Outer IPv4 (without options) and UDP headers.
+pub const OUTER_IPV4_LEN: usize = 20 + 8;
+
+/// The least MTU an IPv6 interface may have (RFC 8200 §5), and so the least a tunnel must carry (RFC 9484 §10.1).
+pub const MIN_INNER_MTU: usize = 1280;
+
+/// The virtual interface's MTU until the path is probed: what an outer IPv6 path of 1500 bytes carries,
+/// 1500 − 40 − 8 − 30 = 1422, rounded down so that a few bytes are left for a frame's length field.
+pub const DEFAULT_INNER_MTU: usize = 1420;
+
+/// The largest UDP payload (RFC 9000 §18.2, `max_udp_payload_size`).
+pub const MAX_DATAGRAM: usize = 65_527;
+
+/// The largest inner packet a tunnel data packet can carry.
+pub const MAX_INNER: usize = MAX_DATAGRAM - TUNNEL_OVERHEAD;
+
+/// Padded size of datagrams that carry PATH_CHALLENGE or PATH_RESPONSE (RFC 9000 §8.2.1).
+pub const MIN_PROBE_DATAGRAM: usize = 1200;
+
+/// Longest reason phrase kept from a CONNECTION_CLOSE frame; the rest of the packet bounds it otherwise.
+pub const MAX_REASON: usize = 256;
+
+const _: () = assert!(TUNNEL_OVERHEAD == 30);
+const _: () = assert!(DEFAULT_INNER_MTU + TUNNEL_OVERHEAD + OUTER_IPV6_LEN <= 1500);
+const _: () = assert!(MIN_INNER_MTU + TUNNEL_OVERHEAD + OUTER_IPV6_LEN <= 1500);
+const _: () = assert!(crate::quic::MIN_DATA_PACKET == TUNNEL_OVERHEAD - 1);

@@ -1,0 +1,63 @@
+//! Ethernet II with at most one VLAN tag.
+
+use super::PacketError;
+use crate::buffer::{Buffer, Cursor};
+
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+/// IEEE 802.1Q and 802.1ad tags.
+const VLAN: [u16; 2] = [0x8100, 0x88a8];
+
+/// What an Ethernet frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EtherType {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+    /// Anything else, a second VLAN tag included.
+    Other(u16),
+}
+
+impl From<u16> for EtherType {
+    #[inline(always)]
+    fn from(value: u16) -> Self {
+        match value {
+            IPV4 => Self::Ipv4,
+            IPV6 => Self::Ipv6,
+            other => Self::Other(other),
+        }
+    }
+}
+
+/// An Ethernet header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ethernet {
+    /// Destination address.
+    pub destination: [u8; 6],
+    /// Source address.
+    pub source: [u8; 6],
+    /// Tag control information of the VLAN tag, where there is one.
+    pub vlan: Option<u16>,
+    /// What follows.
+    pub ether_type: EtherType,
+}
+
+impl Ethernet {
+    /// Parses a header and moves past it.
+    ///
+    /// # Errors
+    /// [`PacketError::Truncated`] where the frame is shorter.
+    #[inline(always)]
+    pub fn parse<B: Buffer + ?Sized>(cursor: &mut Cursor<'_, B>) -> Result<Self, PacketError> {
+        let destination = cursor.read()?;
+        let source = cursor.read()?;
+        let mut ether_type = u16::from_be_bytes(cursor.read()?);
+        let mut vlan = None;
+        if ether_type == VLAN[0] || ether_type == VLAN[1] {
+            vlan = Some(u16::from_be_bytes(cursor.read()?));
+            ether_type = u16::from_be_bytes(cursor.read()?);
+        }
+        Ok(Self { destination, source, vlan, ether_type: ether_type.into() })
+    }
+}
