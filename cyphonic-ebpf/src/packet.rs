@@ -1,0 +1,43 @@
+//! A socket buffer as a [`Buffer`].
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
+use cyphonic_common::Buffer;
+
+/// The packet a tc program was called for. On the virtual interface, which has no link layer, it starts with its IP
+/// header.
+///
+/// Bytes are copied by `bpf_skb_load_bytes` rather than read through the packet pointers: a super-packet's payload, and
+/// sometimes its headers, are not in linear memory.
+pub(crate) struct Skb<'a> {
+    ctx: &'a TcContext,
+}
+
+impl<'a> Skb<'a> {
+    #[inline(always)]
+    pub(crate) const fn new(ctx: &'a TcContext) -> Self {
+        Self { ctx }
+    }
+
+    /// Whether the kernel (or userspace, on the way in) still has to cut it into segments.
+    #[inline(always)]
+    pub(crate) fn is_super_packet(&self) -> bool {
+        let skb = self.ctx.as_ptr().cast::<__sk_buff>();
+        // SAFETY: the context of a tc program is a `__sk_buff` that lives for the whole call; the verifier rewrites
+        // this load to the field of the kernel's own structure.
+        unsafe { (*skb).gso_size != 0 }
+    }
+}
+
+impl Buffer for Skb<'_> {
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.ctx.len() as usize
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.ctx.load::<[u8; N]>(offset).ok()
+    }
+}
