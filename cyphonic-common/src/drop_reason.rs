@@ -90,6 +90,11 @@ reasons! {
     WrongDestination = "wrong_destination",
     /// The virtual interface did not take the packet.
     InterfaceFailed = "interface_failed",
+
+    // What a relay drops.
+
+    /// The packet's source address is not the one its relay leg is bound to.
+    UnboundSource = "unbound_source",
 }
 
 impl DropReason {

@@ -1,0 +1,170 @@
+//! What the worker does with a batch: find runs of datagrams of one kind, rewrite, send on.
+//!
+//! The kernel delivers a sender's datagrams merged (UDP_GRO), with equal sizes. Those of one leg go out the same way
+//! (UDP_SEGMENT), from the very buffer they came in: no copy, one system call and one set of counters per run.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram, quic};
+
+use super::Leg;
+use super::leg::LegCounters;
+use super::userspace::{Change, Counters};
+use crate::udp::{Message, RecvBatch, SignallingSink, Transmit, UdpPort};
+
+/// How long the worker waits for room in the socket's buffer before it drops: arriving packets queue meanwhile.
+const SEND_PATIENCE: Duration = Duration::from_millis(5);
+
+/// The worker's state, which no other thread touches.
+pub(super) struct Forwarder<'a> {
+    port: &'a UdpPort,
+    sink: &'a dyn SignallingSink,
+    counters: &'a Counters,
+    start: Instant,
+    legs: HashMap<ConnectionId, (Leg, Arc<LegCounters>), BuildHasherDefault<CidHasher>>,
+}
+
+impl<'a> Forwarder<'a> {
+    pub(super) fn new(
+        port: &'a UdpPort,
+        sink: &'a dyn SignallingSink,
+        counters: &'a Counters,
+        start: Instant,
+    ) -> Self {
+        Self { port, sink, counters, start, legs: HashMap::default() }
+    }
+
+    pub(super) fn apply(&mut self, change: Change) {
+        match change {
+            Change::Set(cid, leg, counters) => {
+                self.legs.insert(cid, (leg, counters));
+            }
+            Change::Remove(cid) => {
+                self.legs.remove(&cid);
+            }
+        }
+    }
+
+    pub(super) fn forward(&mut self, batch: &mut RecvBatch) {
+        let since_start = self.start.elapsed();
+        for message in batch.messages_mut() {
+            self.forward_message(message, since_start);
+        }
+    }
+
+    fn forward_message(&self, message: Message<'_>, since_start: Duration) {
+        let Message { from, local_ip, ecn, payload, stride } = message;
+        let mut rest = payload;
+        while let Some((kind, len)) = first_run(rest, stride) {
+            let (run, tail) = rest.split_at_mut(len);
+            rest = tail;
+            let packets = len.div_ceil(stride) as u64;
+            match kind {
+                DatagramKind::Signalling => {
+                    self.counters.signalling.fetch_add(packets, Relaxed);
+                    self.sink.deliver(from, local_ip, ecn, run, stride);
+                }
+                DatagramKind::NotQuic => self.counters.count_drop(DropReason::NotQuic, packets),
+                DatagramKind::Data(cid) => match self.legs.get(&cid) {
+                    None => self.counters.count_drop(DropReason::UnknownConnectionId, packets),
+                    Some((leg, _)) if leg.from != from => {
+                        self.counters.count_drop(DropReason::UnboundSource, packets);
+                    }
+                    Some((leg, counters)) => {
+                        rewrite(run, stride, leg.real_cid);
+                        let transmit = Transmit {
+                            dest: leg.to,
+                            ecn,
+                            payload: run,
+                            segment_size: Some(stride),
+                            src_ip: leg.source,
+                        };
+                        self.send(&transmit, stride, counters, since_start);
+                    }
+                },
+            }
+        }
+    }
+
+    fn send(&self, transmit: &Transmit<'_>, stride: usize, counters: &LegCounters, since_start: Duration) {
+        let mut transmit = *transmit;
+        let mut waited = false;
+        loop {
+            let (sent, result) = self.port.send_counted(&transmit);
+            if sent > 0 {
+                let packets = sent.div_ceil(stride) as u64;
+                counters.add(packets, sent as u64, since_start);
+                self.counters.packets.fetch_add(packets, Relaxed);
+                self.counters.bytes.fetch_add(sent as u64, Relaxed);
+            }
+            transmit.payload = &transmit.payload[sent..];
+            let Err(error) = result else { return };
+            let full = error.kind() == io::ErrorKind::WouldBlock;
+            if full && !waited && matches!(self.port.wait_writable(SEND_PATIENCE), Ok(true)) {
+                waited = true;
+                continue;
+            }
+            let reason = drop_reason(&error);
+            self.counters.count_drop(reason, transmit.payload.len().div_ceil(stride) as u64);
+            return;
+        }
+    }
+}
+
+fn drop_reason(error: &io::Error) -> DropReason {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        DropReason::QueueFull
+    } else if error.raw_os_error() == Some(libc::EMSGSIZE) {
+        DropReason::TooBig
+    } else {
+        DropReason::SendFailed
+    }
+}
+
+/// The kind of the first datagram, and the bytes of it and all that follow with the same kind and ID.
+fn first_run(datagrams: &[u8], stride: usize) -> Option<(DatagramKind, usize)> {
+    let mut chunks = datagrams.chunks(stride);
+    let first = chunks.next()?;
+    let kind = classify_datagram(first);
+    let more = chunks.take_while(|datagram| classify_datagram(datagram) == kind);
+    Some((kind, first.len() + more.map(<[u8]>::len).sum::<usize>()))
+}
+
+/// Writes the receiver's own connection ID into each datagram. All were classified, so all are long enough.
+fn rewrite(run: &mut [u8], stride: usize, real_cid: ConnectionId) {
+    for datagram in run.chunks_mut(stride) {
+        if let Some(cid) = datagram.get_mut(1..quic::SHORT_HEADER_LEN) {
+            cid.copy_from_slice(real_cid.as_bytes());
+        }
+    }
+}
+
+/// Spreads connection IDs over the map. Whoever binds them drew them at random, so one multiplication is enough:
+/// strangers choose only what is looked up, not what is stored.
+#[derive(Default)]
+pub(super) struct CidHasher(u64);
+
+impl Hasher for CidHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    #[inline]
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.0 = (self.0 ^ u64::from_ne_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+        }
+    }
+
+    #[inline]
+    fn write_usize(&mut self, _: usize) {
+        // The length of the array, which is always the same.
+    }
+}

@@ -1,0 +1,61 @@
+//! Checks and counters of a leg.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use cyphonic_common::ConnectionId;
+
+use super::{Leg, LegStats, RelayMapError};
+
+/// Refuses a binding that could not work.
+pub(super) fn check(cid: ConnectionId, leg: &Leg) -> Result<(), RelayMapError> {
+    for id in [cid, leg.real_cid] {
+        if !id.is_data() {
+            return Err(RelayMapError::NotDataId(id));
+        }
+    }
+    check_address(leg.from)?;
+    check_address(leg.to)
+}
+
+/// Refuses an address that no packet comes from or goes to, also when it hides in mapped form.
+pub(super) fn check_address(address: SocketAddr) -> Result<(), RelayMapError> {
+    let ip = address.ip().to_canonical();
+    let broadcast = match ip {
+        std::net::IpAddr::V4(v4) => v4.is_broadcast(),
+        std::net::IpAddr::V6(_) => false,
+    };
+    if ip.is_unspecified() || ip.is_multicast() || broadcast || address.port() == 0 {
+        return Err(RelayMapError::BadAddress(address));
+    }
+    Ok(())
+}
+
+/// Written by the worker, once per run of packets, and read by the control plane.
+#[derive(Debug, Default)]
+pub(super) struct LegCounters {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    /// Nanoseconds from the relay's start to the last packet, plus one; 0 before the first.
+    last_seen_ns: AtomicU64,
+}
+
+impl LegCounters {
+    #[inline]
+    pub(super) fn add(&self, packets: u64, bytes: u64, since_start: Duration) {
+        self.packets.fetch_add(packets, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+        let ns = u64::try_from(since_start.as_nanos()).unwrap_or(u64::MAX - 1);
+        self.last_seen_ns.store(ns + 1, Relaxed);
+    }
+
+    pub(super) fn snapshot(&self, start: Instant) -> LegStats {
+        let last_seen = self.last_seen_ns.load(Relaxed).checked_sub(1);
+        LegStats {
+            packets: self.packets.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            last_seen: last_seen.and_then(|ns| start.checked_add(Duration::from_nanos(ns))),
+        }
+    }
+}

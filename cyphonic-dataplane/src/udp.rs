@@ -1,0 +1,68 @@
+//! The node's one UDP port, which carries signalling and tunnel data alike.
+//!
+//! [`UdpPort`] is a dual-stack socket (IPv4 alone where the host has no IPv6) that never fragments, sends many
+//! segments with one system call (UDP_SEGMENT), receives many with one (UDP_GRO, recvmmsg), and carries ECN and the
+//! local address both ways. Its receive loop belongs to one worker thread; any thread may send. What arrives and is
+//! not the worker's goes to a [`SignallingSink`].
+//!
+//! **Invariants.** Addresses in this API are canonical: IPv4 is `V4`, never `::ffff:…`. A [`Message`] has at least one
+//! byte and a stride of at least one.
+
+mod batch;
+mod port;
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+
+pub use batch::{Message, RecvBatch};
+pub use port::{BindError, UdpPort, Woken};
+
+/// What to send: one datagram, or several of equal size for one destination.
+#[derive(Debug, Clone, Copy)]
+pub struct Transmit<'a> {
+    /// Where to.
+    pub dest: SocketAddr,
+    /// The two ECN bits of the outer header.
+    pub ecn: Option<u8>,
+    /// One datagram, or several back to back.
+    pub payload: &'a [u8],
+    /// The size of each datagram in `payload`; the last may be shorter. Without it, `payload` is one datagram.
+    pub segment_size: Option<usize>,
+    /// The local address to send from, where it matters; ignored if it is not of `dest`'s family.
+    pub src_ip: Option<IpAddr>,
+}
+
+impl<'a> Transmit<'a> {
+    /// One datagram with nothing special about it.
+    pub fn new(dest: SocketAddr, payload: &'a [u8]) -> Self {
+        Self { dest, ecn: None, payload, segment_size: None, src_ip: None }
+    }
+}
+
+/// Takes the datagrams that are not tunnel data: QUIC connections' packets.
+///
+/// Called from the port's worker thread for each run of datagrams, so it must neither block nor panic: a sink that is
+/// full drops, and counts what it drops.
+pub trait SignallingSink: Send + Sync {
+    /// `payload` holds datagrams of `stride` bytes each; the last may be shorter.
+    fn deliver(
+        &self,
+        from: SocketAddr,
+        local_ip: Option<IpAddr>,
+        ecn: Option<u8>,
+        payload: &[u8],
+        stride: usize,
+    );
+}
+
+/// IPv4-mapped IPv6 addresses become IPv4 ones; of an IPv6 address the flow label goes, the scope stays.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(_) => address,
+        SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
+            Some(v4) => SocketAddr::from((v4, v6.port())),
+            None => SocketAddr::V6(std::net::SocketAddrV6::new(*v6.ip(), v6.port(), 0, v6.scope_id())),
+        },
+    }
+}

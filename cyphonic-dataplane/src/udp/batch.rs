@@ -1,0 +1,73 @@
+//! The buffers that datagrams are received into.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+
+use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSockRef, UdpSocketState};
+use socket2::Socket;
+
+use super::canonical;
+
+/// Bytes per buffer: the most that UDP_GRO puts into one message, so that nothing is ever truncated.
+const BUFFER_LEN: usize = 65_536;
+
+/// Reusable buffers and metadata for one receive call.
+pub struct RecvBatch {
+    buffers: Box<[u8]>,
+    metas: [RecvMeta; BATCH_SIZE],
+    messages: usize,
+    received: usize,
+}
+
+/// Datagrams that arrived together: same source, same size (the last may be shorter), same ECN bits.
+#[derive(Debug)]
+pub struct Message<'a> {
+    /// Where from.
+    pub from: SocketAddr,
+    /// The local address it was sent to.
+    pub local_ip: Option<IpAddr>,
+    /// The two ECN bits of the outer header; nothing for Not-ECT.
+    pub ecn: Option<u8>,
+    /// The datagrams, back to back: at least one byte.
+    pub payload: &'a mut [u8],
+    /// The size of each: at least 1.
+    pub stride: usize,
+}
+
+impl RecvBatch {
+    /// Room for that many messages (1 to 32) of 64 KiB each.
+    pub fn new(messages: usize) -> Self {
+        let messages = messages.clamp(1, BATCH_SIZE);
+        Self {
+            buffers: vec![0; messages * BUFFER_LEN].into_boxed_slice(),
+            metas: [RecvMeta::default(); BATCH_SIZE],
+            messages,
+            received: 0,
+        }
+    }
+
+    /// What the last receive call brought.
+    pub fn messages_mut(&mut self) -> impl Iterator<Item = Message<'_>> {
+        let buffers = self.buffers.chunks_exact_mut(BUFFER_LEN);
+        buffers.zip(&self.metas).take(self.received).filter(|(_, meta)| meta.len > 0).map(|(buffer, meta)| {
+            let len = meta.len.min(BUFFER_LEN);
+            Message {
+                from: canonical(meta.addr),
+                local_ip: meta.dst_ip.map(|ip| ip.to_canonical()),
+                ecn: meta.ecn.map(|ecn| ecn as u8),
+                payload: &mut buffer[..len],
+                stride: meta.stride.clamp(1, len),
+            }
+        })
+    }
+
+    pub(super) fn receive(&mut self, state: &UdpSocketState, socket: &Socket) -> io::Result<usize> {
+        self.received = 0;
+        let mut chunks = self.buffers.chunks_exact_mut(BUFFER_LEN);
+        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+            std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));
+        let slices = &mut slices[..self.messages];
+        self.received = state.recv(UdpSockRef::from(socket), slices, &mut self.metas)?;
+        Ok(self.received)
+    }
+}

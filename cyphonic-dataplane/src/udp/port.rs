@@ -1,0 +1,308 @@
+//! The socket itself: binding, sending, receiving, waiting.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use quinn_udp::{EcnCodepoint, UdpSockRef, UdpSocketState};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{RecvBatch, Transmit, canonical};
+
+/// Bytes wanted for the kernel's buffers, as wireguard-go asks for: seven milliseconds at 10 Gbit/s.
+const SOCKET_BUFFER: usize = 7 << 20;
+/// The most bytes of one UDP_SEGMENT send: what fits a UDP datagram over IPv4.
+const MAX_GSO_BYTES: usize = 65_507;
+
+/// A port that could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open UDP port {port}: {source}. {}", advice(.source))]
+pub struct BindError {
+    /// The port asked for; 0 is any.
+    pub port: u16,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "Another program has it: choose another port or stop that program",
+        io::ErrorKind::PermissionDenied => "Ports below 1024 need root or CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrNotAvailable => "The address is not one of this host's",
+        _ => "Check the address and the host's limits on open files",
+    }
+}
+
+/// Why [`UdpPort::wait`] returned. Neither: the time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Woken {
+    /// Datagrams can be received.
+    pub readable: bool,
+    /// Someone called [`UdpPort::wake`].
+    pub called: bool,
+}
+
+/// A non-blocking UDP socket for all of a node's traffic. See the [module](super).
+#[derive(Debug)]
+pub struct UdpPort {
+    socket: Socket,
+    state: UdpSocketState,
+    local: SocketAddr,
+    /// Takes IPv6 addresses, and IPv4 ones in mapped form.
+    ipv6: bool,
+    waker: OwnedFd,
+}
+
+impl UdpPort {
+    /// Opens `port` (0: any) on all addresses of both families, or of IPv4 alone where the host has no IPv6.
+    ///
+    /// # Errors
+    /// The port is taken, or the host refuses.
+    pub fn bind(port: u16) -> Result<Self, BindError> {
+        match Self::bind_to(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+            Err(error) if is_without_ipv6(&error.source) => {
+                Self::bind_to(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+            }
+            result => result,
+        }
+    }
+
+    /// Opens one address only. The unspecified IPv6 address means both families.
+    ///
+    /// # Errors
+    /// The port is taken, the address is not the host's, or the host refuses.
+    pub fn bind_to(address: SocketAddr) -> Result<Self, BindError> {
+        Self::open(address).map_err(|source| BindError { port: address.port(), source })
+    }
+
+    fn open(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!address.ip().is_unspecified())?;
+        }
+        enlarge_buffers(&socket);
+        socket.bind(&address.into())?;
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
+        let waker = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self { socket, state, local: canonical(local), ipv6: local.is_ipv6(), waker })
+    }
+
+    /// The port's number.
+    pub fn local_port(&self) -> u16 {
+        self.local.port()
+    }
+
+    /// The bound address: usually unspecified, with the port's number.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Whether both families can be reached; otherwise the host has IPv4 only, or one address was bound.
+    pub fn is_dual_stack(&self) -> bool {
+        self.ipv6 && self.local.ip().is_unspecified()
+    }
+
+    /// Segments that one send may have. One where the kernel or the network card refused segmentation.
+    pub fn max_gso_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    /// Segments that the kernel may put into one received message.
+    pub fn gro_segments(&self) -> usize {
+        self.state.gro_segments()
+    }
+
+    /// Whether the kernel might fragment what is sent, because it cannot be told not to.
+    pub fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+
+    /// The kernel's send and receive buffers, in bytes, as it counts them.
+    ///
+    /// # Errors
+    /// The kernel refused to say.
+    pub fn buffer_sizes(&self) -> io::Result<(usize, usize)> {
+        Ok((self.socket.send_buffer_size()?, self.socket.recv_buffer_size()?))
+    }
+
+    /// Receives what is there, without waiting. Returns how many messages; [`RecvBatch::messages_mut`] has them.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when nothing is there.
+    #[inline]
+    pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+        batch.receive(&self.state, &self.socket)
+    }
+
+    /// Sends, without waiting. Any number of segments may be given: they go out in as few system calls as the kernel
+    /// takes, down to one each where segmentation is refused.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] when the socket's buffer is full, `EMSGSIZE` when a segment is larger than the
+    /// interface carries, others as the kernel says. Segments before the refused one were sent, those after were not.
+    #[inline]
+    pub fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.send_counted(transmit).1
+    }
+
+    /// The same as [`send`](Self::send), under the name QUIC implementations use.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.send(transmit)
+    }
+
+    /// [`send`](Self::send), which also says how many of the payload's bytes went out before an error.
+    pub fn send_counted(&self, transmit: &Transmit<'_>) -> (usize, io::Result<()>) {
+        let dest = match self.wire_address(transmit.dest) {
+            Ok(dest) => dest,
+            Err(error) => return (0, Err(error)),
+        };
+        let segment = transmit.segment_size.unwrap_or(transmit.payload.len()).max(1);
+        let mut sent = 0;
+        while sent < transmit.payload.len() {
+            let rest = &transmit.payload[sent..];
+            let chunk = &rest[..rest.len().min(self.gso_bytes(segment))];
+            match self.send_chunk(dest, transmit, chunk, segment) {
+                Ok(()) => sent += chunk.len(),
+                // Segmentation was refused just now: go on without it.
+                Err(_) if chunk.len() > segment && self.max_gso_segments() == 1 => {}
+                Err(error) => return (sent, Err(error)),
+            }
+        }
+        (sent, Ok(()))
+    }
+
+    fn send_chunk(
+        &self,
+        destination: SocketAddr,
+        transmit: &Transmit<'_>,
+        contents: &[u8],
+        segment: usize,
+    ) -> io::Result<()> {
+        let transmit = quinn_udp::Transmit {
+            destination,
+            ecn: transmit.ecn.and_then(EcnCodepoint::from_bits),
+            contents,
+            segment_size: (contents.len() > segment).then_some(segment),
+            src_ip: transmit.src_ip.filter(|ip| ip.is_ipv4() == transmit.dest.is_ipv4()),
+        };
+        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+    }
+
+    /// Bytes that one system call may take: whole segments, or a single one of any size.
+    fn gso_bytes(&self, segment: usize) -> usize {
+        let segments = self.max_gso_segments().min(MAX_GSO_BYTES / segment).max(1);
+        segments * segment
+    }
+
+    /// IPv4 destinations in the form the socket takes.
+    fn wire_address(&self, dest: SocketAddr) -> io::Result<SocketAddr> {
+        match (self.ipv6, dest) {
+            (true, SocketAddr::V4(v4)) => Ok(SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))),
+            (false, SocketAddr::V6(_)) => {
+                Err(io::Error::new(io::ErrorKind::NetworkUnreachable, "this port is open on IPv4 only"))
+            }
+            (true, SocketAddr::V6(_)) | (false, SocketAddr::V4(_)) => Ok(dest),
+        }
+    }
+
+    /// Waits until datagrams can be received, until [`wake`](Self::wake) is called, or for `timeout`.
+    ///
+    /// # Errors
+    /// The kernel refused to wait.
+    pub fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.waker, PollFlags::IN)];
+        poll(&mut fds, timeout)?;
+        let woken = Woken { readable: !fds[0].revents().is_empty(), called: !fds[1].revents().is_empty() };
+        if woken.called {
+            let mut count = [0; 8];
+            // Only fails if another waiter was faster.
+            let _ = rustix::io::read(&self.waker, &mut count);
+        }
+        Ok(woken)
+    }
+
+    /// Waits until the socket's buffer has room again, or for `timeout`. True if it has.
+    ///
+    /// # Errors
+    /// The kernel refused to wait.
+    pub fn wait_writable(&self, timeout: Duration) -> io::Result<bool> {
+        let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
+        poll(&mut fds, Some(timeout))?;
+        Ok(!fds[0].revents().is_empty())
+    }
+
+    /// Ends the current [`wait`](Self::wait), or else the next one.
+    pub fn wake(&self) {
+        // Only fails when the counter is at its limit, and then the waiter is woken already.
+        let _ = rustix::io::write(&self.waker, &1u64.to_ne_bytes());
+    }
+
+    /// The local address from which the kernel would send to `dest` now.
+    ///
+    /// # Errors
+    /// There is no route.
+    pub fn source_for(&self, dest: SocketAddr) -> io::Result<IpAddr> {
+        let any: IpAddr = match dest {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let probe = std::net::UdpSocket::bind((any, 0))?;
+        probe.connect(dest)?;
+        Ok(probe.local_addr()?.ip().to_canonical())
+    }
+}
+
+impl AsFd for UdpPort {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for UdpPort {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// The errors of a host whose kernel has no IPv6, or has it switched off.
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EPROTONOSUPPORT | libc::EADDRNOTAVAIL | libc::ENOPROTOOPT)
+    )
+}
+
+/// Beyond the system's limit where we may (CAP_NET_ADMIN), up to it otherwise. Small buffers are slow, not wrong.
+fn enlarge_buffers(socket: &Socket) {
+    use rustix::net::sockopt;
+    let received = sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER)
+        .map_err(io::Error::from)
+        .or_else(|_| socket.set_recv_buffer_size(SOCKET_BUFFER));
+    let sent = sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BUFFER)
+        .map_err(io::Error::from)
+        .or_else(|_| socket.set_send_buffer_size(SOCKET_BUFFER));
+    if let Err(error) = received.and(sent) {
+        tracing::warn!(%error, "the UDP port keeps the kernel's default buffers: expect loss at high rates");
+    }
+}
+
+/// `poll`, again after a signal: the time-out may then be longer, which no caller minds.
+fn poll(fds: &mut [PollFd<'_>], timeout: Option<Duration>) -> io::Result<()> {
+    let timeout = timeout.map(|timeout| Timespec {
+        tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    });
+    loop {
+        match rustix::event::poll(fds, timeout.as_ref()) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
