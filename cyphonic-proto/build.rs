@@ -1,0 +1,12 @@
+//! Compiles the schema with a pure Rust compiler, so that building needs no `protoc`.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=schema/cyphonic.proto");
+    let descriptors = protox::compile(["schema/cyphonic.proto"], ["schema"])?;
+    prost_build::Config::new()
+        // They carry secrets: their Debug is written by hand and redacted (src/message/mod.rs).
+        .skip_debug([".cyphonic.v1.RouteDirection", ".cyphonic.v1.EnrolRequest"])
+        .btree_map(["."])
+        .compile_fds(descriptors)?;
+    Ok(())
+}

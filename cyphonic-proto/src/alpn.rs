@@ -1,0 +1,12 @@
+//! The ALPN identifiers (RFC 7301) that tell services on one port apart.
+
+/// A device with a certificate and the AS.
+pub const AS: &[u8] = b"cyphonic-as/1";
+/// A device that has only a token, and the AS.
+pub const ENROL: &[u8] = b"cyphonic-enrol/1";
+/// A node and the NMS.
+pub const NMS: &[u8] = b"cyphonic-nms/1";
+/// A node and a TRS.
+pub const TRS: &[u8] = b"cyphonic-trs/1";
+/// Two nodes.
+pub const PEER: &[u8] = b"cyphonic-peer/1";

@@ -1,0 +1,113 @@
+//! What observations tell about a NAT.
+//!
+//! A node asks several servers from which address they see it. RFC 5780 §4.3 compares answers of different servers to
+//! learn the mapping behaviour (RFC 4787 §4.1). Filtering cannot be learnt this way, so the finding is a hint for the
+//! order of attempts, never a proof that one will work.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+/// IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both, the preferred one first.
+    pub const ALL: [Self; 2] = [Self::V6, Self::V4];
+
+    /// The family of an address in canonical form.
+    pub const fn of(address: &SocketAddr) -> Self {
+        match address.ip() {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// How a node's own address looks from outside, in one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NatFinding {
+    /// The node has no address of this family that any server saw.
+    NoAddress,
+    /// Servers saw one of the node's own addresses: no NAT, though perhaps a firewall.
+    None,
+    /// Two servers or more saw the same address: endpoint-independent mapping, which punching needs.
+    EndpointIndependent,
+    /// Servers saw different addresses: address-dependent mapping ("symmetric").
+    AddressDependent,
+    /// There is a NAT, and only one server's word about it.
+    Unknown,
+}
+
+impl NatFinding {
+    /// The finding in a person's words, to follow "is".
+    pub const fn phrase(self) -> &'static str {
+        match self {
+            Self::NoAddress => "without an address of this family",
+            Self::None => "not behind a NAT",
+            Self::EndpointIndependent => "behind a NAT with endpoint-independent mapping",
+            Self::AddressDependent => "behind a symmetric NAT",
+            Self::Unknown => "behind a NAT of unknown kind",
+        }
+    }
+}
+
+impl fmt::Display for NatFinding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoAddress => "no address",
+            Self::None => "no NAT",
+            Self::EndpointIndependent => "endpoint-independent",
+            Self::AddressDependent => "address-dependent",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// The finding for one family from a node's own addresses and the (server, observed) pairs.
+pub fn find(family: Family, own: &[SocketAddr], observations: &[(SocketAddr, SocketAddr)]) -> NatFinding {
+    let seen: Vec<_> = observations.iter().filter(|(_, observed)| Family::of(observed) == family).collect();
+    let Some((first_server, first)) = seen.first() else { return NatFinding::NoAddress };
+    if seen.iter().all(|(_, observed)| own.contains(observed)) {
+        return NatFinding::None;
+    }
+    if seen.iter().any(|(_, observed)| observed != first) {
+        return NatFinding::AddressDependent;
+    }
+    match seen.iter().any(|(server, _)| server != first_server) {
+        true => NatFinding::EndpointIndependent,
+        false => NatFinding::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn observations_tell_the_mapping_behaviour() {
+        let own = [at("10.0.0.2:7000"), at("[2001:db8::2]:7000")];
+        let (s1, s2) = (at("192.0.2.1:443"), at("192.0.2.2:443"));
+        let (p1, p2) = (at("198.51.100.1:7000"), at("198.51.100.1:7001"));
+        assert_eq!(find(Family::V4, &own, &[]), NatFinding::NoAddress);
+        assert_eq!(find(Family::V4, &own, &[(s1, own[0])]), NatFinding::None);
+        assert_eq!(find(Family::V4, &own, &[(s1, p1)]), NatFinding::Unknown);
+        assert_eq!(find(Family::V4, &own, &[(s1, p1), (s1, p1)]), NatFinding::Unknown);
+        assert_eq!(find(Family::V4, &own, &[(s1, p1), (s2, p1)]), NatFinding::EndpointIndependent);
+        assert_eq!(find(Family::V4, &own, &[(s1, p1), (s2, p2)]), NatFinding::AddressDependent);
+        let six = [(at("[2001:db8::1]:443"), own[1])];
+        assert_eq!(find(Family::V6, &own, &six), NatFinding::None);
+        assert_eq!(find(Family::V4, &own, &six), NatFinding::NoAddress);
+    }
+}

@@ -1,0 +1,306 @@
+//! What a node asks of its shell, and how its questions end.
+
+use super::cache::CachedState;
+use crate::{
+    ConnectionId,
+    id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId},
+    message::Message,
+    tunnel::{Secret, Suite},
+};
+use std::{
+    fmt,
+    net::{Ipv6Addr, SocketAddr},
+};
+use thiserror::Error;
+
+/// A service that the node keeps a connection to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Service {
+    /// Authentication Service.
+    As,
+    /// Node Management Service.
+    Nms,
+    /// The Tunnel Relay Service of this name.
+    Trs(String),
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::As => f.write_str("AS"),
+            Self::Nms => f.write_str("NMS"),
+            Self::Trs(name) => write!(f, "TRS {name}"),
+        }
+    }
+}
+
+/// What a question is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A device's name, in any case, with or without the trailing dot.
+    Name(String),
+    /// A device's virtual address.
+    Address(Ipv6Addr),
+}
+
+/// How the peers' own connection travels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerVia {
+    /// Straight: the addresses to try, all at once, best first; in reports, the one address that the peer has.
+    Direct(Vec<SocketAddr>),
+    /// As DATAGRAMs of a context on the connection to a TRS ([`crate::relayed`]).
+    Relay {
+        /// The TRS's name.
+        trs: String,
+        /// The context of this node's leg.
+        context: u64,
+    },
+}
+
+/// What the dataplane needs for a tunnel.
+#[derive(Clone, Debug)]
+pub struct TunnelParameters {
+    /// The tunnel.
+    pub id: TunnelId,
+    /// The peer's name.
+    pub peer_fqdn: String,
+    /// The peer's virtual address: inner packets to it are sent here, and only packets from it are accepted.
+    pub peer: Ipv6Addr,
+    /// By which the peer's packets arrive.
+    pub local_cid: ConnectionId,
+    /// With which packets to the peer are sealed.
+    pub remote_cid: ConnectionId,
+    /// Where packets go.
+    pub remote: SocketAddr,
+    /// What stands on the wire: the peer's leg at the TRS, or `remote_cid` when direct.
+    pub wire_cid: ConnectionId,
+    /// What protects the packets.
+    pub suite: Suite,
+    /// Protects what is sent.
+    pub send: Secret,
+    /// Opens what is received.
+    pub recv: Secret,
+    /// Largest inner packet.
+    pub inner_mtu: u16,
+    /// False at the listening end: the peer may not have its keys yet, so nothing is sent (but held) until the first
+    /// authenticated packet arrives. The dialling end sends one at once.
+    pub confirmed: bool,
+}
+
+/// What a tunnel is asked to send apart from inner packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelControl {
+    /// Keeps mappings alive.
+    Ping,
+    /// Asks for a sign of life; answered through `handle_path_response`.
+    PathChallenge([u8; 8]),
+}
+
+/// Why a tunnel is closed; the peer is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseCode {
+    /// Not used for long.
+    Idle = 0,
+    /// The node stops.
+    Shutdown = 1,
+    /// The operator asked.
+    Reset = 2,
+    /// A newer tunnel took over.
+    Superseded = 3,
+}
+
+/// What the shell must do.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Open a connection; report with `handle_connected` or `handle_connect_failed`.
+    Connect {
+        /// Which service.
+        service: Service,
+        /// Where it is: try all, in this order.
+        addresses: Vec<SocketAddr>,
+        /// The name that its certificate must have, with the role of `service`.
+        name: String,
+    },
+    /// Close the connection, or give up opening it. Its end is not to be reported.
+    Disconnect {
+        /// Which service.
+        service: Service,
+    },
+    /// Send a request on a stream of its own; report with `handle_response` or `handle_exchange_failed`.
+    Request {
+        /// Names the exchange.
+        exchange: ExchangeId,
+        /// To which service.
+        service: Service,
+        /// The request.
+        message: Message,
+    },
+    /// Nobody waits for this exchange any more: reset its stream. Its end is not to be reported.
+    CancelRequest {
+        /// The exchange.
+        exchange: ExchangeId,
+    },
+    /// Answer a request that came through `handle_request`.
+    Respond {
+        /// The exchange.
+        exchange: ExchangeId,
+        /// The answer.
+        message: Message,
+    },
+    /// Open a connection to a peer (ALPN [`crate::alpn::PEER`]), verify that its chain ends in the network's root, send
+    /// the request, and report its answer with `handle_peer_response`, or `handle_dial_failed`. Then close it.
+    DialPeer {
+        /// Names the dial.
+        setup: SetupId,
+        /// The peer's name, as its certificate must have it.
+        peer_fqdn: String,
+        /// The peer's virtual address, as its certificate must have it.
+        peer_address: Ipv6Addr,
+        /// How.
+        via: PeerVia,
+        /// The TunnelRequest.
+        request: Message,
+    },
+    /// Give up the dial. Its end is not to be reported.
+    CancelDial {
+        /// The dial.
+        setup: SetupId,
+    },
+    /// Answer a peer's request: TunnelResponse or Refusal. The peer closes the connection.
+    RespondPeer {
+        /// The connection it came on.
+        connection: PeerConnectionId,
+        /// The answer.
+        message: Message,
+    },
+    /// Send one small datagram to each address from the node's port, to open NATs and firewalls on the way.
+    Punch {
+        /// Where to.
+        remotes: Vec<SocketAddr>,
+    },
+    /// Give the tunnel to the dataplane. It is in place when the next action is carried out.
+    InstallTunnel(Box<TunnelParameters>),
+    /// Take the tunnel from the dataplane.
+    RemoveTunnel {
+        /// The tunnel.
+        id: TunnelId,
+        /// Tell the peer first.
+        close: Option<CloseCode>,
+    },
+    /// Send the tunnel's packets elsewhere.
+    SetPath {
+        /// The tunnel.
+        id: TunnelId,
+        /// Where packets go.
+        remote: SocketAddr,
+        /// What stands on the wire.
+        wire_cid: ConnectionId,
+    },
+    /// Send a control packet through the tunnel.
+    SendControl {
+        /// The tunnel.
+        id: TunnelId,
+        /// What.
+        control: TunnelControl,
+    },
+    /// A question has its answer.
+    Answer {
+        /// The question.
+        query: QueryId,
+        /// The peer's virtual address, with a tunnel in place, or why not.
+        result: Result<Ipv6Addr, ResolveError>,
+    },
+    /// Drop the packets held for a destination and answer them as unreachable.
+    DropHeld {
+        /// The destination.
+        dst: Ipv6Addr,
+        /// Why.
+        reason: ResolveError,
+    },
+    /// Write the state where the next start finds it.
+    Save(CachedState),
+    /// `Node::status` has changed.
+    StatusChanged,
+}
+
+/// Why a peer cannot be reached. DNS turns it into a response code and an Extended DNS Error (RFC 8914).
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ResolveError {
+    /// The name or address is not of this overlay.
+    #[error("not in this overlay's zone or prefix")]
+    NotInZone,
+    /// No device has it.
+    #[error("no device has this name or address")]
+    NoSuchPeer,
+    /// The device exists but is not connected.
+    #[error("the device is offline: {reason}")]
+    Offline {
+        /// The NMS's words.
+        reason: String,
+    },
+    /// No route joins the two networks.
+    #[error("no route to the device: {reason}")]
+    NoRoute {
+        /// The NMS's words, or what was tried.
+        reason: String,
+    },
+    /// Time ran out.
+    #[error("timed out while {during}")]
+    TimedOut {
+        /// What was under way.
+        during: String,
+    },
+    /// A service that is needed cannot be reached.
+    #[error("not connected: {why}")]
+    NotConnected {
+        /// Which service, and why not.
+        why: String,
+    },
+    /// The peer, or a service on its behalf, refused.
+    #[error("refused: {reason}")]
+    PeerRefused {
+        /// Its words.
+        reason: String,
+    },
+    /// Whoever answered is not who was asked for.
+    #[error("the peer's certificate is wrong: {what}")]
+    CertificateMismatch {
+        /// What does not fit.
+        what: String,
+    },
+    /// This node's own certificate or version is not accepted.
+    #[error("not allowed: {reason}")]
+    NotAllowed {
+        /// The service's words.
+        reason: String,
+    },
+    /// A limit was reached.
+    #[error("too many requests: {what}")]
+    TooMany {
+        /// Which limit.
+        what: String,
+    },
+    /// Another end broke the protocol.
+    #[error("protocol error: {what}")]
+    Protocol {
+        /// What was wrong.
+        what: String,
+    },
+    /// The node is stopping, or the operator reset the tunnel.
+    #[error("cancelled: {why}")]
+    Cancelled {
+        /// Why.
+        why: String,
+    },
+}
+
+/// What the dataplane counts for a tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunnelActivity {
+    /// Inner packets sent. Control packets do not count, or two idle ends would keep each other awake.
+    pub tx_packets: u64,
+    /// Inner packets received.
+    pub rx_packets: u64,
+    /// When the last authenticated packet of any kind arrived.
+    pub last_rx: Option<std::time::Instant>,
+}

@@ -1,0 +1,99 @@
+//! What a node keeps so that it can start while the AS is away.
+
+use crate::message::{self, AgentCache, endpoint};
+use prost::Message as _;
+use std::net::SocketAddr;
+use thiserror::Error;
+
+/// Where the services were when the node last heard of them. Holds no secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CachedState {
+    /// Where the NMS is.
+    pub nms_addresses: Vec<SocketAddr>,
+    /// The NMS's name in its certificate.
+    pub nms_name: String,
+    /// The relays, nearest first.
+    pub relays: Vec<Relay>,
+}
+
+/// A TRS.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Relay {
+    /// Its name in its certificate.
+    pub name: String,
+    /// Where it listens.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// The bytes are no cached state: start without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the cached state is damaged; the agent starts without it and asks the AS")]
+pub struct DamagedCache;
+
+impl CachedState {
+    /// The state as bytes for a file.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let relays = self.relays.iter().map(Relay::to_wire).collect();
+        let nms = endpoint::list_to_wire(&self.nms_addresses);
+        AgentCache { nms, nms_name: self.nms_name.clone(), relays }.encode_to_vec()
+    }
+
+    /// The state from a file's bytes.
+    ///
+    /// # Errors
+    /// Where the bytes are not what [`CachedState::to_bytes`] made.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DamagedCache> {
+        if bytes.len() > message::MAX_MESSAGE_BYTES {
+            return Err(DamagedCache);
+        }
+        let cache = AgentCache::decode(bytes).map_err(|_| DamagedCache)?;
+        let nms_addresses = endpoint::services_from_wire(&cache.nms);
+        let relays = Relay::list_from_wire(&cache.relays);
+        if nms_addresses.is_empty() || cache.nms_name.is_empty() {
+            return Err(DamagedCache);
+        }
+        Ok(Self { nms_addresses, nms_name: cache.nms_name, relays })
+    }
+}
+
+impl Relay {
+    /// The relay as messages carry it.
+    pub fn to_wire(&self) -> message::Relay {
+        message::Relay { name: self.name.clone(), endpoints: endpoint::list_to_wire(&self.addresses) }
+    }
+
+    /// The relay of a message; `None` without a valid name or any address.
+    pub fn from_wire(relay: &message::Relay) -> Option<Self> {
+        let name = crate::name::canonical(&relay.name).ok()?;
+        let addresses = endpoint::services_from_wire(&relay.endpoints);
+        (!addresses.is_empty()).then_some(Self { name, addresses })
+    }
+
+    pub(super) fn list_from_wire(relays: &[message::Relay]) -> Vec<Self> {
+        relays.iter().take(super::config::MAX_RELAYS).filter_map(Self::from_wire).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_state_survives_the_file() {
+        let state = CachedState {
+            nms_addresses: vec!["192.0.2.1:443".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()],
+            nms_name: "nms.lab".into(),
+            relays: vec![Relay { name: "trs.lab".into(), addresses: vec!["192.0.2.2:443".parse().unwrap()] }],
+        };
+        assert_eq!(CachedState::from_bytes(&state.to_bytes()), Ok(state));
+        assert_eq!(CachedState::from_bytes(&[]), Err(DamagedCache));
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_file_makes_no_panic(bytes: Vec<u8>) {
+            let _ = CachedState::from_bytes(&bytes);
+        }
+    }
+}

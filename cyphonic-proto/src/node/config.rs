@@ -1,0 +1,106 @@
+//! What a node is told at its start.
+
+use super::cache::CachedState;
+use crate::{identity::Identity, tunnel::Suite};
+use std::{net::SocketAddr, time::Duration};
+
+/// Who the node is and where it begins.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// What the node's own certificate says; a device's.
+    pub identity: Identity,
+    /// The overlay's zone, canonical.
+    pub zone: String,
+    /// The node's own addresses with its UDP port.
+    pub addresses: Vec<SocketAddr>,
+    /// Where the AS is.
+    pub as_addresses: Vec<SocketAddr>,
+    /// The AS's name in its certificate.
+    pub as_name: String,
+    /// What is left from the last run.
+    pub cached: Option<CachedState>,
+    /// AEAD suites, the favourite first.
+    pub suites: Vec<Suite>,
+    /// The virtual interface's MTU; a tunnel uses the smaller of both ends'.
+    pub inner_mtu: u16,
+    /// This software's version, for the AS's records.
+    pub software_version: String,
+    /// Waits and limits.
+    pub timing: Timing,
+}
+
+/// How long a node waits for what. The defaults suit links up to about 500 ms of round trip.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// A connection to a service. QUIC retransmits within it.
+    pub connect: Duration,
+    /// A service's answer to a request.
+    pub request: Duration,
+    /// First wait after a failure; doubles, with jitter.
+    pub backoff_least: Duration,
+    /// Longest wait after failures.
+    pub backoff_most: Duration,
+    /// From a question for a peer to its answer, whatever happens. Stub resolvers ask again after 5 s.
+    pub resolve: Duration,
+    /// A direct or punched attempt, before the next route is tried. Short, because a user waits, and long enough for
+    /// a handshake over a link of 250 ms.
+    pub direct_attempt: Duration,
+    /// A relayed attempt.
+    pub relay_attempt: Duration,
+    /// Longest life of a set-up at the end that waits for its peer.
+    pub setup: Duration,
+    /// How long a route that failed for a pair is not proposed again.
+    pub failed_route: Duration,
+    /// Silence on a tunnel in use before a PING keeps NAT mappings alive: well under the 30 s of short-lived ones
+    /// (RFC 4787 §4.3 asks for 2 min, many NATs give less).
+    pub keepalive: Duration,
+    /// Sending without receiving before the tunnel is challenged.
+    pub silence: Duration,
+    /// Between unanswered challenges.
+    pub challenge: Duration,
+    /// Unanswered challenges before the tunnel counts as dead.
+    pub challenges: u32,
+    /// Without inner packets before a tunnel is closed.
+    pub idle: Duration,
+    /// Age of a tunnel in use at which a fresh one replaces it (recovery after compromise).
+    pub refresh: Duration,
+    /// How long a replaced tunnel still receives.
+    pub overlap: Duration,
+    /// How many relays to stay connected to.
+    pub warm_relays: usize,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            request: Duration::from_secs(3),
+            backoff_least: Duration::from_millis(250),
+            backoff_most: Duration::from_secs(30),
+            resolve: Duration::from_secs(4),
+            direct_attempt: Duration::from_secs(1),
+            relay_attempt: Duration::from_millis(2500),
+            setup: Duration::from_secs(5),
+            failed_route: Duration::from_secs(300),
+            keepalive: Duration::from_secs(15),
+            silence: Duration::from_secs(5),
+            challenge: Duration::from_millis(500),
+            challenges: 3,
+            idle: Duration::from_secs(300),
+            refresh: Duration::from_secs(3600),
+            overlap: Duration::from_secs(10),
+            warm_relays: 2,
+        }
+    }
+}
+
+/// Most peers a node keeps state for.
+pub(super) const MAX_PEERS: usize = 4096;
+/// Most set-ups at once, in either role.
+pub(super) const MAX_SETUPS: usize = 512;
+/// Most questions waiting.
+pub(super) const MAX_QUERIES: usize = 4096;
+/// Most relays that a node knows; the rest of a list is ignored.
+pub(super) const MAX_RELAYS: usize = 32;
+/// Most observations kept and reported.
+pub(super) const MAX_OBSERVATIONS: usize = 8;

@@ -1,0 +1,125 @@
+//! A node's state for people.
+
+use super::action::Service;
+use crate::{id::TunnelId, message::RouteKind, nat::NatFinding};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    time::Instant,
+};
+
+/// A snapshot of everything a node knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// The node's name.
+    pub fqdn: String,
+    /// The node's virtual address.
+    pub virtual_address: Ipv6Addr,
+    /// The overlay's zone.
+    pub zone: String,
+    /// The node's own addresses.
+    pub addresses: Vec<SocketAddr>,
+    /// Whether the AS accepted the node in this run.
+    pub logged_in: bool,
+    /// Whether the NMS accepted the node's present connection.
+    pub registered: bool,
+    /// Every service that the node wants a connection to.
+    pub services: Vec<ServiceStatus>,
+    /// What servers saw: (server, observed).
+    pub observations: Vec<(SocketAddr, SocketAddr)>,
+    /// The NAT on IPv4.
+    pub nat_v4: NatFinding,
+    /// The NAT on IPv6.
+    pub nat_v6: NatFinding,
+    /// The relays that the NMS named, nearest first.
+    pub relays: Vec<String>,
+    /// Every peer that the node has or seeks a tunnel with, or failed to reach.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// A connection to a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceStatus {
+    /// Which.
+    pub service: Service,
+    /// How it stands.
+    pub state: ServiceState,
+    /// The address connected to.
+    pub remote: Option<SocketAddr>,
+    /// Since when it is in this state.
+    pub since: Instant,
+    /// Failures in a row.
+    pub failures: u32,
+    /// The last failure.
+    pub last_error: Option<String>,
+}
+
+/// How a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceState {
+    /// Not needed now.
+    Unwanted,
+    /// Being opened.
+    Connecting,
+    /// Open.
+    Connected,
+    /// Failed; to be opened again at this time.
+    Waiting {
+        /// When.
+        until: Instant,
+    },
+}
+
+/// A peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its name, as far as it is known.
+    pub fqdn: Option<String>,
+    /// Its virtual address.
+    pub address: Ipv6Addr,
+    /// How it stands.
+    pub state: PeerState,
+    /// The present tunnel's route.
+    pub route: Option<RouteKind>,
+    /// Why this route and no better one.
+    pub reason: String,
+    /// Where packets go.
+    pub remote: Option<SocketAddr>,
+    /// The TRS, where relayed.
+    pub relay: Option<String>,
+    /// Its tunnels, newest first.
+    pub tunnels: Vec<TunnelStatus>,
+    /// Since when it is in this state.
+    pub since: Instant,
+    /// Why the last set-up failed.
+    pub last_error: Option<String>,
+    /// Routes that failed and are not tried again for a while.
+    pub failed_routes: Vec<RouteKind>,
+}
+
+/// How a peer stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// A set-up is under way, and no tunnel stands.
+    Connecting,
+    /// A tunnel stands.
+    Connected,
+    /// No tunnel, and none is wanted.
+    Idle,
+    /// The last set-up failed.
+    Failed,
+}
+
+/// A tunnel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TunnelStatus {
+    /// The tunnel.
+    pub id: TunnelId,
+    /// Its route.
+    pub route: RouteKind,
+    /// When it was installed.
+    pub since: Instant,
+    /// When it will be taken down because a newer one replaced it.
+    pub retires_at: Option<Instant>,
+    /// Challenges without an answer.
+    pub unanswered: u32,
+}

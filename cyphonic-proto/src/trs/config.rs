@@ -1,0 +1,106 @@
+//! What a TRS is told at its start, and what it asks of its shell.
+
+use crate::{
+    ConnectionId,
+    id::{Channel, ExchangeId},
+    identity::NetworkId,
+    message::Message,
+};
+use bytes::Bytes;
+use std::{net::SocketAddr, time::Duration};
+
+/// The network a TRS serves, and its limits.
+#[derive(Clone, Debug)]
+pub struct TrsConfig {
+    /// The network.
+    pub network_id: NetworkId,
+    /// Waits and limits.
+    pub limits: TrsLimits,
+}
+
+/// How long a TRS waits, and how much it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrsLimits {
+    /// How long a leg waits for its other end.
+    pub unbound: Duration,
+    /// How long a bound pair may be silent in both directions. Nodes keep tunnels in use alive every 15 s.
+    pub idle: Duration,
+    /// Legs in all: two per relayed tunnel.
+    pub legs: usize,
+    /// Legs of one node.
+    pub legs_per_node: usize,
+    /// Connected nodes.
+    pub nodes: usize,
+}
+
+impl Default for TrsLimits {
+    fn default() -> Self {
+        Self {
+            unbound: Duration::from_secs(15),
+            idle: Duration::from_secs(600),
+            legs: 1 << 20,
+            legs_per_node: 1024,
+            nodes: 1 << 20,
+        }
+    }
+}
+
+/// What the shell must do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Answer a request.
+    Respond {
+        /// The exchange.
+        exchange: ExchangeId,
+        /// The answer.
+        message: Message,
+    },
+    /// Forward data packets that carry `cid` and come from `from`, and from nowhere else: to `to`, with `real_cid`
+    /// written over `cid`. Replaces an entry of the same `cid`.
+    Insert {
+        /// The leg's virtual connection ID.
+        cid: ConnectionId,
+        /// The sender's address.
+        from: SocketAddr,
+        /// The receiver's address.
+        to: SocketAddr,
+        /// The receiver's own connection ID.
+        real_cid: ConnectionId,
+    },
+    /// Forward no more packets that carry `cid`.
+    Remove {
+        /// The leg's virtual connection ID.
+        cid: ConnectionId,
+    },
+    /// Send a DATAGRAM on a node's connection; drop it where it does not fit.
+    Forward {
+        /// The node.
+        channel: Channel,
+        /// The datagram, its context included.
+        datagram: Bytes,
+    },
+    /// Close a node's connection. Its end is not to be reported.
+    Close {
+        /// The node.
+        channel: Channel,
+        /// Why, for the log and the node.
+        reason: String,
+    },
+}
+
+/// What a TRS counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrsCounters {
+    /// Legs opened.
+    pub legs: u64,
+    /// Pairs bound.
+    pub bound: u64,
+    /// BindingRequests refused.
+    pub refused: u64,
+    /// Legs that ended because nothing came.
+    pub expired: u64,
+    /// DATAGRAMs forwarded.
+    pub forwarded: u64,
+    /// DATAGRAMs dropped: malformed, of an unknown context, or of a leg without its other end.
+    pub dropped: u64,
+}
