@@ -1,0 +1,357 @@
+//! Building, using and removing a lab.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::command::configure;
+use crate::emulator::{Emulator, Tap, Wire};
+use crate::link::{Bridge, Cable, End, Plan};
+use crate::process::{Daemon, stop_all};
+use crate::topology::validate::SWITCH;
+use crate::topology::{Interface, Link, Profile, Topology};
+use crate::{LabError, LabState, Namespace, nat, netns};
+
+/// The lab's own resolver configuration: where an agent listens. There is no other DNS in the lab.
+const RESOLV_CONF: &str = "nameserver 127.0.0.53\noptions timeout:5 attempts:1\n";
+/// Frames a TAP device holds while the emulator is busy; the default of 500 is less than one TCP window.
+const TAP_QUEUE: u32 = 10_000;
+
+/// How to build a lab.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabConfig {
+    /// Its name; several labs run side by side under different names.
+    pub name: String,
+    /// Which of the topology's profiles its links get.
+    pub profile: String,
+    /// What joins the links that have properties.
+    pub emulator: Emulator,
+}
+
+impl LabConfig {
+    /// A lab called `name` with links of `profile`.
+    pub fn new(name: impl Into<String>, profile: impl Into<String>) -> Self {
+        Self { name: name.into(), profile: profile.into(), emulator: Emulator::default() }
+    }
+}
+
+/// A lab that is up. Dropping it removes it, unless it was [kept](Self::keep).
+#[derive(Debug)]
+pub struct Lab {
+    state: LabState,
+    removed: bool,
+}
+
+impl Lab {
+    /// Builds the lab; when this returns, every node reaches whatever its routes and NATs let it reach.
+    ///
+    /// Labs whose owner died without removing them are removed first.
+    ///
+    /// # Errors
+    /// Not root, a program is missing, the name is in use, or the kernel refused something. What had been made is
+    /// removed again.
+    pub fn up(topology: &Topology, config: &LabConfig) -> Result<Self, LabError> {
+        if !nix::unistd::geteuid().is_root() {
+            return Err(LabError::NotRoot);
+        }
+        let profile = topology.profile(&config.profile)?;
+        sweep();
+        let nodes = topology.nodes().map(str::to_owned).collect();
+        let state = LabState::new(&config.name, &config.profile, nodes)?;
+        state.claim()?;
+        let lab = Self { state, removed: false };
+        lab.build(topology, profile, &config.emulator)?;
+        Ok(lab)
+    }
+
+    /// A lab that is up already; it stays up when this value is dropped.
+    ///
+    /// # Errors
+    /// There is none of that name.
+    pub fn attach(name: &str) -> Result<Self, LabError> {
+        Ok(Self { state: LabState::load(name)?, removed: true })
+    }
+
+    /// What is known about it.
+    pub fn state(&self) -> &LabState {
+        &self.state
+    }
+
+    /// The namespace of a node.
+    ///
+    /// # Errors
+    /// The lab has no such node.
+    pub fn namespace(&self, node: &str) -> Result<Namespace, LabError> {
+        if self.state.nodes.iter().any(|known| known == node) {
+            return Ok(self.state.namespace(node));
+        }
+        Err(LabError::NoSuchNode { name: node.to_owned(), known: self.state.nodes.join(", ") })
+    }
+
+    /// A command that runs `program` on a node.
+    ///
+    /// # Errors
+    /// The lab has no such node.
+    pub fn command(&self, node: &str, program: impl AsRef<std::ffi::OsStr>) -> Result<Command, LabError> {
+        Ok(self.namespace(node)?.command(program))
+    }
+
+    /// A folder for a node's files, which goes when the lab does.
+    ///
+    /// # Errors
+    /// The lab has no such node, or the folder cannot be made.
+    pub fn node_dir(&self, node: &str) -> Result<PathBuf, LabError> {
+        self.namespace(node)?;
+        let dir = self.state.dir().join(node);
+        fs::create_dir_all(&dir).map_err(LabError::file("create", &dir))?;
+        Ok(dir)
+    }
+
+    /// Starts a program that goes on running; its output is logged in the node's folder as `LABEL.log`.
+    ///
+    /// # Errors
+    /// The lab has no such node, or the program does not start.
+    pub fn spawn(&self, node: &str, label: &str, command: &mut Command) -> Result<Daemon, LabError> {
+        let log = self.node_dir(node)?.join(format!("{label}.log"));
+        Daemon::start(command, format!("{label} on {node}"), log)
+    }
+
+    /// Lets the lab stay up when this process ends, until [`down`] is called.
+    ///
+    /// # Errors
+    /// The state file cannot be written; the lab is then removed as usual.
+    pub fn keep(mut self) -> Result<LabState, LabError> {
+        self.state.kept = true;
+        self.state.save()?;
+        self.removed = true;
+        Ok(self.state.clone())
+    }
+
+    /// Removes it and everything in it.
+    ///
+    /// # Errors
+    /// Something could not be removed; the state file stays, so that another try can follow.
+    pub fn down(mut self) -> Result<(), LabError> {
+        self.removed = true;
+        remove(&self.state)
+    }
+
+    fn build(&self, topology: &Topology, profile: &Profile, emulator: &Emulator) -> Result<(), LabError> {
+        netns::create(&self.state.namespaces())?;
+        for name in topology.nodes() {
+            let router = topology.routers.get(name);
+            self.namespace(name)?.sysctl(&sysctls(router.is_some()))?;
+        }
+        self.switch().sysctl(&["net.ipv6.conf.default.disable_ipv6=1".to_owned()])?;
+        let plan = Plan::new(topology, profile);
+        self.lay_cables(&plan.cables, emulator)?;
+        self.switch().ip(&bridges(&plan.bridges))?;
+        for name in topology.nodes() {
+            self.namespace(name)?.ip(&addresses(topology, name))?;
+        }
+        for (name, router) in &topology.routers {
+            if let Some(ruleset) = nat::ruleset(router) {
+                self.namespace(name)?.nft(&ruleset)?;
+            }
+            let sysctls = nat::sysctls(router);
+            if !sysctls.is_empty() {
+                self.namespace(name)?.sysctl(&sysctls)?;
+            }
+        }
+        topology.hosts.keys().try_for_each(|name| self.namespace(name)?.write_resolv_conf(RESOLV_CONF))
+    }
+
+    fn lay_cables(&self, cables: &[Cable], emulator: &Emulator) -> Result<(), LabError> {
+        let netem = cables.iter().any(|cable| !cable.link.is_plain()) && self.has_netem();
+        let (wires, veths): (Vec<&Cable>, Vec<&Cable>) =
+            cables.iter().partition(|cable| !(cable.link.is_plain() || netem && cable.link.jitter.is_zero()));
+        let batch: String = veths.iter().map(|cable| self.veth(cable)).collect();
+        configure(Command::new("ip").args(["-batch", "-"]), &batch)?;
+        for cable in veths.iter().filter(|cable| !cable.link.is_plain()) {
+            cable.ends.iter().try_for_each(|end| self.impair(end, &cable.link))?;
+        }
+        if wires.is_empty() {
+            return Ok(());
+        }
+        let dir = self.state.dir();
+        let list: Vec<Wire> = wires.iter().map(|cable| self.wire(cable)).collect();
+        emulator.start(&self.switch(), &list, &dir.join("wires.json"), &dir.join("emulator.log"))?;
+        wires.iter().flat_map(|cable| &cable.ends).try_for_each(|end| {
+            self.state.namespace(&end.node).ip(&format!("link set {} txqueuelen {TAP_QUEUE}\n", end.device))
+        })
+    }
+
+    fn veth(&self, cable: &Cable) -> String {
+        let [a, b] = &cable.ends;
+        let (from, to) = (self.state.namespace(&a.node), self.state.namespace(&b.node));
+        let mtu = cable.mtu;
+        format!(
+            "link add name {} mtu {mtu} netns {} type veth peer name {} mtu {mtu} netns {}\n",
+            a.device,
+            from.name(),
+            b.device,
+            to.name()
+        )
+    }
+
+    fn wire(&self, cable: &Cable) -> Wire {
+        let tap =
+            |end: &End| Tap { namespace: self.state.namespace(&end.node).path(), device: end.device.clone() };
+        let [a, b] = &cable.ends;
+        Wire { ends: [tap(a), tap(b)], mtu: cable.mtu, impairment: cable.link.into() }
+    }
+
+    fn has_netem(&self) -> bool {
+        let qdisc = |action: &str| {
+            let mut command = self.switch().command("tc");
+            command.args(["qdisc", action, "dev", "lo", "root", "netem", "delay", "1ms"]);
+            configure(&mut command, "").is_ok()
+        };
+        qdisc("add") && qdisc("del")
+    }
+
+    /// Gives what leaves through `end` the link's properties, by netem. Super-packets would count as one frame.
+    fn impair(&self, end: &End, link: &Link) -> Result<(), LabError> {
+        let namespace = self.state.namespace(&end.node);
+        configure(namespace.command("ethtool").args(["-K", &end.device, "tso", "off", "gso", "off"]), "")?;
+        let mut tc = namespace.command("tc");
+        tc.args(["qdisc", "replace", "dev", &end.device, "root", "netem", "limit", "65536"]);
+        tc.args(["delay", &format!("{}us", link.delay.as_micros())]);
+        tc.args(["loss", &format!("{}%", link.loss.fraction() * 100.0)]);
+        if let Some(rate) = link.rate {
+            tc.args(["rate", &rate.to_string()]);
+        }
+        configure(&mut tc, "").map(drop)
+    }
+
+    fn switch(&self) -> Namespace {
+        self.state.namespace(SWITCH)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if !self.removed {
+            // What cannot be removed now stays in the state file and is tried again by the next lab.
+            let _ = remove(&self.state);
+        }
+    }
+}
+
+/// Removes the lab called `name`, whoever made it.
+///
+/// # Errors
+/// There is none of that name, or something could not be removed.
+pub fn down(name: &str) -> Result<(), LabError> {
+    remove(&LabState::load(name)?)
+}
+
+/// All labs that are up, by name.
+pub fn list() -> Vec<LabState> {
+    LabState::all()
+}
+
+/// Removes labs that were not kept and whose owner is gone.
+pub fn sweep() {
+    for state in LabState::all().iter().filter(|state| state.is_stale()) {
+        // Another process may be removing it at this moment; what is left is tried again next time.
+        let _ = remove(state);
+    }
+}
+
+fn remove(state: &LabState) -> Result<(), LabError> {
+    let namespaces = state.namespaces();
+    stop_all(&namespaces);
+    namespaces.iter().try_for_each(Namespace::delete)?;
+    state.forget()
+}
+
+/// Addresses at once (no duplicate address detection), none that were not asked for, and ping for everyone.
+fn sysctls(router: bool) -> Vec<String> {
+    let mut settings = vec!["net.ipv4.ping_group_range=0 2147483647".to_owned()];
+    for scope in ["all", "default"] {
+        for setting in ["accept_dad=0", "accept_ra=0", "router_solicitations=0"] {
+            settings.push(format!("net.ipv6.conf.{scope}.{setting}"));
+        }
+    }
+    if router {
+        let forwarding =
+            ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.send_redirects=0"];
+        settings.extend(forwarding.map(str::to_owned));
+    }
+    settings
+}
+
+fn bridges(bridges: &[Bridge]) -> String {
+    let mut batch = String::new();
+    for Bridge { network, mtu, ports } in bridges {
+        let _ = writeln!(batch, "link add {network} mtu {mtu} type bridge forward_delay 0 mcast_snooping 0");
+        let _ = writeln!(batch, "link set {network} up");
+        for port in ports {
+            let _ = writeln!(batch, "link set {port} master {network}\nlink set {port} up");
+        }
+    }
+    batch
+}
+
+/// The `ip` batch that configures a node's interfaces and routes.
+fn addresses(topology: &Topology, node: &str) -> String {
+    let mut batch = String::from("link set lo up\n");
+    for (index, interface) in topology.interfaces(node).iter().enumerate() {
+        let device = topology.interface_name(node, index);
+        let Some(network) = topology.networks.get(&interface.network) else { continue };
+        if let (Some(address), Some(prefix)) = (interface.ipv4, network.ipv4) {
+            let _ = writeln!(batch, "addr add {address}/{} dev {device}", prefix.prefix_len());
+        }
+        if let (Some(address), Some(prefix)) = (interface.ipv6, network.ipv6) {
+            let _ = writeln!(batch, "addr add {address}/{} dev {device} nodad", prefix.prefix_len());
+        }
+        let _ = writeln!(batch, "link set {device} up");
+    }
+    let router = topology.routers.get(node);
+    let gateway = router.map_or_else(
+        || topology.hosts.get(node).and_then(|host| host.gateway.as_ref()),
+        |router| router.gateway.as_ref(),
+    );
+    if let Some(gateway) = gateway {
+        batch.push_str(&default_routes(topology.interfaces(node), topology.interfaces(gateway)));
+    }
+    for route in router.map(|router| router.routes.as_slice()).unwrap_or_default() {
+        let _ = writeln!(batch, "route add {} via {}", route.to, route.via);
+    }
+    batch
+}
+
+/// Default routes over the first network shared with the gateway, for the families both have there.
+fn default_routes(own: &[Interface], gateway: &[Interface]) -> String {
+    let shared = own.iter().find_map(|interface| {
+        gateway.iter().find(|other| other.network == interface.network).map(|other| (interface, other))
+    });
+    let Some((own, gateway)) = shared else { return String::new() };
+    let mut batch = String::new();
+    if let (Some(_), Some(via)) = (own.ipv4, gateway.ipv4) {
+        let _ = writeln!(batch, "route add default via {via}");
+    }
+    if let (Some(_), Some(via)) = (own.ipv6, gateway.ipv6) {
+        let _ = writeln!(batch, "route add default via {via}");
+    }
+    batch
+}
+
+/// The topology file that the repository ships, for programs that run inside its tree.
+///
+/// # Errors
+/// No folder above the current one has `vagrant/topology.yaml`.
+pub fn default_topology() -> Result<PathBuf, LabError> {
+    let here = std::env::current_dir().map_err(LabError::file("find", "."))?;
+    let found = here.ancestors().map(|dir| dir.join("vagrant/topology.yaml")).find(|file| file.is_file());
+    found.ok_or_else(|| {
+        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+        LabError::File {
+            action: "find",
+            path: Path::new("vagrant/topology.yaml").to_owned(),
+            source: missing,
+        }
+    })
+}

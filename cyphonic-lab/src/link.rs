@@ -1,0 +1,134 @@
+//! From networks to cables.
+//!
+//! A network with two members is one cable between them. One with more (or with a property on both of its ends)
+//! is a bridge in the lab's switch namespace with a cable to each member. A cable is a veth pair, unless its
+//! link has properties: then it is a pair of TAP devices that the [emulator](crate::emulator) joins.
+
+use crate::topology::{Link, Member, Profile, Topology, validate::SWITCH};
+
+/// What has to be made so that every network of the topology exists.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Plan {
+    pub(crate) bridges: Vec<Bridge>,
+    pub(crate) cables: Vec<Cable>,
+}
+
+/// A bridge in the switch namespace, named after its network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bridge {
+    pub(crate) network: String,
+    pub(crate) mtu: u16,
+    pub(crate) ports: Vec<String>,
+}
+
+/// A cable between two interfaces.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Cable {
+    pub(crate) ends: [End; 2],
+    pub(crate) mtu: u16,
+    pub(crate) link: Link,
+}
+
+/// An interface on a node (or on the switch).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) node: String,
+    pub(crate) device: String,
+}
+
+impl Plan {
+    pub(crate) fn new(topology: &Topology, profile: &Profile) -> Self {
+        let mut plan = Self::default();
+        let mut ports = 0;
+        for (name, network) in &topology.networks {
+            let members = topology.members(name);
+            let link = |member: &Member<'_>| profile.links.get(&format!("{}@{name}", member.node)).copied();
+            let links: Vec<Link> = members.iter().map(|member| link(member).unwrap_or_default()).collect();
+            match (members.as_slice(), links.as_slice()) {
+                ([first, second], [link, other]) if link.is_plain() || other.is_plain() => {
+                    let link = if link.is_plain() { *other } else { *link };
+                    plan.cables.push(Cable {
+                        ends: [End::of(first), End::of(second)],
+                        mtu: network.mtu,
+                        link,
+                    });
+                }
+                _ => {
+                    let mut bridge = Bridge { network: name.clone(), mtu: network.mtu, ports: Vec::new() };
+                    for (member, link) in members.iter().zip(links) {
+                        // Network names have no capitals, so a port is never called like a bridge.
+                        let device = format!("P{ports}");
+                        ports += 1;
+                        bridge.ports.push(device.clone());
+                        let port = End { node: SWITCH.to_owned(), device };
+                        plan.cables.push(Cable { ends: [End::of(member), port], mtu: network.mtu, link });
+                    }
+                    plan.bridges.push(bridge);
+                }
+            }
+        }
+        plan
+    }
+}
+
+impl End {
+    fn of(member: &Member<'_>) -> Self {
+        Self { node: member.node.to_owned(), device: member.device.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOPOLOGY: &str = "
+version: 1
+networks:
+  pair: { ipv4: 10.0.0.0/24 }
+  many: { ipv4: 10.0.1.0/24 }
+routers:
+  r:
+    interfaces: [ { network: pair, ipv4: 10.0.0.1 }, { network: many, ipv4: 10.0.1.1 } ]
+hosts:
+  x: { interfaces: [ { network: pair, ipv4: 10.0.0.2 } ] }
+  y: { interfaces: [ { network: many, ipv4: 10.0.1.2 } ] }
+  z: { interfaces: [ { network: many, ipv4: 10.0.1.3 } ] }
+profiles:
+  zero: {}
+  one: { r@pair: { delay: 1ms } }
+  both: { r@pair: { delay: 1ms }, x@pair: { loss: 1% } }
+";
+
+    fn plan(profile: &str) -> Plan {
+        let topology = Topology::parse(TOPOLOGY).unwrap();
+        Plan::new(&topology, topology.profile(profile).unwrap())
+    }
+
+    fn ends(cable: &Cable) -> String {
+        let [a, b] = &cable.ends;
+        format!("{}/{}-{}/{}", a.node, a.device, b.node, b.device)
+    }
+
+    #[test]
+    fn two_members_share_a_cable_and_more_share_a_bridge() {
+        let plan = plan("zero");
+        let cables: Vec<String> = plan.cables.iter().map(ends).collect();
+        assert_eq!(cables, ["r/many-switch/P0", "y/eth0-switch/P1", "z/eth0-switch/P2", "r/pair-x/eth0"]);
+        assert_eq!(plan.bridges.len(), 1);
+        assert_eq!(plan.bridges[0].ports, ["P0", "P1", "P2"]);
+    }
+
+    #[test]
+    fn one_link_property_stays_on_the_cable_and_two_need_a_bridge_between_them() {
+        let one = plan("one");
+        assert_eq!(
+            (one.bridges.len(), one.cables.iter().filter(|cable| !cable.link.is_plain()).count()),
+            (1, 1)
+        );
+        let both = plan("both");
+        assert_eq!(
+            (both.bridges.len(), both.cables.iter().filter(|cable| !cable.link.is_plain()).count()),
+            (2, 2)
+        );
+    }
+}

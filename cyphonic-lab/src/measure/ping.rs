@@ -1,0 +1,154 @@
+//! Round trips, by iputils ping.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::command::{Cancel, run};
+use crate::{LabError, Namespace};
+
+/// What to ping.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PingRun {
+    /// Name or address.
+    pub target: String,
+    /// How many requests.
+    pub count: u32,
+    /// Time between them; below 2 ms ping needs root.
+    pub interval: Duration,
+    /// How long to wait for the last answers.
+    pub wait: Duration,
+}
+
+impl PingRun {
+    /// `count` requests, 10 ms apart.
+    pub fn new(target: impl ToString, count: u32) -> Self {
+        Self {
+            target: target.to_string(),
+            count,
+            interval: Duration::from_millis(10),
+            wait: Duration::from_secs(2),
+        }
+    }
+
+    fn limit(&self) -> Duration {
+        // A name is resolved first, which may set a tunnel up.
+        self.interval * self.count + self.wait + Duration::from_secs(15)
+    }
+}
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PingReport {
+    /// The address that was pinged.
+    pub address: Option<IpAddr>,
+    /// Requests sent.
+    pub sent: u32,
+    /// Requests answered.
+    pub received: u32,
+    /// Sequence numbers (from 1) of the answers, in order of arrival.
+    pub sequence: Vec<u32>,
+    /// Round trips in milliseconds, in order of arrival.
+    pub rtts_ms: Vec<f64>,
+}
+
+impl PingReport {
+    /// Requests without answer.
+    pub fn lost(&self) -> u32 {
+        self.sent.saturating_sub(self.received)
+    }
+
+    /// How many requests from the first on went unanswered.
+    pub fn lost_at_start(&self) -> u32 {
+        self.sequence.iter().min().map_or(self.sent, |first| first.saturating_sub(1))
+    }
+
+    /// Mean deviation as ping computes it: the standard deviation of the round trips.
+    pub fn mdev_ms(&self) -> Option<f64> {
+        let count = self.rtts_ms.len() as f64;
+        let mean = self.rtts_ms.iter().sum::<f64>() / count;
+        let squares = self.rtts_ms.iter().map(|rtt| rtt * rtt).sum::<f64>() / count;
+        (count > 0.0).then(|| (squares - mean * mean).max(0.0).sqrt())
+    }
+}
+
+/// Pings from inside a namespace. Losses are in the report, not an error.
+///
+/// # Errors
+/// ping cannot run, cannot resolve the name, or prints what nobody understands.
+pub fn ping(from: &Namespace, what: &PingRun, cancel: &Cancel) -> Result<PingReport, LabError> {
+    let mut command = from.command("ping");
+    command.args(["-n", "-c", &what.count.to_string(), "-i", &format!("{:.4}", what.interval.as_secs_f64())]);
+    command.args(["-W", &format!("{:.3}", what.wait.as_secs_f64()), &what.target]);
+    let output = run(&mut command, what.limit(), cancel)?;
+    let text = format!("{}{}", output.stdout, output.stderr);
+    parse(&output.stdout).ok_or(LabError::Output {
+        program: "ping",
+        problem: format!("no statistics for {}", what.target),
+        output: text,
+    })
+}
+
+fn parse(text: &str) -> Option<PingReport> {
+    let mut report =
+        PingReport { address: None, sent: 0, received: 0, sequence: Vec::new(), rtts_ms: Vec::new() };
+    let mut complete = false;
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("PING ") {
+            report.address = address(rest);
+        } else if let (Some(sequence), Some(time)) = (field(line, "icmp_seq="), field(line, "time=")) {
+            report.sequence.push(sequence.parse().ok()?);
+            report.rtts_ms.push(time.parse().ok()?);
+        } else if let Some((sent, rest)) = line.split_once(" packets transmitted, ") {
+            report.sent = sent.parse().ok()?;
+            report.received = rest.split_once(" received")?.0.parse().ok()?;
+            complete = true;
+        }
+    }
+    complete.then_some(report)
+}
+
+/// `b.lab (192.0.2.1) 56(84) bytes` for IPv4, `b.lab(b.lab (fd00::1)) 56 data bytes` or `fd00::1(fd00::1) 56` for IPv6.
+fn address(header: &str) -> Option<IpAddr> {
+    let mut candidates = header.split(['(', ')', ' ']).filter(|word| !word.is_empty());
+    candidates.find_map(|word| word.parse().ok())
+}
+
+fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split_whitespace().find_map(|word| word.strip_prefix(key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IPV6: &str = "PING c.home(c.home.cyphonic.internal (fd12:3456::7)) 56 data bytes
+64 bytes from fd12:3456::7: icmp_seq=2 ttl=64 time=0.312 ms
+64 bytes from fd12:3456::7: icmp_seq=3 ttl=64 time=1.10 ms
+
+--- c.home ping statistics ---
+3 packets transmitted, 2 received, 33.3333% packet loss, time 20ms
+rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
+";
+
+    #[test]
+    fn answers_losses_and_deviation_are_read() {
+        let report = parse(IPV6).unwrap();
+        assert_eq!(report.address, Some("fd12:3456::7".parse().unwrap()));
+        assert_eq!((report.sent, report.received, report.lost(), report.lost_at_start()), (3, 2, 1, 1));
+        assert_eq!(report.rtts_ms, [0.312, 1.10]);
+        assert!((report.mdev_ms().unwrap() - 0.394).abs() < 1e-9);
+    }
+
+    #[test]
+    fn silence_is_a_report_and_a_failure_is_none() {
+        let text = "PING 192.0.2.9 (192.0.2.9) 56(84) bytes of data.
+
+--- 192.0.2.9 ping statistics ---
+5 packets transmitted, 0 received, 100% packet loss, time 40ms
+";
+        let report = parse(text).unwrap();
+        assert_eq!((report.lost(), report.lost_at_start(), report.mdev_ms()), (5, 5, None));
+        assert_eq!(report.address, Some("192.0.2.9".parse().unwrap()));
+        assert_eq!(parse("ping: nowhere: Name or service not known"), None);
+    }
+}

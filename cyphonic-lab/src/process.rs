@@ -1,0 +1,128 @@
+//! Programs that run in the lab for a while, with their output in a log file.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::emulator::detach;
+use crate::{LabError, Namespace, command, netns};
+
+/// How long a program has between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(3);
+const POLL: Duration = Duration::from_millis(5);
+
+/// A running program. Dropping it stops it.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    name: String,
+    log: PathBuf,
+    status: Option<ExitStatus>,
+    /// Whether it goes on running after this value is gone.
+    released: bool,
+}
+
+impl Daemon {
+    /// Starts a program whose output goes to `log`.
+    pub(crate) fn start(command: &mut Command, name: String, log: PathBuf) -> Result<Self, LabError> {
+        let file = File::create(&log).map_err(LabError::file("create", &log))?;
+        let errors = file.try_clone().map_err(LabError::file("share", &log))?;
+        let child = command::start(detach(command).stdin(Stdio::null()).stdout(file).stderr(errors))?;
+        Ok(Self { child, name, log, status: None, released: false })
+    }
+
+    /// What it is called in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its output goes.
+    pub fn log_path(&self) -> &Path {
+        &self.log
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// How it ended, if it has.
+    pub fn exit_status(&mut self) -> Option<ExitStatus> {
+        self.status = self.status.or_else(|| self.child.try_wait().ok().flatten());
+        self.status
+    }
+
+    /// Asks it to end, and kills it if it does not; returns how it ended.
+    pub fn stop(&mut self) -> Option<ExitStatus> {
+        self.signal(Signal::SIGTERM);
+        if !wait_until(GRACE, || self.exit_status().is_some()) {
+            self.kill();
+        }
+        self.exit_status()
+    }
+
+    /// Kills it as a crash would.
+    pub fn kill(&mut self) {
+        self.signal(Signal::SIGKILL);
+        self.status = self.status.or_else(|| self.child.wait().ok());
+    }
+
+    /// Lets it run on after this value is gone; the lab still ends it.
+    pub fn release(mut self) {
+        self.released = true;
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        // A child that has not been waited for keeps its id, so this reaches no other process.
+        if self.exit_status().is_none()
+            && let Ok(pid) = i32::try_from(self.child.id())
+        {
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if !self.released {
+            self.stop();
+        }
+    }
+}
+
+/// Ends everything that runs in the namespaces.
+pub(crate) fn stop_all(namespaces: &[Namespace]) {
+    for pid in netns::processes(namespaces) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    }
+    if !wait_until(GRACE, || netns::processes(namespaces).is_empty()) {
+        for pid in netns::processes(namespaces) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        wait_until(GRACE, || netns::processes(namespaces).is_empty());
+    }
+}
+
+/// Polls until `done` or `limit`; whether it was done.
+pub fn wait_until(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let started = Instant::now();
+    loop {
+        if done() {
+            return true;
+        }
+        if started.elapsed() > limit {
+            return false;
+        }
+        thread::sleep(POLL);
+    }
+}
