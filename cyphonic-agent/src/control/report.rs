@@ -1,0 +1,303 @@
+//! The status report: what `cyphonic status --json` prints and what the engine fills in.
+//!
+//! Names and meanings are an interface. Fields are added, never renamed or reused; a reader ignores what it does not
+//! know. [`StatusReport::schema`] changes only when that promise has to be broken.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv6Addr, SocketAddr},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The version of this form.
+pub const SCHEMA: u32 = 1;
+
+/// Everything the daemon knows that a person or a script may want to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StatusReport {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The software's version.
+    pub version: String,
+    /// This device's name.
+    pub fqdn: String,
+    /// Its address in the overlay, for life.
+    pub virtual_address: Option<Ipv6Addr>,
+    /// The overlay's prefix, as `fd12:3456:789a::/48`.
+    pub prefix: Option<String>,
+    /// The overlay's DNS zone.
+    pub zone: String,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// AS, NMS and each TRS this node speaks to.
+    pub services: Vec<ServiceReport>,
+    /// The encapsulation ring in use.
+    pub ring: RingReport,
+    /// The eBPF classifier on the interface.
+    pub classifier: ClassifierReport,
+    /// The virtual interface.
+    pub interface: InterfaceReport,
+    /// The one UDP port that carries everything.
+    pub udp_port: u16,
+    /// What is known of the NAT in front of this node.
+    pub nat: NatReport,
+    /// The DNS server and the host's resolver.
+    pub dns: DnsReport,
+    /// The certificate's life.
+    pub certificate: CertificateReport,
+    /// Every peer met since the start.
+    pub peers: Vec<PeerReport>,
+    /// What is wrong, in words; empty when nothing is.
+    pub health: Vec<HealthCheck>,
+    /// Packets dropped, by reason. Reasons that never happened may be absent.
+    pub drops: BTreeMap<String, u64>,
+}
+
+impl Default for StatusReport {
+    fn default() -> Self {
+        Self {
+            schema: SCHEMA,
+            version: crate::VERSION.to_owned(),
+            fqdn: String::new(),
+            virtual_address: None,
+            prefix: None,
+            zone: String::new(),
+            uptime_s: 0,
+            services: Vec::new(),
+            ring: RingReport::default(),
+            classifier: ClassifierReport::default(),
+            interface: InterfaceReport::default(),
+            udp_port: 0,
+            nat: NatReport::default(),
+            dns: DnsReport::default(),
+            certificate: CertificateReport::default(),
+            peers: Vec::new(),
+            health: Vec::new(),
+            drops: BTreeMap::new(),
+        }
+    }
+}
+
+impl StatusReport {
+    /// True when a name can be resolved now: the node is registered at its NMS and the interface is up.
+    ///
+    /// An established tunnel needs no cloud, so a node that is not ready may still carry traffic.
+    pub fn is_ready(&self) -> bool {
+        let registered = self.services.iter().any(|s| s.kind == ServiceKind::Nms && s.state == ServiceState::Ready);
+        registered && self.interface.up && self.virtual_address.is_some()
+    }
+
+    /// The report of one peer, by its full name or by its first label.
+    pub fn peer(&self, name: &str) -> Option<&PeerReport> {
+        let name = name.trim_end_matches('.');
+        self.peers
+            .iter()
+            .find(|peer| peer.name.eq_ignore_ascii_case(name))
+            .or_else(|| self.peers.iter().find(|peer| first_label(&peer.name).eq_ignore_ascii_case(name)))
+    }
+}
+
+fn first_label(name: &str) -> &str {
+    name.split('.').next().unwrap_or(name)
+}
+
+/// Which cloud service a [`ServiceReport`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceKind {
+    /// Authentication Service.
+    As,
+    /// Node Management Service.
+    Nms,
+    /// Tunnel Relay Service.
+    Trs,
+}
+
+/// How far the connection to a service has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServiceState {
+    /// Not connected and not trying.
+    #[default]
+    Idle,
+    /// Handshake, login or registration under way.
+    Connecting,
+    /// Connected and logged in or registered.
+    Ready,
+    /// Failed; the next attempt is waiting for its back-off.
+    BackingOff,
+}
+
+/// One cloud service.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    /// Which service.
+    pub kind: ServiceKind,
+    /// Its name in its certificate.
+    pub name: String,
+    /// The address in use, when connected.
+    pub remote: Option<SocketAddr>,
+    /// How far the connection has come.
+    pub state: ServiceState,
+    /// Seconds in this state.
+    pub since_s: u64,
+    /// Why the last attempt or connection ended, if one did.
+    pub last_error: Option<String>,
+}
+
+/// The encapsulation ring.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct RingReport {
+    /// `offload`, later `xdp`.
+    pub kind: String,
+    /// Why this one: forced by the configuration, or what the probe found.
+    pub why: String,
+}
+
+/// The eBPF classifier.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ClassifierReport {
+    /// `tcx`, `clsact` or `none`.
+    pub kind: String,
+    /// Why this one; for `none`, what stood in the way.
+    pub why: String,
+}
+
+/// The virtual interface.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct InterfaceReport {
+    /// `cyph0`.
+    pub name: String,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Whether it is up.
+    pub up: bool,
+}
+
+/// What is known of the NAT in front of this node.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct NatReport {
+    /// One line: `none`, `endpoint-independent mapping`, `symmetric`, `unknown`…
+    pub finding: String,
+    /// This node's own candidate addresses.
+    pub local: Vec<SocketAddr>,
+    /// What the services saw as its address.
+    pub observed: Vec<SocketAddr>,
+}
+
+/// DNS: the server and the way the host's resolver was pointed at it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DnsReport {
+    /// Where the server listens.
+    pub listen: Option<SocketAddr>,
+    /// `systemd-resolved`, `resolv-conf` or `none`.
+    pub resolver: String,
+    /// Why this one, or what failed.
+    pub why: String,
+    /// Queries received.
+    pub queries: u64,
+    /// Of those, answered SERVFAIL.
+    pub failures: u64,
+    /// Of those, outside the zone and relayed to the host's own servers.
+    pub relayed: u64,
+    /// Packets that were no DNS queries.
+    pub malformed: u64,
+}
+
+/// The device's certificate.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct CertificateReport {
+    /// Unix seconds.
+    pub not_before: i64,
+    /// Unix seconds.
+    pub not_after: i64,
+}
+
+/// What is happening with one peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerState {
+    /// Known, no tunnel.
+    #[default]
+    Idle,
+    /// A set-up is under way.
+    SettingUp,
+    /// A tunnel stands.
+    Active,
+    /// The last set-up found it not connected.
+    Offline,
+    /// The last set-up failed otherwise.
+    Failed,
+}
+
+/// How packets reach a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum RouteReport {
+    /// Straight to the peer.
+    Direct {
+        /// How the direct path came about: `direct`, `responder-initiated`, `hole-punch`.
+        how: String,
+    },
+    /// Through a relay.
+    Relay {
+        /// Its name.
+        trs: String,
+        /// Why not direct.
+        why: String,
+    },
+}
+
+/// One peer.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PeerReport {
+    /// Its full name.
+    pub name: String,
+    /// Its virtual address.
+    pub address: Option<Ipv6Addr>,
+    /// What is happening.
+    pub state: PeerState,
+    /// How packets reach it, when a tunnel stands.
+    pub route: Option<RouteReport>,
+    /// The UDP address packets are sent to.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds in this state.
+    pub since_s: u64,
+    /// Packets sent to it.
+    pub tx_packets: u64,
+    /// Bytes sent to it (inner packets).
+    pub tx_bytes: u64,
+    /// Packets received from it.
+    pub rx_packets: u64,
+    /// Bytes received from it (inner packets).
+    pub rx_bytes: u64,
+    /// How long the last successful set-up took.
+    pub last_setup_ms: Option<f64>,
+    /// Why the last set-up failed, if it did.
+    pub last_error: Option<String>,
+}
+
+/// How bad a [`HealthCheck`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Works, but not as well as it could.
+    Warning,
+    /// Something a user relies on does not work.
+    Error,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// A stable short name, for scripts: `nms-unreachable`.
+    pub id: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it means and what to do, one line.
+    pub message: String,
+}

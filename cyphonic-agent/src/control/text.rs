@@ -1,0 +1,174 @@
+//! `cyphonic status` for people.
+//!
+//! One line per peer, in the form that users of other overlays know, then `# Health check:` lines.
+
+use std::fmt::Write;
+
+use super::report::{PeerReport, PeerState, RouteReport, ServiceReport, ServiceState, Severity, StatusReport};
+
+/// The whole report, each line ended.
+pub fn render(report: &StatusReport) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = render_to(&mut out, report);
+    out
+}
+
+fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
+    let address = report.virtual_address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+    writeln!(out, "{address:<40} {:<32} this device; up {}", or_dash(&report.fqdn), duration(report.uptime_s))?;
+    for peer in &report.peers {
+        writeln!(out, "{}", peer_line(peer))?;
+    }
+    writeln!(out)?;
+    for service in &report.services {
+        writeln!(out, "{}", service_line(service))?;
+    }
+    let interface = &report.interface;
+    let up = if interface.up { "up" } else { "down" };
+    writeln!(out, "interface   {} {up}, MTU {}, UDP port {}", or_dash(&interface.name), interface.mtu, report.udp_port)?;
+    writeln!(out, "ring        {}", with_why(&report.ring.kind, &report.ring.why))?;
+    writeln!(out, "classifier  {}", with_why(&report.classifier.kind, &report.classifier.why))?;
+    writeln!(out, "NAT         {}", or_dash(&report.nat.finding))?;
+    let listen = report.dns.listen.map_or_else(|| "-".to_owned(), |listen| listen.to_string());
+    let resolver = with_why(&report.dns.resolver, &report.dns.why);
+    writeln!(out, "DNS         {} at {listen}, host's resolver: {resolver}", or_dash(&report.zone))?;
+    if !report.drops.is_empty() {
+        let drops: Vec<_> = report.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        writeln!(out, "drops       {}", drops.join(", "))?;
+    }
+    for check in &report.health {
+        let severity = match check.severity {
+            Severity::Warning => "",
+            Severity::Error => "ERROR: ",
+        };
+        writeln!(out, "# Health check: {severity}{}", check.message)?;
+    }
+    Ok(())
+}
+
+/// `address name  active; direct 192.0.2.1:41641, tx N rx N`.
+fn peer_line(peer: &PeerReport) -> String {
+    let address = peer.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+    let state = match peer.state {
+        PeerState::Idle => "idle".to_owned(),
+        PeerState::SettingUp => "setting up".to_owned(),
+        PeerState::Active => format!("active; {}", path(peer)),
+        PeerState::Offline => "offline".to_owned(),
+        PeerState::Failed => match &peer.last_error {
+            Some(error) => format!("failed: {error}"),
+            None => "failed".to_owned(),
+        },
+    };
+    let traffic = if peer.tx_bytes + peer.rx_bytes > 0 {
+        format!(", tx {} rx {}", peer.tx_bytes, peer.rx_bytes)
+    } else {
+        String::new()
+    };
+    format!("{address:<40} {:<32} {state}{traffic}", peer.name)
+}
+
+/// How packets go to a peer: `direct 192.0.2.1:41641` or `relay "tok": why`.
+pub fn path(peer: &PeerReport) -> String {
+    match &peer.route {
+        Some(RouteReport::Direct { .. }) => match peer.endpoint {
+            Some(endpoint) => format!("direct {endpoint}"),
+            None => "direct".to_owned(),
+        },
+        Some(RouteReport::Relay { trs, why }) if why.is_empty() => format!("relay {trs:?}"),
+        Some(RouteReport::Relay { trs, why }) => format!("relay {trs:?}: {why}"),
+        None => "no path".to_owned(),
+    }
+}
+
+fn service_line(service: &ServiceReport) -> String {
+    let kind = match service.kind {
+        super::report::ServiceKind::As => "AS",
+        super::report::ServiceKind::Nms => "NMS",
+        super::report::ServiceKind::Trs => "TRS",
+    };
+    let state = match service.state {
+        ServiceState::Idle => "idle",
+        ServiceState::Connecting => "connecting",
+        ServiceState::Ready => "connected",
+        ServiceState::BackingOff => "waiting to try again",
+    };
+    let mut line = format!("{kind:<11} {} {state} for {}", or_dash(&service.name), duration(service.since_s));
+    if let Some(remote) = service.remote {
+        let _ = write!(line, ", {remote}");
+    }
+    if let (Some(error), true) = (&service.last_error, service.state != ServiceState::Ready) {
+        let _ = write!(line, ": {error}");
+    }
+    line
+}
+
+fn with_why(kind: &str, why: &str) -> String {
+    if why.is_empty() { or_dash(kind).to_owned() } else { format!("{} ({why})", or_dash(kind)) }
+}
+
+fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", seconds / 60),
+        3_600..172_800 => format!("{} h {} min", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::report::{HealthCheck, ServiceKind};
+
+    #[test]
+    fn a_report_reads_as_people_expect() {
+        let peer = |name: &str, state, route| PeerReport {
+            name: format!("{name}.cyphonic.internal"),
+            address: Some("fd12::7".parse().unwrap()),
+            state,
+            route,
+            endpoint: Some("192.0.2.1:41641".parse().unwrap()),
+            tx_bytes: 10,
+            rx_bytes: 20,
+            ..PeerReport::default()
+        };
+        let why = "symmetric NAT on both sides".to_owned();
+        let report = StatusReport {
+            fqdn: "a.cyphonic.internal".into(),
+            virtual_address: Some("fd12::1".parse().unwrap()),
+            services: vec![ServiceReport {
+                kind: ServiceKind::Nms,
+                name: "nms.cyphonic.internal".into(),
+                remote: None,
+                state: ServiceState::BackingOff,
+                since_s: 61,
+                last_error: Some("timed out".into()),
+            }],
+            peers: vec![
+                peer("b", PeerState::Active, Some(RouteReport::Direct { how: "direct".into() })),
+                peer("c", PeerState::Active, Some(RouteReport::Relay { trs: "tok".into(), why })),
+                PeerReport { name: "d".into(), state: PeerState::Offline, ..PeerReport::default() },
+            ],
+            health: vec![HealthCheck {
+                id: "nms-unreachable".into(),
+                severity: Severity::Error,
+                message: "the NMS cannot be reached".into(),
+            }],
+            ..StatusReport::default()
+        };
+        let text = render(&report);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("fd12::1 ") && lines[0].contains("this device"), "{text}");
+        assert!(lines[1].ends_with("active; direct 192.0.2.1:41641, tx 10 rx 20"), "{text}");
+        assert!(lines[2].ends_with("active; relay \"tok\": symmetric NAT on both sides, tx 10 rx 20"), "{text}");
+        assert!(lines[3].ends_with("offline"), "{text}");
+        assert!(text.contains("NMS         nms.cyphonic.internal waiting to try again for 1 min: timed out"), "{text}");
+        assert_eq!(lines.last().unwrap(), &"# Health check: ERROR: the NMS cannot be reached");
+        assert!(!report.is_ready());
+    }
+}

@@ -1,0 +1,176 @@
+//! One query in, one answer out.
+
+use std::{net::Ipv6Addr, sync::atomic::Ordering, time::Duration};
+
+use hickory_proto::{
+    op::{Edns, Message, Metadata, OpCode, Query, ResponseCode},
+    rr::{
+        DNSClass, Name, RData, Record, RecordType,
+        rdata::{AAAA, opt::EdnsOption},
+    },
+};
+
+use super::{
+    ResolveError, Resolver,
+    server::Counters,
+    zone::{Subject, TTL_S, Zone},
+};
+
+/// Just under the 5 s after which glibc, dig and systemd-resolved stop waiting: they see why instead.
+const PATIENCE: Duration = Duration::from_millis(4_500);
+
+/// RFC 8914 section 5 asks for brevity; a UDP answer has to keep room for the rest.
+const MAX_EXTRA_TEXT: usize = 200;
+
+/// The EDNS option code of Extended DNS Errors.
+const EDE_CODE: u16 = 15;
+
+/// What we tell clients they may send us by UDP: fits every path's MTU (DNS flag day 2020).
+const MAX_UDP_PAYLOAD: u16 = 1232;
+
+/// Answers a query. Never fails: what cannot be answered is answered with an error.
+pub(super) async fn answer(zone: &Zone, resolver: &dyn Resolver, counters: &Counters, query: &Message) -> Message {
+    let mut reply = start(query);
+    if query.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+        reply.metadata.response_code = ResponseCode::BADVERS;
+        return reply;
+    }
+    if query.metadata.op_code != OpCode::Query {
+        reply.metadata.response_code = ResponseCode::NotImp;
+        return reply;
+    }
+    let [question] = query.queries.as_slice() else {
+        reply.metadata.response_code = ResponseCode::FormErr;
+        return reply;
+    };
+    let subject = zone.subject(question.name());
+    if subject == Subject::Outside || !is_served(question) {
+        reply.metadata.response_code = ResponseCode::Refused;
+        return reply;
+    }
+    reply.metadata.authoritative = true;
+    match look_up(zone, resolver, &subject, question).await {
+        Found::Records(records) => reply.answers = records,
+        Found::NoData => reply.authorities.push(zone.soa(zone.origin_of(&subject, question.name()))),
+        Found::NoName => {
+            reply.metadata.response_code = ResponseCode::NXDomain;
+            reply.authorities.push(zone.soa(zone.origin_of(&subject, question.name())));
+        }
+        Found::Failed(error) => {
+            counters.failures.fetch_add(1, Ordering::Relaxed);
+            fail(&mut reply, &error);
+        }
+    }
+    reply
+}
+
+/// The answer to a query that came while too many were in hand.
+pub(super) fn overloaded(query: &Message) -> Message {
+    let mut reply = start(query);
+    fail(&mut reply, &ResolveError::Overloaded("ask again in a moment".into()));
+    reply
+}
+
+/// The answer to a query outside our zones whose real server did not answer.
+pub(super) fn upstream_failed(query: &Message) -> Message {
+    let mut reply = start(query);
+    reply.metadata.response_code = ResponseCode::ServFail;
+    // RFC 8914 section 4.23.
+    explain(&mut reply, 22, "the host's own DNS servers did not answer");
+    reply
+}
+
+/// The answer to what has a header but cannot be read otherwise.
+pub(super) fn malformed(id: u16) -> Message {
+    Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)
+}
+
+enum Found {
+    Records(Vec<Record>),
+    NoData,
+    NoName,
+    Failed(ResolveError),
+}
+
+async fn look_up(zone: &Zone, resolver: &dyn Resolver, subject: &Subject, question: &Query) -> Found {
+    let name = question.name();
+    match (subject, question.query_type()) {
+        (Subject::Apex | Subject::ReverseApex, RecordType::SOA) => {
+            Found::Records(vec![zone.soa(zone.origin_of(subject, name))])
+        }
+        (Subject::Apex | Subject::ReverseApex, RecordType::NS) => {
+            Found::Records(vec![zone.ns(zone.origin_of(subject, name))])
+        }
+        // ANY may be answered with any one set (RFC 8482 section 4.1).
+        (Subject::Device(device), RecordType::AAAA | RecordType::ANY) => resolve(resolver, name, device).await,
+        (Subject::Address(address), kind) => match resolver.name_of(*address) {
+            None => Found::NoName,
+            Some(device) if matches!(kind, RecordType::PTR | RecordType::ANY) => match zone.ptr(name, &device) {
+                Some(record) => Found::Records(vec![record]),
+                None => Found::NoData,
+            },
+            Some(_) => Found::NoData,
+        },
+        (Subject::Impossible | Subject::Outside, _) => Found::NoName,
+        // Whether the device exists is known only to the NMS: asking for another type sets no tunnel up.
+        (Subject::Apex | Subject::ReverseApex | Subject::Device(_) | Subject::EmptyNonTerminal, _) => Found::NoData,
+    }
+}
+
+async fn resolve(resolver: &dyn Resolver, owner: &Name, device: &str) -> Found {
+    let resolved = tokio::time::timeout(PATIENCE, resolver.resolve(device)).await.unwrap_or_else(|_| {
+        Err(ResolveError::TimedOut(format!("no tunnel after {} ms; it is still being tried", PATIENCE.as_millis())))
+    });
+    match resolved {
+        Ok(address) => Found::Records(vec![aaaa(owner, address)]),
+        Err(ResolveError::NoSuchPeer) => Found::NoName,
+        Err(error) => Found::Failed(error),
+    }
+}
+
+fn aaaa(owner: &Name, address: Ipv6Addr) -> Record {
+    Record::from_rdata(owner.clone(), TTL_S, RData::AAAA(AAAA(address)))
+}
+
+/// Transfers are not served, nor are classes other than the Internet's.
+fn is_served(question: &Query) -> bool {
+    matches!(question.query_class(), DNSClass::IN | DNSClass::ANY)
+        && !matches!(question.query_type(), RecordType::AXFR | RecordType::IXFR)
+}
+
+fn start(query: &Message) -> Message {
+    let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
+    reply.metadata = Metadata::response_from_request(&query.metadata);
+    reply.metadata.recursion_available = false;
+    reply.metadata.authentic_data = false;
+    reply.queries.clone_from(&query.queries);
+    // RFC 6891 section 6.1.1: OPT in the answer exactly when it was in the query; RFC 3225 section 3: DO is copied.
+    if let Some(asked) = &query.edns {
+        let mut edns = Edns::new();
+        edns.set_max_payload(MAX_UDP_PAYLOAD).set_version(0).set_dnssec_ok(asked.flags().dnssec_ok);
+        reply.edns = Some(edns);
+    }
+    reply
+}
+
+fn fail(reply: &mut Message, error: &ResolveError) {
+    reply.metadata.response_code = ResponseCode::ServFail;
+    explain(reply, error.info_code(), &error.to_string());
+}
+
+/// RFC 8914 section 2: INFO-CODE, then EXTRA-TEXT in UTF-8 without a final zero.
+fn explain(reply: &mut Message, info_code: u16, text: &str) {
+    let Some(edns) = &mut reply.edns else { return };
+    let mut end = text.len().min(MAX_EXTRA_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    let mut data = info_code.to_be_bytes().to_vec();
+    data.extend_from_slice(&text.as_bytes()[..end]);
+    edns.options_mut().insert(EdnsOption::Unknown(EDE_CODE, data));
+}
+
+/// How large an answer may be for a UDP client (RFC 6891 section 6.2.3: values below 512 mean 512).
+pub(super) fn udp_limit(query: &Message) -> usize {
+    query.edns.as_ref().map_or(512, |edns| usize::from(edns.max_payload().clamp(512, MAX_UDP_PAYLOAD)))
+}

@@ -1,0 +1,114 @@
+//! What DNS and the control socket see of the engine.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use cyphonic_proto::node::{ResolveError as NodeError, Target};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::Names;
+use super::input::Input;
+use crate::control::{Backend, BackendError, ResetTarget, StatusReport};
+use crate::dns::{ResolveError, Resolver};
+
+const STOPPED: &str = "the engine has stopped; see the daemon's log";
+
+/// A handle on the running engine. Clones are the same engine.
+#[derive(Clone, Debug)]
+pub struct EngineHandle {
+    sender: mpsc::Sender<Input>,
+    names: Names,
+    stop: watch::Sender<bool>,
+}
+
+impl EngineHandle {
+    pub(crate) fn new(sender: mpsc::Sender<Input>, names: Names) -> Self {
+        Self { sender, names, stop: watch::Sender::new(false) }
+    }
+
+    /// Tells the engine the host's addresses, each with the node's port.
+    pub async fn set_addresses(&self, addresses: Vec<SocketAddr>) {
+        // A stopped engine needs no addresses.
+        let _ = self.sender.send(Input::Addresses(addresses)).await;
+    }
+
+    /// Waits until somebody asked the daemon to stop through the control socket.
+    pub async fn stop_requested(&self) {
+        // Fails only when the sender is gone, and we hold it.
+        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
+    }
+
+    /// Closes every tunnel and connection and tells the peers.
+    pub async fn shutdown_engine(&self) {
+        let (answer, done) = oneshot::channel();
+        if self.sender.send(Input::Shutdown(answer)).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+
+    async fn ask_for(&self, target: Target) -> Result<Ipv6Addr, ResolveError> {
+        let (answer, result) = oneshot::channel();
+        let gone = |_| ResolveError::Internal(STOPPED.into());
+        self.sender.send(Input::Resolve { target, answer }).await.map_err(|_| gone(()))?;
+        result.await.map_err(|_| gone(()))?.map_err(for_dns)
+    }
+}
+
+impl Resolver for EngineHandle {
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
+        self.ask_for(Target::Name(name.to_owned())).boxed()
+    }
+
+    fn name_of(&self, address: Ipv6Addr) -> Option<String> {
+        self.names.get(address)
+    }
+}
+
+impl Backend for EngineHandle {
+    fn status(&self) -> BoxFuture<'_, StatusReport> {
+        async {
+            let (answer, report) = oneshot::channel();
+            if self.sender.send(Input::Status(answer)).await.is_err() {
+                return StatusReport::default();
+            }
+            report.await.unwrap_or_default()
+        }
+        .boxed()
+    }
+
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
+        self.ask_for(Target::Name(name.to_owned())).boxed()
+    }
+
+    fn reset(&self, target: ResetTarget) -> BoxFuture<'_, Result<usize, BackendError>> {
+        async {
+            let (answer, result) = oneshot::channel();
+            let gone = || BackendError::Unavailable(STOPPED.into());
+            self.sender.send(Input::Reset { target, answer }).await.map_err(|_| gone())?;
+            result.await.map_err(|_| gone())?
+        }
+        .boxed()
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        self.stop.send_replace(true);
+        futures_util::future::ready(()).boxed()
+    }
+}
+
+/// The node's error in the terms of DNS.
+fn for_dns(error: NodeError) -> ResolveError {
+    match error {
+        NodeError::NotInZone | NodeError::NoSuchPeer => ResolveError::NoSuchPeer,
+        NodeError::Offline { reason } => ResolveError::PeerOffline(reason),
+        NodeError::NoRoute { reason } => ResolveError::NoRoute(reason),
+        NodeError::TimedOut { during } => ResolveError::TimedOut(during),
+        NodeError::NotConnected { why } => ResolveError::NotConnected(why),
+        NodeError::PeerRefused { reason } | NodeError::NotAllowed { reason } => ResolveError::Refused(reason),
+        NodeError::CertificateMismatch { what } => ResolveError::Refused(format!("wrong certificate: {what}")),
+        NodeError::TooMany { what } => ResolveError::Overloaded(what),
+        NodeError::Protocol { what } => ResolveError::Refused(format!("protocol error: {what}")),
+        NodeError::Cancelled { why } => ResolveError::NotConnected(why),
+    }
+}

@@ -1,0 +1,40 @@
+//! What can happen to the engine.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use cyphonic_dataplane::ring::RingEvent;
+use cyphonic_proto::node::{ResolveError, Service, Target};
+use cyphonic_proto::{ExchangeId, Message, SetupId};
+use cyphonic_transport::{Connection, Responder};
+use tokio::sync::oneshot;
+
+use crate::control::{BackendError, ResetTarget, StatusReport};
+
+/// One thing that happened.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A connection to a service stands, or not. `attempt` tells a late report from the current one.
+    ServiceDialled { service: Service, attempt: u64, outcome: Result<Connection, String> },
+    /// A connection to a service ended.
+    ServiceEnded { service: Service, attempt: u64, reason: String },
+    /// A request of ours was answered, or not.
+    Answered { exchange: ExchangeId, outcome: Result<Message, String> },
+    /// A service asks us.
+    Asked { service: Service, attempt: u64, message: Message, responder: Responder },
+    /// A peer dialled us and asks.
+    PeerAsked { connection: Connection, message: Message, responder: Responder },
+    /// A peer that we dialled answered, or not.
+    PeerAnswered { setup: SetupId, outcome: Result<(Connection, Message), String> },
+    /// The ring reports.
+    Ring(RingEvent),
+    /// An application asks for a peer.
+    Resolve { target: Target, answer: oneshot::Sender<Result<Ipv6Addr, ResolveError>> },
+    /// The host's addresses changed.
+    Addresses(Vec<SocketAddr>),
+    /// The operator takes tunnels down.
+    Reset { target: ResetTarget, answer: oneshot::Sender<Result<usize, BackendError>> },
+    /// Somebody wants to know.
+    Status(oneshot::Sender<StatusReport>),
+    /// Stop: close tunnels and connections, then answer.
+    Shutdown(oneshot::Sender<()>),
+}

@@ -1,0 +1,121 @@
+//! The engine: drives the [`Node`](cyphonic_proto::node::Node) with real connections, a real ring and the real clock.
+//!
+//! One task owns the node. Everything that happens (a connection stands, an answer arrives, an application asks for a name, the
+//! ring holds a packet for an unknown destination) reaches it as an [`Input`] on one bounded queue; it tells the node, and then
+//! performs the node's actions in order. Whatever takes time is done by a task of its own, which reports back by an input.
+//!
+//! | File | Does |
+//! |---|---|
+//! | `input` | what can happen |
+//! | `run` | the loop: input → node → actions |
+//! | `services` | connections to AS, NMS and TRS |
+//! | `peers` | the handshakes between this node and others |
+//! | `report` | `cyphonic status` |
+//! | `handle` | what DNS and the control socket see |
+//!
+//! **Invariant:** no packet of an established tunnel comes through here.
+
+mod handle;
+mod input;
+mod peers;
+mod report;
+mod run;
+mod services;
+
+use std::collections::HashMap;
+use std::net::Ipv6Addr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use cyphonic_dataplane::ring::{EncapRing, EventSink, RingEvent};
+use cyphonic_dataplane::udp::UdpPort;
+use cyphonic_proto::identity::Identity;
+use cyphonic_proto::node::{CachedState, NodeConfig};
+use cyphonic_transport::{Credentials, Transport};
+use tokio::sync::mpsc;
+
+pub use handle::EngineHandle;
+pub use report::Surroundings;
+
+use input::Input;
+
+/// Inputs that wait for the engine. Each is small; more than this means that the engine has stopped.
+const QUEUE: usize = 4_096;
+
+/// What the engine is built from. The ring must deliver its signalling to the transport's mux, and its events to
+/// [`Inbox::events`].
+pub struct EngineParts {
+    /// The device's keys.
+    pub credentials: Credentials,
+    /// Who the device is.
+    pub identity: Identity,
+    /// What the node is told.
+    pub node: NodeConfig,
+    /// The node's UDP port.
+    pub port: Arc<UdpPort>,
+    /// QUIC over it.
+    pub transport: Arc<Transport>,
+    /// Tunnels are installed here.
+    pub ring: Arc<dyn EncapRing>,
+    /// What `status` says of the parts that the engine does not drive.
+    pub surroundings: Surroundings,
+    /// Writes the node's state to where the next start finds it.
+    pub save: Box<dyn Fn(&CachedState) + Send>,
+}
+
+/// The engine's queue, made before its parts: the ring's events already go to it.
+#[derive(Debug)]
+pub struct Inbox {
+    sender: mpsc::Sender<Input>,
+    receiver: mpsc::Receiver<Input>,
+}
+
+impl Inbox {
+    /// An empty queue.
+    pub fn new() -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        Self { sender, receiver }
+    }
+
+    /// Where the ring's events go. One that finds the queue full is lost: the ring repeats what still matters.
+    pub fn events(&self) -> EventSink {
+        let sender = self.sender.clone();
+        Arc::new(move |event: RingEvent| {
+            if sender.try_send(Input::Ring(event)).is_err() {
+                tracing::debug!("an event of the ring was lost: the engine is busy or has stopped");
+            }
+        })
+    }
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Starts the engine on the current runtime.
+pub fn start(inbox: Inbox, parts: EngineParts) -> EngineHandle {
+    let names = Names::default();
+    if let Some(address) = parts.identity.virtual_address {
+        names.insert(address, parts.identity.fqdn.clone());
+    }
+    let handle = EngineHandle::new(inbox.sender.clone(), names.clone());
+    peers::accept(parts.transport.clone(), inbox.sender.clone());
+    let engine = run::Engine::new(parts, inbox.sender, names);
+    tokio::spawn(engine.run(inbox.receiver));
+    handle
+}
+
+/// The names of virtual addresses this node has met, for PTR queries.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Names(Arc<RwLock<HashMap<Ipv6Addr, String>>>);
+
+impl Names {
+    pub(crate) fn insert(&self, address: Ipv6Addr, name: String) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(address, name);
+    }
+
+    pub(crate) fn get(&self, address: Ipv6Addr) -> Option<String> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(&address).cloned()
+    }
+}
