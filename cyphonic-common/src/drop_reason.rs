@@ -95,6 +95,11 @@ reasons! {
 
     /// The packet's source address is not the one its relay leg is bound to.
     UnboundSource = "unbound_source",
+
+    // Congestion marks across the tunnel.
+
+    /// A router marked congestion on the outer packet of a flow that cannot hear of it (RFC 6040 §4.2).
+    CongestionUnheard = "congestion_unheard",
 }
 
 impl DropReason {

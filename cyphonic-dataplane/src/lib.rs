@@ -1,13 +1,19 @@
 //! Cyphonic's data plane: what every packet passes.
 //!
+//! - [`bpf`]: the eBPF programs: loading, attaching, reading their counters.
 //! - [`protect`], [`replay`]: packet protection of tunnel data (RFC 9001) and its anti-replay window (RFC 6479).
 //! - [`udp`]: the node's one UDP port, in batches, with segmentation offloads.
+//! - [`ring`], [`tun`]: encapsulation rings between the virtual interface and the port.
 //! - [`relay`]: the relay's map from connection IDs to legs, and its userspace forwarding loop.
 //!
 //! All userspace `unsafe` of the project lives in this crate, each block with the reason why it holds. Per packet
 //! there is no allocation, lock or system call; those are paid per batch.
 
+pub mod bpf;
+mod gso;
 pub mod protect;
 pub mod relay;
 pub mod replay;
+pub mod ring;
+pub mod tun;
 pub mod udp;

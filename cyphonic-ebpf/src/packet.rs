@@ -1,7 +1,10 @@
 //! A socket buffer as a [`Buffer`].
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
 use cyphonic_common::Buffer;
 
@@ -13,6 +16,11 @@ use cyphonic_common::Buffer;
 pub(crate) struct Skb<'a> {
     ctx: &'a TcContext,
 }
+
+/// Bytes on the stack where the compiler may load whole words of them: addresses are compared as two words instead of
+/// sixteen bytes.
+#[repr(C, align(8))]
+struct Aligned<const N: usize>([u8; N]);
 
 impl<'a> Skb<'a> {
     #[inline(always)]
@@ -38,6 +46,16 @@ impl Buffer for Skb<'_> {
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.ctx.load::<[u8; N]>(offset).ok()
+        let offset = u32::try_from(offset).ok()?;
+        let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
+        // SAFETY: the helper writes exactly `N` bytes to a pointer to at least as many, or fails; the verifier checks
+        // both. It only reads the context.
+        let result =
+            unsafe { bpf_skb_load_bytes(self.ctx.as_ptr(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: the helper has written all `N` bytes; padding behind them needs no value.
+        Some(unsafe { bytes.assume_init() }.0)
     }
 }

@@ -1,0 +1,174 @@
+//! What can go wrong between an embedded object and an attached program, in words for the person who must act.
+
+use std::io;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+use aya::programs::tc::TcError;
+use aya::sys::SyscallError;
+
+use super::classifier::AttachKind;
+
+/// Why eBPF could not be used. The tunnel works without it.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// The binary holds no programs.
+    #[error("this binary was built without eBPF objects: run `cargo xtask build`")]
+    NotBuilt,
+    /// The process lacks privileges.
+    #[error(
+        "the kernel does not permit eBPF to this process ({source}): it needs CAP_BPF and CAP_NET_ADMIN (under systemd: \
+         AmbientCapabilities=CAP_BPF CAP_NET_ADMIN), or CAP_SYS_ADMIN before Linux 5.8; in a container, seccomp must \
+         allow bpf(2)"
+    )]
+    NotPermitted {
+        /// The kernel's answer.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The kernel has no eBPF, or lacks a feature the programs need.
+    #[error(
+        "this kernel ({kernel}) lacks what the eBPF programs need ({source}): use Linux 5.10 or later with \
+         CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_ACT"
+    )]
+    Unsupported {
+        /// The running kernel's version.
+        kernel: String,
+        /// The kernel's answer.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The kernel's verifier refused a program: a bug of this project on this kernel.
+    #[error(
+        "this kernel ({kernel}) refuses the eBPF program {program}; please report this with the verifier's log: {log}"
+    )]
+    Rejected {
+        /// The program.
+        program: &'static str,
+        /// The running kernel's version.
+        kernel: String,
+        /// What the verifier said last.
+        log: String,
+    },
+    /// The embedded object does not hold what this version expects.
+    #[error("the embedded eBPF object has no {what}: it is from another version, run `cargo xtask build`")]
+    Missing {
+        /// The program or map.
+        what: &'static str,
+    },
+    /// The embedded object cannot be read.
+    #[error("the embedded eBPF object cannot be loaded: {0}; run `cargo xtask build`")]
+    Object(Box<EbpfError>),
+    /// There is no such interface.
+    #[error("there is no network interface {interface} to attach an eBPF program to")]
+    NoInterface {
+        /// The interface's name.
+        interface: String,
+    },
+    /// The kernel did not attach a loaded program.
+    #[error("cannot attach the eBPF program {program} to {interface} by {kind}: {source}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// The interface's name.
+        interface: String,
+        /// How it was tried.
+        kind: AttachKind,
+        /// The kernel's answer.
+        source: Box<ProgramError>,
+    },
+    /// A map could not be read or written.
+    #[error("cannot access the eBPF map {map}: {source}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// The kernel's answer.
+        source: MapError,
+    },
+    /// The programs' log could not be opened.
+    #[error("cannot read the eBPF programs' log: {0}")]
+    Log(#[from] aya_log::Error),
+}
+
+impl BpfError {
+    pub(super) fn from_load(error: EbpfError) -> Self {
+        let code = match &error {
+            EbpfError::MapError(MapError::CreateError { io_error, .. }) => io_error.raw_os_error(),
+            EbpfError::MapError(MapError::SyscallError(SyscallError { io_error, .. })) => {
+                io_error.raw_os_error()
+            }
+            EbpfError::ProgramError(error) => program_code(error),
+            _ => None,
+        };
+        match code {
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { source: error.into() },
+            Some(libc::ENOSYS | libc::EINVAL) => Self::Unsupported { kernel: kernel(), source: error.into() },
+            _ => Self::Object(Box::new(error)),
+        }
+    }
+
+    pub(super) fn from_program(program: &'static str, error: ProgramError) -> Self {
+        let code = program_code(&error);
+        match error {
+            ProgramError::LoadError { verifier_log, .. } if !verifier_log.to_string().is_empty() => {
+                Self::Rejected { program, kernel: kernel(), log: tail(&verifier_log.to_string()) }
+            }
+            error if matches!(code, Some(libc::EPERM | libc::EACCES)) => {
+                Self::NotPermitted { source: error.into() }
+            }
+            error if matches!(code, Some(libc::ENOSYS | libc::EINVAL)) => {
+                Self::Unsupported { kernel: kernel(), source: error.into() }
+            }
+            error => Self::Object(Box::new(error.into())),
+        }
+    }
+
+    pub(super) fn from_attach(
+        program: &'static str,
+        interface: &str,
+        kind: AttachKind,
+        error: ProgramError,
+    ) -> Self {
+        match program_code(&error) {
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { source: error.into() },
+            Some(libc::ENODEV) => Self::NoInterface { interface: interface.to_owned() },
+            _ => Self::Attach { program, interface: interface.to_owned(), kind, source: Box::new(error) },
+        }
+    }
+}
+
+/// The errno at the bottom of a program's error, if one is there.
+pub(super) fn program_code(error: &ProgramError) -> Option<i32> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        let io = error.downcast_ref::<io::Error>();
+        let syscall = error.downcast_ref::<SyscallError>().map(|error| &error.io_error);
+        let tc = error.downcast_ref::<TcError>().and_then(tc_io_error);
+        if let Some(code) = io.or(syscall).or(tc).and_then(io::Error::raw_os_error) {
+            return Some(code);
+        }
+        source = error.source();
+    }
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        ProgramError::TcError(error) => tc_io_error(error).and_then(io::Error::raw_os_error),
+        _ => None,
+    }
+}
+
+fn tc_io_error(error: &TcError) -> Option<&io::Error> {
+    match error {
+        TcError::IoError(error) => Some(error),
+        _ => None,
+    }
+}
+
+/// The last lines of a verifier log say what was wrong; the rest is the program.
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.trim_end().lines().collect();
+    lines.get(lines.len().saturating_sub(12)..).unwrap_or_default().join("\n")
+}
+
+fn kernel() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map_or_else(|_| "version unknown".to_owned(), |release| release.trim().to_owned())
+}

@@ -1,0 +1,98 @@
+//! The embedded object, loaded into the kernel.
+
+#![expect(unsafe_code, reason = "aya's Pod and one system call")]
+
+use aya::maps::{Array, MapData, PerCpuArray};
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader, Pod};
+use cyphonic_common::map::{Counter, InterfaceConfig, name};
+
+use super::error::BpfError;
+
+/// The program on the interface's egress.
+pub(super) const EGRESS: &str = "cyphonic_egress";
+/// The program on the interface's ingress.
+pub(super) const INGRESS: &str = "cyphonic_ingress";
+
+/// aya requires the alignment of a 64-bit ELF file.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cyphonic-ebpf"));
+
+/// An [`InterfaceConfig`] as aya copies it into a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct PodConfig(InterfaceConfig);
+
+// SAFETY: `InterfaceConfig` is `repr(C)`, holds only integers and byte arrays, and has no padding: its size is asserted
+// beside its definition to be the sum of its fields' sizes.
+unsafe impl Pod for PodConfig {}
+
+/// A [`Counter`] as aya copies it out of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct PodCounter(pub(super) Counter);
+
+// SAFETY: `Counter` is `repr(C)` and consists of two `u64`, so any bytes are a valid value and there is no padding.
+unsafe impl Pod for PodCounter {}
+
+/// Programs and maps in the kernel, configured but not attached.
+#[derive(Debug)]
+pub(super) struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    /// Loads the programs for an interface.
+    pub(super) fn load(config: InterfaceConfig, log_level: u8) -> Result<Self, BpfError> {
+        if OBJECT.is_empty() {
+            return Err(BpfError::NotBuilt);
+        }
+        raise_memlock_limit();
+        let ebpf = EbpfLoader::new()
+            .override_global(aya_log::LEVEL, &log_level, false)
+            .load(OBJECT)
+            .map_err(BpfError::from_load)?;
+        let mut object = Self { ebpf };
+        object.configure(config)?;
+        Ok(object)
+    }
+
+    /// Has the kernel verify one program.
+    pub(super) fn verify(&mut self, program: &'static str) -> Result<(), BpfError> {
+        self.program(program)?.load().map_err(|source| BpfError::from_program(program, source))
+    }
+
+    /// One of the programs.
+    pub(super) fn program(&mut self, name: &'static str) -> Result<&mut SchedClassifier, BpfError> {
+        let program = self.ebpf.program_mut(name).ok_or(BpfError::Missing { what: name })?;
+        program.try_into().map_err(|source| BpfError::from_program(name, source))
+    }
+
+    /// All CPUs' counters.
+    pub(super) fn counters(&self) -> Result<PerCpuArray<&MapData, PodCounter>, BpfError> {
+        let map = self.ebpf.map(name::COUNTERS).ok_or(BpfError::Missing { what: name::COUNTERS })?;
+        PerCpuArray::try_from(map).map_err(|source| BpfError::Map { map: name::COUNTERS, source })
+    }
+
+    /// For attaching the logger.
+    pub(super) fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    fn configure(&mut self, config: InterfaceConfig) -> Result<(), BpfError> {
+        let failed = |source| BpfError::Map { map: name::CONFIG, source };
+        let map = self.ebpf.map_mut(name::CONFIG).ok_or(BpfError::Missing { what: name::CONFIG })?;
+        let mut map: Array<_, PodConfig> = Array::try_from(map).map_err(failed)?;
+        map.set(0, PodConfig(config), 0).map_err(failed)
+    }
+}
+
+/// Kernels before 5.11 charge maps to this limit, which is a few pages by default. Newer ones ignore it. If it may not
+/// be raised, loading reports what is missing.
+fn raise_memlock_limit() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the kernel reads one `rlimit` from a pointer to a live one.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
+    if result != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "RLIMIT_MEMLOCK stays as it is");
+    }
+}

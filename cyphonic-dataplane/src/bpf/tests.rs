@@ -1,0 +1,33 @@
+//! The programs in a real kernel: by `BPF_PROG_TEST_RUN` for every verdict, and on a TUN device in a network namespace.
+//!
+//! These tests need root and the eBPF objects, and fail where one is missing.
+
+mod on_tun;
+mod verdicts;
+
+use std::net::Ipv6Addr;
+
+use cyphonic_common::InterfaceConfig;
+
+const OWN: &str = "fd12:3456:789a:1::7";
+const PEER: &str = "fd12:3456:789a:2::9";
+const FOREIGN: &str = "2001:db8::1";
+
+fn address(text: &str) -> Ipv6Addr {
+    text.parse().unwrap()
+}
+
+fn config() -> InterfaceConfig {
+    InterfaceConfig::new(address(OWN).octets(), address("fd12:3456:789a::").octets(), 48).unwrap()
+}
+
+/// An IPv6 packet of UDP. The checksum is right, for the kernel receives some of them.
+fn udp(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+    let (source, destination) = (address(source), address(destination));
+    let mut packet = Vec::new();
+    etherparse::PacketBuilder::ipv6(source.octets(), destination.octets(), 64)
+        .udp(4000, 5000)
+        .write(&mut packet, payload)
+        .unwrap();
+    packet
+}

@@ -1,0 +1,161 @@
+//! A TUN device and sockets in a network namespace that only this test's thread is in.
+
+#![expect(unsafe_code, reason = "namespaces and TUN devices are made by system calls")]
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{Ipv6Addr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use cyphonic_common::DropReason;
+
+use super::super::{AttachKind, BpfError, EgressClassifier, Options};
+use super::{FOREIGN, OWN, PEER, config, udp};
+
+const INTERFACE: &str = "cyph0";
+/// Long enough for any machine; a passing test never waits this long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Runs `test` on a thread in a network namespace of its own, which ends with the thread.
+fn in_namespace(test: impl FnOnce() + Send) {
+    let run = || {
+        // SAFETY: it takes no pointers, and only this short-lived thread changes its namespace.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
+        ip("link set lo up");
+        test();
+    };
+    std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().expect("iproute2 is installed");
+    assert!(status.success(), "ip {arguments}: {status}");
+}
+
+/// A TUN device without packet information that is up and has the node's address, and another one on loopback.
+fn tun() -> File {
+    let file =
+        File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun").unwrap();
+    // SAFETY: `ifreq` is plain data for which zeros are valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(INTERFACE.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the descriptor is open, and the kernel reads and writes one `ifreq` behind the pointer.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    ip(&format!("link set {INTERFACE} up mtu 1420"));
+    ip(&format!("-6 addr add {OWN}/48 dev {INTERFACE} nodad"));
+    ip(&format!("-6 addr add {FOREIGN}/128 dev lo nodad"));
+    file
+}
+
+fn socket(address: &str) -> UdpSocket {
+    let socket = UdpSocket::bind((address.parse::<Ipv6Addr>().unwrap(), 5000)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+fn send(from: &UdpSocket, payload: &[u8]) {
+    from.send_to(payload, (PEER.parse::<Ipv6Addr>().unwrap(), 4000)).unwrap();
+}
+
+/// The next packet for [`PEER`] that leaves through the device; `None` when the kernel has nothing more to say.
+fn next_for_peer(tun: &mut File, patience: Duration) -> Option<Vec<u8>> {
+    let deadline = Instant::now() + patience;
+    let mut buffer = [0; 2048];
+    loop {
+        match tun.read(&mut buffer) {
+            Ok(len) if len >= 40 && buffer[24..40] == PEER.parse::<Ipv6Addr>().unwrap().octets() => {
+                return Some(buffer[..len].to_vec());
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if Instant::now() > deadline {
+                    return None;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn traffic_is_judged_and_counted(kind: AttachKind) {
+    let mut tun = tun();
+    let options = Options { kind: Some(kind), trace_drops: true };
+    let mut classifier = EgressClassifier::attach_with(INTERFACE, config(), options).unwrap();
+    assert_eq!(classifier.attach_kind(), kind);
+    let (own, foreign) = (socket(OWN), socket(FOREIGN));
+
+    send(&foreign, b"never arrives");
+    send(&own, b"arrives");
+    let packet = next_for_peer(&mut tun, PATIENCE).expect("the packet passes the classifier");
+    assert_eq!(&packet[48..], b"arrives");
+    let counted = classifier.counters().unwrap();
+    assert_eq!((counted.tunnel.packets, counted.tunnel.bytes), (1, packet.len() as u64));
+    assert_eq!(counted.dropped(DropReason::ForeignSource).packets, 1);
+    assert_eq!(counted.dropped_total().packets, 1, "{counted:?}");
+
+    let inbound = udp(PEER, OWN, b"from the tunnel");
+    tun.write_all(&inbound).unwrap();
+    let mut received = [0; 64];
+    let len = own.recv(&mut received).unwrap();
+    assert_eq!(&received[..len], b"from the tunnel");
+    let counted = classifier.counters().unwrap();
+    assert_eq!((counted.ingress.packets, counted.ingress.bytes), (1, inbound.len() as u64));
+    classifier.flush_log();
+
+    drop(classifier);
+    send(&foreign, b"now it arrives");
+    let packet = next_for_peer(&mut tun, PATIENCE).expect("nothing is attached any more");
+    assert_eq!(&packet[48..], b"now it arrives");
+}
+
+#[test]
+fn traffic_is_judged_and_counted_by_tcx() {
+    in_namespace(|| traffic_is_judged_and_counted(AttachKind::Tcx));
+}
+
+#[test]
+fn traffic_is_judged_and_counted_by_clsact() {
+    in_namespace(|| traffic_is_judged_and_counted(AttachKind::Clsact));
+}
+
+#[test]
+fn the_noise_of_an_interface_coming_up_stays_inside() {
+    in_namespace(|| {
+        let mut tun = tun();
+        let classifier = EgressClassifier::attach(INTERFACE, config()).unwrap();
+        // Joining a group makes the kernel report it by MLD, at once and again.
+        let socket = socket(OWN);
+        let group: Ipv6Addr = "ff05::1234".parse().unwrap();
+        socket.join_multicast_v6(&group, interface_index()).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while classifier.counters().unwrap().dropped(DropReason::LocalNoise).packets == 0 {
+            assert!(Instant::now() < deadline, "no MLD report was counted");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(classifier.counters().unwrap().dropped_total().packets, 0);
+        assert_eq!(next_for_peer(&mut tun, Duration::ZERO), None);
+    });
+}
+
+fn interface_index() -> u32 {
+    let name = std::ffi::CString::new(INTERFACE).unwrap();
+    // SAFETY: the pointer is to a NUL-terminated string that lives during the call.
+    unsafe { libc::if_nametoindex(name.as_ptr()) }
+}
+
+#[test]
+fn a_missing_interface_is_named() {
+    in_namespace(|| {
+        let error = EgressClassifier::attach("nosuch0", config()).unwrap_err();
+        assert!(matches!(error, BpfError::NoInterface { .. }), "{error:?}");
+        assert!(error.to_string().contains("nosuch0"), "{error}");
+    });
+}
