@@ -90,6 +90,16 @@ pub enum LabError {
     /// The link emulator did not come up.
     #[error("the link emulator did not start: {0}")]
     Emulator(String),
+    /// A daemon did not become ready.
+    #[error("{name} {problem}; its log ends:\n{log}")]
+    NotReady {
+        /// The daemon.
+        name: String,
+        /// What happened instead.
+        problem: String,
+        /// The end of its log.
+        log: String,
+    },
     /// A program's output could not be understood.
     #[error("cannot understand the output of {program}: {problem}\n{output}")]
     Output {

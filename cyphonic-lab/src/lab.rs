@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use crate::command::configure;
+use crate::command::{Cancel, configure};
 use crate::emulator::{Emulator, Tap, Wire};
 use crate::link::{Bridge, Cable, End, Plan};
-use crate::process::{Daemon, stop_all};
+use crate::process::{Daemon, Readiness, stop_all};
 use crate::topology::validate::SWITCH;
 use crate::topology::{Interface, Link, Profile, Topology};
 use crate::{LabError, LabState, Namespace, nat, netns};
@@ -115,6 +116,25 @@ impl Lab {
     pub fn spawn(&self, node: &str, label: &str, command: &mut Command) -> Result<Daemon, LabError> {
         let log = self.node_dir(node)?.join(format!("{label}.log"));
         Daemon::start(command, format!("{label} on {node}"), log)
+    }
+
+    /// Like [`Self::spawn`], for a program that reports to systemd when it is ready: returns once it has.
+    ///
+    /// # Errors
+    /// As [`Self::spawn`], or it ended or said nothing within `limit`; it has been stopped then.
+    pub fn spawn_ready(
+        &self,
+        node: &str,
+        label: &str,
+        command: &mut Command,
+        limit: Duration,
+        cancel: &Cancel,
+    ) -> Result<Daemon, LabError> {
+        let readiness = Readiness::new(&self.node_dir(node)?, label)?;
+        readiness.announce_in(command);
+        let mut daemon = self.spawn(node, label, command)?;
+        readiness.wait(&mut daemon, limit, cancel)?;
+        Ok(daemon)
     }
 
     /// Lets the lab stay up when this process ends, until [`down`] is called.

@@ -1,6 +1,7 @@
 //! Programs that run in the lab for a while, with their output in a log file.
 
 use std::fs::File;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::command::Cancel;
 use crate::emulator::detach;
 use crate::{LabError, Namespace, command, netns};
 
@@ -56,6 +58,13 @@ impl Daemon {
         std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
+    /// The last lines of what it has written.
+    pub fn log_tail(&self, lines: usize) -> String {
+        let log = self.log();
+        let all: Vec<&str> = log.lines().collect();
+        all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n")
+    }
+
     /// How it ended, if it has.
     pub fn exit_status(&mut self) -> Option<ExitStatus> {
         self.status = self.status.or_else(|| self.child.try_wait().ok().flatten());
@@ -82,6 +91,10 @@ impl Daemon {
         self.released = true;
     }
 
+    fn not_ready(&self, problem: String) -> LabError {
+        LabError::NotReady { name: self.name.clone(), problem, log: self.log_tail(15) }
+    }
+
     fn signal(&mut self, signal: Signal) {
         // A child that has not been waited for keeps its id, so this reaches no other process.
         if self.exit_status().is_none()
@@ -97,6 +110,63 @@ impl Drop for Daemon {
         if !self.released {
             self.stop();
         }
+    }
+}
+
+/// Waits for a daemon to say that it is ready, as it would say to systemd (sd_notify(3)).
+#[derive(Debug)]
+pub struct Readiness {
+    socket: UnixDatagram,
+    path: PathBuf,
+}
+
+impl Readiness {
+    /// A socket in `dir` for the daemon called `label`.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn new(dir: &Path, label: &str) -> Result<Self, LabError> {
+        let path = dir.join(format!("{label}.notify"));
+        let _ = std::fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path).map_err(LabError::file("bind", &path))?;
+        socket.set_read_timeout(Some(POLL)).map_err(LabError::file("set up", &path))?;
+        Ok(Self { socket, path })
+    }
+
+    /// Tells the program to be started where to report.
+    pub fn announce_in(&self, command: &mut Command) {
+        command.env("NOTIFY_SOCKET", &self.path);
+    }
+
+    /// Waits for the report.
+    ///
+    /// # Errors
+    /// The daemon ended, or said nothing within `limit`, or `cancel` was set.
+    pub fn wait(&self, daemon: &mut Daemon, limit: Duration, cancel: &Cancel) -> Result<(), LabError> {
+        let started = Instant::now();
+        loop {
+            cancel.check()?;
+            let mut message = [0; 4096];
+            if let Ok(length) = self.socket.recv(&mut message)
+                && message
+                    .get(..length)
+                    .is_some_and(|text| text.split(|byte| *byte == b'\n').any(|l| l == b"READY=1"))
+            {
+                return Ok(());
+            }
+            if let Some(status) = daemon.exit_status() {
+                return Err(daemon.not_ready(format!("ended before it was ready ({status})")));
+            }
+            if started.elapsed() > limit {
+                return Err(daemon.not_ready(format!("was not ready within {limit:?}")));
+            }
+        }
+    }
+}
+
+impl Drop for Readiness {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 

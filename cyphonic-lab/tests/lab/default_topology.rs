@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -120,4 +121,26 @@ fn programs_resolve_by_the_nodes_own_configuration() {
     let lab = up(&shipped(), "resolv", "zero");
     let output = lab.command("a", "cat").unwrap().arg("/etc/resolv.conf").output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains("nameserver 127.0.0.53"));
+}
+
+#[test]
+fn a_daemon_is_waited_for_until_it_reports_and_its_log_is_shown_if_it_does_not() {
+    let lab = up(&shipped(), "ready", "zero");
+    let limit = Duration::from_secs(10);
+    let socket = lab.node_dir("a").unwrap().join("good.notify");
+    let mut daemon = thread::scope(|scope| {
+        // In the daemon's place, which is only asleep: this test is about the one who waits.
+        scope.spawn(|| {
+            assert!(wait_until(limit, || socket.exists()));
+            UnixDatagram::unbound().unwrap().send_to(b"STATUS=up\nREADY=1\n", &socket).unwrap();
+        });
+        let mut command = lab.command("a", "sleep").unwrap();
+        lab.spawn_ready("a", "good", command.arg("600"), limit, &Cancel::default()).unwrap()
+    });
+    assert!(daemon.exit_status().is_none() && !socket.exists());
+
+    let mut command = lab.command("a", "sh").unwrap();
+    let failing = command.args(["-c", "echo no such key >&2; exit 4"]);
+    let error = lab.spawn_ready("a", "bad", failing, limit, &Cancel::default()).unwrap_err().to_string();
+    assert!(error.contains("bad on a") && error.contains("no such key"), "{error}");
 }
