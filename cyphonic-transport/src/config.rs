@@ -1,0 +1,92 @@
+//! QUIC parameters, and how each number was found.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cyphonic_common::{ConnectionId, cid::CID_LEN};
+use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn_proto::ConnectionIdGenerator;
+
+/// A connection that hears nothing for this long is lost. Three keep-alives fit in it, so that two may be lost.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Keeps the NAT mapping of the node's one port open. RFC 4787 §4.3 demands at least two minutes of NATs, and
+/// many grant 30 s to UDP.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(14);
+
+/// Until a round trip was measured. RFC 9002's 333 ms makes the first probe time-out a full second, which is
+/// what a lost first packet would cost an application's first connection.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+
+/// A relayed handshake packet of 1,200 bytes must fit into a DATAGRAM of the connection to the TRS before path
+/// MTU discovery has run: 1,200 + context + short header, frame header and tag (49 at most). Paths that cannot carry
+/// it fall back to 1,200 by black-hole detection (RFC 8899 §4.4), and relaying has to wait for discovery.
+const INITIAL_MTU: u16 = 1_280;
+
+/// A handshake between peers that makes no progress for this long has failed.
+const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Open requests a peer may have on one connection.
+const MAX_EXCHANGES: u32 = 64;
+
+/// Bytes of DATAGRAMs held for a reader that lags (relayed handshakes only, a few kilobytes each).
+const DATAGRAM_BUFFER: usize = 256 * 1024;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Long-lived, between a node and AS, NMS or TRS.
+    Service,
+    /// Between two nodes, closed once they have set up their tunnel.
+    Peer,
+}
+
+impl Purpose {
+    pub(crate) fn transport_config(self) -> Arc<TransportConfig> {
+        let mut config = TransportConfig::default();
+        config
+            .initial_rtt(INITIAL_RTT)
+            .max_concurrent_bidi_streams(VarInt::from_u32(MAX_EXCHANGES))
+            .max_concurrent_uni_streams(VarInt::from_u32(0));
+        match self {
+            Self::Service => config
+                .initial_mtu(INITIAL_MTU)
+                .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
+                .keep_alive_interval(Some(KEEP_ALIVE))
+                .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
+                .datagram_send_buffer_size(DATAGRAM_BUFFER),
+            // May travel inside DATAGRAMs of a connection to a TRS, so it stays at QUIC's smallest size.
+            Self::Peer => config
+                .max_idle_timeout(IdleTimeout::try_from(PEER_IDLE_TIMEOUT).ok())
+                .mtu_discovery_config(None)
+                .datagram_receive_buffer_size(None),
+        };
+        Arc::new(config)
+    }
+}
+
+/// Parameters of the endpoint: 8-byte connection IDs whose first bit says "signalling".
+pub(crate) fn endpoint_config() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    config.cid_generator(|| Box::new(SignallingCids));
+    config
+}
+
+/// Makes the connection IDs by which this node's QUIC connections are reached.
+#[derive(Debug)]
+struct SignallingCids;
+
+impl ConnectionIdGenerator for SignallingCids {
+    fn generate_cid(&mut self) -> quinn_proto::ConnectionId {
+        let cid = ConnectionId::from_random_signalling(rand::random());
+        quinn_proto::ConnectionId::new(cid.as_bytes())
+    }
+
+    fn cid_len(&self) -> usize {
+        CID_LEN
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}

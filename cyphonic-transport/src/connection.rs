@@ -1,0 +1,173 @@
+//! A verified QUIC connection: exchanges and DATAGRAMs.
+//!
+//! An *exchange* is one request and one answer on a bidirectional stream of its own, so that a slow one delays
+//! no other. Either end may ask: that is how the NMS reaches a node behind a NAT.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cyphonic_proto::identity::Identity;
+use cyphonic_proto::message::{self, MAX_MESSAGE_BYTES, Message};
+use cyphonic_proto::tunnel::{ExportError, Exporter};
+use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
+
+/// An exchange that takes longer has failed. The longest is a Direction Request, in which the NMS waits for
+/// the responder, which waits for a TRS.
+pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// The length prefix of a message: a variable-length integer (RFC 9000 §16).
+const PREFIX_BYTES: usize = 8;
+
+/// Why an exchange brought no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// The connection ended.
+    #[error("the connection ended: {0}")]
+    Connection(#[from] ConnectionError),
+    /// No answer in time.
+    #[error("no answer within {} s", EXCHANGE_TIMEOUT.as_secs())]
+    TimedOut,
+    /// The peer ended the stream early.
+    #[error("the peer gave up the request: {0}")]
+    Stream(String),
+    /// The peer sent something that is not a message.
+    #[error("the peer's message is malformed: {0}")]
+    Malformed(String),
+}
+
+/// A connection whose other end proved who it is.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    inner: quinn::Connection,
+    identity: Option<Identity>,
+}
+
+impl Connection {
+    pub(crate) fn new(inner: quinn::Connection, identity: Option<Identity>) -> Self {
+        Self { inner, identity }
+    }
+
+    /// Who is at the other end; absent only for a device that is enrolling.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
+    /// The peer's address as of now: it changes when the peer moves or its NAT rebinds (RFC 9000 §9).
+    pub fn remote_address(&self) -> SocketAddr {
+        let address = self.inner.remote_address();
+        SocketAddr::new(address.ip().to_canonical(), address.port())
+    }
+
+    /// The local address that the peer's packets arrive at, where the kernel tells.
+    pub fn local_ip(&self) -> Option<std::net::IpAddr> {
+        self.inner.local_ip().map(|ip| ip.to_canonical())
+    }
+
+    /// Tells connections apart within this process.
+    pub fn id(&self) -> u64 {
+        self.inner.stable_id() as u64
+    }
+
+    /// The latest round-trip estimate.
+    pub fn rtt(&self) -> Duration {
+        self.inner.rtt()
+    }
+
+    /// Asks and waits for the answer.
+    pub async fn open_exchange(&self, request: &Message) -> Result<Message, ExchangeError> {
+        tokio::time::timeout(EXCHANGE_TIMEOUT, self.exchange(request))
+            .await
+            .map_err(|_| ExchangeError::TimedOut)?
+    }
+
+    async fn exchange(&self, request: &Message) -> Result<Message, ExchangeError> {
+        let (mut send, mut recv) = self.inner.open_bi().await?;
+        write_message(&mut send, request).await?;
+        read_message(&mut recv).await
+    }
+
+    /// Waits for the peer's next request. A stream that holds no message is reset and passed over.
+    pub async fn accept_exchange(&self) -> Result<(Message, Responder), ExchangeError> {
+        loop {
+            let (send, mut recv) = self.inner.accept_bi().await?;
+            match tokio::time::timeout(EXCHANGE_TIMEOUT, read_message(&mut recv)).await {
+                Ok(Ok(message)) => return Ok((message, Responder { send })),
+                Ok(Err(ExchangeError::Connection(error))) => return Err(error.into()),
+                Ok(Err(error)) => tracing::debug!(%error, "a request was dropped"),
+                Err(_) => tracing::debug!("a request was dropped: it did not arrive in time"),
+            }
+        }
+    }
+
+    /// Sends an unreliable DATAGRAM (RFC 9221); one that does not fit or find room is lost.
+    pub fn send_datagram(&self, datagram: Bytes) {
+        if let Err(error) = self.inner.send_datagram(datagram) {
+            tracing::trace!(%error, "a datagram was dropped");
+        }
+    }
+
+    /// Waits for the next DATAGRAM.
+    pub async fn read_datagram(&self) -> Result<Bytes, ConnectionError> {
+        self.inner.read_datagram().await
+    }
+
+    /// Ends the connection; the peer learns code and reason.
+    pub fn close(&self, code: u32, reason: &str) {
+        self.inner.close(VarInt::from_u32(code), reason.as_bytes());
+    }
+
+    /// Waits until the connection has ended and says why.
+    pub async fn closed(&self) -> ConnectionError {
+        self.inner.closed().await
+    }
+
+    /// quinn's connection, for relayed legs.
+    pub fn quinn(&self) -> &quinn::Connection {
+        &self.inner
+    }
+}
+
+impl Exporter for Connection {
+    fn export(&self, label: &[u8], context: &[u8]) -> Result<[u8; 32], ExportError> {
+        let mut secret = [0; 32];
+        self.inner.export_keying_material(&mut secret, label, context).map_err(|_| ExportError)?;
+        Ok(secret)
+    }
+}
+
+/// The one answer that an accepted request waits for. Dropped unanswered, the asker sees its stream end.
+#[derive(Debug)]
+pub struct Responder {
+    send: SendStream,
+}
+
+impl Responder {
+    /// Answers.
+    pub async fn respond(mut self, answer: &Message) -> Result<(), ExchangeError> {
+        write_message(&mut self.send, answer).await
+    }
+
+    /// Answers, and returns once the peer's QUIC has acknowledged the answer: for what must happen after it
+    /// arrived.
+    pub async fn respond_acknowledged(mut self, answer: &Message) -> Result<(), ExchangeError> {
+        write_message(&mut self.send, answer).await?;
+        self.send.stopped().await.map_err(|error| ExchangeError::Stream(error.to_string()))?;
+        Ok(())
+    }
+}
+
+async fn write_message(send: &mut SendStream, message: &Message) -> Result<(), ExchangeError> {
+    let bytes = message::encode(message);
+    send.write_all(&bytes).await.map_err(|error| ExchangeError::Stream(error.to_string()))?;
+    // Fails only when already finished or reset by the peer, which the reader of the answer will see.
+    send.finish().map_err(|error| ExchangeError::Stream(error.to_string()))
+}
+
+async fn read_message(recv: &mut RecvStream) -> Result<Message, ExchangeError> {
+    let bytes = recv
+        .read_to_end(MAX_MESSAGE_BYTES + PREFIX_BYTES)
+        .await
+        .map_err(|error| ExchangeError::Stream(error.to_string()))?;
+    message::decode(&bytes).map_err(|error| ExchangeError::Malformed(error.to_string()))
+}

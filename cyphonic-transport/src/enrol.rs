@@ -1,0 +1,32 @@
+//! The one connection that a device makes before it has a certificate.
+//!
+//! It has an ephemeral socket of its own: the node's port, its data plane and its interface come to life only once the
+//! device is somebody.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use cyphonic_proto::alpn;
+use quinn::Endpoint;
+
+use crate::connection::Connection;
+use crate::dial::{self, DialError};
+use crate::tls::{self, TlsError};
+use crate::transport::HANDSHAKE_TIMEOUT;
+
+/// The name sent when enrolling: the verifier pins the root instead (RFC 2606's reserved domain).
+const ENROLMENT_NAME: &str = "enrolment.invalid";
+
+/// Connects to an AS to enrol: the AS proves that its root is the one whose SHA-256 the token carries; the device
+/// proves nothing yet.
+///
+/// # Errors
+/// When no address answered in time, or the cloud is not the one that issued the token. Nothing was sent to it.
+pub async fn connect(addresses: &[SocketAddr], root_sha256: [u8; 32]) -> Result<Connection, DialError> {
+    let config = tls::enrolment_config(root_sha256, alpn::ENROL)?;
+    let endpoint = Endpoint::client((Ipv6Addr::UNSPECIFIED, 0).into())
+        .or_else(|_| Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()))
+        .map_err(|error| TlsError::Quic(error.to_string()))?;
+    let inner = dial::first_of(&endpoint, config, addresses, ENROLMENT_NAME, HANDSHAKE_TIMEOUT).await?;
+    let identity = tls::identity_of(&inner).transpose().map_err(DialError::Identity)?;
+    Ok(Connection::new(inner, identity))
+}

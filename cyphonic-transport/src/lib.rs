@@ -1,0 +1,29 @@
+//! The asynchronous shell that agent and cloud share: QUIC over the node's one UDP port.
+//!
+//! A node has one UDP port for everything (`docs/protocol.md`). A data-plane worker receives on it and hands
+//! what is not tunnel data to the [`mux::Mux`], which is the socket that quinn believes it owns. On top of it:
+//!
+//! - [`tls`]: who may be at the other end. Certificates chain to the overlay's root and carry role, name and
+//!   network; nothing is read from a connection before that was checked.
+//! - [`Transport`]: dials services and peers, accepts connections, limits handshakes.
+//! - [`Connection`]: exchanges (one request, one answer, one stream each) and DATAGRAMs.
+//! - [`enrol`]: the one connection that a device makes before it has a certificate.
+//! - [`mux`]: also knows *relayed addresses*: handshakes between peers that travel as DATAGRAMs inside a
+//!   connection to a TRS look to quinn like packets to an address of the discard prefix (RFC 6666).
+//!
+//! Architecture invariant: this crate decides nothing. What to connect to, what to ask and what an answer
+//! means is said by the state machines of `cyphonic-proto`.
+
+mod config;
+pub mod connection;
+pub mod dial;
+pub mod enrol;
+pub mod mux;
+pub mod tls;
+mod transport;
+
+pub use connection::{Connection, ExchangeError, Responder};
+pub use dial::DialError;
+pub use mux::{Mux, RelayedAddress};
+pub use tls::{ClientTls, Credentials, ServerTls, TlsError};
+pub use transport::{Incoming, Transport, TransportError};

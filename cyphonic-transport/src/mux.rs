@@ -1,0 +1,336 @@
+//! The socket that quinn believes it owns.
+//!
+//! Arriving signalling packets come from the data plane's receive worker ([`SignallingSink`]) or, for handshakes
+//! that a TRS relays, from DATAGRAMs ([`Mux::deliver_relayed`]). Leaving packets go out of the node's UDP port, or
+//! into the connection to the TRS when their destination is a [`RelayedAddress`].
+//!
+//! Invariants: the queue is bounded and drops when full, as a socket buffer would; a packet that cannot be
+//! sent at once is dropped, because QUIC repairs loss and a signalling packet must not wait behind bulk data.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use cyphonic_dataplane::udp::{self, SignallingSink, UdpPort};
+use cyphonic_proto::relayed;
+use quinn::{AsyncUdpSocket, UdpPoller};
+use quinn_udp::{EcnCodepoint, RecvMeta, Transmit};
+
+/// Packets held for quinn. 2,048 of 1,400 bytes are 3 MiB: more than a burst of handshakes, less than a flood.
+const QUEUE_PACKETS: usize = 2_048;
+
+/// Relayed legs at once. Each is a hundred bytes; a node relays its handshakes with far fewer peers at a time.
+const MAX_LEGS: usize = 16_384;
+
+/// RFC 6666's discard prefix: never routed, so it can never be a real peer.
+const RELAYED_PREFIX: [u16; 4] = [0x100, 0, 0, 0];
+const RELAYED_PORT: u16 = 1;
+
+/// Where quinn sends the packets of a handshake that travels through a TRS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RelayedAddress(u64);
+
+impl RelayedAddress {
+    /// The address to dial.
+    pub fn socket_addr(self) -> SocketAddr {
+        let [a, b, c, d] = RELAYED_PREFIX;
+        let i = self.0.to_be_bytes();
+        let tail = |n: usize| u16::from_be_bytes([i[n], i[n + 1]]);
+        SocketAddr::new(Ipv6Addr::new(a, b, c, d, tail(0), tail(2), tail(4), tail(6)).into(), RELAYED_PORT)
+    }
+
+    /// The relayed leg behind an address, if it is one.
+    pub fn from_socket_addr(address: SocketAddr) -> Option<Self> {
+        let IpAddr::V6(ip) = address.ip() else { return None };
+        let bytes = ip.octets();
+        if ip.segments()[..4] != RELAYED_PREFIX {
+            return None;
+        }
+        let mut id = [0; 8];
+        id.copy_from_slice(&bytes[8..]);
+        Some(Self(u64::from_be_bytes(id)))
+    }
+}
+
+/// One leg: the connection to the TRS and the context that prefixes its DATAGRAMs.
+#[derive(Clone)]
+struct Leg {
+    connection: quinn::Connection,
+    context: u64,
+}
+
+struct Packet {
+    from: SocketAddr,
+    local_ip: Option<IpAddr>,
+    ecn: Option<EcnCodepoint>,
+    payload: Bytes,
+}
+
+#[derive(Default)]
+struct Queue {
+    packets: VecDeque<Packet>,
+    waker: Option<Waker>,
+}
+
+#[derive(Default)]
+struct Legs {
+    by_address: HashMap<RelayedAddress, Leg>,
+    by_context: HashMap<(usize, u64), RelayedAddress>,
+}
+
+/// The socket behind quinn's endpoint.
+pub struct Mux {
+    port: Arc<UdpPort>,
+    queue: Mutex<Queue>,
+    legs: RwLock<Legs>,
+    next_leg: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Mux {
+    /// A socket over the node's port.
+    pub fn new(port: Arc<UdpPort>) -> Arc<Self> {
+        Arc::new(Self {
+            port,
+            queue: Mutex::default(),
+            legs: RwLock::default(),
+            next_leg: AtomicU64::new(1),
+            dropped: AtomicU64::new(0),
+        })
+    }
+
+    /// Signalling packets dropped because quinn lagged or the port was busy.
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// The address under which quinn reaches a leg of a TRS connection; the same leg always has the same one.
+    /// None when there are too many legs already.
+    pub fn add_leg(&self, trs: &quinn::Connection, context: u64) -> Option<RelayedAddress> {
+        let key = (trs.stable_id(), context);
+        let mut legs = self.legs.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(address) = legs.by_context.get(&key) {
+            return Some(*address);
+        }
+        if legs.by_context.len() >= MAX_LEGS {
+            return None;
+        }
+        let address = RelayedAddress(self.next_leg.fetch_add(1, Ordering::Relaxed));
+        legs.by_context.insert(key, address);
+        legs.by_address.insert(address, Leg { connection: trs.clone(), context });
+        Some(address)
+    }
+
+    /// Forgets every leg of a TRS connection that ended.
+    pub fn remove_legs(&self, trs: &quinn::Connection) {
+        let id = trs.stable_id();
+        let mut legs = self.legs.write().unwrap_or_else(PoisonError::into_inner);
+        legs.by_context.retain(|(connection, _), _| *connection != id);
+        legs.by_address.retain(|_, leg| leg.connection.stable_id() != id);
+    }
+
+    /// The leg behind an address: its connection's [`quinn::Connection::stable_id`] and its context.
+    pub fn leg(&self, address: RelayedAddress) -> Option<(usize, u64)> {
+        let legs = self.legs.read().unwrap_or_else(PoisonError::into_inner);
+        legs.by_address.get(&address).map(|leg| (leg.connection.stable_id(), leg.context))
+    }
+
+    /// A DATAGRAM from a TRS: hands the packet in it to quinn. The TRS forwards only between bound legs, so a
+    /// context that was not seen before is a leg whose peer was faster than our own bookkeeping.
+    pub fn deliver_relayed(&self, trs: &quinn::Connection, datagram: &Bytes) {
+        let Some((context, packet)) = relayed::decode(datagram) else { return self.count_drop() };
+        let Some(address) = self.add_leg(trs, context) else { return self.count_drop() };
+        let payload = datagram.slice_ref(packet);
+        self.enqueue([Packet { from: address.socket_addr(), local_ip: None, ecn: None, payload }]);
+    }
+
+    fn send_relayed(&self, address: RelayedAddress, transmit: &Transmit<'_>) {
+        let leg = {
+            let legs = self.legs.read().unwrap_or_else(PoisonError::into_inner);
+            legs.by_address.get(&address).cloned()
+        };
+        let Some(leg) = leg else { return self.count_drop() };
+        let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
+        for packet in transmit.contents.chunks(segment) {
+            let sent =
+                relayed::encode(leg.context, packet).map(|datagram| leg.connection.send_datagram(datagram));
+            if !matches!(sent, Some(Ok(()))) {
+                self.count_drop();
+            }
+        }
+    }
+
+    fn enqueue(&self, packets: impl IntoIterator<Item = Packet>) {
+        let mut queue = self.queue();
+        for packet in packets {
+            if queue.packets.len() < QUEUE_PACKETS {
+                queue.packets.push_back(packet);
+            } else {
+                self.count_drop();
+            }
+        }
+        let waker = queue.waker.take();
+        drop(queue);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count_drop(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Mux {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mux").field("dropped", &self.dropped()).finish_non_exhaustive()
+    }
+}
+
+impl SignallingSink for Mux {
+    fn deliver(
+        &self,
+        from: SocketAddr,
+        local_ip: Option<IpAddr>,
+        ecn: Option<u8>,
+        payload: &[u8],
+        stride: usize,
+    ) {
+        let from = to_v6(from);
+        let ecn = ecn.and_then(EcnCodepoint::from_bits);
+        let batch = Bytes::copy_from_slice(payload);
+        let stride = if stride == 0 { payload.len().max(1) } else { stride };
+        let packets = (0..payload.len()).step_by(stride).map(|start| {
+            let end = payload.len().min(start + stride);
+            Packet { from, local_ip, ecn, payload: batch.slice(start..end) }
+        });
+        self.enqueue(packets);
+    }
+}
+
+impl AsyncUdpSocket for Mux {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(AlwaysWritable)
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if let Some(address) = RelayedAddress::from_socket_addr(transmit.destination) {
+            self.send_relayed(address, transmit);
+            return Ok(());
+        }
+        let canonical = udp::Transmit {
+            dest: SocketAddr::new(transmit.destination.ip().to_canonical(), transmit.destination.port()),
+            ecn: transmit.ecn.map(|ecn| ecn as u8),
+            payload: transmit.contents,
+            segment_size: transmit.segment_size,
+            src_ip: transmit.src_ip.map(|ip| ip.to_canonical()),
+        };
+        // An unreachable or refused destination is a lost packet to QUIC: the connection's time-out names it.
+        if self.port.send(&canonical).is_err() {
+            self.count_drop();
+        }
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut queue = self.queue();
+        let mut count = 0;
+        for (buf, meta) in bufs.iter_mut().zip(meta.iter_mut()) {
+            let Some(packet) = queue.packets.pop_front() else { break };
+            let len = packet.payload.len();
+            // Larger than any packet we offered to receive: not for us.
+            if len > buf.len() {
+                self.count_drop();
+                *meta = RecvMeta { addr: packet.from, len: 0, stride: 0, ecn: None, dst_ip: None };
+            } else {
+                buf[..len].copy_from_slice(&packet.payload);
+                *meta = RecvMeta {
+                    addr: packet.from,
+                    len,
+                    stride: len,
+                    ecn: packet.ecn,
+                    dst_ip: packet.local_ip,
+                };
+            }
+            count += 1;
+        }
+        if count > 0 {
+            return Poll::Ready(Ok(count));
+        }
+        queue.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// IPv6 always: quinn then hands every destination over as IPv6, relayed addresses among them.
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), self.port.local_port()))
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.port.max_gso_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.port.may_fragment()
+    }
+}
+
+#[derive(Debug)]
+struct AlwaysWritable;
+
+impl UdpPoller for AlwaysWritable {
+    fn poll_writable(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// quinn compares addresses byte by byte, so each peer must have one spelling: IPv6, mapped if it is IPv4.
+fn to_v6(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(v4) => SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into(),
+        SocketAddr::V6(v6) => SocketAddrV6::new(*v6.ip(), v6.port(), 0, 0).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relayed_address_is_its_own_inverse() {
+        for id in [1, 0x0123_4567_89ab_cdef, u64::MAX] {
+            let address = RelayedAddress(id);
+            assert_eq!(RelayedAddress::from_socket_addr(address.socket_addr()), Some(address));
+        }
+    }
+
+    #[test]
+    fn a_real_address_is_never_taken_for_a_relayed_one() {
+        for real in ["192.0.2.1:443", "[2001:db8::1]:443", "[::ffff:192.0.2.1]:1", "[::1]:1"] {
+            let real: SocketAddr = real.parse().unwrap();
+            assert_eq!(RelayedAddress::from_socket_addr(real), None);
+        }
+    }
+
+    #[test]
+    fn quinn_sees_one_spelling_of_each_peer() {
+        let plain: SocketAddr = "192.0.2.1:443".parse().unwrap();
+        let mapped: SocketAddr = "[::ffff:192.0.2.1]:443".parse().unwrap();
+        assert_eq!(to_v6(plain), to_v6(mapped));
+    }
+}

@@ -1,0 +1,363 @@
+//! Who may be at the other end.
+//!
+//! Every certificate chains to the overlay's root, names its holder (SAN dNSName) and says network and role
+//! (SAN URI, see `cyphonic_proto::identity`). A client checks chain, name, network and role while it shakes hands;
+//! a server checks chain and network, and the role before it reads the first message.
+//!
+//! TLS 1.3 only, X25519MLKEM768 first, no resumption and no 0-RTT: each connection proves both keys anew.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cyphonic_proto::identity::{Identity, NetworkId, Role};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, kx_group};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::version::TLS13;
+use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use crate::config::Purpose;
+
+/// Why keys and certificates could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The key does not belong to the certificate, or is of a kind that TLS 1.3 does not know.
+    #[error(
+        "the private key cannot be used with its certificate: {0}; enrol again or restore both from one backup"
+    )]
+    Key(rustls::Error),
+    /// The root certificate cannot be a trust anchor.
+    #[error("the root certificate is not usable: {0}; restore it from a backup or enrol again")]
+    Root(rustls::Error),
+    /// The verifier could not be built.
+    #[error("the certificate verifier cannot be built: {0}")]
+    Verifier(String),
+    /// No TLS 1.3 suite that QUIC needs.
+    #[error("TLS is not usable for QUIC: {0}")]
+    Quic(String),
+}
+
+/// One end's certificate chain, private key and trust anchor.
+pub struct Credentials {
+    /// Leaf first, then the intermediate.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The leaf's private key.
+    pub key: PrivateKeyDer<'static>,
+    /// The overlay's root.
+    pub root: CertificateDer<'static>,
+    /// The overlay: certificates of another are refused even if they chain to the root.
+    pub network: NetworkId,
+}
+
+impl Credentials {
+    fn certified_key(&self, provider: &CryptoProvider) -> Result<Arc<CertifiedKey>, TlsError> {
+        CertifiedKey::from_der(self.chain.clone(), self.key.clone_key(), provider)
+            .map(Arc::new)
+            .map_err(TlsError::Key)
+    }
+
+    fn roots(&self) -> Result<Arc<RootCertStore>, TlsError> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.root.clone()).map_err(TlsError::Root)?;
+        Ok(Arc::new(roots))
+    }
+}
+
+impl Clone for Credentials {
+    fn clone(&self) -> Self {
+        Self {
+            chain: self.chain.clone(),
+            key: self.key.clone_key(),
+            root: self.root.clone(),
+            network: self.network,
+        }
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").field("network", &self.network).finish_non_exhaustive()
+    }
+}
+
+/// How to dial: with which certificate, trusting whom.
+#[derive(Clone)]
+pub struct ClientTls {
+    credentials: Credentials,
+}
+
+impl ClientTls {
+    /// Dials with these credentials.
+    pub fn new(credentials: Credentials) -> Self {
+        Self { credentials }
+    }
+
+    /// A QUIC configuration that accepts only a holder of `role`; the name is checked by the dialled name.
+    pub(crate) fn config(&self, role: Role, alpn: &[u8]) -> Result<quinn::ClientConfig, TlsError> {
+        let provider = provider();
+        let inner = WebPkiServerVerifier::builder_with_provider(self.credentials.roots()?, provider.clone())
+            .build()
+            .map_err(|error| TlsError::Verifier(error.to_string()))?;
+        let verifier = RoleVerifier { inner, network: self.credentials.network, role };
+        let key = self.credentials.certified_key(&provider)?;
+        let tls = client_builder(provider)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
+        let purpose = if role == Role::Device { Purpose::Peer } else { Purpose::Service };
+        quic_client(tls, alpn, purpose)
+    }
+}
+
+/// A QUIC configuration for a device that has no certificate yet: it trusts the AS whose root has this SHA-256,
+/// which its enrolment token carries.
+pub(crate) fn enrolment_config(root_sha256: [u8; 32], alpn: &[u8]) -> Result<quinn::ClientConfig, TlsError> {
+    let provider = provider();
+    let verifier = PinnedRootVerifier { provider: provider.clone(), root_sha256 };
+    let tls = client_builder(provider)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    quic_client(tls, alpn, Purpose::Service)
+}
+
+/// How to accept: one certificate per application protocol, so that a process may hold several roles.
+pub struct ServerTls {
+    roots: Arc<RootCertStore>,
+    purpose: Purpose,
+    certificates: Vec<(Vec<u8>, Arc<CertifiedKey>)>,
+    anonymous: Vec<Vec<u8>>,
+}
+
+impl ServerTls {
+    /// A server of the overlay whose root the credentials hold. Protocols are added one by one.
+    pub fn services(credentials: &Credentials) -> Result<Self, TlsError> {
+        Ok(Self {
+            roots: credentials.roots()?,
+            purpose: Purpose::Service,
+            certificates: Vec::new(),
+            anonymous: Vec::new(),
+        })
+    }
+
+    /// A node that other nodes dial.
+    pub fn peer(credentials: &Credentials) -> Result<Self, TlsError> {
+        let mut server = Self::services(credentials)?;
+        server.purpose = Purpose::Peer;
+        server.with_protocol(cyphonic_proto::alpn::PEER, credentials)
+    }
+
+    /// Serves `alpn` with this certificate, to holders of a certificate of the overlay only.
+    pub fn with_protocol(mut self, alpn: &[u8], credentials: &Credentials) -> Result<Self, TlsError> {
+        let key = credentials.certified_key(&provider())?;
+        self.certificates.push((alpn.to_vec(), key));
+        Ok(self)
+    }
+
+    /// Serves `alpn` also to clients without a certificate (enrolment). The chain ends with the root, so that a
+    /// device which knows only the root's hash can check it.
+    pub fn with_anonymous_protocol(self, alpn: &[u8], credentials: &Credentials) -> Result<Self, TlsError> {
+        let mut credentials = credentials.clone();
+        credentials.chain.push(credentials.root.clone());
+        let mut server = self.with_protocol(alpn, &credentials)?;
+        server.anonymous.push(alpn.to_vec());
+        Ok(server)
+    }
+
+    /// Whether a client of this protocol may come without a certificate.
+    pub(crate) fn allows_anonymous(&self, alpn: &[u8]) -> bool {
+        self.anonymous.iter().any(|a| a == alpn)
+    }
+
+    pub(crate) fn config(&self) -> Result<quinn::ServerConfig, TlsError> {
+        let provider = provider();
+        // No hints: they would tell a stranger who issues this overlay's certificates.
+        let builder = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider.clone())
+            .clear_root_hint_subjects();
+        let builder = if self.anonymous.is_empty() { builder } else { builder.allow_unauthenticated() };
+        let inner = builder.build().map_err(|error| TlsError::Verifier(error.to_string()))?;
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(|error| TlsError::Quic(error.to_string()))?
+            .with_client_cert_verifier(inner)
+            .with_cert_resolver(Arc::new(ByProtocol(self.certificates.clone())));
+        tls.alpn_protocols = self.certificates.iter().map(|(alpn, _)| alpn.clone()).collect();
+        tls.session_storage = Arc::new(NoServerSessionStorage {});
+        tls.send_tls13_tickets = 0;
+        tls.max_early_data_size = 0;
+        let quic = QuicServerConfig::try_from(tls).map_err(|error| TlsError::Quic(error.to_string()))?;
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
+        config.transport_config(self.purpose.transport_config());
+        Ok(config)
+    }
+}
+
+/// Names the protocol that a server's certificate belongs to: roles in one process share a port.
+#[derive(Debug)]
+struct ByProtocol(Vec<(Vec<u8>, Arc<CertifiedKey>)>);
+
+impl ResolvesServerCert for ByProtocol {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let offered: Vec<&[u8]> = hello.alpn()?.collect();
+        // The order is that of `alpn_protocols`, by which rustls negotiates.
+        self.0.iter().find(|(alpn, _)| offered.contains(&alpn.as_slice())).map(|(_, key)| key.clone())
+    }
+}
+
+/// The identity in a connection's verified certificate chain.
+pub(crate) fn identity_of(connection: &quinn::Connection) -> Option<Result<Identity, String>> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let leaf = chain.first()?;
+    Some(Identity::from_der(leaf).map_err(|error| error.to_string()))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.kx_groups = vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1];
+    Arc::new(provider)
+}
+
+fn client_builder(
+    provider: Arc<CryptoProvider>,
+) -> Result<rustls::ConfigBuilder<rustls::ClientConfig, rustls::WantsVerifier>, TlsError> {
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| TlsError::Quic(error.to_string()))
+}
+
+fn quic_client(
+    mut tls: rustls::ClientConfig,
+    alpn: &[u8],
+    purpose: Purpose,
+) -> Result<quinn::ClientConfig, TlsError> {
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    tls.resumption = rustls::client::Resumption::disabled();
+    tls.enable_early_data = false;
+    let quic = QuicClientConfig::try_from(tls).map_err(|error| TlsError::Quic(error.to_string()))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(quic));
+    config.transport_config(purpose.transport_config());
+    Ok(config)
+}
+
+fn refuse(reason: &'static str) -> rustls::Error {
+    tracing::debug!(reason, "certificate refused");
+    rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)
+}
+
+/// Chain and name as webpki checks them, then network and role.
+#[derive(Debug)]
+struct RoleVerifier {
+    inner: Arc<WebPkiServerVerifier>,
+    network: NetworkId,
+    role: Role,
+}
+
+impl ServerCertVerifier for RoleVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified =
+            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        let identity = Identity::from_der(end_entity).map_err(|_| refuse("it says no network and role"))?;
+        if identity.network_id != self.network {
+            return Err(refuse("it is of another network"));
+        }
+        if identity.role != self.role {
+            return Err(refuse("its holder has another role"));
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.inner.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
+/// Trusts the chain whose last certificate has the pinned hash, and only an AS in it.
+#[derive(Debug)]
+struct PinnedRootVerifier {
+    provider: Arc<CryptoProvider>,
+    root_sha256: [u8; 32],
+}
+
+impl ServerCertVerifier for PinnedRootVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let root = intermediates.last().ok_or_else(|| refuse("the cloud sent no root certificate"))?;
+        let digest = ring::digest::digest(&ring::digest::SHA256, root);
+        if digest.as_ref() != self.root_sha256 {
+            return Err(refuse("the cloud's root is not the one of the enrolment token"));
+        }
+        let identity = Identity::from_der(end_entity).map_err(|_| refuse("it says no network and role"))?;
+        if identity.role != Role::As {
+            return Err(refuse("its holder is not an AS"));
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add(root.clone().into_owned())?;
+        let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+            .build()
+            .map_err(|_| refuse("its root is not usable"))?;
+        // The device knows no name yet: the token pins the root, and the role says who speaks.
+        let _ = server_name;
+        let name = ServerName::try_from(identity.fqdn).map_err(|_| refuse("its name is not a host name"))?;
+        inner.verify_server_cert(end_entity, intermediates, &name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,261 @@
+//! The QUIC endpoint of a node: dials, accepts, limits.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use cyphonic_dataplane::udp::UdpPort;
+use cyphonic_proto::alpn;
+use cyphonic_proto::identity::{Identity, NetworkId, Role};
+use quinn::crypto::rustls::HandshakeData;
+use quinn::{Endpoint, TokioRuntime, VarInt};
+use tokio::sync::{Mutex, mpsc};
+
+use crate::config::endpoint_config;
+use crate::connection::Connection;
+use crate::dial::{self, DialError};
+use crate::mux::{Mux, RelayedAddress};
+use crate::tls::{self, ClientTls, ServerTls, TlsError};
+
+/// A handshake that takes longer is given up.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// With this many handshakes under way, a client must prove its address first (Retry, RFC 9000 §8.1.2).
+const HANDSHAKES_BEFORE_RETRY: usize = 64;
+
+/// With this many, further ones are refused.
+const MAX_HANDSHAKES: usize = 1_024;
+
+/// Accepted connections that wait for their owner.
+const ACCEPT_QUEUE: usize = 256;
+
+/// The certificate was valid but does not allow this.
+const CLOSE_NOT_ALLOWED: VarInt = VarInt::from_u32(2);
+
+/// Why the endpoint did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// Keys or certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The runtime refused.
+    #[error("the QUIC endpoint cannot start: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The connection; its identity is absent only for [`alpn::ENROL`].
+    pub connection: Connection,
+    /// The protocol it speaks, one of [`alpn`].
+    pub alpn: Vec<u8>,
+}
+
+/// The QUIC endpoint over a node's port.
+#[derive(Debug)]
+pub struct Transport {
+    endpoint: Endpoint,
+    mux: Arc<Mux>,
+    incoming: Mutex<mpsc::Receiver<Incoming>>,
+}
+
+impl Transport {
+    /// Starts the endpoint. The caller then gives [`Transport::mux`] to the data-plane worker that receives on
+    /// the port, as its signalling sink.
+    ///
+    /// # Errors
+    /// When the certificates cannot be used. Nothing was started.
+    pub fn start(port: Arc<UdpPort>, server: Option<(ServerTls, NetworkId)>) -> Result<Self, TransportError> {
+        let mux = Mux::new(port);
+        let config = server.as_ref().map(|(tls, _)| tls.config()).transpose()?;
+        let endpoint = Endpoint::new_with_abstract_socket(
+            endpoint_config(),
+            config,
+            mux.clone(),
+            Arc::new(TokioRuntime),
+        )?;
+        let (sender, receiver) = mpsc::channel(ACCEPT_QUEUE);
+        if let Some((tls, network)) = server {
+            tokio::spawn(accept_all(endpoint.clone(), Arc::new(tls), network, sender));
+        }
+        Ok(Self { endpoint, mux, incoming: Mutex::new(receiver) })
+    }
+
+    /// Where the data plane delivers what is not tunnel data.
+    pub fn mux(&self) -> Arc<Mux> {
+        self.mux.clone()
+    }
+
+    /// The next accepted connection; none once the endpoint is closed.
+    pub async fn accept(&self) -> Option<Incoming> {
+        self.incoming.lock().await.recv().await
+    }
+
+    /// Connects to the AS, NMS or TRS of this name.
+    ///
+    /// # Errors
+    /// When no address answered in time, or the other end is not that service.
+    pub async fn connect_service(
+        &self,
+        tls: &ClientTls,
+        addresses: &[SocketAddr],
+        name: &str,
+        role: Role,
+    ) -> Result<Connection, DialError> {
+        let alpn = match role {
+            Role::As => alpn::AS,
+            Role::Nms => alpn::NMS,
+            Role::Trs => alpn::TRS,
+            Role::Device => alpn::PEER,
+        };
+        let config = tls.config(role, alpn)?;
+        self.connect(config, addresses, name, HANDSHAKE_TIMEOUT).await
+    }
+
+    /// Connects to another node directly.
+    ///
+    /// # Errors
+    /// When no address answered within `timeout`, or another device did.
+    pub async fn connect_peer(
+        &self,
+        tls: &ClientTls,
+        addresses: &[SocketAddr],
+        name: &str,
+        timeout: Duration,
+    ) -> Result<Connection, DialError> {
+        self.connect(tls.config(Role::Device, alpn::PEER)?, addresses, name, timeout).await
+    }
+
+    /// Connects to another node through a leg at a TRS.
+    ///
+    /// # Errors
+    /// As [`Transport::connect_peer`].
+    pub async fn connect_relayed_peer(
+        &self,
+        tls: &ClientTls,
+        leg: RelayedAddress,
+        name: &str,
+        timeout: Duration,
+    ) -> Result<Connection, DialError> {
+        self.connect_peer(tls, &[leg.socket_addr()], name, timeout).await
+    }
+
+    async fn connect(
+        &self,
+        config: quinn::ClientConfig,
+        addresses: &[SocketAddr],
+        name: &str,
+        timeout: Duration,
+    ) -> Result<Connection, DialError> {
+        let inner = dial::first_of(&self.endpoint, config, addresses, name, timeout).await?;
+        let identity = match tls::identity_of(&inner) {
+            Some(Ok(identity)) => identity,
+            Some(Err(error)) => return Err(DialError::Identity(error)),
+            None => return Err(DialError::Identity("none was presented".into())),
+        };
+        Ok(Connection::new(inner, Some(identity)))
+    }
+
+    /// Closes every connection and waits until the peers were told, for a second at most.
+    pub async fn shutdown(&self, reason: &str) {
+        self.endpoint.close(VarInt::from_u32(0), reason.as_bytes());
+        let told = self.endpoint.wait_idle();
+        if tokio::time::timeout(Duration::from_secs(1), told).await.is_err() {
+            tracing::debug!("some peers did not acknowledge that we stop");
+        }
+    }
+}
+
+async fn accept_all(
+    endpoint: Endpoint,
+    tls: Arc<ServerTls>,
+    network: NetworkId,
+    sender: mpsc::Sender<Incoming>,
+) {
+    let under_way = Arc::new(AtomicUsize::new(0));
+    while let Some(incoming) = endpoint.accept().await {
+        let count = under_way.load(Ordering::Relaxed);
+        if count >= MAX_HANDSHAKES {
+            incoming.refuse();
+            continue;
+        }
+        if count >= HANDSHAKES_BEFORE_RETRY && !incoming.remote_address_validated() && incoming.may_retry() {
+            if let Err(error) = incoming.retry() {
+                tracing::debug!(%error, "a handshake could not be answered with Retry");
+            }
+            continue;
+        }
+        let (tls, sender) = (tls.clone(), sender.clone());
+        let guard = CountGuard::new(under_way.clone());
+        tokio::spawn(async move {
+            let accepted =
+                tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(incoming, &tls, network)).await;
+            drop(guard);
+            match accepted {
+                Ok(Ok(incoming)) => drop(sender.send(incoming).await),
+                Ok(Err(reason)) => tracing::debug!(reason, "a connection was refused"),
+                Err(_) => tracing::debug!("a handshake did not complete in time"),
+            }
+        });
+    }
+}
+
+async fn shake_hands(
+    incoming: quinn::Incoming,
+    tls: &ServerTls,
+    network: NetworkId,
+) -> Result<Incoming, String> {
+    let inner = incoming.await.map_err(|error| error.to_string())?;
+    let alpn = inner
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.protocol)
+        .ok_or("no application protocol was negotiated")?;
+    match may_speak(tls, network, &alpn, tls::identity_of(&inner)) {
+        Ok(identity) => Ok(Incoming { connection: Connection::new(inner, identity), alpn }),
+        Err(reason) => {
+            inner.close(CLOSE_NOT_ALLOWED, reason.as_bytes());
+            Err(reason)
+        }
+    }
+}
+
+/// Only devices of this overlay are clients, and only they may come without a certificate, to enrol.
+fn may_speak(
+    tls: &ServerTls,
+    network: NetworkId,
+    alpn: &[u8],
+    identity: Option<Result<Identity, String>>,
+) -> Result<Option<Identity>, String> {
+    match identity {
+        None if tls.allows_anonymous(alpn) => Ok(None),
+        None => Err("a device certificate is required".into()),
+        Some(Err(error)) => Err(error),
+        Some(Ok(identity)) if identity.network_id != network => {
+            Err("the certificate is of another network".into())
+        }
+        Some(Ok(identity)) if identity.role != Role::Device => {
+            Err("only devices connect here: the certificate has another role".into())
+        }
+        Some(Ok(identity)) => Ok(Some(identity)),
+    }
+}
+
+/// Counts handshakes under way, whatever way they end.
+struct CountGuard(Arc<AtomicUsize>);
+
+impl CountGuard {
+    fn new(count: Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for CountGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
