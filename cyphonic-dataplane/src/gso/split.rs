@@ -1,0 +1,179 @@
+//! Cutting a super-packet into the packets that travel.
+
+use super::vnet::{GsoKind, VnetHeader};
+use super::{IPV6_HEADER, Sum, be16, be32, put, tcp, udp};
+
+/// The most headers a packet may have before its payload: 60 bytes of TCP behind 40 of IPv6 and what the kernel
+/// puts between.
+const MAX_HEADERS: usize = 512;
+
+/// How the parts of a packet are made from it.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// One packet, complete.
+    Whole,
+    /// One packet whose checksum must be completed.
+    Complete { start: usize, field: usize },
+    /// TCP segments.
+    Tcp { transport: usize, sequence: u32 },
+    /// UDP datagrams.
+    Udp { transport: usize },
+}
+
+/// A packet as an application's kernel handed it over: to be cut into one or more packets that travel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SuperPacket<'a> {
+    packet: &'a [u8],
+    cut: Cut,
+    /// Bytes that every part begins with.
+    headers: usize,
+    /// Payload of every part but the last.
+    size: usize,
+    /// The partial checksum the kernel left (the pseudo-header's sum), without the length in it.
+    partial: Sum,
+}
+
+impl<'a> SuperPacket<'a> {
+    /// Checks a packet against its virtio-net header. `None` if they contradict each other.
+    pub(crate) fn parse(vnet: &VnetHeader, packet: &'a [u8]) -> Option<Self> {
+        let ip_len = usize::from(be16(packet, 4)?);
+        if packet.first()? >> 4 != 6 || IPV6_HEADER + ip_len != packet.len() {
+            return None;
+        }
+        let transport = usize::from(vnet.csum_start);
+        let field = transport + usize::from(vnet.csum_offset);
+        let whole = Self { packet, cut: Cut::Whole, headers: packet.len(), size: 0, partial: Sum::default() };
+        match (vnet.kind, vnet.needs_csum) {
+            (GsoKind::None, false) => Some(whole),
+            (GsoKind::None, true) => {
+                let fits = transport >= IPV6_HEADER && field + 2 <= packet.len();
+                fits.then_some(Self { cut: Cut::Complete { start: transport, field }, ..whole })
+            }
+            (GsoKind::Tcp6, true) if field == transport + tcp::CHECKSUM => whole.tcp(vnet, transport),
+            (GsoKind::Udp, true) if field == transport + udp::CHECKSUM => whole.udp(vnet, transport),
+            _ => None,
+        }
+    }
+
+    fn tcp(self, vnet: &VnetHeader, transport: usize) -> Option<Self> {
+        let header = usize::from(self.packet.get(transport + tcp::DATA_OFFSET)? >> 4) * 4;
+        let sequence = be32(self.packet, transport + tcp::SEQUENCE)?;
+        let fits = header >= tcp::MIN_HEADER;
+        let cut = Cut::Tcp { transport, sequence };
+        fits.then(|| self.cut(vnet, cut, transport, header, tcp::CHECKSUM)).flatten()
+    }
+
+    fn udp(self, vnet: &VnetHeader, transport: usize) -> Option<Self> {
+        self.cut(vnet, Cut::Udp { transport }, transport, udp::HEADER, udp::CHECKSUM)
+    }
+
+    fn cut(
+        self,
+        vnet: &VnetHeader,
+        cut: Cut,
+        transport: usize,
+        header: usize,
+        checksum: usize,
+    ) -> Option<Self> {
+        let headers = transport + header;
+        let size = usize::from(vnet.gso_size);
+        let fits = transport >= IPV6_HEADER && headers <= MAX_HEADERS && headers < self.packet.len();
+        if !fits || size == 0 {
+            return None;
+        }
+        let field = transport + checksum;
+        // The kernel's partial sum counts the super-packet's length; each part has its own.
+        let partial = Sum::default()
+            .add(self.packet.get(field..field + 2)?)
+            .sub_be32((self.packet.len() - transport) as u32);
+        Some(Self { cut, headers, size, partial, ..self })
+    }
+
+    /// How many packets this is.
+    pub(crate) fn count(&self) -> usize {
+        match self.cut {
+            Cut::Whole | Cut::Complete { .. } => 1,
+            Cut::Tcp { .. } | Cut::Udp { .. } => (self.packet.len() - self.headers).div_ceil(self.size),
+        }
+    }
+
+    /// The largest of them.
+    pub(crate) fn largest(&self) -> usize {
+        (self.headers + self.size).min(self.packet.len())
+    }
+
+    /// The length of packet `index`.
+    pub(crate) fn part_len(&self, index: usize) -> usize {
+        match self.cut {
+            Cut::Whole | Cut::Complete { .. } => self.packet.len(),
+            Cut::Tcp { .. } | Cut::Udp { .. } => {
+                let left = (self.packet.len() - self.headers).saturating_sub(index * self.size);
+                self.headers + left.min(self.size)
+            }
+        }
+    }
+
+    /// Writes packet `index` to the start of `out` and returns its length; `None` if there is no such packet or
+    /// it does not fit.
+    pub(crate) fn write_part(&self, index: usize, out: &mut [u8]) -> Option<usize> {
+        if index >= self.count() {
+            return None;
+        }
+        let out = out.get_mut(..self.part_len(index))?;
+        match self.cut {
+            Cut::Whole => out.copy_from_slice(self.packet),
+            Cut::Complete { start, field } => self.write_completed(start, field, out)?,
+            Cut::Tcp { transport, sequence } => self.write_tcp(index, transport, sequence, out)?,
+            Cut::Udp { transport } => self.write_udp(index, transport, out)?,
+        }
+        Some(out.len())
+    }
+
+    fn write_completed(&self, start: usize, field: usize, out: &mut [u8]) -> Option<()> {
+        out.copy_from_slice(self.packet);
+        // The field holds the pseudo-header's sum and is itself summed (virtio 1.2 §5.1.6.2).
+        let sum = Sum::default().add(out.get(start..)?);
+        let is_udp = field - start == udp::CHECKSUM;
+        put(out, field, &if is_udp { sum.finish_udp() } else { sum.finish() })
+    }
+
+    fn write_tcp(&self, index: usize, transport: usize, sequence: u32, out: &mut [u8]) -> Option<()> {
+        self.write_common(index, out)?;
+        let last = index + 1 == self.count();
+        let sequence = sequence.wrapping_add((index * self.size) as u32);
+        put(out, transport + tcp::SEQUENCE, &sequence.to_be_bytes())?;
+        let flags = out.get_mut(transport + tcp::FLAGS)?;
+        if index > 0 {
+            *flags &= !tcp::CWR;
+        }
+        if !last {
+            *flags &= !(tcp::FIN | tcp::PSH);
+        }
+        let sum = self.sum(transport, tcp::CHECKSUM, out)?;
+        put(out, transport + tcp::CHECKSUM, &sum.finish())
+    }
+
+    fn write_udp(&self, index: usize, transport: usize, out: &mut [u8]) -> Option<()> {
+        self.write_common(index, out)?;
+        let len = (out.len() - transport) as u16;
+        put(out, transport + udp::LENGTH, &len.to_be_bytes())?;
+        let sum = self.sum(transport, udp::CHECKSUM, out)?;
+        put(out, transport + udp::CHECKSUM, &sum.finish_udp())
+    }
+
+    /// Headers, this part's payload, and the IPv6 length.
+    fn write_common(&self, index: usize, out: &mut [u8]) -> Option<()> {
+        let (headers, payload) = out.split_at_mut_checked(self.headers)?;
+        headers.copy_from_slice(self.packet.get(..self.headers)?);
+        let from = self.headers + index * self.size;
+        payload.copy_from_slice(self.packet.get(from..from + payload.len())?);
+        let ip_len = (out.len() - IPV6_HEADER) as u16;
+        put(out, 4, &ip_len.to_be_bytes())
+    }
+
+    fn sum(&self, transport: usize, checksum: usize, out: &mut [u8]) -> Option<Sum> {
+        put(out, transport + checksum, &[0, 0])?;
+        let segment = out.get(transport..)?;
+        Some(self.partial.add_be32(segment.len() as u32).add(segment))
+    }
+}

@@ -1,0 +1,57 @@
+//! What the control plane tells the workers, and the receiving worker the sending one.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use cyphonic_common::ConnectionId;
+
+use super::shared::Shared;
+use super::{Control, Path, TunnelId};
+use crate::protect::{Opener, Sealer};
+
+/// A tunnel's sending half.
+pub(super) struct TxTunnel {
+    pub(super) shared: Arc<Shared>,
+    pub(super) peer: Ipv6Addr,
+    pub(super) remote_cid: ConnectionId,
+    pub(super) path: Path,
+    pub(super) sealer: Sealer,
+    pub(super) inner_mtu: u16,
+    pub(super) confirmed: bool,
+}
+
+/// A tunnel's receiving half.
+pub(super) struct RxTunnel {
+    pub(super) shared: Arc<Shared>,
+    pub(super) peer: Ipv6Addr,
+    pub(super) local_cid: ConnectionId,
+    pub(super) remote: SocketAddr,
+    pub(super) opener: Opener,
+}
+
+/// To the sending worker. In order.
+pub(super) enum TxCommand {
+    Install(Box<TxTunnel>),
+    Remove(TunnelId),
+    SetPath(TunnelId, Path),
+    Control(TunnelId, Control),
+    DropHeld(Ipv6Addr, bool),
+    UpdateKeys(TunnelId),
+}
+
+/// To the receiving worker. In order.
+pub(super) enum RxCommand {
+    Install(Box<RxTunnel>),
+    Remove(TunnelId),
+    SetRemote(TunnelId, SocketAddr),
+}
+
+/// From the receiving to the sending worker: a PATH_CHALLENGE to answer, where it came from. Bounded, because
+/// peers cause them.
+pub(super) struct Answer {
+    pub(super) tunnel: TunnelId,
+    pub(super) data: [u8; 8],
+    pub(super) to: SocketAddr,
+    /// Whether the challenge was padded to the size of a path probe, as its answer then must be (RFC 9000 §8.2.2).
+    pub(super) padded: bool,
+}

@@ -1,0 +1,188 @@
+//! Packets held while their tunnel is being set up, so that an application's first packet is not lost.
+//!
+//! Bounded per destination, in total and in time. When a bound is reached the newest packet goes: the first one
+//! is what opens a connection, and its sender repeats the rest.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
+use super::HoldLimits;
+
+/// How often a destination is reported while packets for it are held.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A packet as it was read from the device, virtio-net header included.
+pub(super) type Held = Box<[u8]>;
+
+#[derive(Debug)]
+struct Queue {
+    packets: VecDeque<(Instant, Held)>,
+    bytes: usize,
+    reported: Option<Instant>,
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Holding {
+    /// It is held.
+    Held,
+    /// It is held, and its destination is due to be reported.
+    Report,
+    /// There is no room, and its destination is due to be reported again.
+    FullReport,
+    /// There is no room.
+    Full,
+}
+
+/// All that is held.
+#[derive(Debug)]
+pub(super) struct Hold {
+    limits: HoldLimits,
+    queues: HashMap<Ipv6Addr, Queue>,
+    bytes: usize,
+    packets: usize,
+}
+
+impl Hold {
+    pub(super) fn new(limits: HoldLimits) -> Self {
+        Self { limits, queues: HashMap::new(), bytes: 0, packets: 0 }
+    }
+
+    /// Holds a packet if there is room. `report` says whether the destination needs a tunnel at all, or only
+    /// waits for one to be confirmed.
+    pub(super) fn push(&mut self, dst: Ipv6Addr, packet: &[u8], report: bool, now: Instant) -> Holding {
+        let known = self.queues.get(&dst);
+        let (packets, bytes) = known.map_or((0, 0), |queue| (queue.packets.len(), queue.bytes));
+        let fits = (known.is_some() || self.queues.len() < self.limits.destinations)
+            && packets < self.limits.packets
+            && bytes + packet.len() <= self.limits.bytes
+            && self.bytes + packet.len() <= self.limits.total_bytes;
+        if fits {
+            let queue = self.queues.entry(dst).or_insert_with(Queue::new);
+            queue.packets.push_back((now, packet.into()));
+            queue.bytes += packet.len();
+            self.bytes += packet.len();
+            self.packets += 1;
+        }
+        let due = report && self.queues.get_mut(&dst).is_some_and(|queue| queue.report(now));
+        match (fits, due) {
+            (true, true) => Holding::Report,
+            (false, true) => Holding::FullReport,
+            (true, false) => Holding::Held,
+            (false, false) => Holding::Full,
+        }
+    }
+
+    /// Takes all that is held for a destination, oldest first.
+    pub(super) fn take(&mut self, dst: Ipv6Addr) -> impl Iterator<Item = Held> + use<> {
+        let queue = self.queues.remove(&dst).unwrap_or_else(Queue::new);
+        self.bytes -= queue.bytes;
+        self.packets -= queue.packets.len();
+        queue.packets.into_iter().map(|(_, packet)| packet)
+    }
+
+    /// Drops what is too old and returns how many packets that were.
+    pub(super) fn expire(&mut self, now: Instant) -> u64 {
+        let age = self.limits.age;
+        let before = self.packets;
+        for queue in self.queues.values_mut() {
+            while queue.packets.front().is_some_and(|(since, _)| now.duration_since(*since) >= age) {
+                if let Some((_, packet)) = queue.packets.pop_front() {
+                    queue.bytes -= packet.len();
+                    self.bytes -= packet.len();
+                    self.packets -= 1;
+                }
+            }
+        }
+        self.queues.retain(|_, queue| !queue.packets.is_empty());
+        (before - self.packets) as u64
+    }
+
+    /// When the next packet is too old.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let oldest = self.queues.values().filter_map(|queue| queue.packets.front()).map(|(since, _)| *since);
+        oldest.min().map(|since| since + self.limits.age)
+    }
+
+    /// Packets held now.
+    pub(super) fn len(&self) -> usize {
+        self.packets
+    }
+}
+
+impl Queue {
+    fn new() -> Self {
+        Self { packets: VecDeque::new(), bytes: 0, reported: None }
+    }
+
+    fn report(&mut self, now: Instant) -> bool {
+        let due = self.reported.is_none_or(|last| now.duration_since(last) >= REPORT_INTERVAL);
+        if due {
+            self.reported = Some(now);
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+    const B: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+
+    fn limits() -> HoldLimits {
+        HoldLimits { packets: 3, bytes: 100, total_bytes: 150, destinations: 2, age: Duration::from_secs(5) }
+    }
+
+    #[test]
+    fn the_first_packets_stay_and_come_back_in_order() {
+        let (mut hold, now) = (Hold::new(limits()), Instant::now());
+        assert_eq!(hold.push(A, &[1], true, now), Holding::Report);
+        assert_eq!(hold.push(A, &[2], true, now), Holding::Held);
+        assert_eq!(hold.push(A, &[3], true, now), Holding::Held);
+        assert_eq!(hold.push(A, &[4], true, now), Holding::Full);
+        assert_eq!(hold.take(A).map(|packet| packet[0]).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!((hold.len(), hold.bytes, hold.take(A).count()), (0, 0, 0));
+    }
+
+    #[test]
+    fn bytes_are_bounded_for_one_and_for_all() {
+        let (mut hold, now) = (Hold::new(limits()), Instant::now());
+        assert_eq!(hold.push(A, &[0; 101], false, now), Holding::Full);
+        assert_eq!(hold.push(A, &[0; 100], false, now), Holding::Held);
+        assert_eq!(hold.push(A, &[0; 1], false, now), Holding::Full);
+        assert_eq!(hold.push(B, &[0; 51], false, now), Holding::Full);
+        assert_eq!(hold.push(B, &[0; 50], false, now), Holding::Held);
+    }
+
+    #[test]
+    fn destinations_are_bounded() {
+        let (mut hold, now) = (Hold::new(limits()), Instant::now());
+        hold.push(A, &[1], true, now);
+        hold.push(B, &[1], true, now);
+        assert_eq!(hold.push(Ipv6Addr::LOCALHOST, &[1], true, now), Holding::Full);
+        assert_eq!(hold.queues.len(), 2);
+    }
+
+    #[test]
+    fn a_destination_is_reported_once_a_second_even_when_full() {
+        let (mut hold, start) = (Hold::new(limits()), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(hold.push(A, &[0; 100], true, at(0)), Holding::Report);
+        assert_eq!(hold.push(A, &[0; 100], true, at(999)), Holding::Full);
+        assert_eq!(hold.push(A, &[0; 100], true, at(1000)), Holding::FullReport);
+    }
+
+    #[test]
+    fn what_is_too_old_goes() {
+        let (mut hold, start) = (Hold::new(limits()), Instant::now());
+        hold.push(A, &[1], false, start);
+        hold.push(A, &[2], false, start + Duration::from_secs(2));
+        assert_eq!(hold.deadline(), Some(start + Duration::from_secs(5)));
+        assert_eq!(hold.expire(start + Duration::from_secs(5)), 1);
+        assert_eq!(hold.expire(start + Duration::from_secs(7)), 1);
+        assert_eq!((hold.deadline(), hold.len(), hold.bytes, hold.queues.len()), (None, 0, 0, 0));
+    }
+}

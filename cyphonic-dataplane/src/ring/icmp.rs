@@ -1,0 +1,175 @@
+//! ICMPv6 errors to the node's own applications (RFC 4443): Destination Unreachable and Packet Too Big.
+
+use std::net::Ipv6Addr;
+use std::time::Instant;
+
+use crate::gso::{IPV6_HEADER, Sum, put};
+
+/// An error packet is never longer than IPv6's least MTU (§2.4 c).
+pub(super) const MAX_ERROR: usize = 1280;
+const ICMPV6: u8 = 58;
+const HEADER: usize = 8;
+/// Errors below 128 (§2.1).
+const FIRST_INFORMATIONAL: u8 = 128;
+/// The next headers of RFC 8200 §4 that stand between IPv6's and ICMPv6's own, and have the common layout.
+const EXTENSIONS: [u8; 3] = [0, 43, 60];
+
+/// Errors in a burst, and per second (§2.4 f).
+const BURST: f64 = 64.0;
+
+/// What went wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Problem {
+    /// Type 1 code 3: no tunnel to the address can be had.
+    Unreachable,
+    /// Type 2: the path carries packets of this size.
+    TooBig(u16),
+}
+
+/// Writes the error about `offending` into `out` and returns its length; `None` where RFC 4443 §2.4 (e) forbids
+/// one: about an ICMPv6 error, or a packet from or to no single node.
+pub(super) fn error(
+    problem: Problem,
+    own: Ipv6Addr,
+    offending: &[u8],
+    out: &mut [u8; MAX_ERROR],
+) -> Option<usize> {
+    let source = address(offending, 8)?;
+    let destination = address(offending, 24)?;
+    if source.is_multicast() || source.is_unspecified() || destination.is_multicast() || is_error(offending) {
+        return None;
+    }
+    let quoted = offending.get(..MAX_ERROR - IPV6_HEADER - HEADER).unwrap_or(offending);
+    let len = IPV6_HEADER + HEADER + quoted.len();
+    let packet = out.get_mut(..len)?;
+    packet.fill(0);
+    put(packet, 0, &[0x60])?;
+    put(packet, 4, &((len - IPV6_HEADER) as u16).to_be_bytes())?;
+    put(packet, 6, &[ICMPV6, 64])?;
+    put(packet, 8, &own.octets())?;
+    put(packet, 24, &source.octets())?;
+    match problem {
+        Problem::Unreachable => put(packet, IPV6_HEADER, &[1, 3])?,
+        Problem::TooBig(mtu) => {
+            put(packet, IPV6_HEADER, &[2, 0])?;
+            put(packet, IPV6_HEADER + 4, &u32::from(mtu).to_be_bytes())?;
+        }
+    }
+    put(packet, IPV6_HEADER + HEADER, quoted)?;
+    let (ip, body) = packet.split_first_chunk::<IPV6_HEADER>()?;
+    let sum = Sum::default().add_pseudo_header(ip, ICMPV6, body.len() as u32).add(body).finish();
+    put(packet, IPV6_HEADER + 2, &sum)?;
+    Some(len)
+}
+
+fn address(packet: &[u8], at: usize) -> Option<Ipv6Addr> {
+    packet.get(at..at + 16).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(Ipv6Addr::from)
+}
+
+/// Whether a packet is an ICMPv6 error itself, behind at most a few extension headers.
+fn is_error(packet: &[u8]) -> bool {
+    let (mut next, mut at) = (packet.get(6).copied().unwrap_or(0), IPV6_HEADER);
+    for _ in 0..8 {
+        if next == ICMPV6 {
+            return packet.get(at).is_none_or(|kind| *kind < FIRST_INFORMATIONAL);
+        }
+        if !EXTENSIONS.contains(&next) {
+            return false;
+        }
+        let (Some(following), Some(len)) = (packet.get(at), packet.get(at + 1)) else { return true };
+        next = *following;
+        at += (usize::from(*len) + 1) * 8;
+    }
+    true
+}
+
+/// A token bucket over all errors.
+#[derive(Debug)]
+pub(super) struct ErrorLimit {
+    tokens: f64,
+    at: Instant,
+}
+
+impl ErrorLimit {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { tokens: BURST, at: now }
+    }
+
+    pub(super) fn allows(&mut self, now: Instant) -> bool {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.at = now;
+        self.tokens = (self.tokens + passed * BURST).min(BURST);
+        let allowed = self.tokens >= 1.0;
+        if allowed {
+            self.tokens -= 1.0;
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{Icmpv6Slice, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+
+    use super::*;
+    use std::time::Duration;
+
+    const OWN: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+    const PEER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+
+    fn udp(len: usize) -> Vec<u8> {
+        let mut packet = Vec::new();
+        let builder = PacketBuilder::ipv6(OWN.octets(), PEER.octets(), 64).udp(1, 2);
+        builder.write(&mut packet, &vec![7; len]).unwrap();
+        packet
+    }
+
+    /// The ICMPv6 part of an error, checked to be well formed and summed.
+    fn written(problem: Problem, offending: &[u8]) -> Vec<u8> {
+        let mut out = [0xff; MAX_ERROR];
+        let len = error(problem, OWN, offending, &mut out).expect("an error is due");
+        let sliced = SlicedPacket::from_ip(&out[..len]).unwrap();
+        let Some(NetSlice::Ipv6(ip)) = &sliced.net else { panic!("not IPv6") };
+        let (from, to) = (ip.header().source(), ip.header().destination());
+        assert_eq!((from, to), (OWN.octets(), OWN.octets()));
+        let Some(TransportSlice::Icmpv6(icmp)) = sliced.transport else { panic!("not ICMPv6") };
+        assert!(Icmpv6Slice::from_slice(icmp.slice()).unwrap().is_checksum_valid(from, to));
+        icmp.slice().to_vec()
+    }
+
+    #[test]
+    fn packet_too_big_carries_the_mtu_and_the_packet() {
+        let offending = udp(100);
+        let icmp = written(Problem::TooBig(1400), &offending);
+        assert_eq!(icmp[..2], [2, 0]);
+        assert_eq!(icmp[4..8], 1400u32.to_be_bytes());
+        assert_eq!(icmp[8..], offending);
+    }
+
+    #[test]
+    fn a_long_packet_is_quoted_up_to_the_least_mtu() {
+        let icmp = written(Problem::Unreachable, &udp(5000));
+        assert_eq!(icmp[..2], [1, 3]);
+        assert_eq!(icmp.len(), MAX_ERROR - IPV6_HEADER);
+    }
+
+    #[test]
+    fn no_error_answers_an_error_or_a_group() {
+        let mut out = [0; MAX_ERROR];
+        let mut icmp = out;
+        let len = error(Problem::Unreachable, PEER, &udp(10), &mut icmp).unwrap();
+        assert_eq!(error(Problem::Unreachable, OWN, &icmp[..len], &mut out), None);
+        let mut to_group = udp(10);
+        to_group[24] = 0xff;
+        assert_eq!(error(Problem::Unreachable, OWN, &to_group, &mut out), None);
+        assert_eq!(error(Problem::Unreachable, OWN, &[0x60; 39], &mut out), None);
+    }
+
+    #[test]
+    fn errors_come_in_bounded_bursts() {
+        let start = Instant::now();
+        let mut limit = ErrorLimit::new(start);
+        assert_eq!((0..1000).filter(|_| limit.allows(start)).count(), BURST as usize);
+        assert!(limit.allows(start + Duration::from_secs(1)));
+    }
+}

@@ -1,0 +1,295 @@
+//! Encapsulation rings: the one seam between packets and the crypto workers.
+//!
+//! A ring joins the virtual interface to the node's one UDP port. What applications send is read from the
+//! interface, sealed for the tunnel of its destination and sent; what arrives for a data connection ID is
+//! opened, checked and written to the interface. Everything else that arrives goes to a
+//! [`SignallingSink`](crate::udp::SignallingSink). No packet of an established tunnel visits signalling code.
+//!
+//! Invariants:
+//! * A worker owns its sealers or openers; control reaches it as commands, never through a lock per packet.
+//! * The packets of one flow leave a ring in the order in which they entered it.
+//! * Only an authenticated packet changes state, and only the newest one reports that a peer moved.
+//! * Nothing is sent on a tunnel that is not [`confirmed`](TunnelInstall::confirmed) before an authenticated
+//!   packet of its peer has arrived; what applications send until then is held, within limits.
+//! * Whatever is dropped is counted by name ([`RingCounters`]).
+
+use std::fmt;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cyphonic_common::cid::ConnectionId;
+
+use crate::protect::{Secret, Suite};
+
+mod command;
+mod counters;
+mod ecn;
+mod hash;
+mod hold;
+mod icmp;
+mod offload;
+mod rx;
+mod shared;
+mod tx;
+mod wake;
+
+pub use counters::RingCounters;
+pub use offload::{OffloadConfig, OffloadRing};
+
+/// Names one tunnel of this node. Given by the control plane, never reused while the node runs.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct TunnelId(pub u64);
+
+impl fmt::Display for TunnelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tunnel {}", self.0)
+    }
+}
+
+/// Where a tunnel's packets are sent.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Path {
+    /// The peer's address, or its relay's.
+    pub remote: SocketAddr,
+    /// The connection ID on the wire: the relay's virtual one, or the peer's real one when direct.
+    pub wire_cid: ConnectionId,
+}
+
+/// All a ring must know of a tunnel.
+#[derive(Debug)]
+pub struct TunnelInstall {
+    /// The tunnel's name.
+    pub id: TunnelId,
+    /// The peer's virtual address: packets to it use this tunnel, and it is the only inner source accepted.
+    pub peer: Ipv6Addr,
+    /// The data connection ID by which the peer reaches this tunnel.
+    pub local_cid: ConnectionId,
+    /// The peer's real data connection ID, part of the associated data of every packet.
+    pub remote_cid: ConnectionId,
+    /// Where to send.
+    pub path: Path,
+    /// The AEAD both ends agreed on.
+    pub suite: Suite,
+    /// Secret of the direction this node sends in.
+    pub send: Secret,
+    /// Secret of the direction this node receives in.
+    pub recv: Secret,
+    /// The largest inner packet the path carries; larger ones are answered with Packet Too Big.
+    pub inner_mtu: u16,
+    /// False at the listening end: it receives, but sends nothing before the first authenticated packet.
+    pub confirmed: bool,
+}
+
+/// What a ring is built from.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum RingKind {
+    /// TUN with virtio-net headers on the virtual side, UDP segmentation and receive offload outside.
+    Offload,
+}
+
+impl fmt::Display for RingKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Offload => f.write_str("offload"),
+        }
+    }
+}
+
+/// A frame to send on a tunnel, outside the flow of inner packets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Control {
+    /// PING: shows the peer (and the NATs between) that the tunnel lives.
+    Ping,
+    /// PATH_CHALLENGE on the tunnel's current path; answered by [`RingEvent::PathResponse`].
+    PathChallenge([u8; 8]),
+    /// PATH_CHALLENGE on a path that is not in use yet, to validate it before moving to it (RFC 9000 §8.2).
+    Probe {
+        /// The path to try.
+        path: Path,
+        /// The data its response must echo.
+        data: [u8; 8],
+    },
+    /// CONNECTION_CLOSE by the application: the peer learns at once that this tunnel is gone.
+    Close {
+        /// The application's error code, below 2^62.
+        code: u64,
+        /// Text for the peer's log; cut to what one packet carries.
+        reason: String,
+    },
+}
+
+/// What a tunnel has carried. Packets and bytes are inner ones.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TunnelStats {
+    /// Inner packets sent.
+    pub tx_packets: u64,
+    /// Bytes of inner packets sent.
+    pub tx_bytes: u64,
+    /// Inner packets delivered to the virtual interface.
+    pub rx_packets: u64,
+    /// Bytes of inner packets delivered.
+    pub rx_bytes: u64,
+    /// When the last authenticated packet of any kind arrived.
+    pub last_rx: Option<Instant>,
+    /// When the last packet of any kind was sent.
+    pub last_tx: Option<Instant>,
+    /// Key updates seen, by either end.
+    pub key_updates: u64,
+    /// Whether the peer has shown that it has the tunnel: an authenticated packet of it has arrived.
+    pub heard: bool,
+    /// Where packets are sent now.
+    pub path: Path,
+}
+
+/// What a ring tells its owner, from its worker threads.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RingEvent {
+    /// Packets for an address without a tunnel are held. At most once a second for each address.
+    UnknownDestination {
+        /// The address.
+        dst: Ipv6Addr,
+    },
+    /// The peer answered a [`Control::PathChallenge`] or [`Control::Probe`].
+    PathResponse {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// The echoed data.
+        data: [u8; 8],
+    },
+    /// The newest authenticated packet came from an address that is not the path's.
+    PeerMoved {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Where it came from.
+        from: SocketAddr,
+    },
+    /// The peer closed the tunnel. It is not removed by that.
+    PeerClosed {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// The peer's error code.
+        code: u64,
+        /// The peer's words, cut to a bound, not to be trusted.
+        reason: String,
+    },
+    /// The tunnel's keys reached their limit without an acknowledged update: set up a new one.
+    KeysExhausted {
+        /// The tunnel.
+        tunnel: TunnelId,
+    },
+    /// A worker stopped for good.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Where events go. Called from worker threads: it must not block.
+pub type EventSink = Arc<dyn Fn(RingEvent) + Send + Sync>;
+
+/// Bounds of what is held while a tunnel is being set up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HoldLimits {
+    /// Packets for one destination (a super-packet counts as one).
+    pub packets: usize,
+    /// Bytes for one destination.
+    pub bytes: usize,
+    /// Bytes for all destinations.
+    pub total_bytes: usize,
+    /// Destinations at a time.
+    pub destinations: usize,
+    /// How long a packet is worth holding.
+    pub age: Duration,
+}
+
+impl Default for HoldLimits {
+    /// Enough for an application's first burst; 1 MiB in all, so that a port scan of the prefix costs little.
+    fn default() -> Self {
+        Self {
+            packets: 64,
+            bytes: 256 * 1024,
+            total_bytes: 1024 * 1024,
+            destinations: 256,
+            age: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Why a ring refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RingError {
+    /// The tunnel's name is in use.
+    #[error("{0} is installed already: tunnel ids are never reused")]
+    DuplicateTunnel(TunnelId),
+    /// The local connection ID belongs to another tunnel.
+    #[error("data connection ID {0:?} belongs to an installed tunnel already: choose another")]
+    DuplicateConnectionId(ConnectionId),
+    /// A connection ID of the signalling half was given.
+    #[error("connection ID {0:?} is not a data connection ID: its first bit must be set")]
+    NotData(ConnectionId),
+    /// The peer's address cannot be one.
+    #[error(
+        "{0} cannot be a peer's virtual address here: it is this node's own or outside the overlay's prefix"
+    )]
+    BadPeer(Ipv6Addr),
+    /// IPv6 cannot run over this MTU.
+    #[error("an inner MTU of {0} is below 1280, the least IPv6 allows (RFC 8200 section 5)")]
+    MtuTooSmall(u16),
+    /// More tunnels than a node may have.
+    #[error("{0} tunnels are installed, the most this ring takes: remove some first")]
+    TooManyTunnels(usize),
+    /// The ring has stopped.
+    #[error("the ring has stopped: {0}")]
+    Stopped(&'static str),
+    /// The system refused something.
+    #[error("cannot {doing}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}
+
+/// A ring: tunnels are installed in it, packets flow through it.
+///
+/// Calls take effect in the order in which they are made, shortly after they return. Unknown tunnels are
+/// ignored: the control plane may name one that is just being removed.
+pub trait EncapRing: Send + Sync {
+    /// What this ring is built from.
+    fn kind(&self) -> RingKind;
+
+    /// Adds a tunnel. The newest tunnel of a peer is the one that sends; older ones still receive until they
+    /// are removed. Releases what is held for the peer.
+    ///
+    /// # Errors
+    /// The tunnel was refused and nothing changed.
+    fn install(&self, tunnel: TunnelInstall) -> Result<(), RingError>;
+
+    /// Removes a tunnel and its keys. An older tunnel of the same peer sends again if there is one.
+    fn remove(&self, id: TunnelId);
+
+    /// Sends on another path from now on.
+    fn set_path(&self, id: TunnelId, path: Path);
+
+    /// Sends a control frame.
+    fn send_control(&self, id: TunnelId, control: Control);
+
+    /// Gives up on a destination: drops what is held for it, and tells the applications so
+    /// (ICMPv6 Destination Unreachable) if `unreachable`.
+    fn drop_held(&self, dst: Ipv6Addr, unreachable: bool);
+
+    /// Starts a key update now, or as soon as the one in progress is acknowledged (RFC 9001 §6.1).
+    fn force_key_update(&self, id: TunnelId);
+
+    /// What a tunnel has carried; `None` if there is no such tunnel.
+    fn tunnel_stats(&self, id: TunnelId) -> Option<TunnelStats>;
+
+    /// What every tunnel has carried.
+    fn all_stats(&self) -> Vec<(TunnelId, TunnelStats)>;
+
+    /// Packets and drops of the whole ring, by name.
+    fn counters(&self) -> RingCounters;
+}

@@ -1,0 +1,222 @@
+//! The receiving worker: UDP port → open → device.
+//!
+//! One thread owns every opener and is the port's only reader. It opens the datagrams of a receive batch in
+//! place, checks every inner packet against its tunnel, and then writes what belongs together as super-packets
+//! straight out of the receive buffers. What is not tunnel data goes to signalling, in runs.
+
+mod datagram;
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::{Duration, Instant};
+
+use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram};
+
+use self::datagram::Peer;
+use super::EventSink;
+use super::command::{Answer, RxCommand};
+use super::counters::Counters;
+use super::hash::WordHasher;
+use super::wake::Waker;
+use crate::gso::{Coalescer, Slot};
+use crate::tun::TunDevice;
+use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
+
+/// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
+const MESSAGES: usize = 16;
+/// How often old keys are looked at while there are any.
+const KEY_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after a key update old keys may be left over.
+const KEY_AFTERMATH: Duration = Duration::from_secs(10);
+/// Receive errors in a row after which the port is taken to be broken.
+const MAX_ERRORS: u32 = 100;
+/// The pause after a receive error.
+const ERROR_PAUSE: Duration = Duration::from_millis(10);
+
+/// What the worker is built from.
+pub(super) struct RxParts {
+    pub(super) tun: TunDevice,
+    pub(super) port: Arc<UdpPort>,
+    pub(super) sink: Arc<dyn SignallingSink>,
+    pub(super) own: Ipv6Addr,
+    pub(super) events: EventSink,
+    pub(super) counters: Arc<Counters>,
+    pub(super) commands: Receiver<RxCommand>,
+    pub(super) answers: SyncSender<Answer>,
+    pub(super) tx_waker: Arc<Waker>,
+    pub(super) stop: Arc<AtomicBool>,
+}
+
+/// See the module.
+pub(super) struct RxWorker {
+    parts: RxParts,
+    peers: HashMap<ConnectionId, Peer, BuildHasherDefault<WordHasher>>,
+    coalescer: Coalescer,
+    /// Until when old keys must be looked at.
+    aftermath: Option<Instant>,
+    keys_looked_at: Instant,
+}
+
+impl RxWorker {
+    pub(super) fn new(parts: RxParts) -> Self {
+        let offloads = parts.tun.offloads();
+        Self {
+            parts,
+            peers: HashMap::default(),
+            coalescer: Coalescer::new(offloads.tcp, offloads.udp),
+            aftermath: None,
+            keys_looked_at: Instant::now(),
+        }
+    }
+
+    /// Runs until told to stop, or until the port is broken.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let port = Arc::clone(&self.parts.port);
+        let mut batch = RecvBatch::new(MESSAGES);
+        let mut errors = 0;
+        while !self.parts.stop.load(Relaxed) {
+            self.take_commands();
+            match port.recv_batch(&mut batch) {
+                Ok(_) => {
+                    errors = 0;
+                    self.receive(&mut batch);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.expire_keys();
+                    port.wait(self.aftermath.is_some().then_some(KEY_INTERVAL))?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    errors += 1;
+                    if errors > MAX_ERRORS {
+                        return Err(error);
+                    }
+                    std::thread::sleep(ERROR_PAUSE);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_commands(&mut self) {
+        while let Ok(command) = self.parts.commands.try_recv() {
+            match command {
+                RxCommand::Install(tunnel) => {
+                    self.peers.insert(tunnel.local_cid, Peer::new(*tunnel));
+                }
+                RxCommand::Remove(id) => self.peers.retain(|_, peer| peer.shared.id != id),
+                RxCommand::SetRemote(id, remote) => {
+                    for peer in self.peers.values_mut().filter(|peer| peer.shared.id == id) {
+                        peer.remote = remote;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Opens what has arrived, then writes it.
+    fn receive(&mut self, batch: &mut RecvBatch) {
+        let now = Instant::now();
+        let mut buffers: [&[u8]; MESSAGES] = [&[]; MESSAGES];
+        for ((index, message), buffer) in batch.messages_mut().enumerate().zip(&mut buffers) {
+            *buffer = self.receive_message(index as u32, message, now);
+        }
+        let (tun, counters) = (&self.parts.tun, &self.parts.counters);
+        let bytes = |slot: Slot| {
+            let buffer = buffers.get(slot.buffer as usize).copied().unwrap_or_default();
+            buffer.get(slot.start as usize..(slot.start + slot.len) as usize).unwrap_or_default()
+        };
+        let mut writes = 0;
+        self.coalescer.flush(bytes, |parts, packets| {
+            writes += 1;
+            match tun.write(parts) {
+                Ok(_) => {
+                    counters.rx_packets.fetch_add(packets, Relaxed);
+                }
+                Err(_) => counters.count_drop(DropReason::InterfaceFailed, packets),
+            }
+        });
+        counters.rx_writes.fetch_add(writes, Relaxed);
+    }
+
+    /// Handles each datagram of a message and returns the buffer, in which opened packets now lie in clear.
+    fn receive_message<'b>(&mut self, index: u32, message: Message<'b>, now: Instant) -> &'b [u8] {
+        let Message { from, local_ip, ecn, payload, stride } = message;
+        let outer_ecn = ecn.unwrap_or(0);
+        let (mut at, mut last) = (0, None);
+        while let Some(rest) = payload.get_mut(at..).filter(|rest| !rest.is_empty()) {
+            let len = stride.min(rest.len());
+            let (datagram, _) = rest.split_at_mut(len);
+            match classify_datagram(&*datagram) {
+                DatagramKind::Data(cid) => {
+                    let place = Slot { buffer: index, start: at as u32, len: len as u32 };
+                    match self.open(cid, datagram, place, from, outer_ecn, now) {
+                        Ok(()) => last = Some(cid),
+                        Err(reason) => self.parts.counters.count_drop(reason, 1),
+                    }
+                    at += len;
+                }
+                DatagramKind::Signalling => {
+                    let run = run_of_signalling(rest, stride);
+                    self.parts.sink.deliver(from, local_ip, ecn, rest.get(..run).unwrap_or_default(), stride);
+                    at += run;
+                }
+                DatagramKind::NotQuic => {
+                    self.parts.counters.count_drop(DropReason::NotQuic, 1);
+                    at += len;
+                }
+            }
+        }
+        // Datagrams of one message have one source, so nearly always one tunnel; the clock is read per batch.
+        if let Some(peer) = last.and_then(|cid| self.peers.get(&cid)) {
+            peer.shared.touch_rx(now);
+        }
+        payload
+    }
+
+    fn open(
+        &mut self,
+        cid: ConnectionId,
+        datagram: &mut [u8],
+        place: Slot,
+        from: SocketAddr,
+        ecn: u8,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let peer = self.peers.get_mut(&cid).ok_or(DropReason::UnknownConnectionId)?;
+        let updates = peer.opener.key_updates();
+        let result = peer.open(&self.parts, &mut self.coalescer, datagram, place, from, ecn, now);
+        if peer.opener.key_updates() != updates {
+            peer.shared.rx.set_key_updates(peer.opener.key_updates());
+            self.aftermath = Some(now + KEY_AFTERMATH);
+            // The sending half follows at once, so that the peer's update is acknowledged (RFC 9001 §6.2).
+            self.parts.tx_waker.wake();
+        }
+        result
+    }
+
+    fn expire_keys(&mut self) {
+        let Some(until) = self.aftermath else { return };
+        let now = Instant::now();
+        if now.saturating_duration_since(self.keys_looked_at) < KEY_INTERVAL {
+            return;
+        }
+        self.keys_looked_at = now;
+        self.peers.values_mut().for_each(|peer| peer.opener.expire_keys(now));
+        if now >= until {
+            self.aftermath = None;
+        }
+    }
+}
+
+/// The bytes of the signalling datagrams at the start of `rest`, which begins with one.
+fn run_of_signalling(rest: &[u8], stride: usize) -> usize {
+    let run =
+        rest.chunks(stride).take_while(|datagram| classify_datagram(*datagram) == DatagramKind::Signalling);
+    run.map(<[u8]>::len).sum()
+}

@@ -1,0 +1,249 @@
+//! One tunnel's receiving half: from a datagram to inner packets and events.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cyphonic_common::frame::Close;
+use cyphonic_common::limits::MIN_PROBE_DATAGRAM;
+use cyphonic_common::{DropReason, Frame, Frames};
+
+use super::RxParts;
+use crate::gso::{Coalescer, IPV6_HEADER, Slot};
+use crate::protect::{HEADER_LEN, OpenError, Opener};
+use crate::ring::command::{Answer, RxTunnel};
+use crate::ring::shared::{Challenge, Shared};
+use crate::ring::{RingEvent, ecn};
+
+/// How often a peer's new address is reported while the path stays as it is.
+const MOVED_INTERVAL: Duration = Duration::from_secs(1);
+/// The type byte of a DATAGRAM frame that runs to the end of its packet (RFC 9221 §4).
+const DATAGRAM: u8 = 0x30;
+
+/// See the module.
+pub(super) struct Peer {
+    pub(super) shared: Arc<Shared>,
+    peer: Ipv6Addr,
+    pub(super) remote: SocketAddr,
+    pub(super) opener: Opener,
+    heard: bool,
+    moved: Option<(SocketAddr, Instant)>,
+    closed: bool,
+    exhausted: bool,
+}
+
+impl Peer {
+    pub(super) fn new(tunnel: RxTunnel) -> Self {
+        Self {
+            shared: tunnel.shared,
+            peer: tunnel.peer,
+            remote: tunnel.remote,
+            opener: tunnel.opener,
+            heard: false,
+            moved: None,
+            closed: false,
+            exhausted: false,
+        }
+    }
+
+    /// Opens a datagram in place and acts on its frames. Inner packets go to the coalescer, by where they lie.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one datagram, on the hot path")]
+    #[inline]
+    pub(super) fn open(
+        &mut self,
+        parts: &RxParts,
+        coalescer: &mut Coalescer,
+        datagram: &mut [u8],
+        place: Slot,
+        from: SocketAddr,
+        outer_ecn: u8,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let (len, newest) = match self.opener.open(datagram) {
+            Ok(opened) => (opened.payload.len(), opened.newest),
+            Err(error) => return Err(self.not_opened(parts, error)),
+        };
+        if !self.heard {
+            self.first_heard(parts);
+        }
+        if newest && from != self.remote {
+            self.report_moved(parts, from, now);
+        }
+        let payload = HEADER_LEN..HEADER_LEN + len;
+        if datagram.get(HEADER_LEN) == Some(&DATAGRAM) {
+            let inner = payload.start + 1..payload.end;
+            return self.deliver(parts, coalescer, datagram, inner, place, outer_ecn);
+        }
+        let mut inner = Vec::new();
+        let frames = self.act_on_frames(parts, datagram, payload, from, &mut inner);
+        for range in inner {
+            if let Err(reason) = self.deliver(parts, coalescer, datagram, range, place, outer_ecn) {
+                parts.counters.count_drop(reason, 1);
+            }
+        }
+        frames
+    }
+
+    /// Everything but the common case of one inner packet alone.
+    #[cold]
+    fn act_on_frames(
+        &mut self,
+        parts: &RxParts,
+        datagram: &[u8],
+        payload: Range<usize>,
+        from: SocketAddr,
+        inner: &mut Vec<Range<usize>>,
+    ) -> Result<(), DropReason> {
+        let padded = datagram.len() >= MIN_PROBE_DATAGRAM;
+        let frames = datagram.get(payload).unwrap_or_default();
+        // One answer a packet is enough, whatever a peer puts into it (RFC 9000 §21.9).
+        let mut answered = false;
+        for frame in Frames::new(frames) {
+            match frame.map_err(|_| DropReason::MalformedFrame)? {
+                Frame::Padding(_) | Frame::Ping => {}
+                Frame::Datagram(packet) | Frame::DatagramWithLength(packet) => {
+                    let start = packet.as_ptr().addr() - datagram.as_ptr().addr();
+                    inner.push(start..start + packet.len());
+                }
+                Frame::PathChallenge(data) if !answered => {
+                    answered = true;
+                    let answer = Answer { tunnel: self.shared.id, data, to: from, padded };
+                    match parts.answers.try_send(answer) {
+                        Ok(()) => parts.tx_waker.wake(),
+                        Err(_) => parts.counters.count_drop(DropReason::QueueFull, 1),
+                    }
+                }
+                Frame::PathChallenge(_) => {}
+                Frame::PathResponse(data) => self.path_response(parts, data),
+                Frame::Close(close) => self.peer_closed(parts, &close),
+            }
+        }
+        Ok(())
+    }
+
+    fn path_response(&mut self, parts: &RxParts, data: [u8; 8]) {
+        if self.opener.acknowledge(data) {
+            // A second update may start now, if one is asked for.
+            return parts.tx_waker.wake();
+        }
+        match self.shared.answered(data) {
+            Some(Challenge::Owner) => {
+                (parts.events)(RingEvent::PathResponse { tunnel: self.shared.id, data });
+            }
+            Some(Challenge::Greeting) | None => {}
+        }
+    }
+
+    fn peer_closed(&mut self, parts: &RxParts, close: &Close<'_>) {
+        if !self.closed {
+            self.closed = true;
+            let reason = String::from_utf8_lossy(close.reason).into_owned();
+            let code = close.error_code;
+            (parts.events)(RingEvent::PeerClosed { tunnel: self.shared.id, code, reason });
+        }
+    }
+
+    #[cold]
+    fn first_heard(&mut self, parts: &RxParts) {
+        self.heard = true;
+        self.shared.set_heard();
+        parts.tx_waker.wake();
+    }
+
+    #[cold]
+    fn report_moved(&mut self, parts: &RxParts, from: SocketAddr, now: Instant) {
+        let known = |(reported, at): (SocketAddr, Instant)| {
+            reported == from && now.saturating_duration_since(at) < MOVED_INTERVAL
+        };
+        if !self.moved.is_some_and(known) {
+            self.moved = Some((from, now));
+            (parts.events)(RingEvent::PeerMoved { tunnel: self.shared.id, from });
+        }
+    }
+
+    #[cold]
+    fn not_opened(&mut self, parts: &RxParts, error: OpenError) -> DropReason {
+        if error == OpenError::KeysExhausted && !self.exhausted {
+            self.exhausted = true;
+            (parts.events)(RingEvent::KeysExhausted { tunnel: self.shared.id });
+        }
+        error.drop_reason()
+    }
+
+    /// Checks an inner packet and hands it on.
+    #[inline]
+    fn deliver(
+        &self,
+        parts: &RxParts,
+        coalescer: &mut Coalescer,
+        datagram: &mut [u8],
+        range: Range<usize>,
+        place: Slot,
+        outer_ecn: u8,
+    ) -> Result<(), DropReason> {
+        let (start, len) = (range.start as u32, range.len() as u32);
+        let packet = datagram.get_mut(range).ok_or(DropReason::MalformedInner)?;
+        check_inner(packet, self.peer, parts.own)?;
+        let inner_ecn = ecn::of_ipv6(packet);
+        let combined = ecn::combine(inner_ecn, outer_ecn).ok_or(DropReason::CongestionUnheard)?;
+        if combined != inner_ecn {
+            ecn::set_ipv6(packet, combined);
+        }
+        self.shared.rx.add(1, u64::from(len));
+        coalescer.push(Slot { start: place.start + start, len, ..place }, packet);
+        Ok(())
+    }
+}
+
+/// An inner packet must be whole, from the tunnel's peer, and to this node: nothing else has any business here.
+#[inline]
+fn check_inner(packet: &[u8], peer: Ipv6Addr, own: Ipv6Addr) -> Result<(), DropReason> {
+    let header = packet.first_chunk::<IPV6_HEADER>().ok_or(DropReason::MalformedInner)?;
+    let len = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    if header[0] >> 4 != 6 || IPV6_HEADER + len != packet.len() {
+        return Err(DropReason::MalformedInner);
+    }
+    if header[8..24] != peer.octets() {
+        return Err(DropReason::SpoofedSource);
+    }
+    if header[24..40] != own.octets() {
+        return Err(DropReason::WrongDestination);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PEER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+    const OWN: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+
+    fn packet(from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
+        let mut packet = Vec::new();
+        let builder = etherparse::PacketBuilder::ipv6(from.octets(), to.octets(), 64).udp(1, 2);
+        builder.write(&mut packet, b"hello").unwrap();
+        packet
+    }
+
+    #[test]
+    fn only_whole_packets_of_the_peer_to_this_node_pass() {
+        let good = packet(PEER, OWN);
+        assert_eq!(check_inner(&good, PEER, OWN), Ok(()));
+        assert_eq!(check_inner(&packet(OWN, OWN), PEER, OWN), Err(DropReason::SpoofedSource));
+        assert_eq!(check_inner(&packet(PEER, PEER), PEER, OWN), Err(DropReason::WrongDestination));
+        assert_eq!(check_inner(&good[..good.len() - 1], PEER, OWN), Err(DropReason::MalformedInner));
+        let mut v4 = good.clone();
+        v4[0] = 0x45;
+        assert_eq!(check_inner(&v4, PEER, OWN), Err(DropReason::MalformedInner));
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_pass(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(check_inner(&bytes, PEER, OWN).is_err());
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The sending worker: device → seal → UDP port.
+//!
+//! One thread owns every sealer. It reads a packet or a super-packet, finds its tunnel, cuts and seals it in one
+//! pass into the batch, and sends the batch when it is full, when the next packet does not fit behind the last,
+//! or when the device has nothing more. While the socket has no room it waits: then the device's queue fills, and
+//! the kernel's queueing discipline and TCP see what they would see in front of a slow link.
+
+mod batch;
+mod control;
+mod tunnels;
+
+use std::io::{self, IoSlice};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
+
+use cyphonic_common::limits::TUNNEL_OVERHEAD;
+use cyphonic_common::{DropReason, InterfaceConfig, Verdict, classify_egress};
+
+use self::batch::Batch;
+use self::tunnels::Tunnels;
+use super::command::{Answer, TxCommand};
+use super::counters::Counters;
+use super::hold::{Hold, Holding};
+use super::icmp::{self, ErrorLimit, Problem};
+use super::wake::Waker;
+use super::{EventSink, RingEvent, ecn};
+use crate::gso::{SuperPacket, VnetHeader};
+use crate::protect::{HEADER_LEN, SealError};
+use crate::tun::{MAX_READ, TunDevice};
+use crate::udp::{Transmit, UdpPort};
+
+/// The type byte of a DATAGRAM frame that runs to the end of its packet (RFC 9221 §4).
+const DATAGRAM: u8 = 0x30;
+/// How long the worker waits for room in the socket before it drops a batch: a stuck network card must not stop
+/// control.
+const SEND_PATIENCE: Duration = Duration::from_millis(500);
+/// The pace of repeated challenges.
+const TICK: Duration = Duration::from_millis(50);
+/// Device reads between two looks at the clock while the worker never waits.
+const READS_PER_TICK: u32 = 64;
+
+/// What the worker is built from.
+pub(super) struct TxParts {
+    pub(super) tun: TunDevice,
+    pub(super) port: Arc<UdpPort>,
+    pub(super) config: InterfaceConfig,
+    pub(super) own: Ipv6Addr,
+    pub(super) events: EventSink,
+    pub(super) counters: Arc<Counters>,
+    pub(super) commands: Receiver<TxCommand>,
+    pub(super) answers: Receiver<Answer>,
+    pub(super) waker: Arc<Waker>,
+    pub(super) stop: Arc<AtomicBool>,
+    pub(super) hold: Hold,
+}
+
+/// See the module.
+pub(super) struct TxWorker {
+    parts: TxParts,
+    tunnels: Tunnels,
+    batch: Batch,
+    errors: ErrorLimit,
+    now: Instant,
+}
+
+impl TxWorker {
+    pub(super) fn new(parts: TxParts) -> Self {
+        let now = Instant::now();
+        Self { parts, tunnels: Tunnels::default(), batch: Batch::new(), errors: ErrorLimit::new(now), now }
+    }
+
+    /// Runs until told to stop, or until the device is gone.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let mut read = vec![0; MAX_READ];
+        let mut reads = 0;
+        while !self.parts.stop.load(Relaxed) {
+            if self.parts.waker.take() {
+                self.now = Instant::now();
+                self.take_commands();
+            }
+            match self.parts.tun.read(&mut read) {
+                Ok(len) => self.send_read(read.get(..len).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.flush();
+                    self.tick();
+                    self.parts.waker.wait(&self.parts.tun, self.timeout())?;
+                    self.now = Instant::now();
+                    reads = 0;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+            reads += 1;
+            if reads >= READS_PER_TICK {
+                reads = 0;
+                self.now = Instant::now();
+                self.tick();
+            }
+        }
+        Ok(())
+    }
+
+    /// What was read from the device, or held since: a virtio-net header and a packet.
+    fn send_read(&mut self, read: &[u8]) {
+        if let Err(reason) = self.try_send_read(read) {
+            self.parts.counters.count_drop(reason, 1);
+        }
+    }
+
+    fn try_send_read(&mut self, read: &[u8]) -> Result<(), DropReason> {
+        let (vnet, packet) = VnetHeader::parse(read).ok_or(DropReason::Truncated)?;
+        let dst = match classify_egress(packet, &self.parts.config) {
+            Verdict::Tunnel { dst } => Ipv6Addr::from(dst),
+            Verdict::Drop(reason) => return Err(reason),
+        };
+        let Some(tunnel) = self.tunnels.sending(dst) else { return self.hold(dst, read) };
+        let whole = SuperPacket::parse(&vnet, packet).ok_or(DropReason::LengthMismatch)?;
+        match self.tunnels.get(tunnel).map(|tunnel| tunnel.inner_mtu) {
+            Some(mtu) if whole.largest() <= usize::from(mtu) => {
+                self.seal(tunnel, &whole, ecn::of_ipv6(packet))
+            }
+            Some(mtu) => {
+                self.answer_too_big(&whole, mtu);
+                Err(DropReason::TooBig)
+            }
+            None => Err(DropReason::NoTunnel),
+        }
+    }
+
+    /// Cuts and seals a packet into the batch, and sends the batch whenever the next part has no room in it.
+    fn seal(&mut self, index: usize, whole: &SuperPacket<'_>, ecn: u8) -> Result<(), DropReason> {
+        for part in 0..whole.count() {
+            let inner = whole.part_len(part);
+            let len = inner + TUNNEL_OVERHEAD;
+            if !self.batch.takes(index, ecn, len) {
+                self.flush();
+            }
+            let Some(tunnel) = self.tunnels.get_mut(index) else { return Err(DropReason::NoTunnel) };
+            let out = self.batch.room(len).ok_or(DropReason::TooBig)?;
+            let payload = out.get_mut(HEADER_LEN..).ok_or(DropReason::TooBig)?;
+            let (kind, rest) = payload.split_first_mut().ok_or(DropReason::TooBig)?;
+            *kind = DATAGRAM;
+            whole.write_part(part, rest).ok_or(DropReason::TooBig)?;
+            let sealed = tunnel.sealer.seal(tunnel.remote_cid, tunnel.path.wire_cid, out, 1 + inner);
+            match sealed {
+                Ok(_) => self.batch.commit(index, ecn, len, inner),
+                Err(error) => {
+                    self.seal_failed(index, error);
+                    return Err(error.drop_reason());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn seal_failed(&mut self, index: usize, error: SealError) {
+        let Some(tunnel) = self.tunnels.get_mut(index) else { return };
+        if error == SealError::KeysExhausted && !tunnel.exhausted {
+            tunnel.exhausted = true;
+            (self.parts.events)(RingEvent::KeysExhausted { tunnel: tunnel.shared.id });
+        }
+    }
+
+    /// Sends the batch.
+    fn flush(&mut self) {
+        let Some(sealed) = self.batch.take() else { return };
+        let Some(tunnel) = self.tunnels.get_mut(sealed.tunnel) else { return self.batch.clear() };
+        let transmit = Transmit {
+            dest: tunnel.path.remote,
+            ecn: (sealed.ecn != 0).then_some(sealed.ecn),
+            payload: self.batch.bytes(),
+            segment_size: Some(sealed.stride),
+            src_ip: None,
+        };
+        let lost = transmit_all(&self.parts.port, &transmit, &self.parts.counters, &self.parts.stop);
+        let counters = &self.parts.counters;
+        counters.tx_sends.fetch_add(1, Relaxed);
+        counters.tx_packets.fetch_add(sealed.packets.saturating_sub(lost), Relaxed);
+        tunnel.shared.tx.add(sealed.packets, sealed.inner_bytes);
+        tunnel.shared.touch_tx(self.now);
+        self.batch.clear();
+        let challenge = tunnel.sealer.poll_key_update(self.now);
+        if challenge.is_some() || tunnel.sealer.is_key_update_pending() {
+            self.challenge_keys(sealed.tunnel, challenge);
+        }
+    }
+
+    #[cold]
+    fn hold(&mut self, dst: Ipv6Addr, read: &[u8]) -> Result<(), DropReason> {
+        let report = !self.tunnels.has(dst);
+        let holding = self.parts.hold.push(dst, read, report, self.now);
+        self.parts.counters.held.store(self.parts.hold.len() as u64, Relaxed);
+        if matches!(holding, Holding::Report | Holding::FullReport) {
+            (self.parts.events)(RingEvent::UnknownDestination { dst });
+        }
+        match holding {
+            Holding::Held | Holding::Report => Ok(()),
+            Holding::Full | Holding::FullReport => Err(DropReason::QueueFull),
+        }
+    }
+
+    /// Sends what was held for a destination, in order.
+    fn release(&mut self, dst: Ipv6Addr) {
+        for read in self.parts.hold.take(dst) {
+            self.send_read(&read);
+        }
+        self.parts.counters.held.store(self.parts.hold.len() as u64, Relaxed);
+        self.flush();
+    }
+
+    #[cold]
+    fn answer_too_big(&mut self, whole: &SuperPacket<'_>, mtu: u16) {
+        let mut first = vec![0; whole.largest()];
+        if let Some(len) = whole.write_part(0, &mut first) {
+            self.answer(Problem::TooBig(mtu), first.get(..len).unwrap_or_default());
+        }
+    }
+
+    /// Tells an application that its packet goes nowhere.
+    fn answer(&mut self, problem: Problem, offending: &[u8]) {
+        let mut out = [0; icmp::MAX_ERROR];
+        let Some(len) = icmp::error(problem, self.parts.own, offending, &mut out) else { return };
+        if !self.errors.allows(self.now) {
+            return;
+        }
+        let header = VnetHeader::PLAIN.encode();
+        let parts = [IoSlice::new(&header), IoSlice::new(out.get(..len).unwrap_or_default())];
+        if self.parts.tun.write(&parts).is_err() {
+            self.parts.counters.count_drop(DropReason::InterfaceFailed, 1);
+        }
+    }
+
+    /// How long nothing is due.
+    fn timeout(&self) -> Option<Duration> {
+        let held = self.parts.hold.deadline().map(|due| due.saturating_duration_since(self.now));
+        let tick = self.tunnels.is_watching().then_some(TICK);
+        [held, tick].into_iter().flatten().min()
+    }
+}
+
+/// Sends a batch, waiting for room as long as is reasonable. Returns how many of its packets were lost.
+fn transmit_all(port: &UdpPort, transmit: &Transmit<'_>, counters: &Counters, stop: &AtomicBool) -> u64 {
+    let stride = transmit.segment_size.unwrap_or(transmit.payload.len()).max(1);
+    let mut transmit = *transmit;
+    loop {
+        let (sent, result) = port.send_counted(&transmit);
+        transmit.payload = transmit.payload.get(sent..).unwrap_or_default();
+        let Err(error) = result else { return 0 };
+        let full = error.kind() == io::ErrorKind::WouldBlock;
+        if full && !stop.load(Relaxed) && port.wait_writable(SEND_PATIENCE).unwrap_or(false) {
+            continue;
+        }
+        let reason = match error.raw_os_error() {
+            _ if full => DropReason::QueueFull,
+            Some(libc::EMSGSIZE) => DropReason::TooBig,
+            _ => DropReason::SendFailed,
+        };
+        let lost = transmit.payload.len().div_ceil(stride) as u64;
+        counters.count_drop(reason, lost);
+        return lost;
+    }
+}

@@ -1,0 +1,126 @@
+//! Sealed packets that leave together: for one tunnel, of one size (the last may be shorter), with one ECN field.
+
+/// The most bytes of one segmented send: a UDP datagram's limit over IPv4.
+const MAX_BYTES: usize = 65_507;
+/// The most packets of one segmented send, the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9.
+const MAX_PACKETS: u64 = 64;
+
+/// A batch, reused for ever.
+#[derive(Debug)]
+pub(super) struct Batch {
+    buffer: Box<[u8]>,
+    len: usize,
+    sealed: Sealed,
+    /// A shorter packet is in: it must stay the last.
+    closed: bool,
+}
+
+/// What a batch holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sealed {
+    pub(super) tunnel: usize,
+    pub(super) ecn: u8,
+    pub(super) stride: usize,
+    pub(super) packets: u64,
+    pub(super) inner_bytes: u64,
+}
+
+impl Batch {
+    pub(super) fn new() -> Self {
+        Self {
+            buffer: vec![0; MAX_BYTES].into_boxed_slice(),
+            len: 0,
+            sealed: Sealed::default(),
+            closed: false,
+        }
+    }
+
+    /// Whether a packet may join. An empty batch takes any.
+    pub(super) fn takes(&self, tunnel: usize, ecn: u8, len: usize) -> bool {
+        let sealed = &self.sealed;
+        sealed.packets == 0
+            || (!self.closed
+                && sealed.tunnel == tunnel
+                && sealed.ecn == ecn
+                && len <= sealed.stride
+                && self.len + len <= MAX_BYTES
+                && sealed.packets < MAX_PACKETS)
+    }
+
+    /// The place where the next packet is to be written; `None` if it is too large for any datagram.
+    pub(super) fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+        self.buffer.get_mut(self.len..self.len + len)
+    }
+
+    /// Counts in the packet that was written there.
+    pub(super) fn commit(&mut self, tunnel: usize, ecn: u8, len: usize, inner: usize) {
+        if self.sealed.packets == 0 {
+            self.sealed = Sealed { tunnel, ecn, stride: len, packets: 0, inner_bytes: 0 };
+        }
+        self.closed = len < self.sealed.stride;
+        self.sealed.packets += 1;
+        self.sealed.inner_bytes += inner as u64;
+        self.len += len;
+    }
+
+    /// What is in it, if anything.
+    pub(super) fn take(&self) -> Option<Sealed> {
+        (self.sealed.packets > 0).then_some(self.sealed)
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buffer.get(..self.len).unwrap_or_default()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.len = 0;
+        self.closed = false;
+        self.sealed = Sealed::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(batch: &mut Batch, tunnel: usize, ecn: u8, len: usize) -> bool {
+        let takes = batch.takes(tunnel, ecn, len);
+        if takes {
+            assert_eq!(batch.room(len).unwrap().len(), len);
+            batch.commit(tunnel, ecn, len, len - 30);
+        }
+        takes
+    }
+
+    #[test]
+    fn only_the_last_packet_may_be_shorter() {
+        let mut batch = Batch::new();
+        assert!(add(&mut batch, 1, 0, 1000));
+        assert!(!add(&mut batch, 1, 0, 1001), "none may be longer");
+        assert!(add(&mut batch, 1, 0, 1000));
+        assert!(add(&mut batch, 1, 0, 400));
+        assert!(!add(&mut batch, 1, 0, 400), "nothing may follow the shorter one");
+        let sealed = batch.take().unwrap();
+        assert_eq!((sealed.stride, sealed.packets, batch.bytes().len()), (1000, 3, 2400));
+        batch.clear();
+        assert!(batch.take().is_none() && add(&mut batch, 2, 3, 5000));
+    }
+
+    #[test]
+    fn tunnels_and_ecn_fields_do_not_mix() {
+        let mut batch = Batch::new();
+        assert!(add(&mut batch, 1, 2, 100));
+        assert!(!add(&mut batch, 2, 2, 100));
+        assert!(!add(&mut batch, 1, 3, 100));
+    }
+
+    #[test]
+    fn packets_and_bytes_are_bounded() {
+        let mut batch = Batch::new();
+        assert_eq!((0..100).filter(|_| add(&mut batch, 1, 0, 100)).count(), 64);
+        batch.clear();
+        assert_eq!((0..100).filter(|_| add(&mut batch, 1, 0, 1450)).count(), 45);
+        batch.clear();
+        assert!(batch.room(65_508).is_none());
+    }
+}

@@ -1,0 +1,225 @@
+//! The sending worker's tunnels: found by inner destination for packets, by name for control.
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cyphonic_common::ConnectionId;
+
+use crate::protect::Sealer;
+use crate::ring::command::TxTunnel;
+use crate::ring::hash::WordHasher;
+use crate::ring::shared::Shared;
+use crate::ring::{Path, TunnelId};
+
+/// Paths that are remembered, so that a challenge from an older one can be answered there.
+const MAX_PATHS: usize = 4;
+/// The first repetition of a greeting; the interval doubles.
+const FIRST_GREETING: Duration = Duration::from_millis(100);
+/// Greetings before the ring leaves it to the owner to notice that the peer is silent: the last after 6 s.
+const GREETINGS: u8 = 7;
+
+/// One tunnel.
+pub(super) struct Tunnel {
+    pub(super) shared: Arc<Shared>,
+    pub(super) peer: Ipv6Addr,
+    pub(super) remote_cid: ConnectionId,
+    pub(super) path: Path,
+    pub(super) sealer: Sealer,
+    pub(super) inner_mtu: u16,
+    /// Whether it may send at all.
+    pub(super) confirmed: bool,
+    /// The owner was told that the keys are used up.
+    pub(super) exhausted: bool,
+    pub(super) greeting: Option<Greeting>,
+    /// It is on the watch list.
+    watched: bool,
+    paths: Vec<Path>,
+}
+
+/// Greets the peer until it is heard: a peer at the listening end may send only once it has heard us.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Greeting {
+    due: Instant,
+    interval: Duration,
+    left: u8,
+}
+
+impl Greeting {
+    fn new(now: Instant) -> Self {
+        Self { due: now, interval: FIRST_GREETING, left: GREETINGS }
+    }
+}
+
+impl Tunnel {
+    fn new(tunnel: TxTunnel, now: Instant) -> Self {
+        Self {
+            greeting: tunnel.confirmed.then(|| Greeting::new(now)),
+            shared: tunnel.shared,
+            peer: tunnel.peer,
+            remote_cid: tunnel.remote_cid,
+            path: tunnel.path,
+            sealer: tunnel.sealer,
+            inner_mtu: tunnel.inner_mtu,
+            confirmed: tunnel.confirmed,
+            exhausted: false,
+            watched: false,
+            paths: vec![tunnel.path],
+        }
+    }
+
+    pub(super) fn set_path(&mut self, path: Path) {
+        self.path = path;
+        self.shared.set_path(path);
+        self.paths.retain(|known| known.remote != path.remote);
+        if self.paths.len() >= MAX_PATHS {
+            self.paths.remove(0);
+        }
+        self.paths.push(path);
+    }
+
+    /// How to send to an address: as on the path that led there, or else directly.
+    pub(super) fn path_to(&self, remote: SocketAddr) -> Path {
+        let known = self.paths.iter().find(|path| path.remote == remote).copied();
+        known.unwrap_or(Path { remote, wire_cid: self.remote_cid })
+    }
+
+    /// Whether a greeting is due now.
+    pub(super) fn greets(&mut self, now: Instant) -> bool {
+        if self.shared.heard() {
+            self.greeting = None;
+        }
+        let Some(greeting) = self.greeting.as_mut().filter(|greeting| greeting.due <= now) else {
+            return false;
+        };
+        greeting.due = now + greeting.interval;
+        greeting.interval *= 2;
+        greeting.left -= 1;
+        if greeting.left == 0 {
+            self.greeting = None;
+        }
+        true
+    }
+
+    /// Whether something of it is due later.
+    pub(super) fn needs_watching(&self) -> bool {
+        !self.confirmed || self.greeting.is_some() || self.sealer.is_key_update_pending()
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Tunnels {
+    slots: Vec<Option<Tunnel>>,
+    free: Vec<usize>,
+    by_id: HashMap<TunnelId, usize>,
+    /// Each peer's tunnels, oldest first.
+    by_peer: HashMap<Ipv6Addr, Vec<usize>>,
+    /// The newest confirmed tunnel of each peer.
+    sending: HashMap<Ipv6Addr, usize, BuildHasherDefault<WordHasher>>,
+    watched: Vec<usize>,
+}
+
+impl Tunnels {
+    /// The tunnel that sends to a peer.
+    #[inline]
+    pub(super) fn sending(&self, peer: Ipv6Addr) -> Option<usize> {
+        self.sending.get(&peer).copied()
+    }
+
+    /// Whether a peer has any tunnel, confirmed or not.
+    pub(super) fn has(&self, peer: Ipv6Addr) -> bool {
+        self.by_peer.contains_key(&peer)
+    }
+
+    #[inline]
+    pub(super) fn get(&self, index: usize) -> Option<&Tunnel> {
+        self.slots.get(index)?.as_ref()
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, index: usize) -> Option<&mut Tunnel> {
+        self.slots.get_mut(index)?.as_mut()
+    }
+
+    pub(super) fn index(&self, id: TunnelId) -> Option<usize> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(super) fn insert(&mut self, tunnel: TxTunnel, now: Instant) -> usize {
+        let (id, peer) = (tunnel.shared.id, tunnel.peer);
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        if let Some(slot) = self.slots.get_mut(index) {
+            *slot = Some(Tunnel::new(tunnel, now));
+        }
+        self.by_id.insert(id, index);
+        self.by_peer.entry(peer).or_default().push(index);
+        self.choose(peer);
+        self.watch(index);
+        index
+    }
+
+    pub(super) fn remove(&mut self, id: TunnelId) {
+        let Some(index) = self.by_id.remove(&id) else { return };
+        let Some(tunnel) = self.slots.get_mut(index).and_then(Option::take) else { return };
+        if let Some(indices) = self.by_peer.get_mut(&tunnel.peer) {
+            indices.retain(|other| *other != index);
+            if indices.is_empty() {
+                self.by_peer.remove(&tunnel.peer);
+            }
+        }
+        self.watched.retain(|other| *other != index);
+        self.free.push(index);
+        self.choose(tunnel.peer);
+    }
+
+    /// Lets a tunnel send from now on.
+    pub(super) fn confirm(&mut self, index: usize) {
+        let Some(tunnel) = self.get_mut(index) else { return };
+        tunnel.confirmed = true;
+        let peer = tunnel.peer;
+        self.choose(peer);
+    }
+
+    /// Has a tunnel looked at when the worker ticks.
+    pub(super) fn watch(&mut self, index: usize) {
+        if let Some(tunnel) = self.get_mut(index).filter(|tunnel| !tunnel.watched) {
+            tunnel.watched = true;
+            self.watched.push(index);
+        }
+    }
+
+    pub(super) fn is_watching(&self) -> bool {
+        !self.watched.is_empty()
+    }
+
+    /// A watched tunnel; the list is short and usually empty.
+    pub(super) fn watched(&self, at: usize) -> Option<usize> {
+        self.watched.get(at).copied()
+    }
+
+    /// Forgets those for which nothing is due any more.
+    pub(super) fn prune_watched(&mut self) {
+        let slots = &mut self.slots;
+        self.watched.retain(|index| {
+            let Some(tunnel) = slots.get_mut(*index).and_then(Option::as_mut) else { return false };
+            tunnel.watched = tunnel.needs_watching();
+            tunnel.watched
+        });
+    }
+
+    fn choose(&mut self, peer: Ipv6Addr) {
+        let indices = self.by_peer.get(&peer).map(Vec::as_slice).unwrap_or_default();
+        let newest =
+            indices.iter().rev().find(|index| self.get(**index).is_some_and(|tunnel| tunnel.confirmed));
+        match newest.copied() {
+            Some(index) => self.sending.insert(peer, index),
+            None => self.sending.remove(&peer),
+        };
+    }
+}

@@ -1,0 +1,57 @@
+//! Waking the sending worker while it waits for its device.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+
+use crate::tun::TunDevice;
+
+/// A flag that a busy worker reads without a system call, and an eventfd that ends an idle one's wait.
+#[derive(Debug)]
+pub(super) struct Waker {
+    called: AtomicBool,
+    fd: OwnedFd,
+}
+
+impl Waker {
+    pub(super) fn new() -> io::Result<Self> {
+        let fd = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        Ok(Self { called: AtomicBool::new(false), fd })
+    }
+
+    /// Has the worker look at what it was sent. Call after sending.
+    pub(super) fn wake(&self) {
+        if !self.called.swap(true, Ordering::AcqRel) {
+            // Only fails when the counter is at its limit, and then the worker is woken already.
+            let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Whether it was called since the last time. Read before looking: a call that comes later wakes again.
+    pub(super) fn take(&self) -> bool {
+        if !self.called.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut count = [0; 8];
+        // Only fails when another look has emptied it.
+        let _ = rustix::io::read(&self.fd, &mut count);
+        self.called.swap(false, Ordering::AcqRel)
+    }
+
+    /// Waits until the device has a packet, until called, or for `timeout`.
+    pub(super) fn wait(&self, tun: &TunDevice, timeout: Option<Duration>) -> io::Result<()> {
+        let mut fds = [PollFd::new(tun, PollFlags::IN), PollFd::new(&self.fd, PollFlags::IN)];
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+        match rustix::event::poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if fds.first().is_some_and(|tun| tun.revents().intersects(PollFlags::ERR | PollFlags::NVAL)) {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "the virtual interface is gone"));
+        }
+        Ok(())
+    }
+}
