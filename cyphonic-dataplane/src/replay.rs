@@ -81,3 +81,110 @@ impl ReplayWindow {
 fn slot(word: u64) -> usize {
     word as usize % WORDS
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definition, without a ring: remembers everything.
+    #[derive(Default)]
+    struct Model {
+        seen: BTreeSet<u64>,
+    }
+
+    impl Model {
+        fn accept(&mut self, number: u64) -> bool {
+            let highest = self.seen.last().copied().unwrap_or(0);
+            highest.saturating_sub(number) < WINDOW && self.seen.insert(number)
+        }
+    }
+
+    /// Numbers near each other, near the window's edges, and far away.
+    fn steps() -> impl Strategy<Value = Vec<i64>> {
+        let edge = WINDOW as i64;
+        let step = prop_oneof![
+            8 => -70i64..70,
+            4 => -edge - 70..=-edge + 70,
+            2 => edge - 70..=edge + 140,
+            1 => -30_000i64..30_000,
+            1 => Just(i64::MAX / 4),
+        ];
+        prop::collection::vec(step, 1..400)
+    }
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_the_model(start in 0u64..100_000, steps in steps()) {
+            let (mut window, mut model) = (ReplayWindow::default(), Model::default());
+            let mut number = start;
+            for step in steps {
+                number = number.saturating_add_signed(step).min(1 << 62);
+                let newest = model.seen.last().is_none_or(|highest| number > *highest);
+                prop_assert_eq!(window.is_newest(number), newest);
+                prop_assert_eq!(window.accept(number), model.accept(number), "number {}", number);
+            }
+        }
+
+        #[test]
+        fn a_full_number_is_found_from_its_low_bits(next in 0u64..1 << 61, distance in -(1i64 << 31) + 1..1 << 31) {
+            let mut window = ReplayWindow::default();
+            if next > 0 {
+                window.accept(next - 1);
+            }
+            if let Some(number) = next.checked_add_signed(distance) {
+                prop_assert_eq!(window.expand(number as u32), number);
+            }
+        }
+    }
+
+    /// The cases of WireGuard's replay counter self-test, with this window's size.
+    #[test]
+    fn the_edges_are_where_they_should_be() {
+        let mut window = ReplayWindow::default();
+        for (number, expected) in [
+            (0, true),
+            (1, true),
+            (1, false),
+            (9, true),
+            (8, true),
+            (7, true),
+            (7, false),
+            (WINDOW, true),
+            (WINDOW - 1, true),
+            (WINDOW - 1, false),
+            (WINDOW - 2, true),
+            (2, true),
+            (2, false),
+            (WINDOW + 16, true),
+            (3, false),
+            (WINDOW + 16, false),
+            (WINDOW * 4, true),
+            (WINDOW * 4 - (WINDOW - 1), true),
+            (10, false),
+            (WINDOW * 4 - WINDOW, false),
+            (WINDOW * 4 - (WINDOW + 1), false),
+            (WINDOW * 4 - (WINDOW - 2), true),
+            (WINDOW * 4 + 1 - WINDOW, false),
+            (0, false),
+            (u64::MAX, true),
+            (u64::MAX, false),
+        ] {
+            assert_eq!(window.accept(number), expected, "number {number}");
+        }
+    }
+
+    #[test]
+    fn a_whole_window_is_accepted_once_forwards_and_backwards() {
+        let mut window = ReplayWindow::default();
+        assert!((0..WINDOW).all(|number| window.accept(number)));
+        assert!((0..WINDOW).all(|number| !window.accept(number)));
+        let mut window = ReplayWindow::default();
+        assert!((1..=WINDOW).rev().all(|number| window.accept(number)));
+        assert!(!window.accept(0), "one behind the window");
+        assert!(window.accept(WINDOW + 1) && !window.accept(1));
+    }
+}

@@ -56,7 +56,7 @@ pub(super) fn header_key(suite: Suite, secret: &Secret) -> HeaderKey {
 }
 
 /// The output depends on its length, so each suite has its own.
-fn key_bytes(suite: Suite, secret: &Secret, label: &str) -> Zeroizing<[u8; 32]> {
+pub(super) fn key_bytes(suite: Suite, secret: &Secret, label: &str) -> Zeroizing<[u8; 32]> {
     let mut key = Zeroizing::new([0; 32]);
     match suite {
         Suite::Aes128Gcm => key[..16].copy_from_slice(&*expand_label::<16>(&secret.0, label)),

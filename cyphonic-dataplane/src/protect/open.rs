@@ -77,7 +77,7 @@ pub struct Opener {
     current_from: Option<u64>,
     window: ReplayWindow,
     forged: u64,
-    phase: Arc<KeyPhase>,
+    pub(super) phase: Arc<KeyPhase>,
 }
 
 struct Previous {

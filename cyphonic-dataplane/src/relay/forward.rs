@@ -66,8 +66,8 @@ impl<'a> Forwarder<'a> {
             let packets = len.div_ceil(stride) as u64;
             match kind {
                 DatagramKind::Signalling => {
-                    self.counters.signalling.fetch_add(packets, Relaxed);
                     self.sink.deliver(from, local_ip, ecn, run, stride);
+                    self.counters.signalling.fetch_add(packets, Relaxed);
                 }
                 DatagramKind::NotQuic => self.counters.count_drop(DropReason::NotQuic, packets),
                 DatagramKind::Data(cid) => match self.legs.get(&cid) {

@@ -1,1 +1,221 @@
+//! The port against the kernel: real sockets on loopback.
 
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn v4(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+fn v6(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv6Addr::LOCALHOST, port))
+}
+
+/// A received datagram, on its own.
+#[derive(Debug, PartialEq, Eq)]
+struct Datagram {
+    from: SocketAddr,
+    local_ip: Option<IpAddr>,
+    ecn: Option<u8>,
+    payload: Vec<u8>,
+}
+
+/// Receives until `count` datagrams are there.
+fn receive(port: &UdpPort, count: usize) -> Vec<Datagram> {
+    let mut batch = RecvBatch::new(8);
+    let mut datagrams = Vec::new();
+    let deadline = Instant::now() + PATIENCE;
+    while datagrams.len() < count {
+        assert!(Instant::now() < deadline, "only {} of {count} datagrams arrived", datagrams.len());
+        match port.recv_batch(&mut batch) {
+            Ok(_) => {
+                for message in batch.messages_mut() {
+                    let Message { from, local_ip, ecn, payload, stride } = message;
+                    datagrams.extend(payload.chunks(stride).map(|payload| Datagram {
+                        from,
+                        local_ip,
+                        ecn,
+                        payload: payload.to_vec(),
+                    }));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                port.wait(Some(Duration::from_millis(100))).expect("waited");
+            }
+            Err(error) => panic!("receiving: {error}"),
+        }
+    }
+    datagrams
+}
+
+#[test]
+fn one_port_reaches_both_families_with_canonical_addresses() {
+    let (a, b) = (UdpPort::bind(0).expect("a"), UdpPort::bind(0).expect("b"));
+    assert!(a.is_dual_stack() && !a.may_fragment());
+    for (dest, from) in [(v4(b.local_port()), v4(a.local_port())), (v6(b.local_port()), v6(a.local_port()))] {
+        a.send(&Transmit::new(dest, b"hello")).expect("sent");
+        let expected = Datagram { from, local_ip: Some(dest.ip()), ecn: None, payload: b"hello".to_vec() };
+        assert_eq!(receive(&b, 1), [expected]);
+    }
+}
+
+#[test]
+fn a_port_without_ipv6_works_and_says_what_it_cannot_reach() {
+    let a = UdpPort::bind_to(v4(0)).expect("a");
+    let b = UdpPort::bind_to(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))).expect("b");
+    assert!(!a.is_dual_stack() && !b.is_dual_stack());
+    a.send(&Transmit::new(v4(b.local_port()), b"hello")).expect("sent");
+    let received = receive(&b, 1);
+    assert_eq!((received[0].from, received[0].local_ip), (a.local_addr(), Some(Ipv4Addr::LOCALHOST.into())));
+    let error = b.send(&Transmit::new(v6(1), b"hello")).expect_err("no IPv6");
+    assert_eq!(error.kind(), io::ErrorKind::NetworkUnreachable);
+}
+
+#[test]
+fn segments_arrive_as_the_datagrams_they_are() {
+    let (a, b) = (UdpPort::bind(0).expect("a"), UdpPort::bind(0).expect("b"));
+    assert!(a.max_gso_segments() > 1, "this kernel has UDP_SEGMENT");
+    // 150 segments are more than one system call takes; the last is shorter.
+    let payload: Vec<u8> = (0..150 * 1200 - 7).map(|i| (i / 1200) as u8).collect();
+    for dest in [v4(b.local_port()), v6(b.local_port())] {
+        let transmit = Transmit { segment_size: Some(1200), ..Transmit::new(dest, &payload) };
+        let (sent, result) = a.send_counted(&transmit);
+        result.expect("sent");
+        assert_eq!(sent, payload.len());
+        let received: Vec<_> = receive(&b, 150).into_iter().map(|datagram| datagram.payload).collect();
+        assert_eq!(received, payload.chunks(1200).map(<[u8]>::to_vec).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn the_kernel_merges_what_came_in_one_call() {
+    let (a, b) = (UdpPort::bind(0).expect("a"), UdpPort::bind(0).expect("b"));
+    assert!(b.gro_segments() > 1, "this kernel has UDP_GRO");
+    let payload = [7; 10 * 1000];
+    a.send(&Transmit { segment_size: Some(1000), ..Transmit::new(v4(b.local_port()), &payload) })
+        .expect("sent");
+    assert!(b.wait(Some(PATIENCE)).expect("waited").readable);
+    let mut batch = RecvBatch::new(4);
+    assert_eq!(b.recv_batch(&mut batch).expect("received"), 1);
+    let message = batch.messages_mut().next().expect("a message");
+    assert_eq!((message.payload.len(), message.stride), (10_000, 1000));
+}
+
+/// Segmentation refused, as some network cards and tunnels do: here by switching checksums off.
+#[test]
+#[expect(unsafe_code, reason = "a socket option that no library has")]
+fn refused_segmentation_falls_back_to_single_datagrams_and_loses_none() {
+    let a = UdpPort::bind_to(v4(0)).expect("a");
+    let b = UdpPort::bind_to(v4(0)).expect("b");
+    let on: libc::c_int = 1;
+    // SAFETY: the option reads one `c_int` from the pointer, which `on` outlives; the descriptor is open.
+    let result = unsafe {
+        use std::os::fd::AsRawFd;
+        let value = (&raw const on).cast();
+        let len = size_of::<libc::c_int>() as libc::socklen_t;
+        libc::setsockopt(a.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, value, len)
+    };
+    assert_eq!(result, 0, "SO_NO_CHECK: {}", io::Error::last_os_error());
+
+    let payload: Vec<u8> = (0..20 * 100 - 3).map(|i| (i / 100) as u8).collect();
+    let transmit = Transmit { segment_size: Some(100), ..Transmit::new(b.local_addr(), &payload) };
+    for _ in 0..2 {
+        a.send(&transmit).expect("sent");
+        let received: Vec<_> = receive(&b, 20).into_iter().map(|datagram| datagram.payload).collect();
+        assert_eq!(received, payload.chunks(100).map(<[u8]>::to_vec).collect::<Vec<_>>());
+    }
+    assert_eq!(a.max_gso_segments(), 1);
+}
+
+#[test]
+fn ecn_bits_go_both_ways_in_both_families() {
+    let (a, b) = (UdpPort::bind(0).expect("a"), UdpPort::bind(0).expect("b"));
+    for dest in [v4(b.local_port()), v6(b.local_port())] {
+        for ecn in [None, Some(0b01), Some(0b10), Some(0b11)] {
+            a.send(&Transmit { ecn, ..Transmit::new(dest, b"marked") }).expect("sent");
+            assert_eq!(receive(&b, 1)[0].ecn, ecn, "to {dest}");
+        }
+    }
+}
+
+#[test]
+fn an_answer_can_leave_from_the_address_that_was_asked() {
+    let server = UdpPort::bind(0).expect("server");
+    let client = UdpSocket::bind(v4(0)).expect("client");
+    client.set_read_timeout(Some(PATIENCE)).expect("time-out");
+    let alias = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 7), server.local_port()));
+    client.send_to(b"question", alias).expect("asked");
+    let question = receive(&server, 1).remove(0);
+    assert_eq!(question.local_ip, Some(alias.ip()));
+    let answer = Transmit { src_ip: question.local_ip, ..Transmit::new(question.from, b"answer") };
+    server.send(&answer).expect("answered");
+    let mut buf = [0; 16];
+    assert_eq!(client.recv_from(&mut buf).expect("an answer"), (6, alias));
+    // A source of the other family cannot be meant.
+    let answer = Transmit { src_ip: Some(Ipv6Addr::LOCALHOST.into()), ..answer };
+    server.send(&answer).expect("answered");
+    assert_eq!(client.recv_from(&mut buf).expect("an answer").1, v4(server.local_port()));
+}
+
+#[test]
+fn an_empty_datagram_is_no_message() {
+    let port = UdpPort::bind(0).expect("port");
+    let sender = UdpSocket::bind(v4(0)).expect("sender");
+    sender.send_to(b"", v4(port.local_port())).expect("sent");
+    sender.send_to(b"x", v4(port.local_port())).expect("sent");
+    assert_eq!(receive(&port, 1)[0].payload, b"x");
+}
+
+#[test]
+fn a_waiter_is_woken_by_a_call_by_data_and_by_time() {
+    let port = Arc::new(UdpPort::bind(0).expect("port"));
+    assert_eq!(port.wait(Some(Duration::from_millis(1))).expect("waited"), Woken::default());
+    let waiter = std::thread::spawn({
+        let port = Arc::clone(&port);
+        move || port.wait(Some(PATIENCE)).expect("waited")
+    });
+    port.wake();
+    assert_eq!(waiter.join().expect("joined"), Woken { readable: false, called: true });
+    assert_eq!(port.wait(Some(Duration::from_millis(1))).expect("waited"), Woken::default(), "once");
+    port.send(&Transmit::new(v4(port.local_port()), b"to myself")).expect("sent");
+    assert_eq!(port.wait(Some(PATIENCE)).expect("waited"), Woken { readable: true, called: false });
+    assert!(port.wait_writable(PATIENCE).expect("waited"));
+}
+
+#[test]
+fn nothing_is_fragmented() {
+    let port = UdpPort::bind(0).expect("port");
+    // Larger than loopback's MTU of 65,536 with headers of IPv4 (20) and UDP (8), but a legal UDP length over IPv6.
+    let payload = vec![0; 65_500];
+    let error = port.send(&Transmit::new(v6(port.local_port()), &payload)).expect_err("does not fit");
+    assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+}
+
+#[test]
+fn the_buffers_are_as_large_as_asked_for() {
+    // As root; without CAP_NET_ADMIN the system's limit holds.
+    let (send, receive) = UdpPort::bind(0).expect("port").buffer_sizes().expect("sizes");
+    assert!(send >= 7 << 20 && receive >= 7 << 20, "{send} {receive}");
+}
+
+#[test]
+fn a_taken_port_is_said_plainly() {
+    let taken = UdpPort::bind(0).expect("port");
+    let error = UdpPort::bind(taken.local_port()).expect_err("taken").to_string();
+    assert!(error.contains(&taken.local_port().to_string()) && error.contains("Another program"), "{error}");
+    let error = UdpPort::bind_to("192.0.2.1:0".parse().expect("address")).expect_err("not ours").to_string();
+    assert!(error.contains("not one of this host's"), "{error}");
+}
+
+#[test]
+fn the_source_the_kernel_would_choose_is_known() {
+    let port = UdpPort::bind(0).expect("port");
+    assert_eq!(port.source_for(v4(9)).expect("route"), v4(0).ip());
+    assert_eq!(port.source_for(v6(9)).expect("route"), v6(0).ip());
+}
