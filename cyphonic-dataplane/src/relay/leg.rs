@@ -19,9 +19,9 @@ pub(super) fn check(cid: ConnectionId, leg: &Leg) -> Result<(), RelayMapError> {
     check_address(leg.to)
 }
 
-/// Refuses an address that no packet comes from or goes to, also when it hides in mapped form.
+/// Refuses a canonical address that no packet comes from or goes to.
 pub(super) fn check_address(address: SocketAddr) -> Result<(), RelayMapError> {
-    let ip = address.ip().to_canonical();
+    let ip = address.ip();
     let broadcast = match ip {
         std::net::IpAddr::V4(v4) => v4.is_broadcast(),
         std::net::IpAddr::V6(_) => false,

@@ -287,6 +287,18 @@ fn a_leg_follows_its_ends_and_is_gone_when_removed() {
 }
 
 #[test]
+fn an_address_in_mapped_form_means_the_ipv4_one() {
+    let lab = Lab::new();
+    let (a, b) = (socket(Ipv4Addr::LOCALHOST), socket(Ipv4Addr::LOCALHOST));
+    let mapped =
+        |socket: &UdpSocket| SocketAddr::from((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), addr(socket).port()));
+    let bound = Leg { from: mapped(&a), to: mapped(&b), real_cid: data_cid(0x92), source: None };
+    lab.relay.insert(data_cid(0x91), bound).expect("bound");
+    a.send_to(&packet(data_cid(0x91), 100, 1), lab.v4()).expect("sent");
+    assert_eq!(receive(&b).0, packet(data_cid(0x92), 100, 1));
+}
+
+#[test]
 fn a_packet_leaves_from_the_address_that_its_receiver_knows() {
     let lab = Lab::new();
     let (a, b) = (socket(Ipv4Addr::LOCALHOST), socket(Ipv4Addr::LOCALHOST));
@@ -372,8 +384,9 @@ fn senseless_bindings_are_refused_and_change_nothing() {
         "192.0.2.1:0",
     ] {
         let bad: SocketAddr = bad.parse().expect("address");
-        assert_eq!(relay.insert(cid, Leg { from: bad, ..leg }), Err(RelayMapError::BadAddress(bad)));
-        assert_eq!(relay.insert(cid, Leg { to: bad, ..leg }), Err(RelayMapError::BadAddress(bad)));
+        let refused = Err(RelayMapError::BadAddress(crate::udp::canonical(bad)));
+        assert_eq!(relay.insert(cid, Leg { from: bad, ..leg }), refused);
+        assert_eq!(relay.insert(cid, Leg { to: bad, ..leg }), refused);
     }
     assert!(relay.is_empty());
     relay.insert(cid, leg).expect("bound");

@@ -17,7 +17,7 @@ use cyphonic_common::{ConnectionId, DropReason};
 use super::forward::Forwarder;
 use super::leg::{LegCounters, check, check_address};
 use super::{Leg, LegStats, RelayMap, RelayMapError};
-use crate::udp::{RecvBatch, SignallingSink, UdpPort};
+use crate::udp::{RecvBatch, SignallingSink, UdpPort, canonical};
 
 /// Messages per receive call.
 const BATCH_MESSAGES: usize = 32;
@@ -185,6 +185,7 @@ fn is_transient(error: &io::Error) -> bool {
 
 impl RelayMap for UserspaceRelay {
     fn insert(&self, cid: ConnectionId, leg: Leg) -> Result<(), RelayMapError> {
+        let leg = Leg { from: canonical(leg.from), to: canonical(leg.to), ..leg };
         check(cid, &leg)?;
         let mut control = lock(&self.control);
         if control.legs.contains_key(&cid) {
@@ -210,6 +211,7 @@ impl RelayMap for UserspaceRelay {
         from: SocketAddr,
         to: SocketAddr,
     ) -> Result<(), RelayMapError> {
+        let (from, to) = (canonical(from), canonical(to));
         check_address(from)?;
         check_address(to)?;
         let mut control = lock(&self.control);

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use quinn_udp::{EcnCodepoint, UdpSockRef, UdpSocketState};
@@ -49,6 +50,8 @@ pub struct Woken {
 pub struct UdpPort {
     socket: Socket,
     state: UdpSocketState,
+    /// Segments per send: see [`UdpPort::send_counted`] for when it drops to one.
+    gso_segments: AtomicUsize,
     local: SocketAddr,
     /// Takes IPv6 addresses, and IPv4 ones in mapped form.
     ipv6: bool,
@@ -87,7 +90,8 @@ impl UdpPort {
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
         let waker = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Self { socket, state, local: canonical(local), ipv6: local.is_ipv6(), waker })
+        let gso_segments = AtomicUsize::new(state.max_gso_segments());
+        Ok(Self { socket, state, gso_segments, local: canonical(local), ipv6: local.is_ipv6(), waker })
     }
 
     /// The port's number.
@@ -107,7 +111,7 @@ impl UdpPort {
 
     /// Segments that one send may have. One where the kernel or the network card refused segmentation.
     pub fn max_gso_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        self.gso_segments.load(Relaxed)
     }
 
     /// Segments that the kernel may put into one received message.
@@ -169,8 +173,15 @@ impl UdpPort {
             let chunk = &rest[..rest.len().min(self.gso_bytes(segment))];
             match self.send_chunk(dest, transmit, chunk, segment) {
                 Ok(()) => sent += chunk.len(),
-                // Segmentation was refused just now: go on without it.
-                Err(_) if chunk.len() > segment && self.max_gso_segments() == 1 => {}
+                // Kernels before 6.14 give one answer to "no segmentation here" and to "a segment is too large for the
+                // interface". A single segment tells which it was; only the former is for good.
+                Err(error) if chunk.len() > segment && may_mean_no_segmentation(&error) => {
+                    match self.send_chunk(dest, transmit, &chunk[..segment], segment) {
+                        Ok(()) => sent += segment,
+                        Err(error) => return (sent, Err(error)),
+                    }
+                    self.gso_segments.store(1, Relaxed);
+                }
                 Err(error) => return (sent, Err(error)),
             }
         }
@@ -268,6 +279,11 @@ impl AsRawFd for UdpPort {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
+}
+
+/// What the kernel says when the way out cannot segment: no checksum offload, IPsec, some drivers.
+fn may_mean_no_segmentation(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL))
 }
 
 /// The errors of a host whose kernel has no IPv6, or has it switched off.

@@ -133,6 +133,35 @@ fn refused_segmentation_falls_back_to_single_datagrams_and_loses_none() {
     assert_eq!(a.max_gso_segments(), 1);
 }
 
+/// A thread in a network namespace of its own, whose loopback carries 1400 bytes. It needs root, and goes with the
+/// thread.
+#[test]
+fn segments_too_large_for_the_interface_do_not_end_segmentation() {
+    let in_namespace = std::thread::spawn(|| {
+        enter_new_network_namespace();
+        let ip = std::process::Command::new("ip").args("link set lo mtu 1400 up".split(' ')).status();
+        assert!(ip.expect("iproute2 is installed").success());
+        let (a, b) = (UdpPort::bind(0).expect("a"), UdpPort::bind(0).expect("b"));
+        for dest in [v4(b.local_port()), v6(b.local_port())] {
+            let large = [7; 4 * 1390];
+            let error = a.send(&Transmit { segment_size: Some(1390), ..Transmit::new(dest, &large) });
+            assert_eq!(error.expect_err("too large").raw_os_error(), Some(libc::EMSGSIZE));
+            assert!(a.max_gso_segments() > 1);
+            let fitting = [8; 4 * 1300];
+            a.send(&Transmit { segment_size: Some(1300), ..Transmit::new(dest, &fitting) }).expect("sent");
+            assert!(receive(&b, 4).iter().all(|datagram| datagram.payload == [8; 1300]));
+        }
+    });
+    in_namespace.join().expect("no failure in the namespace");
+}
+
+#[expect(unsafe_code, reason = "a system call that no library here has")]
+fn enter_new_network_namespace() {
+    // SAFETY: `unshare` takes no pointers; it moves the calling thread alone, which owns no sockets yet.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(result, 0, "needs root: {}", io::Error::last_os_error());
+}
+
 #[test]
 fn ecn_bits_go_both_ways_in_both_families() {
     let (a, b) = (UdpPort::bind(0).expect("a"), UdpPort::bind(0).expect("b"));
