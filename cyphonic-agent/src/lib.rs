@@ -22,8 +22,8 @@ pub mod control;
 // pub mod daemon;
 pub mod dns;
 // pub mod enrol;
-// pub mod netlink;
-// pub mod resolver;
+pub mod netlink;
+pub mod resolver;
 pub mod state;
 
 /// The software's version, as shown by `cyphonic version` and sent in Login Requests.

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use cyphonic_proto::name::{canonical, is_below};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{UnixListener, UnixStream, unix::UCred},
@@ -211,16 +212,8 @@ async fn resolve(backend: &dyn Backend, name: &str) -> Reply {
 
 /// People type `press-7`; the engine wants `press-7.plant.cyphonic.internal`.
 fn full_name(name: &str, zone: &str) -> Option<String> {
-    let name = name.trim_end_matches('.').to_ascii_lowercase();
-    let usable = !name.is_empty()
-        && name.len() <= 253
-        && name.split('.').all(|label| !label.is_empty() && label.len() <= 63)
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-    if !usable || zone.is_empty() || name == zone {
-        return None;
-    }
-    let inside = name.strip_suffix(zone).is_some_and(|rest| rest.ends_with('.'));
-    Some(if inside { name } else { format!("{name}.{zone}") })
+    let name = canonical(name).ok().filter(|name| !zone.is_empty() && name != zone)?;
+    if is_below(&name, zone) { Some(name) } else { canonical(&format!("{name}.{zone}")).ok() }
 }
 
 /// Why the control socket could not be opened.

@@ -2,7 +2,10 @@
 
 use std::net::Ipv6Addr;
 
-use cyphonic_proto::address::Prefix;
+use cyphonic_proto::{
+    address::Prefix,
+    name::{canonical, canonical_in_zone},
+};
 use hickory_proto::rr::{
     Name, RData, Record,
     rdata::{NS, PTR, SOA},
@@ -49,11 +52,9 @@ impl Zone {
     ///
     /// When the name is no host name.
     pub fn new(name: &str, prefix: Prefix) -> Result<Self, InvalidZone> {
-        let text = name.trim_end_matches('.').to_ascii_lowercase();
-        let origin = Name::from_ascii(format!("{text}."))
-            .ok()
-            .filter(|origin| !text.is_empty() && origin.iter().all(is_host_label))
-            .ok_or_else(|| InvalidZone(name.chars().take(80).collect()))?;
+        let invalid = || InvalidZone(name.chars().take(80).collect());
+        let text = canonical(name).map_err(|_| invalid())?;
+        let origin = Name::from_ascii(format!("{text}.")).map_err(|_| invalid())?;
         // One label per nibble, and `ip6.arpa` (RFC 3596 section 2.5).
         let reverse = reverse_name(prefix.address()).trim_to(usize::from(Prefix::LENGTH / 4) + 2);
         Ok(Self { origin, reverse, prefix, text })
@@ -88,10 +89,10 @@ impl Zone {
         if name.num_labels() == self.origin.num_labels() {
             return Subject::Apex;
         }
-        if !name.iter().all(is_host_label) {
-            return Subject::Impossible;
+        match canonical_in_zone(&name.to_ascii(), &self.text) {
+            Ok(device) => Subject::Device(device),
+            Err(_) => Subject::Impossible,
         }
-        Subject::Device(name.to_lowercase().to_ascii().trim_end_matches('.').to_owned())
     }
 
     fn reverse_subject(&self, name: &Name) -> Subject {
@@ -145,14 +146,6 @@ impl Zone {
 /// The server speaks on loopback only, and this is the name of that address on every host.
 fn server_name() -> Name {
     Name::from_ascii("localhost.").unwrap_or_else(|_| Name::root())
-}
-
-/// Letters, digits, hyphens (RFC 1123), and the underscore that some fleets use.
-fn is_host_label(label: &[u8]) -> bool {
-    !label.is_empty()
-        && label.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
-        && label.first() != Some(&b'-')
-        && label.last() != Some(&b'-')
 }
 
 fn reverse_name(address: Ipv6Addr) -> Name {

@@ -1,0 +1,172 @@
+//! `cyphonic status`: the node's state, the ring's counters and the surroundings in one report.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cyphonic_dataplane::ring::{EncapRing, TunnelStats};
+use cyphonic_proto::message::RouteKind;
+use cyphonic_proto::node::{NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus};
+
+use crate::control::report::{
+    CertificateReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport, PeerReport, PeerState, RingReport,
+    RouteReport, ServiceKind, ServiceReport, ServiceState, Severity, StatusReport,
+};
+
+/// Parts of the daemon that the engine does not drive, as they were set up.
+pub struct Surroundings {
+    /// The virtual interface.
+    pub interface: InterfaceReport,
+    /// Which ring, and why.
+    pub ring: RingReport,
+    /// Set when the ring has stopped.
+    pub ring_failure: Option<String>,
+    /// Which classifier, and why.
+    pub classifier: ClassifierReport,
+    /// The classifier's drops by reason, read when asked.
+    pub classifier_drops: Arc<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>,
+}
+
+pub(crate) struct Sources<'a> {
+    pub(crate) node: NodeStatus,
+    pub(crate) ring: &'a dyn EncapRing,
+    pub(crate) surroundings: &'a Surroundings,
+    pub(crate) setup_times: &'a HashMap<Ipv6Addr, Duration>,
+    pub(crate) started: Instant,
+    pub(crate) udp_port: u16,
+    pub(crate) certificate: (i64, i64),
+}
+
+pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
+    let node = &sources.node;
+    let now = Instant::now();
+    let stats: HashMap<u64, TunnelStats> =
+        sources.ring.all_stats().into_iter().map(|(id, stats)| (id.0, stats)).collect();
+    let mut drops = (sources.surroundings.classifier_drops)();
+    drops.extend(ring_drops(sources.ring));
+    StatusReport {
+        fqdn: node.fqdn.clone(),
+        virtual_address: Some(node.virtual_address),
+        prefix: Some(prefix_of(node.virtual_address)),
+        zone: node.zone.clone(),
+        uptime_s: now.duration_since(sources.started).as_secs(),
+        services: node.services.iter().map(|service| service_report(service, node, now)).collect(),
+        ring: sources.surroundings.ring.clone(),
+        classifier: sources.surroundings.classifier.clone(),
+        interface: sources.surroundings.interface.clone(),
+        udp_port: sources.udp_port,
+        nat: nat_report(node),
+        certificate: CertificateReport { not_before: sources.certificate.0, not_after: sources.certificate.1 },
+        peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources.setup_times, now)).collect(),
+        health: health(sources),
+        drops,
+        ..StatusReport::default()
+    }
+}
+
+fn ring_drops(ring: &dyn EncapRing) -> BTreeMap<String, u64> {
+    ring.counters().drops().map(|(name, count)| (name.to_owned(), count)).filter(|(_, count)| *count > 0).collect()
+}
+
+fn prefix_of(address: Ipv6Addr) -> String {
+    let [a, b, c, ..] = address.segments();
+    format!("{}/48", Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0))
+}
+
+fn service_report(status: &ServiceStatus, node: &NodeStatus, now: Instant) -> ServiceReport {
+    let (kind, name) = match &status.service {
+        Service::As => (ServiceKind::As, format!("as.svc.{}", node.zone)),
+        Service::Nms => (ServiceKind::Nms, format!("nms.svc.{}", node.zone)),
+        Service::Trs(name) => (ServiceKind::Trs, name.clone()),
+    };
+    let state = match status.state {
+        NodeService::Unwanted => ServiceState::Idle,
+        NodeService::Connecting => ServiceState::Connecting,
+        NodeService::Connected if kind == ServiceKind::Nms && !node.registered => ServiceState::Connecting,
+        NodeService::Connected => ServiceState::Ready,
+        NodeService::Waiting { .. } => ServiceState::BackingOff,
+    };
+    ServiceReport {
+        kind,
+        name,
+        remote: status.remote,
+        state,
+        since_s: now.duration_since(status.since).as_secs(),
+        last_error: status.last_error.clone(),
+    }
+}
+
+fn nat_report(node: &NodeStatus) -> NatReport {
+    NatReport {
+        finding: format!("IPv4: {}; IPv6: {}", node.nat_v4, node.nat_v6),
+        local: node.addresses.clone(),
+        observed: node.observations.iter().map(|(_, observed)| *observed).collect(),
+    }
+}
+
+fn peer_report(
+    peer: &PeerStatus,
+    stats: &HashMap<u64, TunnelStats>,
+    setup_times: &HashMap<Ipv6Addr, Duration>,
+    now: Instant,
+) -> PeerReport {
+    let carried = || peer.tunnels.iter().filter_map(|tunnel| stats.get(&tunnel.id.0));
+    let sum = |field: fn(&TunnelStats) -> u64| carried().map(field).sum();
+    PeerReport {
+        name: peer.fqdn.clone().unwrap_or_else(|| peer.address.to_string()),
+        address: Some(peer.address),
+        state: match peer.state {
+            NodePeer::Connecting => PeerState::SettingUp,
+            NodePeer::Connected => PeerState::Active,
+            NodePeer::Idle => PeerState::Idle,
+            NodePeer::Failed => PeerState::Failed,
+        },
+        route: peer.route.map(|kind| route_report(kind, peer)),
+        endpoint: peer.remote,
+        since_s: now.duration_since(peer.since).as_secs(),
+        tx_packets: sum(|s| s.tx_packets),
+        tx_bytes: sum(|s| s.tx_bytes),
+        rx_packets: sum(|s| s.rx_packets),
+        rx_bytes: sum(|s| s.rx_bytes),
+        last_setup_ms: setup_times
+            .get(&peer.address)
+            .filter(|took| !took.is_zero())
+            .map(|took| took.as_secs_f64() * 1_000.0),
+        last_error: peer.last_error.clone(),
+    }
+}
+
+fn route_report(kind: RouteKind, peer: &PeerStatus) -> RouteReport {
+    match kind {
+        RouteKind::Relay => RouteReport::Relay { trs: peer.relay.clone().unwrap_or_default(), why: peer.reason.clone() },
+        RouteKind::Unspecified | RouteKind::Direct | RouteKind::ResponderInitiated | RouteKind::HolePunch => {
+            RouteReport::Direct { how: kind.name().to_owned() }
+        }
+    }
+}
+
+fn health(sources: &Sources<'_>) -> Vec<HealthCheck> {
+    let node = &sources.node;
+    let mut found = Vec::new();
+    let mut add = |id: &str, severity, message: String| found.push(HealthCheck { id: id.into(), severity, message });
+    if let Some(reason) = &sources.surroundings.ring_failure {
+        add("ring-stopped", Severity::Error, format!("the encapsulation ring has stopped: {reason}; restart the daemon"));
+    }
+    if !node.registered {
+        let why = node.services.iter().find_map(|s| s.last_error.clone()).unwrap_or_else(|| "still connecting".into());
+        add("nms-unreachable", Severity::Error, format!("not registered: {why}; tunnels that stand go on"));
+    }
+    if sources.surroundings.classifier.kind == "none" {
+        let why = &sources.surroundings.classifier.why;
+        add("no-classifier", Severity::Warning, format!("no eBPF classifier on the interface: {why}"));
+    }
+    let trs_up = node
+        .services
+        .iter()
+        .any(|s| matches!(s.service, Service::Trs(_)) && s.state == NodeService::Connected);
+    if node.registered && !trs_up {
+        add("no-relay", Severity::Warning, "no TRS is connected: peers behind other NATs may be out of reach".into());
+    }
+    found
+}

@@ -1,0 +1,216 @@
+//! What the agent asks of the kernel's routing tables (rtnetlink).
+//!
+//! The virtual interface gets the device's address as a /128 and one route, the overlay's prefix. Nothing else of the
+//! host's addresses, routes or rules is ever touched.
+
+mod candidates;
+mod watch;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use cyphonic_proto::address::Prefix;
+use futures_util::TryStreamExt;
+use netlink_packet_route::{
+    AddressFamily,
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
+    link::{LinkAttribute, LinkFlags, LinkMessage},
+};
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use tokio::task::AbortHandle;
+
+pub use watch::NetworkWatch;
+
+/// A connection to rtnetlink. Needs a tokio runtime.
+#[derive(Debug)]
+pub struct Netlink {
+    handle: Handle,
+    task: AbortHandle,
+}
+
+/// A network interface as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interface {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its MTU.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+}
+
+impl Netlink {
+    /// Opens the connection.
+    pub fn connect() -> Result<Self, NetlinkError> {
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Connect)?;
+        let task = tokio::spawn(connection).abort_handle();
+        Ok(Self { handle, task })
+    }
+
+    /// The interface of this name, if there is one.
+    pub async fn interface(&self, name: &str) -> Result<Option<Interface>, NetlinkError> {
+        Ok(self.link(name).await?.map(|link| interface(&link)))
+    }
+
+    /// Gives an existing interface its MTU, address and route, and brings it up. Doing it again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Says which step failed. The steps before it stay done.
+    pub async fn configure(
+        &self,
+        name: &str,
+        address: Ipv6Addr,
+        prefix: Prefix,
+        mtu: u32,
+    ) -> Result<Interface, NetlinkError> {
+        let index = self.require(name).await?.index;
+        let step = |what| move |error| NetlinkError::step(what, name, error);
+        // Before it is up, so that the kernel's own first packets fit.
+        let link = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
+        self.handle.link().change(link).execute().await.map_err(step("bring up"))?;
+        let mut add = self.handle.address().add(index, IpAddr::V6(address), 128).replace();
+        // A name's address is unique by construction: duplicate address detection would only delay it.
+        add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        add.execute().await.map_err(step("give an address to"))?;
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(prefix.address(), Prefix::LENGTH)
+            .output_interface(index)
+            .pref_source(address)
+            .build();
+        self.handle.route().add(route).replace().execute().await.map_err(step("route the overlay to"))?;
+        self.require(name).await
+    }
+
+    /// Changes an interface's MTU.
+    pub async fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
+        let index = self.require(name).await?.index;
+        let link = LinkUnspec::new_with_index(index).mtu(mtu).build();
+        self.handle.link().change(link).execute().await.map_err(|error| NetlinkError::step("set the MTU of", name, error))
+    }
+
+    /// Removes an interface; false if there is none of this name.
+    pub async fn remove(&self, name: &str) -> Result<bool, NetlinkError> {
+        let Some(link) = self.link(name).await? else { return Ok(false) };
+        self.handle
+            .link()
+            .del(link.header.index)
+            .execute()
+            .await
+            .map_err(|error| NetlinkError::step("remove", name, error))?;
+        Ok(true)
+    }
+
+    /// This host's own addresses that a peer may try, best first: of interfaces that are up, other than `own`, and
+    /// never loopback, link-local, the overlay's, or one that is not usable yet.
+    pub async fn candidates(&self, overlay: Prefix, own: &str) -> Result<Vec<IpAddr>, NetlinkError> {
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(NetlinkError::List)?;
+        let usable = |index: u32| {
+            links.iter().any(|link| {
+                link.header.index == index
+                    && link.header.flags.contains(LinkFlags::Up)
+                    && !link.header.flags.contains(LinkFlags::Loopback)
+                    && name_of(link) != Some(own)
+            })
+        };
+        let addresses: Vec<AddressMessage> =
+            self.handle.address().get().execute().try_collect().await.map_err(NetlinkError::List)?;
+        let found = addresses.iter().filter(|address| usable(address.header.index)).filter_map(usable_address);
+        Ok(candidates::choose(found, overlay))
+    }
+
+    async fn require(&self, name: &str) -> Result<Interface, NetlinkError> {
+        self.interface(name).await?.ok_or_else(|| NetlinkError::NoInterface { name: name.to_owned() })
+    }
+
+    async fn link(&self, name: &str) -> Result<Option<LinkMessage>, NetlinkError> {
+        // Asking for one by name answers "no such device" as an error; the list is short.
+        let links: Vec<LinkMessage> =
+            self.handle.link().get().execute().try_collect().await.map_err(NetlinkError::List)?;
+        Ok(links.into_iter().find(|link| name_of(link) == Some(name)))
+    }
+}
+
+impl Drop for Netlink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn name_of(link: &LinkMessage) -> Option<&str> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+fn interface(link: &LinkMessage) -> Interface {
+    let mtu = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    });
+    Interface {
+        index: link.header.index,
+        mtu: mtu.unwrap_or_default(),
+        up: link.header.flags.contains(LinkFlags::Up),
+    }
+}
+
+/// The address of a message, unless it cannot be used (yet) or is about to go.
+fn usable_address(message: &AddressMessage) -> Option<IpAddr> {
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let unusable = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
+    if flags.is_some_and(|flags| flags.intersects(unusable)) {
+        return None;
+    }
+    // On a point-to-point link IFA_ADDRESS is the other end and IFA_LOCAL our own.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(ip) => Some(*ip),
+        _ => None,
+    });
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(ip) => Some(*ip),
+        _ => None,
+    });
+    debug_assert!(matches!(message.header.family, AddressFamily::Inet | AddressFamily::Inet6));
+    local.or(address)
+}
+
+/// What the kernel refused.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// No netlink socket.
+    #[error("cannot open a netlink socket: {0}")]
+    Connect(io::Error),
+    /// Interfaces or addresses cannot be listed.
+    #[error("cannot list interfaces and addresses: {0}")]
+    List(rtnetlink::Error),
+    /// There is no such interface.
+    #[error("there is no interface {name:?}: was it removed by someone else?")]
+    NoInterface {
+        /// Its name.
+        name: String,
+    },
+    /// One step failed.
+    #[error("cannot {what} the interface {name:?}: {error}; this needs CAP_NET_ADMIN")]
+    Step {
+        /// `bring up`…
+        what: &'static str,
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        error: rtnetlink::Error,
+    },
+}
+
+impl NetlinkError {
+    fn step(what: &'static str, name: &str, error: rtnetlink::Error) -> Self {
+        Self::Step { what, name: name.to_owned(), error }
+    }
+}

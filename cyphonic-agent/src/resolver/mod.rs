@@ -1,0 +1,149 @@
+//! Points the host's resolver at our zone, and puts everything back.
+//!
+//! Two ways, tried in this order unless the configuration forces one:
+//!
+//! - [`resolved`]: systemd-resolved gets the zone as a *routing domain* of the virtual interface. Only names of the
+//!   overlay come to us, nothing is written to disk, and resolved forgets it all when the interface goes.
+//! - [`resolv_conf`]: `/etc/resolv.conf` can only name servers for everything. So our server becomes the only one, and
+//!   relays what is not of the overlay, unread, to the servers that stood there. It is the *only* one because glibc
+//!   asks the next server after a SERVFAIL: names of the overlay would leak to strangers just when a tunnel fails.
+//!
+//! **Invariant:** what was there is in the journal, on disk, before it is changed; it comes back on stop, on
+//! `cyphonicd cleanup` and at the next start. A file that somebody else has changed since is theirs: it is left alone.
+
+pub mod resolv_conf;
+pub mod resolved;
+
+use std::{net::SocketAddr, path::Path};
+
+use crate::{config::ResolverChoice, dns::DnsServer, state::StateDir};
+use resolv_conf::{ResolvConf, ResolvConfError};
+use resolved::{Resolved, ResolvedError};
+
+/// Where the host's resolver configuration is.
+pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// What was done to the host's resolver.
+#[derive(Debug)]
+pub enum HostResolver {
+    /// systemd-resolved knows the zone.
+    Resolved(Resolved),
+    /// `/etc/resolv.conf` names our server.
+    ResolvConf(ResolvConf),
+    /// Nothing, and why.
+    Untouched {
+        /// For `status`.
+        why: String,
+    },
+}
+
+impl HostResolver {
+    /// Points the host's resolver at `server`, whose zone hangs on the interface with this index.
+    ///
+    /// # Errors
+    ///
+    /// When the chosen way cannot be gone. The host is then as it was.
+    pub async fn apply(
+        choice: ResolverChoice,
+        server: &DnsServer,
+        interface: u32,
+        state: &StateDir,
+    ) -> Result<Self, ResolverError> {
+        match choice {
+            ResolverChoice::None => Ok(Self::Untouched { why: "`resolver: none`".into() }),
+            ResolverChoice::SystemdResolved => Self::use_resolved(server, interface).await,
+            ResolverChoice::ResolvConf => Self::use_resolv_conf(server, state),
+            ResolverChoice::Auto => {
+                if resolved::is_in_use(Path::new(RESOLV_CONF)).await {
+                    Self::use_resolved(server, interface).await
+                } else {
+                    Self::use_resolv_conf(server, state)
+                }
+            }
+        }
+    }
+
+    async fn use_resolved(server: &DnsServer, interface: u32) -> Result<Self, ResolverError> {
+        Ok(Self::Resolved(Resolved::apply(interface, server.address(), &server.zone().domains()).await?))
+    }
+
+    fn use_resolv_conf(server: &DnsServer, state: &StateDir) -> Result<Self, ResolverError> {
+        let address = server.address();
+        if address.port() != 53 {
+            return Err(ResolverError::Port { address });
+        }
+        let edit = ResolvConf::prepare(Path::new(RESOLV_CONF), &state.resolver_dir())?;
+        // First, so that no query is refused between the edit and this.
+        server.set_upstream(Some(edit.upstream(address)));
+        match edit.apply(address.ip()) {
+            Ok(applied) => Ok(Self::ResolvConf(applied)),
+            Err(error) => {
+                server.set_upstream(None);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Puts everything back. Failures are logged: there is nobody left to handle them.
+    pub async fn restore(self) {
+        match self {
+            Self::Resolved(resolved) => {
+                if let Err(error) = resolved.revert().await {
+                    tracing::warn!(%error, "systemd-resolved was not told; it forgets with the interface");
+                }
+            }
+            Self::ResolvConf(file) => {
+                if let Err(error) = file.restore() {
+                    tracing::error!(%error, "the host's resolver configuration could not be restored");
+                }
+            }
+            Self::Untouched { .. } => {}
+        }
+    }
+
+    /// Its name in `status`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Resolved(_) => "systemd-resolved",
+            Self::ResolvConf(_) => "resolv-conf",
+            Self::Untouched { .. } => "none",
+        }
+    }
+
+    /// What `status` says about it.
+    pub fn why(&self) -> String {
+        match self {
+            Self::Resolved(_) => "the overlay's zone only, over D-Bus".into(),
+            Self::ResolvConf(file) if file.is_intact() => format!(
+                "{} names our server only; other names are relayed to the host's own servers",
+                file.path().display()
+            ),
+            Self::ResolvConf(file) => {
+                format!("{} was changed by someone else: names of the overlay may not resolve", file.path().display())
+            }
+            Self::Untouched { why } => why.clone(),
+        }
+    }
+}
+
+/// Puts back what a daemon that died left behind. True if there was something.
+pub fn restore_after_crash(state: &StateDir) -> Result<bool, ResolverError> {
+    Ok(resolv_conf::restore_journal(&state.resolver_dir())?)
+}
+
+/// Why the host's resolver could not be pointed at our zone.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolverError {
+    /// systemd-resolved.
+    #[error(transparent)]
+    Resolved(#[from] ResolvedError),
+    /// `/etc/resolv.conf`.
+    #[error(transparent)]
+    ResolvConf(#[from] ResolvConfError),
+    /// `/etc/resolv.conf` cannot name a port.
+    #[error("resolv.conf cannot name a port, and the DNS server listens on {address}: set `dns: listen:` to port 53")]
+    Port {
+        /// Where the server listens.
+        address: SocketAddr,
+    },
+}

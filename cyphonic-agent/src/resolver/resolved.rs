@@ -1,0 +1,138 @@
+//! systemd-resolved, over D-Bus (org.freedesktop.resolve1(5)).
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+use tokio::{net::TcpStream, time::timeout};
+use zbus::{Connection, zvariant::DynamicType};
+
+use super::resolv_conf;
+
+const SERVICE: &str = "org.freedesktop.resolve1";
+const OBJECT: &str = "/org/freedesktop/resolve1";
+const MANAGER: &str = "org.freedesktop.resolve1.Manager";
+
+/// The stub that programs ask when the host relies on resolved.
+const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
+
+/// The bus and resolved are local.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// `AF_INET` and `AF_INET6` of Linux.
+const AF_INET: i32 = 2;
+const AF_INET6: i32 = 10;
+
+/// The zone is known to systemd-resolved.
+#[derive(Debug)]
+pub struct Resolved {
+    connection: Connection,
+    interface: i32,
+}
+
+/// True if the host's programs ask systemd-resolved, *this* host's: in a network namespace the bus may be another's,
+/// whose interface numbers mean other interfaces, but then nobody listens on the stub's address.
+pub async fn is_in_use(resolv_conf: &Path) -> bool {
+    let named = resolv_conf::nameservers_of(resolv_conf).iter().any(|server| server.ip() == STUB);
+    named && matches!(timeout(Duration::from_millis(500), TcpStream::connect((STUB, 53))).await, Ok(Ok(_)))
+}
+
+impl Resolved {
+    /// Routes `domains` to `server`, as settings of the interface.
+    ///
+    /// # Errors
+    ///
+    /// When resolved refuses or is not there. What it had accepted before is taken back.
+    pub async fn apply(interface: u32, server: SocketAddr, domains: &[String]) -> Result<Self, ResolvedError> {
+        let connection = timeout(PATIENCE, Connection::system())
+            .await
+            .map_err(|_| ResolvedError::Silent)?
+            .map_err(ResolvedError::Bus)?;
+        Self::apply_on(connection, interface, server, domains).await
+    }
+
+    async fn apply_on(
+        connection: Connection,
+        interface: u32,
+        server: SocketAddr,
+        domains: &[String],
+    ) -> Result<Self, ResolvedError> {
+        let interface = i32::try_from(interface).map_err(|_| ResolvedError::Interface(interface))?;
+        let resolved = Self { connection, interface };
+        match resolved.set(server, domains).await {
+            Ok(()) => Ok(resolved),
+            Err(error) => {
+                let _ = resolved.revert().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn set(&self, server: SocketAddr, domains: &[String]) -> Result<(), ResolvedError> {
+        let link = self.interface;
+        // Never for other names: asked first, so that no name of the host's comes to us in between.
+        self.call("SetLinkDefaultRoute", &(link, false)).await?;
+        let (family, address) = match server.ip() {
+            IpAddr::V4(ip) => (AF_INET, ip.octets().to_vec()),
+            IpAddr::V6(ip) => (AF_INET6, ip.octets().to_vec()),
+        };
+        if server.port() == 53 {
+            self.call("SetLinkDNS", &(link, vec![(family, address)])).await?;
+        } else {
+            self.call("SetLinkDNSEx", &(link, vec![(family, address, server.port(), "")])).await?;
+        }
+        // `true`: for routing only, not a search domain (resolvectl shows it as `~zone`).
+        let domains: Vec<(&str, bool)> = domains.iter().map(|domain| (domain.as_str(), true)).collect();
+        self.call("SetLinkDomains", &(link, domains)).await?;
+        // The zone is unsigned and served in the clear on this host. Older versions lack some of these.
+        for (method, value) in
+            [("SetLinkDNSSEC", "no"), ("SetLinkDNSOverTLS", "no"), ("SetLinkLLMNR", "no"), ("SetLinkMulticastDNS", "no")]
+        {
+            if let Err(error) = self.call(method, &(link, value)).await {
+                tracing::debug!(method, %error, "systemd-resolved does not know this");
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes resolved forget the zone.
+    pub async fn revert(&self) -> Result<(), ResolvedError> {
+        self.call("RevertLink", &(self.interface,)).await
+    }
+
+    async fn call<B>(&self, method: &'static str, body: &B) -> Result<(), ResolvedError>
+    where
+        B: serde::Serialize + DynamicType,
+    {
+        let call = self.connection.call_method(Some(SERVICE), OBJECT, Some(MANAGER), method, body);
+        timeout(PATIENCE, call)
+            .await
+            .map_err(|_| ResolvedError::Silent)?
+            .map(drop)
+            .map_err(|source| ResolvedError::Call { method, source })
+    }
+}
+
+/// Why systemd-resolved does not know the zone.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolvedError {
+    /// No system bus.
+    #[error("cannot reach the system bus for systemd-resolved: {0}; is it running? `resolver: resolv-conf` does without")]
+    Bus(zbus::Error),
+    /// No answer.
+    #[error("systemd-resolved does not answer: `systemctl status systemd-resolved` may say why")]
+    Silent,
+    /// It refused.
+    #[error("systemd-resolved refused {method}: {source}")]
+    Call {
+        /// The D-Bus method.
+        method: &'static str,
+        /// Why.
+        source: zbus::Error,
+    },
+    /// D-Bus has signed interface numbers.
+    #[error("the interface number {0} is too large for systemd-resolved")]
+    Interface(u32),
+}
