@@ -53,7 +53,7 @@ impl Lab {
     /// Not root, a program is missing, the name is in use, or the kernel refused something. What had been made is
     /// removed again.
     pub fn up(topology: &Topology, config: &LabConfig) -> Result<Self, LabError> {
-        if !nix::unistd::geteuid().is_root() {
+        if !is_root() {
             return Err(LabError::NotRoot);
         }
         let profile = topology.profile(&config.profile)?;
@@ -374,4 +374,9 @@ pub fn default_topology() -> Result<PathBuf, LabError> {
             source: missing,
         }
     })
+}
+
+/// Whether this process may build labs.
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
 }

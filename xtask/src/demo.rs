@@ -1,0 +1,211 @@
+//! `cargo xtask demo`: the paper's Figs. 3 to 5 on real packets, in one command.
+//!
+//! It builds the programs, lays the topology out as network namespaces, founds a cloud, enrols every device with a
+//! one-time token, and then shows what the overlay promises: names that resolve, pairs that connect whatever lies
+//! between them, and what that costs beside the plain network and the paper. Every program is a process of its own,
+//! with a configuration file a user could have written. A promise that is broken makes the exit status non-zero.
+//!
+//! Whatever happens (an error, Ctrl-C, SIGTERM), the lab goes and everything in it ends; after SIGKILL the next
+//! demo does that.
+
+mod agent;
+mod cloud;
+mod experiments;
+mod programs;
+mod progress;
+mod report;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use cyphonic_lab::command::Cancel;
+use cyphonic_lab::figures::{Figure, Figures};
+use cyphonic_lab::{Lab, LabError, Role, Topology};
+
+use self::agent::Device;
+use self::cloud::Cloud;
+use self::experiments::Experiments;
+use self::programs::Programs;
+use self::progress::Progress;
+
+/// The overlay's zone in the demo.
+const ZONE: &str = "cyphonic.internal";
+/// The whole demo, without the build, takes no longer on a small machine; it is a promise like the others.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// How to run the demo.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Leave the lab up at the end and print how to enter each device.
+    #[arg(long)]
+    keep: bool,
+    /// Also write the figures as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Link profile of the topology: `zero`, or `paper` for the paper's distances.
+    #[arg(long, default_value = "zero")]
+    profile: String,
+    /// The lab's name.
+    #[arg(long, default_value = "demo")]
+    name: String,
+    /// The topology file [default: vagrant/topology.yaml]
+    #[arg(long, value_name = "FILE")]
+    topology: Option<PathBuf>,
+    /// Use the programs in this folder instead of building them.
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
+}
+
+/// Runs the demo.
+pub(crate) fn run(args: &DemoArgs) -> Result<()> {
+    let cancel = Cancel::default();
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, cancel.flag()).context("cannot watch for Ctrl-C")?;
+    }
+    let topology = crate::lab::topology(args.topology.clone())?;
+    let programs = match &args.programs {
+        Some(folder) => Programs::in_folder(folder)?,
+        None => Programs::build()?,
+    };
+    programs::become_root(&programs, args)?;
+    show(args, &topology, &programs, &cancel)
+}
+
+/// Everything after the build.
+fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Cancel) -> Result<()> {
+    let progress = Progress::start();
+    remove_kept(&args.name, &progress)?;
+    let lab = Lab::up(topology, &crate::lab::config(&args.name, &args.profile)?)?;
+    progress.done(&format!("{} network namespaces, profile `{}`", lab.state().nodes.len() + 1, args.profile));
+
+    let mut overlay = Overlay { cloud: None, devices: Vec::new() };
+    let started = overlay.start(&lab, topology, programs, &progress, cancel);
+    let outcome = started.and_then(|()| {
+        let experiments = Experiments::new(&lab, topology, &mut overlay.devices, &progress, cancel);
+        experiments.run(args.profile == "zero")
+    });
+    let outcome = outcome.inspect_err(|error| {
+        let interrupted =
+            error.downcast_ref::<LabError>().is_some_and(|error| matches!(error, LabError::Interrupted));
+        if !interrupted {
+            overlay.show_logs();
+        }
+    });
+    let (mut figures, mut broken) = match outcome {
+        Ok(findings) => findings,
+        Err(error) if args.keep => {
+            keep(lab, overlay, programs)?;
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    };
+    let wall = progress.elapsed();
+    figures.insert("wall_s", Figure::single(wall.as_secs_f64(), "s"));
+    if wall > LONGEST && args.profile == "zero" {
+        broken.push(format!("the demo took {:.0} s, more than {} s", wall.as_secs_f64(), LONGEST.as_secs()));
+    }
+    finish(args, lab, overlay, programs, &figures, &broken)
+}
+
+fn finish(
+    args: &DemoArgs,
+    lab: Lab,
+    overlay: Overlay,
+    programs: &Programs,
+    figures: &Figures,
+    broken: &[String],
+) -> Result<()> {
+    report::print(figures, &args.profile);
+    if let Some(file) = &args.json {
+        figures.write(file)?;
+        println!("Figures are in {}.", file.display());
+    }
+    if !broken.is_empty() {
+        overlay.show_logs();
+    }
+    if args.keep {
+        keep(lab, overlay, programs)?;
+    } else {
+        drop(overlay);
+        lab.down()?;
+    }
+    if broken.is_empty() {
+        println!("Every promise was kept.");
+        return Ok(());
+    }
+    println!("Broken promises:");
+    broken.iter().for_each(|promise| println!("  - {promise}"));
+    bail!("{} promise(s) broken", broken.len())
+}
+
+/// A lab that an earlier demo left up on request makes room for this one.
+fn remove_kept(name: &str, progress: &Progress) -> Result<()> {
+    cyphonic_lab::lab::sweep();
+    if cyphonic_lab::lab::list().iter().any(|state| state.name == name && state.kept) {
+        cyphonic_lab::lab::down(name)?;
+        progress.done(&format!("removed the lab `{name}` that was kept earlier"));
+    }
+    Ok(())
+}
+
+/// Leaves everything running and says how to look at it.
+fn keep(lab: Lab, overlay: Overlay, programs: &Programs) -> Result<()> {
+    let name = lab.state().name.clone();
+    println!("\nThe lab stays up. On each device, as root:");
+    for device in &overlay.devices {
+        let namespace = lab.namespace(device.node())?;
+        println!("  ip netns exec {} bash    # {}", namespace.name(), device.fqdn());
+        println!("    {} --socket {} status", programs.cyphonic.display(), device.socket().display());
+    }
+    println!("Try `ping {}` in another device's shell.", overlay.devices.first().map_or(ZONE, Device::fqdn));
+    println!("Remove everything with `cargo xtask lab down --name {name}`.");
+    overlay.release();
+    lab.keep()?;
+    Ok(())
+}
+
+/// The processes of the demo.
+struct Overlay {
+    cloud: Option<Cloud>,
+    devices: Vec<Device>,
+}
+
+impl Overlay {
+    fn start(
+        &mut self,
+        lab: &Lab,
+        topology: &Topology,
+        programs: &Programs,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let cloud = self.cloud.insert(Cloud::start(lab, topology, programs, progress, cancel)?);
+        for (node, host) in topology.hosts_with(Role::Device) {
+            let name = host.device.as_deref().unwrap_or(node);
+            let token = cloud.create_token(name, cancel)?;
+            self.devices.push(Device::enrol(lab, node, name, &token, cloud.addresses(), programs)?);
+        }
+        progress.done(&format!("{} agents started, each with a one-time token", self.devices.len()));
+        for device in &mut self.devices {
+            device.wait_online(cancel)?;
+            let address = device.learn_address(cancel)?;
+            progress.detail(&format!("{:<28} {address}", device.fqdn()));
+        }
+        progress.done("every device is enrolled, has its name and its virtual address, and is online");
+        Ok(())
+    }
+
+    fn show_logs(&self) {
+        let cloud = self.cloud.iter().flat_map(Cloud::daemons);
+        for daemon in cloud.chain(self.devices.iter().filter_map(Device::daemon)) {
+            println!("--- {} ({}):\n{}", daemon.name(), daemon.log_path().display(), daemon.log_tail(12));
+        }
+    }
+
+    fn release(self) {
+        self.cloud.into_iter().for_each(Cloud::release);
+        self.devices.into_iter().for_each(Device::release);
+    }
+}

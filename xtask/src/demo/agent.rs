@@ -1,0 +1,240 @@
+//! A device of the demo: its agent, and what an application on it does.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cyphonic_lab::command::{Cancel, check};
+use cyphonic_lab::measure::{DnsAnswer, DnsQuery, PingReport, PingRun, dig, ping};
+use cyphonic_lab::process::Daemon;
+use cyphonic_lab::{Lab, Namespace};
+use serde_json::Value;
+
+use super::ZONE;
+use super::programs::Programs;
+
+/// Where each agent serves the overlay's zone.
+const DNS: &str = "127.0.0.53:53";
+/// For a command to the agent, and for the agent to come online.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// A device and its agent.
+pub(super) struct Device {
+    node: String,
+    fqdn: String,
+    namespace: Namespace,
+    config: PathBuf,
+    socket: PathBuf,
+    programs: (PathBuf, PathBuf),
+    daemon: Option<Daemon>,
+    address: Option<Ipv6Addr>,
+}
+
+/// How packets reach a peer, as the agent tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Route {
+    Direct(String),
+    Relay(String),
+    None,
+}
+
+impl Device {
+    /// Writes the device's configuration and starts its agent, which enrols itself with the token.
+    pub(super) fn enrol(
+        lab: &Lab,
+        node: &str,
+        name: &str,
+        token: &str,
+        cloud: &[SocketAddr],
+        programs: &Programs,
+    ) -> Result<Self> {
+        let home = lab.node_dir(node)?;
+        let (config, token_file) = (home.join("agent.yaml"), home.join("token"));
+        let socket = home.join("cyphonic.sock");
+        write_secret(&token_file, token)?;
+        let text = configuration(&home, &socket, &token_file, cloud);
+        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        let mut device = Self {
+            node: node.to_owned(),
+            fqdn: format!("{name}.{ZONE}"),
+            namespace: lab.namespace(node)?,
+            config,
+            socket,
+            programs: (programs.daemon.clone(), programs.cyphonic.clone()),
+            daemon: None,
+            address: None,
+        };
+        device.start(lab)?;
+        Ok(device)
+    }
+
+    /// Starts its agent.
+    fn start(&mut self, lab: &Lab) -> Result<()> {
+        let mut command = self.namespace.command(&self.programs.0);
+        command.arg("--config").arg(&self.config);
+        self.daemon = Some(lab.spawn(&self.node, "cyphonicd", &mut command)?);
+        Ok(())
+    }
+
+    /// Stops its agent, starts it again, and returns how long it took from there to being online.
+    pub(super) fn restart(&mut self, lab: &Lab, cancel: &Cancel) -> Result<Duration> {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.stop();
+        }
+        // One left by a daemon that was killed would look like that of the next.
+        let _ = fs::remove_file(&self.socket);
+        let started = Instant::now();
+        self.start(lab)?;
+        self.wait_online(cancel)?;
+        Ok(started.elapsed())
+    }
+
+    /// Waits until the agent is registered.
+    pub(super) fn wait_online(&mut self, cancel: &Cancel) -> Result<()> {
+        let started = Instant::now();
+        // The command needs the agent's socket, which is there a moment after its process.
+        while !self.socket.exists() {
+            cancel.check()?;
+            let ended = self.daemon.as_mut().and_then(Daemon::exit_status);
+            if ended.is_some() || started.elapsed() > LIMIT {
+                bail!("the agent on {} did not start:\n{}", self.node, self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let seconds = LIMIT.as_secs();
+        let waited =
+            check(self.command().args(["wait", "--timeout", &format!("{seconds}s")]), LIMIT * 2, cancel);
+        waited.map(drop).with_context(|| format!("{} did not come online:\n{}", self.node, self.log_tail()))
+    }
+
+    /// Asks the agent for its virtual address.
+    pub(super) fn learn_address(&mut self, cancel: &Cancel) -> Result<Ipv6Addr> {
+        let status = self.status(cancel)?;
+        let (name, address) = (text(&status, "fqdn"), text(&status, "virtual_address"));
+        if name.trim_end_matches('.') != self.fqdn {
+            bail!("{} is called {name:?}, not {}", self.node, self.fqdn);
+        }
+        let address =
+            address.parse().with_context(|| format!("{} has no virtual address: {address:?}", self.node))?;
+        self.address = Some(address);
+        Ok(address)
+    }
+
+    /// How this device's packets reach a peer now.
+    pub(super) fn route_to(&self, peer: &Self, cancel: &Cancel) -> Result<Route> {
+        let status = self.status(cancel)?;
+        let peers = status.get("peers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let peer = peers.iter().find(|entry| text(entry, "name").trim_end_matches('.') == peer.fqdn);
+        let Some(route) = peer.and_then(|peer| peer.get("route")) else { return Ok(Route::None) };
+        Ok(match text(route, "kind").as_str() {
+            "direct" => Route::Direct(text(route, "how")),
+            "relay" => Route::Relay(format!("{}: {}", text(route, "trs"), text(route, "why"))),
+            _ => Route::None,
+        })
+    }
+
+    /// Takes the tunnel to a peer down.
+    pub(super) fn reset_tunnel(&self, peer: &Self, cancel: &Cancel) -> Result<()> {
+        check(self.command().args(["tunnel", "reset", &peer.fqdn]), LIMIT, cancel)?;
+        Ok(())
+    }
+
+    /// Asks the agent's DNS for a peer, which sets a tunnel up if there is none.
+    pub(super) fn resolve(&self, peer: &Self, cancel: &Cancel) -> Result<DnsAnswer> {
+        let server: SocketAddr = DNS.parse()?;
+        let query = DnsQuery { server, name: peer.fqdn.clone(), kind: "AAAA", wait: Duration::from_secs(10) };
+        let answer = dig(&self.namespace, &query, cancel)?;
+        if answer.status != "NOERROR" || answer.addresses != peer.address.map(IpAddr::V6).as_slice() {
+            let why = answer.extended_error.clone().unwrap_or_default();
+            bail!(
+                "{} asked for {} and was answered {} {:?} {why}",
+                self.node,
+                peer.fqdn,
+                answer.status,
+                answer.addresses
+            );
+        }
+        Ok(answer)
+    }
+
+    /// Pings a name or an address as an application would.
+    pub(super) fn ping(&self, run: &PingRun, cancel: &Cancel) -> Result<PingReport> {
+        Ok(ping(&self.namespace, run, cancel)?)
+    }
+
+    fn status(&self, cancel: &Cancel) -> Result<Value> {
+        let output = check(self.command().args(["status", "--json"]), LIMIT, cancel)?;
+        serde_json::from_str(&output).with_context(|| format!("the status of {} is no JSON", self.node))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = self.namespace.command(&self.programs.1);
+        command.arg("--socket").arg(&self.socket);
+        command
+    }
+
+    fn log_tail(&self) -> String {
+        self.daemon.as_ref().map(|daemon| daemon.log_tail(15)).unwrap_or_default()
+    }
+
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    pub(super) fn fqdn(&self) -> &str {
+        &self.fqdn
+    }
+
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    pub(super) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    pub(super) fn daemon(&self) -> Option<&Daemon> {
+        self.daemon.as_ref()
+    }
+
+    /// Lets the agent run on.
+    pub(super) fn release(self) {
+        if let Some(daemon) = self.daemon {
+            daemon.release();
+        }
+    }
+}
+
+/// The agent's configuration file. The lab's namespaces point their resolver at the agent already; and the machine's
+/// systemd-resolved, which the agent could see from there, is none of the lab's business.
+fn configuration(home: &Path, socket: &Path, token: &Path, cloud: &[SocketAddr]) -> String {
+    let mut text = format!(
+        "state_dir: {}\nsocket: {}\ntoken_file: {}\ninterface: cyph0\n",
+        home.join("state").display(),
+        socket.display(),
+        token.display()
+    );
+    text.push_str("cloud:\n");
+    for address in cloud {
+        let _ = writeln!(text, "  - \"{address}\"");
+    }
+    let _ = write!(text, "dns:\n  listen: \"{DNS}\"\n  resolver: none\n");
+    text
+}
+
+fn write_secret(path: &Path, secret: &str) -> Result<()> {
+    use std::io::Write as _;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| writeln!(file, "{secret}"))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A string of a JSON object; empty if it has none.
+fn text(value: &Value, key: &str) -> String {
+    value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,92 @@
+//! The programs the demo runs: where they come from, and the right to run them.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::DemoArgs;
+use crate::{ebpf, setup, shell};
+
+/// Where the programs are.
+#[derive(Debug)]
+pub(super) struct Programs {
+    pub(super) cloud: PathBuf,
+    pub(super) daemon: PathBuf,
+    pub(super) cyphonic: PathBuf,
+    folder: PathBuf,
+}
+
+impl Programs {
+    /// Builds them as a release would be, the eBPF objects first.
+    pub(super) fn build() -> Result<Self> {
+        setup::lab()?;
+        ebpf::build()?;
+        println!("build: programs");
+        let mut cargo = shell::cargo();
+        cargo.args([
+            "build",
+            "--release",
+            "--locked",
+            "-p",
+            "cyphonic-cloud",
+            "-p",
+            "cyphonic-agent",
+            "--bins",
+        ]);
+        cargo.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+        let output = cargo.output().context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!("the programs do not build (cargo's messages are above)");
+        }
+        // Cargo says where it puts things, whatever target folder is configured.
+        let text = String::from_utf8_lossy(&output.stdout);
+        let artifacts = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let program = artifacts
+            .filter_map(|artifact| Some(PathBuf::from(artifact.get("executable")?.as_str()?)))
+            .next();
+        let folder = program.and_then(|program| program.parent().map(Path::to_owned));
+        Self::in_folder(&folder.context("cargo built no programs")?)
+    }
+
+    /// The programs in a folder.
+    pub(super) fn in_folder(folder: &Path) -> Result<Self> {
+        let folder = folder.canonicalize().with_context(|| format!("no folder {}", folder.display()))?;
+        let program = |name: &str| {
+            let path = folder.join(name);
+            if path.is_file() { Ok(path) } else { bail!("there is no {}: build it first", path.display()) }
+        };
+        Ok(Self {
+            cloud: program("cyphonic-cloud")?,
+            daemon: program("cyphonicd")?,
+            cyphonic: program("cyphonic")?,
+            folder,
+        })
+    }
+}
+
+/// Network namespaces need root: where we are not, the rest is run once more by sudo, with what has been built.
+pub(super) fn become_root(programs: &Programs, args: &DemoArgs) -> Result<()> {
+    if shell::is_root() {
+        return Ok(());
+    }
+    println!("Network namespaces need root; going on with sudo.");
+    let own = std::env::current_exe().context("cannot find this program's own file")?;
+    let mut sudo = Command::new("sudo");
+    sudo.arg(own)
+        .args(["demo", "--profile", &args.profile, "--name", &args.name, "--programs"])
+        .arg(&programs.folder);
+    if args.keep {
+        sudo.arg("--keep");
+    }
+    if let Some(file) = &args.json {
+        sudo.arg("--json").arg(file);
+    }
+    if let Some(file) = &args.topology {
+        sudo.arg("--topology").arg(file);
+    }
+    // Returns only if it fails.
+    Err(sudo.exec()).context("cannot run sudo; run the demo as root")
+}
