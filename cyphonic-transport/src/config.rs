@@ -69,6 +69,8 @@ impl Purpose {
 pub(crate) fn endpoint_config() -> EndpointConfig {
     let mut config = EndpointConfig::default();
     config.cid_generator(|| Box::new(SignallingCids));
+    // The fixed bit tells QUIC from punches and noise on the shared port (docs/protocol.md §2).
+    config.grease_quic_bit(false);
     config
 }
 

@@ -1,0 +1,196 @@
+//! Who may talk to whom, over real sockets.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Authority, Host};
+use cyphonic_proto::Message;
+use cyphonic_proto::alpn;
+use cyphonic_proto::identity::{Role, sha256};
+use cyphonic_proto::message::{ObservationRequest, ObservationResponse};
+use cyphonic_proto::tunnel::Exporter;
+use cyphonic_transport::{ClientTls, Connection, Credentials, DialError, Incoming, ServerTls, enrol};
+
+const NMS: &str = "nms.svc.test.internal";
+const A: &str = "a.test.internal";
+const B: &str = "b.test.internal";
+
+fn nms(authority: &Authority, credentials: &Credentials) -> Host {
+    let tls = ServerTls::services(credentials).unwrap().with_protocol(alpn::NMS, credentials).unwrap();
+    Host::start(Some((tls, authority.network)))
+}
+
+async fn dial_nms(from: &Host, credentials: &Credentials, to: &Host, name: &str) -> Result<Connection, DialError> {
+    let tls = ClientTls::new(credentials.clone());
+    from.transport.connect_service(&tls, &[to.address], name, Role::Nms).await
+}
+
+/// Answers every request of every connection with an empty observation.
+fn answer_all(host: &Host) {
+    let transport = host.transport.clone();
+    tokio::spawn(async move {
+        while let Some(Incoming { connection, .. }) = transport.accept().await {
+            tokio::spawn(async move {
+                while let Ok((_, responder)) = connection.accept_exchange().await {
+                    let answer = Message::ObservationResponse(ObservationResponse::default());
+                    responder.respond(&answer).await.unwrap();
+                }
+            });
+        }
+    });
+}
+
+fn question() -> Message {
+    Message::ObservationRequest(ObservationRequest::default())
+}
+
+#[tokio::test]
+async fn a_device_and_its_nms_know_each_other_and_exchange_messages_both_ways() {
+    let authority = Authority::new(1);
+    let server = nms(&authority, &authority.issue(Role::Nms, NMS));
+    let device = Host::start(None);
+    let dialled = dial_nms(&device, &authority.issue(Role::Device, A), &server, NMS).await.unwrap();
+    let Incoming { connection: accepted, alpn } = server.transport.accept().await.unwrap();
+    assert_eq!(alpn, alpn::NMS);
+    assert_eq!(dialled.identity().unwrap().role, Role::Nms);
+    assert_eq!(accepted.identity().unwrap().fqdn, A);
+    assert_eq!(accepted.remote_address(), device.address);
+    for (asker, asked) in [(&dialled, &accepted), (&accepted, &dialled)] {
+        let answer = async {
+            let (message, responder) = asked.accept_exchange().await.unwrap();
+            assert_eq!(message, question());
+            responder.respond(&question()).await.unwrap();
+        };
+        let request = question();
+        let (answered, ()) = tokio::join!(asker.open_exchange(&request), answer);
+        assert_eq!(answered.unwrap(), question());
+    }
+    assert_eq!(dialled.export(b"label", b"context").unwrap(), accepted.export(b"label", b"context").unwrap());
+    assert_ne!(dialled.export(b"label", b"context").unwrap(), dialled.export(b"label", b"other").unwrap());
+}
+
+#[tokio::test]
+async fn a_device_cannot_pose_as_an_nms() {
+    let authority = Authority::new(1);
+    let impostor = nms(&authority, &authority.issue(Role::Device, NMS));
+    let device = Host::start(None);
+    let refused = dial_nms(&device, &authority.issue(Role::Device, A), &impostor, NMS).await;
+    assert!(matches!(refused, Err(DialError::Handshake { .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn an_nms_of_another_name_or_another_overlay_is_refused() {
+    let (ours, theirs) = (Authority::new(1), Authority::new(2));
+    let other_name = nms(&ours, &ours.issue(Role::Nms, "nms.svc.other.internal"));
+    let other_overlay = nms(&theirs, &theirs.issue(Role::Nms, NMS));
+    let device = Host::start(None);
+    let credentials = ours.issue(Role::Device, A);
+    for server in [&other_name, &other_overlay] {
+        let refused = dial_nms(&device, &credentials, server, NMS).await;
+        assert!(matches!(refused, Err(DialError::Handshake { .. })), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_does_not_listen_to_strangers_nor_to_other_services() {
+    let (ours, theirs) = (Authority::new(1), Authority::new(2));
+    let server = nms(&ours, &ours.issue(Role::Nms, NMS));
+    answer_all(&server);
+    let client = Host::start(None);
+    let stranger = theirs.issue(Role::Device, A);
+    // Trusts our root, so that it is the server that has to refuse.
+    let stranger = Credentials { root: ours.root.clone(), network: ours.network, ..stranger };
+    for credentials in [stranger, ours.issue(Role::Trs, "trs1.svc.test.internal")] {
+        // A TLS 1.3 client is done before the server has judged its certificate: the request tells.
+        if let Ok(connection) = dial_nms(&client, &credentials, &server, NMS).await {
+            assert!(connection.open_exchange(&question()).await.is_err());
+        }
+    }
+    let device = dial_nms(&client, &ours.issue(Role::Device, A), &server, NMS).await.unwrap();
+    assert!(device.open_exchange(&question()).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_enrolling_device_trusts_only_the_root_of_its_token() {
+    let authority = Authority::new(1);
+    let credentials = authority.issue(Role::As, "as.svc.test.internal");
+    let tls = ServerTls::services(&credentials)
+        .unwrap()
+        .with_anonymous_protocol(alpn::ENROL, &credentials)
+        .unwrap()
+        .with_protocol(alpn::AS, &credentials)
+        .unwrap();
+    let server = Host::start(Some((tls, authority.network)));
+    answer_all(&server);
+    let wrong = enrol::connect(&[server.address], [7; 32]).await;
+    assert!(matches!(wrong, Err(DialError::Handshake { .. })), "{wrong:?}");
+    let right = enrol::connect(&[server.address], sha256(&authority.root)).await.unwrap();
+    assert!(right.open_exchange(&question()).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_first_address_that_answers_wins() {
+    let authority = Authority::new(1);
+    let server = nms(&authority, &authority.issue(Role::Nms, NMS));
+    let device = Host::start(None);
+    let tls = ClientTls::new(authority.issue(Role::Device, A));
+    // Nobody listens on the first: loopback's port 1.
+    let addresses = ["127.0.0.1:1".parse().unwrap(), server.address];
+    let connection = device.transport.connect_service(&tls, &addresses, NMS, Role::Nms).await.unwrap();
+    assert_eq!(connection.remote_address(), server.address);
+}
+
+/// The TRS of this test swaps contexts and forwards, as the real one does.
+async fn relay(from: Connection, to: Connection, context: u64) {
+    while let Ok(datagram) = from.read_datagram().await {
+        let (_, packet) = cyphonic_proto::relayed::decode(&datagram).unwrap();
+        to.send_datagram(cyphonic_proto::relayed::encode(context, packet).unwrap());
+    }
+}
+
+async fn listen_for_relayed(host: Arc<cyphonic_transport::Transport>, trs: Connection) {
+    while let Ok(datagram) = trs.read_datagram().await {
+        host.mux().deliver_relayed(trs.quinn(), &datagram);
+    }
+}
+
+#[tokio::test]
+async fn two_devices_shake_hands_through_a_relay_that_sees_only_datagrams() {
+    const TRS: &str = "trs1.svc.test.internal";
+    let (context_a, context_b) = (0x5000, 0x6000);
+    let authority = Authority::new(1);
+    let trs_credentials = authority.issue(Role::Trs, TRS);
+    let tls = ServerTls::services(&trs_credentials).unwrap().with_protocol(alpn::TRS, &trs_credentials).unwrap();
+    let trs = Host::start(Some((tls, authority.network)));
+    let credentials = [authority.issue(Role::Device, A), authority.issue(Role::Device, B)];
+    let mut devices = Vec::new();
+    for credentials in &credentials {
+        let host = Host::start(Some((ServerTls::peer(credentials).unwrap(), authority.network)));
+        let tls = ClientTls::new(credentials.clone());
+        let leg = host.transport.connect_service(&tls, &[trs.address], TRS, Role::Trs).await.unwrap();
+        let at_trs = trs.transport.accept().await.unwrap().connection;
+        tokio::spawn(listen_for_relayed(host.transport.clone(), leg.clone()));
+        devices.push((host, leg, at_trs));
+    }
+    let [(a, a_leg, a_at_trs), (b, _, b_at_trs)] = <[_; 2]>::try_from(devices).ok().unwrap();
+    tokio::spawn(relay(a_at_trs.clone(), b_at_trs.clone(), context_b));
+    tokio::spawn(relay(b_at_trs, a_at_trs, context_a));
+
+    let address = a.transport.mux().add_leg(a_leg.quinn(), context_a).unwrap();
+    let tls = ClientTls::new(credentials[0].clone());
+    let timeout = Duration::from_secs(5);
+    let dialled = a.transport.connect_relayed_peer(&tls, address, B, timeout).await.unwrap();
+    let accepted = b.transport.accept().await.unwrap().connection;
+    assert_eq!(dialled.identity().unwrap().fqdn, B);
+    assert_eq!(accepted.identity().unwrap().fqdn, A);
+    assert_eq!(dialled.export(b"l", b"c").unwrap(), accepted.export(b"l", b"c").unwrap());
+    let request = question();
+    let answer = async {
+        let (_, responder) = accepted.accept_exchange().await.unwrap();
+        responder.respond(&question()).await.unwrap();
+    };
+    let (answered, ()) = tokio::join!(dialled.open_exchange(&request), answer);
+    assert_eq!(answered.unwrap(), question());
+}
