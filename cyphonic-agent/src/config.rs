@@ -191,17 +191,26 @@ impl Config {
         if !is_interface_name(&self.interface) {
             return wrong(
                 "interface",
-                format!("{:?} is no interface name: 1 to {MAX_INTERFACE_BYTES} letters, digits, `-`, `_` or `.`", self.interface),
+                format!(
+                    "{:?} is no interface name: 1 to {MAX_INTERFACE_BYTES} letters, digits, `-`, `_` or `.`",
+                    self.interface
+                ),
             );
         }
         if !self.dns.listen.ip().is_loopback() {
             return wrong(
                 "dns.listen",
-                format!("{} is not a loopback address: the zone is served to this host only", self.dns.listen),
+                format!(
+                    "{} is not a loopback address: the zone is served to this host only",
+                    self.dns.listen
+                ),
             );
         }
         if self.dns.resolver == ResolverChoice::ResolvConf && self.dns.listen.port() != 53 {
-            return wrong("dns.listen", "resolv.conf cannot name a port: with `resolver: resolv-conf` it must be 53".into());
+            return wrong(
+                "dns.listen",
+                "resolv.conf cannot name a port: with `resolver: resolv-conf` it must be 53".into(),
+            );
         }
         for (key, path) in [("state_dir", &self.state_dir), ("socket", &self.socket)] {
             if !path.is_absolute() {
@@ -445,7 +454,15 @@ mod tests {
             let error = load(text).unwrap_err();
             assert!(matches!(error, ConfigError::Value { key: k, .. } if k == key), "{text}: {error}");
         }
-        for text in ["port: 70000\n", "ring: fast\n", "cloud: ['a b']\n", "cloud: [x:0]\n", "- 1\n", "dns: {resolver: yes}\n", "a: [\n"] {
+        for text in [
+            "port: 70000\n",
+            "ring: fast\n",
+            "cloud: ['a b']\n",
+            "cloud: [x:0]\n",
+            "- 1\n",
+            "dns: {resolver: yes}\n",
+            "a: [\n",
+        ] {
             assert!(matches!(load(text), Err(ConfigError::Syntax { .. })), "{text}");
         }
     }

@@ -16,12 +16,12 @@
 //! resolver's configuration, the interface) is written down before it is changed, undone on stop, and undone by the
 //! next start after a crash.
 
-// pub mod cli;
+pub mod cli;
 pub mod config;
 pub mod control;
-// pub mod daemon;
+pub mod daemon;
 pub mod dns;
-// pub mod enrol;
+pub mod enrol;
 pub mod netlink;
 pub mod resolver;
 pub mod state;

@@ -114,7 +114,8 @@ impl StateDir {
     pub fn identity(&self) -> Result<Option<DeviceIdentity>, StateError> {
         let Some(chain) = read_bounded(&self.chain_path(), MAX_PEM_BYTES)? else { return Ok(None) };
         let missing = |path: PathBuf| StateError::Incomplete { path };
-        let root = read_bounded(&self.root_path(), MAX_PEM_BYTES)?.ok_or_else(|| missing(self.root_path()))?;
+        let root =
+            read_bounded(&self.root_path(), MAX_PEM_BYTES)?.ok_or_else(|| missing(self.root_path()))?;
         let key = self.key()?.ok_or_else(|| missing(self.key_path()))?;
         DeviceIdentity::from_pem(key, &chain, &root)
             .map(Some)
@@ -296,7 +297,10 @@ mod tests {
         let state = StateDir::open(dir.path()).unwrap();
         fs::write(state.key_path(), [0xff, 0xfe]).unwrap();
         assert!(matches!(state.key(), Err(StateError::Key { .. })));
-        assert!(matches!(state.key_or_generate(), Err(StateError::Key { .. })), "a damaged key is never replaced");
+        assert!(
+            matches!(state.key_or_generate(), Err(StateError::Key { .. })),
+            "a damaged key is never replaced"
+        );
         fs::write(state.chain_path(), "x").unwrap();
         assert!(matches!(state.identity(), Err(StateError::Incomplete { .. })));
         fs::write(state.path().join("node.bin"), vec![0; 2 * 1024 * 1024]).unwrap();

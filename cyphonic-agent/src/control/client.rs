@@ -14,7 +14,8 @@ use tokio::{
 };
 
 use super::{
-    DnsStatus, Failure, PROTOCOL_VERSION, Reply, Request, Resolved, ResetDone, ResetTarget, StatusReport, VersionInfo,
+    DnsStatus, Failure, PROTOCOL_VERSION, Reply, Request, ResetDone, ResetTarget, Resolved, StatusReport,
+    VersionInfo,
     protocol::{Envelope, MAX_REPLY_BYTES},
 };
 

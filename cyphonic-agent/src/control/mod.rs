@@ -15,7 +15,8 @@ pub mod text;
 pub use backend::{Backend, BackendError, ResetTarget};
 pub use client::{ClientError, ControlClient};
 pub use protocol::{
-    DnsStatus, Failure, FailureCode, MAX_LINE_BYTES, PROTOCOL_VERSION, Reply, Request, Resolved, ResetDone, VersionInfo,
+    DnsStatus, Failure, FailureCode, MAX_LINE_BYTES, PROTOCOL_VERSION, Reply, Request, ResetDone, Resolved,
+    VersionInfo,
 };
 pub use report::StatusReport;
 pub use server::{ControlError, ControlServer};

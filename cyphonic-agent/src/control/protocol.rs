@@ -79,7 +79,9 @@ impl Reply {
     pub(super) fn ok(value: impl Serialize) -> Self {
         match serde_json::to_value(value) {
             Ok(value) => Self { v: PROTOCOL_VERSION, ok: Some(value), error: None },
-            Err(error) => Self::failed(FailureCode::Internal, format!("the answer cannot be written: {error}")),
+            Err(error) => {
+                Self::failed(FailureCode::Internal, format!("the answer cannot be written: {error}"))
+            }
         }
     }
 
@@ -189,15 +191,20 @@ pub struct DnsStatus {
 /// Reads one request line.
 pub(super) fn parse(line: &[u8]) -> Result<Request, Failure> {
     let failure = |code, message: String| Failure { code, message };
-    let value: Value = serde_json::from_slice(line)
-        .map_err(|error| failure(FailureCode::Malformed, format!("not a JSON object on one line: {error}")))?;
-    let (Some(v), Some(op)) = (value.get("v").and_then(Value::as_u64), value.get("op").and_then(Value::as_str)) else {
+    let value: Value = serde_json::from_slice(line).map_err(|error| {
+        failure(FailureCode::Malformed, format!("not a JSON object on one line: {error}"))
+    })?;
+    let (Some(v), Some(op)) =
+        (value.get("v").and_then(Value::as_u64), value.get("op").and_then(Value::as_str))
+    else {
         return Err(failure(FailureCode::Malformed, "a request is an object with `v` and `op`".into()));
     };
     if v != u64::from(PROTOCOL_VERSION) {
         return Err(failure(
             FailureCode::Version,
-            format!("this daemon speaks version {PROTOCOL_VERSION} of the control protocol, not {v}: use the command of the same release"),
+            format!(
+                "this daemon speaks version {PROTOCOL_VERSION} of the control protocol, not {v}: use the command of the same release"
+            ),
         ));
     }
     let op: String = op.chars().take(40).collect();
@@ -226,7 +233,8 @@ mod tests {
             Request::DnsStatus,
             Request::Shutdown,
         ] {
-            let line = serde_json::to_vec(&Envelope { v: PROTOCOL_VERSION, request: request.clone() }).unwrap();
+            let line =
+                serde_json::to_vec(&Envelope { v: PROTOCOL_VERSION, request: request.clone() }).unwrap();
             assert_eq!(parse(&line).unwrap(), request);
         }
     }
@@ -255,7 +263,8 @@ mod tests {
 
     #[test]
     fn unknown_failure_codes_are_still_failures() {
-        let reply: Reply = serde_json::from_str("{\"v\":1,\"error\":{\"code\":\"new\",\"message\":\"m\"}}").unwrap();
+        let reply: Reply =
+            serde_json::from_str("{\"v\":1,\"error\":{\"code\":\"new\",\"message\":\"m\"}}").unwrap();
         assert_eq!(reply.error.unwrap().code, FailureCode::Unknown);
     }
 }

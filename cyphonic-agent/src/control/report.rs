@@ -85,7 +85,8 @@ impl StatusReport {
     ///
     /// An established tunnel needs no cloud, so a node that is not ready may still carry traffic.
     pub fn is_ready(&self) -> bool {
-        let registered = self.services.iter().any(|s| s.kind == ServiceKind::Nms && s.state == ServiceState::Ready);
+        let registered =
+            self.services.iter().any(|s| s.kind == ServiceKind::Nms && s.state == ServiceState::Ready);
         registered && self.interface.up && self.virtual_address.is_some()
     }
 

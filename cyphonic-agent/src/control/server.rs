@@ -18,8 +18,8 @@ use tokio::{
 };
 
 use super::{
-    Backend, BackendError, DnsStatus, FailureCode, MAX_LINE_BYTES, PROTOCOL_VERSION, Reply, Request, Resolved, ResetDone,
-    VersionInfo, protocol,
+    Backend, BackendError, DnsStatus, FailureCode, MAX_LINE_BYTES, PROTOCOL_VERSION, Reply, Request,
+    ResetDone, Resolved, VersionInfo, protocol,
 };
 
 /// Clients at once; one more is told that the daemon is busy.
@@ -76,7 +76,9 @@ async fn clear_stale(path: &Path) -> Result<(), ControlError> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(source) => return Err(ControlError::Io { what: "look at", path: path.to_owned(), source }),
-        Ok(meta) if !meta.file_type().is_socket() => return Err(ControlError::NotASocket { path: path.to_owned() }),
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(ControlError::NotASocket { path: path.to_owned() });
+        }
         Ok(_) => {}
     }
     if UnixStream::connect(path).await.is_ok() {
@@ -122,7 +124,8 @@ async fn accept(listener: UnixListener, backend: Arc<dyn Backend>, allowed: Allo
             }
         };
         let Ok(slot) = slots.clone().try_acquire_owned() else {
-            let busy = Reply::failed(FailureCode::Busy, format!("{MAX_CLIENTS} clients are connected already"));
+            let busy =
+                Reply::failed(FailureCode::Busy, format!("{MAX_CLIENTS} clients are connected already"));
             let _ = timeout(Duration::from_millis(100), send(&mut stream, &busy)).await;
             continue;
         };
@@ -157,12 +160,18 @@ async fn serve(mut stream: UnixStream, backend: &dyn Backend, allowed: Allowed) 
             Ok(read) => read?,
         };
         if line.len() > MAX_LINE_BYTES {
-            let reply = Reply::failed(FailureCode::Malformed, format!("a request has at most {MAX_LINE_BYTES} bytes"));
+            let reply = Reply::failed(
+                FailureCode::Malformed,
+                format!("a request has at most {MAX_LINE_BYTES} bytes"),
+            );
             return send(&mut writer, &reply).await;
         }
         let reply = match protocol::parse(line.trim_ascii_end()) {
             Ok(request) => timeout(PATIENCE, handle(backend, request)).await.unwrap_or_else(|_| {
-                Reply::failed(FailureCode::TimedOut, format!("the daemon did not answer in {} s", PATIENCE.as_secs()))
+                Reply::failed(
+                    FailureCode::TimedOut,
+                    format!("the daemon did not answer in {} s", PATIENCE.as_secs()),
+                )
             }),
             Err(failure) => Reply { v: PROTOCOL_VERSION, ok: None, error: Some(failure) },
         };
@@ -178,13 +187,19 @@ async fn send<W: tokio::io::AsyncWrite + Unpin>(writer: &mut W, reply: &Reply) -
 
 async fn handle(backend: &dyn Backend, request: Request) -> Reply {
     match request {
-        Request::Version => Reply::ok(VersionInfo { version: crate::VERSION.to_owned(), protocol: PROTOCOL_VERSION }),
+        Request::Version => {
+            Reply::ok(VersionInfo { version: crate::VERSION.to_owned(), protocol: PROTOCOL_VERSION })
+        }
         Request::Status => Reply::ok(backend.status().await),
         Request::Resolve { name } => resolve(backend, &name).await,
         Request::Reset { target } => match backend.reset(target).await {
             Ok(tunnels) => Reply::ok(ResetDone { tunnels }),
-            Err(error @ BackendError::UnknownPeer(_)) => Reply::failed(FailureCode::NoSuchPeer, error.to_string()),
-            Err(error @ BackendError::Unavailable(_)) => Reply::failed(FailureCode::Unavailable, error.to_string()),
+            Err(error @ BackendError::UnknownPeer(_)) => {
+                Reply::failed(FailureCode::NoSuchPeer, error.to_string())
+            }
+            Err(error @ BackendError::Unavailable(_)) => {
+                Reply::failed(FailureCode::Unavailable, error.to_string())
+            }
         },
         Request::DnsStatus => {
             let report = backend.status().await;
@@ -201,7 +216,10 @@ async fn resolve(backend: &dyn Backend, name: &str) -> Reply {
     let zone = backend.status().await.zone;
     let Some(name) = full_name(name, &zone) else {
         let shown: String = name.chars().take(80).collect();
-        return Reply::failed(FailureCode::NoSuchPeer, format!("{shown:?} is no device's name in the zone {zone:?}"));
+        return Reply::failed(
+            FailureCode::NoSuchPeer,
+            format!("{shown:?} is no device's name in the zone {zone:?}"),
+        );
     };
     let start = Instant::now();
     match backend.resolve(&name).await {
@@ -251,7 +269,10 @@ mod tests {
     fn short_names_are_completed() {
         let zone = "plant.cyphonic.internal";
         assert_eq!(full_name("Press-7", zone).unwrap(), "press-7.plant.cyphonic.internal");
-        assert_eq!(full_name("press-7.plant.cyphonic.internal.", zone).unwrap(), "press-7.plant.cyphonic.internal");
+        assert_eq!(
+            full_name("press-7.plant.cyphonic.internal.", zone).unwrap(),
+            "press-7.plant.cyphonic.internal"
+        );
         assert_eq!(full_name("a.b", zone).unwrap(), "a.b.plant.cyphonic.internal");
         for name in ["", ".", zone, "a b", "a..b", "ü"] {
             assert_eq!(full_name(name, zone), None, "{name}");

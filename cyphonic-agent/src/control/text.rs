@@ -4,7 +4,9 @@
 
 use std::fmt::Write;
 
-use super::report::{PeerReport, PeerState, RouteReport, ServiceReport, ServiceState, Severity, StatusReport};
+use super::report::{
+    PeerReport, PeerState, RouteReport, ServiceReport, ServiceState, Severity, StatusReport,
+};
 
 /// The whole report, each line ended.
 pub fn render(report: &StatusReport) -> String {
@@ -16,7 +18,12 @@ pub fn render(report: &StatusReport) -> String {
 
 fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     let address = report.virtual_address.map_or_else(|| "-".to_owned(), |address| address.to_string());
-    writeln!(out, "{address:<40} {:<32} this device; up {}", or_dash(&report.fqdn), duration(report.uptime_s))?;
+    writeln!(
+        out,
+        "{address:<40} {:<32} this device; up {}",
+        or_dash(&report.fqdn),
+        duration(report.uptime_s)
+    )?;
     for peer in &report.peers {
         writeln!(out, "{}", peer_line(peer))?;
     }
@@ -26,7 +33,13 @@ fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     }
     let interface = &report.interface;
     let up = if interface.up { "up" } else { "down" };
-    writeln!(out, "interface   {} {up}, MTU {}, UDP port {}", or_dash(&interface.name), interface.mtu, report.udp_port)?;
+    writeln!(
+        out,
+        "interface   {} {up}, MTU {}, UDP port {}",
+        or_dash(&interface.name),
+        interface.mtu,
+        report.udp_port
+    )?;
     writeln!(out, "ring        {}", with_why(&report.ring.kind, &report.ring.why))?;
     writeln!(out, "classifier  {}", with_why(&report.classifier.kind, &report.classifier.why))?;
     writeln!(out, "NAT         {}", or_dash(&report.nat.finding))?;
@@ -165,9 +178,15 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("fd12::1 ") && lines[0].contains("this device"), "{text}");
         assert!(lines[1].ends_with("active; direct 192.0.2.1:41641, tx 10 rx 20"), "{text}");
-        assert!(lines[2].ends_with("active; relay \"tok\": symmetric NAT on both sides, tx 10 rx 20"), "{text}");
+        assert!(
+            lines[2].ends_with("active; relay \"tok\": symmetric NAT on both sides, tx 10 rx 20"),
+            "{text}"
+        );
         assert!(lines[3].ends_with("offline"), "{text}");
-        assert!(text.contains("NMS         nms.cyphonic.internal waiting to try again for 1 min: timed out"), "{text}");
+        assert!(
+            text.contains("NMS         nms.cyphonic.internal waiting to try again for 1 min: timed out"),
+            "{text}"
+        );
         assert_eq!(lines.last().unwrap(), &"# Health check: ERROR: the NMS cannot be reached");
         assert!(!report.is_ready());
     }

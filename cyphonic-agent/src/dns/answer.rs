@@ -29,7 +29,12 @@ const EDE_CODE: u16 = 15;
 const MAX_UDP_PAYLOAD: u16 = 1232;
 
 /// Answers a query. Never fails: what cannot be answered is answered with an error.
-pub(super) async fn answer(zone: &Zone, resolver: &dyn Resolver, counters: &Counters, query: &Message) -> Message {
+pub(super) async fn answer(
+    zone: &Zone,
+    resolver: &dyn Resolver,
+    counters: &Counters,
+    query: &Message,
+) -> Message {
     let mut reply = start(query);
     if query.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
         reply.metadata.response_code = ResponseCode::BADVERS;
@@ -102,24 +107,33 @@ async fn look_up(zone: &Zone, resolver: &dyn Resolver, subject: &Subject, questi
             Found::Records(vec![zone.ns(zone.origin_of(subject, name))])
         }
         // ANY may be answered with any one set (RFC 8482 section 4.1).
-        (Subject::Device(device), RecordType::AAAA | RecordType::ANY) => resolve(resolver, name, device).await,
+        (Subject::Device(device), RecordType::AAAA | RecordType::ANY) => {
+            resolve(resolver, name, device).await
+        }
         (Subject::Address(address), kind) => match resolver.name_of(*address) {
             None => Found::NoName,
-            Some(device) if matches!(kind, RecordType::PTR | RecordType::ANY) => match zone.ptr(name, &device) {
-                Some(record) => Found::Records(vec![record]),
-                None => Found::NoData,
-            },
+            Some(device) if matches!(kind, RecordType::PTR | RecordType::ANY) => {
+                match zone.ptr(name, &device) {
+                    Some(record) => Found::Records(vec![record]),
+                    None => Found::NoData,
+                }
+            }
             Some(_) => Found::NoData,
         },
         (Subject::Impossible | Subject::Outside, _) => Found::NoName,
         // Whether the device exists is known only to the NMS: asking for another type sets no tunnel up.
-        (Subject::Apex | Subject::ReverseApex | Subject::Device(_) | Subject::EmptyNonTerminal, _) => Found::NoData,
+        (Subject::Apex | Subject::ReverseApex | Subject::Device(_) | Subject::EmptyNonTerminal, _) => {
+            Found::NoData
+        }
     }
 }
 
 async fn resolve(resolver: &dyn Resolver, owner: &Name, device: &str) -> Found {
     let resolved = tokio::time::timeout(PATIENCE, resolver.resolve(device)).await.unwrap_or_else(|_| {
-        Err(ResolveError::TimedOut(format!("no tunnel after {} ms; it is still being tried", PATIENCE.as_millis())))
+        Err(ResolveError::TimedOut(format!(
+            "no tunnel after {} ms; it is still being tried",
+            PATIENCE.as_millis()
+        )))
     });
     match resolved {
         Ok(address) => Found::Records(vec![aaaa(owner, address)]),

@@ -53,7 +53,9 @@ impl ResolveError {
 #[derive(Debug, thiserror::Error)]
 pub enum DnsError {
     /// The listening address is taken or not allowed.
-    #[error("cannot listen on {address} ({protocol}) for DNS: {source}; choose another address with `dns: listen:`")]
+    #[error(
+        "cannot listen on {address} ({protocol}) for DNS: {source}; choose another address with `dns: listen:`"
+    )]
     Bind {
         /// Where it should have listened.
         address: SocketAddr,

@@ -89,7 +89,11 @@ impl DnsServer {
     /// # Errors
     ///
     /// When the address cannot be had. Nothing is left listening then.
-    pub async fn start(address: SocketAddr, zone: Zone, resolver: Arc<dyn Resolver>) -> Result<Self, DnsError> {
+    pub async fn start(
+        address: SocketAddr,
+        zone: Zone,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<Self, DnsError> {
         let (udp, tcp) = bind(address).await?;
         let address = udp.local_addr().unwrap_or(address);
         let shared = Arc::new(Shared {
@@ -134,12 +138,17 @@ impl DnsServer {
 }
 
 async fn bind(address: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
-    let udp =
-        UdpSocket::bind(address).await.map_err(|source| DnsError::Bind { address, protocol: "UDP", source })?;
+    let udp = UdpSocket::bind(address).await.map_err(|source| DnsError::Bind {
+        address,
+        protocol: "UDP",
+        source,
+    })?;
     let same = udp.local_addr().unwrap_or(address);
-    let tcp = TcpListener::bind(same)
-        .await
-        .map_err(|source| DnsError::Bind { address: same, protocol: "TCP", source })?;
+    let tcp = TcpListener::bind(same).await.map_err(|source| DnsError::Bind {
+        address: same,
+        protocol: "TCP",
+        source,
+    })?;
     Ok((udp, tcp))
 }
 
@@ -277,7 +286,8 @@ impl Shared {
     /// each other's answers would never stop).
     fn read(&self, raw: &[u8]) -> Option<Asked> {
         let mut decoder = BinDecoder::new(raw);
-        let header = Header::read(&mut decoder).ok().filter(|header| header.message_type == MessageType::Query);
+        let header =
+            Header::read(&mut decoder).ok().filter(|header| header.message_type == MessageType::Query);
         let Some(header) = header else {
             self.counters.malformed.fetch_add(1, Ordering::Relaxed);
             return None;

@@ -89,7 +89,11 @@ async fn exchange_tcp(server: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
     let length = stream.read_u16().await?;
     let mut answer = vec![0; usize::from(length)];
     stream.read_exact(&mut answer).await?;
-    if answers(query, &answer) { Ok(answer) } else { Err(io::Error::other("the answer is to another question")) }
+    if answers(query, &answer) {
+        Ok(answer)
+    } else {
+        Err(io::Error::other("the answer is to another question"))
+    }
 }
 
 /// Same ID, and the bit that says "response" (RFC 1035 section 4.1.1).

@@ -176,7 +176,10 @@ mod tests {
         assert_eq!(zone().name(), "cyphonic.internal");
         assert_eq!(zone().reverse_name(), "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa");
         assert_eq!(subject("CYPHONIC.internal."), Subject::Apex);
-        assert_eq!(subject("Press-7.Plant.cyphonic.internal."), Subject::Device("press-7.plant.cyphonic.internal".into()));
+        assert_eq!(
+            subject("Press-7.Plant.cyphonic.internal."),
+            Subject::Device("press-7.plant.cyphonic.internal".into())
+        );
         assert_eq!(subject("a\\032b.cyphonic.internal."), Subject::Impossible);
         assert_eq!(subject("-a.cyphonic.internal."), Subject::Impossible);
         assert_eq!(subject("example.com."), Subject::Outside);

@@ -36,10 +36,25 @@ mod tests {
     #[test]
     fn only_usable_addresses_in_order() {
         let all = [
-            "127.0.0.1", "::1", "169.254.1.1", "fe80::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "fd12:3456:789a::7",
-            "192.168.1.2", "::ffff:127.0.0.1", "100.64.0.9", "198.51.100.7", "fd99::1", "2001:db8::5", "192.168.1.2",
+            "127.0.0.1",
+            "::1",
+            "169.254.1.1",
+            "fe80::1",
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "ff02::1",
+            "fd12:3456:789a::7",
+            "192.168.1.2",
+            "::ffff:127.0.0.1",
+            "100.64.0.9",
+            "198.51.100.7",
+            "fd99::1",
+            "2001:db8::5",
+            "192.168.1.2",
         ];
-        let chosen = choose(all.iter().map(|text| text.parse().unwrap()), "fd12:3456:789a::/48".parse().unwrap());
+        let chosen =
+            choose(all.iter().map(|text| text.parse().unwrap()), "fd12:3456:789a::/48".parse().unwrap());
         let shown: Vec<String> = chosen.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["2001:db8::5", "198.51.100.7", "fd99::1", "192.168.1.2", "100.64.0.9"]);
     }

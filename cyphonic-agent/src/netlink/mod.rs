@@ -88,7 +88,12 @@ impl Netlink {
     pub async fn set_mtu(&self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
         let index = self.require(name).await?.index;
         let link = LinkUnspec::new_with_index(index).mtu(mtu).build();
-        self.handle.link().change(link).execute().await.map_err(|error| NetlinkError::step("set the MTU of", name, error))
+        self.handle
+            .link()
+            .change(link)
+            .execute()
+            .await
+            .map_err(|error| NetlinkError::step("set the MTU of", name, error))
     }
 
     /// Removes an interface; false if there is none of this name.
@@ -118,7 +123,8 @@ impl Netlink {
         };
         let addresses: Vec<AddressMessage> =
             self.handle.address().get().execute().try_collect().await.map_err(NetlinkError::List)?;
-        let found = addresses.iter().filter(|address| usable(address.header.index)).filter_map(usable_address);
+        let found =
+            addresses.iter().filter(|address| usable(address.header.index)).filter_map(usable_address);
         Ok(candidates::choose(found, overlay))
     }
 

@@ -119,7 +119,10 @@ impl HostResolver {
                 file.path().display()
             ),
             Self::ResolvConf(file) => {
-                format!("{} was changed by someone else: names of the overlay may not resolve", file.path().display())
+                format!(
+                    "{} was changed by someone else: names of the overlay may not resolve",
+                    file.path().display()
+                )
             }
             Self::Untouched { why } => why.clone(),
         }
@@ -141,7 +144,9 @@ pub enum ResolverError {
     #[error(transparent)]
     ResolvConf(#[from] ResolvConfError),
     /// `/etc/resolv.conf` cannot name a port.
-    #[error("resolv.conf cannot name a port, and the DNS server listens on {address}: set `dns: listen:` to port 53")]
+    #[error(
+        "resolv.conf cannot name a port, and the DNS server listens on {address}: set `dns: listen:` to port 53"
+    )]
     Port {
         /// Where the server listens.
         address: SocketAddr,

@@ -136,7 +136,8 @@ pub fn restore_journal(journal_dir: &Path) -> Result<bool, ResolvConfError> {
             // Written atomically, so this is not ours; without it nothing can be undone.
             tracing::error!(%error, journal = %journal.display(), "the resolver's journal is damaged: set aside");
             let aside = journal.with_extension("damaged");
-            fs::rename(&journal, &aside).map_err(|source| ResolvConfError::io("set aside", &journal, source))?;
+            fs::rename(&journal, &aside)
+                .map_err(|source| ResolvConfError::io("set aside", &journal, source))?;
         }
     }
     Ok(true)
@@ -164,7 +165,9 @@ impl Entry {
         let is_link = fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.is_symlink());
         let bytes = |path: &Path| read_bounded(path, MAX_BYTES).ok().flatten();
         match &self.original {
-            Original::Mounted { at, .. } => bytes(at).is_some_and(|now| self.ours.as_bytes().starts_with(&now)),
+            Original::Mounted { at, .. } => {
+                bytes(at).is_some_and(|now| self.ours.as_bytes().starts_with(&now))
+            }
             _ => !is_link && bytes(&self.path).as_deref() == Some(self.ours.as_bytes()),
         }
     }
@@ -174,7 +177,9 @@ fn look_at(path: &Path) -> Result<(Original, String), ResolvConfError> {
     let read = |source| ResolvConfError::io("read", path, source);
     let meta = match fs::symlink_metadata(path) {
         Ok(meta) => meta,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Original::Absent, String::new())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok((Original::Absent, String::new()));
+        }
         Err(error) => return Err(read(error)),
     };
     // Follows links; a link to nowhere has no text.
@@ -307,7 +312,8 @@ mod tests {
     use super::*;
 
     const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 55));
-    const HOST: &str = "# host\nnameserver 192.0.2.1\nsearch example.com\nnameserver 2001:db8::1\noptions ndots:2\n";
+    const HOST: &str =
+        "# host\nnameserver 192.0.2.1\nsearch example.com\nnameserver 2001:db8::1\noptions ndots:2\n";
 
     struct Host {
         dir: tempfile::TempDir,
@@ -347,7 +353,10 @@ mod tests {
         fs::write(host.path(), HOST).unwrap();
         let prepared = host.prepare();
         let upstream = prepared.upstream("127.0.0.55:53".parse().unwrap());
-        assert_eq!(upstream.servers(), ["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]);
+        assert_eq!(
+            upstream.servers(),
+            ["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]
+        );
         let applied = prepared.apply(OWN).unwrap();
         assert_eq!(nameservers(&host.text()), ["127.0.0.55:53".parse().unwrap()]);
         assert!(host.text().contains("search example.com\n") && host.text().contains("options ndots:2\n"));
@@ -370,7 +379,10 @@ mod tests {
     fn an_absent_file_is_absent_again() {
         let host = Host::new();
         let prepared = host.prepare();
-        assert_eq!(prepared.upstream("127.0.0.55:53".parse().unwrap()).servers(), ["127.0.0.1:53".parse().unwrap()]);
+        assert_eq!(
+            prepared.upstream("127.0.0.55:53".parse().unwrap()).servers(),
+            ["127.0.0.1:53".parse().unwrap()]
+        );
         let applied = prepared.apply(OWN).unwrap();
         assert!(host.path().exists());
         applied.restore().unwrap();

@@ -45,7 +45,11 @@ impl Resolved {
     /// # Errors
     ///
     /// When resolved refuses or is not there. What it had accepted before is taken back.
-    pub async fn apply(interface: u32, server: SocketAddr, domains: &[String]) -> Result<Self, ResolvedError> {
+    pub async fn apply(
+        interface: u32,
+        server: SocketAddr,
+        domains: &[String],
+    ) -> Result<Self, ResolvedError> {
         let connection = timeout(PATIENCE, Connection::system())
             .await
             .map_err(|_| ResolvedError::Silent)?
@@ -87,9 +91,12 @@ impl Resolved {
         let domains: Vec<(&str, bool)> = domains.iter().map(|domain| (domain.as_str(), true)).collect();
         self.call("SetLinkDomains", &(link, domains)).await?;
         // The zone is unsigned and served in the clear on this host. Older versions lack some of these.
-        for (method, value) in
-            [("SetLinkDNSSEC", "no"), ("SetLinkDNSOverTLS", "no"), ("SetLinkLLMNR", "no"), ("SetLinkMulticastDNS", "no")]
-        {
+        for (method, value) in [
+            ("SetLinkDNSSEC", "no"),
+            ("SetLinkDNSOverTLS", "no"),
+            ("SetLinkLLMNR", "no"),
+            ("SetLinkMulticastDNS", "no"),
+        ] {
             if let Err(error) = self.call(method, &(link, value)).await {
                 tracing::debug!(method, %error, "systemd-resolved does not know this");
             }
@@ -119,7 +126,9 @@ impl Resolved {
 #[derive(Debug, thiserror::Error)]
 pub enum ResolvedError {
     /// No system bus.
-    #[error("cannot reach the system bus for systemd-resolved: {0}; is it running? `resolver: resolv-conf` does without")]
+    #[error(
+        "cannot reach the system bus for systemd-resolved: {0}; is it running? `resolver: resolv-conf` does without"
+    )]
     Bus(zbus::Error),
     /// No answer.
     #[error("systemd-resolved does not answer: `systemctl status systemd-resolved` may say why")]

@@ -18,10 +18,17 @@ pub struct DeviceIdentity {
 
 impl DeviceIdentity {
     /// Puts an identity together; says why if key and leaf do not belong to each other.
-    pub fn new(key: &KeyPair, chain: Vec<CertificateDer<'static>>, root: CertificateDer<'static>) -> Result<Self, String> {
+    pub fn new(
+        key: &KeyPair,
+        chain: Vec<CertificateDer<'static>>,
+        root: CertificateDer<'static>,
+    ) -> Result<Self, String> {
         let leaf = chain.first().ok_or("there is no certificate")?;
         if chain.len() > MAX_CHAIN {
-            return Err(format!("the chain has {} certificates, at most {MAX_CHAIN} are usable", chain.len()));
+            return Err(format!(
+                "the chain has {} certificates, at most {MAX_CHAIN} are usable",
+                chain.len()
+            ));
         }
         let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(leaf)
             .map_err(|error| format!("the certificate cannot be read: {error}"))?;
@@ -39,7 +46,10 @@ impl DeviceIdentity {
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(|error| format!("the {what} cannot be read: {error}"))
         };
-        let root = certificates(root, "root certificate")?.into_iter().next().ok_or("there is no root certificate")?;
+        let root = certificates(root, "root certificate")?
+            .into_iter()
+            .next()
+            .ok_or("there is no root certificate")?;
         Self::new(&key, certificates(chain, "certificate chain")?, root)
     }
 

@@ -1,0 +1,81 @@
+//! The daemon of one device.
+#![expect(clippy::print_stdout, reason = "the output of a command")]
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use cyphonic_agent::{
+    config::{Config, DEFAULT_PATH, EXAMPLE, Overrides},
+    daemon,
+    state::StateDir,
+};
+
+/// Joins this device to a Cyphonic overlay.
+#[derive(Debug, Parser)]
+#[command(name = "cyphonicd", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Args)]
+struct Settings {
+    /// The configuration [default: /etc/cyphonic/agent.yaml, which may be missing].
+    #[arg(long, env = "CYPHONIC_CONFIG", value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon (the default).
+    Run,
+    /// Restore the host's resolver after a crash (systemd's ExecStopPost).
+    Cleanup,
+    /// Work with the configuration file.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print a commented configuration with every default.
+    Example,
+    /// Check the configuration and print it as it would be used.
+    Check,
+}
+
+impl Settings {
+    fn load(&self) -> Result<Config> {
+        let path = self.config.clone().unwrap_or_else(|| DEFAULT_PATH.into());
+        Ok(Config::load(&path, self.config.is_some(), &self.overrides)?)
+    }
+}
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    match cli.command.unwrap_or(Command::Run) {
+        Command::Run => daemon::launch(cli.settings.load()?)?,
+        Command::Cleanup => cleanup(&cli.settings.load()?)?,
+        Command::Config(ConfigCommand::Example) => print!("{EXAMPLE}"),
+        Command::Config(ConfigCommand::Check) => print!("{}", serde_yaml::to_string(&cli.settings.load()?)?),
+    }
+    Ok(())
+}
+
+fn cleanup(config: &Config) -> Result<()> {
+    if !config.state_dir.exists() {
+        return Ok(());
+    }
+    let state = StateDir::open(&config.state_dir)?;
+    // A running daemon's edits are its own.
+    let _lock = state.lock()?;
+    if daemon::clean_up(&state) {
+        println!("The host's resolver configuration was restored.");
+    }
+    Ok(())
+}

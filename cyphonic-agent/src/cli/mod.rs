@@ -1,0 +1,183 @@
+//! The `cyphonic` command: verbs that people know from other overlays.
+//!
+//! Exit status: 0 done; 1 not done, with the reason on standard error; for `status --check`, `wait` and `ping` the
+//! answer itself.
+#![expect(clippy::print_stdout, reason = "the output of a command")]
+
+mod dns;
+mod ping;
+mod up;
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::{
+    config::Config,
+    control::{ClientError, ControlClient, ResetTarget, StatusReport, text},
+    daemon::block_on,
+};
+
+/// Reach devices of a Cyphonic overlay by name.
+#[derive(Debug, Parser)]
+#[command(name = "cyphonic", version)]
+pub struct Cli {
+    /// The daemon's control socket [default: /run/cyphonic/cyphonic.sock].
+    #[arg(long, env = "CYPHONIC_SOCKET", value_name = "PATH", global = true)]
+    socket: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enrol this device and tell how to start the daemon.
+    Up(up::Up),
+    /// Stop the daemon.
+    Down,
+    /// Show what is going on.
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        /// Print nothing; exit with 0 if the daemon is live (answers) or ready (can resolve names).
+        #[arg(long, value_enum)]
+        check: Option<Check>,
+    },
+    /// Wait until names can be resolved.
+    Wait {
+        /// How many seconds; for ever if not given.
+        #[arg(long, value_name = "SECONDS")]
+        timeout: Option<f64>,
+    },
+    /// Reach a device and tell by which path.
+    Ping(ping::Ping),
+    /// Look at the overlay's DNS.
+    #[command(subcommand)]
+    Dns(dns::Dns),
+    /// Print this device's virtual address.
+    Ip,
+    /// Work with tunnels.
+    #[command(subcommand)]
+    Tunnel(Tunnel),
+    /// Print the versions of command and daemon.
+    Version,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Check {
+    Live,
+    Ready,
+}
+
+#[derive(Debug, Subcommand)]
+enum Tunnel {
+    /// Take tunnels down; the next packet or query sets them up anew.
+    Reset {
+        /// The peer.
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        name: Option<String>,
+        /// Every tunnel.
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+impl Cli {
+    /// Does what was asked.
+    pub fn run(self) -> Result<ExitCode> {
+        let socket = self.socket.clone().unwrap_or_else(|| Config::default().socket);
+        match self.command {
+            // May become the daemon, which has a runtime of its own.
+            Command::Up(up) => up.run(self.socket),
+            command => block_on(command.run(socket))?,
+        }
+    }
+}
+
+impl Command {
+    async fn run(self, socket: PathBuf) -> Result<ExitCode> {
+        match self {
+            Self::Status { check: Some(check), .. } => return Ok(self::check(&socket, check).await),
+            Self::Wait { timeout } => return wait(&socket, timeout).await,
+            Self::Version => version(&socket).await,
+            command => return command.ask(ControlClient::connect(&socket).await?).await,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn ask(self, mut client: ControlClient) -> Result<ExitCode> {
+        match self {
+            Self::Down => {
+                client.shutdown().await?;
+                println!("The daemon is stopping.");
+            }
+            Self::Status { json: true, .. } => {
+                println!("{}", serde_json::to_string_pretty(&client.status().await?)?)
+            }
+            Self::Status { .. } => print!("{}", text::render(&client.status().await?)),
+            Self::Ping(ping) => return ping.run(client).await,
+            Self::Dns(dns) => return dns.run(client).await,
+            Self::Ip => match client.status().await?.virtual_address {
+                Some(address) => println!("{address}"),
+                None => bail!("this device has no virtual address yet: see `cyphonic status`"),
+            },
+            Self::Tunnel(Tunnel::Reset { name, .. }) => {
+                let target = name.map_or(ResetTarget::All, ResetTarget::Peer);
+                println!("{} tunnels taken down.", client.reset(target).await?.tunnels);
+            }
+            Self::Up(_) | Self::Wait { .. } | Self::Version => {}
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn status(socket: &std::path::Path) -> Result<StatusReport, ClientError> {
+    ControlClient::connect(socket).await?.status().await
+}
+
+async fn check(socket: &std::path::Path, check: Check) -> ExitCode {
+    let passed = match (status(socket).await, check) {
+        (Ok(_), Check::Live) => true,
+        (Ok(report), Check::Ready) => report.is_ready(),
+        (Err(_), _) => false,
+    };
+    if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn wait(socket: &std::path::Path, seconds: Option<f64>) -> Result<ExitCode> {
+    const EVERY: Duration = Duration::from_millis(50);
+    let limit = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
+    // A year is for ever, and no clock overflows on it.
+    let deadline = Instant::now() + limit.unwrap_or(Duration::from_secs(365 * 86_400));
+    let mut last = "the daemon did not answer in time".to_owned();
+    loop {
+        match timeout_at(deadline, status(socket)).await {
+            Ok(Ok(report)) if report.is_ready() => return Ok(ExitCode::SUCCESS),
+            Ok(Ok(report)) => last = why_not_ready(&report),
+            Ok(Err(error @ ClientError::NotAllowed { .. })) => return Err(error.into()),
+            Ok(Err(error)) => last = error.to_string(),
+            Err(_) => bail!("not ready: {last}"),
+        }
+        if Instant::now() + EVERY >= deadline {
+            bail!("not ready: {last}");
+        }
+        sleep(EVERY).await;
+    }
+}
+
+fn why_not_ready(report: &StatusReport) -> String {
+    let failing = report.services.iter().find_map(|service| service.last_error.clone());
+    failing.unwrap_or_else(|| "not registered at the cloud yet".into())
+}
+
+async fn version(socket: &std::path::Path) {
+    println!("cyphonic  {}", crate::VERSION);
+    let daemon = async { ControlClient::connect(socket).await?.version().await };
+    match daemon.await {
+        Ok(info) => println!("cyphonicd {} (control protocol {})", info.version, info.protocol),
+        Err(error) => println!("cyphonicd -: {error}"),
+    }
+}

@@ -1,0 +1,161 @@
+//! `cyphonic ping`: through the overlay, with the path it took.
+#![expect(clippy::print_stdout, reason = "the output of a command")]
+
+use std::{
+    io::{self, Read},
+    net::{Ipv6Addr, SocketAddr},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::control::{ControlClient, report::RouteReport, text};
+
+/// ICMPv6 echo (RFC 4443 sections 4.1 and 4.2).
+const ECHO_REQUEST: u8 = 128;
+const ECHO_REPLY: u8 = 129;
+const HEADER: usize = 8;
+
+/// Our mark in the payload, so that another ping's replies are not taken for ours.
+const TOKEN: usize = 8;
+
+/// 40 bytes of IPv6 header and 8 of ICMPv6 are not payload.
+const MAX_SIZE: u16 = u16::MAX - 48;
+
+#[derive(Debug, Args)]
+pub(super) struct Ping {
+    /// The device: its full name, or the part before the zone.
+    name: String,
+    /// How many times [default: 3; with --until-direct: 10].
+    #[arg(long, short)]
+    count: Option<u32>,
+    /// Bytes of payload: a test of the path's MTU.
+    #[arg(long, short, default_value_t = 56, value_parser = clap::value_parser!(u16).range(TOKEN as i64..=MAX_SIZE as i64))]
+    size: u16,
+    /// How many seconds to wait for each answer.
+    #[arg(long, default_value_t = 5)]
+    timeout: u64,
+    /// Stop at the first answer over a direct path; exit with 1 if there was none.
+    #[arg(long)]
+    until_direct: bool,
+}
+
+impl Ping {
+    pub(super) async fn run(self, mut client: ControlClient) -> Result<ExitCode> {
+        let peer = client.resolve(&self.name).await?;
+        let count = self.count.unwrap_or(if self.until_direct { 10 } else { 3 });
+        let mut done = false;
+        for sequence in 0..count {
+            if sequence > 0 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            let (address, size, limit) =
+                (peer.address, usize::from(self.size), Duration::from_secs(self.timeout.max(1)));
+            let answer =
+                tokio::task::spawn_blocking(move || echo(address, sequence as u16, size, limit)).await?;
+            match answer {
+                Ok(took) => {
+                    let report = client.status().await?;
+                    let found = report.peer(&peer.name);
+                    let path = found.map_or_else(|| "the overlay".to_owned(), text::path);
+                    let took_ms = took.as_secs_f64() * 1e3;
+                    println!("pong from {} ({address}) via {path} in {took_ms:.3} ms", peer.name);
+                    let direct =
+                        matches!(found.and_then(|p| p.route.as_ref()), Some(RouteReport::Direct { .. }));
+                    done = done || !self.until_direct || direct;
+                    if self.until_direct && direct {
+                        break;
+                    }
+                }
+                Err(error) if is_timeout(&error) => {
+                    println!("no answer from {} ({address}) in {} s", peer.name, limit.as_secs())
+                }
+                Err(error) => return Err(error).context("cannot send an ICMPv6 echo request"),
+            }
+        }
+        if self.until_direct && !done {
+            println!("no direct path to {}: `cyphonic status` says why", peer.name);
+        }
+        Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// One echo; how long the answer took.
+fn echo(address: Ipv6Addr, sequence: u16, size: usize, limit: Duration) -> io::Result<Duration> {
+    let socket = open()?;
+    let token = token();
+    socket.send_to(&request(sequence, &token, size), &SocketAddr::new(address.into(), 0).into())?;
+    let start = Instant::now();
+    let mut buffer = vec![0; HEADER + usize::from(MAX_SIZE)];
+    loop {
+        let left = limit
+            .checked_sub(start.elapsed())
+            .filter(|left| !left.is_zero())
+            .ok_or(io::ErrorKind::TimedOut)?;
+        socket.set_read_timeout(Some(left))?;
+        let length = (&socket).read(&mut buffer)?;
+        if is_reply(&buffer[..length], sequence, &token) {
+            return Ok(start.elapsed());
+        }
+    }
+}
+
+/// A ping socket where the host grants them (`net.ipv4.ping_group_range`), else a raw one, which needs CAP_NET_RAW.
+fn open() -> io::Result<Socket> {
+    let open = |kind| Socket::new(Domain::IPV6, kind, Some(Protocol::ICMPV6));
+    open(Type::DGRAM).or_else(|_| open(Type::RAW))
+}
+
+/// The kernel fills in the checksum, and on ping sockets the identifier.
+fn request(sequence: u16, token: &[u8; TOKEN], size: usize) -> Vec<u8> {
+    let mut packet = vec![0; HEADER + size.max(TOKEN)];
+    packet[0] = ECHO_REQUEST;
+    packet[4..6].copy_from_slice(&(std::process::id() as u16).to_be_bytes());
+    packet[6..8].copy_from_slice(&sequence.to_be_bytes());
+    packet[HEADER..HEADER + TOKEN].copy_from_slice(token);
+    packet
+}
+
+fn is_reply(packet: &[u8], sequence: u16, token: &[u8; TOKEN]) -> bool {
+    packet.len() >= HEADER + TOKEN
+        && packet[0] == ECHO_REPLY
+        && packet[6..8] == sequence.to_be_bytes()
+        && packet[HEADER..HEADER + TOKEN] == token[..]
+}
+
+fn token() -> [u8; TOKEN] {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id()).to_be_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_answers() {
+        let took = echo(Ipv6Addr::LOCALHOST, 7, 1200, Duration::from_secs(5)).unwrap();
+        assert!(took < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn only_our_replies_count() {
+        let token = [9; TOKEN];
+        let mut packet = request(3, &token, 56);
+        assert!(!is_reply(&packet, 3, &token), "our own request");
+        packet[0] = ECHO_REPLY;
+        assert!(is_reply(&packet, 3, &token));
+        assert!(
+            !is_reply(&packet, 4, &token)
+                && !is_reply(&packet, 3, &[8; TOKEN])
+                && !is_reply(&packet[..15], 3, &token)
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! `cyphonic up`: from a token to a device that is part of the overlay.
+#![expect(clippy::print_stdout, reason = "the output of a command")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use cyphonic_proto::identity::Identity;
+
+use crate::{
+    config::{CloudAddress, Config, DEFAULT_PATH, Overrides, resolve_all},
+    daemon::{self, block_on},
+    enrol::{enrol, read_token},
+    state::{DeviceIdentity, StateDir, write_atomic},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct Up {
+    /// The enrolment token: file:PATH, or itself (then other users of this host can read it in the process list).
+    #[arg(long, env = "CYPHONIC_TOKEN", value_name = "file:PATH|TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Where the cloud is.
+    #[arg(long, env = "CYPHONIC_CLOUD", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    cloud: Vec<CloudAddress>,
+    /// The daemon's configuration; written if it is not there.
+    #[arg(long, env = "CYPHONIC_CONFIG", value_name = "FILE", default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    /// Directory of the device's key and state.
+    #[arg(long, env = "CYPHONIC_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Become the daemon instead of telling how to start it.
+    #[arg(long)]
+    foreground: bool,
+}
+
+impl Up {
+    pub(super) fn run(self, socket: Option<PathBuf>) -> Result<ExitCode> {
+        let overrides = Overrides {
+            cloud: self.cloud.clone(),
+            state_dir: self.state_dir.clone(),
+            socket,
+            ..Overrides::default()
+        };
+        let config = Config::load(&self.config, false, &overrides)?;
+        let state = StateDir::open(&config.state_dir)?;
+        let identity = match state.identity()? {
+            Some(identity) => identity,
+            None => block_on(self.enrol(&state, &config))??,
+        };
+        self.keep_config(&config)?;
+        introduce(&identity)?;
+        if self.foreground {
+            daemon::launch(config)?;
+        } else {
+            self.tell_how_to_start(&config);
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    async fn enrol(&self, state: &StateDir, config: &Config) -> Result<DeviceIdentity> {
+        // The daemon may be enrolling by its own token file right now.
+        let _lock = state.lock()?;
+        let given = match (&self.token, &config.token_file) {
+            (Some(token), _) => token.clone(),
+            (None, Some(file)) => format!("file:{}", file.display()),
+            (None, None) => bail!("this device is not enrolled: give a token with --token file:PATH"),
+        };
+        let token = read_token(&given)?;
+        if config.cloud.is_empty() {
+            bail!("where is the cloud? give its address with --cloud HOST");
+        }
+        let addresses = resolve_all(&config.cloud).await;
+        if addresses.is_empty() {
+            bail!("none of the cloud's names can be resolved: {:?}", config.cloud);
+        }
+        Ok(enrol(state, &token, &addresses).await?)
+    }
+
+    /// Writes a configuration where there is none; never edits one, which may have a person's comments in it.
+    fn keep_config(&self, config: &Config) -> Result<()> {
+        if self.config.exists() {
+            let kept = Config::load(&self.config, true, &Overrides::default())?;
+            if kept.cloud != config.cloud
+                || kept.state_dir != config.state_dir
+                || kept.socket != config.socket
+            {
+                println!(
+                    "Note: {} has other settings than given here, and stays as it is. The daemon uses the file.",
+                    self.config.display()
+                );
+            }
+            return Ok(());
+        }
+        if let Some(parent) = self.config.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        }
+        write_atomic(&self.config, render(config)?.as_bytes(), 0o644)?;
+        println!("Wrote {}.", self.config.display());
+        Ok(())
+    }
+
+    fn tell_how_to_start(&self, config: &Config) {
+        if std::os::unix::net::UnixStream::connect(&config.socket).is_ok() {
+            println!("The daemon is running: see `cyphonic status`.");
+        } else if self.config == Path::new(DEFAULT_PATH) {
+            println!(
+                "Start the daemon with `systemctl enable --now cyphonicd`, or here with `cyphonic up --foreground`."
+            );
+        } else {
+            println!("Start the daemon with `cyphonicd --config {}`.", self.config.display());
+        }
+    }
+}
+
+fn introduce(identity: &DeviceIdentity) -> Result<()> {
+    let identity = Identity::from_der(identity.leaf()).context("the device's certificate is not usable")?;
+    let address = identity.virtual_address.map_or_else(|| "-".into(), |address| address.to_string());
+    println!("This device is {} ({address}).", identity.fqdn);
+    Ok(())
+}
+
+/// The settings that differ from the defaults.
+fn render(config: &Config) -> Result<String> {
+    let (serde_yaml::Value::Mapping(ours), serde_yaml::Value::Mapping(defaults)) =
+        (serde_yaml::to_value(config)?, serde_yaml::to_value(Config::default())?)
+    else {
+        bail!("the configuration is no mapping");
+    };
+    let changed: serde_yaml::Mapping =
+        ours.into_iter().filter(|(key, value)| defaults.get(key) != Some(value)).collect();
+    let mut text =
+        String::from("# Written by `cyphonic up`. `cyphonicd config example` explains every key.\n");
+    if !changed.is_empty() {
+        text.push_str(&serde_yaml::to_string(&changed)?);
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_written_configuration_says_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent.yaml");
+        let config =
+            Config { cloud: vec!["cloud.example".parse().unwrap()], port: 4242, ..Config::default() };
+        fs::write(&path, render(&config).unwrap()).unwrap();
+        assert_eq!(Config::load(&path, true, &Overrides::default()).unwrap(), config);
+        assert!(!render(&config).unwrap().contains("interface"), "defaults are not written");
+        fs::write(&path, render(&Config::default()).unwrap()).unwrap();
+        assert_eq!(Config::load(&path, true, &Overrides::default()).unwrap(), Config::default());
+    }
+}

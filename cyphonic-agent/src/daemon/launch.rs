@@ -1,0 +1,56 @@
+//! What both binaries do to become the daemon.
+
+use std::{future::Future, io};
+
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+
+use super::{DaemonError, EngineInputs, RunningEngine, privileges, run};
+use crate::config::Config;
+
+/// Becomes the daemon: gives up unused privileges, starts logging, and runs until told to stop.
+///
+/// Call it from `main`, before there are other threads.
+pub fn launch(config: Config) -> Result<(), LaunchError> {
+    start_logging(&config.log);
+    if let Err(error) = privileges::drop_unused() {
+        tracing::warn!(%error, "running with more privileges than needed");
+    }
+    Ok(block_on(run(config, start_engine))??)
+}
+
+/// Runs a future on a runtime of its own.
+pub fn block_on<F: Future>(future: F) -> Result<F::Output, LaunchError> {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(LaunchError::Runtime)?;
+    Ok(runtime.block_on(future))
+}
+
+/// To standard error, which is the journal under systemd; the journal has times of its own.
+fn start_logging(filter: &str) {
+    let filter: Targets = filter.parse().unwrap_or_default();
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        registry.with(layer.without_time().with_ansi(false)).try_init()
+    } else {
+        registry.with(layer).try_init()
+    };
+    // Only a second logger of this process can be in the way.
+    drop(started);
+}
+
+/// The seam to the engine.
+async fn start_engine(_inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
+    Err(DaemonError::Engine("this build has no engine".into()))
+}
+
+/// Why the daemon did not run, or how it ended.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// Threads or timers.
+    #[error("cannot start the runtime: {0}")]
+    Runtime(io::Error),
+    /// The daemon.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+}

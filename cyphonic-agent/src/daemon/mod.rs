@@ -1,0 +1,225 @@
+//! The life of the daemon: up in order, down in the reverse order, whatever happens in between.
+//!
+//! 1. [`privileges`]: keep the few capabilities that are used (in `main`, before there are threads).
+//! 2. Lock the state directory; undo what a crashed predecessor left in the host's resolver.
+//! 3. Enrol, if the device is not and a token is there. An unreachable cloud is waited for.
+//! 4. Start the engine: UDP port, virtual interface, ring, node. It needs no cloud to start.
+//! 5. Serve DNS, then point the host's resolver at it, then serve the control socket. Tell systemd.
+//! 6. Wait for a signal, for `cyphonic down`, or for the engine to fail.
+//! 7. Resolver first (programs stop asking us), then DNS and control, then the engine and its interface.
+
+mod enrolment;
+mod launch;
+pub mod privileges;
+mod served;
+
+use std::{io, sync::Arc};
+
+use cyphonic_proto::address::Prefix;
+use futures_util::future::BoxFuture;
+use sd_notify::NotifyState;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
+
+use crate::{
+    config::Config,
+    control::{Backend, ControlError, ControlServer},
+    dns::{DnsError, DnsServer, InvalidZone, Resolver, Zone},
+    enrol::EnrolError,
+    netlink::{Netlink, NetlinkError},
+    resolver::{self, HostResolver},
+    state::{DeviceIdentity, StateDir, StateError},
+};
+use served::Served;
+
+pub use launch::{LaunchError, block_on, launch};
+
+/// What the engine gets.
+#[derive(Debug)]
+pub struct EngineInputs {
+    /// All settings.
+    pub config: Config,
+    /// Who this device is.
+    pub identity: DeviceIdentity,
+    /// Where the node's cached state and the UDP port are kept.
+    pub state: StateDir,
+    /// To configure the interface and to learn the host's addresses.
+    pub netlink: Arc<Netlink>,
+}
+
+/// A running engine, as the daemon sees it.
+pub struct RunningEngine {
+    /// Answers DNS.
+    pub resolver: Arc<dyn Resolver>,
+    /// Answers the control socket.
+    pub backend: Arc<dyn Backend>,
+    /// The overlay's DNS zone.
+    pub zone: String,
+    /// The overlay's prefix.
+    pub prefix: Prefix,
+    /// The virtual interface's number.
+    pub interface: u32,
+    /// Resolves, with the reason, when the engine cannot go on.
+    pub failed: BoxFuture<'static, String>,
+    /// Closes the tunnels, tells the services, and takes the interface down.
+    pub stop: BoxFuture<'static, ()>,
+}
+
+/// Runs until told to stop.
+///
+/// `start_engine` starts the engine; it is given by the binary, so that the parts around it can be tested without one.
+///
+/// # Errors
+///
+/// Says which part could not start, or why the engine failed. Everything that was started is stopped then, and the
+/// host is as it was.
+pub async fn run<F, E>(config: Config, start_engine: F) -> Result<(), DaemonError>
+where
+    F: AsyncFnOnce(EngineInputs) -> Result<RunningEngine, E>,
+    E: std::fmt::Display,
+{
+    let mut stop = StopSignals::listen()?;
+    let state = StateDir::open(&config.state_dir)?;
+    let _lock = state.lock()?;
+    clean_up(&state);
+    let identity = tokio::select! {
+        identity = enrolment::identity(&state, &config) => identity?,
+        () = stop.received() => return Ok(()),
+    };
+    let netlink = Arc::new(Netlink::connect()?);
+    let inputs = EngineInputs { config: config.clone(), identity, state: state.clone(), netlink };
+    let engine = start_engine(inputs).await.map_err(|error| DaemonError::Engine(error.to_string()))?;
+    let RunningEngine { resolver, backend, zone, prefix, interface, failed, stop: stop_engine } = engine;
+    let outcome =
+        match Surroundings::start(&config, &state, (zone, prefix, interface), resolver, backend).await {
+            Ok(around) => {
+                notify(&[NotifyState::Ready]);
+                tracing::info!("ready");
+                let outcome = tokio::select! {
+                    () = stop.received() => Ok(()),
+                    () = around.asked_to_stop.notified() => Ok(()),
+                    reason = failed => Err(DaemonError::Engine(reason)),
+                };
+                notify(&[NotifyState::Stopping]);
+                tracing::info!("stopping");
+                around.stop().await;
+                outcome
+            }
+            Err(error) => Err(error),
+        };
+    stop_engine.await;
+    outcome
+}
+
+/// Undoes what a daemon that died left behind; also `cyphonicd cleanup`, which systemd runs after every stop.
+pub fn clean_up(state: &StateDir) -> bool {
+    match resolver::restore_after_crash(state) {
+        Ok(true) => {
+            tracing::info!("the host's resolver configuration was restored");
+            true
+        }
+        Ok(false) => false,
+        Err(error) => {
+            tracing::error!(%error, "the host's resolver configuration could not be restored");
+            false
+        }
+    }
+}
+
+/// What stands between the engine and the host's programs.
+struct Surroundings {
+    resolver: HostResolver,
+    _dns: Arc<DnsServer>,
+    _control: ControlServer,
+    asked_to_stop: Arc<Notify>,
+}
+
+impl Surroundings {
+    async fn start(
+        config: &Config,
+        state: &StateDir,
+        (zone, prefix, interface): (String, Prefix, u32),
+        resolver: Arc<dyn Resolver>,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Self, DaemonError> {
+        let zone = Zone::new(&zone, prefix)?;
+        let dns = Arc::new(DnsServer::start(config.dns.listen, zone, resolver).await?);
+        let asked_to_stop = Arc::new(Notify::new());
+        let served = Arc::new(Served::new(backend, dns.clone(), asked_to_stop.clone()));
+        let control = ControlServer::start(&config.socket, served.clone()).await?;
+        // Last, because nothing after it can fail. Without it the overlay still works by address, so failing is no
+        // reason to stop: `status` says so.
+        let resolver =
+            HostResolver::apply(config.dns.resolver, &dns, interface, state).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "names of the overlay will not resolve on this host");
+                HostResolver::Untouched { why: error.to_string() }
+            });
+        served.set_resolver(&resolver);
+        Ok(Self { resolver, _dns: dns, _control: control, asked_to_stop })
+    }
+
+    async fn stop(self) {
+        self.resolver.restore().await;
+    }
+}
+
+/// SIGTERM and SIGINT.
+struct StopSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    fn listen() -> Result<Self, DaemonError> {
+        let listen = |kind| signal(kind).map_err(DaemonError::Signals);
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    async fn received(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Tells systemd, where it listens.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+/// Why the daemon could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The state directory.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Enrolment.
+    #[error(transparent)]
+    Enrol(#[from] EnrolError),
+    /// Not enrolled, and nothing to enrol with.
+    #[error("{0}")]
+    NotEnrolled(String),
+    /// Netlink.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The overlay's zone.
+    #[error(transparent)]
+    Zone(#[from] InvalidZone),
+    /// The DNS server.
+    #[error(transparent)]
+    Dns(#[from] DnsError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The engine.
+    #[error("{0}")]
+    Engine(String),
+    /// Signals cannot be received.
+    #[error("cannot listen for signals: {0}")]
+    Signals(io::Error),
+}

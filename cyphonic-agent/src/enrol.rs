@@ -1,0 +1,371 @@
+//! From a one-time token to an identity.
+//!
+//! The device makes its key and keeps it *before* it asks, so that a retry (the answer was lost, the power failed)
+//! asks for the same key: the AS can tell a retry from a second device. The token carries the SHA-256 of the overlay's
+//! root certificate; the AS proves itself by it before the secret is sent. The answer is believed only as far as it
+//! can be checked: the certificate is for our key, chains to the pinned root, and says name and virtual address, of
+//! which the latter is recomputed.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use cyphonic_proto::{
+    identity::{Identity, IdentityError, Role, sha256},
+    message::{EnrolRequest, EnrolResponse, Message, RefusalCode},
+    token::{EnrolmentToken, TokenError},
+    version,
+};
+use cyphonic_transport::{DialError, ExchangeError};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use zeroize::Zeroizing;
+
+use crate::state::{DeviceIdentity, StateDir, StateError, read_bounded};
+
+/// A token is one line of about a hundred bytes.
+const MAX_TOKEN_FILE_BYTES: u64 = 4096;
+
+/// The prefix that says "the token is in a file" on a command line, where others could read the token itself.
+const FILE_PREFIX: &str = "file:";
+
+/// Reads a token given as `file:PATH` or as itself.
+pub fn read_token(given: &str) -> Result<EnrolmentToken, EnrolError> {
+    match given.strip_prefix(FILE_PREFIX) {
+        Some(path) => read_token_file(Path::new(path)),
+        None => Ok(EnrolmentToken::parse(given)?),
+    }
+}
+
+/// Reads a token from its file.
+pub fn read_token_file(path: &Path) -> Result<EnrolmentToken, EnrolError> {
+    let missing = || EnrolError::NoTokenFile { path: path.display().to_string() };
+    let bytes = Zeroizing::new(read_bounded(path, MAX_TOKEN_FILE_BYTES)?.ok_or_else(missing)?);
+    let text = str::from_utf8(&bytes).map_err(|_| TokenError::Encoding)?;
+    Ok(EnrolmentToken::parse(text)?)
+}
+
+/// Enrols at the AS at `addresses` and keeps the identity in `state`.
+///
+/// # Errors
+///
+/// Nothing but the device's key is kept then. [`EnrolError::is_final`] tells whether trying again can help.
+pub async fn enrol(
+    state: &StateDir,
+    token: &EnrolmentToken,
+    addresses: &[SocketAddr],
+) -> Result<DeviceIdentity, EnrolError> {
+    let key = state.key_or_generate()?;
+    let request = Message::EnrolRequest(EnrolRequest {
+        token_secret: token.secret().to_vec(),
+        csr: signing_request(&key)?,
+        protocol_version: version::CURRENT,
+    });
+    let connection = cyphonic_transport::enrol::connect(addresses, *token.root_sha256()).await?;
+    let answer = connection.open_exchange(&request).await;
+    connection.close(0, "enrolled");
+    let identity = check_answer(answer?, &key, token)?;
+    state.save_identity(&identity)?;
+    Ok(identity)
+}
+
+/// A PKCS #10 request that says nothing but the key: the AS decides the name.
+fn signing_request(key: &KeyPair) -> Result<Vec<u8>, EnrolError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let request = params.serialize_request(key).map_err(|error| EnrolError::Csr(error.to_string()))?;
+    Ok(request.der().to_vec())
+}
+
+fn check_answer(
+    answer: Message,
+    key: &KeyPair,
+    token: &EnrolmentToken,
+) -> Result<DeviceIdentity, EnrolError> {
+    let response = match answer {
+        Message::EnrolResponse(response) => response,
+        Message::Refusal(refusal) => {
+            return Err(EnrolError::Refused {
+                code: refusal.code(),
+                reason: refusal.shown_reason(),
+                retry: refusal.retry_after(),
+            });
+        }
+        other => return Err(EnrolError::Answer(format!("a {} instead of an EnrolResponse", other.name()))),
+    };
+    check_response(response, key, token, UnixTime::now())
+}
+
+fn check_response(
+    response: EnrolResponse,
+    key: &KeyPair,
+    token: &EnrolmentToken,
+    now: UnixTime,
+) -> Result<DeviceIdentity, EnrolError> {
+    let wrong = EnrolError::Answer;
+    if sha256(&response.root_certificate) != *token.root_sha256() {
+        return Err(wrong("its root certificate is not the one of the token".into()));
+    }
+    let root = CertificateDer::from(response.root_certificate);
+    let chain: Vec<_> = response.certificate_chain.into_iter().map(CertificateDer::from).collect();
+    let device = DeviceIdentity::new(key, chain, root).map_err(wrong)?;
+    check_chain(device.chain(), device.root(), now)?;
+    let identity = Identity::from_der(device.leaf())?;
+    if identity.role != Role::Device {
+        return Err(wrong(format!("the certificate is for a {}, not a device", identity.role)));
+    }
+    // `Identity` has recomputed the address from the name; what the answer says besides must be the same.
+    let address = identity.virtual_address.map(|address| address.octets().to_vec());
+    if identity.fqdn != response.fqdn || address.as_deref() != Some(&response.virtual_address[..]) {
+        return Err(wrong("its name and address are not those of the certificate".into()));
+    }
+    Ok(device)
+}
+
+fn check_chain(
+    chain: &[CertificateDer<'_>],
+    root: &CertificateDer<'_>,
+    now: UnixTime,
+) -> Result<(), EnrolError> {
+    let wrong = |error: webpki::Error| {
+        let hint = match error {
+            webpki::Error::CertNotValidYet { .. } | webpki::Error::CertExpired { .. } => {
+                "; is this device's clock right?"
+            }
+            _ => "",
+        };
+        EnrolError::Answer(format!("the certificate does not chain to the overlay's root: {error}{hint}"))
+    };
+    let (leaf, intermediates) =
+        chain.split_first().ok_or_else(|| EnrolError::Answer("no certificate".into()))?;
+    let anchor = webpki::anchor_from_trusted_cert(root).map_err(wrong)?;
+    let leaf = webpki::EndEntityCert::try_from(leaf).map_err(wrong)?;
+    leaf.verify_for_usage(
+        webpki::ALL_VERIFICATION_ALGS,
+        &[anchor],
+        intermediates,
+        now,
+        webpki::KeyUsage::client_auth(),
+        None,
+        None,
+    )
+    .map(drop)
+    .map_err(wrong)
+}
+
+/// Why the device is not enrolled.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolError {
+    /// The token is none.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The token's file is missing.
+    #[error(
+        "there is no token file {path}: create a token with `cyphonic-cloud token create` and put it there"
+    )]
+    NoTokenFile {
+        /// Where it should be.
+        path: String,
+    },
+    /// Key or certificates cannot be kept.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The request cannot be made.
+    #[error("cannot make a certificate signing request: {0}")]
+    Csr(String),
+    /// The AS cannot be reached, or is another overlay's.
+    #[error("cannot reach the cloud to enrol: {0}")]
+    Dial(#[from] DialError),
+    /// The connection failed before the answer came. The same token may be tried again.
+    #[error("the cloud did not answer the enrolment: {0}")]
+    Exchange(#[from] ExchangeError),
+    /// The AS refused.
+    #[error("the cloud refused the enrolment: {reason}")]
+    Refused {
+        /// Why, for programs.
+        code: RefusalCode,
+        /// Why, for people.
+        reason: String,
+        /// When asking again may help.
+        retry: Option<Duration>,
+    },
+    /// The answer cannot be believed.
+    #[error("the cloud's answer to the enrolment is wrong: {0}")]
+    Answer(String),
+    /// The certificate is not of the overlay's form.
+    #[error("the cloud's certificate for this device is wrong: {0}")]
+    Identity(#[from] IdentityError),
+}
+
+impl EnrolError {
+    /// True when trying again with the same token cannot help.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Dial(_) | Self::Exchange(_) => false,
+            Self::Refused { retry, .. } => retry.is_none(),
+            _ => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use cyphonic_proto::{NetworkId, address};
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, SanType};
+
+    use super::*;
+
+    const NAME: &str = "press-7.cyphonic.internal";
+
+    /// An AS in memory, and the device that asks it.
+    struct Overlay {
+        root: CertificateDer<'static>,
+        intermediate: CertificateDer<'static>,
+        issuer: Issuer<'static, KeyPair>,
+        device: KeyPair,
+    }
+
+    impl Overlay {
+        fn new() -> Self {
+            let ca = |key: KeyPair, signer: Option<&Issuer<'static, KeyPair>>| {
+                let mut params = CertificateParams::default();
+                params
+                    .distinguished_name
+                    .push(rcgen::DnType::CommonName, if signer.is_some() { "sub" } else { "root" });
+                params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+                let certificate = match signer {
+                    Some(signer) => params.signed_by(&key, signer).unwrap(),
+                    None => params.self_signed(&key).unwrap(),
+                };
+                (certificate.der().clone(), Issuer::new(params, key))
+            };
+            let (root, root_issuer) = ca(KeyPair::generate().unwrap(), None);
+            let (intermediate, issuer) = ca(KeyPair::generate().unwrap(), Some(&root_issuer));
+            Self { root, intermediate, issuer, device: KeyPair::generate().unwrap() }
+        }
+
+        fn token(&self) -> EnrolmentToken {
+            EnrolmentToken::new([1; 32], sha256(&self.root))
+        }
+
+        fn address(&self) -> Ipv6Addr {
+            address::virtual_address("fd12:3456:789a::/48".parse().unwrap(), NetworkId([7; 16]), NAME)
+        }
+
+        fn leaf(&self, role: Role, key: &KeyPair) -> CertificateDer<'static> {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names = vec![
+                SanType::DnsName(NAME.try_into().unwrap()),
+                SanType::URI(Identity::uri(NetworkId([7; 16]), role).try_into().unwrap()),
+            ];
+            if role == Role::Device {
+                params.subject_alt_names.push(SanType::IpAddress(self.address().into()));
+            }
+            params.signed_by(key, &self.issuer).unwrap().der().clone()
+        }
+
+        fn response(&self) -> EnrolResponse {
+            EnrolResponse {
+                certificate_chain: vec![
+                    self.leaf(Role::Device, &self.device).to_vec(),
+                    self.intermediate.to_vec(),
+                ],
+                root_certificate: self.root.to_vec(),
+                fqdn: NAME.into(),
+                virtual_address: self.address().octets().to_vec(),
+            }
+        }
+
+        fn check(&self, response: EnrolResponse) -> Result<DeviceIdentity, EnrolError> {
+            check_response(response, &self.device, &self.token(), UnixTime::now())
+        }
+    }
+
+    #[test]
+    fn a_right_answer_is_an_identity() {
+        let overlay = Overlay::new();
+        let identity = overlay.check(overlay.response()).unwrap();
+        assert_eq!(Identity::from_der(identity.leaf()).unwrap().fqdn, NAME);
+    }
+
+    #[test]
+    fn no_part_of_a_wrong_answer_is_believed() {
+        let overlay = Overlay::new();
+        let other = Overlay::new();
+        let stranger = KeyPair::generate().unwrap();
+        let cases: [(&str, &dyn Fn(&mut EnrolResponse)); 9] = [
+            ("another root", &|r| r.root_certificate = other.root.to_vec()),
+            ("no certificate", &|r| r.certificate_chain.clear()),
+            ("no intermediate", &|r| drop(r.certificate_chain.pop())),
+            ("another overlay's chain", &|r| {
+                r.certificate_chain =
+                    vec![other.leaf(Role::Device, &overlay.device).to_vec(), other.intermediate.to_vec()];
+            }),
+            ("another key", &|r| r.certificate_chain[0] = overlay.leaf(Role::Device, &stranger).to_vec()),
+            ("another role", &|r| r.certificate_chain[0] = overlay.leaf(Role::Nms, &overlay.device).to_vec()),
+            ("another name", &|r| r.fqdn = "other.cyphonic.internal".into()),
+            ("another address", &|r| r.virtual_address[15] ^= 1),
+            ("rubbish", &|r| r.certificate_chain[0] = vec![0x30, 0x80]),
+        ];
+        for (what, spoil) in cases {
+            let mut response = overlay.response();
+            spoil(&mut response);
+            let error = overlay.check(response).expect_err(what);
+            assert!(error.is_final(), "{what}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_expired_certificate_is_refused_and_the_clock_suspected() {
+        let overlay = Overlay::new();
+        let far = UnixTime::since_unix_epoch(Duration::from_secs(200_000_000_000));
+        let error = check_response(overlay.response(), &overlay.device, &overlay.token(), far).unwrap_err();
+        assert!(error.to_string().contains("clock"), "{error}");
+    }
+
+    #[test]
+    fn a_refusal_says_whether_to_try_again() {
+        let overlay = Overlay::new();
+        let refused =
+            |refusal| check_answer(Message::Refusal(refusal), &overlay.device, &overlay.token()).unwrap_err();
+        use cyphonic_proto::message::Refusal;
+        assert!(refused(Refusal::new(RefusalCode::BadToken, "used")).is_final());
+        assert!(!refused(Refusal::retry(RefusalCode::TooMany, "busy", Duration::from_secs(1))).is_final());
+    }
+
+    #[test]
+    fn the_signing_request_is_for_the_kept_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        for _ in 0..2 {
+            let key = state.key_or_generate().unwrap();
+            let csr =
+                rcgen::CertificateSigningRequestParams::from_der(&signing_request(&key).unwrap().into())
+                    .unwrap();
+            assert_eq!(rcgen::PublicKeyData::der_bytes(&csr.public_key), key.public_key_raw());
+        }
+    }
+
+    #[test]
+    fn tokens_are_read_from_files_and_from_the_command_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let token = EnrolmentToken::new([3; 32], [4; 32]);
+        std::fs::write(&path, format!("{}\n", token.format().as_str())).unwrap();
+        assert_eq!(read_token(&format!("file:{}", path.display())).unwrap(), token);
+        assert_eq!(read_token(&token.format()).unwrap(), token);
+        assert!(matches!(read_token("file:/nonexistent"), Err(EnrolError::NoTokenFile { .. })));
+        assert!(matches!(read_token("rubbish"), Err(EnrolError::Token(_))));
+        std::fs::write(&path, [0xff; 10]).unwrap();
+        assert!(matches!(read_token_file(&path), Err(EnrolError::Token(_))));
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_cloud_is_worth_another_try_and_keeps_only_the_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let error = enrol(&state, &EnrolmentToken::new([1; 32], [2; 32]), &[]).await.unwrap_err();
+        assert!(!error.is_final(), "{error}");
+        assert!(state.key().unwrap().is_some() && state.identity().unwrap().is_none());
+    }
+}
