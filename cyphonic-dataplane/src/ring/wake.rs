@@ -30,15 +30,9 @@ impl Waker {
         }
     }
 
-    /// Whether it was called since the last time. Read before looking: a call that comes later wakes again.
+    /// Whether it was called since the last time. What was sent before the call can be taken now.
     pub(super) fn take(&self) -> bool {
-        if !self.called.load(Ordering::Relaxed) {
-            return false;
-        }
-        let mut count = [0; 8];
-        // Only fails when another look has emptied it.
-        let _ = rustix::io::read(&self.fd, &mut count);
-        self.called.swap(false, Ordering::AcqRel)
+        self.called.load(Ordering::Relaxed) && self.called.swap(false, Ordering::AcqRel)
     }
 
     /// Waits until the device has a packet, until called, or for `timeout`.
@@ -49,7 +43,13 @@ impl Waker {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        if fds.first().is_some_and(|tun| tun.revents().intersects(PollFlags::ERR | PollFlags::NVAL)) {
+        let [tun, called] = fds.each_ref().map(PollFd::revents);
+        if !called.is_empty() {
+            let mut count = [0; 8];
+            // Emptied here and nowhere else: a call whose message is taken already ends one more wait, no more.
+            let _ = rustix::io::read(&self.fd, &mut count);
+        }
+        if tun.intersects(PollFlags::ERR | PollFlags::NVAL) {
             return Err(io::Error::new(io::ErrorKind::NotConnected, "the virtual interface is gone"));
         }
         Ok(())

@@ -1,0 +1,233 @@
+//! Two nodes in two network namespaces, joined by a veth pair.
+//!
+//! ```text
+//!   namespace A                                   namespace B
+//!   cyph0 fd00:7::a ── ring ── veth 10.77.0.1 ───── 10.77.0.2 veth ── ring ── cyph0 fd00:7::b
+//!                                   fd77::1 ───── fd77::2
+//! ```
+//!
+//! A namespace lives as long as its thread and what was made in it, so nothing is left behind, however a test ends.
+
+#![expect(unsafe_code, reason = "namespaces are made by system calls")]
+#![allow(dead_code, unreachable_pub, reason = "not every test file uses all of it")]
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use cyphonic_common::ConnectionId;
+use cyphonic_dataplane::protect::{Secret, Suite};
+use cyphonic_dataplane::ring::{
+    EncapRing, HoldLimits, OffloadConfig, OffloadRing, Path, RingEvent, TunnelId, TunnelInstall,
+};
+use cyphonic_dataplane::tun::TunDevice;
+use cyphonic_dataplane::udp::{SignallingSink, UdpPort};
+
+/// Long enough for any machine; a passing test never waits this long.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const INTERFACE: &str = "cyph0";
+pub const PREFIX: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 0), 48);
+pub const A: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 0xa);
+pub const B: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 0xb);
+pub const MTU: u16 = 1420;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A network namespace and the thread that is in it.
+pub struct Namespace {
+    tid: i32,
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Namespace {
+    pub fn new() -> Self {
+        let (jobs, todo) = channel::<Job>();
+        let (started, starting) = channel();
+        let thread = std::thread::spawn(move || {
+            // SAFETY: it takes no pointers, and only this thread changes its namespace.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
+            // SAFETY: it takes no arguments and cannot fail.
+            started.send(unsafe { libc::gettid() }).unwrap();
+            todo.into_iter().for_each(|job| job());
+        });
+        let tid = starting.recv().expect("root can make a network namespace");
+        let this = Self { tid, jobs: Some(jobs), thread: Some(thread) };
+        this.ip("link set lo up");
+        this
+    }
+
+    /// Runs something in the namespace and waits for it. Threads and processes it starts are in it as well.
+    pub fn run<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> R {
+        let (done, result) = channel();
+        let job = move || drop(done.send(work()));
+        self.jobs.as_ref().unwrap().send(Box::new(job)).unwrap();
+        result.recv().expect("what runs in the namespace does not panic")
+    }
+
+    pub fn ip(&self, arguments: &str) {
+        let arguments = arguments.to_owned();
+        self.run(move || {
+            let status = Command::new("ip").args(arguments.split(' ')).status().expect("iproute2 is installed");
+            assert!(status.success(), "ip {arguments}: {status}");
+        });
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Two namespaces with a wire between them.
+pub fn wire() -> (Namespace, Namespace) {
+    let (a, b) = (Namespace::new(), Namespace::new());
+    a.ip(&format!("link add under0 type veth peer name under0 netns {}", b.tid));
+    for (namespace, host) in [(&a, 1), (&b, 2)] {
+        // No link-local address, so that no duplicate address detection delays the first packets.
+        namespace.ip("link set under0 addrgenmode none");
+        namespace.ip(&format!("addr add 10.77.0.{host}/24 dev under0"));
+        namespace.ip(&format!("-6 addr add fd77::{host}/64 dev under0 nodad"));
+        namespace.ip("link set under0 up");
+    }
+    (a, b)
+}
+
+/// What signalling received: from where, and each datagram.
+#[derive(Default)]
+pub struct Collector(pub Mutex<Vec<(SocketAddr, Vec<u8>)>>);
+
+impl SignallingSink for Collector {
+    fn deliver(&self, from: SocketAddr, _: Option<IpAddr>, _: Option<u8>, payload: &[u8], stride: usize) {
+        let mut all = self.0.lock().unwrap();
+        all.extend(payload.chunks(stride).map(|datagram| (from, datagram.to_vec())));
+    }
+}
+
+/// A running ring and all around it.
+pub struct Node {
+    pub ring: OffloadRing,
+    pub events: Mutex<Receiver<RingEvent>>,
+    pub signalling: Arc<Collector>,
+    pub port: u16,
+    pub own: Ipv6Addr,
+    pub namespace: Namespace,
+}
+
+impl Node {
+    pub fn start(namespace: Namespace, own: Ipv6Addr) -> Self {
+        Self::start_with(namespace, own, HoldLimits::default())
+    }
+
+    pub fn start_with(namespace: Namespace, own: Ipv6Addr, hold: HoldLimits) -> Self {
+        let (tun, port) = namespace
+            .run(|| (TunDevice::create(INTERFACE, MTU).unwrap(), Arc::new(UdpPort::bind(0).unwrap())));
+        namespace.ip(&format!("link set {INTERFACE} up"));
+        namespace.ip(&format!("-6 addr add {own}/{} dev {INTERFACE} nodad", PREFIX.1));
+        let (tell, events) = channel();
+        let tell = Mutex::new(tell);
+        let signalling = Arc::new(Collector::default());
+        let number = port.local_port();
+        let sink: Arc<dyn SignallingSink> = Arc::<Collector>::clone(&signalling);
+        let ring = OffloadRing::start(OffloadConfig {
+            tun,
+            port,
+            sink,
+            own,
+            prefix: PREFIX,
+            events: Arc::new(move |event| drop(tell.lock().unwrap().send(event))),
+            hold,
+        })
+        .unwrap();
+        Self { ring, events: Mutex::new(events), signalling, port: number, own, namespace }
+    }
+
+    /// The next event that `select` takes; others are passed over.
+    pub fn event<R>(&self, select: impl Fn(&RingEvent) -> Option<R>) -> R {
+        let end = Instant::now() + PATIENCE;
+        let events = self.events.lock().unwrap();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let event = events.recv_timeout(left).expect("the event comes");
+            if let Some(found) = select(&event) {
+                return found;
+            }
+        }
+    }
+
+    pub fn unknown_destination(&self) -> Ipv6Addr {
+        self.event(|event| match event {
+            RingEvent::UnknownDestination { dst } => Some(*dst),
+            _ => None,
+        })
+    }
+}
+
+/// The underlay addresses of both nodes.
+pub fn outer(ipv6: bool, host: u16, port: u16) -> SocketAddr {
+    if ipv6 {
+        SocketAddr::from((Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, host), port))
+    } else {
+        SocketAddr::from((Ipv4Addr::new(10, 77, 0, host as u8), port))
+    }
+}
+
+/// The data connection ID by which `host` is reached on tunnel `id`.
+pub fn cid(host: u8, id: u64) -> ConnectionId {
+    let mut bytes = id.to_be_bytes();
+    bytes[1] = host;
+    ConnectionId::from_random_data(bytes)
+}
+
+/// A tunnel as `host` (1 or 2) installs it; the secrets of both ends fit.
+pub fn tunnel(id: u64, host: u8, peer: Ipv6Addr, remote: SocketAddr, confirmed: bool) -> TunnelInstall {
+    let other = 3 - host;
+    let secret = |host: u8| {
+        let mut bytes = [host; 32];
+        bytes[..8].copy_from_slice(&id.to_be_bytes());
+        Secret::new(bytes)
+    };
+    TunnelInstall {
+        id: TunnelId(id),
+        peer,
+        local_cid: cid(host, id),
+        remote_cid: cid(other, id),
+        path: Path { remote, wire_cid: cid(other, id) },
+        suite: Suite::Aes128Gcm,
+        send: secret(host),
+        recv: secret(other),
+        inner_mtu: MTU,
+        confirmed,
+    }
+}
+
+/// Two nodes with a tunnel between them; the first one dials.
+pub fn joined(ipv6: bool) -> (Node, Node) {
+    let (a, b) = wire();
+    let (a, b) = (Node::start(a, A), Node::start(b, B));
+    join(&a, &b, 1, ipv6);
+    (a, b)
+}
+
+/// Installs tunnel `id` at both ends.
+pub fn join(a: &Node, b: &Node, id: u64, ipv6: bool) {
+    b.ring.install(tunnel(id, 2, a.own, outer(ipv6, 1, a.port), false)).unwrap();
+    a.ring.install(tunnel(id, 1, b.own, outer(ipv6, 2, b.port), true)).unwrap();
+}
+
+/// Waits until something holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

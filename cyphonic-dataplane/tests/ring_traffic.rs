@@ -1,0 +1,257 @@
+//! Applications' traffic through two offload rings between two network namespaces. Needs root.
+
+mod ring_lab;
+
+use std::io::{Read, Write};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::Duration;
+
+use cyphonic_common::DropReason;
+use cyphonic_dataplane::ring::{EncapRing, HoldLimits, RingKind, TunnelId};
+use ring_lab::{A, B, INTERFACE, Node, PATIENCE, eventually, join, joined, outer, tunnel, wire};
+
+/// A byte stream that shows every lost, doubled or moved byte.
+fn pattern(at: usize) -> u8 {
+    (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes()[0]
+}
+
+/// Sends `len` bytes from one node to the other over TCP and checks every one.
+fn transfer(from: &Node, to: &Node, len: usize) {
+    let address = SocketAddr::from((to.own, 7000));
+    let listener = to.namespace.run(move || TcpListener::bind(address).unwrap());
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (mut buffer, mut at) = (vec![0; 1 << 18], 0);
+        loop {
+            let read = stream.read(&mut buffer).unwrap();
+            if read == 0 {
+                return at;
+            }
+            let wrong = (0..read).find(|i| buffer[*i] != pattern(at + i));
+            assert_eq!(wrong, None, "a wrong byte after {at}");
+            at += read;
+        }
+    });
+    from.namespace.run(move || {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        let mut buffer = vec![0; 1 << 18];
+        let mut at = 0;
+        while at < len {
+            let part = buffer.len().min(len - at);
+            buffer[..part].iter_mut().enumerate().for_each(|(i, byte)| *byte = pattern(at + i));
+            stream.write_all(&buffer[..part]).unwrap();
+            at += part;
+        }
+    });
+    assert_eq!(receiver.join().unwrap(), len);
+}
+
+fn ping(node: &Node, to: Ipv6Addr) {
+    node.namespace.run(move || {
+        let arguments = ["-6", "-q", "-n", "-c3", "-i0.05", "-w20", &to.to_string()];
+        let output = Command::new("ping").args(arguments).output().expect("iputils-ping is installed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(String::from_utf8_lossy(&output.stdout).contains(" 0% packet loss"), "{output:?}");
+    });
+}
+
+fn udp(node: &Node, port: u16) -> UdpSocket {
+    let own = node.own;
+    let socket = node.namespace.run(move || UdpSocket::bind((own, port)).unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+fn received(socket: &UdpSocket) -> Vec<u8> {
+    let mut buffer = [0; 4096];
+    let len = socket.recv(&mut buffer).expect("the datagram arrives");
+    buffer[..len].to_vec()
+}
+
+#[test]
+fn ping_and_bulk_tcp_pass_over_ipv4_and_ipv6_as_super_packets() {
+    const LEN: usize = 32 << 20;
+    for ipv6 in [false, true] {
+        let (a, b) = joined(ipv6);
+        assert_eq!(a.ring.kind(), RingKind::Offload);
+        ping(&a, B);
+        ping(&b, A);
+        transfer(&a, &b, LEN);
+        transfer(&b, &a, LEN);
+        for node in [&a, &b] {
+            let counters = node.ring.counters();
+            assert!(counters.tx_packets > LEN as u64 / 1400);
+            assert!(counters.tx_packets > 4 * counters.tx_sends, "packets are sent together: {counters:?}");
+            assert!(counters.rx_packets > 2 * counters.rx_writes, "packets are written together: {counters:?}");
+            for reason in [DropReason::Forged, DropReason::Replayed, DropReason::SpoofedSource, DropReason::TooBig] {
+                assert_eq!(counters.dropped(reason), 0, "{reason}");
+            }
+        }
+        let stats = a.ring.tunnel_stats(TunnelId(1)).unwrap();
+        assert!(stats.heard && stats.last_rx.is_some() && stats.last_tx.is_some());
+        assert!(stats.tx_bytes > LEN as u64 && stats.rx_bytes > LEN as u64);
+        assert_eq!(stats.path.remote, outer(ipv6, 2, b.port));
+        assert_eq!(a.ring.all_stats().len(), 1);
+    }
+}
+
+#[test]
+fn no_first_packet_is_lost_while_the_tunnel_is_set_up() {
+    let (a, b) = wire();
+    let (a, b) = (Node::start(a, A), Node::start(b, B));
+    let (sender, receiver) = (udp(&a, 6000), udp(&b, 6000));
+    for number in 0..10u8 {
+        sender.send_to(&[number], (B, 6000)).unwrap();
+    }
+    assert_eq!(a.unknown_destination(), B);
+    eventually("all are held", || a.ring.counters().held == 10);
+    join(&a, &b, 1, false);
+    for number in 0..10u8 {
+        assert_eq!(received(&receiver), [number]);
+    }
+    assert_eq!(a.ring.counters().held, 0);
+}
+
+#[test]
+fn the_listening_end_holds_its_packets_until_it_hears_the_dialler() {
+    let (a, b) = wire();
+    let (a, b) = (Node::start(a, A), Node::start(b, B));
+    b.ring.install(tunnel(1, 2, A, outer(false, 1, a.port), false)).unwrap();
+    let (sender, receiver) = (udp(&b, 6000), udp(&a, 6000));
+    sender.send_to(b"first", (A, 6000)).unwrap();
+    eventually("it is held", || b.ring.counters().held == 1);
+    assert_eq!(b.ring.counters().tx_packets, 0);
+    // The dialler sends nothing of its own: installing it is enough.
+    a.ring.install(tunnel(1, 1, B, outer(false, 2, b.port), true)).unwrap();
+    eventually("it is sent", || b.ring.counters().tx_packets == 1);
+    eventually("it is delivered", || a.ring.counters().rx_packets == 1);
+    assert_eq!(received(&receiver), b"first");
+    let told = b.events.lock().unwrap().try_iter().count();
+    assert_eq!(told, 0, "a destination with a tunnel that is not confirmed is not unknown");
+}
+
+#[test]
+fn giving_up_on_a_destination_tells_the_application() {
+    let (namespace, _other) = wire();
+    let a = Node::start(namespace, A);
+    let (done, result) = std::sync::mpsc::channel();
+    a.namespace.run(|| {
+        let connect = || TcpStream::connect_timeout(&SocketAddr::from((B, 80)), 3 * PATIENCE);
+        std::thread::spawn(move || drop(done.send(connect().map(drop))));
+    });
+    assert_eq!(a.unknown_destination(), B);
+    eventually("it is held", || a.ring.counters().held > 0);
+    a.ring.drop_held(B, true);
+    let error = result.recv_timeout(PATIENCE).expect("the application learns of it at once").unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EHOSTUNREACH), "{error}");
+    assert!(a.ring.counters().dropped(DropReason::NoTunnel) >= 1);
+    assert_eq!(a.ring.counters().held, 0);
+}
+
+#[test]
+fn what_is_held_too_long_goes() {
+    let (namespace, _other) = wire();
+    let limits = HoldLimits { age: Duration::from_millis(50), ..HoldLimits::default() };
+    let a = Node::start_with(namespace, A, limits);
+    udp(&a, 6000).send_to(b"x", (B, 6000)).unwrap();
+    assert_eq!(a.unknown_destination(), B);
+    eventually("it is dropped", || a.ring.counters().dropped(DropReason::NoTunnel) == 1);
+    assert_eq!(a.ring.counters().held, 0);
+}
+
+#[test]
+fn key_updates_under_load_lose_nothing() {
+    let (a, b) = joined(true);
+    let load = std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            for _ in 0..4 {
+                transfer(&a, &b, 16 << 20);
+            }
+        });
+        let mut updates = 0;
+        while !load.is_finished() {
+            a.ring.force_key_update(TunnelId(1));
+            b.ring.force_key_update(TunnelId(1));
+            updates += 1;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        load.join().unwrap();
+        updates
+    });
+    assert!(load > 3);
+    for node in [&a, &b] {
+        let counters = node.ring.counters();
+        assert_eq!(counters.dropped(DropReason::Forged), 0, "every packet finds its keys");
+        assert_eq!(counters.dropped(DropReason::Replayed), 0);
+        assert!(node.ring.tunnel_stats(TunnelId(1)).unwrap().key_updates >= 3);
+    }
+}
+
+#[test]
+fn a_packet_too_big_for_the_tunnel_is_answered_and_the_next_one_fits() {
+    let (a, b) = wire();
+    let (a, b) = (Node::start(a, A), Node::start(b, B));
+    let small = |mut tunnel: cyphonic_dataplane::ring::TunnelInstall| {
+        tunnel.inner_mtu = 1300;
+        tunnel
+    };
+    b.ring.install(small(tunnel(1, 2, A, outer(false, 1, a.port), false))).unwrap();
+    a.ring.install(small(tunnel(1, 1, B, outer(false, 2, b.port), true))).unwrap();
+    let (sender, receiver) = (udp(&a, 6000), udp(&b, 6000));
+    sender.send_to(&[1; 1350], (B, 6000)).unwrap();
+    eventually("it is refused", || a.ring.counters().dropped(DropReason::TooBig) == 1);
+    // The kernel has learnt the path's MTU as soon as it has taken the answer in, and fragments from then on.
+    eventually("a later one arrives", || {
+        sender.send_to(&[2; 1350], (B, 6000)).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        receiver.recv(&mut [0; 4096]).is_ok_and(|len| len == 1350)
+    });
+    transfer(&a, &b, 4 << 20);
+}
+
+#[test]
+fn the_newest_tunnel_sends_and_an_older_one_takes_over_when_it_goes() {
+    let (a, b) = joined(false);
+    ping(&a, B);
+    join(&a, &b, 2, true);
+    eventually("both ends hear the new tunnel", || {
+        [&a, &b].iter().all(|node| node.ring.tunnel_stats(TunnelId(2)).unwrap().heard)
+    });
+    let sent = |id| a.ring.tunnel_stats(TunnelId(id)).unwrap().tx_packets;
+    let before = sent(1);
+    ping(&a, B);
+    assert_eq!((sent(1), sent(2) >= 3), (before, true));
+    for node in [&a, &b] {
+        node.ring.remove(TunnelId(2));
+        assert_eq!(node.ring.tunnel_stats(TunnelId(2)), None);
+    }
+    ping(&a, B);
+    assert!(sent(1) >= before + 3);
+}
+
+#[test]
+fn datagrams_of_one_flow_stay_in_order() {
+    let (a, b) = joined(true);
+    let (sender, receiver) = (udp(&a, 6000), udp(&b, 6000));
+    for number in 0..64u8 {
+        sender.send_to(&[number; 900], (B, 6000)).unwrap();
+    }
+    for number in 0..64u8 {
+        assert_eq!(received(&receiver), [number; 900]);
+    }
+}
+
+#[test]
+fn a_stopped_ring_takes_its_interface_along() {
+    let (a, _b) = wire();
+    let Node { ring, namespace, .. } = Node::start(a, A);
+    let exists = |namespace: &ring_lab::Namespace| {
+        namespace.run(|| Command::new("ip").args(["link", "show", INTERFACE]).output().unwrap().status.success())
+    };
+    assert!(exists(&namespace));
+    drop(ring);
+    assert!(!exists(&namespace));
+}
