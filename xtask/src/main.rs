@@ -1,0 +1,70 @@
+//! The workshop of this repository: `cargo xtask VERB`.
+//!
+//! | Verb | Does |
+//! |---|---|
+//! | `setup` | installs what building and testing need, saying what and why |
+//! | `build` | builds the eBPF objects, then the programs |
+//! | `test` | `setup`, `build` and every test there is |
+//! | `ci` | formatting, lints, dependency rules, then `test` |
+//! | `lab` | networks with NATs on this machine, from `vagrant/topology.yaml` |
+//! | `demo` | the whole system in such networks: enrols devices, connects them, measures |
+//!
+//! A module per verb, each thin: what takes thought lives in the crates.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program talks to its user")]
+
+mod build;
+mod ci;
+mod demo;
+mod ebpf;
+mod lab;
+mod setup;
+mod shell;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, tests and demonstrates Cyphonic.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Install what building and testing need: Debian packages, the eBPF toolchain and linker.
+    Setup(setup::SetupArgs),
+    /// Build the eBPF objects and the programs.
+    Build(build::BuildArgs),
+    /// Install what is missing, build, and run every test. Prints the total.
+    Test(test::TestArgs),
+    /// What continuous integration runs: formatting, lints, dependency rules, tests.
+    Ci,
+    /// Build networks with NATs on this machine from the topology file.
+    Lab(lab::LabArgs),
+    /// Show the whole system on real packets: the paper's experiment on this machine, in under a minute.
+    Demo(demo::DemoArgs),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup(args) => setup::run(&args),
+        Verb::Build(args) => build::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Ci => ci::run(),
+        Verb::Lab(args) => lab::run(args),
+        Verb::Demo(args) => demo::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

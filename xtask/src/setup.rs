@@ -1,0 +1,44 @@
+//! `cargo xtask setup`: from a machine with rustup and root to one that can build and test.
+//!
+//! Nothing is installed that is already there, and everything is named with its reason first. Packages go to the
+//! system; the eBPF linker goes to `target/tools` of this repository.
+
+mod linker;
+mod packages;
+mod toolchain;
+
+use anyhow::Result;
+use clap::Args;
+
+pub(crate) use linker::Linker;
+pub(crate) use toolchain::Toolchain;
+
+/// What to set up.
+#[derive(Debug, Args)]
+pub(crate) struct SetupArgs {
+    /// Only what building the eBPF objects needs, not what tests and labs need.
+    #[arg(long)]
+    ebpf_only: bool,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &SetupArgs) -> Result<()> {
+    if !args.ebpf_only {
+        lab()?;
+    }
+    let (toolchain, linker) = ebpf()?;
+    println!("setup: ready. eBPF: {toolchain}, {}", linker.path().display());
+    Ok(())
+}
+
+/// What tests, labs and the demonstration need.
+pub(crate) fn lab() -> Result<()> {
+    packages::install_missing(packages::LAB)
+}
+
+/// What the eBPF objects need.
+pub(crate) fn ebpf() -> Result<(Toolchain, Linker)> {
+    let toolchain = toolchain::find_or_install()?;
+    let linker = linker::find_or_install(&toolchain)?;
+    Ok((toolchain, linker))
+}

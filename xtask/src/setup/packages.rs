@@ -1,0 +1,89 @@
+//! Debian and Ubuntu packages.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell;
+
+/// A package that may have to be installed.
+#[derive(Debug)]
+pub(super) struct Package {
+    /// Its name in Debian 12 and Ubuntu 24.04.
+    pub(super) name: &'static str,
+    /// A program it brings. Where that is there, however it came, the package is not needed.
+    pub(super) program: &'static str,
+    /// What it is needed for.
+    pub(super) why: &'static str,
+}
+
+/// For tests, labs and the demonstration.
+pub(super) const LAB: &[Package] = &[
+    package("iproute2", "ip", "network namespaces, links and addresses of the lab"),
+    package("nftables", "nft", "the lab's NATs"),
+    package("procps", "sysctl", "forwarding in the lab's routers"),
+    package("ethtool", "ethtool", "checksum offloads on the lab's emulated links"),
+    package("iputils-ping", "ping", "round trips in the demonstration"),
+    package("iperf3", "iperf3", "throughput in the demonstration"),
+    package("bind9-dnsutils", "dig", "asking the agents' DNS servers"),
+];
+
+const fn package(name: &'static str, program: &'static str, why: &'static str) -> Package {
+    Package { name, program, why }
+}
+
+/// Installs those of `packages` whose programs are not there.
+pub(super) fn install_missing(packages: &[Package]) -> Result<()> {
+    let missing: Vec<&Package> =
+        packages.iter().filter(|package| shell::find(package.program).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("setup: installing packages:");
+    for package in &missing {
+        println!("  {:<16} {}", package.name, package.why);
+    }
+    let names: Vec<&str> = missing.iter().map(|package| package.name).collect();
+    apt_install(&names)?;
+    match missing.iter().find(|package| shell::find(package.program).is_none()) {
+        None => Ok(()),
+        Some(package) => {
+            bail!("package {} is installed, but there is no program {}", package.name, package.program)
+        }
+    }
+}
+
+/// Installs packages by name.
+pub(super) fn apt_install(names: &[&str]) -> Result<()> {
+    if shell::find("apt-get").is_none() {
+        bail!("this is neither Debian nor Ubuntu (no apt-get): install {} by hand", names.join(", "));
+    }
+    if !names.iter().all(|name| is_available(name)) {
+        shell::run(apt()?.arg("update")).context("cannot refresh the package lists")?;
+    }
+    if let Some(name) = names.iter().find(|name| !is_available(name)) {
+        bail!(
+            "no configured package source has {name}: on Debian 12 enable `bookworm main`, `bookworm-updates main` and \
+             `bookworm-security main` in /etc/apt/sources.list"
+        );
+    }
+    shell::run(apt()?.args(["install", "--yes", "--no-install-recommends"]).args(names))
+}
+
+/// Whether a package source offers the package.
+pub(super) fn is_available(name: &str) -> bool {
+    shell::output(Command::new("apt-cache").args(["policy", name])).is_some_and(|policy| {
+        policy.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"))
+    })
+}
+
+fn apt() -> Result<Command> {
+    let mut command = shell::as_root("env")?;
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq"]);
+    Ok(command)
+}
+
+/// rustc links by the C compiler. This program was linked by one, so it is missing only where it went since.
+pub(super) fn require_c_compiler() -> Result<()> {
+    install_missing(&[package("build-essential", "cc", "linking Rust programs, compiling their C parts")])
+}
