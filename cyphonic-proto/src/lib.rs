@@ -23,7 +23,7 @@ pub mod nat;
 pub mod nms;
 pub mod node;
 pub mod relayed;
-//ROUTE
+pub mod route;
 mod timers;
 pub mod token;
 pub mod trs;

@@ -34,7 +34,7 @@ impl Family {
 /// How a node's own address looks from outside, in one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NatFinding {
-    /// The node has no address of this family that any server saw.
+    /// The node has no usable address of this family, and no server saw one.
     NoAddress,
     /// Servers saw one of the node's own addresses: no NAT, though perhaps a firewall.
     None,
@@ -42,7 +42,7 @@ pub enum NatFinding {
     EndpointIndependent,
     /// Servers saw different addresses: address-dependent mapping ("symmetric").
     AddressDependent,
-    /// There is a NAT, and only one server's word about it.
+    /// The node has an address, but too few servers saw it to tell.
     Unknown,
 }
 
@@ -74,7 +74,13 @@ impl fmt::Display for NatFinding {
 /// The finding for one family from a node's own addresses and the (server, observed) pairs.
 pub fn find(family: Family, own: &[SocketAddr], observations: &[(SocketAddr, SocketAddr)]) -> NatFinding {
     let seen: Vec<_> = observations.iter().filter(|(_, observed)| Family::of(observed) == family).collect();
-    let Some((first_server, first)) = seen.first() else { return NatFinding::NoAddress };
+    let Some((first_server, first)) = seen.first() else {
+        return if own.iter().any(|address| may_send(family, address)) {
+            NatFinding::Unknown
+        } else {
+            NatFinding::NoAddress
+        };
+    };
     if seen.iter().all(|(_, observed)| own.contains(observed)) {
         return NatFinding::None;
     }
@@ -84,6 +90,15 @@ pub fn find(family: Family, own: &[SocketAddr], observations: &[(SocketAddr, Soc
     match seen.iter().any(|(server, _)| server != first_server) {
         true => NatFinding::EndpointIndependent,
         false => NatFinding::Unknown,
+    }
+}
+
+/// Whether a node can perhaps reach the Internet from an address that no server saw: any IPv4 address can, through a
+/// NAT; of IPv6 only global unicast (RFC 4291 §2.5.4), as NATs for it are rare.
+fn may_send(family: Family, address: &SocketAddr) -> bool {
+    match address.ip() {
+        IpAddr::V4(_) => family == Family::V4,
+        IpAddr::V6(ip) => family == Family::V6 && ip.octets()[0] & 0xe0 == 0x20,
     }
 }
 
@@ -100,7 +115,9 @@ mod tests {
         let own = [at("10.0.0.2:7000"), at("[2001:db8::2]:7000")];
         let (s1, s2) = (at("192.0.2.1:443"), at("192.0.2.2:443"));
         let (p1, p2) = (at("198.51.100.1:7000"), at("198.51.100.1:7001"));
-        assert_eq!(find(Family::V4, &own, &[]), NatFinding::NoAddress);
+        assert_eq!(find(Family::V4, &own, &[]), NatFinding::Unknown);
+        assert_eq!(find(Family::V4, &own[1..], &[]), NatFinding::NoAddress);
+        assert_eq!(find(Family::V6, &[at("[fd77::1]:7000")], &[]), NatFinding::NoAddress);
         assert_eq!(find(Family::V4, &own, &[(s1, own[0])]), NatFinding::None);
         assert_eq!(find(Family::V4, &own, &[(s1, p1)]), NatFinding::Unknown);
         assert_eq!(find(Family::V4, &own, &[(s1, p1), (s1, p1)]), NatFinding::Unknown);
@@ -108,6 +125,6 @@ mod tests {
         assert_eq!(find(Family::V4, &own, &[(s1, p1), (s2, p2)]), NatFinding::AddressDependent);
         let six = [(at("[2001:db8::1]:443"), own[1])];
         assert_eq!(find(Family::V6, &own, &six), NatFinding::None);
-        assert_eq!(find(Family::V4, &own, &six), NatFinding::NoAddress);
+        assert_eq!(find(Family::V4, &own[1..], &six), NatFinding::NoAddress);
     }
 }

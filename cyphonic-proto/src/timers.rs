@@ -44,8 +44,4 @@ impl<K: Ord + Clone> Timers<K> {
         self.clear(&key);
         Some(key)
     }
-
-    pub(crate) fn len(&self) -> usize {
-        self.by_key.len()
-    }
 }

@@ -1,62 +1,199 @@
-//! The Node Management Service.
+//! The Node Management Service: knows every connected node's network, and steers two of them towards each other.
+//!
+//! A node registers what it knows of its network on a connection that stays open. When one asks for another
+//! (DirectionRequest), the NMS picks a route from both networks ([`crate::route`]), sends RouteDirection to the
+//! responder, waits for its RouteConfirmation, and answers the initiator with its own RouteDirection (the paper's
+//! Fig. 4). The NMS is not needed again by a tunnel that stands.
+//!
+//! **Invariants.** Who a node is comes from its certificate alone, never from a message. A device has one connection:
+//! the newest. Set-ups are numbered upwards, so both ends agree which of two is newer. For one pair at most one set-up
+//! is in progress: a request of the other end joins it. Every request is answered, exactly once.
+
 mod config;
-use crate::{Channel, ExchangeId, Identity, Message};
+mod direction;
+mod nodes;
+
 pub use config::{Action, NmsConfig, NmsCounters, NmsTiming};
-use std::{collections::VecDeque, net::SocketAddr, time::Instant};
+
+use crate::{
+    address,
+    id::{Channel, ExchangeId, SetupId},
+    identity::Identity,
+    message::{Message, Refusal, RefusalCode, endpoint},
+    timers::Timers,
+};
+use direction::Pending;
+use nodes::Node;
+use rand::{SeedableRng, rngs::StdRng};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::{Ipv6Addr, SocketAddr},
+    time::Instant,
+};
 
 /// The machine of an NMS.
 pub struct Nms {
-    _config: NmsConfig,
+    config: NmsConfig,
+    rng: StdRng,
+    started: Instant,
+    next_setup: u64,
+    next_exchange: u64,
+    nodes: BTreeMap<Channel, Node>,
+    channels: BTreeMap<String, Channel>,
+    /// The register, where it is at hand.
+    enrolled: Option<BTreeSet<String>>,
+    /// Names of virtual addresses: of the register and of every node that connected.
+    names: BTreeMap<Ipv6Addr, String>,
+    pending: BTreeMap<SetupId, Pending>,
+    exchanges: BTreeMap<ExchangeId, SetupId>,
+    pairs: BTreeMap<(Channel, Channel), SetupId>,
+    timers: Timers<SetupId>,
     actions: VecDeque<Action>,
+    counters: NmsCounters,
 }
+
 impl Nms {
-    /// An NMS that starts now.
-    pub fn new(config: NmsConfig, _seed: [u8; 32], _now: Instant) -> Self {
-        Self { _config: config, actions: VecDeque::new() }
+    /// An NMS that starts now. `seed` must be unpredictable: tunnel keys come from it.
+    pub fn new(config: NmsConfig, seed: [u8; 32], now: Instant) -> Self {
+        let mut nms = Self {
+            rng: StdRng::from_seed(seed),
+            started: now,
+            next_setup: config.first_setup,
+            next_exchange: 0,
+            nodes: BTreeMap::new(),
+            channels: BTreeMap::new(),
+            enrolled: config.devices.as_ref().map(|_| BTreeSet::new()),
+            names: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            exchanges: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            timers: Timers::default(),
+            actions: VecDeque::new(),
+            counters: NmsCounters::default(),
+            config,
+        };
+        for fqdn in nms.config.devices.take().unwrap_or_default() {
+            nms.handle_enrolled(&fqdn);
+        }
+        nms
     }
+
     /// What to do next.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
+
     /// When to call `handle_timeout`.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.timers.next()
     }
-    /// Time passed.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
-    /// A node connected.
+
+    /// Gives up responders that did not answer in time.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(setup) = self.timers.pop_expired(now) {
+            self.responder_timed_out(setup);
+        }
+    }
+
+    /// A node connected to our address `server`, its certificate verified; we see it as `observed`.
     pub fn handle_connected(
         &mut self,
-        _now: Instant,
-        _channel: Channel,
-        _identity: Identity,
-        _observed: SocketAddr,
-        _server: SocketAddr,
+        now: Instant,
+        channel: Channel,
+        identity: Identity,
+        observed: SocketAddr,
+        server: SocketAddr,
     ) {
+        let seen = (endpoint::canonical(server), endpoint::canonical(observed));
+        self.admit(now, channel, identity, seen);
     }
-    /// A node's connection moved.
-    pub fn handle_moved(&mut self, _now: Instant, _channel: Channel, _observed: SocketAddr) {}
+
+    /// A node's connection moved to another path, which QUIC has validated.
+    pub fn handle_moved(&mut self, _now: Instant, channel: Channel, observed: SocketAddr) {
+        if let Some(node) = self.nodes.get_mut(&channel) {
+            node.seen.1 = endpoint::canonical(observed);
+        }
+    }
+
     /// A node's connection ended.
-    pub fn handle_disconnected(&mut self, _now: Instant, _channel: Channel) {}
-    /// A node asks.
-    pub fn handle_request(
-        &mut self,
-        _now: Instant,
-        _channel: Channel,
-        _exchange: ExchangeId,
-        _message: Message,
-    ) {
+    pub fn handle_disconnected(&mut self, _now: Instant, channel: Channel) {
+        if let Some(fqdn) = self.forget(channel, "the connection was lost") {
+            self.channels.remove(&fqdn);
+        }
     }
-    /// A node answers.
-    pub fn handle_response(&mut self, _now: Instant, _exchange: ExchangeId, _message: Message) {}
-    /// A node will not answer.
-    pub fn handle_exchange_failed(&mut self, _now: Instant, _exchange: ExchangeId, _reason: &str) {}
-    /// The AS enrolled a device.
-    pub fn handle_enrolled(&mut self, _fqdn: &str) {}
-    /// The AS revoked a device.
-    pub fn handle_revoked(&mut self, _now: Instant, _fqdn: &str) {}
+
+    /// A node asks; every request is answered, some only when the other end has.
+    pub fn handle_request(&mut self, now: Instant, channel: Channel, exchange: ExchangeId, message: Message) {
+        let answered = match message {
+            Message::RegistrationRequest(request) => self.register(channel, &request).map(Some),
+            Message::DirectionRequest(request) => {
+                self.direct(now, channel, exchange, &request).map(|()| None)
+            }
+            other => {
+                Err(Refusal::new(RefusalCode::Malformed, format!("an NMS does not answer {}", other.name())))
+            }
+        };
+        match answered {
+            Ok(Some(message)) => self.respond(exchange, message),
+            Ok(None) => {}
+            Err(refusal) => {
+                self.counters.refused += 1;
+                self.respond(exchange, refusal.into());
+            }
+        }
+    }
+
+    /// A node answers a request of ours.
+    pub fn handle_response(&mut self, _now: Instant, exchange: ExchangeId, message: Message) {
+        if let Some(setup) = self.exchanges.remove(&exchange) {
+            self.responder_answered(setup, message);
+        }
+    }
+
+    /// A node will not answer a request of ours.
+    pub fn handle_exchange_failed(&mut self, _now: Instant, exchange: ExchangeId, reason: &str) {
+        if let Some(setup) = self.exchanges.remove(&exchange) {
+            self.responder_failed(setup, reason);
+        }
+    }
+
+    /// The AS enrolled a device of this canonical name.
+    pub fn handle_enrolled(&mut self, fqdn: &str) {
+        self.names
+            .insert(address::virtual_address(self.config.prefix, self.config.network_id, fqdn), fqdn.into());
+        if let Some(enrolled) = &mut self.enrolled {
+            enrolled.insert(fqdn.into());
+        }
+    }
+
+    /// The AS revoked a device: it is forgotten and its connection closed.
+    pub fn handle_revoked(&mut self, _now: Instant, fqdn: &str) {
+        if let Some(enrolled) = &mut self.enrolled {
+            enrolled.remove(fqdn);
+        }
+        self.names.remove(&address::virtual_address(self.config.prefix, self.config.network_id, fqdn));
+        if let Some(channel) = self.channels.remove(fqdn) {
+            self.forget(channel, "the device was revoked");
+            self.actions.push_back(Action::Close { channel, reason: "the device was revoked".into() });
+        }
+    }
+
     /// What happened so far.
     pub fn counters(&self) -> NmsCounters {
-        NmsCounters::default()
+        self.counters
+    }
+
+    /// How many nodes are connected, and how many set-ups are in progress.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.nodes.len(), self.pending.len())
+    }
+
+    /// The names of all registered nodes, for the operator.
+    pub fn registered(&self) -> impl Iterator<Item = &str> {
+        self.nodes.values().filter(|node| node.registration.is_some()).map(|node| node.fqdn.as_str())
+    }
+
+    fn respond(&mut self, exchange: ExchangeId, message: Message) {
+        self.actions.push_back(Action::Respond { exchange, message });
     }
 }

@@ -81,7 +81,7 @@ impl Default for Timing {
             direct_attempt: Duration::from_secs(1),
             relay_attempt: Duration::from_millis(2500),
             setup: Duration::from_secs(5),
-            failed_route: Duration::from_secs(300),
+            failed_route: Duration::from_secs(60),
             keepalive: Duration::from_secs(15),
             silence: Duration::from_secs(5),
             challenge: Duration::from_millis(500),

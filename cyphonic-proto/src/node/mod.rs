@@ -1,8 +1,27 @@
 //! A device's side of the protocol.
+//!
+//! A node logs in at the AS, registers at the NMS and keeps that connection, and keeps warm connections to the nearest
+//! relays (`services`, `registration`). A question for a peer, or a packet to one, starts an attempt (`peers`): a
+//! DirectionRequest, whose answer is a set-up (`setup`), which ends in a tunnel (`tunnels`) that is watched from then on
+//! (`liveness`). Another node's attempt arrives as a RouteDirection of the NMS and becomes a set-up too.
+//!
+//! **Invariants.** A question is answered with an address only when a tunnel to the peer is installed. Keys are derived,
+//! and a tunnel installed, only for a set-up that the NMS directed this node to, with the peer whose certificate has the
+//! set-up's name and address. Each set-up yields at most one tunnel. Of two tunnels with one peer both ends keep the one
+//! of the later set-up. All tables are bounded.
+
 pub mod action;
 pub mod cache;
 pub mod config;
+mod exchanges;
+mod liveness;
+mod peer_exchange;
+mod peers;
+mod registration;
+mod services;
+mod setup;
 pub mod status;
+mod tunnels;
 
 pub use action::{
     Action, CloseCode, PeerVia, ResolveError, Service, Target, TunnelActivity, TunnelControl,
@@ -13,115 +32,270 @@ pub use config::{NodeConfig, Timing};
 pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
 
 use crate::{
+    address::Prefix,
     id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId},
     identity::Identity,
-    message::Message,
+    message::{Message, endpoint},
+    timers::Timers,
     tunnel::Exporter,
 };
+use exchanges::Exchange;
+use peers::Peer;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use registration::Registration;
+use services::Slot;
+use setup::Setup;
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::{Ipv6Addr, SocketAddr},
     time::Instant,
 };
+use tunnels::Tunnel;
 
 /// The machine of a device.
 pub struct Node {
     config: NodeConfig,
+    own: Ipv6Addr,
+    prefix: Prefix,
+    rng: StdRng,
+    stopped: bool,
+    next_exchange: u64,
+    next_tunnel: u64,
+    services: BTreeMap<Service, Slot>,
+    registration: Registration,
+    exchanges: BTreeMap<ExchangeId, Exchange>,
+    peers: BTreeMap<Ipv6Addr, Peer>,
+    queries: BTreeMap<QueryId, Ipv6Addr>,
+    setups: BTreeMap<SetupId, Setup>,
+    tunnels: BTreeMap<TunnelId, Tunnel>,
+    timers: Timers<Timer>,
     actions: VecDeque<Action>,
 }
+
+/// What the node waits for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// A service's connection, or the next attempt at one.
+    Service(Service),
+    /// The answer to a request.
+    Exchange(ExchangeId),
+    /// To tell the NMS of changes, several at once.
+    Register,
+    /// A question's last moment.
+    Query(QueryId),
+    /// The last moment of packets held for a peer.
+    Held(Ipv6Addr),
+    /// The end of interest in a tunnel that broke while in use.
+    Wanted(Ipv6Addr),
+    /// The next attempt at a peer.
+    Attempt(Ipv6Addr),
+    /// A set-up's last moment.
+    Setup(SetupId),
+    /// The next dial of a set-up whose peer was not ready.
+    Redial(SetupId),
+    /// Whatever is next for a tunnel.
+    Tunnel(TunnelId),
+}
+
 impl Node {
-    /// A node that starts now.
-    pub fn new(config: NodeConfig, _seed: [u8; 32], _now: Instant) -> Self {
-        Self { config, actions: VecDeque::new() }
+    /// A node that starts now. `seed` must be unpredictable: connection IDs come from it. A certificate that is not a
+    /// device's gives a node that never gets anywhere, and says so.
+    pub fn new(config: NodeConfig, seed: [u8; 32], now: Instant) -> Self {
+        let own = config.identity.virtual_address.unwrap_or(Ipv6Addr::UNSPECIFIED);
+        let mut rng = StdRng::from_seed(seed);
+        let registration = Registration::new(&config, rng.random());
+        let mut node = Self {
+            own,
+            prefix: Prefix::of(own),
+            rng,
+            stopped: false,
+            next_exchange: 0,
+            next_tunnel: 1,
+            services: BTreeMap::new(),
+            registration,
+            exchanges: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            queries: BTreeMap::new(),
+            setups: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
+            timers: Timers::default(),
+            actions: VecDeque::new(),
+            config,
+        };
+        node.start(now);
+        node
     }
-    /// What to do next.
+
+    /// What to do next, in order.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
+
     /// When to call `handle_timeout`.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.timers.next()
     }
-    /// Time passed.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
-    /// A connection is up.
-    pub fn handle_connected(&mut self, _now: Instant, _service: Service, _remote: SocketAddr) {}
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(timer) = self.timers.pop_expired(now) {
+            match timer {
+                Timer::Service(service) => self.service_due(now, &service),
+                Timer::Exchange(exchange) => self.exchange_due(now, exchange),
+                Timer::Register => self.register(now),
+                Timer::Query(query) => self.query_due(now, query),
+                Timer::Held(dst) => self.held_due(now, dst),
+                Timer::Wanted(peer) => self.wanted_due(now, peer),
+                Timer::Attempt(peer) => self.attempt_due(now, peer),
+                Timer::Setup(setup) => self.setup_due(now, setup),
+                Timer::Redial(setup) => self.redial(setup),
+                Timer::Tunnel(tunnel) => self.watch(now, tunnel),
+            }
+        }
+    }
+
+    /// A connection that [`Action::Connect`] asked for is up, to this address.
+    pub fn handle_connected(&mut self, now: Instant, service: Service, remote: SocketAddr) {
+        self.service_connected(now, service, endpoint::canonical(remote));
+    }
+
     /// A connection could not be opened.
-    pub fn handle_connect_failed(&mut self, _now: Instant, _service: Service, _reason: String) {}
-    /// A connection ended.
-    pub fn handle_disconnected(&mut self, _now: Instant, _service: Service, _reason: String) {}
-    /// An answer arrived.
-    pub fn handle_response(&mut self, _now: Instant, _exchange: ExchangeId, _message: Message) {}
-    /// No answer will arrive.
-    pub fn handle_exchange_failed(&mut self, _now: Instant, _exchange: ExchangeId, _reason: String) {}
-    /// A service asks.
-    pub fn handle_request(
-        &mut self,
-        _now: Instant,
-        _service: Service,
-        _exchange: ExchangeId,
-        _message: Message,
-    ) {
+    pub fn handle_connect_failed(&mut self, now: Instant, service: Service, reason: String) {
+        self.service_failed(now, &service, &reason);
     }
-    /// Somebody wants to reach a peer.
-    pub fn handle_resolve(&mut self, _now: Instant, _query: QueryId, _target: Target) {}
-    /// A packet for a peer without a tunnel is held.
-    pub fn handle_unknown_destination(&mut self, _now: Instant, _dst: Ipv6Addr) {}
-    /// The node's own addresses changed.
-    pub fn handle_addresses(&mut self, _now: Instant, _addresses: Vec<SocketAddr>) {}
-    /// A peer opened a connection, proved who it is, and asks.
+
+    /// A connection ended by itself.
+    pub fn handle_disconnected(&mut self, now: Instant, service: Service, reason: String) {
+        self.service_failed(now, &service, &reason);
+    }
+
+    /// The answer to a request of ours.
+    pub fn handle_response(&mut self, now: Instant, exchange: ExchangeId, message: Message) {
+        self.exchange_done(now, exchange, Ok(message));
+    }
+
+    /// A request of ours will have no answer.
+    pub fn handle_exchange_failed(&mut self, now: Instant, exchange: ExchangeId, reason: String) {
+        self.exchange_done(now, exchange, Err(reason));
+    }
+
+    /// A service asks: only the NMS does, with a RouteDirection. Answered by [`Action::Respond`], perhaps later.
+    pub fn handle_request(&mut self, now: Instant, service: Service, exchange: ExchangeId, message: Message) {
+        self.directed(now, &service, exchange, message);
+    }
+
+    /// Somebody wants to reach a peer; answered by [`Action::Answer`] within [`Timing::resolve`].
+    pub fn handle_resolve(&mut self, now: Instant, query: QueryId, target: Target) {
+        self.resolve(now, query, target);
+    }
+
+    /// The dataplane holds packets for a peer without a tunnel.
+    pub fn handle_unknown_destination(&mut self, now: Instant, dst: Ipv6Addr) {
+        self.unknown_destination(now, dst);
+    }
+
+    /// The node's own addresses, where they changed.
+    pub fn handle_addresses(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
+        self.addresses_changed(now, addresses);
+    }
+
+    /// A peer opened a connection, its chain verified to the network's root; this is its first request, and `via` has
+    /// the one address it comes from. Answered by [`Action::RespondPeer`].
     pub fn handle_peer_request(
         &mut self,
-        _now: Instant,
-        _connection: PeerConnectionId,
-        _via: PeerVia,
-        _identity: &Identity,
-        _message: Message,
-        _exporter: &dyn Exporter,
+        now: Instant,
+        connection: PeerConnectionId,
+        via: PeerVia,
+        identity: &Identity,
+        message: Message,
+        exporter: &dyn Exporter,
     ) {
+        self.peer_asked(now, connection, &via, identity, message, exporter);
     }
-    /// The peer that was dialled proved who it is, and answered.
+
+    /// The peer that was dialled answered, its chain verified to the network's root; `via` has the one address it was
+    /// reached at.
     pub fn handle_peer_response(
         &mut self,
-        _now: Instant,
-        _setup: SetupId,
-        _via: PeerVia,
-        _identity: &Identity,
-        _message: Message,
-        _exporter: &dyn Exporter,
+        now: Instant,
+        setup: SetupId,
+        via: PeerVia,
+        identity: &Identity,
+        message: Message,
+        exporter: &dyn Exporter,
     ) {
+        self.peer_answered(now, setup, &via, identity, message, exporter);
     }
+
     /// A dial failed.
-    pub fn handle_dial_failed(&mut self, _now: Instant, _setup: SetupId, _reason: String) {}
-    /// Counters of a tunnel: about once a second.
-    pub fn handle_tunnel_stats(&mut self, _now: Instant, _id: TunnelId, _activity: TunnelActivity) {}
-    /// An answer to a challenge.
-    pub fn handle_path_response(&mut self, _now: Instant, _id: TunnelId, _data: [u8; 8]) {}
+    pub fn handle_dial_failed(&mut self, now: Instant, setup: SetupId, reason: String) {
+        self.dial_failed(now, setup, &reason);
+    }
+
+    /// Counters of a tunnel; to be told of every tunnel about once a second.
+    pub fn handle_tunnel_stats(&mut self, now: Instant, id: TunnelId, activity: TunnelActivity) {
+        self.activity(now, id, activity);
+    }
+
+    /// The peer answered a challenge.
+    pub fn handle_path_response(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
+        self.challenge_answered(now, id, data);
+    }
+
     /// The peer closed a tunnel.
-    pub fn handle_tunnel_closed(&mut self, _now: Instant, _id: TunnelId) {}
-    /// A tunnel's keys are nearly used up.
-    pub fn handle_keys_exhausted(&mut self, _now: Instant, _id: TunnelId) {}
-    /// Authenticated packets of the peer come from another address.
-    pub fn handle_peer_moved(&mut self, _now: Instant, _id: TunnelId, _from: SocketAddr) {}
-    /// The operator resets the tunnels of a peer, or of all.
-    pub fn handle_reset(&mut self, _now: Instant, _target: Option<Target>) {}
-    /// The node stops.
-    pub fn handle_shutdown(&mut self, _now: Instant) {}
-    /// A snapshot for people.
-    pub fn status(&self) -> NodeStatus {
-        NodeStatus {
-            fqdn: self.config.identity.fqdn.clone(),
-            virtual_address: Ipv6Addr::UNSPECIFIED,
-            zone: self.config.zone.clone(),
-            addresses: vec![],
-            logged_in: false,
-            registered: false,
-            services: vec![],
-            observations: vec![],
-            nat_v4: crate::nat::NatFinding::NoAddress,
-            nat_v6: crate::nat::NatFinding::NoAddress,
-            relays: vec![],
-            peers: vec![],
+    pub fn handle_tunnel_closed(&mut self, now: Instant, id: TunnelId) {
+        self.peer_closed(now, id);
+    }
+
+    /// A tunnel's keys are nearly used up: a fresh tunnel replaces it.
+    pub fn handle_keys_exhausted(&mut self, now: Instant, id: TunnelId) {
+        self.replace(now, id);
+    }
+
+    /// Authenticated packets of the peer, newer than all before, come from another address.
+    pub fn handle_peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
+        self.peer_moved(now, id, endpoint::canonical(from));
+    }
+
+    /// The operator resets the tunnels of one peer, or all: they close, and what failed before is tried again.
+    pub fn handle_reset(&mut self, now: Instant, target: Option<Target>) {
+        self.reset(now, target);
+    }
+
+    /// The node stops: peers are told, questions answered. Nothing that happens afterwards has an effect.
+    pub fn handle_shutdown(&mut self, now: Instant) {
+        self.shut_down(now);
+    }
+
+    fn act(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    fn changed(&mut self) {
+        if !matches!(self.actions.back(), Some(Action::StatusChanged)) {
+            self.actions.push_back(Action::StatusChanged);
         }
+    }
+
+    fn shut_down(&mut self, now: Instant) {
+        if self.stopped {
+            return;
+        }
+        let why = ResolveError::Cancelled { why: "the agent is stopping".into() };
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.give_up(now, peer, why.clone());
+        }
+        for setup in self.setups.keys().copied().collect::<Vec<_>>() {
+            self.drop_setup(setup, "the agent is stopping");
+        }
+        for tunnel in self.tunnels.keys().copied().collect::<Vec<_>>() {
+            self.remove_tunnel(now, tunnel, Some(CloseCode::Shutdown));
+        }
+        for service in self.services.keys().cloned().collect::<Vec<_>>() {
+            self.unwant(now, &service);
+        }
+        self.stopped = true;
+        self.timers = Timers::default();
+        self.changed();
     }
 }

@@ -1,7 +1,11 @@
 //! A node's state for people.
 
-use super::action::Service;
-use crate::{id::TunnelId, message::RouteKind, nat::NatFinding};
+use super::{Node, action::Service, peers::Peer, services::Slot};
+use crate::{
+    id::TunnelId,
+    message::RouteKind,
+    nat::{self, Family, NatFinding},
+};
 use std::{
     net::{Ipv6Addr, SocketAddr},
     time::Instant,
@@ -116,10 +120,80 @@ pub struct TunnelStatus {
     pub id: TunnelId,
     /// Its route.
     pub route: RouteKind,
+    /// Whether this end asked for it.
+    pub initiator: bool,
     /// When it was installed.
     pub since: Instant,
     /// When it will be taken down because a newer one replaced it.
     pub retires_at: Option<Instant>,
     /// Challenges without an answer.
     pub unanswered: u32,
+}
+
+impl Node {
+    /// A snapshot for people.
+    pub fn status(&self) -> NodeStatus {
+        let finding =
+            |family| nat::find(family, &self.registration.addresses, &self.registration.observations);
+        NodeStatus {
+            fqdn: self.config.identity.fqdn.clone(),
+            virtual_address: self.own,
+            zone: self.config.zone.clone(),
+            addresses: self.registration.addresses.clone(),
+            logged_in: self.registration.logged_in,
+            registered: self.registration.registered,
+            services: self.services.iter().map(|(service, slot)| service_status(service, slot)).collect(),
+            observations: self.registration.observations.clone(),
+            nat_v4: finding(Family::V4),
+            nat_v6: finding(Family::V6),
+            relays: self.registration.known.relays.iter().map(|relay| relay.name.clone()).collect(),
+            peers: self.peers.iter().map(|(address, peer)| self.peer_status(*address, peer)).collect(),
+        }
+    }
+
+    fn peer_status(&self, address: Ipv6Addr, peer: &Peer) -> PeerStatus {
+        let current = peer.tunnels.first().and_then(|id| self.tunnels.get(id));
+        let state = match () {
+            () if current.is_some() => PeerState::Connected,
+            () if peer.is_sought() => PeerState::Connecting,
+            () if peer.last_error.is_some() => PeerState::Failed,
+            () => PeerState::Idle,
+        };
+        PeerStatus {
+            fqdn: peer.fqdn.clone(),
+            address,
+            state,
+            route: current.map(|tunnel| tunnel.kind),
+            reason: current.map(|tunnel| tunnel.reason.clone()).unwrap_or_default(),
+            remote: current.map(|tunnel| tunnel.remote),
+            relay: current.and_then(|tunnel| tunnel.relay.clone()),
+            tunnels: peer.tunnels.iter().filter_map(|id| self.tunnel_status(*id)).collect(),
+            since: peer.since,
+            last_error: peer.last_error.as_ref().map(ToString::to_string),
+            failed_routes: peer.failed_routes(),
+        }
+    }
+
+    fn tunnel_status(&self, id: TunnelId) -> Option<TunnelStatus> {
+        let tunnel = self.tunnels.get(&id)?;
+        Some(TunnelStatus {
+            id,
+            route: tunnel.kind,
+            initiator: tunnel.initiator,
+            since: tunnel.since,
+            retires_at: tunnel.retires_at,
+            unanswered: tunnel.challenge.map_or(0, |challenge| challenge.sent),
+        })
+    }
+}
+
+fn service_status(service: &Service, slot: &Slot) -> ServiceStatus {
+    ServiceStatus {
+        service: service.clone(),
+        state: slot.state,
+        remote: slot.remote,
+        since: slot.since,
+        failures: slot.backoff.failures(),
+        last_error: slot.last_error.clone(),
+    }
 }

@@ -1,59 +1,219 @@
-//! The Tunnel Relay Service.
+//! The Tunnel Relay Service: binds the legs of two nodes, and forwards between bound legs alone.
+//!
+//! A leg belongs to one node's authenticated connection and names the one device that may bind to it. The first end of
+//! a set-up opens its leg; the second names the first's connection ID and so binds the two. From then on data packets
+//! that carry a leg's virtual connection ID are forwarded to the leg's node, with the node's own connection ID written
+//! over it, by whatever holds the map (userspace or XDP; [`Action::Insert`]); handshakes travel as DATAGRAMs through
+//! [`Trs::handle_datagram`].
+//!
+//! **Invariants.** A leg forwards only what its one bound peer sends, from the address of that peer's validated path.
+//! Both entries of a pair are inserted together and removed together. A DATAGRAM leaves no larger than it came. The
+//! relay never holds a key.
+
 mod config;
-use crate::{Channel, ConnectionId, ExchangeId, Identity, Message};
+mod leg;
+#[cfg(test)]
+mod tests;
+
 pub use config::{Action, TrsConfig, TrsCounters, TrsLimits};
-use std::{collections::VecDeque, net::SocketAddr, time::Instant};
+
+use crate::{
+    ConnectionId,
+    id::{Channel, ExchangeId},
+    identity::{Identity, Role},
+    message::{Message, ObservationResponse, Refusal, RefusalCode, endpoint},
+    relayed,
+    timers::Timers,
+};
+use leg::Leg;
+use rand::{SeedableRng, rngs::StdRng};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    time::Instant,
+};
 
 /// The machine of a TRS.
 pub struct Trs {
-    _config: TrsConfig,
+    config: TrsConfig,
+    rng: StdRng,
+    nodes: BTreeMap<Channel, Node>,
+    channels: BTreeMap<String, Channel>,
+    legs: BTreeMap<ConnectionId, Leg>,
+    timers: Timers<ConnectionId>,
     actions: VecDeque<Action>,
+    counters: TrsCounters,
 }
+
+/// A connected node.
+struct Node {
+    fqdn: String,
+    remote: SocketAddr,
+    /// The node's legs by the context of their DATAGRAMs.
+    contexts: BTreeMap<u64, ConnectionId>,
+}
+
 impl Trs {
-    /// A TRS that starts now.
-    pub fn new(config: TrsConfig, _seed: [u8; 32]) -> Self {
-        Self { _config: config, actions: VecDeque::new() }
+    /// A TRS that starts now. `seed` must be unpredictable: connection IDs come from it.
+    pub fn new(config: TrsConfig, seed: [u8; 32]) -> Self {
+        Self {
+            config,
+            rng: StdRng::from_seed(seed),
+            nodes: BTreeMap::new(),
+            channels: BTreeMap::new(),
+            legs: BTreeMap::new(),
+            timers: Timers::default(),
+            actions: VecDeque::new(),
+            counters: TrsCounters::default(),
+        }
     }
+
     /// What to do next.
     pub fn poll_action(&mut self) -> Option<Action> {
         self.actions.pop_front()
     }
+
     /// When to call `handle_timeout`.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        None
+        self.timers.next()
     }
-    /// Time passed.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
-    /// A node connected.
+
+    /// Ends legs for which nothing came in time.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(cid) = self.timers.pop_expired(now) {
+            self.leg_due(now, cid);
+        }
+    }
+
+    /// A node connected from `remote`, its certificate verified. A node has one connection: the newest.
     pub fn handle_connected(
         &mut self,
         _now: Instant,
-        _channel: Channel,
-        _identity: Identity,
-        _remote: SocketAddr,
+        channel: Channel,
+        identity: Identity,
+        remote: SocketAddr,
     ) {
+        if let Some(reason) = self.unwelcome(&identity) {
+            self.actions.push_back(Action::Close { channel, reason });
+            return;
+        }
+        if let Some(old) = self.channels.insert(identity.fqdn.clone(), channel) {
+            self.forget(old);
+            let reason = "replaced by a newer connection of the same device".into();
+            self.actions.push_back(Action::Close { channel: old, reason });
+        }
+        let remote = endpoint::canonical(remote);
+        self.nodes.insert(channel, Node { fqdn: identity.fqdn, remote, contexts: BTreeMap::new() });
     }
-    /// A node's connection moved to another validated path.
-    pub fn handle_moved(&mut self, _now: Instant, _channel: Channel, _remote: SocketAddr) {}
-    /// A node's connection ended.
-    pub fn handle_disconnected(&mut self, _now: Instant, _channel: Channel) {}
-    /// A node asks.
-    pub fn handle_request(
-        &mut self,
-        _now: Instant,
-        _channel: Channel,
-        _exchange: ExchangeId,
-        _message: Message,
-    ) {
+
+    /// A node's connection moved to another path, which QUIC has validated: its legs follow.
+    pub fn handle_moved(&mut self, _now: Instant, channel: Channel, remote: SocketAddr) {
+        let remote = endpoint::canonical(remote);
+        let Some(node) = self.nodes.get_mut(&channel).filter(|node| node.remote != remote) else { return };
+        node.remote = remote;
+        let legs: Vec<_> = node.contexts.values().copied().collect();
+        for cid in legs {
+            self.insert_pair(cid);
+        }
     }
-    /// A DATAGRAM arrived.
-    pub fn handle_datagram(&mut self, _now: Instant, _channel: Channel, _datagram: &[u8]) {}
-    /// Data packets of a leg were last forwarded at `last_seen`.
-    pub fn handle_leg_activity(&mut self, _now: Instant, _cid: ConnectionId, _last_seen: Instant) {}
-    /// The AS revoked a device.
-    pub fn handle_revoked(&mut self, _now: Instant, _fqdn: &str) {}
+
+    /// A node's connection ended: its legs and their other ends go.
+    pub fn handle_disconnected(&mut self, _now: Instant, channel: Channel) {
+        if let Some(fqdn) = self.forget(channel) {
+            self.channels.remove(&fqdn);
+        }
+    }
+
+    /// The AS revoked a device: its connection and legs go.
+    pub fn handle_revoked(&mut self, _now: Instant, fqdn: &str) {
+        if let Some(channel) = self.channels.remove(fqdn) {
+            self.forget(channel);
+            self.actions.push_back(Action::Close { channel, reason: "the device was revoked".into() });
+        }
+    }
+
+    /// A node asks; every request is answered.
+    pub fn handle_request(&mut self, now: Instant, channel: Channel, exchange: ExchangeId, message: Message) {
+        let answer = match message {
+            Message::BindingRequest(request) => {
+                self.bind(now, channel, &request).map(Message::BindingResponse)
+            }
+            Message::ObservationRequest(_) => self.observe(channel),
+            other => {
+                Err(Refusal::new(RefusalCode::Malformed, format!("a TRS does not answer {}", other.name())))
+            }
+        };
+        let message = answer.unwrap_or_else(|refusal| {
+            self.counters.refused += 1;
+            refusal.into()
+        });
+        self.actions.push_back(Action::Respond { exchange, message });
+    }
+
+    /// A DATAGRAM arrived on a node's connection. Returns at once with nothing done where it belongs to no bound leg.
+    pub fn handle_datagram(&mut self, now: Instant, channel: Channel, datagram: &[u8]) {
+        match self.forward(now, channel, datagram) {
+            Some(action) => {
+                self.counters.forwarded += 1;
+                self.actions.push_back(action);
+            }
+            None => self.counters.dropped += 1,
+        }
+    }
+
+    /// Data packets that carry `cid` were last forwarded at `last_seen`. To be told every minute or so: a pair without
+    /// any sign of life for [`TrsLimits::idle`] goes.
+    pub fn handle_leg_activity(&mut self, _now: Instant, cid: ConnectionId, last_seen: Instant) {
+        if let Some(leg) = self.legs.get_mut(&cid) {
+            leg.last_seen = leg.last_seen.max(last_seen);
+        }
+    }
+
     /// What happened so far.
     pub fn counters(&self) -> TrsCounters {
-        TrsCounters::default()
+        self.counters
     }
+
+    /// How many nodes are connected, and how many legs stand.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.nodes.len(), self.legs.len())
+    }
+
+    fn unwelcome(&self, identity: &Identity) -> Option<String> {
+        if identity.role != Role::Device || identity.network_id != self.config.network_id {
+            return Some("only devices of this network are relayed".into());
+        }
+        let full =
+            self.nodes.len() >= self.config.limits.nodes && !self.channels.contains_key(&identity.fqdn);
+        full.then(|| "the relay has all the nodes it can take".into())
+    }
+
+    fn observe(&self, channel: Channel) -> Result<Message, Refusal> {
+        let node = self.nodes.get(&channel).ok_or_else(not_connected)?;
+        let observed = Some(endpoint::to_wire(node.remote));
+        Ok(Message::ObservationResponse(ObservationResponse { observed }))
+    }
+
+    fn forward(&mut self, now: Instant, channel: Channel, datagram: &[u8]) -> Option<Action> {
+        let (context, packet) = relayed::decode(datagram)?;
+        let from = *self.nodes.get(&channel)?.contexts.get(&context)?;
+        let to = self.legs.get(&from)?.peer?;
+        // A packet that the other end will receive is a sign of life of that end's leg.
+        let leg = self.legs.get_mut(&to)?;
+        leg.last_seen = leg.last_seen.max(now);
+        Some(Action::Forward { channel: leg.channel, datagram: relayed::encode(leg.context, packet)? })
+    }
+
+    /// Drops a connection's state, its legs included, and returns its name.
+    fn forget(&mut self, channel: Channel) -> Option<String> {
+        let node = self.nodes.remove(&channel)?;
+        for cid in node.contexts.values() {
+            self.remove_pair(*cid);
+        }
+        Some(node.fqdn)
+    }
+}
+
+fn not_connected() -> Refusal {
+    Refusal::new(RefusalCode::NotAllowed, "the connection was replaced or closed")
 }

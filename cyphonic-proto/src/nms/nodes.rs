@@ -1,0 +1,155 @@
+//! The connected nodes and what they told of their networks.
+
+use super::{Action, Nms};
+use crate::{
+    address::Prefix,
+    id::Channel,
+    identity::{Identity, Role},
+    message::{Message, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, endpoint},
+    name,
+    route::NodeNetwork,
+    version,
+};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+/// A connected node.
+pub(super) struct Node {
+    pub(super) fqdn: String,
+    pub(super) address: Ipv6Addr,
+    /// Our address and the node's, as this connection shows them.
+    pub(super) seen: (SocketAddr, SocketAddr),
+    pub(super) registration: Option<Registration>,
+    /// Set-ups in progress that it takes part in, in either role.
+    pub(super) setups: usize,
+    bucket: Bucket,
+}
+
+/// What a node told.
+pub(super) struct Registration {
+    addresses: Vec<SocketAddr>,
+    observations: Vec<(SocketAddr, SocketAddr)>,
+}
+
+/// A token bucket in thousandths of a request.
+struct Bucket {
+    level: u64,
+    at: Instant,
+}
+
+impl Node {
+    /// What is known of the node's network, what this connection shows included.
+    pub(super) fn network(&self, overlay: Prefix) -> NodeNetwork {
+        let (addresses, mut observations) = match &self.registration {
+            Some(told) => (told.addresses.clone(), told.observations.clone()),
+            None => Default::default(),
+        };
+        observations.retain(|(server, _)| *server != self.seen.0);
+        if endpoint::is_candidate(self.seen.1.ip(), overlay) {
+            observations.insert(0, self.seen);
+        }
+        NodeNetwork { fqdn: self.fqdn.clone(), addresses, observations }
+    }
+}
+
+impl Nms {
+    pub(super) fn admit(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        identity: Identity,
+        seen: (SocketAddr, SocketAddr),
+    ) {
+        let address = match self.welcome(&identity) {
+            Ok(address) => address,
+            Err(reason) => {
+                self.actions.push_back(Action::Close { channel, reason: reason.into() });
+                return;
+            }
+        };
+        let fqdn = identity.fqdn;
+        if let Some(old) = self.channels.insert(fqdn.clone(), channel) {
+            self.forget(old, "replaced by a newer connection of the same device");
+            let reason = "replaced by a newer connection of the same device".into();
+            self.actions.push_back(Action::Close { channel: old, reason });
+        }
+        self.names.insert(address, fqdn.clone());
+        let bucket = Bucket { level: u64::from(self.config.timing.burst) * 1000, at: now };
+        self.nodes.insert(channel, Node { fqdn, address, seen, registration: None, setups: 0, bucket });
+        self.counters.connected += 1;
+    }
+
+    pub(super) fn register(
+        &mut self,
+        channel: Channel,
+        request: &RegistrationRequest,
+    ) -> Result<Message, Refusal> {
+        let spoken = version::negotiate(request.protocol_version)
+            .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
+        let overlay = self.config.prefix;
+        let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
+        node.registration = Some(Registration {
+            addresses: endpoint::peers_from_wire(&request.addresses, overlay),
+            observations: endpoint::observations_from_wire(&request.observations, overlay),
+        });
+        self.counters.registrations += 1;
+        Ok(Message::RegistrationResponse(RegistrationResponse {
+            virtual_address: node.address.octets().to_vec(),
+            prefix: overlay.address().octets().to_vec(),
+            prefix_length: u32::from(Prefix::LENGTH),
+            zone: self.config.zone.clone(),
+            relays: self.config.relays.iter().map(crate::node::Relay::to_wire).collect(),
+            observed: Some(endpoint::to_wire(node.seen.1)),
+            protocol_version: spoken,
+        }))
+    }
+
+    /// Takes one request from the node's allowance.
+    pub(super) fn charge(&mut self, now: Instant, channel: Channel) -> Result<(), Refusal> {
+        let timing = &self.config.timing;
+        let (most, rate) = (u64::from(timing.burst) * 1000, u64::from(timing.per_second));
+        let bucket = &mut self.nodes.get_mut(&channel).ok_or_else(not_connected)?.bucket;
+        let passed = u64::try_from(now.saturating_duration_since(bucket.at).as_millis()).unwrap_or(u64::MAX);
+        bucket.level = bucket.level.saturating_add(passed.saturating_mul(rate)).min(most);
+        bucket.at = now;
+        if bucket.level < 1000 {
+            let reason = format!("more than {rate} requests per second");
+            return Err(Refusal::retry(RefusalCode::TooMany, reason, Duration::from_secs(1)));
+        }
+        bucket.level -= 1000;
+        Ok(())
+    }
+
+    /// Drops a connection's state, ends its set-ups, and returns its name.
+    pub(super) fn forget(&mut self, channel: Channel, why: &str) -> Option<String> {
+        let node = self.nodes.remove(&channel)?;
+        let concerned = |pending: &&super::Pending| pending.concerns(channel);
+        let setups: Vec<_> = self.pending.values().filter(concerned).map(|pending| pending.setup).collect();
+        for setup in setups {
+            self.participant_left(setup, channel, why);
+        }
+        Some(node.fqdn)
+    }
+
+    fn welcome(&self, identity: &Identity) -> Result<Ipv6Addr, &'static str> {
+        let ours = identity.role == Role::Device && identity.network_id == self.config.network_id;
+        let address =
+            identity.virtual_address.filter(|address| ours && self.config.prefix.contains(*address));
+        let address = address.ok_or("only devices of this network may connect")?;
+        if !name::is_below(&identity.fqdn, &self.config.zone) {
+            return Err("the certificate's name is not in this network's zone");
+        }
+        if self.enrolled.as_ref().is_some_and(|enrolled| !enrolled.contains(&identity.fqdn)) {
+            return Err("the device is not in the register: it was revoked, or never enrolled here");
+        }
+        let full =
+            self.nodes.len() >= self.config.timing.nodes && !self.channels.contains_key(&identity.fqdn);
+        if full { Err("the NMS has all the nodes it can take") } else { Ok(address) }
+    }
+}
+
+pub(super) fn not_connected() -> Refusal {
+    Refusal::new(RefusalCode::NotAllowed, "the connection was replaced or closed")
+}

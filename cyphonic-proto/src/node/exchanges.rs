@@ -1,0 +1,92 @@
+//! Requests under way, and to whom their answers go.
+
+use super::{Action, Node, Service, Timer};
+use crate::{
+    id::{ExchangeId, SetupId},
+    message::Message,
+};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    time::Instant,
+};
+
+/// A request under way.
+pub(super) struct Exchange {
+    service: Service,
+    purpose: Purpose,
+}
+
+/// What a request is for.
+#[derive(Clone)]
+pub(super) enum Purpose {
+    Login,
+    Register,
+    Observe { server: SocketAddr },
+    Direction { peer: Ipv6Addr },
+    Binding { setup: SetupId },
+}
+
+impl Node {
+    pub(super) fn request(
+        &mut self,
+        now: Instant,
+        service: Service,
+        purpose: Purpose,
+        message: Message,
+    ) -> ExchangeId {
+        let exchange = ExchangeId(self.next_exchange);
+        self.next_exchange += 1;
+        self.exchanges.insert(exchange, Exchange { service: service.clone(), purpose });
+        self.timers.set(Timer::Exchange(exchange), now + self.config.timing.request);
+        self.act(Action::Request { exchange, service, message });
+        exchange
+    }
+
+    /// Forgets a request and its answer.
+    pub(super) fn cancel(&mut self, exchange: ExchangeId) {
+        if self.take_exchange(exchange).is_some() {
+            self.act(Action::CancelRequest { exchange });
+        }
+    }
+
+    pub(super) fn exchange_due(&mut self, now: Instant, exchange: ExchangeId) {
+        let Some(Exchange { service, .. }) = self.exchanges.get(&exchange) else { return };
+        let reason = format!("{service} did not answer within {:?}", self.config.timing.request);
+        self.act(Action::CancelRequest { exchange });
+        self.exchange_done(now, exchange, Err(reason));
+    }
+
+    /// Hands an answer, or its lack, to whoever waits. Answers to nobody are dropped.
+    pub(super) fn exchange_done(
+        &mut self,
+        now: Instant,
+        exchange: ExchangeId,
+        answer: Result<Message, String>,
+    ) {
+        let Some(Exchange { purpose, .. }) = self.take_exchange(exchange) else { return };
+        match purpose {
+            Purpose::Login => self.login_answered(now, answer),
+            Purpose::Register => self.registration_answered(now, answer),
+            Purpose::Observe { server } => self.observation_answered(now, server, answer),
+            Purpose::Direction { peer } => self.direction_answered(now, peer, answer),
+            Purpose::Binding { setup } => self.binding_answered(now, setup, answer),
+        }
+    }
+
+    pub(super) fn fail_exchanges(&mut self, now: Instant, service: &Service, reason: &str) {
+        let lost: Vec<_> = self
+            .exchanges
+            .iter()
+            .filter(|(_, exchange)| exchange.service == *service)
+            .map(|(id, _)| *id)
+            .collect();
+        for exchange in lost {
+            self.exchange_done(now, exchange, Err(reason.into()));
+        }
+    }
+
+    fn take_exchange(&mut self, exchange: ExchangeId) -> Option<Exchange> {
+        self.timers.clear(&Timer::Exchange(exchange));
+        self.exchanges.remove(&exchange)
+    }
+}

@@ -1,0 +1,502 @@
+//! Peers: who wants to reach them, and the attempts at it.
+//!
+//! However many ask for a peer, there is one attempt. It waits for the NMS, asks for a direction, carries out the
+//! set-up, and begins again with the next route where that fails, as long as somebody waits.
+
+use super::{Action, Node, ResolveError, Service, Target, Timer, config, exchanges::Purpose, setup::Stage};
+use crate::{
+    address,
+    backoff::Backoff,
+    id::{ExchangeId, QueryId, SetupId, TunnelId},
+    message::{DirectionRequest, Message, Refusal, RefusalCode, RouteKind},
+    name,
+};
+use std::{
+    net::Ipv6Addr,
+    time::{Duration, Instant},
+};
+
+/// Waits between attempts that failed through nobody's settled refusal.
+const RETRY_LEAST: Duration = Duration::from_millis(200);
+const RETRY_MOST: Duration = Duration::from_secs(2);
+/// How long a broken tunnel that was in use is worth replacing without anybody asking.
+const WANTED: Duration = Duration::from_secs(20);
+
+/// A device that this one has to do with.
+pub(super) struct Peer {
+    pub(super) fqdn: Option<String>,
+    /// Newest set-up first.
+    pub(super) tunnels: Vec<TunnelId>,
+    /// Questions that wait.
+    queries: Vec<QueryId>,
+    /// Packets are held.
+    held: bool,
+    /// A tunnel broke or grew old while in use.
+    wanted: bool,
+    pub(super) attempt: Option<Attempt>,
+    backoff: Backoff,
+    /// Routes that failed, and until when they are not proposed again.
+    failed: Vec<(RouteKind, Instant)>,
+    pub(super) last_error: Option<ResolveError>,
+    pub(super) since: Instant,
+}
+
+/// How far an attempt has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Attempt {
+    /// Until the node is registered.
+    Registration,
+    /// Until [`Timer::Attempt`].
+    Pause,
+    /// Until the NMS answers.
+    Direction(ExchangeId),
+    /// Until the set-up yields a tunnel; either end may have asked for it.
+    Setup(SetupId),
+}
+
+/// Whether a failed attempt is worth another.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Retry {
+    No,
+    AtOnce,
+    Later,
+    After(Duration),
+}
+
+impl Peer {
+    fn new(now: Instant) -> Self {
+        Self {
+            fqdn: None,
+            tunnels: Vec::new(),
+            queries: Vec::new(),
+            held: false,
+            wanted: false,
+            attempt: None,
+            backoff: Backoff::default(),
+            failed: Vec::new(),
+            last_error: None,
+            since: now,
+        }
+    }
+
+    fn is_wanted(&self) -> bool {
+        !self.queries.is_empty() || self.held || self.wanted
+    }
+
+    fn is_idle(&self) -> bool {
+        self.tunnels.is_empty() && self.attempt.is_none() && !self.is_wanted()
+    }
+
+    pub(super) fn is_sought(&self) -> bool {
+        self.is_wanted() || self.attempt.is_some()
+    }
+
+    pub(super) fn failed_routes(&self) -> Vec<RouteKind> {
+        self.failed.iter().map(|(kind, _)| *kind).collect()
+    }
+}
+
+impl Node {
+    pub(super) fn resolve(&mut self, now: Instant, query: QueryId, target: Target) {
+        let found = self.locate(target).and_then(|(address, fqdn)| {
+            if address != self.own {
+                self.check_room_for_query()?;
+                self.note_peer(now, address, fqdn)?;
+            }
+            Ok(address)
+        });
+        match found {
+            Ok(address) if address != self.own => self.wait_for(now, query, address),
+            result => self.act(Action::Answer { query, result }),
+        }
+    }
+
+    pub(super) fn unknown_destination(&mut self, now: Instant, dst: Ipv6Addr) {
+        let known = self.locate(Target::Address(dst)).and_then(|_| self.note_peer(now, dst, None));
+        if let Err(reason) = known {
+            self.act(Action::DropHeld { dst, reason });
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&dst) else { return };
+        if !peer.tunnels.is_empty() {
+            // The tunnel was installed in the meantime, and released what was held.
+            return;
+        }
+        if !std::mem::replace(&mut peer.held, true) {
+            self.timers.set(Timer::Held(dst), now + self.config.timing.resolve);
+        }
+        self.pursue(now, dst);
+    }
+
+    pub(super) fn query_due(&mut self, now: Instant, query: QueryId) {
+        let Some(address) = self.queries.remove(&query) else { return };
+        let error = self.why_not_yet(address);
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.queries.retain(|other| *other != query);
+        }
+        self.act(Action::Answer { query, result: Err(error.clone()) });
+        self.interest_lost(now, address, error);
+    }
+
+    pub(super) fn held_due(&mut self, now: Instant, dst: Ipv6Addr) {
+        let error = self.why_not_yet(dst);
+        let Some(peer) = self.peers.get_mut(&dst) else { return };
+        if std::mem::replace(&mut peer.held, false) {
+            self.act(Action::DropHeld { dst, reason: error.clone() });
+            self.interest_lost(now, dst, error);
+        }
+    }
+
+    pub(super) fn wanted_due(&mut self, now: Instant, address: Ipv6Addr) {
+        let error = self.why_not_yet(address);
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        if std::mem::replace(&mut peer.wanted, false) {
+            self.interest_lost(now, address, error);
+        }
+    }
+
+    pub(super) fn attempt_due(&mut self, now: Instant, address: Ipv6Addr) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        if peer.attempt == Some(Attempt::Pause) {
+            peer.attempt = None;
+            self.pursue(now, address);
+        }
+    }
+
+    /// A tunnel in use broke, or should be replaced: another is set up without anybody asking.
+    pub(super) fn want_anew(&mut self, now: Instant, address: Ipv6Addr) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.wanted = true;
+        self.timers.set(Timer::Wanted(address), now + WANTED);
+        self.pursue(now, address);
+    }
+
+    /// The node is registered: attempts that waited for it go on.
+    pub(super) fn resume_attempts(&mut self, now: Instant) {
+        let waiting = |peer: &Peer| matches!(peer.attempt, Some(Attempt::Registration | Attempt::Pause));
+        let peers: Vec<_> =
+            self.peers.iter().filter(|(_, peer)| waiting(peer)).map(|(address, _)| *address).collect();
+        for address in peers {
+            self.timers.clear(&Timer::Attempt(address));
+            if let Some(peer) = self.peers.get_mut(&address) {
+                peer.attempt = None;
+            }
+            self.pursue(now, address);
+        }
+    }
+
+    pub(super) fn direction_answered(
+        &mut self,
+        now: Instant,
+        address: Ipv6Addr,
+        answer: Result<Message, String>,
+    ) {
+        match answer {
+            Ok(Message::RouteDirection(direction)) => self.route_directed(now, address, direction),
+            Ok(Message::Refusal(refusal)) => self.direction_refused(now, address, &refusal),
+            Ok(other) => {
+                let what = format!("the NMS answered with {}", other.name());
+                self.attempt_failed(now, address, ResolveError::Protocol { what }, Retry::No);
+            }
+            Err(why) => self.attempt_failed(now, address, ResolveError::NotConnected { why }, Retry::Later),
+        }
+    }
+
+    /// Ends the present attempt; another follows if that may help and somebody waits.
+    pub(super) fn attempt_failed(
+        &mut self,
+        now: Instant,
+        address: Ipv6Addr,
+        error: ResolveError,
+        retry: Retry,
+    ) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.attempt = None;
+        peer.last_error = Some(error.clone());
+        peer.since = now;
+        let wait = match retry {
+            Retry::No => return self.give_up(now, address, error),
+            Retry::AtOnce => Duration::ZERO,
+            Retry::Later => peer.backoff.next(RETRY_LEAST, RETRY_MOST, &mut self.rng),
+            Retry::After(wait) => wait,
+        };
+        if !peer.is_wanted() {
+            self.changed();
+        } else if wait.is_zero() {
+            self.pursue(now, address);
+        } else {
+            peer.attempt = Some(Attempt::Pause);
+            self.timers.set(Timer::Attempt(address), now + wait);
+        }
+    }
+
+    /// All who wait for the peer get the error.
+    pub(super) fn give_up(&mut self, now: Instant, address: Ipv6Addr, error: ResolveError) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        if let Some(Attempt::Direction(exchange)) = peer.attempt.take() {
+            self.cancel(exchange);
+        }
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.since = now;
+        peer.backoff.reset();
+        let held = self.take_interest(address);
+        if held {
+            self.act(Action::DropHeld { dst: address, reason: error.clone() });
+        }
+        self.answer_all(address, &Err(error));
+        self.changed();
+    }
+
+    /// A tunnel stands: all who wait for the peer get its address. Held packets are released by the installation.
+    pub(super) fn reached(&mut self, now: Instant, address: Ipv6Addr, setup: SetupId) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.since = now;
+        peer.last_error = None;
+        peer.backoff.reset();
+        match peer.attempt {
+            // The other end was faster: our own request is pointless.
+            Some(Attempt::Direction(exchange)) => {
+                peer.attempt = None;
+                self.cancel(exchange);
+            }
+            // Our own set-up goes on: the other end has its part of it already.
+            Some(Attempt::Setup(other)) if other != setup => {}
+            _ => peer.attempt = None,
+        }
+        self.take_interest(address);
+        self.answer_all(address, &Ok(address));
+        self.changed();
+    }
+
+    pub(super) fn route_failed(&mut self, now: Instant, address: Ipv6Addr, kind: RouteKind) {
+        let until = now + self.config.timing.failed_route;
+        if let Some(peer) = self.peers.get_mut(&address).filter(|_| kind != RouteKind::Relay) {
+            peer.failed.retain(|(other, _)| *other != kind);
+            peer.failed.push((kind, until));
+        }
+    }
+
+    pub(super) fn forgive_routes(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.failed.clear();
+        }
+    }
+
+    /// The peer's entry, made if need be.
+    pub(super) fn note_peer(
+        &mut self,
+        now: Instant,
+        address: Ipv6Addr,
+        fqdn: Option<String>,
+    ) -> Result<(), ResolveError> {
+        if !self.peers.contains_key(&address) {
+            self.make_room_for_peer()?;
+        }
+        let peer = self.peers.entry(address).or_insert_with(|| Peer::new(now));
+        if fqdn.is_some() {
+            peer.fqdn = fqdn;
+        }
+        Ok(())
+    }
+
+    /// An incoming set-up of a peer that is wanted takes the place of the attempt's pause.
+    pub(super) fn attach(&mut self, address: Ipv6Addr, setup: SetupId) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        if matches!(peer.attempt, Some(Attempt::Pause | Attempt::Registration)) {
+            peer.attempt = Some(Attempt::Setup(setup));
+            self.timers.clear(&Timer::Attempt(address));
+        }
+    }
+
+    pub(super) fn reset(&mut self, now: Instant, target: Option<Target>) {
+        let chosen: Vec<_> = match target {
+            None => self.peers.keys().copied().collect(),
+            Some(target) => self.locate(target).map(|(address, _)| vec![address]).unwrap_or_default(),
+        };
+        for address in chosen {
+            self.reset_peer(now, address);
+        }
+        self.changed();
+    }
+
+    fn reset_peer(&mut self, now: Instant, address: Ipv6Addr) {
+        let why = ResolveError::Cancelled { why: "the operator reset the tunnel".into() };
+        self.give_up(now, address, why);
+        let setups = self.setups.values().filter(|setup| setup.peer == address).map(|setup| setup.id);
+        for setup in setups.collect::<Vec<_>>() {
+            self.drop_setup(setup, "the operator reset the tunnel");
+        }
+        let tunnels = self.peers.get(&address).map(|peer| peer.tunnels.clone()).unwrap_or_default();
+        for tunnel in tunnels {
+            self.remove_tunnel(now, tunnel, Some(super::CloseCode::Reset));
+        }
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.failed.clear();
+            peer.last_error = None;
+        }
+    }
+
+    /// Begins an attempt, unless one is under way.
+    fn pursue(&mut self, now: Instant, address: Ipv6Addr) {
+        let Some(peer) = self.peers.get(&address).filter(|peer| peer.is_wanted() && peer.attempt.is_none())
+        else {
+            return;
+        };
+        let had_tunnel = !peer.tunnels.is_empty();
+        let incoming = self.setups.values().find(|setup| setup.peer == address && !setup.initiator);
+        let attempt = match incoming {
+            Some(setup) if !had_tunnel => Attempt::Setup(setup.id),
+            _ if !self.registration.registered => Attempt::Registration,
+            _ => Attempt::Direction(self.ask_direction(now, address)),
+        };
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.attempt = Some(attempt);
+            peer.since = now;
+        }
+        self.changed();
+    }
+
+    fn ask_direction(&mut self, now: Instant, address: Ipv6Addr) -> ExchangeId {
+        let mut request = DirectionRequest::default();
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.failed.retain(|(_, until)| *until > now);
+            request.failed = peer.failed.iter().map(|(kind, _)| i32::from(*kind)).collect();
+            match &peer.fqdn {
+                Some(fqdn) => request.fqdn = fqdn.clone(),
+                None => request.virtual_address = address.octets().to_vec(),
+            }
+        }
+        let message = Message::DirectionRequest(request);
+        self.request(now, Service::Nms, Purpose::Direction { peer: address }, message)
+    }
+
+    fn direction_refused(&mut self, now: Instant, address: Ipv6Addr, refusal: &Refusal) {
+        let reason = refusal.shown_reason();
+        let error = match refusal.code() {
+            RefusalCode::NoSuchPeer => ResolveError::NoSuchPeer,
+            RefusalCode::PeerOffline => ResolveError::Offline { reason },
+            RefusalCode::NoRoute => ResolveError::NoRoute { reason },
+            RefusalCode::NotAllowed | RefusalCode::Revoked | RefusalCode::Version | RefusalCode::BadToken => {
+                ResolveError::NotAllowed { reason }
+            }
+            RefusalCode::TooMany => ResolveError::TooMany { what: reason },
+            RefusalCode::Malformed => ResolveError::Protocol { what: reason },
+            RefusalCode::PeerRefused | RefusalCode::Internal | RefusalCode::Unspecified => {
+                ResolveError::PeerRefused { reason }
+            }
+        };
+        let retry = refusal.retry_after().map_or(Retry::No, Retry::After);
+        self.attempt_failed(now, address, error, retry);
+    }
+
+    /// The last who waited is gone: what is not under way yet is not begun.
+    fn interest_lost(&mut self, now: Instant, address: Ipv6Addr, error: ResolveError) {
+        let Some(peer) = self.peers.get_mut(&address).filter(|peer| !peer.is_wanted()) else { return };
+        peer.last_error.get_or_insert(error);
+        if matches!(peer.attempt, Some(Attempt::Registration | Attempt::Pause)) {
+            peer.attempt = None;
+            peer.since = now;
+            peer.backoff.reset();
+            self.timers.clear(&Timer::Attempt(address));
+        }
+        self.changed();
+    }
+
+    fn wait_for(&mut self, now: Instant, query: QueryId, address: Ipv6Addr) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        if let Some(tunnel) = peer.tunnels.first().copied() {
+            self.act(Action::Answer { query, result: Ok(address) });
+            self.doubt(now, tunnel);
+            return;
+        }
+        peer.queries.push(query);
+        self.queries.insert(query, address);
+        self.timers.set(Timer::Query(query), now + self.config.timing.resolve);
+        self.pursue(now, address);
+    }
+
+    fn answer_all(&mut self, address: Ipv6Addr, result: &Result<Ipv6Addr, ResolveError>) {
+        let queries = self.peers.get_mut(&address).map(|peer| std::mem::take(&mut peer.queries));
+        for query in queries.unwrap_or_default() {
+            self.queries.remove(&query);
+            self.timers.clear(&Timer::Query(query));
+            self.act(Action::Answer { query, result: result.clone() });
+        }
+    }
+
+    /// Nobody wants the peer any more; true where packets were held.
+    fn take_interest(&mut self, address: Ipv6Addr) -> bool {
+        self.timers.clear(&Timer::Held(address));
+        self.timers.clear(&Timer::Wanted(address));
+        self.timers.clear(&Timer::Attempt(address));
+        let Some(peer) = self.peers.get_mut(&address) else { return false };
+        peer.wanted = false;
+        std::mem::replace(&mut peer.held, false)
+    }
+
+    fn locate(&self, target: Target) -> Result<(Ipv6Addr, Option<String>), ResolveError> {
+        match target {
+            Target::Name(text) => {
+                let fqdn =
+                    name::canonical_in_zone(&text, &self.config.zone).map_err(|_| ResolveError::NotInZone)?;
+                let address = address::virtual_address(self.prefix, self.config.identity.network_id, &fqdn);
+                Ok((address, Some(fqdn)))
+            }
+            Target::Address(address) if self.prefix.contains(address) => Ok((address, None)),
+            Target::Address(_) => Err(ResolveError::NotInZone),
+        }
+    }
+
+    fn check_room_for_query(&self) -> Result<(), ResolveError> {
+        match () {
+            () if self.stopped => Err(ResolveError::Cancelled { why: "the agent is stopping".into() }),
+            () if self.queries.len() >= config::MAX_QUERIES => {
+                Err(ResolveError::TooMany { what: "questions are waiting already".into() })
+            }
+            () => Ok(()),
+        }
+    }
+
+    fn make_room_for_peer(&mut self) -> Result<(), ResolveError> {
+        if self.peers.len() < config::MAX_PEERS {
+            return Ok(());
+        }
+        let idle = self.peers.iter().filter(|(_, peer)| peer.is_idle()).min_by_key(|(_, peer)| peer.since);
+        let address = idle.map(|(address, _)| *address);
+        let address =
+            address.ok_or_else(|| ResolveError::TooMany { what: "peers are in use already".into() })?;
+        self.peers.remove(&address);
+        Ok(())
+    }
+
+    /// Why somebody who has waited long enough has no tunnel.
+    fn why_not_yet(&self, address: Ipv6Addr) -> ResolveError {
+        let peer = self.peers.get(&address);
+        match peer.and_then(|peer| peer.attempt) {
+            Some(Attempt::Registration) => ResolveError::NotConnected { why: self.explain(&Service::Nms) },
+            Some(Attempt::Direction(_)) => {
+                ResolveError::TimedOut { during: "asking the NMS for a route".into() }
+            }
+            Some(Attempt::Setup(setup)) => ResolveError::TimedOut { during: self.explain_setup(setup) },
+            Some(Attempt::Pause) | None => {
+                let last = peer.and_then(|peer| peer.last_error.clone());
+                last.unwrap_or_else(|| ResolveError::TimedOut { during: "waiting to ask again".into() })
+            }
+        }
+    }
+
+    fn explain_setup(&self, setup: SetupId) -> String {
+        let Some(setup) = self.setups.get(&setup) else { return "setting the tunnel up".into() };
+        let kind = setup.kind.name();
+        match setup.stage {
+            Stage::Connecting => match &setup.relay {
+                Some(relay) => self.explain(&Service::Trs(relay.name.clone())),
+                None => "connecting to the relay".into(),
+            },
+            Stage::Binding(_) => "waiting for the relay's leg".into(),
+            Stage::Dialling => format!("dialling the peer ({kind})"),
+            Stage::Redialling => format!("waiting for the peer to be ready ({kind})"),
+            Stage::Listening => format!("waiting for the peer to dial ({kind})"),
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! Login and registration: how the node gets known, and what it learns of its own network.
+
+use super::{Action, CachedState, Node, NodeConfig, Relay, Service, Timer, config, exchanges::Purpose};
+use crate::{
+    message::{
+        LoginRequest, LoginResponse, Message, Observation, ObservationRequest, Refusal, RegistrationRequest,
+        RegistrationResponse, endpoint, field,
+    },
+    name, version,
+};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+/// How long changes are gathered before the NMS is told.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// What the node was told and found out.
+pub(super) struct Registration {
+    pub(super) logged_in: bool,
+    pub(super) registered: bool,
+    pub(super) addresses: Vec<SocketAddr>,
+    /// (server, observed).
+    pub(super) observations: Vec<(SocketAddr, SocketAddr)>,
+    /// What is worth keeping for the next start.
+    pub(super) known: CachedState,
+    /// Random per start of the agent.
+    instance: [u8; 16],
+    /// What the NMS was told last, and what it is being told.
+    told: Option<(Vec<SocketAddr>, Vec<(SocketAddr, SocketAddr)>)>,
+    under_way: bool,
+}
+
+impl Registration {
+    pub(super) fn new(config: &NodeConfig, instance: [u8; 16]) -> Self {
+        Self {
+            logged_in: false,
+            registered: false,
+            addresses: canonical(&config.addresses),
+            observations: Vec::new(),
+            known: config.cached.clone().unwrap_or_default(),
+            instance,
+            told: None,
+            under_way: false,
+        }
+    }
+}
+
+impl Node {
+    /// The AS first; where the services were known before, the NMS at the same time.
+    pub(super) fn start(&mut self, now: Instant) {
+        self.want_login(now);
+        self.want_nms(now);
+        self.warm_relays(now);
+    }
+
+    pub(super) fn want_login(&mut self, now: Instant) {
+        let (addresses, name) = (self.config.as_addresses.clone(), self.config.as_name.clone());
+        self.want(now, Service::As, &addresses, &name);
+    }
+
+    pub(super) fn log_in(&mut self, now: Instant) {
+        let software_version = self.config.software_version.clone();
+        let request = LoginRequest { protocol_version: version::CURRENT, software_version };
+        self.request(now, Service::As, Purpose::Login, Message::LoginRequest(request));
+    }
+
+    pub(super) fn login_answered(&mut self, now: Instant, answer: Result<Message, String>) {
+        let outcome = match answer {
+            Ok(Message::LoginResponse(response)) => self.accept_login(now, &response),
+            other => Err(unexpected("AS", other)),
+        };
+        match outcome {
+            Ok(()) => {
+                self.service_proved(&Service::As);
+                self.unwant(now, &Service::As);
+                self.want_nms(now);
+            }
+            Err(reason) => self.service_broken(now, &Service::As, &reason),
+        }
+    }
+
+    /// Tells the NMS what has changed, once it is connected and idle.
+    pub(super) fn register(&mut self, now: Instant) {
+        // What the NMS sees it knows by itself.
+        let server = self.remote_of(&Service::Nms);
+        let registration = &mut self.registration;
+        let mut news = (registration.addresses.clone(), registration.observations.clone());
+        news.1.retain(|(other, _)| Some(*other) != server);
+        if registration.under_way
+            || registration.told.as_ref() == Some(&news)
+            || !self.is_connected(&Service::Nms)
+        {
+            return;
+        }
+        let registration = &mut self.registration;
+        let observations = news.1.iter().map(|(server, observed)| Observation {
+            server: Some(endpoint::to_wire(*server)),
+            observed: Some(endpoint::to_wire(*observed)),
+        });
+        let request = RegistrationRequest {
+            protocol_version: version::CURRENT,
+            addresses: endpoint::list_to_wire(&registration.addresses),
+            observations: observations.collect::<Vec<_>>(),
+            instance: registration.instance.to_vec(),
+        };
+        self.registration.told = Some(news);
+        self.registration.under_way = true;
+        self.request(now, Service::Nms, Purpose::Register, Message::RegistrationRequest(request));
+    }
+
+    pub(super) fn registration_answered(&mut self, now: Instant, answer: Result<Message, String>) {
+        self.registration.under_way = false;
+        if !self.is_connected(&Service::Nms) {
+            return;
+        }
+        let outcome = match answer {
+            Ok(Message::RegistrationResponse(response)) => self.accept_registration(now, &response),
+            other => Err(unexpected("NMS", other)),
+        };
+        match outcome {
+            Ok(()) => self.registered(now),
+            Err(reason) => self.service_broken(now, &Service::Nms, &reason),
+        }
+    }
+
+    pub(super) fn registration_lost(&mut self) {
+        let registration = &mut self.registration;
+        registration.registered = false;
+        registration.told = None;
+        registration.under_way = false;
+        self.timers.clear(&Timer::Register);
+    }
+
+    pub(super) fn addresses_changed(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
+        let addresses = canonical(&addresses);
+        if self.stopped || addresses == self.registration.addresses {
+            return;
+        }
+        self.registration.addresses = addresses;
+        self.network_changed(now);
+    }
+
+    pub(super) fn trs_connected(&mut self, now: Instant, name: &str) {
+        let service = Service::Trs(name.into());
+        self.service_proved(&service);
+        if let Some(server) = self.remote_of(&service) {
+            let message = Message::ObservationRequest(ObservationRequest {});
+            self.request(now, service, Purpose::Observe { server }, message);
+        }
+        self.bind_waiting(now, name);
+    }
+
+    pub(super) fn observation_answered(
+        &mut self,
+        now: Instant,
+        server: SocketAddr,
+        answer: Result<Message, String>,
+    ) {
+        // An old TRS refuses; nothing depends on its word.
+        if let Ok(Message::ObservationResponse(response)) = answer {
+            self.observe(now, server, response.observed.as_ref().and_then(endpoint::from_wire));
+        }
+    }
+
+    /// Stays connected to the nearest relays, and to those in use.
+    pub(super) fn warm_relays(&mut self, now: Instant) {
+        let relays: Vec<_> =
+            self.registration.known.relays.iter().take(self.config.timing.warm_relays).cloned().collect();
+        for relay in &relays {
+            self.want_relay(now, relay);
+        }
+        let idle = |name: &String| !relays.iter().any(|relay| relay.name == *name) && !self.uses_relay(name);
+        let connected = self.services.keys().filter_map(|service| match service {
+            Service::Trs(name) => Some(name.clone()),
+            Service::As | Service::Nms => None,
+        });
+        for name in connected.filter(idle).collect::<Vec<_>>() {
+            self.unwant(now, &Service::Trs(name));
+        }
+    }
+
+    pub(super) fn want_relay(&mut self, now: Instant, relay: &Relay) {
+        self.want(now, Service::Trs(relay.name.clone()), &relay.addresses, &relay.name);
+    }
+
+    fn want_nms(&mut self, now: Instant) {
+        let (addresses, name) =
+            (self.registration.known.nms_addresses.clone(), self.registration.known.nms_name.clone());
+        self.want(now, Service::Nms, &addresses, &name);
+    }
+
+    fn registered(&mut self, now: Instant) {
+        self.service_proved(&Service::Nms);
+        let first = !std::mem::replace(&mut self.registration.registered, true);
+        self.changed();
+        if first {
+            self.resume_attempts(now);
+        }
+        self.warm_relays(now);
+        // What changed while the request was under way.
+        self.register(now);
+    }
+
+    fn accept_login(&mut self, now: Instant, response: &LoginResponse) -> Result<(), String> {
+        version::negotiate(response.protocol_version).map_err(|mismatch| mismatch.to_string())?;
+        if name::canonical(&response.fqdn).ok().as_ref() != Some(&self.config.identity.fqdn) {
+            return Err(format!(
+                "the AS knows this device by another name, {:?}",
+                crate::message::bounded(&response.fqdn)
+            ));
+        }
+        let nms_addresses = endpoint::services_from_wire(&response.nms);
+        let nms_name =
+            name::canonical(&response.nms_name).map_err(|error| format!("the NMS's name: {error}"))?;
+        if nms_addresses.is_empty() {
+            return Err("the AS named no address of the NMS".into());
+        }
+        if let Some(server) = self.remote_of(&Service::As) {
+            self.observe(now, server, response.observed.as_ref().and_then(endpoint::from_wire));
+        }
+        self.registration.logged_in = true;
+        self.learn(CachedState { nms_addresses, nms_name, relays: self.registration.known.relays.clone() });
+        Ok(())
+    }
+
+    fn accept_registration(&mut self, now: Instant, response: &RegistrationResponse) -> Result<(), String> {
+        version::negotiate(response.protocol_version).map_err(|mismatch| mismatch.to_string())?;
+        let address = field::virtual_address(&response.virtual_address, "virtual_address");
+        if address.map_err(|bad| bad.to_string())? != self.own {
+            return Err("the NMS gave this device another virtual address than its certificate".into());
+        }
+        let zone = name::canonical(&response.zone).map_err(|error| format!("the zone: {error}"))?;
+        if zone != self.config.zone {
+            return Err(format!(
+                "the NMS serves the zone {zone}, this device belongs to {}",
+                self.config.zone
+            ));
+        }
+        if let Some(server) = self.remote_of(&Service::Nms) {
+            self.observe(now, server, response.observed.as_ref().and_then(endpoint::from_wire));
+        }
+        let relays = Relay::list_from_wire(&response.relays);
+        self.learn(CachedState { relays, ..self.registration.known.clone() });
+        Ok(())
+    }
+
+    /// Notes what a server saw; the NMS gets to know.
+    fn observe(&mut self, now: Instant, server: SocketAddr, observed: Option<SocketAddr>) {
+        let usable = observed.filter(|observed| endpoint::is_candidate(observed.ip(), self.prefix));
+        let Some(observed) = usable else { return };
+        let observations = &mut self.registration.observations;
+        if observations.contains(&(server, observed)) {
+            return;
+        }
+        observations.retain(|(other, _)| *other != server);
+        observations.insert(0, (server, observed));
+        observations.truncate(config::MAX_OBSERVATIONS);
+        self.network_changed(now);
+    }
+
+    fn network_changed(&mut self, now: Instant) {
+        // Elsewhere, what failed may work.
+        self.forgive_routes();
+        self.timers.set(Timer::Register, now + GATHER);
+        self.changed();
+    }
+
+    fn learn(&mut self, state: CachedState) {
+        if state != self.registration.known {
+            self.registration.known = state.clone();
+            self.act(Action::Save(state));
+        }
+    }
+}
+
+fn canonical(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let mut addresses: Vec<_> = addresses.iter().copied().map(endpoint::canonical).collect();
+    addresses.sort();
+    addresses.dedup();
+    addresses.truncate(endpoint::MAX_ENDPOINTS);
+    addresses
+}
+
+/// The error in an answer that is not the one hoped for.
+pub(super) fn unexpected(who: &str, answer: Result<Message, String>) -> String {
+    match answer {
+        Ok(Message::Refusal(refusal)) => refused(who, &refusal),
+        Ok(other) => format!("the {who} answered with {}", other.name()),
+        Err(reason) => reason,
+    }
+}
+
+fn refused(who: &str, refusal: &Refusal) -> String {
+    format!("the {who} refused: {}", refusal.shown_reason())
+}

@@ -1,0 +1,186 @@
+//! Connections to services: opened while wanted, reopened with growing waits.
+
+use super::{Action, Node, Service, ServiceState, Timer};
+use crate::backoff::Backoff;
+use std::{net::SocketAddr, time::Instant};
+
+/// A connection to a service.
+pub(super) struct Slot {
+    pub(super) state: ServiceState,
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) name: String,
+    pub(super) remote: Option<SocketAddr>,
+    pub(super) since: Instant,
+    pub(super) backoff: Backoff,
+    pub(super) last_error: Option<String>,
+}
+
+impl Node {
+    /// Wants a connection; opens it unless that is under way.
+    pub(super) fn want(&mut self, now: Instant, service: Service, addresses: &[SocketAddr], name: &str) {
+        if self.stopped || addresses.is_empty() {
+            return;
+        }
+        let slot = self.services.entry(service.clone()).or_insert_with(|| Slot::new(now));
+        slot.addresses = addresses.to_vec();
+        slot.name = name.into();
+        if slot.state == ServiceState::Unwanted {
+            self.connect(now, service);
+        }
+    }
+
+    /// Wants it no more.
+    pub(super) fn unwant(&mut self, now: Instant, service: &Service) {
+        let Some(slot) = self.services.get_mut(service) else { return };
+        let open = matches!(slot.state, ServiceState::Connecting | ServiceState::Connected);
+        slot.enter(now, ServiceState::Unwanted);
+        self.timers.clear(&Timer::Service(service.clone()));
+        if open {
+            self.act(Action::Disconnect { service: service.clone() });
+        }
+        if matches!(service, Service::Trs(_)) {
+            self.services.remove(service);
+        }
+        self.changed();
+    }
+
+    pub(super) fn is_connected(&self, service: &Service) -> bool {
+        self.services.get(service).is_some_and(|slot| slot.state == ServiceState::Connected)
+    }
+
+    pub(super) fn remote_of(&self, service: &Service) -> Option<SocketAddr> {
+        self.services.get(service).and_then(|slot| slot.remote)
+    }
+
+    /// How a service stands, for an error.
+    pub(super) fn explain(&self, service: &Service) -> String {
+        let Some(slot) = self.services.get(service) else { return format!("{service} is not known yet") };
+        let state = match slot.state {
+            ServiceState::Unwanted => "is not connected",
+            ServiceState::Connecting => "is being connected to",
+            ServiceState::Connected => "is connected",
+            ServiceState::Waiting { .. } => "cannot be reached",
+        };
+        match &slot.last_error {
+            Some(error) if slot.state != ServiceState::Connected => format!("{service} {state}: {error}"),
+            _ => format!("{service} {state}"),
+        }
+    }
+
+    pub(super) fn service_connected(&mut self, now: Instant, service: Service, remote: SocketAddr) {
+        let wanted = self.services.get_mut(&service).filter(|slot| slot.state == ServiceState::Connecting);
+        let Some(slot) = wanted else {
+            // Given up in the meantime. An open connection is confirmed twice only by a shell in error.
+            if !self.is_connected(&service) {
+                self.act(Action::Disconnect { service });
+            }
+            return;
+        };
+        slot.enter(now, ServiceState::Connected);
+        slot.remote = Some(remote);
+        self.timers.clear(&Timer::Service(service.clone()));
+        self.changed();
+        match service {
+            Service::As => self.log_in(now),
+            Service::Nms => self.register(now),
+            Service::Trs(name) => self.trs_connected(now, &name),
+        }
+    }
+
+    /// The connection failed, or could not be opened; another attempt follows.
+    pub(super) fn service_failed(&mut self, now: Instant, service: &Service, reason: &str) {
+        let Some(slot) = self.services.get(service) else { return };
+        match slot.state {
+            ServiceState::Unwanted | ServiceState::Waiting { .. } => {}
+            ServiceState::Connecting => self.wait(now, service, reason),
+            ServiceState::Connected => {
+                self.wait(now, service, reason);
+                self.connection_lost(now, service, reason);
+            }
+        }
+    }
+
+    /// Closes a connection that does not serve, and tries again later.
+    pub(super) fn service_broken(&mut self, now: Instant, service: &Service, reason: &str) {
+        self.act(Action::Disconnect { service: service.clone() });
+        self.service_failed(now, service, reason);
+    }
+
+    pub(super) fn service_due(&mut self, now: Instant, service: &Service) {
+        let Some(slot) = self.services.get(service) else { return };
+        match slot.state {
+            ServiceState::Waiting { .. } => self.connect(now, service.clone()),
+            ServiceState::Connecting => {
+                let reason = format!("no connection within {:?}", self.config.timing.connect);
+                self.service_broken(now, service, &reason);
+            }
+            ServiceState::Unwanted | ServiceState::Connected => {}
+        }
+    }
+
+    /// The service did what it is there for: failures are forgiven.
+    pub(super) fn service_proved(&mut self, service: &Service) {
+        if let Some(slot) = self.services.get_mut(service) {
+            slot.backoff.reset();
+            slot.last_error = None;
+        }
+    }
+
+    fn connect(&mut self, now: Instant, service: Service) {
+        let Some(slot) = self.services.get_mut(&service) else { return };
+        slot.enter(now, ServiceState::Connecting);
+        let (addresses, name) = (slot.addresses.clone(), slot.name.clone());
+        self.timers.set(Timer::Service(service.clone()), now + self.config.timing.connect);
+        self.act(Action::Connect { service, addresses, name });
+        self.changed();
+    }
+
+    fn wait(&mut self, now: Instant, service: &Service, reason: &str) {
+        let timing = &self.config.timing;
+        let Some(slot) = self.services.get_mut(service) else { return };
+        let until = now + slot.backoff.next(timing.backoff_least, timing.backoff_most, &mut self.rng);
+        slot.enter(now, ServiceState::Waiting { until });
+        slot.last_error = Some(crate::message::bounded(reason));
+        let failures = slot.backoff.failures();
+        self.timers.set(Timer::Service(service.clone()), until);
+        self.changed();
+        if *service == Service::Nms && failures % NMS_FAILURES_BEFORE_LOGIN == 0 {
+            // It may have moved: the AS knows.
+            self.want_login(now);
+        }
+    }
+
+    fn connection_lost(&mut self, now: Instant, service: &Service, reason: &str) {
+        let why = format!("the connection to {service} was lost: {reason}");
+        self.fail_exchanges(now, service, &why);
+        match service {
+            Service::As => {}
+            Service::Nms => self.registration_lost(),
+            Service::Trs(name) => self.relay_lost(now, name, &why),
+        }
+    }
+}
+
+const NMS_FAILURES_BEFORE_LOGIN: u32 = 3;
+
+impl Slot {
+    fn new(now: Instant) -> Self {
+        Self {
+            state: ServiceState::Unwanted,
+            addresses: Vec::new(),
+            name: String::new(),
+            remote: None,
+            since: now,
+            backoff: Backoff::default(),
+            last_error: None,
+        }
+    }
+
+    fn enter(&mut self, now: Instant, state: ServiceState) {
+        self.state = state;
+        self.since = now;
+        if state != ServiceState::Connected {
+            self.remote = None;
+        }
+    }
+}

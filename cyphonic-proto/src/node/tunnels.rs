@@ -1,0 +1,211 @@
+//! Tunnels: installed, replaced, removed.
+
+use super::{
+    Action, CloseCode, Node, Service, Timer, TunnelActivity, TunnelControl, TunnelParameters, setup::Setup,
+};
+use crate::{
+    ConnectionId,
+    id::{SetupId, TunnelId},
+    message::RouteKind,
+    tunnel::{Secret, Suite},
+};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    time::Instant,
+};
+
+/// A tunnel in the dataplane.
+pub(super) struct Tunnel {
+    pub(super) peer: Ipv6Addr,
+    pub(super) setup: SetupId,
+    pub(super) kind: RouteKind,
+    pub(super) reason: String,
+    pub(super) relay: Option<String>,
+    pub(super) initiator: bool,
+    pub(super) local_cid: ConnectionId,
+    pub(super) wire_cid: ConnectionId,
+    pub(super) remote: SocketAddr,
+    pub(super) since: Instant,
+    pub(super) retires_at: Option<Instant>,
+    pub(super) counted: TunnelActivity,
+    /// When an inner packet last went either way, as far as the counters tell.
+    pub(super) last_use: Instant,
+    /// When this end last sent anything.
+    pub(super) last_tx: Instant,
+    /// When the peer last gave a sign of life.
+    pub(super) last_rx: Option<Instant>,
+    /// Since when this end sends without a sign of life.
+    pub(super) unanswered_since: Option<Instant>,
+    pub(super) challenge: Option<Challenge>,
+    /// When a tunnel in use gets a successor.
+    pub(super) refresh_at: Instant,
+    /// The address before the peer seemed to move.
+    pub(super) moved_from: Option<SocketAddr>,
+}
+
+/// A challenge without an answer.
+#[derive(Clone, Copy)]
+pub(super) struct Challenge {
+    pub(super) data: [u8; 8],
+    pub(super) sent: u32,
+    pub(super) next: Instant,
+}
+
+/// What a set-up ended in.
+pub(super) struct Install {
+    pub(super) remote_cid: ConnectionId,
+    pub(super) wire_cid: ConnectionId,
+    pub(super) remote: SocketAddr,
+    pub(super) suite: Suite,
+    pub(super) inner_mtu: u16,
+    pub(super) send: Secret,
+    pub(super) recv: Secret,
+    pub(super) confirmed: bool,
+}
+
+impl Node {
+    /// Installs the tunnel of a set-up, then answers all who wait for the peer.
+    pub(super) fn install(&mut self, now: Instant, setup: Setup, install: Install) {
+        let id = TunnelId(self.next_tunnel);
+        self.next_tunnel += 1;
+        let (peer, setup_id, dial) = (setup.peer, setup.id, setup.dial);
+        self.tunnels.insert(id, self.new_tunnel(now, &setup, &install));
+        let Install { remote_cid, wire_cid, remote, suite, inner_mtu, send, recv, confirmed } = install;
+        self.act(Action::InstallTunnel(Box::new(TunnelParameters {
+            id,
+            peer_fqdn: setup.fqdn,
+            peer,
+            local_cid: setup.cid,
+            remote_cid,
+            remote,
+            wire_cid,
+            suite,
+            send,
+            recv,
+            inner_mtu,
+            confirmed,
+        })));
+        self.supersede(now, peer, id);
+        if dial {
+            // The listening end sends nothing before it hears of us.
+            self.challenge(now, id);
+        }
+        self.reached(now, peer, setup_id);
+        self.watch(now, id);
+    }
+
+    /// Takes a tunnel from the dataplane and all tables. Whether another is wanted is for the caller to say.
+    pub(super) fn remove_tunnel(
+        &mut self,
+        now: Instant,
+        id: TunnelId,
+        close: Option<CloseCode>,
+    ) -> Option<Tunnel> {
+        let tunnel = self.tunnels.remove(&id)?;
+        self.timers.clear(&Timer::Tunnel(id));
+        if let Some(peer) = self.peers.get_mut(&tunnel.peer) {
+            peer.tunnels.retain(|other| *other != id);
+            peer.since = if peer.tunnels.is_empty() { now } else { peer.since };
+        }
+        self.act(Action::RemoveTunnel { id, close });
+        if let Some(relay) = &tunnel.relay {
+            let listed = self.registration.known.relays.iter().any(|known| known.name == *relay);
+            if !listed && !self.uses_relay(relay) {
+                self.unwant(now, &Service::Trs(relay.clone()));
+            }
+        }
+        self.changed();
+        Some(tunnel)
+    }
+
+    /// Of a peer's tunnels the one of the latest set-up stays; both ends judge alike, as the NMS numbers set-ups.
+    fn supersede(&mut self, now: Instant, peer: Ipv6Addr, id: TunnelId) {
+        let retires_at = now + self.config.timing.overlap;
+        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        entry.tunnels.push(id);
+        let setup_of = |id: &TunnelId| self.tunnels.get(id).map(|tunnel| tunnel.setup);
+        entry.tunnels.sort_by_key(|id| std::cmp::Reverse(setup_of(id)));
+        for old in entry.tunnels.clone().into_iter().skip(1) {
+            if let Some(tunnel) = self.tunnels.get_mut(&old) {
+                tunnel.retires_at.get_or_insert(retires_at);
+            }
+            self.watch(now, old);
+        }
+    }
+
+    /// The peer closed it, or the dataplane lost it.
+    pub(super) fn peer_closed(&mut self, now: Instant, id: TunnelId) {
+        self.remove_tunnel(now, id, None);
+    }
+
+    /// A fresh tunnel is to replace this one.
+    pub(super) fn replace(&mut self, now: Instant, id: TunnelId) {
+        if let Some(peer) =
+            self.tunnels.get(&id).filter(|tunnel| tunnel.retires_at.is_none()).map(|tunnel| tunnel.peer)
+        {
+            self.want_anew(now, peer);
+        }
+    }
+
+    /// The connection to a relay is lost, and with it all that went through it.
+    pub(super) fn relay_lost(&mut self, now: Instant, trs: &str, why: &str) {
+        self.fail_setups_via(now, trs, why);
+        let through = |tunnel: &Tunnel| tunnel.relay.as_deref() == Some(trs);
+        let dead: Vec<_> =
+            self.tunnels.iter().filter(|(_, tunnel)| through(tunnel)).map(|(id, _)| *id).collect();
+        for id in dead {
+            self.tunnel_died(now, id);
+        }
+    }
+
+    /// Removes a tunnel that no longer carries; a new one is set up at once if it was in use.
+    pub(super) fn tunnel_died(&mut self, now: Instant, id: TunnelId) {
+        let Some(tunnel) = self.remove_tunnel(now, id, None) else { return };
+        if tunnel.last_rx.is_none() {
+            self.route_failed(now, tunnel.peer, tunnel.kind);
+        }
+        let others = self.peers.get(&tunnel.peer).is_some_and(|peer| !peer.tunnels.is_empty());
+        if !others && now.saturating_duration_since(tunnel.last_use) < self.config.timing.keepalive * 2 {
+            self.want_anew(now, tunnel.peer);
+        }
+    }
+
+    pub(super) fn uses_relay(&self, name: &str) -> bool {
+        self.setups.values().any(|setup| setup.uses(name))
+            || self.tunnels.values().any(|tunnel| tunnel.relay.as_deref() == Some(name))
+    }
+
+    pub(super) fn control(&mut self, now: Instant, id: TunnelId, control: TunnelControl) {
+        if let Some(tunnel) = self.tunnels.get_mut(&id) {
+            tunnel.last_tx = now;
+            self.act(Action::SendControl { id, control });
+        }
+    }
+
+    fn new_tunnel(&self, now: Instant, setup: &Setup, install: &Install) -> Tunnel {
+        // The end that asked renews; the other steps in if that does not happen.
+        let slack = if setup.initiator { 0 } else { 1 };
+        let refresh_at = now + self.config.timing.refresh + self.config.timing.setup * 12 * slack;
+        Tunnel {
+            peer: setup.peer,
+            setup: setup.id,
+            kind: setup.kind,
+            reason: setup.reason.clone(),
+            relay: setup.relay.as_ref().map(|relay| relay.name.clone()),
+            initiator: setup.initiator,
+            local_cid: setup.cid,
+            wire_cid: install.wire_cid,
+            remote: install.remote,
+            since: now,
+            retires_at: None,
+            counted: TunnelActivity::default(),
+            last_use: now,
+            last_tx: now,
+            last_rx: None,
+            unanswered_since: None,
+            challenge: None,
+            refresh_at,
+            moved_from: None,
+        }
+    }
+}

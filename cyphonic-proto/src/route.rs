@@ -1,0 +1,254 @@
+//! Which route joins two networks: one pure table.
+//!
+//! Within one address family, by what is known of both ends ("EIM": a NAT with endpoint-independent mapping):
+//!
+//! | initiator \ responder | no address | no NAT | EIM | symmetric, unknown |
+//! |---|---|---|---|---|
+//! | no address | – | – | – | – |
+//! | no NAT | – | direct | responder-initiated | responder-initiated |
+//! | EIM | – | direct | hole punch | – |
+//! | symmetric, unknown | – | direct | – | – |
+//!
+//! Two ends that servers saw at one public address are perhaps in one network: there, direct by their own addresses
+//! comes first. The two families are then merged: the first kind of [`ORDER`] that one of them allows and that has not
+//! failed just now, with the endpoints of all families that allow it, IPv6 first. Relay remains where nothing else
+//! does, and joins IPv4 to IPv6.
+//!
+//! "No NAT" does not mean "reachable": a firewall may stand before the node. Both ends therefore send a datagram first
+//! for every direct kind, and a kind that fails is skipped when the initiator asks again.
+
+use crate::{
+    message::{MAX_REASON, RouteKind, bounded},
+    nat::{self, Family, NatFinding},
+    node::Relay,
+};
+use std::net::SocketAddr;
+use thiserror::Error;
+
+/// Kinds, the best first.
+pub const ORDER: [RouteKind; 4] =
+    [RouteKind::Direct, RouteKind::ResponderInitiated, RouteKind::HolePunch, RouteKind::Relay];
+
+/// What the NMS knows of one node's network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeNetwork {
+    /// The node's name, for the reason.
+    pub fqdn: String,
+    /// Its own addresses.
+    pub addresses: Vec<SocketAddr>,
+    /// What servers saw: (server, observed).
+    pub observations: Vec<(SocketAddr, SocketAddr)>,
+}
+
+/// How a pair is joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Who dials whom.
+    pub kind: RouteKind,
+    /// Where the responder finds the initiator.
+    pub initiator_endpoints: Vec<SocketAddr>,
+    /// Where the initiator finds the responder.
+    pub responder_endpoints: Vec<SocketAddr>,
+    /// The relay, for [`RouteKind::Relay`].
+    pub relay: Option<Relay>,
+    /// Why this route and no better one, for a person.
+    pub reason: String,
+}
+
+/// Nothing joins the two.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{reason}")]
+pub struct NoRoute {
+    /// Why, for a person.
+    pub reason: String,
+}
+
+impl NodeNetwork {
+    /// What is known of the node's NAT in one family.
+    pub fn finding(&self, family: Family) -> NatFinding {
+        nat::find(family, &self.addresses, &self.observations)
+    }
+
+    /// Whether the node can send in this family.
+    pub fn has(&self, family: Family) -> bool {
+        self.finding(family) != NatFinding::NoAddress
+    }
+
+    fn observed(&self, family: Family) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.observations.iter().map(|(_, observed)| *observed).filter(move |a| Family::of(a) == family)
+    }
+
+    fn own(&self, family: Family) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.addresses.iter().copied().filter(move |a| Family::of(a) == family)
+    }
+}
+
+/// The route for a pair, without the kinds that `failed` just now.
+///
+/// # Errors
+/// Where even a relay cannot join the two.
+pub fn select(
+    initiator: &NodeNetwork,
+    responder: &NodeNetwork,
+    failed: &[RouteKind],
+    relays: &[Relay],
+) -> Result<Route, NoRoute> {
+    let pair = Pair { initiator, responder };
+    let usable = ORDER.into_iter().filter(|kind| !failed.contains(kind));
+    for kind in usable {
+        if kind == RouteKind::Relay {
+            return pair.relay(failed, relays);
+        }
+        if let Some(route) = pair.straight(kind) {
+            return Ok(route);
+        }
+    }
+    Err(NoRoute { reason: bounded(&format!("every route failed: {}", pair.why_not_straight(failed))) })
+}
+
+struct Pair<'a> {
+    initiator: &'a NodeNetwork,
+    responder: &'a NodeNetwork,
+}
+
+impl Pair<'_> {
+    /// The route of a kind that needs no relay, if one family allows it.
+    fn straight(&self, kind: RouteKind) -> Option<Route> {
+        let families: Vec<_> = Family::ALL.into_iter().filter(|family| self.allows(kind, *family)).collect();
+        let first = *families.first()?;
+        let end = |node: &NodeNetwork| {
+            let all = families.iter().flat_map(|family| self.endpoints(node, *family));
+            deduplicate(all)
+        };
+        let reason = self.why_straight(kind, first);
+        let (initiator_endpoints, responder_endpoints) = (end(self.initiator), end(self.responder));
+        Some(Route { kind, initiator_endpoints, responder_endpoints, relay: None, reason })
+    }
+
+    fn allows(&self, kind: RouteKind, family: Family) -> bool {
+        use NatFinding::{EndpointIndependent, NoAddress, None};
+        let (initiator, responder) = (self.initiator.finding(family), self.responder.finding(family));
+        if initiator == NoAddress || responder == NoAddress {
+            return false;
+        }
+        match kind {
+            RouteKind::Direct => responder == None || self.perhaps_one_network(family),
+            RouteKind::ResponderInitiated => initiator == None,
+            RouteKind::HolePunch => (initiator, responder) == (EndpointIndependent, EndpointIndependent),
+            RouteKind::Relay | RouteKind::Unspecified => false,
+        }
+    }
+
+    /// Both NATed, and seen at the same public IP address.
+    fn perhaps_one_network(&self, family: Family) -> bool {
+        let nated = |node: &NodeNetwork| node.finding(family) != NatFinding::None;
+        let same = |a: SocketAddr| self.responder.observed(family).any(|b| a.ip() == b.ip());
+        nated(self.initiator) && nated(self.responder) && self.initiator.observed(family).any(same)
+    }
+
+    /// Where one end may be found by the other.
+    fn endpoints(&self, node: &NodeNetwork, family: Family) -> Vec<SocketAddr> {
+        if self.perhaps_one_network(family) {
+            return node.own(family).chain(node.observed(family)).collect();
+        }
+        node.observed(family).collect()
+    }
+
+    fn relay(&self, failed: &[RouteKind], relays: &[Relay]) -> Result<Route, NoRoute> {
+        let why = self.why_not_straight(failed);
+        let relay =
+            relays.iter().find(|relay| reaches(self.initiator, relay) && reaches(self.responder, relay));
+        let Some(relay) = relay else {
+            let (a, b) = (described(self.initiator), described(self.responder));
+            let reason = match relays.is_empty() {
+                true => format!("{why}, and this network has no relay"),
+                false => format!("no relay can be reached by both {a} and {b}"),
+            };
+            return Err(NoRoute { reason: bounded(&reason) });
+        };
+        Ok(Route {
+            kind: RouteKind::Relay,
+            initiator_endpoints: Vec::new(),
+            responder_endpoints: Vec::new(),
+            relay: Some(relay.clone()),
+            reason: bounded(&format!("relayed because {why}")),
+        })
+    }
+
+    fn why_straight(&self, kind: RouteKind, family: Family) -> String {
+        let (initiator, responder) = (short(self.initiator), short(self.responder));
+        let family_name = name_of(family);
+        let text = match kind {
+            RouteKind::Direct if self.responder.finding(family) == NatFinding::None => {
+                format!("direct because {responder} is not behind a NAT on {family_name}")
+            }
+            RouteKind::Direct => {
+                format!("direct because {initiator} and {responder} share a public {family_name} address")
+            }
+            RouteKind::ResponderInitiated => {
+                format!("{responder} dials because {initiator} is not behind a NAT on {family_name}")
+            }
+            RouteKind::HolePunch => {
+                format!("punched because both NATs map {family_name} independently of the endpoint")
+            }
+            RouteKind::Relay | RouteKind::Unspecified => String::new(),
+        };
+        bounded(&text)
+    }
+
+    /// Why no kind without a relay remains.
+    fn why_not_straight(&self, failed: &[RouteKind]) -> String {
+        let mut tried: Vec<_> =
+            ORDER.into_iter().filter(|kind| failed.contains(kind)).map(RouteKind::name).collect();
+        tried.dedup();
+        let (initiator, responder) = (short(self.initiator), short(self.responder));
+        let shared = Family::ALL.into_iter().find(|f| self.initiator.has(*f) && self.responder.has(*f));
+        let Some(family) = shared else {
+            return format!(
+                "{} and {} share no IP version",
+                described(self.initiator),
+                described(self.responder)
+            );
+        };
+        let findings = [self.initiator, self.responder].map(|node| node.finding(family).phrase());
+        let [a, b] = findings;
+        let nats = format!("{initiator} is {a} and {responder} {b} ({})", name_of(family));
+        if tried.is_empty() { nats } else { format!("{} failed; {nats}", tried.join(", ")) }
+    }
+}
+
+fn reaches(node: &NodeNetwork, relay: &Relay) -> bool {
+    relay.addresses.iter().any(|address| node.has(Family::of(address)))
+}
+
+fn deduplicate(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let mut unique = Vec::new();
+    for address in addresses {
+        if !unique.contains(&address) && unique.len() < crate::message::endpoint::MAX_ENDPOINTS {
+            unique.push(address);
+        }
+    }
+    unique
+}
+
+/// A name, cut so that two of them and a sentence fit a reason.
+fn short(node: &NodeNetwork) -> &str {
+    node.fqdn.get(..MAX_REASON / 4).unwrap_or(&node.fqdn)
+}
+
+/// The node with the IP versions it has.
+fn described(node: &NodeNetwork) -> String {
+    let versions: Vec<_> = Family::ALL.into_iter().filter(|f| node.has(*f)).map(name_of).collect();
+    let versions = if versions.is_empty() { "no address".into() } else { versions.join(" and ") };
+    format!("{} ({versions})", short(node))
+}
+
+const fn name_of(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
+}
+
+#[cfg(test)]
+mod tests;
