@@ -17,18 +17,18 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 /// The overlay's prefix in these tests.
-pub const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 1, 0, 0, 0, 0, 0);
+pub(crate) const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 1, 0, 0, 0, 0, 0);
 
 /// Root and intermediate of one overlay.
-pub struct Authority {
-    pub network: NetworkId,
-    pub root: CertificateDer<'static>,
+pub(crate) struct Authority {
+    pub(crate) network: NetworkId,
+    pub(crate) root: CertificateDer<'static>,
     intermediate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    pub fn new(network: u8) -> Self {
+    pub(crate) fn new(network: u8) -> Self {
         let root_key = KeyPair::generate().unwrap();
         let root = ca_params().self_signed(&root_key).unwrap();
         let root_issuer = Issuer::new(ca_params(), root_key);
@@ -43,7 +43,7 @@ impl Authority {
     }
 
     /// Keys and certificate of one holder.
-    pub fn issue(&self, role: Role, fqdn: &str) -> Credentials {
+    pub(crate) fn issue(&self, role: Role, fqdn: &str) -> Credentials {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![fqdn.to_owned()]).unwrap();
         let uri = Ia5String::try_from(Identity::uri(self.network, role)).unwrap();
@@ -71,16 +71,16 @@ fn ca_params() -> CertificateParams {
 }
 
 /// A process on loopback: a port, its receive loop, and QUIC over it.
-pub struct Host {
-    pub transport: Arc<Transport>,
-    pub address: SocketAddr,
+pub(crate) struct Host {
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) address: SocketAddr,
     port: Arc<UdpPort>,
     stop: Arc<AtomicBool>,
     worker: Option<JoinHandle<()>>,
 }
 
 impl Host {
-    pub fn start(server: Option<(ServerTls, NetworkId)>) -> Self {
+    pub(crate) fn start(server: Option<(ServerTls, NetworkId)>) -> Self {
         let port = Arc::new(UdpPort::bind_to("127.0.0.1:0".parse().unwrap()).unwrap());
         let transport = Arc::new(Transport::start(port.clone(), server).unwrap());
         let stop = Arc::new(AtomicBool::new(false));
