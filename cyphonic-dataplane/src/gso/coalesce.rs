@@ -247,7 +247,7 @@ impl Flow {
 
     /// Whether nothing may follow: the last payload was short, or a flag asks for delivery.
     fn is_complete(&self) -> bool {
-        self.payload % self.size != 0 || self.flags & (tcp::FIN | tcp::PSH) != 0
+        !self.payload.is_multiple_of(self.size) || self.flags & (tcp::FIN | tcp::PSH) != 0
     }
 
     fn sequence(&self) -> u32 {

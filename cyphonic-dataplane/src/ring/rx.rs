@@ -152,7 +152,7 @@ impl RxWorker {
         while let Some(rest) = payload.get_mut(at..).filter(|rest| !rest.is_empty()) {
             let len = stride.min(rest.len());
             let (datagram, _) = rest.split_at_mut(len);
-            match classify_datagram(&*datagram) {
+            match classify_datagram(datagram) {
                 DatagramKind::Data(cid) => {
                     let place = Slot { buffer: index, start: at as u32, len: len as u32 };
                     match self.open(cid, datagram, place, from, outer_ecn, now) {
@@ -217,6 +217,6 @@ impl RxWorker {
 /// The bytes of the signalling datagrams at the start of `rest`, which begins with one.
 fn run_of_signalling(rest: &[u8], stride: usize) -> usize {
     let run =
-        rest.chunks(stride).take_while(|datagram| classify_datagram(*datagram) == DatagramKind::Signalling);
+        rest.chunks(stride).take_while(|datagram| classify_datagram(datagram) == DatagramKind::Signalling);
     run.map(<[u8]>::len).sum()
 }

@@ -9,6 +9,7 @@
 //! A namespace lives as long as its thread and what was made in it, so nothing is left behind, however a test ends.
 
 #![expect(unsafe_code, reason = "namespaces are made by system calls")]
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test fails by panicking")]
 #![allow(dead_code, unreachable_pub, reason = "not every test file uses all of it")]
 
 use std::io;
@@ -69,10 +70,27 @@ impl Namespace {
         result.recv().expect("what runs in the namespace does not panic")
     }
 
+    fn reaches(&self, address: &str) -> bool {
+        let address = address.to_owned();
+        self.run(move || {
+            let ping = Command::new("ping").args(["-q", "-n", "-c1", "-W1", &address]).output();
+            ping.expect("iputils-ping is installed").status.success()
+        })
+    }
+
+    fn has_local_route(&self, address: Ipv6Addr) -> bool {
+        self.run(move || {
+            let routes = Command::new("ip").args("-6 route show table local".split(' ')).output();
+            let routes = String::from_utf8(routes.expect("iproute2 is installed").stdout).unwrap();
+            routes.contains(&format!("local {address} "))
+        })
+    }
+
     pub fn ip(&self, arguments: &str) {
         let arguments = arguments.to_owned();
         self.run(move || {
-            let status = Command::new("ip").args(arguments.split(' ')).status().expect("iproute2 is installed");
+            let status =
+                Command::new("ip").args(arguments.split(' ')).status().expect("iproute2 is installed");
             assert!(status.success(), "ip {arguments}: {status}");
         });
     }
@@ -97,6 +115,12 @@ pub fn wire() -> (Namespace, Namespace) {
         namespace.ip(&format!("addr add 10.77.0.{host}/24 dev under0"));
         namespace.ip(&format!("-6 addr add fd77::{host}/64 dev under0 nodad"));
         namespace.ip("link set under0 up");
+    }
+    // The kernel takes up to a second to believe that a link is up, and drops what is sent before.
+    for (namespace, host) in [(&a, 2), (&b, 1)] {
+        for address in [format!("10.77.0.{host}"), format!("fd77::{host}")] {
+            eventually("the wire carries packets", || namespace.reaches(&address));
+        }
     }
     (a, b)
 }
@@ -132,6 +156,8 @@ impl Node {
             .run(|| (TunDevice::create(INTERFACE, MTU).unwrap(), Arc::new(UdpPort::bind(0).unwrap())));
         namespace.ip(&format!("link set {INTERFACE} up"));
         namespace.ip(&format!("-6 addr add {own}/{} dev {INTERFACE} nodad", PREFIX.1));
+        // Even without duplicate address detection the kernel takes packets for the address only a little later.
+        eventually("the address is the host's", || namespace.has_local_route(own));
         let (tell, events) = channel();
         let tell = Mutex::new(tell);
         let signalling = Arc::new(Collector::default());
@@ -229,5 +255,15 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < end, "{what}");
         std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Repeats what a signal interrupted, as sockets with a time-out do not by themselves.
+pub fn uninterrupted<R>(mut call: impl FnMut() -> io::Result<R>) -> io::Result<R> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
     }
 }
