@@ -217,11 +217,27 @@ impl Config {
                 return wrong(key, format!("{} must be an absolute path", path.display()));
             }
         }
-        if let Err(error) = self.log.parse::<tracing_subscriber::filter::Targets>() {
-            return wrong("log", format!("{:?} is no log filter: {error}; try `info`", self.log));
+        if !is_log_filter(&self.log) {
+            return wrong(
+                "log",
+                format!(
+                    "{:?} is no log filter: write `info`, or per module `info,cyphonic_proto=debug`",
+                    self.log
+                ),
+            );
         }
         Ok(())
     }
+}
+
+/// Stricter than the library, for which a misspelt level is the name of a module.
+fn is_log_filter(filter: &str) -> bool {
+    let is_level = |text: &str| text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    filter.parse::<tracing_subscriber::filter::Targets>().is_ok()
+        && filter.split(',').all(|directive| match directive.split_once('=') {
+            Some((module, level)) => !module.is_empty() && is_level(level),
+            None => is_level(directive),
+        })
 }
 
 fn is_interface_name(name: &str) -> bool {
@@ -449,7 +465,8 @@ mod tests {
             ("dns: {listen: 192.0.2.1:53}\n", "dns.listen"),
             ("dns: {listen: 127.0.0.55:5353, resolver: resolv-conf}\n", "dns.listen"),
             ("state_dir: here\n", "state_dir"),
-            ("log: '=,='\n", "log"),
+            ("log: info,x=loud\n", "log"),
+            ("log: inof\n", "log"),
         ] {
             let error = load(text).unwrap_err();
             assert!(matches!(error, ConfigError::Value { key: k, .. } if k == key), "{text}: {error}");

@@ -293,7 +293,8 @@ mod tests {
         let overlay = Overlay::new();
         let other = Overlay::new();
         let stranger = KeyPair::generate().unwrap();
-        let cases: [(&str, &dyn Fn(&mut EnrolResponse)); 9] = [
+        type Spoil<'a> = &'a dyn Fn(&mut EnrolResponse);
+        let cases: [(&str, Spoil<'_>); 9] = [
             ("another root", &|r| r.root_certificate = other.root.to_vec()),
             ("no certificate", &|r| r.certificate_chain.clear()),
             ("no intermediate", &|r| drop(r.certificate_chain.pop())),

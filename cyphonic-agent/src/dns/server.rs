@@ -300,9 +300,12 @@ impl Shared {
             && self.zone.subject(question.name()) == Subject::Outside
         {
             self.counters.relayed.fetch_add(1, Ordering::Relaxed);
-            let mut query = Message::new(header.id, MessageType::Query, header.op_code);
-            query.metadata = header.metadata;
-            query.add_query(question.clone());
+            // Needed only to say that nobody answered.
+            let query = Message::from_vec(raw).unwrap_or_else(|_| {
+                let mut query = Message::new(header.id, MessageType::Query, header.op_code);
+                query.add_query(question.clone());
+                query
+            });
             return Some(Asked::Elsewhere(query, upstream));
         }
         Some(Message::from_vec(raw).map_or_else(

@@ -180,8 +180,9 @@ mod tests {
             subject("Press-7.Plant.cyphonic.internal."),
             Subject::Device("press-7.plant.cyphonic.internal".into())
         );
-        assert_eq!(subject("a\\032b.cyphonic.internal."), Subject::Impossible);
-        assert_eq!(subject("-a.cyphonic.internal."), Subject::Impossible);
+        let blank = Name::from_labels([&b"a b"[..], b"cyphonic", b"internal"]).unwrap();
+        assert_eq!(zone().subject(&blank), Subject::Impossible);
+        assert_eq!(subject("_sip.cyphonic.internal."), Subject::Impossible);
         assert_eq!(subject("example.com."), Subject::Outside);
         assert_eq!(subject("internal."), Subject::Outside);
         assert_eq!(subject("notcyphonic.internal."), Subject::Outside);

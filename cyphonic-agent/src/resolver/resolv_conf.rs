@@ -195,7 +195,8 @@ fn look_at(path: &Path) -> Result<(Original, String), ResolvConfError> {
 
 /// proc(5): the fifth field of a line of mountinfo is the mount point, with blanks as `\040`.
 fn is_mount_point(path: &Path) -> bool {
-    let Ok(mounts) = fs::read_to_string("/proc/self/mountinfo") else { return false };
+    // Namespaces belong to threads.
+    let Ok(mounts) = fs::read_to_string("/proc/thread-self/mountinfo") else { return false };
     let wanted = path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
     mounts.lines().any(|line| line.split(' ').nth(4) == Some(wanted.as_str()))
 }

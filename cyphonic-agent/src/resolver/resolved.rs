@@ -53,7 +53,7 @@ impl Resolved {
         let connection = timeout(PATIENCE, Connection::system())
             .await
             .map_err(|_| ResolvedError::Silent)?
-            .map_err(ResolvedError::Bus)?;
+            .map_err(|error| ResolvedError::Bus(error.into()))?;
         Self::apply_on(connection, interface, server, domains).await
     }
 
@@ -118,7 +118,7 @@ impl Resolved {
             .await
             .map_err(|_| ResolvedError::Silent)?
             .map(drop)
-            .map_err(|source| ResolvedError::Call { method, source })
+            .map_err(|error| ResolvedError::Call { method, source: error.into() })
     }
 }
 
@@ -129,7 +129,7 @@ pub enum ResolvedError {
     #[error(
         "cannot reach the system bus for systemd-resolved: {0}; is it running? `resolver: resolv-conf` does without"
     )]
-    Bus(zbus::Error),
+    Bus(Box<zbus::Error>),
     /// No answer.
     #[error("systemd-resolved does not answer: `systemctl status systemd-resolved` may say why")]
     Silent,
@@ -139,7 +139,7 @@ pub enum ResolvedError {
         /// The D-Bus method.
         method: &'static str,
         /// Why.
-        source: zbus::Error,
+        source: Box<zbus::Error>,
     },
     /// D-Bus has signed interface numbers.
     #[error("the interface number {0} is too large for systemd-resolved")]

@@ -1,0 +1,173 @@
+use std::{
+    net::Ipv6Addr,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use cyphonic_agent::{
+    control::{
+        Backend, BackendError, ClientError, ControlClient, ControlError, ControlServer, FailureCode,
+        ResetTarget, StatusReport,
+    },
+    dns::ResolveError,
+};
+use futures_util::future::BoxFuture;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::UnixStream,
+};
+
+#[derive(Default)]
+struct Engine {
+    stopped: AtomicUsize,
+}
+
+impl Backend for Engine {
+    fn status(&self) -> BoxFuture<'_, StatusReport> {
+        let report = StatusReport {
+            fqdn: "a.z.internal".into(),
+            zone: "z.internal".into(),
+            ..StatusReport::default()
+        };
+        Box::pin(async { report })
+    }
+
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
+        Box::pin(async move {
+            if name == "b.z.internal" {
+                Ok(Ipv6Addr::LOCALHOST)
+            } else {
+                Err(ResolveError::NoRoute("no relay".into()))
+            }
+        })
+    }
+
+    fn reset(&self, target: ResetTarget) -> BoxFuture<'_, Result<usize, BackendError>> {
+        Box::pin(async {
+            match target {
+                ResetTarget::All => Ok(3),
+                ResetTarget::Peer(name) => Err(BackendError::UnknownPeer(name)),
+            }
+        })
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            self.stopped.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+}
+
+struct Fixture {
+    _dir: tempfile::TempDir,
+    path: PathBuf,
+    engine: Arc<Engine>,
+    server: ControlServer,
+}
+
+async fn fixture() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("run/c.sock");
+    let engine = Arc::new(Engine::default());
+    let server = ControlServer::start(&path, engine.clone()).await.unwrap();
+    Fixture { _dir: dir, path, engine, server }
+}
+
+#[tokio::test]
+async fn every_request_is_answered() {
+    let f = fixture().await;
+    assert_eq!(std::fs::metadata(&f.path).unwrap().permissions().mode() & 0o777, 0o660);
+    let mut client = ControlClient::connect(&f.path).await.unwrap();
+    assert_eq!(client.version().await.unwrap().version, cyphonic_agent::VERSION);
+    assert_eq!(client.status().await.unwrap().fqdn, "a.z.internal");
+    assert_eq!(client.dns_status().await.unwrap().zone, "z.internal");
+    let resolved = client.resolve("B").await.unwrap();
+    assert_eq!((resolved.name.as_str(), resolved.address), ("b.z.internal", Ipv6Addr::LOCALHOST));
+    assert_eq!(client.reset(ResetTarget::All).await.unwrap().tunnels, 3);
+    client.shutdown().await.unwrap();
+    assert_eq!(f.engine.stopped.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn failures_have_a_code_and_a_reason() {
+    let f = fixture().await;
+    let mut client = ControlClient::connect(&f.path).await.unwrap();
+    let code = |error| match error {
+        ClientError::Refused(failure) => failure.code,
+        other => panic!("{other}"),
+    };
+    assert_eq!(code(client.resolve("c").await.unwrap_err()), FailureCode::NoRoute);
+    assert_eq!(code(client.resolve("not a name").await.unwrap_err()), FailureCode::NoSuchPeer);
+    assert_eq!(code(client.reset(ResetTarget::Peer("c".into())).await.unwrap_err()), FailureCode::NoSuchPeer);
+    client.status().await.expect("the connection goes on");
+}
+
+#[tokio::test]
+async fn malformed_input_is_answered_and_the_daemon_lives() {
+    let f = fixture().await;
+    for (input, expected) in [
+        (&b"hello\n"[..], "malformed"),
+        (b"\n", "malformed"),
+        (b"\xff\xfe\n", "malformed"),
+        (b"{\"v\":1,\"op\":\"dance\"}\n", "unknown-operation"),
+        (b"{\"v\":9,\"op\":\"status\"}\n", "version"),
+        (&[b'x'; 70_000], "malformed"),
+        (&[b'['; 60_000], "malformed"),
+    ] {
+        let mut stream = UnixStream::connect(&f.path).await.unwrap();
+        // The daemon may hang up on an endless line before all of it is written.
+        let _ = stream.write_all(input).await;
+        let _ = stream.shutdown().await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let reply: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!(
+            reply["error"]["code"],
+            expected,
+            "{}",
+            String::from_utf8_lossy(&input[..input.len().min(40)])
+        );
+    }
+    ControlClient::connect(&f.path).await.unwrap().status().await.unwrap();
+}
+
+#[tokio::test]
+async fn clients_beyond_the_limit_are_told_that_the_daemon_is_busy() {
+    let f = fixture().await;
+    let mut held = Vec::new();
+    for _ in 0..32 {
+        let mut client = ControlClient::connect(&f.path).await.unwrap();
+        client.version().await.unwrap();
+        held.push(client);
+    }
+    let error = ControlClient::connect(&f.path).await.unwrap().version().await.unwrap_err();
+    assert!(matches!(error, ClientError::Refused(failure) if failure.code == FailureCode::Busy));
+}
+
+#[tokio::test]
+async fn a_living_daemons_socket_is_not_taken_and_a_dead_ones_is() {
+    let f = fixture().await;
+    let again = ControlServer::start(&f.path, f.engine.clone()).await;
+    assert!(matches!(again, Err(ControlError::InUse { .. })));
+    drop(f.server);
+    assert!(!f.path.exists(), "the file goes with the server");
+    assert!(matches!(ControlClient::connect(&f.path).await, Err(ClientError::NotRunning { .. })));
+    // What a killed daemon leaves.
+    drop(std::os::unix::net::UnixListener::bind(&f.path).unwrap());
+    let _server = ControlServer::start(&f.path, f.engine.clone()).await.unwrap();
+    ControlClient::connect(&f.path).await.unwrap().version().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_in_the_way_is_not_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.sock");
+    std::fs::write(&path, "precious").unwrap();
+    let started = ControlServer::start(&path, Arc::new(Engine::default())).await;
+    assert!(matches!(started, Err(ControlError::NotASocket { .. })));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+}

@@ -1,0 +1,172 @@
+use std::{
+    net::Ipv6Addr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use cyphonic_agent::{
+    config::{Config, ResolverChoice},
+    control::{Backend, BackendError, ControlClient, ResetTarget, StatusReport},
+    daemon::{self, DaemonError, EngineInputs, RunningEngine},
+    dns::{ResolveError, Resolver},
+    resolver::resolv_conf::ResolvConf,
+    state::{DeviceIdentity, StateDir},
+};
+use futures_util::future::BoxFuture;
+use rcgen::CertificateParams;
+use tokio::{sync::oneshot, time::timeout};
+
+struct Engine;
+
+impl Resolver for Engine {
+    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
+        Box::pin(async { Ok(Ipv6Addr::LOCALHOST) })
+    }
+
+    fn name_of(&self, _: Ipv6Addr) -> Option<String> {
+        None
+    }
+}
+
+impl Backend for Engine {
+    fn status(&self) -> BoxFuture<'_, StatusReport> {
+        Box::pin(async { StatusReport { zone: "cyphonic.internal".into(), ..StatusReport::default() } })
+    }
+
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
+        Resolver::resolve(self, name)
+    }
+
+    fn reset(&self, _: ResetTarget) -> BoxFuture<'_, Result<usize, BackendError>> {
+        Box::pin(async { Ok(0) })
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+struct Host {
+    dir: tempfile::TempDir,
+    config: Config,
+    /// Set when the engine was told to stop.
+    stopped: Arc<AtomicBool>,
+    fail: Option<oneshot::Receiver<String>>,
+}
+
+impl Host {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            state_dir: dir.path().join("state"),
+            socket: dir.path().join("run/c.sock"),
+            ..Config::default()
+        };
+        config.dns.listen = "127.0.0.1:0".parse().unwrap();
+        config.dns.resolver = ResolverChoice::None;
+        Self { dir, config, stopped: Arc::default(), fail: None }
+    }
+
+    fn enrolled() -> Self {
+        let host = Self::new();
+        let state = StateDir::open(&host.config.state_dir).unwrap();
+        let key = state.key_or_generate().unwrap();
+        let leaf =
+            CertificateParams::new(vec!["a.cyphonic.internal".into()]).unwrap().self_signed(&key).unwrap();
+        let leaf = leaf.der().clone();
+        state.save_identity(&DeviceIdentity::new(&key, vec![leaf.clone()], leaf).unwrap()).unwrap();
+        host
+    }
+
+    async fn run(&mut self) -> Result<(), DaemonError> {
+        let (stopped, fail) = (self.stopped.clone(), self.fail.take());
+        daemon::run(self.config.clone(), async move |inputs: EngineInputs| {
+            assert_eq!(inputs.identity.chain().len(), 1);
+            Ok::<_, String>(RunningEngine {
+                resolver: Arc::new(Engine),
+                backend: Arc::new(Engine),
+                zone: "cyphonic.internal".into(),
+                prefix: "fd12:3456:789a::/48".parse().unwrap(),
+                interface: 1,
+                failed: Box::pin(async move {
+                    match fail {
+                        Some(fail) => fail.await.unwrap(),
+                        None => std::future::pending().await,
+                    }
+                }),
+                stop: Box::pin(async move { stopped.store(true, Ordering::SeqCst) }),
+            })
+        })
+        .await
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.config.socket.clone()
+    }
+}
+
+async fn connect(socket: PathBuf) -> ControlClient {
+    for _ in 0..500 {
+        if let Ok(client) = ControlClient::connect(&socket).await {
+            return client;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the daemon did not come up");
+}
+
+#[tokio::test]
+async fn down_stops_everything_in_order() {
+    let mut host = Host::enrolled();
+    let (socket, stopped) = (host.socket(), host.stopped.clone());
+    let visitor = tokio::spawn(async move {
+        let mut client = connect(socket).await;
+        let report = client.status().await.unwrap();
+        assert_eq!((report.dns.resolver.as_str(), report.health.len()), ("none", 0));
+        assert!(report.dns.listen.is_some());
+        client.shutdown().await.unwrap();
+    });
+    timeout(Duration::from_secs(20), host.run()).await.expect("it stops").unwrap();
+    visitor.await.unwrap();
+    assert!(stopped.load(Ordering::SeqCst));
+    assert!(!host.socket().exists());
+}
+
+#[tokio::test]
+async fn a_failing_engine_stops_the_daemon_with_its_reason() {
+    let mut host = Host::enrolled();
+    let (sender, receiver) = oneshot::channel();
+    host.fail = Some(receiver);
+    sender.send("the interface was removed".to_owned()).unwrap();
+    let error = timeout(Duration::from_secs(20), host.run()).await.expect("it stops").unwrap_err();
+    assert_eq!(error.to_string(), "the interface was removed");
+    assert!(host.stopped.load(Ordering::SeqCst) && !host.socket().exists());
+}
+
+#[tokio::test]
+async fn when_a_part_cannot_start_the_engine_is_stopped_again() {
+    let mut host = Host::enrolled();
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    host.config.dns.listen = taken.local_addr().unwrap();
+    let error = host.run().await.unwrap_err();
+    assert!(matches!(error, DaemonError::Dns(_)), "{error}");
+    assert!(host.stopped.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn without_identity_and_token_it_says_what_to_do_and_still_cleans_up() {
+    let mut host = Host::new();
+    let state = StateDir::open(&host.config.state_dir).unwrap();
+    let file = host.dir.path().join("resolv.conf");
+    std::fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
+    let edit = ResolvConf::prepare(&file, &state.resolver_dir()).unwrap();
+    // A predecessor that was killed.
+    std::mem::forget(edit.apply([127, 0, 0, 55].into()).unwrap());
+    let error = host.run().await.unwrap_err();
+    assert!(error.to_string().contains("cyphonic up"), "{error}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "nameserver 192.0.2.1\n");
+}

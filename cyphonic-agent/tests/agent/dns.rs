@@ -1,0 +1,299 @@
+use std::{
+    collections::HashMap,
+    net::{Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use cyphonic_agent::dns::{DnsServer, ResolveError, Resolver, Upstream, Zone};
+use futures_util::future::BoxFuture;
+use hickory_proto::{
+    op::{Edns, Message, MessageType, Query, ResponseCode},
+    rr::{
+        Name, RData, Record, RecordType,
+        rdata::{
+            A,
+            opt::{EdnsCode, EdnsOption},
+        },
+    },
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UdpSocket},
+    process::Command,
+    time::timeout,
+};
+
+const PEER: &str = "fd12:3456:789a::7";
+
+/// An engine's answers without an engine.
+struct Table(HashMap<&'static str, Result<Ipv6Addr, ResolveError>>);
+
+impl Resolver for Table {
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
+        Box::pin(async move {
+            if name.starts_with("stuck") {
+                std::future::pending::<()>().await;
+            }
+            self.0.get(name).cloned().unwrap_or(Err(ResolveError::NoSuchPeer))
+        })
+    }
+
+    fn name_of(&self, address: Ipv6Addr) -> Option<String> {
+        (address == PEER.parse::<Ipv6Addr>().unwrap()).then(|| "b.cyphonic.internal".to_owned())
+    }
+}
+
+async fn server() -> DnsServer {
+    let table = Table(HashMap::from([
+        ("b.cyphonic.internal", Ok(PEER.parse().unwrap())),
+        ("off.cyphonic.internal", Err(ResolveError::PeerOffline("last seen 3 h ago".into()))),
+        ("lost.cyphonic.internal", Err(ResolveError::NotConnected("x".repeat(2000)))),
+    ]));
+    let zone = Zone::new("cyphonic.internal", "fd12:3456:789a::/48".parse().unwrap()).unwrap();
+    DnsServer::start("127.0.0.1:0".parse().unwrap(), zone, Arc::new(table)).await.unwrap()
+}
+
+fn query(name: &str, kind: RecordType) -> Message {
+    let mut message = Message::query();
+    message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+    let mut edns = Edns::new();
+    edns.set_max_payload(1232).set_version(0);
+    message.set_edns(edns);
+    message
+}
+
+async fn ask_raw(server: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(packet, server).await.unwrap();
+    let mut buffer = vec![0; 65_535];
+    let length = timeout(Duration::from_secs(10), socket.recv(&mut buffer)).await.ok()?.unwrap();
+    buffer.truncate(length);
+    Some(buffer)
+}
+
+async fn ask(server: &DnsServer, message: &Message) -> Message {
+    let reply = ask_raw(server.address(), &message.to_vec().unwrap()).await.unwrap();
+    let reply = Message::from_vec(&reply).unwrap();
+    assert_eq!(reply.metadata.id, message.metadata.id);
+    assert_eq!(reply.metadata.message_type, MessageType::Response);
+    reply
+}
+
+fn extended_error(reply: &Message) -> Option<(u16, String)> {
+    let EdnsOption::Unknown(_, data) = reply.edns.as_ref()?.option(EdnsCode::Unknown(15))? else {
+        return None;
+    };
+    Some((u16::from_be_bytes([data[0], data[1]]), String::from_utf8(data[2..].to_vec()).unwrap()))
+}
+
+fn has_soa(reply: &Message) -> bool {
+    reply.authorities.iter().any(|record| matches!(record.data, RData::SOA(_)))
+}
+
+#[tokio::test]
+async fn a_peer_has_an_aaaa_and_nothing_else() {
+    let server = server().await;
+    let reply = ask(&server, &query("B.Cyphonic.internal.", RecordType::AAAA)).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+    assert!(reply.metadata.authoritative && !reply.metadata.recursion_available);
+    assert!(
+        matches!(&reply.answers[..], [record] if matches!(&record.data, RData::AAAA(a) if a.0.to_string() == PEER))
+    );
+    for kind in [RecordType::A, RecordType::MX, RecordType::TXT, RecordType::HTTPS] {
+        let reply = ask(&server, &query("b.cyphonic.internal.", kind)).await;
+        assert_eq!(reply.metadata.response_code, ResponseCode::NoError, "{kind}");
+        assert!(reply.answers.is_empty() && has_soa(&reply), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn failures_say_why() {
+    let server = server().await;
+    let reply = ask(&server, &query("nobody.cyphonic.internal.", RecordType::AAAA)).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain);
+    assert!(has_soa(&reply));
+    let reply = ask(&server, &query("off.cyphonic.internal.", RecordType::AAAA)).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert_eq!(extended_error(&reply).unwrap(), (22, "the device is offline: last seen 3 h ago".into()));
+    let reply = ask(&server, &query("lost.cyphonic.internal.", RecordType::AAAA)).await;
+    let (code, text) = extended_error(&reply).unwrap();
+    assert_eq!((code, text.len()), (14, 200), "long texts are cut");
+    let reply = ask(&server, &query("stuck.cyphonic.internal.", RecordType::AAAA)).await;
+    assert_eq!(extended_error(&reply).unwrap().0, 23, "nobody waits for ever");
+    assert_eq!(server.stats().failures, 3);
+}
+
+#[tokio::test]
+async fn without_edns_there_is_none_in_the_answer() {
+    let server = server().await;
+    let mut message = query("off.cyphonic.internal.", RecordType::AAAA);
+    message.edns = None;
+    let reply = ask(&server, &message).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert!(reply.edns.is_none());
+}
+
+#[tokio::test]
+async fn an_unknown_edns_version_is_badvers() {
+    let server = server().await;
+    let mut message = query("b.cyphonic.internal.", RecordType::AAAA);
+    message.edns.as_mut().unwrap().set_version(1);
+    // 16 is BADVERS here (RFC 6891 section 9), though the library's name for it is that of TSIG's.
+    assert_eq!(u16::from(ask(&server, &message).await.metadata.response_code), 16);
+}
+
+#[tokio::test]
+async fn outside_the_zone_is_refused() {
+    let server = server().await;
+    for name in ["example.com.", ".", "internal.", "1.0.0.127.in-addr.arpa."] {
+        let reply = ask(&server, &query(name, RecordType::AAAA)).await;
+        assert_eq!(reply.metadata.response_code, ResponseCode::Refused, "{name}");
+        assert!(!reply.metadata.authoritative);
+    }
+    let transfer = ask(&server, &query("cyphonic.internal.", RecordType::AXFR)).await;
+    assert_eq!(transfer.metadata.response_code, ResponseCode::Refused);
+}
+
+#[tokio::test]
+async fn malformed_packets_change_nothing() {
+    let server = server().await;
+    // Nothing for what has no header, and for answers.
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for packet in [&[][..], &[0; 11], &[0xff; 12], &[0xff; 600]] {
+        socket.send_to(packet, server.address()).await.unwrap();
+    }
+    // A header that promises a question that is not there.
+    let mut packet = [0; 12];
+    (packet[0], packet[1], packet[5]) = (0xab, 0xcd, 1);
+    let reply = Message::from_vec(&ask_raw(server.address(), &packet).await.unwrap()).unwrap();
+    assert_eq!((reply.metadata.id, reply.metadata.response_code), (0xabcd, ResponseCode::FormErr));
+    // Every prefix and every single-byte damage of a query: an answer or none, and the server lives.
+    let good = query("b.cyphonic.internal.", RecordType::AAAA).to_vec().unwrap();
+    for cut in 0..good.len() {
+        socket.send_to(&good[..cut], server.address()).await.unwrap();
+        let mut bad = good.clone();
+        bad[cut] ^= 0xff;
+        socket.send_to(&bad, server.address()).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let reply = ask(&server, &query("b.cyphonic.internal.", RecordType::AAAA)).await;
+    assert_eq!(reply.answers.len(), 1);
+    assert!(server.stats().malformed > 0);
+}
+
+#[tokio::test]
+async fn tcp_answers_several_queries_on_one_connection() {
+    let server = server().await;
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    for name in ["b.cyphonic.internal.", "nobody.cyphonic.internal."] {
+        let message = query(name, RecordType::AAAA);
+        let raw = message.to_vec().unwrap();
+        stream.write_u16(raw.len() as u16).await.unwrap();
+        stream.write_all(&raw).await.unwrap();
+        let mut reply = vec![0; usize::from(stream.read_u16().await.unwrap())];
+        stream.read_exact(&mut reply).await.unwrap();
+        assert_eq!(Message::from_vec(&reply).unwrap().metadata.id, message.metadata.id);
+    }
+}
+
+#[tokio::test]
+async fn too_many_at_once_are_told_so() {
+    let server = server().await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for i in 0..300 {
+        let message = query(&format!("stuck{i}.cyphonic.internal."), RecordType::AAAA);
+        socket.send_to(&message.to_vec().unwrap(), server.address()).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut buffer = [0; 1500];
+    let length = timeout(Duration::from_secs(3), socket.recv(&mut buffer))
+        .await
+        .expect("before any times out")
+        .unwrap();
+    let reply = Message::from_vec(&buffer[..length]).unwrap();
+    assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
+    assert!(extended_error(&reply).unwrap().1.contains("too many"));
+}
+
+/// The host's own server: answers everything with one address, and counts.
+async fn host_server() -> (SocketAddr, Arc<std::sync::atomic::AtomicUsize>) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = asked.clone();
+    tokio::spawn(async move {
+        let mut buffer = [0; 1500];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            let query = Message::from_vec(&buffer[..length]).unwrap();
+            let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
+            reply.queries.clone_from(&query.queries);
+            let address = RData::A(A([192, 0, 2, 80].into()));
+            reply.add_answer(Record::from_rdata(query.queries[0].name().clone(), 60, address));
+            socket.send_to(&reply.to_vec().unwrap(), from).await.unwrap();
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn with_an_upstream_other_names_are_relayed_and_ours_never_leave() {
+    let server = server().await;
+    let (host, asked) = host_server().await;
+    server.set_upstream(Some(Upstream::new([host], server.address())));
+    let reply = ask(&server, &query("example.com.", RecordType::A)).await;
+    assert!(
+        matches!(&reply.answers[..], [record] if matches!(&record.data, RData::A(a) if a.0.to_string() == "192.0.2.80"))
+    );
+    for name in
+        ["b.cyphonic.internal.", "nobody.cyphonic.internal.", "off.cyphonic.internal.", "cyphonic.internal."]
+    {
+        ask(&server, &query(name, RecordType::AAAA)).await;
+    }
+    assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(server.stats().relayed, 1);
+    // A loop is impossible, and a silent upstream is a SERVFAIL that says so.
+    let own = Upstream::new([server.address()], server.address());
+    assert!(own.servers().is_empty());
+    server.set_upstream(Some(own));
+    let reply = ask(&server, &query("example.com.", RecordType::A)).await;
+    assert_eq!(
+        (reply.metadata.response_code, extended_error(&reply).unwrap().0),
+        (ResponseCode::ServFail, 22)
+    );
+    server.set_upstream(None);
+    let reply = ask(&server, &query("example.com.", RecordType::A)).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
+}
+
+async fn dig(server: &DnsServer, arguments: &[&str]) -> String {
+    let output = Command::new("dig")
+        .args(["@127.0.0.1", "-p", &server.address().port().to_string(), "+tries=1", "+time=8"])
+        .args(arguments)
+        .output()
+        .await
+        .expect("dig is installed (bind9-dnsutils)");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn dig_understands_every_kind_of_answer() {
+    let server = server().await;
+    assert_eq!(dig(&server, &["+short", "AAAA", "b.cyphonic.internal"]).await, format!("{PEER}\n"));
+    assert_eq!(dig(&server, &["+short", "+tcp", "AAAA", "b.cyphonic.internal"]).await, format!("{PEER}\n"));
+    assert_eq!(dig(&server, &["+short", "-x", PEER]).await, "b.cyphonic.internal.\n");
+    assert!(dig(&server, &["-x", "fd12:3456:789a::8"]).await.contains("status: NXDOMAIN"));
+    assert!(
+        dig(&server, &["+short", "SOA", "cyphonic.internal"]).await.contains("hostmaster.cyphonic.internal.")
+    );
+    assert_eq!(dig(&server, &["+short", "NS", "cyphonic.internal"]).await, "localhost.\n");
+    assert!(dig(&server, &["SOA", "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa"]).await.contains("status: NOERROR"));
+    let offline = dig(&server, &["AAAA", "off.cyphonic.internal"]).await;
+    assert!(offline.contains("status: SERVFAIL"), "{offline}");
+    assert!(
+        offline.contains("EDE: 22 (No Reachable Authority): (the device is offline: last seen 3 h ago)"),
+        "{offline}"
+    );
+    assert!(dig(&server, &["A", "example.com"]).await.contains("status: REFUSED"));
+}

@@ -1,0 +1,8 @@
+//! The agent's parts as the host sees them: DNS by real clients, the control socket by real connections, the kernel's
+//! tables in a network namespace. Needs root, `dig` (bind9-dnsutils) and `ip` (iproute2).
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "fails the test")]
+
+mod control;
+mod daemon;
+mod dns;
+mod netlink;

@@ -1,0 +1,120 @@
+use std::{net::Ipv6Addr, process::Command, time::Duration};
+
+use cyphonic_agent::{
+    netlink::{Netlink, NetlinkError, NetworkWatch},
+    resolver::resolv_conf::{ResolvConf, restore_journal},
+};
+use nix::sched::{CloneFlags, unshare};
+
+const ADDRESS: &str = "fd12:3456:789a::1";
+const PREFIX: &str = "fd12:3456:789a::/48";
+
+/// Runs a future in a network namespace of its own, which ends with its thread.
+fn in_namespace<F: Future<Output = ()>>(flags: CloneFlags, test: impl FnOnce() -> F + Send + 'static) {
+    let body = move || {
+        unshare(flags).expect("run as root");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test());
+    };
+    std::thread::spawn(body).join().unwrap();
+}
+
+fn ip(arguments: &str) -> String {
+    let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip is installed (iproute2)");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_interface_gets_address_route_and_mtu_and_goes_again() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link add cyph0 type veth peer name other0");
+        ip("link set other0 up");
+        let netlink = Netlink::connect().unwrap();
+        let address: Ipv6Addr = ADDRESS.parse().unwrap();
+        for round in 0..2 {
+            let interface = netlink.configure("cyph0", address, PREFIX.parse().unwrap(), 1400).await.unwrap();
+            assert!(interface.up && interface.mtu == 1400, "round {round}: {interface:?}");
+        }
+        let addresses = ip("-6 addr show dev cyph0 scope global");
+        assert!(
+            addresses.contains("inet6 fd12:3456:789a::1/128") && !addresses.contains("tentative"),
+            "{addresses}"
+        );
+        let route = ip("-6 route get fd12:3456:789a:1::7");
+        assert!(route.contains("dev cyph0") && route.contains("src fd12:3456:789a::1"), "{route}");
+        netlink.set_mtu("cyph0", 1300).await.unwrap();
+        assert_eq!(netlink.interface("cyph0").await.unwrap().unwrap().mtu, 1300);
+        assert!(netlink.remove("cyph0").await.unwrap());
+        assert!(!netlink.remove("cyph0").await.unwrap());
+        assert_eq!(netlink.interface("cyph0").await.unwrap(), None);
+        assert!(!ip("-6 route show").contains("fd12:3456:789a"));
+        let missing = netlink.set_mtu("cyph0", 1400).await;
+        assert!(matches!(missing, Err(NetlinkError::NoInterface { .. })));
+    });
+}
+
+#[test]
+fn candidates_are_the_hosts_own_usable_addresses() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link set lo up");
+        ip("link add cyph0 type veth peer name up0");
+        ip("link add down0 type veth peer name down1");
+        ip("link set up0 up");
+        ip("link set cyph0 up");
+        ip("addr add 198.51.100.7/24 dev up0");
+        ip("addr add 192.168.1.2/24 dev up0");
+        ip("addr add 169.254.7.7/16 dev up0");
+        ip("addr add 2001:db8::5/64 dev up0 nodad");
+        ip("addr add fd12:3456:789a::9/128 dev up0 nodad");
+        ip("addr add 10.9.9.9/24 dev cyph0");
+        ip("addr add 10.8.8.8/24 dev down0");
+        let netlink = Netlink::connect().unwrap();
+        let found = netlink.candidates(PREFIX.parse().unwrap(), "cyph0").await.unwrap();
+        let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["2001:db8::5", "198.51.100.7", "192.168.1.2"]);
+    });
+}
+
+#[test]
+fn a_new_address_is_noticed() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link add up0 type veth peer name up1");
+        let mut watch = NetworkWatch::start().unwrap();
+        ip("addr add 198.51.100.7/24 dev up0");
+        tokio::time::timeout(Duration::from_secs(10), watch.changed()).await.expect("a change");
+        let quiet = tokio::time::timeout(Duration::from_millis(500), watch.changed()).await;
+        assert!(quiet.is_err(), "one burst is one change");
+    });
+}
+
+/// As `ip netns exec` does: the namespace's own resolv.conf, mounted over the host's, here through a link.
+#[test]
+fn a_mounted_resolv_conf_is_written_in_place_and_the_link_to_it_kept() {
+    in_namespace(CloneFlags::CLONE_NEWNS, || async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::create_dir(path("journal")).unwrap();
+        std::fs::write(path("host.conf"), "nameserver 192.0.2.1\n").unwrap();
+        std::fs::write(path("own.conf"), "nameserver 192.0.2.2\n").unwrap();
+        std::os::unix::fs::symlink("host.conf", path("resolv.conf")).unwrap();
+        let mount = |arguments: &[&std::ffi::OsStr]| {
+            assert!(Command::new("mount").args(arguments).status().expect("mount is installed").success());
+        };
+        mount(&["--make-rprivate".as_ref(), "/".as_ref()]);
+        mount(&["--bind".as_ref(), path("own.conf").as_os_str(), path("host.conf").as_os_str()]);
+        let applied = ResolvConf::prepare(&path("resolv.conf"), &path("journal"))
+            .unwrap()
+            .apply([127, 0, 0, 55].into())
+            .unwrap();
+        assert!(std::fs::symlink_metadata(path("resolv.conf")).unwrap().is_symlink());
+        let own = std::fs::read_to_string(path("own.conf")).unwrap();
+        assert!(own.contains("nameserver 127.0.0.55\n") && !own.contains("192.0.2.2"), "{own}");
+        std::mem::forget(applied);
+        assert!(restore_journal(&path("journal")).unwrap());
+        assert_eq!(std::fs::read_to_string(path("own.conf")).unwrap(), "nameserver 192.0.2.2\n");
+        // The temporary directory cannot be removed while something is mounted in it.
+        assert!(Command::new("umount").arg(path("host.conf")).status().unwrap().success());
+        assert_eq!(std::fs::read_to_string(path("host.conf")).unwrap(), "nameserver 192.0.2.1\n");
+    });
+}
