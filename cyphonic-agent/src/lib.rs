@@ -10,6 +10,7 @@
 //! - [`config`] is read once and never changes while the daemon runs.
 //! - [`state`] is the only thing that survives a restart: the device's key, its certificates, the node's cached state.
 //! - [`enrol`] turns a one-time token into that identity.
+//! - [`engine`] drives the node's state machine with real connections and a real ring.
 //! - [`daemon`] starts the parts in order and takes them down again, whatever happens in between.
 //!
 //! **Invariant:** the host is left as it was found. What the agent changes outside its own directories (the
@@ -21,6 +22,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod dns;
+pub mod engine;
 pub mod enrol;
 pub mod netlink;
 pub mod resolver;

@@ -4,8 +4,8 @@ use std::{future::Future, io};
 
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
-use super::{DaemonError, EngineInputs, RunningEngine, privileges, run};
-use crate::config::Config;
+use super::{DaemonError, privileges, run};
+use crate::{config::Config, engine};
 
 /// Becomes the daemon: gives up unused privileges, starts logging, and runs until told to stop.
 ///
@@ -15,7 +15,7 @@ pub fn launch(config: Config) -> Result<(), LaunchError> {
     if let Err(error) = privileges::drop_unused() {
         tracing::warn!(%error, "running with more privileges than needed");
     }
-    Ok(block_on(run(config, start_engine))??)
+    Ok(block_on(run(config, engine::start))??)
 }
 
 /// Runs a future on a runtime of its own.
@@ -37,11 +37,6 @@ fn start_logging(filter: &str) {
     };
     // Only a second logger of this process can be in the way.
     drop(started);
-}
-
-/// The seam to the engine.
-async fn start_engine(_inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
-    Err(DaemonError::Engine("this build has no engine".into()))
 }
 
 /// Why the daemon did not run, or how it ended.

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use cyphonic_proto::node::{ResolveError as NodeError, Target};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::Names;
 use super::input::Input;
@@ -19,12 +19,11 @@ const STOPPED: &str = "the engine has stopped; see the daemon's log";
 pub struct EngineHandle {
     sender: mpsc::Sender<Input>,
     names: Names,
-    stop: watch::Sender<bool>,
 }
 
 impl EngineHandle {
     pub(crate) fn new(sender: mpsc::Sender<Input>, names: Names) -> Self {
-        Self { sender, names, stop: watch::Sender::new(false) }
+        Self { sender, names }
     }
 
     /// Tells the engine the host's addresses, each with the node's port.
@@ -33,14 +32,8 @@ impl EngineHandle {
         let _ = self.sender.send(Input::Addresses(addresses)).await;
     }
 
-    /// Waits until somebody asked the daemon to stop through the control socket.
-    pub async fn stop_requested(&self) {
-        // Fails only when the sender is gone, and we hold it.
-        let _ = self.stop.subscribe().wait_for(|stop| *stop).await;
-    }
-
     /// Closes every tunnel and connection and tells the peers.
-    pub async fn shutdown_engine(&self) {
+    pub async fn stop(&self) {
         let (answer, done) = oneshot::channel();
         if self.sender.send(Input::Shutdown(answer)).await.is_ok() {
             let _ = done.await;
@@ -91,8 +84,8 @@ impl Backend for EngineHandle {
         .boxed()
     }
 
+    /// Nothing to do here: the daemon stops the engine last, by [`EngineHandle::stop`].
     fn shutdown(&self) -> BoxFuture<'_, ()> {
-        self.stop.send_replace(true);
         futures_util::future::ready(()).boxed()
     }
 }
@@ -106,7 +99,9 @@ fn for_dns(error: NodeError) -> ResolveError {
         NodeError::TimedOut { during } => ResolveError::TimedOut(during),
         NodeError::NotConnected { why } => ResolveError::NotConnected(why),
         NodeError::PeerRefused { reason } | NodeError::NotAllowed { reason } => ResolveError::Refused(reason),
-        NodeError::CertificateMismatch { what } => ResolveError::Refused(format!("wrong certificate: {what}")),
+        NodeError::CertificateMismatch { what } => {
+            ResolveError::Refused(format!("wrong certificate: {what}"))
+        }
         NodeError::TooMany { what } => ResolveError::Overloaded(what),
         NodeError::Protocol { what } => ResolveError::Refused(format!("protocol error: {what}")),
         NodeError::Cancelled { why } => ResolveError::NotConnected(why),

@@ -11,6 +11,7 @@
 //! | `services` | connections to AS, NMS and TRS |
 //! | `peers` | the handshakes between this node and others |
 //! | `report` | `cyphonic status` |
+//! | `start`, `zone` | building all of it from configuration and identity |
 //! | `handle` | what DNS and the control socket see |
 //!
 //! **Invariant:** no packet of an established tunnel comes through here.
@@ -21,6 +22,8 @@ mod peers;
 mod report;
 mod run;
 mod services;
+mod start;
+mod zone;
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
@@ -31,10 +34,11 @@ use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::node::{CachedState, NodeConfig};
 use cyphonic_transport::{Credentials, Transport};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 pub use handle::EngineHandle;
 pub use report::Surroundings;
+pub use start::start;
 
 use input::Input;
 
@@ -60,6 +64,8 @@ pub struct EngineParts {
     pub surroundings: Surroundings,
     /// Writes the node's state to where the next start finds it.
     pub save: Box<dyn Fn(&CachedState) + Send>,
+    /// Told when the engine cannot go on.
+    pub failure: oneshot::Sender<String>,
 }
 
 /// The engine's queue, made before its parts: the ring's events already go to it.
@@ -93,8 +99,8 @@ impl Default for Inbox {
     }
 }
 
-/// Starts the engine on the current runtime.
-pub fn start(inbox: Inbox, parts: EngineParts) -> EngineHandle {
+/// Runs the engine on the current runtime.
+pub fn spawn(inbox: Inbox, parts: EngineParts) -> EngineHandle {
     let names = Names::default();
     if let Some(address) = parts.identity.virtual_address {
         names.insert(address, parts.identity.fqdn.clone());

@@ -42,8 +42,10 @@ async fn ask(
     transport: &Transport,
     tls: &ClientTls,
 ) -> Result<(Connection, Message), String> {
-    let connection =
-        transport.connect_peer(tls, addresses, peer, DIAL_TIMEOUT).await.map_err(|error| error.to_string())?;
+    let connection = transport
+        .connect_peer(tls, addresses, peer, DIAL_TIMEOUT)
+        .await
+        .map_err(|error| error.to_string())?;
     let answer = connection.open_exchange(request).await.map_err(|error| error.to_string())?;
     Ok((connection, answer))
 }

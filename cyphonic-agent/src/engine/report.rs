@@ -7,12 +7,17 @@ use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::ring::{EncapRing, TunnelStats};
 use cyphonic_proto::message::RouteKind;
-use cyphonic_proto::node::{NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus};
+use cyphonic_proto::node::{
+    NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus,
+};
 
 use crate::control::report::{
-    CertificateReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport, PeerReport, PeerState, RingReport,
-    RouteReport, ServiceKind, ServiceReport, ServiceState, Severity, StatusReport,
+    CertificateReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport, PeerReport, PeerState,
+    RingReport, RouteReport, ServiceKind, ServiceReport, ServiceState, Severity, StatusReport,
 };
+
+/// Reads drops by reason.
+pub type Drops = Arc<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>;
 
 /// Parts of the daemon that the engine does not drive, as they were set up.
 pub struct Surroundings {
@@ -25,7 +30,7 @@ pub struct Surroundings {
     /// Which classifier, and why.
     pub classifier: ClassifierReport,
     /// The classifier's drops by reason, read when asked.
-    pub classifier_drops: Arc<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>,
+    pub classifier_drops: Drops,
 }
 
 pub(crate) struct Sources<'a> {
@@ -44,7 +49,9 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
     let stats: HashMap<u64, TunnelStats> =
         sources.ring.all_stats().into_iter().map(|(id, stats)| (id.0, stats)).collect();
     let mut drops = (sources.surroundings.classifier_drops)();
-    drops.extend(ring_drops(sources.ring));
+    for (reason, packets) in ring_drops(sources.ring) {
+        *drops.entry(reason).or_default() += packets;
+    }
     StatusReport {
         fqdn: node.fqdn.clone(),
         virtual_address: Some(node.virtual_address),
@@ -57,7 +64,10 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
         interface: sources.surroundings.interface.clone(),
         udp_port: sources.udp_port,
         nat: nat_report(node),
-        certificate: CertificateReport { not_before: sources.certificate.0, not_after: sources.certificate.1 },
+        certificate: CertificateReport {
+            not_before: sources.certificate.0,
+            not_after: sources.certificate.1,
+        },
         peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources.setup_times, now)).collect(),
         health: health(sources),
         drops,
@@ -66,7 +76,8 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
 }
 
 fn ring_drops(ring: &dyn EncapRing) -> BTreeMap<String, u64> {
-    ring.counters().drops().map(|(name, count)| (name.to_owned(), count)).filter(|(_, count)| *count > 0).collect()
+    let counters = ring.counters();
+    counters.drops().filter(|(_, n)| *n > 0).map(|(reason, n)| (reason.name().to_owned(), n)).collect()
 }
 
 fn prefix_of(address: Ipv6Addr) -> String {
@@ -139,7 +150,9 @@ fn peer_report(
 
 fn route_report(kind: RouteKind, peer: &PeerStatus) -> RouteReport {
     match kind {
-        RouteKind::Relay => RouteReport::Relay { trs: peer.relay.clone().unwrap_or_default(), why: peer.reason.clone() },
+        RouteKind::Relay => {
+            RouteReport::Relay { trs: peer.relay.clone().unwrap_or_default(), why: peer.reason.clone() }
+        }
         RouteKind::Unspecified | RouteKind::Direct | RouteKind::ResponderInitiated | RouteKind::HolePunch => {
             RouteReport::Direct { how: kind.name().to_owned() }
         }
@@ -149,12 +162,21 @@ fn route_report(kind: RouteKind, peer: &PeerStatus) -> RouteReport {
 fn health(sources: &Sources<'_>) -> Vec<HealthCheck> {
     let node = &sources.node;
     let mut found = Vec::new();
-    let mut add = |id: &str, severity, message: String| found.push(HealthCheck { id: id.into(), severity, message });
+    let mut add =
+        |id: &str, severity, message: String| found.push(HealthCheck { id: id.into(), severity, message });
     if let Some(reason) = &sources.surroundings.ring_failure {
-        add("ring-stopped", Severity::Error, format!("the encapsulation ring has stopped: {reason}; restart the daemon"));
+        add(
+            "ring-stopped",
+            Severity::Error,
+            format!("the encapsulation ring has stopped: {reason}; restart the daemon"),
+        );
     }
     if !node.registered {
-        let why = node.services.iter().find_map(|s| s.last_error.clone()).unwrap_or_else(|| "still connecting".into());
+        let why = node
+            .services
+            .iter()
+            .find_map(|s| s.last_error.clone())
+            .unwrap_or_else(|| "still connecting".into());
         add("nms-unreachable", Severity::Error, format!("not registered: {why}; tunnels that stand go on"));
     }
     if sources.surroundings.classifier.kind == "none" {
@@ -166,7 +188,11 @@ fn health(sources: &Sources<'_>) -> Vec<HealthCheck> {
         .iter()
         .any(|s| matches!(s.service, Service::Trs(_)) && s.state == NodeService::Connected);
     if node.registered && !trs_up {
-        add("no-relay", Severity::Warning, "no TRS is connected: peers behind other NATs may be out of reach".into());
+        add(
+            "no-relay",
+            Severity::Warning,
+            "no TRS is connected: peers behind other NATs may be out of reach".into(),
+        );
     }
     found
 }

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::protect;
-use cyphonic_dataplane::ring::{Control, EncapRing, Path, RingEvent, TunnelInstall, TunnelId as RingTunnel};
+use cyphonic_dataplane::ring::{Control, EncapRing, Path, RingEvent, TunnelId as RingTunnel, TunnelInstall};
 use cyphonic_dataplane::udp::{Transmit, UdpPort};
 use cyphonic_proto::node::{
-    Action, CachedState, CloseCode, Node, PeerVia, ResolveError, Service, Target, TunnelActivity, TunnelControl,
-    TunnelParameters,
+    Action, CachedState, CloseCode, Node, PeerVia, ResolveError, Service, Target, TunnelActivity,
+    TunnelControl, TunnelParameters,
 };
 use cyphonic_proto::tunnel::{Secret, Suite};
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId};
@@ -57,6 +57,7 @@ pub(crate) struct Engine {
     names: Names,
     surroundings: Surroundings,
     save: Box<dyn Fn(&CachedState) + Send>,
+    failure: Option<oneshot::Sender<String>>,
     certificate: (i64, i64),
     started: Instant,
     attempts: HashMap<Service, u64>,
@@ -85,6 +86,7 @@ impl Engine {
             names,
             surroundings: parts.surroundings,
             save: parts.save,
+            failure: Some(parts.failure),
             certificate,
             started: now,
             attempts: HashMap::new(),
@@ -122,13 +124,19 @@ impl Engine {
     fn handle(&mut self, input: Input) {
         let now = Instant::now();
         match input {
-            Input::ServiceDialled { service, attempt, outcome } => self.service_dialled(now, service, attempt, outcome),
-            Input::ServiceEnded { service, attempt, reason } => self.service_ended(now, service, attempt, reason),
+            Input::ServiceDialled { service, attempt, outcome } => {
+                self.service_dialled(now, service, attempt, outcome)
+            }
+            Input::ServiceEnded { service, attempt, reason } => {
+                self.service_ended(now, service, attempt, reason)
+            }
             Input::Answered { exchange, outcome } => self.answered(now, exchange, outcome),
             Input::Asked { service, attempt, message, responder } => {
                 self.asked(now, service, attempt, message, responder);
             }
-            Input::PeerAsked { connection, message, responder } => self.peer_asked(now, connection, message, responder),
+            Input::PeerAsked { connection, message, responder } => {
+                self.peer_asked(now, connection, message, responder)
+            }
             Input::PeerAnswered { setup, outcome } => self.peer_answered(now, setup, outcome),
             Input::Ring(event) => self.ring_event(now, event),
             Input::Resolve { target, answer } => self.resolve(now, target, answer),
@@ -140,7 +148,13 @@ impl Engine {
         }
     }
 
-    fn service_dialled(&mut self, now: Instant, service: Service, attempt: u64, outcome: Result<Connection, String>) {
+    fn service_dialled(
+        &mut self,
+        now: Instant,
+        service: Service,
+        attempt: u64,
+        outcome: Result<Connection, String>,
+    ) {
         let current = self.attempts.get(&service) == Some(&attempt);
         match outcome {
             Ok(connection) if !current => connection.close(CLOSE_DONE, "not wanted any more"),
@@ -183,7 +197,14 @@ impl Engine {
         }
     }
 
-    fn asked(&mut self, now: Instant, service: Service, attempt: u64, message: Message, responder: Responder) {
+    fn asked(
+        &mut self,
+        now: Instant,
+        service: Service,
+        attempt: u64,
+        message: Message,
+        responder: Responder,
+    ) {
         if self.services.get(&service).is_none_or(|s| s.attempt != attempt) {
             return;
         }
@@ -200,7 +221,12 @@ impl Engine {
         self.node.handle_peer_request(now, id, via, &identity, message, &connection);
     }
 
-    fn peer_answered(&mut self, now: Instant, setup: SetupId, outcome: Result<(Connection, Message), String>) {
+    fn peer_answered(
+        &mut self,
+        now: Instant,
+        setup: SetupId,
+        outcome: Result<(Connection, Message), String>,
+    ) {
         if self.dials.remove(&setup).is_none() {
             return;
         }
@@ -220,8 +246,12 @@ impl Engine {
     fn ring_event(&mut self, now: Instant, event: RingEvent) {
         match event {
             RingEvent::UnknownDestination { dst } => self.node.handle_unknown_destination(now, dst),
-            RingEvent::PathResponse { tunnel, data } => self.node.handle_path_response(now, TunnelId(tunnel.0), data),
-            RingEvent::PeerMoved { tunnel, from } => self.node.handle_peer_moved(now, TunnelId(tunnel.0), from),
+            RingEvent::PathResponse { tunnel, data } => {
+                self.node.handle_path_response(now, TunnelId(tunnel.0), data)
+            }
+            RingEvent::PeerMoved { tunnel, from } => {
+                self.node.handle_peer_moved(now, TunnelId(tunnel.0), from)
+            }
             RingEvent::PeerClosed { tunnel, code, reason } => {
                 tracing::debug!(%tunnel, code, reason, "the peer closed the tunnel");
                 self.node.handle_tunnel_closed(now, TunnelId(tunnel.0));
@@ -232,7 +262,10 @@ impl Engine {
             }
             RingEvent::Failed { reason } => {
                 tracing::error!(reason, "the encapsulation ring has stopped; restart the daemon");
-                self.surroundings.ring_failure = Some(reason);
+                self.surroundings.ring_failure = Some(reason.clone());
+                if let Some(failure) = self.failure.take() {
+                    drop(failure.send(format!("the encapsulation ring has stopped: {reason}")));
+                }
             }
         }
     }
@@ -323,7 +356,9 @@ impl Engine {
             Action::Request { exchange, service, message } => self.request(exchange, &service, message),
             Action::CancelRequest { exchange } => abort(self.requests.remove(&exchange)),
             Action::Respond { exchange, message } => self.respond(exchange, message),
-            Action::DialPeer { setup, peer_fqdn, via, request, .. } => self.dial_peer(setup, peer_fqdn, &via, request),
+            Action::DialPeer { setup, peer_fqdn, via, request, .. } => {
+                self.dial_peer(setup, peer_fqdn, &via, request)
+            }
             Action::CancelDial { setup } => abort(self.dials.remove(&setup)),
             Action::RespondPeer { connection, message } => {
                 if let Some((connection, responder)) = self.peers.remove(&connection) {
@@ -333,7 +368,9 @@ impl Engine {
             Action::Punch { remotes } => self.punch(&remotes),
             Action::InstallTunnel(tunnel) => self.install(*tunnel),
             Action::RemoveTunnel { id, close } => self.remove(id, close),
-            Action::SetPath { id, remote, wire_cid } => self.ring.set_path(RingTunnel(id.0), Path { remote, wire_cid }),
+            Action::SetPath { id, remote, wire_cid } => {
+                self.ring.set_path(RingTunnel(id.0), Path { remote, wire_cid })
+            }
             Action::SendControl { id, control } => {
                 let control = match control {
                     TunnelControl::Ping => Control::Ping,
@@ -373,7 +410,9 @@ impl Engine {
         let inputs = self.inputs.clone();
         let task = tokio::spawn(async move {
             let outcome = match connection {
-                Some(connection) => connection.open_exchange(&message).await.map_err(|error| error.to_string()),
+                Some(connection) => {
+                    connection.open_exchange(&message).await.map_err(|error| error.to_string())
+                }
                 None => Err("the connection has just ended".into()),
             };
             drop(inputs.send(Input::Answered { exchange, outcome }).await);

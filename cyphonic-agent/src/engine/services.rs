@@ -20,7 +20,12 @@ pub(crate) struct Dial {
 }
 
 /// Dials in a task of its own and reports.
-pub(crate) fn dial(dial: Dial, transport: Arc<Transport>, tls: ClientTls, inputs: mpsc::Sender<Input>) -> JoinHandle<()> {
+pub(crate) fn dial(
+    dial: Dial,
+    transport: Arc<Transport>,
+    tls: ClientTls,
+    inputs: mpsc::Sender<Input>,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         let role = role_of(&dial.service);
         let outcome = transport
