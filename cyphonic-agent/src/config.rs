@@ -113,28 +113,28 @@ pub enum RingChoice {
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Overrides {
     /// Directory of the device's key and state.
-    #[arg(long, env = "CYPHONIC_STATE_DIR", value_name = "DIR")]
+    #[arg(long, global = true, env = "CYPHONIC_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// The control socket.
-    #[arg(long, env = "CYPHONIC_SOCKET", value_name = "PATH")]
+    #[arg(long, global = true, env = "CYPHONIC_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Address of the AS (HOST or HOST:PORT), several separated by commas.
-    #[arg(long, env = "CYPHONIC_CLOUD", value_name = "HOST[:PORT]", value_delimiter = ',')]
+    #[arg(long, global = true, env = "CYPHONIC_CLOUD", value_name = "HOST[:PORT]", value_delimiter = ',')]
     pub cloud: Vec<CloudAddress>,
     /// File that holds an enrolment token.
-    #[arg(long, env = "CYPHONIC_TOKEN_FILE", value_name = "PATH")]
+    #[arg(long, global = true, env = "CYPHONIC_TOKEN_FILE", value_name = "PATH")]
     pub token_file: Option<PathBuf>,
     /// Name of the virtual interface.
-    #[arg(long, env = "CYPHONIC_INTERFACE", value_name = "NAME")]
+    #[arg(long, global = true, env = "CYPHONIC_INTERFACE", value_name = "NAME")]
     pub interface: Option<String>,
     /// The node's UDP port; 0 lets the kernel choose once.
-    #[arg(long, env = "CYPHONIC_PORT", value_name = "PORT")]
+    #[arg(long, global = true, env = "CYPHONIC_PORT", value_name = "PORT")]
     pub port: Option<u16>,
     /// Where the zone's DNS server listens.
-    #[arg(long, env = "CYPHONIC_DNS_LISTEN", value_name = "ADDR:PORT")]
+    #[arg(long, global = true, env = "CYPHONIC_DNS_LISTEN", value_name = "ADDR:PORT")]
     pub dns_listen: Option<SocketAddr>,
     /// What to log, as `info` or `info,cyphonic_proto=debug`.
-    #[arg(long, env = "CYPHONIC_LOG", value_name = "FILTER")]
+    #[arg(long, global = true, env = "CYPHONIC_LOG", value_name = "FILTER")]
     pub log: Option<String>,
 }
 

@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::Parser;
-use cyphonic_agent::cli::Cli;
+use cyphonic_agent::cli::{Cli, exit_code};
 
-fn main() -> Result<ExitCode> {
-    Cli::parse().run()
+fn main() -> ExitCode {
+    exit_code("cyphonic", Cli::parse().run())
 }

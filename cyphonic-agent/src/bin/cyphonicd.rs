@@ -1,11 +1,12 @@
 //! The daemon of one device.
 #![expect(clippy::print_stdout, reason = "the output of a command")]
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use cyphonic_agent::{
+    cli::exit_code,
     config::{Config, DEFAULT_PATH, EXAMPLE, Overrides},
     daemon,
     state::StateDir,
@@ -56,15 +57,18 @@ impl Settings {
     }
 }
 
-fn main() -> Result<()> {
-    let cli = Cli::parse();
+fn main() -> ExitCode {
+    exit_code("cyphonicd", run(Cli::parse()))
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => daemon::launch(cli.settings.load()?)?,
         Command::Cleanup => cleanup(&cli.settings.load()?)?,
         Command::Config(ConfigCommand::Example) => print!("{EXAMPLE}"),
         Command::Config(ConfigCommand::Check) => print!("{}", serde_yaml::to_string(&cli.settings.load()?)?),
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn cleanup(config: &Config) -> Result<()> {

@@ -5,8 +5,11 @@
 #![expect(clippy::print_stdout, reason = "the output of a command")]
 
 mod dns;
+mod failure;
 mod ping;
 mod up;
+
+pub use failure::exit_code;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
