@@ -353,6 +353,9 @@ impl Node {
             peer.attempt = Some(attempt);
             peer.since = now;
         }
+        if attempt == Attempt::Registration {
+            self.hurry(now, &Service::Nms);
+        }
         self.changed();
     }
 

@@ -170,6 +170,7 @@ impl Node {
             self.registration.known.relays.iter().take(self.config.timing.warm_relays).cloned().collect();
         for relay in &relays {
             self.want_relay(now, relay);
+            self.hurry(now, &Service::Trs(relay.name.clone()));
         }
         let idle = |name: &String| !relays.iter().any(|relay| relay.name == *name) && !self.uses_relay(name);
         let connected = self.services.keys().filter_map(|service| match service {

@@ -29,6 +29,17 @@ impl Node {
         }
     }
 
+    /// Somebody waits for the service: a long wait after failures is cut short, though not so that a service that is
+    /// down is asked all the time.
+    pub(super) fn hurry(&mut self, now: Instant, service: &Service) {
+        let least = self.config.timing.backoff_least * 2;
+        let waiting =
+            |slot: &Slot| matches!(slot.state, ServiceState::Waiting { .. }) && slot.since + least <= now;
+        if self.services.get(service).is_some_and(waiting) {
+            self.connect(now, service.clone());
+        }
+    }
+
     /// Wants it no more.
     pub(super) fn unwant(&mut self, now: Instant, service: &Service) {
         let Some(slot) = self.services.get_mut(service) else { return };

@@ -285,6 +285,7 @@ impl Node {
         let Some(setup) = self.setups.get(&id) else { return };
         if let Some(relay) = setup.relay.clone() {
             self.want_relay(now, &relay);
+            self.hurry(now, &Service::Trs(relay.name.clone()));
             if self.is_connected(&Service::Trs(relay.name)) {
                 self.bind(now, id);
             }

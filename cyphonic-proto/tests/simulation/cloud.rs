@@ -1,0 +1,335 @@
+//! The services' shells: AS (a plain responder), NMS and TRS around their machines.
+
+use crate::world::{Conn, Event, NETWORK, Packet, Victim, World, ZONE, fqdn, identity, prefix};
+use cyphonic_proto::{
+    Channel, ConnectionId, ExchangeId, Message,
+    message::{LoginResponse, Refusal, RefusalCode, endpoint},
+    nms::{self, Nms, NmsConfig, NmsTiming},
+    node::{Node, Relay, Service},
+    trs::{self, Trs, TrsConfig, TrsLimits},
+};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+pub(crate) struct Cloud {
+    pub(crate) as_up: bool,
+    pub(crate) nms: Option<Nms>,
+    pub(crate) trs: Option<Trs>,
+    devices: Vec<String>,
+    /// The TRS's map: (virtual connection ID) -> (from, to, real connection ID).
+    pub(crate) map: BTreeMap<ConnectionId, (SocketAddr, SocketAddr, ConnectionId)>,
+    /// Whose request each exchange of a service is.
+    asked: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
+    /// Each request of the NMS, as the node knows it.
+    asking: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
+    lives: u64,
+}
+
+pub(crate) fn addresses(service: &Service) -> [SocketAddr; 2] {
+    let n = if matches!(service, Service::Trs(_)) { 2 } else { 1 };
+    [SocketAddr::from(([192, 0, 2, n], 443)), format!("[2001:db8::{n}]:443").parse().unwrap()]
+}
+
+pub(crate) fn relay() -> Relay {
+    let name = "trs.lab".to_owned();
+    Relay { addresses: addresses(&Service::Trs(name.clone())).to_vec(), name }
+}
+
+impl Cloud {
+    pub(crate) fn new(now: Instant) -> Self {
+        let mut cloud = Self {
+            as_up: true,
+            nms: None,
+            trs: None,
+            devices: Vec::new(),
+            map: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            lives: 0,
+        };
+        cloud.revive(Victim::Nms, now, now);
+        cloud.revive(Victim::Trs, now, now);
+        cloud
+    }
+
+    pub(crate) fn enrol(&mut self, name: &str) {
+        self.devices.push(fqdn(name));
+        if let Some(nms) = &mut self.nms {
+            nms.handle_enrolled(&fqdn(name));
+        }
+    }
+
+    pub(crate) fn kill(&mut self, victim: Victim) {
+        match victim {
+            Victim::As => self.as_up = false,
+            Victim::Nms => self.nms = None,
+            Victim::Trs => {
+                self.trs = None;
+                self.map.clear();
+            }
+            Victim::Device(_) => {}
+        }
+    }
+
+    pub(crate) fn revive(&mut self, victim: Victim, now: Instant, start: Instant) {
+        self.lives += 1;
+        let seed = [u8::try_from(self.lives % 251).unwrap(); 32];
+        match victim {
+            Victim::As => self.as_up = true,
+            Victim::Nms => {
+                let config = NmsConfig {
+                    network_id: NETWORK,
+                    prefix: prefix(),
+                    zone: ZONE.into(),
+                    relays: vec![relay()],
+                    devices: Some(self.devices.clone()),
+                    first_setup: u64::try_from((now - start).as_nanos()).unwrap(),
+                    timing: NmsTiming::default(),
+                };
+                self.nms = Some(Nms::new(config, seed, now));
+            }
+            Victim::Trs => {
+                let config = TrsConfig { network_id: NETWORK, limits: TrsLimits::default() };
+                self.trs = Some(Trs::new(config, seed));
+            }
+            Victim::Device(_) => {}
+        }
+    }
+
+    pub(crate) fn is_up(&self, service: &Service) -> bool {
+        match service {
+            Service::As => self.as_up,
+            Service::Nms => self.nms.is_some(),
+            Service::Trs(name) => self.trs.is_some() && *name == relay().name,
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let nms = self.nms.as_ref().and_then(Nms::poll_timeout);
+        let trs = self.trs.as_ref().and_then(Trs::poll_timeout);
+        [nms, trs].into_iter().flatten().min()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.nms.iter_mut().for_each(|nms| nms.handle_timeout(now));
+        self.trs.iter_mut().for_each(|trs| trs.handle_timeout(now));
+    }
+
+    pub(crate) fn node_answered(&mut self, now: Instant, exchange: ExchangeId, message: Message) {
+        if let Some(nms) = &mut self.nms {
+            nms.handle_response(now, exchange, message);
+        }
+    }
+
+    pub(crate) fn frame(&mut self, now: Instant, channel: Channel, bytes: &[u8]) {
+        if let Some(trs) = &mut self.trs {
+            trs.handle_datagram(now, channel, bytes);
+        }
+    }
+
+    pub(crate) fn disconnected(&mut self, now: Instant, conn: &Conn) {
+        match &conn.service {
+            Service::As => {}
+            Service::Nms => self.nms.iter_mut().for_each(|nms| nms.handle_disconnected(now, conn.channel)),
+            Service::Trs(_) => self.trs.iter_mut().for_each(|trs| trs.handle_disconnected(now, conn.channel)),
+        }
+    }
+}
+
+impl World {
+    /// A handshake with a service is complete.
+    pub(crate) fn connected(&mut self, channel: Channel) {
+        let Some(conn) = self.conns.get(&channel).cloned() else { return };
+        if !self.cloud.is_up(&conn.service) || !self.reaches(channel) {
+            self.conns.remove(&channel);
+            return;
+        }
+        let (now, identity) = (self.now, identity(conn.device));
+        match &conn.service {
+            Service::As => {}
+            Service::Nms => {
+                let nms = self.cloud.nms.as_mut().unwrap();
+                nms.handle_connected(now, channel, identity, conn.observed, conn.server);
+            }
+            Service::Trs(_) => {
+                self.cloud.trs.as_mut().unwrap().handle_connected(now, channel, identity, conn.observed);
+            }
+        }
+        self.drain_cloud();
+        let (service, server) = (conn.service, conn.server);
+        self.at_node(channel, |node, now| node.handle_connected(now, service, server));
+    }
+
+    pub(crate) fn lost(&mut self, conn: &Conn, at_node: bool) {
+        if at_node {
+            // Unless the node gave it up by itself, or has a newer one.
+            let replaced = self.conns.values().any(|other| {
+                other.device == conn.device && other.service == conn.service && other.life == conn.life
+            });
+            if !replaced {
+                let service = conn.service.clone();
+                self.with_node(conn.device, conn.life, |node, now| {
+                    node.handle_disconnected(now, service, "connection lost".into());
+                });
+            }
+        } else {
+            self.cloud.disconnected(self.now, conn);
+            self.drain_cloud();
+        }
+    }
+
+    pub(crate) fn to_service(&mut self, channel: Channel, exchange: ExchangeId, bytes: &[u8]) {
+        if !self.reaches(channel) {
+            return;
+        }
+        let Some(conn) = self.conns.get(&channel).cloned() else { return };
+        let message = Self::unpack(bytes);
+        let (now, here) = (self.now, ExchangeId(self.fresh()));
+        self.cloud.asked.insert(here, (channel, exchange));
+        match &conn.service {
+            Service::As => {
+                let message = log_in(&conn, &message);
+                self.respond(here, &message);
+            }
+            Service::Nms => {
+                let Some(nms) = self.cloud.nms.as_mut() else { return };
+                nms.handle_request(now, channel, here, message);
+            }
+            Service::Trs(_) => {
+                let Some(trs) = self.cloud.trs.as_mut() else { return };
+                trs.handle_request(now, channel, here, message);
+            }
+        }
+        self.drain_cloud();
+    }
+
+    pub(crate) fn to_node(&mut self, channel: Channel, exchange: ExchangeId, bytes: &[u8]) {
+        let here = ExchangeId(self.fresh());
+        self.cloud.asking.insert(here, (channel, exchange));
+        let message = Self::unpack(bytes);
+        self.at_node(channel, |node, now| node.handle_request(now, Service::Nms, here, message));
+    }
+
+    /// A node answers a request of the NMS.
+    pub(crate) fn node_responds(&mut self, exchange: ExchangeId, message: &Message) {
+        let (channel, exchange) = self.cloud.asking.remove(&exchange).unwrap();
+        let (bytes, delay) = (self.pack(message), self.reliable_delay());
+        self.schedule(delay, Event::NodeAnswer { channel, exchange, bytes });
+    }
+
+    pub(crate) fn drain_cloud(&mut self) {
+        while let Some(action) = self.cloud.nms.as_mut().and_then(Nms::poll_action) {
+            match action {
+                nms::Action::Respond { exchange, message } => self.respond(exchange, &message),
+                nms::Action::Request { channel, exchange, message } => {
+                    let (bytes, delay) = (self.pack(&message), self.reliable_delay());
+                    self.schedule(delay, Event::ToNode { channel, exchange, bytes });
+                }
+                nms::Action::CancelRequest { .. } => {}
+                nms::Action::Close { channel, .. } => self.close(channel),
+            }
+        }
+        while let Some(action) = self.cloud.trs.as_mut().and_then(Trs::poll_action) {
+            match action {
+                trs::Action::Respond { exchange, message } => self.respond(exchange, &message),
+                trs::Action::Insert { cid, from, to, real_cid } => {
+                    self.cloud.map.insert(cid, (from, to, real_cid));
+                }
+                trs::Action::Remove { cid } => {
+                    self.cloud.map.remove(&cid).unwrap();
+                }
+                trs::Action::Forward { channel, datagram } => {
+                    self.unreliable(&Event::FrameToNode { channel, bytes: datagram.to_vec() });
+                }
+                trs::Action::Close { channel, .. } => self.close(channel),
+            }
+        }
+    }
+
+    /// A data packet at the TRS: looked up, rewritten, sent on; or dropped.
+    pub(crate) fn relay_data(&mut self, from: SocketAddr, packet: Packet) {
+        let Packet::Data(mut data) = packet else { return };
+        let Some((bound, to, real)) = self.cloud.map.get(&ConnectionId::from_bytes(data.wire_cid)).copied()
+        else {
+            return;
+        };
+        if bound != from || (self.cut_off.contains(&Victim::Trs)) {
+            return;
+        }
+        let (now, cid) = (self.now, ConnectionId::from_bytes(data.wire_cid));
+        self.cloud.trs.as_mut().unwrap().handle_leg_activity(now, cid, now);
+        data.wire_cid = *real.as_bytes();
+        let here = addresses(&Service::Trs(relay().name))[usize::from(to.is_ipv6())];
+        self.unreliable(&Event::Datagram { from: here, to, packet: Packet::Data(data) });
+    }
+
+    /// A service answers a node.
+    fn respond(&mut self, exchange: ExchangeId, message: &Message) {
+        let (channel, exchange) = self.cloud.asked.remove(&exchange).expect("one answer for each request");
+        let delay = self.reliable_delay();
+        // Some exchanges fail for good where packets get lost.
+        if self.loss > 0.0 && rand::Rng::random_bool(&mut self.rng, self.loss / 10.0) {
+            self.schedule(delay, Event::ExchangeFailed { channel, exchange });
+            return;
+        }
+        let bytes = self.pack(message);
+        self.schedule(delay, Event::Answer { channel, exchange, bytes });
+    }
+
+    fn close(&mut self, channel: Channel) {
+        if let Some(conn) = self.conns.remove(&channel) {
+            self.schedule(self.delay, Event::Lost { conn, at_node: true });
+        }
+    }
+
+    /// Whether both ends of a connection are on the network.
+    pub(crate) fn reaches(&self, channel: Channel) -> bool {
+        self.conns.get(&channel).is_some_and(|conn| {
+            let service = match conn.service {
+                Service::As => Victim::As,
+                Service::Nms => Victim::Nms,
+                Service::Trs(_) => Victim::Trs,
+            };
+            !self.cut_off.contains(&Victim::Device(conn.device)) && !self.cut_off.contains(&service)
+        })
+    }
+
+    /// Something for the node at the end of a connection, if that still stands.
+    pub(crate) fn at_node(&mut self, channel: Channel, act: impl FnOnce(&mut Node, Instant)) {
+        if !self.reaches(channel) {
+            return;
+        }
+        let Some((device, life)) = self.conns.get(&channel).map(|conn| (conn.device, conn.life)) else {
+            return;
+        };
+        self.with_node(device, life, act);
+    }
+
+    /// Cuts a device or service off; its connections die of silence.
+    pub(crate) fn cut(&mut self, victim: Victim) {
+        self.cut_off.insert(victim);
+        let dead: Vec<_> = self.conns.values().filter(|conn| !self.reaches(conn.channel)).cloned().collect();
+        for conn in dead {
+            self.conns.remove(&conn.channel);
+            self.schedule(Duration::from_secs(3), Event::Lost { conn: conn.clone(), at_node: true });
+            self.schedule(Duration::from_secs(3), Event::Lost { conn, at_node: false });
+        }
+    }
+}
+
+fn log_in(conn: &Conn, request: &Message) -> Message {
+    let Message::LoginRequest(request) = request else { panic!("the AS got {}", request.name()) };
+    match cyphonic_proto::version::negotiate(request.protocol_version) {
+        Err(mismatch) => Refusal::new(RefusalCode::Version, mismatch).into(),
+        Ok(protocol_version) => Message::LoginResponse(LoginResponse {
+            fqdn: fqdn(conn.device),
+            nms: endpoint::list_to_wire(&addresses(&Service::Nms)),
+            observed: Some(endpoint::to_wire(conn.observed)),
+            protocol_version,
+            nms_name: "nms.lab".into(),
+        }),
+    }
+}

@@ -1,0 +1,360 @@
+//! Input that lies.
+
+use crate::{
+    host::Shared,
+    net::Gate::{Open, PortRestricted, Symmetric},
+    world::{World, identity, virtual_address},
+};
+use cyphonic_proto::{
+    ExchangeId, Message, PeerConnectionId, SetupId,
+    identity::{NetworkId, Role},
+    message::{
+        Refusal, RefusalCode, RouteDirection, RouteKind, TunnelRequest, TunnelResponse, decode, encode,
+        endpoint,
+    },
+    node::{Action, Node, PeerVia, ResolveError, Service, Target},
+};
+use proptest::prelude::*;
+use std::time::{Duration, Instant};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Device "a", registered, with nothing else going on.
+fn calm() -> World {
+    let mut world = World::new(1);
+    world.add("a", Some(Open), None);
+    world.add("b", Some(Open), None);
+    world.settle();
+    world
+}
+
+fn node(world: &mut World) -> &mut Node {
+    world.hosts.get_mut("a").unwrap().node.as_mut().unwrap()
+}
+
+fn actions(world: &mut World) -> Vec<Action> {
+    let node = node(world);
+    std::iter::from_fn(|| node.poll_action())
+        .filter(|action| !matches!(action, Action::StatusChanged))
+        .collect()
+}
+
+/// B asked for A: what the NMS tells A.
+fn direction() -> RouteDirection {
+    RouteDirection {
+        setup_id: vec![0xee; 16],
+        kind: RouteKind::Direct.into(),
+        dial: false,
+        peer_fqdn: "b.lab".into(),
+        peer_virtual_address: virtual_address("b").octets().to_vec(),
+        peer_endpoints: vec![endpoint::to_wire("203.0.113.2:7000".parse().unwrap())],
+        tunnel_key: vec![1; 32],
+        reason: "because".into(),
+        ..RouteDirection::default()
+    }
+}
+
+fn request() -> TunnelRequest {
+    TunnelRequest {
+        setup_id: vec![0xee; 16],
+        protocol_version: 1,
+        data_connection_id: vec![0x99; 8],
+        inner_mtu: 1400,
+        suites: vec![7, 2, 1],
+        ..TunnelRequest::default()
+    }
+}
+
+fn from_b() -> PeerVia {
+    PeerVia::Direct(vec!["203.0.113.2:7000".parse().unwrap()])
+}
+
+fn direct(world: &mut World, direction: RouteDirection) -> Vec<Action> {
+    let now = world.now;
+    node(world).handle_request(now, Service::Nms, ExchangeId(77), Message::RouteDirection(direction));
+    actions(world)
+}
+
+fn knock(
+    world: &mut World,
+    who: &cyphonic_proto::Identity,
+    via: PeerVia,
+    request: TunnelRequest,
+) -> Vec<Action> {
+    let now = world.now;
+    let message = Message::TunnelRequest(request);
+    node(world).handle_peer_request(now, PeerConnectionId(5), via, who, message, &Shared(1));
+    actions(world)
+}
+
+fn refusal(actions: &[Action]) -> &Refusal {
+    let [Action::RespondPeer { message: Message::Refusal(refusal), .. }] = actions else {
+        panic!("{actions:?}")
+    };
+    refusal
+}
+
+#[test]
+fn a_tunnel_request_with_the_right_certificate_and_set_up_installs_a_tunnel_before_its_answer() {
+    let mut world = calm();
+    let accepted = direct(&mut world, direction());
+    assert!(matches!(accepted.as_slice(), [Action::Punch { .. }, Action::Respond { .. }]), "{accepted:?}");
+    let done = knock(&mut world, &identity("b"), from_b(), request());
+    let [Action::InstallTunnel(tunnel), Action::RespondPeer { message, .. }] = done.as_slice() else {
+        panic!("{done:?}")
+    };
+    assert!(!tunnel.confirmed);
+    assert_eq!((tunnel.peer, tunnel.inner_mtu), (virtual_address("b"), 1400));
+    let Message::TunnelResponse(response) = message else { panic!("{message:?}") };
+    assert_eq!(response.suite, 2, "the dialler's favourite of those that both know");
+}
+
+#[test]
+fn a_wrong_certificate_identity_is_refused_and_changes_nothing() {
+    let mut world = calm();
+    direct(&mut world, direction());
+    let before = node(&mut world).status();
+    let wrong = [
+        identity("c"),
+        cyphonic_proto::Identity { virtual_address: Some(virtual_address("c")), ..identity("b") },
+        cyphonic_proto::Identity { fqdn: "c.lab".into(), ..identity("b") },
+        cyphonic_proto::Identity { role: Role::Nms, ..identity("b") },
+        cyphonic_proto::Identity { network_id: NetworkId([8; 16]), ..identity("b") },
+        cyphonic_proto::Identity { virtual_address: None, ..identity("b") },
+    ];
+    for who in wrong {
+        let answer = knock(&mut world, &who, from_b(), request());
+        assert_eq!(refusal(&answer).code(), RefusalCode::NotAllowed, "{who:?}");
+        assert_eq!(node(&mut world).status(), before);
+    }
+    let answer = knock(&mut world, &identity("b"), from_b(), request());
+    assert!(matches!(answer[0], Action::InstallTunnel(_)), "the right one still gets in: {answer:?}");
+}
+
+#[test]
+fn a_forged_set_up_is_refused_and_changes_nothing() {
+    let mut world = calm();
+    direct(&mut world, direction());
+    let before = node(&mut world).status();
+    let forged = [
+        TunnelRequest { setup_id: vec![0xef; 16], ..request() },
+        TunnelRequest { setup_id: vec![0xee; 15], ..request() },
+        TunnelRequest { setup_id: vec![], ..request() },
+        TunnelRequest { data_connection_id: vec![0x19; 8], ..request() },
+        TunnelRequest { data_connection_id: vec![], ..request() },
+        TunnelRequest { inner_mtu: 1279, ..request() },
+        TunnelRequest { suites: vec![0, 9], ..request() },
+        TunnelRequest { protocol_version: 0, ..request() },
+    ];
+    for forged in forged {
+        let answer = knock(&mut world, &identity("b"), from_b(), forged.clone());
+        refusal(&answer);
+        assert_eq!(node(&mut world).status(), before, "{forged:?}");
+    }
+    let relay = PeerVia::Relay { trs: "trs.lab".into(), context: 0x4000 };
+    refusal(&knock(&mut world, &identity("b"), relay, request()));
+    assert!(matches!(knock(&mut world, &identity("b"), from_b(), request())[0], Action::InstallTunnel(_)));
+    refusal(&knock(&mut world, &identity("b"), from_b(), request()));
+    assert_eq!(node(&mut world).status().peers[0].tunnels.len(), 1, "a set-up yields one tunnel");
+}
+
+#[test]
+fn an_nms_cannot_give_a_name_another_address_or_send_packets_to_this_host() {
+    let mut world = calm();
+    let before = node(&mut world).status();
+    let bad = [
+        RouteDirection { peer_virtual_address: virtual_address("c").octets().to_vec(), ..direction() },
+        RouteDirection { peer_fqdn: "c.lab".into(), ..direction() },
+        RouteDirection { peer_fqdn: "b.example".into(), ..direction() },
+        RouteDirection {
+            peer_fqdn: "a.lab".into(),
+            peer_virtual_address: virtual_address("a").octets().to_vec(),
+            ..direction()
+        },
+        RouteDirection { tunnel_key: vec![1; 31], ..direction() },
+        RouteDirection { setup_id: vec![], ..direction() },
+        RouteDirection { kind: 0, ..direction() },
+        RouteDirection { kind: 99, ..direction() },
+        RouteDirection { kind: RouteKind::Relay.into(), ..direction() },
+        RouteDirection { dial: true, ..direction() },
+        RouteDirection { initiator: true, ..direction() },
+    ];
+    for bad in bad {
+        let shown = format!("{bad:?}");
+        let answer = direct(&mut world, bad);
+        assert!(
+            matches!(answer.as_slice(), [Action::Respond { message: Message::Refusal(_), .. }]),
+            "{answer:?}"
+        );
+        assert_eq!(node(&mut world).status(), before, "{shown}");
+    }
+    let local = ["127.0.0.1:53", "[::ffff:127.0.0.1]:53", "[fe80::1]:53", "0.0.0.0:53", "255.255.255.255:53"];
+    let peer_endpoints = local.iter().map(|a| endpoint_bytes(a)).collect();
+    let answer = direct(&mut world, RouteDirection { peer_endpoints, ..direction() });
+    assert!(matches!(&answer[0], Action::Punch { remotes } if remotes.is_empty()), "{answer:?}");
+}
+
+fn endpoint_bytes(text: &str) -> cyphonic_proto::message::Endpoint {
+    let address: std::net::SocketAddr = text.parse().unwrap();
+    let bytes = match address.ip() {
+        std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
+        std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    cyphonic_proto::message::Endpoint { address: bytes, port: address.port().into() }
+}
+
+#[test]
+fn a_wrong_identity_at_the_end_of_a_dial_gives_no_tunnel_and_its_own_error() {
+    let mut world = World::new(1);
+    world.add("a", Some(Symmetric), None);
+    world.add("b", Some(PortRestricted), None);
+    world.settle();
+    let query = world.resolve("a", "b");
+    let dialling = |world: &World| !world.dials.is_empty();
+    assert!(world.run_while_not(SECOND, dialling));
+    let setup = world.hosts["a"].node.as_ref().map(|_| ()).and_then(|()| world_setup(&world));
+    let response = TunnelResponse {
+        setup_id: setup.unwrap().to_vec(),
+        protocol_version: 1,
+        ..TunnelResponse::default()
+    };
+    let via = PeerVia::Relay { trs: "trs.lab".into(), context: 0x4000 };
+    world.with_node("a", 0, |node, now| {
+        let message = Message::TunnelResponse(response);
+        node.handle_peer_response(now, setup.unwrap(), via, &identity("c"), message, &Shared(1));
+    });
+    let error = world.answer(query).unwrap_err();
+    assert!(
+        matches!(&error, ResolveError::CertificateMismatch { what } if what.contains("c.lab")),
+        "{error}"
+    );
+    assert_eq!(world.hosts["a"].installs, 0);
+}
+
+fn world_setup(world: &World) -> Option<SetupId> {
+    world.dials.values().next().map(crate::host::Dial::setup)
+}
+
+#[test]
+fn a_request_that_is_not_the_nms_s_to_make_is_refused() {
+    let mut world = calm();
+    let now = world.now;
+    let from_trs = Service::Trs("trs.lab".into());
+    node(&mut world).handle_request(now, from_trs, ExchangeId(1), Message::RouteDirection(direction()));
+    let answer = actions(&mut world);
+    assert!(
+        matches!(answer.as_slice(), [Action::Respond { message: Message::Refusal(_), .. }]),
+        "{answer:?}"
+    );
+}
+
+#[test]
+fn floods_meet_limits_and_every_request_an_answer() {
+    let mut world = calm();
+    let mut refused = 0;
+    for n in 0..2000u16 {
+        let setup_id = [[0; 14].as_slice(), &n.to_be_bytes()].concat();
+        let answers = direct(&mut world, RouteDirection { setup_id, ..direction() });
+        let responses: Vec<_> =
+            answers.iter().filter(|action| matches!(action, Action::Respond { .. })).collect();
+        assert_eq!(responses.len(), 1);
+        refused += u32::from(matches!(responses[0], Action::Respond { message: Message::Refusal(_), .. }));
+    }
+    assert!(refused >= 1400, "{refused}");
+    let now: Instant = world.now;
+    for n in 0..10_000 {
+        let target = Target::Name(format!("flood-{n}.lab"));
+        node(&mut world).handle_resolve(now, cyphonic_proto::QueryId(1_000_000 + n), target);
+    }
+    let waiting =
+        actions(&mut world).iter().filter(|action| matches!(action, Action::Request { .. })).count();
+    assert!(waiting <= 4096, "{waiting}");
+    assert!(node(&mut world).status().peers.len() <= 4096);
+}
+
+/// Any message that the codec lets through.
+fn any_message() -> impl Strategy<Value = Message> {
+    let bytes = prop::collection::vec(any::<u8>(), 0..40);
+    let field = prop_oneof![
+        Just(vec![0xee; 16]),
+        Just(virtual_address("b").octets().to_vec()),
+        Just(vec![0x99; 8]),
+        bytes
+    ];
+    (0..6u8, field.clone(), field.clone(), field, any::<u32>(), any::<bool>(), "[a-c]\\.lab|\\PC{0,10}")
+        .prop_map(|(kind, x, y, z, n, flag, text)| match kind {
+            0 => Message::RouteDirection(RouteDirection {
+                setup_id: x,
+                kind: i32::try_from(n % 6).unwrap(),
+                dial: flag,
+                peer_fqdn: text,
+                peer_virtual_address: y,
+                tunnel_key: z,
+                initiator: !flag,
+                ..direction()
+            }),
+            1 => Message::TunnelRequest(TunnelRequest {
+                setup_id: x,
+                data_connection_id: y,
+                inner_mtu: n,
+                ..request()
+            }),
+            2 => Message::TunnelResponse(TunnelResponse {
+                setup_id: x,
+                data_connection_id: y,
+                suite: n,
+                ..TunnelResponse::default()
+            }),
+            3 => Message::BindingResponse(cyphonic_proto::message::BindingResponse {
+                connection_id: x,
+                context: n.into(),
+            }),
+            4 => Message::RegistrationResponse(cyphonic_proto::message::RegistrationResponse {
+                virtual_address: x,
+                zone: text,
+                ..Default::default()
+            }),
+            _ => Message::Refusal(Refusal {
+                code: i32::try_from(n % 20).unwrap(),
+                reason: text,
+                retry_after_ms: n,
+            }),
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever the services and peers send, and whenever: no panic, and no tunnel without the right certificate.
+    #[test]
+    fn no_message_makes_a_machine_panic(
+        messages in prop::collection::vec((any_message(), 0..4u8, 0..40u64), 1..60), wait in 0..2000u64,
+    ) {
+        let mut world = calm();
+        for (message, from, exchange) in messages {
+            let message = decode(&encode(&message)).unwrap();
+            let (now, exchange) = (world.now, ExchangeId(exchange));
+            let node = node(&mut world);
+            match from {
+                0 => node.handle_request(now, Service::Nms, exchange, message),
+                1 => node.handle_response(now, exchange, message),
+                2 => {
+                    let connection = PeerConnectionId(exchange.0);
+                    node.handle_peer_request(now, connection, from_b(), &identity("c"), message, &Shared(1));
+                }
+                _ => {
+                    let setup = SetupId([0xee; 16]);
+                    node.handle_peer_response(now, setup, from_b(), &identity("c"), message, &Shared(1));
+                }
+            }
+            let done = actions(&mut world);
+            let installed = done.iter().any(|action| matches!(action, Action::InstallTunnel(_)));
+            prop_assert!(!installed, "a tunnel with the wrong device: {done:?}");
+        }
+        let later = world.now + Duration::from_millis(wait);
+        node(&mut world).handle_timeout(later);
+        if let Some(nms) = &mut world.cloud.nms {
+            while nms.poll_action().is_some() {}
+        }
+    }
+}

@@ -1,0 +1,488 @@
+//! The clock, the queue of events, and the faults.
+
+use crate::{
+    cloud::Cloud,
+    host::{Dial, Host},
+    net::{Gate, Uplink},
+};
+use cyphonic_proto::{
+    Channel, ExchangeId, Message, QueryId,
+    address::Prefix,
+    identity::{Identity, NetworkId, Role, sha256},
+    message::{decode, encode},
+    node::{ResolveError, Service, Target},
+};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv6Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+pub(crate) const ZONE: &str = "lab";
+pub(crate) const NETWORK: NetworkId = NetworkId([9; 16]);
+
+/// Whose process dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Victim {
+    Device(&'static str),
+    As,
+    Nms,
+    Trs,
+}
+
+/// What goes over the simulated network as a datagram.
+#[derive(Clone, Debug)]
+pub(crate) enum Packet {
+    Punch,
+    /// The dialler's first flight and TunnelRequest.
+    Request(u64),
+    /// The listener's answer.
+    Response(u64),
+    Data(Data),
+}
+
+/// A tunnel's packet: whoever holds the key under the connection ID can open it.
+#[derive(Clone, Debug)]
+pub(crate) struct Data {
+    pub(crate) wire_cid: [u8; 8],
+    pub(crate) real_cid: [u8; 8],
+    pub(crate) key: [u8; 32],
+    pub(crate) content: Content,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Inner(u64),
+    Ping,
+    Challenge([u8; 8]),
+    Response([u8; 8]),
+    Close,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Connected(Channel),
+    ConnectFailed {
+        device: &'static str,
+        life: u32,
+        service: Service,
+    },
+    /// One end learns that a connection has ended.
+    Lost {
+        conn: Conn,
+        at_node: bool,
+    },
+    /// A node's request, and its answer on the way back.
+    ToService {
+        channel: Channel,
+        exchange: ExchangeId,
+        bytes: Vec<u8>,
+    },
+    Answer {
+        channel: Channel,
+        exchange: ExchangeId,
+        bytes: Vec<u8>,
+    },
+    /// The NMS's request, and its answer on the way back.
+    ToNode {
+        channel: Channel,
+        exchange: ExchangeId,
+        bytes: Vec<u8>,
+    },
+    NodeAnswer {
+        channel: Channel,
+        exchange: ExchangeId,
+        bytes: Vec<u8>,
+    },
+    ExchangeFailed {
+        channel: Channel,
+        exchange: ExchangeId,
+    },
+    /// A DATAGRAM frame between a node and the TRS.
+    FrameToTrs {
+        channel: Channel,
+        bytes: Vec<u8>,
+    },
+    FrameToNode {
+        channel: Channel,
+        bytes: Vec<u8>,
+    },
+    Datagram {
+        from: SocketAddr,
+        to: SocketAddr,
+        packet: Packet,
+    },
+    Retransmit {
+        dial: u64,
+    },
+    Stats {
+        device: &'static str,
+        life: u32,
+    },
+    Revive(Victim),
+}
+
+/// A QUIC connection between a node and a service; its number is the service's channel.
+#[derive(Clone, Debug)]
+pub(crate) struct Conn {
+    pub(crate) channel: Channel,
+    pub(crate) device: &'static str,
+    pub(crate) life: u32,
+    pub(crate) service: Service,
+    pub(crate) server: SocketAddr,
+    pub(crate) observed: SocketAddr,
+}
+
+pub(crate) struct World {
+    pub(crate) now: Instant,
+    pub(crate) start: Instant,
+    pub(crate) rng: StdRng,
+    pub(crate) hosts: BTreeMap<&'static str, Host>,
+    pub(crate) cloud: Cloud,
+    pub(crate) conns: BTreeMap<Channel, Conn>,
+    pub(crate) dials: BTreeMap<u64, Dial>,
+    pub(crate) answers: BTreeMap<QueryId, Result<Ipv6Addr, ResolveError>>,
+    /// (device, inner packet) that arrived.
+    pub(crate) delivered: BTreeSet<(&'static str, u64)>,
+    queue: BTreeMap<(Instant, u64), Event>,
+    next: u64,
+    pub(crate) steps: u64,
+    /// Kill this one after that many events.
+    pub(crate) kill_at: Option<(u64, Victim)>,
+    // Faults.
+    pub(crate) loss: f64,
+    pub(crate) duplication: f64,
+    pub(crate) jitter: Duration,
+    pub(crate) delay: Duration,
+    /// Devices and services that nothing reaches.
+    pub(crate) cut_off: BTreeSet<Victim>,
+    /// Datagrams between devices get lost.
+    pub(crate) no_direct: bool,
+    /// Changes every message's bytes on its way.
+    pub(crate) tamper: Option<fn(&mut Message)>,
+    pub(crate) unknown_fields: bool,
+    keys: BTreeSet<[u8; 32]>,
+}
+
+impl World {
+    #[expect(clippy::disallowed_methods, reason = "virtual time has to begin somewhere")]
+    pub(crate) fn new(seed: u64) -> Self {
+        let now = Instant::now();
+        Self {
+            now,
+            start: now,
+            rng: StdRng::seed_from_u64(seed),
+            hosts: BTreeMap::new(),
+            cloud: Cloud::new(now),
+            conns: BTreeMap::new(),
+            dials: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            delivered: BTreeSet::new(),
+            queue: BTreeMap::new(),
+            next: 1,
+            steps: 0,
+            kill_at: None,
+            loss: 0.0,
+            duplication: 0.0,
+            jitter: Duration::ZERO,
+            delay: Duration::from_millis(10),
+            cut_off: BTreeSet::new(),
+            no_direct: false,
+            tamper: None,
+            unknown_fields: false,
+            keys: BTreeSet::new(),
+        }
+    }
+
+    /// A device behind the given gates, started.
+    pub(crate) fn add(&mut self, name: &'static str, v4: Option<Gate>, v6: Option<Gate>) {
+        let n = u8::try_from(self.hosts.len()).unwrap() + 1;
+        let v4 = v4.map(|gate| {
+            let own = match gate {
+                Gate::Open | Gate::Firewall => [203, 0, 113, n],
+                Gate::PortRestricted | Gate::Symmetric => [10, 0, n, 2],
+            };
+            Uplink::new((own, 7000).into(), gate, [198, 51, 100, n].into())
+        });
+        let v6 = v6.map(|gate| {
+            let own = Ipv6Addr::new(0x2001, 0xdb8, n.into(), 0, 0, 0, 0, 2);
+            Uplink::new((own, 7000).into(), gate, own.into())
+        });
+        let uplinks = v4.into_iter().chain(v6).collect();
+        self.hosts.insert(name, Host::new(name, uplinks));
+        self.cloud.enrol(name);
+        self.boot(name);
+    }
+
+    /// Puts a number on it.
+    pub(crate) fn fresh(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    pub(crate) fn schedule(&mut self, after: Duration, event: Event) {
+        let key = (self.now + after, self.fresh());
+        self.queue.insert(key, event);
+    }
+
+    /// One way's time, lengthened by what QUIC repeats.
+    pub(crate) fn reliable_delay(&mut self) -> Duration {
+        let mut delay = self.delay + self.jitter.mul_f64(self.rng.random());
+        while self.rng.random_bool(self.loss) && delay < Duration::from_secs(2) {
+            delay = delay * 2 + Duration::from_millis(30);
+        }
+        delay
+    }
+
+    /// Schedules what may get lost, arrive twice, or be overtaken.
+    pub(crate) fn unreliable(&mut self, event: &Event) {
+        let copies = 1 + u32::from(self.rng.random_bool(self.duplication));
+        for _ in 0..copies {
+            if !self.rng.random_bool(self.loss) {
+                let delay = self.delay + self.jitter.mul_f64(self.rng.random());
+                self.schedule(delay, event.clone());
+            }
+        }
+    }
+
+    pub(crate) fn pack(&self, message: &Message) -> Vec<u8> {
+        let mut message = message.clone();
+        if let Some(tamper) = self.tamper {
+            tamper(&mut message);
+        }
+        let mut bytes = encode(&message);
+        if self.unknown_fields {
+            add_unknown_field(&mut bytes);
+        }
+        bytes
+    }
+
+    pub(crate) fn unpack(bytes: &[u8]) -> Message {
+        decode(bytes).unwrap()
+    }
+
+    /// Runs until nothing is due before `until`.
+    pub(crate) fn run(&mut self, length: Duration) {
+        let until = self.now + length;
+        self.run_until(until, |_| false);
+    }
+
+    /// Runs until `done`; false if that did not happen within `length`.
+    pub(crate) fn run_while_not(&mut self, length: Duration, done: impl Fn(&Self) -> bool) -> bool {
+        let until = self.now + length;
+        self.run_until(until, done)
+    }
+
+    fn run_until(&mut self, until: Instant, done: impl Fn(&Self) -> bool) -> bool {
+        loop {
+            if done(self) {
+                return true;
+            }
+            let event = self.queue.first_key_value().map(|((at, _), _)| *at);
+            let timeout = self.next_timeout();
+            let Some(at) = [event, timeout].into_iter().flatten().min().filter(|at| *at <= until) else {
+                self.now = until;
+                return done(self);
+            };
+            self.now = self.now.max(at);
+            if timeout.is_some_and(|timeout| timeout <= self.now) {
+                self.handle_timeouts();
+            }
+            if event.is_some_and(|event| event <= self.now) {
+                let (_, event) = self.queue.pop_first().unwrap();
+                self.handle(event);
+            }
+            self.steps += 1;
+            assert!(self.steps < 3_000_000, "the machines keep each other busy");
+            if let Some((_, victim)) = self.kill_at.filter(|(step, _)| *step == self.steps) {
+                self.kill(victim, Duration::from_millis(500));
+            }
+        }
+    }
+
+    fn next_timeout(&self) -> Option<Instant> {
+        let nodes = self.hosts.values().filter_map(|host| host.node.as_ref()?.poll_timeout());
+        nodes.chain(self.cloud.poll_timeout()).min()
+    }
+
+    fn handle_timeouts(&mut self) {
+        let now = self.now;
+        for name in self.hosts.keys().copied().collect::<Vec<_>>() {
+            if let Some(node) = self.hosts.get_mut(name).and_then(|host| host.node.as_mut()) {
+                node.handle_timeout(now);
+                self.drain(name);
+            }
+        }
+        self.cloud.handle_timeout(now);
+        self.drain_cloud();
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Connected(channel) => self.connected(channel),
+            Event::ConnectFailed { device, life, service } => {
+                self.with_node(device, life, |node, now| {
+                    node.handle_connect_failed(now, service, "connection refused".into());
+                });
+            }
+            Event::Lost { conn, at_node } => self.lost(&conn, at_node),
+            Event::ToService { channel, exchange, bytes } => self.to_service(channel, exchange, &bytes),
+            Event::Answer { channel, exchange, bytes } => {
+                let message = Self::unpack(&bytes);
+                self.at_node(channel, |node, now| node.handle_response(now, exchange, message));
+            }
+            Event::ToNode { channel, exchange, bytes } => self.to_node(channel, exchange, &bytes),
+            Event::NodeAnswer { channel, exchange, bytes } => {
+                if self.conns.contains_key(&channel) && self.reaches(channel) {
+                    self.cloud.node_answered(self.now, exchange, Self::unpack(&bytes));
+                    self.drain_cloud();
+                }
+            }
+            Event::ExchangeFailed { channel, exchange } => {
+                self.at_node(channel, |node, now| {
+                    node.handle_exchange_failed(now, exchange, "stream reset".into())
+                });
+            }
+            Event::FrameToTrs { channel, bytes } => {
+                if self.conns.contains_key(&channel) && self.reaches(channel) {
+                    self.cloud.frame(self.now, channel, &bytes);
+                    self.drain_cloud();
+                }
+            }
+            Event::FrameToNode { channel, bytes } => self.frame_to_node(channel, &bytes),
+            Event::Datagram { from, to, packet } => self.arrive(from, to, packet),
+            Event::Retransmit { dial } => self.transmit_dial(dial),
+            Event::Stats { device, life } => self.report_stats(device, life),
+            Event::Revive(victim) => self.revive(victim),
+        }
+    }
+
+    /// Kills a process without a word to anyone, and starts it again later.
+    pub(crate) fn kill(&mut self, victim: Victim, down: Duration) {
+        let concerned = |conn: &&Conn| match victim {
+            Victim::Device(name) => conn.device == name,
+            Victim::As => conn.service == Service::As,
+            Victim::Nms => conn.service == Service::Nms,
+            Victim::Trs => matches!(conn.service, Service::Trs(_)),
+        };
+        for conn in self.conns.values().filter(concerned).cloned().collect::<Vec<_>>() {
+            self.conns.remove(&conn.channel);
+            let at_node = !matches!(victim, Victim::Device(_));
+            self.schedule(Duration::from_secs(1), Event::Lost { conn, at_node });
+        }
+        match victim {
+            Victim::Device(name) => self.hosts.get_mut(name).unwrap().die(),
+            service => self.cloud.kill(service),
+        }
+        self.schedule(down, Event::Revive(victim));
+    }
+
+    fn revive(&mut self, victim: Victim) {
+        match victim {
+            Victim::Device(name) => self.boot(name),
+            service => self.cloud.revive(service, self.now, self.start),
+        }
+    }
+
+    /// Asks for a device as its DNS server would.
+    pub(crate) fn resolve(&mut self, device: &'static str, target: &str) -> QueryId {
+        self.ask(device, Target::Name(fqdn(target)))
+    }
+
+    pub(crate) fn ask(&mut self, device: &'static str, target: Target) -> QueryId {
+        let query = QueryId(self.fresh());
+        let life = self.hosts[device].life;
+        self.with_node(device, life, |node, now| node.handle_resolve(now, query, target));
+        query
+    }
+
+    /// The answer, for which up to 6 s are waited.
+    pub(crate) fn answer(&mut self, query: QueryId) -> Result<Ipv6Addr, ResolveError> {
+        assert!(
+            self.run_while_not(Duration::from_secs(6), |world| world.answers.contains_key(&query)),
+            "no answer"
+        );
+        self.answers[&query].clone()
+    }
+
+    pub(crate) fn resolves(
+        &mut self,
+        device: &'static str,
+        target: &'static str,
+    ) -> Result<(), ResolveError> {
+        let query = self.resolve(device, target);
+        let address = self.answer(query)?;
+        assert_eq!(address, virtual_address(target));
+        Ok(())
+    }
+
+    /// Runs until all devices that live are registered.
+    pub(crate) fn settle(&mut self) {
+        let registered = |world: &Self| {
+            world.hosts.values().filter_map(|host| host.node.as_ref()).all(|node| node.status().registered)
+        };
+        assert!(self.run_while_not(Duration::from_secs(60), registered), "not all nodes registered");
+        self.run(Duration::from_secs(1));
+    }
+
+    /// Whether packets get from one to the other and back, within `length`; asked for again and again as an
+    /// application would.
+    pub(crate) fn talk(&mut self, a: &'static str, b: &'static str, length: Duration) -> bool {
+        let until = self.now + length;
+        while self.now < until {
+            let there = self.send_inner(a, b);
+            let back = self.send_inner(b, a);
+            self.run(Duration::from_millis(250));
+            if self.delivered.contains(&(b, there)) && self.delivered.contains(&(a, back)) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Secrets are never used twice, in whatever direction.
+    pub(crate) fn check_key(&mut self, key: [u8; 32], own_direction: bool) {
+        if own_direction {
+            assert!(self.keys.insert(key), "two tunnels seal with one key");
+        }
+    }
+}
+
+pub(crate) fn fqdn(name: &str) -> String {
+    format!("{name}.{ZONE}")
+}
+
+pub(crate) fn prefix() -> Prefix {
+    "fd12:3456:789a::/48".parse().unwrap()
+}
+
+pub(crate) fn virtual_address(name: &str) -> Ipv6Addr {
+    cyphonic_proto::address::virtual_address(prefix(), NETWORK, &fqdn(name))
+}
+
+pub(crate) fn identity(name: &str) -> Identity {
+    Identity {
+        network_id: NETWORK,
+        role: Role::Device,
+        fqdn: fqdn(name),
+        virtual_address: Some(virtual_address(name)),
+        spki_sha256: sha256(name.as_bytes()),
+        serial: vec![1],
+        not_before: 0,
+        not_after: i64::MAX,
+    }
+}
+
+/// Field 900 of the message itself and, where that is possible, of the body: a varint.
+fn add_unknown_field(bytes: &mut Vec<u8>) {
+    let (len, taken) = cyphonic_common::varint::decode(bytes).unwrap();
+    let body = bytes.split_off(taken);
+    assert_eq!(body.len(), usize::try_from(len).unwrap());
+    let mut out = vec![0; 8];
+    let taken = cyphonic_common::varint::encode(len + 3, &mut out).unwrap();
+    out.truncate(taken);
+    out.extend_from_slice(&body);
+    out.extend_from_slice(&[0xa0, 0x38, 0x01]);
+    *bytes = out;
+}
