@@ -40,7 +40,7 @@ pub fn dig(from: &Namespace, query: &DnsQuery, cancel: &Cancel) -> Result<DnsAns
     let mut command = from.command("dig");
     let seconds = query.wait.as_secs().max(1);
     command.args(["-u", &format!("@{}", query.server.ip()), "-p", &query.server.port().to_string()]);
-    command.args(["+tries=1", &format!("+time={seconds}"), "+noidnin", "+noidnout", "+nocookie"]);
+    command.args(["+tries=1", &format!("+time={seconds}"), "+nocookie"]);
     command.args(["-q", &query.name, "-t", query.kind]);
     let output = run(&mut command, Duration::from_secs(seconds + 5), cancel)?;
     parse(&output.stdout).ok_or_else(|| LabError::Output {

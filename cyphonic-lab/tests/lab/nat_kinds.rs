@@ -1,6 +1,7 @@
 //! Each NAT kind, probed from outside and inside with real datagrams, as RFC 5780 does.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use crate::common::{receive, socket, up};
 use cyphonic_lab::{Lab, Topology};
@@ -134,4 +135,28 @@ profiles: { zero: {} }
         stranger.send_to(b"hello", mapped).unwrap();
         assert_eq!(receive(&inside), stranger.local_addr().ok(), "{node} at {mapped}");
     }
+}
+
+#[test]
+fn a_mapping_lives_as_long_as_the_topology_says() {
+    let text = "version: 1
+networks: { wan: { ipv4: 198.51.100.0/24 }, lan: { ipv4: 192.168.0.0/24 } }
+routers:
+  nat:
+    nat: { kind: port-restricted, outside: wan, udp_timeout: 2s, udp_timeout_stream: 2s }
+    interfaces: [ { network: wan, ipv4: 198.51.100.9 }, { network: lan, ipv4: 192.168.0.1 } ]
+hosts:
+  x: { gateway: nat, interfaces: [ { network: lan, ipv4: 192.168.0.2 } ] }
+  one: { interfaces: [ { network: wan, ipv4: 198.51.100.1 } ] }
+profiles: { zero: {} }
+";
+    let lab = up(&Topology::parse(text).unwrap(), "life", "zero");
+    let server = socket(&lab, "one", "198.51.100.1", SERVER);
+    let inside = socket(&lab, "x", "192.168.0.2", INSIDE);
+    let mapped = contact(&inside, &server);
+    server.send_to(b"in time", mapped).unwrap();
+    assert!(receive(&inside).is_some());
+    std::thread::sleep(Duration::from_secs(4));
+    server.send_to(b"too late", mapped).unwrap();
+    assert_eq!(receive(&inside), None);
 }

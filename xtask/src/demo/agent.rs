@@ -108,7 +108,7 @@ impl Device {
         }
         let seconds = LIMIT.as_secs();
         let waited =
-            check(self.command().args(["wait", "--timeout", &format!("{seconds}s")]), LIMIT * 2, cancel);
+            check(self.command().args(["wait", "--timeout", &seconds.to_string()]), LIMIT * 2, cancel);
         waited.map(drop).with_context(|| format!("{} did not come online:\n{}", self.node, self.log_tail()))
     }
 

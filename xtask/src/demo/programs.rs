@@ -78,8 +78,8 @@ pub(super) fn become_root(programs: &Programs, args: &DemoArgs) -> Result<()> {
     sudo.arg(own)
         .args(["demo", "--profile", &args.profile, "--name", &args.name, "--programs"])
         .arg(&programs.folder);
-    if args.keep {
-        sudo.arg("--keep");
+    for (given, flag) in [(args.keep, "--keep"), (args.untimed, "--untimed")] {
+        sudo.args(given.then_some(flag));
     }
     if let Some(file) = &args.json {
         sudo.arg("--json").arg(file);
