@@ -237,3 +237,6 @@ impl FromStr for Role {
         all.into_iter().find(|role| role.as_str() == text).ok_or(ParseError("role: as, nms, trs or device"))
     }
 }
+
+#[cfg(test)]
+mod tests;

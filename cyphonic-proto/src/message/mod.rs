@@ -8,7 +8,7 @@ pub mod endpoint;
 pub mod field;
 mod framing;
 
-#[expect(missing_docs, clippy::use_self, reason = "generated; the schema is the documentation")]
+#[expect(missing_docs, reason = "generated; the schema is the documentation")]
 #[allow(unreachable_pub, reason = "generated")]
 mod wire {
     include!(concat!(env!("OUT_DIR"), "/cyphonic.v1.rs"));

@@ -12,6 +12,8 @@
 mod config;
 mod direction;
 mod nodes;
+#[cfg(test)]
+mod tests;
 
 pub use config::{Action, NmsConfig, NmsCounters, NmsTiming};
 

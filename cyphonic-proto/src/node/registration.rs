@@ -16,6 +16,9 @@ use std::{
 /// How long changes are gathered before the NMS is told.
 const GATHER: Duration = Duration::from_millis(50);
 
+/// A node's addresses and what servers saw.
+type News = (Vec<SocketAddr>, Vec<(SocketAddr, SocketAddr)>);
+
 /// What the node was told and found out.
 pub(super) struct Registration {
     pub(super) logged_in: bool,
@@ -28,7 +31,7 @@ pub(super) struct Registration {
     /// Random per start of the agent.
     instance: [u8; 16],
     /// What the NMS was told last, and what it is being told.
-    told: Option<(Vec<SocketAddr>, Vec<(SocketAddr, SocketAddr)>)>,
+    told: Option<News>,
     under_way: bool,
 }
 

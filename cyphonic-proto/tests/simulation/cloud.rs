@@ -181,7 +181,7 @@ impl World {
         }
     }
 
-    pub(crate) fn to_service(&mut self, channel: Channel, exchange: ExchangeId, bytes: &[u8]) {
+    pub(crate) fn reach_service(&mut self, channel: Channel, exchange: ExchangeId, bytes: &[u8]) {
         if !self.reaches(channel) {
             return;
         }
@@ -206,7 +206,7 @@ impl World {
         self.drain_cloud();
     }
 
-    pub(crate) fn to_node(&mut self, channel: Channel, exchange: ExchangeId, bytes: &[u8]) {
+    pub(crate) fn reach_node(&mut self, channel: Channel, exchange: ExchangeId, bytes: &[u8]) {
         let here = ExchangeId(self.fresh());
         self.cloud.asking.insert(here, (channel, exchange));
         let message = Self::unpack(bytes);
@@ -268,7 +268,8 @@ impl World {
 
     /// A service answers a node.
     fn respond(&mut self, exchange: ExchangeId, message: &Message) {
-        let (channel, exchange) = self.cloud.asked.remove(&exchange).expect("one answer for each request");
+        let (channel, exchange) =
+            self.cloud.asked.remove(&exchange).unwrap_or_else(|| panic!("two answers for one request"));
         let delay = self.reliable_delay();
         // Some exchanges fail for good where packets get lost.
         if self.loss > 0.0 && rand::Rng::random_bool(&mut self.rng, self.loss / 10.0) {

@@ -173,7 +173,8 @@ impl World {
                 if close.is_some() {
                     self.emit(name, id, Content::Close);
                 }
-                self.hosts.get_mut(name).unwrap().tunnels.remove(&id).expect("removed once");
+                let removed = self.hosts.get_mut(name).unwrap().tunnels.remove(&id);
+                assert!(removed.is_some(), "a tunnel is removed once");
             }
             Action::SetPath { id, remote, wire_cid } => {
                 let tunnel = self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap();

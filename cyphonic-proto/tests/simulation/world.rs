@@ -327,12 +327,12 @@ impl World {
                 });
             }
             Event::Lost { conn, at_node } => self.lost(&conn, at_node),
-            Event::ToService { channel, exchange, bytes } => self.to_service(channel, exchange, &bytes),
+            Event::ToService { channel, exchange, bytes } => self.reach_service(channel, exchange, &bytes),
             Event::Answer { channel, exchange, bytes } => {
                 let message = Self::unpack(&bytes);
                 self.at_node(channel, |node, now| node.handle_response(now, exchange, message));
             }
-            Event::ToNode { channel, exchange, bytes } => self.to_node(channel, exchange, &bytes),
+            Event::ToNode { channel, exchange, bytes } => self.reach_node(channel, exchange, &bytes),
             Event::NodeAnswer { channel, exchange, bytes } => {
                 if self.conns.contains_key(&channel) && self.reaches(channel) {
                     self.cloud.node_answered(self.now, exchange, Self::unpack(&bytes));
