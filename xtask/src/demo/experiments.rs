@@ -182,6 +182,7 @@ impl<'a> Experiments<'a> {
         let (mut first, mut all) = (0, 0);
         for (from, to) in [DIRECT, RELAYED] {
             let (source, target) = (self.device(from)?, self.device(to)?);
+            source.resolve(target, self.cancel)?;
             for _ in 0..FIRST_PACKET_TUNNELS {
                 source.reset_tunnel(target, self.cancel)?;
                 let report = source.ping(&PingRun::new(target.fqdn(), 3), self.cancel)?;
