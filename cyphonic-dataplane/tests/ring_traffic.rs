@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use cyphonic_common::DropReason;
-use cyphonic_dataplane::ring::{EncapRing, HoldLimits, RingKind, TunnelId};
+use cyphonic_dataplane::ring::{EncapRing, HoldLimits, RingEvent, RingKind, TunnelId};
 use ring_lab::{
     A, B, INTERFACE, Node, PATIENCE, eventually, join, joined, outer, tunnel, uninterrupted, wire,
 };
@@ -257,6 +257,18 @@ fn datagrams_of_one_flow_stay_in_order() {
     for number in 0..64u8 {
         assert_eq!(received(&receiver), [number; 900]);
     }
+}
+
+#[test]
+fn a_ring_whose_interface_is_taken_away_says_so() {
+    let (a, _b) = wire();
+    let a = Node::start(a, A);
+    a.namespace.ip(&format!("link del {INTERFACE}"));
+    let reason = a.event(|event| match event {
+        RingEvent::Failed { reason } => Some(reason.clone()),
+        _ => None,
+    });
+    assert!(reason.starts_with("ring-tx: "), "{reason}");
 }
 
 #[test]

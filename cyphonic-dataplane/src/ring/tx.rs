@@ -180,7 +180,7 @@ impl TxWorker {
         let counters = &self.parts.counters;
         counters.tx_sends.fetch_add(1, Relaxed);
         counters.tx_packets.fetch_add(sealed.packets.saturating_sub(lost), Relaxed);
-        tunnel.shared.tx.add(sealed.packets, sealed.inner_bytes);
+        tunnel.shared.tx.add(sealed.packets.saturating_sub(lost), sealed.inner_bytes_without(lost));
         tunnel.shared.touch_tx(self.now);
         self.batch.clear();
         let challenge = tunnel.sealer.poll_key_update(self.now);

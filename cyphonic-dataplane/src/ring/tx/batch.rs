@@ -1,5 +1,7 @@
 //! Sealed packets that leave together: for one tunnel, of one size (the last may be shorter), with one ECN field.
 
+use cyphonic_common::limits::TUNNEL_OVERHEAD;
+
 /// The most bytes of one segmented send: a UDP datagram's limit over IPv4.
 const MAX_BYTES: usize = 65_507;
 /// The most packets of one segmented send, the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9.
@@ -23,6 +25,14 @@ pub(super) struct Sealed {
     pub(super) stride: usize,
     pub(super) packets: u64,
     pub(super) inner_bytes: u64,
+}
+
+impl Sealed {
+    /// The inner bytes that left when the last packets were lost, each taken to be of full size.
+    pub(super) fn inner_bytes_without(&self, lost: u64) -> u64 {
+        let each = self.stride.saturating_sub(TUNNEL_OVERHEAD) as u64;
+        self.inner_bytes.saturating_sub(lost.saturating_mul(each))
+    }
 }
 
 impl Batch {

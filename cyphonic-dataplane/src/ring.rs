@@ -274,7 +274,7 @@ pub trait EncapRing: Send + Sync {
     /// Sends on another path from now on.
     fn set_path(&self, id: TunnelId, path: Path);
 
-    /// Sends a control frame.
+    /// Sends a control frame. Ignored on a tunnel that is not confirmed yet: nothing may be sent there.
     fn send_control(&self, id: TunnelId, control: Control);
 
     /// Gives up on a destination: drops what is held for it, and tells the applications so
