@@ -12,7 +12,7 @@ use cyphonic_proto::{
         Refusal, RefusalCode, RouteDirection, RouteKind, TunnelRequest, TunnelResponse, decode, encode,
         endpoint,
     },
-    node::{Action, Node, PeerVia, ResolveError, Service, Target},
+    node::{Action, Node, PeerVia, ResolveError, Service, Target, TunnelActivity},
 };
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
@@ -107,6 +107,40 @@ fn a_tunnel_request_with_the_right_certificate_and_set_up_installs_a_tunnel_befo
     assert_eq!((tunnel.peer, tunnel.inner_mtu), (virtual_address("b"), 1400));
     let Message::TunnelResponse(response) = message else { panic!("{message:?}") };
     assert_eq!(response.suite, 2, "the dialler's favourite of those that both know");
+}
+
+#[test]
+fn of_two_tunnels_the_one_of_the_later_set_up_stays_whichever_was_complete_first() {
+    for order in [[0x11, 0x22], [0x22, 0x11]] {
+        let mut world = calm();
+        let mut tunnels = vec![];
+        for number in [0x11, 0x22] {
+            direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
+        }
+        for number in order {
+            let done = knock(
+                &mut world,
+                &identity("b"),
+                from_b(),
+                TunnelRequest { setup_id: vec![number; 16], ..request() },
+            );
+            let Action::InstallTunnel(tunnel) = &done[0] else { panic!("{done:?}") };
+            tunnels.push((number, tunnel.id));
+        }
+        let later = world.now + 10 * SECOND;
+        for (_, id) in &tunnels {
+            let activity = TunnelActivity { last_rx: Some(world.now), ..TunnelActivity::default() };
+            let now = world.now;
+            node(&mut world).handle_tunnel_stats(now, *id, activity);
+        }
+        node(&mut world).handle_timeout(later);
+        let removed = actions(&mut world).into_iter().filter_map(|action| match action {
+            Action::RemoveTunnel { id, .. } => Some(id),
+            _ => None,
+        });
+        let older = tunnels.iter().find(|(number, _)| *number == 0x11).unwrap().1;
+        assert_eq!(removed.collect::<Vec<_>>(), [older]);
+    }
 }
 
 #[test]
