@@ -104,7 +104,10 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
             keep(lab, overlay, programs)?;
             return Err(error);
         }
-        Err(error) => return Err(error),
+        Err(error) => {
+            lab.down()?;
+            return Err(error);
+        }
     };
     let wall = progress.elapsed();
     figures.insert("wall_s", Figure::single(wall.as_secs_f64(), "s"));
@@ -133,8 +136,9 @@ fn finish(
     if args.keep {
         keep(lab, overlay, programs)?;
     } else {
-        drop(overlay);
+        // Ends everything at once; what `overlay` does when it goes would be one after the other.
         lab.down()?;
+        drop(overlay);
     }
     if broken.is_empty() {
         println!("Every promise was kept.");
