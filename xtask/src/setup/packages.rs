@@ -58,9 +58,8 @@ pub(super) fn apt_install(names: &[&str]) -> Result<()> {
     if shell::find("apt-get").is_none() {
         bail!("this is neither Debian nor Ubuntu (no apt-get): install {} by hand", names.join(", "));
     }
-    if !names.iter().all(|name| is_available(name)) {
-        shell::run(apt()?.arg("update")).context("cannot refresh the package lists")?;
-    }
+    // Even where the lists know a package: on a fresh system they may know only a version that is years old.
+    shell::run(apt()?.arg("update")).context("cannot refresh the package lists")?;
     if let Some(name) = names.iter().find(|name| !is_available(name)) {
         bail!(
             "no configured package source has {name}: on Debian 12 enable `bookworm main`, `bookworm-updates main` and \
@@ -71,7 +70,7 @@ pub(super) fn apt_install(names: &[&str]) -> Result<()> {
 }
 
 /// Whether a package source offers the package.
-pub(super) fn is_available(name: &str) -> bool {
+fn is_available(name: &str) -> bool {
     shell::output(Command::new("apt-cache").args(["policy", name])).is_some_and(|policy| {
         policy.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"))
     })

@@ -125,9 +125,10 @@ pub(super) fn find_or_install() -> Result<Toolchain> {
         Some(toolchain) => Ok(toolchain),
         None => bail!(
             "found no Rust toolchain with the source of `core` and LLVM {} to {}: run `rustup toolchain install {NIGHTLY} \
-             --component rust-src`",
+             --component rust-src`, or on Debian 12 enable `bookworm-security main` and install {} from there",
             LLVM.start(),
-            LLVM.end()
+            LLVM.end(),
+            DEBIAN_PACKAGES.join(", ")
         ),
     }
 }
