@@ -116,6 +116,19 @@ fn a_direct_route_that_fails_is_replaced_by_the_relay_within_the_answer() {
 }
 
 #[test]
+fn a_route_that_failed_is_tried_again_in_another_network() {
+    let mut world = open_pair();
+    world.no_direct = true;
+    world.resolves("a", "b").unwrap();
+    let failed =
+        |world: &World| world.hosts["a"].node.as_ref().unwrap().status().peers[0].failed_routes.clone();
+    assert_eq!(failed(&world), [RouteKind::Direct, RouteKind::ResponderInitiated]);
+    let moved = vec!["203.0.113.77:7000".parse().unwrap()];
+    world.with_node("a", 0, |node, now| node.handle_addresses(now, moved));
+    assert_eq!(failed(&world), []);
+}
+
+#[test]
 fn simultaneous_questions_share_one_set_up() {
     let mut world = relayed_pair();
     let queries: Vec<_> = (0..100).map(|_| world.resolve("a", "b")).collect();

@@ -283,6 +283,25 @@ fn a_request_that_is_not_the_nms_s_to_make_is_refused() {
 }
 
 #[test]
+fn a_service_that_never_answers_is_not_waited_for() {
+    let mut world = calm();
+    let (start, query) = (world.now, cyphonic_proto::QueryId(1 << 40));
+    node(&mut world).handle_resolve(start, query, Target::Name("b.lab".into()));
+    let asked = actions(&mut world);
+    let [Action::Request { exchange, .. }] = asked.as_slice() else { panic!("{asked:?}") };
+    node(&mut world).handle_timeout(start + 3 * SECOND);
+    let given_up = actions(&mut world);
+    assert!(matches!(given_up.as_slice(), [Action::CancelRequest { exchange: other }] if other == exchange));
+    node(&mut world).handle_timeout(start + 4 * SECOND);
+    let answered = actions(&mut world).into_iter().find_map(|action| match action {
+        Action::Answer { result: Err(error), .. } => Some(error),
+        _ => None,
+    });
+    let error = answered.unwrap();
+    assert!(matches!(&error, ResolveError::TimedOut { .. } | ResolveError::NotConnected { .. }), "{error}");
+}
+
+#[test]
 fn floods_meet_limits_and_every_request_an_answer() {
     let mut world = calm();
     let mut refused = 0;
