@@ -87,6 +87,9 @@ pub enum LabError {
     /// Not root.
     #[error("the lab needs root, because it makes network namespaces; run it with sudo")]
     NotRoot,
+    /// Interfaces did not come up.
+    #[error("the interfaces of {0} did not come up within {1:?}")]
+    Down(String, Duration),
     /// The link emulator did not come up.
     #[error("the link emulator did not start: {0}")]
     Emulator(String),

@@ -9,13 +9,16 @@ use std::time::Duration;
 use crate::command::{Cancel, configure};
 use crate::emulator::{Emulator, Tap, Wire};
 use crate::link::{Bridge, Cable, End, Plan};
-use crate::process::{Daemon, Readiness, stop_all};
+use crate::process::{Daemon, Readiness, stop_all, wait_until};
 use crate::topology::validate::SWITCH;
 use crate::topology::{Interface, Link, Profile, Topology};
 use crate::{LabError, LabState, Namespace, nat, netns};
 
-/// The lab's own resolver configuration: where an agent listens. There is no other DNS in the lab.
+/// What a host's resolver is configured to at first, as where systemd-resolved runs. There is no DNS in the lab until
+/// something starts one; an agent edits this as it would on any host.
 const RESOLV_CONF: &str = "nameserver 127.0.0.53\noptions timeout:5 attempts:1\n";
+/// The kernel needs milliseconds for what is waited for with this limit; a busy machine may need longer.
+const SETTLE: Duration = Duration::from_secs(10);
 /// Frames a TAP device holds while the emulator is busy; the default of 500 is less than one TCP window.
 const TAP_QUEUE: u32 = 10_000;
 
@@ -109,13 +112,20 @@ impl Lab {
         Ok(dir)
     }
 
-    /// Starts a program that goes on running; its output is logged in the node's folder as `LABEL.log`.
+    /// Starts a program that goes on running, by a [command](Self::command) of this node; its output is logged in the
+    /// node's folder as `LABEL.log`.
     ///
     /// # Errors
-    /// The lab has no such node, or the program does not start.
+    /// The lab has no such node, or the program does not start there.
     pub fn spawn(&self, node: &str, label: &str, command: &mut Command) -> Result<Daemon, LabError> {
         let log = self.node_dir(node)?.join(format!("{label}.log"));
-        Daemon::start(command, format!("{label} on {node}"), log)
+        let namespace = self.namespace(node)?;
+        let mut daemon = Daemon::start(command, format!("{label} on {node}"), log)?;
+        // Only what is inside is found when the lab goes.
+        if wait_until(SETTLE, || namespace.holds(daemon.pid()) || daemon.exit_status().is_some()) {
+            return Ok(daemon);
+        }
+        Err(daemon.not_ready(format!("did not enter the namespace {}", namespace.name())))
     }
 
     /// Like [`Self::spawn`], for a program that reports to systemd when it is ready: returns once it has.
@@ -179,7 +189,11 @@ impl Lab {
                 self.namespace(name)?.sysctl(&sysctls)?;
             }
         }
-        topology.hosts.keys().try_for_each(|name| self.namespace(name)?.write_resolv_conf(RESOLV_CONF))
+        topology.hosts.keys().try_for_each(|name| self.namespace(name)?.write_resolv_conf(RESOLV_CONF))?;
+        self.state.namespaces().iter().try_for_each(|namespace| {
+            let running = wait_until(SETTLE, || namespace.is_running());
+            if running { Ok(()) } else { Err(LabError::Down(namespace.name().to_owned(), SETTLE)) }
+        })
     }
 
     fn lay_cables(&self, cables: &[Cable], emulator: &Emulator) -> Result<(), LabError> {
@@ -304,7 +318,7 @@ fn sysctls(router: bool) -> Vec<String> {
 }
 
 fn bridges(bridges: &[Bridge]) -> String {
-    let mut batch = String::new();
+    let mut batch = String::from("link set lo up\n");
     for Bridge { network, mtu, ports } in bridges {
         let _ = writeln!(batch, "link add {network} mtu {mtu} type bridge forward_delay 0 mcast_snooping 0");
         let _ = writeln!(batch, "link set {network} up");

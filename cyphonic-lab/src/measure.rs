@@ -9,4 +9,4 @@ mod ping;
 
 pub use self::dig::{DnsAnswer, DnsQuery, dig};
 pub use self::iperf::{IperfRun, IperfServer, Transfer, Transport};
-pub use self::ping::{PingReport, PingRun, ping};
+pub use self::ping::{PingReport, PingRun, Summary, ping};

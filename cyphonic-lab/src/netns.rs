@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::{fs, io, thread};
 
+use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns};
 
 use crate::LabError;
@@ -56,6 +57,22 @@ impl Namespace {
             Err(panic) => std::panic::resume_unwind(panic),
         });
         result.map_err(LabError::file("enter", self.path()))
+    }
+
+    /// Whether a process is inside. One that has just been started is not yet.
+    pub(crate) fn holds(&self, pid: u32) -> bool {
+        let target = fs::read_link(format!("/proc/{pid}/ns/net"));
+        target.is_ok_and(|target| self.link_target().is_some_and(|own| target.as_os_str() == own.as_str()))
+    }
+
+    /// Whether all its interfaces carry packets. The kernel notices that a cable has been plugged in at both ends a
+    /// moment after it has been, and until then drops what is sent.
+    pub(crate) fn is_running(&self) -> bool {
+        let all_run = || {
+            let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
+            Some(interfaces.all(|interface| interface.flags.contains(InterfaceFlags::IFF_RUNNING)))
+        };
+        self.inside(all_run).is_ok_and(|running| running == Some(true))
     }
 
     /// Runs a batch of `ip` commands inside.

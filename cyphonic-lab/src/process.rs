@@ -91,7 +91,7 @@ impl Daemon {
         self.released = true;
     }
 
-    fn not_ready(&self, problem: String) -> LabError {
+    pub(crate) fn not_ready(&self, problem: String) -> LabError {
         LabError::NotReady { name: self.name.clone(), problem, log: self.log_tail(15) }
     }
 

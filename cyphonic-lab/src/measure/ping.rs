@@ -47,8 +47,23 @@ pub struct PingReport {
     pub received: u32,
     /// Sequence numbers (from 1) of the answers, in order of arrival.
     pub sequence: Vec<u32>,
-    /// Round trips in milliseconds, in order of arrival.
+    /// Round trips in milliseconds, in order of arrival; ping rounds each to three digits.
     pub rtts_ms: Vec<f64>,
+    /// ping's own summary, if anything came back.
+    pub summary: Option<Summary>,
+}
+
+/// The line `rtt min/avg/max/mdev`, in milliseconds, to the microsecond.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Summary {
+    /// The shortest.
+    pub min_ms: f64,
+    /// Their mean.
+    pub avg_ms: f64,
+    /// The longest.
+    pub max_ms: f64,
+    /// Their standard deviation.
+    pub mdev_ms: f64,
 }
 
 impl PingReport {
@@ -60,14 +75,6 @@ impl PingReport {
     /// How many requests from the first on went unanswered.
     pub fn lost_at_start(&self) -> u32 {
         self.sequence.iter().min().map_or(self.sent, |first| first.saturating_sub(1))
-    }
-
-    /// Mean deviation as ping computes it: the standard deviation of the round trips.
-    pub fn mdev_ms(&self) -> Option<f64> {
-        let count = self.rtts_ms.len() as f64;
-        let mean = self.rtts_ms.iter().sum::<f64>() / count;
-        let squares = self.rtts_ms.iter().map(|rtt| rtt * rtt).sum::<f64>() / count;
-        (count > 0.0).then(|| (squares - mean * mean).max(0.0).sqrt())
     }
 }
 
@@ -89,8 +96,14 @@ pub fn ping(from: &Namespace, what: &PingRun, cancel: &Cancel) -> Result<PingRep
 }
 
 fn parse(text: &str) -> Option<PingReport> {
-    let mut report =
-        PingReport { address: None, sent: 0, received: 0, sequence: Vec::new(), rtts_ms: Vec::new() };
+    let mut report = PingReport {
+        address: None,
+        sent: 0,
+        received: 0,
+        sequence: Vec::new(),
+        rtts_ms: Vec::new(),
+        summary: None,
+    };
     let mut complete = false;
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("PING ") {
@@ -102,9 +115,19 @@ fn parse(text: &str) -> Option<PingReport> {
             report.sent = sent.parse().ok()?;
             report.received = rest.split_once(" received")?.0.parse().ok()?;
             complete = true;
+        } else if let Some(rest) = line.strip_prefix("rtt min/avg/max/mdev = ") {
+            report.summary = summary(rest);
         }
     }
     complete.then_some(report)
+}
+
+/// `0.312/0.706/1.100/0.394 ms`, to which a comma and more may follow.
+fn summary(text: &str) -> Option<Summary> {
+    let numbers =
+        text.split(' ').next()?.split('/').map(str::parse::<f64>).collect::<Result<Vec<_>, _>>().ok()?;
+    let [min_ms, avg_ms, max_ms, mdev_ms] = numbers[..] else { return None };
+    Some(Summary { min_ms, avg_ms, max_ms, mdev_ms })
 }
 
 /// `b.lab (192.0.2.1) 56(84) bytes` for IPv4, `b.lab(b.lab (fd00::1)) 56 data bytes` or `fd00::1(fd00::1) 56` for IPv6.
@@ -136,7 +159,8 @@ rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
         assert_eq!(report.address, Some("fd12:3456::7".parse().unwrap()));
         assert_eq!((report.sent, report.received, report.lost(), report.lost_at_start()), (3, 2, 1, 1));
         assert_eq!(report.rtts_ms, [0.312, 1.10]);
-        assert!((report.mdev_ms().unwrap() - 0.394).abs() < 1e-9);
+        let summary = Summary { min_ms: 0.312, avg_ms: 0.706, max_ms: 1.1, mdev_ms: 0.394 };
+        assert_eq!(report.summary, Some(summary));
     }
 
     #[test]
@@ -147,7 +171,7 @@ rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
 5 packets transmitted, 0 received, 100% packet loss, time 40ms
 ";
         let report = parse(text).unwrap();
-        assert_eq!((report.lost(), report.lost_at_start(), report.mdev_ms()), (5, 5, None));
+        assert_eq!((report.lost(), report.lost_at_start(), report.summary), (5, 5, None));
         assert_eq!(report.address, Some("192.0.2.9".parse().unwrap()));
         assert_eq!(parse("ping: nowhere: Name or service not known"), None);
     }

@@ -18,8 +18,8 @@ use serde_json::Value;
 use super::ZONE;
 use super::programs::Programs;
 
-/// Where each agent serves the overlay's zone.
-const DNS: &str = "127.0.0.53:53";
+/// Where each agent serves the overlay's zone: its default.
+const DNS: &str = "127.0.0.55:53";
 /// For a command to the agent, and for the agent to come online.
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -210,8 +210,8 @@ impl Device {
     }
 }
 
-/// The agent's configuration file. The lab's namespaces point their resolver at the agent already; and the machine's
-/// systemd-resolved, which the agent could see from there, is none of the lab's business.
+/// The agent's configuration file, as a user would write it, but for `resolver: auto`: the machine's systemd-resolved,
+/// which an agent could see from inside a namespace, is none of the lab's business.
 fn configuration(home: &Path, socket: &Path, token: &Path, cloud: &[SocketAddr]) -> String {
     let mut text = format!(
         "state_dir: {}\nsocket: {}\ntoken_file: {}\ninterface: cyph0\n",
@@ -223,7 +223,7 @@ fn configuration(home: &Path, socket: &Path, token: &Path, cloud: &[SocketAddr])
     for address in cloud {
         let _ = writeln!(text, "  - \"{address}\"");
     }
-    let _ = write!(text, "dns:\n  listen: \"{DNS}\"\n  resolver: none\n");
+    let _ = write!(text, "dns:\n  listen: \"{DNS}\"\n  resolver: resolv-conf\n");
     text
 }
 
