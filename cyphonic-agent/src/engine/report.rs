@@ -17,7 +17,7 @@ use crate::control::report::{
 };
 
 /// Reads drops by reason.
-pub type Drops = Arc<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>;
+pub(crate) type Drops = Arc<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>;
 
 /// Parts of the daemon that the engine does not drive, as they were set up.
 pub struct Surroundings {

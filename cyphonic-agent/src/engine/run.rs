@@ -496,7 +496,7 @@ impl Engine {
             service.connection.close(CLOSE_STOPPING, "the agent stops");
         }
         self.transport.shutdown("the agent stops").await;
-        drop(answer.send(()));
+        let _ = answer.send(());
     }
 }
 

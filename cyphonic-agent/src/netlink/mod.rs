@@ -17,11 +17,19 @@ use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
     link::{LinkAttribute, LinkFlags, LinkMessage},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
-use tokio::task::AbortHandle;
+use tokio::{
+    task::AbortHandle,
+    time::{Duration, Instant, sleep},
+};
 
 pub use watch::NetworkWatch;
+
+/// The local route is there within a millisecond on an idle machine.
+const LOCAL_ROUTE_WAIT: Duration = Duration::from_secs(2);
+const LOCAL_ROUTE_POLL: Duration = Duration::from_millis(2);
 
 /// A connection to rtnetlink. Needs a tokio runtime.
 #[derive(Debug)]
@@ -81,7 +89,25 @@ impl Netlink {
             .pref_source(address)
             .build();
         self.handle.route().add(route).replace().execute().await.map_err(step("route the overlay to"))?;
+        self.await_local_route(address).await?;
         self.require(name).await
+    }
+
+    /// The kernel takes an address as its own a moment after it was given (it installs the local route from a work
+    /// queue) and silently drops what arrives for it before.
+    async fn await_local_route(&self, address: Ipv6Addr) -> Result<(), NetlinkError> {
+        let started = Instant::now();
+        while started.elapsed() < LOCAL_ROUTE_WAIT {
+            let all = RouteMessageBuilder::<Ipv6Addr>::new().build();
+            let routes: Vec<RouteMessage> =
+                self.handle.route().get(all).execute().try_collect().await.map_err(NetlinkError::List)?;
+            if routes.iter().any(|route| is_local(route, address)) {
+                return Ok(());
+            }
+            sleep(LOCAL_ROUTE_POLL).await;
+        }
+        tracing::warn!("the kernel has not taken the virtual address as local yet: first packets may be lost");
+        Ok(())
     }
 
     /// Changes an interface's MTU.
@@ -144,6 +170,11 @@ impl Drop for Netlink {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+fn is_local(route: &RouteMessage, address: Ipv6Addr) -> bool {
+    let destination = RouteAttribute::Destination(RouteAddress::Inet6(address));
+    route.header.kind == RouteType::Local && route.attributes.contains(&destination)
 }
 
 fn name_of(link: &LinkMessage) -> Option<&str> {
