@@ -19,6 +19,8 @@ use crate::{LabError, LabState, Namespace, nat, netns};
 const RESOLV_CONF: &str = "nameserver 127.0.0.53\noptions timeout:5 attempts:1\n";
 /// The kernel needs milliseconds for what is waited for with this limit; a busy machine may need longer.
 const SETTLE: Duration = Duration::from_secs(10);
+/// Interface numbers of veth cables start here, out of the way of those that the kernel gives.
+const FIRST_INDEX: usize = 1_000;
 /// Frames a TAP device holds while the emulator is busy; the default of 500 is less than one TCP window.
 const TAP_QUEUE: u32 = 10_000;
 
@@ -190,17 +192,28 @@ impl Lab {
             }
         }
         topology.hosts.keys().try_for_each(|name| self.namespace(name)?.write_resolv_conf(RESOLV_CONF))?;
-        self.state.namespaces().iter().try_for_each(|namespace| {
-            let running = wait_until(SETTLE, || namespace.is_running());
-            if running { Ok(()) } else { Err(LabError::Down(namespace.name().to_owned(), SETTLE)) }
-        })
+        self.settle(&plan.cables)
+    }
+
+    /// Waits until both ends of every cable carry packets.
+    fn settle(&self, cables: &[Cable]) -> Result<(), LabError> {
+        for node in self.state.nodes.iter().map(String::as_str).chain(std::iter::once(SWITCH)) {
+            let ends = cables.iter().flat_map(|cable| &cable.ends).filter(|end| end.node == node);
+            let devices: Vec<&str> = ends.map(|end| end.device.as_str()).collect();
+            let namespace = self.state.namespace(node);
+            if !wait_until(SETTLE, || namespace.carries(&devices)) {
+                return Err(LabError::Down(namespace.name().to_owned(), SETTLE));
+            }
+        }
+        Ok(())
     }
 
     fn lay_cables(&self, cables: &[Cable], emulator: &Emulator) -> Result<(), LabError> {
         let netem = cables.iter().any(|cable| !cable.link.is_plain()) && self.has_netem();
         let (wires, veths): (Vec<&Cable>, Vec<&Cable>) =
             cables.iter().partition(|cable| !(cable.link.is_plain() || netem && cable.link.jitter.is_zero()));
-        let batch: String = veths.iter().map(|cable| self.veth(cable)).collect();
+        let batch: String =
+            veths.iter().enumerate().map(|(number, cable)| self.veth(number, cable)).collect();
         configure(Command::new("ip").args(["-batch", "-"]), &batch)?;
         for cable in veths.iter().filter(|cable| !cable.link.is_plain()) {
             cable.ends.iter().try_for_each(|end| self.impair(end, &cable.link))?;
@@ -216,17 +229,16 @@ impl Lab {
         })
     }
 
-    fn veth(&self, cable: &Cable) -> String {
+    /// Interface numbers are given, and different at both ends: where they happen to be equal, the kernel takes the pair
+    /// for one device and needs up to a second to notice that it has been plugged in (`linkwatch_urgent_event`).
+    fn veth(&self, number: usize, cable: &Cable) -> String {
+        let end = |end: &End, index: usize| {
+            let (device, mtu, namespace) = (&end.device, cable.mtu, self.state.namespace(&end.node));
+            format!("name {device} mtu {mtu} index {index} netns {}", namespace.name())
+        };
         let [a, b] = &cable.ends;
-        let (from, to) = (self.state.namespace(&a.node), self.state.namespace(&b.node));
-        let mtu = cable.mtu;
-        format!(
-            "link add name {} mtu {mtu} netns {} type veth peer name {} mtu {mtu} netns {}\n",
-            a.device,
-            from.name(),
-            b.device,
-            to.name()
-        )
+        let index = FIRST_INDEX + 2 * number;
+        format!("link add {} type veth peer {}\n", end(a, index), end(b, index + 1))
     }
 
     fn wire(&self, cable: &Cable) -> Wire {

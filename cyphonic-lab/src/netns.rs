@@ -65,14 +65,17 @@ impl Namespace {
         target.is_ok_and(|target| self.link_target().is_some_and(|own| target.as_os_str() == own.as_str()))
     }
 
-    /// Whether all its interfaces carry packets. The kernel notices that a cable has been plugged in at both ends a
+    /// Whether these interfaces carry packets. The kernel notices that a cable has been plugged in at both ends a
     /// moment after it has been, and until then drops what is sent.
-    pub(crate) fn is_running(&self) -> bool {
-        let all_run = || {
-            let mut interfaces = nix::ifaddrs::getifaddrs().ok()?;
-            Some(interfaces.all(|interface| interface.flags.contains(InterfaceFlags::IFF_RUNNING)))
+    pub(crate) fn carries(&self, devices: &[&str]) -> bool {
+        let running = || {
+            let interfaces = nix::ifaddrs::getifaddrs().ok()?;
+            let running =
+                interfaces.filter(|interface| interface.flags.contains(InterfaceFlags::IFF_RUNNING));
+            Some(running.map(|interface| interface.interface_name).collect::<Vec<_>>())
         };
-        self.inside(all_run).is_ok_and(|running| running == Some(true))
+        let running = self.inside(running).ok().flatten().unwrap_or_default();
+        devices.iter().all(|device| running.iter().any(|name| name == device))
     }
 
     /// Runs a batch of `ip` commands inside.
