@@ -1,0 +1,82 @@
+//! Why the AS refused, for the asker and for our log.
+
+use cyphonic_proto::message::{Refusal, RefusalCode};
+use cyphonic_proto::version::VersionMismatch;
+
+use crate::pki::CsrError;
+use crate::register::{EnrolmentRefused, RegisterError};
+
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("{0} is not answered here")]
+    NotHere(&'static str),
+    #[error("the field {0} is missing or not valid")]
+    Malformed(&'static str),
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    #[error(transparent)]
+    Version(#[from] VersionMismatch),
+    #[error(transparent)]
+    Token(EnrolmentRefused),
+    #[error("the certificate is not that of a device of this network")]
+    NotADevice,
+    #[error("no device has this name: enrol with a new token")]
+    Unknown,
+    #[error("the device was revoked")]
+    Revoked,
+    #[error("another device has taken the name over: enrol with a new token")]
+    Replaced,
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Refused {
+    /// Our own failures are errors; the rest is what strangers and old devices do.
+    pub(super) fn log(&self) {
+        match self {
+            Self::Internal(reason) => tracing::error!(reason, "a request failed"),
+            other => tracing::debug!(reason = %other, "a request was refused"),
+        }
+    }
+
+    fn code(&self) -> RefusalCode {
+        match self {
+            Self::NotHere(_) | Self::NotADevice | Self::Unknown | Self::Replaced => RefusalCode::NotAllowed,
+            Self::Malformed(_) | Self::Csr(_) => RefusalCode::Malformed,
+            Self::Version(_) => RefusalCode::Version,
+            Self::Token(EnrolmentRefused::NameTaken) => RefusalCode::NotAllowed,
+            Self::Token(_) => RefusalCode::BadToken,
+            Self::Revoked => RefusalCode::Revoked,
+            Self::Internal(_) => RefusalCode::Internal,
+        }
+    }
+}
+
+impl From<EnrolmentRefused> for Refused {
+    fn from(refused: EnrolmentRefused) -> Self {
+        match refused {
+            EnrolmentRefused::Register(error) => error.into(),
+            EnrolmentRefused::Issue(reason) => Self::Internal(reason),
+            token => Self::Token(token),
+        }
+    }
+}
+
+impl From<RegisterError> for Refused {
+    fn from(error: RegisterError) -> Self {
+        Self::Internal(error.to_string())
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        let code = refused.code();
+        match refused {
+            // Paths and SQL are nobody else's business.
+            Refused::Internal(_) => {
+                Self::retry(code, "the service failed; its log says why", std::time::Duration::from_secs(5))
+            }
+            other => Self::new(code, other),
+        }
+    }
+}

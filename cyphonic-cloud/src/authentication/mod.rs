@@ -1,0 +1,163 @@
+//! The Authentication Service's decisions: who gets a certificate, who may log in.
+//!
+//! [`Service::answer`] takes a request, who asks (as TLS has proved it) and the time, and gives the answer; sockets and
+//! clocks are the shell's. What it promises stands in the register before the answer leaves.
+//!
+//! Invariants:
+//! - a stranger can only enrol, a device can only log in and renew;
+//! - a certificate's name and address come from the token or the asker's certificate, never from a request;
+//! - reasons given to the asker name no other device and no detail of our failures; those are in the log.
+
+mod error;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cyphonic_proto::message::{
+    EnrolRequest, EnrolResponse, LoginRequest, LoginResponse, Message, Refusal, RenewRequest, RenewResponse,
+    endpoint,
+};
+use cyphonic_proto::{Identity, Role, token, version};
+use rustls_pki_types::CertificateDer;
+
+use self::error::Refused;
+use crate::network::Network;
+use crate::pki::{Authority, DeviceKey};
+use crate::register::{DeviceRecord, IssuedCertificate, Register, RegisterError, UnixSeconds};
+
+/// Where the AS sends devices next.
+#[derive(Debug, Clone)]
+pub struct ManagementService {
+    /// The NMS's name in its certificate.
+    pub name: String,
+    /// Where devices reach it.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// The AS without its sockets.
+#[derive(Debug)]
+pub struct Service {
+    network: Network,
+    register: Arc<Register>,
+    authority: Authority,
+    root: CertificateDer<'static>,
+    management: ManagementService,
+    certificate_lifetime: Duration,
+}
+
+impl Service {
+    /// Puts the service together.
+    pub fn new(
+        network: Network,
+        register: Arc<Register>,
+        authority: Authority,
+        root: CertificateDer<'static>,
+        management: ManagementService,
+        certificate_lifetime: Duration,
+    ) -> Self {
+        Self { network, register, authority, root, management, certificate_lifetime }
+    }
+
+    /// Answers a request. Blocks for the time of a disk write.
+    ///
+    /// `peer` is who TLS has proved to be there; absent for a stranger who came to enrol. `observed` is the address
+    /// that the request came from.
+    pub fn answer(
+        &self,
+        peer: Option<&Identity>,
+        observed: SocketAddr,
+        request: &Message,
+        now: UnixSeconds,
+    ) -> Message {
+        let answer = match (request, peer) {
+            (Message::EnrolRequest(request), None) => self.enrol(request, now),
+            (Message::LoginRequest(request), Some(peer)) => self.login(peer, observed, request, now),
+            (Message::RenewRequest(request), Some(peer)) => self.renew(peer, request, now),
+            _ => Err(Refused::NotHere(request.name())),
+        };
+        answer.unwrap_or_else(|refused| {
+            refused.log();
+            Message::Refusal(Refusal::from(refused))
+        })
+    }
+
+    fn enrol(&self, request: &EnrolRequest, now: UnixSeconds) -> Result<Message, Refused> {
+        version::negotiate(request.protocol_version)?;
+        // Before the register is touched: a stranger's garbage costs no disk write.
+        let key = DeviceKey::from_csr(&request.csr)?;
+        let secret: &[u8; 32] =
+            request.token_secret.as_slice().try_into().map_err(|_| Refused::Malformed("token_secret"))?;
+        let issue = |fqdn: &str| {
+            self.authority
+                .issue_device(&self.network, fqdn, &key, now, self.certificate_lifetime.as_secs())
+                .map_err(|error| error.to_string())
+        };
+        let issued = self.register.enrol(&token::secret_hash(secret), key.spki_sha256(), now, issue)?;
+        tracing::info!("a device was enrolled");
+        tracing::debug!(fqdn = issued.fqdn, address = %issued.virtual_address, "enrolled");
+        Ok(Message::EnrolResponse(EnrolResponse {
+            certificate_chain: self.chain(&issued),
+            root_certificate: self.root.to_vec(),
+            fqdn: issued.fqdn,
+            virtual_address: issued.virtual_address.octets().to_vec(),
+        }))
+    }
+
+    fn login(
+        &self,
+        peer: &Identity,
+        observed: SocketAddr,
+        request: &LoginRequest,
+        now: UnixSeconds,
+    ) -> Result<Message, Refused> {
+        let protocol_version = version::negotiate(request.protocol_version)?;
+        let device = self.admit(peer)?;
+        self.register.note_login(&device, &peer.spki_sha256, &request.software_version, now)?;
+        tracing::debug!(fqdn = device.fqdn, %observed, "logged in");
+        Ok(Message::LoginResponse(LoginResponse {
+            fqdn: device.fqdn,
+            nms: endpoint::list_to_wire(&self.management.addresses),
+            observed: Some(endpoint::to_wire(observed)),
+            protocol_version,
+            nms_name: self.management.name.clone(),
+        }))
+    }
+
+    fn renew(&self, peer: &Identity, request: &RenewRequest, now: UnixSeconds) -> Result<Message, Refused> {
+        let key = DeviceKey::from_csr(&request.csr)?;
+        let device = self.admit(peer)?;
+        let lifetime = self.certificate_lifetime.as_secs();
+        let issued = self
+            .authority
+            .issue_device(&self.network, &device.fqdn, &key, now, lifetime)
+            .map_err(|error| Refused::Internal(error.to_string()))?;
+        match self.register.renew(&issued, &peer.spki_sha256, now) {
+            Ok(()) => {}
+            // Revoked or replaced between the two looks at the register.
+            Err(RegisterError::NoSuchDevice(_)) => return Err(Refused::Revoked),
+            Err(error) => return Err(error.into()),
+        }
+        tracing::debug!(fqdn = device.fqdn, "certificate renewed");
+        Ok(Message::RenewResponse(RenewResponse { certificate_chain: self.chain(&issued) }))
+    }
+
+    /// The device behind a certificate, if it still is one of ours. TLS has checked chain and validity.
+    fn admit(&self, peer: &Identity) -> Result<DeviceRecord, Refused> {
+        if peer.role != Role::Device || peer.network_id != self.network.id {
+            return Err(Refused::NotADevice);
+        }
+        let device = self.register.device(&peer.fqdn)?.ok_or(Refused::Unknown)?;
+        if device.revoked_at.is_some() {
+            return Err(Refused::Revoked);
+        }
+        if !device.has_key(&peer.spki_sha256) || peer.virtual_address != Some(device.virtual_address) {
+            return Err(Refused::Replaced);
+        }
+        Ok(device)
+    }
+
+    fn chain(&self, issued: &IssuedCertificate) -> Vec<Vec<u8>> {
+        vec![issued.der.clone(), self.authority.certificate().to_vec()]
+    }
+}

@@ -1,0 +1,89 @@
+//! `cyphonic-cloud device`
+
+use clap::Subcommand;
+use cyphonic_cloud::names::device_fqdn;
+use cyphonic_cloud::register::DeviceRecord;
+use cyphonic_cloud::server::unix_now;
+use serde_json::json;
+
+use crate::ConfigArgument;
+use crate::table::{Table, time};
+
+/// Version of the JSON that `device list` prints; fields are only added within one.
+const JSON_VERSION: u32 = 1;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the devices.
+    List {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take a device's right to be in the network away, within seconds.
+    Revoke {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// The device's name, with or without the zone.
+        name: String,
+    },
+}
+
+pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
+    match command {
+        Command::List { config, json } => list(config, *json),
+        Command::Revoke { config, name } => revoke(config, name),
+    }
+}
+
+fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
+    let (_, register) = argument.open()?;
+    let devices = register.devices()?;
+    if as_json {
+        let devices: Vec<_> = devices.iter().map(to_json).collect();
+        let text = serde_json::to_string_pretty(&json!({ "version": JSON_VERSION, "devices": devices }))?;
+        println!("{text}");
+        return Ok(());
+    }
+    let mut table = Table::new(["NAME", "ADDRESS", "STATE", "ENROLLED", "LAST LOGIN", "SOFTWARE"]);
+    for device in devices {
+        table.row([
+            device.fqdn.clone(),
+            device.virtual_address.to_string(),
+            state(&device).to_owned(),
+            time(device.enrolled_at),
+            device.last_login_at.map_or_else(|| "never".to_owned(), time),
+            device.software_version.unwrap_or_else(|| "-".to_owned()),
+        ]);
+    }
+    print!("{table}");
+    Ok(())
+}
+
+fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
+    let (config, register) = argument.open()?;
+    let fqdn = device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
+    register.revoke_device(&fqdn, unix_now())?;
+    println!(
+        "Revoked {fqdn}. AS and NMS refuse it from now on; relays on other machines until its certificate ends."
+    );
+    Ok(())
+}
+
+fn to_json(device: &DeviceRecord) -> serde_json::Value {
+    json!({
+        "name": device.fqdn,
+        "address": device.virtual_address,
+        "state": state(device),
+        "enrolled_at": time(device.enrolled_at),
+        "revoked_at": device.revoked_at.map(time),
+        "last_login_at": device.last_login_at.map(time),
+        "software_version": device.software_version,
+    })
+}
+
+fn state(device: &DeviceRecord) -> &'static str {
+    if device.revoked_at.is_some() { "revoked" } else { "enrolled" }
+}

@@ -1,0 +1,90 @@
+//! The command line of the cloud.
+#![expect(clippy::print_stdout, reason = "the output of a command line program")]
+
+mod device;
+mod init;
+mod relay;
+mod run;
+mod table;
+mod token;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use cyphonic_cloud::config::{Config, DEFAULT_PATH};
+use cyphonic_cloud::register::Register;
+
+/// The cloud of a Cyphonic overlay network: enrols devices, steers their tunnels, relays.
+#[derive(Debug, Parser)]
+#[command(name = "cyphonic-cloud", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Found a new overlay: keys, certificates, configuration and an empty register.
+    Init(init::Arguments),
+    /// Make certificate, key and configuration for a relay on a machine of its own.
+    TrsCredentials(relay::Arguments),
+    /// Run the services that the configuration names, until SIGTERM or SIGINT.
+    Run(ConfigArgument),
+    /// Check a configuration and say what it makes this machine.
+    Check(ConfigArgument),
+    /// Enrolment tokens.
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Devices.
+    #[command(subcommand)]
+    Device(device::Command),
+}
+
+/// Where the configuration is.
+#[derive(Debug, clap::Args)]
+struct ConfigArgument {
+    /// The configuration file.
+    #[arg(long, env = "CYPHONIC_CLOUD_CONFIG", default_value = DEFAULT_PATH, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl ConfigArgument {
+    fn load(&self) -> anyhow::Result<Config> {
+        Ok(Config::load(&self.config)?)
+    }
+
+    /// The configuration and its register.
+    fn open(&self) -> anyhow::Result<(Config, Register)> {
+        let config = self.load()?;
+        let path = config.register.as_deref().ok_or_else(|| {
+            anyhow::anyhow!("{} names no register: ask the machine that runs the AS", self.config.display())
+        })?;
+        let register = Register::open(path)?;
+        Ok((config, register))
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        Command::Init(arguments) => init::run(&arguments),
+        Command::TrsCredentials(arguments) => relay::run(&arguments),
+        Command::Run(argument) => run::run(&argument),
+        Command::Check(argument) => run::check(&argument),
+        Command::Token(command) => token::run(&command),
+        Command::Device(command) => device::run(&command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one place where errors reach the person")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("cyphonic-cloud: {error:#}");
+}

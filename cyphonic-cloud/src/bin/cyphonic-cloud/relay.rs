@@ -1,0 +1,44 @@
+//! `cyphonic-cloud trs-credentials`
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use cyphonic_cloud::config::{parse_label, parse_listen};
+use cyphonic_cloud::installation;
+use cyphonic_cloud::server::unix_now;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The directory that `init` made.
+    #[arg(long, value_name = "DIR")]
+    dir: PathBuf,
+    /// The relay's name, as in the cloud's configuration.
+    #[arg(long, value_parser = parse_label)]
+    name: String,
+    /// The directory for the relay's files; made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The address that the relay listens on. The default is every address, IPv4 and IPv6.
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_listen, default_value = "[::]:443")]
+    listen: SocketAddr,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let made = installation::relay_credentials(
+        &arguments.dir,
+        &arguments.name,
+        &arguments.out,
+        &[arguments.listen],
+        unix_now(),
+    )?;
+    println!("Made the credentials of {} in {}.", made.fqdn, arguments.out.display());
+    println!("Copy that directory to the relay's machine and start it there:");
+    println!("  cyphonic-cloud run --config {}", made.config.display());
+    if !made.listed {
+        println!();
+        println!("The cloud's configuration does not list it yet, so no device will use it. Add to `trs`:");
+        println!("  - name: {}", arguments.name);
+        println!("    addresses: [\"ADDRESS:PORT\"]");
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! `cyphonic-cloud run` and `cyphonic-cloud check`
+
+use anyhow::Context as _;
+use cyphonic_cloud::config::Config;
+use cyphonic_cloud::server::Cloud;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::ConfigArgument;
+
+pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
+    let config = argument.load()?;
+    start_log(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the asynchronous runtime")?;
+    runtime.block_on(serve(&config))
+}
+
+pub(crate) fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
+    let config = argument.load()?;
+    let roles: Vec<_> = config.roles.iter().map(ToString::to_string).collect();
+    println!("{} is sound.", argument.config.display());
+    println!("zone {} ({}), roles {}", config.network.zone, config.network.prefix, roles.join(", "));
+    for relay in &config.relays {
+        let addresses: Vec<_> = relay.addresses.iter().map(ToString::to_string).collect();
+        println!("relay {} at {}", config.relay_fqdn(&relay.name), addresses.join(", "));
+    }
+    Ok(())
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    // Before the ports open: from then on a signal must not be lost.
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut cloud = Cloud::start(config).await?;
+    tell_systemd(&[NotifyState::Ready]);
+    tracing::info!("ready");
+    let failure = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        failure = cloud.failed() => Some(failure),
+    };
+    tell_systemd(&[NotifyState::Stopping]);
+    cloud.shutdown().await;
+    match failure {
+        None => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        Some(failure) => Err(anyhow::anyhow!(failure)),
+    }
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    // RUST_LOG is for the one who looks into a problem right now.
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(directives) => EnvFilter::try_new(&directives).context("RUST_LOG is malformed")?,
+        Err(_) => EnvFilter::try_new(&config.log)
+            .with_context(|| format!("log: {:?} is neither a level nor a list of directives", config.log))?,
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    Ok(())
+}
+
+/// Without systemd there is nobody to tell.
+fn tell_systemd(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager could not be told");
+    }
+}

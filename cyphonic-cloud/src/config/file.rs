@@ -1,0 +1,219 @@
+//! The file's keys, and what they mean together.
+
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cyphonic_proto::address::Prefix;
+use cyphonic_proto::identity::NetworkId;
+use serde::Deserialize;
+
+use super::{Certificates, Config, RelayAddresses, ServiceRole, value};
+use crate::network::Network;
+use crate::pki::ServiceFiles;
+
+/// A key and what is wrong with it.
+type Fault = (&'static str, String);
+
+/// Shortest certificate: agents renew at two thirds, and must not do it all the time.
+const MIN_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// Longest certificate: long ones make revocation the only way to be rid of a device.
+const MAX_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(825 * 24 * 3600);
+
+/// Relays that a registration answer has room for.
+const MAX_RELAYS: usize = 64;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(deserialize_with = "value::zone")]
+    zone: String,
+    #[serde(deserialize_with = "value::network_id")]
+    network_id: NetworkId,
+    #[serde(deserialize_with = "value::prefix")]
+    prefix: Prefix,
+    #[serde(default = "all_roles")]
+    roles: Vec<ServiceRole>,
+    #[serde(default = "any_address", deserialize_with = "value::listen")]
+    listen: Vec<SocketAddr>,
+    #[serde(default, deserialize_with = "value::addresses")]
+    public: Vec<SocketAddr>,
+    #[serde(default, deserialize_with = "value::addresses")]
+    nms: Vec<SocketAddr>,
+    #[serde(default)]
+    trs: Vec<Relay>,
+    #[serde(default = "first_relay", deserialize_with = "value::label")]
+    trs_name: String,
+    #[serde(default)]
+    register: Option<PathBuf>,
+    root: PathBuf,
+    #[serde(default)]
+    devices_authority: Option<Pair>,
+    #[serde(default)]
+    certificates: Pairs,
+    #[serde(default = "ninety_days", deserialize_with = "value::duration")]
+    device_certificate_lifetime: Duration,
+    #[serde(default = "one_hour", deserialize_with = "value::duration")]
+    token_lifetime: Duration,
+    #[serde(default = "info")]
+    log: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Relay {
+    #[serde(deserialize_with = "value::label")]
+    name: String,
+    #[serde(deserialize_with = "value::addresses")]
+    addresses: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pair {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pairs {
+    #[serde(rename = "as")]
+    authentication: Option<Pair>,
+    nms: Option<Pair>,
+    trs: Option<Pair>,
+}
+
+impl File {
+    /// Checks what the keys say together and makes paths absolute to `directory`.
+    pub(super) fn check(self, directory: &Path) -> Result<Config, Fault> {
+        let roles: BTreeSet<ServiceRole> = self.roles.iter().copied().collect();
+        self.check_roles(&roles)?;
+        self.check_addresses(&roles)?;
+        self.check_relays()?;
+        let lifetime = self.device_certificate_lifetime;
+        if !(MIN_CERTIFICATE_LIFETIME..=MAX_CERTIFICATE_LIFETIME).contains(&lifetime) {
+            return Err(("device_certificate_lifetime", "it must be between 1h and 825d".to_owned()));
+        }
+        let pair = |pair: Pair| ServiceFiles {
+            certificate: directory.join(pair.certificate),
+            key: directory.join(pair.key),
+        };
+        let relays = self.relays(&roles);
+        Ok(Config {
+            nms_addresses: if self.nms.is_empty() { self.public.clone() } else { self.nms },
+            relays,
+            network: Network { id: self.network_id, zone: self.zone, prefix: self.prefix },
+            roles,
+            listen: self.listen,
+            public: self.public,
+            relay_name: self.trs_name,
+            register: self.register.map(|path| directory.join(path)),
+            root: directory.join(self.root),
+            devices_authority: self.devices_authority.map(pair),
+            certificates: Certificates {
+                authentication: self.certificates.authentication.map(pair),
+                management: self.certificates.nms.map(pair),
+                relay: self.certificates.trs.map(pair),
+            },
+            device_certificate_lifetime: lifetime,
+            token_lifetime: self.token_lifetime,
+            log: self.log,
+        })
+    }
+
+    fn check_roles(&self, roles: &BTreeSet<ServiceRole>) -> Result<(), Fault> {
+        if roles.is_empty() {
+            return Err(("roles", "at least one of as, nms and trs is needed".to_owned()));
+        }
+        if roles.len() != self.roles.len() {
+            return Err(("roles", "a role is written twice".to_owned()));
+        }
+        let needs = |role: ServiceRole, key: &'static str, there: bool| {
+            if roles.contains(&role) && !there {
+                return Err((key, format!("the role {role} needs it")));
+            }
+            Ok(())
+        };
+        needs(ServiceRole::As, "register", self.register.is_some())?;
+        needs(ServiceRole::Nms, "register", self.register.is_some())?;
+        needs(ServiceRole::As, "devices_authority", self.devices_authority.is_some())?;
+        needs(ServiceRole::As, "certificates.as", self.certificates.authentication.is_some())?;
+        needs(ServiceRole::Nms, "certificates.nms", self.certificates.nms.is_some())?;
+        needs(ServiceRole::Trs, "certificates.trs", self.certificates.trs.is_some())
+    }
+
+    fn check_addresses(&self, roles: &BTreeSet<ServiceRole>) -> Result<(), Fault> {
+        if self.listen.is_empty() {
+            return Err(("listen", "at least one address is needed, such as \"[::]:443\"".to_owned()));
+        }
+        let distinct: BTreeSet<_> = self.listen.iter().collect();
+        if distinct.len() != self.listen.len() {
+            return Err(("listen", "an address is written twice".to_owned()));
+        }
+        if roles.contains(&ServiceRole::Trs) && self.listen.len() > 1 {
+            // A relayed packet leaves by the port that it came in by: NATs let no other in.
+            let reason = "a relay forwards between all its devices through one port: give one address, such as \
+                          \"[::]:443\" for IPv4 and IPv6, or run the trs role as a process of its own";
+            return Err(("listen", reason.to_owned()));
+        }
+        if roles.contains(&ServiceRole::As) && self.nms.is_empty() && self.public.is_empty() {
+            return Err(("public", "the AS must tell devices where the NMS is".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn check_relays(&self) -> Result<(), Fault> {
+        if self.trs.len() > MAX_RELAYS {
+            return Err(("trs", format!("there are {} relays; {MAX_RELAYS} are the limit", self.trs.len())));
+        }
+        let names: BTreeSet<_> = self.trs.iter().map(|relay| &relay.name).collect();
+        if names.len() != self.trs.len() {
+            return Err(("trs", "two relays have the same name".to_owned()));
+        }
+        match self.trs.iter().find(|relay| relay.addresses.is_empty()) {
+            Some(relay) => Err(("trs", format!("{} has no addresses", relay.name))),
+            None => Ok(()),
+        }
+    }
+
+    /// The relays listed, and this process itself where it is one and not among them.
+    fn relays(&self, roles: &BTreeSet<ServiceRole>) -> Vec<RelayAddresses> {
+        let listed = self
+            .trs
+            .iter()
+            .map(|relay| RelayAddresses { name: relay.name.clone(), addresses: relay.addresses.clone() });
+        let mut relays: Vec<_> = listed.collect();
+        let is_listed = relays.iter().any(|relay| relay.name == self.trs_name);
+        if roles.contains(&ServiceRole::Trs) && !is_listed && !self.public.is_empty() {
+            relays.push(RelayAddresses { name: self.trs_name.clone(), addresses: self.public.clone() });
+        }
+        relays
+    }
+}
+
+fn all_roles() -> Vec<ServiceRole> {
+    ServiceRole::ALL.to_vec()
+}
+
+fn any_address() -> Vec<SocketAddr> {
+    vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, value::DEFAULT_PORT))]
+}
+
+fn first_relay() -> String {
+    "trs1".to_owned()
+}
+
+fn ninety_days() -> Duration {
+    Duration::from_secs(90 * 24 * 3600)
+}
+
+fn one_hour() -> Duration {
+    Duration::from_secs(3600)
+}
+
+fn info() -> String {
+    "info".to_owned()
+}

@@ -1,0 +1,287 @@
+//! The configuration that `init` and `trs-credentials` write: complete, commented, ready to run.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use super::{RelayAddresses, ServiceRole};
+use crate::network::Network;
+
+/// What the written configuration says.
+#[derive(Debug)]
+pub struct Template<'a> {
+    /// The overlay.
+    pub network: &'a Network,
+    /// What the process runs.
+    pub roles: &'a [ServiceRole],
+    /// Where it listens.
+    pub listen: &'a [SocketAddr],
+    /// Where devices reach it.
+    pub public: &'a [SocketAddr],
+    /// Relays on other machines.
+    pub relays: &'a [RelayAddresses],
+    /// The name this process has as a relay.
+    pub relay_name: &'a str,
+    /// Whether it keeps register and devices' authority.
+    pub keeps_register: bool,
+}
+
+impl Template<'_> {
+    /// The file's text.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = self.write(&mut text);
+        text
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        self.write_network(out)?;
+        self.write_service(out)?;
+        if self.keeps_register {
+            self.write_register(out)?;
+        }
+        self.write_certificates(out)?;
+        out.push_str(LOG);
+        Ok(())
+    }
+
+    fn write_network(&self, out: &mut String) -> std::fmt::Result {
+        out.push_str(HEAD);
+        writeln!(out, "zone: {}", self.network.zone)?;
+        writeln!(out, "network_id: \"{}\"", self.network.id)?;
+        writeln!(out, "prefix: \"{}\"", self.network.prefix)
+    }
+
+    fn write_service(&self, out: &mut String) -> std::fmt::Result {
+        out.push_str(ROLES);
+        let roles: Vec<_> = self.roles.iter().map(ToString::to_string).collect();
+        writeln!(out, "roles: [{}]", roles.join(", "))?;
+        out.push_str(LISTEN);
+        write_list(out, "listen", self.listen)?;
+        out.push_str(PUBLIC);
+        write_list(out, "public", self.public)?;
+        if self.keeps_register {
+            out.push_str(RELAYS);
+            self.write_relays(out)?;
+        }
+        if self.roles.contains(&ServiceRole::Trs) {
+            out.push_str(RELAY_NAME);
+            writeln!(out, "trs_name: {}", self.relay_name)?;
+        }
+        Ok(())
+    }
+
+    fn write_relays(&self, out: &mut String) -> std::fmt::Result {
+        if self.relays.is_empty() {
+            return out.write_str("trs: []\n");
+        }
+        out.push_str("trs:\n");
+        for relay in self.relays {
+            writeln!(out, "  - name: {}", relay.name)?;
+            let addresses: Vec<_> = relay.addresses.iter().map(|a| format!("\"{a}\"")).collect();
+            writeln!(out, "    addresses: [{}]", addresses.join(", "))?;
+        }
+        Ok(())
+    }
+
+    fn write_register(&self, out: &mut String) -> std::fmt::Result {
+        out.push_str(REGISTER);
+        out.push_str("register: register.db\n");
+        out.push_str(DEVICES_AUTHORITY);
+        out.push_str("devices_authority: { certificate: pki/devices.crt, key: pki/devices.key }\n");
+        out.push_str(LIFETIMES);
+        out.push_str("device_certificate_lifetime: 90d\ntoken_lifetime: 1h\n");
+        Ok(())
+    }
+
+    fn write_certificates(&self, out: &mut String) -> std::fmt::Result {
+        out.push_str(ROOT);
+        out.push_str("root: pki/root.crt\n");
+        out.push_str(CERTIFICATES);
+        out.push_str("certificates:\n");
+        for role in self.roles {
+            let file = match role {
+                ServiceRole::Trs => self.relay_name.to_owned(),
+                ServiceRole::As | ServiceRole::Nms => role.to_string(),
+            };
+            writeln!(out, "  {role}: {{ certificate: pki/{file}.crt, key: pki/{file}.key }}")?;
+        }
+        Ok(())
+    }
+}
+
+fn write_list(out: &mut String, key: &str, addresses: &[SocketAddr]) -> std::fmt::Result {
+    if addresses.is_empty() {
+        return writeln!(out, "{key}: []");
+    }
+    writeln!(out, "{key}:")?;
+    addresses.iter().try_for_each(|address| writeln!(out, "  - \"{address}\""))
+}
+
+const HEAD: &str = "\
+# Configuration of a Cyphonic cloud. Read once at start; paths are relative to this file.
+# Unknown keys are errors: a typo is told, not ignored.
+
+# The overlay itself. These three stand in every certificate: changing them means enrolling every device anew.
+# zone: the DNS zone of all names. network_id: random, tells overlays apart. prefix: the random /48 of all virtual
+# addresses (RFC 4193).
+";
+
+const ROLES: &str = "
+# What this process runs: as (enrols and authenticates devices), nms (registers them and steers their tunnels),
+# trs (relays for pairs that cannot reach each other). All three share one port; each may also run alone.
+";
+
+const LISTEN: &str = "
+# Where it listens (UDP). \"[::]:443\" is every address, IPv4 and IPv6.
+";
+
+const PUBLIC: &str = "
+# The addresses by which devices reach it: IPv4 and IPv6 if it has both, behind a port forwarding the outer ones.
+";
+
+const RELAYS: &str = "
+# Relays on other machines (`cyphonic-cloud trs-credentials` makes their certificates). If this process has the role
+# trs it is a relay too, by its public addresses.
+";
+
+const RELAY_NAME: &str = "
+# The name of this process as a relay, as in its certificate.
+";
+
+const REGISTER: &str = "
+# The register of tokens, devices and certificates (SQLite). Back it up together with pki/.
+";
+
+const DEVICES_AUTHORITY: &str = "
+# The authority that signs devices' certificates. Whoever has its key can add devices: keep the file private.
+";
+
+const LIFETIMES: &str = "
+# How long a device's certificate is valid (devices renew by themselves in time), and how long an enrolment token
+# can be used unless `token create --ttl` says otherwise.
+";
+
+const ROOT: &str = "
+# The root that all certificates chain to. Its key (pki/root.key, on the machine where `init` ran) is not needed here.
+";
+
+const CERTIFICATES: &str = "
+# The services' own certificates.
+";
+
+const LOG: &str = "
+# What is logged: error, warn, info, debug or trace. Names and addresses of devices appear from debug on.
+log: info
+";
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Config, ConfigError};
+
+    fn network() -> Network {
+        Network {
+            id: cyphonic_proto::identity::NetworkId([0xab; 16]),
+            zone: "cyphonic.internal".into(),
+            prefix: "fd12:3456:789a::/48".parse().unwrap(),
+        }
+    }
+
+    fn text(roles: &[ServiceRole], relays: &[RelayAddresses]) -> String {
+        Template {
+            network: &network(),
+            roles,
+            listen: &["[::]:443".parse().unwrap()],
+            public: &["192.0.2.1:443".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()],
+            relays,
+            relay_name: "trs1",
+            keeps_register: roles != [ServiceRole::Trs],
+        }
+        .render()
+    }
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("/srv/cloud.yaml"))
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let config = parse(&text(&ServiceRole::ALL, &[])).unwrap();
+        assert_eq!(config.network, network());
+        assert_eq!(config.roles.len(), 3);
+        assert_eq!(config.register.as_deref(), Some(Path::new("/srv/register.db")));
+        assert_eq!(config.relays[0].name, "trs1");
+        assert_eq!(config.relays[0].addresses, config.public);
+        assert_eq!(config.nms_addresses, config.public);
+        assert_eq!(config.certificates.relay.unwrap().key, Path::new("/srv/pki/trs1.key"));
+    }
+
+    #[test]
+    fn an_external_relay_is_listed() {
+        let relay = RelayAddresses { name: "trs9".into(), addresses: vec!["192.0.2.9:443".parse().unwrap()] };
+        let config =
+            parse(&text(&[ServiceRole::As, ServiceRole::Nms], std::slice::from_ref(&relay))).unwrap();
+        assert_eq!(config.relays, [relay]);
+    }
+
+    #[test]
+    fn a_relay_alone_needs_no_register() {
+        let config = parse(&text(&[ServiceRole::Trs], &[])).unwrap();
+        assert!(config.register.is_none() && config.devices_authority.is_none());
+    }
+
+    #[test]
+    fn faults_name_key_and_line() {
+        let sound = text(&ServiceRole::ALL, &[]);
+        let line = |needle: &str| sound.lines().position(|line| line.starts_with(needle)).unwrap() + 1;
+        let cases = [
+            ("zone: cyphonic.internal", "zone: a..b", "zone"),
+            ("prefix: \"fd12", "prefix: \"2012", "prefix"),
+            ("network_id: \"ab", "network_id: \"xy", "network_id"),
+            ("roles: [as, nms, trs]", "roles: [as, nsm, trs]", "roles"),
+            ("token_lifetime: 1h", "token_lifetime: soon", "token_lifetime"),
+            ("trs_name: trs1", "trs_name: t.r.s", "trs_name"),
+            ("trs_name: trs1", "trs_nam: trs1", "trs_nam"),
+            ("  - \"192.0.2.1:443\"", "  - \"0.0.0.0:443\"", "public[0]"),
+        ];
+        for (from, to, key) in cases {
+            assert!(sound.contains(from), "{from}");
+            let message = parse(&sound.replace(from, to)).unwrap_err().to_string();
+            let at = format!("line {}", line(from));
+            assert!(message.contains(key), "{message}");
+            assert!(message.contains(&at), "{message}: not {at}");
+        }
+    }
+
+    #[test]
+    fn keys_that_do_not_go_together_are_named() {
+        let sound = text(&ServiceRole::ALL, &[]);
+        let cases = [
+            ("register: register.db\n", "", "register"),
+            ("roles: [as, nms, trs]", "roles: []", "roles"),
+            ("roles: [as, nms, trs]", "roles: [as, nms, trs, as]", "roles"),
+            ("  - \"[::]:443\"\n", "  - \"192.0.2.1:443\"\n  - \"192.0.2.2:443\"\n", "listen"),
+            (
+                "device_certificate_lifetime: 90d",
+                "device_certificate_lifetime: 2s",
+                "device_certificate_lifetime",
+            ),
+            ("  trs: { certificate: pki/trs1.crt, key: pki/trs1.key }\n", "", "certificates.trs"),
+        ];
+        for (from, to, key) in cases {
+            assert!(sound.contains(from), "{from}");
+            let error = parse(&sound.replace(from, to)).unwrap_err();
+            assert!(matches!(&error, ConfigError::Invalid { key: k, .. } if *k == key), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_yaml_is_told() {
+        assert!(matches!(parse("zone: [unclosed"), Err(ConfigError::Syntax { .. })));
+        assert!(matches!(parse(""), Err(ConfigError::Syntax { .. })));
+        assert!(parse("zone: a.example").unwrap_err().to_string().contains("network_id"));
+    }
+}

@@ -1,0 +1,328 @@
+//! Founding an overlay: keys, certificates, configuration, register; and credentials for relays elsewhere.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use cyphonic_proto::Role;
+
+use crate::config::{Config, ConfigError, RelayAddresses, ServiceRole, Template};
+use crate::names;
+use crate::network::Network;
+use crate::pki::{self, Authority, Kind, PkiError, service_name};
+use crate::register::{Register, RegisterError, UnixSeconds};
+
+/// Service certificates are replaced by hand or by `run` where the services' key is at hand; two years is longer than
+/// anybody forgets a warning in the log.
+const SERVICE_LIFETIME: UnixSeconds = 2 * 365 * 24 * 3600;
+
+/// The name of the configuration in its directory.
+pub const CONFIG_FILE: &str = "cloud.yaml";
+
+/// What `init` is asked for.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Where everything goes.
+    pub directory: PathBuf,
+    /// The overlay's DNS zone.
+    pub zone: String,
+    /// Where the services listen.
+    pub listen: Vec<SocketAddr>,
+    /// Where devices reach them.
+    pub public: Vec<SocketAddr>,
+    /// Relays on other machines. Without any, this process is the relay.
+    pub relays: Vec<RelayAddresses>,
+}
+
+/// What was made.
+#[derive(Debug, Clone)]
+pub struct Installed {
+    /// The overlay.
+    pub network: Network,
+    /// Its configuration.
+    pub config: PathBuf,
+    /// The key that should not stay here.
+    pub root_key: PathBuf,
+}
+
+/// Why nothing (complete) was made.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallationError {
+    /// The zone cannot be one.
+    #[error("{0}")]
+    Zone(String),
+    /// There is something already; it was left as it is.
+    #[error("{} exists already and was left as it is: choose another directory, or move it away", .0.display())]
+    Exists(PathBuf),
+    /// No address for devices.
+    #[error("no address for devices: give --public ADDRESS:PORT at least once")]
+    NoPublicAddress,
+    /// A directory could not be made.
+    #[error("cannot create the directory {}: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The services' authority is not at hand.
+    #[error(
+        "the services' authority is not at hand: {0}; run this where `init` ran, or bring pki/services.key back"
+    )]
+    NoAuthority(PkiError),
+    /// The written configuration would not work: said before anything else is.
+    #[error("these options do not go together: {0}")]
+    Config(#[from] ConfigError),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// The register.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+}
+
+/// Founds an overlay in a directory. The configuration is written last: where it stands, all the rest does.
+///
+/// # Errors
+/// If the directory holds an overlay or remains of one (they are left untouched), or something cannot be written.
+pub fn init(plan: &Plan, now: UnixSeconds) -> Result<Installed, InstallationError> {
+    let zone = names::parse_zone(&plan.zone).map_err(InstallationError::Zone)?;
+    if plan.public.is_empty() {
+        return Err(InstallationError::NoPublicAddress);
+    }
+    let directory = &plan.directory;
+    let config = directory.join(CONFIG_FILE);
+    for made in [&config, &directory.join("pki"), &directory.join("register.db")] {
+        if made.symlink_metadata().is_ok() {
+            return Err(InstallationError::Exists(made.clone()));
+        }
+    }
+    let network = Network::generate(&zone)?;
+    let roles: &[ServiceRole] =
+        if plan.relays.is_empty() { &ServiceRole::ALL } else { &[ServiceRole::As, ServiceRole::Nms] };
+    let text = Template {
+        network: &network,
+        roles,
+        listen: &plan.listen,
+        public: &plan.public,
+        relays: &plan.relays,
+        relay_name: "trs1",
+        keeps_register: true,
+    }
+    .render();
+    // What is about to be written must be readable.
+    Config::parse(&text, &config)?;
+    write_all(directory, &network, roles, &text, now)?;
+    Ok(Installed { network, config, root_key: directory.join("pki/root.key") })
+}
+
+/// Makes certificate, key and configuration for a relay on a machine of its own.
+///
+/// # Errors
+/// If the target directory holds some already, the services' key is not there, or something cannot be written.
+pub fn relay_credentials(
+    directory: &Path,
+    name: &str,
+    out: &Path,
+    listen: &[SocketAddr],
+    now: UnixSeconds,
+) -> Result<RelayCredentials, InstallationError> {
+    let cloud = Config::load(&directory.join(CONFIG_FILE))?;
+    let config = out.join(CONFIG_FILE);
+    for made in [&config, &out.join("pki")] {
+        if made.symlink_metadata().is_ok() {
+            return Err(InstallationError::Exists(made.clone()));
+        }
+    }
+    let services = Authority::load(&directory.join("pki/services.crt"), &directory.join("pki/services.key"))
+        .map_err(InstallationError::NoAuthority)?;
+    let root = pki::read_certificates(&cloud.root)?;
+    let addresses = cloud.relays.iter().find(|relay| relay.name == name).map(|relay| relay.addresses.clone());
+    let public = addresses.clone().unwrap_or_default();
+    let text = Template {
+        network: &cloud.network,
+        roles: &[ServiceRole::Trs],
+        listen,
+        public: &public,
+        relays: &[],
+        relay_name: name,
+        keeps_register: false,
+    }
+    .render();
+    Config::parse(&text, &config)?;
+    make_directory(out)?;
+    make_directory(&out.join("pki"))?;
+    pki::write_certificates(&out.join("pki/root.crt"), &root)?;
+    issue_service(&services, &cloud.network, out, ServiceRole::Trs, name, now)?;
+    pki::write_new(&config, text.as_bytes(), 0o644)?;
+    Ok(RelayCredentials {
+        config,
+        fqdn: service_name(name, &cloud.network.zone),
+        listed: addresses.is_some(),
+    })
+}
+
+/// What was made for a relay.
+#[derive(Debug, Clone)]
+pub struct RelayCredentials {
+    /// Its configuration.
+    pub config: PathBuf,
+    /// Its certificate's name.
+    pub fqdn: String,
+    /// Whether the cloud's configuration lists it: if not, no device will hear of it.
+    pub listed: bool,
+}
+
+fn write_all(
+    directory: &Path,
+    network: &Network,
+    roles: &[ServiceRole],
+    config: &str,
+    now: UnixSeconds,
+) -> Result<(), InstallationError> {
+    make_directory(directory)?;
+    let pki = directory.join("pki");
+    make_directory(&pki)?;
+    let root = Authority::create_root(network, now)?;
+    let devices = root.create_below(Kind::Devices, network, now)?;
+    let services = root.create_below(Kind::Services, network, now)?;
+    for (name, authority) in [("root", &root), ("devices", &devices), ("services", &services)] {
+        pki::write_certificates(&pki.join(format!("{name}.crt")), &[authority.certificate().clone()])?;
+        pki::write_secret(&pki.join(format!("{name}.key")), &authority.key_pem())?;
+    }
+    for role in roles {
+        let name = match role {
+            ServiceRole::Trs => "trs1".to_owned(),
+            ServiceRole::As | ServiceRole::Nms => role.to_string(),
+        };
+        issue_service(&services, network, directory, *role, &name, now)?;
+    }
+    Register::create(&directory.join("register.db"))?;
+    pki::write_new(&directory.join(CONFIG_FILE), config.as_bytes(), 0o644)?;
+    Ok(())
+}
+
+fn issue_service(
+    services: &Authority,
+    network: &Network,
+    directory: &Path,
+    role: ServiceRole,
+    name: &str,
+    now: UnixSeconds,
+) -> Result<(), PkiError> {
+    let fqdn = service_name(name, &network.zone);
+    let role = match role {
+        ServiceRole::As => Role::As,
+        ServiceRole::Nms => Role::Nms,
+        ServiceRole::Trs => Role::Trs,
+    };
+    let (chain, key) = services.issue_service(network, &fqdn, role, now, SERVICE_LIFETIME)?;
+    let pki = directory.join("pki");
+    pki::write_certificates(&pki.join(format!("{name}.crt")), &chain)?;
+    pki::write_secret(&pki.join(format!("{name}.key")), &key)
+}
+
+/// Private, because keys lie in it; one that exists keeps its permissions.
+fn make_directory(path: &Path) -> Result<(), InstallationError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| InstallationError::Directory { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const NOW: UnixSeconds = 1_800_000_000;
+
+    fn plan(directory: &Path) -> Plan {
+        Plan {
+            directory: directory.to_owned(),
+            zone: "cyphonic.internal".into(),
+            listen: vec!["[::]:443".parse().unwrap()],
+            public: vec!["192.0.2.1:443".parse().unwrap()],
+            relays: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn init_makes_a_configuration_that_loads_and_private_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("cloud");
+        let installed = init(&plan(&target), NOW).unwrap();
+        let config = Config::load(&installed.config).unwrap();
+        assert_eq!(config.network, installed.network);
+        Register::open(config.register.as_deref().unwrap()).unwrap();
+        for key in ["root", "devices", "services", "as", "nms", "trs1"] {
+            let mode = std::fs::metadata(target.join(format!("pki/{key}.key"))).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{key}");
+        }
+        assert_eq!(std::fs::metadata(target.join("pki")).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn init_never_overwrites() {
+        let dir = tempfile::tempdir().unwrap();
+        init(&plan(dir.path()), NOW).unwrap();
+        let before = std::fs::read(dir.path().join("pki/root.key")).unwrap();
+        assert!(matches!(init(&plan(dir.path()), NOW), Err(InstallationError::Exists(_))));
+        std::fs::remove_file(dir.path().join(CONFIG_FILE)).unwrap();
+        assert!(matches!(init(&plan(dir.path()), NOW), Err(InstallationError::Exists(_))));
+        assert_eq!(std::fs::read(dir.path().join("pki/root.key")).unwrap(), before);
+    }
+
+    #[test]
+    fn bad_options_leave_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("cloud");
+        let cases = [
+            Plan { zone: "a..b".into(), ..plan(&target) },
+            Plan { public: Vec::new(), ..plan(&target) },
+            Plan {
+                listen: vec!["192.0.2.1:1".parse().unwrap(), "192.0.2.2:1".parse().unwrap()],
+                ..plan(&target)
+            },
+        ];
+        for case in cases {
+            assert!(init(&case, NOW).is_err(), "{case:?}");
+            assert!(!target.exists());
+        }
+    }
+
+    #[test]
+    fn a_relay_elsewhere_gets_its_own_credentials() {
+        let dir = tempfile::tempdir().unwrap();
+        let cloud = dir.path().join("cloud");
+        let relay: RelayAddresses = "trs1=192.0.2.9:443".parse().unwrap();
+        init(&Plan { relays: vec![relay.clone()], ..plan(&cloud) }, NOW).unwrap();
+        assert!(!cloud.join("pki/trs1.key").exists());
+        let out = dir.path().join("trs");
+        let listen = ["[::]:443".parse().unwrap()];
+        let made = relay_credentials(&cloud, "trs1", &out, &listen, NOW).unwrap();
+        assert!(made.listed);
+        let config = Config::load(&made.config).unwrap();
+        assert_eq!(config.public, relay.addresses);
+        assert!(config.runs(ServiceRole::Trs) && !config.runs(ServiceRole::As));
+        assert!(matches!(
+            relay_credentials(&cloud, "trs1", &out, &listen, NOW),
+            Err(InstallationError::Exists(_))
+        ));
+        let unlisted = relay_credentials(&cloud, "trs2", &dir.path().join("t2"), &listen, NOW).unwrap();
+        assert!(!unlisted.listed);
+    }
+
+    #[test]
+    fn without_the_services_key_no_relay_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        init(&plan(dir.path()), NOW).unwrap();
+        std::fs::remove_file(dir.path().join("pki/services.key")).unwrap();
+        let out = dir.path().join("out");
+        let refused = relay_credentials(dir.path(), "trs2", &out, &["[::]:443".parse().unwrap()], NOW);
+        assert!(matches!(refused, Err(InstallationError::NoAuthority(_))));
+        assert!(!out.exists());
+    }
+}

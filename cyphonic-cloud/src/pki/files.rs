@@ -1,0 +1,107 @@
+//! Keys and certificates on disk: PEM, keys readable by their owner only, nothing ever overwritten.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
+
+use super::PkiError;
+
+/// Largest file read: keys and chains are a few kilobytes.
+const MAX_FILE_BYTES: u64 = 256 * 1024;
+
+/// A service's certificate chain and key as files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceFiles {
+    /// PEM: the leaf, then the services' authority.
+    pub certificate: PathBuf,
+    /// PEM: PKCS #8.
+    pub key: PathBuf,
+}
+
+/// Reads a PEM file of at least one certificate.
+///
+/// # Errors
+/// If it cannot be read or holds none.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PkiError> {
+    let pem = read(path)?;
+    let content =
+        |reason: String| PkiError::Content { path: path.to_owned(), expected: "certificate in PEM", reason };
+    let certificates = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| content(error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(content("there is no BEGIN CERTIFICATE line".to_owned()));
+    }
+    Ok(certificates)
+}
+
+/// Reads a private key (PEM, PKCS #8).
+///
+/// # Errors
+/// If it cannot be read or holds none.
+pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, PkiError> {
+    let pem = read(path)?;
+    PrivatePkcs8KeyDer::from_pem_slice(&pem).map(PrivateKeyDer::from).map_err(|error| PkiError::Content {
+        path: path.to_owned(),
+        expected: "private key in PEM",
+        reason: error.to_string(),
+    })
+}
+
+/// Writes a new file with certificates.
+///
+/// # Errors
+/// If it exists or cannot be written.
+pub fn write_certificates(path: &Path, certificates: &[CertificateDer<'_>]) -> Result<(), PkiError> {
+    let text: String =
+        certificates.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref()))).collect();
+    write_new(path, text.as_bytes(), 0o644)
+}
+
+/// Writes a new file that only its owner can read.
+///
+/// # Errors
+/// If it exists or cannot be written.
+pub fn write_secret(path: &Path, text: &str) -> Result<(), PkiError> {
+    write_new(path, text.as_bytes(), 0o600)
+}
+
+/// Writes a new file, and its name, through to the disk.
+///
+/// # Errors
+/// If it exists (it is left untouched) or cannot be written.
+pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError> {
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().map_err(|source| PkiError::Write { path: path.to_owned(), source })
+}
+
+/// The subject public key info of a certificate, if it is one.
+pub(super) fn public_key_of(certificate: &[u8]) -> Option<Vec<u8>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(parsed.public_key().raw.to_vec())
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, PkiError> {
+    let size = std::fs::metadata(path).map(|metadata| metadata.len());
+    let content = match size {
+        Ok(size) if size > MAX_FILE_BYTES => Err(std::io::Error::new(
+            ErrorKind::FileTooLarge,
+            "the file is too large to be a key or certificate",
+        )),
+        Ok(_) => std::fs::read(path),
+        Err(error) => Err(error),
+    };
+    content.map(Zeroizing::new).map_err(|source| PkiError::Read { path: path.to_owned(), source })
+}

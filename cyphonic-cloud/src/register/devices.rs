@@ -1,0 +1,368 @@
+//! Devices and their certificates.
+
+use std::net::Ipv6Addr;
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use super::{Register, RegisterError, UnixSeconds, from_sql, to_sql};
+
+/// Certificates stay on record this long after their end.
+const REMEMBERED_FOR: UnixSeconds = 30 * 24 * 3600;
+
+/// A login is written down at most this often per device: a register on an SD card must not wear it out.
+const LOGIN_RESOLUTION: UnixSeconds = 3600;
+
+/// Longest software version kept: it comes from the device and is shown to the operator.
+const MAX_SOFTWARE_VERSION: usize = 64;
+
+/// A certificate that has been made for a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IssuedCertificate {
+    /// The device's name.
+    pub fqdn: String,
+    /// Its virtual address.
+    pub virtual_address: Ipv6Addr,
+    /// The certificate.
+    pub der: Vec<u8>,
+    /// Its serial number.
+    pub serial: Vec<u8>,
+    /// SHA-256 of its subject public key info.
+    pub spki_sha256: [u8; 32],
+    /// From when it is valid.
+    pub not_before: UnixSeconds,
+    /// Until when it is valid.
+    pub not_after: UnixSeconds,
+}
+
+/// A device as the register knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceRecord {
+    /// Its name.
+    pub fqdn: String,
+    /// Its virtual address.
+    pub virtual_address: Ipv6Addr,
+    /// The key it has.
+    pub spki_sha256: [u8; 32],
+    /// The key it asked to have next, until it has used it.
+    pub next_spki_sha256: Option<[u8; 32]>,
+    /// When it (last) enrolled.
+    pub enrolled_at: UnixSeconds,
+    /// When it was revoked.
+    pub revoked_at: Option<UnixSeconds>,
+    /// When it last logged in, to the hour.
+    pub last_login_at: Option<UnixSeconds>,
+    /// What it said it runs.
+    pub software_version: Option<String>,
+    /// Position among all changes to all devices.
+    pub revision: i64,
+}
+
+impl DeviceRecord {
+    /// Whether the device may authenticate with the key of this hash.
+    pub fn has_key(&self, spki_sha256: &[u8; 32]) -> bool {
+        self.spki_sha256 == *spki_sha256 || self.next_spki_sha256.as_ref() == Some(spki_sha256)
+    }
+}
+
+const COLUMNS: &str = "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, \
+                       software_version, revision";
+
+impl Register {
+    /// The device of this name.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn device(&self, fqdn: &str) -> Result<Option<DeviceRecord>, RegisterError> {
+        find(&self.lock(), fqdn)
+    }
+
+    /// All devices by name.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn devices(&self) -> Result<Vec<DeviceRecord>, RegisterError> {
+        let connection = self.lock();
+        let mut statement = connection.prepare(&format!("SELECT {COLUMNS} FROM devices ORDER BY fqdn"))?;
+        let records = statement.query_map([], record)?.collect::<Result<_, _>>()?;
+        Ok(records)
+    }
+
+    /// Devices changed after `revision`, oldest change first. Start with 0 for all of them.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn changes_since(&self, revision: i64) -> Result<Vec<DeviceRecord>, RegisterError> {
+        let connection = self.lock();
+        let mut statement = connection.prepare_cached(&format!(
+            "SELECT {COLUMNS} FROM devices WHERE revision > ?1 ORDER BY revision"
+        ))?;
+        let records = statement.query_map([revision], record)?.collect::<Result<_, _>>()?;
+        Ok(records)
+    }
+
+    /// Takes a device's right to be in the network away. Revoking twice is no error.
+    ///
+    /// # Errors
+    /// If there is no such device.
+    pub fn revoke_device(&self, fqdn: &str, now: UnixSeconds) -> Result<(), RegisterError> {
+        self.write(|transaction| {
+            let device =
+                find(transaction, fqdn)?.ok_or_else(|| RegisterError::NoSuchDevice(fqdn.to_owned()))?;
+            if device.revoked_at.is_some() {
+                return Ok(());
+            }
+            let revision = next_revision(transaction)?;
+            transaction.execute(
+                "UPDATE devices SET revoked_at = ?1, next_spki_sha256 = NULL, revision = ?2 WHERE fqdn = ?3",
+                params![to_sql(now), revision, fqdn],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Notes a login with a key that [`DeviceRecord::has_key`]: the next key becomes the only one once it was used.
+    ///
+    /// # Errors
+    /// If the register cannot be written.
+    pub fn note_login(
+        &self,
+        device: &DeviceRecord,
+        spki_sha256: &[u8; 32],
+        software_version: &str,
+        now: UnixSeconds,
+    ) -> Result<(), RegisterError> {
+        let software_version: String =
+            software_version.chars().filter(|c| c.is_ascii_graphic()).take(MAX_SOFTWARE_VERSION).collect();
+        let takes_next_key = device.next_spki_sha256.as_ref() == Some(spki_sha256);
+        let recent = device.last_login_at.is_some_and(|last| now.saturating_sub(last) < LOGIN_RESOLUTION);
+        if recent && !takes_next_key && device.software_version.as_ref() == Some(&software_version) {
+            return Ok(());
+        }
+        self.write(|transaction| {
+            if takes_next_key {
+                let revision = next_revision(transaction)?;
+                transaction.execute(
+                    "UPDATE devices SET spki_sha256 = ?1, next_spki_sha256 = NULL, revision = ?2
+                     WHERE fqdn = ?3 AND next_spki_sha256 = ?1",
+                    params![spki_sha256, revision, device.fqdn],
+                )?;
+            }
+            transaction.execute(
+                "UPDATE devices SET last_login_at = ?1, software_version = ?2 WHERE fqdn = ?3",
+                params![to_sql(now), software_version, device.fqdn],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Stores a renewed certificate. A new key becomes the device's next one.
+    ///
+    /// # Errors
+    /// If the device was revoked or replaced since it asked.
+    pub fn renew(
+        &self,
+        issued: &IssuedCertificate,
+        old_spki_sha256: &[u8; 32],
+        now: UnixSeconds,
+    ) -> Result<(), RegisterError> {
+        self.write(|transaction| {
+            let device = find(transaction, &issued.fqdn)?
+                .filter(|device| device.revoked_at.is_none() && device.has_key(old_spki_sha256))
+                .ok_or_else(|| RegisterError::NoSuchDevice(issued.fqdn.clone()))?;
+            store_certificate(transaction, issued, now)?;
+            if !device.has_key(&issued.spki_sha256) {
+                let revision = next_revision(transaction)?;
+                transaction.execute(
+                    "UPDATE devices SET spki_sha256 = ?1, next_spki_sha256 = ?2, revision = ?3 WHERE fqdn = ?4",
+                    params![old_spki_sha256, issued.spki_sha256, revision, issued.fqdn],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// How many certificates are on record for a name.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn certificate_count(&self, fqdn: &str) -> Result<u64, RegisterError> {
+        let count: i64 =
+            self.lock()
+                .query_row("SELECT count(*) FROM certificates WHERE fqdn = ?1", [fqdn], |row| row.get(0))?;
+        Ok(from_sql(count))
+    }
+}
+
+pub(super) fn find(connection: &Connection, fqdn: &str) -> Result<Option<DeviceRecord>, RegisterError> {
+    let mut statement =
+        connection.prepare_cached(&format!("SELECT {COLUMNS} FROM devices WHERE fqdn = ?1"))?;
+    Ok(statement.query_row([fqdn], record).optional()?)
+}
+
+pub(super) fn enrol(
+    transaction: &Transaction<'_>,
+    issued: &IssuedCertificate,
+    now: UnixSeconds,
+) -> Result<(), RegisterError> {
+    let revision = next_revision(transaction)?;
+    transaction.execute(
+        "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = NULL,
+             enrolled_at = ?4, revoked_at = NULL, revision = ?5",
+        params![issued.fqdn, issued.virtual_address.octets(), issued.spki_sha256, to_sql(now), revision],
+    )?;
+    Ok(())
+}
+
+pub(super) fn store_certificate(
+    transaction: &Transaction<'_>,
+    issued: &IssuedCertificate,
+    now: UnixSeconds,
+) -> Result<(), RegisterError> {
+    transaction.execute(
+        "DELETE FROM certificates WHERE not_after < ?1",
+        [to_sql(now.saturating_sub(REMEMBERED_FOR))],
+    )?;
+    transaction.execute(
+        "INSERT INTO certificates (serial, fqdn, spki_sha256, der, not_before, not_after)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![
+            issued.serial,
+            issued.fqdn,
+            issued.spki_sha256,
+            issued.der,
+            to_sql(issued.not_before),
+            to_sql(issued.not_after)
+        ],
+    )?;
+    Ok(())
+}
+
+pub(super) fn certificate(
+    transaction: &Transaction<'_>,
+    serial: &[u8],
+    device: &DeviceRecord,
+) -> Result<IssuedCertificate, RegisterError> {
+    let mut statement = transaction.prepare_cached(
+        "SELECT fqdn, der, serial, spki_sha256, not_before, not_after FROM certificates WHERE serial = ?1",
+    )?;
+    let certificate = statement.query_row([serial], |row| {
+        Ok(IssuedCertificate {
+            fqdn: row.get(0)?,
+            virtual_address: device.virtual_address,
+            der: row.get(1)?,
+            serial: row.get(2)?,
+            spki_sha256: row.get(3)?,
+            not_before: from_sql(row.get(4)?),
+            not_after: from_sql(row.get(5)?),
+        })
+    })?;
+    Ok(certificate)
+}
+
+fn next_revision(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
+    Ok(transaction.query_row("SELECT coalesce(max(revision), 0) + 1 FROM devices", [], |row| row.get(0))?)
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
+    let virtual_address: [u8; 16] = row.get(1)?;
+    Ok(DeviceRecord {
+        fqdn: row.get(0)?,
+        virtual_address: Ipv6Addr::from(virtual_address),
+        spki_sha256: row.get(2)?,
+        next_spki_sha256: row.get(3)?,
+        enrolled_at: from_sql(row.get(4)?),
+        revoked_at: row.get::<_, Option<i64>>(5)?.map(from_sql),
+        last_login_at: row.get::<_, Option<i64>>(6)?.map(from_sql),
+        software_version: row.get(7)?,
+        revision: row.get(8)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::register::NewToken;
+
+    const NOW: UnixSeconds = 1_800_000_000;
+    const NAME: &str = "press-7.plant.example";
+
+    fn issued(serial: u8, key: [u8; 32]) -> IssuedCertificate {
+        IssuedCertificate {
+            fqdn: NAME.into(),
+            virtual_address: Ipv6Addr::LOCALHOST,
+            der: vec![0x30, serial],
+            serial: vec![serial],
+            spki_sha256: key,
+            not_before: NOW,
+            not_after: NOW + 86_400,
+        }
+    }
+
+    fn register_with_device() -> (tempfile::TempDir, Register) {
+        let dir = tempfile::tempdir().unwrap();
+        let register = Register::create(&dir.path().join("register.db")).unwrap();
+        let token =
+            NewToken { secret_hash: [0; 32], fqdn: NAME.into(), expires_at: NOW + 60, replaces: false };
+        register.create_token(&token, NOW).unwrap();
+        register.enrol(&[0; 32], &[1; 32], NOW, |_| Ok(issued(1, [1; 32]))).unwrap();
+        (dir, register)
+    }
+
+    #[test]
+    fn both_keys_work_until_the_new_one_was_used() {
+        let (_dir, register) = register_with_device();
+        register.renew(&issued(2, [2; 32]), &[1; 32], NOW).unwrap();
+        let device = register.device(NAME).unwrap().unwrap();
+        assert!(device.has_key(&[1; 32]) && device.has_key(&[2; 32]));
+        register.note_login(&device, &[2; 32], "cyphonic 0.1.0", NOW).unwrap();
+        let device = register.device(NAME).unwrap().unwrap();
+        assert!(!device.has_key(&[1; 32]) && device.has_key(&[2; 32]));
+        assert_eq!(device.software_version.as_deref(), Some("cyphonic0.1.0"));
+    }
+
+    #[test]
+    fn a_revoked_device_cannot_renew() {
+        let (_dir, register) = register_with_device();
+        register.revoke_device(NAME, NOW).unwrap();
+        register.revoke_device(NAME, NOW + 5).unwrap();
+        assert_eq!(register.device(NAME).unwrap().unwrap().revoked_at, Some(NOW));
+        assert!(matches!(
+            register.renew(&issued(2, [1; 32]), &[1; 32], NOW),
+            Err(RegisterError::NoSuchDevice(_))
+        ));
+        assert_eq!(register.certificate_count(NAME).unwrap(), 1);
+    }
+
+    #[test]
+    fn changes_are_seen_by_other_connections_in_order() {
+        let (dir, register) = register_with_device();
+        let other = Register::open(&dir.path().join("register.db")).unwrap();
+        let version = other.data_version().unwrap();
+        let seen = other.changes_since(0).unwrap();
+        assert_eq!(seen.len(), 1);
+        assert!(other.changes_since(seen[0].revision).unwrap().is_empty());
+        register.revoke_device(NAME, NOW).unwrap();
+        assert_ne!(other.data_version().unwrap(), version);
+        let changed = other.changes_since(seen[0].revision).unwrap();
+        assert_eq!(changed[0].revoked_at, Some(NOW));
+    }
+
+    #[test]
+    fn frequent_logins_are_written_once_an_hour() {
+        let (_dir, register) = register_with_device();
+        let device = register.device(NAME).unwrap().unwrap();
+        register.note_login(&device, &[1; 32], "1", NOW).unwrap();
+        let device = register.device(NAME).unwrap().unwrap();
+        register.note_login(&device, &[1; 32], "1", NOW + 10).unwrap();
+        assert_eq!(register.device(NAME).unwrap().unwrap().last_login_at, Some(NOW));
+        register.note_login(&device, &[1; 32], "1", NOW + 3600).unwrap();
+        assert_eq!(register.device(NAME).unwrap().unwrap().last_login_at, Some(NOW + 3600));
+    }
+
+    #[test]
+    fn revoking_nobody_is_an_error() {
+        let (_dir, register) = register_with_device();
+        assert!(matches!(register.revoke_device("x.example", NOW), Err(RegisterError::NoSuchDevice(_))));
+    }
+}

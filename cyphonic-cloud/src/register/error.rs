@@ -1,0 +1,94 @@
+//! What can go wrong with the register, by who must act.
+
+use std::path::PathBuf;
+
+/// The register itself failed, or was asked for something that its rules forbid.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// No file there.
+    #[error("no register at {}: run `cyphonic-cloud init` first, or correct `register` in the configuration", path.display())]
+    Missing {
+        /// Where it was expected.
+        path: PathBuf,
+    },
+    /// The file could not be made.
+    #[error("cannot create the register {}: {source}", path.display())]
+    Create {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The file could not be opened as a register.
+    #[error("cannot open the register {}: {source}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: rusqlite::Error,
+    },
+    /// It is a database of another program.
+    #[error("{} is a database, but no Cyphonic register", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A newer release has been here.
+    #[error(
+        "the register {} has schema version {found}, newer than the {supported} that this release knows: run the \
+         release that wrote it",
+        path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        supported: i64,
+    },
+    /// SQLite reported an error in operation; nothing was changed.
+    #[error("the register failed: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A row holds what this program never writes.
+    #[error("the register is damaged: {0}")]
+    Damaged(String),
+    /// A token for a name that a device holds.
+    #[error(
+        "a device named {0} is enrolled already: choose another name, or pass --replace to let a new device take \
+         the name (and the virtual address) over"
+    )]
+    NameTaken(String),
+    /// No such device.
+    #[error("no device is named {0}: `cyphonic-cloud device list` shows them all")]
+    NoSuchDevice(String),
+    /// No such token.
+    #[error("no open token is named {0}: `cyphonic-cloud token list` shows them all")]
+    NoSuchToken(String),
+    /// Too many open tokens: they are promises, so they are bounded.
+    #[error("there are {0} open tokens already: revoke some, or wait for them to expire")]
+    TooManyTokens(u32),
+}
+
+/// Why an enrolment came to nothing. Only [`EnrolmentRefused::Register`] and [`EnrolmentRefused::Issue`] are our fault.
+#[derive(Debug, thiserror::Error)]
+pub enum EnrolmentRefused {
+    /// Nobody made this token, or it was revoked or forgotten since.
+    #[error("the enrolment token is unknown: ask for a new one")]
+    UnknownToken,
+    /// Its time is over.
+    #[error("the enrolment token has expired: ask for a new one")]
+    ExpiredToken,
+    /// Another key has used it.
+    #[error("the enrolment token was used already, with another key: ask for a new one")]
+    UsedToken,
+    /// Between the token's making and its use another device got the name.
+    #[error("a device with this token's name is enrolled already")]
+    NameTaken,
+    /// The register failed; the token is unused.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// The certificate could not be made; the token is unused.
+    #[error("cannot issue the certificate: {0}")]
+    Issue(String),
+}

@@ -1,0 +1,151 @@
+//! The register: what the cloud has promised, on disk.
+//!
+//! One SQLite file holds the enrolment tokens, the devices and the certificates issued to them. Every write is one
+//! transaction with `synchronous = FULL` in WAL mode: once a method returns, what it did survives a power cut, and a
+//! process killed in the middle leaves nothing half done. Several processes (the running cloud, `token create`,
+//! `device revoke`) may have it open at once; each reads the others' writes by [`Register::changes_since`].
+//!
+//! This module is the only place that speaks SQL.
+//!
+//! Invariants:
+//! - a token is used at most once: the row is marked in the transaction that stores the certificate;
+//! - a token's secret is never stored, only its hash;
+//! - every change to a device that matters to a running service carries a greater `revision` than all before it.
+
+mod devices;
+mod error;
+mod numbers;
+mod schema;
+mod tokens;
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+pub use self::devices::{DeviceRecord, IssuedCertificate};
+pub use self::error::{EnrolmentRefused, RegisterError};
+pub use self::tokens::{NewToken, TokenRecord, TokenState};
+
+/// Seconds since 1970-01-01T00:00:00Z, as certificates count them.
+pub type UnixSeconds = u64;
+
+/// How long a write waits for another process's transaction. Writes take milliseconds; five seconds is a slow SD card.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The open register. Cheap to share behind an `Arc`; calls block for the time of one disk write.
+#[derive(Debug)]
+pub struct Register {
+    connection: Mutex<Connection>,
+}
+
+impl Register {
+    /// Makes a new, empty register readable by its owner only.
+    ///
+    /// # Errors
+    /// If the file exists (it is left untouched) or cannot be made.
+    pub fn create(path: &Path) -> Result<Self, RegisterError> {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .map_err(|source| RegisterError::Create { path: path.to_owned(), source })?;
+        Self::open(path)
+    }
+
+    /// Opens the register and brings its schema up to date.
+    ///
+    /// # Errors
+    /// If there is none, it is no register, or a newer release wrote it.
+    pub fn open(path: &Path) -> Result<Self, RegisterError> {
+        if !path.exists() {
+            return Err(RegisterError::Missing { path: path.to_owned() });
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let open = |source| RegisterError::Open { path: path.to_owned(), source };
+        let mut connection = Connection::open_with_flags(path, flags).map_err(open)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
+        connection.pragma_update(None, "journal_mode", "WAL").map_err(open)?;
+        connection.pragma_update(None, "synchronous", "FULL").map_err(open)?;
+        connection.pragma_update(None, "foreign_keys", "ON").map_err(open)?;
+        schema::migrate(&mut connection, path)?;
+        Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    /// Changes whenever another connection has written to the file: a cheap test before [`Self::changes_since`].
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn data_version(&self) -> Result<i64, RegisterError> {
+        Ok(self.lock().query_row("PRAGMA data_version", [], |row| row.get(0))?)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic while the lock was held rolled its transaction back: the connection is sound.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` in one write transaction; an error rolls everything back.
+    ///
+    /// IMMEDIATE takes the write lock before the first read, so that what was read is still true when it is written.
+    fn write<T, E: From<RegisterError>>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut connection = self.lock();
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(RegisterError::from)?;
+        let result = work(&transaction)?;
+        transaction.commit().map_err(RegisterError::from)?;
+        Ok(result)
+    }
+}
+
+/// SQLite's integers are signed; a time past the year 292 billion is nobody's intention.
+fn to_sql(seconds: UnixSeconds) -> i64 {
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+fn from_sql(seconds: i64) -> UnixSeconds {
+    u64::try_from(seconds).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_register_is_private_and_durable() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let register = Register::create(&path).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let connection = register.lock();
+        let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+        let synchronous: i64 = connection.query_row("PRAGMA synchronous", [], |row| row.get(0)).unwrap();
+        assert_eq!((mode.as_str(), synchronous), ("wal", 2));
+    }
+
+    #[test]
+    fn creating_over_a_register_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        Register::create(&path).unwrap();
+        assert!(matches!(Register::create(&path), Err(RegisterError::Create { .. })));
+    }
+
+    #[test]
+    fn a_missing_register_and_a_text_file_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        assert!(matches!(Register::open(&path), Err(RegisterError::Missing { .. })));
+        std::fs::write(&path, "this is no database, only a text of some length".repeat(40)).unwrap();
+        assert!(matches!(Register::open(&path), Err(RegisterError::Open { .. })));
+    }
+}

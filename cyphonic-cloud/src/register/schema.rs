@@ -1,0 +1,109 @@
+//! The register's tables, and the steps from each version of them to the next.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::RegisterError;
+
+/// "Cyph": tells the register from any other SQLite file.
+const APPLICATION_ID: i64 = 0x4379_7068;
+
+/// Step `n` leads from version `n` to `n + 1`. Steps are only ever appended.
+const MIGRATIONS: &[&str] = &[
+    // 1: tokens, devices, certificates.
+    "CREATE TABLE devices (
+        fqdn             TEXT PRIMARY KEY,
+        virtual_address  BLOB NOT NULL UNIQUE CHECK (length(virtual_address) = 16),
+        spki_sha256      BLOB NOT NULL CHECK (length(spki_sha256) = 32),
+        -- Set by a renewal with a new key, until the device logs in with it: a lost answer locks nobody out.
+        next_spki_sha256 BLOB CHECK (length(next_spki_sha256) = 32),
+        enrolled_at      INTEGER NOT NULL,
+        revoked_at       INTEGER,
+        last_login_at    INTEGER,
+        software_version TEXT,
+        revision         INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE UNIQUE INDEX devices_by_revision ON devices (revision);
+
+    CREATE TABLE tokens (
+        id           INTEGER PRIMARY KEY,
+        secret_hash  BLOB NOT NULL UNIQUE CHECK (length(secret_hash) = 32),
+        fqdn         TEXT NOT NULL,
+        replaces     INTEGER NOT NULL CHECK (replaces IN (0, 1)),
+        created_at   INTEGER NOT NULL,
+        expires_at   INTEGER NOT NULL,
+        -- The key that used it; null while it is open.
+        spki_sha256  BLOB CHECK (length(spki_sha256) = 32),
+        certificate  BLOB REFERENCES certificates (serial) ON DELETE SET NULL
+    ) STRICT;
+    CREATE INDEX tokens_by_name ON tokens (fqdn);
+
+    CREATE TABLE certificates (
+        serial      BLOB PRIMARY KEY,
+        fqdn        TEXT NOT NULL,
+        spki_sha256 BLOB NOT NULL CHECK (length(spki_sha256) = 32),
+        der         BLOB NOT NULL,
+        not_before  INTEGER NOT NULL,
+        not_after   INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX certificates_by_expiry ON certificates (not_after);
+    CREATE INDEX certificates_by_name ON certificates (fqdn);
+
+    CREATE TABLE numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;",
+];
+
+/// Brings the tables to the newest version, in one transaction: two processes that start at once migrate once.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegisterError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let version: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let application: i64 = transaction.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if application != APPLICATION_ID && (tables > 0 || version > 0) {
+        return Err(RegisterError::Foreign { path: path.to_owned() });
+    }
+    let supported = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if version > supported || version < 0 {
+        return Err(RegisterError::Newer { path: path.to_owned(), found: version, supported });
+    }
+    if version == supported {
+        return Ok(());
+    }
+    let done = usize::try_from(version).unwrap_or(0);
+    for step in MIGRATIONS.iter().skip(done) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", supported)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::register::Register;
+
+    #[test]
+    fn a_register_of_a_newer_release_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        drop(Register::create(&path).unwrap());
+        let connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "user_version", 99).unwrap();
+        drop(connection);
+        assert!(matches!(Register::open(&path), Err(RegisterError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn another_programs_database_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE bookmarks (url TEXT)").unwrap();
+        assert!(matches!(Register::open(&path), Err(RegisterError::Foreign { .. })));
+        let connection = Connection::open(&path).unwrap();
+        let tables: i64 =
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
+        assert_eq!(tables, 1);
+    }
+}

@@ -1,0 +1,348 @@
+//! Enrolment tokens: made by the operator, used once by a device.
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use super::devices::{self, IssuedCertificate};
+use super::{EnrolmentRefused, Register, RegisterError, UnixSeconds, from_sql, to_sql};
+
+/// Open tokens are bounded: a script gone wild must not fill the disk.
+const MAX_OPEN_TOKENS: u32 = 100_000;
+
+/// Used and expired tokens stay listed this long, for the operator who asks what became of one.
+const REMEMBERED_FOR: UnixSeconds = 30 * 24 * 3600;
+
+/// A token to be stored.
+#[derive(Debug, Clone)]
+pub struct NewToken {
+    /// SHA-256 of the secret; the secret itself is shown once and kept nowhere.
+    pub secret_hash: [u8; 32],
+    /// The name that the device will get.
+    pub fqdn: String,
+    /// From when on it is void.
+    pub expires_at: UnixSeconds,
+    /// Whether it may take the name of an enrolled device over.
+    pub replaces: bool,
+}
+
+/// A token as `token list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRecord {
+    /// Number by which it can be revoked.
+    pub id: i64,
+    /// The name it grants.
+    pub fqdn: String,
+    /// When it was made.
+    pub created_at: UnixSeconds,
+    /// When it ends, or ended.
+    pub expires_at: UnixSeconds,
+    /// What became of it.
+    pub state: TokenState,
+}
+
+/// What became of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenState {
+    /// It can be used.
+    Open,
+    /// A device has used it.
+    Used,
+    /// Nobody used it in time.
+    Expired,
+}
+
+impl Register {
+    /// Stores a token.
+    ///
+    /// # Errors
+    /// If an enrolled device has the name and the token does not replace it, or too many tokens are open.
+    pub fn create_token(&self, token: &NewToken, now: UnixSeconds) -> Result<(), RegisterError> {
+        self.write(|transaction| {
+            forget_old(transaction, now)?;
+            if !token.replaces && devices::find(transaction, &token.fqdn)?.is_some() {
+                return Err(RegisterError::NameTaken(token.fqdn.clone()));
+            }
+            let open: u32 = transaction.query_row(
+                "SELECT count(*) FROM tokens WHERE spki_sha256 IS NULL AND expires_at > ?1",
+                [to_sql(now)],
+                |row| row.get(0),
+            )?;
+            if open >= MAX_OPEN_TOKENS {
+                return Err(RegisterError::TooManyTokens(open));
+            }
+            transaction.execute(
+                "INSERT INTO tokens (secret_hash, fqdn, replaces, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![token.secret_hash, token.fqdn, token.replaces, to_sql(now), to_sql(token.expires_at)],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// All tokens that are remembered, oldest first.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn tokens(&self, now: UnixSeconds) -> Result<Vec<TokenRecord>, RegisterError> {
+        let connection = self.lock();
+        let mut statement = connection.prepare(
+            "SELECT id, fqdn, created_at, expires_at, spki_sha256 IS NOT NULL FROM tokens ORDER BY id",
+        )?;
+        let records = statement.query_map([], |row| record(row, now))?.collect::<Result<_, _>>()?;
+        Ok(records)
+    }
+
+    /// Makes open tokens void: the one with this number, or all for this name. Tells how many.
+    ///
+    /// # Errors
+    /// If there is none; a used token cannot be revoked, its device can.
+    pub fn revoke_tokens(&self, id_or_fqdn: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
+        self.write(|transaction| {
+            let revoked = transaction.execute(
+                "DELETE FROM tokens WHERE spki_sha256 IS NULL AND expires_at > ?2 AND (fqdn = ?1 OR CAST(id AS TEXT) = ?1)",
+                params![id_or_fqdn, to_sql(now)],
+            )?;
+            if revoked == 0 {
+                return Err(RegisterError::NoSuchToken(id_or_fqdn.to_owned()));
+            }
+            Ok(revoked)
+        })
+    }
+
+    /// Turns a token into a certificate, exactly once.
+    ///
+    /// `issue` makes the certificate for the token's name; it runs inside the transaction that marks the token used
+    /// and stores the certificate and the device. The same key asking again before the token's expiry gets the same
+    /// certificate: its first answer was lost on the way.
+    ///
+    /// # Errors
+    /// The token is unknown, expired or used by another key, or the register or `issue` failed. Nothing was changed.
+    pub fn enrol(
+        &self,
+        secret_hash: &[u8; 32],
+        spki_sha256: &[u8; 32],
+        now: UnixSeconds,
+        issue: impl FnOnce(&str) -> Result<IssuedCertificate, String>,
+    ) -> Result<IssuedCertificate, EnrolmentRefused> {
+        self.write(|transaction| {
+            let token = find_by_hash(transaction, secret_hash)?.ok_or(EnrolmentRefused::UnknownToken)?;
+            if token.expires_at <= now {
+                return Err(EnrolmentRefused::ExpiredToken);
+            }
+            if let Some(used_by) = token.used_by {
+                return repeat(transaction, &token.fqdn, token.certificate.as_deref(), &used_by, spki_sha256);
+            }
+            if !token.replaces && devices::find(transaction, &token.fqdn)?.is_some() {
+                return Err(EnrolmentRefused::NameTaken);
+            }
+            let issued = issue(&token.fqdn).map_err(EnrolmentRefused::Issue)?;
+            devices::store_certificate(transaction, &issued, now)?;
+            devices::enrol(transaction, &issued, now)?;
+            transaction
+                .execute(
+                    "UPDATE tokens SET spki_sha256 = ?1, certificate = ?2 WHERE id = ?3",
+                    params![spki_sha256, issued.serial, token.id],
+                )
+                .map_err(RegisterError::from)?;
+            Ok(issued)
+        })
+    }
+}
+
+/// What a stored token says to the one who presents it.
+struct StoredToken {
+    id: i64,
+    fqdn: String,
+    replaces: bool,
+    expires_at: UnixSeconds,
+    used_by: Option<[u8; 32]>,
+    certificate: Option<Vec<u8>>,
+}
+
+fn find_by_hash(
+    transaction: &Transaction<'_>,
+    secret_hash: &[u8; 32],
+) -> Result<Option<StoredToken>, RegisterError> {
+    // The lookup is by hash of a random secret: its timing tells nothing about any secret.
+    let token = transaction
+        .query_row(
+            "SELECT id, fqdn, replaces, expires_at, spki_sha256, certificate FROM tokens WHERE secret_hash = ?1",
+            [secret_hash],
+            |row| {
+                Ok(StoredToken {
+                    id: row.get(0)?,
+                    fqdn: row.get(1)?,
+                    replaces: row.get(2)?,
+                    expires_at: from_sql(row.get(3)?),
+                    used_by: row.get(4)?,
+                    certificate: row.get(5)?,
+                })
+            },
+        )
+        .optional()?;
+    Ok(token)
+}
+
+/// The answer to a used token: the same certificate for the same key, as long as it is still the device's.
+fn repeat(
+    transaction: &Transaction<'_>,
+    fqdn: &str,
+    serial: Option<&[u8]>,
+    used_by: &[u8; 32],
+    spki_sha256: &[u8; 32],
+) -> Result<IssuedCertificate, EnrolmentRefused> {
+    if used_by != spki_sha256 {
+        return Err(EnrolmentRefused::UsedToken);
+    }
+    let device = devices::find(transaction, fqdn)?.ok_or(EnrolmentRefused::UnknownToken)?;
+    if device.revoked_at.is_some() || !device.has_key(spki_sha256) {
+        return Err(EnrolmentRefused::UsedToken);
+    }
+    let serial = serial.ok_or(EnrolmentRefused::UnknownToken)?;
+    Ok(devices::certificate(transaction, serial, &device)?)
+}
+
+fn record(row: &Row<'_>, now: UnixSeconds) -> rusqlite::Result<TokenRecord> {
+    let expires_at = from_sql(row.get(3)?);
+    let state = match (row.get(4)?, expires_at <= now) {
+        (true, _) => TokenState::Used,
+        (false, true) => TokenState::Expired,
+        (false, false) => TokenState::Open,
+    };
+    Ok(TokenRecord {
+        id: row.get(0)?,
+        fqdn: row.get(1)?,
+        created_at: from_sql(row.get(2)?),
+        expires_at,
+        state,
+    })
+}
+
+fn forget_old(transaction: &Transaction<'_>, now: UnixSeconds) -> Result<(), RegisterError> {
+    transaction
+        .execute("DELETE FROM tokens WHERE expires_at < ?1", [to_sql(now.saturating_sub(REMEMBERED_FOR))])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+
+    const NOW: UnixSeconds = 1_800_000_000;
+    const SECRET: [u8; 32] = [7; 32];
+    const KEY: [u8; 32] = [1; 32];
+    const OTHER_KEY: [u8; 32] = [2; 32];
+
+    fn register() -> (tempfile::TempDir, Register) {
+        let dir = tempfile::tempdir().unwrap();
+        let register = Register::create(&dir.path().join("register.db")).unwrap();
+        (dir, register)
+    }
+
+    fn token(secret_hash: [u8; 32], replaces: bool) -> NewToken {
+        NewToken { secret_hash, fqdn: "press-7.plant.example".into(), expires_at: NOW + 3600, replaces }
+    }
+
+    fn certificate(serial: u8, key: [u8; 32]) -> IssuedCertificate {
+        IssuedCertificate {
+            fqdn: "press-7.plant.example".into(),
+            virtual_address: Ipv6Addr::from(0xfd00_0000_0000_0000_0000_0000_0000_0007),
+            der: vec![0x30, serial],
+            serial: vec![serial],
+            spki_sha256: key,
+            not_before: NOW,
+            not_after: NOW + 90 * 86_400,
+        }
+    }
+
+    #[test]
+    fn a_retry_with_the_same_key_gets_the_same_certificate() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        let first = register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        let again = register.enrol(&SECRET, &KEY, NOW + 1, |_| panic!("issued twice")).unwrap();
+        assert_eq!(first, again);
+    }
+
+    #[test]
+    fn another_key_is_refused_after_use() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        let refused = register.enrol(&SECRET, &OTHER_KEY, NOW, |_| panic!("issued twice"));
+        assert!(matches!(refused, Err(EnrolmentRefused::UsedToken)));
+    }
+
+    #[test]
+    fn an_unknown_or_expired_token_issues_nothing() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        let unknown = register.enrol(&[9; 32], &KEY, NOW, |_| panic!("issued"));
+        assert!(matches!(unknown, Err(EnrolmentRefused::UnknownToken)));
+        let expired = register.enrol(&SECRET, &KEY, NOW + 3600, |_| panic!("issued"));
+        assert!(matches!(expired, Err(EnrolmentRefused::ExpiredToken)));
+        assert!(register.devices().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_failed_issue_leaves_the_token_open() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        let failed = register.enrol(&SECRET, &KEY, NOW, |_| Err("no key".into()));
+        assert!(matches!(failed, Err(EnrolmentRefused::Issue(_))));
+        assert_eq!(register.tokens(NOW).unwrap()[0].state, TokenState::Open);
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        assert_eq!(register.tokens(NOW).unwrap()[0].state, TokenState::Used);
+    }
+
+    #[test]
+    fn a_name_in_use_needs_a_replacing_token() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.create_token(&token([8; 32], false), NOW).unwrap();
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        assert!(matches!(
+            register.create_token(&token([9; 32], false), NOW),
+            Err(RegisterError::NameTaken(_))
+        ));
+        let second = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
+        assert!(matches!(second, Err(EnrolmentRefused::NameTaken)));
+        register.create_token(&token([9; 32], true), NOW).unwrap();
+        register.enrol(&[9; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        let device = register.device("press-7.plant.example").unwrap().unwrap();
+        assert!(device.has_key(&OTHER_KEY) && !device.has_key(&KEY));
+    }
+
+    #[test]
+    fn a_replaced_device_cannot_repeat_its_enrolment() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        register.create_token(&token([9; 32], true), NOW).unwrap();
+        register.enrol(&[9; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        let stale = register.enrol(&SECRET, &KEY, NOW, |_| panic!("issued"));
+        assert!(matches!(stale, Err(EnrolmentRefused::UsedToken)));
+    }
+
+    #[test]
+    fn revoked_tokens_are_unknown() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        assert_eq!(register.revoke_tokens("press-7.plant.example", NOW).unwrap(), 1);
+        assert!(matches!(
+            register.revoke_tokens("press-7.plant.example", NOW),
+            Err(RegisterError::NoSuchToken(_))
+        ));
+        let refused = register.enrol(&SECRET, &KEY, NOW, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::UnknownToken)));
+    }
+
+    #[test]
+    fn old_tokens_are_forgotten() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        let later = NOW + 3600 + REMEMBERED_FOR + 1;
+        register.create_token(&NewToken { expires_at: later + 1, ..token([8; 32], false) }, later).unwrap();
+        assert_eq!(register.tokens(later).unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,51 @@
+//! Why the services did not start.
+
+use std::path::PathBuf;
+
+use cyphonic_dataplane::udp::BindError;
+use cyphonic_transport::{TlsError, TransportError};
+
+use crate::pki::PkiError;
+use crate::register::RegisterError;
+
+/// The certificate was valid but does not allow this (as in `cyphonic_transport`).
+pub(super) const CLOSE_NOT_ALLOWED: u32 = 2;
+
+/// Why the services did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// AS and NMS need one.
+    #[error("the configuration names no register")]
+    NoRegister,
+    /// The register.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// Keys and certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// A certificate that does not fit its role.
+    #[error("{}: {reason}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A certificate that TLS does not take.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// A port that cannot be opened.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: BindError,
+    },
+    /// QUIC.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// A thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}

@@ -1,0 +1,191 @@
+//! The NMS: one task owns its machine.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cyphonic_proto::nms::{Action, Nms, NmsConfig, NmsTiming};
+use cyphonic_proto::node::Relay;
+use cyphonic_transport::Connection;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::StartError;
+use super::clock::unix_now;
+use super::sessions::{Entrance, Event, Sessions};
+use super::watch::Watch;
+use crate::config::Config;
+use crate::pki;
+use crate::register::{DeviceRecord, Register};
+
+/// How often devices' addresses are looked at.
+const LOOK_FOR_MOVES: Duration = Duration::from_secs(1);
+
+/// Where connections to the NMS enter.
+#[derive(Clone)]
+pub(super) struct ManagementServer {
+    entrance: Entrance,
+}
+
+impl ManagementServer {
+    pub(super) fn start(
+        config: &Config,
+        register: Arc<Register>,
+        watch: &Watch,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Self, StartError> {
+        let relays = config
+            .relays
+            .iter()
+            .map(|relay| Relay { name: config.relay_fqdn(&relay.name), addresses: relay.addresses.clone() });
+        let relays: Vec<_> = relays.collect();
+        if relays.is_empty() {
+            tracing::warn!(
+                "no relay is configured: devices that cannot reach each other directly stay apart"
+            );
+        }
+        let nms_config = NmsConfig {
+            network_id: config.network.id,
+            prefix: config.network.prefix,
+            zone: config.network.zone.clone(),
+            relays,
+            devices: Some(watch.names()),
+            timing: NmsTiming::default(),
+            first_setup: register.reserve_setups(unix_now())?,
+        };
+        let nms = Nms::new(nms_config, pki::random()?, Instant::now());
+        let (entrance, events) = Entrance::new(Some(register));
+        let public = config.public.clone();
+        let sessions = Sessions::new(&entrance, false);
+        tasks.spawn(Management { nms, sessions, public }.run(events, watch.subscribe()));
+        Ok(Self { entrance })
+    }
+
+    /// A connection was accepted. The look at the register must not hold up other connections.
+    pub(super) async fn connected(&self, connection: Connection) {
+        let entrance = self.entrance.clone();
+        tokio::spawn(async move { entrance.connected(connection).await });
+    }
+}
+
+struct Management {
+    nms: Nms,
+    sessions: Sessions,
+    public: Vec<SocketAddr>,
+}
+
+impl Management {
+    async fn run(mut self, mut events: mpsc::Receiver<Event>, mut changes: mpsc::Receiver<DeviceRecord>) {
+        let mut look = tokio::time::interval(LOOK_FOR_MOVES);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let timeout = self.nms.poll_timeout().map(tokio::time::Instant::from_std);
+            tokio::select! {
+                Some(event) = events.recv() => self.handle(event),
+                Some(device) = changes.recv() => self.device_changed(&device),
+                () = sleep_until(timeout) => self.nms.handle_timeout(Instant::now()),
+                _ = look.tick() => self.look_for_moves(),
+            }
+            self.act();
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Connected(connection, identity) => {
+                let fqdn = identity.fqdn.clone();
+                let (channel, remote) = self.sessions.insert(connection, identity.clone());
+                tracing::debug!(fqdn, %remote, "a device connected to the NMS");
+                let server = self.server_address(channel, remote);
+                // The register has just said so; its watch may be half a second behind.
+                self.nms.handle_enrolled(&fqdn);
+                self.nms.handle_connected(now, channel, identity, remote, server);
+                self.sessions.read(channel);
+            }
+            Event::Request(channel, message, responder) => {
+                if !self.sessions.contains(channel) {
+                    return;
+                }
+                if let Some(remote) = self.sessions.moved(channel) {
+                    self.nms.handle_moved(now, channel, remote);
+                }
+                let exchange = self.sessions.expect_answer(responder);
+                self.nms.handle_request(now, channel, exchange, message);
+            }
+            Event::Answered(exchange, answer) => {
+                if !self.sessions.answered(exchange) {
+                    return;
+                }
+                match answer {
+                    Ok(message) => self.nms.handle_response(now, exchange, message),
+                    Err(reason) => self.nms.handle_exchange_failed(now, exchange, &reason),
+                }
+            }
+            Event::Ended(channel) => {
+                if self.sessions.remove(channel) {
+                    self.nms.handle_disconnected(now, channel);
+                }
+            }
+            // Nobody reads DATAGRAMs of these connections.
+            Event::Datagram(..) => {}
+        }
+    }
+
+    fn device_changed(&mut self, device: &DeviceRecord) {
+        let now = Instant::now();
+        if device.revoked_at.is_some() {
+            tracing::info!("a device was revoked");
+            self.nms.handle_revoked(now, &device.fqdn);
+        } else {
+            self.nms.handle_enrolled(&device.fqdn);
+        }
+        self.act();
+        // Also the one whose name another device has taken over.
+        for (channel, reason) in self.sessions.no_longer_allowed(device) {
+            self.sessions.close(channel, reason);
+            self.nms.handle_disconnected(now, channel);
+        }
+    }
+
+    fn look_for_moves(&mut self) {
+        let now = Instant::now();
+        for (channel, remote) in self.sessions.all_moved() {
+            self.nms.handle_moved(now, channel, remote);
+        }
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.nms.poll_action() {
+            match action {
+                Action::Respond { exchange, message } => self.sessions.respond(exchange, message),
+                Action::Request { channel, exchange, message } => {
+                    self.sessions.request(channel, exchange, message);
+                }
+                Action::CancelRequest { exchange } => self.sessions.cancel(exchange),
+                Action::Close { channel, reason } => self.sessions.close(channel, &reason),
+            }
+        }
+    }
+
+    /// By which of our addresses a device reached us: two different ones tell its NAT's behaviour. Behind a port
+    /// forwarding it is the public address of the family; where the kernel tells none, likewise.
+    fn server_address(&self, channel: cyphonic_proto::Channel, remote: SocketAddr) -> SocketAddr {
+        let public = self.public.iter().find(|public| public.is_ipv4() == remote.is_ipv4());
+        match (self.sessions.local_ip(channel), public) {
+            (Some(ip), Some(public)) if self.public.iter().all(|p| p.ip() != ip) => *public,
+            (Some(ip), Some(public)) => SocketAddr::new(ip, public.port()),
+            (Some(ip), None) => SocketAddr::new(ip, crate::config::DEFAULT_PORT),
+            (None, Some(public)) => *public,
+            (None, None) => SocketAddr::new(remote.ip(), crate::config::DEFAULT_PORT),
+        }
+    }
+}
+
+/// Sleeps until then; for ever without a time.
+pub(super) async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,165 @@
+//! Sockets, clock and threads for the services.
+//!
+//! ```text
+//! UDP port ── relay worker (thread) ── data packets ──► forwarded by the relay's map
+//!                 └─ everything else ─► QUIC endpoint ─► accepted connections, by ALPN:
+//!                                          enrolment, AS ─► authentication::Service (blocking pool)
+//!                                          NMS ─► one task that owns the `Nms` machine
+//!                                          TRS ─► one task that owns the `Trs` machine ─► the relay's map
+//! register ── watch (polls) ─► revocations and enrolments to NMS and TRS, whoever wrote them
+//! ```
+//!
+//! Each machine belongs to one task and hears of the world by a bounded channel; nothing here decides anything.
+
+mod authentication;
+mod clock;
+mod credentials;
+mod error;
+mod management;
+mod port;
+mod relay;
+mod sessions;
+mod watch;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use cyphonic_proto::alpn;
+use cyphonic_transport::Transport;
+
+use self::authentication::AuthenticationServer;
+use self::credentials::{Loaded, load_credentials};
+pub use self::error::StartError;
+use self::management::ManagementServer;
+use self::port::Port;
+use self::relay::RelayServer;
+use self::watch::Watch;
+use crate::config::{Config, ServiceRole};
+use crate::register::Register;
+
+pub use self::clock::unix_now;
+
+/// The running services of one process.
+pub struct Cloud {
+    ports: Vec<Port>,
+    tasks: JoinSet<()>,
+    failures: mpsc::Receiver<String>,
+}
+
+/// The services that an accepted connection may be for.
+#[derive(Clone, Default)]
+struct Services {
+    authentication: Option<Arc<AuthenticationServer>>,
+    management: Option<ManagementServer>,
+    relay: Option<RelayServer>,
+}
+
+impl Cloud {
+    /// Starts the roles of a configuration. Returns once all its addresses accept connections.
+    ///
+    /// # Errors
+    /// If anything needed is missing or refused; nothing keeps running then.
+    pub async fn start(config: &Config) -> Result<Self, StartError> {
+        let loaded = load_credentials(config, unix_now())?;
+        let register = open_register(config)?;
+        let (failure_sender, failures) = mpsc::channel(8);
+        let mut ports = Vec::new();
+        for address in &config.listen {
+            ports.push(Port::open(*address, config, &loaded, failure_sender.clone())?);
+        }
+        let mut tasks = JoinSet::new();
+        let services = start_services(config, loaded, register, &ports, &mut tasks)?;
+        for port in &ports {
+            tasks.spawn(accept(port.transport(), services.clone()));
+        }
+        Ok(Self { ports, tasks, failures })
+    }
+
+    /// The addresses that the services listen on.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.ports.iter().map(Port::local_address).collect()
+    }
+
+    /// Waits until something that the services cannot live without has failed, and says what.
+    pub async fn failed(&mut self) -> String {
+        tokio::select! {
+            failure = self.failures.recv() => failure.unwrap_or_else(|| "all ports are closed".to_owned()),
+            ended = self.tasks.join_next() => match ended {
+                Some(Err(error)) => format!("a service ended: {error}"),
+                Some(Ok(())) | None => "a service ended".to_owned(),
+            },
+        }
+    }
+
+    /// Tells every device that the services stop, then stops them.
+    pub async fn shutdown(mut self) {
+        for port in &self.ports {
+            port.transport().shutdown("the service stops").await;
+        }
+        self.tasks.shutdown().await;
+        for port in self.ports {
+            port.close().await;
+        }
+    }
+}
+
+fn open_register(config: &Config) -> Result<Option<Arc<Register>>, StartError> {
+    let needed = config.runs(ServiceRole::As) || config.runs(ServiceRole::Nms);
+    match &config.register {
+        Some(path) => Ok(Some(Arc::new(Register::open(path)?))),
+        None if needed => Err(StartError::NoRegister),
+        None => Ok(None),
+    }
+}
+
+fn start_services(
+    config: &Config,
+    loaded: Loaded,
+    register: Option<Arc<Register>>,
+    ports: &[Port],
+    tasks: &mut JoinSet<()>,
+) -> Result<Services, StartError> {
+    let mut services = Services::default();
+    let mut watch = None;
+    if let (Some(register), Some(path)) = (&register, &config.register) {
+        // A connection of its own, so that it also sees what this process's AS writes.
+        let started = Watch::new(Register::open(path)?)?;
+        if config.runs(ServiceRole::As) {
+            let server = AuthenticationServer::new(config, loaded, Arc::clone(register), started.nudge())?;
+            services.authentication = Some(Arc::new(server));
+        }
+        if config.runs(ServiceRole::Nms) {
+            services.management =
+                Some(ManagementServer::start(config, Arc::clone(register), &started, tasks)?);
+        }
+        watch = Some(started);
+    }
+    if config.runs(ServiceRole::Trs)
+        && let Some(port) = ports.first()
+    {
+        services.relay = Some(RelayServer::start(config, register, watch.as_ref(), port.relay(), tasks)?);
+    }
+    if let Some(watch) = watch {
+        tasks.spawn(watch.run());
+    }
+    Ok(services)
+}
+
+/// Gives each accepted connection to its service.
+async fn accept(transport: Arc<Transport>, services: Services) {
+    while let Some(incoming) = transport.accept().await {
+        let connection = incoming.connection;
+        match (incoming.alpn.as_slice(), &services) {
+            (alpn::AS | alpn::ENROL, Services { authentication: Some(server), .. }) => {
+                tokio::spawn(Arc::clone(server).serve(connection));
+            }
+            (alpn::NMS, Services { management: Some(server), .. }) => server.connected(connection).await,
+            (alpn::TRS, Services { relay: Some(server), .. }) => server.connected(connection).await,
+            // The endpoint negotiates only what this process serves.
+            _ => connection.close(error::CLOSE_NOT_ALLOWED, "not served here"),
+        }
+    }
+}

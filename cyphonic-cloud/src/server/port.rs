@@ -1,0 +1,107 @@
+//! One UDP port: its worker thread and its QUIC endpoint.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use cyphonic_dataplane::relay::UserspaceRelay;
+use cyphonic_dataplane::udp::UdpPort;
+use cyphonic_proto::trs::TrsLimits;
+use cyphonic_transport::Transport;
+use tokio::sync::mpsc;
+
+use super::StartError;
+use super::credentials::Loaded;
+use crate::config::{Config, ServiceRole};
+
+/// How long to wait at the end until nothing holds the port any more.
+const RELEASE: Duration = Duration::from_secs(3);
+
+/// An open port. Its thread receives, forwards data packets by the relay's map, and gives the rest to QUIC.
+pub(super) struct Port {
+    udp: Arc<UdpPort>,
+    transport: Arc<Transport>,
+    relay: Arc<UserspaceRelay>,
+    stop: Arc<AtomicBool>,
+    worker: JoinHandle<()>,
+}
+
+impl Port {
+    pub(super) fn open(
+        address: SocketAddr,
+        config: &Config,
+        loaded: &Loaded,
+        failures: mpsc::Sender<String>,
+    ) -> Result<Self, StartError> {
+        let bind = |source| StartError::Bind { address, source };
+        // The unspecified IPv6 address means every address of both families, also on hosts without IPv6.
+        let every = address.ip() == Ipv6Addr::UNSPECIFIED;
+        let udp = if every { UdpPort::bind(address.port()) } else { UdpPort::bind_to(address) };
+        let udp = Arc::new(udp.map_err(bind)?);
+        let tls = loaded.server_tls()?.map(|tls| (tls, config.network.id));
+        let transport = Arc::new(Transport::start(Arc::clone(&udp), tls)?);
+        // Without the role there is no leg, and every data packet is dropped and counted.
+        let capacity = if config.runs(ServiceRole::Trs) { TrsLimits::default().legs } else { 0 };
+        let relay = Arc::new(UserspaceRelay::new(capacity));
+        let stop = Arc::new(AtomicBool::new(false));
+        let worker = spawn_worker(&udp, &transport, &relay, &stop, failures)?;
+        tracing::info!(address = %udp.local_addr(), dual_stack = udp.is_dual_stack(), "listening");
+        Ok(Self { udp, transport, relay, stop, worker })
+    }
+
+    pub(super) fn transport(&self) -> Arc<Transport> {
+        Arc::clone(&self.transport)
+    }
+
+    pub(super) fn relay(&self) -> Arc<UserspaceRelay> {
+        Arc::clone(&self.relay)
+    }
+
+    pub(super) fn local_address(&self) -> SocketAddr {
+        self.udp.local_addr()
+    }
+
+    /// Ends the worker, and returns once the port can be opened again: QUIC lets go of it a moment later.
+    pub(super) async fn close(self) {
+        let released = Arc::downgrade(&self.udp);
+        self.end();
+        let deadline = tokio::time::Instant::now() + RELEASE;
+        while released.strong_count() > 0 {
+            if tokio::time::Instant::now() >= deadline {
+                tracing::warn!("the port is still held");
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.udp.wake();
+        if self.worker.join().is_err() {
+            tracing::error!("the port's worker panicked");
+        }
+        let counters = self.relay.counters();
+        tracing::info!(forwarded = counters.packets, signalling = counters.signalling, drops = ?counters.drops, "port closed");
+    }
+}
+
+fn spawn_worker(
+    udp: &Arc<UdpPort>,
+    transport: &Transport,
+    relay: &Arc<UserspaceRelay>,
+    stop: &Arc<AtomicBool>,
+    failures: mpsc::Sender<String>,
+) -> Result<JoinHandle<()>, StartError> {
+    let (udp, relay, stop) = (Arc::clone(udp), Arc::clone(relay), Arc::clone(stop));
+    let sink = transport.mux();
+    let work = move || {
+        if let Err(error) = relay.run(udp, sink, stop) {
+            // The receiver is gone only when the process is stopping anyway.
+            let _ = failures.blocking_send(format!("receiving on the UDP port failed: {error}"));
+        }
+    };
+    std::thread::Builder::new().name("cyphonic-port".to_owned()).spawn(work).map_err(StartError::Thread)
+}

@@ -1,0 +1,222 @@
+//! The TRS: one task owns its machine; the port's worker forwards by the map that it fills.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cyphonic_dataplane::relay::{Leg, RelayMap, RelayMapError, UserspaceRelay};
+use cyphonic_proto::trs::{Action, Trs, TrsConfig, TrsLimits};
+use cyphonic_proto::{Channel, ConnectionId};
+use cyphonic_transport::Connection;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::StartError;
+use super::management::sleep_until;
+use super::sessions::{Entrance, Event, Sessions};
+use super::watch::Watch;
+use crate::config::Config;
+use crate::pki;
+use crate::register::{DeviceRecord, Register};
+
+/// How often devices' addresses are looked at: a NAT that rebinds breaks a relayed tunnel for this long at most,
+/// after QUIC has validated the new path.
+const LOOK_FOR_MOVES: Duration = Duration::from_secs(1);
+
+/// How often the worker's counters tell which legs are in use: well below the machine's idle limit.
+const LOOK_FOR_ACTIVITY: Duration = Duration::from_secs(15);
+
+/// Where connections to the TRS enter.
+#[derive(Clone)]
+pub(super) struct RelayServer {
+    entrance: Entrance,
+}
+
+impl RelayServer {
+    pub(super) fn start(
+        config: &Config,
+        register: Option<Arc<Register>>,
+        watch: Option<&Watch>,
+        map: Arc<UserspaceRelay>,
+        tasks: &mut JoinSet<()>,
+    ) -> Result<Self, StartError> {
+        let trs_config = TrsConfig { network_id: config.network.id, limits: TrsLimits::default() };
+        let trs = Trs::new(trs_config, pki::random()?);
+        let (entrance, events) = Entrance::new(register);
+        let sessions = Sessions::new(&entrance, true);
+        // Without a register at hand nobody tells of changes: a channel that stays silent.
+        let (silent, nothing) = mpsc::channel(1);
+        let changes = watch.map_or(nothing, Watch::subscribe);
+        tasks.spawn(RelayControl { trs, sessions, map, legs: HashMap::new() }.run(events, changes, silent));
+        Ok(Self { entrance })
+    }
+
+    /// A connection was accepted. The look at the register must not hold up other connections.
+    pub(super) async fn connected(&self, connection: Connection) {
+        let entrance = self.entrance.clone();
+        tokio::spawn(async move { entrance.connected(connection).await });
+    }
+}
+
+/// What is in the map, and when it was last seen in use.
+struct Entry {
+    real_cid: ConnectionId,
+    last_seen: Option<Instant>,
+}
+
+struct RelayControl {
+    trs: Trs,
+    sessions: Sessions,
+    map: Arc<UserspaceRelay>,
+    legs: HashMap<ConnectionId, Entry>,
+}
+
+impl RelayControl {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut changes: mpsc::Receiver<DeviceRecord>,
+        _silent: mpsc::Sender<DeviceRecord>,
+    ) {
+        let mut look = interval(LOOK_FOR_MOVES);
+        let mut activity = interval(LOOK_FOR_ACTIVITY);
+        loop {
+            let timeout = self.trs.poll_timeout().map(tokio::time::Instant::from_std);
+            tokio::select! {
+                Some(event) = events.recv() => self.handle(event),
+                Some(device) = changes.recv() => self.device_changed(&device),
+                () = sleep_until(timeout) => {
+                    // What the worker has seen may keep a leg that would now expire.
+                    self.look_for_activity();
+                    self.trs.handle_timeout(Instant::now());
+                }
+                _ = look.tick() => self.look_for_moves(),
+                _ = activity.tick() => self.look_for_activity(),
+            }
+            self.act();
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let now = Instant::now();
+        match event {
+            Event::Connected(connection, identity) => {
+                let (channel, remote) = self.sessions.insert(connection, identity.clone());
+                tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the TRS");
+                self.trs.handle_connected(now, channel, identity, remote);
+                self.sessions.read(channel);
+            }
+            Event::Request(channel, message, responder) => {
+                if self.follow(now, channel) {
+                    let exchange = self.sessions.expect_answer(responder);
+                    self.trs.handle_request(now, channel, exchange, message);
+                }
+            }
+            Event::Datagram(channel, datagram) => {
+                if self.follow(now, channel) {
+                    self.trs.handle_datagram(now, channel, &datagram);
+                }
+            }
+            Event::Ended(channel) => {
+                if self.sessions.remove(channel) {
+                    self.trs.handle_disconnected(now, channel);
+                }
+            }
+            // A TRS asks nothing.
+            Event::Answered(..) => {}
+        }
+    }
+
+    /// Tells the machine if the device has moved; false if the device is gone.
+    fn follow(&mut self, now: Instant, channel: Channel) -> bool {
+        if let Some(remote) = self.sessions.moved(channel) {
+            self.trs.handle_moved(now, channel, remote);
+        }
+        self.sessions.contains(channel)
+    }
+
+    fn device_changed(&mut self, device: &DeviceRecord) {
+        let now = Instant::now();
+        if device.revoked_at.is_some() {
+            self.trs.handle_revoked(now, &device.fqdn);
+            self.act();
+        }
+        for (channel, reason) in self.sessions.no_longer_allowed(device) {
+            self.sessions.close(channel, reason);
+            self.trs.handle_disconnected(now, channel);
+        }
+    }
+
+    fn look_for_moves(&mut self) {
+        let now = Instant::now();
+        for (channel, remote) in self.sessions.all_moved() {
+            self.trs.handle_moved(now, channel, remote);
+        }
+    }
+
+    fn look_for_activity(&mut self) {
+        let now = Instant::now();
+        for (cid, entry) in &mut self.legs {
+            let last_seen = self.map.stats(*cid).and_then(|stats| stats.last_seen);
+            if let Some(seen) = last_seen.filter(|_| last_seen != entry.last_seen) {
+                entry.last_seen = last_seen;
+                self.trs.handle_leg_activity(now, *cid, seen);
+            }
+        }
+    }
+
+    fn act(&mut self) {
+        while let Some(action) = self.trs.poll_action() {
+            match action {
+                Action::Respond { exchange, message } => self.sessions.respond(exchange, message),
+                Action::Insert { cid, from, to, real_cid } => self.insert(cid, from, to, real_cid),
+                Action::Remove { cid } => self.remove(cid),
+                Action::Forward { channel, datagram } => self.sessions.send_datagram(channel, datagram),
+                Action::Close { channel, reason } => self.sessions.close(channel, &reason),
+            }
+        }
+    }
+
+    fn insert(&mut self, cid: ConnectionId, from: SocketAddr, to: SocketAddr, real_cid: ConnectionId) {
+        let inserted = match self.legs.get(&cid) {
+            Some(entry) if entry.real_cid == real_cid => self.map.set_addresses(cid, from, to),
+            Some(_) => {
+                self.map.remove(cid);
+                self.insert_new(cid, from, to, real_cid)
+            }
+            None => self.insert_new(cid, from, to, real_cid),
+        };
+        if let Err(error) = inserted {
+            // The nodes find their tunnel dead and set up another; the map is as it was.
+            tracing::warn!(%error, "a leg could not be bound");
+        }
+    }
+
+    fn insert_new(
+        &mut self,
+        cid: ConnectionId,
+        from: SocketAddr,
+        to: SocketAddr,
+        real_cid: ConnectionId,
+    ) -> Result<(), RelayMapError> {
+        // Answered by the address the receiver connected to: its NAT lets in no other.
+        let source = self.sessions.local_ip_towards(to);
+        self.map.insert(cid, Leg { from, to, real_cid, source })?;
+        self.legs.insert(cid, Entry { real_cid, last_seen: None });
+        Ok(())
+    }
+
+    fn remove(&mut self, cid: ConnectionId) {
+        self.legs.remove(&cid);
+        if let Some(stats) = self.map.remove(cid) {
+            tracing::debug!(packets = stats.packets, bytes = stats.bytes, "a leg was unbound");
+        }
+    }
+}
+
+fn interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    interval
+}

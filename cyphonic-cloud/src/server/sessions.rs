@@ -1,0 +1,290 @@
+//! The devices connected to one service, and the exchanges with them.
+//!
+//! Each connection has tasks that read it and put what arrives into the service's bounded channel; the service's one
+//! task owns the machine and this table. A device is let in only if the register (where there is one) still knows it
+//! under the key it came with.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cyphonic_proto::{Channel, ExchangeId, Identity, Message};
+use cyphonic_transport::{Connection, Responder};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+use super::error::CLOSE_NOT_ALLOWED;
+use crate::register::{DeviceRecord, Register};
+
+/// Events that wait for a service. When it is full, connections are read more slowly: their senders wait.
+const QUEUE: usize = 4_096;
+
+/// What happened on the connections of one service.
+pub(super) enum Event {
+    /// A device came and was let in.
+    Connected(Connection, Identity),
+    /// It asks.
+    Request(Channel, Message, Responder),
+    /// It sent a DATAGRAM.
+    Datagram(Channel, Bytes),
+    /// It is gone.
+    Ended(Channel),
+    /// It answered our request, or will not.
+    Answered(ExchangeId, Result<Message, String>),
+}
+
+/// Where connections enter a service.
+#[derive(Clone)]
+pub(super) struct Entrance {
+    events: mpsc::Sender<Event>,
+    register: Option<Arc<Register>>,
+}
+
+impl Entrance {
+    /// Of a service that hears what happens by the receiver.
+    pub(super) fn new(register: Option<Arc<Register>>) -> (Self, mpsc::Receiver<Event>) {
+        let (events, receiver) = mpsc::channel(QUEUE);
+        (Self { events, register }, receiver)
+    }
+
+    /// Lets a device in, or closes its connection.
+    pub(super) async fn connected(&self, connection: Connection) {
+        match self.admit(&connection).await {
+            Ok(identity) => {
+                // The service's end is the process's end.
+                let _ = self.events.send(Event::Connected(connection, identity)).await;
+            }
+            Err(reason) => {
+                tracing::debug!(reason, remote = %connection.remote_address(), "a device was not let in");
+                connection.close(CLOSE_NOT_ALLOWED, &reason);
+            }
+        }
+    }
+
+    async fn admit(&self, connection: &Connection) -> Result<Identity, String> {
+        let identity = connection.identity().cloned().ok_or("a device certificate is required")?;
+        let Some(register) = self.register.clone() else { return Ok(identity) };
+        let fqdn = identity.fqdn.clone();
+        let device = tokio::task::spawn_blocking(move || register.device(&fqdn)).await;
+        let device = match device {
+            Ok(Ok(device)) => device.ok_or("no device has this name")?,
+            Ok(Err(error)) => return Err(internal(&error)),
+            Err(error) => return Err(internal(&error)),
+        };
+        allowed(&device, &identity)?;
+        Ok(identity)
+    }
+}
+
+/// Whether the register still stands behind a certificate.
+pub(super) fn allowed(device: &DeviceRecord, identity: &Identity) -> Result<(), &'static str> {
+    if device.revoked_at.is_some() {
+        return Err("the device was revoked");
+    }
+    if !device.has_key(&identity.spki_sha256) {
+        return Err("another device has taken the name over");
+    }
+    Ok(())
+}
+
+fn internal(error: &dyn std::fmt::Display) -> String {
+    tracing::error!(%error, "a device could not be looked up");
+    "the service failed; its log says why".to_owned()
+}
+
+struct Session {
+    connection: Connection,
+    identity: Identity,
+    remote: SocketAddr,
+    readers: Vec<AbortHandle>,
+}
+
+/// The table of one service.
+pub(super) struct Sessions {
+    events: mpsc::Sender<Event>,
+    datagrams: bool,
+    sessions: HashMap<Channel, Session>,
+    by_remote: HashMap<SocketAddr, Channel>,
+    waiting: HashMap<ExchangeId, Responder>,
+    asked: HashMap<ExchangeId, AbortHandle>,
+    next_channel: u64,
+    next_exchange: u64,
+}
+
+impl Sessions {
+    /// Of the service behind this entrance; `datagrams`: whether its devices send any.
+    pub(super) fn new(entrance: &Entrance, datagrams: bool) -> Self {
+        Self {
+            events: entrance.events.clone(),
+            datagrams,
+            sessions: HashMap::new(),
+            by_remote: HashMap::new(),
+            waiting: HashMap::new(),
+            asked: HashMap::new(),
+            next_channel: 0,
+            next_exchange: 0,
+        }
+    }
+
+    /// Takes a connection up, but does not read it yet: call [`Self::read`] once the machine knows it.
+    pub(super) fn insert(&mut self, connection: Connection, identity: Identity) -> (Channel, SocketAddr) {
+        let channel = Channel(self.next_channel);
+        self.next_channel += 1;
+        let remote = connection.remote_address();
+        self.sessions.insert(channel, Session { connection, identity, remote, readers: Vec::new() });
+        self.by_remote.insert(remote, channel);
+        (channel, remote)
+    }
+
+    /// Starts to read a connection. Requests come one by one and in order; each waits for room in the channel.
+    pub(super) fn read(&mut self, channel: Channel) {
+        let Some(session) = self.sessions.get_mut(&channel) else { return };
+        let (connection, events) = (session.connection.clone(), self.events.clone());
+        session.readers.push(tokio::spawn(read_requests(channel, connection, events)).abort_handle());
+        if self.datagrams {
+            let (connection, events) = (session.connection.clone(), self.events.clone());
+            session.readers.push(tokio::spawn(read_datagrams(channel, connection, events)).abort_handle());
+        }
+    }
+
+    /// Whether the connection is (still) in the table.
+    pub(super) fn contains(&self, channel: Channel) -> bool {
+        self.sessions.contains_key(&channel)
+    }
+
+    /// The local address by which a device reaches us, where the kernel tells.
+    pub(super) fn local_ip(&self, channel: Channel) -> Option<IpAddr> {
+        self.sessions.get(&channel).and_then(|session| session.connection.local_ip())
+    }
+
+    /// The local address by which the device at `remote` reaches us.
+    pub(super) fn local_ip_towards(&self, remote: SocketAddr) -> Option<IpAddr> {
+        self.local_ip(*self.by_remote.get(&remote)?)
+    }
+
+    /// Forgets a connection that has ended.
+    pub(super) fn remove(&mut self, channel: Channel) -> bool {
+        let Some(session) = self.sessions.remove(&channel) else { return false };
+        session.readers.iter().for_each(AbortHandle::abort);
+        self.forget_remote(session.remote, channel);
+        true
+    }
+
+    /// Closes a connection; its end is not reported.
+    pub(super) fn close(&mut self, channel: Channel, reason: &str) {
+        if let Some(session) = self.sessions.get(&channel) {
+            tracing::debug!(fqdn = session.identity.fqdn, reason, "a device's connection is closed");
+            session.connection.close(CLOSE_NOT_ALLOWED, reason);
+        }
+        self.remove(channel);
+    }
+
+    /// Names a request that has arrived.
+    pub(super) fn expect_answer(&mut self, responder: Responder) -> ExchangeId {
+        let exchange = ExchangeId(self.next_exchange);
+        self.next_exchange += 1;
+        self.waiting.insert(exchange, responder);
+        exchange
+    }
+
+    /// Answers a request that has arrived.
+    pub(super) fn respond(&mut self, exchange: ExchangeId, message: Message) {
+        let Some(responder) = self.waiting.remove(&exchange) else { return };
+        tokio::spawn(async move {
+            if let Err(error) = responder.respond(&message).await {
+                tracing::debug!(%error, "an answer could not be sent");
+            }
+        });
+    }
+
+    /// Asks a device.
+    pub(super) fn request(&mut self, channel: Channel, exchange: ExchangeId, message: Message) {
+        let connection = self.sessions.get(&channel).map(|session| session.connection.clone());
+        let events = self.events.clone();
+        let ask = async move {
+            let answer = match connection {
+                Some(connection) => {
+                    connection.open_exchange(&message).await.map_err(|error| error.to_string())
+                }
+                None => Err("the device is gone".to_owned()),
+            };
+            // The service's end is the process's end.
+            let _ = events.send(Event::Answered(exchange, answer)).await;
+        };
+        self.asked.insert(exchange, tokio::spawn(ask).abort_handle());
+    }
+
+    /// Whether somebody still waits for this answer.
+    pub(super) fn answered(&mut self, exchange: ExchangeId) -> bool {
+        self.asked.remove(&exchange).is_some()
+    }
+
+    /// Nobody waits for this answer any more.
+    pub(super) fn cancel(&mut self, exchange: ExchangeId) {
+        if let Some(asked) = self.asked.remove(&exchange) {
+            asked.abort();
+        }
+    }
+
+    /// Sends a DATAGRAM.
+    pub(super) fn send_datagram(&self, channel: Channel, datagram: Bytes) {
+        if let Some(session) = self.sessions.get(&channel) {
+            session.connection.send_datagram(datagram);
+        }
+    }
+
+    /// Whether this device's address is another than it was, and which.
+    pub(super) fn moved(&mut self, channel: Channel) -> Option<SocketAddr> {
+        let session = self.sessions.get_mut(&channel)?;
+        let remote = session.connection.remote_address();
+        if remote == session.remote {
+            return None;
+        }
+        let old = std::mem::replace(&mut session.remote, remote);
+        self.forget_remote(old, channel);
+        self.by_remote.insert(remote, channel);
+        Some(remote)
+    }
+
+    /// Two connections may have one address, one after the other; the newer one keeps the entry.
+    fn forget_remote(&mut self, remote: SocketAddr, channel: Channel) {
+        if self.by_remote.get(&remote) == Some(&channel) {
+            self.by_remote.remove(&remote);
+        }
+    }
+
+    /// All devices whose address is another than it was. QUIC does not tell, so somebody has to look.
+    pub(super) fn all_moved(&mut self) -> Vec<(Channel, SocketAddr)> {
+        let channels: Vec<Channel> = self.sessions.keys().copied().collect();
+        channels.into_iter().filter_map(|channel| Some((channel, self.moved(channel)?))).collect()
+    }
+
+    /// The connections that a change of the register does away with.
+    pub(super) fn no_longer_allowed(&self, device: &DeviceRecord) -> Vec<(Channel, &'static str)> {
+        let of_device = self.sessions.iter().filter(|(_, session)| session.identity.fqdn == device.fqdn);
+        of_device
+            .filter_map(|(channel, session)| Some((*channel, allowed(device, &session.identity).err()?)))
+            .collect()
+    }
+}
+
+async fn read_requests(channel: Channel, connection: Connection, events: mpsc::Sender<Event>) {
+    while let Ok((message, responder)) = connection.accept_exchange().await {
+        if events.send(Event::Request(channel, message, responder)).await.is_err() {
+            return;
+        }
+    }
+    // The service's end is the process's end.
+    let _ = events.send(Event::Ended(channel)).await;
+}
+
+async fn read_datagrams(channel: Channel, connection: Connection, events: mpsc::Sender<Event>) {
+    while let Ok(datagram) = connection.read_datagram().await {
+        // Unreliable by contract: rather lost than late.
+        if let Err(mpsc::error::TrySendError::Closed(_)) = events.try_send(Event::Datagram(channel, datagram))
+        {
+            return;
+        }
+    }
+}

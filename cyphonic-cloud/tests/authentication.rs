@@ -1,0 +1,209 @@
+//! The AS without sockets: who gets a certificate, who may log in.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Barrier};
+
+use common::{Device, NOW, Overlay, enrolled};
+use cyphonic_proto::message::{EnrolRequest, LoginRequest, Message, RefusalCode, RenewRequest};
+use cyphonic_proto::{Identity, Role, address, version};
+
+fn from() -> SocketAddr {
+    "198.51.100.7:40000".parse().unwrap()
+}
+
+fn refused(answer: Message) -> RefusalCode {
+    match answer {
+        Message::Refusal(refusal) => refusal.code(),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn login() -> Message {
+    Message::LoginRequest(LoginRequest {
+        protocol_version: version::CURRENT,
+        software_version: "0.1.0".into(),
+    })
+}
+
+#[test]
+fn a_device_gets_the_tokens_name_and_not_the_one_it_asks_for() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let device = Device::new();
+    let token = overlay.token("press-7.plant", NOW);
+    let answer = enrolled(service.answer(None, from(), &device.enrol_request(&token), NOW));
+    let identity = Identity::from_der(&answer.certificate_chain[0]).unwrap();
+    assert_eq!(answer.fqdn, "press-7.plant.cyphonic.internal");
+    assert_eq!((identity.fqdn.as_str(), identity.role), (answer.fqdn.as_str(), Role::Device));
+    let network = &overlay.config.network;
+    let expected = address::virtual_address(network.prefix, network.id, &answer.fqdn);
+    assert_eq!(identity.virtual_address, Some(expected));
+    assert_eq!(answer.virtual_address, expected.octets());
+    assert_eq!(answer.root_certificate, overlay.root().to_vec());
+    assert_eq!(identity.not_after - i64::try_from(NOW).unwrap(), 90 * 86_400);
+}
+
+#[test]
+fn a_token_used_a_thousand_times_at_once_makes_one_certificate() {
+    let overlay = Overlay::found(NOW);
+    let service = Arc::new(overlay.service());
+    let token = overlay.token("press-7.plant", NOW);
+    let start = Arc::new(Barrier::new(20));
+    let threads: Vec<_> = (0..20)
+        .map(|_| {
+            let (service, start, token) = (Arc::clone(&service), Arc::clone(&start), token.clone());
+            std::thread::spawn(move || {
+                let requests: Vec<_> = (0..50).map(|_| Device::new().enrol_request(&token)).collect();
+                start.wait();
+                let answers = requests.iter().map(|request| service.answer(None, from(), request, NOW));
+                answers.collect::<Vec<_>>()
+            })
+        })
+        .collect();
+    let answers: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+    let issued: Vec<_> = answers.iter().filter(|a| matches!(a, Message::EnrolResponse(_))).collect();
+    assert_eq!((answers.len(), issued.len()), (1000, 1));
+    let others = answers.into_iter().filter(|a| !matches!(a, Message::EnrolResponse(_)));
+    assert!(others.map(refused).all(|code| code == RefusalCode::BadToken));
+    assert_eq!(overlay.register().certificate_count("press-7.plant.cyphonic.internal").unwrap(), 1);
+}
+
+#[test]
+fn a_thousand_retries_of_one_device_get_one_and_the_same_certificate() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let token = overlay.token("press-7.plant", NOW);
+    let device = Device::new();
+    let answers = (0..1000).map(|_| service.answer(None, from(), &device.enrol_request(&token), NOW + 9));
+    let certificates: HashSet<_> = answers.map(|answer| enrolled(answer).certificate_chain).collect();
+    assert_eq!(certificates.len(), 1);
+}
+
+#[test]
+fn expired_unknown_and_malformed_tokens_change_nothing() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let token = overlay.token("press-7.plant", NOW);
+    let device = Device::new();
+    let expired = service.answer(None, from(), &device.enrol_request(&token), NOW + 3600);
+    assert_eq!(refused(expired), RefusalCode::BadToken);
+    for (secret, code) in [
+        (vec![0; 32], RefusalCode::BadToken),
+        (vec![0; 31], RefusalCode::Malformed),
+        (Vec::new(), RefusalCode::Malformed),
+    ] {
+        let request = EnrolRequest { token_secret: secret, csr: device.csr(), protocol_version: 1 };
+        assert_eq!(refused(service.answer(None, from(), &Message::EnrolRequest(request), NOW)), code);
+    }
+    assert!(overlay.register().devices().unwrap().is_empty());
+}
+
+#[test]
+fn a_garbage_request_does_not_use_the_token_up() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let token = overlay.token("press-7.plant", NOW);
+    let device = Device::new();
+    let mut broken = device.csr();
+    let last = broken.len() - 1;
+    broken[last] ^= 1;
+    for csr in [Vec::new(), vec![0xff; 300], broken] {
+        let request =
+            EnrolRequest { token_secret: token.secret().to_vec(), csr, protocol_version: version::CURRENT };
+        let answer = service.answer(None, from(), &Message::EnrolRequest(request), NOW);
+        assert_eq!(refused(answer), RefusalCode::Malformed);
+    }
+    enrolled(service.answer(None, from(), &device.enrol_request(&token), NOW));
+}
+
+#[test]
+fn too_old_a_protocol_is_told_so() {
+    let overlay = Overlay::found(NOW);
+    let token = overlay.token("press-7.plant", NOW);
+    let request =
+        EnrolRequest { token_secret: token.secret().to_vec(), csr: Device::new().csr(), protocol_version: 0 };
+    let answer = overlay.service().answer(None, from(), &Message::EnrolRequest(request), NOW);
+    assert_eq!(refused(answer), RefusalCode::Version);
+}
+
+/// Enrols a device and gives its identity.
+fn member(overlay: &Overlay, name: &str, replaces: bool) -> Identity {
+    let token = overlay.token_for(name, NOW, replaces);
+    let answer = overlay.service().answer(None, from(), &Device::new().enrol_request(&token), NOW);
+    Identity::from_der(&enrolled(answer).certificate_chain[0]).unwrap()
+}
+
+#[test]
+fn login_tells_where_the_nms_is_and_what_address_was_seen() {
+    let overlay = Overlay::found(NOW);
+    let identity = member(&overlay, "press-7.plant", false);
+    match overlay.service().answer(Some(&identity), from(), &login(), NOW) {
+        Message::LoginResponse(answer) => {
+            assert_eq!(answer.fqdn, identity.fqdn);
+            assert_eq!(answer.nms_name, "nms.svc.cyphonic.internal");
+            assert_eq!(answer.nms.len(), 1);
+            let observed = answer.observed.unwrap();
+            assert_eq!((observed.address, observed.port), (vec![198, 51, 100, 7], 40_000));
+        }
+        other => panic!("not logged in: {other:?}"),
+    }
+    let device = overlay.register().device(&identity.fqdn).unwrap().unwrap();
+    assert_eq!(device.software_version.as_deref(), Some("0.1.0"));
+}
+
+#[test]
+fn a_revoked_device_can_neither_log_in_nor_renew() {
+    let overlay = Overlay::found(NOW);
+    let identity = member(&overlay, "press-7.plant", false);
+    overlay.register().revoke_device(&identity.fqdn, NOW).unwrap();
+    let service = overlay.service();
+    assert_eq!(refused(service.answer(Some(&identity), from(), &login(), NOW)), RefusalCode::Revoked);
+    let renew = Message::RenewRequest(RenewRequest { csr: Device::new().csr() });
+    assert_eq!(refused(service.answer(Some(&identity), from(), &renew, NOW)), RefusalCode::Revoked);
+}
+
+#[test]
+fn the_replaced_device_is_out_and_the_new_one_has_its_address() {
+    let overlay = Overlay::found(NOW);
+    let old = member(&overlay, "press-7.plant", false);
+    let new = member(&overlay, "press-7.plant", true);
+    assert_eq!(old.virtual_address, new.virtual_address);
+    let service = overlay.service();
+    assert_eq!(refused(service.answer(Some(&old), from(), &login(), NOW)), RefusalCode::NotAllowed);
+    assert!(matches!(service.answer(Some(&new), from(), &login(), NOW), Message::LoginResponse(_)));
+}
+
+#[test]
+fn renewal_with_a_new_key_works_even_if_its_answer_is_lost() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let old = member(&overlay, "press-7.plant", false);
+    let renew = Message::RenewRequest(RenewRequest { csr: Device::new().csr() });
+    let answer = service.answer(Some(&old), from(), &renew, NOW + 60 * 86_400);
+    let Message::RenewResponse(answer) = answer else { panic!("not renewed: {answer:?}") };
+    let new = Identity::from_der(&answer.certificate_chain[0]).unwrap();
+    assert_eq!((&new.fqdn, new.virtual_address), (&old.fqdn, old.virtual_address));
+    // The answer was lost: the old key still works. Then the new one is used, and the old one is out.
+    assert!(matches!(service.answer(Some(&old), from(), &login(), NOW), Message::LoginResponse(_)));
+    assert!(matches!(service.answer(Some(&new), from(), &login(), NOW), Message::LoginResponse(_)));
+    assert_eq!(refused(service.answer(Some(&old), from(), &login(), NOW)), RefusalCode::NotAllowed);
+}
+
+#[test]
+fn strangers_only_enrol_and_members_only_log_in_and_renew() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let identity = member(&overlay, "press-7.plant", false);
+    assert_eq!(refused(service.answer(None, from(), &login(), NOW)), RefusalCode::NotAllowed);
+    let token = overlay.token("press-8.plant", NOW);
+    let request = Device::new().enrol_request(&token);
+    assert_eq!(refused(service.answer(Some(&identity), from(), &request, NOW)), RefusalCode::NotAllowed);
+    let unknown = Identity { fqdn: "ghost.cyphonic.internal".into(), ..identity.clone() };
+    assert_eq!(refused(service.answer(Some(&unknown), from(), &login(), NOW)), RefusalCode::NotAllowed);
+    let posing = Identity { role: Role::Nms, ..identity };
+    assert_eq!(refused(service.answer(Some(&posing), from(), &login(), NOW)), RefusalCode::NotAllowed);
+}

@@ -1,0 +1,96 @@
+//! A device's side of the network: a real port, a real endpoint.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use cyphonic_dataplane::relay::UserspaceRelay;
+use cyphonic_dataplane::udp::UdpPort;
+use cyphonic_proto::message::{EnrolResponse, Message};
+use cyphonic_proto::token::EnrolmentToken;
+use cyphonic_proto::{NetworkId, Role};
+use cyphonic_transport::{ClientTls, Connection, DialError, ServerTls, Transport, enrol as enrolment};
+
+use crate::common::{Device, Overlay, enrolled};
+
+/// A port with its receiving thread.
+pub struct Client {
+    pub transport: Transport,
+    udp: Arc<UdpPort>,
+    stop: Arc<AtomicBool>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl Client {
+    pub fn open() -> Self {
+        Self::start(None)
+    }
+
+    /// One that also accepts connections.
+    pub fn serving(tls: ServerTls, network: NetworkId) -> Self {
+        Self::start(Some((tls, network)))
+    }
+
+    fn start(server: Option<(ServerTls, NetworkId)>) -> Self {
+        let udp = Arc::new(UdpPort::bind(0).unwrap());
+        let transport = Transport::start(Arc::clone(&udp), server).unwrap();
+        let (mux, stop) = (transport.mux(), Arc::new(AtomicBool::new(false)));
+        let (port, stopped) = (Arc::clone(&udp), Arc::clone(&stop));
+        let worker = std::thread::spawn(move || UserspaceRelay::new(0).run(port, mux, stopped).unwrap());
+        Self { transport, udp, stop, worker: Some(worker) }
+    }
+
+    pub fn port(&self) -> u16 {
+        self.udp.local_port()
+    }
+
+    pub async fn connect(
+        &self,
+        overlay: &Overlay,
+        member: &Member,
+        role: Role,
+    ) -> Result<Connection, DialError> {
+        let name = match role {
+            Role::As => "as",
+            Role::Nms => "nms",
+            Role::Trs => "trs1",
+            Role::Device => unreachable!("a service is dialled"),
+        };
+        let name = format!("{name}.svc.cyphonic.internal");
+        let tls = ClientTls::new(member.device.credentials(&member.answer, overlay));
+        self.transport.connect_service(&tls, &[overlay.address], &name, role).await
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.udp.wake();
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// An enrolled device.
+pub struct Member {
+    pub device: Device,
+    pub answer: EnrolResponse,
+}
+
+/// Enrols over the network.
+pub async fn enrol(overlay: &Overlay, token: &EnrolmentToken) -> Member {
+    let device = Device::new();
+    let connection = enrolment::connect(&[overlay.address], *token.root_sha256()).await.unwrap();
+    let answer = connection.open_exchange(&device.enrol_request(token)).await.unwrap();
+    connection.close(0, "done");
+    Member { answer: enrolled(answer), device }
+}
+
+pub fn login_request() -> Message {
+    Message::LoginRequest(cyphonic_proto::message::LoginRequest {
+        protocol_version: cyphonic_proto::version::CURRENT,
+        software_version: "0.1.0".into(),
+    })
+}

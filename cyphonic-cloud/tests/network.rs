@@ -1,0 +1,263 @@
+//! The services over loopback, spoken to with the transport that agents use.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+#[path = "common/client.rs"]
+mod client;
+mod common;
+
+use std::time::Duration;
+
+use client::{Client, enrol, login_request};
+use common::{Device, Overlay};
+use cyphonic_cloud::config::Config;
+use cyphonic_cloud::server::{Cloud, unix_now};
+use cyphonic_proto::Role;
+use cyphonic_proto::message::{
+    DirectionRequest, Message, ObservationRequest, RefusalCode, RegistrationRequest, endpoint,
+};
+use cyphonic_proto::token::EnrolmentToken;
+use cyphonic_proto::version;
+use cyphonic_transport::{ClientTls, Connection, enrol as enrolment};
+
+/// Generous: the machine may be busy.
+const SOON: Duration = Duration::from_secs(20);
+
+async fn overlay() -> (Overlay, Cloud) {
+    let overlay = Overlay::found(unix_now());
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    (overlay, cloud)
+}
+
+async fn register(connection: &Connection) -> Message {
+    let request = RegistrationRequest {
+        protocol_version: version::CURRENT,
+        addresses: endpoint::list_to_wire(&["192.0.2.7:4000".parse().unwrap()]),
+        observations: Vec::new(),
+        instance: vec![7; 16],
+    };
+    connection.open_exchange(&Message::RegistrationRequest(request)).await.unwrap()
+}
+
+async fn closed(connection: &Connection) -> String {
+    tokio::time::timeout(SOON, connection.closed()).await.expect("still open").to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_enrols_logs_in_and_registers() {
+    let (overlay, cloud) = overlay().await;
+    let token = overlay.token("press-7.plant", unix_now());
+    let member = enrol(&overlay, &token).await;
+    let client = Client::open();
+
+    let authentication = client.connect(&overlay, &member, Role::As).await.unwrap();
+    let Message::LoginResponse(login) = authentication.open_exchange(&login_request()).await.unwrap() else {
+        panic!("not logged in");
+    };
+    assert_eq!(login.fqdn, "press-7.plant.cyphonic.internal");
+    assert_eq!(endpoint::services_from_wire(&login.nms), [overlay.address]);
+
+    let management = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    let Message::RegistrationResponse(registered) = register(&management).await else {
+        panic!("not registered");
+    };
+    assert_eq!(registered.virtual_address, member.answer.virtual_address);
+    assert_eq!(registered.zone, "cyphonic.internal");
+    assert_eq!(registered.relays.len(), 1);
+    assert_eq!(registered.relays[0].name, "trs1.svc.cyphonic.internal");
+    assert_eq!(endpoint::services_from_wire(&registered.relays[0].endpoints), [overlay.address]);
+    assert_eq!(registered.observed, login.observed);
+
+    let relay = client.connect(&overlay, &member, Role::Trs).await.unwrap();
+    let observation = Message::ObservationRequest(ObservationRequest {});
+    let Message::ObservationResponse(seen) = relay.open_exchange(&observation).await.unwrap() else {
+        panic!("not observed");
+    };
+    assert_eq!(seen.observed, login.observed, "one port for all services");
+    cloud.shutdown().await;
+    assert!(!closed(&management).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_nms_tells_unknown_names_from_devices_that_are_away() {
+    let (overlay, cloud) = overlay().await;
+    let a = enrol(&overlay, &overlay.token("a.lab", unix_now())).await;
+    enrol(&overlay, &overlay.token("away.lab", unix_now())).await;
+    let client = Client::open();
+    let management = client.connect(&overlay, &a, Role::Nms).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    let direction = |name: &str| {
+        Message::DirectionRequest(DirectionRequest {
+            fqdn: format!("{name}.cyphonic.internal"),
+            ..DirectionRequest::default()
+        })
+    };
+    // The enrolment reaches the NMS by the register's watch, in its own time.
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        match management.open_exchange(&direction("away.lab")).await.unwrap() {
+            Message::Refusal(refusal) if refusal.code() == RefusalCode::PeerOffline => break,
+            other => assert!(tokio::time::Instant::now() < deadline, "{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let Message::Refusal(refusal) = management.open_exchange(&direction("ghost.lab")).await.unwrap() else {
+        panic!("a route to nobody");
+    };
+    assert_eq!(refusal.code(), RefusalCode::NoSuchPeer);
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_device_is_thrown_out_of_nms_and_trs_within_seconds() {
+    let (overlay, cloud) = overlay().await;
+    let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    let client = Client::open();
+    let management = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    let relay = client.connect(&overlay, &member, Role::Trs).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+
+    // By another connection to the register, as `device revoke` does it.
+    overlay.register().revoke_device("press-7.plant.cyphonic.internal", unix_now()).unwrap();
+    closed(&management).await;
+    closed(&relay).await;
+
+    let again = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    let reason = closed(&again).await;
+    assert!(reason.contains("revoked"), "{reason}");
+    let authentication = client.connect(&overlay, &member, Role::As).await.unwrap();
+    let answer = authentication.open_exchange(&login_request()).await.unwrap();
+    assert!(matches!(answer, Message::Refusal(refusal) if refusal.code() == RefusalCode::Revoked));
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_device_is_thrown_out_and_the_new_one_gets_in() {
+    let (overlay, cloud) = overlay().await;
+    let old = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    let client = Client::open();
+    let management = client.connect(&overlay, &old, Role::Nms).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    let new = enrol(&overlay, &overlay.token_for("press-7.plant", unix_now(), true)).await;
+    closed(&management).await;
+    let management = client.connect(&overlay, &new, Role::Nms).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_of_another_overlay_sends_nothing_to_this_one() {
+    let (overlay, cloud) = overlay().await;
+    let foreign = EnrolmentToken::new([1; 32], [2; 32]);
+    assert!(enrolment::connect(&[overlay.address], *foreign.root_sha256()).await.is_err());
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_of_another_overlay_is_refused() {
+    let (overlay, cloud) = overlay().await;
+    let (other, other_cloud) = self::overlay().await;
+    let member = enrol(&other, &other.token("a.lab", unix_now())).await;
+    let client = Client::open();
+    // It trusts this overlay's root, but presents its own certificate.
+    let mut credentials = member.device.credentials(&member.answer, &overlay);
+    credentials.root = overlay.root();
+    let tls = ClientTls::new(credentials);
+    let name = "nms.svc.cyphonic.internal";
+    let connected = client.transport.connect_service(&tls, &[overlay.address], name, Role::Nms).await;
+    if let Ok(connection) = connected {
+        // TLS 1.3 clients are done before the server has looked at their certificate.
+        closed(&connection).await;
+    }
+    cloud.shutdown().await;
+    other_cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_cannot_serve_as_nms() {
+    let (overlay, cloud) = overlay().await;
+    let impostor = enrol(&overlay, &overlay.token("impostor", unix_now())).await;
+    let victim = enrol(&overlay, &overlay.token("victim", unix_now())).await;
+    cloud.shutdown().await;
+
+    // The impostor takes the NMS's place with the only certificate it has.
+    let pki = overlay.directory.path().join("pki");
+    let chain: Vec<_> = impostor.answer.certificate_chain.iter().map(|der| der.clone().into()).collect();
+    std::fs::remove_file(pki.join("nms.crt")).unwrap();
+    std::fs::remove_file(pki.join("nms.key")).unwrap();
+    cyphonic_cloud::pki::write_certificates(&pki.join("nms.crt"), &chain).unwrap();
+    cyphonic_cloud::pki::write_secret(&pki.join("nms.key"), &impostor.device.key.serialize_pem()).unwrap();
+    let Err(error) = Cloud::start(&overlay.config).await else { panic!("our own cloud runs with it") };
+    let error = error.to_string();
+    assert!(error.contains("nms.crt") && error.contains("role device"), "{error}");
+
+    // A program without that check gets no further.
+    let server = impostor_server(&overlay, &impostor);
+    let client = Client::open();
+    let tls = ClientTls::new(victim.device.credentials(&victim.answer, &overlay));
+    for name in ["nms.svc.cyphonic.internal", "impostor.cyphonic.internal"] {
+        let connected = client.transport.connect_service(&tls, &[server.address], name, Role::Nms).await;
+        assert!(connected.is_err(), "the victim talks to {name}");
+    }
+}
+
+struct Impostor {
+    address: std::net::SocketAddr,
+    _client: Client,
+}
+
+fn impostor_server(overlay: &Overlay, member: &client::Member) -> Impostor {
+    let credentials = member.device.credentials(&member.answer, overlay);
+    let tls = cyphonic_transport::ServerTls::services(&credentials)
+        .and_then(|tls| tls.with_protocol(cyphonic_proto::alpn::NMS, &credentials))
+        .unwrap();
+    let client = Client::serving(tls, overlay.config.network.id);
+    Impostor { address: (std::net::Ipv4Addr::LOCALHOST, client.port()).into(), _client: client }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_loses_no_device_and_no_token() {
+    let (overlay, cloud) = overlay().await;
+    let member = enrol(&overlay, &overlay.token("a.lab", unix_now())).await;
+    let open = overlay.token("b.lab", unix_now());
+    cloud.shutdown().await;
+    let config = Config::load(&overlay.config_path).unwrap();
+    let cloud = Cloud::start(&config).await.unwrap();
+    enrol(&overlay, &open).await;
+    let client = Client::open();
+    let management = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_token_used_by_many_devices_at_once_over_the_network_enrols_one() {
+    let (overlay, cloud) = overlay().await;
+    let token = overlay.token("press-7.plant", unix_now());
+    let attempts: Vec<_> = (0..20)
+        .map(|_| {
+            let (address, token) = (overlay.address, token.clone());
+            tokio::spawn(async move {
+                let connection = enrolment::connect(&[address], *token.root_sha256()).await.unwrap();
+                connection.open_exchange(&Device::new().enrol_request(&token)).await.unwrap()
+            })
+        })
+        .collect();
+    let mut issued = 0;
+    for attempt in attempts {
+        match attempt.await.unwrap() {
+            Message::EnrolResponse(_) => issued += 1,
+            Message::Refusal(refusal) => assert_eq!(refusal.code(), RefusalCode::BadToken),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(issued, 1);
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_port_is_told() {
+    let (overlay, cloud) = overlay().await;
+    let Err(error) = Cloud::start(&overlay.config).await else { panic!("two clouds on one port") };
+    assert!(error.to_string().contains(&overlay.address.to_string()), "{error}");
+    cloud.shutdown().await;
+}

@@ -1,0 +1,266 @@
+//! The program itself: its command line, its exit, and what survives `kill -9`.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+#[path = "common/client.rs"]
+mod client;
+mod common;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use client::{Client, Member, login_request};
+use common::{Device, Overlay, enrolled, free_port};
+use cyphonic_cloud::config::Config;
+use cyphonic_cloud::register::{Register, TokenState};
+use cyphonic_cloud::server::unix_now;
+use cyphonic_proto::Role;
+use cyphonic_proto::message::Message;
+use cyphonic_proto::token::EnrolmentToken;
+use cyphonic_transport::enrol as enrolment;
+
+const SOON: Duration = Duration::from_secs(30);
+
+fn program(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"))
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .output()
+        .unwrap()
+}
+
+fn succeeds(arguments: &[&str]) -> String {
+    let output = program(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn fails(arguments: &[&str]) -> String {
+    let output = program(arguments);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?} did not fail");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.starts_with("cyphonic-cloud: "), "{errors}");
+    errors
+}
+
+/// `run`, killed at the latest when the test ends.
+struct Running(Child);
+
+impl Running {
+    /// Starts and waits until the port answers.
+    async fn start(config: &Path, address: SocketAddr) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"))
+            .args(["run", "--config", config.to_str().unwrap()])
+            .env_remove("RUST_LOG")
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let running = Self(child);
+        let deadline = Instant::now() + SOON;
+        // A pinned root that nothing matches: answered by an alert as soon as the service is up.
+        while let Err(error) = enrolment::connect(&[address], [0; 32]).await {
+            if !error.to_string().contains("time") {
+                break;
+            }
+            assert!(Instant::now() < deadline, "not up: {error}");
+        }
+        running
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.0.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    fn wait(&mut self) -> std::process::ExitStatus {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "still running");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn try_enrol(address: SocketAddr, token: &EnrolmentToken, device: &Device) -> Result<Message, String> {
+    let connection =
+        enrolment::connect(&[address], *token.root_sha256()).await.map_err(|error| error.to_string())?;
+    connection.open_exchange(&device.enrol_request(token)).await.map_err(|error| error.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_kill_9() {
+    let overlay = Overlay::found(unix_now());
+    let address = overlay.address;
+    let tokens: Vec<_> = (0..60).map(|n| overlay.token(&format!("device-{n}.lab"), unix_now())).collect();
+    let mut running = Running::start(&overlay.config_path, address).await;
+
+    // Devices enrol as fast as they can; in the midst of it the process is killed.
+    let (acknowledged, mut answers) = tokio::sync::mpsc::unbounded_channel();
+    let enrolling = tokio::spawn(async move {
+        for (n, token) in tokens.into_iter().enumerate() {
+            let device = Device::new();
+            let answer = try_enrol(address, &token, &device).await;
+            let broken = answer.is_err();
+            acknowledged.send((n, device, token, answer)).unwrap();
+            if broken {
+                return;
+            }
+        }
+    });
+    let mut members = Vec::new();
+    let mut unanswered = None;
+    while let Some((n, device, token, answer)) = answers.recv().await {
+        match answer {
+            Ok(answer) => members.push((n, Member { answer: enrolled(answer), device })),
+            Err(_) => unanswered = Some((n, device, token)),
+        }
+        if n == 20 {
+            running.signal("KILL");
+        }
+    }
+    enrolling.await.unwrap();
+    running.wait();
+    assert!(members.len() > 20, "{} were acknowledged", members.len());
+
+    let register = overlay.register();
+    for (n, member) in &members {
+        let device = register.device(&format!("device-{n}.lab.cyphonic.internal")).unwrap().unwrap();
+        let identity = cyphonic_proto::Identity::from_der(&member.answer.certificate_chain[0]).unwrap();
+        assert_eq!(device.spki_sha256, identity.spki_sha256);
+    }
+    let used = register.tokens(unix_now()).unwrap().iter().filter(|t| t.state == TokenState::Used).count();
+    assert_eq!(used, register.devices().unwrap().len(), "a token is used exactly if its device is there");
+
+    // It starts again from what is on disk; the one whose answer was lost gets it now, with the same key.
+    let _running = Running::start(&overlay.config_path, address).await;
+    if let Some((_, device, token)) = unanswered {
+        enrolled(try_enrol(address, &token, &device).await.unwrap());
+    }
+    let client = Client::open();
+    let (_, last) = members.pop().unwrap();
+    let connection = client.connect(&overlay, &last, Role::As).await.unwrap();
+    let answer = connection.open_exchange(&login_request()).await.unwrap();
+    assert!(matches!(answer, Message::LoginResponse(_)), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_init_to_revocation_by_the_command_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path().join("cloud");
+    let (dir, address) = (dir.to_str().unwrap(), free_port());
+    let config = format!("{dir}/cloud.yaml");
+    let at = address.to_string();
+    let said = succeeds(&["init", "--dir", dir, "--zone", "plant.example", "--listen", &at, "--public", &at]);
+    assert!(said.contains("root.key") && said.contains("offline"), "{said}");
+    assert!(fails(&["init", "--dir", dir, "--public", &at]).contains("exists already"));
+    assert!(succeeds(&["check", "--config", &config]).contains("as, nms, trs"));
+
+    let token = succeeds(&["token", "create", "--config", &config, "--name", "press-7", "--ttl", "10m"]);
+    assert_eq!(token.lines().count(), 1);
+    let token = EnrolmentToken::parse(&token).unwrap();
+    assert!(succeeds(&["token", "list", "--config", &config]).contains("press-7.plant.example  open"));
+
+    let mut running = Running::start(Path::new(&config), address).await;
+    let device = Device::new();
+    let answer = enrolled(try_enrol(address, &token, &device).await.unwrap());
+    let listed = succeeds(&["device", "list", "--config", &config, "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed["devices"][0]["name"], "press-7.plant.example");
+    assert_eq!(listed["devices"][0]["state"], "enrolled");
+    assert!(fails(&["token", "create", "--config", &config, "--name", "press-7"]).contains("--replace"));
+
+    // The running process hears of the revocation, which another process writes.
+    let client = Client::open();
+    let overlay = Overlay {
+        config: Config::load(Path::new(&config)).unwrap(),
+        config_path: (&config).into(),
+        directory,
+        address,
+    };
+    let credentials = device.credentials(&answer, &overlay);
+    let tls = cyphonic_transport::ClientTls::new(credentials);
+    let name = "nms.svc.plant.example";
+    let connection = client.transport.connect_service(&tls, &[address], name, Role::Nms).await.unwrap();
+    succeeds(&["device", "revoke", "--config", &config, "press-7"]);
+    tokio::time::timeout(SOON, connection.closed()).await.unwrap();
+    assert!(succeeds(&["device", "list", "--config", &config]).contains("revoked"));
+    assert!(fails(&["device", "revoke", "--config", &config, "press-9"]).contains("press-9.plant.example"));
+
+    running.signal("TERM");
+    assert!(running.wait().success());
+}
+
+#[test]
+fn tokens_can_be_revoked_by_number_and_name() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    for name in ["a", "b"] {
+        succeeds(&["token", "create", "--config", config, "--name", name]);
+    }
+    succeeds(&["token", "revoke", "--config", config, "1"]);
+    succeeds(&["token", "revoke", "--config", config, "b"]);
+    fails(&["token", "revoke", "--config", config, "b"]);
+    assert_eq!(succeeds(&["token", "list", "--config", config]).lines().count(), 1, "the heading");
+}
+
+#[test]
+fn a_broken_configuration_is_told_by_key_and_line() {
+    let overlay = Overlay::found(unix_now());
+    let path = overlay.config_path.to_str().unwrap();
+    let sound = std::fs::read_to_string(path).unwrap();
+    let line = sound.lines().position(|line| line.starts_with("roles:")).unwrap() + 1;
+    std::fs::write(path, sound.replace("roles:", "rules:")).unwrap();
+    let error = fails(&["run", "--config", path]);
+    assert!(
+        error.contains("rules") && error.contains(&format!("line {line}")) && error.contains(path),
+        "{error}"
+    );
+    std::fs::write(path, &sound).unwrap();
+    std::fs::remove_file(overlay.directory.path().join("register.db")).unwrap();
+    assert!(fails(&["run", "--config", path]).contains("register.db"));
+    assert!(fails(&["run", "--config", "/nonexistent/cloud.yaml"]).contains("/nonexistent/cloud.yaml"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_runs_alone_with_its_own_credentials() {
+    let directory = tempfile::tempdir().unwrap();
+    let (cloud, relay) = (directory.path().join("cloud"), directory.path().join("relay"));
+    let (cloud_at, relay_at) = (free_port(), free_port());
+    let trs = format!("trs1={relay_at}");
+    let (cloud_text, relay_text) = (cloud.to_str().unwrap(), relay.to_str().unwrap());
+    let at = cloud_at.to_string();
+    succeeds(&["init", "--dir", cloud_text, "--listen", &at, "--public", &at, "--trs", &trs]);
+    let listen = relay_at.to_string();
+    let out =
+        ["trs-credentials", "--dir", cloud_text, "--name", "trs1", "--out", relay_text, "--listen", &listen];
+    succeeds(&out);
+    let overlay = Overlay {
+        config: Config::load(&cloud.join("cloud.yaml")).unwrap(),
+        config_path: cloud.join("cloud.yaml"),
+        address: cloud_at,
+        directory,
+    };
+    let _cloud = Running::start(&overlay.config_path, cloud_at).await;
+    let _relay = Running::start(&relay.join("cloud.yaml"), relay_at).await;
+    let config = overlay.config_path.to_str().unwrap();
+    let token = succeeds(&["token", "create", "--config", config, "--name", "a"]);
+    let member = client::enrol(&overlay, &EnrolmentToken::parse(&token).unwrap()).await;
+    let client = Client::open();
+    let elsewhere = Overlay { address: relay_at, ..overlay };
+    let connection = client.connect(&elsewhere, &member, Role::Trs).await.unwrap();
+    assert_eq!(connection.identity().unwrap().fqdn, "trs1.svc.cyphonic.internal");
+    assert!(client.connect(&elsewhere, &member, Role::Nms).await.is_err(), "there is no NMS");
+    assert!(Register::open(&relay.join("register.db")).is_err(), "a relay keeps no register");
+}
