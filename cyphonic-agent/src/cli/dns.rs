@@ -56,8 +56,8 @@ fn show(status: &DnsStatus) {
     println!("server           {}", dns.listen.map_or_else(|| "-".into(), |listen| listen.to_string()));
     println!("host's resolver  {} ({})", dns.resolver, dns.why);
     println!(
-        "queries          {}, of which {} failed and {} were relayed; {} malformed",
-        dns.queries, dns.failures, dns.relayed, dns.malformed
+        "queries          {}, of which {} failed and {} were relayed",
+        dns.queries, dns.failures, dns.relayed
     );
 }
 

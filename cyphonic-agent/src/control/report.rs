@@ -204,8 +204,6 @@ pub struct DnsReport {
     pub failures: u64,
     /// Of those, outside the zone and relayed to the host's own servers.
     pub relayed: u64,
-    /// Packets that were no DNS queries.
-    pub malformed: u64,
 }
 
 /// The device's certificate.

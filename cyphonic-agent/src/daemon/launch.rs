@@ -27,9 +27,8 @@ pub fn block_on<F: Future>(future: F) -> Result<F::Output, LaunchError> {
 
 /// To standard error, which is the journal under systemd; the journal has times of its own.
 fn start_logging(filter: &str) {
-    let filter: Targets = filter.parse().unwrap_or_default();
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(targets(filter));
     let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
         registry.with(layer.without_time().with_ansi(false)).try_init()
     } else {
@@ -37,6 +36,11 @@ fn start_logging(filter: &str) {
     };
     // Only a second logger of this process can be in the way.
     drop(started);
+}
+
+/// The DNS library logs every name that is asked for at INFO: it has to be asked for by name.
+fn targets(filter: &str) -> Targets {
+    format!("hickory=error,{filter}").parse().unwrap_or_default()
 }
 
 /// Why the daemon did not run, or how it ended.
@@ -48,4 +52,19 @@ pub enum LaunchError {
     /// The daemon.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing_subscriber::filter::LevelFilter;
+
+    use super::*;
+
+    #[test]
+    fn names_asked_for_are_logged_only_when_told_to() {
+        let logs =
+            |filter: &str| targets(filter).would_enable("hickory_server::server", &tracing::Level::INFO);
+        assert!(!logs("info") && !logs("trace") && logs("info,hickory=info"));
+        assert_eq!(targets("debug").default_level(), Some(LevelFilter::DEBUG));
+    }
 }

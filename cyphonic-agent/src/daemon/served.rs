@@ -45,7 +45,6 @@ impl Served {
             queries: stats.queries,
             failures: stats.failures,
             relayed: stats.relayed,
-            malformed: stats.malformed,
         }
     }
 }

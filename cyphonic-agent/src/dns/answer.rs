@@ -1,6 +1,6 @@
 //! One query in, one answer out.
 
-use std::{net::Ipv6Addr, sync::atomic::Ordering, time::Duration};
+use std::{net::Ipv6Addr, time::Duration};
 
 use hickory_proto::{
     op::{Edns, Message, Metadata, OpCode, Query, ResponseCode},
@@ -9,10 +9,10 @@ use hickory_proto::{
         rdata::{AAAA, opt::EdnsOption},
     },
 };
+use hickory_server::zone_handler::MessageRequest;
 
 use super::{
     ResolveError, Resolver,
-    server::Counters,
     zone::{Subject, TTL_S, Zone},
 };
 
@@ -25,18 +25,13 @@ const MAX_EXTRA_TEXT: usize = 200;
 /// The EDNS option code of Extended DNS Errors.
 const EDE_CODE: u16 = 15;
 
-/// What we tell clients they may send us by UDP: fits every path's MTU (DNS flag day 2020).
-const MAX_UDP_PAYLOAD: u16 = 1232;
+/// The longest UDP message: as much as the server's socket reads. Loopback carries it whole.
+const MAX_UDP_PAYLOAD: u16 = 4096;
 
 /// Answers a query. Never fails: what cannot be answered is answered with an error.
-pub(super) async fn answer(
-    zone: &Zone,
-    resolver: &dyn Resolver,
-    counters: &Counters,
-    query: &Message,
-) -> Message {
+pub(super) async fn answer(zone: &Zone, resolver: &dyn Resolver, query: &MessageRequest) -> Message {
     let mut reply = start(query);
-    if query.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
+    if query.version() > 0 {
         reply.metadata.response_code = ResponseCode::BADVERS;
         return reply;
     }
@@ -44,10 +39,11 @@ pub(super) async fn answer(
         reply.metadata.response_code = ResponseCode::NotImp;
         return reply;
     }
-    let [question] = query.queries.as_slice() else {
+    let [question] = query.queries.queries() else {
         reply.metadata.response_code = ResponseCode::FormErr;
         return reply;
     };
+    let question = question.original();
     let subject = zone.subject(question.name());
     if subject == Subject::Outside || !is_served(question) {
         reply.metadata.response_code = ResponseCode::Refused;
@@ -61,23 +57,20 @@ pub(super) async fn answer(
             reply.metadata.response_code = ResponseCode::NXDomain;
             reply.authorities.push(zone.soa(zone.origin_of(&subject, question.name())));
         }
-        Found::Failed(error) => {
-            counters.failures.fetch_add(1, Ordering::Relaxed);
-            fail(&mut reply, &error);
-        }
+        Found::Failed(error) => fail(&mut reply, &error),
     }
     reply
 }
 
 /// The answer to a query that came while too many were in hand.
-pub(super) fn overloaded(query: &Message) -> Message {
+pub(super) fn overloaded(query: &MessageRequest) -> Message {
     let mut reply = start(query);
     fail(&mut reply, &ResolveError::Overloaded("ask again in a moment".into()));
     reply
 }
 
 /// The answer to a query outside our zones whose real server did not answer.
-pub(super) fn upstream_failed(query: &Message) -> Message {
+pub(super) fn upstream_failed(query: &MessageRequest) -> Message {
     let mut reply = start(query);
     reply.metadata.response_code = ResponseCode::ServFail;
     // RFC 8914 section 4.23.
@@ -85,9 +78,14 @@ pub(super) fn upstream_failed(query: &Message) -> Message {
     reply
 }
 
-/// The answer to what has a header but cannot be read otherwise.
-pub(super) fn malformed(id: u16) -> Message {
-    Message::error_msg(id, OpCode::Query, ResponseCode::FormErr)
+/// What the real server of a query outside our zones answered.
+pub(super) fn relayed(query: &MessageRequest, mut reply: Message) -> Message {
+    // By TCP it was asked under another ID.
+    reply.metadata.id = query.metadata.id;
+    if let Some(edns) = &mut reply.edns {
+        edns.set_max_payload(udp_limit(query));
+    }
+    reply
 }
 
 enum Found {
@@ -152,16 +150,13 @@ fn is_served(question: &Query) -> bool {
         && !matches!(question.query_type(), RecordType::AXFR | RecordType::IXFR)
 }
 
-fn start(query: &Message) -> Message {
+fn start(query: &MessageRequest) -> Message {
     let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
     reply.metadata = Metadata::response_from_request(&query.metadata);
-    reply.metadata.recursion_available = false;
-    reply.metadata.authentic_data = false;
-    reply.queries.clone_from(&query.queries);
     // RFC 6891 section 6.1.1: OPT in the answer exactly when it was in the query; RFC 3225 section 3: DO is copied.
     if let Some(asked) = &query.edns {
         let mut edns = Edns::new();
-        edns.set_max_payload(MAX_UDP_PAYLOAD).set_version(0).set_dnssec_ok(asked.flags().dnssec_ok);
+        edns.set_max_payload(udp_limit(query)).set_version(0).set_dnssec_ok(asked.flags().dnssec_ok);
         reply.edns = Some(edns);
     }
     reply
@@ -184,7 +179,7 @@ fn explain(reply: &mut Message, info_code: u16, text: &str) {
     edns.options_mut().insert(EdnsOption::Unknown(EDE_CODE, data));
 }
 
-/// How large an answer may be for a UDP client (RFC 6891 section 6.2.3: values below 512 mean 512).
-pub(super) fn udp_limit(query: &Message) -> usize {
-    query.edns.as_ref().map_or(512, |edns| usize::from(edns.max_payload().clamp(512, MAX_UDP_PAYLOAD)))
+/// How large an answer may be for a UDP client. The server reads it from the answer's OPT record, and truncates (TC).
+fn udp_limit(query: &MessageRequest) -> u16 {
+    query.max_payload().min(MAX_UDP_PAYLOAD)
 }

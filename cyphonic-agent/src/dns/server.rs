@@ -1,4 +1,4 @@
-//! Sockets, and the limits on what is in hand.
+//! The server on its sockets, and the limit on what is in hand.
 
 use std::{
     net::SocketAddr,
@@ -9,43 +9,40 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::{
-    op::{Header, Message, MessageType, Query},
-    serialize::binary::{BinDecodable, BinDecoder},
+use async_trait::async_trait;
+use hickory_proto::op::{Header, HeaderCounts, Message, ResponseCode};
+use hickory_server::{
+    Server,
+    net::runtime::Time,
+    server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
+    zone_handler::MessageResponseBuilder,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpListener, UdpSocket},
     sync::Semaphore,
-    task::JoinSet,
-    time::timeout,
 };
 
 use super::{
     DnsError, Resolver, Upstream, Zone,
-    answer::{answer, malformed, overloaded, udp_limit, upstream_failed},
+    answer::{answer, overloaded, relayed, upstream_failed},
     zone::Subject,
 };
 
 /// Queries in hand, over both protocols. Each may wait for a set-up and holds a few kilobytes.
 const MAX_IN_HAND: usize = 256;
 
-/// Open TCP connections.
-const MAX_CONNECTIONS: usize = 32;
-
 /// A TCP client that sends nothing for so long is closed (RFC 7766 section 6.2.3: "a few seconds").
 const TCP_IDLE: Duration = Duration::from_secs(10);
 
-/// UDP queries longer than this are no queries: a question and an OPT record are below 400 bytes.
-const MAX_UDP_QUERY: usize = 4096;
+/// Answers that wait for one TCP client to read them: its queries are taken one by one.
+const TCP_ANSWERS: usize = 1;
 
 /// The running DNS server; stops when dropped.
-#[derive(Debug)]
 pub struct DnsServer {
     shared: Arc<Shared>,
     address: SocketAddr,
     // Aborts its tasks when dropped.
-    _tasks: JoinSet<()>,
+    _server: Server<Handler>,
 }
 
 /// What the server has done so far.
@@ -57,29 +54,28 @@ pub struct DnsStats {
     pub failures: u64,
     /// Of those, relayed to the host's own servers.
     pub relayed: u64,
-    /// What was no DNS query.
-    pub malformed: u64,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) queries: AtomicU64,
-    pub(super) failures: AtomicU64,
-    pub(super) relayed: AtomicU64,
-    pub(super) malformed: AtomicU64,
+#[derive(Default)]
+struct Counters {
+    queries: AtomicU64,
+    failures: AtomicU64,
+    relayed: AtomicU64,
 }
 
 struct Shared {
     zone: Zone,
     resolver: Arc<dyn Resolver>,
     upstream: RwLock<Option<Arc<Upstream>>>,
-    in_hand: Arc<Semaphore>,
+    in_hand: Semaphore,
     counters: Counters,
 }
 
-impl std::fmt::Debug for Shared {
+struct Handler(Arc<Shared>);
+
+impl std::fmt::Debug for DnsServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("zone", &self.zone.name()).finish_non_exhaustive()
+        f.debug_struct("DnsServer").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -100,13 +96,13 @@ impl DnsServer {
             zone,
             resolver,
             upstream: RwLock::new(None),
-            in_hand: Arc::new(Semaphore::new(MAX_IN_HAND)),
+            in_hand: Semaphore::new(MAX_IN_HAND),
             counters: Counters::default(),
         });
-        let mut tasks = JoinSet::new();
-        tasks.spawn(serve_udp(Arc::new(udp), shared.clone()));
-        tasks.spawn(serve_tcp(tcp, shared.clone()));
-        Ok(Self { shared, address, _tasks: tasks })
+        let mut server = Server::new(Handler(shared.clone()));
+        server.register_socket(udp);
+        server.register_listener(tcp, TCP_IDLE, TCP_ANSWERS);
+        Ok(Self { shared, address, _server: server })
     }
 
     /// Where it listens.
@@ -132,7 +128,6 @@ impl DnsServer {
             queries: load(&counters.queries),
             failures: load(&counters.failures),
             relayed: load(&counters.relayed),
-            malformed: load(&counters.malformed),
         }
     }
 }
@@ -152,172 +147,48 @@ async fn bind(address: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError>
     Ok((udp, tcp))
 }
 
-async fn serve_udp(socket: Arc<UdpSocket>, shared: Arc<Shared>) {
-    let mut tasks = JoinSet::new();
-    let mut buffer = vec![0; MAX_UDP_QUERY];
-    loop {
-        while tasks.try_join_next().is_some() {}
-        let (length, from) = match socket.recv_from(&mut buffer).await {
-            Ok(received) => received,
-            Err(error) => {
-                // For example ECONNREFUSED of an answer to a client that is gone: the socket itself is fine.
-                tracing::debug!(%error, "receiving a DNS query failed");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                continue;
-            }
-        };
-        let raw = buffer[..length].to_vec();
-        let Some(asked) = shared.read(&raw) else { continue };
-        let Ok(permit) = shared.in_hand.clone().try_acquire_owned() else {
-            if let Asked::Query(query) | Asked::Elsewhere(query, _) = asked {
-                send_udp(&socket, &overloaded(&query), udp_limit(&query), from).await;
-            }
-            continue;
-        };
-        let (socket, shared) = (socket.clone(), shared.clone());
-        tasks.spawn(async move {
-            let _permit = permit;
-            match asked {
-                Asked::Unreadable(id) => send_udp(&socket, &malformed(id), 512, from).await,
-                Asked::Query(query) => {
-                    let reply = shared.answer(&query).await;
-                    send_udp(&socket, &reply, udp_limit(&query), from).await;
-                }
-                Asked::Elsewhere(query, upstream) => match upstream.ask_udp(&raw).await {
-                    Some(reply) => send_raw(&socket, &reply, from).await,
-                    None => send_udp(&socket, &upstream_failed(&query), udp_limit(&query), from).await,
-                },
-            }
-        });
-    }
-}
-
-async fn send_udp(socket: &UdpSocket, reply: &Message, limit: usize, to: SocketAddr) {
-    if let Some(bytes) = encode(reply, limit) {
-        send_raw(socket, &bytes, to).await;
-    }
-}
-
-async fn send_raw(socket: &UdpSocket, bytes: &[u8], to: SocketAddr) {
-    if let Err(error) = socket.send_to(bytes, to).await {
-        tracing::debug!(%error, "sending a DNS answer failed");
-    }
-}
-
-/// What does not fit goes out truncated (TC), so that the client asks again by TCP (RFC 2181 section 9).
-fn encode(reply: &Message, limit: usize) -> Option<Vec<u8>> {
-    let bytes = match reply.to_vec() {
-        Ok(bytes) if bytes.len() <= limit => return Some(bytes),
-        Ok(_) => reply.truncate().to_vec(),
-        Err(error) => Err(error),
-    };
-    bytes.inspect_err(|error| tracing::warn!(%error, "a DNS answer could not be encoded")).ok()
-}
-
-async fn serve_tcp(listener: TcpListener, shared: Arc<Shared>) {
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut tasks = JoinSet::new();
-    loop {
-        while tasks.try_join_next().is_some() {}
-        // Above the limit, clients wait in the kernel's backlog.
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let shared = shared.clone();
-                tasks.spawn(async move {
-                    let _permit = permit;
-                    serve_connection(stream, &shared).await;
-                });
-            }
-            Err(error) => {
-                tracing::debug!(%error, "accepting a DNS connection failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+#[async_trait]
+impl RequestHandler for Handler {
+    async fn handle_request<R: ResponseHandler, T: Time>(
+        &self,
+        request: &Request,
+        mut client: R,
+    ) -> ResponseInfo {
+        let reply = self.0.reply(request).await;
+        let metadata = reply.metadata;
+        self.0.counters.queries.fetch_add(1, Ordering::Relaxed);
+        if metadata.response_code == ResponseCode::ServFail {
+            self.0.counters.failures.fetch_add(1, Ordering::Relaxed);
         }
+        let response = MessageResponseBuilder::new(&request.queries, reply.edns.as_ref()).build(
+            metadata,
+            &reply.answers,
+            &reply.authorities,
+            [],
+            &reply.additionals,
+        );
+        client.send_response(response).await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "a DNS answer could not be sent");
+            Header { metadata, counts: HeaderCounts::default() }.into()
+        })
     }
-}
-
-/// One query after the other, until the client closes, is silent for too long, or sends what is no query.
-async fn serve_connection(mut stream: TcpStream, shared: &Shared) {
-    while let Ok(Ok(raw)) = timeout(TCP_IDLE, read_framed(&mut stream)).await {
-        let Some(asked) = shared.read(&raw) else { return };
-        let Ok(_permit) = shared.in_hand.acquire().await else { return };
-        let reply = match asked {
-            Asked::Unreadable(id) => encode(&malformed(id), usize::from(u16::MAX)),
-            Asked::Query(query) => encode(&shared.answer(&query).await, usize::from(u16::MAX)),
-            Asked::Elsewhere(query, upstream) => match upstream.ask_tcp(&raw).await {
-                Some(reply) => Some(reply),
-                None => encode(&upstream_failed(&query), usize::from(u16::MAX)),
-            },
-        };
-        let Some(reply) = reply else { return };
-        if !matches!(timeout(TCP_IDLE, write_framed(&mut stream, &reply)).await, Ok(Ok(()))) {
-            return;
-        }
-    }
-}
-
-async fn read_framed(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
-    let length = stream.read_u16().await?;
-    let mut raw = vec![0; usize::from(length)];
-    stream.read_exact(&mut raw).await?;
-    Ok(raw)
-}
-
-async fn write_framed(stream: &mut TcpStream, reply: &[u8]) -> std::io::Result<()> {
-    let length = u16::try_from(reply.len()).map_err(std::io::Error::other)?;
-    let mut framed = length.to_be_bytes().to_vec();
-    framed.extend_from_slice(reply);
-    stream.write_all(&framed).await
-}
-
-/// What a packet turned out to be.
-enum Asked {
-    /// For us, or to be refused.
-    Query(Message),
-    /// Not ours, and the host relies on us to pass it on.
-    Elsewhere(Message, Arc<Upstream>),
-    /// Has the ID of a query and nothing readable behind it.
-    Unreadable(u16),
 }
 
 impl Shared {
-    /// Reads a packet; nothing if it deserves no answer (too short, or itself an answer: two servers that answer
-    /// each other's answers would never stop).
-    fn read(&self, raw: &[u8]) -> Option<Asked> {
-        let mut decoder = BinDecoder::new(raw);
-        let header =
-            Header::read(&mut decoder).ok().filter(|header| header.message_type == MessageType::Query);
-        let Some(header) = header else {
-            self.counters.malformed.fetch_add(1, Ordering::Relaxed);
-            return None;
-        };
-        self.counters.queries.fetch_add(1, Ordering::Relaxed);
-        // The question decides whose it is. What stands behind it matters only to who answers.
-        let question = Query::read(&mut decoder);
+    async fn reply(&self, request: &Request) -> Message {
+        let Ok(_permit) = self.in_hand.try_acquire() else { return overloaded(request) };
         let upstream = self.upstream.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if let (Ok(question), Some(upstream)) = (&question, upstream)
-            && self.zone.subject(question.name()) == Subject::Outside
-        {
-            self.counters.relayed.fetch_add(1, Ordering::Relaxed);
-            // Needed only to say that nobody answered.
-            let query = Message::from_vec(raw).unwrap_or_else(|_| {
-                let mut query = Message::new(header.id, MessageType::Query, header.op_code);
-                query.add_query(question.clone());
-                query
-            });
-            return Some(Asked::Elsewhere(query, upstream));
+        match (upstream, request.queries.queries()) {
+            (Some(upstream), [question])
+                if self.zone.subject(question.original().name()) == Subject::Outside =>
+            {
+                self.counters.relayed.fetch_add(1, Ordering::Relaxed);
+                match upstream.ask(request).await {
+                    Some(reply) => relayed(request, reply),
+                    None => upstream_failed(request),
+                }
+            }
+            _ => answer(&self.zone, self.resolver.as_ref(), request).await,
         }
-        Some(Message::from_vec(raw).map_or_else(
-            |_| {
-                self.counters.malformed.fetch_add(1, Ordering::Relaxed);
-                Asked::Unreadable(header.id)
-            },
-            Asked::Query,
-        ))
-    }
-
-    async fn answer(&self, query: &Message) -> Message {
-        answer(&self.zone, self.resolver.as_ref(), &self.counters, query).await
     }
 }

@@ -5,7 +5,7 @@
 //! - [`resolved`]: systemd-resolved gets the zone as a *routing domain* of the virtual interface. Only names of the
 //!   overlay come to us, nothing is written to disk, and resolved forgets it all when the interface goes.
 //! - [`resolv_conf`]: `/etc/resolv.conf` can only name servers for everything. So our server becomes the only one, and
-//!   relays what is not of the overlay, unread, to the servers that stood there. It is the *only* one because glibc
+//!   relays what is not of the overlay to the servers that stood there. It is the *only* one because glibc
 //!   asks the next server after a SERVFAIL: names of the overlay would leak to strangers just when a tunnel fails.
 //!
 //! **Invariant:** what was there is in the journal, on disk, before it is changed; it comes back on stop, on
