@@ -38,9 +38,22 @@ pub(super) struct Device {
 /// How packets reach a peer, as the agent tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Route {
-    Direct(String),
-    Relay(String),
+    Direct { how: String },
+    Relay { trs: String, why: String },
     None,
+}
+
+impl Route {
+    /// For people, who know which zone they are in.
+    pub(super) fn describe(&self) -> String {
+        let text = match self {
+            Self::Direct { how } if how == "direct" => "direct".to_owned(),
+            Self::Direct { how } => format!("direct ({how})"),
+            Self::Relay { trs, why } => format!("{why}, through {trs}"),
+            Self::None => "no tunnel".to_owned(),
+        };
+        text.replace(&format!(".svc.{ZONE}"), "").replace(&format!(".{ZONE}"), "")
+    }
 }
 
 impl Device {
@@ -132,8 +145,8 @@ impl Device {
         let peer = peers.iter().find(|entry| text(entry, "name").trim_end_matches('.') == peer.fqdn);
         let Some(route) = peer.and_then(|peer| peer.get("route")) else { return Ok(Route::None) };
         Ok(match text(route, "kind").as_str() {
-            "direct" => Route::Direct(text(route, "how")),
-            "relay" => Route::Relay(format!("{}: {}", text(route, "trs"), text(route, "why"))),
+            "direct" => Route::Direct { how: text(route, "how") },
+            "relay" => Route::Relay { trs: text(route, "trs"), why: text(route, "why") },
             _ => Route::None,
         })
     }

@@ -101,11 +101,7 @@ impl<'a> Experiments<'a> {
             let (source, target) = (self.device(from)?, self.device(to)?);
             let report = source.ping(&PingRun::new(target.fqdn(), 10), self.cancel)?;
             let route = source.route_to(target, self.cancel)?;
-            let way = match &route {
-                Route::Direct(how) => format!("direct ({how})"),
-                Route::Relay(why) => format!("relayed ({why})"),
-                Route::None => "no tunnel".to_owned(),
-            };
+            let way = route.describe();
             let line = format!(
                 "{} pings {}: {} of {} answered, {way}",
                 from.to_uppercase(),
@@ -114,7 +110,8 @@ impl<'a> Experiments<'a> {
                 report.sent
             );
             self.progress.done(&line);
-            let kept = matches!((&route, direct), (Route::Direct(_), true) | (Route::Relay(_), false));
+            let kept =
+                matches!((&route, direct), (Route::Direct { .. }, true) | (Route::Relay { .. }, false));
             self.promise(kept, || {
                 let promised = if direct { "direct" } else { "through the TRS" };
                 format!("{from} to {to} is {way}, not {promised}")
