@@ -67,6 +67,15 @@ pub struct Summary {
 }
 
 impl PingReport {
+    /// The report of the first `count` requests: ping sends more than it was asked to while answers are missing.
+    fn of_first(mut self, count: u32) -> Self {
+        let answers = self.sequence.into_iter().zip(self.rtts_ms).filter(|(number, _)| *number <= count);
+        (self.sequence, self.rtts_ms) = answers.unzip();
+        self.sent = self.sent.min(count);
+        self.received = u32::try_from(self.sequence.len()).unwrap_or(u32::MAX);
+        self
+    }
+
     /// Requests without answer.
     pub fn lost(&self) -> u32 {
         self.sent.saturating_sub(self.received)
@@ -85,10 +94,13 @@ impl PingReport {
 pub fn ping(from: &Namespace, what: &PingRun, cancel: &Cancel) -> Result<PingReport, LabError> {
     let mut command = from.command("ping");
     command.args(["-n", "-c", &what.count.to_string(), "-i", &format!("{:.4}", what.interval.as_secs_f64())]);
-    command.args(["-W", &format!("{:.3}", what.wait.as_secs_f64()), &what.target]);
+    // Not `-W`: once anything was answered, ping waits for the rest for two round trips only, and calls an answer
+    // lost that a busy machine delayed. With a deadline it goes on until it has as many answers as it wants.
+    let deadline = (what.interval * what.count + what.wait).as_secs() + 1;
+    command.args(["-w", &deadline.to_string(), &what.target]);
     let output = run(&mut command, what.limit(), cancel)?;
     let text = format!("{}{}", output.stdout, output.stderr);
-    parse(&output.stdout).ok_or(LabError::Output {
+    parse(&output.stdout).map(|report| report.of_first(what.count)).ok_or(LabError::Output {
         program: "ping",
         problem: format!("no statistics for {}", what.target),
         output: text,
@@ -161,6 +173,13 @@ rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
         assert_eq!(report.rtts_ms, [0.312, 1.10]);
         let summary = Summary { min_ms: 0.312, avg_ms: 0.706, max_ms: 1.1, mdev_ms: 0.394 };
         assert_eq!(report.summary, Some(summary));
+    }
+
+    #[test]
+    fn what_ping_sends_beyond_what_it_was_asked_is_not_counted() {
+        let report = parse(IPV6).unwrap().of_first(2);
+        assert_eq!((report.sent, report.received, report.lost()), (2, 1, 1));
+        assert_eq!((report.sequence, report.rtts_ms), (vec![2], vec![0.312]));
     }
 
     #[test]
