@@ -1,12 +1,15 @@
 //! A device's side of the network: a real port, a real endpoint.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use cyphonic_dataplane::relay::UserspaceRelay;
-use cyphonic_dataplane::udp::UdpPort;
+use cyphonic_common::ConnectionId;
+use cyphonic_dataplane::relay::{Leg, RelayMap, UserspaceRelay};
+use cyphonic_dataplane::udp::{Transmit, UdpPort};
 use cyphonic_proto::message::{EnrolResponse, Message};
 use cyphonic_proto::token::EnrolmentToken;
 use cyphonic_proto::{NetworkId, Role};
@@ -17,6 +20,7 @@ use crate::common::{Device, Overlay, enrolled};
 /// A port with its receiving thread.
 pub struct Client {
     pub transport: Transport,
+    pub relay: Arc<UserspaceRelay>,
     udp: Arc<UdpPort>,
     stop: Arc<AtomicBool>,
     worker: Option<JoinHandle<()>>,
@@ -37,12 +41,28 @@ impl Client {
         let transport = Transport::start(Arc::clone(&udp), server).unwrap();
         let (mux, stop) = (transport.mux(), Arc::new(AtomicBool::new(false)));
         let (port, stopped) = (Arc::clone(&udp), Arc::clone(&stop));
-        let worker = std::thread::spawn(move || UserspaceRelay::new(0).run(port, mux, stopped).unwrap());
-        Self { transport, udp, stop, worker: Some(worker) }
+        let relay = Arc::new(UserspaceRelay::new(4));
+        let working = Arc::clone(&relay);
+        let worker = std::thread::spawn(move || working.run(port, mux, stopped).unwrap());
+        Self { transport, relay, udp, stop, worker: Some(worker) }
     }
 
     pub fn port(&self) -> u16 {
         self.udp.local_port()
+    }
+
+    /// Sends tunnel data from the port that all connections use.
+    pub fn send(&self, to: SocketAddr, packet: &[u8]) {
+        self.udp.send(&Transmit::new(to, packet)).unwrap();
+    }
+
+    /// Gives what arrives with this connection ID from `from` to a plain socket.
+    pub fn capture(&self, cid: ConnectionId, from: SocketAddr) -> UdpSocket {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let leg = Leg { from, to: socket.local_addr().unwrap(), real_cid: cid, source: None };
+        self.relay.insert(cid, leg).unwrap();
+        socket
     }
 
     pub async fn connect(

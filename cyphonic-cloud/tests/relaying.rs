@@ -1,0 +1,161 @@
+//! The TRS over loopback: two devices bind, and data packets and handshakes pass between them.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+#[path = "common/client.rs"]
+mod client;
+mod common;
+
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
+
+use client::{Client, enrol};
+use common::Overlay;
+use cyphonic_cloud::server::{Cloud, unix_now};
+use cyphonic_common::ConnectionId;
+use cyphonic_proto::message::{BindingRequest, BindingResponse, Message, RefusalCode};
+use cyphonic_proto::{Role, relayed};
+use cyphonic_transport::Connection;
+
+const SOON: Duration = Duration::from_secs(20);
+const SETUP: [u8; 16] = [9; 16];
+
+/// A device at the TRS.
+struct Node {
+    client: Client,
+    connection: Connection,
+    fqdn: String,
+    cid: ConnectionId,
+}
+
+impl Node {
+    async fn join(overlay: &Overlay, name: &str, random: u8) -> Self {
+        let member = enrol(overlay, &overlay.token(name, unix_now())).await;
+        let client = Client::open();
+        let connection = client.connect(overlay, &member, Role::Trs).await.unwrap();
+        let cid = ConnectionId::from_random_data([random; 8]);
+        Self { client, connection, fqdn: member.answer.fqdn, cid }
+    }
+
+    async fn ask(&self, peer: &str, leg: Option<&BindingResponse>) -> Message {
+        let request = BindingRequest {
+            setup_id: SETUP.to_vec(),
+            peer_fqdn: peer.to_owned(),
+            data_connection_id: self.cid.as_bytes().to_vec(),
+            peer_connection_id: leg.map(|leg| leg.connection_id.clone()).unwrap_or_default(),
+        };
+        self.connection.open_exchange(&Message::BindingRequest(request)).await.unwrap()
+    }
+
+    async fn bind(&self, peer: &Self, leg: Option<&BindingResponse>) -> BindingResponse {
+        match self.ask(&peer.fqdn, leg).await {
+            Message::BindingResponse(response) => response,
+            other => panic!("not bound: {other:?}"),
+        }
+    }
+}
+
+/// A tunnel data packet in form; the relay cannot read more of it.
+fn data_packet(wire_cid: &[u8], content: &[u8]) -> Vec<u8> {
+    [&[0x43][..], wire_cid, &[0, 0, 0, 1], content].concat()
+}
+
+/// Sends until it arrives: loopback may lose a datagram when the machine is busy.
+fn deliver(from: &Client, overlay: &Overlay, packet: &[u8], at: &UdpSocket) -> Vec<u8> {
+    let deadline = Instant::now() + SOON;
+    let mut buffer = [0; 2048];
+    loop {
+        from.send(overlay.address, packet);
+        if let Ok(length) = at.recv(&mut buffer) {
+            return buffer[..length].to_vec();
+        }
+        assert!(Instant::now() < deadline, "nothing arrived");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_devices_bind_and_their_packets_pass_both_ways() {
+    let overlay = Overlay::found(unix_now());
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let a = Node::join(&overlay, "a.lab", 0x1a).await;
+    let b = Node::join(&overlay, "b.lab", 0x2b).await;
+    let leg_b = b.bind(&a, None).await;
+    let leg_a = a.bind(&b, Some(&leg_b)).await;
+
+    let at_a = a.client.capture(a.cid, overlay.address);
+    let at_b = b.client.capture(b.cid, overlay.address);
+    let content = [0xc5; 1000];
+    let arrived = deliver(&a.client, &overlay, &data_packet(&leg_b.connection_id, &content), &at_b);
+    assert_eq!(arrived, data_packet(b.cid.as_bytes(), &content), "the receiver's own ID, all else untouched");
+    let arrived = deliver(&b.client, &overlay, &data_packet(&leg_a.connection_id, &content), &at_a);
+    assert_eq!(arrived, data_packet(a.cid.as_bytes(), &content));
+
+    // The peers' handshake, inside the connections to the TRS.
+    let handshake = [0xc0; 1200];
+    let deadline = Instant::now() + SOON;
+    let arrived = loop {
+        a.connection.send_datagram(relayed::encode(leg_a.context, &handshake).unwrap());
+        let read = tokio::time::timeout(Duration::from_millis(200), b.connection.read_datagram()).await;
+        match read {
+            Ok(datagram) => break datagram.unwrap(),
+            Err(_) => assert!(Instant::now() < deadline, "no handshake arrived"),
+        }
+    };
+    assert_eq!(relayed::decode(&arrived), Some((leg_b.context, &handshake[..])));
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_else_gets_into_a_binding() {
+    let overlay = Overlay::found(unix_now());
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let a = Node::join(&overlay, "a.lab", 0x1a).await;
+    let b = Node::join(&overlay, "b.lab", 0x2b).await;
+    let mallory = Node::join(&overlay, "mallory.lab", 0x3c).await;
+    let leg_b = b.bind(&a, None).await;
+    let answer = mallory.ask(&b.fqdn, Some(&leg_b)).await;
+    assert!(
+        matches!(answer, Message::Refusal(ref refusal) if refusal.code() != RefusalCode::Internal),
+        "{answer:?}"
+    );
+    a.bind(&b, Some(&leg_b)).await;
+
+    // Mallory knows the leg's ID, but sends from another address.
+    let at_b = b.client.capture(b.cid, overlay.address);
+    for _ in 0..20 {
+        mallory.client.send(overlay.address, &data_packet(&leg_b.connection_id, b"forged"));
+    }
+    let genuine = data_packet(&leg_b.connection_id, b"genuine");
+    let arrived = deliver(&a.client, &overlay, &genuine, &at_b);
+    assert_eq!(
+        arrived,
+        data_packet(b.cid.as_bytes(), b"genuine"),
+        "the first to arrive, after 20 forged ones"
+    );
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_relay_stops_when_a_device_is_revoked() {
+    let overlay = Overlay::found(unix_now());
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let a = Node::join(&overlay, "a.lab", 0x1a).await;
+    let b = Node::join(&overlay, "b.lab", 0x2b).await;
+    let leg_b = b.bind(&a, None).await;
+    a.bind(&b, Some(&leg_b)).await;
+    let at_b = b.client.capture(b.cid, overlay.address);
+    let packet = data_packet(&leg_b.connection_id, b"content");
+    deliver(&a.client, &overlay, &packet, &at_b);
+
+    overlay.register().revoke_device(&a.fqdn, unix_now()).unwrap();
+    tokio::time::timeout(SOON, a.connection.closed()).await.unwrap();
+    let deadline = Instant::now() + SOON;
+    let mut buffer = [0; 2048];
+    loop {
+        a.client.send(overlay.address, &packet);
+        if at_b.recv(&mut buffer).is_err() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "its packets still pass");
+    }
+    cloud.shutdown().await;
+}
