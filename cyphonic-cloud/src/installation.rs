@@ -12,8 +12,8 @@ use crate::network::Network;
 use crate::pki::{self, Authority, Kind, PkiError, service_name};
 use crate::register::{Register, RegisterError, UnixSeconds};
 
-/// Service certificates are replaced by hand or by `run` where the services' key is at hand; two years is longer than
-/// anybody forgets a warning in the log.
+/// Nothing replaces service certificates by itself yet, so they are long-lived; `run` warns in the log for the last 60
+/// days. What limits the harm of a stolen one is its role: it is only ever a server, under its own name.
 const SERVICE_LIFETIME: UnixSeconds = 2 * 365 * 24 * 3600;
 
 /// The name of the configuration in its directory.
