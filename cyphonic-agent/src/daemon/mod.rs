@@ -151,8 +151,10 @@ impl Surroundings {
         let control = ControlServer::start(&config.socket, served.clone()).await?;
         // Last, because nothing after it can fail. Without it the overlay still works by address, so failing is no
         // reason to stop: `status` says so.
-        let resolver =
-            HostResolver::apply(config.dns.resolver, &dns, interface, state).await.unwrap_or_else(|error| {
+        let host = resolver::Host::default();
+        let resolver = HostResolver::apply(config.dns.resolver, &host, &dns, interface, state)
+            .await
+            .unwrap_or_else(|error| {
                 tracing::error!(%error, "names of the overlay will not resolve on this host");
                 HostResolver::Untouched { why: error.to_string() }
             });

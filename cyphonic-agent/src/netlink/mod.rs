@@ -106,7 +106,9 @@ impl Netlink {
             }
             sleep(LOCAL_ROUTE_POLL).await;
         }
-        tracing::warn!("the kernel has not taken the virtual address as local yet: first packets may be lost");
+        tracing::warn!(
+            "the kernel has not taken the virtual address as local yet: first packets may be lost"
+        );
         Ok(())
     }
 

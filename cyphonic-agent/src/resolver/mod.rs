@@ -1,6 +1,6 @@
 //! Points the host's resolver at our zone, and puts everything back.
 //!
-//! Two ways, tried in this order unless the configuration forces one:
+//! Two ways, tried in this order unless the configuration forces one (the second also when the first is refused):
 //!
 //! - [`resolved`]: systemd-resolved gets the zone as a *routing domain* of the virtual interface. Only names of the
 //!   overlay come to us, nothing is written to disk, and resolved forgets it all when the interface goes.
@@ -14,14 +14,29 @@
 pub mod resolv_conf;
 pub mod resolved;
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{config::ResolverChoice, dns::DnsServer, state::StateDir};
 use resolv_conf::{ResolvConf, ResolvConfError};
-use resolved::{Resolved, ResolvedError};
+use resolved::{Bus, Resolved, ResolvedError};
 
 /// Where the host's resolver configuration is.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Where the host's resolver is found.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// The file that programs read.
+    pub resolv_conf: PathBuf,
+    /// The bus that systemd-resolved is on.
+    pub bus: Bus,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self { resolv_conf: RESOLV_CONF.into(), bus: Bus::System }
+    }
+}
 
 /// What was done to the host's resolver.
 #[derive(Debug)]
@@ -29,7 +44,12 @@ pub enum HostResolver {
     /// systemd-resolved knows the zone.
     Resolved(Resolved),
     /// `/etc/resolv.conf` names our server.
-    ResolvConf(ResolvConf),
+    ResolvConf {
+        /// The edited file.
+        file: ResolvConf,
+        /// Why systemd-resolved was not used, though this host does.
+        because: Option<String>,
+    },
     /// Nothing, and why.
     Untouched {
         /// For `status`.
@@ -45,38 +65,50 @@ impl HostResolver {
     /// When the chosen way cannot be gone. The host is then as it was.
     pub async fn apply(
         choice: ResolverChoice,
+        host: &Host,
         server: &DnsServer,
         interface: u32,
         state: &StateDir,
     ) -> Result<Self, ResolverError> {
         match choice {
             ResolverChoice::None => Ok(Self::Untouched { why: "`resolver: none`".into() }),
-            ResolverChoice::SystemdResolved => Self::use_resolved(server, interface).await,
-            ResolverChoice::ResolvConf => Self::use_resolv_conf(server, state),
-            ResolverChoice::Auto => {
-                if resolved::is_in_use(Path::new(RESOLV_CONF)).await {
-                    Self::use_resolved(server, interface).await
-                } else {
-                    Self::use_resolv_conf(server, state)
-                }
+            ResolverChoice::SystemdResolved => Ok(Self::use_resolved(host, server, interface).await?),
+            ResolverChoice::ResolvConf => Self::use_resolv_conf(host, server, state, None),
+            ResolverChoice::Auto if !resolved::is_in_use(&host.resolv_conf).await => {
+                Self::use_resolv_conf(host, server, state, None)
             }
+            ResolverChoice::Auto => match Self::use_resolved(host, server, interface).await {
+                Ok(applied) => Ok(applied),
+                Err(refused) => {
+                    tracing::warn!(error = %refused, "systemd-resolved does not take the zone: trying resolv.conf");
+                    let because = Some(refused.to_string());
+                    Self::use_resolv_conf(host, server, state, because)
+                        .map_err(|error| ResolverError::Neither { refused, error: Box::new(error) })
+                }
+            },
         }
     }
 
-    async fn use_resolved(server: &DnsServer, interface: u32) -> Result<Self, ResolverError> {
-        Ok(Self::Resolved(Resolved::apply(interface, server.address(), &server.zone().domains()).await?))
+    async fn use_resolved(host: &Host, server: &DnsServer, interface: u32) -> Result<Self, ResolvedError> {
+        let domains = server.zone().domains();
+        Ok(Self::Resolved(Resolved::apply(&host.bus, interface, server.address(), &domains).await?))
     }
 
-    fn use_resolv_conf(server: &DnsServer, state: &StateDir) -> Result<Self, ResolverError> {
+    fn use_resolv_conf(
+        host: &Host,
+        server: &DnsServer,
+        state: &StateDir,
+        because: Option<String>,
+    ) -> Result<Self, ResolverError> {
         let address = server.address();
         if address.port() != 53 {
             return Err(ResolverError::Port { address });
         }
-        let edit = ResolvConf::prepare(Path::new(RESOLV_CONF), &state.resolver_dir())?;
+        let edit = ResolvConf::prepare(&host.resolv_conf, &state.resolver_dir())?;
         // First, so that no query is refused between the edit and this.
         server.set_upstream(Some(edit.upstream(address)));
         match edit.apply(address.ip()) {
-            Ok(applied) => Ok(Self::ResolvConf(applied)),
+            Ok(file) => Ok(Self::ResolvConf { file, because }),
             Err(error) => {
                 server.set_upstream(None);
                 Err(error.into())
@@ -92,7 +124,7 @@ impl HostResolver {
                     tracing::warn!(%error, "systemd-resolved was not told; it forgets with the interface");
                 }
             }
-            Self::ResolvConf(file) => {
+            Self::ResolvConf { file, .. } => {
                 if let Err(error) = file.restore() {
                     tracing::error!(%error, "the host's resolver configuration could not be restored");
                 }
@@ -105,7 +137,7 @@ impl HostResolver {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Resolved(_) => "systemd-resolved",
-            Self::ResolvConf(_) => "resolv-conf",
+            Self::ResolvConf { .. } => "resolv-conf",
             Self::Untouched { .. } => "none",
         }
     }
@@ -114,15 +146,17 @@ impl HostResolver {
     pub fn why(&self) -> String {
         match self {
             Self::Resolved(_) => "the overlay's zone only, over D-Bus".into(),
-            Self::ResolvConf(file) if file.is_intact() => format!(
-                "{} names our server only; other names are relayed to the host's own servers",
-                file.path().display()
-            ),
-            Self::ResolvConf(file) => {
-                format!(
-                    "{} was changed by someone else: names of the overlay may not resolve",
-                    file.path().display()
-                )
+            Self::ResolvConf { file, because } => {
+                let path = file.path().display();
+                let state = if file.is_intact() {
+                    format!("{path} names our server only; other names are relayed to the host's own servers")
+                } else {
+                    format!("{path} was changed by someone else: names of the overlay may not resolve")
+                };
+                match because {
+                    Some(because) => format!("{state} ({because})"),
+                    None => state,
+                }
             }
             Self::Untouched { why } => why.clone(),
         }
@@ -143,6 +177,14 @@ pub enum ResolverError {
     /// `/etc/resolv.conf`.
     #[error(transparent)]
     ResolvConf(#[from] ResolvConfError),
+    /// Both, one after the other.
+    #[error("{refused}; and without it: {error}")]
+    Neither {
+        /// Why not systemd-resolved.
+        refused: ResolvedError,
+        /// Why not `/etc/resolv.conf` either.
+        error: Box<ResolverError>,
+    },
     /// `/etc/resolv.conf` cannot name a port.
     #[error(
         "resolv.conf cannot name a port, and the DNS server listens on {address}: set `dns: listen:` to port 53"

@@ -7,13 +7,17 @@ use std::{
 };
 
 use tokio::{net::TcpStream, time::timeout};
-use zbus::{Connection, zvariant::DynamicType};
+use zbus::{Connection, connection, zvariant::DynamicType};
 
 use super::resolv_conf;
 
 const SERVICE: &str = "org.freedesktop.resolve1";
 const OBJECT: &str = "/org/freedesktop/resolve1";
 const MANAGER: &str = "org.freedesktop.resolve1.Manager";
+
+/// What the bus answers where nobody has the service's name, and nobody can be started for it.
+const NOBODY: [&str; 2] =
+    ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"];
 
 /// The stub that programs ask when the host relies on resolved.
 const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
@@ -24,6 +28,31 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// `AF_INET` and `AF_INET6` of Linux.
 const AF_INET: i32 = 2;
 const AF_INET6: i32 = 10;
+
+/// Where systemd-resolved is spoken to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Bus {
+    /// The host's own bus.
+    #[default]
+    System,
+    /// Another one, by its D-Bus address (`unix:path=/run/other/bus`).
+    At(String),
+}
+
+impl Bus {
+    async fn connect(&self) -> Result<Connection, ResolvedError> {
+        let connecting = async {
+            match self {
+                Self::System => Connection::system().await,
+                Self::At(address) => connection::Builder::address(address.as_str())?.build().await,
+            }
+        };
+        timeout(PATIENCE, connecting)
+            .await
+            .map_err(|_| ResolvedError::Silent)?
+            .map_err(|error| ResolvedError::Bus(error.into()))
+    }
+}
 
 /// The zone is known to systemd-resolved.
 #[derive(Debug)]
@@ -46,25 +75,13 @@ impl Resolved {
     ///
     /// When resolved refuses or is not there. What it had accepted before is taken back.
     pub async fn apply(
-        interface: u32,
-        server: SocketAddr,
-        domains: &[String],
-    ) -> Result<Self, ResolvedError> {
-        let connection = timeout(PATIENCE, Connection::system())
-            .await
-            .map_err(|_| ResolvedError::Silent)?
-            .map_err(|error| ResolvedError::Bus(error.into()))?;
-        Self::apply_on(connection, interface, server, domains).await
-    }
-
-    async fn apply_on(
-        connection: Connection,
+        bus: &Bus,
         interface: u32,
         server: SocketAddr,
         domains: &[String],
     ) -> Result<Self, ResolvedError> {
         let interface = i32::try_from(interface).map_err(|_| ResolvedError::Interface(interface))?;
-        let resolved = Self { connection, interface };
+        let resolved = Self { connection: bus.connect().await?, interface };
         match resolved.set(server, domains).await {
             Ok(()) => Ok(resolved),
             Err(error) => {
@@ -114,11 +131,14 @@ impl Resolved {
         B: serde::Serialize + DynamicType,
     {
         let call = self.connection.call_method(Some(SERVICE), OBJECT, Some(MANAGER), method, body);
-        timeout(PATIENCE, call)
-            .await
-            .map_err(|_| ResolvedError::Silent)?
-            .map(drop)
-            .map_err(|error| ResolvedError::Call { method, source: error.into() })
+        timeout(PATIENCE, call).await.map_err(|_| ResolvedError::Silent)?.map(drop).map_err(|error| {
+            match error {
+                zbus::Error::MethodError(name, ..) if NOBODY.contains(&name.as_str()) => {
+                    ResolvedError::Absent
+                }
+                error => ResolvedError::Call { method, source: error.into() },
+            }
+        })
     }
 }
 
@@ -130,6 +150,9 @@ pub enum ResolvedError {
         "cannot reach the system bus for systemd-resolved: {0}; is it running? `resolver: resolv-conf` does without"
     )]
     Bus(Box<zbus::Error>),
+    /// The bus is there, and the service is not.
+    #[error("systemd-resolved does not run: start it, or set `resolver: resolv-conf`")]
+    Absent,
     /// No answer.
     #[error("systemd-resolved does not answer: `systemctl status systemd-resolved` may say why")]
     Silent,

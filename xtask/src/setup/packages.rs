@@ -26,6 +26,7 @@ pub(super) const LAB: &[Package] = &[
     package("iputils-ping", "ping", "round trips in the demonstration"),
     package("iperf3", "iperf3", "throughput in the demonstration"),
     package("bind9-dnsutils", "dig", "asking the agents' DNS servers"),
+    package("dbus-daemon", "dbus-daemon", "a private bus on which tests play systemd-resolved"),
 ];
 
 const fn package(name: &'static str, program: &'static str, why: &'static str) -> Package {

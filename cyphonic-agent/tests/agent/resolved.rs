@@ -1,0 +1,353 @@
+//! systemd-resolved over D-Bus: a service with its name, object and signatures (org.freedesktop.resolve1(5)) on a
+//! private bus. Needs `dbus-daemon`.
+
+use std::{
+    io::{BufRead, BufReader, ErrorKind},
+    net::{Ipv6Addr, SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    sync::{Arc, LazyLock, Mutex},
+    time::Duration,
+};
+
+use cyphonic_agent::{
+    config::ResolverChoice,
+    dns::{DnsServer, ResolveError, Resolver, Zone},
+    resolver::{
+        Host, HostResolver, ResolverError,
+        resolved::{Bus, Resolved, ResolvedError},
+    },
+    state::StateDir,
+};
+use futures_util::future::BoxFuture;
+use tokio::time::timeout;
+use zbus::{Connection, connection, fdo, interface};
+
+const LINK: u32 = 7;
+const ZONE: &str = "cyphonic.internal";
+const REVERSE: &str = "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa";
+
+/// A bus of the test's own, which ends with it.
+struct PrivateBus {
+    daemon: Child,
+    address: String,
+    _dir: tempfile::TempDir,
+}
+
+impl PrivateBus {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut daemon = Command::new("dbus-daemon")
+            .args(["--session", "--print-address", "--nofork", "--nopidfile", "--nosyslog"])
+            .arg(format!("--address=unix:path={}", dir.path().join("bus").display()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("dbus-daemon (Debian package dbus-daemon) is installed");
+        let mut address = String::new();
+        BufReader::new(daemon.stdout.as_mut().unwrap()).read_line(&mut address).unwrap();
+        Self { daemon, address: address.trim().to_owned(), _dir: dir }
+    }
+
+    fn bus(&self) -> Bus {
+        Bus::At(self.address.clone())
+    }
+
+    /// Lives as long as the connection.
+    async fn serve(&self, behaviour: Behaviour) -> (Connection, Calls) {
+        let calls = Calls::default();
+        let manager = Manager { calls: calls.clone(), behaviour };
+        let connection = connection::Builder::address(self.address.as_str())
+            .unwrap()
+            .serve_at("/org/freedesktop/resolve1", manager)
+            .unwrap()
+            .name("org.freedesktop.resolve1")
+            .unwrap()
+            .build()
+            .await
+            .unwrap();
+        (connection, calls)
+    }
+}
+
+impl Drop for PrivateBus {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Call {
+    DefaultRoute(i32, bool),
+    Dns(i32, Vec<(i32, Vec<u8>)>),
+    DnsEx(i32, Vec<(i32, Vec<u8>, u16, String)>),
+    Domains(i32, Vec<(String, bool)>),
+    Mode(&'static str, i32, String),
+    Revert(i32),
+}
+
+#[derive(Clone, Default)]
+struct Calls(Arc<Mutex<Vec<Call>>>);
+
+impl Calls {
+    fn all(&self) -> Vec<Call> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Behaviour {
+    Accepts,
+    /// Accepts servers and then no domains.
+    RefusesDomains,
+    /// Knows nothing of LLMNR and its like.
+    IsOld,
+    NeverAnswers,
+}
+
+/// `org.freedesktop.resolve1.Manager`, as far as a link's settings go. zbus refuses calls with other signatures.
+struct Manager {
+    calls: Calls,
+    behaviour: Behaviour,
+}
+
+impl Manager {
+    fn note(&self, call: Call) {
+        self.calls.0.lock().unwrap().push(call);
+    }
+
+    fn mode(&self, method: &'static str, link: i32, mode: String) -> fdo::Result<()> {
+        if self.behaviour == Behaviour::IsOld {
+            return Err(fdo::Error::UnknownMethod(method.into()));
+        }
+        self.note(Call::Mode(method, link, mode));
+        Ok(())
+    }
+}
+
+#[interface(name = "org.freedesktop.resolve1.Manager")]
+impl Manager {
+    async fn set_link_default_route(&self, link: i32, enable: bool) {
+        self.note(Call::DefaultRoute(link, enable));
+        if self.behaviour == Behaviour::NeverAnswers {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    #[zbus(name = "SetLinkDNS")]
+    fn set_link_dns(&self, link: i32, servers: Vec<(i32, Vec<u8>)>) {
+        self.note(Call::Dns(link, servers));
+    }
+
+    #[zbus(name = "SetLinkDNSEx")]
+    fn set_link_dns_ex(&self, link: i32, servers: Vec<(i32, Vec<u8>, u16, String)>) {
+        self.note(Call::DnsEx(link, servers));
+    }
+
+    fn set_link_domains(&self, link: i32, domains: Vec<(String, bool)>) -> fdo::Result<()> {
+        if self.behaviour == Behaviour::RefusesDomains {
+            return Err(fdo::Error::InvalidArgs("Invalid search domain".into()));
+        }
+        self.note(Call::Domains(link, domains));
+        Ok(())
+    }
+
+    #[zbus(name = "SetLinkDNSSEC")]
+    fn set_link_dnssec(&self, link: i32, mode: String) -> fdo::Result<()> {
+        self.mode("SetLinkDNSSEC", link, mode)
+    }
+
+    #[zbus(name = "SetLinkDNSOverTLS")]
+    fn set_link_dns_over_tls(&self, link: i32, mode: String) -> fdo::Result<()> {
+        self.mode("SetLinkDNSOverTLS", link, mode)
+    }
+
+    #[zbus(name = "SetLinkLLMNR")]
+    fn set_link_llmnr(&self, link: i32, mode: String) -> fdo::Result<()> {
+        self.mode("SetLinkLLMNR", link, mode)
+    }
+
+    #[zbus(name = "SetLinkMulticastDNS")]
+    fn set_link_multicast_dns(&self, link: i32, mode: String) -> fdo::Result<()> {
+        self.mode("SetLinkMulticastDNS", link, mode)
+    }
+
+    fn revert_link(&self, link: i32) {
+        self.note(Call::Revert(link));
+    }
+}
+
+fn domains() -> Vec<String> {
+    vec![ZONE.into(), REVERSE.into()]
+}
+
+/// What resolved hears for the two domains: never a search domain.
+fn routing_only() -> Call {
+    Call::Domains(7, vec![(ZONE.into(), true), (REVERSE.into(), true)])
+}
+
+async fn apply(bus: &PrivateBus, server: &str) -> Result<Resolved, ResolvedError> {
+    let server: SocketAddr = server.parse().unwrap();
+    let (bus, domains) = (bus.bus(), domains());
+    let applied = Resolved::apply(&bus, LINK, server, &domains);
+    timeout(Duration::from_secs(60), applied).await.expect("it gives up by itself")
+}
+
+#[tokio::test]
+async fn the_link_gets_server_and_routing_domains_and_loses_them_again() {
+    let bus = PrivateBus::start();
+    let (_service, calls) = bus.serve(Behaviour::Accepts).await;
+    let resolved = apply(&bus, "127.0.0.55:53").await.unwrap();
+    let off = |method| Call::Mode(method, 7, "no".into());
+    let set = [
+        Call::DefaultRoute(7, false),
+        Call::Dns(7, vec![(2, vec![127, 0, 0, 55])]),
+        routing_only(),
+        off("SetLinkDNSSEC"),
+        off("SetLinkDNSOverTLS"),
+        off("SetLinkLLMNR"),
+        off("SetLinkMulticastDNS"),
+    ];
+    assert_eq!(calls.all(), set);
+    resolved.revert().await.unwrap();
+    assert_eq!(calls.all()[set.len()..], [Call::Revert(7)]);
+}
+
+#[tokio::test]
+async fn another_port_than_53_is_told_too() {
+    let bus = PrivateBus::start();
+    let (_service, calls) = bus.serve(Behaviour::Accepts).await;
+    apply(&bus, "[::1]:5353").await.unwrap();
+    let localhost = Ipv6Addr::LOCALHOST.octets().to_vec();
+    assert_eq!(calls.all()[1], Call::DnsEx(7, vec![(10, localhost, 5353, String::new())]));
+}
+
+#[tokio::test]
+async fn an_old_version_that_lacks_the_finer_points_will_do() {
+    let bus = PrivateBus::start();
+    let (_service, calls) = bus.serve(Behaviour::IsOld).await;
+    apply(&bus, "127.0.0.55:53").await.unwrap();
+    assert_eq!(calls.all().last(), Some(&routing_only()));
+}
+
+#[tokio::test]
+async fn what_was_set_before_a_refusal_is_taken_back() {
+    let bus = PrivateBus::start();
+    let (_service, calls) = bus.serve(Behaviour::RefusesDomains).await;
+    let error = apply(&bus, "127.0.0.55:53").await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("refused SetLinkDomains") && text.contains("Invalid search domain"), "{text}");
+    assert_eq!(calls.all().last(), Some(&Call::Revert(7)));
+}
+
+#[tokio::test]
+async fn a_missing_service_a_missing_bus_and_a_silent_one_are_told_apart() {
+    let bus = PrivateBus::start();
+    let absent = apply(&bus, "127.0.0.55:53").await.unwrap_err();
+    assert!(matches!(absent, ResolvedError::Absent), "{absent}");
+    assert!(absent.to_string().contains("does not run"), "{absent}");
+
+    let (service, _) = bus.serve(Behaviour::NeverAnswers).await;
+    let silent = apply(&bus, "127.0.0.55:53").await.unwrap_err();
+    assert!(matches!(silent, ResolvedError::Silent), "{silent}");
+    drop(service);
+
+    let nowhere = Bus::At("unix:path=/nonexistent/bus".into());
+    let server = "127.0.0.55:53".parse().unwrap();
+    let gone = Resolved::apply(&nowhere, LINK, server, &domains()).await.unwrap_err();
+    assert!(matches!(gone, ResolvedError::Bus(_)), "{gone}");
+    assert!(gone.to_string().contains("resolver: resolv-conf"), "{gone}");
+}
+
+/// Knows no name.
+struct Nobody;
+
+impl Resolver for Nobody {
+    fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
+        Box::pin(async { Err(ResolveError::NoSuchPeer) })
+    }
+
+    fn name_of(&self, _: Ipv6Addr) -> Option<String> {
+        None
+    }
+}
+
+/// A host whose resolv.conf names resolved's stub, as on a stock Ubuntu.
+struct UbuntuHost {
+    dir: tempfile::TempDir,
+    host: Host,
+    state: StateDir,
+}
+
+/// Somebody listens where resolved's stub does: we, or resolved itself where it runs on this machine. For all tests of
+/// this process, so that none takes it from another.
+static STUB: LazyLock<Option<TcpListener>> = LazyLock::new(|| match TcpListener::bind("127.0.0.53:53") {
+    Ok(stub) => Some(stub),
+    Err(error) if error.kind() == ErrorKind::AddrInUse => None,
+    Err(error) => panic!("the stub's address cannot be had (this test needs root): {error}"),
+});
+
+const STUB_FILE: &str = "nameserver 127.0.0.53\noptions edns0 trust-ad\n";
+
+impl UbuntuHost {
+    fn new(bus: Bus) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let resolv_conf = dir.path().join("resolv.conf");
+        std::fs::write(&resolv_conf, STUB_FILE).unwrap();
+        LazyLock::force(&STUB);
+        let state = StateDir::open(&dir.path().join("state")).unwrap();
+        Self { host: Host { resolv_conf, bus }, state, dir }
+    }
+
+    async fn apply(&self, choice: ResolverChoice, server: &DnsServer) -> Result<HostResolver, ResolverError> {
+        HostResolver::apply(choice, &self.host, server, LINK, &self.state).await
+    }
+
+    fn file(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("resolv.conf")).unwrap()
+    }
+}
+
+async fn dns(address: &str) -> DnsServer {
+    let zone = Zone::new(ZONE, "fd12:3456:789a::/48".parse().unwrap()).unwrap();
+    DnsServer::start(address.parse().unwrap(), zone, Arc::new(Nobody)).await.unwrap()
+}
+
+#[tokio::test]
+async fn auto_uses_resolved_where_the_host_does_and_touches_no_file() {
+    let bus = PrivateBus::start();
+    let (_service, calls) = bus.serve(Behaviour::Accepts).await;
+    let host = UbuntuHost::new(bus.bus());
+    let server = dns("127.0.0.1:0").await;
+    let applied = host.apply(ResolverChoice::Auto, &server).await.unwrap();
+    assert_eq!((applied.kind(), host.file().as_str()), ("systemd-resolved", STUB_FILE));
+    assert_eq!(calls.all()[2], routing_only(), "the domains of the server's zone");
+    applied.restore().await;
+    assert_eq!(calls.all().last(), Some(&Call::Revert(7)));
+}
+
+#[tokio::test]
+async fn auto_goes_on_with_resolv_conf_where_resolved_refuses_and_says_why() {
+    let bus = PrivateBus::start();
+    let (_service, _) = bus.serve(Behaviour::RefusesDomains).await;
+    let host = UbuntuHost::new(bus.bus());
+    let server = dns("127.0.0.73:53").await;
+    let applied = host.apply(ResolverChoice::Auto, &server).await.unwrap();
+    assert_eq!(applied.kind(), "resolv-conf");
+    assert!(applied.why().contains("refused SetLinkDomains"), "{}", applied.why());
+    assert!(host.file().contains("nameserver 127.0.0.73"), "{}", host.file());
+    applied.restore().await;
+    assert_eq!(host.file(), STUB_FILE);
+}
+
+#[tokio::test]
+async fn a_forced_resolved_that_is_absent_is_an_error_and_so_is_having_neither() {
+    let bus = PrivateBus::start();
+    let host = UbuntuHost::new(bus.bus());
+    let server = dns("127.0.0.1:0").await;
+    let forced = host.apply(ResolverChoice::SystemdResolved, &server).await.unwrap_err();
+    assert!(matches!(forced, ResolverError::Resolved(ResolvedError::Absent)), "{forced}");
+    // resolv.conf cannot name this server's port.
+    let neither = host.apply(ResolverChoice::Auto, &server).await.unwrap_err().to_string();
+    assert!(neither.contains("does not run") && neither.contains("port"), "{neither}");
+    assert_eq!(host.file(), STUB_FILE);
+}
