@@ -10,7 +10,7 @@ type Row = (&'static str, &'static str, &'static str);
 const ROWS: [Row; 14] = [
     ("start-up (login and registration)", "startup_ms", "286.85"),
     ("set-up, direct", "setup_direct_ms", "217"),
-    ("set-up, TRS not used before", "setup_relay_cold_ms", "282.7"),
+    ("set-up, first after both ends start", "setup_relay_cold_ms", "282.7"),
     ("set-up, TRS in use", "setup_relay_warm_ms", "61"),
     ("added to a round trip, direct", "rtt_added_direct_ms", "+2.2"),
     ("added to a round trip, relayed", "rtt_added_relay_ms", "+4.8"),
