@@ -11,6 +11,7 @@
 
 pub mod bpf;
 mod gso;
+mod hash;
 pub mod protect;
 pub mod relay;
 pub mod replay;

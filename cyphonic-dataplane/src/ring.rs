@@ -25,7 +25,6 @@ use crate::protect::{Secret, Suite};
 mod command;
 mod counters;
 mod ecn;
-mod hash;
 mod hold;
 mod icmp;
 mod offload;

@@ -4,7 +4,7 @@
 //! (UDP_SEGMENT), from the very buffer they came in: no copy, one system call and one set of counters per run.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,6 +15,7 @@ use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram,
 use super::Leg;
 use super::leg::LegCounters;
 use super::userspace::{Change, Counters};
+use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, Transmit, UdpPort};
 
 /// How long the worker waits for room in the socket's buffer before it drops: arriving packets queue meanwhile.
@@ -26,7 +27,7 @@ pub(super) struct Forwarder<'a> {
     sink: &'a dyn SignallingSink,
     counters: &'a Counters,
     start: Instant,
-    legs: HashMap<ConnectionId, (Leg, Arc<LegCounters>), BuildHasherDefault<CidHasher>>,
+    legs: HashMap<ConnectionId, (Leg, Arc<LegCounters>), BuildHasherDefault<WordHasher>>,
 }
 
 impl<'a> Forwarder<'a> {
@@ -141,30 +142,5 @@ fn rewrite(run: &mut [u8], stride: usize, real_cid: ConnectionId) {
         if let Some(cid) = datagram.get_mut(1..quic::SHORT_HEADER_LEN) {
             cid.copy_from_slice(real_cid.as_bytes());
         }
-    }
-}
-
-/// Spreads connection IDs over the map. Whoever binds them drew them at random, so one multiplication is enough:
-/// strangers choose only what is looked up, not what is stored.
-#[derive(Default)]
-pub(super) struct CidHasher(u64);
-
-impl Hasher for CidHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    #[inline]
-    fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            self.0 = (self.0 ^ u64::from_ne_bytes(word)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
-        }
-    }
-
-    #[inline]
-    fn write_usize(&mut self, _: usize) {
-        // The length of the array, which is always the same.
     }
 }

@@ -21,9 +21,9 @@ use self::datagram::Peer;
 use super::EventSink;
 use super::command::{Answer, RxCommand};
 use super::counters::Counters;
-use super::hash::WordHasher;
 use super::wake::Waker;
 use crate::gso::{Coalescer, Slot};
+use crate::hash::WordHasher;
 use crate::tun::TunDevice;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
 

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::ConnectionId;
 
+use crate::hash::WordHasher;
 use crate::protect::Sealer;
 use crate::ring::command::TxTunnel;
-use crate::ring::hash::WordHasher;
 use crate::ring::shared::Shared;
 use crate::ring::{Path, TunnelId};
 
