@@ -6,6 +6,8 @@ use std::time::Duration;
 use cyphonic_common::{ConnectionId, cid::CID_LEN};
 use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use quinn_proto::ConnectionIdGenerator;
+use quinn_proto::crypto::{CryptoError, HmacKey};
+use ring::hmac;
 
 /// A connection that hears nothing for this long is lost. Three keep-alives fit in it, so that two may be lost.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
@@ -31,6 +33,10 @@ const MAX_EXCHANGES: u32 = 64;
 
 /// Bytes of DATAGRAMs held for a reader that lags (relayed handshakes only, a few kilobytes each).
 const DATAGRAM_BUFFER: usize = 256 * 1024;
+
+/// Between two stateless resets. Each is smaller than what it answers, so this bounds work, not reflection; after a
+/// restart, a thousand devices are told in a second.
+const RESET_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +72,48 @@ impl Purpose {
 }
 
 /// Parameters of the endpoint: 8-byte connection IDs whose first bit says "signalling".
-pub(crate) fn endpoint_config() -> EndpointConfig {
-    let mut config = EndpointConfig::default();
+///
+/// An endpoint with a reset key that outlives its process tells, with stateless resets (RFC 9000 §10.3), what was
+/// connected to it before it crashed: otherwise clients would go on for [`IDLE_TIMEOUT`] with a service that knows
+/// nothing of them. The first bit of a reset's random bytes falls on either side, so the receiver sees every other
+/// one; each of its probes is answered by another.
+pub(crate) fn endpoint_config(reset_key: Option<&ResetKey>) -> EndpointConfig {
+    let mut config = match reset_key {
+        Some(key) => EndpointConfig::new(Arc::new(key.clone())),
+        None => EndpointConfig::default(),
+    };
     config.cid_generator(|| Box::new(SignallingCids));
+    config.min_reset_interval(RESET_INTERVAL);
     // The fixed bit tells QUIC from punches and noise on the shared port (docs/protocol.md §2).
     config.grease_quic_bit(false);
     config
+}
+
+/// What the tokens of stateless resets are made from. Whoever has it can end connections.
+#[derive(Clone)]
+pub(crate) struct ResetKey(hmac::Key);
+
+impl ResetKey {
+    /// From a secret that outlives the process, for this purpose only.
+    pub(crate) fn derive(secret: &[u8]) -> Self {
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let derived = hmac::sign(&secret, b"cyphonic stateless reset");
+        Self(hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref()))
+    }
+}
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        signature_out.copy_from_slice(hmac::sign(&self.0, data).as_ref());
+    }
+
+    fn signature_len(&self) -> usize {
+        hmac::HMAC_SHA256.digest_algorithm().output_len()
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        hmac::verify(&self.0, data, signature).map_err(|_| CryptoError)
+    }
 }
 
 /// Makes the connection IDs by which this node's QUIC connections are reached.

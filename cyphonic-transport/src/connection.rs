@@ -10,7 +10,9 @@ use bytes::Bytes;
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::message::{self, MAX_MESSAGE_BYTES, Message};
 use cyphonic_proto::tunnel::{ExportError, Exporter};
-use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
+use quinn::{
+    ConnectionError, ReadError, ReadToEndError, RecvStream, SendStream, StoppedError, VarInt, WriteError,
+};
 
 /// An exchange that takes longer has failed. The longest is a Direction Request, in which the NMS waits for
 /// the responder, which waits for a TRS.
@@ -34,6 +36,35 @@ pub enum ExchangeError {
     /// The peer sent something that is not a message.
     #[error("the peer's message is malformed: {0}")]
     Malformed(String),
+}
+
+// A stream fails with its connection or alone; only the former names whose end it was.
+
+impl From<WriteError> for ExchangeError {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::ConnectionLost(reason) => Self::Connection(reason),
+            error => Self::Stream(error.to_string()),
+        }
+    }
+}
+
+impl From<ReadToEndError> for ExchangeError {
+    fn from(error: ReadToEndError) -> Self {
+        match error {
+            ReadToEndError::Read(ReadError::ConnectionLost(reason)) => Self::Connection(reason),
+            error => Self::Stream(error.to_string()),
+        }
+    }
+}
+
+impl From<StoppedError> for ExchangeError {
+    fn from(error: StoppedError) -> Self {
+        match error {
+            StoppedError::ConnectionLost(reason) => Self::Connection(reason),
+            error => Self::Stream(error.to_string()),
+        }
+    }
 }
 
 /// A connection whose other end proved who it is.
@@ -152,22 +183,19 @@ impl Responder {
     /// arrived.
     pub async fn respond_acknowledged(mut self, answer: &Message) -> Result<(), ExchangeError> {
         write_message(&mut self.send, answer).await?;
-        self.send.stopped().await.map_err(|error| ExchangeError::Stream(error.to_string()))?;
+        self.send.stopped().await?;
         Ok(())
     }
 }
 
 async fn write_message(send: &mut SendStream, message: &Message) -> Result<(), ExchangeError> {
     let bytes = message::encode(message);
-    send.write_all(&bytes).await.map_err(|error| ExchangeError::Stream(error.to_string()))?;
+    send.write_all(&bytes).await?;
     // Fails only when already finished or reset by the peer, which the reader of the answer will see.
     send.finish().map_err(|error| ExchangeError::Stream(error.to_string()))
 }
 
 async fn read_message(recv: &mut RecvStream) -> Result<Message, ExchangeError> {
-    let bytes = recv
-        .read_to_end(MAX_MESSAGE_BYTES + PREFIX_BYTES)
-        .await
-        .map_err(|error| ExchangeError::Stream(error.to_string()))?;
+    let bytes = recv.read_to_end(MAX_MESSAGE_BYTES + PREFIX_BYTES).await?;
     message::decode(&bytes).map_err(|error| ExchangeError::Malformed(error.to_string()))
 }

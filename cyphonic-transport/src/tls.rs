@@ -21,7 +21,7 @@ use rustls::sign::CertifiedKey;
 use rustls::version::TLS13;
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::config::Purpose;
+use crate::config::{Purpose, ResetKey};
 
 /// Why keys and certificates could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +130,7 @@ pub(crate) fn enrolment_config(root_sha256: [u8; 32], alpn: &[u8]) -> Result<qui
 pub struct ServerTls {
     roots: Arc<RootCertStore>,
     purpose: Purpose,
+    reset_key: ResetKey,
     certificates: Vec<(Vec<u8>, Arc<CertifiedKey>)>,
     anonymous: Vec<Vec<u8>>,
 }
@@ -140,6 +141,7 @@ impl ServerTls {
         Ok(Self {
             roots: credentials.roots()?,
             purpose: Purpose::Service,
+            reset_key: ResetKey::derive(credentials.key.secret_der()),
             certificates: Vec::new(),
             anonymous: Vec::new(),
         })
@@ -167,6 +169,11 @@ impl ServerTls {
         let mut server = self.with_protocol(alpn, &credentials)?;
         server.anonymous.push(alpn.to_vec());
         Ok(server)
+    }
+
+    /// Of the first credentials, so that it is the same after a restart.
+    pub(crate) fn reset_key(&self) -> &ResetKey {
+        &self.reset_key
     }
 
     /// Whether a client of this protocol may come without a certificate.

@@ -72,7 +72,7 @@ impl Transport {
         let mux = Mux::new(port);
         let config = server.as_ref().map(|(tls, _)| tls.config()).transpose()?;
         let endpoint = Endpoint::new_with_abstract_socket(
-            endpoint_config(),
+            endpoint_config(server.as_ref().map(|(tls, _)| tls.reset_key())),
             config,
             mux.clone(),
             Arc::new(TokioRuntime),
