@@ -6,18 +6,22 @@
 //! can be checked: the certificate is for our key, chains to the pinned root, and says name and virtual address, of
 //! which the latter is recomputed.
 
+mod certificate;
+
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use cyphonic_proto::{
-    identity::{Identity, IdentityError, Role, sha256},
+    identity::sha256,
     message::{EnrolRequest, EnrolResponse, Message, RefusalCode},
     token::{EnrolmentToken, TokenError},
     version,
 };
 use cyphonic_transport::{DialError, ExchangeError};
-use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use rcgen::KeyPair;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use zeroize::Zeroizing;
+
+pub(crate) use certificate::{check as check_certificate, signing_request};
 
 use crate::state::{DeviceIdentity, StateDir, StateError, read_bounded};
 
@@ -56,7 +60,7 @@ pub async fn enrol(
     let key = state.key_or_generate()?;
     let request = Message::EnrolRequest(EnrolRequest {
         token_secret: token.secret().to_vec(),
-        csr: signing_request(&key)?,
+        csr: signing_request(&key).map_err(EnrolError::Csr)?,
         protocol_version: version::CURRENT,
     });
     let connection = cyphonic_transport::enrol::connect(addresses, *token.root_sha256()).await?;
@@ -65,14 +69,6 @@ pub async fn enrol(
     let identity = check_answer(answer?, &key, token)?;
     state.save_identity(&identity)?;
     Ok(identity)
-}
-
-/// A PKCS #10 request that says nothing but the key: the AS decides the name.
-fn signing_request(key: &KeyPair) -> Result<Vec<u8>, EnrolError> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    let request = params.serialize_request(key).map_err(|error| EnrolError::Csr(error.to_string()))?;
-    Ok(request.der().to_vec())
 }
 
 fn check_answer(
@@ -105,50 +101,13 @@ fn check_response(
         return Err(wrong("its root certificate is not the one of the token".into()));
     }
     let root = CertificateDer::from(response.root_certificate);
-    let chain: Vec<_> = response.certificate_chain.into_iter().map(CertificateDer::from).collect();
-    let device = DeviceIdentity::new(key, chain, root).map_err(wrong)?;
-    check_chain(device.chain(), device.root(), now)?;
-    let identity = Identity::from_der(device.leaf())?;
-    if identity.role != Role::Device {
-        return Err(wrong(format!("the certificate is for a {}, not a device", identity.role)));
-    }
+    let (device, identity) = check_certificate(response.certificate_chain, root, key, now).map_err(wrong)?;
     // `Identity` has recomputed the address from the name; what the answer says besides must be the same.
     let address = identity.virtual_address.map(|address| address.octets().to_vec());
     if identity.fqdn != response.fqdn || address.as_deref() != Some(&response.virtual_address[..]) {
         return Err(wrong("its name and address are not those of the certificate".into()));
     }
     Ok(device)
-}
-
-fn check_chain(
-    chain: &[CertificateDer<'_>],
-    root: &CertificateDer<'_>,
-    now: UnixTime,
-) -> Result<(), EnrolError> {
-    let wrong = |error: webpki::Error| {
-        let hint = match error {
-            webpki::Error::CertNotValidYet { .. } | webpki::Error::CertExpired { .. } => {
-                "; is this device's clock right?"
-            }
-            _ => "",
-        };
-        EnrolError::Answer(format!("the certificate does not chain to the overlay's root: {error}{hint}"))
-    };
-    let (leaf, intermediates) =
-        chain.split_first().ok_or_else(|| EnrolError::Answer("no certificate".into()))?;
-    let anchor = webpki::anchor_from_trusted_cert(root).map_err(wrong)?;
-    let leaf = webpki::EndEntityCert::try_from(leaf).map_err(wrong)?;
-    leaf.verify_for_usage(
-        webpki::ALL_VERIFICATION_ALGS,
-        &[anchor],
-        intermediates,
-        now,
-        webpki::KeyUsage::client_auth(),
-        None,
-        None,
-    )
-    .map(drop)
-    .map_err(wrong)
 }
 
 /// Why the device is not enrolled.
@@ -190,9 +149,6 @@ pub enum EnrolError {
     /// The answer cannot be believed.
     #[error("the cloud's answer to the enrolment is wrong: {0}")]
     Answer(String),
-    /// The certificate is not of the overlay's form.
-    #[error("the cloud's certificate for this device is wrong: {0}")]
-    Identity(#[from] IdentityError),
 }
 
 impl EnrolError {
@@ -210,6 +166,7 @@ impl EnrolError {
 mod tests {
     use std::net::Ipv6Addr;
 
+    use cyphonic_proto::identity::{Identity, Role};
     use cyphonic_proto::{NetworkId, address};
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, SanType};
 

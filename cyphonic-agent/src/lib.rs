@@ -10,6 +10,7 @@
 //! - [`config`] is read once and never changes while the daemon runs.
 //! - [`state`] is the only thing that survives a restart: the device's key, its certificates, the node's cached state.
 //! - [`enrol`] turns a one-time token into that identity.
+//! - [`renew`] turns that identity into a younger one, for as long as the overlay wants it.
 //! - [`engine`] drives the node's state machine with real connections and a real ring.
 //! - [`daemon`] starts the parts in order and takes them down again, whatever happens in between.
 //!
@@ -25,6 +26,7 @@ pub mod dns;
 pub mod engine;
 pub mod enrol;
 pub mod netlink;
+pub mod renew;
 pub mod resolver;
 pub mod state;
 

@@ -1,9 +1,10 @@
 //! The QUIC endpoint of a node: dials, accepts, limits.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use cyphonic_dataplane::udp::UdpPort;
@@ -60,6 +61,26 @@ pub struct Transport {
     endpoint: Endpoint,
     mux: Arc<Mux>,
     incoming: Mutex<mpsc::Receiver<Incoming>>,
+    server: Option<Arc<CurrentServer>>,
+}
+
+/// How connections are accepted now.
+struct CurrentServer(RwLock<Arc<ServerTls>>);
+
+impl fmt::Debug for CurrentServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CurrentServer").finish_non_exhaustive()
+    }
+}
+
+impl CurrentServer {
+    fn get(&self) -> Arc<ServerTls> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, tls: ServerTls) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tls);
+    }
 }
 
 impl Transport {
@@ -78,10 +99,24 @@ impl Transport {
             Arc::new(TokioRuntime),
         )?;
         let (sender, receiver) = mpsc::channel(ACCEPT_QUEUE);
-        if let Some((tls, network)) = server {
-            tokio::spawn(accept_all(endpoint.clone(), Arc::new(tls), network, sender));
-        }
-        Ok(Self { endpoint, mux, incoming: Mutex::new(receiver) })
+        let server = server.map(|(tls, network)| {
+            let server = Arc::new(CurrentServer(RwLock::new(Arc::new(tls))));
+            tokio::spawn(accept_all(endpoint.clone(), server.clone(), network, sender));
+            server
+        });
+        Ok(Self { endpoint, mux, incoming: Mutex::new(receiver), server })
+    }
+
+    /// Accepts with other certificates from now on; connections that stand, stand. An endpoint that was started
+    /// without a server stays without.
+    ///
+    /// # Errors
+    /// When the certificates cannot be used. The old ones stay.
+    pub fn set_server(&self, tls: ServerTls) -> Result<(), TlsError> {
+        let Some(server) = &self.server else { return Ok(()) };
+        self.endpoint.set_server_config(Some(tls.config()?));
+        server.set(tls);
+        Ok(())
     }
 
     /// Where the data plane delivers what is not tunnel data.
@@ -171,7 +206,7 @@ impl Transport {
 
 async fn accept_all(
     endpoint: Endpoint,
-    tls: Arc<ServerTls>,
+    server: Arc<CurrentServer>,
     network: NetworkId,
     sender: mpsc::Sender<Incoming>,
 ) {
@@ -188,7 +223,7 @@ async fn accept_all(
             }
             continue;
         }
-        let (tls, sender) = (tls.clone(), sender.clone());
+        let (tls, sender) = (server.get(), sender.clone());
         let guard = CountGuard::new(under_way.clone());
         tokio::spawn(async move {
             let accepted =

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Authority, Host};
 use cyphonic_proto::Message;
 use cyphonic_proto::alpn;
-use cyphonic_proto::identity::{Role, sha256};
+use cyphonic_proto::identity::{Identity, Role, sha256};
 use cyphonic_proto::message::{ObservationRequest, ObservationResponse};
 use cyphonic_proto::tunnel::Exporter;
 use cyphonic_transport::{ClientTls, Connection, Credentials, DialError, Incoming, ServerTls, enrol};
@@ -16,6 +16,9 @@ use cyphonic_transport::{ClientTls, Connection, Credentials, DialError, Incoming
 const NMS: &str = "nms.svc.test.internal";
 const A: &str = "a.test.internal";
 const B: &str = "b.test.internal";
+
+/// Generous: the machine may be busy.
+const SOON: Duration = Duration::from_secs(20);
 
 fn nms(authority: &Authority, credentials: &Credentials) -> Host {
     let tls = ServerTls::services(credentials).unwrap().with_protocol(alpn::NMS, credentials).unwrap();
@@ -69,6 +72,26 @@ async fn a_device_and_its_nms_know_each_other_and_exchange_messages_both_ways() 
     }
     assert_eq!(dialled.export(b"label", b"context").unwrap(), accepted.export(b"label", b"context").unwrap());
     assert_ne!(dialled.export(b"label", b"context").unwrap(), dialled.export(b"label", b"other").unwrap());
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_shown_to_those_who_come_and_disturbs_nobody_who_is_there() {
+    let authority = Authority::new(1);
+    let (old, new) = (authority.issue(Role::Device, B), authority.issue(Role::Device, B));
+    let server = Host::start(Some((ServerTls::peer(&old).unwrap(), authority.network)));
+    answer_all(&server);
+    let device = Host::start(None);
+    let tls = ClientTls::new(authority.issue(Role::Device, A));
+    let dial = || device.transport.connect_peer(&tls, std::slice::from_ref(&server.address), B, SOON);
+    let key_of = |connection: &Connection| connection.identity().unwrap().spki_sha256;
+
+    let before = dial().await.unwrap();
+    server.transport.set_server(ServerTls::peer(&new).unwrap()).unwrap();
+    let after = dial().await.unwrap();
+    assert_eq!(before.open_exchange(&question()).await.unwrap().name(), "ObservationResponse");
+    assert_eq!(after.open_exchange(&question()).await.unwrap().name(), "ObservationResponse");
+    let key = |credentials: &Credentials| Identity::from_der(&credentials.chain[0]).unwrap().spki_sha256;
+    assert_eq!((key_of(&before), key_of(&after)), (key(&old), key(&new)));
 }
 
 #[tokio::test]

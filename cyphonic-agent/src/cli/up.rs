@@ -5,6 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result, bail};
@@ -48,6 +49,10 @@ impl Up {
         let config = Config::load(&self.config, false, &overrides)?;
         let state = StateDir::open(&config.state_dir)?;
         let identity = match state.identity()? {
+            // Too late to renew: nobody accepts the certificate any more. Only a token helps, and here is one.
+            Some(identity) if self.token.is_some() && has_ended(&identity)? => {
+                block_on(self.enrol(&state, &config))??
+            }
             Some(identity) => identity,
             None => block_on(self.enrol(&state, &config))??,
         };
@@ -114,6 +119,12 @@ impl Up {
             println!("Start the daemon with `cyphonicd --config {}`.", self.config.display());
         }
     }
+}
+
+fn has_ended(identity: &DeviceIdentity) -> Result<bool> {
+    let identity = Identity::from_der(identity.leaf()).context("the device's certificate is not usable")?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(u64::try_from(identity.not_after).unwrap_or_default() <= now.as_secs())
 }
 
 fn introduce(identity: &DeviceIdentity) -> Result<()> {

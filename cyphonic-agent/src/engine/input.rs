@@ -5,9 +5,10 @@ use std::net::{Ipv6Addr, SocketAddr};
 use cyphonic_dataplane::ring::RingEvent;
 use cyphonic_proto::node::{ResolveError, Service, Target};
 use cyphonic_proto::{ExchangeId, Message, SetupId};
-use cyphonic_transport::{Connection, Responder};
+use cyphonic_transport::{Connection, Credentials, Responder};
 use tokio::sync::oneshot;
 
+use super::renewal::Validity;
 use crate::control::{BackendError, ResetTarget, StatusReport};
 
 /// One thing that happened.
@@ -33,6 +34,12 @@ pub(crate) enum Input {
     Addresses(Vec<SocketAddr>),
     /// The operator takes tunnels down.
     Reset { target: ResetTarget, answer: oneshot::Sender<Result<usize, BackendError>> },
+    /// There is a new certificate.
+    Renewed { credentials: Credentials, validity: Validity },
+    /// It is on disk.
+    RenewalKept,
+    /// There is none, or it is not on disk.
+    RenewalFailed(String),
     /// Somebody wants to know.
     Status(oneshot::Sender<StatusReport>),
     /// Stop: close tunnels and connections, then answer.

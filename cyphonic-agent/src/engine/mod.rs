@@ -9,6 +9,7 @@
 //! | `input` | what can happen |
 //! | `run` | the loop: input → node → actions |
 //! | `services` | connections to AS, NMS and TRS |
+//! | `renewal` | a new certificate before the old one ends |
 //! | `peers` | the handshakes between this node and others |
 //! | `report` | `cyphonic status` |
 //! | `start`, `zone` | building all of it from configuration and identity |
@@ -19,11 +20,12 @@
 mod handle;
 mod input;
 mod peers;
+mod renewal;
 mod report;
 mod run;
 mod services;
 mod start;
-mod zone;
+pub(crate) mod zone;
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
@@ -37,6 +39,7 @@ use cyphonic_transport::{Credentials, Transport};
 use tokio::sync::{mpsc, oneshot};
 
 pub use handle::EngineHandle;
+pub use renewal::RenewalParts;
 pub use report::Surroundings;
 pub use start::start;
 
@@ -60,6 +63,8 @@ pub struct EngineParts {
     pub transport: Arc<Transport>,
     /// Tunnels are installed here.
     pub ring: Arc<dyn EncapRing>,
+    /// What it takes to renew the device's certificate.
+    pub renewal: RenewalParts,
     /// What `status` says of the parts that the engine does not drive.
     pub surroundings: Surroundings,
     /// Writes the node's state to where the next start finds it.
@@ -107,7 +112,8 @@ pub fn spawn(inbox: Inbox, parts: EngineParts) -> EngineHandle {
     }
     let handle = EngineHandle::new(inbox.sender.clone(), names.clone());
     peers::accept(parts.transport.clone(), inbox.sender.clone());
-    let engine = run::Engine::new(parts, inbox.sender, names);
+    let (engine, renewal) = run::Engine::new(parts, inbox.sender, names);
+    tokio::spawn(renewal.run());
     tokio::spawn(engine.run(inbox.receiver));
     handle
 }

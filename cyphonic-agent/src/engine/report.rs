@@ -11,6 +11,7 @@ use cyphonic_proto::node::{
     NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus,
 };
 
+use super::renewal::Validity;
 use crate::control::report::{
     CertificateReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport, PeerReport, PeerState,
     RingReport, RouteReport, ServiceKind, ServiceReport, ServiceState, Severity, StatusReport,
@@ -40,7 +41,8 @@ pub(crate) struct Sources<'a> {
     pub(crate) setup_times: &'a HashMap<Ipv6Addr, Duration>,
     pub(crate) started: Instant,
     pub(crate) udp_port: u16,
-    pub(crate) certificate: (i64, i64),
+    pub(crate) certificate: Validity,
+    pub(crate) certificate_health: Option<HealthCheck>,
 }
 
 pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
@@ -65,8 +67,8 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
         udp_port: sources.udp_port,
         nat: nat_report(node),
         certificate: CertificateReport {
-            not_before: sources.certificate.0,
-            not_after: sources.certificate.1,
+            not_before: sources.certificate.not_before,
+            not_after: sources.certificate.not_after,
         },
         peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources.setup_times, now)).collect(),
         health: health(sources),
@@ -194,5 +196,6 @@ fn health(sources: &Sources<'_>) -> Vec<HealthCheck> {
             "no TRS is connected: peers behind other NATs may be out of reach".into(),
         );
     }
+    found.extend(sources.certificate_health.clone());
     found
 }

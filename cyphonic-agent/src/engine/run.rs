@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::input::Input;
+use super::renewal::{Renewal, Validity, unix_now};
 use super::report::{self, Surroundings};
 use super::services::{self, Dial};
 use super::{EngineParts, Names, peers};
@@ -58,7 +59,8 @@ pub(crate) struct Engine {
     surroundings: Surroundings,
     save: Box<dyn Fn(&CachedState) + Send>,
     failure: Option<oneshot::Sender<String>>,
-    certificate: (i64, i64),
+    certificate: Validity,
+    renewal_failure: Option<String>,
     started: Instant,
     attempts: HashMap<Service, u64>,
     services: HashMap<Service, ServiceConnection>,
@@ -73,10 +75,18 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    pub(crate) fn new(parts: EngineParts, inputs: mpsc::Sender<Input>, names: Names) -> Self {
+    /// The engine, and the task that renews its certificate.
+    pub(crate) fn new(parts: EngineParts, inputs: mpsc::Sender<Input>, names: Names) -> (Self, Renewal) {
         let now = Instant::now();
-        let certificate = (parts.identity.not_before, parts.identity.not_after);
-        Self {
+        let certificate = Validity::of(&parts.identity);
+        let renewal = Renewal {
+            parts: parts.renewal,
+            validity: certificate,
+            as_name: parts.node.as_name.clone(),
+            transport: parts.transport.clone(),
+            inputs: inputs.clone(),
+        };
+        let engine = Self {
             node: Node::new(parts.node, rand::random(), now),
             tls: ClientTls::new(parts.credentials),
             transport: parts.transport,
@@ -88,6 +98,7 @@ impl Engine {
             save: parts.save,
             failure: Some(parts.failure),
             certificate,
+            renewal_failure: None,
             started: now,
             attempts: HashMap::new(),
             services: HashMap::new(),
@@ -99,7 +110,8 @@ impl Engine {
             tunnels: HashMap::new(),
             setup_times: HashMap::new(),
             next: 0,
-        }
+        };
+        (engine, renewal)
     }
 
     pub(crate) async fn run(mut self, mut receiver: mpsc::Receiver<Input>) {
@@ -142,6 +154,12 @@ impl Engine {
             Input::Resolve { target, answer } => self.resolve(now, target, answer),
             Input::Addresses(addresses) => self.node.handle_addresses(now, addresses),
             Input::Reset { target, answer } => drop(answer.send(self.reset(now, target))),
+            Input::Renewed { credentials, validity } => {
+                self.tls = ClientTls::new(credentials);
+                self.certificate = validity;
+            }
+            Input::RenewalKept => self.renewal_failure = None,
+            Input::RenewalFailed(reason) => self.renewal_failure = Some(reason),
             Input::Status(answer) => drop(answer.send(self.status())),
             // Taken out by `run`.
             Input::Shutdown(answer) => drop(answer),
@@ -307,6 +325,7 @@ impl Engine {
             started: self.started,
             udp_port: self.port.local_port(),
             certificate: self.certificate,
+            certificate_health: self.certificate.health(self.renewal_failure.as_deref(), unix_now()),
         })
     }
 

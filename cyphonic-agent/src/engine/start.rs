@@ -20,7 +20,7 @@ use cyphonic_transport::{Credentials, ServerTls, Transport};
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
 
-use super::{EngineHandle, EngineParts, Inbox, Surroundings, zone};
+use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
 use crate::config::{Config, RingChoice, resolve_all};
 use crate::control::report::{ClassifierReport, InterfaceReport, RingReport};
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
@@ -81,6 +81,7 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         classifier,
         classifier_drops,
     };
+    let renewal = RenewalParts { device, state: state.clone(), cloud: config.cloud.clone() };
     let (failure, failed) = oneshot::channel();
     let parts = EngineParts {
         credentials,
@@ -89,6 +90,7 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         port,
         transport,
         ring: Arc::new(ring),
+        renewal,
         surroundings,
         save: Box::new(move |cached| save(&state, cached)),
         failure,
@@ -115,7 +117,7 @@ fn failed(what: &str, error: impl std::fmt::Display) -> DaemonError {
     DaemonError::Engine(format!("{what}: {error}"))
 }
 
-fn credentials(device: &DeviceIdentity, identity: &Identity) -> Credentials {
+pub(super) fn credentials(device: &DeviceIdentity, identity: &Identity) -> Credentials {
     Credentials {
         chain: device.chain().to_vec(),
         key: device.key().clone_key(),

@@ -183,7 +183,7 @@ pub enum ResolverError {
         /// Why not systemd-resolved.
         refused: ResolvedError,
         /// Why not `/etc/resolv.conf` either.
-        error: Box<ResolverError>,
+        error: Box<Self>,
     },
     /// `/etc/resolv.conf` cannot name a port.
     #[error(

@@ -6,4 +6,5 @@ mod control;
 mod daemon;
 mod dns;
 mod netlink;
+mod renewal;
 mod resolved;

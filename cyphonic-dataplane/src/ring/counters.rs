@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use cyphonic_common::DropReason;
 
 /// A snapshot of a ring's counters since it started. Packets are inner ones.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct RingCounters {
     /// Packets sent on tunnels.
     pub tx_packets: u64,

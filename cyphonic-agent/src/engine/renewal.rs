@@ -1,0 +1,264 @@
+//! Keeps the device's certificate from ending.
+//!
+//! Certificates end after weeks so that a stolen one does; the device therefore gets another one in time, from two thirds
+//! of its certificate's life on. It looks at start and then about once an hour rather than sleeping until the day: boards
+//! without a battery learn the time late, and others sleep. What fails is tried again, and `status` tells.
+//!
+//! Invariants: a new certificate is checked before it is used, and used even where the disk is full; tunnels and
+//! connections that stand are not touched, since the key stays and each was authenticated when it was made.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cyphonic_proto::identity::{Identity, Role};
+use cyphonic_transport::{ClientTls, ServerTls, Transport};
+use tokio::sync::mpsc;
+
+use super::input::Input;
+use super::start::credentials;
+use crate::config::{CloudAddress, resolve_all};
+use crate::control::report::{HealthCheck, Severity};
+use crate::renew::{RenewError, renew};
+use crate::state::{DeviceIdentity, StateDir};
+
+/// The longest time between two looks, and between two attempts.
+const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
+
+/// The same for the shortest-lived certificates.
+const SHORTEST_CYCLE: Duration = Duration::from_secs(60);
+
+/// The wait after the first failure; it doubles with each further one.
+const FIRST_RETRY: Duration = Duration::from_secs(15);
+
+/// What renewing needs beyond what the engine has.
+#[derive(Debug)]
+pub struct RenewalParts {
+    /// The identity in use.
+    pub device: DeviceIdentity,
+    /// Where it is kept.
+    pub state: StateDir,
+    /// Where the AS is.
+    pub cloud: Vec<CloudAddress>,
+}
+
+/// From when to when a certificate is valid, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Validity {
+    pub(crate) not_before: i64,
+    pub(crate) not_after: i64,
+}
+
+impl Validity {
+    pub(crate) fn of(identity: &Identity) -> Self {
+        Self { not_before: identity.not_before, not_after: identity.not_after }
+    }
+
+    fn life(self) -> i64 {
+        self.not_after.saturating_sub(self.not_before).max(0)
+    }
+
+    /// Less than a third is left.
+    fn is_due(self, now: i64) -> bool {
+        now >= self.not_after.saturating_sub(self.life() / 3)
+    }
+
+    /// How long to wait for the next look or attempt after this many failures. `random` in [0, 1) spreads a fleet that
+    /// was enrolled, switched on, or lost its cloud at one moment over the second half of the wait.
+    fn wait(self, failures: u32, random: f64) -> Duration {
+        let cycle = Duration::from_secs(self.life().unsigned_abs() / 24).clamp(SHORTEST_CYCLE, LONGEST_WAIT);
+        let wait = match failures {
+            0 => cycle,
+            n => FIRST_RETRY.saturating_mul(1 << (n - 1).min(16)).min(cycle),
+        };
+        wait / 2 + (wait / 2).mul_f64(random)
+    }
+
+    /// What `status` says of it, when there is something to say.
+    pub(crate) fn health(self, failure: Option<&str>, now: i64) -> Option<HealthCheck> {
+        let check =
+            |severity, message| Some(HealthCheck { id: "certificate-expires".into(), severity, message });
+        let why = failure.unwrap_or("the attempt is under way");
+        if now >= self.not_after {
+            let message = format!(
+                "this device's certificate has ended, neither cloud nor peers accept it: is the clock right? If so, stop the \
+                 daemon and enrol again (`cyphonic up --token`) with a token of `cyphonic-cloud token create --replace`. \
+                 It was not renewed: {why}"
+            );
+            return check(Severity::Error, message);
+        }
+        if failure.is_none() || !self.is_due(now) {
+            return None;
+        }
+        let left = (self.not_after - now) / 3_600;
+        let left = if left >= 48 { format!("{} days", left / 24) } else { format!("{left} hours") };
+        check(
+            Severity::Warning,
+            format!("this device's certificate ends in {left} and is not renewed: {why}"),
+        )
+    }
+}
+
+/// The wall clock, as certificates count.
+pub(crate) fn unix_now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Runs until the engine ends.
+pub(crate) struct Renewal {
+    pub(crate) parts: RenewalParts,
+    pub(crate) validity: Validity,
+    pub(crate) as_name: String,
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) inputs: mpsc::Sender<Input>,
+}
+
+impl Renewal {
+    pub(crate) async fn run(mut self) {
+        let (mut failures, mut unsaved) = (0_u32, false);
+        loop {
+            let outcome = match (unsaved, self.validity.is_due(unix_now())) {
+                (true, _) => self.adopt(None).await,
+                (false, true) => self.renew().await,
+                (false, false) => Ok(()),
+            };
+            let mut at_least = Duration::ZERO;
+            unsaved = matches!(outcome, Err(RenewError::Save(_)));
+            match outcome {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    tracing::warn!(%error, "this device's certificate is not renewed");
+                    at_least = error.retry_after().unwrap_or_default().min(LONGEST_WAIT);
+                    failures = failures.saturating_add(1);
+                    self.tell(Input::RenewalFailed(error.to_string())).await;
+                }
+            }
+            let wait = self.validity.wait(failures, rand::random()).max(at_least);
+            tokio::select! {
+                () = self.inputs.closed() => return,
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    async fn renew(&mut self) -> Result<(), RenewError> {
+        // Asked anew each time: the name may mean other addresses than weeks ago.
+        let addresses = resolve_all(&self.parts.cloud).await;
+        if addresses.is_empty() {
+            return Err(RenewError::NoCloud);
+        }
+        let current = &self.parts.device;
+        let wrong = |error: &dyn std::fmt::Display| RenewError::Answer(error.to_string());
+        let identity = Identity::from_der(current.leaf()).map_err(|error| wrong(&error))?;
+        let tls = ClientTls::new(credentials(current, &identity));
+        let connection = self.transport.connect_service(&tls, &addresses, &self.as_name, Role::As).await?;
+        let renewed = renew(current, &connection).await;
+        connection.close(0, "done");
+        self.adopt(Some(renewed?)).await
+    }
+
+    /// Takes a new identity into use and keeps it; without one, keeps the one in use. Used first: a full disk is no
+    /// reason to let a device fall out of the overlay.
+    async fn adopt(&mut self, renewed: Option<DeviceIdentity>) -> Result<(), RenewError> {
+        if let Some(device) = renewed {
+            let wrong = |error: &dyn std::fmt::Display| RenewError::Answer(error.to_string());
+            let identity = Identity::from_der(device.leaf()).map_err(|error| wrong(&error))?;
+            let credentials = credentials(&device, &identity);
+            let server = ServerTls::peer(&credentials).map_err(|error| wrong(&error))?;
+            self.transport.set_server(server).map_err(|error| wrong(&error))?;
+            self.validity = Validity::of(&identity);
+            self.parts.device = device;
+            tracing::info!(not_after = self.validity.not_after, "this device's certificate was renewed");
+            self.tell(Input::Renewed { credentials, validity: self.validity }).await;
+        }
+        self.parts.state.save_identity(&self.parts.device)?;
+        self.tell(Input::RenewalKept).await;
+        Ok(())
+    }
+
+    async fn tell(&self, input: Input) {
+        // An engine that has ended needs no certificate.
+        drop(self.inputs.send(input).await);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400;
+    const QUARTER: Validity = Validity { not_before: 0, not_after: 90 * DAY };
+    const HOURS: Validity = Validity { not_before: 0, not_after: 7_200 };
+
+    #[test]
+    fn it_is_due_from_two_thirds_of_its_life_on() {
+        let cases = [
+            (QUARTER, -DAY, false),
+            (QUARTER, 0, false),
+            (QUARTER, 60 * DAY - 1, false),
+            (QUARTER, 60 * DAY, true),
+            (QUARTER, 90 * DAY, true),
+            (QUARTER, 900 * DAY, true),
+            (HOURS, 4_799, false),
+            (HOURS, 4_800, true),
+            // Nonsense is due at its end and overflows nothing.
+            (Validity { not_before: 5, not_after: 3 }, 2, false),
+            (Validity { not_before: 5, not_after: 3 }, 3, true),
+            (Validity { not_before: i64::MIN, not_after: i64::MAX }, 0, false),
+        ];
+        for (validity, now, due) in cases {
+            assert_eq!(validity.is_due(now), due, "{validity:?} at {now}");
+        }
+    }
+
+    #[test]
+    fn waits_double_up_to_an_hour_and_are_spread_over_their_second_half() {
+        let seconds = |validity: Validity, failures, random| validity.wait(failures, random).as_secs_f64();
+        let cases = [
+            (QUARTER, 0, 3_600.0),
+            (QUARTER, 1, 15.0),
+            (QUARTER, 2, 30.0),
+            (QUARTER, 5, 240.0),
+            (QUARTER, 9, 3_600.0),
+            (QUARTER, u32::MAX, 3_600.0),
+            (HOURS, 0, 300.0),
+            (HOURS, 9, 300.0),
+            (Validity { not_before: 0, not_after: 0 }, 0, 60.0),
+        ];
+        for (validity, failures, most) in cases {
+            assert_eq!(seconds(validity, failures, 0.0), most / 2.0, "{validity:?} after {failures}");
+            let almost = seconds(validity, failures, 0.999);
+            assert!(almost > most * 0.99 && almost < most, "{validity:?} after {failures}: {almost}");
+        }
+    }
+
+    #[test]
+    fn a_failure_has_many_attempts_before_the_certificate_ends() {
+        for validity in [QUARTER, HOURS] {
+            let mut now = validity.not_after - validity.life() / 3;
+            let mut attempts = 0;
+            while now < validity.not_after {
+                attempts += 1;
+                now += i64::try_from(validity.wait(attempts, 0.999).as_secs()).unwrap() + 1;
+            }
+            assert!(attempts >= 10, "{attempts} for {validity:?}");
+        }
+    }
+
+    #[test]
+    fn status_speaks_of_failures_in_the_last_third_and_of_the_end() {
+        let health = |failure, now| QUARTER.health(failure, now).map(|check| (check.severity, check.message));
+        assert_eq!(health(None, 89 * DAY), None);
+        assert_eq!(health(Some("no route"), 59 * DAY), None);
+        let (severity, message) = health(Some("no route"), 61 * DAY).unwrap();
+        assert_eq!(severity, Severity::Warning);
+        assert!(message.contains("29 days") && message.contains("no route"), "{message}");
+        let (_, message) = health(Some("no route"), 89 * DAY).unwrap();
+        assert!(message.contains("24 hours"), "{message}");
+        for failure in [None, Some("no route")] {
+            let (severity, message) = health(failure, 90 * DAY).unwrap();
+            assert_eq!(severity, Severity::Error);
+            assert!(message.contains("enrol again"), "{message}");
+        }
+    }
+}

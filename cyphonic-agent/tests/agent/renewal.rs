@@ -1,0 +1,443 @@
+//! Renewal of a device's certificate: the engine with a real port and transport against a real cloud on loopback. Only
+//! the ring is left out: no packet is sent here.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use cyphonic_agent::{
+    control::{
+        Backend, StatusReport,
+        report::{ClassifierReport, InterfaceReport, RingReport, ServiceKind, ServiceState, Severity},
+    },
+    engine::{self, EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings},
+    state::{DeviceIdentity, StateDir},
+};
+use cyphonic_cloud::{
+    authentication::{ManagementService, Service},
+    config::Config,
+    installation::{self, Plan},
+    pki::{self, Authority},
+    register::{NewToken, Register},
+    server::Cloud,
+};
+use cyphonic_dataplane::{
+    relay::UserspaceRelay,
+    ring::{
+        Control, EncapRing, Path as RingPath, RingCounters, RingError, RingKind, TunnelId, TunnelInstall,
+        TunnelStats,
+    },
+    udp::UdpPort,
+};
+use cyphonic_proto::{
+    Message, NetworkId, alpn,
+    identity::{Identity, Role, sha256},
+    message::EnrolRequest,
+    node::{NodeConfig, Timing},
+    token::EnrolmentToken,
+    tunnel::Suite,
+    version,
+};
+use cyphonic_transport::{ClientTls, Credentials, ServerTls, Transport};
+use rcgen::CertificateParams;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::sync::oneshot;
+
+const ZONE: &str = "cyphonic.internal";
+const DAY: u64 = 86_400;
+
+/// Generous: the machine may be busy.
+const SOON: Duration = Duration::from_secs(60);
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// An overlay whose services are on one loopback port.
+struct Overlay {
+    dir: tempfile::TempDir,
+    config: Config,
+    address: SocketAddr,
+}
+
+impl Overlay {
+    fn found() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let address = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let plan = Plan {
+            directory: dir.path().to_owned(),
+            zone: ZONE.into(),
+            listen: vec![address],
+            public: vec![address],
+            relays: Vec::new(),
+        };
+        let installed = installation::init(&plan, now()).unwrap();
+        Self { dir, config: Config::load(&installed.config).unwrap(), address }
+    }
+
+    fn authority(&self, name: &str) -> Authority {
+        let file = |end: &str| self.dir.path().join("pki").join(format!("{name}.{end}"));
+        Authority::load(&file("crt"), &file("key")).unwrap()
+    }
+
+    fn register(&self) -> Register {
+        Register::open(self.config.register.as_deref().unwrap()).unwrap()
+    }
+
+    fn token(&self, name: &str, at: u64, replaces: bool) -> EnrolmentToken {
+        let token = EnrolmentToken::new(pki::random().unwrap(), sha256(&self.root()));
+        let fqdn = format!("{name}.{ZONE}");
+        let new = NewToken { secret_hash: token.secret_hash(), fqdn, expires_at: at + 3600, replaces };
+        self.register().create_token(&new, at).unwrap();
+        token
+    }
+
+    fn root(&self) -> CertificateDer<'static> {
+        pki::read_certificates(&self.config.root).unwrap().remove(0)
+    }
+
+    /// Enrols a device at the AS of an earlier day: certificates live 90 days.
+    fn enrol(&self, name: &str, days_ago: u64, state: &Path) -> Device {
+        let then = now() - days_ago * DAY;
+        let register = Arc::new(self.register());
+        let token = self.token(name, then, false);
+        let state = StateDir::open(state).unwrap();
+        let key = state.key_or_generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+        let request = Message::EnrolRequest(EnrolRequest {
+            token_secret: token.secret().to_vec(),
+            csr,
+            protocol_version: version::CURRENT,
+        });
+        let management = ManagementService { name: format!("nms.svc.{ZONE}"), addresses: vec![self.address] };
+        let service = Service::new(
+            self.config.network.clone(),
+            register,
+            self.authority("devices"),
+            self.root(),
+            management,
+            self.config.device_certificate_lifetime,
+        );
+        let answer = service.answer(None, self.address, &request, then);
+        let Message::EnrolResponse(answer) = answer else { panic!("not enrolled: {answer:?}") };
+        let chain = answer.certificate_chain.into_iter().map(CertificateDer::from).collect();
+        let identity = DeviceIdentity::new(&key, chain, self.root()).unwrap();
+        state.save_identity(&identity).unwrap();
+        Device { state, identity, network: self.config.network.id }
+    }
+
+    /// Stands in for the overlay's services where they listen, and shows who comes.
+    fn services(&self) -> Endpoint {
+        let authority = self.authority("services");
+        let credentials = |name: &str, role| {
+            let name = format!("{name}.svc.{ZONE}");
+            let (chain, key) =
+                authority.issue_service(&self.config.network, &name, role, now(), DAY).unwrap();
+            Credentials {
+                chain,
+                key: PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+                root: self.root(),
+                network: self.config.network.id,
+            }
+        };
+        let (authentication, management) = (credentials("as", Role::As), credentials("nms", Role::Nms));
+        let tls = ServerTls::services(&management)
+            .and_then(|tls| tls.with_protocol(alpn::AS, &authentication))
+            .and_then(|tls| tls.with_protocol(alpn::NMS, &management))
+            .unwrap();
+        Endpoint::open(UdpPort::bind_to(self.address).unwrap(), Some((tls, self.config.network.id)))
+    }
+}
+
+/// An enrolled device.
+struct Device {
+    state: StateDir,
+    identity: DeviceIdentity,
+    network: NetworkId,
+}
+
+impl Device {
+    fn credentials(&self) -> Credentials {
+        Credentials {
+            chain: self.identity.chain().to_vec(),
+            key: self.identity.key().clone_key(),
+            root: self.identity.root().clone(),
+            network: self.network,
+        }
+    }
+
+    fn parsed(&self) -> Identity {
+        Identity::from_der(self.identity.leaf()).unwrap()
+    }
+
+    /// The engine of this device on a loopback port, with the cloud at this address.
+    fn run(&self, cloud: SocketAddr) -> (EngineHandle, Endpoint) {
+        let credentials = self.credentials();
+        let endpoint = Endpoint::open(
+            UdpPort::bind_to((Ipv4Addr::LOCALHOST, 0).into()).unwrap(),
+            Some((ServerTls::peer(&credentials).unwrap(), self.network)),
+        );
+        let parts = EngineParts {
+            credentials,
+            identity: self.parsed(),
+            node: NodeConfig {
+                identity: self.parsed(),
+                zone: ZONE.into(),
+                addresses: Vec::new(),
+                as_addresses: vec![cloud],
+                as_name: format!("as.svc.{ZONE}"),
+                cached: None,
+                suites: vec![Suite::Aes128Gcm],
+                inner_mtu: 1_420,
+                software_version: "0".into(),
+                timing: Timing::default(),
+            },
+            port: endpoint.port.clone(),
+            transport: endpoint.transport.clone(),
+            ring: Arc::new(NoRing),
+            renewal: RenewalParts {
+                device: self.identity.clone(),
+                state: self.state.clone(),
+                cloud: vec![cloud.to_string().parse().unwrap()],
+            },
+            surroundings: Surroundings {
+                interface: InterfaceReport::default(),
+                ring: RingReport::default(),
+                ring_failure: None,
+                classifier: ClassifierReport::default(),
+                classifier_drops: Arc::new(BTreeMap::new),
+            },
+            save: Box::new(|_| ()),
+            failure: oneshot::channel().0,
+        };
+        (engine::spawn(Inbox::new(), parts), endpoint)
+    }
+}
+
+/// A port, the thread that receives on it, and QUIC.
+struct Endpoint {
+    transport: Arc<Transport>,
+    port: Arc<UdpPort>,
+    stop: Arc<AtomicBool>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl Endpoint {
+    fn open(port: UdpPort, server: Option<(ServerTls, NetworkId)>) -> Self {
+        let port = Arc::new(port);
+        let transport = Arc::new(Transport::start(port.clone(), server).unwrap());
+        let (mux, stop) = (transport.mux(), Arc::new(AtomicBool::new(false)));
+        let (udp, stopped) = (port.clone(), stop.clone());
+        let worker = std::thread::spawn(move || UserspaceRelay::new(0).run(udp, mux, stopped).unwrap());
+        Self { transport, port, stop, worker: Some(worker) }
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.port.wake();
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Without peers there is nothing to encapsulate.
+struct NoRing;
+
+impl EncapRing for NoRing {
+    fn kind(&self) -> RingKind {
+        RingKind::Offload
+    }
+
+    fn install(&self, _: TunnelInstall) -> Result<(), RingError> {
+        Ok(())
+    }
+
+    fn remove(&self, _: TunnelId) {}
+
+    fn set_path(&self, _: TunnelId, _: RingPath) {}
+
+    fn send_control(&self, _: TunnelId, _: Control) {}
+
+    fn drop_held(&self, _: std::net::Ipv6Addr, _: bool) {}
+
+    fn force_key_update(&self, _: TunnelId) {}
+
+    fn tunnel_stats(&self, _: TunnelId) -> Option<TunnelStats> {
+        None
+    }
+
+    fn all_stats(&self) -> Vec<(TunnelId, TunnelStats)> {
+        Vec::new()
+    }
+
+    fn counters(&self) -> RingCounters {
+        RingCounters::default()
+    }
+}
+
+/// The first report that says what is waited for.
+async fn status_when(engine: &EngineHandle, says: impl Fn(&StatusReport) -> bool) -> StatusReport {
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let report = engine.status().await;
+        if says(&report) {
+            return report;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{report:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn registered(report: &StatusReport) -> bool {
+    report.services.iter().any(|s| s.kind == ServiceKind::Nms && s.state == ServiceState::Ready)
+}
+
+fn complaint(report: &StatusReport) -> Option<(Severity, &str)> {
+    let mut checks = report.health.iter();
+    checks.find(|check| check.id == "certificate-expires").map(|c| (c.severity, c.message.as_str()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_is_renewed_kept_and_used_in_both_directions() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let a = overlay.enrol("a", 70, &dir.path().join("a"));
+    let b = overlay.enrol("b", 0, &dir.path().join("b"));
+    let old = a.parsed();
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let (engine, endpoint) = a.run(overlay.address);
+
+    // `status` follows, and nothing is complained of.
+    let report = status_when(&engine, |r| registered(r) && r.certificate.not_after > old.not_after).await;
+    assert!(report.certificate.not_after >= i64::try_from(now() + 89 * DAY).unwrap());
+    assert_eq!(complaint(&report), None);
+
+    // On disk is the same device with more time.
+    let kept = loop {
+        let kept = a.state.identity().unwrap().unwrap();
+        if kept.leaf() != a.identity.leaf() {
+            break kept;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let new = Identity::from_der(kept.leaf()).unwrap();
+    assert_eq!(new.not_after, report.certificate.not_after);
+    assert_eq!(
+        (&new.fqdn, new.virtual_address, new.spki_sha256),
+        (&old.fqdn, old.virtual_address, old.spki_sha256)
+    );
+    assert_eq!(kept.chain().len(), 2);
+
+    // Peers that dial see it…
+    let peer = Endpoint::open(UdpPort::bind_to((Ipv4Addr::LOCALHOST, 0).into()).unwrap(), None);
+    let dialled = peer
+        .transport
+        .connect_peer(&ClientTls::new(b.credentials()), &[endpoint.port.local_addr()], &old.fqdn, SOON)
+        .await
+        .unwrap();
+    assert_eq!(dialled.identity().unwrap().not_after, new.not_after);
+
+    // …and so does whoever is dialled.
+    cloud.shutdown().await;
+    let services = overlay.services();
+    let incoming = tokio::time::timeout(SOON, services.transport.accept()).await.unwrap().unwrap();
+    assert_eq!(incoming.connection.identity().unwrap().not_after, new.not_after);
+    engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_young_is_left_alone() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let a = overlay.enrol("a", 50, dir.path());
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let (engine, _endpoint) = a.run(overlay.address);
+    // By the time it has logged in and registered, it has looked at its certificate.
+    let report = status_when(&engine, registered).await;
+    assert_eq!(report.certificate.not_after, a.parsed().not_after);
+    assert_eq!(a.state.identity().unwrap().unwrap().leaf(), a.identity.leaf());
+    engine.stop().await;
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_renewal_shows_in_status_until_it_succeeds() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let a = overlay.enrol("a", 70, dir.path());
+    // Nobody listens yet.
+    let (engine, _endpoint) = a.run(overlay.address);
+    let report = status_when(&engine, |report| complaint(report).is_some()).await;
+    let (severity, message) = complaint(&report).unwrap();
+    assert_eq!(severity, Severity::Warning);
+    assert!(message.contains("19 days") || message.contains("20 days"), "{message}");
+    assert!(message.contains("cannot reach the AS"), "{message}");
+    assert_eq!(report.certificate.not_after, a.parsed().not_after);
+
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let report = status_when(&engine, |report| complaint(report).is_none()).await;
+    assert!(report.certificate.not_after > a.parsed().not_after);
+    engine.stop().await;
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_device_gets_no_new_certificate_and_says_so() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let a = overlay.enrol("a", 70, dir.path());
+    overlay.register().revoke_device(&a.parsed().fqdn, now()).unwrap();
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let (engine, _endpoint) = a.run(overlay.address);
+    let report = status_when(&engine, |report| complaint(report).is_some()).await;
+    assert!(complaint(&report).unwrap().1.contains("revoked"), "{report:#?}");
+    assert_eq!(a.state.identity().unwrap().unwrap().leaf(), a.identity.leaf());
+    engine.stop().await;
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_was_off_for_too_long_comes_back_by_a_new_token() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let a = overlay.enrol("a", 100, &state);
+    assert!(a.parsed().not_after < i64::try_from(now()).unwrap());
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+
+    let (engine, endpoint) = a.run(overlay.address);
+    let report = status_when(&engine, |report| complaint(report).is_some()).await;
+    let (severity, message) = complaint(&report).unwrap();
+    assert!(severity == Severity::Error && message.contains("cyphonic up --token"), "{message}");
+    engine.stop().await;
+    drop(endpoint);
+
+    let token = overlay.token("a", now(), true);
+    let done = tokio::process::Command::new(env!("CARGO_BIN_EXE_cyphonic"))
+        .arg("up")
+        .args(["--token", token.format().as_str(), "--cloud", &overlay.address.to_string()])
+        .arg("--config")
+        .arg(dir.path().join("agent.yaml"))
+        .arg("--state-dir")
+        .arg(&state)
+        .output()
+        .await
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let again = a.state.identity().unwrap().unwrap();
+    let (old, new) = (a.parsed(), Identity::from_der(again.leaf()).unwrap());
+    assert!(new.not_after > i64::try_from(now()).unwrap());
+    assert_eq!((new.fqdn, new.virtual_address), (old.fqdn, old.virtual_address));
+    cloud.shutdown().await;
+}
