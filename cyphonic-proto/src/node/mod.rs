@@ -199,6 +199,11 @@ impl Node {
         self.addresses_changed(now, addresses);
     }
 
+    /// Where the AS is, where that was found out only now or has changed: its name resolves anew.
+    pub fn handle_as_addresses(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
+        self.as_moved(now, addresses);
+    }
+
     /// A peer opened a connection, its chain verified to the network's root; this is its first request, and `via` has
     /// the one address it comes from. Answered by [`Action::RespondPeer`].
     pub fn handle_peer_request(

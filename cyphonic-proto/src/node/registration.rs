@@ -63,6 +63,16 @@ impl Node {
         self.want(now, Service::As, &addresses, &name);
     }
 
+    pub(super) fn as_moved(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
+        if addresses.is_empty() || addresses == self.config.as_addresses {
+            return;
+        }
+        self.config.as_addresses = addresses;
+        if !self.registration.logged_in {
+            self.want_login(now);
+        }
+    }
+
     pub(super) fn log_in(&mut self, now: Instant) {
         let software_version = self.config.software_version.clone();
         let request = LoginRequest { protocol_version: version::CURRENT, software_version };

@@ -2,13 +2,17 @@
 
 use crate::{
     net::Gate::{self, Firewall, Open, PortRestricted, Symmetric},
-    world::{Victim, World, virtual_address},
+    world::{Victim, World, ZONE, identity, virtual_address},
 };
 use cyphonic_proto::{
     message::{Message, RouteKind},
-    node::{ResolveError, ServiceState, Target},
+    node::{Action, Node, NodeConfig, ResolveError, Service, ServiceState, Target, Timing},
+    tunnel::Suite,
 };
-use std::time::Duration;
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -197,6 +201,37 @@ fn without_the_cloud_the_answer_says_what_cannot_be_reached() {
     world.add("a", Some(Open), None);
     let error = world.resolves("a", "b").unwrap_err();
     assert!(matches!(&error, ResolveError::NotConnected { why } if why.contains("NMS")), "{error}");
+}
+
+#[test]
+fn a_node_that_learns_late_where_the_as_is_logs_in_then() {
+    let now = Instant::now();
+    let config = NodeConfig {
+        identity: identity("a"),
+        zone: ZONE.into(),
+        addresses: Vec::new(),
+        as_addresses: Vec::new(),
+        as_name: "as.lab".into(),
+        cached: None,
+        suites: vec![Suite::Aes128Gcm],
+        inner_mtu: 1420,
+        software_version: "test".into(),
+        timing: Timing::default(),
+    };
+    let mut node = Node::new(config, [1; 32], now);
+    let connects = |node: &mut Node| {
+        let actions: Vec<_> = std::iter::from_fn(|| node.poll_action()).collect();
+        actions.into_iter().find_map(|action| match action {
+            Action::Connect { service: Service::As, addresses, .. } => Some(addresses),
+            _ => None,
+        })
+    };
+    assert_eq!(connects(&mut node), None);
+    node.handle_as_addresses(now, Vec::new());
+    assert_eq!(connects(&mut node), None);
+    let address: SocketAddr = "192.0.2.1:443".parse().unwrap();
+    node.handle_as_addresses(now, vec![address]);
+    assert_eq!(connects(&mut node), Some(vec![address]));
 }
 
 #[test]
