@@ -1,6 +1,9 @@
 //! What both binaries do to become the daemon.
 
-use std::{future::Future, io};
+use std::{
+    future::Future,
+    io::{self, IsTerminal as _},
+};
 
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -25,12 +28,13 @@ pub fn block_on<F: Future>(future: F) -> Result<F::Output, LaunchError> {
     Ok(runtime.block_on(future))
 }
 
-/// To standard error, which is the journal under systemd; the journal has times of its own.
+/// To standard error, which is the journal under systemd; the journal has times of its own. Colours are for terminals.
 fn start_logging(filter: &str) {
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
+    let layer = if io::stderr().is_terminal() { layer } else { layer.with_ansi(false) };
     let registry = tracing_subscriber::registry().with(targets(filter));
     let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        registry.with(layer.without_time().with_ansi(false)).try_init()
+        registry.with(layer.without_time()).try_init()
     } else {
         registry.with(layer).try_init()
     };

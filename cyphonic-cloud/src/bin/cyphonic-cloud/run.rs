@@ -1,5 +1,7 @@
 //! `cyphonic-cloud run` and `cyphonic-cloud check`
 
+use std::io::IsTerminal as _;
+
 use anyhow::Context as _;
 use cyphonic_cloud::config::Config;
 use cyphonic_cloud::server::Cloud;
@@ -61,7 +63,14 @@ fn start_log(config: &Config) -> anyhow::Result<()> {
         Err(_) => EnvFilter::try_new(&config.log)
             .with_context(|| format!("log: {:?} is neither a level nor a list of directives", config.log))?,
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for terminals. The journal has times of its own.
+    let log = if std::io::stderr().is_terminal() { log } else { log.with_ansi(false) };
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().init()
+    } else {
+        log.init()
+    }
     Ok(())
 }
 
