@@ -48,6 +48,7 @@ impl Ping {
         let peer = client.resolve(&self.name).await?;
         let count = self.count.unwrap_or(if self.until_direct { 10 } else { 3 });
         let mut done = false;
+        let mut why_relayed = None;
         for sequence in 0..count {
             if sequence > 0 {
                 tokio::time::sleep(Duration::from_secs(1)).await;
@@ -66,6 +67,7 @@ impl Ping {
                     let direct =
                         matches!(found.and_then(|p| p.route.as_ref()), Some(RouteReport::Direct { .. }));
                     done = done || !self.until_direct || direct;
+                    why_relayed = found.and_then(text::why_relayed).map(str::to_owned);
                     if self.until_direct && direct {
                         break;
                     }
@@ -76,8 +78,11 @@ impl Ping {
                 Err(error) => return Err(error).context("cannot send an ICMPv6 echo request"),
             }
         }
+        if let Some(why) = why_relayed {
+            println!("relayed {why}");
+        }
         if self.until_direct && !done {
-            println!("no direct path to {}: `cyphonic status` says why", peer.name);
+            println!("no direct path to {}", peer.name);
         }
         Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

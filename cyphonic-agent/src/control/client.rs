@@ -103,7 +103,7 @@ impl ControlClient {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("the daemon is not running: nobody listens on {}; start it with `systemctl start cyphonicd`", path.display())]
+    #[error("the daemon is not running: nobody listens on {}; start it with `systemctl start cyphonicd`, or with `cyphonicd`", path.display())]
     NotRunning {
         /// The socket.
         path: PathBuf,

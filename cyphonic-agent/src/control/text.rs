@@ -66,7 +66,10 @@ fn peer_line(peer: &PeerReport) -> String {
     let state = match peer.state {
         PeerState::Idle => "idle".to_owned(),
         PeerState::SettingUp => "setting up".to_owned(),
-        PeerState::Active => format!("active; {}", path(peer)),
+        PeerState::Active => match why_relayed(peer) {
+            Some(why) => format!("active; {}, {why}", path(peer)),
+            None => format!("active; {}", path(peer)),
+        },
         PeerState::Offline => "offline".to_owned(),
         PeerState::Failed => match &peer.last_error {
             Some(error) => format!("failed: {error}"),
@@ -81,16 +84,25 @@ fn peer_line(peer: &PeerReport) -> String {
     format!("{address:<40} {:<32} {state}{traffic}", peer.name)
 }
 
-/// How packets go to a peer: `direct 192.0.2.1:41641` or `relay "tok": why`.
+/// How packets go to a peer: `direct 192.0.2.1:41641`, or `relay trs1.svc.example.internal`.
 pub fn path(peer: &PeerReport) -> String {
     match &peer.route {
         Some(RouteReport::Direct { .. }) => match peer.endpoint {
             Some(endpoint) => format!("direct {endpoint}"),
             None => "direct".to_owned(),
         },
-        Some(RouteReport::Relay { trs, why }) if why.is_empty() => format!("relay {trs:?}"),
-        Some(RouteReport::Relay { trs, why }) => format!("relay {trs:?}: {why}"),
+        Some(RouteReport::Relay { trs, .. }) => format!("relay {}", or_dash(trs)),
         None => "no path".to_owned(),
+    }
+}
+
+/// Why packets do not go to a peer directly: `because …`. None where they do, or where nobody said.
+pub fn why_relayed(peer: &PeerReport) -> Option<&str> {
+    match &peer.route {
+        Some(RouteReport::Relay { why, .. }) if !why.is_empty() => {
+            Some(why.strip_prefix("relayed ").unwrap_or(why))
+        }
+        _ => None,
     }
 }
 
@@ -150,7 +162,7 @@ mod tests {
             rx_bytes: 20,
             ..PeerReport::default()
         };
-        let why = "symmetric NAT on both sides".to_owned();
+        let why = "relayed because both are behind symmetric NATs".to_owned();
         let report = StatusReport {
             fqdn: "a.cyphonic.internal".into(),
             virtual_address: Some("fd12::1".parse().unwrap()),
@@ -179,7 +191,7 @@ mod tests {
         assert!(lines[0].starts_with("fd12::1 ") && lines[0].contains("this device"), "{text}");
         assert!(lines[1].ends_with("active; direct 192.0.2.1:41641, tx 10 rx 20"), "{text}");
         assert!(
-            lines[2].ends_with("active; relay \"tok\": symmetric NAT on both sides, tx 10 rx 20"),
+            lines[2].ends_with("active; relay tok, because both are behind symmetric NATs, tx 10 rx 20"),
             "{text}"
         );
         assert!(lines[3].ends_with("offline"), "{text}");
