@@ -39,7 +39,7 @@ pub enum DialError {
         error: ConnectionError,
     },
     /// No handshake completed in time.
-    #[error("no answer from {addresses:?} within {} ms", timeout.as_millis())]
+    #[error("no answer from {} within {} s: is the address right, and does UDP reach it?", listed(addresses), timeout.as_secs_f32())]
     TimedOut {
         /// All that was tried.
         addresses: Vec<SocketAddr>,
@@ -52,6 +52,10 @@ pub enum DialError {
     /// The TLS configuration is unusable.
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsError),
+}
+
+fn listed(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Dials all addresses and returns the first connection that stands.

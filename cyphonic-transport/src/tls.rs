@@ -253,8 +253,20 @@ fn quic_client(
 
 fn refuse(reason: &'static str) -> rustls::Error {
     tracing::debug!(reason, "certificate refused");
-    rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)
+    rustls::Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(Arc::new(Refused(reason)))))
 }
+
+/// Why a certificate that a public verifier would accept is not ours, for the user who gave the wrong token or address.
+#[derive(Debug)]
+struct Refused(&'static str);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
 
 /// Chain and name as webpki checks them, then network and role.
 #[derive(Debug)]
@@ -287,11 +299,11 @@ impl ServerCertVerifier for RoleVerifier {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
+        Err(refuse("QUIC has no TLS 1.2"))
     }
 
     fn verify_tls13_signature(
@@ -327,7 +339,7 @@ impl ServerCertVerifier for PinnedRootVerifier {
         let root = intermediates.last().ok_or_else(|| refuse("the cloud sent no root certificate"))?;
         let digest = ring::digest::digest(&ring::digest::SHA256, root);
         if digest.as_ref() != self.root_sha256 {
-            return Err(refuse("the cloud's root is not the one of the enrolment token"));
+            return Err(refuse("this is not the cloud that issued the enrolment token"));
         }
         let identity = Identity::from_der(end_entity).map_err(|_| refuse("it says no network and role"))?;
         if identity.role != Role::As {
@@ -346,12 +358,11 @@ impl ServerCertVerifier for PinnedRootVerifier {
 
     fn verify_tls12_signature(
         &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, cert, dss, algorithms)
+        Err(refuse("QUIC has no TLS 1.2"))
     }
 
     fn verify_tls13_signature(

@@ -1,11 +1,13 @@
 //! Who may talk to whom, over real sockets.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Authority, Host};
+use common::{Authority, Exchange, Host};
 use cyphonic_proto::Message;
 use cyphonic_proto::alpn;
 use cyphonic_proto::identity::{Identity, Role, sha256};
@@ -25,7 +27,12 @@ fn nms(authority: &Authority, credentials: &Credentials) -> Host {
     Host::start(Some((tls, authority.network)))
 }
 
-async fn dial_nms(from: &Host, credentials: &Credentials, to: &Host, name: &str) -> Result<Connection, DialError> {
+async fn dial_nms(
+    from: &Host,
+    credentials: &Credentials,
+    to: &Host,
+    name: &str,
+) -> Result<Connection, DialError> {
     let tls = ClientTls::new(credentials.clone());
     from.transport.connect_service(&tls, &[to.address], name, Role::Nms).await
 }
@@ -95,6 +102,26 @@ async fn a_new_certificate_is_shown_to_those_who_come_and_disturbs_nobody_who_is
 }
 
 #[tokio::test]
+async fn a_service_that_crashed_and_came_back_says_that_it_knows_nobody() {
+    let authority = Authority::new(1);
+    let credentials = authority.issue(Role::Nms, NMS);
+    let (before, after) = (nms(&authority, &credentials), nms(&authority, &credentials));
+    answer_all(&before);
+    let path = Exchange::to(before.address);
+    let device = Host::start(None);
+    let tls = ClientTls::new(authority.issue(Role::Device, A));
+    let dial = || device.transport.connect_service(&tls, std::slice::from_ref(&path.address), NMS, Role::Nms);
+    let connection = dial().await.unwrap();
+    connection.open_exchange(&question()).await.unwrap();
+
+    path.switch(after.address);
+    // Half of the time that a silent service is given.
+    let lost = tokio::time::timeout(SOON, connection.open_exchange(&question())).await;
+    assert_eq!(lost.unwrap().unwrap_err().to_string(), "the connection ended: reset by peer");
+    dial().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_device_cannot_pose_as_an_nms() {
     let authority = Authority::new(1);
     let impostor = nms(&authority, &authority.issue(Role::Device, NMS));
@@ -147,8 +174,10 @@ async fn an_enrolling_device_trusts_only_the_root_of_its_token() {
         .unwrap();
     let server = Host::start(Some((tls, authority.network)));
     answer_all(&server);
-    let wrong = enrol::connect(&[server.address], [7; 32]).await;
-    assert!(matches!(wrong, Err(DialError::Handshake { .. })), "{wrong:?}");
+    let wrong = enrol::connect(&[server.address], [7; 32]).await.unwrap_err();
+    assert!(matches!(wrong, DialError::Handshake { .. }), "{wrong:?}");
+    let told = wrong.to_string();
+    assert!(told.contains("this is not the cloud that issued the enrolment token"), "{told}");
     let right = enrol::connect(&[server.address], sha256(&authority.root)).await.unwrap();
     assert!(right.open_exchange(&question()).await.is_ok());
 }
@@ -185,7 +214,8 @@ async fn two_devices_shake_hands_through_a_relay_that_sees_only_datagrams() {
     let (context_a, context_b) = (0x5000, 0x6000);
     let authority = Authority::new(1);
     let trs_credentials = authority.issue(Role::Trs, TRS);
-    let tls = ServerTls::services(&trs_credentials).unwrap().with_protocol(alpn::TRS, &trs_credentials).unwrap();
+    let tls =
+        ServerTls::services(&trs_credentials).unwrap().with_protocol(alpn::TRS, &trs_credentials).unwrap();
     let trs = Host::start(Some((tls, authority.network)));
     let credentials = [authority.issue(Role::Device, A), authority.issue(Role::Device, B)];
     let mut devices = Vec::new();

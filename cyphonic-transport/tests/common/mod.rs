@@ -1,8 +1,8 @@
 //! A certificate authority in memory, and hosts on loopback.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use cyphonic_proto::identity::{Identity, NetworkId, Role};
 use cyphonic_transport::{Credentials, ServerTls, Transport};
 use rcgen::string::Ia5String;
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -52,7 +53,8 @@ impl Authority {
             let address = address::virtual_address(Prefix::of(PREFIX), self.network, fqdn);
             params.subject_alt_names.push(SanType::IpAddress(IpAddr::V6(address)));
         }
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
         Credentials {
             chain: vec![leaf.der().clone(), self.intermediate.clone()],
@@ -111,5 +113,47 @@ fn receive(port: &UdpPort, sink: &dyn SignallingSink, stop: &AtomicBool) {
                 sink.deliver(m.from, m.local_ip, m.ecn, m.payload, m.stride);
             }
         }
+    }
+}
+
+/// Forwards datagrams on loopback between one client and a server that can be exchanged behind its back, as a process
+/// is that crashed and was started again.
+pub(crate) struct Exchange {
+    pub(crate) address: SocketAddr,
+    server: Arc<Mutex<SocketAddr>>,
+}
+
+impl Exchange {
+    pub(crate) fn to(server: SocketAddr) -> Self {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (address, server) = (socket.local_addr().unwrap(), Arc::new(Mutex::new(server)));
+        let current = Arc::downgrade(&server);
+        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        std::thread::spawn(move || {
+            let (mut buffer, mut client, mut servers) = ([0; 2048], None, Vec::new());
+            while let Some(current) = current.upgrade().map(|server| *server.lock().unwrap()) {
+                let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+                if !servers.contains(&current) {
+                    servers.push(current);
+                }
+                let to = match from {
+                    // The old one is dead.
+                    from if from == current => client,
+                    from if servers.contains(&from) => None,
+                    from => {
+                        client = Some(from);
+                        Some(current)
+                    }
+                };
+                if let Some(to) = to {
+                    socket.send_to(&buffer[..length], to).unwrap();
+                }
+            }
+        });
+        Self { address, server }
+    }
+
+    pub(crate) fn switch(&self, server: SocketAddr) {
+        *self.server.lock().unwrap() = server;
     }
 }
