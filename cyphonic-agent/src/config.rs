@@ -266,6 +266,16 @@ impl CloudAddress {
         self.port
     }
 
+    /// Its socket address, where the host is an address and no name.
+    pub fn literal(&self) -> Option<SocketAddr> {
+        self.host.parse().ok().map(|ip| SocketAddr::new(ip, self.port))
+    }
+
+    /// Whether it needs no look-up.
+    pub fn is_literal(&self) -> bool {
+        self.literal().is_some()
+    }
+
     /// Its socket addresses now: one for a literal address, else what the host's resolver answers.
     pub async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         Ok(tokio::net::lookup_host((self.host.as_str(), self.port)).await?.collect())
@@ -436,6 +446,13 @@ mod tests {
         let path = dir.path().join("agent.yaml");
         std::fs::write(&path, text).unwrap();
         Config::load(&path, true, &Overrides::default())
+    }
+
+    #[test]
+    fn only_names_have_to_be_looked_up() {
+        let cloud = load("cloud: [192.0.2.1, '[2001:db8::1]:4433', cloud.example]").unwrap().cloud;
+        let literal: Vec<_> = cloud.iter().map(|c| c.literal().map(|address| address.to_string())).collect();
+        assert_eq!(literal, [Some("192.0.2.1:443".into()), Some("[2001:db8::1]:4433".into()), None]);
     }
 
     #[test]

@@ -32,6 +32,11 @@ impl EngineHandle {
         let _ = self.sender.send(Input::Addresses(addresses)).await;
     }
 
+    /// Tells the engine where the AS is.
+    pub async fn set_cloud(&self, addresses: Vec<SocketAddr>) {
+        let _ = self.sender.send(Input::Cloud(addresses)).await;
+    }
+
     /// Closes every tunnel and connection and tells the peers.
     pub async fn stop(&self) {
         let (answer, done) = oneshot::channel();

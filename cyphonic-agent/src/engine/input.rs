@@ -32,6 +32,8 @@ pub(crate) enum Input {
     Resolve { target: Target, answer: oneshot::Sender<Result<Ipv6Addr, ResolveError>> },
     /// The host's addresses changed.
     Addresses(Vec<SocketAddr>),
+    /// The cloud's names resolve, perhaps to other addresses than before.
+    Cloud(Vec<SocketAddr>),
     /// The operator takes tunnels down.
     Reset { target: ResetTarget, answer: oneshot::Sender<Result<usize, BackendError>> },
     /// There is a new certificate.

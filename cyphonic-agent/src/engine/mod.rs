@@ -7,7 +7,7 @@
 //! | File | Does |
 //! |---|---|
 //! | `input` | what can happen |
-//! | `run` | the loop: input → node → actions |
+//! | `run`, `perform` | the loop: input → node → actions |
 //! | `services` | connections to AS, NMS and TRS |
 //! | `renewal` | a new certificate before the old one ends |
 //! | `peers` | the handshakes between this node and others |
@@ -20,6 +20,7 @@
 mod handle;
 mod input;
 mod peers;
+mod perform;
 mod renewal;
 mod report;
 mod run;

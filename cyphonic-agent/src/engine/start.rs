@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cyphonic_common::InterfaceConfig;
 use cyphonic_common::limits::DEFAULT_INNER_MTU;
@@ -19,9 +20,10 @@ use cyphonic_proto::tunnel::Suite;
 use cyphonic_transport::{Credentials, ServerTls, Transport};
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
-use crate::config::{Config, RingChoice, resolve_all};
+use crate::config::{CloudAddress, Config, RingChoice, resolve_all};
 use crate::control::report::{ClassifierReport, InterfaceReport, RingReport};
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
 use crate::netlink::{Netlink, NetworkWatch};
@@ -30,6 +32,10 @@ use crate::state::{DeviceIdentity, StateDir};
 /// The virtual interface's MTU: what fits a path of 1,500 bytes, whatever the outer family.
 #[expect(clippy::cast_possible_truncation, reason = "it is below 1,500")]
 const INNER_MTU: u16 = DEFAULT_INNER_MTU as u16;
+
+/// Between look-ups of the cloud's names while they do not resolve, and once they do.
+const CLOUD_UNKNOWN: Duration = Duration::from_secs(5);
+const CLOUD_KNOWN: Duration = Duration::from_secs(300);
 
 /// Starts everything that carries packets and talks to the cloud. It needs no cloud to start.
 ///
@@ -96,7 +102,9 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         failure,
     };
     let handle = super::spawn(inbox, parts);
-    let watcher = tokio::spawn(follow_addresses(handle.clone(), netlink, prefix, config.interface, udp_port));
+    let mut watchers = JoinSet::new();
+    watchers.spawn(follow_cloud(handle.clone(), config.cloud));
+    watchers.spawn(follow_addresses(handle.clone(), netlink, prefix, config.interface, udp_port));
     let stopping = handle.clone();
     Ok(RunningEngine {
         resolver: Arc::new(handle.clone()),
@@ -106,7 +114,7 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         interface: interface.index,
         failed: async { failed.await.unwrap_or_else(|_| "the engine ended unexpectedly".into()) }.boxed(),
         stop: async move {
-            watcher.abort();
+            drop(watchers);
             stopping.stop().await;
         }
         .boxed(),
@@ -196,7 +204,8 @@ async fn node_config(
         identity: identity.clone(),
         zone: zone.to_owned(),
         addresses,
-        as_addresses: resolve_all(&config.cloud).await,
+        // Names may have to wait for a network: `follow_cloud` brings them.
+        as_addresses: config.cloud.iter().filter_map(CloudAddress::literal).collect(),
         as_name: format!("as.svc.{zone}"),
         cached,
         suites: suites(),
@@ -222,6 +231,19 @@ async fn addresses(
 ) -> Result<Vec<SocketAddr>, DaemonError> {
     let candidates = netlink.candidates(prefix, own).await?;
     Ok(candidates.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
+}
+
+/// Looks the cloud's names up again and again: a device may boot before its network, and a cloud may move.
+async fn follow_cloud(handle: EngineHandle, cloud: Vec<CloudAddress>) {
+    if cloud.iter().all(CloudAddress::is_literal) {
+        return;
+    }
+    loop {
+        let addresses = resolve_all(&cloud).await;
+        let wait = if addresses.is_empty() { CLOUD_UNKNOWN } else { CLOUD_KNOWN };
+        handle.set_cloud(addresses).await;
+        tokio::time::sleep(wait).await;
+    }
 }
 
 /// Tells the engine whenever the host's addresses change.

@@ -9,10 +9,7 @@ use cyphonic_proto::{
     node::{Action, Node, NodeConfig, ResolveError, Service, ServiceState, Target, Timing},
     tunnel::Suite,
 };
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -205,7 +202,7 @@ fn without_the_cloud_the_answer_says_what_cannot_be_reached() {
 
 #[test]
 fn a_node_that_learns_late_where_the_as_is_logs_in_then() {
-    let now = Instant::now();
+    let now = World::new(1).now;
     let config = NodeConfig {
         identity: identity("a"),
         zone: ZONE.into(),

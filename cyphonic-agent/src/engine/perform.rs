@@ -1,0 +1,204 @@
+//! What the node asks for, done: the other half of the loop in `run`.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use cyphonic_dataplane::protect;
+use cyphonic_dataplane::ring::{Control, Path, TunnelId as RingTunnel, TunnelInstall};
+use cyphonic_dataplane::udp::Transmit;
+use cyphonic_proto::node::{
+    Action, CloseCode, PeerVia, ResolveError, Service, TunnelControl, TunnelParameters,
+};
+use cyphonic_proto::tunnel::{Secret, Suite};
+use cyphonic_proto::{ExchangeId, Message, QueryId, SetupId, TunnelId};
+use tokio::task::JoinHandle;
+
+use super::input::Input;
+use super::peers;
+use super::run::{CLOSE_DONE, Engine};
+use super::services::{self, Dial};
+
+/// One byte that no QUIC packet starts with: opens NATs on its way and is dropped on arrival.
+const PUNCH: &[u8] = &[0];
+
+impl Engine {
+    pub(super) fn perform_all(&mut self) {
+        while let Some(action) = self.node.poll_action() {
+            self.perform(action);
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Connect { service, addresses, name } => self.connect(service, addresses, name),
+            Action::Disconnect { service } => self.disconnect(&service),
+            Action::Request { exchange, service, message } => self.request(exchange, &service, message),
+            Action::CancelRequest { exchange } => abort(self.requests.remove(&exchange)),
+            Action::Respond { exchange, message } => self.respond(exchange, message),
+            Action::DialPeer { setup, peer_fqdn, via, request, .. } => {
+                self.dial_peer(setup, peer_fqdn, &via, request)
+            }
+            Action::CancelDial { setup } => abort(self.dials.remove(&setup)),
+            Action::RespondPeer { connection, message } => {
+                if let Some((connection, responder)) = self.peers.remove(&connection) {
+                    peers::answer(connection, responder, message);
+                }
+            }
+            Action::Punch { remotes } => self.punch(&remotes),
+            Action::InstallTunnel(tunnel) => self.install(*tunnel),
+            Action::RemoveTunnel { id, close } => self.remove(id, close),
+            Action::SetPath { id, remote, wire_cid } => {
+                self.ring.set_path(RingTunnel(id.0), Path { remote, wire_cid })
+            }
+            Action::SendControl { id, control } => {
+                let control = match control {
+                    TunnelControl::Ping => Control::Ping,
+                    TunnelControl::PathChallenge(data) => Control::PathChallenge(data),
+                };
+                self.ring.send_control(RingTunnel(id.0), control);
+            }
+            Action::Answer { query, result } => self.answer(query, result),
+            Action::DropHeld { dst, reason } => {
+                tracing::debug!(%reason, "held packets are dropped");
+                self.ring.drop_held(dst, true);
+            }
+            Action::Save(state) => (self.save)(&state),
+            // Status is asked for, not pushed.
+            Action::StatusChanged => {}
+        }
+    }
+
+    fn connect(&mut self, service: Service, addresses: Vec<SocketAddr>, name: String) {
+        let attempt = self.fresh();
+        self.attempts.insert(service.clone(), attempt);
+        let dial = Dial { service, attempt, addresses, name };
+        services::dial(dial, self.transport.clone(), self.tls.clone(), self.inputs.clone());
+    }
+
+    fn disconnect(&mut self, service: &Service) {
+        self.attempts.remove(service);
+        if let Some(old) = self.services.remove(service) {
+            old.listener.abort();
+            self.transport.mux().remove_legs(old.connection.quinn());
+            old.connection.close(CLOSE_DONE, "not needed now");
+        }
+    }
+
+    fn request(&mut self, exchange: ExchangeId, service: &Service, message: Message) {
+        let connection = self.services.get(service).map(|s| s.connection.clone());
+        let inputs = self.inputs.clone();
+        let task = tokio::spawn(async move {
+            let outcome = match connection {
+                Some(connection) => {
+                    connection.open_exchange(&message).await.map_err(|error| error.to_string())
+                }
+                None => Err("the connection has just ended".into()),
+            };
+            drop(inputs.send(Input::Answered { exchange, outcome }).await);
+        });
+        self.requests.insert(exchange, task);
+    }
+
+    fn respond(&mut self, exchange: ExchangeId, message: Message) {
+        if let Some(responder) = self.asked.remove(&exchange) {
+            tokio::spawn(async move {
+                if let Err(error) = responder.respond(&message).await {
+                    tracing::debug!(%error, "an answer did not reach its asker");
+                }
+            });
+        }
+    }
+
+    fn dial_peer(&mut self, setup: SetupId, peer: String, via: &PeerVia, request: Message) {
+        let addresses = match via {
+            PeerVia::Direct(addresses) => addresses.clone(),
+            PeerVia::Relay { trs, context } => self.leg(trs, *context).into_iter().collect(),
+        };
+        let (transport, tls, inputs) = (self.transport.clone(), self.tls.clone(), self.inputs.clone());
+        let task = peers::dial(setup, peer, addresses, request, transport, tls, inputs);
+        self.dials.insert(setup, task);
+    }
+
+    /// The address of a leg, if its TRS is connected.
+    fn leg(&self, trs: &str, context: u64) -> Option<SocketAddr> {
+        let service = self.services.get(&Service::Trs(trs.to_owned()))?;
+        let address = self.transport.mux().add_leg(service.connection.quinn(), context)?;
+        Some(address.socket_addr())
+    }
+
+    fn punch(&self, remotes: &[SocketAddr]) {
+        for remote in remotes {
+            if let Err(error) = self.port.send(&Transmit::new(*remote, PUNCH)) {
+                tracing::debug!(%error, "a NAT could not be opened");
+            }
+        }
+    }
+
+    fn install(&mut self, tunnel: TunnelParameters) {
+        let id = tunnel.id;
+        self.names.insert(tunnel.peer, tunnel.peer_fqdn.clone());
+        self.tunnels.insert(id, tunnel.peer);
+        if let Err(error) = self.ring.install(for_ring(&tunnel)) {
+            tracing::error!(%error, "a tunnel could not be installed");
+            self.tunnels.remove(&id);
+            self.node.handle_tunnel_closed(Instant::now(), id);
+        }
+    }
+
+    fn remove(&mut self, id: TunnelId, close: Option<CloseCode>) {
+        self.tunnels.remove(&id);
+        if let Some(code) = close {
+            let close = Control::Close { code: code as u64, reason: close_reason(code).into() };
+            self.ring.send_control(RingTunnel(id.0), close);
+        }
+        self.ring.remove(RingTunnel(id.0));
+    }
+
+    fn answer(&mut self, query: QueryId, result: Result<Ipv6Addr, ResolveError>) {
+        let Some((answer, asked)) = self.queries.remove(&query) else { return };
+        if let Ok(address) = result {
+            self.setup_times.entry(address).or_default();
+            let took = asked.elapsed();
+            // A query that finds its tunnel standing says nothing about setting one up.
+            if took > Duration::from_millis(1) {
+                self.setup_times.insert(address, took);
+            }
+        }
+        // The asker may have given up: then nobody needs the answer.
+        drop(answer.send(result));
+    }
+}
+
+fn abort(task: Option<JoinHandle<()>>) {
+    if let Some(task) = task {
+        task.abort();
+    }
+}
+
+fn for_ring(tunnel: &TunnelParameters) -> TunnelInstall {
+    let secret = |secret: &Secret| protect::Secret::from(*secret.as_bytes());
+    TunnelInstall {
+        id: RingTunnel(tunnel.id.0),
+        peer: tunnel.peer,
+        local_cid: tunnel.local_cid,
+        remote_cid: tunnel.remote_cid,
+        path: Path { remote: tunnel.remote, wire_cid: tunnel.wire_cid },
+        suite: match tunnel.suite {
+            Suite::Aes128Gcm => protect::Suite::Aes128Gcm,
+            Suite::ChaCha20Poly1305 => protect::Suite::ChaCha20Poly1305,
+        },
+        send: secret(&tunnel.send),
+        recv: secret(&tunnel.recv),
+        inner_mtu: tunnel.inner_mtu,
+        confirmed: tunnel.confirmed,
+    }
+}
+
+fn close_reason(code: CloseCode) -> &'static str {
+    match code {
+        CloseCode::Idle => "idle",
+        CloseCode::Shutdown => "the agent stops",
+        CloseCode::Reset => "reset by the operator",
+        CloseCode::Superseded => "a newer tunnel took over",
+    }
+}
