@@ -9,6 +9,7 @@ mod ring_lab;
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 
 use cyphonic_common::frame::Close;
+use cyphonic_common::quic::PUNCH;
 use cyphonic_common::{ConnectionId, DropReason, Frame, Frames};
 use cyphonic_dataplane::protect::{HEADER_LEN, Opener, Sealer, pair};
 use cyphonic_dataplane::ring::{Control, EncapRing, Path, RingError, RingEvent, TunnelId};
@@ -118,7 +119,8 @@ fn replays_forgeries_and_strangers_are_dropped_by_name() {
     *forged.last_mut().unwrap() ^= 1;
     let mut unknown = honest.clone();
     unknown[1..9].copy_from_slice(cid(2, 99).as_bytes());
-    for packet in [&forged, &unknown, &vec![0x00; 40], &honest, &honest, &honest] {
+    let punch = PUNCH.to_vec();
+    for packet in [&forged, &unknown, &vec![0x00; 40], &punch, &honest, &honest, &honest] {
         peer.socket.send_to(packet, peer.to).unwrap();
     }
     assert_eq!(only(&app), b"once");

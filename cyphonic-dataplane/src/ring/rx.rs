@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
+use cyphonic_common::quic::PUNCH;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram};
 
 use self::datagram::Peer;
@@ -166,6 +167,7 @@ impl RxWorker {
                     self.parts.sink.deliver(from, local_ip, ecn, rest.get(..run).unwrap_or_default(), stride);
                     at += run;
                 }
+                DatagramKind::NotQuic if datagram == PUNCH => at += len,
                 DatagramKind::NotQuic => {
                     self.parts.counters.count_drop(DropReason::NotQuic, 1);
                     at += len;
