@@ -38,6 +38,9 @@ pub enum DialError {
         /// Why the handshake failed.
         error: ConnectionError,
     },
+    /// The other end's certificate is not what it should be.
+    #[error("its certificate was refused: {0}")]
+    Refused(&'static str),
     /// No handshake completed in time.
     #[error("no answer from {} within {} s: is the address right, and does UDP reach it?", listed(addresses), timeout.as_secs_f32())]
     TimedOut {

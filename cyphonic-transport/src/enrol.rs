@@ -22,11 +22,12 @@ const ENROLMENT_NAME: &str = "enrolment.invalid";
 /// # Errors
 /// When no address answered in time, or the cloud is not the one that issued the token. Nothing was sent to it.
 pub async fn connect(addresses: &[SocketAddr], root_sha256: [u8; 32]) -> Result<Connection, DialError> {
-    let config = tls::enrolment_config(root_sha256, alpn::ENROL)?;
+    let (config, refusal) = tls::enrolment_config(root_sha256, alpn::ENROL)?;
     let endpoint = Endpoint::client((Ipv6Addr::UNSPECIFIED, 0).into())
         .or_else(|_| Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()))
         .map_err(|error| TlsError::Quic(error.to_string()))?;
-    let inner = dial::first_of(&endpoint, config, addresses, ENROLMENT_NAME, HANDSHAKE_TIMEOUT).await?;
+    let dialled = dial::first_of(&endpoint, config, addresses, ENROLMENT_NAME, HANDSHAKE_TIMEOUT).await;
+    let inner = dialled.map_err(|error| refusal.get().map_or(error, |reason| DialError::Refused(reason)))?;
     let identity = tls::identity_of(&inner).transpose().map_err(DialError::Identity)?;
     Ok(Connection::new(inner, identity))
 }

@@ -7,7 +7,7 @@
 //! TLS 1.3 only, X25519MLKEM768 first, no resumption and no 0-RTT: each connection proves both keys anew.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cyphonic_proto::identity::{Identity, NetworkId, Role};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -116,15 +116,22 @@ impl ClientTls {
 
 /// A QUIC configuration for a device that has no certificate yet: it trusts the AS whose root has this SHA-256,
 /// which its enrolment token carries.
-pub(crate) fn enrolment_config(root_sha256: [u8; 32], alpn: &[u8]) -> Result<quinn::ClientConfig, TlsError> {
+pub(crate) fn enrolment_config(
+    root_sha256: [u8; 32],
+    alpn: &[u8],
+) -> Result<(quinn::ClientConfig, Refusal), TlsError> {
     let provider = provider();
-    let verifier = PinnedRootVerifier { provider: provider.clone(), root_sha256 };
+    let refusal = Refusal::default();
+    let verifier = PinnedRootVerifier { provider: provider.clone(), root_sha256, refusal: refusal.clone() };
     let tls = client_builder(provider)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    quic_client(tls, alpn, Purpose::Service)
+    Ok((quic_client(tls, alpn, Purpose::Service)?, refusal))
 }
+
+/// Why the verifier refused: QUIC's error tells only that it did, in the words of a debugger.
+pub(crate) type Refusal = Arc<OnceLock<&'static str>>;
 
 /// How to accept: one certificate per application protocol, so that a process may hold several roles.
 pub struct ServerTls {
@@ -253,20 +260,8 @@ fn quic_client(
 
 fn refuse(reason: &'static str) -> rustls::Error {
     tracing::debug!(reason, "certificate refused");
-    rustls::Error::InvalidCertificate(CertificateError::Other(rustls::OtherError(Arc::new(Refused(reason)))))
+    rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)
 }
-
-/// Why a certificate that a public verifier would accept is not ours, for the user who gave the wrong token or address.
-#[derive(Debug)]
-struct Refused(&'static str);
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-impl std::error::Error for Refused {}
 
 /// Chain and name as webpki checks them, then network and role.
 #[derive(Debug)]
@@ -325,6 +320,7 @@ impl ServerCertVerifier for RoleVerifier {
 struct PinnedRootVerifier {
     provider: Arc<CryptoProvider>,
     root_sha256: [u8; 32],
+    refusal: Refusal,
 }
 
 impl ServerCertVerifier for PinnedRootVerifier {
@@ -336,6 +332,11 @@ impl ServerCertVerifier for PinnedRootVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let refuse = |reason| {
+            // The first of several addresses that were tried speaks for all.
+            let _ = self.refusal.set(reason);
+            refuse(reason)
+        };
         let root = intermediates.last().ok_or_else(|| refuse("the cloud sent no root certificate"))?;
         let digest = ring::digest::digest(&ring::digest::SHA256, root);
         if digest.as_ref() != self.root_sha256 {
