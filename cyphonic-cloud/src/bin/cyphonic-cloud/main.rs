@@ -86,5 +86,30 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stderr, reason = "the one place where errors reach the person")]
 fn complain(error: &anyhow::Error) {
-    eprintln!("cyphonic-cloud: {error:#}");
+    eprintln!("cyphonic-cloud: {}", describe(error));
+}
+
+/// The error and those of its causes that it does not already tell.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn every_cause_is_told_once() {
+        let error = anyhow!("in use").context("cannot open the port: in use").context("cannot listen");
+        assert_eq!(describe(&error), "cannot listen: cannot open the port: in use");
+    }
 }
