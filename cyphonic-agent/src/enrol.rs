@@ -65,7 +65,7 @@ pub async fn enrol(
     });
     let connection = cyphonic_transport::enrol::connect(addresses, *token.root_sha256()).await?;
     let answer = connection.open_exchange(&request).await;
-    connection.close(0, "enrolled");
+    connection.close(cyphonic_proto::close::DONE, "enrolled");
     let identity = check_answer(answer?, &key, token)?;
     state.save_identity(&identity)?;
     Ok(identity)

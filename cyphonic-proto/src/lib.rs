@@ -15,6 +15,7 @@
 pub mod address;
 pub mod alpn;
 mod backoff;
+pub mod close;
 mod id;
 pub mod identity;
 pub mod message;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cyphonic_proto::identity::Identity;
-use cyphonic_proto::message::{self, MAX_MESSAGE_BYTES, Message};
+use cyphonic_proto::message::{self, MAX_MESSAGE_BYTES, Message, Refusal, RefusalCode};
 use cyphonic_proto::tunnel::{ExportError, Exporter};
 use quinn::{
     ConnectionError, ReadError, ReadToEndError, RecvStream, SendStream, StoppedError, VarInt, WriteError,
@@ -52,8 +52,9 @@ impl From<WriteError> for ExchangeError {
 impl From<ReadToEndError> for ExchangeError {
     fn from(error: ReadToEndError) -> Self {
         match error {
+            ReadToEndError::TooLong => Self::Malformed(format!("longer than {MAX_MESSAGE_BYTES} bytes")),
             ReadToEndError::Read(ReadError::ConnectionLost(reason)) => Self::Connection(reason),
-            error => Self::Stream(error.to_string()),
+            ReadToEndError::Read(error) => Self::Stream(error.to_string()),
         }
     }
 }
@@ -118,13 +119,20 @@ impl Connection {
         read_message(&mut recv).await
     }
 
-    /// Waits for the peer's next request. A stream that holds no message is reset and passed over.
+    /// Waits for the peer's next request. What is no message is answered so and passed over.
     pub async fn accept_exchange(&self) -> Result<(Message, Responder), ExchangeError> {
         loop {
             let (send, mut recv) = self.inner.accept_bi().await?;
+            let responder = Responder { send };
             match tokio::time::timeout(EXCHANGE_TIMEOUT, read_message(&mut recv)).await {
-                Ok(Ok(message)) => return Ok((message, Responder { send })),
+                Ok(Ok(message)) => return Ok((message, responder)),
                 Ok(Err(ExchangeError::Connection(error))) => return Err(error.into()),
+                Ok(Err(ExchangeError::Malformed(what))) => {
+                    let refusal = Refusal::new(RefusalCode::Malformed, what);
+                    if let Err(error) = responder.respond(&Message::Refusal(refusal)).await {
+                        tracing::debug!(%error, "a malformed request could not be refused");
+                    }
+                }
                 Ok(Err(error)) => tracing::debug!(%error, "a request was dropped"),
                 Err(_) => tracing::debug!("a request was dropped: it did not arrive in time"),
             }

@@ -8,8 +8,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use cyphonic_dataplane::udp::UdpPort;
-use cyphonic_proto::alpn;
 use cyphonic_proto::identity::{Identity, NetworkId, Role};
+use cyphonic_proto::{alpn, close};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Endpoint, TokioRuntime, VarInt};
 use tokio::sync::{Mutex, mpsc};
@@ -35,9 +35,6 @@ const LINGER: Duration = Duration::from_millis(250);
 
 /// Accepted connections that wait for their owner.
 const ACCEPT_QUEUE: usize = 256;
-
-/// The certificate was valid but does not allow this.
-const CLOSE_NOT_ALLOWED: VarInt = VarInt::from_u32(2);
 
 /// Why the endpoint did not start.
 #[derive(Debug, thiserror::Error)]
@@ -200,7 +197,7 @@ impl Transport {
 
     /// Closes every connection. The peers are told at once; then late packets of theirs are answered for a moment.
     pub async fn shutdown(&self, reason: &str) {
-        self.endpoint.close(VarInt::from_u32(0), reason.as_bytes());
+        self.endpoint.close(VarInt::from_u32(close::STOPPING), reason.as_bytes());
         if tokio::time::timeout(LINGER, self.endpoint.wait_idle()).await.is_err() {
             tracing::trace!("some connections were still draining");
         }
@@ -255,7 +252,7 @@ async fn shake_hands(
     match may_speak(tls, network, &alpn, tls::identity_of(&inner)) {
         Ok(identity) => Ok(Incoming { connection: Connection::new(inner, identity), alpn }),
         Err(reason) => {
-            inner.close(CLOSE_NOT_ALLOWED, reason.as_bytes());
+            inner.close(VarInt::from_u32(close::NOT_ALLOWED), reason.as_bytes());
             Err(reason)
         }
     }

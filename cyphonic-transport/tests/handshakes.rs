@@ -11,7 +11,7 @@ use common::{Authority, Exchange, Host};
 use cyphonic_proto::Message;
 use cyphonic_proto::alpn;
 use cyphonic_proto::identity::{Identity, Role, sha256};
-use cyphonic_proto::message::{ObservationRequest, ObservationResponse};
+use cyphonic_proto::message::{self, ObservationRequest, ObservationResponse, RefusalCode};
 use cyphonic_proto::tunnel::Exporter;
 use cyphonic_transport::{ClientTls, Connection, Credentials, DialError, Incoming, ServerTls, enrol};
 
@@ -119,6 +119,29 @@ async fn a_service_that_crashed_and_came_back_says_that_it_knows_nobody() {
     let lost = tokio::time::timeout(SOON, connection.open_exchange(&question())).await;
     assert_eq!(lost.unwrap().unwrap_err().to_string(), "the connection ended: reset by peer");
     dial().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_no_message_is_refused_and_the_next_request_is_heard() {
+    let authority = Authority::new(1);
+    let server = nms(&authority, &authority.issue(Role::Nms, NMS));
+    answer_all(&server);
+    let device = Host::start(None);
+    let connection = dial_nms(&device, &authority.issue(Role::Device, A), &server, NMS).await.unwrap();
+    // A length and a message that do not fit, a message of a kind that nobody knows, one that is too long.
+    for garbage in [&[0x05, 0xff][..], &[0x03, 0xff, 0xff, 0xff], &[0; 70_000]] {
+        let (mut send, mut recv) = connection.quinn().open_bi().await.unwrap();
+        // The other end may stop reading what is too long.
+        let _ = send.write_all(garbage).await;
+        let _ = send.finish();
+        if let Ok(answer) = recv.read_to_end(1_000).await.map(|bytes| message::decode(&bytes)) {
+            assert!(
+                matches!(&answer, Ok(Message::Refusal(r)) if r.code() == RefusalCode::Malformed),
+                "{answer:?}"
+            );
+        }
+    }
+    assert_eq!(connection.open_exchange(&question()).await.unwrap().name(), "ObservationResponse");
 }
 
 #[tokio::test]

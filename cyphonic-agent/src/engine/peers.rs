@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cyphonic_proto::{Message, SetupId};
+use cyphonic_proto::{Message, SetupId, close};
 use cyphonic_transport::{ClientTls, Connection, Incoming, Responder, Transport};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -65,7 +65,7 @@ async fn hear(connection: Connection, inputs: mpsc::Sender<Input>) {
             drop(inputs.send(Input::PeerAsked { connection, message, responder }).await);
         }
         Ok(Err(error)) => tracing::debug!(%error, "a peer connected and asked nothing"),
-        Err(_) => connection.close(0, "no request arrived"),
+        Err(_) => connection.close(close::DONE, "no request arrived"),
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn answer(connection: Connection, responder: Responder, message: Mess
             tracing::debug!(%error, "the answer did not reach the peer");
         }
         if tokio::time::timeout(LINGER, connection.closed()).await.is_err() {
-            connection.close(0, "done");
+            connection.close(close::DONE, "done");
         }
     });
 }

@@ -10,12 +10,12 @@ use cyphonic_proto::node::{
     Action, CloseCode, PeerVia, ResolveError, Service, TunnelControl, TunnelParameters,
 };
 use cyphonic_proto::tunnel::{Secret, Suite};
-use cyphonic_proto::{ExchangeId, Message, QueryId, SetupId, TunnelId};
+use cyphonic_proto::{ExchangeId, Message, QueryId, SetupId, TunnelId, close};
 use tokio::task::JoinHandle;
 
 use super::input::Input;
 use super::peers;
-use super::run::{CLOSE_DONE, Engine};
+use super::run::Engine;
 use super::services::{self, Dial};
 
 /// One byte that no QUIC packet starts with: opens NATs on its way and is dropped on arrival.
@@ -80,7 +80,7 @@ impl Engine {
         if let Some(old) = self.services.remove(service) {
             old.listener.abort();
             self.transport.mux().remove_legs(old.connection.quinn());
-            old.connection.close(CLOSE_DONE, "not needed now");
+            old.connection.close(close::DONE, "not needed now");
         }
     }
 

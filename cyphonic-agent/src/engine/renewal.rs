@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cyphonic_proto::close;
 use cyphonic_proto::identity::{Identity, Role};
 use cyphonic_transport::{ClientTls, ServerTls, Transport};
 use tokio::sync::mpsc;
@@ -153,7 +154,7 @@ impl Renewal {
         let tls = ClientTls::new(credentials(current, &identity));
         let connection = self.transport.connect_service(&tls, &addresses, &self.as_name, Role::As).await?;
         let renewed = renew(current, &connection).await;
-        connection.close(0, "done");
+        connection.close(close::DONE, "done");
         self.adopt(Some(renewed?)).await
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cyphonic_dataplane::ring::{EncapRing, RingEvent};
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::node::{CachedState, Node, PeerVia, ResolveError, Service, Target, TunnelActivity};
-use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId};
+use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
 use cyphonic_transport::{ClientTls, Connection, RelayedAddress, Responder, Transport};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -25,12 +25,6 @@ const STATS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The answered half of exchange ids: those that a service opened. The node counts its own from zero.
 const INBOUND_EXCHANGES: u64 = 1 << 63;
-
-/// The connection was replaced or is not wanted any more.
-pub(super) const CLOSE_DONE: u32 = 0;
-
-/// The agent stops.
-const CLOSE_STOPPING: u32 = 1;
 
 pub(super) struct ServiceConnection {
     pub(super) connection: Connection,
@@ -168,7 +162,7 @@ impl Engine {
     ) {
         let current = self.attempts.get(&service) == Some(&attempt);
         match outcome {
-            Ok(connection) if !current => connection.close(CLOSE_DONE, "not wanted any more"),
+            Ok(connection) if !current => connection.close(close::DONE, "not wanted any more"),
             Err(_) if !current => {}
             Err(reason) => {
                 tracing::info!(%service, reason, "cannot connect");
@@ -248,7 +242,7 @@ impl Engine {
                 self.node.handle_peer_response(now, setup, via, &identity, message, &connection);
                 // The tunnel is in the ring before the other end learns that we are done.
                 self.perform_all();
-                connection.close(CLOSE_DONE, "set up");
+                connection.close(close::DONE, "set up");
             }
             Err(reason) => self.node.handle_dial_failed(now, setup, reason),
         }
@@ -359,7 +353,7 @@ impl Engine {
         self.node.handle_shutdown(Instant::now());
         self.perform_all();
         for service in self.services.values() {
-            service.connection.close(CLOSE_STOPPING, "the agent stops");
+            service.connection.close(close::STOPPING, "the agent stops");
         }
         self.transport.shutdown("the agent stops").await;
         let _ = answer.send(());

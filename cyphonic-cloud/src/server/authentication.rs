@@ -62,7 +62,7 @@ impl AuthenticationServer {
             return self.answer_all(&connection).await;
         }
         if tokio::time::timeout(STRANGER_STAYS, self.answer_all(&connection)).await.is_err() {
-            connection.close(0, "enrolment takes too long");
+            connection.close(cyphonic_proto::close::DONE, "enrolment takes too long");
         }
     }
 

@@ -8,9 +8,6 @@ use cyphonic_transport::{TlsError, TransportError};
 use crate::pki::PkiError;
 use crate::register::RegisterError;
 
-/// The certificate was valid but does not allow this (as in `cyphonic_transport`).
-pub(super) const CLOSE_NOT_ALLOWED: u32 = 2;
-
 /// Why the services did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {

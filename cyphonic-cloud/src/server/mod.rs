@@ -159,7 +159,7 @@ async fn accept(transport: Arc<Transport>, services: Services) {
             (alpn::NMS, Services { management: Some(server), .. }) => server.connected(connection).await,
             (alpn::TRS, Services { relay: Some(server), .. }) => server.connected(connection).await,
             // The endpoint negotiates only what this process serves.
-            _ => connection.close(error::CLOSE_NOT_ALLOWED, "not served here"),
+            _ => connection.close(cyphonic_proto::close::NOT_ALLOWED, "not served here"),
         }
     }
 }

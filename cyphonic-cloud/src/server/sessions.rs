@@ -14,7 +14,6 @@ use cyphonic_transport::{Connection, Responder};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::error::CLOSE_NOT_ALLOWED;
 use crate::register::{DeviceRecord, Register};
 
 /// Events that wait for a service. When it is full, connections are read more slowly: their senders wait.
@@ -57,7 +56,7 @@ impl Entrance {
             }
             Err(reason) => {
                 tracing::debug!(reason, remote = %connection.remote_address(), "a device was not let in");
-                connection.close(CLOSE_NOT_ALLOWED, &reason);
+                connection.close(cyphonic_proto::close::NOT_ALLOWED, &reason);
             }
         }
     }
@@ -175,7 +174,7 @@ impl Sessions {
     pub(super) fn close(&mut self, channel: Channel, reason: &str) {
         if let Some(session) = self.sessions.get(&channel) {
             tracing::debug!(fqdn = session.identity.fqdn, reason, "a device's connection is closed");
-            session.connection.close(CLOSE_NOT_ALLOWED, reason);
+            session.connection.close(cyphonic_proto::close::NOT_ALLOWED, reason);
         }
         self.remove(channel);
     }
