@@ -35,7 +35,9 @@ fn fix_checksum(packet: &mut [u8], protocol: u8, field: usize) {
     let at = IPV6_HEADER + field;
     packet[at..at + 2].copy_from_slice(&[0, 0]);
     let sum = pseudo_header(packet, protocol, packet.len() - IPV6_HEADER).unwrap();
-    let sum = sum.add(&packet[IPV6_HEADER..]).finish_udp();
+    let sum = sum.add(&packet[IPV6_HEADER..]);
+    // Zero means "no checksum" in UDP and stands for itself in TCP.
+    let sum = if protocol == UDP { sum.finish_udp() } else { sum.finish() };
     packet[at..at + 2].copy_from_slice(&sum);
 }
 
