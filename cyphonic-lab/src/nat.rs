@@ -90,7 +90,7 @@ fn filter(nat: Option<&Nat>, firewall: Option<&Firewall>) -> String {
         let _ = write!(
             input,
             "    iifname \"{outside}\" ct state established,related accept\n    \
-             iifname \"{outside}\" meta l4proto {{ icmp, ipv6-icmp }} accept\n    iifname \"{outside}\" drop\n"
+             iifname \"{outside}\" meta l4proto {{ icmp, icmpv6 }} accept\n    iifname \"{outside}\" drop\n"
         );
         let _ = write!(
             forward,
