@@ -22,7 +22,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Take a device's right to be in the network away, within seconds.
+    /// Take a device's right to be in the network away: from now on AS and NMS refuse it, and it sets up no new tunnel.
     Revoke {
         #[command(flatten)]
         config: ConfigArgument,
