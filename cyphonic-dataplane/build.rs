@@ -1,29 +1,40 @@
-//! Embeds the eBPF programs that `cargo xtask build` made.
+//! Embeds the eBPF objects that `cargo xtask build` made.
 //!
-//! They are built by another toolchain, so this script only finds them: at `CYPHONIC_EBPF_OBJECT`, or where xtask puts
-//! them. Where they are missing the crate still builds, with an empty object, so that an editor can check it; loading
-//! then fails with an error that says what to run.
+//! They are built by another toolchain, so this script only finds them: in the directory `CYPHONIC_EBPF_OBJECTS`, or where
+//! xtask puts them. Where one is missing the crate still builds, with an empty object, so that an editor can check it;
+//! loading then fails with an error that says what to run.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
+/// The objects this crate loads (see `cyphonic-ebpf`).
+const OBJECTS: [&str; 1] = ["agent"];
+
 fn main() -> io::Result<()> {
-    let object = object_path();
-    println!("cargo::rerun-if-env-changed=CYPHONIC_EBPF_OBJECT");
+    println!("cargo::rerun-if-env-changed=CYPHONIC_EBPF_OBJECTS");
+    let directory = objects();
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    for object in OBJECTS {
+        embed(&directory.join(object), &out.join(object))?;
+    }
+    Ok(())
+}
+
+fn embed(object: &Path, to: &Path) -> io::Result<()> {
     println!("cargo::rerun-if-changed={}", object.display());
-    let bytes = match fs::read(&object) {
+    let bytes = match fs::read(object) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(error),
     };
-    fs::write(Path::new(&directory("OUT_DIR")?).join("cyphonic-ebpf"), bytes)
+    fs::write(to, bytes)
 }
 
-fn object_path() -> PathBuf {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/cyphonic-ebpf");
-    env::var_os("CYPHONIC_EBPF_OBJECT").map_or_else(default, PathBuf::from)
+fn objects() -> PathBuf {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf");
+    env::var_os("CYPHONIC_EBPF_OBJECTS").map_or_else(default, PathBuf::from)
 }
 
-fn directory(name: &str) -> io::Result<std::ffi::OsString> {
+fn variable(name: &str) -> io::Result<std::ffi::OsString> {
     env::var_os(name).ok_or_else(|| io::Error::other(format!("cargo did not set {name}")))
 }

@@ -18,8 +18,8 @@ pub(crate) struct BuildArgs {
 
 /// Runs the verb.
 pub(crate) fn run(args: &BuildArgs) -> Result<()> {
-    let object = ebpf::build()?;
-    println!("build: {}", object.display());
+    let objects = ebpf::build()?;
+    println!("build: {}", objects.display());
     if args.ebpf_only {
         return Ok(());
     }

@@ -11,7 +11,10 @@ use crate::{shell, workspace};
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Builds the programs and puts the object where `cyphonic-dataplane` embeds it.
+/// The objects, one a purpose: see `cyphonic-ebpf/src/lib.rs`.
+const OBJECTS: [&str; 1] = ["agent"];
+
+/// Builds the programs and puts the objects where `cyphonic-dataplane` embeds them. Returns the directory.
 pub(crate) fn build() -> Result<PathBuf> {
     let (toolchain, linker) = setup::ebpf()?;
     println!("build: eBPF programs");
@@ -24,10 +27,11 @@ pub(crate) fn build() -> Result<PathBuf> {
         TARGET,
     ]))
     .context("the eBPF programs do not build")?;
-    let built = target_dir().join(TARGET).join("release/cyphonic-ebpf");
-    let object = workspace::ebpf_object();
-    copy_if_changed(&built, &object)?;
-    Ok(object)
+    let (built, objects) = (target_dir().join(TARGET).join("release"), workspace::ebpf_objects());
+    for object in OBJECTS {
+        copy_if_changed(&built.join(object), &objects.join(object))?;
+    }
+    Ok(objects)
 }
 
 /// Lints the programs. That needs no BPF target: the workspace's own clippy reads them as host code.

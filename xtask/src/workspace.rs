@@ -15,9 +15,9 @@ pub(crate) fn ebpf() -> PathBuf {
     root().join("cyphonic-ebpf")
 }
 
-/// Where `cyphonic-dataplane` looks for the eBPF object.
-pub(crate) fn ebpf_object() -> PathBuf {
-    root().join("target/bpf/cyphonic-ebpf")
+/// Where `cyphonic-dataplane` looks for the eBPF objects.
+pub(crate) fn ebpf_objects() -> PathBuf {
+    root().join("target/bpf")
 }
 
 /// Tools that `setup` builds for this repository alone.

@@ -15,7 +15,7 @@ pub(super) const EGRESS: &str = "cyphonic_egress";
 pub(super) const INGRESS: &str = "cyphonic_ingress";
 
 /// aya requires the alignment of a 64-bit ELF file.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/cyphonic-ebpf"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agent"));
 
 /// An [`InterfaceConfig`] as aya copies it into a map.
 #[derive(Clone, Copy)]

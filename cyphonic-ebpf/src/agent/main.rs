@@ -1,4 +1,4 @@
-//! Cyphonic's eBPF programs.
+//! The agent's eBPF programs.
 //!
 //! Each program is thin glue: it lets `cyphonic-common` decide on the packet, counts, and translates the verdict into
 //! what the hook expects. Whatever can be decided without the kernel is decided (and tested) over there.
@@ -24,10 +24,7 @@ use cyphonic_common::map::{CounterIndex, InterfaceConfig};
 
 use packet::Skb;
 
-/// The kernel reads this section to decide which helpers a program may call.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+cyphonic_ebpf::license!();
 
 /// The interface's address and network. Userspace writes it before it attaches the programs.
 #[map]
@@ -62,11 +59,4 @@ pub fn cyphonic_egress(ctx: TcContext) -> i32 {
 pub fn cyphonic_ingress(ctx: TcContext) -> i32 {
     counters::count(&Skb::new(&ctx), CounterIndex::Ingress, CounterIndex::IngressSuper);
     TC_ACT_OK
-}
-
-/// Never reached: the library code has no panicking path left after optimisation, or the verifier would refuse the
-/// program for this loop.
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
 }
