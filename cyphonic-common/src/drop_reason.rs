@@ -100,6 +100,13 @@ reasons! {
 
     /// A router marked congestion on the outer packet of a flow that cannot hear of it (RFC 6040 §4.2).
     CongestionUnheard = "congestion_unheard",
+
+    // What a relay's kernel half drops besides.
+
+    /// The relay leg carries more than its rate limit allows.
+    RateLimited = "rate_limited",
+    /// The packet may not be forwarded once more: it has probably gone in circles.
+    HopLimit = "hop_limit",
 }
 
 impl DropReason {

@@ -1,0 +1,216 @@
+use std::collections::HashSet;
+
+use etherparse::{IpFragOffset, IpNumber, Ipv6FragmentHeader, Ipv6Header, PacketBuilder};
+use proptest::prelude::*;
+
+use super::Direction::{In, Out};
+use super::*;
+
+const CAMERAS: u32 = 7;
+
+impl PolicyTable for HashSet<PolicyKey> {
+    fn holds(&self, key: &PolicyKey) -> bool {
+        self.contains(key)
+    }
+}
+
+fn allow(direction: Direction, class: u32, protocol: u8, port: u16) -> HashSet<PolicyKey> {
+    HashSet::from([PolicyKey::new(direction, class, protocol, port)])
+}
+
+fn ip() -> etherparse::PacketBuilderStep<etherparse::IpHeaders> {
+    PacketBuilder::ipv6([1; 16], [2; 16], 64)
+}
+
+fn udp(source: u16, destination: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    ip().udp(source, destination).write(&mut packet, b"payload").unwrap();
+    packet
+}
+
+fn tcp(source: u16, destination: u16, syn: bool, ack: bool) -> Vec<u8> {
+    let mut builder = ip().tcp(source, destination, 1, 1000);
+    if syn {
+        builder = builder.syn();
+    }
+    if ack {
+        builder = builder.ack(2);
+    }
+    let mut packet = Vec::new();
+    builder.write(&mut packet, b"").unwrap();
+    packet
+}
+
+fn icmp(kind: u8) -> Vec<u8> {
+    let mut packet = Vec::new();
+    ip().icmpv6_raw(kind, 0, [0; 4]).write(&mut packet, b"").unwrap();
+    packet
+}
+
+/// A packet whose chain of headers is `extensions`, each of eight bytes, and then `rest`.
+fn with_extensions(extensions: &[u8], last: u8, rest: &[u8]) -> Vec<u8> {
+    let first = extensions.first().copied().unwrap_or(last);
+    let header = Ipv6Header {
+        payload_length: (8 * extensions.len() + rest.len()) as u16,
+        next_header: IpNumber(first),
+        ..Ipv6Header::default()
+    };
+    let mut packet = header.to_bytes().to_vec();
+    for next in extensions.iter().skip(1).chain([&last]) {
+        packet.extend([*next, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    packet.extend(rest);
+    packet
+}
+
+fn fragment(offset: u16, rest: &[u8]) -> Vec<u8> {
+    let offset = IpFragOffset::try_new(offset).unwrap();
+    let fragment = Ipv6FragmentHeader::new(IpNumber::UDP, offset, true, 99).to_bytes();
+    let header = Ipv6Header {
+        payload_length: (fragment.len() + rest.len()) as u16,
+        next_header: IpNumber::IPV6_FRAGMENTATION_HEADER,
+        ..Ipv6Header::default()
+    };
+    [&header.to_bytes()[..], &fragment, rest].concat()
+}
+
+fn verdict(packet: &[u8], class: u32, direction: Direction, policy: &HashSet<PolicyKey>) -> bool {
+    match judge(packet, class, direction, policy) {
+        Ok(()) => true,
+        Err(reason) => {
+            assert_eq!(reason, DropReason::Denied);
+            false
+        }
+    }
+}
+
+#[test]
+fn an_empty_policy_allows_nothing_but_errors_and_later_fragments() {
+    let none = HashSet::new();
+    for direction in [Out, In] {
+        for packet in [udp(1, 2), tcp(1, 2, true, false), tcp(1, 2, false, true), icmp(128), icmp(129)] {
+            assert!(!verdict(&packet, CAMERAS, direction, &none));
+        }
+        for kind in [1, 2, 3, 4, 127] {
+            assert!(verdict(&icmp(kind), CAMERAS, direction, &none));
+        }
+        assert!(verdict(&fragment(185, b"the rest"), CAMERAS, direction, &none));
+        assert!(!verdict(&fragment(0, &udp(1, 2)[40..]), CAMERAS, direction, &none));
+    }
+}
+
+#[test]
+fn everything_is_allowed_in_one_direction_with_its_answers() {
+    let out = HashSet::from([PolicyKey::everything(Out)]);
+    assert!(verdict(&tcp(4000, 80, true, false), 0, Out, &out));
+    assert!(verdict(&tcp(80, 4000, true, true), 0, In, &out), "an answer");
+    assert!(!verdict(&tcp(4000, 80, true, false), 0, In, &out), "nobody may connect to us");
+    assert!(verdict(&icmp(129), 0, In, &out) && !verdict(&icmp(128), 0, In, &out));
+}
+
+#[test]
+fn a_service_is_open_to_its_class_only_and_answers_go_back() {
+    let policy = allow(Out, CAMERAS, TCP, 554);
+    assert!(verdict(&tcp(4000, 554, true, false), CAMERAS, Out, &policy));
+    assert!(verdict(&tcp(554, 4000, true, true), CAMERAS, In, &policy));
+    for (packet, class, direction) in [
+        (tcp(4000, 555, true, false), CAMERAS, Out),
+        (tcp(4000, 554, true, false), CAMERAS + 1, Out),
+        (tcp(4000, 554, true, false), EVERY_CLASS, Out),
+        (udp(4000, 554), CAMERAS, Out),
+        (tcp(4000, 554, true, false), CAMERAS, In),
+        // A camera that connects from the service's port gets nowhere.
+        (tcp(554, 22, true, false), CAMERAS, In),
+    ] {
+        assert!(!verdict(&packet, class, direction, &policy), "{packet:02x?} {class} {direction:?}");
+    }
+}
+
+#[test]
+fn ports_of_zero_and_protocols_without_ports_need_wildcards() {
+    let packet = with_extensions(&[], 47, b"GRE");
+    assert!(!verdict(&packet, 0, Out, &allow(Out, 0, UDP, 0)));
+    assert!(verdict(&packet, 0, Out, &allow(Out, 0, 47, 0)));
+    assert!(verdict(&udp(9, 0), 0, Out, &allow(Out, 0, UDP, EVERY_PORT)));
+    assert!(!verdict(&udp(9, 0), 0, Out, &allow(Out, 0, UDP, 1)));
+}
+
+#[test]
+fn extension_headers_hide_nothing() {
+    let policy = allow(In, 0, UDP, 53);
+    let datagram = &udp(4000, 53)[40..];
+    for chain in [&[][..], &[HOP_BY_HOP], &[HOP_BY_HOP, DESTINATION_OPTIONS, ROUTING, DESTINATION_OPTIONS]] {
+        assert!(verdict(&with_extensions(chain, UDP, datagram), 0, In, &policy), "{chain:?}");
+        assert!(!verdict(&with_extensions(chain, UDP, &udp(4000, 54)[40..]), 0, In, &policy), "{chain:?}");
+    }
+    let long = with_extensions(&[DESTINATION_OPTIONS; 5], UDP, datagram);
+    assert!(!verdict(&long, 0, In, &policy), "longer than any sensible chain");
+    assert!(!verdict(&long, 0, In, &allow(In, 0, DESTINATION_OPTIONS, 0)));
+    assert!(verdict(&fragment(0, datagram), 0, In, &policy), "a first fragment is judged by its ports");
+}
+
+#[test]
+fn what_ends_before_its_ports_is_truncated() {
+    let policy = allow(In, 0, UDP, 53);
+    let cut = |packet: Vec<u8>, len: usize| judge(&packet[..len], 0, In, &policy);
+    assert_eq!(cut(udp(4000, 53), 43), Err(DropReason::Truncated));
+    assert_eq!(cut(tcp(4000, 53, true, false), 53), Err(DropReason::Truncated));
+    assert_eq!(cut(icmp(128), 40), Err(DropReason::Truncated));
+    assert_eq!(cut(with_extensions(&[ROUTING], UDP, b""), 41), Err(DropReason::Truncated));
+    assert_eq!(judge([0u8; 6].as_slice(), 0, In, &policy), Err(DropReason::Truncated));
+}
+
+fn entry() -> impl Strategy<Value = PolicyKey> {
+    let direction = prop_oneof![Just(Out), Just(In)];
+    let protocol = prop_oneof![Just(0), Just(TCP), Just(UDP), Just(ICMPV6)];
+    (direction, 0u32..3, protocol, 0u16..4).prop_map(|(d, class, protocol, port)| PolicyKey::new(d, class, protocol, port))
+}
+
+/// The rules written down a second time, over what etherparse read.
+fn oracle(
+    policy: &HashSet<PolicyKey>,
+    (class, protocol, direction): (u32, u8, Direction),
+    (source, destination, syn): (u16, u16, bool),
+) -> bool {
+    let listed = |direction: Direction, port: u16| {
+        policy.iter().any(|key| {
+            key.direction == direction as u8
+                && [0, class].contains(&key.class)
+                && [0, protocol].contains(&key.protocol)
+                && [0, port].contains(&u16::from_be_bytes(key.port))
+                // A port is a port of some protocol, never of all.
+                && (key.protocol != 0 || key.port == [0, 0])
+        })
+    };
+    listed(direction, destination) || (!syn && listed(direction.opposite(), source))
+}
+
+proptest! {
+    #[test]
+    fn agrees_with_the_rules_written_down_again(
+        policy in proptest::collection::hash_set(entry(), 0..6),
+        class in 0u32..3, is_tcp: bool, out: bool, source in 0u16..4, destination in 0u16..4, syn: bool, ack: bool,
+    ) {
+        let direction = if out { Out } else { In };
+        let (packet, protocol, opening) = if is_tcp {
+            (tcp(source, destination, syn, ack), TCP, syn && !ack)
+        } else {
+            (udp(source, destination), UDP, false)
+        };
+        prop_assert_eq!(
+            verdict(&packet, class, direction, &policy),
+            oracle(&policy, (class, protocol, direction), (source, destination, opening))
+        );
+    }
+
+    #[test]
+    fn random_bytes_are_judged_without_panic(packet: Vec<u8>, policy in proptest::collection::hash_set(entry(), 0..6), class: u32) {
+        // An entry more never allows less.
+        let before = judge(packet.as_slice(), class, In, &policy).is_ok();
+        let mut more = policy;
+        more.insert(PolicyKey::new(In, class, UDP, 53));
+        prop_assert!(!before || judge(packet.as_slice(), class, In, &more).is_ok());
+        more.insert(PolicyKey::everything(In));
+        prop_assert!(judge(packet.as_slice(), class, In, &more).is_ok());
+    }
+}

@@ -1,0 +1,278 @@
+//! The relay's maps besides its legs: configuration, counters, and the version of the layout.
+
+use core::fmt;
+use core::mem::offset_of;
+use core::net::IpAddr;
+
+use super::leg::{RelayEntry, RelayLeg, RelayState};
+use crate::drop_reason::DropReason;
+
+/// Names in the object file.
+pub mod name {
+    /// The XDP program.
+    pub const PROGRAM: &str = "cyphonic_relay";
+    /// Hash from a [`ConnectionId`](crate::ConnectionId)'s eight bytes to a [`RelayEntry`](super::RelayEntry). The
+    /// loader sets how many entries it has; they are allocated when they are made.
+    pub const LEGS: &str = "LEGS";
+    /// Array with one [`RelayConfig`](super::RelayConfig).
+    pub const CONFIG: &str = "RELAY_CONFIG";
+    /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`RelayCounterIndex`](super::RelayCounterIndex).
+    pub const COUNTERS: &str = "RELAY_COUNTERS";
+    /// Device hash from an interface's index to itself: where packets may be redirected to. An interface that cannot
+    /// transmit XDP frames would lose them silently, so the loader lists only those that can. The interface a packet
+    /// came in by need not be in it.
+    pub const EGRESS: &str = "EGRESS";
+}
+
+/// Entries in the legs' map unless the loader says otherwise.
+pub const DEFAULT_LEGS: u32 = 65_536;
+/// Entries in the devices' map.
+pub const MAX_EGRESS: u32 = 64;
+
+/// Changes whenever key or value of the legs' map change in a way that their sizes do not show.
+const REVISION: u64 = 1;
+
+/// Identifies the layout of the legs' map. A map that outlived its process may be used by another program only where
+/// this is the same.
+pub const LAYOUT: u64 = layout();
+
+/// FNV-1a over what the layout consists of.
+const fn layout() -> u64 {
+    let parts = [
+        REVISION,
+        size_of::<RelayEntry>() as u64,
+        size_of::<RelayLeg>() as u64,
+        offset_of!(RelayEntry, state) as u64,
+        offset_of!(RelayState, packets) as u64,
+        offset_of!(RelayState, bytes) as u64,
+        offset_of!(RelayState, last_seen_ns) as u64,
+        offset_of!(RelayState, over_rate) as u64,
+        offset_of!(RelayState, paid_until_ns) as u64,
+    ];
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut at = 0;
+    while at < parts.len() {
+        hash = (hash ^ parts[at]).wrapping_mul(0x0100_0000_01b3);
+        at += 1;
+    }
+    hash
+}
+
+/// An IP version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Family {
+    /// IPv4.
+    V4 = 0,
+    /// IPv6.
+    V6 = 1,
+}
+
+impl Family {
+    /// The version an address is sent by: an IPv4-mapped one by IPv4.
+    #[must_use]
+    pub const fn of(ip: &IpAddr) -> Self {
+        if ip.to_canonical().is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// What the program must know. All zero (as the kernel makes it) is "not configured": everything then passes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RelayConfig {
+    layout: u64,
+    flags: u32,
+    port: [u8; 2],
+    reserved: [u8; 2],
+}
+
+/// [`RelayConfig::flags`]: see [`RelayConfig::new`].
+const MERGED: u32 = 1;
+
+impl RelayConfig {
+    /// For the relay's UDP port. `merged` where frames may have been merged by the kernel (GRO) before the program sees
+    /// them, as in generic mode: a frame without UDP checksum, whose checksum cannot tell, then goes to userspace.
+    #[must_use]
+    pub const fn new(port: u16, merged: bool) -> Self {
+        let flags = if merged { MERGED } else { 0 };
+        Self { layout: LAYOUT, flags, port: port.to_be_bytes(), reserved: [0; 2] }
+    }
+
+    /// Whether userspace has written it, and for this layout.
+    #[inline(always)]
+    pub const fn is_configured(&self) -> bool {
+        self.layout == LAYOUT
+    }
+
+    /// The layout it was written for.
+    #[must_use]
+    pub const fn layout(&self) -> u64 {
+        self.layout
+    }
+
+    /// The relay's UDP port, as it stands in packets.
+    #[inline(always)]
+    pub const fn port(&self) -> [u8; 2] {
+        self.port
+    }
+
+    /// Whether frames may have been merged.
+    #[inline(always)]
+    pub const fn merged(&self) -> bool {
+        self.flags & MERGED != 0
+    }
+}
+
+macro_rules! pass_reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        /// Why a frame went on to the kernel's stack, untouched. New reasons are added at the end.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum PassReason {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl PassReason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// How many reasons there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The name in counters and metrics.
+            #[inline]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// The counter's index.
+            #[inline(always)]
+            pub const fn index(self) -> u32 {
+                self as u32
+            }
+        }
+    };
+}
+
+pass_reasons! {
+    // Not the relay's.
+
+    /// The program is attached but not configured.
+    NotConfigured = "not_configured",
+    /// Neither IPv4 nor IPv6, or behind a VLAN tag.
+    NotIp = "not_ip",
+    /// The frame ends before its headers, a length contradicts another, or IPv4's header checksum is wrong.
+    Malformed = "malformed",
+    /// IPv4 options.
+    Options = "options",
+    /// A fragment of an IPv4 packet.
+    Fragment = "fragment",
+    /// Another protocol than UDP, IPv6 extension headers included.
+    NotUdp = "not_udp",
+    /// Another UDP port.
+    OtherPort = "other_port",
+    /// A packet of a QUIC connection: long headers, and short ones with a signalling ID.
+    Signalling = "signalling",
+    /// Not a QUIC packet.
+    NotQuic = "not_quic",
+    /// No leg has this connection ID.
+    UnknownConnectionId = "unknown_connection_id",
+
+    // The relay's, but for userspace, which forwards by the same legs.
+
+    /// There is no UDP checksum, and the packet needs one on its way out.
+    NoChecksum = "no_checksum",
+    /// The UDP checksum is not complete: the frame was made on this machine, or merged from several.
+    PartialChecksum = "partial_checksum",
+    /// The leg does not say which of the relay's addresses the receiver knows.
+    NoSource = "no_source",
+    /// The routing table has no unicast route to the receiver, or needs the kernel for it.
+    NoRoute = "no_route",
+    /// The next hop's link address is not known yet.
+    NoNeighbour = "no_neighbour",
+    /// The packet is longer than the way out carries.
+    TooBig = "too_big",
+    /// The way out is an interface that frames cannot be redirected to.
+    OtherInterface = "other_interface",
+    /// The driver leaves no room for a longer header.
+    NoHeadroom = "no_headroom",
+    /// The kernel may not look routes up: forwarding is off on the loopback interface (see the program).
+    RoutingOff = "routing_off",
+}
+
+impl fmt::Display for PassReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What one entry of the counters' map counts. Bytes are those of whole frames as they arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RelayCounterIndex {
+    /// Forwarded packets, by how they came, how they left, and whether by another interface.
+    Forwarded {
+        /// How they came.
+        from: Family,
+        /// How they left.
+        to: Family,
+        /// Whether they left by another interface than they came by.
+        redirected: bool,
+    },
+    /// Frames left to the kernel's stack.
+    Passed(PassReason),
+    /// Frames dropped.
+    Dropped(DropReason),
+}
+
+impl RelayCounterIndex {
+    const FORWARDED: u32 = 8;
+    const PASSED: u32 = PassReason::COUNT as u32;
+
+    /// Entries in the counters' map.
+    pub const COUNT: u32 = Self::FORWARDED + Self::PASSED + DropReason::COUNT as u32;
+
+    /// The entry's number.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        match self {
+            Self::Forwarded { from, to, redirected } => from as u32 * 4 + to as u32 * 2 + redirected as u32,
+            Self::Passed(reason) => Self::FORWARDED + reason.index(),
+            Self::Dropped(reason) => Self::FORWARDED + Self::PASSED + reason.index(),
+        }
+    }
+}
+
+const _: () = assert!(size_of::<RelayConfig>() == 8 + 4 + 2 + 2 && align_of::<RelayConfig>() == 8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_counter_has_an_entry_of_its_own() {
+        let families = [Family::V4, Family::V6];
+        let forwarded = families.into_iter().flat_map(|from| {
+            families.into_iter().flat_map(move |to| {
+                [false, true].map(|redirected| RelayCounterIndex::Forwarded { from, to, redirected })
+            })
+        });
+        let passed = PassReason::ALL.iter().map(|reason| RelayCounterIndex::Passed(*reason));
+        let dropped = DropReason::ALL.iter().map(|reason| RelayCounterIndex::Dropped(*reason));
+        let indices: BTreeSet<_> =
+            forwarded.chain(passed).chain(dropped).map(RelayCounterIndex::index).collect();
+        assert_eq!(indices, (0..RelayCounterIndex::COUNT).collect());
+        let names: BTreeSet<_> = PassReason::ALL.iter().map(|reason| reason.name()).collect();
+        assert_eq!(names.len(), PassReason::COUNT);
+    }
+
+    #[test]
+    fn zeros_are_no_configuration() {
+        assert!(!RelayConfig::default().is_configured());
+        let config = RelayConfig::new(4242, true);
+        assert!(config.is_configured() && config.merged() && config.port() == [0x10, 0x92]);
+        assert!(!RelayConfig::new(1, false).merged());
+    }
+}
