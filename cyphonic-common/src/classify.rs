@@ -5,12 +5,15 @@
 //! dropped here, with a reason, before it costs userspace a wake-up. The receiving node checks again: this side's
 //! check protects honest users from their own mistakes, the other side's protects against a dishonest sender.
 //!
-//! The same function runs in the tc program and, where no eBPF can be loaded, in the agent's packet loop.
+//! The same function runs in the tc program and, where no eBPF can be loaded, in the agent's packet loop. The program
+//! knows two things more ([`judge_egress`], [`judge_ingress`]): which destinations have tunnels, and what the policy
+//! permits.
 
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
-use crate::map::InterfaceConfig;
+use crate::map::{InterfaceConfig, PeerEntry};
 use crate::packet::ip::IPV6_HEADER_LEN;
+use crate::policy::{self, Direction, EVERY_CLASS, PolicyTable};
 
 /// Where a packet goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +37,74 @@ pub fn classify_egress<B: Buffer + ?Sized>(packet: &B, config: &InterfaceConfig)
         Ok(dst) => Verdict::Tunnel { dst },
         Err(reason) => Verdict::Drop(reason),
     }
+}
+
+/// What the kernel knows of the overlay's nodes.
+pub trait PeerTable {
+    /// The entry of a virtual address.
+    fn peer(&self, address: &[u8; 16]) -> Option<PeerEntry>;
+}
+
+/// Where a packet of an application goes, by one who knows the peers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Egress {
+    /// To a peer's tunnel, in this worker.
+    Tunnel {
+        /// The worker's number.
+        worker: u32,
+    },
+    /// To the agent, which holds it and sets a tunnel up.
+    Unknown,
+    /// To the agent, which tells the application that there is no way there.
+    Dead,
+    /// Nowhere.
+    Drop(DropReason),
+}
+
+/// Decides on a packet that leaves an application, with the tables that the kernel has.
+///
+/// A packet to a node without a tunnel wakes the agent before anyone knows the node's class, so its policy cannot be
+/// asked: it passes here, and the peer's own policy judges it when the tunnel stands.
+#[inline(always)]
+pub fn judge_egress<B, T>(packet: &B, config: &InterfaceConfig, tables: &T) -> Egress
+where
+    B: Buffer + ?Sized,
+    T: PeerTable + PolicyTable + ?Sized,
+{
+    let dst = match tunnel_destination(packet, config) {
+        Ok(dst) => dst,
+        Err(reason) => return Egress::Drop(reason),
+    };
+    let Some(peer) = tables.peer(&dst) else { return Egress::Unknown };
+    if !peer.is_live() {
+        return Egress::Dead;
+    }
+    match policy::judge(packet, peer.class(), Direction::Out, tables) {
+        Ok(()) => Egress::Tunnel { worker: peer.worker() },
+        Err(reason) => Egress::Drop(reason),
+    }
+}
+
+/// Decides on a packet that userspace took out of a tunnel, whose addresses it has checked, or made itself.
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn judge_ingress<B, T>(packet: &B, config: &InterfaceConfig, tables: &T) -> Result<(), DropReason>
+where
+    B: Buffer + ?Sized,
+    T: PeerTable + PolicyTable + ?Sized,
+{
+    let source: [u8; 16] = packet.read(8).ok_or(DropReason::Truncated)?;
+    if config.is_own(&source) {
+        // The agent's own errors about packets of this host.
+        return Ok(());
+    }
+    let class = match tables.peer(&source) {
+        Some(peer) => peer.class(),
+        None => EVERY_CLASS,
+    };
+    policy::judge(packet, class, Direction::In, tables)
 }
 
 #[inline(always)]
@@ -158,6 +229,55 @@ mod tests {
         }
         let unconfigured = classify_egress(udp(OWN, PEER, b"").as_slice(), &InterfaceConfig::unconfigured());
         assert_eq!(unconfigured, Verdict::Drop(DropReason::NotConfigured));
+    }
+
+    /// One peer, of a class that may be pinged.
+    struct OnePeer(Option<PeerEntry>);
+
+    impl PeerTable for OnePeer {
+        fn peer(&self, address: &[u8; 16]) -> Option<PeerEntry> {
+            self.0.filter(|_| *address == Self::address(PEER))
+        }
+    }
+
+    impl PolicyTable for OnePeer {
+        fn holds(&self, key: &policy::PolicyKey) -> bool {
+            *key == policy::PolicyKey::new(Direction::Out, 3, 17, 2000)
+        }
+    }
+
+    impl OnePeer {
+        fn address(text: &str) -> [u8; 16] {
+            address(text)
+        }
+    }
+
+    #[test]
+    fn who_is_known_decides_where_a_packet_goes() {
+        let packet = udp(OWN, PEER, b"hello");
+        let judge = |peer| judge_egress(packet.as_slice(), &config(), &OnePeer(peer));
+        assert_eq!(judge(None), Egress::Unknown);
+        assert_eq!(judge(Some(PeerEntry::dead())), Egress::Dead);
+        assert_eq!(judge(Some(PeerEntry::live(2, 3))), Egress::Tunnel { worker: 2 });
+        assert_eq!(judge(Some(PeerEntry::live(2, 4))), Egress::Drop(DropReason::Denied));
+        let foreign = udp(PEER, PEER, b"");
+        let verdict = judge_egress(foreign.as_slice(), &config(), &OnePeer(None));
+        assert_eq!(verdict, Egress::Drop(DropReason::ForeignSource));
+    }
+
+    #[test]
+    fn what_comes_in_is_judged_by_its_source() {
+        let mut answer = Vec::new();
+        let builder = PacketBuilder::ipv6(address(PEER), address(OWN), 64).udp(2000, 1000);
+        builder.write(&mut answer, b"").unwrap();
+        let judge = |packet: &[u8], class| {
+            judge_ingress(packet, &config(), &OnePeer(Some(PeerEntry::live(0, class))))
+        };
+        assert_eq!(judge(&answer, 3), Ok(()));
+        assert_eq!(judge(&answer, 4), Err(DropReason::Denied));
+        assert_eq!(judge(&udp(PEER, OWN, b""), 3), Err(DropReason::Denied), "not from the service's port");
+        assert_eq!(judge(&udp(OWN, OWN, b""), 4), Ok(()), "the agent's own");
+        assert_eq!(judge(&answer[..23], 3), Err(DropReason::Truncated));
     }
 
     proptest! {

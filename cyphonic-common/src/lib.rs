@@ -8,6 +8,7 @@
 //! - [`buffer`], [`packet`]: headers of Ethernet, IPv4, IPv6 and UDP, read through one bounds-checked accessor.
 //! - [`classify`], [`drop_reason`]: what happens to a packet, as a pure function, and why.
 //! - [`relay`]: what a relay does with a frame, and the layout of its maps.
+//! - [`policy`]: which peers may use which services.
 //! - [`map`], [`limits`]: the layout of shared eBPF maps, and the numbers both sides use.
 //!
 //! **Invariants.** No function here panics on any input. Nothing here reads memory except through
@@ -24,6 +25,7 @@ pub mod frame;
 pub mod limits;
 pub mod map;
 pub mod packet;
+pub mod policy;
 pub mod quic;
 pub mod relay;
 pub mod varint;

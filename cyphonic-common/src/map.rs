@@ -1,8 +1,9 @@
 //! Layout of the eBPF maps that both halves touch.
 //!
 //! Userspace writes [`InterfaceConfig`] once, before the classifier is attached; the kernel only reads it. The kernel
-//! writes [`Counter`]s, one array per CPU; userspace only reads and sums them. Addresses stand in network byte order,
-//! as in packets, so neither side converts.
+//! writes [`Counter`]s, one array per CPU; userspace only reads and sums them. Which peers there are ([`PeerEntry`]),
+//! which worker a data connection ID belongs to, and what the policy permits ([`crate::policy::PolicyKey`]) is written
+//! by userspace as it changes. Addresses stand in network byte order, as in packets, so neither side converts.
 
 use crate::drop_reason::DropReason;
 
@@ -12,7 +13,27 @@ pub mod name {
     pub const CONFIG: &str = "CONFIG";
     /// Per-CPU array of [`super::Counter`], indexed by [`super::CounterIndex`].
     pub const COUNTERS: &str = "COUNTERS";
+    /// Hash of [`super::PeerEntry`] by virtual address.
+    pub const PEERS: &str = "PEERS";
+    /// Hash of [`super::ALLOWED`] by [`crate::policy::PolicyKey`].
+    pub const POLICY: &str = "POLICY";
+    /// Hash of worker numbers by data connection ID.
+    pub const CIDS: &str = "CIDS";
+    /// The UDP sockets by worker number.
+    pub const SOCKETS: &str = "SOCKETS";
 }
+
+/// Peers and destinations that the kernel knows at a time: as many as a ring takes tunnels.
+pub const MAX_PEERS: u32 = 65_536;
+/// Data connection IDs that the kernel knows at a time: while a tunnel replaces another, a peer has two.
+pub const MAX_CIDS: u32 = 2 * MAX_PEERS;
+/// Entries of a policy.
+pub const MAX_POLICY: u32 = 4_096;
+/// Workers, and so sockets and queues of the virtual interface.
+pub const MAX_WORKERS: u32 = 16;
+
+/// The value of a policy's entry: its presence is what counts.
+pub const ALLOWED: u32 = 1;
 
 /// Which address a virtual interface has and which network it belongs to.
 ///
@@ -24,7 +45,7 @@ pub struct InterfaceConfig {
     prefix: [u8; 16],
     mask: [u8; 16],
     configured: u32,
-    reserved: u32,
+    log_drops: u32,
 }
 
 /// An [`InterfaceConfig`] that contradicts itself. The caller erred.
@@ -65,7 +86,7 @@ impl InterfaceConfig {
         }
         let mask = u128::MAX.checked_shl(u32::from(128 - prefix_len)).unwrap_or(0);
         let prefix = (u128::from_be_bytes(prefix) & mask).to_be_bytes();
-        let config = Self { own, prefix, mask: mask.to_be_bytes(), configured: 1, reserved: 0 };
+        let config = Self { own, prefix, mask: mask.to_be_bytes(), configured: 1, log_drops: 0 };
         let address = core::net::Ipv6Addr::from(own);
         if address.is_unspecified()
             || address.is_loopback()
@@ -82,7 +103,19 @@ impl InterfaceConfig {
 
     /// What the kernel's map holds before userspace writes it.
     pub const fn unconfigured() -> Self {
-        Self { own: [0; 16], prefix: [0; 16], mask: [0; 16], configured: 0, reserved: 0 }
+        Self { own: [0; 16], prefix: [0; 16], mask: [0; 16], configured: 0, log_drops: 0 }
+    }
+
+    /// The same, with the programs reporting what they drop (at most once a second on each CPU).
+    #[must_use]
+    pub const fn with_log_of_drops(self, on: bool) -> Self {
+        Self { log_drops: on as u32, ..self }
+    }
+
+    /// Whether drops are reported, not only counted.
+    #[inline(always)]
+    pub const fn logs_drops(&self) -> bool {
+        self.log_drops != 0
     }
 
     /// Whether userspace has written it.
@@ -111,6 +144,62 @@ impl InterfaceConfig {
 const fn halves(bytes: &[u8; 16]) -> (u64, u64) {
     let whole = u128::from_ne_bytes(*bytes);
     (whole as u64, (whole >> 64) as u64)
+}
+
+/// What the kernel knows of a virtual address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct PeerEntry {
+    state: u32,
+    worker: u32,
+    class: u32,
+}
+
+impl PeerEntry {
+    const LIVE: u32 = 1;
+    const DEAD: u32 = 2;
+
+    /// A peer with a tunnel, whose packets that worker carries, of a class of the policy.
+    #[must_use]
+    pub const fn live(worker: u32, class: u32) -> Self {
+        Self { state: Self::LIVE, worker, class }
+    }
+
+    /// An address to which no tunnel could be had a moment ago.
+    #[must_use]
+    pub const fn dead() -> Self {
+        Self { state: Self::DEAD, worker: 0, class: crate::policy::EVERY_CLASS }
+    }
+
+    /// Whether there is a tunnel.
+    #[inline(always)]
+    pub const fn is_live(&self) -> bool {
+        self.state == Self::LIVE
+    }
+
+    /// The worker that carries its packets.
+    #[inline(always)]
+    pub const fn worker(&self) -> u32 {
+        self.worker
+    }
+
+    /// Its class in the policy.
+    #[inline(always)]
+    pub const fn class(&self) -> u32 {
+        self.class
+    }
+}
+
+/// The worker of a virtual address that the kernel does not know (yet): what userspace will choose for it too.
+///
+/// A virtual address ends in bits of a hash of the node's name, so its last word spreads well enough.
+#[inline(always)]
+pub const fn worker_of(address: &[u8; 16], workers: u32) -> u32 {
+    let [.., a, b, c, d] = *address;
+    match u32::from_be_bytes([a, b, c, d]).checked_rem(workers) {
+        Some(worker) => worker,
+        None => 0,
+    }
 }
 
 /// Packets and bytes of one kind, on one CPU or summed.
@@ -144,7 +233,7 @@ impl Counter {
 /// What one entry of the counters' map counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CounterIndex {
-    /// Packets from applications that go to a tunnel.
+    /// Packets from applications that go to a tunnel, or wait for one.
     Tunnel,
     /// The super-packets among [`CounterIndex::Tunnel`]: TCP or UDP not yet cut into segments.
     TunnelSuper,
@@ -152,12 +241,16 @@ pub enum CounterIndex {
     Ingress,
     /// The super-packets among [`CounterIndex::Ingress`].
     IngressSuper,
-    /// Packets from applications that were dropped.
+    /// Those among [`CounterIndex::Tunnel`] whose destination has no tunnel yet: they wake the agent.
+    TunnelUnknown,
+    /// Those among [`CounterIndex::Tunnel`] to whose destination no tunnel could be had: the agent answers them.
+    TunnelDead,
+    /// Packets that were dropped.
     Dropped(DropReason),
 }
 
 impl CounterIndex {
-    const FIXED: u32 = 4;
+    const FIXED: u32 = 6;
 
     /// Entries in the counters' map.
     pub const COUNT: u32 = Self::FIXED + DropReason::COUNT as u32;
@@ -170,6 +263,8 @@ impl CounterIndex {
             Self::TunnelSuper => 1,
             Self::Ingress => 2,
             Self::IngressSuper => 3,
+            Self::TunnelUnknown => 4,
+            Self::TunnelDead => 5,
             Self::Dropped(reason) => Self::FIXED + reason.index(),
         }
     }
@@ -177,6 +272,7 @@ impl CounterIndex {
 
 const _: () = assert!(size_of::<InterfaceConfig>() == 56 && align_of::<InterfaceConfig>() == 4);
 const _: () = assert!(size_of::<Counter>() == 16 && align_of::<Counter>() == 8);
+const _: () = assert!(size_of::<PeerEntry>() == 12 && align_of::<PeerEntry>() == 4);
 
 #[cfg(test)]
 mod tests {
@@ -216,12 +312,29 @@ mod tests {
     }
 
     #[test]
+    fn every_worker_is_chosen_by_some_addresses() {
+        for workers in 0..=MAX_WORKERS {
+            let chosen: std::collections::BTreeSet<u32> = (0u128..1000)
+                .map(|n| {
+                    worker_of(
+                        &n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835).to_be_bytes(),
+                        workers,
+                    )
+                })
+                .collect();
+            assert_eq!(chosen, (0..workers.max(1)).collect());
+        }
+    }
+
+    #[test]
     fn every_counter_has_its_own_entry() {
         let fixed = [
             CounterIndex::Tunnel,
             CounterIndex::TunnelSuper,
             CounterIndex::Ingress,
             CounterIndex::IngressSuper,
+            CounterIndex::TunnelUnknown,
+            CounterIndex::TunnelDead,
         ];
         let dropped = DropReason::ALL.iter().map(|reason| CounterIndex::Dropped(*reason));
         let indices: Vec<u32> = fixed.into_iter().chain(dropped).map(CounterIndex::index).collect();

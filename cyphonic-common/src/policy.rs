@@ -117,10 +117,7 @@ where
     if policy.holds(&PolicyKey::everything(direction)) {
         return Ok(());
     }
-    let Conversation { protocol, opens, answers } = match conversation(packet)? {
-        Some(conversation) => conversation,
-        None => return Ok(()),
-    };
+    let Some(Conversation { protocol, opens, answers }) = conversation(packet)? else { return Ok(()) };
     if let Some(port) = opens
         && service_is_allowed(policy, direction, class, protocol, port)
     {
@@ -187,7 +184,7 @@ fn conversation<B: Buffer + ?Sized>(packet: &B) -> Result<Option<Conversation>, 
         ICMPV6 => {
             let [kind] = packet.read::<1>(at).ok_or(DropReason::Truncated)?;
             match kind {
-                0..ICMPV6_INFORMATIONAL => return Ok(None),
+                kind if kind < ICMPV6_INFORMATIONAL => return Ok(None),
                 ECHO_REPLY => (None, Some(ECHO_REQUEST as u16)),
                 kind => (Some(kind as u16), None),
             }
