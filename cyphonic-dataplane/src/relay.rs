@@ -14,6 +14,7 @@
 
 mod forward;
 mod leg;
+mod resets;
 #[cfg(test)]
 mod tests;
 mod userspace;
@@ -23,6 +24,7 @@ use std::time::Instant;
 
 use cyphonic_common::ConnectionId;
 
+pub use resets::{RESET_TOKEN_LEN, Reset, Resets};
 pub use userspace::{RelayCounters, UserspaceRelay};
 
 /// One direction through the relay, stored under a virtual connection ID.

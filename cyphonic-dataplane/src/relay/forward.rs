@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram,
 
 use super::Leg;
 use super::leg::LegCounters;
+use super::resets::{Budget, Resets};
 use super::userspace::{Change, Counters};
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, Transmit, UdpPort};
@@ -27,6 +29,8 @@ pub(super) struct Forwarder<'a> {
     sink: &'a dyn SignallingSink,
     counters: &'a Counters,
     start: Instant,
+    resets: Option<&'a Resets>,
+    budget: Budget,
     legs: HashMap<ConnectionId, (Leg, Arc<LegCounters>), BuildHasherDefault<WordHasher>>,
 }
 
@@ -36,8 +40,10 @@ impl<'a> Forwarder<'a> {
         sink: &'a dyn SignallingSink,
         counters: &'a Counters,
         start: Instant,
+        resets: Option<&'a Resets>,
     ) -> Self {
-        Self { port, sink, counters, start, legs: HashMap::default() }
+        let (budget, legs) = (Budget::default(), HashMap::default());
+        Self { port, sink, counters, start, resets, budget, legs }
     }
 
     pub(super) fn apply(&mut self, change: Change) {
@@ -58,7 +64,7 @@ impl<'a> Forwarder<'a> {
         }
     }
 
-    fn forward_message(&self, message: Message<'_>, since_start: Duration) {
+    fn forward_message(&mut self, message: Message<'_>, since_start: Duration) {
         let Message { from, local_ip, ecn, payload, stride } = message;
         let mut rest = payload;
         while let Some((kind, len)) = first_run(rest, stride) {
@@ -72,7 +78,10 @@ impl<'a> Forwarder<'a> {
                 }
                 DatagramKind::NotQuic => self.counters.count_drop(DropReason::NotQuic, packets),
                 DatagramKind::Data(cid) => match self.legs.get(&cid) {
-                    None => self.counters.count_drop(DropReason::UnknownConnectionId, packets),
+                    None => {
+                        self.counters.count_drop(DropReason::UnknownConnectionId, packets);
+                        self.reset(cid, from, local_ip, stride.min(len), since_start);
+                    }
                     Some((leg, _)) if leg.from != from => {
                         self.counters.count_drop(DropReason::UnboundSource, packets);
                     }
@@ -89,6 +98,28 @@ impl<'a> Forwarder<'a> {
                     }
                 },
             }
+        }
+    }
+
+    /// Tells a sender that its leg is not there, once for a run of its packets.
+    #[cold]
+    fn reset(
+        &mut self,
+        cid: ConnectionId,
+        to: SocketAddr,
+        src_ip: Option<IpAddr>,
+        trigger_len: usize,
+        since_start: Duration,
+    ) {
+        let Some(resets) = self.resets else { return };
+        if !self.budget.take(since_start) {
+            return;
+        }
+        let Some(reset) = resets.answer(cid, trigger_len) else { return };
+        let transmit = Transmit { src_ip, ..Transmit::new(to, reset.as_bytes()) };
+        // The next packet brings another one.
+        if self.port.try_send(&transmit).is_ok() {
+            self.counters.resets.fetch_add(1, Relaxed);
         }
     }
 

@@ -16,6 +16,7 @@ use cyphonic_common::{ConnectionId, DropReason};
 
 use super::forward::Forwarder;
 use super::leg::{LegCounters, check, check_address};
+use super::resets::Resets;
 use super::{Leg, LegStats, RelayMap, RelayMapError};
 use crate::udp::{RecvBatch, SignallingSink, UdpPort, canonical};
 
@@ -38,6 +39,7 @@ pub struct UserspaceRelay {
     start: Instant,
     control: Mutex<Control>,
     changes: Mutex<Option<Receiver<Change>>>,
+    resets: Option<Arc<Resets>>,
     pub(super) counters: Counters,
 }
 
@@ -52,6 +54,7 @@ pub(super) struct Counters {
     pub(super) packets: AtomicU64,
     pub(super) bytes: AtomicU64,
     pub(super) signalling: AtomicU64,
+    pub(super) resets: AtomicU64,
     drops: DropCounters,
 }
 
@@ -80,6 +83,8 @@ pub struct RelayCounters {
     pub bytes: u64,
     /// Datagrams given to the signalling sink.
     pub signalling: u64,
+    /// Stateless resets sent for connection IDs that nobody has bound.
+    pub resets: u64,
     /// Datagrams dropped, by reason; reasons that never occurred are left out.
     pub drops: Vec<(DropReason, u64)>,
 }
@@ -100,8 +105,14 @@ impl UserspaceRelay {
             start: Instant::now(),
             control: Mutex::new(Control { legs: HashMap::new(), changes: sender }),
             changes: Mutex::new(Some(receiver)),
+            resets: None,
             counters: Counters::default(),
         }
+    }
+
+    /// Answers packets of unknown connection IDs with stateless resets, instead of dropping them in silence.
+    pub fn with_resets(self, resets: Arc<Resets>) -> Self {
+        Self { resets: Some(resets), ..self }
     }
 
     /// The worker's loop: receives, forwards, hands signalling to `sink`. Returns once `stop` is set; call
@@ -118,7 +129,7 @@ impl UserspaceRelay {
         let changes = lock(&self.changes).take().ok_or_else(|| {
             io::Error::new(io::ErrorKind::ResourceBusy, "this relay has a worker already: make another relay")
         })?;
-        let mut forwarder = Forwarder::new(&port, &*sink, &self.counters, self.start);
+        let mut forwarder = Forwarder::new(&port, &*sink, &self.counters, self.start, self.resets.as_deref());
         self.resume(&mut forwarder, &changes);
         let result = work(&port, &stop, &changes, &mut forwarder);
         *lock(&self.changes) = Some(changes);
@@ -133,6 +144,7 @@ impl UserspaceRelay {
             packets: counters.packets.load(Relaxed),
             bytes: counters.bytes.load(Relaxed),
             signalling: counters.signalling.load(Relaxed),
+            resets: counters.resets.load(Relaxed),
             drops: drops.map(|(reason, n)| (*reason, n.load(Relaxed))).filter(|(_, n)| *n > 0).collect(),
         }
     }
