@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
 /// The objects this crate loads (see `cyphonic-ebpf`).
-const OBJECTS: [&str; 1] = ["agent"];
+const OBJECTS: [&str; 2] = ["agent", "relay"];
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-env-changed=CYPHONIC_EBPF_OBJECTS");

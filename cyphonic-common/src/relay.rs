@@ -4,14 +4,28 @@
 //! replaces that ID by the receiver's own, readdresses the packet and sends it on, between IPv4 and IPv6 where the two
 //! ends differ. It holds no key, so it can neither read nor forge.
 //!
-//! - [`leg`]: a leg and its state, as they stand in the kernel's map.
-//! - [`rate`]: a leg's rate limit.
+//! - [`leg`]: a leg and its state, as they stand in the kernel's map; [`rate`]: a leg's rate limit.
 //! - [`map`]: the other maps: configuration, counters, names, and the version of the layout.
+//! - [`forward`]: the verdict on a frame, from [`arrival`] to [`departure`]. Generic over the frame and over where legs
+//!   and routes come from, so that the XDP program, tests and fuzzers run the same code.
+//! - [`slice`]: the frame of tests and fuzzers.
+//!
+//! **Invariants.** A frame that passes to the stack is as it came. What leaves has the UDP payload's length it came
+//! with, its DSCP and ECN, a hop limit one below, and a right checksum if it came with one.
 
+pub mod address;
+pub mod arrival;
+pub mod departure;
+pub mod forward;
 pub mod leg;
 pub mod map;
 pub mod rate;
+pub mod slice;
 
+pub use arrival::Arrival;
+pub use departure::Departure;
+pub use forward::{Entry, Frame, Hop, Relay, Verdict, relay};
 pub use leg::{Binding, LegError, RelayEntry, RelayLeg, RelayState};
 pub use map::{Family, LAYOUT, PassReason, RelayConfig, RelayCounterIndex};
 pub use rate::RelayRate;
+pub use slice::SliceFrame;

@@ -10,6 +10,8 @@
 
 #![no_std]
 
+pub mod xdp_frame;
+
 /// Never reached: the library code has no panicking path left after optimisation, or the verifier would refuse the
 /// program for this loop.
 #[panic_handler]

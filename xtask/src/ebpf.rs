@@ -12,7 +12,7 @@ use crate::{shell, workspace};
 const TARGET: &str = "bpfel-unknown-none";
 
 /// The objects, one a purpose: see `cyphonic-ebpf/src/lib.rs`.
-const OBJECTS: [&str; 2] = ["agent", "bench"];
+const OBJECTS: [&str; 3] = ["agent", "bench", "relay"];
 
 /// Builds the programs and puts the objects where `cyphonic-dataplane` embeds them. Returns the directory.
 pub(crate) fn build() -> Result<PathBuf> {

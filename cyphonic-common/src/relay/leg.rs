@@ -32,6 +32,14 @@ pub struct Binding {
     pub rate: RelayRate,
 }
 
+impl Binding {
+    /// From one end to another, by any of the relay's addresses and without limit.
+    #[must_use]
+    pub const fn new(from: SocketAddr, to: SocketAddr, real_cid: ConnectionId) -> Self {
+        Self { from, local: None, to, source: None, real_cid, rate: RelayRate::UNLIMITED }
+    }
+}
+
 /// A [`Binding`] that contradicts itself. The caller erred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LegError {

@@ -29,6 +29,13 @@ pub const DEFAULT_LEGS: u32 = 65_536;
 /// Entries in the devices' map.
 pub const MAX_EGRESS: u32 = 64;
 
+/// The interface in whose name routes are looked up: loopback, the first one of every network namespace. That is how the
+/// kernel writes "a packet that this host sends". Asking as for a packet that came in by the network card would need
+/// forwarding enabled on the card, for everyone's packets; this needs it on loopback only, where nothing comes in that
+/// could be forwarded: the loader sets `net.ipv4.conf.lo.forwarding` and `net.ipv6.conf.lo.forwarding` to 1. Where they
+/// are not, packets pass with [`PassReason::RoutingOff`].
+pub const ROUTING_INTERFACE: u32 = 1;
+
 /// Changes whenever key or value of the legs' map change in a way that their sizes do not show.
 const REVISION: u64 = 1;
 

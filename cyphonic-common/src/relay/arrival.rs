@@ -1,0 +1,207 @@
+//! What an arriving frame is: everything about it that must be known before it is touched.
+
+use super::address::{Address, Sum};
+use super::map::{Family, PassReason, RelayConfig};
+use crate::buffer::Buffer;
+use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
+use crate::packet::udp::{self, UDP_HEADER_LEN};
+use crate::quic::{DatagramKind, classify_datagram_at};
+
+/// Bytes of an Ethernet header.
+pub const ETHERNET_LEN: usize = 14;
+
+/// Ethernet's type of IPv4.
+pub(super) const ETHERNET_IPV4: [u8; 2] = [0x08, 0x00];
+/// Ethernet's type of IPv6.
+pub(super) const ETHERNET_IPV6: [u8; 2] = [0x86, 0xdd];
+
+/// UDP's protocol number as it stands in a pseudo header.
+const PSEUDO_PROTOCOL: u16 = u16::from_ne_bytes([0, udp::PROTOCOL]);
+
+/// A data packet for the relay's port. Sixteen-bit words are as they lie in the frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    /// IP version.
+    pub family: Family,
+    /// Where it comes from.
+    pub source: Address,
+    /// The relay's address it was sent to.
+    pub destination: Address,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// Time to live, or hop limit.
+    pub hop_limit: u8,
+    /// IPv4's identification, or IPv6's flow label.
+    pub label: u32,
+    /// UDP source port.
+    pub source_port: u16,
+    /// Length of UDP header and payload.
+    pub udp_len: u16,
+    /// UDP checksum.
+    pub checksum: u16,
+    /// The virtual connection ID, as it lies in the frame.
+    pub cid: u64,
+}
+
+/// An IP header's part of an [`Arrival`].
+struct IpHeader {
+    family: Family,
+    source: Address,
+    destination: Address,
+    traffic_class: u8,
+    hop_limit: u8,
+    label: u32,
+    /// Offset of the payload in the frame.
+    payload: usize,
+    /// Bytes of the payload.
+    payload_len: usize,
+}
+
+impl Arrival {
+    /// Reads a frame's headers, and refuses what is not a plain data packet to the relay's port.
+    ///
+    /// # Errors
+    /// Why it is not the relay's.
+    #[inline(always)]
+    pub fn read<B: Buffer + ?Sized>(frame: &B, config: &RelayConfig) -> Result<Self, PassReason> {
+        let [.., t0, t1] = frame.read::<ETHERNET_LEN>(0).ok_or(PassReason::Malformed)?;
+        match [t0, t1] {
+            ETHERNET_IPV4 => Self::read_udp(frame, config, read_ipv4(frame)?),
+            ETHERNET_IPV6 => Self::read_udp(frame, config, read_ipv6(frame)?),
+            _ => Err(PassReason::NotIp),
+        }
+    }
+
+    #[inline(always)]
+    fn read_udp<B: Buffer + ?Sized>(
+        frame: &B,
+        config: &RelayConfig,
+        ip: IpHeader,
+    ) -> Result<Self, PassReason> {
+        let header = frame.read::<UDP_HEADER_LEN>(ip.payload).ok_or(PassReason::Malformed)?;
+        let [s0, s1, d0, d1, l0, l1, c0, c1] = header;
+        if [d0, d1] != config.port() {
+            return Err(PassReason::OtherPort);
+        }
+        // A shorter UDP datagram would have a tail that no checksum covers; the stack cuts it off.
+        if usize::from(u16::from_be_bytes([l0, l1])) != ip.payload_len {
+            return Err(PassReason::Malformed);
+        }
+        if frame.len() < ip.payload + ip.payload_len {
+            return Err(PassReason::Malformed);
+        }
+        let cid = read_cid(frame, ip.payload + UDP_HEADER_LEN, ip.payload_len)?;
+        Ok(Self {
+            family: ip.family,
+            source: ip.source,
+            destination: ip.destination,
+            traffic_class: ip.traffic_class,
+            hop_limit: ip.hop_limit,
+            label: ip.label,
+            source_port: u16::from_ne_bytes([s0, s1]),
+            udp_len: u16::from_ne_bytes([l0, l1]),
+            checksum: u16::from_ne_bytes([c0, c1]),
+            cid,
+        })
+    }
+
+    /// Whether the checksum covers no more than the pseudo header. So it is in frames made on this machine, where the
+    /// network card was to complete it, and in frames merged from several datagrams. One in 65,536 complete checksums
+    /// looks like that too: userspace forwards those packets as well.
+    #[inline(always)]
+    pub const fn has_partial_checksum(&self) -> bool {
+        let pseudo = Sum::of_word(PSEUDO_PROTOCOL)
+            .plus_word(self.udp_len)
+            .plus_address(self.source)
+            .plus_address(self.destination);
+        pseudo.fold() == self.checksum
+    }
+
+    /// Bytes of the UDP payload.
+    #[inline(always)]
+    pub const fn payload_len(&self) -> usize {
+        (u16::from_be(self.udp_len) as usize).saturating_sub(UDP_HEADER_LEN)
+    }
+}
+
+#[inline(always)]
+fn read_ipv4<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
+    let header = frame.read::<IPV4_HEADER_LEN>(ETHERNET_LEN).ok_or(PassReason::Malformed)?;
+    let [v, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+    if v != 0x45 {
+        return Err(if v >> 4 == 4 && v & 0x0f > 5 { PassReason::Options } else { PassReason::Malformed });
+    }
+    if protocol != udp::PROTOCOL {
+        return Err(PassReason::NotUdp);
+    }
+    // More Fragments, or a fragment offset.
+    if u16::from_be_bytes([f0, f1]) & 0x3fff != 0 {
+        return Err(PassReason::Fragment);
+    }
+    // The checksum of a header with its checksum is all ones (RFC 1071 §1).
+    let [h0, h1, h2, h3, h4] = words(&header);
+    if Sum::of_word(0).plus_u32(h0).plus_u32(h1).plus_u32(h2).plus_u32(h3).plus_u32(h4).fold() != 0xffff {
+        return Err(PassReason::Malformed);
+    }
+    Ok(IpHeader {
+        family: Family::V4,
+        source: Address::from_v4([s0, s1, s2, s3]),
+        destination: Address::from_v4([d0, d1, d2, d3]),
+        traffic_class: tos,
+        hop_limit: ttl,
+        label: u32::from(u16::from_be_bytes([i0, i1])),
+        payload: ETHERNET_LEN + IPV4_HEADER_LEN,
+        payload_len: usize::from(u16::from_be_bytes([l0, l1])).saturating_sub(IPV4_HEADER_LEN),
+    })
+}
+
+#[inline(always)]
+fn read_ipv6<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
+    let [a, b, c, d, l0, l1, next_header, hop_limit] =
+        frame.read::<8>(ETHERNET_LEN).ok_or(PassReason::Malformed)?;
+    let source = frame.read::<16>(ETHERNET_LEN + 8).ok_or(PassReason::Malformed)?;
+    let destination = frame.read::<16>(ETHERNET_LEN + 24).ok_or(PassReason::Malformed)?;
+    if a >> 4 != 6 {
+        return Err(PassReason::Malformed);
+    }
+    if next_header != udp::PROTOCOL {
+        return Err(PassReason::NotUdp);
+    }
+    let flow = u32::from_be_bytes([a, b, c, d]);
+    Ok(IpHeader {
+        family: Family::V6,
+        source: Address::from_bytes(&source),
+        destination: Address::from_bytes(&destination),
+        traffic_class: (flow >> 20) as u8,
+        hop_limit,
+        label: flow & 0x000f_ffff,
+        payload: ETHERNET_LEN + IPV6_HEADER_LEN,
+        payload_len: usize::from(u16::from_be_bytes([l0, l1])),
+    })
+}
+
+/// The connection ID of a data packet of `udp_len` bytes with header, whose payload starts at `offset`. Bytes behind
+/// the payload are padding of the frame and no part of the packet.
+#[inline(always)]
+fn read_cid<B: Buffer + ?Sized>(frame: &B, offset: usize, udp_len: usize) -> Result<u64, PassReason> {
+    match classify_datagram_at(frame, offset) {
+        DatagramKind::Signalling => Err(PassReason::Signalling),
+        DatagramKind::NotQuic => Err(PassReason::NotQuic),
+        DatagramKind::Data(_) if udp_len < UDP_HEADER_LEN + crate::quic::SHORT_HEADER_LEN => {
+            Err(PassReason::NotQuic)
+        }
+        DatagramKind::Data(cid) => Ok(u64::from_ne_bytes(*cid.as_bytes())),
+    }
+}
+
+#[inline(always)]
+const fn words(header: &[u8; IPV4_HEADER_LEN]) -> [u32; 5] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t] = *header;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+        u32::from_ne_bytes([q, r, s, t]),
+    ]
+}

@@ -1,0 +1,180 @@
+//! From an arriving frame to a verdict, in an order that leaves a frame untouched until nothing can go wrong any more.
+//!
+//! 1. [`Arrival`]: is it a plain data packet to the relay's port?
+//! 2. Whose? The leg's sender and the relay's address must be the packet's.
+//! 3. [`Departure`], and the way there: can the program do it, or must userspace?
+//! 4. Only then room is made for a longer header, the leg is charged, and the headers are written.
+//!
+//! Whatever is not the relay's passes to the stack as it came, and so does what userspace does better. The only packets
+//! that are dropped here carry a leg's connection ID: from the wrong address, over the leg's rate, or going in circles.
+
+use super::address::Address;
+use super::arrival::{Arrival, ETHERNET_LEN};
+use super::departure::Departure;
+use super::leg::{RelayLeg, RelayState};
+use super::map::{Family, PassReason, RelayConfig, RelayCounterIndex};
+use crate::buffer::Buffer;
+use crate::drop_reason::DropReason;
+
+/// What happens to a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It was rewritten and leaves.
+    Forward {
+        /// How it came.
+        from: Family,
+        /// How it leaves.
+        to: Family,
+        /// The interface it leaves by, where that is another one.
+        redirect: Option<u32>,
+    },
+    /// It goes to the kernel's stack, untouched.
+    Pass(PassReason),
+    /// It goes nowhere.
+    Drop(DropReason),
+}
+
+impl Verdict {
+    /// Where it is counted.
+    #[inline(always)]
+    pub const fn counter(&self) -> RelayCounterIndex {
+        match *self {
+            Self::Forward { from, to, redirect } => {
+                RelayCounterIndex::Forwarded { from, to, redirected: redirect.is_some() }
+            }
+            Self::Pass(reason) => RelayCounterIndex::Passed(reason),
+            Self::Drop(reason) => RelayCounterIndex::Dropped(reason),
+        }
+    }
+}
+
+/// An Ethernet frame that can be changed.
+pub trait Frame: Buffer {
+    /// Overwrites `N` bytes at `offset`. `None`, and nothing written, where the frame ends before them.
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+
+    /// Moves the frame's start forward by `shift` bytes, or backward where it is negative: then the new bytes hold
+    /// anything. `None`, and nothing moved, where there is no room.
+    fn shift_head(&mut self, shift: i32) -> Option<()>;
+}
+
+/// The next hop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// Its link address.
+    pub destination: [u8; 6],
+    /// The outgoing interface's link address.
+    pub source: [u8; 6],
+    /// The outgoing interface, if it is not the incoming one.
+    pub redirect: Option<u32>,
+}
+
+impl Hop {
+    #[inline(always)]
+    pub(super) fn write<F: Frame + ?Sized>(&self, frame: &mut F, ether_type: [u8; 2]) -> Option<()> {
+        frame.write(0, self.destination)?;
+        frame.write(6, self.source)?;
+        frame.write(ETHERNET_LEN - 2, ether_type)
+    }
+}
+
+/// A leg in the map.
+pub trait Entry {
+    /// The leg.
+    fn leg(&self) -> &RelayLeg;
+
+    /// Changes its state.
+    fn update<R>(&self, change: impl FnOnce(&mut RelayState) -> R) -> R;
+}
+
+/// Where legs and routes come from: the kernel, or a test.
+pub trait Relay {
+    /// A leg in the map.
+    type Entry: Entry;
+
+    /// The leg with this virtual connection ID, which is as it lies in the frame.
+    fn find(&self, cid: u64) -> Option<Self::Entry>;
+
+    /// The next hop for a packet.
+    ///
+    /// # Errors
+    /// Why there is none, or none for the program.
+    fn route(&self, departure: &Departure) -> Result<Hop, PassReason>;
+
+    /// `CLOCK_MONOTONIC`, coarsely.
+    fn now_ns(&self) -> u64;
+}
+
+/// Decides on a frame, and rewrites it if it is forwarded.
+#[inline(always)]
+pub fn relay<F: Frame + ?Sized, R: Relay>(frame: &mut F, config: &RelayConfig, relay: &R) -> Verdict {
+    match judge(frame, config, relay) {
+        Ok(verdict) | Err(verdict) => verdict,
+    }
+}
+
+#[inline(always)]
+fn judge<F: Frame + ?Sized, R: Relay>(
+    frame: &mut F,
+    config: &RelayConfig,
+    relay: &R,
+) -> Result<Verdict, Verdict> {
+    if !config.is_configured() {
+        return Err(Verdict::Pass(PassReason::NotConfigured));
+    }
+    let arrival = Arrival::read(frame, config).map_err(Verdict::Pass)?;
+    let entry = relay.find(arrival.cid).ok_or(Verdict::Pass(PassReason::UnknownConnectionId))?;
+    let leg = entry.leg();
+    check_bound(&arrival, leg).map_err(Verdict::Drop)?;
+    check_checksum(&arrival, leg, config).map_err(Verdict::Pass)?;
+    let departure = Departure::new(&arrival, leg, config.port()).map_err(Verdict::Pass)?;
+    let hop = relay.route(&departure).map_err(Verdict::Pass)?;
+
+    let shift = departure.head_shift(&arrival);
+    if shift != 0 {
+        frame.shift_head(shift).ok_or(Verdict::Pass(PassReason::NoHeadroom))?;
+    }
+    // From here on the frame may have been touched: it leaves or is dropped.
+    let (now, bytes) = (relay.now_ns(), arrival.payload_len() as u64);
+    if !entry.update(|state| state.admit(leg.rate(), now, bytes)) {
+        return Err(Verdict::Drop(DropReason::RateLimited));
+    }
+    departure.write(frame, &arrival, &hop).ok_or(Verdict::Drop(DropReason::Truncated))?;
+    Ok(Verdict::Forward { from: arrival.family, to: departure.family, redirect: hop.redirect })
+}
+
+/// The packet must come from the leg's sender and to the relay's address that the leg is for. An IPv4-mapped address
+/// in an IPv6 packet is nobody's.
+#[inline(always)]
+fn check_bound(arrival: &Arrival, leg: &RelayLeg) -> Result<(), DropReason> {
+    let (from, port) = leg.from();
+    let local = Address::from_bytes(leg.local());
+    let bound = leg.from_family() as u32 == arrival.family as u32
+        && Address::from_bytes(from) == arrival.source
+        && u16::from_ne_bytes(port) == arrival.source_port
+        && (local.is_unspecified() || local == arrival.destination);
+    if !bound {
+        return Err(DropReason::UnboundSource);
+    }
+    if arrival.hop_limit <= 1 {
+        return Err(DropReason::HopLimit);
+    }
+    Ok(())
+}
+
+/// The new checksum is made from the old one, so that must be there, and complete.
+#[inline(always)]
+fn check_checksum(arrival: &Arrival, leg: &RelayLeg, config: &RelayConfig) -> Result<(), PassReason> {
+    if arrival.checksum == 0 {
+        // RFC 768 lets IPv4's senders leave it out; RFC 8200 §8.1 does not let IPv6's.
+        let between_v4 = matches!((arrival.family, leg.to_family()), (Family::V4, Family::V4));
+        if !between_v4 || config.merged() {
+            return Err(PassReason::NoChecksum);
+        }
+        return Ok(());
+    }
+    if arrival.has_partial_checksum() {
+        return Err(PassReason::PartialChecksum);
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! The way to the receiver, from the kernel's routing and neighbour tables.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::xdp_action::XDP_ABORTED;
+use aya_ebpf::bindings::{
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+};
+use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::DevMapHash;
+use aya_ebpf::programs::XdpContext;
+use cyphonic_common::packet::udp;
+use cyphonic_common::relay::map::{MAX_EGRESS, ROUTING_INTERFACE};
+use cyphonic_common::relay::{Departure, Family, Hop, PassReason};
+
+/// `AF_INET`.
+const IPV4: u8 = 2;
+/// `AF_INET6`.
+const IPV6: u8 = 10;
+
+/// Interfaces that frames may be redirected to, by index.
+#[map]
+static EGRESS: DevMapHash = DevMapHash::with_max_entries(MAX_EGRESS, 0);
+
+/// The next hop for a packet.
+#[inline(always)]
+pub(crate) fn route(ctx: &XdpContext, departure: &Departure) -> Result<Hop, PassReason> {
+    let mut lookup = parameters(departure);
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the context is the program's own, and the parameters are a live `bpf_fib_lookup` of the size given, which
+    // the helper reads and writes.
+    let result = unsafe { fib_lookup(ctx.as_ptr(), &raw mut lookup, size, 0) };
+    match u32::try_from(result) {
+        Ok(BPF_FIB_LKUP_RET_SUCCESS) => {}
+        Ok(BPF_FIB_LKUP_RET_NO_NEIGH) => return Err(PassReason::NoNeighbour),
+        Ok(BPF_FIB_LKUP_RET_FRAG_NEEDED) => return Err(PassReason::TooBig),
+        Ok(BPF_FIB_LKUP_RET_FWD_DISABLED) => return Err(PassReason::RoutingOff),
+        _ => return Err(PassReason::NoRoute),
+    }
+    let redirect = lookup.ifindex != ctx.ingress_ifindex() as u32;
+    if redirect && EGRESS.get_ifindex(lookup.ifindex).is_none() {
+        return Err(PassReason::OtherInterface);
+    }
+    Ok(Hop {
+        destination: lookup.dmac,
+        source: lookup.smac,
+        redirect: if redirect { Some(lookup.ifindex) } else { None },
+    })
+}
+
+/// Sends the frame out by another interface.
+#[inline(always)]
+pub(crate) fn redirect(interface: u32) -> u32 {
+    // Only a race with userspace can make it fail: `route` has just seen the entry.
+    EGRESS.redirect(interface, 0).unwrap_or(XDP_ABORTED)
+}
+
+/// The question to the routing table: as for a packet that this host sends.
+#[inline(always)]
+fn parameters(departure: &Departure) -> bpf_fib_lookup {
+    // SAFETY: it consists of integers and unions of integers, for which zeros are valid.
+    let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    lookup.l4_protocol = udp::PROTOCOL;
+    lookup.sport = departure.source_port;
+    lookup.dport = departure.destination_port;
+    lookup.__bindgen_anon_1.tot_len = departure.ip_len;
+    lookup.ifindex = ROUTING_INTERFACE;
+    match departure.family {
+        Family::V4 => {
+            lookup.family = IPV4;
+            lookup.__bindgen_anon_2.tos = departure.traffic_class;
+            lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(departure.source.to_v4());
+            lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(departure.destination.to_v4());
+        }
+        Family::V6 => {
+            lookup.family = IPV6;
+            lookup.__bindgen_anon_2.flowinfo = (u32::from(departure.traffic_class) << 20).to_be();
+            lookup.__bindgen_anon_3.ipv6_src = departure.source.to_words();
+            lookup.__bindgen_anon_4.ipv6_dst = departure.destination.to_words();
+        }
+    }
+    lookup
+}
