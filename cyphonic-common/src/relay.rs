@@ -8,7 +8,7 @@
 //! - [`map`]: the other maps: configuration, counters, names, and the version of the layout.
 //! - [`forward`]: the verdict on a frame, from [`arrival`] to [`departure`]. Generic over the frame and over where legs
 //!   and routes come from, so that the XDP program, tests and fuzzers run the same code.
-//! - [`slice`]: the frame of tests and fuzzers.
+//! - [`slice`], [`table`]: frame and surroundings of tests and fuzzers.
 //!
 //! **Invariants.** A frame that passes to the stack is as it came. What leaves has the UDP payload's length it came
 //! with, its DSCP and ECN, a hop limit one below, and a right checksum if it came with one.
@@ -21,6 +21,9 @@ pub mod leg;
 pub mod map;
 pub mod rate;
 pub mod slice;
+pub mod table;
+#[cfg(test)]
+mod tests;
 
 pub use arrival::Arrival;
 pub use departure::Departure;
