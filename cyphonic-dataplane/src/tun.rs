@@ -74,6 +74,21 @@ impl TunDevice {
     /// # Errors
     /// Nothing is left behind.
     pub fn create(name: &str, mtu: u16) -> Result<Self, TunError> {
+        Self::open(name, mtu, 0)
+    }
+
+    /// Makes the interface with several queues, each of which is read and written by a worker of its own. Which queue
+    /// a packet of the host goes to is the kernel's guess until [`steer`](Self::steer) says otherwise. One queue is
+    /// made as by [`create`](Self::create).
+    ///
+    /// # Errors
+    /// Nothing is left behind.
+    pub fn create_queues(name: &str, mtu: u16, queues: usize) -> Result<Vec<Self>, TunError> {
+        let several = if queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+        (0..queues.max(1)).map(|_| Self::open(name, mtu, several)).collect()
+    }
+
+    fn open(name: &str, mtu: u16, flags: libc::c_int) -> Result<Self, TunError> {
         let bytes = interface_name(name)?;
         let file = OpenOptions::new()
             .read(true)
@@ -82,12 +97,23 @@ impl TunDevice {
             .open("/dev/net/tun")
             .map_err(TunError::Open)?;
         let fd = OwnedFd::from(file);
-        attach(fd.as_fd(), bytes).map_err(|source| TunError::Create { name: name.to_owned(), source })?;
+        attach(fd.as_fd(), bytes, flags)
+            .map_err(|source| TunError::Create { name: name.to_owned(), source })?;
         let configure = |what, source| TunError::Configure { name: name.to_owned(), what, source };
         set_header_len(fd.as_fd()).map_err(|e| configure("the virtio-net header length", e))?;
         let offloads = set_offloads(fd.as_fd()).map_err(|e| configure("the offloads", e))?;
         set_mtu(bytes, mtu).map_err(|e| configure("the MTU", e))?;
         Ok(Self { fd: Arc::new(fd), name: name.into(), offloads })
+    }
+
+    /// Has a loaded socket filter program choose the queue of each packet: its result modulo their number.
+    ///
+    /// # Errors
+    /// The kernel refused (it can since Linux 4.16).
+    pub(crate) fn steer(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        let program = program.as_raw_fd();
+        // SAFETY: TUNSETSTEERINGEBPF reads one `int`, which `program` is and which outlives the call.
+        check(unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETSTEERINGEBPF, &raw const program) })
     }
 
     /// The interface's name.
@@ -133,8 +159,8 @@ fn interface_name(name: &str) -> Result<[libc::c_char; libc::IFNAMSIZ], TunError
     Ok(bytes)
 }
 
-fn attach(fd: BorrowedFd<'_>, name: [libc::c_char; libc::IFNAMSIZ]) -> io::Result<()> {
-    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+fn attach(fd: BorrowedFd<'_>, name: [libc::c_char; libc::IFNAMSIZ], flags: libc::c_int) -> io::Result<()> {
+    let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags;
     let request = libc::ifreq {
         ifr_name: name,
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },

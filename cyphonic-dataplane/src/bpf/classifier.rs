@@ -1,6 +1,7 @@
-//! The classifier on the virtual interface.
+//! The programs of one node, on its virtual interface and its UDP port.
 
 use std::fmt;
+use std::sync::Arc;
 
 use aya::programs::tc::{self, NlOptions, TcAttachOptions, TcAttachType};
 use aya::programs::{LinkOrder, ProgramError};
@@ -10,6 +11,10 @@ use super::counters::ClassifierCounters;
 use super::error::{BpfError, program_code};
 use super::log::KernelLog;
 use super::object::{EGRESS, INGRESS, Object};
+use super::tables::KernelTables;
+use super::workers;
+use crate::tun::TunDevice;
+use crate::udp::UdpPort;
 
 /// How a program hangs on an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +41,61 @@ impl fmt::Display for AttachKind {
 pub struct Options {
     /// Insist on one way to attach. By default tcx is tried first.
     pub kind: Option<AttachKind>,
-    /// Have the programs report every drop that is not noise, for [`EgressClassifier::flush_log`]. Costs time per drop.
-    pub trace_drops: bool,
+    /// Have the programs report what they drop, for [`EgressClassifier::flush_log`]: all but noise, and at most once a
+    /// second on each CPU, so that it costs next to nothing at any rate.
+    pub log_drops: bool,
+}
+
+/// The programs in the kernel, verified but attached to nothing.
+#[derive(Debug)]
+pub struct Programs {
+    object: Object,
+    log: KernelLog,
+    tables: Arc<KernelTables>,
+    options: Options,
+}
+
+impl Programs {
+    /// Has the kernel load and verify the programs of a node.
+    ///
+    /// # Errors
+    /// [`BpfError`], whose text says what to do.
+    pub fn load(config: InterfaceConfig, options: Options) -> Result<Self, BpfError> {
+        let log_level = if options.log_drops { aya_log::Level::Trace as u8 } else { 0 };
+        let mut object = Object::load(config.with_log_of_drops(options.log_drops), log_level)?;
+        object.verify(EGRESS)?;
+        object.verify(INGRESS)?;
+        let tables = Arc::new(KernelTables::new(&mut object)?);
+        let log = KernelLog::open(&mut object)?;
+        Ok(Self { object, log, tables, options })
+    }
+
+    /// Has the programs choose, for every packet, the worker among several: `queues` are the virtual interface's and
+    /// `ports` the sockets of the UDP port, both by worker.
+    ///
+    /// # Errors
+    /// [`BpfError`]. Packets may then come to any worker.
+    pub fn steer(&mut self, queues: &[TunDevice], ports: &[Arc<UdpPort>]) -> Result<(), BpfError> {
+        workers::steer_queues(&mut self.object, queues)?;
+        workers::steer_sockets(&mut self.object, ports)
+    }
+
+    /// Attaches the classifier to `interface`, which must have no link layer (a TUN device).
+    ///
+    /// # Errors
+    /// [`BpfError`], whose text says what to do. Nothing stays attached then.
+    pub fn attach(mut self, interface: &str) -> Result<EgressClassifier, BpfError> {
+        let kind = attach_first(&mut self.object, interface, self.options.kind)?;
+        attach_program(&mut self.object, INGRESS, interface, TcAttachType::Ingress, kind)
+            .map_err(|source| BpfError::from_attach(INGRESS, interface, kind, source))?;
+        tracing::debug!(interface, %kind, "eBPF classifier attached");
+        Ok(EgressClassifier { object: self.object, kind, log: self.log, tables: self.tables })
+    }
+
+    /// What the programs know of peers and policy.
+    pub fn tables(&self) -> Arc<KernelTables> {
+        Arc::clone(&self.tables)
+    }
 }
 
 /// The eBPF programs on a virtual interface. Detached when dropped.
@@ -47,6 +105,7 @@ pub struct EgressClassifier {
     object: Object,
     kind: AttachKind,
     log: KernelLog,
+    tables: Arc<KernelTables>,
 }
 
 impl EgressClassifier {
@@ -63,21 +122,17 @@ impl EgressClassifier {
     /// # Errors
     /// As [`EgressClassifier::attach`].
     pub fn attach_with(interface: &str, config: InterfaceConfig, options: Options) -> Result<Self, BpfError> {
-        let log_level = if options.trace_drops { aya_log::Level::Trace as u8 } else { 0 };
-        let mut object = Object::load(config, log_level)?;
-        object.verify(EGRESS)?;
-        object.verify(INGRESS)?;
-        let log = KernelLog::open(&mut object)?;
-        let kind = attach_first(&mut object, interface, options.kind)?;
-        attach_program(&mut object, INGRESS, interface, TcAttachType::Ingress, kind)
-            .map_err(|source| BpfError::from_attach(INGRESS, interface, kind, source))?;
-        tracing::debug!(interface, %kind, "eBPF classifier attached");
-        Ok(Self { object, kind, log })
+        Programs::load(config, options)?.attach(interface)
     }
 
     /// How the programs hang on the interface.
     pub fn attach_kind(&self) -> AttachKind {
         self.kind
+    }
+
+    /// What the programs know of peers and policy.
+    pub fn tables(&self) -> Arc<KernelTables> {
+        Arc::clone(&self.tables)
     }
 
     /// What was counted so far.
@@ -130,7 +185,7 @@ fn attach_program(
             TcAttachOptions::Netlink(NlOptions::default())
         }
     };
-    let program = object.program(program).map_err(|_| ProgramError::UnexpectedProgramType)?;
+    let program = object.classifier(program).map_err(|_| ProgramError::UnexpectedProgramType)?;
     program.attach_with_options(interface, hook, options)?;
     Ok(())
 }

@@ -13,6 +13,10 @@ pub struct ClassifierCounters {
     pub tunnel: Counter,
     /// The super-packets among them.
     pub tunnel_super: Counter,
+    /// Those among them whose destination had no tunnel yet.
+    pub unknown: Counter,
+    /// Those among them to whose destination no tunnel could be had.
+    pub dead: Counter,
     /// Packets that came out of tunnels.
     pub ingress: Counter,
     /// The super-packets among them.
@@ -21,7 +25,7 @@ pub struct ClassifierCounters {
 }
 
 impl ClassifierCounters {
-    /// Packets from applications that were dropped for `reason`.
+    /// Packets that were dropped for `reason`.
     pub fn dropped(&self, reason: DropReason) -> Counter {
         usize::try_from(reason.index())
             .ok()
@@ -58,6 +62,8 @@ impl ClassifierCounters {
         Ok(Self {
             tunnel: read(CounterIndex::Tunnel)?,
             tunnel_super: read(CounterIndex::TunnelSuper)?,
+            unknown: read(CounterIndex::TunnelUnknown)?,
+            dead: read(CounterIndex::TunnelDead)?,
             ingress: read(CounterIndex::Ingress)?,
             ingress_super: read(CounterIndex::IngressSuper)?,
             dropped,

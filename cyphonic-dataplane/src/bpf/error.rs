@@ -76,6 +76,16 @@ pub enum BpfError {
         /// The kernel's answer.
         source: Box<ProgramError>,
     },
+    /// The kernel did not let a program choose queues or sockets.
+    #[error("the kernel does not let the eBPF program {program} choose among several {what}: {source}")]
+    Steer {
+        /// The program.
+        program: &'static str,
+        /// Queues or sockets.
+        what: &'static str,
+        /// The kernel's answer.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A map could not be read or written.
     #[error("cannot access the eBPF map {map}: {source}")]
     Map {

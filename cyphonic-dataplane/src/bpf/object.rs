@@ -2,10 +2,11 @@
 
 #![expect(unsafe_code, reason = "aya's Pod and one system call")]
 
-use aya::maps::{Array, MapData, PerCpuArray};
-use aya::programs::SchedClassifier;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ReusePortSockArray};
+use aya::programs::{Program, ProgramError, SchedClassifier, SkReuseport, SocketFilter};
 use aya::{Ebpf, EbpfLoader, Pod};
-use cyphonic_common::map::{Counter, InterfaceConfig, name};
+use cyphonic_common::map::{Counter, InterfaceConfig, PeerEntry, name};
+use cyphonic_common::policy::PolicyKey;
 
 use super::error::BpfError;
 
@@ -13,6 +14,10 @@ use super::error::BpfError;
 pub(super) const EGRESS: &str = "cyphonic_egress";
 /// The program on the interface's ingress.
 pub(super) const INGRESS: &str = "cyphonic_ingress";
+/// The program that chooses the interface's queue.
+pub(super) const QUEUE: &str = "cyphonic_queue";
+/// The program that chooses the port's socket.
+pub(super) const SOCKET: &str = "cyphonic_socket";
 
 /// aya requires the alignment of a 64-bit ELF file.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agent"));
@@ -33,6 +38,23 @@ pub(super) struct PodCounter(pub(super) Counter);
 
 // SAFETY: `Counter` is `repr(C)` and consists of two `u64`, so any bytes are a valid value and there is no padding.
 unsafe impl Pod for PodCounter {}
+
+/// A [`PeerEntry`] as aya copies it into a map.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct PodPeer(pub(super) PeerEntry);
+
+// SAFETY: `PeerEntry` is `repr(C)` and consists of three `u32`, so any bytes are a valid value and there is no padding.
+unsafe impl Pod for PodPeer {}
+
+/// A [`PolicyKey`] as aya copies it into a map.
+#[derive(Debug, Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct PodPolicyKey(pub(super) PolicyKey);
+
+// SAFETY: `PolicyKey` is `repr(C)`, holds only integers, and has no padding: its size is asserted beside its definition
+// to be the sum of its fields' sizes.
+unsafe impl Pod for PodPolicyKey {}
 
 /// Programs and maps in the kernel, configured but not attached.
 #[derive(Debug)]
@@ -56,13 +78,30 @@ impl Object {
         Ok(object)
     }
 
-    /// Has the kernel verify one program.
+    /// Has the kernel verify one of the programs on the interface.
     pub(super) fn verify(&mut self, program: &'static str) -> Result<(), BpfError> {
-        self.program(program)?.load().map_err(|source| BpfError::from_program(program, source))
+        self.classifier(program)?.load().map_err(|source| BpfError::from_program(program, source))
     }
 
-    /// One of the programs.
-    pub(super) fn program(&mut self, name: &'static str) -> Result<&mut SchedClassifier, BpfError> {
+    /// One of the programs on the interface.
+    pub(super) fn classifier(&mut self, name: &'static str) -> Result<&mut SchedClassifier, BpfError> {
+        self.program(name)
+    }
+
+    /// The program that chooses the interface's queue.
+    pub(super) fn queue(&mut self) -> Result<&mut SocketFilter, BpfError> {
+        self.program(QUEUE)
+    }
+
+    /// The program that chooses the port's socket.
+    pub(super) fn socket(&mut self) -> Result<&mut SkReuseport, BpfError> {
+        self.program(SOCKET)
+    }
+
+    fn program<'a, P>(&'a mut self, name: &'static str) -> Result<P, BpfError>
+    where
+        P: TryFrom<&'a mut Program, Error = ProgramError>,
+    {
         let program = self.ebpf.program_mut(name).ok_or(BpfError::Missing { what: name })?;
         program.try_into().map_err(|source| BpfError::from_program(name, source))
     }
@@ -71,6 +110,31 @@ impl Object {
     pub(super) fn counters(&self) -> Result<PerCpuArray<&MapData, PodCounter>, BpfError> {
         let map = self.ebpf.map(name::COUNTERS).ok_or(BpfError::Missing { what: name::COUNTERS })?;
         PerCpuArray::try_from(map).map_err(|source| BpfError::Map { map: name::COUNTERS, source })
+    }
+
+    /// Peers by virtual address.
+    pub(super) fn take_peers(&mut self) -> Result<HashMap<MapData, [u8; 16], PodPeer>, BpfError> {
+        self.take(name::PEERS)
+    }
+
+    /// Workers by data connection ID.
+    pub(super) fn take_cids(&mut self) -> Result<HashMap<MapData, [u8; 8], u32>, BpfError> {
+        self.take(name::CIDS)
+    }
+
+    /// What may pass.
+    pub(super) fn take_policy(&mut self) -> Result<HashMap<MapData, PodPolicyKey, u32>, BpfError> {
+        self.take(name::POLICY)
+    }
+
+    /// The port's sockets by worker.
+    pub(super) fn take_sockets(&mut self) -> Result<ReusePortSockArray<MapData>, BpfError> {
+        self.take(name::SOCKETS)
+    }
+
+    fn take<M: TryFrom<Map, Error = MapError>>(&mut self, map: &'static str) -> Result<M, BpfError> {
+        let taken = self.ebpf.take_map(map).ok_or(BpfError::Missing { what: map })?;
+        M::try_from(taken).map_err(|source| BpfError::Map { map, source })
     }
 
     /// For attaching the logger.

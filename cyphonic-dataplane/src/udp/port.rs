@@ -72,19 +72,51 @@ impl UdpPort {
         }
     }
 
+    /// Opens `port` as [`bind`](Self::bind) does, with a socket for each of several workers. Which of them a datagram
+    /// comes to is the kernel's guess until a program is attached. While several share a port, other programs of the
+    /// same user could join them (Linux lets no one else).
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind). No socket stays open then.
+    pub fn bind_group(port: u16, sockets: usize) -> Result<Vec<Self>, BindError> {
+        if sockets <= 1 {
+            return Self::bind(port).map(|port| vec![port]);
+        }
+        let shared = |address: SocketAddr| {
+            Self::open(address, true).map_err(|source| BindError { port: address.port(), source })
+        };
+        // A port that somebody else has must be refused, also by a user's second program with the same idea.
+        drop(Self::bind(port)?);
+        let first = match shared(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+            Err(error) if is_without_ipv6(&error.source) => {
+                shared(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?
+            }
+            result => result?,
+        };
+        let any: IpAddr =
+            if first.ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        let address = SocketAddr::new(any, first.local_port());
+        let mut group = vec![first];
+        while group.len() < sockets {
+            group.push(shared(address)?);
+        }
+        Ok(group)
+    }
+
     /// Opens one address only. The unspecified IPv6 address means both families.
     ///
     /// # Errors
     /// The port is taken, the address is not the host's, or the host refuses.
     pub fn bind_to(address: SocketAddr) -> Result<Self, BindError> {
-        Self::open(address).map_err(|source| BindError { port: address.port(), source })
+        Self::open(address, false).map_err(|source| BindError { port: address.port(), source })
     }
 
-    fn open(address: SocketAddr) -> io::Result<Self> {
+    fn open(address: SocketAddr, shared: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(!address.ip().is_unspecified())?;
         }
+        socket.set_reuse_port(shared)?;
         enlarge_buffers(&socket);
         socket.bind(&address.into())?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;

@@ -248,3 +248,32 @@ fn the_source_the_kernel_would_choose_is_known() {
     assert_eq!(port.source_for(v4(9)).expect("route"), v4(0).ip());
     assert_eq!(port.source_for(v6(9)).expect("route"), v6(0).ip());
 }
+
+#[test]
+fn a_group_of_sockets_shares_one_port_and_nobody_else_does() {
+    let group = UdpPort::bind_group(0, 3).unwrap();
+    assert_eq!(group.len(), 3);
+    let port = group[0].local_port();
+    assert!(group.iter().all(|socket| socket.local_port() == port && socket.is_dual_stack()));
+    for other in [UdpPort::bind(port).map(|_| ()), UdpPort::bind_group(port, 2).map(|_| ())] {
+        assert_eq!(other.unwrap_err().source.kind(), io::ErrorKind::AddrInUse);
+    }
+    // Whatever socket the kernel chooses, it gets the datagram.
+    let sender = UdpSocket::bind(v4(0)).unwrap();
+    for n in 0..20 {
+        sender.send_to(&[n], v4(port)).unwrap();
+    }
+    let mut batch = RecvBatch::new(8);
+    let deadline = Instant::now() + PATIENCE;
+    let mut received = 0;
+    while received < 20 {
+        assert!(Instant::now() < deadline, "{received} of 20 arrived");
+        for socket in &group {
+            if socket.recv_batch(&mut batch).is_ok() {
+                received += batch.messages_mut().map(|message| message.payload.len()).sum::<usize>();
+            }
+        }
+    }
+    drop(group);
+    UdpPort::bind_group(port, 1).unwrap();
+}

@@ -6,57 +6,77 @@
 //! | Program | Hook | Does |
 //! |---|---|---|
 //! | `cyphonic_egress` | tc egress of the virtual interface | lets packets for tunnels pass, drops the rest with a reason |
-//! | `cyphonic_ingress` | tc ingress of the virtual interface | counts packets that come out of tunnels |
+//! | `cyphonic_ingress` | tc ingress of the virtual interface | lets pass what the policy allows of what comes out of tunnels |
+//! | `cyphonic_queue` | queue selection of the virtual interface | chooses the worker for what applications send |
+//! | `cyphonic_socket` | socket selection of the UDP port | chooses the worker for what arrives |
 
 #![no_std]
 #![no_main]
 
 mod counters;
 mod packet;
+mod report;
+mod tables;
+mod workers;
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
-use aya_ebpf::macros::{classifier, map};
-use aya_ebpf::maps::Array;
+use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::trace;
-use cyphonic_common::classify::{Verdict, classify_egress};
+use cyphonic_common::DropReason;
+use cyphonic_common::classify::{Egress, judge_egress, judge_ingress};
 use cyphonic_common::map::{CounterIndex, InterfaceConfig};
 
-use packet::Skb;
+use packet::{Skb, is_super_packet};
+use tables::Tables;
 
 cyphonic_ebpf::license!();
-
-/// The interface's address and network. Userspace writes it before it attaches the programs.
-#[map]
-static CONFIG: Array<InterfaceConfig> = Array::with_max_entries(1, 0);
 
 /// Judges what applications send through the virtual interface.
 #[classifier]
 pub fn cyphonic_egress(ctx: TcContext) -> i32 {
-    let skb = Skb::new(&ctx);
-    let verdict = match CONFIG.get(0) {
-        Some(config) => classify_egress(&skb, config),
-        None => Verdict::Drop(cyphonic_common::DropReason::NotConfigured),
-    };
-    match verdict {
-        Verdict::Tunnel { .. } => {
-            counters::count(&skb, CounterIndex::Tunnel, CounterIndex::TunnelSuper);
-            TC_ACT_OK
-        }
-        Verdict::Drop(reason) => {
-            let index = CounterIndex::Dropped(reason);
-            counters::count(&skb, index, index);
-            if !reason.is_noise() {
-                trace!(&ctx, "dropped on the way to a tunnel: reason {}", reason.index());
-            }
-            TC_ACT_SHOT
-        }
+    let Some(config) = tables::config() else { return TC_ACT_SHOT };
+    match judge_egress(&Skb::new(&ctx), config, &Tables) {
+        Egress::Tunnel { .. } => {}
+        Egress::Unknown => counters::count(CounterIndex::TunnelUnknown, ctx.len() as usize),
+        Egress::Dead => counters::count(CounterIndex::TunnelDead, ctx.len() as usize),
+        Egress::Drop(reason) => return drop(&ctx, config, reason),
+    }
+    pass(&ctx, CounterIndex::Tunnel, CounterIndex::TunnelSuper)
+}
+
+/// Judges what comes out of tunnels. Userspace has already checked its addresses.
+#[classifier]
+pub fn cyphonic_ingress(ctx: TcContext) -> i32 {
+    let Some(config) = tables::config() else { return TC_ACT_SHOT };
+    match judge_ingress(&Skb::new(&ctx), config, &Tables) {
+        Ok(()) => pass(&ctx, CounterIndex::Ingress, CounterIndex::IngressSuper),
+        Err(reason) => drop(&ctx, config, reason),
     }
 }
 
-/// Counts what comes out of tunnels. Userspace has already checked it, so it passes.
-#[classifier]
-pub fn cyphonic_ingress(ctx: TcContext) -> i32 {
-    counters::count(&Skb::new(&ctx), CounterIndex::Ingress, CounterIndex::IngressSuper);
+#[inline(always)]
+fn pass(ctx: &TcContext, index: CounterIndex, super_index: CounterIndex) -> i32 {
+    counters::count(index, ctx.len() as usize);
+    if is_super_packet(ctx) {
+        counters::count(super_index, ctx.len() as usize);
+    }
     TC_ACT_OK
+}
+
+#[inline(always)]
+fn drop(ctx: &TcContext, config: &InterfaceConfig, reason: DropReason) -> i32 {
+    counters::count(CounterIndex::Dropped(reason), ctx.len() as usize);
+    if config.logs_drops()
+        && !reason.is_noise()
+        && let Some(silent) = report::may_speak()
+    {
+        trace!(
+            ctx,
+            "dropped a packet for reason {} ({} drops before it were not told)",
+            reason.index(),
+            silent
+        );
+    }
+    TC_ACT_SHOT
 }

@@ -1,20 +1,24 @@
 //! A socket buffer as a [`Buffer`].
 
+use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::programs::{SkBuffContext, SkReuseportContext, TcContext};
 use cyphonic_common::Buffer;
 
-/// The packet a tc program was called for. On the virtual interface, which has no link layer, it starts with its IP
-/// header.
+/// The packet a program was called for. On the virtual interface, which has no link layer, it starts with its IP
+/// header; for a program that chooses a socket, with its UDP header.
 ///
 /// Bytes are copied by `bpf_skb_load_bytes` rather than read through the packet pointers: a super-packet's payload, and
 /// sometimes its headers, are not in linear memory.
 pub(crate) struct Skb<'a> {
-    ctx: &'a TcContext,
+    ctx: *mut c_void,
+    len: usize,
+    lives: PhantomData<&'a ()>,
 }
 
 /// Bytes on the stack where the compiler may load whole words of them: addresses are compared as two words instead of
@@ -24,24 +28,34 @@ struct Aligned<const N: usize>([u8; N]);
 
 impl<'a> Skb<'a> {
     #[inline(always)]
-    pub(crate) const fn new(ctx: &'a TcContext) -> Self {
-        Self { ctx }
+    pub(crate) fn new(ctx: &'a TcContext) -> Self {
+        Self { ctx: ctx.as_ptr(), len: ctx.len() as usize, lives: PhantomData }
     }
 
-    /// Whether the kernel (or userspace, on the way in) still has to cut it into segments.
     #[inline(always)]
-    pub(crate) fn is_super_packet(&self) -> bool {
-        let skb = self.ctx.as_ptr().cast::<__sk_buff>();
-        // SAFETY: the context of a tc program is a `__sk_buff` that lives for the whole call; the verifier rewrites
-        // this load to the field of the kernel's own structure.
-        unsafe { (*skb).gso_size != 0 }
+    pub(crate) fn of_device(ctx: &'a SkBuffContext) -> Self {
+        Self { ctx: ctx.as_ptr(), len: ctx.len() as usize, lives: PhantomData }
     }
+
+    #[inline(always)]
+    pub(crate) fn of_socket(ctx: &'a SkReuseportContext) -> Self {
+        Self { ctx: ctx.as_ptr(), len: ctx.len(), lives: PhantomData }
+    }
+}
+
+/// Whether the kernel (or userspace, on the way in) still has to cut a packet into segments.
+#[inline(always)]
+pub(crate) fn is_super_packet(ctx: &TcContext) -> bool {
+    let skb = ctx.as_ptr().cast::<__sk_buff>();
+    // SAFETY: the context of a tc program is a `__sk_buff` that lives for the whole call; the verifier rewrites this
+    // load to the field of the kernel's own structure.
+    unsafe { (*skb).gso_size != 0 }
 }
 
 impl Buffer for Skb<'_> {
     #[inline(always)]
     fn len(&self) -> usize {
-        self.ctx.len() as usize
+        self.len
     }
 
     #[inline(always)]
@@ -50,8 +64,7 @@ impl Buffer for Skb<'_> {
         let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
         // SAFETY: the helper writes exactly `N` bytes to a pointer to at least as many, or fails; the verifier checks
         // both. It only reads the context.
-        let result =
-            unsafe { bpf_skb_load_bytes(self.ctx.as_ptr(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+        let result = unsafe { bpf_skb_load_bytes(self.ctx, offset, bytes.as_mut_ptr().cast(), N as u32) };
         if result != 0 {
             return None;
         }

@@ -8,6 +8,8 @@ use std::net::{Ipv6Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::DropReason;
@@ -15,12 +17,12 @@ use cyphonic_common::DropReason;
 use super::super::{AttachKind, BpfError, EgressClassifier, Options};
 use super::{FOREIGN, OWN, PEER, config, udp};
 
-const INTERFACE: &str = "cyph0";
+pub(super) const INTERFACE: &str = "cyph0";
 /// Long enough for any machine; a passing test never waits this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs `test` on a thread in a network namespace of its own, which ends with the thread.
-fn in_namespace(test: impl FnOnce() + Send) {
+pub(super) fn in_namespace(test: impl FnOnce() + Send) {
     let run = || {
         // SAFETY: it takes no pointers, and only this short-lived thread changes its namespace.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
@@ -48,19 +50,24 @@ fn tun() -> File {
     // SAFETY: the descriptor is open, and the kernel reads and writes one `ifreq` behind the pointer.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
-    ip(&format!("link set {INTERFACE} up mtu 1420"));
-    ip(&format!("-6 addr add {OWN}/48 dev {INTERFACE} nodad"));
-    ip(&format!("-6 addr add {FOREIGN}/128 dev lo nodad"));
+    configure();
     file
 }
 
-fn socket(address: &str) -> UdpSocket {
+/// Brings the device up with the node's address.
+pub(super) fn configure() {
+    ip(&format!("link set {INTERFACE} up mtu 1420"));
+    ip(&format!("-6 addr add {OWN}/48 dev {INTERFACE} nodad"));
+    ip(&format!("-6 addr add {FOREIGN}/128 dev lo nodad"));
+}
+
+pub(super) fn socket(address: &str) -> UdpSocket {
     let socket = UdpSocket::bind((address.parse::<Ipv6Addr>().unwrap(), 5000)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
-fn send(from: &UdpSocket, payload: &[u8]) {
+pub(super) fn send(from: &UdpSocket, payload: &[u8]) {
     from.send_to(payload, (PEER.parse::<Ipv6Addr>().unwrap(), 4000)).unwrap();
 }
 
@@ -87,7 +94,7 @@ fn next_for_peer(tun: &mut File, patience: Duration) -> Option<Vec<u8>> {
 
 fn traffic_is_judged_and_counted(kind: AttachKind) {
     let mut tun = tun();
-    let options = Options { kind: Some(kind), trace_drops: true };
+    let options = Options { kind: Some(kind), log_drops: true };
     let mut classifier = EgressClassifier::attach_with(INTERFACE, config(), options).unwrap();
     assert_eq!(classifier.attach_kind(), kind);
     let (own, foreign) = (socket(OWN), socket(FOREIGN));
@@ -111,8 +118,15 @@ fn traffic_is_judged_and_counted(kind: AttachKind) {
     classifier.flush_log();
 
     drop(classifier);
-    send(&foreign, b"now it arrives");
-    let packet = next_for_peer(&mut tun, PATIENCE).expect("nothing is attached any more");
+    // Another test's thread that is starting a program holds a copy of every descriptor until it runs.
+    let deadline = Instant::now() + PATIENCE;
+    let packet = loop {
+        send(&foreign, b"now it arrives");
+        if let Some(packet) = next_for_peer(&mut tun, Duration::from_millis(20)) {
+            break packet;
+        }
+        assert!(Instant::now() < deadline, "nothing is attached any more");
+    };
     assert_eq!(&packet[48..], b"now it arrives");
 }
 
@@ -158,4 +172,51 @@ fn a_missing_interface_is_named() {
         assert!(matches!(error, BpfError::NoInterface { .. }), "{error:?}");
         assert!(error.to_string().contains("nosuch0"), "{error}");
     });
+}
+
+/// Counts what the programs say.
+struct Heard(Arc<AtomicU64>);
+
+impl tracing::Subscriber for Heard {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == "cyphonic_ebpf"
+    }
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// Drops 2,000 packets and returns how many messages were told of them, and how many there may be.
+fn messages_about_drops(log_drops: bool) -> (u64, u64) {
+    let _tun = tun();
+    let options = Options { kind: None, log_drops };
+    let mut classifier = EgressClassifier::attach_with(INTERFACE, config(), options).unwrap();
+    let foreign = socket(FOREIGN);
+    let started = Instant::now();
+    (0..2000).for_each(|_| send(&foreign, b"never arrives"));
+    assert_eq!(classifier.counters().unwrap().dropped(DropReason::ForeignSource).packets, 2000);
+    let seconds = started.elapsed().as_secs();
+    let heard = Arc::new(AtomicU64::new(0));
+    tracing::subscriber::with_default(Heard(Arc::clone(&heard)), || classifier.flush_log());
+    let cpus = std::thread::available_parallelism().unwrap().get() as u64;
+    (heard.load(Ordering::Relaxed), cpus * (1 + seconds))
+}
+
+#[test]
+fn drops_are_told_once_a_second_on_each_cpu_and_only_if_asked_for() {
+    in_namespace(|| {
+        let (told, limit) = messages_about_drops(true);
+        assert!((1..=limit).contains(&told), "{told} messages, at most {limit} expected");
+    });
+    in_namespace(|| assert_eq!(messages_about_drops(false).0, 0));
 }

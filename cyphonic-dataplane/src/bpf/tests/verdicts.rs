@@ -1,26 +1,46 @@
 //! Every verdict, run by the kernel and by the host, must be the same.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use aya::programs::{TestRun, TestRunOptions};
-use cyphonic_common::{Counter, DropReason, InterfaceConfig, Verdict, classify_egress};
+use cyphonic_common::classify::{Egress, PeerTable, judge_egress, judge_ingress};
+use cyphonic_common::map::{PeerEntry, worker_of};
+use cyphonic_common::policy::{Direction, PolicyKey, PolicyTable};
+use cyphonic_common::{Counter, DropReason, InterfaceConfig};
 use proptest::prelude::*;
 
-use super::super::ClassifierCounters;
 use super::super::object::{EGRESS, INGRESS, Object};
-use super::{FOREIGN, OWN, PEER, config, udp};
+use super::super::{ClassifierCounters, KernelTables};
+use super::{FOREIGN, OWN, PEER, address, config, tcp, udp};
 
 const TC_ACT_OK: u32 = 0;
 const TC_ACT_SHOT: u32 = 2;
+/// A class of peers, and the peer that is in it.
+const CAMERAS: u32 = 7;
+const CAMERA: &str = "fd12:3456:789a:3::11";
 
 /// `struct __sk_buff` of the kernel's UAPI, as far as `gso_size`.
 const SKB_LEN: usize = 184;
 const GSO_SEGS: usize = 164;
 const GSO_SIZE: usize = 176;
 
-fn load(config: InterfaceConfig) -> Object {
+/// The programs, with [`PEER`] live and everything allowed.
+fn load(config: InterfaceConfig) -> (Object, KernelTables) {
     let mut object = Object::load(config, 0).unwrap();
     object.verify(EGRESS).unwrap();
     object.verify(INGRESS).unwrap();
-    object
+    object.queue().unwrap().load().unwrap();
+    let tables = KernelTables::new(&mut object).unwrap();
+    tables.set_live(address(PEER), 0, 0);
+    (object, tables)
+}
+
+/// Takes back what a fresh policy allows.
+fn deny_everything(tables: &KernelTables) {
+    for direction in [Direction::Out, Direction::In] {
+        tables.deny(PolicyKey::everything(direction)).unwrap();
+    }
 }
 
 fn run(object: &mut Object, program: &'static str, packet: &[u8], gso: Option<(u32, u32)>) -> u32 {
@@ -30,7 +50,7 @@ fn run(object: &mut Object, program: &'static str, packet: &[u8], gso: Option<(u
         skb[GSO_SEGS..][..4].copy_from_slice(&segments.to_ne_bytes());
     }
     let options = TestRunOptions { data_in: Some(packet), ctx_in: Some(&skb), ..TestRunOptions::new() };
-    object.program(program).unwrap().test_run(options).unwrap().return_value
+    object.classifier(program).unwrap().test_run(options).unwrap().return_value
 }
 
 fn counters(object: &Object) -> ClassifierCounters {
@@ -43,7 +63,7 @@ fn of(packets: u64, bytes: usize) -> Counter {
 
 #[test]
 fn a_packet_to_a_peer_passes_and_is_counted() {
-    let mut object = load(config());
+    let (mut object, _tables) = load(config());
     let packet = udp(OWN, PEER, b"hello");
     assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_OK);
     assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_OK);
@@ -66,7 +86,7 @@ fn every_drop_is_counted_under_its_own_reason() {
         (vec![0x45; 60], DropReason::NotIpv6),
         (vec![0x10; 60], DropReason::BadVersion),
     ];
-    let mut object = load(config());
+    let (mut object, _tables) = load(config());
     for (packet, reason) in &cases {
         let before = counters(&object).dropped(*reason);
         assert_eq!(run(&mut object, EGRESS, packet, None), TC_ACT_SHOT, "{reason}");
@@ -80,14 +100,14 @@ fn every_drop_is_counted_under_its_own_reason() {
 
 #[test]
 fn without_a_configuration_nothing_passes() {
-    let mut object = load(InterfaceConfig::unconfigured());
+    let (mut object, _tables) = load(InterfaceConfig::unconfigured());
     assert_eq!(run(&mut object, EGRESS, &udp(OWN, PEER, b""), None), TC_ACT_SHOT);
     assert_eq!(counters(&object).dropped(DropReason::NotConfigured).packets, 1);
 }
 
 #[test]
 fn super_packets_are_counted_apart() {
-    let mut object = load(config());
+    let (mut object, _tables) = load(config());
     let packet = udp(OWN, PEER, &[7; 2000]);
     assert_eq!(run(&mut object, EGRESS, &packet, Some((1000, 2))), TC_ACT_OK);
     assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_OK);
@@ -98,13 +118,133 @@ fn super_packets_are_counted_apart() {
 }
 
 #[test]
+fn who_is_known_decides_where_a_packet_goes() {
+    let (mut object, tables) = load(config());
+    let packet = udp(OWN, CAMERA, b"first");
+    let go = |object: &mut Object| run(object, EGRESS, &packet, None);
+    assert_eq!(go(&mut object), TC_ACT_OK);
+    assert_eq!(counters(&object).unknown, of(1, packet.len()));
+    tables.set_dead(address(CAMERA));
+    assert_eq!(go(&mut object), TC_ACT_OK, "the agent tells the application");
+    assert_eq!(counters(&object).dead, of(1, packet.len()));
+    tables.set_live(address(CAMERA), 1, CAMERAS);
+    tables.set_dead(address(CAMERA));
+    assert_eq!(go(&mut object), TC_ACT_OK);
+    tables.remove(address(CAMERA));
+    assert_eq!(go(&mut object), TC_ACT_OK);
+    let counted = counters(&object);
+    assert_eq!((counted.unknown.packets, counted.dead.packets, counted.tunnel.packets), (2, 1, 4));
+    assert_eq!(counted.drops().count(), 0);
+}
+
+#[test]
+fn dead_addresses_are_forgotten_before_they_fill_the_map() {
+    let (mut object, tables) = load(config());
+    let dead = |n: u16| std::net::Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 0xdead, 0, 0, 0, n);
+    (0..2000).for_each(|n| tables.set_dead(dead(n)));
+    for (n, expected) in [(0, false), (975, false), (976, true), (1999, true)] {
+        let before = counters(&object).dead.packets;
+        run(&mut object, EGRESS, &udp(OWN, &dead(n).to_string(), b""), None);
+        assert_eq!(counters(&object).dead.packets > before, expected, "{n}");
+    }
+}
+
+#[test]
+fn a_policy_is_enforced_both_ways() {
+    let (mut object, tables) = load(config());
+    deny_everything(&tables);
+    tables.set_live(address(CAMERA), 0, CAMERAS);
+    tables.allow(PolicyKey::new(Direction::Out, CAMERAS, 6, 554)).unwrap();
+    let syn = true;
+    let cases = [
+        (EGRESS, tcp(OWN, CAMERA, (4000, 554), syn), true),
+        (INGRESS, tcp(CAMERA, OWN, (554, 4000), !syn), true),
+        (EGRESS, tcp(OWN, CAMERA, (4000, 80), syn), false),
+        (EGRESS, tcp(OWN, PEER, (4000, 554), syn), false),
+        (INGRESS, tcp(CAMERA, OWN, (554, 4000), syn), false),
+        (INGRESS, tcp(CAMERA, OWN, (4000, 554), syn), false),
+        (INGRESS, tcp(PEER, OWN, (554, 4000), !syn), false),
+        // What the agent itself tells applications.
+        (INGRESS, udp(OWN, OWN, b"an error"), true),
+    ];
+    let mut denied = 0;
+    for (program, packet, passes) in cases {
+        let expected = if passes { TC_ACT_OK } else { TC_ACT_SHOT };
+        assert_eq!(run(&mut object, program, &packet, None), expected, "{program} {packet:02x?}");
+        denied += u64::from(!passes);
+        assert_eq!(counters(&object).dropped(DropReason::Denied).packets, denied);
+    }
+    tables.deny(PolicyKey::new(Direction::Out, CAMERAS, 6, 554)).unwrap();
+    let packet = tcp(OWN, CAMERA, (4000, 554), syn);
+    assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_SHOT, "permissions can be taken back");
+}
+
+#[test]
+fn a_peers_packets_go_to_its_workers_queue() {
+    let (mut object, tables) = load(config());
+    let queue = |object: &mut Object, packet: &[u8]| {
+        // A socket filter is run behind the link layer's header, which the kernel expects in a test. (An EtherType of
+        // none keeps it from refusing packets that are too short for theirs.)
+        let framed = [&[0; 14][..], packet].concat();
+        let options = TestRunOptions { data_in: Some(&framed), ..TestRunOptions::new() };
+        object.queue().unwrap().test_run(options).unwrap().return_value
+    };
+    let camera = udp(OWN, CAMERA, b"");
+    for queues in 1..5 {
+        assert_eq!(queue(&mut object, &camera) % queues, worker_of(&address(CAMERA).octets(), queues));
+    }
+    tables.set_live(address(CAMERA), 3, 0);
+    assert_eq!(queue(&mut object, &camera), 3);
+    tables.set_dead(address(CAMERA));
+    tables.remove(address(CAMERA));
+    assert_eq!(queue(&mut object, &camera) % 2, worker_of(&address(CAMERA).octets(), 2));
+    assert_eq!(queue(&mut object, &camera[..30]), 0, "too short for a destination");
+}
+
+/// What [`KernelTables`] hold, on the host.
+struct Mirror {
+    peers: Vec<(std::net::Ipv6Addr, PeerEntry)>,
+    policy: HashSet<PolicyKey>,
+}
+
+impl PeerTable for Mirror {
+    fn peer(&self, address: &[u8; 16]) -> Option<PeerEntry> {
+        self.peers.iter().find(|(peer, _)| peer.octets() == *address).map(|(_, entry)| *entry)
+    }
+}
+
+impl PolicyTable for Mirror {
+    fn holds(&self, key: &PolicyKey) -> bool {
+        self.policy.contains(key)
+    }
+}
+
+#[test]
 fn the_kernel_and_the_host_agree_on_mutated_packets() {
-    let object = std::cell::RefCell::new(load(config()));
+    let (object, tables) = load(config());
+    deny_everything(&tables);
+    tables.set_live(address(CAMERA), 1, CAMERAS);
+    let policy = HashSet::from([
+        PolicyKey::new(Direction::Out, CAMERAS, 6, 554),
+        PolicyKey::new(Direction::In, 0, 17, 4000),
+        PolicyKey::new(Direction::Out, CAMERAS, 17, 0),
+    ]);
+    policy.iter().for_each(|key| tables.allow(*key).unwrap());
+    let peers = vec![(address(PEER), PeerEntry::live(0, 0)), (address(CAMERA), PeerEntry::live(1, CAMERAS))];
+    let mirror = Mirror { peers, policy };
+    let object = RefCell::new(object);
     let mutations = proptest::collection::vec((0usize..64, any::<u8>()), 0..4);
-    let strategy = (proptest::collection::vec(any::<u8>(), 0..64), mutations, 14usize..120);
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(512));
-    let result = runner.run(&strategy, |(payload, mutations, cut)| {
-        let mut packet = udp(OWN, PEER, &payload);
+    let payload = proptest::collection::vec(any::<u8>(), 0..64);
+    let kind = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let ports = (prop_oneof![Just(4000u16), Just(554)], prop_oneof![Just(4000u16), Just(554)]);
+    let strategy = (payload, mutations, 14usize..140, kind, ports);
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(1024));
+    let passed = RefCell::new(0);
+    let result = runner.run(&strategy, |(payload, mutations, cut, (out, camera, is_tcp, syn), ports)| {
+        let peer = if camera { CAMERA } else { PEER };
+        let (source, destination) = if out { (OWN, peer) } else { (peer, OWN) };
+        let mut packet =
+            if is_tcp { tcp(source, destination, ports, syn) } else { udp(source, destination, &payload) };
         for (at, value) in mutations {
             if let Some(byte) = packet.get_mut(at) {
                 *byte = value;
@@ -112,16 +252,28 @@ fn the_kernel_and_the_host_agree_on_mutated_packets() {
         }
         packet.truncate(cut);
         let before = counters(&object.borrow());
-        let expected = match classify_egress(packet.as_slice(), &config()) {
-            Verdict::Tunnel { .. } => TC_ACT_OK,
-            Verdict::Drop(_) => TC_ACT_SHOT,
+        let (program, expected) = if out {
+            match judge_egress(packet.as_slice(), &config(), &mirror) {
+                Egress::Drop(reason) => (EGRESS, Err(reason)),
+                Egress::Tunnel { .. } | Egress::Unknown | Egress::Dead => (EGRESS, Ok(())),
+            }
+        } else {
+            (INGRESS, judge_ingress(packet.as_slice(), &config(), &mirror))
         };
-        prop_assert_eq!(run(&mut object.borrow_mut(), EGRESS, &packet, None), expected);
-        if let Verdict::Drop(reason) = classify_egress(packet.as_slice(), &config()) {
-            let after = counters(&object.borrow()).dropped(reason).packets;
-            prop_assert_eq!(after, before.dropped(reason).packets + 1);
+        let verdict = run(&mut object.borrow_mut(), program, &packet, None);
+        match expected {
+            Ok(()) => {
+                *passed.borrow_mut() += 1;
+                prop_assert_eq!(verdict, TC_ACT_OK);
+            }
+            Err(reason) => {
+                prop_assert_eq!(verdict, TC_ACT_SHOT);
+                let after = counters(&object.borrow()).dropped(reason).packets;
+                prop_assert_eq!(after, before.dropped(reason).packets + 1);
+            }
         }
         Ok(())
     });
     result.unwrap();
+    assert!((100..1000).contains(&passed.take()), "both verdicts are tried often");
 }

@@ -1,0 +1,53 @@
+//! Which worker gets a packet: chosen before the packet is queued, so that workers share nothing.
+
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, sk_action::SK_PASS};
+use aya_ebpf::macros::{map, sk_reuseport, socket_filter};
+use aya_ebpf::maps::{HashMap, ReusePortSockArray};
+use aya_ebpf::programs::{SkBuffContext, SkReuseportContext};
+use cyphonic_common::Buffer;
+use cyphonic_common::classify::PeerTable;
+use cyphonic_common::map::{MAX_CIDS, MAX_WORKERS};
+use cyphonic_common::quic::{DatagramKind, classify_datagram_at};
+
+use crate::packet::Skb;
+use crate::tables::Tables;
+
+/// Bytes of a UDP header.
+const UDP_HEADER_LEN: usize = 8;
+/// Where an IPv6 header has its destination.
+const DESTINATION: usize = 24;
+
+/// Workers by the data connection IDs that reach them.
+#[map]
+static CIDS: HashMap<[u8; 8], u32> = HashMap::with_max_entries(MAX_CIDS, BPF_F_NO_PREALLOC);
+
+/// The workers' UDP sockets, all of one port.
+#[map]
+static SOCKETS: ReusePortSockArray = ReusePortSockArray::with_max_entries(MAX_WORKERS, 0);
+
+/// Chooses the queue of the virtual interface, and so the worker, for what applications send: by destination, so that a
+/// peer's packets stay in order. The kernel takes the result modulo the number of queues, as
+/// [`cyphonic_common::map::worker_of`] does.
+#[socket_filter]
+pub fn cyphonic_queue(ctx: SkBuffContext) -> i64 {
+    let Some(destination) = Skb::of_device(&ctx).read::<16>(DESTINATION) else { return 0 };
+    let worker = match Tables.peer(&destination) {
+        Some(peer) if peer.is_live() => peer.worker(),
+        _ => u32::from_be_bytes([destination[12], destination[13], destination[14], destination[15]]),
+    };
+    i64::from(worker)
+}
+
+/// Chooses the socket, and so the worker, for what arrives on the node's UDP port: tunnel data by its connection ID,
+/// everything else to the first.
+#[sk_reuseport]
+pub fn cyphonic_socket(ctx: SkReuseportContext) -> u32 {
+    let worker = match classify_datagram_at(&Skb::of_socket(&ctx), UDP_HEADER_LEN) {
+        // SAFETY: a number is copied out of the entry at once.
+        DatagramKind::Data(cid) => unsafe { CIDS.get(cid.as_bytes()) }.copied().unwrap_or(0),
+        DatagramKind::Signalling | DatagramKind::NotQuic => 0,
+    };
+    // Where there is no such socket the kernel chooses one, and the worker that finds a stranger hands it on.
+    let _ = SOCKETS.select_reuseport(&ctx, worker);
+    SK_PASS
+}
