@@ -9,6 +9,7 @@
 //! byte and a stride of at least one.
 
 mod batch;
+mod group;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ mod tests;
 use std::net::{IpAddr, SocketAddr};
 
 pub use batch::{Message, RecvBatch};
+pub use group::PortGroup;
 pub use port::{BindError, UdpPort, Woken};
 
 /// What to send: one datagram, or several of equal size for one destination.

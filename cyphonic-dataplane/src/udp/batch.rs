@@ -7,6 +7,7 @@ use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::Socket;
 
 use super::canonical;
+use super::group::PortGroup;
 
 /// Bytes per buffer: the most that UDP_GRO puts into one message, so that nothing is ever truncated.
 const BUFFER_LEN: usize = 65_536;
@@ -59,6 +60,21 @@ impl RecvBatch {
                 stride: meta.stride.clamp(1, len),
             }
         })
+    }
+
+    /// Takes what other workers have handed on to this one. The number of messages.
+    pub(super) fn collect(&mut self, group: &PortGroup, own: usize) -> usize {
+        let buffers = self.buffers.chunks_exact_mut(BUFFER_LEN).take(self.messages);
+        self.received = group.collect(own, buffers.zip(&mut self.metas));
+        self.received
+    }
+
+    /// Hands on what is other workers'.
+    pub(super) fn sort(&mut self, group: &PortGroup, own: usize) {
+        let buffers = self.buffers.chunks_exact_mut(BUFFER_LEN);
+        for (buffer, meta) in buffers.zip(&mut self.metas).take(self.received) {
+            group.sort(own, meta, buffer);
+        }
     }
 
     pub(super) fn receive(&mut self, state: &UdpSocketState, socket: &Socket) -> io::Result<usize> {

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use quinn_udp::{EcnCodepoint, UdpSockRef, UdpSocketState};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::{RecvBatch, Transmit, canonical};
+use super::{PortGroup, RecvBatch, Transmit, canonical};
 
 /// Bytes wanted for the kernel's buffers, as wireguard-go asks for: seven milliseconds at 10 Gbit/s.
 const SOCKET_BUFFER: usize = 7 << 20;
@@ -55,7 +56,9 @@ pub struct UdpPort {
     local: SocketAddr,
     /// Takes IPv6 addresses, and IPv4 ones in mapped form.
     ipv6: bool,
-    waker: OwnedFd,
+    waker: Arc<OwnedFd>,
+    /// The other sockets of the same port, and which of them this is.
+    group: Option<(Arc<PortGroup>, usize)>,
 }
 
 impl UdpPort {
@@ -100,6 +103,10 @@ impl UdpPort {
         while group.len() < sockets {
             group.push(shared(address)?);
         }
+        let common = Arc::new(PortGroup::new(group.iter().map(|port| Arc::clone(&port.waker))));
+        for (worker, port) in group.iter_mut().enumerate() {
+            port.group = Some((Arc::clone(&common), worker));
+        }
         Ok(group)
     }
 
@@ -121,9 +128,17 @@ impl UdpPort {
         socket.bind(&address.into())?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
-        let waker = rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
+        let waker = Arc::new(rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let gso_segments = AtomicUsize::new(state.max_gso_segments());
-        Ok(Self { socket, state, gso_segments, local: canonical(local), ipv6: local.is_ipv6(), waker })
+        Ok(Self {
+            socket,
+            state,
+            gso_segments,
+            local: canonical(local),
+            ipv6: local.is_ipv6(),
+            waker,
+            group: None,
+        })
     }
 
     /// The port's number.
@@ -170,7 +185,19 @@ impl UdpPort {
     /// [`io::ErrorKind::WouldBlock`] when nothing is there.
     #[inline]
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
-        batch.receive(&self.state, &self.socket)
+        let Some((group, own)) = &self.group else { return batch.receive(&self.state, &self.socket) };
+        let handed_on = batch.collect(group, *own);
+        if handed_on > 0 {
+            return Ok(handed_on);
+        }
+        let received = batch.receive(&self.state, &self.socket)?;
+        batch.sort(group, *own);
+        Ok(received)
+    }
+
+    /// What the sockets of one port share, where there are several.
+    pub fn group(&self) -> Option<&Arc<PortGroup>> {
+        self.group.as_ref().map(|(group, _)| group)
     }
 
     /// Sends, without waiting. Any number of segments may be given: they go out in as few system calls as the kernel
@@ -259,13 +286,13 @@ impl UdpPort {
     /// # Errors
     /// The kernel refused to wait.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.waker, PollFlags::IN)];
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&*self.waker, PollFlags::IN)];
         poll(&mut fds, timeout)?;
         let woken = Woken { readable: !fds[0].revents().is_empty(), called: !fds[1].revents().is_empty() };
         if woken.called {
             let mut count = [0; 8];
             // Only fails if another waiter was faster.
-            let _ = rustix::io::read(&self.waker, &mut count);
+            let _ = rustix::io::read(&*self.waker, &mut count);
         }
         Ok(woken)
     }
@@ -283,7 +310,7 @@ impl UdpPort {
     /// Ends the current [`wait`](Self::wait), or else the next one.
     pub fn wake(&self) {
         // Only fails when the counter is at its limit, and then the waiter is woken already.
-        let _ = rustix::io::write(&self.waker, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&*self.waker, &1u64.to_ne_bytes());
     }
 
     /// The local address from which the kernel would send to `dest` now.

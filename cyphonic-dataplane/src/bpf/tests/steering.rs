@@ -11,7 +11,7 @@ use super::super::{Options, Programs};
 use super::on_tun::{INTERFACE, PATIENCE, configure, in_namespace, send, socket};
 use super::{OWN, PEER, address, config};
 use crate::tun::{MAX_READ, TunDevice};
-use crate::udp::{RecvBatch, UdpPort};
+use crate::udp::{RecvBatch, Transmit, UdpPort};
 
 const WORKERS: usize = 3;
 /// A virtio-net header's length.
@@ -115,5 +115,57 @@ fn what_applications_send_comes_to_the_queue_of_its_destinations_worker() {
         tables.remove(address(PEER));
         assert_eq!(arrives_at(b"unknown again"), unknown);
         assert_eq!(classifier.counters().unwrap().unknown.packets, 2);
+    });
+}
+
+#[test]
+fn datagrams_that_the_kernel_joined_come_apart_again() {
+    in_namespace(|| {
+        let ports = ports();
+        let mut programs = Programs::load(config(), Options::default()).unwrap();
+        programs.steer(&[], &ports).unwrap();
+        let tables = programs.tables();
+        let cid = |n: u8| ConnectionId::from_random_data([n; 8]);
+        for n in 0..3 {
+            tables.set_cid(cid(n), u32::from(n));
+            ports[0].group().unwrap().set_owner(cid(n), usize::from(n));
+        }
+        // What a relay sends for three tunnels at once, of which the kernel makes one message.
+        let sender = UdpPort::bind(0).unwrap();
+        let burst: Vec<u8> = [2, 0, 1, 1, 2, 0, 0, 1, 2].into_iter().flat_map(|n| datagram(cid(n))).collect();
+        let dest = SocketAddr::from((Ipv4Addr::LOCALHOST, ports[0].local_port()));
+        let each = datagram(cid(0)).len();
+        let transmit = Transmit { segment_size: Some(each), ..Transmit::new(dest, &burst) };
+        const BURSTS: usize = 20;
+        let mut batch = RecvBatch::new(4);
+        let mut received = [0; WORKERS];
+        let mut largest = 0;
+        let mut sent = 0;
+        let deadline = Instant::now() + PATIENCE;
+        while received.iter().sum::<usize>() < 9 * BURSTS {
+            if sent < BURSTS {
+                sender.send(&transmit).unwrap();
+                sent += 1;
+            }
+            for (worker, port) in ports.iter().enumerate() {
+                // As a worker does: what was handed on wakes it.
+                let woken = port.wait(Some(Duration::ZERO)).unwrap();
+                if !(woken.readable || woken.called) || port.recv_batch(&mut batch).is_err() {
+                    continue;
+                }
+                for message in batch.messages_mut() {
+                    largest = largest.max(message.payload.len() / message.stride);
+                    for datagram in message.payload.chunks(message.stride) {
+                        assert_eq!(datagram, super::steering::datagram(cid(worker as u8)));
+                        received[worker] += 1;
+                    }
+                    assert_eq!(message.from.port(), sender.local_port());
+                }
+            }
+            assert!(Instant::now() < deadline, "{received:?} of {sent} bursts arrived");
+        }
+        assert_eq!(received, [3 * BURSTS; WORKERS]);
+        assert!(largest > 1, "the kernel joined something");
+        assert_eq!(ports[0].group().unwrap().lost(), 0);
     });
 }
