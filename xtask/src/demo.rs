@@ -8,11 +8,11 @@
 //! Whatever happens (an error, Ctrl-C, SIGTERM), the lab goes and everything in it ends; after SIGKILL the next
 //! demo does that.
 
-mod agent;
-mod cloud;
+pub(crate) mod agent;
+pub(crate) mod cloud;
 mod experiments;
-mod programs;
-mod progress;
+pub(crate) mod programs;
+pub(crate) mod progress;
 mod report;
 
 use std::path::PathBuf;
@@ -31,7 +31,9 @@ use self::programs::Programs;
 use self::progress::Progress;
 
 /// The overlay's zone in the demo.
-const ZONE: &str = "cyphonic.internal";
+pub(crate) const ZONE: &str = "cyphonic.internal";
+/// What its agents are configured to.
+const RING: &str = "auto";
 /// The whole demo, without the build, takes no longer on a small machine; it is a promise like the others.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -194,7 +196,7 @@ impl Overlay {
         for (node, host) in topology.hosts_with(Role::Device) {
             let name = host.device.as_deref().unwrap_or(node);
             let token = cloud.create_token(name, cancel)?;
-            self.devices.push(Device::enrol(lab, node, name, &token, cloud.addresses(), programs)?);
+            self.devices.push(Device::enrol(lab, node, name, &token, cloud.addresses(), RING, programs)?);
         }
         progress.done(&format!("{} agents started, each with a one-time token", self.devices.len()));
         for device in &mut self.devices {

@@ -6,17 +6,21 @@
 //! | `build` | builds the eBPF objects, then the programs |
 //! | `test` | `setup`, `build` and every test there is |
 //! | `ci` | formatting, lints, dependency rules, then `test` |
+//! | `test-kernels` | the eBPF programs on other kernels, emulated |
 //! | `lab` | networks with NATs on this machine, from `vagrant/topology.yaml` |
+//! | `bench` | rates, round trips and costs, beside other VPNs and relays |
 //! | `demo` | the whole system in such networks: enrols devices, connects them, measures |
 //!
 //! A module per verb, each thin: what takes thought lives in the crates.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program talks to its user")]
 
+mod bench;
 mod build;
 mod ci;
 mod demo;
 mod ebpf;
+mod kernels;
 mod lab;
 mod setup;
 mod shell;
@@ -45,8 +49,12 @@ enum Verb {
     Test(test::TestArgs),
     /// What continuous integration runs: formatting, lints, dependency rules, tests.
     Ci,
+    /// Load and test the eBPF programs on Debian's kernels, in an emulator.
+    TestKernels(kernels::KernelsArgs),
     /// Build networks with NATs on this machine from the topology file.
     Lab(lab::LabArgs),
+    /// Measure rates, round trips and costs beside other systems in the same networks.
+    Bench(Box<bench::BenchArgs>),
     /// Show the whole system on real packets: the paper's experiment on this machine, in under a minute.
     Demo(demo::DemoArgs),
 }
@@ -57,7 +65,9 @@ fn main() -> ExitCode {
         Verb::Build(args) => build::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Ci => ci::run(),
+        Verb::TestKernels(args) => kernels::run(&args),
         Verb::Lab(args) => lab::run(args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match result {

@@ -24,7 +24,7 @@ const DNS: &str = "127.0.0.55:53";
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// A device and its agent.
-pub(super) struct Device {
+pub(crate) struct Device {
     node: String,
     fqdn: String,
     namespace: Namespace,
@@ -37,7 +37,7 @@ pub(super) struct Device {
 
 /// How packets reach a peer, as the agent tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Route {
+pub(crate) enum Route {
     Direct { how: String },
     Relay { trs: String, why: String },
     None,
@@ -45,7 +45,7 @@ pub(super) enum Route {
 
 impl Route {
     /// For people, who know which zone they are in.
-    pub(super) fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         let text = match self {
             Self::Direct { how } if how == "direct" => "direct".to_owned(),
             Self::Direct { how } => format!("direct ({how})"),
@@ -58,19 +58,20 @@ impl Route {
 
 impl Device {
     /// Writes the device's configuration and starts its agent, which enrols itself with the token.
-    pub(super) fn enrol(
+    pub(crate) fn enrol(
         lab: &Lab,
         node: &str,
         name: &str,
         token: &str,
         cloud: &[SocketAddr],
+        ring: &str,
         programs: &Programs,
     ) -> Result<Self> {
         let home = lab.node_dir(node)?;
         let (config, token_file) = (home.join("agent.yaml"), home.join("token"));
         let socket = home.join("cyphonic.sock");
         write_secret(&token_file, token)?;
-        let text = configuration(&home, &socket, &token_file, cloud);
+        let text = configuration(&home, &socket, &token_file, cloud, ring);
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
         let mut device = Self {
             node: node.to_owned(),
@@ -94,11 +95,26 @@ impl Device {
         Ok(())
     }
 
-    /// Stops its agent, starts it again, and returns how long it took from there to being online.
-    pub(super) fn restart(&mut self, lab: &Lab, cancel: &Cancel) -> Result<Duration> {
+    /// Has its agent use another encapsulation ring from its next start on.
+    pub(crate) fn choose_ring(&self, ring: &str) -> Result<()> {
+        let context = || format!("cannot change {}", self.config.display());
+        let text = fs::read_to_string(&self.config).with_context(context)?;
+        let line =
+            |line: &str| if line.starts_with("ring:") { format!("ring: {ring}") } else { line.to_owned() };
+        let text: String = text.lines().map(|text| line(text) + "\n").collect();
+        fs::write(&self.config, text).with_context(context)
+    }
+
+    /// Stops its agent.
+    pub(crate) fn stop(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.stop();
         }
+    }
+
+    /// Stops its agent, starts it again, and returns how long it took from there to being online.
+    pub(crate) fn restart(&mut self, lab: &Lab, cancel: &Cancel) -> Result<Duration> {
+        self.stop();
         // One left by a daemon that was killed would look like that of the next.
         let _ = fs::remove_file(&self.socket);
         let started = Instant::now();
@@ -108,7 +124,7 @@ impl Device {
     }
 
     /// Waits until the agent is registered.
-    pub(super) fn wait_online(&mut self, cancel: &Cancel) -> Result<()> {
+    pub(crate) fn wait_online(&mut self, cancel: &Cancel) -> Result<()> {
         let started = Instant::now();
         // The command needs the agent's socket, which is there a moment after its process.
         while !self.socket.exists() {
@@ -126,7 +142,7 @@ impl Device {
     }
 
     /// Asks the agent for its virtual address.
-    pub(super) fn learn_address(&mut self, cancel: &Cancel) -> Result<Ipv6Addr> {
+    pub(crate) fn learn_address(&mut self, cancel: &Cancel) -> Result<Ipv6Addr> {
         let status = self.status(cancel)?;
         let (name, address) = (text(&status, "fqdn"), text(&status, "virtual_address"));
         if name.trim_end_matches('.') != self.fqdn {
@@ -139,7 +155,7 @@ impl Device {
     }
 
     /// How this device's packets reach a peer now.
-    pub(super) fn route_to(&self, peer: &Self, cancel: &Cancel) -> Result<Route> {
+    pub(crate) fn route_to(&self, peer: &Self, cancel: &Cancel) -> Result<Route> {
         let status = self.status(cancel)?;
         let peers = status.get("peers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let peer = peers.iter().find(|entry| text(entry, "name").trim_end_matches('.') == peer.fqdn);
@@ -152,13 +168,13 @@ impl Device {
     }
 
     /// Takes the tunnel to a peer down.
-    pub(super) fn reset_tunnel(&self, peer: &Self, cancel: &Cancel) -> Result<()> {
+    pub(crate) fn reset_tunnel(&self, peer: &Self, cancel: &Cancel) -> Result<()> {
         check(self.command().args(["tunnel", "reset", &peer.fqdn]), LIMIT, cancel)?;
         Ok(())
     }
 
     /// Asks the agent's DNS for a peer, which sets a tunnel up if there is none.
-    pub(super) fn resolve(&self, peer: &Self, cancel: &Cancel) -> Result<DnsAnswer> {
+    pub(crate) fn resolve(&self, peer: &Self, cancel: &Cancel) -> Result<DnsAnswer> {
         let server: SocketAddr = DNS.parse()?;
         let query = DnsQuery { server, name: peer.fqdn.clone(), kind: "AAAA", wait: Duration::from_secs(10) };
         let answer = dig(&self.namespace, &query, cancel)?;
@@ -176,7 +192,7 @@ impl Device {
     }
 
     /// Pings a name or an address as an application would.
-    pub(super) fn ping(&self, run: &PingRun, cancel: &Cancel) -> Result<PingReport> {
+    pub(crate) fn ping(&self, run: &PingRun, cancel: &Cancel) -> Result<PingReport> {
         Ok(ping(&self.namespace, run, cancel)?)
     }
 
@@ -195,28 +211,28 @@ impl Device {
         self.daemon.as_ref().map(|daemon| daemon.log_tail(15)).unwrap_or_default()
     }
 
-    pub(super) fn node(&self) -> &str {
+    pub(crate) fn node(&self) -> &str {
         &self.node
     }
 
-    pub(super) fn fqdn(&self) -> &str {
+    pub(crate) fn fqdn(&self) -> &str {
         &self.fqdn
     }
 
-    pub(super) fn socket(&self) -> &Path {
+    pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
 
-    pub(super) fn namespace(&self) -> &Namespace {
+    pub(crate) fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
-    pub(super) fn daemon(&self) -> Option<&Daemon> {
+    pub(crate) fn daemon(&self) -> Option<&Daemon> {
         self.daemon.as_ref()
     }
 
     /// Lets the agent run on.
-    pub(super) fn release(self) {
+    pub(crate) fn release(self) {
         if let Some(daemon) = self.daemon {
             daemon.release();
         }
@@ -225,9 +241,9 @@ impl Device {
 
 /// The agent's configuration file, as a user would write it, but for `resolver: auto`: the machine's systemd-resolved,
 /// which an agent could see from inside a namespace, is none of the lab's business.
-fn configuration(home: &Path, socket: &Path, token: &Path, cloud: &[SocketAddr]) -> String {
+fn configuration(home: &Path, socket: &Path, token: &Path, cloud: &[SocketAddr], ring: &str) -> String {
     let mut text = format!(
-        "state_dir: {}\nsocket: {}\ntoken_file: {}\ninterface: cyph0\n",
+        "state_dir: {}\nsocket: {}\ntoken_file: {}\ninterface: cyph0\nring: {ring}\n",
         home.join("state").display(),
         socket.display(),
         token.display()

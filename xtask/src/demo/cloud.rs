@@ -20,7 +20,7 @@ const RELAY: &str = "trs1";
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// The running services.
-pub(super) struct Cloud {
+pub(crate) struct Cloud {
     services: Daemon,
     relay: Daemon,
     program: PathBuf,
@@ -30,7 +30,7 @@ pub(super) struct Cloud {
 
 impl Cloud {
     /// Founds an overlay and starts its services.
-    pub(super) fn start(
+    pub(crate) fn start(
         lab: &Lab,
         topology: &Topology,
         programs: &Programs,
@@ -69,7 +69,7 @@ impl Cloud {
     }
 
     /// A one-time token for the device that will be called `name`.
-    pub(super) fn create_token(&self, name: &str, cancel: &Cancel) -> Result<String> {
+    pub(crate) fn create_token(&self, name: &str, cancel: &Cancel) -> Result<String> {
         let mut command = std::process::Command::new(&self.program);
         command.args(["token", "create", "--config"]).arg(&self.config).args(["--name", name]);
         let output =
@@ -78,16 +78,16 @@ impl Cloud {
     }
 
     /// Where devices reach the AS.
-    pub(super) fn addresses(&self) -> &[SocketAddr] {
+    pub(crate) fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    pub(super) fn daemons(&self) -> impl Iterator<Item = &Daemon> {
+    pub(crate) fn daemons(&self) -> impl Iterator<Item = &Daemon> {
         [&self.services, &self.relay].into_iter()
     }
 
     /// Lets the services run on.
-    pub(super) fn release(self) {
+    pub(crate) fn release(self) {
         self.services.release();
         self.relay.release();
     }

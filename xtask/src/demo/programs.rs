@@ -12,16 +12,16 @@ use crate::{ebpf, setup, shell};
 
 /// Where the programs are.
 #[derive(Debug)]
-pub(super) struct Programs {
-    pub(super) cloud: PathBuf,
-    pub(super) daemon: PathBuf,
-    pub(super) cyphonic: PathBuf,
+pub(crate) struct Programs {
+    pub(crate) cloud: PathBuf,
+    pub(crate) daemon: PathBuf,
+    pub(crate) cyphonic: PathBuf,
     folder: PathBuf,
 }
 
 impl Programs {
     /// Builds them as a release would be, the eBPF objects first.
-    pub(super) fn build() -> Result<Self> {
+    pub(crate) fn build() -> Result<Self> {
         setup::lab()?;
         ebpf::build()?;
         println!("build: programs");
@@ -52,7 +52,7 @@ impl Programs {
     }
 
     /// The programs in a folder.
-    pub(super) fn in_folder(folder: &Path) -> Result<Self> {
+    pub(crate) fn in_folder(folder: &Path) -> Result<Self> {
         let folder = folder.canonicalize().with_context(|| format!("no folder {}", folder.display()))?;
         let program = |name: &str| {
             let path = folder.join(name);
@@ -68,7 +68,7 @@ impl Programs {
 }
 
 /// Network namespaces need root: where we are not, the rest is run once more by sudo, with what has been built.
-pub(super) fn become_root(programs: &Programs, args: &DemoArgs) -> Result<()> {
+pub(crate) fn become_root(programs: &Programs, args: &DemoArgs) -> Result<()> {
     if shell::is_root() {
         return Ok(());
     }

@@ -3,24 +3,24 @@
 use std::time::{Duration, Instant};
 
 /// The running account.
-pub(super) struct Progress(Instant);
+pub(crate) struct Progress(Instant);
 
 impl Progress {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self(Instant::now())
     }
 
-    pub(super) fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
 
     /// Something is done.
-    pub(super) fn done(&self, what: &str) {
+    pub(crate) fn done(&self, what: &str) {
         println!("[{:5.1} s] {what}", self.elapsed().as_secs_f64());
     }
 
     /// Something that belongs to it.
-    pub(super) fn detail(&self, what: &str) {
+    pub(crate) fn detail(&self, what: &str) {
         println!("            {what}");
     }
 }

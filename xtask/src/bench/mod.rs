@@ -1,0 +1,34 @@
+//! `cargo xtask bench`: what Cyphonic carries and what that costs, beside what other systems do in the same networks.
+//!
+//! Without a subcommand it compares tunnels: this project's rings, the plain network, and other VPNs. Each measuring
+//! subcommand prints a table, writes its figures to `docs/figures/` and renders `docs/performance.md` from all the
+//! files there ([`document`]).
+
+mod tunnels;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+/// What to measure.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    tunnels: tunnels::TunnelArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Install the programs that tunnels are compared with.
+    Setup,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    match &args.what {
+        None => tunnels::run(&args.tunnels),
+        Some(What::Setup) => tunnels::setup(),
+    }
+}
