@@ -4,6 +4,7 @@
 //! - [`protect`], [`replay`]: packet protection of tunnel data (RFC 9001) and its anti-replay window (RFC 6479).
 //! - [`udp`]: the node's one UDP port, in batches, with segmentation offloads.
 //! - [`ring`], [`tun`]: encapsulation rings between the virtual interface and the port.
+//! - [`xsk`]: AF_XDP sockets: packets between an interface's XDP program and userspace.
 //! - [`relay`]: the relay's map from connection IDs to legs, and its userspace forwarding loop.
 //!
 //! All userspace `unsafe` of the project lives in this crate, each block with the reason why it holds. Per packet
@@ -18,3 +19,4 @@ pub mod replay;
 pub mod ring;
 pub mod tun;
 pub mod udp;
+pub mod xsk;

@@ -1,0 +1,179 @@
+//! The receiving half of a socket.
+
+#![expect(unsafe_code, reason = "busy polling is set by a system call")]
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::net::xdp::XdpDesc;
+use rustix::net::{RecvFlags, sockopt};
+
+use super::frame::{Frame, FramePool};
+use super::ring::{Consumer, Producer};
+use super::umem::Umem;
+
+/// Takes what the interface's program redirects to this socket.
+///
+/// The kernel needs free frames to put packets into ([`XskRx::refill`]); without any it drops packets and counts them.
+#[derive(Debug)]
+pub struct XskRx {
+    received: Consumer<XdpDesc>,
+    fill: Producer<u64>,
+    umem: Umem,
+    /// Frames the kernel named that were not its to name.
+    strange: u64,
+    // The rings' mappings keep the kernel's half alive by themselves; the descriptor is for waiting and waking.
+    socket: OwnedFd,
+}
+
+/// What the kernel counts about a socket.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct XskStats {
+    /// Packets dropped for another reason than the ones below: too long for a frame, mostly.
+    pub rx_dropped: u64,
+    /// Packets dropped because we took too little from the receive ring.
+    pub rx_ring_full: u64,
+    /// Times the kernel had no free frame.
+    pub fill_ring_empty: u64,
+    /// Frames that the kernel did not accept for filling.
+    pub rx_invalid: u64,
+    /// Descriptors that the kernel did not accept for sending.
+    pub tx_invalid: u64,
+}
+
+impl XskRx {
+    pub(super) const fn new(
+        socket: OwnedFd,
+        umem: Umem,
+        received: Consumer<XdpDesc>,
+        fill: Producer<u64>,
+    ) -> Self {
+        Self { received, fill, umem, strange: 0, socket }
+    }
+
+    /// The memory its frames are in.
+    #[must_use]
+    pub const fn umem(&self) -> &Umem {
+        &self.umem
+    }
+
+    /// Appends received packets to `batch`, as many as fit without allocating. Returns how many.
+    #[inline]
+    pub fn recv(&mut self, batch: &mut Vec<Frame>) -> usize {
+        let before = batch.len();
+        while batch.len() < batch.capacity() {
+            let Some(entry) = self.received.take() else { break };
+            match self.umem.take_back(entry.addr, entry.len) {
+                Some(frame) => batch.push(frame),
+                None => self.strange += 1,
+            }
+        }
+        self.received.release();
+        batch.len() - before
+    }
+
+    /// Gives the kernel free frames, as many as its ring takes but for `keep` that stay in the pool. Returns how many.
+    #[inline]
+    pub fn refill(&mut self, pool: &mut FramePool, keep: usize) -> usize {
+        let spare = pool.len().saturating_sub(keep);
+        let room = self.fill.all_free() as usize;
+        let mut given = 0;
+        while given < spare.min(room) {
+            let Some(frame) = pool.take() else { break };
+            match self.umem.lend(frame) {
+                // `put` cannot fail: there was room, and only this value puts.
+                Ok(address) => _ = self.fill.put(address),
+                Err(frame) => {
+                    pool.put(frame);
+                    break;
+                }
+            }
+            given += 1;
+        }
+        if given != 0 {
+            self.fill.publish();
+        }
+        given
+    }
+
+    /// Packets that can be taken now.
+    #[inline]
+    pub fn ready(&mut self) -> usize {
+        self.received.ready() as usize
+    }
+
+    /// Whether the driver sleeps until [`XskRx::wake`], or a `poll`, tells it of new free frames (zero-copy only).
+    #[inline]
+    #[must_use]
+    pub fn needs_wakeup(&self) -> bool {
+        self.fill.needs_wakeup()
+    }
+
+    /// Has the driver look for free frames, and packets.
+    ///
+    /// # Errors
+    /// The interface is down or gone.
+    pub fn wake(&self) -> io::Result<()> {
+        let mut nothing = [0u8; 0];
+        match rustix::net::recv(&self.socket, &mut nothing, RecvFlags::DONTWAIT) {
+            Ok(_) => Ok(()),
+            Err(error) => super::tx::unless_later(error),
+        }
+    }
+
+    /// Has waiting poll the device for `microseconds`, up to `budget` packets at a time, instead of waiting for its
+    /// interrupt: less latency for more CPU time. Linux 5.11.
+    ///
+    /// # Errors
+    /// The kernel does not know it, or CAP_NET_ADMIN is missing.
+    pub fn set_busy_poll(&self, microseconds: u32, budget: u32) -> io::Result<()> {
+        const SO_PREFER_BUSY_POLL: libc::c_int = 69;
+        const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
+        self.set_option(SO_PREFER_BUSY_POLL, u32::from(microseconds != 0))?;
+        self.set_option(libc::SO_BUSY_POLL, microseconds)?;
+        self.set_option(SO_BUSY_POLL_BUDGET, budget)
+    }
+
+    fn set_option(&self, option: libc::c_int, value: u32) -> io::Result<()> {
+        let len = size_of::<u32>() as libc::socklen_t;
+        let fd = self.socket.as_raw_fd();
+        // SAFETY: the descriptor is open, and the kernel reads `len` bytes from a pointer to a live `u32`.
+        let result =
+            unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, (&raw const value).cast(), len) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// What the kernel has counted.
+    ///
+    /// # Errors
+    /// The kernel refused to say.
+    pub fn statistics(&self) -> io::Result<XskStats> {
+        let stats = sockopt::xdp_statistics(&self.socket)?;
+        Ok(XskStats {
+            rx_dropped: stats.rx_dropped,
+            rx_ring_full: stats.rx_ring_full.unwrap_or_default(),
+            fill_ring_empty: stats.rx_fill_ring_empty_descs.unwrap_or_default(),
+            rx_invalid: stats.rx_invalid_descs,
+            tx_invalid: stats.tx_invalid_descs,
+        })
+    }
+
+    /// Frames that the kernel named but did not have: always 0, or the kernel has a bug. They were not touched.
+    #[must_use]
+    pub const fn strange(&self) -> u64 {
+        self.strange
+    }
+}
+
+impl AsFd for XskRx {
+    /// Readable when there are packets. Waiting on it never sends.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for XskRx {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
