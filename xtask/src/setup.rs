@@ -36,6 +36,12 @@ pub(crate) fn lab() -> Result<()> {
     packages::install_missing(packages::LAB)
 }
 
+/// What booting other kernels needs.
+pub(crate) fn emulator() -> Result<()> {
+    lab()?;
+    packages::install_missing(packages::EMULATOR)
+}
+
 /// What the eBPF objects need.
 pub(crate) fn ebpf() -> Result<(Toolchain, Linker)> {
     let toolchain = toolchain::find_or_install()?;

@@ -26,7 +26,16 @@ pub(super) const LAB: &[Package] = &[
     package("iputils-ping", "ping", "round trips in the demonstration"),
     package("iperf3", "iperf3", "throughput in the demonstration"),
     package("bind9-dnsutils", "dig", "asking the agents' DNS servers"),
+    package("tshark", "tshark", "an independent dissector of what the lab's wires carry"),
     package("dbus-daemon", "dbus-daemon", "a private bus on which tests play systemd-resolved"),
+];
+
+/// For booting other kernels.
+pub(super) const EMULATOR: &[Package] = &[
+    package("qemu-system-x86", "qemu-system-x86_64", "booting other kernels"),
+    package("busybox-static", "busybox", "the only program of their machines, but for the tests"),
+    package("cpio", "cpio", "packing their initial RAM disk"),
+    package("kmod", "modprobe", "finding the modules they need"),
 ];
 
 const fn package(name: &'static str, program: &'static str, why: &'static str) -> Package {
