@@ -31,6 +31,26 @@ impl RingCounters {
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL.iter().copied().zip(self.drops.iter().copied())
     }
+
+    /// The sum of two rings' counters.
+    #[must_use]
+    pub fn plus(mut self, other: &Self) -> Self {
+        self.tx_packets += other.tx_packets;
+        self.tx_sends += other.tx_sends;
+        self.rx_packets += other.rx_packets;
+        self.rx_writes += other.rx_writes;
+        self.held += other.held;
+        other.drops().for_each(|(reason, packets)| self.add_drops(reason, packets));
+        self
+    }
+
+    /// Counts packets that were dropped outside the ring's own workers.
+    pub fn add_drops(&mut self, reason: DropReason, packets: u64) {
+        self.drops.resize(DropReason::COUNT, 0);
+        if let Some(drops) = self.drops.get_mut(reason.index() as usize) {
+            *drops += packets;
+        }
+    }
 }
 
 /// The live counters, written by both workers.
