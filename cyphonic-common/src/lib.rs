@@ -8,6 +8,7 @@
 //! - [`buffer`], [`packet`]: headers of Ethernet, IPv4, IPv6 and UDP, read through one bounds-checked accessor.
 //! - [`classify`], [`drop_reason`]: what happens to a packet, as a pure function, and why.
 //! - [`relay`]: what a relay does with a frame, and the layout of its maps.
+//! - [`steer`]: which frames go past the stack to AF_XDP sockets.
 //! - [`policy`]: which peers may use which services.
 //! - [`map`], [`limits`]: the layout of shared eBPF maps, and the numbers both sides use.
 //!
@@ -28,6 +29,7 @@ pub mod packet;
 pub mod policy;
 pub mod quic;
 pub mod relay;
+pub mod steer;
 pub mod varint;
 
 pub use buffer::{Buffer, Cursor, Truncated};

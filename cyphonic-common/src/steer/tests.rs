@@ -1,0 +1,128 @@
+//! etherparse builds the frames, and reads those that were steered.
+
+use super::*;
+use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
+use proptest::prelude::*;
+
+const PORT: u16 = 41_641;
+
+fn data() -> Vec<u8> {
+    let cid = ConnectionId::from_random_data([3; 8]);
+    [&[0x45][..], cid.as_bytes(), &[9; 40]].concat()
+}
+
+fn v4(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2([1; 6], [2; 6]).ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64);
+    builder.udp(7, port).write(&mut frame, payload).unwrap();
+    frame
+}
+
+fn v6(port: u16, payload: &[u8]) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2([1; 6], [2; 6]).ipv6([1; 16], [2; 16], 64);
+    builder.udp(7, port).write(&mut frame, payload).unwrap();
+    frame
+}
+
+fn steer(frame: &[u8]) -> Option<ConnectionId> {
+    steer_underlay(frame, &UnderlayConfig::new(PORT))
+}
+
+#[test]
+fn data_packets_to_the_port_are_steered() {
+    let cid = Some(ConnectionId::from_random_data([3; 8]));
+    assert_eq!(steer(&v4(PORT, &data())), cid);
+    assert_eq!(steer(&v6(PORT, &data())), cid);
+    let padded = [v4(PORT, &data()), vec![0; 10]].concat();
+    assert_eq!(steer(&padded), cid, "Ethernet may pad");
+}
+
+#[test]
+fn everything_else_is_left_alone() {
+    let signalling =
+        [&[0x45][..], ConnectionId::from_random_signalling([3; 8]).as_bytes(), &[9; 40]].concat();
+    let long = [&[0xc5, 0, 0, 0, 1][..], &[9; 60]].concat();
+    let changed = |at: usize, to: u8| {
+        let mut frame = v4(PORT, &data());
+        frame[at] = to;
+        frame
+    };
+    let mut vlan = Vec::new();
+    PacketBuilder::ethernet2([1; 6], [2; 6])
+        .single_vlan(5.try_into().unwrap())
+        .ipv4([1; 4], [2; 4], 64)
+        .udp(7, PORT)
+        .write(&mut vlan, &data())
+        .unwrap();
+    let mut options = v4(PORT, &data());
+    options.splice(34..34, [1, 1, 1, 1]);
+    options[14] = 0x46;
+    let mut hop_by_hop = v6(PORT, &data());
+    hop_by_hop.splice(54..54, [17, 0, 1, 4, 0, 0, 0, 0]);
+    hop_by_hop[20] = 0;
+    let cases: [(&str, Vec<u8>); 14] = [
+        ("another port", v4(PORT + 1, &data())),
+        ("signalling", v4(PORT, &signalling)),
+        ("a long header", v6(PORT, &long)),
+        ("a punch", v4(PORT, &[0])),
+        ("too short to open", v4(PORT, &data()[..MIN_DATA_PACKET - 1])),
+        ("the first fragment", changed(20, 0x20)),
+        ("a later fragment", changed(21, 1)),
+        ("TCP", changed(23, 6)),
+        ("ARP", changed(13, 6)),
+        ("a VLAN", vlan),
+        ("IP options", options),
+        ("an extension header", hop_by_hop),
+        ("cut", v4(PORT, &data())[..60].to_vec()),
+        ("UDP shorter than IP", changed(39, 40)),
+    ];
+    for (what, frame) in cases {
+        assert_eq!(steer(&frame), None, "{what}");
+    }
+    assert_eq!(steer_underlay(v4(0, &data()).as_slice(), &UnderlayConfig::default()), None);
+}
+
+#[test]
+fn places_of_sockets_do_not_overlap() {
+    let mut seen = std::collections::BTreeSet::new();
+    for queue in 0..MAX_QUEUES {
+        for worker in 0..MAX_WORKERS {
+            assert!(seen.insert(socket_index(queue, worker).unwrap()));
+        }
+    }
+    assert_eq!(seen.last(), Some(&(UNDERLAY_SOCKETS - 1)));
+    assert_eq!((socket_index(MAX_QUEUES, 0), socket_index(0, MAX_WORKERS)), (None, None));
+}
+
+proptest! {
+    /// What is steered, another parser sees as UDP to the port, unfragmented, with these bytes.
+    #[test]
+    fn only_data_packets_are_steered(
+        six: bool, damage in proptest::collection::vec((0usize..110, any::<u8>()), 0..4), cut in 0usize..140,
+    ) {
+        let mut frame = if six { v6(PORT, &data()) } else { v4(PORT, &data()) };
+        for (at, value) in damage {
+            if let Some(byte) = frame.get_mut(at) { *byte = value; }
+        }
+        frame.truncate(cut);
+        if let Some(cid) = steer(&frame) {
+            let headers = PacketHeaders::from_ethernet_slice(&frame).unwrap();
+            prop_assert!(headers.link_exts.is_empty());
+            match &headers.net {
+                Some(NetHeaders::Ipv4(header, _)) => prop_assert!(!header.is_fragmenting_payload()),
+                Some(NetHeaders::Ipv6(..)) => {}
+                other => prop_assert!(false, "{other:?}"),
+            }
+            let Some(TransportHeader::Udp(udp)) = headers.transport else { panic!("no UDP") };
+            prop_assert_eq!(udp.destination_port, PORT);
+            prop_assert_eq!(&headers.payload.slice()[1..9], cid.as_bytes());
+            prop_assert!(cid.is_data());
+        }
+    }
+
+    #[test]
+    fn any_bytes_end_without_a_panic(frame: Vec<u8>) {
+        let _ = steer(&frame);
+    }
+}
