@@ -19,26 +19,15 @@ mod resets;
 mod tests;
 mod userspace;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use cyphonic_common::ConnectionId;
+use cyphonic_common::relay::LegError;
+pub use cyphonic_common::relay::{Binding as Leg, RelayRate};
 
 pub use resets::{RESET_TOKEN_LEN, Reset, Resets};
 pub use userspace::{RelayCounters, UserspaceRelay};
-
-/// One direction through the relay, stored under a virtual connection ID.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Leg {
-    /// The sender's address, validated by its connection to the relay. Packets from elsewhere are dropped.
-    pub from: SocketAddr,
-    /// The receiver's address.
-    pub to: SocketAddr,
-    /// What replaces the virtual connection ID: the receiver's own.
-    pub real_cid: ConnectionId,
-    /// The relay's address that the receiver knows, and that its NAT lets in. Without it the kernel chooses by route.
-    pub source: Option<IpAddr>,
-}
 
 /// What a leg has carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,6 +58,9 @@ pub enum RelayMapError {
     /// An address that nothing can be sent to: unspecified, multicast or port 0.
     #[error("{0} is not an address that packets can be relayed to or from")]
     BadAddress(SocketAddr),
+    /// The leg contradicts itself.
+    #[error(transparent)]
+    Contradiction(#[from] LegError),
     /// No leg has this virtual connection ID.
     #[error("no leg is bound to the connection ID {0}")]
     NotBound(ConnectionId),
@@ -78,6 +70,9 @@ pub enum RelayMapError {
 pub trait RelayMap: Send + Sync {
     /// Binds a virtual connection ID to a leg. Packets that arrive after it returned are forwarded.
     ///
+    /// A leg that was [adopted](Self::adopted) under this ID is claimed by it, if it leads to the same real ID: it may
+    /// have moved, and its counters go on.
+    ///
     /// # Errors
     /// The ID is taken, the map is full, or an argument makes no sense. Nothing has changed.
     fn insert(&self, cid: ConnectionId, leg: Leg) -> Result<(), RelayMapError>;
@@ -85,12 +80,11 @@ pub trait RelayMap: Send + Sync {
     /// Unbinds, and returns what the leg carried. Nothing, if it was not bound.
     fn remove(&self, cid: ConnectionId) -> Option<LegStats>;
 
-    /// Follows an end that moved; counters go on.
+    /// Puts another leg in a bound one's place: an end has moved, or may carry more or less. Counters go on.
     ///
     /// # Errors
-    /// No such leg, or an address makes no sense. Nothing has changed.
-    fn set_addresses(&self, cid: ConnectionId, from: SocketAddr, to: SocketAddr)
-    -> Result<(), RelayMapError>;
+    /// No such leg, or the new one makes no sense. Nothing has changed.
+    fn replace(&self, cid: ConnectionId, leg: Leg) -> Result<(), RelayMapError>;
 
     /// What a leg carried so far.
     fn stats(&self, cid: ConnectionId) -> Option<LegStats>;
@@ -101,5 +95,16 @@ pub trait RelayMap: Send + Sync {
     /// Whether none is bound.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Legs that go on forwarding though the process that bound them has died, and that nobody has claimed yet by
+    /// [`insert`](Self::insert). Their IDs must not be given to others. A map that dies with its process has none.
+    fn adopted(&self) -> Vec<(ConnectionId, Leg)> {
+        Vec::new()
+    }
+
+    /// Removes all adopted legs that nobody has claimed. Returns how many.
+    fn remove_adopted(&self) -> usize {
+        0
     }
 }

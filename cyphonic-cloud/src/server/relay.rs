@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cyphonic_dataplane::relay::{Leg, RelayMap, RelayMapError, UserspaceRelay};
+use cyphonic_dataplane::relay::{Leg, RelayMap, RelayMapError, RelayRate};
 use cyphonic_proto::trs::{Action, Trs, TrsConfig, TrsLimits};
 use cyphonic_proto::{Channel, ConnectionId};
 use cyphonic_transport::Connection;
@@ -38,7 +38,7 @@ impl RelayServer {
         config: &Config,
         register: Option<Arc<Register>>,
         watch: Option<&Watch>,
-        map: Arc<UserspaceRelay>,
+        map: Arc<dyn RelayMap>,
         tasks: &mut JoinSet<()>,
     ) -> Result<Self, StartError> {
         let trs_config = TrsConfig { network_id: config.network.id, limits: TrsLimits::default() };
@@ -48,7 +48,9 @@ impl RelayServer {
         // Without a register at hand nobody tells of changes: a channel that stays silent.
         let (silent, nothing) = mpsc::channel(1);
         let changes = watch.map_or(nothing, Watch::subscribe);
-        tasks.spawn(RelayControl { trs, sessions, map, legs: HashMap::new() }.run(events, changes, silent));
+        let rate = RelayRate::UNLIMITED;
+        let control = RelayControl { trs, sessions, map, rate, legs: HashMap::new() };
+        tasks.spawn(control.run(events, changes, silent));
         Ok(Self { entrance })
     }
 
@@ -68,7 +70,9 @@ struct Entry {
 struct RelayControl {
     trs: Trs,
     sessions: Sessions,
-    map: Arc<UserspaceRelay>,
+    map: Arc<dyn RelayMap>,
+    /// How much each leg may carry.
+    rate: RelayRate,
     legs: HashMap<ConnectionId, Entry>,
 }
 
@@ -179,13 +183,22 @@ impl RelayControl {
     }
 
     fn insert(&mut self, cid: ConnectionId, from: SocketAddr, to: SocketAddr, real_cid: ConnectionId) {
+        let leg = Leg {
+            from,
+            local: self.sessions.local_ip_towards(from),
+            to,
+            // Answered by the address the receiver connected to: its NAT lets in no other.
+            source: self.sessions.local_ip_towards(to),
+            real_cid,
+            rate: self.rate,
+        };
         let inserted = match self.legs.get(&cid) {
-            Some(entry) if entry.real_cid == real_cid => self.map.set_addresses(cid, from, to),
+            Some(entry) if entry.real_cid == real_cid => self.map.replace(cid, leg),
             Some(_) => {
                 self.map.remove(cid);
-                self.insert_new(cid, from, to, real_cid)
+                self.insert_new(cid, leg)
             }
-            None => self.insert_new(cid, from, to, real_cid),
+            None => self.insert_new(cid, leg),
         };
         if let Err(error) = inserted {
             // The nodes find their tunnel dead and set up another; the map is as it was.
@@ -193,17 +206,9 @@ impl RelayControl {
         }
     }
 
-    fn insert_new(
-        &mut self,
-        cid: ConnectionId,
-        from: SocketAddr,
-        to: SocketAddr,
-        real_cid: ConnectionId,
-    ) -> Result<(), RelayMapError> {
-        // Answered by the address the receiver connected to: its NAT lets in no other.
-        let source = self.sessions.local_ip_towards(to);
-        self.map.insert(cid, Leg { from, to, real_cid, source })?;
-        self.legs.insert(cid, Entry { real_cid, last_seen: None });
+    fn insert_new(&mut self, cid: ConnectionId, leg: Leg) -> Result<(), RelayMapError> {
+        self.map.insert(cid, leg)?;
+        self.legs.insert(cid, Entry { real_cid: leg.real_cid, last_seen: None });
         Ok(())
     }
 

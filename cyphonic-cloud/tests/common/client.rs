@@ -60,7 +60,7 @@ impl Client {
     pub fn capture(&self, cid: ConnectionId, from: SocketAddr) -> UdpSocket {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-        let leg = Leg { from, to: socket.local_addr().unwrap(), real_cid: cid, source: None };
+        let leg = Leg::new(from, socket.local_addr().unwrap(), cid);
         self.relay.insert(cid, leg).unwrap();
         socket
     }

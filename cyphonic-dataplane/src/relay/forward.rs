@@ -31,7 +31,41 @@ pub(super) struct Forwarder<'a> {
     start: Instant,
     resets: Option<&'a Resets>,
     budget: Budget,
-    legs: HashMap<ConnectionId, (Leg, Arc<LegCounters>), BuildHasherDefault<WordHasher>>,
+    legs: HashMap<ConnectionId, Bound, BuildHasherDefault<WordHasher>>,
+}
+
+/// A leg as the worker has it.
+struct Bound {
+    leg: Leg,
+    counters: Arc<LegCounters>,
+    /// See [`RelayRate::spend`](super::RelayRate::spend), on a clock that stood at 0 when the relay started.
+    paid_until_ns: u64,
+}
+
+impl Bound {
+    /// Whether a datagram that came from here and to there is the leg's.
+    fn accepts(&self, from: SocketAddr, local_ip: Option<IpAddr>) -> bool {
+        let to_another = self.leg.local.zip(local_ip).is_some_and(|(bound, came_to)| bound != came_to);
+        self.leg.from == from && !to_another
+    }
+
+    /// How many bytes of the run, in whole datagrams, are within the leg's rate.
+    fn admit(&mut self, len: usize, stride: usize, since_start: Duration) -> usize {
+        let rate = self.leg.rate;
+        if rate.is_unlimited() {
+            return len;
+        }
+        let now_ns = u64::try_from(since_start.as_nanos()).unwrap_or(u64::MAX);
+        let mut admitted = 0;
+        while admitted < len {
+            let datagram = stride.min(len - admitted);
+            if !rate.spend(&mut self.paid_until_ns, now_ns, datagram as u64) {
+                break;
+            }
+            admitted += datagram;
+        }
+        admitted
+    }
 }
 
 impl<'a> Forwarder<'a> {
@@ -49,7 +83,8 @@ impl<'a> Forwarder<'a> {
     pub(super) fn apply(&mut self, change: Change) {
         match change {
             Change::Set(cid, leg, counters) => {
-                self.legs.insert(cid, (leg, counters));
+                let paid_until_ns = self.legs.get(&cid).map_or(0, |bound| bound.paid_until_ns);
+                self.legs.insert(cid, Bound { leg, counters, paid_until_ns });
             }
             Change::Remove(cid) => {
                 self.legs.remove(&cid);
@@ -77,28 +112,42 @@ impl<'a> Forwarder<'a> {
                     self.counters.signalling.fetch_add(packets, Relaxed);
                 }
                 DatagramKind::NotQuic => self.counters.count_drop(DropReason::NotQuic, packets),
-                DatagramKind::Data(cid) => match self.legs.get(&cid) {
+                DatagramKind::Data(cid) => match self.legs.get_mut(&cid) {
                     None => {
                         self.counters.count_drop(DropReason::UnknownConnectionId, packets);
                         self.reset(cid, from, local_ip, stride.min(len), since_start);
                     }
-                    Some((leg, _)) if leg.from != from => {
+                    Some(bound) if !bound.accepts(from, local_ip) => {
                         self.counters.count_drop(DropReason::UnboundSource, packets);
                     }
-                    Some((leg, counters)) => {
-                        rewrite(run, stride, leg.real_cid);
-                        let transmit = Transmit {
-                            dest: leg.to,
-                            ecn,
-                            payload: run,
-                            segment_size: Some(stride),
-                            src_ip: leg.source,
-                        };
-                        self.send(&transmit, stride, counters, since_start);
+                    Some(bound) => {
+                        let admitted = bound.admit(len, stride, since_start);
+                        let (leg, counters) = (bound.leg, Arc::clone(&bound.counters));
+                        let (run, over) = run.split_at_mut(admitted);
+                        self.counters.count_drop(DropReason::RateLimited, over.len().div_ceil(stride) as u64);
+                        self.pass_on(&leg, &counters, run, stride, ecn, since_start);
                     }
                 },
             }
         }
+    }
+
+    fn pass_on(
+        &self,
+        leg: &Leg,
+        counters: &LegCounters,
+        run: &mut [u8],
+        stride: usize,
+        ecn: Option<u8>,
+        since_start: Duration,
+    ) {
+        if run.is_empty() {
+            return;
+        }
+        rewrite(run, stride, leg.real_cid);
+        let transmit =
+            Transmit { dest: leg.to, ecn, payload: run, segment_size: Some(stride), src_ip: leg.source };
+        self.send(&transmit, stride, counters, since_start);
     }
 
     /// Tells a sender that its leg is not there, once for a run of its packets.

@@ -5,22 +5,25 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::ConnectionId;
+use cyphonic_common::relay::RelayLeg;
 
 use super::{Leg, LegStats, RelayMapError};
 
-/// Refuses a binding that could not work.
-pub(super) fn check(cid: ConnectionId, leg: &Leg) -> Result<(), RelayMapError> {
+/// The leg with canonical addresses, or why it could not work under this virtual connection ID.
+pub(super) fn checked(cid: ConnectionId, leg: &Leg) -> Result<Leg, RelayMapError> {
     for id in [cid, leg.real_cid] {
         if !id.is_data() {
             return Err(RelayMapError::NotDataId(id));
         }
     }
+    let leg = RelayLeg::new(leg)?.binding();
     check_address(leg.from)?;
-    check_address(leg.to)
+    check_address(leg.to)?;
+    Ok(leg)
 }
 
 /// Refuses a canonical address that no packet comes from or goes to.
-pub(super) fn check_address(address: SocketAddr) -> Result<(), RelayMapError> {
+fn check_address(address: SocketAddr) -> Result<(), RelayMapError> {
     let ip = address.ip();
     let broadcast = match ip {
         std::net::IpAddr::V4(v4) => v4.is_broadcast(),

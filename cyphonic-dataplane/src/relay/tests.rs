@@ -128,7 +128,7 @@ fn addr(socket: &UdpSocket) -> SocketAddr {
 }
 
 fn leg(from: &UdpSocket, to: &UdpSocket, real_cid: ConnectionId) -> Leg {
-    Leg { from: addr(from), to: addr(to), real_cid, source: None }
+    Leg::new(addr(from), addr(to), real_cid)
 }
 
 fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
@@ -231,7 +231,7 @@ fn a_batch_of_several_legs_and_kinds_is_taken_apart() {
     let a = UdpPort::bind_to(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a");
     let (b, c) = (socket(Ipv4Addr::LOCALHOST), socket(Ipv6Addr::LOCALHOST));
     let leg_to =
-        |socket: &UdpSocket, real_cid| Leg { from: a.local_addr(), to: addr(socket), real_cid, source: None };
+        |socket: &UdpSocket, real_cid| Leg::new(a.local_addr(), addr(socket), real_cid);
     lab.relay.insert(data_cid(0x91), leg_to(&b, data_cid(0xa1))).expect("bound");
     lab.relay.insert(data_cid(0x92), leg_to(&c, data_cid(0xa2))).expect("bound");
 
@@ -273,7 +273,7 @@ fn a_leg_follows_its_ends_and_is_gone_when_removed() {
     a.send_to(&packet(cid, 100, 1), lab.v4()).expect("sent");
     assert_eq!(receive(&b).0, packet(data_cid(0x92), 100, 1));
 
-    lab.relay.set_addresses(cid, addr(&moved), addr(&b)).expect("bound");
+    lab.relay.replace(cid, leg(&moved, &b, data_cid(0x92))).expect("bound");
     moved.send_to(&packet(cid, 100, 2), lab.v6()).expect("sent");
     assert_eq!(receive(&b).0, packet(data_cid(0x92), 100, 2));
     a.send_to(&packet(cid, 100, 3), lab.v4()).expect("sent");
@@ -292,7 +292,7 @@ fn an_address_in_mapped_form_means_the_ipv4_one() {
     let (a, b) = (socket(Ipv4Addr::LOCALHOST), socket(Ipv4Addr::LOCALHOST));
     let mapped =
         |socket: &UdpSocket| SocketAddr::from((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), addr(socket).port()));
-    let bound = Leg { from: mapped(&a), to: mapped(&b), real_cid: data_cid(0x92), source: None };
+    let bound = Leg::new(mapped(&a), mapped(&b), data_cid(0x92));
     lab.relay.insert(data_cid(0x91), bound).expect("bound");
     a.send_to(&packet(data_cid(0x91), 100, 1), lab.v4()).expect("sent");
     assert_eq!(receive(&b).0, packet(data_cid(0x92), 100, 1));
@@ -316,7 +316,7 @@ fn congestion_marks_pass() {
     let b = UdpPort::bind(0).expect("b");
     let (from, to) =
         (SocketAddr::from((Ipv4Addr::LOCALHOST, a.local_port())), (Ipv6Addr::LOCALHOST, b.local_port()));
-    let bound = Leg { from, to: to.into(), real_cid: data_cid(0x92), source: None };
+    let bound = Leg::new(from, to.into(), data_cid(0x92));
     lab.relay.insert(data_cid(0x91), bound).expect("bound");
     let sent = packet(data_cid(0x91), 100, 1);
     a.send(&Transmit { ecn: Some(0b11), ..Transmit::new(lab.v4(), &sent) }).expect("sent");
@@ -367,7 +367,7 @@ fn senseless_bindings_are_refused_and_change_nothing() {
     let relay = UserspaceRelay::new(2);
     let good: SocketAddr = "192.0.2.1:443".parse().expect("address");
     let (cid, real_cid) = (data_cid(0x91), data_cid(0x92));
-    let leg = Leg { from: good, to: good, real_cid, source: None };
+    let leg = Leg::new(good, good, real_cid);
     let signalling = ConnectionId::from_random_signalling([1; 8]);
     assert_eq!(relay.insert(signalling, leg), Err(RelayMapError::NotDataId(signalling)));
     assert_eq!(
@@ -393,8 +393,8 @@ fn senseless_bindings_are_refused_and_change_nothing() {
     assert_eq!(relay.insert(cid, leg), Err(RelayMapError::AlreadyBound(cid)));
     relay.insert(data_cid(0x93), leg).expect("bound");
     assert_eq!(relay.insert(data_cid(0x94), leg), Err(RelayMapError::Full { capacity: 2 }));
-    assert_eq!(relay.set_addresses(data_cid(0x94), good, good), Err(RelayMapError::NotBound(data_cid(0x94))));
+    assert_eq!(relay.replace(data_cid(0x94), leg), Err(RelayMapError::NotBound(data_cid(0x94))));
     let bad = "0.0.0.0:1".parse().expect("address");
-    assert_eq!(relay.set_addresses(cid, good, bad), Err(RelayMapError::BadAddress(bad)));
+    assert_eq!(relay.replace(cid, Leg { to: bad, ..leg }), Err(RelayMapError::BadAddress(bad)));
     assert_eq!(relay.len(), 2);
 }

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +14,10 @@ use std::time::{Duration, Instant};
 use cyphonic_common::{ConnectionId, DropReason};
 
 use super::forward::Forwarder;
-use super::leg::{LegCounters, check, check_address};
+use super::leg::{LegCounters, checked};
 use super::resets::Resets;
 use super::{Leg, LegStats, RelayMap, RelayMapError};
-use crate::udp::{RecvBatch, SignallingSink, UdpPort, canonical};
+use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 
 /// Messages per receive call.
 const BATCH_MESSAGES: usize = 32;
@@ -197,8 +196,7 @@ fn is_transient(error: &io::Error) -> bool {
 
 impl RelayMap for UserspaceRelay {
     fn insert(&self, cid: ConnectionId, leg: Leg) -> Result<(), RelayMapError> {
-        let leg = Leg { from: canonical(leg.from), to: canonical(leg.to), ..leg };
-        check(cid, &leg)?;
+        let leg = checked(cid, &leg)?;
         let mut control = lock(&self.control);
         if control.legs.contains_key(&cid) {
             return Err(RelayMapError::AlreadyBound(cid));
@@ -217,20 +215,11 @@ impl RelayMap for UserspaceRelay {
         Some(counters.snapshot(self.start))
     }
 
-    fn set_addresses(
-        &self,
-        cid: ConnectionId,
-        from: SocketAddr,
-        to: SocketAddr,
-    ) -> Result<(), RelayMapError> {
-        let (from, to) = (canonical(from), canonical(to));
-        check_address(from)?;
-        check_address(to)?;
+    fn replace(&self, cid: ConnectionId, leg: Leg) -> Result<(), RelayMapError> {
+        let leg = checked(cid, &leg)?;
         let mut control = lock(&self.control);
-        let (leg, counters) = control.legs.get(&cid).ok_or(RelayMapError::NotBound(cid))?;
-        // Another receiver's address may be reached from another one of ours.
-        let source = leg.source.filter(|_| leg.to == to);
-        let (leg, counters) = (Leg { from, to, source, ..*leg }, Arc::clone(counters));
+        let (_, counters) = control.legs.get(&cid).ok_or(RelayMapError::NotBound(cid))?;
+        let counters = Arc::clone(counters);
         control.set(cid, leg, counters);
         Ok(())
     }
