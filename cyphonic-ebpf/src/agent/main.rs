@@ -9,6 +9,8 @@
 //! | `cyphonic_ingress` | tc ingress of the virtual interface | lets pass what the policy allows of what comes out of tunnels |
 //! | `cyphonic_queue` | queue selection of the virtual interface | chooses the worker for what applications send |
 //! | `cyphonic_socket` | socket selection of the UDP port | chooses the worker for what arrives |
+//! | `cyphonic_veth` | XDP on the far end of the virtual interface | gives packets for tunnels to AF_XDP sockets, drops the rest with a reason |
+//! | `cyphonic_underlay` | XDP on a network card | gives tunnels' packets to AF_XDP sockets, leaves the rest to the stack |
 
 #![no_std]
 #![no_main]
@@ -17,6 +19,8 @@ mod counters;
 mod packet;
 mod report;
 mod tables;
+mod underlay;
+mod veth;
 mod workers;
 
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};

@@ -4,10 +4,10 @@ use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, sk_action::SK_PASS};
 use aya_ebpf::macros::{map, sk_reuseport, socket_filter};
 use aya_ebpf::maps::{HashMap, ReusePortSockArray};
 use aya_ebpf::programs::{SkBuffContext, SkReuseportContext};
-use cyphonic_common::Buffer;
 use cyphonic_common::classify::PeerTable;
 use cyphonic_common::map::{MAX_CIDS, MAX_WORKERS};
 use cyphonic_common::quic::{DatagramKind, classify_datagram_at};
+use cyphonic_common::{Buffer, ConnectionId};
 
 use crate::packet::Skb;
 use crate::tables::Tables;
@@ -43,11 +43,17 @@ pub fn cyphonic_queue(ctx: SkBuffContext) -> i64 {
 #[sk_reuseport]
 pub fn cyphonic_socket(ctx: SkReuseportContext) -> u32 {
     let worker = match classify_datagram_at(&Skb::of_socket(&ctx), UDP_HEADER_LEN) {
-        // SAFETY: a number is copied out of the entry at once.
-        DatagramKind::Data(cid) => unsafe { CIDS.get(cid.as_bytes()) }.copied().unwrap_or(0),
+        DatagramKind::Data(cid) => worker_of(&cid).unwrap_or(0),
         DatagramKind::Signalling | DatagramKind::NotQuic => 0,
     };
     // Where there is no such socket the kernel chooses one, and the worker that finds a stranger hands it on.
     let _ = SOCKETS.select_reuseport(&ctx, worker);
     SK_PASS
+}
+
+/// The worker that data packets with this connection ID belong to, if one of the node's tunnels is reached by it.
+#[inline(always)]
+pub(crate) fn worker_of(cid: &ConnectionId) -> Option<u32> {
+    // SAFETY: a number is copied out of the entry at once.
+    unsafe { CIDS.get(cid.as_bytes()) }.copied()
 }

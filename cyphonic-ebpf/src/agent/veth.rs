@@ -1,0 +1,56 @@
+//! The far end of the virtual interface, where it is a veth pair with an AF_XDP socket on each queue.
+
+use aya_ebpf::bindings::xdp_action::XDP_DROP;
+use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::maps::XskMap;
+use aya_ebpf::programs::XdpContext;
+use cyphonic_common::classify::Egress;
+use cyphonic_common::map::CounterIndex;
+use cyphonic_common::steer::{ETHERNET_LEN, MAX_QUEUES, judge_virtual};
+use cyphonic_common::{Buffer, DropReason};
+use cyphonic_ebpf::xdp_frame::XdpFrame;
+
+use crate::counters::count;
+use crate::tables::{self, Tables};
+
+/// The rings' sockets by queue.
+#[map]
+static XSKS_VIRTUAL: XskMap = XskMap::with_max_entries(MAX_QUEUES, 0);
+
+/// Judges what applications send, as `cyphonic_egress` does, and gives it to the queue's socket.
+#[xdp]
+pub fn cyphonic_veth(ctx: XdpContext) -> u32 {
+    let frame = XdpFrame::new(&ctx);
+    let bytes = frame.len().saturating_sub(ETHERNET_LEN);
+    let verdict = match tables::config() {
+        Some(config) => judge_virtual(&frame, config, &Tables),
+        None => Egress::Drop(DropReason::NotConfigured),
+    };
+    match verdict {
+        Egress::Tunnel { .. } => {}
+        Egress::Unknown => count(CounterIndex::TunnelUnknown, bytes),
+        Egress::Dead => count(CounterIndex::TunnelDead, bytes),
+        Egress::Drop(reason) => {
+            count(CounterIndex::Dropped(reason), bytes);
+            return XDP_DROP;
+        }
+    }
+    match XSKS_VIRTUAL.redirect(queue(&ctx), u64::from(XDP_DROP)) {
+        Ok(action) => {
+            count(CounterIndex::Tunnel, bytes);
+            action
+        }
+        // No socket is there (yet).
+        Err(_) => {
+            count(CounterIndex::Dropped(DropReason::NotConfigured), bytes);
+            XDP_DROP
+        }
+    }
+}
+
+/// The queue that a frame came in by.
+#[inline(always)]
+pub(crate) fn queue(ctx: &XdpContext) -> u32 {
+    // SAFETY: the context is the one the kernel called the program with, and outlives the call.
+    unsafe { (*ctx.ctx).rx_queue_index }
+}
