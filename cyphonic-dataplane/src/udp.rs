@@ -59,7 +59,7 @@ pub trait SignallingSink: Send + Sync {
 }
 
 /// IPv4-mapped IPv6 addresses become IPv4 ones; of an IPv6 address the flow label goes, the scope stays.
-pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+pub fn canonical(address: SocketAddr) -> SocketAddr {
     match address {
         SocketAddr::V4(_) => address,
         SocketAddr::V6(v6) => match v6.ip().to_ipv4_mapped() {
