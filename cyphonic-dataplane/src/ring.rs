@@ -24,6 +24,7 @@ use crate::protect::{Secret, Suite};
 
 mod command;
 mod counters;
+mod device;
 mod ecn;
 mod hold;
 mod icmp;
@@ -32,9 +33,13 @@ mod rx;
 mod shared;
 mod tx;
 mod wake;
+mod workers;
+mod xdp;
 
 pub use counters::RingCounters;
-pub use offload::{OffloadConfig, OffloadRing};
+pub use offload::{Offload, OffloadConfig, OffloadRing};
+pub use workers::{Ring, Side};
+pub use xdp::{QueueError, VethPair, Xdp, XdpConfig, XdpQueue, XdpRing};
 
 /// Names one tunnel of this node. Given by the control plane, never reused while the node runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -86,12 +91,15 @@ pub struct TunnelInstall {
 pub enum RingKind {
     /// TUN with virtio-net headers on the virtual side, UDP segmentation and receive offload outside.
     Offload,
+    /// AF_XDP on the far end of a veth pair on the virtual side, the UDP port outside.
+    Xdp,
 }
 
 impl fmt::Display for RingKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Offload => f.write_str("offload"),
+            Self::Xdp => f.write_str("xdp"),
         }
     }
 }

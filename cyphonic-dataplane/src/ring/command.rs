@@ -44,6 +44,8 @@ pub(super) enum RxCommand {
     Install(Box<RxTunnel>),
     Remove(TunnelId),
     SetRemote(TunnelId, SocketAddr),
+    /// A packet of the ring's own to the node's applications.
+    Deliver(Box<[u8]>),
 }
 
 /// From the receiving to the sending worker: a PATH_CHALLENGE to answer, where it came from. Bounded, because

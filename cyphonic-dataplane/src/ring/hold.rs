@@ -8,12 +8,17 @@ use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use super::HoldLimits;
+use crate::gso::VnetHeader;
 
 /// How often a destination is reported while packets for it are held.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A packet as it was read from the device, virtio-net header included.
-pub(super) type Held = Box<[u8]>;
+/// A packet as it came from the virtual interface.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) vnet: VnetHeader,
+    pub(super) packet: Box<[u8]>,
+}
 
 #[derive(Debug)]
 struct Queue {
@@ -51,7 +56,14 @@ impl Hold {
 
     /// Holds a packet if there is room. `report` says whether the destination needs a tunnel at all, or only
     /// waits for one to be confirmed.
-    pub(super) fn push(&mut self, dst: Ipv6Addr, packet: &[u8], report: bool, now: Instant) -> Holding {
+    pub(super) fn push(
+        &mut self,
+        dst: Ipv6Addr,
+        vnet: VnetHeader,
+        packet: &[u8],
+        report: bool,
+        now: Instant,
+    ) -> Holding {
         let known = self.queues.get(&dst);
         let (packets, bytes) = known.map_or((0, 0), |queue| (queue.packets.len(), queue.bytes));
         let fits = (known.is_some() || self.queues.len() < self.limits.destinations)
@@ -60,7 +72,7 @@ impl Hold {
             && self.bytes + packet.len() <= self.limits.total_bytes;
         if fits {
             let queue = self.queues.entry(dst).or_insert_with(Queue::new);
-            queue.packets.push_back((now, packet.into()));
+            queue.packets.push_back((now, Held { vnet, packet: packet.into() }));
             queue.bytes += packet.len();
             self.bytes += packet.len();
             self.packets += 1;
@@ -88,9 +100,9 @@ impl Hold {
         let before = self.packets;
         for queue in self.queues.values_mut() {
             while queue.packets.front().is_some_and(|(since, _)| now.duration_since(*since) >= age) {
-                if let Some((_, packet)) = queue.packets.pop_front() {
-                    queue.bytes -= packet.len();
-                    self.bytes -= packet.len();
+                if let Some((_, held)) = queue.packets.pop_front() {
+                    queue.bytes -= held.packet.len();
+                    self.bytes -= held.packet.len();
                     self.packets -= 1;
                 }
             }
@@ -139,30 +151,30 @@ mod tests {
     #[test]
     fn the_first_packets_stay_and_come_back_in_order() {
         let (mut hold, now) = (Hold::new(limits()), Instant::now());
-        assert_eq!(hold.push(A, &[1], true, now), Holding::Report);
-        assert_eq!(hold.push(A, &[2], true, now), Holding::Held);
-        assert_eq!(hold.push(A, &[3], true, now), Holding::Held);
-        assert_eq!(hold.push(A, &[4], true, now), Holding::Full);
-        assert_eq!(hold.take(A).map(|packet| packet[0]).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(hold.push(A, VnetHeader::PLAIN, &[1], true, now), Holding::Report);
+        assert_eq!(hold.push(A, VnetHeader::PLAIN, &[2], true, now), Holding::Held);
+        assert_eq!(hold.push(A, VnetHeader::PLAIN, &[3], true, now), Holding::Held);
+        assert_eq!(hold.push(A, VnetHeader::PLAIN, &[4], true, now), Holding::Full);
+        assert_eq!(hold.take(A).map(|held| held.packet[0]).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!((hold.len(), hold.bytes, hold.take(A).count()), (0, 0, 0));
     }
 
     #[test]
     fn bytes_are_bounded_for_one_and_for_all() {
         let (mut hold, now) = (Hold::new(limits()), Instant::now());
-        assert_eq!(hold.push(A, &[0; 101], false, now), Holding::Full);
-        assert_eq!(hold.push(A, &[0; 100], false, now), Holding::Held);
-        assert_eq!(hold.push(A, &[0; 1], false, now), Holding::Full);
-        assert_eq!(hold.push(B, &[0; 51], false, now), Holding::Full);
-        assert_eq!(hold.push(B, &[0; 50], false, now), Holding::Held);
+        assert_eq!(hold.push(A, VnetHeader::PLAIN, &[0; 101], false, now), Holding::Full);
+        assert_eq!(hold.push(A, VnetHeader::PLAIN, &[0; 100], false, now), Holding::Held);
+        assert_eq!(hold.push(A, VnetHeader::PLAIN, &[0; 1], false, now), Holding::Full);
+        assert_eq!(hold.push(B, VnetHeader::PLAIN, &[0; 51], false, now), Holding::Full);
+        assert_eq!(hold.push(B, VnetHeader::PLAIN, &[0; 50], false, now), Holding::Held);
     }
 
     #[test]
     fn destinations_are_bounded() {
         let (mut hold, now) = (Hold::new(limits()), Instant::now());
-        hold.push(A, &[1], true, now);
-        hold.push(B, &[1], true, now);
-        assert_eq!(hold.push(Ipv6Addr::LOCALHOST, &[1], true, now), Holding::Full);
+        hold.push(A, VnetHeader::PLAIN, &[1], true, now);
+        hold.push(B, VnetHeader::PLAIN, &[1], true, now);
+        assert_eq!(hold.push(Ipv6Addr::LOCALHOST, VnetHeader::PLAIN, &[1], true, now), Holding::Full);
         assert_eq!(hold.queues.len(), 2);
     }
 
@@ -170,16 +182,16 @@ mod tests {
     fn a_destination_is_reported_once_a_second_even_when_full() {
         let (mut hold, start) = (Hold::new(limits()), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        assert_eq!(hold.push(A, &[0; 100], true, at(0)), Holding::Report);
-        assert_eq!(hold.push(A, &[0; 100], true, at(999)), Holding::Full);
-        assert_eq!(hold.push(A, &[0; 100], true, at(1000)), Holding::FullReport);
+        assert_eq!(hold.push(A, VnetHeader::PLAIN, &[0; 100], true, at(0)), Holding::Report);
+        assert_eq!(hold.push(A, VnetHeader::PLAIN, &[0; 100], true, at(999)), Holding::Full);
+        assert_eq!(hold.push(A, VnetHeader::PLAIN, &[0; 100], true, at(1000)), Holding::FullReport);
     }
 
     #[test]
     fn what_is_too_old_goes() {
         let (mut hold, start) = (Hold::new(limits()), Instant::now());
-        hold.push(A, &[1], false, start);
-        hold.push(A, &[2], false, start + Duration::from_secs(2));
+        hold.push(A, VnetHeader::PLAIN, &[1], false, start);
+        hold.push(A, VnetHeader::PLAIN, &[2], false, start + Duration::from_secs(2));
         assert_eq!(hold.deadline(), Some(start + Duration::from_secs(5)));
         assert_eq!(hold.expire(start + Duration::from_secs(5)), 1);
         assert_eq!(hold.expire(start + Duration::from_secs(7)), 1);

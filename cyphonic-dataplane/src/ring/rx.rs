@@ -1,4 +1,4 @@
-//! The receiving worker: UDP port → open → device.
+//! The receiving worker: UDP port → open → virtual interface.
 //!
 //! One thread owns every opener and is the port's only reader. It opens the datagrams of a receive batch in
 //! place, checks every inner packet against its tunnel, and then writes what belongs together as super-packets
@@ -22,10 +22,10 @@ use self::datagram::Peer;
 use super::EventSink;
 use super::command::{Answer, RxCommand};
 use super::counters::Counters;
+use super::device::Delivery;
 use super::wake::Waker;
-use crate::gso::{Coalescer, Slot};
+use crate::gso::Slot;
 use crate::hash::WordHasher;
-use crate::tun::TunDevice;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
 
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
@@ -34,6 +34,8 @@ const MESSAGES: usize = 16;
 const KEY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after a key update old keys may be left over.
 const KEY_AFTERMATH: Duration = Duration::from_secs(10);
+/// The pause while the host takes no packets.
+const DELIVERY_PAUSE: Duration = Duration::from_millis(1);
 /// Receive errors in a row after which the port is taken to be broken.
 const MAX_ERRORS: u32 = 100;
 /// The pause after a receive error.
@@ -41,7 +43,6 @@ const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
 /// What the worker is built from.
 pub(super) struct RxParts {
-    pub(super) tun: TunDevice,
     pub(super) port: Arc<UdpPort>,
     pub(super) sink: Arc<dyn SignallingSink>,
     pub(super) own: Ipv6Addr,
@@ -54,25 +55,18 @@ pub(super) struct RxParts {
 }
 
 /// See the module.
-pub(super) struct RxWorker {
+pub(super) struct RxWorker<D> {
     parts: RxParts,
+    delivery: D,
     peers: HashMap<ConnectionId, Peer, BuildHasherDefault<WordHasher>>,
-    coalescer: Coalescer,
     /// Until when old keys must be looked at.
     aftermath: Option<Instant>,
     keys_looked_at: Instant,
 }
 
-impl RxWorker {
-    pub(super) fn new(parts: RxParts) -> Self {
-        let offloads = parts.tun.offloads();
-        Self {
-            parts,
-            peers: HashMap::default(),
-            coalescer: Coalescer::new(offloads.tcp, offloads.udp),
-            aftermath: None,
-            keys_looked_at: Instant::now(),
-        }
+impl<D: Delivery> RxWorker<D> {
+    pub(super) fn new(parts: RxParts, delivery: D) -> Self {
+        Self { parts, delivery, peers: HashMap::default(), aftermath: None, keys_looked_at: Instant::now() }
     }
 
     /// Runs until told to stop, or until the port is broken.
@@ -89,7 +83,7 @@ impl RxWorker {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.expire_keys();
-                    port.wait(self.aftermath.is_some().then_some(KEY_INTERVAL))?;
+                    port.wait(self.timeout())?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -104,6 +98,15 @@ impl RxWorker {
         Ok(())
     }
 
+    /// How long nothing is due; what the host was too slow for is tried again first.
+    fn timeout(&mut self) -> Option<Duration> {
+        if self.delivery.is_behind() {
+            self.delivery.flush(|_| &[], &self.parts.counters);
+        }
+        let behind = self.delivery.is_behind().then_some(DELIVERY_PAUSE);
+        behind.or_else(|| self.aftermath.is_some().then_some(KEY_INTERVAL))
+    }
+
     fn take_commands(&mut self) {
         while let Ok(command) = self.parts.commands.try_recv() {
             match command {
@@ -111,6 +114,7 @@ impl RxWorker {
                     self.peers.insert(tunnel.local_cid, Peer::new(*tunnel));
                 }
                 RxCommand::Remove(id) => self.peers.retain(|_, peer| peer.shared.id != id),
+                RxCommand::Deliver(packet) => self.delivery.deliver(&packet, &self.parts.counters),
                 RxCommand::SetRemote(id, remote) => {
                     for peer in self.peers.values_mut().filter(|peer| peer.shared.id == id) {
                         peer.remote = remote;
@@ -127,22 +131,11 @@ impl RxWorker {
         for ((index, message), buffer) in batch.messages_mut().enumerate().zip(&mut buffers) {
             *buffer = self.receive_message(index as u32, message, now);
         }
-        let (tun, counters) = (&self.parts.tun, &self.parts.counters);
         let bytes = |slot: Slot| {
             let buffer = buffers.get(slot.buffer as usize).copied().unwrap_or_default();
             buffer.get(slot.start as usize..(slot.start + slot.len) as usize).unwrap_or_default()
         };
-        let mut writes = 0;
-        self.coalescer.flush(bytes, |parts, packets| {
-            writes += 1;
-            match tun.write(parts) {
-                Ok(_) => {
-                    counters.rx_packets.fetch_add(packets, Relaxed);
-                }
-                Err(_) => counters.count_drop(DropReason::InterfaceFailed, packets),
-            }
-        });
-        counters.rx_writes.fetch_add(writes, Relaxed);
+        self.delivery.flush(bytes, &self.parts.counters);
     }
 
     /// Handles each datagram of a message and returns the buffer, in which opened packets now lie in clear.
@@ -192,7 +185,7 @@ impl RxWorker {
     ) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(&cid).ok_or(DropReason::UnknownConnectionId)?;
         let updates = peer.opener.key_updates();
-        let result = peer.open(&self.parts, &mut self.coalescer, datagram, place, from, ecn, now);
+        let result = peer.open(&self.parts, &mut self.delivery, datagram, place, from, ecn, now);
         if peer.opener.key_updates() != updates {
             peer.shared.rx.set_key_updates(peer.opener.key_updates());
             self.aftermath = Some(now + KEY_AFTERMATH);

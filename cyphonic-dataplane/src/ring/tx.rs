@@ -1,4 +1,4 @@
-//! The sending worker: device → seal → UDP port.
+//! The sending worker: virtual interface → seal → UDP port.
 //!
 //! One thread owns every sealer. It reads a packet or a super-packet, finds its tunnel, cuts and seals it in one
 //! pass into the batch, and sends the batch when it is full, when the next packet does not fit behind the last,
@@ -9,11 +9,11 @@ mod batch;
 mod control;
 mod tunnels;
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::limits::TUNNEL_OVERHEAD;
@@ -21,15 +21,15 @@ use cyphonic_common::{DropReason, InterfaceConfig, Verdict, classify_egress};
 
 use self::batch::Batch;
 use self::tunnels::Tunnels;
-use super::command::{Answer, TxCommand};
+use super::command::{Answer, RxCommand, TxCommand};
 use super::counters::Counters;
-use super::hold::{Hold, Holding};
+use super::device::Source;
+use super::hold::{Held, Hold, Holding};
 use super::icmp::{self, ErrorLimit, Problem};
 use super::wake::Waker;
 use super::{EventSink, RingEvent, ecn};
 use crate::gso::{SuperPacket, VnetHeader};
 use crate::protect::{HEADER_LEN, SealError};
-use crate::tun::{MAX_READ, TunDevice};
 use crate::udp::{Transmit, UdpPort};
 
 /// The type byte of a DATAGRAM frame that runs to the end of its packet (RFC 9221 §4).
@@ -44,7 +44,6 @@ const READS_PER_TICK: u32 = 64;
 
 /// What the worker is built from.
 pub(super) struct TxParts {
-    pub(super) tun: TunDevice,
     pub(super) port: Arc<UdpPort>,
     pub(super) config: InterfaceConfig,
     pub(super) own: Ipv6Addr,
@@ -52,6 +51,8 @@ pub(super) struct TxParts {
     pub(super) counters: Arc<Counters>,
     pub(super) commands: Receiver<TxCommand>,
     pub(super) answers: Receiver<Answer>,
+    /// To the receiving worker, which alone writes to the virtual interface.
+    pub(super) deliver: Sender<RxCommand>,
     pub(super) waker: Arc<Waker>,
     pub(super) stop: Arc<AtomicBool>,
     pub(super) hold: Hold,
@@ -73,20 +74,20 @@ impl TxWorker {
     }
 
     /// Runs until told to stop, or until the device is gone.
-    pub(super) fn run(mut self) -> io::Result<()> {
-        let mut read = vec![0; MAX_READ];
+    pub(super) fn run(mut self, mut source: impl Source) -> io::Result<()> {
         let mut reads = 0;
         while !self.parts.stop.load(Relaxed) {
             if self.parts.waker.take() {
                 self.now = Instant::now();
                 self.take_commands();
             }
-            match self.parts.tun.read(&mut read) {
-                Ok(len) => self.send_read(read.get(..len).unwrap_or_default()),
+            match source.read() {
+                Ok(Some((vnet, packet))) => self.send_read(&vnet, packet),
+                Ok(None) => self.parts.counters.count_drop(DropReason::Truncated, 1),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.flush();
                     self.tick();
-                    self.parts.waker.wait(&self.parts.tun, self.timeout())?;
+                    self.wait(&source)?;
                     self.now = Instant::now();
                     reads = 0;
                 }
@@ -103,21 +104,27 @@ impl TxWorker {
         Ok(())
     }
 
-    /// What was read from the device, or held since: a virtio-net header and a packet.
-    fn send_read(&mut self, read: &[u8]) {
-        if let Err(reason) = self.try_send_read(read) {
+    /// Waits for the source, and for what is due. A source that cannot tell of its end by itself is asked.
+    fn wait<S: Source>(&self, source: &S) -> io::Result<()> {
+        let timeout = [self.timeout(), S::CHECK_INTERVAL].into_iter().flatten().min();
+        self.parts.waker.wait(source, timeout)?;
+        source.check()
+    }
+
+    /// What came from the virtual interface, or was held since.
+    fn send_read(&mut self, vnet: &VnetHeader, packet: &[u8]) {
+        if let Err(reason) = self.try_send_read(vnet, packet) {
             self.parts.counters.count_drop(reason, 1);
         }
     }
 
-    fn try_send_read(&mut self, read: &[u8]) -> Result<(), DropReason> {
-        let (vnet, packet) = VnetHeader::parse(read).ok_or(DropReason::Truncated)?;
+    fn try_send_read(&mut self, vnet: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
         let dst = match classify_egress(packet, &self.parts.config) {
             Verdict::Tunnel { dst } => Ipv6Addr::from(dst),
             Verdict::Drop(reason) => return Err(reason),
         };
-        let Some(tunnel) = self.tunnels.sending(dst) else { return self.hold(dst, read) };
-        let whole = SuperPacket::parse(&vnet, packet).ok_or(DropReason::LengthMismatch)?;
+        let Some(tunnel) = self.tunnels.sending(dst) else { return self.hold(dst, vnet, packet) };
+        let whole = SuperPacket::parse(vnet, packet).ok_or(DropReason::LengthMismatch)?;
         match self.tunnels.get(tunnel).map(|tunnel| tunnel.inner_mtu) {
             Some(mtu) if whole.largest() <= usize::from(mtu) => {
                 self.seal(tunnel, &whole, ecn::of_ipv6(packet))
@@ -190,9 +197,9 @@ impl TxWorker {
     }
 
     #[cold]
-    fn hold(&mut self, dst: Ipv6Addr, read: &[u8]) -> Result<(), DropReason> {
+    fn hold(&mut self, dst: Ipv6Addr, vnet: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
         let report = !self.tunnels.has(dst);
-        let holding = self.parts.hold.push(dst, read, report, self.now);
+        let holding = self.parts.hold.push(dst, *vnet, packet, report, self.now);
         self.parts.counters.held.store(self.parts.hold.len() as u64, Relaxed);
         if matches!(holding, Holding::Report | Holding::FullReport) {
             (self.parts.events)(RingEvent::UnknownDestination { dst });
@@ -205,8 +212,8 @@ impl TxWorker {
 
     /// Sends what was held for a destination, in order.
     fn release(&mut self, dst: Ipv6Addr) {
-        for read in self.parts.hold.take(dst) {
-            self.send_read(&read);
+        for Held { vnet, packet } in self.parts.hold.take(dst) {
+            self.send_read(&vnet, &packet);
         }
         self.parts.counters.held.store(self.parts.hold.len() as u64, Relaxed);
         self.flush();
@@ -227,10 +234,10 @@ impl TxWorker {
         if !self.errors.allows(self.now) {
             return;
         }
-        let header = VnetHeader::PLAIN.encode();
-        let parts = [IoSlice::new(&header), IoSlice::new(out.get(..len).unwrap_or_default())];
-        if self.parts.tun.write(&parts).is_err() {
-            self.parts.counters.count_drop(DropReason::InterfaceFailed, 1);
+        let packet = out.get(..len).unwrap_or_default().into();
+        match self.parts.deliver.send(RxCommand::Deliver(packet)) {
+            Ok(()) => self.parts.port.wake(),
+            Err(_) => self.parts.counters.count_drop(DropReason::InterfaceFailed, 1),
         }
     }
 

@@ -1,13 +1,11 @@
 //! Waking the sending worker while it waits for its device.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
-
-use crate::tun::TunDevice;
 
 /// A flag that a busy worker reads without a system call, and an eventfd that ends an idle one's wait.
 #[derive(Debug)]
@@ -35,21 +33,21 @@ impl Waker {
         self.called.load(Ordering::Relaxed) && self.called.swap(false, Ordering::AcqRel)
     }
 
-    /// Waits until the device has a packet, until called, or for `timeout`.
-    pub(super) fn wait(&self, tun: &TunDevice, timeout: Option<Duration>) -> io::Result<()> {
-        let mut fds = [PollFd::new(tun, PollFlags::IN), PollFd::new(&self.fd, PollFlags::IN)];
+    /// Waits until the source has a packet, until called, or for `timeout`.
+    pub(super) fn wait(&self, source: &impl AsFd, timeout: Option<Duration>) -> io::Result<()> {
+        let mut fds = [PollFd::new(source, PollFlags::IN), PollFd::new(&self.fd, PollFlags::IN)];
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let [tun, called] = fds.each_ref().map(PollFd::revents);
+        let [source, called] = fds.each_ref().map(PollFd::revents);
         if !called.is_empty() {
             let mut count = [0; 8];
             // Emptied here and nowhere else: a call whose message is taken already ends one more wait, no more.
             let _ = rustix::io::read(&self.fd, &mut count);
         }
-        if tun.intersects(PollFlags::ERR | PollFlags::NVAL) {
+        if source.intersects(PollFlags::ERR | PollFlags::NVAL) {
             return Err(io::Error::new(io::ErrorKind::NotConnected, "the virtual interface is gone"));
         }
         Ok(())

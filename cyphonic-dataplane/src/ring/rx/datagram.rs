@@ -10,9 +10,10 @@ use cyphonic_common::limits::MIN_PROBE_DATAGRAM;
 use cyphonic_common::{DropReason, Frame, Frames};
 
 use super::RxParts;
-use crate::gso::{Coalescer, IPV6_HEADER, Slot};
+use crate::gso::{IPV6_HEADER, Slot};
 use crate::protect::{HEADER_LEN, OpenError, Opener};
 use crate::ring::command::{Answer, RxTunnel};
+use crate::ring::device::Delivery;
 use crate::ring::shared::{Challenge, Shared};
 use crate::ring::{RingEvent, ecn};
 
@@ -47,13 +48,13 @@ impl Peer {
         }
     }
 
-    /// Opens a datagram in place and acts on its frames. Inner packets go to the coalescer, by where they lie.
+    /// Opens a datagram in place and acts on its frames. Inner packets are delivered, by where they lie.
     #[expect(clippy::too_many_arguments, reason = "the parts of one datagram, on the hot path")]
     #[inline]
     pub(super) fn open(
         &mut self,
         parts: &RxParts,
-        coalescer: &mut Coalescer,
+        delivery: &mut impl Delivery,
         datagram: &mut [u8],
         place: Slot,
         from: SocketAddr,
@@ -73,12 +74,12 @@ impl Peer {
         let payload = HEADER_LEN..HEADER_LEN + len;
         if datagram.get(HEADER_LEN) == Some(&DATAGRAM) {
             let inner = payload.start + 1..payload.end;
-            return self.deliver(parts, coalescer, datagram, inner, place, outer_ecn);
+            return self.deliver(parts, delivery, datagram, inner, place, outer_ecn);
         }
         let mut inner = Vec::new();
         let frames = self.act_on_frames(parts, datagram, payload, from, &mut inner);
         for range in inner {
-            if let Err(reason) = self.deliver(parts, coalescer, datagram, range, place, outer_ecn) {
+            if let Err(reason) = self.deliver(parts, delivery, datagram, range, place, outer_ecn) {
                 parts.counters.count_drop(reason, 1);
             }
         }
@@ -176,7 +177,7 @@ impl Peer {
     fn deliver(
         &self,
         parts: &RxParts,
-        coalescer: &mut Coalescer,
+        delivery: &mut impl Delivery,
         datagram: &mut [u8],
         range: Range<usize>,
         place: Slot,
@@ -191,7 +192,7 @@ impl Peer {
             ecn::set_ipv6(packet, combined);
         }
         self.shared.rx.add(1, u64::from(len));
-        coalescer.push(Slot { start: place.start + start, len, ..place }, packet);
+        delivery.push(Slot { start: place.start + start, len, ..place }, packet, &parts.counters);
         Ok(())
     }
 }

@@ -6,9 +6,10 @@ use cyphonic_common::{DropReason, Frame};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::{TxWorker, transmit_all};
-use crate::gso::{SuperPacket, VnetHeader};
+use crate::gso::SuperPacket;
 use crate::protect::{HEADER_LEN, TAG_LEN};
 use crate::ring::command::{Answer, TxCommand};
+use crate::ring::hold::Held;
 use crate::ring::icmp::Problem;
 use crate::ring::shared::Challenge;
 use crate::ring::{Control, Path};
@@ -75,11 +76,9 @@ impl TxWorker {
 
     fn drop_held(&mut self, dst: std::net::Ipv6Addr, unreachable: bool) {
         let mut dropped = 0;
-        for read in self.parts.hold.take(dst) {
+        for Held { vnet, packet } in self.parts.hold.take(dst) {
             dropped += 1;
-            let packet =
-                VnetHeader::parse(&read).and_then(|(vnet, packet)| SuperPacket::parse(&vnet, packet));
-            if let Some(packet) = packet.filter(|_| unreachable) {
+            if let Some(packet) = SuperPacket::parse(&vnet, &packet).filter(|_| unreachable) {
                 let mut first = vec![0; packet.largest()];
                 if let Some(len) = packet.write_part(0, &mut first) {
                     self.answer(Problem::Unreachable, first.get(..len).unwrap_or_default());

@@ -1,0 +1,285 @@
+//! What every ring is: two workers, the channels to them, and the tunnels they know.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::Ipv6Addr;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use cyphonic_common::{ConnectionId, InterfaceConfig};
+
+use super::command::{RxCommand, RxTunnel, TxCommand, TxTunnel};
+use super::counters::{Counters, RingCounters};
+use super::device::{Delivery, Source};
+use super::hold::Hold;
+use super::rx::{RxParts, RxWorker};
+use super::shared::{Shared, lock};
+use super::tx::{TxParts, TxWorker};
+use super::wake::Waker;
+use super::{
+    Control, EncapRing, EventSink, HoldLimits, Path, RingError, RingEvent, RingKind, TunnelId, TunnelInstall,
+    TunnelStats,
+};
+use crate::protect;
+use crate::udp::{SignallingSink, UdpPort};
+
+/// Tunnels of one ring: far beyond what a device talks to, near what memory is for.
+const MAX_TUNNELS: usize = 65_536;
+/// The least MTU IPv6 runs over (RFC 8200 §5).
+const MIN_MTU: u16 = 1280;
+/// Challenges of peers that wait for the sending worker.
+const MAX_ANSWERS: usize = 256;
+
+/// What every ring needs, whatever its virtual interface is.
+pub(super) struct Common {
+    pub(super) port: Arc<UdpPort>,
+    pub(super) sink: Arc<dyn SignallingSink>,
+    pub(super) own: Ipv6Addr,
+    pub(super) prefix: (Ipv6Addr, u8),
+    pub(super) events: EventSink,
+    pub(super) hold: HoldLimits,
+}
+
+/// What tells one ring from another: its kind, and what must live as long as its workers.
+pub trait Side: Send + Sync {
+    /// What the ring is built from.
+    const KIND: RingKind;
+}
+
+/// A running ring. Dropping it stops and joins its workers.
+pub struct Ring<S: Side> {
+    own: InterfaceConfig,
+    port: Arc<UdpPort>,
+    tx: Sender<TxCommand>,
+    rx: Sender<RxCommand>,
+    tx_waker: Arc<Waker>,
+    stop: Arc<AtomicBool>,
+    counters: Arc<Counters>,
+    tunnels: Mutex<HashMap<TunnelId, (ConnectionId, Arc<Shared>)>>,
+    workers: Vec<JoinHandle<()>>,
+    /// Goes after the workers.
+    _side: S,
+}
+
+impl<S: Side> Ring<S> {
+    /// Starts the workers. On an error nothing runs.
+    pub(super) fn with(
+        config: Common,
+        source: impl Source,
+        delivery: impl Delivery,
+        side: S,
+    ) -> Result<Self, RingError> {
+        let (prefix, prefix_len) = config.prefix;
+        let own = InterfaceConfig::new(config.own.octets(), prefix.octets(), prefix_len)
+            .map_err(|error| RingError::Io { doing: "use these virtual addresses", source: other(error) })?;
+        let waker = Waker::new().map_err(|source| RingError::Io { doing: "make an eventfd", source })?;
+        let (tx, tx_commands) = channel();
+        let (rx, rx_commands) = channel();
+        let (answer, answers) = sync_channel(MAX_ANSWERS);
+        let (waker, stop, counters) = (Arc::new(waker), Arc::new(AtomicBool::new(false)), Arc::default());
+        let sending = TxWorker::new(TxParts {
+            port: Arc::clone(&config.port),
+            config: own,
+            own: config.own,
+            events: Arc::clone(&config.events),
+            counters: Arc::clone(&counters),
+            commands: tx_commands,
+            answers,
+            deliver: rx.clone(),
+            waker: Arc::clone(&waker),
+            stop: Arc::clone(&stop),
+            hold: Hold::new(config.hold),
+        });
+        let receiving = RxParts {
+            port: Arc::clone(&config.port),
+            sink: config.sink,
+            own: config.own,
+            events: Arc::clone(&config.events),
+            counters: Arc::clone(&counters),
+            commands: rx_commands,
+            answers: answer,
+            tx_waker: Arc::clone(&waker),
+            stop: Arc::clone(&stop),
+        };
+        let receiving = RxWorker::new(receiving, delivery);
+        let mut ring = Self {
+            own,
+            port: config.port,
+            tx,
+            rx,
+            tx_waker: waker,
+            stop,
+            counters,
+            tunnels: Mutex::default(),
+            workers: Vec::with_capacity(2),
+            _side: side,
+        };
+        // If the second thread is refused, dropping the ring stops the first.
+        ring.spawn("ring-tx", &config.events, move || sending.run(source))?;
+        ring.spawn("ring-rx", &config.events, move || receiving.run())?;
+        Ok(ring)
+    }
+
+    fn spawn(
+        &mut self,
+        name: &'static str,
+        events: &EventSink,
+        run: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<(), RingError> {
+        let obituary = Obituary { worker: name, events: Arc::clone(events), reason: None };
+        let body = move || {
+            let mut obituary = obituary;
+            obituary.reason = Some(run().err().map(|error| format!("{name}: {error}")));
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
+        self.workers.push(thread.map_err(|source| RingError::Io { doing: "start a worker thread", source })?);
+        Ok(())
+    }
+
+    fn send_tx(&self, command: TxCommand) -> Result<(), RingError> {
+        self.tx.send(command).map_err(|_| RingError::Stopped("its sending worker has ended"))?;
+        self.tx_waker.wake();
+        Ok(())
+    }
+
+    fn send_rx(&self, command: RxCommand) -> Result<(), RingError> {
+        self.rx.send(command).map_err(|_| RingError::Stopped("its receiving worker has ended"))?;
+        self.port.wake();
+        Ok(())
+    }
+
+    fn check(&self, tunnel: &TunnelInstall) -> Result<(), RingError> {
+        let peer = tunnel.peer.octets();
+        if !self.own.is_inside(&peer) || self.own.is_own(&peer) {
+            return Err(RingError::BadPeer(tunnel.peer));
+        }
+        for cid in [tunnel.local_cid, tunnel.remote_cid, tunnel.path.wire_cid] {
+            if !cid.is_data() {
+                return Err(RingError::NotData(cid));
+            }
+        }
+        if tunnel.inner_mtu < MIN_MTU {
+            return Err(RingError::MtuTooSmall(tunnel.inner_mtu));
+        }
+        Ok(())
+    }
+}
+
+impl<S: Side> EncapRing for Ring<S> {
+    fn kind(&self) -> RingKind {
+        S::KIND
+    }
+
+    fn install(&self, tunnel: TunnelInstall) -> Result<(), RingError> {
+        self.check(&tunnel)?;
+        let mut tunnels = lock(&self.tunnels);
+        if tunnels.len() >= MAX_TUNNELS {
+            return Err(RingError::TooManyTunnels(tunnels.len()));
+        }
+        if tunnels.contains_key(&tunnel.id) {
+            return Err(RingError::DuplicateTunnel(tunnel.id));
+        }
+        if tunnels.values().any(|(cid, _)| *cid == tunnel.local_cid) {
+            return Err(RingError::DuplicateConnectionId(tunnel.local_cid));
+        }
+        let (sealer, opener) = protect::pair(tunnel.suite, &tunnel.send, &tunnel.recv);
+        let shared = Arc::new(Shared::new(tunnel.id, tunnel.path, Instant::now()));
+        // Receiving first: the peer may answer the first packet at once.
+        self.send_rx(RxCommand::Install(Box::new(RxTunnel {
+            shared: Arc::clone(&shared),
+            peer: tunnel.peer,
+            local_cid: tunnel.local_cid,
+            remote: tunnel.path.remote,
+            opener,
+        })))?;
+        self.send_tx(TxCommand::Install(Box::new(TxTunnel {
+            shared: Arc::clone(&shared),
+            peer: tunnel.peer,
+            remote_cid: tunnel.remote_cid,
+            path: tunnel.path,
+            sealer,
+            inner_mtu: tunnel.inner_mtu,
+            confirmed: tunnel.confirmed,
+        })))?;
+        tunnels.insert(tunnel.id, (tunnel.local_cid, shared));
+        Ok(())
+    }
+
+    fn remove(&self, id: TunnelId) {
+        if lock(&self.tunnels).remove(&id).is_some() {
+            // A worker that has ended needs no telling.
+            let _ = self.send_tx(TxCommand::Remove(id));
+            let _ = self.send_rx(RxCommand::Remove(id));
+        }
+    }
+
+    fn set_path(&self, id: TunnelId, path: Path) {
+        let _ = self.send_rx(RxCommand::SetRemote(id, path.remote));
+        let _ = self.send_tx(TxCommand::SetPath(id, path));
+    }
+
+    fn send_control(&self, id: TunnelId, control: Control) {
+        let _ = self.send_tx(TxCommand::Control(id, control));
+    }
+
+    fn drop_held(&self, dst: Ipv6Addr, unreachable: bool) {
+        let _ = self.send_tx(TxCommand::DropHeld(dst, unreachable));
+    }
+
+    fn force_key_update(&self, id: TunnelId) {
+        let _ = self.send_tx(TxCommand::UpdateKeys(id));
+    }
+
+    fn tunnel_stats(&self, id: TunnelId) -> Option<TunnelStats> {
+        lock(&self.tunnels).get(&id).map(|(_, shared)| shared.stats())
+    }
+
+    fn all_stats(&self) -> Vec<(TunnelId, TunnelStats)> {
+        let mut stats: Vec<_> =
+            lock(&self.tunnels).iter().map(|(id, (_, shared))| (*id, shared.stats())).collect();
+        stats.sort_unstable_by_key(|(id, _)| *id);
+        stats
+    }
+
+    fn counters(&self) -> RingCounters {
+        self.counters.snapshot()
+    }
+}
+
+impl<S: Side> Drop for Ring<S> {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        self.tx_waker.wake();
+        self.port.wake();
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has told so by its obituary.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Tells the owner that a worker has ended, however it did, unless it was told to.
+struct Obituary {
+    worker: &'static str,
+    events: EventSink,
+    /// `None` while it runs; then why it failed, if it did.
+    reason: Option<Option<String>>,
+}
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        let reason = match self.reason.take() {
+            Some(None) => return,
+            Some(Some(reason)) => reason,
+            None => format!("{}: panicked", self.worker),
+        };
+        (self.events)(RingEvent::Failed { reason });
+    }
+}
+
+fn other(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error.to_string())
+}

@@ -1,0 +1,73 @@
+//! The AF_XDP ring: the virtual interface is a veth pair, and packets go between its far end and the two workers
+//! without the network stack between.
+//!
+//! ```text
+//!   applications ── near end ═══ far end ── XDP program ──▶ socket ── ring-tx ──▶ UDP port
+//!                       ▲                                    socket ◀── ring-rx ◀── UDP port
+//!                       └──────────────── far end ◀───────────┘
+//! ```
+//!
+//! Packets come one by one here, complete with their checksums: the near end has offloads off. That costs bulk TCP the
+//! super-packets of the [offload ring](super::OffloadRing), and saves small packets half of their way: a packet to an
+//! application is in its socket when the system call that sent it returns.
+//!
+//! **Invariants.** The frames of the two directions do not mix, so each has memory whatever the other does. A packet
+//! that finds no frame is dropped and counted; nothing waits for the host.
+
+mod delivery;
+mod queue;
+mod source;
+
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use self::delivery::XskDelivery;
+use self::source::XskSource;
+use super::workers::{Common, Ring, Side};
+use super::{EventSink, HoldLimits, RingError, RingKind};
+use crate::udp::{SignallingSink, UdpPort};
+
+pub use queue::{QueueError, VethPair, XdpQueue};
+
+/// What [`XdpRing::start`] needs.
+pub struct XdpConfig {
+    /// A queue of the virtual interface. Its socket must be in the program's map
+    /// ([`Programs::set_virtual_socket`](crate::bpf::Programs::set_virtual_socket)), or nothing comes.
+    pub queue: XdpQueue,
+    /// The node's port; the ring becomes its only reader.
+    pub port: Arc<UdpPort>,
+    /// Takes what arrives and is not tunnel data.
+    pub sink: Arc<dyn SignallingSink>,
+    /// The node's own virtual address.
+    pub own: Ipv6Addr,
+    /// The overlay's prefix and its length.
+    pub prefix: (Ipv6Addr, u8),
+    /// Takes events.
+    pub events: EventSink,
+    /// Bounds of what is held.
+    pub hold: HoldLimits,
+}
+
+/// Marks [`XdpRing`].
+#[derive(Debug)]
+pub struct Xdp(());
+
+impl Side for Xdp {
+    const KIND: RingKind = RingKind::Xdp;
+}
+
+/// The AF_XDP ring of one queue. Dropping it stops and joins its workers; the veth pair stays, it is its maker's.
+pub type XdpRing = Ring<Xdp>;
+
+impl XdpRing {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// The addresses contradict each other, or the system refuses a thread or an eventfd. Nothing runs then.
+    pub fn start(config: XdpConfig) -> Result<Self, RingError> {
+        let XdpConfig { queue, port, sink, own, prefix, events, hold } = config;
+        let (receiving, sending) = queue.into_halves();
+        let common = Common { port, sink, own, prefix, events, hold };
+        Self::with(common, XskSource::new(receiving), XskDelivery::new(sending), Xdp(()))
+    }
+}

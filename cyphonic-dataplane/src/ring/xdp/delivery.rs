@@ -1,0 +1,102 @@
+//! What tunnels bring, into the far end's socket.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use cyphonic_common::DropReason;
+use cyphonic_common::steer::ETHERNET_LEN;
+
+use super::queue::Sending;
+use crate::gso::Slot;
+use crate::ring::counters::Counters;
+use crate::ring::device::Delivery;
+use crate::xsk::{FramePool, HEADROOM, Umem, XskTx};
+
+/// See the module.
+pub(super) struct XskDelivery {
+    tx: XskTx,
+    umem: Umem,
+    pool: FramePool,
+    header: [u8; ETHERNET_LEN],
+    /// Packets since the last system call.
+    queued: u64,
+}
+
+impl XskDelivery {
+    pub(super) fn new(parts: Sending) -> Self {
+        let Sending { tx, pool, header } = parts;
+        let umem = tx.umem().clone();
+        Self { tx, umem, pool, header, queued: 0 }
+    }
+
+    /// Copies a packet into a frame that leaves with the next flush.
+    #[inline]
+    fn queue(&mut self, packet: &[u8], counters: &Counters) -> Result<(), DropReason> {
+        if self.pool.is_empty() {
+            self.send(counters);
+        }
+        let mut frame = self.pool.take().ok_or(DropReason::QueueFull)?;
+        if !frame.set_packet(HEADROOM, ETHERNET_LEN + packet.len()) {
+            self.pool.put(frame);
+            return Err(DropReason::TooBig);
+        }
+        if let Some((header, place)) = self.umem.packet_mut(&mut frame).split_first_chunk_mut() {
+            *header = self.header;
+            place.copy_from_slice(packet);
+        }
+        match self.tx.push(frame) {
+            Ok(()) => {
+                self.queued += 1;
+                Ok(())
+            }
+            Err(frame) => {
+                self.pool.put(frame);
+                Err(DropReason::QueueFull)
+            }
+        }
+    }
+
+    /// Has the kernel deliver what is queued, and takes back the frames it is done with.
+    fn send(&mut self, counters: &Counters) {
+        let queued = std::mem::take(&mut self.queued);
+        match self.tx.flush() {
+            // What the kernel has not taken yet leaves with the next call.
+            Ok(_) => {
+                counters.rx_packets.fetch_add(queued, Relaxed);
+            }
+            Err(_) => counters.count_drop(DropReason::InterfaceFailed, queued),
+        }
+        counters.rx_writes.fetch_add(1, Relaxed);
+        self.tx.complete(&mut self.pool);
+    }
+}
+
+impl Delivery for XskDelivery {
+    #[inline]
+    fn push(&mut self, _: Slot, packet: &[u8], counters: &Counters) {
+        if let Err(reason) = self.queue(packet, counters) {
+            counters.count_drop(reason, 1);
+        }
+    }
+
+    #[inline]
+    fn flush<'b>(&mut self, _: impl Fn(Slot) -> &'b [u8], counters: &Counters) {
+        if self.queued > 0 || self.is_behind() {
+            self.send(counters);
+        }
+    }
+
+    fn deliver(&mut self, packet: &[u8], counters: &Counters) {
+        match self.queue(packet, counters) {
+            Ok(()) => {
+                // It came out of no tunnel.
+                self.queued -= 1;
+                self.send(counters);
+            }
+            Err(reason) => counters.count_drop(reason, 1),
+        }
+    }
+
+    fn is_behind(&mut self) -> bool {
+        self.tx.pending() > 0
+    }
+}
