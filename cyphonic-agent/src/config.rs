@@ -13,6 +13,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+mod packets;
+
+pub use packets::{InvalidWorkers, RingChoice, Workers};
+
 /// Where the daemon looks for its configuration unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cyphonic/agent.yaml";
 
@@ -49,6 +53,10 @@ pub struct Config {
     pub dns: DnsConfig,
     /// Which encapsulation ring.
     pub ring: RingChoice,
+    /// How many workers carry packets.
+    pub workers: Workers,
+    /// Whether the eBPF programs tell the log what they drop.
+    pub log_drops: bool,
     /// What to log.
     pub log: String,
 }
@@ -64,6 +72,8 @@ impl Default for Config {
             port: 0,
             dns: DnsConfig::default(),
             ring: RingChoice::Auto,
+            workers: Workers::Auto,
+            log_drops: false,
             log: "info".to_owned(),
         }
     }
@@ -99,16 +109,6 @@ pub enum ResolverChoice {
     None,
 }
 
-/// Which encapsulation ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum RingChoice {
-    /// The best that kernel and NIC can do.
-    Auto,
-    /// TUN with offloads.
-    Offload,
-}
-
 /// Settings that flags and environment variables put over the file's.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Overrides {
@@ -133,6 +133,15 @@ pub struct Overrides {
     /// Where the zone's DNS server listens.
     #[arg(long, global = true, env = "CYPHONIC_DNS_LISTEN", value_name = "ADDR:PORT")]
     pub dns_listen: Option<SocketAddr>,
+    /// The packet path.
+    #[arg(long, global = true, env = "CYPHONIC_RING", value_enum, value_name = "RING")]
+    pub ring: Option<RingChoice>,
+    /// Workers that carry packets: `auto` or a number.
+    #[arg(long, global = true, env = "CYPHONIC_WORKERS", value_name = "N")]
+    pub workers: Option<Workers>,
+    /// Whether the eBPF programs tell the log what they drop.
+    #[arg(long, global = true, env = "CYPHONIC_LOG_DROPS", value_name = "BOOL")]
+    pub log_drops: Option<bool>,
     /// What to log, as `info` or `info,cyphonic_proto=debug`.
     #[arg(long, global = true, env = "CYPHONIC_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -177,6 +186,9 @@ impl Config {
         set(&mut self.interface, over.interface.as_ref());
         set(&mut self.port, over.port.as_ref());
         set(&mut self.dns.listen, over.dns_listen.as_ref());
+        set(&mut self.ring, over.ring.as_ref());
+        set(&mut self.workers, over.workers.as_ref());
+        set(&mut self.log_drops, over.log_drops.as_ref());
         set(&mut self.log, over.log.as_ref());
         if over.token_file.is_some() {
             self.token_file.clone_from(&over.token_file);

@@ -151,10 +151,16 @@ pub struct ServiceReport {
 /// The encapsulation ring.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct RingReport {
-    /// `offload`, later `xdp`.
+    /// `offload` or `xdp`.
     pub kind: String,
     /// Why this one: forced by the configuration, or what the probe found.
     pub why: String,
+    /// How many workers carry packets; 0 where a daemon does not say.
+    #[serde(default)]
+    pub workers: usize,
+    /// Why so many.
+    #[serde(default)]
+    pub workers_why: String,
 }
 
 /// The eBPF classifier.
@@ -164,6 +170,12 @@ pub struct ClassifierReport {
     pub kind: String,
     /// Why this one; for `none`, what stood in the way.
     pub why: String,
+    /// Packets of applications to addresses without a tunnel, which woke the agent.
+    #[serde(default)]
+    pub unknown: u64,
+    /// Packets of applications to addresses to which no tunnel could be had.
+    #[serde(default)]
+    pub dead: u64,
 }
 
 /// The virtual interface.

@@ -41,6 +41,10 @@ fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
         report.udp_port
     )?;
     writeln!(out, "ring        {}", with_why(&report.ring.kind, &report.ring.why))?;
+    if report.ring.workers > 0 {
+        let workers = report.ring.workers.to_string();
+        writeln!(out, "workers     {}", with_why(&workers, &report.ring.workers_why))?;
+    }
     writeln!(out, "classifier  {}", with_why(&report.classifier.kind, &report.classifier.why))?;
     writeln!(out, "NAT         {}", or_dash(&report.nat.finding))?;
     let listen = report.dns.listen.map_or_else(|| "-".to_owned(), |listen| listen.to_string());

@@ -12,11 +12,13 @@
 //! | `renewal` | a new certificate before the old one ends |
 //! | `peers` | the handshakes between this node and others |
 //! | `report` | `cyphonic status` |
+//! | `datapath` | interface, port, eBPF programs and rings, chosen and put together |
 //! | `start`, `zone` | building all of it from configuration and identity |
 //! | `handle` | what DNS and the control socket see |
 //!
 //! **Invariant:** no packet of an established tunnel comes through here.
 
+mod datapath;
 mod handle;
 mod input;
 mod peers;
@@ -41,7 +43,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub use handle::EngineHandle;
 pub use renewal::RenewalParts;
-pub use report::Surroundings;
+pub use report::{Kernel, KernelFigures, Surroundings};
 pub use start::start;
 
 use input::Input;

@@ -17,8 +17,20 @@ use crate::control::report::{
     RingReport, RouteReport, ServiceKind, ServiceReport, ServiceState, Severity, StatusReport,
 };
 
-/// Reads drops by reason.
-pub(crate) type Drops = Arc<dyn Fn() -> BTreeMap<String, u64> + Send + Sync>;
+/// What the programs in the kernel have counted.
+pub trait Kernel: Send + Sync {
+    /// Everything so far.
+    fn figures(&self) -> KernelFigures;
+}
+
+/// One moment's figures of a [`Kernel`].
+#[derive(Debug, Clone, Default)]
+pub struct KernelFigures {
+    /// Which programs, and why.
+    pub report: ClassifierReport,
+    /// Their drops by reason.
+    pub drops: BTreeMap<String, u64>,
+}
 
 /// Parts of the daemon that the engine does not drive, as they were set up.
 pub struct Surroundings {
@@ -28,10 +40,8 @@ pub struct Surroundings {
     pub ring: RingReport,
     /// Set when the ring has stopped.
     pub ring_failure: Option<String>,
-    /// Which classifier, and why.
-    pub classifier: ClassifierReport,
-    /// The classifier's drops by reason, read when asked.
-    pub classifier_drops: Drops,
+    /// The classifier, read when asked.
+    pub kernel: Arc<dyn Kernel>,
 }
 
 pub(crate) struct Sources<'a> {
@@ -50,7 +60,7 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
     let now = Instant::now();
     let stats: HashMap<u64, TunnelStats> =
         sources.ring.all_stats().into_iter().map(|(id, stats)| (id.0, stats)).collect();
-    let mut drops = (sources.surroundings.classifier_drops)();
+    let KernelFigures { report: classifier, mut drops } = sources.surroundings.kernel.figures();
     for (reason, packets) in ring_drops(sources.ring) {
         *drops.entry(reason).or_default() += packets;
     }
@@ -62,7 +72,8 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
         uptime_s: now.duration_since(sources.started).as_secs(),
         services: node.services.iter().map(|service| service_report(service, node, now)).collect(),
         ring: sources.surroundings.ring.clone(),
-        classifier: sources.surroundings.classifier.clone(),
+        health: health(sources, &classifier),
+        classifier,
         interface: sources.surroundings.interface.clone(),
         udp_port: sources.udp_port,
         nat: nat_report(node),
@@ -71,7 +82,6 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
             not_after: sources.certificate.not_after,
         },
         peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources.setup_times, now)).collect(),
-        health: health(sources),
         drops,
         ..StatusReport::default()
     }
@@ -161,7 +171,7 @@ fn route_report(kind: RouteKind, peer: &PeerStatus) -> RouteReport {
     }
 }
 
-fn health(sources: &Sources<'_>) -> Vec<HealthCheck> {
+fn health(sources: &Sources<'_>, classifier: &ClassifierReport) -> Vec<HealthCheck> {
     let node = &sources.node;
     let mut found = Vec::new();
     let mut add =
@@ -181,8 +191,8 @@ fn health(sources: &Sources<'_>) -> Vec<HealthCheck> {
             .unwrap_or_else(|| "still connecting".into());
         add("nms-unreachable", Severity::Error, format!("not registered: {why}; tunnels that stand go on"));
     }
-    if sources.surroundings.classifier.kind == "none" {
-        let why = &sources.surroundings.classifier.why;
+    if classifier.kind == "none" {
+        let why = &classifier.why;
         add("no-classifier", Severity::Warning, format!("no eBPF classifier on the interface: {why}"));
     }
     let trs_up = node

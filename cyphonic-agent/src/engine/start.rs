@@ -1,18 +1,13 @@
 //! Builds the engine's parts from configuration and identity, in an order in which nothing has to be undone by hand: the
 //! interface, the programs on it and the ring's threads all go with the values that own them.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cyphonic_common::InterfaceConfig;
 use cyphonic_common::limits::DEFAULT_INNER_MTU;
-use cyphonic_dataplane::bpf::EgressClassifier;
 use cyphonic_dataplane::protect;
-use cyphonic_dataplane::ring::{HoldLimits, OffloadConfig, OffloadRing};
-use cyphonic_dataplane::tun::TunDevice;
-use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::node::{CachedState, NodeConfig, Timing};
@@ -22,9 +17,10 @@ use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::datapath::{Ground, Wiring};
 use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
-use crate::config::{CloudAddress, Config, RingChoice, resolve_all};
-use crate::control::report::{ClassifierReport, InterfaceReport, RingReport};
+use crate::config::{CloudAddress, Config, resolve_all};
+use crate::control::report::InterfaceReport;
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
 use crate::netlink::{Netlink, NetworkWatch};
 use crate::state::{DeviceIdentity, StateDir};
@@ -52,40 +48,27 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let prefix = Prefix::of(address);
     let credentials = credentials(&device, &identity);
 
-    let port = Arc::new(open_port(&config, &state)?);
+    let overlay = InterfaceConfig::new(address.octets(), prefix.address().octets(), Prefix::LENGTH)
+        .map_err(|error| failed("this device's address", error))?;
+    let ground = Ground::lay(&config, &state, overlay, INNER_MTU)?;
+    let port = ground.port()?;
     let server = ServerTls::peer(&credentials).map_err(|error| failed("TLS", error))?;
     let transport = Transport::start(port.clone(), Some((server, credentials.network)))
         .map(Arc::new)
         .map_err(|error| failed("QUIC", error))?;
 
-    let tun =
-        TunDevice::create(&config.interface, INNER_MTU).map_err(|error| failed("the interface", error))?;
     let interface = netlink.configure(&config.interface, address, prefix, u32::from(INNER_MTU)).await?;
-    let overlay = InterfaceConfig::new(address.octets(), prefix.address().octets(), Prefix::LENGTH)
-        .map_err(|error| failed("this device's address", error))?;
-    let (classifier, classifier_drops) = classifier(&config.interface, overlay);
-    let offloads = tun.offloads();
-
     let inbox = Inbox::new();
-    let ring = OffloadRing::start(OffloadConfig {
-        tun,
-        port: port.clone(),
-        sink: transport.mux(),
-        own: address,
-        prefix: (prefix.address(), Prefix::LENGTH),
-        events: inbox.events(),
-        hold: HoldLimits::default(),
-    })
-    .map_err(|error| failed("the encapsulation ring", error))?;
+    let wiring = Wiring { sink: transport.mux(), own: address, prefix, events: inbox.events() };
+    let path = ground.build(&config.interface, &wiring)?;
 
     let udp_port = port.local_port();
     let node = node_config(&config, &state, &netlink, &identity, &zone, udp_port).await?;
     let surroundings = Surroundings {
         interface: InterfaceReport { name: config.interface.clone(), mtu: interface.mtu, up: interface.up },
-        ring: ring_report(config.ring, offloads.tcp, offloads.udp),
+        ring: path.ring_report,
         ring_failure: None,
-        classifier,
-        classifier_drops,
+        kernel: path.kernel,
     };
     let renewal = RenewalParts { device, state: state.clone(), cloud: config.cloud.clone() };
     let (failure, failed) = oneshot::channel();
@@ -95,7 +78,7 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         node,
         port,
         transport,
-        ring: Arc::new(ring),
+        ring: path.ring,
         renewal,
         surroundings,
         save: Box::new(move |cached| save(&state, cached)),
@@ -103,6 +86,9 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     };
     let handle = super::spawn(inbox, parts);
     let mut watchers = JoinSet::new();
+    if let Some(log) = path.kernel_log.filter(|_| config.log_drops) {
+        watchers.spawn(log.follow_log());
+    }
     watchers.spawn(follow_cloud(handle.clone(), config.cloud));
     watchers.spawn(follow_addresses(handle.clone(), netlink, prefix, config.interface, udp_port));
     let stopping = handle.clone();
@@ -121,7 +107,7 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     })
 }
 
-fn failed(what: &str, error: impl std::fmt::Display) -> DaemonError {
+pub(super) fn failed(what: &str, error: impl std::fmt::Display) -> DaemonError {
     DaemonError::Engine(format!("{what}: {error}"))
 }
 
@@ -132,54 +118,6 @@ pub(super) fn credentials(device: &DeviceIdentity, identity: &Identity) -> Crede
         root: device.root().clone(),
         network: identity.network_id,
     }
-}
-
-/// The configured port, else that of earlier starts, so that NAT mappings and firewall rules keep their meaning.
-fn open_port(config: &Config, state: &StateDir) -> Result<UdpPort, DaemonError> {
-    let remembered = (config.port == 0).then(|| state.port()).flatten();
-    let port = match remembered.map(UdpPort::bind) {
-        Some(Ok(port)) => port,
-        Some(Err(error)) => {
-            tracing::warn!(%error, "the UDP port of earlier starts is taken: using another");
-            UdpPort::bind(0).map_err(|error| failed("the UDP port", error))?
-        }
-        None => UdpPort::bind(config.port).map_err(|error| failed("the UDP port", error))?,
-    };
-    state.save_port(port.local_port())?;
-    Ok(port)
-}
-
-/// The tunnel works without it, so a kernel that cannot load it is reported and not fatal.
-fn classifier(interface: &str, overlay: InterfaceConfig) -> (ClassifierReport, super::report::Drops) {
-    match EgressClassifier::attach(interface, overlay) {
-        Ok(classifier) => {
-            let kind = classifier.attach_kind().to_string();
-            let why = "the best this kernel offers".to_owned();
-            let drops = move || {
-                let counters =
-                    classifier.counters().map(|c| c.drops().collect::<Vec<_>>()).unwrap_or_default();
-                counters.into_iter().map(|(reason, n)| (reason.name().to_owned(), n.packets)).collect()
-            };
-            (ClassifierReport { kind, why }, Arc::new(drops))
-        }
-        Err(error) => {
-            tracing::warn!(%error, "no eBPF classifier: the tunnel works without it, packets are checked later");
-            (ClassifierReport { kind: "none".into(), why: error.to_string() }, Arc::new(BTreeMap::new))
-        }
-    }
-}
-
-fn ring_report(choice: RingChoice, tcp: bool, udp: bool) -> RingReport {
-    let offloads = match (tcp, udp) {
-        (true, true) => "TCP and UDP super-packets",
-        (true, false) => "TCP super-packets (UDP ones need Linux 6.2)",
-        (false, _) => "no super-packets: the kernel refuses them on this interface",
-    };
-    let chosen = match choice {
-        RingChoice::Auto => "the ring of this version for every kernel",
-        RingChoice::Offload => "forced by the configuration",
-    };
-    RingReport { kind: "offload".into(), why: format!("{chosen}; {offloads}") }
 }
 
 async fn node_config(

@@ -2,7 +2,6 @@
 //! the ring is left out: no packet is sent here.
 
 use std::{
-    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     path::Path,
     sync::{
@@ -16,9 +15,9 @@ use std::{
 use cyphonic_agent::{
     control::{
         Backend, StatusReport,
-        report::{ClassifierReport, InterfaceReport, RingReport, ServiceKind, ServiceState, Severity},
+        report::{InterfaceReport, RingReport, ServiceKind, ServiceState, Severity},
     },
-    engine::{self, EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings},
+    engine::{self, EngineHandle, EngineParts, Inbox, Kernel, KernelFigures, RenewalParts, Surroundings},
     state::{DeviceIdentity, StateDir},
 };
 use cyphonic_cloud::{
@@ -212,8 +211,7 @@ impl Device {
                 interface: InterfaceReport::default(),
                 ring: RingReport::default(),
                 ring_failure: None,
-                classifier: ClassifierReport::default(),
-                classifier_drops: Arc::new(BTreeMap::new),
+                kernel: Arc::new(NoKernel),
             },
             save: Box::new(|_| ()),
             failure: oneshot::channel().0,
@@ -248,6 +246,15 @@ impl Drop for Endpoint {
         if let Some(worker) = self.worker.take() {
             let _ = worker.join();
         }
+    }
+}
+
+/// Without an interface there are no programs.
+struct NoKernel;
+
+impl Kernel for NoKernel {
+    fn figures(&self) -> KernelFigures {
+        KernelFigures::default()
     }
 }
 
