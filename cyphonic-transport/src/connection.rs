@@ -38,6 +38,13 @@ pub enum ExchangeError {
     Malformed(String),
 }
 
+impl ExchangeError {
+    /// Whether the peer ended the connection on purpose: it did not merely vanish.
+    pub fn is_closed_by_peer(&self) -> bool {
+        matches!(self, Self::Connection(ConnectionError::ApplicationClosed(_)))
+    }
+}
+
 // A stream fails with its connection or alone; only the former names whose end it was.
 
 impl From<WriteError> for ExchangeError {

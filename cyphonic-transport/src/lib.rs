@@ -19,11 +19,13 @@ pub mod connection;
 pub mod dial;
 pub mod enrol;
 pub mod mux;
+mod resets;
 pub mod tls;
 mod transport;
 
 pub use connection::{Connection, ExchangeError, Responder};
 pub use dial::DialError;
 pub use mux::{Mux, RelayedAddress};
+pub use resets::ResetSink;
 pub use tls::{ClientTls, Credentials, ServerTls, TlsError};
 pub use transport::{Incoming, Transport, TransportError};

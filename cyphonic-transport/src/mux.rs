@@ -17,10 +17,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+use cyphonic_dataplane::relay::RESET_TOKEN_LEN;
 use cyphonic_dataplane::udp::{self, SignallingSink, UdpPort};
-use cyphonic_proto::relayed;
+use cyphonic_proto::{TunnelId, relayed};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit};
+
+use crate::resets::{ResetSink, Resets};
 
 /// Packets held for quinn. 2,048 of 1,400 bytes are 3 MiB: more than a burst of handshakes, less than a flood.
 const QUEUE_PACKETS: usize = 2_048;
@@ -89,6 +92,7 @@ pub struct Mux {
     port: Arc<UdpPort>,
     queue: Mutex<Queue>,
     legs: RwLock<Legs>,
+    resets: Resets,
     next_leg: AtomicU64,
     dropped: AtomicU64,
 }
@@ -100,6 +104,7 @@ impl Mux {
             port,
             queue: Mutex::default(),
             legs: RwLock::default(),
+            resets: Resets::default(),
             next_leg: AtomicU64::new(1),
             dropped: AtomicU64::new(0),
         })
@@ -108,6 +113,22 @@ impl Mux {
     /// Signalling packets dropped because quinn lagged or the port was busy.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Tells `sink` of stateless resets of relays, for the tunnels named with [`Self::expect_reset`].
+    pub fn report_resets(&self, sink: ResetSink) {
+        self.resets.report_to(sink);
+    }
+
+    /// The relay at `from` says with this token that it has lost the leg that a tunnel sends to.
+    pub fn expect_reset(&self, tunnel: TunnelId, from: SocketAddr, token: [u8; RESET_TOKEN_LEN]) {
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        self.resets.expect(tunnel, from, token);
+    }
+
+    /// The tunnel is gone.
+    pub fn forget_reset(&self, tunnel: TunnelId) {
+        self.resets.forget(tunnel);
     }
 
     /// The address under which quinn reaches a leg of a TRS connection; the same leg always has the same one.
@@ -206,13 +227,14 @@ impl SignallingSink for Mux {
         payload: &[u8],
         stride: usize,
     ) {
-        let from = to_v6(from);
+        let source = to_v6(from);
         let ecn = ecn.and_then(EcnCodepoint::from_bits);
         let batch = Bytes::copy_from_slice(payload);
         let stride = if stride == 0 { payload.len().max(1) } else { stride };
-        let packets = (0..payload.len()).step_by(stride).map(|start| {
-            let end = payload.len().min(start + stride);
-            Packet { from, local_ip, ecn, payload: batch.slice(start..end) }
+        let packets = (0..payload.len()).step_by(stride).filter_map(|start| {
+            let payload = batch.slice(start..batch.len().min(start + stride));
+            let ours = self.resets.take(from, &payload);
+            (!ours).then_some(Packet { from: source, local_ip, ecn, payload })
         });
         self.enqueue(packets);
     }
