@@ -5,7 +5,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(["schema/cyphonic.proto"], ["schema"])?;
     prost_build::Config::new()
         // They carry secrets: their Debug is written by hand and redacted (src/message/mod.rs).
-        .skip_debug([".cyphonic.v1.RouteDirection", ".cyphonic.v1.EnrolRequest"])
+        .skip_debug(
+            ["RouteDirection", "EnrolRequest", "BindingResponse", "BindingRestore"]
+                .map(|name| format!(".cyphonic.v1.{name}")),
+        )
         .btree_map(["."])
         .compile_fds(descriptors)?;
     Ok(())

@@ -4,7 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use cyphonic_dataplane::ring::RingEvent;
 use cyphonic_proto::node::{ResolveError, Service, Target};
-use cyphonic_proto::{ExchangeId, Message, SetupId};
+use cyphonic_proto::{ExchangeId, Message, SetupId, TunnelId};
 use cyphonic_transport::{Connection, Credentials, Responder};
 use tokio::sync::oneshot;
 
@@ -28,6 +28,8 @@ pub(crate) enum Input {
     PeerAnswered { setup: SetupId, outcome: Result<(Connection, Message), String> },
     /// The ring reports.
     Ring(RingEvent),
+    /// A relay has lost the leg that a tunnel sends to.
+    RelayReset(TunnelId),
     /// An application asks for a peer.
     Resolve { target: Target, answer: oneshot::Sender<Result<Ipv6Addr, ResolveError>> },
     /// The host's addresses changed.

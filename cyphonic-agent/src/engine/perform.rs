@@ -71,12 +71,23 @@ impl Engine {
     fn connect(&mut self, service: Service, addresses: Vec<SocketAddr>, name: String) {
         let attempt = self.fresh();
         self.attempts.insert(service.clone(), attempt);
-        let dial = Dial { service, attempt, addresses, name };
-        services::dial(dial, self.transport.clone(), self.tls.clone(), self.inputs.clone());
+        if let Some(old) = self.services.remove(&service) {
+            // It may serve yet: only the service can say, when the new one stands.
+            old.listener.abort();
+            self.transport.mux().remove_legs(old.connection.quinn());
+            self.replaced.insert(service.clone(), old.connection);
+        }
+        let dial = Dial { service: service.clone(), attempt, addresses, name };
+        let task = services::dial(dial, self.transport.clone(), self.tls.clone(), self.inputs.clone());
+        abort(self.dialling.insert(service, task));
     }
 
     fn disconnect(&mut self, service: &Service) {
         self.attempts.remove(service);
+        abort(self.dialling.remove(service));
+        if let Some(old) = self.replaced.remove(service) {
+            old.close(close::DONE, "not needed now");
+        }
         if let Some(old) = self.services.remove(service) {
             old.listener.abort();
             self.transport.mux().remove_legs(old.connection.quinn());
@@ -138,15 +149,20 @@ impl Engine {
         let id = tunnel.id;
         self.names.insert(tunnel.peer, tunnel.peer_fqdn.clone());
         self.tunnels.insert(id, tunnel.peer);
+        if let Some(token) = tunnel.relay_reset {
+            self.transport.mux().expect_reset(id, tunnel.remote, token);
+        }
         if let Err(error) = self.ring.install(for_ring(&tunnel)) {
             tracing::error!(%error, "a tunnel could not be installed");
             self.tunnels.remove(&id);
+            self.transport.mux().forget_reset(id);
             self.node.handle_tunnel_closed(Instant::now(), id);
         }
     }
 
     fn remove(&mut self, id: TunnelId, close: Option<CloseCode>) {
         self.tunnels.remove(&id);
+        self.transport.mux().forget_reset(id);
         if let Some(code) = close {
             let close = Control::Close { code: code as u64, reason: close_reason(code).into() };
             self.ring.send_control(RingTunnel(id.0), close);

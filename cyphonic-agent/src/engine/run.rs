@@ -50,6 +50,10 @@ pub(crate) struct Engine {
     pub(super) started: Instant,
     pub(super) attempts: HashMap<Service, u64>,
     pub(super) services: HashMap<Service, ServiceConnection>,
+    /// Dials of services under way.
+    pub(super) dialling: HashMap<Service, JoinHandle<()>>,
+    /// Connections that stay open until those that replace them stand.
+    pub(super) replaced: HashMap<Service, Connection>,
     pub(super) requests: HashMap<ExchangeId, JoinHandle<()>>,
     pub(super) asked: HashMap<ExchangeId, Responder>,
     pub(super) dials: HashMap<SetupId, JoinHandle<()>>,
@@ -72,6 +76,7 @@ impl Engine {
             transport: parts.transport.clone(),
             inputs: inputs.clone(),
         };
+        report_resets(&parts.transport, inputs.clone());
         let engine = Self {
             node: Node::new(parts.node, rand::random(), now),
             tls: ClientTls::new(parts.credentials),
@@ -88,6 +93,8 @@ impl Engine {
             started: now,
             attempts: HashMap::new(),
             services: HashMap::new(),
+            dialling: HashMap::new(),
+            replaced: HashMap::new(),
             requests: HashMap::new(),
             asked: HashMap::new(),
             dials: HashMap::new(),
@@ -137,6 +144,7 @@ impl Engine {
             }
             Input::PeerAnswered { setup, outcome } => self.peer_answered(now, setup, outcome),
             Input::Ring(event) => self.ring_event(now, event),
+            Input::RelayReset(tunnel) => self.node.handle_relay_reset(now, tunnel),
             Input::Resolve { target, answer } => self.resolve(now, target, answer),
             Input::Addresses(addresses) => self.node.handle_addresses(now, addresses),
             Input::Cloud(addresses) => self.node.handle_as_addresses(now, addresses),
@@ -179,6 +187,9 @@ impl Engine {
                     self.inputs.clone(),
                 );
                 self.services.insert(service.clone(), ServiceConnection { connection, attempt, listener });
+                if let Some(old) = self.replaced.remove(&service) {
+                    services::let_go(old);
+                }
                 self.node.handle_connected(now, service, remote);
             }
         }
@@ -358,6 +369,13 @@ impl Engine {
         self.transport.shutdown("the agent stops").await;
         let _ = answer.send(());
     }
+}
+
+/// A reset that finds the queue full is lost: the relay answers the tunnel's next packet with another.
+fn report_resets(transport: &Transport, inputs: mpsc::Sender<Input>) {
+    transport.mux().report_resets(Arc::new(move |tunnel| {
+        drop(inputs.try_send(Input::RelayReset(tunnel)));
+    }));
 }
 
 async fn sleep_until(wake: Option<Instant>) {

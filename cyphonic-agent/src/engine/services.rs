@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cyphonic_proto::identity::Role;
 use cyphonic_proto::node::Service;
@@ -35,6 +36,15 @@ pub(crate) fn dial(
         let report = Input::ServiceDialled { service: dial.service, attempt: dial.attempt, outcome };
         drop(inputs.send(report).await);
     })
+}
+
+/// How long a service has to close a connection that a newer one replaced.
+const REPLACED: Duration = Duration::from_secs(10);
+
+/// Leaves it to the service to close a connection that a newer one replaced: told by us, it might take that for the
+/// device's farewell, before it has seen the newer one.
+pub(crate) fn let_go(connection: Connection) {
+    tokio::spawn(async move { drop(tokio::time::timeout(REPLACED, connection.closed()).await) });
 }
 
 /// Listens on an established connection until it ends.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use cyphonic_proto::trs::TrsKeys;
 use cyphonic_proto::{Identity, Role, alpn};
 use cyphonic_transport::{Credentials, ServerTls};
 use rustls_pki_types::CertificateDer;
@@ -23,6 +24,12 @@ pub(super) struct Loaded {
 }
 
 impl Loaded {
+    /// What a TRS makes tickets and reset tokens with, if this process is one: it outlives the process as its
+    /// private key does.
+    pub(super) fn trs_keys(&self) -> Option<TrsKeys> {
+        self.relay.as_ref().map(|credentials| TrsKeys::derive(credentials.key.secret_der()))
+    }
+
     /// TLS for one endpoint: every role's protocol with the role's own certificate.
     pub(super) fn server_tls(&self) -> Result<Option<ServerTls>, StartError> {
         let held = [&self.authentication, &self.management, &self.relay];

@@ -122,7 +122,7 @@ impl Management {
                     Err(reason) => self.nms.handle_exchange_failed(now, exchange, &reason),
                 }
             }
-            Event::Ended(channel) => {
+            Event::Ended { channel, .. } => {
                 if self.sessions.remove(channel) {
                     self.nms.handle_disconnected(now, channel);
                 }

@@ -124,6 +124,7 @@ fn start_services(
 ) -> Result<Services, StartError> {
     let mut services = Services::default();
     let mut watch = None;
+    let keys = loaded.trs_keys();
     if let (Some(register), Some(path)) = (&register, &config.register) {
         // A connection of its own, so that it also sees what this process's AS writes.
         let started = Watch::new(Register::open(path)?)?;
@@ -137,10 +138,8 @@ fn start_services(
         }
         watch = Some(started);
     }
-    if config.runs(ServiceRole::Trs)
-        && let Some(port) = ports.first()
-    {
-        services.relay = Some(RelayServer::start(config, register, watch.as_ref(), port.relay(), tasks)?);
+    if let (Some(keys), Some(port)) = (keys, ports.first()) {
+        services.relay = Some(RelayServer::start(config, register, watch.as_ref(), port, keys, tasks)?);
     }
     if let Some(watch) = watch {
         tasks.spawn(watch.run());

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cyphonic_dataplane::relay::UserspaceRelay;
+use cyphonic_dataplane::relay::{Resets, UserspaceRelay};
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::trs::TrsLimits;
 use cyphonic_transport::Transport;
@@ -44,7 +44,11 @@ impl Port {
         let transport = Arc::new(Transport::start(Arc::clone(&udp), tls)?);
         // Without the role there is no leg, and every data packet is dropped and counted.
         let capacity = if config.runs(ServiceRole::Trs) { TrsLimits::default().legs } else { 0 };
-        let relay = Arc::new(UserspaceRelay::new(capacity));
+        let mut relay = UserspaceRelay::new(capacity);
+        if let Some(keys) = loaded.trs_keys() {
+            relay = relay.with_resets(Arc::new(Resets::new(move |cid| keys.reset_token(cid))));
+        }
+        let relay = Arc::new(relay);
         let stop = Arc::new(AtomicBool::new(false));
         let worker = spawn_worker(&udp, &transport, &relay, &stop, failures)?;
         tracing::info!(address = %udp.local_addr(), dual_stack = udp.is_dual_stack(), "listening");
@@ -53,6 +57,10 @@ impl Port {
 
     pub(super) fn transport(&self) -> Arc<Transport> {
         Arc::clone(&self.transport)
+    }
+
+    pub(super) fn udp(&self) -> Arc<UdpPort> {
+        Arc::clone(&self.udp)
     }
 
     pub(super) fn relay(&self) -> Arc<UserspaceRelay> {
@@ -84,7 +92,7 @@ impl Port {
             tracing::error!("the port's worker panicked");
         }
         let counters = self.relay.counters();
-        tracing::info!(forwarded = counters.packets, signalling = counters.signalling, drops = ?counters.drops, "port closed");
+        tracing::info!(forwarded = counters.packets, signalling = counters.signalling, resets = counters.resets, drops = ?counters.drops, "port closed");
     }
 }
 

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use cyphonic_dataplane::relay::{Leg, RelayMap, RelayMapError, RelayRate};
-use cyphonic_proto::trs::{Action, Trs, TrsConfig, TrsLimits};
+use cyphonic_dataplane::relay::{Leg, RelayMap, RelayMapError, RelayRate, Resets};
+use cyphonic_dataplane::udp::{Transmit, UdpPort};
+use cyphonic_proto::trs::{Action, NodePath, Trs, TrsConfig, TrsKeys, TrsLimits, WallClock};
 use cyphonic_proto::{Channel, ConnectionId};
 use cyphonic_transport::Connection;
 use tokio::sync::mpsc;
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::StartError;
 use super::management::sleep_until;
+use super::port::Port;
 use super::sessions::{Entrance, Event, Sessions};
 use super::watch::Watch;
 use crate::config::Config;
@@ -38,18 +40,27 @@ impl RelayServer {
         config: &Config,
         register: Option<Arc<Register>>,
         watch: Option<&Watch>,
-        map: Arc<dyn RelayMap>,
+        port: &Port,
+        keys: TrsKeys,
         tasks: &mut JoinSet<()>,
     ) -> Result<Self, StartError> {
-        let trs_config = TrsConfig { network_id: config.network.id, limits: TrsLimits::default() };
-        let trs = Trs::new(trs_config, pki::random()?);
+        let now = Instant::now();
+        let map: Arc<dyn RelayMap> = port.relay();
+        let tokens = keys.clone();
+        let resets = Resets::new(move |cid| tokens.reset_token(cid));
+        let (network_id, limits) = (config.network.id, TrsLimits::default());
+        let trs_config = TrsConfig { network_id, keys, clock: WallClock::new(now, unix_now()), limits };
+        let mut trs = Trs::new(trs_config, pki::random()?);
+        // What an earlier process left in the kernel goes on forwarding until the nodes claim it.
+        trs.handle_adopted(now, map.adopted().into_iter().map(|(cid, _)| cid));
         let (entrance, events) = Entrance::new(register);
         let sessions = Sessions::new(&entrance, true);
         // Without a register at hand nobody tells of changes: a channel that stays silent.
         let (silent, nothing) = mpsc::channel(1);
         let changes = watch.map_or(nothing, Watch::subscribe);
         let rate = RelayRate::UNLIMITED;
-        let control = RelayControl { trs, sessions, map, rate, legs: HashMap::new() };
+        let control =
+            RelayControl { trs, sessions, map, rate, legs: HashMap::new(), resets, port: port.udp() };
         tasks.spawn(control.run(events, changes, silent));
         Ok(Self { entrance })
     }
@@ -74,6 +85,9 @@ struct RelayControl {
     /// How much each leg may carry.
     rate: RelayRate,
     legs: HashMap<ConnectionId, Entry>,
+    /// For nodes that do not know yet that their legs are gone.
+    resets: Resets,
+    port: Arc<UdpPort>,
 }
 
 impl RelayControl {
@@ -108,7 +122,8 @@ impl RelayControl {
             Event::Connected(connection, identity) => {
                 let (channel, remote) = self.sessions.insert(connection, identity.clone());
                 tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the TRS");
-                self.trs.handle_connected(now, channel, identity, remote);
+                let path = self.path(channel, remote);
+                self.trs.handle_connected(now, channel, identity, path);
                 self.sessions.read(channel);
             }
             Event::Request(channel, message, responder) => {
@@ -122,9 +137,12 @@ impl RelayControl {
                     self.trs.handle_datagram(now, channel, &datagram);
                 }
             }
-            Event::Ended(channel) => {
+            Event::Ended { channel, closed } => {
                 if self.sessions.remove(channel) {
-                    self.trs.handle_disconnected(now, channel);
+                    match closed {
+                        true => self.trs.handle_disconnected(now, channel),
+                        false => self.trs.handle_lost(now, channel),
+                    }
                 }
             }
             // A TRS asks nothing.
@@ -135,9 +153,15 @@ impl RelayControl {
     /// Tells the machine if the device has moved; false if the device is gone.
     fn follow(&mut self, now: Instant, channel: Channel) -> bool {
         if let Some(remote) = self.sessions.moved(channel) {
-            self.trs.handle_moved(now, channel, remote);
+            let path = self.path(channel, remote);
+            self.trs.handle_moved(now, channel, path);
         }
         self.sessions.contains(channel)
+    }
+
+    /// Where a device is, and by which of our addresses it reaches us: its NAT lets in no other.
+    fn path(&self, channel: Channel, remote: SocketAddr) -> NodePath {
+        NodePath { remote, local: self.sessions.local_ip(channel) }
     }
 
     fn device_changed(&mut self, device: &DeviceRecord) {
@@ -155,7 +179,8 @@ impl RelayControl {
     fn look_for_moves(&mut self) {
         let now = Instant::now();
         for (channel, remote) in self.sessions.all_moved() {
-            self.trs.handle_moved(now, channel, remote);
+            let path = self.path(channel, remote);
+            self.trs.handle_moved(now, channel, path);
         }
     }
 
@@ -176,19 +201,19 @@ impl RelayControl {
                 Action::Respond { exchange, message } => self.sessions.respond(exchange, message),
                 Action::Insert { cid, from, to, real_cid } => self.insert(cid, from, to, real_cid),
                 Action::Remove { cid } => self.remove(cid),
+                Action::Reset { cid, to } => self.reset(cid, to),
                 Action::Forward { channel, datagram } => self.sessions.send_datagram(channel, datagram),
                 Action::Close { channel, reason } => self.sessions.close(channel, &reason),
             }
         }
     }
 
-    fn insert(&mut self, cid: ConnectionId, from: SocketAddr, to: SocketAddr, real_cid: ConnectionId) {
+    fn insert(&mut self, cid: ConnectionId, from: NodePath, to: NodePath, real_cid: ConnectionId) {
         let leg = Leg {
-            from,
-            local: self.sessions.local_ip_towards(from),
-            to,
-            // Answered by the address the receiver connected to: its NAT lets in no other.
-            source: self.sessions.local_ip_towards(to),
+            from: from.remote,
+            local: from.local,
+            to: to.remote,
+            source: to.local,
             real_cid,
             rate: self.rate,
         };
@@ -212,12 +237,26 @@ impl RelayControl {
         Ok(())
     }
 
+    /// Calls a node back. Lost on its way, it is called again when the other end asks again.
+    fn reset(&self, cid: ConnectionId, to: NodePath) {
+        let Some(reset) = self.resets.unasked(cid) else { return };
+        let transmit = Transmit { src_ip: to.local, ..Transmit::new(to.remote, reset.as_bytes()) };
+        if let Err(error) = self.port.try_send(&transmit) {
+            tracing::debug!(%error, "a node could not be called back");
+        }
+    }
+
     fn remove(&mut self, cid: ConnectionId) {
         self.legs.remove(&cid);
         if let Some(stats) = self.map.remove(cid) {
             tracing::debug!(packets = stats.packets, bytes = stats.bytes, "a leg was unbound");
         }
     }
+}
+
+/// Before 1970 it was never.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn interval(period: Duration) -> tokio::time::Interval {

@@ -27,8 +27,13 @@ pub(super) enum Event {
     Request(Channel, Message, Responder),
     /// It sent a DATAGRAM.
     Datagram(Channel, Bytes),
-    /// It is gone.
-    Ended(Channel),
+    /// It is gone; `closed`: it said so, and did not just vanish.
+    Ended {
+        /// Which.
+        channel: Channel,
+        /// Whether the device closed the connection.
+        closed: bool,
+    },
     /// It answered our request, or will not.
     Answered(ExchangeId, Result<Message, String>),
 }
@@ -104,7 +109,6 @@ pub(super) struct Sessions {
     events: mpsc::Sender<Event>,
     datagrams: bool,
     sessions: HashMap<Channel, Session>,
-    by_remote: HashMap<SocketAddr, Channel>,
     waiting: HashMap<ExchangeId, Responder>,
     asked: HashMap<ExchangeId, AbortHandle>,
     next_channel: u64,
@@ -118,7 +122,6 @@ impl Sessions {
             events: entrance.events.clone(),
             datagrams,
             sessions: HashMap::new(),
-            by_remote: HashMap::new(),
             waiting: HashMap::new(),
             asked: HashMap::new(),
             next_channel: 0,
@@ -132,7 +135,6 @@ impl Sessions {
         self.next_channel += 1;
         let remote = connection.remote_address();
         self.sessions.insert(channel, Session { connection, identity, remote, readers: Vec::new() });
-        self.by_remote.insert(remote, channel);
         (channel, remote)
     }
 
@@ -157,16 +159,10 @@ impl Sessions {
         self.sessions.get(&channel).and_then(|session| session.connection.local_ip())
     }
 
-    /// The local address by which the device at `remote` reaches us.
-    pub(super) fn local_ip_towards(&self, remote: SocketAddr) -> Option<IpAddr> {
-        self.local_ip(*self.by_remote.get(&remote)?)
-    }
-
     /// Forgets a connection that has ended.
     pub(super) fn remove(&mut self, channel: Channel) -> bool {
         let Some(session) = self.sessions.remove(&channel) else { return false };
         session.readers.iter().for_each(AbortHandle::abort);
-        self.forget_remote(session.remote, channel);
         true
     }
 
@@ -240,17 +236,8 @@ impl Sessions {
         if remote == session.remote {
             return None;
         }
-        let old = std::mem::replace(&mut session.remote, remote);
-        self.forget_remote(old, channel);
-        self.by_remote.insert(remote, channel);
+        session.remote = remote;
         Some(remote)
-    }
-
-    /// Two connections may have one address, one after the other; the newer one keeps the entry.
-    fn forget_remote(&mut self, remote: SocketAddr, channel: Channel) {
-        if self.by_remote.get(&remote) == Some(&channel) {
-            self.by_remote.remove(&remote);
-        }
     }
 
     /// All devices whose address is another than it was. QUIC does not tell, so somebody has to look.
@@ -269,13 +256,18 @@ impl Sessions {
 }
 
 async fn read_requests(channel: Channel, connection: Connection, events: mpsc::Sender<Event>) {
-    while let Ok((message, responder)) = connection.accept_exchange().await {
-        if events.send(Event::Request(channel, message, responder)).await.is_err() {
-            return;
+    let closed = loop {
+        match connection.accept_exchange().await {
+            Ok((message, responder)) => {
+                if events.send(Event::Request(channel, message, responder)).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => break error.is_closed_by_peer(),
         }
-    }
+    };
     // The service's end is the process's end.
-    let _ = events.send(Event::Ended(channel)).await;
+    let _ = events.send(Event::Ended { channel, closed }).await;
 }
 
 async fn read_datagrams(channel: Channel, connection: Connection, events: mpsc::Sender<Event>) {

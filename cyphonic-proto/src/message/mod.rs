@@ -17,10 +17,10 @@ mod wire {
 pub use framing::{DecodeError, MAX_MESSAGE_BYTES, decode, encode, frame_length};
 pub use wire::message::Body as Message;
 pub use wire::{
-    AgentCache, BindingRequest, BindingResponse, DirectionRequest, Endpoint, EnrolRequest, EnrolResponse,
-    LoginRequest, LoginResponse, Observation, ObservationRequest, ObservationResponse, Refusal, RefusalCode,
-    RegistrationRequest, RegistrationResponse, Relay, RenewRequest, RenewResponse, RouteConfirmation,
-    RouteDirection, RouteKind, TunnelRequest, TunnelResponse,
+    AgentCache, BindingRequest, BindingResponse, BindingRestore, DirectionRequest, Endpoint, EnrolRequest,
+    EnrolResponse, LoginRequest, LoginResponse, Observation, ObservationRequest, ObservationResponse,
+    Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, Relay, RenewRequest, RenewResponse,
+    RouteConfirmation, RouteDirection, RouteKind, TunnelRequest, TunnelResponse,
 };
 
 use std::{fmt, time::Duration};
@@ -46,6 +46,7 @@ impl Message {
             Self::RouteConfirmation(_) => "RouteConfirmation",
             Self::BindingRequest(_) => "BindingRequest",
             Self::BindingResponse(_) => "BindingResponse",
+            Self::BindingRestore(_) => "BindingRestore",
             Self::ObservationRequest(_) => "ObservationRequest",
             Self::ObservationResponse(_) => "ObservationResponse",
             Self::TunnelRequest(_) => "TunnelRequest",
@@ -142,6 +143,22 @@ impl fmt::Debug for EnrolRequest {
         f.debug_struct("EnrolRequest")
             .field("protocol_version", &self.protocol_version)
             .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for BindingResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BindingResponse")
+            .field("connection_id", &data_encoding::HEXLOWER.encode(&self.connection_id))
+            .field("context", &self.context)
+            .field("bound", &self.bound)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for BindingRestore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BindingRestore").finish_non_exhaustive()
     }
 }
 

@@ -5,6 +5,7 @@ use crate::{
     ConnectionId,
     id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId},
     message::Message,
+    trs::RESET_TOKEN_LEN,
     tunnel::{Secret, Suite},
 };
 use std::{
@@ -85,6 +86,9 @@ pub struct TunnelParameters {
     /// False at the listening end: the peer may not have its keys yet, so nothing is sent (but held) until the first
     /// authenticated packet arrives. The dialling end sends one at once.
     pub confirmed: bool,
+    /// Relayed: what ends a stateless reset by which the TRS says that it has lost the peer's leg; to be reported with
+    /// [`Node::handle_relay_reset`](super::Node::handle_relay_reset).
+    pub relay_reset: Option<[u8; RESET_TOKEN_LEN]>,
 }
 
 /// What a tunnel is asked to send apart from inner packets.

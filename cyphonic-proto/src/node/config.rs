@@ -40,6 +40,8 @@ pub struct Timing {
     pub backoff_least: Duration,
     /// Longest wait after failures.
     pub backoff_most: Duration,
+    /// Longest wait for a relay that a tunnel waits for.
+    pub relay_backoff: Duration,
     /// From a question for a peer to its answer, whatever happens. Stub resolvers ask again after 5 s.
     pub resolve: Duration,
     /// A direct or punched attempt, before the next route is tried. Short, because a user waits, and long enough for
@@ -54,6 +56,8 @@ pub struct Timing {
     /// Silence on a tunnel in use before a PING keeps NAT mappings alive: well under the 30 s of short-lived ones
     /// (RFC 4787 §4.3 asks for 2 min, many NATs give less).
     pub keepalive: Duration,
+    /// The same on a tunnel through a relay that is in use and only receives.
+    pub relay_keepalive: Duration,
     /// Sending without receiving before the tunnel is challenged.
     pub silence: Duration,
     /// Between unanswered challenges.
@@ -77,12 +81,14 @@ impl Default for Timing {
             request: Duration::from_secs(3),
             backoff_least: Duration::from_millis(250),
             backoff_most: Duration::from_secs(30),
+            relay_backoff: Duration::from_millis(500),
             resolve: Duration::from_secs(4),
             direct_attempt: Duration::from_secs(1),
             relay_attempt: Duration::from_millis(2500),
             setup: Duration::from_secs(5),
             failed_route: Duration::from_secs(60),
             keepalive: Duration::from_secs(15),
+            relay_keepalive: Duration::from_secs(1),
             silence: Duration::from_secs(5),
             challenge: Duration::from_millis(500),
             challenges: 3,

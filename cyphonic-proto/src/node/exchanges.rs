@@ -2,7 +2,7 @@
 
 use super::{Action, Node, Service, Timer};
 use crate::{
-    id::{ExchangeId, SetupId},
+    id::{ExchangeId, SetupId, TunnelId},
     message::Message,
 };
 use std::{
@@ -24,6 +24,7 @@ pub(super) enum Purpose {
     Observe { server: SocketAddr },
     Direction { peer: Ipv6Addr },
     Binding { setup: SetupId },
+    Restore { tunnel: TunnelId },
 }
 
 impl Node {
@@ -70,6 +71,7 @@ impl Node {
             Purpose::Observe { server } => self.observation_answered(now, server, answer),
             Purpose::Direction { peer } => self.direction_answered(now, peer, answer),
             Purpose::Binding { setup } => self.binding_answered(now, setup, answer),
+            Purpose::Restore { tunnel } => self.restore_answered(now, tunnel, exchange, answer),
         }
     }
 

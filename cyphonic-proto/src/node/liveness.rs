@@ -1,7 +1,7 @@
 //! Watching tunnels: kept alive while in use, challenged when silent, replaced when old, closed when idle.
 
 use super::{
-    Action, CloseCode, Node, Timer, TunnelActivity, TunnelControl,
+    Action, CloseCode, Node, Timer, Timing, TunnelActivity, TunnelControl,
     tunnels::{Challenge, Tunnel},
 };
 use crate::{id::TunnelId, message::RouteKind};
@@ -15,6 +15,8 @@ use std::{
 const UNCONFIRMED: Duration = Duration::from_secs(10);
 /// A tunnel that just heard of its peer is not doubted.
 const FRESH: Duration = Duration::from_secs(2);
+/// A tunnel that carried something within this time is in use.
+const IN_USE: Duration = Duration::from_secs(10);
 /// Between attempts to replace an old tunnel.
 const REFRESH_AGAIN: Duration = Duration::from_secs(60);
 
@@ -89,13 +91,16 @@ impl Node {
     pub(super) fn watch(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let timing = &self.config.timing;
+        // A relay that is being waited for says nothing about the peer.
+        let away = tunnel.is_away();
         match () {
             () if tunnel.retires_at.is_some_and(|at| at <= now) => {
                 self.remove_tunnel(now, id, None);
                 return;
             }
-            () if tunnel.exhausted(now, self.patience(tunnel)) => return self.unanswered(now, id),
-            () if tunnel.last_rx.is_none()
+            () if !away && tunnel.exhausted(now, self.patience(tunnel)) => return self.unanswered(now, id),
+            () if !away
+                && tunnel.last_rx.is_none()
                 && tunnel.challenge.is_none()
                 && tunnel.since + UNCONFIRMED <= now =>
             {
@@ -107,11 +112,15 @@ impl Node {
             }
             () if tunnel.challenge.is_some_and(|challenge| challenge.next <= now) => self.challenge(now, id),
             () if tunnel.challenge.is_none() && tunnel.silent(now, timing.silence) => self.challenge(now, id),
-            () if tunnel.last_tx + timing.keepalive <= now => self.control(now, id, TunnelControl::Ping),
+            () if tunnel.last_tx + tunnel.keepalive(now, timing) <= now => {
+                self.control(now, id, TunnelControl::Ping)
+            }
             () => {}
         }
-        self.refresh(now, id);
-        self.set_watch(id);
+        if self.watch_leg(now, id) {
+            self.refresh(now, id);
+            self.set_watch(now, id);
+        }
     }
 
     fn refresh(&mut self, now: Instant, id: TunnelId) {
@@ -122,7 +131,7 @@ impl Node {
         }
     }
 
-    fn set_watch(&mut self, id: TunnelId) {
+    fn set_watch(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let timing = &self.config.timing;
         let challenged = tunnel.challenge.is_some();
@@ -133,7 +142,8 @@ impl Node {
             unconfirmed.then(|| tunnel.since + UNCONFIRMED),
             tunnel.unanswered_since.filter(|_| !challenged).map(|since| since + timing.silence),
             Some(tunnel.last_use + timing.idle),
-            Some(tunnel.last_tx + timing.keepalive),
+            Some(tunnel.last_tx + tunnel.keepalive(now, timing)),
+            tunnel.leg.as_ref().and_then(|leg| leg.next_due(tunnel.last_rx)),
             Some(tunnel.refresh_at),
         ];
         if let Some(at) = dues.into_iter().flatten().min() {
@@ -170,6 +180,18 @@ impl Tunnel {
         self.last_rx = self.last_rx.max(Some(at));
         self.unanswered_since = None;
         self.challenge = None;
+    }
+
+    /// Whether its relay is being waited for.
+    pub(super) fn is_away(&self) -> bool {
+        self.leg.as_ref().is_some_and(|leg| leg.away.is_some())
+    }
+
+    /// How long this end may be silent. One that only receives through a relay would not hear that the relay has
+    /// restarted: the answer to its own packets tells.
+    fn keepalive(&self, now: Instant, timing: &Timing) -> Duration {
+        let in_use = now.saturating_duration_since(self.last_use) < IN_USE;
+        if self.leg.is_some() && in_use { timing.relay_keepalive } else { timing.keepalive }
     }
 
     /// Sends without receiving.

@@ -3,7 +3,8 @@
 //! A node logs in at the AS, registers at the NMS and keeps that connection, and keeps warm connections to the nearest
 //! relays (`services`, `registration`). A question for a peer, or a packet to one, starts an attempt (`peers`): a
 //! DirectionRequest, whose answer is a set-up (`setup`), which ends in a tunnel (`tunnels`) that is watched from then on
-//! (`liveness`). Another node's attempt arrives as a RouteDirection of the NMS and becomes a set-up too.
+//! (`liveness`). Tunnels through a relay outlive the relay's restart (`relay_legs`). Another node's attempt arrives as a
+//! RouteDirection of the NMS and becomes a set-up too.
 //!
 //! **Invariants.** A question is answered with an address only when a tunnel to the peer is installed. Keys are derived,
 //! and a tunnel installed, only for a set-up that the NMS directed this node to, with the peer whose certificate has the
@@ -18,6 +19,7 @@ mod liveness;
 mod peer_exchange;
 mod peers;
 mod registration;
+mod relay_legs;
 mod services;
 mod setup;
 pub mod status;
@@ -245,6 +247,11 @@ impl Node {
     /// The peer answered a challenge.
     pub fn handle_path_response(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
         self.challenge_answered(now, id, data);
+    }
+
+    /// The TRS said with a stateless reset that it has lost the leg that a tunnel sends to.
+    pub fn handle_relay_reset(&mut self, now: Instant, id: TunnelId) {
+        self.relay_reset(now, id);
     }
 
     /// The peer closed a tunnel.

@@ -124,7 +124,11 @@ impl Node {
             data_connection_id: setup.cid.as_bytes().to_vec(),
             inner_mtu: u32::from(agreed.inner_mtu),
             suite: agreed.suite.number(),
-            relay_connection_id: setup.own_leg.map(|leg| leg.cid.as_bytes().to_vec()).unwrap_or_default(),
+            relay_connection_id: setup
+                .own_leg
+                .as_ref()
+                .map(|leg| leg.cid.as_bytes().to_vec())
+                .unwrap_or_default(),
         };
         self.finish(now, id, agreed, false);
         Ok(response)

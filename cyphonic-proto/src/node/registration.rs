@@ -162,6 +162,7 @@ impl Node {
             let message = Message::ObservationRequest(ObservationRequest {});
             self.request(now, service, Purpose::Observe { server }, message);
         }
+        self.restore_legs(now, name);
         self.bind_waiting(now, name);
     }
 

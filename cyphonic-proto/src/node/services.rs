@@ -2,7 +2,10 @@
 
 use super::{Action, Node, Service, ServiceState, Timer};
 use crate::backoff::Backoff;
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 /// A connection to a service.
 pub(super) struct Slot {
@@ -13,6 +16,11 @@ pub(super) struct Slot {
     pub(super) since: Instant,
     pub(super) backoff: Backoff,
     pub(super) last_error: Option<String>,
+    /// Of resets, which anybody may repeat: ever fewer are believed, from this time on.
+    resets: Backoff,
+    believes_from: Option<Instant>,
+    /// Dials begun anew because of resets.
+    redials: u32,
 }
 
 impl Node {
@@ -88,6 +96,7 @@ impl Node {
             return;
         };
         slot.enter(now, ServiceState::Connected);
+        slot.redials = 0;
         slot.remote = Some(remote);
         self.timers.clear(&Timer::Service(service.clone()));
         self.changed();
@@ -115,6 +124,34 @@ impl Node {
     pub(super) fn service_broken(&mut self, now: Instant, service: &Service, reason: &str) {
         self.act(Action::Disconnect { service: service.clone() });
         self.service_failed(now, service, reason);
+    }
+
+    /// The service has restarted, or so says a reset that anybody who saw it may repeat: it is dialled at once. The
+    /// connection that stands is the shell's to keep until the new one does, and if nothing was wrong with it, nothing
+    /// is lost but a handshake.
+    pub(super) fn service_reset(&mut self, now: Instant, service: &Service) {
+        let Some(slot) = self.services.get_mut(service) else { return };
+        match slot.state {
+            ServiceState::Unwanted => {}
+            ServiceState::Connected => {
+                if slot.believes_from.is_some_and(|from| now < from) {
+                    return;
+                }
+                if slot.believes_from.is_none_or(|from| from + RESET_MOST <= now) {
+                    slot.resets.reset();
+                }
+                slot.believes_from = Some(now + slot.resets.next(RESET_LEAST, RESET_MOST, &mut self.rng));
+                self.connection_lost(now, service, "it has restarted");
+                self.connect(now, service.clone());
+            }
+            // What was sent before the service was there again is repeated only after a while.
+            ServiceState::Connecting | ServiceState::Waiting { .. } => {
+                if slot.since + REDIAL_LEAST * (1 << slot.redials.min(5)) <= now {
+                    slot.redials = slot.redials.saturating_add(1);
+                    self.connect(now, service.clone());
+                }
+            }
+        }
     }
 
     pub(super) fn service_due(&mut self, now: Instant, service: &Service) {
@@ -148,8 +185,15 @@ impl Node {
 
     fn wait(&mut self, now: Instant, service: &Service, reason: &str) {
         let timing = &self.config.timing;
+        let awaited = |name| {
+            self.tunnels.values().any(|tunnel| tunnel.relay.as_ref() == Some(name) && tunnel.leg.is_some())
+        };
+        let most = match service {
+            Service::Trs(name) if awaited(name) => timing.relay_backoff,
+            Service::Trs(_) | Service::As | Service::Nms => timing.backoff_most,
+        };
         let Some(slot) = self.services.get_mut(service) else { return };
-        let until = now + slot.backoff.next(timing.backoff_least, timing.backoff_most, &mut self.rng);
+        let until = now + slot.backoff.next(timing.backoff_least.min(most), most, &mut self.rng);
         slot.enter(now, ServiceState::Waiting { until });
         slot.last_error = Some(crate::message::bounded(reason));
         let failures = slot.backoff.failures();
@@ -173,6 +217,11 @@ impl Node {
 }
 
 const NMS_FAILURES_BEFORE_LOGIN: u32 = 3;
+/// Between resets that are believed: at first well over the time that a reconnection takes, then doubling.
+const RESET_LEAST: Duration = Duration::from_secs(4);
+const RESET_MOST: Duration = Duration::from_secs(120);
+/// A dial is given this long, doubling, before a reset begins another: QUIC repeats its first packet as late.
+const REDIAL_LEAST: Duration = Duration::from_millis(250);
 
 impl Slot {
     fn new(now: Instant) -> Self {
@@ -184,6 +233,9 @@ impl Slot {
             since: now,
             backoff: Backoff::default(),
             last_error: None,
+            resets: Backoff::default(),
+            believes_from: None,
+            redials: 0,
         }
     }
 

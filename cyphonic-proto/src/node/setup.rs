@@ -8,15 +8,16 @@ use super::{
     exchanges::Purpose,
     peers::{Attempt, Retry},
     registration::unexpected,
+    relay_legs::OwnLeg,
 };
 use crate::{
     ConnectionId, address,
     id::{ExchangeId, SetupId},
     message::{
-        BindingRequest, BindingResponse, Message, Refusal, RefusalCode, RouteConfirmation, RouteDirection,
-        RouteKind, TunnelRequest, bounded, endpoint, field,
+        BindingRequest, Message, Refusal, RefusalCode, RouteConfirmation, RouteDirection, RouteKind,
+        TunnelRequest, bounded, endpoint, field,
     },
-    name, relayed, version,
+    name, version,
 };
 use rand::Rng;
 use std::{
@@ -39,19 +40,13 @@ pub(super) struct Setup {
     pub(super) relay: Option<Relay>,
     /// The connection ID that the other end bound at the TRS.
     pub(super) peer_leg: Option<ConnectionId>,
-    pub(super) own_leg: Option<Leg>,
+    /// This end's leg at the TRS.
+    pub(super) own_leg: Option<OwnLeg>,
     /// How this end wants to be reached in data packets.
     pub(super) cid: ConnectionId,
     pub(super) stage: Stage,
     /// The NMS waits for our RouteConfirmation.
     unconfirmed: Option<ExchangeId>,
-}
-
-/// This end's leg at the TRS.
-#[derive(Clone, Copy)]
-pub(super) struct Leg {
-    pub(super) cid: ConnectionId,
-    pub(super) context: u64,
 }
 
 /// How far a set-up has come.
@@ -75,7 +70,7 @@ const REDIAL: Duration = Duration::from_millis(100);
 impl Setup {
     /// How the peers' connection travels.
     pub(super) fn via(&self) -> Option<PeerVia> {
-        match (&self.relay, self.own_leg) {
+        match (&self.relay, &self.own_leg) {
             (Some(relay), Some(leg)) => {
                 Some(PeerVia::Relay { trs: relay.name.clone(), context: leg.context })
             }
@@ -157,7 +152,7 @@ impl Node {
     pub(super) fn binding_answered(&mut self, now: Instant, setup: SetupId, answer: Result<Message, String>) {
         let leg = match answer {
             Ok(Message::BindingResponse(response)) => {
-                leg_of(&response).map_err(|bad| format!("BindingResponse: {bad}"))
+                OwnLeg::from_wire(&response).map_err(|bad| format!("BindingResponse: {bad}"))
             }
             other => Err(unexpected("TRS", other)),
         };
@@ -315,7 +310,7 @@ impl Node {
         }
     }
 
-    fn bound(&mut self, id: SetupId, leg: Leg) {
+    fn bound(&mut self, id: SetupId, leg: OwnLeg) {
         let Some(setup) = self.setups.get_mut(&id) else { return };
         setup.own_leg = Some(leg);
         self.confirm(id);
@@ -326,7 +321,7 @@ impl Node {
     fn confirm(&mut self, id: SetupId) {
         let Some(setup) = self.setups.get_mut(&id) else { return };
         let Some(exchange) = setup.unconfirmed.take() else { return };
-        let relay_connection_id = setup.own_leg.map(|leg| bytes(leg.cid)).unwrap_or_default();
+        let relay_connection_id = setup.own_leg.as_ref().map(|leg| bytes(leg.cid)).unwrap_or_default();
         let confirmation = RouteConfirmation { setup_id: id.to_vec(), relay_connection_id };
         self.act(Action::Respond { exchange, message: Message::RouteConfirmation(confirmation) });
     }
@@ -348,7 +343,7 @@ impl Node {
             setup_id: id.to_vec(),
             protocol_version: version::CURRENT,
             data_connection_id: bytes(setup.cid),
-            relay_connection_id: setup.own_leg.map(|leg| bytes(leg.cid)).unwrap_or_default(),
+            relay_connection_id: setup.own_leg.as_ref().map(|leg| bytes(leg.cid)).unwrap_or_default(),
             inner_mtu: u32::from(self.config.inner_mtu),
             suites: self.config.suites.iter().map(|suite| suite.number()).collect(),
         };
@@ -452,12 +447,6 @@ struct RouteFields {
     endpoints: Vec<SocketAddr>,
     relay: Option<Relay>,
     peer_leg: Option<ConnectionId>,
-}
-
-fn leg_of(response: &BindingResponse) -> Result<Leg, field::BadField> {
-    let cid = field::data_connection_id(&response.connection_id, "connection_id")?;
-    let context = Some(response.context).filter(|context| *context <= relayed::MAX_CONTEXT);
-    Ok(Leg { cid, context: context.ok_or(field::BadField("context"))? })
 }
 
 fn bytes(cid: ConnectionId) -> Vec<u8> {

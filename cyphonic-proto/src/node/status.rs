@@ -128,6 +128,8 @@ pub struct TunnelStatus {
     pub retires_at: Option<Instant>,
     /// Challenges without an answer.
     pub unanswered: u32,
+    /// Whether its relay is gone and waited for.
+    pub relay_away: bool,
 }
 
 impl Node {
@@ -183,6 +185,7 @@ impl Node {
             since: tunnel.since,
             retires_at: tunnel.retires_at,
             unanswered: tunnel.challenge.map_or(0, |challenge| challenge.sent),
+            relay_away: tunnel.is_away(),
         })
     }
 }

@@ -1,7 +1,8 @@
 //! Tunnels: installed, replaced, removed.
 
 use super::{
-    Action, CloseCode, Node, Service, Timer, TunnelActivity, TunnelControl, TunnelParameters, setup::Setup,
+    Action, CloseCode, Node, Service, Timer, TunnelActivity, TunnelControl, TunnelParameters,
+    relay_legs::OwnLeg, setup::Setup,
 };
 use crate::{
     ConnectionId,
@@ -21,6 +22,8 @@ pub(super) struct Tunnel {
     pub(super) kind: RouteKind,
     pub(super) reason: String,
     pub(super) relay: Option<String>,
+    /// This end's leg at the relay.
+    pub(super) leg: Option<OwnLeg>,
     pub(super) initiator: bool,
     pub(super) local_cid: ConnectionId,
     pub(super) wire_cid: ConnectionId,
@@ -69,6 +72,7 @@ impl Node {
         let id = TunnelId(self.next_tunnel);
         self.next_tunnel += 1;
         let (peer, setup_id, dial) = (setup.peer, setup.id, setup.dial);
+        let relay_reset = setup.own_leg.as_ref().and_then(|leg| leg.reset_token);
         self.tunnels.insert(id, self.new_tunnel(now, &setup, &install));
         let Install { remote_cid, wire_cid, remote, suite, inner_mtu, send, recv, confirmed } = install;
         self.act(Action::InstallTunnel(Box::new(TunnelParameters {
@@ -84,6 +88,7 @@ impl Node {
             recv,
             inner_mtu,
             confirmed,
+            relay_reset,
         })));
         self.supersede(now, peer, id);
         if dial {
@@ -147,17 +152,6 @@ impl Node {
         }
     }
 
-    /// The connection to a relay is lost, and with it all that went through it.
-    pub(super) fn relay_lost(&mut self, now: Instant, trs: &str, why: &str) {
-        self.fail_setups_via(now, trs, why);
-        let through = |tunnel: &Tunnel| tunnel.relay.as_deref() == Some(trs);
-        let dead: Vec<_> =
-            self.tunnels.iter().filter(|(_, tunnel)| through(tunnel)).map(|(id, _)| *id).collect();
-        for id in dead {
-            self.tunnel_died(now, id);
-        }
-    }
-
     /// Removes a tunnel that no longer carries; a new one is set up at once if it was in use.
     pub(super) fn tunnel_died(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.remove_tunnel(now, id, None) else { return };
@@ -185,6 +179,8 @@ impl Node {
     fn new_tunnel(&self, now: Instant, setup: &Setup, install: &Install) -> Tunnel {
         // The end that asked renews; the other steps in if that does not happen.
         let slack = if setup.initiator { 0 } else { 1 };
+        let mut leg = setup.own_leg.clone();
+        leg.iter_mut().for_each(|leg| leg.take_up(now));
         let refresh_at = now + self.config.timing.refresh + self.config.timing.setup * 12 * slack;
         Tunnel {
             peer: setup.peer,
@@ -192,6 +188,7 @@ impl Node {
             kind: setup.kind,
             reason: setup.reason.clone(),
             relay: setup.relay.as_ref().map(|relay| relay.name.clone()),
+            leg,
             initiator: setup.initiator,
             local_cid: setup.cid,
             wire_cid: install.wire_cid,

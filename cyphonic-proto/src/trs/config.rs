@@ -1,5 +1,6 @@
 //! What a TRS is told at its start, and what it asks of its shell.
 
+use super::ticket::{NodePath, TrsKeys, WallClock};
 use crate::{
     ConnectionId,
     id::{Channel, ExchangeId},
@@ -7,13 +8,17 @@ use crate::{
     message::Message,
 };
 use bytes::Bytes;
-use std::{net::SocketAddr, time::Duration};
+use std::time::Duration;
 
 /// The network a TRS serves, and its limits.
 #[derive(Clone, Debug)]
 pub struct TrsConfig {
     /// The network.
     pub network_id: NetworkId,
+    /// What outlives the process.
+    pub keys: TrsKeys,
+    /// What time it is.
+    pub clock: WallClock,
     /// Waits and limits.
     pub limits: TrsLimits,
 }
@@ -23,6 +28,10 @@ pub struct TrsConfig {
 pub struct TrsLimits {
     /// How long a leg waits for its other end.
     pub unbound: Duration,
+    /// How long a leg without its owner's connection waits for it: after that was lost, and after a restart.
+    pub orphaned: Duration,
+    /// How long a ticket is honoured. Nodes renew theirs at half of it.
+    pub ticket: Duration,
     /// How long a bound pair may be silent in both directions. Nodes keep tunnels in use alive every 15 s.
     pub idle: Duration,
     /// Legs in all: two per relayed tunnel.
@@ -37,6 +46,8 @@ impl Default for TrsLimits {
     fn default() -> Self {
         Self {
             unbound: Duration::from_secs(15),
+            orphaned: Duration::from_secs(60),
+            ticket: Duration::from_secs(2 * 3600),
             idle: Duration::from_secs(600),
             legs: 1 << 20,
             legs_per_node: 1024,
@@ -56,14 +67,14 @@ pub enum Action {
         message: Message,
     },
     /// Forward data packets that carry `cid` and come from `from`, and from nowhere else: to `to`, with `real_cid`
-    /// written over `cid`. Replaces an entry of the same `cid`.
+    /// written over `cid`. Replaces an entry of the same `cid`, also one that an earlier process left.
     Insert {
         /// The leg's virtual connection ID.
         cid: ConnectionId,
-        /// The sender's address.
-        from: SocketAddr,
-        /// The receiver's address.
-        to: SocketAddr,
+        /// The sender, and the address of ours that it sends to.
+        from: NodePath,
+        /// The receiver, and the address of ours that it knows.
+        to: NodePath,
         /// The receiver's own connection ID.
         real_cid: ConnectionId,
     },
@@ -71,6 +82,14 @@ pub enum Action {
     Remove {
         /// The leg's virtual connection ID.
         cid: ConnectionId,
+    },
+    /// Tell a node with a stateless reset (RFC 9000 §10.3), unasked, that its packets with `cid` are not forwarded: it
+    /// is to connect and restore its leg.
+    Reset {
+        /// What the node writes on its packets.
+        cid: ConnectionId,
+        /// Where it was.
+        to: NodePath,
     },
     /// Send a DATAGRAM on a node's connection; drop it where it does not fit.
     Forward {
@@ -95,6 +114,8 @@ pub struct TrsCounters {
     pub legs: u64,
     /// Pairs bound.
     pub bound: u64,
+    /// Legs restored from tickets.
+    pub restored: u64,
     /// BindingRequests refused.
     pub refused: u64,
     /// Legs that ended because nothing came.

@@ -1,6 +1,9 @@
 //! Legs: opened, bound, moved, ended.
 
-use super::{Action, Trs, not_connected};
+use super::{
+    Action, NodePath, Trs, not_connected,
+    ticket::{Holder, Ticket},
+};
 use crate::{
     ConnectionId,
     id::{Channel, SetupId},
@@ -12,25 +15,46 @@ use std::time::{Duration, Instant};
 
 /// One node's end of a relayed tunnel.
 pub(super) struct Leg {
-    pub(super) channel: Channel,
+    /// The owner's connection, unless that was lost.
+    pub(super) channel: Option<Channel>,
     pub(super) context: u64,
-    setup: SetupId,
-    owner: String,
-    peer_fqdn: String,
+    pub(super) setup: SetupId,
+    pub(super) owner: Holder,
+    /// Who may bind to it.
+    pub(super) peer: Holder,
     /// What the owner wants to find on packets.
-    data_cid: ConnectionId,
-    /// The other leg, once bound.
-    pub(super) peer: Option<ConnectionId>,
+    pub(super) data_cid: ConnectionId,
+    /// The other leg; until it is bound, the connection ID that is kept for it.
+    pub(super) partner: ConnectionId,
+    pub(super) bound: bool,
+    /// Whether the map has an entry.
+    pub(super) inserted: bool,
+    /// Where the owner is, or was.
+    pub(super) path: NodePath,
     pub(super) last_seen: Instant,
+    /// Since when the owner's connection is lost, or since when a restored leg waits for the other end.
+    pub(super) waiting_since: Option<Instant>,
+}
+
+impl Leg {
+    /// The leg at the other end.
+    pub(super) fn bound_to(&self) -> Option<ConnectionId> {
+        self.bound.then_some(self.partner)
+    }
+
+    /// Whether this is the other end of `leg`, whose connection ID is `cid`.
+    pub(super) fn is_other_end_of(&self, cid: ConnectionId, leg: &Self) -> bool {
+        self.partner == cid && self.setup == leg.setup && self.peer == leg.owner && self.owner == leg.peer
+    }
 }
 
 /// A BindingRequest with its fields checked.
 struct Wanted {
     setup: SetupId,
-    owner: String,
-    peer_fqdn: String,
+    owner: Holder,
+    peer: Holder,
     data_cid: ConnectionId,
-    peer: Option<ConnectionId>,
+    other: Option<ConnectionId>,
 }
 
 impl Trs {
@@ -43,47 +67,51 @@ impl Trs {
     ) -> Result<BindingResponse, Refusal> {
         let wanted = self.check(channel, request)?;
         if let Some(cid) = self.repeated(channel, &wanted) {
-            return Ok(self.response(cid));
-        }
-        if let Some(peer) = wanted.peer {
-            self.check_peer(&wanted, peer)?;
+            return Ok(self.response(now, cid, None));
         }
         self.check_room(channel)?;
-        let peer = wanted.peer;
-        let cid = self.open(now, channel, wanted)?;
-        if let Some(peer) = peer {
-            self.join(now, cid, peer);
+        let (cid, partner) = match wanted.other {
+            Some(other) => (self.kept_for(&wanted, other)?, other),
+            None => self.fresh_pair(),
+        };
+        let joins = wanted.other.is_some();
+        self.open(now, channel, cid, partner, wanted)?;
+        if joins {
+            self.join(now, cid, partner);
         }
-        Ok(self.response(cid))
+        Ok(self.response(now, cid, None))
     }
 
     /// Inserts both entries of a bound leg, with the addresses of the moment.
     pub(super) fn insert_pair(&mut self, cid: ConnectionId) {
-        let Some(other) = self.legs.get(&cid).and_then(|leg| leg.peer) else { return };
+        let Some(other) = self.legs.get(&cid).and_then(Leg::bound_to) else { return };
         for (cid, other) in [(cid, other), (other, cid)] {
-            let (Some(to), Some(from)) = (self.legs.get(&cid), self.legs.get(&other)) else { return };
-            let address = |leg: &Leg| self.nodes.get(&leg.channel).map(|node| node.remote);
-            let (Some(to_address), Some(from_address)) = (address(to), address(from)) else { return };
-            let real_cid = to.data_cid;
-            self.actions.push_back(Action::Insert { cid, from: from_address, to: to_address, real_cid });
+            let Some(from) = self.legs.get(&other).map(|leg| leg.path) else { return };
+            let Some(leg) = self.legs.get_mut(&cid) else { return };
+            leg.inserted = true;
+            self.actions.push_back(Action::Insert { cid, from, to: leg.path, real_cid: leg.data_cid });
         }
     }
 
     /// Ends a leg and the one bound to it.
     pub(super) fn remove_pair(&mut self, cid: ConnectionId) {
-        let Some(leg) = self.remove(cid) else { return };
-        let Some(peer) = leg.peer else { return };
-        self.actions.push_back(Action::Remove { cid });
-        if self.remove(peer).is_some() {
-            self.actions.push_back(Action::Remove { cid: peer });
+        if let Some(peer) = self.remove(cid).and_then(|leg| leg.bound_to()) {
+            self.remove(peer);
         }
     }
 
-    /// A leg's deadline: unbound legs end; bound ones live while either direction does.
+    /// A leg's deadline: those that wait for somebody end; bound ones live while either direction does.
     pub(super) fn leg_due(&mut self, now: Instant, cid: ConnectionId) {
         let Some(leg) = self.legs.get(&cid) else { return };
-        let peer_seen = leg.peer.and_then(|peer| self.legs.get(&peer)).map(|peer| peer.last_seen);
-        let ends = leg.last_seen.max(peer_seen.unwrap_or(leg.last_seen)) + self.patience(leg);
+        let limits = &self.config.limits;
+        let ends = match (leg.waiting_since, leg.bound_to()) {
+            (Some(since), _) => since + limits.orphaned,
+            (None, None) => leg.last_seen + limits.unbound,
+            (None, Some(peer)) => {
+                let peer_seen = self.legs.get(&peer).map_or(leg.last_seen, |peer| peer.last_seen);
+                leg.last_seen.max(peer_seen) + limits.idle
+            }
+        };
         if ends > now {
             self.timers.set(cid, ends);
             return;
@@ -94,7 +122,7 @@ impl Trs {
 
     fn check(&self, channel: Channel, request: &BindingRequest) -> Result<Wanted, Refusal> {
         let node = self.nodes.get(&channel).ok_or_else(not_connected)?;
-        let peer = match request.peer_connection_id.as_slice() {
+        let other = match request.peer_connection_id.as_slice() {
             [] => None,
             bytes => Some(field::data_connection_id(bytes, "peer_connection_id")?),
         };
@@ -105,10 +133,10 @@ impl Trs {
         }
         Ok(Wanted {
             setup: field::setup_id(&request.setup_id)?,
-            owner: node.fqdn.clone(),
-            peer_fqdn,
+            owner: node.holder,
+            peer: Holder::of(&peer_fqdn),
             data_cid: field::data_connection_id(&request.data_connection_id, "data_connection_id")?,
-            peer,
+            other,
         })
     }
 
@@ -119,27 +147,29 @@ impl Trs {
             self.legs.get(cid).is_some_and(|leg| {
                 leg.setup == wanted.setup
                     && leg.data_cid == wanted.data_cid
-                    && leg.peer_fqdn == wanted.peer_fqdn
-                    && (wanted.peer.is_none() || leg.peer == wanted.peer)
+                    && leg.peer == wanted.peer
+                    && (wanted.other.is_none() || leg.bound_to() == wanted.other)
             })
         };
         node.contexts.values().find(same).copied()
     }
 
-    /// Only the device that the leg names may bind to it, for the same set-up, once. The refusal does not tell which
-    /// of these failed: connection IDs of others are nobody's business.
-    fn check_peer(&self, wanted: &Wanted, peer: ConnectionId) -> Result<(), Refusal> {
-        let fits = self.legs.get(&peer).is_some_and(|leg| {
+    /// The connection ID kept for whoever binds to the leg `other`: only the device that the leg names, for the same
+    /// set-up, once. The refusal does not tell which of these failed: connection IDs of others are nobody's business.
+    fn kept_for(&self, wanted: &Wanted, other: ConnectionId) -> Result<ConnectionId, Refusal> {
+        let fits = |leg: &&Leg| {
             leg.setup == wanted.setup
-                && leg.peer_fqdn == wanted.owner
-                && leg.owner == wanted.peer_fqdn
-                && leg.peer.is_none()
-        });
+                && leg.peer == wanted.owner
+                && leg.owner == wanted.peer
+                && leg.channel.is_some()
+                && !leg.bound
+                && !self.legs.contains_key(&leg.partner)
+        };
         let refusal = || Refusal::new(RefusalCode::NotAllowed, "no leg of this set-up waits for this device");
-        fits.then_some(()).ok_or_else(refusal)
+        self.legs.get(&other).filter(fits).map(|leg| leg.partner).ok_or_else(refusal)
     }
 
-    fn check_room(&self, channel: Channel) -> Result<(), Refusal> {
+    pub(super) fn check_room(&self, channel: Channel) -> Result<(), Refusal> {
         let own = self.nodes.get(&channel).map_or(0, |node| node.contexts.len());
         let limits = &self.config.limits;
         if own < limits.legs_per_node && self.legs.len() < limits.legs {
@@ -148,8 +178,42 @@ impl Trs {
         Err(Refusal::retry(RefusalCode::TooMany, "the relay has no leg left", Duration::from_secs(1)))
     }
 
-    fn open(&mut self, now: Instant, channel: Channel, wanted: Wanted) -> Result<ConnectionId, Refusal> {
-        let cid = self.fresh_cid();
+    fn open(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        cid: ConnectionId,
+        partner: ConnectionId,
+        wanted: Wanted,
+    ) -> Result<(), Refusal> {
+        let (context, path) = self.take_context(channel, cid)?;
+        let Wanted { setup, owner, peer, data_cid, .. } = wanted;
+        let leg = Leg {
+            channel: Some(channel),
+            context,
+            setup,
+            owner,
+            peer,
+            data_cid,
+            partner,
+            bound: false,
+            inserted: false,
+            path,
+            last_seen: now,
+            waiting_since: None,
+        };
+        self.timers.set(cid, now + self.config.limits.unbound);
+        self.legs.insert(cid, leg);
+        self.counters.legs += 1;
+        Ok(())
+    }
+
+    /// A number for a leg's DATAGRAMs on its owner's connection, and where that leads.
+    pub(super) fn take_context(
+        &mut self,
+        channel: Channel,
+        cid: ConnectionId,
+    ) -> Result<(u64, NodePath), Refusal> {
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
         let last = node.contexts.last_key_value().map_or(relayed::MIN_CONTEXT, |(last, _)| last + 1);
         // After 2^30 legs on one connection numbers are used again, from the lowest that is free.
@@ -158,50 +222,84 @@ impl Trs {
             false => (relayed::MIN_CONTEXT..).find(|n| !node.contexts.contains_key(n)).unwrap_or(last),
         };
         node.contexts.insert(context, cid);
-        let Wanted { setup, owner, peer_fqdn, data_cid, .. } = wanted;
-        let leg = Leg { channel, context, setup, owner, peer_fqdn, data_cid, peer: None, last_seen: now };
-        self.timers.set(cid, now + self.patience(&leg));
-        self.legs.insert(cid, leg);
-        self.counters.legs += 1;
-        Ok(cid)
+        Ok((context, node.path))
     }
 
-    fn join(&mut self, now: Instant, a: ConnectionId, b: ConnectionId) {
-        for (cid, peer) in [(a, b), (b, a)] {
+    pub(super) fn join(&mut self, now: Instant, a: ConnectionId, b: ConnectionId) {
+        for cid in [a, b] {
             if let Some(leg) = self.legs.get_mut(&cid) {
-                leg.peer = Some(peer);
+                leg.bound = true;
                 leg.last_seen = now;
-                self.timers.set(cid, now + self.config.limits.idle);
+                leg.waiting_since = leg.waiting_since.filter(|_| leg.channel.is_none());
             }
+            self.leg_due(now, cid);
         }
         self.counters.bound += 1;
         self.insert_pair(a);
     }
 
-    fn remove(&mut self, cid: ConnectionId) -> Option<Leg> {
+    pub(super) fn remove(&mut self, cid: ConnectionId) -> Option<Leg> {
         let leg = self.legs.remove(&cid)?;
         self.timers.clear(&cid);
-        if let Some(node) = self.nodes.get_mut(&leg.channel) {
-            node.contexts.remove(&leg.context);
+        match leg.channel {
+            Some(channel) => {
+                if let Some(node) = self.nodes.get_mut(&channel) {
+                    node.contexts.remove(&leg.context);
+                }
+            }
+            None => self.no_orphan(leg.owner, cid),
+        }
+        if leg.inserted {
+            self.actions.push_back(Action::Remove { cid });
         }
         Some(leg)
     }
 
-    fn patience(&self, leg: &Leg) -> Duration {
-        if leg.peer.is_some() { self.config.limits.idle } else { self.config.limits.unbound }
+    /// Connection IDs for a leg and for the one that will be bound to it.
+    fn fresh_pair(&mut self) -> (ConnectionId, ConnectionId) {
+        let cid = self.fresh_cid(None);
+        (cid, self.fresh_cid(Some(cid)))
     }
 
-    fn fresh_cid(&mut self) -> ConnectionId {
+    fn fresh_cid(&mut self, not: Option<ConnectionId>) -> ConnectionId {
         loop {
             let cid = ConnectionId::from_random_data(self.rng.random());
-            if !self.legs.contains_key(&cid) {
+            if !self.legs.contains_key(&cid) && !self.adopted.contains(&cid) && not != Some(cid) {
                 return cid;
             }
         }
     }
 
-    fn response(&self, cid: ConnectionId) -> BindingResponse {
-        let context = self.legs.get(&cid).map_or(0, |leg| leg.context);
-        BindingResponse { connection_id: cid.as_bytes().to_vec(), context }
+    /// What the owner needs to know of its leg. `hint`: where the other end was, for as long as it is not bound.
+    pub(super) fn response(
+        &mut self,
+        now: Instant,
+        cid: ConnectionId,
+        hint: Option<NodePath>,
+    ) -> BindingResponse {
+        let salt = self.rng.random();
+        let Some(leg) = self.legs.get(&cid) else { return BindingResponse::default() };
+        let other = leg.bound_to().and_then(|other| self.legs.get(&other));
+        let node = leg.channel.and_then(|channel| self.nodes.get(&channel));
+        let (keys, clock, lifetime) = (&self.config.keys, self.config.clock, self.config.limits.ticket);
+        let ticket = node.map(|node| Ticket {
+            cid,
+            partner: leg.partner,
+            data_cid: leg.data_cid,
+            setup: leg.setup,
+            owner: leg.owner,
+            owner_key: node.key,
+            peer: leg.peer,
+            expires: clock.unix_after(now, lifetime),
+            peer_path: other.map(|other| other.path).or(hint),
+        });
+        BindingResponse {
+            connection_id: cid.as_bytes().to_vec(),
+            context: leg.context,
+            ticket: ticket.map(|ticket| keys.seal(&ticket, salt)).unwrap_or_default(),
+            ticket_lifetime_s: u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX),
+            reset_token: keys.reset_token(leg.partner).to_vec(),
+            bound: other.is_some(),
+        }
     }
 }

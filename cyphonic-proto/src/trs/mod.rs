@@ -6,16 +6,22 @@
 //! over it, by whatever holds the map (userspace or XDP; [`Action::Insert`]); handshakes travel as DATAGRAMs through
 //! [`Trs::handle_datagram`].
 //!
+//! What a TRS knows of a leg it also gives to the leg's owner, sealed in a *ticket*; after a restart it gets it back from
+//! there (`restore`, `ticket`).
+//!
 //! **Invariants.** A leg forwards only what its one bound peer sends, from the address of that peer's validated path.
 //! Both entries of a pair are inserted together and removed together. A DATAGRAM leaves no larger than it came. The
 //! relay never holds a key.
 
 mod config;
 mod leg;
+mod restore;
 #[cfg(test)]
 mod tests;
+mod ticket;
 
 pub use config::{Action, TrsConfig, TrsCounters, TrsLimits};
+pub use ticket::{MAX_TICKET, NodePath, RESET_TOKEN_LEN, TrsKeys, WallClock};
 
 use crate::{
     ConnectionId,
@@ -28,10 +34,10 @@ use crate::{
 use leg::Leg;
 use rand::{SeedableRng, rngs::StdRng};
 use std::{
-    collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Instant,
 };
+use ticket::Holder;
 
 /// The machine of a TRS.
 pub struct Trs {
@@ -40,6 +46,11 @@ pub struct Trs {
     nodes: BTreeMap<Channel, Node>,
     channels: BTreeMap<String, Channel>,
     legs: BTreeMap<ConnectionId, Leg>,
+    /// Legs whose owner's connection is lost, by owner.
+    orphans: BTreeMap<Holder, BTreeSet<ConnectionId>>,
+    /// What the map still has from an earlier process.
+    adopted: BTreeSet<ConnectionId>,
+    adopted_until: Option<Instant>,
     timers: Timers<ConnectionId>,
     actions: VecDeque<Action>,
     counters: TrsCounters,
@@ -48,7 +59,10 @@ pub struct Trs {
 /// A connected node.
 struct Node {
     fqdn: String,
-    remote: SocketAddr,
+    holder: Holder,
+    /// SHA-256 of its public key.
+    key: [u8; 32],
+    path: NodePath,
     /// The node's legs by the context of their DATAGRAMs.
     contexts: BTreeMap<u64, ConnectionId>,
 }
@@ -62,6 +76,9 @@ impl Trs {
             nodes: BTreeMap::new(),
             channels: BTreeMap::new(),
             legs: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            adopted: BTreeSet::new(),
+            adopted_until: None,
             timers: Timers::default(),
             actions: VecDeque::new(),
             counters: TrsCounters::default(),
@@ -75,7 +92,7 @@ impl Trs {
 
     /// When to call `handle_timeout`.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.next()
+        [self.timers.next(), self.adopted_until].into_iter().flatten().min()
     }
 
     /// Ends legs for which nothing came in time.
@@ -83,53 +100,63 @@ impl Trs {
         while let Some(cid) = self.timers.pop_expired(now) {
             self.leg_due(now, cid);
         }
+        self.adopted_due(now);
     }
 
-    /// A node connected from `remote`, its certificate verified. A node has one connection: the newest.
-    pub fn handle_connected(
-        &mut self,
-        _now: Instant,
-        channel: Channel,
-        identity: Identity,
-        remote: SocketAddr,
-    ) {
+    /// A node connected by `path`, its certificate verified. A node has one connection: the newest. Legs of the older one
+    /// wait for it to claim them.
+    pub fn handle_connected(&mut self, now: Instant, channel: Channel, identity: Identity, path: NodePath) {
         if let Some(reason) = self.unwelcome(&identity) {
             self.actions.push_back(Action::Close { channel, reason });
             return;
         }
-        if let Some(old) = self.channels.insert(identity.fqdn.clone(), channel) {
-            self.forget(old);
+        if let Some(old) = self.channels.get(&identity.fqdn).copied() {
+            self.orphan(now, old);
             let reason = "replaced by a newer connection of the same device".into();
             self.actions.push_back(Action::Close { channel: old, reason });
         }
-        let remote = endpoint::canonical(remote);
-        self.nodes.insert(channel, Node { fqdn: identity.fqdn, remote, contexts: BTreeMap::new() });
+        self.channels.insert(identity.fqdn.clone(), channel);
+        let node = Node {
+            holder: Holder::of(&identity.fqdn),
+            fqdn: identity.fqdn,
+            key: identity.spki_sha256,
+            path: path.canonical(),
+            contexts: BTreeMap::new(),
+        };
+        self.nodes.insert(channel, node);
     }
 
     /// A node's connection moved to another path, which QUIC has validated: its legs follow.
-    pub fn handle_moved(&mut self, _now: Instant, channel: Channel, remote: SocketAddr) {
-        let remote = endpoint::canonical(remote);
-        let Some(node) = self.nodes.get_mut(&channel).filter(|node| node.remote != remote) else { return };
-        node.remote = remote;
+    pub fn handle_moved(&mut self, _now: Instant, channel: Channel, path: NodePath) {
+        let path = path.canonical();
+        let Some(node) = self.nodes.get_mut(&channel).filter(|node| node.path != path) else { return };
+        node.path = path;
         let legs: Vec<_> = node.contexts.values().copied().collect();
         for cid in legs {
+            if let Some(leg) = self.legs.get_mut(&cid) {
+                leg.path = path;
+            }
             self.insert_pair(cid);
         }
     }
 
-    /// A node's connection ended: its legs and their other ends go.
+    /// A node closed its connection: its legs and their other ends go.
     pub fn handle_disconnected(&mut self, _now: Instant, channel: Channel) {
-        if let Some(fqdn) = self.forget(channel) {
-            self.channels.remove(&fqdn);
-        }
+        self.forget(channel);
+    }
+
+    /// A node's connection broke. Its legs stay for [`TrsLimits::orphaned`], and forward meanwhile.
+    pub fn handle_lost(&mut self, now: Instant, channel: Channel) {
+        self.orphan(now, channel);
     }
 
     /// The AS revoked a device: its connection and legs go.
     pub fn handle_revoked(&mut self, _now: Instant, fqdn: &str) {
-        if let Some(channel) = self.channels.remove(fqdn) {
+        if let Some(channel) = self.channels.get(fqdn).copied() {
             self.forget(channel);
             self.actions.push_back(Action::Close { channel, reason: "the device was revoked".into() });
         }
+        self.drop_orphans(Holder::of(fqdn));
     }
 
     /// A node asks; every request is answered.
@@ -137,6 +164,9 @@ impl Trs {
         let answer = match message {
             Message::BindingRequest(request) => {
                 self.bind(now, channel, &request).map(Message::BindingResponse)
+            }
+            Message::BindingRestore(request) => {
+                self.restore(now, channel, &request).map(Message::BindingResponse)
             }
             Message::ObservationRequest(_) => self.observe(channel),
             other => {
@@ -190,27 +220,28 @@ impl Trs {
 
     fn observe(&self, channel: Channel) -> Result<Message, Refusal> {
         let node = self.nodes.get(&channel).ok_or_else(not_connected)?;
-        let observed = Some(endpoint::to_wire(node.remote));
+        let observed = Some(endpoint::to_wire(node.path.remote));
         Ok(Message::ObservationResponse(ObservationResponse { observed }))
     }
 
     fn forward(&mut self, now: Instant, channel: Channel, datagram: &[u8]) -> Option<Action> {
         let (context, packet) = relayed::decode(datagram)?;
         let from = *self.nodes.get(&channel)?.contexts.get(&context)?;
-        let to = self.legs.get(&from)?.peer?;
+        let to = self.legs.get(&from)?.bound_to()?;
         // A packet that the other end will receive is a sign of life of that end's leg.
         let leg = self.legs.get_mut(&to)?;
         leg.last_seen = leg.last_seen.max(now);
-        Some(Action::Forward { channel: leg.channel, datagram: relayed::encode(leg.context, packet)? })
+        Some(Action::Forward { channel: leg.channel?, datagram: relayed::encode(leg.context, packet)? })
     }
 
-    /// Drops a connection's state, its legs included, and returns its name.
-    fn forget(&mut self, channel: Channel) -> Option<String> {
-        let node = self.nodes.remove(&channel)?;
+    /// Drops a connection's state, its device's legs included.
+    fn forget(&mut self, channel: Channel) {
+        let Some(node) = self.nodes.remove(&channel) else { return };
+        self.channels.remove(&node.fqdn);
         for cid in node.contexts.values() {
             self.remove_pair(*cid);
         }
-        Some(node.fqdn)
+        self.drop_orphans(node.holder);
     }
 }
 

@@ -6,7 +6,7 @@ use cyphonic_proto::{
     message::{LoginResponse, Refusal, RefusalCode, endpoint},
     nms::{self, Nms, NmsConfig, NmsTiming},
     node::{Node, Relay, Service},
-    trs::{self, Trs, TrsConfig, TrsLimits},
+    trs::{self, NodePath, Trs, TrsConfig, TrsKeys, TrsLimits, WallClock},
 };
 use std::{
     collections::BTreeMap,
@@ -19,6 +19,8 @@ pub(crate) struct Cloud {
     pub(crate) nms: Option<Nms>,
     pub(crate) trs: Option<Trs>,
     devices: Vec<String>,
+    /// The map forwards on while the TRS's process is dead, as a kernel program does.
+    pub(crate) pinned: bool,
     /// The TRS's map: (virtual connection ID) -> (from, to, real connection ID).
     pub(crate) map: BTreeMap<ConnectionId, (SocketAddr, SocketAddr, ConnectionId)>,
     /// Whose request each exchange of a service is.
@@ -45,6 +47,7 @@ impl Cloud {
             nms: None,
             trs: None,
             devices: Vec::new(),
+            pinned: false,
             map: BTreeMap::new(),
             asked: BTreeMap::new(),
             asking: BTreeMap::new(),
@@ -68,7 +71,9 @@ impl Cloud {
             Victim::Nms => self.nms = None,
             Victim::Trs => {
                 self.trs = None;
-                self.map.clear();
+                if !self.pinned {
+                    self.map.clear();
+                }
             }
             Victim::Device(_) => {}
         }
@@ -92,8 +97,11 @@ impl Cloud {
                 self.nms = Some(Nms::new(config, seed, now));
             }
             Victim::Trs => {
-                let config = TrsConfig { network_id: NETWORK, limits: TrsLimits::default() };
-                self.trs = Some(Trs::new(config, seed));
+                let clock = WallClock::new(start, 1_800_000_000);
+                let (keys, limits) = (trs_keys(), TrsLimits::default());
+                let mut trs = Trs::new(TrsConfig { network_id: NETWORK, keys, clock, limits }, seed);
+                trs.handle_adopted(now, self.map.keys().copied());
+                self.trs = Some(trs);
             }
             Victim::Device(_) => {}
         }
@@ -130,11 +138,14 @@ impl Cloud {
         }
     }
 
-    pub(crate) fn disconnected(&mut self, now: Instant, conn: &Conn) {
+    pub(crate) fn disconnected(&mut self, now: Instant, conn: &Conn, closed: bool) {
         match &conn.service {
             Service::As => {}
             Service::Nms => self.nms.iter_mut().for_each(|nms| nms.handle_disconnected(now, conn.channel)),
-            Service::Trs(_) => self.trs.iter_mut().for_each(|trs| trs.handle_disconnected(now, conn.channel)),
+            Service::Trs(_) => self.trs.iter_mut().for_each(|trs| match closed {
+                true => trs.handle_disconnected(now, conn.channel),
+                false => trs.handle_lost(now, conn.channel),
+            }),
         }
     }
 }
@@ -142,7 +153,9 @@ impl Cloud {
 impl World {
     /// A handshake with a service is complete.
     pub(crate) fn connected(&mut self, channel: Channel) {
-        let Some(conn) = self.conns.get(&channel).cloned() else { return };
+        let Some(conn) = self.conns.get_mut(&channel) else { return };
+        conn.up = true;
+        let conn = conn.clone();
         if !self.cloud.is_up(&conn.service) || !self.reaches(channel) {
             self.conns.remove(&channel);
             return;
@@ -155,7 +168,8 @@ impl World {
                 nms.handle_connected(now, channel, identity, conn.observed, conn.server);
             }
             Service::Trs(_) => {
-                self.cloud.trs.as_mut().unwrap().handle_connected(now, channel, identity, conn.observed);
+                let path = NodePath { remote: conn.observed, local: Some(conn.server.ip()) };
+                self.cloud.trs.as_mut().unwrap().handle_connected(now, channel, identity, path);
             }
         }
         self.drain_cloud();
@@ -163,7 +177,7 @@ impl World {
         self.at_node(channel, |node, now| node.handle_connected(now, service, server));
     }
 
-    pub(crate) fn lost(&mut self, conn: &Conn, at_node: bool) {
+    pub(crate) fn lost(&mut self, conn: &Conn, at_node: bool, closed: bool) {
         if at_node {
             // Unless the node gave it up by itself, or has a newer one.
             let replaced = self.conns.values().any(|other| {
@@ -176,7 +190,7 @@ impl World {
                 });
             }
         } else {
-            self.cloud.disconnected(self.now, conn);
+            self.cloud.disconnected(self.now, conn, closed);
             self.drain_cloud();
         }
     }
@@ -236,8 +250,10 @@ impl World {
             match action {
                 trs::Action::Respond { exchange, message } => self.respond(exchange, &message),
                 trs::Action::Insert { cid, from, to, real_cid } => {
-                    self.cloud.map.insert(cid, (from, to, real_cid));
+                    assert_eq!(from.remote.is_ipv4(), from.local.unwrap().is_ipv4());
+                    self.cloud.map.insert(cid, (from.remote, to.remote, real_cid));
                 }
+                trs::Action::Reset { cid, to } => self.reset(cid, to.remote),
                 trs::Action::Remove { cid } => {
                     self.cloud.map.remove(&cid).unwrap();
                 }
@@ -252,18 +268,32 @@ impl World {
     /// A data packet at the TRS: looked up, rewritten, sent on; or dropped.
     pub(crate) fn relay_data(&mut self, from: SocketAddr, packet: Packet) {
         let Packet::Data(mut data) = packet else { return };
-        let Some((bound, to, real)) = self.cloud.map.get(&ConnectionId::from_bytes(data.wire_cid)).copied()
-        else {
-            return;
-        };
-        if bound != from || (self.cut_off.contains(&Victim::Trs)) {
+        if self.cut_off.contains(&Victim::Trs) {
             return;
         }
         let (now, cid) = (self.now, ConnectionId::from_bytes(data.wire_cid));
-        self.cloud.trs.as_mut().unwrap().handle_leg_activity(now, cid, now);
+        let Some((bound, to, real)) = self.cloud.map.get(&cid).copied() else {
+            // A dead process answers nothing.
+            if self.cloud.trs.is_some() {
+                self.reset(cid, from);
+            }
+            return;
+        };
+        if bound != from {
+            return;
+        }
+        self.cloud.trs.iter_mut().for_each(|trs| trs.handle_leg_activity(now, cid, now));
         data.wire_cid = *real.as_bytes();
         let here = addresses(&Service::Trs(relay().name))[usize::from(to.is_ipv6())];
         self.unreliable(&Event::Datagram { from: here, to, packet: Packet::Data(data) });
+    }
+
+    /// A stateless reset of the TRS.
+    fn reset(&mut self, cid: ConnectionId, to: SocketAddr) {
+        let from = addresses(&Service::Trs(relay().name))[usize::from(to.is_ipv6())];
+        let token = trs_keys().reset_token(cid);
+        self.resets += 1;
+        self.unreliable(&Event::Datagram { from, to, packet: Packet::Reset(token) });
     }
 
     /// A service answers a node.
@@ -282,7 +312,7 @@ impl World {
 
     fn close(&mut self, channel: Channel) {
         if let Some(conn) = self.conns.remove(&channel) {
-            self.schedule(self.delay, Event::Lost { conn, at_node: true });
+            self.schedule(self.delay, Event::Lost { conn, at_node: true, closed: true });
         }
     }
 
@@ -315,10 +345,16 @@ impl World {
         let dead: Vec<_> = self.conns.values().filter(|conn| !self.reaches(conn.channel)).cloned().collect();
         for conn in dead {
             self.conns.remove(&conn.channel);
-            self.schedule(Duration::from_secs(3), Event::Lost { conn: conn.clone(), at_node: true });
-            self.schedule(Duration::from_secs(3), Event::Lost { conn, at_node: false });
+            let lost = |at_node| Event::Lost { conn: conn.clone(), at_node, closed: false };
+            self.schedule(Duration::from_secs(3), lost(true));
+            self.schedule(Duration::from_secs(3), lost(false));
         }
     }
+}
+
+/// Every process of the TRS has these.
+pub(crate) fn trs_keys() -> TrsKeys {
+    TrsKeys::derive(b"the TRS's private key")
 }
 
 fn log_in(conn: &Conn, request: &Message) -> Message {

@@ -222,14 +222,18 @@ impl World {
             self.schedule(delay, Event::ConnectFailed { device: name, life, service });
             return;
         }
+        // A dial gives up the one before it.
+        let given_up = |conn: &Conn| !conn.up && conn.device == name && conn.service == service;
+        self.conns.retain(|_, conn| !given_up(conn));
         let channel = Channel(self.fresh());
-        self.conns.insert(channel, Conn { channel, device: name, life, service, server, observed });
+        let conn = Conn { channel, device: name, life, service, up: false, server, observed };
+        self.conns.insert(channel, conn);
         self.schedule(delay, Event::Connected(channel));
     }
 
     fn close_at_node(&mut self, name: &'static str, service: &Service) {
         if let Some(conn) = self.channel(name, service).and_then(|channel| self.conns.remove(&channel)) {
-            self.schedule(self.delay, Event::Lost { conn, at_node: false });
+            self.schedule(self.delay, Event::Lost { conn, at_node: false, closed: true });
         }
     }
 
@@ -274,7 +278,19 @@ impl World {
             }
             Packet::Response(dial) => self.dial_answered(dial, PeerVia::Direct(vec![from])),
             Packet::Data(data) => self.receive(name, from, &data),
+            Packet::Reset(token) => self.receive_reset(name, from, token),
         }
+    }
+
+    /// A shell knows a reset by its token and by where it comes from.
+    fn receive_reset(&mut self, name: &'static str, from: SocketAddr, token: [u8; 16]) {
+        let host = &self.hosts[name];
+        let meant = |tunnel: &&Installed| {
+            tunnel.parameters.relay_reset == Some(token) && tunnel.parameters.remote == from
+        };
+        let Some(id) = host.tunnels.values().find(meant).map(|tunnel| tunnel.parameters.id) else { return };
+        let life = host.life;
+        self.with_node(name, life, |node, now| node.handle_relay_reset(now, id));
     }
 
     pub(crate) fn frame_to_node(&mut self, channel: Channel, bytes: &[u8]) {

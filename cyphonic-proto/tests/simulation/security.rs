@@ -361,6 +361,10 @@ fn any_message() -> impl Strategy<Value = Message> {
             3 => Message::BindingResponse(cyphonic_proto::message::BindingResponse {
                 connection_id: x,
                 context: n.into(),
+                ticket: y,
+                ticket_lifetime_s: n,
+                reset_token: z,
+                bound: flag,
             }),
             4 => Message::RegistrationResponse(cyphonic_proto::message::RegistrationResponse {
                 virtual_address: x,

@@ -40,6 +40,8 @@ pub(crate) enum Packet {
     /// The listener's answer.
     Response(u64),
     Data(Data),
+    /// A TRS does not know a leg.
+    Reset([u8; 16]),
 }
 
 /// A tunnel's packet: whoever holds the key under the connection ID can open it.
@@ -72,6 +74,8 @@ pub(crate) enum Event {
     Lost {
         conn: Conn,
         at_node: bool,
+        /// By the other end, and not by silence.
+        closed: bool,
     },
     /// A node's request, and its answer on the way back.
     ToService {
@@ -130,6 +134,8 @@ pub(crate) struct Conn {
     pub(crate) device: &'static str,
     pub(crate) life: u32,
     pub(crate) service: Service,
+    /// Whether the handshake is complete.
+    pub(crate) up: bool,
     pub(crate) server: SocketAddr,
     pub(crate) observed: SocketAddr,
 }
@@ -162,6 +168,9 @@ pub(crate) struct World {
     /// Changes every message's bytes on its way.
     pub(crate) tamper: Option<fn(&mut Message)>,
     pub(crate) unknown_fields: bool,
+    /// How long it takes until a connection is known to be lost.
+    pub(crate) unnoticed: Duration,
+    pub(crate) resets: u32,
     keys: BTreeSet<[u8; 32]>,
 }
 
@@ -191,6 +200,8 @@ impl World {
             no_direct: false,
             tamper: None,
             unknown_fields: false,
+            unnoticed: Duration::from_secs(1),
+            resets: 0,
             keys: BTreeSet::new(),
         }
     }
@@ -326,7 +337,7 @@ impl World {
                     node.handle_connect_failed(now, service, "connection refused".into());
                 });
             }
-            Event::Lost { conn, at_node } => self.lost(&conn, at_node),
+            Event::Lost { conn, at_node, closed } => self.lost(&conn, at_node, closed),
             Event::ToService { channel, exchange, bytes } => self.reach_service(channel, exchange, &bytes),
             Event::Answer { channel, exchange, bytes } => {
                 let message = Self::unpack(&bytes);
@@ -369,7 +380,7 @@ impl World {
         for conn in self.conns.values().filter(concerned).cloned().collect::<Vec<_>>() {
             self.conns.remove(&conn.channel);
             let at_node = !matches!(victim, Victim::Device(_));
-            self.schedule(Duration::from_secs(1), Event::Lost { conn, at_node });
+            self.schedule(self.unnoticed, Event::Lost { conn, at_node, closed: false });
         }
         match victim {
             Victim::Device(name) => self.hosts.get_mut(name).unwrap().die(),
