@@ -64,8 +64,7 @@ impl Arrival {
     /// Why it is not the relay's.
     #[inline(always)]
     pub fn read<B: Buffer + ?Sized>(frame: &B, config: &RelayConfig) -> Result<Self, PassReason> {
-        let [.., t0, t1] = frame.read::<ETHERNET_LEN>(0).ok_or(PassReason::Malformed)?;
-        match [t0, t1] {
+        match frame.read(ETHERNET_LEN - 2).ok_or(PassReason::Malformed)? {
             ETHERNET_IPV4 => Self::read_udp(frame, config, read_ipv4(frame)?),
             ETHERNET_IPV6 => Self::read_udp(frame, config, read_ipv6(frame)?),
             _ => Err(PassReason::NotIp),
@@ -78,8 +77,8 @@ impl Arrival {
         config: &RelayConfig,
         ip: IpHeader,
     ) -> Result<Self, PassReason> {
-        let header = frame.read::<UDP_HEADER_LEN>(ip.payload).ok_or(PassReason::Malformed)?;
-        let [s0, s1, d0, d1, l0, l1, c0, c1] = header;
+        let [l0, l1, c0, c1] = word(frame, ip.payload + 4)?.to_ne_bytes();
+        let [s0, s1, d0, d1] = word(frame, ip.payload)?.to_ne_bytes();
         if [d0, d1] != config.port() {
             return Err(PassReason::OtherPort);
         }
@@ -126,10 +125,20 @@ impl Arrival {
 
 #[inline(always)]
 fn read_ipv4<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
-    let header = frame.read::<IPV4_HEADER_LEN>(ETHERNET_LEN).ok_or(PassReason::Malformed)?;
-    let [v, tos, l0, l1, i0, i1, f0, f1, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
-    if v != 0x45 {
-        return Err(if v >> 4 == 4 && v & 0x0f > 5 { PassReason::Options } else { PassReason::Malformed });
+    // The last word first: if it is there, all are.
+    let destination = word(frame, ETHERNET_LEN + 16)?;
+    let words = [
+        word(frame, ETHERNET_LEN)?,
+        word(frame, ETHERNET_LEN + 4)?,
+        word(frame, ETHERNET_LEN + 8)?,
+        word(frame, ETHERNET_LEN + 12)?,
+    ];
+    let [version, tos, l0, l1] = words[0].to_ne_bytes();
+    let [i0, i1, f0, f1] = words[1].to_ne_bytes();
+    let [ttl, protocol, _, _] = words[2].to_ne_bytes();
+    if version != 0x45 {
+        let options = version >> 4 == 4 && version & 0x0f > 5;
+        return Err(if options { PassReason::Options } else { PassReason::Malformed });
     }
     if protocol != udp::PROTOCOL {
         return Err(PassReason::NotUdp);
@@ -139,14 +148,15 @@ fn read_ipv4<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
         return Err(PassReason::Fragment);
     }
     // The checksum of a header with its checksum is all ones (RFC 1071 §1).
-    let [h0, h1, h2, h3, h4] = words(&header);
-    if Sum::of_word(0).plus_u32(h0).plus_u32(h1).plus_u32(h2).plus_u32(h3).plus_u32(h4).fold() != 0xffff {
+    let [w0, w1, w2, source] = words;
+    let sum = Sum::of_word(0).plus_u32(w0).plus_u32(w1).plus_u32(w2).plus_u32(source).plus_u32(destination);
+    if sum.fold() != 0xffff {
         return Err(PassReason::Malformed);
     }
     Ok(IpHeader {
         family: Family::V4,
-        source: Address::from_v4([s0, s1, s2, s3]),
-        destination: Address::from_v4([d0, d1, d2, d3]),
+        source: Address::from_v4(source.to_ne_bytes()),
+        destination: Address::from_v4(destination.to_ne_bytes()),
         traffic_class: tos,
         hop_limit: ttl,
         label: u32::from(u16::from_be_bytes([i0, i1])),
@@ -157,17 +167,16 @@ fn read_ipv4<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
 
 #[inline(always)]
 fn read_ipv6<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
-    let [a, b, c, d, l0, l1, next_header, hop_limit] =
-        frame.read::<8>(ETHERNET_LEN).ok_or(PassReason::Malformed)?;
-    let source = frame.read::<16>(ETHERNET_LEN + 8).ok_or(PassReason::Malformed)?;
     let destination = frame.read::<16>(ETHERNET_LEN + 24).ok_or(PassReason::Malformed)?;
-    if a >> 4 != 6 {
+    let source = frame.read::<16>(ETHERNET_LEN + 8).ok_or(PassReason::Malformed)?;
+    let flow = u32::from_be(word(frame, ETHERNET_LEN)?);
+    let [l0, l1, next_header, hop_limit] = word(frame, ETHERNET_LEN + 4)?.to_ne_bytes();
+    if flow >> 28 != 6 {
         return Err(PassReason::Malformed);
     }
     if next_header != udp::PROTOCOL {
         return Err(PassReason::NotUdp);
     }
-    let flow = u32::from_be_bytes([a, b, c, d]);
     Ok(IpHeader {
         family: Family::V6,
         source: Address::from_bytes(&source),
@@ -178,6 +187,12 @@ fn read_ipv6<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
         payload: ETHERNET_LEN + IPV6_HEADER_LEN,
         payload_len: usize::from(u16::from_be_bytes([l0, l1])),
     })
+}
+
+/// Four bytes, as they lie in the frame.
+#[inline(always)]
+fn word<B: Buffer + ?Sized>(frame: &B, offset: usize) -> Result<u32, PassReason> {
+    frame.read(offset).map(u32::from_ne_bytes).ok_or(PassReason::Malformed)
 }
 
 /// The connection ID of a data packet of `udp_len` bytes with header, whose payload starts at `offset`. Bytes behind
@@ -192,16 +207,4 @@ fn read_cid<B: Buffer + ?Sized>(frame: &B, offset: usize, udp_len: usize) -> Res
         }
         DatagramKind::Data(cid) => Ok(u64::from_ne_bytes(*cid.as_bytes())),
     }
-}
-
-#[inline(always)]
-const fn words(header: &[u8; IPV4_HEADER_LEN]) -> [u32; 5] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t] = *header;
-    [
-        u32::from_ne_bytes([a, b, c, d]),
-        u32::from_ne_bytes([e, f, g, h]),
-        u32::from_ne_bytes([i, j, k, l]),
-        u32::from_ne_bytes([m, n, o, p]),
-        u32::from_ne_bytes([q, r, s, t]),
-    ]
 }

@@ -43,10 +43,20 @@ pub(crate) fn route(ctx: &XdpContext, departure: &Departure) -> Result<Hop, Pass
         return Err(PassReason::OtherInterface);
     }
     Ok(Hop {
-        destination: lookup.dmac,
-        source: lookup.smac,
+        destination: link_address(&lookup.dmac),
+        source: link_address(&lookup.smac),
         redirect: if redirect { Some(lookup.ifindex) } else { None },
     })
+}
+
+/// Copies an address in steps of two bytes: where it lies on the stack a longer word would not be aligned, which the
+/// verifier refuses there and only there.
+#[inline(always)]
+fn link_address(address: &[u8; 6]) -> [u8; 6] {
+    let words = (&raw const *address).cast::<[u8; 2]>();
+    // SAFETY: the three pairs are inside the array.
+    let [a, b, c] = [0, 1, 2].map(|at| unsafe { words.add(at).read_volatile() });
+    [a[0], a[1], b[0], b[1], c[0], c[1]]
 }
 
 /// Sends the frame out by another interface.
