@@ -5,13 +5,15 @@
 use caps::{CapSet, Capability, CapsHashSet};
 
 /// What the daemon uses, and for what.
-pub const KEPT: [Capability; 5] = [
+pub const KEPT: [Capability; 6] = [
     // The virtual interface, its address and route, tc attachment.
     Capability::CAP_NET_ADMIN,
     // DNS on port 53.
     Capability::CAP_NET_BIND_SERVICE,
     // AF_XDP sockets.
     Capability::CAP_NET_RAW,
+    // Their packet memory, which is more than RLIMIT_MEMLOCK allows others.
+    Capability::CAP_IPC_LOCK,
     // Loading eBPF programs and maps (Linux 5.8 and later).
     Capability::CAP_BPF,
     // Kernel pointers in eBPF programs, which the verifier asks this for.

@@ -9,11 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cyphonic_common::InterfaceConfig;
-use cyphonic_dataplane::bpf::{EgressClassifier, KernelTables, Options, Programs};
-use cyphonic_dataplane::ring::{EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing};
+use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
+use cyphonic_dataplane::ring::{
+    EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing, RingError, VethPair, XdpConfig, XdpQueue,
+    XdpRing,
+};
 use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::{TunDevice, TunOffloads};
 use cyphonic_dataplane::udp::{SignallingSink, UdpPort};
+use cyphonic_dataplane::veth;
 use cyphonic_proto::address::Prefix;
 
 use super::report::{Kernel, KernelFigures};
@@ -21,14 +25,25 @@ use super::start::failed;
 use crate::config::{Config, RingChoice, Workers};
 use crate::control::report::{ClassifierReport, RingReport};
 use crate::daemon::DaemonError;
+use crate::netlink::{Netlink, far_end};
 use crate::state::StateDir;
+
+/// Measured (docs/performance.md): what super-packets save in bulk transfers is more than AF_XDP saves, unless a card
+/// takes frames without copying, which the virtual interface never does.
+const AUTO_WHY: &str = "the faster one for bulk transfers on this kernel";
 
 /// How often the programs' messages are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(500);
 
+/// The virtual interface, as the ring takes it.
+enum Device {
+    Tun(Vec<TunDevice>),
+    Veth(Box<XdpQueue>),
+}
+
 /// The first step: everything that stands below the rings.
 pub(super) struct Ground {
-    queues: Vec<TunDevice>,
+    device: Device,
     ports: Vec<Arc<UdpPort>>,
     programs: Result<Programs, String>,
     ring_why: String,
@@ -56,33 +71,78 @@ impl Ground {
     /// Loads the programs, makes the interface and opens the port.
     ///
     /// # Errors
-    /// Says what could not be had. That there is no eBPF is no error.
-    pub(super) fn lay(
+    /// Says what could not be had. That there is no eBPF is an error only for a ring that cannot be without.
+    pub(super) async fn lay(
         config: &Config,
         state: &StateDir,
+        netlink: &Netlink,
         overlay: InterfaceConfig,
         mtu: u16,
     ) -> Result<Self, DaemonError> {
-        let ring_why = choose_ring(config.ring)?;
         let options = Options { kind: None, log_drops: config.log_drops };
-        let mut programs = Programs::load(overlay, options).map_err(|error| error.to_string());
-        let (wanted, why) = wanted_workers(config.workers, programs.as_ref().err());
-        let queues = make_queues(config, mtu, wanted)?;
-        let ports = open_port(config, state, wanted)?;
-        let mut ground = Self { queues, ports, programs: Err(String::new()), ring_why, workers_why: why };
+        let programs = Programs::load(overlay, options).map_err(|error| error.to_string());
+        match config.ring {
+            RingChoice::Xdp => Self::lay_veth(config, state, netlink, programs, mtu).await,
+            RingChoice::Auto | RingChoice::Offload => Self::lay_tun(config, state, programs, mtu),
+        }
+    }
+
+    fn lay_tun(
+        config: &Config,
+        state: &StateDir,
+        mut programs: Result<Programs, String>,
+        mtu: u16,
+    ) -> Result<Self, DaemonError> {
+        let (wanted, mut workers_why) = wanted_workers(config.workers, programs.as_ref().err());
+        let mut queues = make_queues(config, mtu, wanted)?;
+        let mut ports = open_port(config, state, wanted)?;
         if wanted > 1
             && let Ok(loaded) = &mut programs
-            && let Err(error) = loaded.steer(&ground.queues, &ground.ports)
+            && let Err(error) = loaded.steer(&queues, &ports)
         {
             tracing::warn!(%error, "one worker carries all packets");
+            workers_why = error.to_string();
             // The interface goes with its last queue, the port with its last socket.
-            (ground.queues, ground.ports) = (Vec::new(), Vec::new());
-            ground.queues = make_queues(config, mtu, 1)?;
-            ground.ports = open_port(config, state, 1)?;
-            ground.workers_why = error.to_string();
+            drop((queues, ports));
+            queues = make_queues(config, mtu, 1)?;
+            ports = open_port(config, state, 1)?;
         }
-        ground.programs = programs;
-        Ok(ground)
+        let found = offloads_found(queues.first().map(TunDevice::offloads));
+        let ring_why = match config.ring {
+            RingChoice::Auto => format!("{AUTO_WHY}; {found}"),
+            RingChoice::Offload | RingChoice::Xdp => format!("forced by the configuration; {found}"),
+        };
+        Ok(Self { device: Device::Tun(queues), ports, programs, ring_why, workers_why })
+    }
+
+    async fn lay_veth(
+        config: &Config,
+        state: &StateDir,
+        netlink: &Netlink,
+        programs: Result<Programs, String>,
+        mtu: u16,
+    ) -> Result<Self, DaemonError> {
+        let no_ring =
+            |error: String| failed("the ring `xdp`", format!("{error}; `ring: auto` works without"));
+        let mut programs = programs.map_err(no_ring)?;
+        let ports = open_port(config, state, 1)?;
+        let (near, far) = (config.interface.as_str(), far_end(&config.interface));
+        netlink.create_pair(near, u32::from(mtu)).await?;
+        veth::complete_checksums(near)
+            .map_err(|error| no_ring(format!("checksum offload stays on: {error}")))?;
+        programs.attach_virtual(&far).map_err(|error| no_ring(error.to_string()))?;
+        let queue = XdpQueue::open(VethPair { near, far: &far }, 0, mtu);
+        let queue = queue.map_err(|error| no_ring(error.to_string()))?;
+        programs.set_virtual_socket(0, queue.socket()).map_err(|error| no_ring(error.to_string()))?;
+        netlink.bring_up_far_end(near).await?;
+        let copies = if queue.is_zero_copy() { "without copying" } else { "copying: veth has no other way" };
+        Ok(Self {
+            device: Device::Veth(Box::new(queue)),
+            ports,
+            programs: Ok(programs),
+            ring_why: format!("forced by the configuration; AF_XDP {copies}"),
+            workers_why: "this ring has one".to_owned(),
+        })
     }
 
     /// The socket that signalling is sent from.
@@ -95,18 +155,26 @@ impl Ground {
     /// # Errors
     /// Says which ring could not start.
     pub(super) fn build(self, interface: &str, wiring: &Wiring) -> Result<DataPath, DaemonError> {
+        let on_veth = matches!(self.device, Device::Veth(_));
         let classifier = self.programs.and_then(|programs| {
             let tables = programs.tables();
-            programs.attach(interface).map(|attached| (attached, tables)).map_err(|error| error.to_string())
+            let attached =
+                if on_veth { programs.attach_near_end(interface) } else { programs.attach(interface) };
+            attached.map(|attached| (attached, tables)).map_err(|error| error.to_string())
         });
         let tables = classifier.as_ref().ok().map(|(_, tables)| Arc::clone(tables));
-        let offloads = self.queues.first().map(TunDevice::offloads);
-        let workers = self.queues.len();
-        let ring = rings(self.queues, &self.ports, tables, wiring)?;
+        let group = self.ports.first().and_then(|port| port.group()).cloned();
+        let rings = match self.device {
+            Device::Tun(queues) => offload_rings(queues, &self.ports, wiring),
+            Device::Veth(queue) => xdp_rings(*queue, &self.ports, wiring),
+        };
+        let ring = rings
+            .and_then(|rings| ShardedRing::new(rings, group, tables))
+            .map_err(|error| failed("the encapsulation ring", error))?;
         let ring_report = RingReport {
             kind: ring.kind().to_string(),
-            why: format!("{}; {}", self.ring_why, offloads_found(offloads)),
-            workers,
+            why: self.ring_why,
+            workers: ring.workers(),
             workers_why: self.workers_why,
         };
         let (kernel, kernel_log): (Arc<dyn Kernel>, _) = match classifier {
@@ -123,13 +191,11 @@ impl Ground {
     }
 }
 
-/// One ring a worker, and what makes them look like one.
-fn rings(
+fn offload_rings(
     queues: Vec<TunDevice>,
     ports: &[Arc<UdpPort>],
-    tables: Option<Arc<KernelTables>>,
     wiring: &Wiring,
-) -> Result<ShardedRing, DaemonError> {
+) -> Result<Vec<Box<dyn EncapRing>>, RingError> {
     let start = |(tun, port): (TunDevice, &Arc<UdpPort>)| {
         let ring = OffloadRing::start(OffloadConfig {
             tun,
@@ -142,24 +208,25 @@ fn rings(
         });
         ring.map(|ring| Box::new(ring) as Box<dyn EncapRing>)
     };
-    let group = ports.first().and_then(|port| port.group()).cloned();
-    let rings = queues.into_iter().zip(ports).map(start).collect::<Result<_, _>>();
-    rings
-        .and_then(|rings| ShardedRing::new(rings, group, tables))
-        .map_err(|error| failed("the encapsulation ring", error))
+    queues.into_iter().zip(ports).map(start).collect()
 }
 
-/// Why the ring that will be used is the one.
-fn choose_ring(choice: RingChoice) -> Result<String, DaemonError> {
-    match choice {
-        RingChoice::Auto => {
-            Ok("the fastest for bulk transfers where no network card takes frames without copying".into())
-        }
-        RingChoice::Offload => Ok("forced by the configuration".into()),
-        RingChoice::Xdp => {
-            Err(failed("the encapsulation ring", "this version has no ring `xdp`: use auto or offload"))
-        }
-    }
+fn xdp_rings(
+    queue: XdpQueue,
+    ports: &[Arc<UdpPort>],
+    wiring: &Wiring,
+) -> Result<Vec<Box<dyn EncapRing>>, RingError> {
+    let port = ports.first().ok_or(RingError::Stopped("the port has no socket"))?;
+    let ring = XdpRing::start(XdpConfig {
+        queue,
+        port: Arc::clone(port),
+        sink: Arc::clone(&wiring.sink),
+        own: wiring.own,
+        prefix: (wiring.prefix.address(), Prefix::LENGTH),
+        events: Arc::clone(&wiring.events),
+        hold: HoldLimits::default(),
+    })?;
+    Ok(vec![Box::new(ring)])
 }
 
 fn wanted_workers(configured: Workers, no_programs: Option<&String>) -> (usize, String) {

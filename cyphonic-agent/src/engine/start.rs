@@ -38,6 +38,15 @@ const CLOUD_KNOWN: Duration = Duration::from_secs(300);
 /// # Errors
 /// Says which part could not start and why. Nothing stays behind then.
 pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
+    let (netlink, interface) = (Arc::clone(&inputs.netlink), inputs.config.interface.clone());
+    let started = assemble(inputs).await;
+    if started.is_err() {
+        remove_interface(&netlink, &interface).await;
+    }
+    started
+}
+
+async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let EngineInputs { config, identity: device, state, netlink } = inputs;
     let identity =
         Identity::from_der(device.leaf()).map_err(|error| failed("this device's certificate", error))?;
@@ -50,7 +59,7 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
 
     let overlay = InterfaceConfig::new(address.octets(), prefix.address().octets(), Prefix::LENGTH)
         .map_err(|error| failed("this device's address", error))?;
-    let ground = Ground::lay(&config, &state, overlay, INNER_MTU)?;
+    let ground = Ground::lay(&config, &state, &netlink, overlay, INNER_MTU).await?;
     let port = ground.port()?;
     let server = ServerTls::peer(&credentials).map_err(|error| failed("TLS", error))?;
     let transport = Transport::start(port.clone(), Some((server, credentials.network)))
@@ -90,7 +99,8 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         watchers.spawn(log.follow_log());
     }
     watchers.spawn(follow_cloud(handle.clone(), config.cloud));
-    watchers.spawn(follow_addresses(handle.clone(), netlink, prefix, config.interface, udp_port));
+    let (listed, name) = (Arc::clone(&netlink), config.interface.clone());
+    watchers.spawn(follow_addresses(handle.clone(), listed, prefix, name, udp_port));
     let stopping = handle.clone();
     Ok(RunningEngine {
         resolver: Arc::new(handle.clone()),
@@ -102,9 +112,17 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         stop: async move {
             drop(watchers);
             stopping.stop().await;
+            remove_interface(&netlink, &config.interface).await;
         }
         .boxed(),
     })
+}
+
+/// A TUN device goes by itself; a veth pair does not.
+async fn remove_interface(netlink: &Netlink, interface: &str) {
+    if let Err(error) = netlink.remove_pair(interface).await {
+        tracing::warn!(%error, "the virtual interface stays; the next start removes it");
+    }
 }
 
 pub(super) fn failed(what: &str, error: impl std::fmt::Display) -> DaemonError {

@@ -4,6 +4,7 @@
 //! host's addresses, routes or rules is ever touched.
 
 mod candidates;
+mod veth;
 mod watch;
 
 use std::{
@@ -25,6 +26,7 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
+pub use veth::far_end;
 pub use watch::NetworkWatch;
 
 /// The local route is there within a millisecond on an idle machine.

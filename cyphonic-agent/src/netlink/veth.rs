@@ -1,0 +1,94 @@
+//! The virtual interface as a veth pair: its near end is the host's, its far end the packet path's.
+
+use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
+use rtnetlink::{LinkUnspec, LinkVeth};
+
+use super::{Netlink, NetlinkError};
+
+/// The longest interface name (`IFNAMSIZ` counts the final zero).
+const MAX_NAME: usize = 15;
+
+/// What the far end of an interface is called.
+pub fn far_end(near: &str) -> String {
+    let mut cut = near.len().min(MAX_NAME - 1);
+    while !near.is_char_boundary(cut) {
+        cut -= 1;
+    }
+    near.get(..cut).unwrap_or_default().to_owned() + "x"
+}
+
+impl Netlink {
+    /// Makes a pair, down, without link-local addresses and neighbour discovery: everything that is sent goes to the
+    /// other end. A pair of the same names, which a daemon that was killed left behind, goes first.
+    ///
+    /// # Errors
+    /// Says which step failed. Nothing of a new pair stays then.
+    pub async fn create_pair(&self, near: &str, mtu: u32) -> Result<(), NetlinkError> {
+        self.remove_pair(near).await?;
+        let far = far_end(near);
+        let step = |what| move |error| NetlinkError::step(what, near, error);
+        let pair = LinkVeth::new(near, &far).build();
+        self.handle.link().add(pair).execute().await.map_err(step("make a veth pair for"))?;
+        let prepared = async {
+            for end in [near, &far] {
+                let index = self.require(end).await?.index;
+                self.handle
+                    .link()
+                    .change(quiet(index, mtu))
+                    .execute()
+                    .await
+                    .map_err(step("prepare an end of"))?;
+            }
+            Ok(())
+        };
+        let prepared = prepared.await;
+        if prepared.is_err() {
+            self.remove(near).await?;
+        }
+        prepared
+    }
+
+    /// Brings the far end up.
+    ///
+    /// # Errors
+    /// There is none, or the kernel refuses.
+    pub async fn bring_up_far_end(&self, near: &str) -> Result<(), NetlinkError> {
+        let far = far_end(near);
+        let link = LinkUnspec::new_with_index(self.require(&far).await?.index).up().build();
+        let changed = self.handle.link().change(link).execute().await;
+        changed.map_err(|error| NetlinkError::step("bring up", &far, error))
+    }
+
+    /// Removes a pair that [`create_pair`](Self::create_pair) has made; false if there is none, or only an interface
+    /// that has the name of one end.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn remove_pair(&self, near: &str) -> Result<bool, NetlinkError> {
+        if self.link(&far_end(near)).await?.is_none() {
+            return Ok(false);
+        }
+        self.remove(near).await
+    }
+}
+
+fn quiet(index: u32, mtu: u32) -> LinkMessage {
+    let no_addresses = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    LinkUnspec::new_with_index(index)
+        .mtu(mtu)
+        .arp(false)
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_addresses]))
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn far_ends_have_names_of_their_own_that_the_kernel_takes() {
+        assert_eq!(far_end("cyph0"), "cyph0x");
+        assert_eq!(far_end("a-name-of-15-by"), "a-name-of-15-bx");
+        assert_eq!(far_end("fourteen-bytes"), "fourteen-bytesx");
+    }
+}
