@@ -18,6 +18,7 @@ mod resets;
 #[cfg(test)]
 mod tests;
 mod userspace;
+pub mod xdp;
 
 use std::net::SocketAddr;
 use std::time::Instant;

@@ -240,6 +240,13 @@ impl RelayCounterIndex {
     /// Entries in the counters' map.
     pub const COUNT: u32 = Self::FORWARDED + Self::PASSED + DropReason::COUNT as u32;
 
+    /// All of [`Self::Forwarded`].
+    pub fn forwarded() -> impl Iterator<Item = Self> {
+        const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+        let pairs = FAMILIES.into_iter().flat_map(|from| FAMILIES.map(|to| (from, to)));
+        pairs.flat_map(|(from, to)| [false, true].map(|redirected| Self::Forwarded { from, to, redirected }))
+    }
+
     /// The entry's number.
     #[inline(always)]
     pub const fn index(self) -> u32 {

@@ -135,6 +135,11 @@ impl UserspaceRelay {
         result
     }
 
+    /// A bound leg.
+    pub fn leg(&self, cid: ConnectionId) -> Option<Leg> {
+        lock(&self.control).legs.get(&cid).map(|(leg, _)| *leg)
+    }
+
     /// What the worker counted so far.
     pub fn counters(&self) -> RelayCounters {
         let counters = &self.counters;
@@ -246,6 +251,6 @@ impl Control {
 }
 
 /// Each holder leaves the map consistent at every step, so a panic elsewhere while it was locked harms nothing.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

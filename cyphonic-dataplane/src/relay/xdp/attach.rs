@@ -1,0 +1,117 @@
+//! The program on its interfaces.
+//!
+//! A pinned link of an earlier process is taken over: the kernel replaces the program in it at once, so that no packet
+//! meets none. A new one is made in the first way that works: in the driver, then behind it.
+
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{Xdp, XdpMode};
+
+use super::interfaces::Interface;
+use super::pins::Pins;
+use super::{Attachment, Hook, Mode, XdpError};
+
+/// What keeps a program attached while it lives.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held for what dropping it does")]
+pub(super) enum Held {
+    /// The file keeps it too.
+    Pinned(PinnedLink),
+    /// A link of this process's alone.
+    Own(XdpLink),
+}
+
+/// Attaches to one interface.
+pub(super) fn attach(
+    program: &mut Xdp,
+    interface: &Interface,
+    mode: Mode,
+    pins: Option<&Pins>,
+) -> Result<(Attachment, Held), XdpError> {
+    let mut refused = XdpError::Userspace;
+    for hook in hooks(interface, mode) {
+        if let Some(pins) = pins
+            && let Some(held) = take_over(program, interface, *hook, pins)
+        {
+            return Ok((attachment(interface, *hook, true, true), held));
+        }
+    }
+    for hook in hooks(interface, mode) {
+        let attached = attach_new(program, interface, *hook)
+            .and_then(|link| pin(program, link, interface, *hook, pins));
+        match attached {
+            Ok(held) => {
+                let pinned = matches!(held, Held::Pinned(_));
+                return Ok((attachment(interface, *hook, false, pinned), held));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "trying the next way");
+                refused = error;
+            }
+        }
+    }
+    Err(refused)
+}
+
+/// In which order to try. The far end of a virtual cable loses what the program sends by the driver, silently, unless
+/// somebody prepared it (an XDP program or GRO there): only an operator can know.
+fn hooks(interface: &Interface, mode: Mode) -> &'static [Hook] {
+    match mode {
+        Mode::Native => &[Hook::Native],
+        Mode::Auto if !interface.virtual_cable => &[Hook::Native, Hook::Generic],
+        Mode::Auto | Mode::Generic => &[Hook::Generic],
+        Mode::Userspace => &[],
+    }
+}
+
+fn attachment(interface: &Interface, hook: Hook, adopted: bool, pinned: bool) -> Attachment {
+    Attachment { interface: interface.name.clone(), hook, adopted, pinned }
+}
+
+/// The link that an earlier process left, with our program in it.
+fn take_over(program: &mut Xdp, interface: &Interface, hook: Hook, pins: &Pins) -> Option<Held> {
+    let path = pins.link(interface.index, hook);
+    let link = PinnedLink::from_pin(&path).ok()?;
+    let link = XdpLink::try_from(FdLink::from(link)).ok()?;
+    let replaced = program.attach_to_link(link).and_then(|id| program.take_link(id));
+    match replaced {
+        Ok(link) => Some(Held::Own(link)),
+        Err(error) => {
+            // Its interface has gone, and another one has the number now.
+            tracing::debug!(%error, interface = interface.name, "an earlier relay's link is of no use");
+            let _ = std::fs::remove_file(path);
+            None
+        }
+    }
+}
+
+fn attach_new(program: &mut Xdp, interface: &Interface, hook: Hook) -> Result<XdpLink, XdpError> {
+    let mode = match hook {
+        Hook::Native => XdpMode::Driver,
+        Hook::Generic => XdpMode::Skb,
+    };
+    let attached = program.attach_to_if_index(interface.index, mode).and_then(|id| program.take_link(id));
+    attached.map_err(|error| XdpError::attach(&interface.name, hook, error))
+}
+
+/// Pins a link. Where that cannot be (kernels before 5.9 have no XDP links), the program is attached once more, for as
+/// long as this process lives.
+fn pin(
+    program: &mut Xdp,
+    link: XdpLink,
+    interface: &Interface,
+    hook: Hook,
+    pins: Option<&Pins>,
+) -> Result<Held, XdpError> {
+    let Some(pins) = pins else { return Ok(Held::Own(link)) };
+    let pinned = FdLink::try_from(link)
+        .map_err(|error| error.to_string())
+        .and_then(|link| link.pin(pins.link(interface.index, hook)).map_err(|error| error.to_string()));
+    match pinned {
+        Ok(link) => Ok(Held::Pinned(link)),
+        Err(error) => {
+            tracing::warn!(error, interface = interface.name, "the relay's program ends with this process");
+            attach_new(program, interface, hook).map(Held::Own)
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Why packets cannot be relayed in XDP, in words for the person who must act.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+
+use aya::sys::SyscallError;
+
+use super::options::Hook;
+
+/// Why packets cannot be relayed in XDP. The relay works without, in userspace.
+#[derive(Debug, thiserror::Error)]
+pub enum XdpError {
+    /// The binary holds no program.
+    #[error("this binary was built without eBPF objects: run `cargo xtask build`")]
+    NotBuilt,
+    /// The process lacks privileges.
+    #[error(
+        "the kernel does not permit XDP to this process ({0}): it needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, or \
+         root; in a container, seccomp must allow bpf(2)"
+    )]
+    NotPermitted(Box<dyn Error + Send + Sync>),
+    /// The kernel did not take program or maps.
+    #[error("the kernel does not load the relay's XDP program: {0}")]
+    Load(Box<dyn Error + Send + Sync>),
+    /// The embedded object does not hold what this version expects.
+    #[error("the embedded eBPF object has no {0}: it is from another version, run `cargo xtask build`")]
+    Missing(&'static str),
+    /// A map could not be written.
+    #[error("cannot write the relay's map {map}: {source}")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// The kernel's answer.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// An interface that was named is not there.
+    #[error("there is no interface {0}, or it is down: correct `relay.interfaces`")]
+    NoInterface(String),
+    /// No interface was named, and none was found.
+    #[error("no interface has a default route or one of the service's addresses: name some in `relay.interfaces`")]
+    NoInterfaces,
+    /// The interfaces could not be listed.
+    #[error("cannot list the network interfaces: {0}")]
+    Interfaces(io::Error),
+    /// The program could not be attached.
+    #[error("cannot attach the XDP program to {interface} in {hook} mode: {reason}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// How it was tried.
+        hook: Hook,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// Routes cannot be looked up.
+    #[error(
+        "XDP cannot look up routes while {} is 0, and it cannot be set to 1 ({source}): set it, or run the relay in \
+         userspace",
+        path.display()
+    )]
+    Routing {
+        /// The setting's file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The caller asked for no XDP.
+    #[error("the relay's mode is userspace")]
+    Userspace,
+}
+
+impl XdpError {
+    /// Loading failed.
+    pub(super) fn load(error: impl Error + Send + Sync + 'static) -> Self {
+        match errno(&error) {
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted(error.into()),
+            _ => Self::Load(error.into()),
+        }
+    }
+
+    /// Attaching failed.
+    pub(super) fn attach(interface: &str, hook: Hook, error: impl Error + Send + Sync + 'static) -> Self {
+        let reason = match (errno(&error), hook) {
+            (Some(libc::EPERM | libc::EACCES), _) => return Self::NotPermitted(error.into()),
+            (Some(libc::EBUSY | libc::EEXIST), _) => format!(
+                "another XDP program is there already, and an interface has one only. `ip link show {interface}` names \
+                 it: remove it, or name other interfaces in `relay.interfaces`"
+            ),
+            (Some(libc::ERANGE), _) => "its MTU is too great for XDP without fragments (about 3,500 bytes on most \
+                                        drivers): lower the MTU, or use `relay.mode: generic`"
+                .to_owned(),
+            (Some(libc::EOPNOTSUPP | libc::EINVAL), Hook::Native) => {
+                "its driver has no XDP: use `relay.mode: generic`, or `auto`".to_owned()
+            }
+            _ => chain(&error),
+        };
+        Self::Attach { interface: interface.to_owned(), hook, reason }
+    }
+
+    /// Writing a map failed.
+    pub(super) fn map(map: &'static str) -> impl Fn(Box<dyn Error + Send + Sync>) -> Self {
+        move |source| Self::Map { map, source }
+    }
+}
+
+/// The errno at the bottom of an error, if one is there.
+pub(super) fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let io = error.downcast_ref::<io::Error>();
+        let syscall = error.downcast_ref::<SyscallError>().map(|error| &error.io_error);
+        if let Some(code) = io.or(syscall).and_then(io::Error::raw_os_error) {
+            return Some(code);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// An error with its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,109 @@
+//! The embedded object in the kernel, and its maps.
+
+#![expect(unsafe_code, reason = "aya's Pod")]
+
+use std::path::Path;
+
+use aya::maps::{Array, DevMapHash, HashMap, MapData, MapInfo, PerCpuArray};
+use aya::programs::Xdp;
+use aya::{Ebpf, EbpfLoader, Pod};
+use cyphonic_common::Counter;
+use cyphonic_common::relay::map::{MAX_EGRESS, name};
+use cyphonic_common::relay::{RelayConfig, RelayEntry};
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::XdpError;
+
+/// aya requires the alignment of a 64-bit ELF file.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay"));
+
+/// A value as aya copies it into and out of a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct Value<T>(pub(super) T);
+
+// SAFETY: `repr(C)`, integers and byte arrays only, and no padding (its size is asserted beside its definition).
+unsafe impl Pod for Value<RelayEntry> {}
+// SAFETY: as above.
+unsafe impl Pod for Value<RelayConfig> {}
+// SAFETY: two `u64`.
+unsafe impl Pod for Value<Counter> {}
+
+/// The kernel's map of legs.
+pub(super) type Legs = HashMap<MapData, [u8; 8], Value<RelayEntry>>;
+
+/// Program and maps in the kernel, not attached yet.
+pub(super) struct Object {
+    ebpf: Ebpf,
+    /// Whether the legs are an earlier process's.
+    pub(super) adopted: bool,
+}
+
+impl Object {
+    /// Loads it, with the legs at `pin` if there are any of this size there, else with new ones, pinned there.
+    pub(super) fn load(capacity: u32, pin: Option<&Path>) -> Result<Self, XdpError> {
+        if OBJECT.is_empty() {
+            return Err(XdpError::NotBuilt);
+        }
+        // Kernels before 5.11 charge maps to this limit; if it may not be raised, loading says what is missing.
+        let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+        let adopted = pin.is_some_and(|pin| adoptable(pin, capacity));
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries(name::LEGS, capacity);
+        if let Some(pin) = pin {
+            loader.map_pin_path(name::LEGS, pin);
+        }
+        let ebpf = loader.load(OBJECT).map_err(XdpError::load)?;
+        let mut object = Self { ebpf, adopted };
+        object.program()?.load().map_err(XdpError::load)?;
+        Ok(object)
+    }
+
+    pub(super) fn program(&mut self) -> Result<&mut Xdp, XdpError> {
+        let program = self.ebpf.program_mut(name::PROGRAM).ok_or(XdpError::Missing(name::PROGRAM))?;
+        program.try_into().map_err(XdpError::load)
+    }
+
+    /// Until this is called, everything passes.
+    pub(super) fn configure(&mut self, config: RelayConfig) -> Result<(), XdpError> {
+        let failed = XdpError::map(name::CONFIG);
+        let map = self.ebpf.map_mut(name::CONFIG).ok_or(XdpError::Missing(name::CONFIG))?;
+        let mut map: Array<_, Value<RelayConfig>> =
+            Array::try_from(map).map_err(|error| failed(error.into()))?;
+        map.set(0, Value(config), 0).map_err(|error| failed(error.into()))
+    }
+
+    /// Lets packets leave by these interfaces, also those that came in by another one.
+    pub(super) fn allow_egress(&mut self, interfaces: &[u32]) -> Result<(), XdpError> {
+        let failed = XdpError::map(name::EGRESS);
+        let map = self.ebpf.map_mut(name::EGRESS).ok_or(XdpError::Missing(name::EGRESS))?;
+        let mut map = DevMapHash::try_from(map).map_err(|error| failed(error.into()))?;
+        for interface in interfaces.iter().take(MAX_EGRESS as usize) {
+            map.insert(*interface, *interface, None, 0).map_err(|error| failed(error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// The legs.
+    pub(super) fn take_legs(&mut self) -> Result<Legs, XdpError> {
+        let map = self.ebpf.take_map(name::LEGS).ok_or(XdpError::Missing(name::LEGS))?;
+        Legs::try_from(map).map_err(|error| XdpError::map(name::LEGS)(error.into()))
+    }
+
+    /// All CPUs' counters.
+    pub(super) fn counters(&mut self) -> Result<PerCpuArray<MapData, Value<Counter>>, XdpError> {
+        let map = self.ebpf.take_map(name::COUNTERS).ok_or(XdpError::Missing(name::COUNTERS))?;
+        PerCpuArray::try_from(map).map_err(|error| XdpError::map(name::COUNTERS)(error.into()))
+    }
+}
+
+/// Whether there are legs of that size. If there are others, they are removed.
+fn adoptable(pin: &Path, capacity: u32) -> bool {
+    let Ok(info) = MapInfo::from_pin(pin) else { return false };
+    if info.max_entries() == capacity {
+        return true;
+    }
+    tracing::info!("the relay's legs are made anew, since the number of bindings was changed");
+    let _ = std::fs::remove_file(pin);
+    false
+}

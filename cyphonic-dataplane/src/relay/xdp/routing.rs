@@ -1,0 +1,51 @@
+//! Lets the kernel look routes up for the program.
+//!
+//! See [`ROUTING_INTERFACE`](cyphonic_common::relay::map::ROUTING_INTERFACE): forwarding is switched on for loopback
+//! alone, and off again at the end if it was off.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::XdpError;
+use super::pins::Pins;
+
+/// The settings that were changed. Undone by [`Routing::restore`].
+#[derive(Debug, Default)]
+pub(super) struct Routing {
+    changed: Vec<&'static str>,
+}
+
+impl Routing {
+    /// Switches it on for both families. A host without IPv6 has no setting for it.
+    pub(super) fn enable(pins: Option<&Pins>) -> Result<Self, XdpError> {
+        let mut this = Self::default();
+        for family in ["ipv4", "ipv6"] {
+            let path = setting(family);
+            let Ok(value) = fs::read_to_string(&path) else { continue };
+            let marker = pins.map(|pins| pins.changed(family));
+            if value.trim() == "0" {
+                fs::write(&path, "1").map_err(|source| XdpError::Routing { path, source })?;
+                // Without it a killed relay's successor would not know; the setting then stays on.
+                let _ = marker.map(fs::create_dir);
+                this.changed.push(family);
+            } else if marker.is_some_and(|marker| marker.is_dir()) {
+                this.changed.push(family);
+            }
+        }
+        Ok(this)
+    }
+
+    /// Leaves the settings as they were found.
+    pub(super) fn restore(&self, pins: Option<&Pins>) {
+        for family in &self.changed {
+            if let Err(error) = fs::write(setting(family), "0") {
+                tracing::warn!(%error, family, "forwarding on loopback stays on");
+            }
+            let _ = pins.map(|pins| fs::remove_dir(pins.changed(family)));
+        }
+    }
+}
+
+fn setting(family: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/sys/net/{family}/conf/lo/forwarding"))
+}
