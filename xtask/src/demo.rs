@@ -32,8 +32,6 @@ use self::progress::Progress;
 
 /// The overlay's zone in the demo.
 pub(crate) const ZONE: &str = "cyphonic.internal";
-/// What its agents are configured to.
-const RING: &str = "auto";
 /// The whole demo, without the build, takes no longer on a small machine; it is a promise like the others.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -55,6 +53,9 @@ pub(crate) struct DemoArgs {
     /// The topology file [default: vagrant/topology.yaml]
     #[arg(long, value_name = "FILE")]
     topology: Option<PathBuf>,
+    /// The encapsulation ring of every agent.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "xdp", "offload"])]
+    ring: String,
     /// Hold the demo only to what works, not to how fast: for unoptimised programs and busy machines.
     #[arg(long)]
     untimed: bool,
@@ -87,7 +88,7 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
     let lab = Lab::up(topology, &crate::lab::config(&args.name, &args.profile)?)?;
     progress.done(&format!("{} network namespaces, profile `{}`", lab.state().nodes.len() + 1, args.profile));
 
-    let mut overlay = Overlay { cloud: None, devices: Vec::new() };
+    let mut overlay = Overlay { ring: args.ring.clone(), cloud: None, devices: Vec::new() };
     let started = overlay.start(&lab, topology, programs, &progress, cancel);
     let outcome = started.and_then(|()| {
         let experiments = Experiments::new(&lab, topology, &mut overlay.devices, &progress, cancel);
@@ -179,6 +180,8 @@ fn keep(lab: Lab, overlay: Overlay, programs: &Programs) -> Result<()> {
 
 /// The processes of the demo.
 struct Overlay {
+    /// What every agent is configured to.
+    ring: String,
     cloud: Option<Cloud>,
     devices: Vec<Device>,
 }
@@ -196,13 +199,17 @@ impl Overlay {
         for (node, host) in topology.hosts_with(Role::Device) {
             let name = host.device.as_deref().unwrap_or(node);
             let token = cloud.create_token(name, cancel)?;
-            self.devices.push(Device::enrol(lab, node, name, &token, cloud.addresses(), RING, programs)?);
+            self.devices.push(Device::enrol(lab, node, name, &token, cloud.addresses(), &self.ring, programs)?);
         }
         progress.done(&format!("{} agents started, each with a one-time token", self.devices.len()));
         for device in &mut self.devices {
             device.wait_online(cancel)?;
             let address = device.learn_address(cancel)?;
-            progress.detail(&format!("{:<28} {address}", device.fqdn()));
+            let ring = device.ring(cancel)?;
+            if self.ring != "auto" && ring != self.ring {
+                bail!("{} has the ring `{ring}`, not `{}`", device.fqdn(), self.ring);
+            }
+            progress.detail(&format!("{:<28} {address}, ring {ring}", device.fqdn()));
         }
         progress.done("every device is enrolled, has its name and its virtual address, and is online");
         Ok(())

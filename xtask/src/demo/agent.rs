@@ -154,6 +154,12 @@ impl Device {
         Ok(address)
     }
 
+    /// Which encapsulation ring its agent has chosen.
+    pub(crate) fn ring(&self, cancel: &Cancel) -> Result<String> {
+        let status = self.status(cancel)?;
+        Ok(status.get("ring").map(|ring| text(ring, "kind")).unwrap_or_default())
+    }
+
     /// How this device's packets reach a peer now.
     pub(crate) fn route_to(&self, peer: &Self, cancel: &Cancel) -> Result<Route> {
         let status = self.status(cancel)?;

@@ -76,7 +76,7 @@ pub(crate) fn become_root(programs: &Programs, args: &DemoArgs) -> Result<()> {
     let own = std::env::current_exe().context("cannot find this program's own file")?;
     let mut sudo = Command::new("sudo");
     sudo.arg(own)
-        .args(["demo", "--profile", &args.profile, "--name", &args.name, "--programs"])
+        .args(["demo", "--profile", &args.profile, "--name", &args.name, "--ring", &args.ring, "--programs"])
         .arg(&programs.folder);
     for (given, flag) in [(args.keep, "--keep"), (args.untimed, "--untimed")] {
         sudo.args(given.then_some(flag));
