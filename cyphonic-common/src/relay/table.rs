@@ -24,6 +24,11 @@ impl TableLeg {
         Self { cid: u64::from_ne_bytes(*cid.as_bytes()), leg, state: Cell::new(state) }
     }
 
+    /// The entry as it is now.
+    pub fn entry(&self) -> RelayEntry {
+        RelayEntry { leg: self.leg, state: self.state.get() }
+    }
+
     /// What it has carried.
     pub fn state(&self) -> RelayState {
         self.state.get()

@@ -24,6 +24,9 @@ const IPV6: u8 = 10;
 static EGRESS: DevMapHash = DevMapHash::with_max_entries(MAX_EGRESS, 0);
 
 /// The next hop for a packet.
+///
+/// The length is checked against the MTU of the interface and of the route: an IPv4 route's only where it is locked (or
+/// `net.ipv4.ip_forward_use_pmtu` is set), an IPv6 route's where it is locked or was learned.
 #[inline(always)]
 pub(crate) fn route(ctx: &XdpContext, departure: &Departure) -> Result<Hop, PassReason> {
     let mut lookup = parameters(departure);

@@ -1,0 +1,373 @@
+//! The relay's XDP program, run by the kernel with `BPF_PROG_TEST_RUN`: every verdict, every rewrite byte for byte
+//! against frames that etherparse builds from nothing, and agreement with the same code in userspace on damaged frames.
+//!
+//! Needs root and the eBPF objects, and fails where one is missing.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "../../cyphonic-common/src/relay/tests/frames.rs"]
+mod frames;
+#[path = "relay_program/lab.rs"]
+mod lab;
+
+use std::net::SocketAddr;
+
+use cyphonic_common::relay::table::{Table, TableLeg};
+use cyphonic_common::relay::{
+    Binding, Departure, Family, Hop, PassReason, RelayCounterIndex, RelayEntry, RelayRate, RelayState,
+    SliceFrame, Verdict, relay,
+};
+use cyphonic_common::{ConnectionId, Counter, DropReason};
+use frames::{Spec, build, parse, payload};
+use lab::{Lab, PORT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
+use proptest::prelude::*;
+
+const REAL: ConnectionId = ConnectionId::from_random_data([0xa1, 0xb2, 0xc3, 0xd4, 0xe5, 0xf6, 7, 8]);
+
+fn cid(number: u8) -> ConnectionId {
+    ConnectionId::from_random_data([0x91, 2, 3, 4, 5, 6, 7, number])
+}
+
+/// A leg from a node at the first interface (see [`lab`]) to `to`, from the relay's address `source`.
+fn leg(from_v6: bool, to: &str, source: &str) -> Binding {
+    let (from, local) = match from_v6 {
+        false => ("192.0.2.10:1111", "192.0.2.1"),
+        true => ("[2001:db8::10]:1111", "2001:db8::1"),
+    };
+    Binding {
+        from: from.parse().unwrap(),
+        local: Some(local.parse().unwrap()),
+        to: to.parse().unwrap(),
+        source: Some(source.parse().unwrap()),
+        real_cid: REAL,
+        rate: RelayRate::UNLIMITED,
+    }
+}
+
+/// To a node at the other interface.
+fn across(from_v6: bool, to_v6: bool) -> Binding {
+    match to_v6 {
+        false => leg(from_v6, "198.51.100.20:2222", "198.51.100.1"),
+        true => leg(from_v6, "[2001:db8:1::20]:2222", "2001:db8:1::1"),
+    }
+}
+
+/// To another node at the interface that the packet came by.
+fn back(from_v6: bool, to_v6: bool) -> Binding {
+    match to_v6 {
+        false => leg(from_v6, "192.0.2.11:2222", "192.0.2.1"),
+        true => leg(from_v6, "[2001:db8::11]:2222", "2001:db8::1"),
+    }
+}
+
+fn arriving(leg: &Binding, virtual_cid: ConnectionId, rest: &[u8]) -> Spec {
+    Spec {
+        source: leg.from,
+        destination: SocketAddr::new(leg.local.unwrap(), PORT),
+        traffic_class: 0,
+        hop_limit: 64,
+        label: 0,
+        payload: payload(virtual_cid, rest),
+        checksum: true,
+        macs: ([1; 6], [2; 6]),
+    }
+}
+
+/// What must leave for what came, from nothing.
+fn leaving(leg: &Binding, came: &Spec, hop: &Hop) -> Spec {
+    let mut payload = came.payload.clone();
+    payload[1..9].copy_from_slice(REAL.as_bytes());
+    Spec {
+        source: SocketAddr::new(leg.source.unwrap(), PORT),
+        destination: leg.to,
+        hop_limit: came.hop_limit - 1,
+        label: if leg.from.is_ipv4() == leg.to.is_ipv4() { came.label } else { 0 },
+        payload,
+        macs: (hop.destination, hop.source),
+        ..came.clone()
+    }
+}
+
+fn family(v6: bool) -> Family {
+    if v6 { Family::V6 } else { Family::V4 }
+}
+
+/// Every way through the relay, every ECN codepoint, from the shortest packet to the longest.
+#[test]
+fn what_leaves_is_byte_for_byte_what_should() {
+    Lab::new(|lab| {
+        let mut expected_bytes = 0;
+        for (from_v6, to_v6) in [(false, false), (false, true), (true, false), (true, true)] {
+            for (binding, hop) in [(across(from_v6, to_v6), lab.across()), (back(from_v6, to_v6), lab.back())]
+            {
+                lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+                for (ecn, size) in (0..4).flat_map(|ecn| [0, 1, 20, 511, 1280, 1400].map(|size| (ecn, size)))
+                {
+                    let rest: Vec<u8> = (0..size).map(|at| (at as u8).wrapping_mul(31) ^ ecn).collect();
+                    let came = Spec {
+                        traffic_class: 0xb8 | ecn,
+                        label: 0x1234,
+                        ..arriving(&binding, cid(1), &rest)
+                    };
+                    let (action, left) = lab.run(&build(&came));
+                    let case = format!("{binding:?} ecn {ecn} size {size}");
+                    assert_eq!(action, if hop.redirect.is_some() { XDP_REDIRECT } else { XDP_TX }, "{case}");
+                    assert_eq!(left, build(&leaving(&binding, &came, &hop)), "{case}");
+                    expected_bytes += came.payload.len() as u64;
+                }
+                let redirected = hop.redirect.is_some();
+                let (from, to) = (family(from_v6), family(to_v6));
+                let counted = lab.counter(RelayCounterIndex::Forwarded { from, to, redirected });
+                assert_eq!(counted.packets, 24);
+                let state = lab.unbind(cid(1)).unwrap().state;
+                assert_eq!((state.packets, state.bytes, state.over_rate), (24, expected_bytes, 0));
+                assert!(lab::monotonic_ns().abs_diff(state.last_seen_ns) < 10_000_000_000, "{state:?}");
+                expected_bytes = 0;
+            }
+        }
+    });
+}
+
+#[test]
+fn through_a_gateway_the_frame_goes_to_it() {
+    Lab::new(|lab| {
+        for binding in [
+            leg(true, "203.0.113.5:2222", "198.51.100.1"),
+            leg(false, "[2001:db8:ffff::5]:2222", "2001:db8:1::1"),
+        ] {
+            lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+            let came = arriving(&binding, cid(1), &[5; 100]);
+            let (action, left) = lab.run(&build(&came));
+            let hop = Hop { destination: lab::GATEWAY, ..lab.across() };
+            assert_eq!((action, left), (XDP_REDIRECT, build(&leaving(&binding, &came, &hop))));
+            lab.unbind(cid(1));
+        }
+    });
+}
+
+#[test]
+fn what_the_kernel_must_send_itself_passes_untouched() {
+    let cases = [
+        (leg(false, "198.51.100.99:2222", "198.51.100.1"), PassReason::NoNeighbour),
+        (leg(false, "[2001:db8:1::99]:2222", "2001:db8:1::1"), PassReason::NoNeighbour),
+        (leg(false, "10.99.0.1:2222", "198.51.100.1"), PassReason::NoRoute),
+        (leg(true, "[2001:db9::1]:2222", "2001:db8:1::1"), PassReason::NoRoute),
+        (leg(false, "198.51.100.1:2222", "198.51.100.1"), PassReason::NoRoute),
+        (leg(false, "198.18.0.1:2222", "198.51.100.1"), PassReason::NoRoute),
+        (leg(false, "192.168.77.7:2222", "192.168.77.1"), PassReason::OtherInterface),
+        (leg(false, "198.51.100.30:2222", "198.51.100.1"), PassReason::TooBig),
+        (leg(false, "[2001:db8:1::30]:2222", "2001:db8:1::1"), PassReason::TooBig),
+    ];
+    Lab::new(|lab| {
+        for (binding, reason) in cases {
+            lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+            // One byte longer than 1,300 or 1,320 bytes of IP, which those two routes carry.
+            let rest = vec![9; if binding.to.is_ipv4() { 1300 - 28 - 9 + 1 } else { 1320 - 48 - 9 + 1 }];
+            let before = lab.counter(RelayCounterIndex::Passed(reason));
+            let frame = build(&arriving(&binding, cid(1), &rest));
+            assert_eq!(lab.run(&frame), (XDP_PASS, frame.clone()), "{binding:?}");
+            let counted = lab.counter(RelayCounterIndex::Passed(reason));
+            assert_eq!(
+                counted,
+                before.plus(Counter { packets: 1, bytes: frame.len() as u64 }),
+                "{binding:?}"
+            );
+            if reason == PassReason::TooBig {
+                let (action, _) = lab.run(&build(&arriving(&binding, cid(1), &rest[1..])));
+                assert_eq!(action, XDP_REDIRECT, "{binding:?}");
+            }
+            let state = lab.unbind(cid(1)).unwrap().state;
+            assert_eq!(state.packets, u64::from(reason == PassReason::TooBig));
+        }
+    });
+}
+
+#[test]
+fn without_forwarding_on_loopback_the_kernel_gives_no_routes() {
+    Lab::new(|lab| {
+        let binding = across(false, false);
+        lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+        lab::set_loopback_forwarding(false);
+        let frame = build(&arriving(&binding, cid(1), &[0; 30]));
+        assert_eq!(lab.run(&frame), (XDP_PASS, frame));
+        assert_eq!(lab.counter(RelayCounterIndex::Passed(PassReason::RoutingOff)).packets, 1);
+    });
+}
+
+/// Figure 7 of the project's list: what must never be forwarded.
+#[test]
+fn nothing_is_forwarded_that_should_not_be() {
+    Lab::new(|lab| {
+        let binding = across(false, true);
+        lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+        let spec = arriving(&binding, cid(1), &[0; 40]);
+        let good = build(&spec);
+        let with = |at: usize, bytes: &[u8]| {
+            let mut frame = good.clone();
+            frame[at..at + bytes.len()].copy_from_slice(bytes);
+            frame
+        };
+        let passes = |reason| RelayCounterIndex::Passed(reason);
+        let drops = |reason| RelayCounterIndex::Dropped(reason);
+        let of = |spec: Spec| build(&spec);
+        let prefix = of(Spec { payload: spec.payload[..8].to_vec(), ..spec.clone() });
+        let stranger = "192.0.2.11:1111".parse().unwrap();
+        let port = "192.0.2.10:1112".parse().unwrap();
+        let elsewhere = "192.0.2.2:4433".parse().unwrap();
+        let cases = [
+            (
+                "an unknown ID",
+                of(arriving(&binding, cid(2), &[0; 40])),
+                passes(PassReason::UnknownConnectionId),
+            ),
+            ("a prefix of an ID", prefix, passes(PassReason::NotQuic)),
+            ("a long header", with(42, &[0xc3]), passes(PassReason::Signalling)),
+            ("a signalling ID", with(43, &[0x11]), passes(PassReason::Signalling)),
+            ("no fixed bit", with(42, &[0x03]), passes(PassReason::NotQuic)),
+            ("IP options", with(14, &[0x46]), passes(PassReason::Options)),
+            ("a first fragment", with(20, &[0x20]), passes(PassReason::Fragment)),
+            ("a later fragment", with(21, &[0x05]), passes(PassReason::Fragment)),
+            ("a wrong header checksum", with(24, &[!good[24]]), passes(PassReason::Malformed)),
+            ("cut", good[..good.len() - 1].to_vec(), passes(PassReason::Malformed)),
+            ("half an IP header", good[..20].to_vec(), passes(PassReason::Malformed)),
+            ("a UDP length that differs", with(39, &[good[39] - 1]), passes(PassReason::Malformed)),
+            ("another port", with(36, &[0, 53]), passes(PassReason::OtherPort)),
+            ("ARP", with(12, &[8, 6]), passes(PassReason::NotIp)),
+            ("VLAN", with(12, &[0x81, 0]), passes(PassReason::NotIp)),
+            ("no checksum from IPv4 to IPv6", with(40, &[0, 0]), passes(PassReason::NoChecksum)),
+            ("another host", of(Spec { source: stranger, ..spec.clone() }), drops(DropReason::UnboundSource)),
+            (
+                "another port of the host",
+                of(Spec { source: port, ..spec.clone() }),
+                drops(DropReason::UnboundSource),
+            ),
+            (
+                "to another address",
+                of(Spec { destination: elsewhere, ..spec.clone() }),
+                drops(DropReason::UnboundSource),
+            ),
+            ("the last hop", of(Spec { hop_limit: 1, ..spec.clone() }), drops(DropReason::HopLimit)),
+        ];
+        for (name, frame, index) in cases {
+            let before = lab.counter(index);
+            let dropped = matches!(index, RelayCounterIndex::Dropped(_));
+            let (action, left) = lab.run(&frame);
+            assert_eq!(action, if dropped { XDP_DROP } else { XDP_PASS }, "{name}");
+            assert_eq!(left, frame, "{name}");
+            let one = Counter { packets: 1, bytes: frame.len() as u64 };
+            assert_eq!(lab.counter(index), before.plus(one), "{name}");
+        }
+        assert_eq!(lab.unbind(cid(1)).unwrap().state, RelayState::default());
+        let (action, left) = lab.run(&good);
+        assert_eq!((action, left), (XDP_PASS, good), "an unbound ID");
+    });
+}
+
+#[test]
+fn a_leg_over_its_rate_loses_packets_and_counts_them() {
+    Lab::new(|lab| {
+        let binding = Binding { rate: RelayRate::new(100_000, 0), ..across(true, true) };
+        let leg = lab::leg(&binding);
+        // It has spent more than a century's worth already.
+        let state = RelayState { paid_until_ns: u64::MAX / 4, ..RelayState::default() };
+        lab.bind(cid(1), RelayEntry { leg, state });
+        let frame = build(&arriving(&binding, cid(1), &[0; 40]));
+        assert_eq!(lab.run(&frame).0, XDP_DROP);
+        assert_eq!(lab.counter(RelayCounterIndex::Dropped(DropReason::RateLimited)).packets, 1);
+        assert_eq!(lab.unbind(cid(1)).unwrap().state, RelayState { over_rate: 1, ..state });
+
+        lab.bind(cid(1), RelayEntry::new(leg));
+        assert_eq!(lab.run(&frame).0, XDP_REDIRECT);
+        let state = lab.unbind(cid(1)).unwrap().state;
+        assert_eq!((state.packets, state.over_rate), (1, 0));
+        assert!(state.paid_until_ns > 0);
+    });
+}
+
+#[test]
+fn without_a_configuration_everything_passes() {
+    Lab::new(|lab| {
+        let binding = across(false, false);
+        lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+        lab.configure(Default::default());
+        let frame = build(&arriving(&binding, cid(1), &[0; 40]));
+        assert_eq!(lab.run(&frame), (XDP_PASS, frame));
+        assert_eq!(lab.counter(RelayCounterIndex::Passed(PassReason::NotConfigured)).packets, 1);
+    });
+}
+
+/// One leg for each way through, and those that userspace must serve.
+fn legs() -> Vec<TableLeg> {
+    let combinations = [(false, false), (false, true), (true, false), (true, true)];
+    let mut bindings: Vec<Binding> = combinations.iter().map(|(from, to)| across(*from, *to)).collect();
+    bindings.extend(combinations.iter().map(|(from, to)| back(*from, *to)));
+    bindings.extend(combinations.iter().map(|(from, to)| Binding { source: None, ..across(*from, *to) }));
+    bindings.push(Binding { local: None, ..across(false, true) });
+    bindings.push(leg(false, "198.51.100.99:2222", "198.51.100.1"));
+    bindings.push(leg(false, "10.99.0.1:2222", "198.51.100.1"));
+    let legs = bindings.iter().zip(0u8..);
+    let mut legs: Vec<TableLeg> =
+        legs.map(|(binding, at)| TableLeg::new(cid(at), RelayEntry::new(lab::leg(binding)))).collect();
+    let limited = Binding { rate: RelayRate::new(100_000, 0), ..across(false, false) };
+    let state = RelayState { paid_until_ns: u64::MAX / 4, ..RelayState::default() };
+    legs.push(TableLeg::new(cid(legs.len() as u8), RelayEntry { leg: lab::leg(&limited), state }));
+    legs
+}
+
+/// The kernel and the same code in userspace come to the same verdict and the same bytes.
+#[test]
+fn the_kernel_and_userspace_agree_on_damaged_frames() {
+    let damage = proptest::collection::vec((0usize..130, any::<u8>()), 0..3);
+    let cut = proptest::option::weighted(0.2, 14usize..160);
+    let frame = (0u8..17, any::<bool>(), proptest::collection::vec(any::<u8>(), 0..80), damage, cut);
+    let options = (any::<bool>(), any::<bool>(), any::<u8>(), 0usize..4);
+    Lab::new(|lab| {
+        let forwarded = std::cell::Cell::new(0u32);
+        let table = legs();
+        for (leg, at) in table.iter().zip(0u8..) {
+            lab.bind(cid(at), leg.entry());
+        }
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(10_000));
+        let result = runner.run(&(frame.clone(), options), |((at, from_v6, rest, damage, cut), options)| {
+            let (merged, checksum, hop_limit, padding) = options;
+            let spec = arriving(&across(from_v6, false), cid(at), &rest);
+            let mut frame = build(&Spec { hop_limit, checksum, traffic_class: hop_limit, ..spec });
+            frame.extend(vec![0; padding]);
+            for (at, value) in damage {
+                if let Some(byte) = frame.get_mut(at) {
+                    *byte = value;
+                }
+            }
+            frame.truncate(cut.unwrap_or(usize::MAX));
+            lab.configure(lab::config(merged));
+            let (verdict, expected) = in_userspace(&frame, &table, merged, lab);
+            let before = lab.counter(verdict.counter());
+            let (action, left) = lab.run(&frame);
+            prop_assert_eq!(action, lab::action(&verdict), "{:?}", verdict);
+            prop_assert_eq!(lab.counter(verdict.counter()).packets, before.packets + 1, "{:?}", verdict);
+            if let Verdict::Forward { .. } = verdict {
+                forwarded.set(forwarded.get() + 1);
+                prop_assert_eq!(parse(&left).3, parse(&frame).3);
+            }
+            prop_assert_eq!(left, expected);
+            Ok(())
+        });
+        result.unwrap();
+        // Time apart, every leg has carried the same.
+        for (leg, at) in table.iter().zip(0u8..) {
+            let (here, there) = (leg.state(), lab.unbind(cid(at)).unwrap().state);
+            let untimed = |state| RelayState { last_seen_ns: 0, ..state };
+            assert_eq!(untimed(here), untimed(there), "{at}");
+        }
+        assert!(forwarded.get() > 1_000, "only {} frames were forwarded: too few", forwarded.get());
+    });
+}
+
+fn in_userspace(frame: &[u8], table: &[TableLeg], merged: bool, lab: &Lab) -> (Verdict, Vec<u8>) {
+    let route = |departure: &Departure| lab.model_route(departure);
+    let surroundings = Table { legs: table, route, now_ns: 1 };
+    let mut buffer = [vec![0; 256], frame.to_vec()].concat();
+    let mut frame = SliceFrame::new(&mut buffer, 256);
+    let verdict = relay(&mut frame, &lab::config(merged), &surroundings);
+    (verdict, frame.bytes().to_vec())
+}
