@@ -36,6 +36,12 @@ pub(crate) fn lab() -> Result<()> {
     packages::install_missing(packages::LAB)
 }
 
+/// What measuring the relay needs.
+pub(crate) fn for_relay_bench() -> Result<()> {
+    lab()?;
+    packages::install_missing(packages::RELAY_BENCH)
+}
+
 /// What booting other kernels needs.
 pub(crate) fn emulator() -> Result<()> {
     lab()?;

@@ -4,6 +4,7 @@
 //! subcommand prints a table, writes its figures to `docs/figures/` and renders `docs/performance.md` from all the
 //! files there ([`document`]).
 
+mod relay;
 mod tunnels;
 
 use anyhow::Result;
@@ -23,6 +24,8 @@ pub(crate) struct BenchArgs {
 enum What {
     /// Install the programs that tunnels are compared with.
     Setup,
+    /// What one processor relays: by XDP, in userspace, by coturn.
+    Relay(relay::RelayArgs),
 }
 
 /// Runs the verb.
@@ -30,5 +33,6 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     match &args.what {
         None => tunnels::run(&args.tunnels),
         Some(What::Setup) => tunnels::setup(),
+        Some(What::Relay(args)) => relay::run(args),
     }
 }

@@ -38,6 +38,12 @@ pub(super) const EMULATOR: &[Package] = &[
     package("kmod", "modprobe", "finding the modules they need"),
 ];
 
+/// For measuring the relay.
+pub(super) const RELAY_BENCH: &[Package] = &[
+    package("coturn", "turnserver", "the TURN server that the relay is compared with"),
+    package("util-linux", "chrt", "priorities and namespaces of what is measured"),
+];
+
 const fn package(name: &'static str, program: &'static str, why: &'static str) -> Package {
     Package { name, program, why }
 }

@@ -1,0 +1,107 @@
+//! What the figures come to, and the section about them.
+
+use std::fmt::Write as _;
+
+use cyphonic_lab::figures::{Figure, Figures};
+
+use super::Mode;
+
+/// A ratio that is promised: its name, what is divided by what, and at least what comes out.
+const PROMISES: [(&str, &str, &str, f64); 3] = [
+    ("xdp_vs_bare", "xdp.kpps_64", "bare_xdp_forward.kpps_64", 0.8),
+    ("xdp_vs_coturn", "xdp.kpps_64", "coturn.kpps_64", 5.0),
+    ("xdp_1m_vs_1", "xdp.bindings_1m_kpps", "xdp.bindings_1_kpps", 0.75),
+];
+
+/// Adds the ratios that can be formed.
+pub(super) fn ratios(figures: &mut Figures) {
+    for (name, over, under, _) in PROMISES {
+        let of = |name: &str| figures.get(name).map(|figure| figure.value);
+        if let (Some(over), Some(under)) = (of(over), of(under)) {
+            figures.insert(name, Figure::single(over / under, ""));
+        }
+    }
+}
+
+/// The promises that were measured and not kept.
+pub(super) fn broken(figures: &Figures) -> Vec<String> {
+    let measured =
+        PROMISES.iter().filter_map(|(name, _, _, least)| Some((name, figures.get(name)?.value, least)));
+    measured
+        .filter(|(_, value, least)| value < least)
+        .map(|(name, value, least)| format!("{name} is {value:.2}, and {least} was promised"))
+        .collect()
+}
+
+/// The relay's section of `docs/performance.md`, from a figure's value by its name.
+pub(super) fn section(value: impl Fn(&str) -> Option<f64>) -> String {
+    let mut text = String::from(TEXT);
+    let cell = |name: String, digits: usize| {
+        value(&name).map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
+    };
+    for mode in Mode::ALL {
+        let name = mode.name();
+        let _ = writeln!(
+            text,
+            "| `{name}` | {} | {} | {} | {} | {} |",
+            cell(format!("{name}.bindings_1_kpps"), 0),
+            cell(format!("{name}.bindings_1k_kpps"), 0),
+            cell(format!("{name}.bindings_1m_kpps"), 0),
+            cell(format!("{name}.gbps_1400"), 1),
+            cell(format!("{name}.ns_per_packet"), 0),
+        );
+    }
+    text += "\n| Ratio | Reached | At least | |\n|---|---|---|---|\n";
+    for (name, _, _, least) in PROMISES {
+        let verdict = match value(name) {
+            Some(value) if value >= least => "kept",
+            Some(_) => "missed",
+            None => "not measured",
+        };
+        let _ = writeln!(text, "| `{name}` | {} | {least} | {verdict} |", cell(name.to_owned(), 2));
+    }
+    let _ = writeln!(
+        text,
+        "\nThe program alone, without driver and cable: {} ns with 1 binding, {} ns with 1,000, {} ns with 1,000,000.",
+        cell("xdp.program_1_ns".to_owned(), 0),
+        cell("xdp.program_1k_ns".to_owned(), 0),
+        cell("xdp.program_1m_ns".to_owned(), 0),
+    );
+    text
+}
+
+const TEXT: &str = "\
+## The relay
+
+Packets from a generator in the kernel pass the relay by one veth cable and end in a sink in the kernel: the same two
+for all. The relay's interface polls in a thread of its own; packets per second *and processor* are those that arrived,
+divided by the processor time of that thread and of the relay's own threads. Each packet belongs to a binding drawn at
+random from all. `bare_xdp_forward` writes all that a relay writes, with constants: no binding, route, limit or counter.
+coturn relays between a channel and a peer without authentication: each packet passes it once. An allocation of its is a
+port and a socket, so it has no figure for a million.
+
+| Relay | kpps, 1 binding | 1,000 | 1,000,000 | Gbit/s, 1,400 B | ns per packet |
+|---|---|---|---|---|---|
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_promise_is_judged_only_if_it_was_measured() {
+        let mut figures = Figures::new("bench relay");
+        for (name, kpps) in
+            [("xdp.kpps_64", 900.0), ("bare_xdp_forward.kpps_64", 1000.0), ("coturn.kpps_64", 200.0)]
+        {
+            figures.insert(name, Figure::single(kpps, "kpps"));
+        }
+        ratios(&mut figures);
+        assert_eq!(figures.get("xdp_vs_bare").map(|figure| figure.value), Some(0.9));
+        assert!(figures.get("xdp_1m_vs_1").is_none());
+        assert_eq!(broken(&figures), ["xdp_vs_coturn is 4.50, and 5 was promised"]);
+        let text = section(|name| figures.get(name).map(|figure| figure.value));
+        assert!(text.contains("| `xdp_vs_coturn` | 4.50 | 5 | missed |"), "{text}");
+        assert!(text.contains("| `xdp_1m_vs_1` | – | 0.75 | not measured |"), "{text}");
+    }
+}
