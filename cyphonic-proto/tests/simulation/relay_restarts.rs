@@ -1,0 +1,139 @@
+//! A relay dies under traffic: the tunnels through it stay the same ones.
+
+use crate::{
+    cloud::{addresses, relay, trs_keys},
+    host::Installed,
+    net::Gate::{PortRestricted, Symmetric},
+    world::{Event, Packet, Victim, World},
+};
+use cyphonic_proto::{ConnectionId, TunnelId, node::Service};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+const STEP: Duration = Duration::from_millis(20);
+
+fn relayed_pair() -> World {
+    let mut world = World::new(3);
+    // Nobody finds out by a lost connection before this.
+    world.unnoticed = 14 * SECOND;
+    world.add("a", Some(Symmetric), None);
+    world.add("b", Some(PortRestricted), None);
+    world.settle();
+    world.resolves("a", "b").unwrap();
+    assert!(world.talk("a", "b", SECOND));
+    world.run(3 * SECOND);
+    world
+}
+
+/// The tunnels of a device, with their connection IDs on the wire.
+fn tunnels(world: &World, name: &str) -> Vec<(TunnelId, ConnectionId)> {
+    let one = |tunnel: &Installed| (tunnel.parameters.id, tunnel.parameters.wire_cid);
+    world.hosts[name].tunnels.values().map(one).collect()
+}
+
+/// One sends a packet every 20 ms for so long; when each was sent, since `start`, of those that got lost.
+fn stream(world: &mut World, from: &'static str, to: &'static str, length: Duration) -> Vec<Duration> {
+    let start = world.now;
+    let mut sent = Vec::new();
+    while world.now < start + length {
+        sent.push((world.now - start, world.send_inner(from, to)));
+        world.run(STEP);
+    }
+    world.run(SECOND);
+    sent.retain(|(_, packet)| !world.delivered.contains(&(to, *packet)));
+    sent.into_iter().map(|(at, _)| at).collect()
+}
+
+fn gap(lost: &[Duration]) -> Duration {
+    match (lost.first(), lost.last()) {
+        (Some(first), Some(last)) => *last - *first + STEP,
+        _ => Duration::ZERO,
+    }
+}
+
+#[test]
+fn one_way_traffic_stops_for_the_restart_and_a_few_round_trips() {
+    for (from, to) in [("a", "b"), ("b", "a")] {
+        let mut world = relayed_pair();
+        let before = [tunnels(&world, "a"), tunnels(&world, "b")];
+        world.kill(Victim::Trs, SECOND);
+        let lost = stream(&mut world, from, to, 6 * SECOND);
+        let gap = gap(&lost);
+        // One way takes 10 ms, and a handshake three.
+        assert!(gap >= SECOND && gap <= SECOND + Duration::from_millis(300), "{from} to {to}: {gap:?}");
+        assert_eq!([tunnels(&world, "a"), tunnels(&world, "b")], before, "the same tunnels");
+    }
+}
+
+#[test]
+fn an_outage_shorter_than_a_nodes_patience_with_silence_is_outlived() {
+    let mut world = relayed_pair();
+    let before = [tunnels(&world, "a"), tunnels(&world, "b")];
+    world.kill(Victim::Trs, 5 * SECOND);
+    let lost = stream(&mut world, "a", "b", 10 * SECOND);
+    assert!(gap(&lost) <= 5 * SECOND + Duration::from_millis(300), "{:?}", gap(&lost));
+    assert_eq!([tunnels(&world, "a"), tunnels(&world, "b")], before, "the same tunnels");
+}
+
+#[test]
+fn a_map_that_outlives_the_process_forwards_without_a_gap_and_is_claimed() {
+    let mut world = relayed_pair();
+    let before = [tunnels(&world, "a"), tunnels(&world, "b")];
+    let map = world.cloud.map.clone();
+    world.cloud.pinned = true;
+    world.kill(Victim::Trs, SECOND);
+    let lost = stream(&mut world, "a", "b", 30 * SECOND);
+    assert_eq!(lost, Vec::<Duration>::new(), "not one packet");
+    world.run(60 * SECOND);
+    assert!(world.talk("a", "b", SECOND));
+    assert_eq!([tunnels(&world, "a"), tunnels(&world, "b")], before, "the same tunnels");
+    assert_eq!(world.cloud.map, map, "the same legs, claimed before their grace ended");
+    assert_eq!(world.cloud.trs.as_ref().unwrap().counters().restored, 2);
+}
+
+#[test]
+fn legs_that_were_left_and_are_claimed_by_nobody_go() {
+    let mut world = relayed_pair();
+    world.cloud.pinned = true;
+    world.kill(Victim::Trs, SECOND);
+    world.kill(Victim::Device("a"), SECOND);
+    world.kill(Victim::Device("b"), SECOND);
+    world.run(90 * SECOND);
+    assert_eq!(world.cloud.map.len(), 0);
+}
+
+#[test]
+fn a_device_revoked_meanwhile_gets_nothing_back() {
+    let mut world = relayed_pair();
+    world.kill(Victim::Trs, SECOND);
+    world.cut(Victim::Device("b"));
+    let lost = stream(&mut world, "a", "b", 5 * SECOND);
+    assert!(lost.len() > 200, "nothing passes");
+    assert_eq!(world.cloud.map.len(), 0, "one end alone restores no pair");
+}
+
+#[test]
+fn forged_resets_are_ignored_and_repeated_ones_interrupt_nothing() {
+    let mut world = relayed_pair();
+    let from = addresses(&Service::Trs(relay().name))[0];
+    let to = world.hosts.get_mut("a").unwrap().uplinks[0].outbound(from);
+    let before = tunnels(&world, "a");
+    let real = trs_keys().reset_token(before[0].1);
+    for token in [[0; 16], trs_keys().reset_token(ConnectionId::from_random_data([1; 8]))] {
+        world.schedule(STEP, Event::Datagram { from, to, packet: Packet::Reset(token) });
+    }
+    let connections = world.conns.len();
+    assert_eq!(stream(&mut world, "a", "b", SECOND), Vec::<Duration>::new());
+    assert_eq!(world.conns.len(), connections);
+    // Whoever saw a real one sends it again and again.
+    let channels = |world: &World| world.conns.keys().copied().max();
+    let newest = channels(&world);
+    for n in 0..100 {
+        world.schedule(STEP * 10 * n, Event::Datagram { from, to, packet: Packet::Reset(real) });
+    }
+    assert_eq!(stream(&mut world, "a", "b", 25 * SECOND), Vec::<Duration>::new(), "packets flow on");
+    assert!(channels(&world) > newest, "it was believed");
+    let restored = world.cloud.trs.as_ref().unwrap().counters().restored;
+    assert!((1..=6).contains(&restored), "but ever less often: {restored}");
+    assert_eq!(tunnels(&world, "a"), before);
+}
