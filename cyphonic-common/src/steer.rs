@@ -11,7 +11,7 @@
 
 use crate::buffer::Buffer;
 use crate::cid::ConnectionId;
-use crate::classify::{Egress, PeerTable, judge_egress};
+use crate::classify::{Egress, PeerTable, judge_egress, judge_ingress};
 use crate::drop_reason::DropReason;
 use crate::map::{InterfaceConfig, MAX_WORKERS};
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
@@ -101,6 +101,23 @@ where
         // Whatever else an Ethernet interface emits by itself.
         Some(_) => Egress::Drop(DropReason::LocalNoise),
         None => Egress::Drop(DropReason::Truncated),
+    }
+}
+
+/// Decides on a frame that userspace sent to the near end of the virtual interface: a packet out of a tunnel, or one that
+/// userspace made itself.
+///
+/// # Errors
+/// Why it is dropped.
+#[inline(always)]
+pub fn judge_near_end<B, T>(frame: &B, config: &InterfaceConfig, tables: &T) -> Result<(), DropReason>
+where
+    B: Buffer + ?Sized,
+    T: PeerTable + PolicyTable + ?Sized,
+{
+    match frame.read::<2>(ETHERNET_LEN - 2) {
+        Some(ETHERNET_IPV6) => judge_ingress(&Behind { buffer: frame, offset: ETHERNET_LEN }, config, tables),
+        _ => Err(DropReason::MalformedInner),
     }
 }
 

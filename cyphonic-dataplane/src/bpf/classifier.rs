@@ -10,7 +10,7 @@ use cyphonic_common::InterfaceConfig;
 use super::counters::ClassifierCounters;
 use super::error::{BpfError, program_code};
 use super::log::KernelLog;
-use super::object::{EGRESS, INGRESS, Object};
+use super::object::{EGRESS, INGRESS, NEAR, Object};
 use super::tables::KernelTables;
 use super::workers;
 use crate::tun::TunDevice;
@@ -61,7 +61,7 @@ impl Programs {
     /// # Errors
     /// [`BpfError`], whose text says what to do.
     pub fn load(config: InterfaceConfig, options: Options) -> Result<Self, BpfError> {
-        let log_level = if options.log_drops { aya_log::Level::Trace as u8 } else { 0 };
+        let log_level = if options.log_drops { aya_log::Level::Info as u8 } else { 0 };
         let mut object = Object::load(config.with_log_of_drops(options.log_drops), log_level)?;
         object.verify(EGRESS)?;
         object.verify(INGRESS)?;
@@ -85,9 +85,21 @@ impl Programs {
     /// # Errors
     /// [`BpfError`], whose text says what to do. Nothing stays attached then.
     pub fn attach(mut self, interface: &str) -> Result<EgressClassifier, BpfError> {
-        let kind = attach_first(&mut self.object, interface, self.options.kind)?;
+        let kind = attach_first(&mut self.object, EGRESS, interface, self.options.kind)?;
         attach_program(&mut self.object, INGRESS, interface, TcAttachType::Ingress, kind)
             .map_err(|source| BpfError::from_attach(INGRESS, interface, kind, source))?;
+        tracing::debug!(interface, %kind, "eBPF classifier attached");
+        Ok(EgressClassifier { object: self.object, kind, log: self.log, tables: self.tables })
+    }
+
+    /// Attaches what judges packets out of tunnels to `interface`, the near end of a veth pair, whose far end judges
+    /// those into tunnels ([`Programs::attach_virtual`]).
+    ///
+    /// # Errors
+    /// [`BpfError`], whose text says what to do. Nothing stays attached then.
+    pub fn attach_near_end(mut self, interface: &str) -> Result<EgressClassifier, BpfError> {
+        self.object.verify(NEAR)?;
+        let kind = attach_first(&mut self.object, NEAR, interface, self.options.kind)?;
         tracing::debug!(interface, %kind, "eBPF classifier attached");
         Ok(EgressClassifier { object: self.object, kind, log: self.log, tables: self.tables })
     }
@@ -95,6 +107,11 @@ impl Programs {
     /// What the programs know of peers and policy.
     pub fn tables(&self) -> Arc<KernelTables> {
         Arc::clone(&self.tables)
+    }
+
+    /// For the programs in front of AF_XDP sockets.
+    pub(super) fn object(&mut self) -> &mut Object {
+        &mut self.object
     }
 }
 
@@ -149,25 +166,27 @@ impl EgressClassifier {
     }
 }
 
-/// Attaches the egress program in the way asked for, or in the best way this kernel has.
+/// Attaches the first program in the way asked for, or in the best way this kernel has.
 fn attach_first(
     object: &mut Object,
+    program: &'static str,
     interface: &str,
     wanted: Option<AttachKind>,
 ) -> Result<AttachKind, BpfError> {
+    let hook = if program == EGRESS { TcAttachType::Egress } else { TcAttachType::Ingress };
     let first = wanted.unwrap_or(AttachKind::Tcx);
-    let error = match attach_program(object, EGRESS, interface, TcAttachType::Egress, first) {
+    let error = match attach_program(object, program, interface, hook, first) {
         Ok(()) => return Ok(first),
         Err(error) => error,
     };
     // Kernels before 6.6 do not know this kind of link.
     let unknown = matches!(program_code(&error), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS));
     if wanted.is_some() || !unknown {
-        return Err(BpfError::from_attach(EGRESS, interface, first, error));
+        return Err(BpfError::from_attach(program, interface, first, error));
     }
     let kind = AttachKind::Clsact;
-    attach_program(object, EGRESS, interface, TcAttachType::Egress, kind)
-        .map_err(|source| BpfError::from_attach(EGRESS, interface, kind, source))?;
+    attach_program(object, program, interface, hook, kind)
+        .map_err(|source| BpfError::from_attach(program, interface, kind, source))?;
     Ok(kind)
 }
 

@@ -76,6 +76,18 @@ pub enum BpfError {
         /// The kernel's answer.
         source: Box<ProgramError>,
     },
+    /// The kernel did not attach a loaded XDP program.
+    #[error("cannot attach the eBPF program {program} to {interface} by native XDP: {advice} ({source})")]
+    AttachXdp {
+        /// The program.
+        program: &'static str,
+        /// The interface's name.
+        interface: String,
+        /// What to do.
+        advice: &'static str,
+        /// The kernel's answer.
+        source: Box<ProgramError>,
+    },
     /// The kernel did not let a program choose queues or sockets.
     #[error("the kernel does not let the eBPF program {program} choose among several {what}: {source}")]
     Steer {

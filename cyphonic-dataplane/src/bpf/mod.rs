@@ -16,6 +16,7 @@ mod log;
 mod object;
 mod tables;
 mod workers;
+mod xsk;
 
 pub use classifier::{AttachKind, EgressClassifier, Options, Programs};
 pub use counters::ClassifierCounters;

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "aya's Pod and one system call")]
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ReusePortSockArray};
-use aya::programs::{Program, ProgramError, SchedClassifier, SkReuseport, SocketFilter};
+use aya::programs::{Program, ProgramError, SchedClassifier, SkReuseport, SocketFilter, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use cyphonic_common::map::{Counter, InterfaceConfig, PeerEntry, name};
 use cyphonic_common::policy::PolicyKey;
@@ -14,6 +14,8 @@ use super::error::BpfError;
 pub(super) const EGRESS: &str = "cyphonic_egress";
 /// The program on the interface's ingress.
 pub(super) const INGRESS: &str = "cyphonic_ingress";
+/// The program on the ingress of a veth pair's near end.
+pub(super) const NEAR: &str = "cyphonic_near";
 /// The program that chooses the interface's queue.
 pub(super) const QUEUE: &str = "cyphonic_queue";
 /// The program that chooses the port's socket.
@@ -96,6 +98,16 @@ impl Object {
     /// The program that chooses the port's socket.
     pub(super) fn socket(&mut self) -> Result<&mut SkReuseport, BpfError> {
         self.program(SOCKET)
+    }
+
+    /// One of the programs in front of AF_XDP sockets.
+    pub(super) fn xdp(&mut self, name: &'static str) -> Result<&mut Xdp, BpfError> {
+        self.program(name)
+    }
+
+    /// A map that stays here.
+    pub(super) fn map_mut(&mut self, map: &'static str) -> Result<&mut Map, BpfError> {
+        self.ebpf.map_mut(map).ok_or(BpfError::Missing { what: map })
     }
 
     fn program<'a, P>(&'a mut self, name: &'static str) -> Result<P, BpfError>

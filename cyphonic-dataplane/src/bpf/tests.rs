@@ -5,6 +5,7 @@
 mod on_tun;
 mod steering;
 mod verdicts;
+mod xsk;
 
 use std::net::Ipv6Addr;
 

@@ -10,6 +10,7 @@
 //! | `cyphonic_queue` | queue selection of the virtual interface | chooses the worker for what applications send |
 //! | `cyphonic_socket` | socket selection of the UDP port | chooses the worker for what arrives |
 //! | `cyphonic_veth` | XDP on the far end of the virtual interface | gives packets for tunnels to AF_XDP sockets, drops the rest with a reason |
+//! | `cyphonic_near` | tc ingress of a veth pair's near end | as `cyphonic_ingress`, behind an Ethernet header |
 //! | `cyphonic_underlay` | XDP on a network card | gives tunnels' packets to AF_XDP sockets, leaves the rest to the stack |
 
 #![no_std]
@@ -26,7 +27,7 @@ mod workers;
 use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use aya_log_ebpf::trace;
+use aya_log_ebpf::info;
 use cyphonic_common::DropReason;
 use cyphonic_common::classify::{Egress, judge_egress, judge_ingress};
 use cyphonic_common::map::{CounterIndex, InterfaceConfig};
@@ -75,7 +76,7 @@ fn drop(ctx: &TcContext, config: &InterfaceConfig, reason: DropReason) -> i32 {
         && !reason.is_noise()
         && let Some(silent) = report::may_speak()
     {
-        trace!(
+        info!(
             ctx,
             "dropped a packet for reason {} ({} drops before it were not told)",
             reason.index(),

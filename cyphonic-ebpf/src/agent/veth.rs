@@ -1,16 +1,18 @@
-//! The far end of the virtual interface, where it is a veth pair with an AF_XDP socket on each queue.
+//! The virtual interface where it is a veth pair: applications have its near end, AF_XDP sockets its far end.
 
+use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::bindings::xdp_action::XDP_DROP;
-use aya_ebpf::macros::{map, xdp};
+use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::XskMap;
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 use cyphonic_common::classify::Egress;
 use cyphonic_common::map::CounterIndex;
-use cyphonic_common::steer::{ETHERNET_LEN, MAX_QUEUES, judge_virtual};
+use cyphonic_common::steer::{ETHERNET_LEN, MAX_QUEUES, judge_near_end, judge_virtual};
 use cyphonic_common::{Buffer, DropReason};
 use cyphonic_ebpf::xdp_frame::XdpFrame;
 
 use crate::counters::count;
+use crate::packet::Skb;
 use crate::tables::{self, Tables};
 
 /// The rings' sockets by queue.
@@ -45,6 +47,16 @@ pub fn cyphonic_veth(ctx: XdpContext) -> u32 {
             count(CounterIndex::Dropped(DropReason::NotConfigured), bytes);
             XDP_DROP
         }
+    }
+}
+
+/// Judges what comes out of tunnels at the near end, as `cyphonic_ingress` does where there is no link layer.
+#[classifier]
+pub fn cyphonic_near(ctx: TcContext) -> i32 {
+    let Some(config) = tables::config() else { return TC_ACT_SHOT };
+    match judge_near_end(&Skb::new(&ctx), config, &Tables) {
+        Ok(()) => crate::pass(&ctx, CounterIndex::Ingress, CounterIndex::IngressSuper),
+        Err(reason) => crate::drop(&ctx, config, reason),
     }
 }
 

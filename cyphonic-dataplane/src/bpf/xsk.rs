@@ -1,0 +1,124 @@
+//! XDP programs that steer packets to AF_XDP sockets.
+
+#![expect(unsafe_code, reason = "aya's Pod")]
+
+use std::os::fd::AsRawFd;
+
+use aya::Pod;
+use aya::maps::{Array, MapError, XskMap};
+use aya::programs::{ProgramError, Xdp, XdpMode};
+use cyphonic_common::map::MAX_WORKERS;
+use cyphonic_common::steer::{MAX_QUEUES, UnderlayConfig, name, socket_index};
+
+use super::classifier::Programs;
+use super::error::{BpfError, program_code};
+use super::object::Object;
+use crate::xsk::XskRx;
+
+/// An [`UnderlayConfig`] as aya copies it into a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(super) struct PodUnderlay(pub(super) UnderlayConfig);
+
+// SAFETY: `UnderlayConfig` is `repr(C)` and consists of two arrays of two bytes each: no padding, and any bytes are a
+// valid value.
+unsafe impl Pod for PodUnderlay {}
+
+/// Programs in front of AF_XDP sockets. They run in the driver or not at all: the kernel's generic mode comes after
+/// packets were merged into larger ones (GRO), and is slower than the sockets it would replace.
+///
+/// In which order: attach, open the sockets ([`Xsk::open`](crate::xsk::Xsk::open)), give them frames, then name them to
+/// the programs here. Between attaching and naming, what applications send is dropped and what arrives goes to the stack.
+impl Programs {
+    /// Attaches to `far_end` of the veth pair that is the virtual interface: what applications send is judged and given
+    /// to its queue's socket.
+    ///
+    /// # Errors
+    /// [`BpfError`], whose text says what to do.
+    pub fn attach_virtual(&mut self, far_end: &str) -> Result<(), BpfError> {
+        attach(self.object(), name::VIRTUAL, far_end)
+    }
+
+    /// Attaches to a network card: tunnels' packets to the node's UDP port are given to their worker's socket, as far
+    /// as [`KernelTables`](super::KernelTables) knows their connection IDs. May be called for several cards.
+    ///
+    /// # Errors
+    /// [`BpfError`], whose text says what to do. Packets then arrive at the UDP port as before.
+    pub fn attach_underlay(&mut self, interface: &str, port: u16) -> Result<(), BpfError> {
+        let object = self.object();
+        let failed = |source| BpfError::Map { map: name::CONFIG, source };
+        let map = object.map_mut(name::CONFIG)?;
+        let mut map: Array<_, PodUnderlay> = Array::try_from(map).map_err(failed)?;
+        map.set(0, PodUnderlay(UnderlayConfig::new(port)), 0).map_err(failed)?;
+        attach(object, name::UNDERLAY, interface)
+    }
+
+    /// Has `queue` of the virtual interface's far end deliver to a socket that is bound to it.
+    ///
+    /// # Errors
+    /// There is no such queue, or the kernel refuses.
+    pub fn set_virtual_socket(&mut self, queue: u32, socket: &XskRx) -> Result<(), BpfError> {
+        set_socket(self.object(), name::VIRTUAL_SOCKETS, Some(queue), socket)
+    }
+
+    /// Has `queue` of the network card deliver the packets of `worker` to a socket that is bound to it.
+    ///
+    /// # Errors
+    /// There is no such queue or worker, or the kernel refuses.
+    pub fn set_underlay_socket(&mut self, queue: u32, worker: u32, socket: &XskRx) -> Result<(), BpfError> {
+        debug_assert!(queue < MAX_QUEUES && worker < MAX_WORKERS);
+        set_socket(self.object(), name::UNDERLAY_SOCKETS, socket_index(queue, worker), socket)
+    }
+}
+
+fn attach(object: &mut Object, program: &'static str, interface: &str) -> Result<(), BpfError> {
+    let xdp = load(object, program)?;
+    match xdp.attach(interface, XdpMode::Driver) {
+        Ok(_) => {
+            tracing::debug!(program, interface, "XDP program attached");
+            Ok(())
+        }
+        Err(error) => Err(refused(program, interface, error)),
+    }
+}
+
+/// The program, verified by the kernel.
+pub(super) fn load<'a>(object: &'a mut Object, program: &'static str) -> Result<&'a mut Xdp, BpfError> {
+    let xdp = object.xdp(program)?;
+    if xdp.fd().is_err() {
+        xdp.load().map_err(|source| BpfError::from_program(program, source))?;
+    }
+    Ok(xdp)
+}
+
+fn set_socket(
+    object: &mut Object,
+    map: &'static str,
+    index: Option<u32>,
+    socket: &impl AsRawFd,
+) -> Result<(), BpfError> {
+    let failed = |source| BpfError::Map { map, source };
+    let out_of_bounds = MapError::OutOfBounds { index: u32::MAX, max_entries: MAX_QUEUES };
+    let index = index.ok_or_else(|| failed(out_of_bounds))?;
+    let mut sockets = XskMap::try_from(object.map_mut(map)?).map_err(failed)?;
+    sockets.set(index, socket.as_raw_fd(), 0).map_err(failed)
+}
+
+fn refused(program: &'static str, interface: &str, source: ProgramError) -> BpfError {
+    let interface = interface.to_owned();
+    match (program_code(&source), &source) {
+        (Some(libc::EPERM | libc::EACCES), _) => BpfError::NotPermitted { source: source.into() },
+        (Some(libc::ENODEV), _) | (_, ProgramError::UnknownInterface { .. }) => {
+            BpfError::NoInterface { interface }
+        }
+        (code, _) => {
+            let advice = match code {
+                Some(libc::EBUSY) => "another program has it: detach that one (`ip link set dev … xdp off`)",
+                Some(libc::ERANGE) => "its MTU is too large for XDP: lower it to 3500 or less",
+                Some(libc::EOPNOTSUPP) => "its driver has no native XDP",
+                _ => "see the kernel's answer",
+            };
+            BpfError::AttachXdp { program, interface, advice, source: Box::new(source) }
+        }
+    }
+}
