@@ -9,7 +9,8 @@ use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::NetworkId;
 use serde::Deserialize;
 
-use super::{Certificates, Config, RelayAddresses, ServiceRole, value};
+use super::relay::MAX_BINDINGS;
+use super::{Certificates, Config, RelayAddresses, RelayConfig, ServiceRole, value};
 use crate::network::Network;
 use crate::pki::ServiceFiles;
 
@@ -46,6 +47,8 @@ pub(super) struct File {
     trs: Vec<Relay>,
     #[serde(default = "first_relay", deserialize_with = "value::label")]
     trs_name: String,
+    #[serde(default)]
+    relay: RelayConfig,
     #[serde(default)]
     register: Option<PathBuf>,
     root: PathBuf,
@@ -110,6 +113,7 @@ impl File {
             listen: self.listen,
             public: self.public,
             relay_name: self.trs_name,
+            relay: self.relay,
             register: self.register.map(|path| directory.join(path)),
             root: directory.join(self.root),
             devices_authority: self.devices_authority.map(pair),
@@ -172,6 +176,9 @@ impl File {
         let names: BTreeSet<_> = self.trs.iter().map(|relay| &relay.name).collect();
         if names.len() != self.trs.len() {
             return Err(("trs", "two relays have the same name".to_owned()));
+        }
+        if !(2..=MAX_BINDINGS).contains(&self.relay.bindings) {
+            return Err(("relay.bindings", format!("it must be between 2 and {MAX_BINDINGS}")));
         }
         match self.trs.iter().find(|relay| relay.addresses.is_empty()) {
             Some(relay) => Err(("trs", format!("{} has no addresses", relay.name))),

@@ -4,6 +4,7 @@
 //! together is checked afterwards and named by key. Relative paths are relative to the file.
 
 mod file;
+mod relay;
 mod template;
 mod value;
 
@@ -16,8 +17,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use self::relay::RelayConfig;
 pub use self::template::Template;
-pub use self::value::{DEFAULT_PORT, parse_address, parse_duration, parse_label, parse_listen, parse_relay};
+pub use self::value::{
+    DEFAULT_PORT, parse_address, parse_duration, parse_label, parse_listen, parse_rate, parse_relay,
+};
 use crate::network::Network;
 use crate::pki::{ServiceFiles, service_name};
 
@@ -85,6 +89,8 @@ pub struct Config {
     pub relays: Vec<RelayAddresses>,
     /// This process's own short name, if it is a relay.
     pub relay_name: String,
+    /// How it forwards, if it is a relay.
+    pub relay: RelayConfig,
     /// The register (AS and NMS).
     pub register: Option<PathBuf>,
     /// The root's certificate.

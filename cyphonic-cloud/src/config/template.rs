@@ -67,6 +67,7 @@ impl Template<'_> {
         if self.roles.contains(&ServiceRole::Trs) {
             out.push_str(RELAY_NAME);
             writeln!(out, "trs_name: {}", self.relay_name)?;
+            out.push_str(RELAY);
         }
         Ok(())
     }
@@ -147,6 +148,18 @@ const RELAYS: &str = "
 
 const RELAY_NAME: &str = "
 # The name of this process as a relay, as in its certificate.
+";
+
+const RELAY: &str = "
+# How it relays. mode: native (XDP in the network card's driver), generic (XDP behind any driver), userspace, or auto,
+# the first of them that works. interfaces: where XDP is attached; [] is those with a default route or one of this
+# process's addresses. bindings: two per relayed tunnel; in the kernel each takes 16 bytes always and 192 more while it
+# is bound, and about 400 in this process. rate_limit: how much each may carry, none or such as 100Mbit.
+relay:
+  mode: auto
+  interfaces: []
+  bindings: 131072
+  rate_limit: none
 ";
 
 const REGISTER: &str = "
@@ -245,6 +258,9 @@ mod tests {
             ("token_lifetime: 1h", "token_lifetime: soon", "token_lifetime"),
             ("trs_name: trs1", "trs_name: t.r.s", "trs_name"),
             ("trs_name: trs1", "trs_nam: trs1", "trs_nam"),
+            ("  mode: auto", "  mode: fast", "relay.mode"),
+            ("  rate_limit: none", "  rate_limit: 5", "relay.rate_limit"),
+            ("  bindings: 131072", "  bindings: many", "relay.bindings"),
             ("  - \"192.0.2.1:443\"", "  - \"0.0.0.0:443\"", "public[0]"),
         ];
         for (from, to, key) in cases {
@@ -261,6 +277,7 @@ mod tests {
         let sound = text(&ServiceRole::ALL, &[]);
         let cases = [
             ("register: register.db\n", "", "register"),
+            ("  bindings: 131072", "  bindings: 1", "relay.bindings"),
             ("roles: [as, nms, trs]", "roles: []", "roles"),
             ("roles: [as, nms, trs]", "roles: [as, nms, trs, as]", "roles"),
             ("  - \"[::]:443\"\n", "  - \"192.0.2.1:443\"\n  - \"192.0.2.2:443\"\n", "listen"),

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
+use cyphonic_dataplane::relay::xdp::Mode;
 use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::NetworkId;
 use serde::Deserializer;
@@ -14,6 +15,9 @@ use super::RelayAddresses;
 
 /// The port of all services unless another is written: the one that the paper's firewalls let out.
 pub const DEFAULT_PORT: u16 = 443;
+
+/// The slowest rate limit: see `cyphonic_common::relay::rate`.
+const MIN_RATE: u64 = 16_384;
 
 /// Longest short name of a relay: one DNS label (RFC 1035 §2.3.4).
 const MAX_LABEL: usize = 63;
@@ -70,6 +74,25 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// How much a leg may carry, such as `100Mbit`, as bytes per second; `none` is 0.
+///
+/// # Errors
+/// If it is something else.
+pub fn parse_rate(text: &str) -> Result<u64, String> {
+    if text == "none" {
+        return Ok(0);
+    }
+    let units = [("kbit", 1_000), ("Mbit", 1_000_000), ("Gbit", 1_000_000_000)];
+    let parsed = units.into_iter().find_map(|(unit, bits)| {
+        let number: u64 = text.strip_suffix(unit)?.trim().parse().ok()?;
+        number.checked_mul(bits).map(|bits| bits / 8)
+    });
+    let rate = parsed.filter(|rate| *rate >= MIN_RATE);
+    rate.ok_or_else(|| {
+        format!("{text:?} is neither none nor a rate of at least 132kbit, such as 100Mbit or 1Gbit")
+    })
+}
+
 /// A relay's short name: one DNS label, and not another service's.
 ///
 /// # Errors
@@ -119,6 +142,14 @@ pub(super) fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Prefi
 
 pub(super) fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     one(deserializer, parse_label)
+}
+
+pub(super) fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    one(deserializer, parse_rate)
+}
+
+pub(super) fn relay_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
+    one(deserializer, str::parse)
 }
 
 pub(super) fn zone<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -199,6 +230,18 @@ mod tests {
         assert_eq!((relay.name.as_str(), relay.addresses.len()), ("trs1", 2));
         for bad in ["trs1", "trs1=", "=192.0.2.1", "a.b=192.0.2.1", "nms=192.0.2.1", "-x=192.0.2.1"] {
             assert!(parse_relay(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn rates_have_a_unit() {
+        assert_eq!(parse_rate("none"), Ok(0));
+        assert_eq!(parse_rate("100Mbit"), Ok(12_500_000));
+        assert_eq!(parse_rate("1 Gbit"), Ok(125_000_000));
+        for bad in
+            ["", "0", "1", "1kbit", "-1Mbit", "1Tbit", "99999999999999999999Mbit", "18446744073709551615Gbit"]
+        {
+            assert!(parse_rate(bad).is_err(), "{bad}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use cyphonic_dataplane::relay::xdp::XdpError;
 use cyphonic_dataplane::udp::BindError;
 use cyphonic_transport::{TlsError, TransportError};
 
@@ -42,6 +43,9 @@ pub enum StartError {
     /// QUIC.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The relay's XDP program, where the configuration insists on it.
+    #[error(transparent)]
+    Xdp(#[from] XdpError),
     /// A thread.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),

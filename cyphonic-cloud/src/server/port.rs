@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cyphonic_dataplane::relay::{Resets, UserspaceRelay};
+use cyphonic_dataplane::relay::xdp::{BPF_FILE_SYSTEM, Mode, XdpOptions, XdpRelay};
+use cyphonic_dataplane::relay::{RelayMap, Resets, UserspaceRelay};
 use cyphonic_dataplane::udp::UdpPort;
-use cyphonic_proto::trs::TrsLimits;
 use cyphonic_transport::Transport;
 use tokio::sync::mpsc;
 
@@ -24,6 +24,7 @@ pub(super) struct Port {
     udp: Arc<UdpPort>,
     transport: Arc<Transport>,
     relay: Arc<UserspaceRelay>,
+    xdp: Option<Arc<XdpRelay>>,
     stop: Arc<AtomicBool>,
     worker: JoinHandle<()>,
 }
@@ -43,16 +44,18 @@ impl Port {
         let tls = loaded.server_tls()?.map(|tls| (tls, config.network.id));
         let transport = Arc::new(Transport::start(Arc::clone(&udp), tls)?);
         // Without the role there is no leg, and every data packet is dropped and counted.
-        let capacity = if config.runs(ServiceRole::Trs) { TrsLimits::default().legs } else { 0 };
+        let capacity = if config.runs(ServiceRole::Trs) { config.relay.bindings } else { 0 };
         let mut relay = UserspaceRelay::new(capacity);
         if let Some(keys) = loaded.trs_keys() {
             relay = relay.with_resets(Arc::new(Resets::new(move |cid| keys.reset_token(cid))));
         }
         let relay = Arc::new(relay);
+        // Before the worker: it must not tell senders that legs which go on in XDP are lost.
+        let xdp = if config.runs(ServiceRole::Trs) { start_xdp(&udp, config, &relay)? } else { None };
         let stop = Arc::new(AtomicBool::new(false));
         let worker = spawn_worker(&udp, &transport, &relay, &stop, failures)?;
         tracing::info!(address = %udp.local_addr(), dual_stack = udp.is_dual_stack(), "listening");
-        Ok(Self { udp, transport, relay, stop, worker })
+        Ok(Self { udp, transport, relay, xdp, stop, worker })
     }
 
     pub(super) fn transport(&self) -> Arc<Transport> {
@@ -63,8 +66,12 @@ impl Port {
         Arc::clone(&self.udp)
     }
 
-    pub(super) fn relay(&self) -> Arc<UserspaceRelay> {
-        Arc::clone(&self.relay)
+    /// Where legs are bound.
+    pub(super) fn relay(&self) -> Arc<dyn RelayMap> {
+        match &self.xdp {
+            Some(xdp) => Arc::clone(xdp) as _,
+            None => Arc::clone(&self.relay) as _,
+        }
     }
 
     pub(super) fn local_address(&self) -> SocketAddr {
@@ -91,8 +98,52 @@ impl Port {
         if self.worker.join().is_err() {
             tracing::error!("the port's worker panicked");
         }
+        if let Some(xdp) = &self.xdp {
+            let counters = xdp.counters();
+            tracing::info!(forwarded = counters.forwarded.packets, passed = ?counters.passed, drops = ?counters.dropped, "XDP relay stopped");
+            xdp.stop();
+        }
         let counters = self.relay.counters();
         tracing::info!(forwarded = counters.packets, signalling = counters.signalling, resets = counters.resets, drops = ?counters.drops, "port closed");
+    }
+}
+
+/// Relays in XDP, as far as configuration and host allow.
+fn start_xdp(
+    udp: &UdpPort,
+    config: &Config,
+    relay: &Arc<UserspaceRelay>,
+) -> Result<Option<Arc<XdpRelay>>, StartError> {
+    let mode = config.relay.mode;
+    let listen = udp.local_addr().ip();
+    if mode == Mode::Userspace || (mode == Mode::Auto && listen.is_loopback()) {
+        tracing::info!("relaying in userspace");
+        return Ok(None);
+    }
+    let named = Some(config.relay.interfaces.clone()).filter(|interfaces| !interfaces.is_empty());
+    let addresses = match listen.is_unspecified() {
+        true => config.public.iter().map(SocketAddr::ip).collect(),
+        false => vec![listen],
+    };
+    let options = XdpOptions {
+        mode,
+        interfaces: named,
+        addresses,
+        port: udp.local_port(),
+        legs: config.relay.bindings,
+        pins: Some(BPF_FILE_SYSTEM.into()),
+    };
+    match XdpRelay::start(&options, Arc::clone(relay)) {
+        Ok(xdp) => {
+            let interfaces: Vec<String> = xdp.attachments().iter().map(ToString::to_string).collect();
+            tracing::info!(interfaces = interfaces.join(", "), legs = xdp.len(), "relaying in XDP");
+            Ok(Some(Arc::new(xdp)))
+        }
+        Err(error) if mode == Mode::Auto => {
+            tracing::warn!(%error, "relaying in userspace");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

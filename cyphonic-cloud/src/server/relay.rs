@@ -48,7 +48,8 @@ impl RelayServer {
         let map: Arc<dyn RelayMap> = port.relay();
         let tokens = keys.clone();
         let resets = Resets::new(move |cid| tokens.reset_token(cid));
-        let (network_id, limits) = (config.network.id, TrsLimits::default());
+        let limits = TrsLimits { legs: config.relay.bindings, ..TrsLimits::default() };
+        let network_id = config.network.id;
         let trs_config = TrsConfig { network_id, keys, clock: WallClock::new(now, unix_now()), limits };
         let mut trs = Trs::new(trs_config, pki::random()?);
         // What an earlier process left in the kernel goes on forwarding until the nodes claim it.
@@ -58,7 +59,7 @@ impl RelayServer {
         // Without a register at hand nobody tells of changes: a channel that stays silent.
         let (silent, nothing) = mpsc::channel(1);
         let changes = watch.map_or(nothing, Watch::subscribe);
-        let rate = RelayRate::UNLIMITED;
+        let rate = config.relay.rate();
         let control =
             RelayControl { trs, sessions, map, rate, legs: HashMap::new(), resets, port: port.udp() };
         tasks.spawn(control.run(events, changes, silent));

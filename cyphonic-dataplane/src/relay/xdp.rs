@@ -19,6 +19,7 @@ mod object;
 mod options;
 mod pins;
 mod routing;
+mod status;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -35,6 +36,7 @@ use self::object::{Legs, Object, Value};
 pub use self::options::{Attachment, BPF_FILE_SYSTEM, Hook, Mode, XdpOptions};
 use self::pins::Pins;
 use self::routing::Routing;
+pub use self::status::{RunningRelay, running_relays};
 use super::userspace::lock;
 use super::{Leg, LegStats, RelayMap, RelayMapError, UserspaceRelay};
 
@@ -120,7 +122,8 @@ impl XdpRelay {
         }
         object.allow_egress(&redirect_targets(&attached))?;
         let counters = object.counters()?;
-        let this = Self::assemble(object, counters, held, attachments, routing, pins, userspace, options.legs)?;
+        let this =
+            Self::assemble(object, counters, held, attachments, routing, pins, userspace, options.legs)?;
         Ok(this)
     }
 
@@ -157,18 +160,7 @@ impl XdpRelay {
 
     /// What the program counted since this process configured it.
     pub fn counters(&self) -> XdpCounters {
-        let kernel = lock(&self.kernel);
-        let read = |index: RelayCounterIndex| {
-            let values = kernel.counters.get(&index.index(), 0);
-            values.map_or(Counter::default(), |values| {
-                values.iter().fold(Counter::default(), |sum, value| sum.plus(value.0))
-            })
-        };
-        XdpCounters {
-            forwarded: RelayCounterIndex::forwarded().map(&read).fold(Counter::default(), Counter::plus),
-            passed: some(PassReason::ALL.iter().map(|why| (*why, read(RelayCounterIndex::Passed(*why))))),
-            dropped: some(DropReason::ALL.iter().map(|why| (*why, read(RelayCounterIndex::Dropped(*why))))),
-        }
+        XdpCounters::read(&lock(&self.kernel).counters)
     }
 
     /// Takes the program off its interfaces for good, with all legs. Dropping does not: what is pinned goes on.
@@ -291,6 +283,22 @@ pub struct XdpCounters {
     pub passed: Vec<(PassReason, Counter)>,
     /// Packets dropped, likewise.
     pub dropped: Vec<(DropReason, Counter)>,
+}
+
+impl XdpCounters {
+    fn read(map: &PerCpuArray<MapData, Value<Counter>>) -> Self {
+        let read = |index: RelayCounterIndex| {
+            let values = map.get(&index.index(), 0);
+            values.map_or(Counter::default(), |values| {
+                values.iter().fold(Counter::default(), |sum, value| sum.plus(value.0))
+            })
+        };
+        Self {
+            forwarded: RelayCounterIndex::forwarded().map(read).fold(Counter::default(), Counter::plus),
+            passed: some(PassReason::ALL.iter().map(|why| (*why, read(RelayCounterIndex::Passed(*why))))),
+            dropped: some(DropReason::ALL.iter().map(|why| (*why, read(RelayCounterIndex::Dropped(*why))))),
+        }
+    }
 }
 
 fn some<T>(all: impl Iterator<Item = (T, Counter)>) -> Vec<(T, Counter)> {

@@ -5,6 +5,7 @@ mod device;
 mod init;
 mod relay;
 mod run;
+mod status;
 mod table;
 mod token;
 
@@ -33,6 +34,8 @@ enum Command {
     Run(ConfigArgument),
     /// Check a configuration and say what it makes this machine.
     Check(ConfigArgument),
+    /// Show the relays that run in XDP on this host.
+    TrsStatus(status::Arguments),
     /// Enrolment tokens.
     #[command(subcommand)]
     Token(token::Command),
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::TrsCredentials(arguments) => relay::run(&arguments),
         Command::Run(argument) => run::run(&argument),
         Command::Check(argument) => run::check(&argument),
+        Command::TrsStatus(arguments) => status::run(&arguments),
         Command::Token(command) => token::run(&command),
         Command::Device(command) => device::run(&command),
     };

@@ -37,8 +37,8 @@ pub(super) fn attach(
         }
     }
     for hook in hooks(interface, mode) {
-        let attached = attach_new(program, interface, *hook)
-            .and_then(|link| pin(program, link, interface, *hook, pins));
+        let attached =
+            attach_new(program, interface, *hook).and_then(|link| pin(program, link, interface, *hook, pins));
         match attached {
             Ok(held) => {
                 let pinned = matches!(held, Held::Pinned(_));

@@ -38,7 +38,9 @@ pub enum XdpError {
     #[error("there is no interface {0}, or it is down: correct `relay.interfaces`")]
     NoInterface(String),
     /// No interface was named, and none was found.
-    #[error("no interface has a default route or one of the service's addresses: name some in `relay.interfaces`")]
+    #[error(
+        "no interface has a default route or one of the service's addresses: name some in `relay.interfaces`"
+    )]
     NoInterfaces,
     /// The interfaces could not be listed.
     #[error("cannot list the network interfaces: {0}")]
@@ -87,9 +89,11 @@ impl XdpError {
                 "another XDP program is there already, and an interface has one only. `ip link show {interface}` names \
                  it: remove it, or name other interfaces in `relay.interfaces`"
             ),
-            (Some(libc::ERANGE), _) => "its MTU is too great for XDP without fragments (about 3,500 bytes on most \
+            (Some(libc::ERANGE), _) => {
+                "its MTU is too great for XDP without fragments (about 3,500 bytes on most \
                                         drivers): lower the MTU, or use `relay.mode: generic`"
-                .to_owned(),
+                    .to_owned()
+            }
             (Some(libc::EOPNOTSUPP | libc::EINVAL), Hook::Native) => {
                 "its driver has no XDP: use `relay.mode: generic`, or `auto`".to_owned()
             }

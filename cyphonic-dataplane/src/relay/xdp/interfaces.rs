@@ -75,8 +75,7 @@ fn driver(name: &str) -> Option<String> {
 
 /// Our own address on the way to `far`. Nothing is sent.
 fn source_towards(far: IpAddr) -> io::Result<IpAddr> {
-    let any: IpAddr =
-        if far.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if far.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(SocketAddr::new(far, 9))?;
     Ok(socket.local_addr()?.ip().to_canonical())

@@ -1,0 +1,53 @@
+//! `cyphonic-cloud trs-status`
+
+use cyphonic_dataplane::relay::xdp::{RunningRelay, running_relays};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let relays = running_relays()?;
+    if arguments.json {
+        let relays: Vec<_> = relays.iter().map(json).collect();
+        println!("{}", serde_json::json!({ "version": 1, "xdp": relays }));
+        return Ok(());
+    }
+    if relays.is_empty() {
+        println!(
+            "No relay runs in XDP here. A TRS may relay in userspace: its log says where it does, and why."
+        );
+    }
+    for relay in relays {
+        let RunningRelay { program, port, legs, counters } = relay;
+        println!("XDP program {program}: UDP port {port}, up to {legs} bindings");
+        println!(
+            "  forwarded      {:>12} packets {:>15} bytes",
+            counters.forwarded.packets, counters.forwarded.bytes
+        );
+        for (reason, counter) in counters.passed {
+            println!("  to the stack   {:>12} packets  ({reason})", counter.packets);
+        }
+        for (reason, counter) in counters.dropped {
+            println!("  dropped        {:>12} packets  ({reason})", counter.packets);
+        }
+    }
+    Ok(())
+}
+
+fn json(relay: &RunningRelay) -> serde_json::Value {
+    let passed = relay.counters.passed.iter().map(|(why, n)| (why.to_string(), n.packets.into()));
+    let dropped = relay.counters.dropped.iter().map(|(why, n)| (why.to_string(), n.packets.into()));
+    serde_json::json!({
+        "program": relay.program,
+        "port": relay.port,
+        "bindings": relay.legs,
+        "forwarded_packets": relay.counters.forwarded.packets,
+        "forwarded_bytes": relay.counters.forwarded.bytes,
+        "passed": passed.collect::<serde_json::Map<_, _>>(),
+        "dropped": dropped.collect::<serde_json::Map<_, _>>(),
+    })
+}
