@@ -1,10 +1,11 @@
-//! What two offload rings carry between two network namespaces on this machine. Needs root.
+//! What two rings carry between two network namespaces on this machine. Needs root.
 //!
 //! ```text
-//! cargo bench -p cyphonic-dataplane --bench ring [-- SECONDS [tcp|udp|trip|single]]
+//! cargo bench -p cyphonic-dataplane --bench ring [-- SECONDS [offload|xdp|mixed] [tcp|udp|trip|single]]
 //! ```
 //!
-//! Both ends, both applications and the wire share the machine: compare lines of one run, not runs.
+//! `single` is TCP without super-packets at the device. Round trips are measured one after the other, and with a
+//! pause between them, after which processors and threads must wake up. Both ends, both applications and the wire share the machine: compare lines of one run, not runs.
 
 #![expect(clippy::print_stdout, reason = "a benchmark's output")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark fails by panicking")]
@@ -18,25 +19,39 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::ring::{EncapRing, RingCounters};
-use ring_lab::{B, INTERFACE, Node, PATIENCE, joined};
+use ring_lab::{B, INTERFACE, Kinds, MIXED, Node, OFFLOAD, PATIENCE, XDP, joined};
 
 fn main() {
     let arguments: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
     let length =
         Duration::from_secs(arguments.iter().find_map(|argument| argument.parse().ok()).unwrap_or(5));
-    let chosen = |name: &str| arguments.len() < 2 || arguments.iter().any(|argument| argument == name);
-    let (a, b) = joined(false);
+    let measures = ["trip", "tcp", "udp", "single"];
+    let all = !arguments.iter().any(|argument| measures.contains(&argument.as_str()));
+    let chosen = |name: &str| all || arguments.iter().any(|argument| argument == name);
+    let rings = [("offload", OFFLOAD), ("xdp", XDP), ("mixed", MIXED)];
+    let any = rings.iter().any(|(name, _)| arguments.iter().any(|argument| argument == name));
+    for (name, kinds) in rings {
+        if arguments.iter().any(|argument| argument == name) || (!any && name != "mixed") {
+            println!("{name}:");
+            measure(kinds, length, chosen);
+        }
+    }
+}
+
+fn measure(kinds: Kinds, length: Duration, chosen: impl Fn(&str) -> bool) {
+    let (a, b) = joined(kinds, false);
     if chosen("trip") {
-        round_trips(&a, &b);
+        round_trips(&a, &b, "one after the other", Duration::ZERO);
+        round_trips(&a, &b, "with pauses of 2 ms", Duration::from_millis(2));
     }
     if chosen("tcp") {
-        bulk("TCP, super-packets", &a, &b, length);
+        bulk("TCP", &a, &b, length);
     }
     if chosen("udp") {
         small_datagrams(&a, &b, length);
     }
-    if chosen("single") {
+    if chosen("single") && kinds == OFFLOAD {
         for node in [&a, &b] {
             node.namespace.run(without_offloads);
         }
@@ -73,7 +88,7 @@ fn bulk(what: &str, a: &Node, b: &Node, length: Duration) {
         }
     });
     let (bytes, elapsed) = receiver.join().unwrap();
-    println!("{what}: {:.2} Gbit/s", bytes as f64 * 8e-9 / elapsed.as_secs_f64());
+    println!("    {what}: {:.2} Gbit/s", bytes as f64 * 8e-9 / elapsed.as_secs_f64());
     report(&before.0, &a.ring.counters(), &before.1, &b.ring.counters());
 }
 
@@ -93,17 +108,18 @@ fn small_datagrams(a: &Node, b: &Node, length: Duration) {
     let rate = |packets: u64| packets as f64 / length.as_secs_f64() / 1e3;
     let sent = rate(after.0.tx_packets - before.0.tx_packets);
     println!(
-        "UDP 64 B: {sent:.0} kpps sent, {:.0} kpps written",
+        "    UDP 64 B: {sent:.0} kpps sent, {:.0} kpps written",
         rate(after.1.rx_packets - before.1.rx_packets)
     );
     report(&before.0, &after.0, &before.1, &after.1);
     drop(receiver);
 }
 
-fn round_trips(a: &Node, b: &Node) {
-    const ROUNDS: usize = 2000;
+fn round_trips(a: &Node, b: &Node, how: &str, pause: Duration) {
+    const ROUNDS: usize = 1000;
     let own = (a.own, b.own);
-    let echo = b.namespace.run(move || UdpSocket::bind((own.1, 6001)).unwrap());
+    let echo = b.namespace.run(move || UdpSocket::bind((own.1, 0)).unwrap());
+    let port = echo.local_addr().unwrap().port();
     let echoing = std::thread::spawn(move || {
         let mut buffer = [0; 64];
         for _ in 0..ROUNDS {
@@ -113,8 +129,11 @@ fn round_trips(a: &Node, b: &Node) {
     });
     let mut times = a.namespace.run(move || {
         let socket = UdpSocket::bind((own.0, 0)).unwrap();
-        socket.connect((B, 6001)).unwrap();
+        socket.connect((B, port)).unwrap();
         let round = |_| {
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
             let start = Instant::now();
             socket.send(&[1; 32]).unwrap();
             socket.recv(&mut [0; 64]).unwrap();
@@ -124,19 +143,19 @@ fn round_trips(a: &Node, b: &Node) {
     });
     echoing.join().unwrap();
     times.sort_unstable();
-    println!("round trip: p50 {:?}, p99 {:?}", times[ROUNDS / 2], times[ROUNDS * 99 / 100]);
+    println!("    round trip, {how}: p50 {:?}, p99 {:?}", times[ROUNDS / 2], times[ROUNDS * 99 / 100]);
 }
 
 fn report(a0: &RingCounters, a1: &RingCounters, b0: &RingCounters, b1: &RingCounters) {
     let ratio = |packets: u64, calls: u64| packets as f64 / calls.max(1) as f64;
     let sends = ratio(a1.tx_packets - a0.tx_packets, a1.tx_sends - a0.tx_sends);
     let writes = ratio(b1.rx_packets - b0.rx_packets, b1.rx_writes - b0.rx_writes);
-    println!("    {sends:.1} packets a send, {writes:.1} packets a device write");
+    println!("        {sends:.1} packets a send, {writes:.1} packets a device write");
     for (node, before, after) in [("sender", a0, a1), ("receiver", b0, b1)] {
         for ((reason, was), (_, is)) in
             before.drops().zip(after.drops()).filter(|((_, was), (_, is))| was != is)
         {
-            println!("    {node} dropped {} packets: {reason}", is - was);
+            println!("        {node} dropped {} packets: {reason}", is - was);
         }
     }
 }

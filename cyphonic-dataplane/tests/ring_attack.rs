@@ -12,9 +12,23 @@ use cyphonic_common::frame::Close;
 use cyphonic_common::quic::PUNCH;
 use cyphonic_common::{ConnectionId, DropReason, Frame, Frames};
 use cyphonic_dataplane::protect::{HEADER_LEN, Opener, Sealer, pair};
-use cyphonic_dataplane::ring::{Control, EncapRing, Path, RingError, RingEvent, TunnelId};
+use cyphonic_dataplane::ring::{Control, Path, RingError, RingEvent, TunnelId};
 use etherparse::PacketBuilder;
-use ring_lab::{A, B, MTU, Node, PATIENCE, PREFIX, cid, eventually, outer, tunnel, uninterrupted, wire};
+use ring_lab::{
+    A, B, Kinds, MTU, Node, PATIENCE, PREFIX, cid, eventually, outer, tunnel, uninterrupted, wire,
+};
+
+with_both_kinds! {
+    only_packets_between_the_tunnels_two_ends_reach_an_application,
+    replays_forgeries_and_strangers_are_dropped_by_name,
+    signalling_goes_to_its_sink_untouched,
+    nothing_is_sent_before_the_listening_end_has_heard_its_peer,
+    a_challenge_is_answered_in_kind_and_only_an_awaited_answer_is_believed,
+    a_moved_peer_is_reported_for_its_newest_packet_only,
+    a_close_is_reported_once_and_sent_when_asked_for,
+    frames_that_have_no_business_in_a_tunnel_are_malformed_and_frames_may_share_a_packet,
+    a_tunnel_that_contradicts_the_node_is_refused_and_nothing_changes,
+}
 
 const ID: TunnelId = TunnelId(1);
 const OUTSIDER: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 0xbad);
@@ -30,9 +44,9 @@ struct Peer {
 
 impl Peer {
     /// The peer of a ring at B, which has the tunnel installed.
-    fn of_ring(confirmed: bool) -> (Self, Node) {
+    fn of_ring(kinds: Kinds, confirmed: bool) -> (Self, Node) {
         let (a, b) = wire();
-        let b = Node::start(b, B);
+        let b = Node::start(kinds.1, b, B);
         let socket = a.run(|| UdpSocket::bind(outer(false, 1, 0)).unwrap());
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         b.ring.install(tunnel(1, 2, A, socket.local_addr().unwrap(), confirmed)).unwrap();
@@ -92,9 +106,8 @@ fn dropped(node: &Node, reason: DropReason, count: u64) {
     eventually(reason.name(), || node.ring.counters().dropped(reason) == count);
 }
 
-#[test]
-fn only_packets_between_the_tunnels_two_ends_reach_an_application() {
-    let (mut peer, node) = Peer::of_ring(true);
+fn only_packets_between_the_tunnels_two_ends_reach_an_application(kinds: Kinds) {
+    let (mut peer, node) = Peer::of_ring(kinds, true);
     let app = application(&node);
     peer.send(&[Frame::Datagram(&inner(OUTSIDER, B, b"spoofed source"))]);
     peer.send(&[Frame::Datagram(&inner(B, B, b"the node's own source"))]);
@@ -110,9 +123,8 @@ fn only_packets_between_the_tunnels_two_ends_reach_an_application() {
     assert_eq!(node.ring.tunnel_stats(ID).unwrap().rx_packets, 1);
 }
 
-#[test]
-fn replays_forgeries_and_strangers_are_dropped_by_name() {
-    let (mut peer, node) = Peer::of_ring(true);
+fn replays_forgeries_and_strangers_are_dropped_by_name(kinds: Kinds) {
+    let (mut peer, node) = Peer::of_ring(kinds, true);
     let app = application(&node);
     let honest = peer.seal(&[Frame::Datagram(&inner(A, B, b"once"))]);
     let mut forged = peer.seal(&[Frame::Datagram(&inner(A, B, b"forged"))]);
@@ -130,9 +142,8 @@ fn replays_forgeries_and_strangers_are_dropped_by_name() {
     dropped(&node, DropReason::Replayed, 2);
 }
 
-#[test]
-fn signalling_goes_to_its_sink_untouched() {
-    let (mut peer, node) = Peer::of_ring(true);
+fn signalling_goes_to_its_sink_untouched(kinds: Kinds) {
+    let (mut peer, node) = Peer::of_ring(kinds, true);
     let app = application(&node);
     let mut short = vec![0x40];
     short.extend_from_slice(ConnectionId::from_random_signalling([9; 8]).as_bytes());
@@ -147,9 +158,8 @@ fn signalling_goes_to_its_sink_untouched() {
     assert_eq!(*node.signalling.0.lock().unwrap(), [(from, short), (from, long)]);
 }
 
-#[test]
-fn nothing_is_sent_before_the_listening_end_has_heard_its_peer() {
-    let (mut peer, node) = Peer::of_ring(false);
+fn nothing_is_sent_before_the_listening_end_has_heard_its_peer(kinds: Kinds) {
+    let (mut peer, node) = Peer::of_ring(kinds, false);
     application(&node).send_to(b"early", (A, 6000)).unwrap();
     node.ring.send_control(ID, Control::Ping);
     node.ring.send_control(ID, Control::PathChallenge([3; 8]));
@@ -170,9 +180,8 @@ fn nothing_is_sent_before_the_listening_end_has_heard_its_peer() {
     assert!(packet.ends_with(b"early"));
 }
 
-#[test]
-fn a_challenge_is_answered_in_kind_and_only_an_awaited_answer_is_believed() {
-    let (mut peer, node) = Peer::of_ring(true);
+fn a_challenge_is_answered_in_kind_and_only_an_awaited_answer_is_believed(kinds: Kinds) {
+    let (mut peer, node) = Peer::of_ring(kinds, true);
     // The ring is a dialler here and greets.
     let (greeting, _) = peer.receive();
     let Some(Ok(Frame::PathChallenge(data))) = Frames::new(&greeting).next() else { panic!("no greeting") };
@@ -208,9 +217,8 @@ fn a_challenge_is_answered_in_kind_and_only_an_awaited_answer_is_believed() {
     assert_eq!(first, (ID, [5; 8]), "neither the greeting's nor an unasked answer is reported");
 }
 
-#[test]
-fn a_moved_peer_is_reported_for_its_newest_packet_only() {
-    let (mut peer, node) = Peer::of_ring(true);
+fn a_moved_peer_is_reported_for_its_newest_packet_only(kinds: Kinds) {
+    let (mut peer, node) = Peer::of_ring(kinds, true);
     let late = peer.seal(&[Frame::Ping]);
     peer.send(&[Frame::Ping]);
     eventually("it is heard", || node.ring.tunnel_stats(ID).unwrap().heard);
@@ -235,9 +243,8 @@ fn a_moved_peer_is_reported_for_its_newest_packet_only() {
     assert_eq!(node.ring.tunnel_stats(ID).unwrap().path.remote, from);
 }
 
-#[test]
-fn a_close_is_reported_once_and_sent_when_asked_for() {
-    let (mut peer, node) = Peer::of_ring(true);
+fn a_close_is_reported_once_and_sent_when_asked_for(kinds: Kinds) {
+    let (mut peer, node) = Peer::of_ring(kinds, true);
     let close = Close { error_code: 7, frame_type: None, reason: b"good night" };
     peer.send(&[Frame::Close(close)]);
     peer.send(&[Frame::Close(close)]);
@@ -259,9 +266,8 @@ fn a_close_is_reported_once_and_sent_when_asked_for() {
     assert!(!again);
 }
 
-#[test]
-fn frames_that_have_no_business_in_a_tunnel_are_malformed_and_frames_may_share_a_packet() {
-    let (mut peer, node) = Peer::of_ring(true);
+fn frames_that_have_no_business_in_a_tunnel_are_malformed_and_frames_may_share_a_packet(kinds: Kinds) {
+    let (mut peer, node) = Peer::of_ring(kinds, true);
     let app = application(&node);
     let mut stream_frame = vec![0; 64];
     stream_frame[HEADER_LEN] = 0x08;
@@ -273,10 +279,9 @@ fn frames_that_have_no_business_in_a_tunnel_are_malformed_and_frames_may_share_a
     assert_eq!(only(&app), b"one of several frames");
 }
 
-#[test]
-fn a_tunnel_that_contradicts_the_node_is_refused_and_nothing_changes() {
+fn a_tunnel_that_contradicts_the_node_is_refused_and_nothing_changes(kinds: Kinds) {
     let (namespace, _other) = wire();
-    let node = Node::start(namespace, B);
+    let node = Node::start(kinds.1, namespace, B);
     let remote = outer(false, 1, 9);
     let good = || tunnel(1, 2, A, remote, true);
     assert!(node.ring.install(good()).is_ok());

@@ -6,6 +6,8 @@
 //!                                   fd77::1 ───── fd77::2
 //! ```
 //!
+//! The rings may be of any [`Kind`]: a test that takes [`Kinds`] and is named to [`with_every_kind`] runs with all.
+//!
 //! A namespace lives as long as its thread and what was made in it, so nothing is left behind, however a test ends.
 
 #![expect(unsafe_code, reason = "namespaces are made by system calls")]
@@ -20,10 +22,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use cyphonic_common::ConnectionId;
+use cyphonic_common::{ConnectionId, InterfaceConfig};
+use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
 use cyphonic_dataplane::protect::{Secret, Suite};
 use cyphonic_dataplane::ring::{
-    EncapRing, HoldLimits, OffloadConfig, OffloadRing, Path, RingEvent, TunnelId, TunnelInstall,
+    EncapRing, HoldLimits, OffloadConfig, OffloadRing, Path, RingEvent, TunnelId, TunnelInstall, VethPair,
+    XdpConfig, XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::tun::TunDevice;
 use cyphonic_dataplane::udp::{SignallingSink, UdpPort};
@@ -35,6 +39,51 @@ pub const PREFIX: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 0), 
 pub const A: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 0xa);
 pub const B: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 0xb);
 pub const MTU: u16 = 1420;
+/// The other end of the virtual interface where that is a veth pair.
+const FAR_END: &str = "cyph0x";
+
+/// What a ring is built from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Offload,
+    Xdp,
+}
+
+/// The rings of A and B.
+pub type Kinds = (Kind, Kind);
+
+pub const OFFLOAD: Kinds = (Kind::Offload, Kind::Offload);
+pub const XDP: Kinds = (Kind::Xdp, Kind::Xdp);
+pub const MIXED: Kinds = (Kind::Xdp, Kind::Offload);
+
+/// Runs tests with rings of every kind, the same at both ends.
+#[macro_export]
+macro_rules! with_both_kinds {
+    ($($test:ident,)+) => {
+        mod offload {
+            $(#[test] fn $test() { super::$test($crate::ring_lab::OFFLOAD); })+
+        }
+        mod xdp {
+            $(#[test] fn $test() { super::$test($crate::ring_lab::XDP); })+
+        }
+    };
+}
+
+/// Runs tests with rings of every kind, and with different ones at the two ends.
+#[macro_export]
+macro_rules! with_every_kind {
+    ($($test:ident,)+) => {
+        mod offload {
+            $(#[test] fn $test() { super::$test($crate::ring_lab::OFFLOAD); })+
+        }
+        mod xdp {
+            $(#[test] fn $test() { super::$test($crate::ring_lab::XDP); })+
+        }
+        mod mixed {
+            $(#[test] fn $test() { super::$test($crate::ring_lab::MIXED); })+
+        }
+    };
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -138,7 +187,9 @@ impl SignallingSink for Collector {
 
 /// A running ring and all around it.
 pub struct Node {
-    pub ring: OffloadRing,
+    pub ring: Box<dyn EncapRing>,
+    /// Attached for as long as the ring runs, where it needs programs.
+    _programs: Option<EgressClassifier>,
     pub events: Mutex<Receiver<RingEvent>>,
     pub signalling: Arc<Collector>,
     pub port: u16,
@@ -147,33 +198,46 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn start(namespace: Namespace, own: Ipv6Addr) -> Self {
-        Self::start_with(namespace, own, HoldLimits::default())
+    pub fn start(kind: Kind, namespace: Namespace, own: Ipv6Addr) -> Self {
+        Self::start_with(kind, namespace, own, HoldLimits::default())
     }
 
-    pub fn start_with(namespace: Namespace, own: Ipv6Addr, hold: HoldLimits) -> Self {
-        let (tun, port) = namespace
-            .run(|| (TunDevice::create(INTERFACE, MTU).unwrap(), Arc::new(UdpPort::bind(0).unwrap())));
-        namespace.ip(&format!("link set {INTERFACE} up"));
+    pub fn start_with(kind: Kind, namespace: Namespace, own: Ipv6Addr, hold: HoldLimits) -> Self {
+        let interface = match kind {
+            Kind::Offload => Interface::tun(&namespace),
+            Kind::Xdp => Interface::veth(&namespace, own),
+        };
         namespace.ip(&format!("-6 addr add {own}/{} dev {INTERFACE} nodad", PREFIX.1));
         // Even without duplicate address detection the kernel takes packets for the address only a little later.
         eventually("the address is the host's", || namespace.has_local_route(own));
+        let port = namespace.run(|| Arc::new(UdpPort::bind(0).unwrap()));
         let (tell, events) = channel();
         let tell = Mutex::new(tell);
         let signalling = Arc::new(Collector::default());
         let number = port.local_port();
         let sink: Arc<dyn SignallingSink> = Arc::<Collector>::clone(&signalling);
-        let ring = OffloadRing::start(OffloadConfig {
-            tun,
-            port,
-            sink,
-            own,
-            prefix: PREFIX,
-            events: Arc::new(move |event| drop(tell.lock().unwrap().send(event))),
-            hold,
-        })
-        .unwrap();
-        Self { ring, events: Mutex::new(events), signalling, port: number, own, namespace }
+        let events_of_ring = Arc::new(move |event| drop(tell.lock().unwrap().send(event)));
+        let (ring, programs): (Box<dyn EncapRing>, _) = match interface {
+            Interface::Tun(tun) => {
+                let config =
+                    OffloadConfig { tun, port, sink, own, prefix: PREFIX, events: events_of_ring, hold };
+                (Box::new(OffloadRing::start(config).unwrap()), None)
+            }
+            Interface::Veth(queue, programs) => {
+                let config = XdpConfig {
+                    queue: *queue,
+                    port,
+                    sink,
+                    own,
+                    prefix: PREFIX,
+                    events: events_of_ring,
+                    hold,
+                };
+                (Box::new(XdpRing::start(config).unwrap()), Some(*programs))
+            }
+        };
+        let events = Mutex::new(events);
+        Self { ring, _programs: programs, events, signalling, port: number, own, namespace }
     }
 
     /// The next event that `select` takes; others are passed over.
@@ -194,6 +258,42 @@ impl Node {
             RingEvent::UnknownDestination { dst } => Some(*dst),
             _ => None,
         })
+    }
+}
+
+/// The virtual interface, up and without an address.
+enum Interface {
+    Tun(TunDevice),
+    Veth(Box<XdpQueue>, Box<EgressClassifier>),
+}
+
+impl Interface {
+    fn tun(namespace: &Namespace) -> Self {
+        let tun = namespace.run(|| TunDevice::create(INTERFACE, MTU).unwrap());
+        namespace.ip(&format!("link set {INTERFACE} up"));
+        Self::Tun(tun)
+    }
+
+    fn veth(namespace: &Namespace, own: Ipv6Addr) -> Self {
+        namespace.ip(&format!("link add {INTERFACE} mtu {MTU} type veth peer name {FAR_END} mtu {MTU}"));
+        namespace.ip(&format!("link set {INTERFACE} arp off addrgenmode none"));
+        namespace.ip(&format!("link set {FAR_END} arp off addrgenmode none"));
+        namespace.run(|| {
+            let status = Command::new("ethtool").args(["-K", INTERFACE, "tx", "off"]).output();
+            assert!(status.expect("ethtool is installed").status.success());
+        });
+        let config = InterfaceConfig::new(own.octets(), PREFIX.0.octets(), PREFIX.1).unwrap();
+        let (queue, programs) = namespace.run(move || {
+            let mut programs = Programs::load(config, Options::default()).unwrap();
+            programs.attach_virtual(FAR_END).unwrap();
+            let pair = VethPair { near: INTERFACE, far: FAR_END };
+            let queue = XdpQueue::open(pair, 0, MTU).unwrap();
+            programs.set_virtual_socket(0, queue.socket()).unwrap();
+            (Box::new(queue), Box::new(programs.attach_near_end(INTERFACE).unwrap()))
+        });
+        namespace.ip(&format!("link set {FAR_END} up"));
+        namespace.ip(&format!("link set {INTERFACE} up"));
+        Self::Veth(queue, programs)
     }
 }
 
@@ -236,11 +336,16 @@ pub fn tunnel(id: u64, host: u8, peer: Ipv6Addr, remote: SocketAddr, confirmed: 
 }
 
 /// Two nodes with a tunnel between them; the first one dials.
-pub fn joined(ipv6: bool) -> (Node, Node) {
-    let (a, b) = wire();
-    let (a, b) = (Node::start(a, A), Node::start(b, B));
+pub fn joined(kinds: Kinds, ipv6: bool) -> (Node, Node) {
+    let (a, b) = started(kinds);
     join(&a, &b, 1, ipv6);
     (a, b)
+}
+
+/// Two nodes without a tunnel.
+pub fn started((kind_a, kind_b): Kinds) -> (Node, Node) {
+    let (a, b) = wire();
+    (Node::start(kind_a, a, A), Node::start(kind_b, b, B))
 }
 
 /// Installs tunnel `id` at both ends.
