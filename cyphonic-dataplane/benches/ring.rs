@@ -18,7 +18,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use cyphonic_dataplane::ring::{EncapRing, RingCounters};
+use cyphonic_dataplane::ring::RingCounters;
 use ring_lab::{B, INTERFACE, Kinds, MIXED, Node, OFFLOAD, PATIENCE, XDP, joined};
 
 fn main() {
