@@ -7,9 +7,9 @@
 //!                       └──────────────── far end ◀───────────┘
 //! ```
 //!
-//! Packets come one by one here, complete with their checksums: the near end has offloads off. That costs bulk TCP the
-//! super-packets of the [offload ring](super::OffloadRing), and saves small packets half of their way: a packet to an
-//! application is in its socket when the system call that sent it returns.
+//! Packets come one by one here, complete with their checksums: the near end has offloads off
+//! ([`complete_checksums`](crate::veth::complete_checksums)). So bulk TCP has no super-packets, which are what makes the
+//! [offload ring](super::OffloadRing) fast; what this ring is for is latency, and network cards with native XDP.
 //!
 //! **Invariants.** The frames of the two directions do not mix, so each has memory whatever the other does. A packet
 //! that finds no frame is dropped and counted; nothing waits for the host.
