@@ -38,10 +38,12 @@ impl FrameSize {
         const AROUND: usize = super::HEADROOM + 32;
         const SMALL: usize = FrameSize::Small as usize - AROUND;
         const LARGE: usize = FrameSize::Large as usize - AROUND;
-        match bytes {
-            0..=SMALL => Some(Self::Small),
-            0..=LARGE => Some(Self::Large),
-            _ => None,
+        if bytes <= SMALL {
+            Some(Self::Small)
+        } else if bytes <= LARGE {
+            Some(Self::Large)
+        } else {
+            None
         }
     }
 
