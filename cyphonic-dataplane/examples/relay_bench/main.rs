@@ -104,7 +104,7 @@ fn main() -> Result<()> {
         Relay::Coturn(relay) => threads.extend(relay.threads()?),
     }
     (world, _) = world.send(&cable, WARM_UP, Some(10_000.0))?;
-    sample::check(&world.sample()?, matches!(relay, Relay::Kernel(_)))
+    sample::check(&world.sample()?, args.bindings, matches!(relay, Relay::Kernel(_)))
         .context("what came out of the relay is not what went in")?;
     let mut bench = Bench { cable: &cable, world: Some(world), threads };
     let rate = match args.rate {
