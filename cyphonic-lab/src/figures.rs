@@ -8,29 +8,43 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use serde::Serialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::LabError;
 
 /// Version of the JSON form.
 const SCHEMA: u32 = 1;
 
+/// The units there are.
+const UNITS: [&str; 16] = [
+    "", "s", "ms", "µs", "ns", "Gbit/s", "Mbit/s", "kpps", "s/GB", "GB", "MB", "MiB", "KiB", "B", "bytes",
+    "%",
+];
+
 /// All figures of a run.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     schema: u32,
     verb: String,
     machine: Machine,
     figures: BTreeMap<String, Figure>,
+    /// What a reader must know of them: versions, and why a figure is absent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    notes: BTreeMap<String, String>,
 }
 
+/// One of the units there are; under a name of its own, or it would be taken to be borrowed from what is read.
+type Unit = &'static str;
+
 /// One figure.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figure {
     /// The value.
     pub value: f64,
     /// Its unit, as in `ms`.
-    pub unit: &'static str,
+    #[serde(deserialize_with = "known_unit")]
+    pub unit: Unit,
     /// How it was made from the samples.
     pub stat: Statistic,
     /// How many samples there were.
@@ -42,7 +56,7 @@ pub struct Figure {
 }
 
 /// How one value stands for many.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Statistic {
     /// The middle one.
@@ -58,7 +72,7 @@ pub enum Statistic {
 }
 
 /// Where the figures come from.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// Processor model.
     pub cpu: String,
@@ -102,12 +116,37 @@ impl Figure {
 impl Figures {
     /// None yet, for a verb.
     pub fn new(verb: &str) -> Self {
-        Self { schema: SCHEMA, verb: verb.to_owned(), machine: Machine::this(), figures: BTreeMap::new() }
+        Self {
+            schema: SCHEMA,
+            verb: verb.to_owned(),
+            machine: Machine::this(),
+            figures: BTreeMap::new(),
+            notes: BTreeMap::new(),
+        }
     }
 
     /// Adds or replaces one.
     pub fn insert(&mut self, name: &str, figure: Figure) {
         self.figures.insert(name.to_owned(), figure);
+    }
+
+    /// Adds what a reader must know.
+    pub fn note(&mut self, about: &str, text: impl Into<String>) {
+        self.notes.insert(about.to_owned(), text.into());
+    }
+
+    /// What was noted, by what it is about.
+    pub fn notes(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.notes.iter().map(|(about, text)| (about.as_str(), text.as_str()))
+    }
+
+    /// Reads what [`Self::write`] wrote.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is something else.
+    pub fn read(path: &Path) -> Result<Self, LabError> {
+        let text = fs::read_to_string(path).map_err(LabError::file("read", path))?;
+        serde_json::from_str(&text).map_err(|error| LabError::file("understand", path)(error.into()))
     }
 
     /// One by name.
@@ -164,6 +203,12 @@ impl Machine {
     }
 }
 
+fn known_unit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let known = UNITS.into_iter().find(|unit| *unit == text);
+    known.ok_or_else(|| D::Error::custom(format!("there is no unit {text:?}")))
+}
+
 fn median(sorted: &[f64]) -> Option<f64> {
     let middle = sorted.len() / 2;
     let upper = *sorted.get(middle)?;
@@ -199,5 +244,6 @@ mod tests {
         let expected =
             serde_json::json!({"value": 3.0, "unit": "ms", "stat": "median", "n": 2, "min": 2.0, "max": 4.0});
         assert_eq!(json["figures"]["setup_ms"], expected);
+        assert_eq!(serde_json::from_value::<Figures>(json).unwrap(), figures);
     }
 }

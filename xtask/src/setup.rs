@@ -5,12 +5,14 @@
 
 mod linker;
 mod packages;
+mod peers;
 mod toolchain;
 
 use anyhow::Result;
 use clap::Args;
 
 pub(crate) use linker::Linker;
+pub(crate) use peers::QUINCY;
 pub(crate) use toolchain::Toolchain;
 
 /// What to set up.
@@ -46,6 +48,12 @@ pub(crate) fn for_relay_bench() -> Result<()> {
 pub(crate) fn emulator() -> Result<()> {
     lab()?;
     packages::install_missing(packages::EMULATOR)
+}
+
+/// What this project is measured beside.
+pub(crate) fn peers() -> Result<()> {
+    lab()?;
+    peers::install_missing()
 }
 
 /// What the eBPF objects need.

@@ -4,6 +4,8 @@
 //! subcommand prints a table, writes its figures to `docs/figures/` and renders `docs/performance.md` from all the
 //! files there ([`document`]).
 
+mod document;
+mod promises;
 mod relay;
 mod tunnels;
 

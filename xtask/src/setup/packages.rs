@@ -44,6 +44,15 @@ pub(super) const RELAY_BENCH: &[Package] = &[
     package("util-linux", "chrt", "priorities and namespaces of what is measured"),
 ];
 
+/// For measuring tunnels beside others.
+pub(super) const PEERS: &[Package] = &[
+    package("wireguard-go", "wireguard-go", "WireGuard in userspace, to measure beside"),
+    package("wireguard-tools", "wg", "configuring it and boringtun"),
+    package("nebula", "nebula", "Nebula, to measure beside"),
+    package("openvpn", "openvpn", "OpenVPN, to measure beside"),
+    package("openssl", "openssl", "OpenVPN's certificates"),
+];
+
 const fn package(name: &'static str, program: &'static str, why: &'static str) -> Package {
     Package { name, program, why }
 }

@@ -12,7 +12,7 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use cyphonic_lab::figures::Figures;
 
-use report::section;
+pub(super) use report::section;
 
 /// What relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -77,6 +77,9 @@ pub(super) fn run(args: &RelayArgs) -> Result<()> {
     }
     if let Some(path) = &args.json {
         figures.write(path)?;
+    }
+    if !args.quick && args.only.is_empty() {
+        super::document::publish("bench relay", &figures)?;
     }
     let broken = report::broken(&figures);
     if !broken.is_empty() {

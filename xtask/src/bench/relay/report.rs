@@ -34,7 +34,7 @@ pub(super) fn broken(figures: &Figures) -> Vec<String> {
 }
 
 /// The relay's section of `docs/performance.md`, from a figure's value by its name.
-pub(super) fn section(value: impl Fn(&str) -> Option<f64>) -> String {
+pub(in crate::bench) fn section(value: impl Fn(&str) -> Option<f64>) -> String {
     let mut text = String::from(TEXT);
     let cell = |name: String, digits: usize| {
         value(&name).map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))

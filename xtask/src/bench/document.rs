@@ -1,0 +1,81 @@
+//! `docs/performance.md`, rendered from the figures of the last whole runs in `docs/figures/`.
+
+mod plot;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use cyphonic_lab::figures::Figures;
+
+use super::promises::judge_tunnels;
+use super::{relay, tunnels};
+use crate::workspace;
+
+const HEAD: &str = include_str!("document/head.md");
+const METHOD: &str = include_str!("document/method.md");
+/// Where a run's figures are kept.
+const TUNNELS: &str = "tunnels.json";
+const RELAY: &str = "relay.json";
+
+/// Keeps the figures of a run, and renders the page anew.
+pub(super) fn publish(verb: &str, figures: &Figures) -> Result<()> {
+    let file = if verb == "bench relay" { RELAY } else { TUNNELS };
+    fs::create_dir_all(folder()).context("cannot make docs/figures")?;
+    figures.write(&folder().join(file))?;
+    render()
+}
+
+/// Renders the page from the figures that are kept.
+pub(super) fn render() -> Result<()> {
+    let mut text = String::from(HEAD);
+    if let Ok(figures) = Figures::read(&folder().join(TUNNELS)) {
+        render_tunnels(&figures, &mut text)?;
+    }
+    if let Ok(figures) = Figures::read(&folder().join(RELAY)) {
+        text.push('\n');
+        text += &relay::section(|name| figures.get(name).map(|figure| figure.value));
+    }
+    let page = workspace::root().join("docs/performance.md");
+    fs::write(&page, text).with_context(|| format!("cannot write {}", page.display()))?;
+    println!("Rendered {}.", page.display());
+    Ok(())
+}
+
+fn render_tunnels(figures: &Figures, text: &mut String) -> Result<()> {
+    let machine = figures.machine();
+    let _ = writeln!(
+        text,
+        "## Tunnels\n\nMeasured on: {}, {} processors, Linux {}; load {:.1} when the run began.\n",
+        machine.cpu, machine.cores, machine.kernel, machine.load
+    );
+    text.push_str("| What | Promised | Reached |\n|---|---|---|\n");
+    for (promise, outcome) in judge_tunnels(figures) {
+        let _ = writeln!(text, "| {} | {} | {outcome} |", promise.what, promise.bound());
+    }
+    let _ = writeln!(text, "\n{}", tunnels::tables(figures));
+    for plot in plot::ALL {
+        let name = plot.file;
+        let drawn = plot::draw(&plot, figures, &folder().join(name))?;
+        if drawn {
+            let _ = writeln!(text, "![{}](figures/{name})\n", plot.title);
+        }
+    }
+    let notes: BTreeMap<&str, &str> = figures.notes().collect();
+    if !notes.is_empty() {
+        text.push_str("Versions, and what could not be measured:\n\n");
+        for (about, note) in notes {
+            let first = note.lines().next().unwrap_or_default();
+            let _ = writeln!(text, "- `{about}`: {first}");
+        }
+        text.push('\n');
+    }
+    text.push_str(METHOD);
+    Ok(())
+}
+
+fn folder() -> PathBuf {
+    workspace::root().join("docs/figures")
+}
