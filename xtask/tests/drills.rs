@@ -25,13 +25,18 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// For a device to find out that something died, and to be served again. Far more than it takes on an idle machine, and
 /// less than the idle time-out of a connection (45 s): who restarts must be noticed sooner.
 const RECOVERY: Duration = Duration::from_secs(35);
+/// Between the pings that go on while something dies.
+const INTERVAL: Duration = Duration::from_millis(20);
+/// How much longer than its relay a relayed tunnel may be gone: two handshakes and some round trips of the lab, on a machine
+/// that does other things too. Half of what a node needs to notice by silence.
+const SLACK: Duration = Duration::from_millis(2500);
 
 #[test]
 fn tunnels_outlive_the_cloud_and_everything_that_dies_comes_back() {
     let mut overlay = Overlay::start();
     first_packets_to_a_bare_address_are_not_lost(&overlay);
     tunnels_outlive_as_and_nms(&mut overlay);
-    relayed_tunnels_come_back_after_the_trs(&mut overlay);
+    relayed_tunnels_outlive_the_trs(&mut overlay);
     a_killed_agent_comes_back_and_leaves_the_host_as_it_was(&mut overlay);
 }
 
@@ -60,15 +65,47 @@ fn tunnels_outlive_as_and_nms(overlay: &mut Overlay) {
     overlay.reach("a", "b");
 }
 
-fn relayed_tunnels_come_back_after_the_trs(overlay: &mut Overlay) {
+/// The relay dies without a word under traffic and comes back a second later. The tunnel through it stays the same one, and
+/// is interrupted for little longer than the relay is gone.
+fn relayed_tunnels_outlive_the_trs(overlay: &mut Overlay) {
     overlay.reach("a", "c");
     overlay.reach("b", "c");
-    let (direct, _) = overlay.meanwhile(|overlay| {
+    let before = overlay.peer("a", "c");
+    assert_eq!(before["route"]["kind"], "relay", "{before}");
+    let started = Instant::now();
+    let mut gone = Duration::ZERO;
+    let (direct, relayed) = overlay.meanwhile(|overlay| {
+        let killed = Instant::now();
         overlay.relay.kill();
+        std::thread::sleep(Duration::from_secs(1));
         overlay.relay = start_service(&overlay.lab, &overlay.programs, "trs");
+        gone = killed.elapsed();
     });
-    assert_eq!(direct.lost(), 0, "{}", overlay.logs());
+    let gap = longest_gap(&relayed);
+    println!("the relay was gone for {gone:?}; the relayed tunnel was interrupted for {gap:?}");
+    // A single packet is what a busy machine may lose.
+    let disturbance = longest_gap(&direct);
+    assert!(
+        disturbance <= INTERVAL,
+        "the direct tunnel was interrupted for {disturbance:?}\n{}",
+        overlay.logs()
+    );
+    assert!(gap < gone + SLACK, "gone for {gone:?}, interrupted for {gap:?}\n{}", overlay.logs());
+    let after = overlay.peer("a", "c");
+    let age = |peer: &serde_json::Value| Duration::from_secs(peer["since_s"].as_u64().unwrap());
+    // Ages are whole seconds.
+    let expected = age(&before) + started.elapsed().saturating_sub(Duration::from_secs(2));
+    assert!(age(&after) >= expected, "the tunnel was set up anew: {before} {after}\n{}", overlay.logs());
     overlay.reach("a", "c");
+}
+
+/// The longest time between answers, by the requests that went without.
+fn longest_gap(report: &PingReport) -> Duration {
+    let mut answered = report.sequence.clone();
+    answered.extend([0, report.sent + 1]);
+    answered.sort_unstable();
+    let most = answered.windows(2).map(|pair| pair[1] - pair[0] - 1).max().unwrap();
+    INTERVAL * most
 }
 
 fn a_killed_agent_comes_back_and_leaves_the_host_as_it_was(overlay: &mut Overlay) {
@@ -120,11 +157,11 @@ impl Overlay {
         overlay
     }
 
-    /// Pings over the direct and the relayed tunnel for three seconds, while `event` happens.
+    /// Pings over the direct and the relayed tunnel for six seconds, while `event` happens.
     fn meanwhile(&mut self, event: impl FnOnce(&mut Self)) -> (PingReport, PingReport) {
         let (a, b) = (self.lab.namespace("a").unwrap(), self.lab.namespace("b").unwrap());
-        let mut what = PingRun::new(self.address("c"), 60);
-        what.interval = Duration::from_millis(50);
+        let mut what = PingRun::new(self.address("c"), 300);
+        what.interval = INTERVAL;
         std::thread::scope(|scope| {
             let direct = scope.spawn(|| ping(&b, &what, &Cancel::default()).unwrap());
             let relayed = scope.spawn(|| ping(&a, &what, &Cancel::default()).unwrap());
@@ -167,6 +204,15 @@ impl Overlay {
         let mut command = self.lab.command(node, self.programs.join("cyphonic")).unwrap();
         command.arg("--socket").arg(self.lab.node_dir(node).unwrap().join("cyphonic.sock")).args(arguments);
         check(&mut command, LIMIT, &Cancel::default()).unwrap()
+    }
+
+    /// What one says of its tunnel to another.
+    fn peer(&self, node: &str, peer: &str) -> serde_json::Value {
+        let status: serde_json::Value =
+            serde_json::from_str(&self.cyphonic(node, &["status", "--json"])).unwrap();
+        let name = format!("{peer}.{ZONE}");
+        let mut peers = status["peers"].as_array().unwrap().iter();
+        peers.find(|peer| peer["name"] == name.as_str()).unwrap().clone()
     }
 
     fn resolv_conf(&self, node: &str) -> String {
