@@ -21,8 +21,10 @@ pub const PN_LEN_BITS: u8 = 0x03;
 /// The bits of a short header's first byte that header protection covers (RFC 9001 §5.4.1).
 pub const PROTECTED_BITS: u8 = RESERVED_BITS | KEY_PHASE_BIT | PN_LEN_BITS;
 
-/// A datagram that opens NATs and firewalls on its way out. Where it arrives it has done its work.
-pub const PUNCH: &[u8] = &[0];
+/// A datagram that opens NATs and firewalls on its way out. Where it arrives it has done its work. Dissectors take it for a
+/// packet of the connection whose path it opens, so it is as long as the shortest of those (RFC 9000 §10.3); its fixed bit
+/// is clear, so no QUIC implementation takes it for one.
+pub const PUNCH: &[u8] = &[0; 21];
 
 /// Bytes of a short header before the packet number: the first byte and the connection ID.
 pub const SHORT_HEADER_LEN: usize = 1 + CID_LEN;

@@ -3,6 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use cyphonic_common::quic::PUNCH;
 use cyphonic_dataplane::protect;
 use cyphonic_dataplane::ring::{Control, Path, TunnelId as RingTunnel, TunnelInstall};
 use cyphonic_dataplane::udp::Transmit;
@@ -17,9 +18,6 @@ use super::input::Input;
 use super::peers;
 use super::run::Engine;
 use super::services::{self, Dial};
-
-/// One byte that no QUIC packet starts with: opens NATs on its way and is dropped on arrival.
-const PUNCH: &[u8] = &[0];
 
 impl Engine {
     pub(super) fn perform_all(&mut self) {
