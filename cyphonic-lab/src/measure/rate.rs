@@ -15,6 +15,8 @@ const TOLERATED: f64 = 0.005;
 const RESOLUTION: f64 = 1.06;
 /// A sender that reaches less than this share of its rate is at its own limit.
 const REACHED: f64 = 0.93;
+/// Where no rate has held so far, so many more are tried: a figure is worth the wait.
+const EXTRA: u32 = 4;
 /// The receiver is done when nothing has come for so long.
 const IDLE: Duration = Duration::from_millis(250);
 /// For the receiver to see a first datagram.
@@ -93,7 +95,10 @@ fn search<E>(
 ) -> Result<Option<f64>, E> {
     let (mut held, mut failed) = (None::<f64>, None::<f64>);
     let mut rate = first;
-    for _ in 0..trials {
+    for trial in 0..trials + EXTRA {
+        if trial >= trials && held.is_some() {
+            break;
+        }
         let Trial { sent, lost } = try_rate(rate)?;
         let arrived = sent * (1.0 - lost);
         let holds = lost < TOLERATED && sent > 0.0;

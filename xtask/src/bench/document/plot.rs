@@ -34,6 +34,8 @@ pub(super) const ALL: [Plot; 4] = [
     },
 ];
 
+/// The legend lies above all bars.
+const HEADROOM: f64 = 1.3;
 const NORMAL: RGBColor = RGBColor(0x1f, 0x77, 0xb4);
 const WIRE: RGBColor = RGBColor(0xff, 0x7f, 0x0e);
 
@@ -70,13 +72,13 @@ fn bars(
         .margin(10)
         .x_label_area_size(30)
         .y_label_area_size(50)
-        .build_cartesian_2d(0.0..rows.len() as f64, 0.0..highest * 1.12)?;
+        .build_cartesian_2d(0.0..rows.len() as f64, 0.0..highest * HEADROOM)?;
     let label = |at: &f64| {
         let row = rows.get(at.floor() as usize).filter(|_| (at.fract() - 0.5).abs() < 0.01);
         row.map(|row| row.0.to_owned()).unwrap_or_default()
     };
     let mut mesh = chart.configure_mesh();
-    mesh.disable_x_mesh().x_labels(rows.len() * 2 + 1).x_label_formatter(&label).draw()?;
+    mesh.disable_x_mesh().max_light_lines(0).x_labels(rows.len() * 2 + 1).x_label_formatter(&label).draw()?;
     for (series, (name, colour)) in [("normal", NORMAL), ("wire-like", WIRE)].into_iter().enumerate() {
         let bar = |(index, row): (usize, &(&str, Option<f64>, Option<f64>))| {
             let value = if series == 0 { row.1 } else { row.2 }?;
@@ -96,7 +98,12 @@ fn bars(
         };
         chart.draw_series(rows.iter().enumerate().filter_map(number))?;
     }
-    chart.configure_series_labels().background_style(WHITE).border_style(BLACK).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperMiddle)
+        .background_style(WHITE)
+        .border_style(BLACK)
+        .draw()?;
     area.present()?;
     Ok(())
 }

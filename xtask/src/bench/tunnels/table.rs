@@ -60,7 +60,7 @@ fn row(figures: &Figures, variant: Variant, system: System) -> Option<String> {
         let cell = figure(name).map_or_else(
             || "–".to_owned(),
             |figure| {
-                if figure.n > 1 && name.contains("tcp") || name.contains("kpps") {
+                if figure.n > 1 && (name.ends_with("gbps") || name.ends_with("kpps")) {
                     format!("{:.digits$} ({:.digits$}–{:.digits$})", figure.value, figure.min, figure.max)
                 } else {
                     format!("{:.digits$}", figure.value)
