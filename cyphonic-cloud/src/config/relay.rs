@@ -1,7 +1,9 @@
 //! The `relay` section: how a TRS forwards.
 
+use std::path::PathBuf;
+
 use cyphonic_dataplane::relay::RelayRate;
-use cyphonic_dataplane::relay::xdp::Mode;
+use cyphonic_dataplane::relay::xdp::{BPF_FILE_SYSTEM, Mode};
 use serde::Deserialize;
 
 use super::value;
@@ -27,11 +29,19 @@ pub struct RelayConfig {
     /// How many bytes per second each may carry; 0 is no limit.
     #[serde(deserialize_with = "value::rate")]
     pub rate_limit: u64,
+    /// The BPF file system in which the XDP relay outlives a killed process.
+    pub pins: PathBuf,
 }
 
 impl Default for RelayConfig {
     fn default() -> Self {
-        Self { mode: Mode::Auto, interfaces: Vec::new(), bindings: DEFAULT_BINDINGS, rate_limit: 0 }
+        Self {
+            mode: Mode::Auto,
+            interfaces: Vec::new(),
+            bindings: DEFAULT_BINDINGS,
+            rate_limit: 0,
+            pins: BPF_FILE_SYSTEM.into(),
+        }
     }
 }
 

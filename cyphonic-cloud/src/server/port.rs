@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cyphonic_dataplane::relay::xdp::{BPF_FILE_SYSTEM, Mode, XdpOptions, XdpRelay};
+use cyphonic_dataplane::relay::xdp::{Mode, XdpOptions, XdpRelay};
 use cyphonic_dataplane::relay::{RelayMap, Resets, UserspaceRelay};
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_transport::Transport;
@@ -117,6 +117,7 @@ fn start_xdp(
     let mode = config.relay.mode;
     let listen = udp.local_addr().ip();
     if mode == Mode::Userspace || (mode == Mode::Auto && listen.is_loopback()) {
+        XdpRelay::remove_leftovers(&config.relay.pins, udp.local_port());
         tracing::info!("relaying in userspace");
         return Ok(None);
     }
@@ -131,7 +132,7 @@ fn start_xdp(
         addresses,
         port: udp.local_port(),
         legs: config.relay.bindings,
-        pins: Some(BPF_FILE_SYSTEM.into()),
+        pins: Some(config.relay.pins.clone()),
     };
     match XdpRelay::start(&options, Arc::clone(relay)) {
         Ok(xdp) => {

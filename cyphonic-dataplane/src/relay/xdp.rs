@@ -22,6 +22,7 @@ mod routing;
 mod status;
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -72,80 +73,41 @@ impl XdpRelay {
         if options.mode == Mode::Userspace {
             return Err(XdpError::Userspace);
         }
-        let interfaces = interfaces::choose(options.interfaces.as_deref(), &options.addresses)?;
         let pins = options.pins.as_deref().and_then(|file_system| {
             let opened = Pins::open(file_system, options.port);
             opened
                 .inspect_err(|error| {
-                    tracing::warn!(%error, path = %file_system.display(), "no BPF file system: the XDP relay ends with \
-                                   this process");
+                    let path = file_system.display();
+                    tracing::warn!(%error, %path, "no BPF file system: the XDP relay ends with this process");
                 })
                 .ok()
         });
-        let capacity = u32::try_from(options.legs).unwrap_or(u32::MAX);
-        let legs_file = pins.as_ref().map(Pins::legs);
-        let mut object = Object::load(capacity, legs_file.as_deref())?;
-        let routing = Routing::enable(pins.as_ref())?;
-        let (mut attachments, mut held, mut attached) = (Vec::new(), Vec::new(), Vec::new());
-        let mut refused = None;
-        // Before the first packet: an interface's program may be running already.
-        object.configure(RelayConfig::new(options.port, options.mode != Mode::Native))?;
-        for interface in &interfaces {
-            match attach::attach(object.program()?, interface, options.mode, pins.as_ref()) {
-                Ok((attachment, link)) => {
-                    attached.push((interface.index, attachment.hook));
-                    attachments.push(attachment);
-                    held.push(link);
-                }
-                Err(error) if options.mode == Mode::Auto => {
-                    tracing::warn!(%error, "this interface's packets are relayed in userspace");
-                    refused = Some(error);
-                }
-                Err(error) => {
-                    refused = Some(error);
-                    attachments.clear();
-                    break;
-                }
-            }
-        }
-        if let Some(error) = refused.filter(|_| attachments.is_empty()) {
-            drop(held);
-            routing.restore(pins.as_ref());
-            pins.iter().for_each(Pins::remove);
-            return Err(error);
-        }
-        if let Some(pins) = &pins {
-            let links = attached.iter().map(|(index, hook)| pins.link(*index, *hook));
-            let settings = ["ipv4", "ipv6"].map(|family| pins.changed(family));
-            let keep: Vec<_> = links.chain(legs_file).chain(settings).collect();
-            pins.remove_others(&keep);
-        }
-        object.allow_egress(&redirect_targets(&attached))?;
-        let counters = object.counters()?;
-        let this =
-            Self::assemble(object, counters, held, attachments, routing, pins, userspace, options.legs)?;
-        Ok(this)
+        let started = Started::new(options, pins.as_ref()).and_then(|mut started| {
+            started.attach(options, pins.as_ref())?;
+            started.object.allow_egress(&redirect_targets(&started.attached))?;
+            Ok((started.object.take_legs()?, started.object.counters()?, started))
+        });
+        let (legs, counters, started) = started.inspect_err(|_| {
+            // Nobody would fill an earlier process's maps.
+            remove_leftovers(pins.as_ref());
+        })?;
+        let adopted = if started.object.adopted { adopt(&legs, &userspace) } else { HashSet::new() };
+        let Started { object, held, attachments, routing, .. } = started;
+        let kernel = Kernel { legs, counters, adopted, held, _object: object };
+        Ok(Self {
+            userspace,
+            kernel: Mutex::new(kernel),
+            attachments,
+            epoch: (monotonic_ns(), Instant::now()),
+            routing,
+            pins,
+            capacity: options.legs,
+        })
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of what it returns")]
-    fn assemble(
-        mut object: Object,
-        counters: PerCpuArray<MapData, Value<Counter>>,
-        held: Vec<Held>,
-        attachments: Vec<Attachment>,
-        routing: Routing,
-        pins: Option<Pins>,
-        userspace: Arc<UserspaceRelay>,
-        capacity: usize,
-    ) -> Result<Self, XdpError> {
-        let legs = object.take_legs()?;
-        let adopted = if object.adopted { adopt(&legs, &userspace) } else { HashSet::new() };
-        if !adopted.is_empty() {
-            tracing::info!(legs = adopted.len(), "an earlier relay's legs go on");
-        }
-        let kernel = Kernel { legs, counters, adopted, held, _object: object };
-        let epoch = (monotonic_ns(), Instant::now());
-        Ok(Self { userspace, kernel: Mutex::new(kernel), attachments, epoch, routing, pins, capacity })
+    /// Removes what a killed process left that is not to be taken over.
+    pub fn remove_leftovers(file_system: &Path, port: u16) {
+        remove_leftovers(Pins::left(file_system, port).as_ref());
     }
 
     /// Where the program is.
@@ -166,8 +128,8 @@ impl XdpRelay {
     /// Takes the program off its interfaces for good, with all legs. Dropping does not: what is pinned goes on.
     pub fn stop(&self) {
         lock(&self.kernel).held.clear();
-        self.pins.iter().for_each(Pins::remove);
         self.routing.restore(self.pins.as_ref());
+        self.pins.iter().for_each(Pins::remove);
     }
 
     fn entry(&self, kernel: &Kernel, cid: ConnectionId) -> Option<RelayEntry> {
@@ -272,6 +234,61 @@ impl RelayMap for XdpRelay {
         let unclaimed: Vec<ConnectionId> = lock(&self.kernel).adopted.iter().copied().collect();
         unclaimed.into_iter().filter(|cid| self.remove(*cid).is_some()).count()
     }
+}
+
+/// A program on its way to the interfaces.
+struct Started {
+    object: Object,
+    routing: Routing,
+    held: Vec<Held>,
+    attachments: Vec<Attachment>,
+    attached: Vec<(u32, Hook)>,
+}
+
+impl Started {
+    /// Loaded and configured.
+    fn new(options: &XdpOptions, pins: Option<&Pins>) -> Result<Self, XdpError> {
+        let capacity = u32::try_from(options.legs).unwrap_or(u32::MAX);
+        let mut object = Object::load(capacity, pins.map(Pins::legs).as_deref())?;
+        // Before the program is anywhere: it may go in an earlier one's place, where packets are arriving.
+        object.configure(RelayConfig::new(options.port, options.mode != Mode::Native))?;
+        let routing = Routing::enable(pins)?;
+        Ok(Self { object, routing, held: Vec::new(), attachments: Vec::new(), attached: Vec::new() })
+    }
+
+    /// On all interfaces; with [`Mode::Auto`], on those that take it, if there is one.
+    fn attach(&mut self, options: &XdpOptions, pins: Option<&Pins>) -> Result<(), XdpError> {
+        let mut refused = None;
+        for interface in interfaces::choose(options.interfaces.as_deref(), &options.addresses)? {
+            match attach::attach(self.object.program()?, &interface, options.mode, pins) {
+                Ok((attachment, link)) => {
+                    self.attached.push((interface.index, attachment.hook));
+                    self.attachments.push(attachment);
+                    self.held.push(link);
+                }
+                Err(error) if options.mode == Mode::Auto => refused = Some((interface, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        match refused {
+            Some((_, error)) if self.attachments.is_empty() => return Err(error),
+            Some((interface, error)) => {
+                tracing::warn!(%error, interface = interface.name, "its packets are relayed in userspace");
+            }
+            None => {}
+        }
+        if let Some(pins) = pins {
+            let links = self.attached.iter().map(|(index, hook)| pins.link(*index, *hook));
+            pins.remove_others(&links.chain([pins.legs()]).collect::<Vec<_>>());
+        }
+        Ok(())
+    }
+}
+
+fn remove_leftovers(pins: Option<&Pins>) {
+    let Some(pins) = pins else { return };
+    Routing::left(pins).restore(Some(pins));
+    pins.remove();
 }
 
 /// What the program counted.

@@ -28,7 +28,7 @@ pub(super) fn attach(
     mode: Mode,
     pins: Option<&Pins>,
 ) -> Result<(Attachment, Held), XdpError> {
-    let mut refused = XdpError::Userspace;
+    let mut refused = XdpError::VirtualCable(interface.name.clone());
     for hook in hooks(interface, mode) {
         if let Some(pins) = pins
             && let Some(held) = take_over(program, interface, *hook, pins)
@@ -54,13 +54,14 @@ pub(super) fn attach(
 }
 
 /// In which order to try. The far end of a virtual cable loses what the program sends by the driver, silently, unless
-/// somebody prepared it (an XDP program or GRO there): only an operator can know.
+/// somebody prepared it (an XDP program or GRO there): only an operator can know. Behind the driver, super-packets that
+/// never were on a wire would be copied into one piece just to be left to userspace.
 fn hooks(interface: &Interface, mode: Mode) -> &'static [Hook] {
     match mode {
         Mode::Native => &[Hook::Native],
+        Mode::Generic => &[Hook::Generic],
         Mode::Auto if !interface.virtual_cable => &[Hook::Native, Hook::Generic],
-        Mode::Auto | Mode::Generic => &[Hook::Generic],
-        Mode::Userspace => &[],
+        Mode::Auto | Mode::Userspace => &[],
     }
 }
 

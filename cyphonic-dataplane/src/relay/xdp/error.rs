@@ -67,6 +67,12 @@ pub enum XdpError {
         /// Why not.
         source: io::Error,
     },
+    /// Whether XDP works there cannot be seen from here.
+    #[error(
+        "{0} is one end of a virtual cable (veth), and its other end loses what XDP sends unless GRO is on there: if it is \
+         (`ethtool -K` at the other end), insist by `relay.mode: native`"
+    )]
+    VirtualCable(String),
     /// The caller asked for no XDP.
     #[error("the relay's mode is userspace")]
     Userspace,

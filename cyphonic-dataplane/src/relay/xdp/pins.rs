@@ -28,11 +28,15 @@ impl Pins {
         if !is_bpf(file_system) {
             mount("bpf", file_system, "bpf", MountFlags::empty(), None)?;
         }
-        // Numbers of interfaces, and ports, are those of one network namespace.
-        let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
-        let folder = file_system.join("cyphonic").join(format!("relay-{namespace}-{port}"));
+        let folder = folder(file_system, port)?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
         Ok(Self { folder })
+    }
+
+    /// The folder that an earlier process left.
+    pub(super) fn left(file_system: &Path, port: u16) -> Option<Self> {
+        let folder = folder(file_system, port).ok()?;
+        (is_bpf(file_system) && folder.is_dir()).then_some(Self { folder })
     }
 
     /// Where the legs are, if they have this version's layout.
@@ -68,6 +72,12 @@ impl Pins {
             tracing::debug!(%error, folder = %self.folder.display(), "the relay's folder stays");
         }
     }
+}
+
+/// Numbers of interfaces, and ports, are those of one network namespace.
+fn folder(file_system: &Path, port: u16) -> io::Result<PathBuf> {
+    let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
+    Ok(file_system.join("cyphonic").join(format!("relay-{namespace}-{port}")))
 }
 
 fn is_bpf(path: &Path) -> bool {

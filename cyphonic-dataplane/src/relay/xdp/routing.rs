@@ -35,6 +35,13 @@ impl Routing {
         Ok(this)
     }
 
+    /// What an earlier process changed.
+    pub(super) fn left(pins: &Pins) -> Self {
+        Self {
+            changed: ["ipv4", "ipv6"].into_iter().filter(|family| pins.changed(family).is_dir()).collect(),
+        }
+    }
+
     /// Leaves the settings as they were found.
     pub(super) fn restore(&self, pins: Option<&Pins>) {
         for family in &self.changed {
