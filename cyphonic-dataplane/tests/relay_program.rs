@@ -83,7 +83,7 @@ fn leaving(leg: &Binding, came: &Spec, hop: &Hop) -> Spec {
         hop_limit: came.hop_limit - 1,
         label: if leg.from.is_ipv4() == leg.to.is_ipv4() { came.label } else { 0 },
         payload,
-        macs: (hop.destination, hop.source),
+        macs: hop.links(),
         ..came.clone()
     }
 }
@@ -138,7 +138,8 @@ fn through_a_gateway_the_frame_goes_to_it() {
             lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
             let came = arriving(&binding, cid(1), &[5; 100]);
             let (action, left) = lab.run(&build(&came));
-            let hop = Hop { destination: lab::GATEWAY, ..lab.across() };
+            let (_, source) = lab.across().links();
+            let hop = Hop::new(lab::GATEWAY, source, lab.across().redirect);
             assert_eq!((action, left), (XDP_REDIRECT, build(&leaving(&binding, &came, &hop))));
             lab.unbind(cid(1));
         }

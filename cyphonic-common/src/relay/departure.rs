@@ -147,11 +147,11 @@ impl Departure {
             Family::V6 => arrival.label,
         };
         let flow = 6 << 28 | u32::from(self.traffic_class) << 20 | label;
-        let [a, b, c, d] = flow.to_be_bytes();
         let [l0, l1] = arrival.udp_len.to_ne_bytes();
         let hop_limit = arrival.hop_limit.saturating_sub(1);
         hop.write(frame, ETHERNET_IPV6)?;
-        frame.write(ETHERNET_LEN, [a, b, c, d, l0, l1, udp::PROTOCOL, hop_limit])?;
+        frame.write(ETHERNET_LEN, flow.to_be_bytes())?;
+        frame.write(ETHERNET_LEN + 4, [l0, l1, udp::PROTOCOL, hop_limit])?;
         frame.write(ETHERNET_LEN + 8, self.source.to_bytes())?;
         frame.write(ETHERNET_LEN + 24, self.destination.to_bytes())?;
         self.write_udp(frame, ETHERNET_LEN + IPV6_HEADER_LEN, arrival)

@@ -61,19 +61,54 @@ pub trait Frame: Buffer {
 /// The next hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
-    /// Its link address.
-    pub destination: [u8; 6],
-    /// The outgoing interface's link address.
-    pub source: [u8; 6],
+    /// Its link address and the outgoing interface's, as they lie in a frame: in words, which are aligned wherever a
+    /// program keeps them.
+    links: [u32; 3],
     /// The outgoing interface, if it is not the incoming one.
     pub redirect: Option<u32>,
 }
 
 impl Hop {
+    /// To a link address, from the outgoing interface's.
+    #[must_use]
+    pub const fn new(destination: [u8; 6], source: [u8; 6], redirect: Option<u32>) -> Self {
+        let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (destination, source);
+        let links = [[a, b, c, d], [e, f, g, h], [i, j, k, l]];
+        let [first, second, third] = links;
+        let links = [u32::from_ne_bytes(first), u32::from_ne_bytes(second), u32::from_ne_bytes(third)];
+        Self { links, redirect }
+    }
+
+    /// As [`new`](Self::new), from the two addresses in three words as they lie in memory, the interface's first. That
+    /// is the order in which the kernel answers.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_source_first(words: [u32; 3], redirect: Option<u32>) -> Self {
+        let [first, second, third] = words;
+        let (first, second, third) = (u32::from_le(first), u32::from_le(second), u32::from_le(third));
+        let links = [
+            (second >> 16 | third << 16).to_le(),
+            (third >> 16 | first << 16).to_le(),
+            (first >> 16 | second << 16).to_le(),
+        ];
+        Self { links, redirect }
+    }
+
+    /// The next hop's link address and the outgoing interface's.
+    #[must_use]
+    pub const fn links(&self) -> ([u8; 6], [u8; 6]) {
+        let [first, second, third] = self.links;
+        let ([a, b, c, d], [e, f, g, h]) = (first.to_ne_bytes(), second.to_ne_bytes());
+        let [i, j, k, l] = third.to_ne_bytes();
+        ([a, b, c, d, e, f], [g, h, i, j, k, l])
+    }
+
     #[inline(always)]
     pub(super) fn write<F: Frame + ?Sized>(&self, frame: &mut F, ether_type: [u8; 2]) -> Option<()> {
-        frame.write(0, self.destination)?;
-        frame.write(6, self.source)?;
+        let [first, second, third] = self.links;
+        frame.write(0, first.to_ne_bytes())?;
+        frame.write(4, second.to_ne_bytes())?;
+        frame.write(8, third.to_ne_bytes())?;
         frame.write(ETHERNET_LEN - 2, ether_type)
     }
 }
@@ -82,6 +117,9 @@ impl Hop {
 pub trait Entry {
     /// The leg.
     fn leg(&self) -> &RelayLeg;
+
+    /// Says that the state will be needed, so that memory has time to bring it.
+    fn expect_update(&self) {}
 
     /// Changes its state.
     fn update<R>(&self, change: impl FnOnce(&mut RelayState) -> R) -> R;
@@ -124,6 +162,7 @@ fn judge<F: Frame + ?Sized, R: Relay>(
     }
     let arrival = Arrival::read(frame, config).map_err(Verdict::Pass)?;
     let entry = relay.find(arrival.cid).ok_or(Verdict::Pass(PassReason::UnknownConnectionId))?;
+    entry.expect_update();
     let leg = entry.leg();
     check_bound(&arrival, leg).map_err(Verdict::Drop)?;
     check_checksum(&arrival, leg, config).map_err(Verdict::Pass)?;

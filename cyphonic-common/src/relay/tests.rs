@@ -15,7 +15,7 @@ use crate::drop_reason::DropReason;
 const PORT: u16 = 4433;
 const HEADROOM: usize = 64;
 const NOW: u64 = 5_000_000_000;
-const HOP: Hop = Hop { destination: [0xd; 6], source: [0x5; 6], redirect: Some(7) };
+const HOP: Hop = Hop::new([0xd; 6], [0x5; 6], Some(7));
 const VIRTUAL: ConnectionId = ConnectionId::from_random_data([0x91, 2, 3, 4, 5, 6, 7, 8]);
 const REAL: ConnectionId = ConnectionId::from_random_data([0xa1, 0xb2, 0xc3, 0xd4, 0xe5, 0xf6, 7, 8]);
 
@@ -69,7 +69,7 @@ fn leaving(ends: &Ends, came: &Spec) -> Spec {
         label: if same { came.label } else { 0 },
         payload,
         checksum: came.checksum,
-        macs: (HOP.destination, HOP.source),
+        macs: HOP.links(),
     }
 }
 

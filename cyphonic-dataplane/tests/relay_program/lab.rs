@@ -122,12 +122,12 @@ impl Lab {
 
     /// The next hop of nodes at `rel1`.
     pub(crate) fn across(&self) -> Hop {
-        Hop { destination: NODE, source: self.macs[1], redirect: Some(self.indices[1]) }
+        Hop::new(NODE, self.macs[1], Some(self.indices[1]))
     }
 
     /// The next hop of nodes at `rel0`.
     pub(crate) fn back(&self) -> Hop {
-        Hop { destination: NODE, source: self.macs[0], redirect: None }
+        Hop::new(NODE, self.macs[0], None)
     }
 
     pub(crate) fn configure(&self, config: RelayConfig) {

@@ -1,5 +1,7 @@
 //! The way to the receiver, from the kernel's routing and neighbour tables.
 
+use core::mem::offset_of;
+
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::xdp_action::XDP_ABORTED;
 use aya_ebpf::bindings::{
@@ -45,21 +47,20 @@ pub(crate) fn route(ctx: &XdpContext, departure: &Departure) -> Result<Hop, Pass
     if redirect && EGRESS.get_ifindex(lookup.ifindex).is_none() {
         return Err(PassReason::OtherInterface);
     }
-    Ok(Hop {
-        destination: link_address(&lookup.dmac),
-        source: link_address(&lookup.smac),
-        redirect: if redirect { Some(lookup.ifindex) } else { None },
-    })
+    let redirect = if redirect { Some(lookup.ifindex) } else { None };
+    Ok(Hop::from_source_first(link_addresses(&lookup), redirect))
 }
 
-/// Copies an address in steps of two bytes: where it lies on the stack a longer word would not be aligned, which the
-/// verifier refuses there and only there.
+/// The answer's two link addresses, which are its last twelve bytes.
 #[inline(always)]
-fn link_address(address: &[u8; 6]) -> [u8; 6] {
-    let words = (&raw const *address).cast::<[u8; 2]>();
-    // SAFETY: the three pairs are inside the array.
-    let [a, b, c] = [0, 1, 2].map(|at| unsafe { words.add(at).read_volatile() });
-    [a[0], a[1], b[0], b[1], c[0], c[1]]
+fn link_addresses(lookup: &bpf_fib_lookup) -> [u32; 3] {
+    const AT: usize = offset_of!(bpf_fib_lookup, smac);
+    const _: () = assert!(AT.is_multiple_of(4) && align_of::<bpf_fib_lookup>() == 4);
+    const _: () = assert!(offset_of!(bpf_fib_lookup, dmac) == AT + 6 && size_of::<bpf_fib_lookup>() == AT + 12);
+    let words = (&raw const *lookup).cast::<u32>();
+    // SAFETY: the three words are inside the structure and aligned, as asserted above. Volatile, since longer words
+    // would not be aligned on the stack, which the verifier refuses there and only there.
+    [0, 1, 2].map(|word| unsafe { words.add(AT / 4 + word).read_volatile() })
 }
 
 /// Sends the frame out by another interface.
