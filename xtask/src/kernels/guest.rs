@@ -14,8 +14,12 @@ use crate::{shell, workspace};
 const TOOLS: [&str; 3] = ["ip", "ethtool", "sysctl"];
 /// The emulated machine never runs longer: a kernel that hangs is a failure too.
 const LONGEST_SECONDS: &str = "900";
-/// The tests of the library that exercise programs by `BPF_PROG_TEST_RUN`, and those on devices.
+/// The library's tests that exercise programs by `BPF_PROG_TEST_RUN`, and those on devices.
 const FILTERS: [&str; 3] = ["bpf::", "relay::xdp::", "xsk::"];
+/// The integration tests that exercise programs and AF_XDP.
+const INTEGRATION: [&str; 2] = ["relay_program", "xsk"];
+/// Tests of what a kernel gained later, and that kernel.
+const NEWER: [(&str, (u32, u32)); 1] = [("by_tcx", (6, 6))];
 /// Ends the guest's output: what comes without it was cut short.
 const END: &str = "guest: end";
 
@@ -26,6 +30,8 @@ pub(super) struct Tests {
     library: PathBuf,
     /// The test that loads every program.
     load: PathBuf,
+    /// [`INTEGRATION`].
+    integration: Vec<PathBuf>,
 }
 
 /// A program that the verifier took.
@@ -62,6 +68,7 @@ impl Tests {
             "--test",
             "programs_load",
         ]);
+        cargo.args(INTEGRATION.iter().flat_map(|test| ["--test", test]));
         cargo.arg("--message-format=json").stderr(Stdio::inherit());
         let output = cargo.output().context("cannot start cargo")?;
         if !output.status.success() {
@@ -76,13 +83,16 @@ impl Tests {
                 .find_map(|message| message["executable"].as_str().map(PathBuf::from))
                 .with_context(|| format!("cargo built no test program {name}"))
         };
-        Ok(Self { library: find("cyphonic_dataplane")?, load: find("programs_load")? })
+        let integration = INTEGRATION.iter().map(|test| find(test)).collect::<Result<_>>()?;
+        Ok(Self { library: find("cyphonic_dataplane")?, load: find("programs_load")?, integration })
     }
 
     /// Runs them on the host, as the guest would.
     pub(super) fn run_here(&self) -> Result<Report> {
         let mut text = String::new();
-        for (program, arguments) in [(&self.load, vec!["--nocapture"]), (&self.library, FILTERS.to_vec())] {
+        let integration = self.integration.iter().map(|program| (program, vec![]));
+        let programs = [(&self.load, vec!["--nocapture"]), (&self.library, FILTERS.to_vec())];
+        for (program, arguments) in programs.into_iter().chain(integration) {
             let mut command = shell::as_root("env")?;
             command.arg(format!("CYPHONIC_EBPF_OBJECTS={}", workspace::ebpf_objects().display()));
             command.arg(program).args(arguments).arg("--test-threads=1");
@@ -96,7 +106,8 @@ impl Tests {
 /// Boots a kernel with the tests as its only program.
 pub(super) fn boot(kernel: &Kernel, tests: &Tests) -> Result<Report> {
     let root = workspace::root().join("target/kernels/root").join(&kernel.release);
-    let disk = root.with_extension("cpio");
+    let beside = |kind: &str| root.with_file_name(format!("{}.{kind}", kernel.release));
+    let (disk, log) = (beside("cpio"), beside("log"));
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("cannot clear {}", root.display()))?;
     }
@@ -124,10 +135,10 @@ pub(super) fn boot(kernel: &Kernel, tests: &Tests) -> Result<Report> {
         .output()
         .context("cannot start qemu-system-x86_64")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    fs::write(root.with_extension("log"), text.as_bytes())?;
+    fs::write(&log, text.as_bytes())?;
     let report = Report::parse(&text);
     if report.failure().is_some() {
-        println!("test-kernels: what {} said is in {}", kernel.release, root.with_extension("log").display());
+        println!("test-kernels: what {} said is in {}", kernel.release, log.display());
     }
     Ok(report)
 }
@@ -144,6 +155,9 @@ fn furnish(root: &Path, kernel: &Kernel, tests: &Tests) -> Result<()> {
     }
     copy_with_libraries(&tests.library, &root.join("tests/library"), root)?;
     copy_with_libraries(&tests.load, &root.join("tests/load"), root)?;
+    for (number, test) in tests.integration.iter().enumerate() {
+        copy_with_libraries(test, &root.join(format!("tests/integration-{number}")), root)?;
+    }
     for entry in fs::read_dir(workspace::ebpf_objects())? {
         let object = entry?.path();
         copy(&object, &root.join("objects").join(object.file_name().unwrap_or_default()))?;
@@ -152,11 +166,12 @@ fn furnish(root: &Path, kernel: &Kernel, tests: &Tests) -> Result<()> {
         let name = module.file_name().unwrap_or_default().to_string_lossy();
         copy(module, &root.join("modules").join(format!("{number:02}-{name}")))?;
     }
-    write_program(&root.join("init"), &init())
+    write_program(&root.join("init"), &init(&kernel.release))
 }
 
 /// What the guest does. Busybox is all it has, but for the tests.
-fn init() -> String {
+fn init(release: &str) -> String {
+    let skips: String = newer_than(release).map(|test| format!(" --skip {test}")).collect();
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin 2>/dev/null\n\
@@ -166,11 +181,19 @@ fn init() -> String {
          for module in /modules/*; do case $module in *.xz) xz -d $module; insmod ${{module%.xz}};; *) insmod $module;; esac; done\n\
          mkdir -p /dev/net; [ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200\n\
          /tests/load --nocapture --test-threads=1 2>&1\n\
-         /tests/library {} --test-threads=1 2>&1\n\
+         /tests/library {} --test-threads=1{skips} 2>&1\n\
+         for test in /tests/integration-*; do $test --test-threads=1 2>&1; done\n\
          echo '{END}'\n\
          poweroff -f\n",
         FILTERS.join(" ")
     )
+}
+
+/// The tests that this kernel is too old for.
+fn newer_than(release: &str) -> impl Iterator<Item = &'static str> {
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    NEWER.into_iter().filter(move |(_, since)| version < *since).map(|(test, _)| test)
 }
 
 fn write_program(file: &Path, text: &str) -> Result<()> {
@@ -283,6 +306,12 @@ mod tests {
         let last = Program { name: "relay/cyphonic_relay".into(), instructions: 2051 };
         assert_eq!(report.programs.last(), Some(&last));
         assert_eq!(report.programs.len(), 2);
+    }
+
+    #[test]
+    fn only_kernels_without_tcx_are_spared_its_test() {
+        assert_eq!(newer_than("6.1.0-56-cloud-amd64").collect::<Vec<_>>(), ["by_tcx"]);
+        assert_eq!(newer_than("6.12.117+deb12-cloud-amd64").count(), 0);
     }
 
     #[test]
