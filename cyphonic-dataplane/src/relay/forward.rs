@@ -13,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram, quic};
 
-use super::Leg;
-use super::leg::LegCounters;
+use super::leg::{LegCounters, Shared};
 use super::resets::{Budget, Resets};
 use super::userspace::{Change, Counters};
 use crate::hash::WordHasher;
@@ -36,8 +35,7 @@ pub(super) struct Forwarder<'a> {
 
 /// A leg as the worker has it.
 struct Bound {
-    leg: Leg,
-    counters: Arc<LegCounters>,
+    shared: Arc<Shared>,
     /// See [`RelayRate::spend`](super::RelayRate::spend), on a clock that stood at 0 when the relay started.
     paid_until_ns: u64,
 }
@@ -45,13 +43,13 @@ struct Bound {
 impl Bound {
     /// Whether a datagram that came from here and to there is the leg's.
     fn accepts(&self, from: SocketAddr, local_ip: Option<IpAddr>) -> bool {
-        let to_another = self.leg.local.zip(local_ip).is_some_and(|(bound, came_to)| bound != came_to);
-        self.leg.from == from && !to_another
+        let to_another = self.shared.leg.local.zip(local_ip).is_some_and(|(bound, came_to)| bound != came_to);
+        self.shared.leg.from == from && !to_another
     }
 
     /// How many bytes of the run, in whole datagrams, are within the leg's rate.
     fn admit(&mut self, len: usize, stride: usize, since_start: Duration) -> usize {
-        let rate = self.leg.rate;
+        let rate = self.shared.leg.rate;
         if rate.is_unlimited() {
             return len;
         }
@@ -82,9 +80,9 @@ impl<'a> Forwarder<'a> {
 
     pub(super) fn apply(&mut self, change: Change) {
         match change {
-            Change::Set(cid, leg, counters) => {
+            Change::Set(cid, shared) => {
                 let paid_until_ns = self.legs.get(&cid).map_or(0, |bound| bound.paid_until_ns);
-                self.legs.insert(cid, Bound { leg, counters, paid_until_ns });
+                self.legs.insert(cid, Bound { shared, paid_until_ns });
             }
             Change::Remove(cid) => {
                 self.legs.remove(&cid);
@@ -122,10 +120,10 @@ impl<'a> Forwarder<'a> {
                     }
                     Some(bound) => {
                         let admitted = bound.admit(len, stride, since_start);
-                        let (leg, counters) = (bound.leg, Arc::clone(&bound.counters));
+                        let shared = Arc::clone(&bound.shared);
                         let (run, over) = run.split_at_mut(admitted);
                         self.counters.count_drop(DropReason::RateLimited, over.len().div_ceil(stride) as u64);
-                        self.pass_on(&leg, &counters, run, stride, ecn, since_start);
+                        self.pass_on(&shared, run, stride, ecn, since_start);
                     }
                 },
             }
@@ -134,8 +132,7 @@ impl<'a> Forwarder<'a> {
 
     fn pass_on(
         &self,
-        leg: &Leg,
-        counters: &LegCounters,
+        shared: &Shared,
         run: &mut [u8],
         stride: usize,
         ecn: Option<u8>,
@@ -144,10 +141,11 @@ impl<'a> Forwarder<'a> {
         if run.is_empty() {
             return;
         }
+        let leg = &shared.leg;
         rewrite(run, stride, leg.real_cid);
         let transmit =
             Transmit { dest: leg.to, ecn, payload: run, segment_size: Some(stride), src_ip: leg.source };
-        self.send(&transmit, stride, counters, since_start);
+        self.send(&transmit, stride, &shared.counters, since_start);
     }
 
     /// Tells a sender that its leg is not there, once for a run of its packets.

@@ -1,6 +1,7 @@
 //! Checks and counters of a leg.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,14 @@ fn check_address(address: SocketAddr) -> Result<(), RelayMapError> {
         return Err(RelayMapError::BadAddress(address));
     }
     Ok(())
+}
+
+/// A leg as control plane and worker share it: one of these in memory, and a pointer to it in each one's table.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) leg: Leg,
+    /// Another leg in this one's place counts on.
+    pub(super) counters: Arc<LegCounters>,
 }
 
 /// Written by the worker, once per run of packets, and read by the control plane.

@@ -230,8 +230,7 @@ fn a_batch_of_several_legs_and_kinds_is_taken_apart() {
     let lab = Lab::new();
     let a = UdpPort::bind_to(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a");
     let (b, c) = (socket(Ipv4Addr::LOCALHOST), socket(Ipv6Addr::LOCALHOST));
-    let leg_to =
-        |socket: &UdpSocket, real_cid| Leg::new(a.local_addr(), addr(socket), real_cid);
+    let leg_to = |socket: &UdpSocket, real_cid| Leg::new(a.local_addr(), addr(socket), real_cid);
     lab.relay.insert(data_cid(0x91), leg_to(&b, data_cid(0xa1))).expect("bound");
     lab.relay.insert(data_cid(0x92), leg_to(&c, data_cid(0xa2))).expect("bound");
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use cyphonic_common::{ConnectionId, DropReason};
 
 use super::forward::Forwarder;
-use super::leg::{LegCounters, checked};
+use super::leg::{LegCounters, Shared, checked};
 use super::resets::Resets;
 use super::{Leg, LegStats, RelayMap, RelayMapError};
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
@@ -27,7 +27,7 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// A change to the worker's map.
 pub(super) enum Change {
     /// A new leg, or new addresses for one: the counters are shared with the control plane.
-    Set(ConnectionId, Leg, Arc<LegCounters>),
+    Set(ConnectionId, Arc<Shared>),
     /// A leg less.
     Remove(ConnectionId),
 }
@@ -43,7 +43,7 @@ pub struct UserspaceRelay {
 }
 
 struct Control {
-    legs: HashMap<ConnectionId, (Leg, Arc<LegCounters>)>,
+    legs: HashMap<ConnectionId, Arc<Shared>>,
     changes: Sender<Change>,
 }
 
@@ -137,7 +137,7 @@ impl UserspaceRelay {
 
     /// A bound leg.
     pub fn leg(&self, cid: ConnectionId) -> Option<Leg> {
-        lock(&self.control).legs.get(&cid).map(|(leg, _)| *leg)
+        lock(&self.control).legs.get(&cid).map(|shared| shared.leg)
     }
 
     /// What the worker counted so far.
@@ -157,8 +157,8 @@ impl UserspaceRelay {
     fn resume(&self, forwarder: &mut Forwarder<'_>, changes: &Receiver<Change>) {
         let control = lock(&self.control);
         while changes.try_recv().is_ok() {}
-        for (cid, (leg, counters)) in &control.legs {
-            forwarder.apply(Change::Set(*cid, *leg, Arc::clone(counters)));
+        for (cid, shared) in &control.legs {
+            forwarder.apply(Change::Set(*cid, Arc::clone(shared)));
         }
     }
 }
@@ -215,22 +215,22 @@ impl RelayMap for UserspaceRelay {
 
     fn remove(&self, cid: ConnectionId) -> Option<LegStats> {
         let mut control = lock(&self.control);
-        let (_, counters) = control.legs.remove(&cid)?;
+        let shared = control.legs.remove(&cid)?;
         control.tell(Change::Remove(cid));
-        Some(counters.snapshot(self.start))
+        Some(shared.counters.snapshot(self.start))
     }
 
     fn replace(&self, cid: ConnectionId, leg: Leg) -> Result<(), RelayMapError> {
         let leg = checked(cid, &leg)?;
         let mut control = lock(&self.control);
-        let (_, counters) = control.legs.get(&cid).ok_or(RelayMapError::NotBound(cid))?;
-        let counters = Arc::clone(counters);
+        let bound = control.legs.get(&cid).ok_or(RelayMapError::NotBound(cid))?;
+        let counters = Arc::clone(&bound.counters);
         control.set(cid, leg, counters);
         Ok(())
     }
 
     fn stats(&self, cid: ConnectionId) -> Option<LegStats> {
-        lock(&self.control).legs.get(&cid).map(|(_, counters)| counters.snapshot(self.start))
+        lock(&self.control).legs.get(&cid).map(|shared| shared.counters.snapshot(self.start))
     }
 
     fn len(&self) -> usize {
@@ -240,8 +240,9 @@ impl RelayMap for UserspaceRelay {
 
 impl Control {
     fn set(&mut self, cid: ConnectionId, leg: Leg, counters: Arc<LegCounters>) {
-        self.legs.insert(cid, (leg, Arc::clone(&counters)));
-        self.tell(Change::Set(cid, leg, counters));
+        let shared = Arc::new(Shared { leg, counters });
+        self.legs.insert(cid, Arc::clone(&shared));
+        self.tell(Change::Set(cid, shared));
     }
 
     fn tell(&self, change: Change) {

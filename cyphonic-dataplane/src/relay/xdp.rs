@@ -9,7 +9,7 @@
 //! forwarding. The next process takes both over ([`RelayMap::adopted`]), and replaces the program without a gap.
 //!
 //! **Memory.** The kernel's map takes 16 bytes for each leg it may hold, and 192 more for each that it does; userspace
-//! about 400 for each. A million legs: 0.2 GB in the kernel and 0.4 GB in the process.
+//! about 310 for each. A million legs: 0.2 GB in the kernel and 0.3 GB in the process.
 
 mod attach;
 mod error;

@@ -8,11 +8,9 @@ use nix::net::if_::{InterfaceFlags, if_nametoindex};
 
 use super::XdpError;
 
-/// An address of each family that is nowhere near, so that the default route leads there (RFC 5737, RFC 3849).
-const FAR: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
-    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xffff, 0, 0, 0, 1)),
-];
+/// An address of each family that no host has, so that only the default route leads there (RFC 1112 §4, RFC 4291 §2.4).
+const FAR: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1))];
 
 /// A network interface.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use cyphonic_common::Counter;
 use cyphonic_common::relay::RelayConfig;
 use cyphonic_common::relay::map::name;
 
+use super::error::errno;
 use super::object::Value;
 use super::{XdpCounters, XdpError};
 
@@ -27,9 +28,17 @@ pub struct RunningRelay {
 /// # Errors
 /// The kernel does not list programs for this process.
 pub fn running_relays() -> Result<Vec<RunningRelay>, XdpError> {
-    let programs: Vec<ProgramInfo> = loaded_programs().collect::<Result<_, _>>().map_err(XdpError::load)?;
-    let relays = programs.iter().filter(|program| program.name_as_str() == Some(name::PROGRAM));
-    Ok(relays.filter_map(read).collect())
+    let mut relays = Vec::new();
+    for program in loaded_programs() {
+        match program {
+            Ok(program) if program.name_as_str() == Some(name::PROGRAM) => relays.extend(read(&program)),
+            Ok(_) => {}
+            // Gone since it was listed.
+            Err(error) if errno(&error) == Some(libc::ENOENT) => {}
+            Err(error) => return Err(XdpError::load(error)),
+        }
+    }
+    Ok(relays)
 }
 
 /// Nothing if it is another version's, or going.

@@ -1,0 +1,334 @@
+//! The relay in XDP between real sockets, its death, and its successor.
+//!
+//! ```text
+//!   a ─ ra ── relay ── rb ─ b        192.0.2.0/24, 2001:db8::/64 at ra; 198.51.100.0/24, 2001:db8:1::/64 at rb
+//! ```
+//!
+//! Needs root and the eBPF objects, and fails where one is missing.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use cyphonic_common::{ConnectionId, DropReason};
+use cyphonic_dataplane::relay::xdp::{Hook, Mode, XdpOptions, XdpRelay, running_relays};
+use cyphonic_dataplane::relay::{Leg, RelayMap, RelayMapError, UserspaceRelay};
+use cyphonic_dataplane::udp::{SignallingSink, UdpPort};
+use nix::sched::{CloneFlags, setns, unshare};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+
+const PORT: u16 = 4433;
+const PATIENCE: Duration = Duration::from_secs(10);
+const SETUP: &str = "
+    ip netns add a
+    ip netns add b
+    ip link set lo up
+    ip link add ra type veth peer name na netns a
+    ip link add rb type veth peer name nb netns b
+    ip addr add 192.0.2.1/24 dev ra
+    ip addr add 2001:db8::1/64 dev ra nodad
+    ip addr add 198.51.100.1/24 dev rb
+    ip addr add 2001:db8:1::1/64 dev rb nodad
+    ip link set ra up
+    ip link set rb up
+    ip -n a addr add 192.0.2.10/24 dev na
+    ip -n a addr add 2001:db8::10/64 dev na nodad
+    ip -n b addr add 198.51.100.20/24 dev nb
+    ip -n b addr add 2001:db8:1::20/64 dev nb nodad
+    ip -n a link set na up
+    ip -n b link set nb up
+    ip netns exec a ethtool -K na tx off gro on
+    ip netns exec b ethtool -K nb tx off gro on
+";
+
+/// Runs `test` on a thread with network and mounts of its own, which end with it.
+fn isolated(test: impl FnOnce(PathBuf) + Send) {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let pins = std::env::temp_dir().join(format!("cyphonic-pins-{}-{number}", std::process::id()));
+    let run = || {
+        unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
+        mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+        std::fs::create_dir_all("/run/netns").unwrap();
+        mount("none", "/run/netns", "tmpfs", MountFlags::empty(), None).unwrap();
+        std::fs::create_dir_all(&pins).unwrap();
+        SETUP.lines().map(str::trim).filter(|line| !line.is_empty()).for_each(shell);
+        test(pins.clone());
+    };
+    std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
+    std::fs::remove_dir(&pins).unwrap();
+}
+
+fn shell(line: &str) {
+    let mut words = line.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A socket in another network namespace.
+fn socket(namespace: &str, address: &str) -> UdpSocket {
+    let open = || {
+        setns(File::open(format!("/run/netns/{namespace}")).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+        UdpSocket::bind(address).unwrap()
+    };
+    let socket = std::thread::scope(|scope| scope.spawn(open).join()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+fn options(pins: PathBuf) -> XdpOptions {
+    XdpOptions {
+        mode: Mode::Native,
+        interfaces: Some(vec!["ra".to_owned(), "rb".to_owned()]),
+        addresses: Vec::new(),
+        port: PORT,
+        legs: 16,
+        pins: Some(pins),
+    }
+}
+
+struct Nobody;
+
+impl SignallingSink for Nobody {
+    fn deliver(&self, _: SocketAddr, _: Option<IpAddr>, _: Option<u8>, _: &[u8], _: usize) {}
+}
+
+/// A relay process, as far as it matters here.
+struct Process {
+    xdp: XdpRelay,
+    port: Arc<UdpPort>,
+    stop: Arc<AtomicBool>,
+    worker: JoinHandle<std::io::Result<()>>,
+}
+
+impl Process {
+    fn start(options: &XdpOptions) -> Self {
+        let (relay, port) = (Arc::new(UserspaceRelay::new(options.legs)), UdpPort::bind(PORT).unwrap());
+        let xdp = XdpRelay::start(options, Arc::clone(&relay)).unwrap();
+        let (port, stop) = (Arc::new(port), Arc::new(AtomicBool::new(false)));
+        let (its_port, its_stop) = (Arc::clone(&port), Arc::clone(&stop));
+        let worker = std::thread::spawn(move || relay.run(its_port, Arc::new(Nobody), its_stop));
+        Self { xdp, port, stop, worker }
+    }
+
+    /// As SIGKILL does: nothing is tidied up.
+    fn kill(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.port.wake();
+        self.worker.join().unwrap().unwrap();
+    }
+}
+
+fn cid(byte: u8) -> ConnectionId {
+    ConnectionId::from_random_data([byte; 8])
+}
+
+fn packet(cid: ConnectionId, number: u32) -> Vec<u8> {
+    let mut packet = vec![0x43; 200];
+    packet[1..9].copy_from_slice(cid.as_bytes());
+    packet[9..13].copy_from_slice(&number.to_be_bytes());
+    packet
+}
+
+/// Sends one packet, which comes out as it should.
+fn passes(
+    from: &UdpSocket,
+    relay: &str,
+    to: &UdpSocket,
+    virtual_cid: ConnectionId,
+    real: ConnectionId,
+    number: u32,
+) {
+    from.send_to(&packet(virtual_cid, number), relay).unwrap();
+    let mut buffer = [0; 2048];
+    let (len, source) = to.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..len], source.port()), (&packet(real, number)[..], PORT));
+}
+
+#[test]
+fn a_relay_forwards_in_xdp_also_while_its_process_is_dead() {
+    isolated(|pins| {
+        let options = options(pins.clone());
+        let (a, b) = (socket("a", "192.0.2.10:1000"), socket("b", "[2001:db8:1::20]:2000"));
+        let there = Leg {
+            local: Some("192.0.2.1".parse().unwrap()),
+            source: Some("2001:db8:1::1".parse().unwrap()),
+            ..Leg::new(a.local_addr().unwrap(), b.local_addr().unwrap(), cid(0xb1))
+        };
+        let back = Leg {
+            local: there.source,
+            source: there.local,
+            ..Leg::new(b.local_addr().unwrap(), a.local_addr().unwrap(), cid(0xa1))
+        };
+        let process = Process::start(&options);
+        assert!(
+            process.xdp.attachments().iter().all(|at| at.hook == Hook::Native && at.pinned && !at.adopted)
+        );
+        process.xdp.insert(cid(0xb0), there).unwrap();
+        process.xdp.insert(cid(0xa0), back).unwrap();
+        assert_eq!(process.xdp.insert(cid(0xb0), there), Err(RelayMapError::AlreadyBound(cid(0xb0))));
+
+        // The first goes by userspace, which finds the neighbours; all count.
+        for number in 0..100 {
+            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
+            passes(&b, "[2001:db8:1::1]:4433", &a, cid(0xa0), cid(0xa1), number);
+        }
+        let counters = process.xdp.counters();
+        assert!(counters.forwarded.packets >= 190, "{counters:?}");
+        for cid in [cid(0xb0), cid(0xa0)] {
+            // Userspace counts what it has sent.
+            let deadline = Instant::now() + PATIENCE;
+            while process.xdp.stats(cid).unwrap().packets < 100 && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let stats = process.xdp.stats(cid).unwrap();
+            assert_eq!((stats.packets, stats.bytes), (100, 20_000));
+            assert!(stats.last_seen.is_some_and(|seen| seen.elapsed() < PATIENCE));
+        }
+        // To another of the relay's addresses, and from another port.
+        let stranger = socket("a", "192.0.2.10:1001");
+        stranger.send_to(&packet(cid(0xb0), 7), "192.0.2.1:4433").unwrap();
+        a.send_to(&packet(cid(0xb0), 7), "198.51.100.1:4433").unwrap_err();
+        passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), 100);
+        let dropped = process.xdp.counters().dropped;
+        assert!(
+            matches!(dropped[..], [(DropReason::UnboundSource, counter)] if counter.packets == 1),
+            "{dropped:?}"
+        );
+
+        process.kill();
+        for number in 101..120 {
+            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
+        }
+        assert!(running_relays().unwrap().iter().any(|relay| relay.port == PORT && relay.legs == 16));
+
+        let process = Process::start(&options);
+        assert!(
+            process.xdp.attachments().iter().all(|at| at.hook == Hook::Native && at.pinned && at.adopted)
+        );
+        passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), 120);
+        assert!(process.xdp.counters().forwarded.packets >= 1, "the new program forwards");
+        let mut adopted = process.xdp.adopted();
+        adopted.sort_by_key(|(cid, _)| *cid);
+        assert_eq!(adopted, [(cid(0xa0), back), (cid(0xb0), there)]);
+        let other = Leg { real_cid: cid(0xcc), ..there };
+        assert_eq!(process.xdp.insert(cid(0xb0), other), Err(RelayMapError::AlreadyBound(cid(0xb0))));
+        process.xdp.insert(cid(0xb0), there).unwrap();
+        assert!(process.xdp.stats(cid(0xb0)).unwrap().packets >= 119);
+        assert_eq!((process.xdp.remove_adopted(), process.xdp.len()), (1, 1));
+        passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), 121);
+
+        // It follows a node that moved.
+        let moved = socket("a", "[2001:db8::10]:1002");
+        let leg =
+            Leg { from: moved.local_addr().unwrap(), local: Some("2001:db8::1".parse().unwrap()), ..there };
+        process.xdp.replace(cid(0xb0), leg).unwrap();
+        passes(&moved, "[2001:db8::1]:4433", &b, cid(0xb0), cid(0xb1), 122);
+
+        process.xdp.stop();
+        process.kill();
+        let cyphonic = std::fs::read_dir(pins.join("cyphonic")).unwrap();
+        assert_eq!(cyphonic.count(), 0, "nothing stays pinned");
+        for family in ["ipv4", "ipv6"] {
+            let value = std::fs::read_to_string(format!("/proc/sys/net/{family}/conf/lo/forwarding"));
+            assert_eq!(value.unwrap().trim(), "0");
+        }
+    });
+}
+
+#[test]
+fn what_a_killed_relay_left_goes_when_its_successor_relays_in_userspace_or_with_another_size() {
+    isolated(|pins| {
+        let mut options = options(pins.clone());
+        let relay = || Arc::new(UserspaceRelay::new(16));
+        let first = XdpRelay::start(&options, relay()).unwrap();
+        let leg = Leg::new("192.0.2.10:1".parse().unwrap(), "192.0.2.11:1".parse().unwrap(), cid(1));
+        first.insert(cid(2), leg).unwrap();
+        drop(first);
+        options.legs = 32;
+        let second = XdpRelay::start(&options, relay()).unwrap();
+        assert_eq!((second.adopted(), second.len()), (Vec::new(), 0));
+        drop(second);
+        XdpRelay::remove_leftovers(&pins, PORT);
+        assert_eq!(std::fs::read_dir(pins.join("cyphonic")).unwrap().count(), 0);
+        let attached = Command::new("ip").args(["link", "show", "ra"]).output().unwrap();
+        assert!(!String::from_utf8_lossy(&attached.stdout).contains("xdp"));
+    });
+}
+
+#[test]
+fn interfaces_that_cannot_are_told_with_what_to_do() {
+    isolated(|pins| {
+        let start = |options: &XdpOptions| {
+            let started = XdpRelay::start(options, Arc::new(UserspaceRelay::new(16)));
+            started.map(|_| ()).unwrap_err().to_string()
+        };
+        let good = options(pins.clone());
+        let named =
+            |name: &str, mode| XdpOptions { interfaces: Some(vec![name.into()]), mode, ..good.clone() };
+        assert!(start(&named("eth77", Mode::Native)).contains("relay.interfaces"));
+        assert!(start(&named("ra", Mode::Auto)).contains("ethtool"));
+        let none = XdpOptions { interfaces: None, mode: Mode::Generic, ..good.clone() };
+        assert!(start(&none).contains("name some in `relay.interfaces`"));
+        shell("ip -n a link set na mtu 9000");
+        shell("ip link set ra mtu 9000");
+        assert!(start(&named("ra", Mode::Native)).contains("MTU"));
+        shell("ip link set ra mtu 1500");
+        shell("ip -n a link set na mtu 1500");
+        let first = XdpRelay::start(&named("ra", Mode::Native), Arc::new(UserspaceRelay::new(16))).unwrap();
+        let other = XdpOptions { port: 5555, ..named("ra", Mode::Native) };
+        assert!(start(&other).contains("another XDP program"), "{}", start(&other));
+        first.stop();
+        let by_address = XdpOptions { addresses: vec!["198.51.100.1".parse().unwrap()], ..none };
+        let second = XdpRelay::start(&by_address, Arc::new(UserspaceRelay::new(16))).unwrap();
+        let places: Vec<_> = second.attachments().iter().map(|at| (at.interface.as_str(), at.hook)).collect();
+        assert_eq!(places, [("rb", Hook::Generic)]);
+        second.stop();
+    });
+}
+
+#[test]
+fn a_million_legs_fit() {
+    const LEGS: u32 = 1_000_000;
+    isolated(|pins| {
+        let options = XdpOptions { legs: LEGS as usize, pins: None, ..options(pins) };
+        let before = resident();
+        // With its worker, which has a table of its own.
+        let process = Process::start(&options);
+        let xdp = &process.xdp;
+        let start = Instant::now();
+        let id = |number: u32| {
+            let mut bytes = [0xff; 8];
+            bytes[4..].copy_from_slice(&number.to_be_bytes());
+            ConnectionId::from_random_data(bytes)
+        };
+        let node = |number: u32| SocketAddr::from((number.to_be_bytes(), 1000));
+        for number in 0..LEGS {
+            let number = number + (10 << 24);
+            xdp.insert(id(number), Leg::new(node(number), node(number ^ 1), id(number ^ 1))).unwrap();
+        }
+        let filled = start.elapsed();
+        let one_more = xdp.insert(id(1), Leg::new(node(10 << 24), node(11 << 24), id(2)));
+        assert_eq!(one_more, Err(RelayMapError::Full { capacity: LEGS as usize }));
+        let per_leg = (resident() - before) / u64::from(LEGS);
+        println!("{LEGS} legs: {filled:?}, {per_leg} bytes a leg in this process");
+        assert!(per_leg < 1_000, "{per_leg} bytes a leg");
+        assert_eq!(xdp.len(), LEGS as usize);
+        xdp.stop();
+        process.kill();
+    });
+}
+
+/// Bytes of this process in memory.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
