@@ -9,6 +9,7 @@
 //! demo does that.
 
 pub(crate) mod agent;
+mod capture;
 pub(crate) mod cloud;
 mod experiments;
 pub(crate) mod programs;
@@ -25,6 +26,7 @@ use cyphonic_lab::figures::{Figure, Figures};
 use cyphonic_lab::{Lab, LabError, Role, Topology};
 
 use self::agent::Device;
+use self::capture::Capture;
 use self::cloud::Cloud;
 use self::experiments::Experiments;
 use self::programs::Programs;
@@ -59,6 +61,9 @@ pub(crate) struct DemoArgs {
     /// Hold the demo only to what works, not to how fast: for unoptimised programs and busy machines.
     #[arg(long)]
     untimed: bool,
+    /// Record what crosses the core router into FILE, and hold it to be QUIC with right checksums. Slows the transfers.
+    #[arg(long, value_name = "FILE")]
+    capture: Option<PathBuf>,
     /// Use the programs in this folder instead of building them.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
@@ -83,11 +88,12 @@ pub(crate) fn run(args: &DemoArgs) -> Result<()> {
 fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Cancel) -> Result<()> {
     let progress = Progress::start();
     // Links with delay of their own have other times.
-    let timed = args.profile == "zero" && !args.untimed;
+    let timed = args.profile == "zero" && !args.untimed && args.capture.is_none();
     remove_kept(&args.name, &progress)?;
     let lab = Lab::up(topology, &crate::lab::config(&args.name, &args.profile)?)?;
     progress.done(&format!("{} network namespaces, profile `{}`", lab.state().nodes.len() + 1, args.profile));
 
+    let capture = args.capture.as_deref().map(|file| Capture::start(&lab, file, cancel)).transpose()?;
     let mut overlay = Overlay { ring: args.ring.clone(), cloud: None, devices: Vec::new() };
     let started = overlay.start(&lab, topology, programs, &progress, cancel);
     let outcome = started.and_then(|()| {
@@ -112,6 +118,9 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
             return Err(error);
         }
     };
+    if let Some(capture) = capture {
+        broken.extend(capture.finish(&progress, cancel)?);
+    }
     let wall = progress.elapsed();
     figures.insert("wall_s", Figure::single(wall.as_secs_f64(), "s"));
     if wall > LONGEST && timed {

@@ -22,15 +22,18 @@ fn programs() -> PathBuf {
 fn the_demo_keeps_its_promises_and_leaves_nothing() {
     let name = format!("demo-t{}", std::process::id());
     let figures = std::env::temp_dir().join(format!("{name}.json"));
+    let capture = std::env::temp_dir().join(format!("{name}.pcapng"));
     let mut demo = Command::new(env!("CARGO_BIN_EXE_xtask"));
     demo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["demo", "--untimed", "--name", &name, "--programs"]);
-    let output = demo.arg(programs()).arg("--json").arg(&figures).output().unwrap();
+    demo.arg(programs()).arg("--json").arg(&figures).arg("--capture").arg(&capture);
+    let output = demo.output().unwrap();
     let said =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}");
 
     let written: serde_json::Value = serde_json::from_slice(&std::fs::read(&figures).unwrap()).unwrap();
     std::fs::remove_file(&figures).unwrap();
+    std::fs::remove_file(&capture).unwrap();
     let figure = |name: &str| {
         written["figures"][name]["value"].as_f64().unwrap_or_else(|| panic!("no {name}: {said}"))
     };

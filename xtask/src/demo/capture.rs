@@ -1,0 +1,102 @@
+//! What an observer on the core router sees: QUIC, whole and with right checksums, or the demo has failed.
+//!
+//! An independent dissector reads the capture. On virtual links the kernel leaves checksums to hardware that is not
+//! there, so they are switched off on every interface first: what is captured is what a cable would carry.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use cyphonic_lab::Lab;
+use cyphonic_lab::command::{Cancel, check};
+use cyphonic_lab::process::{Daemon, wait_until};
+
+use super::progress::Progress;
+
+/// Where everything between two sites passes.
+const OBSERVER: &str = "core";
+/// The transfers at the demo's end would fill disks: what comes before them, and their start, is enough.
+const LONGEST_KB: &str = "filesize:65536";
+/// dumpcap has its interfaces open after this long, or is not going to.
+const START: Duration = Duration::from_secs(10);
+const READING: Duration = Duration::from_secs(300);
+/// Bytes of a punch.
+const PUNCH_LEN: usize = 21;
+const OFFLOADS: Duration = Duration::from_secs(10);
+
+/// A running capture.
+pub(super) struct Capture {
+    recorder: Daemon,
+    file: PathBuf,
+}
+
+impl Capture {
+    /// Starts recording into `file`.
+    pub(super) fn start(lab: &Lab, file: &Path, cancel: &Cancel) -> Result<Self> {
+        complete_checksums(lab, cancel)?;
+        let mut command = lab.command(OBSERVER, "dumpcap")?;
+        command.args(["-q", "-i", "any", "-f", "udp", "-a", LONGEST_KB, "-w"]).arg(file);
+        let mut recorder = lab.spawn(OBSERVER, "capture", &mut command)?;
+        let started = || file.metadata().is_ok_and(|file| file.len() > 0);
+        if !wait_until(START, started) || recorder.exit_status().is_some() {
+            bail!("nothing is recorded: {}", recorder.log_tail(5));
+        }
+        Ok(Self { recorder, file: file.to_owned() })
+    }
+
+    /// Ends recording, and returns what is wrong with it.
+    pub(super) fn finish(mut self, progress: &Progress, cancel: &Cancel) -> Result<Vec<String>> {
+        self.recorder.stop();
+        let all = self.count("udp", cancel)?;
+        let quic = self.count("quic", cancel)?;
+        // A punch opens a path before the first packet of a connection: zeros, docs/protocol.md §2.
+        let punch = ["00"; PUNCH_LEN].join(":");
+        let other = self.count(&format!("udp && !quic && !(udp.payload == {punch})"), cancel)?;
+        let checksums = self.count("udp.checksum.status == 0 || ip.checksum.status == 0", cancel)?;
+        let malformed = self.count("_ws.malformed", cancel)?;
+        progress.done(&format!(
+            "{all} datagrams crossed the core router: {quic} QUIC, {other} other, {checksums} with bad checksums, \
+             {malformed} malformed"
+        ));
+        let mut wrong = Vec::new();
+        if quic == 0 {
+            wrong.push("the dissector found no QUIC".to_owned());
+        }
+        for (count, what) in
+            [(other, "not QUIC"), (checksums, "with bad checksums"), (malformed, "malformed")]
+        {
+            if count > 0 {
+                wrong.push(format!("{count} datagrams on the wire are {what}: see {}", self.file.display()));
+            }
+        }
+        Ok(wrong)
+    }
+
+    fn count(&self, filter: &str, cancel: &Cancel) -> Result<usize> {
+        let mut tshark = Command::new("tshark");
+        tshark.arg("-r").arg(&self.file).args([
+            "-o",
+            "ip.check_checksum:TRUE",
+            "-o",
+            "udp.check_checksum:TRUE",
+        ]);
+        tshark.args(["-T", "fields", "-e", "frame.number", "-Y", filter]);
+        let frames = check(&mut tshark, READING, cancel).context("tshark cannot read the capture")?;
+        Ok(frames.lines().count())
+    }
+}
+
+/// The kernel's own software computes them, instead of hardware that does not exist.
+fn complete_checksums(lab: &Lab, cancel: &Cancel) -> Result<()> {
+    for node in &lab.state().nodes {
+        let mut list = lab.command(node, "ls")?;
+        let interfaces = check(list.arg("/sys/class/net"), OFFLOADS, cancel)?;
+        for interface in interfaces.split_whitespace().filter(|name| *name != "lo") {
+            let mut ethtool = lab.command(node, "ethtool")?;
+            check(ethtool.args(["-K", interface, "tx", "off"]), OFFLOADS, cancel)
+                .with_context(|| format!("cannot have {node} complete checksums on {interface}"))?;
+        }
+    }
+    Ok(())
+}
