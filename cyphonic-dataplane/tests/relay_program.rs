@@ -147,6 +147,25 @@ fn through_a_gateway_the_frame_goes_to_it() {
 }
 
 #[test]
+fn a_route_is_asked_for_again_when_it_is_old_or_too_narrow() {
+    Lab::new(|lab| {
+        let binding = leg(false, "198.51.100.30:2222", "198.51.100.1");
+        lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+        let short = arriving(&binding, cid(1), &[9; 100]);
+        assert_eq!(lab.run(&build(&short)), (XDP_REDIRECT, build(&leaving(&binding, &short, &lab.across()))));
+        let long = build(&arriving(&binding, cid(1), &[9; 1300]));
+        assert_eq!(lab.run(&long), (XDP_PASS, long));
+
+        lab::ip("neigh replace 198.51.100.30 lladdr 02:00:00:00:00:fe dev rel1 nud permanent");
+        // Longer than an answer is used, by a clock that moves in steps of up to 10 ms.
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        let (_, source) = lab.across().links();
+        let hop = Hop::new(lab::GATEWAY, source, lab.across().redirect);
+        assert_eq!(lab.run(&build(&short)), (XDP_REDIRECT, build(&leaving(&binding, &short, &hop))));
+    });
+}
+
+#[test]
 fn what_the_kernel_must_send_itself_passes_untouched() {
     let cases = [
         (leg(false, "198.51.100.99:2222", "198.51.100.1"), PassReason::NoNeighbour),
@@ -293,7 +312,8 @@ fn without_a_configuration_everything_passes() {
         lab.configure(Default::default());
         let frame = build(&arriving(&binding, cid(1), &[0; 40]));
         assert_eq!(lab.run(&frame), (XDP_PASS, frame));
-        assert_eq!(lab.counter(RelayCounterIndex::Passed(PassReason::NotConfigured)).packets, 1);
+        // What the kernel itself says on the cable comes by here as well.
+        assert!(lab.counter(RelayCounterIndex::Passed(PassReason::NotConfigured)).packets >= 1);
     });
 }
 

@@ -7,6 +7,7 @@
 #![no_std]
 #![no_main]
 
+mod hops;
 mod legs;
 mod route;
 
@@ -67,7 +68,7 @@ impl Relay for Kernel<'_> {
 
     #[inline(always)]
     fn route(&self, departure: &Departure) -> Result<Hop, PassReason> {
-        route::route(self.ctx, departure)
+        route::route(self.ctx, departure, self.now_ns())
     }
 
     #[inline(always)]

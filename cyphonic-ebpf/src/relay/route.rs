@@ -16,6 +16,8 @@ use cyphonic_common::packet::udp;
 use cyphonic_common::relay::map::{MAX_EGRESS, ROUTING_INTERFACE};
 use cyphonic_common::relay::{Departure, Family, Hop, PassReason};
 
+use super::hops::{self, Way};
+
 /// `AF_INET`.
 const IPV4: u8 = 2;
 /// `AF_INET6`.
@@ -29,8 +31,23 @@ static EGRESS: DevMapHash = DevMapHash::with_max_entries(MAX_EGRESS, 0);
 ///
 /// The length is checked against the MTU of the interface and of the route: an IPv4 route's only where it is locked (or
 /// `net.ipv4.ip_forward_use_pmtu` is set), an IPv6 route's where it is locked or was learned.
+///
+/// An answer is used again for a short time: see [`hops`].
 #[inline(always)]
-pub(crate) fn route(ctx: &XdpContext, departure: &Departure) -> Result<Hop, PassReason> {
+pub(crate) fn route(ctx: &XdpContext, departure: &Departure, now_ns: u64) -> Result<Hop, PassReason> {
+    let way = hops::way(departure, now_ns, || ask(ctx, departure))?;
+    if way.interface == ctx.ingress_ifindex() as u32 {
+        return Ok(Hop::from_source_first(way.links, None));
+    }
+    if EGRESS.get_ifindex(way.interface).is_none() {
+        return Err(PassReason::OtherInterface);
+    }
+    Ok(Hop::from_source_first(way.links, Some(way.interface)))
+}
+
+/// Asks the routing table.
+#[inline(always)]
+fn ask(ctx: &XdpContext, departure: &Departure) -> Result<Way, PassReason> {
     let mut lookup = parameters(departure);
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the context is the program's own, and the parameters are a live `bpf_fib_lookup` of the size given, which
@@ -43,12 +60,9 @@ pub(crate) fn route(ctx: &XdpContext, departure: &Departure) -> Result<Hop, Pass
         Ok(BPF_FIB_LKUP_RET_FWD_DISABLED) => return Err(PassReason::RoutingOff),
         _ => return Err(PassReason::NoRoute),
     }
-    let redirect = lookup.ifindex != ctx.ingress_ifindex() as u32;
-    if redirect && EGRESS.get_ifindex(lookup.ifindex).is_none() {
-        return Err(PassReason::OtherInterface);
-    }
-    let redirect = if redirect { Some(lookup.ifindex) } else { None };
-    Ok(Hop::from_source_first(link_addresses(&lookup), redirect))
+    // SAFETY: an integer in a union of integers. With a length asked about, the kernel answers with the MTU.
+    let mtu = u32::from(unsafe { lookup.__bindgen_anon_1.mtu_result });
+    Ok(Way { links: link_addresses(&lookup), interface: lookup.ifindex, mtu })
 }
 
 /// The answer's two link addresses, which are its last twelve bytes.
@@ -56,7 +70,8 @@ pub(crate) fn route(ctx: &XdpContext, departure: &Departure) -> Result<Hop, Pass
 fn link_addresses(lookup: &bpf_fib_lookup) -> [u32; 3] {
     const AT: usize = offset_of!(bpf_fib_lookup, smac);
     const _: () = assert!(AT.is_multiple_of(4) && align_of::<bpf_fib_lookup>() == 4);
-    const _: () = assert!(offset_of!(bpf_fib_lookup, dmac) == AT + 6 && size_of::<bpf_fib_lookup>() == AT + 12);
+    const _: () =
+        assert!(offset_of!(bpf_fib_lookup, dmac) == AT + 6 && size_of::<bpf_fib_lookup>() == AT + 12);
     let words = (&raw const *lookup).cast::<u32>();
     // SAFETY: the three words are inside the structure and aligned, as asserted above. Volatile, since longer words
     // would not be aligned on the stack, which the verifier refuses there and only there.
