@@ -58,6 +58,9 @@ pub(crate) struct DemoArgs {
     /// The encapsulation ring of every agent.
     #[arg(long, default_value = "auto", value_parser = ["auto", "xdp", "offload"])]
     ring: String,
+    /// How the TRS relays.
+    #[arg(long, default_value = "auto", value_parser = ["auto", "native", "generic", "userspace"])]
+    relay: String,
     /// Hold the demo only to what works, not to how fast: for unoptimised programs and busy machines.
     #[arg(long)]
     untimed: bool,
@@ -94,7 +97,7 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
     progress.done(&format!("{} network namespaces, profile `{}`", lab.state().nodes.len() + 1, args.profile));
 
     let capture = args.capture.as_deref().map(|file| Capture::start(&lab, file, cancel)).transpose()?;
-    let mut overlay = Overlay { ring: args.ring.clone(), cloud: None, devices: Vec::new() };
+    let mut overlay = Overlay { ring: args.ring.clone(), relay: args.relay.clone(), cloud: None, devices: Vec::new() };
     let started = overlay.start(&lab, topology, programs, &progress, cancel);
     let outcome = started.and_then(|()| {
         let experiments = Experiments::new(&lab, topology, &mut overlay.devices, &progress, cancel);
@@ -120,6 +123,9 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
     };
     if let Some(capture) = capture {
         broken.extend(capture.finish(&progress, cancel)?);
+    }
+    if let Some(cloud) = &overlay.cloud {
+        broken.extend(cloud.xdp_promises(&args.relay, &progress, cancel)?);
     }
     let wall = progress.elapsed();
     figures.insert("wall_s", Figure::single(wall.as_secs_f64(), "s"));
@@ -191,6 +197,7 @@ fn keep(lab: Lab, overlay: Overlay, programs: &Programs) -> Result<()> {
 struct Overlay {
     /// What every agent is configured to.
     ring: String,
+    relay: String,
     cloud: Option<Cloud>,
     devices: Vec<Device>,
 }
@@ -204,7 +211,7 @@ impl Overlay {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<()> {
-        let cloud = self.cloud.insert(Cloud::start(lab, topology, programs, progress, cancel)?);
+        let cloud = self.cloud.insert(Cloud::start_with(lab, topology, programs, &self.relay, progress, cancel)?);
         for (node, host) in topology.hosts_with(Role::Device) {
             let name = host.device.as_deref().unwrap_or(node);
             let token = cloud.create_token(name, cancel)?;

@@ -37,6 +37,18 @@ impl Cloud {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Self> {
+        Self::start_with(lab, topology, programs, "auto", progress, cancel)
+    }
+
+    /// The same, with a TRS that relays by `mode` (`relay.mode` of its configuration).
+    pub(crate) fn start_with(
+        lab: &Lab,
+        topology: &Topology,
+        programs: &Programs,
+        mode: &str,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Self> {
         let (cloud, relay) = (host(topology, Role::As)?, host(topology, Role::Trs)?);
         let (addresses, relay_addresses) = (addresses(topology, cloud), addresses(topology, relay));
         let home = lab.node_dir(cloud)?.join("cloud");
@@ -63,7 +75,16 @@ impl Cloud {
             Ok(lab.spawn_ready(node, "cyphonic-cloud", &mut command, LIMIT, cancel)?)
         };
         let services = start(cloud, &config)?;
-        let relay = start(relay, &relay_home.join("cloud.yaml"))?;
+        let relay_config = relay_home.join("cloud.yaml");
+        if mode != "auto" {
+            let text =
+                std::fs::read_to_string(&relay_config)?.replace("  mode: auto", &format!("  mode: {mode}"));
+            std::fs::write(&relay_config, text)?;
+        }
+        if mode == "native" || mode == "generic" {
+            prepare_for_xdp(lab, relay, cancel)?;
+        }
+        let relay = start(relay, &relay_config)?;
         progress.done("AS and NMS run on one host, the TRS on another");
         Ok(Self { services, relay, program: programs.cloud.clone(), config, addresses })
     }
@@ -86,11 +107,60 @@ impl Cloud {
         [&self.services, &self.relay].into_iter()
     }
 
+    /// Says what the TRS has relayed in XDP; returns the promises that broke.
+    pub(super) fn xdp_promises(
+        &self,
+        mode: &str,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<Vec<String>> {
+        let mut command = std::process::Command::new(&self.program);
+        let status = check(command.args(["trs-status", "--json"]), LIMIT, cancel)?;
+        let status: serde_json::Value = serde_json::from_str(&status).context("trs-status says no JSON")?;
+        let relays = status["xdp"].as_array().cloned().unwrap_or_default();
+        let ours = relays.iter().filter(|relay| relay["port"] == PORT);
+        let forwarded: u64 = ours.filter_map(|relay| relay["forwarded_packets"].as_u64()).sum();
+        if mode == "native" || mode == "generic" {
+            progress.done(&format!("the TRS relayed {forwarded} packets in XDP ({mode})"));
+            if forwarded == 0 {
+                return Ok(vec![format!(
+                    "the TRS should relay in XDP ({mode}), and nothing passed there: {status}"
+                )]);
+            }
+        }
+        Ok(Vec::new())
+    }
+
     /// Lets the services run on.
     pub(crate) fn release(self) {
         self.services.release();
         self.relay.release();
     }
+}
+
+/// Makes the relay's cables be like wires. Their other ends take what the driver is given by XDP only with GRO on, and hand
+/// on checksums that nobody has computed, which XDP leaves to userspace, unless checksum offload is off.
+fn prepare_for_xdp(lab: &Lab, relay: &str, cancel: &Cancel) -> Result<()> {
+    for (_, own) in interfaces(lab, relay, cancel)? {
+        // The lab numbers its cables' ends, so that an index is one interface's in all of it.
+        for node in &lab.state().nodes {
+            let other = interfaces(lab, node, cancel)?.into_iter().find(|(_, other)| {
+                other["ifindex"] == own["link_index"] && other["link_index"] == own["ifindex"]
+            });
+            if let Some((device, _)) = other {
+                let mut ethtool = lab.command(node, "ethtool")?;
+                check(ethtool.args(["-K", &device, "tx", "off", "gro", "on"]), LIMIT, cancel)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The cables of a node, by name, as `ip` describes them.
+fn interfaces(lab: &Lab, node: &str, cancel: &Cancel) -> Result<Vec<(String, serde_json::Value)>> {
+    let said = check(lab.command(node, "ip")?.args(["-j", "link", "show", "type", "veth"]), LIMIT, cancel)?;
+    let links: Vec<serde_json::Value> = serde_json::from_str(&said).context("ip says no JSON")?;
+    Ok(links.into_iter().filter_map(|link| Some((link["ifname"].as_str()?.to_owned(), link))).collect())
 }
 
 fn host(topology: &Topology, role: Role) -> Result<&str> {
