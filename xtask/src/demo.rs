@@ -97,7 +97,8 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
     progress.done(&format!("{} network namespaces, profile `{}`", lab.state().nodes.len() + 1, args.profile));
 
     let capture = args.capture.as_deref().map(|file| Capture::start(&lab, file, cancel)).transpose()?;
-    let mut overlay = Overlay { ring: args.ring.clone(), relay: args.relay.clone(), cloud: None, devices: Vec::new() };
+    let mut overlay =
+        Overlay { ring: args.ring.clone(), relay: args.relay.clone(), cloud: None, devices: Vec::new() };
     let started = overlay.start(&lab, topology, programs, &progress, cancel);
     let outcome = started.and_then(|()| {
         let experiments = Experiments::new(&lab, topology, &mut overlay.devices, &progress, cancel);
@@ -211,11 +212,20 @@ impl Overlay {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<()> {
-        let cloud = self.cloud.insert(Cloud::start_with(lab, topology, programs, &self.relay, progress, cancel)?);
+        let cloud =
+            self.cloud.insert(Cloud::start_with(lab, topology, programs, &self.relay, progress, cancel)?);
         for (node, host) in topology.hosts_with(Role::Device) {
             let name = host.device.as_deref().unwrap_or(node);
             let token = cloud.create_token(name, cancel)?;
-            self.devices.push(Device::enrol(lab, node, name, &token, cloud.addresses(), &self.ring, programs)?);
+            self.devices.push(Device::enrol(
+                lab,
+                node,
+                name,
+                &token,
+                cloud.addresses(),
+                &self.ring,
+                programs,
+            )?);
         }
         progress.done(&format!("{} agents started, each with a one-time token", self.devices.len()));
         for device in &mut self.devices {

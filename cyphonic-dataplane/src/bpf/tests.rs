@@ -36,10 +36,12 @@ fn udp(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
 
 /// A TCP segment that opens a connection, or an answer to one.
 fn tcp(source: &str, destination: &str, ports: (u16, u16), opens: bool) -> Vec<u8> {
-    let builder = etherparse::PacketBuilder::ipv6(address(source).octets(), address(destination).octets(), 64);
+    let builder =
+        etherparse::PacketBuilder::ipv6(address(source).octets(), address(destination).octets(), 64);
     let builder = builder.tcp(ports.0, ports.1, 1, 1000).syn();
     let mut packet = Vec::new();
-    let written = if opens { builder.write(&mut packet, b"") } else { builder.ack(2).write(&mut packet, b"") };
+    let written =
+        if opens { builder.write(&mut packet, b"") } else { builder.ack(2).write(&mut packet, b"") };
     written.unwrap();
     packet
 }

@@ -92,7 +92,7 @@ pub(crate) struct Lab {
 
 impl Lab {
     /// Runs `test` on a thread in a network namespace of its own, which ends with the thread.
-    pub(crate) fn new(test: impl FnOnce(&Self) + Send) {
+    pub(crate) fn run_in(test: impl FnOnce(&Self) + Send) {
         let run = || {
             // SAFETY: it takes no pointers, and only this short-lived thread changes its namespace.
             assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
@@ -235,7 +235,7 @@ pub(crate) fn monotonic_ns() -> u64 {
 }
 
 pub(crate) fn ip(arguments: &str) {
-    let status = Command::new("ip").args(arguments.split(' ')).status().expect("iproute2 is installed");
+    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
     assert!(status.success(), "ip {arguments}: {status}");
 }
 

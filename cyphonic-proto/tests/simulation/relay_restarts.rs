@@ -103,7 +103,7 @@ fn legs_that_were_left_and_are_claimed_by_nobody_go() {
 }
 
 #[test]
-fn a_device_revoked_meanwhile_gets_nothing_back() {
+fn a_device_cut_off_meanwhile_gets_nothing_back() {
     let mut world = relayed_pair();
     world.kill(Victim::Trs, SECOND);
     world.cut(Victim::Device("b"));
