@@ -274,7 +274,7 @@ fn interfaces_that_cannot_are_told_with_what_to_do() {
         let named =
             |name: &str, mode| XdpOptions { interfaces: Some(vec![name.into()]), mode, ..good.clone() };
         assert!(start(&named("eth77", Mode::Native)).contains("relay.interfaces"));
-        assert!(start(&named("ra", Mode::Auto)).contains("ethtool"));
+        assert!(start(&named("ra", Mode::Auto)).contains("virtual cable"));
         let none = XdpOptions { interfaces: None, mode: Mode::Generic, ..good.clone() };
         assert!(start(&none).contains("name some in `relay.interfaces`"));
         shell("ip -n a link set na mtu 9000");

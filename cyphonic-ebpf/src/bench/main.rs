@@ -104,7 +104,7 @@ fn stamp(ctx: &XdpContext) -> Option<()> {
     let turn = TURN.load() != 0;
     // SAFETY: the helper takes no arguments.
     let random = unsafe { bpf_get_prandom_u32() };
-    let binding = (u64::from(random) * u64::from(BINDINGS.load()) >> 32) as u32;
+    let binding = ((u64::from(random) * u64::from(BINDINGS.load())) >> 32) as u32;
     let sender = FIRST_SENDER + binding;
     let cid = if turn { real_cid(binding) } else { virtual_cid(binding) };
     write(ctx, 0, template.head)?;

@@ -138,7 +138,7 @@ impl Cloud {
     }
 }
 
-/// Makes the relay's cables be like wires. Their other ends take what the driver is given by XDP only with GRO on, and hand
+/// Makes the relay's cables be like wires. Their other ends take what XDP redirects only with GRO on, and hand
 /// on checksums that nobody has computed, which XDP leaves to userspace, unless checksum offload is off.
 fn prepare_for_xdp(lab: &Lab, relay: &str, cancel: &Cancel) -> Result<()> {
     for (_, own) in interfaces(lab, relay, cancel)? {

@@ -54,7 +54,8 @@ pub(super) fn attach(
 }
 
 /// In which order to try. The far end of a virtual cable loses what the program sends by the driver, silently, unless
-/// somebody prepared it (an XDP program or GRO there): only an operator can know. Behind the driver, super-packets that
+/// somebody prepared it: what leaves by the interface it came by (XDP_TX) is taken only where an XDP program is there,
+/// what comes from another one, also where GRO is on. Only an operator can know. Behind the driver, super-packets that
 /// never were on a wire would be copied into one piece just to be left to userspace.
 fn hooks(interface: &Interface, mode: Mode) -> &'static [Hook] {
     match mode {

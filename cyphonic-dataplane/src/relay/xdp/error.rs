@@ -69,8 +69,9 @@ pub enum XdpError {
     },
     /// Whether XDP works there cannot be seen from here.
     #[error(
-        "{0} is one end of a virtual cable (veth), and its other end loses what XDP sends unless GRO is on there: if it is \
-         (`ethtool -K` at the other end), insist by `relay.mode: native`"
+        "{0} is one end of a virtual cable (veth), and its other end silently loses what XDP sends unless an XDP program \
+         is attached there: if one is, insist by `relay.mode: native`; `generic` works in any case, but is slower than \
+         userspace for packets from this machine"
     )]
     VirtualCable(String),
     /// The caller asked for no XDP.
