@@ -96,6 +96,9 @@ pub struct RelayConfig {
 /// [`RelayConfig::flags`]: see [`RelayConfig::new`].
 const MERGED: u32 = 1;
 
+/// [`RelayConfig::flags`]: see [`RelayConfig::over_virtual_cables`].
+const VIRTUAL_CABLES: u32 = 2;
+
 impl RelayConfig {
     /// For the relay's UDP port. `merged` where frames may have been merged by the kernel (GRO) before the program sees
     /// them, as in generic mode: a frame without UDP checksum, whose checksum cannot tell, then goes to userspace.
@@ -103,6 +106,21 @@ impl RelayConfig {
     pub const fn new(port: u16, merged: bool) -> Self {
         let flags = if merged { MERGED } else { 0 };
         Self { layout: LAYOUT, flags, port: port.to_be_bytes(), reserved: [0; 2] }
+    }
+
+    /// For interfaces that are one end of a virtual cable (veth). Such an end takes what is redirected to it as soon as its
+    /// far end merges packets (GRO), but what goes back where it came from (XDP_TX) only if there is an XDP program at the
+    /// far end, and loses it silently otherwise: so everything is redirected.
+    #[must_use]
+    pub const fn over_virtual_cables(mut self) -> Self {
+        self.flags |= VIRTUAL_CABLES;
+        self
+    }
+
+    /// Whether frames are redirected even to the interface they came by.
+    #[inline(always)]
+    pub const fn always_redirects(&self) -> bool {
+        self.flags & VIRTUAL_CABLES != 0
     }
 
     /// Whether userspace has written it, and for this layout.

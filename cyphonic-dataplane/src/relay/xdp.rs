@@ -251,7 +251,12 @@ impl Started {
         let capacity = u32::try_from(options.legs).unwrap_or(u32::MAX);
         let mut object = Object::load(capacity, pins.map(Pins::legs).as_deref())?;
         // Before the program is anywhere: it may go in an earlier one's place, where packets are arriving.
-        object.configure(RelayConfig::new(options.port, options.mode != Mode::Native))?;
+        let mut config = RelayConfig::new(options.port, options.mode != Mode::Native);
+        let interfaces = interfaces::choose(options.interfaces.as_deref(), &options.addresses)?;
+        if interfaces.iter().any(|interface| interface.virtual_cable) {
+            config = config.over_virtual_cables();
+        }
+        object.configure(config)?;
         let routing = Routing::enable(pins)?;
         Ok(Self { object, routing, held: Vec::new(), attachments: Vec::new(), attached: Vec::new() })
     }

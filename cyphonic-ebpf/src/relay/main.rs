@@ -40,12 +40,15 @@ pub fn cyphonic_relay(ctx: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(&ctx);
     let len = frame.len() as u64;
     let kernel = Kernel { ctx: &ctx };
-    let verdict = match RELAY_CONFIG.get(0) {
-        Some(config) => relay(&mut frame, config, &kernel),
-        None => Verdict::Pass(PassReason::NotConfigured),
+    let (verdict, always_redirects) = match RELAY_CONFIG.get(0) {
+        Some(config) => (relay(&mut frame, config, &kernel), config.always_redirects()),
+        None => (Verdict::Pass(PassReason::NotConfigured), false),
     };
     count(verdict.counter(), len);
     match verdict {
+        Verdict::Forward { redirect: None, .. } if always_redirects => {
+            route::redirect(ctx.ingress_ifindex() as u32)
+        }
         Verdict::Forward { redirect: None, .. } => XDP_TX,
         Verdict::Forward { redirect: Some(interface), .. } => route::redirect(interface),
         Verdict::Pass(_) => XDP_PASS,
