@@ -6,6 +6,7 @@
 //! | `build` | builds the eBPF objects, then the programs |
 //! | `test` | `setup`, `build` and every test there is |
 //! | `ci` | formatting, lints, dependency rules, then `test` |
+//! | `fuzz` | millions of damaged frames: kernel and userspace must judge alike |
 //! | `test-kernels` | the eBPF programs on other kernels, emulated |
 //! | `lab` | networks with NATs on this machine, from `vagrant/topology.yaml` |
 //! | `bench` | rates, round trips and costs, beside other VPNs and relays |
@@ -20,6 +21,7 @@ mod build;
 mod ci;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod kernels;
 mod lab;
 mod setup;
@@ -49,6 +51,8 @@ enum Verb {
     Test(test::TestArgs),
     /// What continuous integration runs: formatting, lints, dependency rules, tests.
     Ci,
+    /// Send millions of damaged frames through every program and its twin in userspace.
+    Fuzz(fuzz::FuzzArgs),
     /// Load and test the eBPF programs on Debian's kernels, in an emulator.
     TestKernels(kernels::KernelsArgs),
     /// Build networks with NATs on this machine from the topology file.
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
         Verb::Build(args) => build::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Ci => ci::run(),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::TestKernels(args) => kernels::run(&args),
         Verb::Lab(args) => lab::run(args),
         Verb::Bench(args) => bench::run(&args),

@@ -52,7 +52,7 @@ fn cargo_test(arguments: &[String]) -> Result<Total> {
 }
 
 /// cargo starts test programs through its configured runner.
-fn run_as_root(cargo: &mut Command) -> Result<()> {
+pub(crate) fn run_as_root(cargo: &mut Command) -> Result<()> {
     if shell::is_root() {
         return Ok(());
     }

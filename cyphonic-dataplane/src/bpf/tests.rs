@@ -23,6 +23,11 @@ fn config() -> InterfaceConfig {
     InterfaceConfig::new(address(OWN).octets(), address("fd12:3456:789a::").octets(), 48).unwrap()
 }
 
+/// How many damaged packets kernel and host judge: `cargo xtask fuzz` asks for millions.
+fn cases(usual: u32) -> u32 {
+    std::env::var("CYPHONIC_FUZZ_CASES").map_or(usual, |cases| cases.parse().unwrap())
+}
+
 /// An IPv6 packet of UDP. The checksum is right, for the kernel receives some of them.
 fn udp(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
     let (source, destination) = (address(source), address(destination));

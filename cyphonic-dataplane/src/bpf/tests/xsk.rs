@@ -273,7 +273,8 @@ fn the_kernel_and_the_host_agree_on_mutated_frames() {
         let own: InterfaceConfig = config();
         let bench = std::cell::RefCell::new(bench);
         let mutations = proptest::collection::vec((0usize..80, any::<u8>()), 0..4);
-        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(2000));
+        let mut runner =
+            proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(super::cases(2000)));
         let result = runner.run(&(0u8..3, mutations, 14usize..150), |(kind, mutations, cut)| {
             let mut frame = match kind {
                 0 => inner(OWN, PEER, b"payload"),
