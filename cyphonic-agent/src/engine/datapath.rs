@@ -28,9 +28,9 @@ use crate::daemon::DaemonError;
 use crate::netlink::{Netlink, far_end};
 use crate::state::StateDir;
 
-/// Measured (docs/performance.md): what super-packets save in bulk transfers is more than AF_XDP saves, unless a card
-/// takes frames without copying, which the virtual interface never does.
-const AUTO_WHY: &str = "the faster one for bulk transfers on this kernel";
+/// Expected, and for `cargo xtask bench` to confirm: what super-packets save in bulk transfers is more than AF_XDP saves,
+/// unless a card takes frames without copying, which the virtual interface never does.
+const AUTO_WHY: &str = "it carries bulk transfers as super-packets";
 
 /// How often the programs' messages are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(500);
