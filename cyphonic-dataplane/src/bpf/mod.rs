@@ -9,6 +9,7 @@
 //! **Invariants.** The configuration is written before a program is attached. Dropping the classifier detaches it. The
 //! programs never write to a packet.
 
+mod arrival;
 mod classifier;
 mod counters;
 mod error;
@@ -18,6 +19,7 @@ mod tables;
 mod workers;
 mod xsk;
 
+pub(crate) use arrival::Arrivals;
 pub use classifier::{AttachKind, EgressClassifier, Options, Programs};
 pub use counters::ClassifierCounters;
 pub use error::BpfError;

@@ -11,7 +11,6 @@ use std::hash::BuildHasherDefault;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
@@ -23,13 +22,14 @@ use super::EventSink;
 use super::command::{Answer, RxCommand};
 use super::counters::Counters;
 use super::device::Delivery;
+use super::duty::Turn;
 use super::wake::Waker;
 use crate::gso::Slot;
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
 
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
-const MESSAGES: usize = 16;
+pub(super) const MESSAGES: usize = 16;
 /// How often old keys are looked at while there are any.
 const KEY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after a key update old keys may be left over.
@@ -51,7 +51,6 @@ pub(super) struct RxParts {
     pub(super) commands: Receiver<RxCommand>,
     pub(super) answers: SyncSender<Answer>,
     pub(super) tx_waker: Arc<Waker>,
-    pub(super) stop: Arc<AtomicBool>,
 }
 
 /// See the module.
@@ -62,44 +61,42 @@ pub(super) struct RxWorker<D> {
     /// Until when old keys must be looked at.
     aftermath: Option<Instant>,
     keys_looked_at: Instant,
+    /// Receive errors in a row.
+    errors: u32,
 }
 
 impl<D: Delivery> RxWorker<D> {
     pub(super) fn new(parts: RxParts, delivery: D) -> Self {
-        Self { parts, delivery, peers: HashMap::default(), aftermath: None, keys_looked_at: Instant::now() }
+        Self { parts, delivery, peers: HashMap::default(), aftermath: None, keys_looked_at: Instant::now(), errors: 0 }
     }
 
-    /// Runs until told to stop, or until the port is broken.
-    pub(super) fn run(mut self) -> io::Result<()> {
-        let port = Arc::clone(&self.parts.port);
-        let mut batch = RecvBatch::new(MESSAGES);
-        let mut errors = 0;
-        while !self.parts.stop.load(Relaxed) {
-            self.take_commands();
-            match port.recv_batch(&mut batch) {
-                Ok(_) => {
-                    errors = 0;
-                    self.receive(&mut batch);
+    /// Takes what was asked for, then one batch from the port.
+    ///
+    /// # Errors
+    /// The port is broken.
+    pub(super) fn turn(&mut self, batch: &mut RecvBatch) -> io::Result<Turn> {
+        self.take_commands();
+        match self.parts.port.recv_batch(batch) {
+            Ok(messages) => {
+                self.errors = 0;
+                self.receive(batch);
+                return Ok(Turn { done: messages as u32, dry: false });
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.expire_keys(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                self.errors += 1;
+                if self.errors > MAX_ERRORS {
+                    return Err(error);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.expire_keys();
-                    port.wait(self.timeout())?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    errors += 1;
-                    if errors > MAX_ERRORS {
-                        return Err(error);
-                    }
-                    std::thread::sleep(ERROR_PAUSE);
-                }
+                std::thread::sleep(ERROR_PAUSE);
             }
         }
-        Ok(())
+        Ok(Turn { done: 0, dry: true })
     }
 
     /// How long nothing is due; what the host was too slow for is tried again first.
-    fn timeout(&mut self) -> Option<Duration> {
+    pub(super) fn timeout(&mut self) -> Option<Duration> {
         if self.delivery.is_behind() {
             self.delivery.flush(|_| &[], &self.parts.counters);
         }

@@ -24,6 +24,7 @@ use self::tunnels::Tunnels;
 use super::command::{Answer, RxCommand, TxCommand};
 use super::counters::Counters;
 use super::device::Source;
+use super::duty::Turn;
 use super::hold::{Held, Hold, Holding};
 use super::icmp::{self, ErrorLimit, Problem};
 use super::wake::Waker;
@@ -39,8 +40,6 @@ const DATAGRAM: u8 = 0x30;
 const SEND_PATIENCE: Duration = Duration::from_millis(500);
 /// The pace of repeated challenges.
 const TICK: Duration = Duration::from_millis(50);
-/// Device reads between two looks at the clock while the worker never waits.
-const READS_PER_TICK: u32 = 64;
 
 /// What the worker is built from.
 pub(super) struct TxParts {
@@ -73,42 +72,31 @@ impl TxWorker {
         Self { parts, tunnels: Tunnels::default(), batch: Batch::new(), errors: ErrorLimit::new(now), now }
     }
 
-    /// Runs until told to stop, or until the device is gone.
-    pub(super) fn run(mut self, mut source: impl Source) -> io::Result<()> {
-        let mut reads = 0;
-        while !self.parts.stop.load(Relaxed) {
-            if self.parts.waker.take() {
-                self.now = Instant::now();
-                self.take_commands();
-            }
+    /// Takes what was asked for, then up to `reads` packets from the source. What is sealed leaves with the turn in
+    /// which the source runs dry.
+    ///
+    /// # Errors
+    /// The virtual interface is gone.
+    pub(super) fn turn(&mut self, source: &mut impl Source, reads: u32) -> io::Result<Turn> {
+        self.now = Instant::now();
+        if self.parts.waker.take() {
+            self.take_commands();
+        }
+        for read in 0..reads {
             match source.read() {
                 Ok(Some((vnet, packet))) => self.send_read(&vnet, packet),
                 Ok(None) => self.parts.counters.count_drop(DropReason::Truncated, 1),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.flush();
                     self.tick();
-                    self.wait(&source)?;
-                    self.now = Instant::now();
-                    reads = 0;
+                    return Ok(Turn { done: read, dry: true });
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-            reads += 1;
-            if reads >= READS_PER_TICK {
-                reads = 0;
-                self.now = Instant::now();
-                self.tick();
-            }
         }
-        Ok(())
-    }
-
-    /// Waits for the source, and for what is due. A source that cannot tell of its end by itself is asked.
-    fn wait<S: Source>(&self, source: &S) -> io::Result<()> {
-        let timeout = [self.timeout(), S::CHECK_INTERVAL].into_iter().flatten().min();
-        self.parts.waker.wait(source, timeout)?;
-        source.check()
+        self.tick();
+        Ok(Turn { done: reads, dry: false })
     }
 
     /// What came from the virtual interface, or was held since.
@@ -242,7 +230,7 @@ impl TxWorker {
     }
 
     /// How long nothing is due.
-    fn timeout(&self) -> Option<Duration> {
+    pub(super) fn timeout(&self) -> Option<Duration> {
         let held = self.parts.hold.deadline().map(|due| due.saturating_duration_since(self.now));
         let tick = self.tunnels.is_watching().then_some(TICK);
         [held, tick].into_iter().flatten().min()

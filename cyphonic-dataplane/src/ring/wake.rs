@@ -33,6 +33,20 @@ impl Waker {
         self.called.load(Ordering::Relaxed) && self.called.swap(false, Ordering::AcqRel)
     }
 
+    /// For a wait for several things.
+    pub(super) fn poll_fd(&self) -> PollFd<'_> {
+        PollFd::new(&self.fd, PollFlags::IN)
+    }
+
+    /// Takes note of what a wait found about [`poll_fd`](Self::poll_fd).
+    pub(super) fn settle(&self, called: PollFlags) {
+        if !called.is_empty() {
+            let mut count = [0; 8];
+            // Emptied here and nowhere else: a call whose message is taken already ends one more wait, no more.
+            let _ = rustix::io::read(&self.fd, &mut count);
+        }
+    }
+
     /// Waits until the source has a packet, until called, or for `timeout`.
     pub(super) fn wait(&self, source: &impl AsFd, timeout: Option<Duration>) -> io::Result<()> {
         let mut fds = [PollFd::new(source, PollFlags::IN), PollFd::new(&self.fd, PollFlags::IN)];
@@ -42,11 +56,7 @@ impl Waker {
             Err(error) => return Err(error.into()),
         }
         let [source, called] = fds.each_ref().map(PollFd::revents);
-        if !called.is_empty() {
-            let mut count = [0; 8];
-            // Emptied here and nowhere else: a call whose message is taken already ends one more wait, no more.
-            let _ = rustix::io::read(&self.fd, &mut count);
-        }
+        self.settle(called);
         if source.intersects(PollFlags::ERR | PollFlags::NVAL) {
             return Err(io::Error::new(io::ErrorKind::NotConnected, "the virtual interface is gone"));
         }

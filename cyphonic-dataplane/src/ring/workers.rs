@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::{Sender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
 
 use cyphonic_common::{ConnectionId, InterfaceConfig};
@@ -14,8 +14,9 @@ use cyphonic_common::{ConnectionId, InterfaceConfig};
 use super::command::{RxCommand, RxTunnel, TxCommand, TxTunnel};
 use super::counters::{Counters, RingCounters};
 use super::device::{Delivery, Source};
+use super::duty::{self, Division, Duty, First, Handover, Receiving, Sending};
 use super::hold::Hold;
-use super::rx::{RxParts, RxWorker};
+use super::rx::{MESSAGES, RxParts, RxWorker};
 use super::shared::{Shared, lock};
 use super::tx::{TxParts, TxWorker};
 use super::wake::Waker;
@@ -24,7 +25,7 @@ use super::{
     TunnelStats,
 };
 use crate::protect;
-use crate::udp::{SignallingSink, UdpPort};
+use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 
 /// Tunnels of one ring: far beyond what a device talks to, near what memory is for.
 const MAX_TUNNELS: usize = 65_536;
@@ -57,6 +58,7 @@ pub struct Ring<S: Side> {
     rx: Sender<RxCommand>,
     tx_waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
+    duty: Arc<Duty>,
     counters: Arc<Counters>,
     tunnels: Mutex<HashMap<TunnelId, (ConnectionId, Arc<Shared>)>>,
     workers: Vec<JoinHandle<()>>,
@@ -102,9 +104,9 @@ impl<S: Side> Ring<S> {
             commands: rx_commands,
             answers: answer,
             tx_waker: Arc::clone(&waker),
-            stop: Arc::clone(&stop),
         };
         let receiving = RxWorker::new(receiving, delivery);
+        let duty = Duty::new(Arc::clone(&config.port), Arc::clone(&waker), Arc::clone(&stop));
         let mut ring = Self {
             own,
             port: config.port,
@@ -112,15 +114,28 @@ impl<S: Side> Ring<S> {
             rx,
             tx_waker: waker,
             stop,
+            duty: Arc::new(duty),
             counters,
             tunnels: Mutex::default(),
             workers: Vec::with_capacity(2),
             _side: side,
         };
+        let (sending, batch) = (Sending { worker: sending, source }, RecvBatch::new(MESSAGES));
+        let receiving = Receiving { worker: receiving, batch };
+        let handover = Arc::new(Handover::default());
         // If the second thread is refused, dropping the ring stops the first.
-        ring.spawn("ring-tx", &config.events, move || sending.run(source))?;
-        ring.spawn("ring-rx", &config.events, move || receiving.run())?;
+        let (duty, half) = (Arc::clone(&ring.duty), Arc::clone(&handover));
+        let second = ring.spawn("ring-2", &config.events, move || duty::run_second(&duty, &half))?;
+        let duty = Arc::clone(&ring.duty);
+        ring.spawn("ring-1", &config.events, move || {
+            First::new(&duty, &handover, &second, sending, receiving).run()
+        })?;
         Ok(ring)
+    }
+
+    /// Says when the second thread is to take a half. It is not asked for packets, so the next ones bring it about.
+    pub fn divide(&self, division: Division) {
+        self.duty.divide(division);
     }
 
     fn spawn(
@@ -128,15 +143,17 @@ impl<S: Side> Ring<S> {
         name: &'static str,
         events: &EventSink,
         run: impl FnOnce() -> io::Result<()> + Send + 'static,
-    ) -> Result<(), RingError> {
+    ) -> Result<Thread, RingError> {
         let obituary = Obituary { worker: name, events: Arc::clone(events), reason: None };
         let body = move || {
             let mut obituary = obituary;
             obituary.reason = Some(run().err().map(|error| format!("{name}: {error}")));
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);
-        self.workers.push(thread.map_err(|source| RingError::Io { doing: "start a worker thread", source })?);
-        Ok(())
+        let thread = thread.map_err(|source| RingError::Io { doing: "start a worker thread", source })?;
+        let handle = thread.thread().clone();
+        self.workers.push(thread);
+        Ok(handle)
     }
 
     fn send_tx(&self, command: TxCommand) -> Result<(), RingError> {
@@ -255,6 +272,7 @@ impl<S: Side> Drop for Ring<S> {
         self.tx_waker.wake();
         self.port.wake();
         for worker in self.workers.drain(..) {
+            worker.thread().unpark();
             // A worker that panicked has told so by its obituary.
             let _ = worker.join();
         }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{PortGroup, RecvBatch, Transmit, canonical};
+use crate::bpf::Arrivals;
 
 /// Bytes wanted for the kernel's buffers, as wireguard-go asks for: seven milliseconds at 10 Gbit/s.
 const SOCKET_BUFFER: usize = 7 << 20;
@@ -57,6 +58,7 @@ pub struct UdpPort {
     /// Takes IPv6 addresses, and IPv4 ones in mapped form.
     ipv6: bool,
     waker: Arc<OwnedFd>,
+    arrivals: OnceLock<Arrivals>,
     /// The other sockets of the same port, and which of them this is.
     group: Option<(Arc<PortGroup>, usize)>,
 }
@@ -137,6 +139,7 @@ impl UdpPort {
             local: canonical(local),
             ipv6: local.is_ipv6(),
             waker,
+            arrivals: OnceLock::new(),
             group: None,
         })
     }
@@ -294,6 +297,39 @@ impl UdpPort {
             // Only fails if another waiter was faster.
             let _ = rustix::io::read(&*self.waker, &mut count);
         }
+        Ok(woken)
+    }
+
+    /// Lets the port know where its datagrams arrive. Only the first time counts.
+    pub(crate) fn set_arrivals(&self, arrivals: Arrivals) {
+        let _ = self.arrivals.set(arrivals);
+    }
+
+    /// The processor on which the kernel has taken in what arrived last; `None` where nobody tells.
+    pub(crate) fn arrival_processor(&self) -> Option<usize> {
+        self.arrivals.get()?.processor()
+    }
+
+    /// Waits as [`wait`](Self::wait) does, or until one of `others` has something.
+    ///
+    /// # Errors
+    /// The kernel refused to wait.
+    pub(crate) fn wait_with<'fd>(&'fd self, others: &mut [PollFd<'fd>; 2], timeout: Option<Duration>) -> io::Result<Woken> {
+        let [first, second] = others.clone();
+        let mut fds = [
+            PollFd::new(&self.socket, PollFlags::IN),
+            PollFd::new(&*self.waker, PollFlags::IN),
+            first,
+            second,
+        ];
+        poll(&mut fds, timeout)?;
+        let [socket, waker, first, second] = fds;
+        let woken = Woken { readable: !socket.revents().is_empty(), called: !waker.revents().is_empty() };
+        if woken.called {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&*self.waker, &mut count);
+        }
+        *others = [first, second];
         Ok(woken)
     }
 

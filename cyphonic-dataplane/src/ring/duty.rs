@@ -1,0 +1,271 @@
+//! Which thread runs which half of a ring.
+//!
+//! A ring has two halves, sending and receiving, and two threads. One of them runs both halves as long as it can: what it
+//! delivers is often answered at once (an echo, an acknowledgement), and it sees the answer before it sleeps. Waking
+//! another thread, on another processor, costs more than all the rest that happens to a packet, and where there are two
+//! processors, a third and a fourth thread only push the applications off them.
+//!
+//! Where there are more processors, and both directions keep the thread busy without a pause, the second thread takes
+//! the sending half, and gives it back when it finds little to do ([`Division`]).
+//!
+//! **Invariant.** Each half is run by one thread at a time, so a flow's packets stay in order, and a half is handed over
+//! whole: there is no lock while packets pass.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::Thread;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags};
+
+use super::device::{Delivery, Source};
+use super::rx::RxWorker;
+use super::shared::lock;
+use super::tempo::Tempo;
+use super::tx::TxWorker;
+use super::vicinity::Vicinity;
+use super::wake::Waker;
+use crate::udp::{RecvBatch, UdpPort};
+
+/// Reads of the sending half between two looks at what has arrived, while one thread runs both.
+const READS_TOGETHER: u32 = 16;
+/// The same with a thread of its own: between two looks at the clock.
+const READS_ALONE: u32 = 64;
+/// The fewest processors on which a ring takes two: one is left for the applications that its packets come from.
+const PROCESSORS_FOR_TWO: usize = 3;
+/// Turns without a pause, each with work in both directions, after which the second thread takes its half.
+const BUSY_TURNS: u32 = 64;
+/// Waits in a row that brought fewer than [`FEW`] packets each, after which the half goes back.
+const QUIET_WAITS: u32 = 64;
+const FEW: u32 = 8;
+
+/// When a ring uses its second thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum Division {
+    /// When one thread is not enough, if the machine has three processors or more.
+    #[default]
+    Auto,
+    /// Never.
+    Never,
+    /// As soon as there is anything to do: for tests.
+    Always,
+}
+
+/// What came of one turn of a half.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Turn {
+    /// Packets, or messages of packets, that were taken.
+    pub(super) done: u32,
+    /// Nothing more was there.
+    pub(super) dry: bool,
+}
+
+/// The sending half.
+pub(super) struct Sending<S> {
+    pub(super) worker: TxWorker,
+    pub(super) source: S,
+}
+
+/// The receiving half.
+pub(super) struct Receiving<D> {
+    pub(super) worker: RxWorker<D>,
+    pub(super) batch: RecvBatch,
+}
+
+/// What both threads, and whoever wakes and stops them, have in common.
+pub(super) struct Duty {
+    port: Arc<UdpPort>,
+    waker: Arc<Waker>,
+    stop: Arc<AtomicBool>,
+    division: AtomicU8,
+    processors: usize,
+}
+
+impl Duty {
+    pub(super) fn new(port: Arc<UdpPort>, waker: Arc<Waker>, stop: Arc<AtomicBool>) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { port, waker, stop, division: AtomicU8::new(Division::Auto as u8), processors }
+    }
+
+    pub(super) fn divide(&self, division: Division) {
+        self.division.store(division as u8, Relaxed);
+        self.port.wake();
+    }
+
+    fn is_over(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+
+    /// Busy turns in a row after which the ring is divided; none where it is not.
+    fn patience(&self) -> Option<u32> {
+        match self.division.load(Relaxed) {
+            division if division == Division::Always as u8 => Some(0),
+            division if division == Division::Auto as u8 => {
+                (self.processors >= PROCESSORS_FOR_TWO).then_some(BUSY_TURNS)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The sending half on its way from one thread to the other.
+pub(super) struct Handover<S> {
+    half: Mutex<Option<Box<Sending<S>>>>,
+    is_there: AtomicBool,
+}
+
+impl<S> Default for Handover<S> {
+    fn default() -> Self {
+        Self { half: Mutex::new(None), is_there: AtomicBool::new(false) }
+    }
+}
+
+impl<S> Handover<S> {
+    fn put(&self, half: Box<Sending<S>>) {
+        *lock(&self.half) = Some(half);
+        self.is_there.store(true, Relaxed);
+    }
+
+    fn take(&self) -> Option<Box<Sending<S>>> {
+        if !self.is_there.load(Relaxed) {
+            return None;
+        }
+        let half = lock(&self.half).take();
+        self.is_there.store(false, Relaxed);
+        half
+    }
+}
+
+/// The thread that always receives, and sends while it has the half for it.
+pub(super) struct First<'a, S, D> {
+    duty: &'a Duty,
+    handover: &'a Handover<S>,
+    second: &'a Thread,
+    sending: Option<Box<Sending<S>>>,
+    receiving: Receiving<D>,
+    tempo: Tempo,
+    vicinity: Vicinity,
+    /// Turns without a pause, and those of them with work in both directions.
+    turns: u32,
+    busy: u32,
+}
+
+impl<'a, S: Source, D: Delivery> First<'a, S, D> {
+    pub(super) fn new(
+        duty: &'a Duty,
+        handover: &'a Handover<S>,
+        second: &'a Thread,
+        sending: Sending<S>,
+        receiving: Receiving<D>,
+    ) -> Self {
+        let sending = Some(Box::new(sending));
+        let (tempo, vicinity) = (Tempo::new(Instant::now()), Vicinity::of_this_thread());
+        Self { duty, handover, second, sending, receiving, tempo, vicinity, turns: 0, busy: 0 }
+    }
+
+    /// Runs until told to stop, until the virtual interface is gone, or until the port is broken.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        while !self.duty.is_over() {
+            let received = self.receiving.worker.turn(&mut self.receiving.batch)?;
+            let sent = match &mut self.sending {
+                Some(half) => half.worker.turn(&mut half.source, READS_TOGETHER)?,
+                None => self.take_back(),
+            };
+            self.tempo.count(received.done + sent.done);
+            if received.dry && sent.dry {
+                self.rest()?;
+            } else {
+                self.go_on(received.done > 0 && sent.done > 0);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_back(&mut self) -> Turn {
+        self.sending = self.handover.take();
+        Turn { done: 0, dry: self.sending.is_none() }
+    }
+
+    /// There is more to do.
+    fn go_on(&mut self, in_both_directions: bool) {
+        self.turns += 1;
+        if self.turns == BUSY_TURNS {
+            self.vicinity.leave();
+        }
+        if !in_both_directions {
+            return;
+        }
+        self.busy += 1;
+        if self.duty.patience().is_some_and(|patience| self.busy > patience) {
+            self.busy = 0;
+            if let Some(half) = self.sending.take() {
+                self.handover.put(half);
+                self.second.unpark();
+            }
+        }
+    }
+
+    /// Nothing is there: sleeps until something is.
+    fn rest(&mut self) -> io::Result<()> {
+        (self.turns, self.busy) = (0, 0);
+        if self.tempo.pause() {
+            self.vicinity.leave();
+            return Ok(());
+        }
+        let rest = self.receiving.worker.timeout();
+        let Some(half) = &self.sending else {
+            return self.duty.port.wait(rest).map(drop);
+        };
+        let timeout = [half.worker.timeout(), S::CHECK_INTERVAL, rest].into_iter().flatten().min();
+        let mut others = [PollFd::new(&half.source, PollFlags::IN), self.duty.waker.poll_fd()];
+        let start = Instant::now();
+        self.duty.port.wait_with(&mut others, timeout)?;
+        self.vicinity.slept(start, Instant::now(), &self.duty.port);
+        let [source, called] = others.each_ref().map(PollFd::revents);
+        self.duty.waker.settle(called);
+        if source.intersects(PollFlags::ERR | PollFlags::NVAL) {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "the virtual interface is gone"));
+        }
+        half.source.check()
+    }
+}
+
+/// The thread that sends when the first one has too much to do.
+pub(super) fn run_second<S: Source>(duty: &Duty, handover: &Handover<S>) -> io::Result<()> {
+    while !duty.is_over() {
+        match handover.take() {
+            Some(half) => {
+                let half = send_while_busy(duty, half)?;
+                handover.put(half);
+                duty.port.wake();
+            }
+            // Unparked when there is something, and when it is over.
+            None => std::thread::park(),
+        }
+    }
+    Ok(())
+}
+
+fn send_while_busy<S: Source>(duty: &Duty, mut half: Box<Sending<S>>) -> io::Result<Box<Sending<S>>> {
+    let (mut quiet, mut since) = (0, 0);
+    let mut tempo = Tempo::new(Instant::now());
+    while !duty.is_over() && (quiet < QUIET_WAITS || duty.patience() == Some(0)) {
+        let turn = half.worker.turn(&mut half.source, READS_ALONE)?;
+        since += turn.done;
+        tempo.count(turn.done);
+        if !turn.dry {
+            continue;
+        }
+        quiet = if since < FEW { quiet + 1 } else { 0 };
+        since = 0;
+        if tempo.pause() {
+            continue;
+        }
+        let timeout = [half.worker.timeout(), S::CHECK_INTERVAL].into_iter().flatten().min();
+        duty.waker.wait(&half.source, timeout)?;
+        half.source.check()?;
+    }
+    Ok(half)
+}
