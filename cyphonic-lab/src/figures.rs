@@ -154,6 +154,11 @@ impl Figures {
         self.figures.get(name)
     }
 
+    /// All of them, by name.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &Figure)> {
+        self.figures.iter().map(|(name, figure)| (name.as_str(), figure))
+    }
+
     /// Where they were measured.
     pub fn machine(&self) -> &Machine {
         &self.machine

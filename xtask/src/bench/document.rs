@@ -12,17 +12,19 @@ use cyphonic_lab::figures::Figures;
 
 use super::promises::judge_tunnels;
 use super::{crypto, relay, tunnels};
-use crate::workspace;
+use crate::{fuzz, kernels, workspace};
 
 const HEAD: &str = include_str!("document/head.md");
 const METHOD: &str = include_str!("document/method.md");
 
 /// Whose figures are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kept {
+pub(crate) enum Kept {
     Tunnels,
     Relay,
     Crypto,
+    Kernels,
+    Fuzz,
 }
 
 impl Kept {
@@ -31,12 +33,14 @@ impl Kept {
             Self::Tunnels => "tunnels.json",
             Self::Relay => "relay.json",
             Self::Crypto => "crypto.json",
+            Self::Kernels => "kernels.json",
+            Self::Fuzz => "fuzz.json",
         })
     }
 }
 
 /// Keeps the figures of a whole run, and renders the page anew.
-pub(super) fn publish(kept: Kept, figures: &Figures) -> Result<()> {
+pub(crate) fn publish(kept: Kept, figures: &Figures) -> Result<()> {
     fs::create_dir_all(folder()).context("cannot make docs/figures")?;
     figures.write(&kept.file())?;
     render()
@@ -52,7 +56,12 @@ pub(super) fn render() -> Result<()> {
         render_tunnels(&figures, &mut text)?;
     }
     let relay: Section = |figures| relay::section(|name| figures.get(name).map(|figure| figure.value));
-    let others: [(Kept, Section); 2] = [(Kept::Relay, relay), (Kept::Crypto, crypto::section)];
+    let others: [(Kept, Section); 4] = [
+        (Kept::Relay, relay),
+        (Kept::Crypto, crypto::section),
+        (Kept::Kernels, kernels::section),
+        (Kept::Fuzz, fuzz::section),
+    ];
     for (kept, section) in others {
         if let Ok(figures) = Figures::read(&kept.file()) {
             let _ = write!(text, "\n{}", section(&figures));

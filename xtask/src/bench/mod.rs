@@ -5,7 +5,7 @@
 //! files there ([`document`]).
 
 mod crypto;
-mod document;
+pub(crate) mod document;
 mod promises;
 mod relay;
 mod tunnels;
