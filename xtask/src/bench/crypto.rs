@@ -35,6 +35,10 @@ pub(super) fn run(args: &CryptoArgs) -> Result<()> {
     ebpf::build()?;
     let mut figures = Figures::new("bench crypto");
     let home = workspace::root().join("target/bench-crypto");
+    if home.exists() {
+        // Else an earlier run's samples might be taken for this one's.
+        fs::remove_dir_all(&home).with_context(|| format!("cannot clear {}", home.display()))?;
+    }
     let mut cargo = shell::cargo();
     cargo.args(["bench", "--locked", "-p", "cyphonic-dataplane", "--bench", "hot_paths", "--"]);
     // Criterion keeps its samples there.
