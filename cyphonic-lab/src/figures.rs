@@ -178,7 +178,7 @@ impl Figures {
     pub fn table(&self) -> String {
         let mut table = String::new();
         for (name, Figure { value, unit, stat, n, min, max }) in &self.figures {
-            let _ = write!(table, "{name:<24} {value:>12.3} {unit:<7}");
+            let _ = write!(table, "{name:<32} {value:>12.3} {unit:<7}");
             if *n > 1 {
                 let _ = write!(table, " {stat:?} of {n}, {min:.3} to {max:.3}");
             }

@@ -88,6 +88,12 @@ pub(super) fn section(figures: &Figures) -> String {
         let mask = cell(value(format!("{suite}.mask_ns")), 1);
         let _ = writeln!(text, " {mask} | {} |", cell(sealing, 1));
     }
+    let machine = figures.machine();
+    let _ = writeln!(
+        text,
+        "\nMeasured on: {}, Linux {}; load {:.1} when the run began.",
+        machine.cpu, machine.kernel, machine.load
+    );
     text
 }
 
