@@ -28,14 +28,17 @@ async fn overlay() -> (Overlay, Cloud) {
     (overlay, cloud)
 }
 
-async fn register(connection: &Connection) -> Message {
-    let request = RegistrationRequest {
+fn registration() -> Message {
+    Message::RegistrationRequest(RegistrationRequest {
         protocol_version: version::CURRENT,
         addresses: endpoint::list_to_wire(&["192.0.2.7:4000".parse().unwrap()]),
         observations: Vec::new(),
         instance: vec![7; 16],
-    };
-    connection.open_exchange(&Message::RegistrationRequest(request)).await.unwrap()
+    })
+}
+
+async fn register(connection: &Connection) -> Message {
+    connection.open_exchange(&registration()).await.unwrap()
 }
 
 async fn closed(connection: &Connection) -> String {
@@ -259,5 +262,63 @@ async fn a_taken_port_is_told() {
     let (overlay, cloud) = overlay().await;
     let Err(error) = Cloud::start(&overlay.config).await else { panic!("two clouds on one port") };
     assert!(error.to_string().contains(&overlay.address.to_string()), "{error}");
+    cloud.shutdown().await;
+}
+
+/// A device dials all addresses of a service, one shortly after the other, and drops all connections but the first to
+/// stand. A service that was slow for a moment answers several dials at once, in an order of its own.
+#[test]
+fn a_device_keeps_the_connection_it_chose_whichever_the_service_saw_last() {
+    const ROUNDS: usize = 8;
+    let overlay = Overlay::found(unix_now());
+    let runtime = |threads| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build().unwrap()
+    };
+    // The service's own, with one thread, so that it can be held up.
+    let service = runtime(1);
+    let cloud = service.block_on(Cloud::start(&overlay.config)).unwrap();
+    runtime(2).block_on(async {
+        let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+        let client = Client::open();
+        let tls = ClientTls::new(member.device.credentials(&member.answer, &overlay));
+        for (round, role) in (0..ROUNDS).flat_map(|round| [(round, Role::Nms), (round, Role::Trs)]) {
+            let name = if role == Role::Nms { "nms" } else { "trs1" };
+            let name = format!("{name}.svc.cyphonic.internal");
+            service.spawn(async { std::thread::sleep(Duration::from_millis(350)) });
+            let twice = [overlay.address, overlay.address];
+            let connection = client.transport.connect_service(&tls, &twice, &name, role).await.unwrap();
+            for _ in 0..10 {
+                let request = match role {
+                    Role::Nms => registration(),
+                    _ => Message::ObservationRequest(ObservationRequest {}),
+                };
+                let answer = connection.open_exchange(&request).await;
+                assert!(answer.is_ok(), "round {round}, {name}: {answer:?}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    service.block_on(cloud.shutdown());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_connection_supersedes_once_it_speaks() {
+    let (overlay, cloud) = overlay().await;
+    let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    let client = Client::open();
+    let old = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    let new = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(register(&old).await, Message::RegistrationResponse(_)));
+    assert!(matches!(register(&old).await, Message::RegistrationResponse(_)));
+    assert!(matches!(register(&new).await, Message::RegistrationResponse(_)));
+    let reason = closed(&old).await;
+    assert!(reason.contains("replaced by a newer connection"), "{reason}");
+    // Nobody hoards connections by saying nothing.
+    let mut silent = Vec::new();
+    for _ in 0..9 {
+        silent.push(client.connect(&overlay, &member, Role::Nms).await.unwrap());
+    }
+    closed(&silent[0]).await;
+    assert!(matches!(register(&new).await, Message::RegistrationResponse(_)));
     cloud.shutdown().await;
 }

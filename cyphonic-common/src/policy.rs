@@ -12,7 +12,8 @@
 //! - fragments but the first: they have no ports, and reassemble to nothing without the first, which is judged. An
 //!   IPv6 stack drops fragments that overlap it (RFC 5722), and the first holds all headers (RFC 7112).
 //!
-//! The same function runs in the tc programs on both ways through the virtual interface and under property tests.
+//! The same function runs in the tc programs on both ways through the virtual interface, in the rings' workers where no
+//! program is attached, and under property tests.
 
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;

@@ -18,6 +18,8 @@ mod vnet;
 pub(crate) use checksum::Sum;
 pub(crate) use coalesce::{Coalescer, Slot};
 pub(crate) use split::SuperPacket;
+#[cfg(feature = "bench")]
+pub(crate) use vnet::GsoKind;
 pub(crate) use vnet::{VNET_HEADER_LEN, VnetHeader};
 
 /// Length of the fixed IPv6 header (RFC 8200 §3).

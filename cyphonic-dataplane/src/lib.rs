@@ -12,6 +12,8 @@
 //! All userspace `unsafe` of the project lives in this crate, each block with the reason why it holds. Per packet
 //! there is no allocation, lock or system call; those are paid per batch.
 
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod bpf;
 mod gso;
 mod hash;

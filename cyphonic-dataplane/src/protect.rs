@@ -39,6 +39,8 @@ use std::sync::Arc;
 
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+#[cfg(feature = "bench")]
+pub(crate) use aead::HeaderKey;
 pub use open::{OpenError, Opened, Opener};
 pub use seal::{SealError, Sealer};
 pub use suite::Suite;

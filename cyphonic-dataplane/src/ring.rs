@@ -30,6 +30,7 @@ mod ecn;
 mod hold;
 mod icmp;
 mod offload;
+mod permissions;
 mod rx;
 mod shared;
 mod tempo;
@@ -42,6 +43,7 @@ mod xdp;
 pub use counters::RingCounters;
 pub use duty::Division;
 pub use offload::{Offload, OffloadConfig, OffloadRing};
+pub use permissions::Permissions;
 pub use workers::{Ring, Side};
 pub use xdp::{QueueError, VethPair, Xdp, XdpConfig, XdpQueue, XdpRing};
 
@@ -294,6 +296,10 @@ pub trait EncapRing: Send + Sync {
 
     /// Starts a key update now, or as soon as the one in progress is acknowledged (RFC 9001 §6.1).
     fn force_key_update(&self, id: TunnelId);
+
+    /// Has the workers enforce a port policy from now on, in place of the one before; at first everything may pass. For
+    /// where no program does it.
+    fn set_permissions(&self, permissions: Arc<Permissions>);
 
     /// What a tunnel has carried; `None` if there is no such tunnel.
     fn tunnel_stats(&self, id: TunnelId) -> Option<TunnelStats>;

@@ -10,12 +10,13 @@ use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cyphonic_common::map::worker_of;
-use cyphonic_common::policy::EVERY_CLASS;
+use cyphonic_common::policy::{EVERY_CLASS, PolicyKey};
 use cyphonic_common::{ConnectionId, DropReason};
 
-use crate::bpf::KernelTables;
+use crate::bpf::{BpfError, KernelTables};
 use crate::ring::{
-    Control, EncapRing, Path, RingCounters, RingError, RingKind, TunnelId, TunnelInstall, TunnelStats,
+    Control, EncapRing, Path, Permissions, RingCounters, RingError, RingKind, TunnelId, TunnelInstall,
+    TunnelStats,
 };
 use crate::udp::PortGroup;
 
@@ -25,6 +26,8 @@ pub struct ShardedRing {
     kind: RingKind,
     group: Option<Arc<PortGroup>>,
     tables: Option<Arc<KernelTables>>,
+    /// What the workers enforce where there are no tables.
+    permissions: Mutex<Permissions>,
     directory: Mutex<Directory>,
 }
 
@@ -56,7 +59,39 @@ impl ShardedRing {
         tables: Option<Arc<KernelTables>>,
     ) -> Result<Self, RingError> {
         let kind = rings.first().ok_or(RingError::Stopped("it was made of no rings"))?.kind();
-        Ok(Self { rings, kind, group, tables, directory: Mutex::default() })
+        Ok(Self { rings, kind, group, tables, permissions: Mutex::default(), directory: Mutex::default() })
+    }
+
+    /// Adds a permission to the port policy: to the programs', or the workers' where there are no programs.
+    ///
+    /// # Errors
+    /// The programs' map is full, and nothing changed: what should be allowed is not.
+    pub fn allow(&self, key: PolicyKey) -> Result<(), BpfError> {
+        if let Some(tables) = &self.tables {
+            return tables.allow(key);
+        }
+        self.change(|permissions| permissions.allow(key));
+        Ok(())
+    }
+
+    /// Takes a permission back, likewise. One that was not given is ignored.
+    ///
+    /// # Errors
+    /// The kernel refused, and nothing changed: what should be denied is still allowed.
+    pub fn deny(&self, key: PolicyKey) -> Result<(), BpfError> {
+        if let Some(tables) = &self.tables {
+            return tables.deny(key);
+        }
+        self.change(|permissions| permissions.deny(key));
+        Ok(())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Permissions)) {
+        let mut permissions = self.permissions.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut permissions);
+        let all = Arc::new(permissions.clone());
+        // Still locked, so that the last change is the last that the rings hear of.
+        self.rings.iter().for_each(|ring| ring.set_permissions(Arc::clone(&all)));
     }
 
     /// How many workers there are.
@@ -181,6 +216,10 @@ impl EncapRing for ShardedRing {
         if let Some(ring) = self.ring_of(id) {
             ring.force_key_update(id);
         }
+    }
+
+    fn set_permissions(&self, permissions: Arc<Permissions>) {
+        self.change(|own| own.clone_from(&permissions));
     }
 
     fn tunnel_stats(&self, id: TunnelId) -> Option<TunnelStats> {

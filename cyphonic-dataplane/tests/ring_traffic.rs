@@ -7,10 +7,12 @@ mod ring_lab;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cyphonic_common::DropReason;
-use cyphonic_dataplane::ring::{HoldLimits, RingEvent, RingKind, TunnelId};
+use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
+use cyphonic_dataplane::ring::{HoldLimits, Permissions, RingEvent, RingKind, TunnelId};
 use ring_lab::{
     A, B, INTERFACE, Kind, Kinds, Node, PATIENCE, eventually, join, joined, outer, started, tunnel,
     uninterrupted, wire,
@@ -26,6 +28,7 @@ with_every_kind! {
     a_packet_too_big_for_the_tunnel_is_answered_and_the_next_one_fits,
     the_newest_tunnel_sends_and_an_older_one_takes_over_when_it_goes,
     datagrams_of_one_flow_stay_in_order,
+    workers_enforce_the_port_policy_both_ways,
     a_ring_whose_interface_is_taken_away_says_so,
 }
 
@@ -128,6 +131,52 @@ fn ping_and_bulk_tcp_pass_over_ipv4_and_ipv6(kinds: Kinds) {
         assert_eq!(stats.path.remote, outer(ipv6, 2, b.port));
         assert_eq!(a.ring.all_stats().len(), 1);
     }
+}
+
+/// Nothing opens but what is permitted, at the end that sends and at the end that receives; answers come back.
+fn workers_enforce_the_port_policy_both_ways(kinds: Kinds) {
+    const UDP: u8 = 17;
+    let (a, b) = joined(kinds, false);
+    let only = |services: &[(Direction, u16)]| {
+        let mut permissions = Permissions::default();
+        for way in [Direction::Out, Direction::In] {
+            permissions.deny(PolicyKey::everything(way));
+        }
+        for (way, port) in services {
+            permissions.allow(PolicyKey::new(*way, EVERY_CLASS, UDP, *port));
+        }
+        Arc::new(permissions)
+    };
+    a.ring.set_permissions(only(&[(Direction::Out, 6000), (Direction::Out, 6001)]));
+    b.ring.set_permissions(only(&[(Direction::In, 6000)]));
+    let (client, service, closed) = (udp(&a, 5000), udp(&b, 6000), udp(&b, 6001));
+    let denied = |node: &Node| node.ring.counters().dropped(DropReason::Denied);
+    eventually("the sending end denies", || {
+        client.send_to(b"a", (B, 6002)).unwrap();
+        denied(&a) > 0
+    });
+    eventually("the receiving end denies", || {
+        client.send_to(b"b", (B, 6001)).unwrap();
+        denied(&b) > 0
+    });
+    client.send_to(b"denied", (B, 6001)).unwrap();
+    client.send_to(b"question", (B, 6000)).unwrap();
+    assert_eq!(received(&service), b"question");
+    service.send_to(b"answer", (A, 5000)).unwrap();
+    assert_eq!(received(&client), b"answer");
+    // What the policy had not reached yet may have passed; what came after may not.
+    closed.set_nonblocking(true).unwrap();
+    let mut buffer = [0; 64];
+    while let Ok(len) = closed.recv(&mut buffer) {
+        assert_eq!(&buffer[..len], b"b");
+    }
+    for node in [&a, &b] {
+        node.ring.set_permissions(Arc::new(Permissions::default()));
+    }
+    eventually("everything passes again", || {
+        client.send_to(b"again", (B, 6001)).unwrap();
+        closed.recv(&mut buffer).is_ok_and(|len| &buffer[..len] == b"again")
+    });
 }
 
 fn no_first_packet_is_lost_while_the_tunnel_is_set_up(kinds: Kinds) {

@@ -154,6 +154,11 @@ impl Figures {
         self.figures.get(name)
     }
 
+    /// All of them, by name.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &Figure)> {
+        self.figures.iter().map(|(name, figure)| (name.as_str(), figure))
+    }
+
     /// Where they were measured.
     pub fn machine(&self) -> &Machine {
         &self.machine
@@ -173,7 +178,7 @@ impl Figures {
     pub fn table(&self) -> String {
         let mut table = String::new();
         for (name, Figure { value, unit, stat, n, min, max }) in &self.figures {
-            let _ = write!(table, "{name:<24} {value:>12.3} {unit:<7}");
+            let _ = write!(table, "{name:<32} {value:>12.3} {unit:<7}");
             if *n > 1 {
                 let _ = write!(table, " {stat:?} of {n}, {min:.3} to {max:.3}");
             }

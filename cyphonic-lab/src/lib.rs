@@ -26,6 +26,7 @@ mod netns;
 pub mod process;
 mod state;
 pub mod topology;
+mod wires;
 
 pub use self::error::LabError;
 pub use self::lab::{Lab, LabConfig};

@@ -3,14 +3,17 @@
 //! Each frame goes through the kernel's program and through the same code in userspace: the verdicts, and what is left of
 //! the frame, must be the same, and what must not be forwarded never is. The tests of the data plane do that with a few
 //! thousand frames; this verb runs them with many, from a seed of its own each time. A disagreement is shrunk
-//! to the shortest frame that shows it.
+//! to the shortest frame that shows it. A whole run keeps its figures in `docs/figures/` and renders
+//! `docs/performance.md`.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use cyphonic_lab::figures::{Figure, Figures};
 
+use crate::bench::document::{Kept, publish};
 use crate::{ebpf, setup, shell};
 
 /// Programs that one test's frames go through.
@@ -44,11 +47,14 @@ const TARGETS: [Target; 3] = [
     },
 ];
 
+/// Frames for each target in a whole run.
+const FRAMES: u32 = 2_500_000;
+
 /// How much to try.
 #[derive(Debug, Args)]
 pub(crate) struct FuzzArgs {
     /// Frames for each target; the virtual and the underlay program of the AF_XDP ring each judge all of theirs.
-    #[arg(long, default_value_t = 2_500_000)]
+    #[arg(long, default_value_t = FRAMES)]
     frames: u32,
     /// Only these targets.
     #[arg(long, value_delimiter = ',')]
@@ -84,12 +90,44 @@ pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
     if let Some(file) = &args.json {
         figures.write(file)?;
     }
+    if args.only.is_empty() && args.frames >= FRAMES {
+        publish(Kept::Fuzz, &figures)?;
+    }
     if !bad.is_empty() {
         bail!("kernel and userspace disagree, or crash: {}", bad.join(", "));
     }
     println!("fuzz: kernel and userspace agreed on every frame");
     Ok(())
 }
+
+/// The fuzzer's section of `docs/performance.md`.
+pub(crate) fn section(figures: &Figures) -> String {
+    let mut text = String::from(TEXT);
+    for Target { name, .. } in &TARGETS {
+        let cell = |what: &str| {
+            let figure = figures.get(&format!("{name}.{what}"));
+            figure.map_or_else(|| "–".to_owned(), |figure| figure.value.to_string())
+        };
+        let _ = writeln!(
+            text,
+            "| `{name}` | {} | {} | {} |",
+            cell("cases"),
+            cell("crashes"),
+            cell("disagreements")
+        );
+    }
+    text
+}
+
+const TEXT: &str = "\
+## Damaged frames
+
+Each went through a program in the kernel and through the same code in userspace, which must judge alike; a case is a
+verdict of both. Counts of a run that ended at a disagreement are not known.
+
+| Programs | Cases | Crashes | Disagreements |
+|---|---:|---:|---:|
+";
 
 impl Target {
     /// Whether every frame was judged alike.
@@ -107,5 +145,25 @@ impl Target {
             println!("{said}");
         }
         Ok(output.status.success())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_line_a_target_and_says_what_is_not_known() {
+        let mut figures = Figures::new("fuzz");
+        for (name, count) in [
+            ("relay.cases", 2_500_000),
+            ("relay.crashes", 0),
+            ("relay.disagreements", 0),
+            ("classifier.disagreements", 1),
+        ] {
+            figures.insert(name, Figure::count(count));
+        }
+        let text = section(&figures);
+        assert!(text.contains("| `relay` | 2500000 | 0 | 0 |\n| `classifier` | – | – | 1 |\n"), "{text}");
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! Debian's kernels boot in an emulator with nothing but the eBPF objects and this crate's test programs, the very files
 //! that run on the host: every program must pass that kernel's verifier with its maps at their largest, and every
-//! `BPF_PROG_TEST_RUN` test must pass. Emulation needs no virtualisation of the host and takes a minute a kernel.
+//! `BPF_PROG_TEST_RUN` test must pass. Emulation needs no virtualisation of the host and takes a minute a kernel. A whole
+//! run keeps its figures in `docs/figures/` and renders `docs/performance.md`.
 
 mod guest;
 mod image;
 
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -14,10 +17,14 @@ use clap::Args;
 use cyphonic_lab::figures::{Figure, Figures};
 
 use self::guest::{Report, Tests};
+use crate::bench::document::{Kept, publish};
 use crate::{ebpf, setup};
 
 /// The series to test: what Debian 12 and 13 run. The host's own kernel comes last.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
+const HOST: &str = "host";
+/// Between a kernel and a program in the names of figures.
+const VERIFIED: &str = ".instructions.";
 
 /// What to test.
 #[derive(Debug, Args)]
@@ -36,28 +43,38 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<()> {
     ebpf::build()?;
     let tests = Tests::build()?;
     let wanted = |series: &str| args.only.is_empty() || args.only.iter().any(|only| only == series);
+    let mut figures = Figures::new("test-kernels");
     let mut reports = Vec::new();
     for series in SERIES.into_iter().filter(|series| wanted(series)) {
         let kernel = image::fetch(series)?;
         println!("test-kernels: {}", kernel.release);
+        figures.note(series, kernel.release.as_str());
         reports.push((series.to_owned(), guest::boot(&kernel, &tests)?));
     }
-    if wanted("host") {
+    if wanted(HOST) {
         println!("test-kernels: this machine's kernel");
-        reports.push(("host".to_owned(), tests.run_here()?));
+        let release = figures.machine().kernel.clone();
+        figures.note(HOST, release);
+        reports.push((HOST.to_owned(), tests.run_here()?));
     }
     if reports.is_empty() {
         bail!("there is no such kernel: choose among {} and host", SERIES.join(", "));
     }
-    publish(&reports, args.json.as_deref())?;
+    tell(&reports, &mut figures);
+    if let Some(file) = &args.json {
+        figures.write(file)?;
+    }
+    if args.only.is_empty() {
+        publish(Kept::Kernels, &figures)?;
+    }
     match reports.iter().find_map(|(series, report)| report.failure().map(|why| (series, why))) {
         None => Ok(()),
         Some((series, why)) => bail!("on {series}: {why}"),
     }
 }
 
-fn publish(reports: &[(String, Report)], json: Option<&std::path::Path>) -> Result<()> {
-    let mut figures = Figures::new("test-kernels");
+/// Prints what came out, and enters the figures.
+fn tell(reports: &[(String, Report)], figures: &mut Figures) {
     println!(
         "\n{:<8} {:>8} {:>8} {:>8} {:>8}   largest program",
         "kernel", "loaded", "refused", "passed", "failed"
@@ -79,13 +96,51 @@ fn publish(reports: &[(String, Report)], json: Option<&std::path::Path>) -> Resu
             }
             None => println!(),
         }
+        for program in &report.programs {
+            let name = format!("{series}{VERIFIED}{}", program.name);
+            figures.insert(&name, Figure::count(program.instructions));
+        }
     }
     print_programs(reports);
-    if let Some(file) = json {
-        figures.write(file)?;
-    }
-    Ok(())
 }
+
+/// The verifiers' section of `docs/performance.md`.
+pub(crate) fn section(figures: &Figures) -> String {
+    let mut text = String::from(TEXT);
+    let releases: BTreeMap<&str, &str> = figures.notes().collect();
+    let kernels: Vec<&str> =
+        SERIES.into_iter().chain([HOST]).filter(|kernel| releases.contains_key(kernel)).collect();
+    let row = |text: &mut String, what: &str, cell: &dyn Fn(&str) -> String| {
+        let cells: Vec<String> = kernels.iter().map(|kernel| cell(kernel)).collect();
+        let _ = writeln!(text, "| {what} | {} |", cells.join(" | "));
+    };
+    let value =
+        |name: String| figures.get(&name).map_or_else(|| "–".to_owned(), |figure| figure.value.to_string());
+    row(&mut text, "Program", &|kernel| releases.get(kernel).copied().unwrap_or(kernel).to_owned());
+    row(&mut text, "---", &|_| "---:".to_owned());
+    let mut programs: Vec<&str> =
+        figures.all().filter_map(|(name, _)| Some(name.split_once(VERIFIED)?.1)).collect();
+    programs.sort_unstable();
+    programs.dedup();
+    for program in programs {
+        row(&mut text, &format!("`{program}`"), &|kernel| value(format!("{kernel}{VERIFIED}{program}")));
+    }
+    for (what, name) in [
+        ("programs refused", "programs_failed"),
+        ("tests passed", "tests_passed"),
+        ("tests failed", "tests_failed"),
+    ] {
+        row(&mut text, &format!("*{what}*"), &|kernel| value(format!("{kernel}.{name}")));
+    }
+    text
+}
+
+const TEXT: &str = "\
+## Verified instructions
+
+What each kernel's verifier walked before it took a program, its maps at their largest; the limit is a million.
+
+";
 
 /// Instructions that the verifier walked, per program and kernel: its limit is a million.
 fn print_programs(reports: &[(String, Report)]) {
@@ -108,5 +163,33 @@ fn print_programs(reports: &[(String, Report)]) {
             }
         }
         println!();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_a_line_a_program_and_a_column_a_kernel() {
+        let mut figures = Figures::new("test-kernels");
+        figures.note("6.1", "6.1.0-56-cloud-amd64");
+        figures.note(HOST, "6.18.1");
+        for (name, count) in [
+            ("6.1.instructions.relay/cyphonic_relay", 2051),
+            ("host.instructions.relay/cyphonic_relay", 2049),
+            ("host.instructions.agent/cyphonic_egress", 412),
+            ("host.tests_passed", 60),
+        ] {
+            figures.insert(name, Figure::count(count));
+        }
+        let text = section(&figures);
+        let lines = [
+            "| Program | 6.1.0-56-cloud-amd64 | 6.18.1 |",
+            "| `agent/cyphonic_egress` | – | 412 |",
+            "| `relay/cyphonic_relay` | 2051 | 2049 |",
+            "| *tests passed* | – | 60 |",
+        ];
+        assert!(lines.iter().all(|line| text.lines().any(|found| found == *line)), "{text}");
     }
 }

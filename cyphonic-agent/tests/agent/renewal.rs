@@ -262,6 +262,8 @@ impl Kernel for NoKernel {
 struct NoRing;
 
 impl EncapRing for NoRing {
+    fn set_permissions(&self, _: Arc<cyphonic_dataplane::ring::Permissions>) {}
+
     fn kind(&self) -> RingKind {
         RingKind::Offload
     }

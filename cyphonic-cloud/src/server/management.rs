@@ -93,17 +93,15 @@ impl Management {
     fn handle(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Connected(connection, identity) => {
-                let fqdn = identity.fqdn.clone();
-                let (channel, remote) = self.sessions.insert(connection, identity.clone());
-                tracing::debug!(fqdn, %remote, "a device connected to the NMS");
-                let server = self.server_address(channel, remote);
-                // The register has just said so; its watch may be half a second behind.
-                self.nms.handle_enrolled(&fqdn);
-                self.nms.handle_connected(now, channel, identity, remote, server);
-                self.sessions.read(channel);
-            }
+            Event::Connected(connection, identity) => self.sessions.insert(connection, identity),
             Event::Request(channel, message, responder) => {
+                if let Some((identity, remote)) = self.sessions.introduce(channel) {
+                    tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the NMS");
+                    let server = self.server_address(channel, remote);
+                    // The register said so when it came; the register's watch may be half a second behind.
+                    self.nms.handle_enrolled(&identity.fqdn);
+                    self.nms.handle_connected(now, channel, identity, remote, server);
+                }
                 if !self.sessions.contains(channel) {
                     return;
                 }

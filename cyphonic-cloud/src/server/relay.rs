@@ -120,14 +120,13 @@ impl RelayControl {
     fn handle(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Connected(connection, identity) => {
-                let (channel, remote) = self.sessions.insert(connection, identity.clone());
-                tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the TRS");
-                let path = self.path(channel, remote);
-                self.trs.handle_connected(now, channel, identity, path);
-                self.sessions.read(channel);
-            }
+            Event::Connected(connection, identity) => self.sessions.insert(connection, identity),
             Event::Request(channel, message, responder) => {
+                if let Some((identity, remote)) = self.sessions.introduce(channel) {
+                    tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the TRS");
+                    let path = self.path(channel, remote);
+                    self.trs.handle_connected(now, channel, identity, path);
+                }
                 if self.follow(now, channel) {
                     let exchange = self.sessions.expect_answer(responder);
                     self.trs.handle_request(now, channel, exchange, message);

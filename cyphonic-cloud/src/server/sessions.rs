@@ -3,8 +3,12 @@
 //! Each connection has tasks that read it and put what arrives into the service's bounded channel; the service's one
 //! task owns the machine and this table. A device is let in only if the register (where there is one) still knows it
 //! under the key it came with.
+//!
+//! A device has one connection, the newest; but it dials several of our addresses at once and drops all connections but
+//! the first to stand. Here any of those may come last. So the machine hears of a connection only when it
+//! [speaks](Sessions::introduce): on one that was dropped nothing is ever asked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -18,6 +22,9 @@ use crate::register::{DeviceRecord, Register};
 
 /// Events that wait for a service. When it is full, connections are read more slowly: their senders wait.
 const QUEUE: usize = 4_096;
+
+/// Connections of one device that have not spoken yet: as many as it dials at once.
+const SILENT: usize = 8;
 
 /// What happened on the connections of one service.
 pub(super) enum Event {
@@ -102,6 +109,8 @@ struct Session {
     identity: Identity,
     remote: SocketAddr,
     readers: Vec<AbortHandle>,
+    /// Whether the machine knows it.
+    introduced: bool,
 }
 
 /// The table of one service.
@@ -109,6 +118,8 @@ pub(super) struct Sessions {
     events: mpsc::Sender<Event>,
     datagrams: bool,
     sessions: HashMap<Channel, Session>,
+    /// Those that have not spoken yet, by device, oldest first.
+    silent: HashMap<String, VecDeque<Channel>>,
     waiting: HashMap<ExchangeId, Responder>,
     asked: HashMap<ExchangeId, AbortHandle>,
     next_channel: u64,
@@ -122,6 +133,7 @@ impl Sessions {
             events: entrance.events.clone(),
             datagrams,
             sessions: HashMap::new(),
+            silent: HashMap::new(),
             waiting: HashMap::new(),
             asked: HashMap::new(),
             next_channel: 0,
@@ -129,24 +141,34 @@ impl Sessions {
         }
     }
 
-    /// Takes a connection up, but does not read it yet: call [`Self::read`] once the machine knows it.
-    pub(super) fn insert(&mut self, connection: Connection, identity: Identity) -> (Channel, SocketAddr) {
+    /// Takes a connection up and reads it. Requests come one by one and in order; each waits for room in the channel.
+    pub(super) fn insert(&mut self, connection: Connection, identity: Identity) {
         let channel = Channel(self.next_channel);
         self.next_channel += 1;
-        let remote = connection.remote_address();
-        self.sessions.insert(channel, Session { connection, identity, remote, readers: Vec::new() });
-        (channel, remote)
+        let (fqdn, remote) = (identity.fqdn.clone(), connection.remote_address());
+        let requests = read_requests(channel, connection.clone(), self.events.clone());
+        let mut readers = vec![tokio::spawn(requests).abort_handle()];
+        if self.datagrams {
+            let datagrams = read_datagrams(channel, connection.clone(), self.events.clone());
+            readers.push(tokio::spawn(datagrams).abort_handle());
+        }
+        self.sessions.insert(channel, Session { connection, identity, remote, readers, introduced: false });
+        let silent = self.silent.entry(fqdn).or_default();
+        silent.push_back(channel);
+        if silent.len() > SILENT
+            && let Some(oldest) = silent.pop_front()
+        {
+            self.close(oldest, "more connections than a device needs, and nothing asked on them");
+        }
     }
 
-    /// Starts to read a connection. Requests come one by one and in order; each waits for room in the channel.
-    pub(super) fn read(&mut self, channel: Channel) {
-        let Some(session) = self.sessions.get_mut(&channel) else { return };
-        let (connection, events) = (session.connection.clone(), self.events.clone());
-        session.readers.push(tokio::spawn(read_requests(channel, connection, events)).abort_handle());
-        if self.datagrams {
-            let (connection, events) = (session.connection.clone(), self.events.clone());
-            session.readers.push(tokio::spawn(read_datagrams(channel, connection, events)).abort_handle());
-        }
+    /// Whose connection it is and where from, when it speaks for the first time: the machine is to be told.
+    pub(super) fn introduce(&mut self, channel: Channel) -> Option<(Identity, SocketAddr)> {
+        let session = self.sessions.get_mut(&channel).filter(|session| !session.introduced)?;
+        session.introduced = true;
+        let introduced = (session.identity.clone(), session.remote);
+        self.no_longer_silent(channel, &introduced.0.fqdn);
+        Some(introduced)
     }
 
     /// Whether the connection is (still) in the table.
@@ -163,7 +185,19 @@ impl Sessions {
     pub(super) fn remove(&mut self, channel: Channel) -> bool {
         let Some(session) = self.sessions.remove(&channel) else { return false };
         session.readers.iter().for_each(AbortHandle::abort);
+        if !session.introduced {
+            self.no_longer_silent(channel, &session.identity.fqdn);
+        }
         true
+    }
+
+    fn no_longer_silent(&mut self, channel: Channel, fqdn: &str) {
+        if let Some(silent) = self.silent.get_mut(fqdn) {
+            silent.retain(|other| *other != channel);
+            if silent.is_empty() {
+                self.silent.remove(fqdn);
+            }
+        }
     }
 
     /// Closes a connection; its end is not reported.

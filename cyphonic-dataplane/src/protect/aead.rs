@@ -58,12 +58,12 @@ impl PacketKey {
 }
 
 /// A direction's header protection key (RFC 9001 §5.4): the same for all generations.
-pub(super) struct HeaderKey(quic::HeaderProtectionKey);
+pub(crate) struct HeaderKey(quic::HeaderProtectionKey);
 
 impl HeaderKey {
     /// Takes the first `suite.key_len()` bytes of `key`.
     #[expect(clippy::expect_used, reason = "a key is refused only for its length, which the suite fixes")]
-    pub(super) fn new(suite: Suite, key: &[u8; 32]) -> Self {
+    pub(crate) fn new(suite: Suite, key: &[u8; 32]) -> Self {
         let algorithm = match suite {
             Suite::Aes128Gcm => &quic::AES_128,
             Suite::ChaCha20Poly1305 => &quic::CHACHA20,
@@ -75,7 +75,7 @@ impl HeaderKey {
     /// The mask for a header, from the ciphertext's sample.
     #[inline]
     #[expect(clippy::expect_used, reason = "a sample is refused only for its length, which its type fixes")]
-    pub(super) fn mask(&self, sample: &[u8; 16]) -> [u8; 5] {
+    pub(crate) fn mask(&self, sample: &[u8; 16]) -> [u8; 5] {
         self.0.new_mask(sample).expect("the sample has 16 bytes")
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cyphonic_common::ConnectionId;
 
 use super::shared::Shared;
-use super::{Control, Path, TunnelId};
+use super::{Control, Path, Permissions, TunnelId};
 use crate::protect::{Opener, Sealer};
 
 /// A tunnel's sending half.
@@ -37,6 +37,8 @@ pub(super) enum TxCommand {
     Control(TunnelId, Control),
     DropHeld(Ipv6Addr, bool),
     UpdateKeys(TunnelId),
+    /// `None`: everything may pass.
+    SetPermissions(Option<Arc<Permissions>>),
 }
 
 /// To the receiving worker. In order.
@@ -46,6 +48,8 @@ pub(super) enum RxCommand {
     SetRemote(TunnelId, SocketAddr),
     /// A packet of the ring's own to the node's applications.
     Deliver(Box<[u8]>),
+    /// `None`: everything may pass.
+    SetPermissions(Option<Arc<Permissions>>),
 }
 
 /// From the receiving to the sending worker: a PATH_CHALLENGE to answer, where it came from. Bounded, because

@@ -18,12 +18,12 @@ use cyphonic_common::quic::PUNCH;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram};
 
 use self::datagram::Peer;
-use super::EventSink;
 use super::command::{Answer, RxCommand};
 use super::counters::Counters;
 use super::device::Delivery;
 use super::duty::Turn;
 use super::wake::Waker;
+use super::{EventSink, Permissions};
 use crate::gso::Slot;
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
@@ -51,6 +51,8 @@ pub(super) struct RxParts {
     pub(super) commands: Receiver<RxCommand>,
     pub(super) answers: SyncSender<Answer>,
     pub(super) tx_waker: Arc<Waker>,
+    /// What may pass, where not everything may and no program says so.
+    pub(super) permissions: Option<Arc<Permissions>>,
 }
 
 /// See the module.
@@ -112,6 +114,7 @@ impl<D: Delivery> RxWorker<D> {
                 }
                 RxCommand::Remove(id) => self.peers.retain(|_, peer| peer.shared.id != id),
                 RxCommand::Deliver(packet) => self.delivery.deliver(&packet, &self.parts.counters),
+                RxCommand::SetPermissions(permissions) => self.parts.permissions = permissions,
                 RxCommand::SetRemote(id, remote) => {
                     for peer in self.peers.values_mut().filter(|peer| peer.shared.id == id) {
                         peer.remote = remote;

@@ -17,6 +17,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::limits::TUNNEL_OVERHEAD;
+use cyphonic_common::policy::Direction;
 use cyphonic_common::{DropReason, InterfaceConfig, Verdict, classify_egress};
 
 use self::batch::Batch;
@@ -28,7 +29,7 @@ use super::duty::Turn;
 use super::hold::{Held, Hold, Holding};
 use super::icmp::{self, ErrorLimit, Problem};
 use super::wake::Waker;
-use super::{EventSink, RingEvent, ecn};
+use super::{EventSink, Permissions, RingEvent, ecn};
 use crate::gso::{SuperPacket, VnetHeader};
 use crate::protect::{HEADER_LEN, SealError};
 use crate::udp::{Transmit, UdpPort};
@@ -63,13 +64,16 @@ pub(super) struct TxWorker {
     tunnels: Tunnels,
     batch: Batch,
     errors: ErrorLimit,
+    /// What may pass, where not everything may and no program says so.
+    permissions: Option<Arc<Permissions>>,
     now: Instant,
 }
 
 impl TxWorker {
     pub(super) fn new(parts: TxParts) -> Self {
         let now = Instant::now();
-        Self { parts, tunnels: Tunnels::default(), batch: Batch::new(), errors: ErrorLimit::new(now), now }
+        let (tunnels, batch, errors) = (Tunnels::default(), Batch::new(), ErrorLimit::new(now));
+        Self { parts, tunnels, batch, errors, permissions: None, now }
     }
 
     /// Takes what was asked for, then up to `reads` packets from the source. What is sealed leaves with the turn in
@@ -112,6 +116,9 @@ impl TxWorker {
             Verdict::Drop(reason) => return Err(reason),
         };
         let Some(tunnel) = self.tunnels.sending(dst) else { return self.hold(dst, vnet, packet) };
+        if let Some(permissions) = &self.permissions {
+            permissions.judge(packet, Direction::Out)?;
+        }
         let whole = SuperPacket::parse(vnet, packet).ok_or(DropReason::LengthMismatch)?;
         match self.tunnels.get(tunnel).map(|tunnel| tunnel.inner_mtu) {
             Some(mtu) if whole.largest() <= usize::from(mtu) => {

@@ -21,8 +21,8 @@ use super::shared::{Shared, lock};
 use super::tx::{TxParts, TxWorker};
 use super::wake::Waker;
 use super::{
-    Control, EncapRing, EventSink, HoldLimits, Path, RingError, RingEvent, RingKind, TunnelId, TunnelInstall,
-    TunnelStats,
+    Control, EncapRing, EventSink, HoldLimits, Path, Permissions, RingError, RingEvent, RingKind, TunnelId,
+    TunnelInstall, TunnelStats,
 };
 use crate::protect;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
@@ -104,6 +104,7 @@ impl<S: Side> Ring<S> {
             commands: rx_commands,
             answers: answer,
             tx_waker: Arc::clone(&waker),
+            permissions: None,
         };
         let receiving = RxWorker::new(receiving, delivery);
         let duty = Duty::new(Arc::clone(&config.port), Arc::clone(&waker), Arc::clone(&stop));
@@ -248,6 +249,12 @@ impl<S: Side> EncapRing for Ring<S> {
 
     fn force_key_update(&self, id: TunnelId) {
         let _ = self.send_tx(TxCommand::UpdateKeys(id));
+    }
+
+    fn set_permissions(&self, permissions: Arc<Permissions>) {
+        let permissions = (!permissions.are_all()).then_some(permissions);
+        let _ = self.send_rx(RxCommand::SetPermissions(permissions.clone()));
+        let _ = self.send_tx(TxCommand::SetPermissions(permissions));
     }
 
     fn tunnel_stats(&self, id: TunnelId) -> Option<TunnelStats> {

@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 
 use cyphonic_common::DropReason;
+use cyphonic_common::policy::Direction;
 
 use super::*;
 use crate::protect::{Secret, Suite};
@@ -49,6 +50,10 @@ impl EncapRing for Fake {
 
     fn force_key_update(&self, id: TunnelId) {
         self.note(format!("update {}", id.0));
+    }
+
+    fn set_permissions(&self, permissions: Arc<Permissions>) {
+        self.note(format!("permissions {}", if permissions.are_all() { "all" } else { "some" }));
     }
 
     fn tunnel_stats(&self, id: TunnelId) -> Option<TunnelStats> {
@@ -150,6 +155,18 @@ fn a_refused_tunnel_leaves_nothing_behind() {
     }
     assert!(ring.directory().tunnels.is_empty() && ring.directory().cids.is_empty());
     assert!(matches!(ShardedRing::new(Vec::new(), None, None), Err(RingError::Stopped(_))));
+}
+
+#[test]
+fn without_programs_every_worker_is_told_of_the_policy() {
+    let (ring, calls) = sharded(2);
+    let everything = PolicyKey::everything(Direction::In);
+    ring.deny(everything).unwrap();
+    ring.allow(PolicyKey::new(Direction::In, EVERY_CLASS, 6, 22)).unwrap();
+    ring.allow(everything).unwrap();
+    for calls in &calls {
+        assert_eq!(take(calls), ["permissions some", "permissions some", "permissions all"]);
+    }
 }
 
 #[test]

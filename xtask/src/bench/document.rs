@@ -11,32 +11,61 @@ use anyhow::{Context, Result};
 use cyphonic_lab::figures::Figures;
 
 use super::promises::judge_tunnels;
-use super::{relay, tunnels};
-use crate::workspace;
+use super::{crypto, relay, tunnels};
+use crate::{fuzz, kernels, workspace};
 
 const HEAD: &str = include_str!("document/head.md");
 const METHOD: &str = include_str!("document/method.md");
-/// Where a run's figures are kept.
-const TUNNELS: &str = "tunnels.json";
-const RELAY: &str = "relay.json";
 
-/// Keeps the figures of a run, and renders the page anew.
-pub(super) fn publish(verb: &str, figures: &Figures) -> Result<()> {
-    let file = if verb == "bench relay" { RELAY } else { TUNNELS };
+/// Whose figures are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Tunnels,
+    Relay,
+    Crypto,
+    Kernels,
+    Fuzz,
+}
+
+impl Kept {
+    fn file(self) -> PathBuf {
+        folder().join(match self {
+            Self::Tunnels => "tunnels.json",
+            Self::Relay => "relay.json",
+            Self::Crypto => "crypto.json",
+            Self::Kernels => "kernels.json",
+            Self::Fuzz => "fuzz.json",
+        })
+    }
+}
+
+/// Keeps the figures of a whole run, and renders the page anew.
+pub(crate) fn publish(kept: Kept, figures: &Figures) -> Result<()> {
     fs::create_dir_all(folder()).context("cannot make docs/figures")?;
-    figures.write(&folder().join(file))?;
+    figures.write(&kept.file())?;
     render()
 }
+
+/// What the page says of a verb's figures.
+type Section = fn(&Figures) -> String;
 
 /// Renders the page from the figures that are kept.
 pub(super) fn render() -> Result<()> {
     let mut text = String::from(HEAD);
-    if let Ok(figures) = Figures::read(&folder().join(TUNNELS)) {
+    if let Ok(figures) = Figures::read(&Kept::Tunnels.file()) {
         render_tunnels(&figures, &mut text)?;
     }
-    if let Ok(figures) = Figures::read(&folder().join(RELAY)) {
-        text.push('\n');
-        text += &relay::section(|name| figures.get(name).map(|figure| figure.value));
+    let relay: Section = |figures| relay::section(|name| figures.get(name).map(|figure| figure.value));
+    let others: [(Kept, Section); 4] = [
+        (Kept::Relay, relay),
+        (Kept::Crypto, crypto::section),
+        (Kept::Kernels, kernels::section),
+        (Kept::Fuzz, fuzz::section),
+    ];
+    for (kept, section) in others {
+        if let Ok(figures) = Figures::read(&kept.file()) {
+            let _ = write!(text, "\n{}", section(&figures));
+        }
     }
     let page = workspace::root().join("docs/performance.md");
     fs::write(&page, text).with_context(|| format!("cannot write {}", page.display()))?;

@@ -4,7 +4,8 @@
 //! subcommand prints a table, writes its figures to `docs/figures/` and renders `docs/performance.md` from all the
 //! files there ([`document`]).
 
-mod document;
+mod crypto;
+pub(crate) mod document;
 mod promises;
 mod relay;
 mod tunnels;
@@ -28,6 +29,8 @@ enum What {
     Setup,
     /// What one processor relays: by XDP, in userspace, by coturn.
     Relay(relay::RelayArgs),
+    /// What sealing and opening a packet takes, by both ciphers.
+    Crypto(crypto::CryptoArgs),
 }
 
 /// Runs the verb.
@@ -36,5 +39,6 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         None => tunnels::run(&args.tunnels),
         Some(What::Setup) => tunnels::setup(),
         Some(What::Relay(args)) => relay::run(args),
+        Some(What::Crypto(args)) => crypto::run(args),
     }
 }

@@ -82,7 +82,7 @@ impl Cloud {
             std::fs::write(&relay_config, text)?;
         }
         if mode == "native" || mode == "generic" {
-            prepare_for_xdp(lab, relay, cancel)?;
+            lab.prepare_for_xdp(relay, cancel)?;
         }
         let relay = start(relay, &relay_config)?;
         progress.done("AS and NMS run on one host, the TRS on another");
@@ -136,31 +136,6 @@ impl Cloud {
         self.services.release();
         self.relay.release();
     }
-}
-
-/// Makes the relay's cables be like wires. Their other ends take what XDP redirects only with GRO on, and hand
-/// on checksums that nobody has computed, which XDP leaves to userspace, unless checksum offload is off.
-fn prepare_for_xdp(lab: &Lab, relay: &str, cancel: &Cancel) -> Result<()> {
-    for (_, own) in interfaces(lab, relay, cancel)? {
-        // The lab numbers its cables' ends, so that an index is one interface's in all of it.
-        for node in &lab.state().nodes {
-            let other = interfaces(lab, node, cancel)?.into_iter().find(|(_, other)| {
-                other["ifindex"] == own["link_index"] && other["link_index"] == own["ifindex"]
-            });
-            if let Some((device, _)) = other {
-                let mut ethtool = lab.command(node, "ethtool")?;
-                check(ethtool.args(["-K", &device, "tx", "off", "gro", "on"]), LIMIT, cancel)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The cables of a node, by name, as `ip` describes them.
-fn interfaces(lab: &Lab, node: &str, cancel: &Cancel) -> Result<Vec<(String, serde_json::Value)>> {
-    let said = check(lab.command(node, "ip")?.args(["-j", "link", "show", "type", "veth"]), LIMIT, cancel)?;
-    let links: Vec<serde_json::Value> = serde_json::from_str(&said).context("ip says no JSON")?;
-    Ok(links.into_iter().filter_map(|link| Some((link["ifname"].as_str()?.to_owned(), link))).collect())
 }
 
 fn host(topology: &Topology, role: Role) -> Result<&str> {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::frame::Close;
 use cyphonic_common::limits::MIN_PROBE_DATAGRAM;
+use cyphonic_common::policy::Direction;
 use cyphonic_common::{DropReason, Frame, Frames};
 
 use super::RxParts;
@@ -186,6 +187,9 @@ impl Peer {
         let (start, len) = (range.start as u32, range.len() as u32);
         let packet = datagram.get_mut(range).ok_or(DropReason::MalformedInner)?;
         check_inner(packet, self.peer, parts.own)?;
+        if let Some(permissions) = &parts.permissions {
+            permissions.judge(packet, Direction::In)?;
+        }
         let inner_ecn = ecn::of_ipv6(packet);
         let combined = ecn::combine(inner_ecn, outer_ecn).ok_or(DropReason::CongestionUnheard)?;
         if combined != inner_ecn {

@@ -61,6 +61,7 @@ impl TxWorker {
                     self.send_control(index, &control);
                 }
             }
+            TxCommand::SetPermissions(permissions) => self.permissions = permissions,
             TxCommand::DropHeld(dst, unreachable) => self.drop_held(dst, unreachable),
             TxCommand::UpdateKeys(id) => {
                 if let Some(index) = self.tunnels.index(id) {

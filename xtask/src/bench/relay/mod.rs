@@ -12,6 +12,8 @@ use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use cyphonic_lab::figures::Figures;
 
+use super::document::{Kept, publish};
+
 pub(super) use report::section;
 
 /// What relays.
@@ -79,7 +81,7 @@ pub(super) fn run(args: &RelayArgs) -> Result<()> {
         figures.write(path)?;
     }
     if !args.quick && args.only.is_empty() {
-        super::document::publish("bench relay", &figures)?;
+        publish(Kept::Relay, &figures)?;
     }
     let broken = report::broken(&figures);
     if !broken.is_empty() {

@@ -30,6 +30,7 @@ use self::samples::{AllSamples, into_figures};
 use self::site::Site;
 use self::system::System;
 use self::variant::Variant;
+use super::document::{Kept, publish};
 use super::promises::{Outcome, judge_tunnels};
 use crate::{setup, shell};
 
@@ -159,7 +160,7 @@ fn finish(args: &TunnelArgs, mut figures: Figures, visits: Visits<'_>) -> Result
         println!("Figures are in {}.", file.display());
     }
     if args.is_whole() || args.docs {
-        super::document::publish("bench", &figures)?;
+        publish(Kept::Tunnels, &figures)?;
     }
     let judged = judge_tunnels(&figures);
     let mut missed = 0;
