@@ -39,7 +39,7 @@ mod xdp;
 pub use counters::RingCounters;
 pub use offload::{Offload, OffloadConfig, OffloadRing};
 pub use workers::{Ring, Side};
-pub use xdp::{QueueError, VethPair, Xdp, XdpConfig, XdpQueue, XdpRing};
+pub use xdp::{Card, CardError, QueueError, Underlay, VethPair, Xdp, XdpConfig, XdpQueue, XdpRing};
 
 /// Names one tunnel of this node. Given by the control plane, never reused while the node runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use cyphonic_common::InterfaceConfig;
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
+use cyphonic_dataplane::netdevice;
 use cyphonic_dataplane::ring::{
     EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing, RingError, VethPair, XdpConfig, XdpQueue,
     XdpRing,
@@ -17,7 +18,6 @@ use cyphonic_dataplane::ring::{
 use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::{TunDevice, TunOffloads};
 use cyphonic_dataplane::udp::{SignallingSink, UdpPort};
-use cyphonic_dataplane::veth;
 use cyphonic_proto::address::Prefix;
 
 use super::report::{Kernel, KernelFigures};
@@ -128,7 +128,7 @@ impl Ground {
         let ports = open_port(config, state, 1)?;
         let (near, far) = (config.interface.as_str(), far_end(&config.interface));
         netlink.create_pair(near, u32::from(mtu)).await?;
-        veth::complete_checksums(near)
+        netdevice::complete_checksums(near)
             .map_err(|error| no_ring(format!("checksum offload stays on: {error}")))?;
         programs.attach_virtual(&far).map_err(|error| no_ring(error.to_string()))?;
         let queue = XdpQueue::open(VethPair { near, far: &far }, 0, mtu);

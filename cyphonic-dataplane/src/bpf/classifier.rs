@@ -152,6 +152,11 @@ impl EgressClassifier {
         Arc::clone(&self.tables)
     }
 
+    /// For the program on network cards.
+    pub(super) fn object(&mut self) -> &mut Object {
+        &mut self.object
+    }
+
     /// What was counted so far.
     ///
     /// # Errors

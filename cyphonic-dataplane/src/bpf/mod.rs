@@ -22,6 +22,7 @@ pub use classifier::{AttachKind, EgressClassifier, Options, Programs};
 pub use counters::ClassifierCounters;
 pub use error::BpfError;
 pub use tables::KernelTables;
+pub use xsk::UnderlayLink;
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,11 @@
-//! The receiving worker: UDP port → open → virtual interface.
+//! The receiving worker: UDP port (and network cards' AF_XDP sockets, where the ring has any) → open → virtual interface.
 //!
 //! One thread owns every opener and is the port's only reader. It opens the datagrams of a receive batch in
 //! place, checks every inner packet against its tunnel, and then writes what belongs together as super-packets
 //! straight out of the receive buffers. What is not tunnel data goes to signalling, in runs.
 
 mod datagram;
+mod frames;
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -19,6 +20,7 @@ use cyphonic_common::quic::PUNCH;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram};
 
 use self::datagram::Peer;
+use self::frames::Frames;
 use super::EventSink;
 use super::command::{Answer, RxCommand};
 use super::counters::Counters;
@@ -28,8 +30,14 @@ use crate::gso::Slot;
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
 
+pub(super) use self::frames::CardQueue;
+
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
 const MESSAGES: usize = 16;
+/// Batches of frames after which the port is looked at, though there are more frames.
+const FRAME_BATCHES: u32 = 8;
+/// Messages that are handled together, wherever they come from.
+const BATCH: usize = if frames::BATCH > MESSAGES { frames::BATCH } else { MESSAGES };
 /// How often old keys are looked at while there are any.
 const KEY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after a key update old keys may be left over.
@@ -58,6 +66,7 @@ pub(super) struct RxParts {
 pub(super) struct RxWorker<D> {
     parts: RxParts,
     delivery: D,
+    frames: Frames,
     peers: HashMap<ConnectionId, Peer, BuildHasherDefault<WordHasher>>,
     /// Until when old keys must be looked at.
     aftermath: Option<Instant>,
@@ -66,7 +75,14 @@ pub(super) struct RxWorker<D> {
 
 impl<D: Delivery> RxWorker<D> {
     pub(super) fn new(parts: RxParts, delivery: D) -> Self {
-        Self { parts, delivery, peers: HashMap::default(), aftermath: None, keys_looked_at: Instant::now() }
+        Self {
+            parts,
+            delivery,
+            frames: Frames::default(),
+            peers: HashMap::default(),
+            aftermath: None,
+            keys_looked_at: Instant::now(),
+        }
     }
 
     /// Runs until told to stop, or until the port is broken.
@@ -76,14 +92,15 @@ impl<D: Delivery> RxWorker<D> {
         let mut errors = 0;
         while !self.parts.stop.load(Relaxed) {
             self.take_commands();
+            self.receive_frames();
             match port.recv_batch(&mut batch) {
                 Ok(_) => {
                     errors = 0;
-                    self.receive(&mut batch);
+                    self.receive(batch.messages_mut());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.expire_keys();
-                    port.wait(self.timeout())?;
+                    self.wait_without_messages()?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -96,6 +113,40 @@ impl<D: Delivery> RxWorker<D> {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the port has something, or there is something to be told. Frames that come meanwhile need not ask the
+    /// port: it costs a system call, which frames do not.
+    fn wait_without_messages(&mut self) -> io::Result<()> {
+        let mut batches = 0;
+        loop {
+            let timeout = self.timeout();
+            let woken = self.parts.port.wait_beside(self.frames.descriptor(), timeout)?;
+            if woken.broken {
+                self.frames.bury();
+            }
+            if !woken.beside || woken.readable || woken.called || batches >= FRAME_BATCHES {
+                return Ok(());
+            }
+            batches += self.receive_frames();
+        }
+    }
+
+    /// Opens the frames that are there, up to a number. Returns how many batches they were.
+    fn receive_frames(&mut self) -> u32 {
+        let mut batches = 0;
+        while batches < FRAME_BATCHES && self.frames.receive() > 0 {
+            // Out of the worker, which the frames' packets are opened with.
+            let mut frames = std::mem::take(&mut self.frames);
+            self.receive(frames.messages_mut());
+            let malformed = frames.give_back();
+            self.frames = frames;
+            if malformed > 0 {
+                self.parts.counters.count_drop(DropReason::MalformedOuter, malformed);
+            }
+            batches += 1;
+        }
+        batches
     }
 
     /// How long nothing is due; what the host was too slow for is tried again first.
@@ -115,6 +166,8 @@ impl<D: Delivery> RxWorker<D> {
                 }
                 RxCommand::Remove(id) => self.peers.retain(|_, peer| peer.shared.id != id),
                 RxCommand::Deliver(packet) => self.delivery.deliver(&packet, &self.parts.counters),
+                RxCommand::AddQueue(queue) => self.frames.add(*queue),
+                RxCommand::RemoveCard(card, done) => self.frames.remove(card, &done),
                 RxCommand::SetRemote(id, remote) => {
                     for peer in self.peers.values_mut().filter(|peer| peer.shared.id == id) {
                         peer.remote = remote;
@@ -125,10 +178,10 @@ impl<D: Delivery> RxWorker<D> {
     }
 
     /// Opens what has arrived, then writes it.
-    fn receive(&mut self, batch: &mut RecvBatch) {
+    fn receive<'b>(&mut self, messages: impl Iterator<Item = Message<'b>>) {
         let now = Instant::now();
-        let mut buffers: [&[u8]; MESSAGES] = [&[]; MESSAGES];
-        for ((index, message), buffer) in batch.messages_mut().enumerate().zip(&mut buffers) {
+        let mut buffers: [&[u8]; BATCH] = [&[]; BATCH];
+        for ((index, message), buffer) in messages.enumerate().zip(&mut buffers) {
             *buffer = self.receive_message(index as u32, message, now);
         }
         let bytes = |slot: Slot| {

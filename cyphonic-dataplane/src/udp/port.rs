@@ -44,6 +44,10 @@ pub struct Woken {
     pub readable: bool,
     /// Someone called [`UdpPort::wake`].
     pub called: bool,
+    /// What else was waited on is ready.
+    pub beside: bool,
+    /// What else was waited on is broken.
+    pub broken: bool,
 }
 
 /// A non-blocking UDP socket for all of a node's traffic. See the [module](super).
@@ -286,9 +290,32 @@ impl UdpPort {
     /// # Errors
     /// The kernel refused to wait.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&*self.waker, PollFlags::IN)];
-        poll(&mut fds, timeout)?;
-        let woken = Woken { readable: !fds[0].revents().is_empty(), called: !fds[1].revents().is_empty() };
+        self.wait_beside(None, timeout)
+    }
+
+    /// [`wait`](Self::wait), which something else that becomes readable ends as well.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_beside(
+        &self,
+        beside: Option<BorrowedFd<'_>>,
+        timeout: Option<Duration>,
+    ) -> io::Result<Woken> {
+        let mut fds = [
+            PollFd::new(&self.socket, PollFlags::IN),
+            PollFd::new(&*self.waker, PollFlags::IN),
+            PollFd::from_borrowed_fd(beside.unwrap_or(self.socket.as_fd()), PollFlags::IN),
+        ];
+        let count = if beside.is_some() { 3 } else { 2 };
+        poll(&mut fds[..count], timeout)?;
+        let [socket, waker, other] = fds.each_ref().map(PollFd::revents);
+        let woken = Woken {
+            readable: !socket.is_empty(),
+            called: !waker.is_empty(),
+            beside: other.contains(PollFlags::IN),
+            broken: other.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL),
+        };
         if woken.called {
             let mut count = [0; 8];
             // Only fails if another waiter was faster.
