@@ -4,7 +4,7 @@
 //! - [`protect`], [`replay`]: packet protection of tunnel data (RFC 9001) and its anti-replay window (RFC 6479).
 //! - [`udp`]: the node's one UDP port, in batches, with segmentation offloads.
 //! - [`ring`], [`tun`]: encapsulation rings between the virtual interface and the port.
-//! - [`netdevice`]: what interfaces are asked and told by ioctl.
+//! - [`netdevice`]: what interfaces are asked and told, and what their drivers can do.
 //! - [`shard`]: several rings, one a worker, that look like one.
 //! - [`xsk`]: AF_XDP sockets: packets between an interface's XDP program and userspace.
 //! - [`relay`]: the relay's map from connection IDs to legs, and its userspace forwarding loop.

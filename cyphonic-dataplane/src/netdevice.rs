@@ -1,17 +1,25 @@
-//! What network interfaces are asked and told by ioctl.
+//! What network interfaces are asked and told: by ioctl here, and what their drivers can do by netlink
+//! ([`xdp_features`]).
 
 #![expect(unsafe_code, reason = "network devices are configured by ioctl")]
 
-use std::ffi::c_char;
+mod features;
+
+use std::ffi::{CStr, c_char};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+pub use features::{XdpFeatures, xdp_features};
+
 /// `ETHTOOL_STXCSUM` of `linux/ethtool.h`.
 const SET_TX_CHECKSUM: u32 = 0x17;
 /// `ETHTOOL_GCHANNELS`.
 const GET_CHANNELS: u32 = 0x3c;
+
+/// `ETHTOOL_GDRVINFO`.
+const GET_DRIVER: u32 = 3;
 
 /// What a command of ethtool's reads and writes: it starts with the command's number, and any bytes are a valid value.
 trait Ethtool {}
@@ -24,6 +32,18 @@ struct Value {
 }
 
 impl Ethtool for Value {}
+
+/// `struct ethtool_drvinfo`.
+#[repr(C)]
+struct Driver {
+    command: u32,
+    name: [u8; 32],
+    rest: [u8; 160],
+}
+
+const _: () = assert!(size_of::<Driver>() == 196);
+
+impl Ethtool for Driver {}
 
 /// `struct ethtool_channels`, whose maxima are of no interest here.
 #[repr(C)]
@@ -68,6 +88,17 @@ pub(crate) fn receive_queues(interface: &str) -> io::Result<u32> {
         Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(1),
         Err(error) => Err(error),
     }
+}
+
+/// The name of the interface's driver: for virtual ones, their kind.
+///
+/// # Errors
+/// There is no such interface, or it does not say.
+pub fn driver(interface: &str) -> io::Result<String> {
+    let mut driver = Driver { command: GET_DRIVER, name: [0; 32], rest: [0; 160] };
+    ethtool(interface, &mut driver)?;
+    let name = CStr::from_bytes_until_nul(&driver.name).map_err(|_| io::ErrorKind::InvalidData)?;
+    Ok(name.to_string_lossy().into_owned())
 }
 
 /// The largest packet that the interface carries.
