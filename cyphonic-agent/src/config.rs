@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 mod packets;
 
-pub use packets::{InvalidWorkers, RingChoice, Workers};
+pub use packets::{InvalidWorkers, RingChoice, UnderlayChoice, Workers};
 
 /// Where the daemon looks for its configuration unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cyphonic/agent.yaml";
@@ -53,6 +53,8 @@ pub struct Config {
     pub dns: DnsConfig,
     /// Which encapsulation ring.
     pub ring: RingChoice,
+    /// Where the ring `xdp` receives outside.
+    pub underlay: UnderlayChoice,
     /// How many workers carry packets.
     pub workers: Workers,
     /// Whether the eBPF programs tell the log what they drop.
@@ -72,6 +74,7 @@ impl Default for Config {
             port: 0,
             dns: DnsConfig::default(),
             ring: RingChoice::Auto,
+            underlay: UnderlayChoice::Auto,
             workers: Workers::Auto,
             log_drops: false,
             log: "info".to_owned(),
@@ -136,6 +139,9 @@ pub struct Overrides {
     /// The packet path.
     #[arg(long, global = true, env = "CYPHONIC_RING", value_enum, value_name = "RING")]
     pub ring: Option<RingChoice>,
+    /// Where the ring `xdp` receives tunnels' packets outside.
+    #[arg(long, global = true, env = "CYPHONIC_UNDERLAY", value_enum, value_name = "UNDERLAY")]
+    pub underlay: Option<UnderlayChoice>,
     /// Workers that carry packets: `auto` or a number.
     #[arg(long, global = true, env = "CYPHONIC_WORKERS", value_name = "N")]
     pub workers: Option<Workers>,
@@ -187,6 +193,7 @@ impl Config {
         set(&mut self.port, over.port.as_ref());
         set(&mut self.dns.listen, over.dns_listen.as_ref());
         set(&mut self.ring, over.ring.as_ref());
+        set(&mut self.underlay, over.underlay.as_ref());
         set(&mut self.workers, over.workers.as_ref());
         set(&mut self.log_drops, over.log_drops.as_ref());
         set(&mut self.log, over.log.as_ref());

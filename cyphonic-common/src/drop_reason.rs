@@ -107,6 +107,11 @@ reasons! {
     RateLimited = "rate_limited",
     /// The packet may not be forwarded once more: it has probably gone in circles.
     HopLimit = "hop_limit",
+
+    // What arrives at the underlay's AF_XDP sockets.
+
+    /// The frame is no UDP datagram, though the program in front of the socket took it for one.
+    MalformedOuter = "malformed_outer",
 }
 
 impl DropReason {

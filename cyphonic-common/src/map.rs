@@ -19,8 +19,6 @@ pub mod name {
     pub const POLICY: &str = "POLICY";
     /// Hash of worker numbers by data connection ID.
     pub const CIDS: &str = "CIDS";
-    /// The processor that datagrams arrive on.
-    pub const ARRIVAL: &str = "ARRIVAL";
     /// The UDP sockets by worker number.
     pub const SOCKETS: &str = "SOCKETS";
 }

@@ -5,9 +5,13 @@
 //! On the underlay, a frame may be anybody's: [`steer_underlay`] takes out the tunnels' data packets and leaves
 //! everything else to the kernel's stack, untouched.
 //!
-//! UDP checksums are not verified here, nor by the network card in every case, nor by who opens the packet: its
-//! authentication tag covers every byte of the payload, and an address changed on the way at most starts the validation of
-//! a path that does not exist.
+//! The stack would check more, so here is what is checked instead. IPv4's header checksum is: nothing else covers the
+//! addresses and the ECN field. UDP's checksum is not, and cannot be: what another namespace or virtual machine of this
+//! host sends has only the pseudo header's part of it, for a card that it never passes. It would add nothing: the packet's
+//! authentication tag covers every byte of the payload, a port or an IPv6 address changed on the way at most starts the
+//! validation of a path that does not exist, and a changed IPv6 ECN field costs one congestion signal. The host's packet
+//! filter does not see these packets; only who knows a connection ID of a tunnel that stands reaches its socket, and only
+//! who has the tunnel's keys gets any further.
 
 use crate::buffer::Buffer;
 use crate::cid::ConnectionId;
@@ -147,14 +151,25 @@ enum Carried {
 
 #[inline(always)]
 fn ipv4<B: Buffer + ?Sized>(frame: &B) -> Option<Carried> {
-    let [version, _, l0, l1, _, _, f0, f1, _, protocol] = frame.read::<10>(ETHERNET_LEN)?;
+    let header = frame.read::<IPV4_HEADER_LEN>(ETHERNET_LEN)?;
+    let [version, _, l0, l1, _, _, f0, f1, _, protocol, ..] = header;
     // More Fragments, or a fragment offset.
     let fragment = u16::from_be_bytes([f0, f1]) & 0x3fff != 0;
-    if version != 0x45 || fragment || protocol != udp::PROTOCOL {
+    if version != 0x45 || fragment || protocol != udp::PROTOCOL || !is_whole(&header) {
         return None;
     }
     let len = usize::from(u16::from_be_bytes([l0, l1])).checked_sub(IPV4_HEADER_LEN)?;
     Some(Carried::V4(len))
+}
+
+/// Whether an IPv4 header is as its sender made it: with its checksum, its words add up to all ones (RFC 1071 §1).
+#[inline(always)]
+fn is_whole(header: &[u8; IPV4_HEADER_LEN]) -> bool {
+    let (words, _) = header.as_chunks::<2>();
+    // Ten words of 16 bits: the carries fit, and adding them in twice is enough. The order of bytes does not matter.
+    let sum = words.iter().fold(0, |sum, word| sum + u32::from(u16::from_ne_bytes(*word)));
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (sum & 0xffff) + (sum >> 16) == 0xffff
 }
 
 #[inline(always)]

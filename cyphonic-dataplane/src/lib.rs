@@ -4,7 +4,7 @@
 //! - [`protect`], [`replay`]: packet protection of tunnel data (RFC 9001) and its anti-replay window (RFC 6479).
 //! - [`udp`]: the node's one UDP port, in batches, with segmentation offloads.
 //! - [`ring`], [`tun`]: encapsulation rings between the virtual interface and the port.
-//! - [`veth`]: what a veth pair needs to be the virtual interface.
+//! - [`netdevice`]: what interfaces are asked and told, and what their drivers can do.
 //! - [`shard`]: several rings, one a worker, that look like one.
 //! - [`xsk`]: AF_XDP sockets: packets between an interface's XDP program and userspace.
 //! - [`relay`]: the relay's map from connection IDs to legs, and its userspace forwarding loop.
@@ -17,6 +17,7 @@ pub mod bench;
 pub mod bpf;
 mod gso;
 mod hash;
+pub mod netdevice;
 #[cfg(feature = "bench")]
 pub mod null_gso;
 pub mod protect;
@@ -26,5 +27,4 @@ pub mod ring;
 pub mod shard;
 pub mod tun;
 pub mod udp;
-pub mod veth;
 pub mod xsk;

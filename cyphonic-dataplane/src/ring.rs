@@ -35,7 +35,6 @@ mod rx;
 mod shared;
 mod tempo;
 mod tx;
-mod vicinity;
 mod wake;
 mod workers;
 mod xdp;
@@ -45,7 +44,7 @@ pub use duty::Division;
 pub use offload::{Offload, OffloadConfig, OffloadRing};
 pub use permissions::Permissions;
 pub use workers::{Ring, Side};
-pub use xdp::{QueueError, VethPair, Xdp, XdpConfig, XdpQueue, XdpRing};
+pub use xdp::{Card, CardError, QueueError, Underlay, VethPair, Xdp, XdpConfig, XdpQueue, XdpRing};
 
 /// Names one tunnel of this node. Given by the control plane, never reused while the node runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -24,6 +24,18 @@ pub enum RingChoice {
     Offload,
 }
 
+/// Where the ring `xdp` receives tunnels' packets outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum UnderlayChoice {
+    /// AF_XDP on network cards that need not copy, the UDP port for the rest.
+    Auto,
+    /// AF_XDP on every network card that has native XDP, though the kernel copies.
+    Xdp,
+    /// The UDP port alone.
+    Port,
+}
+
 /// How many workers carry packets. Each is a pair of threads, one a direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]

@@ -161,6 +161,26 @@ pub struct RingReport {
     /// Why so many.
     #[serde(default)]
     pub workers_why: String,
+    /// The network cards that carry the node's packets, and how this ring receives from each.
+    #[serde(default)]
+    pub cards: Vec<CardReport>,
+}
+
+/// A network card.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CardReport {
+    /// Its name.
+    pub name: String,
+    /// Its driver, where it says.
+    pub driver: Option<String>,
+    /// Whether the driver has native XDP; nothing where the kernel does not tell (before Linux 6.3).
+    pub native_xdp: Option<bool>,
+    /// Whether the driver can put packets into AF_XDP's memory without copying them.
+    pub zero_copy: Option<bool>,
+    /// How tunnels' packets are received: `port`, `af_xdp` or `af_xdp-zero-copy`.
+    pub receives_by: String,
+    /// Why this way.
+    pub why: String,
 }
 
 /// The eBPF classifier.

@@ -5,32 +5,35 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cyphonic_common::InterfaceConfig;
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
+use cyphonic_dataplane::netdevice;
 use cyphonic_dataplane::ring::{
-    EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing, RingError, VethPair, XdpConfig, XdpQueue,
-    XdpRing,
+    EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing, RingError, Underlay, VethPair, XdpConfig,
+    XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::{TunDevice, TunOffloads};
 use cyphonic_dataplane::udp::{SignallingSink, UdpPort};
-use cyphonic_dataplane::veth;
 use cyphonic_proto::address::Prefix;
 
+use super::cards::{Cards, Probed, worth_xdp};
 use super::report::{Kernel, KernelFigures};
 use super::start::failed;
-use crate::config::{Config, RingChoice, Workers};
+use crate::config::{Config, RingChoice, UnderlayChoice, Workers};
 use crate::control::report::{ClassifierReport, RingReport};
 use crate::daemon::DaemonError;
 use crate::netlink::{Netlink, far_end};
 use crate::state::StateDir;
 
-/// Expected, and for `cargo xtask bench` to confirm: what super-packets save in bulk transfers is more than AF_XDP saves,
-/// unless a card takes frames without copying, which the virtual interface never does.
+/// Measured by `cargo xtask bench`: what super-packets save in bulk transfers is more than AF_XDP saves while it copies
+/// (docs/decisions/0012-underlay-by-af-xdp.md).
 const AUTO_WHY: &str = "it carries bulk transfers as super-packets";
+/// What needs no other reason.
+const FORCED: &str = "forced by the configuration";
 
 /// How often the programs' messages are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(500);
@@ -46,6 +49,7 @@ pub(super) struct Ground {
     device: Device,
     ports: Vec<Arc<UdpPort>>,
     programs: Result<Programs, String>,
+    underlay: UnderlayChoice,
     ring_why: String,
     workers_why: String,
 }
@@ -55,6 +59,8 @@ pub(super) struct DataPath {
     pub(super) ring: Arc<dyn EncapRing>,
     pub(super) ring_report: RingReport,
     pub(super) kernel: Arc<dyn Kernel>,
+    /// The network cards, to be told of as they come and go.
+    pub(super) cards: Cards,
     /// Fetches the programs' messages for as long as it is polled.
     pub(super) kernel_log: Option<Arc<Classifier>>,
 }
@@ -77,13 +83,29 @@ impl Ground {
         state: &StateDir,
         netlink: &Netlink,
         overlay: InterfaceConfig,
+        prefix: Prefix,
         mtu: u16,
     ) -> Result<Self, DaemonError> {
         let options = Options { kind: None, log_drops: config.log_drops };
-        let programs = Programs::load(overlay, options).map_err(|error| error.to_string());
+        let load = || Programs::load(overlay, options).map_err(|error| error.to_string());
         match config.ring {
-            RingChoice::Xdp => Self::lay_veth(config, state, netlink, programs, mtu).await,
-            RingChoice::Auto | RingChoice::Offload => Self::lay_tun(config, state, programs, mtu),
+            RingChoice::Xdp => Self::lay_veth(config, state, netlink, load(), mtu, FORCED).await,
+            RingChoice::Offload => Self::lay_tun(config, state, load(), mtu, FORCED),
+            RingChoice::Auto => {
+                let programs = load();
+                let present = netlink.cards(prefix, &config.interface).await?;
+                let cards: Vec<_> = present.iter().map(|card| Probed::of(&card.name)).collect();
+                let why_not = match worth_xdp(&cards, programs.as_ref().err()) {
+                    Err(why_not) => return Self::lay_tun(config, state, programs, mtu, &chosen(&why_not)),
+                    Ok(why) => match Self::lay_veth(config, state, netlink, programs, mtu, &why).await {
+                        Ok(ground) => return Ok(ground),
+                        Err(error) => error.to_string(),
+                    },
+                };
+                tracing::warn!(why_not, "the ring `xdp` would be worth it here, but does not start");
+                netlink.remove_pair(&config.interface).await?;
+                Self::lay_tun(config, state, load(), mtu, &chosen(&why_not))
+            }
         }
     }
 
@@ -92,6 +114,7 @@ impl Ground {
         state: &StateDir,
         mut programs: Result<Programs, String>,
         mtu: u16,
+        why: &str,
     ) -> Result<Self, DaemonError> {
         let (wanted, mut workers_why) = wanted_workers(config.workers, programs.as_ref().err());
         let mut queues = make_queues(config, mtu, wanted)?;
@@ -108,11 +131,9 @@ impl Ground {
             ports = open_port(config, state, 1)?;
         }
         let found = offloads_found(queues.first().map(TunDevice::offloads));
-        let ring_why = match config.ring {
-            RingChoice::Auto => format!("{AUTO_WHY}; {found}"),
-            RingChoice::Offload | RingChoice::Xdp => format!("forced by the configuration; {found}"),
-        };
-        Ok(Self { device: Device::Tun(queues), ports, programs, ring_why, workers_why })
+        let ring_why = format!("{why}; {found}");
+        let (device, underlay) = (Device::Tun(queues), config.underlay);
+        Ok(Self { device, ports, programs, underlay, ring_why, workers_why })
     }
 
     async fn lay_veth(
@@ -121,6 +142,7 @@ impl Ground {
         netlink: &Netlink,
         programs: Result<Programs, String>,
         mtu: u16,
+        why: &str,
     ) -> Result<Self, DaemonError> {
         let no_ring =
             |error: String| failed("the ring `xdp`", format!("{error}; `ring: auto` works without"));
@@ -128,7 +150,7 @@ impl Ground {
         let ports = open_port(config, state, 1)?;
         let (near, far) = (config.interface.as_str(), far_end(&config.interface));
         netlink.create_pair(near, u32::from(mtu)).await?;
-        veth::complete_checksums(near)
+        netdevice::complete_checksums(near)
             .map_err(|error| no_ring(format!("checksum offload stays on: {error}")))?;
         programs.attach_virtual(&far).map_err(|error| no_ring(error.to_string()))?;
         let queue = XdpQueue::open(VethPair { near, far: &far }, 0, mtu);
@@ -140,7 +162,8 @@ impl Ground {
             device: Device::Veth(Box::new(queue)),
             ports,
             programs: Ok(programs),
-            ring_why: format!("forced by the configuration; AF_XDP {copies}"),
+            underlay: config.underlay,
+            ring_why: format!("{why}; on the virtual interface AF_XDP {copies}"),
             workers_why: "this ring has one".to_owned(),
         })
     }
@@ -165,18 +188,21 @@ impl Ground {
         let tables = classifier.as_ref().ok().map(|(_, tables)| Arc::clone(tables));
         let group = self.ports.first().and_then(|port| port.group()).cloned();
         let rings = match self.device {
-            Device::Tun(queues) => offload_rings(queues, &self.ports, wiring),
-            Device::Veth(queue) => xdp_rings(*queue, &self.ports, wiring),
+            Device::Tun(queues) => offload_rings(queues, &self.ports, wiring).map(|rings| (rings, None)),
+            Device::Veth(queue) => xdp_ring(*queue, &self.ports, wiring)
+                .map(|ring| (vec![Box::new(ring.0) as Box<dyn EncapRing>], Some(ring.1))),
         };
-        let ring = rings
-            .and_then(|rings| ShardedRing::new(rings, group, tables))
-            .map_err(|error| failed("the encapsulation ring", error))?;
+        let not_started = |error| failed("the encapsulation ring", error);
+        let (rings, underlay) = rings.map_err(not_started)?;
+        let ring = ShardedRing::new(rings, group, tables).map_err(not_started)?;
         let ring_report = RingReport {
             kind: ring.kind().to_string(),
             why: self.ring_why,
             workers: ring.workers(),
             workers_why: self.workers_why,
+            cards: Vec::new(),
         };
+        tracing::info!(ring = ring_report.kind, why = ring_report.why, "the encapsulation ring is chosen");
         let (kernel, kernel_log): (Arc<dyn Kernel>, _) = match classifier {
             Ok((attached, _)) => {
                 let classifier = Arc::new(Classifier(Mutex::new(attached)));
@@ -187,7 +213,8 @@ impl Ground {
                 (Arc::new(NoClassifier(why)), None)
             }
         };
-        Ok(DataPath { ring: Arc::new(ring), ring_report, kernel, kernel_log })
+        let cards = Cards::new(self.underlay, underlay.zip(kernel_log.clone()));
+        Ok(DataPath { ring: Arc::new(ring), ring_report, kernel, cards, kernel_log })
     }
 }
 
@@ -211,11 +238,11 @@ fn offload_rings(
     queues.into_iter().zip(ports).map(start).collect()
 }
 
-fn xdp_rings(
+fn xdp_ring(
     queue: XdpQueue,
     ports: &[Arc<UdpPort>],
     wiring: &Wiring,
-) -> Result<Vec<Box<dyn EncapRing>>, RingError> {
+) -> Result<(XdpRing, Underlay), RingError> {
     let port = ports.first().ok_or(RingError::Stopped("the port has no socket"))?;
     let ring = XdpRing::start(XdpConfig {
         queue,
@@ -226,7 +253,13 @@ fn xdp_rings(
         events: Arc::clone(&wiring.events),
         hold: HoldLimits::default(),
     })?;
-    Ok(vec![Box::new(ring)])
+    let underlay = ring.underlay();
+    Ok((ring, underlay))
+}
+
+/// Why `auto` is the ring for bulk transfers.
+fn chosen(why_not_xdp: &str) -> String {
+    format!("{AUTO_WHY}; not xdp: {why_not_xdp}")
 }
 
 fn wanted_workers(configured: Workers, no_programs: Option<&String>) -> (usize, String) {
@@ -275,19 +308,24 @@ fn offloads_found(offloads: Option<TunOffloads>) -> &'static str {
 pub(super) struct Classifier(Mutex<EgressClassifier>);
 
 impl Classifier {
+    /// Whole after every call, so a panic elsewhere does not spoil it.
+    pub(super) fn lock(&self) -> MutexGuard<'_, EgressClassifier> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Brings what the programs say into the log, until it is dropped.
     pub(super) async fn follow_log(self: Arc<Self>) {
         let mut pace = tokio::time::interval(LOG_INTERVAL);
         loop {
             pace.tick().await;
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).flush_log();
+            self.lock().flush_log();
         }
     }
 }
 
 impl Kernel for Classifier {
     fn figures(&self) -> KernelFigures {
-        let classifier = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let classifier = self.lock();
         let report = ClassifierReport {
             kind: classifier.attach_kind().to_string(),
             why: "the best this kernel offers".to_owned(),

@@ -13,11 +13,13 @@
 //! | `peers` | the handshakes between this node and others |
 //! | `report` | `cyphonic status` |
 //! | `datapath` | interface, port, eBPF programs and rings, chosen and put together |
+//! | `cards` | what network cards can do, and which give packets to the ring |
 //! | `start`, `zone` | building all of it from configuration and identity |
 //! | `handle` | what DNS and the control socket see |
 //!
 //! **Invariant:** no packet of an established tunnel comes through here.
 
+mod cards;
 mod datapath;
 mod handle;
 mod input;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv6Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::ring::{EncapRing, TunnelStats};
@@ -13,8 +13,8 @@ use cyphonic_proto::node::{
 
 use super::renewal::Validity;
 use crate::control::report::{
-    CertificateReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport, PeerReport, PeerState,
-    RingReport, RouteReport, ServiceKind, ServiceReport, ServiceState, Severity, StatusReport,
+    CardReport, CertificateReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport, PeerReport,
+    PeerState, RingReport, RouteReport, ServiceKind, ServiceReport, ServiceState, Severity, StatusReport,
 };
 
 /// What the programs in the kernel have counted.
@@ -38,6 +38,8 @@ pub struct Surroundings {
     pub interface: InterfaceReport,
     /// Which ring, and why.
     pub ring: RingReport,
+    /// The network cards, which come and go.
+    pub cards: Arc<Mutex<Vec<CardReport>>>,
     /// Set when the ring has stopped.
     pub ring_failure: Option<String>,
     /// The classifier, read when asked.
@@ -71,7 +73,7 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
         zone: node.zone.clone(),
         uptime_s: now.duration_since(sources.started).as_secs(),
         services: node.services.iter().map(|service| service_report(service, node, now)).collect(),
-        ring: sources.surroundings.ring.clone(),
+        ring: ring_report(sources.surroundings),
         health: health(sources, &classifier),
         classifier,
         interface: sources.surroundings.interface.clone(),
@@ -85,6 +87,11 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
         drops,
         ..StatusReport::default()
     }
+}
+
+fn ring_report(surroundings: &Surroundings) -> RingReport {
+    let cards = surroundings.cards.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    RingReport { cards, ..surroundings.ring.clone() }
 }
 
 fn ring_drops(ring: &dyn EncapRing) -> BTreeMap<String, u64> {

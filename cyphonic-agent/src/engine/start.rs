@@ -17,6 +17,7 @@ use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
+use super::cards::Cards;
 use super::datapath::{Ground, Wiring};
 use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
 use crate::config::{CloudAddress, Config, resolve_all};
@@ -59,7 +60,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
 
     let overlay = InterfaceConfig::new(address.octets(), prefix.address().octets(), Prefix::LENGTH)
         .map_err(|error| failed("this device's address", error))?;
-    let ground = Ground::lay(&config, &state, &netlink, overlay, INNER_MTU).await?;
+    let ground = Ground::lay(&config, &state, &netlink, overlay, prefix, INNER_MTU).await?;
     let port = ground.port()?;
     let server = ServerTls::peer(&credentials).map_err(|error| failed("TLS", error))?;
     let transport = Transport::start(port.clone(), Some((server, credentials.network)))
@@ -76,6 +77,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let surroundings = Surroundings {
         interface: InterfaceReport { name: config.interface.clone(), mtu: interface.mtu, up: interface.up },
         ring: path.ring_report,
+        cards: path.cards.reports(),
         ring_failure: None,
         kernel: path.kernel,
     };
@@ -101,6 +103,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     watchers.spawn(follow_cloud(handle.clone(), config.cloud));
     let (listed, name) = (Arc::clone(&netlink), config.interface.clone());
     watchers.spawn(follow_addresses(handle.clone(), listed, prefix, name, udp_port));
+    watchers.spawn(follow_cards(path.cards, Arc::clone(&netlink), prefix, config.interface.clone()));
     let stopping = handle.clone();
     Ok(RunningEngine {
         resolver: Arc::new(handle.clone()),
@@ -110,7 +113,8 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         interface: interface.index,
         failed: async { failed.await.unwrap_or_else(|_| "the engine ended unexpectedly".into()) }.boxed(),
         stop: async move {
-            drop(watchers);
+            // Before the ring: network cards are left as they were found.
+            watchers.shutdown().await;
             stopping.stop().await;
             remove_interface(&netlink, &config.interface).await;
         }
@@ -219,6 +223,36 @@ async fn follow_addresses(
         match addresses(&netlink, prefix, &own, port).await {
             Ok(addresses) => handle.set_addresses(addresses).await,
             Err(error) => tracing::warn!(%error, "this host's addresses cannot be listed"),
+        }
+    }
+}
+
+/// Tells the packet path of the network cards, now and whenever they change.
+async fn follow_cards(mut cards: Cards, netlink: Arc<Netlink>, prefix: Prefix, own: String) {
+    let mut watch = match NetworkWatch::start() {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::warn!(%error, "changes of this host's network cards will not be noticed");
+            None
+        }
+    };
+    loop {
+        match netlink.cards(prefix, &own).await {
+            Ok(present) => {
+                let update = move || {
+                    cards.update(&present);
+                    cards
+                };
+                // It may wait for drivers.
+                let Ok(updated) = tokio::task::spawn_blocking(update).await else { return };
+                cards = updated;
+            }
+            Err(error) => tracing::warn!(%error, "this host's network cards cannot be listed"),
+        }
+        match &mut watch {
+            Some(watch) => watch.changed().await,
+            // The cards live as long as this.
+            None => std::future::pending().await,
         }
     }
 }

@@ -17,7 +17,7 @@ use futures_util::TryStreamExt;
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
-    link::{LinkAttribute, LinkFlags, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
@@ -49,6 +49,15 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+}
+
+/// A network card that may carry the node's packets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkCard {
+    /// Its name.
+    pub name: String,
+    /// The kernel's number for it.
+    pub index: u32,
 }
 
 impl Netlink {
@@ -141,21 +150,42 @@ impl Netlink {
     /// This host's own addresses that a peer may try, best first: of interfaces that are up, other than `own`, and
     /// never loopback, link-local, the overlay's, or one that is not usable yet.
     pub async fn candidates(&self, overlay: Prefix, own: &str) -> Result<Vec<IpAddr>, NetlinkError> {
-        let links: Vec<LinkMessage> =
-            self.handle.link().get().execute().try_collect().await.map_err(NetlinkError::List)?;
+        let links = self.links().await?;
         let usable = |index: u32| {
-            links.iter().any(|link| {
-                link.header.index == index
-                    && link.header.flags.contains(LinkFlags::Up)
-                    && !link.header.flags.contains(LinkFlags::Loopback)
-                    && name_of(link) != Some(own)
-            })
+            links
+                .iter()
+                .any(|link| link.header.index == index && may_carry(link) && name_of(link) != Some(own))
         };
-        let addresses: Vec<AddressMessage> =
-            self.handle.address().get().execute().try_collect().await.map_err(NetlinkError::List)?;
+        let addresses = self.addresses().await?;
         let found =
             addresses.iter().filter(|address| usable(address.header.index)).filter_map(usable_address);
         Ok(candidates::choose(found, overlay))
+    }
+
+    /// The network cards of this host that have one of the [`candidates`](Self::candidates): hardware, and ends of virtual
+    /// cables. Bridges, bonds, VLANs and the like have their packets from other interfaces, and are none.
+    pub async fn cards(&self, overlay: Prefix, own: &str) -> Result<Vec<NetworkCard>, NetlinkError> {
+        let addresses = self.addresses().await?;
+        let has_candidate = |index: u32| {
+            let own = addresses.iter().filter(|address| address.header.index == index);
+            !candidates::choose(own.filter_map(usable_address), overlay).is_empty()
+        };
+        let links = self.links().await?;
+        let cards = links.iter().filter(|link| {
+            may_carry(link) && is_card(link) && name_of(link) != Some(own) && has_candidate(link.header.index)
+        });
+        let card = |link: &LinkMessage| {
+            Some(NetworkCard { name: name_of(link)?.to_owned(), index: link.header.index })
+        };
+        Ok(cards.filter_map(card).collect())
+    }
+
+    async fn links(&self) -> Result<Vec<LinkMessage>, NetlinkError> {
+        self.handle.link().get().execute().try_collect().await.map_err(NetlinkError::List)
+    }
+
+    async fn addresses(&self) -> Result<Vec<AddressMessage>, NetlinkError> {
+        self.handle.address().get().execute().try_collect().await.map_err(NetlinkError::List)
     }
 
     async fn require(&self, name: &str) -> Result<Interface, NetlinkError> {
@@ -164,9 +194,7 @@ impl Netlink {
 
     async fn link(&self, name: &str) -> Result<Option<LinkMessage>, NetlinkError> {
         // Asking for one by name answers "no such device" as an error; the list is short.
-        let links: Vec<LinkMessage> =
-            self.handle.link().get().execute().try_collect().await.map_err(NetlinkError::List)?;
-        Ok(links.into_iter().find(|link| name_of(link) == Some(name)))
+        Ok(self.links().await?.into_iter().find(|link| name_of(link) == Some(name)))
     }
 }
 
@@ -179,6 +207,22 @@ impl Drop for Netlink {
 fn is_local(route: &RouteMessage, address: Ipv6Addr) -> bool {
     let destination = RouteAttribute::Destination(RouteAddress::Inet6(address));
     route.header.kind == RouteType::Local && route.attributes.contains(&destination)
+}
+
+/// Whether it is up and leads anywhere.
+fn may_carry(link: &LinkMessage) -> bool {
+    link.header.flags.contains(LinkFlags::Up) && !link.header.flags.contains(LinkFlags::Loopback)
+}
+
+/// Hardware has no kind.
+fn is_card(link: &LinkMessage) -> bool {
+    link.attributes.iter().all(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().all(|info| match info {
+            LinkInfo::Kind(kind) => *kind == InfoKind::Veth,
+            _ => true,
+        }),
+        _ => true,
+    })
 }
 
 fn name_of(link: &LinkMessage) -> Option<&str> {

@@ -210,6 +210,7 @@ impl Device {
             surroundings: Surroundings {
                 interface: InterfaceReport::default(),
                 ring: RingReport::default(),
+                cards: Arc::default(),
                 ring_failure: None,
                 kernel: Arc::new(NoKernel),
             },

@@ -29,6 +29,14 @@ fn steer(frame: &[u8]) -> Option<ConnectionId> {
     steer_underlay(frame, &UnderlayConfig::new(PORT))
 }
 
+/// The frame with an IPv4 header that is whole again.
+fn with_checksum(mut frame: Vec<u8>) -> Vec<u8> {
+    if let Ok((header, _)) = etherparse::Ipv4Header::from_slice(&frame[14..]) {
+        frame[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+    }
+    frame
+}
+
 #[test]
 fn data_packets_to_the_port_are_steered() {
     let cid = Some(ConnectionId::from_random_data([3; 8]));
@@ -46,7 +54,7 @@ fn everything_else_is_left_alone() {
     let changed = |at: usize, to: u8| {
         let mut frame = v4(PORT, &data());
         frame[at] = to;
-        frame
+        with_checksum(frame)
     };
     let mut vlan = Vec::new();
     PacketBuilder::ethernet2([1; 6], [2; 6])
@@ -58,10 +66,12 @@ fn everything_else_is_left_alone() {
     let mut options = v4(PORT, &data());
     options.splice(34..34, [1, 1, 1, 1]);
     options[14] = 0x46;
+    let mut damaged = v4(PORT, &data());
+    damaged[26] ^= 1;
     let mut hop_by_hop = v6(PORT, &data());
     hop_by_hop.splice(54..54, [17, 0, 1, 4, 0, 0, 0, 0]);
     hop_by_hop[20] = 0;
-    let cases: [(&str, Vec<u8>); 14] = [
+    let cases: [(&str, Vec<u8>); 15] = [
         ("another port", v4(PORT + 1, &data())),
         ("signalling", v4(PORT, &signalling)),
         ("a long header", v6(PORT, &long)),
@@ -73,6 +83,7 @@ fn everything_else_is_left_alone() {
         ("ARP", changed(13, 6)),
         ("a VLAN", vlan),
         ("IP options", options),
+        ("a source address that was damaged", damaged),
         ("an extension header", hop_by_hop),
         ("cut", v4(PORT, &data())[..60].to_vec()),
         ("UDP shorter than IP", changed(39, 40)),
@@ -99,18 +110,24 @@ proptest! {
     /// What is steered, another parser sees as UDP to the port, unfragmented, with these bytes.
     #[test]
     fn only_data_packets_are_steered(
-        six: bool, damage in proptest::collection::vec((0usize..110, any::<u8>()), 0..4), cut in 0usize..140,
+        six: bool, mended: bool, damage in proptest::collection::vec((0usize..110, any::<u8>()), 0..4), cut in 0usize..140,
     ) {
         let mut frame = if six { v6(PORT, &data()) } else { v4(PORT, &data()) };
         for (at, value) in damage {
             if let Some(byte) = frame.get_mut(at) { *byte = value; }
+        }
+        if !six && mended {
+            frame = with_checksum(frame);
         }
         frame.truncate(cut);
         if let Some(cid) = steer(&frame) {
             let headers = PacketHeaders::from_ethernet_slice(&frame).unwrap();
             prop_assert!(headers.link_exts.is_empty());
             match &headers.net {
-                Some(NetHeaders::Ipv4(header, _)) => prop_assert!(!header.is_fragmenting_payload()),
+                Some(NetHeaders::Ipv4(header, _)) => {
+                    prop_assert!(!header.is_fragmenting_payload());
+                    prop_assert_eq!(header.header_checksum, header.calc_header_checksum());
+                }
                 Some(NetHeaders::Ipv6(..)) => {}
                 other => prop_assert!(false, "{other:?}"),
             }

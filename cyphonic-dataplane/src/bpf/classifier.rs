@@ -12,7 +12,7 @@ use super::error::{BpfError, program_code};
 use super::log::KernelLog;
 use super::object::{EGRESS, INGRESS, NEAR, Object};
 use super::tables::KernelTables;
-use super::{arrival, workers};
+use super::workers;
 use crate::tun::TunDevice;
 use crate::udp::UdpPort;
 
@@ -78,14 +78,6 @@ impl Programs {
     pub fn steer(&mut self, queues: &[TunDevice], ports: &[Arc<UdpPort>]) -> Result<(), BpfError> {
         workers::steer_queues(&mut self.object, queues)?;
         workers::steer_sockets(&mut self.object, ports)
-    }
-
-    /// Has `port` know on which processor its datagrams arrive, so that its worker can wait for them there.
-    ///
-    /// # Errors
-    /// [`BpfError`]. The worker then waits where the scheduler lets it.
-    pub fn watch_arrivals(&mut self, port: &UdpPort) -> Result<(), BpfError> {
-        arrival::watch(&mut self.object, port)
     }
 
     /// Attaches the classifier to `interface`, which must have no link layer (a TUN device).
@@ -158,6 +150,11 @@ impl EgressClassifier {
     /// What the programs know of peers and policy.
     pub fn tables(&self) -> Arc<KernelTables> {
         Arc::clone(&self.tables)
+    }
+
+    /// For the program on network cards.
+    pub(super) fn object(&mut self) -> &mut Object {
+        &mut self.object
     }
 
     /// What was counted so far.

@@ -9,7 +9,6 @@
 //! **Invariants.** The configuration is written before a program is attached. Dropping the classifier detaches it. The
 //! programs never write to a packet.
 
-mod arrival;
 mod classifier;
 mod counters;
 mod error;
@@ -19,11 +18,11 @@ mod tables;
 mod workers;
 mod xsk;
 
-pub(crate) use arrival::Arrivals;
 pub use classifier::{AttachKind, EgressClassifier, Options, Programs};
 pub use counters::ClassifierCounters;
 pub use error::BpfError;
 pub use tables::KernelTables;
+pub use xsk::UnderlayLink;
 
 #[cfg(test)]
 mod tests;

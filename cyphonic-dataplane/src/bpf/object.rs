@@ -21,9 +21,6 @@ pub(super) const QUEUE: &str = "cyphonic_queue";
 /// The program that chooses the port's socket.
 pub(super) const SOCKET: &str = "cyphonic_socket";
 
-/// The program that notes where datagrams arrive.
-pub(super) const ARRIVAL: &str = "cyphonic_arrival";
-
 /// aya requires the alignment of a 64-bit ELF file.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agent"));
 
@@ -98,11 +95,6 @@ impl Object {
         self.program(QUEUE)
     }
 
-    /// The program that notes where datagrams arrive.
-    pub(super) fn arrival(&mut self) -> Result<&mut SocketFilter, BpfError> {
-        self.program(ARRIVAL)
-    }
-
     /// The program that chooses the port's socket.
     pub(super) fn socket(&mut self) -> Result<&mut SkReuseport, BpfError> {
         self.program(SOCKET)
@@ -140,11 +132,6 @@ impl Object {
     /// Workers by data connection ID.
     pub(super) fn take_cids(&mut self) -> Result<HashMap<MapData, [u8; 8], u32>, BpfError> {
         self.take(name::CIDS)
-    }
-
-    /// The processor that datagrams arrive on.
-    pub(super) fn take_arrival(&mut self) -> Result<Array<MapData, u32>, BpfError> {
-        self.take(name::ARRIVAL)
     }
 
     /// What may pass.

@@ -6,11 +6,11 @@ use std::os::fd::AsRawFd;
 
 use aya::Pod;
 use aya::maps::{Array, MapError, XskMap};
+use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
-use cyphonic_common::map::MAX_WORKERS;
 use cyphonic_common::steer::{MAX_QUEUES, UnderlayConfig, name, socket_index};
 
-use super::classifier::Programs;
+use super::classifier::{EgressClassifier, Programs};
 use super::error::{BpfError, program_code};
 use super::object::Object;
 use crate::xsk::XskRx;
@@ -28,7 +28,7 @@ unsafe impl Pod for PodUnderlay {}
 /// packets were merged into larger ones (GRO), and is slower than the sockets it would replace.
 ///
 /// In which order: attach, open the sockets ([`Xsk::open`](crate::xsk::Xsk::open)), give them frames, then name them to
-/// the programs here. Between attaching and naming, what applications send is dropped and what arrives goes to the stack.
+/// the programs here. Between attaching and naming, what applications send is dropped.
 impl Programs {
     /// Attaches to `far_end` of the veth pair that is the virtual interface: what applications send is judged and given
     /// to its queue's socket.
@@ -39,20 +39,6 @@ impl Programs {
         attach(self.object(), name::VIRTUAL, far_end)
     }
 
-    /// Attaches to a network card: tunnels' packets to the node's UDP port are given to their worker's socket, as far
-    /// as [`KernelTables`](super::KernelTables) knows their connection IDs. May be called for several cards.
-    ///
-    /// # Errors
-    /// [`BpfError`], whose text says what to do. Packets then arrive at the UDP port as before.
-    pub fn attach_underlay(&mut self, interface: &str, port: u16) -> Result<(), BpfError> {
-        let object = self.object();
-        let failed = |source| BpfError::Map { map: name::CONFIG, source };
-        let map = object.map_mut(name::CONFIG)?;
-        let mut map: Array<_, PodUnderlay> = Array::try_from(map).map_err(failed)?;
-        map.set(0, PodUnderlay(UnderlayConfig::new(port)), 0).map_err(failed)?;
-        attach(object, name::UNDERLAY, interface)
-    }
-
     /// Has `queue` of the virtual interface's far end deliver to a socket that is bound to it.
     ///
     /// # Errors
@@ -60,15 +46,49 @@ impl Programs {
     pub fn set_virtual_socket(&mut self, queue: u32, socket: &XskRx) -> Result<(), BpfError> {
         set_socket(self.object(), name::VIRTUAL_SOCKETS, Some(queue), socket)
     }
+}
+
+/// The program on network cards, which goes on some and off others while the ring runs.
+impl EgressClassifier {
+    /// Attaches to a network card: tunnels' packets to the node's UDP port are given to their worker's socket, as far
+    /// as [`KernelTables`](super::KernelTables) knows their connection IDs. May be called for several cards.
+    ///
+    /// # Errors
+    /// [`BpfError`], whose text says what to do. Packets then arrive at the UDP port as before.
+    pub fn attach_underlay(&mut self, interface: &str, port: u16) -> Result<UnderlayLink, BpfError> {
+        let object = self.object();
+        let failed = |source| BpfError::Map { map: name::CONFIG, source };
+        let map = object.map_mut(name::CONFIG)?;
+        let mut map: Array<_, PodUnderlay> = Array::try_from(map).map_err(failed)?;
+        map.set(0, PodUnderlay(UnderlayConfig::new(port)), 0).map_err(failed)?;
+        let xdp = load(object, name::UNDERLAY)?;
+        let link = xdp.attach(interface, XdpMode::Driver).and_then(|id| xdp.take_link(id));
+        let link = link.map_err(|error| refused(name::UNDERLAY, interface, error))?;
+        Ok(UnderlayLink { _link: link })
+    }
 
     /// Has `queue` of the network card deliver the packets of `worker` to a socket that is bound to it.
     ///
     /// # Errors
     /// There is no such queue or worker, or the kernel refuses.
     pub fn set_underlay_socket(&mut self, queue: u32, worker: u32, socket: &XskRx) -> Result<(), BpfError> {
-        debug_assert!(queue < MAX_QUEUES && worker < MAX_WORKERS);
-        set_socket(self.object(), name::UNDERLAY_SOCKETS, socket_index(queue, worker), socket)
+        set_underlay_socket(self.object(), queue, worker, socket)
     }
+}
+
+/// The program on one network card. Detached when dropped: then all packets go to the stack again.
+#[derive(Debug)]
+pub struct UnderlayLink {
+    _link: XdpLink,
+}
+
+pub(super) fn set_underlay_socket(
+    object: &mut Object,
+    queue: u32,
+    worker: u32,
+    socket: &XskRx,
+) -> Result<(), BpfError> {
+    set_socket(object, name::UNDERLAY_SOCKETS, socket_index(queue, worker), socket)
 }
 
 fn attach(object: &mut Object, program: &'static str, interface: &str) -> Result<(), BpfError> {

@@ -13,7 +13,6 @@
 
 mod attach;
 mod error;
-mod ethtool;
 mod interfaces;
 mod object;
 mod options;

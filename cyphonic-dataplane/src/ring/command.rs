@@ -2,9 +2,11 @@
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 use cyphonic_common::ConnectionId;
 
+use super::rx::CardQueue;
 use super::shared::Shared;
 use super::{Control, Path, Permissions, TunnelId};
 use crate::protect::{Opener, Sealer};
@@ -50,6 +52,10 @@ pub(super) enum RxCommand {
     Deliver(Box<[u8]>),
     /// `None`: everything may pass.
     SetPermissions(Option<Arc<Permissions>>),
+    /// A network card's queue gives frames from now on.
+    AddQueue(Box<CardQueue>),
+    /// A network card gives no more frames. The sender is dropped when the last is taken.
+    RemoveCard(u32, Sender<()>),
 }
 
 /// From the receiving to the sending worker: a PATH_CHALLENGE to answer, where it came from. Bounded, because

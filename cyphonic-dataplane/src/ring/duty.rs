@@ -24,7 +24,6 @@ use super::rx::RxWorker;
 use super::shared::lock;
 use super::tempo::Tempo;
 use super::tx::TxWorker;
-use super::vicinity::Vicinity;
 use super::wake::Waker;
 use crate::udp::{RecvBatch, UdpPort};
 
@@ -146,9 +145,7 @@ pub(super) struct First<'a, S, D> {
     sending: Option<Box<Sending<S>>>,
     receiving: Receiving<D>,
     tempo: Tempo,
-    vicinity: Vicinity,
-    /// Turns without a pause, and those of them with work in both directions.
-    turns: u32,
+    /// Turns without a pause, with work in both directions.
     busy: u32,
 }
 
@@ -161,8 +158,8 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
         receiving: Receiving<D>,
     ) -> Self {
         let sending = Some(Box::new(sending));
-        let (tempo, vicinity) = (Tempo::new(Instant::now()), Vicinity::of_this_thread());
-        Self { duty, handover, second, sending, receiving, tempo, vicinity, turns: 0, busy: 0 }
+        let tempo = Tempo::new(Instant::now());
+        Self { duty, handover, second, sending, receiving, tempo, busy: 0 }
     }
 
     /// Runs until told to stop, until the virtual interface is gone, or until the port is broken.
@@ -176,8 +173,9 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
             self.tempo.count(received.done + sent.done);
             if received.dry && sent.dry {
                 self.rest()?;
-            } else {
-                self.go_on(received.done > 0 && sent.done > 0);
+            } else if received.done > 0 && sent.done > 0 {
+                self.busy += 1;
+                self.hand_over_if_too_busy();
             }
         }
         Ok(())
@@ -188,16 +186,7 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
         Turn { done: 0, dry: self.sending.is_none() }
     }
 
-    /// There is more to do.
-    fn go_on(&mut self, in_both_directions: bool) {
-        self.turns += 1;
-        if self.turns == BUSY_TURNS {
-            self.vicinity.leave();
-        }
-        if !in_both_directions {
-            return;
-        }
-        self.busy += 1;
+    fn hand_over_if_too_busy(&mut self) {
         if self.duty.patience().is_some_and(|patience| self.busy > patience) {
             self.busy = 0;
             if let Some(half) = self.sending.take() {
@@ -209,21 +198,27 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
 
     /// Nothing is there: sleeps until something is.
     fn rest(&mut self) -> io::Result<()> {
-        (self.turns, self.busy) = (0, 0);
+        self.busy = 0;
         if self.tempo.pause() {
-            self.vicinity.leave();
             return Ok(());
         }
         let rest = self.receiving.worker.timeout();
-        let Some(half) = &self.sending else {
-            return self.duty.port.wait(rest).map(drop);
+        let frames = self.receiving.worker.frames_descriptor();
+        let frames = frames.map(|frames| PollFd::from_borrowed_fd(frames, PollFlags::IN));
+        let (mut fds, timeout) = match &self.sending {
+            None => ([None, None, frames], rest),
+            Some(half) => {
+                let timeout = [half.worker.timeout(), S::CHECK_INTERVAL, rest].into_iter().flatten().min();
+                let source = PollFd::new(&half.source, PollFlags::IN);
+                ([Some(source), Some(self.duty.waker.poll_fd()), frames], timeout)
+            }
         };
-        let timeout = [half.worker.timeout(), S::CHECK_INTERVAL, rest].into_iter().flatten().min();
-        let mut others = [PollFd::new(&half.source, PollFlags::IN), self.duty.waker.poll_fd()];
-        let start = Instant::now();
-        self.duty.port.wait_with(&mut others, timeout)?;
-        self.vicinity.slept(start, Instant::now(), &self.duty.port);
-        let [source, called] = others.each_ref().map(PollFd::revents);
+        self.duty.port.wait_beside(&mut fds, timeout)?;
+        let [source, called, frames] = fds.map(|fd| fd.map(|fd| fd.revents()).unwrap_or(PollFlags::empty()));
+        if frames.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
+            self.receiving.worker.bury_frames();
+        }
+        let Some(half) = &self.sending else { return Ok(()) };
         self.duty.waker.settle(called);
         if source.intersects(PollFlags::ERR | PollFlags::NVAL) {
             return Err(io::Error::new(io::ErrorKind::NotConnected, "the virtual interface is gone"));

@@ -1,15 +1,17 @@
-//! The receiving worker: UDP port → open → virtual interface.
+//! The receiving worker: UDP port (and network cards' AF_XDP sockets, where the ring has any) → open → virtual interface.
 //!
 //! One thread owns every opener and is the port's only reader. It opens the datagrams of a receive batch in
 //! place, checks every inner packet against its tunnel, and then writes what belongs together as super-packets
 //! straight out of the receive buffers. What is not tunnel data goes to signalling, in runs.
 
 mod datagram;
+mod frames;
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
@@ -18,6 +20,7 @@ use cyphonic_common::quic::PUNCH;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram};
 
 use self::datagram::Peer;
+use self::frames::Frames;
 use super::command::{Answer, RxCommand};
 use super::counters::Counters;
 use super::device::Delivery;
@@ -28,8 +31,14 @@ use crate::gso::Slot;
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
 
+pub(super) use self::frames::CardQueue;
+
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
 pub(super) const MESSAGES: usize = 16;
+/// Batches of frames after which the port is looked at, though there may be more frames.
+const FRAME_BATCHES: u32 = 8;
+/// Messages that are handled together, wherever they come from.
+const BATCH: usize = if frames::BATCH > MESSAGES { frames::BATCH } else { MESSAGES };
 /// How often old keys are looked at while there are any.
 const KEY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after a key update old keys may be left over.
@@ -59,6 +68,9 @@ pub(super) struct RxParts {
 pub(super) struct RxWorker<D> {
     parts: RxParts,
     delivery: D,
+    frames: Frames,
+    /// Batches of frames since the port was looked at.
+    frame_batches: u32,
     peers: HashMap<ConnectionId, Peer, BuildHasherDefault<WordHasher>>,
     /// Until when old keys must be looked at.
     aftermath: Option<Instant>,
@@ -69,19 +81,35 @@ pub(super) struct RxWorker<D> {
 
 impl<D: Delivery> RxWorker<D> {
     pub(super) fn new(parts: RxParts, delivery: D) -> Self {
-        Self { parts, delivery, peers: HashMap::default(), aftermath: None, keys_looked_at: Instant::now(), errors: 0 }
+        Self {
+            parts,
+            delivery,
+            frames: Frames::default(),
+            frame_batches: 0,
+            peers: HashMap::default(),
+            aftermath: None,
+            keys_looked_at: Instant::now(),
+            errors: 0,
+        }
     }
 
-    /// Takes what was asked for, then one batch from the port.
+    /// Takes what was asked for, then one batch of frames, or of the port's messages where there are no frames: asking
+    /// the port costs a system call, which frames do not.
     ///
     /// # Errors
     /// The port is broken.
     pub(super) fn turn(&mut self, batch: &mut RecvBatch) -> io::Result<Turn> {
         self.take_commands();
+        let frames = if self.frame_batches < FRAME_BATCHES { self.receive_frames() } else { 0 };
+        if frames > 0 {
+            self.frame_batches += 1;
+            return Ok(Turn { done: frames, dry: false });
+        }
+        let more_frames = std::mem::take(&mut self.frame_batches) >= FRAME_BATCHES;
         match self.parts.port.recv_batch(batch) {
             Ok(messages) => {
                 self.errors = 0;
-                self.receive(batch);
+                self.receive(batch.messages_mut());
                 return Ok(Turn { done: messages as u32, dry: false });
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.expire_keys(),
@@ -94,7 +122,33 @@ impl<D: Delivery> RxWorker<D> {
                 std::thread::sleep(ERROR_PAUSE);
             }
         }
-        Ok(Turn { done: 0, dry: true })
+        Ok(Turn { done: 0, dry: !more_frames })
+    }
+
+    /// What tells of frames, where there are network cards that give some.
+    pub(super) fn frames_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.frames.descriptor()
+    }
+
+    /// What tells of frames is broken.
+    pub(super) fn bury_frames(&mut self) {
+        self.frames.bury();
+    }
+
+    /// Opens a batch of frames, if there are any. Returns how many.
+    fn receive_frames(&mut self) -> u32 {
+        let received = self.frames.receive();
+        if received > 0 {
+            // Out of the worker, which the frames' packets are opened with.
+            let mut frames = std::mem::take(&mut self.frames);
+            self.receive(frames.messages_mut());
+            let malformed = frames.give_back();
+            self.frames = frames;
+            if malformed > 0 {
+                self.parts.counters.count_drop(DropReason::MalformedOuter, malformed);
+            }
+        }
+        received as u32
     }
 
     /// How long nothing is due; what the host was too slow for is tried again first.
@@ -115,6 +169,8 @@ impl<D: Delivery> RxWorker<D> {
                 RxCommand::Remove(id) => self.peers.retain(|_, peer| peer.shared.id != id),
                 RxCommand::Deliver(packet) => self.delivery.deliver(&packet, &self.parts.counters),
                 RxCommand::SetPermissions(permissions) => self.parts.permissions = permissions,
+                RxCommand::AddQueue(queue) => self.frames.add(*queue),
+                RxCommand::RemoveCard(card, done) => self.frames.remove(card, &done),
                 RxCommand::SetRemote(id, remote) => {
                     for peer in self.peers.values_mut().filter(|peer| peer.shared.id == id) {
                         peer.remote = remote;
@@ -125,10 +181,10 @@ impl<D: Delivery> RxWorker<D> {
     }
 
     /// Opens what has arrived, then writes it.
-    fn receive(&mut self, batch: &mut RecvBatch) {
+    fn receive<'b>(&mut self, messages: impl Iterator<Item = Message<'b>>) {
         let now = Instant::now();
-        let mut buffers: [&[u8]; MESSAGES] = [&[]; MESSAGES];
-        for ((index, message), buffer) in batch.messages_mut().enumerate().zip(&mut buffers) {
+        let mut buffers: [&[u8]; BATCH] = [&[]; BATCH];
+        for ((index, message), buffer) in messages.enumerate().zip(&mut buffers) {
             *buffer = self.receive_message(index as u32, message, now);
         }
         let bytes = |slot: Slot| {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
 
-use cyphonic_common::{ConnectionId, InterfaceConfig};
+use cyphonic_common::{ConnectionId, DropReason, InterfaceConfig};
 
 use super::command::{RxCommand, RxTunnel, TxCommand, TxTunnel};
 use super::counters::{Counters, RingCounters};
@@ -48,6 +48,11 @@ pub(super) struct Common {
 pub trait Side: Send + Sync {
     /// What the ring is built from.
     const KIND: RingKind;
+
+    /// Packets that the kernel has dropped because a worker took them too slowly, where the kernel tells.
+    fn dropped(&self) -> u64 {
+        0
+    }
 }
 
 /// A running ring. Dropping it stops and joins its workers.
@@ -63,7 +68,7 @@ pub struct Ring<S: Side> {
     tunnels: Mutex<HashMap<TunnelId, (ConnectionId, Arc<Shared>)>>,
     workers: Vec<JoinHandle<()>>,
     /// Goes after the workers.
-    _side: S,
+    side: S,
 }
 
 impl<S: Side> Ring<S> {
@@ -119,7 +124,7 @@ impl<S: Side> Ring<S> {
             counters,
             tunnels: Mutex::default(),
             workers: Vec::with_capacity(2),
-            _side: side,
+            side,
         };
         let (sending, batch) = (Sending { worker: sending, source }, RecvBatch::new(MESSAGES));
         let receiving = Receiving { worker: receiving, batch };
@@ -167,6 +172,15 @@ impl<S: Side> Ring<S> {
         self.rx.send(command).map_err(|_| RingError::Stopped("its receiving worker has ended"))?;
         self.port.wake();
         Ok(())
+    }
+
+    /// What reaches the receiving worker: commands, and the port that ends its wait.
+    pub(super) fn receiving(&self) -> (Sender<RxCommand>, Arc<UdpPort>) {
+        (self.rx.clone(), Arc::clone(&self.port))
+    }
+
+    pub(super) const fn side(&self) -> &S {
+        &self.side
     }
 
     fn check(&self, tunnel: &TunnelInstall) -> Result<(), RingError> {
@@ -269,7 +283,9 @@ impl<S: Side> EncapRing for Ring<S> {
     }
 
     fn counters(&self) -> RingCounters {
-        self.counters.snapshot()
+        let mut counters = self.counters.snapshot();
+        counters.add_drops(DropReason::QueueFull, self.side.dropped());
+        counters
     }
 }
 

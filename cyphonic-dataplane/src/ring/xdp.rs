@@ -7,8 +7,11 @@
 //!                       └──────────────── far end ◀───────────┘
 //! ```
 //!
+//! Network cards can be added outside, whose programs give tunnels' packets to sockets of their own ([`Underlay`]); the
+//! port goes on receiving the rest.
+//!
 //! Packets come one by one here, complete with their checksums: the near end has offloads off
-//! ([`complete_checksums`](crate::veth::complete_checksums)). So bulk TCP has no super-packets, which are what makes the
+//! ([`complete_checksums`](crate::netdevice::complete_checksums)). So bulk TCP has no super-packets, which are what makes the
 //! [offload ring](super::OffloadRing) fast; what this ring is for is latency, and network cards with native XDP.
 //!
 //! **Invariants.** The frames of the two directions do not mix, so each has memory whatever the other does. A packet
@@ -17,17 +20,20 @@
 mod delivery;
 mod queue;
 mod source;
+mod underlay;
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use self::delivery::XskDelivery;
 use self::source::XskSource;
+use self::underlay::{VIRTUAL, Watches};
 use super::workers::{Common, Ring, Side};
 use super::{EventSink, HoldLimits, RingError, RingKind};
 use crate::udp::{SignallingSink, UdpPort};
 
 pub use queue::{QueueError, VethPair, XdpQueue};
+pub use underlay::{Card, CardError, Underlay};
 
 /// What [`XdpRing::start`] needs.
 pub struct XdpConfig {
@@ -48,12 +54,18 @@ pub struct XdpConfig {
     pub hold: HoldLimits,
 }
 
-/// Marks [`XdpRing`].
+/// What [`XdpRing`] has besides its workers.
 #[derive(Debug)]
-pub struct Xdp(());
+pub struct Xdp {
+    watches: Arc<Watches>,
+}
 
 impl Side for Xdp {
     const KIND: RingKind = RingKind::Xdp;
+
+    fn dropped(&self) -> u64 {
+        self.watches.dropped()
+    }
 }
 
 /// The AF_XDP ring of one queue. Dropping it stops and joins its workers; the veth pair stays, it is its maker's.
@@ -66,8 +78,18 @@ impl XdpRing {
     /// The addresses contradict each other, or the system refuses a thread or an eventfd. Nothing runs then.
     pub fn start(config: XdpConfig) -> Result<Self, RingError> {
         let XdpConfig { queue, port, sink, own, prefix, events, hold } = config;
+        let watches = Arc::<Watches>::default();
+        let watch = queue.socket().watch();
+        watches
+            .add(VIRTUAL, watch.map_err(|source| RingError::Io { doing: "watch an AF_XDP socket", source })?);
         let (receiving, sending) = queue.into_halves();
         let common = Common { port, sink, own, prefix, events, hold };
-        Self::with(common, XskSource::new(receiving), XskDelivery::new(sending), Xdp(()))
+        Self::with(common, XskSource::new(receiving), XskDelivery::new(sending), Xdp { watches })
+    }
+
+    /// For adding network cards. Keep it no longer than the ring.
+    pub fn underlay(&self) -> Underlay {
+        let (rx, port) = self.receiving();
+        Underlay::new(rx, port, Arc::clone(&self.side().watches))
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{PortGroup, RecvBatch, Transmit, canonical};
-use crate::bpf::Arrivals;
 
 /// Bytes wanted for the kernel's buffers, as wireguard-go asks for: seven milliseconds at 10 Gbit/s.
 const SOCKET_BUFFER: usize = 7 << 20;
@@ -58,7 +57,6 @@ pub struct UdpPort {
     /// Takes IPv6 addresses, and IPv4 ones in mapped form.
     ipv6: bool,
     waker: Arc<OwnedFd>,
-    arrivals: OnceLock<Arrivals>,
     /// The other sockets of the same port, and which of them this is.
     group: Option<(Arc<PortGroup>, usize)>,
 }
@@ -139,7 +137,6 @@ impl UdpPort {
             local: canonical(local),
             ipv6: local.is_ipv6(),
             waker,
-            arrivals: OnceLock::new(),
             group: None,
         })
     }
@@ -289,47 +286,36 @@ impl UdpPort {
     /// # Errors
     /// The kernel refused to wait.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
-        let mut fds = [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&*self.waker, PollFlags::IN)];
+        self.wait_beside(&mut [None, None, None], timeout)
+    }
+
+    /// [`wait`](Self::wait), which each of `others` ends as well; they then say what became of them.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub(crate) fn wait_beside<'fd>(
+        &'fd self,
+        others: &mut [Option<PollFd<'fd>>; 3],
+        timeout: Option<Duration>,
+    ) -> io::Result<Woken> {
+        let nothing = || PollFd::new(&self.socket, PollFlags::empty());
+        let [first, second, third] = others.each_ref().map(|other| other.clone().unwrap_or_else(nothing));
+        let (socket, waker) =
+            (PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&*self.waker, PollFlags::IN));
+        let mut fds = [socket, waker, first, second, third];
         poll(&mut fds, timeout)?;
-        let woken = Woken { readable: !fds[0].revents().is_empty(), called: !fds[1].revents().is_empty() };
+        let [socket, waker, first, second, third] = fds;
+        let woken = Woken { readable: !socket.revents().is_empty(), called: !waker.revents().is_empty() };
         if woken.called {
             let mut count = [0; 8];
             // Only fails if another waiter was faster.
             let _ = rustix::io::read(&*self.waker, &mut count);
         }
-        Ok(woken)
-    }
-
-    /// Lets the port know where its datagrams arrive. Only the first time counts.
-    pub(crate) fn set_arrivals(&self, arrivals: Arrivals) {
-        let _ = self.arrivals.set(arrivals);
-    }
-
-    /// The processor on which the kernel has taken in what arrived last; `None` where nobody tells.
-    pub(crate) fn arrival_processor(&self) -> Option<usize> {
-        self.arrivals.get()?.processor()
-    }
-
-    /// Waits as [`wait`](Self::wait) does, or until one of `others` has something.
-    ///
-    /// # Errors
-    /// The kernel refused to wait.
-    pub(crate) fn wait_with<'fd>(&'fd self, others: &mut [PollFd<'fd>; 2], timeout: Option<Duration>) -> io::Result<Woken> {
-        let [first, second] = others.clone();
-        let mut fds = [
-            PollFd::new(&self.socket, PollFlags::IN),
-            PollFd::new(&*self.waker, PollFlags::IN),
-            first,
-            second,
-        ];
-        poll(&mut fds, timeout)?;
-        let [socket, waker, first, second] = fds;
-        let woken = Woken { readable: !socket.revents().is_empty(), called: !waker.revents().is_empty() };
-        if woken.called {
-            let mut count = [0; 8];
-            let _ = rustix::io::read(&*self.waker, &mut count);
+        for (other, polled) in others.iter_mut().zip([first, second, third]) {
+            if other.is_some() {
+                *other = Some(polled);
+            }
         }
-        *others = [first, second];
         Ok(woken)
     }
 

@@ -26,7 +26,7 @@ mod umem;
 
 pub use error::XskError;
 pub use frame::{Frame, FramePool, HEADROOM};
-pub use rx::{XskRx, XskStats};
+pub use rx::{XskRx, XskStats, XskWatch};
 pub use socket::{CopyMode, Xsk, XskConfig};
 pub use tx::XskTx;
 pub use umem::{FrameSize, Umem, UmemConfig};

@@ -29,7 +29,7 @@ pub struct XskRx {
 /// What the kernel counts about a socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct XskStats {
-    /// Packets dropped for another reason than the ones below: too long for a frame, mostly.
+    /// Packets dropped because there was no free frame, or none long enough.
     pub rx_dropped: u64,
     /// Packets dropped because we took too little from the receive ring.
     pub rx_ring_full: u64,
@@ -148,20 +148,56 @@ impl XskRx {
     /// # Errors
     /// The kernel refused to say.
     pub fn statistics(&self) -> io::Result<XskStats> {
-        let stats = sockopt::xdp_statistics(&self.socket)?;
-        Ok(XskStats {
-            rx_dropped: stats.rx_dropped,
-            rx_ring_full: stats.rx_ring_full.unwrap_or_default(),
-            fill_ring_empty: stats.rx_fill_ring_empty_descs.unwrap_or_default(),
-            rx_invalid: stats.rx_invalid_descs,
-            tx_invalid: stats.tx_invalid_descs,
-        })
+        statistics(&self.socket)
+    }
+
+    /// For asking what the kernel has counted from another thread. The socket stays open as long as this lives.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub fn watch(&self) -> io::Result<XskWatch> {
+        Ok(XskWatch { socket: self.socket.try_clone()? })
     }
 
     /// Frames that the kernel named but did not have: always 0, or the kernel has a bug. They were not touched.
     #[must_use]
     pub const fn strange(&self) -> u64 {
         self.strange
+    }
+}
+
+/// A second look at an [`XskRx`].
+#[derive(Debug)]
+pub struct XskWatch {
+    socket: OwnedFd,
+}
+
+impl XskWatch {
+    /// What the kernel has counted.
+    ///
+    /// # Errors
+    /// The kernel refused to say.
+    pub fn statistics(&self) -> io::Result<XskStats> {
+        statistics(&self.socket)
+    }
+}
+
+fn statistics(socket: &OwnedFd) -> io::Result<XskStats> {
+    let stats = sockopt::xdp_statistics(socket)?;
+    Ok(XskStats {
+        rx_dropped: stats.rx_dropped,
+        rx_ring_full: stats.rx_ring_full.unwrap_or_default(),
+        fill_ring_empty: stats.rx_fill_ring_empty_descs.unwrap_or_default(),
+        rx_invalid: stats.rx_invalid_descs,
+        tx_invalid: stats.tx_invalid_descs,
+    })
+}
+
+impl XskStats {
+    /// Received packets that the kernel dropped itself.
+    #[must_use]
+    pub const fn dropped(&self) -> u64 {
+        self.rx_dropped.saturating_add(self.rx_ring_full)
     }
 }
 

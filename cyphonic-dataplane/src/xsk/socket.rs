@@ -1,6 +1,5 @@
 //! Sockets on a queue of an interface.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::xdp::{
@@ -73,7 +72,7 @@ impl Xsk {
         if !size.is_power_of_two() || size > 1 << 15 {
             return Err(XskError::RingSize(size));
         }
-        let index = interface_index(interface).map_err(|source| XskError::NoQueue {
+        let index = crate::netdevice::index(interface).map_err(|source| XskError::NoQueue {
             interface: interface.to_owned(),
             queue,
             source,
@@ -157,12 +156,6 @@ fn enlarge_send_buffer(socket: &OwnedFd) {
     if let Err(error) = result {
         tracing::debug!(%error, "an AF_XDP socket keeps the kernel's default send buffer");
     }
-}
-
-fn interface_index(name: &str) -> io::Result<u32> {
-    // Any socket will do.
-    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    Ok(rustix::net::netdevice::name_to_index(&socket, name)?)
 }
 
 /// Packet memory counts against this limit where the process has no CAP_IPC_LOCK. If it may not be raised, registering

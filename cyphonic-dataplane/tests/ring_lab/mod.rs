@@ -16,6 +16,7 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -26,11 +27,13 @@ use cyphonic_common::{ConnectionId, InterfaceConfig};
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
 use cyphonic_dataplane::protect::{Secret, Suite};
 use cyphonic_dataplane::ring::{
-    EncapRing, HoldLimits, OffloadConfig, OffloadRing, Path, RingEvent, TunnelId, TunnelInstall, VethPair,
-    XdpConfig, XdpQueue, XdpRing,
+    Card, CardError, EncapRing, HoldLimits, OffloadConfig, OffloadRing, Path, RingEvent, TunnelId,
+    TunnelInstall, Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
 };
+use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::TunDevice;
 use cyphonic_dataplane::udp::{SignallingSink, UdpPort};
+use cyphonic_dataplane::xsk::CopyMode;
 
 /// Long enough for any machine; a passing test never waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -46,7 +49,10 @@ const FAR_END: &str = "cyph0x";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Offload,
+    /// AF_XDP on the virtual side alone.
     Xdp,
+    /// AF_XDP on both sides.
+    Underlay,
 }
 
 /// The rings of A and B.
@@ -54,17 +60,22 @@ pub type Kinds = (Kind, Kind);
 
 pub const OFFLOAD: Kinds = (Kind::Offload, Kind::Offload);
 pub const XDP: Kinds = (Kind::Xdp, Kind::Xdp);
+pub const UNDERLAY: Kinds = (Kind::Underlay, Kind::Underlay);
 pub const MIXED: Kinds = (Kind::Xdp, Kind::Offload);
+pub const UNDERLAY_MIXED: Kinds = (Kind::Underlay, Kind::Offload);
 
 /// Runs tests with rings of every kind, the same at both ends.
 #[macro_export]
-macro_rules! with_both_kinds {
+macro_rules! with_each_kind {
     ($($test:ident,)+) => {
         mod offload {
             $(#[test] fn $test() { super::$test($crate::ring_lab::OFFLOAD); })+
         }
         mod xdp {
             $(#[test] fn $test() { super::$test($crate::ring_lab::XDP); })+
+        }
+        mod underlay {
+            $(#[test] fn $test() { super::$test($crate::ring_lab::UNDERLAY); })+
         }
     };
 }
@@ -79,8 +90,14 @@ macro_rules! with_every_kind {
         mod xdp {
             $(#[test] fn $test() { super::$test($crate::ring_lab::XDP); })+
         }
+        mod underlay {
+            $(#[test] fn $test() { super::$test($crate::ring_lab::UNDERLAY); })+
+        }
         mod mixed {
             $(#[test] fn $test() { super::$test($crate::ring_lab::MIXED); })+
+        }
+        mod underlay_mixed {
+            $(#[test] fn $test() { super::$test($crate::ring_lab::UNDERLAY_MIXED); })+
         }
     };
 }
@@ -119,6 +136,18 @@ impl Namespace {
         result.recv().expect("what runs in the namespace does not panic")
     }
 
+    /// [`run`](Self::run) with what the caller has borrowed: it waits here until the work is done.
+    pub fn run_scoped<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        let tid = self.tid;
+        std::thread::scope(|scope| {
+            let job = move || {
+                enter(tid);
+                work()
+            };
+            scope.spawn(job).join().expect("what runs in the namespace does not panic")
+        })
+    }
+
     fn reaches(&self, address: &str) -> bool {
         let address = address.to_owned();
         self.run(move || {
@@ -145,6 +174,14 @@ impl Namespace {
     }
 }
 
+/// Moves the calling thread into another's network namespace.
+fn enter(tid: i32) {
+    let namespace = std::fs::File::open(format!("/proc/self/task/{tid}/ns/net")).unwrap();
+    // SAFETY: it takes no pointers, and only the calling thread, which was made for this, changes its namespace.
+    let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
 impl Drop for Namespace {
     fn drop(&mut self) {
         self.jobs = None;
@@ -154,11 +191,21 @@ impl Drop for Namespace {
     }
 }
 
+/// The end of the wire, in each namespace.
+pub const WIRE: &str = "under0";
+
 /// Two namespaces with a wire between them.
 pub fn wire() -> (Namespace, Namespace) {
     let (a, b) = (Namespace::new(), Namespace::new());
-    a.ip(&format!("link add under0 type veth peer name under0 netns {}", b.tid));
-    for (namespace, host) in [(&a, 1), (&b, 2)] {
+    lay_wire(&a, &b, 1);
+    (a, b)
+}
+
+/// Joins two namespaces by a wire with as many queues.
+pub fn lay_wire(a: &Namespace, b: &Namespace, queues: u32) {
+    let queues = format!("numrxqueues {queues} numtxqueues {queues}");
+    a.ip(&format!("link add under0 {queues} type veth peer name under0 {queues} netns {}", b.tid));
+    for (namespace, host) in [(a, 1), (b, 2)] {
         // No link-local address, so that no duplicate address detection delays the first packets.
         namespace.ip("link set under0 addrgenmode none");
         namespace.ip(&format!("addr add 10.77.0.{host}/24 dev under0"));
@@ -166,12 +213,11 @@ pub fn wire() -> (Namespace, Namespace) {
         namespace.ip("link set under0 up");
     }
     // The kernel takes up to a second to believe that a link is up, and drops what is sent before.
-    for (namespace, host) in [(&a, 2), (&b, 1)] {
+    for (namespace, host) in [(a, 2), (b, 1)] {
         for address in [format!("10.77.0.{host}"), format!("fd77::{host}")] {
             eventually("the wire carries packets", || namespace.reaches(&address));
         }
     }
-    (a, b)
 }
 
 /// What signalling received: from where, and each datagram.
@@ -187,9 +233,9 @@ impl SignallingSink for Collector {
 
 /// A running ring and all around it.
 pub struct Node {
+    /// Goes before the ring, whose cards it has.
+    pub outside: Option<Mutex<Outside>>,
     pub ring: Box<dyn EncapRing>,
-    /// Attached for as long as the ring runs, where it needs programs.
-    _programs: Option<EgressClassifier>,
     pub events: Mutex<Receiver<RingEvent>>,
     pub signalling: Arc<Collector>,
     pub port: u16,
@@ -197,7 +243,26 @@ pub struct Node {
     pub namespace: Namespace,
 }
 
+/// What a ring on a veth pair has besides: its cards, and its programs.
+pub struct Outside {
+    pub underlay: Underlay,
+    /// Attached for as long as the ring runs.
+    pub programs: EgressClassifier,
+}
+
+impl Outside {
+    pub fn attach(&mut self) -> Result<Card, CardError> {
+        self.underlay.attach(&mut self.programs, WIRE, CopyMode::Auto).cloned()
+    }
+}
+
 impl Node {
+    /// Does something with the ring's cards, in its namespace.
+    pub fn outside<R: Send>(&self, work: impl FnOnce(&mut Outside) -> R + Send) -> R {
+        let outside = self.outside.as_ref().expect("a ring on a veth pair");
+        self.namespace.run_scoped(|| work(&mut outside.lock().unwrap()))
+    }
+
     pub fn start(kind: Kind, namespace: Namespace, own: Ipv6Addr) -> Self {
         Self::start_with(kind, namespace, own, HoldLimits::default())
     }
@@ -205,7 +270,7 @@ impl Node {
     pub fn start_with(kind: Kind, namespace: Namespace, own: Ipv6Addr, hold: HoldLimits) -> Self {
         let interface = match kind {
             Kind::Offload => Interface::tun(&namespace),
-            Kind::Xdp => Interface::veth(&namespace, own),
+            Kind::Xdp | Kind::Underlay => Interface::veth(&namespace, own),
         };
         namespace.ip(&format!("-6 addr add {own}/{} dev {INTERFACE} nodad", PREFIX.1));
         // Even without duplicate address detection the kernel takes packets for the address only a little later.
@@ -217,7 +282,7 @@ impl Node {
         let number = port.local_port();
         let sink: Arc<dyn SignallingSink> = Arc::<Collector>::clone(&signalling);
         let events_of_ring = Arc::new(move |event| drop(tell.lock().unwrap().send(event)));
-        let (ring, programs): (Box<dyn EncapRing>, _) = match interface {
+        let (ring, outside): (Box<dyn EncapRing>, _) = match interface {
             Interface::Tun(tun) => {
                 let config =
                     OffloadConfig { tun, port, sink, own, prefix: PREFIX, events: events_of_ring, hold };
@@ -233,11 +298,20 @@ impl Node {
                     events: events_of_ring,
                     hold,
                 };
-                (Box::new(XdpRing::start(config).unwrap()), Some(*programs))
+                let ring = XdpRing::start(config).unwrap();
+                let outside = Outside { underlay: ring.underlay(), programs: *programs };
+                // It tells the programs of the tunnels' connection IDs.
+                let tables = Some(outside.programs.tables());
+                let ring = ShardedRing::new(vec![Box::new(ring)], None, tables).unwrap();
+                (Box::new(ring), Some(Mutex::new(outside)))
             }
         };
         let events = Mutex::new(events);
-        Self { ring, _programs: programs, events, signalling, port: number, own, namespace }
+        let node = Self { outside, ring, events, signalling, port: number, own, namespace };
+        if kind == Kind::Underlay {
+            node.outside(Outside::attach).unwrap();
+        }
+        node
     }
 
     /// The next event that `select` takes; others are passed over.

@@ -9,7 +9,6 @@
 //! | `cyphonic_ingress` | tc ingress of the virtual interface | lets pass what the policy allows of what comes out of tunnels |
 //! | `cyphonic_queue` | queue selection of the virtual interface | chooses the worker for what applications send |
 //! | `cyphonic_socket` | socket selection of the UDP port | chooses the worker for what arrives |
-//! | `cyphonic_arrival` | socket filter of the UDP port | notes on which processor datagrams arrive |
 //! | `cyphonic_veth` | XDP on the far end of the virtual interface | gives packets for tunnels to AF_XDP sockets, drops the rest with a reason |
 //! | `cyphonic_near` | tc ingress of a veth pair's near end | as `cyphonic_ingress`, behind an Ethernet header |
 //! | `cyphonic_underlay` | XDP on a network card | gives tunnels' packets to AF_XDP sockets, leaves the rest to the stack |
@@ -17,7 +16,6 @@
 #![no_std]
 #![no_main]
 
-mod arrival;
 mod counters;
 mod packet;
 mod report;

@@ -16,7 +16,7 @@ use etherparse::PacketBuilder;
 use proptest::prelude::*;
 
 use super::super::object::{NEAR, Object};
-use super::super::xsk::{PodUnderlay, load};
+use super::super::xsk::{PodUnderlay, load, set_underlay_socket};
 use super::super::{ClassifierCounters, KernelTables, Options, Programs};
 use super::{FOREIGN, OWN, PEER, address, config};
 use crate::xsk::{Umem, UmemConfig, Xsk, XskConfig};
@@ -62,7 +62,7 @@ struct Bench {
 impl Bench {
     fn with_sockets(&mut self) {
         self.programs.set_virtual_socket(0, &self.xsk.rx).unwrap();
-        self.programs.set_underlay_socket(0, 0, &self.xsk.rx).unwrap();
+        set_underlay_socket(self.programs.object(), 0, 0, &self.xsk.rx).unwrap();
     }
 
     fn listen_on(&mut self, port: u16) {

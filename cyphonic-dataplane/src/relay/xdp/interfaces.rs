@@ -68,7 +68,7 @@ fn open(name: &str) -> Option<Interface> {
 
 /// The driver's name, as the kernel tells it for real hardware and, by the link's kind, for virtual cables.
 fn driver(name: &str) -> Option<String> {
-    super::ethtool::driver(name).ok()
+    crate::netdevice::driver(name).ok()
 }
 
 /// Our own address on the way to `far`. Nothing is sent.

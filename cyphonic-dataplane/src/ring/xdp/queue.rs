@@ -1,13 +1,10 @@
 //! One queue of the virtual interface, with its socket and packet memory.
 
-#![expect(unsafe_code, reason = "link-layer addresses are asked for by ioctl")]
-
 use std::io;
-use std::os::fd::AsRawFd;
 
 use cyphonic_common::steer::ETHERNET_LEN;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use crate::netdevice;
 use crate::xsk::{CopyMode, FramePool, FrameSize, Umem, UmemConfig, Xsk, XskConfig, XskError, XskRx, XskTx};
 
 /// Packets that a ring between the kernel and a worker holds: 1 MiB of full-sized ones, 10 ms at 1 Gbit/s.
@@ -119,33 +116,5 @@ fn ethernet_header(pair: VethPair<'_>) -> Result<[u8; ETHERNET_LEN], QueueError>
 
 fn link_address(interface: &str) -> Result<[u8; 6], QueueError> {
     let failed = |source| QueueError::Address { interface: interface.to_owned(), source };
-    ask_link_address(interface).map_err(failed)
-}
-
-fn ask_link_address(interface: &str) -> io::Result<[u8; 6]> {
-    if interface.is_empty() || interface.len() >= libc::IFNAMSIZ {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    // Any socket will do.
-    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    // SAFETY: `ifreq` is plain data, for which all zeros is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
-        *to = from.cast_signed() as libc::c_char;
-    }
-    // SAFETY: SIOCGIFHWADDR reads the zero-terminated name and writes an address into the `ifreq` it is given, which is
-    // live and ours alone.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call has filled this variant of the union, and any bytes are a valid value of it.
-    let address = unsafe { request.ifr_ifru.ifru_hwaddr };
-    if address.sa_family != libc::ARPHRD_ETHER {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    let mut bytes = [0; 6];
-    for (to, from) in bytes.iter_mut().zip(address.sa_data) {
-        *to = from as u8;
-    }
-    Ok(bytes)
+    netdevice::link_address(interface).map_err(failed)
 }

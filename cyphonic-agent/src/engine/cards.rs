@@ -1,0 +1,216 @@
+//! The network cards that carry the node's packets: what they can do, and which of them give packets to the ring.
+//!
+//! Cards come and go with cables, roaming and virtual machines. What a card can do is asked of the kernel, without
+//! touching it, once for as long as it is there; a card that refused is not bothered again either.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cyphonic_dataplane::netdevice::{self, XdpFeatures};
+use cyphonic_dataplane::ring::Underlay;
+use cyphonic_dataplane::xsk::CopyMode;
+
+use super::datapath::Classifier;
+use crate::config::UnderlayChoice;
+use crate::control::report::CardReport;
+use crate::netlink::NetworkCard;
+
+/// Drivers of virtual machines' cards. What they do without copying still ends in the host's copy, and any XDP program
+/// costs them the super-packets that the host hands over.
+const VIRTUAL_DRIVERS: [&str; 5] = ["virtio_net", "xen-netfront", "vmxnet3", "hv_netvsc", "veth"];
+
+/// What a card can do.
+#[derive(Debug, Clone)]
+pub(super) struct Probed {
+    name: String,
+    driver: Option<String>,
+    /// Nothing where the kernel does not tell.
+    features: Option<XdpFeatures>,
+}
+
+impl Probed {
+    pub(super) fn of(name: &str) -> Self {
+        let features = match netdevice::xdp_features(name) {
+            Ok(features) => Some(features),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::debug!(%error, interface = name, "a network card's abilities are unknown");
+                }
+                None
+            }
+        };
+        Self { name: name.to_owned(), driver: netdevice::driver(name).ok(), features }
+    }
+
+    /// Whether it spares the copy that AF_XDP costs otherwise; why not.
+    pub(super) fn zero_copy(&self) -> Result<(), String> {
+        let Some(features) = self.features else {
+            return Err("the kernel does not tell what the driver can (Linux 6.3 does)".to_owned());
+        };
+        match &self.driver {
+            _ if !features.native => Err("its driver has no native XDP".to_owned()),
+            Some(driver) if VIRTUAL_DRIVERS.contains(&driver.as_str()) => {
+                Err(format!("{driver} is virtual: packets are copied in any case"))
+            }
+            _ if !features.zero_copy => Err("its driver cannot do AF_XDP without copying".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
+    fn report(&self, receives_by: &str, why: String) -> CardReport {
+        CardReport {
+            name: self.name.clone(),
+            driver: self.driver.clone(),
+            native_xdp: self.features.map(|features| features.native),
+            zero_copy: self.features.map(|features| features.zero_copy),
+            receives_by: receives_by.to_owned(),
+            why,
+        }
+    }
+}
+
+/// How the ring `auto` is chosen: the ring `xdp` where a card spares it the copies, else the ring for bulk transfers.
+/// Why, in either case.
+///
+/// # Errors
+/// Why not `xdp`.
+pub(super) fn worth_xdp(cards: &[Probed], no_programs: Option<&String>) -> Result<String, String> {
+    if let Some(why) = no_programs {
+        return Err(format!("AF_XDP needs eBPF: {why}"));
+    }
+    let found: Vec<_> = cards.iter().map(|card| (card, card.zero_copy())).collect();
+    if let Some((card, _)) = found.iter().find(|(_, zero_copy)| zero_copy.is_ok()) {
+        return Ok(format!("{} does AF_XDP without copying", card.name));
+    }
+    let why: Vec<_> = found
+        .iter()
+        .filter_map(|(card, no)| Some(format!("{}: {}", card.name, no.as_ref().err()?)))
+        .collect();
+    Err(if why.is_empty() { "no network card is up yet".to_owned() } else { why.join(", ") })
+}
+
+/// See the module.
+pub(super) struct Cards {
+    choice: UnderlayChoice,
+    /// What takes packets from cards, and its programs: for the ring `xdp` alone.
+    ring: Option<(Underlay, Arc<Classifier>)>,
+    probed: HashMap<u32, Probed>,
+    /// Why a card gives nothing, though it was asked to.
+    refused: HashMap<u32, String>,
+    reports: Arc<Mutex<Vec<CardReport>>>,
+}
+
+impl Cards {
+    pub(super) fn new(choice: UnderlayChoice, ring: Option<(Underlay, Arc<Classifier>)>) -> Self {
+        Self { choice, ring, probed: HashMap::new(), refused: HashMap::new(), reports: Arc::default() }
+    }
+
+    /// What `status` says of them.
+    pub(super) fn reports(&self) -> Arc<Mutex<Vec<CardReport>>> {
+        Arc::clone(&self.reports)
+    }
+
+    /// Takes note of the cards that are there now. It may wait for drivers.
+    pub(super) fn update(&mut self, present: &[NetworkCard]) {
+        let is_present = |index: &u32| present.iter().any(|card| card.index == *index);
+        self.probed.retain(|index, _| is_present(index));
+        self.refused.retain(|index, _| is_present(index));
+        if let Some((underlay, _)) = &mut self.ring {
+            let gone: Vec<_> =
+                underlay.cards().map(|card| card.index).filter(|index| !is_present(index)).collect();
+            gone.into_iter().for_each(|index| underlay.detach(index));
+        }
+        let reports = present.iter().map(|card| self.use_card(card)).collect();
+        *lock(&self.reports) = reports;
+    }
+
+    fn use_card(&mut self, card: &NetworkCard) -> CardReport {
+        let probed = self.probed.entry(card.index).or_insert_with(|| Probed::of(&card.name)).clone();
+        let by_port = |why: String| probed.report("port", why);
+        let Some((underlay, classifier)) = &mut self.ring else {
+            return by_port("this ring's super-packets come by it".to_owned());
+        };
+        let mode = match (self.choice, probed.zero_copy()) {
+            (UnderlayChoice::Port, _) => return by_port("as configured".to_owned()),
+            (UnderlayChoice::Auto, Err(why)) => return by_port(why),
+            (UnderlayChoice::Auto, Ok(())) => CopyMode::ZeroCopy,
+            (UnderlayChoice::Xdp, _) => CopyMode::Auto,
+        };
+        if let Some(why) = self.refused.get(&card.index) {
+            return by_port(why.clone());
+        }
+        let known = underlay.cards().any(|used| used.index == card.index);
+        match underlay.attach(&mut classifier.lock(), &card.name, mode) {
+            Ok(used) => {
+                if !known {
+                    tracing::info!(card = %used, "tunnels' packets come from a network card by AF_XDP");
+                }
+                let (by, why) = match used.zero_copy {
+                    true => ("af_xdp-zero-copy", "it need not copy"),
+                    false => ("af_xdp", "as configured, though it copies"),
+                };
+                probed.report(by, why.to_owned())
+            }
+            Err(error) => {
+                tracing::warn!(%error, card = card.name, "a network card's packets come by the UDP port");
+                self.refused.insert(card.index, error.to_string());
+                by_port(error.to_string())
+            }
+        }
+    }
+}
+
+/// Whole after every statement, so a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(driver: &str, features: Option<(bool, bool)>) -> Probed {
+        let features = features.map(|(native, zero_copy)| XdpFeatures { native, zero_copy });
+        Probed { name: "eth0".to_owned(), driver: Some(driver.to_owned()), features }
+    }
+
+    #[test]
+    fn only_a_real_card_without_copies_makes_it_the_ring_xdp() {
+        let cards = [
+            (card("ice", Some((true, true))), true, "eth0 does AF_XDP without copying"),
+            (card("virtio_net", Some((true, true))), false, "virtio_net is virtual"),
+            (card("veth", Some((true, false))), false, "veth is virtual"),
+            (card("tg3", Some((false, false))), false, "no native XDP"),
+            (card("r8169", Some((true, false))), false, "cannot do AF_XDP without copying"),
+            (card("ice", None), false, "Linux 6.3"),
+        ];
+        for (card, worth, says) in cards {
+            let chosen = worth_xdp(std::slice::from_ref(&card), None);
+            assert_eq!(chosen.is_ok(), worth, "{card:?}");
+            let why = chosen.unwrap_or_else(|why| why);
+            assert!(why.contains(says), "{why}");
+        }
+    }
+
+    #[test]
+    fn without_programs_or_cards_the_reason_is_that() {
+        let ice = [card("ice", Some((true, true)))];
+        let why = worth_xdp(&ice, Some(&"not permitted".to_owned())).unwrap_err();
+        assert!(why.contains("not permitted"), "{why}");
+        assert!(worth_xdp(&[], None).unwrap_err().contains("no network card"));
+        let two = [card("tg3", Some((false, false))), card("ice", Some((true, true)))];
+        assert!(worth_xdp(&two, None).is_ok(), "one is enough");
+    }
+
+    #[test]
+    fn cards_of_a_ring_that_takes_none_are_reported_all_the_same() {
+        let mut cards = Cards::new(UnderlayChoice::Auto, None);
+        let reports = cards.reports();
+        cards.update(&[NetworkCard { name: "nosuch0".to_owned(), index: 9 }]);
+        let found = lock(&reports).clone();
+        assert_eq!((found.len(), found[0].receives_by.as_str(), found[0].native_xdp), (1, "port", None));
+        cards.update(&[]);
+        assert!(lock(&reports).is_empty());
+    }
+}
