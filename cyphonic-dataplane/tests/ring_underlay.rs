@@ -248,7 +248,8 @@ fn a_card_that_cannot_be_used_says_why_and_stays_as_it_is() {
     assert!(matches!(zero_copy, Err(CardError::Xsk(_))), "{zero_copy:?}");
     assert!(!has_program(&b.namespace), "nothing stays");
     // A program at the other end forbids what it could not take.
-    drop(other);
+    let Node { outside, namespace: _other_end, .. } = other;
+    drop(outside);
     b.namespace.ip("link set under0 mtu 9000");
     assert!(matches!(attach(WIRE), Err(CardError::MtuTooLarge { mtu: 9000, .. })));
     assert!(!has_program(&b.namespace));
