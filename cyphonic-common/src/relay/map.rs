@@ -1,11 +1,10 @@
 //! The relay's maps besides its legs: configuration, counters, and the version of the layout.
 
-use core::fmt;
 use core::mem::offset_of;
 use core::net::IpAddr;
 
 use super::leg::{RelayEntry, RelayLeg, RelayState};
-use crate::drop_reason::DropReason;
+use crate::drop_reason::{DropReason, reasons};
 
 /// Names in the object file.
 pub mod name {
@@ -176,40 +175,10 @@ impl RelayConfig {
     }
 }
 
-macro_rules! pass_reasons {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// Why a frame went on to the kernel's stack, untouched. New reasons are added at the end.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u32)]
-        pub enum PassReason {
-            $($(#[doc = $doc])+ $variant,)+
-        }
+reasons! {
+    /// Why a frame went on to the kernel's stack, untouched. New reasons are added at the end.
+    PassReason;
 
-        impl PassReason {
-            /// Every reason, in the order of their numbers.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// How many reasons there are.
-            pub const COUNT: usize = Self::ALL.len();
-
-            /// The name in counters and metrics.
-            #[inline]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)+
-                }
-            }
-
-            /// The counter's index.
-            #[inline(always)]
-            pub const fn index(self) -> u32 {
-                self as u32
-            }
-        }
-    };
-}
-
-pass_reasons! {
     // Not the relay's.
 
     /// The program is attached but not configured.
@@ -253,12 +222,6 @@ pass_reasons! {
     NoHeadroom = "no_headroom",
     /// The kernel may not look routes up: forwarding is off on the loopback interface (see the program).
     RoutingOff = "routing_off",
-}
-
-impl fmt::Display for PassReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
 }
 
 /// What one entry of the counters' map counts. Bytes are those of whole frames as they arrived.
