@@ -4,18 +4,17 @@
 //! map, userspace counts with the same numbers, and `status` and the metrics print the same names: whoever looks for
 //! a lost packet looks in one list.
 
-use core::fmt;
-
+/// An enumeration of reasons that are counted: each has a number, by which it is counted, and a name.
 macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// Why a packet was dropped. New reasons are added at the end: the numbers are stable.
+    ($(#[doc = $about:literal])+ $reasons:ident; $($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
+        $(#[doc = $about])+
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u32)]
-        pub enum DropReason {
+        pub enum $reasons {
             $($(#[doc = $doc])+ $variant,)+
         }
 
-        impl DropReason {
+        impl $reasons {
             /// Every reason, in the order of their numbers.
             pub const ALL: &[Self] = &[$(Self::$variant,)+];
 
@@ -29,11 +28,27 @@ macro_rules! reasons {
                     $(Self::$variant => $name,)+
                 }
             }
+
+            /// The counter's index.
+            #[inline(always)]
+            pub const fn index(self) -> u32 {
+                self as u32
+            }
+        }
+
+        impl core::fmt::Display for $reasons {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                f.write_str(self.name())
+            }
         }
     };
 }
+pub(crate) use reasons;
 
 reasons! {
+    /// Why a packet was dropped. New reasons are added at the end: the numbers are stable.
+    DropReason;
+
     // What leaves an application through the virtual interface.
 
     /// The classifier is attached but has no configuration yet.
@@ -115,12 +130,6 @@ reasons! {
 }
 
 impl DropReason {
-    /// The counter's index.
-    #[inline(always)]
-    pub const fn index(self) -> u32 {
-        self as u32
-    }
-
     /// The reason with this number, if there is one.
     #[inline]
     pub fn from_index(index: u32) -> Option<Self> {
@@ -131,12 +140,6 @@ impl DropReason {
     #[inline]
     pub const fn is_noise(self) -> bool {
         matches!(self, Self::LocalNoise)
-    }
-}
-
-impl fmt::Display for DropReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 

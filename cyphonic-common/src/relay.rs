@@ -19,16 +19,20 @@ pub mod departure;
 pub mod forward;
 pub mod leg;
 pub mod map;
+pub mod place;
 pub mod rate;
 pub mod slice;
 pub mod table;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 pub use arrival::Arrival;
 pub use departure::Departure;
 pub use forward::{Entry, Frame, Hop, Relay, Verdict, relay};
-pub use leg::{Binding, LegError, RelayEntry, RelayLeg, RelayState};
+pub use leg::{Binding, LegError, OwnAddresses, RelayEntry, RelayLeg, RelayState, Way};
 pub use map::{Family, LAYOUT, PassReason, RelayConfig, RelayCounterIndex};
+pub use place::Place;
 pub use rate::RelayRate;
 pub use slice::SliceFrame;
+pub use watch::RelayWatch;

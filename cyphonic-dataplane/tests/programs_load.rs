@@ -10,7 +10,7 @@ use std::{env, fs};
 use aya::programs::{Program, ProgramError, ProgramInfo};
 use aya::{Ebpf, EbpfLoader};
 
-/// As many legs as a relay supports. Other maps have their size in the object.
+/// As many legs as a relay is measured with: a quarter of a gigabyte. Other maps have their size in the object.
 const MOST_LEGS: u32 = 1_000_000;
 
 fn objects() -> Vec<PathBuf> {
@@ -27,6 +27,7 @@ fn load(object: &Path) -> Ebpf {
     let bytes = fs::read(object).unwrap();
     EbpfLoader::new()
         .map_max_entries("LEGS", MOST_LEGS)
+        .map_max_entries("OVERFLOW", MOST_LEGS)
         .load(&bytes)
         .unwrap_or_else(|error| panic!("{}: {error}", object.display()))
 }

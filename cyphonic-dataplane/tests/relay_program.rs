@@ -14,10 +14,11 @@ use std::net::SocketAddr;
 
 use cyphonic_common::relay::table::{Table, TableLeg};
 use cyphonic_common::relay::{
-    Binding, Departure, Family, Hop, PassReason, RelayCounterIndex, RelayEntry, RelayRate, RelayState,
-    SliceFrame, Verdict, relay,
+    Binding, Departure, Family, Hop, OwnAddresses, PassReason, RelayCounterIndex, RelayEntry, RelayLeg,
+    RelayRate, RelayState, SliceFrame, Verdict, relay,
 };
 use cyphonic_common::{ConnectionId, Counter, DropReason};
+use cyphonic_dataplane::relay::xdp::legs::Legs;
 use frames::{Spec, build, parse, payload};
 use lab::{Lab, PORT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use proptest::prelude::*;
@@ -100,7 +101,7 @@ fn what_leaves_is_byte_for_byte_what_should() {
         for (from_v6, to_v6) in [(false, false), (false, true), (true, false), (true, true)] {
             for (binding, hop) in [(across(from_v6, to_v6), lab.across()), (back(from_v6, to_v6), lab.back())]
             {
-                lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+                lab.bind(cid(1), &binding);
                 for (ecn, size) in (0..4).flat_map(|ecn| [0, 1, 20, 511, 1280, 1400].map(|size| (ecn, size)))
                 {
                     let rest: Vec<u8> = (0..size).map(|at| (at as u8).wrapping_mul(31) ^ ecn).collect();
@@ -135,7 +136,7 @@ fn through_a_gateway_the_frame_goes_to_it() {
             leg(true, "203.0.113.5:2222", "198.51.100.1"),
             leg(false, "[2001:db8:ffff::5]:2222", "2001:db8:1::1"),
         ] {
-            lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+            lab.bind(cid(1), &binding);
             let came = arriving(&binding, cid(1), &[5; 100]);
             let (action, left) = lab.run(&build(&came));
             let (_, source) = lab.across().links();
@@ -150,7 +151,7 @@ fn through_a_gateway_the_frame_goes_to_it() {
 fn a_route_is_asked_for_again_when_it_is_old_or_too_narrow() {
     Lab::run_in(|lab| {
         let binding = leg(false, "198.51.100.30:2222", "198.51.100.1");
-        lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+        lab.bind(cid(1), &binding);
         let short = arriving(&binding, cid(1), &[9; 100]);
         assert_eq!(lab.run(&build(&short)), (XDP_REDIRECT, build(&leaving(&binding, &short, &lab.across()))));
         let long = build(&arriving(&binding, cid(1), &[9; 1300]));
@@ -162,6 +163,128 @@ fn a_route_is_asked_for_again_when_it_is_old_or_too_narrow() {
         let (_, source) = lab.across().links();
         let hop = Hop::new(lab::GATEWAY, source, lab.across().redirect);
         assert_eq!(lab.run(&build(&short)), (XDP_REDIRECT, build(&leaving(&binding, &short, &hop))));
+    });
+}
+
+#[test]
+fn while_somebody_watches_an_answer_is_used_until_something_changes() {
+    Lab::run_in(|lab| {
+        let binding = across(false, false);
+        lab.bind(cid(1), &binding);
+        let came = arriving(&binding, cid(1), &[9; 100]);
+        let (_, source) = lab.across().links();
+        let by = |link| build(&leaving(&binding, &came, &Hop::new(link, source, lab.across().redirect)));
+        let (node, _) = lab.across().links();
+        let pause = || std::thread::sleep(std::time::Duration::from_millis(150));
+        lab.watch(0);
+        assert_eq!(lab.run(&build(&came)), (XDP_REDIRECT, by(node)));
+        lab::ip("neigh replace 198.51.100.20 lladdr 02:00:00:00:00:fe dev rel1 nud permanent");
+        pause();
+        lab.watch(0);
+        assert_eq!(lab.run(&build(&came)), (XDP_REDIRECT, by(node)), "nobody said so");
+        // Another DSCP may have another route.
+        let urgent = Spec { traffic_class: 0xb8, ..came.clone() };
+        let hop = Hop::new(lab::GATEWAY, source, lab.across().redirect);
+        assert_eq!(lab.run(&build(&urgent)), (XDP_REDIRECT, build(&leaving(&binding, &urgent, &hop))));
+        lab::ip("neigh replace 198.51.100.20 lladdr 02:00:00:00:00:0a dev rel1 nud permanent");
+        let urgent_ecn = Spec { traffic_class: 0xbb, ..came.clone() };
+        assert_eq!(
+            lab.run(&build(&urgent_ecn)),
+            (XDP_REDIRECT, build(&leaving(&binding, &urgent_ecn, &hop)))
+        );
+        pause();
+        lab.watch(lab::monotonic_ns());
+        assert_eq!(lab.run(&build(&urgent_ecn)).1, build(&leaving(&binding, &urgent_ecn, &lab.across())));
+    });
+}
+
+/// IDs that differ in a single byte, in a table in which few have a place of their own.
+#[test]
+fn legs_that_get_into_one_anothers_way_are_all_found_and_none_that_is_gone() {
+    Lab::run_in(|lab| {
+        let binding = across(false, false);
+        let forwards = |at: u8| lab.run(&build(&arriving(&binding, cid(at), &[at; 30]))).0 == XDP_REDIRECT;
+        let mut bound = [false; 256];
+        let mut random = 1u32;
+        for round in 0..4_000u32 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let at = (random >> 24) as u8;
+            let now_bound = &mut bound[usize::from(at)];
+            match (*now_bound, round % 3) {
+                (true, 0) => {
+                    let other = Binding { to: "198.51.100.20:3333".parse().unwrap(), ..binding };
+                    lab.legs.borrow_mut().replace(cid(at), &other).unwrap();
+                    let (_, left) = lab.run(&build(&arriving(&binding, cid(at), &[at; 30])));
+                    assert_eq!(parse(&left).1, other.to, "{at}");
+                    lab.legs.borrow_mut().replace(cid(at), &binding).unwrap();
+                }
+                (true, _) => {
+                    assert_eq!(lab.unbind(cid(at)).unwrap().leg.cid().to_ne_bytes(), *cid(at).as_bytes());
+                    *now_bound = false;
+                }
+                (false, _) => {
+                    lab.bind(cid(at), &binding);
+                    *now_bound = true;
+                }
+            }
+            assert_eq!(forwards(at), *now_bound, "{at}");
+        }
+        assert!((0..=255).all(|at| forwards(at) == bound[usize::from(at)]));
+        let mut found: Vec<_> = lab.legs.borrow().iter().map(|(cid, leg)| (cid, leg.to)).collect();
+        found.sort();
+        let expected = (0..=255).filter(|at| bound[usize::from(*at)]).map(|at| (cid(at), binding.to));
+        assert_eq!(found, expected.collect::<Vec<_>>());
+        assert!(found.len() > 32, "the table overflowed");
+    });
+}
+
+/// A packet is forwarded by one leg or by the other, or left to userspace, but never by a mixture.
+#[test]
+fn no_packet_is_forwarded_by_half_a_leg() {
+    Lab::run_in(|lab| {
+        let number = |at: u8| ConnectionId::from_random_data([0x80 | at; 8]);
+        let legs = [0u8, 1].map(|at| Binding { real_cid: number(at), ..across(false, at == 1) });
+        let came = arriving(&legs[0], cid(1), &[7; 30]);
+        let frame = build(&came);
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let mut legs_of_lab = lab.legs.borrow_mut();
+        let writer: &mut Legs = &mut legs_of_lab;
+        let changes = std::thread::scope(|scope| {
+            let changing = scope.spawn(|| {
+                let mut changes = 0usize;
+                writer.insert(cid(1), &legs[0], RelayState::default()).unwrap();
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    changes += 1;
+                    writer.replace(cid(1), &legs[changes % 2]).unwrap();
+                    if changes.is_multiple_of(16) {
+                        writer.remove(cid(1)).unwrap();
+                        writer.insert(cid(1), &legs[changes % 2], RelayState::default()).unwrap();
+                    }
+                }
+                changes
+            });
+            let mut seen = [0u32; 3];
+            for _ in 0..50_000 {
+                let (action, left) = lab.run(&frame);
+                if action == XDP_PASS {
+                    assert_eq!(left, frame);
+                    seen[2] += 1;
+                    continue;
+                }
+                assert_eq!(action, XDP_REDIRECT);
+                let (_, to, payload, _) = parse(&left);
+                let which = usize::from(to.is_ipv6());
+                assert_eq!(
+                    (to, &payload[1..9]),
+                    (legs[which].to, legs[which].real_cid.as_bytes().as_slice())
+                );
+                seen[which] += 1;
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
+            changing.join().unwrap()
+        });
+        assert!(changes > 1_000, "{changes}");
     });
 }
 
@@ -180,7 +303,7 @@ fn what_the_kernel_must_send_itself_passes_untouched() {
     ];
     Lab::run_in(|lab| {
         for (binding, reason) in cases {
-            lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+            lab.bind(cid(1), &binding);
             // One byte longer than 1,300 bytes of IPv4 or 1,320 of IPv6, which those two routes carry: the same payload.
             let rest = vec![9; 1300 - 28 - 9 + 1];
             let before = lab.counter(RelayCounterIndex::Passed(reason));
@@ -206,7 +329,7 @@ fn what_the_kernel_must_send_itself_passes_untouched() {
 fn without_forwarding_on_loopback_the_kernel_gives_no_routes() {
     Lab::run_in(|lab| {
         let binding = across(false, false);
-        lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+        lab.bind(cid(1), &binding);
         lab::set_loopback_forwarding(false);
         let frame = build(&arriving(&binding, cid(1), &[0; 30]));
         assert_eq!(lab.run(&frame), (XDP_PASS, frame));
@@ -219,7 +342,7 @@ fn without_forwarding_on_loopback_the_kernel_gives_no_routes() {
 fn nothing_is_forwarded_that_should_not_be() {
     Lab::run_in(|lab| {
         let binding = across(false, true);
-        lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+        lab.bind(cid(1), &binding);
         let spec = arriving(&binding, cid(1), &[0; 40]);
         let good = build(&spec);
         let with = |at: usize, bytes: &[u8]| {
@@ -287,16 +410,15 @@ fn nothing_is_forwarded_that_should_not_be() {
 fn a_leg_over_its_rate_loses_packets_and_counts_them() {
     Lab::run_in(|lab| {
         let binding = Binding { rate: RelayRate::new(100_000, 0), ..across(true, true) };
-        let leg = lab::leg(&binding);
         // It has spent more than a century's worth already.
         let state = RelayState { paid_until_ns: u64::MAX / 4, ..RelayState::default() };
-        lab.bind(cid(1), RelayEntry { leg, state });
+        lab.bind_with(cid(1), &binding, state);
         let frame = build(&arriving(&binding, cid(1), &[0; 40]));
         assert_eq!(lab.run(&frame).0, XDP_DROP);
         assert_eq!(lab.counter(RelayCounterIndex::Dropped(DropReason::RateLimited)).packets, 1);
         assert_eq!(lab.unbind(cid(1)).unwrap().state, RelayState { over_rate: 1, ..state });
 
-        lab.bind(cid(1), RelayEntry::new(leg));
+        lab.bind(cid(1), &binding);
         assert_eq!(lab.run(&frame).0, XDP_REDIRECT);
         let state = lab.unbind(cid(1)).unwrap().state;
         assert_eq!((state.packets, state.over_rate), (1, 0));
@@ -308,7 +430,7 @@ fn a_leg_over_its_rate_loses_packets_and_counts_them() {
 fn without_a_configuration_everything_passes() {
     Lab::run_in(|lab| {
         let binding = across(false, false);
-        lab.bind(cid(1), RelayEntry::new(lab::leg(&binding)));
+        lab.bind(cid(1), &binding);
         lab.configure(Default::default());
         let frame = build(&arriving(&binding, cid(1), &[0; 40]));
         assert_eq!(lab.run(&frame), (XDP_PASS, frame));
@@ -318,7 +440,7 @@ fn without_a_configuration_everything_passes() {
 }
 
 /// One leg for each way through, and those that userspace must serve.
-fn legs() -> Vec<TableLeg> {
+fn legs() -> Vec<(Binding, RelayState)> {
     let combinations = [(false, false), (false, true), (true, false), (true, true)];
     let mut bindings: Vec<Binding> = combinations.iter().map(|(from, to)| across(*from, *to)).collect();
     bindings.extend(combinations.iter().map(|(from, to)| back(*from, *to)));
@@ -326,12 +448,9 @@ fn legs() -> Vec<TableLeg> {
     bindings.push(Binding { local: None, ..across(false, true) });
     bindings.push(leg(false, "198.51.100.99:2222", "198.51.100.1"));
     bindings.push(leg(false, "10.99.0.1:2222", "198.51.100.1"));
-    let legs = bindings.iter().zip(0u8..);
-    let mut legs: Vec<TableLeg> =
-        legs.map(|(binding, at)| TableLeg::new(cid(at), RelayEntry::new(lab::leg(binding)))).collect();
+    let mut legs: Vec<_> = bindings.into_iter().map(|binding| (binding, RelayState::default())).collect();
     let limited = Binding { rate: RelayRate::new(100_000, 0), ..across(false, false) };
-    let state = RelayState { paid_until_ns: u64::MAX / 4, ..RelayState::default() };
-    legs.push(TableLeg::new(cid(legs.len() as u8), RelayEntry { leg: lab::leg(&limited), state }));
+    legs.push((limited, RelayState { paid_until_ns: u64::MAX / 4, ..RelayState::default() }));
     legs
 }
 
@@ -346,10 +465,16 @@ fn the_kernel_and_userspace_agree_on_damaged_frames() {
     let cases = std::env::var("CYPHONIC_FUZZ_CASES").map_or(10_000, |cases| cases.parse().unwrap());
     Lab::run_in(|lab| {
         let forwarded = std::cell::Cell::new(0u32);
-        let table = legs();
-        for (leg, at) in table.iter().zip(0u8..) {
-            lab.bind(cid(at), leg.entry());
+        let mut own = OwnAddresses::default();
+        for address in ["192.0.2.1", "2001:db8::1", "198.51.100.1", "2001:db8:1::1"] {
+            own.add(address.parse().unwrap()).unwrap();
         }
+        let bound = legs().into_iter().zip(0u8..).map(|((binding, state), at)| {
+            lab.bind_with(cid(at), &binding, state);
+            let leg = RelayLeg::new(cid(at), &binding, &own).unwrap();
+            TableLeg::new(RelayEntry { state, ..RelayEntry::new(leg) })
+        });
+        let table: Vec<TableLeg> = bound.collect();
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(cases));
         let result = runner.run(&(frame.clone(), options), |((at, from_v6, rest, damage, cut), options)| {
             let (merged, checksum, hop_limit, padding) = options;
@@ -363,7 +488,7 @@ fn the_kernel_and_userspace_agree_on_damaged_frames() {
             }
             frame.truncate(cut.unwrap_or(usize::MAX));
             lab.configure(lab::config(merged));
-            let (verdict, expected) = in_userspace(&frame, &table, merged, lab);
+            let (verdict, expected) = in_userspace(&frame, (&table, &own), merged, lab);
             let before = lab.counter(verdict.counter());
             let (action, left) = lab.run(&frame);
             prop_assert_eq!(action, lab::action(&verdict), "{:?}", verdict);
@@ -387,9 +512,14 @@ fn the_kernel_and_userspace_agree_on_damaged_frames() {
     });
 }
 
-fn in_userspace(frame: &[u8], table: &[TableLeg], merged: bool, lab: &Lab) -> (Verdict, Vec<u8>) {
+fn in_userspace(
+    frame: &[u8],
+    (legs, own): (&[TableLeg], &OwnAddresses),
+    merged: bool,
+    lab: &Lab,
+) -> (Verdict, Vec<u8>) {
     let route = |departure: &Departure| lab.model_route(departure);
-    let surroundings = Table { legs: table, route, now_ns: 1 };
+    let surroundings = Table { legs, own, route, now_ns: 1 };
     let mut buffer = [vec![0; 256], frame.to_vec()].concat();
     let mut frame = SliceFrame::new(&mut buffer, 256);
     let verdict = relay(&mut frame, &lab::config(merged), &surroundings);

@@ -243,6 +243,42 @@ fn a_relay_forwards_in_xdp_also_while_its_process_is_dead() {
     });
 }
 
+/// An answer of the routing table would last ten minutes.
+#[test]
+fn a_neighbour_that_moves_is_noticed_while_the_process_lives() {
+    isolated(|pins| {
+        let process = Process::start(&options(pins));
+        let (a, b) = (socket("a", "192.0.2.10:1000"), socket("b", "198.51.100.20:2000"));
+        let leg = Leg {
+            local: Some("192.0.2.1".parse().unwrap()),
+            source: Some("198.51.100.1".parse().unwrap()),
+            ..Leg::new(a.local_addr().unwrap(), b.local_addr().unwrap(), cid(0xb1))
+        };
+        process.xdp.insert(cid(0xb0), leg).unwrap();
+        for number in 0..20 {
+            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
+        }
+        assert!(process.xdp.counters().forwarded.packets > 0);
+        b.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let arrives = || {
+            a.send_to(&packet(cid(0xb0), 99), "192.0.2.1:4433").unwrap();
+            b.recv_from(&mut [0; 2048]).is_ok()
+        };
+        let until = |wanted: bool| {
+            let deadline = Instant::now() + PATIENCE;
+            while arrives() != wanted {
+                assert!(Instant::now() < deadline, "still {}", !wanted);
+            }
+        };
+        shell("ip neigh replace 198.51.100.20 lladdr 02:00:00:00:00:99 dev rb nud permanent");
+        until(false);
+        shell("ip neigh del 198.51.100.20 dev rb");
+        until(true);
+        process.xdp.stop();
+        process.kill();
+    });
+}
+
 #[test]
 fn what_a_killed_relay_left_goes_when_its_successor_relays_in_userspace_or_with_another_size() {
     isolated(|pins| {

@@ -8,9 +8,9 @@ use serde::Deserialize;
 
 use super::value;
 
-/// Legs unless the file says otherwise: 2 MiB of the kernel's memory before the first one is bound.
+/// Legs unless the file says otherwise: 32 MiB of the kernel's memory.
 const DEFAULT_BINDINGS: usize = 1 << 17;
-/// The most legs: 3 GiB of the kernel's memory when all are bound.
+/// The most legs: 4 GiB of the kernel's memory, and 0.3 more when all are bound.
 pub(super) const MAX_BINDINGS: usize = 1 << 24;
 /// What a leg may send at once, as a part of a second at its rate: as much as queues at home routers hold.
 const BURST: u64 = 10;

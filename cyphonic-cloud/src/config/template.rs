@@ -153,8 +153,8 @@ const RELAY_NAME: &str = "
 const RELAY: &str = "
 # How it relays. mode: native (XDP in the network card's driver), generic (XDP behind any driver), userspace, or auto,
 # the first of them that works. interfaces: where XDP is attached; [] is those with a default route or one of this
-# process's addresses. bindings: two per relayed tunnel; in the kernel each takes 16 bytes always and 192 more while it
-# is bound, and about 310 in this process. rate_limit: how much each may carry, none or such as 100Mbit. pins: the BPF
+# process's addresses. bindings: two per relayed tunnel; in the kernel each takes 256 bytes always, bound or not,
+# and about 310 in this process while it is bound. rate_limit: how much each may carry, none or such as 100Mbit. pins: the BPF
 # file system, where XDP relaying goes on while this process is killed and restarted; mounted if it is not.
 relay:
   mode: auto

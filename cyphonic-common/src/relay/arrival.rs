@@ -123,6 +123,18 @@ impl Arrival {
     }
 }
 
+/// The connection ID of what looks like a data packet to the relay's port: nothing else is checked.
+#[inline(always)]
+pub(super) fn glimpse<B: Buffer + ?Sized>(frame: &B, config: &RelayConfig) -> Option<u64> {
+    let udp = match frame.read(ETHERNET_LEN - 2)? {
+        ETHERNET_IPV4 => ETHERNET_LEN + IPV4_HEADER_LEN,
+        ETHERNET_IPV6 => ETHERNET_LEN + IPV6_HEADER_LEN,
+        _ => return None,
+    };
+    let cid = frame.read(udp + UDP_HEADER_LEN + 1)?;
+    (frame.read::<2>(udp + 2)? == config.port()).then(|| u64::from_ne_bytes(cid))
+}
+
 #[inline(always)]
 fn read_ipv4<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
     // The last word first: if it is there, all are.

@@ -33,14 +33,19 @@ pub struct Departure {
 }
 
 impl Departure {
-    /// How a packet that came in by `arrival` leaves on `leg`.
+    /// How a packet that came in by `arrival` leaves on `leg`, from the relay's address `source` or, if that is the
+    /// unspecified one, from where it came to.
     ///
     /// # Errors
     /// Why it is userspace's to forward.
     #[inline(always)]
-    pub fn new(arrival: &Arrival, leg: &RelayLeg, port: [u8; 2]) -> Result<Self, PassReason> {
+    pub fn new(
+        arrival: &Arrival,
+        leg: &RelayLeg,
+        mut source: Address,
+        port: [u8; 2],
+    ) -> Result<Self, PassReason> {
         let family = leg.to_family();
-        let mut source = Address::from_bytes(leg.source());
         if source.is_unspecified() {
             if family as u32 != arrival.family as u32 || !arrival.destination.is_unicast(family) {
                 return Err(PassReason::NoSource);
@@ -62,7 +67,7 @@ impl Departure {
             source_port: u16::from_ne_bytes(port),
             destination: Address::from_bytes(to),
             destination_port: u16::from_ne_bytes(to_port),
-            cid: u64::from_ne_bytes(*leg.real_cid()),
+            cid: leg.real_cid(),
             traffic_class: arrival.traffic_class,
             ip_len: ip_len as u16,
         })

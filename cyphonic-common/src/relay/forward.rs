@@ -1,6 +1,7 @@
 //! From an arriving frame to a verdict, in an order that leaves a frame untouched until nothing can go wrong any more.
 //!
-//! 1. [`Arrival`]: is it a plain data packet to the relay's port?
+//! 1. [`Arrival`]: is it a plain data packet to the relay's port? A glimpse at the connection ID comes before that: where
+//!    the leg would be is looked at early, since it comes from far.
 //! 2. Whose? The leg's sender and the relay's address must be the packet's.
 //! 3. [`Departure`], and the way there: can the program do it, or must userspace?
 //! 4. Only then room is made for a longer header, the leg is charged, and the headers are written.
@@ -9,7 +10,7 @@
 //! that are dropped here carry a leg's connection ID: from the wrong address, over the leg's rate, or going in circles.
 
 use super::address::Address;
-use super::arrival::{Arrival, ETHERNET_LEN};
+use super::arrival::{Arrival, ETHERNET_LEN, glimpse};
 use super::departure::Departure;
 use super::leg::{RelayLeg, RelayState};
 use super::map::{Family, PassReason, RelayConfig, RelayCounterIndex};
@@ -118,9 +119,6 @@ pub trait Entry {
     /// The leg.
     fn leg(&self) -> &RelayLeg;
 
-    /// Says that the state will be needed, so that memory has time to bring it.
-    fn expect_update(&self) {}
-
     /// Changes its state.
     fn update<R>(&self, change: impl FnOnce(&mut RelayState) -> R) -> R;
 }
@@ -129,15 +127,24 @@ pub trait Entry {
 pub trait Relay {
     /// A leg in the map.
     type Entry: Entry;
+    /// Where a leg is, if it is anywhere.
+    type Place;
 
-    /// The leg with this virtual connection ID, which is as it lies in the frame.
-    fn find(&self, cid: u64) -> Option<Self::Entry>;
+    /// Where the leg with this virtual connection ID would be, which is as it lies in the frame. Called for whatever looks
+    /// like the relay's, so that memory has time to bring what is there while the frame is read.
+    fn locate(&self, cid: u64) -> Self::Place;
 
-    /// The next hop for a packet.
+    /// The leg with this virtual connection ID, at its place.
+    fn find(&self, place: Self::Place, cid: u64) -> Option<Self::Entry>;
+
+    /// One of the relay's own addresses, by its number; number 0 is the unspecified one.
+    fn own(&self, number: u8) -> Address;
+
+    /// The next hop for a packet of a leg.
     ///
     /// # Errors
     /// Why there is none, or none for the program.
-    fn route(&self, departure: &Departure) -> Result<Hop, PassReason>;
+    fn route(&self, entry: &Self::Entry, departure: &Departure, now_ns: u64) -> Result<Hop, PassReason>;
 
     /// `CLOCK_MONOTONIC`, coarsely.
     fn now_ns(&self) -> u64;
@@ -160,21 +167,24 @@ fn judge<F: Frame + ?Sized, R: Relay>(
     if !config.is_configured() {
         return Err(Verdict::Pass(PassReason::NotConfigured));
     }
+    let place = glimpse(frame, config).map(|cid| relay.locate(cid));
     let arrival = Arrival::read(frame, config).map_err(Verdict::Pass)?;
-    let entry = relay.find(arrival.cid).ok_or(Verdict::Pass(PassReason::UnknownConnectionId))?;
-    entry.expect_update();
+    let now = relay.now_ns();
+    let entry = place.and_then(|place| relay.find(place, arrival.cid));
+    let entry = entry.ok_or(Verdict::Pass(PassReason::UnknownConnectionId))?;
     let leg = entry.leg();
-    check_bound(&arrival, leg).map_err(Verdict::Drop)?;
+    check_bound(&arrival, leg, relay.own(leg.local())).map_err(Verdict::Drop)?;
     check_checksum(&arrival, leg, config).map_err(Verdict::Pass)?;
-    let departure = Departure::new(&arrival, leg, config.port()).map_err(Verdict::Pass)?;
-    let hop = relay.route(&departure).map_err(Verdict::Pass)?;
+    let source = relay.own(leg.source());
+    let departure = Departure::new(&arrival, leg, source, config.port()).map_err(Verdict::Pass)?;
+    let hop = relay.route(&entry, &departure, now).map_err(Verdict::Pass)?;
 
     let shift = departure.head_shift(&arrival);
     if shift != 0 {
         frame.shift_head(shift).ok_or(Verdict::Pass(PassReason::NoHeadroom))?;
     }
     // From here on the frame may have been touched: it leaves or is dropped.
-    let (now, bytes) = (relay.now_ns(), arrival.payload_len() as u64);
+    let bytes = arrival.payload_len() as u64;
     if !entry.update(|state| state.admit(leg.rate(), now, bytes)) {
         return Err(Verdict::Drop(DropReason::RateLimited));
     }
@@ -185,9 +195,8 @@ fn judge<F: Frame + ?Sized, R: Relay>(
 /// The packet must come from the leg's sender and to the relay's address that the leg is for. An IPv4-mapped address
 /// in an IPv6 packet is nobody's.
 #[inline(always)]
-fn check_bound(arrival: &Arrival, leg: &RelayLeg) -> Result<(), DropReason> {
+fn check_bound(arrival: &Arrival, leg: &RelayLeg, local: Address) -> Result<(), DropReason> {
     let (from, port) = leg.from();
-    let local = Address::from_bytes(leg.local());
     let bound = leg.from_family() as u32 == arrival.family as u32
         && Address::from_bytes(from) == arrival.source
         && u16::from_ne_bytes(port) == arrival.source_port

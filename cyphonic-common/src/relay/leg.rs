@@ -3,9 +3,8 @@
 //! Addresses have sixteen bytes, IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2), and everything is in network byte order,
 //! so the program compares and copies without converting.
 //!
-//! The size is chosen: with the kernel's 64 bytes of link, hash and key before it, an entry takes the 192 bytes of one
-//! slab object, and its value two cache lines of their own. The first line holds the addresses, the second what is
-//! written per packet.
+//! The size is chosen: a leg is one cache line, and what is written per packet is the line after it, so that both are
+//! fetched at once. Of a million legs neither is in the processor's caches.
 
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
@@ -38,6 +37,36 @@ impl Binding {
     pub const fn new(from: SocketAddr, to: SocketAddr, real_cid: ConnectionId) -> Self {
         Self { from, local: None, to, source: None, real_cid, rate: RelayRate::UNLIMITED }
     }
+
+    /// Refuses one of which no packet could ever pass.
+    ///
+    /// # Errors
+    /// [`LegError`], which says why.
+    pub fn check(&self) -> Result<(), LegError> {
+        if !self.real_cid.is_data() {
+            return Err(LegError::NotDataId(self.real_cid));
+        }
+        for (own, end) in [(self.local, self.from), (self.source, self.to)] {
+            if let Some(own) = own.filter(|own| Family::of(own) != Family::of(&end.ip())) {
+                return Err(LegError::Families(own, end));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same with canonical addresses: IPv4-mapped IPv6 addresses are the IPv4 addresses that they map.
+    #[must_use]
+    pub fn canonical(&self) -> Self {
+        let end = |end: SocketAddr| SocketAddr::new(end.ip().to_canonical(), end.port());
+        let own = |own: Option<IpAddr>| own.map(|ip| ip.to_canonical());
+        Self {
+            from: end(self.from),
+            local: own(self.local),
+            to: end(self.to),
+            source: own(self.source),
+            ..*self
+        }
+    }
 }
 
 /// A [`Binding`] that contradicts itself. The caller erred.
@@ -47,6 +76,8 @@ pub enum LegError {
     Families(IpAddr, SocketAddr),
     /// The connection ID has no data bit.
     NotDataId(ConnectionId),
+    /// The relay has used more addresses than fit into the kernel's list.
+    TooManyAddresses(IpAddr),
 }
 
 impl fmt::Display for LegError {
@@ -59,76 +90,151 @@ impl fmt::Display for LegError {
                 )
             }
             Self::NotDataId(cid) => write!(f, "{cid} is not a data connection ID"),
+            Self::TooManyAddresses(own) => {
+                write!(f, "the relay's address {own} is one more than the {MAX_OWN_ADDRESSES} that XDP knows")
+            }
         }
     }
 }
 
 impl core::error::Error for LegError {}
 
-/// One direction through the relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The longest list of the relay's own addresses: see [`OwnAddresses`].
+pub const MAX_OWN_ADDRESSES: usize = 256;
+
+/// The relay's own addresses that legs use. They are few, so a leg holds their numbers only. Number 0 is no address:
+/// "any", or "the one it came to".
+#[derive(Debug, Clone)]
+pub struct OwnAddresses {
+    octets: [[u8; 16]; MAX_OWN_ADDRESSES],
+    len: usize,
+}
+
+impl Default for OwnAddresses {
+    fn default() -> Self {
+        Self { octets: [[0; 16]; MAX_OWN_ADDRESSES], len: 1 }
+    }
+}
+
+impl OwnAddresses {
+    /// The list that stands in a map: it ends where only zeros follow.
+    pub fn from_octets(all: impl IntoIterator<Item = [u8; 16]>) -> Self {
+        let mut this = Self::default();
+        for (to, octets) in
+            this.octets.iter_mut().zip(all).skip(1).take_while(|(_, octets)| *octets != [0; 16])
+        {
+            *to = octets;
+            this.len += 1;
+        }
+        this
+    }
+
+    /// The address with this number.
+    #[must_use]
+    pub const fn octets(&self, number: u8) -> &[u8; 16] {
+        &self.octets[number as usize]
+    }
+
+    /// An address's number. `None`: it has none.
+    #[must_use]
+    pub fn number(&self, own: Option<IpAddr>) -> Option<u8> {
+        let octets = own.as_ref().map_or([0; 16], octets);
+        let found = self.octets.iter().take(self.len).position(|known| *known == octets)?;
+        u8::try_from(found).ok()
+    }
+
+    /// Puts an address at the end of the list, and returns its number. `None`: there is no room.
+    pub fn add(&mut self, own: IpAddr) -> Option<u8> {
+        let (number, free) = (u8::try_from(self.len).ok()?, self.octets.get_mut(self.len)?);
+        *free = octets(&own);
+        self.len += 1;
+        Some(number)
+    }
+
+    fn address(&self, number: u8) -> Option<IpAddr> {
+        (number != 0).then(|| address(self.octets(number)))
+    }
+}
+
+/// One direction through the relay: a cache line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct RelayLeg {
+    /// The virtual connection ID, as it lies in frames. 0, which has no data bit: there is no leg here.
+    cid: u64,
+    real_cid: u64,
     from: [u8; 16],
-    /// All zero: any.
-    local: [u8; 16],
     to: [u8; 16],
-    /// All zero: the packet's destination.
-    source: [u8; 16],
-    real_cid: [u8; 8],
     from_port: [u8; 2],
     to_port: [u8; 2],
-    flags: u32,
     rate: RelayRate,
+    /// The number of one of the relay's own addresses.
+    local: u8,
+    /// As `local`.
+    source: u8,
+    flags: u8,
+    reserved: u8,
 }
 
 /// [`RelayLeg::flags`]: the sender is reached by IPv6.
-const FROM_V6: u32 = 1;
+const FROM_V6: u8 = 1;
 /// [`RelayLeg::flags`]: the receiver is reached by IPv6.
-const TO_V6: u32 = 2;
+const TO_V6: u8 = 2;
 
 impl RelayLeg {
-    /// The leg of a binding. IPv4-mapped IPv6 addresses are taken for the IPv4 addresses that they are.
+    /// Offset of a byte that is 0 and says nothing. The program writes it, so that memory brings the line.
+    pub const SPARE: usize = core::mem::offset_of!(Self, reserved);
+
+    /// The leg of a binding under a virtual connection ID. IPv4-mapped IPv6 addresses are taken for the IPv4 addresses
+    /// that they are.
     ///
     /// # Errors
-    /// [`LegError`] where no packet could ever pass.
-    pub fn new(binding: &Binding) -> Result<Self, LegError> {
+    /// [`LegError`] where no packet could ever pass, and where the relay's address has no number.
+    pub fn new(cid: ConnectionId, binding: &Binding, own: &OwnAddresses) -> Result<Self, LegError> {
+        binding.check()?;
+        if !cid.is_data() {
+            return Err(LegError::NotDataId(cid));
+        }
         let Binding { from, local, to, source, real_cid, rate } = binding;
-        if !real_cid.is_data() {
-            return Err(LegError::NotDataId(*real_cid));
-        }
-        for (own, end) in [(local, from), (source, to)] {
-            if let Some(own) = own.filter(|own| Family::of(own) != Family::of(&end.ip())) {
-                return Err(LegError::Families(own, *end));
-            }
-        }
         let flag = |end: &SocketAddr, flag| if Family::of(&end.ip()) == Family::V6 { flag } else { 0 };
+        let number = |address: Option<IpAddr>| match (own.number(address), address) {
+            (Some(number), _) => Ok(number),
+            (None, None) => Ok(0),
+            (None, Some(address)) => Err(LegError::TooManyAddresses(address)),
+        };
         Ok(Self {
+            cid: u64::from_ne_bytes(*cid.as_bytes()),
+            real_cid: u64::from_ne_bytes(*real_cid.as_bytes()),
             from: octets(&from.ip()),
-            local: local.as_ref().map_or([0; 16], octets),
             to: octets(&to.ip()),
-            source: source.as_ref().map_or([0; 16], octets),
-            real_cid: *real_cid.as_bytes(),
             from_port: from.port().to_be_bytes(),
             to_port: to.port().to_be_bytes(),
-            flags: flag(from, FROM_V6) | flag(to, TO_V6),
             rate: *rate,
+            local: number(*local)?,
+            source: number(*source)?,
+            flags: flag(from, FROM_V6) | flag(to, TO_V6),
+            reserved: 0,
         })
     }
 
     /// The binding this is the leg of, with canonical addresses.
     #[must_use]
-    pub fn binding(&self) -> Binding {
+    pub fn binding(&self, own: &OwnAddresses) -> Binding {
         let end = |ip, port| SocketAddr::new(address(ip), u16::from_be_bytes(port));
-        let known = |ip: &[u8; 16]| (*ip != [0; 16]).then(|| address(ip));
         Binding {
             from: end(&self.from, self.from_port),
-            local: known(&self.local),
+            local: own.address(self.local),
             to: end(&self.to, self.to_port),
-            source: known(&self.source),
-            real_cid: ConnectionId::from_bytes(self.real_cid),
+            source: own.address(self.source),
+            real_cid: ConnectionId::from_bytes(self.real_cid.to_ne_bytes()),
             rate: self.rate,
         }
+    }
+
+    /// The virtual connection ID, as it lies in frames. 0: there is no leg here.
+    #[inline(always)]
+    pub const fn cid(&self) -> u64 {
+        self.cid
     }
 
     /// The sender's address.
@@ -137,10 +243,10 @@ impl RelayLeg {
         (&self.from, self.from_port)
     }
 
-    /// The relay's address that the sender sends to; all zero is any.
+    /// The number of the relay's address that the sender sends to; 0 is any.
     #[inline(always)]
-    pub const fn local(&self) -> &[u8; 16] {
-        &self.local
+    pub const fn local(&self) -> u8 {
+        self.local
     }
 
     /// The receiver's address.
@@ -149,16 +255,16 @@ impl RelayLeg {
         (&self.to, self.to_port)
     }
 
-    /// The relay's address that the receiver knows; all zero is the packet's destination.
+    /// The number of the relay's address that the receiver knows; 0 is the packet's destination.
     #[inline(always)]
-    pub const fn source(&self) -> &[u8; 16] {
-        &self.source
+    pub const fn source(&self) -> u8 {
+        self.source
     }
 
-    /// The receiver's own connection ID.
+    /// The receiver's own connection ID, as it lies in frames.
     #[inline(always)]
-    pub const fn real_cid(&self) -> &[u8; 8] {
-        &self.real_cid
+    pub const fn real_cid(&self) -> u64 {
+        self.real_cid
     }
 
     /// How the sender is reached.
@@ -214,21 +320,46 @@ impl RelayState {
     }
 }
 
-/// The map's value: a leg and its state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The way to a leg's receiver, as the routing table told it last. Written by the program.
+///
+/// Two processors that find new ways for one leg at the same time may leave a mixture behind, by which at most the packets
+/// of one answer's lifetime go to a link address that nobody has. All packets of a leg come to one processor, see
+/// [`RelayState`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Way {
+    /// See [`Hop::from_source_first`](super::Hop::from_source_first).
+    pub links: [u32; 3],
+    /// The outgoing interface. 0: not told yet.
+    pub interface: u32,
+    /// When it was told, in [ticks](super::watch::ticks).
+    pub asked: u32,
+    /// The longest IP packet it carries.
+    pub mtu: u16,
+    /// DSCP and ECN of the packet that was asked for.
+    pub traffic_class: u8,
+    /// 0, see [`RelayLeg::SPARE`].
+    pub reserved: u8,
+}
+
+/// A leg, its state and its way: two cache lines side by side, the first written by userspace, the second by the
+/// program.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct RelayEntry {
-    /// Written by userspace only.
+    /// Never changed while the program can find it.
     pub leg: RelayLeg,
     /// Written by the program; userspace carries it over when it replaces a leg.
     pub state: RelayState,
+    /// Written by the program.
+    pub way: Way,
 }
 
 impl RelayEntry {
     /// A leg that has carried nothing.
     #[must_use]
     pub fn new(leg: RelayLeg) -> Self {
-        Self { leg, state: RelayState::default() }
+        Self { leg, ..Self::default() }
     }
 }
 
@@ -244,8 +375,9 @@ fn address(octets: &[u8; 16]) -> IpAddr {
 }
 
 // No padding: the sizes are the sums of the fields' sizes.
-const _: () = assert!(size_of::<RelayLeg>() == 4 * 16 + 8 + 2 + 2 + 4 + 8 && align_of::<RelayLeg>() == 4);
+const _: () = assert!(size_of::<RelayLeg>() == 2 * 8 + 2 * 16 + 2 * 2 + 8 + 4 && align_of::<RelayLeg>() == 8);
 const _: () = assert!(size_of::<RelayState>() == 5 * 8 && align_of::<RelayState>() == 8);
+const _: () = assert!(size_of::<Way>() == 6 * 4 && align_of::<Way>() == 4);
 const _: () = assert!(size_of::<RelayEntry>() == 128 && align_of::<RelayEntry>() == 8);
 
 #[cfg(test)]
@@ -278,15 +410,26 @@ mod tests {
                 from: canonical(from), to: canonical(to), local: same(local, from), source: same(source, to),
                 real_cid: ConnectionId::from_random_data(cid), rate: RelayRate::new(rate, rate),
             };
-            prop_assert_eq!(RelayLeg::new(&binding).unwrap().binding(), binding);
+            let mut own = OwnAddresses::default();
+            for address in [binding.local, binding.source].into_iter().flatten() {
+                if own.number(Some(address)).is_none() { prop_assert!(own.add(address).is_some()); }
+            }
+            let cid = ConnectionId::from_random_data([3; 8]);
+            let leg = RelayLeg::new(cid, &binding, &own).unwrap();
+            prop_assert_eq!((leg.binding(&own), leg.cid().to_ne_bytes()), (binding, *cid.as_bytes()));
+            let read = OwnAddresses::from_octets((0..=255).map(|number| *own.octets(number)));
+            prop_assert_eq!(leg.binding(&read), binding);
         }
     }
 
     #[test]
     fn mapped_addresses_are_those_they_map() {
-        let mapped = RelayLeg::new(&binding("[::ffff:192.0.2.1]:5", "[2001:db8::1]:6")).unwrap();
-        assert_eq!(mapped, RelayLeg::new(&binding("192.0.2.1:5", "[2001:db8::1]:6")).unwrap());
-        assert_eq!((mapped.from_family(), mapped.to_family()), (Family::V4, Family::V6));
+        let mapped = binding("[::ffff:192.0.2.1]:5", "[2001:db8::1]:6");
+        assert_eq!(mapped.canonical(), binding("192.0.2.1:5", "[2001:db8::1]:6"));
+        let (cid, own) = (ConnectionId::from_random_data([3; 8]), OwnAddresses::default());
+        let leg = RelayLeg::new(cid, &mapped, &own).unwrap();
+        assert_eq!(leg, RelayLeg::new(cid, &mapped.canonical(), &own).unwrap());
+        assert_eq!((leg.from_family(), leg.to_family()), (Family::V4, Family::V6));
     }
 
     #[test]
@@ -295,11 +438,25 @@ mod tests {
         let v6: IpAddr = "2001:db8::9".parse().unwrap();
         let v4: IpAddr = "192.0.2.9".parse().unwrap();
         let local = Binding { local: Some(v6), ..good };
-        assert_eq!(RelayLeg::new(&local), Err(LegError::Families(v6, good.from)));
+        assert_eq!(local.check(), Err(LegError::Families(v6, good.from)));
         let source = Binding { source: Some(v4), ..good };
-        assert_eq!(RelayLeg::new(&source), Err(LegError::Families(v4, good.to)));
+        assert_eq!(source.check(), Err(LegError::Families(v4, good.to)));
         let cid = ConnectionId::from_random_signalling([1; 8]);
-        assert_eq!(RelayLeg::new(&Binding { real_cid: cid, ..good }), Err(LegError::NotDataId(cid)));
+        assert_eq!(Binding { real_cid: cid, ..good }.check(), Err(LegError::NotDataId(cid)));
+        assert_eq!(RelayLeg::new(cid, &good, &OwnAddresses::default()), Err(LegError::NotDataId(cid)));
+    }
+
+    #[test]
+    fn an_address_without_a_number_is_told_and_the_list_is_bounded() {
+        let v6 = |low: u16| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, low]);
+        let binding = Binding { local: Some(v6(9)), ..binding("[2001:db8::1]:5", "192.0.2.1:6") };
+        let (cid, mut own) = (ConnectionId::from_random_data([3; 8]), OwnAddresses::default());
+        assert_eq!(RelayLeg::new(cid, &binding, &own), Err(LegError::TooManyAddresses(v6(9))));
+        let added = (1..1000).filter(|low| own.add(v6(*low)).is_some()).count();
+        assert_eq!(
+            (added, own.number(Some(v6(255))), own.number(None)),
+            (MAX_OWN_ADDRESSES - 1, Some(255), Some(0))
+        );
     }
 
     #[test]

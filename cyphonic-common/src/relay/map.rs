@@ -1,19 +1,24 @@
 //! The relay's maps besides its legs: configuration, counters, and the version of the layout.
 
-use core::fmt;
 use core::mem::offset_of;
 use core::net::IpAddr;
 
 use super::leg::{RelayEntry, RelayLeg, RelayState};
-use crate::drop_reason::DropReason;
+use crate::drop_reason::{DropReason, reasons};
 
 /// Names in the object file.
 pub mod name {
     /// The XDP program.
     pub const PROGRAM: &str = "cyphonic_relay";
-    /// Hash from a [`ConnectionId`](crate::ConnectionId)'s eight bytes to a [`RelayEntry`](super::RelayEntry). The
-    /// loader sets how many entries it has; they are allocated when they are made.
+    /// Array of pairs of [`RelayEntry`](super::RelayEntry): see [`place`](crate::relay::place). The loader sets how many.
     pub const LEGS: &str = "LEGS";
+    /// Hash from a [`ConnectionId`](crate::ConnectionId)'s eight bytes to a [`RelayEntry`](super::RelayEntry), for legs
+    /// that the array has no room for. The loader sets how many entries it has; they are allocated when they are made.
+    pub const OVERFLOW: &str = "OVERFLOW";
+    /// Array of the relay's own addresses by number: see [`OwnAddresses`](crate::relay::OwnAddresses).
+    pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
+    /// Array with one [`RelayWatch`](crate::relay::RelayWatch).
+    pub const WATCH: &str = "RELAY_WATCH";
     /// Array with one [`RelayConfig`](super::RelayConfig).
     pub const CONFIG: &str = "RELAY_CONFIG";
     /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`RelayCounterIndex`](super::RelayCounterIndex).
@@ -37,7 +42,7 @@ pub const MAX_EGRESS: u32 = 64;
 pub const ROUTING_INTERFACE: u32 = 1;
 
 /// Changes whenever key or value of the legs' map change in a way that their sizes do not show.
-const REVISION: u64 = 1;
+const REVISION: u64 = 2;
 
 /// Identifies the layout of the legs' map. A map that outlived its process may be used by another program only where
 /// this is the same.
@@ -55,6 +60,7 @@ const fn layout() -> u64 {
         offset_of!(RelayState, last_seen_ns) as u64,
         offset_of!(RelayState, over_rate) as u64,
         offset_of!(RelayState, paid_until_ns) as u64,
+        offset_of!(RelayEntry, way) as u64,
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut at = 0;
@@ -89,8 +95,9 @@ impl Family {
 pub struct RelayConfig {
     layout: u64,
     flags: u32,
+    pairs: u32,
     port: [u8; 2],
-    reserved: [u8; 2],
+    reserved: [u8; 6],
 }
 
 /// [`RelayConfig::flags`]: see [`RelayConfig::new`].
@@ -105,7 +112,27 @@ impl RelayConfig {
     #[must_use]
     pub const fn new(port: u16, merged: bool) -> Self {
         let flags = if merged { MERGED } else { 0 };
-        Self { layout: LAYOUT, flags, port: port.to_be_bytes(), reserved: [0; 2] }
+        Self { layout: LAYOUT, flags, pairs: 1, port: port.to_be_bytes(), reserved: [0; 6] }
+    }
+
+    /// See [`new`](Self::new).
+    #[must_use]
+    pub const fn with_merged(mut self, merged: bool) -> Self {
+        self.flags = if merged { self.flags | MERGED } else { self.flags & !MERGED };
+        self
+    }
+
+    /// For a table of so many pairs of legs.
+    #[must_use]
+    pub const fn with_pairs(mut self, pairs: u32) -> Self {
+        self.pairs = pairs;
+        self
+    }
+
+    /// How many pairs the legs' table has.
+    #[inline(always)]
+    pub const fn pairs(&self) -> u32 {
+        self.pairs
     }
 
     /// For interfaces that are one end of a virtual cable (veth). Such an end takes what is redirected to it as soon as its
@@ -148,40 +175,10 @@ impl RelayConfig {
     }
 }
 
-macro_rules! pass_reasons {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $name:literal,)+) => {
-        /// Why a frame went on to the kernel's stack, untouched. New reasons are added at the end.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u32)]
-        pub enum PassReason {
-            $($(#[doc = $doc])+ $variant,)+
-        }
+reasons! {
+    /// Why a frame went on to the kernel's stack, untouched. New reasons are added at the end.
+    PassReason;
 
-        impl PassReason {
-            /// Every reason, in the order of their numbers.
-            pub const ALL: &[Self] = &[$(Self::$variant,)+];
-
-            /// How many reasons there are.
-            pub const COUNT: usize = Self::ALL.len();
-
-            /// The name in counters and metrics.
-            #[inline]
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)+
-                }
-            }
-
-            /// The counter's index.
-            #[inline(always)]
-            pub const fn index(self) -> u32 {
-                self as u32
-            }
-        }
-    };
-}
-
-pass_reasons! {
     // Not the relay's.
 
     /// The program is attached but not configured.
@@ -227,12 +224,6 @@ pass_reasons! {
     RoutingOff = "routing_off",
 }
 
-impl fmt::Display for PassReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 /// What one entry of the counters' map counts. Bytes are those of whole frames as they arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RelayCounterIndex {
@@ -276,7 +267,7 @@ impl RelayCounterIndex {
     }
 }
 
-const _: () = assert!(size_of::<RelayConfig>() == 8 + 4 + 2 + 2 && align_of::<RelayConfig>() == 8);
+const _: () = assert!(size_of::<RelayConfig>() == 8 + 4 + 4 + 2 + 6 && align_of::<RelayConfig>() == 8);
 
 #[cfg(test)]
 mod tests {

@@ -2,31 +2,30 @@
 
 use core::cell::Cell;
 
+use super::address::Address;
 use super::departure::Departure;
 use super::forward::{Entry, Hop, Relay};
-use super::leg::{RelayEntry, RelayLeg, RelayState};
+use super::leg::{OwnAddresses, RelayEntry, RelayLeg, RelayState};
 use super::map::PassReason;
-use crate::cid::ConnectionId;
 
 /// A leg that a [`Table`] holds.
 #[derive(Debug)]
 pub struct TableLeg {
-    cid: u64,
     leg: RelayLeg,
     state: Cell<RelayState>,
 }
 
 impl TableLeg {
-    /// An entry under its virtual connection ID.
+    /// An entry. Its way is not used.
     #[must_use]
-    pub const fn new(cid: ConnectionId, entry: RelayEntry) -> Self {
-        let RelayEntry { leg, state } = entry;
-        Self { cid: u64::from_ne_bytes(*cid.as_bytes()), leg, state: Cell::new(state) }
+    pub const fn new(entry: RelayEntry) -> Self {
+        let RelayEntry { leg, state, .. } = entry;
+        Self { leg, state: Cell::new(state) }
     }
 
     /// The entry as it is now.
     pub fn entry(&self) -> RelayEntry {
-        RelayEntry { leg: self.leg, state: self.state.get() }
+        RelayEntry { state: self.state.get(), ..RelayEntry::new(self.leg) }
     }
 
     /// What it has carried.
@@ -40,6 +39,8 @@ impl TableLeg {
 pub struct Table<'a, R> {
     /// The legs. They are searched one by one.
     pub legs: &'a [TableLeg],
+    /// The relay's own addresses.
+    pub own: &'a OwnAddresses,
     /// The next hop for a packet.
     pub route: R,
     /// The time.
@@ -48,12 +49,19 @@ pub struct Table<'a, R> {
 
 impl<'a, R: Fn(&Departure) -> Result<Hop, PassReason>> Relay for Table<'a, R> {
     type Entry = &'a TableLeg;
+    type Place = ();
 
-    fn find(&self, cid: u64) -> Option<Self::Entry> {
-        self.legs.iter().find(|leg| leg.cid == cid)
+    fn locate(&self, _: u64) {}
+
+    fn find(&self, (): (), cid: u64) -> Option<Self::Entry> {
+        self.legs.iter().find(|leg| leg.leg.cid() == cid)
     }
 
-    fn route(&self, departure: &Departure) -> Result<Hop, PassReason> {
+    fn own(&self, number: u8) -> Address {
+        Address::from_bytes(self.own.octets(number))
+    }
+
+    fn route(&self, _: &Self::Entry, departure: &Departure, _: u64) -> Result<Hop, PassReason> {
         (self.route)(departure)
     }
 

@@ -43,6 +43,20 @@ fn binding(ends: &Ends) -> Binding {
     Binding { from, local: Some(local), to, source: Some(source), real_cid: REAL, rate: RelayRate::UNLIMITED }
 }
 
+/// The relay's addresses.
+fn own() -> OwnAddresses {
+    let mut own = OwnAddresses::default();
+    for (from_v6, to_v6) in [(false, false), (true, true)] {
+        let ends = ends(from_v6, to_v6);
+        let _ = (own.add(ends.local), own.add(ends.source));
+    }
+    own
+}
+
+fn leg(binding: &Binding) -> RelayLeg {
+    RelayLeg::new(VIRTUAL, binding, &own()).unwrap()
+}
+
 fn arriving(ends: &Ends, rest: &[u8]) -> Spec {
     Spec {
         source: ends.from,
@@ -81,8 +95,8 @@ fn run_with(
     config: &RelayConfig,
     route: Result<Hop, PassReason>,
 ) -> (Verdict, Vec<u8>, RelayState) {
-    let legs = [TableLeg::new(VIRTUAL, entry)];
-    let table = Table { legs: &legs, route: |_: &Departure| route, now_ns: NOW };
+    let (legs, own) = ([TableLeg::new(entry)], own());
+    let table = Table { legs: &legs, own: &own, route: |_: &Departure| route, now_ns: NOW };
     let mut buffer = vec![0xee; headroom];
     buffer.extend_from_slice(frame);
     let mut frame = SliceFrame::new(&mut buffer, headroom);
@@ -91,7 +105,7 @@ fn run_with(
 }
 
 fn run(frame: &[u8], binding: &Binding) -> (Verdict, Vec<u8>, RelayState) {
-    let entry = RelayEntry::new(RelayLeg::new(binding).unwrap());
+    let entry = RelayEntry::new(leg(binding));
     run_with(frame, HEADROOM, entry, &RelayConfig::new(PORT, false), Ok(HOP))
 }
 
@@ -146,7 +160,7 @@ proptest! {
         }
         frame.truncate(cut.unwrap_or(usize::MAX));
         let source = source.then_some(ends.source);
-        let leg = RelayLeg::new(&Binding { source, ..binding(&ends) }).unwrap();
+        let leg = leg(&Binding { source, ..binding(&ends) });
         let config = RelayConfig::new(PORT, merged);
         let (verdict, left, state) = run_with(&frame, headroom, RelayEntry::new(leg), &config, Ok(HOP));
         let Verdict::Forward { .. } = verdict else {
@@ -166,7 +180,7 @@ proptest! {
 
     #[test]
     fn any_bytes_end_without_a_panic(bytes: Vec<u8>, headroom in 0usize..40) {
-        let leg = RelayLeg::new(&binding(&ends(true, true))).unwrap();
+        let leg = leg(&binding(&ends(true, true)));
         let config = RelayConfig::new(PORT, false);
         let (verdict, left, _) = run_with(&bytes, headroom, RelayEntry::new(leg), &config, Ok(HOP));
         prop_assert!(matches!(verdict, Verdict::Pass(_)));
@@ -288,7 +302,7 @@ fn a_missing_checksum_stays_missing_between_ipv4_unless_frames_are_merged() {
     let (verdict, left, _) = run(&build(&came), &binding(&ends));
     assert!(matches!(verdict, Verdict::Forward { .. }), "{verdict:?}");
     assert_eq!(left, build(&leaving(&ends, &came)));
-    let entry = RelayEntry::new(RelayLeg::new(&binding(&ends)).unwrap());
+    let entry = RelayEntry::new(leg(&binding(&ends)));
     let (verdict, ..) = run_with(&build(&came), HEADROOM, entry, &RelayConfig::new(PORT, true), Ok(HOP));
     assert_eq!(verdict, Verdict::Pass(PassReason::NoChecksum));
 }
@@ -331,7 +345,7 @@ fn a_leg_without_a_source_answers_from_where_it_was_asked() {
 fn where_the_way_is_userspaces_the_frame_stays_as_it_is() {
     let ends = ends(false, true);
     let frame = build(&arriving(&ends, &[0; 30]));
-    let entry = RelayEntry::new(RelayLeg::new(&binding(&ends)).unwrap());
+    let entry = RelayEntry::new(leg(&binding(&ends)));
     let config = RelayConfig::new(PORT, false);
     for reason in
         [PassReason::NoRoute, PassReason::NoNeighbour, PassReason::TooBig, PassReason::OtherInterface]
@@ -354,11 +368,12 @@ fn where_the_way_is_userspaces_the_frame_stays_as_it_is() {
 fn a_leg_over_its_rate_loses_packets_and_counts_them() {
     let ends = ends(true, false);
     let rate = RelayRate::new(1_000_000, 0);
-    let leg = RelayLeg::new(&Binding { rate, ..binding(&ends) }).unwrap();
+    let leg = leg(&Binding { rate, ..binding(&ends) });
     let state = RelayState { paid_until_ns: NOW + 1_000_000_000, ..RelayState::default() };
     let frame = build(&arriving(&ends, &[0; 30]));
     let config = RelayConfig::new(PORT, false);
-    let (verdict, _, after) = run_with(&frame, HEADROOM, RelayEntry { leg, state }, &config, Ok(HOP));
+    let (verdict, _, after) =
+        run_with(&frame, HEADROOM, RelayEntry { state, ..RelayEntry::new(leg) }, &config, Ok(HOP));
     assert_eq!(verdict, Verdict::Drop(DropReason::RateLimited));
     assert_eq!(after, RelayState { over_rate: 1, ..state });
     let (verdict, _, after) = run_with(&frame, HEADROOM, RelayEntry::new(leg), &config, Ok(HOP));

@@ -126,7 +126,11 @@ impl World {
     }
 }
 
-/// Runs `called` on fresh packets and returns what one run costs, the making of the packet and the call taken off.
+/// Packets for each binding before anything is measured: then 98 in 100 have carried one.
+const WARM_UP: u32 = 4;
+
+/// Runs `called` on fresh packets and returns what one run costs, the making of the packet and the call taken off. Before
+/// that all bindings come into use.
 pub(crate) fn program_cost(
     cable: &Cable,
     objects: &Path,
@@ -157,7 +161,7 @@ pub(crate) fn program_cost(
             ensure!(result.return_value == 3, "the program said {}, not XDP_TX", result.return_value);
             Ok(result.duration)
         };
-        cost(&called, RUNS / 10)?;
+        cost(&called, (traffic.bindings * WARM_UP).max(RUNS / 10))?;
         let (with, without) = (cost(&called, RUNS)?, cost(&nothing, RUNS)?);
         Ok(with.saturating_sub(without))
     })

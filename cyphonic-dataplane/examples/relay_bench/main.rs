@@ -90,13 +90,16 @@ fn main() -> Result<()> {
         _ => Traffic::tunnel(args.bindings, args.payload),
     };
     let mut relay = start(&cable, &args, traffic)?;
-    if args.program {
-        let Relay::Kernel(kernel) = &mut relay else { anyhow::bail!("{:?} has no program", args.mode) };
-        let cost = generator::program_cost(&cable, &args.objects, traffic, kernel.fd()?)?;
-        println!("{{\"program_ns\": {}}}", cost.as_nanos());
-        return Ok(());
-    }
     let mut world = World::attach(&cable, &args.objects, traffic)?;
+    if let Relay::Kernel(kernel) = &mut relay {
+        // A binding's first packet is another matter: the routing table is asked for it.
+        let cost = generator::program_cost(&cable, &args.objects, traffic, kernel.fd()?)?;
+        if args.program {
+            println!("{{\"program_ns\": {}}}", cost.as_nanos());
+            return Ok(());
+        }
+    }
+    ensure!(!args.program, "{:?} has no program", args.mode);
     let mut threads = vec![cable.relay_thread()?];
     match &relay {
         Relay::Kernel(_) => {}

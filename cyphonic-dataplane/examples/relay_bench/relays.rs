@@ -7,12 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, HashMap};
+use aya::maps::Array;
 use aya::programs::{ProgramFd, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use cyphonic_common::ConnectionId;
 use cyphonic_common::relay::map::name;
-use cyphonic_common::relay::{Binding, RelayConfig, RelayEntry, RelayLeg, RelayRate};
+use cyphonic_common::relay::place::pairs_for;
+use cyphonic_common::relay::{Binding, RelayConfig, RelayRate, RelayState};
+use cyphonic_dataplane::relay::xdp::legs::Legs;
+use cyphonic_dataplane::relay::xdp::watch::Watcher;
 use cyphonic_dataplane::relay::{RelayMap, UserspaceRelay};
 use cyphonic_dataplane::udp::{SignallingSink, UdpPort};
 
@@ -24,6 +27,8 @@ use crate::traffic::{FIRST_SENDER, real_cid, virtual_cid};
 pub(crate) struct Kernel {
     ebpf: Ebpf,
     program: &'static str,
+    /// As a relay has them.
+    _userspace: Option<(Legs, Watcher)>,
 }
 
 /// A value as aya copies it.
@@ -32,43 +37,47 @@ pub(crate) struct Kernel {
 struct Value<T>(T);
 
 // SAFETY: it is `repr(C)`, consists of integers and byte arrays, and has no padding (asserted beside its definition).
-unsafe impl Pod for Value<RelayEntry> {}
-// SAFETY: as above.
 unsafe impl Pod for Value<RelayConfig> {}
 
 impl Kernel {
     /// The relay's own program with so many legs.
     pub(crate) fn relay(cable: &Cable, objects: &Path, bindings: u32, mode: XdpMode) -> Result<Self> {
         let mut ebpf = load(&objects.join("relay"), bindings)?;
-        let config = RelayConfig::new(PORT, matches!(mode, XdpMode::Skb));
+        let config = RelayConfig::new(PORT, matches!(mode, XdpMode::Skb)).with_pairs(pairs_for(bindings));
         let mut configs: Array<_, Value<RelayConfig>> =
             Array::try_from(ebpf.map_mut(name::CONFIG).context("the relay's configuration")?)?;
         configs.set(0, Value(config), 0)?;
-        let mut legs: HashMap<_, [u8; 8], Value<RelayEntry>> =
-            HashMap::try_from(ebpf.map_mut(name::LEGS).context("the relay's legs")?)?;
+        let mut legs = Legs::take(&mut ebpf)?;
         for number in 0..bindings {
-            let entry = RelayEntry::new(RelayLeg::new(&binding(number))?);
-            legs.insert(virtual_cid(number), Value(entry), 0)?;
+            let cid = ConnectionId::from_bytes(virtual_cid(number));
+            legs.insert(cid, &binding(number), RelayState::default())?;
         }
         // The program looks routes up in the name of the loopback interface.
         cable.relay.sh("sysctl -qw net.ipv4.conf.lo.forwarding=1")?;
-        Self::attach(cable, ebpf, name::PROGRAM, mode)
+        Self::attach(cable, ebpf, name::PROGRAM, mode, Some(legs))
     }
 
     /// The forwarder that looks nothing up.
     pub(crate) fn bare(cable: &Cable, ebpf: Ebpf) -> Result<Self> {
-        Self::attach(cable, ebpf, "bench_forward", XdpMode::Driver)
+        Self::attach(cable, ebpf, "bench_forward", XdpMode::Driver, None)
     }
 
-    fn attach(cable: &Cable, mut ebpf: Ebpf, name: &'static str, mode: XdpMode) -> Result<Self> {
+    fn attach(
+        cable: &Cable,
+        mut ebpf: Ebpf,
+        called: &'static str,
+        mode: XdpMode,
+        legs: Option<Legs>,
+    ) -> Result<Self> {
         let device = cable.relay_device.clone();
-        let ebpf = cable.relay.run(move || {
-            let program = program(&mut ebpf, name)?;
+        let (ebpf, userspace) = cable.relay.run(move || {
+            let program = program(&mut ebpf, called)?;
             program.load()?;
             program.attach(&device, mode)?;
-            Ok(ebpf)
+            let userspace = legs.map(|legs| anyhow::Ok((legs, Watcher::start(&mut ebpf)?)));
+            Ok((ebpf, userspace.transpose()?))
         })?;
-        Ok(Self { ebpf, program: name })
+        Ok(Self { ebpf, program: called, _userspace: userspace })
     }
 
     /// For running it alone.
@@ -80,7 +89,10 @@ impl Kernel {
 fn load(object: &Path, bindings: u32) -> Result<Ebpf> {
     let bytes = std::fs::read(object)
         .with_context(|| format!("cannot read {}: run `cargo xtask build`", object.display()))?;
-    Ok(EbpfLoader::new().map_max_entries(name::LEGS, bindings.max(1)).load(&bytes)?)
+    Ok(EbpfLoader::new()
+        .map_max_entries(name::LEGS, pairs_for(bindings))
+        .map_max_entries(name::OVERFLOW, bindings.max(1))
+        .load(&bytes)?)
 }
 
 /// The relay in userspace: one worker.

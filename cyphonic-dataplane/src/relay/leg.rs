@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::ConnectionId;
-use cyphonic_common::relay::RelayLeg;
 
 use super::{Leg, LegStats, RelayMapError};
 
@@ -17,7 +16,8 @@ pub(super) fn checked(cid: ConnectionId, leg: &Leg) -> Result<Leg, RelayMapError
             return Err(RelayMapError::NotDataId(id));
         }
     }
-    let leg = RelayLeg::new(leg)?.binding();
+    leg.check()?;
+    let leg = leg.canonical();
     check_address(leg.from)?;
     check_address(leg.to)?;
     Ok(leg)

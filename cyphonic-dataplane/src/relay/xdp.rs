@@ -1,6 +1,6 @@
 //! The relay in XDP.
 //!
-//! The program forwards what its map of legs says, before the kernel's stack sees it. What it leaves to the stack (the
+//! The program forwards what its table of legs says, before the kernel's stack sees it. What it leaves to the stack (the
 //! next hop's link address is not known yet, the packet is too long, there is no checksum to build on, see
 //! [`PassReason`](cyphonic_common::relay::PassReason)) arrives at the relay's socket, where a [`UserspaceRelay`] has
 //! the same legs. Its statistics are the sum.
@@ -8,35 +8,42 @@
 //! Legs and program outlive the process that made them, if there is a BPF file system: a killed relay goes on
 //! forwarding. The next process takes both over ([`RelayMap::adopted`]), and replaces the program without a gap.
 //!
-//! **Memory.** The kernel's map takes 16 bytes for each leg it may hold, and 192 more for each that it does; userspace
-//! about 310 for each. A million legs: 0.2 GB in the kernel and 0.3 GB in the process.
+//! **Memory.** The kernel's table takes 256 bytes for each leg it may hold; one leg in 150 has no room there when all are
+//! bound, and takes 192 more. Userspace takes about 310 for each that is bound. A million legs: 0.3 GB in the kernel and
+//! 0.3 GB in the process.
 
 mod attach;
 mod error;
 mod interfaces;
+pub mod legs;
 mod object;
 mod options;
 mod pins;
 mod routing;
 mod status;
+pub mod watch;
 
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use aya::maps::{MapData, MapError, PerCpuArray};
-use cyphonic_common::relay::{PassReason, RelayConfig, RelayCounterIndex, RelayEntry, RelayLeg};
+use aya::maps::{MapData, PerCpuArray};
+use cyphonic_common::relay::place::pairs_for;
+use cyphonic_common::relay::{LegError, PassReason, RelayConfig, RelayCounterIndex, RelayEntry, RelayState};
 use cyphonic_common::{ConnectionId, Counter, DropReason};
 use rustix::time::{ClockId, clock_gettime};
 
 use self::attach::Held;
 pub use self::error::XdpError;
-use self::object::{Legs, Object, Value};
+use self::interfaces::Interface;
+use self::legs::{Legs, LegsError};
+use self::object::{LEGS_MAPS, Object, Value};
 pub use self::options::{Attachment, BPF_FILE_SYSTEM, Hook, Mode, XdpOptions};
 use self::pins::Pins;
 use self::routing::Routing;
 pub use self::status::{RunningRelay, running_relays};
+use self::watch::Watcher;
 use super::userspace::lock;
 use super::{Leg, LegStats, RelayMap, RelayMapError, UserspaceRelay};
 
@@ -59,6 +66,8 @@ struct Kernel {
     /// Legs that nobody has claimed yet.
     adopted: HashSet<ConnectionId>,
     held: Vec<Held>,
+    /// Ends with this process, and the program knows it.
+    _watcher: Option<Watcher>,
     /// Loaded as long as it is attached; dropped after the links.
     _object: Object,
 }
@@ -81,8 +90,10 @@ impl XdpRelay {
                 })
                 .ok()
         });
-        let started = Started::new(options, pins.as_ref()).and_then(|mut started| {
-            started.attach(options, pins.as_ref())?;
+        let interfaces = interfaces::choose(options.interfaces.as_deref(), &options.addresses);
+        let started = interfaces.and_then(|interfaces| {
+            let mut started = Started::new(options, &interfaces, pins.as_ref())?;
+            started.attach(options, &interfaces, pins.as_ref())?;
             started.object.allow_egress(&redirect_targets(&started.attached))?;
             Ok((started.object.take_legs()?, started.object.counters()?, started))
         });
@@ -91,8 +102,10 @@ impl XdpRelay {
             remove_leftovers(pins.as_ref());
         })?;
         let adopted = if started.object.adopted { adopt(&legs, &userspace) } else { HashSet::new() };
-        let Started { object, held, attachments, routing, .. } = started;
-        let kernel = Kernel { legs, counters, adopted, held, _object: object };
+        let Started { mut object, held, attachments, routing, .. } = started;
+        let watcher =
+            object.watch().inspect_err(|error| tracing::warn!(%error, "routes are asked for more often"));
+        let kernel = Kernel { legs, counters, adopted, held, _watcher: watcher.ok(), _object: object };
         Ok(Self {
             userspace,
             kernel: Mutex::new(kernel),
@@ -131,27 +144,27 @@ impl XdpRelay {
         self.pins.iter().for_each(Pins::remove);
     }
 
-    fn entry(&self, kernel: &Kernel, cid: ConnectionId) -> Option<RelayEntry> {
-        kernel.legs.get(cid.as_bytes(), 0).ok().map(|value| value.0)
-    }
-
-    fn write(&self, kernel: &mut Kernel, cid: ConnectionId, entry: RelayEntry) -> Result<(), RelayMapError> {
-        kernel.legs.insert(cid.as_bytes(), Value(entry), 0).map_err(|error| self.not_written(&error))
-    }
-
-    fn not_written(&self, error: &MapError) -> RelayMapError {
-        tracing::warn!(%error, "the kernel takes no more legs");
-        RelayMapError::Full { capacity: self.capacity }
+    /// What became of a leg that was to be written to the kernel's table.
+    fn written(&self, result: Result<(), LegsError>) -> Result<(), RelayMapError> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(LegsError::Leg(error @ LegError::TooManyAddresses(_))) => {
+                tracing::warn!(%error, "the legs with it are relayed in userspace");
+                Ok(())
+            }
+            Err(LegsError::Leg(error)) => Err(error.into()),
+            Err(LegsError::Map(error)) => {
+                tracing::warn!(%error, "the kernel takes no more legs");
+                Err(RelayMapError::Full { capacity: self.capacity })
+            }
+        }
     }
 
     /// The leg in another's place, with that one's counters.
     fn overwrite(&self, kernel: &mut Kernel, cid: ConnectionId, leg: Leg) -> Result<(), RelayMapError> {
         let old = self.userspace.leg(cid).ok_or(RelayMapError::NotBound(cid))?;
         self.userspace.replace(cid, leg)?;
-        let state = self.entry(kernel, cid).map(|entry| entry.state).unwrap_or_default();
-        let written = RelayLeg::new(&leg)
-            .map_err(RelayMapError::from)
-            .and_then(|leg| self.write(kernel, cid, RelayEntry { leg, state }));
+        let written = self.written(kernel.legs.replace(cid, &leg));
         if written.is_err() {
             // As it was.
             let _ = self.userspace.replace(cid, old);
@@ -190,9 +203,7 @@ impl RelayMap for XdpRelay {
             return Ok(());
         }
         self.userspace.insert(cid, leg)?;
-        let written = RelayLeg::new(&leg)
-            .map_err(RelayMapError::from)
-            .and_then(|leg| self.write(&mut kernel, cid, RelayEntry::new(leg)));
+        let written = self.written(kernel.legs.insert(cid, &leg, RelayState::default()));
         if written.is_err() {
             self.userspace.remove(cid);
         }
@@ -201,12 +212,7 @@ impl RelayMap for XdpRelay {
 
     fn remove(&self, cid: ConnectionId) -> Option<LegStats> {
         let mut kernel = lock(&self.kernel);
-        let entry = self.entry(&kernel, cid);
-        if entry.is_some()
-            && let Err(error) = kernel.legs.remove(cid.as_bytes())
-        {
-            tracing::error!(%error, "a leg stays in the kernel");
-        }
+        let entry = kernel.legs.remove(cid);
         kernel.adopted.remove(&cid);
         Some(self.sum(self.userspace.remove(cid)?, entry))
     }
@@ -217,7 +223,7 @@ impl RelayMap for XdpRelay {
 
     fn stats(&self, cid: ConnectionId) -> Option<LegStats> {
         let userspace = self.userspace.stats(cid)?;
-        Some(self.sum(userspace, self.entry(&lock(&self.kernel), cid)))
+        Some(self.sum(userspace, lock(&self.kernel).legs.get(cid)))
     }
 
     fn len(&self) -> usize {
@@ -238,6 +244,7 @@ impl RelayMap for XdpRelay {
 /// A program on its way to the interfaces.
 struct Started {
     object: Object,
+    config: RelayConfig,
     routing: Routing,
     held: Vec<Held>,
     attachments: Vec<Attachment>,
@@ -246,25 +253,31 @@ struct Started {
 
 impl Started {
     /// Loaded and configured.
-    fn new(options: &XdpOptions, pins: Option<&Pins>) -> Result<Self, XdpError> {
+    fn new(options: &XdpOptions, interfaces: &[Interface], pins: Option<&Pins>) -> Result<Self, XdpError> {
         let capacity = u32::try_from(options.legs).unwrap_or(u32::MAX);
-        let mut object = Object::load(capacity, pins.map(Pins::legs).as_deref())?;
-        // Before the program is anywhere: it may go in an earlier one's place, where packets are arriving.
+        let mut object = Object::load(capacity, pins)?;
+        // Before the program is anywhere: it may go in an earlier one's place, where packets are arriving. Until it is
+        // known that none of them come merged, they may be.
         let mut config = RelayConfig::new(options.port, options.mode != Mode::Native);
-        let interfaces = interfaces::choose(options.interfaces.as_deref(), &options.addresses)?;
+        config = config.with_pairs(pairs_for(capacity));
         if interfaces.iter().any(|interface| interface.virtual_cable) {
             config = config.over_virtual_cables();
         }
         object.configure(config)?;
         let routing = Routing::enable(pins)?;
-        Ok(Self { object, routing, held: Vec::new(), attachments: Vec::new(), attached: Vec::new() })
+        Ok(Self { object, config, routing, held: Vec::new(), attachments: Vec::new(), attached: Vec::new() })
     }
 
     /// On all interfaces; with [`Mode::Auto`], on those that take it, if there is one.
-    fn attach(&mut self, options: &XdpOptions, pins: Option<&Pins>) -> Result<(), XdpError> {
+    fn attach(
+        &mut self,
+        options: &XdpOptions,
+        interfaces: &[Interface],
+        pins: Option<&Pins>,
+    ) -> Result<(), XdpError> {
         let mut refused = None;
-        for interface in interfaces::choose(options.interfaces.as_deref(), &options.addresses)? {
-            match attach::attach(self.object.program()?, &interface, options.mode, pins) {
+        for interface in interfaces {
+            match attach::attach(self.object.program()?, interface, options.mode, pins) {
                 Ok((attachment, link)) => {
                     self.attached.push((interface.index, attachment.hook));
                     self.attachments.push(attachment);
@@ -281,9 +294,13 @@ impl Started {
             }
             None => {}
         }
+        if self.attached.iter().all(|(_, hook)| *hook == Hook::Native) {
+            self.object.configure(self.config.with_merged(false))?;
+        }
         if let Some(pins) = pins {
             let links = self.attached.iter().map(|(index, hook)| pins.link(*index, *hook));
-            pins.remove_others(&links.chain([pins.legs()]).collect::<Vec<_>>());
+            let maps = LEGS_MAPS.map(|name| pins.map(name));
+            pins.remove_others(&links.chain(maps).collect::<Vec<_>>());
         }
         Ok(())
     }
@@ -328,9 +345,7 @@ fn some<T>(all: impl Iterator<Item = (T, Counter)>) -> Vec<(T, Counter)> {
 
 /// Binds the legs of an earlier process in userspace too. One that userspace refuses goes.
 fn adopt(legs: &Legs, userspace: &UserspaceRelay) -> HashSet<ConnectionId> {
-    let entries = legs.iter().filter_map(Result::ok);
-    let entries = entries.map(|(cid, value)| (ConnectionId::from_bytes(cid), value.0.leg.binding()));
-    entries.filter(|(cid, leg)| userspace.insert(*cid, *leg).is_ok()).map(|(cid, _)| cid).collect()
+    legs.iter().filter(|(cid, leg)| userspace.insert(*cid, *leg).is_ok()).map(|(cid, _)| cid).collect()
 }
 
 /// Frames can be redirected from anywhere to a driver that runs the program; behind drivers, from anywhere to anywhere

@@ -11,7 +11,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 /// A mapping of whole pages. Unmapped when dropped.
 #[derive(Debug)]
-pub(super) struct Mapping {
+pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
 }
@@ -39,8 +39,8 @@ impl Mapping {
         Self::new(base.cast(), len)
     }
 
-    /// A ring of the socket `fd`.
-    pub(super) fn of_ring(fd: BorrowedFd<'_>, len: usize, offset: u64) -> io::Result<Self> {
+    /// What the kernel shares by `fd`: a socket's ring, a map's values.
+    pub(crate) fn shared(fd: BorrowedFd<'_>, len: usize, offset: u64) -> io::Result<Self> {
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::POPULATE);
         // SAFETY: as in `anonymous`.
         let base = unsafe { rustix::mm::mmap(ptr::null_mut(), len, protection, flags, fd, offset)? };
@@ -64,7 +64,7 @@ impl Mapping {
 
     /// A pointer to `len` bytes at `offset`, or `None` where they are not all inside.
     #[inline]
-    pub(super) fn at(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+    pub(crate) fn at(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
         if offset.checked_add(len)? > self.len {
             return None;
         }
@@ -83,7 +83,7 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the range is what was mapped, and whoever uses pointers into it owns this mapping, which ends now.
         if let Err(error) = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) } {
-            tracing::warn!(%error, "memory of an AF_XDP socket stays mapped");
+            tracing::warn!(%error, "memory shared with the kernel stays mapped");
         }
     }
 }

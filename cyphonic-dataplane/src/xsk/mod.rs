@@ -17,7 +17,7 @@
 
 mod error;
 mod frame;
-mod memory;
+pub(crate) mod memory;
 mod ring;
 mod rx;
 mod socket;

@@ -45,7 +45,7 @@ impl<T: Entry> Memory<T> {
     fn map(fd: BorrowedFd<'_>, at: &XdpRingOffset, page: u64, size: u32) -> Result<Self, XskError> {
         let parts = || {
             let (entries, bytes) = (usize::try_from(at.desc).ok()?, size as usize * size_of::<T>());
-            let mapping = Mapping::of_ring(fd, entries + bytes, page);
+            let mapping = Mapping::shared(fd, entries + bytes, page);
             Some(mapping.map(|mapping| (mapping, entries, bytes)))
         };
         let failed = |source| XskError::Io { doing: "map a ring of an AF_XDP socket", source };

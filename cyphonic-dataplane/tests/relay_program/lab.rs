@@ -10,20 +10,25 @@
 
 #![expect(unsafe_code, reason = "namespaces are made by system calls, and aya copies values as bytes")]
 
+use std::cell::RefCell;
 use std::process::Command;
 use std::{fs, io};
 
-use aya::maps::{Array, DevMapHash, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, DevMapHash, PerCpuArray};
 use aya::programs::{TestRun, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
 use cyphonic_common::relay::map::name;
+use cyphonic_common::relay::watch::ticks;
 use cyphonic_common::relay::{
-    Binding, Departure, Family, Hop, PassReason, RelayConfig, RelayCounterIndex, RelayEntry, RelayLeg,
-    Verdict,
+    Binding, Departure, Family, Hop, PassReason, RelayConfig, RelayCounterIndex, RelayEntry, RelayState,
+    RelayWatch, Verdict,
 };
 use cyphonic_common::{ConnectionId, Counter};
+use cyphonic_dataplane::relay::xdp::legs::Legs;
 
 pub(crate) const PORT: u16 = 4433;
+/// Of the legs' table: few, so that legs get into one another's way.
+const PAIRS: u32 = 16;
 pub(crate) const XDP_DROP: u32 = 1;
 pub(crate) const XDP_PASS: u32 = 2;
 pub(crate) const XDP_TX: u32 = 3;
@@ -77,15 +82,16 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/re
 struct Value<T>(T);
 
 // SAFETY: it is `repr(C)`, consists of integers and byte arrays, and has no padding (asserted beside its definition).
-unsafe impl Pod for Value<RelayEntry> {}
-// SAFETY: as above.
 unsafe impl Pod for Value<RelayConfig> {}
+// SAFETY: two `u32`.
+unsafe impl Pod for Value<RelayWatch> {}
 // SAFETY: two `u64`.
 unsafe impl Pod for Value<Counter> {}
 
 /// The program, attached to `rel0` and configured.
 pub(crate) struct Lab {
-    ebpf: std::cell::RefCell<Ebpf>,
+    ebpf: RefCell<Ebpf>,
+    pub(crate) legs: RefCell<Legs>,
     macs: [[u8; 6]; 2],
     indices: [u32; 2],
 }
@@ -105,7 +111,8 @@ impl Lab {
 
     fn attach() -> Self {
         assert!(!OBJECT.is_empty(), "no eBPF object: run `cargo xtask build`");
-        let mut ebpf = EbpfLoader::new().load(OBJECT).unwrap();
+        let mut ebpf = EbpfLoader::new().map_max_entries(name::LEGS, PAIRS).load(OBJECT).unwrap();
+        let legs = Legs::take(&mut ebpf).unwrap();
         let program: &mut Xdp = ebpf.program_mut(name::PROGRAM).unwrap().try_into().unwrap();
         program.load().unwrap();
         // A test run in an interface's name needs its receive queue, which veth has while a program is attached.
@@ -115,7 +122,7 @@ impl Lab {
         for index in indices {
             egress.insert(index, index, None, 0).unwrap();
         }
-        let this = Self { ebpf: ebpf.into(), macs: ["rel0", "rel1"].map(mac), indices };
+        let this = Self { ebpf: ebpf.into(), legs: legs.into(), macs: ["rel0", "rel1"].map(mac), indices };
         this.configure(config(false));
         this
     }
@@ -136,22 +143,25 @@ impl Lab {
         map.set(0, Value(config), 0).unwrap();
     }
 
-    fn legs<R>(&self, work: impl FnOnce(&mut HashMap<&mut MapData, [u8; 8], Value<RelayEntry>>) -> R) -> R {
-        let mut ebpf = self.ebpf.borrow_mut();
-        work(&mut ebpf.map_mut(name::LEGS).unwrap().try_into().unwrap())
+    pub(crate) fn bind(&self, cid: ConnectionId, leg: &Binding) {
+        self.bind_with(cid, leg, RelayState::default());
     }
 
-    pub(crate) fn bind(&self, cid: ConnectionId, entry: RelayEntry) {
-        self.legs(|map| map.insert(cid.as_bytes(), Value(entry), 0).unwrap());
+    pub(crate) fn bind_with(&self, cid: ConnectionId, leg: &Binding, state: RelayState) {
+        self.legs.borrow_mut().insert(cid, leg, state).unwrap();
     }
 
     /// Removes a leg and returns what became of it.
     pub(crate) fn unbind(&self, cid: ConnectionId) -> Option<RelayEntry> {
-        self.legs(|map| {
-            let entry = map.get(cid.as_bytes(), 0).ok()?;
-            map.remove(cid.as_bytes()).unwrap();
-            Some(entry.0)
-        })
+        self.legs.borrow_mut().remove(cid)
+    }
+
+    /// As a watcher does: somebody is there, and something changed at `changed_ns`.
+    pub(crate) fn watch(&self, changed_ns: u64) {
+        let mut ebpf = self.ebpf.borrow_mut();
+        let mut map: Array<_, Value<RelayWatch>> = ebpf.map_mut(name::WATCH).unwrap().try_into().unwrap();
+        let watch = RelayWatch { changed: ticks(changed_ns), seen: ticks(monotonic_ns()) };
+        map.set(0, Value(watch), 0).unwrap();
     }
 
     pub(crate) fn counter(&self, index: RelayCounterIndex) -> Counter {
@@ -202,11 +212,7 @@ impl Lab {
 }
 
 pub(crate) fn config(merged: bool) -> RelayConfig {
-    RelayConfig::new(PORT, merged)
-}
-
-pub(crate) fn leg(binding: &Binding) -> RelayLeg {
-    RelayLeg::new(binding).unwrap()
+    RelayConfig::new(PORT, merged).with_pairs(PAIRS)
 }
 
 /// What the program answers for a verdict.

@@ -6,8 +6,8 @@
 
 #![no_std]
 #![no_main]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
-mod hops;
 mod legs;
 mod route;
 
@@ -16,13 +16,14 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
+use cyphonic_common::relay::address::Address;
 use cyphonic_common::relay::{
     Departure, Hop, PassReason, Relay, RelayConfig, RelayCounterIndex, Verdict, relay,
 };
 use cyphonic_common::{Buffer, Counter};
 use cyphonic_ebpf::xdp_frame::XdpFrame;
 
-use legs::KernelEntry;
+use legs::{Candidates, KernelEntry};
 
 cyphonic_ebpf::license!();
 
@@ -39,9 +40,11 @@ static RELAY_COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(Rela
 pub fn cyphonic_relay(ctx: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(&ctx);
     let len = frame.len() as u64;
-    let kernel = Kernel { ctx: &ctx };
     let (verdict, always_redirects) = match RELAY_CONFIG.get(0) {
-        Some(config) => (relay(&mut frame, config, &kernel), config.always_redirects()),
+        Some(config) => {
+            let kernel = Kernel { ctx: &ctx, pairs: config.pairs() };
+            (relay(&mut frame, config, &kernel), config.always_redirects())
+        }
         None => (Verdict::Pass(PassReason::NotConfigured), false),
     };
     count(verdict.counter(), len);
@@ -59,19 +62,32 @@ pub fn cyphonic_relay(ctx: XdpContext) -> u32 {
 /// What the relay's code asks the kernel.
 struct Kernel<'a> {
     ctx: &'a XdpContext,
+    /// The size of the legs' table.
+    pairs: u32,
 }
 
 impl Relay for Kernel<'_> {
     type Entry = KernelEntry;
+    type Place = Candidates;
 
     #[inline(always)]
-    fn find(&self, cid: u64) -> Option<KernelEntry> {
-        legs::find(cid)
+    fn locate(&self, cid: u64) -> Candidates {
+        legs::locate(cid, self.pairs)
     }
 
     #[inline(always)]
-    fn route(&self, departure: &Departure) -> Result<Hop, PassReason> {
-        route::route(self.ctx, departure, self.now_ns())
+    fn find(&self, candidates: Candidates, cid: u64) -> Option<KernelEntry> {
+        legs::find(candidates, cid, self.pairs)
+    }
+
+    #[inline(always)]
+    fn own(&self, number: u8) -> Address {
+        legs::own(number)
+    }
+
+    #[inline(always)]
+    fn route(&self, entry: &KernelEntry, departure: &Departure, now_ns: u64) -> Result<Hop, PassReason> {
+        route::route(self.ctx, entry, departure, now_ns)
     }
 
     #[inline(always)]

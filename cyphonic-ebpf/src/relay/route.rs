@@ -10,32 +10,56 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::DevMapHash;
+use aya_ebpf::maps::{Array, DevMapHash};
 use aya_ebpf::programs::XdpContext;
 use cyphonic_common::packet::udp;
 use cyphonic_common::relay::map::{MAX_EGRESS, ROUTING_INTERFACE};
-use cyphonic_common::relay::{Departure, Family, Hop, PassReason};
+use cyphonic_common::relay::watch::ticks;
+use cyphonic_common::relay::{Departure, Entry as _, Family, Hop, PassReason, RelayWatch, Way};
 
-use super::hops::{self, Way};
+use super::legs::KernelEntry;
 
 /// `AF_INET`.
 const IPV4: u8 = 2;
 /// `AF_INET6`.
 const IPV6: u8 = 10;
+/// Bits below the DSCP, which no route depends on.
+const ECN_BITS: u32 = 2;
 
 /// Interfaces that frames may be redirected to, by index.
 #[map]
 static EGRESS: DevMapHash = DevMapHash::with_max_entries(MAX_EGRESS, 0);
+
+/// Written by userspace while it watches the routing table.
+#[map]
+static RELAY_WATCH: Array<RelayWatch> = Array::with_max_entries(1, 0);
 
 /// The next hop for a packet.
 ///
 /// The length is checked against the MTU of the interface and of the route: an IPv4 route's only where it is locked (or
 /// `net.ipv4.ip_forward_use_pmtu` is set), an IPv6 route's where it is locked or was learned.
 ///
-/// An answer is used again for a short time: see [`hops`].
+/// The answer stands beside the leg and is used again for a time: see [`watch`](cyphonic_common::relay::watch). The
+/// question is the same for all packets of a leg, but for length and DSCP; of a leg without a source it is not, so that
+/// asks for every packet. So does one whose packets the kernel must send itself.
 #[inline(always)]
-pub(crate) fn route(ctx: &XdpContext, departure: &Departure, now_ns: u64) -> Result<Hop, PassReason> {
-    let way = hops::way(departure, now_ns, || ask(ctx, departure))?;
+pub(crate) fn route(
+    ctx: &XdpContext,
+    entry: &KernelEntry,
+    departure: &Departure,
+    now_ns: u64,
+) -> Result<Hop, PassReason> {
+    let (mut way, now) = (entry.way(), ticks(now_ns));
+    let known = way.interface != 0
+        && departure.ip_len <= way.mtu
+        && (departure.traffic_class ^ way.traffic_class) >> ECN_BITS == 0
+        && RELAY_WATCH.get(0).is_some_and(|watch| watch.is_fresh(way.asked, now));
+    if !known {
+        way = ask(ctx, departure, now)?;
+        if entry.leg().source() != 0 {
+            entry.set_way(way);
+        }
+    }
     if way.interface == ctx.ingress_ifindex() as u32 {
         return Ok(Hop::from_source_first(way.links, None));
     }
@@ -47,7 +71,7 @@ pub(crate) fn route(ctx: &XdpContext, departure: &Departure, now_ns: u64) -> Res
 
 /// Asks the routing table.
 #[inline(always)]
-fn ask(ctx: &XdpContext, departure: &Departure) -> Result<Way, PassReason> {
+fn ask(ctx: &XdpContext, departure: &Departure, asked: u32) -> Result<Way, PassReason> {
     let mut lookup = parameters(departure);
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the context is the program's own, and the parameters are a live `bpf_fib_lookup` of the size given, which
@@ -61,8 +85,9 @@ fn ask(ctx: &XdpContext, departure: &Departure) -> Result<Way, PassReason> {
         _ => return Err(PassReason::NoRoute),
     }
     // SAFETY: an integer in a union of integers. With a length asked about, the kernel answers with the MTU.
-    let mtu = u32::from(unsafe { lookup.__bindgen_anon_1.mtu_result });
-    Ok(Way { links: link_addresses(&lookup), interface: lookup.ifindex, mtu })
+    let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
+    let (links, traffic_class) = (link_addresses(&lookup), departure.traffic_class);
+    Ok(Way { links, interface: lookup.ifindex, asked, mtu, traffic_class, reserved: 0 })
 }
 
 /// The answer's two link addresses, which are its last twelve bytes.

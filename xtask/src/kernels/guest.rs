@@ -148,7 +148,8 @@ fn furnish(root: &Path, kernel: &Kernel, tests: &Tests) -> Result<()> {
         fs::create_dir_all(root.join(directory))?;
     }
     let busybox = shell::find("busybox").context("there is no busybox: install busybox-static")?;
-    copy(&busybox, &root.join("bin/busybox"))?;
+    // Some are not static.
+    copy_with_libraries(&busybox, &root.join("bin/busybox"), root)?;
     for tool in TOOLS {
         let file = shell::find(tool).with_context(|| format!("there is no {tool}"))?;
         copy_with_libraries(&file, &root.join("bin").join(tool), root)?;

@@ -67,6 +67,9 @@ pub enum XdpError {
         /// Why not.
         source: io::Error,
     },
+    /// Changes of routes cannot be heard of.
+    #[error("cannot watch the routing table: {0}")]
+    Watch(io::Error),
     /// Whether XDP works there cannot be seen from here.
     #[error(
         "{0} is one end of a virtual cable (veth), and its other end silently loses what XDP sends unless an XDP program \

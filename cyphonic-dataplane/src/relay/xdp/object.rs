@@ -2,20 +2,26 @@
 
 #![expect(unsafe_code, reason = "aya's Pod")]
 
-use std::path::Path;
-
-use aya::maps::{Array, DevMapHash, HashMap, MapData, MapInfo, PerCpuArray};
+use aya::maps::{Array, DevMapHash, MapData, MapInfo, PerCpuArray};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader, Pod};
 use cyphonic_common::Counter;
+use cyphonic_common::relay::leg::MAX_OWN_ADDRESSES;
 use cyphonic_common::relay::map::{MAX_EGRESS, name};
-use cyphonic_common::relay::{RelayConfig, RelayEntry};
+use cyphonic_common::relay::place::pairs_for;
+use cyphonic_common::relay::{RelayConfig, RelayEntry, RelayWatch};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::XdpError;
+use super::legs::Legs;
+use super::pins::Pins;
+use super::watch::Watcher;
 
 /// aya requires the alignment of a 64-bit ELF file.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay"));
+
+/// The maps that hold the legs, and outlive the process together.
+pub(super) const LEGS_MAPS: [&str; 3] = [name::LEGS, name::OVERFLOW, name::OWN_ADDRESSES];
 
 /// A value as aya copies it into and out of a map.
 #[derive(Clone, Copy)]
@@ -26,11 +32,10 @@ pub(super) struct Value<T>(pub(super) T);
 unsafe impl Pod for Value<RelayEntry> {}
 // SAFETY: as above.
 unsafe impl Pod for Value<RelayConfig> {}
+// SAFETY: two `u32`.
+unsafe impl Pod for Value<RelayWatch> {}
 // SAFETY: two `u64`.
 unsafe impl Pod for Value<Counter> {}
-
-/// The kernel's map of legs.
-pub(super) type Legs = HashMap<MapData, [u8; 8], Value<RelayEntry>>;
 
 /// Program and maps in the kernel, not attached yet.
 pub(super) struct Object {
@@ -40,18 +45,21 @@ pub(super) struct Object {
 }
 
 impl Object {
-    /// Loads it, with the legs at `pin` if there are any of this size there, else with new ones, pinned there.
-    pub(super) fn load(capacity: u32, pin: Option<&Path>) -> Result<Self, XdpError> {
+    /// Loads it, with the legs that are pinned if they are of this size, else with new ones, which are pinned.
+    pub(super) fn load(capacity: u32, pins: Option<&Pins>) -> Result<Self, XdpError> {
         if OBJECT.is_empty() {
             return Err(XdpError::NotBuilt);
         }
         // Kernels before 5.11 charge maps to this limit; if it may not be raised, loading says what is missing.
         let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
-        let adopted = pin.is_some_and(|pin| adoptable(pin, capacity));
+        let adopted = pins.is_some_and(|pins| adoptable(pins, capacity));
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries(name::LEGS, capacity);
-        if let Some(pin) = pin {
-            loader.map_pin_path(name::LEGS, pin);
+        loader.map_max_entries(name::LEGS, pairs_for(capacity));
+        loader.map_max_entries(name::OVERFLOW, capacity.max(1));
+        for name in LEGS_MAPS {
+            if let Some(pins) = pins {
+                loader.map_pin_path(name, pins.map(name));
+            }
         }
         let ebpf = loader.load(OBJECT).map_err(XdpError::load)?;
         let mut object = Self { ebpf, adopted };
@@ -86,8 +94,12 @@ impl Object {
 
     /// The legs.
     pub(super) fn take_legs(&mut self) -> Result<Legs, XdpError> {
-        let map = self.ebpf.take_map(name::LEGS).ok_or(XdpError::Missing(name::LEGS))?;
-        Legs::try_from(map).map_err(|error| XdpError::map(name::LEGS)(error.into()))
+        Legs::take(&mut self.ebpf)
+    }
+
+    /// Watches routes for the program.
+    pub(super) fn watch(&mut self) -> Result<Watcher, XdpError> {
+        Watcher::start(&mut self.ebpf)
     }
 
     /// All CPUs' counters.
@@ -97,13 +109,18 @@ impl Object {
     }
 }
 
-/// Whether there are legs of that size. If there are others, they are removed.
-fn adoptable(pin: &Path, capacity: u32) -> bool {
-    let Ok(info) = MapInfo::from_pin(pin) else { return false };
-    if info.max_entries() == capacity {
+/// Whether there are legs of that size. If there are others, or not all that belongs to them, they are removed.
+fn adoptable(pins: &Pins, capacity: u32) -> bool {
+    let entries = |name| MapInfo::from_pin(pins.map(name)).ok().map(|info| info.max_entries());
+    let found = LEGS_MAPS.map(entries);
+    if found == [Some(pairs_for(capacity)), Some(capacity.max(1)), Some(MAX_OWN_ADDRESSES as u32)] {
         return true;
     }
-    tracing::info!("the relay's legs are made anew, since the number of bindings was changed");
-    let _ = std::fs::remove_file(pin);
+    if found != [None; 3] {
+        tracing::info!("the relay's legs are made anew, since the number of bindings was changed");
+    }
+    for name in LEGS_MAPS {
+        let _ = std::fs::remove_file(pins.map(name));
+    }
     false
 }

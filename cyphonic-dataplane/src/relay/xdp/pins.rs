@@ -1,7 +1,7 @@
 //! What outlives the process: files in the BPF file system.
 //!
-//! `cyphonic/relay-<network namespace>-<port>/` (root's alone) holds the map of legs, under a name that has its
-//! layout in it, and a link for each interface. The kernel keeps both, and so the program, until the files go.
+//! `cyphonic/relay-<network namespace>-<port>/` (root's alone) holds the maps of legs, under names that have
+//! their layout in them, and a link for each interface. The kernel keeps both, and so the program, until the files go.
 
 use std::fs;
 use std::io;
@@ -39,9 +39,9 @@ impl Pins {
         (is_bpf(file_system) && folder.is_dir()).then_some(Self { folder })
     }
 
-    /// Where the legs are, if they have this version's layout.
-    pub(super) fn legs(&self) -> PathBuf {
-        self.folder.join(format!("legs-{LAYOUT:016x}"))
+    /// Where one of the legs' maps is, if it has this version's layout.
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{}-{LAYOUT:016x}", name.to_ascii_lowercase()))
     }
 
     /// Where an interface's link is.

@@ -48,7 +48,7 @@ fn read(program: &ProgramInfo) -> Option<RunningRelay> {
         let data = MapData::from_id(id).ok()?;
         let info = data.info().ok()?;
         match info.name_as_str() {
-            Some(name::LEGS) => legs = Some(info.max_entries()),
+            Some(name::OVERFLOW) => legs = Some(info.max_entries()),
             Some(name::CONFIG) => {
                 let map = Map::from_map_data(data).ok()?;
                 let config: Array<_, Value<RelayConfig>> = Array::try_from(map).ok()?;

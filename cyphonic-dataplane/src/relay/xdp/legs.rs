@@ -1,0 +1,264 @@
+//! The table of legs in the kernel, which the program reads while it is written here.
+//!
+//! The array is mapped into this process: see [`place`](cyphonic_common::relay::place) for where in it a leg stands. What
+//! has no room there is in the kernel's hash map, so that no leg is refused.
+//!
+//! **Invariants.** The program never sees half a leg:
+//! - A leg is written to an entry that nobody can find, and its connection ID last.
+//! - A leg never changes. Another one in its place is written elsewhere, before the old one is taken away.
+//! - An entry that was emptied rests: it is not written before all programs that ran at that time have ended.
+
+#![expect(unsafe_code, reason = "memory is shared with the kernel, and a system call that no safe crate has")]
+
+use std::collections::HashSet;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
+use cyphonic_common::ConnectionId;
+use cyphonic_common::relay::leg::MAX_OWN_ADDRESSES;
+use cyphonic_common::relay::map::name;
+use cyphonic_common::relay::place::PAIR_LEN;
+use cyphonic_common::relay::{Binding, LegError, OwnAddresses, Place, RelayEntry, RelayLeg, RelayState};
+
+use super::XdpError;
+use super::object::Value;
+use crate::xsk::memory::Mapping;
+
+/// Words of an entry. The first is the connection ID.
+const WORDS: usize = size_of::<RelayEntry>() / size_of::<u64>();
+/// Entries that may rest before something is done about it, at least.
+const MIN_RESTING: usize = 1024;
+/// `MEMBARRIER_CMD_GLOBAL` of `linux/membarrier.h`.
+const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+
+/// Why a leg is not in the kernel.
+#[derive(Debug, thiserror::Error)]
+pub enum LegsError {
+    /// The leg cannot be expressed.
+    #[error(transparent)]
+    Leg(#[from] LegError),
+    /// The kernel refused.
+    #[error("the kernel takes no more legs: {0}")]
+    Map(#[from] MapError),
+}
+
+/// The kernel's legs. One at a time may write them.
+pub struct Legs {
+    table: Mapping,
+    /// Held for a program that is not loaded yet.
+    _map: MapData,
+    pairs: u32,
+    overflow: HashMap<MapData, [u8; 8], Value<RelayEntry>>,
+    own: OwnAddresses,
+    own_map: Array<MapData, [u8; 16]>,
+    /// Empty entries that a program may still be reading.
+    resting: HashSet<usize>,
+}
+
+/// Where a leg is.
+enum Spot {
+    /// The entry's number.
+    Table(usize),
+    Overflow,
+}
+
+impl Legs {
+    /// Takes the maps of a loaded object.
+    ///
+    /// # Errors
+    /// The object has none, or the kernel does not map the table.
+    pub fn take(ebpf: &mut Ebpf) -> Result<Self, XdpError> {
+        let Map::Array(map) = take(ebpf, name::LEGS)? else { return Err(XdpError::Missing(name::LEGS)) };
+        let failed = XdpError::map(name::LEGS);
+        let pairs = map.info().map_err(|error| failed(error.into()))?.max_entries();
+        let len = pairs as usize * PAIR_LEN;
+        let table = Mapping::shared(map.fd().as_fd(), len, 0).map_err(|error| failed(error.into()))?;
+        let overflow = HashMap::try_from(take(ebpf, name::OVERFLOW)?);
+        let overflow = overflow.map_err(|error| XdpError::map(name::OVERFLOW)(error.into()))?;
+        let own_failed = XdpError::map(name::OWN_ADDRESSES);
+        let own_map: Array<_, [u8; 16]> = take(ebpf, name::OWN_ADDRESSES)?
+            .try_into()
+            .map_err(|error: MapError| own_failed(error.into()))?;
+        let own =
+            OwnAddresses::from_octets((0..MAX_OWN_ADDRESSES as u32).map_while(|at| own_map.get(&at, 0).ok()));
+        let mut this = Self { table, _map: map, pairs, overflow, own, own_map, resting: HashSet::new() };
+        // What an earlier process emptied may be being read.
+        if this.iter().next().is_some() {
+            wait_for_programs().map_err(|error| failed(error.into()))?;
+        }
+        this.resting.clear();
+        Ok(this)
+    }
+
+    /// How many pairs the table has.
+    pub const fn pairs(&self) -> u32 {
+        self.pairs
+    }
+
+    /// The leg with this virtual connection ID, its state and its way.
+    pub fn get(&self, cid: ConnectionId) -> Option<RelayEntry> {
+        match self.spot(cid)? {
+            Spot::Table(at) => self.read(at),
+            Spot::Overflow => self.overflow.get(cid.as_bytes(), 0).ok().map(|value| value.0),
+        }
+    }
+
+    /// Binds a leg that is not bound.
+    ///
+    /// # Errors
+    /// [`LegsError`]. Nothing has changed.
+    pub fn insert(&mut self, cid: ConnectionId, leg: &Binding, state: RelayState) -> Result<(), LegsError> {
+        let leg = self.leg(cid, leg)?;
+        self.put(cid, RelayEntry { state, ..RelayEntry::new(leg) })
+    }
+
+    /// Puts another leg in a bound one's place; counters go on. Without one it is inserted.
+    ///
+    /// # Errors
+    /// [`LegsError`]. Nothing has changed.
+    pub fn replace(&mut self, cid: ConnectionId, leg: &Binding) -> Result<(), LegsError> {
+        let leg = self.leg(cid, leg)?;
+        let old = self.spot(cid);
+        let state = self.get(cid).map(|entry| entry.state).unwrap_or_default();
+        let entry = RelayEntry { state, ..RelayEntry::new(leg) };
+        match old {
+            // The kernel replaces it in one step.
+            Some(Spot::Overflow) => Ok(self.overflow.insert(cid.as_bytes(), Value(entry), 0)?),
+            Some(Spot::Table(at)) => {
+                self.put(cid, entry)?;
+                self.empty(at);
+                Ok(())
+            }
+            None => self.put(cid, entry),
+        }
+    }
+
+    /// Unbinds, and returns what was bound: the program does not find it any more.
+    pub fn remove(&mut self, cid: ConnectionId) -> Option<RelayEntry> {
+        let spot = self.spot(cid)?;
+        let entry = self.get(cid);
+        match spot {
+            Spot::Table(at) => self.empty(at),
+            Spot::Overflow => {
+                if let Err(error) = self.overflow.remove(cid.as_bytes()) {
+                    tracing::error!(%error, "a leg stays in the kernel");
+                }
+            }
+        }
+        entry
+    }
+
+    /// All legs.
+    pub fn iter(&self) -> impl Iterator<Item = (ConnectionId, Binding)> + '_ {
+        let entries = self.pairs as usize * 2;
+        let table = (0..entries).filter_map(|at| self.read(at).filter(|entry| entry.leg.cid() != 0));
+        let overflow = self.overflow.iter().filter_map(|found| found.ok().map(|(_, value)| value.0));
+        table.chain(overflow).map(|entry| {
+            (ConnectionId::from_bytes(entry.leg.cid().to_ne_bytes()), entry.leg.binding(&self.own))
+        })
+    }
+
+    /// The leg of a binding, whose addresses of the relay's are then known to the program.
+    fn leg(&mut self, cid: ConnectionId, leg: &Binding) -> Result<RelayLeg, LegsError> {
+        for own in [leg.local, leg.source].into_iter().flatten() {
+            self.know(own)?;
+        }
+        Ok(RelayLeg::new(cid, leg, &self.own)?)
+    }
+
+    fn know(&mut self, own: IpAddr) -> Result<(), LegsError> {
+        if self.own.number(Some(own)).is_none()
+            && let Some(number) = self.own.add(own)
+        {
+            self.own_map.set(number.into(), self.own.octets(number), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a leg where nothing is.
+    fn put(&mut self, cid: ConnectionId, entry: RelayEntry) -> Result<(), LegsError> {
+        let free =
+            self.candidates(cid).into_iter().find(|at| self.id(*at) == 0 && !self.resting.contains(at));
+        match free {
+            Some(at) => self.write(at, entry),
+            None => self.overflow.insert(cid.as_bytes(), Value(entry), 0)?,
+        }
+        Ok(())
+    }
+
+    /// The entries where the program looks for a leg, in its order.
+    fn candidates(&self, cid: ConnectionId) -> [usize; 4] {
+        let cid = u64::from_ne_bytes(*cid.as_bytes());
+        let (first, second) = (Place::first(cid, self.pairs), Place::second(cid, self.pairs));
+        let entry = |Place { pair, home }, other| pair as usize * 2 + (home ^ other);
+        [entry(first, 0), entry(first, 1), entry(second, 0), entry(second, 1)]
+    }
+
+    /// In the order in which the program looks.
+    fn spot(&self, cid: ConnectionId) -> Option<Spot> {
+        let id = u64::from_ne_bytes(*cid.as_bytes());
+        let at = self.candidates(cid).into_iter().find(|at| self.id(*at) == id);
+        let in_overflow = || self.overflow.get(cid.as_bytes(), 0).is_ok();
+        at.map(Spot::Table).or_else(|| in_overflow().then_some(Spot::Overflow))
+    }
+
+    fn id(&self, at: usize) -> u64 {
+        self.words(at).map_or(0, |[id, ..]| id.load(Ordering::Relaxed))
+    }
+
+    fn words(&self, at: usize) -> Option<&[AtomicU64; WORDS]> {
+        let entry = self.table.at(at * size_of::<RelayEntry>(), size_of::<RelayEntry>())?;
+        // SAFETY: all of it is inside the mapping, which lives as long as this and begins a page; entries are of words. The
+        // kernel side writes whole words.
+        Some(unsafe { entry.cast().as_ref() })
+    }
+
+    fn read(&self, at: usize) -> Option<RelayEntry> {
+        let words = self.words(at)?.each_ref().map(|word| word.load(Ordering::Relaxed));
+        // SAFETY: of the same size, and integers and byte arrays only, of which any bytes are a value.
+        Some(unsafe { std::mem::transmute::<[u64; WORDS], RelayEntry>(words) })
+    }
+
+    fn write(&self, at: usize, entry: RelayEntry) {
+        let Some([id, rest @ ..]) = self.words(at) else { return };
+        // SAFETY: of the same size and without padding, as asserted beside its definition.
+        let [new_id, new_rest @ ..] = unsafe { std::mem::transmute::<RelayEntry, [u64; WORDS]>(entry) };
+        for (word, new) in rest.iter().zip(new_rest) {
+            word.store(new, Ordering::Relaxed);
+        }
+        id.store(new_id, Ordering::Release);
+    }
+
+    /// Takes a leg away.
+    fn empty(&mut self, at: usize) {
+        if let Some([id, ..]) = self.words(at) {
+            id.store(0, Ordering::Relaxed);
+        }
+        self.resting.insert(at);
+        if self.resting.len() < MIN_RESTING.max(self.pairs as usize / 8) {
+            return;
+        }
+        match wait_for_programs() {
+            Ok(()) => self.resting.clear(),
+            // They stay as they are: new legs go elsewhere.
+            Err(error) => tracing::warn!(%error, "entries of the relay's table cannot be used again"),
+        }
+    }
+}
+
+/// Returns when all programs that run now have ended: on all processors, whatever they were doing (RCU).
+fn wait_for_programs() -> io::Result<()> {
+    // SAFETY: it takes no pointers.
+    match unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, XdpError> {
+    ebpf.take_map(name).ok_or(XdpError::Missing(name))
+}
