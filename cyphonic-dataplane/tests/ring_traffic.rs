@@ -328,7 +328,7 @@ fn a_ring_whose_interface_is_taken_away_says_so(kinds: Kinds) {
         RingEvent::Failed { reason } => Some(reason.clone()),
         _ => None,
     });
-    assert!(reason.starts_with("ring-tx: "), "{reason}");
+    assert!(reason.starts_with("ring-1: "), "{reason}");
 }
 
 #[test]

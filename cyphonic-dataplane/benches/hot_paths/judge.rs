@@ -11,8 +11,8 @@ use cyphonic_common::map::PeerEntry;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey, PolicyTable};
 use cyphonic_common::relay::table::{Table, TableLeg};
 use cyphonic_common::relay::{
-    Binding, Departure, Family, Hop, PassReason, RelayConfig, RelayEntry, RelayLeg, SliceFrame, Verdict,
-    relay,
+    Binding, Departure, Family, Hop, OwnAddresses, PassReason, RelayConfig, RelayEntry, RelayLeg, SliceFrame,
+    Verdict, relay,
 };
 use cyphonic_common::{ConnectionId, InterfaceConfig};
 use cyphonic_dataplane::replay::ReplayWindow;
@@ -67,9 +67,13 @@ pub(crate) fn relaying(criterion: &mut Criterion) {
             source: Some(source.parse().unwrap()),
             ..Binding::new(from, to.parse().unwrap(), real_cid)
         };
-        let legs = [TableLeg::new(virtual_cid, RelayEntry::new(RelayLeg::new(&binding).unwrap()))];
+        let mut own = OwnAddresses::default();
+        binding.local.into_iter().chain(binding.source).for_each(|address| {
+            own.add(address).unwrap();
+        });
+        let legs = [TableLeg::new(RelayEntry::new(RelayLeg::new(virtual_cid, &binding, &own).unwrap()))];
         let route = |_: &Departure| -> Result<Hop, PassReason> { Ok(Hop::new([2; 6], [4; 6], None)) };
-        let table = Table { legs: &legs, route, now_ns: 1 };
+        let table = Table { legs: &legs, own: &own, route, now_ns: 1 };
         let config = RelayConfig::new(443, false);
         // As it arrives, with room in front for the longer header.
         let arriving = ipv4_frame(virtual_cid);

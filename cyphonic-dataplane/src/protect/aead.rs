@@ -22,7 +22,8 @@ pub(super) struct Refused;
 pub(super) struct PacketKey(Key);
 
 enum Key {
-    Ring(ring::aead::LessSafeKey),
+    /// It holds its key schedule itself; the other one points to it.
+    Ring(Box<ring::aead::LessSafeKey>),
     AwsLc(aws_lc_rs::aead::LessSafeKey),
 }
 
@@ -43,7 +44,7 @@ impl PacketKey {
                     Suite::Aes128Gcm => &AES_128_GCM,
                     Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
                 };
-                Key::Ring(LessSafeKey::new(UnboundKey::new(algorithm, key).expect(fits)))
+                Key::Ring(Box::new(LessSafeKey::new(UnboundKey::new(algorithm, key).expect(fits))))
             }
             Provider::AwsLc => {
                 use aws_lc_rs::aead::{AES_128_GCM, CHACHA20_POLY1305, LessSafeKey, UnboundKey};

@@ -93,8 +93,11 @@ impl XdpRelay {
         let interfaces = interfaces::choose(options.interfaces.as_deref(), &options.addresses);
         let started = interfaces.and_then(|interfaces| {
             let mut started = Started::new(options, &interfaces, pins.as_ref())?;
+            // In an earlier program's place, frames are redirected from the first one on.
+            let before = redirect_targets(&attach::left(&interfaces, pins.as_ref()));
+            started.object.set_egress(&before, &[])?;
             started.attach(options, &interfaces, pins.as_ref())?;
-            started.object.allow_egress(&redirect_targets(&started.attached))?;
+            started.object.set_egress(&redirect_targets(&started.attached), &before)?;
             Ok((started.object.take_legs()?, started.object.counters()?, started))
         });
         let (legs, counters, started) = started.inspect_err(|_| {

@@ -173,8 +173,8 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
             self.tempo.count(received.done + sent.done);
             if received.dry && sent.dry {
                 self.rest()?;
-            } else if received.done > 0 && sent.done > 0 {
-                self.busy += 1;
+            } else {
+                self.busy += u32::from(received.done > 0 && sent.done > 0);
                 self.hand_over_if_too_busy();
             }
         }
@@ -187,7 +187,7 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
     }
 
     fn hand_over_if_too_busy(&mut self) {
-        if self.duty.patience().is_some_and(|patience| self.busy > patience) {
+        if self.duty.patience().is_some_and(|patience| self.busy >= patience) {
             self.busy = 0;
             if let Some(half) = self.sending.take() {
                 self.handover.put(half);

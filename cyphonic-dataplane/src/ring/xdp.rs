@@ -2,8 +2,8 @@
 //! without the network stack between.
 //!
 //! ```text
-//!   applications ── near end ═══ far end ── XDP program ──▶ socket ── ring-tx ──▶ UDP port
-//!                       ▲                                    socket ◀── ring-rx ◀── UDP port
+//!   applications ── near end ═══ far end ── XDP program ──▶ socket ── worker ──▶ UDP port
+//!                       ▲                                    socket ◀── worker ◀── UDP port
 //!                       └──────────────── far end ◀───────────┘
 //! ```
 //!

@@ -27,7 +27,7 @@ use cyphonic_common::{ConnectionId, InterfaceConfig};
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
 use cyphonic_dataplane::protect::{Secret, Suite};
 use cyphonic_dataplane::ring::{
-    Card, CardError, EncapRing, HoldLimits, OffloadConfig, OffloadRing, Path, RingEvent, TunnelId,
+    Card, CardError, Division, EncapRing, HoldLimits, OffloadConfig, OffloadRing, Path, RingEvent, TunnelId,
     TunnelInstall, Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::shard::ShardedRing;
@@ -49,6 +49,8 @@ const FAR_END: &str = "cyph0x";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     Offload,
+    /// The same, with the second thread in use from the start.
+    Divided,
     /// AF_XDP on the virtual side alone.
     Xdp,
     /// AF_XDP on both sides.
@@ -59,6 +61,7 @@ pub enum Kind {
 pub type Kinds = (Kind, Kind);
 
 pub const OFFLOAD: Kinds = (Kind::Offload, Kind::Offload);
+pub const DIVIDED: Kinds = (Kind::Divided, Kind::Divided);
 pub const XDP: Kinds = (Kind::Xdp, Kind::Xdp);
 pub const UNDERLAY: Kinds = (Kind::Underlay, Kind::Underlay);
 pub const MIXED: Kinds = (Kind::Xdp, Kind::Offload);
@@ -92,6 +95,9 @@ macro_rules! with_every_kind {
         }
         mod underlay {
             $(#[test] fn $test() { super::$test($crate::ring_lab::UNDERLAY); })+
+        }
+        mod divided {
+            $(#[test] fn $test() { super::$test($crate::ring_lab::DIVIDED); })+
         }
         mod mixed {
             $(#[test] fn $test() { super::$test($crate::ring_lab::MIXED); })+
@@ -269,7 +275,7 @@ impl Node {
 
     pub fn start_with(kind: Kind, namespace: Namespace, own: Ipv6Addr, hold: HoldLimits) -> Self {
         let interface = match kind {
-            Kind::Offload => Interface::tun(&namespace),
+            Kind::Offload | Kind::Divided => Interface::tun(&namespace),
             Kind::Xdp | Kind::Underlay => Interface::veth(&namespace, own),
         };
         namespace.ip(&format!("-6 addr add {own}/{} dev {INTERFACE} nodad", PREFIX.1));
@@ -286,7 +292,11 @@ impl Node {
             Interface::Tun(tun) => {
                 let config =
                     OffloadConfig { tun, port, sink, own, prefix: PREFIX, events: events_of_ring, hold };
-                (Box::new(OffloadRing::start(config).unwrap()), None)
+                let ring = OffloadRing::start(config).unwrap();
+                if kind == Kind::Divided {
+                    ring.divide(Division::Always);
+                }
+                (Box::new(ring), None)
             }
             Interface::Veth(queue, programs) => {
                 let config = XdpConfig {

@@ -53,6 +53,12 @@ pub(super) fn attach(
     Err(refused)
 }
 
+/// Where an earlier process left the program.
+pub(super) fn left(interfaces: &[Interface], pins: Option<&Pins>) -> Vec<(u32, Hook)> {
+    let all = interfaces.iter().flat_map(|at| [(at.index, Hook::Native), (at.index, Hook::Generic)]);
+    all.filter(|(index, hook)| pins.is_some_and(|pins| pins.link(*index, *hook).exists())).collect()
+}
+
 /// In which order to try. The far end of a virtual cable loses what the program sends by the driver, silently, unless
 /// somebody prepared it: what leaves by the interface it came by (XDP_TX) is taken only where an XDP program is there,
 /// what comes from another one, also where GRO is on. Only an operator can know. Behind the driver, super-packets that

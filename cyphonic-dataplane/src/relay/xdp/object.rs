@@ -81,13 +81,17 @@ impl Object {
         map.set(0, Value(config), 0).map_err(|error| failed(error.into()))
     }
 
-    /// Lets packets leave by these interfaces, also those that came in by another one.
-    pub(super) fn allow_egress(&mut self, interfaces: &[u32]) -> Result<(), XdpError> {
+    /// Lets packets leave by these interfaces, also those that came in by another one; and by none of those that were
+    /// set before, if it is not among these.
+    pub(super) fn set_egress(&mut self, interfaces: &[u32], before: &[u32]) -> Result<(), XdpError> {
         let failed = XdpError::map(name::EGRESS);
         let map = self.ebpf.map_mut(name::EGRESS).ok_or(XdpError::Missing(name::EGRESS))?;
         let mut map = DevMapHash::try_from(map).map_err(|error| failed(error.into()))?;
         for interface in interfaces.iter().take(MAX_EGRESS as usize) {
             map.insert(*interface, *interface, None, 0).map_err(|error| failed(error.into()))?;
+        }
+        for interface in before.iter().filter(|interface| !interfaces.contains(interface)) {
+            map.remove(*interface).map_err(|error| failed(error.into()))?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The underlay half of the ring: network cards whose XDP program gives tunnels' packets to AF_XDP sockets.
 //!
 //! ```text
-//!   network card ── XDP program ──▶ socket of each queue ──▶ ring-rx
+//!   network card ── XDP program ──▶ socket of each queue ──▶ ring-1
 //!                        └──▶ stack ──▶ UDP port ──────────────▲
 //! ```
 //!
