@@ -98,7 +98,7 @@ fn ping_and_bulk_tcp_pass_over_ipv4_and_ipv6(kinds: Kinds) {
     for ipv6 in [false, true] {
         let (a, b) = joined(kinds, ipv6);
         for (node, kind) in [(&a, kinds.0), (&b, kinds.1)] {
-            let expected = if kind == Kind::Offload { RingKind::Offload } else { RingKind::Xdp };
+            let expected = if kind.is_offload() { RingKind::Offload } else { RingKind::Xdp };
             assert_eq!(node.ring.kind(), expected);
         }
         ping(&a, B);
@@ -109,7 +109,7 @@ fn ping_and_bulk_tcp_pass_over_ipv4_and_ipv6(kinds: Kinds) {
             let counters = node.ring.counters();
             assert!(counters.tx_packets > LEN as u64 / 1400);
             // An AF_XDP ring sends together what waits for it, which the machine decides.
-            let together = if kind == Kind::Offload { 4 } else { 0 };
+            let together = if kind.is_offload() { 4 } else { 0 };
             assert!(
                 counters.tx_packets > together * counters.tx_sends,
                 "packets are sent together: {counters:?}"

@@ -57,6 +57,13 @@ pub enum Kind {
     Underlay,
 }
 
+impl Kind {
+    /// Whether the virtual side has super-packets.
+    pub fn is_offload(self) -> bool {
+        matches!(self, Self::Offload | Self::Divided)
+    }
+}
+
 /// The rings of A and B.
 pub type Kinds = (Kind, Kind);
 
