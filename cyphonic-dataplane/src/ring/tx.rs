@@ -1,6 +1,6 @@
 //! The sending worker: virtual interface → seal → UDP port.
 //!
-//! One thread owns every sealer. It reads a packet or a super-packet, finds its tunnel, cuts and seals it in one
+//! One thread at a time owns every sealer. It reads a packet or a super-packet, finds its tunnel, cuts and seals it in one
 //! pass into the batch, and sends the batch when it is full, when the next packet does not fit behind the last,
 //! or when the device has nothing more. While the socket has no room it waits: then the device's queue fills, and
 //! the kernel's queueing discipline and TCP see what they would see in front of a slow link.

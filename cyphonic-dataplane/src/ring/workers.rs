@@ -1,4 +1,5 @@
-//! What every ring is: two workers, the channels to them, and the tunnels they know.
+//! What every ring is: two workers (its sending and its receiving half), the channels to them, and the tunnels they know.
+//! Which thread runs which of them is [`duty`]'s.
 
 use std::collections::HashMap;
 use std::io;
