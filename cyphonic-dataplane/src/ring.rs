@@ -26,6 +26,7 @@ mod command;
 mod counters;
 mod device;
 mod duty;
+mod early;
 mod ecn;
 mod hold;
 mod icmp;
@@ -41,6 +42,7 @@ mod xdp;
 
 pub use counters::RingCounters;
 pub use duty::Division;
+pub use early::EarlyPackets;
 pub use offload::{Offload, OffloadConfig, OffloadRing};
 pub use permissions::Permissions;
 pub use workers::{Ring, Side};
@@ -279,6 +281,13 @@ pub trait EncapRing: Send + Sync {
     /// # Errors
     /// The tunnel was refused and nothing changed.
     fn install(&self, tunnel: TunnelInstall) -> Result<(), RingError>;
+
+    /// A peer was told of this connection ID, whose tunnel is not installed yet: packets that come for it are held, within
+    /// limits, and opened when it is ([`EarlyPackets`]).
+    fn expect(&self, cid: ConnectionId);
+
+    /// There will be no tunnel with this connection ID: what is held for it is dropped. Ignored once it is installed.
+    fn forget(&self, cid: ConnectionId);
 
     /// Removes a tunnel and its keys. An older tunnel of the same peer sends again if there is one.
     fn remove(&self, id: TunnelId);

@@ -171,6 +171,19 @@ impl EncapRing for ShardedRing {
         Ok(())
     }
 
+    /// Any ring will do: all share what is held.
+    fn expect(&self, cid: ConnectionId) {
+        if let Some(ring) = self.ring(0) {
+            ring.expect(cid);
+        }
+    }
+
+    fn forget(&self, cid: ConnectionId) {
+        if let Some(ring) = self.ring(0) {
+            ring.forget(cid);
+        }
+    }
+
     fn remove(&self, id: TunnelId) {
         let mut directory = self.directory();
         let Some(place) = directory.tunnels.remove(&id) else { return };

@@ -14,13 +14,14 @@ use cyphonic_common::DropReason;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
 use cyphonic_dataplane::ring::{HoldLimits, Permissions, RingEvent, RingKind, TunnelId};
 use ring_lab::{
-    A, B, INTERFACE, Kind, Kinds, Node, PATIENCE, eventually, join, joined, outer, started, tunnel,
+    A, B, INTERFACE, Kind, Kinds, Node, PATIENCE, cid, eventually, join, joined, outer, started, tunnel,
     uninterrupted, wire,
 };
 
 with_every_kind! {
     ping_and_bulk_tcp_pass_over_ipv4_and_ipv6,
     no_first_packet_is_lost_while_the_tunnel_is_set_up,
+    what_overtakes_its_tunnel_is_opened_once_that_is_installed,
     the_listening_end_holds_its_packets_until_it_hears_the_dialler,
     giving_up_on_a_destination_tells_the_application,
     what_is_held_too_long_goes,
@@ -192,6 +193,28 @@ fn no_first_packet_is_lost_while_the_tunnel_is_set_up(kinds: Kinds) {
         assert_eq!(received(&receiver), [number]);
     }
     assert_eq!(a.ring.counters().held, 0);
+}
+
+fn what_overtakes_its_tunnel_is_opened_once_that_is_installed(kinds: Kinds) {
+    let (a, b) = started(kinds);
+    let (sender, receiver) = (udp(&a, 6000), udp(&b, 6000));
+    b.ring.expect(cid(2, 1));
+    a.ring.install(tunnel(1, 1, B, outer(false, 2, b.port), true)).unwrap();
+    for number in 0..10u8 {
+        sender.send_to(&[number], (B, 6000)).unwrap();
+    }
+    eventually("all are sent", || a.ring.counters().tx_packets == 10);
+    // Of another connection ID nothing is held: what comes is counted, and everything before it has come.
+    a.ring.install(tunnel(2, 1, B, outer(false, 2, b.port), true)).unwrap();
+    eventually("the stranger's greeting is dropped", || unknown(&b) > 0);
+    b.ring.install(tunnel(1, 2, A, outer(false, 1, a.port), false)).unwrap();
+    for number in 0..10u8 {
+        assert_eq!(received(&receiver), [number]);
+    }
+}
+
+fn unknown(node: &Node) -> u64 {
+    node.ring.counters().dropped(DropReason::UnknownConnectionId)
 }
 
 fn the_listening_end_holds_its_packets_until_it_hears_the_dialler(kinds: Kinds) {

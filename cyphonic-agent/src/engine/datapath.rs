@@ -12,8 +12,8 @@ use cyphonic_common::InterfaceConfig;
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
 use cyphonic_dataplane::netdevice;
 use cyphonic_dataplane::ring::{
-    EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing, RingError, Underlay, VethPair, XdpConfig,
-    XdpQueue, XdpRing,
+    EarlyPackets, EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing, RingError, Underlay,
+    VethPair, XdpConfig, XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::{TunDevice, TunOffloads};
@@ -71,6 +71,7 @@ pub(super) struct Wiring {
     pub(super) own: Ipv6Addr,
     pub(super) prefix: Prefix,
     pub(super) events: EventSink,
+    pub(super) early: Arc<EarlyPackets>,
 }
 
 impl Ground {
@@ -232,6 +233,7 @@ fn offload_rings(
             prefix: (wiring.prefix.address(), Prefix::LENGTH),
             events: Arc::clone(&wiring.events),
             hold: HoldLimits::default(),
+            early: Arc::clone(&wiring.early),
         });
         ring.map(|ring| Box::new(ring) as Box<dyn EncapRing>)
     };
@@ -252,6 +254,7 @@ fn xdp_ring(
         prefix: (wiring.prefix.address(), Prefix::LENGTH),
         events: Arc::clone(&wiring.events),
         hold: HoldLimits::default(),
+        early: Arc::clone(&wiring.early),
     })?;
     let underlay = ring.underlay();
     Ok((ring, underlay))

@@ -69,7 +69,8 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
 
     let interface = netlink.configure(&config.interface, address, prefix, u32::from(INNER_MTU)).await?;
     let inbox = Inbox::new();
-    let wiring = Wiring { sink: transport.mux(), own: address, prefix, events: inbox.events() };
+    let wiring =
+        Wiring { sink: transport.mux(), own: address, prefix, events: inbox.events(), early: Arc::default() };
     let path = ground.build(&config.interface, &wiring)?;
 
     let udp_port = port.local_port();

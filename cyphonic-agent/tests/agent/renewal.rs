@@ -28,6 +28,7 @@ use cyphonic_cloud::{
     register::{NewToken, Register},
     server::Cloud,
 };
+use cyphonic_common::ConnectionId;
 use cyphonic_dataplane::{
     relay::UserspaceRelay,
     ring::{
@@ -272,6 +273,10 @@ impl EncapRing for NoRing {
     fn install(&self, _: TunnelInstall) -> Result<(), RingError> {
         Ok(())
     }
+
+    fn expect(&self, _: ConnectionId) {}
+
+    fn forget(&self, _: ConnectionId) {}
 
     fn remove(&self, _: TunnelId) {}
 

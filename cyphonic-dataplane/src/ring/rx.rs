@@ -26,7 +26,7 @@ use super::counters::Counters;
 use super::device::Delivery;
 use super::duty::Turn;
 use super::wake::Waker;
-use super::{EventSink, Permissions};
+use super::{EarlyPackets, EventSink, Permissions};
 use crate::gso::Slot;
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
@@ -62,6 +62,8 @@ pub(super) struct RxParts {
     pub(super) tx_waker: Arc<Waker>,
     /// What may pass, where not everything may and no program says so.
     pub(super) permissions: Option<Arc<Permissions>>,
+    /// What came before its tunnel.
+    pub(super) early: Arc<EarlyPackets>,
 }
 
 /// See the module.
@@ -164,7 +166,9 @@ impl<D: Delivery> RxWorker<D> {
         while let Ok(command) = self.parts.commands.try_recv() {
             match command {
                 RxCommand::Install(tunnel) => {
-                    self.peers.insert(tunnel.local_cid, Peer::new(*tunnel));
+                    let cid = tunnel.local_cid;
+                    self.peers.insert(cid, Peer::new(*tunnel));
+                    self.open_early(cid);
                 }
                 RxCommand::Remove(id) => self.peers.retain(|_, peer| peer.shared.id != id),
                 RxCommand::Deliver(packet) => self.delivery.deliver(&packet, &self.parts.counters),
@@ -239,7 +243,7 @@ impl<D: Delivery> RxWorker<D> {
         ecn: u8,
         now: Instant,
     ) -> Result<(), DropReason> {
-        let peer = self.peers.get_mut(&cid).ok_or(DropReason::UnknownConnectionId)?;
+        let Some(peer) = self.peers.get_mut(&cid) else { return self.hold(cid, datagram, from, ecn, now) };
         let updates = peer.opener.key_updates();
         let result = peer.open(&self.parts, &mut self.delivery, datagram, place, from, ecn, now);
         if peer.opener.key_updates() != updates {
@@ -249,6 +253,43 @@ impl<D: Delivery> RxWorker<D> {
             self.parts.tx_waker.wake();
         }
         result
+    }
+
+    /// A packet without a tunnel: held if one is under way, else dropped.
+    #[cold]
+    fn hold(
+        &self,
+        cid: ConnectionId,
+        datagram: &[u8],
+        from: SocketAddr,
+        ecn: u8,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let held = self.parts.early.hold(cid, datagram, from, ecn, now);
+        held.then_some(()).ok_or(DropReason::UnknownConnectionId)
+    }
+
+    /// Opens what came before the tunnel that was just installed.
+    #[cold]
+    fn open_early(&mut self, cid: ConnectionId) {
+        let now = Instant::now();
+        let (packets, old) = self.parts.early.take(cid, now);
+        self.parts.counters.count_drop(DropReason::UnknownConnectionId, old);
+        for mut early in packets {
+            let place = Slot { buffer: 0, start: 0, len: early.datagram.len() as u32 };
+            match self.open(cid, &mut early.datagram, place, early.from, early.ecn, now) {
+                Ok(()) => {
+                    if let Some(peer) = self.peers.get(&cid) {
+                        peer.shared.touch_rx(now);
+                    }
+                }
+                Err(reason) => self.parts.counters.count_drop(reason, 1),
+            }
+            let bytes = |slot: Slot| {
+                early.datagram.get(slot.start as usize..(slot.start + slot.len) as usize).unwrap_or_default()
+            };
+            self.delivery.flush(bytes, &self.parts.counters);
+        }
     }
 
     fn expire_keys(&mut self) {

@@ -22,8 +22,8 @@ use super::shared::{Shared, lock};
 use super::tx::{TxParts, TxWorker};
 use super::wake::Waker;
 use super::{
-    Control, EncapRing, EventSink, HoldLimits, Path, Permissions, RingError, RingEvent, RingKind, TunnelId,
-    TunnelInstall, TunnelStats,
+    Control, EarlyPackets, EncapRing, EventSink, HoldLimits, Path, Permissions, RingError, RingEvent,
+    RingKind, TunnelId, TunnelInstall, TunnelStats,
 };
 use crate::protect;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
@@ -43,6 +43,7 @@ pub(super) struct Common {
     pub(super) prefix: (Ipv6Addr, u8),
     pub(super) events: EventSink,
     pub(super) hold: HoldLimits,
+    pub(super) early: Arc<EarlyPackets>,
 }
 
 /// What tells one ring from another: its kind, and what must live as long as its workers.
@@ -66,6 +67,7 @@ pub struct Ring<S: Side> {
     stop: Arc<AtomicBool>,
     duty: Arc<Duty>,
     counters: Arc<Counters>,
+    early: Arc<EarlyPackets>,
     tunnels: Mutex<HashMap<TunnelId, (ConnectionId, Arc<Shared>)>>,
     workers: Vec<JoinHandle<()>>,
     /// Goes after the workers.
@@ -111,6 +113,7 @@ impl<S: Side> Ring<S> {
             answers: answer,
             tx_waker: Arc::clone(&waker),
             permissions: None,
+            early: Arc::clone(&config.early),
         };
         let receiving = RxWorker::new(receiving, delivery);
         let duty = Duty::new(Arc::clone(&config.port), Arc::clone(&waker), Arc::clone(&stop));
@@ -123,6 +126,7 @@ impl<S: Side> Ring<S> {
             stop,
             duty: Arc::new(duty),
             counters,
+            early: config.early,
             tunnels: Mutex::default(),
             workers: Vec::with_capacity(2),
             side,
@@ -239,6 +243,15 @@ impl<S: Side> EncapRing for Ring<S> {
         })))?;
         tunnels.insert(tunnel.id, (tunnel.local_cid, shared));
         Ok(())
+    }
+
+    fn expect(&self, cid: ConnectionId) {
+        self.early.expect(cid, Instant::now());
+    }
+
+    fn forget(&self, cid: ConnectionId) {
+        let dropped = self.early.forget(cid) as u64;
+        self.counters.count_drop(DropReason::UnknownConnectionId, dropped);
     }
 
     fn remove(&self, id: TunnelId) {

@@ -32,6 +32,14 @@ impl EncapRing for Fake {
         Ok(())
     }
 
+    fn expect(&self, cid: ConnectionId) {
+        self.note(format!("expect {cid}"));
+    }
+
+    fn forget(&self, cid: ConnectionId) {
+        self.note(format!("forget {cid}"));
+    }
+
     fn remove(&self, id: TunnelId) {
         self.note(format!("remove {}", id.0));
     }

@@ -27,8 +27,8 @@ use cyphonic_common::{ConnectionId, InterfaceConfig};
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
 use cyphonic_dataplane::protect::{Secret, Suite};
 use cyphonic_dataplane::ring::{
-    Card, CardError, Division, EncapRing, HoldLimits, OffloadConfig, OffloadRing, Path, RingEvent, TunnelId,
-    TunnelInstall, Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
+    Card, CardError, Division, EarlyPackets, EncapRing, HoldLimits, OffloadConfig, OffloadRing, Path,
+    RingEvent, TunnelId, TunnelInstall, Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::TunDevice;
@@ -297,8 +297,8 @@ impl Node {
         let events_of_ring = Arc::new(move |event| drop(tell.lock().unwrap().send(event)));
         let (ring, outside): (Box<dyn EncapRing>, _) = match interface {
             Interface::Tun(tun) => {
-                let config =
-                    OffloadConfig { tun, port, sink, own, prefix: PREFIX, events: events_of_ring, hold };
+                let (prefix, events, early) = (PREFIX, events_of_ring, early());
+                let config = OffloadConfig { tun, port, sink, own, prefix, events, hold, early };
                 let ring = OffloadRing::start(config).unwrap();
                 if kind == Kind::Divided {
                     ring.divide(Division::Always);
@@ -314,6 +314,7 @@ impl Node {
                     prefix: PREFIX,
                     events: events_of_ring,
                     hold,
+                    early: early(),
                 };
                 let ring = XdpRing::start(config).unwrap();
                 let outside = Outside { underlay: ring.underlay(), programs: *programs };
@@ -350,6 +351,11 @@ impl Node {
             _ => None,
         })
     }
+}
+
+/// What comes early is kept for as long as a busy machine may take.
+fn early() -> Arc<EarlyPackets> {
+    Arc::new(EarlyPackets::with_age(PATIENCE))
 }
 
 /// The virtual interface, up and without an address.
