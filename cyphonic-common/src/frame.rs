@@ -2,7 +2,8 @@
 //!
 //! A tunnel uses the part of QUIC's frames that it needs (RFC 9000 §19, RFC 9221 §4): DATAGRAM carries one inner
 //! packet, PING and PADDING probe the path's MTU, PATH_CHALLENGE and PATH_RESPONSE validate a path before a tunnel
-//! moves to it, CONNECTION_CLOSE ends the tunnel. Any other frame is the peer's error: there are no streams here.
+//! moves to it, CONNECTION_CLOSE ends the tunnel. CANDIDATES, a frame of this protocol's own (RFC 9000 §19.21), tells
+//! where the sender may be reached. Any other frame is the peer's error: there are no streams here.
 //!
 //! Encoding and decoding work on slices and never allocate. Decoded frames borrow from the packet.
 
@@ -10,6 +11,10 @@ use core::fmt;
 
 use crate::limits::MAX_REASON;
 use crate::varint;
+
+mod candidates;
+
+pub use candidates::{CandidateFlags, CandidateList, Candidates, MAX_CANDIDATE_BYTES, MAX_CANDIDATES};
 
 const PADDING: u8 = 0x00;
 const PING: u8 = 0x01;
@@ -19,6 +24,8 @@ const CONNECTION_CLOSE: u8 = 0x1c;
 const APPLICATION_CLOSE: u8 = 0x1d;
 const DATAGRAM: u8 = 0x30;
 const DATAGRAM_WITH_LENGTH: u8 = 0x31;
+/// Types of this protocol's own take two bytes, so that none is mistaken for one of QUIC's.
+const CANDIDATES: u8 = 0x71;
 
 /// One frame of a tunnel data packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +44,8 @@ pub enum Frame<'a> {
     Datagram(&'a [u8]),
     /// One inner packet with an explicit length (type 0x31), so that another frame may follow.
     DatagramWithLength(&'a [u8]),
+    /// Where the sender may be reached (type 0x71).
+    Candidates(Candidates<'a>),
 }
 
 /// Why a peer ends a tunnel.
@@ -59,6 +68,8 @@ pub enum FrameError {
     UnexpectedType(u64),
     /// A frame type that is not in its shortest encoding (RFC 9000 §12.4).
     LongType,
+    /// A list of candidates that is too long, or has an endpoint that is none.
+    BadCandidates,
 }
 
 impl fmt::Display for FrameError {
@@ -69,6 +80,7 @@ impl fmt::Display for FrameError {
                 write!(f, "frame type {kind:#x} does not belong in a tunnel packet")
             }
             Self::LongType => f.write_str("a frame type is not in its shortest encoding"),
+            Self::BadCandidates => f.write_str("a list of candidates has what is no endpoint, or too many"),
         }
     }
 }
@@ -99,6 +111,7 @@ impl Frame<'_> {
             Self::DatagramWithLength(payload) => {
                 (1 + varint::encoded_len(payload.len() as u64)?).checked_add(payload.len())?
             }
+            Self::Candidates(candidates) => 2 + candidates.encoded_len()?,
         })
     }
 
@@ -124,6 +137,10 @@ impl Frame<'_> {
                 writer.bytes(&[DATAGRAM_WITH_LENGTH])?;
                 writer.varint(payload.len() as u64)?;
                 writer.bytes(payload)
+            }
+            Self::Candidates(candidates) => {
+                writer.varint(u64::from(CANDIDATES))?;
+                candidates.write(writer)
             }
         }
     }
@@ -187,19 +204,19 @@ impl<'a> Frames<'a> {
                 let len = self.varint()?;
                 Frame::DatagramWithLength(self.take(len)?)
             }
+            CANDIDATES => Frame::Candidates(Candidates::parse(self)?),
             other => return Err(FrameError::UnexpectedType(u64::from(other))),
         })
     }
 
-    /// Every type this protocol knows is below 0x40, so its shortest encoding is the byte itself.
+    /// Every type this protocol knows fits a byte; those from 0x40 on take two on the wire.
     fn frame_type(&mut self) -> Result<u8, FrameError> {
         let before = self.rest.len();
         let kind = self.varint()?;
-        match u8::try_from(kind) {
-            Ok(kind) if before - self.rest.len() == 1 => Ok(kind),
-            _ if varint::encoded_len(kind) != Some(before - self.rest.len()) => Err(FrameError::LongType),
-            _ => Err(FrameError::UnexpectedType(kind)),
+        if varint::encoded_len(kind) != Some(before - self.rest.len()) {
+            return Err(FrameError::LongType);
         }
+        u8::try_from(kind).map_err(|_| FrameError::UnexpectedType(kind))
     }
 
     fn close(&mut self, transport: bool) -> Result<Close<'a>, FrameError> {

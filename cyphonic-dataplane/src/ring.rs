@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cyphonic_common::cid::ConnectionId;
+use cyphonic_common::frame::CandidateFlags;
 
 use crate::protect::{Secret, Suite};
 
@@ -125,6 +126,8 @@ pub enum Control {
         /// The data its response must echo.
         data: [u8; 8],
     },
+    /// CANDIDATES on the current path: where this end may be reached.
+    Candidates(CandidateSet),
     /// CONNECTION_CLOSE by the application: the peer learns at once that this tunnel is gone.
     Close {
         /// The application's error code, below 2^62.
@@ -132,6 +135,17 @@ pub enum Control {
         /// Text for the peer's log; cut to what one packet carries.
         reason: String,
     },
+}
+
+/// Where one end of a tunnel may be reached, as it tells the other.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CandidateSet {
+    /// Counts the sender's lists in this tunnel, upwards; a list replaces those before it.
+    pub sequence: u64,
+    /// What the sender asks for.
+    pub flags: CandidateFlags,
+    /// The endpoints, best first; those beyond [`cyphonic_common::frame::MAX_CANDIDATES`] are not sent.
+    pub endpoints: Vec<SocketAddr>,
 }
 
 /// What a tunnel has carried. Packets and bytes are inner ones.
@@ -147,7 +161,7 @@ pub struct TunnelStats {
     pub rx_bytes: u64,
     /// When the last authenticated packet of any kind arrived.
     pub last_rx: Option<Instant>,
-    /// When the last packet of any kind was sent.
+    /// When the last packet of any kind was sent on the current path.
     pub last_tx: Option<Instant>,
     /// Key updates seen, by either end.
     pub key_updates: u64,
@@ -172,12 +186,28 @@ pub enum RingEvent {
         /// The echoed data.
         data: [u8; 8],
     },
-    /// The newest authenticated packet came from an address that is not the path's.
+    /// The newest authenticated packet came from an address that is not the path's, and was not to try a path: the
+    /// peer sends on another path now (RFC 9000 §9.3). At most every 250 ms for each address.
     PeerMoved {
         /// The tunnel.
         tunnel: TunnelId,
         /// Where it came from.
         from: SocketAddr,
+    },
+    /// An authenticated PATH_CHALLENGE came from an address that is not the path's, and was answered there. At most
+    /// every 250 ms for each address.
+    Probed {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// Where it came from.
+        from: SocketAddr,
+    },
+    /// The peer tells where it may be reached. At most ten a second.
+    Candidates {
+        /// The tunnel.
+        tunnel: TunnelId,
+        /// What the peer says. Not checked beyond its form.
+        set: CandidateSet,
     },
     /// The peer closed the tunnel. It is not removed by that.
     PeerClosed {

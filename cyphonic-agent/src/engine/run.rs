@@ -268,6 +268,11 @@ impl Engine {
             RingEvent::PeerMoved { tunnel, from } => {
                 self.node.handle_peer_moved(now, TunnelId(tunnel.0), from)
             }
+            // A node without candidates of its own has no use for its peer's yet.
+            RingEvent::Probed { tunnel, from } => tracing::trace!(%tunnel, %from, "probed"),
+            RingEvent::Candidates { tunnel, set } => {
+                tracing::trace!(%tunnel, sequence = set.sequence, "candidates")
+            }
             RingEvent::PeerClosed { tunnel, code, reason } => {
                 tracing::debug!(%tunnel, code, reason, "the peer closed the tunnel");
                 self.node.handle_tunnel_closed(now, TunnelId(tunnel.0));

@@ -6,6 +6,7 @@
 
 mod datagram;
 mod frames;
+mod sources;
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use super::{Path, TunnelId, TunnelStats};
 
 /// Challenges whose answers are awaited; the oldest is forgotten when one more is sent.
-const MAX_CHALLENGES: usize = 16;
+/// As many as a round of probes to all of a peer's candidates has under way.
+const MAX_CHALLENGES: usize = 64;
 
 /// One direction's figures.
 #[derive(Debug, Default)]

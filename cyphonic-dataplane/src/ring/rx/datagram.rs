@@ -3,25 +3,26 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use cyphonic_common::frame::Close;
+use cyphonic_common::frame::{Candidates, Close};
 use cyphonic_common::limits::MIN_PROBE_DATAGRAM;
 use cyphonic_common::policy::Direction;
 use cyphonic_common::{DropReason, Frame, Frames};
 
 use super::RxParts;
+use super::sources::{Sign, Sources};
 use crate::gso::{IPV6_HEADER, Slot};
 use crate::protect::{HEADER_LEN, OpenError, Opener};
 use crate::ring::command::{Answer, RxTunnel};
 use crate::ring::device::Delivery;
 use crate::ring::shared::{Challenge, Shared};
-use crate::ring::{RingEvent, ecn};
+use crate::ring::{CandidateSet, RingEvent, ecn};
 
-/// How often a peer's new address is reported while the path stays as it is.
-const MOVED_INTERVAL: Duration = Duration::from_secs(1);
 /// The type byte of a DATAGRAM frame that runs to the end of its packet (RFC 9221 §4).
 const DATAGRAM: u8 = 0x30;
+/// The type bytes of frames that only try a path (RFC 9000 §9.1): a packet that begins with one is no sign of a move.
+const PROBING: [u8; 2] = [0x1a, 0x1b];
 
 /// See the module.
 pub(super) struct Peer {
@@ -30,7 +31,7 @@ pub(super) struct Peer {
     pub(super) remote: SocketAddr,
     pub(super) opener: Opener,
     heard: bool,
-    moved: Option<(SocketAddr, Instant)>,
+    sources: Sources,
     closed: bool,
     exhausted: bool,
 }
@@ -43,7 +44,7 @@ impl Peer {
             remote: tunnel.remote,
             opener: tunnel.opener,
             heard: false,
-            moved: None,
+            sources: Sources::default(),
             closed: false,
             exhausted: false,
         }
@@ -70,7 +71,7 @@ impl Peer {
             self.first_heard(parts);
         }
         if newest && from != self.remote {
-            self.report_moved(parts, from, now);
+            self.elsewhere(parts, datagram.get(HEADER_LEN).copied(), from, now);
         }
         let payload = HEADER_LEN..HEADER_LEN + len;
         if datagram.get(HEADER_LEN) == Some(&DATAGRAM) {
@@ -78,7 +79,7 @@ impl Peer {
             return self.deliver(parts, delivery, datagram, inner, place, outer_ecn);
         }
         let mut inner = Vec::new();
-        let frames = self.act_on_frames(parts, datagram, payload, from, &mut inner);
+        let frames = self.act_on_frames(parts, datagram, payload, (from, now), &mut inner);
         for range in inner {
             if let Err(reason) = self.deliver(parts, delivery, datagram, range, place, outer_ecn) {
                 parts.counters.count_drop(reason, 1);
@@ -94,7 +95,7 @@ impl Peer {
         parts: &RxParts,
         datagram: &[u8],
         payload: Range<usize>,
-        from: SocketAddr,
+        (from, now): (SocketAddr, Instant),
         inner: &mut Vec<Range<usize>>,
     ) -> Result<(), DropReason> {
         let padded = datagram.len() >= MIN_PROBE_DATAGRAM;
@@ -115,9 +116,18 @@ impl Peer {
                         Ok(()) => parts.tx_waker.wake(),
                         Err(_) => parts.counters.count_drop(DropReason::QueueFull, 1),
                     }
+                    if from != self.remote && self.sources.is_news(from, Sign::Probed, now) {
+                        (parts.events)(RingEvent::Probed { tunnel: self.shared.id, from });
+                    }
                 }
                 Frame::PathChallenge(_) => {}
                 Frame::PathResponse(data) => self.path_response(parts, data),
+                Frame::Candidates(candidates) if self.sources.takes_list(now) => {
+                    let Candidates { sequence, flags, endpoints } = candidates;
+                    let set = CandidateSet { sequence, flags, endpoints: endpoints.iter().collect() };
+                    (parts.events)(RingEvent::Candidates { tunnel: self.shared.id, set });
+                }
+                Frame::Candidates(_) => {}
                 Frame::Close(close) => self.peer_closed(parts, &close),
             }
         }
@@ -153,13 +163,11 @@ impl Peer {
         parts.tx_waker.wake();
     }
 
+    /// The newest packet did not come on the path that this end sends on.
     #[cold]
-    fn report_moved(&mut self, parts: &RxParts, from: SocketAddr, now: Instant) {
-        let known = |(reported, at): (SocketAddr, Instant)| {
-            reported == from && now.saturating_duration_since(at) < MOVED_INTERVAL
-        };
-        if !self.moved.is_some_and(known) {
-            self.moved = Some((from, now));
+    fn elsewhere(&mut self, parts: &RxParts, first_frame: Option<u8>, from: SocketAddr, now: Instant) {
+        let probing = first_frame.is_some_and(|kind| PROBING.contains(&kind));
+        if !probing && self.sources.is_news(from, Sign::Moved, now) {
             (parts.events)(RingEvent::PeerMoved { tunnel: self.shared.id, from });
         }
     }

@@ -1,6 +1,6 @@
 //! What the sending worker does besides carrying packets: commands, challenges and their answers, key updates.
 
-use cyphonic_common::frame::Close;
+use cyphonic_common::frame::{CandidateList, Candidates, Close, MAX_CANDIDATE_BYTES};
 use cyphonic_common::limits::{MAX_REASON, MIN_PROBE_DATAGRAM};
 use cyphonic_common::{DropReason, Frame};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -18,6 +18,7 @@ use crate::udp::Transmit;
 /// Room for any control packet: a padded challenge, or a close with the longest reason.
 const CONTROL_LEN: usize = MIN_PROBE_DATAGRAM;
 const _: () = assert!(HEADER_LEN + 32 + MAX_REASON + TAG_LEN <= CONTROL_LEN);
+const _: () = assert!(HEADER_LEN + 32 + MAX_CANDIDATE_BYTES + TAG_LEN <= CONTROL_LEN);
 
 /// Whether a packet is padded to the size of a path probe (RFC 9000 §8.2.1).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -96,6 +97,10 @@ impl TxWorker {
     }
 
     fn send_control(&mut self, index: usize, control: &Control) {
+        if self.tunnels.get(index).is_some_and(|tunnel| !tunnel.confirmed && tunnel.shared.heard()) {
+            // The peer was heard just now, and its owner was faster than the next tick.
+            self.look_after(index);
+        }
         let Some(tunnel) = self.tunnels.get(index).filter(|tunnel| tunnel.confirmed) else { return };
         let current = tunnel.path;
         match control {
@@ -106,7 +111,16 @@ impl TxWorker {
             }
             Control::Probe { path, data } => {
                 tunnel.shared.expect(*data, Challenge::Owner);
+                if let Some(tunnel) = self.tunnels.get_mut(index) {
+                    tunnel.learn(*path);
+                }
                 self.send_frame(index, *path, &Frame::PathChallenge(*data), Size::Probe);
+            }
+            Control::Candidates(set) => {
+                let mut room = [0; MAX_CANDIDATE_BYTES];
+                let endpoints = CandidateList::new(&set.endpoints, &mut room);
+                let candidates = Candidates { sequence: set.sequence, flags: set.flags, endpoints };
+                self.send_frame(index, current, &Frame::Candidates(candidates), Size::Least);
             }
             Control::Close { code, reason } => {
                 let close = Close { error_code: *code, frame_type: None, reason: reason.as_bytes() };
@@ -143,7 +157,9 @@ impl TxWorker {
             Ok(len) => {
                 let transmit = Transmit::new(path.remote, packet.get(..len).unwrap_or_default());
                 transmit_all(&self.parts.port, &transmit, &self.parts.counters, &self.parts.stop);
-                tunnel.shared.touch_tx(self.now);
+                if path == tunnel.path {
+                    tunnel.shared.touch_tx(self.now);
+                }
             }
             Err(error) => {
                 self.parts.counters.count_drop(error.drop_reason(), 1);

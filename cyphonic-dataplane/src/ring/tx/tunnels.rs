@@ -14,7 +14,7 @@ use crate::ring::command::TxTunnel;
 use crate::ring::shared::Shared;
 use crate::ring::{Path, TunnelId};
 
-/// Paths that are remembered, so that a challenge from an older one can be answered there.
+/// Relays' paths that are remembered, so that a challenge that came through one is answered through it.
 const MAX_PATHS: usize = 4;
 /// The first repetition of a greeting; the interval doubles.
 const FIRST_GREETING: Duration = Duration::from_millis(100);
@@ -66,21 +66,29 @@ impl Tunnel {
             confirmed: tunnel.confirmed,
             exhausted: false,
             watched: false,
-            paths: vec![tunnel.path],
+            paths: Vec::from_iter(Some(tunnel.path).filter(|path| path.wire_cid != tunnel.remote_cid)),
         }
     }
 
     pub(super) fn set_path(&mut self, path: Path) {
         self.path = path;
         self.shared.set_path(path);
+        self.learn(path);
+    }
+
+    /// Remembers how a relay's address is sent to. Any other address is sent to with the real connection ID.
+    pub(super) fn learn(&mut self, path: Path) {
         self.paths.retain(|known| known.remote != path.remote);
+        if path.wire_cid == self.remote_cid {
+            return;
+        }
         if self.paths.len() >= MAX_PATHS {
             self.paths.remove(0);
         }
         self.paths.push(path);
     }
 
-    /// How to send to an address: as on the path that led there, or else directly.
+    /// How to send to an address: through the relay that is there, or else directly.
     pub(super) fn path_to(&self, remote: SocketAddr) -> Path {
         let known = self.paths.iter().find(|path| path.remote == remote).copied();
         known.unwrap_or(Path { remote, wire_cid: self.remote_cid })
