@@ -10,6 +10,7 @@
 
 mod batch;
 mod group;
+mod pinned;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ pub struct Transmit<'a> {
     pub payload: &'a [u8],
     /// The size of each datagram in `payload`; the last may be shorter. Without it, `payload` is one datagram.
     pub segment_size: Option<usize>,
-    /// The local address to send from, where it matters; ignored if it is not of `dest`'s family.
+    /// The local address to send from, where it matters; ignored if it is not of `dest`'s family, or the host's no more.
     pub src_ip: Option<IpAddr>,
 }
 

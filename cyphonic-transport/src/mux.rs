@@ -126,6 +126,12 @@ impl Mux {
         self.resets.expect(tunnel, from, token);
     }
 
+    /// The relay of a tunnel named with [`Self::expect_reset`] is reached at another address.
+    pub fn follow_reset(&self, tunnel: TunnelId, from: SocketAddr) {
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        self.resets.follow(tunnel, from);
+    }
+
     /// The tunnel is gone.
     pub fn forget_reset(&self, tunnel: TunnelId) {
         self.resets.forget(tunnel);

@@ -57,6 +57,15 @@ impl Resets {
         table.by_tunnel.insert(tunnel, hash);
     }
 
+    /// The tunnel's relay is elsewhere now; nothing if no reset was expected of it.
+    pub(crate) fn follow(&self, tunnel: TunnelId, from: SocketAddr) {
+        let mut table = self.table();
+        let Some(hash) = table.by_tunnel.get(&tunnel).copied() else { return };
+        if let Some(expected) = table.by_token.get_mut(&hash) {
+            expected.from = from;
+        }
+    }
+
     pub(crate) fn forget(&self, tunnel: TunnelId) {
         let mut table = self.table();
         if let Some(hash) = table.by_tunnel.remove(&tunnel) {
@@ -152,8 +161,13 @@ mod tests {
         assert!(!resets.take(relay(), &[&real[..], &[0; 40]].concat()), "longer than any");
         assert!(!resets.take(relay(), &real[real.len() - RESET_TOKEN_LEN..]), "the token alone");
         assert!(!resets.take(relay(), &[]));
+        let elsewhere = "[2001:db8::1]:443".parse().unwrap();
+        resets.follow(TunnelId(5), elsewhere);
+        assert!(!resets.take(relay(), &real) && resets.take(elsewhere, &real), "the relay is elsewhere now");
+        told.lock().unwrap().clear();
         resets.forget(TunnelId(5));
         assert!(!resets.take(relay(), &real), "the tunnel is gone");
+        assert!(!resets.take(elsewhere, &real), "the tunnel is gone");
         assert_eq!(*told.lock().unwrap(), []);
         assert!(!format!("{resets:?}").contains("7, 7"));
     }

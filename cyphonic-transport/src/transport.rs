@@ -195,6 +195,16 @@ impl Transport {
         Ok(Connection::new(inner, Some(identity)))
     }
 
+    /// This host's addresses or routes have changed: every connection sends at once, from wherever the kernel now sends,
+    /// and with a connection ID not used before (RFC 9000 §9.5), so that its other end follows. Only connections that this
+    /// end opened can be followed; the others lose nothing by it.
+    pub fn migrate(&self) {
+        // The socket stays: it is bound to no address.
+        if let Err(error) = self.endpoint.rebind_abstract(self.mux.clone()) {
+            tracing::warn!(%error, "connections will notice the new network only with their next packet");
+        }
+    }
+
     /// Closes every connection. The peers are told at once; then late packets of theirs are answered for a moment.
     pub async fn shutdown(&self, reason: &str) {
         self.endpoint.close(VarInt::from_u32(close::STOPPING), reason.as_bytes());

@@ -1,6 +1,7 @@
 //! What DNS and the control socket see of the engine.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use cyphonic_proto::node::{ResolveError as NodeError, Target};
 use futures_util::FutureExt;
@@ -30,6 +31,12 @@ impl EngineHandle {
     pub async fn set_addresses(&self, addresses: Vec<SocketAddr>) {
         // A stopped engine needs no addresses.
         let _ = self.sender.send(Input::Addresses(addresses)).await;
+    }
+
+    /// Tells the engine that the host slept, or this process was stopped, for so long.
+    pub async fn resumed(&self, asleep: Duration) {
+        // A stopped engine needs not to know.
+        let _ = self.sender.send(Input::Resumed(asleep)).await;
     }
 
     /// Tells the engine where the AS is.

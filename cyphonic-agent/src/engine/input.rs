@@ -1,6 +1,7 @@
 //! What can happen to the engine.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use cyphonic_dataplane::ring::RingEvent;
 use cyphonic_proto::node::{ResolveError, Service, Target};
@@ -32,8 +33,10 @@ pub(crate) enum Input {
     RelayReset(TunnelId),
     /// An application asks for a peer.
     Resolve { target: Target, answer: oneshot::Sender<Result<Ipv6Addr, ResolveError>> },
-    /// The host's addresses changed.
+    /// The host is attached to networks in another way: its addresses now.
     Addresses(Vec<SocketAddr>),
+    /// The host slept, or this process was stopped, for so long.
+    Resumed(Duration),
     /// The cloud's names resolve, perhaps to other addresses than before.
     Cloud(Vec<SocketAddr>),
     /// The operator takes tunnels down.

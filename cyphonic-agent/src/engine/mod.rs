@@ -14,6 +14,7 @@
 //! | `report` | `cyphonic status` |
 //! | `datapath` | interface, port, eBPF programs and rings, chosen and put together |
 //! | `cards` | what network cards can do, and which give packets to the ring |
+//! | `network` | the host's networks: moves, and sleep |
 //! | `start`, `zone` | building all of it from configuration and identity |
 //! | `handle` | what DNS and the control socket see |
 //!
@@ -23,6 +24,7 @@ mod cards;
 mod datapath;
 mod handle;
 mod input;
+mod network;
 mod peers;
 mod perform;
 mod renewal;

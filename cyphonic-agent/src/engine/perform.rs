@@ -43,11 +43,13 @@ impl Engine {
                 }
             }
             Action::Punch { remotes } => self.punch(&remotes),
+            Action::Migrate => self.transport.migrate(),
             Action::InstallTunnel(tunnel) => self.install(*tunnel),
             Action::RemoveTunnel { id, close } => self.remove(id, close),
             Action::SetPath { id, remote, wire_cid } => {
                 self.ring.set_path(RingTunnel(id.0), Path { remote, wire_cid })
             }
+            Action::ExpectReset { id, from } => self.transport.mux().follow_reset(id, from),
             Action::SendControl { id, control } => {
                 let control = match control {
                     TunnelControl::Ping => Control::Ping,

@@ -1,13 +1,15 @@
 //! The loop: an input, the node's view of it, the actions that follow.
 
 use std::collections::HashMap;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::ring::{EncapRing, RingEvent};
 use cyphonic_dataplane::udp::UdpPort;
-use cyphonic_proto::node::{CachedState, Node, PeerVia, ResolveError, Service, Target, TunnelActivity};
+use cyphonic_proto::node::{
+    CachedState, Node, PeerVia, ResolveError, Routes, Service, Target, TunnelActivity,
+};
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
 use cyphonic_transport::{ClientTls, Connection, RelayedAddress, Responder, Transport};
 use tokio::sync::{mpsc, oneshot};
@@ -146,7 +148,13 @@ impl Engine {
             Input::Ring(event) => self.ring_event(now, event),
             Input::RelayReset(tunnel) => self.node.handle_relay_reset(now, tunnel),
             Input::Resolve { target, answer } => self.resolve(now, target, answer),
-            Input::Addresses(addresses) => self.node.handle_addresses(now, addresses),
+            Input::Addresses(addresses) => {
+                self.node.handle_addresses(now, &addresses, &HostRoutes(&self.port));
+            }
+            Input::Resumed(asleep) => {
+                tracing::info!(?asleep, "this host slept: connections are taken up again");
+                self.node.handle_resumed(now, asleep);
+            }
             Input::Cloud(addresses) => self.node.handle_as_addresses(now, addresses),
             Input::Reset { target, answer } => drop(answer.send(self.reset(now, target))),
             Input::Renewed { credentials, validity } => {
@@ -373,6 +381,15 @@ impl Engine {
         }
         self.transport.shutdown("the agent stops").await;
         let _ = answer.send(());
+    }
+}
+
+/// The kernel's routing tables, as the node's port is subject to them.
+struct HostRoutes<'a>(&'a UdpPort);
+
+impl Routes for HostRoutes<'_> {
+    fn source_for(&self, remote: SocketAddr) -> Option<IpAddr> {
+        self.0.source_for(remote).ok()
     }
 }
 

@@ -19,11 +19,12 @@ use tokio::task::JoinSet;
 
 use super::cards::Cards;
 use super::datapath::{Ground, Wiring};
+use super::network::{self, Followed, with_port};
 use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
 use crate::config::{CloudAddress, Config, resolve_all};
 use crate::control::report::InterfaceReport;
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
-use crate::netlink::{Netlink, NetworkWatch};
+use crate::netlink::{Netlink, NetworkWatch, far_end};
 use crate::state::{DeviceIdentity, StateDir};
 
 /// The virtual interface's MTU: what fits a path of 1,500 bytes, whatever the outer family.
@@ -74,7 +75,12 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let path = ground.build(&config.interface, &wiring)?;
 
     let udp_port = port.local_port();
-    let node = node_config(&config, &state, &netlink, &identity, &zone, udp_port).await?;
+    let mut ends = vec![interface.index];
+    ends.extend(netlink.interface(&far_end(&config.interface)).await?.map(|far| far.index));
+    let followed = Followed { overlay: prefix, interface: config.interface.clone(), ends, port: udp_port };
+    let attachment = netlink.attachment(prefix, &config.interface).await?;
+    let addresses = with_port(&attachment, udp_port);
+    let node = node_config(&config, &state, &identity, &zone, addresses)?;
     let surroundings = Surroundings {
         interface: InterfaceReport { name: config.interface.clone(), mtu: interface.mtu, up: interface.up },
         ring: path.ring_report,
@@ -102,9 +108,9 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         watchers.spawn(log.follow_log());
     }
     watchers.spawn(follow_cloud(handle.clone(), config.cloud));
-    let (listed, name) = (Arc::clone(&netlink), config.interface.clone());
-    watchers.spawn(follow_addresses(handle.clone(), listed, prefix, name, udp_port));
-    watchers.spawn(follow_cards(path.cards, Arc::clone(&netlink), prefix, config.interface.clone()));
+    watchers.spawn(network::follow(handle.clone(), Arc::clone(&netlink), followed.clone(), attachment));
+    watchers.spawn(network::follow_sleep(handle.clone()));
+    watchers.spawn(follow_cards(path.cards, Arc::clone(&netlink), followed));
     let stopping = handle.clone();
     Ok(RunningEngine {
         resolver: Arc::new(handle.clone()),
@@ -143,24 +149,18 @@ pub(super) fn credentials(device: &DeviceIdentity, identity: &Identity) -> Crede
     }
 }
 
-async fn node_config(
+fn node_config(
     config: &Config,
     state: &StateDir,
-    netlink: &Netlink,
     identity: &Identity,
     zone: &str,
-    port: u16,
+    addresses: Vec<SocketAddr>,
 ) -> Result<NodeConfig, DaemonError> {
     let cached = state.node()?.and_then(|bytes| {
         CachedState::from_bytes(&bytes)
             .inspect_err(|error| tracing::warn!(%error, "starting without cached state"))
             .ok()
     });
-    let prefix = identity.virtual_address.map(Prefix::of);
-    let addresses = match prefix {
-        Some(prefix) => addresses(netlink, prefix, &config.interface, port).await?,
-        None => Vec::new(),
-    };
     Ok(NodeConfig {
         identity: identity.clone(),
         zone: zone.to_owned(),
@@ -184,16 +184,6 @@ fn suites() -> Vec<Suite> {
     }
 }
 
-async fn addresses(
-    netlink: &Netlink,
-    prefix: Prefix,
-    own: &str,
-    port: u16,
-) -> Result<Vec<SocketAddr>, DaemonError> {
-    let candidates = netlink.candidates(prefix, own).await?;
-    Ok(candidates.into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
-}
-
 /// Looks the cloud's names up again and again: a device may boot before its network, and a cloud may move.
 async fn follow_cloud(handle: EngineHandle, cloud: Vec<CloudAddress>) {
     if cloud.iter().all(CloudAddress::is_literal) {
@@ -207,30 +197,9 @@ async fn follow_cloud(handle: EngineHandle, cloud: Vec<CloudAddress>) {
     }
 }
 
-/// Tells the engine whenever the host's addresses change.
-async fn follow_addresses(
-    handle: EngineHandle,
-    netlink: Arc<Netlink>,
-    prefix: Prefix,
-    own: String,
-    port: u16,
-) {
-    let mut watch = match NetworkWatch::start() {
-        Ok(watch) => watch,
-        Err(error) => return tracing::warn!(%error, "changes of this host's addresses will not be noticed"),
-    };
-    loop {
-        watch.changed().await;
-        match addresses(&netlink, prefix, &own, port).await {
-            Ok(addresses) => handle.set_addresses(addresses).await,
-            Err(error) => tracing::warn!(%error, "this host's addresses cannot be listed"),
-        }
-    }
-}
-
 /// Tells the packet path of the network cards, now and whenever they change.
-async fn follow_cards(mut cards: Cards, netlink: Arc<Netlink>, prefix: Prefix, own: String) {
-    let mut watch = match NetworkWatch::start() {
+async fn follow_cards(mut cards: Cards, netlink: Arc<Netlink>, followed: Followed) {
+    let mut watch = match NetworkWatch::start(followed.ends) {
         Ok(watch) => Some(watch),
         Err(error) => {
             tracing::warn!(%error, "changes of this host's network cards will not be noticed");
@@ -238,7 +207,7 @@ async fn follow_cards(mut cards: Cards, netlink: Arc<Netlink>, prefix: Prefix, o
         }
     };
     loop {
-        match netlink.cards(prefix, &own).await {
+        match netlink.cards(followed.overlay, &followed.interface).await {
             Ok(present) => {
                 let update = move || {
                     cards.update(&present);
@@ -251,7 +220,9 @@ async fn follow_cards(mut cards: Cards, netlink: Arc<Netlink>, prefix: Prefix, o
             Err(error) => tracing::warn!(%error, "this host's network cards cannot be listed"),
         }
         match &mut watch {
-            Some(watch) => watch.changed().await,
+            Some(watch) => {
+                watch.changed().await;
+            }
             // The cards live as long as this.
             None => std::future::pending().await,
         }

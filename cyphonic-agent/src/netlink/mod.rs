@@ -27,7 +27,7 @@ use tokio::{
 };
 
 pub use veth::far_end;
-pub use watch::NetworkWatch;
+pub use watch::{Change, NetworkWatch};
 
 /// The local route is there within a millisecond on an idle machine.
 const LOCAL_ROUTE_WAIT: Duration = Duration::from_secs(2);
@@ -49,6 +49,15 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+}
+
+/// How the host is attached to networks: two that differ mean that it has moved.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Attachment {
+    /// See [`Netlink::candidates`].
+    pub addresses: Vec<IpAddr>,
+    /// The interfaces that these are on.
+    links: Vec<u32>,
 }
 
 /// A network card that may carry the node's packets.
@@ -147,9 +156,20 @@ impl Netlink {
         Ok(true)
     }
 
-    /// This host's own addresses that a peer may try, best first: of interfaces that are up, other than `own`, and
-    /// never loopback, link-local, the overlay's, or one that is not usable yet.
+    /// This host's own addresses that a peer may try, best first: of interfaces that are up and have a carrier, other
+    /// than `own`, and never loopback, link-local, the overlay's, or one that is not usable yet.
+    ///
+    /// # Errors
+    /// The kernel does not list links or addresses.
     pub async fn candidates(&self, overlay: Prefix, own: &str) -> Result<Vec<IpAddr>, NetlinkError> {
+        Ok(self.attachment(overlay, own).await?.addresses)
+    }
+
+    /// How the host is attached to networks now.
+    ///
+    /// # Errors
+    /// The kernel does not list links or addresses.
+    pub async fn attachment(&self, overlay: Prefix, own: &str) -> Result<Attachment, NetlinkError> {
         let links = self.links().await?;
         let usable = |index: u32| {
             links
@@ -157,9 +177,17 @@ impl Netlink {
                 .any(|link| link.header.index == index && may_carry(link) && name_of(link) != Some(own))
         };
         let addresses = self.addresses().await?;
-        let found =
-            addresses.iter().filter(|address| usable(address.header.index)).filter_map(usable_address);
-        Ok(candidates::choose(found, overlay))
+        let found: Vec<_> = addresses
+            .iter()
+            .filter(|address| usable(address.header.index))
+            .filter_map(|address| Some((usable_address(address)?, address.header.index)))
+            .collect();
+        let addresses = candidates::choose(found.iter().map(|(address, _)| *address), overlay);
+        let carries = |(address, _): &&(IpAddr, u32)| addresses.contains(&address.to_canonical());
+        let mut links: Vec<_> = found.iter().filter(carries).map(|(_, index)| *index).collect();
+        links.sort_unstable();
+        links.dedup();
+        Ok(Attachment { addresses, links })
     }
 
     /// The network cards of this host that have one of the [`candidates`](Self::candidates): hardware, and ends of virtual
@@ -209,9 +237,10 @@ fn is_local(route: &RouteMessage, address: Ipv6Addr) -> bool {
     route.header.kind == RouteType::Local && route.attributes.contains(&destination)
 }
 
-/// Whether it is up and leads anywhere.
+/// Whether it is up, has a carrier as far as the driver can tell (RFC 2863's operational state), and leads anywhere.
 fn may_carry(link: &LinkMessage) -> bool {
-    link.header.flags.contains(LinkFlags::Up) && !link.header.flags.contains(LinkFlags::Loopback)
+    link.header.flags.contains(LinkFlags::Up | LinkFlags::Running)
+        && !link.header.flags.contains(LinkFlags::Loopback)
 }
 
 /// Hardware has no kind.

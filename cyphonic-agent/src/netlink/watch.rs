@@ -1,9 +1,21 @@
 //! Notices that the host's addresses, links or routes changed: it roamed, or a cable was pulled.
+//!
+//! Packets are lost from the moment of the change until somebody acts on it, so the first message of a burst is reported
+//! at once. Those that follow are merged, over pauses that double for as long as the burst goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::StreamExt;
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    route::{RouteAttribute, RouteMessage, RouteType},
+};
 use rtnetlink::{
     MulticastGroup,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -11,28 +23,49 @@ use rtnetlink::{
 use tokio::{
     sync::Notify,
     task::JoinSet,
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep_until},
 };
 
 use super::NetlinkError;
 
-/// One change of network is a burst of messages; the burst's end is what counts.
-const QUIET: Duration = Duration::from_millis(100);
+/// Between two reports of a burst, at first: the kernel follows up an address with its routes within a millisecond.
+const MERGE: Duration = Duration::from_millis(4);
 
-/// A host whose addresses never stop changing is still told of.
-const MAX_DELAY: Duration = Duration::from_secs(1);
+/// And at last: a host whose network never stops changing is told of twice a second.
+const MERGE_MOST: Duration = Duration::from_millis(500);
 
-/// A source of "something changed": what, one reads from [`super::Netlink::candidates`].
+/// After this long without a change the next one is a new burst.
+const BURST: Duration = Duration::from_secs(2);
+
+/// What changed, as far as it matters how to look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Change {
+    /// A route came or went. Links and addresses one compares with what they were (the kernel repeats itself whenever a
+    /// router does); a route that was replaced by another to the same place looks as before, and may lead elsewhere.
+    pub routes: bool,
+}
+
+/// A source of "something changed": what, one reads from [`super::Netlink::attachment`].
 #[derive(Debug)]
 pub struct NetworkWatch {
-    changed: Arc<Notify>,
+    seen: Arc<Seen>,
+    pace: Pace,
     // Aborts its tasks when dropped.
     _tasks: JoinSet<()>,
 }
 
+#[derive(Debug, Default)]
+struct Seen {
+    changed: Notify,
+    routes: AtomicBool,
+}
+
 impl NetworkWatch {
-    /// Subscribes. Needs a tokio runtime.
-    pub fn start() -> Result<Self, NetlinkError> {
+    /// Subscribes to all but the interfaces of these numbers: the overlay's own. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// No netlink socket can be had.
+    pub fn start(own: Vec<u32>) -> Result<Self, NetlinkError> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -42,48 +75,121 @@ impl NetworkWatch {
         ];
         let (connection, _, mut messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Connect)?;
-        let changed = Arc::new(Notify::new());
+        let seen = Arc::<Seen>::default();
         let mut tasks = JoinSet::new();
         tasks.spawn(connection);
-        let notify = changed.clone();
-        // Drains the channel at once and keeps one bit, so that a flood of messages costs no memory.
+        let noted = seen.clone();
+        // Drains the channel at once and keeps two bits, so that a flood of messages costs no memory.
         tasks.spawn(async move {
             while let Some((message, _)) = messages.next().await {
-                if is_change(&message) {
-                    notify.notify_one();
+                let Some(change) = change_in(&message, &own) else { continue };
+                if change.routes {
+                    noted.routes.store(true, Ordering::Relaxed);
                 }
+                noted.changed.notify_one();
             }
         });
-        Ok(Self { changed, _tasks: tasks })
+        Ok(Self { seen, pace: Pace::default(), _tasks: tasks })
     }
 
-    /// Returns after the next change, once it has been quiet for a moment.
-    pub async fn changed(&mut self) {
-        self.changed.notified().await;
-        let deadline = Instant::now() + MAX_DELAY;
-        loop {
-            tokio::select! {
-                () = sleep(QUIET) => return,
-                again = timeout_at(deadline, self.changed.notified()) => {
-                    if again.is_err() {
-                        return;
-                    }
-                }
-            }
+    /// Returns at once after the first change, and for those that follow at the pace of [`MERGE`].
+    pub async fn changed(&mut self) -> Change {
+        self.seen.changed.notified().await;
+        if let Some(at) = self.pace.report(Instant::now()) {
+            sleep_until(at).await;
         }
+        Change { routes: self.seen.routes.swap(false, Ordering::Relaxed) }
     }
 }
 
-fn is_change(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-    matches!(
-        &message.payload,
-        NetlinkPayload::InnerMessage(
-            RouteNetlinkMessage::NewLink(_)
-                | RouteNetlinkMessage::DelLink(_)
-                | RouteNetlinkMessage::NewAddress(_)
-                | RouteNetlinkMessage::DelAddress(_)
-                | RouteNetlinkMessage::NewRoute(_)
-                | RouteNetlinkMessage::DelRoute(_)
-        )
-    )
+/// When reports may be made.
+#[derive(Debug, Default)]
+struct Pace {
+    last: Option<Instant>,
+    /// Reports in this burst.
+    reports: u32,
+}
+
+impl Pace {
+    /// There is something to report; how long to wait with it.
+    fn report(&mut self, now: Instant) -> Option<Instant> {
+        let due = match self.last {
+            Some(last) if now < last + BURST => {
+                let merge = MERGE.saturating_mul(1 << self.reports.min(10)).min(MERGE_MOST);
+                self.reports = self.reports.saturating_add(1);
+                (last + merge).max(now)
+            }
+            Some(_) | None => {
+                self.reports = 0;
+                now
+            }
+        };
+        self.last = Some(due);
+        (due > now).then_some(due)
+    }
+}
+
+fn change_in(message: &NetlinkMessage<RouteNetlinkMessage>, own: &[u32]) -> Option<Change> {
+    let foreign = |index: u32| !own.contains(&index);
+    let routes = match &message.payload {
+        NetlinkPayload::InnerMessage(message) => match message {
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
+                if foreign(link.header.index) =>
+            {
+                false
+            }
+            RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address)
+                if foreign(address.header.index) =>
+            {
+                false
+            }
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)
+                if leads_out(route, own) =>
+            {
+                true
+            }
+            _ => return None,
+        },
+        // The kernel had to drop messages: whatever they said.
+        NetlinkPayload::Overrun(_) => true,
+        _ => return None,
+    };
+    Some(Change { routes })
+}
+
+/// Routes to the host's own addresses come and go with those.
+fn leads_out(route: &RouteMessage, own: &[u32]) -> bool {
+    let through_own = route.attributes.iter().any(|attribute| match attribute {
+        RouteAttribute::Oif(index) => own.contains(index),
+        _ => false,
+    });
+    let to_others = !matches!(
+        route.header.kind,
+        RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast
+    );
+    to_others && !through_own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_change_is_reported_at_once_and_a_burst_ever_more_rarely() {
+        let start = Instant::now();
+        let mut pace = Pace::default();
+        assert_eq!(pace.report(start), None);
+        let (mut now, mut waits) = (start, Vec::new());
+        for _ in 0..12 {
+            now += Duration::from_millis(1);
+            let at = pace.report(now).unwrap_or(now);
+            waits.push(at - now);
+            now = at;
+        }
+        assert!(waits[0] < MERGE, "{waits:?}");
+        assert!(waits.windows(2).all(|pair| pair[0] <= pair[1]), "{waits:?}");
+        assert!(waits[11] <= MERGE_MOST && waits[11] > MERGE_MOST / 2, "{waits:?}");
+        assert_eq!(pace.report(now + BURST), None, "a new burst");
+        assert_eq!(pace.report(now + BURST * 3), None);
+    }
 }

@@ -77,14 +77,56 @@ fn candidates_are_the_hosts_own_usable_addresses() {
 }
 
 #[test]
-fn a_new_address_is_noticed() {
+fn what_matters_is_noticed_and_what_is_the_overlays_own_is_not() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
         ip("link add up0 type veth peer name up1");
-        let mut watch = NetworkWatch::start().unwrap();
-        ip("addr add 198.51.100.7/24 dev up0");
-        tokio::time::timeout(Duration::from_secs(10), watch.changed()).await.expect("a change");
+        ip("link add cyph0 type veth peer name cyph1");
+        ip("link set up0 up");
+        ip("link set up1 up");
+        let netlink = Netlink::connect().unwrap();
+        let mut own = Vec::new();
+        for name in ["cyph0", "cyph1"] {
+            own.push(netlink.interface(name).await.unwrap().expect("was made").index);
+        }
+        let mut watch = NetworkWatch::start(own).unwrap();
+        let mut known = netlink.attachment(PREFIX.parse().unwrap(), "cyph0").await.unwrap();
+        assert!(known.addresses.is_empty());
+        // Each of these in turn, however the kernel words it.
+        let changes = [
+            ("addr add 198.51.100.7/24 dev up0", true),
+            ("addr add 2001:db8::5/64 dev up0 nodad", true),
+            ("addr del 198.51.100.7/24 dev up0", true),
+            ("link set up1 down", true),
+            ("link set up1 up", true),
+            ("route add default via 2001:db8::1 dev up0", false),
+            ("route replace default via 2001:db8::2 dev up0", false),
+            ("link set up0 down", true),
+        ];
+        for (change, attachment) in changes {
+            ip(change);
+            let mut routes = false;
+            let seen = async {
+                loop {
+                    routes |= watch.changed().await.routes;
+                    let now = netlink.attachment(PREFIX.parse().unwrap(), "cyph0").await.unwrap();
+                    if attachment && now != known {
+                        known = now;
+                        return;
+                    }
+                    if !attachment && routes {
+                        return;
+                    }
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), seen).await.expect(change);
+        }
+        // What is left of the burst.
+        while tokio::time::timeout(Duration::from_secs(3), watch.changed()).await.is_ok() {}
+        ip("addr add 10.9.9.9/24 dev cyph0");
+        ip("link set cyph0 up");
+        ip("route add 10.8.0.0/16 dev cyph0");
         let quiet = tokio::time::timeout(Duration::from_millis(500), watch.changed()).await;
-        assert!(quiet.is_err(), "one burst is one change");
+        assert!(quiet.is_err(), "the overlay's own interface is none of the host's networks");
     });
 }
 

@@ -125,8 +125,8 @@ impl Management {
                     self.nms.handle_disconnected(now, channel);
                 }
             }
-            // Nobody reads DATAGRAMs of these connections.
-            Event::Datagram(..) => {}
+            // Nobody reads DATAGRAMs of these connections, nor asks for proofs.
+            Event::Datagram(..) | Event::Proved(..) => {}
         }
     }
 

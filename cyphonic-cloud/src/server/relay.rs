@@ -22,8 +22,8 @@ use crate::config::Config;
 use crate::pki;
 use crate::register::{DeviceRecord, Register};
 
-/// How often devices' addresses are looked at: a NAT that rebinds breaks a relayed tunnel for this long at most,
-/// after QUIC has validated the new path.
+/// How often devices' addresses are looked at, apart from when they ask something: a NAT that rebinds breaks a relayed
+/// tunnel for this long at most, and two round trips.
 const LOOK_FOR_MOVES: Duration = Duration::from_secs(1);
 
 /// How often the worker's counters tell which legs are in use: well below the machine's idle limit.
@@ -127,13 +127,13 @@ impl RelayControl {
                     let path = self.path(channel, remote);
                     self.trs.handle_connected(now, channel, identity, path);
                 }
-                if self.follow(now, channel) {
+                if self.follow(channel) {
                     let exchange = self.sessions.expect_answer(responder);
                     self.trs.handle_request(now, channel, exchange, message);
                 }
             }
             Event::Datagram(channel, datagram) => {
-                if self.follow(now, channel) {
+                if self.follow(channel) {
                     self.trs.handle_datagram(now, channel, &datagram);
                 }
             }
@@ -145,18 +145,31 @@ impl RelayControl {
                     }
                 }
             }
-            // A TRS asks nothing.
+            Event::Proved(channel, remote) => {
+                if self.sessions.proved(channel, remote) {
+                    let path = self.path(channel, remote);
+                    tracing::debug!(%remote, "a device has moved: its legs follow");
+                    self.trs.handle_moved(now, channel, path);
+                }
+            }
+            // A TRS asks nothing else.
             Event::Answered(..) => {}
         }
     }
 
-    /// Tells the machine if the device has moved; false if the device is gone.
-    fn follow(&mut self, now: Instant, channel: Channel) -> bool {
+    /// Looks whether the device is seen elsewhere; false if the device is gone.
+    fn follow(&mut self, channel: Channel) -> bool {
         if let Some(remote) = self.sessions.moved(channel) {
-            let path = self.path(channel, remote);
-            self.trs.handle_moved(now, channel, path);
+            self.seen_elsewhere(channel, remote);
         }
         self.sessions.contains(channel)
+    }
+
+    /// Legs follow when the device proves that it is there: until then whoever repeats its packets from another's address
+    /// would turn what it receives on that one.
+    fn seen_elsewhere(&mut self, channel: Channel, remote: SocketAddr) {
+        self.trs.handle_seen(channel, remote);
+        self.sessions.ask_for_proof(channel);
     }
 
     /// Where a device is, and by which of our addresses it reaches us: its NAT lets in no other.
@@ -177,10 +190,8 @@ impl RelayControl {
     }
 
     fn look_for_moves(&mut self) {
-        let now = Instant::now();
         for (channel, remote) in self.sessions.all_moved() {
-            let path = self.path(channel, remote);
-            self.trs.handle_moved(now, channel, path);
+            self.seen_elsewhere(channel, remote);
         }
     }
 

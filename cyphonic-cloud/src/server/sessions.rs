@@ -13,8 +13,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use cyphonic_proto::{Channel, ExchangeId, Identity, Message};
-use cyphonic_transport::{Connection, Responder};
+use cyphonic_proto::{Channel, ExchangeId, Identity, Message, message::ObservationRequest};
+use cyphonic_transport::{Connection, ExchangeError, Responder};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -25,6 +25,9 @@ const QUEUE: usize = 4_096;
 
 /// Connections of one device that have not spoken yet: as many as it dials at once.
 const SILENT: usize = 8;
+
+/// How often a device is asked where it is, each time for as long as an exchange may take.
+const PROOFS: u32 = 4;
 
 /// What happened on the connections of one service.
 pub(super) enum Event {
@@ -43,6 +46,8 @@ pub(super) enum Event {
     },
     /// It answered our request, or will not.
     Answered(ExchangeId, Result<Message, String>),
+    /// It received what was sent to where it was seen, and nowhere else.
+    Proved(Channel, SocketAddr),
 }
 
 /// Where connections enter a service.
@@ -109,6 +114,8 @@ struct Session {
     identity: Identity,
     remote: SocketAddr,
     readers: Vec<AbortHandle>,
+    /// Where it is asked for a proof that it is.
+    proving: Option<SocketAddr>,
     /// Whether the machine knows it.
     introduced: bool,
 }
@@ -152,7 +159,10 @@ impl Sessions {
             let datagrams = read_datagrams(channel, connection.clone(), self.events.clone());
             readers.push(tokio::spawn(datagrams).abort_handle());
         }
-        self.sessions.insert(channel, Session { connection, identity, remote, readers, introduced: false });
+        self.sessions.insert(
+            channel,
+            Session { connection, identity, remote, readers, proving: None, introduced: false },
+        );
         let silent = self.silent.entry(fqdn).or_default();
         silent.push_back(channel);
         if silent.len() > SILENT
@@ -263,7 +273,8 @@ impl Sessions {
         }
     }
 
-    /// Whether this device's address is another than it was, and which.
+    /// Whether this device is seen at another address than it was, and at which. Its packets come from there, or somebody
+    /// repeats them from there.
     pub(super) fn moved(&mut self, channel: Channel) -> Option<SocketAddr> {
         let session = self.sessions.get_mut(&channel)?;
         let remote = session.connection.remote_address();
@@ -274,10 +285,47 @@ impl Sessions {
         Some(remote)
     }
 
-    /// All devices whose address is another than it was. QUIC does not tell, so somebody has to look.
+    /// All devices that are seen at another address than they were. QUIC does not tell, so somebody has to look.
     pub(super) fn all_moved(&mut self) -> Vec<(Channel, SocketAddr)> {
         let channels: Vec<Channel> = self.sessions.keys().copied().collect();
         channels.into_iter().filter_map(|channel| Some((channel, self.moved(channel)?))).collect()
+    }
+
+    /// Asks a device for a proof that it receives where it is seen; [`Event::Proved`] brings it. QUIC validates a new path
+    /// by itself (RFC 9000 §9.3), but does not tell either; meanwhile it sends nowhere else. So any answer, be it a refusal,
+    /// is the proof.
+    pub(super) fn ask_for_proof(&mut self, channel: Channel) {
+        let Some(session) = self.sessions.get_mut(&channel) else { return };
+        let remote = session.connection.remote_address();
+        if session.proving.replace(remote) == Some(remote) {
+            return;
+        }
+        let (connection, events) = (session.connection.clone(), self.events.clone());
+        tokio::spawn(async move {
+            let question = Message::ObservationRequest(ObservationRequest {});
+            for _ in 0..PROOFS {
+                let answer = connection.open_exchange(&question).await;
+                if connection.remote_address() != remote
+                    || matches!(answer, Err(ExchangeError::Connection(_)))
+                {
+                    return;
+                }
+                if answer.is_ok() {
+                    // The service's end is the process's end.
+                    let _ = events.send(Event::Proved(channel, remote)).await;
+                    return;
+                }
+            }
+        });
+    }
+
+    /// The device was there when it answered; whether it is still seen there.
+    pub(super) fn proved(&mut self, channel: Channel, remote: SocketAddr) -> bool {
+        let Some(session) = self.sessions.get_mut(&channel) else { return false };
+        if session.proving == Some(remote) {
+            session.proving = None;
+        }
+        session.remote == remote
     }
 
     /// The connections that a change of the register does away with.

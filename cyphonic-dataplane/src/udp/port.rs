@@ -11,6 +11,7 @@ use quinn_udp::{EcnCodepoint, UdpSockRef, UdpSocketState};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::pinned::PinnedSends;
 use super::{PortGroup, RecvBatch, Transmit, canonical};
 
 /// Bytes wanted for the kernel's buffers, as wireguard-go asks for: seven milliseconds at 10 Gbit/s.
@@ -51,6 +52,7 @@ pub struct Woken {
 pub struct UdpPort {
     socket: Socket,
     state: UdpSocketState,
+    pinned: PinnedSends,
     /// Segments per send: see [`UdpPort::send_counted`] for when it drops to one.
     gso_segments: AtomicUsize,
     local: SocketAddr,
@@ -127,12 +129,14 @@ impl UdpPort {
         enlarge_buffers(&socket);
         socket.bind(&address.into())?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        let pinned = PinnedSends::new(&socket)?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
         let waker = Arc::new(rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let gso_segments = AtomicUsize::new(state.max_gso_segments());
         Ok(Self {
             socket,
             state,
+            pinned,
             gso_segments,
             local: canonical(local),
             ipv6: local.is_ipv6(),
@@ -261,7 +265,10 @@ impl UdpPort {
             segment_size: (contents.len() > segment).then_some(segment),
             src_ip: transmit.src_ip.filter(|ip| ip.is_ipv4() == transmit.dest.is_ipv4()),
         };
-        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+        match transmit.src_ip {
+            None => self.state.try_send(UdpSockRef::from(&self.socket), &transmit),
+            Some(_) => self.pinned.send(&self.socket, &transmit, &self.state),
+        }
     }
 
     /// Bytes that one system call may take: whole segments, or a single one of any size.

@@ -277,3 +277,20 @@ fn a_group_of_sockets_shares_one_port_and_nobody_else_does() {
     drop(group);
     UdpPort::bind_group(port, 1).unwrap();
 }
+
+#[test]
+fn what_cannot_leave_from_the_named_address_leaves_from_another_and_keeps_its_ecn_field() {
+    let (a, b) = (UdpPort::bind(0).expect("a"), UdpPort::bind(0).expect("b"));
+    let gone: [IpAddr; 2] = ["192.0.2.55".parse().expect("v4"), "2001:db8::55".parse().expect("v6")];
+    let homes: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    for (dest, (gone, home)) in
+        [v4(b.local_port()), v6(b.local_port())].into_iter().zip(gone.into_iter().zip(homes))
+    {
+        for src_ip in [Some(gone), Some(home), None, Some(gone)] {
+            let transmit = Transmit { src_ip, ecn: Some(2), ..Transmit::new(dest, b"moved") };
+            a.send(&transmit).expect("sent all the same");
+            let datagram = receive(&b, 1).remove(0);
+            assert_eq!((datagram.from.ip(), datagram.ecn), (home, Some(2)), "{dest} from {src_ip:?}");
+        }
+    }
+}

@@ -182,6 +182,9 @@ pub enum Action {
         /// Where to.
         remotes: Vec<SocketAddr>,
     },
+    /// The host's addresses or routes have changed: every connection sends at once, from wherever the host now sends, and
+    /// with a connection ID that was not used before (RFC 9000 §9).
+    Migrate,
     /// Give the tunnel to the dataplane. It is in place when the next action is carried out.
     InstallTunnel(Box<TunnelParameters>),
     /// Take the tunnel from the dataplane.
@@ -199,6 +202,13 @@ pub enum Action {
         remote: SocketAddr,
         /// What stands on the wire.
         wire_cid: ConnectionId,
+    },
+    /// The tunnel's relay is reached at this address now: its stateless resets come from there.
+    ExpectReset {
+        /// The tunnel.
+        id: TunnelId,
+        /// The relay.
+        from: SocketAddr,
     },
     /// Send a control packet through the tunnel.
     SendControl {

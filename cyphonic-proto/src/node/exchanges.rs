@@ -64,11 +64,16 @@ impl Node {
         exchange: ExchangeId,
         answer: Result<Message, String>,
     ) {
-        let Some(Exchange { purpose, .. }) = self.take_exchange(exchange) else { return };
+        let Some(Exchange { service, purpose }) = self.take_exchange(exchange) else { return };
         match purpose {
             Purpose::Login => self.login_answered(now, answer),
             Purpose::Register => self.registration_answered(now, answer),
-            Purpose::Observe { server } => self.observation_answered(now, server, answer),
+            Purpose::Observe { server } => {
+                if answer.is_ok() {
+                    self.followed(&service);
+                }
+                self.observation_answered(now, server, answer);
+            }
             Purpose::Direction { peer } => self.direction_answered(now, peer, answer),
             Purpose::Binding { setup } => self.binding_answered(now, setup, answer),
             Purpose::Restore { tunnel } => self.restore_answered(now, tunnel, exchange, answer),

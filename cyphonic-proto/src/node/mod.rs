@@ -16,6 +16,7 @@ pub mod cache;
 pub mod config;
 mod exchanges;
 mod liveness;
+mod moves;
 mod peer_exchange;
 mod peers;
 mod registration;
@@ -31,6 +32,7 @@ pub use action::{
 };
 pub use cache::{CachedState, DamagedCache, Relay};
 pub use config::{NodeConfig, Timing};
+pub use moves::Routes;
 pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
 
 use crate::{
@@ -50,7 +52,7 @@ use setup::Setup;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{Ipv6Addr, SocketAddr},
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tunnels::Tunnel;
 
@@ -196,9 +198,15 @@ impl Node {
         self.unknown_destination(now, dst);
     }
 
-    /// The node's own addresses, where they changed.
-    pub fn handle_addresses(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
-        self.addresses_changed(now, addresses);
+    /// The host is attached to networks in another way than before: these are its own addresses now, and `routes` says
+    /// what they reach. To be told of every change, however many come at once.
+    pub fn handle_addresses(&mut self, now: Instant, addresses: &[SocketAddr], routes: &dyn Routes) {
+        self.moved(now, addresses, routes);
+    }
+
+    /// The host slept, or this process was stopped, for so long, whatever its clock says.
+    pub fn handle_resumed(&mut self, now: Instant, asleep: Duration) {
+        self.resumed(now, asleep);
     }
 
     /// Where the AS is, where that was found out only now or has changed: its name resolves anew.

@@ -133,7 +133,10 @@ impl Node {
             other => Err(unexpected("NMS", other)),
         };
         match outcome {
-            Ok(()) => self.registered(now),
+            Ok(()) => {
+                self.followed(&Service::Nms);
+                self.registered(now);
+            }
             Err(reason) => self.service_broken(now, &Service::Nms, &reason),
         }
     }
@@ -146,13 +149,18 @@ impl Node {
         self.timers.clear(&Timer::Register);
     }
 
-    pub(super) fn addresses_changed(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
-        let addresses = canonical(&addresses);
-        if self.stopped || addresses == self.registration.addresses {
-            return;
-        }
-        self.registration.addresses = addresses;
-        self.network_changed(now);
+    /// What was seen of the node elsewhere says nothing of it here.
+    pub(super) fn addresses_changed(&mut self, addresses: &[SocketAddr]) {
+        self.registration.addresses = canonical(addresses);
+        self.registration.observations.clear();
+        // Elsewhere, what failed may work.
+        self.forgive_routes();
+    }
+
+    /// Registers, though there may be no news but where from.
+    pub(super) fn register_again(&mut self, now: Instant) {
+        self.registration.told = None;
+        self.register(now);
     }
 
     pub(super) fn trs_connected(&mut self, now: Instant, name: &str) {
@@ -162,6 +170,7 @@ impl Node {
             let message = Message::ObservationRequest(ObservationRequest {});
             self.request(now, service, Purpose::Observe { server }, message);
         }
+        self.follow_relay(name);
         self.restore_legs(now, name);
         self.bind_waiting(now, name);
     }

@@ -15,6 +15,8 @@ pub(super) struct Slot {
     pub(super) remote: Option<SocketAddr>,
     pub(super) since: Instant,
     pub(super) backoff: Backoff,
+    /// Whether the host had a route to any of the addresses when it last said.
+    pub(super) reachable: bool,
     pub(super) last_error: Option<String>,
     /// Of resets, which anybody may repeat: ever fewer are believed, from this time on.
     resets: Backoff,
@@ -32,8 +34,10 @@ impl Node {
         let slot = self.services.entry(service.clone()).or_insert_with(|| Slot::new(now));
         slot.addresses = addresses.to_vec();
         slot.name = name.into();
-        if slot.state == ServiceState::Unwanted {
-            self.connect(now, service);
+        match slot.state {
+            ServiceState::Unwanted if slot.reachable => self.connect(now, service),
+            ServiceState::Unwanted => self.wait(now, &service, "this host has no route to it"),
+            ServiceState::Connecting | ServiceState::Connected | ServiceState::Waiting { .. } => {}
         }
     }
 
@@ -41,8 +45,9 @@ impl Node {
     /// down is asked all the time.
     pub(super) fn hurry(&mut self, now: Instant, service: &Service) {
         let least = self.config.timing.backoff_least * 2;
-        let waiting =
-            |slot: &Slot| matches!(slot.state, ServiceState::Waiting { .. }) && slot.since + least <= now;
+        let waiting = |slot: &Slot| {
+            matches!(slot.state, ServiceState::Waiting { .. }) && slot.reachable && slot.since + least <= now
+        };
         if self.services.get(service).is_some_and(waiting) {
             self.connect(now, service.clone());
         }
@@ -80,6 +85,9 @@ impl Node {
             ServiceState::Connected => "is connected",
             ServiceState::Waiting { .. } => "cannot be reached",
         };
+        if !slot.reachable {
+            return format!("{service} {state}: this host has no route to it");
+        }
         match &slot.last_error {
             Some(error) if slot.state != ServiceState::Connected => format!("{service} {state}: {error}"),
             _ => format!("{service} {state}"),
@@ -141,8 +149,7 @@ impl Node {
                     slot.resets.reset();
                 }
                 slot.believes_from = Some(now + slot.resets.next(RESET_LEAST, RESET_MOST, &mut self.rng));
-                self.connection_lost(now, service, "it has restarted");
-                self.connect(now, service.clone());
+                self.replace_connection(now, service, "it has restarted");
             }
             // What was sent before the service was there again is repeated only after a while.
             ServiceState::Connecting | ServiceState::Waiting { .. } => {
@@ -157,12 +164,20 @@ impl Node {
     pub(super) fn service_due(&mut self, now: Instant, service: &Service) {
         let Some(slot) = self.services.get(service) else { return };
         match slot.state {
+            // Without a route a dial cannot but fail; one that comes ends the wait.
+            ServiceState::Waiting { .. } if !slot.reachable => {
+                self.timers.set(Timer::Service(service.clone()), now + self.config.timing.backoff_most);
+            }
             ServiceState::Waiting { .. } => self.connect(now, service.clone()),
             ServiceState::Connecting => {
                 let reason = format!("no connection within {:?}", self.config.timing.connect);
                 self.service_broken(now, service, &reason);
             }
-            ServiceState::Unwanted | ServiceState::Connected => {}
+            // Only a move sets a connection a time.
+            ServiceState::Connected => {
+                self.replace_connection(now, service, "it did not answer since this host moved");
+            }
+            ServiceState::Unwanted => {}
         }
     }
 
@@ -174,7 +189,13 @@ impl Node {
         }
     }
 
-    fn connect(&mut self, now: Instant, service: Service) {
+    /// Dials a service that is connected, or seems to be: the connection is the shell's to keep until the new one stands.
+    pub(super) fn replace_connection(&mut self, now: Instant, service: &Service, reason: &str) {
+        self.connection_lost(now, service, reason);
+        self.connect(now, service.clone());
+    }
+
+    pub(super) fn connect(&mut self, now: Instant, service: Service) {
         let Some(slot) = self.services.get_mut(&service) else { return };
         slot.enter(now, ServiceState::Connecting);
         let (addresses, name) = (slot.addresses.clone(), slot.name.clone());
@@ -193,13 +214,17 @@ impl Node {
             Service::Trs(_) | Service::As | Service::Nms => timing.backoff_most,
         };
         let Some(slot) = self.services.get_mut(service) else { return };
-        let until = now + slot.backoff.next(timing.backoff_least.min(most), most, &mut self.rng);
+        let wait = match slot.reachable {
+            true => slot.backoff.next(timing.backoff_least.min(most), most, &mut self.rng),
+            false => most,
+        };
+        let until = now + wait;
         slot.enter(now, ServiceState::Waiting { until });
         slot.last_error = Some(crate::message::bounded(reason));
-        let failures = slot.backoff.failures();
+        let (failures, reachable) = (slot.backoff.failures(), slot.reachable);
         self.timers.set(Timer::Service(service.clone()), until);
         self.changed();
-        if *service == Service::Nms && failures % NMS_FAILURES_BEFORE_LOGIN == 0 {
+        if *service == Service::Nms && reachable && failures % NMS_FAILURES_BEFORE_LOGIN == 0 {
             // It may have moved: the AS knows.
             self.want_login(now);
         }
@@ -232,6 +257,7 @@ impl Slot {
             remote: None,
             since: now,
             backoff: Backoff::default(),
+            reachable: true,
             last_error: None,
             resets: Backoff::default(),
             believes_from: None,

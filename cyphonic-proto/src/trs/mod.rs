@@ -35,6 +35,7 @@ use leg::Leg;
 use rand::{SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
     time::Instant,
 };
 use ticket::Holder;
@@ -63,6 +64,8 @@ struct Node {
     /// SHA-256 of its public key.
     key: [u8; 32],
     path: NodePath,
+    /// Where its last packets came from, whether it is there or not.
+    seen: SocketAddr,
     /// The node's legs by the context of their DATAGRAMs.
     contexts: BTreeMap<u64, ConnectionId>,
 }
@@ -121,16 +124,25 @@ impl Trs {
             fqdn: identity.fqdn,
             key: identity.spki_sha256,
             path: path.canonical(),
+            seen: path.canonical().remote,
             contexts: BTreeMap::new(),
         };
         self.nodes.insert(channel, node);
     }
 
-    /// A node's connection moved to another path, which QUIC has validated: its legs follow.
+    /// A node's packets come from another address. Until it has proved to be there, the node alone is told, as an
+    /// observation.
+    pub fn handle_seen(&mut self, channel: Channel, from: SocketAddr) {
+        if let Some(node) = self.nodes.get_mut(&channel) {
+            node.seen = endpoint::canonical(from);
+        }
+    }
+
+    /// A node's connection moved to another path, at whose end the node has proved to be: its legs follow.
     pub fn handle_moved(&mut self, _now: Instant, channel: Channel, path: NodePath) {
         let path = path.canonical();
         let Some(node) = self.nodes.get_mut(&channel).filter(|node| node.path != path) else { return };
-        node.path = path;
+        (node.path, node.seen) = (path, path.remote);
         let legs: Vec<_> = node.contexts.values().copied().collect();
         for cid in legs {
             if let Some(leg) = self.legs.get_mut(&cid) {
@@ -220,7 +232,7 @@ impl Trs {
 
     fn observe(&self, channel: Channel) -> Result<Message, Refusal> {
         let node = self.nodes.get(&channel).ok_or_else(not_connected)?;
-        let observed = Some(endpoint::to_wire(node.path.remote));
+        let observed = Some(endpoint::to_wire(node.seen));
         Ok(Message::ObservationResponse(ObservationResponse { observed }))
     }
 

@@ -174,6 +174,8 @@ fn a_moved_node_takes_its_bindings_along() {
     let [(a, _), (b, _)] = bench.pair();
     bench.trs.handle_moved(bench.now, Channel(0), path(0));
     assert_eq!(bench.actions(), [], "not moved at all");
+    bench.trs.handle_seen(Channel(0), path(77).remote);
+    assert_eq!(bench.actions(), [], "whoever repeats its packets from elsewhere moves nothing");
     bench.trs.handle_moved(bench.now, Channel(0), path(77));
     let expected = [
         Action::Insert { cid: a, from: path(1), to: path(77), real_cid: cid(10) },

@@ -324,7 +324,9 @@ impl World {
                 Service::Nms => Victim::Nms,
                 Service::Trs(_) => Victim::Trs,
             };
-            !self.cut_off.contains(&Victim::Device(conn.device)) && !self.cut_off.contains(&service)
+            let uplinks = &self.hosts[conn.device].uplinks;
+            let routed = uplinks.iter().any(|uplink| uplink.own.is_ipv4() == conn.server.is_ipv4());
+            routed && !self.cut_off.contains(&Victim::Device(conn.device)) && !self.cut_off.contains(&service)
         })
     }
 

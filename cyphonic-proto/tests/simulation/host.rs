@@ -205,11 +205,14 @@ impl World {
                 let state = CachedState::from_bytes(&state.to_bytes()).unwrap();
                 self.hosts.get_mut(name).unwrap().cached = Some(state);
             }
-            Action::CancelRequest { .. } | Action::StatusChanged => {}
+            Action::Migrate => self.migrate(name),
+            // Whose resets are believed one sees from the tunnel's present path here.
+            Action::ExpectReset { .. } | Action::CancelRequest { .. } | Action::StatusChanged => {}
         }
     }
 
     fn open(&mut self, name: &'static str, service: Service) {
+        self.connects += 1;
         let life = self.hosts[name].life;
         let host = self.hosts.get_mut(name).unwrap();
         // IPv4 first, where the device has it.

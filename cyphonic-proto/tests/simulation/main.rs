@@ -1,7 +1,7 @@
 //! Whole networks under virtual time: real node, NMS and TRS machines, joined by a simulated network.
 //!
 //! `net` has NATs and firewalls, `world` the clock, the event queue and the faults, `cloud` the services' shells, `host`
-//! a device's shell and its dataplane. Every message passes through the codec. Whatever the scenario, `world` checks
+//! a device's shell and its dataplane, `moves` what it is to move. Every message passes through the codec. Whatever the scenario, `world` checks
 //! what must always hold: no two tunnels share a key, and an address is answered only with a tunnel in place.
 
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected should stop there")]
@@ -9,6 +9,7 @@
 mod cloud;
 mod faults;
 mod host;
+mod moves;
 mod net;
 mod relay_restarts;
 mod restarts;

@@ -10,9 +10,9 @@ use cyphonic_proto::{ConnectionId, TunnelId, node::Service};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
-const STEP: Duration = Duration::from_millis(20);
+pub(crate) const STEP: Duration = Duration::from_millis(20);
 
-fn relayed_pair() -> World {
+pub(crate) fn relayed_pair() -> World {
     let mut world = World::new(3);
     // Nobody finds out by a lost connection before this.
     world.unnoticed = 14 * SECOND;
@@ -26,13 +26,18 @@ fn relayed_pair() -> World {
 }
 
 /// The tunnels of a device, with their connection IDs on the wire.
-fn tunnels(world: &World, name: &str) -> Vec<(TunnelId, ConnectionId)> {
+pub(crate) fn tunnels(world: &World, name: &str) -> Vec<(TunnelId, ConnectionId)> {
     let one = |tunnel: &Installed| (tunnel.parameters.id, tunnel.parameters.wire_cid);
     world.hosts[name].tunnels.values().map(one).collect()
 }
 
 /// One sends a packet every 20 ms for so long; when each was sent, since `start`, of those that got lost.
-fn stream(world: &mut World, from: &'static str, to: &'static str, length: Duration) -> Vec<Duration> {
+pub(crate) fn stream(
+    world: &mut World,
+    from: &'static str,
+    to: &'static str,
+    length: Duration,
+) -> Vec<Duration> {
     let start = world.now;
     let mut sent = Vec::new();
     while world.now < start + length {
@@ -44,7 +49,7 @@ fn stream(world: &mut World, from: &'static str, to: &'static str, length: Durat
     sent.into_iter().map(|(at, _)| at).collect()
 }
 
-fn gap(lost: &[Duration]) -> Duration {
+pub(crate) fn gap(lost: &[Duration]) -> Duration {
     match (lost.first(), lost.last()) {
         (Some(first), Some(last)) => *last - *first + STEP,
         _ => Duration::ZERO,

@@ -124,8 +124,7 @@ fn a_route_that_failed_is_tried_again_in_another_network() {
     let failed =
         |world: &World| world.hosts["a"].node.as_ref().unwrap().status().peers[0].failed_routes.clone();
     assert_eq!(failed(&world), [RouteKind::Direct, RouteKind::ResponderInitiated]);
-    let moved = vec!["203.0.113.77:7000".parse().unwrap()];
-    world.with_node("a", 0, |node, now| node.handle_addresses(now, moved));
+    world.attach("a", Some(Open), None);
     assert_eq!(failed(&world), []);
 }
 

@@ -125,6 +125,17 @@ pub(crate) enum Event {
         life: u32,
     },
     Revive(Victim),
+    /// A service sees a node at another address, and then knows that it is there.
+    Seen {
+        channel: Channel,
+        observed: SocketAddr,
+    },
+    Proved {
+        channel: Channel,
+        observed: SocketAddr,
+    },
+    /// The time-out of a connection whose node has no way to its service.
+    Idle(Channel),
 }
 
 /// A QUIC connection between a node and a service; its number is the service's channel.
@@ -152,6 +163,7 @@ pub(crate) struct World {
     /// (device, inner packet) that arrived.
     pub(crate) delivered: BTreeSet<(&'static str, u64)>,
     queue: BTreeMap<(Instant, u64), Event>,
+    networks: u8,
     next: u64,
     pub(crate) steps: u64,
     /// Kill this one after that many events.
@@ -171,6 +183,8 @@ pub(crate) struct World {
     /// How long it takes until a connection is known to be lost.
     pub(crate) unnoticed: Duration,
     pub(crate) resets: u32,
+    /// Dials of services.
+    pub(crate) connects: u32,
     keys: BTreeSet<[u8; 32]>,
 }
 
@@ -189,6 +203,7 @@ impl World {
             answers: BTreeMap::new(),
             delivered: BTreeSet::new(),
             queue: BTreeMap::new(),
+            networks: 0,
             next: 1,
             steps: 0,
             kill_at: None,
@@ -202,13 +217,23 @@ impl World {
             unknown_fields: false,
             unnoticed: Duration::from_secs(1),
             resets: 0,
+            connects: 0,
             keys: BTreeSet::new(),
         }
     }
 
     /// A device behind the given gates, started.
     pub(crate) fn add(&mut self, name: &'static str, v4: Option<Gate>, v6: Option<Gate>) {
-        let n = u8::try_from(self.hosts.len()).unwrap() + 1;
+        let uplinks = self.new_uplinks(v4, v6);
+        self.hosts.insert(name, Host::new(name, uplinks));
+        self.cloud.enrol(name);
+        self.boot(name);
+    }
+
+    /// What a device has behind these gates, at addresses that nobody had before.
+    pub(crate) fn new_uplinks(&mut self, v4: Option<Gate>, v6: Option<Gate>) -> Vec<Uplink> {
+        self.networks += 1;
+        let n = self.networks;
         let v4 = v4.map(|gate| {
             let own = match gate {
                 Gate::Open | Gate::Firewall => [203, 0, 113, n],
@@ -220,10 +245,7 @@ impl World {
             let own = Ipv6Addr::new(0x2001, 0xdb8, n.into(), 0, 0, 0, 0, 2);
             Uplink::new((own, 7000).into(), gate, own.into())
         });
-        let uplinks = v4.into_iter().chain(v6).collect();
-        self.hosts.insert(name, Host::new(name, uplinks));
-        self.cloud.enrol(name);
-        self.boot(name);
+        v4.into_iter().chain(v6).collect()
     }
 
     /// Puts a number on it.
@@ -366,6 +388,9 @@ impl World {
             Event::Retransmit { dial } => self.transmit_dial(dial),
             Event::Stats { device, life } => self.report_stats(device, life),
             Event::Revive(victim) => self.revive(victim),
+            Event::Seen { channel, observed } => self.seen(channel, observed),
+            Event::Proved { channel, observed } => self.proved(channel, observed),
+            Event::Idle(channel) => self.idle(channel),
         }
     }
 

@@ -1,0 +1,86 @@
+//! The host's attachment to networks, followed: what it has now, when it changes, and when the host has slept.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cyphonic_proto::address::Prefix;
+use rustix::time::{ClockId, clock_gettime};
+
+use super::EngineHandle;
+use crate::netlink::{Attachment, Netlink, NetworkWatch};
+
+/// How often to see whether the host slept: what it lost meanwhile is missed for so long at most.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A pause that no load explains. Shorter ones no NAT and no service takes for silence.
+const ASLEEP: Duration = Duration::from_secs(5);
+
+/// Whose attachment it is.
+#[derive(Clone, Debug)]
+pub(super) struct Followed {
+    /// The overlay's prefix, whose addresses are not the host's own.
+    pub(super) overlay: Prefix,
+    /// The virtual interface, which is not one of the host's networks.
+    pub(super) interface: String,
+    /// The numbers of the virtual interface's ends.
+    pub(super) ends: Vec<u32>,
+    /// The node's port.
+    pub(super) port: u16,
+}
+
+/// Tells the engine whenever the host is attached to networks in another way than before, `known`.
+pub(super) async fn follow(
+    handle: EngineHandle,
+    netlink: Arc<Netlink>,
+    followed: Followed,
+    mut known: Attachment,
+) {
+    let mut watch = match NetworkWatch::start(followed.ends.clone()) {
+        Ok(watch) => watch,
+        Err(error) => return tracing::warn!(%error, "changes of this host's addresses will not be noticed"),
+    };
+    // What changed between the first look and the subscription.
+    let mut routes = false;
+    loop {
+        match netlink.attachment(followed.overlay, &followed.interface).await {
+            Ok(attachment) if routes || attachment != known => {
+                tracing::debug!(?attachment, routes, "this host's networks changed");
+                known = attachment;
+                handle.set_addresses(with_port(&known, followed.port)).await;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "this host's addresses cannot be listed"),
+        }
+        routes = watch.changed().await.routes;
+    }
+}
+
+/// Tells the engine whenever the host slept, or this process was stopped.
+///
+/// The clock of timers stands still while a host sleeps, and goes on while only a process is stopped: the one shows as a
+/// clock that counts sleep and is ahead of it (CLOCK_BOOTTIME), the other as a look that comes late.
+pub(super) async fn follow_sleep(handle: EngineHandle) {
+    let mut last = (Instant::now(), boot_time());
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let now = (Instant::now(), boot_time());
+        let passed = (now.0.saturating_duration_since(last.0)).max(now.1.saturating_sub(last.1));
+        last = now;
+        if let Some(asleep) = passed.checked_sub(LOOK).filter(|asleep| *asleep >= ASLEEP) {
+            handle.resumed(asleep).await;
+        }
+    }
+}
+
+/// The addresses, as the NMS is told of them.
+pub(super) fn with_port(attachment: &Attachment, port: u16) -> Vec<SocketAddr> {
+    attachment.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect()
+}
+
+/// Since the host started, including the time that it slept.
+fn boot_time() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    // Both are never negative.
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or_default())
+}

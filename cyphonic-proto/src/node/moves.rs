@@ -1,0 +1,146 @@
+//! The node moves: its host gets, loses or changes networks, in one address family or both, or sleeps.
+//!
+//! QUIC carries a connection from one address to another of the same family (RFC 9000 §9), but only the service that a
+//! packet reaches can follow: so each connection sends at once, with a request whose answer tells that the service has
+//! followed and what it sees now. A connection whose service is not reachable over its family any more cannot migrate,
+//! as the service's address would change: the service is dialled over the other family, next to the connection that
+//! stands, which the newer one replaces at the service.
+//!
+//! Without any route the node waits: nothing is dialled, no wait grows, and nothing that may serve again is given up.
+//! The first route that comes is used at once.
+
+use super::{Action, Node, Service, ServiceState, Timer, exchanges::Purpose};
+use crate::{
+    id::TunnelId,
+    message::{Message, ObservationRequest},
+};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+/// An answer that takes longer after a move does not come: the network does not let the connection through. By then QUIC
+/// has repeated the request twice on a path of 250 ms.
+const ANSWERED: Duration = Duration::from_secs(1);
+
+/// Services forget a connection that was silent for so long: the idle time-out of docs/protocol.md §3.
+const FORGOTTEN: Duration = Duration::from_secs(45);
+
+/// What the host's routing tables say.
+pub trait Routes {
+    /// The local address from which the host would send to `remote` now; none if no route leads there.
+    fn source_for(&self, remote: SocketAddr) -> Option<IpAddr>;
+}
+
+impl Node {
+    /// The host is attached to networks in another way than before.
+    pub(super) fn moved(&mut self, now: Instant, addresses: &[SocketAddr], routes: &dyn Routes) {
+        if self.stopped {
+            return;
+        }
+        self.addresses_changed(addresses);
+        for service in self.services.keys().cloned().collect::<Vec<_>>() {
+            self.note_reach(&service, routes);
+        }
+        self.act(Action::Migrate);
+        for service in self.services.keys().cloned().collect::<Vec<_>>() {
+            match self.services.get(&service) {
+                Some(slot) if !slot.reachable => {}
+                Some(slot) if slot.remote.is_some_and(|remote| routes.source_for(remote).is_none()) => {
+                    self.replace_connection(now, &service, "no route leads to its address any more");
+                }
+                Some(_) | None => self.hurry_after_move(now, &service),
+            }
+        }
+        self.challenge_direct_tunnels(now);
+        self.changed();
+    }
+
+    /// The host slept, or this process was stopped, for so long: NATs and services may have forgotten it.
+    pub(super) fn resumed(&mut self, now: Instant, asleep: Duration) {
+        if self.stopped {
+            return;
+        }
+        self.act(Action::Migrate);
+        for service in self.services.keys().cloned().collect::<Vec<_>>() {
+            let connected = self.is_connected(&service);
+            match self.services.get(&service) {
+                Some(slot) if !slot.reachable => {}
+                Some(_) if connected && asleep >= FORGOTTEN => {
+                    self.replace_connection(now, &service, "this host slept for longer than it waits");
+                }
+                Some(_) | None => self.hurry_after_move(now, &service),
+            }
+        }
+        self.challenge_direct_tunnels(now);
+        self.changed();
+    }
+
+    /// A service answered, so that it knows where the node is.
+    pub(super) fn followed(&mut self, service: &Service) {
+        if self.is_connected(service) {
+            self.timers.clear(&Timer::Service(service.clone()));
+        }
+    }
+
+    /// A relay is connected, perhaps over the other address family than before: what goes through it goes there.
+    pub(super) fn follow_relay(&mut self, trs: &str) {
+        let Some(remote) = self.remote_of(&Service::Trs(trs.into())) else { return };
+        let elsewhere: Vec<_> = self
+            .tunnels
+            .iter_mut()
+            .filter(|(_, tunnel)| tunnel.relay.as_deref() == Some(trs) && tunnel.remote != remote)
+            .map(|(id, tunnel)| {
+                tunnel.remote = remote;
+                (*id, tunnel.wire_cid)
+            })
+            .collect();
+        for (id, wire_cid) in elsewhere {
+            self.act(Action::ExpectReset { id, from: remote });
+            self.act(Action::SetPath { id, remote, wire_cid });
+        }
+    }
+
+    fn note_reach(&mut self, service: &Service, routes: &dyn Routes) {
+        if let Some(slot) = self.services.get_mut(service) {
+            slot.reachable = slot.addresses.iter().any(|address| routes.source_for(*address).is_some());
+        }
+    }
+
+    /// Uses a service's connection, or dials it, without further waiting.
+    fn hurry_after_move(&mut self, now: Instant, service: &Service) {
+        let Some(slot) = self.services.get_mut(service) else { return };
+        match slot.state {
+            ServiceState::Unwanted => {}
+            ServiceState::Connected => self.nudge(now, service),
+            // A handshake does not migrate (RFC 9000 §9): the one under way is given up.
+            ServiceState::Connecting | ServiceState::Waiting { .. } => {
+                slot.backoff.reset();
+                self.connect(now, service.clone());
+            }
+        }
+    }
+
+    /// Asks something, so that the service follows; its silence means that the connection is of no use here.
+    fn nudge(&mut self, now: Instant, service: &Service) {
+        match service {
+            // The login is under way, or the connection about to close.
+            Service::As => return,
+            Service::Nms => self.register_again(now),
+            Service::Trs(_) => {
+                let Some(server) = self.remote_of(service) else { return };
+                let message = Message::ObservationRequest(ObservationRequest {});
+                self.request(now, service.clone(), Purpose::Observe { server }, message);
+            }
+        }
+        self.timers.set(Timer::Service(service.clone()), now + ANSWERED);
+    }
+
+    fn challenge_direct_tunnels(&mut self, now: Instant) {
+        let direct = self.tunnels.iter().filter(|(_, tunnel)| tunnel.relay.is_none());
+        for id in direct.map(|(id, _)| *id).collect::<Vec<TunnelId>>() {
+            self.challenge(now, id);
+            self.watch(now, id);
+        }
+    }
+}
