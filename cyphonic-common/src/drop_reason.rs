@@ -127,6 +127,13 @@ reasons! {
 
     /// The frame is no UDP datagram, though the program in front of the socket took it for one.
     MalformedOuter = "malformed_outer",
+
+    // Inner packets that come in pieces, over a path that is too narrow for them.
+
+    /// A packet's pieces did not all come in time, or too many packets were incomplete at once.
+    Incomplete = "incomplete",
+    /// A piece that contradicts the others of its packet.
+    BadPart = "bad_part",
 }
 
 impl DropReason {

@@ -2,8 +2,9 @@
 //!
 //! A tunnel uses the part of QUIC's frames that it needs (RFC 9000 §19, RFC 9221 §4): DATAGRAM carries one inner
 //! packet, PING and PADDING probe the path's MTU, PATH_CHALLENGE and PATH_RESPONSE validate a path before a tunnel
-//! moves to it, CONNECTION_CLOSE ends the tunnel. CANDIDATES, a frame of this protocol's own (RFC 9000 §19.21), tells
-//! where the sender may be reached. Any other frame is the peer's error: there are no streams here.
+//! moves to it, CONNECTION_CLOSE ends the tunnel. Of this protocol's own (RFC 9000 §19.21) are CANDIDATES, which tells
+//! where the sender may be reached, and PART, which carries inner packets that are too large for a narrow path ([`part`]).
+//! Any other frame is the peer's error: there are no streams here.
 //!
 //! Encoding and decoding work on slices and never allocate. Decoded frames borrow from the packet.
 
@@ -13,8 +14,10 @@ use crate::limits::MAX_REASON;
 use crate::varint;
 
 mod candidates;
+pub mod part;
 
 pub use candidates::{CandidateFlags, CandidateList, Candidates, MAX_CANDIDATE_BYTES, MAX_CANDIDATES};
+pub use part::Part;
 
 const PADDING: u8 = 0x00;
 const PING: u8 = 0x01;
@@ -26,6 +29,7 @@ const DATAGRAM: u8 = 0x30;
 const DATAGRAM_WITH_LENGTH: u8 = 0x31;
 /// Types of this protocol's own take two bytes, so that none is mistaken for one of QUIC's.
 const CANDIDATES: u8 = 0x71;
+const PART: u8 = 0x72;
 
 /// One frame of a tunnel data packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +50,8 @@ pub enum Frame<'a> {
     DatagramWithLength(&'a [u8]),
     /// Where the sender may be reached (type 0x71).
     Candidates(Candidates<'a>),
+    /// A piece of an inner packet, to the end of the tunnel packet (type 0x72).
+    Part(Part<'a>),
 }
 
 /// Why a peer ends a tunnel.
@@ -70,6 +76,8 @@ pub enum FrameError {
     LongType,
     /// A list of candidates that is too long, or has an endpoint that is none.
     BadCandidates,
+    /// A PART that lies outside its packet, is empty, or is all of it.
+    BadPart,
 }
 
 impl fmt::Display for FrameError {
@@ -81,6 +89,7 @@ impl fmt::Display for FrameError {
             }
             Self::LongType => f.write_str("a frame type is not in its shortest encoding"),
             Self::BadCandidates => f.write_str("a list of candidates has what is no endpoint, or too many"),
+            Self::BadPart => f.write_str("a piece of a packet does not lie inside it"),
         }
     }
 }
@@ -112,6 +121,7 @@ impl Frame<'_> {
                 (1 + varint::encoded_len(payload.len() as u64)?).checked_add(payload.len())?
             }
             Self::Candidates(candidates) => 2 + candidates.encoded_len()?,
+            Self::Part(part) => part::PART_HEADER.checked_add(part.bytes.len())?,
         })
     }
 
@@ -141,6 +151,12 @@ impl Frame<'_> {
             Self::Candidates(candidates) => {
                 writer.varint(u64::from(CANDIDATES))?;
                 candidates.write(writer)
+            }
+            Self::Part(part) => {
+                // What no receiver would take is not sent.
+                part.is_sound().then_some(())?;
+                writer.bytes(&part.header())?;
+                writer.bytes(part.bytes)
             }
         }
     }
@@ -205,6 +221,7 @@ impl<'a> Frames<'a> {
                 Frame::DatagramWithLength(self.take(len)?)
             }
             CANDIDATES => Frame::Candidates(Candidates::parse(self)?),
+            PART => Frame::Part(Part::parse(core::mem::take(&mut self.rest))?),
             other => return Err(FrameError::UnexpectedType(u64::from(other))),
         })
     }

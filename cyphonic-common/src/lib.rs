@@ -36,6 +36,6 @@ pub use buffer::{Buffer, Cursor, Truncated};
 pub use cid::{CID_LEN, ConnectionId};
 pub use classify::{Verdict, classify_egress};
 pub use drop_reason::DropReason;
-pub use frame::{Frame, FrameError, Frames};
+pub use frame::{Frame, FrameError, Frames, Part};
 pub use map::{Counter, InterfaceConfig};
 pub use quic::{DatagramKind, classify_datagram};

@@ -25,6 +25,9 @@ pub const MIN_INNER_MTU: usize = 1280;
 /// 1500 − 40 − 8 − 30 = 1422, rounded down so that a few bytes are left for a frame's length field.
 pub const DEFAULT_INNER_MTU: usize = 1420;
 
+/// The largest inner MTU that a path is probed for: what 9,000 bytes carry over IPv4 outside, 9000 − 20 − 8 − 30.
+pub const MAX_INNER_MTU: usize = 8942;
+
 /// The largest UDP payload (RFC 9000 §18.2, `max_udp_payload_size`).
 pub const MAX_DATAGRAM: usize = 65_527;
 
@@ -41,3 +44,4 @@ const _: () = assert!(TUNNEL_OVERHEAD == 30);
 const _: () = assert!(DEFAULT_INNER_MTU + TUNNEL_OVERHEAD + OUTER_IPV6_LEN <= 1500);
 const _: () = assert!(MIN_INNER_MTU + TUNNEL_OVERHEAD + OUTER_IPV6_LEN <= 1500);
 const _: () = assert!(crate::quic::MIN_DATA_PACKET == TUNNEL_OVERHEAD - 1);
+const _: () = assert!(MAX_INNER_MTU + TUNNEL_OVERHEAD + OUTER_IPV4_LEN == 9000);

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::cid::ConnectionId;
 use cyphonic_common::frame::CandidateFlags;
+use cyphonic_common::limits::{MIN_INNER_MTU, MIN_PROBE_DATAGRAM, TUNNEL_OVERHEAD};
 
 use crate::protect::{Secret, Suite};
 
@@ -68,6 +69,44 @@ pub struct Path {
     pub wire_cid: ConnectionId,
 }
 
+/// What a tunnel's path carries, as far as it is known.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PathMtu {
+    /// The largest UDP payload that is sent. Inner packets that need a larger one go in pieces.
+    pub datagram: u16,
+    /// The largest inner packet that applications are to send; larger ones are answered with Packet Too Big. At least 1,280.
+    pub inner: u16,
+}
+
+impl PathMtu {
+    /// What is sent on a path that nothing is known of: QUIC's smallest, without which there would be no tunnel (RFC 9000
+    /// §14.1).
+    pub const BASE_DATAGRAM: u16 = MIN_PROBE_DATAGRAM as u16;
+
+    /// A path that carries inner packets of this size whole.
+    #[must_use]
+    pub const fn carrying(inner: u16) -> Self {
+        Self { datagram: inner.saturating_add(TUNNEL_OVERHEAD as u16), inner }
+    }
+
+    /// A path that nothing is known of, while applications send packets of this size.
+    #[must_use]
+    pub const fn unknown(inner: u16) -> Self {
+        Self { datagram: Self::BASE_DATAGRAM, inner }
+    }
+
+    /// IPv6 needs no less inside, QUIC no less outside.
+    const fn is_possible(self) -> bool {
+        self.inner >= MIN_INNER_MTU as u16 && self.datagram >= Self::BASE_DATAGRAM
+    }
+
+    /// The largest inner packet that is sent whole.
+    const fn whole(self) -> usize {
+        let fits = (self.datagram as usize).saturating_sub(TUNNEL_OVERHEAD);
+        if fits < self.inner as usize { fits } else { self.inner as usize }
+    }
+}
+
 /// All a ring must know of a tunnel.
 #[derive(Debug)]
 pub struct TunnelInstall {
@@ -87,8 +126,8 @@ pub struct TunnelInstall {
     pub send: Secret,
     /// Secret of the direction this node receives in.
     pub recv: Secret,
-    /// The largest inner packet the path carries; larger ones are answered with Packet Too Big.
-    pub inner_mtu: u16,
+    /// What the path carries.
+    pub mtu: PathMtu,
     /// False at the listening end: it receives, but sends nothing before the first authenticated packet.
     pub confirmed: bool,
 }
@@ -128,6 +167,17 @@ pub enum Control {
     },
     /// CANDIDATES on the current path: where this end may be reached.
     Candidates(CandidateSet),
+    /// PATH_CHALLENGE padded to a datagram of `size` bytes of UDP payload: whether the path carries that (RFC 8899).
+    /// Answered by [`RingEvent::PathResponse`], or at once by [`RingEvent::TooBig`] where this host's own interface is too
+    /// small for it.
+    MtuProbe {
+        /// The path to try.
+        path: Path,
+        /// Bytes of UDP payload.
+        size: u16,
+        /// The data its response must echo.
+        data: [u8; 8],
+    },
     /// CONNECTION_CLOSE by the application: the peer learns at once that this tunnel is gone.
     Close {
         /// The application's error code, below 2^62.
@@ -155,6 +205,9 @@ pub struct TunnelStats {
     pub tx_packets: u64,
     /// Bytes of inner packets sent.
     pub tx_bytes: u64,
+    /// Of the tunnel's packets, those larger than [`PathMtu::BASE_DATAGRAM`]: what a path could swallow that carries the
+    /// small ones.
+    pub tx_large: u64,
     /// Inner packets delivered to the virtual interface.
     pub rx_packets: u64,
     /// Bytes of inner packets delivered.
@@ -223,6 +276,14 @@ pub enum RingEvent {
         /// The tunnel.
         tunnel: TunnelId,
     },
+    /// This host's own interface does not take a datagram of that size.
+    TooBig {
+        /// The tunnel. Where it was no probe, it sends no larger datagrams than [`PathMtu::BASE_DATAGRAM`] until
+        /// [`EncapRing::set_mtu`].
+        tunnel: TunnelId,
+        /// The data of the [`Control::MtuProbe`], if it was one.
+        probe: Option<[u8; 8]>,
+    },
     /// A worker stopped for good.
     Failed {
         /// Why.
@@ -278,9 +339,12 @@ pub enum RingError {
         "{0} cannot be a peer's virtual address here: it is this node's own or outside the overlay's prefix"
     )]
     BadPeer(Ipv6Addr),
-    /// IPv6 cannot run over this MTU.
-    #[error("an inner MTU of {0} is below 1280, the least IPv6 allows (RFC 8200 section 5)")]
-    MtuTooSmall(u16),
+    /// IPv6 cannot run over this MTU, or QUIC over this path.
+    #[error(
+        "an inner MTU of {} is below 1280, the least IPv6 allows (RFC 8200 section 5), or datagrams of {} bytes are below \
+         1200, the least QUIC needs (RFC 9000 section 14)", .0.inner, .0.datagram
+    )]
+    MtuTooSmall(PathMtu),
     /// More tunnels than a node may have.
     #[error("{0} tunnels are installed, the most this ring takes: remove some first")]
     TooManyTunnels(usize),
@@ -322,8 +386,12 @@ pub trait EncapRing: Send + Sync {
     /// Removes a tunnel and its keys. An older tunnel of the same peer sends again if there is one.
     fn remove(&self, id: TunnelId);
 
-    /// Sends on another path from now on.
+    /// Sends on another path from now on: nothing larger than [`PathMtu::BASE_DATAGRAM`] until [`set_mtu`](Self::set_mtu)
+    /// says what it carries.
     fn set_path(&self, id: TunnelId, path: Path);
+
+    /// The tunnel's present path carries this. Ignored where it is less than IPv6 and QUIC need.
+    fn set_mtu(&self, id: TunnelId, mtu: PathMtu);
 
     /// Sends a control frame. Ignored on a tunnel that is not confirmed yet: nothing may be sent there.
     fn send_control(&self, id: TunnelId, control: Control);

@@ -15,8 +15,8 @@ use cyphonic_common::{ConnectionId, DropReason};
 
 use crate::bpf::{BpfError, KernelTables};
 use crate::ring::{
-    Control, EncapRing, Path, Permissions, RingCounters, RingError, RingKind, TunnelId, TunnelInstall,
-    TunnelStats,
+    Control, EncapRing, Path, PathMtu, Permissions, RingCounters, RingError, RingKind, TunnelId,
+    TunnelInstall, TunnelStats,
 };
 use crate::udp::PortGroup;
 
@@ -207,6 +207,12 @@ impl EncapRing for ShardedRing {
     fn set_path(&self, id: TunnelId, path: Path) {
         if let Some(ring) = self.ring_of(id) {
             ring.set_path(id, path);
+        }
+    }
+
+    fn set_mtu(&self, id: TunnelId, mtu: PathMtu) {
+        if let Some(ring) = self.ring_of(id) {
+            ring.set_mtu(id, mtu);
         }
     }
 

@@ -12,7 +12,7 @@ use cyphonic_common::frame::Close;
 use cyphonic_common::quic::PUNCH;
 use cyphonic_common::{ConnectionId, DropReason, Frame, Frames};
 use cyphonic_dataplane::protect::{HEADER_LEN, Opener, Sealer, pair};
-use cyphonic_dataplane::ring::{Control, Path, RingError, RingEvent, TunnelId};
+use cyphonic_dataplane::ring::{Control, Path, PathMtu, RingError, RingEvent, TunnelId};
 use etherparse::PacketBuilder;
 use ring_lab::{
     A, B, Kinds, MTU, Node, PATIENCE, PREFIX, cid, eventually, outer, tunnel, uninterrupted, wire,
@@ -298,8 +298,8 @@ fn a_tunnel_that_contradicts_the_node_is_refused_and_nothing_changes(kinds: Kind
         assert!(matches!(node.ring.install(tunnel(2, 2, peer, remote, true)), Err(RingError::BadPeer(_))));
     }
     let mut narrow = tunnel(2, 2, A, remote, true);
-    narrow.inner_mtu = 1279;
-    assert!(matches!(node.ring.install(narrow), Err(RingError::MtuTooSmall(1279))));
+    narrow.mtu = PathMtu::carrying(1279);
+    assert!(matches!(node.ring.install(narrow), Err(RingError::MtuTooSmall(mtu)) if mtu.inner == 1279));
     assert_eq!(node.ring.all_stats().len(), 1);
     assert!(PREFIX.0 < A && MTU >= 1280);
 }

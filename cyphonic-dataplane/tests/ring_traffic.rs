@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use cyphonic_common::DropReason;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
-use cyphonic_dataplane::ring::{HoldLimits, Permissions, RingEvent, RingKind, TunnelId};
+use cyphonic_dataplane::ring::{HoldLimits, PathMtu, Permissions, RingEvent, RingKind, TunnelId};
 use ring_lab::{
     A, B, INTERFACE, Kind, Kinds, Node, PATIENCE, cid, eventually, join, joined, outer, started, tunnel,
     uninterrupted, wire,
@@ -295,7 +295,7 @@ fn key_updates_under_load_lose_nothing(kinds: Kinds) {
 fn a_packet_too_big_for_the_tunnel_is_answered_and_the_next_one_fits(kinds: Kinds) {
     let (a, b) = started(kinds);
     let small = |mut tunnel: cyphonic_dataplane::ring::TunnelInstall| {
-        tunnel.inner_mtu = 1300;
+        tunnel.mtu = PathMtu::carrying(1300);
         tunnel
     };
     b.ring.install(small(tunnel(1, 2, A, outer(false, 1, a.port), false))).unwrap();

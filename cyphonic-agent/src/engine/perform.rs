@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::quic::PUNCH;
 use cyphonic_dataplane::protect;
-use cyphonic_dataplane::ring::{Control, Path, TunnelId as RingTunnel, TunnelInstall};
+use cyphonic_dataplane::ring::{Control, Path, PathMtu, TunnelId as RingTunnel, TunnelInstall};
 use cyphonic_dataplane::udp::Transmit;
 use cyphonic_proto::node::{
     Action, CloseCode, PeerVia, ResolveError, Service, TunnelControl, TunnelParameters,
@@ -56,6 +56,14 @@ impl Engine {
                     TunnelControl::PathChallenge(data) => Control::PathChallenge(data),
                 };
                 self.ring.send_control(RingTunnel(id.0), control);
+            }
+            Action::SetMtu { id, mtu } => {
+                let mtu = PathMtu { datagram: mtu.datagram, inner: mtu.inner };
+                self.ring.set_mtu(RingTunnel(id.0), mtu);
+            }
+            Action::ProbeMtu { id, remote, wire_cid, size, data } => {
+                let probe = Control::MtuProbe { path: Path { remote, wire_cid }, size, data };
+                self.ring.send_control(RingTunnel(id.0), probe);
             }
             Action::Answer { query, result } => self.answer(query, result),
             Action::DropHeld { dst, reason } => {
@@ -205,7 +213,7 @@ fn for_ring(tunnel: &TunnelParameters) -> TunnelInstall {
         },
         send: secret(&tunnel.send),
         recv: secret(&tunnel.recv),
-        inner_mtu: tunnel.inner_mtu,
+        mtu: PathMtu::unknown(tunnel.inner_mtu),
         confirmed: tunnel.confirmed,
     }
 }

@@ -289,6 +289,9 @@ impl Engine {
                 tracing::warn!(%tunnel, "the keys of a tunnel are used up; it is set up anew");
                 self.node.handle_keys_exhausted(now, TunnelId(tunnel.0));
             }
+            RingEvent::TooBig { tunnel, probe } => {
+                self.node.handle_too_big(now, TunnelId(tunnel.0), probe);
+            }
             RingEvent::Failed { reason } => {
                 tracing::error!(reason, "the encapsulation ring has stopped; restart the daemon");
                 self.surroundings.ring_failure = Some(reason.clone());
@@ -345,6 +348,7 @@ impl Engine {
         for (id, stats) in self.ring.all_stats() {
             let activity = TunnelActivity {
                 tx_packets: stats.tx_packets,
+                tx_large: stats.tx_large,
                 rx_packets: stats.rx_packets,
                 last_rx: stats.last_rx,
             };

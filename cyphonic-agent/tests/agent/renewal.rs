@@ -282,6 +282,8 @@ impl EncapRing for NoRing {
 
     fn set_path(&self, _: TunnelId, _: RingPath) {}
 
+    fn set_mtu(&self, _: TunnelId, _: cyphonic_dataplane::ring::PathMtu) {}
+
     fn send_control(&self, _: TunnelId, _: Control) {}
 
     fn drop_held(&self, _: std::net::Ipv6Addr, _: bool) {}

@@ -1,3 +1,4 @@
+use super::part::{MAX_PARTS, PART_HEADER, Pieces};
 use super::*;
 use proptest::prelude::*;
 
@@ -143,4 +144,51 @@ fn numbers_beyond_a_quic_integer_are_refused() {
     let close = Frame::Close(Close { error_code: varint::MAX + 1, frame_type: None, reason: b"" });
     assert_eq!(close.encoded_len(), None);
     assert_eq!(close.encode(&mut [0; 64]), Err(EncodeError));
+}
+
+proptest! {
+    #[test]
+    fn the_pieces_of_a_packet_are_the_packet(total in 2usize..65_536, room in 0usize..1500, id: u16) {
+        let packet: Vec<u8> = (0..total).map(|at| at as u8).collect();
+        let Some(pieces) = Pieces::of(total, room) else {
+            let most = room.saturating_sub(PART_HEADER);
+            prop_assert!(most == 0 || total <= most || total.div_ceil(most) > MAX_PARTS);
+            return Ok(());
+        };
+        let mut joined = Vec::new();
+        let mut sizes = Vec::new();
+        for (offset, len) in pieces.iter() {
+            let bytes = &packet[offset..offset + len];
+            let frame = Frame::Part(Part { id, offset: offset as u16, total: total as u16, bytes });
+            let encoded = encode(&frame);
+            prop_assert!(encoded.len() <= room);
+            prop_assert_eq!(Frames::new(&encoded).collect::<Vec<_>>(), vec![Ok(frame)]);
+            prop_assert_eq!(joined.len(), offset);
+            joined.extend_from_slice(bytes);
+            sizes.push(len);
+        }
+        prop_assert_eq!(joined, packet);
+        prop_assert!(sizes.len() <= MAX_PARTS);
+        let (last, others) = sizes.split_last().unwrap();
+        prop_assert!(others.iter().all(|size| size == &others[0] && size >= last));
+    }
+
+    #[test]
+    fn a_piece_outside_its_packet_is_refused(id: u16, offset: u16, total: u16, len in 0usize..3000) {
+        let bytes = vec![1; len];
+        let part = Part { id, offset, total, bytes: &bytes };
+        let encoded = [part.header().as_slice(), &bytes].concat();
+        let sound = len > 0 && len < usize::from(total) && usize::from(offset) + len <= usize::from(total);
+        let expected = if sound { Ok(Frame::Part(part)) } else { Err(FrameError::BadPart) };
+        prop_assert_eq!(Frames::new(&encoded).next(), Some(expected));
+        prop_assert_eq!(Frame::Part(part).encode(&mut vec![0; encoded.len()]).is_ok(), sound);
+    }
+}
+
+#[test]
+fn a_piece_costs_eight_bytes() {
+    let frame = Frame::Part(Part { id: 1, offset: 0, total: 1280, bytes: &[7; 640] });
+    assert_eq!(encode(&frame).len(), 640 + PART_HEADER);
+    assert_eq!(Pieces::of(1280, 1171).unwrap().iter().collect::<Vec<_>>(), [(0, 640), (640, 640)]);
+    assert_eq!(Frames::new(&[0x40, PART, 0, 0, 0]).next(), Some(Err(FrameError::Truncated)));
 }

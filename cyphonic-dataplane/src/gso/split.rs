@@ -89,6 +89,14 @@ impl<'a> SuperPacket<'a> {
         Some(Self { cut, headers, size, partial, ..self })
     }
 
+    /// The same, cut into packets of at most `largest` bytes. TCP does not mind, as it numbers bytes; `None` for
+    /// anything else, whose packets mean something as they are.
+    pub(crate) fn cut_to(&self, largest: usize) -> Option<Self> {
+        let size = largest.checked_sub(self.headers).filter(|size| *size > 0)?;
+        let tcp = matches!(self.cut, Cut::Tcp { .. });
+        tcp.then_some(Self { size: size.min(self.size), ..*self })
+    }
+
     /// How many packets this is.
     pub(crate) fn count(&self) -> usize {
         match self.cut {

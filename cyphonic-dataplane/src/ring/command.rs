@@ -8,7 +8,7 @@ use cyphonic_common::ConnectionId;
 
 use super::rx::CardQueue;
 use super::shared::Shared;
-use super::{Control, Path, Permissions, TunnelId};
+use super::{Control, Path, PathMtu, Permissions, TunnelId};
 use crate::protect::{Opener, Sealer};
 
 /// A tunnel's sending half.
@@ -18,7 +18,7 @@ pub(super) struct TxTunnel {
     pub(super) remote_cid: ConnectionId,
     pub(super) path: Path,
     pub(super) sealer: Sealer,
-    pub(super) inner_mtu: u16,
+    pub(super) mtu: PathMtu,
     pub(super) confirmed: bool,
 }
 
@@ -36,6 +36,7 @@ pub(super) enum TxCommand {
     Install(Box<TxTunnel>),
     Remove(TunnelId),
     SetPath(TunnelId, Path),
+    SetMtu(TunnelId, PathMtu),
     Control(TunnelId, Control),
     DropHeld(Ipv6Addr, bool),
     UpdateKeys(TunnelId),

@@ -6,7 +6,7 @@
 /// The ECN field's two bits (RFC 3168 §5).
 const NOT_ECT: u8 = 0b00;
 const ECT_1: u8 = 0b01;
-const CE: u8 = 0b11;
+pub(super) const CE: u8 = 0b11;
 
 /// The ECN field of an IPv6 header; Not-ECT if there is none.
 pub(super) fn of_ipv6(packet: &[u8]) -> u8 {

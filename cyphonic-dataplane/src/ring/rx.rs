@@ -6,6 +6,7 @@
 
 mod datagram;
 mod frames;
+mod joiner;
 mod sources;
 
 use std::collections::HashMap;
@@ -40,6 +41,8 @@ pub(super) const MESSAGES: usize = 16;
 const FRAME_BATCHES: u32 = 8;
 /// Messages that are handled together, wherever they come from.
 const BATCH: usize = if frames::BATCH > MESSAGES { frames::BATCH } else { MESSAGES };
+/// In a [`Slot`]: the packet lies where packets are joined, in none of the messages' buffers.
+const JOINED: u32 = u32::MAX;
 /// How often old keys are looked at while there are any.
 const KEY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after a key update old keys may be left over.
@@ -75,6 +78,8 @@ pub(super) struct RxWorker<D> {
     /// Batches of frames since the port was looked at.
     frame_batches: u32,
     peers: HashMap<ConnectionId, Peer, BuildHasherDefault<WordHasher>>,
+    /// The batch's packets that came in pieces.
+    joined: Vec<u8>,
     /// Until when old keys must be looked at.
     aftermath: Option<Instant>,
     keys_looked_at: Instant,
@@ -90,6 +95,7 @@ impl<D: Delivery> RxWorker<D> {
             frames: Frames::default(),
             frame_batches: 0,
             peers: HashMap::default(),
+            joined: Vec::new(),
             aftermath: None,
             keys_looked_at: Instant::now(),
             errors: 0,
@@ -192,11 +198,14 @@ impl<D: Delivery> RxWorker<D> {
         for ((index, message), buffer) in messages.enumerate().zip(&mut buffers) {
             *buffer = self.receive_message(index as u32, message, now);
         }
+        let joined = self.joined.as_slice();
         let bytes = |slot: Slot| {
-            let buffer = buffers.get(slot.buffer as usize).copied().unwrap_or_default();
+            let other = if slot.buffer == JOINED { joined } else { &[] };
+            let buffer = buffers.get(slot.buffer as usize).copied().unwrap_or(other);
             buffer.get(slot.start as usize..(slot.start + slot.len) as usize).unwrap_or_default()
         };
         self.delivery.flush(bytes, &self.parts.counters);
+        self.joined.clear();
     }
 
     /// Handles each datagram of a message and returns the buffer, in which opened packets now lie in clear.
@@ -246,7 +255,8 @@ impl<D: Delivery> RxWorker<D> {
     ) -> Result<(), DropReason> {
         let Some(peer) = self.peers.get_mut(&cid) else { return self.hold(cid, datagram, from, ecn, now) };
         let updates = peer.opener.key_updates();
-        let result = peer.open(&self.parts, &mut self.delivery, datagram, place, from, ecn, now);
+        let (parts, delivery, joined) = (&self.parts, &mut self.delivery, &mut self.joined);
+        let result = peer.open(parts, delivery, joined, datagram, place, from, ecn, now);
         if peer.opener.key_updates() != updates {
             peer.shared.rx.set_key_updates(peer.opener.key_updates());
             self.aftermath = Some(now + KEY_AFTERMATH);
@@ -286,10 +296,13 @@ impl<D: Delivery> RxWorker<D> {
                 }
                 Err(reason) => self.parts.counters.count_drop(reason, 1),
             }
+            let joined = self.joined.as_slice();
             let bytes = |slot: Slot| {
-                early.datagram.get(slot.start as usize..(slot.start + slot.len) as usize).unwrap_or_default()
+                let buffer = if slot.buffer == JOINED { joined } else { &early.datagram };
+                buffer.get(slot.start as usize..(slot.start + slot.len) as usize).unwrap_or_default()
             };
             self.delivery.flush(bytes, &self.parts.counters);
+            self.joined.clear();
         }
     }
 

@@ -19,6 +19,7 @@ const MAX_CHALLENGES: usize = 64;
 pub(super) struct Figures {
     packets: AtomicU64,
     bytes: AtomicU64,
+    large: AtomicU64,
     key_updates: AtomicU64,
     /// Nanoseconds since the tunnel was installed, plus one; 0 is never.
     last: AtomicU64,
@@ -29,6 +30,11 @@ impl Figures {
     pub(super) fn add(&self, packets: u64, bytes: u64) {
         self.packets.store(self.packets.load(Relaxed) + packets, Relaxed);
         self.bytes.store(self.bytes.load(Relaxed) + bytes, Relaxed);
+    }
+
+    /// Counts packets larger than any path carries for certain. As [`add`](Self::add).
+    pub(super) fn add_large(&self, packets: u64) {
+        self.large.store(self.large.load(Relaxed) + packets, Relaxed);
     }
 
     pub(super) fn set_key_updates(&self, updates: u64) {
@@ -122,6 +128,7 @@ impl Shared {
         TunnelStats {
             tx_packets: self.tx.packets.load(Relaxed),
             tx_bytes: self.tx.bytes.load(Relaxed),
+            tx_large: self.tx.large.load(Relaxed),
             rx_packets: self.rx.packets.load(Relaxed),
             rx_bytes: self.rx.bytes.load(Relaxed),
             last_rx: self.rx.last(self.start),

@@ -8,6 +8,7 @@
 mod batch;
 mod control;
 mod tunnels;
+mod wide;
 
 use std::io;
 use std::net::Ipv6Addr;
@@ -29,7 +30,7 @@ use super::duty::Turn;
 use super::hold::{Held, Hold, Holding};
 use super::icmp::{self, ErrorLimit, Problem};
 use super::wake::Waker;
-use super::{EventSink, Permissions, RingEvent, ecn};
+use super::{EventSink, PathMtu, Permissions, RingEvent, ecn};
 use crate::gso::{SuperPacket, VnetHeader};
 use crate::protect::{HEADER_LEN, SealError};
 use crate::udp::{Transmit, UdpPort};
@@ -66,6 +67,8 @@ pub(super) struct TxWorker {
     errors: ErrorLimit,
     /// What may pass, where not everything may and no program says so.
     permissions: Option<Arc<Permissions>>,
+    /// Where probes, and packets that go in pieces, are written first.
+    scratch: Vec<u8>,
     now: Instant,
 }
 
@@ -73,7 +76,7 @@ impl TxWorker {
     pub(super) fn new(parts: TxParts) -> Self {
         let now = Instant::now();
         let (tunnels, batch, errors) = (Tunnels::default(), Batch::new(), ErrorLimit::new(now));
-        Self { parts, tunnels, batch, errors, permissions: None, now }
+        Self { parts, tunnels, batch, errors, permissions: None, scratch: Vec::new(), now }
     }
 
     /// Takes what was asked for, then up to `reads` packets from the source. What is sealed leaves with the turn in
@@ -120,14 +123,10 @@ impl TxWorker {
             permissions.judge(packet, Direction::Out)?;
         }
         let whole = SuperPacket::parse(vnet, packet).ok_or(DropReason::LengthMismatch)?;
-        match self.tunnels.get(tunnel).map(|tunnel| tunnel.inner_mtu) {
-            Some(mtu) if whole.largest() <= usize::from(mtu) => {
-                self.seal(tunnel, &whole, ecn::of_ipv6(packet))
-            }
-            Some(mtu) => {
-                self.answer_too_big(&whole, mtu);
-                Err(DropReason::TooBig)
-            }
+        let ecn = ecn::of_ipv6(packet);
+        match self.tunnels.get(tunnel).map(|tunnel| tunnel.whole) {
+            Some(fits) if whole.largest() <= fits => self.seal(tunnel, &whole, ecn),
+            Some(_) => self.send_wide(tunnel, whole, ecn),
             None => Err(DropReason::NoTunnel),
         }
     }
@@ -135,27 +134,40 @@ impl TxWorker {
     /// Cuts and seals a packet into the batch, and sends the batch whenever the next part has no room in it.
     fn seal(&mut self, index: usize, whole: &SuperPacket<'_>, ecn: u8) -> Result<(), DropReason> {
         for part in 0..whole.count() {
-            let inner = whole.part_len(part);
-            let len = inner + TUNNEL_OVERHEAD;
-            if !self.batch.takes(index, ecn, len) {
-                self.flush();
-            }
-            let Some(tunnel) = self.tunnels.get_mut(index) else { return Err(DropReason::NoTunnel) };
-            let out = self.batch.room(len).ok_or(DropReason::TooBig)?;
-            let payload = out.get_mut(HEADER_LEN..).ok_or(DropReason::TooBig)?;
-            let (kind, rest) = payload.split_first_mut().ok_or(DropReason::TooBig)?;
-            *kind = DATAGRAM;
-            whole.write_part(part, rest).ok_or(DropReason::TooBig)?;
-            let sealed = tunnel.sealer.seal(tunnel.remote_cid, tunnel.path.wire_cid, out, 1 + inner);
-            match sealed {
-                Ok(_) => self.batch.commit(index, ecn, len, inner),
-                Err(error) => {
-                    self.seal_failed(index, error);
-                    return Err(error.drop_reason());
-                }
-            }
+            self.seal_part(index, whole, part, ecn)?;
         }
         Ok(())
+    }
+
+    #[inline]
+    fn seal_part(
+        &mut self,
+        index: usize,
+        whole: &SuperPacket<'_>,
+        part: usize,
+        ecn: u8,
+    ) -> Result<(), DropReason> {
+        let inner = whole.part_len(part);
+        let len = inner + TUNNEL_OVERHEAD;
+        if !self.batch.takes(index, ecn, len) {
+            self.flush();
+        }
+        let Some(tunnel) = self.tunnels.get_mut(index) else { return Err(DropReason::NoTunnel) };
+        let out = self.batch.room(len).ok_or(DropReason::TooBig)?;
+        let payload = out.get_mut(HEADER_LEN..).ok_or(DropReason::TooBig)?;
+        let (kind, rest) = payload.split_first_mut().ok_or(DropReason::TooBig)?;
+        *kind = DATAGRAM;
+        whole.write_part(part, rest).ok_or(DropReason::TooBig)?;
+        match tunnel.sealer.seal(tunnel.remote_cid, tunnel.path.wire_cid, out, 1 + inner) {
+            Ok(_) => {
+                self.batch.commit(index, ecn, len, inner);
+                Ok(())
+            }
+            Err(error) => {
+                self.seal_failed(index, error);
+                Err(error.drop_reason())
+            }
+        }
     }
 
     #[cold]
@@ -178,13 +190,20 @@ impl TxWorker {
             segment_size: Some(sealed.stride),
             src_ip: None,
         };
-        let lost = transmit_all(&self.parts.port, &transmit, &self.parts.counters, &self.parts.stop);
+        let loss = transmit_all(&self.parts.port, &transmit, &self.parts.counters, &self.parts.stop);
         let counters = &self.parts.counters;
+        let packets = sealed.inner_packets_without(loss.packets);
         counters.tx_sends.fetch_add(1, Relaxed);
-        counters.tx_packets.fetch_add(sealed.packets.saturating_sub(lost), Relaxed);
-        tunnel.shared.tx.add(sealed.packets.saturating_sub(lost), sealed.inner_bytes_without(lost));
+        counters.tx_packets.fetch_add(packets, Relaxed);
+        tunnel.shared.tx.add(packets, sealed.inner_bytes_without(loss.packets));
+        if sealed.stride > usize::from(PathMtu::BASE_DATAGRAM) {
+            tunnel.shared.tx.add_large(sealed.packets);
+        }
         tunnel.shared.touch_tx(self.now);
         self.batch.clear();
+        if loss.too_big {
+            Self::interface_shrank(tunnel, &self.parts.events);
+        }
         let challenge = tunnel.sealer.poll_key_update(self.now);
         if challenge.is_some() || tunnel.sealer.is_key_update_pending() {
             self.challenge_keys(sealed.tunnel, challenge);
@@ -214,14 +233,6 @@ impl TxWorker {
         self.flush();
     }
 
-    #[cold]
-    fn answer_too_big(&mut self, whole: &SuperPacket<'_>, mtu: u16) {
-        let mut first = vec![0; whole.largest()];
-        if let Some(len) = whole.write_part(0, &mut first) {
-            self.answer(Problem::TooBig(mtu), first.get(..len).unwrap_or_default());
-        }
-    }
-
     /// Tells an application that its packet goes nowhere.
     fn answer(&mut self, problem: Problem, offending: &[u8]) {
         let mut out = [0; icmp::MAX_ERROR];
@@ -244,14 +255,22 @@ impl TxWorker {
     }
 }
 
-/// Sends a batch, waiting for room as long as is reasonable. Returns how many of its packets were lost.
-fn transmit_all(port: &UdpPort, transmit: &Transmit<'_>, counters: &Counters, stop: &AtomicBool) -> u64 {
+/// What of a batch was not sent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Loss {
+    packets: u64,
+    /// Because the interface is too small for it.
+    too_big: bool,
+}
+
+/// Sends a batch, waiting for room as long as is reasonable.
+fn transmit_all(port: &UdpPort, transmit: &Transmit<'_>, counters: &Counters, stop: &AtomicBool) -> Loss {
     let stride = transmit.segment_size.unwrap_or(transmit.payload.len()).max(1);
     let mut transmit = *transmit;
     loop {
         let (sent, result) = port.send_counted(&transmit);
         transmit.payload = transmit.payload.get(sent..).unwrap_or_default();
-        let Err(error) = result else { return 0 };
+        let Err(error) = result else { return Loss::default() };
         let full = error.kind() == io::ErrorKind::WouldBlock;
         if full && !stop.load(Relaxed) && port.wait_writable(SEND_PATIENCE).unwrap_or(false) {
             continue;
@@ -261,8 +280,8 @@ fn transmit_all(port: &UdpPort, transmit: &Transmit<'_>, counters: &Counters, st
             Some(libc::EMSGSIZE) => DropReason::TooBig,
             _ => DropReason::SendFailed,
         };
-        let lost = transmit.payload.len().div_ceil(stride) as u64;
-        counters.count_drop(reason, lost);
-        return lost;
+        let packets = transmit.payload.len().div_ceil(stride) as u64;
+        counters.count_drop(reason, packets);
+        return Loss { packets, too_big: reason == DropReason::TooBig };
     }
 }

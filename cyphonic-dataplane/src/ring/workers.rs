@@ -22,16 +22,14 @@ use super::shared::{Shared, lock};
 use super::tx::{TxParts, TxWorker};
 use super::wake::Waker;
 use super::{
-    Control, EarlyPackets, EncapRing, EventSink, HoldLimits, Path, Permissions, RingError, RingEvent,
-    RingKind, TunnelId, TunnelInstall, TunnelStats,
+    Control, EarlyPackets, EncapRing, EventSink, HoldLimits, Path, PathMtu, Permissions, RingError,
+    RingEvent, RingKind, TunnelId, TunnelInstall, TunnelStats,
 };
 use crate::protect;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 
 /// Tunnels of one ring: far beyond what a device talks to, near what memory is for.
 const MAX_TUNNELS: usize = 65_536;
-/// The least MTU IPv6 runs over (RFC 8200 §5).
-const MIN_MTU: u16 = 1280;
 /// Challenges of peers that wait for the sending worker.
 const MAX_ANSWERS: usize = 256;
 
@@ -198,8 +196,8 @@ impl<S: Side> Ring<S> {
                 return Err(RingError::NotData(cid));
             }
         }
-        if tunnel.inner_mtu < MIN_MTU {
-            return Err(RingError::MtuTooSmall(tunnel.inner_mtu));
+        if !tunnel.mtu.is_possible() {
+            return Err(RingError::MtuTooSmall(tunnel.mtu));
         }
         Ok(())
     }
@@ -238,7 +236,7 @@ impl<S: Side> EncapRing for Ring<S> {
             remote_cid: tunnel.remote_cid,
             path: tunnel.path,
             sealer,
-            inner_mtu: tunnel.inner_mtu,
+            mtu: tunnel.mtu,
             confirmed: tunnel.confirmed,
         })))?;
         tunnels.insert(tunnel.id, (tunnel.local_cid, shared));
@@ -265,6 +263,12 @@ impl<S: Side> EncapRing for Ring<S> {
     fn set_path(&self, id: TunnelId, path: Path) {
         let _ = self.send_rx(RxCommand::SetRemote(id, path.remote));
         let _ = self.send_tx(TxCommand::SetPath(id, path));
+    }
+
+    fn set_mtu(&self, id: TunnelId, mtu: PathMtu) {
+        if mtu.is_possible() {
+            let _ = self.send_tx(TxCommand::SetMtu(id, mtu));
+        }
     }
 
     fn send_control(&self, id: TunnelId, control: Control) {

@@ -26,7 +26,7 @@ impl EncapRing for Fake {
 
     fn install(&self, tunnel: TunnelInstall) -> Result<(), RingError> {
         if self.refuses {
-            return Err(RingError::MtuTooSmall(tunnel.inner_mtu));
+            return Err(RingError::MtuTooSmall(tunnel.mtu));
         }
         self.note(format!("install {}", tunnel.id.0));
         Ok(())
@@ -46,6 +46,10 @@ impl EncapRing for Fake {
 
     fn set_path(&self, id: TunnelId, _: Path) {
         self.note(format!("path {}", id.0));
+    }
+
+    fn set_mtu(&self, id: TunnelId, mtu: PathMtu) {
+        self.note(format!("mtu {} {}", id.0, mtu.inner));
     }
 
     fn send_control(&self, id: TunnelId, _: Control) {
@@ -109,7 +113,7 @@ fn tunnel(id: u64, peer: Ipv6Addr, local: u8) -> TunnelInstall {
         suite: Suite::Aes128Gcm,
         send: Secret::new([1; 32]),
         recv: Secret::new([2; 32]),
-        inner_mtu: 1420,
+        mtu: PathMtu::carrying(1420),
         confirmed: true,
     }
 }

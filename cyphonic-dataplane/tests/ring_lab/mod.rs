@@ -427,7 +427,7 @@ pub fn tunnel(id: u64, host: u8, peer: Ipv6Addr, remote: SocketAddr, confirmed: 
         suite: Suite::Aes128Gcm,
         send: secret(host),
         recv: secret(other),
-        inner_mtu: MTU,
+        mtu: cyphonic_dataplane::ring::PathMtu::carrying(MTU),
         confirmed,
     }
 }

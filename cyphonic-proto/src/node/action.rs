@@ -1,6 +1,6 @@
 //! What a node asks of its shell, and how its questions end.
 
-use super::cache::CachedState;
+use super::{cache::CachedState, mtu::PathMtu};
 use crate::{
     ConnectionId,
     id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId},
@@ -81,7 +81,8 @@ pub struct TunnelParameters {
     pub send: Secret,
     /// Opens what is received.
     pub recv: Secret,
-    /// Largest inner packet.
+    /// Largest inner packet that applications are to send at first. Nothing is known of the path yet: larger datagrams than
+    /// 1,200 bytes of UDP payload are to be sent only after [`Action::SetMtu`].
     pub inner_mtu: u16,
     /// False at the listening end: the peer may not have its keys yet, so nothing is sent (but held) until the first
     /// authenticated packet arrives. The dialling end sends one at once.
@@ -195,6 +196,8 @@ pub enum Action {
         close: Option<CloseCode>,
     },
     /// Send the tunnel's packets elsewhere.
+    ///
+    /// Nothing is known of that path: larger datagrams than 1,200 bytes are sent only after the next [`Action::SetMtu`].
     SetPath {
         /// The tunnel.
         id: TunnelId,
@@ -209,6 +212,26 @@ pub enum Action {
         id: TunnelId,
         /// The relay.
         from: SocketAddr,
+    },
+    /// The tunnel's path carries this, as far as is known now.
+    SetMtu {
+        /// The tunnel.
+        id: TunnelId,
+        /// What.
+        mtu: PathMtu,
+    },
+    /// Send a PATH_CHALLENGE that is padded to this size; report with `handle_path_response`, or `handle_too_big`.
+    ProbeMtu {
+        /// The tunnel.
+        id: TunnelId,
+        /// Where to.
+        remote: SocketAddr,
+        /// What stands on the wire.
+        wire_cid: ConnectionId,
+        /// Bytes of UDP payload.
+        size: u16,
+        /// The challenge.
+        data: [u8; 8],
     },
     /// Send a control packet through the tunnel.
     SendControl {
@@ -313,6 +336,8 @@ pub enum ResolveError {
 pub struct TunnelActivity {
     /// Inner packets sent. Control packets do not count, or two idle ends would keep each other awake.
     pub tx_packets: u64,
+    /// Packets sent that are larger than every path carries (1,200 bytes of UDP payload).
+    pub tx_large: u64,
     /// Inner packets received.
     pub rx_packets: u64,
     /// When the last authenticated packet of any kind arrived.

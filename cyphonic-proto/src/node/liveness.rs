@@ -26,7 +26,7 @@ impl Node {
         let sent = seen.tx_packets > tunnel.counted.tx_packets;
         let received = seen.rx_packets > tunnel.counted.rx_packets;
         let alive = received || seen.last_rx > tunnel.counted.last_rx;
-        tunnel.counted = seen;
+        let before = std::mem::replace(&mut tunnel.counted, seen);
         if sent || received {
             tunnel.last_use = now;
         }
@@ -38,9 +38,13 @@ impl Node {
             tunnel.is_alive(seen.last_rx.unwrap_or(now).min(now));
         }
         self.watch(now, id);
+        self.mtu_used(now, id, before, seen);
     }
 
     pub(super) fn challenge_answered(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
+        if self.mtu_answered(now, id, data) {
+            return;
+        }
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         if tunnel.challenge.is_some_and(|challenge| challenge.data == data) {
             tunnel.moved_from = None;
@@ -121,6 +125,7 @@ impl Node {
             self.refresh(now, id);
             self.set_watch(now, id);
         }
+        self.search_new_path(now, id);
     }
 
     fn refresh(&mut self, now: Instant, id: TunnelId) {

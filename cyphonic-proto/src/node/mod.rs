@@ -17,6 +17,7 @@ pub mod config;
 mod exchanges;
 mod liveness;
 mod moves;
+mod mtu;
 mod peer_exchange;
 mod peers;
 mod registration;
@@ -33,6 +34,7 @@ pub use action::{
 pub use cache::{CachedState, DamagedCache, Relay};
 pub use config::{NodeConfig, Timing};
 pub use moves::Routes;
+pub use mtu::PathMtu;
 pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
 
 use crate::{
@@ -99,6 +101,8 @@ enum Timer {
     Redial(SetupId),
     /// Whatever is next for a tunnel.
     Tunnel(TunnelId),
+    /// The next probes of a tunnel's path.
+    Mtu(TunnelId),
 }
 
 impl Node {
@@ -154,6 +158,7 @@ impl Node {
                 Timer::Setup(setup) => self.setup_due(now, setup),
                 Timer::Redial(setup) => self.redial(setup),
                 Timer::Tunnel(tunnel) => self.watch(now, tunnel),
+                Timer::Mtu(tunnel) => self.search_mtu(now, tunnel),
             }
         }
     }
@@ -260,6 +265,12 @@ impl Node {
     /// The TRS said with a stateless reset that it has lost the leg that a tunnel sends to.
     pub fn handle_relay_reset(&mut self, now: Instant, id: TunnelId) {
         self.relay_reset(now, id);
+    }
+
+    /// This host's own interface does not take datagrams of a size: that of the [`Action::ProbeMtu`] with this data, or
+    /// that of a tunnel's packets, which the dataplane then sends no larger than it sends on an unknown path.
+    pub fn handle_too_big(&mut self, now: Instant, id: TunnelId, probe: Option<[u8; 8]>) {
+        self.too_big(now, id, probe);
     }
 
     /// The peer closed a tunnel.

@@ -130,6 +130,10 @@ pub struct TunnelStatus {
     pub unanswered: u32,
     /// Whether its relay is gone and waited for.
     pub relay_away: bool,
+    /// What its path carries: bytes of outer IP packet.
+    pub path_mtu: u32,
+    /// The largest inner packet that applications are to send.
+    pub inner_mtu: u16,
 }
 
 impl Node {
@@ -186,6 +190,8 @@ impl Node {
             retires_at: tunnel.retires_at,
             unanswered: tunnel.challenge.map_or(0, |challenge| challenge.sent),
             relay_away: tunnel.is_away(),
+            path_mtu: tunnel.outer_mtu(),
+            inner_mtu: tunnel.mtu.inner,
         })
     }
 }

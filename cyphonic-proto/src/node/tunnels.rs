@@ -1,7 +1,7 @@
 //! Tunnels: installed, replaced, removed.
 
 use super::{
-    Action, CloseCode, Node, Service, Timer, TunnelActivity, TunnelControl, TunnelParameters,
+    Action, CloseCode, Node, PathMtu, Service, Timer, TunnelActivity, TunnelControl, TunnelParameters, mtu,
     relay_legs::OwnLeg, setup::Setup,
 };
 use crate::{
@@ -44,6 +44,10 @@ pub(super) struct Tunnel {
     pub(super) refresh_at: Instant,
     /// The address before the peer seemed to move.
     pub(super) moved_from: Option<SocketAddr>,
+    /// For what the path carries.
+    pub(super) search: mtu::Search,
+    /// What the dataplane was told of it.
+    pub(super) mtu: PathMtu,
 }
 
 /// A challenge without an answer.
@@ -60,6 +64,7 @@ pub(super) struct Install {
     pub(super) wire_cid: ConnectionId,
     pub(super) remote: SocketAddr,
     pub(super) suite: Suite,
+    /// What both ends take at most.
     pub(super) inner_mtu: u16,
     pub(super) send: Secret,
     pub(super) recv: Secret,
@@ -86,7 +91,7 @@ impl Node {
             suite,
             send,
             recv,
-            inner_mtu,
+            inner_mtu: mtu::first_inner(inner_mtu),
             confirmed,
             relay_reset,
         })));
@@ -97,6 +102,9 @@ impl Node {
         }
         self.reached(now, peer, setup_id);
         self.watch(now, id);
+        if confirmed {
+            self.search_mtu(now, id);
+        }
     }
 
     /// Takes a tunnel from the dataplane and all tables. Whether another is wanted is for the caller to say.
@@ -108,6 +116,7 @@ impl Node {
     ) -> Option<Tunnel> {
         let tunnel = self.tunnels.remove(&id)?;
         self.timers.clear(&Timer::Tunnel(id));
+        self.timers.clear(&Timer::Mtu(id));
         if let Some(peer) = self.peers.get_mut(&tunnel.peer) {
             peer.tunnels.retain(|other| *other != id);
             peer.since = if peer.tunnels.is_empty() { now } else { peer.since };
@@ -182,6 +191,7 @@ impl Node {
         let mut leg = setup.own_leg.clone();
         leg.iter_mut().for_each(|leg| leg.take_up(now));
         let refresh_at = now + self.config.timing.refresh + self.config.timing.setup * 12 * slack;
+        let search = mtu::Search::begin(now, install.remote, install.wire_cid, install.inner_mtu);
         Tunnel {
             peer: setup.peer,
             setup: setup.id,
@@ -203,6 +213,8 @@ impl Node {
             challenge: None,
             refresh_at,
             moved_from: None,
+            mtu: search.mtu(),
+            search,
         }
     }
 }

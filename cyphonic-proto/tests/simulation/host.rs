@@ -9,8 +9,8 @@ use cyphonic_proto::{
     Channel, ConnectionId, Identity, Message, PeerConnectionId, SetupId, TunnelId,
     identity::sha256,
     node::{
-        Action, CachedState, Node, NodeConfig, PeerVia, Service, Timing, TunnelActivity, TunnelControl,
-        TunnelParameters,
+        Action, CachedState, Node, NodeConfig, PathMtu, PeerVia, Service, Timing, TunnelActivity,
+        TunnelControl, TunnelParameters,
     },
     relayed,
     tunnel::{ExportError, Exporter, Suite},
@@ -20,6 +20,9 @@ use std::{
     net::{Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
+
+/// Every path carries it: QUIC's least datagram.
+const SMALLEST: u16 = 1200;
 
 pub(crate) struct Host {
     pub(crate) name: &'static str,
@@ -40,6 +43,7 @@ pub(crate) struct Installed {
     pub(crate) parameters: TunnelParameters,
     pub(crate) confirmed: bool,
     pub(crate) activity: TunnelActivity,
+    pub(crate) mtu: PathMtu,
     waiting: Vec<u64>,
 }
 
@@ -179,6 +183,17 @@ impl World {
             Action::SetPath { id, remote, wire_cid } => {
                 let tunnel = self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap();
                 (tunnel.parameters.remote, tunnel.parameters.wire_cid) = (remote, wire_cid);
+                tunnel.mtu.datagram = SMALLEST;
+            }
+            Action::SetMtu { id, mtu } => {
+                assert!(mtu.datagram >= 1200 && mtu.inner >= 1280);
+                self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap().mtu = mtu;
+            }
+            Action::ProbeMtu { id, remote, wire_cid, size, data } => {
+                let tunnel = &self.hosts[name].tunnels[&id].parameters;
+                assert_eq!((tunnel.remote, tunnel.wire_cid), (remote, wire_cid), "the path in use is probed");
+                self.probes += 1;
+                self.emit(name, id, Content::Probe(data, size));
             }
             Action::SendControl { id, control } => {
                 assert!(self.hosts[name].tunnels.contains_key(&id));
@@ -260,6 +275,9 @@ impl World {
     }
 
     pub(crate) fn arrive(&mut self, from: SocketAddr, to: SocketAddr, packet: Packet) {
+        if matches!(&packet, Packet::Data(data) if data.size > self.carries) {
+            return;
+        }
         if addresses(&Service::Trs(relay().name)).contains(&to) {
             return self.relay_data(from, packet);
         }
@@ -384,7 +402,9 @@ impl World {
         let (id, peer, confirmed) = (parameters.id, parameters.peer, parameters.confirmed);
         let waiting = host.held.remove(&peer).unwrap_or_default();
         host.installs += 1;
-        let installed = Installed { parameters, confirmed, activity: TunnelActivity::default(), waiting };
+        let mtu = PathMtu { datagram: SMALLEST, inner: parameters.inner_mtu };
+        let installed =
+            Installed { parameters, confirmed, activity: TunnelActivity::default(), mtu, waiting };
         assert!(host.tunnels.insert(id, installed).is_none());
         self.flush(name, id);
     }
@@ -422,7 +442,14 @@ impl World {
         if !tunnel.confirmed {
             return;
         }
+        // Applications send the largest that goes whole.
+        let size = match content {
+            Content::Inner(_) => tunnel.mtu.datagram,
+            Content::Probe(_, size) => size,
+            Content::Ping | Content::Challenge(_) | Content::Response(_) | Content::Close => SMALLEST,
+        };
         tunnel.activity.tx_packets += u64::from(matches!(content, Content::Inner(_)));
+        tunnel.activity.tx_large += u64::from(matches!(content, Content::Inner(_)) && size > SMALLEST);
         let p = &tunnel.parameters;
         let (remote, data) = (
             p.remote,
@@ -430,6 +457,7 @@ impl World {
                 wire_cid: *p.wire_cid.as_bytes(),
                 real_cid: *p.remote_cid.as_bytes(),
                 key: *p.send.as_bytes(),
+                size,
                 content,
             },
         );
@@ -456,7 +484,9 @@ impl World {
                 self.delivered.insert((name, packet));
             }
             Content::Ping => {}
-            Content::Challenge(challenge) => self.emit(name, id, Content::Response(challenge)),
+            Content::Challenge(challenge) | Content::Probe(challenge, _) => {
+                self.emit(name, id, Content::Response(challenge))
+            }
             Content::Response(data) => {
                 self.with_node(name, life, |node, now| node.handle_path_response(now, id, data));
             }

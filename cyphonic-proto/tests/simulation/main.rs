@@ -10,6 +10,7 @@ mod cloud;
 mod faults;
 mod host;
 mod moves;
+mod mtu;
 mod net;
 mod relay_restarts;
 mod restarts;

@@ -50,6 +50,8 @@ pub(crate) struct Data {
     pub(crate) wire_cid: [u8; 8],
     pub(crate) real_cid: [u8; 8],
     pub(crate) key: [u8; 32],
+    /// Bytes of UDP payload.
+    pub(crate) size: u16,
     pub(crate) content: Content,
 }
 
@@ -58,6 +60,8 @@ pub(crate) enum Content {
     Inner(u64),
     Ping,
     Challenge([u8; 8]),
+    /// A challenge that is padded to this size.
+    Probe([u8; 8], u16),
     Response([u8; 8]),
     Close,
 }
@@ -177,6 +181,10 @@ pub(crate) struct World {
     pub(crate) cut_off: BTreeSet<Victim>,
     /// Datagrams between devices get lost.
     pub(crate) no_direct: bool,
+    /// Larger datagrams (bytes of UDP payload) get lost.
+    pub(crate) carries: u16,
+    /// Probes of paths' MTU that were sent.
+    pub(crate) probes: u32,
     /// Changes every message's bytes on its way.
     pub(crate) tamper: Option<fn(&mut Message)>,
     pub(crate) unknown_fields: bool,
@@ -213,6 +221,8 @@ impl World {
             delay: Duration::from_millis(10),
             cut_off: BTreeSet::new(),
             no_direct: false,
+            carries: u16::MAX,
+            probes: 0,
             tamper: None,
             unknown_fields: false,
             unnoticed: Duration::from_secs(1),

@@ -5,13 +5,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
+use cyphonic_common::frame::part::PART_HEADER;
 use cyphonic_common::frame::{Candidates, Close};
 use cyphonic_common::limits::MIN_PROBE_DATAGRAM;
 use cyphonic_common::policy::Direction;
-use cyphonic_common::{DropReason, Frame, Frames};
+use cyphonic_common::{DropReason, Frame, Frames, Part};
 
-use super::RxParts;
+use super::joiner::{Joined, Joiner, Joining};
 use super::sources::{Sign, Sources};
+use super::{JOINED, RxParts};
 use crate::gso::{IPV6_HEADER, Slot};
 use crate::protect::{HEADER_LEN, OpenError, Opener};
 use crate::ring::command::{Answer, RxTunnel};
@@ -30,10 +32,19 @@ pub(super) struct Peer {
     peer: Ipv6Addr,
     pub(super) remote: SocketAddr,
     pub(super) opener: Opener,
+    joiner: Joiner,
     heard: bool,
     sources: Sources,
     closed: bool,
     exhausted: bool,
+}
+
+/// What of a packet's frames is for applications, by where it lies.
+#[derive(Debug, Default)]
+struct Found {
+    inner: Vec<Range<usize>>,
+    /// A PART, which is always the last frame.
+    piece: Option<Range<usize>>,
 }
 
 impl Peer {
@@ -43,6 +54,7 @@ impl Peer {
             peer: tunnel.peer,
             remote: tunnel.remote,
             opener: tunnel.opener,
+            joiner: Joiner::default(),
             heard: false,
             sources: Sources::default(),
             closed: false,
@@ -50,13 +62,15 @@ impl Peer {
         }
     }
 
-    /// Opens a datagram in place and acts on its frames. Inner packets are delivered, by where they lie.
+    /// Opens a datagram in place and acts on its frames. Inner packets are delivered, by where they lie; one that came in
+    /// pieces lies in `joined`.
     #[expect(clippy::too_many_arguments, reason = "the parts of one datagram, on the hot path")]
     #[inline]
     pub(super) fn open(
         &mut self,
         parts: &RxParts,
         delivery: &mut impl Delivery,
+        joined: &mut Vec<u8>,
         datagram: &mut [u8],
         place: Slot,
         from: SocketAddr,
@@ -78,14 +92,43 @@ impl Peer {
             let inner = payload.start + 1..payload.end;
             return self.deliver(parts, delivery, datagram, inner, place, outer_ecn);
         }
-        let mut inner = Vec::new();
-        let frames = self.act_on_frames(parts, datagram, payload, (from, now), &mut inner);
-        for range in inner {
+        let mut found = Found::default();
+        let frames = self.act_on_frames(parts, datagram, payload, (from, now), &mut found);
+        for range in found.inner {
             if let Err(reason) = self.deliver(parts, delivery, datagram, range, place, outer_ecn) {
                 parts.counters.count_drop(reason, 1);
             }
         }
+        if let Some(range) = found.piece {
+            let piece = datagram.get(range).unwrap_or_default();
+            if let Some(whole) = self.join(parts, piece, outer_ecn, now, joined)? {
+                let place = Slot { buffer: JOINED, start: 0, len: 0 };
+                self.deliver(parts, delivery, joined, whole.place, place, whole.ecn)?;
+            }
+        }
         frames
+    }
+
+    /// Puts a PART to the others of its packet. The packet, where it is whole now.
+    #[cold]
+    fn join(
+        &mut self,
+        parts: &RxParts,
+        frame: &[u8],
+        outer_ecn: u8,
+        now: Instant,
+        joined: &mut Vec<u8>,
+    ) -> Result<Option<Joined>, DropReason> {
+        let Some(Ok(Frame::Part(piece))) = Frames::new(frame).next() else {
+            return Err(DropReason::MalformedFrame);
+        };
+        let (joining, dropped) = self.joiner.push(&piece, outer_ecn, now, joined);
+        parts.counters.count_drop(DropReason::Incomplete, dropped);
+        match joining {
+            Joining::Waits => Ok(None),
+            Joining::Done(whole) => Ok(Some(whole)),
+            Joining::Bad => Err(DropReason::BadPart),
+        }
     }
 
     /// Everything but the common case of one inner packet alone.
@@ -96,7 +139,7 @@ impl Peer {
         datagram: &[u8],
         payload: Range<usize>,
         (from, now): (SocketAddr, Instant),
-        inner: &mut Vec<Range<usize>>,
+        found: &mut Found,
     ) -> Result<(), DropReason> {
         let padded = datagram.len() >= MIN_PROBE_DATAGRAM;
         let frames = datagram.get(payload).unwrap_or_default();
@@ -107,7 +150,7 @@ impl Peer {
                 Frame::Padding(_) | Frame::Ping => {}
                 Frame::Datagram(packet) | Frame::DatagramWithLength(packet) => {
                     let start = packet.as_ptr().addr() - datagram.as_ptr().addr();
-                    inner.push(start..start + packet.len());
+                    found.inner.push(start..start + packet.len());
                 }
                 Frame::PathChallenge(data) if !answered => {
                     answered = true;
@@ -121,6 +164,10 @@ impl Peer {
                     }
                 }
                 Frame::PathChallenge(_) => {}
+                Frame::Part(Part { bytes, .. }) => {
+                    let start = bytes.as_ptr().addr() - datagram.as_ptr().addr();
+                    found.piece = Some(start - PART_HEADER..start + bytes.len());
+                }
                 Frame::PathResponse(data) => self.path_response(parts, data),
                 Frame::Candidates(candidates) if self.sources.takes_list(now) => {
                     let Candidates { sequence, flags, endpoints } = candidates;

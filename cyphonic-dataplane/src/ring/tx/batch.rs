@@ -25,9 +25,16 @@ pub(super) struct Sealed {
     pub(super) stride: usize,
     pub(super) packets: u64,
     pub(super) inner_bytes: u64,
+    /// Packets that are not the last piece of an inner packet.
+    pub(super) pieces: u64,
 }
 
 impl Sealed {
+    /// The inner packets that left when the last packets were lost.
+    pub(super) fn inner_packets_without(&self, lost: u64) -> u64 {
+        self.packets.saturating_sub(self.pieces).saturating_sub(lost)
+    }
+
     /// The inner bytes that left when the last packets were lost, each taken to be of full size.
     pub(super) fn inner_bytes_without(&self, lost: u64) -> u64 {
         let each = self.stride.saturating_sub(TUNNEL_OVERHEAD) as u64;
@@ -65,12 +72,17 @@ impl Batch {
     /// Counts in the packet that was written there.
     pub(super) fn commit(&mut self, tunnel: usize, ecn: u8, len: usize, inner: usize) {
         if self.sealed.packets == 0 {
-            self.sealed = Sealed { tunnel, ecn, stride: len, packets: 0, inner_bytes: 0 };
+            self.sealed = Sealed { tunnel, ecn, stride: len, packets: 0, inner_bytes: 0, pieces: 0 };
         }
         self.closed = len < self.sealed.stride;
         self.sealed.packets += 1;
         self.sealed.inner_bytes += inner as u64;
         self.len += len;
+    }
+
+    /// The packet that was counted in last is a piece of an inner packet, with more to follow.
+    pub(super) fn more_follows(&mut self) {
+        self.sealed.pieces += 1;
     }
 
     /// What is in it, if anything.

@@ -57,6 +57,11 @@ impl TxWorker {
                     tunnel.set_path(path);
                 }
             }
+            TxCommand::SetMtu(id, mtu) => {
+                if let Some(tunnel) = self.tunnels.index(id).and_then(|index| self.tunnels.get_mut(index)) {
+                    tunnel.set_mtu(mtu);
+                }
+            }
             TxCommand::Control(id, control) => {
                 if let Some(index) = self.tunnels.index(id) {
                     self.send_control(index, &control);
@@ -121,6 +126,10 @@ impl TxWorker {
                 let endpoints = CandidateList::new(&set.endpoints, &mut room);
                 let candidates = Candidates { sequence: set.sequence, flags: set.flags, endpoints };
                 self.send_frame(index, current, &Frame::Candidates(candidates), Size::Least);
+            }
+            Control::MtuProbe { path, size, data } => {
+                tunnel.shared.expect(*data, Challenge::Owner);
+                self.send_mtu_probe(index, *path, *size, *data);
             }
             Control::Close { code, reason } => {
                 let close = Close { error_code: *code, frame_type: None, reason: reason.as_bytes() };

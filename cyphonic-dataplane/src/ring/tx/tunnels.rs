@@ -12,7 +12,7 @@ use crate::hash::WordHasher;
 use crate::protect::Sealer;
 use crate::ring::command::TxTunnel;
 use crate::ring::shared::Shared;
-use crate::ring::{Path, TunnelId};
+use crate::ring::{Path, PathMtu, TunnelId};
 
 /// Relays' paths that are remembered, so that a challenge that came through one is answered through it.
 const MAX_PATHS: usize = 4;
@@ -28,7 +28,11 @@ pub(super) struct Tunnel {
     pub(super) remote_cid: ConnectionId,
     pub(super) path: Path,
     pub(super) sealer: Sealer,
-    pub(super) inner_mtu: u16,
+    pub(super) mtu: PathMtu,
+    /// The largest inner packet that is sent whole: what every packet is compared with.
+    pub(super) whole: usize,
+    /// Names the next packet that goes in pieces.
+    pub(super) next_part: u16,
     /// Whether it may send at all.
     pub(super) confirmed: bool,
     /// The owner was told that the keys are used up.
@@ -62,7 +66,9 @@ impl Tunnel {
             remote_cid: tunnel.remote_cid,
             path: tunnel.path,
             sealer: tunnel.sealer,
-            inner_mtu: tunnel.inner_mtu,
+            mtu: tunnel.mtu,
+            whole: tunnel.mtu.whole(),
+            next_part: 0,
             confirmed: tunnel.confirmed,
             exhausted: false,
             watched: false,
@@ -70,7 +76,15 @@ impl Tunnel {
         }
     }
 
+    pub(super) fn set_mtu(&mut self, mtu: PathMtu) {
+        self.mtu = mtu;
+        self.whole = mtu.whole();
+    }
+
     pub(super) fn set_path(&mut self, path: Path) {
+        if path != self.path {
+            self.set_mtu(PathMtu::unknown(self.mtu.inner));
+        }
         self.path = path;
         self.shared.set_path(path);
         self.learn(path);
