@@ -11,6 +11,7 @@
 //! its own field in [`Nat`], [`Firewall`] or [`Router`]; existing files keep their meaning.
 
 mod error;
+mod scene;
 mod unique;
 mod units;
 pub(crate) mod validate;
@@ -24,6 +25,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
 pub use self::error::TopologyError;
+pub use self::scene::DEFAULT_SCENE;
 pub use self::units::{BitRate, Probability};
 
 /// The whole topology file.
@@ -44,6 +46,9 @@ pub struct Topology {
     /// Sets of link properties to choose from; the key inside is `node@network`.
     #[serde(default, deserialize_with = "unique::map")]
     pub profiles: BTreeMap<String, Profile>,
+    /// Parts of it that are built by themselves, as lists of nodes; see [`Topology::scene`].
+    #[serde(default, deserialize_with = "unique::map")]
+    pub scenes: BTreeMap<String, Vec<String>>,
 }
 
 /// Link properties by `node@network`.

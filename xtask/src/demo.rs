@@ -8,32 +8,23 @@
 //! Whatever happens (an error, Ctrl-C, SIGTERM), the lab goes and everything in it ends; after SIGKILL the next
 //! demo does that.
 
-pub(crate) mod agent;
-mod capture;
-pub(crate) mod cloud;
 mod experiments;
-pub(crate) mod programs;
-pub(crate) mod progress;
 mod report;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use cyphonic_lab::command::Cancel;
 use cyphonic_lab::figures::{Figure, Figures};
-use cyphonic_lab::{Lab, LabError, Role, Topology};
+use cyphonic_lab::{Lab, Topology};
 
-use self::agent::Device;
-use self::capture::Capture;
-use self::cloud::Cloud;
 use self::experiments::Experiments;
-use self::programs::Programs;
-use self::progress::Progress;
+use crate::overlay::{
+    AgentSettings, Capture, Device, Overlay, Programs, Progress, ZONE, become_root, watch_signals,
+};
 
-/// The overlay's zone in the demo.
-pub(crate) const ZONE: &str = "cyphonic.internal";
 /// The whole demo, without the build, takes no longer on a small machine; it is a promise like the others.
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -74,16 +65,10 @@ pub(crate) struct DemoArgs {
 
 /// Runs the demo.
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
-    let cancel = Cancel::default();
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, cancel.flag()).context("cannot watch for Ctrl-C")?;
-    }
-    let topology = crate::lab::topology(args.topology.clone())?;
-    let programs = match &args.programs {
-        Some(folder) => Programs::in_folder(folder)?,
-        None => Programs::build()?,
-    };
-    programs::become_root(&programs, args)?;
+    let cancel = watch_signals()?;
+    let topology = crate::lab::topology(args.topology.clone(), None)?;
+    let programs = Programs::find(args.programs.as_deref())?;
+    become_root(&programs)?;
     show(args, &topology, &programs, &cancel)
 }
 
@@ -97,20 +82,14 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
     progress.done(&format!("{} network namespaces, profile `{}`", lab.state().nodes.len() + 1, args.profile));
 
     let capture = args.capture.as_deref().map(|file| Capture::start(&lab, file, cancel)).transpose()?;
-    let mut overlay =
-        Overlay { ring: args.ring.clone(), relay: args.relay.clone(), cloud: None, devices: Vec::new() };
+    let settings = AgentSettings { ring: args.ring.clone(), ..AgentSettings::default() };
+    let mut overlay = Overlay::new(settings, &args.relay);
     let started = overlay.start(&lab, topology, programs, &progress, cancel);
     let outcome = started.and_then(|()| {
-        let experiments = Experiments::new(&lab, topology, &mut overlay.devices, &progress, cancel);
+        let experiments = Experiments::new(&lab, topology, overlay.devices_mut(), &progress, cancel);
         experiments.run(timed)
     });
-    let outcome = outcome.inspect_err(|error| {
-        let interrupted =
-            error.downcast_ref::<LabError>().is_some_and(|error| matches!(error, LabError::Interrupted));
-        if !interrupted {
-            overlay.show_logs();
-        }
-    });
+    let outcome = outcome.inspect_err(|error| overlay.explain(error));
     let (mut figures, mut broken) = match outcome {
         Ok(findings) => findings,
         Err(error) if args.keep => {
@@ -125,7 +104,7 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
     if let Some(capture) = capture {
         broken.extend(capture.finish(&progress, cancel)?);
     }
-    if let Some(cloud) = &overlay.cloud {
+    if let Some(cloud) = overlay.cloud() {
         broken.extend(cloud.xdp_promises(&args.relay, &progress, cancel)?);
     }
     let wall = progress.elapsed();
@@ -182,74 +161,17 @@ fn remove_kept(name: &str, progress: &Progress) -> Result<()> {
 fn keep(lab: Lab, overlay: Overlay, programs: &Programs) -> Result<()> {
     let name = lab.state().name.clone();
     println!("\nThe lab stays up. On each device, as root:");
-    for device in &overlay.devices {
+    for device in overlay.devices() {
         let namespace = lab.namespace(device.node())?;
         println!("  ip netns exec {} bash    # {}", namespace.name(), device.fqdn());
         println!("    {} --socket {} status", programs.cyphonic.display(), device.socket().display());
     }
-    println!("Try `ping {}` in another device's shell.", overlay.devices.first().map_or(ZONE, Device::fqdn));
+    println!(
+        "Try `ping {}` in another device's shell.",
+        overlay.devices().first().map_or(ZONE, Device::fqdn)
+    );
     println!("Remove everything with `cargo xtask lab down --name {name}`.");
     overlay.release();
     lab.keep()?;
     Ok(())
-}
-
-/// The processes of the demo.
-struct Overlay {
-    /// What every agent is configured to.
-    ring: String,
-    relay: String,
-    cloud: Option<Cloud>,
-    devices: Vec<Device>,
-}
-
-impl Overlay {
-    fn start(
-        &mut self,
-        lab: &Lab,
-        topology: &Topology,
-        programs: &Programs,
-        progress: &Progress,
-        cancel: &Cancel,
-    ) -> Result<()> {
-        let cloud =
-            self.cloud.insert(Cloud::start_with(lab, topology, programs, &self.relay, progress, cancel)?);
-        for (node, host) in topology.hosts_with(Role::Device) {
-            let name = host.device.as_deref().unwrap_or(node);
-            let token = cloud.create_token(name, cancel)?;
-            self.devices.push(Device::enrol(
-                lab,
-                node,
-                name,
-                &token,
-                cloud.addresses(),
-                &self.ring,
-                programs,
-            )?);
-        }
-        progress.done(&format!("{} agents started, each with a one-time token", self.devices.len()));
-        for device in &mut self.devices {
-            device.wait_online(cancel)?;
-            let address = device.learn_address(cancel)?;
-            let ring = device.ring(cancel)?;
-            if self.ring != "auto" && ring != self.ring {
-                bail!("{} has the ring `{ring}`, not `{}`", device.fqdn(), self.ring);
-            }
-            progress.detail(&format!("{:<28} {address}, ring {ring}", device.fqdn()));
-        }
-        progress.done("every device is enrolled, has its name and its virtual address, and is online");
-        Ok(())
-    }
-
-    fn show_logs(&self) {
-        let cloud = self.cloud.iter().flat_map(Cloud::daemons);
-        for daemon in cloud.chain(self.devices.iter().filter_map(Device::daemon)) {
-            println!("--- {} ({}):\n{}", daemon.name(), daemon.log_path().display(), daemon.log_tail(12));
-        }
-    }
-
-    fn release(self) {
-        self.cloud.into_iter().for_each(Cloud::release);
-        self.devices.into_iter().for_each(Device::release);
-    }
 }

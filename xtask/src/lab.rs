@@ -32,6 +32,9 @@ enum Verb {
         /// The topology file [default: vagrant/topology.yaml]
         #[arg(long)]
         topology: Option<PathBuf>,
+        /// Which of the topology's scenes to build [default: paper, or all of a file without it]
+        #[arg(long)]
+        scene: Option<String>,
     },
     /// End everything that runs in a lab and remove it.
     Down {
@@ -63,7 +66,7 @@ enum Verb {
 /// Runs the verb.
 pub(crate) fn run(args: LabArgs) -> Result<()> {
     match args.verb {
-        Verb::Up { profile, name, topology } => up(&profile, &name, topology),
+        Verb::Up { profile, name, topology, scene } => up(&profile, &name, topology, scene.as_deref()),
         Verb::Down { name } => down(&name).map_err(Into::into),
         Verb::Exec { name, node, command } => exec(&name, &node, &command),
         Verb::List => {
@@ -81,14 +84,16 @@ pub(crate) fn config(name: &str, profile: &str) -> Result<LabConfig> {
     Ok(LabConfig { emulator: Emulator { program, arguments }, ..LabConfig::new(name, profile) })
 }
 
-/// The topology at `path`, or the repository's.
-pub(crate) fn topology(path: Option<PathBuf>) -> Result<Topology> {
+/// A scene of the topology at `path`, or of the repository's; the default scene where none is named.
+pub(crate) fn topology(path: Option<PathBuf>, scene: Option<&str>) -> Result<Topology> {
     let path = path.map_or_else(default_topology, Ok)?;
-    Topology::load(&path).with_context(|| format!("in {}", path.display()))
+    let whole = Topology::load(&path);
+    let scene = whole.and_then(|whole| scene.map_or_else(|| whole.default_scene(), |name| whole.scene(name)));
+    scene.with_context(|| format!("in {}", path.display()))
 }
 
-fn up(profile: &str, name: &str, path: Option<PathBuf>) -> Result<()> {
-    let topology = topology(path)?;
+fn up(profile: &str, name: &str, path: Option<PathBuf>, scene: Option<&str>) -> Result<()> {
+    let topology = topology(path, scene)?;
     let state = Lab::up(&topology, &config(name, profile)?)?.keep()?;
     println!("The lab `{name}` is up with the profile `{profile}`.");
     for (node, host) in &topology.hosts {

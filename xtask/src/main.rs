@@ -24,6 +24,7 @@ mod ebpf;
 mod fuzz;
 mod kernels;
 mod lab;
+mod overlay;
 mod setup;
 mod shell;
 mod test;

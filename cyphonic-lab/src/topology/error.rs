@@ -49,6 +49,17 @@ impl TopologyError {
         Self::Unknown { at: at.into(), kind, name: name.to_owned(), known }
     }
 
+    /// The same, with the path of its key continued from `outer`.
+    pub(crate) fn within(self, outer: &str) -> Self {
+        match self {
+            Self::Unknown { at, kind, name, known } => {
+                Self::Unknown { at: format!("{outer}.{at}"), kind, name, known }
+            }
+            Self::Invalid { at, problem } => Self::Invalid { at: format!("{outer}.{at}"), problem },
+            other @ (Self::Read { .. } | Self::Parse(_)) => other,
+        }
+    }
+
     pub(crate) fn invalid(at: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Invalid { at: at.into(), problem: problem.into() }
     }

@@ -42,7 +42,7 @@ fn refused(from: &str, to: &str, parts: &[&str]) {
 
 #[test]
 fn the_shipped_file_is_fig_5_and_more() {
-    let topology = Topology::parse(SHIPPED).unwrap();
+    let topology = Topology::parse(SHIPPED).unwrap().default_scene().unwrap();
     let devices: Vec<&str> = topology.hosts_with(Role::Device).map(|(name, _)| name).collect();
     assert_eq!(devices, ["a", "b", "c", "d", "e"]);
     let families = |host: &str| {

@@ -37,7 +37,8 @@ impl Topology {
         }
         self.networks.keys().try_for_each(|name| self.check_members(name))?;
         self.check_devices()?;
-        self.check_profiles()
+        self.check_profiles()?;
+        self.scenes.keys().try_for_each(|name| self.scene(name).map(drop))
     }
 
     fn check_node_names(&self) -> Checked {
@@ -138,7 +139,7 @@ impl Topology {
         Ok(())
     }
 
-    fn on_link(&self, interface: &Interface, address: IpAddr) -> bool {
+    pub(super) fn on_link(&self, interface: &Interface, address: IpAddr) -> bool {
         let Some(network) = self.networks.get(&interface.network) else { return false };
         match address {
             IpAddr::V4(address) => {

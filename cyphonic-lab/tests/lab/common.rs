@@ -8,9 +8,10 @@ use cyphonic_lab::emulator::Emulator;
 use cyphonic_lab::measure::{PingReport, PingRun, ping};
 use cyphonic_lab::{Lab, LabConfig, Topology};
 
-/// The topology that the repository ships.
+/// The default scene of the topology that the repository ships.
 pub(crate) fn shipped() -> Topology {
-    Topology::load(concat!(env!("CARGO_MANIFEST_DIR"), "/../vagrant/topology.yaml").as_ref()).unwrap()
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../vagrant/topology.yaml");
+    Topology::load(file.as_ref()).unwrap().default_scene().unwrap()
 }
 
 /// A configuration whose lab's name no other test run has.

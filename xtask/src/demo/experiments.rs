@@ -12,8 +12,7 @@ use cyphonic_lab::figures::{Figure, Figures, Statistic};
 use cyphonic_lab::measure::{IperfRun, IperfServer, PingReport, PingRun, Transfer, Transport};
 use cyphonic_lab::{Lab, Role, Topology};
 
-use super::agent::{Device, Route};
-use super::progress::Progress;
+use crate::overlay::{Device, Progress, Route};
 
 /// Set-ups measured for each figure; the agreed least for the warm relay is 50.
 const DIRECT_SETUPS: usize = 20;

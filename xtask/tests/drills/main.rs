@@ -11,4 +11,6 @@
 
 mod deaths;
 mod overlay;
+#[path = "../common/programs.rs"]
+mod programs;
 mod xdp_relay;

@@ -11,6 +11,8 @@ use cyphonic_lab::measure::{PingReport, PingRun, ping};
 use cyphonic_lab::process::Daemon;
 use cyphonic_lab::{Lab, LabConfig, Topology};
 
+use crate::programs::programs;
+
 const ZONE: &str = "drill.internal";
 /// AS and NMS, and the TRS, as the topology places them.
 const CLOUD: &str = "192.0.2.2:443";
@@ -50,7 +52,7 @@ impl Overlay {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let programs = programs();
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        let topology = Topology::load(&root.join("vagrant/topology.yaml")).unwrap();
+        let topology = Topology::load(&root.join("vagrant/topology.yaml")).unwrap().default_scene().unwrap();
         let lab =
             Lab::up(&topology, &LabConfig::new(format!("drill-t{}", std::process::id()), "zero")).unwrap();
         found(&lab, &programs);
@@ -178,16 +180,6 @@ pub(crate) fn start_agent(lab: &Lab, programs: &Path, node: &str) -> Daemon {
 fn resolv_conf(lab: &Lab, node: &str) -> String {
     let mut cat = lab.command(node, "cat").unwrap();
     check(cat.arg("/etc/resolv.conf"), LIMIT, &Cancel::default()).unwrap()
-}
-
-/// The folder of the programs, built as `cargo test` builds.
-fn programs() -> PathBuf {
-    let folder = Path::new(env!("CARGO_BIN_EXE_xtask")).parent().unwrap();
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "-p", "cyphonic-cloud", "-p", "cyphonic-agent", "--bins"]);
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env("CARGO_TARGET_DIR", folder.parent().unwrap());
-    assert!(cargo.status().unwrap().success(), "the programs do not build");
-    folder.to_owned()
 }
 
 /// The longest time between answers, by the requests that went without.

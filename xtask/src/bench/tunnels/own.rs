@@ -7,9 +7,7 @@ use cyphonic_lab::process::Daemon;
 
 use super::site::Site;
 use super::system::Running;
-use crate::demo::agent::{Device, Route};
-use crate::demo::cloud::Cloud;
-use crate::demo::progress::Progress;
+use crate::overlay::{AgentSettings, Cloud, Device, Progress, Route};
 
 /// The cloud and the two devices, which enrol once and are started for each visit.
 #[derive(Default)]
@@ -55,8 +53,9 @@ impl Overlay {
         for (node, name) in [("a", "a.bench"), ("b", "b.bench")] {
             let token = cloud.create_token(name, site.cancel)?;
             let programs = &site.programs.own;
+            let settings = AgentSettings::default();
             let mut device =
-                Device::enrol(&site.lab, node, name, &token, cloud.addresses(), "auto", programs)?;
+                Device::enrol(&site.lab, node, name, &token, cloud.addresses(), &settings, programs)?;
             device.wait_online(site.cancel)?;
             self.devices.push(device);
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use crate::demo::programs::Programs;
+use crate::overlay::Programs;
 use crate::{shell, workspace};
 
 /// Where the programs are.

@@ -1,4 +1,4 @@
-//! What an observer on the core router sees: QUIC, whole and with right checksums, or the demo has failed.
+//! What an observer on the core router sees: QUIC, whole and with right checksums, or a promise is broken.
 //!
 //! An independent dissector reads the capture. On virtual links the kernel leaves checksums to hardware that is not
 //! there, so they are switched off on every interface first: what is captured is what a cable would carry.
@@ -26,14 +26,14 @@ const PUNCH_LEN: usize = 21;
 const OFFLOADS: Duration = Duration::from_secs(10);
 
 /// A running capture.
-pub(super) struct Capture {
+pub(crate) struct Capture {
     recorder: Daemon,
     file: PathBuf,
 }
 
 impl Capture {
     /// Starts recording into `file`.
-    pub(super) fn start(lab: &Lab, file: &Path, cancel: &Cancel) -> Result<Self> {
+    pub(crate) fn start(lab: &Lab, file: &Path, cancel: &Cancel) -> Result<Self> {
         complete_checksums(lab, cancel)?;
         let mut command = lab.command(OBSERVER, "dumpcap")?;
         command.args(["-q", "-i", "any", "-f", "udp", "-a", LONGEST_KB, "-w"]).arg(file);
@@ -46,7 +46,7 @@ impl Capture {
     }
 
     /// Ends recording, and returns what is wrong with it.
-    pub(super) fn finish(mut self, progress: &Progress, cancel: &Cancel) -> Result<Vec<String>> {
+    pub(crate) fn finish(mut self, progress: &Progress, cancel: &Cancel) -> Result<Vec<String>> {
         self.recorder.stop();
         let all = self.count("udp", cancel)?;
         let quic = self.count("quic", cancel)?;

@@ -1,4 +1,4 @@
-//! What the demo says while it runs: a line for each thing done, with the time since the start.
+//! What a verb says while it runs: a line for each thing done, with the time since the start.
 
 use std::time::{Duration, Instant};
 

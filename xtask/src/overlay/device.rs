@@ -1,4 +1,4 @@
-//! A device of the demo: its agent, and what an application on it does.
+//! A device: its agent, and what an application on it does.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -23,6 +23,21 @@ const DNS: &str = "127.0.0.55:53";
 /// For a command to the agent, and for the agent to come online.
 const LIMIT: Duration = Duration::from_secs(15);
 
+/// What an agent's configuration says beside where things are.
+#[derive(Debug, Clone)]
+pub(crate) struct AgentSettings {
+    /// Its encapsulation ring.
+    pub(crate) ring: String,
+    /// Further lines, as the user would write them.
+    pub(crate) lines: Vec<String>,
+}
+
+impl Default for AgentSettings {
+    fn default() -> Self {
+        Self { ring: "auto".to_owned(), lines: Vec::new() }
+    }
+}
+
 /// A device and its agent.
 pub(crate) struct Device {
     node: String,
@@ -44,6 +59,16 @@ pub(crate) enum Route {
 }
 
 impl Route {
+    /// That of an entry of `peers` in an agent's status.
+    pub(crate) fn of_peer(peer: &Value) -> Self {
+        let Some(route) = peer.get("route") else { return Self::None };
+        match text(route, "kind").as_str() {
+            "direct" => Self::Direct { how: text(route, "how") },
+            "relay" => Self::Relay { trs: text(route, "trs"), why: text(route, "why") },
+            _ => Self::None,
+        }
+    }
+
     /// For people, who know which zone they are in.
     pub(crate) fn describe(&self) -> String {
         let text = match self {
@@ -64,14 +89,14 @@ impl Device {
         name: &str,
         token: &str,
         cloud: &[SocketAddr],
-        ring: &str,
+        settings: &AgentSettings,
         programs: &Programs,
     ) -> Result<Self> {
         let home = lab.node_dir(node)?;
         let (config, token_file) = (home.join("agent.yaml"), home.join("token"));
         let socket = home.join("cyphonic.sock");
         write_secret(&token_file, token)?;
-        let text = configuration(&home, &socket, &token_file, cloud, ring);
+        let text = configuration(&home, &socket, &token_file, cloud, settings);
         fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
         let mut device = Self {
             node: node.to_owned(),
@@ -162,15 +187,14 @@ impl Device {
 
     /// How this device's packets reach a peer now.
     pub(crate) fn route_to(&self, peer: &Self, cancel: &Cancel) -> Result<Route> {
+        Ok(self.peer(peer, cancel)?.as_ref().map_or(Route::None, Route::of_peer))
+    }
+
+    /// What its agent tells of a peer, if it has a tunnel to it.
+    pub(crate) fn peer(&self, peer: &Self, cancel: &Cancel) -> Result<Option<Value>> {
         let status = self.status(cancel)?;
         let peers = status.get("peers").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        let peer = peers.iter().find(|entry| text(entry, "name").trim_end_matches('.') == peer.fqdn);
-        let Some(route) = peer.and_then(|peer| peer.get("route")) else { return Ok(Route::None) };
-        Ok(match text(route, "kind").as_str() {
-            "direct" => Route::Direct { how: text(route, "how") },
-            "relay" => Route::Relay { trs: text(route, "trs"), why: text(route, "why") },
-            _ => Route::None,
-        })
+        Ok(peers.iter().find(|entry| text(entry, "name").trim_end_matches('.') == peer.fqdn).cloned())
     }
 
     /// Takes the tunnel to a peer down.
@@ -202,12 +226,14 @@ impl Device {
         Ok(ping(&self.namespace, run, cancel)?)
     }
 
-    fn status(&self, cancel: &Cancel) -> Result<Value> {
+    /// Its agent's status.
+    pub(crate) fn status(&self, cancel: &Cancel) -> Result<Value> {
         let output = check(self.command().args(["status", "--json"]), LIMIT, cancel)?;
         serde_json::from_str(&output).with_context(|| format!("the status of {} is no JSON", self.node))
     }
 
-    fn command(&self) -> Command {
+    /// A command to its agent, as the user would give it, to which the verb is to be added.
+    pub(crate) fn command(&self) -> Command {
         let mut command = self.namespace.command(&self.programs.1);
         command.arg("--socket").arg(&self.socket);
         command
@@ -217,22 +243,27 @@ impl Device {
         self.daemon.as_ref().map(|daemon| daemon.log_tail(15)).unwrap_or_default()
     }
 
+    /// The node it runs on.
     pub(crate) fn node(&self) -> &str {
         &self.node
     }
 
+    /// Its name in the overlay.
     pub(crate) fn fqdn(&self) -> &str {
         &self.fqdn
     }
 
+    /// Where its agent takes commands.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
 
+    /// Where its programs run.
     pub(crate) fn namespace(&self) -> &Namespace {
         &self.namespace
     }
 
+    /// Its agent, if it runs.
     pub(crate) fn daemon(&self) -> Option<&Daemon> {
         self.daemon.as_ref()
     }
@@ -247,7 +278,14 @@ impl Device {
 
 /// The agent's configuration file, as a user would write it, but for `resolver: auto`: the machine's systemd-resolved,
 /// which an agent could see from inside a namespace, is none of the lab's business.
-fn configuration(home: &Path, socket: &Path, token: &Path, cloud: &[SocketAddr], ring: &str) -> String {
+fn configuration(
+    home: &Path,
+    socket: &Path,
+    token: &Path,
+    cloud: &[SocketAddr],
+    settings: &AgentSettings,
+) -> String {
+    let ring = &settings.ring;
     let mut text = format!(
         "state_dir: {}\nsocket: {}\ntoken_file: {}\ninterface: cyph0\nring: {ring}\n",
         home.join("state").display(),
@@ -259,6 +297,9 @@ fn configuration(home: &Path, socket: &Path, token: &Path, cloud: &[SocketAddr],
         let _ = writeln!(text, "  - \"{address}\"");
     }
     let _ = write!(text, "dns:\n  listen: \"{DNS}\"\n  resolver: resolv-conf\n");
+    for line in &settings.lines {
+        let _ = writeln!(text, "{line}");
+    }
     text
 }
 

@@ -1,4 +1,4 @@
-//! The programs the demo runs: where they come from, and the right to run them.
+//! The programs an overlay runs: where they come from, and the right to run them.
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::DemoArgs;
 use crate::{ebpf, setup, shell};
 
 /// Where the programs are.
@@ -17,9 +16,16 @@ pub(crate) struct Programs {
     pub(crate) daemon: PathBuf,
     pub(crate) cyphonic: PathBuf,
     folder: PathBuf,
+    /// Whether this process has built them.
+    built: bool,
 }
 
 impl Programs {
+    /// Those in `folder`, or what is built where none is given.
+    pub(crate) fn find(folder: Option<&Path>) -> Result<Self> {
+        folder.map_or_else(Self::build, Self::in_folder)
+    }
+
     /// Builds them as a release would be, the eBPF objects first.
     pub(crate) fn build() -> Result<Self> {
         setup::lab()?;
@@ -48,7 +54,7 @@ impl Programs {
             .filter_map(|artifact| Some(PathBuf::from(artifact.get("executable")?.as_str()?)))
             .next();
         let folder = program.and_then(|program| program.parent().map(Path::to_owned));
-        Self::in_folder(&folder.context("cargo built no programs")?)
+        Ok(Self { built: true, ..Self::in_folder(&folder.context("cargo built no programs")?)? })
     }
 
     /// The programs in a folder.
@@ -63,30 +69,24 @@ impl Programs {
             daemon: program("cyphonicd")?,
             cyphonic: program("cyphonic")?,
             folder,
+            built: false,
         })
     }
 }
 
-/// Network namespaces need root: where we are not, the rest is run once more by sudo, with what has been built.
-pub(crate) fn become_root(programs: &Programs, args: &DemoArgs) -> Result<()> {
+/// Network namespaces need root: where we are not, this program is run once more by sudo with the arguments it was
+/// given, and with what has been built.
+pub(crate) fn become_root(programs: &Programs) -> Result<()> {
     if shell::is_root() {
         return Ok(());
     }
     println!("Network namespaces need root; going on with sudo.");
     let own = std::env::current_exe().context("cannot find this program's own file")?;
     let mut sudo = Command::new("sudo");
-    sudo.arg(own)
-        .args(["demo", "--profile", &args.profile, "--name", &args.name, "--ring", &args.ring, "--programs"])
-        .arg(&programs.folder);
-    for (given, flag) in [(args.keep, "--keep"), (args.untimed, "--untimed")] {
-        sudo.args(given.then_some(flag));
-    }
-    if let Some(file) = &args.json {
-        sudo.arg("--json").arg(file);
-    }
-    if let Some(file) = &args.topology {
-        sudo.arg("--topology").arg(file);
+    sudo.arg("--").arg(own).args(std::env::args_os().skip(1));
+    if programs.built {
+        sudo.arg("--programs").arg(&programs.folder);
     }
     // Returns only if it fails.
-    Err(sudo.exec()).context("cannot run sudo; run the demo as root")
+    Err(sudo.exec()).context("cannot run sudo; run this as root")
 }

@@ -1,4 +1,4 @@
-//! The demo's cloud: AS and NMS on one host, the TRS on another.
+//! The cloud: AS and NMS on one host, the TRS on another.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -103,12 +103,13 @@ impl Cloud {
         &self.addresses
     }
 
+    /// The services' processes.
     pub(crate) fn daemons(&self) -> impl Iterator<Item = &Daemon> {
         [&self.services, &self.relay].into_iter()
     }
 
     /// Says what the TRS has relayed in XDP; returns the promises that broke.
-    pub(super) fn xdp_promises(
+    pub(crate) fn xdp_promises(
         &self,
         mode: &str,
         progress: &Progress,
