@@ -13,8 +13,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+mod mtu;
 mod packets;
 
+pub use mtu::{InvalidMtu, Mtu};
 pub use packets::{InvalidWorkers, RingChoice, UnderlayChoice, Workers};
 
 /// Where the daemon looks for its configuration unless told otherwise.
@@ -51,6 +53,8 @@ pub struct Config {
     pub port: u16,
     /// The zone's server and the host's resolver.
     pub dns: DnsConfig,
+    /// The most that a tunnel's inner MTU is raised to.
+    pub mtu: Mtu,
     /// Which encapsulation ring.
     pub ring: RingChoice,
     /// Where the ring `xdp` receives outside.
@@ -73,6 +77,7 @@ impl Default for Config {
             interface: "cyph0".to_owned(),
             port: 0,
             dns: DnsConfig::default(),
+            mtu: Mtu::Auto,
             ring: RingChoice::Auto,
             underlay: UnderlayChoice::Auto,
             workers: Workers::Auto,
@@ -136,6 +141,9 @@ pub struct Overrides {
     /// Where the zone's DNS server listens.
     #[arg(long, global = true, env = "CYPHONIC_DNS_LISTEN", value_name = "ADDR:PORT")]
     pub dns_listen: Option<SocketAddr>,
+    /// The most that a tunnel's inner MTU is raised to: `auto` or 1280 to 8942.
+    #[arg(long, global = true, env = "CYPHONIC_MTU", value_name = "BYTES")]
+    pub mtu: Option<Mtu>,
     /// The packet path.
     #[arg(long, global = true, env = "CYPHONIC_RING", value_enum, value_name = "RING")]
     pub ring: Option<RingChoice>,
@@ -192,6 +200,7 @@ impl Config {
         set(&mut self.interface, over.interface.as_ref());
         set(&mut self.port, over.port.as_ref());
         set(&mut self.dns.listen, over.dns_listen.as_ref());
+        set(&mut self.mtu, over.mtu.as_ref());
         set(&mut self.ring, over.ring.as_ref());
         set(&mut self.underlay, over.underlay.as_ref());
         set(&mut self.workers, over.workers.as_ref());

@@ -296,6 +296,10 @@ pub struct PeerReport {
     pub route: Option<RouteReport>,
     /// The UDP address packets are sent to.
     pub endpoint: Option<SocketAddr>,
+    /// What the path to it carries: bytes of outer IP packet. 0 without a tunnel.
+    pub path_mtu: u32,
+    /// The largest inner packet that applications are to send to it. 0 without a tunnel.
+    pub inner_mtu: u16,
     /// Seconds in this state.
     pub since_s: u64,
     /// Packets sent to it.

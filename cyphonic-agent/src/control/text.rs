@@ -68,7 +68,7 @@ fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     Ok(())
 }
 
-/// `address name  active; direct 192.0.2.1:41641, tx N rx N`.
+/// `address name  active; direct 192.0.2.1:41641, MTU 1442 on a path of 1500, tx N rx N`.
 fn peer_line(peer: &PeerReport) -> String {
     let address = peer.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
     let state = match peer.state {
@@ -84,12 +84,16 @@ fn peer_line(peer: &PeerReport) -> String {
             None => "failed".to_owned(),
         },
     };
+    let size = match (peer.state, peer.inner_mtu) {
+        (PeerState::Active, 1..) => format!(", MTU {} on a path of {}", peer.inner_mtu, peer.path_mtu),
+        _ => String::new(),
+    };
     let traffic = if peer.tx_bytes + peer.rx_bytes > 0 {
         format!(", tx {} rx {}", peer.tx_bytes, peer.rx_bytes)
     } else {
         String::new()
     };
-    format!("{address:<40} {:<32} {state}{traffic}", peer.name)
+    format!("{address:<40} {:<32} {state}{size}{traffic}", peer.name)
 }
 
 /// How packets go to a peer: `direct 192.0.2.1:41641`, or `relay trs1.svc.example.internal`.
@@ -183,7 +187,11 @@ mod tests {
                 last_error: Some("timed out".into()),
             }],
             peers: vec![
-                peer("b", PeerState::Active, Some(RouteReport::Direct { how: "direct".into() })),
+                PeerReport {
+                    path_mtu: 1500,
+                    inner_mtu: 1442,
+                    ..peer("b", PeerState::Active, Some(RouteReport::Direct { how: "direct".into() }))
+                },
                 peer("c", PeerState::Active, Some(RouteReport::Relay { trs: "tok".into(), why })),
                 PeerReport { name: "d".into(), state: PeerState::Offline, ..PeerReport::default() },
             ],
@@ -197,7 +205,10 @@ mod tests {
         let text = render(&report);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("fd12::1 ") && lines[0].contains("this device"), "{text}");
-        assert!(lines[1].ends_with("active; direct 192.0.2.1:41641, tx 10 rx 20"), "{text}");
+        assert!(
+            lines[1].ends_with("active; direct 192.0.2.1:41641, MTU 1442 on a path of 1500, tx 10 rx 20"),
+            "{text}"
+        );
         assert!(
             lines[2].ends_with("active; relay tok, because both are behind symmetric NATs, tx 10 rx 20"),
             "{text}"

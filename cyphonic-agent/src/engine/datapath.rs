@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cyphonic_common::InterfaceConfig;
+use cyphonic_common::limits::MAX_INNER_MTU;
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
 use cyphonic_dataplane::netdevice;
 use cyphonic_dataplane::ring::{
@@ -19,6 +20,7 @@ use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::{TunDevice, TunOffloads};
 use cyphonic_dataplane::udp::{SignallingSink, UdpPort};
 use cyphonic_proto::address::Prefix;
+use cyphonic_proto::node::first_inner;
 
 use super::cards::{Cards, Probed, worth_xdp};
 use super::report::{Kernel, KernelFigures};
@@ -35,6 +37,10 @@ const AUTO_WHY: &str = "it carries bulk transfers as super-packets";
 /// What needs no other reason.
 const FORCED: &str = "forced by the configuration";
 
+/// The ring `xdp` has packets of up to this size in its memory, unless told otherwise: what paths of 1,500 bytes carry fits,
+/// and a frame is 2 KiB.
+const XDP_INNER_MTU: u16 = 1_500;
+
 /// How often the programs' messages are fetched.
 const LOG_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -50,6 +56,8 @@ pub(super) struct Ground {
     ports: Vec<Arc<UdpPort>>,
     programs: Result<Programs, String>,
     underlay: UnderlayChoice,
+    /// The largest inner packet that the interface and the ring take.
+    pub(super) most_inner: u16,
     ring_why: String,
     workers_why: String,
 }
@@ -85,27 +93,26 @@ impl Ground {
         netlink: &Netlink,
         overlay: InterfaceConfig,
         prefix: Prefix,
-        mtu: u16,
     ) -> Result<Self, DaemonError> {
         let options = Options { kind: None, log_drops: config.log_drops };
         let load = || Programs::load(overlay, options).map_err(|error| error.to_string());
         match config.ring {
-            RingChoice::Xdp => Self::lay_veth(config, state, netlink, load(), mtu, FORCED).await,
-            RingChoice::Offload => Self::lay_tun(config, state, load(), mtu, FORCED),
+            RingChoice::Xdp => Self::lay_veth(config, state, netlink, load(), FORCED).await,
+            RingChoice::Offload => Self::lay_tun(config, state, load(), FORCED),
             RingChoice::Auto => {
                 let programs = load();
                 let present = netlink.cards(prefix, &config.interface).await?;
                 let cards: Vec<_> = present.iter().map(|card| Probed::of(&card.name)).collect();
                 let why_not = match worth_xdp(&cards, programs.as_ref().err()) {
-                    Err(why_not) => return Self::lay_tun(config, state, programs, mtu, &chosen(&why_not)),
-                    Ok(why) => match Self::lay_veth(config, state, netlink, programs, mtu, &why).await {
+                    Err(why_not) => return Self::lay_tun(config, state, programs, &chosen(&why_not)),
+                    Ok(why) => match Self::lay_veth(config, state, netlink, programs, &why).await {
                         Ok(ground) => return Ok(ground),
                         Err(error) => error.to_string(),
                     },
                 };
                 tracing::warn!(why_not, "the ring `xdp` would be worth it here, but does not start");
                 netlink.remove_pair(&config.interface).await?;
-                Self::lay_tun(config, state, load(), mtu, &chosen(&why_not))
+                Self::lay_tun(config, state, load(), &chosen(&why_not))
             }
         }
     }
@@ -114,9 +121,10 @@ impl Ground {
         config: &Config,
         state: &StateDir,
         mut programs: Result<Programs, String>,
-        mtu: u16,
         why: &str,
     ) -> Result<Self, DaemonError> {
+        let most_inner = config.mtu.or(MAX_INNER_MTU as u16);
+        let mtu = first_inner(most_inner);
         let (wanted, mut workers_why) = wanted_workers(config.workers, programs.as_ref().err());
         let mut queues = make_queues(config, mtu, wanted)?;
         let mut ports = open_port(config, state, wanted)?;
@@ -134,7 +142,7 @@ impl Ground {
         let found = offloads_found(queues.first().map(TunDevice::offloads));
         let ring_why = format!("{why}; {found}");
         let (device, underlay) = (Device::Tun(queues), config.underlay);
-        Ok(Self { device, ports, programs, underlay, ring_why, workers_why })
+        Ok(Self { device, ports, programs, underlay, most_inner, ring_why, workers_why })
     }
 
     async fn lay_veth(
@@ -142,19 +150,19 @@ impl Ground {
         state: &StateDir,
         netlink: &Netlink,
         programs: Result<Programs, String>,
-        mtu: u16,
         why: &str,
     ) -> Result<Self, DaemonError> {
         let no_ring =
             |error: String| failed("the ring `xdp`", format!("{error}; `ring: auto` works without"));
         let mut programs = programs.map_err(no_ring)?;
+        let most_inner = config.mtu.or(XDP_INNER_MTU);
         let ports = open_port(config, state, 1)?;
         let (near, far) = (config.interface.as_str(), far_end(&config.interface));
-        netlink.create_pair(near, u32::from(mtu)).await?;
+        netlink.create_pair(near, u32::from(most_inner)).await?;
         netdevice::complete_checksums(near)
             .map_err(|error| no_ring(format!("checksum offload stays on: {error}")))?;
         programs.attach_virtual(&far).map_err(|error| no_ring(error.to_string()))?;
-        let queue = XdpQueue::open(VethPair { near, far: &far }, 0, mtu);
+        let queue = XdpQueue::open(VethPair { near, far: &far }, 0, most_inner);
         let queue = queue.map_err(|error| no_ring(error.to_string()))?;
         programs.set_virtual_socket(0, queue.socket()).map_err(|error| no_ring(error.to_string()))?;
         netlink.bring_up_far_end(near).await?;
@@ -164,7 +172,10 @@ impl Ground {
             ports,
             programs: Ok(programs),
             underlay: config.underlay,
-            ring_why: format!("{why}; on the virtual interface AF_XDP {copies}"),
+            most_inner,
+            ring_why: format!(
+                "{why}; on the virtual interface AF_XDP {copies}, packets of at most {most_inner} bytes"
+            ),
             workers_why: "this ring has one".to_owned(),
         })
     }

@@ -14,6 +14,7 @@
 //! | `report` | `cyphonic status` |
 //! | `datapath` | interface, port, eBPF programs and rings, chosen and put together |
 //! | `cards` | what network cards can do, and which give packets to the ring |
+//! | `mtu` | tunnels' inner MTUs, for the host's interface and routes |
 //! | `network` | the host's networks: moves, and sleep |
 //! | `start`, `zone` | building all of it from configuration and identity |
 //! | `handle` | what DNS and the control socket see |
@@ -24,6 +25,7 @@ mod cards;
 mod datapath;
 mod handle;
 mod input;
+mod mtu;
 mod network;
 mod peers;
 mod perform;
@@ -43,9 +45,10 @@ use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::node::{CachedState, NodeConfig};
 use cyphonic_transport::{Credentials, Transport};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use handle::EngineHandle;
+pub use mtu::PeerMtus;
 pub use renewal::RenewalParts;
 pub use report::{Kernel, KernelFigures, Surroundings};
 pub use start::start;
@@ -76,6 +79,8 @@ pub struct EngineParts {
     pub surroundings: Surroundings,
     /// Writes the node's state to where the next start finds it.
     pub save: Box<dyn Fn(&CachedState) + Send>,
+    /// Told what peers' tunnels carry.
+    pub mtus: watch::Sender<PeerMtus>,
     /// Told when the engine cannot go on.
     pub failure: oneshot::Sender<String>,
 }

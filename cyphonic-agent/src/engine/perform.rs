@@ -60,6 +60,7 @@ impl Engine {
             Action::SetMtu { id, mtu } => {
                 let mtu = PathMtu { datagram: mtu.datagram, inner: mtu.inner };
                 self.ring.set_mtu(RingTunnel(id.0), mtu);
+                self.mtus.set(id, mtu.inner);
             }
             Action::ProbeMtu { id, remote, wire_cid, size, data } => {
                 let probe = Control::MtuProbe { path: Path { remote, wire_cid }, size, data };
@@ -157,12 +158,14 @@ impl Engine {
         let id = tunnel.id;
         self.names.insert(tunnel.peer, tunnel.peer_fqdn.clone());
         self.tunnels.insert(id, tunnel.peer);
+        self.mtus.installed(id, tunnel.peer, tunnel.inner_mtu);
         if let Some(token) = tunnel.relay_reset {
             self.transport.mux().expect_reset(id, tunnel.remote, token);
         }
         if let Err(error) = self.ring.install(for_ring(&tunnel)) {
             tracing::error!(%error, "a tunnel could not be installed");
             self.tunnels.remove(&id);
+            self.mtus.removed(id);
             self.transport.mux().forget_reset(id);
             self.node.handle_tunnel_closed(Instant::now(), id);
         }
@@ -170,6 +173,7 @@ impl Engine {
 
     fn remove(&mut self, id: TunnelId, close: Option<CloseCode>) {
         self.tunnels.remove(&id);
+        self.mtus.removed(id);
         self.transport.mux().forget_reset(id);
         if let Some(code) = close {
             let close = Control::Close { code: code as u64, reason: close_reason(code).into() };

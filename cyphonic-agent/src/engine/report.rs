@@ -154,6 +154,8 @@ fn peer_report(
         },
         route: peer.route.map(|kind| route_report(kind, peer)),
         endpoint: peer.remote,
+        path_mtu: peer.tunnels.first().map_or(0, |tunnel| tunnel.path_mtu),
+        inner_mtu: peer.tunnels.first().map_or(0, |tunnel| tunnel.inner_mtu),
         since_s: now.duration_since(peer.since).as_secs(),
         tx_packets: sum(|s| s.tx_packets),
         tx_bytes: sum(|s| s.tx_bytes),

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::input::Input;
+use super::mtu::InnerMtus;
 use super::renewal::{Renewal, Validity, unix_now};
 use super::report::{self, Surroundings};
 use super::services;
@@ -62,6 +63,7 @@ pub(crate) struct Engine {
     pub(super) peers: HashMap<PeerConnectionId, (Connection, Responder)>,
     pub(super) queries: HashMap<QueryId, (Answer, Instant)>,
     pub(super) tunnels: HashMap<TunnelId, Ipv6Addr>,
+    pub(super) mtus: InnerMtus,
     pub(super) setup_times: HashMap<Ipv6Addr, Duration>,
     pub(super) next: u64,
 }
@@ -103,6 +105,7 @@ impl Engine {
             peers: HashMap::new(),
             queries: HashMap::new(),
             tunnels: HashMap::new(),
+            mtus: InnerMtus::new(parts.mtus),
             setup_times: HashMap::new(),
             next: 0,
         };
@@ -331,7 +334,7 @@ impl Engine {
     }
 
     fn status(&self) -> crate::control::StatusReport {
-        report::report(&report::Sources {
+        let mut report = report::report(&report::Sources {
             node: self.node.status(),
             ring: self.ring.as_ref(),
             surroundings: &self.surroundings,
@@ -340,7 +343,10 @@ impl Engine {
             udp_port: self.port.local_port(),
             certificate: self.certificate,
             certificate_health: self.certificate.health(self.renewal_failure.as_deref(), unix_now()),
-        })
+        });
+        // As `mtu` has it: the host's interface follows the widest tunnel.
+        report.interface.mtu = report.interface.mtu.max(self.mtus.largest().into());
+        report
     }
 
     fn report_tunnels(&mut self) {

@@ -6,30 +6,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cyphonic_common::InterfaceConfig;
-use cyphonic_common::limits::DEFAULT_INNER_MTU;
 use cyphonic_dataplane::protect;
 use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::Identity;
-use cyphonic_proto::node::{CachedState, NodeConfig, Timing};
+use cyphonic_proto::node::{CachedState, NodeConfig, Timing, first_inner};
 use cyphonic_proto::tunnel::Suite;
 use cyphonic_transport::{Credentials, ServerTls, Transport};
 use futures_util::FutureExt;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::cards::Cards;
 use super::datapath::{Ground, Wiring};
+use super::mtu::{self, PeerMtus};
 use super::network::{self, Followed, with_port};
 use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
 use crate::config::{CloudAddress, Config, resolve_all};
 use crate::control::report::InterfaceReport;
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
-use crate::netlink::{Netlink, NetworkWatch, far_end};
+use crate::netlink::{Netlink, NetworkWatch, Sizes, far_end};
 use crate::state::{DeviceIdentity, StateDir};
-
-/// The virtual interface's MTU: what fits a path of 1,500 bytes, whatever the outer family.
-#[expect(clippy::cast_possible_truncation, reason = "it is below 1,500")]
-const INNER_MTU: u16 = DEFAULT_INNER_MTU as u16;
 
 /// Between look-ups of the cloud's names while they do not resolve, and once they do.
 const CLOUD_UNKNOWN: Duration = Duration::from_secs(5);
@@ -61,14 +57,15 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
 
     let overlay = InterfaceConfig::new(address.octets(), prefix.address().octets(), Prefix::LENGTH)
         .map_err(|error| failed("this device's address", error))?;
-    let ground = Ground::lay(&config, &state, &netlink, overlay, prefix, INNER_MTU).await?;
+    let ground = Ground::lay(&config, &state, &netlink, overlay, prefix).await?;
     let port = ground.port()?;
     let server = ServerTls::peer(&credentials).map_err(|error| failed("TLS", error))?;
     let transport = Transport::start(port.clone(), Some((server, credentials.network)))
         .map(Arc::new)
         .map_err(|error| failed("QUIC", error))?;
 
-    let interface = netlink.configure(&config.interface, address, prefix, u32::from(INNER_MTU)).await?;
+    let (most_inner, first) = (ground.most_inner, first_inner(ground.most_inner));
+    let interface = netlink.configure(&config.interface, address, prefix, u32::from(first)).await?;
     let inbox = Inbox::new();
     let wiring =
         Wiring { sink: transport.mux(), own: address, prefix, events: inbox.events(), early: Arc::default() };
@@ -80,7 +77,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let followed = Followed { overlay: prefix, interface: config.interface.clone(), ends, port: udp_port };
     let attachment = netlink.attachment(prefix, &config.interface).await?;
     let addresses = with_port(&attachment, udp_port);
-    let node = node_config(&config, &state, &identity, &zone, addresses)?;
+    let node = node_config(&config, &state, &identity, &zone, addresses, most_inner)?;
     let surroundings = Surroundings {
         interface: InterfaceReport { name: config.interface.clone(), mtu: interface.mtu, up: interface.up },
         ring: path.ring_report,
@@ -89,6 +86,8 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         kernel: path.kernel,
     };
     let renewal = RenewalParts { device, state: state.clone(), cloud: config.cloud.clone() };
+    let (mtus, changes) = watch::channel(PeerMtus::new());
+    let sizes = Sizes::new(config.interface.clone(), interface.index, address, prefix, first);
     let (failure, failed) = oneshot::channel();
     let parts = EngineParts {
         credentials,
@@ -100,6 +99,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         renewal,
         surroundings,
         save: Box::new(move |cached| save(&state, cached)),
+        mtus,
         failure,
     };
     let handle = super::spawn(inbox, parts);
@@ -110,6 +110,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     watchers.spawn(follow_cloud(handle.clone(), config.cloud));
     watchers.spawn(network::follow(handle.clone(), Arc::clone(&netlink), followed.clone(), attachment));
     watchers.spawn(network::follow_sleep(handle.clone()));
+    watchers.spawn(mtu::follow(sizes, Arc::clone(&netlink), changes));
     watchers.spawn(follow_cards(path.cards, Arc::clone(&netlink), followed));
     let stopping = handle.clone();
     Ok(RunningEngine {
@@ -155,6 +156,7 @@ fn node_config(
     identity: &Identity,
     zone: &str,
     addresses: Vec<SocketAddr>,
+    most_inner: u16,
 ) -> Result<NodeConfig, DaemonError> {
     let cached = state.node()?.and_then(|bytes| {
         CachedState::from_bytes(&bytes)
@@ -170,7 +172,7 @@ fn node_config(
         as_name: format!("as.svc.{zone}"),
         cached,
         suites: suites(),
-        inner_mtu: INNER_MTU,
+        inner_mtu: most_inner,
         software_version: crate::VERSION.to_owned(),
         timing: Timing::default(),
     })

@@ -4,6 +4,7 @@
 //! host's addresses, routes or rules is ever touched.
 
 mod candidates;
+mod sizes;
 mod veth;
 mod watch;
 
@@ -26,6 +27,7 @@ use tokio::{
     time::{Duration, Instant, sleep},
 };
 
+pub use sizes::Sizes;
 pub use veth::far_end;
 pub use watch::{Change, NetworkWatch};
 

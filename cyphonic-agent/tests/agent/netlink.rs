@@ -1,9 +1,10 @@
 use std::{net::Ipv6Addr, process::Command, time::Duration};
 
 use cyphonic_agent::{
-    netlink::{Netlink, NetlinkError, NetworkWatch},
+    netlink::{Netlink, NetlinkError, NetworkWatch, Sizes},
     resolver::resolv_conf::{ResolvConf, restore_journal},
 };
+use cyphonic_proto::address::Prefix;
 use nix::sched::{CloneFlags, unshare};
 
 const ADDRESS: &str = "fd12:3456:789a::1";
@@ -51,6 +52,53 @@ fn the_interface_gets_address_route_and_mtu_and_goes_again() {
         assert!(!ip("-6 route show").contains("fd12:3456:789a"));
         let missing = netlink.set_mtu("cyph0", 1400).await;
         assert!(matches!(missing, Err(NetlinkError::NoInterface { .. })));
+    });
+}
+
+#[test]
+fn interface_and_routes_say_what_each_tunnel_carries() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link add cyph0 type veth peer name other0");
+        ip("link set other0 up");
+        let netlink = Netlink::connect().unwrap();
+        let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
+        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
+        let mut sizes = Sizes::new("cyph0".into(), interface.index, own, prefix, 1420);
+        let peer = |n: u16| Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, n);
+        // What the kernel would send to a peer in one packet.
+        let sends = |n: u16| {
+            let route = ip(&format!("-6 route get {}", peer(n)));
+            assert!(route.contains("dev cyph0") && route.contains("src fd12:3456:789a::1"), "{route}");
+            let stated = route.split_whitespace().skip_while(|word| *word != "mtu").nth(1);
+            let link = ip("-o link show dev cyph0");
+            let of_link = link.split_whitespace().skip_while(|word| *word != "mtu").nth(1).unwrap();
+            stated.unwrap_or(of_link).parse::<u16>().unwrap()
+        };
+        for (tunnels, interface) in [
+            (vec![], 1420),
+            (vec![(1, 1280)], 1420),
+            (vec![(1, 1420)], 1420),
+            (vec![(1, 1280), (2, 8942)], 8942),
+            (vec![(1, 1420), (2, 8942), (3, 1442)], 8942),
+            (vec![(2, 1300), (3, 1442)], 1442),
+            (vec![(2, 1442), (3, 1442)], 1442),
+            (vec![(2, 1420)], 1420),
+            (vec![], 1420),
+        ] {
+            let wanted = tunnels.iter().map(|(n, mtu)| (peer(*n), *mtu)).collect();
+            sizes.apply(&netlink, &wanted).await.unwrap();
+            assert_eq!(netlink.interface("cyph0").await.unwrap().unwrap().mtu, interface, "{tunnels:?}");
+            for n in 1..=4 {
+                let expected = tunnels.iter().find(|(peer, _)| *peer == n).map_or(1420, |(_, mtu)| *mtu);
+                assert_eq!(sends(n), expected, "to peer {n} with {tunnels:?}");
+            }
+        }
+        let left = ip("-6 route show dev cyph0");
+        assert_eq!(
+            left.lines().filter(|route| route.starts_with("fd12")).count(),
+            2,
+            "its address and its prefix: {left}"
+        );
     });
 }
 

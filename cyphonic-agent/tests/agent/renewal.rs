@@ -216,6 +216,7 @@ impl Device {
                 kernel: Arc::new(NoKernel),
             },
             save: Box::new(|_| ()),
+            mtus: tokio::sync::watch::channel(engine::PeerMtus::new()).0,
             failure: oneshot::channel().0,
         };
         (engine::spawn(Inbox::new(), parts), endpoint)

@@ -21,7 +21,7 @@ pub struct NodeConfig {
     pub cached: Option<CachedState>,
     /// AEAD suites, the favourite first.
     pub suites: Vec<Suite>,
-    /// The virtual interface's MTU; a tunnel uses the smaller of both ends'.
+    /// The largest inner packet that the virtual interface takes; a tunnel's are at most the smaller of both ends'.
     pub inner_mtu: u16,
     /// This software's version, for the AS's records.
     pub software_version: String,

@@ -34,7 +34,7 @@ pub use action::{
 pub use cache::{CachedState, DamagedCache, Relay};
 pub use config::{NodeConfig, Timing};
 pub use moves::Routes;
-pub use mtu::PathMtu;
+pub use mtu::{PathMtu, first_inner};
 pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
 
 use crate::{

@@ -17,8 +17,8 @@ use crate::{ConnectionId, id::TunnelId};
 use rand::Rng;
 use std::net::SocketAddr;
 
-/// What applications send before anything is known of a path: what one of 1,500 bytes carries, if both ends take it.
-pub(super) fn first_inner(most_inner: u16) -> u16 {
+/// The inner MTU before anything is known of a path: what one of 1,500 bytes carries, but at most what both ends take.
+pub fn first_inner(most_inner: u16) -> u16 {
     most_inner.min(DEFAULT_INNER_MTU as u16)
 }
 

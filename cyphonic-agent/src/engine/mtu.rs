@@ -1,0 +1,91 @@
+//! Tunnels' inner MTUs, on their way from the node to the host's interface and routes.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+
+use cyphonic_proto::TunnelId;
+use tokio::sync::watch;
+
+use crate::netlink::{Netlink, Sizes};
+
+/// The inner MTU of each peer with a tunnel.
+pub type PeerMtus = BTreeMap<Ipv6Addr, u16>;
+
+/// What the engine knows, and tells whenever it changes.
+pub(super) struct InnerMtus {
+    tunnels: BTreeMap<TunnelId, (Ipv6Addr, u16)>,
+    tell: watch::Sender<PeerMtus>,
+}
+
+impl InnerMtus {
+    pub(super) const fn new(tell: watch::Sender<PeerMtus>) -> Self {
+        Self { tunnels: BTreeMap::new(), tell }
+    }
+
+    pub(super) fn installed(&mut self, id: TunnelId, peer: Ipv6Addr, inner: u16) {
+        self.tunnels.insert(id, (peer, inner));
+        self.tell();
+    }
+
+    pub(super) fn set(&mut self, id: TunnelId, inner: u16) {
+        if let Some((_, mtu)) = self.tunnels.get_mut(&id) {
+            *mtu = inner;
+            self.tell();
+        }
+    }
+
+    pub(super) fn removed(&mut self, id: TunnelId) {
+        if self.tunnels.remove(&id).is_some() {
+            self.tell();
+        }
+    }
+
+    /// The largest of any tunnel; 0 without one.
+    pub(super) fn largest(&self) -> u16 {
+        self.tunnels.values().map(|(_, mtu)| *mtu).max().unwrap_or(0)
+    }
+
+    /// Of a peer's tunnels the newest sends.
+    fn tell(&self) {
+        let peers: PeerMtus = self.tunnels.values().copied().collect();
+        self.tell.send_if_modified(|told| {
+            let changed = *told != peers;
+            *told = peers;
+            changed
+        });
+    }
+}
+
+/// Brings every change to the host, until the engine ends.
+pub(super) async fn follow(mut sizes: Sizes, netlink: Arc<Netlink>, mut changes: watch::Receiver<PeerMtus>) {
+    while changes.changed().await.is_ok() {
+        let wanted = changes.borrow_and_update().clone();
+        if let Err(error) = sizes.apply(&netlink, &wanted).await {
+            // Packet Too Big does it as well, a packet later.
+            tracing::warn!(%error, "the host was not told what a tunnel carries");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_tunnel_of_a_peer_counts_and_only_changes_are_told() {
+        let (tell, mut told) = watch::channel(PeerMtus::new());
+        let (mut mtus, peer) = (InnerMtus::new(tell), Ipv6Addr::LOCALHOST);
+        mtus.installed(TunnelId(1), peer, 1420);
+        assert_eq!(told.borrow_and_update().get(&peer), Some(&1420));
+        mtus.set(TunnelId(1), 1420);
+        mtus.set(TunnelId(9), 1300);
+        assert!(!told.has_changed().unwrap());
+        mtus.installed(TunnelId(2), peer, 1300);
+        assert_eq!(told.borrow_and_update().get(&peer), Some(&1300));
+        mtus.removed(TunnelId(2));
+        assert_eq!(told.borrow_and_update().get(&peer), Some(&1420));
+        mtus.removed(TunnelId(1));
+        assert!(told.borrow_and_update().is_empty());
+    }
+}

@@ -1,0 +1,105 @@
+//! What the host knows of tunnels' inner MTUs: the interface's MTU and routes'.
+//!
+//! The interface's MTU is a capacity: the largest that any tunnel carries, and never below what it was at first. What a
+//! peer's path carries stands on a route of its own to that peer, and the overlay's route says what is sent to a peer
+//! of whom nothing is known. So TCP announces the right segment size from the first packet on, UDP is fragmented
+//! where it must be, and both follow when a route changes; Packet Too Big is for what was on its way by then.
+//!
+//! Replacing a route also forgets what the kernel has learnt from Packet Too Big for its destinations, so a path that
+//! has become wider is used at once.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use cyphonic_proto::address::Prefix;
+use netlink_packet_route::route::{RouteAttribute, RouteMetric};
+use rtnetlink::RouteMessageBuilder;
+
+use super::{Netlink, NetlinkError};
+
+/// The sizes of one virtual interface, as the host was told.
+#[derive(Debug)]
+pub struct Sizes {
+    interface: String,
+    index: u32,
+    own: Ipv6Addr,
+    prefix: Prefix,
+    /// What is sent to peers of whom nothing is known.
+    first: u16,
+    /// The interface's MTU.
+    present: u16,
+    /// Peers with a route of their own.
+    routes: BTreeMap<Ipv6Addr, u16>,
+}
+
+impl Sizes {
+    /// Of an interface that was [configured](Netlink::configure) with the MTU `first`.
+    pub fn new(interface: String, index: u32, own: Ipv6Addr, prefix: Prefix, first: u16) -> Self {
+        Self { interface, index, own, prefix, first, present: first, routes: BTreeMap::new() }
+    }
+
+    /// Has interface and routes say what each peer's tunnel carries: `wanted` has the peers with a tunnel.
+    ///
+    /// # Errors
+    /// What the kernel refused. The rest is tried again by the next call.
+    pub async fn apply(
+        &mut self,
+        netlink: &Netlink,
+        wanted: &BTreeMap<Ipv6Addr, u16>,
+    ) -> Result<(), NetlinkError> {
+        let capacity = wanted.values().copied().fold(self.first, u16::max);
+        if capacity != self.present {
+            netlink.set_mtu(&self.interface, u32::from(capacity)).await?;
+            self.present = capacity;
+            // With the interface the kernel changes routes that had its MTU; none is as it was known.
+            self.routes.values_mut().for_each(|mtu| *mtu = 0);
+            let (prefix, first) = ((self.prefix.address(), Prefix::LENGTH), self.first);
+            netlink.route_with_mtu(self, prefix, first).await?;
+        }
+        let gone: Vec<Ipv6Addr> =
+            self.routes.keys().filter(|peer| !self.needs(wanted, peer)).copied().collect();
+        for peer in gone {
+            netlink.unroute(self, peer).await?;
+            self.routes.remove(&peer);
+        }
+        for (peer, mtu) in wanted {
+            if self.needs(wanted, peer) && self.routes.get(peer) != Some(mtu) {
+                netlink.route_with_mtu(self, (*peer, 128), *mtu).await?;
+                self.routes.insert(*peer, *mtu);
+            }
+        }
+        Ok(())
+    }
+
+    /// A peer for whom the overlay's route is right needs none of its own.
+    fn needs(&self, wanted: &BTreeMap<Ipv6Addr, u16>, peer: &Ipv6Addr) -> bool {
+        wanted.get(peer).is_some_and(|mtu| *mtu != self.first)
+    }
+}
+
+impl Netlink {
+    async fn route_with_mtu(
+        &self,
+        sizes: &Sizes,
+        (destination, len): (Ipv6Addr, u8),
+        mtu: u16,
+    ) -> Result<(), NetlinkError> {
+        let mut route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(destination, len)
+            .output_interface(sizes.index)
+            .pref_source(sizes.own)
+            .build();
+        route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(u32::from(mtu))]));
+        let added = self.handle.route().add(route).replace().execute().await;
+        added.map_err(|error| NetlinkError::step("give a route's MTU to", &sizes.interface, error))
+    }
+
+    async fn unroute(&self, sizes: &Sizes, destination: Ipv6Addr) -> Result<(), NetlinkError> {
+        let route = RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(destination, 128)
+            .output_interface(sizes.index)
+            .build();
+        let removed = self.handle.route().del(route).execute().await;
+        removed.map_err(|error| NetlinkError::step("take a route from", &sizes.interface, error))
+    }
+}
