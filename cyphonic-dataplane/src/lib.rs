@@ -7,6 +7,7 @@
 //! - [`netdevice`]: what interfaces are asked and told, and what their drivers can do.
 //! - [`shard`]: several rings, one a worker, that look like one.
 //! - [`xsk`]: AF_XDP sockets: packets between an interface's XDP program and userspace.
+//! - [`tcp`]: what TCP that carries datagrams needs of the kernel.
 //! - [`relay`]: the relay's map from connection IDs to legs, and its userspace forwarding loop.
 //!
 //! All userspace `unsafe` of the project lives in this crate, each block with the reason why it holds. Per packet
@@ -25,6 +26,7 @@ pub mod relay;
 pub mod replay;
 pub mod ring;
 pub mod shard;
+pub mod tcp;
 pub mod tun;
 pub mod udp;
 pub mod xsk;

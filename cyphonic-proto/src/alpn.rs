@@ -10,3 +10,5 @@ pub const NMS: &[u8] = b"cyphonic-nms/1";
 pub const TRS: &[u8] = b"cyphonic-trs/1";
 /// Two nodes.
 pub const PEER: &[u8] = b"cyphonic-peer/1";
+/// Datagrams for a service's UDP port over TLS, where a network passes no UDP.
+pub const DETOUR: &[u8] = b"cyphonic-udp/1";

@@ -4,6 +4,7 @@
 //! no other. Either end may ask: that is how the NMS reaches a node behind a NAT.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,8 @@ use cyphonic_proto::tunnel::{ExportError, Exporter};
 use quinn::{
     ConnectionError, ReadError, ReadToEndError, RecvStream, SendStream, StoppedError, VarInt, WriteError,
 };
+
+use crate::detour::Detour;
 
 /// An exchange that takes longer has failed. The longest is a Direction Request, in which the NMS waits for
 /// the responder, which waits for a TRS.
@@ -80,11 +83,31 @@ impl From<StoppedError> for ExchangeError {
 pub struct Connection {
     inner: quinn::Connection,
     identity: Option<Identity>,
+    /// What it runs through, where UDP does not; closed with the last clone.
+    detour: Option<Arc<Detour>>,
 }
 
 impl Connection {
     pub(crate) fn new(inner: quinn::Connection, identity: Option<Identity>) -> Self {
-        Self { inner, identity }
+        Self { inner, identity, detour: None }
+    }
+
+    pub(crate) fn through(self, detour: Detour) -> Self {
+        Self { detour: Some(Arc::new(detour)), ..self }
+    }
+
+    /// The TCP address that the connection runs through, where UDP is blocked. [`Self::remote_address`] is then the local
+    /// address that stands for the service.
+    pub fn detour(&self) -> Option<SocketAddr> {
+        self.detour.as_ref().map(|detour| detour.through())
+    }
+
+    /// Waits until the detour has ended, and says why; for ever, where there is none.
+    pub async fn detour_ended(&self) -> String {
+        match &self.detour {
+            Some(detour) => detour.ended().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Who is at the other end; absent only for a device that is enrolling.

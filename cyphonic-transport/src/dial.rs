@@ -52,6 +52,9 @@ pub enum DialError {
     /// The certificate that was accepted cannot be read.
     #[error("the peer's certificate is not one of this overlay: {0}")]
     Identity(String),
+    /// Where UDP is blocked: TCP brought nothing either.
+    #[error("{0}")]
+    Detour(#[from] crate::detour::DetourError),
     /// The TLS configuration is unusable.
     #[error(transparent)]
     Tls(#[from] crate::tls::TlsError),

@@ -7,6 +7,7 @@
 //!   network; nothing is read from a connection before that was checked.
 //! - [`Transport`]: dials services and peers, accepts connections, limits handshakes.
 //! - [`Connection`]: exchanges (one request, one answer, one stream each) and DATAGRAMs.
+//! - [`detour`]: the same datagrams over TLS and TCP, where a network passes no UDP.
 //! - [`enrol`]: the one connection that a device makes before it has a certificate.
 //! - [`mux`]: also knows *relayed addresses*: handshakes between peers that travel as DATAGRAMs inside a
 //!   connection to a TRS look to quinn like packets to an address of the discard prefix (RFC 6666).
@@ -16,6 +17,7 @@
 
 mod config;
 pub mod connection;
+pub mod detour;
 pub mod dial;
 pub mod enrol;
 pub mod mux;
@@ -24,6 +26,7 @@ pub mod tls;
 mod transport;
 
 pub use connection::{Connection, ExchangeError, Responder};
+pub use detour::{Detour, DetourServer, DetourTls};
 pub use dial::DialError;
 pub use mux::{Mux, RelayedAddress};
 pub use resets::ResetSink;

@@ -110,6 +110,11 @@ impl Mux {
         })
     }
 
+    /// The port's number.
+    pub fn local_port(&self) -> u16 {
+        self.port.local_port()
+    }
+
     /// Signalling packets dropped because quinn lagged or the port was busy.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)

@@ -99,6 +99,12 @@ impl ClientTls {
 
     /// A QUIC configuration that accepts only a holder of `role`; the name is checked by the dialled name.
     pub(crate) fn config(&self, role: Role, alpn: &[u8]) -> Result<quinn::ClientConfig, TlsError> {
+        let purpose = if role == Role::Device { Purpose::Peer } else { Purpose::Service };
+        quic_client(self.client(role, alpn)?, purpose)
+    }
+
+    /// The same without QUIC.
+    pub(crate) fn client(&self, role: Role, alpn: &[u8]) -> Result<rustls::ClientConfig, TlsError> {
         let provider = provider();
         let inner = WebPkiServerVerifier::builder_with_provider(self.credentials.roots()?, provider.clone())
             .build()
@@ -109,8 +115,7 @@ impl ClientTls {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
-        let purpose = if role == Role::Device { Purpose::Peer } else { Purpose::Service };
-        quic_client(tls, alpn, purpose)
+        Ok(speaking(tls, alpn))
     }
 }
 
@@ -120,6 +125,15 @@ pub(crate) fn enrolment_config(
     root_sha256: [u8; 32],
     alpn: &[u8],
 ) -> Result<(quinn::ClientConfig, Refusal), TlsError> {
+    let (tls, refusal) = enrolment_client(root_sha256, alpn)?;
+    Ok((quic_client(tls, Purpose::Service)?, refusal))
+}
+
+/// The same without QUIC.
+pub(crate) fn enrolment_client(
+    root_sha256: [u8; 32],
+    alpn: &[u8],
+) -> Result<(rustls::ClientConfig, Refusal), TlsError> {
     let provider = provider();
     let refusal = Refusal::default();
     let verifier = PinnedRootVerifier { provider: provider.clone(), root_sha256, refusal: refusal.clone() };
@@ -127,7 +141,7 @@ pub(crate) fn enrolment_config(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    Ok((quic_client(tls, alpn, Purpose::Service)?, refusal))
+    Ok((speaking(tls, alpn), refusal))
 }
 
 /// Why the verifier refused: QUIC's error tells only that it did, in the words of a debugger.
@@ -189,6 +203,21 @@ impl ServerTls {
     }
 
     pub(crate) fn config(&self) -> Result<quinn::ServerConfig, TlsError> {
+        let resolver = Arc::new(ByProtocol(self.certificates.clone()));
+        let protocols = self.certificates.iter().map(|(alpn, _)| alpn.clone()).collect();
+        let tls = self.server(resolver, protocols)?;
+        let quic = QuicServerConfig::try_from(tls).map_err(|error| TlsError::Quic(error.to_string()))?;
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
+        config.transport_config(self.purpose.transport_config());
+        Ok(config)
+    }
+
+    /// TLS alone, with these certificates for these protocols.
+    pub(crate) fn server(
+        &self,
+        certificates: Arc<dyn ResolvesServerCert>,
+        protocols: Vec<Vec<u8>>,
+    ) -> Result<rustls::ServerConfig, TlsError> {
         let provider = provider();
         // No hints: they would tell a stranger who issues this overlay's certificates.
         let builder = WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider.clone())
@@ -199,15 +228,17 @@ impl ServerTls {
             .with_protocol_versions(&[&TLS13])
             .map_err(|error| TlsError::Quic(error.to_string()))?
             .with_client_cert_verifier(inner)
-            .with_cert_resolver(Arc::new(ByProtocol(self.certificates.clone())));
-        tls.alpn_protocols = self.certificates.iter().map(|(alpn, _)| alpn.clone()).collect();
+            .with_cert_resolver(certificates);
+        tls.alpn_protocols = protocols;
         tls.session_storage = Arc::new(NoServerSessionStorage {});
         tls.send_tls13_tickets = 0;
         tls.max_early_data_size = 0;
-        let quic = QuicServerConfig::try_from(tls).map_err(|error| TlsError::Quic(error.to_string()))?;
-        let mut config = quinn::ServerConfig::with_crypto(Arc::new(quic));
-        config.transport_config(self.purpose.transport_config());
-        Ok(config)
+        Ok(tls)
+    }
+
+    /// Every certificate, with the protocol that it is for.
+    pub(crate) fn certificates(&self) -> impl Iterator<Item = (&[u8], &Arc<CertifiedKey>)> {
+        self.certificates.iter().map(|(alpn, key)| (alpn.as_slice(), key))
     }
 }
 
@@ -244,14 +275,14 @@ fn client_builder(
         .map_err(|error| TlsError::Quic(error.to_string()))
 }
 
-fn quic_client(
-    mut tls: rustls::ClientConfig,
-    alpn: &[u8],
-    purpose: Purpose,
-) -> Result<quinn::ClientConfig, TlsError> {
+fn speaking(mut tls: rustls::ClientConfig, alpn: &[u8]) -> rustls::ClientConfig {
     tls.alpn_protocols = vec![alpn.to_vec()];
     tls.resumption = rustls::client::Resumption::disabled();
     tls.enable_early_data = false;
+    tls
+}
+
+fn quic_client(tls: rustls::ClientConfig, purpose: Purpose) -> Result<quinn::ClientConfig, TlsError> {
     let quic = QuicClientConfig::try_from(tls).map_err(|error| TlsError::Quic(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(quic));
     config.transport_config(purpose.transport_config());

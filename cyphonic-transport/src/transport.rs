@@ -16,6 +16,7 @@ use tokio::sync::{Mutex, mpsc};
 
 use crate::config::endpoint_config;
 use crate::connection::Connection;
+use crate::detour;
 use crate::dial::{self, DialError};
 use crate::mux::{Mux, RelayedAddress};
 use crate::tls::{self, ClientTls, ServerTls, TlsError};
@@ -141,14 +142,45 @@ impl Transport {
         name: &str,
         role: Role,
     ) -> Result<Connection, DialError> {
-        let alpn = match role {
-            Role::As => alpn::AS,
-            Role::Nms => alpn::NMS,
-            Role::Trs => alpn::TRS,
-            Role::Device => alpn::PEER,
-        };
-        let config = tls.config(role, alpn)?;
+        let config = tls.config(role, alpn_of(role))?;
         self.connect(config, addresses, name, HANDSHAKE_TIMEOUT).await
+    }
+
+    /// Connects to the same by TLS over TCP, for networks that pass no UDP.
+    ///
+    /// # Errors
+    /// When no address answered in time, or the other end is not that service.
+    pub async fn connect_service_by_detour(
+        &self,
+        tls: &ClientTls,
+        addresses: &[SocketAddr],
+        name: &str,
+        role: Role,
+    ) -> Result<Connection, DialError> {
+        let config = tls.config(role, alpn_of(role))?;
+        let (outer, port) = (detour::service_tls(tls, role)?, self.mux.local_port());
+        let detour = detour::open(detour::Target { addresses, name, tls: outer, port }).await?;
+        let local = [detour.local_addr()];
+        let connected = detour.unless_it_ends(self.connect(config, &local, name, HANDSHAKE_TIMEOUT)).await;
+        Ok(connected?.through(detour))
+    }
+
+    /// Connects over UDP, or by the detour where UDP does not answer.
+    ///
+    /// # Errors
+    /// When neither brought a connection.
+    pub async fn connect_service_somehow(
+        &self,
+        tls: &ClientTls,
+        addresses: &[SocketAddr],
+        name: &str,
+        role: Role,
+    ) -> Result<Connection, DialError> {
+        detour::race(
+            self.connect_service(tls, addresses, name, role),
+            self.connect_service_by_detour(tls, addresses, name, role),
+        )
+        .await
     }
 
     /// Connects to another node directly.
@@ -211,6 +243,16 @@ impl Transport {
         if tokio::time::timeout(LINGER, self.endpoint.wait_idle()).await.is_err() {
             tracing::trace!("some connections were still draining");
         }
+    }
+}
+
+/// The protocol that a service of this role speaks with nodes.
+fn alpn_of(role: Role) -> &'static [u8] {
+    match role {
+        Role::As => alpn::AS,
+        Role::Nms => alpn::NMS,
+        Role::Trs => alpn::TRS,
+        Role::Device => alpn::PEER,
     }
 }
 

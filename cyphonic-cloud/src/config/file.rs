@@ -10,7 +10,7 @@ use cyphonic_proto::identity::NetworkId;
 use serde::Deserialize;
 
 use super::relay::MAX_BINDINGS;
-use super::{Certificates, Config, RelayAddresses, RelayConfig, ServiceRole, value};
+use super::{Certificates, Config, RelayAddresses, RelayConfig, ServiceRole, TcpMode, value};
 use crate::network::Network;
 use crate::pki::ServiceFiles;
 
@@ -39,6 +39,8 @@ pub(super) struct File {
     roles: Vec<ServiceRole>,
     #[serde(default = "any_address", deserialize_with = "value::listen")]
     listen: Vec<SocketAddr>,
+    #[serde(default, deserialize_with = "value::tcp_mode")]
+    tcp: TcpMode,
     #[serde(default, deserialize_with = "value::addresses")]
     public: Vec<SocketAddr>,
     #[serde(default, deserialize_with = "value::addresses")]
@@ -111,6 +113,7 @@ impl File {
             network: Network { id: self.network_id, zone: self.zone, prefix: self.prefix },
             roles,
             listen: self.listen,
+            tcp: self.tcp,
             public: self.public,
             relay_name: self.trs_name,
             relay: self.relay,

@@ -55,6 +55,31 @@ impl fmt::Display for ServiceRole {
     }
 }
 
+/// Whether a process also listens on TCP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TcpMode {
+    /// Where no other program does.
+    #[default]
+    Auto,
+    /// Always; else it does not start.
+    On,
+    /// Never.
+    Off,
+}
+
+impl FromStr for TcpMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            other => Err(format!("{other:?} is none of auto, on and off")),
+        }
+    }
+}
+
 /// A relay that devices are told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelayAddresses {
@@ -81,6 +106,8 @@ pub struct Config {
     pub roles: BTreeSet<ServiceRole>,
     /// Where it listens.
     pub listen: Vec<SocketAddr>,
+    /// Whether it also listens on TCP there, for devices whose network passes no UDP.
+    pub tcp: TcpMode,
     /// Where devices reach it.
     pub public: Vec<SocketAddr>,
     /// Where devices reach the NMS.

@@ -58,6 +58,7 @@ impl Template<'_> {
         writeln!(out, "roles: [{}]", roles.join(", "))?;
         out.push_str(LISTEN);
         write_list(out, "listen", self.listen)?;
+        out.push_str(TCP);
         out.push_str(PUBLIC);
         write_list(out, "public", self.public)?;
         if self.keeps_register {
@@ -135,6 +136,12 @@ const ROLES: &str = "
 
 const LISTEN: &str = "
 # Where it listens (UDP). \"[::]:443\" is every address, IPv4 and IPv6.
+";
+
+const TCP: &str = "
+# Whether it listens on TCP at the same addresses too, for devices whose network passes no UDP: auto (where no other
+# program does), on, off. Let TCP through the firewall as UDP is.
+tcp: auto
 ";
 
 const PUBLIC: &str = "
@@ -261,6 +268,7 @@ mod tests {
             ("trs_name: trs1", "trs_name: t.r.s", "trs_name"),
             ("trs_name: trs1", "trs_nam: trs1", "trs_nam"),
             ("  mode: auto", "  mode: fast", "relay.mode"),
+            ("tcp: auto", "tcp: perhaps", "tcp"),
             ("  rate_limit: none", "  rate_limit: 5", "relay.rate_limit"),
             ("  bindings: 131072", "  bindings: many", "relay.bindings"),
             ("  - \"192.0.2.1:443\"", "  - \"0.0.0.0:443\"", "public[0]"),

@@ -11,7 +11,7 @@ use cyphonic_proto::identity::NetworkId;
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 
-use super::RelayAddresses;
+use super::{RelayAddresses, TcpMode};
 
 /// The port of all services unless another is written: the one that the paper's firewalls let out.
 pub const DEFAULT_PORT: u16 = 443;
@@ -149,6 +149,10 @@ pub(super) fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D:
 }
 
 pub(super) fn relay_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Mode, D::Error> {
+    one(deserializer, str::parse)
+}
+
+pub(super) fn tcp_mode<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TcpMode, D::Error> {
     one(deserializer, str::parse)
 }
 

@@ -40,6 +40,16 @@ pub enum StartError {
         /// Why not.
         source: BindError,
     },
+    /// A TCP port that the configuration insists on.
+    #[error(
+        "cannot listen on TCP {address}: {source}; stop the program that does, or set tcp to auto or off"
+    )]
+    Tcp {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// QUIC.
     #[error(transparent)]
     Transport(#[from] TransportError),

@@ -9,12 +9,12 @@ use std::time::Duration;
 use cyphonic_dataplane::relay::xdp::{Mode, XdpOptions, XdpRelay};
 use cyphonic_dataplane::relay::{RelayMap, Resets, UserspaceRelay};
 use cyphonic_dataplane::udp::UdpPort;
-use cyphonic_transport::Transport;
+use cyphonic_transport::{DetourServer, DetourTls, Transport};
 use tokio::sync::mpsc;
 
 use super::StartError;
 use super::credentials::Loaded;
-use crate::config::{Config, ServiceRole};
+use crate::config::{Config, ServiceRole, TcpMode};
 
 /// How long to wait at the end until nothing holds the port any more.
 const RELEASE: Duration = Duration::from_secs(3);
@@ -25,6 +25,8 @@ pub(super) struct Port {
     transport: Arc<Transport>,
     relay: Arc<UserspaceRelay>,
     xdp: Option<Arc<XdpRelay>>,
+    /// For devices that reach the port by TCP only.
+    detours: Option<DetourServer>,
     stop: Arc<AtomicBool>,
     worker: JoinHandle<()>,
 }
@@ -42,6 +44,10 @@ impl Port {
         let udp = if every { UdpPort::bind(address.port()) } else { UdpPort::bind_to(address) };
         let udp = Arc::new(udp.map_err(bind)?);
         let tls = loaded.server_tls()?.map(|tls| (tls, config.network.id));
+        let detours = match &tls {
+            Some((tls, network)) => start_detours(&udp, config.tcp, DetourTls::new(tls, *network)?)?,
+            None => None,
+        };
         let transport = Arc::new(Transport::start(Arc::clone(&udp), tls)?);
         // Without the role there is no leg, and every data packet is dropped and counted.
         let capacity = if config.runs(ServiceRole::Trs) { config.relay.bindings } else { 0 };
@@ -54,8 +60,9 @@ impl Port {
         let xdp = if config.runs(ServiceRole::Trs) { start_xdp(&udp, config, &relay)? } else { None };
         let stop = Arc::new(AtomicBool::new(false));
         let worker = spawn_worker(&udp, &transport, &relay, &stop, failures)?;
-        tracing::info!(address = %udp.local_addr(), dual_stack = udp.is_dual_stack(), "listening");
-        Ok(Self { udp, transport, relay, xdp, stop, worker })
+        let tcp = detours.is_some();
+        tracing::info!(address = %udp.local_addr(), dual_stack = udp.is_dual_stack(), tcp, "listening");
+        Ok(Self { udp, transport, relay, xdp, detours, stop, worker })
     }
 
     pub(super) fn transport(&self) -> Arc<Transport> {
@@ -93,6 +100,7 @@ impl Port {
     }
 
     fn end(self) {
+        drop(self.detours);
         self.stop.store(true, Ordering::Relaxed);
         self.udp.wake();
         if self.worker.join().is_err() {
@@ -105,6 +113,22 @@ impl Port {
         }
         let counters = self.relay.counters();
         tracing::info!(forwarded = counters.packets, signalling = counters.signalling, resets = counters.resets, drops = ?counters.drops, "port closed");
+    }
+}
+
+/// Listens on TCP where UDP is, as far as configuration and host allow.
+fn start_detours(udp: &UdpPort, mode: TcpMode, tls: DetourTls) -> Result<Option<DetourServer>, StartError> {
+    if mode == TcpMode::Off {
+        return Ok(None);
+    }
+    let address = udp.local_addr();
+    match DetourServer::start(address, tls) {
+        Ok(server) => Ok(Some(server)),
+        Err(error) if mode == TcpMode::Auto => {
+            tracing::warn!(%address, %error, "not listening on TCP: devices whose network passes no UDP cannot connect");
+            Ok(None)
+        }
+        Err(source) => Err(StartError::Tcp { address, source }),
     }
 }
 

@@ -1,0 +1,165 @@
+//! How many connections are let in, from where, and who may stay. Pure.
+//!
+//! A source is an IPv4 address, or the /64 in which an IPv6 host picks its addresses freely. Devices that share a NAT share
+//! a source, so devices get room for many; strangers, who are about to enrol, for few.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Most connections, whoever has them. Each takes two sockets and some 200 KiB.
+const MAX_CONNECTIONS: usize = 2_048;
+/// Of one source: sixty devices that are connected to AS, NMS and two relays.
+const MAX_PER_SOURCE: usize = 256;
+/// Whose TLS handshake is under way, or who have no certificate.
+const MAX_STRANGERS: usize = 256;
+/// Of one source: a handshake takes moments, and an enrolment not many more.
+const MAX_STRANGERS_PER_SOURCE: usize = 16;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Count {
+    all: usize,
+    strangers: usize,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    total: Count,
+    by_source: HashMap<IpAddr, Count>,
+}
+
+/// The doorkeeper. Clones keep the same door.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Admission(Arc<Mutex<Counts>>);
+
+/// A connection that was let in; its place is free again once this is dropped.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    admission: Admission,
+    source: IpAddr,
+    stranger: bool,
+}
+
+impl Admission {
+    /// Lets a connection in, as a stranger's; none where there is no room.
+    pub(super) fn admit(&self, from: IpAddr) -> Option<Admitted> {
+        let source = source_of(from);
+        let mut counts = self.lock();
+        let own = counts.by_source.get(&source).copied().unwrap_or_default();
+        let room = counts.total.all < MAX_CONNECTIONS
+            && counts.total.strangers < MAX_STRANGERS
+            && own.all < MAX_PER_SOURCE
+            && own.strangers < MAX_STRANGERS_PER_SOURCE;
+        if !room {
+            return None;
+        }
+        counts.total.all += 1;
+        counts.total.strangers += 1;
+        counts.by_source.insert(source, Count { all: own.all + 1, strangers: own.strangers + 1 });
+        drop(counts);
+        Some(Admitted { admission: self.clone(), source, stranger: true })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        // Counts are whole after every statement that matters; a panic elsewhere does not spoil them.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Admitted {
+    /// It has shown a device's certificate.
+    pub(super) fn is_device(&mut self) {
+        if std::mem::replace(&mut self.stranger, false) {
+            self.admission
+                .lock()
+                .change(self.source, |count| count.strangers = count.strangers.saturating_sub(1));
+        }
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let strangers = usize::from(self.stranger);
+        self.admission.lock().change(self.source, |count| {
+            count.all = count.all.saturating_sub(1);
+            count.strangers = count.strangers.saturating_sub(strangers);
+        });
+    }
+}
+
+impl Counts {
+    fn change(&mut self, source: IpAddr, change: impl Fn(&mut Count)) {
+        change(&mut self.total);
+        if let Some(own) = self.by_source.get_mut(&source) {
+            change(own);
+            if *own == Count::default() {
+                self.by_source.remove(&source);
+            }
+        }
+    }
+}
+
+fn source_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => v4.into(),
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn one_source_cannot_take_all_the_room() {
+        let admission = Admission::default();
+        let mut held = Vec::new();
+        while let Some(admitted) = admission.admit(ip("192.0.2.1")) {
+            held.push(admitted);
+        }
+        assert_eq!(held.len(), MAX_STRANGERS_PER_SOURCE);
+        assert!(admission.admit(ip("::ffff:192.0.2.1")).is_none(), "the same address, mapped");
+        assert!(admission.admit(ip("192.0.2.2")).is_some());
+        held.iter_mut().for_each(Admitted::is_device);
+        while let Some(mut admitted) = admission.admit(ip("192.0.2.1")) {
+            admitted.is_device();
+            held.push(admitted);
+        }
+        assert_eq!(held.len(), MAX_PER_SOURCE);
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_are_one_source() {
+        let admission = Admission::default();
+        let strangers =
+            (0..1_000u16).map(|host| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, host)));
+        let held: Vec<_> = strangers.map_while(|from| admission.admit(from)).collect();
+        assert_eq!(held.len(), MAX_STRANGERS_PER_SOURCE);
+    }
+
+    #[test]
+    fn many_sources_together_are_bounded_and_every_place_is_given_back() {
+        let admission = Admission::default();
+        let from = |at: u32| IpAddr::from((0x0a00_0000 + at).to_be_bytes());
+        let mut held: Vec<_> = (0..1_000).map_while(|at| admission.admit(from(at))).collect();
+        assert_eq!(held.len(), MAX_STRANGERS);
+        held.iter_mut().for_each(Admitted::is_device);
+        let more = (1_000..).map_while(|at| {
+            let mut admitted = admission.admit(from(at))?;
+            admitted.is_device();
+            Some(admitted)
+        });
+        held.extend(more);
+        assert_eq!(held.len(), MAX_CONNECTIONS);
+        drop(held);
+        let counts = admission.lock();
+        assert_eq!((counts.total, counts.by_source.len()), (Count::default(), 0));
+    }
+}

@@ -1,0 +1,184 @@
+//! The node's end.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cyphonic_proto::alpn;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::local::LocalSocket;
+use super::{HANDSHAKE_TIMEOUT, prepare, pump};
+use crate::dial::DialError;
+
+/// Between attempts at several addresses, as [`crate::dial`] does.
+const STAGGER: Duration = Duration::from_millis(100);
+
+/// At most this many addresses are tried.
+const MAX_ATTEMPTS: usize = 8;
+
+/// Why no detour stands.
+#[derive(Debug, thiserror::Error)]
+pub enum DetourError {
+    /// There was no address to try, or the name is none.
+    #[error("no address is known")]
+    NoAddress,
+    /// TCP did not connect.
+    #[error("TCP to {address}: {source}")]
+    Tcp {
+        /// The address that was tried last.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something else listens there, or something on the way answers in its place.
+    #[error(
+        "TLS with {address}: {source}; does something on the way intercept TLS, or another program have that port?"
+    )]
+    Tls {
+        /// The address that was tried last.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No answer.
+    #[error("no answer over TCP within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    TimedOut,
+    /// It ended while QUIC shook hands inside.
+    #[error("the TLS connection ended: {0}")]
+    Ended(String),
+    /// This host has no socket to give.
+    #[error("no UDP socket on loopback: {0}")]
+    Local(io::Error),
+}
+
+/// Where a detour leads, and how.
+pub(crate) struct Target<'a> {
+    /// Where the service listens.
+    pub(crate) addresses: &'a [SocketAddr],
+    /// Whose certificate is asked for.
+    pub(crate) name: &'a str,
+    /// How its certificate is judged.
+    pub(crate) tls: Arc<rustls::ClientConfig>,
+    /// The node's own UDP port.
+    pub(crate) port: u16,
+}
+
+/// An open detour; dropped, it closes.
+pub struct Detour {
+    local: SocketAddr,
+    through: SocketAddr,
+    ended: watch::Receiver<Option<String>>,
+    task: JoinHandle<()>,
+}
+
+impl Detour {
+    /// The UDP address that stands for the service.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The TCP address that it leads to.
+    pub fn through(&self) -> SocketAddr {
+        self.through
+    }
+
+    /// Waits until it has ended and says why.
+    pub async fn ended(&self) -> String {
+        let mut ended = self.ended.clone();
+        let reason = ended.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        reason.unwrap_or_else(|| "it was closed".into())
+    }
+}
+
+impl Detour {
+    /// What is done inside, unless the detour ends before.
+    pub(crate) async fn unless_it_ends<T>(
+        &self,
+        inside: impl Future<Output = Result<T, DialError>>,
+    ) -> Result<T, DialError> {
+        tokio::select! {
+            done = inside => done,
+            reason = self.ended() => Err(DetourError::Ended(reason).into()),
+        }
+    }
+}
+
+impl Drop for Detour {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for Detour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Detour").field("local", &self.local).field("through", &self.through).finish()
+    }
+}
+
+/// Opens a detour at the first address that answers.
+pub(crate) async fn open(target: Target<'_>) -> Result<Detour, DetourError> {
+    let name = ServerName::try_from(target.name.to_owned()).map_err(|_| DetourError::NoAddress)?;
+    let attempts: FuturesUnordered<_> = target
+        .addresses
+        .iter()
+        .take(MAX_ATTEMPTS)
+        .zip(0_u32..)
+        .map(|(address, turn)| attempt(*address, name.clone(), target.tls.clone(), STAGGER * turn))
+        .collect();
+    let (stream, through) = tokio::time::timeout(HANDSHAKE_TIMEOUT, first_success(attempts))
+        .await
+        .map_err(|_| DetourError::TimedOut)??;
+    let own = SocketAddr::from((Ipv4Addr::LOCALHOST, target.port));
+    let socket = LocalSocket::connect(own).map_err(DetourError::Local)?;
+    let local = socket.local_addr();
+    let (end, ended) = watch::channel(None);
+    let task = tokio::spawn(async move {
+        let reason = pump::carry(stream, &socket, pump::Patience::USUAL).await.to_string();
+        tracing::debug!(%through, reason, "a detour ended");
+        // Nobody waits for one whose connection is gone already.
+        drop(end.send(Some(reason)));
+    });
+    Ok(Detour { local, through, ended, task })
+}
+
+type Opened = (TlsStream<TcpStream>, SocketAddr);
+
+async fn first_success<F>(mut attempts: FuturesUnordered<F>) -> Result<Opened, DetourError>
+where
+    F: Future<Output = Result<Opened, DetourError>>,
+{
+    let mut failure = DetourError::NoAddress;
+    while let Some(outcome) = attempts.next().await {
+        match outcome {
+            Ok(opened) => return Ok(opened),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+async fn attempt(
+    address: SocketAddr,
+    name: ServerName<'static>,
+    tls: Arc<rustls::ClientConfig>,
+    delay: Duration,
+) -> Result<Opened, DetourError> {
+    tokio::time::sleep(delay).await;
+    let tcp = TcpStream::connect(address).await.map_err(|source| DetourError::Tcp { address, source })?;
+    prepare(&tcp).map_err(|source| DetourError::Tcp { address, source })?;
+    let failed = |source| DetourError::Tls { address, source };
+    let stream = TlsConnector::from(tls).connect(name, tcp).await.map_err(failed)?;
+    if stream.get_ref().1.alpn_protocol() != Some(alpn::DETOUR) {
+        return Err(failed(io::Error::other("it does not speak this protocol")));
+    }
+    Ok((stream, address))
+}

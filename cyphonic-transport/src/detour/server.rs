@@ -1,0 +1,162 @@
+//! The cloud's end: accepts TLS over TCP at the address and port at which a service has its UDP port, and stands in for
+//! each client with a UDP socket on loopback.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+
+use super::admission::{Admission, Admitted};
+use super::local::LocalSocket;
+use super::tls::DetourTls;
+use super::{HANDSHAKE_TIMEOUT, prepare, pump};
+
+/// Who has no certificate may stay this long: what an enrolment may take.
+const STRANGER_STAYS: Duration = Duration::from_secs(30);
+
+/// After the host had no socket to give.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 256;
+
+/// The listener and all its connections; dropped, they close.
+#[derive(Debug)]
+pub struct DetourServer {
+    local: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl DetourServer {
+    /// Listens at `address`, for the UDP port that this host has there.
+    ///
+    /// # Errors
+    /// Another program listens there, or the host refuses.
+    pub fn start(address: SocketAddr, tls: DetourTls) -> io::Result<Self> {
+        let listener = listen(address)?;
+        let local = listener.local_addr()?;
+        let door =
+            Arc::new(Door { service: reached_from_here(address), tls, admission: Admission::default() });
+        let task = tokio::spawn(accept_all(listener, door));
+        Ok(Self { local, task })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+impl Drop for DetourServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Door {
+    /// The one UDP port that all connections lead to.
+    service: SocketAddr,
+    tls: DetourTls,
+    admission: Admission,
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // As the UDP port: every address means both families.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    // Connections of an earlier process that are still closing do not keep the port.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Where a socket on loopback finds the UDP port.
+fn reached_from_here(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        // Both families are one port, and loopback has IPv4 on every host that has TCP at all.
+        IpAddr::V6(ip) if ip == Ipv6Addr::UNSPECIFIED => Ipv4Addr::LOCALHOST.into(),
+        ip => ip.to_canonical(),
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+async fn accept_all(listener: TcpListener, door: Arc<Door>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((tcp, from)) => match door.admission.admit(from.ip()) {
+                    Some(place) => {
+                        connections.spawn(serve(door.clone(), tcp, from, place));
+                    }
+                    None => tracing::debug!(%from, "a detour was turned away: there are too many already"),
+                },
+                Err(error) => {
+                    tracing::debug!(%error, "a detour was not accepted");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            },
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a detour's task failed");
+                }
+            }
+        }
+    }
+}
+
+async fn serve(door: Arc<Door>, tcp: TcpStream, from: SocketAddr, mut place: Admitted) {
+    let handshake = async {
+        prepare(&tcp)?;
+        TlsAcceptor::from(door.tls.config.clone()).accept(tcp).await
+    };
+    let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%from, %error, "a detour's handshake failed"),
+        Err(_) => return tracing::debug!(%from, "a detour's handshake did not complete in time"),
+    };
+    let known = match door.tls.judge(stream.get_ref().1) {
+        Ok(known) => known,
+        Err(reason) => return tracing::debug!(%from, reason, "a detour was refused"),
+    };
+    let socket = match LocalSocket::connect(door.service) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!(%error, "no UDP socket for a detour"),
+    };
+    let ended = match known {
+        true => {
+            place.is_device();
+            pump::carry(stream, &socket, pump::Patience::USUAL).await.to_string()
+        }
+        false => match timeout(STRANGER_STAYS, pump::carry(stream, &socket, pump::Patience::USUAL)).await {
+            Ok(ended) => ended.to_string(),
+            Err(_) => "an enrolment takes too long".into(),
+        },
+    };
+    tracing::debug!(%from, reason = ended, "a detour ended");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_finds_the_port_wherever_it_listens() {
+        let found = |text: &str| reached_from_here(text.parse().unwrap()).to_string();
+        assert_eq!(found("[::]:443"), "127.0.0.1:443");
+        assert_eq!(found("0.0.0.0:443"), "127.0.0.1:443");
+        assert_eq!(found("192.0.2.1:443"), "192.0.2.1:443");
+        assert_eq!(found("[2001:db8::1]:443"), "[2001:db8::1]:443");
+    }
+}
