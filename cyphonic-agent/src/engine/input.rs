@@ -39,6 +39,8 @@ pub(crate) enum Input {
     Resumed(Duration),
     /// The cloud's names resolve, perhaps to other addresses than before.
     Cloud(Vec<SocketAddr>),
+    /// Peers whose tunnels stay.
+    KeepOpen(Vec<String>),
     /// The operator takes tunnels down.
     Reset { target: ResetTarget, answer: oneshot::Sender<Result<usize, BackendError>> },
     /// There is a new certificate.

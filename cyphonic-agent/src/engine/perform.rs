@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::quic::PUNCH;
 use cyphonic_dataplane::protect;
-use cyphonic_dataplane::ring::{Control, Path, PathMtu, TunnelId as RingTunnel, TunnelInstall};
+use cyphonic_dataplane::ring::{CandidateSet, Control, Path, PathMtu, TunnelId as RingTunnel, TunnelInstall};
 use cyphonic_dataplane::udp::Transmit;
 use cyphonic_proto::node::{
-    Action, CloseCode, PeerVia, ResolveError, Service, TunnelControl, TunnelParameters,
+    self, Action, CloseCode, PeerVia, ResolveError, Service, TunnelControl, TunnelParameters,
 };
 use cyphonic_proto::tunnel::{Secret, Suite};
 use cyphonic_proto::{ExchangeId, Message, QueryId, SetupId, TunnelId, close};
@@ -51,11 +51,7 @@ impl Engine {
             }
             Action::ExpectReset { id, from } => self.transport.mux().follow_reset(id, from),
             Action::SendControl { id, control } => {
-                let control = match control {
-                    TunnelControl::Ping => Control::Ping,
-                    TunnelControl::PathChallenge(data) => Control::PathChallenge(data),
-                };
-                self.ring.send_control(RingTunnel(id.0), control);
+                self.ring.send_control(RingTunnel(id.0), for_control(control));
             }
             Action::SetMtu { id, mtu } => {
                 let mtu = PathMtu { datagram: mtu.datagram, inner: mtu.inner };
@@ -200,6 +196,20 @@ impl Engine {
 fn abort(task: Option<JoinHandle<()>>) {
     if let Some(task) = task {
         task.abort();
+    }
+}
+
+fn for_control(control: TunnelControl) -> Control {
+    match control {
+        TunnelControl::Ping => Control::Ping,
+        TunnelControl::PathChallenge(data) => Control::PathChallenge(data),
+        TunnelControl::Probe { remote, wire_cid, data } => {
+            Control::Probe { path: Path { remote, wire_cid }, data }
+        }
+        TunnelControl::Candidates(set) => {
+            let node::CandidateSet { sequence, flags, endpoints } = set;
+            Control::Candidates(CandidateSet { sequence, flags, endpoints })
+        }
     }
 }
 

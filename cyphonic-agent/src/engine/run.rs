@@ -5,10 +5,10 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cyphonic_dataplane::ring::{EncapRing, RingEvent};
+use cyphonic_dataplane::ring::{self, EncapRing, RingEvent};
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::node::{
-    CachedState, Node, PeerVia, ResolveError, Routes, Service, Target, TunnelActivity,
+    CachedState, CandidateSet, Node, PeerVia, ResolveError, Routes, Service, Target, TunnelActivity,
 };
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
 use cyphonic_transport::{ClientTls, Connection, RelayedAddress, Responder, Transport};
@@ -23,8 +23,10 @@ use super::services;
 use super::{EngineParts, Names};
 use crate::control::{BackendError, ResetTarget};
 
-/// How often the node hears what its tunnels carried.
-const STATS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the node hears what its tunnels carried: a path that has died is left within a second.
+const STATS_INTERVAL: Duration = Duration::from_millis(250);
+/// The same while there is no tunnel.
+const NO_STATS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The answered half of exchange ids: those that a service opened. The node counts its own from zero.
 const INBOUND_EXCHANGES: u64 = 1 << 63;
@@ -125,7 +127,12 @@ impl Engine {
                     None => return,
                 },
                 () = sleep_until(wake) => self.node.handle_timeout(Instant::now()),
-                _ = stats.tick() => self.report_tunnels(),
+                _ = stats.tick() => {
+                    self.report_tunnels();
+                    if self.tunnels.is_empty() {
+                        stats.reset_after(NO_STATS_INTERVAL);
+                    }
+                }
             }
             self.perform_all();
         }
@@ -159,6 +166,7 @@ impl Engine {
                 self.node.handle_resumed(now, asleep);
             }
             Input::Cloud(addresses) => self.node.handle_as_addresses(now, addresses),
+            Input::KeepOpen(names) => self.node.handle_keep_open(now, &names),
             Input::Reset { target, answer } => drop(answer.send(self.reset(now, target))),
             Input::Renewed { credentials, validity } => {
                 self.tls = ClientTls::new(credentials);
@@ -279,10 +287,11 @@ impl Engine {
             RingEvent::PeerMoved { tunnel, from } => {
                 self.node.handle_peer_moved(now, TunnelId(tunnel.0), from)
             }
-            // A node without candidates of its own has no use for its peer's yet.
-            RingEvent::Probed { tunnel, from } => tracing::trace!(%tunnel, %from, "probed"),
+            RingEvent::Probed { tunnel, from } => self.node.handle_probed(now, TunnelId(tunnel.0), from),
             RingEvent::Candidates { tunnel, set } => {
-                tracing::trace!(%tunnel, sequence = set.sequence, "candidates")
+                let ring::CandidateSet { sequence, flags, endpoints } = set;
+                let set = CandidateSet { sequence, flags, endpoints };
+                self.node.handle_candidates(now, TunnelId(tunnel.0), &set);
             }
             RingEvent::PeerClosed { tunnel, code, reason } => {
                 tracing::debug!(%tunnel, code, reason, "the peer closed the tunnel");
@@ -357,6 +366,8 @@ impl Engine {
                 tx_large: stats.tx_large,
                 rx_packets: stats.rx_packets,
                 last_rx: stats.last_rx,
+                last_tx: stats.last_tx,
+                unanswered_since: stats.unanswered_since,
             };
             self.node.handle_tunnel_stats(now, TunnelId(id.0), activity);
         }

@@ -1,6 +1,6 @@
 //! What a node asks of its shell, and how its questions end.
 
-use super::{cache::CachedState, mtu::PathMtu};
+use super::{cache::CachedState, mtu::PathMtu, paths::CandidateSet};
 use crate::{
     ConnectionId,
     id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId},
@@ -93,12 +93,23 @@ pub struct TunnelParameters {
 }
 
 /// What a tunnel is asked to send apart from inner packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TunnelControl {
     /// Keeps mappings alive.
     Ping,
-    /// Asks for a sign of life; answered through `handle_path_response`.
+    /// Asks for a sign of life on the current path; answered through `handle_path_response`.
     PathChallenge([u8; 8]),
+    /// Asks for a sign of life on another path, likewise.
+    Probe {
+        /// Where to.
+        remote: SocketAddr,
+        /// What stands on the wire there.
+        wire_cid: ConnectionId,
+        /// What the answer echoes.
+        data: [u8; 8],
+    },
+    /// Tells the peer where this end may be reached.
+    Candidates(CandidateSet),
 }
 
 /// Why a tunnel is closed; the peer is told.
@@ -342,4 +353,8 @@ pub struct TunnelActivity {
     pub rx_packets: u64,
     /// When the last authenticated packet of any kind arrived.
     pub last_rx: Option<std::time::Instant>,
+    /// When the last packet of any kind left on the current path.
+    pub last_tx: Option<std::time::Instant>,
+    /// When the first inner packet left since anything arrived, if one did.
+    pub unanswered_since: Option<std::time::Instant>,
 }

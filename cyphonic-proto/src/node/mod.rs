@@ -3,7 +3,8 @@
 //! A node logs in at the AS, registers at the NMS and keeps that connection, and keeps warm connections to the nearest
 //! relays (`services`, `registration`). A question for a peer, or a packet to one, starts an attempt (`peers`): a
 //! DirectionRequest, whose answer is a set-up (`setup`), which ends in a tunnel (`tunnels`) that is watched from then on
-//! (`liveness`). Tunnels through a relay outlive the relay's restart (`relay_legs`). Another node's attempt arrives as a
+//! (`liveness`, `keepalive`) and moves to the best path between the two ends (`paths`). Tunnels through a relay outlive the
+//! relay's restart (`relay_legs`). Another node's attempt arrives as a
 //! RouteDirection of the NMS and becomes a set-up too.
 //!
 //! **Invariants.** A question is answered with an address only when a tunnel to the peer is installed. Keys are derived,
@@ -15,9 +16,12 @@ pub mod action;
 pub mod cache;
 pub mod config;
 mod exchanges;
+mod keep_open;
+mod keepalive;
 mod liveness;
 mod moves;
 mod mtu;
+mod paths;
 mod peer_exchange;
 mod peers;
 mod registration;
@@ -35,6 +39,7 @@ pub use cache::{CachedState, DamagedCache, Relay};
 pub use config::{NodeConfig, Timing};
 pub use moves::Routes;
 pub use mtu::{PathMtu, first_inner};
+pub use paths::{CandidateSet, PathStatus};
 pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
 
 use crate::{
@@ -46,6 +51,8 @@ use crate::{
     tunnel::Exporter,
 };
 use exchanges::Exchange;
+use keep_open::KeptOpen;
+use paths::ProbeBudget;
 use peers::Peer;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use registration::Registration;
@@ -74,6 +81,8 @@ pub struct Node {
     queries: BTreeMap<QueryId, Ipv6Addr>,
     setups: BTreeMap<SetupId, Setup>,
     tunnels: BTreeMap<TunnelId, Tunnel>,
+    probes: ProbeBudget,
+    kept_open: KeptOpen,
     timers: Timers<Timer>,
     actions: VecDeque<Action>,
 }
@@ -103,6 +112,12 @@ enum Timer {
     Tunnel(TunnelId),
     /// The next probes of a tunnel's path.
     Mtu(TunnelId),
+    /// To tell peers where this node may be reached, after changes, several at once.
+    Candidates,
+    /// To hold the NAT mappings of connections to services.
+    Mappings,
+    /// To look after the tunnels that are kept open.
+    KeptOpen,
 }
 
 impl Node {
@@ -126,6 +141,8 @@ impl Node {
             queries: BTreeMap::new(),
             setups: BTreeMap::new(),
             tunnels: BTreeMap::new(),
+            probes: ProbeBudget::new(now),
+            kept_open: KeptOpen::default(),
             timers: Timers::default(),
             actions: VecDeque::new(),
             config,
@@ -159,6 +176,9 @@ impl Node {
                 Timer::Redial(setup) => self.redial(setup),
                 Timer::Tunnel(tunnel) => self.watch(now, tunnel),
                 Timer::Mtu(tunnel) => self.search_mtu(now, tunnel),
+                Timer::Candidates => self.candidates_due(now),
+                Timer::Mappings => self.hold_mappings(now),
+                Timer::KeptOpen => self.keep_peers(now),
             }
         }
     }
@@ -257,9 +277,25 @@ impl Node {
         self.activity(now, id, activity);
     }
 
-    /// The peer answered a challenge.
+    /// The peer answered a challenge or a probe.
     pub fn handle_path_response(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
-        self.challenge_answered(now, id, data);
+        self.path_answered(now, id, data);
+    }
+
+    /// The peer's challenge came from an address that is not the path's, and was answered there.
+    pub fn handle_probed(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
+        self.path_probed(now, id, from);
+    }
+
+    /// The peer tells where it may be reached.
+    pub fn handle_candidates(&mut self, now: Instant, id: TunnelId, set: &CandidateSet) {
+        self.candidates_told(now, id, set);
+    }
+
+    /// Peers, by full name or without the zone, whose tunnels are set up without anybody asking and stay while nobody uses
+    /// them. A name that cannot be one is ignored.
+    pub fn handle_keep_open(&mut self, now: Instant, names: &[String]) {
+        self.keep_open(now, names);
     }
 
     /// The TRS said with a stateless reset that it has lost the leg that a tunnel sends to.
@@ -283,9 +319,9 @@ impl Node {
         self.replace(now, id);
     }
 
-    /// Authenticated packets of the peer, newer than all before, come from another address.
+    /// Authenticated packets of the peer, newer than all before and not only to try a path, come from another address.
     pub fn handle_peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
-        self.peer_moved(now, id, endpoint::canonical(from));
+        self.peer_moved(now, id, from);
     }
 
     /// The operator resets the tunnels of one peer, or all: they close, and what failed before is tried again.

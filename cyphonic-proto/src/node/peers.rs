@@ -437,7 +437,7 @@ impl Node {
         std::mem::replace(&mut peer.held, false)
     }
 
-    fn locate(&self, target: Target) -> Result<(Ipv6Addr, Option<String>), ResolveError> {
+    pub(super) fn locate(&self, target: Target) -> Result<(Ipv6Addr, Option<String>), ResolveError> {
         match target {
             Target::Name(text) => {
                 let fqdn =

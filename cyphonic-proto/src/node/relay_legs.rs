@@ -121,9 +121,20 @@ impl Node {
                     self.challenge(now, id);
                     self.watch(now, id);
                 }
-                None => self.tunnel_died(now, id),
+                None => self.leg_lost(now, id),
             }
         }
+    }
+
+    /// The leg is gone for good: so is the tunnel, unless its packets go elsewhere.
+    fn leg_lost(&mut self, now: Instant, id: TunnelId) {
+        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+        if tunnel.paths.is_relayed() {
+            return self.tunnel_died(now, id);
+        }
+        tunnel.leg = None;
+        tunnel.paths.set_relay(None);
+        self.changed();
     }
 
     /// The relay is connected: the legs of tunnels through it are restored.
@@ -177,14 +188,16 @@ impl Node {
     /// Does what is due for a tunnel's leg; false if the tunnel is gone.
     pub(super) fn watch_leg(&mut self, now: Instant, id: TunnelId) -> bool {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return false };
-        let (peer, last_rx, current) = (tunnel.peer, tunnel.last_rx, tunnel.retires_at.is_none());
+        let (peer, current) = (tunnel.peer, tunnel.retires_at.is_none() && tunnel.paths.is_relayed());
+        // What is heard on another path says nothing about the relay.
+        let last_rx = tunnel.last_rx.filter(|_| tunnel.paths.is_relayed());
         let used = now.saturating_duration_since(tunnel.last_use) < self.config.timing.keepalive * 2;
         let Some(leg) = &mut tunnel.leg else { return true };
         let due = leg.due.is_some_and(|due| due <= now);
         let silent = leg.silent_since(last_rx).map(|since| now.saturating_duration_since(since));
         if silent.is_some_and(|silent| silent >= AWAY) {
-            self.tunnel_died(now, id);
-            return false;
+            self.leg_lost(now, id);
+            return self.tunnels.contains_key(&id);
         }
         let seeks = silent.is_some_and(|silent| silent >= ELSEWHERE);
         let seeks = seeks && leg.away.as_mut().is_some_and(|away| !std::mem::replace(&mut away.sought, true));
@@ -251,11 +264,11 @@ impl Node {
                 let reason = format!("the relay did not restore the leg: {why}");
                 peer.last_error = Some(ResolveError::PeerRefused { reason });
             }
-            self.tunnel_died(now, id);
+            self.leg_lost(now, id);
         }
     }
 
-    fn tunnels_via(&self, trs: &str) -> Vec<TunnelId> {
+    pub(super) fn tunnels_via(&self, trs: &str) -> Vec<TunnelId> {
         let through = |tunnel: &Tunnel| tunnel.relay.as_deref() == Some(trs);
         self.tunnels.iter().filter(|(_, tunnel)| through(tunnel)).map(|(id, _)| *id).collect()
     }

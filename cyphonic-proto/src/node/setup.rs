@@ -36,7 +36,8 @@ pub(super) struct Setup {
     pub(super) initiator: bool,
     pub(super) dial: bool,
     pub(super) key: Zeroizing<[u8; 32]>,
-    endpoints: Vec<SocketAddr>,
+    /// Where the peer may be reached without a relay, whatever the kind.
+    pub(super) endpoints: Vec<SocketAddr>,
     pub(super) relay: Option<Relay>,
     /// The connection ID that the other end bound at the TRS.
     pub(super) peer_leg: Option<ConnectionId>,
@@ -407,6 +408,7 @@ impl Node {
         if direction.dial != (direction.initiator == initiator_dials) {
             return Err(field::BadField("dial").into());
         }
+        let endpoints = endpoint::peers_from_wire(&direction.peer_endpoints, self.prefix);
         if direction.kind() == RouteKind::Relay {
             let relay =
                 direction.relay.as_ref().and_then(Relay::from_wire).ok_or(field::BadField("relay"))?;
@@ -416,9 +418,8 @@ impl Node {
                 }
                 false => None,
             };
-            return Ok(RouteFields { endpoints: Vec::new(), relay: Some(relay), peer_leg });
+            return Ok(RouteFields { endpoints, relay: Some(relay), peer_leg });
         }
-        let endpoints = endpoint::peers_from_wire(&direction.peer_endpoints, self.prefix);
         if direction.dial && endpoints.is_empty() {
             return Err(field::BadField("peer_endpoints").into());
         }

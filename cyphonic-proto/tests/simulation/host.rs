@@ -45,6 +45,23 @@ pub(crate) struct Installed {
     pub(crate) activity: TunnelActivity,
     pub(crate) mtu: PathMtu,
     waiting: Vec<u64>,
+    sent: u64,
+    newest: Option<u64>,
+    /// Where the relay is, and what stands on the wire there.
+    relay: Option<(SocketAddr, ConnectionId)>,
+    /// Packets that were sent, of any kind.
+    pub(crate) packets: u64,
+}
+
+impl Installed {
+    /// As the ring: what came through the relay is answered through it.
+    fn path_to(&self, to: SocketAddr) -> (SocketAddr, ConnectionId) {
+        self.relay.filter(|(relay, _)| *relay == to).unwrap_or((to, self.parameters.remote_cid))
+    }
+
+    fn path(&self) -> (SocketAddr, ConnectionId) {
+        (self.parameters.remote, self.parameters.wire_cid)
+    }
 }
 
 /// One dial of a peer: the network knows what both ends said.
@@ -183,6 +200,9 @@ impl World {
             Action::SetPath { id, remote, wire_cid } => {
                 let tunnel = self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap();
                 (tunnel.parameters.remote, tunnel.parameters.wire_cid) = (remote, wire_cid);
+                if wire_cid != tunnel.parameters.remote_cid {
+                    tunnel.relay = Some((remote, wire_cid));
+                }
                 tunnel.mtu.datagram = SMALLEST;
             }
             Action::SetMtu { id, mtu } => {
@@ -197,11 +217,21 @@ impl World {
             }
             Action::SendControl { id, control } => {
                 assert!(self.hosts[name].tunnels.contains_key(&id));
-                let content = match control {
-                    TunnelControl::Ping => Content::Ping,
-                    TunnelControl::PathChallenge(data) => Content::Challenge(data),
-                };
-                self.emit(name, id, content);
+                let path = self.hosts[name].tunnels[&id].path();
+                match control {
+                    TunnelControl::Ping => self.emit(name, id, Content::Ping),
+                    TunnelControl::PathChallenge(data) => {
+                        self.emit_on(name, id, path, Content::Challenge(data))
+                    }
+                    TunnelControl::Probe { remote, wire_cid, data } => {
+                        let tunnel = self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap();
+                        if wire_cid != tunnel.parameters.remote_cid {
+                            tunnel.relay = Some((remote, wire_cid));
+                        }
+                        self.emit_on(name, id, (remote, wire_cid), Content::Challenge(data));
+                    }
+                    TunnelControl::Candidates(set) => self.emit(name, id, Content::Candidates(set)),
+                }
             }
             Action::Answer { query, result } => {
                 if let Ok(address) = result {
@@ -234,7 +264,7 @@ impl World {
         let uplink = host.uplinks.first_mut();
         let Some(uplink) = uplink else { return };
         let server = addresses(&service)[usize::from(uplink.own.is_ipv6())];
-        let observed = uplink.outbound(server);
+        let observed = uplink.outbound(self.now, server);
         let delay = self.reliable_delay() * 3;
         if !self.cloud.is_up(&service) {
             self.schedule(delay, Event::ConnectFailed { device: name, life, service });
@@ -270,7 +300,7 @@ impl World {
         let Some(uplink) = host.uplinks.iter_mut().find(|uplink| uplink.own.is_ipv4() == to.is_ipv4()) else {
             return;
         };
-        let from = uplink.outbound(to);
+        let from = uplink.outbound(self.now, to);
         self.unreliable(&Event::Datagram { from, to, packet });
     }
 
@@ -284,8 +314,10 @@ impl World {
         if self.no_direct && !addresses(&Service::Trs(relay().name)).contains(&from) {
             return;
         }
-        let receiver =
-            self.hosts.values().find(|host| host.uplinks.iter().any(|uplink| uplink.inbound(from, to)));
+        let receiver = self
+            .hosts
+            .values()
+            .find(|host| host.uplinks.iter().any(|uplink| uplink.inbound(self.now, from, to)));
         let Some(name) = receiver.map(|host| host.name) else { return };
         if self.cut_off.contains(&Victim::Device(name)) {
             return;
@@ -307,7 +339,8 @@ impl World {
     fn receive_reset(&mut self, name: &'static str, from: SocketAddr, token: [u8; 16]) {
         let host = &self.hosts[name];
         let meant = |tunnel: &&Installed| {
-            tunnel.parameters.relay_reset == Some(token) && tunnel.parameters.remote == from
+            let relay = tunnel.relay.map(|(relay, _)| relay);
+            tunnel.parameters.relay_reset == Some(token) && relay == Some(from)
         };
         let Some(id) = host.tunnels.values().find(meant).map(|tunnel| tunnel.parameters.id) else { return };
         let life = host.life;
@@ -403,8 +436,19 @@ impl World {
         let waiting = host.held.remove(&peer).unwrap_or_default();
         host.installs += 1;
         let mtu = PathMtu { datagram: SMALLEST, inner: parameters.inner_mtu };
-        let installed =
-            Installed { parameters, confirmed, activity: TunnelActivity::default(), mtu, waiting };
+        let relayed = parameters.wire_cid != parameters.remote_cid;
+        let relay = relayed.then_some((parameters.remote, parameters.wire_cid));
+        let installed = Installed {
+            parameters,
+            confirmed,
+            activity: TunnelActivity::default(),
+            mtu,
+            waiting,
+            sent: 0,
+            newest: None,
+            relay,
+            packets: 0,
+        };
         assert!(host.tunnels.insert(id, installed).is_none());
         self.flush(name, id);
     }
@@ -438,6 +482,18 @@ impl World {
     }
 
     fn emit(&mut self, name: &'static str, id: TunnelId, content: Content) {
+        let path = self.hosts[name].tunnels[&id].path();
+        self.emit_on(name, id, path, content);
+    }
+
+    fn emit_on(
+        &mut self,
+        name: &'static str,
+        id: TunnelId,
+        (remote, wire_cid): (SocketAddr, ConnectionId),
+        content: Content,
+    ) {
+        let now = self.now;
         let tunnel = self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap();
         if !tunnel.confirmed {
             return;
@@ -446,21 +502,32 @@ impl World {
         let size = match content {
             Content::Inner(_) => tunnel.mtu.datagram,
             Content::Probe(_, size) => size,
-            Content::Ping | Content::Challenge(_) | Content::Response(_) | Content::Close => SMALLEST,
+            Content::Ping
+            | Content::Challenge(_)
+            | Content::Response(_)
+            | Content::Candidates(_)
+            | Content::Close => SMALLEST,
         };
-        tunnel.activity.tx_packets += u64::from(matches!(content, Content::Inner(_)));
-        tunnel.activity.tx_large += u64::from(matches!(content, Content::Inner(_)) && size > SMALLEST);
+        tunnel.packets += 1;
+        tunnel.sent += 1;
+        let activity = &mut tunnel.activity;
+        if matches!(content, Content::Inner(_)) {
+            activity.tx_packets += 1;
+            activity.tx_large += u64::from(size > SMALLEST);
+            activity.unanswered_since = activity.unanswered_since.or(Some(now));
+        }
+        if remote == tunnel.parameters.remote {
+            activity.last_tx = Some(now);
+        }
         let p = &tunnel.parameters;
-        let (remote, data) = (
-            p.remote,
-            Data {
-                wire_cid: *p.wire_cid.as_bytes(),
-                real_cid: *p.remote_cid.as_bytes(),
-                key: *p.send.as_bytes(),
-                size,
-                content,
-            },
-        );
+        let data = Data {
+            wire_cid: *wire_cid.as_bytes(),
+            real_cid: *p.remote_cid.as_bytes(),
+            key: *p.send.as_bytes(),
+            number: tunnel.sent,
+            size,
+            content,
+        };
         self.send(name, remote, Packet::Data(data));
     }
 
@@ -477,25 +544,37 @@ impl World {
         let id = *id;
         tunnel.confirmed = true;
         tunnel.activity.last_rx = Some(now);
-        let moved = tunnel.parameters.remote != from;
-        match data.content {
+        tunnel.activity.unanswered_since = None;
+        let newest = tunnel.newest < Some(data.number);
+        tunnel.newest = tunnel.newest.max(Some(data.number));
+        let elsewhere = tunnel.parameters.remote != from;
+        let probing =
+            matches!(data.content, Content::Challenge(_) | Content::Probe(..) | Content::Response(_));
+        match data.content.clone() {
             Content::Inner(packet) => {
                 tunnel.activity.rx_packets += 1;
                 self.delivered.insert((name, packet));
             }
             Content::Ping => {}
             Content::Challenge(challenge) | Content::Probe(challenge, _) => {
-                self.emit(name, id, Content::Response(challenge))
+                let path = tunnel.path_to(from);
+                self.emit_on(name, id, path, Content::Response(challenge));
+                if elsewhere {
+                    self.with_node(name, life, |node, now| node.handle_probed(now, id, from));
+                }
             }
             Content::Response(data) => {
                 self.with_node(name, life, |node, now| node.handle_path_response(now, id, data));
+            }
+            Content::Candidates(set) => {
+                self.with_node(name, life, |node, now| node.handle_candidates(now, id, &set));
             }
             Content::Close => {
                 self.with_node(name, life, |node, now| node.handle_tunnel_closed(now, id));
                 return;
             }
         }
-        if moved {
+        if elsewhere && newest && !probing {
             self.with_node(name, life, |node, now| node.handle_peer_moved(now, id, from));
         }
         if self.hosts[name].tunnels.contains_key(&id) {
@@ -512,6 +591,6 @@ impl World {
         for (id, activity) in all {
             self.with_node(device, life, |node, now| node.handle_tunnel_stats(now, id, activity));
         }
-        self.schedule(Duration::from_secs(1), Event::Stats { device, life });
+        self.schedule(Duration::from_millis(250), Event::Stats { device, life });
     }
 }

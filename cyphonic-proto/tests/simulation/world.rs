@@ -10,7 +10,7 @@ use cyphonic_proto::{
     address::Prefix,
     identity::{Identity, NetworkId, Role, sha256},
     message::{decode, encode},
-    node::{ResolveError, Service, Target},
+    node::{CandidateSet, ResolveError, Service, Target},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -52,10 +52,11 @@ pub(crate) struct Data {
     pub(crate) key: [u8; 32],
     /// Bytes of UDP payload.
     pub(crate) size: u16,
+    pub(crate) number: u64,
     pub(crate) content: Content,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Inner(u64),
     Ping,
@@ -63,6 +64,7 @@ pub(crate) enum Content {
     /// A challenge that is padded to this size.
     Probe([u8; 8], u16),
     Response([u8; 8]),
+    Candidates(CandidateSet),
     Close,
 }
 
@@ -247,7 +249,7 @@ impl World {
         let v4 = v4.map(|gate| {
             let own = match gate {
                 Gate::Open | Gate::Firewall => [203, 0, 113, n],
-                Gate::PortRestricted | Gate::Symmetric => [10, 0, n, 2],
+                Gate::PortRestricted | Gate::Symmetric | Gate::Nat(_) => [10, 0, n, 2],
             };
             Uplink::new((own, 7000).into(), gate, [198, 51, 100, n].into())
         });

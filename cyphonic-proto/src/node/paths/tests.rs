@@ -1,0 +1,1 @@
+//! Paths of one tunnel, without a node around them.
