@@ -9,6 +9,8 @@ use quinn_proto::ConnectionIdGenerator;
 use quinn_proto::crypto::{CryptoError, HmacKey};
 use ring::hmac;
 
+use crate::carry;
+
 /// A connection that hears nothing for this long is lost. Three keep-alives fit in it, so that two may be lost.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
 
@@ -20,10 +22,9 @@ pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(14);
 /// what a lost first packet would cost an application's first connection.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
-/// A relayed handshake packet of 1,200 bytes must fit into a DATAGRAM of the connection to the TRS before path
-/// MTU discovery has run: 1,200 + context + short header, frame header and tag (49 at most). Paths that cannot carry
-/// it fall back to 1,200 by black-hole detection (RFC 8899 §4.4), and relaying has to wait for discovery.
-const INITIAL_MTU: u16 = 1_280;
+/// What may wait unread on a stream, and on all streams of a connection: a few of the largest messages.
+const STREAM_WINDOW: u32 = 128 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// A handshake between peers that makes no progress for this long has failed.
 const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,15 +49,24 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
+    /// Unidirectional streams that the other end may have open: for relayed packets that fit no DATAGRAM.
+    const fn max_notices(self) -> u32 {
+        match self {
+            Self::Service => carry::MAX_STREAMS,
+            Self::Peer => 0,
+        }
+    }
+
     pub(crate) fn transport_config(self) -> Arc<TransportConfig> {
         let mut config = TransportConfig::default();
         config
             .initial_rtt(INITIAL_RTT)
             .max_concurrent_bidi_streams(VarInt::from_u32(MAX_EXCHANGES))
-            .max_concurrent_uni_streams(VarInt::from_u32(0));
+            .max_concurrent_uni_streams(VarInt::from_u32(self.max_notices()))
+            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+            .receive_window(VarInt::from_u32(CONNECTION_WINDOW));
         match self {
             Self::Service => config
-                .initial_mtu(INITIAL_MTU)
                 .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
                 .keep_alive_interval(Some(KEEP_ALIVE))
                 .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))

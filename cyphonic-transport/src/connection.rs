@@ -15,6 +15,7 @@ use quinn::{
     ConnectionError, ReadError, ReadToEndError, RecvStream, SendStream, StoppedError, VarInt, WriteError,
 };
 
+use crate::carry;
 use crate::detour::Detour;
 
 /// An exchange that takes longer has failed. The longest is a Direction Request, in which the NMS waits for
@@ -169,16 +170,16 @@ impl Connection {
         }
     }
 
-    /// Sends an unreliable DATAGRAM (RFC 9221); one that does not fit or find room is lost.
+    /// Sends a relayed packet with its context: as DATAGRAM (RFC 9221), or on a stream of its own where it does not fit
+    /// one. It may be lost.
     pub fn send_datagram(&self, datagram: Bytes) {
-        if let Err(error) = self.inner.send_datagram(datagram) {
-            tracing::trace!(%error, "a datagram was dropped");
-        }
+        carry::send(&self.inner, datagram);
     }
 
-    /// Waits for the next DATAGRAM.
-    pub async fn read_datagram(&self) -> Result<Bytes, ConnectionError> {
-        self.inner.read_datagram().await
+    /// Gives `deliver` every relayed packet that the other end sends, until it returns false or the connection ends, for the
+    /// reason returned.
+    pub async fn receive_datagrams(&self, deliver: impl Fn(Bytes) -> bool) -> Option<ConnectionError> {
+        carry::receive(&self.inner, deliver).await
     }
 
     /// Ends the connection; the peer learns code and reason.

@@ -15,6 +15,7 @@
 //! Architecture invariant: this crate decides nothing. What to connect to, what to ask and what an answer
 //! means is said by the state machines of `cyphonic-proto`.
 
+mod carry;
 mod config;
 pub mod connection;
 pub mod detour;

@@ -23,6 +23,7 @@ use cyphonic_proto::{TunnelId, relayed};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit};
 
+use crate::carry;
 use crate::resets::{ResetSink, Resets};
 
 /// Packets held for quinn. 2,048 of 1,400 bytes are 3 MiB: more than a burst of handshakes, less than a flood.
@@ -173,7 +174,7 @@ impl Mux {
         legs.by_address.get(&address).map(|leg| (leg.connection.stable_id(), leg.context))
     }
 
-    /// A DATAGRAM from a TRS: hands the packet in it to quinn. The TRS forwards only between bound legs, so a
+    /// A relayed packet from a TRS: hands the packet in it to quinn. The TRS forwards only between bound legs, so a
     /// context that was not seen before is a leg whose peer was faster than our own bookkeeping.
     pub fn deliver_relayed(&self, trs: &quinn::Connection, datagram: &Bytes) {
         let Some((context, packet)) = relayed::decode(datagram) else { return self.count_drop() };
@@ -190,9 +191,8 @@ impl Mux {
         let Some(leg) = leg else { return self.count_drop() };
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         for packet in transmit.contents.chunks(segment) {
-            let sent =
-                relayed::encode(leg.context, packet).map(|datagram| leg.connection.send_datagram(datagram));
-            if !matches!(sent, Some(Ok(()))) {
+            let framed = relayed::encode(leg.context, packet);
+            if !framed.is_some_and(|framed| carry::send(&leg.connection, framed)) {
                 self.count_drop();
             }
         }

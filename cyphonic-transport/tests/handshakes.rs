@@ -218,20 +218,37 @@ async fn the_first_address_that_answers_wins() {
 
 /// The TRS of this test swaps contexts and forwards, as the real one does.
 async fn relay(from: Connection, to: Connection, context: u64) {
-    while let Ok(datagram) = from.read_datagram().await {
+    let forward = |datagram: bytes::Bytes| {
         let (_, packet) = cyphonic_proto::relayed::decode(&datagram).unwrap();
         to.send_datagram(cyphonic_proto::relayed::encode(context, packet).unwrap());
-    }
+        true
+    };
+    from.receive_datagrams(forward).await;
 }
 
 async fn listen_for_relayed(host: Arc<cyphonic_transport::Transport>, trs: Connection) {
-    while let Ok(datagram) = trs.read_datagram().await {
+    let deliver = |datagram: bytes::Bytes| {
         host.mux().deliver_relayed(trs.quinn(), &datagram);
-    }
+        true
+    };
+    trs.receive_datagrams(deliver).await;
 }
 
 #[tokio::test]
 async fn two_devices_shake_hands_through_a_relay_that_sees_only_datagrams() {
+    shake_hands_over(usize::MAX).await;
+}
+
+/// A path of 1,280 bytes under IPv6, and QUIC's least: no packet of the peers' fits a DATAGRAM there.
+#[tokio::test]
+async fn two_devices_shake_hands_through_a_relay_over_the_narrowest_paths() {
+    for carries in [1_232, 1_200] {
+        shake_hands_over(carries).await;
+    }
+}
+
+/// Both devices' paths to the relay carry datagrams of this size.
+async fn shake_hands_over(carries: usize) {
     const TRS: &str = "trs1.svc.test.internal";
     let (context_a, context_b) = (0x5000, 0x6000);
     let authority = Authority::new(1);
@@ -240,11 +257,13 @@ async fn two_devices_shake_hands_through_a_relay_that_sees_only_datagrams() {
         ServerTls::services(&trs_credentials).unwrap().with_protocol(alpn::TRS, &trs_credentials).unwrap();
     let trs = Host::start(Some((tls, authority.network)));
     let credentials = [authority.issue(Role::Device, A), authority.issue(Role::Device, B)];
-    let mut devices = Vec::new();
+    let (mut devices, mut paths) = (Vec::new(), Vec::new());
     for credentials in &credentials {
+        let path = Exchange::narrow(trs.address, carries);
         let host = Host::start(Some((ServerTls::peer(credentials).unwrap(), authority.network)));
         let tls = ClientTls::new(credentials.clone());
-        let leg = host.transport.connect_service(&tls, &[trs.address], TRS, Role::Trs).await.unwrap();
+        let leg = host.transport.connect_service(&tls, &[path.address], TRS, Role::Trs).await.unwrap();
+        paths.push(path);
         let at_trs = trs.transport.accept().await.unwrap().connection;
         tokio::spawn(listen_for_relayed(host.transport.clone(), leg.clone()));
         devices.push((host, leg, at_trs));

@@ -88,12 +88,12 @@ async fn hear_requests(
 
 /// Handshakes of peers that a TRS relays. Other services send none; hearing them costs nothing.
 async fn hear_datagrams(connection: &Connection, mux: &Mux) -> String {
-    loop {
-        match connection.read_datagram().await {
-            Ok(datagram) => mux.deliver_relayed(connection.quinn(), &datagram),
-            Err(error) => return error.to_string(),
-        }
-    }
+    let deliver = |datagram| {
+        mux.deliver_relayed(connection.quinn(), &datagram);
+        true
+    };
+    let end = connection.receive_datagrams(deliver).await;
+    end.map_or_else(|| "nothing is relayed any more".into(), |error| error.to_string())
 }
 
 fn role_of(service: &Service) -> Role {

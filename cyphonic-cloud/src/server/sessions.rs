@@ -353,11 +353,11 @@ async fn read_requests(channel: Channel, connection: Connection, events: mpsc::S
 }
 
 async fn read_datagrams(channel: Channel, connection: Connection, events: mpsc::Sender<Event>) {
-    while let Ok(datagram) = connection.read_datagram().await {
-        // Unreliable by contract: rather lost than late.
-        if let Err(mpsc::error::TrySendError::Closed(_)) = events.try_send(Event::Datagram(channel, datagram))
-        {
-            return;
-        }
-    }
+    // Unreliable by contract: rather lost than late.
+    let deliver = |datagram| {
+        let sent = events.try_send(Event::Datagram(channel, datagram));
+        !matches!(sent, Err(mpsc::error::TrySendError::Closed(_)))
+    };
+    // How the connection ended is told by the reader of requests.
+    let _ = connection.receive_datagrams(deliver).await;
 }

@@ -125,6 +125,11 @@ pub(crate) struct Exchange {
 
 impl Exchange {
     pub(crate) fn to(server: SocketAddr) -> Self {
+        Self::narrow(server, usize::MAX)
+    }
+
+    /// One that loses datagrams of more than `carries` bytes.
+    pub(crate) fn narrow(server: SocketAddr, carries: usize) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let (address, server) = (socket.local_addr().unwrap(), Arc::new(Mutex::new(server)));
         let current = Arc::downgrade(&server);
@@ -145,7 +150,7 @@ impl Exchange {
                         Some(current)
                     }
                 };
-                if let Some(to) = to {
+                if let Some(to) = to.filter(|_| length <= carries) {
                     socket.send_to(&buffer[..length], to).unwrap();
                 }
             }

@@ -1,0 +1,130 @@
+//! Packets of peers' handshakes inside a connection to a TRS.
+//!
+//! A packet of QUIC's least size, 1,200 bytes, and its context are 49 bytes too large for a DATAGRAM on a path that carries
+//! no more than 1,200 itself, and such a path is all that a connection knows of before it has probed for more; on some
+//! there is nothing more. A packet that does not fit a DATAGRAM therefore goes on a unidirectional stream of its own, which
+//! QUIC cuts into pieces that fit. It takes no extra round trip, and no packet waits for another. The receiver cannot tell
+//! the two apart.
+//!
+//! **Invariant.** Both ways are bounded and may lose: the peers' own QUIC repairs that.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use quinn::{Connection, ConnectionError, RecvStream, SendDatagramError};
+
+/// Streams with packets that one end may have open on a connection: two handshakes' flights.
+pub(crate) const MAX_STREAMS: u32 = 16;
+
+/// Packets of this process on their way into streams. More are lost.
+const MAX_SENDING: usize = 1_024;
+
+/// A packet that could not be sent, or did not arrive whole, in this time is lost: the peers' QUIC has sent it again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The largest that is accepted on a stream: far above a peers' packet, which stays at QUIC's least size.
+const MAX_PACKET: usize = 2_048;
+
+static SENDING: AtomicUsize = AtomicUsize::new(0);
+
+/// Sends a context and its packet. False if it is lost at once.
+pub(crate) fn send(connection: &Connection, datagram: Bytes) -> bool {
+    match connection.send_datagram(datagram.clone()) {
+        Ok(()) => true,
+        Err(SendDatagramError::TooLarge) => send_on_stream(connection.clone(), datagram),
+        Err(error) => {
+            tracing::trace!(%error, "a datagram was dropped");
+            false
+        }
+    }
+}
+
+fn send_on_stream(connection: Connection, packet: Bytes) -> bool {
+    let (Ok(runtime), Some(place)) = (tokio::runtime::Handle::try_current(), Place::take()) else {
+        return false;
+    };
+    runtime.spawn(async move {
+        let _place = place;
+        let sent = tokio::time::timeout(PATIENCE, async {
+            let mut stream = connection.open_uni().await?;
+            stream.write_all(&packet).await?;
+            // Fails only on a stream that is finished or reset already.
+            let _ = stream.finish();
+            Ok::<(), quinn::WriteError>(())
+        });
+        if !matches!(sent.await, Ok(Ok(()))) {
+            tracing::trace!("a relayed packet was dropped: no stream, or no room");
+        }
+    });
+    true
+}
+
+/// One of the packets that may be on their way.
+struct Place;
+
+impl Place {
+    fn take() -> Option<Self> {
+        let taken =
+            SENDING.fetch_update(Relaxed, Relaxed, |sending| (sending < MAX_SENDING).then_some(sending + 1));
+        taken.is_ok().then_some(Self)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        SENDING.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Gives `deliver` everything that [`send`] sends at the other end, until it returns false or the connection ends.
+pub(crate) async fn receive(
+    connection: &Connection,
+    deliver: impl Fn(Bytes) -> bool,
+) -> Option<ConnectionError> {
+    tokio::select! {
+        end = receive_datagrams(connection, &deliver) => end,
+        end = receive_streams(connection, &deliver) => end,
+    }
+}
+
+async fn receive_datagrams(
+    connection: &Connection,
+    deliver: &impl Fn(Bytes) -> bool,
+) -> Option<ConnectionError> {
+    loop {
+        match connection.read_datagram().await.map(deliver) {
+            Ok(true) => {}
+            Ok(false) => return None,
+            Err(error) => return Some(error),
+        }
+    }
+}
+
+async fn receive_streams(
+    connection: &Connection,
+    deliver: &impl Fn(Bytes) -> bool,
+) -> Option<ConnectionError> {
+    // As many as the other end may open.
+    let mut arriving = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            stream = connection.accept_uni() => match stream {
+                Ok(stream) => arriving.push(read(stream)),
+                Err(error) => return Some(error),
+            },
+            Some(packet) = arriving.next() => {
+                if packet.is_some_and(|packet| !deliver(packet)) {
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+async fn read(mut stream: RecvStream) -> Option<Bytes> {
+    let packet = tokio::time::timeout(PATIENCE, stream.read_to_end(MAX_PACKET)).await;
+    packet.ok()?.ok().map(Bytes::from)
+}
