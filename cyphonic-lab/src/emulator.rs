@@ -1,4 +1,4 @@
-//! The link emulator: cables with delay, jitter, loss and a rate, where the kernel has no netem (and, with
+//! The emulator of what the kernel lacks: NATs that conntrack cannot be (see [`crate::nat`]), and cables with delay, jitter, loss and a rate, where the kernel has no netem (and, with
 //! jitter, also where it has, since netem would reorder the frames).
 //!
 //! One process serves all such cables of a lab. Each cable is a pair of TAP devices, one in either namespace;
@@ -10,6 +10,8 @@
 mod bridge;
 mod queue;
 
+pub(crate) use self::bridge::is_passing;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use self::queue::{Fate, Queue};
+use crate::nat::gate::Gate;
 use crate::topology::Link;
 use crate::{LabError, Namespace, command};
 
@@ -32,6 +35,15 @@ pub struct Emulator {
     pub program: PathBuf,
     /// Its leading arguments.
     pub arguments: Vec<String>,
+}
+
+/// All that the emulator of a lab does.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// The cables.
+    pub wires: Vec<Wire>,
+    /// The NATs.
+    pub gates: Vec<Gate>,
 }
 
 /// A cable that the emulator joins.
@@ -88,15 +100,15 @@ impl Default for Emulator {
 }
 
 impl Emulator {
-    /// Starts it in `home` for the wires listed in `file`, and returns once they carry frames.
+    /// Starts it in `home` for the work that is written to `file`, and returns once every device is there.
     pub(crate) fn start(
         &self,
         home: &Namespace,
-        wires: &[Wire],
+        work: &Work,
         file: &Path,
         log: &Path,
     ) -> Result<(), LabError> {
-        let list = serde_json::to_vec(wires).map_err(|error| LabError::Emulator(error.to_string()))?;
+        let list = serde_json::to_vec(work).map_err(|error| LabError::Emulator(error.to_string()))?;
         std::fs::write(file, list).map_err(LabError::file("write", file))?;
         let errors = File::create(log).map_err(LabError::file("create", log))?;
         let mut command = home.command(&self.program);
@@ -121,16 +133,16 @@ impl Emulator {
     }
 }
 
-/// The emulator process: makes the wires listed in the JSON file, says so on standard output, and joins them until
-/// it is killed.
+/// The emulator process: makes the devices for the [`Work`] in the JSON file, says so on standard output, and carries
+/// packets until it is killed.
 ///
 /// # Errors
 /// A message for people, if the file does not read or a device cannot be made.
 pub fn main(file: &Path) -> Result<(), String> {
     let text = std::fs::read(file).map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    let wires: Vec<Wire> = serde_json::from_slice(&text)
-        .map_err(|error| format!("{} is not a list of wires: {error}", file.display()))?;
-    let joined = bridge::join(&wires)?;
+    let work: Work = serde_json::from_slice(&text)
+        .map_err(|error| format!("{} does not say what to emulate: {error}", file.display()))?;
+    let joined = bridge::join(&work)?;
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{READY}")
         .and_then(|()| stdout.flush())

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
+
 use crate::command::{Cancel, configure};
-use crate::emulator::{Emulator, Tap, Wire};
+use crate::emulator::{Emulator, Tap, Wire, Work};
 use crate::link::{Bridge, Cable, End, Plan};
+use crate::nat::gate::Gate;
 use crate::process::{Daemon, Readiness, stop_all, wait_until};
 use crate::topology::validate::SWITCH;
-use crate::topology::{Interface, Link, Profile, Topology};
+use crate::topology::{Host, Interface, Link, Profile, Router, Topology};
 use crate::{LabError, LabState, Namespace, nat, netns};
 
 /// What a host's resolver is configured to at first, as where systemd-resolved runs. There is no DNS in the lab until
@@ -177,21 +180,29 @@ impl Lab {
         }
         self.switch().sysctl(&["net.ipv6.conf.default.disable_ipv6=1".to_owned()])?;
         let plan = Plan::new(topology, profile);
-        self.lay_cables(&plan.cables, emulator)?;
+        let gates = self.gates(topology);
+        self.lay_cables(&plan.cables, &gates, emulator)?;
         self.switch().ip(&bridges(&plan.bridges))?;
         for name in topology.nodes() {
             self.namespace(name)?.ip(&addresses(topology, name))?;
         }
         for (name, router) in &topology.routers {
-            if let Some(ruleset) = nat::ruleset(router) {
+            if let Some(ruleset) = nat::rules::ruleset(router) {
                 self.namespace(name)?.nft(&ruleset)?;
             }
-            let sysctls = nat::sysctls(router);
+            if let (Some(gate), Some(nat)) = (self.gate(topology, name, router), &router.nat) {
+                self.namespace(name)?.sysctl(&nat::divert::sysctls())?;
+                self.namespace(name)?.ip(&nat::divert::routes(&gate))?;
+                self.namespace(name)?.nft(&nat::divert::ruleset(&gate, &nat.outside))?;
+            }
+            let sysctls = nat::rules::sysctls(router);
             if !sysctls.is_empty() {
                 self.namespace(name)?.sysctl(&sysctls)?;
             }
         }
-        topology.hosts.keys().try_for_each(|name| self.namespace(name)?.write_resolv_conf(RESOLV_CONF))?;
+        for (name, host) in &topology.hosts {
+            self.namespace(name)?.write_resolv_conf(&resolv_conf(topology, host))?;
+        }
         self.settle(&plan.cables)
     }
 
@@ -208,7 +219,33 @@ impl Lab {
         Ok(())
     }
 
-    fn lay_cables(&self, cables: &[Cable], emulator: &Emulator) -> Result<(), LabError> {
+    /// The NATs in userspace.
+    fn gates(&self, topology: &Topology) -> Vec<Gate> {
+        let routers = topology.routers.iter();
+        routers.filter_map(|(name, router)| self.gate(topology, name, router)).collect()
+    }
+
+    fn gate(&self, topology: &Topology, name: &str, router: &Router) -> Option<Gate> {
+        let nat = router.nat.as_ref()?;
+        let (outside, inside): (Vec<&Interface>, Vec<&Interface>) =
+            router.interfaces.iter().partition(|interface| interface.network == nat.outside);
+        let networks = inside.iter().filter_map(|interface| topology.networks.get(&interface.network));
+        let inside: Vec<Ipv4Net> = networks.filter_map(|network| network.ipv4).collect();
+        // Where only IPv6 comes in, headers shrink on their way out.
+        let shrinks = nat.nat64.is_some() && inside.is_empty();
+        let mtu = topology.networks.get(&nat.outside)?.mtu;
+        Some(Gate {
+            behaviour: nat.behaviour()?,
+            namespace: self.state.namespace(name).path(),
+            device: nat::divert::DEVICE.to_owned(),
+            mtu: if shrinks { mtu.saturating_add(nat::translate::GROWTH) } else { mtu },
+            external: outside.first()?.ipv4?,
+            inside,
+            prefix64: nat.nat64,
+        })
+    }
+
+    fn lay_cables(&self, cables: &[Cable], gates: &[Gate], emulator: &Emulator) -> Result<(), LabError> {
         let netem = cables.iter().any(|cable| !cable.link.is_plain()) && self.has_netem();
         let (wires, veths): (Vec<&Cable>, Vec<&Cable>) =
             cables.iter().partition(|cable| !(cable.link.is_plain() || netem && cable.link.jitter.is_zero()));
@@ -218,12 +255,13 @@ impl Lab {
         for cable in veths.iter().filter(|cable| !cable.link.is_plain()) {
             cable.ends.iter().try_for_each(|end| self.impair(end, &cable.link))?;
         }
-        if wires.is_empty() {
+        if wires.is_empty() && gates.is_empty() {
             return Ok(());
         }
         let dir = self.state.dir();
-        let list: Vec<Wire> = wires.iter().map(|cable| self.wire(cable)).collect();
-        emulator.start(&self.switch(), &list, &dir.join("wires.json"), &dir.join("emulator.log"))?;
+        let work =
+            Work { wires: wires.iter().map(|cable| self.wire(cable)).collect(), gates: gates.to_vec() };
+        emulator.start(&self.switch(), &work, &dir.join("emulator.json"), &dir.join("emulator.log"))?;
         wires.iter().flat_map(|cable| &cable.ends).try_for_each(|end| {
             self.state.namespace(&end.node).ip(&format!("link set {} txqueuelen {TAP_QUEUE}\n", end.device))
         })
@@ -327,6 +365,15 @@ fn sysctls(router: bool) -> Vec<String> {
         settings.extend(forwarding.map(str::to_owned));
     }
     settings
+}
+
+/// A host behind a router that translates from IPv6 has that router's resolver, which tells it the prefix.
+fn resolv_conf(topology: &Topology, host: &Host) -> String {
+    let gateway = host.gateway.as_ref().and_then(|gateway| topology.routers.get(gateway));
+    let translates = gateway.filter(|router| router.nat.as_ref().is_some_and(|nat| nat.nat64.is_some()));
+    let shared = |own: &Interface| host.interfaces.iter().any(|interface| interface.network == own.network);
+    let inside = translates.and_then(|router| router.interfaces.iter().find(|own| shared(own))?.ipv6);
+    inside.map_or_else(|| RESOLV_CONF.to_owned(), |address| format!("nameserver {address}\n"))
 }
 
 fn bridges(bridges: &[Bridge]) -> String {

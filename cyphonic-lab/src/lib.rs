@@ -21,7 +21,7 @@ pub mod figures;
 pub mod lab;
 mod link;
 pub mod measure;
-mod nat;
+pub mod nat;
 mod netns;
 pub mod process;
 mod state;

@@ -24,9 +24,11 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
+use crate::nat::table::{Behaviour, DEFAULT_UDP_LIFETIME, Dependence, Ports};
+
 pub use self::error::TopologyError;
 pub use self::scene::DEFAULT_SCENE;
-pub use self::units::{BitRate, Probability};
+pub use self::units::{BitRate, Probability, Service};
 
 /// The whole topology file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -145,16 +147,46 @@ pub struct Route {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nat {
-    /// How it maps and filters.
-    pub kind: NatKind,
+    /// How it maps and filters, in one word; the kernel's own NAT.
+    pub kind: Option<NatKind>,
+    /// What its mapping depends on; with `filtering`, in place of `kind`: the lab's own NAT.
+    pub mapping: Option<Dependence>,
+    /// What its filtering depends on.
+    pub filtering: Option<Dependence>,
+    /// How it chooses ports, where `mapping` is given.
+    pub ports: Option<Ports>,
+    /// Whether those behind it reach each other by their external endpoints, where `mapping` is given.
+    #[serde(default)]
+    pub hairpin: bool,
+    /// Whether packets from outside prolong a mapping's life too, where `mapping` is given.
+    #[serde(default)]
+    pub inbound_refresh: bool,
+    /// The prefix by which those behind it reach IPv4 from IPv6, where `mapping` is given: 96 bits (RFC 6052).
+    pub nat64: Option<Ipv6Net>,
+    /// The only endpoint inside, where `kind` is `one-to-one`.
+    pub to: Option<Ipv4Addr>,
     /// The network on which the router's own address stands for those behind it.
     pub outside: String,
-    /// Life of a UDP mapping without a reply (kernel default: 30 s).
+    /// Life of a UDP mapping without a reply (kernel default: 30 s); any mapping's where `mapping` is given.
     #[serde(default, deserialize_with = "units::optional_duration")]
     pub udp_timeout: Option<Duration>,
     /// Life of a UDP mapping that has seen traffic both ways (kernel default: 120 s).
     #[serde(default, deserialize_with = "units::optional_duration")]
     pub udp_timeout_stream: Option<Duration>,
+}
+
+impl Nat {
+    /// What the lab's own NAT does, where it is one.
+    pub fn behaviour(&self) -> Option<Behaviour> {
+        Some(Behaviour {
+            mapping: self.mapping?,
+            filtering: self.filtering?,
+            ports: self.ports.unwrap_or_default(),
+            hairpin: self.hairpin,
+            udp_lifetime: self.udp_timeout.unwrap_or(DEFAULT_UDP_LIFETIME),
+            inbound_refresh: self.inbound_refresh,
+        })
+    }
 }
 
 /// NAT behaviour in the terms of RFC 3489, with what RFC 4787 calls it.
@@ -171,6 +203,8 @@ pub enum NatKind {
     PortRestricted,
     /// Address-and-port-dependent mapping to random ports, address-and-port-dependent filtering.
     Symmetric,
+    /// A public address that stands for one endpoint inside, all ports both ways.
+    OneToOne,
 }
 
 /// A packet filter between one network and those behind the router.
@@ -181,6 +215,8 @@ pub struct Firewall {
     pub inbound: Inbound,
     /// The network it guards against.
     pub outside: String,
+    /// The only services outside that those inside may use, as in `tcp/443`; all of them where it is not given.
+    pub outbound: Option<Vec<Service>>,
 }
 
 /// Policy for packets that arrive from outside.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, setns};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
-use super::{Queue, Tap, Wire};
+use super::{Queue, Tap, Work};
 
 /// Ethernet header with one VLAN tag.
 const FRAME_OVERHEAD: usize = 18;
@@ -29,12 +29,12 @@ impl Joined {
     }
 }
 
-/// Makes the devices of all wires and starts to carry frames.
-pub(super) fn join(wires: &[Wire]) -> Result<Joined, String> {
+/// Makes all devices and starts to carry packets.
+pub(super) fn join(work: &Work) -> Result<Joined, String> {
     let home = File::open("/proc/thread-self/ns/net")
         .map_err(|error| format!("cannot open own namespace: {error}"))?;
     let mut threads = Vec::new();
-    for (number, wire) in wires.iter().enumerate() {
+    for (number, wire) in work.wires.iter().enumerate() {
         let [left, right] = &wire.ends;
         let left = Arc::new(make(left, wire.mtu)?);
         let right = Arc::new(make(right, wire.mtu)?);
@@ -47,6 +47,9 @@ pub(super) fn join(wires: &[Wire]) -> Result<Joined, String> {
             threads.push(thread::spawn(move || reader.read(&from, longest)));
             threads.push(thread::spawn(move || writer.write(&to)));
         }
+    }
+    for (number, gate) in work.gates.iter().enumerate() {
+        threads.extend(gate.open(number as u64)?);
     }
     setns(&home, CloneFlags::CLONE_NEWNET)
         .map_err(|error| format!("cannot return to own namespace: {error}"))?;
@@ -134,7 +137,7 @@ impl Lane {
 }
 
 /// Errors that end when the interface comes up (EIO on write, EBADFD is for a device that is gone).
-fn is_passing(error: &io::Error) -> bool {
+pub(crate) fn is_passing(error: &io::Error) -> bool {
     use nix::errno::Errno;
     let passing = [Errno::EINTR, Errno::EAGAIN, Errno::EIO, Errno::ENETDOWN, Errno::ENOBUFS, Errno::EINVAL];
     error.raw_os_error().is_some_and(|code| passing.contains(&Errno::from_raw(code)))

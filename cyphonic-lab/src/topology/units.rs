@@ -46,6 +46,30 @@ impl BitRate {
     }
 }
 
+/// A port of TCP or UDP, written `tcp/443`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Service {
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// The port.
+    pub port: u16,
+}
+
+impl<'de> Deserialize<'de> for Service {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let service = text.split_once('/').and_then(|(name, port)| {
+            let protocol = ["tcp", "udp"].into_iter().find(|known| *known == name)?;
+            Some(Self { protocol, port: port.parse().ok()? })
+        });
+        service.ok_or_else(|| {
+            D::Error::custom(format!(
+                "`{text}` is not a service: write tcp or udp and its port, as in tcp/443"
+            ))
+        })
+    }
+}
+
 impl fmt::Display for BitRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}bit", self.0)

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::{Interface, Member, Network, Router, Topology, TopologyError};
+use super::{Interface, Member, Nat, NatKind, Network, Router, Topology, TopologyError};
 
 /// Names become parts of namespace names and file paths; network names become interface names (15 bytes).
 const LONGEST_NODE_NAME: usize = 32;
@@ -112,14 +112,7 @@ impl Topology {
 
     fn check_router(&self, at: &str, router: &Router) -> Checked {
         if let Some(nat) = &router.nat {
-            let at = format!("{at}.nat.outside");
-            let interface = own_interface(&at, router, &nat.outside)?;
-            if interface.ipv4.is_none() {
-                return Err(TopologyError::invalid(
-                    at,
-                    "the router has no IPv4 address there to translate to",
-                ));
-            }
+            check_nat(&format!("{at}.nat"), nat, router)?;
         }
         if let Some(firewall) = &router.firewall {
             own_interface(&format!("{at}.firewall.outside"), router, &firewall.outside)?;
@@ -231,6 +224,43 @@ fn check_network(name: &str, network: &Network) -> Checked {
     if !MTU_RANGE.contains(&network.mtu) {
         let (low, high) = (MTU_RANGE.start(), MTU_RANGE.end());
         return Err(TopologyError::invalid(format!("{at}.mtu"), format!("must be from {low} to {high}")));
+    }
+    Ok(())
+}
+
+fn check_nat(at: &str, nat: &Nat, router: &Router) -> Checked {
+    let refuse = |key: &str, problem: &str| Err(TopologyError::invalid(format!("{at}{key}"), problem));
+    let interface = own_interface(&format!("{at}.outside"), router, &nat.outside)?;
+    if interface.ipv4.is_none() {
+        return refuse(".outside", "the router has no IPv4 address there to translate to");
+    }
+    let own = nat.mapping.is_some() || nat.filtering.is_some();
+    if own && (nat.kind.is_some() || nat.mapping.is_none() || nat.filtering.is_none()) {
+        return refuse("", "write either `kind`, or both `mapping` and `filtering`");
+    }
+    if !own && nat.kind.is_none() {
+        return refuse("", "write `kind`, or `mapping` and `filtering`");
+    }
+    if own && nat.udp_timeout_stream.is_some() {
+        return refuse(
+            ".udp_timeout_stream",
+            "with `mapping`, `udp_timeout` is the life of every UDP mapping",
+        );
+    }
+    if !own && (nat.ports.is_some() || nat.hairpin || nat.inbound_refresh || nat.nat64.is_some()) {
+        return refuse(
+            "",
+            "`ports`, `hairpin`, `inbound_refresh` and `nat64` go with `mapping` and `filtering`",
+        );
+    }
+    if nat.nat64.is_some_and(|prefix| prefix.prefix_len() != 96 || prefix.trunc() != prefix) {
+        return refuse(".nat64", "write a prefix of 96 bits, as in 64:ff9b::/96");
+    }
+    if nat.to.is_some() != (nat.kind == Some(NatKind::OneToOne)) {
+        return refuse(
+            ".to",
+            "the kind `one-to-one`, and no other, has the address inside that it stands for",
+        );
     }
     Ok(())
 }

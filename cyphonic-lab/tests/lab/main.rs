@@ -5,4 +5,5 @@
 mod common;
 mod default_topology;
 mod links;
+mod nat_behaviours;
 mod nat_kinds;
