@@ -79,7 +79,10 @@ impl Namespace {
     }
 
     /// Runs a batch of `ip` commands inside.
-    pub(crate) fn ip(&self, batch: &str) -> Result<(), LabError> {
+    ///
+    /// # Errors
+    /// One of them failed; those before it took effect.
+    pub fn ip(&self, batch: &str) -> Result<(), LabError> {
         configure(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), batch).map(drop)
     }
 

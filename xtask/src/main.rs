@@ -10,6 +10,7 @@
 //! | `test-kernels` | the eBPF programs on other kernels, emulated |
 //! | `lab` | networks with NATs on this machine, from `vagrant/topology.yaml` |
 //! | `bench` | rates, round trips and costs, beside other VPNs and relays |
+//! | `roam` | two devices move between networks under traffic: gaps and what is lost |
 //! | `demo` | the whole system in such networks: enrols devices, connects them, measures |
 //!
 //! A module per verb, each thin: what takes thought lives in the crates.
@@ -25,6 +26,7 @@ mod fuzz;
 mod kernels;
 mod lab;
 mod overlay;
+mod roam;
 mod setup;
 mod shell;
 mod test;
@@ -60,6 +62,8 @@ enum Verb {
     Lab(lab::LabArgs),
     /// Measure rates, round trips and costs beside other systems in the same networks.
     Bench(Box<bench::BenchArgs>),
+    /// Move two devices between networks under traffic, and measure what that costs.
+    Roam(roam::RoamArgs),
     /// Show the whole system on real packets: the paper's experiment on this machine, in under a minute.
     Demo(demo::DemoArgs),
 }
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Verb::TestKernels(args) => kernels::run(&args),
         Verb::Lab(args) => lab::run(args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Roam(args) => roam::run(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match result {

@@ -16,6 +16,9 @@ const LOOK: Duration = Duration::from_millis(500);
 /// A pause that no load explains. Shorter ones no NAT and no service takes for silence.
 const ASLEEP: Duration = Duration::from_secs(5);
 
+/// When the kernel did not list links and addresses it is asked again after this.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// Whose attachment it is.
 #[derive(Clone, Debug)]
 pub(super) struct Followed {
@@ -50,7 +53,11 @@ pub(super) async fn follow(
                 handle.set_addresses(with_port(&known, followed.port)).await;
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "this host's addresses cannot be listed"),
+            Err(error) => {
+                tracing::warn!(%error, "this host's addresses cannot be listed");
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
         }
         routes = watch.changed().await.routes;
     }

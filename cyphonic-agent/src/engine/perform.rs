@@ -73,8 +73,14 @@ impl Engine {
         }
     }
 
-    fn connect(&mut self, service: Service, addresses: Vec<SocketAddr>, name: String) {
+    fn connect(&mut self, service: Service, mut addresses: Vec<SocketAddr>, name: String) {
+        // Dials begin one after the other: none of them for an address that no route leads to, unless there is no other.
+        let routed = |address: &SocketAddr| self.port.source_for(*address).is_ok();
+        if addresses.iter().any(routed) {
+            addresses.retain(routed);
+        }
         let attempt = self.fresh();
+        tracing::debug!(%service, ?addresses, "dialling");
         self.attempts.insert(service.clone(), attempt);
         if let Some(old) = self.services.remove(&service) {
             // It may serve yet: only the service can say, when the new one stands.
@@ -101,6 +107,7 @@ impl Engine {
     }
 
     fn request(&mut self, exchange: ExchangeId, service: &Service, message: Message) {
+        tracing::trace!(%service, request = message.name(), "asking");
         let connection = self.services.get(service).map(|s| s.connection.clone());
         let inputs = self.inputs.clone();
         let task = tokio::spawn(async move {

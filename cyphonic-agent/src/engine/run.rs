@@ -159,6 +159,7 @@ impl Engine {
             Input::RelayReset(tunnel) => self.node.handle_relay_reset(now, tunnel),
             Input::Resolve { target, answer } => self.resolve(now, target, answer),
             Input::Addresses(addresses) => {
+                tracing::debug!(?addresses, "this host is attached to networks in another way");
                 self.node.handle_addresses(now, &addresses, &HostRoutes(&self.port));
             }
             Input::Resumed(asleep) => {

@@ -31,6 +31,9 @@ use crate::state::{DeviceIdentity, StateDir};
 const CLOUD_UNKNOWN: Duration = Duration::from_secs(5);
 const CLOUD_KNOWN: Duration = Duration::from_secs(300);
 
+/// Cards are looked at this long after a change: nothing waits for them.
+const CARDS_LATER: Duration = Duration::from_millis(100);
+
 /// Starts everything that carries packets and talks to the cloud. It needs no cloud to start.
 ///
 /// # Errors
@@ -225,6 +228,8 @@ async fn follow_cards(mut cards: Cards, netlink: Arc<Netlink>, followed: Followe
         match &mut watch {
             Some(watch) => {
                 watch.changed().await;
+                // Whoever follows addresses is to be first.
+                tokio::time::sleep(CARDS_LATER).await;
             }
             // The cards live as long as this.
             None => std::future::pending().await,

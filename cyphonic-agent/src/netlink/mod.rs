@@ -23,6 +23,7 @@ use netlink_packet_route::{
 };
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use tokio::{
+    sync::Mutex,
     task::AbortHandle,
     time::{Duration, Instant, sleep},
 };
@@ -39,6 +40,8 @@ const LOCAL_ROUTE_POLL: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub struct Netlink {
     handle: Handle,
+    /// One list at a time: the kernel refuses a second on the same socket (EBUSY).
+    lists: Mutex<()>,
     task: AbortHandle,
 }
 
@@ -76,7 +79,7 @@ impl Netlink {
     pub fn connect() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Connect)?;
         let task = tokio::spawn(connection).abort_handle();
-        Ok(Self { handle, task })
+        Ok(Self { handle, lists: Mutex::default(), task })
     }
 
     /// The interface of this name, if there is one.
@@ -121,6 +124,7 @@ impl Netlink {
         let started = Instant::now();
         while started.elapsed() < LOCAL_ROUTE_WAIT {
             let all = RouteMessageBuilder::<Ipv6Addr>::new().build();
+            let _turn = self.lists.lock().await;
             let routes: Vec<RouteMessage> =
                 self.handle.route().get(all).execute().try_collect().await.map_err(NetlinkError::List)?;
             if routes.iter().any(|route| is_local(route, address)) {
@@ -211,10 +215,12 @@ impl Netlink {
     }
 
     async fn links(&self) -> Result<Vec<LinkMessage>, NetlinkError> {
+        let _turn = self.lists.lock().await;
         self.handle.link().get().execute().try_collect().await.map_err(NetlinkError::List)
     }
 
     async fn addresses(&self) -> Result<Vec<AddressMessage>, NetlinkError> {
+        let _turn = self.lists.lock().await;
         self.handle.address().get().execute().try_collect().await.map_err(NetlinkError::List)
     }
 

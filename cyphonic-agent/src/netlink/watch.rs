@@ -1,7 +1,8 @@
 //! Notices that the host's addresses, links or routes changed: it roamed, or a cable was pulled.
 //!
-//! Packets are lost from the moment of the change until somebody acts on it, so the first message of a burst is reported
-//! at once. Those that follow are merged, over pauses that double for as long as the burst goes on.
+//! Packets are lost from the moment of the change until somebody acts on it, so a burst is not waited for to end: its first
+//! message is reported two milliseconds later, with what follows on its heels, and the rest is merged over short pauses, which
+//! grow if it does not end.
 
 use std::{
     sync::{
@@ -28,14 +29,22 @@ use tokio::{
 
 use super::NetlinkError;
 
-/// Between two reports of a burst, at first: the kernel follows up an address with its routes within a millisecond.
+/// The kernel follows up an address with its routes within a millisecond. A packet that leaves earlier is in vain: what
+/// answers it may be dropped as nobody's.
+const SETTLE: Duration = Duration::from_millis(2);
+
+/// Between two reports of a burst.
 const MERGE: Duration = Duration::from_millis(4);
 
-/// And at last: a host whose network never stops changing is told of twice a second.
+/// A change of network, of both families and with all its routes, has fewer reports than this; after it each pause is twice
+/// as long as the one before.
+const ORDINARY: u32 = 16;
+
+/// The longest pause: a host whose network never stops changing is told of twice a second.
 const MERGE_MOST: Duration = Duration::from_millis(500);
 
-/// After this long without a change the next one is a new burst.
-const BURST: Duration = Duration::from_secs(2);
+/// What changes within this time of a report is of the same burst.
+const BURST: Duration = Duration::from_millis(750);
 
 /// What changed, as far as it matters how to look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -92,12 +101,10 @@ impl NetworkWatch {
         Ok(Self { seen, pace: Pace::default(), _tasks: tasks })
     }
 
-    /// Returns at once after the first change, and for those that follow at the pace of [`MERGE`].
+    /// Returns [`SETTLE`] after the first change, and for those that follow at the pace of [`MERGE`].
     pub async fn changed(&mut self) -> Change {
         self.seen.changed.notified().await;
-        if let Some(at) = self.pace.report(Instant::now()) {
-            sleep_until(at).await;
-        }
+        sleep_until(self.pace.report(Instant::now())).await;
         Change { routes: self.seen.routes.swap(false, Ordering::Relaxed) }
     }
 }
@@ -111,21 +118,23 @@ struct Pace {
 }
 
 impl Pace {
-    /// There is something to report; how long to wait with it.
-    fn report(&mut self, now: Instant) -> Option<Instant> {
+    /// There is something to report; when.
+    fn report(&mut self, now: Instant) -> Instant {
+        let settled = now + SETTLE;
         let due = match self.last {
             Some(last) if now < last + BURST => {
-                let merge = MERGE.saturating_mul(1 << self.reports.min(10)).min(MERGE_MOST);
+                let doublings = self.reports.saturating_sub(ORDINARY).min(10);
+                let merge = MERGE.saturating_mul(1 << doublings).min(MERGE_MOST);
                 self.reports = self.reports.saturating_add(1);
-                (last + merge).max(now)
+                (last + merge).max(settled)
             }
             Some(_) | None => {
                 self.reports = 0;
-                now
+                settled
             }
         };
         self.last = Some(due);
-        (due > now).then_some(due)
+        due
     }
 }
 
@@ -175,21 +184,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_change_is_reported_at_once_and_a_burst_ever_more_rarely() {
+    fn the_first_change_is_reported_soon_and_a_burst_ever_more_rarely() {
         let start = Instant::now();
         let mut pace = Pace::default();
-        assert_eq!(pace.report(start), None);
+        assert_eq!(pace.report(start), start + SETTLE);
         let (mut now, mut waits) = (start, Vec::new());
-        for _ in 0..12 {
+        for _ in 0..30 {
             now += Duration::from_millis(1);
-            let at = pace.report(now).unwrap_or(now);
+            let at = pace.report(now);
             waits.push(at - now);
             now = at;
         }
-        assert!(waits[0] < MERGE, "{waits:?}");
-        assert!(waits.windows(2).all(|pair| pair[0] <= pair[1]), "{waits:?}");
-        assert!(waits[11] <= MERGE_MOST && waits[11] > MERGE_MOST / 2, "{waits:?}");
-        assert_eq!(pace.report(now + BURST), None, "a new burst");
-        assert_eq!(pace.report(now + BURST * 3), None);
+        assert!(waits[0] <= MERGE + SETTLE, "{waits:?}");
+        assert!(waits.windows(2).skip(1).all(|pair| pair[0] <= pair[1]), "{waits:?}");
+        assert!(waits.iter().take(16).sum::<Duration>() < Duration::from_millis(100), "{waits:?}");
+        assert!(waits[29] <= MERGE_MOST && waits[29] > MERGE_MOST / 2, "{waits:?}");
+        assert_eq!(pace.report(now + BURST), now + BURST + SETTLE, "a new burst");
     }
 }

@@ -243,6 +243,11 @@ impl Device {
         self.daemon.as_ref().map(|daemon| daemon.log_tail(15)).unwrap_or_default()
     }
 
+    /// Its virtual address, once it was learnt.
+    pub(crate) fn address(&self) -> Option<Ipv6Addr> {
+        self.address
+    }
+
     /// The node it runs on.
     pub(crate) fn node(&self) -> &str {
         &self.node
