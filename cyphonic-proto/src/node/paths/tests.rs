@@ -1,1 +1,0 @@
-//! Paths of one tunnel, without a node around them.
