@@ -10,7 +10,10 @@
 //! The first route that comes is used at once.
 
 use super::{Action, Node, Service, ServiceState, Timer, exchanges::Purpose};
-use crate::message::{Message, ObservationRequest};
+use crate::{
+    id::TunnelId,
+    message::{Message, ObservationRequest},
+};
 use std::{
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
@@ -49,7 +52,7 @@ impl Node {
                 Some(_) | None => self.hurry_after_move(now, &service),
             }
         }
-        self.move_tunnels(now);
+        self.challenge_direct_tunnels(now);
         self.changed();
     }
 
@@ -69,40 +72,32 @@ impl Node {
                 Some(_) | None => self.hurry_after_move(now, &service),
             }
         }
-        self.move_tunnels(now);
+        self.challenge_direct_tunnels(now);
         self.changed();
     }
 
     /// A service answered, so that it knows where the node is.
-    pub(super) fn followed(&mut self, now: Instant, service: &Service) {
+    pub(super) fn followed(&mut self, service: &Service) {
         if self.is_connected(service) {
             self.timers.clear(&Timer::Service(service.clone()));
-        }
-        if let Service::Trs(trs) = service {
-            self.relay_followed(now, trs);
         }
     }
 
     /// A relay is connected, perhaps over the other address family than before: what goes through it goes there.
-    pub(super) fn follow_relay(&mut self, now: Instant, trs: &str) {
+    pub(super) fn follow_relay(&mut self, trs: &str) {
         let Some(remote) = self.remote_of(&Service::Trs(trs.into())) else { return };
-        for id in self.tunnels_via(trs) {
-            let Some(tunnel) = self.tunnels.get_mut(&id) else { continue };
-            let Some(leg) = tunnel.paths.relay_leg() else { continue };
-            if !tunnel.paths.set_relay(Some((remote, leg))) {
-                continue;
-            }
-            let current = tunnel.paths.is_relayed();
-            if current {
+        let elsewhere: Vec<_> = self
+            .tunnels
+            .iter_mut()
+            .filter(|(_, tunnel)| tunnel.relay.as_deref() == Some(trs) && tunnel.remote != remote)
+            .map(|(id, tunnel)| {
                 tunnel.remote = remote;
-            }
+                (*id, tunnel.wire_cid)
+            })
+            .collect();
+        for (id, wire_cid) in elsewhere {
             self.act(Action::ExpectReset { id, from: remote });
-            if current {
-                self.act(Action::SetPath { id, remote, wire_cid: leg });
-            } else {
-                // The dataplane learns by it how the peer's probes are answered there.
-                self.probe(now, id, remote);
-            }
+            self.act(Action::SetPath { id, remote, wire_cid });
         }
     }
 
@@ -139,5 +134,13 @@ impl Node {
             }
         }
         self.timers.set(Timer::Service(service.clone()), now + ANSWERED);
+    }
+
+    fn challenge_direct_tunnels(&mut self, now: Instant) {
+        let direct = self.tunnels.iter().filter(|(_, tunnel)| tunnel.relay.is_none());
+        for id in direct.map(|(id, _)| *id).collect::<Vec<TunnelId>>() {
+            self.challenge(now, id);
+            self.watch(now, id);
+        }
     }
 }

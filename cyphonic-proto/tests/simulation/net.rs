@@ -1,15 +1,8 @@
-//! What stands before a device: nothing, a firewall, or a NAT.
+//! NATs and firewalls.
 
-use crate::nat::{
-    Dependence::{AddressAndPort, Independent},
-    Nat, NatKind,
-    Ports::{Random, Sequence},
-    nat,
-};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    time::Instant,
 };
 
 /// What stands before a device in one address family.
@@ -21,21 +14,8 @@ pub(crate) enum Gate {
     Firewall,
     /// Endpoint-independent mapping, address- and port-dependent filtering (RFC 4787).
     PortRestricted,
-    /// Address- and port-dependent mapping and filtering, with ports that nobody can guess.
+    /// Address- and port-dependent mapping and filtering.
     Symmetric,
-    /// Any other NAT.
-    Nat(NatKind),
-}
-
-impl Gate {
-    pub(crate) fn nat(self) -> Option<NatKind> {
-        match self {
-            Self::Open | Self::Firewall => None,
-            Self::PortRestricted => Some(nat(Independent, AddressAndPort, Sequence)),
-            Self::Symmetric => Some(nat(AddressAndPort, AddressAndPort, Random)),
-            Self::Nat(kind) => Some(kind),
-        }
-    }
 }
 
 /// One device's gate in one family.
@@ -43,33 +23,43 @@ impl Gate {
 pub(crate) struct Uplink {
     pub(crate) own: SocketAddr,
     pub(crate) gate: Gate,
-    nat: Option<Nat>,
-    /// Whom a firewall lets in.
-    allowed: BTreeSet<SocketAddr>,
+    public: IpAddr,
+    mappings: BTreeMap<Option<SocketAddr>, u16>,
+    /// For each public port, who may send to it.
+    allowed: BTreeMap<u16, BTreeSet<SocketAddr>>,
 }
 
 impl Uplink {
     pub(crate) fn new(own: SocketAddr, gate: Gate, public: IpAddr) -> Self {
-        let nat = gate.nat().map(|kind| Nat::new(kind, public));
-        Self { own, gate, nat, allowed: BTreeSet::new() }
+        Self { own, gate, public, mappings: BTreeMap::new(), allowed: BTreeMap::new() }
     }
 
     /// The source address that `to` sees.
-    pub(crate) fn outbound(&mut self, now: Instant, to: SocketAddr) -> SocketAddr {
-        match &mut self.nat {
-            Some(nat) => nat.outbound(now, to),
-            None => {
-                self.allowed.insert(to);
-                self.own
-            }
+    pub(crate) fn outbound(&mut self, to: SocketAddr) -> SocketAddr {
+        let port = match self.gate {
+            Gate::Open | Gate::Firewall => self.own.port(),
+            Gate::PortRestricted => self.map(None),
+            Gate::Symmetric => self.map(Some(to)),
+        };
+        self.allowed.entry(port).or_default().insert(to);
+        match self.gate {
+            Gate::Open | Gate::Firewall => self.own,
+            Gate::PortRestricted | Gate::Symmetric => SocketAddr::new(self.public, port),
         }
     }
 
     /// Whether a packet to `to` is this device's, and passes.
-    pub(crate) fn inbound(&self, now: Instant, from: SocketAddr, to: SocketAddr) -> bool {
-        match &self.nat {
-            Some(nat) => nat.inbound(now, from, to),
-            None => to == self.own && (self.gate == Gate::Open || self.allowed.contains(&from)),
+    pub(crate) fn inbound(&self, from: SocketAddr, to: SocketAddr) -> bool {
+        let allowed = || self.allowed.get(&to.port()).is_some_and(|peers| peers.contains(&from));
+        match self.gate {
+            Gate::Open => to == self.own,
+            Gate::Firewall => to == self.own && allowed(),
+            Gate::PortRestricted | Gate::Symmetric => to.ip() == self.public && allowed(),
         }
+    }
+
+    fn map(&mut self, key: Option<SocketAddr>) -> u16 {
+        let fresh = 20_000 + u16::try_from(self.mappings.len()).unwrap();
+        *self.mappings.entry(key).or_insert(fresh)
     }
 }
