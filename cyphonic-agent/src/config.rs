@@ -63,6 +63,8 @@ pub struct Config {
     pub workers: Workers,
     /// Whether the eBPF programs tell the log what they drop.
     pub log_drops: bool,
+    /// Peers whose tunnels stay.
+    pub keep_open: Vec<String>,
     /// What to log.
     pub log: String,
 }
@@ -82,6 +84,7 @@ impl Default for Config {
             underlay: UnderlayChoice::Auto,
             workers: Workers::Auto,
             log_drops: false,
+            keep_open: Vec::new(),
             log: "info".to_owned(),
         }
     }
@@ -244,6 +247,12 @@ impl Config {
             if !path.is_absolute() {
                 return wrong(key, format!("{} must be an absolute path", path.display()));
             }
+        }
+        if let Some(name) = self.keep_open.iter().find(|name| !is_host_name(name)) {
+            return wrong(
+                "keep_open",
+                format!("{name:?} is no device's name, as `press-7` or `press-7.plant`"),
+            );
         }
         if !is_log_filter(&self.log) {
             return wrong(
@@ -512,6 +521,7 @@ mod tests {
             ("state_dir: here\n", "state_dir"),
             ("log: info,x=loud\n", "log"),
             ("log: inof\n", "log"),
+            ("keep_open: ['a b']\n", "keep_open"),
         ] {
             let error = load(text).unwrap_err();
             assert!(matches!(error, ConfigError::Value { key: k, .. } if k == key), "{text}: {error}");

@@ -216,6 +216,8 @@ pub struct TunnelStats {
     pub last_rx: Option<Instant>,
     /// When the last packet of any kind was sent on the current path.
     pub last_tx: Option<Instant>,
+    /// When the first inner packet was sent after the last packet of any kind that arrived; `None` if none was.
+    pub unanswered_since: Option<Instant>,
     /// Key updates seen, by either end.
     pub key_updates: u64,
     /// Whether the peer has shown that it has the tunnel: an authenticated packet of it has arrived.

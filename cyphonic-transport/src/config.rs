@@ -49,12 +49,11 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    /// Unidirectional streams that the other end may have open: for relayed packets that fit no DATAGRAM, and for the
-    /// listening peer's offer.
+    /// Unidirectional streams that the other end may have open: for relayed packets that fit no DATAGRAM.
     const fn max_notices(self) -> u32 {
         match self {
             Self::Service => carry::MAX_STREAMS,
-            Self::Peer => 1,
+            Self::Peer => 0,
         }
     }
 

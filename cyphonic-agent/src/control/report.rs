@@ -296,6 +296,12 @@ pub struct PeerReport {
     pub route: Option<RouteReport>,
     /// The UDP address packets are sent to.
     pub endpoint: Option<SocketAddr>,
+    /// The round trip to it on the present path, as far as it was measured.
+    pub rtt_ms: Option<f64>,
+    /// Seconds since packets take the present path.
+    pub path_since_s: Option<u64>,
+    /// How long after its set-up the tunnel left its relay, where it did.
+    pub upgraded_after_ms: Option<f64>,
     /// What the path to it carries: bytes of outer IP packet. 0 without a tunnel.
     pub path_mtu: u32,
     /// The largest inner packet that applications are to send to it. 0 without a tunnel.

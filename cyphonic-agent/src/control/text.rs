@@ -68,7 +68,7 @@ fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     Ok(())
 }
 
-/// `address name  active; direct 192.0.2.1:41641, MTU 1442 on a path of 1500, tx N rx N`.
+/// `address name  active; direct 192.0.2.1:41641, RTT 8.1 ms, MTU 1442 on a path of 1500, tx N rx N`.
 fn peer_line(peer: &PeerReport) -> String {
     let address = peer.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
     let state = match peer.state {
@@ -84,6 +84,10 @@ fn peer_line(peer: &PeerReport) -> String {
             None => "failed".to_owned(),
         },
     };
+    let rtt = match (peer.state, peer.rtt_ms) {
+        (PeerState::Active, Some(rtt)) => format!(", RTT {rtt:.1} ms"),
+        _ => String::new(),
+    };
     let size = match (peer.state, peer.inner_mtu) {
         (PeerState::Active, 1..) => format!(", MTU {} on a path of {}", peer.inner_mtu, peer.path_mtu),
         _ => String::new(),
@@ -93,7 +97,7 @@ fn peer_line(peer: &PeerReport) -> String {
     } else {
         String::new()
     };
-    format!("{address:<40} {:<32} {state}{size}{traffic}", peer.name)
+    format!("{address:<40} {:<32} {state}{rtt}{size}{traffic}", peer.name)
 }
 
 /// How packets go to a peer: `direct 192.0.2.1:41641`, or `relay trs1.svc.example.internal`.
@@ -190,6 +194,7 @@ mod tests {
                 PeerReport {
                     path_mtu: 1500,
                     inner_mtu: 1442,
+                    rtt_ms: Some(8.13),
                     ..peer("b", PeerState::Active, Some(RouteReport::Direct { how: "direct".into() }))
                 },
                 peer("c", PeerState::Active, Some(RouteReport::Relay { trs: "tok".into(), why })),
@@ -206,7 +211,9 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("fd12::1 ") && lines[0].contains("this device"), "{text}");
         assert!(
-            lines[1].ends_with("active; direct 192.0.2.1:41641, MTU 1442 on a path of 1500, tx 10 rx 20"),
+            lines[1].ends_with(
+                "active; direct 192.0.2.1:41641, RTT 8.1 ms, MTU 1442 on a path of 1500, tx 10 rx 20"
+            ),
             "{text}"
         );
         assert!(

@@ -44,6 +44,11 @@ impl EngineHandle {
         let _ = self.sender.send(Input::Cloud(addresses)).await;
     }
 
+    /// Names the peers whose tunnels stay while nobody uses them.
+    pub async fn keep_open(&self, names: Vec<String>) {
+        let _ = self.sender.send(Input::KeepOpen(names)).await;
+    }
+
     /// Closes every tunnel and connection and tells the peers.
     pub async fn stop(&self) {
         let (answer, done) = oneshot::channel();

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::quic::PUNCH;
 use cyphonic_dataplane::protect;
-use cyphonic_dataplane::ring::{Control, Path, PathMtu, TunnelId as RingTunnel, TunnelInstall};
+use cyphonic_dataplane::ring::{CandidateSet, Control, Path, PathMtu, TunnelId as RingTunnel, TunnelInstall};
 use cyphonic_dataplane::udp::Transmit;
 use cyphonic_proto::node::{
-    Action, CloseCode, PeerVia, ResolveError, Service, TunnelControl, TunnelParameters,
+    self, Action, CloseCode, PeerVia, ResolveError, Service, TunnelControl, TunnelParameters,
 };
 use cyphonic_proto::tunnel::{Secret, Suite};
-use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
+use cyphonic_proto::{ExchangeId, Message, QueryId, SetupId, TunnelId, close};
 use tokio::task::JoinHandle;
 
 use super::input::Input;
@@ -33,27 +33,10 @@ impl Engine {
             Action::Request { exchange, service, message } => self.request(exchange, &service, message),
             Action::CancelRequest { exchange } => abort(self.requests.remove(&exchange)),
             Action::Respond { exchange, message } => self.respond(exchange, message),
-            Action::DialPeer { setup, peer_fqdn, via, .. } => self.dial_peer(setup, peer_fqdn, &via),
-            Action::AskPeer { setup, request } => {
-                if let Some(connection) = self.dialled.remove(&setup) {
-                    self.dials.insert(setup, peers::ask(setup, connection, request, self.inputs.clone()));
-                }
+            Action::DialPeer { setup, peer_fqdn, via, request, .. } => {
+                self.dial_peer(setup, peer_fqdn, &via, request)
             }
-            Action::CancelDial { setup } => {
-                abort(self.dials.remove(&setup));
-                if let Some(connection) = self.dialled.remove(&setup) {
-                    connection.close(close::DONE, "not wanted any more");
-                }
-            }
-            Action::OfferPeer { connection, offer } => {
-                if let Some(peer) = self.arriving.remove(&connection) {
-                    let task = peers::offer(connection, peer, offer, self.inputs.clone());
-                    self.offered.insert(connection, task);
-                }
-            }
-            Action::ClosePeer { connection } => self.close_peer(connection),
-            Action::ExpectTunnel { local_cid } => self.ring.expect(local_cid),
-            Action::ForgetTunnel { local_cid } => self.ring.forget(local_cid),
+            Action::CancelDial { setup } => abort(self.dials.remove(&setup)),
             Action::RespondPeer { connection, message } => {
                 if let Some((connection, responder)) = self.peers.remove(&connection) {
                     peers::answer(connection, responder, message);
@@ -68,11 +51,7 @@ impl Engine {
             }
             Action::ExpectReset { id, from } => self.transport.mux().follow_reset(id, from),
             Action::SendControl { id, control } => {
-                let control = match control {
-                    TunnelControl::Ping => Control::Ping,
-                    TunnelControl::PathChallenge(data) => Control::PathChallenge(data),
-                };
-                self.ring.send_control(RingTunnel(id.0), control);
+                self.ring.send_control(RingTunnel(id.0), for_control(control));
             }
             Action::SetMtu { id, mtu } => {
                 let mtu = PathMtu { datagram: mtu.datagram, inner: mtu.inner };
@@ -153,26 +132,14 @@ impl Engine {
         }
     }
 
-    fn dial_peer(&mut self, setup: SetupId, peer: String, via: &PeerVia) {
+    fn dial_peer(&mut self, setup: SetupId, peer: String, via: &PeerVia, request: Message) {
         let addresses = match via {
             PeerVia::Direct(addresses) => addresses.clone(),
             PeerVia::Relay { trs, context } => self.leg(trs, *context).into_iter().collect(),
         };
         let (transport, tls, inputs) = (self.transport.clone(), self.tls.clone(), self.inputs.clone());
-        let task = peers::dial(setup, peer, addresses, transport, tls, inputs);
+        let task = peers::dial(setup, peer, addresses, request, transport, tls, inputs);
         self.dials.insert(setup, task);
-    }
-
-    fn close_peer(&mut self, connection: PeerConnectionId) {
-        const REASON: &str = "no tunnel was made";
-        if let Some(peer) = self.arriving.remove(&connection) {
-            peer.close(REASON);
-        }
-        // With its task the connection goes.
-        abort(self.offered.remove(&connection));
-        if let Some((connection, _)) = self.peers.remove(&connection) {
-            connection.close(close::DONE, REASON);
-        }
     }
 
     /// The address of a leg, if its TRS is connected.
@@ -236,6 +203,20 @@ impl Engine {
 fn abort(task: Option<JoinHandle<()>>) {
     if let Some(task) = task {
         task.abort();
+    }
+}
+
+fn for_control(control: TunnelControl) -> Control {
+    match control {
+        TunnelControl::Ping => Control::Ping,
+        TunnelControl::PathChallenge(data) => Control::PathChallenge(data),
+        TunnelControl::Probe { remote, wire_cid, data } => {
+            Control::Probe { path: Path { remote, wire_cid }, data }
+        }
+        TunnelControl::Candidates(set) => {
+            let node::CandidateSet { sequence, flags, endpoints } = set;
+            Control::Candidates(CandidateSet { sequence, flags, endpoints })
+        }
     }
 }
 

@@ -143,6 +143,8 @@ fn peer_report(
 ) -> PeerReport {
     let carried = || peer.tunnels.iter().filter_map(|tunnel| stats.get(&tunnel.id.0));
     let sum = |field: fn(&TunnelStats) -> u64| carried().map(field).sum();
+    let tunnel = peer.tunnels.first();
+    let path = tunnel.map(|tunnel| &tunnel.path);
     PeerReport {
         name: peer.fqdn.clone().unwrap_or_else(|| peer.address.to_string()),
         address: Some(peer.address),
@@ -154,6 +156,10 @@ fn peer_report(
         },
         route: peer.route.map(|kind| route_report(kind, peer)),
         endpoint: peer.remote,
+        rtt_ms: path.and_then(|path| path.rtt).map(in_ms),
+        path_since_s: path.map(|path| now.duration_since(path.since).as_secs()),
+        upgraded_after_ms: tunnel
+            .and_then(|tunnel| Some(in_ms(tunnel.path.upgraded?.duration_since(tunnel.since)))),
         path_mtu: peer.tunnels.first().map_or(0, |tunnel| tunnel.path_mtu),
         inner_mtu: peer.tunnels.first().map_or(0, |tunnel| tunnel.inner_mtu),
         since_s: now.duration_since(peer.since).as_secs(),
@@ -161,18 +167,22 @@ fn peer_report(
         tx_bytes: sum(|s| s.tx_bytes),
         rx_packets: sum(|s| s.rx_packets),
         rx_bytes: sum(|s| s.rx_bytes),
-        last_setup_ms: setup_times
-            .get(&peer.address)
-            .filter(|took| !took.is_zero())
-            .map(|took| took.as_secs_f64() * 1_000.0),
+        last_setup_ms: setup_times.get(&peer.address).filter(|took| !took.is_zero()).map(|took| in_ms(*took)),
         last_error: peer.last_error.clone(),
     }
+}
+
+fn in_ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1_000.0
 }
 
 fn route_report(kind: RouteKind, peer: &PeerStatus) -> RouteReport {
     match kind {
         RouteKind::Relay => {
-            RouteReport::Relay { trs: peer.relay.clone().unwrap_or_default(), why: peer.reason.clone() }
+            let path = peer.tunnels.first().map(|tunnel| tunnel.path.why.as_str()).unwrap_or_default();
+            let why = [peer.reason.as_str(), path].into_iter().filter(|why| !why.is_empty());
+            let why = why.collect::<Vec<_>>().join("; ");
+            RouteReport::Relay { trs: peer.relay.clone().unwrap_or_default(), why }
         }
         RouteKind::Unspecified | RouteKind::Direct | RouteKind::ResponderInitiated | RouteKind::HolePunch => {
             RouteReport::Direct { how: kind.name().to_owned() }

@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cyphonic_dataplane::ring::{EncapRing, RingEvent};
+use cyphonic_dataplane::ring::{self, EncapRing, RingEvent};
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::node::{
-    CachedState, Node, PeerVia, ResolveError, Routes, Service, Target, TunnelActivity,
+    CachedState, CandidateSet, Node, PeerVia, ResolveError, Routes, Service, Target, TunnelActivity,
 };
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
-use cyphonic_transport::{ArrivingPeer, ClientTls, Connection, RelayedAddress, Responder, Transport};
+use cyphonic_transport::{ClientTls, Connection, RelayedAddress, Responder, Transport};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -23,8 +23,10 @@ use super::services;
 use super::{EngineParts, Names};
 use crate::control::{BackendError, ResetTarget};
 
-/// How often the node hears what its tunnels carried.
-const STATS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the node hears what its tunnels carried: a path that has died is left within a second.
+const STATS_INTERVAL: Duration = Duration::from_millis(250);
+/// The same while there is no tunnel.
+const NO_STATS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The answered half of exchange ids: those that a service opened. The node counts its own from zero.
 const INBOUND_EXCHANGES: u64 = 1 << 63;
@@ -60,13 +62,6 @@ pub(crate) struct Engine {
     pub(super) requests: HashMap<ExchangeId, JoinHandle<()>>,
     pub(super) asked: HashMap<ExchangeId, Responder>,
     pub(super) dials: HashMap<SetupId, JoinHandle<()>>,
-    /// Connections to peers that were dialled and have made their offer.
-    pub(super) dialled: HashMap<SetupId, Connection>,
-    /// Peers that dial, until the node knows what to offer.
-    pub(super) arriving: HashMap<PeerConnectionId, ArrivingPeer>,
-    /// Peers that were made an offer.
-    pub(super) offered: HashMap<PeerConnectionId, JoinHandle<()>>,
-    /// Peers that have asked.
     pub(super) peers: HashMap<PeerConnectionId, (Connection, Responder)>,
     pub(super) queries: HashMap<QueryId, (Answer, Instant)>,
     pub(super) tunnels: HashMap<TunnelId, Ipv6Addr>,
@@ -109,9 +104,6 @@ impl Engine {
             requests: HashMap::new(),
             asked: HashMap::new(),
             dials: HashMap::new(),
-            dialled: HashMap::new(),
-            arriving: HashMap::new(),
-            offered: HashMap::new(),
             peers: HashMap::new(),
             queries: HashMap::new(),
             tunnels: HashMap::new(),
@@ -135,7 +127,12 @@ impl Engine {
                     None => return,
                 },
                 () = sleep_until(wake) => self.node.handle_timeout(Instant::now()),
-                _ = stats.tick() => self.report_tunnels(),
+                _ = stats.tick() => {
+                    self.report_tunnels();
+                    if self.tunnels.is_empty() {
+                        stats.reset_after(NO_STATS_INTERVAL);
+                    }
+                }
             }
             self.perform_all();
         }
@@ -154,16 +151,9 @@ impl Engine {
             Input::Asked { service, attempt, message, responder } => {
                 self.asked(now, service, attempt, message, responder);
             }
-            Input::PeerArrived(peer) => self.peer_arrived(now, peer),
-            Input::PeerAsked { id, connection, message, responder } => {
-                self.peer_asked(now, id, connection, message, responder)
+            Input::PeerAsked { connection, message, responder } => {
+                self.peer_asked(now, connection, message, responder)
             }
-            Input::PeerLeft(id) => {
-                if self.offered.remove(&id).is_some() {
-                    self.node.handle_peer_left(now, id);
-                }
-            }
-            Input::PeerOffered { setup, outcome } => self.peer_offered(now, setup, outcome),
             Input::PeerAnswered { setup, outcome } => self.peer_answered(now, setup, outcome),
             Input::Ring(event) => self.ring_event(now, event),
             Input::RelayReset(tunnel) => self.node.handle_relay_reset(now, tunnel),
@@ -177,6 +167,7 @@ impl Engine {
                 self.node.handle_resumed(now, asleep);
             }
             Input::Cloud(addresses) => self.node.handle_as_addresses(now, addresses),
+            Input::KeepOpen(names) => self.node.handle_keep_open(now, &names),
             Input::Reset { target, answer } => drop(answer.send(self.reset(now, target))),
             Input::Renewed { credentials, validity } => {
                 self.tls = ClientTls::new(credentials);
@@ -258,53 +249,33 @@ impl Engine {
         self.node.handle_request(now, service, exchange, message);
     }
 
-    fn peer_arrived(&mut self, now: Instant, peer: ArrivingPeer) {
-        let id = PeerConnectionId(self.fresh());
-        let via = self.via(peer.remote_address());
-        self.arriving.insert(id, peer);
-        self.node.handle_peer_arrived(now, id, via);
-    }
-
-    fn peer_asked(
-        &mut self,
-        now: Instant,
-        id: PeerConnectionId,
-        connection: Connection,
-        message: Message,
-        responder: Responder,
-    ) {
+    fn peer_asked(&mut self, now: Instant, connection: Connection, message: Message, responder: Responder) {
         let Some(identity) = connection.identity().cloned() else { return };
-        if self.offered.remove(&id).is_none() {
-            return;
-        }
-        let via = self.via(connection.remote_address());
+        let id = PeerConnectionId(self.fresh());
+        let via = self.via(&connection);
         self.peers.insert(id, (connection.clone(), responder));
         self.node.handle_peer_request(now, id, via, &identity, message, &connection);
     }
 
-    fn peer_offered(&mut self, now: Instant, setup: SetupId, outcome: Result<(Connection, Message), String>) {
+    fn peer_answered(
+        &mut self,
+        now: Instant,
+        setup: SetupId,
+        outcome: Result<(Connection, Message), String>,
+    ) {
         if self.dials.remove(&setup).is_none() {
             return;
         }
         match outcome {
             Ok((connection, message)) => {
                 let Some(identity) = connection.identity().cloned() else { return };
-                let via = self.via(connection.remote_address());
-                self.dialled.insert(setup, connection.clone());
-                self.node.handle_peer_offer(now, setup, via, &identity, message, &connection);
+                let via = self.via(&connection);
+                self.node.handle_peer_response(now, setup, via, &identity, message, &connection);
+                // The tunnel is in the ring before the other end learns that we are done.
+                self.perform_all();
+                connection.close(close::DONE, "set up");
             }
             Err(reason) => self.node.handle_dial_failed(now, setup, reason),
-        }
-    }
-
-    fn peer_answered(&mut self, now: Instant, setup: SetupId, outcome: Result<Message, String>) {
-        if self.dials.remove(&setup).is_none() {
-            return;
-        }
-        match outcome {
-            Ok(message) => self.node.handle_peer_response(now, setup, message),
-            // The tunnel stands or does not, whatever became of the connection.
-            Err(reason) => tracing::debug!(reason, "a peer did not answer"),
         }
     }
 
@@ -317,10 +288,11 @@ impl Engine {
             RingEvent::PeerMoved { tunnel, from } => {
                 self.node.handle_peer_moved(now, TunnelId(tunnel.0), from)
             }
-            // A node without candidates of its own has no use for its peer's yet.
-            RingEvent::Probed { tunnel, from } => tracing::trace!(%tunnel, %from, "probed"),
+            RingEvent::Probed { tunnel, from } => self.node.handle_probed(now, TunnelId(tunnel.0), from),
             RingEvent::Candidates { tunnel, set } => {
-                tracing::trace!(%tunnel, sequence = set.sequence, "candidates")
+                let ring::CandidateSet { sequence, flags, endpoints } = set;
+                let set = CandidateSet { sequence, flags, endpoints };
+                self.node.handle_candidates(now, TunnelId(tunnel.0), &set);
             }
             RingEvent::PeerClosed { tunnel, code, reason } => {
                 tracing::debug!(%tunnel, code, reason, "the peer closed the tunnel");
@@ -395,15 +367,17 @@ impl Engine {
                 tx_large: stats.tx_large,
                 rx_packets: stats.rx_packets,
                 last_rx: stats.last_rx,
+                last_tx: stats.last_tx,
+                unanswered_since: stats.unanswered_since,
             };
             self.node.handle_tunnel_stats(now, TunnelId(id.0), activity);
         }
     }
 
-    /// How a connection with this far end travels.
-    fn via(&self, remote: SocketAddr) -> PeerVia {
-        let leg =
-            RelayedAddress::from_socket_addr(remote).and_then(|address| self.transport.mux().leg(address));
+    /// How a connection that a peer dialled travels.
+    fn via(&self, connection: &Connection) -> PeerVia {
+        let leg = RelayedAddress::from_socket_addr(connection.quinn().remote_address())
+            .and_then(|address| self.transport.mux().leg(address));
         let relayed = leg.and_then(|(id, context)| {
             let mut services = self.services.iter();
             services.find_map(|(service, s)| match service {
@@ -413,7 +387,7 @@ impl Engine {
                 Service::As | Service::Nms | Service::Trs(_) => None,
             })
         });
-        relayed.unwrap_or_else(|| PeerVia::Direct(vec![remote]))
+        relayed.unwrap_or_else(|| PeerVia::Direct(vec![connection.remote_address()]))
     }
 
     pub(super) fn fresh(&mut self) -> u64 {

@@ -106,6 +106,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         failure,
     };
     let handle = super::spawn(inbox, parts);
+    handle.keep_open(config.keep_open).await;
     let mut watchers = JoinSet::new();
     if let Some(log) = path.kernel_log.filter(|_| config.log_drops) {
         watchers.spawn(log.follow_log());

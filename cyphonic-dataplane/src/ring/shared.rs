@@ -23,6 +23,8 @@ pub(super) struct Figures {
     key_updates: AtomicU64,
     /// Nanoseconds since the tunnel was installed, plus one; 0 is never.
     last: AtomicU64,
+    /// The same, of the first inner packet that was sent after the last that arrived.
+    first_unanswered: AtomicU64,
 }
 
 impl Figures {
@@ -42,13 +44,20 @@ impl Figures {
     }
 
     fn touch(&self, since: Duration) {
-        self.last.store(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX - 1) + 1, Relaxed);
+        self.last.store(stamp(since), Relaxed);
     }
 
     fn last(&self, start: Instant) -> Option<Instant> {
-        let nanos = self.last.load(Relaxed).checked_sub(1)?;
-        start.checked_add(Duration::from_nanos(nanos))
+        instant(self.last.load(Relaxed), start)
     }
+}
+
+fn stamp(since: Duration) -> u64 {
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX - 1).saturating_add(1)
+}
+
+fn instant(stamp: u64, start: Instant) -> Option<Instant> {
+    start.checked_add(Duration::from_nanos(stamp.checked_sub(1)?))
 }
 
 /// Why a challenge was sent.
@@ -90,6 +99,14 @@ impl Shared {
         self.tx.touch(now.saturating_duration_since(self.start));
     }
 
+    /// Inner packets were sent.
+    pub(super) fn touch_inner(&self, now: Instant) {
+        self.touch_tx(now);
+        if self.tx.first_unanswered.load(Relaxed) <= self.rx.last.load(Relaxed) {
+            self.tx.first_unanswered.store(stamp(now.saturating_duration_since(self.start)), Relaxed);
+        }
+    }
+
     pub(super) fn touch_rx(&self, now: Instant) {
         self.rx.touch(now.saturating_duration_since(self.start));
     }
@@ -125,7 +142,10 @@ impl Shared {
 
     pub(super) fn stats(&self) -> TunnelStats {
         let updates = self.tx.key_updates.load(Relaxed).max(self.rx.key_updates.load(Relaxed));
+        let first = Some(self.tx.first_unanswered.load(Relaxed));
+        let unanswered = first.filter(|first| *first > self.rx.last.load(Relaxed));
         TunnelStats {
+            unanswered_since: unanswered.and_then(|first| instant(first, self.start)),
             tx_packets: self.tx.packets.load(Relaxed),
             tx_bytes: self.tx.bytes.load(Relaxed),
             tx_large: self.tx.large.load(Relaxed),

@@ -199,7 +199,7 @@ impl TxWorker {
         if sealed.stride > usize::from(PathMtu::BASE_DATAGRAM) {
             tunnel.shared.tx.add_large(sealed.packets);
         }
-        tunnel.shared.touch_tx(self.now);
+        tunnel.shared.touch_inner(self.now);
         self.batch.clear();
         if loss.too_big {
             Self::interface_shrank(tunnel, &self.parts.events);

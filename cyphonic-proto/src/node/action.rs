@@ -1,6 +1,6 @@
 //! What a node asks of its shell, and how its questions end.
 
-use super::{cache::CachedState, mtu::PathMtu};
+use super::{cache::CachedState, mtu::PathMtu, paths::CandidateSet};
 use crate::{
     ConnectionId,
     id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId},
@@ -93,12 +93,23 @@ pub struct TunnelParameters {
 }
 
 /// What a tunnel is asked to send apart from inner packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TunnelControl {
     /// Keeps mappings alive.
     Ping,
-    /// Asks for a sign of life; answered through `handle_path_response`.
+    /// Asks for a sign of life on the current path; answered through `handle_path_response`.
     PathChallenge([u8; 8]),
+    /// Asks for a sign of life on another path, likewise.
+    Probe {
+        /// Where to.
+        remote: SocketAddr,
+        /// What stands on the wire there.
+        wire_cid: ConnectionId,
+        /// What the answer echoes.
+        data: [u8; 8],
+    },
+    /// Tells the peer where this end may be reached.
+    Candidates(CandidateSet),
 }
 
 /// Why a tunnel is closed; the peer is told.
@@ -152,8 +163,8 @@ pub enum Action {
         /// The answer.
         message: Message,
     },
-    /// Open a connection to a peer (ALPN [`crate::alpn::PEER`]), verify that its chain ends in the network's root, read
-    /// its TunnelOffer from a unidirectional stream, and report that with `handle_peer_offer`, or `handle_dial_failed`.
+    /// Open a connection to a peer (ALPN [`crate::alpn::PEER`]), verify that its chain ends in the network's root, send
+    /// the request, and report its answer with `handle_peer_response`, or `handle_dial_failed`. Then close it.
     DialPeer {
         /// Names the dial.
         setup: SetupId,
@@ -163,33 +174,13 @@ pub enum Action {
         peer_address: Ipv6Addr,
         /// How.
         via: PeerVia,
-    },
-    /// Send the request to the peer that was dialled, and report the answer with `handle_peer_response`. Then close the
-    /// connection.
-    AskPeer {
-        /// The dial.
-        setup: SetupId,
         /// The TunnelRequest.
         request: Message,
     },
-    /// Give up the dial, if it still stands. Its end is not to be reported.
+    /// Give up the dial. Its end is not to be reported.
     CancelDial {
         /// The dial.
         setup: SetupId,
-    },
-    /// Offer a tunnel to the one at the other end of a connection, at once and whoever that is, on a unidirectional
-    /// stream. Then wait for it to prove who it is, and report its first request with `handle_peer_request`, or
-    /// `handle_peer_left`.
-    OfferPeer {
-        /// The connection.
-        connection: PeerConnectionId,
-        /// The TunnelOffer.
-        offer: Message,
-    },
-    /// Close a peer's connection, if it still stands. Its end is not to be reported.
-    ClosePeer {
-        /// The connection.
-        connection: PeerConnectionId,
     },
     /// Answer a peer's request: TunnelResponse or Refusal. The peer closes the connection.
     RespondPeer {
@@ -197,16 +188,6 @@ pub enum Action {
         connection: PeerConnectionId,
         /// The answer.
         message: Message,
-    },
-    /// Packets of a tunnel that is not installed yet may arrive by this connection ID: the dataplane holds a few.
-    ExpectTunnel {
-        /// By which they arrive.
-        local_cid: ConnectionId,
-    },
-    /// There will be no tunnel with this connection ID.
-    ForgetTunnel {
-        /// By which its packets would have arrived.
-        local_cid: ConnectionId,
     },
     /// Send one small datagram to each address from the node's port, to open NATs and firewalls on the way.
     Punch {
@@ -372,4 +353,8 @@ pub struct TunnelActivity {
     pub rx_packets: u64,
     /// When the last authenticated packet of any kind arrived.
     pub last_rx: Option<std::time::Instant>,
+    /// When the last packet of any kind left on the current path.
+    pub last_tx: Option<std::time::Instant>,
+    /// When the first inner packet left since anything arrived, if one did.
+    pub unanswered_since: Option<std::time::Instant>,
 }

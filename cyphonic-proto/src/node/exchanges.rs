@@ -70,7 +70,7 @@ impl Node {
             Purpose::Register => self.registration_answered(now, answer),
             Purpose::Observe { server } => {
                 if answer.is_ok() {
-                    self.followed(&service);
+                    self.followed(now, &service);
                 }
                 self.observation_answered(now, server, answer);
             }

@@ -1,22 +1,16 @@
 //! Watching tunnels: kept alive while in use, challenged when silent, replaced when old, closed when idle.
 
 use super::{
-    Action, CloseCode, Node, Timer, Timing, TunnelActivity, TunnelControl,
+    CloseCode, Node, Timer, TunnelActivity, TunnelControl,
     tunnels::{Challenge, Tunnel},
 };
-use crate::{id::TunnelId, message::RouteKind};
-use rand::Rng;
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use crate::id::TunnelId;
+use std::time::{Duration, Instant};
 
 /// A listening end gives a tunnel this long for the first sign of its peer.
 const UNCONFIRMED: Duration = Duration::from_secs(10);
 /// A tunnel that just heard of its peer is not doubted.
 const FRESH: Duration = Duration::from_secs(2);
-/// A tunnel that carried something within this time is in use.
-const IN_USE: Duration = Duration::from_secs(10);
 /// Between attempts to replace an old tunnel.
 const REFRESH_AGAIN: Duration = Duration::from_secs(60);
 
@@ -30,27 +24,22 @@ impl Node {
         if sent || received {
             tunnel.last_use = now;
         }
-        if sent {
-            tunnel.last_tx = now;
-            tunnel.unanswered_since.get_or_insert(now);
+        if received {
+            tunnel.paths.is_answered();
+        }
+        if sent || seen.last_tx.is_some() {
+            tunnel.last_tx = tunnel.last_tx.max(seen.last_tx.unwrap_or(now).min(now));
         }
         if alive {
             tunnel.is_alive(seen.last_rx.unwrap_or(now).min(now));
         }
+        let heard = tunnel.last_rx;
+        if let Some(since) = seen.unanswered_since.filter(|since| heard.is_none_or(|heard| *since > heard)) {
+            tunnel.unanswered_since.get_or_insert(since);
+        }
+        self.judge_silence(now, id);
         self.watch(now, id);
         self.mtu_used(now, id, before, seen);
-    }
-
-    pub(super) fn challenge_answered(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
-        if self.mtu_answered(now, id, data) {
-            return;
-        }
-        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        if tunnel.challenge.is_some_and(|challenge| challenge.data == data) {
-            tunnel.moved_from = None;
-            tunnel.is_alive(now);
-            self.watch(now, id);
-        }
     }
 
     /// Somebody begins to use the tunnel: if it was silent for a while, it is checked before long.
@@ -59,36 +48,19 @@ impl Node {
         tunnel.last_use = now;
         let heard = tunnel.last_rx.unwrap_or(tunnel.since);
         if tunnel.challenge.is_none() && now.saturating_duration_since(heard) > FRESH {
-            self.challenge(now, id);
+            tunnel.challenge = Some(Challenge { sent: 1, next: now + self.config.timing.challenge });
+            self.doubt_path(now, id);
         }
         self.watch(now, id);
     }
 
     /// Asks the peer for a sign of life.
     pub(super) fn challenge(&mut self, now: Instant, id: TunnelId) {
-        let data = self.rng.random();
         let next = now + self.config.timing.challenge;
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let sent = tunnel.challenge.map_or(0, |challenge| challenge.sent);
-        let data = tunnel.challenge.map_or(data, |challenge| challenge.data);
-        tunnel.challenge = Some(Challenge { data, sent: sent + 1, next });
-        self.control(now, id, TunnelControl::PathChallenge(data));
-    }
-
-    /// The peer seems to have another address. Packets go there only while it answers from there (RFC 9000 §9.3).
-    pub(super) fn peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
-        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        if tunnel.kind == RouteKind::Relay || tunnel.remote == from {
-            return;
-        }
-        tunnel.moved_from.get_or_insert(tunnel.remote);
-        tunnel.remote = from;
-        tunnel.challenge = None;
-        let wire_cid = tunnel.wire_cid;
-        self.act(Action::SetPath { id, remote: from, wire_cid });
-        self.challenge(now, id);
-        self.watch(now, id);
-        self.changed();
+        tunnel.challenge = Some(Challenge { sent: sent + 1, next });
+        self.probe_known(now, id);
     }
 
     /// Does what is due for a tunnel, and sets the time of what is next.
@@ -102,7 +74,7 @@ impl Node {
                 self.remove_tunnel(now, id, None);
                 return;
             }
-            () if !away && tunnel.exhausted(now, self.patience(tunnel)) => return self.unanswered(now, id),
+            () if !away && tunnel.exhausted(now, self.patience(tunnel)) => return self.tunnel_died(now, id),
             () if !away
                 && tunnel.last_rx.is_none()
                 && tunnel.challenge.is_none()
@@ -110,18 +82,18 @@ impl Node {
             {
                 return self.tunnel_died(now, id);
             }
-            () if tunnel.last_use + timing.idle <= now => {
+            () if self.idles_at(tunnel).is_some_and(|at| at <= now) => {
                 self.remove_tunnel(now, id, Some(CloseCode::Idle));
                 return;
             }
             () if tunnel.challenge.is_some_and(|challenge| challenge.next <= now) => self.challenge(now, id),
             () if tunnel.challenge.is_none() && tunnel.silent(now, timing.silence) => self.challenge(now, id),
-            () if tunnel.last_tx + tunnel.keepalive(now, timing) <= now => {
+            () if self.speaks_at(now, tunnel).is_some_and(|at| at <= now) => {
                 self.control(now, id, TunnelControl::Ping)
             }
             () => {}
         }
-        if self.watch_leg(now, id) {
+        if self.watch_paths(now, id) && self.watch_leg(now, id) {
             self.refresh(now, id);
             self.set_watch(now, id);
         }
@@ -146,8 +118,9 @@ impl Node {
             tunnel.challenge.map(|challenge| challenge.next),
             unconfirmed.then(|| tunnel.since + UNCONFIRMED),
             tunnel.unanswered_since.filter(|_| !challenged).map(|since| since + timing.silence),
-            Some(tunnel.last_use + timing.idle),
-            Some(tunnel.last_tx + tunnel.keepalive(now, timing)),
+            self.idles_at(tunnel),
+            self.speaks_at(now, tunnel),
+            self.paths_due(now, id),
             tunnel.leg.as_ref().and_then(|leg| leg.next_due(tunnel.last_rx)),
             Some(tunnel.refresh_at),
         ];
@@ -162,41 +135,36 @@ impl Node {
         if tunnel.last_rx.is_none() { challenges.saturating_mul(2) } else { challenges }
     }
 
-    /// The peer gave no sign of life, however often it was asked.
-    fn unanswered(&mut self, now: Instant, id: TunnelId) {
-        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        match tunnel.moved_from.take() {
-            // It did not move after all, or not there.
-            Some(before) => {
-                tunnel.remote = before;
-                tunnel.challenge = None;
-                let wire_cid = tunnel.wire_cid;
-                self.act(Action::SetPath { id, remote: before, wire_cid });
-                self.challenge(now, id);
-                self.watch(now, id);
-            }
-            None => self.tunnel_died(now, id),
+    /// When an unused tunnel ends, unless an end keeps it open.
+    fn idles_at(&self, tunnel: &Tunnel) -> Option<Instant> {
+        if self.keeps_open(tunnel.peer) {
+            return None;
         }
+        let by_peer = tunnel.last_rx.filter(|_| tunnel.paths.kept_by_peer);
+        Some(by_peer.map_or(tunnel.last_use, |heard| heard.max(tunnel.last_use)) + self.config.timing.idle)
+    }
+
+    /// When this end has to say something on a tunnel.
+    fn speaks_at(&self, now: Instant, tunnel: &Tunnel) -> Option<Instant> {
+        self.tunnel_keepalive(now, tunnel).map(|interval| tunnel.last_tx + interval)
     }
 }
 
 impl Tunnel {
-    fn is_alive(&mut self, at: Instant) {
+    pub(super) fn is_alive(&mut self, at: Instant) {
         self.last_rx = self.last_rx.max(Some(at));
         self.unanswered_since = None;
         self.challenge = None;
     }
 
-    /// Whether its relay is being waited for.
+    /// Whether its packets go through a relay that is being waited for.
     pub(super) fn is_away(&self) -> bool {
-        self.leg.as_ref().is_some_and(|leg| leg.away.is_some())
+        self.paths.is_relayed() && self.leg.as_ref().is_some_and(|leg| leg.away.is_some())
     }
 
-    /// How long this end may be silent. One that only receives through a relay would not hear that the relay has
-    /// restarted: the answer to its own packets tells.
-    fn keepalive(&self, now: Instant, timing: &Timing) -> Duration {
-        let in_use = now.saturating_duration_since(self.last_use) < IN_USE;
-        if self.leg.is_some() && in_use { timing.relay_keepalive } else { timing.keepalive }
+    /// Whether its peer is told of changes: not that of one that is about to go, or has not been heard yet.
+    pub(super) fn is_told(&self) -> bool {
+        self.retires_at.is_none() && self.last_rx.is_some()
     }
 
     /// Sends without receiving.

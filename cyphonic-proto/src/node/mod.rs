@@ -3,7 +3,8 @@
 //! A node logs in at the AS, registers at the NMS and keeps that connection, and keeps warm connections to the nearest
 //! relays (`services`, `registration`). A question for a peer, or a packet to one, starts an attempt (`peers`): a
 //! DirectionRequest, whose answer is a set-up (`setup`), which ends in a tunnel (`tunnels`) that is watched from then on
-//! (`liveness`). Tunnels through a relay outlive the relay's restart (`relay_legs`). Another node's attempt arrives as a
+//! (`liveness`, `keepalive`) and moves to the best path between the two ends (`paths`). Tunnels through a relay outlive the
+//! relay's restart (`relay_legs`). Another node's attempt arrives as a
 //! RouteDirection of the NMS and becomes a set-up too.
 //!
 //! **Invariants.** A question is answered with an address only when a tunnel to the peer is installed. Keys are derived,
@@ -15,10 +16,12 @@ pub mod action;
 pub mod cache;
 pub mod config;
 mod exchanges;
+mod keep_open;
+mod keepalive;
 mod liveness;
 mod moves;
 mod mtu;
-mod offers;
+mod paths;
 mod peer_exchange;
 mod peers;
 mod registration;
@@ -36,6 +39,7 @@ pub use cache::{CachedState, DamagedCache, Relay};
 pub use config::{NodeConfig, Timing};
 pub use moves::Routes;
 pub use mtu::{PathMtu, first_inner};
+pub use paths::{CandidateSet, PathStatus};
 pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
 
 use crate::{
@@ -47,7 +51,8 @@ use crate::{
     tunnel::Exporter,
 };
 use exchanges::Exchange;
-use offers::Offer;
+use keep_open::KeptOpen;
+use paths::ProbeBudget;
 use peers::Peer;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use registration::Registration;
@@ -69,15 +74,15 @@ pub struct Node {
     stopped: bool,
     next_exchange: u64,
     next_tunnel: u64,
-    next_context: u64,
     services: BTreeMap<Service, Slot>,
     registration: Registration,
     exchanges: BTreeMap<ExchangeId, Exchange>,
     peers: BTreeMap<Ipv6Addr, Peer>,
     queries: BTreeMap<QueryId, Ipv6Addr>,
     setups: BTreeMap<SetupId, Setup>,
-    offers: BTreeMap<PeerConnectionId, Offer>,
     tunnels: BTreeMap<TunnelId, Tunnel>,
+    probes: ProbeBudget,
+    kept_open: KeptOpen,
     timers: Timers<Timer>,
     actions: VecDeque<Action>,
 }
@@ -101,12 +106,18 @@ enum Timer {
     Attempt(Ipv6Addr),
     /// A set-up's last moment.
     Setup(SetupId),
-    /// The last moment of an offer.
-    Offer(PeerConnectionId),
+    /// The next dial of a set-up whose peer was not ready.
+    Redial(SetupId),
     /// Whatever is next for a tunnel.
     Tunnel(TunnelId),
     /// The next probes of a tunnel's path.
     Mtu(TunnelId),
+    /// To tell peers where this node may be reached, after changes, several at once.
+    Candidates,
+    /// To hold the NAT mappings of connections to services.
+    Mappings,
+    /// To look after the tunnels that are kept open.
+    KeptOpen,
 }
 
 impl Node {
@@ -123,15 +134,15 @@ impl Node {
             stopped: false,
             next_exchange: 0,
             next_tunnel: 1,
-            next_context: crate::relayed::MIN_CONTEXT,
             services: BTreeMap::new(),
             registration,
             exchanges: BTreeMap::new(),
             peers: BTreeMap::new(),
             queries: BTreeMap::new(),
             setups: BTreeMap::new(),
-            offers: BTreeMap::new(),
             tunnels: BTreeMap::new(),
+            probes: ProbeBudget::new(now),
+            kept_open: KeptOpen::default(),
             timers: Timers::default(),
             actions: VecDeque::new(),
             config,
@@ -162,9 +173,12 @@ impl Node {
                 Timer::Wanted(peer) => self.wanted_due(now, peer),
                 Timer::Attempt(peer) => self.attempt_due(now, peer),
                 Timer::Setup(setup) => self.setup_due(now, setup),
-                Timer::Offer(connection) => self.offer_due(connection),
+                Timer::Redial(setup) => self.redial(setup),
                 Timer::Tunnel(tunnel) => self.watch(now, tunnel),
                 Timer::Mtu(tunnel) => self.search_mtu(now, tunnel),
+                Timer::Candidates => self.candidates_due(now),
+                Timer::Mappings => self.hold_mappings(now),
+                Timer::KeptOpen => self.keep_peers(now),
             }
         }
     }
@@ -194,7 +208,7 @@ impl Node {
         self.exchange_done(now, exchange, Err(reason));
     }
 
-    /// A service asks: only the NMS does, with a RouteDirection or a RouteWithdrawal. Answered by [`Action::Respond`], perhaps later.
+    /// A service asks: only the NMS does, with a RouteDirection. Answered by [`Action::Respond`], perhaps later.
     pub fn handle_request(&mut self, now: Instant, service: Service, exchange: ExchangeId, message: Message) {
         self.directed(now, &service, exchange, message);
     }
@@ -225,14 +239,8 @@ impl Node {
         self.as_moved(now, addresses);
     }
 
-    /// A peer opened a connection; who it is, is not known yet. `via` has the one address it comes from. Answered by
-    /// [`Action::OfferPeer`] or [`Action::ClosePeer`].
-    pub fn handle_peer_arrived(&mut self, now: Instant, connection: PeerConnectionId, via: PeerVia) {
-        self.peer_arrived(now, connection, &via);
-    }
-
-    /// The first request on a connection that was offered a tunnel; its chain is verified to the network's root, and
-    /// `via` has the one address it comes from. Answered by [`Action::RespondPeer`], perhaps later.
+    /// A peer opened a connection, its chain verified to the network's root; this is its first request, and `via` has
+    /// the one address it comes from. Answered by [`Action::RespondPeer`].
     pub fn handle_peer_request(
         &mut self,
         now: Instant,
@@ -242,17 +250,12 @@ impl Node {
         message: Message,
         exporter: &dyn Exporter,
     ) {
-        self.peer_asked(now, connection, via, identity.clone(), message, exporter);
+        self.peer_asked(now, connection, &via, identity, message, exporter);
     }
 
-    /// A connection that was offered a tunnel ended, or will bring no request.
-    pub fn handle_peer_left(&mut self, _now: Instant, connection: PeerConnectionId) {
-        self.peer_left(connection);
-    }
-
-    /// The peer that was dialled is at the other end, its chain verified to the network's root, and this is its
-    /// TunnelOffer; `via` has the one address it was reached at.
-    pub fn handle_peer_offer(
+    /// The peer that was dialled answered, its chain verified to the network's root; `via` has the one address it was
+    /// reached at.
+    pub fn handle_peer_response(
         &mut self,
         now: Instant,
         setup: SetupId,
@@ -261,16 +264,10 @@ impl Node {
         message: Message,
         exporter: &dyn Exporter,
     ) {
-        self.peer_offered(now, setup, &via, identity, message, exporter);
+        self.peer_answered(now, setup, &via, identity, message, exporter);
     }
 
-    /// The peer's answer to what [`Action::AskPeer`] sent. That none came need not be reported: whether the tunnel lives
-    /// shows by itself.
-    pub fn handle_peer_response(&mut self, now: Instant, setup: SetupId, message: Message) {
-        self.peer_answered(now, setup, message);
-    }
-
-    /// A dial failed, before it brought an offer.
+    /// A dial failed.
     pub fn handle_dial_failed(&mut self, now: Instant, setup: SetupId, reason: String) {
         self.dial_failed(now, setup, &reason);
     }
@@ -280,9 +277,25 @@ impl Node {
         self.activity(now, id, activity);
     }
 
-    /// The peer answered a challenge.
+    /// The peer answered a challenge or a probe.
     pub fn handle_path_response(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
-        self.challenge_answered(now, id, data);
+        self.path_answered(now, id, data);
+    }
+
+    /// The peer's challenge came from an address that is not the path's, and was answered there.
+    pub fn handle_probed(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
+        self.path_probed(now, id, from);
+    }
+
+    /// The peer tells where it may be reached.
+    pub fn handle_candidates(&mut self, now: Instant, id: TunnelId, set: &CandidateSet) {
+        self.candidates_told(now, id, set);
+    }
+
+    /// Peers, by full name or without the zone, whose tunnels are set up without anybody asking and stay while nobody uses
+    /// them. A name that cannot be one is ignored.
+    pub fn handle_keep_open(&mut self, now: Instant, names: &[String]) {
+        self.keep_open(now, names);
     }
 
     /// The TRS said with a stateless reset that it has lost the leg that a tunnel sends to.
@@ -306,9 +319,9 @@ impl Node {
         self.replace(now, id);
     }
 
-    /// Authenticated packets of the peer, newer than all before, come from another address.
+    /// Authenticated packets of the peer, newer than all before and not only to try a path, come from another address.
     pub fn handle_peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
-        self.peer_moved(now, id, endpoint::canonical(from));
+        self.peer_moved(now, id, from);
     }
 
     /// The operator resets the tunnels of one peer, or all: they close, and what failed before is tried again.
@@ -341,10 +354,6 @@ impl Node {
         }
         for setup in self.setups.keys().copied().collect::<Vec<_>>() {
             self.drop_setup(setup, "the agent is stopping");
-        }
-        for connection in self.offers.keys().copied().collect::<Vec<_>>() {
-            self.drop_offer(connection);
-            self.act(Action::ClosePeer { connection });
         }
         for tunnel in self.tunnels.keys().copied().collect::<Vec<_>>() {
             self.remove_tunnel(now, tunnel, Some(CloseCode::Shutdown));

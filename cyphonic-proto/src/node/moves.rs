@@ -10,10 +10,7 @@
 //! The first route that comes is used at once.
 
 use super::{Action, Node, Service, ServiceState, Timer, exchanges::Purpose};
-use crate::{
-    id::TunnelId,
-    message::{Message, ObservationRequest},
-};
+use crate::message::{Message, ObservationRequest};
 use std::{
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
@@ -52,7 +49,7 @@ impl Node {
                 Some(_) | None => self.hurry_after_move(now, &service),
             }
         }
-        self.challenge_direct_tunnels(now);
+        self.move_tunnels(now);
         self.changed();
     }
 
@@ -72,32 +69,40 @@ impl Node {
                 Some(_) | None => self.hurry_after_move(now, &service),
             }
         }
-        self.challenge_direct_tunnels(now);
+        self.move_tunnels(now);
         self.changed();
     }
 
     /// A service answered, so that it knows where the node is.
-    pub(super) fn followed(&mut self, service: &Service) {
+    pub(super) fn followed(&mut self, now: Instant, service: &Service) {
         if self.is_connected(service) {
             self.timers.clear(&Timer::Service(service.clone()));
+        }
+        if let Service::Trs(trs) = service {
+            self.relay_followed(now, trs);
         }
     }
 
     /// A relay is connected, perhaps over the other address family than before: what goes through it goes there.
-    pub(super) fn follow_relay(&mut self, trs: &str) {
+    pub(super) fn follow_relay(&mut self, now: Instant, trs: &str) {
         let Some(remote) = self.remote_of(&Service::Trs(trs.into())) else { return };
-        let elsewhere: Vec<_> = self
-            .tunnels
-            .iter_mut()
-            .filter(|(_, tunnel)| tunnel.relay.as_deref() == Some(trs) && tunnel.remote != remote)
-            .map(|(id, tunnel)| {
+        for id in self.tunnels_via(trs) {
+            let Some(tunnel) = self.tunnels.get_mut(&id) else { continue };
+            let Some(leg) = tunnel.paths.relay_leg() else { continue };
+            if !tunnel.paths.set_relay(Some((remote, leg))) {
+                continue;
+            }
+            let current = tunnel.paths.is_relayed();
+            if current {
                 tunnel.remote = remote;
-                (*id, tunnel.wire_cid)
-            })
-            .collect();
-        for (id, wire_cid) in elsewhere {
+            }
             self.act(Action::ExpectReset { id, from: remote });
-            self.act(Action::SetPath { id, remote, wire_cid });
+            if current {
+                self.act(Action::SetPath { id, remote, wire_cid: leg });
+            } else {
+                // The dataplane learns by it how the peer's probes are answered there.
+                self.probe(now, id, remote);
+            }
         }
     }
 
@@ -134,13 +139,5 @@ impl Node {
             }
         }
         self.timers.set(Timer::Service(service.clone()), now + ANSWERED);
-    }
-
-    fn challenge_direct_tunnels(&mut self, now: Instant) {
-        let direct = self.tunnels.iter().filter(|(_, tunnel)| tunnel.relay.is_none());
-        for id in direct.map(|(id, _)| *id).collect::<Vec<TunnelId>>() {
-            self.challenge(now, id);
-            self.watch(now, id);
-        }
     }
 }

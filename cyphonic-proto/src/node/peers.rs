@@ -20,7 +20,7 @@ use std::{
 const RETRY_LEAST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(2);
 /// How long a broken tunnel that was in use is worth replacing without anybody asking.
-pub(super) const WANTED: Duration = Duration::from_secs(20);
+const WANTED: Duration = Duration::from_secs(20);
 
 /// A device that this one has to do with.
 pub(super) struct Peer {
@@ -32,7 +32,7 @@ pub(super) struct Peer {
     /// Packets are held.
     held: bool,
     /// A tunnel broke or grew old while in use.
-    pub(super) wanted: bool,
+    wanted: bool,
     pub(super) attempt: Option<Attempt>,
     backoff: Backoff,
     /// Routes that failed, and until when they are not proposed again.
@@ -373,7 +373,7 @@ impl Node {
         self.request(now, Service::Nms, Purpose::Direction { peer: address }, message)
     }
 
-    pub(super) fn direction_refused(&mut self, now: Instant, address: Ipv6Addr, refusal: &Refusal) {
+    fn direction_refused(&mut self, now: Instant, address: Ipv6Addr, refusal: &Refusal) {
         let reason = refusal.shown_reason();
         let error = match refusal.code() {
             RefusalCode::NoSuchPeer => ResolveError::NoSuchPeer,
@@ -437,7 +437,7 @@ impl Node {
         std::mem::replace(&mut peer.held, false)
     }
 
-    fn locate(&self, target: Target) -> Result<(Ipv6Addr, Option<String>), ResolveError> {
+    pub(super) fn locate(&self, target: Target) -> Result<(Ipv6Addr, Option<String>), ResolveError> {
         match target {
             Target::Name(text) => {
                 let fqdn =
@@ -493,11 +493,12 @@ impl Node {
         let kind = setup.kind.name();
         match setup.stage {
             Stage::Connecting => match &setup.relay {
-                Some(own) => self.explain(&Service::Trs(own.relay.name.clone())),
+                Some(relay) => self.explain(&Service::Trs(relay.name.clone())),
                 None => "connecting to the relay".into(),
             },
-            Stage::Agreed => "waiting for the relay's leg".into(),
+            Stage::Binding(_) => "waiting for the relay's leg".into(),
             Stage::Dialling => format!("dialling the peer ({kind})"),
+            Stage::Redialling => format!("waiting for the peer to be ready ({kind})"),
             Stage::Listening => format!("waiting for the peer to dial ({kind})"),
         }
     }

@@ -134,7 +134,7 @@ impl Node {
         };
         match outcome {
             Ok(()) => {
-                self.followed(&Service::Nms);
+                self.followed(now, &Service::Nms);
                 self.registered(now);
             }
             Err(reason) => self.service_broken(now, &Service::Nms, &reason),
@@ -170,7 +170,7 @@ impl Node {
             let message = Message::ObservationRequest(ObservationRequest {});
             self.request(now, service, Purpose::Observe { server }, message);
         }
-        self.follow_relay(name);
+        self.follow_relay(now, name);
         self.restore_legs(now, name);
         self.bind_waiting(now, name);
     }
@@ -221,6 +221,7 @@ impl Node {
         self.changed();
         if first {
             self.resume_attempts(now);
+            self.keep_peers(now);
         }
         self.warm_relays(now);
         // What changed while the request was under way.
@@ -288,6 +289,7 @@ impl Node {
         // Elsewhere, what failed may work.
         self.forgive_routes();
         self.timers.set(Timer::Register, now + GATHER);
+        self.candidates_changed(now);
         self.changed();
     }
 

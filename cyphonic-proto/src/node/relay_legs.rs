@@ -12,6 +12,7 @@ use crate::{
     ConnectionId,
     id::{ExchangeId, TunnelId},
     message::{BindingResponse, BindingRestore, Message, field},
+    relayed,
     trs::{MAX_TICKET, RESET_TOKEN_LEN},
 };
 use rand::Rng;
@@ -33,9 +34,6 @@ const AGAIN_MOST: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(super) struct OwnLeg {
     pub(super) cid: ConnectionId,
-    /// The other end's: what this node writes on what it sends.
-    pub(super) peer_cid: ConnectionId,
-    /// What prefixes the DATAGRAMs of the leg: this node's choice.
     pub(super) context: u64,
     /// What gets it back from a relay that has lost it; empty where the relay gives none.
     pub(super) ticket: Vec<u8>,
@@ -60,9 +58,9 @@ pub(super) struct Away {
 
 impl OwnLeg {
     /// The leg in a BindingResponse.
-    pub(super) fn from_wire(response: &BindingResponse, context: u64) -> Result<Self, field::BadField> {
+    pub(super) fn from_wire(response: &BindingResponse) -> Result<Self, field::BadField> {
         let cid = field::data_connection_id(&response.connection_id, "connection_id")?;
-        let peer_cid = field::data_connection_id(&response.peer_connection_id, "peer_connection_id")?;
+        let context = Some(response.context).filter(|context| *context <= relayed::MAX_CONTEXT);
         let reset_token = match response.reset_token.as_slice() {
             [] => None,
             bytes => Some(bytes.try_into().map_err(|_| field::BadField("reset_token"))?),
@@ -72,8 +70,7 @@ impl OwnLeg {
         }
         Ok(Self {
             cid,
-            peer_cid,
-            context,
+            context: context.ok_or(field::BadField("context"))?,
             ticket: response.ticket.clone(),
             lifetime: Duration::from_secs(u64::from(response.ticket_lifetime_s)),
             reset_token,
@@ -124,9 +121,20 @@ impl Node {
                     self.challenge(now, id);
                     self.watch(now, id);
                 }
-                None => self.tunnel_died(now, id),
+                None => self.leg_lost(now, id),
             }
         }
+    }
+
+    /// The leg is gone for good: so is the tunnel, unless its packets go elsewhere.
+    fn leg_lost(&mut self, now: Instant, id: TunnelId) {
+        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+        if tunnel.paths.is_relayed() {
+            return self.tunnel_died(now, id);
+        }
+        tunnel.leg = None;
+        tunnel.paths.set_relay(None);
+        self.changed();
     }
 
     /// The relay is connected: the legs of tunnels through it are restored.
@@ -162,10 +170,8 @@ impl Node {
         }
         leg.under_way = None;
         match answer {
-            Ok(Message::BindingResponse(response)) => match OwnLeg::from_wire(&response, leg.context) {
-                Ok(fresh) if (fresh.cid, fresh.peer_cid) == (leg.cid, leg.peer_cid) => {
-                    self.leg_restored(now, id, fresh)
-                }
+            Ok(Message::BindingResponse(response)) => match OwnLeg::from_wire(&response) {
+                Ok(fresh) if fresh.cid == leg.cid => self.leg_restored(now, id, fresh),
                 Ok(_) => self.leg_refused(now, id, "the relay gave another leg"),
                 Err(bad) => self.leg_refused(now, id, &bad.to_string()),
             },
@@ -182,14 +188,16 @@ impl Node {
     /// Does what is due for a tunnel's leg; false if the tunnel is gone.
     pub(super) fn watch_leg(&mut self, now: Instant, id: TunnelId) -> bool {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return false };
-        let (peer, last_rx, current) = (tunnel.peer, tunnel.last_rx, tunnel.retires_at.is_none());
+        let (peer, current) = (tunnel.peer, tunnel.retires_at.is_none() && tunnel.paths.is_relayed());
+        // What is heard on another path says nothing about the relay.
+        let last_rx = tunnel.last_rx.filter(|_| tunnel.paths.is_relayed());
         let used = now.saturating_duration_since(tunnel.last_use) < self.config.timing.keepalive * 2;
         let Some(leg) = &mut tunnel.leg else { return true };
         let due = leg.due.is_some_and(|due| due <= now);
         let silent = leg.silent_since(last_rx).map(|since| now.saturating_duration_since(since));
         if silent.is_some_and(|silent| silent >= AWAY) {
-            self.tunnel_died(now, id);
-            return false;
+            self.leg_lost(now, id);
+            return self.tunnels.contains_key(&id);
         }
         let seeks = silent.is_some_and(|silent| silent >= ELSEWHERE);
         let seeks = seeks && leg.away.as_mut().is_some_and(|away| !std::mem::replace(&mut away.sought, true));
@@ -205,13 +213,13 @@ impl Node {
     fn restore_leg(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let (Some(leg), Some(trs)) = (&mut tunnel.leg, &tunnel.relay) else { return };
-        let (ticket, context, service) = (leg.ticket.clone(), leg.context, Service::Trs(trs.clone()));
+        let (ticket, service) = (leg.ticket.clone(), Service::Trs(trs.clone()));
         leg.due = None;
         // A relay that is not connected is asked once it is.
         if ticket.is_empty() || leg.under_way.is_some() || !self.is_connected(&service) {
             return;
         }
-        let request = Message::BindingRestore(BindingRestore { ticket, context });
+        let request = Message::BindingRestore(BindingRestore { ticket });
         let exchange = self.request(now, service, Purpose::Restore { tunnel: id }, request);
         if let Some(leg) = self.tunnels.get_mut(&id).and_then(|tunnel| tunnel.leg.as_mut()) {
             leg.under_way = Some(exchange);
@@ -221,7 +229,7 @@ impl Node {
     fn leg_restored(&mut self, now: Instant, id: TunnelId, fresh: OwnLeg) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let Some(leg) = &mut tunnel.leg else { return };
-        (leg.ticket, leg.lifetime) = (fresh.ticket, fresh.lifetime);
+        (leg.context, leg.ticket, leg.lifetime) = (fresh.context, fresh.ticket, fresh.lifetime);
         leg.bound = fresh.bound;
         if leg.bound {
             leg.unbound = 0;
@@ -256,11 +264,11 @@ impl Node {
                 let reason = format!("the relay did not restore the leg: {why}");
                 peer.last_error = Some(ResolveError::PeerRefused { reason });
             }
-            self.tunnel_died(now, id);
+            self.leg_lost(now, id);
         }
     }
 
-    fn tunnels_via(&self, trs: &str) -> Vec<TunnelId> {
+    pub(super) fn tunnels_via(&self, trs: &str) -> Vec<TunnelId> {
         let through = |tunnel: &Tunnel| tunnel.relay.as_deref() == Some(trs);
         self.tunnels.iter().filter(|(_, tunnel)| through(tunnel)).map(|(id, _)| *id).collect()
     }

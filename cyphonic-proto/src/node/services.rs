@@ -113,6 +113,7 @@ impl Node {
             Service::Nms => self.register(now),
             Service::Trs(name) => self.trs_connected(now, &name),
         }
+        self.hold_mappings(now);
     }
 
     /// The connection failed, or could not be opened; another attempt follows.

@@ -1,6 +1,6 @@
 //! A node's state for people.
 
-use super::{Node, action::Service, peers::Peer, services::Slot};
+use super::{Node, PathStatus, action::Service, peers::Peer, services::Slot, tunnels::Tunnel};
 use crate::{
     id::TunnelId,
     message::RouteKind,
@@ -118,8 +118,10 @@ pub enum PeerState {
 pub struct TunnelStatus {
     /// The tunnel.
     pub id: TunnelId,
-    /// Its route.
+    /// How its packets travel now.
     pub route: RouteKind,
+    /// The path they take.
+    pub path: PathStatus,
     /// Whether this end asked for it.
     pub initiator: bool,
     /// When it was installed.
@@ -169,10 +171,10 @@ impl Node {
             fqdn: peer.fqdn.clone(),
             address,
             state,
-            route: current.map(|tunnel| tunnel.kind),
+            route: current.map(Tunnel::route),
             reason: current.map(|tunnel| tunnel.reason.clone()).unwrap_or_default(),
             remote: current.map(|tunnel| tunnel.remote),
-            relay: current.and_then(|tunnel| tunnel.relay.clone()),
+            relay: current.filter(|tunnel| tunnel.paths.is_relayed()).and_then(|tunnel| tunnel.relay.clone()),
             tunnels: peer.tunnels.iter().filter_map(|id| self.tunnel_status(*id)).collect(),
             since: peer.since,
             last_error: peer.last_error.as_ref().map(ToString::to_string),
@@ -184,7 +186,8 @@ impl Node {
         let tunnel = self.tunnels.get(&id)?;
         Some(TunnelStatus {
             id,
-            route: tunnel.kind,
+            route: tunnel.route(),
+            path: tunnel.path_status(),
             initiator: tunnel.initiator,
             since: tunnel.since,
             retires_at: tunnel.retires_at,

@@ -2,7 +2,7 @@
 
 use super::{
     Action, CloseCode, Node, PathMtu, Service, Timer, TunnelActivity, TunnelControl, TunnelParameters, mtu,
-    relay_legs::OwnLeg, setup::Setup,
+    paths::Paths, relay_legs::OwnLeg, setup::Setup,
 };
 use crate::{
     ConnectionId,
@@ -26,8 +26,10 @@ pub(super) struct Tunnel {
     pub(super) leg: Option<OwnLeg>,
     pub(super) initiator: bool,
     pub(super) local_cid: ConnectionId,
+    /// The current path: what stands on the wire, and where packets go.
     pub(super) wire_cid: ConnectionId,
     pub(super) remote: SocketAddr,
+    pub(super) paths: Paths,
     pub(super) since: Instant,
     pub(super) retires_at: Option<Instant>,
     pub(super) counted: TunnelActivity,
@@ -42,18 +44,15 @@ pub(super) struct Tunnel {
     pub(super) challenge: Option<Challenge>,
     /// When a tunnel in use gets a successor.
     pub(super) refresh_at: Instant,
-    /// The address before the peer seemed to move.
-    pub(super) moved_from: Option<SocketAddr>,
     /// For what the path carries.
     pub(super) search: mtu::Search,
     /// What the dataplane was told of it.
     pub(super) mtu: PathMtu,
 }
 
-/// A challenge without an answer.
+/// Challenges without an answer.
 #[derive(Clone, Copy)]
 pub(super) struct Challenge {
-    pub(super) data: [u8; 8],
     pub(super) sent: u32,
     pub(super) next: Instant,
 }
@@ -77,13 +76,12 @@ impl Node {
         let id = TunnelId(self.next_tunnel);
         self.next_tunnel += 1;
         let (peer, setup_id, dial) = (setup.peer, setup.id, setup.dial);
-        let relay_reset =
-            setup.relay.as_ref().and_then(|own| own.leg.as_ref()).and_then(|leg| leg.reset_token);
+        let relay_reset = setup.own_leg.as_ref().and_then(|leg| leg.reset_token);
         self.tunnels.insert(id, self.new_tunnel(now, &setup, &install));
         let Install { remote_cid, wire_cid, remote, suite, inner_mtu, send, recv, confirmed } = install;
         self.act(Action::InstallTunnel(Box::new(TunnelParameters {
             id,
-            peer_fqdn: setup.fqdn,
+            peer_fqdn: setup.fqdn.clone(),
             peer,
             local_cid: setup.cid,
             remote_cid,
@@ -97,11 +95,13 @@ impl Node {
             relay_reset,
         })));
         self.supersede(now, peer, id);
+        self.begin_paths(now, id, &setup);
         if dial {
             // The listening end sends nothing before it hears of us.
             self.challenge(now, id);
         }
         self.reached(now, peer, setup_id);
+        self.hold_mappings(now);
         self.watch(now, id);
         if confirmed {
             self.search_mtu(now, id);
@@ -123,6 +123,7 @@ impl Node {
             peer.since = if peer.tunnels.is_empty() { now } else { peer.since };
         }
         self.act(Action::RemoveTunnel { id, close });
+        self.keep_after(now, tunnel.peer);
         if let Some(relay) = &tunnel.relay {
             let listed = self.registration.known.relays.iter().any(|known| known.name == *relay);
             if !listed && !self.uses_relay(relay) {
@@ -169,7 +170,8 @@ impl Node {
             self.route_failed(now, tunnel.peer, tunnel.kind);
         }
         let others = self.peers.get(&tunnel.peer).is_some_and(|peer| !peer.tunnels.is_empty());
-        if !others && now.saturating_duration_since(tunnel.last_use) < self.config.timing.keepalive * 2 {
+        let used = now.saturating_duration_since(tunnel.last_use) < self.config.timing.keepalive * 2;
+        if !others && (used || self.keeps_open(tunnel.peer)) {
             self.want_anew(now, tunnel.peer);
         }
     }
@@ -189,7 +191,7 @@ impl Node {
     fn new_tunnel(&self, now: Instant, setup: &Setup, install: &Install) -> Tunnel {
         // The end that asked renews; the other steps in if that does not happen.
         let slack = if setup.initiator { 0 } else { 1 };
-        let mut leg = setup.relay.as_ref().and_then(|own| own.leg.clone());
+        let mut leg = setup.own_leg.clone();
         leg.iter_mut().for_each(|leg| leg.take_up(now));
         let refresh_at = now + self.config.timing.refresh + self.config.timing.setup * 12 * slack;
         let search = mtu::Search::begin(now, install.remote, install.wire_cid, install.inner_mtu);
@@ -198,12 +200,13 @@ impl Node {
             setup: setup.id,
             kind: setup.kind,
             reason: setup.reason.clone(),
-            relay: setup.relay.as_ref().map(|own| own.relay.name.clone()),
+            relay: setup.relay.as_ref().map(|relay| relay.name.clone()),
             leg,
             initiator: setup.initiator,
             local_cid: setup.cid,
             wire_cid: install.wire_cid,
             remote: install.remote,
+            paths: Paths::new(now, setup, install.remote_cid, (install.remote, install.wire_cid)),
             since: now,
             retires_at: None,
             counted: TunnelActivity::default(),
@@ -213,7 +216,6 @@ impl Node {
             unanswered_since: None,
             challenge: None,
             refresh_at,
-            moved_from: None,
             mtu: search.mtu(),
             search,
         }

@@ -1,6 +1,6 @@
 //! Whole networks under virtual time: real node, NMS and TRS machines, joined by a simulated network.
 //!
-//! `net` has NATs and firewalls, `world` the clock, the event queue and the faults, `cloud` the services' shells, `host`
+//! `net` has firewalls and NATs (`nat`), `world` the clock, the event queue and the faults, `cloud` the services' shells, `host`
 //! a device's shell and its dataplane, `moves` what it is to move. Every message passes through the codec. Whatever the scenario, `world` checks
 //! what must always hold: no two tunnels share a key, and an address is answered only with a tunnel in place.
 
@@ -11,10 +11,11 @@ mod faults;
 mod host;
 mod moves;
 mod mtu;
+mod nat;
 mod net;
+mod paths;
 mod relay_restarts;
 mod restarts;
-mod round_trips;
 mod scenarios;
 mod security;
 mod world;

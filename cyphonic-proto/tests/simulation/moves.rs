@@ -5,11 +5,11 @@ use crate::{
         Gate::{self, Firewall, Open, PortRestricted},
         Uplink,
     },
-    relay_restarts::{gap, relayed_pair, stream, tunnels},
+    relay_restarts::{gap, relayed_pair, stream, tunnels as tunnels_with_wire},
     world::{Event, World},
 };
 use cyphonic_proto::{
-    Channel,
+    Channel, TunnelId,
     node::{Routes, Service, ServiceState},
     trs::NodePath,
 };
@@ -24,6 +24,11 @@ const MS: Duration = Duration::from_millis(1);
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 /// QUIC's, as docs/protocol.md §3 has it.
 const IDLE: Duration = Duration::from_secs(45);
+
+/// The tunnels of a device: what stands on the wire changes with the path.
+fn tunnels(world: &World, name: &str) -> Vec<TunnelId> {
+    tunnels_with_wire(world, name).into_iter().map(|(id, _)| id).collect()
+}
 
 /// A host whose every network leads everywhere in its family.
 struct Families(Vec<Uplink>);
@@ -58,7 +63,7 @@ impl World {
             let uplinks = &mut self.hosts.get_mut(name).unwrap().uplinks;
             let server = conn.server;
             let uplink = uplinks.iter_mut().find(|uplink| uplink.own.is_ipv4() == server.is_ipv4());
-            let Some(observed) = uplink.map(|uplink| uplink.outbound(server)) else { continue };
+            let Some(observed) = uplink.map(|uplink| uplink.outbound(self.now, server)) else { continue };
             if conn.observed != observed {
                 conn.observed = observed;
                 self.schedule(self.delay, Event::Seen { channel, observed });

@@ -1,8 +1,15 @@
-//! NATs and firewalls.
+//! What stands before a device: nothing, a firewall, or a NAT.
 
+use crate::nat::{
+    Dependence::{AddressAndPort, Independent},
+    Nat, NatKind,
+    Ports::{Random, Sequence},
+    nat,
+};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    time::Instant,
 };
 
 /// What stands before a device in one address family.
@@ -14,8 +21,21 @@ pub(crate) enum Gate {
     Firewall,
     /// Endpoint-independent mapping, address- and port-dependent filtering (RFC 4787).
     PortRestricted,
-    /// Address- and port-dependent mapping and filtering.
+    /// Address- and port-dependent mapping and filtering, with ports that nobody can guess.
     Symmetric,
+    /// Any other NAT.
+    Nat(NatKind),
+}
+
+impl Gate {
+    pub(crate) fn nat(self) -> Option<NatKind> {
+        match self {
+            Self::Open | Self::Firewall => None,
+            Self::PortRestricted => Some(nat(Independent, AddressAndPort, Sequence)),
+            Self::Symmetric => Some(nat(AddressAndPort, AddressAndPort, Random)),
+            Self::Nat(kind) => Some(kind),
+        }
+    }
 }
 
 /// One device's gate in one family.
@@ -23,43 +43,33 @@ pub(crate) enum Gate {
 pub(crate) struct Uplink {
     pub(crate) own: SocketAddr,
     pub(crate) gate: Gate,
-    public: IpAddr,
-    mappings: BTreeMap<Option<SocketAddr>, u16>,
-    /// For each public port, who may send to it.
-    allowed: BTreeMap<u16, BTreeSet<SocketAddr>>,
+    nat: Option<Nat>,
+    /// Whom a firewall lets in.
+    allowed: BTreeSet<SocketAddr>,
 }
 
 impl Uplink {
     pub(crate) fn new(own: SocketAddr, gate: Gate, public: IpAddr) -> Self {
-        Self { own, gate, public, mappings: BTreeMap::new(), allowed: BTreeMap::new() }
+        let nat = gate.nat().map(|kind| Nat::new(kind, public));
+        Self { own, gate, nat, allowed: BTreeSet::new() }
     }
 
     /// The source address that `to` sees.
-    pub(crate) fn outbound(&mut self, to: SocketAddr) -> SocketAddr {
-        let port = match self.gate {
-            Gate::Open | Gate::Firewall => self.own.port(),
-            Gate::PortRestricted => self.map(None),
-            Gate::Symmetric => self.map(Some(to)),
-        };
-        self.allowed.entry(port).or_default().insert(to);
-        match self.gate {
-            Gate::Open | Gate::Firewall => self.own,
-            Gate::PortRestricted | Gate::Symmetric => SocketAddr::new(self.public, port),
+    pub(crate) fn outbound(&mut self, now: Instant, to: SocketAddr) -> SocketAddr {
+        match &mut self.nat {
+            Some(nat) => nat.outbound(now, to),
+            None => {
+                self.allowed.insert(to);
+                self.own
+            }
         }
     }
 
     /// Whether a packet to `to` is this device's, and passes.
-    pub(crate) fn inbound(&self, from: SocketAddr, to: SocketAddr) -> bool {
-        let allowed = || self.allowed.get(&to.port()).is_some_and(|peers| peers.contains(&from));
-        match self.gate {
-            Gate::Open => to == self.own,
-            Gate::Firewall => to == self.own && allowed(),
-            Gate::PortRestricted | Gate::Symmetric => to.ip() == self.public && allowed(),
+    pub(crate) fn inbound(&self, now: Instant, from: SocketAddr, to: SocketAddr) -> bool {
+        match &self.nat {
+            Some(nat) => nat.inbound(now, from, to),
+            None => to == self.own && (self.gate == Gate::Open || self.allowed.contains(&from)),
         }
-    }
-
-    fn map(&mut self, key: Option<SocketAddr>) -> u16 {
-        let fresh = 20_000 + u16::try_from(self.mappings.len()).unwrap();
-        *self.mappings.entry(key).or_insert(fresh)
     }
 }

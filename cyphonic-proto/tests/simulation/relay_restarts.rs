@@ -121,7 +121,8 @@ fn a_device_cut_off_meanwhile_gets_nothing_back() {
 fn forged_resets_are_ignored_and_repeated_ones_interrupt_nothing() {
     let mut world = relayed_pair();
     let from = addresses(&Service::Trs(relay().name))[0];
-    let to = world.hosts.get_mut("a").unwrap().uplinks[0].outbound(from);
+    let now = world.now;
+    let to = world.hosts.get_mut("a").unwrap().uplinks[0].outbound(now, from);
     let before = tunnels(&world, "a");
     let real = trs_keys().reset_token(before[0].1);
     for token in [[0; 16], trs_keys().reset_token(ConnectionId::from_random_data([1; 8]))] {

@@ -6,11 +6,11 @@ use crate::{
     net::{Gate, Uplink},
 };
 use cyphonic_proto::{
-    Channel, ExchangeId, Message, PeerConnectionId, QueryId,
+    Channel, ExchangeId, Message, QueryId,
     address::Prefix,
     identity::{Identity, NetworkId, Role, sha256},
     message::{decode, encode},
-    node::{ResolveError, Service, Target, Timing},
+    node::{CandidateSet, ResolveError, Service, Target},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -35,31 +35,13 @@ pub(crate) enum Victim {
 #[derive(Clone, Debug)]
 pub(crate) enum Packet {
     Punch,
-    /// A packet of a dial.
-    Peers(Flight, u64),
+    /// The dialler's first flight and TunnelRequest.
+    Request(u64),
+    /// The listener's answer.
+    Response(u64),
     Data(Data),
     /// A TRS does not know a leg.
     Reset([u8; 16]),
-}
-
-/// The flights of the handshake between peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Flight {
-    /// The dialler's first.
-    Hello,
-    /// The listener's, and its TunnelOffer.
-    Offer,
-    /// The dialler's certificate and TunnelRequest.
-    Request,
-    /// The listener's TunnelResponse.
-    Response,
-}
-
-impl Flight {
-    pub(crate) fn from_byte(byte: u8) -> Self {
-        [Self::Hello, Self::Offer, Self::Request, Self::Response][usize::from(byte)]
-    }
 }
 
 /// A tunnel's packet: whoever holds the key under the connection ID can open it.
@@ -70,10 +52,11 @@ pub(crate) struct Data {
     pub(crate) key: [u8; 32],
     /// Bytes of UDP payload.
     pub(crate) size: u16,
+    pub(crate) number: u64,
     pub(crate) content: Content,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Inner(u64),
     Ping,
@@ -81,6 +64,7 @@ pub(crate) enum Content {
     /// A challenge that is padded to this size.
     Probe([u8; 8], u16),
     Response([u8; 8]),
+    Candidates(CandidateSet),
     Close,
 }
 
@@ -140,12 +124,6 @@ pub(crate) enum Event {
         packet: Packet,
     },
     Retransmit {
-        dial: u64,
-    },
-    /// The listener learns that a dial was given up.
-    PeerLeft {
-        device: &'static str,
-        life: u32,
         dial: u64,
     },
     Stats {
@@ -215,8 +193,6 @@ pub(crate) struct World {
     /// How long it takes until a connection is known to be lost.
     pub(crate) unnoticed: Duration,
     pub(crate) resets: u32,
-    /// How many relays devices stay connected to, from their next start on.
-    pub(crate) warm_relays: usize,
     /// Dials of services.
     pub(crate) connects: u32,
     keys: BTreeSet<[u8; 32]>,
@@ -253,7 +229,6 @@ impl World {
             unknown_fields: false,
             unnoticed: Duration::from_secs(1),
             resets: 0,
-            warm_relays: Timing::default().warm_relays,
             connects: 0,
             keys: BTreeSet::new(),
         }
@@ -274,7 +249,7 @@ impl World {
         let v4 = v4.map(|gate| {
             let own = match gate {
                 Gate::Open | Gate::Firewall => [203, 0, 113, n],
-                Gate::PortRestricted | Gate::Symmetric => [10, 0, n, 2],
+                Gate::PortRestricted | Gate::Symmetric | Gate::Nat(_) => [10, 0, n, 2],
             };
             Uplink::new((own, 7000).into(), gate, [198, 51, 100, n].into())
         });
@@ -423,10 +398,6 @@ impl World {
             Event::FrameToNode { channel, bytes } => self.frame_to_node(channel, &bytes),
             Event::Datagram { from, to, packet } => self.arrive(from, to, packet),
             Event::Retransmit { dial } => self.transmit_dial(dial),
-            Event::PeerLeft { device, life, dial } => {
-                let connection = PeerConnectionId(dial);
-                self.with_node(device, life, |node, now| node.handle_peer_left(now, connection));
-            }
             Event::Stats { device, life } => self.report_stats(device, life),
             Event::Revive(victim) => self.revive(victim),
             Event::Seen { channel, observed } => self.seen(channel, observed),

@@ -1,0 +1,65 @@
+//! Peers whose tunnels stay, though nobody uses them: an operator's choice.
+//!
+//! Such a peer's tunnel is set up once the node is registered, and anew when it is lost. It tells the peer so (CANDIDATES),
+//! which then does not end it either as long as it hears from this node.
+
+use super::{Node, Target, Timer};
+use rand::Rng;
+use std::{
+    collections::BTreeSet,
+    net::Ipv6Addr,
+    time::{Duration, Instant},
+};
+
+/// Most peers that are kept.
+const MAX_KEPT: usize = 256;
+/// Between attempts at a kept peer that cannot be reached.
+const AGAIN: Duration = Duration::from_secs(30);
+/// After a tunnel's end, so that two ends that keep each other do not ask at the same moment.
+const SOON: Duration = Duration::from_secs(1);
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct KeptOpen(BTreeSet<Ipv6Addr>);
+
+impl Node {
+    pub(super) fn keep_open(&mut self, now: Instant, names: &[String]) {
+        for name in names.iter().take(MAX_KEPT) {
+            let in_zone = Target::Name(format!("{}.{}", name.trim_end_matches('.'), self.config.zone));
+            let found = self.locate(Target::Name(name.clone())).or_else(|_| self.locate(in_zone));
+            let Ok((address, fqdn)) = found else { continue };
+            if address != self.own && self.note_peer(now, address, fqdn).is_ok() {
+                self.kept_open.0.insert(address);
+            }
+        }
+        self.keep_peers(now);
+    }
+
+    pub(super) fn keeps_open(&self, peer: Ipv6Addr) -> bool {
+        self.kept_open.0.contains(&peer)
+    }
+
+    /// Sets up what is missing.
+    pub(super) fn keep_peers(&mut self, now: Instant) {
+        if self.stopped || self.kept_open.0.is_empty() {
+            return;
+        }
+        self.timers.set(Timer::KeptOpen, now + AGAIN.mul_f64(self.rng.random_range(0.75..=1.0)));
+        if !self.registration.registered {
+            return;
+        }
+        let missing = |peer: &&Ipv6Addr| {
+            self.peers.get(*peer).is_some_and(|peer| peer.tunnels.is_empty() && !peer.is_sought())
+        };
+        for peer in self.kept_open.0.iter().filter(missing).copied().collect::<Vec<_>>() {
+            self.want_anew(now, peer);
+        }
+    }
+
+    /// A tunnel has ended: if its peer is kept, it gets another.
+    pub(super) fn keep_after(&mut self, now: Instant, peer: Ipv6Addr) {
+        if self.keeps_open(peer) && !self.stopped {
+            self.timers.set(Timer::KeptOpen, now + SOON.mul_f64(self.rng.random_range(0.5..=1.5)));
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What a node sends so that NATs on its way keep their mappings, and no more.
+//!
+//! A mapping lives as long as it was proven to, and its holder sends after three quarters of that. As long as nothing is
+//! proven, two seconds are assumed, the shortest that is met (RFC 4787 §4.3 asks for two minutes, and many give less). A
+//! node without a NAT has nothing to hold, but perhaps a firewall, which is given the usual time.
+
+use super::{Action, Node, Service, ServiceState, Timer, Timing, tunnels::Tunnel};
+use crate::nat::{self, Family, NatFinding};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+/// What is assumed of a mapping of which nothing is known.
+const ASSUMED_LIFETIME: Duration = Duration::from_secs(2);
+/// A tunnel that carried something within this time is in use.
+const IN_USE: Duration = Duration::from_secs(10);
+/// QUIC's own keep-alive (docs/protocol.md §3) does at this interval.
+const QUIC_KEEPALIVE: Duration = Duration::from_secs(14);
+
+impl Node {
+    /// How long this end of a tunnel may be silent; `None` where it need not say anything.
+    pub(super) fn tunnel_keepalive(&self, now: Instant, tunnel: &Tunnel) -> Option<Duration> {
+        let Timing { relay_keepalive, .. } = self.config.timing;
+        if !tunnel.paths.is_relayed() {
+            return self.mapping_interval(&tunnel.remote);
+        }
+        // The connection to the relay holds the mapping. But an end that only receives would not hear that the relay has
+        // restarted: the answer to its own packets tells.
+        let in_use = now.saturating_duration_since(tunnel.last_use) < IN_USE;
+        (tunnel.leg.is_some() && in_use).then_some(relay_keepalive)
+    }
+
+    /// Holds the mappings of the connections by which services reach this node: that of the NMS, and of relays that
+    /// tunnels may use.
+    pub(super) fn hold_mappings(&mut self, now: Instant) {
+        let needed = |service: &Service| match service {
+            Service::As => false,
+            Service::Nms => true,
+            Service::Trs(name) => self.uses_relay(name),
+        };
+        let connected = self
+            .services
+            .iter()
+            .filter(|(service, slot)| slot.state == ServiceState::Connected && needed(service));
+        let remotes: Vec<_> = connected.filter_map(|(_, slot)| slot.remote).collect();
+        let held = |remote: &SocketAddr| {
+            let nat = self.nat_of(Family::of(remote));
+            let interval = self.mapping_interval(remote).filter(|_| is_translated(nat))?;
+            (interval < QUIC_KEEPALIVE).then_some((*remote, interval))
+        };
+        let held: Vec<_> = remotes.iter().filter_map(held).collect();
+        let Some(interval) = held.iter().map(|(_, interval)| *interval).min() else { return };
+        self.act(Action::Punch { remotes: held.into_iter().map(|(remote, _)| remote).collect() });
+        self.timers.set(Timer::Mappings, now + interval);
+    }
+
+    fn mapping_interval(&self, remote: &SocketAddr) -> Option<Duration> {
+        let usual = self.config.timing.keepalive;
+        let family = Family::of(remote);
+        match self.nat_of(family) {
+            nat if is_translated(nat) => {
+                let lifetime = self.mapping_lifetime(family).unwrap_or(ASSUMED_LIFETIME);
+                Some(lifetime * 3 / 4)
+            }
+            NatFinding::NoAddress => None,
+            _ => Some(usual),
+        }
+    }
+
+    /// How long a mapping is known to live without packets.
+    const fn mapping_lifetime(&self, _: Family) -> Option<Duration> {
+        None
+    }
+
+    fn nat_of(&self, family: Family) -> NatFinding {
+        nat::find(family, &self.registration.addresses, &self.registration.observations)
+    }
+}
+
+const fn is_translated(nat: NatFinding) -> bool {
+    match nat {
+        NatFinding::NoAddress | NatFinding::None => false,
+        NatFinding::EndpointIndependent | NatFinding::AddressDependent | NatFinding::Unknown => true,
+    }
+}

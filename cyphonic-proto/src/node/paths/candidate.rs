@@ -1,0 +1,173 @@
+//! Addresses at which an end of a tunnel may be reached: which there are, and which are worth trying first.
+
+use crate::{
+    address::Prefix,
+    message::endpoint,
+    nat::{self, Family, NatFinding},
+};
+use cyphonic_common::frame::MAX_CANDIDATES;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+/// Ports that are guessed of a NAT that gives them in sequence. It gives one to each address that is probed, and those
+/// are few.
+const PREDICTED: u16 = 4;
+/// The largest distance between the ports of two mappings that counts as a sequence.
+const MAX_STRIDE: u16 = 16;
+
+/// What kind of path leads to an address, the best first. As RFC 8445 §5.1.2 has it, a path without a NAT comes before
+/// one with, and a relay is the last resort; of two kinds without, the one comes first that is likelier to stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::node) enum Class {
+    /// IPv6: nobody's address is translated.
+    Ipv6,
+    /// An IPv4 address that is only good within one site.
+    Site,
+    /// A public IPv4 address, of a host or a NAT.
+    Internet,
+    /// A TRS.
+    Relay,
+}
+
+impl Class {
+    pub(super) fn of(remote: &SocketAddr) -> Self {
+        match remote.ip() {
+            IpAddr::V6(_) => Self::Ipv6,
+            IpAddr::V4(ip) if ip.is_private() || is_shared(ip) => Self::Site,
+            IpAddr::V4(_) => Self::Internet,
+        }
+    }
+}
+
+/// Carrier-grade NATs' inner side (RFC 6598).
+const fn is_shared(ip: Ipv4Addr) -> bool {
+    let [a, b, ..] = ip.octets();
+    a == 100 && b & 0xc0 == 64
+}
+
+/// What a node knows of where it is: its own addresses, and (server, observed), the newest first.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Whereabouts<'a> {
+    pub(super) addresses: &'a [SocketAddr],
+    pub(super) observations: &'a [(SocketAddr, SocketAddr)],
+}
+
+/// Where this node may be reached, the likeliest first, as it is told to peers.
+pub(super) fn own(known: Whereabouts<'_>, overlay: Prefix) -> Vec<SocketAddr> {
+    let own = |family| known.addresses.iter().copied().filter(move |a| Family::of(a) == family);
+    let observed = known.observations.iter().map(|(_, observed)| *observed);
+    let guessed = Family::ALL.into_iter().flat_map(|family| predicted(family, known));
+    let all = own(Family::V6).chain(own(Family::V4)).chain(observed).chain(guessed);
+    unique(all.filter(|address| endpoint::is_candidate(address.ip(), overlay)))
+}
+
+/// The peer's addresses, as they came: canonical, and only those that packets may be sent to.
+pub(super) fn checked(endpoints: &[SocketAddr], overlay: Prefix) -> Vec<SocketAddr> {
+    let canonical = endpoints.iter().copied().map(endpoint::canonical);
+    unique(canonical.filter(|address| endpoint::is_candidate(address.ip(), overlay) && address.port() != 0))
+}
+
+fn unique(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let mut unique = Vec::new();
+    for address in addresses {
+        if unique.len() < MAX_CANDIDATES && !unique.contains(&address) {
+            unique.push(address);
+        }
+    }
+    unique
+}
+
+/// The ports that a symmetric NAT will give to the next mappings, where those it gave so far are in sequence.
+///
+/// Where they are not there is nothing to guess: to meet a random one of 64,512 ports with a chance of one half takes
+/// hundreds of sockets or packets at both ends (RFC 5128 §3.4 and the birthday paradox), more than a small device and
+/// its NAT can spare.
+fn predicted(family: Family, known: Whereabouts<'_>) -> Vec<SocketAddr> {
+    let Whereabouts { addresses, observations } = known;
+    if nat::find(family, addresses, observations) != NatFinding::AddressDependent {
+        return Vec::new();
+    }
+    // The newest is first.
+    let seen: Vec<_> =
+        observations.iter().map(|(_, o)| *o).filter(|o| Family::of(o) == family).take(3).collect();
+    let [newest, before, ..] = seen.as_slice() else { return Vec::new() };
+    let stride = newest.port().wrapping_sub(before.port());
+    let steady = seen.windows(2).all(|pair| {
+        let [newer, older] = pair else { return false };
+        newer.ip() == older.ip() && (1..=MAX_STRIDE).contains(&newer.port().wrapping_sub(older.port()))
+    });
+    if !steady {
+        return Vec::new();
+    }
+    let next = |k: u16| newest.port().checked_add(stride.checked_mul(k)?);
+    (1..=PREDICTED).filter_map(next).map(|port| SocketAddr::new(newest.ip(), port)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn overlay() -> Prefix {
+        "fd12:3456:789a::/48".parse().unwrap()
+    }
+
+    /// Of a node at 10.0.0.2:7000 behind a NAT at 198.51.100.1: what as many servers saw, one after the other.
+    fn seen(ports: &[u16]) -> Vec<(SocketAddr, SocketAddr)> {
+        let server = |n| SocketAddr::from(([192, 0, 2, n], 443));
+        let seen =
+            (1..).zip(ports).map(|(n, port)| (server(n), SocketAddr::from(([198, 51, 100, 1], *port))));
+        let mut seen: Vec<_> = seen.collect();
+        seen.reverse();
+        seen
+    }
+
+    #[test]
+    fn ports_in_sequence_are_guessed_and_others_are_not() {
+        let ports = |observations: &[(SocketAddr, SocketAddr)]| {
+            let known = Whereabouts { addresses: &[at("10.0.0.2:7000")], observations };
+            predicted(Family::V4, known).iter().map(SocketAddr::port).collect::<Vec<_>>()
+        };
+        assert_eq!(ports(&seen(&[5000, 5001, 5002])), [5003, 5004, 5005, 5006]);
+        assert_eq!(ports(&seen(&[5000, 5002])), [5004, 5006, 5008, 5010]);
+        assert_eq!(ports(&seen(&[5000, 61000])), [0u16; 0]);
+        assert_eq!(ports(&seen(&[5000, 5001, 41000])), [0u16; 0]);
+        assert_eq!(ports(&seen(&[5000])), [0u16; 0], "one says nothing");
+        assert_eq!(ports(&seen(&[5000, 5000])), [0u16; 0], "this NAT is not symmetric");
+        assert_eq!(ports(&seen(&[65533, 65534])), [65535]);
+    }
+
+    #[test]
+    fn kinds_of_paths_come_in_order() {
+        let order = ["[2001:db8::1]:1", "192.168.1.2:1", "198.51.100.1:1"].map(|a| Class::of(&at(a)));
+        assert_eq!(order, [Class::Ipv6, Class::Site, Class::Internet]);
+        assert!(order.is_sorted() && Class::Internet < Class::Relay);
+        assert_eq!(Class::of(&at("100.64.0.1:1")), Class::Site);
+        assert_eq!(Class::of(&at("100.128.0.1:1")), Class::Internet);
+    }
+
+    #[test]
+    fn what_is_told_has_no_address_of_the_host_the_link_or_the_overlay() {
+        let addresses =
+            ["10.0.0.2:7000", "127.0.0.1:1", "[fe80::1]:1", "[fd12:3456:789a::1]:1", "[2001:db8::1]:7000"]
+                .map(at);
+        let known = Whereabouts { addresses: &addresses, observations: &seen(&[5000]) };
+        let told = ["[2001:db8::1]:7000", "10.0.0.2:7000", "198.51.100.1:5000"].map(at);
+        assert_eq!(own(known, overlay()), told);
+        let named = ["[::ffff:127.0.0.1]:53", "[::1]:53", "224.0.0.1:53", "[::ffff:192.0.2.9]:9"].map(at);
+        assert_eq!(checked(&named, overlay()), [at("192.0.2.9:9")]);
+    }
+
+    proptest! {
+        #[test]
+        fn guesses_and_lists_are_bounded(ports: Vec<u16>, addresses: Vec<SocketAddr>) {
+            let observations = seen(&ports[..ports.len().min(8)]);
+            let known = Whereabouts { addresses: &addresses, observations: &observations };
+            prop_assert!(predicted(Family::V4, known).len() <= usize::from(PREDICTED));
+            prop_assert!(own(known, overlay()).len() <= MAX_CANDIDATES);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What a tunnel's paths learn: answers, probes of the peer, its lists, moves.
+
+use super::{Race, candidate};
+use crate::{
+    id::TunnelId,
+    message::RouteKind,
+    node::{Action, Node, Timer, setup::Setup},
+};
+use cyphonic_common::frame::CandidateFlags;
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+/// A path that answered within this time is not challenged because the peer sends on another.
+const SURE: Duration = Duration::from_secs(1);
+/// How long news of this end's addresses are gathered before peers are told.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Where one end of a tunnel may be reached, as it tells the other in a CANDIDATES frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CandidateSet {
+    /// Counts the sender's lists in this tunnel, upwards; a list replaces those before it.
+    pub sequence: u64,
+    /// What the sender asks for.
+    pub flags: CandidateFlags,
+    /// The endpoints, best first.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+impl Node {
+    /// A tunnel was installed: the dialling end tells where it is, and both look for better paths.
+    pub(in crate::node) fn begin_paths(&mut self, now: Instant, id: TunnelId, setup: &Setup) {
+        if setup.dial {
+            self.tell(now, id);
+            self.begin_round(now, id);
+        } else if setup.kind == RouteKind::Relay {
+            // Nothing may be sent through the tunnel yet, but this end's NAT can let the first probe in.
+            let remotes: Vec<_> =
+                setup.endpoints.iter().copied().filter(|remote| self.may_probe(*remote)).collect();
+            if !remotes.is_empty() {
+                self.act(Action::Punch { remotes });
+            }
+        }
+    }
+
+    /// The peer answered a challenge.
+    pub(in crate::node) fn path_answered(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
+        if self.mtu_answered(now, id, data) {
+            return;
+        }
+        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+        let paths = &mut tunnel.paths;
+        let Some(target) = paths.targets.iter_mut().find_map(|t| t.answered(now, data).then_some(&*t)) else {
+            return;
+        };
+        let (remote, proved) = (target.remote, target.proved);
+        let resolved = remote == paths.current
+            && paths.doubt.is_some_and(|doubt| proved.is_some_and(|at| at >= doubt.steps.began));
+        if resolved {
+            let silent = paths.doubt.is_some_and(|doubt| doubt.silent);
+            paths.doubt = None;
+            if silent {
+                paths.was_groundless();
+            }
+        }
+        tunnel.is_alive(now);
+        self.consider(now, id);
+        self.watch(now, id);
+    }
+
+    /// The peer probed this end from an address; its probe was answered there.
+    pub(in crate::node) fn path_probed(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
+        if let Some((from, new)) = self.meet_at(id, from) {
+            let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+            tunnel.is_alive(now);
+            // Its own probe got through, so it is time for ours (RFC 8445 §7.3.1.4), unless there is nothing to gain.
+            let sought = tunnel.paths.target(from).is_some_and(|target| tunnel.paths.is_sought(target));
+            let waits = tunnel.paths.target(from).is_some_and(|t| t.proved.is_none_or(|at| at + SURE <= now));
+            if new || (sought && waits) || tunnel.paths.is_doubted() {
+                self.probe(now, id, from);
+            }
+        }
+        self.watch(now, id);
+    }
+
+    /// The peer sends on another path now (RFC 9000 §9.3). It is followed once that path is validated, unless the one in
+    /// use answers first: then there is nothing wrong with it.
+    pub(in crate::node) fn peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
+        let Some((from, _)) = self.meet_at(id, from) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+        tunnel.is_alive(now);
+        let sure = tunnel.paths.current().is_some_and(|t| t.proved.is_some_and(|at| at + SURE > now));
+        if !sure {
+            let relay = tunnel.paths.target(from).is_some_and(super::Target::is_relay);
+            let race = if relay { Race::No } else { Race::With(from) };
+            self.begin_doubt(now, id, race);
+        }
+        self.probe(now, id, from);
+        self.watch(now, id);
+    }
+
+    /// The peer tells where it may be reached.
+    pub(in crate::node) fn candidates_told(&mut self, now: Instant, id: TunnelId, set: &CandidateSet) {
+        let remotes = candidate::checked(&set.endpoints, self.prefix);
+        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+        tunnel.is_alive(now);
+        let paths = &mut tunnel.paths;
+        paths.telling = paths.telling.filter(|_| set.flags.answer);
+        paths.kept_by_peer = set.flags.keep;
+        let first = paths.heard.is_none();
+        let newer = paths.heard.is_none_or(|heard| set.sequence > heard);
+        if newer {
+            paths.heard = Some(set.sequence);
+            let relay = paths.relay().map(|target| target.remote);
+            let remotes: Vec<_> = remotes.into_iter().filter(|remote| Some(*remote) != relay).collect();
+            paths.name(&remotes);
+        }
+        if set.flags.answer {
+            if paths.sequence == 0 {
+                paths.sequence = 1;
+            }
+            self.send_candidates(now, id, false);
+        }
+        if newer {
+            self.begin_round(now, id);
+            if !first {
+                // It is elsewhere: the way to it that answers first is taken.
+                self.begin_doubt(now, id, Race::Open);
+            }
+        }
+        self.watch(now, id);
+    }
+
+    /// This end's addresses, or what is known of them, are others: peers are told before long.
+    pub(in crate::node) fn candidates_changed(&mut self, now: Instant) {
+        self.timers.set(Timer::Candidates, now + GATHER);
+    }
+
+    pub(in crate::node) fn candidates_due(&mut self, now: Instant) {
+        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
+            if self.tunnels.get(&id).is_some_and(|tunnel| tunnel.is_told()) {
+                self.tell(now, id);
+                self.begin_round(now, id);
+                self.watch(now, id);
+            }
+        }
+    }
+
+    /// This node is elsewhere, or was asleep: every tunnel's path is in doubt, its peer is told where this node is now, and
+    /// the first path that answers is taken.
+    pub(in crate::node) fn move_tunnels(&mut self, now: Instant) {
+        self.timers.clear(&Timer::Candidates);
+        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
+            if !self.tunnels.get(&id).is_some_and(|tunnel| tunnel.is_told()) {
+                continue;
+            }
+            self.begin_doubt(now, id, Race::Open);
+            self.tell(now, id);
+            self.begin_round(now, id);
+            self.watch(now, id);
+        }
+    }
+
+    /// A relay knows where this node is now: tunnels that wait for an answer need not wait for their next step.
+    pub(in crate::node) fn relay_followed(&mut self, now: Instant, trs: &str) {
+        for id in self.tunnels_via(trs) {
+            let Some(paths) = self.tunnels.get(&id).map(|tunnel| &tunnel.paths) else { continue };
+            let relay = paths.relay().map(|target| target.remote);
+            if let Some(relay) = relay.filter(|_| paths.is_doubted()) {
+                self.probe(now, id, relay);
+            }
+        }
+    }
+
+    /// The address in its canonical form if it may be sent to, noted, and whether it is new.
+    fn meet_at(&mut self, id: TunnelId, from: SocketAddr) -> Option<(SocketAddr, bool)> {
+        let tunnel = self.tunnels.get_mut(&id)?;
+        let from = crate::message::endpoint::canonical(from);
+        if tunnel.paths.target(from).is_some() {
+            return Some((from, false));
+        }
+        let from = *candidate::checked(&[from], self.prefix).first()?;
+        Some((from, tunnel.paths.meet(from)))
+    }
+}

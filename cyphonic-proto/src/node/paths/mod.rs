@@ -1,0 +1,315 @@
+//! A tunnel's paths: candidates, probes, the move to a better path, and the retreat from a dead one.
+//!
+//! A tunnel keeps its keys and packet numbers for life; where its packets go may change (RFC 9000 §9, with an end that may
+//! begin behind a relay). Each end judges by itself on which path it sends: one may have moved already while the other has
+//! not. Whatever arrives is opened all the same, so a move loses nothing.
+//!
+//! - *Candidates*: each end tells the other where it may be reached (CANDIDATES, inside the tunnel). Where an
+//!   authenticated probe comes from is one more.
+//! - *Rounds* (`schedule`): both ends probe at the same time, right after the tunnel stands, so that each one's probes open
+//!   its NAT for the other's. What answered is validated (RFC 9000 §8.2). Rounds are repeated ever more rarely while the
+//!   tunnel is in use, and at once when there is news.
+//! - *Choice* (`target`): a better kind of path, or a clearly faster one of the same kind, is taken as soon as it answers.
+//! - *Doubt*: a path that takes packets and brings none, or that the peer has left, is challenged together with those that
+//!   could take its place. The first that answers when its time is up is taken. The relay is always among them.
+//!
+//! **Invariants.** Packets go only to an address that has answered a challenge, or at which the tunnel was set up. Probes
+//! go only to addresses that the authenticated peer named or probed from, never to this host, its link or the overlay; how
+//! many there are, and how many probes a node sends, is bounded.
+
+mod candidate;
+mod events;
+mod probing;
+mod schedule;
+mod status;
+mod target;
+
+pub use events::CandidateSet;
+pub use status::PathStatus;
+
+use super::setup::Setup;
+use crate::{ConnectionId, message::RouteKind};
+use schedule::{Doubt, PAUSE_LEAST, PAUSE_MOST, Race, Steps};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+use target::Target;
+
+pub(super) use probing::ProbeBudget;
+
+/// Most of the peer's named addresses that are probed.
+const MAX_NAMED: usize = 12;
+/// Most addresses that are known only from the peer's probes.
+const MAX_REFLEXIVE: usize = 4;
+/// An answer counts as fresh for the choice of a path.
+const FRESH: Duration = Duration::from_secs(3);
+/// Sending without hearing for this long, or four round trips, begins a doubt.
+const SILENCE_LEAST: Duration = Duration::from_millis(300);
+/// The same where doubts proved groundless: a peer that only receives need not be asked all the time.
+const SILENCE_MOST: Duration = Duration::from_secs(2);
+/// A path in doubt has this long, or three round trips, to answer.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// The round trip that is assumed of a path that was not measured.
+const UNMEASURED: Duration = Duration::from_millis(100);
+/// A retreat is followed by a round after this, doubling while retreats follow each other.
+const COMEBACK: Duration = Duration::from_secs(1);
+/// A path that held for this long is not blamed for earlier retreats.
+const STABLE: Duration = Duration::from_secs(300);
+
+/// A tunnel's paths. See the module.
+pub(super) struct Paths {
+    /// The peer's own data connection ID.
+    peer_cid: ConnectionId,
+    targets: Vec<Target>,
+    current: SocketAddr,
+    /// Since when packets go there.
+    pub(super) since: Instant,
+    /// When the tunnel first left its relay.
+    pub(super) upgraded: Option<Instant>,
+    /// The number of this end's newest list.
+    sequence: u64,
+    /// The number of the peer's newest list.
+    heard: Option<u64>,
+    telling: Option<Steps>,
+    round: Option<Steps>,
+    /// Rounds that ended without a better path.
+    rounds: u32,
+    next_round: Option<Instant>,
+    pause: Duration,
+    doubt: Option<Doubt>,
+    silence: Duration,
+    retreats: u32,
+    last_retreat: Option<Instant>,
+    /// When the paths that are not in use are checked.
+    check: Instant,
+    /// The peer keeps the tunnel open.
+    pub(super) kept_by_peer: bool,
+}
+
+/// How often a tunnel's relay is checked while packets go elsewhere, or the only path of a tunnel that is kept open: more
+/// often than a TRS forgets a leg without packets (10 min).
+const CHECK: Duration = Duration::from_secs(240);
+
+impl Paths {
+    /// The paths of a tunnel that was set up at an address.
+    pub(super) fn new(
+        now: Instant,
+        setup: &Setup,
+        peer_cid: ConnectionId,
+        (remote, wire_cid): (SocketAddr, ConnectionId),
+    ) -> Self {
+        let first = match setup.kind {
+            RouteKind::Relay => Target::relay(remote, wire_cid),
+            RouteKind::Unspecified
+            | RouteKind::Direct
+            | RouteKind::ResponderInitiated
+            | RouteKind::HolePunch => Target::direct(remote, peer_cid, false),
+        };
+        let mut paths = Self {
+            peer_cid,
+            targets: vec![first],
+            current: remote,
+            since: now,
+            upgraded: None,
+            sequence: 0,
+            heard: None,
+            telling: None,
+            round: None,
+            rounds: 0,
+            next_round: None,
+            pause: PAUSE_LEAST,
+            doubt: None,
+            silence: SILENCE_LEAST,
+            retreats: 0,
+            last_retreat: None,
+            check: now + CHECK,
+            kept_by_peer: false,
+        };
+        paths.name(&setup.endpoints);
+        paths
+    }
+
+    /// Takes the peer's list in place of the one before. Returns whether there is anything new.
+    fn name(&mut self, remotes: &[SocketAddr]) -> bool {
+        let current = self.current;
+        let stays = |target: &Target| {
+            target.is_relay() || !target.named || target.remote == current || remotes.contains(&target.remote)
+        };
+        self.targets.retain(stays);
+        let mut news = false;
+        for remote in remotes.iter().take(MAX_NAMED) {
+            match self.targets.iter_mut().find(|target| target.remote == *remote) {
+                Some(target) => target.named = true,
+                None => {
+                    self.targets.push(Target::direct(*remote, self.peer_cid, true));
+                    news = true;
+                }
+            }
+        }
+        news
+    }
+
+    /// Notes where the peer was heard from. Returns whether that is new.
+    fn meet(&mut self, remote: SocketAddr) -> bool {
+        if self.targets.iter().any(|target| target.remote == remote) {
+            return false;
+        }
+        let reflexive = |target: &&Target| !target.named && target.remote != self.current;
+        if self.targets.iter().filter(reflexive).count() >= MAX_REFLEXIVE {
+            // The one that has not worked for longest makes room.
+            let oldest = self.targets.iter().filter(reflexive).min_by_key(|target| target.proved);
+            let oldest = oldest.map(|target| target.remote);
+            self.targets.retain(|target| Some(target.remote) != oldest);
+        }
+        self.targets.push(Target::direct(remote, self.peer_cid, false));
+        true
+    }
+
+    pub(super) fn current(&self) -> Option<&Target> {
+        self.target(self.current)
+    }
+
+    fn target(&self, remote: SocketAddr) -> Option<&Target> {
+        self.targets.iter().find(|target| target.remote == remote)
+    }
+
+    fn relay(&self) -> Option<&Target> {
+        self.targets.iter().find(|target| target.is_relay())
+    }
+
+    /// Whether packets go through the relay.
+    pub(super) fn is_relayed(&self) -> bool {
+        self.current().is_some_and(Target::is_relay)
+    }
+
+    /// The current path's round trip, once it was measured.
+    pub(super) fn rtt(&self) -> Option<Duration> {
+        self.current().and_then(|target| target.rtt)
+    }
+
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubt.is_some()
+    }
+
+    /// The path to take instead of the current one, if there is one now.
+    fn choose(&self, now: Instant) -> Option<SocketAddr> {
+        let current = self.current()?;
+        let others = self.targets.iter().filter(|target| target.remote != self.current);
+        let Some(doubt) = &self.doubt else {
+            let fresh = |target: &&Target| target.proved.is_some_and(|at| at + FRESH >= now);
+            let better = others.filter(fresh).filter(|target| target.is_better_than(current));
+            return better.min_by_key(|target| target.rank()).map(|target| target.remote);
+        };
+        let may_go = |target: &&Target| {
+            target.is_proved_since(doubt.steps.began)
+                && (now >= doubt.until
+                    || target.is_better_than(current)
+                    || match doubt.race {
+                        Race::No => false,
+                        Race::With(rival) => target.remote == rival,
+                        Race::Open => true,
+                    })
+        };
+        others.filter(may_go).min_by_key(|target| target.rank()).map(|target| target.remote)
+    }
+
+    /// Takes another path. Returns it, unless it is unknown.
+    fn take(&mut self, now: Instant, remote: SocketAddr) -> Option<Target> {
+        let next = self.target(remote)?.clone();
+        let was_relayed = self.is_relayed();
+        self.current = remote;
+        if let Some(doubt) = &self.doubt {
+            // What worked before the doubt is no reason to go back.
+            let began = doubt.steps.began;
+            self.targets
+                .iter_mut()
+                .for_each(|target| target.proved = target.proved.filter(|at| *at >= began));
+        }
+        if self.last_retreat.is_none_or(|at| at + STABLE <= now) {
+            self.retreats = 0;
+        }
+        match (was_relayed, next.is_relay()) {
+            (false, true) => {
+                self.last_retreat = Some(now);
+                self.next_round = Some(now + COMEBACK * (1 << self.retreats.min(8)));
+                self.retreats = self.retreats.saturating_add(1);
+            }
+            (true, false) => {
+                self.upgraded.get_or_insert(now);
+                self.pause = PAUSE_LEAST;
+            }
+            _ => {}
+        }
+        self.since = now;
+        self.doubt = None;
+        self.silence = SILENCE_LEAST;
+        Some(next)
+    }
+
+    /// The relay is elsewhere, or gone. Returns whether that is new.
+    pub(super) fn set_relay(&mut self, relay: Option<(SocketAddr, ConnectionId)>) -> bool {
+        let before = self.relay().map(|target| (target.remote, target.wire_cid));
+        if before == relay {
+            return false;
+        }
+        let was_current = self.is_relayed();
+        self.targets.retain(|target| !target.is_relay());
+        if let Some((remote, leg)) = relay {
+            self.targets.retain(|target| target.remote != remote);
+            self.targets.push(Target::relay(remote, leg));
+            if was_current {
+                self.current = remote;
+            }
+        }
+        true
+    }
+
+    /// What stands on the wire on the way through the relay.
+    pub(super) fn relay_leg(&self) -> Option<ConnectionId> {
+        self.relay().map(|target| target.wire_cid)
+    }
+
+    /// How long silence is borne before a doubt.
+    fn silence(&self) -> Duration {
+        self.silence.max(self.rtt().unwrap_or_default() * 4)
+    }
+
+    fn patience(&self) -> Duration {
+        PATIENCE.max(self.rtt().unwrap_or(UNMEASURED) * 3)
+    }
+
+    /// A doubt came to nothing: the peer only receives.
+    fn was_groundless(&mut self) {
+        self.silence = (self.silence * 2).min(SILENCE_MOST);
+    }
+
+    /// Inner packets come: silence would mean something.
+    pub(super) fn is_answered(&mut self) {
+        self.silence = SILENCE_LEAST;
+    }
+
+    /// Kinds of paths that a round looks for.
+    fn is_sought(&self, target: &Target) -> bool {
+        !target.is_relay()
+            && target.remote != self.current
+            && self.current().is_none_or(|current| target.class <= current.class)
+    }
+
+    /// Whether the peer named a better kind of path than the current one.
+    fn may_improve(&self) -> bool {
+        let better = |current: &Target| self.targets.iter().any(|target| target.class < current.class);
+        self.current().is_some_and(better)
+    }
+
+    fn end_round(&mut self, now: Instant) {
+        self.round = None;
+        self.rounds = self.rounds.saturating_add(1);
+        // A retreat has set an earlier one.
+        let ahead = self.next_round.filter(|at| *at > now);
+        self.next_round = self.may_improve().then_some(ahead.unwrap_or(now + self.pause));
+        if ahead.is_none() {
+            self.pause = (self.pause * 2).min(PAUSE_MOST);
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! A tunnel's paths for people: where its packets go, and why there.
+
+use super::Paths;
+use crate::{message::RouteKind, node::tunnels::Tunnel};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+/// The path that a tunnel's packets take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathStatus {
+    /// Where they go: the peer, or its relay.
+    pub remote: SocketAddr,
+    /// The round trip, where it was measured.
+    pub rtt: Option<Duration>,
+    /// Since when they go there.
+    pub since: Instant,
+    /// When the tunnel first left its relay.
+    pub upgraded: Option<Instant>,
+    /// Whether the path seems dead and is being asked.
+    pub doubted: bool,
+    /// Why this path: one line of English.
+    pub why: String,
+}
+
+impl Tunnel {
+    pub(in crate::node) fn path_status(&self) -> PathStatus {
+        PathStatus {
+            remote: self.remote,
+            rtt: self.paths.rtt(),
+            since: self.paths.since,
+            upgraded: self.paths.upgraded,
+            doubted: self.paths.is_doubted(),
+            why: self.paths.explain(),
+        }
+    }
+
+    /// How its packets travel now, which is not always as it was set up.
+    pub(in crate::node) fn route(&self) -> RouteKind {
+        match (self.kind, self.paths.is_relayed()) {
+            (RouteKind::Relay, false) => RouteKind::Direct,
+            (kind, _) => kind,
+        }
+    }
+}
+
+impl Paths {
+    fn explain(&self) -> String {
+        match self.upgraded {
+            _ if self.is_relayed() => self.why_relayed(),
+            Some(_) => "moved from the relay to a direct path".to_owned(),
+            None => "the path that the tunnel was set up on".to_owned(),
+        }
+    }
+
+    fn why_relayed(&self) -> String {
+        let tried = self.targets.iter().filter(|target| !target.is_relay()).count();
+        let worked = self.upgraded.is_some();
+        match () {
+            () if self.round.is_some() => format!("trying {}", addresses(tried)),
+            () if worked => "the direct path is silent".to_owned(),
+            () if tried == 0 => "the peer has told no address".to_owned(),
+            () if self.rounds == 0 => format!("about to try {}", addresses(tried)),
+            () => format!("none of {} answers", addresses(tried)),
+        }
+    }
+}
+
+fn addresses(count: usize) -> String {
+    if count == 1 { "one address".to_owned() } else { format!("{count} addresses") }
+}
