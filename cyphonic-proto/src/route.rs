@@ -38,6 +38,8 @@ pub struct NodeNetwork {
     pub addresses: Vec<SocketAddr>,
     /// What servers saw: (server, observed).
     pub observations: Vec<(SocketAddr, SocketAddr)>,
+    /// Whether its network passes no UDP: it reaches relays by TCP, and nobody else.
+    pub udp_blocked: bool,
 }
 
 /// How a pair is joined.
@@ -127,6 +129,9 @@ impl Pair<'_> {
 
     fn allows(&self, kind: RouteKind, family: Family) -> bool {
         use NatFinding::{EndpointIndependent, NoAddress, None};
+        if self.initiator.udp_blocked || self.responder.udp_blocked {
+            return false;
+        }
         let (initiator, responder) = (self.initiator.finding(family), self.responder.finding(family));
         if initiator == NoAddress || responder == NoAddress {
             return false;
@@ -202,6 +207,9 @@ impl Pair<'_> {
             ORDER.into_iter().filter(|kind| failed.contains(kind)).map(RouteKind::name).collect();
         tried.dedup();
         let (initiator, responder) = (short(self.initiator), short(self.responder));
+        if let Some(blocked) = [self.initiator, self.responder].into_iter().find(|node| node.udp_blocked) {
+            return format!("the network of {} passes no UDP", short(blocked));
+        }
         let shared = Family::ALL.into_iter().find(|f| self.initiator.has(*f) && self.responder.has(*f));
         let Some(family) = shared else {
             return format!(

@@ -140,6 +140,9 @@ pub struct ServiceReport {
     pub name: String,
     /// The address in use, when connected.
     pub remote: Option<SocketAddr>,
+    /// Whether that is a TCP address, because the network passes no UDP.
+    #[serde(default)]
+    pub by_tcp: bool,
     /// How far the connection has come.
     pub state: ServiceState,
     /// Seconds in this state.

@@ -138,6 +138,9 @@ fn service_line(service: &ServiceReport) -> String {
     if let Some(remote) = service.remote {
         let _ = write!(line, ", {remote}");
     }
+    if service.by_tcp {
+        line.push_str(" through TCP");
+    }
     if let (Some(error), true) = (&service.last_error, service.state != ServiceState::Ready) {
         let _ = write!(line, ": {error}");
     }
@@ -186,6 +189,7 @@ mod tests {
                 kind: ServiceKind::Nms,
                 name: "nms.cyphonic.internal".into(),
                 remote: None,
+                by_tcp: false,
                 state: ServiceState::BackingOff,
                 since_s: 61,
                 last_error: Some("timed out".into()),

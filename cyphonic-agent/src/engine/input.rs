@@ -10,13 +10,14 @@ use cyphonic_transport::{Connection, Credentials, Responder};
 use tokio::sync::oneshot;
 
 use super::renewal::Validity;
+use super::services::Way;
 use crate::control::{BackendError, ResetTarget, StatusReport};
 
 /// One thing that happened.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// A connection to a service stands, or not. `attempt` tells a late report from the current one.
-    ServiceDialled { service: Service, attempt: u64, outcome: Result<Connection, String> },
+    ServiceDialled { service: Service, way: Way, attempt: u64, outcome: Result<Connection, String> },
     /// A connection to a service ended.
     ServiceEnded { service: Service, attempt: u64, reason: String },
     /// A request of ours was answered, or not.

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::input::Input;
 use super::peers;
 use super::run::Engine;
-use super::services::{self, Dial};
+use super::services::{self, Dial, Way};
 
 impl Engine {
     pub(super) fn perform_all(&mut self) {
@@ -29,6 +29,10 @@ impl Engine {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Connect { service, addresses, name } => self.connect(service, addresses, name),
+            Action::ConnectByDetour { service, addresses, name } => {
+                self.dial(service, Way::Detour, addresses, name);
+            }
+            Action::LeaveDetour { service, addresses, name } => self.dial(service, Way::Udp, addresses, name),
             Action::Disconnect { service } => self.disconnect(&service),
             Action::Request { exchange, service, message } => self.request(exchange, &service, message),
             Action::CancelRequest { exchange } => abort(self.requests.remove(&exchange)),
@@ -73,29 +77,44 @@ impl Engine {
         }
     }
 
-    fn connect(&mut self, service: Service, mut addresses: Vec<SocketAddr>, name: String) {
-        // Dials begin one after the other: none of them for an address that no route leads to, unless there is no other.
-        let routed = |address: &SocketAddr| self.port.source_for(*address).is_ok();
-        if addresses.iter().any(routed) {
-            addresses.retain(routed);
-        }
-        let attempt = self.fresh();
-        tracing::debug!(%service, ?addresses, "dialling");
-        self.attempts.insert(service.clone(), attempt);
+    fn connect(&mut self, service: Service, addresses: Vec<SocketAddr>, name: String) {
+        self.give_up_dials(&service);
         if let Some(old) = self.services.remove(&service) {
             // It may serve yet: only the service can say, when the new one stands.
             old.listener.abort();
             self.transport.mux().remove_legs(old.connection.quinn());
             self.replaced.insert(service.clone(), old.connection);
         }
-        let dial = Dial { service: service.clone(), attempt, addresses, name };
+        self.dial(service, Way::Udp, addresses, name);
+    }
+
+    /// Dials beside whatever stands.
+    fn dial(&mut self, service: Service, way: Way, mut addresses: Vec<SocketAddr>, name: String) {
+        // Attempts begin one after the other: none of them for an address that no route leads to, unless there is no other.
+        let routed = |address: &SocketAddr| self.port.source_for(*address).is_ok();
+        if addresses.iter().any(routed) {
+            addresses.retain(routed);
+        }
+        tracing::debug!(%service, ?way, ?addresses, "dialling");
+        let attempt = self.fresh();
+        let dial = Dial { service: service.clone(), way, attempt, addresses, name };
         let task = services::dial(dial, self.transport.clone(), self.tls.clone(), self.inputs.clone());
-        abort(self.dialling.insert(service, task));
+        if let Some((_, task)) = self.dialling.insert((service, way), (attempt, task)) {
+            task.abort();
+        }
+    }
+
+    /// What a dial reports from now on is not wanted any more.
+    pub(super) fn give_up_dials(&mut self, service: &Service) {
+        for way in Way::ALL {
+            if let Some((_, task)) = self.dialling.remove(&(service.clone(), way)) {
+                task.abort();
+            }
+        }
     }
 
     fn disconnect(&mut self, service: &Service) {
-        self.attempts.remove(service);
-        abort(self.dialling.remove(service));
+        self.give_up_dials(service);
         if let Some(old) = self.replaced.remove(service) {
             old.close(close::DONE, "not needed now");
         }

@@ -152,7 +152,8 @@ impl Renewal {
         let wrong = |error: &dyn std::fmt::Display| RenewError::Answer(error.to_string());
         let identity = Identity::from_der(current.leaf()).map_err(|error| wrong(&error))?;
         let tls = ClientTls::new(credentials(current, &identity));
-        let connection = self.transport.connect_service(&tls, &addresses, &self.as_name, Role::As).await?;
+        let connection =
+            self.transport.connect_service_somehow(&tls, &addresses, &self.as_name, Role::As).await?;
         let renewed = renew(current, &connection).await;
         connection.close(close::DONE, "done");
         self.adopt(Some(renewed?)).await

@@ -120,7 +120,8 @@ fn service_report(status: &ServiceStatus, node: &NodeStatus, now: Instant) -> Se
     ServiceReport {
         kind,
         name,
-        remote: status.remote,
+        remote: status.through.or(status.remote),
+        by_tcp: status.through.is_some(),
         state,
         since_s: now.duration_since(status.since).as_secs(),
         last_error: status.last_error.clone(),
@@ -209,6 +210,18 @@ fn health(sources: &Sources<'_>, classifier: &ClassifierReport) -> Vec<HealthChe
             .find_map(|s| s.last_error.clone())
             .unwrap_or_else(|| "still connecting".into());
         add("nms-unreachable", Severity::Error, format!("not registered: {why}; tunnels that stand go on"));
+    }
+    let by_tcp = node.services.iter().find_map(|service| service.through);
+    if let Some(through) = by_tcp {
+        let what = if node.udp_blocked { "UDP is blocked" } else { "UDP does not reach every service" };
+        let port = through.port();
+        add(
+            "udp-blocked",
+            Severity::Warning,
+            format!(
+                "{what}: through TCP {port}, and to peers through a relay; let UDP {port} out for direct tunnels"
+            ),
+        );
     }
     if classifier.kind == "none" {
         let why = &classifier.why;

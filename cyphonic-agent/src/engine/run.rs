@@ -19,7 +19,7 @@ use super::input::Input;
 use super::mtu::InnerMtus;
 use super::renewal::{Renewal, Validity, unix_now};
 use super::report::{self, Surroundings};
-use super::services;
+use super::services::{self, Way};
 use super::{EngineParts, Names};
 use crate::control::{BackendError, ResetTarget};
 
@@ -53,10 +53,9 @@ pub(crate) struct Engine {
     pub(super) certificate: Validity,
     pub(super) renewal_failure: Option<String>,
     pub(super) started: Instant,
-    pub(super) attempts: HashMap<Service, u64>,
     pub(super) services: HashMap<Service, ServiceConnection>,
-    /// Dials of services under way.
-    pub(super) dialling: HashMap<Service, JoinHandle<()>>,
+    /// Dials of services under way, and the attempt that each is.
+    pub(super) dialling: HashMap<(Service, Way), (u64, JoinHandle<()>)>,
     /// Connections that stay open until those that replace them stand.
     pub(super) replaced: HashMap<Service, Connection>,
     pub(super) requests: HashMap<ExchangeId, JoinHandle<()>>,
@@ -97,7 +96,6 @@ impl Engine {
             certificate,
             renewal_failure: None,
             started: now,
-            attempts: HashMap::new(),
             services: HashMap::new(),
             dialling: HashMap::new(),
             replaced: HashMap::new(),
@@ -141,8 +139,8 @@ impl Engine {
     fn handle(&mut self, input: Input) {
         let now = Instant::now();
         match input {
-            Input::ServiceDialled { service, attempt, outcome } => {
-                self.service_dialled(now, service, attempt, outcome)
+            Input::ServiceDialled { service, way, attempt, outcome } => {
+                self.service_dialled(now, service, way, attempt, outcome)
             }
             Input::ServiceEnded { service, attempt, reason } => {
                 self.service_ended(now, service, attempt, reason)
@@ -185,19 +183,39 @@ impl Engine {
         &mut self,
         now: Instant,
         service: Service,
+        way: Way,
         attempt: u64,
         outcome: Result<Connection, String>,
     ) {
-        let current = self.attempts.get(&service) == Some(&attempt);
+        let dialled = (service.clone(), way);
+        let current = self.dialling.get(&dialled).is_some_and(|(current, _)| *current == attempt);
         match outcome {
+            // Only a dial that was given up in the last moment.
             Ok(connection) if !current => connection.close(close::DONE, "not wanted any more"),
             Err(_) if !current => {}
             Err(reason) => {
-                tracing::info!(%service, reason, "cannot connect");
-                self.node.handle_connect_failed(now, service, reason);
+                self.dialling.remove(&dialled);
+                match way {
+                    Way::Udp => {
+                        tracing::info!(%service, reason, "cannot connect");
+                        self.node.handle_connect_failed(now, service, reason);
+                    }
+                    Way::Detour => {
+                        tracing::info!(%service, reason, "cannot connect by TCP");
+                        self.node.handle_detour_failed(now, service, reason);
+                    }
+                }
             }
             Ok(connection) => {
-                tracing::info!(%service, "connected");
+                let through = connection.detour();
+                tracing::info!(%service, by_tcp = through.is_some(), "connected");
+                // The slower dial, and the detour that is left.
+                self.give_up_dials(&service);
+                if let Some(left) = self.services.remove(&service) {
+                    left.listener.abort();
+                    self.transport.mux().remove_legs(left.connection.quinn());
+                    services::let_go(left.connection);
+                }
                 let remote = connection.remote_address();
                 let listener = services::listen(
                     service.clone(),
@@ -210,7 +228,10 @@ impl Engine {
                 if let Some(old) = self.replaced.remove(&service) {
                     services::let_go(old);
                 }
-                self.node.handle_connected(now, service, remote);
+                match through {
+                    None => self.node.handle_connected(now, service, remote),
+                    Some(through) => self.node.handle_detour_connected(now, service, remote, through),
+                }
             }
         }
     }

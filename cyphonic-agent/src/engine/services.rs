@@ -12,9 +12,23 @@ use tokio::task::JoinHandle;
 
 use super::input::Input;
 
+/// How a service is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Way {
+    /// From the node's own port.
+    Udp,
+    /// By TLS over TCP.
+    Detour,
+}
+
+impl Way {
+    pub(crate) const ALL: [Self; 2] = [Self::Udp, Self::Detour];
+}
+
 /// Everything a dial needs.
 pub(crate) struct Dial {
     pub(crate) service: Service,
+    pub(crate) way: Way,
     pub(crate) attempt: u64,
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) name: String,
@@ -29,11 +43,14 @@ pub(crate) fn dial(
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
         let role = role_of(&dial.service);
-        let outcome = transport
-            .connect_service(&tls, &dial.addresses, &dial.name, role)
-            .await
-            .map_err(|error| error.to_string());
-        let report = Input::ServiceDialled { service: dial.service, attempt: dial.attempt, outcome };
+        let (addresses, name) = (&dial.addresses, &dial.name);
+        let outcome = match dial.way {
+            Way::Udp => transport.connect_service(&tls, addresses, name, role).await,
+            Way::Detour => transport.connect_service_by_detour(&tls, addresses, name, role).await,
+        };
+        let outcome = outcome.map_err(|error| error.to_string());
+        let Dial { service, way, attempt, .. } = dial;
+        let report = Input::ServiceDialled { service, way, attempt, outcome };
         drop(inputs.send(report).await);
     })
 }
@@ -61,6 +78,8 @@ pub(crate) fn listen(
         let reason = tokio::select! {
             reason = asked => reason,
             reason = relayed => reason,
+            // QUIC would find out by its idle time-out.
+            reason = connection.detour_ended() => format!("the detour over TCP ended: {reason}"),
         };
         mux.remove_legs(connection.quinn());
         drop(inputs.send(Input::ServiceEnded { service, attempt, reason }).await);

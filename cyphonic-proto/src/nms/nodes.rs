@@ -31,6 +31,7 @@ pub(super) struct Node {
 pub(super) struct Registration {
     addresses: Vec<SocketAddr>,
     observations: Vec<(SocketAddr, SocketAddr)>,
+    udp_blocked: bool,
 }
 
 /// A token bucket in thousandths of a request.
@@ -50,7 +51,8 @@ impl Node {
         if endpoint::is_candidate(self.seen.1.ip(), overlay) {
             observations.insert(0, self.seen);
         }
-        NodeNetwork { fqdn: self.fqdn.clone(), addresses, observations }
+        let udp_blocked = self.registration.as_ref().is_some_and(|told| told.udp_blocked);
+        NodeNetwork { fqdn: self.fqdn.clone(), addresses, observations, udp_blocked }
     }
 }
 
@@ -93,6 +95,7 @@ impl Nms {
         node.registration = Some(Registration {
             addresses: endpoint::peers_from_wire(&request.addresses, overlay),
             observations: endpoint::observations_from_wire(&request.observations, overlay),
+            udp_blocked: request.udp_blocked,
         });
         self.counters.registrations += 1;
         Ok(Message::RegistrationResponse(RegistrationResponse {

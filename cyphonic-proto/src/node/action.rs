@@ -137,7 +137,28 @@ pub enum Action {
         /// The name that its certificate must have, with the role of `service`.
         name: String,
     },
-    /// Close the connection, or give up opening it. Its end is not to be reported.
+    /// Open the same by TLS over TCP ([`crate::alpn::DETOUR`]), where UDP does not answer; report with
+    /// `handle_detour_connected` or `handle_detour_failed`. The first of both dials that stands is reported, and the other
+    /// given up.
+    ConnectByDetour {
+        /// Which service.
+        service: Service,
+        /// Where it is: try all, in this order.
+        addresses: Vec<SocketAddr>,
+        /// The name that its certificate must have, with the role of `service`.
+        name: String,
+    },
+    /// Open a connection over UDP beside the one that stands over TCP; report as for [`Action::Connect`]. The one that
+    /// stands is kept until then, and closed by the service once it has been replaced.
+    LeaveDetour {
+        /// Which service.
+        service: Service,
+        /// Where it is: try all, in this order.
+        addresses: Vec<SocketAddr>,
+        /// The name that its certificate must have, with the role of `service`.
+        name: String,
+    },
+    /// Close the connection, or give up opening it, over UDP and TCP. Its end is not to be reported.
     Disconnect {
         /// Which service.
         service: Service,

@@ -14,6 +14,8 @@ pub struct CachedState {
     pub nms_name: String,
     /// The relays, nearest first.
     pub relays: Vec<Relay>,
+    /// Whether the network passed no UDP.
+    pub udp_blocked: bool,
 }
 
 /// A TRS.
@@ -35,7 +37,8 @@ impl CachedState {
     pub fn to_bytes(&self) -> Vec<u8> {
         let relays = self.relays.iter().map(Relay::to_wire).collect();
         let nms = endpoint::list_to_wire(&self.nms_addresses);
-        AgentCache { nms, nms_name: self.nms_name.clone(), relays }.encode_to_vec()
+        AgentCache { nms, nms_name: self.nms_name.clone(), relays, udp_blocked: self.udp_blocked }
+            .encode_to_vec()
     }
 
     /// The state from a file's bytes.
@@ -52,7 +55,7 @@ impl CachedState {
         if nms_addresses.is_empty() || cache.nms_name.is_empty() {
             return Err(DamagedCache);
         }
-        Ok(Self { nms_addresses, nms_name: cache.nms_name, relays })
+        Ok(Self { nms_addresses, nms_name: cache.nms_name, relays, udp_blocked: cache.udp_blocked })
     }
 }
 
@@ -85,6 +88,7 @@ mod tests {
             nms_addresses: vec!["192.0.2.1:443".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()],
             nms_name: "nms.lab".into(),
             relays: vec![Relay { name: "trs.lab".into(), addresses: vec!["192.0.2.2:443".parse().unwrap()] }],
+            udp_blocked: true,
         };
         assert_eq!(CachedState::from_bytes(&state.to_bytes()), Ok(state));
         assert_eq!(CachedState::from_bytes(&[]), Err(DamagedCache));

@@ -34,6 +34,8 @@ pub struct NodeConfig {
 pub struct Timing {
     /// A connection to a service. QUIC retransmits within it.
     pub connect: Duration,
+    /// How long a dial over UDP is ahead of one over TCP; none where TCP is never used.
+    pub detour: Option<Duration>,
     /// A service's answer to a request.
     pub request: Duration,
     /// First wait after a failure; doubles, with jitter.
@@ -78,6 +80,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
+            detour: Some(Duration::from_millis(1500)),
             request: Duration::from_secs(3),
             backoff_least: Duration::from_millis(250),
             backoff_most: Duration::from_secs(30),

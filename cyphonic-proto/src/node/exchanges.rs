@@ -51,10 +51,13 @@ impl Node {
     }
 
     pub(super) fn exchange_due(&mut self, now: Instant, exchange: ExchangeId) {
-        let Some(Exchange { service, .. }) = self.exchanges.get(&exchange) else { return };
+        let Some(service) = self.exchanges.get(&exchange).map(|exchange| exchange.service.clone()) else {
+            return;
+        };
         let reason = format!("{service} did not answer within {:?}", self.config.timing.request);
         self.act(Action::CancelRequest { exchange });
         self.exchange_done(now, exchange, Err(reason));
+        self.doubt_service(now, &service);
     }
 
     /// Hands an answer, or its lack, to whoever waits. Answers to nobody are dropped.

@@ -87,7 +87,10 @@ impl Node {
                 return;
             }
             () if tunnel.challenge.is_some_and(|challenge| challenge.next <= now) => self.challenge(now, id),
-            () if tunnel.challenge.is_none() && tunnel.silent(now, timing.silence) => self.challenge(now, id),
+            () if tunnel.challenge.is_none() && tunnel.silent(now, timing.silence) => {
+                self.challenge(now, id);
+                self.doubt_way(now, id);
+            }
             () if self.speaks_at(now, tunnel).is_some_and(|at| at <= now) => {
                 self.control(now, id, TunnelControl::Ping)
             }

@@ -15,6 +15,7 @@
 pub mod action;
 pub mod cache;
 pub mod config;
+mod detour;
 mod exchanges;
 mod keep_open;
 mod keepalive;
@@ -92,6 +93,8 @@ pub struct Node {
 enum Timer {
     /// A service's connection, or the next attempt at one.
     Service(Service),
+    /// A service's dial over TCP, or the next over UDP beside it.
+    Detour(Service),
     /// The answer to a request.
     Exchange(ExchangeId),
     /// To tell the NMS of changes, several at once.
@@ -166,6 +169,7 @@ impl Node {
         while let Some(timer) = self.timers.pop_expired(now) {
             match timer {
                 Timer::Service(service) => self.service_due(now, &service),
+                Timer::Detour(service) => self.detour_due(now, &service),
                 Timer::Exchange(exchange) => self.exchange_due(now, exchange),
                 Timer::Register => self.register(now),
                 Timer::Query(query) => self.query_due(now, query),
@@ -183,14 +187,32 @@ impl Node {
         }
     }
 
-    /// A connection that [`Action::Connect`] asked for is up, to this address.
+    /// A connection that [`Action::Connect`] or [`Action::LeaveDetour`] asked for is up, to this address.
     pub fn handle_connected(&mut self, now: Instant, service: Service, remote: SocketAddr) {
-        self.service_connected(now, service, endpoint::canonical(remote));
+        self.connected_by_udp(now, service, endpoint::canonical(remote));
     }
 
-    /// A connection could not be opened.
+    /// A connection that they asked for could not be opened.
     pub fn handle_connect_failed(&mut self, now: Instant, service: Service, reason: String) {
-        self.service_failed(now, &service, &reason);
+        self.udp_failed(now, &service, &reason);
+    }
+
+    /// A connection that [`Action::ConnectByDetour`] asked for is up: to `local`, a UDP address that stands for the service,
+    /// through TLS with `through`.
+    pub fn handle_detour_connected(
+        &mut self,
+        now: Instant,
+        service: Service,
+        local: SocketAddr,
+        through: SocketAddr,
+    ) {
+        let (local, through) = (endpoint::canonical(local), endpoint::canonical(through));
+        self.connected_by_detour(now, service, local, through);
+    }
+
+    /// A connection that it asked for could not be opened.
+    pub fn handle_detour_failed(&mut self, now: Instant, service: Service, reason: String) {
+        self.detour_failed(now, &service, &reason);
     }
 
     /// A connection ended by itself.

@@ -49,6 +49,7 @@ impl Node {
                 Some(_) | None => self.hurry_after_move(now, &service),
             }
         }
+        self.try_to_leave_detours(now);
         self.move_tunnels(now);
         self.changed();
     }
@@ -127,7 +128,7 @@ impl Node {
     }
 
     /// Asks something, so that the service follows; its silence means that the connection is of no use here.
-    fn nudge(&mut self, now: Instant, service: &Service) {
+    pub(super) fn nudge(&mut self, now: Instant, service: &Service) {
         match service {
             // The login is under way, or the connection about to close.
             Service::As => return,

@@ -117,6 +117,7 @@ impl Node {
             addresses: endpoint::list_to_wire(&registration.addresses),
             observations: observations.collect::<Vec<_>>(),
             instance: registration.instance.to_vec(),
+            udp_blocked: registration.known.udp_blocked,
         };
         self.registration.told = Some(news);
         self.registration.under_way = true;
@@ -246,7 +247,7 @@ impl Node {
             self.observe(now, server, response.observed.as_ref().and_then(endpoint::from_wire));
         }
         self.registration.logged_in = true;
-        self.learn(CachedState { nms_addresses, nms_name, relays: self.registration.known.relays.clone() });
+        self.learn(CachedState { nms_addresses, nms_name, ..self.registration.known.clone() });
         Ok(())
     }
 
@@ -285,6 +286,13 @@ impl Node {
         self.network_changed(now);
     }
 
+    /// UDP was found blocked, or works again: the NMS gets to know, and the next start.
+    pub(super) fn learn_blocked(&mut self, now: Instant, udp_blocked: bool) {
+        self.learn(CachedState { udp_blocked, ..self.registration.known.clone() });
+        self.registration.told = None;
+        self.network_changed(now);
+    }
+
     fn network_changed(&mut self, now: Instant) {
         // Elsewhere, what failed may work.
         self.forgive_routes();
@@ -296,7 +304,10 @@ impl Node {
     fn learn(&mut self, state: CachedState) {
         if state != self.registration.known {
             self.registration.known = state.clone();
-            self.act(Action::Save(state));
+            // Without the NMS it is of no use to the next start, and would not be read.
+            if !state.nms_addresses.is_empty() {
+                self.act(Action::Save(state));
+            }
         }
     }
 }

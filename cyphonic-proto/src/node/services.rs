@@ -1,6 +1,6 @@
 //! Connections to services: opened while wanted, reopened with growing waits.
 
-use super::{Action, Node, Service, ServiceState, Timer};
+use super::{Action, Node, Service, ServiceState, Timer, detour::Way};
 use crate::backoff::Backoff;
 use std::{
     net::SocketAddr,
@@ -23,6 +23,7 @@ pub(super) struct Slot {
     believes_from: Option<Instant>,
     /// Dials begun anew because of resets.
     redials: u32,
+    pub(super) way: Way,
 }
 
 impl Node {
@@ -201,7 +202,8 @@ impl Node {
         slot.enter(now, ServiceState::Connecting);
         let (addresses, name) = (slot.addresses.clone(), slot.name.clone());
         self.timers.set(Timer::Service(service.clone()), now + self.config.timing.connect);
-        self.act(Action::Connect { service, addresses, name });
+        self.act(Action::Connect { service: service.clone(), addresses, name });
+        self.plan_detour(now, &service);
         self.changed();
     }
 
@@ -231,7 +233,7 @@ impl Node {
         }
     }
 
-    fn connection_lost(&mut self, now: Instant, service: &Service, reason: &str) {
+    pub(super) fn connection_lost(&mut self, now: Instant, service: &Service, reason: &str) {
         let why = format!("the connection to {service} was lost: {reason}");
         self.fail_exchanges(now, service, &why);
         match service {
@@ -263,14 +265,16 @@ impl Slot {
             resets: Backoff::default(),
             believes_from: None,
             redials: 0,
+            way: Way::default(),
         }
     }
 
-    fn enter(&mut self, now: Instant, state: ServiceState) {
+    pub(super) fn enter(&mut self, now: Instant, state: ServiceState) {
         self.state = state;
         self.since = now;
         if state != ServiceState::Connected {
             self.remote = None;
+            self.way.end();
         }
     }
 }

@@ -26,6 +26,8 @@ pub struct NodeStatus {
     pub logged_in: bool,
     /// Whether the NMS accepted the node's present connection.
     pub registered: bool,
+    /// Whether the network passes no UDP, as far as the node knows: then services are reached by TCP.
+    pub udp_blocked: bool,
     /// Every service that the node wants a connection to.
     pub services: Vec<ServiceStatus>,
     /// What servers saw: (server, observed).
@@ -55,6 +57,9 @@ pub struct ServiceStatus {
     pub failures: u32,
     /// The last failure.
     pub last_error: Option<String>,
+    /// The TCP address that the connection goes through, where UDP does not reach the service; `remote` is then a local
+    /// address that stands for it.
+    pub through: Option<SocketAddr>,
 }
 
 /// How a connection stands.
@@ -149,6 +154,7 @@ impl Node {
             zone: self.config.zone.clone(),
             addresses: self.registration.addresses.clone(),
             logged_in: self.registration.logged_in,
+            udp_blocked: self.registration.known.udp_blocked,
             registered: self.registration.registered,
             services: self.services.iter().map(|(service, slot)| service_status(service, slot)).collect(),
             observations: self.registration.observations.clone(),
@@ -207,5 +213,6 @@ fn service_status(service: &Service, slot: &Slot) -> ServiceStatus {
         since: slot.since,
         failures: slot.backoff.failures(),
         last_error: slot.last_error.clone(),
+        through: slot.way.through(),
     }
 }

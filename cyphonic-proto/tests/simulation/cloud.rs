@@ -173,8 +173,17 @@ impl World {
             }
         }
         self.drain_cloud();
-        let (service, server) = (conn.service, conn.server);
-        self.at_node(channel, |node, now| node.handle_connected(now, service, server));
+        // The slower of two dials is given up.
+        let slower = |other: &Conn| !other.up && other.device == conn.device && other.service == conn.service;
+        self.conns.retain(|_, other| !slower(other));
+        let (service, server) = (conn.service.clone(), conn.server);
+        self.at_node(channel, |node, now| match conn.detour {
+            None => node.handle_connected(now, service, server),
+            Some(local) => {
+                let through = addresses(&service)[0];
+                node.handle_detour_connected(now, service, local, through);
+            }
+        });
     }
 
     pub(crate) fn lost(&mut self, conn: &Conn, at_node: bool, closed: bool) {
@@ -325,7 +334,13 @@ impl World {
                 Service::Trs(_) => Victim::Trs,
             };
             let uplinks = &self.hosts[conn.device].uplinks;
-            let routed = uplinks.iter().any(|uplink| uplink.own.is_ipv4() == conn.server.is_ipv4());
+            let routed = match conn.detour {
+                None => {
+                    let passes = !self.udp_blocked.contains(conn.device);
+                    passes && uplinks.iter().any(|uplink| uplink.own.is_ipv4() == conn.server.is_ipv4())
+                }
+                Some(_) => !uplinks.is_empty() && !self.tcp_blocked.contains(conn.device),
+            };
             routed && !self.cut_off.contains(&Victim::Device(conn.device)) && !self.cut_off.contains(&service)
         })
     }

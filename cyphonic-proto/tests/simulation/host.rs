@@ -169,7 +169,8 @@ impl World {
 
     fn carry_out(&mut self, name: &'static str, action: Action) {
         match action {
-            Action::Connect { service, .. } => self.open(name, service),
+            Action::Connect { service, .. } | Action::LeaveDetour { service, .. } => self.open(name, service),
+            Action::ConnectByDetour { service, .. } => self.open_detour(name, service),
             Action::Disconnect { service } => self.close_at_node(name, &service),
             Action::Request { exchange, service, message } => {
                 let Some(channel) = self.channel(name, &service) else { return };
@@ -274,14 +275,17 @@ impl World {
         let given_up = |conn: &Conn| !conn.up && conn.device == name && conn.service == service;
         self.conns.retain(|_, conn| !given_up(conn));
         let channel = Channel(self.fresh());
-        let conn = Conn { channel, device: name, life, service, up: false, server, observed };
+        let conn = Conn { channel, device: name, life, service, up: false, server, observed, detour: None };
         self.conns.insert(channel, conn);
         self.schedule(delay, Event::Connected(channel));
     }
 
     fn close_at_node(&mut self, name: &'static str, service: &Service) {
-        if let Some(conn) = self.channel(name, service).and_then(|channel| self.conns.remove(&channel)) {
-            self.schedule(self.delay, Event::Lost { conn, at_node: false, closed: true });
+        while let Some(channel) = self.channel(name, service) {
+            let heard = self.reaches(channel);
+            if let Some(conn) = self.conns.remove(&channel).filter(|_| heard) {
+                self.schedule(self.delay, Event::Lost { conn, at_node: false, closed: true });
+            }
         }
     }
 
@@ -297,11 +301,16 @@ impl World {
             return;
         }
         let host = self.hosts.get_mut(name).unwrap();
+        if to.ip().is_loopback() {
+            return self.send_by_detour(name, to, packet);
+        }
         let Some(uplink) = host.uplinks.iter_mut().find(|uplink| uplink.own.is_ipv4() == to.is_ipv4()) else {
             return;
         };
         let from = uplink.outbound(self.now, to);
-        self.unreliable(&Event::Datagram { from, to, packet });
+        if !self.udp_blocked.contains(name) {
+            self.unreliable(&Event::Datagram { from, to, packet });
+        }
     }
 
     pub(crate) fn arrive(&mut self, from: SocketAddr, to: SocketAddr, packet: Packet) {
@@ -311,6 +320,9 @@ impl World {
         if addresses(&Service::Trs(relay().name)).contains(&to) {
             return self.relay_data(from, packet);
         }
+        if to.ip().is_loopback() {
+            return self.arrive_by_detour(to, packet);
+        }
         if self.no_direct && !addresses(&Service::Trs(relay().name)).contains(&from) {
             return;
         }
@@ -319,9 +331,13 @@ impl World {
             .values()
             .find(|host| host.uplinks.iter().any(|uplink| uplink.inbound(self.now, from, to)));
         let Some(name) = receiver.map(|host| host.name) else { return };
-        if self.cut_off.contains(&Victim::Device(name)) {
+        if self.cut_off.contains(&Victim::Device(name)) || self.udp_blocked.contains(name) {
             return;
         }
+        self.take_in(name, from, packet);
+    }
+
+    pub(crate) fn take_in(&mut self, name: &'static str, from: SocketAddr, packet: Packet) {
         match packet {
             Packet::Punch => {}
             Packet::Request(dial) => {

@@ -57,7 +57,7 @@ impl World {
 
     /// A device sends on all its connections, from wherever it is.
     pub(crate) fn migrate(&mut self, name: &'static str) {
-        let own = self.conns.values().filter(|conn| conn.device == name && conn.up);
+        let own = self.conns.values().filter(|conn| conn.device == name && conn.up && conn.detour.is_none());
         for channel in own.map(|conn| conn.channel).collect::<Vec<_>>() {
             let Some(conn) = self.conns.get_mut(&channel) else { continue };
             let uplinks = &mut self.hosts.get_mut(name).unwrap().uplinks;

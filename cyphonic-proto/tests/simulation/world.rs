@@ -71,6 +71,11 @@ pub(crate) enum Content {
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Connected(Channel),
+    DetourFailed {
+        device: &'static str,
+        life: u32,
+        service: Service,
+    },
     ConnectFailed {
         device: &'static str,
         life: u32,
@@ -155,6 +160,8 @@ pub(crate) struct Conn {
     pub(crate) up: bool,
     pub(crate) server: SocketAddr,
     pub(crate) observed: SocketAddr,
+    /// Over TCP: what stands for the service at the node, and for the node at the service is `observed`.
+    pub(crate) detour: Option<SocketAddr>,
 }
 
 pub(crate) struct World {
@@ -181,6 +188,9 @@ pub(crate) struct World {
     pub(crate) delay: Duration,
     /// Devices and services that nothing reaches.
     pub(crate) cut_off: BTreeSet<Victim>,
+    /// Devices whose networks pass no UDP, and those whose networks pass no TCP either.
+    pub(crate) udp_blocked: BTreeSet<&'static str>,
+    pub(crate) tcp_blocked: BTreeSet<&'static str>,
     /// Datagrams between devices get lost.
     pub(crate) no_direct: bool,
     /// Larger datagrams (bytes of UDP payload) get lost.
@@ -222,6 +232,8 @@ impl World {
             jitter: Duration::ZERO,
             delay: Duration::from_millis(10),
             cut_off: BTreeSet::new(),
+            udp_blocked: BTreeSet::new(),
+            tcp_blocked: BTreeSet::new(),
             no_direct: false,
             carries: u16::MAX,
             probes: 0,
@@ -369,6 +381,11 @@ impl World {
             Event::ConnectFailed { device, life, service } => {
                 self.with_node(device, life, |node, now| {
                     node.handle_connect_failed(now, service, "connection refused".into());
+                });
+            }
+            Event::DetourFailed { device, life, service } => {
+                self.with_node(device, life, |node, now| {
+                    node.handle_detour_failed(now, service, "TCP: connection refused".into());
                 });
             }
             Event::Lost { conn, at_node, closed } => self.lost(&conn, at_node, closed),
