@@ -263,7 +263,9 @@ impl Lab {
             Work { wires: wires.iter().map(|cable| self.wire(cable)).collect(), gates: gates.to_vec() };
         emulator.start(&self.switch(), &work, &dir.join("emulator.json"), &dir.join("emulator.log"))?;
         wires.iter().flat_map(|cable| &cable.ends).try_for_each(|end| {
-            self.state.namespace(&end.node).ip(&format!("link set {} txqueuelen {TAP_QUEUE}\n", end.device))
+            self.state
+                .namespace(&end.node)
+                .ip(&format!("link set dev {} txqueuelen {TAP_QUEUE}\n", end.device))
         })
     }
 
@@ -379,10 +381,11 @@ fn resolv_conf(topology: &Topology, host: &Host) -> String {
 fn bridges(bridges: &[Bridge]) -> String {
     let mut batch = String::from("link set lo up\n");
     for Bridge { network, mtu, ports } in bridges {
-        let _ = writeln!(batch, "link add {network} mtu {mtu} type bridge forward_delay 0 mcast_snooping 0");
-        let _ = writeln!(batch, "link set {network} up");
+        let _ =
+            writeln!(batch, "link add name {network} mtu {mtu} type bridge forward_delay 0 mcast_snooping 0");
+        let _ = writeln!(batch, "link set dev {network} up");
         for port in ports {
-            let _ = writeln!(batch, "link set {port} master {network}\nlink set {port} up");
+            let _ = writeln!(batch, "link set dev {port} master {network}\nlink set dev {port} up");
         }
     }
     batch
@@ -400,7 +403,7 @@ fn addresses(topology: &Topology, node: &str) -> String {
         if let (Some(address), Some(prefix)) = (interface.ipv6, network.ipv6) {
             let _ = writeln!(batch, "addr add {address}/{} dev {device} nodad", prefix.prefix_len());
         }
-        let _ = writeln!(batch, "link set {device} up");
+        let _ = writeln!(batch, "link set dev {device} up");
     }
     let router = topology.routers.get(node);
     let gateway = router.map_or_else(

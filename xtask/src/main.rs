@@ -11,6 +11,7 @@
 //! | `lab` | networks with NATs on this machine, from `vagrant/topology.yaml` |
 //! | `bench` | rates, round trips and costs, beside other VPNs and relays |
 //! | `roam` | two devices move between networks under traffic: gaps and what is lost |
+//! | `nat-grid` | a device behind every kind of NAT, and each pair of them connected |
 //! | `demo` | the whole system in such networks: enrols devices, connects them, measures |
 //!
 //! A module per verb, each thin: what takes thought lives in the crates.
@@ -25,6 +26,7 @@ mod ebpf;
 mod fuzz;
 mod kernels;
 mod lab;
+mod nat_grid;
 mod overlay;
 mod roam;
 mod setup;
@@ -64,6 +66,8 @@ enum Verb {
     Bench(Box<bench::BenchArgs>),
     /// Move two devices between networks under traffic, and measure what that costs.
     Roam(roam::RoamArgs),
+    /// Connect devices behind every kind of NAT and firewall with each other.
+    NatGrid(nat_grid::GridArgs),
     /// Show the whole system on real packets: the paper's experiment on this machine, in under a minute.
     Demo(demo::DemoArgs),
 }
@@ -79,6 +83,7 @@ fn main() -> ExitCode {
         Verb::Lab(args) => lab::run(args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Roam(args) => roam::run(&args),
+        Verb::NatGrid(args) => nat_grid::run(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match result {

@@ -6,6 +6,7 @@
 
 mod capture;
 mod cloud;
+mod control;
 mod device;
 mod programs;
 mod progress;
@@ -57,16 +58,7 @@ impl Overlay {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<()> {
-        let cloud =
-            self.cloud.insert(Cloud::start_with(lab, topology, programs, &self.relay, progress, cancel)?);
-        for (node, host) in topology.hosts_with(Role::Device) {
-            let name = host.device.as_deref().unwrap_or(node);
-            let token = cloud.create_token(name, cancel)?;
-            let addresses = cloud.addresses();
-            let device = Device::enrol(lab, node, name, &token, addresses, &self.settings, programs)?;
-            self.devices.push(device);
-        }
-        progress.done(&format!("{} agents started, each with a one-time token", self.devices.len()));
+        self.launch(lab, topology, programs, progress, cancel)?;
         for device in &mut self.devices {
             device.wait_online(cancel)?;
             let address = device.learn_address(cancel)?;
@@ -77,6 +69,28 @@ impl Overlay {
             progress.detail(&format!("{:<28} {address}, ring {ring}", device.fqdn()));
         }
         progress.done("every device is enrolled, has its name and its virtual address, and is online");
+        Ok(())
+    }
+
+    /// The same, without waiting for the agents.
+    pub(crate) fn launch(
+        &mut self,
+        lab: &Lab,
+        topology: &Topology,
+        programs: &Programs,
+        progress: &Progress,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let cloud =
+            self.cloud.insert(Cloud::start_with(lab, topology, programs, &self.relay, progress, cancel)?);
+        for (node, host) in topology.hosts_with(Role::Device) {
+            let name = host.device.as_deref().unwrap_or(node);
+            let token = cloud.create_token(name, cancel)?;
+            let addresses = cloud.addresses();
+            let device = Device::enrol(lab, node, name, &token, addresses, &self.settings, programs)?;
+            self.devices.push(device);
+        }
+        progress.done(&format!("{} agents started, each with a one-time token", self.devices.len()));
         Ok(())
     }
 

@@ -232,6 +232,11 @@ impl Device {
         serde_json::from_str(&output).with_context(|| format!("the status of {} is no JSON", self.node))
     }
 
+    /// Asks its agent without a process in between, as in `{"op":"status"}`.
+    pub(crate) fn ask(&self, request: Value) -> Result<Value> {
+        super::control::ask(&self.socket, request)
+    }
+
     /// A command to its agent, as the user would give it, to which the verb is to be added.
     pub(crate) fn command(&self) -> Command {
         let mut command = self.namespace.command(&self.programs.1);
