@@ -3,7 +3,8 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::{ebpf, shell};
+use crate::target::Target;
+use crate::{ebpf, setup, shell};
 
 /// What to build.
 #[derive(Debug, Args)]
@@ -11,6 +12,9 @@ pub(crate) struct BuildArgs {
     /// Build the programs optimised, as they are shipped.
     #[arg(long)]
     release: bool,
+    /// Build them for another machine: a Raspberry Pi is `aarch64-unknown-linux-gnu`. This one by default.
+    #[arg(long, value_name = "TRIPLE")]
+    target: Option<Target>,
     /// Build the eBPF objects only.
     #[arg(long)]
     ebpf_only: bool,
@@ -23,16 +27,24 @@ pub(crate) fn run(args: &BuildArgs) -> Result<()> {
     if args.ebpf_only {
         return Ok(());
     }
-    programs(args.release)
+    programs(args.target, args.release)
 }
 
-/// Builds all programs of the workspace. The eBPF objects must be there.
-pub(crate) fn programs(release: bool) -> Result<()> {
-    println!("build: programs");
+/// Builds all programs of the workspace, for this machine unless told otherwise. The eBPF objects must be there: they
+/// are the same for all, since every machine that is built for has the same byte order.
+pub(crate) fn programs(target: Option<Target>, release: bool) -> Result<()> {
     let mut cargo = shell::cargo();
     cargo.args(["build", "--workspace", "--bins", "--exclude", "xtask", "--locked"]);
     if release {
         cargo.arg("--release");
+    }
+    match target {
+        Some(target) => {
+            setup::cross(target)?;
+            println!("build: programs for {target}");
+            target.configure(&mut cargo);
+        }
+        None => println!("build: programs"),
     }
     shell::run(&mut cargo)
 }

@@ -5,20 +5,27 @@
 //! `BPF_PROG_TEST_RUN` test must pass. Emulation needs no virtualisation of the host and takes a minute a kernel. A whole
 //! run keeps its figures in `docs/figures/` and renders `docs/performance.md`.
 
-mod guest;
-mod image;
+pub(crate) mod guest;
+pub(crate) mod image;
+pub(crate) mod report;
+pub(crate) mod suites;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use cyphonic_lab::figures::{Figure, Figures};
 
-use self::guest::{Report, Tests};
+use self::guest::{Disk, PC, System};
+use self::image::Kernel;
+use self::report::Report;
+use self::suites::Tests;
 use crate::bench::document::{Kept, publish};
-use crate::{ebpf, setup};
+use crate::target::Target;
+use crate::{ebpf, setup, workspace};
 
 /// The series to test: what Debian 12 and 13 run. The host's own kernel comes last.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
@@ -41,7 +48,7 @@ pub(crate) struct KernelsArgs {
 pub(crate) fn run(args: &KernelsArgs) -> Result<()> {
     setup::emulator()?;
     ebpf::build()?;
-    let tests = Tests::build()?;
+    let tests = Tests::build(Target::Amd64)?;
     let wanted = |series: &str| args.only.is_empty() || args.only.iter().any(|only| only == series);
     let mut figures = Figures::new("test-kernels");
     let mut reports = Vec::new();
@@ -49,7 +56,7 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<()> {
         let kernel = image::fetch(series)?;
         println!("test-kernels: {}", kernel.release);
         figures.note(series, kernel.release.as_str());
-        reports.push((series.to_owned(), guest::boot(&kernel, &tests)?));
+        reports.push((series.to_owned(), boot(&kernel, &tests)?));
     }
     if wanted(HOST) {
         println!("test-kernels: this machine's kernel");
@@ -73,8 +80,22 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<()> {
     }
 }
 
+/// Boots a kernel with the tests as its only programs.
+fn boot(kernel: &Kernel, tests: &Tests) -> Result<Report> {
+    let root = workspace::root().join("target/kernels/root").join(&kernel.release);
+    let disk = Disk::new(root, System::Here, &kernel.modules)?;
+    let task = tests.install(&disk, &kernel.release)?;
+    let text = PC.boot(&kernel.image, &disk.pack(&task)?)?;
+    let (report, log) = (Report::parse(&text), disk.beside("log"));
+    fs::write(&log, text).with_context(|| format!("cannot write {}", log.display()))?;
+    if report.failure().is_some() {
+        println!("test-kernels: what {} said is in {}", kernel.release, log.display());
+    }
+    Ok(report)
+}
+
 /// Prints what came out, and enters the figures.
-fn tell(reports: &[(String, Report)], figures: &mut Figures) {
+pub(crate) fn tell(reports: &[(String, Report)], figures: &mut Figures) {
     println!(
         "\n{:<8} {:>8} {:>8} {:>8} {:>8}   largest program",
         "kernel", "loaded", "refused", "passed", "failed"

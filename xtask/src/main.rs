@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `setup` | installs what building and testing need, saying what and why |
 //! | `build` | builds the eBPF objects, then the programs |
+//! | `package` | Debian packages of agent and cloud |
 //! | `test` | `setup`, `build` and every test there is |
 //! | `ci` | formatting, lints, dependency rules, then `test` |
 //! | `fuzz` | millions of damaged frames: kernel and userspace must judge alike |
 //! | `test-kernels` | the eBPF programs on other kernels, emulated |
+//! | `test-aarch64` | agents, relay and eBPF programs on an emulated Raspberry Pi 4 |
 //! | `lab` | networks with NATs on this machine, from `vagrant/topology.yaml` |
 //! | `bench` | rates, round trips and costs, beside other VPNs and relays |
 //! | `roam` | two devices move between networks under traffic: gaps and what is lost |
@@ -18,6 +20,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program talks to its user")]
 
+mod aarch64;
 mod bench;
 mod build;
 mod ci;
@@ -28,9 +31,11 @@ mod kernels;
 mod lab;
 mod nat_grid;
 mod overlay;
+mod package;
 mod roam;
 mod setup;
 mod shell;
+mod target;
 mod test;
 mod workspace;
 
@@ -52,6 +57,8 @@ enum Verb {
     Setup(setup::SetupArgs),
     /// Build the eBPF objects and the programs.
     Build(build::BuildArgs),
+    /// Make Debian packages of agent and cloud, in target/debian.
+    Package(package::PackageArgs),
     /// Install what is missing, build, and run every test. Prints the total.
     Test(test::TestArgs),
     /// What continuous integration runs: formatting, lints, dependency rules, tests.
@@ -60,6 +67,8 @@ enum Verb {
     Fuzz(fuzz::FuzzArgs),
     /// Load and test the eBPF programs on Debian's kernels, in an emulator.
     TestKernels(kernels::KernelsArgs),
+    /// Run agents, relay and the eBPF programs' tests on an emulated Raspberry Pi 4.
+    TestAarch64(aarch64::Aarch64Args),
     /// Build networks with NATs on this machine from the topology file.
     Lab(lab::LabArgs),
     /// Measure rates, round trips and costs beside other systems in the same networks.
@@ -76,10 +85,12 @@ fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Setup(args) => setup::run(&args),
         Verb::Build(args) => build::run(&args),
+        Verb::Package(args) => package::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Ci => ci::run(),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::TestKernels(args) => kernels::run(&args),
+        Verb::TestAarch64(args) => aarch64::run(&args),
         Verb::Lab(args) => lab::run(args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Roam(args) => roam::run(&args),

@@ -3,10 +3,14 @@
 //! Nothing is installed that is already there, and everything is named with its reason first. Packages go to the
 //! system; the eBPF linker goes to `target/tools` of this repository.
 
+mod cross;
 mod linker;
+mod packager;
 mod packages;
 mod peers;
 mod toolchain;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
@@ -14,6 +18,8 @@ use clap::Args;
 pub(crate) use linker::Linker;
 pub(crate) use peers::QUINCY;
 pub(crate) use toolchain::Toolchain;
+
+use crate::target::Target;
 
 /// What to set up.
 #[derive(Debug, Args)]
@@ -48,6 +54,22 @@ pub(crate) fn for_relay_bench() -> Result<()> {
 pub(crate) fn emulator() -> Result<()> {
     lab()?;
     packages::install_missing(packages::EMULATOR)
+}
+
+/// What booting the kernel of a Raspberry Pi needs.
+pub(crate) fn emulator_arm64() -> Result<()> {
+    emulator()?;
+    packages::install_missing(packages::EMULATOR_ARM64)
+}
+
+/// What building for another machine needs.
+pub(crate) fn cross(target: Target) -> Result<()> {
+    cross::install_missing(target)
+}
+
+/// What makes Debian packages: the program.
+pub(crate) fn packager() -> Result<PathBuf> {
+    packager::find_or_install()
 }
 
 /// What this project is measured beside.

@@ -4,9 +4,9 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use cyphonic_agent::{
-    cli::exit_code,
+    cli::{exit_code, write_manual},
     config::{Config, DEFAULT_PATH, EXAMPLE, Overrides},
     daemon,
     state::StateDir,
@@ -35,11 +35,17 @@ struct Settings {
 enum Command {
     /// Run the daemon (the default).
     Run,
-    /// Restore the host's resolver after a crash (systemd's ExecStopPost).
+    /// Restore the host's resolver and remove the virtual interface after a crash (systemd's ExecStopPost).
     Cleanup,
     /// Work with the configuration file.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Write man pages and shell completions into a folder.
+    #[command(hide = true)]
+    Manual {
+        /// The folder; it is made.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -65,6 +71,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => daemon::launch(cli.settings.load()?)?,
         Command::Cleanup => cleanup(&cli.settings.load()?)?,
+        Command::Manual { folder } => write_manual(Cli::command(), &folder)?,
         Command::Config(ConfigCommand::Example) => print!("{EXAMPLE}"),
         Command::Config(ConfigCommand::Check) => print!("{}", serde_yaml::to_string(&cli.settings.load()?)?),
     }
@@ -78,8 +85,10 @@ fn cleanup(config: &Config) -> Result<()> {
     let state = StateDir::open(&config.state_dir)?;
     // A running daemon's edits are its own.
     let _lock = state.lock()?;
-    if daemon::clean_up(&state) {
-        println!("The host's resolver configuration was restored.");
+    if daemon::block_on(daemon::clean_up_host(&state, config))?? {
+        println!(
+            "What a daemon that died left on the host is gone: resolver configuration, virtual interface."
+        );
     }
     Ok(())
 }

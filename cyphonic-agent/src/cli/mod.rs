@@ -6,15 +6,17 @@
 
 mod dns;
 mod failure;
+mod manual;
 mod ping;
 mod up;
 
 pub use failure::exit_code;
+pub use manual::write_manual;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
@@ -67,6 +69,12 @@ enum Command {
     Tunnel(Tunnel),
     /// Print the versions of command and daemon.
     Version,
+    /// Write man pages and shell completions into a folder.
+    #[command(hide = true)]
+    Manual {
+        /// The folder; it is made.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -95,6 +103,10 @@ impl Cli {
         match self.command {
             // May become the daemon, which has a runtime of its own.
             Command::Up(up) => up.run(self.socket),
+            Command::Manual { folder } => {
+                write_manual(Self::command(), &folder)?;
+                Ok(ExitCode::SUCCESS)
+            }
             command => block_on(command.run(socket))?,
         }
     }
@@ -131,7 +143,7 @@ impl Command {
                 let target = name.map_or(ResetTarget::All, ResetTarget::Peer);
                 println!("{} tunnels taken down.", client.reset(target).await?.tunnels);
             }
-            Self::Up(_) | Self::Wait { .. } | Self::Version => {}
+            Self::Up(_) | Self::Wait { .. } | Self::Version | Self::Manual { .. } => {}
         }
         Ok(ExitCode::SUCCESS)
     }

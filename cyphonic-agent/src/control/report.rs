@@ -35,6 +35,8 @@ pub struct StatusReport {
     pub services: Vec<ServiceReport>,
     /// The encapsulation ring in use.
     pub ring: RingReport,
+    /// The AEAD that this node offers its peers first.
+    pub cipher: CipherReport,
     /// The eBPF classifier on the interface.
     pub classifier: ClassifierReport,
     /// The virtual interface.
@@ -67,6 +69,7 @@ impl Default for StatusReport {
             uptime_s: 0,
             services: Vec::new(),
             ring: RingReport::default(),
+            cipher: CipherReport::default(),
             classifier: ClassifierReport::default(),
             interface: InterfaceReport::default(),
             udp_port: 0,
@@ -183,6 +186,15 @@ pub struct CardReport {
     /// How tunnels' packets are received: `port`, `af_xdp` or `af_xdp-zero-copy`.
     pub receives_by: String,
     /// Why this way.
+    pub why: String,
+}
+
+/// An AEAD by choice. The tunnel's is the dialler's first that both ends have, and both have all.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CipherReport {
+    /// `AES-128-GCM` or `ChaCha20-Poly1305`.
+    pub kind: String,
+    /// What of this machine made the choice.
     pub why: String,
 }
 

@@ -49,6 +49,7 @@ fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
         let driver = card.driver.as_deref().unwrap_or("unknown driver");
         writeln!(out, "card        {} ({driver}): {}", card.name, with_why(&card.receives_by, &card.why))?;
     }
+    writeln!(out, "cipher      {}", with_why(&report.cipher.kind, &report.cipher.why))?;
     writeln!(out, "classifier  {}", with_why(&report.classifier.kind, &report.classifier.why))?;
     writeln!(out, "NAT         {}", or_dash(&report.nat.finding))?;
     let listen = report.dns.listen.map_or_else(|| "-".to_owned(), |listen| listen.to_string());

@@ -1,6 +1,6 @@
 //! The identity at start: from the state directory, else by the configured token.
 
-use std::time::Duration;
+use std::{env, path::PathBuf, time::Duration};
 
 use super::{DaemonError, notify};
 use crate::{
@@ -12,20 +12,22 @@ use crate::{
 /// Waits between attempts double from the first to the last.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(60);
+/// The token's name among systemd's credentials: `/etc/credstore/cyphonic.token` on the host.
+const CREDENTIAL: &str = "cyphonic.token";
 
 /// The device's identity. Waits, for as long as it takes, for a cloud that cannot be reached.
 pub(super) async fn identity(state: &StateDir, config: &Config) -> Result<DeviceIdentity, DaemonError> {
     if let Some(identity) = state.identity()? {
         return Ok(identity);
     }
-    let (Some(token_file), false) = (&config.token_file, config.cloud.is_empty()) else {
+    let (Some(token_file), false) = (token_file(config), config.cloud.is_empty()) else {
         return Err(DaemonError::NotEnrolled(
             "this device is not enrolled: run `cyphonic up --token file:PATH --cloud HOST`, or set `cloud` and \
              `token_file` in the configuration"
                 .into(),
         ));
     };
-    let token = read_token_file(token_file)?;
+    let token = read_token_file(&token_file)?;
     let mut wait = FIRST_WAIT;
     loop {
         let error = match enrol(state, &token, &resolve_all(&config.cloud).await).await {
@@ -41,6 +43,14 @@ pub(super) async fn identity(state: &StateDir, config: &Config) -> Result<Device
         tokio::time::sleep(jittered(wait)).await;
         wait = (wait * 2).min(LAST_WAIT);
     }
+}
+
+/// The configured one, else what systemd hands over (`LoadCredential=` in the unit, systemd.exec(5)).
+fn token_file(config: &Config) -> Option<PathBuf> {
+    config.token_file.clone().or_else(|| {
+        let file = PathBuf::from(env::var_os("CREDENTIALS_DIRECTORY")?).join(CREDENTIAL);
+        file.is_file().then_some(file)
+    })
 }
 
 /// Between half and all of it: a fleet that lost its cloud at one moment does not come back at one moment.

@@ -12,6 +12,7 @@ mod enrolment;
 mod launch;
 pub mod privileges;
 mod served;
+mod watchdog;
 
 use std::{io, sync::Arc};
 
@@ -92,6 +93,7 @@ where
     let inputs = EngineInputs { config: config.clone(), identity, state: state.clone(), netlink };
     let engine = start_engine(inputs).await.map_err(|error| DaemonError::Engine(error.to_string()))?;
     let RunningEngine { resolver, backend, zone, prefix, interface, failed, stop: stop_engine } = engine;
+    let alive = backend.clone();
     let outcome =
         match Surroundings::start(&config, &state, (zone, prefix, interface), resolver, backend).await {
             Ok(around) => {
@@ -101,6 +103,7 @@ where
                     () = stop.received() => Ok(()),
                     () = around.asked_to_stop.notified() => Ok(()),
                     reason = failed => Err(DaemonError::Engine(reason)),
+                    () = watchdog::watch(&*alive) => Ok(()),
                 };
                 notify(&[NotifyState::Stopping]);
                 tracing::info!("stopping");
@@ -113,7 +116,7 @@ where
     outcome
 }
 
-/// Undoes what a daemon that died left behind; also `cyphonicd cleanup`, which systemd runs after every stop.
+/// Undoes what a daemon that died did to the host's resolver.
 pub fn clean_up(state: &StateDir) -> bool {
     match resolver::restore_after_crash(state) {
         Ok(true) => {
@@ -126,6 +129,18 @@ pub fn clean_up(state: &StateDir) -> bool {
             false
         }
     }
+}
+
+/// What [`clean_up`] does, and the virtual interface where it outlived its daemon, with its address and routes:
+/// `cyphonicd cleanup`, which systemd runs after every stop. True if anything was left.
+///
+/// # Errors
+/// The interface cannot be removed. The resolver has been restored by then, or the log says why not.
+pub async fn clean_up_host(state: &StateDir, config: &Config) -> Result<bool, NetlinkError> {
+    let restored = clean_up(state);
+    // One of the kernel's kind that goes with its process (TUN) is gone already.
+    let removed = Netlink::connect()?.remove_pair(&config.interface).await?;
+    Ok(restored || removed)
 }
 
 /// What stands between the engine and the host's programs.

@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cyphonic_dataplane::protect::Suite;
 use cyphonic_dataplane::ring::{EncapRing, TunnelStats};
 use cyphonic_proto::message::RouteKind;
 use cyphonic_proto::node::{
@@ -13,8 +14,9 @@ use cyphonic_proto::node::{
 
 use super::renewal::Validity;
 use crate::control::report::{
-    CardReport, CertificateReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport, PeerReport,
-    PeerState, RingReport, RouteReport, ServiceKind, ServiceReport, ServiceState, Severity, StatusReport,
+    CardReport, CertificateReport, CipherReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport,
+    PeerReport, PeerState, RingReport, RouteReport, ServiceKind, ServiceReport, ServiceState, Severity,
+    StatusReport,
 };
 
 /// What the programs in the kernel have counted.
@@ -74,6 +76,7 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
         uptime_s: now.duration_since(sources.started).as_secs(),
         services: node.services.iter().map(|service| service_report(service, node, now)).collect(),
         ring: ring_report(sources.surroundings),
+        cipher: CipherReport { kind: Suite::preferred().to_string(), why: Suite::why_preferred().to_owned() },
         health: health(sources, &classifier),
         classifier,
         interface: sources.surroundings.interface.clone(),

@@ -3,7 +3,10 @@
 //! One's complement sums do not depend on byte order (RFC 1071 §2.B), so words are added as the CPU reads them
 //! and only the folded result is stored back the same way.
 
-#![expect(unsafe_code, reason = "code for a CPU feature is called once the CPU is known to have it")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "code for a CPU feature is called once the CPU is known to have it")
+)]
 
 use super::IPV6_HEADER;
 

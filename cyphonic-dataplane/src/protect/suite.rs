@@ -1,5 +1,7 @@
 //! The two AEADs, and the limits RFC 9001 §6.6 puts on their keys.
 
+use std::fmt;
+
 /// An AEAD with its header protection. The numbers are those of the set-up messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -17,6 +19,15 @@ impl Suite {
     /// The suite this CPU is best at.
     pub fn preferred() -> Self {
         if has_aes_instructions() { Self::Aes128Gcm } else { Self::ChaCha20Poly1305 }
+    }
+
+    /// Why [`Self::preferred`] is what it is, in words for a person.
+    pub fn why_preferred() -> &'static str {
+        if has_aes_instructions() {
+            "this CPU has AES instructions"
+        } else {
+            "this CPU has no AES instructions"
+        }
     }
 
     /// The suite with this number in a message, if there is one.
@@ -45,6 +56,15 @@ impl Suite {
             Self::Aes128Gcm => 16,
             Self::ChaCha20Poly1305 => 32,
         }
+    }
+}
+
+impl fmt::Display for Suite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Aes128Gcm => "AES-128-GCM",
+            Self::ChaCha20Poly1305 => "ChaCha20-Poly1305",
+        })
     }
 }
 

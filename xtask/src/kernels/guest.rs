@@ -1,328 +1,274 @@
-//! The emulated machine: an initial RAM disk with the test programs, and what they said.
+//! The emulated machine: how it is started, and the initial RAM disk that is all it has.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::image::Kernel;
-use crate::{shell, workspace};
+use super::report::END;
+use crate::shell;
+use crate::target::Target;
 
-/// Programs that the tests call.
-const TOOLS: [&str; 3] = ["ip", "ethtool", "sysctl"];
 /// The emulated machine never runs longer: a kernel that hangs is a failure too.
 const LONGEST_SECONDS: &str = "900";
-/// The library's tests that exercise programs by `BPF_PROG_TEST_RUN`, and those on devices.
-const FILTERS: [&str; 3] = ["bpf::", "relay::xdp::", "xsk::"];
-/// The integration tests that exercise programs and AF_XDP.
-const INTEGRATION: [&str; 2] = ["relay_program", "xsk"];
-/// Tests of what a kernel gained later, and that kernel.
-const NEWER: [(&str, (u32, u32)); 1] = [("by_tcx", (6, 6))];
-/// Ends the guest's output: what comes without it was cut short.
-const END: &str = "guest: end";
+/// Where a Debian system has programs.
+const PROGRAMS: [&str; 4] = ["bin", "sbin", "usr/bin", "usr/sbin"];
 
-/// The test programs, as cargo built them.
+/// An emulated machine.
 #[derive(Debug)]
-pub(super) struct Tests {
-    /// The data plane's unit tests.
-    library: PathBuf,
-    /// The test that loads every program.
-    load: PathBuf,
-    /// [`INTEGRATION`].
-    integration: Vec<PathBuf>,
+pub(crate) struct Machine {
+    emulator: &'static str,
+    arguments: &'static [&'static str],
+    /// Its serial line, by the kernel's name.
+    console: &'static str,
 }
 
-/// A program that the verifier took.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Program {
-    /// Object and program.
-    pub(super) name: String,
-    /// Instructions the verifier walked.
-    pub(super) instructions: u32,
+/// A PC with all that the emulator can do.
+pub(crate) const PC: Machine =
+    Machine { emulator: "qemu-system-x86_64", arguments: &["-cpu", "max"], console: "ttyS0" };
+
+/// The processor of a Raspberry Pi 4.
+pub(crate) const CORTEX_A72: Machine = Machine {
+    emulator: "qemu-system-aarch64",
+    arguments: &["-M", "virt", "-cpu", "cortex-a72"],
+    console: "ttyAMA0",
+};
+
+impl Machine {
+    /// Boots a kernel with a disk, and returns what the machine said until it went off.
+    pub(crate) fn boot(&self, image: &Path, disk: &Path) -> Result<String> {
+        let output = Command::new("timeout")
+            .args([LONGEST_SECONDS, self.emulator])
+            .args(self.arguments)
+            .args(["-accel", "tcg", "-smp", "2", "-m", "2G", "-nographic", "-no-reboot", "-net", "none"])
+            .args(["-append", &format!("console={} panic=-1 quiet", self.console)])
+            .arg("-kernel")
+            .arg(image)
+            .arg("-initrd")
+            .arg(disk)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("cannot start {}", self.emulator))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
 }
 
-/// What the test programs said on one kernel.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Report {
-    pub(super) programs: Vec<Program>,
-    pub(super) refused: Vec<String>,
-    pub(super) passed: usize,
-    pub(super) failed: usize,
-    failures: Vec<String>,
-    complete: bool,
+/// Where the programs come from that a machine has besides ours, and their libraries.
+#[derive(Debug)]
+pub(crate) enum System {
+    /// This machine: the guest is one of its kind.
+    Here,
+    /// An unpacked Debian for another.
+    Unpacked(PathBuf),
 }
 
-impl Tests {
-    /// Builds them.
-    pub(super) fn build() -> Result<Self> {
-        let mut cargo = shell::cargo();
-        cargo.args([
-            "test",
-            "--no-run",
-            "--locked",
-            "-p",
-            "cyphonic-dataplane",
-            "--lib",
-            "--test",
-            "programs_load",
-        ]);
-        cargo.args(INTEGRATION.iter().flat_map(|test| ["--test", test]));
-        cargo.arg("--message-format=json").stderr(Stdio::inherit());
-        let output = cargo.output().context("cannot start cargo")?;
-        if !output.status.success() {
-            bail!("the data plane's tests do not build");
+/// An initial RAM disk in the making.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    root: PathBuf,
+    system: System,
+}
+
+impl Disk {
+    /// An empty disk, made from files in `root`, with busybox and modules.
+    pub(crate) fn new(root: PathBuf, system: System, modules: &[PathBuf]) -> Result<Self> {
+        if root.exists() {
+            fs::remove_dir_all(&root).with_context(|| format!("cannot clear {}", root.display()))?;
         }
-        let messages = String::from_utf8_lossy(&output.stdout);
-        let find = |name: &str| {
-            messages
-                .lines()
-                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-                .filter(|message| message["target"]["name"] == name && message["profile"]["test"] == true)
-                .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-                .with_context(|| format!("cargo built no test program {name}"))
+        for directory in
+            ["bin", "proc", "sys", "dev", "tmp", "run", "etc", "modules", "tests", "objects", "programs"]
+        {
+            fs::create_dir_all(root.join(directory))
+                .with_context(|| format!("cannot make {directory} in {}", root.display()))?;
+        }
+        let disk = Self { root, system };
+        disk.tool("busybox")?;
+        for (number, module) in modules.iter().enumerate() {
+            let name = module.file_name().unwrap_or_default().to_string_lossy();
+            disk.file(module, &format!("modules/{number:02}-{name}"))?;
+        }
+        Ok(disk)
+    }
+
+    /// A program of the system.
+    pub(crate) fn tool(&self, name: &str) -> Result<()> {
+        let file = match &self.system {
+            System::Here => shell::find(name),
+            System::Unpacked(tree) => {
+                PROGRAMS.iter().map(|folder| tree.join(folder).join(name)).find(|file| file.is_file())
+            }
         };
-        let integration = INTEGRATION.iter().map(|test| find(test)).collect::<Result<_>>()?;
-        Ok(Self { library: find("cyphonic_dataplane")?, load: find("programs_load")?, integration })
+        self.program(&file.with_context(|| format!("there is no {name}"))?, &format!("bin/{name}"))
     }
 
-    /// Runs them on the host, as the guest would.
-    pub(super) fn run_here(&self) -> Result<Report> {
-        let mut text = String::new();
-        let integration = self.integration.iter().map(|program| (program, vec![]));
-        let programs = [(&self.load, vec!["--nocapture"]), (&self.library, FILTERS.to_vec())];
-        for (program, arguments) in programs.into_iter().chain(integration) {
-            let mut command = shell::as_root("env")?;
-            command.arg(format!("CYPHONIC_EBPF_OBJECTS={}", workspace::ebpf_objects().display()));
-            command.arg(program).args(arguments).arg("--test-threads=1");
-            let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
-            text += &String::from_utf8_lossy(&output.stdout);
+    /// A program and every library that its loader would find, at their own places.
+    pub(crate) fn program(&self, from: &Path, to: &str) -> Result<()> {
+        self.file(from, to)?;
+        self.libraries(from)
+    }
+
+    /// The same without symbols: a test program is a tenth then.
+    pub(crate) fn stripped(&self, from: &Path, to: &str, target: Target) -> Result<()> {
+        target.strip(from, &self.root.join(to))?;
+        self.libraries(from)
+    }
+
+    /// A file with this text.
+    pub(crate) fn text(&self, text: &str, to: &str) -> Result<()> {
+        let place = self.root.join(to);
+        fs::write(&place, text).with_context(|| format!("cannot write {}", place.display()))
+    }
+
+    /// A file.
+    pub(crate) fn file(&self, from: &Path, to: &str) -> Result<()> {
+        let place = self.root.join(to);
+        if let Some(parent) = place.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
         }
-        Ok(Report::parse(&(text + END)))
+        fs::copy(from, &place).with_context(|| format!("cannot copy {}", from.display()))?;
+        Ok(())
+    }
+
+    /// Packs it with what it is to do, and returns the file.
+    pub(crate) fn pack(&self, task: &str) -> Result<PathBuf> {
+        use std::os::unix::fs::PermissionsExt;
+        let init = self.root.join("init");
+        fs::write(&init, script(task)).with_context(|| format!("cannot write {}", init.display()))?;
+        fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
+        let disk = self.beside("cpio");
+        let file = fs::File::create(&disk).with_context(|| format!("cannot make {}", disk.display()))?;
+        let mut names =
+            Command::new("find").arg(".").current_dir(&self.root).stdout(Stdio::piped()).spawn()?;
+        let listed = names.stdout.take().context("find has no output")?;
+        let status = Command::new("cpio")
+            .args(["--quiet", "-o", "-H", "newc"])
+            .current_dir(&self.root)
+            .stdin(listed)
+            .stdout(file)
+            .status()
+            .context("cannot start cpio")?;
+        names.wait()?;
+        if !status.success() {
+            bail!("cpio failed: {status}");
+        }
+        Ok(disk)
+    }
+
+    /// A file beside the disk's folder.
+    pub(crate) fn beside(&self, kind: &str) -> PathBuf {
+        let mut name = self.root.file_name().unwrap_or_default().to_owned();
+        name.push(".");
+        name.push(kind);
+        self.root.with_file_name(name)
+    }
+
+    fn libraries(&self, program: &Path) -> Result<()> {
+        match &self.system {
+            System::Here => {
+                let libraries = shell::output(Command::new("ldd").arg(program)).unwrap_or_default();
+                for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
+                    self.library(Path::new(library), library.trim_start_matches('/'))?;
+                }
+            }
+            System::Unpacked(tree) => {
+                let mut found = BTreeSet::new();
+                collect(tree, program, &mut found)?;
+                for place in found {
+                    self.library(&tree.join(&place), &place)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn library(&self, from: &Path, place: &str) -> Result<()> {
+        if self.root.join(place).exists() { Ok(()) } else { self.file(from, place) }
     }
 }
 
-/// Boots a kernel with the tests as its only program.
-pub(super) fn boot(kernel: &Kernel, tests: &Tests) -> Result<Report> {
-    let root = workspace::root().join("target/kernels/root").join(&kernel.release);
-    let beside = |kind: &str| root.with_file_name(format!("{}.{kind}", kernel.release));
-    let (disk, log) = (beside("cpio"), beside("log"));
-    if root.exists() {
-        fs::remove_dir_all(&root).with_context(|| format!("cannot clear {}", root.display()))?;
+/// What a program of another machine needs to be loaded, by its place in that machine's system: `ldd` would have to run it.
+fn collect(tree: &Path, program: &Path, found: &mut BTreeSet<String>) -> Result<()> {
+    let mut readelf = Command::new("readelf");
+    let text = shell::output(readelf.args(["--program-headers", "--dynamic", "--wide"]).arg(program))
+        .with_context(|| format!("readelf cannot read {}", program.display()))?;
+    for place in needed(&text) {
+        let places = if place.starts_with('/') {
+            vec![place.trim_start_matches('/').to_owned()]
+        } else {
+            library_folders(tree).into_iter().map(|folder| format!("{folder}/{place}")).collect()
+        };
+        let place = places.into_iter().find(|candidate| tree.join(candidate).exists());
+        let place = place.with_context(|| {
+            format!("{} needs a library that {} has not", program.display(), tree.display())
+        })?;
+        if found.insert(place.clone()) {
+            collect(tree, &tree.join(&place), found)?;
+        }
     }
-    furnish(&root, kernel, tests)?;
-    pack(&root, &disk)?;
-    let output = Command::new("timeout")
-        .args([
-            LONGEST_SECONDS,
-            "qemu-system-x86_64",
-            "-accel",
-            "tcg",
-            "-cpu",
-            "max",
-            "-smp",
-            "2",
-            "-m",
-            "2G",
-        ])
-        .args(["-nographic", "-no-reboot", "-net", "none", "-append", "console=ttyS0 panic=-1 quiet"])
-        .arg("-kernel")
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(&disk)
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot start qemu-system-x86_64")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    fs::write(&log, text.as_bytes())?;
-    let report = Report::parse(&text);
-    if report.failure().is_some() {
-        println!("test-kernels: what {} said is in {}", kernel.release, log.display());
-    }
-    Ok(report)
+    Ok(())
 }
 
-fn furnish(root: &Path, kernel: &Kernel, tests: &Tests) -> Result<()> {
-    for directory in ["bin", "proc", "sys", "dev", "tmp", "run", "modules", "tests", "objects"] {
-        fs::create_dir_all(root.join(directory))?;
-    }
-    let busybox = shell::find("busybox").context("there is no busybox: install busybox-static")?;
-    // Some are not static.
-    copy_with_libraries(&busybox, &root.join("bin/busybox"), root)?;
-    for tool in TOOLS {
-        let file = shell::find(tool).with_context(|| format!("there is no {tool}"))?;
-        copy_with_libraries(&file, &root.join("bin").join(tool), root)?;
-    }
-    copy_with_libraries(&tests.library, &root.join("tests/library"), root)?;
-    copy_with_libraries(&tests.load, &root.join("tests/load"), root)?;
-    for (number, test) in tests.integration.iter().enumerate() {
-        copy_with_libraries(test, &root.join(format!("tests/integration-{number}")), root)?;
-    }
-    for entry in fs::read_dir(workspace::ebpf_objects())? {
-        let object = entry?.path();
-        copy(&object, &root.join("objects").join(object.file_name().unwrap_or_default()))?;
-    }
-    for (number, module) in kernel.modules.iter().enumerate() {
-        let name = module.file_name().unwrap_or_default().to_string_lossy();
-        copy(module, &root.join("modules").join(format!("{number:02}-{name}")))?;
-    }
-    write_program(&root.join("init"), &init(&kernel.release))
+/// The folders that the loader looks into, without a cache, on a Debian of any machine.
+fn library_folders(tree: &Path) -> Vec<String> {
+    let machines = fs::read_dir(tree.join("usr/lib")).into_iter().flatten().flatten();
+    let machines = machines.filter_map(|entry| entry.file_name().into_string().ok());
+    machines
+        .filter(|name| name.ends_with("-linux-gnu"))
+        .flat_map(|name| [format!("lib/{name}"), format!("usr/lib/{name}")])
+        .collect()
 }
 
-/// What the guest does. Busybox is all it has, but for the tests.
-fn init(release: &str) -> String {
-    let skips: String = newer_than(release).map(|test| format!(" --skip {test}")).collect();
+/// Loader (a path) and libraries (names), in what `readelf` prints.
+fn needed(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        let (_, name) = line
+            .split_once("Requesting program interpreter: ")
+            .or_else(|| line.split_once("Shared library: ["))?;
+        name.split(']').next()
+    })
+}
+
+/// What the guest does. Busybox is all it has, but for what was put on its disk.
+fn script(task: &str) -> String {
     format!(
         "#!/bin/busybox sh\n\
          /bin/busybox --install -s /bin 2>/dev/null\n\
-         export PATH=/bin RUST_BACKTRACE=0 CYPHONIC_EBPF_OBJECTS=/objects\n\
+         export PATH=/bin RUST_BACKTRACE=0\n\
          mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs run /run\n\
          mount -t bpf bpf /sys/fs/bpf; ip link set lo up\n\
          for module in /modules/*; do case $module in *.xz) xz -d $module; insmod ${{module%.xz}};; *) insmod $module;; esac; done\n\
          mkdir -p /dev/net; [ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200\n\
-         /tests/load --nocapture --test-threads=1 2>&1\n\
-         /tests/library {} --test-threads=1{skips} 2>&1\n\
-         for test in /tests/integration-*; do $test --test-threads=1 2>&1; done\n\
+         {task}\
          echo '{END}'\n\
-         poweroff -f\n",
-        FILTERS.join(" ")
+         poweroff -f\n"
     )
-}
-
-/// The tests that this kernel is too old for.
-fn newer_than(release: &str) -> impl Iterator<Item = &'static str> {
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    NEWER.into_iter().filter(move |(_, since)| version < *since).map(|(test, _)| test)
-}
-
-fn write_program(file: &Path, text: &str) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    fs::write(file, text)?;
-    Ok(fs::set_permissions(file, fs::Permissions::from_mode(0o755))?)
-}
-
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
-    Ok(())
-}
-
-/// The program and every library its loader would find, at their own places.
-fn copy_with_libraries(program: &Path, to: &Path, root: &Path) -> Result<()> {
-    copy(program, to)?;
-    let libraries = shell::output(Command::new("ldd").arg(program)).unwrap_or_default();
-    for library in libraries.split_whitespace().filter(|word| word.starts_with('/')) {
-        let place = root.join(library.trim_start_matches('/'));
-        if !place.exists() {
-            fs::create_dir_all(place.parent().unwrap_or(root))?;
-            copy(Path::new(library), &place)?;
-        }
-    }
-    Ok(())
-}
-
-fn pack(root: &Path, disk: &Path) -> Result<()> {
-    let file = fs::File::create(disk).with_context(|| format!("cannot make {}", disk.display()))?;
-    let mut names = Command::new("find").arg(".").current_dir(root).stdout(Stdio::piped()).spawn()?;
-    let listed = names.stdout.take().context("find has no output")?;
-    let status = Command::new("cpio")
-        .args(["--quiet", "-o", "-H", "newc"])
-        .current_dir(root)
-        .stdin(listed)
-        .stdout(file)
-        .status()
-        .context("cannot start cpio")?;
-    names.wait()?;
-    if !status.success() {
-        bail!("cpio failed: {status}");
-    }
-    std::io::stdout().flush()?;
-    Ok(())
-}
-
-impl Report {
-    /// Reads what the test programs printed.
-    fn parse(text: &str) -> Self {
-        let mut report = Self::default();
-        for line in text.lines().map(str::trim_end) {
-            // libtest writes a test's name first, so a line of ours may follow it.
-            if let Some((_, rest)) =
-                line.split_once("program ").filter(|(_, rest)| rest.contains("verified_instructions="))
-            {
-                report.programs.extend(program(rest));
-            } else if let Some(name) = line.strip_prefix("refused ") {
-                report.refused.push(name.to_owned());
-            } else if line.starts_with("test ") && line.ends_with("FAILED") {
-                report.failures.push(line.to_owned());
-            } else if let Some(result) = line.strip_prefix("test result: ") {
-                report.passed += before(result, " passed");
-                report.failed += before(result, " failed");
-            }
-            report.complete |= line.ends_with(END);
-        }
-        report
-    }
-
-    /// Why this kernel will not do, if it will not.
-    pub(super) fn failure(&self) -> Option<String> {
-        if !self.complete {
-            return Some("the machine stopped before the tests were over".to_owned());
-        }
-        if !self.refused.is_empty() {
-            return Some(format!("the verifier refused {}", self.refused.join(", ")));
-        }
-        if self.failed > 0 {
-            return Some(format!("{} tests failed: {}", self.failed, self.failures.join("; ")));
-        }
-        (self.passed == 0 || self.programs.is_empty()).then(|| "no test ran".to_owned())
-    }
-}
-
-/// `agent/cyphonic_egress: verified_instructions=412 translated_bytes=…`
-fn program(text: &str) -> Option<Program> {
-    let (name, rest) = text.split_once(": ")?;
-    let instructions = rest.strip_prefix("verified_instructions=")?.split(' ').next()?.parse().ok()?;
-    Some(Program { name: name.to_owned(), instructions })
-}
-
-fn before(text: &str, word: &str) -> usize {
-    let count = text.split(word).next().and_then(|head| head.rsplit(' ').next());
-    count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GOOD: &str = "test every ... program agent/cyphonic_egress: verified_instructions=412 translated_bytes=900\r\n\
-                        program relay/cyphonic_relay: verified_instructions=2051 translated_bytes=9000\r\n\
-                        ok\r\ntest result: ok. 1 passed; 0 failed; 0 ignored\r\n\
-                        test result: ok. 30 passed; 0 failed; 0 ignored\r\nguest: end\r\n";
-
     #[test]
-    fn a_good_run_is_counted() {
-        let report = Report::parse(GOOD);
-        assert_eq!((report.passed, report.failed, report.failure()), (31, 0, None));
-        let last = Program { name: "relay/cyphonic_relay".into(), instructions: 2051 };
-        assert_eq!(report.programs.last(), Some(&last));
-        assert_eq!(report.programs.len(), 2);
+    fn loader_and_libraries_are_read_from_the_headers() {
+        let text = "      [Requesting program interpreter: /lib/ld-linux-aarch64.so.1]\n\
+                    0x0000000000000001 (NEEDED)             Shared library: [libgcc_s.so.1]\n\
+                    0x000000000000000c (INIT)               0x1000\n";
+        assert_eq!(needed(text).collect::<Vec<_>>(), ["/lib/ld-linux-aarch64.so.1", "libgcc_s.so.1"]);
     }
 
     #[test]
-    fn only_kernels_without_tcx_are_spared_its_test() {
-        assert_eq!(newer_than("6.1.0-56-cloud-amd64").collect::<Vec<_>>(), ["by_tcx"]);
-        assert_eq!(newer_than("6.12.117+deb12-cloud-amd64").count(), 0);
-    }
-
-    #[test]
-    fn a_machine_that_stops_a_refusal_and_a_failure_are_failures() {
-        let cut = Report::parse(GOOD.trim_end().trim_end_matches(END));
-        assert!(cut.failure().unwrap().contains("stopped"));
-        let refused = Report::parse(&format!("refused agent/x\n{GOOD}"));
-        assert!(refused.failure().unwrap().contains("agent/x"));
-        let failed = Report::parse(&GOOD.replace("30 passed; 0 failed", "29 passed; 1 failed"));
-        assert!(failed.failure().unwrap().contains("1 tests failed"));
-        assert!(Report::parse(END).failure().unwrap().contains("no test ran"));
+    fn a_disk_has_what_is_put_on_it() {
+        let root = std::env::temp_dir().join(format!("cyphonic-disk-{}/disk", std::process::id()));
+        let disk = Disk { root: root.clone(), system: System::Here };
+        disk.file(Path::new("/bin/sh"), "some/where/sh").unwrap();
+        let packed = disk.pack("echo task\n").unwrap();
+        assert_eq!(packed, root.with_file_name("disk.cpio"));
+        let archive = fs::read(&packed).unwrap();
+        assert!(archive.starts_with(b"070701"), "the form that kernels take");
+        let init = fs::read_to_string(root.join("init")).unwrap();
+        assert!(init.contains("echo task\necho 'guest: end'\n"), "{init}");
+        fs::remove_dir_all(root.parent().unwrap()).unwrap();
     }
 }

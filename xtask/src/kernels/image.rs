@@ -9,21 +9,21 @@ use anyhow::{Context, Result, bail};
 use crate::{shell, workspace};
 
 /// What the programs and their tests need that Debian builds as modules.
-const MODULES: [&str; 6] = ["veth", "tun", "sch_ingress", "cls_bpf", "act_bpf", "bridge"];
+const MODULES: [&str; 7] = ["veth", "tun", "sch_ingress", "cls_bpf", "act_bpf", "bridge", "macvlan"];
 
 /// An unpacked kernel.
 #[derive(Debug)]
-pub(super) struct Kernel {
+pub(crate) struct Kernel {
     /// As `uname -r` says.
-    pub(super) release: String,
+    pub(crate) release: String,
     /// The bootable file.
-    pub(super) image: PathBuf,
+    pub(crate) image: PathBuf,
     /// Module files, dependencies first.
-    pub(super) modules: Vec<PathBuf>,
+    pub(crate) modules: Vec<PathBuf>,
 }
 
 /// Downloads and unpacks the newest kernel of a series, unless it is there.
-pub(super) fn fetch(series: &str) -> Result<Kernel> {
+pub(crate) fn fetch(series: &str) -> Result<Kernel> {
     let package = package(series)?;
     let directory = workspace::root().join("target/kernels").join(&package);
     let release = package.trim_start_matches("linux-image-").to_owned();
@@ -65,7 +65,8 @@ fn download(package: &str, directory: &Path) -> Result<()> {
     fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))
 }
 
-fn modules(directory: &Path, release: &str) -> Result<Vec<PathBuf>> {
+/// The files of [`MODULES`] and those they depend on, in the order to insert them.
+pub(crate) fn modules(directory: &Path, release: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for module in MODULES {
         let modprobe = shell::find("modprobe").context("there is no modprobe: install kmod")?;

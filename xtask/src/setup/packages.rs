@@ -38,6 +38,13 @@ pub(super) const EMULATOR: &[Package] = &[
     package("kmod", "modprobe", "finding the modules they need"),
 ];
 
+/// For booting the kernel of 64-bit ARM, besides.
+pub(super) const EMULATOR_ARM64: &[Package] = &[
+    package("qemu-system-arm", "qemu-system-aarch64", "booting the kernel of a Raspberry Pi"),
+    package("mmdebstrap", "mmdebstrap", "unpacking that kernel, and the programs beside it"),
+    package("binutils", "readelf", "finding the libraries that programs for it need"),
+];
+
 /// For measuring the relay.
 pub(super) const RELAY_BENCH: &[Package] = &[
     package("coturn", "turnserver", "the TURN server that the relay is compared with"),
@@ -53,7 +60,7 @@ pub(super) const PEERS: &[Package] = &[
     package("openssl", "openssl", "OpenVPN's certificates"),
 ];
 
-const fn package(name: &'static str, program: &'static str, why: &'static str) -> Package {
+pub(super) const fn package(name: &'static str, program: &'static str, why: &'static str) -> Package {
     Package { name, program, why }
 }
 

@@ -3,6 +3,7 @@
 
 mod device;
 mod init;
+mod manual;
 mod relay;
 mod run;
 mod status;
@@ -12,7 +13,7 @@ mod token;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use cyphonic_cloud::config::{Config, DEFAULT_PATH};
 use cyphonic_cloud::register::Register;
 
@@ -42,6 +43,12 @@ enum Command {
     /// Devices.
     #[command(subcommand)]
     Device(device::Command),
+    /// Write man pages and shell completions into a folder.
+    #[command(hide = true)]
+    Manual {
+        /// The folder; it is made.
+        folder: PathBuf,
+    },
 }
 
 /// Where the configuration is.
@@ -78,6 +85,7 @@ fn main() -> ExitCode {
         Command::TrsStatus(arguments) => status::run(&arguments),
         Command::Token(command) => token::run(&command),
         Command::Device(command) => device::run(&command),
+        Command::Manual { folder } => manual::write(Arguments::command(), &folder),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -43,6 +43,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let failure = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
+        () = give_signs_of_life() => None,
         failure = cloud.failed() => Some(failure),
     };
     tell_systemd(&[NotifyState::Stopping]);
@@ -72,6 +73,16 @@ fn start_log(config: &Config) -> anyhow::Result<()> {
         log.init()
     }
     Ok(())
+}
+
+/// For systemd's watchdog (`WatchdogSec=`): while this task gets its turn, the runtime that serves all others does turn.
+/// Never ends.
+async fn give_signs_of_life() {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    loop {
+        tell_systemd(&[NotifyState::Watchdog]);
+        tokio::time::sleep(limit / 2).await;
+    }
 }
 
 /// Without systemd there is nobody to tell.

@@ -1,0 +1,109 @@
+//! systemd's watchdog (`WatchdogSec=`): it ends and starts again a daemon that says nothing for that long.
+//!
+//! A sign of life is only worth what it proves, so the engine is asked for its status first: the runtime turns, and the
+//! engine's loop, which tunnels and DNS depend on, answers.
+
+use std::{pin::pin, time::Duration};
+
+use sd_notify::NotifyState;
+
+use super::notify;
+use crate::control::Backend;
+
+/// Gives signs of life for as long as the engine does, and never ends.
+pub(super) async fn watch(backend: &dyn Backend) {
+    match sd_notify::watchdog_enabled() {
+        Some(limit) => give_signs(limit / 2, backend, || notify(&[NotifyState::Watchdog])).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn give_signs(every: Duration, backend: &dyn Backend, sign: impl Fn()) {
+    loop {
+        if tokio::time::timeout(every, pin!(backend.status())).await.is_ok() {
+            sign();
+        } else {
+            tracing::warn!(waited_s = every.as_secs(), "the engine does not answer: systemd is told nothing");
+        }
+        tokio::time::sleep(every).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::Ipv6Addr,
+        sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    };
+
+    use futures_util::future::BoxFuture;
+
+    use super::*;
+    use crate::{
+        control::{BackendError, ResetTarget, StatusReport},
+        dns::ResolveError,
+    };
+
+    #[derive(Default)]
+    struct Engine {
+        asked: AtomicU32,
+        hangs: AtomicBool,
+    }
+
+    impl Backend for Engine {
+        fn status(&self) -> BoxFuture<'_, StatusReport> {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async {
+                if self.hangs.load(Ordering::Relaxed) {
+                    std::future::pending::<()>().await;
+                }
+                StatusReport::default()
+            })
+        }
+
+        fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn reset(&self, _: ResetTarget) -> BoxFuture<'_, Result<usize, BackendError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn shutdown(&self) -> BoxFuture<'_, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    /// Until a counter is that much higher, however long the machine takes for it.
+    async fn grows(counter: &AtomicU32, by: u32) -> u32 {
+        let enough = counter.load(Ordering::Relaxed) + by;
+        while counter.load(Ordering::Relaxed) < enough {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        counter.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn signs_of_life_stop_when_the_engine_hangs_and_come_back_with_it() {
+        let (engine, signs) = (Engine::default(), AtomicU32::new(0));
+        let watched = give_signs(Duration::from_millis(2), &engine, || {
+            signs.fetch_add(1, Ordering::Relaxed);
+        });
+        let during = async {
+            let alive = grows(&signs, 3).await;
+            engine.hangs.store(true, Ordering::Relaxed);
+            // What was asked before it hung may still be answered.
+            grows(&engine.asked, 1).await;
+            let hung = signs.load(Ordering::Relaxed);
+            assert!(hung >= alive);
+            grows(&engine.asked, 3).await;
+            assert_eq!(signs.load(Ordering::Relaxed), hung);
+            engine.hangs.store(false, Ordering::Relaxed);
+            grows(&signs, 2).await;
+        };
+        tokio::select! {
+            () = watched => unreachable!("it never ends"),
+            () = during => {}
+        }
+    }
+}

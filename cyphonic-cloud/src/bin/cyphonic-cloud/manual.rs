@@ -1,0 +1,19 @@
+//! `cyphonic-cloud manual`: man pages and shell completions, made from the definition that parses the arguments.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context as _;
+use clap::ValueEnum as _;
+use clap_complete::Shell;
+
+/// Writes them into a folder, which is made.
+pub(crate) fn write(mut command: clap::Command, folder: &Path) -> anyhow::Result<()> {
+    let failed = || format!("cannot write into {}", folder.display());
+    fs::create_dir_all(folder).with_context(failed)?;
+    let name = command.get_name().to_owned();
+    for shell in Shell::value_variants() {
+        clap_complete::generate_to(*shell, &mut command, &name, folder).with_context(failed)?;
+    }
+    clap_mangen::generate_to(command, folder).with_context(failed)
+}

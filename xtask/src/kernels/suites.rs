@@ -1,0 +1,125 @@
+//! The eBPF programs' test programs, and the script that runs them on another kernel.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+
+use super::guest::Disk;
+use super::report::{END, Report};
+use crate::target::Target;
+use crate::{shell, workspace};
+
+/// Programs that the tests call.
+pub(crate) const TOOLS: [&str; 3] = ["ip", "ethtool", "sysctl"];
+/// The library's tests that exercise programs by `BPF_PROG_TEST_RUN`, and those on devices.
+const FILTERS: [&str; 3] = ["bpf::", "relay::xdp::", "xsk::"];
+/// The integration tests that exercise programs and AF_XDP.
+const INTEGRATION: [&str; 2] = ["relay_program", "xsk"];
+/// Tests of what a kernel gained later, and that kernel.
+const NEWER: [(&str, (u32, u32)); 1] = [("by_tcx", (6, 6))];
+
+/// The test programs, as cargo built them.
+#[derive(Debug)]
+pub(crate) struct Tests {
+    target: Target,
+    /// The data plane's unit tests.
+    library: PathBuf,
+    /// The test that loads every program.
+    load: PathBuf,
+    /// [`INTEGRATION`].
+    integration: Vec<PathBuf>,
+}
+
+impl Tests {
+    /// Builds them for a machine.
+    pub(crate) fn build(target: Target) -> Result<Self> {
+        let mut cargo = shell::cargo();
+        cargo.args([
+            "test",
+            "--no-run",
+            "--locked",
+            "-p",
+            "cyphonic-dataplane",
+            "--lib",
+            "--test",
+            "programs_load",
+        ]);
+        cargo.args(INTEGRATION.iter().flat_map(|test| ["--test", test]));
+        target.configure(&mut cargo);
+        cargo.arg("--message-format=json").stderr(Stdio::inherit());
+        let output = cargo.output().context("cannot start cargo")?;
+        if !output.status.success() {
+            bail!("the data plane's tests do not build for {target}");
+        }
+        let messages = String::from_utf8_lossy(&output.stdout);
+        let find = |name: &str| {
+            messages
+                .lines()
+                .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+                .filter(|message| message["target"]["name"] == name && message["profile"]["test"] == true)
+                .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+                .with_context(|| format!("cargo built no test program {name}"))
+        };
+        let integration = INTEGRATION.iter().map(|test| find(test)).collect::<Result<_>>()?;
+        Ok(Self { target, library: find("cyphonic_dataplane")?, load: find("programs_load")?, integration })
+    }
+
+    /// Runs them on the host, as the guest would.
+    pub(super) fn run_here(&self) -> Result<Report> {
+        let mut text = String::new();
+        let integration = self.integration.iter().map(|program| (program, vec![]));
+        let programs = [(&self.load, vec!["--nocapture"]), (&self.library, FILTERS.to_vec())];
+        for (program, arguments) in programs.into_iter().chain(integration) {
+            let mut command = shell::as_root("env")?;
+            command.arg(format!("CYPHONIC_EBPF_OBJECTS={}", workspace::ebpf_objects().display()));
+            command.arg(program).args(arguments).arg("--test-threads=1");
+            let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
+            text += &String::from_utf8_lossy(&output.stdout);
+        }
+        Ok(Report::parse(&(text + END)))
+    }
+
+    /// Puts them on a disk with what they need, and returns the lines of the guest's script that run them.
+    pub(crate) fn install(&self, disk: &Disk, release: &str) -> Result<String> {
+        for tool in TOOLS {
+            disk.tool(tool)?;
+        }
+        disk.stripped(&self.library, "tests/library", self.target)?;
+        disk.stripped(&self.load, "tests/load", self.target)?;
+        for (number, test) in self.integration.iter().enumerate() {
+            disk.stripped(test, &format!("tests/integration-{number}"), self.target)?;
+        }
+        for entry in std::fs::read_dir(workspace::ebpf_objects()).context("there are no eBPF objects")? {
+            let object = entry?.path();
+            let name = object.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            disk.file(&object, &format!("objects/{name}"))?;
+        }
+        let skips: String = newer_than(release).map(|test| format!(" --skip {test}")).collect();
+        Ok(format!(
+            "export CYPHONIC_EBPF_OBJECTS=/objects\n\
+             /tests/load --nocapture --test-threads=1 2>&1\n\
+             /tests/library {} --test-threads=1{skips} 2>&1\n\
+             for test in /tests/integration-*; do $test --test-threads=1 2>&1; done\n",
+            FILTERS.join(" ")
+        ))
+    }
+}
+
+/// The tests that this kernel is too old for.
+fn newer_than(release: &str) -> impl Iterator<Item = &'static str> {
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    NEWER.into_iter().filter(move |(_, since)| version < *since).map(|(test, _)| test)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_kernels_without_tcx_are_spared_its_test() {
+        assert_eq!(newer_than("6.1.0-56-cloud-amd64").collect::<Vec<_>>(), ["by_tcx"]);
+        assert_eq!(newer_than("6.12.117+deb12-cloud-amd64").count(), 0);
+    }
+}

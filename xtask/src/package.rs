@@ -1,0 +1,110 @@
+//! `cargo xtask package`: Debian packages of the agent and of the cloud.
+//!
+//! What belongs into each stands in its crate's `Cargo.toml` (`package.metadata.deb`), and cargo-deb makes the archive. This
+//! verb brings together what such an entry cannot say: programs for another machine, stripped, and manuals and completions, which
+//! the programs write themselves. It is staged in `target/package`, and the packages are left in `target/debian`.
+
+mod stage;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::target::Target;
+use crate::{build, ebpf, setup, shell, workspace};
+
+/// A package: a crate, and what it is called in Debian.
+struct Package {
+    krate: &'static str,
+    name: &'static str,
+    programs: &'static [&'static str],
+}
+
+const PACKAGES: [Package; 2] = [
+    Package { krate: "cyphonic-agent", name: "cyphonic", programs: &["cyphonic", "cyphonicd"] },
+    Package { krate: "cyphonic-cloud", name: "cyphonic-cloud", programs: &["cyphonic-cloud"] },
+];
+
+/// What lintian reports for reasons that are none here: programs in Rust carry their libraries and link to the C library
+/// alone; no bug of Debian's is closed by a package from elsewhere.
+const EXCUSED: &str = "embedded-library,statically-linked-binary,initial-upload-closes-no-bugs";
+
+/// What to package.
+#[derive(Debug, Args)]
+pub(crate) struct PackageArgs {
+    /// For which machines. This one by default; a Raspberry Pi is `aarch64-unknown-linux-gnu`.
+    #[arg(long, value_name = "TRIPLE")]
+    target: Vec<Target>,
+    /// Package programs as they are developed, unoptimised: quick to make, to try an installation.
+    #[arg(long)]
+    debug: bool,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: &PackageArgs) -> Result<()> {
+    let targets = if args.target.is_empty() {
+        vec![Target::host().context("say with --target which machine the packages are for")?]
+    } else {
+        args.target.clone()
+    };
+    for target in targets {
+        for package in make(target, !args.debug)? {
+            println!("package: {}", package.display());
+        }
+    }
+    Ok(())
+}
+
+/// Builds and packages for a machine. Returns the packages, the agent's first.
+pub(crate) fn make(target: Target, release: bool) -> Result<Vec<PathBuf>> {
+    let cargo_deb = setup::packager()?;
+    ebpf::build()?;
+    build::programs(Some(target), release)?;
+    // The programs write their manuals, so they are needed once in a form that runs here.
+    if !target.is_host() {
+        build::programs(None, false)?;
+    }
+    let here = Target::host().context("this machine's programs cannot be told from others")?;
+    let manuals = here.folder(if target.is_host() { release } else { false });
+    PACKAGES
+        .iter()
+        .map(|package| {
+            stage::prepare(package, &target.folder(release), target, &manuals)?;
+            let file = archive(&cargo_deb, package, target)?;
+            look_over(&file)?;
+            Ok(file)
+        })
+        .collect()
+}
+
+fn archive(cargo_deb: &Path, package: &Package, target: Target) -> Result<PathBuf> {
+    let output = workspace::root().join("target/debian");
+    let version = env!("CARGO_PKG_VERSION");
+    let file = output.join(format!("{}_{version}-1_{}.deb", package.name, target.debian()));
+    let mut command = Command::new(cargo_deb);
+    shell::without_cargo_environment(&mut command).current_dir(workspace::root());
+    command.args(["deb", "--no-build", "--no-strip", "--quiet", "-p", package.krate]);
+    command.args(["--target", target.triple(), "--output"]).arg(&file);
+    shell::run(&mut command).with_context(|| format!("cannot package {}", package.name))?;
+    if !file.is_file() {
+        bail!("cargo-deb made no {}", file.display());
+    }
+    Ok(file)
+}
+
+/// An error that Debian's own checker finds is one.
+fn look_over(file: &Path) -> Result<()> {
+    let mut lintian = Command::new("lintian");
+    // Root's own rights are no matter here: nothing is run from the package.
+    lintian.args([
+        "--allow-root",
+        "--fail-on",
+        "error",
+        "--no-tag-display-limit",
+        "--suppress-tags",
+        EXCUSED,
+    ]);
+    shell::run(lintian.arg(file)).with_context(|| format!("{} has errors", file.display()))
+}

@@ -1,0 +1,99 @@
+//! What goes into a package, put in the places where its crate's `Cargo.toml` looks.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::Package;
+use crate::target::Target;
+use crate::{shell, workspace};
+
+/// The C library that packages ask for: Debian 12's, and so Raspberry Pi OS's of the same base. `Cargo.toml` says the same.
+const LIBC: (u32, u32) = (2, 36);
+
+/// Stages a package for cargo-deb.
+pub(super) fn prepare(package: &Package, programs: &Path, target: Target, manuals: &Path) -> Result<()> {
+    let stage = workspace::root().join("target/package").join(package.name);
+    if stage.exists() {
+        fs::remove_dir_all(&stage).with_context(|| format!("cannot clear {}", stage.display()))?;
+    }
+    fs::create_dir_all(stage.join("bin")).with_context(|| format!("cannot make {}", stage.display()))?;
+    for program in package.programs {
+        let built = programs.join(program);
+        runs_on_debian(&built)?;
+        target.strip(&built, &stage.join("bin").join(program))?;
+        let manual = stage.join("manual");
+        shell::run(Command::new(manuals.join(program)).arg("manual").arg(&manual))
+            .with_context(|| format!("{program} wrote no manual"))?;
+    }
+    fs::write(stage.join("changelog"), changelog(package.name)?)
+        .context("cannot write the package's changelog")
+}
+
+/// What a machine with a newer C library builds does not start on an older one, and its package would not say so.
+fn runs_on_debian(program: &Path) -> Result<()> {
+    let mut readelf = Command::new("readelf");
+    let text = shell::output(readelf.args(["--version-info", "--wide"]).arg(program))
+        .with_context(|| format!("readelf cannot read {}", program.display()))?;
+    match newest_libc(&text) {
+        Some(needed) if needed > LIBC => bail!(
+            "{} needs the C library {}.{}, newer than the {}.{} that packages promise: build them on Debian 12",
+            program.display(),
+            needed.0,
+            needed.1,
+            LIBC.0,
+            LIBC.1
+        ),
+        Some(_) => Ok(()),
+        None => bail!("{} does not link to the C library", program.display()),
+    }
+}
+
+/// The newest version among those that symbols are asked for in, in what `readelf --version-info` prints.
+fn newest_libc(text: &str) -> Option<(u32, u32)> {
+    let versions = text.split("Name: GLIBC_").skip(1).filter_map(|rest| rest.split_whitespace().next());
+    let numbers = versions.filter_map(|version| {
+        let mut parts = version.split('.').map_while(|part| part.parse().ok());
+        Some((parts.next()?, parts.next()?))
+    });
+    numbers.max()
+}
+
+/// In Debian's form, which says only what Debian asks: what changed is in the project's own.
+fn changelog(package: &str) -> Result<String> {
+    let mut git = Command::new("git");
+    git.current_dir(workspace::root()).args(["log", "-1", "--format=%cd", "--date=rfc2822"]);
+    let date = shell::output(&mut git).context("git tells no date of this tree")?;
+    Ok(format!(
+        "{package} ({}-1) unstable; urgency=medium\n\n  * What changed is told in CHANGELOG.md, beside this file.\n\n -- {MAINTAINER}  {date}\n",
+        env!("CARGO_PKG_VERSION")
+    ))
+}
+
+/// As in `Cargo.toml`.
+const MAINTAINER: &str = "The Cyphonic authors <cyphonic@users.noreply.github.com>";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_of_the_c_library_is_found() {
+        let text = "  0x0010:   Name: GLIBC_2.4  Flags: none  Version: 5\n  0x0020:   Name: GLIBC_2.34  Flags: none  Version: 4\n\
+                    0x0030:   Name: GCC_3.0  Flags: none  Version: 3\n  0x0040:   Name: GLIBC_2.28  Flags: none";
+        assert_eq!(newest_libc(text), Some((2, 34)));
+        assert_eq!(newest_libc("No version information found"), None);
+    }
+
+    #[test]
+    fn packages_say_what_is_checked_here() {
+        for krate in ["cyphonic-agent", "cyphonic-cloud"] {
+            let file = workspace::root().join(krate).join("Cargo.toml");
+            let text = fs::read_to_string(file).unwrap();
+            assert!(text.contains(&format!("libc6 (>= {}.{})", LIBC.0, LIBC.1)), "{krate}");
+            assert!(text.contains(MAINTAINER), "{krate}");
+        }
+    }
+}
