@@ -13,4 +13,5 @@ mod deaths;
 mod overlay;
 #[path = "../common/programs.rs"]
 mod programs;
+mod udp_blocked;
 mod xdp_relay;

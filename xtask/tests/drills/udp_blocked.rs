@@ -1,0 +1,128 @@
+//! A device in a network that passes nothing but TCP 443: enrolled, found, reached; out of the detour as soon as UDP passes,
+//! and back in it when it does not any more, under a transfer that goes on.
+
+use std::time::{Duration, Instant};
+
+use cyphonic_lab::Lab;
+use cyphonic_lab::command::{Cancel, check};
+use cyphonic_lab::measure::{IperfRun, IperfServer, PingRun, Transport, ping};
+
+use crate::overlay::{INTERVAL, LIMIT, Overlay, longest_gap};
+
+/// Behind the wall; its only way to the others' networks is through `ROUTER`.
+const INSIDE: &str = "b";
+const ADDRESS: &str = "198.51.100.10";
+const ROUTER: &str = "core";
+/// An attempt to leave the detour comes once a minute at least.
+const LEAVES: Duration = Duration::from_secs(90);
+/// Silence of 5 s is noticed, a second is waited for an answer, UDP has a lead; the rest is for a busy machine.
+const NOTICES: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_device_without_udp_takes_part_and_leaves_the_detour_under_a_running_transfer() {
+    let overlay = Overlay::start_with(|lab| wall(lab, true));
+    the_device_is_there_by_tcp(&overlay);
+    throughput(&overlay, "through TCP");
+    a_transfer_outlives_both_changes(&overlay);
+}
+
+/// It enrolled, registered and has its relay, all by TCP; others find it, and it them.
+fn the_device_is_there_by_tcp(overlay: &Overlay) {
+    wait_for(overlay, true, LIMIT);
+    let status = status(overlay);
+    let health = status["health"].as_array().unwrap();
+    assert!(health.iter().any(|check| check["id"] == "udp-blocked"), "{status}");
+    overlay.reach(INSIDE, "c");
+    assert_eq!(overlay.peer(INSIDE, "c")["route"]["kind"], "relay", "{}", overlay.logs());
+    overlay.reach("a", INSIDE);
+    let report = overlay.ping(INSIDE, &overlay.address("c"), 20);
+    assert_eq!(report.lost(), 0, "{}", overlay.logs());
+}
+
+fn throughput(overlay: &Overlay, what: &str) {
+    let _server = IperfServer::start(&overlay.lab, "c").unwrap();
+    let transfer = transfer(overlay, Duration::from_secs(5));
+    assert!(transfer > 1e6, "{transfer} bit/s");
+    println!("{what}, unoptimised programs: {:.0} Mbit/s", transfer / 1e6);
+}
+
+/// UDP passes, and then it does not; meanwhile one TCP connection inside carries data, and pings go.
+fn a_transfer_outlives_both_changes(overlay: &Overlay) {
+    let _server = IperfServer::start(&overlay.lab, "c").unwrap();
+    let address = overlay.address("c");
+    let namespace = overlay.lab.namespace(INSIDE).unwrap();
+    let pings = |seconds: u64, change: &dyn Fn()| {
+        let mut what = PingRun::new(&address, u32::try_from(seconds * 1_000 / 20).unwrap());
+        what.interval = INTERVAL;
+        std::thread::scope(|scope| {
+            let report = scope.spawn(|| ping(&namespace, &what, &Cancel::default()).unwrap());
+            change();
+            report.join().unwrap()
+        })
+    };
+    let length = LEAVES + NOTICES + Duration::from_secs(20);
+    std::thread::scope(|scope| {
+        let carried = scope.spawn(|| transfer(overlay, length));
+        let begun = Instant::now();
+        let left = pings(LEAVES.as_secs(), &|| {
+            wall(&overlay.lab, false);
+            wait_for(overlay, false, LEAVES);
+        });
+        println!(
+            "UDP passes: left after {:?} at most; {} pings lost, longest gap {:?}",
+            begun.elapsed(),
+            left.lost(),
+            longest_gap(&left)
+        );
+        let returned = pings(NOTICES.as_secs(), &|| {
+            wall(&overlay.lab, true);
+            let begun = Instant::now();
+            wait_for(overlay, true, NOTICES);
+            println!("UDP blocked: by TCP again after {:?}", begun.elapsed());
+        });
+        println!("{} pings lost, longest gap {:?}", returned.lost(), longest_gap(&returned));
+        assert!(longest_gap(&returned) < NOTICES, "{}", overlay.logs());
+        assert!(carried.join().unwrap() > 1e6, "{}", overlay.logs());
+    });
+    overlay.reach(INSIDE, "c");
+}
+
+fn transfer(overlay: &Overlay, time: Duration) -> f64 {
+    let run = IperfRun { target: overlay.address("c"), transport: Transport::Tcp { streams: 1 }, time };
+    run.run(&overlay.lab.namespace(INSIDE).unwrap(), &Cancel::default()).unwrap().bits_per_second
+}
+
+/// Whether all services of the device stand, by TCP or over UDP.
+fn stands(overlay: &Overlay, by_tcp: bool) -> bool {
+    let status = status(overlay);
+    let services = status["services"].as_array().unwrap().iter();
+    let mut ready = services.filter(|service| service["kind"] != "as");
+    ready.all(|service| service["state"] == "ready" && service["by_tcp"] == by_tcp)
+}
+
+fn wait_for(overlay: &Overlay, by_tcp: bool, limit: Duration) {
+    let started = Instant::now();
+    while !stands(overlay, by_tcp) {
+        assert!(started.elapsed() < limit, "by TCP: not {by_tcp}: {}\n{}", status(overlay), overlay.logs());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn status(overlay: &Overlay) -> serde_json::Value {
+    serde_json::from_str(&overlay.cyphonic(INSIDE, &["status", "--json"])).unwrap()
+}
+
+/// Lets nothing but TCP 443 of the device through, or everything.
+fn wall(lab: &Lab, stands: bool) {
+    let of_it = [format!("ip saddr {ADDRESS}"), format!("ip daddr {ADDRESS}")];
+    let rules: String = of_it.iter().map(|of_it| format!("{of_it} ip protocol != tcp drop; ")).collect();
+    let chain = format!(
+        "chain forward {{ type filter hook forward priority 0; {rules} ip saddr {ADDRESS} tcp dport != 443 drop; }}"
+    );
+    let table = if stands { format!("table ip wall {{\n{chain}\n}}") } else { String::new() };
+    // Made first, so that it can be deleted whether it was there or not.
+    let script = format!("table ip wall {{ }}\ndelete table ip wall\n{table}\n");
+    let file = lab.node_dir(ROUTER).unwrap().join("wall.nft");
+    std::fs::write(&file, script).unwrap();
+    check(lab.command(ROUTER, "nft").unwrap().arg("-f").arg(&file), LIMIT, &Cancel::default()).unwrap();
+}
