@@ -30,6 +30,7 @@ pub mod policy;
 pub mod quic;
 pub mod relay;
 pub mod steer;
+pub mod stun;
 pub mod varint;
 
 pub use buffer::{Buffer, Cursor, Truncated};

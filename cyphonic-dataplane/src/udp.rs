@@ -57,6 +57,18 @@ pub trait SignallingSink: Send + Sync {
         payload: &[u8],
         stride: usize,
     );
+
+    /// One STUN message ([`cyphonic_common::stun::is_stun`]) that came to `local_ip`. False where nobody here speaks STUN:
+    /// it is then counted as a datagram that is not the port's.
+    fn deliver_stun(&self, _from: SocketAddr, _local_ip: Option<IpAddr>, _datagram: &[u8]) -> bool {
+        false
+    }
+}
+
+/// Takes the STUN messages that come to a port. Called like [`SignallingSink::deliver`], under the same duties.
+pub trait StunSink: Send + Sync {
+    /// One message from `from` that came to `local_ip`.
+    fn deliver(&self, from: SocketAddr, local_ip: Option<IpAddr>, datagram: &[u8]);
 }
 
 /// IPv4-mapped IPv6 addresses become IPv4 ones; of an IPv6 address the flow label goes, the scope stays.

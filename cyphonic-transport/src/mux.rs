@@ -13,12 +13,12 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use cyphonic_dataplane::relay::RESET_TOKEN_LEN;
-use cyphonic_dataplane::udp::{self, SignallingSink, UdpPort};
+use cyphonic_dataplane::udp::{self, SignallingSink, StunSink, UdpPort};
 use cyphonic_proto::{TunnelId, relayed};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit};
@@ -94,6 +94,7 @@ pub struct Mux {
     queue: Mutex<Queue>,
     legs: RwLock<Legs>,
     resets: Resets,
+    stun: OnceLock<Arc<dyn StunSink>>,
     next_leg: AtomicU64,
     dropped: AtomicU64,
 }
@@ -106,6 +107,7 @@ impl Mux {
             queue: Mutex::default(),
             legs: RwLock::default(),
             resets: Resets::default(),
+            stun: OnceLock::new(),
             next_leg: AtomicU64::new(1),
             dropped: AtomicU64::new(0),
         })
@@ -119,6 +121,12 @@ impl Mux {
     /// Signalling packets dropped because quinn lagged or the port was busy.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Gives the port's STUN messages to `sink`. The first one told stays.
+    pub fn deliver_stun_to(&self, sink: Arc<dyn StunSink>) {
+        // A second sink is a caller's mistake without consequence: the first one goes on.
+        let _ = self.stun.set(sink);
     }
 
     /// Tells `sink` of stateless resets of relays, for the tunnels named with [`Self::expect_reset`].
@@ -248,6 +256,12 @@ impl SignallingSink for Mux {
             (!ours).then_some(Packet { from: source, local_ip, ecn, payload })
         });
         self.enqueue(packets);
+    }
+
+    fn deliver_stun(&self, from: SocketAddr, local_ip: Option<IpAddr>, datagram: &[u8]) -> bool {
+        let Some(sink) = self.stun.get() else { return false };
+        sink.deliver(from, local_ip, datagram);
+        true
     }
 }
 

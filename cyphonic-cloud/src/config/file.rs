@@ -10,7 +10,7 @@ use cyphonic_proto::identity::NetworkId;
 use serde::Deserialize;
 
 use super::relay::MAX_BINDINGS;
-use super::{Certificates, Config, RelayAddresses, RelayConfig, ServiceRole, TcpMode, value};
+use super::{Certificates, Config, RelayAddresses, RelayConfig, ServiceRole, StunConfig, TcpMode, value};
 use crate::network::Network;
 use crate::pki::ServiceFiles;
 
@@ -51,6 +51,8 @@ pub(super) struct File {
     trs_name: String,
     #[serde(default)]
     relay: RelayConfig,
+    #[serde(default)]
+    stun: StunConfig,
     #[serde(default)]
     register: Option<PathBuf>,
     root: PathBuf,
@@ -98,6 +100,7 @@ impl File {
         self.check_roles(&roles)?;
         self.check_addresses(&roles)?;
         self.check_relays()?;
+        self.stun.check(&self.listen, &self.public)?;
         let lifetime = self.device_certificate_lifetime;
         if !(MIN_CERTIFICATE_LIFETIME..=MAX_CERTIFICATE_LIFETIME).contains(&lifetime) {
             return Err(("device_certificate_lifetime", "it must be between 1h and 825d".to_owned()));
@@ -117,6 +120,7 @@ impl File {
             public: self.public,
             relay_name: self.trs_name,
             relay: self.relay,
+            stun: self.stun,
             register: self.register.map(|path| directory.join(path)),
             root: directory.join(self.root),
             devices_authority: self.devices_authority.map(pair),

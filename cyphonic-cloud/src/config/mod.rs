@@ -5,6 +5,7 @@
 
 mod file;
 mod relay;
+mod stun;
 mod template;
 mod value;
 
@@ -18,6 +19,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use self::relay::RelayConfig;
+pub use self::stun::StunConfig;
 pub use self::template::Template;
 pub use self::value::{
     DEFAULT_PORT, parse_address, parse_duration, parse_label, parse_listen, parse_rate, parse_relay,
@@ -118,6 +120,8 @@ pub struct Config {
     pub relay_name: String,
     /// How it forwards, if it is a relay.
     pub relay: RelayConfig,
+    /// From where it answers STUN besides.
+    pub stun: StunConfig,
     /// The register (AS and NMS).
     pub register: Option<PathBuf>,
     /// The root's certificate.

@@ -61,6 +61,7 @@ impl Template<'_> {
         out.push_str(TCP);
         out.push_str(PUBLIC);
         write_list(out, "public", self.public)?;
+        out.push_str(STUN);
         if self.keeps_register {
             out.push_str(RELAYS);
             self.write_relays(out)?;
@@ -146,6 +147,14 @@ tcp: auto
 
 const PUBLIC: &str = "
 # The addresses by which devices reach it: IPv4 and IPv6 if it has both, behind a port forwarding the outer ones.
+";
+
+const STUN: &str = "\
+# Devices ask every service from where it sees them (STUN), to learn what their NATs do. alternate_addresses: further
+# addresses of this host, at most one of each IP version, which tell more (RFC 5780). alternate_port: a second port that
+# answers, to be opened in the firewall too; 0 is none. Unless written, it is 3479 where that is free.
+stun:
+  alternate_addresses: []
 ";
 
 const RELAYS: &str = "
@@ -271,6 +280,8 @@ mod tests {
             ("tcp: auto", "tcp: perhaps", "tcp"),
             ("  rate_limit: none", "  rate_limit: 5", "relay.rate_limit"),
             ("  bindings: 131072", "  bindings: many", "relay.bindings"),
+            ("  alternate_addresses: []", "  alternate_port: many", "stun.alternate_port"),
+            ("  alternate_addresses: []", "  alternate_addresses: [\"::\"]", "stun.alternate_addresses"),
             ("  - \"192.0.2.1:443\"", "  - \"0.0.0.0:443\"", "public[0]"),
         ];
         for (from, to, key) in cases {
@@ -288,6 +299,12 @@ mod tests {
         let cases = [
             ("register: register.db\n", "", "register"),
             ("  bindings: 131072", "  bindings: 1", "relay.bindings"),
+            ("  alternate_addresses: []", "  alternate_port: 443", "stun.alternate_port"),
+            (
+                "  alternate_addresses: []",
+                "  alternate_addresses: [\"192.0.2.1\"]",
+                "stun.alternate_addresses",
+            ),
             ("roles: [as, nms, trs]", "roles: []", "roles"),
             ("roles: [as, nms, trs]", "roles: [as, nms, trs, as]", "roles"),
             ("  - \"[::]:443\"\n", "  - \"192.0.2.1:443\"\n  - \"192.0.2.2:443\"\n", "listen"),

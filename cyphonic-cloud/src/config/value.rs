@@ -74,6 +74,16 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// An IP address of one host.
+fn parse_ip(text: &str) -> Result<IpAddr, String> {
+    let ip = IpAddr::from_str(text).map(|ip| ip.to_canonical());
+    let ip = ip.map_err(|_| format!("{text:?} is not an IP address, such as 192.0.2.11 or 2001:db8::11"))?;
+    match ip.is_unspecified() || ip.is_multicast() {
+        true => Err(format!("{text} is no address of a host")),
+        false => Ok(ip),
+    }
+}
+
 /// How much a leg may carry, such as `100Mbit`, as bytes per second; `none` is 0.
 ///
 /// # Errors
@@ -126,6 +136,10 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<S
 
 pub(super) fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<SocketAddr>, D::Error> {
     list(deserializer, parse_address)
+}
+
+pub(super) fn ips<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpAddr>, D::Error> {
+    list(deserializer, parse_ip)
 }
 
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

@@ -19,6 +19,7 @@ mod management;
 mod port;
 mod relay;
 mod sessions;
+mod stun;
 mod watch;
 
 use std::net::SocketAddr;

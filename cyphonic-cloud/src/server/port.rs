@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::StartError;
 use super::credentials::Loaded;
+use super::stun::Stun;
 use crate::config::{Config, ServiceRole, TcpMode};
 
 /// How long to wait at the end until nothing holds the port any more.
@@ -27,6 +28,8 @@ pub(super) struct Port {
     xdp: Option<Arc<XdpRelay>>,
     /// For devices that reach the port by TCP only.
     detours: Option<DetourServer>,
+    /// Ends with the port.
+    _stun: Stun,
     stop: Arc<AtomicBool>,
     worker: JoinHandle<()>,
 }
@@ -49,6 +52,8 @@ impl Port {
             None => None,
         };
         let transport = Arc::new(Transport::start(Arc::clone(&udp), tls)?);
+        let stun = Stun::open(&udp, config)?;
+        transport.mux().deliver_stun_to(stun.sink());
         // Without the role there is no leg, and every data packet is dropped and counted.
         let capacity = if config.runs(ServiceRole::Trs) { config.relay.bindings } else { 0 };
         let mut relay = UserspaceRelay::new(capacity);
@@ -62,7 +67,7 @@ impl Port {
         let worker = spawn_worker(&udp, &transport, &relay, &stop, failures)?;
         let tcp = detours.is_some();
         tracing::info!(address = %udp.local_addr(), dual_stack = udp.is_dual_stack(), tcp, "listening");
-        Ok(Self { udp, transport, relay, xdp, detours, stop, worker })
+        Ok(Self { udp, transport, relay, xdp, detours, _stun: stun, stop, worker })
     }
 
     pub(super) fn transport(&self) -> Arc<Transport> {

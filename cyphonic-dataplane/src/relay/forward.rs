@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use cyphonic_common::stun::is_stun;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram, quic};
 
 use super::leg::{LegCounters, Shared};
@@ -109,7 +110,7 @@ impl<'a> Forwarder<'a> {
                     self.sink.deliver(from, local_ip, ecn, run, stride);
                     self.counters.signalling.fetch_add(packets, Relaxed);
                 }
-                DatagramKind::NotQuic => self.counters.count_drop(DropReason::NotQuic, packets),
+                DatagramKind::NotQuic => self.receive_other(from, local_ip, run, stride),
                 DatagramKind::Data(cid) => match self.legs.get_mut(&cid) {
                     None => {
                         self.counters.count_drop(DropReason::UnknownConnectionId, packets);
@@ -128,6 +129,16 @@ impl<'a> Forwarder<'a> {
                 },
             }
         }
+    }
+
+    /// Datagrams that are no QUIC packets: STUN, or nothing of ours.
+    #[cold]
+    fn receive_other(&self, from: SocketAddr, local_ip: Option<IpAddr>, run: &[u8], stride: usize) {
+        let strange = run
+            .chunks(stride)
+            .filter(|datagram| !(is_stun(datagram) && self.sink.deliver_stun(from, local_ip, datagram)))
+            .count();
+        self.counters.count_drop(DropReason::NotQuic, strange as u64);
     }
 
     fn pass_on(

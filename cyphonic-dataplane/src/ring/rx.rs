@@ -12,13 +12,14 @@ mod sources;
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::quic::PUNCH;
+use cyphonic_common::stun::is_stun;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram};
 
 use self::datagram::Peer;
@@ -232,7 +233,7 @@ impl<D: Delivery> RxWorker<D> {
                 }
                 DatagramKind::NotQuic if datagram == PUNCH => at += len,
                 DatagramKind::NotQuic => {
-                    self.parts.counters.count_drop(DropReason::NotQuic, 1);
+                    self.receive_other(from, local_ip, datagram);
                     at += len;
                 }
             }
@@ -303,6 +304,14 @@ impl<D: Delivery> RxWorker<D> {
             };
             self.delivery.flush(bytes, &self.parts.counters);
             self.joined.clear();
+        }
+    }
+
+    /// A datagram that is no QUIC packet: STUN, or nothing of ours.
+    #[cold]
+    fn receive_other(&self, from: SocketAddr, local_ip: Option<IpAddr>, datagram: &[u8]) {
+        if !(is_stun(datagram) && self.parts.sink.deliver_stun(from, local_ip, datagram)) {
+            self.parts.counters.count_drop(DropReason::NotQuic, 1);
         }
     }
 

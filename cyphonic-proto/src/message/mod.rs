@@ -18,8 +18,8 @@ pub use framing::{DecodeError, MAX_MESSAGE_BYTES, decode, encode, frame_length};
 pub use wire::message::Body as Message;
 pub use wire::{
     AgentCache, BindingRequest, BindingResponse, BindingRestore, DirectionRequest, Endpoint, EnrolRequest,
-    EnrolResponse, LoginRequest, LoginResponse, Observation, ObservationRequest, ObservationResponse,
-    Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, Relay, RenewRequest, RenewResponse,
+    EnrolResponse, FamilyFindings, Filtering, Findings, LoginRequest, LoginResponse, Mapping, Observation, ObservationRequest, ObservationResponse,
+    Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, Relay, RelayLatency, RenewRequest, RenewResponse,
     RouteConfirmation, RouteDirection, RouteKind, TunnelRequest, TunnelResponse,
 };
 
