@@ -15,9 +15,11 @@ use serde::{Deserialize, Serialize};
 
 mod mtu;
 mod packets;
+mod relay;
 
 pub use mtu::{InvalidMtu, Mtu};
 pub use packets::{InvalidWorkers, RingChoice, UnderlayChoice, Workers};
+pub use relay::RelayConfig;
 
 /// Where the daemon looks for its configuration unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cyphonic/agent.yaml";
@@ -61,6 +63,8 @@ pub struct Config {
     pub underlay: UnderlayChoice,
     /// How many workers carry packets.
     pub workers: Workers,
+    /// Which relays tunnels may go through.
+    pub relay: RelayConfig,
     /// Whether the eBPF programs tell the log what they drop.
     pub log_drops: bool,
     /// Peers whose tunnels stay.
@@ -83,6 +87,7 @@ impl Default for Config {
             ring: RingChoice::Auto,
             underlay: UnderlayChoice::Auto,
             workers: Workers::Auto,
+            relay: RelayConfig::default(),
             log_drops: false,
             keep_open: Vec::new(),
             log: "info".to_owned(),

@@ -34,7 +34,7 @@ fn registration() -> Message {
         addresses: endpoint::list_to_wire(&["192.0.2.7:4000".parse().unwrap()]),
         observations: Vec::new(),
         instance: vec![7; 16],
-        udp_blocked: false,
+        ..RegistrationRequest::default()
     })
 }
 

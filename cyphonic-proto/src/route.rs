@@ -17,12 +17,15 @@
 //! "No NAT" does not mean "reachable": a firewall may stand before the node. Both ends therefore send a datagram first
 //! for every direct kind, and a kind that fails is skipped when the initiator asks again.
 
+mod relay;
+
 use crate::{
     message::{MAX_REASON, RouteKind, bounded},
     nat::{self, Family, NatFinding},
+    netcheck::{Filtering, Findings, Mapping},
     node::Relay,
 };
-use std::net::SocketAddr;
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use thiserror::Error;
 
 /// Kinds, the best first.
@@ -40,6 +43,12 @@ pub struct NodeNetwork {
     pub observations: Vec<(SocketAddr, SocketAddr)>,
     /// Whether its network passes no UDP: it reaches relays by TCP, and nobody else.
     pub udp_blocked: bool,
+    /// What it found out itself.
+    pub findings: Findings,
+    /// Round trips to relays that it measured.
+    pub relay_latencies: BTreeMap<String, Duration>,
+    /// The only relay that it wants.
+    pub pinned_relay: Option<String>,
 }
 
 /// How a pair is joined.
@@ -66,9 +75,25 @@ pub struct NoRoute {
 }
 
 impl NodeNetwork {
-    /// What is known of the node's NAT in one family.
+    /// What is known of the node's NAT in one family: what servers saw of its own port, and where that does not tell, what
+    /// the node found out by other ports.
     pub fn finding(&self, family: Family) -> NatFinding {
-        nat::find(family, &self.addresses, &self.observations)
+        let seen = nat::find(family, &self.addresses, &self.observations);
+        match (seen, self.findings.of(family).mapping) {
+            (NatFinding::Unknown | NatFinding::EndpointIndependent, mapping) if mapping.is_dependent() => {
+                NatFinding::AddressDependent
+            }
+            (NatFinding::Unknown, Mapping::EndpointIndependent) => NatFinding::EndpointIndependent,
+            _ => seen,
+        }
+    }
+
+    /// Whether anybody can send to the node in this family. What is not known of a node without NAT counts as open: it
+    /// registers before it has looked, and a route that fails is not proposed again.
+    pub fn is_open(&self, family: Family) -> bool {
+        let findings = self.findings.of(family);
+        let lets_in = matches!(findings.filtering, Filtering::EndpointIndependent | Filtering::Unknown);
+        (self.finding(family) == NatFinding::None && lets_in) || !findings.port_mapped.is_empty()
     }
 
     /// Whether the node can send in this family.
@@ -76,8 +101,19 @@ impl NodeNetwork {
         self.finding(family) != NatFinding::NoAddress
     }
 
+    /// What joins or parts the node and others, in a person's words, to follow "is".
+    fn phrase(&self, family: Family) -> &'static str {
+        match self.finding(family) {
+            NatFinding::None if !self.is_open(family) => "behind a firewall",
+            finding => finding.phrase(),
+        }
+    }
+
+    /// Where the node is seen from outside: what a gateway granted, then what servers saw.
     fn observed(&self, family: Family) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.observations.iter().map(|(_, observed)| *observed).filter(move |a| Family::of(a) == family)
+        let granted = self.findings.of(family).port_mapped.iter().copied();
+        let seen = self.observations.iter().map(|(_, observed)| *observed);
+        granted.chain(seen.filter(move |a| Family::of(a) == family))
     }
 
     fn own(&self, family: Family) -> impl Iterator<Item = SocketAddr> + '_ {
@@ -95,11 +131,25 @@ pub fn select(
     failed: &[RouteKind],
     relays: &[Relay],
 ) -> Result<Route, NoRoute> {
+    select_without(initiator, responder, failed, relays, &[])
+}
+
+/// [`select`], also without the relays of these names, which an end could not reach just now.
+///
+/// # Errors
+/// As [`select`].
+pub fn select_without(
+    initiator: &NodeNetwork,
+    responder: &NodeNetwork,
+    failed: &[RouteKind],
+    relays: &[Relay],
+    failed_relays: &[String],
+) -> Result<Route, NoRoute> {
     let pair = Pair { initiator, responder };
     let usable = ORDER.into_iter().filter(|kind| !failed.contains(kind));
     for kind in usable {
         if kind == RouteKind::Relay {
-            return pair.relay(failed, relays);
+            return pair.relay(failed, relays, failed_relays);
         }
         if let Some(route) = pair.straight(kind) {
             return Ok(route);
@@ -128,7 +178,7 @@ impl Pair<'_> {
     }
 
     fn allows(&self, kind: RouteKind, family: Family) -> bool {
-        use NatFinding::{EndpointIndependent, NoAddress, None};
+        use NatFinding::{EndpointIndependent, NoAddress};
         if self.initiator.udp_blocked || self.responder.udp_blocked {
             return false;
         }
@@ -137,9 +187,17 @@ impl Pair<'_> {
             return false;
         }
         match kind {
-            RouteKind::Direct => responder == None || self.perhaps_one_network(family),
-            RouteKind::ResponderInitiated => initiator == None,
-            RouteKind::HolePunch => (initiator, responder) == (EndpointIndependent, EndpointIndependent),
+            RouteKind::Direct => self.responder.is_open(family) || self.perhaps_one_network(family),
+            RouteKind::ResponderInitiated => self.initiator.is_open(family),
+            RouteKind::HolePunch => {
+                let known = |node: &NodeNetwork| match node.finding(family) {
+                    EndpointIndependent => true,
+                    // A firewall without NAT: punching opens it as it does a NAT.
+                    NatFinding::None => !node.is_open(family),
+                    NoAddress | NatFinding::AddressDependent | NatFinding::Unknown => false,
+                };
+                known(self.initiator) && known(self.responder)
+            }
             RouteKind::Relay | RouteKind::Unspecified => false,
         }
     }
@@ -159,15 +217,28 @@ impl Pair<'_> {
         node.observed(family).collect()
     }
 
-    fn relay(&self, failed: &[RouteKind], relays: &[Relay]) -> Result<Route, NoRoute> {
+    fn relay(
+        &self,
+        failed: &[RouteKind],
+        relays: &[Relay],
+        failed_relays: &[String],
+    ) -> Result<Route, NoRoute> {
         let why = self.why_not_straight(failed);
-        let relay =
-            relays.iter().find(|relay| reaches(self.initiator, relay) && reaches(self.responder, relay));
-        let Some(relay) = relay else {
+        let Some(relay) = relay::choose(self.initiator, self.responder, failed_relays, relays) else {
             let (a, b) = (described(self.initiator), described(self.responder));
-            let reason = match relays.is_empty() {
-                true => format!("{why}, and this network has no relay"),
-                false => format!("no relay can be reached by both {a} and {b}"),
+            let pins = [self.initiator, self.responder].map(|end| end.pinned_relay.as_deref());
+            let reason = match pins {
+                _ if relays.is_empty() => format!("{why}, and this network has no relay"),
+                _ if !failed_relays.is_empty() => {
+                    format!(
+                        "{} failed, and no other relay can be reached by both {a} and {b}",
+                        failed_relays.join(", ")
+                    )
+                }
+                [Some(pin), _] | [None, Some(pin)] => {
+                    format!("{pin} is pinned, and {a} or {b} cannot use it")
+                }
+                [None, None] => format!("no relay can be reached by both {a} and {b}"),
             };
             return Err(NoRoute { reason: bounded(&reason) });
         };
@@ -187,11 +258,14 @@ impl Pair<'_> {
             RouteKind::Direct if self.responder.finding(family) == NatFinding::None => {
                 format!("direct because {responder} is not behind a NAT on {family_name}")
             }
+            RouteKind::Direct if self.responder.is_open(family) => {
+                format!("direct because the gateway of {responder} lets its port in on {family_name}")
+            }
             RouteKind::Direct => {
                 format!("direct because {initiator} and {responder} share a public {family_name} address")
             }
             RouteKind::ResponderInitiated => {
-                format!("{responder} dials because {initiator} is not behind a NAT on {family_name}")
+                format!("{responder} dials because {initiator} can be reached on {family_name}")
             }
             RouteKind::HolePunch => {
                 format!("punched because both NATs map {family_name} independently of the endpoint")
@@ -218,8 +292,7 @@ impl Pair<'_> {
                 described(self.responder)
             );
         };
-        let findings = [self.initiator, self.responder].map(|node| node.finding(family).phrase());
-        let [a, b] = findings;
+        let [a, b] = [self.initiator, self.responder].map(|node| node.phrase(family));
         let nats = format!("{initiator} is {a} and {responder} {b} ({})", name_of(family));
         if tried.is_empty() { nats } else { format!("{} failed; {nats}", tried.join(", ")) }
     }

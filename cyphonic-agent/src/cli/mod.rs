@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     config::Config,
-    control::{ClientError, ControlClient, ResetTarget, StatusReport, text},
+    control::{ClientError, ControlClient, ResetTarget, StatusReport, netcheck, text},
     daemon::block_on,
 };
 
@@ -50,6 +50,12 @@ enum Command {
         /// Print nothing; exit with 0 if the daemon is live (answers) or ready (can resolve names).
         #[arg(long, value_enum)]
         check: Option<Check>,
+    },
+    /// Show what network this device is in: NATs, firewalls, relays.
+    Netcheck {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Wait until names can be resolved.
     Wait {
@@ -133,6 +139,10 @@ impl Command {
                 println!("{}", serde_json::to_string_pretty(&client.status().await?)?)
             }
             Self::Status { .. } => print!("{}", text::render(&client.status().await?)),
+            Self::Netcheck { json: true } => {
+                println!("{}", serde_json::to_string_pretty(&client.status().await?.netcheck)?)
+            }
+            Self::Netcheck { json: false } => print!("{}", netcheck::render(&client.status().await?)),
             Self::Ping(ping) => return ping.run(client).await,
             Self::Dns(dns) => return dns.run(client).await,
             Self::Ip => match client.status().await?.virtual_address {

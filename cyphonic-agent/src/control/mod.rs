@@ -7,6 +7,7 @@
 
 mod backend;
 mod client;
+pub mod netcheck;
 mod protocol;
 pub mod report;
 mod server;

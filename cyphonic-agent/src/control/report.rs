@@ -10,6 +10,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::netcheck::NetcheckReport;
+
 /// The version of this form.
 pub const SCHEMA: u32 = 1;
 
@@ -45,6 +47,8 @@ pub struct StatusReport {
     pub udp_port: u16,
     /// What is known of the NAT in front of this node.
     pub nat: NatReport,
+    /// What was found out about the network.
+    pub netcheck: NetcheckReport,
     /// The DNS server and the host's resolver.
     pub dns: DnsReport,
     /// The certificate's life.
@@ -74,6 +78,7 @@ impl Default for StatusReport {
             interface: InterfaceReport::default(),
             udp_port: 0,
             nat: NatReport::default(),
+            netcheck: NetcheckReport::default(),
             dns: DnsReport::default(),
             certificate: CertificateReport::default(),
             peers: Vec::new(),

@@ -50,6 +50,8 @@ pub(crate) enum Input {
     RenewalKept,
     /// There is none, or it is not on disk.
     RenewalFailed(String),
+    /// A look at the network has found something.
+    Network(crate::netcheck::News),
     /// Somebody wants to know.
     Status(oneshot::Sender<StatusReport>),
     /// Stop: close tunnels and connections, then answer.

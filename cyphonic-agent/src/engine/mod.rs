@@ -15,6 +15,7 @@
 //! | `datapath` | interface, port, eBPF programs and rings, chosen and put together |
 //! | `cards` | what network cards can do, and which give packets to the ring |
 //! | `mtu` | tunnels' inner MTUs, for the host's interface and routes |
+//! | `network_report` | the part of it that `cyphonic netcheck` shows |
 //! | `network` | the host's networks: moves, and sleep |
 //! | `start`, `zone` | building all of it from configuration and identity |
 //! | `handle` | what DNS and the control socket see |
@@ -27,6 +28,7 @@ mod handle;
 mod input;
 mod mtu;
 mod network;
+mod network_report;
 mod peers;
 mod perform;
 mod renewal;

@@ -33,6 +33,7 @@ impl Engine {
                 self.dial(service, Way::Detour, addresses, name);
             }
             Action::LeaveDetour { service, addresses, name } => self.dial(service, Way::Udp, addresses, name),
+            Action::Netcheck { servers, own } => self.look(servers, own),
             Action::Disconnect { service } => self.disconnect(&service),
             Action::Request { exchange, service, message } => self.request(exchange, &service, message),
             Action::CancelRequest { exchange } => abort(self.requests.remove(&exchange)),
@@ -111,6 +112,14 @@ impl Engine {
                 task.abort();
             }
         }
+    }
+
+    fn look(&mut self, servers: Vec<SocketAddr>, own: Vec<SocketAddr>) {
+        let inputs = self.inputs.clone();
+        self.netcheck.start(servers, own, move |news| {
+            let inputs = inputs.clone();
+            async move { drop(inputs.send(Input::Network(news)).await) }
+        });
     }
 
     fn disconnect(&mut self, service: &Service) {

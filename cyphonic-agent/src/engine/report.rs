@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use cyphonic_dataplane::protect::Suite;
 use cyphonic_dataplane::ring::{EncapRing, TunnelStats};
 use cyphonic_proto::message::RouteKind;
+use cyphonic_proto::netcheck::Findings;
 use cyphonic_proto::node::{
     NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus,
 };
@@ -50,6 +51,8 @@ pub struct Surroundings {
 
 pub(crate) struct Sources<'a> {
     pub(crate) node: NodeStatus,
+    pub(crate) findings: &'a Findings,
+    pub(crate) latencies: &'a BTreeMap<String, Duration>,
     pub(crate) ring: &'a dyn EncapRing,
     pub(crate) surroundings: &'a Surroundings,
     pub(crate) setup_times: &'a HashMap<Ipv6Addr, Duration>,
@@ -82,6 +85,7 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
         interface: sources.surroundings.interface.clone(),
         udp_port: sources.udp_port,
         nat: nat_report(node),
+        netcheck: super::network_report::netcheck(node, sources.findings, sources.latencies),
         certificate: CertificateReport {
             not_before: sources.certificate.not_before,
             not_after: sources.certificate.not_after,

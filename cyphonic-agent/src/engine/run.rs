@@ -22,6 +22,7 @@ use super::report::{self, Surroundings};
 use super::services::{self, Way};
 use super::{EngineParts, Names};
 use crate::control::{BackendError, ResetTarget};
+use crate::netcheck::{Netcheck, News, OwnPort};
 
 /// How often the node hears what its tunnels carried: a path that has died is left within a second.
 const STATS_INTERVAL: Duration = Duration::from_millis(250);
@@ -45,6 +46,7 @@ pub(crate) struct Engine {
     pub(super) transport: Arc<Transport>,
     pub(super) port: Arc<UdpPort>,
     pub(super) ring: Arc<dyn EncapRing>,
+    pub(super) netcheck: Netcheck,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) names: Names,
     pub(super) surroundings: Surroundings,
@@ -82,10 +84,13 @@ impl Engine {
             inputs: inputs.clone(),
         };
         report_resets(&parts.transport, inputs.clone());
+        let own = Arc::new(OwnPort::default());
+        parts.transport.mux().deliver_stun_to(own.clone());
         let engine = Self {
             node: Node::new(parts.node, rand::random(), now),
             tls: ClientTls::new(parts.credentials),
             transport: parts.transport,
+            netcheck: Netcheck::new(parts.port.clone(), own),
             port: parts.port,
             ring: parts.ring,
             inputs,
@@ -173,6 +178,8 @@ impl Engine {
             }
             Input::RenewalKept => self.renewal_failure = None,
             Input::RenewalFailed(reason) => self.renewal_failure = Some(reason),
+            Input::Network(News::Findings(findings)) => self.node.handle_findings(now, findings),
+            Input::Network(News::Latencies(measured)) => self.node.handle_latencies(now, &measured),
             Input::Status(answer) => drop(answer.send(self.status())),
             // Taken out by `run`.
             Input::Shutdown(answer) => drop(answer),
@@ -367,6 +374,8 @@ impl Engine {
     fn status(&self) -> crate::control::StatusReport {
         let mut report = report::report(&report::Sources {
             node: self.node.status(),
+            findings: self.node.findings(),
+            latencies: self.node.relay_latencies(),
             ring: self.ring.as_ref(),
             surroundings: &self.surroundings,
             setup_times: &self.setup_times,

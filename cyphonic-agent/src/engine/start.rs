@@ -175,6 +175,7 @@ fn node_config(
         as_addresses: config.cloud.iter().filter_map(CloudAddress::literal).collect(),
         as_name: format!("as.svc.{zone}"),
         cached,
+        pinned_relay: config.relay.pinned(zone),
         suites: suites(),
         inner_mtu: most_inner,
         software_version: crate::VERSION.to_owned(),

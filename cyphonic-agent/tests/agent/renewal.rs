@@ -189,6 +189,7 @@ impl Device {
             credentials,
             identity: self.parsed(),
             node: NodeConfig {
+                pinned_relay: None,
                 identity: self.parsed(),
                 zone: ZONE.into(),
                 addresses: Vec::new(),

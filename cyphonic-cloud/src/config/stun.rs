@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::value;
 
 /// The port beside STUN's own (RFC 5780 §10.1 leaves it to the server).
-pub const DEFAULT_ALTERNATE_PORT: u16 = 3479;
+const DEFAULT_ALTERNATE_PORT: u16 = 3479;
 
 /// The second addresses and ports of the STUN server, which tell a device more of its NAT (RFC 5780).
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -75,9 +75,10 @@ mod tests {
 
     fn message() -> impl Strategy<Value = Message> {
         prop_oneof![
-            (any::<String>(), any::<Vec<u8>>(), any::<Vec<i32>>()).prop_map(
-                |(fqdn, virtual_address, failed)| {
-                    Message::DirectionRequest(DirectionRequest { fqdn, virtual_address, failed })
+            (any::<String>(), any::<Vec<u8>>(), any::<Vec<i32>>(), any::<Vec<String>>()).prop_map(
+                |(fqdn, virtual_address, failed, failed_relays)| {
+                    let request = DirectionRequest { fqdn, virtual_address, failed, failed_relays };
+                    Message::DirectionRequest(request)
                 }
             ),
             any::<String>().prop_map(|why| Message::Refusal(Refusal::new(RefusalCode::TooMany, why))),

@@ -18,9 +18,10 @@ pub use framing::{DecodeError, MAX_MESSAGE_BYTES, decode, encode, frame_length};
 pub use wire::message::Body as Message;
 pub use wire::{
     AgentCache, BindingRequest, BindingResponse, BindingRestore, DirectionRequest, Endpoint, EnrolRequest,
-    EnrolResponse, FamilyFindings, Filtering, Findings, LoginRequest, LoginResponse, Mapping, Observation, ObservationRequest, ObservationResponse,
-    Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, Relay, RelayLatency, RenewRequest, RenewResponse,
-    RouteConfirmation, RouteDirection, RouteKind, TunnelRequest, TunnelResponse,
+    EnrolResponse, FamilyFindings, Filtering, Findings, LoginRequest, LoginResponse, Mapping, Observation,
+    ObservationRequest, ObservationResponse, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse,
+    Relay, RelayLatency, RenewRequest, RenewResponse, RouteConfirmation, RouteDirection, RouteKind,
+    TunnelRequest, TunnelResponse,
 };
 
 use std::{fmt, time::Duration};

@@ -58,9 +58,14 @@ enum Kind {
 /// A place relative to home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
+    Home,
     OtherPort,
     OtherAddress,
+    OtherBoth,
 }
+
+/// How many places there are.
+const PLACES: usize = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -100,7 +105,8 @@ pub struct Probe {
     /// What servers saw of the node's own port.
     own_seen: Vec<(SocketAddr, SocketAddr)>,
     places: Option<Places>,
-    test_seen: Vec<(SocketAddr, SocketAddr)>,
+    /// What each place saw of the test port, in the order in which it sent to them.
+    test_seen: [Option<(SocketAddr, SocketAddr)>; PLACES],
     asker_seen: Option<SocketAddr>,
     idle_seen: [Option<SocketAddr>; IDLE_TIMES.len()],
     other_port: Tried,
@@ -126,7 +132,7 @@ impl Probe {
             latencies: Vec::new(),
             own_seen: Vec::new(),
             places: None,
-            test_seen: Vec::new(),
+            test_seen: [None; PLACES],
             asker_seen: None,
             idle_seen: [None; IDLE_TIMES.len()],
             other_port: Tried::default(),
@@ -182,7 +188,7 @@ impl Probe {
             filtering: self.filtering(),
             hairpin: self.hairpin,
             lifetime: self.lifetime,
-            port_delta: verdict::port_delta(&self.test_seen),
+            port_delta: self.port_delta(),
             port_mapped: Vec::new(),
         }
     }
@@ -193,8 +199,8 @@ impl Probe {
     }
 
     /// What servers saw of one fresh port, in the order in which it sent to them: what the next one is likely to see.
-    pub fn fresh_observations(&self) -> &[(SocketAddr, SocketAddr)] {
-        &self.test_seen
+    pub fn fresh_observations(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        self.test_seen.iter().copied().flatten().collect()
     }
 
     /// Round trips to the servers.
@@ -217,7 +223,12 @@ impl Probe {
         if self.own_seen.iter().all(|(_, observed)| self.plan.own.contains(observed)) {
             return Mapping::NoNat;
         }
-        verdict::worse_mapping(verdict::mapping(&self.own_seen), verdict::mapping(&self.test_seen))
+        verdict::worse_mapping(verdict::mapping(&self.own_seen), verdict::mapping(&self.fresh_observations()))
+    }
+
+    /// Of the destinations after home, which are asked without anything in between.
+    fn port_delta(&self) -> Option<i32> {
+        verdict::port_delta(&self.test_seen.iter().skip(1).copied().flatten().collect::<Vec<_>>())
     }
 
     fn filtering(&self) -> Filtering {
@@ -230,13 +241,7 @@ impl Probe {
         verdict::filtering(self.other_port.passage(), other_address)
     }
 
-    fn learn(
-        &mut self,
-        now: Instant,
-        question: &Question<Kind>,
-        success: &Success,
-        took: Option<Duration>,
-    ) {
+    fn learn(&mut self, now: Instant, question: &Question<Kind>, success: &Success, took: Option<Duration>) {
         let seen = (question.to, success.mapped);
         match question.kind {
             Kind::Greet => {
@@ -247,11 +252,12 @@ impl Probe {
             // A server at the node's own outer address: another thing than the node.
             Kind::Hairpin => {}
             Kind::Changed => self.changed = Some(true),
-            Kind::TestHome | Kind::Map(_) => self.test_seen.push(seen),
+            Kind::TestHome => self.saw(Place::Home, seen),
+            Kind::Map(place) => self.saw(place, seen),
             Kind::AskerHome => self.asker_seen = Some(success.mapped),
             Kind::IdleHome(place) => self.rest(now, place, success.mapped),
-            Kind::Through(place) => self.tried(place).came = true,
-            Kind::Reach(place) => self.tried(place).answers = true,
+            Kind::Through(place) => self.try_at(place, |tried| tried.came = true),
+            Kind::Reach(place) => self.try_at(place, |tried| tried.answers = true),
             Kind::Idle(place) => {
                 let stood = IDLE_TIMES.get(usize::from(place)).copied();
                 self.lifetime = self.lifetime.max(stood);
@@ -268,7 +274,7 @@ impl Probe {
     fn given_up(&mut self, kind: Kind) {
         match kind {
             Kind::Hairpin => self.hairpin = Some(false),
-            Kind::Through(place) => self.tried(place).given_up = true,
+            Kind::Through(place) => self.try_at(place, |tried| tried.given_up = true),
             Kind::Greet
             | Kind::Changed
             | Kind::TestHome
@@ -280,10 +286,17 @@ impl Probe {
         }
     }
 
-    const fn tried(&mut self, place: Place) -> &mut Tried {
+    fn saw(&mut self, place: Place, seen: (SocketAddr, SocketAddr)) {
+        if let Some(slot) = self.test_seen.get_mut(place as usize) {
+            *slot = Some(seen);
+        }
+    }
+
+    fn try_at(&mut self, place: Place, note: impl FnOnce(&mut Tried)) {
         match place {
-            Place::OtherPort => &mut self.other_port,
-            Place::OtherAddress => &mut self.other_address,
+            Place::OtherPort => note(&mut self.other_port),
+            Place::OtherAddress => note(&mut self.other_address),
+            Place::Home | Place::OtherBoth => {}
         }
     }
 
@@ -330,8 +343,9 @@ impl Probe {
 
     fn ask_through(&mut self, now: Instant) {
         self.stage = Stage::Filter;
-        let Some((_, test)) = self.test_seen.first().copied() else { return };
-        for (place, at) in self.around() {
+        let Some((_, test)) = self.test_seen.first().copied().flatten() else { return };
+        let asked = self.around().into_iter().filter(|(place, _)| *place != Place::OtherBoth);
+        for (place, at) in asked {
             self.ask_to_send(now, Kind::Through(place), Socket::Test, test, at);
             self.ask(now, Kind::Reach(place), Socket::Asker, at);
         }
@@ -339,7 +353,7 @@ impl Probe {
 
     fn ask_mapping(&mut self, now: Instant) {
         self.stage = Stage::Map;
-        if self.test_seen.is_empty() {
+        if self.test_seen.iter().all(Option::is_none) {
             return;
         }
         for (place, at) in self.around() {
@@ -349,8 +363,15 @@ impl Probe {
 
     fn around(&self) -> Vec<(Place, SocketAddr)> {
         let Some(places) = self.places else { return Vec::new() };
-        let other_port = places.other_port.map(|at| (Place::OtherPort, at));
-        other_port.into_iter().chain(places.other_address.map(|at| (Place::OtherAddress, at))).collect()
+        let both = places.other_address.zip(places.other_port);
+        [
+            (Place::OtherPort, places.other_port),
+            (Place::OtherAddress, places.other_address),
+            (Place::OtherBoth, both.map(|(address, port)| SocketAddr::new(address.ip(), port.port()))),
+        ]
+        .into_iter()
+        .filter_map(|(place, at)| Some((place, at?)))
+        .collect()
     }
 
     /// An idle port has its mapping: from now on it is silent.
@@ -371,7 +392,14 @@ impl Probe {
 
     /// Has `server` send to the outer endpoint of another socket than the one that asks. A server sends to the asker's own
     /// address only, so both must share it.
-    fn ask_to_send(&mut self, now: Instant, kind: Kind, hears: Socket, outer: SocketAddr, server: SocketAddr) {
+    fn ask_to_send(
+        &mut self,
+        now: Instant,
+        kind: Kind,
+        hears: Socket,
+        outer: SocketAddr,
+        server: SocketAddr,
+    ) {
         if self.asker_seen.map(|asker| asker.ip()) != Some(outer.ip()) {
             return;
         }

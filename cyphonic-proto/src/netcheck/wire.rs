@@ -37,7 +37,13 @@ fn family_to_wire(findings: &FamilyFindings) -> message::FamilyFindings {
         filtering: filtering_to_wire(findings.filtering).into(),
         hairpin: findings.hairpin,
         lifetime_ms: u32::try_from(lifetime).unwrap_or(u32::MAX),
-        port_mapped: findings.port_mapped.iter().take(MAX_PORT_MAPPED).copied().map(endpoint::to_wire).collect(),
+        port_mapped: findings
+            .port_mapped
+            .iter()
+            .take(MAX_PORT_MAPPED)
+            .copied()
+            .map(endpoint::to_wire)
+            .collect(),
         port_delta: findings.port_delta.unwrap_or_default(),
     }
 }
@@ -53,7 +59,8 @@ fn family_from_wire(family: Family, told: &message::FamilyFindings, overlay: Pre
         filtering: filtering_from_wire(told.filtering()),
         hairpin: told.hairpin,
         lifetime: (!lifetime.is_zero()).then_some(lifetime),
-        port_delta: Some(told.port_delta).filter(|delta| *delta != 0 && delta.unsigned_abs() <= u32::from(u16::MAX)),
+        port_delta: Some(told.port_delta)
+            .filter(|delta| *delta != 0 && delta.unsigned_abs() <= u32::from(u16::MAX)),
         port_mapped,
     }
 }

@@ -288,7 +288,8 @@ impl Nms {
         };
         let failed: Vec<_> =
             request.failed.iter().take(8).filter_map(|kind| RouteKind::try_from(*kind).ok()).collect();
-        let route = route::select(&a, &b, &failed, &self.config.relays);
+        let failed_relays: Vec<_> = request.failed_relays.iter().take(MAX_FAILED_RELAYS).cloned().collect();
+        let route = route::select_without(&a, &b, &failed, &self.config.relays, &failed_relays);
         route.map_err(|error| Refusal::new(RefusalCode::NoRoute, error))
     }
 
@@ -302,6 +303,9 @@ impl Nms {
         SetupId(id)
     }
 }
+
+/// Most relays that a node may call failed.
+const MAX_FAILED_RELAYS: usize = 8;
 
 /// How long an end waits before it asks anew for a set-up that was overtaken by events.
 const ANEW: Duration = Duration::from_millis(300);

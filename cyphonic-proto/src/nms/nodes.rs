@@ -5,12 +5,16 @@ use crate::{
     address::Prefix,
     id::Channel,
     identity::{Identity, Role},
-    message::{Message, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, endpoint},
+    message::{
+        Message, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, RelayLatency, endpoint,
+    },
     name,
+    netcheck::Findings,
     route::NodeNetwork,
     version,
 };
 use std::{
+    collections::BTreeMap,
     net::{Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -28,11 +32,37 @@ pub(super) struct Node {
 }
 
 /// What a node told.
+#[derive(Clone, Default)]
 pub(super) struct Registration {
     addresses: Vec<SocketAddr>,
     observations: Vec<(SocketAddr, SocketAddr)>,
     udp_blocked: bool,
+    findings: Findings,
+    relay_latencies: BTreeMap<String, Duration>,
+    pinned_relay: Option<String>,
 }
+
+impl Registration {
+    /// What is told, as far as it can be believed: of relays only those that this network has.
+    fn from_wire(request: &RegistrationRequest, overlay: Prefix, relays: &[crate::node::Relay]) -> Self {
+        let latency = |told: &RelayLatency| {
+            let known = relays.iter().find(|relay| relay.name == told.name)?;
+            Some((known.name.clone(), Duration::from_micros(u64::from(told.rtt_us))))
+        };
+        let findings = request.findings.as_ref().map(|told| Findings::from_wire(told, overlay));
+        Self {
+            addresses: endpoint::peers_from_wire(&request.addresses, overlay),
+            observations: endpoint::observations_from_wire(&request.observations, overlay),
+            udp_blocked: request.udp_blocked,
+            findings: findings.unwrap_or_default(),
+            relay_latencies: request.relay_latencies.iter().take(MAX_LATENCIES).filter_map(latency).collect(),
+            pinned_relay: name::canonical(&request.pinned_relay).ok(),
+        }
+    }
+}
+
+/// Most relays whose latencies are taken on.
+const MAX_LATENCIES: usize = 64;
 
 /// A token bucket in thousandths of a request.
 struct Bucket {
@@ -43,16 +73,20 @@ struct Bucket {
 impl Node {
     /// What is known of the node's network, what this connection shows included.
     pub(super) fn network(&self, overlay: Prefix) -> NodeNetwork {
-        let (addresses, mut observations) = match &self.registration {
-            Some(told) => (told.addresses.clone(), told.observations.clone()),
-            None => Default::default(),
-        };
+        let Registration {
+            addresses,
+            mut observations,
+            udp_blocked,
+            findings,
+            relay_latencies,
+            pinned_relay,
+        } = self.registration.clone().unwrap_or_default();
         observations.retain(|(server, _)| *server != self.seen.0);
         if endpoint::is_candidate(self.seen.1.ip(), overlay) {
             observations.insert(0, self.seen);
         }
-        let udp_blocked = self.registration.as_ref().is_some_and(|told| told.udp_blocked);
-        NodeNetwork { fqdn: self.fqdn.clone(), addresses, observations, udp_blocked }
+        let fqdn = self.fqdn.clone();
+        NodeNetwork { fqdn, addresses, observations, udp_blocked, findings, relay_latencies, pinned_relay }
     }
 }
 
@@ -92,11 +126,7 @@ impl Nms {
             .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
         let overlay = self.config.prefix;
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
-        node.registration = Some(Registration {
-            addresses: endpoint::peers_from_wire(&request.addresses, overlay),
-            observations: endpoint::observations_from_wire(&request.observations, overlay),
-            udp_blocked: request.udp_blocked,
-        });
+        node.registration = Some(Registration::from_wire(request, overlay, &self.config.relays));
         self.counters.registrations += 1;
         Ok(Message::RegistrationResponse(RegistrationResponse {
             virtual_address: node.address.octets().to_vec(),

@@ -82,7 +82,7 @@ impl Bench {
                 .map(|(s, o)| Observation { server: wire(s), observed: wire(o) })
                 .collect(),
             instance: vec![1; 16],
-            udp_blocked: false,
+            ..RegistrationRequest::default()
         };
         self.request(channel, 900, Message::RegistrationRequest(request));
         let actions = self.actions();

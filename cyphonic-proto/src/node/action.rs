@@ -128,6 +128,14 @@ pub enum CloseCode {
 /// What the shell must do.
 #[derive(Clone, Debug)]
 pub enum Action {
+    /// Look at the network with [`Probe`](crate::netcheck::Probe)s, one of each IP version; report with `handle_findings` and
+    /// `handle_latencies` whenever more is known. A newer one of these replaces an older one.
+    Netcheck {
+        /// The services' STUN servers, the preferred ones first.
+        servers: Vec<SocketAddr>,
+        /// The node's own addresses, with its port.
+        own: Vec<SocketAddr>,
+    },
     /// Open a connection; report with `handle_connected` or `handle_connect_failed`.
     Connect {
         /// Which service.

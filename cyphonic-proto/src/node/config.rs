@@ -19,6 +19,8 @@ pub struct NodeConfig {
     pub as_name: String,
     /// What is left from the last run.
     pub cached: Option<CachedState>,
+    /// The only relay that the node's tunnels may go through, by its certificate's name.
+    pub pinned_relay: Option<String>,
     /// AEAD suites, the favourite first.
     pub suites: Vec<Suite>,
     /// The largest inner packet that the virtual interface takes; a tunnel's are at most the smaller of both ends'.

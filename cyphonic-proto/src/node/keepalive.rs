@@ -5,14 +5,15 @@
 //! node without a NAT has nothing to hold, but perhaps a firewall, which is given the usual time.
 
 use super::{Action, Node, Service, ServiceState, Timer, Timing, tunnels::Tunnel};
-use crate::nat::{self, Family, NatFinding};
+use crate::{
+    nat::{self, Family, NatFinding},
+    netcheck::UNPROVEN_LIFETIME,
+};
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-/// What is assumed of a mapping of which nothing is known.
-const ASSUMED_LIFETIME: Duration = Duration::from_secs(2);
 /// A tunnel that carried something within this time is in use.
 const IN_USE: Duration = Duration::from_secs(10);
 /// QUIC's own keep-alive (docs/protocol.md §3) does at this interval.
@@ -60,7 +61,7 @@ impl Node {
         let family = Family::of(remote);
         match self.nat_of(family) {
             nat if is_translated(nat) => {
-                let lifetime = self.mapping_lifetime(family).unwrap_or(ASSUMED_LIFETIME);
+                let lifetime = self.mapping_lifetime(family).unwrap_or(UNPROVEN_LIFETIME);
                 Some(lifetime * 3 / 4)
             }
             NatFinding::NoAddress => None,
@@ -69,8 +70,8 @@ impl Node {
     }
 
     /// How long a mapping is known to live without packets.
-    const fn mapping_lifetime(&self, _: Family) -> Option<Duration> {
-        None
+    fn mapping_lifetime(&self, family: Family) -> Option<Duration> {
+        self.registration.network.findings.mapping_lifetime(family)
     }
 
     fn nat_of(&self, family: Family) -> NatFinding {

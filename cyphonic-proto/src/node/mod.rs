@@ -17,6 +17,7 @@ pub mod cache;
 pub mod config;
 mod detour;
 mod exchanges;
+mod findings;
 mod keep_open;
 mod keepalive;
 mod liveness;
@@ -99,6 +100,8 @@ enum Timer {
     Exchange(ExchangeId),
     /// To tell the NMS of changes, several at once.
     Register,
+    /// To look at the network again.
+    Netcheck,
     /// A question's last moment.
     Query(QueryId),
     /// The last moment of packets held for a peer.
@@ -172,6 +175,7 @@ impl Node {
                 Timer::Detour(service) => self.detour_due(now, &service),
                 Timer::Exchange(exchange) => self.exchange_due(now, exchange),
                 Timer::Register => self.register(now),
+                Timer::Netcheck => self.netcheck(now),
                 Timer::Query(query) => self.query_due(now, query),
                 Timer::Held(dst) => self.held_due(now, dst),
                 Timer::Wanted(peer) => self.wanted_due(now, peer),

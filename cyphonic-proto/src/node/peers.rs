@@ -360,7 +360,7 @@ impl Node {
     }
 
     fn ask_direction(&mut self, now: Instant, address: Ipv6Addr) -> ExchangeId {
-        let mut request = DirectionRequest::default();
+        let mut request = DirectionRequest { failed_relays: self.unreachable_relays(), ..Default::default() };
         if let Some(peer) = self.peers.get_mut(&address) {
             peer.failed.retain(|(_, until)| *until > now);
             request.failed = peer.failed.iter().map(|(kind, _)| i32::from(*kind)).collect();

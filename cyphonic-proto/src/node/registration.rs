@@ -1,14 +1,19 @@
 //! Login and registration: how the node gets known, and what it learns of its own network.
 
-use super::{Action, CachedState, Node, NodeConfig, Relay, Service, Timer, config, exchanges::Purpose};
+use super::{
+    Action, CachedState, Node, NodeConfig, Relay, Service, Timer, config, exchanges::Purpose, findings::Known,
+};
 use crate::{
     message::{
         LoginRequest, LoginResponse, Message, Observation, ObservationRequest, Refusal, RegistrationRequest,
-        RegistrationResponse, endpoint, field,
+        RegistrationResponse, RelayLatency, endpoint, field,
     },
-    name, version,
+    name,
+    netcheck::Findings,
+    version,
 };
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -16,8 +21,15 @@ use std::{
 /// How long changes are gathered before the NMS is told.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// A node's addresses and what servers saw.
-type News = (Vec<SocketAddr>, Vec<(SocketAddr, SocketAddr)>);
+/// What the NMS is told of a node's network.
+#[derive(Clone, PartialEq)]
+struct News {
+    addresses: Vec<SocketAddr>,
+    /// (server, observed).
+    observations: Vec<(SocketAddr, SocketAddr)>,
+    findings: Findings,
+    latencies: BTreeMap<String, Duration>,
+}
 
 /// What the node was told and found out.
 pub(super) struct Registration {
@@ -26,6 +38,8 @@ pub(super) struct Registration {
     pub(super) addresses: Vec<SocketAddr>,
     /// (server, observed).
     pub(super) observations: Vec<(SocketAddr, SocketAddr)>,
+    /// What the node found out itself.
+    pub(super) network: Known,
     /// What is worth keeping for the next start.
     pub(super) known: CachedState,
     /// Random per start of the agent.
@@ -42,6 +56,7 @@ impl Registration {
             registered: false,
             addresses: canonical(&config.addresses),
             observations: Vec::new(),
+            network: Known::default(),
             known: config.cached.clone().unwrap_or_default(),
             instance,
             told: None,
@@ -99,8 +114,14 @@ impl Node {
         // What the NMS sees it knows by itself.
         let server = self.remote_of(&Service::Nms);
         let registration = &mut self.registration;
-        let mut news = (registration.addresses.clone(), registration.observations.clone());
-        news.1.retain(|(other, _)| Some(*other) != server);
+        let mut news = News {
+            addresses: registration.addresses.clone(),
+            observations: registration.observations.clone(),
+            // They are told as observations.
+            findings: Findings { observations: Vec::new(), ..registration.network.findings.clone() },
+            latencies: registration.network.latencies.clone(),
+        };
+        news.observations.retain(|(other, _)| Some(*other) != server);
         if registration.under_way
             || registration.told.as_ref() == Some(&news)
             || !self.is_connected(&Service::Nms)
@@ -108,7 +129,7 @@ impl Node {
             return;
         }
         let registration = &mut self.registration;
-        let observations = news.1.iter().map(|(server, observed)| Observation {
+        let observations = news.observations.iter().map(|(server, observed)| Observation {
             server: Some(endpoint::to_wire(*server)),
             observed: Some(endpoint::to_wire(*observed)),
         });
@@ -118,6 +139,9 @@ impl Node {
             observations: observations.collect::<Vec<_>>(),
             instance: registration.instance.to_vec(),
             udp_blocked: registration.known.udp_blocked,
+            findings: Some(news.findings.to_wire()),
+            relay_latencies: news.latencies.iter().map(latency_to_wire).collect(),
+            pinned_relay: self.config.pinned_relay.clone().unwrap_or_default(),
         };
         self.registration.told = Some(news);
         self.registration.under_way = true;
@@ -154,6 +178,7 @@ impl Node {
     pub(super) fn addresses_changed(&mut self, addresses: &[SocketAddr]) {
         self.registration.addresses = canonical(addresses);
         self.registration.observations.clear();
+        self.registration.network = Known::default();
         // Elsewhere, what failed may work.
         self.forgive_routes();
     }
@@ -225,6 +250,7 @@ impl Node {
             self.keep_peers(now);
         }
         self.warm_relays(now);
+        self.look_around(now);
         // What changed while the request was under way.
         self.register(now);
     }
@@ -273,7 +299,7 @@ impl Node {
     }
 
     /// Notes what a server saw; the NMS gets to know.
-    fn observe(&mut self, now: Instant, server: SocketAddr, observed: Option<SocketAddr>) {
+    pub(super) fn observe(&mut self, now: Instant, server: SocketAddr, observed: Option<SocketAddr>) {
         let usable = observed.filter(|observed| endpoint::is_candidate(observed.ip(), self.prefix));
         let Some(observed) = usable else { return };
         let observations = &mut self.registration.observations;
@@ -293,7 +319,7 @@ impl Node {
         self.network_changed(now);
     }
 
-    fn network_changed(&mut self, now: Instant) {
+    pub(super) fn network_changed(&mut self, now: Instant) {
         // Elsewhere, what failed may work.
         self.forgive_routes();
         self.timers.set(Timer::Register, now + GATHER);
@@ -310,6 +336,10 @@ impl Node {
             }
         }
     }
+}
+
+fn latency_to_wire((name, took): (&String, &Duration)) -> RelayLatency {
+    RelayLatency { name: name.clone(), rtt_us: u32::try_from(took.as_micros()).unwrap_or(u32::MAX) }
 }
 
 fn canonical(addresses: &[SocketAddr]) -> Vec<SocketAddr> {

@@ -272,10 +272,8 @@ impl Read {
                 let (kinds, _) = value.as_chunks::<2>();
                 self.unknown = kinds.iter().take(MAX_UNKNOWN).map(|kind| u16::from_be_bytes(*kind)).collect();
             }
-            refused if attribute::must_be_refused(refused) => {
-                if self.refused.len() < MAX_UNKNOWN {
-                    self.refused.push(refused);
-                }
+            refused if attribute::must_be_refused(refused) && self.refused.len() < MAX_UNKNOWN => {
+                self.refused.push(refused);
             }
             _ => {}
         }

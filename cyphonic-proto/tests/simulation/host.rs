@@ -133,6 +133,7 @@ impl World {
             as_addresses: addresses(&Service::As).to_vec(),
             as_name: "as.lab".into(),
             cached: host.cached.clone(),
+            pinned_relay: None,
             suites: vec![Suite::Aes128Gcm, Suite::ChaCha20Poly1305],
             inner_mtu: 1420,
             software_version: "test".into(),
@@ -171,6 +172,8 @@ impl World {
         match action {
             Action::Connect { service, .. } | Action::LeaveDetour { service, .. } => self.open(name, service),
             Action::ConnectByDetour { service, .. } => self.open_detour(name, service),
+            // No NAT here is probed: what the NMS needs to know, a scenario tells the node itself.
+            Action::Netcheck { .. } => {}
             Action::Disconnect { service } => self.close_at_node(name, &service),
             Action::Request { exchange, service, message } => {
                 let Some(channel) = self.channel(name, &service) else { return };

@@ -203,6 +203,7 @@ fn without_the_cloud_the_answer_says_what_cannot_be_reached() {
 fn a_node_that_learns_late_where_the_as_is_logs_in_then() {
     let now = World::new(1).now;
     let config = NodeConfig {
+        pinned_relay: None,
         identity: identity("a"),
         zone: ZONE.into(),
         addresses: Vec::new(),

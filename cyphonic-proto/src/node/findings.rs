@@ -1,0 +1,115 @@
+//! What the node finds out about its network, by asking STUN servers from its own port and others ([`crate::netcheck`]).
+//!
+//! Sockets are the shell's: [`Action::Netcheck`] asks it to look, and it reports what it finds bit by bit, since some of it
+//! takes minutes. The NMS is told of each change that matters.
+
+use super::{Action, Node, Relay, Service, ServiceState, Timer};
+use crate::netcheck::Findings;
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+/// How often to look again in a network that seems unchanged: routers are replaced and restarted. Long enough for every
+/// filter that a probe has opened to be closed again.
+const AGAIN: Duration = Duration::from_secs(20 * 60);
+
+/// Changes of a round trip that are worth telling: beyond this, and beyond a quarter.
+const WORTH_TELLING: Duration = Duration::from_millis(2);
+
+/// Most relays that a request calls failed.
+const MAX_FAILED: usize = 8;
+
+/// What the node found out, as far as it got.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) findings: Findings,
+    /// Round trips to relays.
+    pub(super) latencies: BTreeMap<String, Duration>,
+    /// The network was looked at since the node came to it.
+    looked: bool,
+}
+
+impl Node {
+    /// What is known of the node's network.
+    pub fn findings(&self) -> &Findings {
+        &self.registration.network.findings
+    }
+
+    /// Round trips to relays, by name, as far as they were measured.
+    pub fn relay_latencies(&self) -> &BTreeMap<String, Duration> {
+        &self.registration.network.latencies
+    }
+
+    /// What was found out so far by the look that [`Action::Netcheck`] asked for.
+    pub fn handle_findings(&mut self, now: Instant, findings: Findings) {
+        if self.stopped || self.registration.network.findings == findings {
+            return;
+        }
+        for (server, observed) in findings.observations.clone() {
+            self.observe(now, server, Some(observed));
+        }
+        self.registration.network.findings = findings;
+        self.network_changed(now);
+    }
+
+    /// Round trips to services that were measured.
+    pub fn handle_latencies(&mut self, now: Instant, measured: &[(SocketAddr, Duration)]) {
+        let registration = &mut self.registration;
+        let mut told = false;
+        for relay in &registration.known.relays {
+            let of_relay = measured.iter().filter(|(server, _)| relay.addresses.contains(server));
+            let Some(took) = of_relay.map(|(_, took)| *took).min() else { continue };
+            let known = registration.network.latencies.get(&relay.name);
+            if known.is_none_or(|known| matters(*known, took)) {
+                registration.network.latencies.insert(relay.name.clone(), took);
+                told = true;
+            }
+        }
+        let named = |name: &String| registration.known.relays.iter().any(|relay| relay.name == *name);
+        registration.network.latencies.retain(|name, _| named(name));
+        if told && !self.stopped {
+            self.network_changed(now);
+        }
+    }
+
+    /// The NMS knows the node: time to look at the network, if that was not done since the node came here.
+    pub(super) fn look_around(&mut self, now: Instant) {
+        if !std::mem::replace(&mut self.registration.network.looked, true) {
+            self.netcheck(now);
+        }
+    }
+
+    /// Relays to which connections fail, as long as another one is left: each is tried anew all the time.
+    pub(super) fn unreachable_relays(&self) -> Vec<String> {
+        let relays = &self.registration.known.relays;
+        let fails = |relay: &&Relay| {
+            let slot = self.services.get(&Service::Trs(relay.name.clone()));
+            slot.is_some_and(|slot| matches!(slot.state, ServiceState::Waiting { .. }))
+        };
+        let failed: Vec<_> =
+            relays.iter().filter(fails).take(MAX_FAILED).map(|relay| relay.name.clone()).collect();
+        if failed.len() < relays.len() { failed } else { Vec::new() }
+    }
+
+    /// Looks at the network, and again after a while.
+    pub(super) fn netcheck(&mut self, now: Instant) {
+        let known = &self.registration.known;
+        let relays = known.relays.iter().flat_map(|relay| &relay.addresses);
+        let mut servers = Vec::new();
+        for server in known.nms_addresses.iter().chain(relays).chain(&self.config.as_addresses) {
+            if !servers.contains(server) {
+                servers.push(*server);
+            }
+        }
+        let own = self.registration.addresses.clone();
+        self.act(Action::Netcheck { servers, own });
+        self.timers.set(Timer::Netcheck, now + AGAIN);
+    }
+}
+
+fn matters(known: Duration, measured: Duration) -> bool {
+    let difference = known.abs_diff(measured);
+    difference > WORTH_TELLING && difference > known / 4
+}
