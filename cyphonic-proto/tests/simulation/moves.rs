@@ -160,6 +160,46 @@ fn a_direct_tunnel_and_the_services_follow_within_round_trips() {
     }
 }
 
+fn dual_pair() -> World {
+    let mut world = World::new(12);
+    world.add("a", Some(Open), Some(Open));
+    world.add("b", Some(Open), Some(Open));
+    world.settle();
+    world.resolves("a", "b").unwrap();
+    assert!(world.talk("a", "b", SECOND));
+    world.run(4 * SECOND);
+    world
+}
+
+#[test]
+fn a_direct_tunnel_follows_to_the_family_that_is_left() {
+    for (v4, v6) in [(Some(Open), None), (None, Some(Open))] {
+        for mover in ["a", "b"] {
+            for to_it in [true, false] {
+                let mut world = dual_pair();
+                let before = [tunnels(&world, "a").len(), tunnels(&world, "b").len()];
+                let gap = world.gap_of_move(mover, v4, v6, to_it);
+                assert!(gap <= 3 * ROUND_TRIP + 20 * MS, "{mover}, {to_it}: {gap:?}");
+                assert_eq!([tunnels(&world, "a").len(), tunnels(&world, "b").len()], before);
+            }
+        }
+    }
+}
+
+#[test]
+fn two_that_move_at_once_find_each_other_through_the_nms() {
+    for (v4, v6) in [(Some(Open), None), (None, Some(Open)), (Some(Open), Some(Open))] {
+        for (from, to) in [("a", "b"), ("b", "a")] {
+            let mut world = dual_pair();
+            assert!(stream(&mut world, from, to, SECOND / 2).is_empty());
+            world.attach("a", v4, v6);
+            world.attach("b", v4, v6);
+            let lost = stream(&mut world, from, to, 3 * SECOND);
+            assert!(gap(&lost) <= 10 * ROUND_TRIP, "{from} to {to}: {:?}", gap(&lost));
+        }
+    }
+}
+
 #[test]
 fn the_nms_knows_a_moved_node_a_round_trip_later() {
     let mut world = open_pair();

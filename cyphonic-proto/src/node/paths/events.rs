@@ -123,11 +123,11 @@ impl Node {
             self.send_candidates(now, id, false);
         }
         if newer {
-            self.begin_round(now, id);
             if !first {
                 // It is elsewhere: the way to it that answers first is taken.
                 self.begin_doubt(now, id, Race::Open);
             }
+            self.begin_round(now, id);
         }
         self.watch(now, id);
     }

@@ -52,6 +52,10 @@ const SILENCE_MOST: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_millis(200);
 /// The round trip that is assumed of a path that was not measured.
 const UNMEASURED: Duration = Duration::from_millis(100);
+/// A direct tunnel in doubt looks for a relay after this, so that it has one within a second or so.
+const SEEK: Duration = Duration::from_millis(500);
+/// The same where this end has moved, at the least: the path may be longer than the one before.
+const SEEK_MOVED: Duration = Duration::from_millis(30);
 /// A retreat is followed by a round after this, doubling while retreats follow each other.
 const COMEBACK: Duration = Duration::from_secs(1);
 /// A path that held for this long is not blamed for earlier retreats.
@@ -289,11 +293,27 @@ impl Paths {
         self.silence = SILENCE_LEAST;
     }
 
-    /// Kinds of paths that a round looks for.
+    /// Kinds of paths that a round looks for: where an end has moved, any, as the present one may be gone with all of its
+    /// kind.
     fn is_sought(&self, target: &Target) -> bool {
         !target.is_relay()
             && target.remote != self.current
-            && self.current().is_none_or(|current| target.class <= current.class)
+            && (self.is_moving() || self.current().is_none_or(|current| target.class <= current.class))
+    }
+
+    /// An end has moved, and no path has answered since.
+    fn is_moving(&self) -> bool {
+        self.doubt.is_some_and(|doubt| doubt.race == Race::Open)
+    }
+
+    /// How long a doubt lasts before another tunnel is asked for, where no relay is there to fall back on. A peer that has
+    /// not moved answers within a round trip; one that has moved at the same time does not, and only the NMS knows where
+    /// both are.
+    fn seek_after(&self) -> Duration {
+        if !self.is_moving() {
+            return SEEK;
+        }
+        (self.rtt().unwrap_or(UNMEASURED) * 5 / 4).clamp(SEEK_MOVED, SEEK)
     }
 
     /// Whether the peer named a better kind of path than the current one.

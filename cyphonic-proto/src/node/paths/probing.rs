@@ -22,8 +22,6 @@ const PROBES_PER_SECOND: u32 = 100;
 const PROBES_AT_ONCE: u32 = 400;
 /// A tunnel that carried something within this time is in use, and worth a better path.
 const IN_USE: Duration = Duration::from_secs(10);
-/// A direct tunnel in doubt looks for a relay after this, so that it has one within a second or so.
-const SEEK: Duration = Duration::from_millis(500);
 
 /// How many probes a node may send now: a token bucket.
 pub(in crate::node) struct ProbeBudget {
@@ -161,7 +159,7 @@ impl Node {
         let in_use = now.saturating_duration_since(tunnel.last_use) < IN_USE;
         let doubt = paths.doubt.as_ref().map(|doubt| {
             let others = if doubt.until > now { doubt.until } else { doubt.steps.due() };
-            let seeks = doubt.steps.began + SEEK;
+            let seeks = doubt.steps.began + paths.seek_after();
             let seeks = if doubt.sought || seeks <= now { others } else { seeks };
             doubt.steps.due().min(others).min(seeks)
         });
@@ -258,8 +256,9 @@ impl Node {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let used = now.saturating_duration_since(tunnel.last_use) < IN_USE;
         let spare = tunnel.paths.relay().is_some();
+        let seek = tunnel.paths.seek_after();
         let Some(doubt) = &mut tunnel.paths.doubt else { return };
-        if used && !spare && !doubt.sought && doubt.steps.began + SEEK <= now {
+        if used && !spare && !doubt.sought && doubt.steps.began + seek <= now {
             doubt.sought = true;
             self.replace(now, id);
         }
