@@ -14,6 +14,7 @@
 //! | `bench` | rates, round trips and costs, beside other VPNs and relays |
 //! | `roam` | two devices move between networks under traffic: gaps and what is lost |
 //! | `nat-grid` | a device behind every kind of NAT, and each pair of them connected |
+//! | `mtu` | tunnels over every outer MTU, and over one that changes |
 //! | `demo` | the whole system in such networks: enrols devices, connects them, measures |
 //!
 //! A module per verb, each thin: what takes thought lives in the crates.
@@ -29,6 +30,7 @@ mod ebpf;
 mod fuzz;
 mod kernels;
 mod lab;
+mod mtu;
 mod nat_grid;
 mod overlay;
 mod package;
@@ -77,6 +79,8 @@ enum Verb {
     Roam(roam::RoamArgs),
     /// Connect devices behind every kind of NAT and firewall with each other.
     NatGrid(nat_grid::GridArgs),
+    /// Carry traffic over tunnels whose path has every MTU from 1,280 to 9,000 bytes, and one that changes.
+    Mtu(mtu::MtuArgs),
     /// Show the whole system on real packets: the paper's experiment on this machine, in under a minute.
     Demo(demo::DemoArgs),
 }
@@ -95,6 +99,7 @@ fn main() -> ExitCode {
         Verb::Bench(args) => bench::run(&args),
         Verb::Roam(args) => roam::run(&args),
         Verb::NatGrid(args) => nat_grid::run(&args),
+        Verb::Mtu(args) => mtu::run(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match result {

@@ -185,3 +185,78 @@ impl<'a> SuperPacket<'a> {
         Some(self.partial.add_be32(segment.len() as u32).add(segment))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{TCP, UDP};
+    use super::*;
+    use proptest::prelude::*;
+
+    const SEQUENCE: u32 = u32::MAX - 1_000;
+
+    /// A super-packet with this payload, as the kernel hands it over: to be cut into segments with `size` bytes each.
+    fn super_packet(kind: GsoKind, payload: &[u8], size: u16) -> (VnetHeader, Vec<u8>) {
+        let (protocol, header, checksum) = match kind {
+            GsoKind::Tcp6 => (TCP, tcp::MIN_HEADER, tcp::CHECKSUM),
+            _ => (UDP, udp::HEADER, udp::CHECKSUM),
+        };
+        let len = header + payload.len();
+        let mut packet = vec![0; IPV6_HEADER + header];
+        (packet[0], packet[6], packet[7], packet[8], packet[24]) = (0x60, protocol, 64, 0xfd, 0xfd);
+        packet[4..6].copy_from_slice(&(len as u16).to_be_bytes());
+        if kind == GsoKind::Tcp6 {
+            put(&mut packet, IPV6_HEADER + tcp::SEQUENCE, &SEQUENCE.to_be_bytes());
+            packet[IPV6_HEADER + tcp::DATA_OFFSET] = (tcp::MIN_HEADER as u8 / 4) << 4;
+            packet[IPV6_HEADER + tcp::FLAGS] = tcp::FIN | tcp::PSH | tcp::CWR;
+        }
+        let ipv6 = packet.first_chunk().unwrap();
+        let sum = Sum::default().add_pseudo_header(ipv6, protocol, len as u32);
+        put(&mut packet, IPV6_HEADER + checksum, &sum.fold());
+        packet.extend_from_slice(payload);
+        let vnet = VnetHeader {
+            needs_csum: true,
+            kind,
+            gso_size: size,
+            csum_start: IPV6_HEADER as u16,
+            csum_offset: checksum as u16,
+            ..VnetHeader::PLAIN
+        };
+        (vnet, packet)
+    }
+
+    proptest! {
+        #[test]
+        fn tcp_cut_smaller_is_the_same_stream_in_right_packets(
+            payload in proptest::collection::vec(any::<u8>(), 2..20_000), size in 1u16..9_000, largest in 61usize..9_000,
+        ) {
+            let (vnet, packet) = super_packet(GsoKind::Tcp6, &payload, size);
+            let whole = SuperPacket::parse(&vnet, &packet).unwrap();
+            let smaller = whole.cut_to(largest).unwrap();
+            prop_assert!(smaller.largest() <= largest.min(whole.largest()));
+            let mut joined = Vec::new();
+            for part in 0..smaller.count() {
+                let mut out = vec![0; smaller.part_len(part)];
+                prop_assert_eq!(smaller.write_part(part, &mut out), Some(out.len()));
+                let (ip, segment) = out.split_first_chunk::<IPV6_HEADER>().unwrap();
+                prop_assert_eq!(usize::from(be16(ip, 4).unwrap()), segment.len());
+                let sum = Sum::default().add_pseudo_header(ip, TCP, segment.len() as u32).add(segment);
+                prop_assert!(sum.verifies(), "part {}", part);
+                let sequence = SEQUENCE.wrapping_add(joined.len() as u32);
+                prop_assert_eq!(be32(segment, tcp::SEQUENCE), Some(sequence));
+                let (first, last) = (part == 0, part + 1 == smaller.count());
+                let flags = segment[tcp::FLAGS];
+                prop_assert_eq!((flags & tcp::CWR != 0, flags & tcp::FIN != 0), (first, last));
+                joined.extend_from_slice(&segment[tcp::MIN_HEADER..]);
+            }
+            prop_assert_eq!(joined, payload);
+        }
+    }
+
+    #[test]
+    fn datagrams_mean_something_as_they_are() {
+        let (vnet, packet) = super_packet(GsoKind::Udp, &[7; 4_000], 1_300);
+        assert!(SuperPacket::parse(&vnet, &packet).unwrap().cut_to(1_000).is_none());
+        let (vnet, packet) = super_packet(GsoKind::Tcp6, &[7; 4_000], 1_300);
+        assert!(SuperPacket::parse(&vnet, &packet).unwrap().cut_to(60).is_none(), "no room for any payload");
+    }
+}
