@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::queue::{Fate, Queue};
 use crate::nat::gate::Gate;
-use crate::topology::Link;
+use crate::topology::Way;
 use crate::{LabError, Namespace, command};
 
 /// What the emulator writes once every device is there.
@@ -53,8 +53,8 @@ pub struct Wire {
     pub ends: [Tap; 2],
     /// Largest packet; frames are longer by the Ethernet header.
     pub mtu: u16,
-    /// What it does to frames.
-    pub impairment: Impairment,
+    /// What it does to frames from the first end to the second, and back.
+    pub impairments: [Impairment; 2],
 }
 
 /// A TAP device to make.
@@ -66,7 +66,7 @@ pub struct Tap {
     pub device: String,
 }
 
-/// What a wire does to frames, in either direction.
+/// What a wire does to frames in one direction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Impairment {
     /// One-way delay.
@@ -75,14 +75,17 @@ pub struct Impairment {
     pub jitter: Duration,
     /// Share of frames lost.
     pub loss: f64,
+    /// Share of frames that skip the delay.
+    pub reorder: f64,
     /// Bits per second, if limited.
     pub rate: Option<u64>,
 }
 
-impl From<Link> for Impairment {
-    fn from(link: Link) -> Self {
-        let rate = link.rate.map(crate::topology::BitRate::bits_per_second);
-        Self { delay: link.delay, jitter: link.jitter, loss: link.loss.fraction(), rate }
+impl From<Way> for Impairment {
+    fn from(way: Way) -> Self {
+        let rate = way.rate.map(crate::topology::BitRate::bits_per_second);
+        let (loss, reorder) = (way.loss.fraction(), way.reorder.fraction());
+        Self { delay: way.delay, jitter: way.jitter, loss, reorder, rate }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::link::{Bridge, Cable, End, Plan};
 use crate::nat::gate::Gate;
 use crate::process::{Daemon, Readiness, stop_all, wait_until};
 use crate::topology::validate::SWITCH;
-use crate::topology::{Host, Interface, Link, Profile, Router, Topology};
+use crate::topology::{Host, Interface, Profile, Router, Topology, Way};
 use crate::{LabError, LabState, Namespace, nat, netns};
 
 /// What a host's resolver is configured to at first, as where systemd-resolved runs. There is no DNS in the lab until
@@ -246,14 +246,18 @@ impl Lab {
     }
 
     fn lay_cables(&self, cables: &[Cable], gates: &[Gate], emulator: &Emulator) -> Result<(), LabError> {
-        let netem = cables.iter().any(|cable| !cable.link.is_plain()) && self.has_netem();
+        let netem = cables.iter().any(|cable| !cable.is_plain()) && self.has_netem();
+        // Its jitter reorders, and its order of what skips the delay is its own.
+        let exact = |cable: &Cable| {
+            cable.ways.iter().all(|way| way.jitter.is_zero() && way.reorder.fraction() == 0.0)
+        };
         let (wires, veths): (Vec<&Cable>, Vec<&Cable>) =
-            cables.iter().partition(|cable| !(cable.link.is_plain() || netem && cable.link.jitter.is_zero()));
+            cables.iter().partition(|cable| !(cable.is_plain() || netem && exact(cable)));
         let batch: String =
             veths.iter().enumerate().map(|(number, cable)| self.veth(number, cable)).collect();
         configure(Command::new("ip").args(["-batch", "-"]), &batch)?;
-        for cable in veths.iter().filter(|cable| !cable.link.is_plain()) {
-            cable.ends.iter().try_for_each(|end| self.impair(end, &cable.link))?;
+        for cable in veths.iter().filter(|cable| !cable.is_plain()) {
+            cable.ends.iter().zip(&cable.ways).try_for_each(|(end, way)| self.impair(end, way))?;
         }
         if wires.is_empty() && gates.is_empty() {
             return Ok(());
@@ -285,7 +289,7 @@ impl Lab {
         let tap =
             |end: &End| Tap { namespace: self.state.namespace(&end.node).path(), device: end.device.clone() };
         let [a, b] = &cable.ends;
-        Wire { ends: [tap(a), tap(b)], mtu: cable.mtu, impairment: cable.link.into() }
+        Wire { ends: [tap(a), tap(b)], mtu: cable.mtu, impairments: cable.ways.map(Into::into) }
     }
 
     fn has_netem(&self) -> bool {
@@ -297,15 +301,15 @@ impl Lab {
         qdisc("add") && qdisc("del")
     }
 
-    /// Gives what leaves through `end` the link's properties, by netem. Super-packets would count as one frame.
-    fn impair(&self, end: &End, link: &Link) -> Result<(), LabError> {
+    /// Gives what leaves through `end` its way's properties, by netem. Super-packets would count as one frame.
+    fn impair(&self, end: &End, way: &Way) -> Result<(), LabError> {
         let namespace = self.state.namespace(&end.node);
         configure(namespace.command("ethtool").args(["-K", &end.device, "tso", "off", "gso", "off"]), "")?;
         let mut tc = namespace.command("tc");
         tc.args(["qdisc", "replace", "dev", &end.device, "root", "netem", "limit", "65536"]);
-        tc.args(["delay", &format!("{}us", link.delay.as_micros())]);
-        tc.args(["loss", &format!("{}%", link.loss.fraction() * 100.0)]);
-        if let Some(rate) = link.rate {
+        tc.args(["delay", &format!("{}us", way.delay.as_micros())]);
+        tc.args(["loss", &format!("{}%", way.loss.fraction() * 100.0)]);
+        if let Some(rate) = way.rate {
             tc.args(["rate", &rate.to_string()]);
         }
         configure(&mut tc, "").map(drop)

@@ -4,7 +4,7 @@
 //! is a bridge in the lab's switch namespace with a cable to each member. A cable is a veth pair, unless its
 //! link has properties: then it is a pair of TAP devices that the [emulator](crate::emulator) joins.
 
-use crate::topology::{Link, Member, Profile, Topology, validate::SWITCH};
+use crate::topology::{Link, Member, Profile, Topology, Way, validate::SWITCH};
 
 /// What has to be made so that every network of the topology exists.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -26,7 +26,15 @@ pub(crate) struct Bridge {
 pub(crate) struct Cable {
     pub(crate) ends: [End; 2],
     pub(crate) mtu: u16,
-    pub(crate) link: Link,
+    /// What happens to frames from the first end to the second, and back.
+    pub(crate) ways: [Way; 2],
+}
+
+impl Cable {
+    /// Whether it does nothing that a cable does not.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.ways.iter().all(|way| *way == Way::default())
+    }
 }
 
 /// An interface on a node (or on the switch).
@@ -46,12 +54,13 @@ impl Plan {
             let links: Vec<Link> = members.iter().map(|member| link(member).unwrap_or_default()).collect();
             match (members.as_slice(), links.as_slice()) {
                 ([first, second], [link, other]) if link.is_plain() || other.is_plain() => {
-                    let link = if link.is_plain() { *other } else { *link };
-                    plan.cables.push(Cable {
-                        ends: [End::of(first), End::of(second)],
-                        mtu: network.mtu,
-                        link,
-                    });
+                    // A link is its node's: the way up is the one from there.
+                    let (link, ends) = if link.is_plain() {
+                        (other, [End::of(second), End::of(first)])
+                    } else {
+                        (link, [End::of(first), End::of(second)])
+                    };
+                    plan.cables.push(Cable { ends, mtu: network.mtu, ways: link.ways() });
                 }
                 _ => {
                     let mut bridge = Bridge { network: name.clone(), mtu: network.mtu, ports: Vec::new() };
@@ -61,7 +70,8 @@ impl Plan {
                         ports += 1;
                         bridge.ports.push(device.clone());
                         let port = End { node: SWITCH.to_owned(), device };
-                        plan.cables.push(Cable { ends: [End::of(member), port], mtu: network.mtu, link });
+                        let ends = [End::of(member), port];
+                        plan.cables.push(Cable { ends, mtu: network.mtu, ways: link.ways() });
                     }
                     plan.bridges.push(bridge);
                 }
@@ -113,7 +123,7 @@ profiles:
     fn two_members_share_a_cable_and_more_share_a_bridge() {
         let plan = plan("zero");
         let cables: Vec<String> = plan.cables.iter().map(ends).collect();
-        assert_eq!(cables, ["r/many-switch/P0", "y/eth0-switch/P1", "z/eth0-switch/P2", "r/pair-x/eth0"]);
+        assert_eq!(cables, ["r/many-switch/P0", "y/eth0-switch/P1", "z/eth0-switch/P2", "x/eth0-r/pair"]);
         assert_eq!(plan.bridges.len(), 1);
         assert_eq!(plan.bridges[0].ports, ["P0", "P1", "P2"]);
     }
@@ -121,14 +131,26 @@ profiles:
     #[test]
     fn one_link_property_stays_on_the_cable_and_two_need_a_bridge_between_them() {
         let one = plan("one");
-        assert_eq!(
-            (one.bridges.len(), one.cables.iter().filter(|cable| !cable.link.is_plain()).count()),
-            (1, 1)
-        );
+        assert_eq!((one.bridges.len(), one.cables.iter().filter(|cable| !cable.is_plain()).count()), (1, 1));
         let both = plan("both");
         assert_eq!(
-            (both.bridges.len(), both.cables.iter().filter(|cable| !cable.link.is_plain()).count()),
+            (both.bridges.len(), both.cables.iter().filter(|cable| !cable.is_plain()).count()),
             (2, 2)
         );
+    }
+
+    #[test]
+    fn the_way_up_is_from_the_links_node() {
+        for node in ["r", "x"] {
+            let link = format!("one: {{ {node}@pair: {{ loss: 1%, up: {{ delay: 7ms }} }} }}");
+            let topology =
+                Topology::parse(&TOPOLOGY.replace("one: { r@pair: { delay: 1ms } }", &link)).unwrap();
+            let plan = Plan::new(&topology, topology.profile("one").unwrap());
+            let cable = plan.cables.iter().find(|cable| !cable.is_plain()).unwrap();
+            assert_eq!(cable.ends[0].node, node);
+            let [up, down] = cable.ways;
+            assert_eq!((up.delay.as_millis(), up.loss.fraction()), (7, 0.0));
+            assert_eq!((down.delay.as_millis(), down.loss.fraction()), (0, 0.01));
+        }
     }
 }

@@ -229,7 +229,7 @@ pub enum Inbound {
     Stateful,
 }
 
-/// Properties of a cable, the same in both directions.
+/// Properties of a cable: the same in both directions, but for those that are given by themselves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
@@ -242,6 +242,33 @@ pub struct Link {
     /// Share of frames lost, each by itself.
     #[serde(default)]
     pub loss: Probability,
+    /// Share of frames that skip the delay, and so overtake those ahead of them.
+    #[serde(default)]
+    pub reorder: Probability,
+    /// Capacity; none is unlimited.
+    pub rate: Option<BitRate>,
+    /// From the node to the network, in place of all the above.
+    pub up: Option<Way>,
+    /// From the network to the node, in place of all the above.
+    pub down: Option<Way>,
+}
+
+/// Properties of one direction of a cable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Way {
+    /// One-way delay.
+    #[serde(default, deserialize_with = "units::duration")]
+    pub delay: Duration,
+    /// Largest deviation from the delay, drawn evenly for each frame; frames keep their order.
+    #[serde(default, deserialize_with = "units::duration")]
+    pub jitter: Duration,
+    /// Share of frames lost, each by itself.
+    #[serde(default)]
+    pub loss: Probability,
+    /// Share of frames that skip the delay, and so overtake those ahead of them.
+    #[serde(default)]
+    pub reorder: Probability,
     /// Capacity; none is unlimited.
     pub rate: Option<BitRate>,
 }
@@ -329,7 +356,14 @@ impl Host {
 impl Link {
     /// Whether the link does nothing that a cable does not.
     pub fn is_plain(&self) -> bool {
-        *self == Self::default()
+        self.ways().iter().all(|way| *way == Way::default())
+    }
+
+    /// Its two directions: from the node to the network, and back.
+    pub fn ways(&self) -> [Way; 2] {
+        let Self { delay, jitter, loss, reorder, rate, up, down } = *self;
+        let both = Way { delay, jitter, loss, reorder, rate };
+        [up.unwrap_or(both), down.unwrap_or(both)]
     }
 }
 

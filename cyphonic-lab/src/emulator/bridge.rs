@@ -39,8 +39,9 @@ pub(super) fn join(work: &Work) -> Result<Joined, String> {
         let left = Arc::new(make(left, wire.mtu)?);
         let right = Arc::new(make(right, wire.mtu)?);
         let seed = 2 * number as u64;
-        for (from, to, seed) in [(&left, &right, seed), (&right, &left, seed + 1)] {
-            let lane = Arc::new(Lane::new(Queue::new(wire.impairment, seed)));
+        let [there, back] = wire.impairments;
+        for (from, to, impairment, seed) in [(&left, &right, there, seed), (&right, &left, back, seed + 1)] {
+            let lane = Arc::new(Lane::new(Queue::new(impairment, seed)));
             let (reader, writer) = (Arc::clone(&lane), lane);
             let (from, to, longest) =
                 (Arc::clone(from), Arc::clone(to), usize::from(wire.mtu) + FRAME_OVERHEAD);

@@ -16,7 +16,8 @@ const MAX_FRAMES: usize = 65_536;
 
 /// One direction of a wire. Times count from any fixed moment.
 ///
-/// Frames leave in the order they came: whatever jitter says, no frame is due before the one ahead of it.
+/// Frames leave in the order they came: whatever jitter says, no frame is due before the one ahead of it, unless it is one of
+/// those that skip the delay.
 #[derive(Debug)]
 pub struct Queue {
     impairment: Impairment,
@@ -60,6 +61,11 @@ impl Queue {
         self.wire_free = sent;
         if self.impairment.loss > 0.0 && self.random.random_bool(self.impairment.loss.min(1.0)) {
             return Fate::Lost;
+        }
+        if self.impairment.reorder > 0.0 && self.random.random_bool(self.impairment.reorder.min(1.0)) {
+            let ahead = self.frames.partition_point(|(due, _)| *due <= sent);
+            self.frames.insert(ahead, (sent, frame));
+            return Fate::Queued;
         }
         let due = (sent + self.latency()).max(self.last_due);
         self.last_due = due;
@@ -135,6 +141,20 @@ mod tests {
         let mut queue = Queue::new(Impairment { loss: 0.1, ..Impairment::default() }, 7);
         let lost = (0..10_000).filter(|_| queue.push(Duration::ZERO, Vec::new()) == Fate::Lost).count();
         assert!((800..1200).contains(&lost), "{lost}");
+    }
+
+    #[test]
+    fn the_share_that_is_reordered_overtakes_what_is_on_its_way() {
+        let impairment = Impairment { delay: 20 * MS, reorder: 0.1, ..Impairment::default() };
+        let mut queue = Queue::new(impairment, 5);
+        for number in 0..1_000_u32 {
+            queue.push(number * MS, number.to_be_bytes().to_vec());
+        }
+        let arrived = drain(&mut queue);
+        assert_eq!(arrived.len(), 1_000);
+        assert!(arrived.is_sorted_by_key(|(due, _)| *due));
+        let early = arrived.windows(2).filter(|pair| pair[1].1 < pair[0].1).count();
+        assert!((60..150).contains(&early), "{early}");
     }
 
     proptest! {

@@ -184,11 +184,14 @@ impl Topology {
 
     fn check_profiles(&self) -> Checked {
         for (name, profile) in &self.profiles {
-            for key in profile.links.keys() {
+            for (key, link) in &profile.links {
                 let at = format!("profiles.{name}.{key}");
                 let Some((node, network)) = key.split_once('@') else {
                     return Err(TopologyError::invalid(at, "a link is written node@network"));
                 };
+                if link.ways().iter().any(|way| way.reorder.fraction() > 0.0 && way.delay.is_zero()) {
+                    return Err(TopologyError::invalid(at, "without a delay there is nobody to overtake"));
+                }
                 self.known_network(&at, network)?;
                 if !self.nodes().any(|known| known == node) {
                     return Err(TopologyError::unknown(at, "node", node, self.nodes()));

@@ -18,6 +18,8 @@ profiles:
   shaky: { x@line: { delay: 20ms, jitter: 10ms } }
   lossy: { x@line: { loss: 20% } }
   narrow: { x@line: { rate: 20mbit } }
+  slanted: { x@line: { up: { delay: 30ms }, down: { delay: 2ms, rate: 8mbit } } }
+  shuffled: { x@line: { delay: 30ms, reorder: 20% } }
   twice: { x@line: { delay: 10ms }, y@line: { delay: 10ms } }
 ";
 
@@ -71,6 +73,46 @@ fn a_rate_bounds_tcp_and_lets_it_come_near() {
     };
     let rate = run.run(&lab.namespace("x").unwrap(), &Cancel::default()).unwrap().bits_per_second / 1e6;
     assert!((10.0..21.0).contains(&rate), "{rate} Mbit/s");
+}
+
+/// What one end sends to the other every millisecond, and the order and times of arrival.
+fn train(lab: &cyphonic_lab::Lab, from: (&str, &str), to: (&str, &str), count: u8) -> Vec<(u8, Duration)> {
+    let (sender, receiver) = (socket(lab, from.0, from.1, 4000), socket(lab, to.0, to.1, 4000));
+    sender.send_to(b"arp", receiver.local_addr().unwrap()).unwrap();
+    assert!(receive(&receiver).is_some());
+    let target = receiver.local_addr().unwrap();
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..count {
+                sender.send_to(&[number], target).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let mut byte = [0];
+        let arrivals =
+            std::iter::from_fn(|| receiver.recv(&mut byte).ok().map(|_| (byte[0], started.elapsed())));
+        arrivals.take(count.into()).collect()
+    })
+}
+
+#[test]
+fn each_direction_has_properties_of_its_own() {
+    let lab = pair("slanted", "slanted");
+    let (x, y) = (("x", "10.0.0.1"), ("y", "10.0.0.2"));
+    let up = train(&lab, x, y, 1)[0].1;
+    assert!(up >= Duration::from_millis(30), "{up:?}");
+    let down = (0..5).map(|_| train(&lab, y, x, 1)[0].1).min().unwrap();
+    assert!((Duration::from_millis(2)..Duration::from_millis(25)).contains(&down), "{down:?}");
+}
+
+#[test]
+fn a_share_of_frames_overtakes_others() {
+    let lab = pair("shuffled", "shuffled");
+    let arrived = train(&lab, ("x", "10.0.0.1"), ("y", "10.0.0.2"), 200);
+    assert_eq!(arrived.len(), 200);
+    let early = arrived.windows(2).filter(|pair| pair[1].0 < pair[0].0).count();
+    assert!((10..100).contains(&early), "{early} of 200");
 }
 
 #[test]
