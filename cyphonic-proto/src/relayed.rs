@@ -1,18 +1,21 @@
 //! Tunnelled mode: how packets between peers travel inside a node's connection to a TRS.
 //!
 //! Each DATAGRAM frame (RFC 9221) holds a context, as a QUIC variable-length integer, then one whole UDP payload. The
-//! TRS gave both legs their contexts in BindingResponse and replaces one by the other. TRS contexts always take four
-//! bytes, so a packet leaves as large as it came.
+//! owner of each leg chose its context (BindingRequest), and the TRS replaces one by the other. Contexts of legs always take
+//! four bytes, so a packet leaves as large as it came.
 
 use bytes::Bytes;
 use cyphonic_common::varint;
+use std::ops::RangeInclusive;
 
-/// Bytes a TRS's context takes.
+/// Bytes a leg's context takes.
 pub const CONTEXT_LEN: usize = 4;
-/// The smallest context a TRS gives: the least value that takes [`CONTEXT_LEN`] bytes.
+/// The smallest context of a leg: the least value that takes [`CONTEXT_LEN`] bytes.
 pub const MIN_CONTEXT: u64 = 0x4000;
-/// The largest context a TRS gives.
+/// The largest context of a leg.
 pub const MAX_CONTEXT: u64 = 0x3fff_ffff;
+/// What a leg's owner may choose from.
+pub const CONTEXTS: RangeInclusive<u64> = MIN_CONTEXT..=MAX_CONTEXT;
 
 /// Frames `packet` for `context`; `None` where the context is beyond 2^62.
 pub fn encode(context: u64, packet: &[u8]) -> Option<Bytes> {

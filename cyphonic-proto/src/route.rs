@@ -244,8 +244,9 @@ impl Pair<'_> {
         };
         Ok(Route {
             kind: RouteKind::Relay,
-            initiator_endpoints: Vec::new(),
-            responder_endpoints: Vec::new(),
+            // Once the relay carries, both ends look for a better path by themselves.
+            initiator_endpoints: candidates(self.initiator),
+            responder_endpoints: candidates(self.responder),
             relay: Some(relay.clone()),
             reason: bounded(&format!("relayed because {why}")),
         })
@@ -296,6 +297,12 @@ impl Pair<'_> {
         let nats = format!("{initiator} is {a} and {responder} {b} ({})", name_of(family));
         if tried.is_empty() { nats } else { format!("{} failed; {nats}", tried.join(", ")) }
     }
+}
+
+/// All addresses at which a node may perhaps be reached: those that others saw, then its own.
+fn candidates(node: &NodeNetwork) -> Vec<SocketAddr> {
+    let of = |family| node.observed(family).chain(node.own(family));
+    deduplicate(Family::ALL.into_iter().flat_map(of))
 }
 
 fn reaches(node: &NodeNetwork, relay: &Relay) -> bool {

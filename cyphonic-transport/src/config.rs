@@ -49,11 +49,12 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    /// Unidirectional streams that the other end may have open: for relayed packets that fit no DATAGRAM.
+    /// Unidirectional streams that the other end may have open: for relayed packets that fit no DATAGRAM, and for the
+    /// listening peer's offer.
     const fn max_notices(self) -> u32 {
         match self {
             Self::Service => carry::MAX_STREAMS,
-            Self::Peer => 0,
+            Self::Peer => 1,
         }
     }
 

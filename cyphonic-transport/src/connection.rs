@@ -1,7 +1,8 @@
 //! A verified QUIC connection: exchanges and DATAGRAMs.
 //!
 //! An *exchange* is one request and one answer on a bidirectional stream of its own, so that a slow one delays
-//! no other. Either end may ask: that is how the NMS reaches a node behind a NAT.
+//! no other. Either end may ask: that is how the NMS reaches a node behind a NAT. A *notice* is one message without an
+//! answer, on a unidirectional stream: only the listening end of two peers sends one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,8 +19,8 @@ use quinn::{
 use crate::carry;
 use crate::detour::Detour;
 
-/// An exchange that takes longer has failed. The longest is a Direction Request, in which the NMS waits for
-/// the responder, which waits for a TRS.
+/// An exchange that takes longer has failed. The longest is a Route Direction to a responder, which confirms when it has
+/// its leg at a TRS.
 pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The length prefix of a message: a variable-length integer (RFC 9000 §16).
@@ -170,6 +171,18 @@ impl Connection {
         }
     }
 
+    /// Waits for the other end's notice.
+    ///
+    /// # Errors
+    /// When none comes within [`EXCHANGE_TIMEOUT`], or what comes is no message.
+    pub async fn accept_notice(&self) -> Result<Message, ExchangeError> {
+        let notice = async {
+            let mut recv = self.inner.accept_uni().await?;
+            read_message(&mut recv).await
+        };
+        tokio::time::timeout(EXCHANGE_TIMEOUT, notice).await.map_err(|_| ExchangeError::TimedOut)?
+    }
+
     /// Sends a relayed packet with its context: as DATAGRAM (RFC 9221), or on a stream of its own where it does not fit
     /// one. It may be lost.
     pub fn send_datagram(&self, datagram: Bytes) {
@@ -225,6 +238,15 @@ impl Responder {
         self.send.stopped().await?;
         Ok(())
     }
+}
+
+/// Sends a notice.
+pub(crate) async fn send_notice(
+    connection: &quinn::Connection,
+    message: &Message,
+) -> Result<(), ExchangeError> {
+    let mut send = connection.open_uni().await?;
+    write_message(&mut send, message).await
 }
 
 async fn write_message(send: &mut SendStream, message: &Message) -> Result<(), ExchangeError> {

@@ -8,6 +8,7 @@
 //! - [`Transport`]: dials services and peers, accepts connections, limits handshakes.
 //! - [`Connection`]: exchanges (one request, one answer, one stream each) and DATAGRAMs.
 //! - [`detour`]: the same datagrams over TLS and TCP, where a network passes no UDP.
+//! - [`ArrivingPeer`]: a peer from its first packets until it has proved who it is.
 //! - [`enrol`]: the one connection that a device makes before it has a certificate.
 //! - [`mux`]: also knows *relayed addresses*: handshakes between peers that travel as DATAGRAMs inside a
 //!   connection to a TRS look to quinn like packets to an address of the discard prefix (RFC 6666).
@@ -22,6 +23,7 @@ pub mod detour;
 pub mod dial;
 pub mod enrol;
 pub mod mux;
+mod peer;
 mod resets;
 pub mod tls;
 mod transport;
@@ -30,6 +32,7 @@ pub use connection::{Connection, ExchangeError, Responder};
 pub use detour::{Detour, DetourServer, DetourTls};
 pub use dial::DialError;
 pub use mux::{Mux, RelayedAddress};
+pub use peer::ArrivingPeer;
 pub use resets::ResetSink;
 pub use tls::{ClientTls, Credentials, ServerTls, TlsError};
 pub use transport::{Incoming, Transport, TransportError};

@@ -197,6 +197,11 @@ impl ServerTls {
         &self.reset_key
     }
 
+    /// Whether it is other nodes that dial.
+    pub(crate) fn is_peer(&self) -> bool {
+        self.purpose == Purpose::Peer
+    }
+
     /// Whether a client of this protocol may come without a certificate.
     pub(crate) fn allows_anonymous(&self, alpn: &[u8]) -> bool {
         self.anonymous.iter().any(|a| a == alpn)

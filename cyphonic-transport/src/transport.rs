@@ -19,6 +19,7 @@ use crate::connection::Connection;
 use crate::detour;
 use crate::dial::{self, DialError};
 use crate::mux::{Mux, RelayedAddress};
+use crate::peer::ArrivingPeer;
 use crate::tls::{self, ClientTls, ServerTls, TlsError};
 
 /// A handshake that takes longer is given up.
@@ -63,6 +64,7 @@ pub struct Transport {
     endpoint: Endpoint,
     mux: Arc<Mux>,
     incoming: Mutex<mpsc::Receiver<Incoming>>,
+    arriving: Mutex<mpsc::Receiver<ArrivingPeer>>,
     server: Option<Arc<CurrentServer>>,
 }
 
@@ -101,12 +103,14 @@ impl Transport {
             Arc::new(TokioRuntime),
         )?;
         let (sender, receiver) = mpsc::channel(ACCEPT_QUEUE);
+        let (peers, arriving) = mpsc::channel(ACCEPT_QUEUE);
         let server = server.map(|(tls, network)| {
             let server = Arc::new(CurrentServer(RwLock::new(Arc::new(tls))));
-            tokio::spawn(accept_all(endpoint.clone(), server.clone(), network, sender));
+            tokio::spawn(accept_all(endpoint.clone(), server.clone(), network, sender, peers));
             server
         });
-        Ok(Self { endpoint, mux, incoming: Mutex::new(receiver), server })
+        let (incoming, arriving) = (Mutex::new(receiver), Mutex::new(arriving));
+        Ok(Self { endpoint, mux, incoming, arriving, server })
     }
 
     /// Accepts with other certificates from now on; connections that stand, stand. An endpoint that was started
@@ -126,7 +130,13 @@ impl Transport {
         self.mux.clone()
     }
 
-    /// The next accepted connection; none once the endpoint is closed.
+    /// The next peer that dials a node ([`ServerTls::peer`]), before it has proved who it is; none once the endpoint is
+    /// closed.
+    pub async fn accept_peer(&self) -> Option<ArrivingPeer> {
+        self.arriving.lock().await.recv().await
+    }
+
+    /// The next accepted connection of a service; none once the endpoint is closed.
     pub async fn accept(&self) -> Option<Incoming> {
         self.incoming.lock().await.recv().await
     }
@@ -261,6 +271,7 @@ async fn accept_all(
     server: Arc<CurrentServer>,
     network: NetworkId,
     sender: mpsc::Sender<Incoming>,
+    peers: mpsc::Sender<ArrivingPeer>,
 ) {
     let under_way = Arc::new(AtomicUsize::new(0));
     while let Some(incoming) = endpoint.accept().await {
@@ -275,8 +286,21 @@ async fn accept_all(
             }
             continue;
         }
-        let (tls, sender) = (server.get(), sender.clone());
         let guard = CountGuard::new(under_way.clone());
+        let tls = server.get();
+        if tls.is_peer() {
+            let peers = peers.clone();
+            tokio::spawn(async move {
+                let arrived = ArrivingPeer::accept(incoming, tls, network, guard);
+                match tokio::time::timeout(HANDSHAKE_TIMEOUT, arrived).await {
+                    Ok(Ok(peer)) => drop(peers.send(peer).await),
+                    Ok(Err(reason)) => tracing::debug!(reason, "a peer's connection was refused"),
+                    Err(_) => tracing::debug!("a peer's first message did not come in time"),
+                }
+            });
+            continue;
+        }
+        let sender = sender.clone();
         tokio::spawn(async move {
             let accepted =
                 tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(incoming, &tls, network)).await;
@@ -311,7 +335,7 @@ async fn shake_hands(
 }
 
 /// Only devices of this overlay are clients, and only they may come without a certificate, to enrol.
-fn may_speak(
+pub(crate) fn may_speak(
     tls: &ServerTls,
     network: NetworkId,
     alpn: &[u8],
@@ -332,7 +356,7 @@ fn may_speak(
 }
 
 /// Counts handshakes under way, whatever way they end.
-struct CountGuard(Arc<AtomicUsize>);
+pub(crate) struct CountGuard(Arc<AtomicUsize>);
 
 impl CountGuard {
     fn new(count: Arc<AtomicUsize>) -> Self {

@@ -39,17 +39,28 @@ async fn dial_nms(
 
 /// Answers every request of every connection with an empty observation.
 fn answer_all(host: &Host) {
-    let transport = host.transport.clone();
+    let (services, peers) = (host.transport.clone(), host.transport.clone());
     tokio::spawn(async move {
-        while let Some(Incoming { connection, .. }) = transport.accept().await {
+        while let Some(Incoming { connection, .. }) = services.accept().await {
+            tokio::spawn(answer(connection));
+        }
+    });
+    tokio::spawn(async move {
+        while let Some(peer) = peers.accept_peer().await {
             tokio::spawn(async move {
-                while let Ok((_, responder)) = connection.accept_exchange().await {
-                    let answer = Message::ObservationResponse(ObservationResponse::default());
-                    responder.respond(&answer).await.unwrap();
+                if let Ok(connection) = peer.verified().await {
+                    answer(connection).await;
                 }
             });
         }
     });
+}
+
+async fn answer(connection: Connection) {
+    while let Ok((_, responder)) = connection.accept_exchange().await {
+        let answer = Message::ObservationResponse(ObservationResponse::default());
+        responder.respond(&answer).await.unwrap();
+    }
 }
 
 fn question() -> Message {
@@ -205,6 +216,36 @@ async fn an_enrolling_device_trusts_only_the_root_of_its_token() {
 }
 
 #[tokio::test]
+async fn a_listening_peer_may_speak_before_the_dialler_has_proved_who_it_is_but_hears_nothing_before() {
+    let authority = Authority::new(1);
+    let listener = authority.issue(Role::Device, B);
+    let host = Host::start(Some((ServerTls::peer(&listener).unwrap(), authority.network)));
+    let client = Host::start(None);
+    // Trusts our root, so that it is the listener that has to refuse.
+    let stranger = Authority::new(2).issue(Role::Device, A);
+    let stranger = Credentials { root: authority.root.clone(), network: authority.network, ..stranger };
+    for (credentials, is_welcome) in [(stranger, false), (authority.issue(Role::Device, A), true)] {
+        let tls = ClientTls::new(credentials);
+        let dial = client.transport.connect_peer(&tls, std::slice::from_ref(&host.address), B, SOON);
+        let listen = async {
+            let peer = host.transport.accept_peer().await.unwrap();
+            // A stranger may be found out before that.
+            let notified = peer.notify(&question()).await;
+            assert!(notified.is_ok() || !is_welcome, "{notified:?}");
+            peer.verified().await
+        };
+        let (dialled, verified) = tokio::join!(dial, listen);
+        assert_eq!(verified.is_ok(), is_welcome, "{verified:?}");
+        if is_welcome {
+            let (dialled, accepted) = (dialled.unwrap(), verified.unwrap());
+            assert_eq!(dialled.accept_notice().await.unwrap(), question());
+            assert_eq!(accepted.identity().unwrap().fqdn, A);
+            assert_eq!(dialled.export(b"l", b"c").unwrap(), accepted.export(b"l", b"c").unwrap());
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_first_address_that_answers_wins() {
     let authority = Authority::new(1);
     let server = nms(&authority, &authority.issue(Role::Nms, NMS));
@@ -276,7 +317,7 @@ async fn shake_hands_over(carries: usize) {
     let tls = ClientTls::new(credentials[0].clone());
     let timeout = Duration::from_secs(5);
     let dialled = a.transport.connect_relayed_peer(&tls, address, B, timeout).await.unwrap();
-    let accepted = b.transport.accept().await.unwrap().connection;
+    let accepted = b.transport.accept_peer().await.unwrap().verified().await.unwrap();
     assert_eq!(dialled.identity().unwrap().fqdn, B);
     assert_eq!(accepted.identity().unwrap().fqdn, A);
     assert_eq!(dialled.export(b"l", b"c").unwrap(), accepted.export(b"l", b"c").unwrap());

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use cyphonic_dataplane::ring::RingEvent;
 use cyphonic_proto::node::{ResolveError, Service, Target};
-use cyphonic_proto::{ExchangeId, Message, SetupId, TunnelId};
-use cyphonic_transport::{Connection, Credentials, Responder};
+use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, SetupId, TunnelId};
+use cyphonic_transport::{ArrivingPeer, Connection, Credentials, Responder};
 use tokio::sync::oneshot;
 
 use super::renewal::Validity;
@@ -24,10 +24,16 @@ pub(crate) enum Input {
     Answered { exchange: ExchangeId, outcome: Result<Message, String> },
     /// A service asks us.
     Asked { service: Service, attempt: u64, message: Message, responder: Responder },
-    /// A peer dialled us and asks.
-    PeerAsked { connection: Connection, message: Message, responder: Responder },
-    /// A peer that we dialled answered, or not.
-    PeerAnswered { setup: SetupId, outcome: Result<(Connection, Message), String> },
+    /// A peer dials us.
+    PeerArrived(ArrivingPeer),
+    /// It has proved who it is, and asks.
+    PeerAsked { id: PeerConnectionId, connection: Connection, message: Message, responder: Responder },
+    /// It will not.
+    PeerLeft(PeerConnectionId),
+    /// A peer that we dialled is there with an offer, or not.
+    PeerOffered { setup: SetupId, outcome: Result<(Connection, Message), String> },
+    /// It answered our request, or not.
+    PeerAnswered { setup: SetupId, outcome: Result<Message, String> },
     /// The ring reports.
     Ring(RingEvent),
     /// A relay has lost the leg that a tunnel sends to.

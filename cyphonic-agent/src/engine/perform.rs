@@ -11,7 +11,7 @@ use cyphonic_proto::node::{
     self, Action, CloseCode, PeerVia, ResolveError, Service, TunnelControl, TunnelParameters,
 };
 use cyphonic_proto::tunnel::{Secret, Suite};
-use cyphonic_proto::{ExchangeId, Message, QueryId, SetupId, TunnelId, close};
+use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
 use tokio::task::JoinHandle;
 
 use super::input::Input;
@@ -38,10 +38,27 @@ impl Engine {
             Action::Request { exchange, service, message } => self.request(exchange, &service, message),
             Action::CancelRequest { exchange } => abort(self.requests.remove(&exchange)),
             Action::Respond { exchange, message } => self.respond(exchange, message),
-            Action::DialPeer { setup, peer_fqdn, via, request, .. } => {
-                self.dial_peer(setup, peer_fqdn, &via, request)
+            Action::DialPeer { setup, peer_fqdn, via, .. } => self.dial_peer(setup, peer_fqdn, &via),
+            Action::AskPeer { setup, request } => {
+                if let Some(connection) = self.dialled.remove(&setup) {
+                    self.dials.insert(setup, peers::ask(setup, connection, request, self.inputs.clone()));
+                }
             }
-            Action::CancelDial { setup } => abort(self.dials.remove(&setup)),
+            Action::CancelDial { setup } => {
+                abort(self.dials.remove(&setup));
+                if let Some(connection) = self.dialled.remove(&setup) {
+                    connection.close(close::DONE, "not wanted any more");
+                }
+            }
+            Action::OfferPeer { connection, offer } => {
+                if let Some(peer) = self.arriving.remove(&connection) {
+                    let task = peers::offer(connection, peer, offer, self.inputs.clone());
+                    self.offered.insert(connection, task);
+                }
+            }
+            Action::ClosePeer { connection } => self.close_peer(connection),
+            Action::ExpectTunnel { local_cid } => self.ring.expect(local_cid),
+            Action::ForgetTunnel { local_cid } => self.ring.forget(local_cid),
             Action::RespondPeer { connection, message } => {
                 if let Some((connection, responder)) = self.peers.remove(&connection) {
                     peers::answer(connection, responder, message);
@@ -160,14 +177,26 @@ impl Engine {
         }
     }
 
-    fn dial_peer(&mut self, setup: SetupId, peer: String, via: &PeerVia, request: Message) {
+    fn dial_peer(&mut self, setup: SetupId, peer: String, via: &PeerVia) {
         let addresses = match via {
             PeerVia::Direct(addresses) => addresses.clone(),
             PeerVia::Relay { trs, context } => self.leg(trs, *context).into_iter().collect(),
         };
         let (transport, tls, inputs) = (self.transport.clone(), self.tls.clone(), self.inputs.clone());
-        let task = peers::dial(setup, peer, addresses, request, transport, tls, inputs);
+        let task = peers::dial(setup, peer, addresses, transport, tls, inputs);
         self.dials.insert(setup, task);
+    }
+
+    fn close_peer(&mut self, connection: PeerConnectionId) {
+        const REASON: &str = "no tunnel was made";
+        if let Some(peer) = self.arriving.remove(&connection) {
+            peer.close(REASON);
+        }
+        // With its task the connection goes.
+        abort(self.offered.remove(&connection));
+        if let Some((connection, _)) = self.peers.remove(&connection) {
+            connection.close(close::DONE, REASON);
+        }
     }
 
     /// The address of a leg, if its TRS is connected.

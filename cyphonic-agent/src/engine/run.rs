@@ -11,7 +11,7 @@ use cyphonic_proto::node::{
     CachedState, CandidateSet, Node, PeerVia, ResolveError, Routes, Service, Target, TunnelActivity,
 };
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
-use cyphonic_transport::{ClientTls, Connection, RelayedAddress, Responder, Transport};
+use cyphonic_transport::{ArrivingPeer, ClientTls, Connection, RelayedAddress, Responder, Transport};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -63,6 +63,13 @@ pub(crate) struct Engine {
     pub(super) requests: HashMap<ExchangeId, JoinHandle<()>>,
     pub(super) asked: HashMap<ExchangeId, Responder>,
     pub(super) dials: HashMap<SetupId, JoinHandle<()>>,
+    /// Connections to peers that were dialled and have made their offer.
+    pub(super) dialled: HashMap<SetupId, Connection>,
+    /// Peers that dial, until the node knows what to offer.
+    pub(super) arriving: HashMap<PeerConnectionId, ArrivingPeer>,
+    /// Peers that were made an offer.
+    pub(super) offered: HashMap<PeerConnectionId, JoinHandle<()>>,
+    /// Peers that have asked.
     pub(super) peers: HashMap<PeerConnectionId, (Connection, Responder)>,
     pub(super) queries: HashMap<QueryId, (Answer, Instant)>,
     pub(super) tunnels: HashMap<TunnelId, Ipv6Addr>,
@@ -107,6 +114,9 @@ impl Engine {
             requests: HashMap::new(),
             asked: HashMap::new(),
             dials: HashMap::new(),
+            dialled: HashMap::new(),
+            arriving: HashMap::new(),
+            offered: HashMap::new(),
             peers: HashMap::new(),
             queries: HashMap::new(),
             tunnels: HashMap::new(),
@@ -154,9 +164,16 @@ impl Engine {
             Input::Asked { service, attempt, message, responder } => {
                 self.asked(now, service, attempt, message, responder);
             }
-            Input::PeerAsked { connection, message, responder } => {
-                self.peer_asked(now, connection, message, responder)
+            Input::PeerArrived(peer) => self.peer_arrived(now, peer),
+            Input::PeerAsked { id, connection, message, responder } => {
+                self.peer_asked(now, id, connection, message, responder)
             }
+            Input::PeerLeft(id) => {
+                if self.offered.remove(&id).is_some() {
+                    self.node.handle_peer_left(now, id);
+                }
+            }
+            Input::PeerOffered { setup, outcome } => self.peer_offered(now, setup, outcome),
             Input::PeerAnswered { setup, outcome } => self.peer_answered(now, setup, outcome),
             Input::Ring(event) => self.ring_event(now, event),
             Input::RelayReset(tunnel) => self.node.handle_relay_reset(now, tunnel),
@@ -277,33 +294,53 @@ impl Engine {
         self.node.handle_request(now, service, exchange, message);
     }
 
-    fn peer_asked(&mut self, now: Instant, connection: Connection, message: Message, responder: Responder) {
-        let Some(identity) = connection.identity().cloned() else { return };
+    fn peer_arrived(&mut self, now: Instant, peer: ArrivingPeer) {
         let id = PeerConnectionId(self.fresh());
-        let via = self.via(&connection);
+        let via = self.via(peer.remote_address());
+        self.arriving.insert(id, peer);
+        self.node.handle_peer_arrived(now, id, via);
+    }
+
+    fn peer_asked(
+        &mut self,
+        now: Instant,
+        id: PeerConnectionId,
+        connection: Connection,
+        message: Message,
+        responder: Responder,
+    ) {
+        let Some(identity) = connection.identity().cloned() else { return };
+        if self.offered.remove(&id).is_none() {
+            return;
+        }
+        let via = self.via(connection.remote_address());
         self.peers.insert(id, (connection.clone(), responder));
         self.node.handle_peer_request(now, id, via, &identity, message, &connection);
     }
 
-    fn peer_answered(
-        &mut self,
-        now: Instant,
-        setup: SetupId,
-        outcome: Result<(Connection, Message), String>,
-    ) {
+    fn peer_offered(&mut self, now: Instant, setup: SetupId, outcome: Result<(Connection, Message), String>) {
         if self.dials.remove(&setup).is_none() {
             return;
         }
         match outcome {
             Ok((connection, message)) => {
                 let Some(identity) = connection.identity().cloned() else { return };
-                let via = self.via(&connection);
-                self.node.handle_peer_response(now, setup, via, &identity, message, &connection);
-                // The tunnel is in the ring before the other end learns that we are done.
-                self.perform_all();
-                connection.close(close::DONE, "set up");
+                let via = self.via(connection.remote_address());
+                self.dialled.insert(setup, connection.clone());
+                self.node.handle_peer_offer(now, setup, via, &identity, message, &connection);
             }
             Err(reason) => self.node.handle_dial_failed(now, setup, reason),
+        }
+    }
+
+    fn peer_answered(&mut self, now: Instant, setup: SetupId, outcome: Result<Message, String>) {
+        if self.dials.remove(&setup).is_none() {
+            return;
+        }
+        match outcome {
+            Ok(message) => self.node.handle_peer_response(now, setup, message),
+            // The tunnel stands or does not, whatever became of the connection.
+            Err(reason) => tracing::debug!(reason, "a peer did not answer"),
         }
     }
 
@@ -404,10 +441,10 @@ impl Engine {
         }
     }
 
-    /// How a connection that a peer dialled travels.
-    fn via(&self, connection: &Connection) -> PeerVia {
-        let leg = RelayedAddress::from_socket_addr(connection.quinn().remote_address())
-            .and_then(|address| self.transport.mux().leg(address));
+    /// How a connection with this far end travels.
+    fn via(&self, remote: SocketAddr) -> PeerVia {
+        let leg =
+            RelayedAddress::from_socket_addr(remote).and_then(|address| self.transport.mux().leg(address));
         let relayed = leg.and_then(|(id, context)| {
             let mut services = self.services.iter();
             services.find_map(|(service, s)| match service {
@@ -417,7 +454,7 @@ impl Engine {
                 Service::As | Service::Nms | Service::Trs(_) => None,
             })
         });
-        relayed.unwrap_or_else(|| PeerVia::Direct(vec![connection.remote_address()]))
+        relayed.unwrap_or_else(|| PeerVia::Direct(vec![remote]))
     }
 
     pub(super) fn fresh(&mut self) -> u64 {

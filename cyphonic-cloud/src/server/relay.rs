@@ -122,17 +122,15 @@ impl RelayControl {
         match event {
             Event::Connected(connection, identity) => self.sessions.insert(connection, identity),
             Event::Request(channel, message, responder) => {
-                if let Some((identity, remote)) = self.sessions.introduce(channel) {
-                    tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the TRS");
-                    let path = self.path(channel, remote);
-                    self.trs.handle_connected(now, channel, identity, path);
-                }
+                self.meet(now, channel);
                 if self.follow(channel) {
                     let exchange = self.sessions.expect_answer(responder);
                     self.trs.handle_request(now, channel, exchange, message);
                 }
             }
             Event::Datagram(channel, datagram) => {
+                // It may overtake the first request: streams and DATAGRAMs are not ordered.
+                self.meet(now, channel);
                 if self.follow(channel) {
                     self.trs.handle_datagram(now, channel, &datagram);
                 }
@@ -154,6 +152,15 @@ impl RelayControl {
             }
             // A TRS asks nothing else.
             Event::Answered(..) => {}
+        }
+    }
+
+    /// Tells the machine of a device that speaks for the first time.
+    fn meet(&mut self, now: Instant, channel: Channel) {
+        if let Some((identity, remote)) = self.sessions.introduce(channel) {
+            tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the TRS");
+            let path = self.path(channel, remote);
+            self.trs.handle_connected(now, channel, identity, path);
         }
     }
 

@@ -21,7 +21,7 @@ pub use wire::{
     EnrolResponse, FamilyFindings, Filtering, Findings, LoginRequest, LoginResponse, Mapping, Observation,
     ObservationRequest, ObservationResponse, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse,
     Relay, RelayLatency, RenewRequest, RenewResponse, RouteConfirmation, RouteDirection, RouteKind,
-    TunnelRequest, TunnelResponse,
+    RouteWithdrawal, TunnelOffer, TunnelRequest, TunnelResponse,
 };
 
 use std::{fmt, time::Duration};
@@ -45,6 +45,7 @@ impl Message {
             Self::DirectionRequest(_) => "DirectionRequest",
             Self::RouteDirection(_) => "RouteDirection",
             Self::RouteConfirmation(_) => "RouteConfirmation",
+            Self::RouteWithdrawal(_) => "RouteWithdrawal",
             Self::BindingRequest(_) => "BindingRequest",
             Self::BindingResponse(_) => "BindingResponse",
             Self::BindingRestore(_) => "BindingRestore",
@@ -52,6 +53,7 @@ impl Message {
             Self::ObservationResponse(_) => "ObservationResponse",
             Self::TunnelRequest(_) => "TunnelRequest",
             Self::TunnelResponse(_) => "TunnelResponse",
+            Self::TunnelOffer(_) => "TunnelOffer",
             Self::Refusal(_) => "Refusal",
         }
     }
@@ -115,7 +117,6 @@ impl fmt::Debug for RouteDirection {
             .field("peer_fqdn", &self.peer_fqdn)
             .field("peer_endpoints", &self.peer_endpoints)
             .field("relay", &self.relay)
-            .field("relay_connection_id", &self.relay_connection_id)
             .field("initiator", &self.initiator)
             .field("reason", &self.reason)
             .finish_non_exhaustive()
@@ -151,7 +152,7 @@ impl fmt::Debug for BindingResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BindingResponse")
             .field("connection_id", &data_encoding::HEXLOWER.encode(&self.connection_id))
-            .field("context", &self.context)
+            .field("peer_connection_id", &data_encoding::HEXLOWER.encode(&self.peer_connection_id))
             .field("bound", &self.bound)
             .finish_non_exhaustive()
     }
@@ -159,7 +160,7 @@ impl fmt::Debug for BindingResponse {
 
 impl fmt::Debug for BindingRestore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BindingRestore").finish_non_exhaustive()
+        f.debug_struct("BindingRestore").field("context", &self.context).finish_non_exhaustive()
     }
 }
 

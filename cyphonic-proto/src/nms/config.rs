@@ -33,7 +33,8 @@ pub struct NmsConfig {
 /// How long an NMS waits, and how much it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NmsTiming {
-    /// A responder's confirmation. It may have to connect to a TRS first.
+    /// A responder's confirmation, before the initiator is told that there will be none. It may have to connect to a TRS
+    /// first.
     pub responder: Duration,
     /// After its start, an absent device may only not be back yet: its peers are told to ask again.
     pub grace: Duration,
@@ -107,6 +108,8 @@ pub struct NmsCounters {
     pub directions: u64,
     /// Set-ups steered to both ends.
     pub routed: u64,
+    /// Of these, set-ups withdrawn because the responder refused, did not answer or left.
+    pub withdrawn: u64,
     /// DirectionRequests refused.
     pub refused: u64,
     /// Requests that joined a set-up which the other end had started.

@@ -2,10 +2,9 @@
 
 use super::{Action, Nms, nodes::not_connected};
 use crate::{
-    ConnectionId,
     id::{Channel, ExchangeId, SetupId},
     message::{
-        DirectionRequest, Message, Refusal, RefusalCode, RouteConfirmation, RouteDirection, RouteKind,
+        DirectionRequest, Message, Refusal, RefusalCode, RouteDirection, RouteKind, RouteWithdrawal,
         endpoint, field,
     },
     name::{self, NameError},
@@ -25,12 +24,8 @@ pub(super) struct Pending {
     responder: End,
     route: Route,
     tunnel_key: Zeroizing<[u8; 32]>,
-    /// The initiator's request.
-    asked: ExchangeId,
     /// Our request to the responder.
     asking: ExchangeId,
-    /// A request of the responder for the same pair, to be answered with the responder's own view.
-    joined: Option<ExchangeId>,
 }
 
 #[derive(Clone)]
@@ -54,7 +49,7 @@ impl Pending {
     }
 
     /// One end's order.
-    fn direction(&self, to_initiator: bool, bound: Option<ConnectionId>) -> RouteDirection {
+    fn direction(&self, to_initiator: bool) -> RouteDirection {
         let (peer, endpoints) = match to_initiator {
             true => (&self.responder, &self.route.responder_endpoints),
             false => (&self.initiator, &self.route.initiator_endpoints),
@@ -68,7 +63,6 @@ impl Pending {
             peer_endpoints: endpoint::list_to_wire(endpoints),
             tunnel_key: self.tunnel_key.to_vec(),
             relay: self.route.relay.as_ref().map(crate::node::Relay::to_wire),
-            relay_connection_id: bound.map(|cid| cid.as_bytes().to_vec()).unwrap_or_default(),
             initiator: to_initiator,
             reason: self.route.reason.clone(),
         }
@@ -76,14 +70,13 @@ impl Pending {
 }
 
 impl Nms {
-    /// Starts a set-up, or joins one. Unless refused, the request is answered when the responder has.
+    /// Starts a set-up, or joins one, and returns the asker's order.
     pub(super) fn direct(
         &mut self,
         now: Instant,
         channel: Channel,
-        exchange: ExchangeId,
         request: &DirectionRequest,
-    ) -> Result<(), Refusal> {
+    ) -> Result<RouteDirection, Refusal> {
         self.counters.directions += 1;
         self.charge(now, channel)?;
         let initiator = self.end(channel)?;
@@ -91,23 +84,32 @@ impl Nms {
         if responder.channel == channel {
             return Err(Refusal::new(RefusalCode::Malformed, "a device needs no tunnel to itself"));
         }
-        if let Some(setup) = self.pairs.get(&pair(channel, responder.channel)).copied() {
-            if self.join(setup, channel, exchange) {
-                return Ok(());
+        if let Some(pending) =
+            self.pairs.get(&pair(channel, responder.channel)).and_then(|setup| self.pending.get(setup))
+        {
+            if pending.responder.channel == channel {
+                // The other end was faster: this one's own view of the set-up, which it has or is about to get.
+                self.counters.joined += 1;
+                return Ok(pending.direction(false));
             }
-            self.end_setup(setup, || superseded().into());
+            // The same end asks again: its first attempt came to nothing, and the responder's part in it is pointless.
+            let (setup, asking) = (pending.setup, pending.asking);
+            self.actions.push_back(Action::CancelRequest { exchange: asking });
+            self.take(setup);
         }
         self.check_room(channel, responder.channel)?;
         let route = self.select(&initiator, &responder, request)?;
-        self.start(now, initiator, responder, route, exchange);
-        Ok(())
+        Ok(self.start(now, initiator, responder, route))
     }
 
     /// The responder's answer.
     pub(super) fn responder_answered(&mut self, setup: SetupId, message: Message) {
         match message {
-            Message::RouteConfirmation(confirmation) => match self.check_confirmation(setup, &confirmation) {
-                Ok(bound) => self.complete(setup, bound),
+            Message::RouteConfirmation(confirmation) => match field::setup_id(&confirmation.setup_id) {
+                Ok(confirmed) if confirmed == setup => {
+                    self.take(setup);
+                }
+                Ok(_) => self.responder_failed(setup, "its RouteConfirmation is of another set-up"),
                 Err(bad) => self.responder_failed(setup, &format!("its RouteConfirmation is wrong: {bad}")),
             },
             Message::Refusal(refusal) => self.responder_failed(setup, &refusal.shown_reason()),
@@ -117,87 +119,72 @@ impl Nms {
 
     /// The responder refused, or answered nonsense.
     pub(super) fn responder_failed(&mut self, setup: SetupId, reason: &str) {
-        let Some(pending) = self.pending.get(&setup) else { return };
+        let Some(pending) = self.take(setup) else { return };
         let reason = format!("{} did not agree: {reason}", pending.responder.fqdn);
-        self.end_setup(setup, || Refusal::retry(RefusalCode::PeerRefused, &reason, ANEW).into());
+        self.withdraw(&pending, Refusal::retry(RefusalCode::PeerRefused, reason, ANEW));
     }
 
     /// The responder did not answer in time.
     pub(super) fn responder_timed_out(&mut self, setup: SetupId) {
-        let Some(pending) = self.pending.get(&setup) else { return };
+        let Some(pending) = self.take(setup) else { return };
         self.counters.responder_timeouts += 1;
-        let reason = format!("{} did not answer the NMS in time", pending.responder.fqdn);
         self.actions.push_back(Action::CancelRequest { exchange: pending.asking });
-        self.end_setup(setup, || Refusal::new(RefusalCode::PeerRefused, &reason).into());
+        let reason = format!("{} did not answer the NMS in time", pending.responder.fqdn);
+        self.withdraw(&pending, Refusal::new(RefusalCode::PeerRefused, reason));
     }
 
     /// One of the two ends lost its connection.
     pub(super) fn participant_left(&mut self, setup: SetupId, channel: Channel, why: &str) {
-        let Some(pending) = self.pending.get(&setup) else { return };
+        let Some(pending) = self.take(setup) else { return };
         if pending.initiator.channel == channel {
-            // Nobody is left to answer, except a responder that joined: it may start anew.
-            let asking = pending.asking;
-            self.actions.push_back(Action::CancelRequest { exchange: asking });
+            // The two ends may finish without us; nobody is left to be told if they do not.
+            self.actions.push_back(Action::CancelRequest { exchange: pending.asking });
+            return;
         }
-        let leaver =
-            if pending.initiator.channel == channel { &pending.initiator } else { &pending.responder };
-        let reason = format!("{}: {why}", leaver.fqdn);
-        self.end_setup(setup, || Refusal::retry(RefusalCode::PeerOffline, &reason, ANEW).into());
+        let reason = format!("{}: {why}", pending.responder.fqdn);
+        self.withdraw(&pending, Refusal::retry(RefusalCode::PeerOffline, reason, ANEW));
     }
 
-    /// The pair's set-up in progress, if the other end started it, answers this request too. False where the same end
-    /// asked twice: it gave up its first request, and the newer one counts.
-    fn join(&mut self, setup: SetupId, channel: Channel, exchange: ExchangeId) -> bool {
-        let Some(pending) = self.pending.get_mut(&setup) else { return false };
-        if pending.initiator.channel == channel {
-            return false;
-        }
-        self.counters.joined += 1;
-        if let Some(earlier) = pending.joined.replace(exchange) {
-            self.respond(earlier, superseded().into());
-        }
-        true
+    /// Tells the initiator that the responder will not take part.
+    fn withdraw(&mut self, pending: &Pending, refusal: Refusal) {
+        self.counters.withdrawn += 1;
+        let exchange = self.fresh_exchange();
+        let withdrawal = RouteWithdrawal { setup_id: pending.setup.to_vec(), refusal: Some(refusal) };
+        self.actions.push_back(Action::Request {
+            channel: pending.initiator.channel,
+            exchange,
+            message: Message::RouteWithdrawal(withdrawal),
+        });
     }
 
-    fn start(&mut self, now: Instant, initiator: End, responder: End, route: Route, asked: ExchangeId) {
-        let setup = self.fresh_setup();
-        let asking = ExchangeId(self.next_exchange);
-        self.next_exchange += 1;
+    /// Orders the responder into a set-up and returns the initiator's order.
+    fn start(&mut self, now: Instant, initiator: End, responder: End, route: Route) -> RouteDirection {
+        let (setup, asking) = (self.fresh_setup(), self.fresh_exchange());
         let tunnel_key = Zeroizing::new(self.rng.random());
-        let pending = Pending { setup, initiator, responder, route, tunnel_key, asked, asking, joined: None };
+        let pending = Pending { setup, initiator, responder, route, tunnel_key, asking };
         for channel in [pending.initiator.channel, pending.responder.channel] {
             if let Some(node) = self.nodes.get_mut(&channel) {
                 node.setups += 1;
             }
         }
-        let message = Message::RouteDirection(pending.direction(false, None));
         self.actions.push_back(Action::Request {
             channel: pending.responder.channel,
             exchange: asking,
-            message,
+            message: Message::RouteDirection(pending.direction(false)),
         });
+        self.counters.routed += 1;
         self.timers.set(setup, now + self.config.timing.responder);
         self.exchanges.insert(asking, setup);
         self.pairs.insert(pending.pair(), setup);
+        let order = pending.direction(true);
         self.pending.insert(setup, pending);
+        order
     }
 
-    fn complete(&mut self, setup: SetupId, bound: Option<ConnectionId>) {
-        let Some(pending) = self.take(setup) else { return };
-        self.counters.routed += 1;
-        self.respond(pending.asked, Message::RouteDirection(pending.direction(true, bound)));
-        if let Some(joined) = pending.joined {
-            self.respond(joined, Message::RouteDirection(pending.direction(false, None)));
-        }
-    }
-
-    /// Ends a set-up that will not be: all who wait for it get the refusal.
-    fn end_setup(&mut self, setup: SetupId, refusal: impl Fn() -> Message) {
-        let Some(pending) = self.take(setup) else { return };
-        self.counters.refused += 1;
-        for exchange in [Some(pending.asked), pending.joined].into_iter().flatten() {
-            self.respond(exchange, refusal());
-        }
+    fn fresh_exchange(&mut self) -> ExchangeId {
+        let exchange = ExchangeId(self.next_exchange);
+        self.next_exchange += 1;
+        exchange
     }
 
     fn take(&mut self, setup: SetupId) -> Option<Pending> {
@@ -211,23 +198,6 @@ impl Nms {
             }
         }
         Some(pending)
-    }
-
-    fn check_confirmation(
-        &self,
-        setup: SetupId,
-        confirmation: &RouteConfirmation,
-    ) -> Result<Option<ConnectionId>, field::BadField> {
-        if field::setup_id(&confirmation.setup_id)? != setup {
-            return Err(field::BadField("setup_id"));
-        }
-        let relayed = self.pending.get(&setup).is_some_and(|pending| pending.route.relay.is_some());
-        match relayed {
-            true => {
-                field::data_connection_id(&confirmation.relay_connection_id, "relay_connection_id").map(Some)
-            }
-            false => Ok(None),
-        }
     }
 
     fn end(&self, channel: Channel) -> Result<End, Refusal> {
@@ -312,8 +282,4 @@ const ANEW: Duration = Duration::from_millis(300);
 
 fn pair(a: Channel, b: Channel) -> (Channel, Channel) {
     if a <= b { (a, b) } else { (b, a) }
-}
-
-fn superseded() -> Refusal {
-    Refusal::retry(RefusalCode::TooMany, "a newer request of this device replaced it", ANEW)
 }

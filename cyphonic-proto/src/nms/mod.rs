@@ -1,13 +1,14 @@
 //! The Node Management Service: knows every connected node's network, and steers two of them towards each other.
 //!
 //! A node registers what it knows of its network on a connection that stays open. When one asks for another
-//! (DirectionRequest), the NMS picks a route from both networks ([`crate::route`]), sends RouteDirection to the
-//! responder, waits for its RouteConfirmation, and answers the initiator with its own RouteDirection (the paper's
-//! Fig. 4). The NMS is not needed again by a tunnel that stands.
+//! (DirectionRequest), the NMS picks a route from both networks ([`crate::route`]) and sends RouteDirection to both ends at
+//! the same moment: what it knows of the responder it need not ask. The responder's RouteConfirmation ends the NMS's part;
+//! where it refuses or is lost, the initiator is told so (RouteWithdrawal). The NMS is not needed again by a tunnel that
+//! stands.
 //!
 //! **Invariants.** Who a node is comes from its certificate alone, never from a message. A device has one connection:
 //! the newest. Set-ups are numbered upwards, so both ends agree which of two is newer. For one pair at most one set-up
-//! is in progress: a request of the other end joins it. Every request is answered, exactly once.
+//! is in progress: a request of the other end joins it. Every request is answered at once, exactly once.
 
 mod config;
 mod direction;
@@ -124,20 +125,19 @@ impl Nms {
         }
     }
 
-    /// A node asks; every request is answered, some only when the other end has.
+    /// A node asks; every request is answered.
     pub fn handle_request(&mut self, now: Instant, channel: Channel, exchange: ExchangeId, message: Message) {
         let answered = match message {
-            Message::RegistrationRequest(request) => self.register(channel, &request).map(Some),
+            Message::RegistrationRequest(request) => self.register(channel, &request),
             Message::DirectionRequest(request) => {
-                self.direct(now, channel, exchange, &request).map(|()| None)
+                self.direct(now, channel, &request).map(Message::RouteDirection)
             }
             other => {
                 Err(Refusal::new(RefusalCode::Malformed, format!("an NMS does not answer {}", other.name())))
             }
         };
         match answered {
-            Ok(Some(message)) => self.respond(exchange, message),
-            Ok(None) => {}
+            Ok(message) => self.respond(exchange, message),
             Err(refusal) => {
                 self.counters.refused += 1;
                 self.respond(exchange, refusal.into());

@@ -3,6 +3,7 @@ use crate::{
     identity::{NetworkId, Role},
     message::{
         DirectionRequest, Observation, RegistrationRequest, RouteConfirmation, RouteDirection, RouteKind,
+        RouteWithdrawal,
     },
     node::Relay,
     version,
@@ -98,23 +99,41 @@ impl Bench {
         std::iter::from_fn(|| self.nms.poll_action()).collect()
     }
 
-    /// The single request that is sent, and its exchange.
-    fn sent(&mut self) -> (u64, ExchangeId, RouteDirection) {
+    /// Has one end ask for another: the order it gets at once, and the responder's, with the exchange that awaits its
+    /// confirmation.
+    fn ask(&mut self, channel: u64, message: Message) -> (RouteDirection, Asked) {
+        self.request(channel, 700, message);
         let actions = self.actions();
-        let [Action::Request { channel, exchange, message: Message::RouteDirection(direction) }] =
-            actions.as_slice()
-        else {
-            panic!("{actions:?}")
-        };
-        (channel.0, *exchange, direction.clone())
+        let order = actions.iter().find_map(|action| match action {
+            Action::Respond { exchange: ExchangeId(700), message: Message::RouteDirection(order) } => {
+                Some(order)
+            }
+            _ => None,
+        });
+        let asked = actions.iter().find_map(|action| match action {
+            Action::Request { channel, exchange, message: Message::RouteDirection(order) } => {
+                Some(Asked { channel: channel.0, exchange: *exchange, order: order.clone() })
+            }
+            _ => None,
+        });
+        let (Some(order), Some(asked)) = (order, asked) else { panic!("{actions:?}") };
+        (order.clone(), asked)
     }
 
-    fn confirm(&mut self, exchange: ExchangeId, direction: &RouteDirection) {
-        let confirmation = RouteConfirmation {
-            setup_id: direction.setup_id.clone(),
-            relay_connection_id: if direction.relay.is_some() { vec![0x88; 8] } else { vec![] },
-        };
-        self.nms.handle_response(self.now, exchange, Message::RouteConfirmation(confirmation));
+    /// What the initiator is told of its set-up afterwards.
+    fn withdrawn(&mut self) -> Option<(u64, RouteWithdrawal)> {
+        self.actions().into_iter().find_map(|action| match action {
+            Action::Request { channel, message: Message::RouteWithdrawal(withdrawal), .. } => {
+                Some((channel.0, withdrawal))
+            }
+            _ => None,
+        })
+    }
+
+    fn confirm(&mut self, asked: &Asked) {
+        let Asked { exchange, order: direction, .. } = asked;
+        let confirmation = RouteConfirmation { setup_id: direction.setup_id.clone() };
+        self.nms.handle_response(self.now, *exchange, Message::RouteConfirmation(confirmation));
     }
 
     /// The answers to requests, by their exchange.
@@ -136,53 +155,57 @@ impl Bench {
     }
 }
 
+/// What the responder was asked.
+struct Asked {
+    channel: u64,
+    exchange: ExchangeId,
+    order: RouteDirection,
+}
+
 fn bench() -> Bench {
     Bench::new(NmsTiming::default())
 }
 
 #[test]
-fn the_responder_is_directed_first_and_both_ends_get_one_set_up_and_key() {
+fn both_ends_are_directed_at_once_and_get_one_set_up_and_key() {
     let mut bench = bench();
-    bench.request(0, 1, ask("B.lab."));
-    let (channel, exchange, responder) = bench.sent();
-    assert_eq!((channel, responder.dial, responder.initiator), (1, false, false));
-    assert_eq!((responder.peer_fqdn.as_str(), responder.kind()), ("a.lab", RouteKind::Direct));
-    bench.confirm(exchange, &responder);
-    let Some(Message::RouteDirection(initiator)) = bench.answers().remove(&1) else { panic!() };
+    let (initiator, responder) = bench.ask(0, ask("B.lab."));
+    assert_eq!((responder.channel, responder.order.dial, responder.order.initiator), (1, false, false));
+    assert_eq!((responder.order.peer_fqdn.as_str(), responder.order.kind()), ("a.lab", RouteKind::Direct));
     assert_eq!((initiator.dial, initiator.initiator), (true, true));
-    assert_eq!((&initiator.setup_id, &initiator.tunnel_key), (&responder.setup_id, &responder.tunnel_key));
+    assert_eq!(initiator.setup_id, responder.order.setup_id);
+    assert_eq!(initiator.tunnel_key, responder.order.tunnel_key);
     assert_eq!(initiator.peer_endpoints, [endpoint::to_wire(at("203.0.113.2:7000"))]);
-    assert_eq!(bench.nms.sizes(), (2, 0));
+    assert_eq!(bench.nms.sizes(), (2, 1));
+    bench.confirm(&responder);
+    assert!(bench.actions().is_empty());
+    assert_eq!((bench.nms.sizes(), bench.nms.poll_timeout()), ((2, 0), None));
 }
 
 #[test]
-fn a_relayed_set_up_carries_the_responder_s_leg_to_the_initiator() {
+fn a_relayed_set_up_names_the_relay_and_what_to_try_next() {
     let mut bench = bench();
     let failed = vec![RouteKind::Direct.into()];
     let request = DirectionRequest { fqdn: "b.lab".into(), failed, ..DirectionRequest::default() };
-    bench.request(0, 1, Message::DirectionRequest(request));
-    let (_, exchange, responder) = bench.sent();
-    assert_eq!(responder.relay.as_ref().unwrap().name, "trs.lab");
-    assert!(responder.relay_connection_id.is_empty());
-    bench.confirm(exchange, &responder);
-    let Some(Message::RouteDirection(initiator)) = bench.answers().remove(&1) else { panic!() };
-    assert_eq!(initiator.relay_connection_id, [0x88; 8]);
+    let (initiator, responder) = bench.ask(0, Message::DirectionRequest(request));
+    assert_eq!(initiator.relay.as_ref().unwrap().name, "trs.lab");
+    assert_eq!(initiator.relay, responder.order.relay);
+    assert_eq!(initiator.peer_endpoints, [endpoint::to_wire(at("203.0.113.2:7000"))]);
+    let of_a = ["198.51.100.1:5000", "198.51.100.1:5001", "10.0.0.2:7000"].map(|a| endpoint::to_wire(at(a)));
+    assert_eq!(responder.order.peer_endpoints, of_a);
     assert!(initiator.reason.starts_with("relayed because direct failed"), "{}", initiator.reason);
 }
 
 #[test]
-fn a_confirmation_without_what_it_must_have_fails_the_set_up() {
-    for (setup_id, leg) in [(vec![0; 16], vec![0x88; 8]), (vec![], vec![]), (vec![9; 3], vec![0x88; 8])] {
+fn a_confirmation_of_something_else_withdraws_the_set_up() {
+    for setup_id in [vec![0; 16], vec![], vec![9; 3]] {
         let mut bench = bench();
-        bench.request(0, 1, ask("b.lab"));
-        let (_, exchange, _) = bench.sent();
-        let wrong = RouteConfirmation { setup_id, relay_connection_id: leg };
-        bench.nms.handle_response(bench.now, exchange, Message::RouteConfirmation(wrong));
-        let answers = bench.answers();
-        assert!(
-            matches!(&answers[&1], Message::Refusal(r) if r.code() == RefusalCode::PeerRefused),
-            "{answers:?}"
-        );
+        let (order, responder) = bench.ask(0, ask("b.lab"));
+        let wrong = Message::RouteConfirmation(RouteConfirmation { setup_id });
+        bench.nms.handle_response(bench.now, responder.exchange, wrong);
+        let (channel, withdrawal) = bench.withdrawn().unwrap();
+        assert_eq!((channel, &withdrawal.setup_id), (0, &order.setup_id));
+        assert_eq!(withdrawal.refusal.unwrap().code(), RefusalCode::PeerRefused);
         assert_eq!(bench.nms.sizes().1, 0);
     }
 }
@@ -190,49 +213,45 @@ fn a_confirmation_without_what_it_must_have_fails_the_set_up() {
 #[test]
 fn a_request_of_the_other_end_joins_the_set_up_in_progress() {
     let mut bench = bench();
-    bench.request(0, 1, ask("b.lab"));
-    let (_, exchange, responder) = bench.sent();
+    let (_, responder) = bench.ask(0, ask("b.lab"));
     bench.request(1, 2, ask("a.lab"));
-    assert!(bench.actions().is_empty(), "it waits");
-    bench.confirm(exchange, &responder);
     let answers = bench.answers();
     let Message::RouteDirection(joined) = &answers[&2] else { panic!("{answers:?}") };
-    assert_eq!(*joined, responder, "its own view of the same set-up");
-    assert!(matches!(&answers[&1], Message::RouteDirection(direction) if direction.initiator));
-    assert_eq!(bench.nms.counters().joined, 1);
+    assert_eq!(*joined, responder.order, "its own view of the same set-up, at once");
+    bench.confirm(&responder);
+    assert!(bench.actions().is_empty());
+    assert_eq!((bench.nms.counters().joined, bench.nms.counters().routed), (1, 1));
 }
 
 #[test]
-fn the_same_end_asking_again_replaces_its_request() {
+fn the_same_end_asking_again_gets_another_set_up() {
     let mut bench = bench();
-    bench.request(0, 1, ask("b.lab"));
-    let (_, old, direction) = bench.sent();
-    bench.request(0, 2, ask("b.lab"));
-    let answers = bench.answers();
-    assert!(matches!(&answers[&1], Message::Refusal(r) if r.retry_after().is_some()), "{answers:?}");
-    bench.confirm(old, &direction);
+    let (first, old) = bench.ask(0, ask("b.lab"));
+    let (second, new) = bench.ask(0, ask("b.lab"));
+    assert!(first.setup_id < second.setup_id);
+    assert_eq!(bench.nms.sizes().1, 1);
+    bench.confirm(&old);
     assert!(bench.actions().is_empty(), "the late confirmation of the first is nobody's");
     assert_eq!(bench.nms.sizes().1, 1);
+    bench.confirm(&new);
+    assert_eq!(bench.nms.sizes().1, 0);
 }
 
 #[test]
 fn set_ups_are_numbered_upwards_and_not_to_be_guessed() {
     let mut bench = bench();
-    let ids: Vec<_> = (0..20)
-        .map(|n| {
-            bench.request(0, n, ask("b.lab"));
-            let (_, exchange, direction) = bench.sent();
-            bench.confirm(exchange, &direction);
-            bench.actions();
-            direction.setup_id
-        })
-        .collect();
+    let mut fresh = || {
+        let (order, responder) = bench.ask(0, ask("b.lab"));
+        bench.confirm(&responder);
+        order.setup_id
+    };
+    let ids: Vec<_> = (0..20).map(|_| fresh()).collect();
     assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
     assert!(ids.windows(2).all(|pair| pair[0][8..] != pair[1][8..]));
 }
 
 #[test]
-fn a_responder_that_is_silent_refuses_or_leaves_ends_the_set_up_with_a_reason() {
+fn a_responder_that_is_silent_refuses_or_leaves_has_the_set_up_withdrawn_with_a_reason() {
     let timing = NmsTiming::default();
     let ends: [fn(&mut Bench, ExchangeId); 4] = [
         |bench, _| {
@@ -248,16 +267,23 @@ fn a_responder_that_is_silent_refuses_or_leaves_ends_the_set_up_with_a_reason() 
     ];
     for end in ends {
         let mut bench = Bench::new(timing.clone());
-        bench.request(0, 1, ask("b.lab"));
-        let (_, exchange, _) = bench.sent();
-        end(&mut bench, exchange);
-        let answers = bench.answers();
-        assert!(
-            matches!(&answers[&1], Message::Refusal(refusal) if refusal.reason.contains("b.lab")),
-            "{answers:?}"
-        );
+        let (order, responder) = bench.ask(0, ask("b.lab"));
+        end(&mut bench, responder.exchange);
+        let (channel, withdrawal) = bench.withdrawn().unwrap();
+        assert_eq!((channel, withdrawal.setup_id), (0, order.setup_id));
+        let reason = withdrawal.refusal.unwrap().reason;
+        assert!(reason.contains("b.lab"), "{reason}");
         assert_eq!((bench.nms.sizes().1, bench.nms.poll_timeout()), (0, None));
+        assert_eq!(bench.nms.counters().withdrawn, 1);
     }
+}
+
+#[test]
+fn an_initiator_that_leaves_is_told_nothing() {
+    let mut bench = bench();
+    bench.ask(0, ask("b.lab"));
+    bench.nms.handle_disconnected(bench.now, Channel(0));
+    assert_eq!((bench.withdrawn(), bench.nms.sizes()), (None, (1, 0)));
 }
 
 #[test]
@@ -277,8 +303,7 @@ fn an_absent_device_is_told_from_one_that_does_not_exist() {
         Message::DirectionRequest(DirectionRequest { virtual_address, ..DirectionRequest::default() })
     };
     assert_eq!(bench.refused(0, by_address("d.lab")).code(), RefusalCode::NoSuchPeer);
-    bench.request(0, 1, by_address("b.lab"));
-    assert_eq!(bench.sent().2.peer_fqdn, "a.lab");
+    assert_eq!(bench.ask(0, by_address("b.lab")).0.peer_fqdn, "b.lab");
 }
 
 #[test]
@@ -309,14 +334,12 @@ fn set_ups_in_progress_are_bounded() {
     let mut bench = Bench::new(NmsTiming { pending: 1, ..NmsTiming::default() });
     bench.connect(2, "c.lab", at("203.0.113.3:7000"));
     bench.register(2, &[at("203.0.113.3:7000")], &[]);
-    bench.request(0, 1, ask("b.lab"));
-    bench.sent();
+    bench.ask(0, ask("b.lab"));
     assert_eq!(bench.refused(2, ask("b.lab")).code(), RefusalCode::TooMany);
     let mut bench = Bench::new(NmsTiming { pending_per_node: 1, ..NmsTiming::default() });
     bench.connect(2, "c.lab", at("203.0.113.3:7000"));
     bench.register(2, &[at("203.0.113.3:7000")], &[]);
-    bench.request(0, 1, ask("b.lab"));
-    bench.sent();
+    bench.ask(0, ask("b.lab"));
     assert_eq!(bench.refused(2, ask("b.lab")).code(), RefusalCode::TooMany, "B has enough to do");
     assert_eq!(bench.refused(0, ask("c.lab")).code(), RefusalCode::TooMany, "so has A");
 }
@@ -324,15 +347,17 @@ fn set_ups_in_progress_are_bounded() {
 #[test]
 fn a_newer_connection_of_a_device_replaces_the_older_and_its_late_end_changes_nothing() {
     let mut bench = bench();
-    bench.request(1, 1, ask("a.lab"));
-    bench.sent();
+    bench.ask(1, ask("a.lab"));
     bench.connect(7, "a.lab", at("198.51.100.1:6000"));
     let actions = bench.actions();
     assert!(
         actions.iter().any(|action| matches!(action, Action::Close { channel: Channel(0), .. })),
         "{actions:?}"
     );
-    assert!(actions.iter().any(|action| matches!(action, Action::Respond { exchange: ExchangeId(1), .. })));
+    let withdrawal = |action: &Action| {
+        matches!(action, Action::Request { channel: Channel(1), message: Message::RouteWithdrawal(_), .. })
+    };
+    assert!(actions.iter().any(withdrawal), "B's set-up with it is: {actions:?}");
     bench.nms.handle_disconnected(bench.now, Channel(0));
     assert_eq!(bench.nms.sizes(), (2, 0));
     assert_eq!(bench.refused(0, ask("b.lab")).code(), RefusalCode::NotAllowed);
@@ -390,9 +415,6 @@ fn a_node_cannot_have_packets_sent_to_the_loopback_of_others() {
         &[at("203.0.113.2:7000"), at("127.0.0.1:22"), at("[fe80::1]:22"), at("[::ffff:127.0.0.1]:22")],
         &[],
     );
-    bench.request(0, 1, ask("b.lab"));
-    let (_, exchange, direction) = bench.sent();
-    bench.confirm(exchange, &direction);
-    let Some(Message::RouteDirection(initiator)) = bench.answers().remove(&1) else { panic!() };
+    let (initiator, _) = bench.ask(0, ask("b.lab"));
     assert_eq!(initiator.peer_endpoints, [endpoint::to_wire(at("203.0.113.2:7000"))]);
 }

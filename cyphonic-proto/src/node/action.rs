@@ -192,8 +192,8 @@ pub enum Action {
         /// The answer.
         message: Message,
     },
-    /// Open a connection to a peer (ALPN [`crate::alpn::PEER`]), verify that its chain ends in the network's root, send
-    /// the request, and report its answer with `handle_peer_response`, or `handle_dial_failed`. Then close it.
+    /// Open a connection to a peer (ALPN [`crate::alpn::PEER`]), verify that its chain ends in the network's root, read
+    /// its TunnelOffer from a unidirectional stream, and report that with `handle_peer_offer`, or `handle_dial_failed`.
     DialPeer {
         /// Names the dial.
         setup: SetupId,
@@ -203,13 +203,33 @@ pub enum Action {
         peer_address: Ipv6Addr,
         /// How.
         via: PeerVia,
+    },
+    /// Send the request to the peer that was dialled, and report the answer with `handle_peer_response`. Then close the
+    /// connection.
+    AskPeer {
+        /// The dial.
+        setup: SetupId,
         /// The TunnelRequest.
         request: Message,
     },
-    /// Give up the dial. Its end is not to be reported.
+    /// Give up the dial, if it still stands. Its end is not to be reported.
     CancelDial {
         /// The dial.
         setup: SetupId,
+    },
+    /// Offer a tunnel to the one at the other end of a connection, at once and whoever that is, on a unidirectional
+    /// stream. Then wait for it to prove who it is, and report its first request with `handle_peer_request`, or
+    /// `handle_peer_left`.
+    OfferPeer {
+        /// The connection.
+        connection: PeerConnectionId,
+        /// The TunnelOffer.
+        offer: Message,
+    },
+    /// Close a peer's connection, if it still stands. Its end is not to be reported.
+    ClosePeer {
+        /// The connection.
+        connection: PeerConnectionId,
     },
     /// Answer a peer's request: TunnelResponse or Refusal. The peer closes the connection.
     RespondPeer {
@@ -217,6 +237,16 @@ pub enum Action {
         connection: PeerConnectionId,
         /// The answer.
         message: Message,
+    },
+    /// Packets of a tunnel that is not installed yet may arrive by this connection ID: the dataplane holds a few.
+    ExpectTunnel {
+        /// By which they arrive.
+        local_cid: ConnectionId,
+    },
+    /// There will be no tunnel with this connection ID.
+    ForgetTunnel {
+        /// By which its packets would have arrived.
+        local_cid: ConnectionId,
     },
     /// Send one small datagram to each address from the node's port, to open NATs and firewalls on the way.
     Punch {

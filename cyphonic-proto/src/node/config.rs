@@ -109,6 +109,8 @@ impl Default for Timing {
 pub(super) const MAX_PEERS: usize = 4096;
 /// Most set-ups at once, in either role.
 pub(super) const MAX_SETUPS: usize = 512;
+/// Most connections of peers that have not proved yet who they are: each set-up may be dialled twice.
+pub(super) const MAX_OFFERS: usize = 2 * MAX_SETUPS;
 /// Most questions waiting.
 pub(super) const MAX_QUERIES: usize = 4096;
 /// Most relays that a node knows; the rest of a list is ignored.

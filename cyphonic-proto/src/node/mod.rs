@@ -23,6 +23,7 @@ mod keepalive;
 mod liveness;
 mod moves;
 mod mtu;
+mod offers;
 mod paths;
 mod peer_exchange;
 mod peers;
@@ -54,6 +55,7 @@ use crate::{
 };
 use exchanges::Exchange;
 use keep_open::KeptOpen;
+use offers::Offer;
 use paths::ProbeBudget;
 use peers::Peer;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -76,12 +78,14 @@ pub struct Node {
     stopped: bool,
     next_exchange: u64,
     next_tunnel: u64,
+    next_context: u64,
     services: BTreeMap<Service, Slot>,
     registration: Registration,
     exchanges: BTreeMap<ExchangeId, Exchange>,
     peers: BTreeMap<Ipv6Addr, Peer>,
     queries: BTreeMap<QueryId, Ipv6Addr>,
     setups: BTreeMap<SetupId, Setup>,
+    offers: BTreeMap<PeerConnectionId, Offer>,
     tunnels: BTreeMap<TunnelId, Tunnel>,
     probes: ProbeBudget,
     kept_open: KeptOpen,
@@ -112,8 +116,8 @@ enum Timer {
     Attempt(Ipv6Addr),
     /// A set-up's last moment.
     Setup(SetupId),
-    /// The next dial of a set-up whose peer was not ready.
-    Redial(SetupId),
+    /// The last moment of an offer.
+    Offer(PeerConnectionId),
     /// Whatever is next for a tunnel.
     Tunnel(TunnelId),
     /// The next probes of a tunnel's path.
@@ -140,12 +144,14 @@ impl Node {
             stopped: false,
             next_exchange: 0,
             next_tunnel: 1,
+            next_context: crate::relayed::MIN_CONTEXT,
             services: BTreeMap::new(),
             registration,
             exchanges: BTreeMap::new(),
             peers: BTreeMap::new(),
             queries: BTreeMap::new(),
             setups: BTreeMap::new(),
+            offers: BTreeMap::new(),
             tunnels: BTreeMap::new(),
             probes: ProbeBudget::new(now),
             kept_open: KeptOpen::default(),
@@ -181,7 +187,7 @@ impl Node {
                 Timer::Wanted(peer) => self.wanted_due(now, peer),
                 Timer::Attempt(peer) => self.attempt_due(now, peer),
                 Timer::Setup(setup) => self.setup_due(now, setup),
-                Timer::Redial(setup) => self.redial(setup),
+                Timer::Offer(connection) => self.offer_due(connection),
                 Timer::Tunnel(tunnel) => self.watch(now, tunnel),
                 Timer::Mtu(tunnel) => self.search_mtu(now, tunnel),
                 Timer::Candidates => self.candidates_due(now),
@@ -234,7 +240,7 @@ impl Node {
         self.exchange_done(now, exchange, Err(reason));
     }
 
-    /// A service asks: only the NMS does, with a RouteDirection. Answered by [`Action::Respond`], perhaps later.
+    /// A service asks: only the NMS does, with a RouteDirection or a RouteWithdrawal. Answered by [`Action::Respond`], perhaps later.
     pub fn handle_request(&mut self, now: Instant, service: Service, exchange: ExchangeId, message: Message) {
         self.directed(now, &service, exchange, message);
     }
@@ -265,8 +271,14 @@ impl Node {
         self.as_moved(now, addresses);
     }
 
-    /// A peer opened a connection, its chain verified to the network's root; this is its first request, and `via` has
-    /// the one address it comes from. Answered by [`Action::RespondPeer`].
+    /// A peer opened a connection; who it is, is not known yet. `via` has the one address it comes from. Answered by
+    /// [`Action::OfferPeer`] or [`Action::ClosePeer`].
+    pub fn handle_peer_arrived(&mut self, now: Instant, connection: PeerConnectionId, via: PeerVia) {
+        self.peer_arrived(now, connection, &via);
+    }
+
+    /// The first request on a connection that was offered a tunnel; its chain is verified to the network's root, and
+    /// `via` has the one address it comes from. Answered by [`Action::RespondPeer`], perhaps later.
     pub fn handle_peer_request(
         &mut self,
         now: Instant,
@@ -276,12 +288,17 @@ impl Node {
         message: Message,
         exporter: &dyn Exporter,
     ) {
-        self.peer_asked(now, connection, &via, identity, message, exporter);
+        self.peer_asked(now, connection, via, identity.clone(), message, exporter);
     }
 
-    /// The peer that was dialled answered, its chain verified to the network's root; `via` has the one address it was
-    /// reached at.
-    pub fn handle_peer_response(
+    /// A connection that was offered a tunnel ended, or will bring no request.
+    pub fn handle_peer_left(&mut self, _now: Instant, connection: PeerConnectionId) {
+        self.peer_left(connection);
+    }
+
+    /// The peer that was dialled is at the other end, its chain verified to the network's root, and this is its
+    /// TunnelOffer; `via` has the one address it was reached at.
+    pub fn handle_peer_offer(
         &mut self,
         now: Instant,
         setup: SetupId,
@@ -290,10 +307,16 @@ impl Node {
         message: Message,
         exporter: &dyn Exporter,
     ) {
-        self.peer_answered(now, setup, &via, identity, message, exporter);
+        self.peer_offered(now, setup, &via, identity, message, exporter);
     }
 
-    /// A dial failed.
+    /// The peer's answer to what [`Action::AskPeer`] sent. That none came need not be reported: whether the tunnel lives
+    /// shows by itself.
+    pub fn handle_peer_response(&mut self, now: Instant, setup: SetupId, message: Message) {
+        self.peer_answered(now, setup, message);
+    }
+
+    /// A dial failed, before it brought an offer.
     pub fn handle_dial_failed(&mut self, now: Instant, setup: SetupId, reason: String) {
         self.dial_failed(now, setup, &reason);
     }
@@ -380,6 +403,10 @@ impl Node {
         }
         for setup in self.setups.keys().copied().collect::<Vec<_>>() {
             self.drop_setup(setup, "the agent is stopping");
+        }
+        for connection in self.offers.keys().copied().collect::<Vec<_>>() {
+            self.drop_offer(connection);
+            self.act(Action::ClosePeer { connection });
         }
         for tunnel in self.tunnels.keys().copied().collect::<Vec<_>>() {
             self.remove_tunnel(now, tunnel, Some(CloseCode::Shutdown));

@@ -1,7 +1,21 @@
-//! The peers' own handshake: TunnelRequest and TunnelResponse, and the keys that follow from them.
+//! The peers' own handshake: TunnelOffer, TunnelRequest and TunnelResponse, and the keys that follow from them.
+//!
+//! ```text
+//!   dialler                                        listener
+//!      ── first packets of the handshake ──────────▶  (offers)
+//!      ◀────────── its part of the handshake, TunnelOffer ──
+//!   knows the listener: installs, answers
+//!      ── its certificate, TunnelRequest, data ────▶  knows the dialler: installs
+//!      ◀─────────────────────────────── TunnelResponse ──
+//! ```
+//!
+//! So the dialler's tunnel stands one round trip after its first packet. Each end installs only when the handshake is
+//! complete as it sees it, with the other's certificate verified: the exporter gives nothing before (RFC 8446 §7.5).
+//! Data that overtakes the TunnelRequest is held by the ring ([`Action::ExpectTunnel`]).
 
 use super::{
-    Action, Node, PeerVia, ResolveError, Service,
+    Action, Node, PeerVia, ResolveError, Service, Timer,
+    offers::EarlyRequest,
     peers::Retry,
     setup::{Setup, Stage},
     tunnels::Install,
@@ -10,22 +24,15 @@ use crate::{
     ConnectionId,
     id::{PeerConnectionId, SetupId},
     identity::Identity,
-    message::{Message, Refusal, RefusalCode, TunnelRequest, TunnelResponse, field},
-    tunnel::{self, Exporter, Suite, TunnelContext, TunnelSecrets},
+    message::{Message, Refusal, RefusalCode, TunnelOffer, TunnelRequest, TunnelResponse, endpoint, field},
+    tunnel::{Exported, Exporter, Suite, TunnelContext, TunnelSecrets},
     version,
 };
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
-
-/// When a peer that was too early should ask again.
-const NOT_YET: Duration = Duration::from_millis(100);
+use std::{net::SocketAddr, time::Instant};
 
 /// What both ends agreed on.
-struct Agreed {
+pub(super) struct Agreed {
     peer_cid: ConnectionId,
-    wire_cid: ConnectionId,
     remote: SocketAddr,
     suite: Suite,
     inner_mtu: u16,
@@ -33,28 +40,8 @@ struct Agreed {
 }
 
 impl Node {
-    /// A peer dialled us.
-    pub(super) fn peer_asked(
-        &mut self,
-        now: Instant,
-        connection: PeerConnectionId,
-        via: &PeerVia,
-        identity: &Identity,
-        message: Message,
-        exporter: &dyn Exporter,
-    ) {
-        let answer = match message {
-            Message::TunnelRequest(request) => self.accept_request(now, via, identity, &request, exporter),
-            other => {
-                Err(Refusal::new(RefusalCode::Malformed, format!("a peer does not answer {}", other.name())))
-            }
-        };
-        let message = answer.map_or_else(Message::from, Message::TunnelResponse);
-        self.act(Action::RespondPeer { connection, message });
-    }
-
-    /// The peer we dialled answered.
-    pub(super) fn peer_answered(
+    /// The peer we dialled is known, and offers a tunnel.
+    pub(super) fn peer_offered(
         &mut self,
         now: Instant,
         id: SetupId,
@@ -63,29 +50,20 @@ impl Node {
         message: Message,
         exporter: &dyn Exporter,
     ) {
-        let dialling = |setup: &&mut Setup| setup.stage == Stage::Dialling;
-        let Some(setup) = self.setups.get_mut(&id).filter(dialling) else { return };
-        let agreed = match (check_peer(setup, via, identity, self.config.identity.network_id), message) {
-            (Err(refusal), _) => {
-                // The dial is over for the peer, not for the shell: it is told to give up with the set-up.
-                let what = refusal.reason;
-                return self.setup_failed(now, id, ResolveError::CertificateMismatch { what }, Retry::No);
-            }
-            (Ok(()), Message::Refusal(refusal)) => {
-                setup.stage = Stage::Redialling;
-                return self.peer_refused(now, id, &refusal);
-            }
-            (Ok(()), Message::TunnelResponse(response)) => {
-                setup.stage = Stage::Redialling;
-                self.agree_as_dialler(id, via, identity, &response, exporter)
-            }
-            (Ok(()), other) => {
-                setup.stage = Stage::Redialling;
-                Err(Refusal::new(RefusalCode::Malformed, format!("the peer answered with {}", other.name())))
+        let dialling = |setup: &&Setup| setup.stage == Stage::Dialling;
+        let Some(setup) = self.setups.get(&id).filter(dialling) else { return };
+        if let Err(refusal) = check_peer(setup, via, identity, self.config.identity.network_id) {
+            let what = refusal.reason;
+            return self.setup_failed(now, id, ResolveError::CertificateMismatch { what }, Retry::No);
+        }
+        let agreed = match message {
+            Message::TunnelOffer(offer) => self.agree_as_dialler(setup, via, identity, &offer, exporter),
+            other => {
+                Err(Refusal::new(RefusalCode::Malformed, format!("the peer began with {}", other.name())))
             }
         };
         match agreed {
-            Ok(agreed) => self.finish(now, id, agreed, true),
+            Ok(agreed) => self.agreed(now, id, agreed, None),
             Err(refusal) => {
                 let what = refusal.reason;
                 self.setup_failed(now, id, ResolveError::Protocol { what }, Retry::Later);
@@ -93,142 +71,228 @@ impl Node {
         }
     }
 
-    fn peer_refused(&mut self, now: Instant, id: SetupId, refusal: &Refusal) {
-        if refusal.retry_after().is_some() {
-            // Its own RouteDirection has not arrived yet.
-            return self.redial_later(now, id);
-        }
-        let reason = refusal.shown_reason();
-        self.setup_failed(now, id, ResolveError::PeerRefused { reason }, Retry::Later);
+    /// The peer has installed its half too, or will not.
+    pub(super) fn peer_answered(&mut self, now: Instant, id: SetupId, message: Message) {
+        let refused = match message {
+            Message::TunnelResponse(response) => self.check_response(id, &response).err(),
+            Message::Refusal(refusal) => Some(refusal),
+            other => {
+                Some(Refusal::new(RefusalCode::Malformed, format!("the peer answered with {}", other.name())))
+            }
+        };
+        let tunnel = self.tunnels.iter().find(|(_, tunnel)| tunnel.setup == id).map(|(tunnel, _)| *tunnel);
+        let (Some(refusal), Some(tunnel)) = (refused, tunnel) else { return };
+        let Some(tunnel) = self.remove_tunnel(now, tunnel, None) else { return };
+        let reason = format!("the peer did not take the tunnel: {}", refusal.shown_reason());
+        self.set_up_anew(now, tunnel.peer, ResolveError::PeerRefused { reason });
     }
 
-    /// Nothing changes unless every check passes.
-    fn accept_request(
+    /// A peer that dialled us takes our offer.
+    pub(super) fn peer_asked(
         &mut self,
         now: Instant,
-        via: &PeerVia,
-        identity: &Identity,
-        request: &TunnelRequest,
+        connection: PeerConnectionId,
+        via: PeerVia,
+        identity: Identity,
+        message: Message,
         exporter: &dyn Exporter,
-    ) -> Result<TunnelResponse, Refusal> {
-        let spoken = version::negotiate(request.protocol_version)
-            .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
-        let id = field::setup_id(&request.setup_id)?;
-        let listening = |setup: &&Setup| setup.stage == Stage::Listening && !setup.dial;
-        let setup = self.setups.get(&id).filter(listening).ok_or_else(not_directed)?;
-        check_peer(setup, via, identity, self.config.identity.network_id)?;
-        let agreed = self.agree_as_listener(setup, via, identity, request, exporter)?;
-        let response = TunnelResponse {
-            setup_id: id.to_vec(),
-            protocol_version: spoken,
-            data_connection_id: setup.cid.as_bytes().to_vec(),
-            inner_mtu: u32::from(agreed.inner_mtu),
-            suite: agreed.suite.number(),
-            relay_connection_id: setup
-                .own_leg
-                .as_ref()
-                .map(|leg| leg.cid.as_bytes().to_vec())
-                .unwrap_or_default(),
+    ) {
+        let taken = match message {
+            Message::TunnelRequest(request) => self.read_request(via, identity, request, exporter),
+            other => {
+                Err(Refusal::new(RefusalCode::Malformed, format!("a peer does not answer {}", other.name())))
+            }
         };
-        self.finish(now, id, agreed, false);
-        Ok(response)
+        match taken {
+            Ok(_) if !self.offers.contains_key(&connection) => {
+                self.answer_peer(connection, not_directed().into())
+            }
+            Ok(early) => self.take_request(now, connection, early),
+            Err(refusal) => self.refuse_peer(connection, refusal),
+        }
     }
 
-    fn agree_as_listener(
-        &self,
-        setup: &Setup,
-        via: &PeerVia,
-        identity: &Identity,
-        request: &TunnelRequest,
-        exporter: &dyn Exporter,
-    ) -> Result<Agreed, Refusal> {
-        let peer_cid = field::data_connection_id(&request.data_connection_id, "data_connection_id")?;
-        let peer_leg = match setup.relay {
-            Some(_) => Some(field::data_connection_id(&request.relay_connection_id, "relay_connection_id")?),
-            None => None,
+    /// Goes on with a request as far as the NMS's word allows.
+    pub(super) fn take_request(&mut self, now: Instant, connection: PeerConnectionId, early: EarlyRequest) {
+        let id = early.setup;
+        let agreed = match self.setups.get(&id) {
+            Some(setup) if setup.stage == Stage::Listening => self.agree_as_listener(setup, &early),
+            // Not directed to it yet, perhaps: the NMS's word may travel longer than the peer's.
+            None if !self.tunnels.values().any(|tunnel| tunnel.setup == id) => {
+                if let Some(offer) = self.offers.get_mut(&connection) {
+                    offer.early = Some(early);
+                }
+                return;
+            }
+            _ => Err(not_directed()),
         };
-        let suite = Suite::choose(&request.suites, &self.config.suites)
-            .ok_or_else(|| Refusal::new(RefusalCode::Version, "the two ends share no AEAD suite"))?;
-        self.agree(
-            setup,
-            via,
-            identity,
-            exporter,
-            Terms { peer_cid, peer_leg, suite, inner_mtu: request.inner_mtu },
-        )
+        match agreed {
+            Ok(agreed) => self.agreed(now, id, agreed, Some(connection)),
+            Err(refusal) => self.refuse_peer(connection, refusal),
+        }
+    }
+
+    /// Both ends know what they need of each other; the tunnel stands as soon as this end's leg does.
+    fn agreed(&mut self, now: Instant, id: SetupId, agreed: Agreed, connection: Option<PeerConnectionId>) {
+        let offered = connection.and_then(|connection| self.offers.get(&connection)).map(|offer| offer.cid);
+        let Some(setup) = self.setups.get_mut(&id) else { return };
+        setup.cid = offered.unwrap_or(setup.cid);
+        setup.stage = Stage::Agreed;
+        setup.agreed = Some((agreed, connection));
+        self.complete(now, id);
+    }
+
+    /// Installs what both ends agreed on, once nothing is missing.
+    pub(super) fn complete(&mut self, now: Instant, id: SetupId) {
+        let ready = |setup: &Setup| setup.agreed.is_some() && setup.is_bound();
+        if !self.setups.get(&id).is_some_and(ready) {
+            return;
+        }
+        let Some(mut setup) = self.take_setup(id) else { return };
+        let Some((agreed, connection)) = setup.agreed.take() else { return };
+        if let Some(connection) = connection {
+            self.take_offer(connection);
+        }
+        let Agreed { peer_cid, remote, suite, inner_mtu, secrets } = agreed;
+        let TunnelSecrets { send, recv } = secrets;
+        let leg = setup.relay.as_ref().and_then(|own| own.leg.as_ref());
+        let wire_cid = leg.map_or(peer_cid, |leg| leg.peer_cid);
+        let (dial, cid) = (setup.dial, setup.cid);
+        let install =
+            Install { remote_cid: peer_cid, wire_cid, remote, suite, inner_mtu, send, recv, confirmed: dial };
+        self.install(now, setup, install);
+        if dial {
+            let request = Message::TunnelRequest(self.request_of(id, cid, suite));
+            self.act(Action::AskPeer { setup: id, request });
+        } else if let Some(connection) = connection {
+            let response = TunnelResponse { setup_id: id.to_vec(), protocol_version: version::CURRENT };
+            self.answer_peer(connection, Message::TunnelResponse(response));
+        }
+    }
+
+    fn request_of(&self, id: SetupId, cid: ConnectionId, suite: Suite) -> TunnelRequest {
+        TunnelRequest {
+            setup_id: id.to_vec(),
+            protocol_version: version::CURRENT,
+            data_connection_id: cid.as_bytes().to_vec(),
+            inner_mtu: u32::from(self.config.inner_mtu),
+            suite: suite.number(),
+        }
+    }
+
+    /// The tunnel was refused after all: others may wait for the peer, and held packets with them.
+    fn set_up_anew(&mut self, now: Instant, address: std::net::Ipv6Addr, error: ResolveError) {
+        let until = now + super::peers::WANTED;
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.last_error = Some(error.clone());
+        if peer.tunnels.is_empty() && peer.attempt.is_none() {
+            peer.wanted = true;
+            self.timers.set(Timer::Wanted(address), until);
+            self.attempt_failed(now, address, error, Retry::Later);
+        }
+    }
+
+    fn check_response(&self, id: SetupId, response: &TunnelResponse) -> Result<(), Refusal> {
+        version::negotiate(response.protocol_version)
+            .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
+        let same = field::setup_id(&response.setup_id)? == id;
+        same.then_some(()).ok_or_else(|| field::BadField("setup_id").into())
+    }
+
+    /// Checks what does not depend on the set-up, and has the keying material exported while the connection lives.
+    fn read_request(
+        &self,
+        via: PeerVia,
+        identity: Identity,
+        request: TunnelRequest,
+        exporter: &dyn Exporter,
+    ) -> Result<EarlyRequest, Refusal> {
+        version::negotiate(request.protocol_version)
+            .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
+        let setup = field::setup_id(&request.setup_id)?;
+        field::data_connection_id(&request.data_connection_id, "data_connection_id")?;
+        let suite = self.own_suite(request.suite)?;
+        let exported = self.export(setup, &identity, suite, false, exporter)?;
+        Ok(EarlyRequest { setup, via, identity, request, exported })
+    }
+
+    fn agree_as_listener(&self, setup: &Setup, early: &EarlyRequest) -> Result<Agreed, Refusal> {
+        if setup.dial {
+            return Err(not_directed());
+        }
+        let EarlyRequest { via, identity, request, exported, .. } = early;
+        check_peer(setup, via, identity, self.config.identity.network_id)?;
+        let peer_cid = field::data_connection_id(&request.data_connection_id, "data_connection_id")?;
+        let suite = self.own_suite(request.suite)?;
+        self.agree(setup, via, exported, Terms { peer_cid, suite, inner_mtu: request.inner_mtu })
     }
 
     fn agree_as_dialler(
         &self,
-        id: SetupId,
+        setup: &Setup,
         via: &PeerVia,
         identity: &Identity,
-        response: &TunnelResponse,
+        offer: &TunnelOffer,
         exporter: &dyn Exporter,
     ) -> Result<Agreed, Refusal> {
-        let setup = self.setups.get(&id).ok_or_else(not_directed)?;
-        version::negotiate(response.protocol_version)
+        version::negotiate(offer.protocol_version)
             .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
-        if field::setup_id(&response.setup_id)? != id {
-            return Err(field::BadField("setup_id").into());
-        }
-        let leg = setup.peer_leg.map(|leg| leg.as_bytes().to_vec()).unwrap_or_default();
-        if setup.relay.is_some() && response.relay_connection_id != leg {
-            return Err(field::BadField("relay_connection_id").into());
-        }
-        let peer_cid = field::data_connection_id(&response.data_connection_id, "data_connection_id")?;
-        let suite = Suite::from_number(response.suite).filter(|suite| self.config.suites.contains(suite));
-        let suite = suite.ok_or(field::BadField("suite"))?;
-        let terms = Terms { peer_cid, peer_leg: setup.peer_leg, suite, inner_mtu: response.inner_mtu };
-        self.agree(setup, via, identity, exporter, terms)
+        let peer_cid = field::data_connection_id(&offer.data_connection_id, "data_connection_id")?;
+        let suite = Suite::choose(&self.config.suites, &offer.suites)
+            .ok_or_else(|| Refusal::new(RefusalCode::Version, "the two ends share no AEAD suite"))?;
+        let exported = self.export(setup.id, identity, suite, true, exporter)?;
+        self.agree(setup, via, &exported, Terms { peer_cid, suite, inner_mtu: offer.inner_mtu })
     }
 
     fn agree(
         &self,
         setup: &Setup,
         via: &PeerVia,
-        identity: &Identity,
-        exporter: &dyn Exporter,
+        exported: &Exported,
         terms: Terms,
     ) -> Result<Agreed, Refusal> {
-        let Terms { peer_cid, peer_leg, suite, inner_mtu } = terms;
+        let Terms { peer_cid, suite, inner_mtu } = terms;
         let theirs = u16::try_from(inner_mtu).unwrap_or(u16::MAX);
         if usize::from(theirs) < cyphonic_common::limits::MIN_INNER_MTU {
             return Err(field::BadField("inner_mtu").into());
         }
         let remote = match via {
-            PeerVia::Direct(addresses) => addresses.first().copied().map(crate::message::endpoint::canonical),
+            PeerVia::Direct(addresses) => addresses.first().copied().map(endpoint::canonical),
             PeerVia::Relay { trs, .. } => self.remote_of(&Service::Trs(trs.clone())),
         };
         let remote = remote.ok_or_else(|| Refusal::new(RefusalCode::Internal, "the path has no address"))?;
-        let context = TunnelContext {
-            setup: setup.id,
-            tunnel_key: &setup.key,
-            own_spki_sha256: &self.config.identity.spki_sha256,
-            peer_spki_sha256: &identity.spki_sha256,
-            is_dialler: setup.dial,
-            suite,
-        };
-        let secrets = tunnel::derive(exporter, &context);
+        let secrets = exported.secrets(&setup.key);
         let secrets = secrets.map_err(|error| Refusal::new(RefusalCode::Internal, error))?;
-        let inner_mtu = theirs.min(self.config.inner_mtu);
-        Ok(Agreed { peer_cid, wire_cid: peer_leg.unwrap_or(peer_cid), remote, suite, inner_mtu, secrets })
+        Ok(Agreed { peer_cid, remote, suite, inner_mtu: theirs.min(self.config.inner_mtu), secrets })
     }
 
-    fn finish(&mut self, now: Instant, id: SetupId, agreed: Agreed, confirmed: bool) {
-        let Some(setup) = self.drop_setup(id, "complete") else { return };
-        let Agreed { peer_cid, wire_cid, remote, suite, inner_mtu, secrets } = agreed;
-        let TunnelSecrets { send, recv } = secrets;
-        let install =
-            Install { remote_cid: peer_cid, wire_cid, remote, suite, inner_mtu, send, recv, confirmed };
-        self.install(now, setup, install);
+    fn export(
+        &self,
+        setup: SetupId,
+        identity: &Identity,
+        suite: Suite,
+        is_dialler: bool,
+        exporter: &dyn Exporter,
+    ) -> Result<Exported, Refusal> {
+        let context = TunnelContext {
+            setup,
+            own_spki_sha256: &self.config.identity.spki_sha256,
+            peer_spki_sha256: &identity.spki_sha256,
+            is_dialler,
+            suite,
+        };
+        Exported::new(exporter, &context).map_err(|error| Refusal::new(RefusalCode::Internal, error))
+    }
+
+    fn own_suite(&self, number: u32) -> Result<Suite, Refusal> {
+        let suite = Suite::from_number(number).filter(|suite| self.config.suites.contains(suite));
+        suite.ok_or_else(|| field::BadField("suite").into())
     }
 }
 
 /// What the peer's message says.
 struct Terms {
     peer_cid: ConnectionId,
-    peer_leg: Option<ConnectionId>,
     suite: Suite,
     inner_mtu: u32,
 }
@@ -253,7 +317,7 @@ fn check_peer(
     Ok(())
 }
 
-/// The set-up is not known: not yet perhaps, as the NMS's word to this end may travel longer than the peer's.
-fn not_directed() -> Refusal {
-    Refusal::retry(RefusalCode::NotAllowed, "this node was not directed to this set-up", NOT_YET)
+/// The set-up is not known, and the NMS's word of it did not come in time either.
+pub(super) fn not_directed() -> Refusal {
+    Refusal::new(RefusalCode::NotAllowed, "this node was not directed to this set-up")
 }

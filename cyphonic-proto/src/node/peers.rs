@@ -20,7 +20,7 @@ use std::{
 const RETRY_LEAST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(2);
 /// How long a broken tunnel that was in use is worth replacing without anybody asking.
-const WANTED: Duration = Duration::from_secs(20);
+pub(super) const WANTED: Duration = Duration::from_secs(20);
 
 /// A device that this one has to do with.
 pub(super) struct Peer {
@@ -32,7 +32,7 @@ pub(super) struct Peer {
     /// Packets are held.
     held: bool,
     /// A tunnel broke or grew old while in use.
-    wanted: bool,
+    pub(super) wanted: bool,
     pub(super) attempt: Option<Attempt>,
     backoff: Backoff,
     /// Routes that failed, and until when they are not proposed again.
@@ -373,7 +373,7 @@ impl Node {
         self.request(now, Service::Nms, Purpose::Direction { peer: address }, message)
     }
 
-    fn direction_refused(&mut self, now: Instant, address: Ipv6Addr, refusal: &Refusal) {
+    pub(super) fn direction_refused(&mut self, now: Instant, address: Ipv6Addr, refusal: &Refusal) {
         let reason = refusal.shown_reason();
         let error = match refusal.code() {
             RefusalCode::NoSuchPeer => ResolveError::NoSuchPeer,
@@ -493,12 +493,11 @@ impl Node {
         let kind = setup.kind.name();
         match setup.stage {
             Stage::Connecting => match &setup.relay {
-                Some(relay) => self.explain(&Service::Trs(relay.name.clone())),
+                Some(own) => self.explain(&Service::Trs(own.relay.name.clone())),
                 None => "connecting to the relay".into(),
             },
-            Stage::Binding(_) => "waiting for the relay's leg".into(),
+            Stage::Agreed => "waiting for the relay's leg".into(),
             Stage::Dialling => format!("dialling the peer ({kind})"),
-            Stage::Redialling => format!("waiting for the peer to be ready ({kind})"),
             Stage::Listening => format!("waiting for the peer to dial ({kind})"),
         }
     }

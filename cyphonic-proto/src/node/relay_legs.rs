@@ -12,7 +12,6 @@ use crate::{
     ConnectionId,
     id::{ExchangeId, TunnelId},
     message::{BindingResponse, BindingRestore, Message, field},
-    relayed,
     trs::{MAX_TICKET, RESET_TOKEN_LEN},
 };
 use rand::Rng;
@@ -34,6 +33,9 @@ const AGAIN_MOST: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(super) struct OwnLeg {
     pub(super) cid: ConnectionId,
+    /// The other end's: what this node writes on what it sends.
+    pub(super) peer_cid: ConnectionId,
+    /// What prefixes the DATAGRAMs of the leg: this node's choice.
     pub(super) context: u64,
     /// What gets it back from a relay that has lost it; empty where the relay gives none.
     pub(super) ticket: Vec<u8>,
@@ -58,9 +60,9 @@ pub(super) struct Away {
 
 impl OwnLeg {
     /// The leg in a BindingResponse.
-    pub(super) fn from_wire(response: &BindingResponse) -> Result<Self, field::BadField> {
+    pub(super) fn from_wire(response: &BindingResponse, context: u64) -> Result<Self, field::BadField> {
         let cid = field::data_connection_id(&response.connection_id, "connection_id")?;
-        let context = Some(response.context).filter(|context| *context <= relayed::MAX_CONTEXT);
+        let peer_cid = field::data_connection_id(&response.peer_connection_id, "peer_connection_id")?;
         let reset_token = match response.reset_token.as_slice() {
             [] => None,
             bytes => Some(bytes.try_into().map_err(|_| field::BadField("reset_token"))?),
@@ -70,7 +72,8 @@ impl OwnLeg {
         }
         Ok(Self {
             cid,
-            context: context.ok_or(field::BadField("context"))?,
+            peer_cid,
+            context,
             ticket: response.ticket.clone(),
             lifetime: Duration::from_secs(u64::from(response.ticket_lifetime_s)),
             reset_token,
@@ -170,8 +173,10 @@ impl Node {
         }
         leg.under_way = None;
         match answer {
-            Ok(Message::BindingResponse(response)) => match OwnLeg::from_wire(&response) {
-                Ok(fresh) if fresh.cid == leg.cid => self.leg_restored(now, id, fresh),
+            Ok(Message::BindingResponse(response)) => match OwnLeg::from_wire(&response, leg.context) {
+                Ok(fresh) if (fresh.cid, fresh.peer_cid) == (leg.cid, leg.peer_cid) => {
+                    self.leg_restored(now, id, fresh)
+                }
                 Ok(_) => self.leg_refused(now, id, "the relay gave another leg"),
                 Err(bad) => self.leg_refused(now, id, &bad.to_string()),
             },
@@ -213,13 +218,13 @@ impl Node {
     fn restore_leg(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let (Some(leg), Some(trs)) = (&mut tunnel.leg, &tunnel.relay) else { return };
-        let (ticket, service) = (leg.ticket.clone(), Service::Trs(trs.clone()));
+        let (ticket, context, service) = (leg.ticket.clone(), leg.context, Service::Trs(trs.clone()));
         leg.due = None;
         // A relay that is not connected is asked once it is.
         if ticket.is_empty() || leg.under_way.is_some() || !self.is_connected(&service) {
             return;
         }
-        let request = Message::BindingRestore(BindingRestore { ticket });
+        let request = Message::BindingRestore(BindingRestore { ticket, context });
         let exchange = self.request(now, service, Purpose::Restore { tunnel: id }, request);
         if let Some(leg) = self.tunnels.get_mut(&id).and_then(|tunnel| tunnel.leg.as_mut()) {
             leg.under_way = Some(exchange);
@@ -229,7 +234,7 @@ impl Node {
     fn leg_restored(&mut self, now: Instant, id: TunnelId, fresh: OwnLeg) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let Some(leg) = &mut tunnel.leg else { return };
-        (leg.context, leg.ticket, leg.lifetime) = (fresh.context, fresh.ticket, fresh.lifetime);
+        (leg.ticket, leg.lifetime) = (fresh.ticket, fresh.lifetime);
         leg.bound = fresh.bound;
         if leg.bound {
             leg.unbound = 0;

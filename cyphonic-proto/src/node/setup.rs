@@ -1,23 +1,25 @@
 //! Set-ups: from a RouteDirection to the peers' handshake.
 //!
-//! The NMS directs both ends. For a relay both open a leg at the TRS first: the responder confirms with its leg's
-//! connection ID, the initiator binds to it. Then one end dials and the other listens for a connection of this set-up.
+//! The NMS directs both ends at the same moment. For a relay each opens a leg at the TRS, and the one that dials sends its
+//! first handshake packets together with its BindingRequest: the TRS holds them until both legs stand. The other listens
+//! for a connection of this set-up (`peer_exchange`), and confirms to the NMS when it is ready.
 
 use super::{
     Action, Node, PeerVia, Relay, ResolveError, Service, Timer, config,
     exchanges::Purpose,
+    peer_exchange::Agreed,
     peers::{Attempt, Retry},
     registration::unexpected,
     relay_legs::OwnLeg,
 };
 use crate::{
     ConnectionId, address,
-    id::{ExchangeId, SetupId},
+    id::{ExchangeId, PeerConnectionId, SetupId},
     message::{
         BindingRequest, Message, Refusal, RefusalCode, RouteConfirmation, RouteDirection, RouteKind,
-        TunnelRequest, bounded, endpoint, field,
+        RouteWithdrawal, bounded, endpoint, field,
     },
-    name, version,
+    name, relayed,
 };
 use rand::Rng;
 use std::{
@@ -38,16 +40,26 @@ pub(super) struct Setup {
     pub(super) key: Zeroizing<[u8; 32]>,
     /// Where the peer may be reached without a relay, whatever the kind.
     pub(super) endpoints: Vec<SocketAddr>,
-    pub(super) relay: Option<Relay>,
-    /// The connection ID that the other end bound at the TRS.
-    pub(super) peer_leg: Option<ConnectionId>,
-    /// This end's leg at the TRS.
-    pub(super) own_leg: Option<OwnLeg>,
+    pub(super) relay: Option<OwnRelay>,
     /// How this end wants to be reached in data packets.
     pub(super) cid: ConnectionId,
     pub(super) stage: Stage,
+    /// What both ends agreed on, while this end's leg is not known yet; at the listening end with the connection that
+    /// waits for the answer.
+    pub(super) agreed: Option<(Agreed, Option<PeerConnectionId>)>,
     /// The NMS waits for our RouteConfirmation.
     unconfirmed: Option<ExchangeId>,
+}
+
+/// The relay of a set-up, and this end's part in it.
+pub(super) struct OwnRelay {
+    pub(super) relay: Relay,
+    /// What prefixes the DATAGRAMs of this end's leg.
+    context: u64,
+    /// The request for the leg.
+    binding: Option<ExchangeId>,
+    /// The leg, once the TRS has told of it.
+    pub(super) leg: Option<OwnLeg>,
 }
 
 /// How far a set-up has come.
@@ -55,28 +67,20 @@ pub(super) struct Setup {
 pub(super) enum Stage {
     /// The TRS is being connected to.
     Connecting,
-    /// The TRS was asked for a leg.
-    Binding(ExchangeId),
     /// The peer is being dialled.
     Dialling,
-    /// The peer was not ready.
-    Redialling,
     /// The peer is expected to dial.
     Listening,
+    /// Both ends agreed; only this end's leg is missing.
+    Agreed,
 }
-
-/// How long after a peer that was not ready is dialled again.
-const REDIAL: Duration = Duration::from_millis(100);
 
 impl Setup {
     /// How the peers' connection travels.
-    pub(super) fn via(&self) -> Option<PeerVia> {
-        match (&self.relay, &self.own_leg) {
-            (Some(relay), Some(leg)) => {
-                Some(PeerVia::Relay { trs: relay.name.clone(), context: leg.context })
-            }
-            (Some(_), None) => None,
-            (None, _) => Some(PeerVia::Direct(self.endpoints.clone())),
+    pub(super) fn via(&self) -> PeerVia {
+        match &self.relay {
+            Some(own) => PeerVia::Relay { trs: own.relay.name.clone(), context: own.context },
+            None => PeerVia::Direct(self.endpoints.clone()),
         }
     }
 
@@ -84,8 +88,17 @@ impl Setup {
     pub(super) fn came_as_directed(&self, via: &PeerVia) -> bool {
         match via {
             PeerVia::Direct(_) => self.relay.is_none(),
-            PeerVia::Relay { .. } => self.via().as_ref() == Some(via),
+            PeerVia::Relay { .. } => self.via() == *via,
         }
+    }
+
+    pub(super) fn uses(&self, trs: &str) -> bool {
+        self.relay.as_ref().is_some_and(|own| own.relay.name == trs)
+    }
+
+    /// Whether this end has what it needs of a relay.
+    pub(super) fn is_bound(&self) -> bool {
+        self.relay.as_ref().is_none_or(|own| own.leg.is_some())
     }
 }
 
@@ -101,6 +114,9 @@ impl Node {
         let accepted = match message {
             Message::RouteDirection(direction) if *service == Service::Nms => {
                 self.respond_to(now, exchange, direction)
+            }
+            Message::RouteWithdrawal(withdrawal) if *service == Service::Nms => {
+                self.withdrawn(now, exchange, &withdrawal)
             }
             other => {
                 Err(Refusal::new(RefusalCode::Malformed, format!("a node does not answer {}", other.name())))
@@ -121,12 +137,6 @@ impl Node {
             }
             return;
         }
-        if !direction.initiator {
-            // The same, but our part has ended since.
-            let error = ResolveError::NoRoute { reason: "the peer's own set-up failed".into() };
-            self.attempt_failed(now, address, error, Retry::Later);
-            return;
-        }
         match self.setup_of(direction).and_then(|setup| {
             if setup.peer == address {
                 Ok(setup)
@@ -134,7 +144,14 @@ impl Node {
                 Err(field::BadField("peer_virtual_address").into())
             }
         }) {
-            Ok(setup) => self.initiate(now, setup),
+            Ok(setup) if setup.initiator => self.initiate(now, setup),
+            Ok(setup) => {
+                // The peer was faster, and this answer faster than the NMS's request to take part.
+                if let Some(peer) = self.peers.get_mut(&address) {
+                    peer.attempt = Some(Attempt::Setup(setup.id));
+                }
+                self.take_part(now, setup);
+            }
             Err(refusal) => {
                 let what = format!("RouteDirection: {}", refusal.reason);
                 self.attempt_failed(now, address, ResolveError::Protocol { what }, Retry::No);
@@ -151,14 +168,16 @@ impl Node {
     }
 
     pub(super) fn binding_answered(&mut self, now: Instant, setup: SetupId, answer: Result<Message, String>) {
+        let Some(own) = self.setups.get_mut(&setup).and_then(|setup| setup.relay.as_mut()) else { return };
+        own.binding = None;
         let leg = match answer {
             Ok(Message::BindingResponse(response)) => {
-                OwnLeg::from_wire(&response).map_err(|bad| format!("BindingResponse: {bad}"))
+                OwnLeg::from_wire(&response, own.context).map_err(|bad| format!("BindingResponse: {bad}"))
             }
             other => Err(unexpected("TRS", other)),
         };
         match leg {
-            Ok(leg) => self.bound(setup, leg),
+            Ok(leg) => self.bound(now, setup, leg),
             Err(reason) => {
                 let reason = format!("no leg at the relay: {reason}");
                 self.setup_failed(now, setup, ResolveError::PeerRefused { reason }, Retry::Later);
@@ -167,35 +186,21 @@ impl Node {
     }
 
     pub(super) fn setup_due(&mut self, now: Instant, setup: SetupId) {
-        let Some(kind) = self.setups.get(&setup).map(|setup| setup.kind) else { return };
-        let during = match self.setups.get(&setup).map(|setup| setup.stage) {
-            Some(Stage::Dialling | Stage::Redialling) => format!("dialling the peer ({})", kind.name()),
-            Some(Stage::Listening) => format!("waiting for the peer to dial ({})", kind.name()),
-            _ => "binding at the relay".into(),
+        let Some(entry) = self.setups.get(&setup) else { return };
+        let kind = entry.kind.name();
+        let during = match entry.stage {
+            _ if !entry.is_bound() => "binding at the relay".into(),
+            Stage::Dialling => format!("dialling the peer ({kind})"),
+            Stage::Listening => format!("waiting for the peer to dial ({kind})"),
+            Stage::Connecting | Stage::Agreed => "binding at the relay".into(),
         };
         self.setup_failed(now, setup, ResolveError::TimedOut { during }, Retry::Later);
-    }
-
-    /// Dials once more.
-    pub(super) fn redial(&mut self, setup: SetupId) {
-        if self.setups.get(&setup).is_some_and(|setup| setup.stage == Stage::Redialling) {
-            self.dial(setup);
-        }
-    }
-
-    pub(super) fn redial_later(&mut self, now: Instant, setup: SetupId) {
-        if let Some(entry) = self.setups.get_mut(&setup) {
-            entry.stage = Stage::Redialling;
-            self.timers.set(Timer::Redial(setup), now + REDIAL);
-        }
     }
 
     pub(super) fn dial_failed(&mut self, now: Instant, setup: SetupId, reason: &str) {
         let Some(entry) = self.setups.get_mut(&setup).filter(|setup| setup.stage == Stage::Dialling) else {
             return;
         };
-        // It ended by itself: there is nothing to cancel.
-        entry.stage = Stage::Redialling;
         let reason = bounded(&format!("the peer could not be dialled ({}): {reason}", entry.kind.name()));
         self.setup_failed(now, setup, ResolveError::NoRoute { reason }, Retry::Later);
     }
@@ -220,16 +225,29 @@ impl Node {
     pub(super) fn drop_setup(&mut self, setup: SetupId, why: &str) -> Option<Setup> {
         let mut setup = self.setups.remove(&setup)?;
         self.timers.clear(&Timer::Setup(setup.id));
-        self.timers.clear(&Timer::Redial(setup.id));
-        match setup.stage {
-            Stage::Binding(exchange) => self.cancel(exchange),
-            Stage::Dialling => self.act(Action::CancelDial { setup: setup.id }),
-            Stage::Connecting | Stage::Redialling | Stage::Listening => {}
+        if let Some(exchange) = setup.relay.as_mut().and_then(|own| own.binding.take()) {
+            self.cancel(exchange);
+        }
+        if setup.dial && matches!(setup.stage, Stage::Dialling | Stage::Agreed) {
+            self.act(Action::CancelDial { setup: setup.id });
+        }
+        let refusal = || Refusal::retry(RefusalCode::PeerRefused, why, Duration::from_millis(300));
+        match setup.agreed.take() {
+            Some((_, Some(connection))) => self.refuse_peer(connection, refusal()),
+            Some((_, None)) if !setup.dial => self.act(Action::ForgetTunnel { local_cid: setup.cid }),
+            Some((_, None)) | None => {}
         }
         if let Some(exchange) = setup.unconfirmed.take() {
-            let refusal = Refusal::retry(RefusalCode::PeerRefused, why, Duration::from_millis(300));
-            self.act(Action::Respond { exchange, message: refusal.into() });
+            self.act(Action::Respond { exchange, message: refusal().into() });
         }
+        Some(setup)
+    }
+
+    /// Takes a set-up that both ends agreed on out of all tables.
+    pub(super) fn take_setup(&mut self, setup: SetupId) -> Option<Setup> {
+        self.confirm(setup);
+        let setup = self.setups.remove(&setup)?;
+        self.timers.clear(&Timer::Setup(setup.id));
         Some(setup)
     }
 
@@ -248,6 +266,9 @@ impl Node {
         exchange: ExchangeId,
         direction: RouteDirection,
     ) -> Result<(), Refusal> {
+        if let Some(known) = self.known(&direction) {
+            return self.confirm_known(known, exchange);
+        }
         let mut setup = self.setup_of(direction)?;
         if setup.initiator || self.stopped {
             return Err(field::BadField("initiator").into());
@@ -255,12 +276,64 @@ impl Node {
         let room = self.note_peer(now, setup.peer, Some(setup.fqdn.clone()));
         room.map_err(|error| Refusal::retry(RefusalCode::TooMany, error, Duration::from_secs(1)))?;
         setup.unconfirmed = Some(exchange);
+        self.take_part(now, setup);
+        Ok(())
+    }
+
+    /// A set-up in which this node is the responder already: the answer to its own request told of it.
+    fn known(&self, direction: &RouteDirection) -> Option<SetupId> {
+        let id = SetupId::from_slice(&direction.setup_id)?;
+        let waits = |setup: &Setup| !setup.initiator && setup.unconfirmed.is_none();
+        let complete = self.tunnels.values().any(|tunnel| tunnel.setup == id && !tunnel.initiator);
+        (complete || self.setups.get(&id).is_some_and(waits)).then_some(id)
+    }
+
+    fn confirm_known(&mut self, id: SetupId, exchange: ExchangeId) -> Result<(), Refusal> {
+        match self.setups.get_mut(&id) {
+            Some(setup) => {
+                setup.unconfirmed = Some(exchange);
+                if setup.is_bound() {
+                    self.confirm(id);
+                }
+            }
+            None => self.act(confirmation(exchange, id)),
+        }
+        Ok(())
+    }
+
+    /// This end's part, as the responder.
+    fn take_part(&mut self, now: Instant, setup: Setup) {
         let (id, peer) = (setup.id, setup.peer);
         self.timers.set(Timer::Setup(id), now + self.config.timing.setup);
         self.setups.insert(id, setup);
         self.attach(peer, id);
         self.advance(now, id);
+    }
+
+    /// The responder will not take part: the attempt goes on as if the NMS had refused.
+    fn withdrawn(
+        &mut self,
+        now: Instant,
+        exchange: ExchangeId,
+        withdrawal: &RouteWithdrawal,
+    ) -> Result<(), Refusal> {
+        let id = field::setup_id(&withdrawal.setup_id)?;
+        let refusal = withdrawal.refusal.as_ref().ok_or(field::BadField("refusal"))?;
+        self.act(confirmation(exchange, id));
+        let ours = |setup: &Setup| setup.initiator && setup.stage != Stage::Agreed;
+        if self.setups.get(&id).is_some_and(ours) {
+            self.setup_withdrawn(now, id, refusal);
+        }
         Ok(())
+    }
+
+    fn setup_withdrawn(&mut self, now: Instant, id: SetupId, refusal: &Refusal) {
+        let Some(setup) = self.drop_setup(id, "withdrawn") else { return };
+        let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.attempt == Some(Attempt::Setup(id)));
+        if ours {
+            self.direction_refused(now, setup.peer, refusal);
+        }
+        self.warm_relays(now);
     }
 
     fn initiate(&mut self, now: Instant, setup: Setup) {
@@ -279,7 +352,7 @@ impl Node {
     /// The first step of a new set-up.
     fn advance(&mut self, now: Instant, id: SetupId) {
         let Some(setup) = self.setups.get(&id) else { return };
-        if let Some(relay) = setup.relay.clone() {
+        if let Some(relay) = setup.relay.as_ref().map(|own| own.relay.clone()) {
             self.want_relay(now, &relay);
             self.hurry(now, &Service::Trs(relay.name.clone()));
             if self.is_connected(&Service::Trs(relay.name)) {
@@ -290,67 +363,52 @@ impl Node {
         let remotes = setup.endpoints.clone();
         self.act(Action::Punch { remotes });
         self.confirm(id);
-        self.meet(id);
+        self.meet(now, id);
     }
 
+    /// Asks for this end's leg, and goes on without waiting for it.
     fn bind(&mut self, now: Instant, id: SetupId) {
         let Some(setup) = self.setups.get(&id) else { return };
-        let Some(service) = setup.relay.as_ref().map(|relay| Service::Trs(relay.name.clone())) else {
-            return;
-        };
+        let Some(own) = &setup.relay else { return };
+        let service = Service::Trs(own.relay.name.clone());
         let request = BindingRequest {
             setup_id: id.to_vec(),
             peer_fqdn: setup.fqdn.clone(),
             data_connection_id: bytes(setup.cid),
-            peer_connection_id: setup.peer_leg.map(bytes).unwrap_or_default(),
+            context: own.context,
         };
         let exchange =
             self.request(now, service, Purpose::Binding { setup: id }, Message::BindingRequest(request));
-        if let Some(setup) = self.setups.get_mut(&id) {
-            setup.stage = Stage::Binding(exchange);
+        if let Some(own) = self.setups.get_mut(&id).and_then(|setup| setup.relay.as_mut()) {
+            own.binding = Some(exchange);
         }
+        self.meet(now, id);
     }
 
-    fn bound(&mut self, id: SetupId, leg: OwnLeg) {
-        let Some(setup) = self.setups.get_mut(&id) else { return };
-        setup.own_leg = Some(leg);
+    fn bound(&mut self, now: Instant, id: SetupId, leg: OwnLeg) {
+        let Some(own) = self.setups.get_mut(&id).and_then(|setup| setup.relay.as_mut()) else { return };
+        own.leg = Some(leg);
         self.confirm(id);
-        self.meet(id);
+        self.complete(now, id);
     }
 
     /// Tells the NMS that this end, the responder, is ready.
     fn confirm(&mut self, id: SetupId) {
-        let Some(setup) = self.setups.get_mut(&id) else { return };
-        let Some(exchange) = setup.unconfirmed.take() else { return };
-        let relay_connection_id = setup.own_leg.as_ref().map(|leg| bytes(leg.cid)).unwrap_or_default();
-        let confirmation = RouteConfirmation { setup_id: id.to_vec(), relay_connection_id };
-        self.act(Action::Respond { exchange, message: Message::RouteConfirmation(confirmation) });
-    }
-
-    fn meet(&mut self, id: SetupId) {
-        let Some(setup) = self.setups.get_mut(&id) else { return };
-        if setup.dial {
-            self.dial(id);
-        } else {
-            setup.stage = Stage::Listening;
+        if let Some(exchange) = self.setups.get_mut(&id).and_then(|setup| setup.unconfirmed.take()) {
+            self.act(confirmation(exchange, id));
         }
     }
 
-    fn dial(&mut self, id: SetupId) {
+    fn meet(&mut self, now: Instant, id: SetupId) {
         let Some(setup) = self.setups.get_mut(&id) else { return };
-        let Some(via) = setup.via() else { return };
-        setup.stage = Stage::Dialling;
-        let request = TunnelRequest {
-            setup_id: id.to_vec(),
-            protocol_version: version::CURRENT,
-            data_connection_id: bytes(setup.cid),
-            relay_connection_id: setup.own_leg.as_ref().map(|leg| bytes(leg.cid)).unwrap_or_default(),
-            inner_mtu: u32::from(self.config.inner_mtu),
-            suites: self.config.suites.iter().map(|suite| suite.number()).collect(),
-        };
-        let (peer_fqdn, peer_address) = (setup.fqdn.clone(), setup.peer);
-        let request = Message::TunnelRequest(request);
-        self.act(Action::DialPeer { setup: id, peer_fqdn, peer_address, via, request });
+        if setup.dial {
+            setup.stage = Stage::Dialling;
+            let (peer_fqdn, peer_address, via) = (setup.fqdn.clone(), setup.peer, setup.via());
+            self.act(Action::DialPeer { setup: id, peer_fqdn, peer_address, via });
+        } else {
+            setup.stage = Stage::Listening;
+            self.hear_early(now, id);
+        }
     }
 
     /// Checks a RouteDirection. Who the peer is follows from its name alone, so the NMS cannot give one device's name
@@ -390,11 +448,15 @@ impl Node {
             dial: direction.dial,
             key,
             endpoints: route.endpoints,
-            relay: route.relay,
-            peer_leg: route.peer_leg,
-            own_leg: None,
+            relay: route.relay.map(|relay| OwnRelay {
+                relay,
+                context: self.fresh_context(),
+                binding: None,
+                leg: None,
+            }),
             cid: self.fresh_cid(),
             stage: Stage::Connecting,
+            agreed: None,
             unconfirmed: None,
         })
     }
@@ -410,27 +472,36 @@ impl Node {
         }
         let endpoints = endpoint::peers_from_wire(&direction.peer_endpoints, self.prefix);
         if direction.kind() == RouteKind::Relay {
-            let relay =
-                direction.relay.as_ref().and_then(Relay::from_wire).ok_or(field::BadField("relay"))?;
-            let peer_leg = match direction.initiator {
-                true => {
-                    Some(field::data_connection_id(&direction.relay_connection_id, "relay_connection_id")?)
-                }
-                false => None,
-            };
-            return Ok(RouteFields { endpoints, relay: Some(relay), peer_leg });
+            let relay = direction.relay.as_ref().and_then(Relay::from_wire);
+            return Ok(RouteFields { endpoints, relay: Some(relay.ok_or(field::BadField("relay"))?) });
         }
         if direction.dial && endpoints.is_empty() {
             return Err(field::BadField("peer_endpoints").into());
         }
-        Ok(RouteFields { endpoints, relay: None, peer_leg: None })
+        Ok(RouteFields { endpoints, relay: None })
     }
 
-    fn fresh_cid(&mut self) -> ConnectionId {
+    /// A number for a leg's DATAGRAMs that none of this node's legs has, at whatever relay.
+    fn fresh_context(&mut self) -> u64 {
+        loop {
+            let context = self.next_context;
+            self.next_context =
+                if context == relayed::MAX_CONTEXT { relayed::MIN_CONTEXT } else { context + 1 };
+            let setups = self.setups.values().filter_map(|setup| setup.relay.as_ref());
+            let legs = self.tunnels.values().filter_map(|tunnel| tunnel.leg.as_ref());
+            let mut used = setups.map(|own| own.context).chain(legs.map(|leg| leg.context));
+            if !used.any(|used| used == context) {
+                return context;
+            }
+        }
+    }
+
+    pub(super) fn fresh_cid(&mut self) -> ConnectionId {
         loop {
             let cid = ConnectionId::from_random_data(self.rng.random());
             let used = self.tunnels.values().any(|tunnel| tunnel.local_cid == cid)
-                || self.setups.values().any(|setup| setup.cid == cid);
+                || self.setups.values().any(|setup| setup.cid == cid)
+                || self.offers.values().any(|offer| offer.cid == cid);
             if !used {
                 return cid;
             }
@@ -438,16 +509,14 @@ impl Node {
     }
 }
 
-impl Setup {
-    pub(super) fn uses(&self, trs: &str) -> bool {
-        self.relay.as_ref().is_some_and(|relay| relay.name == trs)
-    }
-}
-
 struct RouteFields {
     endpoints: Vec<SocketAddr>,
     relay: Option<Relay>,
-    peer_leg: Option<ConnectionId>,
+}
+
+fn confirmation(exchange: ExchangeId, setup: SetupId) -> Action {
+    let confirmation = RouteConfirmation { setup_id: setup.to_vec() };
+    Action::Respond { exchange, message: Message::RouteConfirmation(confirmation) }
 }
 
 fn bytes(cid: ConnectionId) -> Vec<u8> {

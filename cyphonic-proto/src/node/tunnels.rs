@@ -76,7 +76,8 @@ impl Node {
         let id = TunnelId(self.next_tunnel);
         self.next_tunnel += 1;
         let (peer, setup_id, dial) = (setup.peer, setup.id, setup.dial);
-        let relay_reset = setup.own_leg.as_ref().and_then(|leg| leg.reset_token);
+        let relay_reset =
+            setup.relay.as_ref().and_then(|own| own.leg.as_ref()).and_then(|leg| leg.reset_token);
         self.tunnels.insert(id, self.new_tunnel(now, &setup, &install));
         let Install { remote_cid, wire_cid, remote, suite, inner_mtu, send, recv, confirmed } = install;
         self.act(Action::InstallTunnel(Box::new(TunnelParameters {
@@ -191,7 +192,7 @@ impl Node {
     fn new_tunnel(&self, now: Instant, setup: &Setup, install: &Install) -> Tunnel {
         // The end that asked renews; the other steps in if that does not happen.
         let slack = if setup.initiator { 0 } else { 1 };
-        let mut leg = setup.own_leg.clone();
+        let mut leg = setup.relay.as_ref().and_then(|own| own.leg.clone());
         leg.iter_mut().for_each(|leg| leg.take_up(now));
         let refresh_at = now + self.config.timing.refresh + self.config.timing.setup * 12 * slack;
         let search = mtu::Search::begin(now, install.remote, install.wire_cid, install.inner_mtu);
@@ -200,7 +201,7 @@ impl Node {
             setup: setup.id,
             kind: setup.kind,
             reason: setup.reason.clone(),
-            relay: setup.relay.as_ref().map(|relay| relay.name.clone()),
+            relay: setup.relay.as_ref().map(|own| own.relay.name.clone()),
             leg,
             initiator: setup.initiator,
             local_cid: setup.cid,

@@ -128,8 +128,7 @@ fn check_no_route(a: &NodeNetwork, b: &NodeNetwork, failed: &[RouteKind], relays
 
 fn check_endpoints(route: &Route, dialled: &NodeNetwork, endpoints: &[SocketAddr], context: &str) {
     if let Some(relay) = &route.relay {
-        assert!(endpoints.is_empty() && reaches(dialled, relay), "{context}");
-        return;
+        assert!(reaches(dialled, relay), "{context}");
     }
     assert!(!endpoints.is_empty(), "nothing to dial: {context}");
     let known =

@@ -34,6 +34,16 @@ pub struct TrsLimits {
     pub ticket: Duration,
     /// How long a bound pair may be silent in both directions. Nodes keep tunnels in use alive every 15 s.
     pub idle: Duration,
+    /// How long DATAGRAMs of a leg that is not bound yet are held.
+    pub held: Duration,
+    /// How many of them, for one leg.
+    pub held_packets: usize,
+    /// Their bytes, for one leg: the first flight of a handshake with post-quantum keys.
+    pub held_bytes: usize,
+    /// Their bytes, for one node.
+    pub held_bytes_per_node: usize,
+    /// Their bytes in all.
+    pub held_bytes_in_all: usize,
     /// Legs in all: two per relayed tunnel.
     pub legs: usize,
     /// Legs of one node.
@@ -49,6 +59,11 @@ impl Default for TrsLimits {
             orphaned: Duration::from_secs(60),
             ticket: Duration::from_secs(2 * 3600),
             idle: Duration::from_secs(600),
+            held: Duration::from_secs(1),
+            held_packets: 8,
+            held_bytes: 16 * 1024,
+            held_bytes_per_node: 64 * 1024,
+            held_bytes_in_all: 16 << 20,
             legs: 1 << 20,
             legs_per_node: 1024,
             nodes: 1 << 20,
@@ -122,6 +137,8 @@ pub struct TrsCounters {
     pub expired: u64,
     /// DATAGRAMs forwarded.
     pub forwarded: u64,
-    /// DATAGRAMs dropped: malformed, of an unknown context, or of a leg without its other end.
+    /// DATAGRAMs that waited until their leg was bound, or its time was up.
+    pub held: u64,
+    /// DATAGRAMs dropped: malformed, or of a leg that was not bound in time.
     pub dropped: u64,
 }

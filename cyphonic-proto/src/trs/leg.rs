@@ -53,12 +53,13 @@ struct Wanted {
     setup: SetupId,
     owner: Holder,
     peer: Holder,
+    peer_fqdn: String,
     data_cid: ConnectionId,
-    other: Option<ConnectionId>,
+    context: u64,
 }
 
 impl Trs {
-    /// Opens a leg, and binds it where the request names another.
+    /// Opens a leg, and binds it where that of the other end stands.
     pub(super) fn bind(
         &mut self,
         now: Instant,
@@ -70,13 +71,10 @@ impl Trs {
             return Ok(self.response(now, cid, None));
         }
         self.check_room(channel)?;
-        let (cid, partner) = match wanted.other {
-            Some(other) => (self.kept_for(&wanted, other)?, other),
-            None => self.fresh_pair(),
-        };
-        let joins = wanted.other.is_some();
+        let other = self.other_end(&wanted);
+        let (cid, partner) = other.unwrap_or_else(|| self.fresh_pair());
         self.open(now, channel, cid, partner, wanted)?;
-        if joins {
+        if other.is_some() {
             self.join(now, cid, partner);
         }
         Ok(self.response(now, cid, None))
@@ -122,10 +120,6 @@ impl Trs {
 
     fn check(&self, channel: Channel, request: &BindingRequest) -> Result<Wanted, Refusal> {
         let node = self.nodes.get(&channel).ok_or_else(not_connected)?;
-        let other = match request.peer_connection_id.as_slice() {
-            [] => None,
-            bytes => Some(field::data_connection_id(bytes, "peer_connection_id")?),
-        };
         let peer_fqdn =
             crate::name::canonical(&request.peer_fqdn).map_err(|_| field::BadField("peer_fqdn"))?;
         if peer_fqdn == node.fqdn {
@@ -135,8 +129,9 @@ impl Trs {
             setup: field::setup_id(&request.setup_id)?,
             owner: node.holder,
             peer: Holder::of(&peer_fqdn),
+            peer_fqdn,
             data_cid: field::data_connection_id(&request.data_connection_id, "data_connection_id")?,
-            other,
+            context: request.context,
         })
     }
 
@@ -148,25 +143,24 @@ impl Trs {
                 leg.setup == wanted.setup
                     && leg.data_cid == wanted.data_cid
                     && leg.peer == wanted.peer
-                    && (wanted.other.is_none() || leg.bound_to() == wanted.other)
+                    && leg.context == wanted.context
             })
         };
         node.contexts.values().find(same).copied()
     }
 
-    /// The connection ID kept for whoever binds to the leg `other`: only the device that the leg names, for the same
-    /// set-up, once. The refusal does not tell which of these failed: connection IDs of others are nobody's business.
-    fn kept_for(&self, wanted: &Wanted, other: ConnectionId) -> Result<ConnectionId, Refusal> {
-        let fits = |leg: &&Leg| {
+    /// The other end's leg, if it waits for this device in this set-up, and the connection ID that is kept for this end's.
+    fn other_end(&self, wanted: &Wanted) -> Option<(ConnectionId, ConnectionId)> {
+        let peer = self.channels.get(&wanted.peer_fqdn).and_then(|channel| self.nodes.get(channel))?;
+        let fits = |leg: &Leg| {
             leg.setup == wanted.setup
                 && leg.peer == wanted.owner
                 && leg.owner == wanted.peer
-                && leg.channel.is_some()
                 && !leg.bound
                 && !self.legs.contains_key(&leg.partner)
         };
-        let refusal = || Refusal::new(RefusalCode::NotAllowed, "no leg of this set-up waits for this device");
-        self.legs.get(&other).filter(fits).map(|leg| leg.partner).ok_or_else(refusal)
+        let legs = peer.contexts.values().filter_map(|cid| Some((cid, self.legs.get(cid)?)));
+        legs.filter(|(_, leg)| fits(leg)).map(|(cid, leg)| (leg.partner, *cid)).next()
     }
 
     pub(super) fn check_room(&self, channel: Channel) -> Result<(), Refusal> {
@@ -186,8 +180,8 @@ impl Trs {
         partner: ConnectionId,
         wanted: Wanted,
     ) -> Result<(), Refusal> {
-        let (context, path) = self.take_context(channel, cid)?;
-        let Wanted { setup, owner, peer, data_cid, .. } = wanted;
+        let Wanted { setup, owner, peer, data_cid, context, .. } = wanted;
+        let path = self.take_context(channel, cid, context)?;
         let leg = Leg {
             channel: Some(channel),
             context,
@@ -208,21 +202,19 @@ impl Trs {
         Ok(())
     }
 
-    /// A number for a leg's DATAGRAMs on its owner's connection, and where that leads.
+    /// Notes the number of a leg's DATAGRAMs on its owner's connection, and says where that leads.
     pub(super) fn take_context(
         &mut self,
         channel: Channel,
         cid: ConnectionId,
-    ) -> Result<(u64, NodePath), Refusal> {
+        context: u64,
+    ) -> Result<NodePath, Refusal> {
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
-        let last = node.contexts.last_key_value().map_or(relayed::MIN_CONTEXT, |(last, _)| last + 1);
-        // After 2^30 legs on one connection numbers are used again, from the lowest that is free.
-        let context = match last <= relayed::MAX_CONTEXT {
-            true => last,
-            false => (relayed::MIN_CONTEXT..).find(|n| !node.contexts.contains_key(n)).unwrap_or(last),
-        };
+        if !relayed::CONTEXTS.contains(&context) || node.contexts.contains_key(&context) {
+            return Err(field::BadField("context").into());
+        }
         node.contexts.insert(context, cid);
-        Ok((context, node.path))
+        Ok(node.path)
     }
 
     pub(super) fn join(&mut self, now: Instant, a: ConnectionId, b: ConnectionId) {
@@ -236,6 +228,9 @@ impl Trs {
         }
         self.counters.bound += 1;
         self.insert_pair(a);
+        for cid in [a, b] {
+            self.release(now, cid);
+        }
     }
 
     pub(super) fn remove(&mut self, cid: ConnectionId) -> Option<Leg> {
@@ -246,6 +241,7 @@ impl Trs {
                 if let Some(node) = self.nodes.get_mut(&channel) {
                     node.contexts.remove(&leg.context);
                 }
+                self.held.take((channel, leg.context));
             }
             None => self.no_orphan(leg.owner, cid),
         }
@@ -295,7 +291,7 @@ impl Trs {
         });
         BindingResponse {
             connection_id: cid.as_bytes().to_vec(),
-            context: leg.context,
+            peer_connection_id: leg.partner.as_bytes().to_vec(),
             ticket: ticket.map(|ticket| keys.seal(&ticket, salt)).unwrap_or_default(),
             ticket_lifetime_s: u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX),
             reset_token: keys.reset_token(leg.partner).to_vec(),

@@ -1,10 +1,10 @@
 //! The Tunnel Relay Service: binds the legs of two nodes, and forwards between bound legs alone.
 //!
-//! A leg belongs to one node's authenticated connection and names the one device that may bind to it. The first end of
-//! a set-up opens its leg; the second names the first's connection ID and so binds the two. From then on data packets
+//! A leg belongs to one node's authenticated connection and names the one device that may bind to it. Two legs of one
+//! set-up whose owners name each other are bound, whichever comes first. From then on data packets
 //! that carry a leg's virtual connection ID are forwarded to the leg's node, with the node's own connection ID written
 //! over it, by whatever holds the map (userspace or XDP; [`Action::Insert`]); handshakes travel as DATAGRAMs through
-//! [`Trs::handle_datagram`].
+//! [`Trs::handle_datagram`], and those that come before the pair is bound wait for that (`held`).
 //!
 //! What a TRS knows of a leg it also gives to the leg's owner, sealed in a *ticket*; after a restart it gets it back from
 //! there (`restore`, `ticket`).
@@ -14,6 +14,7 @@
 //! relay never holds a key.
 
 mod config;
+mod held;
 mod leg;
 mod restore;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use crate::{
     relayed,
     timers::Timers,
 };
+use held::Held;
 use leg::Leg;
 use rand::{SeedableRng, rngs::StdRng};
 use std::{
@@ -53,6 +55,7 @@ pub struct Trs {
     adopted: BTreeSet<ConnectionId>,
     adopted_until: Option<Instant>,
     timers: Timers<ConnectionId>,
+    held: Held,
     actions: VecDeque<Action>,
     counters: TrsCounters,
 }
@@ -83,6 +86,7 @@ impl Trs {
             adopted: BTreeSet::new(),
             adopted_until: None,
             timers: Timers::default(),
+            held: Held::default(),
             actions: VecDeque::new(),
             counters: TrsCounters::default(),
         }
@@ -95,7 +99,7 @@ impl Trs {
 
     /// When to call `handle_timeout`.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.timers.next(), self.adopted_until].into_iter().flatten().min()
+        [self.timers.next(), self.adopted_until, self.held.next()].into_iter().flatten().min()
     }
 
     /// Ends legs for which nothing came in time.
@@ -104,6 +108,7 @@ impl Trs {
             self.leg_due(now, cid);
         }
         self.adopted_due(now);
+        self.counters.dropped += self.held.expire(now);
     }
 
     /// A node connected by `path`, its certificate verified. A node has one connection: the newest. Legs of the older one
@@ -192,14 +197,21 @@ impl Trs {
         self.actions.push_back(Action::Respond { exchange, message });
     }
 
-    /// A DATAGRAM arrived on a node's connection. Returns at once with nothing done where it belongs to no bound leg.
+    /// A DATAGRAM arrived on a node's connection: passed on where it belongs to a bound leg, held for a while where that
+    /// may yet be.
     pub fn handle_datagram(&mut self, now: Instant, channel: Channel, datagram: &[u8]) {
-        match self.forward(now, channel, datagram) {
-            Some(action) => {
-                self.counters.forwarded += 1;
-                self.actions.push_back(action);
-            }
-            None => self.counters.dropped += 1,
+        let Some((context, packet)) = relayed::decode(datagram) else {
+            self.counters.dropped += 1;
+            return;
+        };
+        if !self.nodes.contains_key(&channel) || !relayed::CONTEXTS.contains(&context) {
+            self.counters.dropped += 1;
+        } else if let Some(leg) = self.bound_leg(channel, context) {
+            self.forward(now, leg, packet);
+        } else if self.held.push(now, (channel, context), packet, &self.config.limits) {
+            self.counters.held += 1;
+        } else {
+            self.counters.dropped += 1;
         }
     }
 
@@ -236,19 +248,41 @@ impl Trs {
         Ok(Message::ObservationResponse(ObservationResponse { observed }))
     }
 
-    fn forward(&mut self, now: Instant, channel: Channel, datagram: &[u8]) -> Option<Action> {
-        let (context, packet) = relayed::decode(datagram)?;
-        let from = *self.nodes.get(&channel)?.contexts.get(&context)?;
-        let to = self.legs.get(&from)?.bound_to()?;
-        // A packet that the other end will receive is a sign of life of that end's leg.
-        let leg = self.legs.get_mut(&to)?;
-        leg.last_seen = leg.last_seen.max(now);
-        Some(Action::Forward { channel: leg.channel?, datagram: relayed::encode(leg.context, packet)? })
+    /// The other end of the leg that has this context on its owner's connection.
+    fn bound_leg(&self, channel: Channel, context: u64) -> Option<ConnectionId> {
+        let from = self.nodes.get(&channel)?.contexts.get(&context)?;
+        self.legs.get(from)?.bound_to()
+    }
+
+    /// Passes a packet on to the owner of a leg.
+    fn forward(&mut self, now: Instant, to: ConnectionId, packet: &[u8]) {
+        let action = self.legs.get_mut(&to).and_then(|leg| {
+            // A packet that the other end will receive is a sign of life of that end's leg.
+            leg.last_seen = leg.last_seen.max(now);
+            Some(Action::Forward { channel: leg.channel?, datagram: relayed::encode(leg.context, packet)? })
+        });
+        match action {
+            Some(action) => {
+                self.counters.forwarded += 1;
+                self.actions.push_back(action);
+            }
+            None => self.counters.dropped += 1,
+        }
+    }
+
+    /// Passes on what came for a leg's other end before the two were bound.
+    fn release(&mut self, now: Instant, cid: ConnectionId) {
+        let Some(leg) = self.legs.get(&cid) else { return };
+        let (Some(channel), Some(to)) = (leg.channel, leg.bound_to()) else { return };
+        for packet in self.held.take((channel, leg.context)) {
+            self.forward(now, to, &packet);
+        }
     }
 
     /// Drops a connection's state, its device's legs included.
     fn forget(&mut self, channel: Channel) {
         let Some(node) = self.nodes.remove(&channel) else { return };
+        self.held.forget(channel);
         self.channels.remove(&node.fqdn);
         for cid in node.contexts.values() {
             self.remove_pair(*cid);

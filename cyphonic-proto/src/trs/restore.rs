@@ -42,8 +42,8 @@ impl Trs {
         let cid = ticket.cid;
         match self.legs.get(&cid).map(|leg| leg.channel) {
             Some(Some(held)) if held == channel => {}
-            Some(_) => self.attach(now, channel, cid)?,
-            None => self.recreate(now, channel, &ticket)?,
+            Some(_) => self.attach(now, channel, cid, request.context)?,
+            None => self.recreate(now, channel, &ticket, request.context)?,
         }
         match self.legs.get(&cid).map(|leg| leg.bound) {
             Some(true) => self.insert_pair(cid),
@@ -56,6 +56,7 @@ impl Trs {
     /// The connection of a node is lost; it may come back. Its legs stay, those alone that bound nobody yet go.
     pub(super) fn orphan(&mut self, now: Instant, channel: Channel) {
         let Some(node) = self.nodes.remove(&channel) else { return };
+        self.held.forget(channel);
         self.channels.remove(&node.fqdn);
         let waiting = self.orphans.get(&node.holder).map_or(0, |orphans| orphans.len());
         if waiting + node.contexts.len() > self.config.limits.legs_per_node {
@@ -129,9 +130,15 @@ impl Trs {
     }
 
     /// The owner of a leg is back, on another connection.
-    fn attach(&mut self, now: Instant, channel: Channel, cid: ConnectionId) -> Result<(), Refusal> {
+    fn attach(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        cid: ConnectionId,
+        context: u64,
+    ) -> Result<(), Refusal> {
         self.check_room(channel)?;
-        let (context, path) = self.take_context(channel, cid)?;
+        let path = self.take_context(channel, cid, context)?;
         let Some(leg) = self.legs.get_mut(&cid) else { return Ok(()) };
         let owner = leg.owner;
         leg.channel = Some(channel);
@@ -143,10 +150,16 @@ impl Trs {
     }
 
     /// This process does not know the leg; an earlier one did.
-    fn recreate(&mut self, now: Instant, channel: Channel, ticket: &Ticket) -> Result<(), Refusal> {
+    fn recreate(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        ticket: &Ticket,
+        context: u64,
+    ) -> Result<(), Refusal> {
         self.check_room(channel)?;
         let cid = ticket.cid;
-        let (context, path) = self.take_context(channel, cid)?;
+        let path = self.take_context(channel, cid, context)?;
         let leg = Leg {
             channel: Some(channel),
             context,

@@ -36,12 +36,17 @@ fn cid(n: u8) -> ConnectionId {
     ConnectionId::from_random_data([n; 8])
 }
 
-fn request(setup: u8, peer: &str, data: u8, bind_to: Option<ConnectionId>) -> Message {
+/// The context of a device's leg follows from how it wants to be reached.
+fn context(data: u8) -> u64 {
+    relayed::MIN_CONTEXT + u64::from(data)
+}
+
+fn request(setup: u8, peer: &str, data: u8) -> Message {
     Message::BindingRequest(BindingRequest {
         setup_id: vec![setup; 16],
         peer_fqdn: peer.into(),
         data_connection_id: cid(data).as_bytes().to_vec(),
-        peer_connection_id: bind_to.map(|c| c.as_bytes().to_vec()).unwrap_or_default(),
+        context: context(data),
     })
 }
 
@@ -84,12 +89,16 @@ impl Bench {
         (message, actions)
     }
 
-    fn leg(&mut self, channel: u64, message: Message) -> (ConnectionId, u64, Vec<Action>) {
+    /// The leg's connection ID, that of the other end's, and what happened besides.
+    fn leg(&mut self, channel: u64, message: Message) -> (ConnectionId, ConnectionId, Vec<Action>) {
         let (answer, actions) = self.ask(channel, message);
-        let Message::BindingResponse(BindingResponse { connection_id, context, .. }) = answer else {
+        let Message::BindingResponse(BindingResponse { connection_id, peer_connection_id, .. }) = answer
+        else {
             panic!("{answer:?}")
         };
-        (ConnectionId::from_bytes(connection_id.try_into().unwrap()), context, actions)
+        let [own, other] =
+            [connection_id, peer_connection_id].map(|cid| ConnectionId::from_bytes(cid.try_into().unwrap()));
+        (own, other, actions)
     }
 
     fn refused(&mut self, channel: u64, message: Message) -> RefusalCode {
@@ -103,51 +112,148 @@ impl Bench {
 
     /// B's leg and A's, bound.
     fn pair(&mut self) -> [(ConnectionId, u64); 2] {
-        let (b, b_context, _) = self.leg(1, request(1, "a.lab", 11, None));
-        let (a, a_context, _) = self.leg(0, request(1, "b.lab", 10, Some(b)));
-        [(a, a_context), (b, b_context)]
+        let (b, _, _) = self.leg(1, request(1, "a.lab", 11));
+        let (a, _, _) = self.leg(0, request(1, "b.lab", 10));
+        [(a, context(10)), (b, context(11))]
+    }
+
+    /// What is passed on, as (channel, context, packet).
+    fn forwarded(&mut self) -> Vec<(u64, u64, Vec<u8>)> {
+        forwarded(self.actions())
+    }
+}
+
+fn forwarded(actions: Vec<Action>) -> Vec<(u64, u64, Vec<u8>)> {
+    let forwarded = |action| match action {
+        Action::Forward { channel, datagram } => {
+            let (context, packet) = relayed::decode(&datagram).unwrap();
+            Some((channel.0, context, packet.to_vec()))
+        }
+        _ => None,
+    };
+    actions.into_iter().filter_map(forwarded).collect()
+}
+
+#[test]
+fn legs_of_one_set_up_are_bound_whichever_comes_first_and_each_end_knows_both() {
+    for first in [0, 1] {
+        let mut bench = Bench::new();
+        let asks = [(0, request(1, "b.lab", 10)), (1, request(1, "A.lab.", 11))];
+        let mut asks = asks.into_iter().cycle().skip(first);
+        let (channel, ask) = asks.next().unwrap();
+        let (x, of_x, actions) = bench.leg(channel, ask);
+        assert_eq!(actions, [], "an unbound leg forwards nothing");
+        let (channel, ask) = asks.next().unwrap();
+        let (y, of_y, actions) = bench.leg(channel, ask);
+        assert!(x.is_data() && y.is_data() && x != y);
+        assert_eq!((of_x, of_y), (y, x));
+        let (a, b) = if first == 0 { (x, y) } else { (y, x) };
+        let inserts = |cid| {
+            actions.iter().find(|action| matches!(action, Action::Insert { cid: of, .. } if *of == cid))
+        };
+        let of_a = Action::Insert { cid: a, from: path(1), to: path(0), real_cid: cid(10) };
+        let of_b = Action::Insert { cid: b, from: path(0), to: path(1), real_cid: cid(11) };
+        assert_eq!((inserts(a), inserts(b), actions.len()), (Some(&of_a), Some(&of_b), 2));
     }
 }
 
 #[test]
-fn binding_inserts_both_directions_with_the_bound_addresses() {
+fn a_leg_is_bound_only_to_that_of_the_device_and_set_up_it_names_and_only_once() {
     let mut bench = Bench::new();
-    let (b, _, actions) = bench.leg(1, request(1, "a.lab", 11, None));
-    assert_eq!(actions, [], "an unbound leg forwards nothing");
-    let (a, _, actions) = bench.leg(0, request(1, "b.lab", 10, Some(b)));
-    assert!(a.is_data() && b.is_data() && a != b);
-    let expected = [
-        Action::Insert { cid: a, from: path(1), to: path(0), real_cid: cid(10) },
-        Action::Insert { cid: b, from: path(0), to: path(1), real_cid: cid(11) },
-    ];
-    assert_eq!(actions, expected);
+    bench.leg(1, request(1, "a.lab", 11));
+    let alone = |(_, _, actions): (ConnectionId, ConnectionId, Vec<Action>)| actions.is_empty();
+    assert!(alone(bench.leg(2, request(1, "b.lab", 12))), "another device");
+    assert!(alone(bench.leg(0, request(2, "b.lab", 13))), "another set-up");
+    assert!(alone(bench.leg(0, request(1, "c.lab", 14))), "another peer");
+    assert_eq!(bench.refused(1, request(1, "b.lab", 10)), RefusalCode::Malformed, "itself");
+    assert!(!alone(bench.leg(0, request(1, "b.lab", 10))));
+    assert!(alone(bench.leg(0, request(1, "b.lab", 15))), "bound already");
 }
 
 #[test]
-fn a_leg_can_be_bound_only_by_the_device_and_set_up_it_names_and_only_once() {
+fn contexts_are_their_owners_choice_within_bounds_and_once_for_each_connection() {
     let mut bench = Bench::new();
-    let (b, _, _) = bench.leg(1, request(1, "a.lab", 11, None));
-    assert_eq!(bench.refused(2, request(1, "b.lab", 12, Some(b))), RefusalCode::NotAllowed, "another device");
-    assert_eq!(bench.refused(0, request(2, "b.lab", 10, Some(b))), RefusalCode::NotAllowed, "another set-up");
-    assert_eq!(bench.refused(0, request(1, "c.lab", 10, Some(b))), RefusalCode::NotAllowed, "another owner");
+    let ask = |context, data: u8| {
+        let Message::BindingRequest(request) = request(data, "b.lab", data) else { panic!() };
+        Message::BindingRequest(BindingRequest { context, ..request })
+    };
+    for bad in [0, relayed::MIN_CONTEXT - 1, relayed::MAX_CONTEXT + 1, u64::MAX] {
+        assert_eq!(bench.refused(0, ask(bad, 1)), RefusalCode::Malformed, "{bad}");
+    }
+    bench.leg(0, ask(relayed::MAX_CONTEXT, 1));
+    assert_eq!(bench.refused(0, ask(relayed::MAX_CONTEXT, 2)), RefusalCode::Malformed, "in use");
+    bench.leg(1, request(9, "a.lab", 3));
+}
+
+#[test]
+fn what_comes_before_the_pair_is_bound_is_passed_on_in_order_when_it_is() {
+    let mut bench = Bench::new();
+    let send = |bench: &mut Bench, channel, data, packet: &[u8]| {
+        bench.trs.handle_datagram(
+            bench.now,
+            Channel(channel),
+            &relayed::encode(context(data), packet).unwrap(),
+        );
+    };
+    send(&mut bench, 0, 10, b"before the request");
+    bench.leg(0, request(1, "b.lab", 10));
+    send(&mut bench, 0, 10, b"before the other end");
+    send(&mut bench, 1, 11, b"of the other end");
+    assert_eq!(bench.actions(), []);
+    let (_, _, actions) = bench.leg(1, request(1, "a.lab", 11));
+    let expected: [(u64, u64, &[u8]); 3] = [
+        (0, context(10), b"of the other end"),
+        (1, context(11), b"before the request"),
+        (1, context(11), b"before the other end"),
+    ];
     assert_eq!(
-        bench.refused(0, request(1, "b.lab", 10, Some(cid(99)))),
-        RefusalCode::NotAllowed,
-        "unknown leg"
+        forwarded(actions),
+        expected.map(|(channel, context, packet)| (channel, context, packet.to_vec()))
     );
-    assert_eq!(bench.refused(1, request(1, "b.lab", 10, None)), RefusalCode::Malformed, "itself");
-    let (_, _, actions) = bench.leg(0, request(1, "b.lab", 10, Some(b)));
-    assert_eq!(actions.len(), 2);
-    assert_eq!(bench.refused(0, request(1, "b.lab", 13, Some(b))), RefusalCode::NotAllowed, "bound already");
+    send(&mut bench, 0, 10, b"bound");
+    assert_eq!(bench.forwarded(), [(1, context(11), b"bound".to_vec())]);
+    assert_eq!(
+        (bench.trs.counters().held, bench.trs.counters().dropped, bench.trs.held.next()),
+        (3, 0, None)
+    );
+}
+
+#[test]
+fn what_is_held_is_bounded_in_number_bytes_and_time() {
+    let mut bench = Bench::new();
+    let limits = bench.trs.config.limits.clone();
+    let send = |bench: &mut Bench, channel, context, len: usize| {
+        let before = bench.trs.counters().held;
+        bench.trs.handle_datagram(
+            bench.now,
+            Channel(channel),
+            &relayed::encode(context, &vec![1; len]).unwrap(),
+        );
+        bench.trs.counters().held - before
+    };
+    let held: u64 = (0..100).map(|_| send(&mut bench, 0, context(1), 1)).sum();
+    assert_eq!(held, limits.held_packets as u64);
+    let held: u64 = (0..100).map(|_| send(&mut bench, 0, context(2), limits.held_bytes / 4)).sum();
+    assert_eq!(held, 4);
+    let held: u64 = (3..100).map(|n| send(&mut bench, 0, context(n), limits.held_bytes)).sum();
+    assert_eq!(held as usize, limits.held_bytes_per_node / limits.held_bytes - 2);
+    assert_eq!(send(&mut bench, 1, context(1), 1), 1, "another node has room of its own");
+    assert_eq!(send(&mut bench, 9, context(1), 1), 0, "nobody is not held for");
+    assert_eq!(bench.trs.poll_timeout(), Some(bench.now + limits.held));
+    bench.now += limits.held;
+    bench.trs.handle_timeout(bench.now);
+    assert_eq!((bench.trs.poll_timeout(), send(&mut bench, 0, context(1), limits.held_bytes)), (None, 1));
+    bench.trs.handle_disconnected(bench.now, Channel(0));
+    assert_eq!(bench.trs.held.next(), None, "it goes with its connection");
 }
 
 #[test]
 fn a_repeated_request_gets_the_same_leg() {
     let mut bench = Bench::new();
     let [(a, _), (b, _)] = bench.pair();
-    let (again, _, actions) = bench.leg(1, request(1, "a.lab", 11, None));
+    let (again, _, actions) = bench.leg(1, request(1, "a.lab", 11));
     assert_eq!((again, actions.len()), (b, 0));
-    let (again, _, actions) = bench.leg(0, request(1, "b.lab", 10, Some(b)));
+    let (again, _, actions) = bench.leg(0, request(1, "b.lab", 10));
     assert_eq!((again, actions.len()), (a, 0));
     assert_eq!(bench.trs.sizes(), (3, 2));
 }
@@ -163,9 +269,11 @@ fn handshakes_pass_between_bound_legs_alone_and_do_not_grow() {
     assert_eq!(bench.actions(), [Action::Forward { channel: Channel(1), datagram: forwarded }]);
     bench.trs.handle_datagram(bench.now, Channel(2), &sent);
     bench.trs.handle_datagram(bench.now, Channel(0), &relayed::encode(a_context + 9, b"x").unwrap());
+    bench.trs.handle_datagram(bench.now, Channel(0), &relayed::encode(5, b"x").unwrap());
     bench.trs.handle_datagram(bench.now, Channel(0), &[]);
     assert_eq!(bench.actions(), []);
-    assert_eq!((bench.trs.counters().forwarded, bench.trs.counters().dropped), (1, 3));
+    let counters = bench.trs.counters();
+    assert_eq!((counters.forwarded, counters.held, counters.dropped), (1, 2, 2));
 }
 
 #[test]
@@ -202,8 +310,8 @@ fn a_newer_connection_of_a_device_replaces_the_older() {
     assert!(matches!(bench.actions().as_slice(), [Action::Close { channel: Channel(0), .. }]));
     bench.trs.handle_disconnected(bench.now, Channel(0));
     assert_eq!(bench.trs.sizes(), (3, 2), "the late end of the old connection does not touch the new one");
-    assert_eq!(bench.refused(0, request(3, "b.lab", 3, None)), RefusalCode::NotAllowed);
-    bench.leg(9, request(3, "b.lab", 3, None));
+    assert_eq!(bench.refused(0, request(3, "b.lab", 3)), RefusalCode::NotAllowed);
+    bench.leg(9, request(3, "b.lab", 3));
 }
 
 #[test]
@@ -219,7 +327,7 @@ fn only_devices_of_the_network_are_served() {
 #[test]
 fn legs_end_when_nothing_comes_and_live_while_packets_flow() {
     let mut bench = Bench::new();
-    let (lonely, _, _) = bench.leg(2, request(9, "a.lab", 12, None));
+    let (lonely, _, _) = bench.leg(2, request(9, "a.lab", 12));
     let [(a, _), (b, _)] = bench.pair();
     bench.now += bench.trs.config.limits.unbound;
     bench.trs.handle_timeout(bench.now);
@@ -241,10 +349,10 @@ fn legs_end_when_nothing_comes_and_live_while_packets_flow() {
 fn legs_are_bounded_per_node() {
     let mut bench = Bench::new();
     for n in 0..4 {
-        bench.leg(0, request(n, "b.lab", n, None));
+        bench.leg(0, request(n, "b.lab", n));
     }
-    assert_eq!(bench.refused(0, request(9, "b.lab", 9, None)), RefusalCode::TooMany);
-    bench.leg(1, request(9, "a.lab", 9, None));
+    assert_eq!(bench.refused(0, request(9, "b.lab", 9)), RefusalCode::TooMany);
+    bench.leg(1, request(9, "a.lab", 9));
 }
 
 #[test]
@@ -258,11 +366,11 @@ fn a_node_learns_from_where_it_is_seen() {
 proptest! {
     #[test]
     fn odd_fields_are_refused_without_a_trace(
-        setup_id: Vec<u8>, peer_fqdn in "\\PC{0,20}", data_connection_id: Vec<u8>, peer_connection_id: Vec<u8>,
+        setup_id: Vec<u8>, peer_fqdn in "\\PC{0,20}", data_connection_id: Vec<u8>, context: u64,
     ) {
         prop_assume!(setup_id.len() != 16 || data_connection_id.len() != 8);
         let mut bench = Bench::new();
-        let odd = BindingRequest { setup_id, peer_fqdn, data_connection_id, peer_connection_id };
+        let odd = BindingRequest { setup_id, peer_fqdn, data_connection_id, context };
         prop_assert_eq!(bench.refused(0, Message::BindingRequest(odd)), RefusalCode::Malformed);
     }
 }

@@ -2,9 +2,9 @@
 
 mod schedule;
 
-pub use schedule::{EXPORTER_LABEL, ExportError, Exporter, Secret, TunnelContext, TunnelSecrets, derive};
+pub use schedule::{EXPORTER_LABEL, ExportError, Exported, Exporter, Secret, TunnelContext, TunnelSecrets};
 
-/// AEAD of data packets; the numbers stand in TunnelRequest and TunnelResponse.
+/// AEAD of data packets; the numbers stand in TunnelOffer and TunnelRequest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Suite {
     /// Where both CPUs have AES instructions.
@@ -29,7 +29,7 @@ impl Suite {
     }
 
     /// The first of the dialler's suites, in its order, that the listener has too.
-    pub fn choose(dialler: &[u32], listener: &[Self]) -> Option<Self> {
-        dialler.iter().take(8).filter_map(|n| Self::from_number(*n)).find(|suite| listener.contains(suite))
+    pub fn choose(dialler: &[Self], listener: &[u32]) -> Option<Self> {
+        dialler.iter().copied().find(|suite| listener.iter().take(8).any(|n| *n == suite.number()))
     }
 }

@@ -14,7 +14,7 @@ use crate::id::SetupId;
 use ring::hkdf;
 use std::fmt;
 use thiserror::Error;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// Label of the exporter (RFC 5705 §4: private labels need no prefix, but must not collide).
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-cyphonic-tunnel-v1";
@@ -72,8 +72,6 @@ pub struct TunnelSecrets {
 pub struct TunnelContext<'a> {
     /// The set-up: every one has fresh keys.
     pub setup: SetupId,
-    /// The key that the NMS gave both ends.
-    pub tunnel_key: &'a [u8; 32],
     /// SHA-256 of this end's public key.
     pub own_spki_sha256: &'a [u8; 32],
     /// SHA-256 of the peer's public key, from its verified certificate.
@@ -84,21 +82,43 @@ pub struct TunnelContext<'a> {
     pub suite: Suite,
 }
 
-/// Both directions' secrets.
-///
-/// # Errors
-/// Where the exporter fails.
-pub fn derive(exporter: &dyn Exporter, context: &TunnelContext<'_>) -> Result<TunnelSecrets, ExportError> {
-    let bound = context.encode();
-    let mut exported = exporter.export(EXPORTER_LABEL, &bound)?;
-    let key = hkdf::Salt::new(hkdf::HKDF_SHA256, context.tunnel_key).extract(&exported);
-    exported.zeroize();
-    let dialler = expand(&key, FROM_DIALLER, &bound)?;
-    let listener = expand(&key, FROM_LISTENER, &bound)?;
-    Ok(match context.is_dialler {
-        true => TunnelSecrets { send: dialler, recv: listener },
-        false => TunnelSecrets { send: listener, recv: dialler },
-    })
+/// What the peers' own handshake contributes: half of what it takes. Wiped when dropped, never shown.
+pub struct Exported {
+    context: Vec<u8>,
+    is_dialler: bool,
+    secret: Zeroizing<[u8; 32]>,
+}
+
+impl fmt::Debug for Exported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exported").finish_non_exhaustive()
+    }
+}
+
+impl Exported {
+    /// From the connection between the peers.
+    ///
+    /// # Errors
+    /// Where the exporter fails.
+    pub fn new(exporter: &dyn Exporter, context: &TunnelContext<'_>) -> Result<Self, ExportError> {
+        let bound = context.encode();
+        let secret = Zeroizing::new(exporter.export(EXPORTER_LABEL, &bound)?);
+        Ok(Self { context: bound, is_dialler: context.is_dialler, secret })
+    }
+
+    /// Both directions' secrets, with the key that the NMS gave both ends for this set-up.
+    ///
+    /// # Errors
+    /// Where the crypto library refuses.
+    pub fn secrets(&self, tunnel_key: &[u8; 32]) -> Result<TunnelSecrets, ExportError> {
+        let key = hkdf::Salt::new(hkdf::HKDF_SHA256, tunnel_key).extract(self.secret.as_slice());
+        let dialler = expand(&key, FROM_DIALLER, &self.context)?;
+        let listener = expand(&key, FROM_LISTENER, &self.context)?;
+        Ok(match self.is_dialler {
+            true => TunnelSecrets { send: dialler, recv: listener },
+            false => TunnelSecrets { send: listener, recv: dialler },
+        })
+    }
 }
 
 impl TunnelContext<'_> {
@@ -149,13 +169,12 @@ mod tests {
         let [own, peer] = ends.map(|n| [n; 32]);
         let context = TunnelContext {
             setup: SetupId([setup; 16]),
-            tunnel_key: &[key; 32],
             own_spki_sha256: &own,
             peer_spki_sha256: &peer,
             is_dialler,
             suite,
         };
-        derive(&Shared(shared), &context).unwrap()
+        Exported::new(&Shared(shared), &context).unwrap().secrets(&[key; 32]).unwrap()
     }
 
     proptest! {
@@ -197,13 +216,14 @@ mod tests {
         }
         let context = TunnelContext {
             setup: SetupId([0; 16]),
-            tunnel_key: &[0; 32],
             own_spki_sha256: &[0; 32],
             peer_spki_sha256: &[1; 32],
             is_dialler: true,
             suite: Suite::Aes128Gcm,
         };
-        assert_eq!(derive(&Broken, &context), Err(ExportError));
+        assert_eq!(Exported::new(&Broken, &context).unwrap_err(), ExportError);
+        let exported = Exported::new(&Shared(7), &context).unwrap();
+        assert_eq!(format!("{exported:?}"), "Exported { .. }");
         assert_eq!(format!("{:?}", Secret([7; 32])), "Secret(..)");
     }
 }

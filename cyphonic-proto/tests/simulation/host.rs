@@ -3,7 +3,7 @@
 use crate::{
     cloud::{addresses, relay},
     net::Uplink,
-    world::{Conn, Content, Data, Event, Packet, Victim, World, ZONE, identity, virtual_address},
+    world::{Conn, Content, Data, Event, Flight, Packet, Victim, World, ZONE, identity, virtual_address},
 };
 use cyphonic_proto::{
     Channel, ConnectionId, Identity, Message, PeerConnectionId, SetupId, TunnelId,
@@ -33,6 +33,8 @@ pub(crate) struct Host {
     pub(crate) cached: Option<CachedState>,
     pub(crate) tunnels: BTreeMap<TunnelId, Installed>,
     held: BTreeMap<Ipv6Addr, Vec<u64>>,
+    /// What came for tunnels that are offered and not installed yet.
+    early: BTreeMap<ConnectionId, Vec<(SocketAddr, Data)>>,
     /// Packets that could not be delivered and were answered.
     pub(crate) dropped: Vec<Ipv6Addr>,
     pub(crate) installs: u32,
@@ -70,17 +72,26 @@ pub(crate) struct Dial {
     life: u32,
     setup: SetupId,
     via: PeerVia,
-    request: Vec<u8>,
-    /// Who listened, its answer, and where it was reached.
-    answer: Option<(&'static str, Vec<u8>)>,
+    /// Who listens, in which of its lives, and how the dialler's packets come there.
+    listener: Option<(&'static str, u32, PeerVia)>,
+    offer: Option<Vec<u8>>,
+    /// The offer has reached the dialler.
+    offered: bool,
+    request: Option<Vec<u8>>,
+    /// The request has reached the listener.
+    asked: bool,
+    answer: Option<Vec<u8>>,
     pub(crate) claims: Option<Identity>,
-    done: bool,
     tries: u32,
 }
 
 impl Dial {
     pub(crate) fn setup(&self) -> SetupId {
         self.setup
+    }
+
+    pub(crate) fn via(&self) -> PeerVia {
+        self.via.clone()
     }
 }
 
@@ -103,6 +114,7 @@ impl Host {
             cached: None,
             tunnels: BTreeMap::new(),
             held: BTreeMap::new(),
+            early: BTreeMap::new(),
             dropped: Vec::new(),
             installs: 0,
         }
@@ -113,6 +125,11 @@ impl Host {
         self.life += 1;
         self.tunnels.clear();
         self.held.clear();
+        self.early.clear();
+    }
+
+    pub(crate) fn early_packets(&self) -> usize {
+        self.early.values().map(Vec::len).sum()
     }
 
     fn newest(&self, peer: Ipv6Addr) -> Option<TunnelId> {
@@ -137,7 +154,7 @@ impl World {
             suites: vec![Suite::Aes128Gcm, Suite::ChaCha20Poly1305],
             inner_mtu: 1420,
             software_version: "test".into(),
-            timing: Timing::default(),
+            timing: Timing { warm_relays: self.warm_relays, ..Timing::default() },
         };
         host.node = Some(Node::new(config, seed, self.now));
         self.schedule(Duration::from_secs(1), Event::Stats { device: name, life });
@@ -181,16 +198,34 @@ impl World {
                 self.schedule(delay, Event::ToService { channel, exchange, bytes });
             }
             Action::Respond { exchange, message } => self.node_responds(exchange, &message),
-            Action::DialPeer { setup, peer_fqdn, peer_address, via, request } => {
+            Action::DialPeer { setup, peer_fqdn, peer_address, via } => {
                 assert_eq!(peer_address, virtual_address(peer_fqdn.strip_suffix(".lab").unwrap()));
-                self.dial(name, setup, via, &request);
+                self.dial(name, setup, via);
             }
-            Action::CancelDial { setup } => {
-                self.dials.retain(|_, dial| dial.device != name || dial.setup != setup)
+            Action::AskPeer { setup, request } => self.ask_peer(name, setup, &request),
+            Action::CancelDial { setup } => self.cancel_dial(name, setup),
+            Action::OfferPeer { connection, offer } => {
+                let bytes = self.pack(&offer);
+                self.dials.get_mut(&connection.0).unwrap().offer = Some(bytes);
+            }
+            Action::ClosePeer { connection } => {
+                // The dialler's own time is up too, or soon will be.
+                if let Some(dial) = self.dials.get_mut(&connection.0) {
+                    dial.offer = None;
+                }
             }
             Action::RespondPeer { connection, message } => {
                 let bytes = self.pack(&message);
-                self.dials.get_mut(&connection.0).unwrap().answer = Some((name, bytes));
+                if let Some(dial) = self.dials.get_mut(&connection.0) {
+                    assert!(dial.answer.replace(bytes).is_none(), "one request, two answers");
+                    self.transmit_to_dialler(Flight::Response, connection.0);
+                }
+            }
+            Action::ExpectTunnel { local_cid } => {
+                self.hosts.get_mut(name).unwrap().early.insert(local_cid, Vec::new());
+            }
+            Action::ForgetTunnel { local_cid } => {
+                self.hosts.get_mut(name).unwrap().early.remove(&local_cid);
             }
             Action::Punch { remotes } => remotes.iter().for_each(|to| self.send(name, *to, Packet::Punch)),
             Action::InstallTunnel(parameters) => self.install(name, *parameters),
@@ -269,7 +304,8 @@ impl World {
         let Some(uplink) = uplink else { return };
         let server = addresses(&service)[usize::from(uplink.own.is_ipv6())];
         let observed = uplink.outbound(self.now, server);
-        let delay = self.reliable_delay() * 3;
+        // The handshake is complete here after one round trip; what is asked then is there as early as its last packet.
+        let delay = self.reliable_delay() * 2;
         if !self.cloud.is_up(&service) {
             self.schedule(delay, Event::ConnectFailed { device: name, life, service });
             return;
@@ -343,12 +379,7 @@ impl World {
     pub(crate) fn take_in(&mut self, name: &'static str, from: SocketAddr, packet: Packet) {
         match packet {
             Packet::Punch => {}
-            Packet::Request(dial) => {
-                if self.listen(name, dial, PeerVia::Direct(vec![from])) {
-                    self.send(name, from, Packet::Response(dial));
-                }
-            }
-            Packet::Response(dial) => self.dial_answered(dial, PeerVia::Direct(vec![from])),
+            Packet::Peers(flight, dial) => self.flight(name, flight, dial, PeerVia::Direct(vec![from])),
             Packet::Data(data) => self.receive(name, from, &data),
             Packet::Reset(token) => self.receive_reset(name, from, token),
         }
@@ -377,72 +408,160 @@ impl World {
         let (context, packet) = relayed::decode(bytes).unwrap();
         let via = PeerVia::Relay { trs, context };
         let dial = u64::from_be_bytes(packet[1..9].try_into().unwrap());
-        match packet[0] {
-            0 if self.listen(device, dial, via.clone()) => {
-                let packet = [&[1], dial.to_be_bytes().as_slice()].concat();
-                let bytes = relayed::encode(context, &packet).unwrap().to_vec();
-                self.unreliable(&Event::FrameToTrs { channel, bytes });
-            }
-            0 => {}
-            _ => self.dial_answered(dial, via),
-        }
+        self.flight(device, Flight::from_byte(packet[0]), dial, via);
     }
 
-    fn dial(&mut self, device: &'static str, setup: SetupId, via: PeerVia, request: &Message) {
-        let (id, life, request) = (self.fresh(), self.hosts[device].life, self.pack(request));
-        let dial =
-            Dial { device, life, setup, via, request, answer: None, claims: None, done: false, tries: 0 };
+    fn dial(&mut self, device: &'static str, setup: SetupId, via: PeerVia) {
+        let (id, life) = (self.fresh(), self.hosts[device].life);
+        let dial = Dial {
+            device,
+            life,
+            setup,
+            via,
+            listener: None,
+            offer: None,
+            offered: false,
+            request: None,
+            asked: false,
+            answer: None,
+            claims: None,
+            tries: 0,
+        };
         self.dials.insert(id, dial);
         self.transmit_dial(id);
     }
 
-    /// Sends, or repeats, a dial's request.
+    fn dial_of(&self, device: &str, setup: SetupId) -> Option<u64> {
+        let life = self.hosts[device].life;
+        let fits = |dial: &Dial| dial.device == device && dial.life == life && dial.setup == setup;
+        self.dials.iter().find(|(_, dial)| fits(dial)).map(|(id, _)| *id)
+    }
+
+    fn ask_peer(&mut self, device: &'static str, setup: SetupId, request: &Message) {
+        let (id, bytes) = (self.dial_of(device, setup).unwrap(), self.pack(request));
+        let dial = self.dials.get_mut(&id).unwrap();
+        (dial.request, dial.tries) = (Some(bytes), 0);
+        self.transmit_dial(id);
+    }
+
+    fn cancel_dial(&mut self, device: &'static str, setup: SetupId) {
+        let Some(id) = self.dial_of(device, setup) else { return };
+        self.end_dial(id);
+    }
+
+    fn end_dial(&mut self, id: u64) {
+        let Some(Dial { listener: Some((device, life, _)), .. }) = self.dials.remove(&id) else { return };
+        let delay = self.reliable_delay();
+        self.schedule(delay, Event::PeerLeft { device, life, dial: id });
+    }
+
+    /// Sends, or repeats, what the dialler has to say.
     pub(crate) fn transmit_dial(&mut self, id: u64) {
-        let Some(dial) = self.dials.get_mut(&id).filter(|dial| !dial.done) else { return };
+        let Some(dial) = self.dials.get_mut(&id) else { return };
+        let flight = match (&dial.request, dial.offered) {
+            (Some(_), _) => Flight::Request,
+            (None, false) => Flight::Hello,
+            // The node has not made up its mind.
+            (None, true) => return,
+        };
         dial.tries += 1;
-        let (device, via, wait) = (dial.device, dial.via.clone(), Duration::from_millis(100) * dial.tries);
-        if self.hosts[device].life != dial.life || dial.tries > 8 {
-            return;
+        let (device, life, via, tries) = (dial.device, dial.life, dial.via.clone(), dial.tries);
+        if self.hosts[device].life != life || tries > 8 {
+            return self.end_dial(id);
         }
+        self.transmit(device, &via, flight, id);
+        self.schedule(Duration::from_millis(100) * tries, Event::Retransmit { dial: id });
+    }
+
+    fn transmit_to_dialler(&mut self, flight: Flight, id: u64) {
+        if let Some((device, _, via)) = self.dials.get(&id).and_then(|dial| dial.listener.clone()) {
+            self.transmit(device, &via, flight, id);
+        }
+    }
+
+    fn transmit(&mut self, device: &'static str, via: &PeerVia, flight: Flight, id: u64) {
         match via {
             PeerVia::Direct(remotes) => {
-                remotes.iter().for_each(|to| self.send(device, *to, Packet::Request(id)))
+                remotes.iter().for_each(|to| self.send(device, *to, Packet::Peers(flight, id)))
             }
             PeerVia::Relay { trs, context } => {
-                if let Some(channel) = self.channel(device, &Service::Trs(trs)) {
-                    let packet = [&[0], id.to_be_bytes().as_slice()].concat();
-                    let bytes = relayed::encode(context, &packet).unwrap().to_vec();
+                if let Some(channel) = self.channel(device, &Service::Trs(trs.clone())) {
+                    let packet = [&[flight as u8], id.to_be_bytes().as_slice()].concat();
+                    let bytes = relayed::encode(*context, &packet).unwrap().to_vec();
                     self.unreliable(&Event::FrameToTrs { channel, bytes });
                 }
             }
         }
-        self.schedule(wait, Event::Retransmit { dial: id });
     }
 
-    /// A dial's request reached a device; true once it has an answer.
-    fn listen(&mut self, name: &'static str, id: u64, via: PeerVia) -> bool {
-        let Some(dial) = self.dials.get(&id) else { return false };
-        if let Some((listener, _)) = &dial.answer {
-            return *listener == name;
+    /// A packet of a handshake between peers has arrived.
+    fn flight(&mut self, name: &'static str, flight: Flight, id: u64, via: PeerVia) {
+        match flight {
+            Flight::Hello => self.hear_hello(name, id, via),
+            Flight::Offer => self.hear_offer(name, id, via),
+            Flight::Request => self.hear_request(name, id, via),
+            Flight::Response => self.hear_response(name, id),
+        }
+    }
+
+    fn hear_hello(&mut self, name: &'static str, id: u64, via: PeerVia) {
+        let life = self.hosts[name].life;
+        let Some(dial) = self.dials.get_mut(&id) else { return };
+        let known = dial.listener.get_or_insert_with(|| (name, life, via.clone()));
+        if known.0 != name || known.1 != life {
+            return;
+        }
+        if dial.offer.is_none() {
+            let connection = PeerConnectionId(id);
+            self.with_node(name, life, |node, now| node.handle_peer_arrived(now, connection, via));
+        }
+        match self.dials.get_mut(&id) {
+            Some(dial) if dial.offer.is_some() => self.transmit_to_dialler(Flight::Offer, id),
+            Some(dial) => dial.listener = None,
+            None => {}
+        }
+    }
+
+    fn hear_offer(&mut self, name: &'static str, id: u64, via: PeerVia) {
+        let Some(dial) = self.dials.get_mut(&id).filter(|dial| dial.device == name && !dial.offered) else {
+            return;
+        };
+        let (Some((listener, ..)), Some(offer)) = (&dial.listener, &dial.offer) else { return };
+        let (identity, offer) = (identity(listener), offer.clone());
+        dial.offered = true;
+        let (life, setup, message) = (dial.life, dial.setup, Self::unpack(&offer));
+        self.with_node(name, life, |node, now| {
+            node.handle_peer_offer(now, setup, via, &identity, message, &Shared(id));
+        });
+    }
+
+    fn hear_request(&mut self, name: &'static str, id: u64, via: PeerVia) {
+        let Some(dial) = self.dials.get_mut(&id) else { return };
+        let (Some((listener, life, _)), Some(request)) = (dial.listener.clone(), dial.request.clone()) else {
+            return;
+        };
+        if listener != name {
+            return;
+        }
+        if std::mem::replace(&mut dial.asked, true) {
+            if dial.answer.is_some() {
+                self.transmit_to_dialler(Flight::Response, id);
+            }
+            return;
         }
         let claims = dial.claims.clone().unwrap_or_else(|| identity(dial.device));
-        let (message, life) = (Self::unpack(&dial.request), self.hosts[name].life);
+        let message = Self::unpack(&request);
         self.with_node(name, life, |node, now| {
             node.handle_peer_request(now, PeerConnectionId(id), via, &claims, message, &Shared(id));
         });
-        self.dials.get(&id).is_some_and(|dial| dial.answer.is_some())
     }
 
-    fn dial_answered(&mut self, id: u64, via: PeerVia) {
-        let Some(dial) = self.dials.get_mut(&id).filter(|dial| !dial.done) else { return };
-        let Some((listener, answer)) = dial.answer.clone() else { return };
-        dial.done = true;
-        let (device, life, setup) = (dial.device, dial.life, dial.setup);
-        let (identity, message) = (identity(listener), Self::unpack(&answer));
-        self.with_node(device, life, |node, now| {
-            node.handle_peer_response(now, setup, via, &identity, message, &Shared(id));
-        });
-        self.dials.remove(&id);
+    fn hear_response(&mut self, name: &'static str, id: u64) {
+        let Some(dial) = self.dials.get(&id).filter(|dial| dial.device == name) else { return };
+        let Some(answer) = dial.answer.clone() else { return };
+        let (life, setup, message) = (dial.life, dial.setup, Self::unpack(&answer));
+        self.with_node(name, life, |node, now| node.handle_peer_response(now, setup, message));
+        self.end_dial(id);
     }
 
     fn install(&mut self, name: &'static str, parameters: TunnelParameters) {
@@ -452,6 +571,7 @@ impl World {
         assert!(parameters.local_cid.is_data() && parameters.remote_cid.is_data());
         assert!(host.tunnels.values().all(|tunnel| tunnel.parameters.local_cid != parameters.local_cid));
         let (id, peer, confirmed) = (parameters.id, parameters.peer, parameters.confirmed);
+        let early = host.early.remove(&parameters.local_cid).unwrap_or_default();
         let waiting = host.held.remove(&peer).unwrap_or_default();
         host.installs += 1;
         let mtu = PathMtu { datagram: SMALLEST, inner: parameters.inner_mtu };
@@ -470,6 +590,9 @@ impl World {
         };
         assert!(host.tunnels.insert(id, installed).is_none());
         self.flush(name, id);
+        for (from, data) in early {
+            self.receive(name, from, &data);
+        }
     }
 
     /// An application's packet.
@@ -559,7 +682,12 @@ impl World {
                 && data.real_cid == data.wire_cid
                 && *tunnel.parameters.recv.as_bytes() == data.key
         };
-        let Some((id, tunnel)) = host.tunnels.iter_mut().find(|(_, tunnel)| opens(tunnel)) else { return };
+        let Some((id, tunnel)) = host.tunnels.iter_mut().find(|(_, tunnel)| opens(tunnel)) else {
+            if let Some(early) = host.early.get_mut(&cid).filter(|early| early.len() < 16) {
+                early.push((from, data.clone()));
+            }
+            return;
+        };
         let id = *id;
         tunnel.confirmed = true;
         tunnel.activity.last_rx = Some(now);

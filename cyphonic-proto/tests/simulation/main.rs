@@ -17,6 +17,7 @@ mod net;
 mod paths;
 mod relay_restarts;
 mod restarts;
+mod round_trips;
 mod scenarios;
 mod security;
 mod world;

@@ -9,10 +9,11 @@ use cyphonic_proto::{
     ExchangeId, Message, PeerConnectionId, SetupId,
     identity::{NetworkId, Role},
     message::{
-        Refusal, RefusalCode, RouteDirection, RouteKind, TunnelRequest, TunnelResponse, decode, encode,
-        endpoint,
+        Refusal, RefusalCode, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer, TunnelRequest,
+        TunnelResponse, decode, encode, endpoint,
     },
     node::{Action, Node, PeerVia, ResolveError, Service, Target, TunnelActivity},
+    tunnel::Suite,
 };
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
@@ -60,8 +61,16 @@ fn request() -> TunnelRequest {
         protocol_version: 1,
         data_connection_id: vec![0x99; 8],
         inner_mtu: 1400,
+        suite: 2,
+    }
+}
+
+fn offer() -> TunnelOffer {
+    TunnelOffer {
+        protocol_version: 1,
+        data_connection_id: vec![0x99; 8],
+        inner_mtu: 1400,
         suites: vec![7, 2, 1],
-        ..TunnelRequest::default()
     }
 }
 
@@ -75,20 +84,49 @@ fn direct(world: &mut World, direction: RouteDirection) -> Vec<Action> {
     actions(world)
 }
 
-fn knock(
+/// Somebody dials A: what A offers, whoever that is.
+fn arrive(world: &mut World, via: &PeerVia) -> (PeerConnectionId, TunnelOffer) {
+    let (now, connection) = (world.now, PeerConnectionId(world.fresh()));
+    node(world).handle_peer_arrived(now, connection, via.clone());
+    let done = actions(world);
+    let [Action::ExpectTunnel { local_cid }, Action::OfferPeer { connection: to, offer }] = done.as_slice()
+    else {
+        panic!("{done:?}")
+    };
+    let Message::TunnelOffer(offer) = offer else { panic!("{offer:?}") };
+    assert_eq!((*to, offer.data_connection_id.as_slice()), (connection, local_cid.as_bytes().as_slice()));
+    (connection, offer.clone())
+}
+
+/// It takes the offer.
+fn take(
     world: &mut World,
+    connection: PeerConnectionId,
     who: &cyphonic_proto::Identity,
     via: PeerVia,
     request: TunnelRequest,
 ) -> Vec<Action> {
     let now = world.now;
     let message = Message::TunnelRequest(request);
-    node(world).handle_peer_request(now, PeerConnectionId(5), via, who, message, &Shared(1));
+    node(world).handle_peer_request(now, connection, via, who, message, &Shared(1));
     actions(world)
 }
 
+fn knock(
+    world: &mut World,
+    who: &cyphonic_proto::Identity,
+    via: PeerVia,
+    request: TunnelRequest,
+) -> Vec<Action> {
+    let (connection, _) = arrive(world, &from_b());
+    take(world, connection, who, via, request)
+}
+
+/// The one answer, after which nothing of the offer is left.
 fn refusal(actions: &[Action]) -> &Refusal {
-    let [Action::RespondPeer { message: Message::Refusal(refusal), .. }] = actions else {
+    let [Action::ForgetTunnel { .. }, Action::RespondPeer { message: Message::Refusal(refusal), .. }] =
+        actions
+    else {
         panic!("{actions:?}")
     };
     refusal
@@ -99,14 +137,77 @@ fn a_tunnel_request_with_the_right_certificate_and_set_up_installs_a_tunnel_befo
     let mut world = calm();
     let accepted = direct(&mut world, direction());
     assert!(matches!(accepted.as_slice(), [Action::Punch { .. }, Action::Respond { .. }]), "{accepted:?}");
-    let done = knock(&mut world, &identity("b"), from_b(), request());
+    let (connection, offer) = arrive(&mut world, &from_b());
+    assert_eq!((offer.inner_mtu, offer.suites), (1420, vec![1, 2]));
+    let done = take(&mut world, connection, &identity("b"), from_b(), request());
     let [Action::InstallTunnel(tunnel), Action::RespondPeer { message, .. }] = done.as_slice() else {
         panic!("{done:?}")
     };
     assert!(!tunnel.confirmed);
-    assert_eq!((tunnel.peer, tunnel.inner_mtu), (virtual_address("b"), 1400));
+    assert_eq!(
+        (tunnel.peer, tunnel.inner_mtu, tunnel.suite),
+        (virtual_address("b"), 1400, Suite::ChaCha20Poly1305)
+    );
+    assert_eq!(tunnel.local_cid.as_bytes().as_slice(), offer.data_connection_id, "as it was offered");
     let Message::TunnelResponse(response) = message else { panic!("{message:?}") };
-    assert_eq!(response.suite, 2, "the dialler's favourite of those that both know");
+    assert_eq!(response.setup_id, [0xee; 16]);
+}
+
+#[test]
+fn a_request_that_is_faster_than_the_nms_waits_for_its_word() {
+    let mut world = calm();
+    let (connection, _) = arrive(&mut world, &from_b());
+    assert!(take(&mut world, connection, &identity("b"), from_b(), request()).is_empty());
+    let done = direct(&mut world, direction());
+    let kinds: Vec<_> = done.iter().map(std::mem::discriminant).collect();
+    assert!(matches!(&done[2], Action::InstallTunnel(_)) && kinds.len() == 4, "{done:?}");
+    assert!(matches!(&done[3], Action::RespondPeer { connection: to, .. } if *to == connection), "{done:?}");
+    // The wrong device is refused just as late.
+    let (connection, _) = arrive(&mut world, &from_b());
+    let second = TunnelRequest { setup_id: vec![0xef; 16], ..request() };
+    assert!(take(&mut world, connection, &identity("c"), from_b(), second).is_empty());
+    let done = direct(&mut world, RouteDirection { setup_id: vec![0xef; 16], ..direction() });
+    assert_eq!(refusal(&done[2..]).code(), RefusalCode::NotAllowed);
+}
+
+#[test]
+fn a_request_without_the_nms_s_word_is_refused_in_the_end_and_an_offer_that_nobody_takes_ends() {
+    let mut world = calm();
+    let (taken, _) = arrive(&mut world, &from_b());
+    assert!(take(&mut world, taken, &identity("b"), from_b(), request()).is_empty());
+    let (ignored, _) = arrive(&mut world, &from_b());
+    let (left, _) = arrive(&mut world, &from_b());
+    let now = world.now;
+    node(&mut world).handle_peer_left(now, left);
+    assert!(matches!(actions(&mut world).as_slice(), [Action::ForgetTunnel { .. }]));
+    node(&mut world).handle_timeout(now + 5 * SECOND);
+    let done = actions(&mut world);
+    let answer = |action: &Action| match action {
+        Action::RespondPeer { connection, message: Message::Refusal(_) } => Some((*connection, true)),
+        Action::ClosePeer { connection } => Some((*connection, false)),
+        _ => None,
+    };
+    assert_eq!(done.iter().filter_map(answer).collect::<Vec<_>>(), [(taken, true), (ignored, false)]);
+    let forgotten = done.iter().filter(|action| matches!(action, Action::ForgetTunnel { .. })).count();
+    assert_eq!(forgotten, 2);
+    assert!(matches!(
+        direct(&mut world, direction()).as_slice(),
+        [Action::Punch { .. }, Action::Respond { .. }]
+    ));
+}
+
+#[test]
+fn what_is_offered_to_strangers_is_bounded() {
+    let mut world = calm();
+    let now = world.now;
+    let mut offered = 0;
+    for n in 0..5_000 {
+        node(&mut world).handle_peer_arrived(now, PeerConnectionId(n), from_b());
+        let done = actions(&mut world);
+        offered += usize::from(done.iter().any(|action| matches!(action, Action::OfferPeer { .. })));
+        assert!(offered > n as usize || matches!(done.as_slice(), [Action::ClosePeer { .. }]), "{done:?}");
+    }
+    assert_eq!(offered, 1_024);
 }
 
 #[test]
@@ -171,13 +272,13 @@ fn a_forged_set_up_is_refused_and_changes_nothing() {
     direct(&mut world, direction());
     let before = node(&mut world).status();
     let forged = [
-        TunnelRequest { setup_id: vec![0xef; 16], ..request() },
         TunnelRequest { setup_id: vec![0xee; 15], ..request() },
         TunnelRequest { setup_id: vec![], ..request() },
         TunnelRequest { data_connection_id: vec![0x19; 8], ..request() },
         TunnelRequest { data_connection_id: vec![], ..request() },
         TunnelRequest { inner_mtu: 1279, ..request() },
-        TunnelRequest { suites: vec![0, 9], ..request() },
+        TunnelRequest { suite: 9, ..request() },
+        TunnelRequest { suite: 0, ..request() },
         TunnelRequest { protocol_version: 0, ..request() },
     ];
     for forged in forged {
@@ -247,15 +348,10 @@ fn a_wrong_identity_at_the_end_of_a_dial_gives_no_tunnel_and_its_own_error() {
     let dialling = |world: &World| !world.dials.is_empty();
     assert!(world.run_while_not(SECOND, dialling));
     let setup = world.hosts["a"].node.as_ref().map(|_| ()).and_then(|()| world_setup(&world));
-    let response = TunnelResponse {
-        setup_id: setup.unwrap().to_vec(),
-        protocol_version: 1,
-        ..TunnelResponse::default()
-    };
-    let via = PeerVia::Relay { trs: "trs.lab".into(), context: 0x4000 };
+    let via = world.dials.values().next().unwrap().via();
     world.with_node("a", 0, |node, now| {
-        let message = Message::TunnelResponse(response);
-        node.handle_peer_response(now, setup.unwrap(), via, &identity("c"), message, &Shared(1));
+        let message = Message::TunnelOffer(offer());
+        node.handle_peer_offer(now, setup.unwrap(), via, &identity("c"), message, &Shared(1));
     });
     let error = world.answer(query).unwrap_err();
     assert!(
@@ -339,7 +435,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         Just(vec![0x99; 8]),
         bytes
     ];
-    (0..6u8, field.clone(), field.clone(), field, any::<u32>(), any::<bool>(), "[a-c]\\.lab|\\PC{0,10}")
+    (0..8u8, field.clone(), field.clone(), field, any::<u32>(), any::<bool>(), "[a-c]\\.lab|\\PC{0,10}")
         .prop_map(|(kind, x, y, z, n, flag, text)| match kind {
             0 => Message::RouteDirection(RouteDirection {
                 setup_id: x,
@@ -357,15 +453,10 @@ fn any_message() -> impl Strategy<Value = Message> {
                 inner_mtu: n,
                 ..request()
             }),
-            2 => Message::TunnelResponse(TunnelResponse {
-                setup_id: x,
-                data_connection_id: y,
-                suite: n,
-                ..TunnelResponse::default()
-            }),
+            2 => Message::TunnelOffer(TunnelOffer { data_connection_id: y, inner_mtu: n, ..offer() }),
             3 => Message::BindingResponse(cyphonic_proto::message::BindingResponse {
-                connection_id: x,
-                context: n.into(),
+                connection_id: x.clone(),
+                peer_connection_id: x,
                 ticket: y,
                 ticket_lifetime_s: n,
                 reset_token: z,
@@ -375,6 +466,11 @@ fn any_message() -> impl Strategy<Value = Message> {
                 virtual_address: x,
                 zone: text,
                 ..Default::default()
+            }),
+            5 => Message::TunnelResponse(TunnelResponse { setup_id: x, protocol_version: n }),
+            6 => Message::RouteWithdrawal(RouteWithdrawal {
+                setup_id: x,
+                refusal: flag.then(|| Refusal { code: i32::try_from(n % 20).unwrap(), ..Refusal::default() }),
             }),
             _ => Message::Refusal(Refusal {
                 code: i32::try_from(n % 20).unwrap(),
@@ -402,11 +498,13 @@ proptest! {
                 1 => node.handle_response(now, exchange, message),
                 2 => {
                     let connection = PeerConnectionId(exchange.0);
+                    node.handle_peer_arrived(now, connection, from_b());
                     node.handle_peer_request(now, connection, from_b(), &identity("c"), message, &Shared(1));
                 }
                 _ => {
                     let setup = SetupId([0xee; 16]);
-                    node.handle_peer_response(now, setup, from_b(), &identity("c"), message, &Shared(1));
+                    node.handle_peer_offer(now, setup, from_b(), &identity("c"), message.clone(), &Shared(1));
+                    node.handle_peer_response(now, setup, message);
                 }
             }
             let done = actions(&mut world);

@@ -6,11 +6,11 @@ use crate::{
     net::{Gate, Uplink},
 };
 use cyphonic_proto::{
-    Channel, ExchangeId, Message, QueryId,
+    Channel, ExchangeId, Message, PeerConnectionId, QueryId,
     address::Prefix,
     identity::{Identity, NetworkId, Role, sha256},
     message::{decode, encode},
-    node::{CandidateSet, ResolveError, Service, Target},
+    node::{CandidateSet, ResolveError, Service, Target, Timing},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
@@ -35,13 +35,31 @@ pub(crate) enum Victim {
 #[derive(Clone, Debug)]
 pub(crate) enum Packet {
     Punch,
-    /// The dialler's first flight and TunnelRequest.
-    Request(u64),
-    /// The listener's answer.
-    Response(u64),
+    /// A packet of a dial.
+    Peers(Flight, u64),
     Data(Data),
     /// A TRS does not know a leg.
     Reset([u8; 16]),
+}
+
+/// The flights of the handshake between peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Flight {
+    /// The dialler's first.
+    Hello,
+    /// The listener's, and its TunnelOffer.
+    Offer,
+    /// The dialler's certificate and TunnelRequest.
+    Request,
+    /// The listener's TunnelResponse.
+    Response,
+}
+
+impl Flight {
+    pub(crate) fn from_byte(byte: u8) -> Self {
+        [Self::Hello, Self::Offer, Self::Request, Self::Response][usize::from(byte)]
+    }
 }
 
 /// A tunnel's packet: whoever holds the key under the connection ID can open it.
@@ -131,6 +149,12 @@ pub(crate) enum Event {
     Retransmit {
         dial: u64,
     },
+    /// The listener learns that a dial was given up.
+    PeerLeft {
+        device: &'static str,
+        life: u32,
+        dial: u64,
+    },
     Stats {
         device: &'static str,
         life: u32,
@@ -203,6 +227,8 @@ pub(crate) struct World {
     /// How long it takes until a connection is known to be lost.
     pub(crate) unnoticed: Duration,
     pub(crate) resets: u32,
+    /// How many relays devices stay connected to, from their next start on.
+    pub(crate) warm_relays: usize,
     /// Dials of services.
     pub(crate) connects: u32,
     keys: BTreeSet<[u8; 32]>,
@@ -241,6 +267,7 @@ impl World {
             unknown_fields: false,
             unnoticed: Duration::from_secs(1),
             resets: 0,
+            warm_relays: Timing::default().warm_relays,
             connects: 0,
             keys: BTreeSet::new(),
         }
@@ -415,6 +442,10 @@ impl World {
             Event::FrameToNode { channel, bytes } => self.frame_to_node(channel, &bytes),
             Event::Datagram { from, to, packet } => self.arrive(from, to, packet),
             Event::Retransmit { dial } => self.transmit_dial(dial),
+            Event::PeerLeft { device, life, dial } => {
+                let connection = PeerConnectionId(dial);
+                self.with_node(device, life, |node, now| node.handle_peer_left(now, connection));
+            }
             Event::Stats { device, life } => self.report_stats(device, life),
             Event::Revive(victim) => self.revive(victim),
             Event::Seen { channel, observed } => self.seen(channel, observed),
