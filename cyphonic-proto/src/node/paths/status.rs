@@ -55,13 +55,15 @@ impl Paths {
     }
 
     fn why_relayed(&self) -> String {
-        let tried = self.targets.iter().filter(|target| !target.is_relay()).count();
-        let worked = self.upgraded.is_some();
+        let direct = || self.targets.iter().filter(|target| !target.is_relay());
+        let tried = direct().filter(|target| target.tried).count();
         match () {
-            () if self.round.is_some() => format!("trying {}", addresses(tried)),
-            () if worked => "the direct path is silent".to_owned(),
-            () if tried == 0 => "the peer has told no address".to_owned(),
-            () if self.rounds == 0 => format!("about to try {}", addresses(tried)),
+            () if self.round.is_some() && tried > 0 => format!("trying {}", addresses(tried)),
+            () if self.upgraded.is_some() => "the direct path is silent".to_owned(),
+            () if direct().count() == 0 => "the peer has told no address".to_owned(),
+            () if self.rounds == 0 => "no direct path was tried yet".to_owned(),
+            () if tried == 0 => "no address of the peer can be reached from here".to_owned(),
+            () if tried == 1 => "the peer's one address does not answer".to_owned(),
             () => format!("none of {} answers", addresses(tried)),
         }
     }

@@ -25,6 +25,8 @@ pub(in crate::node) struct Target {
     pub(super) rtt: Option<Duration>,
     /// The latest time at which the path is known to have worked: when the probe was sent that was answered last.
     pub(super) proved: Option<Instant>,
+    /// Whether it was ever probed.
+    pub(super) tried: bool,
     awaited: VecDeque<([u8; 8], Instant)>,
 }
 
@@ -38,7 +40,16 @@ impl Target {
     }
 
     fn new(remote: SocketAddr, wire_cid: ConnectionId, class: Class, named: bool) -> Self {
-        Self { remote, wire_cid, class, named, rtt: None, proved: None, awaited: VecDeque::new() }
+        Self {
+            remote,
+            wire_cid,
+            class,
+            named,
+            rtt: None,
+            proved: None,
+            tried: false,
+            awaited: VecDeque::new(),
+        }
     }
 
     pub(super) fn is_relay(&self) -> bool {
@@ -50,6 +61,7 @@ impl Target {
         if self.awaited.len() >= AWAITED {
             self.awaited.pop_front();
         }
+        self.tried = true;
         self.awaited.push_back((data, now));
     }
 
