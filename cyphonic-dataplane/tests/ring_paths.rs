@@ -134,7 +134,7 @@ fn a_probe_validates_another_path_and_is_told_apart_from_a_move(kinds: Kinds) {
 fn candidates_arrive_as_they_were_told(kinds: Kinds) {
     let (a, b) = joined(kinds, true);
     let endpoints = (1..=20).map(|n| SocketAddr::from(([192, 0, 2, n], 7000))).collect();
-    let flags = CandidateFlags { answer: true, keep: false };
+    let flags = CandidateFlags { answer: true, keep: false, moved: true };
     let told = CandidateSet { sequence: 5, flags, endpoints };
     a.ring.send_control(ID, Control::Candidates(told.clone()));
     let heard = b.event(|event| match event {

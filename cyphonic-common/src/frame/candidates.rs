@@ -40,19 +40,28 @@ pub struct CandidateFlags {
     pub answer: bool,
     /// The sender keeps this tunnel open while nothing uses it, and asks the receiver to do likewise.
     pub keep: bool,
+    /// The sender is elsewhere than before: the way to it may have gone.
+    pub moved: bool,
 }
 
 impl CandidateFlags {
     const ANSWER: u8 = 1;
     const KEEP: u8 = 2;
+    const MOVED: u8 = 4;
 
     fn to_byte(self) -> u8 {
-        u8::from(self.answer) * Self::ANSWER + u8::from(self.keep) * Self::KEEP
+        u8::from(self.answer) * Self::ANSWER
+            + u8::from(self.keep) * Self::KEEP
+            + u8::from(self.moved) * Self::MOVED
     }
 
     /// Flags that a later version may add are ignored.
     const fn from_byte(byte: u8) -> Self {
-        Self { answer: byte & Self::ANSWER != 0, keep: byte & Self::KEEP != 0 }
+        Self {
+            answer: byte & Self::ANSWER != 0,
+            keep: byte & Self::KEEP != 0,
+            moved: byte & Self::MOVED != 0,
+        }
     }
 }
 
@@ -179,13 +188,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_list_round_trips_before_other_frames(
-            sequence in 0..=varint::MAX, answer: bool, keep: bool,
+            sequence in 0..=varint::MAX, answer: bool, keep: bool, moved: bool,
             endpoints in proptest::collection::vec(endpoint(), 0..20),
         ) {
             let mut room = [0; MAX_CANDIDATE_BYTES];
             let list = CandidateList::new(&endpoints, &mut room);
             let frame = Frame::Candidates(Candidates {
-                sequence, flags: CandidateFlags { answer, keep }, endpoints: list,
+                sequence, flags: CandidateFlags { answer, keep, moved }, endpoints: list,
             });
             let mut packet = encode(&frame);
             packet.push(1);

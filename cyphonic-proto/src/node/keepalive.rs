@@ -65,6 +65,8 @@ impl Node {
                 Some(lifetime * 3 / 4)
             }
             NatFinding::NoAddress => None,
+            // Nothing filters, so there is nothing to hold.
+            _ if self.findings().of(family).is_open() => None,
             _ => Some(usual),
         }
     }

@@ -88,6 +88,8 @@ pub struct Node {
     offers: BTreeMap<PeerConnectionId, Offer>,
     tunnels: BTreeMap<TunnelId, Tunnel>,
     probes: ProbeBudget,
+    /// What peers were told last of where this node may be reached.
+    told: Vec<SocketAddr>,
     kept_open: KeptOpen,
     timers: Timers<Timer>,
     actions: VecDeque<Action>,
@@ -154,6 +156,7 @@ impl Node {
             offers: BTreeMap::new(),
             tunnels: BTreeMap::new(),
             probes: ProbeBudget::new(now),
+            told: Vec::new(),
             kept_open: KeptOpen::default(),
             timers: Timers::default(),
             actions: VecDeque::new(),

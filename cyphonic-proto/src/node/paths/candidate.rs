@@ -44,11 +44,13 @@ const fn is_shared(ip: Ipv4Addr) -> bool {
     a == 100 && b & 0xc0 == 64
 }
 
-/// What a node knows of where it is: its own addresses, and (server, observed), the newest first.
+/// What a node knows of where it is: its own addresses, (server, observed) with the newest first, and what gateways have
+/// mapped to it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Whereabouts<'a> {
     pub(super) addresses: &'a [SocketAddr],
     pub(super) observations: &'a [(SocketAddr, SocketAddr)],
+    pub(super) mapped: [&'a [SocketAddr]; 2],
 }
 
 /// Where this node may be reached, the likeliest first, as it is told to peers.
@@ -56,7 +58,8 @@ pub(super) fn own(known: Whereabouts<'_>, overlay: Prefix) -> Vec<SocketAddr> {
     let own = |family| known.addresses.iter().copied().filter(move |a| Family::of(a) == family);
     let observed = known.observations.iter().map(|(_, observed)| *observed);
     let guessed = Family::ALL.into_iter().flat_map(|family| predicted(family, known));
-    let all = own(Family::V6).chain(own(Family::V4)).chain(observed).chain(guessed);
+    let mapped = known.mapped.into_iter().flatten().copied();
+    let all = own(Family::V6).chain(own(Family::V4)).chain(mapped).chain(observed).chain(guessed);
     unique(all.filter(|address| endpoint::is_candidate(address.ip(), overlay)))
 }
 
@@ -82,7 +85,7 @@ fn unique(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
 /// hundreds of sockets or packets at both ends (RFC 5128 §3.4 and the birthday paradox), more than a small device and
 /// its NAT can spare.
 fn predicted(family: Family, known: Whereabouts<'_>) -> Vec<SocketAddr> {
-    let Whereabouts { addresses, observations } = known;
+    let Whereabouts { addresses, observations, .. } = known;
     if nat::find(family, addresses, observations) != NatFinding::AddressDependent {
         return Vec::new();
     }
@@ -128,7 +131,7 @@ mod tests {
     #[test]
     fn ports_in_sequence_are_guessed_and_others_are_not() {
         let ports = |observations: &[(SocketAddr, SocketAddr)]| {
-            let known = Whereabouts { addresses: &[at("10.0.0.2:7000")], observations };
+            let known = Whereabouts { addresses: &[at("10.0.0.2:7000")], observations, mapped: [&[]; 2] };
             predicted(Family::V4, known).iter().map(SocketAddr::port).collect::<Vec<_>>()
         };
         assert_eq!(ports(&seen(&[5000, 5001, 5002])), [5003, 5004, 5005, 5006]);
@@ -154,8 +157,12 @@ mod tests {
         let addresses =
             ["10.0.0.2:7000", "127.0.0.1:1", "[fe80::1]:1", "[fd12:3456:789a::1]:1", "[2001:db8::1]:7000"]
                 .map(at);
-        let known = Whereabouts { addresses: &addresses, observations: &seen(&[5000]) };
-        let told = ["[2001:db8::1]:7000", "10.0.0.2:7000", "198.51.100.1:5000"].map(at);
+        let known = Whereabouts {
+            addresses: &addresses,
+            observations: &seen(&[5000]),
+            mapped: [&[], &[at("198.51.100.1:41641")]],
+        };
+        let told = ["[2001:db8::1]:7000", "10.0.0.2:7000", "198.51.100.1:41641", "198.51.100.1:5000"].map(at);
         assert_eq!(own(known, overlay()), told);
         let named = ["[::ffff:127.0.0.1]:53", "[::1]:53", "224.0.0.1:53", "[::ffff:192.0.2.9]:9"].map(at);
         assert_eq!(checked(&named, overlay()), [at("192.0.2.9:9")]);
@@ -165,7 +172,7 @@ mod tests {
         #[test]
         fn guesses_and_lists_are_bounded(ports: Vec<u16>, addresses: Vec<SocketAddr>) {
             let observations = seen(&ports[..ports.len().min(8)]);
-            let known = Whereabouts { addresses: &addresses, observations: &observations };
+            let known = Whereabouts { addresses: &addresses, observations: &observations, mapped: [&addresses; 2] };
             prop_assert!(predicted(Family::V4, known).len() <= usize::from(PREDICTED));
             prop_assert!(own(known, overlay()).len() <= MAX_CANDIDATES);
         }

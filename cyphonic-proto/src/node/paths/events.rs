@@ -106,7 +106,10 @@ impl Node {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         tunnel.is_alive(now);
         let paths = &mut tunnel.paths;
-        paths.telling = paths.telling.filter(|_| set.flags.answer);
+        if !set.flags.answer {
+            // It answers what it was told.
+            (paths.telling, paths.moved) = (None, false);
+        }
         paths.kept_by_peer = set.flags.keep;
         let first = paths.heard.is_none();
         let newer = paths.heard.is_none_or(|heard| set.sequence > heard);
@@ -123,7 +126,7 @@ impl Node {
             self.send_candidates(now, id, false);
         }
         if newer {
-            if !first {
+            if !first && set.flags.moved {
                 // It is elsewhere: the way to it that answers first is taken.
                 self.begin_doubt(now, id, Race::Open);
             }
@@ -138,6 +141,11 @@ impl Node {
     }
 
     pub(in crate::node) fn candidates_due(&mut self, now: Instant) {
+        let candidates = self.candidates();
+        if self.told == candidates {
+            return;
+        }
+        self.told = candidates;
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
             if self.tunnels.get(&id).is_some_and(|tunnel| tunnel.is_told()) {
                 self.tell(now, id);
@@ -156,6 +164,9 @@ impl Node {
                 continue;
             }
             self.begin_doubt(now, id, Race::Open);
+            if let Some(tunnel) = self.tunnels.get_mut(&id) {
+                tunnel.paths.moved = true;
+            }
             self.tell(now, id);
             self.begin_round(now, id);
             self.watch(now, id);

@@ -76,6 +76,8 @@ pub(super) struct Paths {
     /// The number of the peer's newest list.
     heard: Option<u64>,
     telling: Option<Steps>,
+    /// This end is elsewhere than when the peer last told it that it knows where.
+    moved: bool,
     round: Option<Steps>,
     /// Rounds that ended without a better path.
     rounds: u32,
@@ -119,6 +121,7 @@ impl Paths {
             sequence: 0,
             heard: None,
             telling: None,
+            moved: false,
             round: None,
             rounds: 0,
             next_round: None,

@@ -179,15 +179,21 @@ impl Node {
         }
     }
 
-    /// Sends this end's list once.
-    pub(super) fn send_candidates(&mut self, now: Instant, id: TunnelId, answer: bool) {
+    /// Where this node may be reached.
+    pub(super) fn candidates(&self) -> Vec<SocketAddr> {
         let known = Whereabouts {
             addresses: &self.registration.addresses,
             observations: &self.registration.observations,
+            mapped: Family::ALL.map(|family| self.findings().of(family).port_mapped.as_slice()),
         };
-        let endpoints = candidate::own(known, self.prefix);
+        candidate::own(known, self.prefix)
+    }
+
+    /// Sends this end's list once.
+    pub(super) fn send_candidates(&mut self, now: Instant, id: TunnelId, answer: bool) {
+        let endpoints = self.candidates();
         let Some(tunnel) = self.tunnels.get(&id) else { return };
-        let flags = CandidateFlags { answer, keep: self.keeps_open(tunnel.peer) };
+        let flags = CandidateFlags { answer, keep: self.keeps_open(tunnel.peer), moved: tunnel.paths.moved };
         let set = CandidateSet { sequence: tunnel.paths.sequence, flags, endpoints };
         self.control(now, id, TunnelControl::Candidates(set));
     }
