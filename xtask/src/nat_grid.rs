@@ -131,6 +131,7 @@ fn grid(
     for (label, value) in report::summary(&figures) {
         println!("{label:<36} {value:>12}");
     }
+    report::remarks(&outcomes).iter().for_each(|remark| println!("{remark}"));
     if let Some(file) = &args.json {
         figures.write(file)?;
         println!("Figures are in {}.", file.display());

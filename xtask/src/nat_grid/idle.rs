@@ -17,7 +17,7 @@ use crate::overlay::{AgentSettings, Device, Progress, Route, ZONE};
 /// Tunnels that are kept open: to a NAT that forgets after 2 seconds, and one that does after 30, direct and relayed.
 const KEPT: [(&str, &str); 3] = [("short", "port"), ("short", "symmetric"), ("port", "symmetric")];
 /// One that is not, and ends after this without use.
-const UNUSED: (&str, &str) = ("open", "port");
+const UNUSED: (&str, &str) = ("open", "cone");
 const ENDS_AFTER: Duration = Duration::from_secs(300);
 /// For tunnels to stand, and to have found their best paths.
 const SETTLE: Duration = Duration::from_secs(20);

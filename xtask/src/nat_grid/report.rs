@@ -6,6 +6,9 @@ use cyphonic_lab::figures::{Figure, Figures, Statistic};
 
 use super::pair::{DIRECT_WITHIN, Outcome, Way};
 
+/// How many of the slowest set-ups are named.
+const SLOWEST: usize = 5;
+
 /// The figures of all pairs.
 pub(super) fn figures(outcomes: &[Outcome]) -> Figures {
     let mut figures = Figures::new("nat-grid");
@@ -67,6 +70,20 @@ fn cell(outcomes: &[Outcome], from: &str, to: &str) -> String {
     if outcome.is_as_promised() { way } else { format!("{way} !") }
 }
 
+/// What deserves a look: the slowest set-ups, and who lost packets.
+pub(super) fn remarks(outcomes: &[Outcome]) -> Vec<String> {
+    let mut slow: Vec<(&Outcome, f64)> =
+        outcomes.iter().filter_map(|outcome| Some((outcome, outcome.setup_ms?))).collect();
+    slow.sort_by(|one, other| other.1.total_cmp(&one.1));
+    let slow = slow.iter().take(SLOWEST);
+    let slow =
+        slow.map(|(outcome, time)| format!("{} to {} was set up in {time:.0} ms", outcome.from, outcome.to));
+    let lost = outcomes.iter().filter(|outcome| outcome.lost > 0);
+    let lost =
+        lost.map(|outcome| format!("{} to {} lost {} packet(s)", outcome.from, outcome.to, outcome.lost));
+    slow.chain(lost).collect()
+}
+
 /// `docs/nat-grid.md`.
 pub(super) fn document(outcomes: &[Outcome], figures: &Figures) -> String {
     let machine = figures.machine();
@@ -94,16 +111,6 @@ pub(super) fn document(outcomes: &[Outcome], figures: &Figures) -> String {
     text.push_str("\n| Figure | Value |\n|---|---|\n");
     for line in summary(figures) {
         let _ = writeln!(text, "| {} | {} |", line.0, line.1);
-    }
-    let mut reasons: Vec<&str> = outcomes
-        .iter()
-        .filter(|outcome| outcome.way != Way::Direct && !outcome.why.is_empty())
-        .map(|outcome| outcome.why.as_str())
-        .collect();
-    reasons.sort_unstable();
-    text.push_str("\nWhy pairs are relayed, as `cyphonic status` says it:\n\n");
-    for chunk in reasons.chunk_by(|one, other| one == other) {
-        let _ = writeln!(text, "- {} pairs: {}", chunk.len(), chunk.first().copied().unwrap_or_default());
     }
     text
 }
