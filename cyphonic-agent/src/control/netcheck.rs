@@ -62,8 +62,12 @@ pub fn render(report: &StatusReport) -> String {
 
 fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     let netcheck = &report.netcheck;
-    let udp = if netcheck.udp { "yes" } else { "no answer from any service" };
-    writeln!(out, "UDP            {udp}")?;
+    let by_tcp = report.services.iter().find(|service| service.by_tcp).and_then(|service| service.remote);
+    match by_tcp {
+        Some(through) => writeln!(out, "UDP            blocked: through TCP {}", through.port())?,
+        None if netcheck.udp => writeln!(out, "UDP            yes")?,
+        None => writeln!(out, "UDP            no answer from any service")?,
+    }
     for (name, family) in [("IPv4", &netcheck.ipv4), ("IPv6", &netcheck.ipv6)] {
         render_family(out, name, family)?;
     }
@@ -108,6 +112,21 @@ fn list(addresses: &[SocketAddr]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_udp_is_blocked_is_said_with_the_way_round_it() {
+        let service = crate::control::report::ServiceReport {
+            kind: ServiceKind::Nms,
+            name: "nms.svc.plant.internal".into(),
+            remote: Some("192.0.2.1:443".parse().unwrap()),
+            by_tcp: true,
+            state: ServiceState::Ready,
+            since_s: 1,
+            last_error: None,
+        };
+        let report = StatusReport { services: vec![service], ..StatusReport::default() };
+        assert!(render(&report).starts_with("UDP            blocked: through TCP 443\n"));
+    }
 
     #[test]
     fn everything_known_is_shown_and_nothing_else_is_claimed() {

@@ -20,6 +20,8 @@ use std::{
 /// Waits between attempts to leave a detour; each takes one handshake.
 const LEAVE_LEAST: Duration = Duration::from_secs(10);
 const LEAVE_MOST: Duration = Duration::from_secs(60);
+/// So long after a question a dial is because of its missing answer.
+const DOUBTED: Duration = Duration::from_secs(2);
 /// A service in doubt is asked no more often.
 const DOUBT_AGAIN: Duration = Duration::from_secs(10);
 
@@ -51,12 +53,14 @@ impl Node {
     /// A dial over UDP has begun; one over TCP follows, unless UDP answers.
     pub(super) fn plan_detour(&mut self, now: Instant, service: &Service) {
         let elsewhere = || self.services.values().any(|slot| slot.way.through.is_some());
-        let hopeless = self.registration.known.udp_blocked || elsewhere();
+        let blocked = self.registration.known.udp_blocked || elsewhere();
         let Some(ahead) = self.config.timing.detour else { return };
         let Some(slot) = self.services.get_mut(service) else { return };
         slot.way.end();
         slot.way.udp = true;
-        match hopeless {
+        // A connection that has just not answered had its time.
+        let silent = slot.way.doubted.is_some_and(|asked| now < asked + DOUBTED);
+        match blocked || silent {
             true => self.detour_due(now, service),
             false => self.timers.set(Timer::Detour(service.clone()), now + ahead),
         }

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Most connections, whoever has them. Each takes two sockets and some 200 KiB.
-const MAX_CONNECTIONS: usize = 2_048;
+/// Most connections, whoever has them, where descriptors suffice. Each takes two and some 200 KiB.
+pub(super) const MAX_CONNECTIONS: usize = 2_048;
 /// Of one source: sixty devices that are connected to AS, NMS and two relays.
 const MAX_PER_SOURCE: usize = 256;
 /// Whose TLS handshake is under way, or who have no certificate.
@@ -22,14 +22,15 @@ struct Count {
     strangers: usize,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Counts {
+    most: usize,
     total: Count,
     by_source: HashMap<IpAddr, Count>,
 }
 
 /// The doorkeeper. Clones keep the same door.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Admission(Arc<Mutex<Counts>>);
 
 /// A connection that was let in; its place is free again once this is dropped.
@@ -41,12 +42,18 @@ pub(super) struct Admitted {
 }
 
 impl Admission {
+    /// For this many connections at most.
+    pub(super) fn new(most: usize) -> Self {
+        let counts = Counts { most, total: Count::default(), by_source: HashMap::new() };
+        Self(Arc::new(Mutex::new(counts)))
+    }
+
     /// Lets a connection in, as a stranger's; none where there is no room.
     pub(super) fn admit(&self, from: IpAddr) -> Option<Admitted> {
         let source = source_of(from);
         let mut counts = self.lock();
         let own = counts.by_source.get(&source).copied().unwrap_or_default();
-        let room = counts.total.all < MAX_CONNECTIONS
+        let room = counts.total.all < counts.most
             && counts.total.strangers < MAX_STRANGERS
             && own.all < MAX_PER_SOURCE
             && own.strangers < MAX_STRANGERS_PER_SOURCE;
@@ -119,7 +126,7 @@ mod tests {
 
     #[test]
     fn one_source_cannot_take_all_the_room() {
-        let admission = Admission::default();
+        let admission = Admission::new(MAX_CONNECTIONS);
         let mut held = Vec::new();
         while let Some(admitted) = admission.admit(ip("192.0.2.1")) {
             held.push(admitted);
@@ -137,7 +144,7 @@ mod tests {
 
     #[test]
     fn addresses_of_one_ipv6_network_are_one_source() {
-        let admission = Admission::default();
+        let admission = Admission::new(MAX_CONNECTIONS);
         let strangers =
             (0..1_000u16).map(|host| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, host)));
         let held: Vec<_> = strangers.map_while(|from| admission.admit(from)).collect();
@@ -146,7 +153,7 @@ mod tests {
 
     #[test]
     fn many_sources_together_are_bounded_and_every_place_is_given_back() {
-        let admission = Admission::default();
+        let admission = Admission::new(MAX_CONNECTIONS);
         let from = |at: u32| IpAddr::from((0x0a00_0000 + at).to_be_bytes());
         let mut held: Vec<_> = (0..1_000).map_while(|at| admission.admit(from(at))).collect();
         assert_eq!(held.len(), MAX_STRANGERS);

@@ -15,6 +15,7 @@
 
 mod admission;
 mod client;
+mod files;
 mod frame;
 mod local;
 mod pump;

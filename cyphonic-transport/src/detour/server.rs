@@ -12,10 +12,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::admission::{Admission, Admitted};
+use super::admission::{Admission, Admitted, MAX_CONNECTIONS};
 use super::local::LocalSocket;
 use super::tls::DetourTls;
-use super::{HANDSHAKE_TIMEOUT, prepare, pump};
+use super::{HANDSHAKE_TIMEOUT, files, prepare, pump};
 
 /// Who has no certificate may stay this long: what an enrolment may take.
 const STRANGER_STAYS: Duration = Duration::from_secs(30);
@@ -41,8 +41,8 @@ impl DetourServer {
     pub fn start(address: SocketAddr, tls: DetourTls) -> io::Result<Self> {
         let listener = listen(address)?;
         let local = listener.local_addr()?;
-        let door =
-            Arc::new(Door { service: reached_from_here(address), tls, admission: Admission::default() });
+        let admission = Admission::new(files::room_for(MAX_CONNECTIONS));
+        let door = Arc::new(Door { service: reached_from_here(address), tls, admission });
         let task = tokio::spawn(accept_all(listener, door));
         Ok(Self { local, task })
     }

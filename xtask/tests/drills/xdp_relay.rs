@@ -153,7 +153,7 @@ impl Drop for Pins {
 }
 
 /// The number of the program on the relay's cable.
-fn program(overlay: &Overlay) -> Option<u64> {
+pub(crate) fn program(overlay: &Overlay) -> Option<u64> {
     let cables = overlay.lab.cables("trs", &Cancel::default()).unwrap();
     cables.iter().find_map(|cable| cable["xdp"]["prog"]["id"].as_u64())
 }

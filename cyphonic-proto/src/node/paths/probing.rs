@@ -1,7 +1,7 @@
 //! What a tunnel's paths have sent, and when.
 
 use super::{
-    CHECK, CandidateSet, Doubt, Race, Steps, Target,
+    CHECK, CandidateSet, Doubt, Race, SEEK, Steps, Target,
     candidate::{self, Whereabouts},
 };
 use crate::{
@@ -238,6 +238,7 @@ impl Node {
         }
         self.consider(now, id);
         self.seek_relay(now, id);
+        self.suspect_network(now, id);
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return false };
         let Some(doubt) = tunnel.paths.doubt.filter(|doubt| doubt.steps.began == began) else { return true };
         if !doubt.steps.is_over(now) {
@@ -255,6 +256,14 @@ impl Node {
             return false;
         }
         true
+    }
+
+    /// Not even the relay answers: perhaps nothing gets out.
+    fn suspect_network(&mut self, now: Instant, id: TunnelId) {
+        let doubt = self.tunnels.get(&id).and_then(|tunnel| tunnel.paths.doubt);
+        if doubt.is_some_and(|doubt| doubt.steps.began + SEEK <= now) {
+            self.doubt_way(now, id);
+        }
     }
 
     /// A tunnel that has no relay to fall back on asks for one in time.
