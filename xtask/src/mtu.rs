@@ -41,6 +41,9 @@ pub(crate) struct MtuArgs {
     /// Do not hold transfers to a longest pause: for unoptimised programs and busy machines.
     #[arg(long)]
     untimed: bool,
+    /// Only the kinds of path whose description has this text, as `IPv6 outside, through the TRS`.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
     /// Also write the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -78,6 +81,10 @@ pub(crate) fn run(args: &MtuArgs) -> Result<()> {
     let (cases, outer): (Vec<Case>, &[u16]) =
         if args.quick { (Case::quick(), &QUICK_MTUS) } else { (Case::all(), &OUTER_MTUS) };
     let mut findings = Findings::default();
+    let cases: Vec<Case> = match &args.only {
+        Some(text) => cases.into_iter().filter(|case| case.to_string().contains(text.as_str())).collect(),
+        None => cases,
+    };
     for case in &cases {
         sweep(args, case, outer, &topology, &programs, &progress, &mut findings, &cancel)?;
     }

@@ -326,6 +326,8 @@ pub struct PeerReport {
     pub path_mtu: u32,
     /// The largest inner packet that applications are to send to it. 0 without a tunnel.
     pub inner_mtu: u16,
+    /// Whether the search for both is over.
+    pub path_known: bool,
     /// Seconds in this state.
     pub since_s: u64,
     /// Packets sent to it.

@@ -170,6 +170,7 @@ fn peer_report(
             .and_then(|tunnel| Some(in_ms(tunnel.path.upgraded?.duration_since(tunnel.since)))),
         path_mtu: peer.tunnels.first().map_or(0, |tunnel| tunnel.path_mtu),
         inner_mtu: peer.tunnels.first().map_or(0, |tunnel| tunnel.inner_mtu),
+        path_known: peer.tunnels.first().is_some_and(|tunnel| tunnel.path_known),
         since_s: now.duration_since(peer.since).as_secs(),
         tx_packets: sum(|s| s.tx_packets),
         tx_bytes: sum(|s| s.tx_bytes),

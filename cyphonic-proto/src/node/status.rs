@@ -141,6 +141,8 @@ pub struct TunnelStatus {
     pub path_mtu: u32,
     /// The largest inner packet that applications are to send.
     pub inner_mtu: u16,
+    /// Whether the search for both is over.
+    pub path_known: bool,
 }
 
 impl Node {
@@ -201,6 +203,7 @@ impl Node {
             relay_away: tunnel.is_away(),
             path_mtu: tunnel.outer_mtu(),
             inner_mtu: tunnel.mtu.inner,
+            path_known: tunnel.search.is_complete(),
         })
     }
 }

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 use cyphonic_common::limits::{
     MAX_INNER_MTU, MIN_INNER_MTU, OUTER_IPV4_LEN, OUTER_IPV6_LEN, TUNNEL_OVERHEAD,
 };
-use cyphonic_lab::Lab;
 use cyphonic_lab::command::{Cancel, check};
+use cyphonic_lab::{Lab, Namespace};
 use serde_json::Value;
 
 use super::{Findings, traffic};
@@ -23,6 +23,8 @@ const OUTSIDE: [(&str, &str); 2] = [("198.18.64.2", "2001:db8:e1::2"), ("198.18.
 const LIMIT: Duration = Duration::from_secs(10);
 /// The search takes up to 5 s where nobody says what does not fit.
 const SEARCH: Duration = Duration::from_secs(20);
+/// For the host's routes to say what the tunnel carries.
+const SETTLING: Duration = Duration::from_secs(3);
 /// Sizes closer than this are not told apart by the search (docs/protocol.md §6.2).
 const GRANULE: u64 = 8;
 /// For a pair to come to the route that its networks allow.
@@ -127,25 +129,22 @@ impl<'a> Site<'a> {
     pub(super) fn check(&self, outer: u16, findings: &mut Findings) -> Result<()> {
         self.set(outer)?;
         self.set_up()?;
-        let Some(inner) = self.found(outer)? else {
+        let Some(found) = self.found(outer)? else {
             findings.black_holes.push(self.fault(outer, "what the path carries is not found out"));
             return Ok(());
         };
         for (from, to) in [(0, 1), (1, 0)] {
             let (here, there) = (self.devices[from].namespace(), self.devices[to].namespace());
-            let address = self.addresses[to];
+            let (address, inner) = (self.addresses[to], found[from]);
             for size in [100, MIN_INNER_MTU as u64, inner.min(1420), inner] {
                 if !traffic::ping(here, address, size, self.cancel)? {
                     findings.black_holes.push(self.fault(outer, &format!("pings of {size} bytes are lost")));
                 }
             }
-            match traffic::refused(here, address, inner + 1, self.cancel)? {
-                Some(stated) if stated == inner => {}
-                stated => {
-                    let said =
-                        format!("{} bytes are answered with an MTU of {stated:?}, not {inner}", inner + 1);
-                    findings.wrong_packet_too_big.push(self.fault(outer, &said));
-                }
+            let stated = self.refused(here, address, inner)?;
+            if stated != Some(inner) {
+                let said = format!("{} bytes are answered with an MTU of {stated:?}, not {inner}", inner + 1);
+                findings.wrong_packet_too_big.push(self.fault(outer, &said));
             }
             // The last one is larger than any packet: the host fragments it, for the tunnel's MTU.
             for size in [1_232, inner - 48, 9_500] {
@@ -160,6 +159,17 @@ impl<'a> Site<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What is stated to a packet of a byte more than fits. The host hears of a new size a moment after the tunnel.
+    fn refused(&self, from: &Namespace, to: Ipv6Addr, inner: u64) -> Result<Option<u64>> {
+        let start = Instant::now();
+        loop {
+            let stated = traffic::refused(from, to, inner + 1, self.cancel)?;
+            if stated == Some(inner) || start.elapsed() > SETTLING {
+                return Ok(stated);
+            }
+        }
     }
 
     /// Narrows and widens the path while both ends send; the longest that either received nothing.
@@ -233,8 +243,9 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// The inner MTU, once both ends have found out what the path carries. `None` if they do not, or find too much.
-    fn found(&self, outer: u16) -> Result<Option<u64>> {
+    /// The inner MTU of each end's direction, once both have found out what the path carries. `None` if they do not, or find
+    /// too much.
+    fn found(&self, outer: u16) -> Result<Option<[u64; 2]>> {
         let [one, two] = self.devices;
         let start = Instant::now();
         loop {
@@ -248,15 +259,17 @@ impl<'a> Site<'a> {
                 if path > truth {
                     return Ok(None);
                 }
-                // Applications are told when the search is over.
-                let is_found = path + GRANULE >= truth.min(widest);
-                if is_found && stated <= most && stated + GRANULE >= most {
+                let is_known = status.get("path_known").and_then(Value::as_bool).unwrap_or(false);
+                if is_known
+                    && path + GRANULE >= truth.min(widest)
+                    && stated <= most
+                    && stated + GRANULE >= most
+                {
                     inner.push(stated);
                 }
             }
             if let [one, two] = inner[..] {
-                // Each end states what its own direction carries; what fits the smaller fits both.
-                return Ok(Some(one.min(two)));
+                return Ok(Some([one, two]));
             }
             if start.elapsed() > SEARCH {
                 return Ok(None);

@@ -131,8 +131,7 @@ impl Search {
     }
 
     /// Whether nothing more is to be found out for now.
-    #[cfg(test)]
-    fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.phase == Phase::Complete
     }
 
