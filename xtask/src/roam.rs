@@ -138,7 +138,8 @@ fn roam(
     if !args.quick && args.only.is_empty() {
         for seconds in [2, 10] {
             let length = Duration::from_secs(seconds);
-            for (name, outcome) in [("no network", stage.away(length)), ("asleep", stage.asleep(length))] {
+            for (name, sleeps) in [("no network", false), ("asleep", true)] {
+                let outcome = if sleeps { stage.asleep(length) } else { stage.away(length) };
                 let name = format!("{name} for {seconds} s");
                 progress.done(&format!("{name:<48} {}", told(&outcome)));
                 report.add_pause(name, outcome);

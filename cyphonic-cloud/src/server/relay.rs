@@ -144,7 +144,7 @@ impl RelayControl {
                 }
             }
             Event::Proved(channel, remote) => {
-                if self.sessions.proved(channel, remote) {
+                if self.sessions.is_seen_at(channel, remote) {
                     let path = self.path(channel, remote);
                     tracing::debug!(%remote, "a device has moved: its legs follow");
                     self.trs.handle_moved(now, channel, path);

@@ -114,8 +114,8 @@ struct Session {
     identity: Identity,
     remote: SocketAddr,
     readers: Vec<AbortHandle>,
-    /// Where it is asked for a proof that it is.
-    proving: Option<SocketAddr>,
+    /// Where it is asked for a proof that it is, and by which task.
+    proving: Option<(SocketAddr, AbortHandle)>,
     /// Whether the machine knows it.
     introduced: bool,
 }
@@ -195,6 +195,9 @@ impl Sessions {
     pub(super) fn remove(&mut self, channel: Channel) -> bool {
         let Some(session) = self.sessions.remove(&channel) else { return false };
         session.readers.iter().for_each(AbortHandle::abort);
+        if let Some((_, task)) = &session.proving {
+            task.abort();
+        }
         if !session.introduced {
             self.no_longer_silent(channel, &session.identity.fqdn);
         }
@@ -297,11 +300,14 @@ impl Sessions {
     pub(super) fn ask_for_proof(&mut self, channel: Channel) {
         let Some(session) = self.sessions.get_mut(&channel) else { return };
         let remote = session.connection.remote_address();
-        if session.proving.replace(remote) == Some(remote) {
-            return;
+        // One task at a time, however often the device seems to move.
+        match &session.proving {
+            Some((asked, task)) if *asked == remote && !task.is_finished() => return,
+            Some((_, task)) => task.abort(),
+            None => {}
         }
         let (connection, events) = (session.connection.clone(), self.events.clone());
-        tokio::spawn(async move {
+        let ask = async move {
             let question = Message::ObservationRequest(ObservationRequest {});
             for _ in 0..PROOFS {
                 let answer = connection.open_exchange(&question).await;
@@ -316,16 +322,13 @@ impl Sessions {
                     return;
                 }
             }
-        });
+        };
+        session.proving = Some((remote, tokio::spawn(ask).abort_handle()));
     }
 
-    /// The device was there when it answered; whether it is still seen there.
-    pub(super) fn proved(&mut self, channel: Channel, remote: SocketAddr) -> bool {
-        let Some(session) = self.sessions.get_mut(&channel) else { return false };
-        if session.proving == Some(remote) {
-            session.proving = None;
-        }
-        session.remote == remote
+    /// Whether a device, which has proved that it was there, is still seen there.
+    pub(super) fn is_seen_at(&self, channel: Channel, remote: SocketAddr) -> bool {
+        self.sessions.get(&channel).is_some_and(|session| session.remote == remote)
     }
 
     /// The connections that a change of the register does away with.

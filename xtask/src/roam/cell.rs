@@ -10,14 +10,14 @@ use cyphonic_lab::Lab;
 use cyphonic_lab::command::{Cancel, check};
 use cyphonic_lab::measure::{PingReport, PingRun};
 
-use super::flow::Flow;
+use super::flow::{Flow, STALLED};
 use super::place::{CABLE, Place, Roamer, Style};
 use crate::overlay::{Device, Route};
 
 /// Between the pings that go on while a device moves.
 const INTERVAL: Duration = Duration::from_millis(10);
 /// How many.
-const PINGS: u32 = 250;
+const PINGS: u32 = 220;
 const BEFORE: Duration = Duration::from_millis(600);
 /// For how long a device has both networks, where the new one comes first.
 const OVERLAP: Duration = Duration::from_millis(100);
@@ -135,7 +135,7 @@ impl Stage<'_> {
         thread::sleep(CABLE);
         let what = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], PINGS) };
         let [initiator, responder] = self.devices;
-        let flow = Flow::start(initiator.namespace(), responder.namespace(), self.addresses[1])?;
+        let flow = Flow::start(initiator.namespace(), responder.namespace(), self.addresses[1], STALLED)?;
         let cancel = self.cancel;
         let report = thread::scope(|scope| -> Result<PingReport> {
             let pings = scope.spawn(|| initiator.ping(&what, cancel));
@@ -197,7 +197,9 @@ impl Stage<'_> {
     ) -> Result<Outcome> {
         self.prepare(cell)?;
         let [initiator, responder] = self.devices;
-        let flow = Flow::start(initiator.namespace(), responder.namespace(), self.addresses[1])?;
+        // TCP has waited longer each time: as long again as the pause, at most.
+        let patience = length * 2 + STALLED;
+        let flow = Flow::start(initiator.namespace(), responder.namespace(), self.addresses[1], patience)?;
         let calm = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], 20) };
         let round_trip = round_trip(&initiator.ping(&calm, self.cancel)?);
         begin(self)?;
@@ -205,12 +207,7 @@ impl Stage<'_> {
         end(self)?;
         let what = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], PINGS) };
         let report = initiator.ping(&what, self.cancel)?;
-        // TCP has waited longer each time: as long again as the pause, at most.
-        let patience = Instant::now() + length + Duration::from_secs(3);
-        let mut goes_on = flow.goes_on();
-        while !goes_on && Instant::now() < patience {
-            goes_on = flow.goes_on();
-        }
+        let goes_on = flow.goes_on();
         let flow_lost = match flow.finish() {
             Err(error) => Some(error),
             Ok(_) => (!goes_on).then(|| "it stands still".to_owned()),

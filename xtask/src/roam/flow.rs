@@ -14,31 +14,38 @@ use cyphonic_lab::Namespace;
 const BLOCK: usize = 1_000;
 const INTERVAL: Duration = Duration::from_millis(5);
 /// A transfer on which nothing arrives for so long is lost, whatever TCP may still hope for.
-const STALLED: Duration = Duration::from_secs(5);
+pub(super) const STALLED: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 /// The transfer under way.
 pub(super) struct Flow {
     stop: Arc<AtomicBool>,
     returned: Arc<AtomicU64>,
+    patience: Duration,
     threads: Vec<JoinHandle<io::Result<()>>>,
 }
 
 impl Flow {
-    /// Connects from one namespace to an address in another, and begins.
-    pub(super) fn start(from: &Namespace, to: &Namespace, address: Ipv6Addr) -> Result<Self> {
+    /// Connects from one namespace to an address in another, and begins. It is lost when nothing arrives for as long as
+    /// `patience`.
+    pub(super) fn start(
+        from: &Namespace,
+        to: &Namespace,
+        address: Ipv6Addr,
+        patience: Duration,
+    ) -> Result<Self> {
         let listener =
             to.inside(|| TcpListener::bind((address, 0)))?.context("cannot listen for a transfer")?;
         let target = listener.local_addr().context("a listener without an address")?;
         let (stop, returned) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
         let echoing = Arc::clone(&stop);
-        let echo = thread::spawn(move || send_back(&listener, &echoing));
+        let echo = thread::spawn(move || send_back(&listener, patience, &echoing));
         let stream = from.inside(|| connect(target))?.context("cannot begin a transfer")?;
         let (sender, sending) = (stream.try_clone()?, Arc::clone(&stop));
         let (checking, counted) = (Arc::clone(&stop), Arc::clone(&returned));
-        let send = thread::spawn(move || send_pattern(sender, &sending));
-        let check = thread::spawn(move || check_pattern(stream, &checking, &counted));
-        Ok(Self { stop, returned, threads: vec![echo, send, check] })
+        let send = thread::spawn(move || send_pattern(sender, patience, &sending));
+        let check = thread::spawn(move || check_pattern(stream, patience, &checking, &counted));
+        Ok(Self { stop, returned, patience, threads: vec![echo, send, check] })
     }
 
     /// Waits until more of it has come back; whether it did before it counts as lost.
@@ -46,7 +53,7 @@ impl Flow {
         // What is on its way came through before the question.
         let before = self.returned.load(Ordering::Relaxed) + 4 * BLOCK as u64;
         let started = Instant::now();
-        while started.elapsed() < STALLED {
+        while started.elapsed() < self.patience {
             if self.returned.load(Ordering::Relaxed) > before {
                 return true;
             }
@@ -84,8 +91,8 @@ fn pattern(at: u64) -> u8 {
     mixed.to_be_bytes()[(at % 8) as usize]
 }
 
-fn send_pattern(mut stream: TcpStream, stop: &AtomicBool) -> io::Result<()> {
-    stream.set_write_timeout(Some(STALLED))?;
+fn send_pattern(mut stream: TcpStream, patience: Duration, stop: &AtomicBool) -> io::Result<()> {
+    stream.set_write_timeout(Some(patience))?;
     let mut at = 0;
     while !stop.load(Ordering::Relaxed) {
         let block: Vec<u8> = (at..at + BLOCK as u64).map(pattern).collect();
@@ -96,7 +103,12 @@ fn send_pattern(mut stream: TcpStream, stop: &AtomicBool) -> io::Result<()> {
     stream.shutdown(std::net::Shutdown::Write)
 }
 
-fn check_pattern(mut stream: TcpStream, stop: &AtomicBool, counted: &AtomicU64) -> io::Result<()> {
+fn check_pattern(
+    mut stream: TcpStream,
+    patience: Duration,
+    stop: &AtomicBool,
+    counted: &AtomicU64,
+) -> io::Result<()> {
     let mut buffer = [0; 16 * BLOCK];
     stream.set_read_timeout(Some(POLL))?;
     let mut heard = Instant::now();
@@ -114,7 +126,7 @@ fn check_pattern(mut stream: TcpStream, stop: &AtomicBool, counted: &AtomicU64) 
                 at += length as u64;
                 counted.store(at, Ordering::Relaxed);
             }
-            Err(error) if is_pause(&error) && heard.elapsed() < STALLED => {}
+            Err(error) if is_pause(&error) && heard.elapsed() < patience => {}
             Err(error) if is_pause(&error) => {
                 return Err(io::Error::new(error.kind(), "nothing comes any more"));
             }
@@ -123,7 +135,7 @@ fn check_pattern(mut stream: TcpStream, stop: &AtomicBool, counted: &AtomicU64) 
     }
 }
 
-fn send_back(listener: &TcpListener, stop: &AtomicBool) -> io::Result<()> {
+fn send_back(listener: &TcpListener, patience: Duration, stop: &AtomicBool) -> io::Result<()> {
     listener.set_nonblocking(true)?;
     let begun = Instant::now();
     let mut stream = loop {
@@ -136,7 +148,7 @@ fn send_back(listener: &TcpListener, stop: &AtomicBool) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(POLL))?;
-    stream.set_write_timeout(Some(STALLED))?;
+    stream.set_write_timeout(Some(patience))?;
     let mut buffer = [0; 16 * BLOCK];
     let mut heard = Instant::now();
     loop {
@@ -146,7 +158,7 @@ fn send_back(listener: &TcpListener, stop: &AtomicBool) -> io::Result<()> {
                 heard = Instant::now();
                 stream.write_all(buffer.get(..length).unwrap_or_default())?;
             }
-            Err(error) if is_pause(&error) && heard.elapsed() < 2 * STALLED => {}
+            Err(error) if is_pause(&error) && heard.elapsed() < 2 * patience => {}
             Err(_) if stop.load(Ordering::Relaxed) => return Ok(()),
             Err(error) => return Err(error),
         }

@@ -70,8 +70,8 @@ impl fmt::Display for Style {
     }
 }
 
-/// The kernel looks at the ends of virtual cables once a second (its linkwatch).
-pub(super) const CABLE: Duration = Duration::from_millis(1_100);
+/// A virtual cable that is plugged in carries packets at both of its ends after this.
+pub(super) const CABLE: Duration = Duration::from_millis(250);
 
 /// A device's way into one network.
 #[derive(Debug, Clone)]
@@ -150,8 +150,7 @@ impl<'a> Roamer<'a> {
         self.at
     }
 
-    /// Plugs it into another network, before it has an address there: as wireless associates, and as a virtual cable needs
-    /// up to a second to carry packets at both of its ends ([`CABLE`]).
+    /// Plugs it into another network, before it has an address there, as wireless associates; [`CABLE`] later it is in.
     pub(super) fn approach(&self, place: Place) -> Result<()> {
         let device = &self.find(place)?.device;
         self.run(&format!("link set {device} up\n"))
