@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use cyphonic_lab::command::{Cancel, check};
 use cyphonic_lab::topology::{Interface, Network};
 use cyphonic_lab::{Lab, Topology};
 
@@ -73,6 +74,9 @@ impl fmt::Display for Style {
 /// A virtual cable that is plugged in carries packets at both of its ends after this.
 pub(super) const CABLE: Duration = Duration::from_millis(250);
 
+/// For the kernel to take an address as its own.
+const OWN: Duration = Duration::from_secs(5);
+
 /// A device's way into one network.
 #[derive(Debug, Clone)]
 struct Attachment {
@@ -95,7 +99,7 @@ impl Attachment {
 
     /// The kernel takes an IPv6 address as its own a moment after it was given, and drops what arrives for it before: among
     /// it, on a cable without length, the gateway's neighbour advertisement, which it then asks for again a second later.
-    /// So this is a step of its own, as where addresses come from the network.
+    /// So this is a step of its own, taken once it has ([`Roamer::await_own`]), as where addresses come from the network.
     fn route(&self, batch: &mut String) {
         let Self { device, .. } = self;
         for gateway in &self.gateways {
@@ -174,7 +178,23 @@ impl<'a> Roamer<'a> {
         attachment.attach(&mut addresses);
         attachment.route(&mut routes);
         self.run(&addresses)?;
+        self.await_own(attachment)?;
         self.run(&routes)
+    }
+
+    fn await_own(&self, attachment: &Attachment) -> Result<()> {
+        let ips = attachment.addresses.iter().filter_map(|address| address.split('/').next());
+        let v6: Vec<&str> = ips.filter(|ip| ip.contains(':')).collect();
+        let begun = Instant::now();
+        while begun.elapsed() < OWN {
+            let mut show = self.lab.command(&self.node, "ip")?;
+            show.args(["-6", "route", "show", "table", "local", "dev", &attachment.device]);
+            let own = check(&mut show, OWN, &Cancel::default())?;
+            if v6.iter().all(|ip| own.contains(ip)) {
+                return Ok(());
+            }
+        }
+        bail!("{} has not taken {v6:?} as its own", self.node)
     }
 
     /// Leaves all networks but the one that it entered last.
