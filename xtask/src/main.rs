@@ -15,6 +15,7 @@
 //! | `roam` | two devices move between networks under traffic: gaps and what is lost |
 //! | `nat-grid` | a device behind every kind of NAT, and each pair of them connected |
 //! | `mtu` | tunnels over every outer MTU, and over one that changes |
+//! | `paper` | the paper's Section IV over links with its distances |
 //! | `demo` | the whole system in such networks: enrols devices, connects them, measures |
 //!
 //! A module per verb, each thin: what takes thought lives in the crates.
@@ -34,6 +35,7 @@ mod mtu;
 mod nat_grid;
 mod overlay;
 mod package;
+mod paper;
 mod roam;
 mod setup;
 mod shell;
@@ -81,6 +83,8 @@ enum Verb {
     NatGrid(nat_grid::GridArgs),
     /// Carry traffic over tunnels whose path has every MTU from 1,280 to 9,000 bytes, and one that changes.
     Mtu(mtu::MtuArgs),
+    /// Repeat the paper's measurements over links with its distances.
+    Paper(paper::PaperArgs),
     /// Show the whole system on real packets: the paper's experiment on this machine, in under a minute.
     Demo(demo::DemoArgs),
 }
@@ -100,6 +104,7 @@ fn main() -> ExitCode {
         Verb::Roam(args) => roam::run(&args),
         Verb::NatGrid(args) => nat_grid::run(&args),
         Verb::Mtu(args) => mtu::run(&args),
+        Verb::Paper(args) => paper::run(&args),
         Verb::Demo(args) => demo::run(&args),
     };
     match result {
