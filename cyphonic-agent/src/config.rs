@@ -19,7 +19,7 @@ mod relay;
 
 pub use mtu::{InvalidMtu, Mtu};
 pub use packets::{InvalidWorkers, RingChoice, UnderlayChoice, Workers};
-pub use relay::RelayConfig;
+pub use relay::{PortMapping, RelayConfig};
 
 /// Where the daemon looks for its configuration unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cyphonic/agent.yaml";
@@ -65,6 +65,8 @@ pub struct Config {
     pub workers: Workers,
     /// Which relays tunnels may go through.
     pub relay: RelayConfig,
+    /// Whether the gateway is asked to let the node's port in.
+    pub port_mapping: PortMapping,
     /// Whether the eBPF programs tell the log what they drop.
     pub log_drops: bool,
     /// Peers whose tunnels stay.
@@ -88,6 +90,7 @@ impl Default for Config {
             underlay: UnderlayChoice::Auto,
             workers: Workers::Auto,
             relay: RelayConfig::default(),
+            port_mapping: PortMapping::Auto,
             log_drops: false,
             keep_open: Vec::new(),
             log: "info".to_owned(),

@@ -1,4 +1,4 @@
-//! Which relays tunnels may go through.
+//! Which relays tunnels may go through, and what makes them needless.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,17 @@ use serde::{Deserialize, Serialize};
 pub struct RelayConfig {
     /// The only relay to use, by its short name, such as `trs1`, or by its full one. Without: the nearest.
     pub pin: Option<String>,
+}
+
+/// Whether the gateway is asked to let the node's port in (PCP, NAT-PMP).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortMapping {
+    /// From private addresses.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
 }
 
 impl RelayConfig {

@@ -79,6 +79,8 @@ pub struct EngineParts {
     pub renewal: RenewalParts,
     /// What `status` says of the parts that the engine does not drive.
     pub surroundings: Surroundings,
+    /// Whether the gateway is asked to let the port in.
+    pub port_mapping: bool,
     /// Writes the node's state to where the next start finds it.
     pub save: Box<dyn Fn(&CachedState) + Send>,
     /// Told what peers' tunnels carry.

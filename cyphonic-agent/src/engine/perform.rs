@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::input::Input;
 use super::peers;
-use super::run::Engine;
+use super::run::{Engine, network_news};
 use super::services::{self, Dial, Way};
 
 impl Engine {
@@ -132,11 +132,7 @@ impl Engine {
     }
 
     fn look(&mut self, servers: Vec<SocketAddr>, own: Vec<SocketAddr>) {
-        let inputs = self.inputs.clone();
-        self.netcheck.start(servers, own, move |news| {
-            let inputs = inputs.clone();
-            async move { drop(inputs.send(Input::Network(news)).await) }
-        });
+        self.netcheck.start(servers, own, network_news(self.inputs.clone()));
     }
 
     fn disconnect(&mut self, service: &Service) {

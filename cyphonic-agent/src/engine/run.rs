@@ -12,6 +12,8 @@ use cyphonic_proto::node::{
 };
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
 use cyphonic_transport::{ArrivingPeer, ClientTls, Connection, RelayedAddress, Responder, Transport};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -97,7 +99,11 @@ impl Engine {
             node: Node::new(parts.node, rand::random(), now),
             tls: ClientTls::new(parts.credentials),
             transport: parts.transport,
-            netcheck: Netcheck::new(parts.port.clone(), own),
+            netcheck: Netcheck::new(
+                parts.port.clone(),
+                own,
+                parts.port_mapping.then(|| network_news(inputs.clone())),
+            ),
             port: parts.port,
             ring: parts.ring,
             inputs,
@@ -196,6 +202,7 @@ impl Engine {
             Input::RenewalKept => self.renewal_failure = None,
             Input::RenewalFailed(reason) => self.renewal_failure = Some(reason),
             Input::Network(News::Findings(findings)) => self.node.handle_findings(now, findings),
+            Input::Network(News::Granted(granted)) => self.node.handle_port_mappings(now, &granted),
             Input::Network(News::Latencies(measured)) => self.node.handle_latencies(now, &measured),
             Input::Status(answer) => drop(answer.send(self.status())),
             // Taken out by `run`.
@@ -468,8 +475,19 @@ impl Engine {
         for service in self.services.values() {
             service.connection.close(close::STOPPING, "the agent stops");
         }
+        self.netcheck.close().await;
         self.transport.shutdown("the agent stops").await;
         let _ = answer.send(());
+    }
+}
+
+/// Where the network check reports to.
+pub(super) fn network_news(
+    inputs: mpsc::Sender<Input>,
+) -> impl Fn(News) -> BoxFuture<'static, ()> + Send + Sync + 'static {
+    move |news| {
+        let inputs = inputs.clone();
+        async move { drop(inputs.send(Input::Network(news)).await) }.boxed()
     }
 }
 

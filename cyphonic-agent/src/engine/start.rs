@@ -21,7 +21,7 @@ use super::datapath::{Ground, Wiring};
 use super::mtu::{self, PeerMtus};
 use super::network::{self, Followed, with_port};
 use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
-use crate::config::{CloudAddress, Config, resolve_all};
+use crate::config::{CloudAddress, Config, PortMapping, resolve_all};
 use crate::control::report::InterfaceReport;
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
 use crate::netlink::{Netlink, NetworkWatch, Sizes, far_end};
@@ -101,6 +101,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         ring: path.ring,
         renewal,
         surroundings,
+        port_mapping: config.port_mapping == PortMapping::Auto,
         save: Box::new(move |cached| save(&state, cached)),
         mtus,
         failure,

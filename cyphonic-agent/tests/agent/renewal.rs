@@ -186,6 +186,7 @@ impl Device {
             Some((ServerTls::peer(&credentials).unwrap(), self.network)),
         );
         let parts = EngineParts {
+            port_mapping: false,
             credentials,
             identity: self.parsed(),
             node: NodeConfig {

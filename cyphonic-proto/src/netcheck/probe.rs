@@ -6,6 +6,7 @@
 //! | home | fresh ports → one server ("home"); own port → itself; home answers from elsewhere | hairpin, the own port's filter |
 //! | filter | home's other port, and another address, answer to a fresh port that they never heard of | filtering |
 //! | map | that fresh port → the same places | mapping |
+//! | again | the node's own port → home's other port | its newest outer endpoint, after all the mappings made here |
 //!
 //! After "home", each idle port waits for its time; then home is asked to send to its outer port. What arrives proves that
 //! the mapping stood. What does not proves nothing.
@@ -51,6 +52,7 @@ enum Kind {
     /// The asker asks there itself: the place answers.
     Reach(Place),
     Map(Place),
+    Again,
     /// To an idle port.
     Idle(u8),
 }
@@ -73,6 +75,7 @@ enum Stage {
     Home,
     Filter,
     Map,
+    Again,
     Settled,
 }
 
@@ -249,6 +252,7 @@ impl Probe {
                 self.answered.push(Server { at: question.to, other: success.other });
                 self.latencies.extend(took.map(|took| (question.to, took)));
             }
+            Kind::Again => self.own_seen.push(seen),
             // A server at the node's own outer address: another thing than the node.
             Kind::Hairpin => {}
             Kind::Changed => self.changed = Some(true),
@@ -282,6 +286,7 @@ impl Probe {
             | Kind::IdleHome(_)
             | Kind::Reach(_)
             | Kind::Map(_)
+            | Kind::Again
             | Kind::Idle(_) => {}
         }
     }
@@ -307,7 +312,8 @@ impl Probe {
                 Stage::Greet => self.go_home(now),
                 Stage::Home => self.ask_through(now),
                 Stage::Filter => self.ask_mapping(now),
-                Stage::Map | Stage::Settled => self.stage = Stage::Settled,
+                Stage::Map => self.greet_again(now),
+                Stage::Again | Stage::Settled => self.stage = Stage::Settled,
             }
         }
     }
@@ -358,6 +364,16 @@ impl Probe {
         }
         for (place, at) in self.around() {
             self.ask(now, Kind::Map(place), Socket::Test, at);
+        }
+    }
+
+    /// The ports that a NAT gives in sequence have gone on since the own port was seen. Home's address has been sent to
+    /// already, so this opens no filter that anything here depends on.
+    fn greet_again(&mut self, now: Instant) {
+        self.stage = Stage::Again;
+        let other_port = self.places.and_then(|places| places.other_port);
+        if let Some(at) = other_port.filter(|_| self.mapping().is_dependent()) {
+            self.ask(now, Kind::Again, Socket::Own, at);
         }
     }
 

@@ -4,7 +4,7 @@
 //! takes minutes. The NMS is told of each change that matters.
 
 use super::{Action, Node, Relay, Service, ServiceState, Timer};
-use crate::netcheck::Findings;
+use crate::{message::endpoint, nat::Family, netcheck::Findings};
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -18,6 +18,9 @@ const AGAIN: Duration = Duration::from_secs(20 * 60);
 /// Changes of a round trip that are worth telling: beyond this, and beyond a quarter.
 const WORTH_TELLING: Duration = Duration::from_millis(2);
 
+/// Most endpoints of a gateway.
+const MAX_GRANTED: usize = 4;
+
 /// Most relays that a request calls failed.
 const MAX_FAILED: usize = 8;
 
@@ -27,6 +30,8 @@ pub(super) struct Known {
     pub(super) findings: Findings,
     /// Round trips to relays.
     pub(super) latencies: BTreeMap<String, Duration>,
+    /// Outer endpoints that the gateway granted.
+    granted: Vec<SocketAddr>,
     /// The network was looked at since the node came to it.
     looked: bool,
 }
@@ -43,7 +48,12 @@ impl Node {
     }
 
     /// What was found out so far by the look that [`Action::Netcheck`] asked for.
-    pub fn handle_findings(&mut self, now: Instant, findings: Findings) {
+    pub fn handle_findings(&mut self, now: Instant, mut findings: Findings) {
+        for family in Family::ALL {
+            let of_family = |address: &&SocketAddr| Family::of(address) == family;
+            let granted = self.registration.network.granted.iter().filter(of_family).copied();
+            findings.of_mut(family).port_mapped = granted.collect();
+        }
         if self.stopped || self.registration.network.findings == findings {
             return;
         }
@@ -52,6 +62,14 @@ impl Node {
         }
         self.registration.network.findings = findings;
         self.network_changed(now);
+    }
+
+    /// The gateway has the node's port open at these outer endpoints now, and at no others.
+    pub fn handle_port_mappings(&mut self, now: Instant, granted: &[SocketAddr]) {
+        let usable = granted.iter().copied().map(endpoint::canonical);
+        let usable = usable.filter(|address| endpoint::is_candidate(address.ip(), self.prefix));
+        self.registration.network.granted = usable.take(MAX_GRANTED).collect();
+        self.handle_findings(now, self.findings().clone());
     }
 
     /// Round trips to services that were measured.

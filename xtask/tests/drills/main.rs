@@ -10,6 +10,7 @@
 )]
 
 mod deaths;
+mod netcheck;
 mod overlay;
 #[path = "../common/programs.rs"]
 mod programs;

@@ -51,6 +51,8 @@ pub(super) struct Whereabouts<'a> {
     pub(super) addresses: &'a [SocketAddr],
     pub(super) observations: &'a [(SocketAddr, SocketAddr)],
     pub(super) mapped: [&'a [SocketAddr]; 2],
+    /// By how much ports grow behind an IPv4 NAT, as the network check found out.
+    pub(super) port_delta: Option<i32>,
 }
 
 /// Where this node may be reached, the likeliest first, as it is told to peers.
@@ -85,7 +87,7 @@ fn unique(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
 /// hundreds of sockets or packets at both ends (RFC 5128 §3.4 and the birthday paradox), more than a small device and
 /// its NAT can spare.
 fn predicted(family: Family, known: Whereabouts<'_>) -> Vec<SocketAddr> {
-    let Whereabouts { addresses, observations, .. } = known;
+    let Whereabouts { addresses, observations, port_delta, .. } = known;
     if nat::find(family, addresses, observations) != NatFinding::AddressDependent {
         return Vec::new();
     }
@@ -98,9 +100,10 @@ fn predicted(family: Family, known: Whereabouts<'_>) -> Vec<SocketAddr> {
         let [newer, older] = pair else { return false };
         newer.ip() == older.ip() && (1..=MAX_STRIDE).contains(&newer.port().wrapping_sub(older.port()))
     });
-    if !steady {
-        return Vec::new();
-    }
+    // What was observed first may be long ago; the network check asked without anything in between, and then once more.
+    let found = port_delta.filter(|_| family == Family::V4).and_then(|delta| u16::try_from(delta).ok());
+    let found = found.filter(|delta| (1..=MAX_STRIDE).contains(delta));
+    let Some(stride) = found.or(steady.then_some(stride)) else { return Vec::new() };
     let next = |k: u16| newest.port().checked_add(stride.checked_mul(k)?);
     (1..=PREDICTED).filter_map(next).map(|port| SocketAddr::new(newest.ip(), port)).collect()
 }
@@ -130,10 +133,12 @@ mod tests {
 
     #[test]
     fn ports_in_sequence_are_guessed_and_others_are_not() {
-        let ports = |observations: &[(SocketAddr, SocketAddr)]| {
-            let known = Whereabouts { addresses: &[at("10.0.0.2:7000")], observations, mapped: [&[]; 2] };
+        let guess = |observations: &[(SocketAddr, SocketAddr)], port_delta| {
+            let addresses = &[at("10.0.0.2:7000")];
+            let known = Whereabouts { addresses, observations, mapped: [&[]; 2], port_delta };
             predicted(Family::V4, known).iter().map(SocketAddr::port).collect::<Vec<_>>()
         };
+        let ports = |observations: &[(SocketAddr, SocketAddr)]| guess(observations, None);
         assert_eq!(ports(&seen(&[5000, 5001, 5002])), [5003, 5004, 5005, 5006]);
         assert_eq!(ports(&seen(&[5000, 5002])), [5004, 5006, 5008, 5010]);
         assert_eq!(ports(&seen(&[5000, 61000])), [0u16; 0]);
@@ -141,6 +146,8 @@ mod tests {
         assert_eq!(ports(&seen(&[5000])), [0u16; 0], "one says nothing");
         assert_eq!(ports(&seen(&[5000, 5000])), [0u16; 0], "this NAT is not symmetric");
         assert_eq!(ports(&seen(&[65533, 65534])), [65535]);
+        assert_eq!(guess(&seen(&[5000, 5002, 5060]), Some(2)), [5062, 5064, 5066, 5068], "found out apart");
+        assert_eq!(guess(&seen(&[5000, 5002, 5060]), Some(-2)), [0u16; 0]);
     }
 
     #[test]
@@ -161,6 +168,7 @@ mod tests {
             addresses: &addresses,
             observations: &seen(&[5000]),
             mapped: [&[], &[at("198.51.100.1:41641")]],
+            port_delta: None,
         };
         let told = ["[2001:db8::1]:7000", "10.0.0.2:7000", "198.51.100.1:41641", "198.51.100.1:5000"].map(at);
         assert_eq!(own(known, overlay()), told);
@@ -172,7 +180,9 @@ mod tests {
         #[test]
         fn guesses_and_lists_are_bounded(ports: Vec<u16>, addresses: Vec<SocketAddr>) {
             let observations = seen(&ports[..ports.len().min(8)]);
-            let known = Whereabouts { addresses: &addresses, observations: &observations, mapped: [&addresses; 2] };
+            let mapped = [addresses.as_slice(); 2];
+            let known =
+                Whereabouts { addresses: &addresses, observations: &observations, mapped, port_delta: Some(3) };
             prop_assert!(predicted(Family::V4, known).len() <= usize::from(PREDICTED));
             prop_assert!(own(known, overlay()).len() <= MAX_CANDIDATES);
         }

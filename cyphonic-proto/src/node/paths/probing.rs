@@ -185,6 +185,7 @@ impl Node {
             addresses: &self.registration.addresses,
             observations: &self.registration.observations,
             mapped: Family::ALL.map(|family| self.findings().of(family).port_mapped.as_slice()),
+            port_delta: self.findings().v4.port_delta,
         };
         candidate::own(known, self.prefix)
     }
