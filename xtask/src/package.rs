@@ -58,7 +58,20 @@ pub(crate) fn run(args: &PackageArgs) -> Result<()> {
 }
 
 /// Builds and packages for a machine. Returns the packages, the agent's first.
-pub(crate) fn make(target: Target, release: bool) -> Result<Vec<PathBuf>> {
+fn make(target: Target, release: bool) -> Result<Vec<PathBuf>> {
+    let cargo_deb = build_and_stage(target, release)?;
+    PACKAGES
+        .iter()
+        .map(|package| {
+            let file = archive(&cargo_deb, package, target, 1)?;
+            look_over(&file)?;
+            Ok(file)
+        })
+        .collect()
+}
+
+/// Brings together what the packages hold. Returns the program that makes them.
+fn build_and_stage(target: Target, release: bool) -> Result<PathBuf> {
     let cargo_deb = setup::packager()?;
     ebpf::build()?;
     build::programs(Some(target), release)?;
@@ -66,28 +79,24 @@ pub(crate) fn make(target: Target, release: bool) -> Result<Vec<PathBuf>> {
     if !target.is_host() {
         build::programs(None, false)?;
     }
-    let here = Target::host().context("this machine's programs cannot be told from others")?;
-    let manuals = here.folder(if target.is_host() { release } else { false });
-    PACKAGES
-        .iter()
-        .map(|package| {
-            stage::prepare(package, &target.folder(release), target, &manuals)?;
-            let file = archive(&cargo_deb, package, target)?;
-            look_over(&file)?;
-            Ok(file)
-        })
-        .collect()
+    let here = Target::host().context("programs of this machine's kind are not built")?;
+    let manuals = here.folder(target.is_host() && release);
+    for package in &PACKAGES {
+        stage::prepare(package, &target.folder(release), target, &manuals)?;
+    }
+    Ok(cargo_deb)
 }
 
-fn archive(cargo_deb: &Path, package: &Package, target: Target) -> Result<PathBuf> {
+/// Makes a package of what is staged. The revision tells packages of one version apart.
+fn archive(cargo_deb: &Path, package: &Package, target: Target, revision: u32) -> Result<PathBuf> {
     let output = workspace::root().join("target/debian");
     let version = env!("CARGO_PKG_VERSION");
-    let file = output.join(format!("{}_{version}-1_{}.deb", package.name, target.debian()));
+    let file = output.join(format!("{}_{version}-{revision}_{}.deb", package.name, target.debian()));
     let mut command = Command::new(cargo_deb);
     shell::without_cargo_environment(&mut command).current_dir(workspace::root());
     command.args(["deb", "--no-build", "--no-strip", "--quiet", "-p", package.krate]);
-    command.args(["--target", target.triple(), "--output"]).arg(&file);
-    shell::run(&mut command).with_context(|| format!("cannot package {}", package.name))?;
+    command.args(["--deb-revision", &revision.to_string(), "--target", target.triple(), "--output"]);
+    shell::run(command.arg(&file)).with_context(|| format!("cannot package {}", package.name))?;
     if !file.is_file() {
         bail!("cargo-deb made no {}", file.display());
     }
@@ -98,13 +107,6 @@ fn archive(cargo_deb: &Path, package: &Package, target: Target) -> Result<PathBu
 fn look_over(file: &Path) -> Result<()> {
     let mut lintian = Command::new("lintian");
     // Root's own rights are no matter here: nothing is run from the package.
-    lintian.args([
-        "--allow-root",
-        "--fail-on",
-        "error",
-        "--no-tag-display-limit",
-        "--suppress-tags",
-        EXCUSED,
-    ]);
+    lintian.args(["--allow-root", "--fail-on", "error", "--tag-display-limit=0", "--suppress-tags", EXCUSED]);
     shell::run(lintian.arg(file)).with_context(|| format!("{} has errors", file.display()))
 }

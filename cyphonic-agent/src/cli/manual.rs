@@ -10,13 +10,20 @@ use clap_complete::Shell;
 ///
 /// # Errors
 /// The folder or a file in it cannot be written.
-pub fn write_manual(mut command: Command, folder: &Path) -> io::Result<()> {
+pub fn write_manual(command: Command, folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     let name = command.get_name().to_owned();
     for shell in Shell::value_variants() {
-        clap_complete::generate_to(*shell, &mut command, &name, folder)?;
+        clap_complete::generate_to(*shell, &mut command.clone(), &name, folder)?;
     }
-    clap_mangen::generate_to(command, folder)
+    clap_mangen::generate_to(without_help(command), folder)
+}
+
+/// A page that says how to ask for help, for every verb and each of its own, helps nobody.
+fn without_help(command: Command) -> Command {
+    let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    let command = command.disable_help_subcommand(true);
+    verbs.into_iter().fold(command, |command, verb| command.mut_subcommand(verb, without_help))
 }
 
 #[cfg(test)]
@@ -45,6 +52,7 @@ mod tests {
                 );
             }
         }
+        assert!(!folder.path().join("cyphonic-help.1").exists());
         assert!(read("cyphonic.1").contains("cyphonic\\-status(1)"));
     }
 }

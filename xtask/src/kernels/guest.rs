@@ -137,31 +137,12 @@ impl Disk {
         let init = self.root.join("init");
         fs::write(&init, script(task)).with_context(|| format!("cannot write {}", init.display()))?;
         fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
-        let disk = self.beside("cpio");
-        let file = fs::File::create(&disk).with_context(|| format!("cannot make {}", disk.display()))?;
-        let mut names =
-            Command::new("find").arg(".").current_dir(&self.root).stdout(Stdio::piped()).spawn()?;
-        let listed = names.stdout.take().context("find has no output")?;
-        let status = Command::new("cpio")
-            .args(["--quiet", "-o", "-H", "newc"])
-            .current_dir(&self.root)
-            .stdin(listed)
-            .stdout(file)
-            .status()
-            .context("cannot start cpio")?;
-        names.wait()?;
-        if !status.success() {
-            bail!("cpio failed: {status}");
-        }
-        Ok(disk)
+        pack_tree(&self.root)
     }
 
     /// A file beside the disk's folder.
     pub(crate) fn beside(&self, kind: &str) -> PathBuf {
-        let mut name = self.root.file_name().unwrap_or_default().to_owned();
-        name.push(".");
-        name.push(kind);
-        self.root.with_file_name(name)
+        beside(&self.root, kind)
     }
 
     fn libraries(&self, program: &Path) -> Result<()> {
@@ -186,6 +167,33 @@ impl Disk {
     fn library(&self, from: &Path, place: &str) -> Result<()> {
         if self.root.join(place).exists() { Ok(()) } else { self.file(from, place) }
     }
+}
+
+fn beside(root: &Path, kind: &str) -> PathBuf {
+    let mut name = root.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(kind);
+    root.with_file_name(name)
+}
+
+/// Packs a folder into an initial RAM disk beside it.
+pub(crate) fn pack_tree(root: &Path) -> Result<PathBuf> {
+    let disk = beside(root, "cpio");
+    let file = fs::File::create(&disk).with_context(|| format!("cannot make {}", disk.display()))?;
+    let mut names = Command::new("find").arg(".").current_dir(root).stdout(Stdio::piped()).spawn()?;
+    let listed = names.stdout.take().context("find has no output")?;
+    let status = Command::new("cpio")
+        .args(["--quiet", "-o", "-H", "newc"])
+        .current_dir(root)
+        .stdin(listed)
+        .stdout(file)
+        .status()
+        .context("cannot start cpio")?;
+    names.wait()?;
+    if !status.success() {
+        bail!("cpio failed: {status}");
+    }
+    Ok(disk)
 }
 
 /// What a program of another machine needs to be loaded, by its place in that machine's system: `ldd` would have to run it.

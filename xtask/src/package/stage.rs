@@ -29,7 +29,8 @@ pub(super) fn prepare(package: &Package, programs: &Path, target: Target, manual
             .with_context(|| format!("{program} wrote no manual"))?;
     }
     fs::write(stage.join("changelog"), changelog(package.name)?)
-        .context("cannot write the package's changelog")
+        .context("cannot write the package's changelog")?;
+    fs::write(stage.join("copyright"), copyright()?).context("cannot write the package's copyright file")
 }
 
 /// What a machine with a newer C library builds does not start on an older one, and its package would not say so.
@@ -67,8 +68,24 @@ fn changelog(package: &str) -> Result<String> {
     git.current_dir(workspace::root()).args(["log", "-1", "--format=%cd", "--date=rfc2822"]);
     let date = shell::output(&mut git).context("git tells no date of this tree")?;
     Ok(format!(
-        "{package} ({}-1) unstable; urgency=medium\n\n  * What changed is told in CHANGELOG.md, beside this file.\n\n -- {MAINTAINER}  {date}\n",
+        "{package} ({}-1) unstable; urgency=medium\n\n  * What changed is told in changelog.gz, beside this file.\n\n -- {MAINTAINER}  {date}\n",
         env!("CARGO_PKG_VERSION")
+    ))
+}
+
+/// In the form that Debian's tools read. Debian has the text of one of the two licences, the other stands there whole.
+fn copyright() -> Result<String> {
+    let file = workspace::root().join("LICENSE-MIT");
+    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mit: String = text
+        .lines()
+        .map(|line| if line.trim().is_empty() { " .\n".to_owned() } else { format!(" {line}\n") })
+        .collect();
+    Ok(format!(
+        "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: cyphonic\n\n\
+         Files: *\nCopyright: 2026 The Cyphonic authors\nLicense: MIT or Apache-2.0\n\n\
+         License: MIT\n{mit}\n\
+         License: Apache-2.0\n On Debian systems, the text of the Apache License, version 2.0, is in\n /usr/share/common-licenses/Apache-2.0.\n"
     ))
 }
 
