@@ -9,6 +9,7 @@
 //! | `ci` | formatting, lints, dependency rules, then `test` |
 //! | `fuzz` | millions of damaged frames: kernel and userspace must judge alike |
 //! | `test-kernels` | the eBPF programs on other kernels, emulated |
+//! | `test-packages` | the Debian packages from installation to purge, on an emulated machine with systemd |
 //! | `test-aarch64` | agents, relay and eBPF programs on an emulated Raspberry Pi 4 |
 //! | `lab` | networks with NATs on this machine, from `vagrant/topology.yaml` |
 //! | `bench` | rates, round trips and costs, beside other VPNs and relays |
@@ -71,6 +72,8 @@ enum Verb {
     Fuzz(fuzz::FuzzArgs),
     /// Load and test the eBPF programs on Debian's kernels, in an emulator.
     TestKernels(kernels::KernelsArgs),
+    /// Install, upgrade and purge the Debian packages on an emulated machine with systemd.
+    TestPackages(package::trial::TrialArgs),
     /// Run agents, relay and the eBPF programs' tests on an emulated Raspberry Pi 4.
     TestAarch64(aarch64::Aarch64Args),
     /// Build networks with NATs on this machine from the topology file.
@@ -98,6 +101,7 @@ fn main() -> ExitCode {
         Verb::Ci => ci::run(),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::TestKernels(args) => kernels::run(&args),
+        Verb::TestPackages(args) => package::trial::run(&args),
         Verb::TestAarch64(args) => aarch64::run(&args),
         Verb::Lab(args) => lab::run(args),
         Verb::Bench(args) => bench::run(&args),

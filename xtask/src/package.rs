@@ -5,6 +5,7 @@
 //! the programs write themselves. It is staged in `target/package`, and the packages are left in `target/debian`.
 
 mod stage;
+pub(crate) mod trial;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,6 +21,13 @@ struct Package {
     krate: &'static str,
     name: &'static str,
     programs: &'static [&'static str],
+}
+
+impl Package {
+    /// The name of its file. The revision tells packages of one version apart.
+    fn file(&self, revision: u32, target: Target) -> String {
+        format!("{}_{}-{revision}_{}.deb", self.name, env!("CARGO_PKG_VERSION"), target.debian())
+    }
 }
 
 const PACKAGES: [Package; 2] = [
@@ -63,7 +71,8 @@ fn make(target: Target, release: bool) -> Result<Vec<PathBuf>> {
     PACKAGES
         .iter()
         .map(|package| {
-            let file = archive(&cargo_deb, package, target, 1)?;
+            let file = workspace::root().join("target/debian").join(package.file(1, target));
+            archive(&cargo_deb, package, target, &[], &file)?;
             look_over(&file)?;
             Ok(file)
         })
@@ -87,20 +96,17 @@ fn build_and_stage(target: Target, release: bool) -> Result<PathBuf> {
     Ok(cargo_deb)
 }
 
-/// Makes a package of what is staged. The revision tells packages of one version apart.
-fn archive(cargo_deb: &Path, package: &Package, target: Target, revision: u32) -> Result<PathBuf> {
-    let output = workspace::root().join("target/debian");
-    let version = env!("CARGO_PKG_VERSION");
-    let file = output.join(format!("{}_{version}-{revision}_{}.deb", package.name, target.debian()));
+/// Makes a package of what is staged.
+fn archive(cargo_deb: &Path, package: &Package, target: Target, more: &[&str], file: &Path) -> Result<()> {
     let mut command = Command::new(cargo_deb);
     shell::without_cargo_environment(&mut command).current_dir(workspace::root());
-    command.args(["deb", "--no-build", "--no-strip", "--quiet", "-p", package.krate]);
-    command.args(["--deb-revision", &revision.to_string(), "--target", target.triple(), "--output"]);
-    shell::run(command.arg(&file)).with_context(|| format!("cannot package {}", package.name))?;
+    command.args(["deb", "--no-build", "--no-strip", "--quiet", "-p", package.krate]).args(more);
+    command.args(["--target", target.triple(), "--output"]);
+    shell::run(command.arg(file)).with_context(|| format!("cannot package {}", package.name))?;
     if !file.is_file() {
         bail!("cargo-deb made no {}", file.display());
     }
-    Ok(file)
+    Ok(())
 }
 
 /// An error that Debian's own checker finds is one.
