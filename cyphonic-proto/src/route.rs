@@ -6,13 +6,14 @@
 //! |---|---|---|---|---|
 //! | no address | – | – | – | – |
 //! | no NAT | – | direct | responder-initiated | responder-initiated |
-//! | EIM | – | direct | hole punch | – |
+//! | EIM | – | direct | (hole punch) | – |
 //! | symmetric, unknown | – | direct | – | – |
 //!
-//! Two ends that servers saw at one public address are perhaps in one network: there, direct by their own addresses
-//! comes first. The two families are then merged: the first kind of [`ORDER`] that one of them allows and that has not
-//! failed just now, with the endpoints of all families that allow it, IPv6 first. Relay remains where nothing else
-//! does, and joins IPv4 to IPv6.
+//! The two families are then merged: the first kind of [`ORDER`] that one of them allows and that has not failed just
+//! now, with the endpoints of all families that allow it, IPv6 first. The relay joins the rest, IPv4 to IPv6 among them:
+//! it carries the first packets while both ends look for a better path inside the tunnel, and is there to fall back on.
+//! Only where no relay joins two ends is their tunnel set up through punched holes, or, where servers saw both at one
+//! public address, perhaps inside one network.
 //!
 //! "No NAT" does not mean "reachable": a firewall may stand before the node. Both ends therefore send a datagram first
 //! for every direct kind, and a kind that fails is skipped when the initiator asks again.
@@ -30,7 +31,7 @@ use thiserror::Error;
 
 /// Kinds, the best first.
 pub const ORDER: [RouteKind; 4] =
-    [RouteKind::Direct, RouteKind::ResponderInitiated, RouteKind::HolePunch, RouteKind::Relay];
+    [RouteKind::Direct, RouteKind::ResponderInitiated, RouteKind::Relay, RouteKind::HolePunch];
 
 /// What the NMS knows of one node's network.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -147,15 +148,22 @@ pub fn select_without(
 ) -> Result<Route, NoRoute> {
     let pair = Pair { initiator, responder };
     let usable = ORDER.into_iter().filter(|kind| !failed.contains(kind));
+    let mut no_relay = None;
     for kind in usable {
-        if kind == RouteKind::Relay {
-            return pair.relay(failed, relays, failed_relays);
-        }
-        if let Some(route) = pair.straight(kind) {
+        let route = match kind {
+            RouteKind::Relay => {
+                pair.relay(failed, relays, failed_relays).map_err(|error| no_relay = Some(error)).ok()
+            }
+            _ => pair.straight(kind),
+        };
+        if let Some(route) = route {
             return Ok(route);
         }
     }
-    Err(NoRoute { reason: bounded(&format!("every route failed: {}", pair.why_not_straight(failed))) })
+    Err(no_relay.unwrap_or_else(|| {
+        let reason = format!("every route failed: {}", pair.why_not_straight(failed));
+        NoRoute { reason: bounded(&reason) }
+    }))
 }
 
 struct Pair<'a> {
@@ -187,7 +195,7 @@ impl Pair<'_> {
             return false;
         }
         match kind {
-            RouteKind::Direct => self.responder.is_open(family) || self.perhaps_one_network(family),
+            RouteKind::Direct => self.responder.is_open(family),
             RouteKind::ResponderInitiated => self.initiator.is_open(family),
             RouteKind::HolePunch => {
                 let known = |node: &NodeNetwork| match node.finding(family) {
@@ -196,7 +204,7 @@ impl Pair<'_> {
                     NatFinding::None => !node.is_open(family),
                     NoAddress | NatFinding::AddressDependent | NatFinding::Unknown => false,
                 };
-                known(self.initiator) && known(self.responder)
+                known(self.initiator) && known(self.responder) || self.perhaps_one_network(family)
             }
             RouteKind::Relay | RouteKind::Unspecified => false,
         }
@@ -259,14 +267,14 @@ impl Pair<'_> {
             RouteKind::Direct if self.responder.finding(family) == NatFinding::None => {
                 format!("direct because {responder} is not behind a NAT on {family_name}")
             }
-            RouteKind::Direct if self.responder.is_open(family) => {
-                format!("direct because the gateway of {responder} lets its port in on {family_name}")
-            }
             RouteKind::Direct => {
-                format!("direct because {initiator} and {responder} share a public {family_name} address")
+                format!("direct because the gateway of {responder} lets its port in on {family_name}")
             }
             RouteKind::ResponderInitiated => {
                 format!("{responder} dials because {initiator} can be reached on {family_name}")
+            }
+            RouteKind::HolePunch if self.perhaps_one_network(family) => {
+                format!("punched because {initiator} and {responder} share a public {family_name} address")
             }
             RouteKind::HolePunch => {
                 format!("punched because both NATs map {family_name} independently of the endpoint")

@@ -54,7 +54,7 @@ fn relay(v4: bool, v6: bool) -> Vec<Relay> {
 const ONE_FAMILY: [[Option<RouteKind>; 5]; 5] = [
     [None, None, None, None, None],
     [None, Some(Direct), Some(ResponderInitiated), Some(ResponderInitiated), Some(ResponderInitiated)],
-    [None, Some(Direct), Some(HolePunch), Some(Relayed), Some(Relayed)],
+    [None, Some(Direct), Some(Relayed), Some(Relayed), Some(Relayed)],
     [None, Some(Direct), Some(Relayed), Some(Relayed), Some(Relayed)],
     [None, Some(Direct), Some(Relayed), Some(Relayed), Some(Relayed)],
 ];
@@ -70,6 +70,13 @@ fn one_family_follows_the_table() {
                 };
                 let route = select(&make("a.lab", 1, a), &make("b.lab", 2, b), &[], &relay(true, true));
                 assert_eq!(route.ok().map(|r| r.kind), *expected, "{family:?} {a:?} {b:?}");
+                // Holes are punched where no relay joins the two, or it failed.
+                let punched = (a, b) == (EndpointIndependent, EndpointIndependent);
+                for (failed, relays) in [(&[][..], relay(false, false)), (&[Relayed], relay(true, true))] {
+                    let route = select(&make("a.lab", 1, a), &make("b.lab", 2, b), failed, &relays);
+                    let expected = expected.filter(|kind| *kind != Relayed).or(punched.then_some(HolePunch));
+                    assert_eq!(route.ok().map(|r| r.kind), expected, "{family:?} {a:?} {b:?} {failed:?}");
+                }
             }
         }
     }
@@ -163,12 +170,13 @@ fn check_nothing_better(
 }
 
 #[test]
-fn two_nodes_behind_one_nat_try_their_own_addresses_first() {
+fn two_nodes_behind_one_nat_are_told_each_others_own_addresses() {
     let a = node("a.lab", 1, 9, AddressDependent, NoAddress);
     let b = node("b.lab", 2, 9, Unknown, NoAddress);
     let route = select(&a, &b, &[], &relay(true, false)).unwrap();
-    assert_eq!((route.kind, route.responder_endpoints[0]), (Direct, b.addresses[0]));
-    assert_eq!(select(&a, &b, &[Direct], &relay(true, false)).unwrap().kind, Relayed);
+    assert!(route.kind == Relayed && route.responder_endpoints.contains(&b.addresses[0]));
+    let route = select(&a, &b, &[], &[]).unwrap();
+    assert_eq!((route.kind, route.responder_endpoints[0]), (HolePunch, b.addresses[0]));
 }
 
 #[test]
