@@ -113,7 +113,7 @@ fn a_lab_that_cannot_be_built_leaves_nothing_and_says_why() {
 
     config.profile = "fast".to_owned();
     let error = Lab::up(&shipped(), &config).unwrap_err().to_string();
-    assert!(error.contains("paper, zero"), "{error}");
+    assert!(error.contains("paper, roam, zero"), "{error}");
 }
 
 #[test]
