@@ -11,6 +11,8 @@ pub const MIN_BYTES_PER_SECOND: u64 = 16_384;
 /// The least burst, in nanoseconds at full rate: the kernel's coarse clock moves in steps of up to 10 ms, and what a
 /// step brings must not be lost.
 const MIN_BURST_NS: u64 = 20_000_000;
+/// The least burst, in bytes: two packets of Ethernet's size, or a slow leg would carry none of them.
+const MIN_BURST_BYTES: u64 = 3_000;
 
 /// A leg's rate limit. All zero is unlimited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,7 +29,7 @@ impl RelayRate {
     pub const UNLIMITED: Self = Self { cost: 0, burst_ns: 0 };
 
     /// `bytes_per_second` of UDP payload, and `burst_bytes` at once. A rate of 0 is unlimited; other rates are raised to
-    /// [`MIN_BYTES_PER_SECOND`], and bursts to what 20 ms carry.
+    /// [`MIN_BYTES_PER_SECOND`], and bursts to what 20 ms carry or 3,000 bytes, whichever is more.
     #[must_use]
     pub const fn new(bytes_per_second: u64, burst_bytes: u64) -> Self {
         if bytes_per_second == 0 {
@@ -37,6 +39,7 @@ impl RelayRate {
             if bytes_per_second < MIN_BYTES_PER_SECOND { MIN_BYTES_PER_SECOND } else { bytes_per_second };
         let cost = (1_000_000_000u64 << FRACTION) / rate;
         let cost = if cost == 0 { 1 } else { cost };
+        let burst_bytes = if burst_bytes < MIN_BURST_BYTES { MIN_BURST_BYTES } else { burst_bytes };
         let burst = burst_bytes.saturating_mul(cost) >> FRACTION;
         let burst = if burst < MIN_BURST_NS { MIN_BURST_NS } else { burst };
         Self { cost: cost as u32, burst_ns: if burst > u32::MAX as u64 { u32::MAX } else { burst as u32 } }
@@ -79,6 +82,13 @@ mod tests {
         assert!(RelayRate::new(0, 0).is_unlimited());
         assert!((0..1000).all(|_| RelayRate::UNLIMITED.spend(&mut paid, 0, u64::MAX)));
         assert_eq!(paid, 0);
+    }
+
+    #[test]
+    fn the_slowest_leg_carries_the_largest_packets_of_ethernet() {
+        let (limit, mut paid) = (RelayRate::new(1, 0), 0);
+        // 1,500 bytes are 92 ms at 16,384 bytes a second.
+        assert!((0..100u64).all(|n| limit.spend(&mut paid, n * 92_000_000, 1_500)));
     }
 
     proptest! {
