@@ -1,4 +1,5 @@
-//! What an observer on the core router sees: QUIC, whole and with right checksums, or a promise is broken.
+//! What an observer on the core router sees: QUIC, and the STUN and punches that open its way, whole and with right
+//! checksums, or a promise is broken.
 //!
 //! An independent dissector reads the capture. On virtual links the kernel leaves checksums to hardware that is not
 //! there, so they are switched off on every interface first: what is captured is what a cable would carry.
@@ -23,6 +24,9 @@ const START: Duration = Duration::from_secs(10);
 const READING: Duration = Duration::from_secs(300);
 /// Bytes of a punch.
 const PUNCH_LEN: usize = 21;
+/// A PATH_CHALLENGE or PATH_RESPONSE on a path where no handshake was seen, so that the dissector cannot know what it is:
+/// a UDP datagram of 1,200 bytes with a short header and a data connection ID (docs/protocol.md §2).
+const PROBE: &str = r#"udp.length == 1208 && udp.payload matches "^[\x40-\x7f][\x80-\xff]""#;
 const OFFLOADS: Duration = Duration::from_secs(10);
 
 /// A running capture.
@@ -50,21 +54,24 @@ impl Capture {
         self.recorder.stop();
         let all = self.count("udp", cancel)?;
         let quic = self.count("quic", cancel)?;
+        let stun = self.count("stun", cancel)?;
+        let probes = self.count(&format!("!quic && !stun && {PROBE}"), cancel)?;
         // A punch opens a path before the first packet of a connection: zeros, docs/protocol.md §2.
         let punch = ["00"; PUNCH_LEN].join(":");
-        let other = self.count(&format!("udp && !quic && !(udp.payload == {punch})"), cancel)?;
+        let known = format!("quic || stun || udp.payload == {punch} || ({PROBE})");
+        let other = self.count(&format!("udp && !({known})"), cancel)?;
         let checksums = self.count("udp.checksum.status == 0 || ip.checksum.status == 0", cancel)?;
         let malformed = self.count("_ws.malformed", cancel)?;
         progress.done(&format!(
-            "{all} datagrams crossed the core router: {quic} QUIC, {other} other, {checksums} with bad checksums, \
-             {malformed} malformed"
+            "{all} datagrams crossed the core router: {quic} QUIC, {probes} probes of new paths, {stun} STUN, {other} other, \
+             {checksums} with bad checksums, {malformed} malformed"
         ));
         let mut wrong = Vec::new();
         if quic == 0 {
             wrong.push("the dissector found no QUIC".to_owned());
         }
         for (count, what) in
-            [(other, "not QUIC"), (checksums, "with bad checksums"), (malformed, "malformed")]
+            [(other, "neither QUIC nor STUN"), (checksums, "with bad checksums"), (malformed, "malformed")]
         {
             if count > 0 {
                 wrong.push(format!("{count} datagrams on the wire are {what}: see {}", self.file.display()));

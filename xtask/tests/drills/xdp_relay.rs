@@ -74,7 +74,9 @@ fn a_killed_xdp_relay_forwards_on_and_its_successor_takes_over() {
     let since = started.elapsed().saturating_sub(Duration::from_secs(2));
     for (node, peer, before) in [("a", "c", before_a), ("c", "a", before_c)] {
         let after = overlay.peer(node, peer);
-        assert_eq!(after["route"], before["route"]);
+        // Why it is relayed may be better known by now.
+        let way = |peer: &Value| (peer["route"]["kind"].clone(), peer["route"]["trs"].clone());
+        assert_eq!(way(&after), way(&before));
         assert!(age(&after) >= age(&before) + since, "set up anew: {before} {after}\n{}", overlay.logs());
     }
 
