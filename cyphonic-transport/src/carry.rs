@@ -1,9 +1,8 @@
 //! Packets of peers' handshakes inside a connection to a TRS.
 //!
-//! A packet of QUIC's least size, 1,200 bytes, and its context do not fit a DATAGRAM of a connection that keeps to that size
-//! itself, as connections to services do: they are to work on every path, also one that becomes narrower. A packet that does
-//! not fit a DATAGRAM therefore goes on a unidirectional stream of its own, which QUIC cuts into pieces that fit. It takes no
-//! extra round trip, and no packet waits for another. The receiver cannot tell the two apart.
+//! A packet of QUIC's least size, 1,200 bytes, and its context do not fit a DATAGRAM of a connection that knows of no more than
+//! that of its path: at its beginning, and on narrow paths for ever. A packet that does not fit goes on a unidirectional stream
+//! of its own, which QUIC cuts into pieces that fit. The receiver cannot tell the two apart.
 //!
 //! **Invariant.** Both ways are bounded and may lose: the peers' own QUIC repairs that.
 
