@@ -195,10 +195,11 @@ impl TxWorker {
         let packets = sealed.inner_packets_without(loss.packets);
         counters.tx_sends.fetch_add(1, Relaxed);
         counters.tx_packets.fetch_add(packets, Relaxed);
-        tunnel.shared.tx.add(packets, sealed.inner_bytes_without(loss.packets));
+        // First the part, then the whole: nobody sees a packet counted whose size is not.
         if sealed.stride > usize::from(PathMtu::BASE_DATAGRAM) {
             tunnel.shared.tx.add_large(sealed.packets);
         }
+        tunnel.shared.tx.add(packets, sealed.inner_bytes_without(loss.packets));
         tunnel.shared.touch_inner(self.now);
         self.batch.clear();
         if loss.too_big {
