@@ -22,7 +22,7 @@ use cyphonic_lab::{Lab, Topology};
 
 use self::experiments::Experiments;
 use crate::overlay::{
-    AgentSettings, Capture, Device, Overlay, Programs, Progress, ZONE, become_root, watch_signals,
+    AgentSettings, Capture, Device, Fig5, Overlay, Programs, Progress, ZONE, become_root, watch_signals,
 };
 
 /// The whole demo, without the build, takes no longer on a small machine; it is a promise like the others.
@@ -86,8 +86,8 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
     let mut overlay = Overlay::new(settings, &args.relay);
     let started = overlay.start(&lab, topology, programs, &progress, cancel);
     let outcome = started.and_then(|()| {
-        let experiments = Experiments::new(&lab, topology, overlay.devices_mut(), &progress, cancel);
-        experiments.run(timed)
+        let devices = overlay.devices_mut();
+        Experiments::new(Fig5 { lab: &lab, topology, devices, progress: &progress, cancel }).run(timed)
     });
     let outcome = outcome.inspect_err(|error| overlay.explain(error));
     let (mut figures, mut broken) = match outcome {

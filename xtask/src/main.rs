@@ -24,6 +24,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command line program talks to its user")]
 
 mod aarch64;
+mod bars;
 mod bench;
 mod build;
 mod ci;

@@ -8,8 +8,10 @@ mod capture;
 mod cloud;
 mod control;
 mod device;
+mod fig5;
 mod programs;
 mod progress;
+mod verdict;
 
 use anyhow::{Context, Result, bail};
 use cyphonic_lab::command::Cancel;
@@ -18,8 +20,10 @@ use cyphonic_lab::{Lab, LabError, Role, Topology};
 pub(crate) use self::capture::Capture;
 pub(crate) use self::cloud::Cloud;
 pub(crate) use self::device::{AgentSettings, Device, Route};
+pub(crate) use self::fig5::{DIRECT, Fig5, Pair, RELAYED, RoundTrips, STREAM};
 pub(crate) use self::programs::{Programs, become_root};
 pub(crate) use self::progress::Progress;
+pub(crate) use self::verdict::{Verdict, median};
 
 /// The overlay's zone.
 pub(crate) const ZONE: &str = "cyphonic.internal";

@@ -14,7 +14,7 @@ use clap::Args;
 use cyphonic_lab::Lab;
 
 use self::experiments::Experiments;
-use crate::overlay::{AgentSettings, Overlay, Programs, Progress, become_root, watch_signals};
+use crate::overlay::{AgentSettings, Fig5, Overlay, Programs, Progress, become_root, watch_signals};
 
 /// How to repeat the paper's measurements.
 #[derive(Debug, Args)]
@@ -49,9 +49,9 @@ pub(crate) fn run(args: &PaperArgs) -> Result<()> {
     let lab = Lab::up(&topology, &crate::lab::config(&args.name, "paper")?)?;
     let mut overlay = Overlay::new(AgentSettings::default(), "auto");
     let outcome = overlay.start(&lab, &topology, &programs, &progress, &cancel).and_then(|()| {
-        let experiments =
-            Experiments::new(&lab, &topology, overlay.devices_mut(), &progress, &cancel, args.quick);
-        experiments.run(!args.untimed)
+        let devices = overlay.devices_mut();
+        let fig5 = Fig5 { lab: &lab, topology: &topology, devices, progress: &progress, cancel: &cancel };
+        Experiments::new(fig5, args.quick, !args.untimed).run()
     });
     let outcome = outcome.inspect_err(|error| overlay.explain(error));
     lab.down()?;

@@ -33,6 +33,9 @@ pub struct StatusReport {
     pub zone: String,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
+    /// How long signalling took from the first word to a service to being registered, milliseconds; `null` until then.
+    #[serde(default)]
+    pub start_up_ms: Option<f64>,
     /// AS, NMS and each TRS this node speaks to.
     pub services: Vec<ServiceReport>,
     /// The encapsulation ring in use.
@@ -71,6 +74,7 @@ impl Default for StatusReport {
             prefix: None,
             zone: String::new(),
             uptime_s: 0,
+            start_up_ms: None,
             services: Vec::new(),
             ring: RingReport::default(),
             cipher: CipherReport::default(),

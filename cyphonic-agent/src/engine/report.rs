@@ -77,6 +77,7 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
         prefix: Some(prefix_of(node.virtual_address)),
         zone: node.zone.clone(),
         uptime_s: now.duration_since(sources.started).as_secs(),
+        start_up_ms: node.start_up.map(in_ms),
         services: node.services.iter().map(|service| service_report(service, node, now)).collect(),
         ring: ring_report(sources.surroundings),
         cipher: CipherReport { kind: Suite::preferred().to_string(), why: Suite::why_preferred().to_owned() },

@@ -66,6 +66,21 @@ pub struct Summary {
     pub mdev_ms: f64,
 }
 
+impl Summary {
+    /// What ping would say of some round trips, milliseconds; nothing without any.
+    pub fn of(rtts_ms: &[f64]) -> Option<Self> {
+        let (first, count) = (*rtts_ms.first()?, rtts_ms.len() as f64);
+        let avg_ms = rtts_ms.iter().sum::<f64>() / count;
+        let variance = rtts_ms.iter().map(|rtt| (rtt - avg_ms).powi(2)).sum::<f64>() / count;
+        Some(Self {
+            min_ms: rtts_ms.iter().copied().fold(first, f64::min),
+            avg_ms,
+            max_ms: rtts_ms.iter().copied().fold(first, f64::max),
+            mdev_ms: variance.sqrt(),
+        })
+    }
+}
+
 impl PingReport {
     /// The report of the first `count` requests: ping sends more than it was asked to while answers are missing.
     fn of_first(mut self, count: u32) -> Self {
@@ -173,6 +188,10 @@ rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
         assert_eq!(report.rtts_ms, [0.312, 1.10]);
         let summary = Summary { min_ms: 0.312, avg_ms: 0.706, max_ms: 1.1, mdev_ms: 0.394 };
         assert_eq!(report.summary, Some(summary));
+        let own = Summary::of(&report.rtts_ms).unwrap();
+        assert_eq!((own.min_ms, own.max_ms), (0.312, 1.1));
+        assert!((own.avg_ms - 0.706).abs() < 1e-9 && (own.mdev_ms - 0.394).abs() < 1e-9, "{own:?}");
+        assert_eq!(Summary::of(&[]), None);
     }
 
     #[test]

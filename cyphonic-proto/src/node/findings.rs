@@ -88,6 +88,7 @@ impl Node {
         let named = |name: &String| registration.known.relays.iter().any(|relay| relay.name == *name);
         registration.network.latencies.retain(|name, _| named(name));
         if told && !self.stopped {
+            self.warm_relays(now);
             self.network_changed(now);
         }
     }

@@ -44,6 +44,10 @@ pub(super) struct Registration {
     pub(super) known: CachedState,
     /// Random per start of the agent.
     instance: [u8; 16],
+    /// When the node first turned to a service.
+    began: Option<Instant>,
+    /// How long it took from there to the first registration.
+    pub(super) start_up: Option<Duration>,
     /// What the NMS was told last, and what it is being told.
     told: Option<News>,
     under_way: bool,
@@ -59,6 +63,8 @@ impl Registration {
             network: Known::default(),
             known: config.cached.clone().unwrap_or_default(),
             instance,
+            began: None,
+            start_up: None,
             told: None,
             under_way: false,
         }
@@ -68,6 +74,7 @@ impl Registration {
 impl Node {
     /// The AS first; where the services were known before, the NMS at the same time.
     pub(super) fn start(&mut self, now: Instant) {
+        self.registration.began = Some(now);
         self.want_login(now);
         self.want_nms(now);
         self.warm_relays(now);
@@ -214,9 +221,9 @@ impl Node {
     }
 
     /// Stays connected to the nearest relays, and to those in use.
+    /// Keeps connections to the nearest relays, and those in use.
     pub(super) fn warm_relays(&mut self, now: Instant) {
-        let relays: Vec<_> =
-            self.registration.known.relays.iter().take(self.config.timing.warm_relays).cloned().collect();
+        let relays = self.nearest_relays();
         for relay in &relays {
             self.want_relay(now, relay);
             self.hurry(now, &Service::Trs(relay.name.clone()));
@@ -229,6 +236,15 @@ impl Node {
         for name in connected.filter(idle).collect::<Vec<_>>() {
             self.unwant(now, &Service::Trs(name));
         }
+    }
+
+    /// As many relays as are kept warm, by measured round trips. Those that were not measured come later, in the NMS's order.
+    fn nearest_relays(&self) -> Vec<Relay> {
+        let latencies = &self.registration.network.latencies;
+        let mut relays = self.registration.known.relays.clone();
+        relays.sort_by_key(|relay| latencies.get(&relay.name).copied().unwrap_or(Duration::MAX));
+        relays.truncate(self.config.timing.warm_relays);
+        relays
     }
 
     pub(super) fn want_relay(&mut self, now: Instant, relay: &Relay) {
@@ -246,6 +262,9 @@ impl Node {
         let first = !std::mem::replace(&mut self.registration.registered, true);
         self.changed();
         if first {
+            if let (None, Some(began)) = (self.registration.start_up, self.registration.began) {
+                self.registration.start_up = Some(now.saturating_duration_since(began));
+            }
             self.resume_attempts(now);
             self.keep_peers(now);
         }

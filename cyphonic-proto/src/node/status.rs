@@ -8,7 +8,7 @@ use crate::{
 };
 use std::{
     net::{Ipv6Addr, SocketAddr},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// A snapshot of everything a node knows.
@@ -26,6 +26,8 @@ pub struct NodeStatus {
     pub logged_in: bool,
     /// Whether the NMS accepted the node's present connection.
     pub registered: bool,
+    /// How long the node's first registration took, from its first word to a service: the paper's start-up (Fig. 6).
+    pub start_up: Option<Duration>,
     /// Whether the network passes no UDP, as far as the node knows: then services are reached by TCP.
     pub udp_blocked: bool,
     /// Every service that the node wants a connection to.
@@ -158,6 +160,7 @@ impl Node {
             logged_in: self.registration.logged_in,
             udp_blocked: self.registration.known.udp_blocked,
             registered: self.registration.registered,
+            start_up: self.registration.start_up,
             services: self.services.iter().map(|(service, slot)| service_status(service, slot)).collect(),
             observations: self.registration.observations.clone(),
             nat_v4: finding(Family::V4),

@@ -17,12 +17,11 @@ use std::{
 pub(crate) struct Cloud {
     pub(crate) as_up: bool,
     pub(crate) nms: Option<Nms>,
-    pub(crate) trs: Option<Trs>,
+    /// Both run always; the NMS names the second one only if `listed` says so.
+    pub(crate) relays: [RelayHost; 2],
+    /// How many relays the NMS names, from its next start on.
+    pub(crate) listed: usize,
     devices: Vec<String>,
-    /// The map forwards on while the TRS's process is dead, as a kernel program does.
-    pub(crate) pinned: bool,
-    /// The TRS's map: (virtual connection ID) -> (from, to, real connection ID).
-    pub(crate) map: BTreeMap<ConnectionId, (SocketAddr, SocketAddr, ConnectionId)>,
     /// Whose request each exchange of a service is.
     asked: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
     /// Each request of the NMS, as the node knows it.
@@ -30,14 +29,49 @@ pub(crate) struct Cloud {
     lives: u64,
 }
 
-pub(crate) fn addresses(service: &Service) -> [SocketAddr; 2] {
-    let n = if matches!(service, Service::Trs(_)) { 2 } else { 1 };
-    [SocketAddr::from(([192, 0, 2, n], 443)), format!("[2001:db8::{n}]:443").parse().unwrap()]
+/// A TRS, and the map it has made.
+#[derive(Default)]
+pub(crate) struct RelayHost {
+    pub(crate) trs: Option<Trs>,
+    /// The map forwards on while the TRS's process is dead, as a kernel program does.
+    pub(crate) pinned: bool,
+    /// (virtual connection ID) -> (from, to, real connection ID).
+    pub(crate) map: BTreeMap<ConnectionId, (SocketAddr, SocketAddr, ConnectionId)>,
 }
 
-pub(crate) fn relay() -> Relay {
-    let name = "trs.lab".to_owned();
+const RELAYS: [&str; 2] = ["trs.lab", "trs2.lab"];
+const RELAY_VICTIMS: [Victim; 2] = [Victim::Trs, Victim::SecondTrs];
+
+pub(crate) fn addresses(service: &Service) -> [SocketAddr; 2] {
+    let n = match service {
+        Service::As | Service::Nms => 1,
+        Service::Trs(name) => 2 + number(name),
+    };
+    [
+        SocketAddr::from(([192, 0, 2, u8::try_from(n).unwrap()], 443)),
+        format!("[2001:db8::{n}]:443").parse().unwrap(),
+    ]
+}
+
+/// Which of the relays has a name.
+fn number(name: &str) -> usize {
+    RELAYS.iter().position(|relay| *relay == name).unwrap_or_else(|| panic!("there is no relay {name}"))
+}
+
+/// The relay by its number.
+pub(crate) fn nth_relay(number: usize) -> Relay {
+    let name = RELAYS[number].to_owned();
     Relay { addresses: addresses(&Service::Trs(name.clone())).to_vec(), name }
+}
+
+/// The first relay.
+pub(crate) fn relay() -> Relay {
+    nth_relay(0)
+}
+
+/// The number of the relay that has an address.
+pub(crate) fn relay_at(address: SocketAddr) -> Option<usize> {
+    (0..RELAYS.len()).find(|number| nth_relay(*number).addresses.contains(&address))
 }
 
 impl Cloud {
@@ -45,16 +79,16 @@ impl Cloud {
         let mut cloud = Self {
             as_up: true,
             nms: None,
-            trs: None,
+            relays: Default::default(),
+            listed: 1,
             devices: Vec::new(),
-            pinned: false,
-            map: BTreeMap::new(),
             asked: BTreeMap::new(),
             asking: BTreeMap::new(),
             lives: 0,
         };
         cloud.revive(Victim::Nms, now, now);
         cloud.revive(Victim::Trs, now, now);
+        cloud.revive(Victim::SecondTrs, now, now);
         cloud
     }
 
@@ -69,12 +103,8 @@ impl Cloud {
         match victim {
             Victim::As => self.as_up = false,
             Victim::Nms => self.nms = None,
-            Victim::Trs => {
-                self.trs = None;
-                if !self.pinned {
-                    self.map.clear();
-                }
-            }
+            Victim::Trs => self.relays[0].kill(),
+            Victim::SecondTrs => self.relays[1].kill(),
             Victim::Device(_) => {}
         }
     }
@@ -89,20 +119,15 @@ impl Cloud {
                     network_id: NETWORK,
                     prefix: prefix(),
                     zone: ZONE.into(),
-                    relays: vec![relay()],
+                    relays: (0..self.listed).map(nth_relay).collect(),
                     devices: Some(self.devices.clone()),
                     first_setup: u64::try_from((now - start).as_nanos()).unwrap(),
                     timing: NmsTiming::default(),
                 };
                 self.nms = Some(Nms::new(config, seed, now));
             }
-            Victim::Trs => {
-                let clock = WallClock::new(start, 1_800_000_000);
-                let (keys, limits) = (trs_keys(), TrsLimits::default());
-                let mut trs = Trs::new(TrsConfig { network_id: NETWORK, keys, clock, limits }, seed);
-                trs.handle_adopted(now, self.map.keys().copied());
-                self.trs = Some(trs);
-            }
+            Victim::Trs => self.relays[0].revive(seed, now, start),
+            Victim::SecondTrs => self.relays[1].revive(seed, now, start),
             Victim::Device(_) => {}
         }
     }
@@ -111,19 +136,36 @@ impl Cloud {
         match service {
             Service::As => self.as_up,
             Service::Nms => self.nms.is_some(),
-            Service::Trs(name) => self.trs.is_some() && *name == relay().name,
+            Service::Trs(name) => self.relays[number(name)].trs.is_some(),
         }
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let nms = self.nms.as_ref().and_then(Nms::poll_timeout);
-        let trs = self.trs.as_ref().and_then(Trs::poll_timeout);
-        [nms, trs].into_iter().flatten().min()
+        let relays = self.running().filter_map(Trs::poll_timeout);
+        nms.into_iter().chain(relays).min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         self.nms.iter_mut().for_each(|nms| nms.handle_timeout(now));
-        self.trs.iter_mut().for_each(|trs| trs.handle_timeout(now));
+        self.running_mut().for_each(|trs| trs.handle_timeout(now));
+    }
+
+    /// The relays that are up.
+    fn running(&self) -> impl Iterator<Item = &Trs> {
+        self.relays.iter().filter_map(|relay| relay.trs.as_ref())
+    }
+
+    fn running_mut(&mut self) -> impl Iterator<Item = &mut Trs> {
+        self.relays.iter_mut().filter_map(|relay| relay.trs.as_mut())
+    }
+
+    /// The relay's process at a service, if it is that of a relay that is up.
+    pub(crate) fn trs_of(&mut self, service: &Service) -> Option<&mut Trs> {
+        match service {
+            Service::Trs(name) => self.relays[number(name)].trs.as_mut(),
+            Service::As | Service::Nms => None,
+        }
     }
 
     pub(crate) fn node_answered(&mut self, now: Instant, exchange: ExchangeId, message: Message) {
@@ -132,8 +174,8 @@ impl Cloud {
         }
     }
 
-    pub(crate) fn frame(&mut self, now: Instant, channel: Channel, bytes: &[u8]) {
-        if let Some(trs) = &mut self.trs {
+    pub(crate) fn frame(&mut self, now: Instant, channel: Channel, service: &Service, bytes: &[u8]) {
+        if let Some(trs) = self.trs_of(service) {
             trs.handle_datagram(now, channel, bytes);
         }
     }
@@ -142,11 +184,39 @@ impl Cloud {
         match &conn.service {
             Service::As => {}
             Service::Nms => self.nms.iter_mut().for_each(|nms| nms.handle_disconnected(now, conn.channel)),
-            Service::Trs(_) => self.trs.iter_mut().for_each(|trs| match closed {
+            Service::Trs(_) => self.trs_of(&conn.service).into_iter().for_each(|trs| match closed {
                 true => trs.handle_disconnected(now, conn.channel),
                 false => trs.handle_lost(now, conn.channel),
             }),
         }
+    }
+}
+
+impl Victim {
+    /// The process behind a service.
+    pub(crate) fn of(service: &Service) -> Self {
+        match service {
+            Service::As => Self::As,
+            Service::Nms => Self::Nms,
+            Service::Trs(name) => RELAY_VICTIMS[number(name)],
+        }
+    }
+}
+
+impl RelayHost {
+    fn kill(&mut self) {
+        self.trs = None;
+        if !self.pinned {
+            self.map.clear();
+        }
+    }
+
+    fn revive(&mut self, seed: [u8; 32], now: Instant, start: Instant) {
+        let clock = WallClock::new(start, 1_800_000_000);
+        let (keys, limits) = (trs_keys(), TrsLimits::default());
+        let mut trs = Trs::new(TrsConfig { network_id: NETWORK, keys, clock, limits }, seed);
+        trs.handle_adopted(now, self.map.keys().copied());
+        self.trs = Some(trs);
     }
 }
 
@@ -169,7 +239,8 @@ impl World {
             }
             Service::Trs(_) => {
                 let path = NodePath { remote: conn.observed, local: Some(conn.server.ip()) };
-                self.cloud.trs.as_mut().unwrap().handle_connected(now, channel, identity, path);
+                let trs = self.cloud.trs_of(&conn.service).unwrap();
+                trs.handle_connected(now, channel, identity, path);
             }
         }
         self.drain_cloud();
@@ -222,7 +293,7 @@ impl World {
                 nms.handle_request(now, channel, here, message);
             }
             Service::Trs(_) => {
-                let Some(trs) = self.cloud.trs.as_mut() else { return };
+                let Some(trs) = self.cloud.trs_of(&conn.service) else { return };
                 trs.handle_request(now, channel, here, message);
             }
         }
@@ -255,16 +326,22 @@ impl World {
                 nms::Action::Close { channel, .. } => self.close(channel),
             }
         }
-        while let Some(action) = self.cloud.trs.as_mut().and_then(Trs::poll_action) {
+        for relay in 0..RELAYS.len() {
+            self.drain_relay(relay);
+        }
+    }
+
+    fn drain_relay(&mut self, relay: usize) {
+        while let Some(action) = self.cloud.relays[relay].trs.as_mut().and_then(Trs::poll_action) {
             match action {
                 trs::Action::Respond { exchange, message } => self.respond(exchange, &message),
                 trs::Action::Insert { cid, from, to, real_cid } => {
                     assert_eq!(from.remote.is_ipv4(), from.local.unwrap().is_ipv4());
-                    self.cloud.map.insert(cid, (from.remote, to.remote, real_cid));
+                    self.cloud.relays[relay].map.insert(cid, (from.remote, to.remote, real_cid));
                 }
-                trs::Action::Reset { cid, to } => self.reset(cid, to.remote),
+                trs::Action::Reset { cid, to } => self.reset(relay, cid, to.remote),
                 trs::Action::Remove { cid } => {
-                    self.cloud.map.remove(&cid).unwrap();
+                    self.cloud.relays[relay].map.remove(&cid).unwrap();
                 }
                 trs::Action::Forward { channel, datagram } => {
                     self.unreliable(&Event::FrameToNode { channel, bytes: datagram.to_vec() });
@@ -275,31 +352,31 @@ impl World {
     }
 
     /// A data packet at the TRS: looked up, rewritten, sent on; or dropped.
-    pub(crate) fn relay_data(&mut self, from: SocketAddr, packet: Packet) {
+    pub(crate) fn relay_data(&mut self, relay: usize, from: SocketAddr, packet: Packet) {
         let Packet::Data(mut data) = packet else { return };
-        if self.cut_off.contains(&Victim::Trs) {
+        if self.cut_off.contains(&RELAY_VICTIMS[relay]) {
             return;
         }
         let (now, cid) = (self.now, ConnectionId::from_bytes(data.wire_cid));
-        let Some((bound, to, real)) = self.cloud.map.get(&cid).copied() else {
+        let Some((bound, to, real)) = self.cloud.relays[relay].map.get(&cid).copied() else {
             // A dead process answers nothing.
-            if self.cloud.trs.is_some() {
-                self.reset(cid, from);
+            if self.cloud.relays[relay].trs.is_some() {
+                self.reset(relay, cid, from);
             }
             return;
         };
         if bound != from {
             return;
         }
-        self.cloud.trs.iter_mut().for_each(|trs| trs.handle_leg_activity(now, cid, now));
+        self.cloud.relays[relay].trs.iter_mut().for_each(|trs| trs.handle_leg_activity(now, cid, now));
         data.wire_cid = *real.as_bytes();
-        let here = addresses(&Service::Trs(relay().name))[usize::from(to.is_ipv6())];
+        let here = nth_relay(relay).addresses[usize::from(to.is_ipv6())];
         self.unreliable(&Event::Datagram { from: here, to, packet: Packet::Data(data) });
     }
 
     /// A stateless reset of the TRS.
-    fn reset(&mut self, cid: ConnectionId, to: SocketAddr) {
-        let from = addresses(&Service::Trs(relay().name))[usize::from(to.is_ipv6())];
+    fn reset(&mut self, relay: usize, cid: ConnectionId, to: SocketAddr) {
+        let from = nth_relay(relay).addresses[usize::from(to.is_ipv6())];
         let token = trs_keys().reset_token(cid);
         self.resets += 1;
         self.unreliable(&Event::Datagram { from, to, packet: Packet::Reset(token) });
@@ -328,11 +405,7 @@ impl World {
     /// Whether both ends of a connection are on the network.
     pub(crate) fn reaches(&self, channel: Channel) -> bool {
         self.conns.get(&channel).is_some_and(|conn| {
-            let service = match conn.service {
-                Service::As => Victim::As,
-                Service::Nms => Victim::Nms,
-                Service::Trs(_) => Victim::Trs,
-            };
+            let service = Victim::of(&conn.service);
             let uplinks = &self.hosts[conn.device].uplinks;
             let routed = match conn.detour {
                 None => {

@@ -97,7 +97,7 @@ proptest! {
                         Victim::Device(name) => world.hosts[name].node.is_none(),
                         Victim::As => !world.cloud.as_up,
                         Victim::Nms => world.cloud.nms.is_none(),
-                        Victim::Trs => world.cloud.trs.is_none(),
+                        Victim::Trs | Victim::SecondTrs => world.cloud.relays[0].trs.is_none(),
                     };
                     if !dead {
                         world.kill(VICTIMS[n], SECOND);
@@ -140,6 +140,6 @@ fn check_tables(world: &World) -> Result<(), TestCaseError> {
     }
     let (nodes, pending) = world.cloud.nms.as_ref().unwrap().sizes();
     prop_assert!(nodes <= 3 && pending <= 3);
-    prop_assert!(world.cloud.trs.as_ref().unwrap().sizes().0 <= 3);
+    prop_assert!(world.cloud.relays[0].trs.as_ref().unwrap().sizes().0 <= 3);
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! A device's shell and its dataplane.
 
 use crate::{
-    cloud::{addresses, relay},
+    cloud::{addresses, relay_at},
     net::Uplink,
     world::{Conn, Content, Data, Event, Flight, Packet, Victim, World, ZONE, identity, virtual_address},
 };
@@ -356,13 +356,13 @@ impl World {
         if matches!(&packet, Packet::Data(data) if data.size > self.carries) {
             return;
         }
-        if addresses(&Service::Trs(relay().name)).contains(&to) {
-            return self.relay_data(from, packet);
+        if let Some(relay) = relay_at(to) {
+            return self.relay_data(relay, from, packet);
         }
         if to.ip().is_loopback() {
             return self.arrive_by_detour(to, packet);
         }
-        if self.no_direct && !addresses(&Service::Trs(relay().name)).contains(&from) {
+        if self.no_direct && relay_at(from).is_none() {
             return;
         }
         let receiver = self

@@ -15,6 +15,7 @@ mod mtu;
 mod nat;
 mod net;
 mod paths;
+mod relay_choice;
 mod relay_restarts;
 mod restarts;
 mod round_trips;

@@ -76,21 +76,25 @@ impl World {
         if !self.reaches(channel) {
             return;
         }
-        match &self.conns[&channel].service {
+        match self.conns[&channel].service.clone() {
             Service::As => {}
             Service::Nms => {
                 self.cloud.nms.iter_mut().for_each(|nms| nms.handle_moved(self.now, channel, observed));
             }
-            Service::Trs(_) => self.cloud.trs.iter_mut().for_each(|trs| trs.handle_seen(channel, observed)),
+            trs @ Service::Trs(_) => {
+                self.cloud.trs_of(&trs).into_iter().for_each(|trs| trs.handle_seen(channel, observed));
+            }
         }
         self.drain_cloud();
     }
 
     pub(crate) fn proved(&mut self, channel: Channel, observed: SocketAddr) {
         let Some(conn) = self.conns.get(&channel).filter(|conn| conn.observed == observed) else { return };
-        if self.reaches(channel) && matches!(conn.service, Service::Trs(_)) {
+        let conn = conn.clone();
+        if self.reaches(channel) {
             let path = NodePath { remote: observed, local: Some(conn.server.ip()) };
-            self.cloud.trs.iter_mut().for_each(|trs| trs.handle_moved(self.now, channel, path));
+            let now = self.now;
+            self.cloud.trs_of(&conn.service).into_iter().for_each(|trs| trs.handle_moved(now, channel, path));
             self.drain_cloud();
         }
     }

@@ -84,27 +84,27 @@ fn an_outage_shorter_than_a_nodes_patience_with_silence_is_outlived() {
 fn a_map_that_outlives_the_process_forwards_without_a_gap_and_is_claimed() {
     let mut world = relayed_pair();
     let before = [tunnels(&world, "a"), tunnels(&world, "b")];
-    let map = world.cloud.map.clone();
-    world.cloud.pinned = true;
+    let map = world.cloud.relays[0].map.clone();
+    world.cloud.relays[0].pinned = true;
     world.kill(Victim::Trs, SECOND);
     let lost = stream(&mut world, "a", "b", 30 * SECOND);
     assert_eq!(lost, Vec::<Duration>::new(), "not one packet");
     world.run(60 * SECOND);
     assert!(world.talk("a", "b", SECOND));
     assert_eq!([tunnels(&world, "a"), tunnels(&world, "b")], before, "the same tunnels");
-    assert_eq!(world.cloud.map, map, "the same legs, claimed before their grace ended");
-    assert_eq!(world.cloud.trs.as_ref().unwrap().counters().restored, 2);
+    assert_eq!(world.cloud.relays[0].map, map, "the same legs, claimed before their grace ended");
+    assert_eq!(world.cloud.relays[0].trs.as_ref().unwrap().counters().restored, 2);
 }
 
 #[test]
 fn legs_that_were_left_and_are_claimed_by_nobody_go() {
     let mut world = relayed_pair();
-    world.cloud.pinned = true;
+    world.cloud.relays[0].pinned = true;
     world.kill(Victim::Trs, SECOND);
     world.kill(Victim::Device("a"), SECOND);
     world.kill(Victim::Device("b"), SECOND);
     world.run(90 * SECOND);
-    assert_eq!(world.cloud.map.len(), 0);
+    assert_eq!(world.cloud.relays[0].map.len(), 0);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_device_cut_off_meanwhile_gets_nothing_back() {
     world.cut(Victim::Device("b"));
     let lost = stream(&mut world, "a", "b", 5 * SECOND);
     assert!(lost.len() > 200, "nothing passes");
-    assert_eq!(world.cloud.map.len(), 0, "one end alone restores no pair");
+    assert_eq!(world.cloud.relays[0].map.len(), 0, "one end alone restores no pair");
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn forged_resets_are_ignored_and_repeated_ones_interrupt_nothing() {
     }
     assert_eq!(stream(&mut world, "a", "b", 25 * SECOND), Vec::<Duration>::new(), "packets flow on");
     assert!(channels(&world) > newest, "it was believed");
-    let restored = world.cloud.trs.as_ref().unwrap().counters().restored;
+    let restored = world.cloud.relays[0].trs.as_ref().unwrap().counters().restored;
     assert!((1..=6).contains(&restored), "but ever less often: {restored}");
     assert_eq!(tunnels(&world, "a"), before);
 }

@@ -29,6 +29,7 @@ pub(crate) enum Victim {
     As,
     Nms,
     Trs,
+    SecondTrs,
 }
 
 /// What goes over the simulated network as a datagram.
@@ -434,8 +435,9 @@ impl World {
                 });
             }
             Event::FrameToTrs { channel, bytes } => {
-                if self.conns.contains_key(&channel) && self.reaches(channel) {
-                    self.cloud.frame(self.now, channel, &bytes);
+                let service = self.conns.get(&channel).map(|conn| conn.service.clone());
+                if let Some(service) = service.filter(|_| self.reaches(channel)) {
+                    self.cloud.frame(self.now, channel, &service, &bytes);
                     self.drain_cloud();
                 }
             }
@@ -458,9 +460,7 @@ impl World {
     pub(crate) fn kill(&mut self, victim: Victim, down: Duration) {
         let concerned = |conn: &&Conn| match victim {
             Victim::Device(name) => conn.device == name,
-            Victim::As => conn.service == Service::As,
-            Victim::Nms => conn.service == Service::Nms,
-            Victim::Trs => matches!(conn.service, Service::Trs(_)),
+            service => Victim::of(&conn.service) == service,
         };
         for conn in self.conns.values().filter(concerned).cloned().collect::<Vec<_>>() {
             self.conns.remove(&conn.channel);

@@ -148,6 +148,12 @@ impl Device {
         Ok(started.elapsed())
     }
 
+    /// Has its agent start next as if it had never met its cloud: it asks the AS first.
+    pub(crate) fn forget_cloud(&self) -> Result<()> {
+        let file = self.config.with_file_name("state").join("node.bin");
+        fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))
+    }
+
     /// Waits until the agent is registered.
     pub(crate) fn wait_online(&mut self, cancel: &Cancel) -> Result<()> {
         let started = Instant::now();

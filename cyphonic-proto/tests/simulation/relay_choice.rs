@@ -1,0 +1,99 @@
+//! Several relays: the nearest are kept warm, a pair takes the one nearest to both, and another when that one dies.
+
+use crate::{
+    cloud::nth_relay,
+    net::Gate::{PortRestricted, Symmetric},
+    world::{Victim, World},
+};
+use cyphonic_proto::node::{NodeStatus, Service, ServiceState};
+use std::time::Duration;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A pair that needs a relay, of which there are two.
+fn two_relays(warm: usize) -> World {
+    let mut world = World::new(5);
+    world.cloud.listed = 2;
+    world.cloud.revive(Victim::Nms, world.now, world.now);
+    world.warm_relays = warm;
+    world.add("a", Some(Symmetric), None);
+    world.add("b", Some(PortRestricted), None);
+    world.settle();
+    world
+}
+
+/// A device measured its round trips to both relays.
+fn measured(world: &mut World, name: &'static str, round_trips: [u64; 2]) {
+    let measured: Vec<_> = round_trips
+        .into_iter()
+        .enumerate()
+        .map(|(number, ms)| (nth_relay(number).addresses[0], Duration::from_millis(ms)))
+        .collect();
+    let life = world.hosts[name].life;
+    world.with_node(name, life, |node, now| node.handle_latencies(now, &measured));
+}
+
+fn status(world: &World, name: &str) -> NodeStatus {
+    world.hosts[name].node.as_ref().unwrap().status()
+}
+
+/// The relays to which a device holds a connection.
+fn warm(world: &World, name: &str) -> Vec<String> {
+    let services = status(world, name).services;
+    let up = services.into_iter().filter(|service| service.state == ServiceState::Connected);
+    up.filter_map(|service| match service.service {
+        Service::Trs(name) => Some(name),
+        Service::As | Service::Nms => None,
+    })
+    .collect()
+}
+
+/// The relay that joins the pair.
+fn relay_of(world: &World) -> Option<String> {
+    status(world, "a").peers[0].relay.clone()
+}
+
+#[test]
+fn the_nearest_relays_are_kept_warm_and_no_others() {
+    let mut world = two_relays(1);
+    assert_eq!(warm(&world, "a"), ["trs.lab"], "nothing is measured: the NMS's order");
+    measured(&mut world, "a", [40, 5]);
+    world.run(SECOND);
+    assert_eq!(warm(&world, "a"), ["trs2.lab"]);
+    measured(&mut world, "a", [40, 44]);
+    world.run(SECOND);
+    assert_eq!(warm(&world, "a"), ["trs.lab"]);
+}
+
+#[test]
+fn a_pair_takes_the_relay_that_is_nearest_to_both() {
+    let mut world = two_relays(1);
+    measured(&mut world, "a", [10, 30]);
+    measured(&mut world, "b", [60, 15]);
+    world.run(SECOND);
+    world.resolves("a", "b").unwrap();
+    assert_eq!(relay_of(&world).as_deref(), Some("trs2.lab"));
+    assert!(world.talk("a", "b", SECOND));
+    assert_eq!(warm(&world, "a"), ["trs.lab", "trs2.lab"], "the one in use beside the nearest");
+}
+
+#[test]
+fn a_relay_that_dies_for_good_is_replaced_by_the_next() {
+    for (dead, next) in [(Victim::Trs, "trs2.lab"), (Victim::SecondTrs, "trs.lab")] {
+        let mut world = two_relays(2);
+        let near = if dead == Victim::Trs { [5, 9] } else { [9, 5] };
+        measured(&mut world, "a", near);
+        measured(&mut world, "b", near);
+        world.run(SECOND);
+        world.resolves("a", "b").unwrap();
+        assert!(world.talk("a", "b", SECOND));
+        assert_ne!(relay_of(&world).as_deref(), Some(next));
+        world.kill(dead, 3_600 * SECOND);
+        let start = world.now;
+        while !world.talk("a", "b", SECOND) {
+            assert!(world.now < start + 15 * SECOND, "the pair stays apart for {:?}", world.now - start);
+        }
+        assert_eq!(relay_of(&world).as_deref(), Some(next), "{dead:?}");
+        assert!(world.talk("b", "a", SECOND));
+    }
+}
