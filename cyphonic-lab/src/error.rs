@@ -84,6 +84,14 @@ pub enum LabError {
         /// Those that exist.
         known: String,
     },
+    /// A machine lacks one of its node's interfaces.
+    #[error("this machine has no interface on the network `{network}`{}", of(address.as_deref()))]
+    NoInterface {
+        /// The network.
+        network: String,
+        /// The hardware address it should have, if it was told.
+        address: Option<String>,
+    },
     /// Not root.
     #[error("the lab needs root, because it makes network namespaces; run it with sudo")]
     NotRoot,
@@ -123,6 +131,13 @@ impl LabError {
         let path = path.into();
         move |source| Self::File { action, path, source }
     }
+}
+
+fn of(address: Option<&str>) -> String {
+    address.map_or_else(
+        || ": no link was named for it".to_owned(),
+        |address| format!(" (none with the address {address})"),
+    )
 }
 
 fn hint(program: &str, error: &std::io::Error) -> String {

@@ -6,16 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-
 use crate::command::{Cancel, configure};
 use crate::emulator::{Emulator, Tap, Wire, Work};
 use crate::link::{Bridge, Cable, End, Plan};
+use crate::machine::Machine;
 use crate::nat::gate::Gate;
 use crate::process::{Daemon, Readiness, stop_all, wait_until};
 use crate::topology::validate::SWITCH;
-use crate::topology::{Host, Interface, Profile, Router, Topology, Way};
-use crate::{LabError, LabState, Namespace, nat, netns};
+use crate::topology::{Profile, Router, Topology, Way};
+use crate::{LabError, LabState, Namespace, netns, node};
 
 /// What a host's resolver is configured to at first, as where systemd-resolved runs. There is no DNS in the lab until
 /// something starts one; an agent edits this as it would on any host.
@@ -176,7 +175,7 @@ impl Lab {
         netns::create(&self.state.namespaces())?;
         for name in topology.nodes() {
             let router = topology.routers.get(name);
-            self.namespace(name)?.sysctl(&sysctls(router.is_some()))?;
+            self.namespace(name)?.sysctl(&node::sysctls(router.is_some()))?;
         }
         self.switch().sysctl(&["net.ipv6.conf.default.disable_ipv6=1".to_owned()])?;
         let plan = Plan::new(topology, profile);
@@ -184,24 +183,19 @@ impl Lab {
         self.lay_cables(&plan.cables, &gates, emulator)?;
         self.switch().ip(&bridges(&plan.bridges))?;
         for name in topology.nodes() {
-            self.namespace(name)?.ip(&addresses(topology, name))?;
+            self.namespace(name)?.ip(&node::addresses(topology, name))?;
         }
         for (name, router) in &topology.routers {
-            if let Some(ruleset) = nat::rules::ruleset(router) {
-                self.namespace(name)?.nft(&ruleset)?;
-            }
-            if let (Some(gate), Some(nat)) = (self.gate(topology, name, router), &router.nat) {
-                self.namespace(name)?.sysctl(&nat::divert::sysctls())?;
-                self.namespace(name)?.ip(&nat::divert::routes(&gate))?;
-                self.namespace(name)?.nft(&nat::divert::ruleset(&gate, &nat.outside))?;
-            }
-            let sysctls = nat::rules::sysctls(router);
-            if !sysctls.is_empty() {
-                self.namespace(name)?.sysctl(&sysctls)?;
-            }
+            node::filter(
+                &Machine::Namespace(self.namespace(name)?),
+                router,
+                self.gate(topology, name, router).as_ref(),
+            )?;
         }
         for (name, host) in &topology.hosts {
-            self.namespace(name)?.write_resolv_conf(&resolv_conf(topology, host))?;
+            let server = node::nameserver(topology, host);
+            let text = server.map_or_else(|| RESOLV_CONF.to_owned(), |server| node::resolv_conf(&server));
+            self.namespace(name)?.write_resolv_conf(&text)?;
         }
         self.settle(&plan.cables)
     }
@@ -226,23 +220,7 @@ impl Lab {
     }
 
     fn gate(&self, topology: &Topology, name: &str, router: &Router) -> Option<Gate> {
-        let nat = router.nat.as_ref()?;
-        let (outside, inside): (Vec<&Interface>, Vec<&Interface>) =
-            router.interfaces.iter().partition(|interface| interface.network == nat.outside);
-        let networks = inside.iter().filter_map(|interface| topology.networks.get(&interface.network));
-        let inside: Vec<Ipv4Net> = networks.filter_map(|network| network.ipv4).collect();
-        // Where only IPv6 comes in, headers shrink on their way out.
-        let shrinks = nat.nat64.is_some() && inside.is_empty();
-        let mtu = topology.networks.get(&nat.outside)?.mtu;
-        Some(Gate {
-            behaviour: nat.behaviour()?,
-            namespace: self.state.namespace(name).path(),
-            device: nat::divert::DEVICE.to_owned(),
-            mtu: if shrinks { mtu.saturating_add(nat::translate::GROWTH) } else { mtu },
-            external: outside.first()?.ipv4?,
-            inside,
-            prefix64: nat.nat64,
-        })
+        node::gate(topology, router, self.state.namespace(name).path())
     }
 
     fn lay_cables(&self, cables: &[Cable], gates: &[Gate], emulator: &Emulator) -> Result<(), LabError> {
@@ -306,12 +284,7 @@ impl Lab {
         let namespace = self.state.namespace(&end.node);
         configure(namespace.command("ethtool").args(["-K", &end.device, "tso", "off", "gso", "off"]), "")?;
         let mut tc = namespace.command("tc");
-        tc.args(["qdisc", "replace", "dev", &end.device, "root", "netem", "limit", "65536"]);
-        tc.args(["delay", &format!("{}us", way.delay.as_micros())]);
-        tc.args(["loss", &format!("{}%", way.loss.fraction() * 100.0)]);
-        if let Some(rate) = way.rate {
-            tc.args(["rate", &rate.to_string()]);
-        }
+        tc.args(["qdisc", "replace", "dev", &end.device, "root"]).args(node::netem(way));
         configure(&mut tc, "").map(drop)
     }
 
@@ -357,31 +330,6 @@ fn remove(state: &LabState) -> Result<(), LabError> {
     state.forget()
 }
 
-/// Addresses at once (no duplicate address detection), none that were not asked for, and ping for everyone.
-fn sysctls(router: bool) -> Vec<String> {
-    let mut settings = vec!["net.ipv4.ping_group_range=0 2147483647".to_owned()];
-    for scope in ["all", "default"] {
-        for setting in ["accept_dad=0", "accept_ra=0", "router_solicitations=0"] {
-            settings.push(format!("net.ipv6.conf.{scope}.{setting}"));
-        }
-    }
-    if router {
-        let forwarding =
-            ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.send_redirects=0"];
-        settings.extend(forwarding.map(str::to_owned));
-    }
-    settings
-}
-
-/// A host behind a router that translates from IPv6 has that router's resolver, which tells it the prefix.
-fn resolv_conf(topology: &Topology, host: &Host) -> String {
-    let gateway = host.gateway.as_ref().and_then(|gateway| topology.routers.get(gateway));
-    let translates = gateway.filter(|router| router.nat.as_ref().is_some_and(|nat| nat.nat64.is_some()));
-    let shared = |own: &Interface| host.interfaces.iter().any(|interface| interface.network == own.network);
-    let inside = translates.and_then(|router| router.interfaces.iter().find(|own| shared(own))?.ipv6);
-    inside.map_or_else(|| RESOLV_CONF.to_owned(), |address| format!("nameserver {address}\n"))
-}
-
 fn bridges(bridges: &[Bridge]) -> String {
     let mut batch = String::from("link set lo up\n");
     for Bridge { network, mtu, ports } in bridges {
@@ -391,50 +339,6 @@ fn bridges(bridges: &[Bridge]) -> String {
         for port in ports {
             let _ = writeln!(batch, "link set dev {port} master {network}\nlink set dev {port} up");
         }
-    }
-    batch
-}
-
-/// The `ip` batch that configures a node's interfaces and routes.
-fn addresses(topology: &Topology, node: &str) -> String {
-    let mut batch = String::from("link set lo up\n");
-    for (index, interface) in topology.interfaces(node).iter().enumerate() {
-        let device = topology.interface_name(node, index);
-        let Some(network) = topology.networks.get(&interface.network) else { continue };
-        if let (Some(address), Some(prefix)) = (interface.ipv4, network.ipv4) {
-            let _ = writeln!(batch, "addr add {address}/{} dev {device}", prefix.prefix_len());
-        }
-        if let (Some(address), Some(prefix)) = (interface.ipv6, network.ipv6) {
-            let _ = writeln!(batch, "addr add {address}/{} dev {device} nodad", prefix.prefix_len());
-        }
-        let _ = writeln!(batch, "link set dev {device} up");
-    }
-    let router = topology.routers.get(node);
-    let gateway = router.map_or_else(
-        || topology.hosts.get(node).and_then(|host| host.gateway.as_ref()),
-        |router| router.gateway.as_ref(),
-    );
-    if let Some(gateway) = gateway {
-        batch.push_str(&default_routes(topology.interfaces(node), topology.interfaces(gateway)));
-    }
-    for route in router.map(|router| router.routes.as_slice()).unwrap_or_default() {
-        let _ = writeln!(batch, "route add {} via {}", route.to, route.via);
-    }
-    batch
-}
-
-/// Default routes over the first network shared with the gateway, for the families both have there.
-fn default_routes(own: &[Interface], gateway: &[Interface]) -> String {
-    let shared = own.iter().find_map(|interface| {
-        gateway.iter().find(|other| other.network == interface.network).map(|other| (interface, other))
-    });
-    let Some((own, gateway)) = shared else { return String::new() };
-    let mut batch = String::new();
-    if let (Some(_), Some(via)) = (own.ipv4, gateway.ipv4) {
-        let _ = writeln!(batch, "route add default via {via}");
-    }
-    if let (Some(_), Some(via)) = (own.ipv6, gateway.ipv6) {
-        let _ = writeln!(batch, "route add default via {via}");
     }
     batch
 }

@@ -123,7 +123,7 @@ profiles:
     fn two_members_share_a_cable_and_more_share_a_bridge() {
         let plan = plan("zero");
         let cables: Vec<String> = plan.cables.iter().map(ends).collect();
-        assert_eq!(cables, ["r/many-switch/P0", "y/eth0-switch/P1", "z/eth0-switch/P2", "x/eth0-r/pair"]);
+        assert_eq!(cables, ["r/many-switch/P0", "y/lan0-switch/P1", "z/lan0-switch/P2", "x/lan0-r/pair"]);
         assert_eq!(plan.bridges.len(), 1);
         assert_eq!(plan.bridges[0].ports, ["P0", "P1", "P2"]);
     }

@@ -91,11 +91,6 @@ impl Namespace {
         configure(self.command("sysctl").args(["-q", "-w"]).args(settings), "").map(drop)
     }
 
-    /// Loads an nftables ruleset inside.
-    pub(crate) fn nft(&self, ruleset: &str) -> Result<(), LabError> {
-        configure(self.command("nft").args(["-f", "-"]), ruleset).map(drop)
-    }
-
     /// Gives it a resolver configuration of its own, by iproute2's convention.
     pub(crate) fn write_resolv_conf(&self, text: &str) -> Result<(), LabError> {
         let dir = self.etc();

@@ -101,7 +101,7 @@ pub struct Host {
     pub roles: Vec<Role>,
     /// A device's name in the overlay, without the zone.
     pub device: Option<String>,
-    /// Its interfaces, named `eth0`, `eth1` and so on.
+    /// Its interfaces, named `lan0`, `lan1` and so on: a machine of its own has an `eth0` already.
     pub interfaces: Vec<Interface>,
     /// Router its default routes point at.
     pub gateway: Option<String>,
@@ -329,11 +329,11 @@ impl Topology {
         all.filter(|member| member.interface.network == network).collect()
     }
 
-    /// Name of a node's `index`th interface inside its namespace: the network's on a router, `ethN` on a host.
+    /// Name of a node's `index`th interface inside its namespace: the network's on a router, `lanN` on a host.
     pub fn interface_name(&self, node: &str, index: usize) -> String {
         match self.routers.get(node).and_then(|router| router.interfaces.get(index)) {
             Some(interface) => interface.network.clone(),
-            None => format!("eth{index}"),
+            None => format!("lan{index}"),
         }
     }
 

@@ -11,6 +11,7 @@
 //! | `test-kernels` | the eBPF programs on other kernels, emulated |
 //! | `test-packages` | the Debian packages from installation to purge, on an emulated machine with systemd |
 //! | `test-aarch64` | agents, relay and eBPF programs on an emulated Raspberry Pi 4 |
+//! | `vagrant-stage` | what the virtual machines of `vagrant/` are given |
 //! | `lab` | networks with NATs on this machine, from `vagrant/topology.yaml` |
 //! | `bench` | rates, round trips and costs, beside other VPNs and relays |
 //! | `roam` | two devices move between networks under traffic: gaps and what is lost |
@@ -43,6 +44,7 @@ mod setup;
 mod shell;
 mod target;
 mod test;
+mod vagrant;
 mod workspace;
 
 use std::process::ExitCode;
@@ -77,6 +79,8 @@ enum Verb {
     TestPackages(package::trial::TrialArgs),
     /// Run agents, relay and the eBPF programs' tests on an emulated Raspberry Pi 4.
     TestAarch64(aarch64::Aarch64Args),
+    /// Bring together what the virtual machines of vagrant/ are given: packages and the lab's program.
+    VagrantStage(vagrant::StageArgs),
     /// Build networks with NATs on this machine from the topology file.
     Lab(lab::LabArgs),
     /// Measure rates, round trips and costs beside other systems in the same networks.
@@ -104,6 +108,7 @@ fn main() -> ExitCode {
         Verb::TestKernels(args) => kernels::run(&args),
         Verb::TestPackages(args) => package::trial::run(&args),
         Verb::TestAarch64(args) => aarch64::run(&args),
+        Verb::VagrantStage(args) => vagrant::stage(&args),
         Verb::Lab(args) => lab::run(args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Roam(args) => roam::run(&args),

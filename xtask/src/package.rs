@@ -4,7 +4,7 @@
 //! verb brings together what such an entry cannot say: programs for another machine, stripped, and manuals and completions, which
 //! the programs write themselves. It is staged in `target/package`, and the packages are left in `target/debian`.
 
-mod stage;
+pub(crate) mod stage;
 pub(crate) mod trial;
 
 use std::path::{Path, PathBuf};
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &PackageArgs) -> Result<()> {
 }
 
 /// Builds and packages for a machine. Returns the packages, the agent's first.
-fn make(target: Target, release: bool) -> Result<Vec<PathBuf>> {
+pub(crate) fn make(target: Target, release: bool) -> Result<Vec<PathBuf>> {
     let cargo_deb = build_and_stage(target, release)?;
     PACKAGES
         .iter()

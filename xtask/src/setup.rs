@@ -44,6 +44,11 @@ pub(crate) fn lab() -> Result<()> {
     packages::install_missing(packages::LAB)
 }
 
+/// What checking the virtual machines' files needs.
+pub(crate) fn vagrant() -> Result<()> {
+    packages::install_missing(packages::VAGRANT)
+}
+
 /// What measuring the relay needs.
 pub(crate) fn for_relay_bench() -> Result<()> {
     lab()?;

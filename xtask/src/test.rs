@@ -24,6 +24,7 @@ pub(crate) struct TestArgs {
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
     let start = Instant::now();
     setup::lab()?;
+    setup::vagrant()?;
     ebpf::build()?;
     let total = cargo_test(&args.arguments)?;
     println!("\ntest: {} in {:.0} s", total.describe(), start.elapsed().as_secs_f64());

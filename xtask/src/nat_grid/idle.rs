@@ -190,7 +190,7 @@ fn address(device: &Device) -> Result<String> {
 /// Packets that a device's interface has sent.
 fn transmitted(lab: &Lab, node: &str, cancel: &Cancel) -> Result<u64> {
     let mut ip = lab.command(node, "ip")?;
-    let said = check(ip.args(["-j", "-s", "link", "show", "eth0"]), LIMIT, cancel)?;
+    let said = check(ip.args(["-j", "-s", "link", "show", "lan0"]), LIMIT, cancel)?;
     let links: Value = serde_json::from_str(&said).context("`ip` says no JSON")?;
     links[0]["stats64"]["tx"]["packets"].as_u64().context("`ip` tells no packets")
 }

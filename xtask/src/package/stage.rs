@@ -34,7 +34,7 @@ pub(super) fn prepare(package: &Package, programs: &Path, target: Target, manual
 }
 
 /// What a machine with a newer C library builds does not start on an older one, and its package would not say so.
-fn runs_on_debian(program: &Path) -> Result<()> {
+pub(crate) fn runs_on_debian(program: &Path) -> Result<()> {
     let mut readelf = Command::new("readelf");
     let text = shell::output(readelf.args(["--version-info", "--wide"]).arg(program))
         .with_context(|| format!("readelf cannot read {}", program.display()))?;

@@ -11,7 +11,7 @@ use crate::shell;
 pub(super) struct Package {
     /// Its name in Debian 12 and Ubuntu 24.04.
     pub(super) name: &'static str,
-    /// A program it brings. Where that is there, however it came, the package is not needed.
+    /// A program it brings, or a file by its whole path. Where that is there, however it came, the package is not needed.
     pub(super) program: &'static str,
     /// What it is needed for.
     pub(super) why: &'static str,
@@ -28,6 +28,20 @@ pub(super) const LAB: &[Package] = &[
     package("bind9-dnsutils", "dig", "asking the agents' DNS servers"),
     package("tshark", "tshark", "an independent dissector of what the lab's wires carry"),
     package("dbus-daemon", "dbus-daemon", "a private bus on which tests play systemd-resolved"),
+];
+
+/// For checking what makes the virtual machines of `vagrant/`, and for reaching nodes as those machines are reached.
+pub(super) const VAGRANT: &[Package] = &[
+    package("vagrant", "vagrant", "validating the Vagrantfile"),
+    package(
+        "vagrant-libvirt",
+        "/usr/share/doc/vagrant-libvirt/copyright",
+        "validating its settings for libvirt",
+    ),
+    package("rubocop", "rubocop", "checking the Ruby of the Vagrantfile"),
+    package("shellcheck", "shellcheck", "checking shell scripts"),
+    package("openssh-server", "sshd", "reaching nodes of the lab as machines are reached"),
+    package("openssh-client", "ssh", "the other end of that"),
 ];
 
 /// For booting other kernels.

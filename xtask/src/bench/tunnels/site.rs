@@ -36,7 +36,7 @@ profiles:
 "#;
 
 /// Both ends of both cables that packets between A and B pass.
-const CABLES: [(&str, &str); 4] = [("a", "eth0"), ("r", "left"), ("r", "right"), ("b", "eth0")];
+const CABLES: [(&str, &str); 4] = [("a", "lan0"), ("r", "left"), ("r", "right"), ("b", "lan0")];
 const OFFLOADS: [&str; 4] = ["tso", "gso", "gro", "tx-udp-segmentation"];
 /// For configuration commands.
 const LIMIT: Duration = Duration::from_secs(10);
