@@ -40,6 +40,7 @@ mod overlay;
 mod package;
 mod paper;
 mod roam;
+mod server;
 mod setup;
 mod shell;
 mod target;

@@ -61,6 +61,12 @@ pub(crate) fn emulator() -> Result<()> {
     packages::install_missing(packages::EMULATOR)
 }
 
+/// What an emulated server needs: an emulator, and Debian for it.
+pub(crate) fn emulated_server() -> Result<()> {
+    packages::install_missing(packages::EMULATOR)?;
+    packages::install_missing(packages::EMULATED_SERVER)
+}
+
 /// What booting the kernel of a Raspberry Pi needs.
 pub(crate) fn emulator_arm64() -> Result<()> {
     emulator()?;

@@ -39,7 +39,23 @@ pub(crate) const CORTEX_A72: Machine = Machine {
 impl Machine {
     /// Boots a kernel with a disk, and returns what the machine said until it went off.
     pub(crate) fn boot(&self, image: &Path, disk: &Path) -> Result<String> {
-        let output = Command::new("timeout")
+        let output = self.command(image, disk).output();
+        let output = output.with_context(|| format!("cannot start {}", self.emulator))?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The same for what takes minutes: what the machine says can be read in a file meanwhile.
+    pub(crate) fn boot_logged(&self, image: &Path, disk: &Path, log: &Path) -> Result<String> {
+        let file = fs::File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
+        let status = self.command(image, disk).stdout(file).status();
+        status.with_context(|| format!("cannot start {}", self.emulator))?;
+        let said = fs::read(log).with_context(|| format!("cannot read {}", log.display()))?;
+        Ok(String::from_utf8_lossy(&said).into_owned())
+    }
+
+    fn command(&self, image: &Path, disk: &Path) -> Command {
+        let mut command = Command::new("timeout");
+        command
             .args([LONGEST_SECONDS, self.emulator])
             .args(self.arguments)
             .args(["-accel", "tcg", "-smp", "2", "-m", "2G", "-nographic", "-no-reboot", "-net", "none"])
@@ -48,10 +64,8 @@ impl Machine {
             .arg(image)
             .arg("-initrd")
             .arg(disk)
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("cannot start {}", self.emulator))?;
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+            .stdin(Stdio::null());
+        command
     }
 }
 
@@ -177,7 +191,7 @@ fn beside(root: &Path, kind: &str) -> PathBuf {
 }
 
 /// Packs a folder into an initial RAM disk beside it.
-pub(crate) fn pack_tree(root: &Path) -> Result<PathBuf> {
+fn pack_tree(root: &Path) -> Result<PathBuf> {
     let disk = beside(root, "cpio");
     let file = fs::File::create(&disk).with_context(|| format!("cannot make {}", disk.display()))?;
     let mut names = Command::new("find").arg(".").current_dir(root).stdout(Stdio::piped()).spawn()?;

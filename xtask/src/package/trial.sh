@@ -1,21 +1,4 @@
-# The life of the packages on a Debian with systemd, systemd-resolved, sshd and a firewall. Lines with @ok and @fail are read by
-# package/trial.rs. /debs has the packages in two revisions.
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive LC_ALL=C
-SOCKET=/run/cyphonic/cyphonic.sock
-
-check() { # WHAT COMMAND...
-    what=$1
-    shift
-    if out=$("$@" 2>&1); then
-        echo "@ok $what"
-    else
-        echo "@fail $what: $(echo "$out" | tail -n 12 | tr '\n' '|')"
-    fi
-}
-
-not() {
-    ! "$@"
-}
+# The life of the packages on a Debian with systemd, systemd-resolved, sshd and a firewall. /debs has the packages in two revisions.
 
 # What is not ours: firewall, SSH, resolver, routes and rules, kernel settings.
 surroundings() {
@@ -63,10 +46,6 @@ served() {
 
 no_trace() {
     not ip link show cyph0 && not grep -q trial.internal /run/systemd/resolve/stub-resolv.conf && not served
-}
-
-is() { # PROPERTY VALUE UNIT
-    test "$(systemctl show -P "$1" "$3")" = "$2"
 }
 
 ip link add net0 type dummy 2>/dev/null || { modprobe dummy && ip link add net0 type dummy; }

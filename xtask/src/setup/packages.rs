@@ -52,6 +52,10 @@ pub(super) const EMULATOR: &[Package] = &[
     package("kmod", "modprobe", "finding the modules they need"),
 ];
 
+/// For a whole Debian in such a machine, besides.
+pub(super) const EMULATED_SERVER: &[Package] =
+    &[package("mmdebstrap", "mmdebstrap", "installing Debian into a folder")];
+
 /// For booting the kernel of 64-bit ARM, besides.
 pub(super) const EMULATOR_ARM64: &[Package] = &[
     package("qemu-system-arm", "qemu-system-aarch64", "booting the kernel of a Raspberry Pi"),
