@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 
 pub(crate) use certificate::{check as check_certificate, signing_request};
 
+use crate::nat64;
 use crate::state::{DeviceIdentity, StateDir, StateError, read_bounded};
 
 /// A token is one line of about a hundred bytes.
@@ -63,7 +64,8 @@ pub async fn enrol(
         csr: signing_request(&key).map_err(EnrolError::Csr)?,
         protocol_version: version::CURRENT,
     });
-    let connection = cyphonic_transport::enrol::connect(addresses, *token.root_sha256()).await?;
+    let addresses = nat64::outward(addresses.to_vec()).await;
+    let connection = cyphonic_transport::enrol::connect(&addresses, *token.root_sha256()).await?;
     let answer = connection.open_exchange(&request).await;
     connection.close(cyphonic_proto::close::DONE, "enrolled");
     let identity = check_answer(answer?, &key, token)?;

@@ -25,6 +25,7 @@ pub mod daemon;
 pub mod dns;
 pub mod engine;
 pub mod enrol;
+mod nat64;
 mod netcheck;
 pub mod netlink;
 pub mod renew;

@@ -9,6 +9,7 @@
 //! - [`classify`], [`drop_reason`]: what happens to a packet, as a pure function, and why.
 //! - [`relay`]: what a relay does with a frame, and the layout of its maps.
 //! - [`steer`]: which frames go past the stack to AF_XDP sockets.
+//! - [`nat64`]: IPv4 addresses within a translator's prefix.
 //! - [`policy`]: which peers may use which services.
 //! - [`map`], [`limits`]: the layout of shared eBPF maps, and the numbers both sides use.
 //!
@@ -25,6 +26,7 @@ pub mod drop_reason;
 pub mod frame;
 pub mod limits;
 pub mod map;
+pub mod nat64;
 pub mod packet;
 pub mod policy;
 pub mod quic;
@@ -39,4 +41,5 @@ pub use classify::{Verdict, classify_egress};
 pub use drop_reason::DropReason;
 pub use frame::{Frame, FrameError, Frames, Part};
 pub use map::{Counter, InterfaceConfig};
+pub use nat64::Nat64Prefix;
 pub use quic::{DatagramKind, classify_datagram};

@@ -5,7 +5,12 @@
 //! local address both ways. Its receive loop belongs to one worker thread; any thread may send. What arrives and is
 //! not the worker's goes to a [`SignallingSink`].
 //!
-//! **Invariants.** Addresses in this API are canonical: IPv4 is `V4`, never `::ffff:…`. A [`Message`] has at least one
+//! Where the host has IPv6 alone and its network a translator to IPv4 (NAT64), the port can be told of it
+//! ([`UdpPort::set_nat64`]): IPv4 is then reached, and heard of, through it. Whoever misleads the host about the translator
+//! misdirects datagrams, as any router on the way can: what is in them is authenticated end to end.
+//!
+//! **Invariants.** Addresses in this API are canonical: IPv4 is `V4`, never `::ffff:…` nor within a translator's prefix
+//! that the port knows. A [`Message`] has at least one
 //! byte and a stride of at least one.
 
 mod batch;
@@ -14,6 +19,7 @@ mod pinned;
 mod port;
 #[cfg(test)]
 mod tests;
+mod translation;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -21,6 +21,7 @@ pub mod identity;
 pub mod message;
 pub mod name;
 pub mod nat;
+pub mod nat64;
 pub mod netcheck;
 pub mod nms;
 pub mod node;

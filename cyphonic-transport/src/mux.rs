@@ -118,6 +118,16 @@ impl Mux {
         self.port.local_port()
     }
 
+    /// The address that sockets of this host send to for `remote`: see [`UdpPort::outward`].
+    pub fn outward(&self, remote: SocketAddr) -> SocketAddr {
+        self.port.outward(remote)
+    }
+
+    /// The address by which packets from `remote` are known here: see [`UdpPort::inward`].
+    pub fn inward(&self, remote: SocketAddr) -> SocketAddr {
+        self.port.inward(remote)
+    }
+
     /// Signalling packets dropped because quinn lagged or the port was busy.
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)

@@ -169,7 +169,9 @@ impl Transport {
     ) -> Result<Connection, DialError> {
         let config = tls.config(role, alpn_of(role))?;
         let (outer, port) = (detour::service_tls(tls, role)?, self.mux.local_port());
-        let detour = detour::open(detour::Target { addresses, name, tls: outer, port }).await?;
+        // TCP goes by a socket of its own.
+        let outward: Vec<_> = addresses.iter().map(|address| self.mux.outward(*address)).collect();
+        let detour = detour::open(detour::Target { addresses: &outward, name, tls: outer, port }).await?;
         let local = [detour.local_addr()];
         let connected = detour.unless_it_ends(self.connect(config, &local, name, HANDSHAKE_TIMEOUT)).await;
         Ok(connected?.through(detour))
@@ -228,7 +230,9 @@ impl Transport {
         name: &str,
         timeout: Duration,
     ) -> Result<Connection, DialError> {
-        let inner = dial::first_of(&self.endpoint, config, addresses, name, timeout).await?;
+        // A resolver that helps a translator (DNS64) gives addresses by which nothing will be heard of.
+        let known: Vec<_> = addresses.iter().map(|address| self.mux.inward(*address)).collect();
+        let inner = dial::first_of(&self.endpoint, config, &known, name, timeout).await?;
         let identity = match tls::identity_of(&inner) {
             Some(Ok(identity)) => identity,
             Some(Err(error)) => return Err(DialError::Identity(error)),

@@ -14,6 +14,8 @@ use super::report::{ServiceKind, ServiceState};
 pub struct NetcheckReport {
     /// Whether a service answered over UDP.
     pub udp: bool,
+    /// The prefix within which IPv4 is reached, where the device has IPv6 alone and its network a translator.
+    pub nat64: Option<String>,
     /// Over IPv4.
     pub ipv4: FamilyReport,
     /// Over IPv6.
@@ -68,9 +70,9 @@ fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
         None if netcheck.udp => writeln!(out, "UDP            yes")?,
         None => writeln!(out, "UDP            no answer from any service")?,
     }
-    for (name, family) in [("IPv4", &netcheck.ipv4), ("IPv6", &netcheck.ipv6)] {
-        render_family(out, name, family)?;
-    }
+    let by_nat64 = netcheck.nat64.as_ref().map(|prefix| format!("by NAT64 {prefix}"));
+    render_family(out, "IPv4", &netcheck.ipv4, by_nat64.as_deref())?;
+    render_family(out, "IPv6", &netcheck.ipv6, None)?;
     writeln!(out, "relays         {}", if netcheck.relays.is_empty() { "none" } else { "nearest first" })?;
     for relay in &netcheck.relays {
         let rtt = relay.rtt_ms.map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.1} ms"));
@@ -85,11 +87,19 @@ fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     Ok(())
 }
 
-fn render_family(out: &mut String, name: &str, family: &FamilyReport) -> std::fmt::Result {
-    if family.addresses.is_empty() && family.observed.is_empty() {
-        return writeln!(out, "{name}           no address");
+fn render_family(
+    out: &mut String,
+    name: &str,
+    family: &FamilyReport,
+    instead: Option<&str>,
+) -> std::fmt::Result {
+    match instead {
+        Some(instead) => writeln!(out, "{name}           {instead}")?,
+        None if family.addresses.is_empty() && family.observed.is_empty() => {
+            return writeln!(out, "{name}           no address");
+        }
+        None => writeln!(out, "{name}           {}", list(&family.addresses))?,
     }
-    writeln!(out, "{name}           {}", list(&family.addresses))?;
     writeln!(out, "  seen as      {}", list(&family.observed))?;
     writeln!(out, "  mapping      {}", family.mapping)?;
     writeln!(out, "  filtering    {}", family.filtering)?;
@@ -126,6 +136,17 @@ mod tests {
         };
         let report = StatusReport { services: vec![service], ..StatusReport::default() };
         assert!(render(&report).starts_with("UDP            blocked: through TCP 443\n"));
+    }
+
+    #[test]
+    fn how_a_device_without_ipv4_reaches_it_is_said() {
+        let mut report = StatusReport::default();
+        report.netcheck.nat64 = Some("64:ff9b::/96".into());
+        report.netcheck.ipv4.observed = vec!["203.0.113.7:41641".parse().unwrap()];
+        let text = render(&report);
+        for line in ["IPv4           by NAT64 64:ff9b::/96", "  seen as      203.0.113.7:41641"] {
+            assert!(text.lines().any(|shown| shown == line), "{line:?} is missing in\n{text}");
+        }
     }
 
     #[test]

@@ -52,6 +52,9 @@ fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     writeln!(out, "cipher      {}", with_why(&report.cipher.kind, &report.cipher.why))?;
     writeln!(out, "classifier  {}", with_why(&report.classifier.kind, &report.classifier.why))?;
     writeln!(out, "NAT         {}", or_dash(&report.nat.finding))?;
+    if let Some(prefix) = &report.netcheck.nat64 {
+        writeln!(out, "IPv4        by NAT64 {prefix}")?;
+    }
     let listen = report.dns.listen.map_or_else(|| "-".to_owned(), |listen| listen.to_string());
     let resolver = with_why(&report.dns.resolver, &report.dns.why);
     writeln!(out, "DNS         {} at {listen}, host's resolver: {resolver}", or_dash(&report.zone))?;

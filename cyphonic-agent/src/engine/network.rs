@@ -8,6 +8,7 @@ use cyphonic_proto::address::Prefix;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::EngineHandle;
+use crate::nat64::Translator;
 use crate::netlink::{Attachment, Netlink, NetworkWatch};
 
 /// How often to see whether the host slept: what it lost meanwhile is missed for so long at most.
@@ -32,12 +33,14 @@ pub(super) struct Followed {
     pub(super) port: u16,
 }
 
-/// Tells the engine whenever the host is attached to networks in another way than before, `known`.
+/// Tells the engine whenever the host is attached to networks in another way than before, `known`, or reaches IPv4 in
+/// another way, of which `translator` knows.
 pub(super) async fn follow(
     handle: EngineHandle,
     netlink: Arc<Netlink>,
     followed: Followed,
     mut known: Attachment,
+    mut translator: Translator,
 ) {
     let mut watch = match NetworkWatch::start(followed.ends.clone()) {
         Ok(watch) => watch,
@@ -50,6 +53,7 @@ pub(super) async fn follow(
             Ok(attachment) if routes || attachment != known => {
                 tracing::debug!(?attachment, routes, "this host's networks changed");
                 known = attachment;
+                translator.network_changed(&known.addresses);
                 handle.set_addresses(with_port(&known, followed.port)).await;
             }
             Ok(_) => {}
@@ -59,7 +63,14 @@ pub(super) async fn follow(
                 continue;
             }
         }
-        routes = watch.changed().await.routes;
+        let changed = watch.changed();
+        tokio::pin!(changed);
+        routes = loop {
+            tokio::select! {
+                change = &mut changed => break change.routes,
+                () = translator.changed() => handle.set_addresses(with_port(&known, followed.port)).await,
+            }
+        };
     }
 }
 

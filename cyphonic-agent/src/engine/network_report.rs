@@ -17,6 +17,7 @@ pub(crate) fn netcheck(
 ) -> NetcheckReport {
     NetcheckReport {
         udp: !findings.observations.is_empty(),
+        nat64: None,
         ipv4: family(node, Family::V4, findings.of(Family::V4)),
         ipv6: family(node, Family::V6, findings.of(Family::V6)),
         relays: relays(node, latencies),

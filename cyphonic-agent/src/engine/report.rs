@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use cyphonic_common::Nat64Prefix;
 use cyphonic_dataplane::protect::Suite;
 use cyphonic_dataplane::ring::{EncapRing, TunnelStats};
 use cyphonic_proto::message::RouteKind;
@@ -14,6 +15,7 @@ use cyphonic_proto::node::{
 };
 
 use super::renewal::Validity;
+use crate::control::netcheck::NetcheckReport;
 use crate::control::report::{
     CardReport, CertificateReport, CipherReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport,
     PeerReport, PeerState, RingReport, RouteReport, ServiceKind, ServiceReport, ServiceState, Severity,
@@ -58,6 +60,7 @@ pub(crate) struct Sources<'a> {
     pub(crate) setup_times: &'a HashMap<Ipv6Addr, Duration>,
     pub(crate) started: Instant,
     pub(crate) udp_port: u16,
+    pub(crate) nat64: Option<Nat64Prefix>,
     pub(crate) certificate: Validity,
     pub(crate) certificate_health: Option<HealthCheck>,
 }
@@ -86,7 +89,10 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
         interface: sources.surroundings.interface.clone(),
         udp_port: sources.udp_port,
         nat: nat_report(node),
-        netcheck: super::network_report::netcheck(node, sources.findings, sources.latencies),
+        netcheck: NetcheckReport {
+            nat64: sources.nat64.map(|prefix| prefix.to_string()),
+            ..super::network_report::netcheck(node, sources.findings, sources.latencies)
+        },
         certificate: CertificateReport {
             not_before: sources.certificate.not_before,
             not_after: sources.certificate.not_after,

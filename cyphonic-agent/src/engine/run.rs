@@ -425,6 +425,7 @@ impl Engine {
             setup_times: &self.setup_times,
             started: self.started,
             udp_port: self.port.local_port(),
+            nat64: self.port.nat64(),
             certificate: self.certificate,
             certificate_health: self.certificate.health(self.renewal_failure.as_deref(), unix_now()),
         });

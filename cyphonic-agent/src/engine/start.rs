@@ -24,6 +24,7 @@ use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
 use crate::config::{CloudAddress, Config, PortMapping, resolve_all};
 use crate::control::report::InterfaceReport;
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
+use crate::nat64::Translator;
 use crate::netlink::{Netlink, NetworkWatch, Sizes, far_end};
 use crate::state::{DeviceIdentity, StateDir};
 
@@ -80,6 +81,9 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let followed = Followed { overlay: prefix, interface: config.interface.clone(), ends, port: udp_port };
     let attachment = netlink.attachment(prefix, &config.interface).await?;
     let addresses = with_port(&attachment, udp_port);
+    let mut translator = Translator::new(Arc::clone(&port), prefix);
+    translator.network_changed(&attachment.addresses);
+    translator.settle().await;
     let node = node_config(&config, &state, &identity, &zone, addresses, most_inner)?;
     let surroundings = Surroundings {
         interface: InterfaceReport { name: config.interface.clone(), mtu: interface.mtu, up: interface.up },
@@ -113,7 +117,13 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         watchers.spawn(log.follow_log());
     }
     watchers.spawn(follow_cloud(handle.clone(), config.cloud));
-    watchers.spawn(network::follow(handle.clone(), Arc::clone(&netlink), followed.clone(), attachment));
+    watchers.spawn(network::follow(
+        handle.clone(),
+        Arc::clone(&netlink),
+        followed.clone(),
+        attachment,
+        translator,
+    ));
     watchers.spawn(network::follow_sleep(handle.clone()));
     watchers.spawn(mtu::follow(sizes, Arc::clone(&netlink), changes));
     watchers.spawn(follow_cards(path.cards, Arc::clone(&netlink), followed));

@@ -23,7 +23,7 @@ pub(super) async fn look<R, F>(
     R: Fn(News) -> F + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let (mut sockets, mut heard) = Sockets::new();
+    let (mut sockets, mut heard) = Sockets::new(Arc::clone(&port));
     let probe = |family| {
         let plan = Plan { family, servers: servers.clone(), own: own.clone() };
         (family, Probe::new(plan, rand::random(), Instant::now()))

@@ -151,7 +151,7 @@ impl<D: Delivery> RxWorker<D> {
         if received > 0 {
             // Out of the worker, which the frames' packets are opened with.
             let mut frames = std::mem::take(&mut self.frames);
-            self.receive(frames.messages_mut());
+            self.receive(frames.messages_mut(self.parts.port.nat64()));
             let malformed = frames.give_back();
             self.frames = frames;
             if malformed > 0 {

@@ -3,6 +3,7 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 
+use cyphonic_common::Nat64Prefix;
 use quinn_udp::{BATCH_SIZE, RecvMeta, UdpSockRef, UdpSocketState};
 use socket2::Socket;
 
@@ -18,6 +19,7 @@ pub struct RecvBatch {
     metas: [RecvMeta; BATCH_SIZE],
     messages: usize,
     received: usize,
+    translation: Option<Nat64Prefix>,
 }
 
 /// Datagrams that arrived together: same source, same size (the last may be shorter), same ECN bits.
@@ -44,22 +46,33 @@ impl RecvBatch {
             metas: [RecvMeta::default(); BATCH_SIZE],
             messages,
             received: 0,
+            translation: None,
         }
+    }
+
+    /// What is received from now on from within this prefix comes from IPv4.
+    #[inline]
+    pub(super) fn translated_by(&mut self, translation: Option<Nat64Prefix>) {
+        self.translation = translation;
     }
 
     /// What the last receive call brought.
     pub fn messages_mut(&mut self) -> impl Iterator<Item = Message<'_>> {
         let buffers = self.buffers.chunks_exact_mut(BUFFER_LEN);
-        buffers.zip(&self.metas).take(self.received).filter(|(_, meta)| meta.len > 0).map(|(buffer, meta)| {
-            let len = meta.len.min(BUFFER_LEN);
-            Message {
-                from: canonical(meta.addr),
-                local_ip: meta.dst_ip.map(|ip| ip.to_canonical()),
-                ecn: meta.ecn.map(|ecn| ecn as u8),
-                payload: &mut buffer[..len],
-                stride: meta.stride.clamp(1, len),
-            }
-        })
+        let translation = self.translation;
+        buffers.zip(&self.metas).take(self.received).filter(|(_, meta)| meta.len > 0).map(
+            move |(buffer, meta)| {
+                let len = meta.len.min(BUFFER_LEN);
+                Message {
+                    from: translation
+                        .map_or(canonical(meta.addr), |prefix| prefix.inward(canonical(meta.addr))),
+                    local_ip: meta.dst_ip.map(|ip| ip.to_canonical()),
+                    ecn: meta.ecn.map(|ecn| ecn as u8),
+                    payload: &mut buffer[..len],
+                    stride: meta.stride.clamp(1, len),
+                }
+            },
+        )
     }
 
     /// Takes what other workers have handed on to this one. The number of messages.

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use cyphonic_common::Nat64Prefix;
 use quinn_udp::{EcnCodepoint, UdpSockRef, UdpSocketState};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::pinned::PinnedSends;
+use super::translation::Translation;
 use super::{PortGroup, RecvBatch, Transmit, canonical};
 
 /// Bytes wanted for the kernel's buffers, as wireguard-go asks for: seven milliseconds at 10 Gbit/s.
@@ -58,6 +60,8 @@ pub struct UdpPort {
     local: SocketAddr,
     /// Takes IPv6 addresses, and IPv4 ones in mapped form.
     ipv6: bool,
+    /// How IPv4 is reached, where it is not by IPv4. One for all sockets of the port.
+    translation: Arc<Translation>,
     waker: Arc<OwnedFd>,
     /// The other sockets of the same port, and which of them this is.
     group: Option<(Arc<PortGroup>, usize)>,
@@ -106,7 +110,9 @@ impl UdpPort {
             group.push(shared(address)?);
         }
         let common = Arc::new(PortGroup::new(group.iter().map(|port| Arc::clone(&port.waker))));
+        let translation = Arc::<Translation>::default();
         for (worker, port) in group.iter_mut().enumerate() {
+            port.translation = Arc::clone(&translation);
             port.group = Some((Arc::clone(&common), worker));
         }
         Ok(group)
@@ -140,6 +146,7 @@ impl UdpPort {
             gso_segments,
             local: canonical(local),
             ipv6: local.is_ipv6(),
+            translation: Arc::default(),
             waker,
             group: None,
         })
@@ -158,6 +165,35 @@ impl UdpPort {
     /// Whether both families can be reached; otherwise the host has IPv4 only, or one address was bound.
     pub fn is_dual_stack(&self) -> bool {
         self.ipv6 && self.local.ip().is_unspecified()
+    }
+
+    /// From now on IPv4 is reached through the translator with this prefix, or natively again. For all sockets of the port;
+    /// without effect on one that has no IPv6.
+    pub fn set_nat64(&self, prefix: Option<Nat64Prefix>) {
+        self.translation.set(prefix.filter(|_| self.ipv6));
+    }
+
+    /// The translator's prefix that [`set_nat64`](Self::set_nat64) told the port.
+    #[inline]
+    pub fn nat64(&self) -> Option<Nat64Prefix> {
+        self.translation.get()
+    }
+
+    /// The address that datagrams and connections from this host to `dest` are for: within the translator's prefix for an
+    /// IPv4 one where the port knows a translator, otherwise `dest`.
+    pub fn outward(&self, dest: SocketAddr) -> SocketAddr {
+        match self.nat64() {
+            Some(prefix) => prefix.outward(dest),
+            None => dest,
+        }
+    }
+
+    /// The address by which this API names `from`: the inverse of [`outward`](Self::outward).
+    pub fn inward(&self, from: SocketAddr) -> SocketAddr {
+        match self.nat64() {
+            Some(prefix) => prefix.inward(canonical(from)),
+            None => canonical(from),
+        }
     }
 
     /// Segments that one send may have. One where the kernel or the network card refused segmentation.
@@ -189,6 +225,7 @@ impl UdpPort {
     /// [`io::ErrorKind::WouldBlock`] when nothing is there.
     #[inline]
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
+        batch.translated_by(self.nat64());
         let Some((group, own)) = &self.group else { return batch.receive(&self.state, &self.socket) };
         let handed_on = batch.collect(group, *own);
         if handed_on > 0 {
@@ -263,7 +300,7 @@ impl UdpPort {
             ecn: transmit.ecn.and_then(EcnCodepoint::from_bits),
             contents,
             segment_size: (contents.len() > segment).then_some(segment),
-            src_ip: transmit.src_ip.filter(|ip| ip.is_ipv4() == transmit.dest.is_ipv4()),
+            src_ip: transmit.src_ip.filter(|ip| ip.is_ipv4() == destination.ip().to_canonical().is_ipv4()),
         };
         match transmit.src_ip {
             None => self.state.try_send(UdpSockRef::from(&self.socket), &transmit),
@@ -278,9 +315,14 @@ impl UdpPort {
     }
 
     /// IPv4 destinations in the form the socket takes.
+    #[inline]
     fn wire_address(&self, dest: SocketAddr) -> io::Result<SocketAddr> {
         match (self.ipv6, dest) {
-            (true, SocketAddr::V4(v4)) => Ok(SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))),
+            (true, SocketAddr::V4(v4)) => {
+                let translated = self.nat64().and_then(|prefix| prefix.embed(*v4.ip()));
+                let ip = translated.unwrap_or_else(|| v4.ip().to_ipv6_mapped());
+                Ok(SocketAddr::from((ip, v4.port())))
+            }
             (false, SocketAddr::V6(_)) => {
                 Err(io::Error::new(io::ErrorKind::NetworkUnreachable, "this port is open on IPv4 only"))
             }
@@ -342,11 +384,20 @@ impl UdpPort {
         let _ = rustix::io::write(&*self.waker, &1u64.to_ne_bytes());
     }
 
-    /// The local address from which the kernel would send to `dest` now.
+    /// The local address from which the kernel would send to `dest` now: an IPv6 one for an IPv4 destination that is
+    /// reached through a translator.
     ///
     /// # Errors
     /// There is no route.
     pub fn source_for(&self, dest: SocketAddr) -> io::Result<IpAddr> {
+        Self::native_source_for(self.outward(dest))
+    }
+
+    /// The local address from which this host's kernel would send to `dest` now, without any translator.
+    ///
+    /// # Errors
+    /// There is no route.
+    pub fn native_source_for(dest: SocketAddr) -> io::Result<IpAddr> {
         let any: IpAddr = match dest {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),

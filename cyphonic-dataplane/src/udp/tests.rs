@@ -294,3 +294,67 @@ fn what_cannot_leave_from_the_named_address_leaves_from_another_and_keeps_its_ec
         }
     }
 }
+
+/// The addresses that a translator would have are this host's own, in a network namespace of its own.
+#[test]
+fn ipv4_goes_and_comes_through_a_translator_once_the_port_knows_of_one() {
+    std::thread::spawn(|| {
+        enter_new_network_namespace();
+        let run = |arguments: &str| {
+            let status =
+                std::process::Command::new("ip").args(arguments.split(' ')).status().expect("iproute2");
+            assert!(status.success(), "ip {arguments}");
+        };
+        run("link set lo up");
+        run("-6 addr add 64:ff9b::c000:221/128 dev lo nodad");
+        // The kernel takes packets for an address only a little after it was given.
+        let probe = UdpSocket::bind("[64:ff9b::c000:221]:0").expect("the address");
+        probe.set_read_timeout(Some(Duration::from_millis(2))).expect("a time-out");
+        let deadline = Instant::now() + PATIENCE;
+        while probe.send_to(b"?", probe.local_addr().expect("bound")).is_err()
+            || probe.recv(&mut [0]).is_err()
+        {
+            assert!(Instant::now() < deadline, "the address is not the host's");
+        }
+        let group = UdpPort::bind_group(0, 2).expect("a");
+        let [a, other] = &group[..] else { panic!("two sockets") };
+        let b = UdpPort::bind(0).expect("b");
+        let (far, payload) = (SocketAddr::from(([192, 0, 2, 33], b.local_port())), vec![7; 20_000]);
+        let many = Transmit { segment_size: Some(1_000), ecn: Some(2), ..Transmit::new(far, &payload) };
+        assert!(a.send(&many).is_err() && a.source_for(far).is_err(), "no route leads to IPv4");
+
+        let prefix = cyphonic_common::Nat64Prefix::new("64:ff9b::".parse().expect("v6"), 96);
+        other.set_nat64(prefix);
+        assert_eq!((a.nat64(), other.nat64()), (prefix, prefix), "it is the port's, not the socket's");
+        assert!(a.source_for(far).expect("a route").is_ipv6());
+        for src_ip in [None, Some(Ipv6Addr::LOCALHOST.into()), Some(Ipv4Addr::LOCALHOST.into())] {
+            a.send(&Transmit { src_ip, ..many }).expect("sent");
+            let received = receive(&b, 20);
+            let local_ip = Some("64:ff9b::c000:221".parse().expect("v6"));
+            assert!(received.iter().all(|datagram| datagram.local_ip == local_ip && datagram.ecn == Some(2)));
+        }
+        // Back, as the translator sends.
+        let answer = Transmit { src_ip: Some("64:ff9b::c000:221".parse().expect("v6")), ..many };
+        b.send(&Transmit { dest: v6(a.local_port()), ..answer }).expect("sent");
+        let (mut batch, mut received) = (RecvBatch::new(8), 0);
+        let deadline = Instant::now() + PATIENCE;
+        while received < 20 {
+            assert!(Instant::now() < deadline, "only {received} datagrams arrived");
+            for socket in &group {
+                let _nothing_yet = socket.recv_batch(&mut batch);
+                for message in batch.messages_mut() {
+                    assert_eq!((message.from, message.ecn), (far, Some(2)));
+                    received += message.payload.len() / 1_000;
+                }
+            }
+        }
+        // This host itself is never looked for behind a translator.
+        a.send(&Transmit::new(v4(b.local_port()), b"near")).expect("sent");
+        assert_eq!(receive(&b, 1)[0].from, v4(a.local_port()));
+
+        a.set_nat64(None);
+        assert!(other.send(&many).is_err(), "without it, IPv4 is as far as before");
+    })
+    .join()
+    .expect("no panic");
+}

@@ -161,7 +161,7 @@ impl Namespace {
         })
     }
 
-    fn reaches(&self, address: &str) -> bool {
+    pub fn reaches(&self, address: &str) -> bool {
         let address = address.to_owned();
         self.run(move || {
             let ping = Command::new("ping").args(["-q", "-n", "-c1", "-W1", &address]).output();
@@ -252,6 +252,7 @@ pub struct Node {
     pub events: Mutex<Receiver<RingEvent>>,
     pub signalling: Arc<Collector>,
     pub port: u16,
+    pub udp: Arc<UdpPort>,
     pub own: Ipv6Addr,
     pub namespace: Namespace,
 }
@@ -292,7 +293,7 @@ impl Node {
         let (tell, events) = channel();
         let tell = Mutex::new(tell);
         let signalling = Arc::new(Collector::default());
-        let number = port.local_port();
+        let (number, udp) = (port.local_port(), Arc::clone(&port));
         let sink: Arc<dyn SignallingSink> = Arc::<Collector>::clone(&signalling);
         let events_of_ring = Arc::new(move |event| drop(tell.lock().unwrap().send(event)));
         let (ring, outside): (Box<dyn EncapRing>, _) = match interface {
@@ -325,7 +326,7 @@ impl Node {
             }
         };
         let events = Mutex::new(events);
-        let node = Self { outside, ring, events, signalling, port: number, own, namespace };
+        let node = Self { outside, ring, events, signalling, port: number, udp, own, namespace };
         if kind == Kind::Underlay {
             node.outside(Outside::attach).unwrap();
         }

@@ -109,10 +109,12 @@ impl Node {
 }
 
 impl Tunnel {
-    /// What the path carries, for people: with the headers of this end's outer family.
-    pub(super) fn outer_mtu(&self) -> u32 {
+    /// What the path carries, for people: with the headers of this end's outer family, which is IPv6 where this host has
+    /// no IPv4 address and reaches IPv4 through a translator.
+    pub(super) fn outer_mtu(&self, has_ipv4: bool) -> u32 {
         use cyphonic_common::limits::{OUTER_IPV4_LEN, OUTER_IPV6_LEN};
-        let headers = if self.remote.ip().to_canonical().is_ipv4() { OUTER_IPV4_LEN } else { OUTER_IPV6_LEN };
+        let by_ipv4 = has_ipv4 && self.remote.ip().to_canonical().is_ipv4();
+        let headers = if by_ipv4 { OUTER_IPV4_LEN } else { OUTER_IPV6_LEN };
         u32::from(self.mtu.datagram) + headers as u32
     }
 }

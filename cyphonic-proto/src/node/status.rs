@@ -204,7 +204,7 @@ impl Node {
             retires_at: tunnel.retires_at,
             unanswered: tunnel.challenge.map_or(0, |challenge| challenge.sent),
             relay_away: tunnel.is_away(),
-            path_mtu: tunnel.outer_mtu(),
+            path_mtu: tunnel.outer_mtu(self.registration.addresses.iter().any(SocketAddr::is_ipv4)),
             inner_mtu: tunnel.mtu.inner,
             path_known: tunnel.search.is_complete(),
         })

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::Sender;
 
+use cyphonic_common::Nat64Prefix;
 use cyphonic_common::buffer::Cursor;
 use cyphonic_common::packet::{Ip, Transport, parse_ethernet};
 use rustix::event::epoll;
@@ -99,15 +100,25 @@ impl Frames {
         0
     }
 
-    /// What [`receive`](Self::receive) took.
+    /// What [`receive`](Self::receive) took; from within the prefix it comes from IPv4.
     #[inline]
-    pub(super) fn messages_mut(&mut self) -> impl Iterator<Item = Message<'_>> {
+    pub(super) fn messages_mut(
+        &mut self,
+        translation: Option<Nat64Prefix>,
+    ) -> impl Iterator<Item = Message<'_>> {
         let Self { queues, batch, of, malformed, .. } = self;
         let queue = queues.get(*of).map(|queue| (queue.parts.rx.umem(), queue.parts.card));
         batch.iter_mut().filter_map(move |frame| {
             let (umem, card) = queue?;
-            let message = datagram(umem.packet_mut(frame), card);
-            *malformed += u64::from(message.is_none());
+            let mut message = datagram(umem.packet_mut(frame), card);
+            match &mut message {
+                Some(message) => {
+                    if let Some(prefix) = translation {
+                        message.from = prefix.inward(message.from);
+                    }
+                }
+                None => *malformed += 1,
+            }
             message
         })
     }

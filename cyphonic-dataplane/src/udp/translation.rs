@@ -1,0 +1,83 @@
+//! The translator (NAT64) between this host and IPv4, as the port's sends and receives look at it.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::{Mutex, PoisonError};
+
+use cyphonic_common::Nat64Prefix;
+
+/// The prefix in use, shared by the sockets of a port. It changes when the host changes networks and is read with every
+/// call to send or receive, so reading takes no lock: where there is none, one load of a word that nobody writes.
+#[derive(Debug, Default)]
+pub(super) struct Translation {
+    /// Even while the words belong together.
+    version: AtomicU32,
+    words: [AtomicU64; 2],
+    writing: Mutex<()>,
+}
+
+impl Translation {
+    #[inline]
+    pub(super) fn get(&self) -> Option<Nat64Prefix> {
+        // A prefix's second word is never zero.
+        if self.words[1].load(Ordering::Relaxed) == 0 { None } else { self.read() }
+    }
+
+    fn read(&self) -> Option<Nat64Prefix> {
+        loop {
+            let before = self.version.load(Ordering::Acquire);
+            let words = [self.words[0].load(Ordering::Relaxed), self.words[1].load(Ordering::Relaxed)];
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
+                return Nat64Prefix::from_words(words);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    pub(super) fn set(&self, prefix: Option<Nat64Prefix>) {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let [high, low] = prefix.map_or([0; 2], Nat64Prefix::to_words);
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.words[0].store(high, Ordering::Relaxed);
+        self.words[1].store(low, Ordering::Relaxed);
+        self.version.store(version.wrapping_add(2), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[test]
+    fn no_reader_sees_half_of_one_prefix_and_half_of_another() {
+        let prefix = |text: &str, length| Nat64Prefix::new(text.parse().unwrap(), length);
+        let prefixes =
+            [prefix("64:ff9b::", 96), prefix("2001:db8:1:2:0:3::", 96), prefix("2001:db8::", 32), None];
+        let (translation, over) = (Translation::default(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let readers = [(); 2].map(|()| {
+                scope.spawn(|| {
+                    let mut seen = 0_usize;
+                    while !over.load(Ordering::Relaxed) {
+                        let read = translation.get();
+                        assert!(prefixes.contains(&read), "{read:?}");
+                        seen += 1;
+                    }
+                    seen
+                })
+            });
+            for prefix in prefixes.iter().cycle().take(100_000) {
+                translation.set(*prefix);
+            }
+            over.store(true, Ordering::Relaxed);
+            for reader in readers {
+                assert!(reader.join().unwrap() > 0);
+            }
+        });
+        assert_eq!(translation.get(), None);
+    }
+}
