@@ -11,7 +11,8 @@
 //! | `Complete` | the path seems to carry less (§4.3), is another, or is to be tried for more (§5.1.1) |
 //!
 //! RFC 8899 sends one probe at a time. Here a round of a few sizes is on its way together, which finds the usual sizes in
-//! one round trip; a size that is not answered [`MAX_PROBES`] times is too large. ICMP is not believed (§4.6.1): what it
+//! one round trip; a size that is not answered [`MAX_PROBES`] times is too large. The last try is accompanied by one of
+//! [`BASE`]: if that is not answered either, it is the path that is silent, and nothing is concluded. ICMP is not believed (§4.6.1): what it
 //! says, the confirmation finds out.
 
 use std::{
@@ -73,7 +74,8 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     probe: Probe,
-    at: Instant,
+    /// The first try.
+    first: Instant,
     tries: u32,
     due: Instant,
 }
@@ -99,6 +101,8 @@ pub(crate) struct Search {
     confirm_at: Option<Instant>,
     raise_at: Instant,
     round_trip: Option<Duration>,
+    /// Whether that was measured, not only bounded.
+    measured: bool,
 }
 
 impl Search {
@@ -117,6 +121,7 @@ impl Search {
             confirm_at: None,
             raise_at: now,
             round_trip: None,
+            measured: false,
         }
     }
 
@@ -161,7 +166,7 @@ impl Search {
     pub(crate) fn doubt(&mut self, now: Instant) {
         if self.confirming.is_none() && self.carried > BASE {
             let probe = Probe { size: self.carried, data: [0; 8] };
-            self.confirming = Some(Sent { probe, at: now, tries: 0, due: now });
+            self.confirming = Some(Sent { probe, first: now, tries: 0, due: now });
         }
     }
 
@@ -208,9 +213,10 @@ impl Search {
         }
         if self.sent.is_empty() {
             let sizes = self.next_sizes();
-            let sent = |size| Sent { probe: Probe { size, data: fresh() }, at: now, tries: 0, due: now };
+            let sent = |size| Sent { probe: Probe { size, data: fresh() }, first: now, tries: 0, due: now };
             self.sent = sizes.into_iter().map(sent).collect();
         }
+        self.accompany(now, &mut fresh);
         let wait = self.wait();
         let mut probes = Vec::new();
         if let Some(confirming) = &mut self.confirming
@@ -219,12 +225,24 @@ impl Search {
             confirming.probe.data = fresh();
         }
         for sent in self.sent.iter_mut().chain(&mut self.confirming).filter(|sent| sent.due <= now) {
-            sent.at = now;
+            if sent.tries == 0 {
+                sent.first = now;
+            }
             sent.due = now + (wait * (1 << sent.tries.min(4))).min(MOST_WAIT);
             sent.tries += 1;
             probes.push(sent.probe);
         }
         probes
+    }
+
+    /// Before sizes are tried for the last time: has a probe of the least size go with them, which every path carries. It
+    /// is due when they are.
+    fn accompany(&mut self, now: Instant, fresh: impl FnOnce() -> [u8; 8]) {
+        let is_last = |sent: &Sent| sent.due <= now && sent.tries + 1 == MAX_PROBES;
+        if self.phase == Phase::Searching && self.sent.iter().any(is_last) {
+            let probe = Probe { size: BASE, data: fresh() };
+            self.sent.push(Sent { probe, first: now, tries: MAX_PROBES - 1, due: now });
+        }
     }
 
     /// When to poll next.
@@ -241,8 +259,11 @@ impl Search {
         // The least one: it takes those above it with it.
         let lost = self.sent.iter().filter(|sent| over(sent)).map(|sent| sent.probe.size).min();
         match lost {
-            // Silence is no sign of a narrow path.
-            Some(BASE) => self.sent.iter_mut().for_each(|sent| sent.tries = MAX_PROBES),
+            // Silence is no sign of a narrow path. When it is over, larger sizes are tried anew.
+            Some(BASE) => {
+                self.sent.retain(|sent| sent.probe.size == BASE);
+                self.sent.iter_mut().for_each(|sent| sent.tries = MAX_PROBES);
+            }
             Some(size) => self.refuse(size, now),
             None => {}
         }
@@ -302,10 +323,15 @@ impl Search {
     }
 
     fn measure(&mut self, sent: &Sent, now: Instant) {
-        // A response to one of several tries says nothing about the time it took (RFC 6298 §3).
+        let took = now.saturating_duration_since(sent.first);
         if sent.tries == 1 {
-            let took = now.saturating_duration_since(sent.at);
-            self.round_trip = Some(self.round_trip.map_or(took, |before| (before * 7 + took) / 8));
+            let smoothed = self.round_trip.filter(|_| self.measured).map(|before| (before * 7 + took) / 8);
+            self.round_trip = Some(smoothed.unwrap_or(took));
+            self.measured = true;
+        } else if self.round_trip.is_none() {
+            // A response to one of several tries says nothing about the time it took (RFC 6298 §3), but that it was no
+            // longer than since the first. Without that, a path slower than all tries together would never be measured.
+            self.round_trip = Some(took);
         }
     }
 

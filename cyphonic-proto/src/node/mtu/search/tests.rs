@@ -150,6 +150,17 @@ fn the_usual_paths_are_found_in_a_round_trip_or_three() {
 }
 
 #[test]
+fn a_path_slower_than_all_tries_is_found_out_all_the_same() {
+    for round_trip in [90, 110, 690, 710, 2_000].map(Duration::from_millis) {
+        let mut world = World::new(1_472);
+        (world.round_trip, world.interface) = (round_trip, 1_472);
+        let took = world.run_until_complete();
+        assert_eq!(world.found(), 1_472, "{round_trip:?}");
+        assert!(took <= Duration::from_secs(30), "{round_trip:?}: {took:?}");
+    }
+}
+
+#[test]
 fn a_jumbo_path_is_found_in_two_round_trips() {
     let mut world = World::new(9_000 - 28);
     assert!(world.run_until_complete() <= Duration::from_millis(40));
@@ -205,6 +216,26 @@ fn an_outage_is_not_taken_for_a_narrow_path() {
     world.dead = false;
     world.run_until_complete();
     assert_eq!(world.found(), 1_472);
+}
+
+#[test]
+fn an_outage_during_the_search_is_not_taken_for_a_narrow_path() {
+    for outage in [50, 500, 1_000, 10_000, 60_000].map(Duration::from_millis) {
+        let mut world = World::new(1_472);
+        // The least size is answered; a round of larger ones is on its way.
+        world.run(world.round_trip);
+        assert_eq!(world.search.phase, Phase::Searching);
+        world.responses.clear();
+        world.dead = true;
+        world.sent.clear();
+        world.run(outage);
+        assert!(!world.search.is_complete());
+        let probes = world.sent.iter().filter(|(at, _)| world.now - *at < Duration::from_secs(10)).count();
+        assert!(probes <= 30, "{probes} probes into the void");
+        world.dead = false;
+        world.run_until_complete();
+        assert_eq!(world.found(), 1_472, "after {outage:?}");
+    }
 }
 
 #[test]
