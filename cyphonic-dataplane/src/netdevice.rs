@@ -1,9 +1,11 @@
-//! What network interfaces are asked and told: by ioctl here, and what their drivers can do by netlink
-//! ([`xdp_features`]).
+//! What network interfaces are asked and told: by ioctl here; what their drivers can do ([`xdp_features`]) and which XDP
+//! programs are on them ([`xdp_programs`]), by netlink.
 
 #![expect(unsafe_code, reason = "network devices are configured by ioctl")]
 
 mod features;
+mod netlink;
+mod programs;
 
 use std::ffi::{CStr, c_char};
 use std::io;
@@ -12,6 +14,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 pub use features::{XdpFeatures, xdp_features};
+pub use programs::{XdpPrograms, xdp_programs};
 
 /// `ETHTOOL_STXCSUM` of `linux/ethtool.h`.
 const SET_TX_CHECKSUM: u32 = 0x17;

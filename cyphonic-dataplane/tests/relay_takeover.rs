@@ -294,8 +294,16 @@ fn what_a_killed_relay_left_goes_when_its_successor_relays_in_userspace_or_with_
         drop(second);
         XdpRelay::remove_leftovers(&pins, PORT);
         assert_eq!(std::fs::read_dir(pins.join("cyphonic")).unwrap().count(), 0);
-        let attached = Command::new("ip").args(["link", "show", "ra"]).output().unwrap();
-        assert!(!String::from_utf8_lossy(&attached.stdout).contains("xdp"));
+        // The kernel frees what nobody holds any more when it gets to it.
+        let attached = || {
+            let link = Command::new("ip").args(["link", "show", "ra"]).output().unwrap();
+            String::from_utf8_lossy(&link.stdout).contains("xdp")
+        };
+        let start = Instant::now();
+        while attached() {
+            assert!(start.elapsed() < PATIENCE, "the program is still there");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     });
 }
 
@@ -327,6 +335,28 @@ fn interfaces_that_cannot_are_told_with_what_to_do() {
         let places: Vec<_> = second.attachments().iter().map(|at| (at.interface.as_str(), at.hook)).collect();
         assert_eq!(places, [("rb", Hook::Generic)]);
         second.stop();
+    });
+}
+
+#[test]
+fn behind_a_driver_without_native_xdp_the_relay_and_the_status_say_why() {
+    isolated(|pins| {
+        // A bridge takes programs behind its driver only, as many a network card does.
+        shell("ip link add card0 type bridge");
+        shell("ip link set card0 up");
+        let options =
+            XdpOptions { interfaces: Some(vec!["card0".into()]), mode: Mode::Auto, ..options(pins) };
+        let relay = XdpRelay::start(&options, Arc::new(UserspaceRelay::new(16))).unwrap();
+        let expected = ("card0", Hook::Generic, "its driver has no native XDP");
+        let told: Vec<_> =
+            relay.attachments().iter().map(|at| (at.interface.as_str(), at.hook, at.why.as_str())).collect();
+        assert_eq!(told, [expected]);
+        let running = running_relays().unwrap();
+        let places = running.iter().flat_map(|relay| &relay.interfaces);
+        let asked: Vec<_> =
+            places.map(|place| (place.interface.as_str(), place.hook, place.why.as_str())).collect();
+        assert_eq!(asked, [expected]);
+        relay.stop();
     });
 }
 

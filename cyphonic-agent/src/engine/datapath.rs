@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use cyphonic_common::InterfaceConfig;
 use cyphonic_common::limits::MAX_INNER_MTU;
-use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
+use cyphonic_dataplane::bpf::{AttachKind, EgressClassifier, Options, Programs};
 use cyphonic_dataplane::netdevice;
 use cyphonic_dataplane::ring::{
     EarlyPackets, EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing, RingError, Underlay,
@@ -342,7 +342,7 @@ impl Kernel for Classifier {
         let classifier = self.lock();
         let report = ClassifierReport {
             kind: classifier.attach_kind().to_string(),
-            why: "the best this kernel offers".to_owned(),
+            why: attached_why(classifier.attach_kind()).to_owned(),
             ..ClassifierReport::default()
         };
         match classifier.counters() {
@@ -359,6 +359,14 @@ impl Kernel for Classifier {
                 KernelFigures { report, drops: BTreeMap::new() }
             }
         }
+    }
+}
+
+/// tcx is tried first: anything else is what this kernel has in its place.
+fn attached_why(kind: AttachKind) -> &'static str {
+    match kind {
+        AttachKind::Tcx => "the best this kernel offers",
+        AttachKind::Clsact => "the best this kernel offers: tcx needs Linux 6.6",
     }
 }
 

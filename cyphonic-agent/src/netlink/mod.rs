@@ -251,11 +251,11 @@ fn may_carry(link: &LinkMessage) -> bool {
         && !link.header.flags.contains(LinkFlags::Loopback)
 }
 
-/// Hardware has no kind.
+/// Hardware has no kind. What containers have in its place, has.
 fn is_card(link: &LinkMessage) -> bool {
     link.attributes.iter().all(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => infos.iter().all(|info| match info {
-            LinkInfo::Kind(kind) => *kind == InfoKind::Veth,
+            LinkInfo::Kind(kind) => matches!(kind, InfoKind::Veth | InfoKind::MacVlan | InfoKind::IpVlan),
             _ => true,
         }),
         _ => true,

@@ -22,8 +22,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         );
     }
     for relay in relays {
-        let RunningRelay { program, port, legs, counters } = relay;
+        let RunningRelay { program, port, legs, counters, interfaces } = relay;
         println!("XDP program {program}: UDP port {port}, up to {legs} bindings");
+        for place in &interfaces {
+            println!("  on {} ({}: {})", place.interface, place.hook, place.why);
+        }
+        if interfaces.is_empty() {
+            println!("  on interfaces of another network namespace");
+        }
         println!(
             "  forwarded      {:>12} packets {:>15} bytes",
             counters.forwarded.packets, counters.forwarded.bytes
@@ -41,9 +47,13 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn json(relay: &RunningRelay) -> serde_json::Value {
     let passed = relay.counters.passed.iter().map(|(why, n)| (why.to_string(), n.packets.into()));
     let dropped = relay.counters.dropped.iter().map(|(why, n)| (why.to_string(), n.packets.into()));
+    let interfaces: Vec<_> = relay.interfaces.iter().map(|place| {
+        serde_json::json!({ "name": place.interface, "mode": place.hook.to_string(), "why": place.why })
+    }).collect();
     serde_json::json!({
         "program": relay.program,
         "port": relay.port,
+        "interfaces": interfaces,
         "bindings": relay.legs,
         "forwarded_packets": relay.counters.forwarded.packets,
         "forwarded_bytes": relay.counters.forwarded.bytes,

@@ -8,8 +8,13 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{Xdp, XdpMode};
 
 use super::interfaces::Interface;
+use super::options::{NATIVE_WHY, generic_why};
 use super::pins::Pins;
 use super::{Attachment, Hook, Mode, XdpError};
+use crate::netdevice::{self, XdpFeatures};
+
+/// Why, where an operator chose it.
+const CONFIGURED: &str = "as configured";
 
 /// What keeps a program attached while it lives.
 #[derive(Debug)]
@@ -28,12 +33,18 @@ pub(super) fn attach(
     mode: Mode,
     pins: Option<&Pins>,
 ) -> Result<(Attachment, Held), XdpError> {
-    let mut refused = XdpError::VirtualCable(interface.name.clone());
+    let mut refused = None;
     for hook in hooks(interface, mode) {
         if let Some(pins) = pins
             && let Some(held) = take_over(program, interface, *hook, pins)
         {
-            return Ok((attachment(interface, *hook, true, true), held));
+            // Whoever attached it may have known better.
+            let why = match (hook, mode) {
+                (Hook::Native, _) => NATIVE_WHY,
+                (Hook::Generic, Mode::Generic) => CONFIGURED,
+                (Hook::Generic, _) => generic_why(netdevice::xdp_features(&interface.name).ok()),
+            };
+            return Ok((attachment(interface, *hook, why.to_owned(), true, true), held));
         }
     }
     for hook in hooks(interface, mode) {
@@ -42,15 +53,28 @@ pub(super) fn attach(
         match attached {
             Ok(held) => {
                 let pinned = matches!(held, Held::Pinned(_));
-                return Ok((attachment(interface, *hook, false, pinned), held));
+                let why = why(*hook, mode, refused.as_ref());
+                return Ok((attachment(interface, *hook, why, false, pinned), held));
             }
             Err(error) => {
                 tracing::debug!(%error, "trying the next way");
-                refused = error;
+                refused = Some(error);
             }
         }
     }
-    Err(refused)
+    Err(refused.unwrap_or_else(|| XdpError::VirtualCable(interface.name.clone())))
+}
+
+/// Why this hook: what was asked for, or what stood in the way of the better one.
+fn why(hook: Hook, mode: Mode, refused: Option<&XdpError>) -> String {
+    match (hook, mode, refused) {
+        (Hook::Native, _, _) => NATIVE_WHY.to_owned(),
+        (Hook::Generic, Mode::Generic, _) | (Hook::Generic, _, None) => CONFIGURED.to_owned(),
+        (Hook::Generic, _, Some(XdpError::NoNativeXdp(_))) => {
+            generic_why(Some(XdpFeatures { native: false, zero_copy: false })).to_owned()
+        }
+        (Hook::Generic, _, Some(error)) => error.to_string(),
+    }
 }
 
 /// Where an earlier process left the program.
@@ -72,8 +96,8 @@ fn hooks(interface: &Interface, mode: Mode) -> &'static [Hook] {
     }
 }
 
-fn attachment(interface: &Interface, hook: Hook, adopted: bool, pinned: bool) -> Attachment {
-    Attachment { interface: interface.name.clone(), hook, adopted, pinned }
+fn attachment(interface: &Interface, hook: Hook, why: String, adopted: bool, pinned: bool) -> Attachment {
+    Attachment { interface: interface.name.clone(), hook, why, adopted, pinned }
 }
 
 /// The link that an earlier process left, with our program in it.

@@ -55,6 +55,9 @@ pub enum XdpError {
         /// Why not, and what to do.
         reason: String,
     },
+    /// The driver runs no programs.
+    #[error("the driver of {0} has no native XDP: use `relay.mode: generic`, or `auto`")]
+    NoNativeXdp(String),
     /// Routes cannot be looked up.
     #[error(
         "XDP cannot look up routes while {} is 0, and it cannot be set to 1 ({source}): set it, or run the relay in \
@@ -105,7 +108,7 @@ impl XdpError {
                     .to_owned()
             }
             (Some(libc::EOPNOTSUPP | libc::EINVAL), Hook::Native) => {
-                "its driver has no XDP: use `relay.mode: generic`, or `auto`".to_owned()
+                return Self::NoNativeXdp(interface.to_owned());
             }
             _ => chain(&error),
         };

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::netdevice::XdpFeatures;
+
 /// Where the relay forwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
@@ -83,6 +85,22 @@ pub struct XdpOptions {
 /// Where the kernel has its BPF file system.
 pub const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 
+/// Why a program is in the driver: it is the fastest way, and the driver has it.
+pub const NATIVE_WHY: &str = "its driver has native XDP";
+
+/// Why a program is behind the driver, as far as the kernel tells of the driver. Whoever attached it knows more.
+pub(super) fn generic_why(features: Option<XdpFeatures>) -> &'static str {
+    match features {
+        Some(XdpFeatures { native: false, .. }) => "its driver has no native XDP",
+        Some(XdpFeatures { native: true, .. }) => {
+            "`relay.mode` says so, or its driver refused native XDP: the relay's log says which"
+        }
+        None => {
+            "the kernel does not tell whether its driver has native XDP (Linux 6.3 does): the relay's log says why"
+        }
+    }
+}
+
 /// The program on one interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attachment {
@@ -90,6 +108,8 @@ pub struct Attachment {
     pub interface: String,
     /// How it hangs there.
     pub hook: Hook,
+    /// Why so: [`NATIVE_WHY`], or why not in the driver.
+    pub why: String,
     /// Whether an earlier process had left it there, and it never stopped forwarding.
     pub adopted: bool,
     /// Whether it goes on when this process dies.
@@ -105,6 +125,33 @@ impl fmt::Display for Attachment {
         if !self.pinned {
             f.write_str(", not pinned")?;
         }
+        if self.hook == Hook::Generic {
+            write!(f, ": {}", self.why)?;
+        }
         f.write_str(")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attachment_behind_the_driver_says_why() {
+        let features = XdpFeatures { native: false, zero_copy: false };
+        let why = generic_why(Some(features)).to_owned();
+        let generic = Attachment {
+            interface: "eth0".to_owned(),
+            hook: Hook::Generic,
+            why,
+            adopted: true,
+            pinned: false,
+        };
+        let said = generic.to_string();
+        assert_eq!(said, "eth0 (generic, taken over, not pinned: its driver has no native XDP)");
+        let native = Attachment { hook: Hook::Native, why: NATIVE_WHY.to_owned(), pinned: true, ..generic };
+        assert_eq!(native.to_string(), "eth0 (native, taken over)");
+        let refused = generic_why(Some(XdpFeatures { native: true, ..features }));
+        assert!(refused.contains("relay.mode") && generic_why(None).contains("Linux 6.3"));
     }
 }

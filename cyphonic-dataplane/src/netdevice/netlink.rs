@@ -1,0 +1,113 @@
+//! One question by netlink, and its answer (`linux/netlink.h`): what little of that protocol is needed here.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, socket_with};
+
+/// Bytes of a message's own header.
+const HEADER: usize = 16;
+/// The type of an answer that says no.
+const ERROR: u16 = 2;
+const REQUEST: u16 = 1;
+/// More than the kernel puts into one answer about one interface.
+const LONGEST_ANSWER: usize = 1 << 15;
+/// The bits of an attribute's number that tell of its content (`NLA_F_NESTED`, `NLA_F_NET_BYTEORDER`).
+const FLAGS: u16 = 0xc000;
+
+/// A socket for questions to one of the kernel's subsystems.
+pub(super) struct Netlink(OwnedFd);
+
+impl Netlink {
+    /// `None` is rtnetlink.
+    pub(super) fn open(protocol: Option<Protocol>) -> io::Result<Self> {
+        Ok(Self(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?))
+    }
+
+    /// Asks one question: a message of type `kind`, with the subsystem's own header and its attributes. Returns the same
+    /// part of the answer.
+    pub(super) fn ask(&self, kind: u16, body: &[u8]) -> io::Result<Vec<u8>> {
+        let len = u32::try_from(HEADER + body.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut question = Vec::with_capacity(HEADER + body.len());
+        question.extend_from_slice(&len.to_ne_bytes());
+        question.extend_from_slice(&kind.to_ne_bytes());
+        question.extend_from_slice(&REQUEST.to_ne_bytes());
+        // Sequence number and port: one question at a time on a socket of our own needs neither.
+        question.extend_from_slice(&[0; 8]);
+        question.extend_from_slice(body);
+        rustix::net::send(&self.0, &question, SendFlags::empty())?;
+        let mut answer = vec![0; LONGEST_ANSWER];
+        let (received, _) = rustix::net::recv(&self.0, &mut answer[..], RecvFlags::empty())?;
+        answer.truncate(received);
+        content(&answer).map(<[u8]>::to_vec)
+    }
+}
+
+/// Appends an attribute, padded as the next one needs it.
+pub(super) fn push_attribute(body: &mut Vec<u8>, name: u16, value: &[u8]) -> io::Result<()> {
+    let len = u16::try_from(4 + value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    body.extend_from_slice(&len.to_ne_bytes());
+    body.extend_from_slice(&name.to_ne_bytes());
+    body.extend_from_slice(value);
+    body.resize(body.len().next_multiple_of(4), 0);
+    Ok(())
+}
+
+/// What is behind an answer's header.
+fn content(answer: &[u8]) -> io::Result<&[u8]> {
+    let malformed = || io::Error::from(io::ErrorKind::InvalidData);
+    let [l0, l1, l2, l3, t0, t1, ..] = *answer.first_chunk::<HEADER>().ok_or_else(malformed)?;
+    let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+    let body = answer.get(HEADER..len).ok_or_else(malformed)?;
+    if u16::from_ne_bytes([t0, t1]) == ERROR {
+        let code = i32::from_ne_bytes(*body.first_chunk().ok_or_else(malformed)?);
+        return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+    }
+    Ok(body)
+}
+
+/// The value of an attribute, if it is there.
+pub(super) fn attribute(mut attributes: &[u8], name: u16) -> Option<&[u8]> {
+    loop {
+        let [l0, l1, n0, n1] = *attributes.first_chunk()?;
+        let len = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = attributes.get(4..len)?;
+        if u16::from_ne_bytes([n0, n1]) & !FLAGS == name {
+            return Some(value);
+        }
+        attributes = attributes.get(len.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn attributes_are_found_behind_others() {
+        let mut attributes = Vec::new();
+        push_attribute(&mut attributes, 1, &[9]).unwrap();
+        push_attribute(&mut attributes, 3 | 0x8000, &[7, 8]).unwrap();
+        assert_eq!(attributes, [5, 0, 1, 0, 9, 0, 0, 0, 6, 0, 3, 0x80, 7, 8, 0, 0]);
+        assert_eq!(attribute(&attributes, 1), Some(&[9][..]));
+        assert_eq!(attribute(&attributes, 3), Some(&[7, 8][..]));
+        assert_eq!(attribute(&attributes, 2), None);
+    }
+
+    #[test]
+    fn a_refusal_is_the_kernels_error() {
+        let refusal = [&[20, 0, 0, 0, 2, 0][..], &[0; 10], &(-libc::ENODEV).to_ne_bytes()].concat();
+        assert_eq!(content(&refusal).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+    }
+
+    proptest! {
+        #[test]
+        fn any_answer_ends_without_a_panic(answer: Vec<u8>, name: u16) {
+            if let Ok(attributes) = content(&answer) {
+                let _ = attribute(attributes, name);
+            }
+            let _ = attribute(&answer, name);
+        }
+    }
+}
