@@ -63,7 +63,7 @@ RequiresMountsFor=/etc /usr/local
 
 [Service]
 Type=notify
-ExecStart=/usr/local/bin/cyphonic-lab-node $home/topology.yaml $scene $profile $node resolved:/etc/systemd/resolved.conf.d/cyphonic-lab.conf $*
+ExecStart=/usr/local/bin/cyphonic-lab-node up $home/topology.yaml $scene $profile $node resolved:/etc/systemd/resolved.conf.d/cyphonic-lab.conf $*
 
 [Install]
 WantedBy=multi-user.target

@@ -92,6 +92,17 @@ pub enum LabError {
         /// The hardware address it should have, if it was told.
         address: Option<String>,
     },
+    /// A machine lets nobody in over SSH.
+    #[error("cannot reach `{host}` over SSH as root: try `ssh -F {} -l root {host}`", config.display())]
+    Unreachable {
+        /// Its name.
+        host: String,
+        /// The configuration that should name it.
+        config: PathBuf,
+    },
+    /// The node is a machine of its own.
+    #[error("`{0}` is a machine of its own, and this needs a namespace of this one")]
+    NotHere(String),
     /// Not root.
     #[error("the lab needs root, because it makes network namespaces; run it with sudo")]
     NotRoot,

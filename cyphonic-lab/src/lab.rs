@@ -12,6 +12,7 @@ use crate::link::{Bridge, Cable, End, Plan};
 use crate::machine::Machine;
 use crate::nat::gate::Gate;
 use crate::process::{Daemon, Readiness, stop_all, wait_until};
+use crate::remote::{Fleet, Launcher};
 use crate::topology::validate::SWITCH;
 use crate::topology::{Profile, Router, Topology, Way};
 use crate::{LabError, LabState, Namespace, netns, node};
@@ -48,6 +49,8 @@ impl LabConfig {
 #[derive(Debug)]
 pub struct Lab {
     state: LabState,
+    /// The connections to its nodes, where they are machines of their own.
+    fleet: Option<Fleet>,
     removed: bool,
 }
 
@@ -68,7 +71,7 @@ impl Lab {
         let nodes = topology.nodes().map(str::to_owned).collect();
         let state = LabState::new(&config.name, &config.profile, nodes)?;
         state.claim()?;
-        let lab = Self { state, removed: false };
+        let lab = Self { state, fleet: None, removed: false };
         lab.build(topology, profile, &config.emulator)?;
         Ok(lab)
     }
@@ -78,7 +81,28 @@ impl Lab {
     /// # Errors
     /// There is none of that name.
     pub fn attach(name: &str) -> Result<Self, LabError> {
-        Ok(Self { state: LabState::load(name)?, removed: true })
+        Ok(Self { state: LabState::load(name)?, fleet: None, removed: true })
+    }
+
+    /// A lab whose nodes are machines that make nodes of themselves (see [`node`]), reached over SSH: each is called as its
+    /// node is in the OpenSSH configuration `config`, and the lab is called `name`. They stay up when this value is dropped.
+    ///
+    /// # Errors
+    /// One of them lets nobody in as root.
+    pub fn over_ssh(
+        topology: &Topology,
+        name: &str,
+        config: &Path,
+        launcher: Launcher,
+    ) -> Result<Self, LabError> {
+        let nodes: Vec<String> = topology.nodes().map(str::to_owned).collect();
+        let fleet = Fleet::connect(config, launcher, &nodes)?;
+        Ok(Self { state: LabState::new(name, "", nodes)?, fleet: Some(fleet), removed: true })
+    }
+
+    /// Whether its nodes are machines of their own.
+    pub fn is_remote(&self) -> bool {
+        self.fleet.is_some()
     }
 
     /// What is known about it.
@@ -89,10 +113,22 @@ impl Lab {
     /// The namespace of a node.
     ///
     /// # Errors
-    /// The lab has no such node.
+    /// The lab has no such node, or the node is a machine of its own.
     pub fn namespace(&self, node: &str) -> Result<Namespace, LabError> {
+        match self.machine(node)? {
+            Machine::Namespace(namespace) => Ok(namespace),
+            Machine::Own | Machine::Remote(_) => Err(LabError::NotHere(node.to_owned())),
+        }
+    }
+
+    /// Where a node is.
+    ///
+    /// # Errors
+    /// The lab has no such node.
+    pub fn machine(&self, node: &str) -> Result<Machine, LabError> {
         if self.state.nodes.iter().any(|known| known == node) {
-            return Ok(self.state.namespace(node));
+            let namespace = || Machine::Namespace(self.state.namespace(node));
+            return Ok(self.fleet.as_ref().map_or_else(namespace, |fleet| fleet.machine(node)));
         }
         Err(LabError::NoSuchNode { name: node.to_owned(), known: self.state.nodes.join(", ") })
     }
@@ -102,16 +138,20 @@ impl Lab {
     /// # Errors
     /// The lab has no such node.
     pub fn command(&self, node: &str, program: impl AsRef<std::ffi::OsStr>) -> Result<Command, LabError> {
-        Ok(self.namespace(node)?.command(program))
+        Ok(self.machine(node)?.command(program))
     }
 
-    /// A folder for a node's files, which goes when the lab does.
+    /// A folder on a node for its files, which goes when the lab does.
     ///
     /// # Errors
     /// The lab has no such node, or the folder cannot be made.
     pub fn node_dir(&self, node: &str) -> Result<PathBuf, LabError> {
-        self.namespace(node)?;
+        let machine = self.machine(node)?;
         let dir = self.state.dir().join(node);
+        if machine.is_remote() {
+            configure(machine.command("install").args(["-d", "-m", "700"]).arg(&dir), "")?;
+            return Ok(dir);
+        }
         fs::create_dir_all(&dir).map_err(LabError::file("create", &dir))?;
         Ok(dir)
     }
@@ -122,9 +162,16 @@ impl Lab {
     /// # Errors
     /// The lab has no such node, or the program does not start there.
     pub fn spawn(&self, node: &str, label: &str, command: &mut Command) -> Result<Daemon, LabError> {
+        let name = format!("{label} on {node}");
+        let namespace = match (self.machine(node)?, &self.fleet) {
+            (Machine::Remote(remote), Some(fleet)) => {
+                let log = fleet.dir().join(format!("{node}-{label}.log"));
+                return Daemon::start_held(&mut remote.held(command), name, log);
+            }
+            _ => self.namespace(node)?,
+        };
         let log = self.node_dir(node)?.join(format!("{label}.log"));
-        let namespace = self.namespace(node)?;
-        let mut daemon = Daemon::start(command, format!("{label} on {node}"), log)?;
+        let mut daemon = Daemon::start(command, name, log)?;
         // Only what is inside is found when the lab goes.
         if wait_until(SETTLE, || namespace.holds(daemon.pid()) || daemon.exit_status().is_some()) {
             return Ok(daemon);
@@ -135,7 +182,8 @@ impl Lab {
     /// Like [`Self::spawn`], for a program that reports to systemd when it is ready: returns once it has.
     ///
     /// # Errors
-    /// As [`Self::spawn`], or it ended or said nothing within `limit`; it has been stopped then.
+    /// As [`Self::spawn`], or it ended or said nothing within `limit`, and has been stopped then; or the node is a machine of
+    /// its own, where nobody hears it.
     pub fn spawn_ready(
         &self,
         node: &str,
@@ -144,6 +192,7 @@ impl Lab {
         limit: Duration,
         cancel: &Cancel,
     ) -> Result<Daemon, LabError> {
+        self.namespace(node)?;
         let readiness = Readiness::new(&self.node_dir(node)?, label)?;
         readiness.announce_in(command);
         let mut daemon = self.spawn(node, label, command)?;
@@ -162,12 +211,15 @@ impl Lab {
         Ok(self.state.clone())
     }
 
-    /// Removes it and everything in it.
+    /// Removes it and everything in it; machines of their own stay.
     ///
     /// # Errors
     /// Something could not be removed; the state file stays, so that another try can follow.
     pub fn down(mut self) -> Result<(), LabError> {
         self.removed = true;
+        if self.is_remote() {
+            return Ok(());
+        }
         remove(&self.state)
     }
 

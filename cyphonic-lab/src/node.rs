@@ -193,7 +193,7 @@ fn forget() {
     for table in ["ip nat", "inet filter", "inet divert"] {
         let _ = Machine::Own.nft(&format!("delete table {table}\n"));
     }
-    nat::divert::routes_back().iter().for_each(|command| drop(Machine::Own.ip(command)));
+    nat::divert::routes_back().iter().for_each(|batch| drop(Machine::Own.ip(batch)));
 }
 
 /// Leaves SSH and DHCP to the interfaces that are none of the topology's, and takes their default routes.

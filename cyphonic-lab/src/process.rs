@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ pub struct Daemon {
     name: String,
     log: PathBuf,
     status: Option<ExitStatus>,
+    /// The standard input of a program that ends with it: one on another machine, which no signal reaches.
+    lifeline: Option<ChildStdin>,
     /// Whether it goes on running after this value is gone.
     released: bool,
 }
@@ -32,10 +34,21 @@ pub struct Daemon {
 impl Daemon {
     /// Starts a program whose output goes to `log`.
     pub(crate) fn start(command: &mut Command, name: String, log: PathBuf) -> Result<Self, LabError> {
+        Self::start_with(command.stdin(Stdio::null()), name, log)
+    }
+
+    /// The same for a program that ends when its standard input does.
+    pub(crate) fn start_held(command: &mut Command, name: String, log: PathBuf) -> Result<Self, LabError> {
+        let mut daemon = Self::start_with(command.stdin(Stdio::piped()), name, log)?;
+        daemon.lifeline = daemon.child.stdin.take();
+        Ok(daemon)
+    }
+
+    fn start_with(command: &mut Command, name: String, log: PathBuf) -> Result<Self, LabError> {
         let file = File::create(&log).map_err(LabError::file("create", &log))?;
         let errors = file.try_clone().map_err(LabError::file("share", &log))?;
-        let child = command::start(detach(command).stdin(Stdio::null()).stdout(file).stderr(errors))?;
-        Ok(Self { child, name, log, status: None, released: false })
+        let child = command::start(detach(command).stdout(file).stderr(errors))?;
+        Ok(Self { child, name, log, status: None, lifeline: None, released: false })
     }
 
     /// What it is called in messages.
@@ -73,7 +86,10 @@ impl Daemon {
 
     /// Asks it to end, and kills it if it does not; returns how it ended.
     pub fn stop(&mut self) -> Option<ExitStatus> {
-        self.signal(Signal::SIGTERM);
+        match self.lifeline.take() {
+            Some(lifeline) => drop(lifeline),
+            None => self.signal(Signal::SIGTERM),
+        }
         if !wait_until(GRACE, || self.exit_status().is_some()) {
             self.kill();
         }

@@ -32,7 +32,7 @@ const LONGEST: Duration = Duration::from_secs(60);
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Leave the lab up at the end and print how to enter each device.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "ssh")]
     keep: bool,
     /// Also write the figures as JSON.
     #[arg(long, value_name = "FILE")]
@@ -56,8 +56,12 @@ pub(crate) struct DemoArgs {
     #[arg(long)]
     untimed: bool,
     /// Record what crosses the core router into FILE, and hold it to be QUIC with right checksums. Slows the transfers.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "ssh")]
     capture: Option<PathBuf>,
+    /// Use machines reached over SSH in place of namespaces: an OpenSSH configuration that names the scene's nodes, as
+    /// `vagrant ssh-config` prints it. They run the installed packages, or what `--programs` names there.
+    #[arg(long, value_name = "CONFIG")]
+    ssh: Option<PathBuf>,
     /// Use the programs in this folder instead of building them.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
@@ -67,8 +71,10 @@ pub(crate) struct DemoArgs {
 pub(crate) fn run(args: &DemoArgs) -> Result<()> {
     let cancel = watch_signals()?;
     let topology = crate::lab::topology(args.topology.clone(), None)?;
-    let programs = Programs::find(args.programs.as_deref())?;
-    become_root(&programs)?;
+    let programs = Programs::choose(args.programs.as_deref(), args.ssh.is_some())?;
+    if args.ssh.is_none() {
+        become_root(&programs)?;
+    }
     show(args, &topology, &programs, &cancel)
 }
 
@@ -78,8 +84,8 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
     // Links with delay of their own have other times.
     let timed = args.profile == "zero" && !args.untimed && args.capture.is_none();
     remove_kept(&args.name, &progress)?;
-    let lab = Lab::up(topology, &crate::lab::config(&args.name, &args.profile)?)?;
-    progress.done(&format!("{} network namespaces, profile `{}`", lab.state().nodes.len() + 1, args.profile));
+    let lab = crate::lab::build(topology, &args.name, &args.profile, args.ssh.as_deref())?;
+    progress.done(&format!("{}, profile `{}`", crate::lab::describe(&lab), args.profile));
 
     let capture = args.capture.as_deref().map(|file| Capture::start(&lab, file, cancel)).transpose()?;
     let settings = AgentSettings { ring: args.ring.clone(), ..AgentSettings::default() };
@@ -97,7 +103,7 @@ fn show(args: &DemoArgs, topology: &Topology, programs: &Programs, cancel: &Canc
             return Err(error);
         }
         Err(error) => {
-            lab.down()?;
+            overlay.end(lab)?;
             return Err(error);
         }
     };
@@ -134,9 +140,7 @@ fn finish(
     if args.keep {
         keep(lab, overlay, programs)?;
     } else {
-        // Ends everything at once; what `overlay` does when it goes would be one after the other.
-        lab.down()?;
-        drop(overlay);
+        overlay.end(lab)?;
     }
     if broken.is_empty() {
         println!("Every promise was kept.");

@@ -1,12 +1,14 @@
 //! `cargo xtask lab`: builds the networks of the topology file on this machine, for people to look around in.
 
+use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use cyphonic_lab::emulator::{self, Emulator};
 use cyphonic_lab::lab::{default_topology, down, list};
+use cyphonic_lab::remote::{self, Launcher};
 use cyphonic_lab::{Lab, LabConfig, Topology};
 
 /// The lab's name where none is given.
@@ -61,6 +63,19 @@ enum Verb {
         /// The list of links.
         file: PathBuf,
     },
+    /// Run a command on a machine reached over SSH; the lab starts this itself.
+    #[command(hide = true)]
+    On {
+        /// Which, and what.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Be an end of a transfer whose content is checked; scenarios start this themselves.
+    #[command(hide = true)]
+    Flow {
+        /// Which end, and where.
+        arguments: Vec<String>,
+    },
 }
 
 /// Runs the verb.
@@ -74,6 +89,11 @@ pub(crate) fn run(args: LabArgs) -> Result<()> {
             Ok(())
         }
         Verb::EmulateLinks { file } => emulator::main(&file).map_err(anyhow::Error::msg),
+        Verb::On { arguments } => Err(remote::replace(&arguments)).context("cannot start ssh"),
+        Verb::Flow { arguments } => {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            cyphonic_lab::flow::main(&arguments).map_err(anyhow::Error::msg)
+        }
     }
 }
 
@@ -82,6 +102,24 @@ pub(crate) fn config(name: &str, profile: &str) -> Result<LabConfig> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let arguments = ["lab", "emulate-links"].map(str::to_owned).to_vec();
     Ok(LabConfig { emulator: Emulator { program, arguments }, ..LabConfig::new(name, profile) })
+}
+
+/// The lab that a verb works in: namespaces, or the machines that an SSH configuration names.
+pub(crate) fn build(topology: &Topology, name: &str, profile: &str, ssh: Option<&Path>) -> Result<Lab> {
+    let Some(file) = ssh else { return Ok(Lab::up(topology, &config(name, profile)?)?) };
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let launcher = Launcher { program, arguments: ["lab", "on"].map(str::to_owned).to_vec() };
+    Ok(Lab::over_ssh(topology, name, file, launcher)?)
+}
+
+/// What has been built, in a line.
+pub(crate) fn describe(lab: &Lab) -> String {
+    let nodes = lab.state().nodes.len();
+    if lab.is_remote() {
+        format!("{nodes} machines reached over SSH")
+    } else {
+        format!("{} network namespaces", nodes + 1)
+    }
 }
 
 /// A scene of the topology at `path`, or of the repository's; the default scene where none is named.

@@ -12,6 +12,7 @@
 //! | `test-packages` | the Debian packages from installation to purge, on an emulated machine with systemd |
 //! | `test-aarch64` | agents, relay and eBPF programs on an emulated Raspberry Pi 4 |
 //! | `vagrant-stage` | what the virtual machines of `vagrant/` are given |
+//! | `vagrant-rehearse` | the scenarios over SSH, with namespaces as machines |
 //! | `lab` | networks with NATs on this machine, from `vagrant/topology.yaml` |
 //! | `bench` | rates, round trips and costs, beside other VPNs and relays |
 //! | `roam` | two devices move between networks under traffic: gaps and what is lost |
@@ -82,6 +83,8 @@ enum Verb {
     TestAarch64(aarch64::Aarch64Args),
     /// Bring together what the virtual machines of vagrant/ are given: packages and the lab's program.
     VagrantStage(vagrant::StageArgs),
+    /// Run a scenario over SSH as on the virtual machines of vagrant/, with namespaces in their parts.
+    VagrantRehearse(vagrant::rehearsal::RehearsalArgs),
     /// Build networks with NATs on this machine from the topology file.
     Lab(lab::LabArgs),
     /// Measure rates, round trips and costs beside other systems in the same networks.
@@ -110,6 +113,7 @@ fn main() -> ExitCode {
         Verb::TestPackages(args) => package::trial::run(&args),
         Verb::TestAarch64(args) => aarch64::run(&args),
         Verb::VagrantStage(args) => vagrant::stage(&args),
+        Verb::VagrantRehearse(args) => vagrant::rehearsal::run(&args),
         Verb::Lab(args) => lab::run(args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Roam(args) => roam::run(&args),

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use cyphonic_lab::Topology;
 use cyphonic_lab::command::Cancel;
-use cyphonic_lab::{Lab, Topology};
 
 use self::access::Access;
 use self::pair::{Outcome, Way, measure, site};
@@ -54,6 +54,10 @@ pub(crate) struct GridArgs {
     /// The topology file [default: vagrant/topology.yaml]
     #[arg(long, value_name = "FILE")]
     topology: Option<PathBuf>,
+    /// Use machines reached over SSH in place of namespaces: an OpenSSH configuration that names the scene's nodes, as
+    /// `vagrant ssh-config` prints it. They run the installed packages, or what `--programs` names there.
+    #[arg(long, value_name = "CONFIG")]
+    ssh: Option<PathBuf>,
     /// Use the programs in this folder instead of building them.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
@@ -68,11 +72,13 @@ pub(crate) fn run(args: &GridArgs) -> Result<()> {
         GridArgs { .. } => SCENE,
     };
     let topology = crate::lab::topology(args.topology.clone(), Some(scene))?;
-    let programs = Programs::find(args.programs.as_deref())?;
-    become_root(&programs)?;
+    let programs = Programs::choose(args.programs.as_deref(), args.ssh.is_some())?;
+    if args.ssh.is_none() {
+        become_root(&programs)?;
+    }
     let progress = Progress::start();
-    let lab = Lab::up(&topology, &crate::lab::config(&args.name, &args.profile)?)?;
-    progress.done(&format!("{} network namespaces, scene `{scene}`", lab.state().nodes.len() + 1));
+    let lab = crate::lab::build(&topology, &args.name, &args.profile, args.ssh.as_deref())?;
+    progress.done(&format!("{}, scene `{scene}`", crate::lab::describe(&lab)));
     let settings = match args.idle {
         Some(_) => idle::settings(),
         None => AgentSettings::default(),
@@ -87,8 +93,7 @@ pub(crate) fn run(args: &GridArgs) -> Result<()> {
         }
     });
     let outcome = outcome.inspect_err(|error| overlay.explain(error));
-    // Ends everything at once; what `overlay` does when it goes would be one after the other.
-    lab.down()?;
+    overlay.end(lab)?;
     outcome
 }
 

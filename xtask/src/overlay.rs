@@ -11,6 +11,7 @@ mod device;
 mod fig5;
 mod programs;
 mod progress;
+mod service;
 mod verdict;
 
 use anyhow::{Context, Result, bail};
@@ -115,9 +116,9 @@ impl Overlay {
 
     /// Prints how every log ends.
     pub(crate) fn show_logs(&self) {
-        let cloud = self.cloud.iter().flat_map(Cloud::daemons);
-        for daemon in cloud.chain(self.devices.iter().filter_map(Device::daemon)) {
-            println!("--- {} ({}):\n{}", daemon.name(), daemon.log_path().display(), daemon.log_tail(12));
+        let cloud = self.cloud.iter().flat_map(Cloud::services);
+        for service in cloud.chain(self.devices.iter().filter_map(Device::service)) {
+            println!("--- {}:\n{}", service.describe(), service.log_tail(12));
         }
     }
 
@@ -126,6 +127,17 @@ impl Overlay {
         if !matches!(error.downcast_ref::<LabError>(), Some(LabError::Interrupted)) {
             self.show_logs();
         }
+    }
+
+    /// Ends it and its lab. In a lab of namespaces everything ends at once; on machines of their own, one after the other.
+    pub(crate) fn end(self, lab: Lab) -> Result<()> {
+        if lab.is_remote() {
+            drop(self);
+            return Ok(lab.down()?);
+        }
+        lab.down()?;
+        drop(self);
+        Ok(())
     }
 
     /// Lets everything run on when this value is gone.

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use cyphonic_lab::Topology;
 use cyphonic_lab::command::Cancel;
-use cyphonic_lab::{Lab, Topology};
 
 use self::cell::{Cell, Mover, Outcome, Stage, Way};
 use self::place::{Place, Roamer, Style};
@@ -78,6 +78,10 @@ pub(crate) struct RoamArgs {
     /// The encapsulation ring of both agents.
     #[arg(long, default_value = "auto", value_parser = ["auto", "xdp", "offload"])]
     ring: String,
+    /// Use machines reached over SSH in place of namespaces: an OpenSSH configuration that names the scene's nodes, as
+    /// `vagrant ssh-config` prints it. They run the installed packages, or what `--programs` names there.
+    #[arg(long, value_name = "CONFIG")]
+    ssh: Option<PathBuf>,
     /// Use the programs in this folder instead of building them.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
@@ -87,8 +91,10 @@ pub(crate) struct RoamArgs {
 pub(crate) fn run(args: &RoamArgs) -> Result<()> {
     let cancel = watch_signals()?;
     let topology = crate::lab::topology(args.topology.clone(), Some(SCENE))?;
-    let programs = Programs::find(args.programs.as_deref())?;
-    become_root(&programs)?;
+    let programs = Programs::choose(args.programs.as_deref(), args.ssh.is_some())?;
+    if args.ssh.is_none() {
+        become_root(&programs)?;
+    }
     let progress = Progress::start();
     let report = roam(args, &topology, &programs, &progress, &cancel)?;
     report.print();
@@ -118,9 +124,9 @@ fn roam(
     progress: &Progress,
     cancel: &Cancel,
 ) -> Result<Report> {
-    let lab = Lab::up(topology, &crate::lab::config(&args.name, SCENE)?)?;
+    let lab = crate::lab::build(topology, &args.name, SCENE, args.ssh.as_deref())?;
     let roamers = [Roamer::new(&lab, topology, NODES[0])?, Roamer::new(&lab, topology, NODES[1])?];
-    progress.done("two devices with six networks each");
+    progress.done(&format!("{}; two devices with six networks each", crate::lab::describe(&lab)));
     let settings = AgentSettings { ring: args.ring.clone(), ..AgentSettings::default() };
     let mut overlay = Overlay::new(settings, "auto");
     overlay.start(&lab, topology, programs, progress, cancel).inspect_err(|error| overlay.explain(error))?;
@@ -150,7 +156,7 @@ fn roam(
     if !report.broken(!args.untimed).is_empty() {
         overlay.show_logs();
     }
-    lab.down()?;
+    overlay.end(lab)?;
     Ok(report)
 }
 

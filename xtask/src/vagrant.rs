@@ -3,6 +3,8 @@
 //! `cargo xtask vagrant-stage` brings it together in `target/vagrant`, from where Vagrant copies it to every machine: the
 //! Debian packages and the program that makes a machine a node of the topology.
 
+pub(crate) mod rehearsal;
+
 use std::fs;
 
 use anyhow::{Context, Result};

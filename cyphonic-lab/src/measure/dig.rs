@@ -3,8 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::LabError;
 use crate::command::{Cancel, run};
-use crate::{LabError, Namespace};
+use crate::machine::Runs;
 
 /// A query to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,12 +33,12 @@ pub struct DnsAnswer {
     pub time: Duration,
 }
 
-/// Sends one query, once, from inside a namespace.
+/// Sends one query, once, from a node.
 ///
 /// # Errors
 /// dig cannot run or got no answer.
-pub fn dig(from: &Namespace, query: &DnsQuery, cancel: &Cancel) -> Result<DnsAnswer, LabError> {
-    let mut command = from.command("dig");
+pub fn dig(from: &impl Runs, query: &DnsQuery, cancel: &Cancel) -> Result<DnsAnswer, LabError> {
+    let mut command = from.program("dig".as_ref());
     let seconds = query.wait.as_secs().max(1);
     command.args(["-u", &format!("@{}", query.server.ip()), "-p", &query.server.port().to_string()]);
     command.args(["+tries=1", &format!("+time={seconds}"), "+nocookie"]);

@@ -6,8 +6,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::command::{Cancel, run};
+use crate::machine::Runs;
 use crate::process::{Daemon, wait_until};
-use crate::{Lab, LabError, Namespace};
+use crate::{Lab, LabError};
 
 /// What to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,12 +85,12 @@ impl IperfServer {
 }
 
 impl IperfRun {
-    /// Runs it from inside a namespace.
+    /// Runs it from a node.
     ///
     /// # Errors
     /// iperf3 cannot run, cannot reach its server, or prints what nobody understands.
-    pub fn run(&self, from: &Namespace, cancel: &Cancel) -> Result<Transfer, LabError> {
-        let mut command = from.command("iperf3");
+    pub fn run(&self, from: &impl Runs, cancel: &Cancel) -> Result<Transfer, LabError> {
+        let mut command = from.program("iperf3".as_ref());
         command.args(["--json", "--connect-timeout", "5000", "-c", &self.target]);
         command.args(["-t", &self.time.as_secs().max(1).to_string()]);
         match self.transport {

@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::LabError;
 use crate::command::{Cancel, run};
-use crate::{LabError, Namespace};
+use crate::machine::Runs;
 
 /// What to ping.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,12 +103,12 @@ impl PingReport {
     }
 }
 
-/// Pings from inside a namespace. Losses are in the report, not an error.
+/// Pings from a node. Losses are in the report, not an error.
 ///
 /// # Errors
 /// ping cannot run, cannot resolve the name, or prints what nobody understands.
-pub fn ping(from: &Namespace, what: &PingRun, cancel: &Cancel) -> Result<PingReport, LabError> {
-    let mut command = from.command("ping");
+pub fn ping(from: &impl Runs, what: &PingRun, cancel: &Cancel) -> Result<PingReport, LabError> {
+    let mut command = from.program("ping".as_ref());
     command.args(["-n", "-c", &what.count.to_string(), "-i", &format!("{:.4}", what.interval.as_secs_f64())]);
     // Not `-W`: once anything was answered, ping waits for the rest for two round trips only, and calls an answer
     // lost that a busy machine delayed. With a deadline it goes on until it has as many answers as it wants.

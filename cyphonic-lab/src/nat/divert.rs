@@ -57,9 +57,11 @@ pub(crate) fn routes(gate: &Gate) -> String {
     batch
 }
 
-/// The `ip` commands, each for itself, that undo [`routes`]. Routes went with the device.
-pub(crate) fn routes_back() -> [&'static str; 3] {
-    ["rule add pref 0 lookup local\n", "rule del pref 100 lookup local\n", "rule del pref 10\n"]
+/// The `ip` batches, each for itself, that undo [`routes`] where it was done: none goes on after what is not there. Routes went
+/// with the device.
+pub(crate) fn routes_back() -> [&'static str; 2] {
+    // Where the kernel's own rule stands, another would be added beside it.
+    ["rule del pref 100 lookup local\nrule add pref 0 lookup local\n", "rule del pref 10\n"]
 }
 
 /// Kernel parameters: what the NAT writes comes from the router's own address, and not by the way that leads there.

@@ -134,7 +134,7 @@ impl<'a> Site<'a> {
             return Ok(());
         };
         for (from, to) in [(0, 1), (1, 0)] {
-            let (here, there) = (self.devices[from].namespace(), self.devices[to].namespace());
+            let (here, there) = (self.devices[from].namespace()?, self.devices[to].namespace()?);
             let (address, inner) = (self.addresses[to], found[from]);
             for size in [100, MIN_INNER_MTU as u64, inner.min(1420), inner] {
                 if !traffic::ping(here, address, size, self.cancel)? {
@@ -176,7 +176,7 @@ impl<'a> Site<'a> {
     pub(super) fn change_under_transfer(&self, findings: &mut Findings) -> Result<Duration> {
         self.set(1500)?;
         self.set_up()?;
-        let [one, two] = self.devices.map(Device::namespace);
+        let [one, two] = [self.devices[0].namespace()?, self.devices[1].namespace()?];
         let streams = [
             traffic::Stream::start(one, two, self.addresses[1])?,
             traffic::Stream::start(two, one, self.addresses[0])?,

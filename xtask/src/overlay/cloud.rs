@@ -4,25 +4,29 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use cyphonic_lab::command::{Cancel, check};
-use cyphonic_lab::process::Daemon;
-use cyphonic_lab::{Lab, Role, Topology};
+use cyphonic_lab::process::wait_until;
+use cyphonic_lab::{Lab, Machine, Role, Topology};
 
 use super::ZONE;
 use super::programs::Programs;
 use super::progress::Progress;
+use super::service::{Service, Unit};
 
 /// QUIC's port: the one the paper's firewalls let through.
 const PORT: u16 = 443;
 const RELAY: &str = "trs1";
+/// Where the package's unit looks.
+const INSTALLED: &str = "/var/lib/cyphonic-cloud";
 /// For each of the cloud's own commands, and for a service to come up.
 const LIMIT: Duration = Duration::from_secs(15);
 
 /// The running services.
 pub(crate) struct Cloud {
-    services: Daemon,
-    relay: Daemon,
+    services: Service,
+    relay: Service,
+    machines: [Machine; 2],
     program: PathBuf,
     config: PathBuf,
     addresses: Vec<SocketAddr>,
@@ -51,47 +55,48 @@ impl Cloud {
     ) -> Result<Self> {
         let (cloud, relay) = (host(topology, Role::As)?, host(topology, Role::Trs)?);
         let (addresses, relay_addresses) = (addresses(topology, cloud), addresses(topology, relay));
-        let home = lab.node_dir(cloud)?.join("cloud");
-        let relay_home = lab.node_dir(relay)?.join("cloud");
-        let config = home.join("cloud.yaml");
+        let (cloud, relay) = (Seat::of(lab, cloud)?, Seat::of(lab, relay)?);
+        let config = cloud.home.join("cloud.yaml");
 
-        let mut init = lab.command(cloud, &programs.cloud)?;
-        init.arg("init").arg("--dir").arg(&home).args(["--zone", ZONE]);
+        let mut init = cloud.machine.command(&programs.cloud);
+        init.arg("init").arg("--dir").arg(&cloud.home).args(["--zone", ZONE]);
         for address in &addresses {
             init.args(["--public", &address.to_string()]);
         }
         let list = relay_addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         check(init.args(["--trs", &format!("{RELAY}={list}")]), LIMIT, cancel)
             .context("cannot found the overlay")?;
-        let mut credentials = lab.command(cloud, &programs.cloud)?;
-        credentials.arg("trs-credentials").arg("--dir").arg(&home).args(["--name", RELAY]);
-        check(credentials.arg("--out").arg(&relay_home), LIMIT, cancel)
+        // Made by the cloud, and carried to the relay.
+        let out = if lab.is_remote() { lab.node_dir(&cloud.node)?.join(RELAY) } else { relay.home.clone() };
+        let mut credentials = cloud.machine.command(&programs.cloud);
+        credentials.arg("trs-credentials").arg("--dir").arg(&cloud.home).args(["--name", RELAY]);
+        check(credentials.arg("--out").arg(&out), LIMIT, cancel)
             .context("cannot make the TRS's credentials")?;
+        if lab.is_remote() {
+            cloud.machine.carry(&out, &relay.machine, &relay.home)?;
+            check(cloud.machine.command("rm").arg("-r").arg(&out), LIMIT, cancel)?;
+        }
         progress.done(&format!("overlay founded: CA, zone {ZONE}, register, and credentials for {RELAY}"));
 
-        let start = |node: &str, config: &PathBuf| -> Result<Daemon> {
-            let mut command = lab.command(node, &programs.cloud)?;
-            command.arg("run").arg("--config").arg(config);
-            Ok(lab.spawn_ready(node, "cyphonic-cloud", &mut command, LIMIT, cancel)?)
-        };
-        let services = start(cloud, &config)?;
-        let relay_config = relay_home.join("cloud.yaml");
+        let services = cloud.start(lab, programs, cancel)?;
+        let relay_config = relay.home.join("cloud.yaml");
         if mode != "auto" {
-            let text =
-                std::fs::read_to_string(&relay_config)?.replace("  mode: auto", &format!("  mode: {mode}"));
-            std::fs::write(&relay_config, text)?;
+            let text = relay.machine.read(&relay_config)?;
+            let text = text.replace("  mode: auto", &format!("  mode: {mode}"));
+            relay.machine.write(&relay_config, &text, false)?;
         }
-        if mode == "native" || mode == "generic" {
-            lab.prepare_for_xdp(relay, cancel)?;
+        if matches!(mode, "native" | "generic") && !lab.is_remote() {
+            lab.prepare_for_xdp(&relay.node, cancel)?;
         }
-        let relay = start(relay, &relay_config)?;
+        let running = relay.start(lab, programs, cancel)?;
         progress.done("AS and NMS run on one host, the TRS on another");
-        Ok(Self { services, relay, program: programs.cloud.clone(), config, addresses })
+        let machines = [cloud.machine, relay.machine];
+        Ok(Self { services, relay: running, machines, program: programs.cloud.clone(), config, addresses })
     }
 
     /// A one-time token for the device that will be called `name`.
     pub(crate) fn create_token(&self, name: &str, cancel: &Cancel) -> Result<String> {
-        let mut command = std::process::Command::new(&self.program);
+        let mut command = self.machines[0].outside(&self.program);
         command.args(["token", "create", "--config"]).arg(&self.config).args(["--name", name]);
         let output =
             check(&mut command, LIMIT, cancel).with_context(|| format!("cannot make a token for {name}"))?;
@@ -103,8 +108,8 @@ impl Cloud {
         &self.addresses
     }
 
-    /// The services' processes.
-    pub(crate) fn daemons(&self) -> impl Iterator<Item = &Daemon> {
+    /// What runs.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &Service> {
         [&self.services, &self.relay].into_iter()
     }
 
@@ -115,7 +120,7 @@ impl Cloud {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<String>> {
-        let mut command = std::process::Command::new(&self.program);
+        let mut command = self.machines[1].outside(&self.program);
         let status = check(command.args(["trs-status", "--json"]), LIMIT, cancel)?;
         let status: serde_json::Value = serde_json::from_str(&status).context("trs-status says no JSON")?;
         let relays = status["xdp"].as_array().cloned().unwrap_or_default();
@@ -136,6 +141,60 @@ impl Cloud {
     pub(crate) fn release(self) {
         self.services.release();
         self.relay.release();
+    }
+}
+
+/// A host on which a service will run.
+struct Seat {
+    node: String,
+    machine: Machine,
+    unit: Option<Unit>,
+    /// The folder of keys and configuration.
+    home: PathBuf,
+}
+
+impl Seat {
+    /// A node without a service, and without what another run left of one.
+    fn of(lab: &Lab, node: &str) -> Result<Self> {
+        let machine = lab.machine(node)?;
+        let unit = Unit::find(&machine, "cyphonic-cloud")?;
+        let home = match &unit {
+            Some(unit) => {
+                unit.stop()?;
+                PathBuf::from(INSTALLED)
+            }
+            None => lab.node_dir(node)?.join("cloud"),
+        };
+        if machine.is_remote() {
+            check(machine.command("rm").arg("-rf").arg(&home), LIMIT, &Cancel::default())?;
+        }
+        Ok(Self { node: node.to_owned(), machine, unit, home })
+    }
+
+    fn start(&self, lab: &Lab, programs: &Programs, cancel: &Cancel) -> Result<Service> {
+        if let Some(unit) = &self.unit {
+            return unit.restart(true);
+        }
+        let mut command = self.machine.command(&programs.cloud);
+        command.arg("run").arg("--config").arg(self.home.join("cloud.yaml"));
+        let label = "cyphonic-cloud";
+        if !self.machine.is_remote() {
+            let daemon = lab.spawn_ready(&self.node, label, &mut command, LIMIT, cancel)?;
+            return Ok(Service::Process(daemon));
+        }
+        // Nobody there hears it say that it is ready; it is once it has its port.
+        let mut daemon = lab.spawn(&self.node, label, &mut command)?;
+        let has_port = || {
+            let mut sockets = self.machine.command("ss");
+            let said = check(sockets.args(["-Hlun", &format!("sport = :{PORT}")]), LIMIT, cancel);
+            said.is_ok_and(|said| !said.trim().is_empty())
+        };
+        if wait_until(LIMIT, || has_port() || daemon.exit_status().is_some())
+            && daemon.exit_status().is_none()
+        {
+            return Ok(Service::Process(daemon));
+        }
+        bail!("{} did not start:\n{}", daemon.name(), daemon.log_tail(15))
     }
 }
 

@@ -1,9 +1,7 @@
 //! A device: its agent, and what an application on it does.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,11 +10,12 @@ use anyhow::{Context, Result, bail};
 use cyphonic_lab::command::{Cancel, check};
 use cyphonic_lab::measure::{DnsAnswer, DnsQuery, PingReport, PingRun, dig, ping};
 use cyphonic_lab::process::Daemon;
-use cyphonic_lab::{Lab, Namespace};
+use cyphonic_lab::{Lab, Machine, Namespace};
 use serde_json::Value;
 
 use super::ZONE;
 use super::programs::Programs;
+use super::service::{Service, Unit};
 
 /// Where each agent serves the overlay's zone: its default.
 const DNS: &str = "127.0.0.55:53";
@@ -42,12 +41,24 @@ impl Default for AgentSettings {
 pub(crate) struct Device {
     node: String,
     fqdn: String,
-    namespace: Namespace,
+    machine: Machine,
+    places: Places,
+    /// Where this machine reaches its socket.
+    near: PathBuf,
+    programs: Programs,
+    /// The package's unit, where there is one.
+    unit: Option<Unit>,
+    service: Option<Service>,
+    address: Option<Ipv6Addr>,
+}
+
+/// Where an agent has its files.
+#[derive(Debug, Clone)]
+struct Places {
     config: PathBuf,
     socket: PathBuf,
-    programs: (PathBuf, PathBuf),
-    daemon: Option<Daemon>,
-    address: Option<Ipv6Addr>,
+    token: PathBuf,
+    state: PathBuf,
 }
 
 /// How packets reach a peer, as the agent tells it.
@@ -92,20 +103,31 @@ impl Device {
         settings: &AgentSettings,
         programs: &Programs,
     ) -> Result<Self> {
-        let home = lab.node_dir(node)?;
-        let (config, token_file) = (home.join("agent.yaml"), home.join("token"));
-        let socket = home.join("cyphonic.sock");
-        write_secret(&token_file, token)?;
-        let text = configuration(&home, &socket, &token_file, cloud, settings);
-        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
+        let machine = lab.machine(node)?;
+        let unit = Unit::find(&machine, "cyphonicd")?;
+        let places = match &unit {
+            Some(_) => Places::installed(),
+            None => Places::within(&lab.node_dir(node)?),
+        };
+        if let Some(unit) = &unit {
+            unit.stop()?;
+        }
+        if machine.is_remote() {
+            // What an earlier run enrolled belongs to an overlay that is gone.
+            let mut remove = machine.command("rm");
+            check(remove.arg("-rf").args([&places.state, &places.socket]), LIMIT, &Cancel::default())?;
+        }
+        machine.write(&places.token, &format!("{token}\n"), true)?;
+        machine.write(&places.config, &configuration(&places, unit.is_some(), cloud, settings), false)?;
         let mut device = Self {
             node: node.to_owned(),
             fqdn: format!("{name}.{ZONE}"),
-            namespace: lab.namespace(node)?,
-            config,
-            socket,
-            programs: (programs.daemon.clone(), programs.cyphonic.clone()),
-            daemon: None,
+            near: machine.near(&places.socket)?,
+            machine,
+            places,
+            programs: programs.clone(),
+            unit,
+            service: None,
             address: None,
         };
         device.start(lab)?;
@@ -114,26 +136,29 @@ impl Device {
 
     /// Starts its agent.
     fn start(&mut self, lab: &Lab) -> Result<()> {
-        let mut command = self.namespace.command(&self.programs.0);
-        command.arg("--config").arg(&self.config);
-        self.daemon = Some(lab.spawn(&self.node, "cyphonicd", &mut command)?);
+        if let Some(unit) = &self.unit {
+            self.service = Some(unit.restart(false)?);
+            return Ok(());
+        }
+        let mut command = self.machine.command(&self.programs.daemon);
+        command.arg("--config").arg(&self.places.config);
+        self.service = Some(Service::Process(lab.spawn(&self.node, "cyphonicd", &mut command)?));
         Ok(())
     }
 
     /// Has its agent use another encapsulation ring from its next start on.
     pub(crate) fn choose_ring(&self, ring: &str) -> Result<()> {
-        let context = || format!("cannot change {}", self.config.display());
-        let text = fs::read_to_string(&self.config).with_context(context)?;
+        let text = self.machine.read(&self.places.config)?;
         let line =
             |line: &str| if line.starts_with("ring:") { format!("ring: {ring}") } else { line.to_owned() };
         let text: String = text.lines().map(|text| line(text) + "\n").collect();
-        fs::write(&self.config, text).with_context(context)
+        Ok(self.machine.write(&self.places.config, &text, false)?)
     }
 
     /// Stops its agent.
     pub(crate) fn stop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            daemon.stop();
+        if let Some(mut service) = self.service.take() {
+            service.stop();
         }
     }
 
@@ -141,7 +166,7 @@ impl Device {
     pub(crate) fn restart(&mut self, lab: &Lab, cancel: &Cancel) -> Result<Duration> {
         self.stop();
         // One left by a daemon that was killed would look like that of the next.
-        let _ = fs::remove_file(&self.socket);
+        self.machine.remove(&self.places.socket)?;
         let started = Instant::now();
         self.start(lab)?;
         self.wait_online(cancel)?;
@@ -150,18 +175,17 @@ impl Device {
 
     /// Has its agent start next as if it had never met its cloud: it asks the AS first.
     pub(crate) fn forget_cloud(&self) -> Result<()> {
-        let file = self.config.with_file_name("state").join("node.bin");
-        fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))
+        Ok(self.machine.remove(&self.places.state.join("node.bin"))?)
     }
 
     /// Waits until the agent is registered.
     pub(crate) fn wait_online(&mut self, cancel: &Cancel) -> Result<()> {
         let started = Instant::now();
         // The command needs the agent's socket, which is there a moment after its process.
-        while !self.socket.exists() {
+        while !self.machine.has(&self.places.socket) {
             cancel.check()?;
-            let ended = self.daemon.as_mut().and_then(Daemon::exit_status);
-            if ended.is_some() || started.elapsed() > LIMIT {
+            let ended = self.service.as_mut().is_some_and(Service::has_ended);
+            if ended || started.elapsed() > LIMIT {
                 bail!("the agent on {} did not start:\n{}", self.node, self.log_tail());
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -213,7 +237,7 @@ impl Device {
     pub(crate) fn resolve(&self, peer: &Self, cancel: &Cancel) -> Result<DnsAnswer> {
         let server: SocketAddr = DNS.parse()?;
         let query = DnsQuery { server, name: peer.fqdn.clone(), kind: "AAAA", wait: Duration::from_secs(10) };
-        let answer = dig(&self.namespace, &query, cancel)?;
+        let answer = dig(&self.machine, &query, cancel)?;
         if answer.status != "NOERROR" || answer.addresses != peer.address.map(IpAddr::V6).as_slice() {
             let why = answer.extended_error.clone().unwrap_or_default();
             bail!(
@@ -229,7 +253,7 @@ impl Device {
 
     /// Pings a name or an address as an application would.
     pub(crate) fn ping(&self, run: &PingRun, cancel: &Cancel) -> Result<PingReport> {
-        Ok(ping(&self.namespace, run, cancel)?)
+        Ok(ping(&self.machine, run, cancel)?)
     }
 
     /// Its agent's status.
@@ -240,18 +264,29 @@ impl Device {
 
     /// Asks its agent without a process in between, as in `{"op":"status"}`.
     pub(crate) fn ask(&self, request: Value) -> Result<Value> {
-        super::control::ask(&self.socket, request)
+        super::control::ask(&self.near, request)
     }
 
     /// A command to its agent, as the user would give it, to which the verb is to be added.
     pub(crate) fn command(&self) -> Command {
-        let mut command = self.namespace.command(&self.programs.1);
-        command.arg("--socket").arg(&self.socket);
+        let mut command = self.machine.command(&self.programs.cyphonic);
+        command.arg("--socket").arg(&self.places.socket);
         command
     }
 
+    /// A program of the lab's on this device, to which its verb is to be added: the one that is there, or this one.
+    pub(crate) fn tool(&self) -> Result<Command> {
+        if self.machine.is_remote() {
+            return Ok(self.machine.command(&self.programs.node));
+        }
+        let mut own =
+            self.machine.command(std::env::current_exe().context("cannot find this program's own file")?);
+        own.arg("lab");
+        Ok(own)
+    }
+
     fn log_tail(&self) -> String {
-        self.daemon.as_ref().map(|daemon| daemon.log_tail(15)).unwrap_or_default()
+        self.service.as_ref().map(|service| service.log_tail(15)).unwrap_or_default()
     }
 
     /// Its virtual address, once it was learnt.
@@ -271,59 +306,86 @@ impl Device {
 
     /// Where its agent takes commands.
     pub(crate) fn socket(&self) -> &Path {
-        &self.socket
+        &self.places.socket
     }
 
     /// Where its programs run.
-    pub(crate) fn namespace(&self) -> &Namespace {
-        &self.namespace
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Where its programs run, for what only a namespace of this machine allows.
+    pub(crate) fn namespace(&self) -> Result<&Namespace> {
+        match &self.machine {
+            Machine::Namespace(namespace) => Ok(namespace),
+            Machine::Own | Machine::Remote(_) => bail!("{} is a machine of its own", self.node),
+        }
     }
 
     /// Its agent, if it runs.
+    pub(crate) fn service(&self) -> Option<&Service> {
+        self.service.as_ref()
+    }
+
+    /// Its agent's process, if it runs as one that was started here.
     pub(crate) fn daemon(&self) -> Option<&Daemon> {
-        self.daemon.as_ref()
+        self.service.as_ref().and_then(Service::daemon)
     }
 
     /// Lets the agent run on.
     pub(crate) fn release(self) {
-        if let Some(daemon) = self.daemon {
-            daemon.release();
+        if let Some(service) = self.service {
+            service.release();
         }
     }
 }
 
-/// The agent's configuration file, as a user would write it, but for `resolver: auto`: the machine's systemd-resolved,
-/// which an agent could see from inside a namespace, is none of the lab's business.
-fn configuration(
-    home: &Path,
-    socket: &Path,
-    token: &Path,
-    cloud: &[SocketAddr],
-    settings: &AgentSettings,
-) -> String {
-    let ring = &settings.ring;
-    let mut text = format!(
-        "state_dir: {}\nsocket: {}\ntoken_file: {}\ninterface: cyph0\nring: {ring}\n",
-        home.join("state").display(),
-        socket.display(),
-        token.display()
-    );
-    text.push_str("cloud:\n");
+impl Places {
+    /// Those of the package's unit. The token is a credential that the unit loads.
+    fn installed() -> Self {
+        Self {
+            config: "/etc/cyphonic/agent.yaml".into(),
+            socket: "/run/cyphonic/cyphonic.sock".into(),
+            token: "/etc/credstore/cyphonic.token".into(),
+            state: "/var/lib/cyphonic".into(),
+        }
+    }
+
+    /// Those of a process, in a folder of its node.
+    fn within(home: &Path) -> Self {
+        Self {
+            config: home.join("agent.yaml"),
+            socket: home.join("cyphonic.sock"),
+            token: home.join("token"),
+            state: home.join("state"),
+        }
+    }
+}
+
+/// The agent's configuration file, as a user would write it. A process gets its places, and `resolver: resolv-conf`: the
+/// machine's systemd-resolved, which an agent could see from inside a namespace, is none of the lab's business.
+fn configuration(places: &Places, unit: bool, cloud: &[SocketAddr], settings: &AgentSettings) -> String {
+    let mut text = String::new();
+    if !unit {
+        let Places { socket, token, state, .. } = places;
+        let _ = write!(
+            text,
+            "state_dir: {}\nsocket: {}\ntoken_file: {}\n",
+            state.display(),
+            socket.display(),
+            token.display()
+        );
+    }
+    let _ = write!(text, "interface: cyph0\nring: {}\ncloud:\n", settings.ring);
     for address in cloud {
         let _ = writeln!(text, "  - \"{address}\"");
     }
-    let _ = write!(text, "dns:\n  listen: \"{DNS}\"\n  resolver: resolv-conf\n");
+    let resolver = if unit { "auto" } else { "resolv-conf" };
+    let _ = write!(text, "dns:\n  listen: \"{DNS}\"\n  resolver: {resolver}\n");
     for line in &settings.lines {
         let _ = writeln!(text, "{line}");
     }
     text
-}
-
-fn write_secret(path: &Path, secret: &str) -> Result<()> {
-    use std::io::Write as _;
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
-    file.and_then(|mut file| writeln!(file, "{secret}"))
-        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// A string of a JSON object; empty if it has none.

@@ -140,7 +140,7 @@ impl Fig5<'_> {
     pub(crate) fn iperf(&self, pair: Pair, transport: Transport, time: Duration) -> Result<Transfer> {
         let (source, target) = self.pair(pair)?;
         let run = IperfRun { target: target.fqdn().to_owned(), transport, time };
-        let transfer = run.run(source.namespace(), self.cancel);
+        let transfer = run.run(source.machine(), self.cancel);
         transfer.with_context(|| format!("iperf3 from {} to {} failed", pair.0, pair.1))
     }
 }

@@ -10,11 +10,13 @@ use serde_json::Value;
 use crate::{ebpf, setup, shell};
 
 /// Where the programs are.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Programs {
     pub(crate) cloud: PathBuf,
     pub(crate) daemon: PathBuf,
     pub(crate) cyphonic: PathBuf,
+    /// The lab's own, on machines of their own.
+    pub(crate) node: PathBuf,
     folder: PathBuf,
     /// Whether this process has built them.
     built: bool,
@@ -24,6 +26,22 @@ impl Programs {
     /// Those in `folder`, or what is built where none is given.
     pub(crate) fn find(folder: Option<&Path>) -> Result<Self> {
         folder.map_or_else(Self::build, Self::in_folder)
+    }
+
+    /// Those of a verb. On machines reached over SSH, what is installed there or in a folder there.
+    pub(crate) fn choose(folder: Option<&Path>, ssh: bool) -> Result<Self> {
+        if !ssh {
+            return Self::find(folder);
+        }
+        let at = folder.unwrap_or(Path::new("/usr/bin"));
+        Ok(Self {
+            cloud: at.join("cyphonic-cloud"),
+            daemon: at.join("cyphonicd"),
+            cyphonic: at.join("cyphonic"),
+            node: folder.unwrap_or(Path::new("/usr/local/bin")).join("cyphonic-lab-node"),
+            folder: at.to_owned(),
+            built: false,
+        })
     }
 
     /// Builds them as a release would be, the eBPF objects first.
@@ -68,6 +86,7 @@ impl Programs {
             cloud: program("cyphonic-cloud")?,
             daemon: program("cyphonicd")?,
             cyphonic: program("cyphonic")?,
+            node: folder.join("cyphonic-lab-node"),
             folder,
             built: false,
         })

@@ -135,7 +135,7 @@ impl Stage<'_> {
         thread::sleep(CABLE);
         let what = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], PINGS) };
         let [initiator, responder] = self.devices;
-        let flow = Flow::start(initiator.namespace(), responder.namespace(), self.addresses[1], STALLED)?;
+        let flow = Flow::start(initiator, responder, self.addresses[1], STALLED)?;
         let cancel = self.cancel;
         let report = thread::scope(|scope| -> Result<PingReport> {
             let pings = scope.spawn(|| initiator.ping(&what, cancel));
@@ -180,12 +180,12 @@ impl Stage<'_> {
             to: Place::Dual,
             style: Style::BreakFirst,
         };
-        let pid = self.devices[0].daemon().context("the agent does not run")?.pid().to_string();
         let signal = |stage: &mut Self, signal: &str| -> Result<()> {
-            check(std::process::Command::new("kill").args([signal, &pid]), LIMIT, stage.cancel)?;
-            Ok(())
+            let device = stage.devices[0];
+            let service = device.service().context("the agent does not run")?;
+            service.signal(device.machine(), signal, stage.cancel)
         };
-        self.pause(&cell, length, |stage| signal(stage, "-STOP"), |stage| signal(stage, "-CONT"))
+        self.pause(&cell, length, |stage| signal(stage, "STOP"), |stage| signal(stage, "CONT"))
     }
 
     fn pause(
@@ -199,7 +199,7 @@ impl Stage<'_> {
         let [initiator, responder] = self.devices;
         // TCP has waited longer each time: as long again as the pause, at most.
         let patience = length * 2 + STALLED;
-        let flow = Flow::start(initiator.namespace(), responder.namespace(), self.addresses[1], patience)?;
+        let flow = Flow::start(initiator, responder, self.addresses[1], patience)?;
         let calm = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], 20) };
         let round_trip = round_trip(&initiator.ping(&calm, self.cancel)?);
         begin(self)?;
@@ -210,7 +210,7 @@ impl Stage<'_> {
         let goes_on = flow.goes_on();
         let flow_lost = match flow.finish() {
             Err(error) => Some(error),
-            Ok(_) => (!goes_on).then(|| "it stands still".to_owned()),
+            Ok(()) => (!goes_on).then(|| "it stands still".to_owned()),
         };
         Ok(Outcome {
             gap: longest_gap(&report),

@@ -1,51 +1,79 @@
-//! A TCP transfer whose content is checked at both ends: what one device sends the other sends back.
+//! The transfer during a move: a program on each device (`cyphonic_lab::flow`), and what is heard of it here.
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use cyphonic_lab::Namespace;
+use cyphonic_lab::flow::{BLOCK, WHOLE, port};
 
-/// Bytes that leave together, and how often: 1.6 Mbit/s in either direction, which every link carries.
-const BLOCK: usize = 1_000;
-const INTERVAL: Duration = Duration::from_millis(5);
+use crate::overlay::Device;
+
 /// A transfer on which nothing arrives for so long is lost, whatever TCP may still hope for.
 pub(super) const STALLED: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 /// The transfer under way.
 pub(super) struct Flow {
-    stop: Arc<AtomicBool>,
+    ends: [End; 2],
     returned: Arc<AtomicU64>,
     patience: Duration,
-    threads: Vec<JoinHandle<io::Result<()>>>,
+    /// The last thing that the connecting end says.
+    listener: JoinHandle<String>,
+}
+
+/// A program that ends when its standard input does, or with this value.
+struct End(Child);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        // Both fail only where it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Flow {
-    /// Connects from one namespace to an address in another, and begins. It is lost when nothing arrives for as long as
+    /// Connects from one device to an address of another, and begins. It is lost when nothing arrives for as long as
     /// `patience`.
-    pub(super) fn start(
-        from: &Namespace,
-        to: &Namespace,
-        address: Ipv6Addr,
-        patience: Duration,
-    ) -> Result<Self> {
-        let listener =
-            to.inside(|| TcpListener::bind((address, 0)))?.context("cannot listen for a transfer")?;
-        let target = listener.local_addr().context("a listener without an address")?;
-        let (stop, returned) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let echoing = Arc::clone(&stop);
-        let echo = thread::spawn(move || send_back(&listener, patience, &echoing));
-        let stream = from.inside(|| connect(target))?.context("cannot begin a transfer")?;
-        let (sender, sending) = (stream.try_clone()?, Arc::clone(&stop));
-        let (checking, counted) = (Arc::clone(&stop), Arc::clone(&returned));
-        let send = thread::spawn(move || send_pattern(sender, patience, &sending));
-        let check = thread::spawn(move || check_pattern(stream, patience, &checking, &counted));
-        Ok(Self { stop, returned, patience, threads: vec![echo, send, check] })
+    pub(super) fn start(from: &Device, to: &Device, address: Ipv6Addr, patience: Duration) -> Result<Self> {
+        let wait = patience.as_millis().to_string();
+        let mut serve = end(to.tool()?.args(["flow", "serve", &address.to_string(), &wait]))?;
+        let said = serve.0.stdout.take().context("no output of a transfer")?;
+        let port = port(&mut BufReader::new(said)).context("cannot listen for a transfer")?;
+        let target = SocketAddr::from((address, port)).to_string();
+        let mut connect = end(from.tool()?.args(["flow", "connect", &target, &wait]))?;
+        let said = connect.0.stdout.take().context("no output of a transfer")?;
+        let returned = Arc::<AtomicU64>::default();
+        let counted = Arc::clone(&returned);
+        let listener = thread::spawn(move || {
+            let mut last = String::new();
+            for line in BufReader::new(said).lines().map_while(Result::ok) {
+                if let Ok(count) = line.parse() {
+                    counted.store(count, Ordering::Relaxed);
+                }
+                last = line;
+            }
+            last
+        });
+        let flow = Self { ends: [serve, connect], returned, patience, listener };
+        flow.await_first();
+        Ok(flow)
+    }
+
+    /// So that what is measured begins under traffic. One that never begins is lost, which its end tells.
+    fn await_first(&self) {
+        let started = Instant::now();
+        while self.returned.load(Ordering::Relaxed) == 0
+            && !self.listener.is_finished()
+            && started.elapsed() < self.patience
+        {
+            thread::sleep(POLL);
+        }
     }
 
     /// Waits until more of it has come back; whether it did before it counts as lost.
@@ -57,7 +85,7 @@ impl Flow {
             if self.returned.load(Ordering::Relaxed) > before {
                 return true;
             }
-            if self.threads.iter().any(JoinHandle::is_finished) {
+            if self.listener.is_finished() {
                 return false;
             }
             thread::sleep(POLL);
@@ -65,117 +93,21 @@ impl Flow {
         false
     }
 
-    /// Ends it; whether every byte came back as it was sent.
-    pub(super) fn finish(self) -> Result<u64, String> {
-        self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads {
-            match thread.join() {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => return Err(error.to_string()),
-                Err(_) => return Err("a thread of the transfer panicked".to_owned()),
-            }
+    /// Ends it; why it was lost, unless every byte came back as it was sent.
+    pub(super) fn finish(self) -> Result<(), String> {
+        let [serve, mut connect] = self.ends;
+        drop(connect.0.stdin.take());
+        let last = self.listener.join().unwrap_or_default();
+        let mut why = String::new();
+        if let Some(mut errors) = connect.0.stderr.take() {
+            let _ = errors.read_to_string(&mut why);
         }
-        Ok(self.returned.load(Ordering::Relaxed))
+        drop(serve);
+        if last == WHOLE { Ok(()) } else { Err(why.trim().to_owned()) }
     }
 }
 
-fn connect(target: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&target, STALLED)?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-/// The byte at a place of the transfer: any part that is lost, repeated or moved shows.
-fn pattern(at: u64) -> u8 {
-    let mixed = (at / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed.to_be_bytes()[(at % 8) as usize]
-}
-
-fn send_pattern(mut stream: TcpStream, patience: Duration, stop: &AtomicBool) -> io::Result<()> {
-    stream.set_write_timeout(Some(patience))?;
-    let mut at = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let block: Vec<u8> = (at..at + BLOCK as u64).map(pattern).collect();
-        stream.write_all(&block)?;
-        at += BLOCK as u64;
-        thread::sleep(INTERVAL);
-    }
-    stream.shutdown(std::net::Shutdown::Write)
-}
-
-fn check_pattern(
-    mut stream: TcpStream,
-    patience: Duration,
-    stop: &AtomicBool,
-    counted: &AtomicU64,
-) -> io::Result<()> {
-    let mut buffer = [0; 16 * BLOCK];
-    stream.set_read_timeout(Some(POLL))?;
-    let mut heard = Instant::now();
-    let mut at = 0;
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) if stop.load(Ordering::Relaxed) => return Ok(()),
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the other end closed")),
-            Ok(length) => {
-                let right = buffer.iter().take(length).zip(at..).all(|(byte, at)| *byte == pattern(at));
-                if !right {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "other bytes than were sent"));
-                }
-                heard = Instant::now();
-                at += length as u64;
-                counted.store(at, Ordering::Relaxed);
-            }
-            Err(error) if is_pause(&error) && heard.elapsed() < patience => {}
-            Err(error) if is_pause(&error) => {
-                return Err(io::Error::new(error.kind(), "nothing comes any more"));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn send_back(listener: &TcpListener, patience: Duration, stop: &AtomicBool) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let begun = Instant::now();
-    let mut stream = loop {
-        match listener.accept() {
-            Ok((stream, _)) => break stream,
-            Err(error) if is_pause(&error) && begun.elapsed() < 2 * STALLED => thread::sleep(POLL),
-            Err(error) => return Err(error),
-        }
-    };
-    stream.set_nonblocking(false)?;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(POLL))?;
-    stream.set_write_timeout(Some(patience))?;
-    let mut buffer = [0; 16 * BLOCK];
-    let mut heard = Instant::now();
-    loop {
-        match stream.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(length) => {
-                heard = Instant::now();
-                stream.write_all(buffer.get(..length).unwrap_or_default())?;
-            }
-            Err(error) if is_pause(&error) && heard.elapsed() < 2 * patience => {}
-            Err(_) if stop.load(Ordering::Relaxed) => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn is_pause(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_block_in_the_wrong_place_is_noticed() {
-        let block = |from: u64| (from..from + BLOCK as u64).map(pattern).collect::<Vec<u8>>();
-        assert!((1..100).all(|n| block(n * BLOCK as u64) != block(0) && block(n) != block(0)));
-    }
+fn end(command: &mut Command) -> Result<End> {
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    Ok(End(child.context("cannot start an end of a transfer")?))
 }

@@ -221,7 +221,7 @@ impl<'a> Roamer<'a> {
     }
 
     fn run(&self, batch: &str) -> Result<()> {
-        Ok(self.lab.namespace(&self.node)?.ip(batch)?)
+        Ok(self.lab.machine(&self.node)?.ip(batch)?)
     }
 }
 
