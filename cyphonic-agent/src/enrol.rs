@@ -11,12 +11,13 @@ mod certificate;
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use cyphonic_proto::{
-    identity::sha256,
+    identity::{Identity, sha256},
     message::{EnrolRequest, EnrolResponse, Message, RefusalCode},
+    time::TimeError,
     token::{EnrolmentToken, TokenError},
     version,
 };
-use cyphonic_transport::{DialError, ExchangeError};
+use cyphonic_transport::{Clock, DialError, ExchangeError};
 use rcgen::KeyPair;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use zeroize::Zeroizing;
@@ -65,10 +66,15 @@ pub async fn enrol(
         protocol_version: version::CURRENT,
     });
     let addresses = nat64::outward(addresses.to_vec()).await;
-    let connection = cyphonic_transport::enrol::connect(&addresses, *token.root_sha256()).await?;
+    // It enrolled before, perhaps: then it is later than that.
+    let begun = state.identity().ok().flatten().and_then(|known| Identity::from_der(known.leaf()).ok());
+    let clock = Clock::new(begun.map_or(0, |identity| identity.validity().not_before));
+    let connection = cyphonic_transport::enrol::connect(&addresses, *token.root_sha256(), &clock).await?;
     let answer = connection.open_exchange(&request).await;
     connection.close(cyphonic_proto::close::DONE, "enrolled");
-    let identity = check_answer(answer?, &key, token)?;
+    let answer = answer?;
+    clock.hear(&connection, &answer)?;
+    let identity = check_answer(answer, &key, token, unix_time(&clock))?;
     state.save_identity(&identity)?;
     Ok(identity)
 }
@@ -77,6 +83,7 @@ fn check_answer(
     answer: Message,
     key: &KeyPair,
     token: &EnrolmentToken,
+    now: UnixTime,
 ) -> Result<DeviceIdentity, EnrolError> {
     let response = match answer {
         Message::EnrolResponse(response) => response,
@@ -89,7 +96,12 @@ fn check_answer(
         }
         other => return Err(EnrolError::Answer(format!("a {} instead of an EnrolResponse", other.name()))),
     };
-    check_response(response, key, token, UnixTime::now())
+    check_response(response, key, token, now)
+}
+
+/// The time, as webpki counts.
+pub(crate) fn unix_time(clock: &Clock) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(clock.now()))
 }
 
 fn check_response(
@@ -148,6 +160,9 @@ pub enum EnrolError {
         /// When asking again may help.
         retry: Option<Duration>,
     },
+    /// It may not be believed, for the dates of its certificates.
+    #[error("the cloud cannot be believed: {0}")]
+    Time(#[from] TimeError),
     /// The answer cannot be believed.
     #[error("the cloud's answer to the enrolment is wrong: {0}")]
     Answer(String),
@@ -157,7 +172,7 @@ impl EnrolError {
     /// True when trying again with the same token cannot help.
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Dial(_) | Self::Exchange(_) => false,
+            Self::Dial(_) | Self::Exchange(_) | Self::Time(_) => false,
             Self::Refused { retry, .. } => retry.is_none(),
             _ => true,
         }
@@ -168,7 +183,7 @@ impl EnrolError {
 mod tests {
     use std::net::Ipv6Addr;
 
-    use cyphonic_proto::identity::{Identity, Role};
+    use cyphonic_proto::identity::Role;
     use cyphonic_proto::{NetworkId, address};
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, SanType};
 
@@ -232,6 +247,7 @@ mod tests {
                 root_certificate: self.root.to_vec(),
                 fqdn: NAME.into(),
                 virtual_address: self.address().octets().to_vec(),
+                time: 0,
             }
         }
 
@@ -286,8 +302,10 @@ mod tests {
     #[test]
     fn a_refusal_says_whether_to_try_again() {
         let overlay = Overlay::new();
-        let refused =
-            |refusal| check_answer(Message::Refusal(refusal), &overlay.device, &overlay.token()).unwrap_err();
+        let refused = |refusal| {
+            check_answer(Message::Refusal(refusal), &overlay.device, &overlay.token(), UnixTime::now())
+                .unwrap_err()
+        };
         use cyphonic_proto::message::Refusal;
         assert!(refused(Refusal::new(RefusalCode::BadToken, "used")).is_final());
         assert!(!refused(Refusal::retry(RefusalCode::TooMany, "busy", Duration::from_secs(1))).is_final());

@@ -10,14 +10,15 @@ use std::time::Duration;
 use cyphonic_proto::{
     identity::Identity,
     message::{Message, RefusalCode, RenewRequest},
+    time::TimeError,
 };
-use cyphonic_transport::{Connection, DialError, ExchangeError};
+use cyphonic_transport::{Clock, Connection, DialError, ExchangeError};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::UnixTime;
 
 use crate::{
     engine::zone,
-    enrol::{check_certificate, signing_request},
+    enrol::{check_certificate, signing_request, unix_time},
     state::{DeviceIdentity, StateError},
 };
 
@@ -26,11 +27,16 @@ use crate::{
 /// # Errors
 ///
 /// The current certificate is as good as before then.
-pub async fn renew(current: &DeviceIdentity, connection: &Connection) -> Result<DeviceIdentity, RenewError> {
+pub async fn renew(
+    current: &DeviceIdentity,
+    connection: &Connection,
+    clock: &Clock,
+) -> Result<DeviceIdentity, RenewError> {
     let key = key_of(current)?;
     let csr = signing_request(&key).map_err(RenewError::Key)?;
     let answer = connection.open_exchange(&Message::RenewRequest(RenewRequest { csr })).await?;
-    check_answer(answer, current, &key, UnixTime::now())
+    clock.hear(connection, &answer)?;
+    check_answer(answer, current, &key, unix_time(clock))
 }
 
 fn key_of(current: &DeviceIdentity) -> Result<KeyPair, RenewError> {
@@ -99,6 +105,9 @@ pub enum RenewError {
         /// When asking again may help.
         retry: Option<Duration>,
     },
+    /// It may not be believed, for the dates of its certificates.
+    #[error("the AS cannot be believed: {0}")]
+    Time(#[from] TimeError),
     /// The answer cannot be believed.
     #[error("the AS's answer is wrong: {0}")]
     Answer(String),
@@ -213,7 +222,7 @@ mod tests {
         }
 
         fn check(&self, chain: Vec<Vec<u8>>) -> Result<DeviceIdentity, RenewError> {
-            let answer = Message::RenewResponse(RenewResponse { certificate_chain: chain });
+            let answer = Message::RenewResponse(RenewResponse { certificate_chain: chain, time: 0 });
             check_answer(answer, &self.current(), &self.key, UnixTime::now())
         }
     }

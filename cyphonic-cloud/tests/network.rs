@@ -17,7 +17,7 @@ use cyphonic_proto::message::{
 };
 use cyphonic_proto::token::EnrolmentToken;
 use cyphonic_proto::version;
-use cyphonic_transport::{ClientTls, Connection, enrol as enrolment};
+use cyphonic_transport::{ClientTls, Clock, Connection, enrol as enrolment};
 
 /// Generous: the machine may be busy.
 const SOON: Duration = Duration::from_secs(20);
@@ -152,7 +152,7 @@ async fn a_replaced_device_is_thrown_out_and_the_new_one_gets_in() {
 async fn a_token_of_another_overlay_sends_nothing_to_this_one() {
     let (overlay, cloud) = overlay().await;
     let foreign = EnrolmentToken::new([1; 32], [2; 32]);
-    assert!(enrolment::connect(&[overlay.address], *foreign.root_sha256()).await.is_err());
+    assert!(enrolment::connect(&[overlay.address], *foreign.root_sha256(), &Clock::new(0)).await.is_err());
     cloud.shutdown().await;
 }
 
@@ -241,7 +241,8 @@ async fn one_token_used_by_many_devices_at_once_over_the_network_enrols_one() {
         .map(|_| {
             let (address, token) = (overlay.address, token.clone());
             tokio::spawn(async move {
-                let connection = enrolment::connect(&[address], *token.root_sha256()).await.unwrap();
+                let connection =
+                    enrolment::connect(&[address], *token.root_sha256(), &Clock::new(0)).await.unwrap();
                 connection.open_exchange(&Device::new().enrol_request(&token)).await.unwrap()
             })
         })

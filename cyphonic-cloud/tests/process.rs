@@ -18,7 +18,7 @@ use cyphonic_cloud::server::unix_now;
 use cyphonic_proto::Role;
 use cyphonic_proto::message::Message;
 use cyphonic_proto::token::EnrolmentToken;
-use cyphonic_transport::enrol as enrolment;
+use cyphonic_transport::{Clock, enrol as enrolment};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -60,7 +60,7 @@ impl Running {
         let running = Self(child);
         let deadline = Instant::now() + SOON;
         // A pinned root that nothing matches: answered by an alert as soon as the service is up.
-        while let Err(error) = enrolment::connect(&[address], [0; 32]).await {
+        while let Err(error) = enrolment::connect(&[address], [0; 32], &Clock::new(0)).await {
             if !error.to_string().contains("time") {
                 break;
             }
@@ -94,8 +94,9 @@ impl Drop for Running {
 }
 
 async fn try_enrol(address: SocketAddr, token: &EnrolmentToken, device: &Device) -> Result<Message, String> {
-    let connection =
-        enrolment::connect(&[address], *token.root_sha256()).await.map_err(|error| error.to_string())?;
+    let connection = enrolment::connect(&[address], *token.root_sha256(), &Clock::new(0))
+        .await
+        .map_err(|error| error.to_string())?;
     connection.open_exchange(&device.enrol_request(token)).await.map_err(|error| error.to_string())
 }
 

@@ -7,7 +7,7 @@
 //! - one URI, `cyphonic://<network id in hex>/<role>`, so that a device cannot pose as a service;
 //! - for devices, one iPAddress: the virtual address, so that the AS's signature binds name, address and key.
 
-use crate::{address, name};
+use crate::{address, name, time::Validity};
 use ring::digest;
 use std::{fmt, net::Ipv6Addr, str::FromStr};
 use thiserror::Error;
@@ -105,6 +105,11 @@ impl Identity {
         Ok(identity)
     }
 
+    /// From when to when the certificate is valid.
+    pub fn validity(&self) -> Validity {
+        Validity::of(self.not_before, self.not_after)
+    }
+
     /// The URI that says network and role.
     pub fn uri(network_id: NetworkId, role: Role) -> String {
         format!("{SCHEME}{network_id}/{role}")
@@ -131,6 +136,21 @@ impl Identity {
             (Role::As | Role::Nms | Role::Trs, Some(_)) => Err(IdentityError::Foreign("iPAddress")),
         }
     }
+}
+
+/// While every certificate of a chain is valid. Who signed them is not asked.
+///
+/// # Errors
+/// Where one is no certificate, or larger than [`MAX_CERTIFICATE_BYTES`].
+pub fn validity_of_chain<'a>(chain: impl IntoIterator<Item = &'a [u8]>) -> Result<Validity, IdentityError> {
+    chain.into_iter().try_fold(Validity::ALWAYS, |whole, der| {
+        if der.len() > MAX_CERTIFICATE_BYTES {
+            return Err(IdentityError::Malformed);
+        }
+        let (_, certificate) = X509Certificate::from_der(der).map_err(|_| IdentityError::Malformed)?;
+        let validity = certificate.validity();
+        Ok(whole.and(Validity::of(validity.not_before.timestamp(), validity.not_after.timestamp())))
+    })
 }
 
 /// SHA-256 of `bytes`.

@@ -28,6 +28,7 @@ pub mod node;
 pub mod relayed;
 pub mod route;
 pub mod stun;
+pub mod time;
 mod timers;
 pub mod token;
 pub mod trs;

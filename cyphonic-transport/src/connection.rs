@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::message::{self, MAX_MESSAGE_BYTES, Message, Refusal, RefusalCode};
+use cyphonic_proto::time::Validity;
 use cyphonic_proto::tunnel::{ExportError, Exporter};
 use quinn::{
     ConnectionError, ReadError, ReadToEndError, RecvStream, SendStream, StoppedError, VarInt, WriteError,
@@ -115,6 +116,11 @@ impl Connection {
     /// Who is at the other end; absent only for a device that is enrolling.
     pub fn identity(&self) -> Option<&Identity> {
         self.identity.as_ref()
+    }
+
+    /// While every certificate that the other end presented is valid.
+    pub fn validity(&self) -> Validity {
+        crate::clock::validity_of(&self.inner)
     }
 
     /// The peer's address as of now: it changes when the peer moves or its NAT rebinds (RFC 9000 §9).

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use cyphonic_proto::alpn;
 use quinn::Endpoint;
 
+use crate::clock::Clock;
 use crate::connection::Connection;
 use crate::detour;
 use crate::dial::{self, DialError};
@@ -20,22 +21,32 @@ const ENROLMENT_NAME: &str = "enrolment.invalid";
 /// Connects to an AS to enrol, over UDP or, where that does not answer, by the [detour]: the AS proves that
 /// its root is the one whose SHA-256 the token carries; the device proves nothing yet.
 ///
+/// Nothing that it answers is to be used before [`Clock::hear`] has heard it.
+///
 /// # Errors
 /// When no address answered in time, or the cloud is not the one that issued the token. Nothing was sent to it.
-pub async fn connect(addresses: &[SocketAddr], root_sha256: [u8; 32]) -> Result<Connection, DialError> {
+pub async fn connect(
+    addresses: &[SocketAddr],
+    root_sha256: [u8; 32],
+    clock: &Clock,
+) -> Result<Connection, DialError> {
     let endpoint = Endpoint::client((Ipv6Addr::UNSPECIFIED, 0).into())
         .or_else(|_| Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()))
         .map_err(|error| TlsError::Quic(error.to_string()))?;
-    detour::race(by_udp(&endpoint, addresses, root_sha256), by_detour(&endpoint, addresses, root_sha256))
-        .await
+    detour::race(
+        by_udp(&endpoint, addresses, root_sha256, clock),
+        by_detour(&endpoint, addresses, root_sha256, clock),
+    )
+    .await
 }
 
 async fn by_udp(
     endpoint: &Endpoint,
     addresses: &[SocketAddr],
     root_sha256: [u8; 32],
+    clock: &Clock,
 ) -> Result<Connection, DialError> {
-    let (config, refusal) = tls::enrolment_config(root_sha256, alpn::ENROL)?;
+    let (config, refusal) = tls::enrolment_config(root_sha256, alpn::ENROL, clock)?;
     let dialled = dial::first_of(endpoint, config, addresses, ENROLMENT_NAME, HANDSHAKE_TIMEOUT).await;
     let inner = dialled.map_err(|error| refusal.get().map_or(error, |reason| DialError::Refused(reason)))?;
     let identity = tls::identity_of(&inner).transpose().map_err(DialError::Identity)?;
@@ -46,11 +57,12 @@ async fn by_detour(
     endpoint: &Endpoint,
     addresses: &[SocketAddr],
     root_sha256: [u8; 32],
+    clock: &Clock,
 ) -> Result<Connection, DialError> {
     let port = endpoint.local_addr().map_err(|error| TlsError::Quic(error.to_string()))?.port();
-    let (name, tls) = (ENROLMENT_NAME, detour::enrolment_tls(root_sha256)?);
+    let (name, tls) = (ENROLMENT_NAME, detour::enrolment_tls(root_sha256, clock)?);
     let detour = detour::open(detour::Target { addresses, name, tls, port }).await?;
     let local = [detour.local_addr()];
-    let connected = detour.unless_it_ends(by_udp(endpoint, &local, root_sha256)).await;
+    let connected = detour.unless_it_ends(by_udp(endpoint, &local, root_sha256, clock)).await;
     Ok(connected?.through(detour))
 }

@@ -5,6 +5,7 @@
 //!
 //! - [`tls`]: who may be at the other end. Certificates chain to the overlay's root and carry role, name and
 //!   network; nothing is read from a connection before that was checked.
+//! - [`clock`]: what time it is where certificates are judged.
 //! - [`Transport`]: dials services and peers, accepts connections, limits handshakes.
 //! - [`Connection`]: exchanges (one request, one answer, one stream each) and DATAGRAMs.
 //! - [`detour`]: the same datagrams over TLS and TCP, where a network passes no UDP.
@@ -17,6 +18,7 @@
 //! means is said by the state machines of `cyphonic-proto`.
 
 mod carry;
+pub mod clock;
 mod config;
 pub mod connection;
 pub mod detour;
@@ -28,6 +30,7 @@ mod resets;
 pub mod tls;
 mod transport;
 
+pub use clock::Clock;
 pub use connection::{Connection, ExchangeError, Responder};
 pub use detour::{Detour, DetourServer, DetourTls};
 pub use dial::DialError;

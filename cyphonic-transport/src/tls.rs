@@ -4,12 +4,15 @@
 //! (SAN URI, see `cyphonic_proto::identity`). A client checks chain, name, network and role while it shakes hands;
 //! a server checks chain and network, and the role before it reads the first message.
 //!
+//! A device says by which [`Clock`] validity is judged; a service takes the system's. A device whose clock is wrong has to hear
+//! an AS or NMS all the same, to learn the time: `Clock` says as of when their chains may be judged.
+//!
 //! TLS 1.3 only, X25519MLKEM768 first, no resumption and no 0-RTT: each connection proves both keys anew.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use cyphonic_proto::identity::{Identity, NetworkId, Role};
+use cyphonic_proto::identity::{self, Identity, NetworkId, Role};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -18,9 +21,11 @@ use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
+use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
 use rustls::version::TLS13;
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
+use crate::clock::{self, Clock};
 use crate::config::{Purpose, ResetKey};
 
 /// Why keys and certificates could not be used.
@@ -89,12 +94,19 @@ impl fmt::Debug for Credentials {
 #[derive(Clone)]
 pub struct ClientTls {
     credentials: Credentials,
+    clock: Option<Clock>,
 }
 
 impl ClientTls {
     /// Dials with these credentials.
     pub fn new(credentials: Credentials) -> Self {
-        Self { credentials }
+        Self { credentials, clock: None }
+    }
+
+    /// Judges certificates by this clock instead of the system's.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock: Some(clock), ..self }
     }
 
     /// A QUIC configuration that accepts only a holder of `role`; the name is checked by the dialled name.
@@ -109,9 +121,11 @@ impl ClientTls {
         let inner = WebPkiServerVerifier::builder_with_provider(self.credentials.roots()?, provider.clone())
             .build()
             .map_err(|error| TlsError::Verifier(error.to_string()))?;
-        let verifier = RoleVerifier { inner, network: self.credentials.network, role };
+        let clock = self.clock.clone();
+        let time = time_provider(clock.as_ref());
+        let verifier = RoleVerifier { inner, network: self.credentials.network, role, clock };
         let key = self.credentials.certified_key(&provider)?;
-        let tls = client_builder(provider)?
+        let tls = client_builder(provider, time)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
@@ -124,8 +138,9 @@ impl ClientTls {
 pub(crate) fn enrolment_config(
     root_sha256: [u8; 32],
     alpn: &[u8],
+    clock: &Clock,
 ) -> Result<(quinn::ClientConfig, Refusal), TlsError> {
-    let (tls, refusal) = enrolment_client(root_sha256, alpn)?;
+    let (tls, refusal) = enrolment_client(root_sha256, alpn, clock)?;
     Ok((quic_client(tls, Purpose::Service)?, refusal))
 }
 
@@ -133,11 +148,17 @@ pub(crate) fn enrolment_config(
 pub(crate) fn enrolment_client(
     root_sha256: [u8; 32],
     alpn: &[u8],
+    clock: &Clock,
 ) -> Result<(rustls::ClientConfig, Refusal), TlsError> {
     let provider = provider();
     let refusal = Refusal::default();
-    let verifier = PinnedRootVerifier { provider: provider.clone(), root_sha256, refusal: refusal.clone() };
-    let tls = client_builder(provider)?
+    let verifier = PinnedRootVerifier {
+        provider: provider.clone(),
+        root_sha256,
+        refusal: refusal.clone(),
+        clock: clock.clone(),
+    };
+    let tls = client_builder(provider, Arc::new(clock.clone()))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
@@ -154,6 +175,7 @@ pub struct ServerTls {
     reset_key: ResetKey,
     certificates: Vec<(Vec<u8>, Arc<CertifiedKey>)>,
     anonymous: Vec<Vec<u8>>,
+    clock: Option<Clock>,
 }
 
 impl ServerTls {
@@ -165,7 +187,14 @@ impl ServerTls {
             reset_key: ResetKey::derive(credentials.key.secret_der()),
             certificates: Vec::new(),
             anonymous: Vec::new(),
+            clock: None,
         })
+    }
+
+    /// Judges certificates by this clock instead of the system's.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock: Some(clock), ..self }
     }
 
     /// A node that other nodes dial.
@@ -229,11 +258,12 @@ impl ServerTls {
             .clear_root_hint_subjects();
         let builder = if self.anonymous.is_empty() { builder } else { builder.allow_unauthenticated() };
         let inner = builder.build().map_err(|error| TlsError::Verifier(error.to_string()))?;
-        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&TLS13])
-            .map_err(|error| TlsError::Quic(error.to_string()))?
-            .with_client_cert_verifier(inner)
-            .with_cert_resolver(certificates);
+        let mut tls =
+            rustls::ServerConfig::builder_with_details(provider, time_provider(self.clock.as_ref()))
+                .with_protocol_versions(&[&TLS13])
+                .map_err(|error| TlsError::Quic(error.to_string()))?
+                .with_client_cert_verifier(inner)
+                .with_cert_resolver(certificates);
         tls.alpn_protocols = protocols;
         tls.session_storage = Arc::new(NoServerSessionStorage {});
         tls.send_tls13_tickets = 0;
@@ -274,10 +304,29 @@ fn provider() -> Arc<CryptoProvider> {
 
 fn client_builder(
     provider: Arc<CryptoProvider>,
+    time: Arc<dyn TimeProvider>,
 ) -> Result<rustls::ConfigBuilder<rustls::ClientConfig, rustls::WantsVerifier>, TlsError> {
-    rustls::ClientConfig::builder_with_provider(provider)
+    rustls::ClientConfig::builder_with_details(provider, time)
         .with_protocol_versions(&[&TLS13])
         .map_err(|error| TlsError::Quic(error.to_string()))
+}
+
+fn time_provider(clock: Option<&Clock>) -> Arc<dyn TimeProvider> {
+    match clock {
+        Some(clock) => Arc::new(clock.clone()),
+        None => Arc::new(DefaultTimeProvider),
+    }
+}
+
+/// As of when to judge the chain of a service that will tell the time.
+fn judged_at(
+    clock: &Clock,
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<UnixTime, rustls::Error> {
+    let chain = std::iter::once(end_entity).chain(intermediates).map(AsRef::as_ref);
+    let validity = identity::validity_of_chain(chain).map_err(|_| refuse("its chain cannot be read"))?;
+    Ok(clock::unix_time(clock.judge_at(validity)))
 }
 
 fn speaking(mut tls: rustls::ClientConfig, alpn: &[u8]) -> rustls::ClientConfig {
@@ -305,6 +354,7 @@ struct RoleVerifier {
     inner: Arc<WebPkiServerVerifier>,
     network: NetworkId,
     role: Role,
+    clock: Option<Clock>,
 }
 
 impl ServerCertVerifier for RoleVerifier {
@@ -316,6 +366,10 @@ impl ServerCertVerifier for RoleVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let now = match (&self.clock, self.role) {
+            (Some(clock), Role::As | Role::Nms) => judged_at(clock, end_entity, intermediates)?,
+            (Some(_), Role::Trs | Role::Device) | (None, _) => now,
+        };
         let verified =
             self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
         let identity = Identity::from_der(end_entity).map_err(|_| refuse("it says no network and role"))?;
@@ -357,6 +411,7 @@ struct PinnedRootVerifier {
     provider: Arc<CryptoProvider>,
     root_sha256: [u8; 32],
     refusal: Refusal,
+    clock: Clock,
 }
 
 impl ServerCertVerifier for PinnedRootVerifier {
@@ -366,7 +421,7 @@ impl ServerCertVerifier for PinnedRootVerifier {
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
         ocsp_response: &[u8],
-        now: UnixTime,
+        _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let refuse = |reason| {
             // The first of several addresses that were tried speaks for all.
@@ -389,6 +444,7 @@ impl ServerCertVerifier for PinnedRootVerifier {
             .map_err(|_| refuse("its root is not usable"))?;
         // The device knows no name yet: the token pins the root, and the role says who speaks.
         let _ = server_name;
+        let now = judged_at(&self.clock, end_entity, intermediates)?;
         let name = ServerName::try_from(identity.fqdn).map_err(|_| refuse("its name is not a host name"))?;
         inner.verify_server_cert(end_entity, intermediates, &name, ocsp_response, now)
     }

@@ -13,7 +13,7 @@ use cyphonic_proto::identity::{Role, sha256};
 use cyphonic_proto::message::{ObservationRequest, ObservationResponse, endpoint};
 use cyphonic_proto::{Message, alpn};
 use cyphonic_transport::{
-    ClientTls, Credentials, DetourServer, DetourTls, DialError, Incoming, ServerTls, enrol,
+    ClientTls, Clock, Credentials, DetourServer, DetourTls, DialError, Incoming, ServerTls, enrol,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -127,10 +127,10 @@ async fn a_service_that_udp_does_not_reach_is_reached_by_tcp() {
     assert_eq!(connection.detour(), Some(address));
     drop(connection.open_exchange(&question()).await.unwrap());
 
-    let connection = enrol::connect(&[address], sha256(&authority.root)).await.unwrap();
+    let connection = enrol::connect(&[address], sha256(&authority.root), &Clock::new(0)).await.unwrap();
     assert_eq!(connection.detour(), Some(address), "a device that enrols has the same way");
     drop(connection.open_exchange(&question()).await.unwrap());
-    let other = enrol::connect(&[address], [7; 32]).await;
+    let other = enrol::connect(&[address], [7; 32], &Clock::new(0)).await;
     assert!(other.is_err(), "and trusts nobody more");
 }
 

@@ -13,7 +13,7 @@ use cyphonic_proto::alpn;
 use cyphonic_proto::identity::{Identity, Role, sha256};
 use cyphonic_proto::message::{self, ObservationRequest, ObservationResponse, RefusalCode};
 use cyphonic_proto::tunnel::Exporter;
-use cyphonic_transport::{ClientTls, Connection, Credentials, DialError, Incoming, ServerTls, enrol};
+use cyphonic_transport::{ClientTls, Clock, Connection, Credentials, DialError, Incoming, ServerTls, enrol};
 
 const NMS: &str = "nms.svc.test.internal";
 const A: &str = "a.test.internal";
@@ -208,10 +208,10 @@ async fn an_enrolling_device_trusts_only_the_root_of_its_token() {
         .unwrap();
     let server = Host::start(Some((tls, authority.network)));
     answer_all(&server);
-    let wrong = enrol::connect(&[server.address], [7; 32]).await;
+    let wrong = enrol::connect(&[server.address], [7; 32], &Clock::new(0)).await;
     let not_the_one = "this is not the cloud that issued the enrolment token";
     assert!(matches!(wrong, Err(DialError::Refused(reason)) if reason == not_the_one), "{wrong:?}");
-    let right = enrol::connect(&[server.address], sha256(&authority.root)).await.unwrap();
+    let right = enrol::connect(&[server.address], sha256(&authority.root), &Clock::new(0)).await.unwrap();
     assert!(right.open_exchange(&question()).await.is_ok());
 }
 

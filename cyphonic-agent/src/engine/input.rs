@@ -9,7 +9,7 @@ use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, SetupId, TunnelId};
 use cyphonic_transport::{ArrivingPeer, Connection, Credentials, Responder};
 use tokio::sync::oneshot;
 
-use super::renewal::Validity;
+use super::renewal::Lifetime;
 use super::services::Way;
 use crate::control::{BackendError, ResetTarget, StatusReport};
 
@@ -51,7 +51,9 @@ pub(crate) enum Input {
     /// The operator takes tunnels down.
     Reset { target: ResetTarget, answer: oneshot::Sender<Result<usize, BackendError>> },
     /// There is a new certificate.
-    Renewed { credentials: Credentials, validity: Validity },
+    Renewed { credentials: Credentials, lifetime: Lifetime },
+    /// A service has told the time, which was not known before.
+    TimeTold,
     /// It is on disk.
     RenewalKept,
     /// There is none, or it is not on disk.

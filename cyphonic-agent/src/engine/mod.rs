@@ -10,6 +10,7 @@
 //! | `run`, `perform` | the loop: input → node → actions |
 //! | `services` | connections to AS, NMS and TRS |
 //! | `renewal` | a new certificate before the old one ends |
+//! | `time` | what follows from knowing the time |
 //! | `peers` | the handshakes between this node and others |
 //! | `report` | `cyphonic status` |
 //! | `datapath` | interface, port, eBPF programs and rings, chosen and put together |
@@ -36,6 +37,7 @@ mod report;
 mod run;
 mod services;
 mod start;
+mod time;
 pub(crate) mod zone;
 
 use std::collections::HashMap;
@@ -46,7 +48,7 @@ use cyphonic_dataplane::ring::{EncapRing, EventSink, RingEvent};
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::node::{CachedState, NodeConfig};
-use cyphonic_transport::{Credentials, Transport};
+use cyphonic_transport::{Clock, Credentials, Transport};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use handle::EngineHandle;
@@ -75,6 +77,8 @@ pub struct EngineParts {
     pub transport: Arc<Transport>,
     /// Tunnels are installed here.
     pub ring: Arc<dyn EncapRing>,
+    /// What time it is where certificates are judged; the same as the transport's.
+    pub clock: Clock,
     /// What it takes to renew the device's certificate.
     pub renewal: RenewalParts,
     /// What `status` says of the parts that the engine does not drive.
@@ -128,6 +132,7 @@ pub fn spawn(inbox: Inbox, parts: EngineParts) -> EngineHandle {
     }
     let handle = EngineHandle::new(inbox.sender.clone(), names.clone());
     peers::accept(parts.transport.clone(), inbox.sender.clone());
+    time::report_told(parts.clock.clone(), inbox.sender.clone());
     let (engine, renewal) = run::Engine::new(parts, inbox.sender, names);
     tokio::spawn(renewal.run());
     tokio::spawn(engine.run(inbox.receiver));

@@ -18,6 +18,7 @@ use super::input::Input;
 use super::peers;
 use super::run::{Engine, network_news};
 use super::services::{self, Dial, Way};
+use super::time;
 
 impl Engine {
     pub(super) fn perform_all(&mut self) {
@@ -150,11 +151,12 @@ impl Engine {
     fn request(&mut self, exchange: ExchangeId, service: &Service, message: Message) {
         tracing::trace!(%service, request = message.name(), "asking");
         let connection = self.services.get(service).map(|s| s.connection.clone());
-        let inputs = self.inputs.clone();
+        let (inputs, clock) = (self.inputs.clone(), self.clock.clone());
         let task = tokio::spawn(async move {
             let outcome = match connection {
                 Some(connection) => {
-                    connection.open_exchange(&message).await.map_err(|error| error.to_string())
+                    let answer = connection.open_exchange(&message).await.map_err(|error| error.to_string());
+                    answer.and_then(|answer| time::believed(&clock, &connection, answer))
                 }
                 None => Err("the connection has just ended".into()),
             };

@@ -8,11 +8,12 @@
 //! connections that stand are not touched, since the key stays and each was authenticated when it was made.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use cyphonic_proto::close;
 use cyphonic_proto::identity::{Identity, Role};
-use cyphonic_transport::{ClientTls, ServerTls, Transport};
+use cyphonic_proto::time::UnixSeconds;
+use cyphonic_transport::{ClientTls, Clock, ServerTls, Transport};
 use tokio::sync::mpsc;
 
 use super::input::Input;
@@ -31,6 +32,9 @@ const SHORTEST_CYCLE: Duration = Duration::from_secs(60);
 /// The wait after the first failure; it doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(15);
 
+/// How long the first look waits for a service to tell the time. Where none does, there is none to renew at either.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// What renewing needs beyond what the engine has.
 #[derive(Debug)]
 pub struct RenewalParts {
@@ -42,14 +46,14 @@ pub struct RenewalParts {
     pub cloud: Vec<CloudAddress>,
 }
 
-/// From when to when a certificate is valid, in seconds since 1970.
+/// A certificate's life: from when to when it is valid, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Validity {
+pub(crate) struct Lifetime {
     pub(crate) not_before: i64,
     pub(crate) not_after: i64,
 }
 
-impl Validity {
+impl Lifetime {
     pub(crate) fn of(identity: &Identity) -> Self {
         Self { not_before: identity.not_before, not_after: identity.not_after }
     }
@@ -99,16 +103,16 @@ impl Validity {
     }
 }
 
-/// The wall clock, as certificates count.
-pub(crate) fn unix_now() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_secs()).unwrap_or(i64::MAX)
+/// A time, as certificates count.
+pub(crate) fn unix(time: UnixSeconds) -> i64 {
+    i64::try_from(time).unwrap_or(i64::MAX)
 }
 
 /// Runs until the engine ends.
 pub(crate) struct Renewal {
     pub(crate) parts: RenewalParts,
-    pub(crate) validity: Validity,
+    pub(crate) lifetime: Lifetime,
+    pub(crate) clock: Clock,
     pub(crate) as_name: String,
     pub(crate) transport: Arc<Transport>,
     pub(crate) inputs: mpsc::Sender<Input>,
@@ -117,8 +121,10 @@ pub(crate) struct Renewal {
 impl Renewal {
     pub(crate) async fn run(mut self) {
         let (mut failures, mut unsaved) = (0_u32, false);
+        // By a clock that is years ahead, every start would be the time to renew.
+        let mut told = tokio::time::timeout(PATIENCE, self.clock.told()).await.is_ok();
         loop {
-            let outcome = match (unsaved, self.validity.is_due(unix_now())) {
+            let outcome = match (unsaved, self.lifetime.is_due(unix(self.clock.now()))) {
                 (true, _) => self.adopt(None).await,
                 (false, true) => self.renew().await,
                 (false, false) => Ok(()),
@@ -134,10 +140,12 @@ impl Renewal {
                     self.tell(Input::RenewalFailed(error.to_string())).await;
                 }
             }
-            let wait = self.validity.wait(failures, rand::random()).max(at_least);
+            let wait = self.lifetime.wait(failures, rand::random()).max(at_least);
             tokio::select! {
                 () = self.inputs.closed() => return,
                 () = tokio::time::sleep(wait) => {}
+                // It is later than the host's clock had it, or earlier.
+                () = self.clock.told(), if !told => told = true,
             }
         }
     }
@@ -151,10 +159,10 @@ impl Renewal {
         let current = &self.parts.device;
         let wrong = |error: &dyn std::fmt::Display| RenewError::Answer(error.to_string());
         let identity = Identity::from_der(current.leaf()).map_err(|error| wrong(&error))?;
-        let tls = ClientTls::new(credentials(current, &identity));
+        let tls = ClientTls::new(credentials(current, &identity)).with_clock(self.clock.clone());
         let connection =
             self.transport.connect_service_somehow(&tls, &addresses, &self.as_name, Role::As).await?;
-        let renewed = renew(current, &connection).await;
+        let renewed = renew(current, &connection, &self.clock).await;
         connection.close(close::DONE, "done");
         self.adopt(Some(renewed?)).await
     }
@@ -167,11 +175,13 @@ impl Renewal {
             let identity = Identity::from_der(device.leaf()).map_err(|error| wrong(&error))?;
             let credentials = credentials(&device, &identity);
             let server = ServerTls::peer(&credentials).map_err(|error| wrong(&error))?;
+            let server = server.with_clock(self.clock.clone());
+            self.clock.raise_floor(identity.validity().not_before);
             self.transport.set_server(server).map_err(|error| wrong(&error))?;
-            self.validity = Validity::of(&identity);
+            self.lifetime = Lifetime::of(&identity);
             self.parts.device = device;
-            tracing::info!(not_after = self.validity.not_after, "this device's certificate was renewed");
-            self.tell(Input::Renewed { credentials, validity: self.validity }).await;
+            tracing::info!(not_after = self.lifetime.not_after, "this device's certificate was renewed");
+            self.tell(Input::Renewed { credentials, lifetime: self.lifetime }).await;
         }
         self.parts.state.save_identity(&self.parts.device)?;
         self.tell(Input::RenewalKept).await;
@@ -189,8 +199,8 @@ mod tests {
     use super::*;
 
     const DAY: i64 = 86_400;
-    const QUARTER: Validity = Validity { not_before: 0, not_after: 90 * DAY };
-    const HOURS: Validity = Validity { not_before: 0, not_after: 7_200 };
+    const QUARTER: Lifetime = Lifetime { not_before: 0, not_after: 90 * DAY };
+    const HOURS: Lifetime = Lifetime { not_before: 0, not_after: 7_200 };
 
     #[test]
     fn it_is_due_from_two_thirds_of_its_life_on() {
@@ -204,18 +214,18 @@ mod tests {
             (HOURS, 4_799, false),
             (HOURS, 4_800, true),
             // Nonsense is due at its end and overflows nothing.
-            (Validity { not_before: 5, not_after: 3 }, 2, false),
-            (Validity { not_before: 5, not_after: 3 }, 3, true),
-            (Validity { not_before: i64::MIN, not_after: i64::MAX }, 0, false),
+            (Lifetime { not_before: 5, not_after: 3 }, 2, false),
+            (Lifetime { not_before: 5, not_after: 3 }, 3, true),
+            (Lifetime { not_before: i64::MIN, not_after: i64::MAX }, 0, false),
         ];
-        for (validity, now, due) in cases {
-            assert_eq!(validity.is_due(now), due, "{validity:?} at {now}");
+        for (lifetime, now, due) in cases {
+            assert_eq!(lifetime.is_due(now), due, "{lifetime:?} at {now}");
         }
     }
 
     #[test]
     fn waits_double_up_to_an_hour_and_are_spread_over_their_second_half() {
-        let seconds = |validity: Validity, failures, random| validity.wait(failures, random).as_secs_f64();
+        let seconds = |lifetime: Lifetime, failures, random| lifetime.wait(failures, random).as_secs_f64();
         let cases = [
             (QUARTER, 0, 3_600.0),
             (QUARTER, 1, 15.0),
@@ -225,25 +235,25 @@ mod tests {
             (QUARTER, u32::MAX, 3_600.0),
             (HOURS, 0, 300.0),
             (HOURS, 9, 300.0),
-            (Validity { not_before: 0, not_after: 0 }, 0, 60.0),
+            (Lifetime { not_before: 0, not_after: 0 }, 0, 60.0),
         ];
-        for (validity, failures, most) in cases {
-            assert_eq!(seconds(validity, failures, 0.0), most / 2.0, "{validity:?} after {failures}");
-            let almost = seconds(validity, failures, 0.999);
-            assert!(almost > most * 0.99 && almost < most, "{validity:?} after {failures}: {almost}");
+        for (lifetime, failures, most) in cases {
+            assert_eq!(seconds(lifetime, failures, 0.0), most / 2.0, "{lifetime:?} after {failures}");
+            let almost = seconds(lifetime, failures, 0.999);
+            assert!(almost > most * 0.99 && almost < most, "{lifetime:?} after {failures}: {almost}");
         }
     }
 
     #[test]
     fn a_failure_has_many_attempts_before_the_certificate_ends() {
-        for validity in [QUARTER, HOURS] {
-            let mut now = validity.not_after - validity.life() / 3;
+        for lifetime in [QUARTER, HOURS] {
+            let mut now = lifetime.not_after - lifetime.life() / 3;
             let mut attempts = 0;
-            while now < validity.not_after {
+            while now < lifetime.not_after {
                 attempts += 1;
-                now += i64::try_from(validity.wait(attempts, 0.999).as_secs()).unwrap() + 1;
+                now += i64::try_from(lifetime.wait(attempts, 0.999).as_secs()).unwrap() + 1;
             }
-            assert!(attempts >= 10, "{attempts} for {validity:?}");
+            assert!(attempts >= 10, "{attempts} for {lifetime:?}");
         }
     }
 

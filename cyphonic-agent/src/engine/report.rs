@@ -14,7 +14,7 @@ use cyphonic_proto::node::{
     NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus,
 };
 
-use super::renewal::Validity;
+use super::renewal::Lifetime;
 use crate::control::netcheck::NetcheckReport;
 use crate::control::report::{
     CardReport, CertificateReport, CipherReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport,
@@ -61,7 +61,7 @@ pub(crate) struct Sources<'a> {
     pub(crate) started: Instant,
     pub(crate) udp_port: u16,
     pub(crate) nat64: Option<Nat64Prefix>,
-    pub(crate) certificate: Validity,
+    pub(crate) certificate: Lifetime,
     pub(crate) certificate_health: Option<HealthCheck>,
 }
 

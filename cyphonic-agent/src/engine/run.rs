@@ -11,7 +11,7 @@ use cyphonic_proto::node::{
     CachedState, CandidateSet, Node, PeerVia, ResolveError, Routes, Service, Target, TunnelActivity,
 };
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
-use cyphonic_transport::{ArrivingPeer, ClientTls, Connection, RelayedAddress, Responder, Transport};
+use cyphonic_transport::{ArrivingPeer, ClientTls, Clock, Connection, RelayedAddress, Responder, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
@@ -19,10 +19,10 @@ use tokio::task::JoinHandle;
 
 use super::input::Input;
 use super::mtu::InnerMtus;
-use super::renewal::{Renewal, Validity, unix_now};
+use super::renewal::{Lifetime, Renewal, unix};
 use super::report::{self, Surroundings};
 use super::services::{self, Way};
-use super::{EngineParts, Names};
+use super::{EngineParts, Names, time};
 use crate::control::{BackendError, ResetTarget};
 use crate::netcheck::{Netcheck, News, OwnPort};
 
@@ -45,6 +45,7 @@ pub(super) type Answer = oneshot::Sender<Result<Ipv6Addr, ResolveError>>;
 pub(crate) struct Engine {
     pub(super) node: Node,
     pub(super) tls: ClientTls,
+    pub(super) clock: Clock,
     pub(super) transport: Arc<Transport>,
     pub(super) port: Arc<UdpPort>,
     pub(super) ring: Arc<dyn EncapRing>,
@@ -54,7 +55,7 @@ pub(crate) struct Engine {
     pub(super) surroundings: Surroundings,
     pub(super) save: Box<dyn Fn(&CachedState) + Send>,
     pub(super) failure: Option<oneshot::Sender<String>>,
-    pub(super) certificate: Validity,
+    pub(super) certificate: Lifetime,
     pub(super) renewal_failure: Option<String>,
     pub(super) started: Instant,
     pub(super) services: HashMap<Service, ServiceConnection>,
@@ -84,10 +85,11 @@ impl Engine {
     /// The engine, and the task that renews its certificate.
     pub(crate) fn new(parts: EngineParts, inputs: mpsc::Sender<Input>, names: Names) -> (Self, Renewal) {
         let now = Instant::now();
-        let certificate = Validity::of(&parts.identity);
+        let certificate = Lifetime::of(&parts.identity);
         let renewal = Renewal {
             parts: parts.renewal,
-            validity: certificate,
+            lifetime: certificate,
+            clock: parts.clock.clone(),
             as_name: parts.node.as_name.clone(),
             transport: parts.transport.clone(),
             inputs: inputs.clone(),
@@ -97,7 +99,8 @@ impl Engine {
         parts.transport.mux().deliver_stun_to(own.clone());
         let engine = Self {
             node: Node::new(parts.node, rand::random(), now),
-            tls: ClientTls::new(parts.credentials),
+            tls: ClientTls::new(parts.credentials).with_clock(parts.clock.clone()),
+            clock: parts.clock,
             transport: parts.transport,
             netcheck: Netcheck::new(
                 parts.port.clone(),
@@ -195,10 +198,11 @@ impl Engine {
             Input::Cloud(addresses) => self.node.handle_as_addresses(now, addresses),
             Input::KeepOpen(names) => self.node.handle_keep_open(now, &names),
             Input::Reset { target, answer } => drop(answer.send(self.reset(now, target))),
-            Input::Renewed { credentials, validity } => {
-                self.tls = ClientTls::new(credentials);
-                self.certificate = validity;
+            Input::Renewed { credentials, lifetime } => {
+                self.tls = ClientTls::new(credentials).with_clock(self.clock.clone());
+                self.certificate = lifetime;
             }
+            Input::TimeTold => self.time_told(),
             Input::RenewalKept => self.renewal_failure = None,
             Input::RenewalFailed(reason) => self.renewal_failure = Some(reason),
             Input::Network(News::Findings(findings)) => self.node.handle_findings(now, findings),
@@ -293,7 +297,9 @@ impl Engine {
         message: Message,
         responder: Responder,
     ) {
-        if self.services.get(&service).is_none_or(|s| s.attempt != attempt) {
+        let open = self.services.get(&service).filter(|open| open.attempt == attempt);
+        // One that was let in only to tell the time has nothing to ask before.
+        if open.is_none_or(|open| !self.is_valid_now(&open.connection)) {
             return;
         }
         let exchange = ExchangeId(INBOUND_EXCHANGES | self.fresh());
@@ -320,6 +326,11 @@ impl Engine {
         if self.offered.remove(&id).is_none() {
             return;
         }
+        // TLS judged it by the clock of that moment.
+        if !self.is_identity_valid_now(&identity) {
+            connection.close(close::NOT_ALLOWED, "the certificate is not valid now");
+            return self.node.handle_peer_left(now, id);
+        }
         let via = self.via(connection.remote_address());
         self.peers.insert(id, (connection.clone(), responder));
         self.node.handle_peer_request(now, id, via, &identity, message, &connection);
@@ -332,6 +343,14 @@ impl Engine {
         match outcome {
             Ok((connection, message)) => {
                 let Some(identity) = connection.identity().cloned() else { return };
+                if !self.is_identity_valid_now(&identity) {
+                    connection.close(close::NOT_ALLOWED, "the certificate is not valid now");
+                    return self.node.handle_dial_failed(
+                        now,
+                        setup,
+                        "its certificate is not valid now".into(),
+                    );
+                }
                 let via = self.via(connection.remote_address());
                 self.dialled.insert(setup, connection.clone());
                 self.node.handle_peer_offer(now, setup, via, &identity, message, &connection);
@@ -427,8 +446,11 @@ impl Engine {
             udp_port: self.port.local_port(),
             nat64: self.port.nat64(),
             certificate: self.certificate,
-            certificate_health: self.certificate.health(self.renewal_failure.as_deref(), unix_now()),
+            certificate_health: self
+                .certificate
+                .health(self.renewal_failure.as_deref(), unix(self.clock.now())),
         });
+        report.health.extend(time::health(&self.clock));
         // As `mtu` has it: the host's interface follows the widest tunnel.
         report.interface.mtu = report.interface.mtu.max(self.mtus.largest().into());
         report

@@ -11,7 +11,7 @@ use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::node::{CachedState, NodeConfig, Timing, first_inner};
 use cyphonic_proto::tunnel::Suite;
-use cyphonic_transport::{Credentials, ServerTls, Transport};
+use cyphonic_transport::{Clock, Credentials, ServerTls, Transport};
 use futures_util::FutureExt;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -63,7 +63,9 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         .map_err(|error| failed("this device's address", error))?;
     let ground = Ground::lay(&config, &state, &netlink, overlay, prefix).await?;
     let port = ground.port()?;
-    let server = ServerTls::peer(&credentials).map_err(|error| failed("TLS", error))?;
+    let clock = Clock::new(identity.validity().not_before);
+    let server =
+        ServerTls::peer(&credentials).map_err(|error| failed("TLS", error))?.with_clock(clock.clone());
     let transport = Transport::start(port.clone(), Some((server, credentials.network)))
         .map(Arc::new)
         .map_err(|error| failed("QUIC", error))?;
@@ -103,6 +105,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         port,
         transport,
         ring: path.ring,
+        clock,
         renewal,
         surroundings,
         port_mapping: config.port_mapping == PortMapping::Auto,

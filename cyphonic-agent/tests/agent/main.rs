@@ -2,9 +2,11 @@
 //! tables in a network namespace. Needs root, `dig` (bind9-dnsutils), `ip` (iproute2) and `dbus-daemon`.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "fails the test")]
 
+mod clock;
 mod control;
 mod daemon;
 mod dns;
 mod netlink;
+mod overlay;
 mod renewal;
 mod resolved;

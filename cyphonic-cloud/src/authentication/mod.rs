@@ -101,6 +101,7 @@ impl Service {
             root_certificate: self.root.to_vec(),
             fqdn: issued.fqdn,
             virtual_address: issued.virtual_address.octets().to_vec(),
+            time: now,
         }))
     }
 
@@ -121,6 +122,7 @@ impl Service {
             observed: Some(endpoint::to_wire(observed)),
             protocol_version,
             nms_name: self.management.name.clone(),
+            time: now,
         }))
     }
 
@@ -139,7 +141,7 @@ impl Service {
             Err(error) => return Err(error.into()),
         }
         tracing::debug!(fqdn = device.fqdn, "certificate renewed");
-        Ok(Message::RenewResponse(RenewResponse { certificate_chain: self.chain(&issued) }))
+        Ok(Message::RenewResponse(RenewResponse { certificate_chain: self.chain(&issued), time: now }))
     }
 
     /// The device behind a certificate, if it still is one of ours. TLS has checked chain and validity.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cyphonic_proto::message::Message;
 use cyphonic_proto::nms::{Action, Nms, NmsConfig, NmsTiming};
 use cyphonic_proto::node::Relay;
 use cyphonic_transport::Connection;
@@ -156,7 +157,12 @@ impl Management {
     fn act(&mut self) {
         while let Some(action) = self.nms.poll_action() {
             match action {
-                Action::Respond { exchange, message } => self.sessions.respond(exchange, message),
+                Action::Respond { exchange, mut message } => {
+                    if let Message::RegistrationResponse(response) = &mut message {
+                        response.time = unix_now();
+                    }
+                    self.sessions.respond(exchange, message);
+                }
                 Action::Request { channel, exchange, message } => {
                     self.sessions.request(channel, exchange, message);
                 }

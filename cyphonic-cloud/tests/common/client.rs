@@ -13,7 +13,7 @@ use cyphonic_dataplane::udp::{Transmit, UdpPort};
 use cyphonic_proto::message::{EnrolResponse, Message};
 use cyphonic_proto::token::EnrolmentToken;
 use cyphonic_proto::{NetworkId, Role};
-use cyphonic_transport::{ClientTls, Connection, DialError, ServerTls, Transport, enrol as enrolment};
+use cyphonic_transport::{ClientTls, Clock, Connection, DialError, ServerTls, Transport, enrol as enrolment};
 
 use crate::common::{Device, Overlay, enrolled};
 
@@ -102,7 +102,8 @@ pub struct Member {
 /// Enrols over the network.
 pub async fn enrol(overlay: &Overlay, token: &EnrolmentToken) -> Member {
     let device = Device::new();
-    let connection = enrolment::connect(&[overlay.address], *token.root_sha256()).await.unwrap();
+    let connection =
+        enrolment::connect(&[overlay.address], *token.root_sha256(), &Clock::new(0)).await.unwrap();
     let answer = connection.open_exchange(&device.enrol_request(token)).await.unwrap();
     connection.close(0, "done");
     Member { answer: enrolled(answer), device }

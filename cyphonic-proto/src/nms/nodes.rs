@@ -136,6 +136,8 @@ impl Nms {
             relays: self.config.relays.iter().map(crate::node::Relay::to_wire).collect(),
             observed: Some(endpoint::to_wire(node.seen.1)),
             protocol_version: spoken,
+            // The shell's to tell: this machine has no such clock.
+            time: 0,
         }))
     }
 

@@ -457,6 +457,8 @@ fn log_in(conn: &Conn, request: &Message) -> Message {
             observed: Some(endpoint::to_wire(conn.observed)),
             protocol_version,
             nms_name: "nms.lab".into(),
+            // Simulated networks have no wall clock.
+            time: 0,
         }),
     }
 }

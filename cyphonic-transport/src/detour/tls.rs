@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
+use crate::clock::Clock;
 use crate::tls::{self, ClientTls, ServerTls, TlsError};
 
 /// How a node dials the detour of a service.
@@ -19,8 +20,11 @@ pub(crate) fn service_tls(tls: &ClientTls, role: Role) -> Result<Arc<rustls::Cli
 }
 
 /// How a device dials it that has no certificate yet.
-pub(crate) fn enrolment_tls(root_sha256: [u8; 32]) -> Result<Arc<rustls::ClientConfig>, TlsError> {
-    tls::enrolment_client(root_sha256, alpn::DETOUR).map(|(tls, _)| Arc::new(tls))
+pub(crate) fn enrolment_tls(
+    root_sha256: [u8; 32],
+    clock: &Clock,
+) -> Result<Arc<rustls::ClientConfig>, TlsError> {
+    tls::enrolment_client(root_sha256, alpn::DETOUR, clock).map(|(tls, _)| Arc::new(tls))
 }
 
 /// How a service's port accepts detours.

@@ -45,8 +45,19 @@ impl Authority {
 
     /// Keys and certificate of one holder.
     pub(crate) fn issue(&self, role: Role, fqdn: &str) -> Credentials {
+        self.issue_with(role, fqdn, |_| {})
+    }
+
+    /// The same, of which something more is said.
+    pub(crate) fn issue_with(
+        &self,
+        role: Role,
+        fqdn: &str,
+        say: impl FnOnce(&mut CertificateParams),
+    ) -> Credentials {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![fqdn.to_owned()]).unwrap();
+        say(&mut params);
         let uri = Ia5String::try_from(Identity::uri(self.network, role)).unwrap();
         params.subject_alt_names.push(SanType::URI(uri));
         if role == Role::Device {

@@ -5,6 +5,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::expect_used,
     clippy::print_stdout,
     reason = "a test fails by panicking, and tells what it measured"
 )]
@@ -15,4 +16,5 @@ mod overlay;
 #[path = "../common/programs.rs"]
 mod programs;
 mod udp_blocked;
+mod wrong_clock;
 mod xdp_relay;

@@ -1,0 +1,329 @@
+//! An overlay on loopback: the engine with a real port and transport against a real cloud. Only the ring is left out: no packet
+//! is sent here.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use cyphonic_agent::{
+    control::{
+        Backend, StatusReport,
+        report::{InterfaceReport, RingReport, ServiceKind, ServiceState},
+    },
+    engine::{self, EngineHandle, EngineParts, Inbox, Kernel, KernelFigures, RenewalParts, Surroundings},
+    state::{DeviceIdentity, StateDir},
+};
+use cyphonic_cloud::{
+    authentication::{ManagementService, Service},
+    config::Config,
+    installation::{self, Plan},
+    pki::{self, Authority},
+    register::{NewToken, Register},
+};
+use cyphonic_common::ConnectionId;
+use cyphonic_dataplane::{
+    relay::UserspaceRelay,
+    ring::{
+        Control, EncapRing, Path as RingPath, RingCounters, RingError, RingKind, TunnelId, TunnelInstall,
+        TunnelStats,
+    },
+    udp::UdpPort,
+};
+use cyphonic_proto::{
+    Message, NetworkId, alpn,
+    identity::{Identity, Role, sha256},
+    message::EnrolRequest,
+    node::{NodeConfig, Timing},
+    token::EnrolmentToken,
+    tunnel::Suite,
+    version,
+};
+use cyphonic_transport::{Clock, Credentials, ServerTls, Transport};
+use rcgen::CertificateParams;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::sync::oneshot;
+
+pub(crate) const ZONE: &str = "cyphonic.internal";
+pub(crate) const DAY: u64 = 86_400;
+
+/// Generous: the machine may be busy.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// An overlay whose services are on one loopback port.
+pub(crate) struct Overlay {
+    dir: tempfile::TempDir,
+    pub(crate) config: Config,
+    pub(crate) address: SocketAddr,
+}
+
+impl Overlay {
+    pub(crate) fn found() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let address = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let plan = Plan {
+            directory: dir.path().to_owned(),
+            zone: ZONE.into(),
+            listen: vec![address],
+            public: vec![address],
+            relays: Vec::new(),
+        };
+        let installed = installation::init(&plan, now()).unwrap();
+        Self { dir, config: Config::load(&installed.config).unwrap(), address }
+    }
+
+    pub(crate) fn authority(&self, name: &str) -> Authority {
+        let file = |end: &str| self.dir.path().join("pki").join(format!("{name}.{end}"));
+        Authority::load(&file("crt"), &file("key")).unwrap()
+    }
+
+    pub(crate) fn register(&self) -> Register {
+        Register::open(self.config.register.as_deref().unwrap()).unwrap()
+    }
+
+    pub(crate) fn token(&self, name: &str, at: u64, replaces: bool) -> EnrolmentToken {
+        let token = EnrolmentToken::new(pki::random().unwrap(), sha256(&self.root()));
+        let fqdn = format!("{name}.{ZONE}");
+        let new = NewToken { secret_hash: token.secret_hash(), fqdn, expires_at: at + 3600, replaces };
+        self.register().create_token(&new, at).unwrap();
+        token
+    }
+
+    pub(crate) fn root(&self) -> CertificateDer<'static> {
+        pki::read_certificates(&self.config.root).unwrap().remove(0)
+    }
+
+    /// Enrols a device at the AS of an earlier day: certificates live 90 days.
+    pub(crate) fn enrol(&self, name: &str, days_ago: u64, state: &Path) -> Device {
+        let then = now() - days_ago * DAY;
+        let register = Arc::new(self.register());
+        let token = self.token(name, then, false);
+        let state = StateDir::open(state).unwrap();
+        let key = state.key_or_generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+        let request = Message::EnrolRequest(EnrolRequest {
+            token_secret: token.secret().to_vec(),
+            csr,
+            protocol_version: version::CURRENT,
+        });
+        let management = ManagementService { name: format!("nms.svc.{ZONE}"), addresses: vec![self.address] };
+        let service = Service::new(
+            self.config.network.clone(),
+            register,
+            self.authority("devices"),
+            self.root(),
+            management,
+            self.config.device_certificate_lifetime,
+        );
+        let answer = service.answer(None, self.address, &request, then);
+        let Message::EnrolResponse(answer) = answer else { panic!("not enrolled: {answer:?}") };
+        let chain = answer.certificate_chain.into_iter().map(CertificateDer::from).collect();
+        let identity = DeviceIdentity::new(&key, chain, self.root()).unwrap();
+        state.save_identity(&identity).unwrap();
+        Device { state, identity, network: self.config.network.id }
+    }
+
+    /// Stands in for the overlay's services where they listen, and shows who comes.
+    pub(crate) fn services(&self) -> Endpoint {
+        let authority = self.authority("services");
+        let credentials = |name: &str, role| {
+            let name = format!("{name}.svc.{ZONE}");
+            let (chain, key) =
+                authority.issue_service(&self.config.network, &name, role, now(), DAY).unwrap();
+            Credentials {
+                chain,
+                key: PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+                root: self.root(),
+                network: self.config.network.id,
+            }
+        };
+        let (authentication, management) = (credentials("as", Role::As), credentials("nms", Role::Nms));
+        let tls = ServerTls::services(&management)
+            .and_then(|tls| tls.with_protocol(alpn::AS, &authentication))
+            .and_then(|tls| tls.with_protocol(alpn::NMS, &management))
+            .unwrap();
+        Endpoint::open(UdpPort::bind_to(self.address).unwrap(), Some((tls, self.config.network.id)))
+    }
+}
+
+/// An enrolled device.
+pub(crate) struct Device {
+    pub(crate) state: StateDir,
+    pub(crate) identity: DeviceIdentity,
+    network: NetworkId,
+}
+
+impl Device {
+    pub(crate) fn credentials(&self) -> Credentials {
+        Credentials {
+            chain: self.identity.chain().to_vec(),
+            key: self.identity.key().clone_key(),
+            root: self.identity.root().clone(),
+            network: self.network,
+        }
+    }
+
+    pub(crate) fn parsed(&self) -> Identity {
+        Identity::from_der(self.identity.leaf()).unwrap()
+    }
+
+    /// The engine of this device on a loopback port, with the cloud at this address.
+    pub(crate) fn run(&self, cloud: SocketAddr) -> (EngineHandle, Endpoint) {
+        self.run_by(cloud, Clock::new(0))
+    }
+
+    /// The same by this clock.
+    pub(crate) fn run_by(&self, cloud: SocketAddr, clock: Clock) -> (EngineHandle, Endpoint) {
+        let credentials = self.credentials();
+        let endpoint = Endpoint::open(
+            UdpPort::bind_to((Ipv4Addr::LOCALHOST, 0).into()).unwrap(),
+            Some((ServerTls::peer(&credentials).unwrap().with_clock(clock.clone()), self.network)),
+        );
+        let parts = EngineParts {
+            port_mapping: false,
+            clock,
+            credentials,
+            identity: self.parsed(),
+            node: NodeConfig {
+                pinned_relay: None,
+                identity: self.parsed(),
+                zone: ZONE.into(),
+                addresses: Vec::new(),
+                as_addresses: vec![cloud],
+                as_name: format!("as.svc.{ZONE}"),
+                cached: None,
+                suites: vec![Suite::Aes128Gcm],
+                inner_mtu: 1_420,
+                software_version: "0".into(),
+                timing: Timing::default(),
+            },
+            port: endpoint.port.clone(),
+            transport: endpoint.transport.clone(),
+            ring: Arc::new(NoRing),
+            renewal: RenewalParts {
+                device: self.identity.clone(),
+                state: self.state.clone(),
+                cloud: vec![cloud.to_string().parse().unwrap()],
+            },
+            surroundings: Surroundings {
+                interface: InterfaceReport::default(),
+                ring: RingReport::default(),
+                cards: Arc::default(),
+                ring_failure: None,
+                kernel: Arc::new(NoKernel),
+            },
+            save: Box::new(|_| ()),
+            mtus: tokio::sync::watch::channel(engine::PeerMtus::new()).0,
+            failure: oneshot::channel().0,
+        };
+        (engine::spawn(Inbox::new(), parts), endpoint)
+    }
+}
+
+/// A port, the thread that receives on it, and QUIC.
+pub(crate) struct Endpoint {
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) port: Arc<UdpPort>,
+    stop: Arc<AtomicBool>,
+    worker: Option<JoinHandle<()>>,
+}
+
+impl Endpoint {
+    pub(crate) fn open(port: UdpPort, server: Option<(ServerTls, NetworkId)>) -> Self {
+        let port = Arc::new(port);
+        let transport = Arc::new(Transport::start(port.clone(), server).unwrap());
+        let (mux, stop) = (transport.mux(), Arc::new(AtomicBool::new(false)));
+        let (udp, stopped) = (port.clone(), stop.clone());
+        let worker = std::thread::spawn(move || UserspaceRelay::new(0).run(udp, mux, stopped).unwrap());
+        Self { transport, port, stop, worker: Some(worker) }
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.port.wake();
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Without an interface there are no programs.
+struct NoKernel;
+
+impl Kernel for NoKernel {
+    fn figures(&self) -> KernelFigures {
+        KernelFigures::default()
+    }
+}
+
+/// Without peers there is nothing to encapsulate.
+struct NoRing;
+
+impl EncapRing for NoRing {
+    fn set_permissions(&self, _: Arc<cyphonic_dataplane::ring::Permissions>) {}
+
+    fn kind(&self) -> RingKind {
+        RingKind::Offload
+    }
+
+    fn install(&self, _: TunnelInstall) -> Result<(), RingError> {
+        Ok(())
+    }
+
+    fn expect(&self, _: ConnectionId) {}
+
+    fn forget(&self, _: ConnectionId) {}
+
+    fn remove(&self, _: TunnelId) {}
+
+    fn set_path(&self, _: TunnelId, _: RingPath) {}
+
+    fn set_mtu(&self, _: TunnelId, _: cyphonic_dataplane::ring::PathMtu) {}
+
+    fn send_control(&self, _: TunnelId, _: Control) {}
+
+    fn drop_held(&self, _: std::net::Ipv6Addr, _: bool) {}
+
+    fn force_key_update(&self, _: TunnelId) {}
+
+    fn tunnel_stats(&self, _: TunnelId) -> Option<TunnelStats> {
+        None
+    }
+
+    fn all_stats(&self) -> Vec<(TunnelId, TunnelStats)> {
+        Vec::new()
+    }
+
+    fn counters(&self) -> RingCounters {
+        RingCounters::default()
+    }
+}
+
+/// The first report that says what is waited for.
+pub(crate) async fn status_when(engine: &EngineHandle, says: impl Fn(&StatusReport) -> bool) -> StatusReport {
+    let deadline = tokio::time::Instant::now() + SOON;
+    loop {
+        let report = engine.status().await;
+        if says(&report) {
+            return report;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{report:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub(crate) fn registered(report: &StatusReport) -> bool {
+    report.services.iter().any(|s| s.kind == ServiceKind::Nms && s.state == ServiceState::Ready)
+}
