@@ -36,6 +36,9 @@ pub(crate) struct GridArgs {
     /// Only this pair of sites, as in `port:symmetric`.
     #[arg(long, value_name = "A:B")]
     pair: Option<String>,
+    /// With `--pair`: so often, each time with a new tunnel.
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "pair")]
+    times: usize,
     /// Leave tunnels without traffic for so long, as in `10m`, and see whether the first packet still arrives.
     #[arg(long, value_name = "TIME", value_parser = time)]
     idle: Option<Duration>,
@@ -124,7 +127,7 @@ fn grid(
     cancel: &Cancel,
 ) -> Result<()> {
     let outcomes = match &args.pair {
-        Some(pair) => one(topology, devices, pair, cancel)?,
+        Some(pair) => one(topology, devices, (pair, args.times), cancel)?,
         None => all(topology, devices, progress, cancel)?,
     };
     println!();
@@ -159,15 +162,25 @@ fn grid(
     Ok(())
 }
 
-/// One pair, in both directions.
-fn one(topology: &Topology, devices: &[Device], pair: &str, cancel: &Cancel) -> Result<Vec<Outcome>> {
+/// One pair, in both directions, so many times.
+fn one(
+    topology: &Topology,
+    devices: &[Device],
+    (pair, times): (&str, usize),
+    cancel: &Cancel,
+) -> Result<Vec<Outcome>> {
     let (a, b) = pair.split_once(':').context("write a pair as A:B")?;
     let find = |name: &str| {
         let known = || devices.iter().map(site).collect::<Vec<_>>().join(", ");
         let device = devices.iter().find(|device| site(device) == name);
         device.with_context(|| format!("there is no site `{name}`; there are: {}", known()))
     };
-    both_ways(topology, find(a)?, find(b)?, cancel)
+    let (a, b) = (find(a)?, find(b)?);
+    let mut outcomes = Vec::new();
+    for _ in 0..times {
+        outcomes.extend(both_ways(topology, a, b, cancel)?);
+    }
+    Ok(outcomes)
 }
 
 /// All pairs, by rounds in which every device has one partner.

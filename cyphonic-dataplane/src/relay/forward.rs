@@ -200,8 +200,17 @@ impl<'a> Forwarder<'a> {
                 continue;
             }
             let reason = drop_reason(&error);
-            self.counters.count_drop(reason, transmit.payload.len().div_ceil(stride) as u64);
-            return;
+            // What came with packets that are too large may be smaller: where a network passes no UDP, a node's probes of its
+            // path's size come in one message with the packet that followed them.
+            let alone = transmit.payload.len() <= stride;
+            let smaller =
+                if reason == DropReason::TooBig && !alone { transmit.payload.len() % stride } else { 0 };
+            let (lost, rest) = transmit.payload.split_at(transmit.payload.len() - smaller);
+            self.counters.count_drop(reason, lost.len().div_ceil(stride) as u64);
+            if rest.is_empty() {
+                return;
+            }
+            transmit.payload = rest;
         }
     }
 }

@@ -333,6 +333,14 @@ fn what_the_next_link_cannot_carry_or_reach_is_counted() {
     // Fits loopback's MTU over IPv4, not over IPv6.
     a.send_to(&packet(data_cid(0x91), 65_500, 1), lab.v4()).expect("sent");
     lab.await_drops(DropReason::TooBig, 1);
+    // What follows it in one message does fit.
+    let sender = UdpPort::bind_to(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("port");
+    let together = Leg::new(sender.local_addr(), addr(&b), data_cid(0x92));
+    lab.relay.insert(data_cid(0x94), together).expect("bound");
+    let burst = [packet(data_cid(0x94), 65_490, 1), packet(data_cid(0x94), 17, 2)].concat();
+    sender.send(&Transmit { segment_size: Some(65_490), ..Transmit::new(lab.v4(), &burst) }).expect("sent");
+    assert_eq!(receive(&b).0, packet(data_cid(0x92), 17, 2));
+    lab.await_drops(DropReason::TooBig, 2);
     // Nobody is a broadcast address, and sockets that were not made for it may not send there.
     let nowhere = Leg { to: "127.255.255.255:9".parse().expect("address"), ..leg(&a, &a, data_cid(0x92)) };
     lab.relay.insert(data_cid(0x93), nowhere).expect("bound");

@@ -97,6 +97,11 @@ impl PingReport {
         self.sent.saturating_sub(self.received)
     }
 
+    /// The requests without answer, by number from 1.
+    pub fn missing(&self) -> Vec<u32> {
+        (1..=self.sent).filter(|number| !self.sequence.contains(number)).collect()
+    }
+
     /// How many requests from the first on went unanswered.
     pub fn lost_at_start(&self) -> u32 {
         self.sequence.iter().min().map_or(self.sent, |first| first.saturating_sub(1))
@@ -199,6 +204,7 @@ rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
     fn what_ping_sends_beyond_what_it_was_asked_is_not_counted() {
         let report = parse(IPV6).unwrap().of_first(2);
         assert_eq!((report.sent, report.received, report.lost()), (2, 1, 1));
+        assert_eq!(report.missing(), [1]);
         assert_eq!((report.sequence, report.rtts_ms), (vec![2], vec![0.312]));
     }
 

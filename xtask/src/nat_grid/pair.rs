@@ -31,6 +31,8 @@ pub(super) struct Outcome {
     /// From the set-up through a relay to the direct path.
     pub(super) upgrade_ms: Option<f64>,
     pub(super) lost: u32,
+    /// Which, of the first pings of the tunnel.
+    pub(super) missing: Vec<u32>,
     /// Why it is relayed or failed, as the agent words it.
     pub(super) why: String,
 }
@@ -58,6 +60,7 @@ impl Outcome {
             setup_ms: None,
             upgrade_ms: None,
             lost: 0,
+            missing: Vec::new(),
             why,
         }
     }
@@ -107,6 +110,7 @@ pub(super) fn measure(from: &Device, to: &Device, punchable: bool, cancel: &Canc
         setup_ms: resolved["took_ms"].as_f64(),
         upgrade_ms,
         lost: report.lost(),
+        missing: report.missing(),
         why,
     })
 }

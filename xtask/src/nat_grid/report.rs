@@ -79,8 +79,9 @@ pub(super) fn remarks(outcomes: &[Outcome]) -> Vec<String> {
     let slow =
         slow.map(|(outcome, time)| format!("{} to {} was set up in {time:.0} ms", outcome.from, outcome.to));
     let lost = outcomes.iter().filter(|outcome| outcome.lost > 0);
-    let lost =
-        lost.map(|outcome| format!("{} to {} lost {} packet(s)", outcome.from, outcome.to, outcome.lost));
+    let lost = lost.map(|outcome| {
+        format!("{} to {} lost {} packet(s): {:?}", outcome.from, outcome.to, outcome.lost, outcome.missing)
+    });
     slow.chain(lost).collect()
 }
 
