@@ -180,7 +180,7 @@ fn a_relayed_tunnel_moves_to_tcp_when_udp_is_blocked_and_back_when_it_is_not() {
 
     world.block_udp("a");
     let lost = gap(&stream(&mut world, "a", "b", 20 * SECOND));
-    assert!(lost < 7 * SECOND, "blocked, and silent for {lost:?}");
+    assert!(lost < 3 * SECOND, "blocked, and silent for {lost:?}");
     assert!(all_by_tcp(&world, "a"), "{:?}", world.ways("a"));
     assert_eq!(world.hosts["a"].installs, installs, "the tunnel went on");
 
@@ -189,6 +189,25 @@ fn a_relayed_tunnel_moves_to_tcp_when_udp_is_blocked_and_back_when_it_is_not() {
     assert!(all_by_udp(&world, "a"), "{:?}", world.ways("a"));
     assert!(lost < SECOND / 2, "free again, and silent for {lost:?}");
     assert_eq!(world.hosts["a"].installs, installs, "the tunnel went on");
+}
+
+#[test]
+fn a_peer_that_only_receives_is_no_reason_to_leave_a_relay() {
+    let mut world = World::new(5);
+    world.no_direct = true;
+    world.add("a", Some(PortRestricted), None);
+    world.add("b", Some(PortRestricted), None);
+    world.settle();
+    world.resolves("a", "b").unwrap();
+    let connected = |world: &World| {
+        let status = world.hosts["a"].node.as_ref().unwrap().status();
+        status.services.into_iter().map(|service| (service.service, service.since)).collect::<Vec<_>>()
+    };
+    assert!(world.talk("a", "b", 5 * SECOND));
+    let before = connected(&world);
+    assert_eq!(stream(&mut world, "a", "b", 60 * SECOND).len(), 0);
+    assert_eq!(connected(&world), before, "its relay was asked, and nothing else was done");
+    assert!(all_by_udp(&world, "a"), "{:?}", world.ways("a"));
 }
 
 #[test]

@@ -78,14 +78,17 @@ impl Node {
         remotes.into_iter().for_each(|remote| self.probe(now, id, remote));
     }
 
-    /// A tunnel that takes packets and brings none is perhaps on a dead path. Where there is no other, silence is borne for
-    /// longer.
+    /// A tunnel that takes packets and brings none is perhaps on a dead path. Where there is no other, the tunnel bears silence
+    /// for longer, and only its relay is asked: that may be beyond reach, and found again another way.
     pub(in crate::node) fn judge_silence(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let paths = &tunnel.paths;
         let silent = tunnel.unanswered_since.is_some_and(|since| since + paths.silence() <= now);
         let spare = !paths.is_relayed() || paths.targets.iter().any(|t| !t.is_relay() && t.proved.is_some());
-        if silent && spare && tunnel.last_rx.is_some() && !paths.is_doubted() {
+        let silent = silent && tunnel.last_rx.is_some() && !paths.is_doubted();
+        if silent && !spare {
+            self.doubt_way(now, id);
+        } else if silent {
             self.begin_doubt(now, id, Race::No);
             if let Some(doubt) = self.tunnels.get_mut(&id).and_then(|tunnel| tunnel.paths.doubt.as_mut()) {
                 doubt.silent = true;
