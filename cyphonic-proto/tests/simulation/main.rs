@@ -13,6 +13,7 @@ mod host;
 mod moves;
 mod mtu;
 mod nat;
+mod nat64;
 mod net;
 mod paths;
 mod relay_choice;

@@ -31,7 +31,7 @@ fn tunnels(world: &World, name: &str) -> Vec<TunnelId> {
 }
 
 /// A host whose every network leads everywhere in its family.
-struct Families(Vec<Uplink>);
+pub(crate) struct Families(pub(crate) Vec<Uplink>);
 
 impl Routes for Families {
     fn source_for(&self, remote: SocketAddr) -> Option<IpAddr> {

@@ -32,7 +32,7 @@ fn relay_first(message: &mut Message) {
     }
 }
 
-fn pair(a: [Option<Gate>; 2], b: [Option<Gate>; 2]) -> World {
+pub(crate) fn pair(a: [Option<Gate>; 2], b: [Option<Gate>; 2]) -> World {
     let mut world = World::new(21);
     world.tamper = Some(relay_first);
     world.add("a", a[0], a[1]);
@@ -42,7 +42,7 @@ fn pair(a: [Option<Gate>; 2], b: [Option<Gate>; 2]) -> World {
 }
 
 impl World {
-    fn path(&self, device: &str) -> PathStatus {
+    pub(crate) fn path(&self, device: &str) -> PathStatus {
         self.only_tunnel(device).path
     }
 
@@ -51,7 +51,7 @@ impl World {
         status.peers.into_iter().find_map(|peer| peer.tunnels.into_iter().next()).unwrap()
     }
 
-    fn is_direct(&self, device: &str) -> bool {
+    pub(crate) fn is_direct(&self, device: &str) -> bool {
         self.only_tunnel(device).route != RouteKind::Relay
     }
 
