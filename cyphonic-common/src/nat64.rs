@@ -6,6 +6,7 @@
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::num::NonZeroU64;
 
 /// The IPv4 addresses of `ipv4only.arpa`, by which a prefix is recognised (RFC 7050 §2.2). Nobody has them.
 pub const WELL_KNOWN_ADDRESSES: [Ipv4Addr; 2] =
@@ -27,7 +28,7 @@ const RESERVED: u128 = 0xff << 56;
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Nat64Prefix {
     high: u64,
-    low: u64,
+    low: NonZeroU64,
 }
 
 impl Nat64Prefix {
@@ -41,7 +42,10 @@ impl Nat64Prefix {
         if !allowed || !forwarded || bits & RESERVED != 0 || bits & !mask(length) != 0 {
             return None;
         }
-        Some(Self { high: (bits >> 64) as u64, low: (bits as u64) | length as u64 })
+        match NonZeroU64::new((bits as u64) | length as u64) {
+            Some(low) => Some(Self { high: (bits >> 64) as u64, low }),
+            None => None,
+        }
     }
 
     /// The one prefix that `ipv4only.arpa`'s AAAA records speak of (RFC 7050 §3): the addresses in them are the well-known
@@ -66,7 +70,7 @@ impl Nat64Prefix {
 
     /// The words it consists of.
     pub const fn to_words(self) -> [u64; 2] {
-        [self.high, self.low]
+        [self.high, self.low.get()]
     }
 
     /// The prefix of words that [`to_words`](Self::to_words) gave; none of words that it never gives.
@@ -82,14 +86,13 @@ impl Nat64Prefix {
 
     /// How many bits it has.
     pub const fn length(self) -> u8 {
-        self.low as u8
+        self.low.get() as u8
     }
 
     /// The address by which `ip` is reached through the translator; none where it is not to be.
     ///
     /// Not to be: what means this host, this link or many hosts; and, under the well-known prefix, private addresses
     /// (RFC 6052 §3.1), since that prefix is for what is the same everywhere.
-    #[inline]
     pub fn embed(self, ip: Ipv4Addr) -> Option<Ipv6Addr> {
         if !self.carries(ip) {
             return None;
@@ -110,7 +113,6 @@ impl Nat64Prefix {
     }
 
     /// The address that [`embed`](Self::embed) makes this one of; none where it does so of no address.
-    #[inline]
     pub fn extract(self, ip: Ipv6Addr) -> Option<Ipv4Addr> {
         let (bits, length) = (ip.to_bits(), self.length());
         if bits & mask(length) != self.bits() || (length != 96 && bits & RESERVED != 0) {
@@ -133,7 +135,6 @@ impl Nat64Prefix {
     }
 
     /// Where a datagram to `remote` goes from a host that has IPv6 alone.
-    #[inline]
     pub fn outward(self, remote: SocketAddr) -> SocketAddr {
         match remote.ip() {
             IpAddr::V4(ip) => self.embed(ip).map_or(remote, |ip| SocketAddr::from((ip, remote.port()))),
@@ -142,7 +143,6 @@ impl Nat64Prefix {
     }
 
     /// Whom a datagram from `remote` comes from.
-    #[inline]
     pub fn inward(self, remote: SocketAddr) -> SocketAddr {
         match remote.ip() {
             IpAddr::V6(ip) => self.extract(ip).map_or(remote, |ip| SocketAddr::from((ip, remote.port()))),
@@ -151,7 +151,7 @@ impl Nat64Prefix {
     }
 
     const fn bits(self) -> u128 {
-        ((self.high as u128) << 64) | (self.low & !0xff) as u128
+        ((self.high as u128) << 64) | (self.low.get() & !0xff) as u128
     }
 
     /// Both ways: a source that claims to be this host or its link through the translator is nobody's.
@@ -163,7 +163,7 @@ impl Nat64Prefix {
     }
 
     const fn is_well_known(self) -> bool {
-        self.high == WELL_KNOWN_HIGH && self.low == 96
+        self.high == WELL_KNOWN_HIGH && self.low.get() == 96
     }
 }
 

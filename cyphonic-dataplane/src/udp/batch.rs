@@ -64,8 +64,7 @@ impl RecvBatch {
             move |(buffer, meta)| {
                 let len = meta.len.min(BUFFER_LEN);
                 Message {
-                    from: translation
-                        .map_or(canonical(meta.addr), |prefix| prefix.inward(canonical(meta.addr))),
+                    from: inward(canonical(meta.addr), translation),
                     local_ip: meta.dst_ip.map(|ip| ip.to_canonical()),
                     ecn: meta.ecn.map(|ecn| ecn as u8),
                     payload: &mut buffer[..len],
@@ -98,5 +97,14 @@ impl RecvBatch {
         let slices = &mut slices[..self.messages];
         self.received = state.recv(UdpSockRef::from(socket), slices, &mut self.metas)?;
         Ok(self.received)
+    }
+}
+
+/// What comes from within a translator's prefix comes from IPv4.
+#[inline]
+fn inward(from: SocketAddr, translation: Option<Nat64Prefix>) -> SocketAddr {
+    match translation {
+        None => from,
+        Some(prefix) => prefix.inward(from),
     }
 }

@@ -319,9 +319,11 @@ impl UdpPort {
     fn wire_address(&self, dest: SocketAddr) -> io::Result<SocketAddr> {
         match (self.ipv6, dest) {
             (true, SocketAddr::V4(v4)) => {
-                let translated = self.nat64().and_then(|prefix| prefix.embed(*v4.ip()));
-                let ip = translated.unwrap_or_else(|| v4.ip().to_ipv6_mapped());
-                Ok(SocketAddr::from((ip, v4.port())))
+                let mapped = |ip: Ipv4Addr| SocketAddr::from((ip.to_ipv6_mapped(), v4.port()));
+                match self.nat64().map(|prefix| prefix.outward(dest)) {
+                    None | Some(SocketAddr::V4(_)) => Ok(mapped(*v4.ip())),
+                    Some(translated) => Ok(translated),
+                }
             }
             (false, SocketAddr::V6(_)) => {
                 Err(io::Error::new(io::ErrorKind::NetworkUnreachable, "this port is open on IPv4 only"))

@@ -22,6 +22,7 @@ impl Translation {
         if self.words[1].load(Ordering::Relaxed) == 0 { None } else { self.read() }
     }
 
+    #[cold]
     fn read(&self) -> Option<Nat64Prefix> {
         loop {
             let before = self.version.load(Ordering::Acquire);
