@@ -22,10 +22,10 @@ use cyphonic_lab::figures::{Figure, Figures};
 use self::guest::{Disk, PC, System};
 use self::image::Kernel;
 use self::report::Report;
-use self::suites::Tests;
+use self::suites::{Extent, Tests};
 use crate::bench::document::{Kept, publish};
 use crate::target::Target;
-use crate::{ebpf, setup, workspace};
+use crate::{aarch64, ebpf, setup, workspace};
 
 /// The series to test: what Debian 12 and 13 run. The host's own kernel comes last.
 const SERIES: [&str; 2] = ["6.1", "6.12"];
@@ -48,7 +48,7 @@ pub(crate) struct KernelsArgs {
 pub(crate) fn run(args: &KernelsArgs) -> Result<()> {
     setup::emulator()?;
     ebpf::build()?;
-    let tests = Tests::build(Target::Amd64)?;
+    let tests = Tests::build(Target::Amd64, Extent::Whole)?;
     let wanted = |series: &str| args.only.is_empty() || args.only.iter().any(|only| only == series);
     let mut figures = Figures::new("test-kernels");
     let mut reports = Vec::new();
@@ -74,10 +74,39 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<()> {
     if args.only.is_empty() {
         publish(Kept::Kernels, &figures)?;
     }
-    match reports.iter().find_map(|(series, report)| report.failure().map(|why| (series, why))) {
-        None => Ok(()),
-        Some((series, why)) => bail!("on {series}: {why}"),
-    }
+    let failures: Vec<_> = failures(&reports).collect();
+    if failures.is_empty() { Ok(()) } else { bail!("{}", failures.join("; ")) }
+}
+
+/// What went wrong, in words, a kernel with a failure each.
+pub(crate) fn failures(reports: &[(String, Report)]) -> impl Iterator<Item = String> {
+    reports.iter().filter_map(|(series, report)| Some(format!("on {series}: {}", report.failure()?)))
+}
+
+/// `(6, 1)` of `6.1.0-56-cloud-amd64`.
+pub(crate) fn version(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// What `cargo xtask test` has of the emulated kernels, this machine's kind and 64-bit ARM: [`Extent::Short`]. While the
+/// first ones run, what the last one needs is built, so that no processor is idle. The host's kernel has all tests anyway.
+///
+/// # Errors
+/// Something could not be had or built. That a kernel fails is in its report.
+pub(crate) fn short() -> Result<Vec<(String, Report)>> {
+    let tests = Tests::build(Target::Amd64, Extent::Short)?;
+    let kernels = SERIES.map(image::fetch).into_iter().collect::<Result<Vec<_>>>()?;
+    std::thread::scope(|scope| {
+        let raspberry = scope.spawn(aarch64::Short::prepare);
+        let mut reports = Vec::new();
+        for (series, kernel) in SERIES.into_iter().zip(kernels) {
+            reports.push((format!("{series} on {}", Target::Amd64.debian()), boot(&kernel, &tests)?));
+        }
+        let raspberry = raspberry.join().unwrap_or_else(|_| bail!("the thread that builds for it died"))?;
+        reports.push((raspberry.name(), raspberry.run()?));
+        Ok(reports)
+    })
 }
 
 /// Boots a kernel with the tests as its only programs.
@@ -127,10 +156,14 @@ pub(crate) fn tell(reports: &[(String, Report)], figures: &mut Figures) {
 
 /// The verifiers' section of `docs/performance.md`.
 pub(crate) fn section(figures: &Figures) -> String {
-    let mut text = String::from(TEXT);
+    TEXT.to_owned() + &table(figures, &[SERIES[0], SERIES[1], HOST])
+}
+
+/// What the verifiers walked and what the tests said, a line a program and a column a kernel.
+pub(crate) fn table(figures: &Figures, kernels: &[&str]) -> String {
+    let mut text = String::new();
     let releases: BTreeMap<&str, &str> = figures.notes().collect();
-    let kernels: Vec<&str> =
-        SERIES.into_iter().chain([HOST]).filter(|kernel| releases.contains_key(kernel)).collect();
+    let kernels: Vec<&str> = kernels.iter().copied().filter(|kernel| releases.contains_key(kernel)).collect();
     let row = |text: &mut String, what: &str, cell: &dyn Fn(&str) -> String| {
         let cells: Vec<String> = kernels.iter().map(|kernel| cell(kernel)).collect();
         let _ = writeln!(text, "| {what} | {} |", cells.join(" | "));

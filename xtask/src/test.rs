@@ -10,11 +10,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{ebpf, setup, shell};
+use crate::kernels::report::Report;
+use crate::{aarch64, ebpf, kernels, setup, shell};
 
 /// Which tests to run.
 #[derive(Debug, Default, Args)]
 pub(crate) struct TestArgs {
+    /// Only the part in emulated machines: the eBPF programs on other kernels.
+    #[arg(long)]
+    emulated: bool,
     /// Arguments for `cargo test`, for example `-p cyphonic-lab`. All tests of the workspace by default.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
@@ -25,8 +29,21 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     let start = Instant::now();
     setup::lab()?;
     setup::vagrant()?;
+    // A choice of tests is about one's own change, seldom about other kernels.
+    let emulated = args.emulated || args.arguments.is_empty();
+    if emulated {
+        aarch64::Short::set_up()?;
+    }
     ebpf::build()?;
-    let total = cargo_test(&args.arguments)?;
+    let mut total = if args.emulated {
+        Total { cargo_succeeded: true, ..Total::default() }
+    } else {
+        cargo_test(&args.arguments)?
+    };
+    if emulated {
+        println!("test: the eBPF programs on other kernels, emulated");
+        total.add_kernels(kernels::short());
+    }
     println!("\ntest: {} in {:.0} s", total.describe(), start.elapsed().as_secs_f64());
     total.into_result()
 }
@@ -92,6 +109,32 @@ impl Total {
         }
     }
 
+    /// Adds what the emulated kernels said. One that did not come to its end, or could not be started, is a test that
+    /// failed.
+    fn add_kernels(&mut self, reports: Result<Vec<(String, Report)>>) {
+        let reports = match reports {
+            Ok(reports) => reports,
+            Err(error) => {
+                println!("test: no other kernel was tried: {error:#}");
+                self.failed += 1;
+                return;
+            }
+        };
+        for (kernel, report) in reports {
+            self.programs += report.suites;
+            self.passed += report.passed as u64;
+            self.failed += report.failed as u64;
+            let (programs, passed, failed) = (report.programs.len(), report.passed, report.failed);
+            println!(
+                "test: Linux {kernel}: {programs} programs loaded, {passed} tests passed, {failed} failed"
+            );
+            if let Some(why) = report.failure() {
+                println!("test: Linux {kernel}: {why}");
+                self.failed += u64::from(report.failed == 0);
+            }
+        }
+    }
+
     fn describe(&self) -> String {
         let Self { programs, passed, failed, ignored, .. } = self;
         format!(
@@ -133,6 +176,22 @@ mod tests {
         assert_eq!(total, expected);
         assert_eq!(total.describe(), "total 44 tests in 2 programs: 43 passed, 0 failed, 1 ignored");
         assert!(total.into_result().is_ok());
+    }
+
+    #[test]
+    fn a_kernel_that_fails_or_is_not_there_is_a_failed_test() {
+        let good =
+            "program agent/x: verified_instructions=4 \ntest result: ok. 3 passed; 0 failed;\nguest: end\n";
+        let report = |text: &str| ("6.1 on amd64".to_owned(), Report::parse(text));
+        let mut total = Total { cargo_succeeded: true, ..Total::default() };
+        total.add_kernels(Ok(vec![report(good)]));
+        assert_eq!((total.programs, total.passed, total.failed), (1, 3, 0));
+        total.add_kernels(Ok(vec![report(good), report("kernel panic")]));
+        assert_eq!((total.programs, total.passed, total.failed), (2, 6, 1));
+        total.add_kernels(Ok(vec![report(&good.replace("0 failed", "2 failed"))]));
+        assert_eq!(total.failed, 3);
+        total.add_kernels(Err(anyhow::anyhow!("no emulator")));
+        assert_eq!(total.into_result().unwrap_err().to_string(), "4 tests failed");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use cyphonic_lab::figures::Figures;
 
 use super::promises::judge_tunnels;
 use super::{crypto, relay, tunnels};
-use crate::{fuzz, kernels, workspace};
+use crate::{aarch64, fuzz, kernels, workspace};
 
 const HEAD: &str = include_str!("document/head.md");
 const METHOD: &str = include_str!("document/method.md");
@@ -24,6 +24,7 @@ pub(crate) enum Kept {
     Relay,
     Crypto,
     Kernels,
+    Aarch64,
     Fuzz,
 }
 
@@ -34,6 +35,7 @@ impl Kept {
             Self::Relay => "relay.json",
             Self::Crypto => "crypto.json",
             Self::Kernels => "kernels.json",
+            Self::Aarch64 => "aarch64.json",
             Self::Fuzz => "fuzz.json",
         })
     }
@@ -56,10 +58,11 @@ pub(super) fn render() -> Result<()> {
         render_tunnels(&figures, &mut text)?;
     }
     let relay: Section = |figures| relay::section(|name| figures.get(name).map(|figure| figure.value));
-    let others: [(Kept, Section); 4] = [
+    let others: [(Kept, Section); 5] = [
         (Kept::Relay, relay),
         (Kept::Crypto, crypto::section),
         (Kept::Kernels, kernels::section),
+        (Kept::Aarch64, aarch64::section),
         (Kept::Fuzz, fuzz::section),
     ];
     for (kept, section) in others {

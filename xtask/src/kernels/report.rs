@@ -17,6 +17,8 @@ pub(crate) struct Program {
 pub(crate) struct Report {
     pub(crate) programs: Vec<Program>,
     pub(crate) refused: Vec<String>,
+    /// Test programs that came to their end.
+    pub(crate) suites: u64,
     pub(crate) passed: usize,
     pub(crate) failed: usize,
     failures: Vec<String>,
@@ -38,6 +40,7 @@ impl Report {
             } else if line.starts_with("test ") && line.ends_with("FAILED") {
                 report.failures.push(line.to_owned());
             } else if let Some(result) = line.strip_prefix("test result: ") {
+                report.suites += 1;
                 report.passed += before(result, " passed");
                 report.failed += before(result, " failed");
             }
@@ -85,7 +88,7 @@ mod tests {
     #[test]
     fn a_good_run_is_counted() {
         let report = Report::parse(GOOD);
-        assert_eq!((report.passed, report.failed, report.failure()), (31, 0, None));
+        assert_eq!((report.suites, report.passed, report.failed, report.failure()), (2, 31, 0, None));
         let last = Program { name: "relay/cyphonic_relay".into(), instructions: 2051 };
         assert_eq!(report.programs.last(), Some(&last));
         assert_eq!(report.programs.len(), 2);

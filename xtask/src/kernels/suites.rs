@@ -12,40 +12,67 @@ use crate::{shell, workspace};
 
 /// Programs that the tests call.
 pub(crate) const TOOLS: [&str; 3] = ["ip", "ethtool", "sysctl"];
-/// The library's tests that exercise programs by `BPF_PROG_TEST_RUN`, and those on devices.
-const FILTERS: [&str; 3] = ["bpf::", "relay::xdp::", "xsk::"];
-/// The integration tests that exercise programs and AF_XDP.
-const INTEGRATION: [&str; 2] = ["relay_program", "xsk"];
 /// Tests of what a kernel gained later, and that kernel.
 const NEWER: [(&str, (u32, u32)); 1] = [("by_tcx", (6, 6))];
+
+/// How much is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extent {
+    /// Every test of programs and of AF_XDP.
+    Whole,
+    /// What [`crate::test`] has time for: every program loaded and its verdicts checked, without the tests that send tens of
+    /// thousands of frames, race threads or count seconds.
+    Short,
+}
+
+impl Extent {
+    /// The library's tests that exercise programs by `BPF_PROG_TEST_RUN`, and those on devices.
+    fn filters(self) -> &'static [&'static str] {
+        match self {
+            Self::Whole => &["bpf::", "relay::xdp::", "xsk::"],
+            Self::Short => &["bpf::"],
+        }
+    }
+
+    /// The integration tests that exercise programs and AF_XDP.
+    fn integration(self) -> &'static [&'static str] {
+        match self {
+            Self::Whole => &["relay_program", "xsk"],
+            Self::Short => &["relay_program"],
+        }
+    }
+
+    fn left_out(self) -> &'static [&'static str] {
+        match self {
+            Self::Whole => &[],
+            Self::Short => &["once_a_second", "damaged_frames", "half_a_leg", "one_anothers_way"],
+        }
+    }
+}
 
 /// The test programs, as cargo built them.
 #[derive(Debug)]
 pub(crate) struct Tests {
     target: Target,
+    extent: Extent,
     /// The data plane's unit tests.
     library: PathBuf,
     /// The test that loads every program.
     load: PathBuf,
-    /// [`INTEGRATION`].
+    /// [`Extent::integration`].
     integration: Vec<PathBuf>,
 }
 
 impl Tests {
     /// Builds them for a machine.
-    pub(crate) fn build(target: Target) -> Result<Self> {
+    pub(crate) fn build(target: Target, extent: Extent) -> Result<Self> {
         let mut cargo = shell::cargo();
-        cargo.args([
-            "test",
-            "--no-run",
-            "--locked",
-            "-p",
-            "cyphonic-dataplane",
-            "--lib",
-            "--test",
-            "programs_load",
-        ]);
-        cargo.args(INTEGRATION.iter().flat_map(|test| ["--test", test]));
+        cargo.args(["test", "--no-run", "--locked"]);
+        // What `cargo test --workspace` built here is taken as it is: built for one package, its dependencies would have
+        // other features, and be built again.
+        cargo.args(if target.is_host() { &["--workspace"][..] } else { &["-p", "cyphonic-dataplane"] });
+        cargo.args(["--lib", "--test", "programs_load"]);
+        cargo.args(extent.integration().iter().flat_map(|test| ["--test", test]));
         target.configure(&mut cargo);
         cargo.arg("--message-format=json").stderr(Stdio::inherit());
         let output = cargo.output().context("cannot start cargo")?;
@@ -61,15 +88,16 @@ impl Tests {
                 .find_map(|message| message["executable"].as_str().map(PathBuf::from))
                 .with_context(|| format!("cargo built no test program {name}"))
         };
-        let integration = INTEGRATION.iter().map(|test| find(test)).collect::<Result<_>>()?;
-        Ok(Self { target, library: find("cyphonic_dataplane")?, load: find("programs_load")?, integration })
+        let integration = extent.integration().iter().map(|test| find(test)).collect::<Result<_>>()?;
+        let (library, load) = (find("cyphonic_dataplane")?, find("programs_load")?);
+        Ok(Self { target, extent, library, load, integration })
     }
 
     /// Runs them on the host, as the guest would.
     pub(super) fn run_here(&self) -> Result<Report> {
         let mut text = String::new();
         let integration = self.integration.iter().map(|program| (program, vec![]));
-        let programs = [(&self.load, vec!["--nocapture"]), (&self.library, FILTERS.to_vec())];
+        let programs = [(&self.load, vec!["--nocapture"]), (&self.library, self.extent.filters().to_vec())];
         for (program, arguments) in programs.into_iter().chain(integration) {
             let mut command = shell::as_root("env")?;
             command.arg(format!("CYPHONIC_EBPF_OBJECTS={}", workspace::ebpf_objects().display()));
@@ -95,21 +123,21 @@ impl Tests {
             let name = object.file_name().unwrap_or_default().to_string_lossy().into_owned();
             disk.file(&object, &format!("objects/{name}"))?;
         }
-        let skips: String = newer_than(release).map(|test| format!(" --skip {test}")).collect();
+        let skips = newer_than(release).chain(self.extent.left_out().iter().copied());
+        let skips: String = skips.map(|test| format!(" --skip {test}")).collect();
         Ok(format!(
             "export CYPHONIC_EBPF_OBJECTS=/objects\n\
              /tests/load --nocapture --test-threads=1 2>&1\n\
              /tests/library {} --test-threads=1{skips} 2>&1\n\
-             for test in /tests/integration-*; do $test --test-threads=1 2>&1; done\n",
-            FILTERS.join(" ")
+             for test in /tests/integration-*; do $test --test-threads=1{skips} 2>&1; done\n",
+            self.extent.filters().join(" ")
         ))
     }
 }
 
 /// The tests that this kernel is too old for.
 fn newer_than(release: &str) -> impl Iterator<Item = &'static str> {
-    let mut numbers = release.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let version = super::version(release);
     NEWER.into_iter().filter(move |(_, since)| version < *since).map(|(test, _)| test)
 }
 
