@@ -6,6 +6,7 @@
 //! - [`ring`], [`tun`]: encapsulation rings between the virtual interface and the port.
 //! - [`netdevice`]: what interfaces are asked and told, and what their drivers can do.
 //! - [`shard`]: several rings, one a worker, that look like one.
+//! - [`memory`]: gives back what only starting needed.
 //! - [`xsk`]: AF_XDP sockets: packets between an interface's XDP program and userspace.
 //! - [`tcp`]: what TCP that carries datagrams needs of the kernel.
 //! - [`relay`]: the relay's map from connection IDs to legs, and its userspace forwarding loop.
@@ -18,6 +19,7 @@ pub mod bench;
 pub mod bpf;
 mod gso;
 mod hash;
+pub mod memory;
 pub mod netdevice;
 #[cfg(feature = "bench")]
 pub mod null_gso;

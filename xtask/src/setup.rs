@@ -55,6 +55,12 @@ pub(crate) fn for_relay_bench() -> Result<()> {
     packages::install_missing(packages::RELAY_BENCH)
 }
 
+/// What counting a Raspberry Pi's instructions needs.
+pub(crate) fn for_pi_bench() -> Result<()> {
+    packages::install_missing(packages::INSTRUCTIONS)?;
+    cross(Target::Arm64)
+}
+
 /// What booting other kernels needs.
 pub(crate) fn emulator() -> Result<()> {
     lab()?;

@@ -14,8 +14,9 @@ pub mod privileges;
 mod served;
 mod watchdog;
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
+use cyphonic_dataplane::memory;
 use cyphonic_proto::address::Prefix;
 use futures_util::future::BoxFuture;
 use sd_notify::NotifyState;
@@ -99,12 +100,14 @@ where
             Ok(around) => {
                 notify(&[NotifyState::Ready]);
                 tracing::info!("ready");
+                let given_back = tokio::spawn(give_back_start_up());
                 let outcome = tokio::select! {
                     () = stop.received() => Ok(()),
                     () = around.asked_to_stop.notified() => Ok(()),
                     reason = failed => Err(DaemonError::Engine(reason)),
                     () = watchdog::watch(&*alive) => Ok(()),
                 };
+                given_back.abort();
                 notify(&[NotifyState::Stopping]);
                 tracing::info!("stopping");
                 around.stop().await;
@@ -114,6 +117,19 @@ where
         };
     stop_engine.await;
     outcome
+}
+
+/// When the agent is usually registered, and what it took to start has served its purpose.
+const STARTED: Duration = Duration::from_secs(5);
+
+/// Gives memory back that only starting needed.
+async fn give_back_start_up() {
+    tokio::time::sleep(STARTED).await;
+    match tokio::task::spawn_blocking(memory::give_back_start_up).await {
+        Ok(Ok(code)) => tracing::debug!(code, "gave back what starting took"),
+        Ok(Err(error)) => tracing::debug!(%error, "the memory that starting took stays"),
+        Err(error) => tracing::debug!(%error, "the memory that starting took stays"),
+    }
 }
 
 /// Undoes what a daemon that died did to the host's resolver.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use cyphonic_lab::figures::Figures;
 
 use super::promises::judge_tunnels;
-use super::{crypto, relay, tunnels};
+use super::{crypto, memory, pi, relay, tunnels};
 use crate::{aarch64, fuzz, kernels, workspace};
 
 const HEAD: &str = include_str!("document/head.md");
@@ -23,6 +23,8 @@ pub(crate) enum Kept {
     Tunnels,
     Relay,
     Crypto,
+    Pi,
+    Memory,
     Kernels,
     Aarch64,
     Fuzz,
@@ -34,6 +36,8 @@ impl Kept {
             Self::Tunnels => "tunnels.json",
             Self::Relay => "relay.json",
             Self::Crypto => "crypto.json",
+            Self::Pi => "pi.json",
+            Self::Memory => "memory.json",
             Self::Kernels => "kernels.json",
             Self::Aarch64 => "aarch64.json",
             Self::Fuzz => "fuzz.json",
@@ -58,9 +62,11 @@ pub(super) fn render() -> Result<()> {
         render_tunnels(&figures, &mut text)?;
     }
     let relay: Section = |figures| relay::section(|name| figures.get(name).map(|figure| figure.value));
-    let others: [(Kept, Section); 5] = [
+    let others: [(Kept, Section); 7] = [
         (Kept::Relay, relay),
         (Kept::Crypto, crypto::section),
+        (Kept::Pi, pi::section),
+        (Kept::Memory, memory::section),
         (Kept::Kernels, kernels::section),
         (Kept::Aarch64, aarch64::section),
         (Kept::Fuzz, fuzz::section),

@@ -6,6 +6,8 @@
 
 mod crypto;
 pub(crate) mod document;
+mod memory;
+mod pi;
 mod promises;
 mod relay;
 mod tunnels;
@@ -29,6 +31,10 @@ enum What {
     Setup,
     /// What one processor relays: by XDP, in userspace, by coturn.
     Relay(relay::RelayArgs),
+    /// What an agent keeps in memory, idle and with fifty peers.
+    Memory(memory::MemoryArgs),
+    /// How many instructions of a Raspberry Pi 4 a packet takes, and what that allows.
+    Pi(pi::PiArgs),
     /// What sealing and opening a packet takes, by both ciphers.
     Crypto(crypto::CryptoArgs),
 }
@@ -39,6 +45,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         None => tunnels::run(&args.tunnels),
         Some(What::Setup) => tunnels::setup(),
         Some(What::Relay(args)) => relay::run(args),
+        Some(What::Memory(args)) => memory::run(args),
+        Some(What::Pi(args)) => pi::run(args),
         Some(What::Crypto(args)) => crypto::run(args),
     }
 }

@@ -64,6 +64,10 @@ pub(super) const EMULATOR_ARM64: &[Package] = &[
     package("binutils", "readelf", "finding the libraries that programs for it need"),
 ];
 
+/// For counting a Raspberry Pi's instructions.
+pub(super) const INSTRUCTIONS: &[Package] =
+    &[package("qemu-user", "qemu-aarch64", "executing a Raspberry Pi's programs one instruction at a time")];
+
 /// For measuring the relay.
 pub(super) const RELAY_BENCH: &[Package] = &[
     package("coturn", "turnserver", "the TURN server that the relay is compared with"),

@@ -15,6 +15,7 @@ mod netcheck;
 mod overlay;
 #[path = "../common/programs.rs"]
 mod programs;
+mod storage;
 mod udp_blocked;
 mod wrong_clock;
 mod xdp_relay;

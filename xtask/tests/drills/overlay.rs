@@ -13,7 +13,7 @@ use cyphonic_lab::{Lab, LabConfig, Topology};
 
 use crate::programs::programs;
 
-const ZONE: &str = "drill.internal";
+pub(crate) const ZONE: &str = "drill.internal";
 /// AS and NMS, and the TRS, as the topology places them.
 const CLOUD: &str = "192.0.2.2:443";
 const RELAY: &str = "192.0.2.18:443";

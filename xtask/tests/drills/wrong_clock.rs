@@ -122,7 +122,7 @@ fn complaint(overlay: &Overlay, id: &str) -> Option<String> {
 
 impl Overlay {
     /// A command of the cloud's operator.
-    fn cloud_command(&self, arguments: &[&str]) -> String {
+    pub(crate) fn cloud_command(&self, arguments: &[&str]) -> String {
         let mut command = Command::new(self.programs.join("cyphonic-cloud"));
         command.args(&arguments[..2]).arg("--config");
         command.arg(self.lab.node_dir("cloud").unwrap().join("service/cloud.yaml")).args(&arguments[2..]);
