@@ -13,6 +13,7 @@
 //! | `test-aarch64` | agents, relay and eBPF programs on an emulated Raspberry Pi 4 |
 //! | `vagrant-stage` | what the virtual machines of `vagrant/` are given |
 //! | `vagrant-rehearse` | the scenarios over SSH, with namespaces as machines |
+//! | `test-vagrant` | provisioning and a scenario over SSH, on an emulated machine with systemd |
 //! | `lab` | networks with NATs on this machine, from `vagrant/topology.yaml` |
 //! | `bench` | rates, round trips and costs, beside other VPNs and relays |
 //! | `roam` | two devices move between networks under traffic: gaps and what is lost |
@@ -85,6 +86,8 @@ enum Verb {
     VagrantStage(vagrant::StageArgs),
     /// Run a scenario over SSH as on the virtual machines of vagrant/, with namespaces in their parts.
     VagrantRehearse(vagrant::rehearsal::RehearsalArgs),
+    /// Provision an emulated machine as one of vagrant/ and run a scenario on it over SSH.
+    TestVagrant(vagrant::trial::TrialArgs),
     /// Build networks with NATs on this machine from the topology file.
     Lab(lab::LabArgs),
     /// Measure rates, round trips and costs beside other systems in the same networks.
@@ -112,6 +115,7 @@ fn main() -> ExitCode {
         Verb::TestKernels(args) => kernels::run(&args),
         Verb::TestPackages(args) => package::trial::run(&args),
         Verb::TestAarch64(args) => aarch64::run(&args),
+        Verb::TestVagrant(args) => vagrant::trial::run(&args),
         Verb::VagrantStage(args) => vagrant::stage(&args),
         Verb::VagrantRehearse(args) => vagrant::rehearsal::run(&args),
         Verb::Lab(args) => lab::run(args),

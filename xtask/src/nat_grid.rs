@@ -33,6 +33,9 @@ pub(crate) struct GridArgs {
     /// A few sites instead of all, for about a minute.
     #[arg(long)]
     quick: bool,
+    /// Another of the topology's scenes.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["quick", "idle"])]
+    scene: Option<String>,
     /// Only this pair of sites, as in `port:symmetric`.
     #[arg(long, value_name = "A:B")]
     pair: Option<String>,
@@ -70,6 +73,7 @@ pub(crate) struct GridArgs {
 pub(crate) fn run(args: &GridArgs) -> Result<()> {
     let cancel = watch_signals()?;
     let scene = match args {
+        GridArgs { scene: Some(scene), .. } => scene,
         GridArgs { idle: Some(_), .. } => IDLE_SCENE,
         GridArgs { quick: true, .. } => QUICK_SCENE,
         GridArgs { .. } => SCENE,

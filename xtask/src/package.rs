@@ -79,6 +79,19 @@ pub(crate) fn make(target: Target, release: bool) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
+/// Builds and packages unoptimised programs for this machine's like, to try them: neither small nor looked over, in no time.
+pub(crate) fn make_to_try(target: Target) -> Result<Vec<PathBuf>> {
+    let cargo_deb = build_and_stage(target, false)?;
+    PACKAGES
+        .iter()
+        .map(|package| {
+            let file = workspace::root().join("target/package").join(package.file(1, target));
+            archive(&cargo_deb, package, target, &["--fast"], &file)?;
+            Ok(file)
+        })
+        .collect()
+}
+
 /// Brings together what the packages hold. Returns the program that makes them.
 fn build_and_stage(target: Target, release: bool) -> Result<PathBuf> {
     let cargo_deb = setup::packager()?;

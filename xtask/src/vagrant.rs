@@ -4,13 +4,15 @@
 //! Debian packages and the program that makes a machine a node of the topology.
 
 pub(crate) mod rehearsal;
+pub(crate) mod trial;
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::package::{make, stage::runs_on_debian};
+use crate::package::{make, make_to_try, stage::runs_on_debian};
 use crate::target::Target;
 use crate::workspace;
 
@@ -28,12 +30,12 @@ pub(crate) struct StageArgs {
 /// Runs the verb.
 pub(crate) fn stage(args: &StageArgs) -> Result<()> {
     let target = Target::Amd64;
-    let packages = make(target, !args.debug)?;
+    let packages = if args.debug { make_to_try(target)? } else { make(target, true)? };
     // Built with all programs.
     let program = target.folder(!args.debug).join(NODE_PROGRAM);
     runs_on_debian(&program)?;
 
-    let stage = workspace::root().join("target/vagrant");
+    let stage = folder();
     if stage.exists() {
         fs::remove_dir_all(&stage).with_context(|| format!("cannot clear {}", stage.display()))?;
     }
@@ -45,4 +47,9 @@ pub(crate) fn stage(args: &StageArgs) -> Result<()> {
     }
     println!("vagrant-stage: {} has what the machines are given", stage.display());
     Ok(())
+}
+
+/// Where it is brought together.
+fn folder() -> PathBuf {
+    workspace::root().join("target/vagrant")
 }

@@ -54,6 +54,8 @@ fn ruby_and_shell_pass_their_checkers() {
     }
     run("rubocop", &["--cache", "false", "."], &[]);
     run("shellcheck", &["provision.sh", "run-scenarios"], &[]);
+    let trial = ["../xtask/src/vagrant/scenario.sh", "../xtask/src/vagrant/trial.sh"];
+    run("shellcheck", &[&["--shell=sh"], &trial[..]].concat(), &[]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,12 +17,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use cyphonic_lab::Namespace;
+use cyphonic_lab::process::wait_until;
 use serde_json::Value;
 
 use crate::workspace;
 
 /// Programs start when the machine has time.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// For one attempt to reach a machine.
+const CONNECT: Duration = Duration::from_secs(1);
 /// Where Vagrant would be, and the network by which it reaches machines (as in the Vagrantfile).
 const HOST: &str = "host";
 const SWITCH: &str = "switch";
@@ -177,7 +182,8 @@ impl Stage {
         };
         let bridges: String = segments.iter().map(bridge).collect();
         self.ip(SWITCH, &bridges)?;
-        feed(Command::new("ip").args(["-batch", "-"]), &cables)?;
+        // From where no interface is called like a machine's: up to Linux 6.1 at least, names must be free there too.
+        self.ip(SWITCH, &cables)?;
         self.ip(SWITCH, &ports)?;
         for (number, node) in self.reached() {
             let address = format!("addr add {MANAGEMENT}.{number}/24 dev eth0\n");
@@ -257,6 +263,20 @@ impl Stage {
         }
         fs::write(self.file("ssh_config"), client)?;
         self.children.extend(servers);
+        self.await_servers()
+    }
+
+    /// As Vagrant does before it takes a machine for up.
+    fn await_servers(&self) -> Result<()> {
+        let host = Namespace::named(self.namespace(HOST));
+        for (number, name) in self.reached().skip(1) {
+            let address: SocketAddr = format!("{MANAGEMENT}.{number}:22").parse()?;
+            let answers = || TcpStream::connect_timeout(&address, CONNECT).is_ok();
+            if !wait_until(PATIENCE, || host.inside(answers).unwrap_or_default()) {
+                let log = fs::read_to_string(self.file(&format!("{name}.sshd"))).unwrap_or_default();
+                bail!("{name} has no SSH server: {log}");
+            }
+        }
         Ok(())
     }
 }
@@ -293,7 +313,7 @@ fn feed(command: &mut Command, input: &str) -> Result<()> {
     let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output().with_context(|| format!("cannot wait for {name}"))?;
     if !output.status.success() {
-        bail!("{name} failed: {}\nits input was:\n{input}", String::from_utf8_lossy(&output.stderr));
+        bail!("{name} was told:\n{input}\nand failed: {}", String::from_utf8_lossy(&output.stderr));
     }
     Ok(())
 }
