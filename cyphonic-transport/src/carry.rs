@@ -4,14 +4,15 @@
 //! that of its path: at its beginning, and on narrow paths for ever. A packet that does not fit goes on a unidirectional stream
 //! of its own, which QUIC cuts into pieces that fit. The receiver cannot tell the two apart.
 //!
-//! **Invariant.** Both ways are bounded and may lose: the peers' own QUIC repairs that.
+//! **Invariants.** Both ways are bounded and may lose: the peers' own QUIC repairs that. Packets leave in the order they were
+//! sent, as long as there is room: one that overtakes the handshake's keys is dropped at its end, and costs a probe time-out.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use quinn::{Connection, ConnectionError, RecvStream, SendDatagramError};
 
 /// Streams with packets that one end may have open on a connection: two handshakes' flights.
@@ -41,19 +42,23 @@ pub(crate) fn send(connection: &Connection, datagram: Bytes) -> bool {
 }
 
 fn send_on_stream(connection: Connection, packet: Bytes) -> bool {
+    let mut sending = Box::pin(async move {
+        let mut stream = connection.open_uni().await?;
+        stream.write_all(&packet).await?;
+        // Fails only on a stream that is finished or reset already.
+        let _ = stream.finish();
+        Ok::<(), quinn::WriteError>(())
+    });
+    // Here and now where there is room, which is nearly always: tasks of a burst would run in any order, the last one first.
+    if let Some(sent) = sending.as_mut().now_or_never() {
+        return sent.is_ok();
+    }
     let (Ok(runtime), Some(place)) = (tokio::runtime::Handle::try_current(), Place::take()) else {
         return false;
     };
     runtime.spawn(async move {
         let _place = place;
-        let sent = tokio::time::timeout(PATIENCE, async {
-            let mut stream = connection.open_uni().await?;
-            stream.write_all(&packet).await?;
-            // Fails only on a stream that is finished or reset already.
-            let _ = stream.finish();
-            Ok::<(), quinn::WriteError>(())
-        });
-        if !matches!(sent.await, Ok(Ok(()))) {
+        if !matches!(tokio::time::timeout(PATIENCE, sending).await, Ok(Ok(()))) {
             tracing::trace!("a relayed packet was dropped: no stream, or no room");
         }
     });

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cyphonic_common::{ConnectionId, cid::CID_LEN};
-use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use cyphonic_proto::relayed;
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::ConnectionIdGenerator;
 use quinn_proto::crypto::{CryptoError, HmacKey};
 use ring::hmac;
@@ -28,6 +29,14 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// A handshake between peers that makes no progress for this long has failed.
 const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The largest UDP payload of a connection to a service: what takes a packet of peers' handshakes (QUIC's least size,
+/// RFC 9000 §14.1, and its context) in a DATAGRAM, whose frame has up to 9 bytes around it; the packet has 29: first byte,
+/// connection ID, packet number and authentication tag. More would only be lost where a path becomes narrower.
+const SERVICE_MTU: u16 = LEAST_MTU + relayed::CONTEXT_LEN as u16 + 9 + (1 + CID_LEN as u16 + 4 + 16);
+
+/// QUIC's least size (RFC 9000 §14.1).
+const LEAST_MTU: u16 = 1_200;
 
 /// Open requests a peer may have on one connection.
 const MAX_EXCHANGES: u32 = 64;
@@ -67,10 +76,10 @@ impl Purpose {
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
             .receive_window(VarInt::from_u32(CONNECTION_WINDOW));
         match self {
-            // Finds out what its path carries, so that packets of peers' handshakes fit DATAGRAMs: on streams of their own, over
-            // the paper's distances, a set-up takes 160 ms instead of 43. A path that becomes narrower swallows requests until
-            // quinn notices.
+            // Asks its path, by one probe, whether it carries packets of peers' handshakes in DATAGRAMs, and wants no more: a
+            // path that becomes narrower swallows requests until quinn notices, but few become as narrow as that.
             Self::Service => config
+                .mtu_discovery_config(Some(service_mtu_discovery()))
                 .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
                 .keep_alive_interval(Some(KEEP_ALIVE))
                 .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
@@ -83,6 +92,13 @@ impl Purpose {
         };
         Arc::new(config)
     }
+}
+
+/// One probe, of the upper bound: no step between is worth one.
+fn service_mtu_discovery() -> MtuDiscoveryConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(SERVICE_MTU).minimum_change(SERVICE_MTU - LEAST_MTU);
+    discovery
 }
 
 /// Parameters of the endpoint: 8-byte connection IDs whose first bit says "signalling".

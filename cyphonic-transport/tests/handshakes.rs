@@ -288,6 +288,65 @@ async fn two_devices_shake_hands_through_a_relay_over_the_narrowest_paths() {
     }
 }
 
+/// IPv6 paths of 1,290 bytes: one probe finds out that a peers' packet fits, whatever else the path carries.
+#[tokio::test]
+async fn a_service_learns_that_a_relayed_packet_fits_a_datagram_and_sends_nothing_larger() {
+    for carries in [1_242, usize::MAX] {
+        let authority = Authority::new(1);
+        let (nms_credentials, credentials) =
+            (authority.issue(Role::Nms, NMS), authority.issue(Role::Device, A));
+        let server = nms(&authority, &nms_credentials);
+        let path = Exchange::narrow(server.address, carries);
+        let device = Host::start(None);
+        let tls = ClientTls::new(credentials);
+        let here = device.transport.connect_service(&tls, &[path.address], NMS, Role::Nms).await.unwrap();
+        let there = server.transport.accept().await.unwrap().connection;
+        for end in [&here, &there] {
+            let learns = async {
+                while end.quinn().max_datagram_size() != Some(1_204) {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(SOON, learns).await.expect("it is found out");
+        }
+    }
+}
+
+/// Handshake packets that overtake the one with their keys are worth nothing: QUIC drops them, and waits for a time-out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn relayed_packets_that_fit_no_datagram_keep_their_order() {
+    let authority = Authority::new(1);
+    let (nms_credentials, credentials) = (authority.issue(Role::Nms, NMS), authority.issue(Role::Device, A));
+    let server = nms(&authority, &nms_credentials);
+    let path = Exchange::narrow(server.address, 1_200);
+    let device = Host::start(None);
+    let tls = ClientTls::new(credentials);
+    let here = device.transport.connect_service(&tls, &[path.address], NMS, Role::Nms).await.unwrap();
+    let there = server.transport.accept().await.unwrap().connection;
+    // Flights of a handshake's size, each once the one before has arrived, from a worker's own task as QUIC sends them.
+    const FLIGHT: u8 = 4;
+    const FLIGHTS: u8 = 20;
+    let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+    let send = tokio::spawn(async move {
+        let mut order = Vec::new();
+        for flight in 0..FLIGHTS {
+            for packet in 0..FLIGHT {
+                here.send_datagram(vec![flight * FLIGHT + packet; 1_204].into());
+            }
+            while order.len() < usize::from((flight + 1) * FLIGHT) {
+                order.push(arrivals.recv().await.unwrap());
+            }
+        }
+        order
+    });
+    let receive = there.receive_datagrams(|packet| packet.len() == 1_204 && arrived.send(packet[0]).is_ok());
+    let order = tokio::select! {
+        order = tokio::time::timeout(SOON, send) => order.unwrap().unwrap(),
+        end = receive => panic!("nothing more came: {end:?}"),
+    };
+    assert_eq!(order, (0..FLIGHTS * FLIGHT).collect::<Vec<_>>());
+}
+
 /// Both devices' paths to the relay carry datagrams of this size.
 async fn shake_hands_over(carries: usize) {
     const TRS: &str = "trs1.svc.test.internal";
