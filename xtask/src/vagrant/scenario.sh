@@ -6,8 +6,18 @@ machine() {
     nsenter --net=/proc/1/ns/net "$@"
 }
 
-/stage/xtask nat-grid --scene nat-grid-pair --name trial --topology /stage/topology.yaml \
-    --ssh "$CYPHONIC_SSH_CONFIG" > "$1/verb" 2>&1 &
+# Agents give a set-up up after some seconds, which an emulated machine may take: it is tried anew, from the overlay's founding on.
+connect() {
+    for _ in 1 2 3; do
+        if /stage/xtask nat-grid --scene nat-grid-pair --name trial --topology /stage/topology.yaml \
+            --ssh "$CYPHONIC_SSH_CONFIG"; then
+            return 0
+        fi
+    done
+    return 1
+}
+
+connect > "$1/verb" 2>&1 &
 verb=$!
 while kill -0 "$verb" 2>/dev/null; do
     agent=$(systemctl show -P MainPID cyphonicd)
