@@ -87,7 +87,9 @@ pub(crate) fn run(args: &Aarch64Args) -> Result<()> {
     if figures.notes().next().is_none() {
         bail!("there is no such kernel: choose among {}", SERIES.join(", "));
     }
-    tell(&reports, &mut figures);
+    if tests.is_some() {
+        tell(&reports, &mut figures);
+    }
     if let Some(file) = &args.json {
         figures.write(file)?;
     }

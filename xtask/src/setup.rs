@@ -79,6 +79,11 @@ pub(crate) fn emulator_arm64() -> Result<()> {
     packages::install_missing(packages::EMULATOR_ARM64)
 }
 
+/// Before a package is downloaded without being installed.
+pub(crate) fn refresh_package_lists() -> Result<()> {
+    packages::refresh_lists()
+}
+
 /// What building for another machine needs.
 pub(crate) fn cross(target: Target) -> Result<()> {
     cross::install_missing(target)

@@ -6,7 +6,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{shell, workspace};
+use crate::{setup, shell, workspace};
+
+/// What packages of kernels are named, before the release.
+const PREFIX: &str = "linux-image-";
+/// What folders are named behind, while they are filled.
+const PARTIAL: &str = ".partial";
 
 /// What the programs and their tests need that Debian builds as modules.
 const MODULES: [&str; 7] = ["veth", "tun", "sch_ingress", "cls_bpf", "act_bpf", "bridge", "macvlan"];
@@ -22,20 +27,34 @@ pub(crate) struct Kernel {
     pub(crate) modules: Vec<PathBuf>,
 }
 
-/// Downloads and unpacks the newest kernel of a series, unless it is there.
+/// Downloads and unpacks the newest kernel of a series, unless one is there.
 pub(crate) fn fetch(series: &str) -> Result<Kernel> {
-    let package = package(series)?;
-    let directory = workspace::root().join("target/kernels").join(&package);
-    let release = package.trim_start_matches("linux-image-").to_owned();
+    let kernels = workspace::root().join("target/kernels");
+    let package = match unpacked(&kernels, series) {
+        Some(package) => package,
+        None => {
+            // Lists may be missing, or name a version that the archive has replaced since.
+            setup::refresh_package_lists()?;
+            let package = package(series)?;
+            download(&package, &kernels)?;
+            package
+        }
+    };
+    let directory = kernels.join(&package);
+    let release = package.trim_start_matches(PREFIX).to_owned();
     let image = directory.join("boot").join(format!("vmlinuz-{release}"));
     if !image.is_file() {
-        download(&package, &directory)?;
-    }
-    if !image.is_file() {
-        bail!("the package {package} holds no {}", image.display());
+        bail!("the package {package} holds no {}: remove {}", image.display(), directory.display());
     }
     let modules = modules(&directory, &release)?;
     Ok(Kernel { release, image, modules })
+}
+
+/// The package of a series that was unpacked earlier.
+fn unpacked(kernels: &Path, series: &str) -> Option<String> {
+    let wanted = format!("{PREFIX}{series}.");
+    let names = fs::read_dir(kernels).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(&wanted) && !name.ends_with(PARTIAL)).max()
 }
 
 /// The package that a series' metapackage stands for. Debian 12's own kernel has no series in its metapackage's name.
@@ -51,18 +70,24 @@ fn package(series: &str) -> Result<String> {
         .with_context(|| format!("no package source has a kernel {series}: it comes from Debian 12's main and security archives"))
 }
 
-fn download(package: &str, directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    shell::run(Command::new("apt-get").args(["-qq", "download", package]).current_dir(directory))?;
-    let downloaded = fs::read_dir(directory)?.filter_map(|entry| Some(entry.ok()?.path()));
+/// What was cut short is not to be taken for whole, so it has its name last.
+fn download(package: &str, kernels: &Path) -> Result<()> {
+    let directory = kernels.join(format!("{package}{PARTIAL}"));
+    if directory.exists() {
+        fs::remove_dir_all(&directory).with_context(|| format!("cannot clear {}", directory.display()))?;
+    }
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    shell::run(Command::new("apt-get").args(["-qq", "download", package]).current_dir(&directory))?;
+    let downloaded = fs::read_dir(&directory)?.filter_map(|entry| Some(entry.ok()?.path()));
     let deb =
         downloaded.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "deb"));
     let deb = deb.with_context(|| format!("apt-get put no package into {}", directory.display()))?;
-    shell::run(Command::new("dpkg").arg("-x").arg(&deb).arg(directory))?;
-    shell::run(
-        Command::new("depmod").arg("-b").arg(directory).arg(package.trim_start_matches("linux-image-")),
-    )?;
-    fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))
+    shell::run(Command::new("dpkg").arg("-x").arg(&deb).arg(&directory))?;
+    let depmod = shell::find("depmod").context("there is no depmod: install kmod")?;
+    shell::run(Command::new(depmod).arg("-b").arg(&directory).arg(package.trim_start_matches(PREFIX)))?;
+    fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))?;
+    let whole = kernels.join(package);
+    fs::rename(&directory, &whole).with_context(|| format!("cannot make {}", whole.display()))
 }
 
 /// The files of [`MODULES`] and those they depend on, in the order to insert them.

@@ -114,7 +114,7 @@ pub(super) fn apt_install(names: &[&str]) -> Result<()> {
         bail!("this is neither Debian nor Ubuntu (no apt-get): install {} by hand", names.join(", "));
     }
     // Even where the lists know a package: on a fresh system they may know only a version that is years old.
-    shell::run(apt()?.arg("update")).context("cannot refresh the package lists")?;
+    refresh_lists()?;
     if let Some(name) = names.iter().find(|name| !is_available(name)) {
         bail!(
             "no configured package source has {name}: on Debian 12 enable `bookworm main`, `bookworm-updates main` and \
@@ -122,6 +122,11 @@ pub(super) fn apt_install(names: &[&str]) -> Result<()> {
         );
     }
     shell::run(apt()?.args(["install", "--yes", "--no-install-recommends"]).args(names))
+}
+
+/// Asks the package sources what they have.
+pub(super) fn refresh_lists() -> Result<()> {
+    shell::run(apt()?.arg("update")).context("cannot refresh the package lists")
 }
 
 /// Whether a package source offers the package.
