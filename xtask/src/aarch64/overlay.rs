@@ -11,8 +11,9 @@ use crate::kernels::guest::Disk;
 use crate::target::Target;
 
 const PROGRAMS: [&str; 3] = ["cyphonic-cloud", "cyphonicd", "cyphonic"];
-/// Pairs that ping each other, and how their packets must go.
-const PAIRS: [(&str, &str, &str); 2] = [("a", "b", "direct"), ("a", "d", "relay")];
+/// Pairs that ping each other, how their packets must go, and what the first one must find that the path carries: all links
+/// carry 1,500 bytes, but beyond the relay the outer header is IPv6's, 20 bytes longer than IPv4's.
+const PAIRS: [(&str, &str, &str, u64); 2] = [("a", "b", "direct", 1_500), ("a", "d", "relay", 1_480)];
 /// Since then kernels tell what drivers can do for XDP; since then they have tcx links.
 const TELLS_FEATURES: (u32, u32) = (6, 3);
 const HAS_TCX: (u32, u32) = (6, 6);
@@ -108,8 +109,9 @@ impl Findings {
             println!("relay        its status says: {mode} ({why})");
         }
         println!("relay        {} packets forwarded in XDP", self.forwarded);
-        for (from, to, _) in PAIRS {
-            println!("{from} - {to}        {}; {}", self.route(from, to), self.ping(from, to));
+        for (from, to, ..) in PAIRS {
+            let (route, path) = (self.route(from, to), self.path_mtu(from, to));
+            println!("{from} - {to}        {route}, a path of {path}; {}", self.ping(from, to));
         }
     }
 
@@ -131,8 +133,12 @@ impl Findings {
             let why = text(&status["ring"]["why"]);
             promise(why.contains(no_native), format!("{name} does not say `{no_native}` of its ring: {why}"));
         }
-        for (from, to, kind) in PAIRS {
-            let (route, ping) = (self.route(from, to), self.ping(from, to));
+        for (from, to, kind, carries) in PAIRS {
+            let (route, path, ping) = (self.route(from, to), self.path_mtu(from, to), self.ping(from, to));
+            promise(
+                path == carries,
+                format!("{from} finds a path of {path} bytes to {to}, not of {carries}"),
+            );
             promise(route == kind, format!("{from} reaches {to} by {route}, not by {kind}"));
             promise(ping.contains(" 0% packet loss"), format!("{from} pings {to}: {ping}"));
         }
@@ -155,10 +161,19 @@ impl Findings {
 
     /// `direct`, `relay` or `none`.
     fn route(&self, from: &str, to: &str) -> String {
-        let peers = self.status.get(from).and_then(|status| status["peers"].as_array());
-        let peer =
-            peers.into_iter().flatten().find(|peer| text(&peer["name"]).starts_with(&format!("{to}.")));
+        let peer = self.peer(from, to);
         peer.map_or_else(|| "none".to_owned(), |peer| text(&peer["route"]["kind"]).to_owned())
+    }
+
+    /// 0 while it is not known.
+    fn path_mtu(&self, from: &str, to: &str) -> u64 {
+        let known = self.peer(from, to).filter(|peer| peer["path_known"] == true);
+        known.and_then(|peer| peer["path_mtu"].as_u64()).unwrap_or(0)
+    }
+
+    fn peer(&self, from: &str, to: &str) -> Option<&Value> {
+        let mut peers = self.status.get(from)?["peers"].as_array()?.iter();
+        peers.find(|peer| text(&peer["name"]).starts_with(&format!("{to}.")))
     }
 
     fn ping(&self, from: &str, to: &str) -> &str {
@@ -187,8 +202,10 @@ mod tests {
             "{{\"cipher\":{{\"kind\":\"{cipher}\",\"why\":\"this CPU has no AES instructions\"}},\
              \"classifier\":{{\"kind\":\"tcx\",\"why\":\"the best\"}},\
              \"ring\":{{\"kind\":\"offload\",\"why\":\"eth0: its driver has no native XDP\"}},\
-             \"peers\":[{{\"name\":\"b.pi.internal\",\"route\":{{\"kind\":\"direct\"}}}},\
-             {{\"name\":\"d.pi.internal\",\"route\":{{\"kind\":\"relay\"}}}}]}}"
+             \"peers\":[{{\"name\":\"b.pi.internal\",\"route\":{{\"kind\":\"direct\"}},\
+             \"path_mtu\":1500,\"path_known\":true}},\
+             {{\"name\":\"d.pi.internal\",\"route\":{{\"kind\":\"relay\"}},\
+             \"path_mtu\":1480,\"path_known\":true}}]}}"
         )
     }
 
@@ -222,6 +239,10 @@ mod tests {
         let good = said("ChaCha20-Poly1305");
         let lost = broken(&good.replacen("10 packets received, 0%", "9 packets received, 10%", 1), NEW);
         assert!(lost.len() == 1 && lost[0].contains("a pings b"), "{lost:?}");
+        let narrow = broken(&good.replace("1480", "1276"), NEW);
+        assert!(narrow.len() == 1 && narrow[0].contains("1276"), "{narrow:?}");
+        let unknown = broken(&good.replacen("\"path_known\":true", "\"path_known\":false", 1), NEW);
+        assert!(unknown.len() == 1 && unknown[0].contains("path of 0 bytes to b"), "{unknown:?}");
         let unused = broken(&good.replace("20,", "0,").replace("generic", "native"), NEW);
         assert_eq!(unused.len(), 3, "{unused:?}");
         let unexplained = broken(&good.replace(NO_NATIVE, "because"), NEW);

@@ -92,6 +92,12 @@ done
 echo "@rss a $(grep VmRSS "/proc/$PID_a/status")"
 reach a b
 reach a d
+# Until a has found out what both its paths carry: an emulated machine may stand still for a second, or three.
+tries=0
+until [ "$(cyphonic a status --json | grep -c '"path_known": true')" = 2 ] || [ $tries = 100 ]; do
+    tries=$((tries + 1))
+    sleep 1
+done
 for name in a b d; do
     echo "@status $name $(cyphonic $name status --json | tr -d '\n')"
 done
