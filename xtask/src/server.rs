@@ -58,6 +58,8 @@ impl Server {
         server.text(TARGET, "etc/systemd/system/scripted.target")?;
         server.link("scripted.target", "etc/systemd/system/default.target")?;
         server.text("server\n", "etc/hostname")?;
+        // Without one it would be a first boot, which enables every unit there is.
+        server.text("5e4be4c0ffee4c0ffee4c0ffee4c0ffe\n", "etc/machine-id")?;
         server.text(FIREWALL, "etc/nftables.conf")?;
         server.link(
             "/lib/systemd/system/nftables.service",
@@ -144,7 +146,10 @@ impl Base {
         println!("server: installing Debian's {SUITE} into a folder (about 2 minutes)");
         shell::run(shell::as_root("rm")?.args(["-rf", "--one-file-system"]).arg(tree))?;
         let mut mmdebstrap = shell::as_root("mmdebstrap")?;
-        mmdebstrap.args(["--quiet", "--variant=minbase"]).arg(format!("--include={SYSTEM}"));
+        // Nothing of it has to outlive a power failure.
+        mmdebstrap
+            .args(["--quiet", "--variant=minbase", "--dpkgopt=force-unsafe-io"])
+            .arg(format!("--include={SYSTEM}"));
         shell::run(mmdebstrap.arg(SUITE).arg(tree)).context("cannot install Debian into a folder")?;
         let boot = fs::read_dir(tree.join("boot")).context("that Debian has no /boot")?;
         let image = boot
@@ -154,6 +159,9 @@ impl Base {
         fs::copy(image.context("that Debian has no kernel")?, &self.kernel)
             .context("cannot copy the kernel")?;
         shell::run(shell::as_root("rm")?.arg("-rf").args(UNNEEDED.map(|name| tree.join(name))))?;
+        // apt does not work without, not even for a file.
+        let folders = ["var/cache/apt/archives/partial", "var/lib/apt/lists/partial"];
+        shell::run(shell::as_root("mkdir")?.arg("-p").args(folders.map(|name| tree.join(name))))?;
         // As after an installation with systemd-resolved; mmdebstrap has copied this machine's.
         for (to, from) in
             [("/sbin/init", "init"), ("/run/systemd/resolve/stub-resolv.conf", "etc/resolv.conf")]

@@ -28,7 +28,7 @@ use crate::network::Network;
 use crate::pki::{ServiceFiles, service_name};
 
 /// Where the configuration is looked for when nobody says.
-pub const DEFAULT_PATH: &str = "/etc/cyphonic/cloud.yaml";
+pub const DEFAULT_PATH: &str = "/var/lib/cyphonic-cloud/cloud.yaml";
 
 /// A service that a process can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]

@@ -30,6 +30,8 @@ pub(super) fn prepare(package: &Package, programs: &Path, target: Target, manual
     }
     fs::write(stage.join("changelog"), changelog(package.name)?)
         .context("cannot write the package's changelog")?;
+    fs::write(stage.join("overrides"), overrides(package.name))
+        .context("cannot write what lintian is told")?;
     fs::write(stage.join("copyright"), copyright()?).context("cannot write the package's copyright file")
 }
 
@@ -71,6 +73,14 @@ fn changelog(package: &str) -> Result<String> {
         "{package} ({}-1) unstable; urgency=medium\n\n  * What changed is told in changelog.gz, beside this file.\n\n -- {MAINTAINER}  {date}\n",
         env!("CARGO_PKG_VERSION")
     ))
+}
+
+/// What lintian would report for reasons that are none here.
+fn overrides(package: &str) -> String {
+    format!(
+        "# Programs in Rust carry their libraries, and link to the C library alone.\n{package}: embedded-library *\n\
+         # No bug of Debian's is closed by a package from elsewhere.\n{package}: initial-upload-closes-no-bugs *\n"
+    )
 }
 
 /// In the form that Debian's tools read. Debian has the text of one of the two licences, the other stands there whole.

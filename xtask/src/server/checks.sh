@@ -9,6 +9,8 @@ check() { # WHAT COMMAND...
     else
         echo "@fail $what: $(echo "$out" | tail -n 12 | tr '\n' '|')"
     fi
+    # For who wonders where the time goes.
+    echo "# at $(cut -d ' ' -f 1 /proc/uptime) s"
 }
 
 not() {
@@ -29,4 +31,6 @@ eventually() { # COMMAND...
 is() { # PROPERTY VALUE UNIT
     test "$(systemctl show -P "$1" "$3")" = "$2"
 }
+
+echo "# up at $(cut -d ' ' -f 1 /proc/uptime) s"
 
