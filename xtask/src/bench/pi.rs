@@ -198,8 +198,8 @@ part is not in it.
 const MODEL: &str = "\
 What that allows is a model, not a measurement: bits a second = clock × IPC ÷ instructions × bits of a packet on the wire, where
 the clock is 1.5 GHz, a packet of 1,400 bytes takes 1,495 bytes on Ethernet (tunnel, UDP, IPv4, preamble and gap), and the
-instructions a cycle (IPC) are between 0.8 and 1.5, the range in which such code is reported on this core; the core issues at most
-three. One core is left to the packet, which the kernel shares. *Of one core* is what 1 Gbit/s takes of it.
+instructions a cycle (IPC) are assumed to be between 0.8 and 1.5: the core issues at most three, and waits for memory and multiplies.
+Only a Pi can tell. One core is left to the packet, which the kernel shares. *Of one core* is what 1 Gbit/s takes of it.
 
 | One core | Instructions | Could carry | 1 Gbit/s takes, of one core |
 |---|---:|---:|---:|
