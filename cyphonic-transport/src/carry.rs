@@ -118,16 +118,25 @@ async fn receive_streams(
                 Ok(stream) => arriving.push(read(stream)),
                 Err(error) => return Some(error),
             },
-            Some(packet) = arriving.next() => {
-                if packet.is_some_and(|packet| !deliver(packet)) {
-                    return None;
+            Some(first) = arriving.next() => {
+                // One that was complete when it was looked at may come before earlier ones that became so a moment ago.
+                let mut packets = vec![first];
+                while let Some(Some(packet)) = arriving.next().now_or_never() {
+                    packets.push(packet);
+                }
+                packets.sort_unstable_by_key(|(stream, _)| *stream);
+                for packet in packets.into_iter().filter_map(|(_, packet)| packet) {
+                    if !deliver(packet) {
+                        return None;
+                    }
                 }
             }
         }
     }
 }
 
-async fn read(mut stream: RecvStream) -> Option<Bytes> {
+/// A stream's number, and the packet on it if it arrives whole.
+async fn read(mut stream: RecvStream) -> (u64, Option<Bytes>) {
     let packet = tokio::time::timeout(PATIENCE, stream.read_to_end(MAX_PACKET)).await;
-    packet.ok()?.ok().map(Bytes::from)
+    (stream.id().index(), packet.ok().and_then(Result::ok).map(Bytes::from))
 }

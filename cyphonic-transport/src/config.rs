@@ -80,6 +80,8 @@ impl Purpose {
             // path that becomes narrower swallows requests until quinn notices, but few become as narrow as that.
             Self::Service => config
                 .mtu_discovery_config(Some(service_mtu_discovery()))
+                // Messages and relayed packets are small: each goes out whole before the next, in their order.
+                .send_fairness(false)
                 .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
                 .keep_alive_interval(Some(KEEP_ALIVE))
                 .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER))
