@@ -328,11 +328,13 @@ async fn relayed_packets_that_fit_no_datagram_keep_their_order() {
     // No more than the streams that a connection begins with: whoever has to wait for one may be overtaken.
     const FLIGHTS: u8 = 4;
     let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+    // The connection ends with its last handle.
+    let sending = here.clone();
     let send = tokio::spawn(async move {
         let mut order = Vec::new();
         for flight in 0..FLIGHTS {
             for packet in 0..FLIGHT {
-                here.send_datagram(vec![flight * FLIGHT + packet; 1_204].into());
+                sending.send_datagram(vec![flight * FLIGHT + packet; 1_204].into());
             }
             while order.len() < usize::from((flight + 1) * FLIGHT) {
                 order.push(arrivals.recv().await.unwrap());
