@@ -34,6 +34,10 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     if emulated {
         aarch64::Short::set_up()?;
     }
+    if args.arguments.is_empty() && !args.emulated {
+        setup::emulated_server()?;
+        setup::packager()?;
+    }
     ebpf::build()?;
     let mut total = if args.emulated {
         Total { cargo_succeeded: true, ..Total::default() }
