@@ -17,9 +17,24 @@ use crate::LabError;
 const SCHEMA: u32 = 1;
 
 /// The units there are.
-const UNITS: [&str; 16] = [
-    "", "s", "ms", "µs", "ns", "Gbit/s", "Mbit/s", "kpps", "s/GB", "GB", "MB", "MiB", "KiB", "B", "bytes",
+const UNITS: [&str; 17] = [
+    "",
+    "s",
+    "ms",
+    "µs",
+    "ns",
+    "Gbit/s",
+    "Mbit/s",
+    "kpps",
+    "s/GB",
+    "GB",
+    "MB",
+    "MiB",
+    "KiB",
+    "B",
+    "bytes",
     "%",
+    "instructions",
 ];
 
 /// All figures of a run.
@@ -171,6 +186,9 @@ impl Figures {
     pub fn write(&self, path: &Path) -> Result<(), LabError> {
         let text = serde_json::to_string_pretty(self)
             .map_err(|source| LabError::State { path: path.to_owned(), source })?;
+        // What nobody could read (a unit that there is not) is not written either.
+        serde_json::from_str::<Self>(&text)
+            .map_err(|error| LabError::file("write what nobody understands to", path)(error.into()))?;
         fs::write(path, text + "\n").map_err(LabError::file("write", path))
     }
 
@@ -236,6 +254,15 @@ mod tests {
         let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
         assert_eq!(of(&hundred, Statistic::P99), Some(99.0));
         assert_eq!(of(&[], Statistic::Median), None);
+    }
+
+    #[test]
+    fn what_nobody_could_read_is_not_written() {
+        let mut figures = Figures::new("demo");
+        figures.insert("speed", Figure::single(1.0, "furlongs"));
+        let file = std::env::temp_dir().join(format!("cyphonic-figures-{}.json", std::process::id()));
+        let error = figures.write(&file).unwrap_err().to_string();
+        assert!(error.contains("furlongs") && !file.exists(), "{error}");
     }
 
     #[test]

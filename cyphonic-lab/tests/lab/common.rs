@@ -1,7 +1,8 @@
 //! Shared by the tests that build labs. They need root and fail without it.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cyphonic_lab::command::Cancel;
 use cyphonic_lab::emulator::Emulator;
@@ -30,10 +31,20 @@ pub(crate) fn ping_from(lab: &Lab, node: &str, target: IpAddr, count: u32) -> Pi
     ping(&lab.namespace(node).unwrap(), &run, &Cancel::default()).unwrap()
 }
 
-/// A UDP socket on a node.
+/// A UDP socket on a node. A program that another test is just starting has a copy of every socket until it runs, also of
+/// one that was closed here: a port may be taken a moment longer.
 pub(crate) fn socket(lab: &Lab, node: &str, address: &str, port: u16) -> UdpSocket {
     let address = SocketAddr::new(address.parse().unwrap(), port);
-    let socket = lab.namespace(node).unwrap().inside(|| UdpSocket::bind(address)).unwrap().unwrap();
+    let namespace = lab.namespace(node).unwrap();
+    let end = Instant::now() + Duration::from_secs(10);
+    let socket = loop {
+        match namespace.inside(|| UdpSocket::bind(address)).unwrap() {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            bound => break bound.unwrap(),
+        }
+    };
     socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     socket
 }

@@ -31,6 +31,15 @@ pub(crate) enum Kept {
 }
 
 impl Kept {
+    /// The figures, if there are any.
+    fn read(self) -> Result<Option<Figures>> {
+        let file = self.file();
+        if !file.exists() {
+            return Ok(None);
+        }
+        Ok(Some(Figures::read(&file)?))
+    }
+
     fn file(self) -> PathBuf {
         folder().join(match self {
             Self::Tunnels => "tunnels.json",
@@ -58,7 +67,7 @@ type Section = fn(&Figures) -> String;
 /// Renders the page from the figures that are kept.
 pub(super) fn render() -> Result<()> {
     let mut text = String::from(HEAD);
-    if let Ok(figures) = Figures::read(&Kept::Tunnels.file()) {
+    if let Some(figures) = Kept::Tunnels.read()? {
         render_tunnels(&figures, &mut text)?;
     }
     let relay: Section = |figures| relay::section(|name| figures.get(name).map(|figure| figure.value));
@@ -72,7 +81,7 @@ pub(super) fn render() -> Result<()> {
         (Kept::Fuzz, fuzz::section),
     ];
     for (kept, section) in others {
-        if let Ok(figures) = Figures::read(&kept.file()) {
+        if let Some(figures) = kept.read()? {
             let _ = write!(text, "\n{}", section(&figures));
         }
     }
@@ -116,4 +125,19 @@ fn render_tunnels(figures: &Figures, text: &mut String) -> Result<()> {
 
 fn folder() -> PathBuf {
     workspace::root().join("docs/figures")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_figures_that_are_kept_can_be_read() {
+        let all =
+            [Kept::Tunnels, Kept::Relay, Kept::Crypto, Kept::Pi, Kept::Memory, Kept::Kernels, Kept::Aarch64];
+        for kept in all {
+            let figures = kept.read().unwrap().unwrap_or_else(|| panic!("{kept:?} was never measured"));
+            assert!(figures.all().count() > 0, "{kept:?}");
+        }
+    }
 }
