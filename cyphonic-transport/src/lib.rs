@@ -37,5 +37,5 @@ pub use dial::DialError;
 pub use mux::{Mux, RelayedAddress};
 pub use peer::ArrivingPeer;
 pub use resets::ResetSink;
-pub use tls::{ClientTls, Credentials, ServerTls, TlsError};
+pub use tls::{ClientTls, Credentials, ServerTls, TlsError, warm_up};
 pub use transport::{Incoming, Transport, TransportError};

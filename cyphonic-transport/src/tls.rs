@@ -296,6 +296,16 @@ pub(crate) fn identity_of(connection: &quinn::Connection) -> Option<Result<Ident
     Some(Identity::from_der(leaf).map_err(|error| error.to_string()))
 }
 
+/// Makes a key share and throws it away: what the cryptographic library does once in a process, above all gathering its first
+/// randomness, takes some 20 ms of a processor. To be called on a thread of its own while a program is still busy with
+/// something else, so that its first handshake does not wait for it.
+pub fn warm_up() {
+    for group in provider().kx_groups.iter().take(1) {
+        // A library without randomness says so at the first handshake, too, where somebody can act.
+        drop(group.start());
+    }
+}
+
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups = vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1];

@@ -50,6 +50,8 @@ pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
 
 async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let EngineInputs { config, identity: device, state, netlink } = inputs;
+    // While the kernel verifies eBPF programs.
+    drop(tokio::task::spawn_blocking(cyphonic_transport::warm_up));
     let identity =
         Identity::from_der(device.leaf()).map_err(|error| failed("this device's certificate", error))?;
     let address =
