@@ -5,18 +5,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The folder of the programs, built as `cargo test` builds.
-fn programs() -> PathBuf {
-    let folder = Path::new(env!("CARGO_BIN_EXE_xtask")).parent().unwrap();
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "-p", "cyphonic-cloud", "-p", "cyphonic-agent", "--bins"]);
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env("CARGO_TARGET_DIR", folder.parent().unwrap());
-    assert!(cargo.status().unwrap().success(), "the programs do not build");
-    folder.to_owned()
-}
+use self::programs::programs;
+
+#[path = "common/programs.rs"]
+mod programs;
 
 #[test]
 fn transfers_outlive_moves_between_networks_and_families() {
