@@ -192,6 +192,8 @@ pub enum Control {
 pub struct CandidateSet {
     /// Counts the sender's lists in this tunnel, upwards; a list replaces those before it.
     pub sequence: u64,
+    /// The highest number of the other end's lists that has reached this one; 0 before the first.
+    pub heard: u64,
     /// What the sender asks for.
     pub flags: CandidateFlags,
     /// The endpoints, best first; those beyond [`cyphonic_common::frame::MAX_CANDIDATES`] are not sent.

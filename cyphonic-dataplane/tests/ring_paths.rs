@@ -135,13 +135,13 @@ fn candidates_arrive_as_they_were_told(kinds: Kinds) {
     let (a, b) = joined(kinds, true);
     let endpoints = (1..=20).map(|n| SocketAddr::from(([192, 0, 2, n], 7000))).collect();
     let flags = CandidateFlags { answer: true, keep: false, moved: true };
-    let told = CandidateSet { sequence: 5, flags, endpoints };
+    let told = CandidateSet { sequence: 5, heard: 3, flags, endpoints };
     a.ring.send_control(ID, Control::Candidates(told.clone()));
     let heard = b.event(|event| match event {
         RingEvent::Candidates { tunnel: ID, set } => Some(set.clone()),
         _ => None,
     });
-    assert_eq!((heard.sequence, heard.flags), (5, flags));
+    assert_eq!((heard.sequence, heard.heard, heard.flags), (5, 3, flags));
     assert_eq!(heard.endpoints, told.endpoints[..16], "the best of them");
 
     // The listening end has just heard of the other: what it is asked to send at once is sent.

@@ -269,8 +269,8 @@ fn for_control(control: TunnelControl) -> Control {
             Control::Probe { path: Path { remote, wire_cid }, data }
         }
         TunnelControl::Candidates(set) => {
-            let node::CandidateSet { sequence, flags, endpoints } = set;
-            Control::Candidates(CandidateSet { sequence, flags, endpoints })
+            let node::CandidateSet { sequence, heard, flags, endpoints } = set;
+            Control::Candidates(CandidateSet { sequence, heard, flags, endpoints })
         }
     }
 }

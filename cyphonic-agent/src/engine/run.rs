@@ -381,8 +381,8 @@ impl Engine {
             }
             RingEvent::Probed { tunnel, from } => self.node.handle_probed(now, TunnelId(tunnel.0), from),
             RingEvent::Candidates { tunnel, set } => {
-                let ring::CandidateSet { sequence, flags, endpoints } = set;
-                let set = CandidateSet { sequence, flags, endpoints };
+                let ring::CandidateSet { sequence, heard, flags, endpoints } = set;
+                let set = CandidateSet { sequence, heard, flags, endpoints };
                 self.node.handle_candidates(now, TunnelId(tunnel.0), &set);
             }
             RingEvent::PeerClosed { tunnel, code, reason } => {

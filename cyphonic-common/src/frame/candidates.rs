@@ -1,10 +1,11 @@
 //! CANDIDATES: where a tunnel's end may be reached, told to the other end inside the tunnel.
 //!
 //! ```text
-//! sequence (varint) | flags (1 byte) | count (1 byte) | count times: family (4 or 6), address (4 or 16 bytes), port
+//! sequence (varint) | heard (varint) | flags (1 byte) | count (1 byte)
+//!   | count times: family (4 or 6), address (4 or 16 bytes), port
 //! ```
 //!
-//! A list replaces the one with a lower sequence number. It is a whole or it is nothing: a frame with an unknown family,
+//! A list replaces the one with a lower sequence number, and `heard` acknowledges the other end's lists up to that number. It is a whole or it is nothing: a frame with an unknown family,
 //! port 0 or more than [`MAX_CANDIDATES`] endpoints is the sender's error. Unknown flags are ignored.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -27,6 +28,9 @@ const FAMILY_V6: u8 = 6;
 pub struct Candidates<'a> {
     /// Counts the sender's lists in this tunnel, upwards. At most [`varint::MAX`].
     pub sequence: u64,
+    /// The highest number of the receiver's lists that has reached the sender; 0 before the first. At most
+    /// [`varint::MAX`].
+    pub heard: u64,
     /// What the sender asks for.
     pub flags: CandidateFlags,
     /// Its endpoints, best first.
@@ -95,17 +99,24 @@ impl<'a> CandidateList<'a> {
 
 impl<'a> Candidates<'a> {
     pub(super) fn encoded_len(&self) -> Option<usize> {
-        Some(varint::encoded_len(self.sequence)? + 2 + self.endpoints.bytes.len())
+        Some(
+            varint::encoded_len(self.sequence)?
+                + varint::encoded_len(self.heard)?
+                + 2
+                + self.endpoints.bytes.len(),
+        )
     }
 
     pub(super) fn write(&self, writer: &mut Writer<'_>) -> Option<()> {
         writer.varint(self.sequence)?;
+        writer.varint(self.heard)?;
         writer.bytes(&[self.flags.to_byte(), self.endpoints.count])?;
         writer.bytes(self.endpoints.bytes)
     }
 
     pub(super) fn parse(frames: &mut Frames<'a>) -> Result<Self, FrameError> {
         let sequence = frames.varint()?;
+        let heard = frames.varint()?;
         let flags = CandidateFlags::from_byte(frames.byte()?);
         let count = frames.byte()?;
         if usize::from(count) > MAX_CANDIDATES {
@@ -117,7 +128,7 @@ impl<'a> Candidates<'a> {
         }
         let len = start.len() - frames.rest.len();
         let endpoints = CandidateList { bytes: start.get(..len).unwrap_or_default(), count };
-        Ok(Self { sequence, flags, endpoints })
+        Ok(Self { sequence, heard, flags, endpoints })
     }
 }
 
@@ -188,13 +199,13 @@ mod tests {
     proptest! {
         #[test]
         fn a_list_round_trips_before_other_frames(
-            sequence in 0..=varint::MAX, answer: bool, keep: bool, moved: bool,
+            sequence in 0..=varint::MAX, heard in 0..=varint::MAX, answer: bool, keep: bool, moved: bool,
             endpoints in proptest::collection::vec(endpoint(), 0..20),
         ) {
             let mut room = [0; MAX_CANDIDATE_BYTES];
             let list = CandidateList::new(&endpoints, &mut room);
             let frame = Frame::Candidates(Candidates {
-                sequence, flags: CandidateFlags { answer, keep, moved }, endpoints: list,
+                sequence, heard, flags: CandidateFlags { answer, keep, moved }, endpoints: list,
             });
             let mut packet = encode(&frame);
             packet.push(1);
@@ -220,7 +231,7 @@ mod tests {
             let mut room = [0; MAX_CANDIDATE_BYTES];
             let endpoints = ["192.0.2.1:7".parse().unwrap(), "[2001:db8::1]:9".parse().unwrap()];
             let endpoints = CandidateList::new(&endpoints, &mut room);
-            let frame = Frame::Candidates(Candidates { sequence: 1, flags: CandidateFlags::default(), endpoints });
+            let frame = Frame::Candidates(Candidates { sequence: 1, heard: 0, flags: CandidateFlags::default(), endpoints });
             let packet = encode(&frame);
             let cut = packet.len().saturating_sub(cut).max(2);
             prop_assert_eq!(Frames::new(&packet[..cut]).next(), Some(Err(FrameError::Truncated)));
@@ -231,8 +242,8 @@ mod tests {
     fn what_cannot_be_an_endpoint_is_the_peers_error() {
         let bad = Some(Err(FrameError::BadCandidates));
         // Seventeen endpoints, an unknown family, port 0.
-        assert_eq!(Frames::new(&[0x40, 0x71, 1, 0, 17]).next(), bad);
-        assert_eq!(Frames::new(&[0x40, 0x71, 1, 0, 1, 5, 0, 0, 0, 0, 0, 0]).next(), bad);
-        assert_eq!(Frames::new(&[0x40, 0x71, 1, 0, 1, 4, 192, 0, 2, 1, 0, 0]).next(), bad);
+        assert_eq!(Frames::new(&[0x40, 0x71, 1, 0, 0, 17]).next(), bad);
+        assert_eq!(Frames::new(&[0x40, 0x71, 1, 0, 0, 1, 5, 0, 0, 0, 0, 0, 0]).next(), bad);
+        assert_eq!(Frames::new(&[0x40, 0x71, 1, 0, 0, 1, 4, 192, 0, 2, 1, 0, 0]).next(), bad);
     }
 }

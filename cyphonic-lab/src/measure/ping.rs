@@ -46,6 +46,8 @@ pub struct PingReport {
     pub sent: u32,
     /// Requests answered.
     pub received: u32,
+    /// ICMP errors that came back, as of a host that is not there.
+    pub errors: u32,
     /// Sequence numbers (from 1) of the answers, in order of arrival.
     pub sequence: Vec<u32>,
     /// Round trips in milliseconds, in order of arrival; ping rounds each to three digits.
@@ -83,11 +85,12 @@ impl Summary {
 }
 
 impl PingReport {
-    /// The report of the first `count` requests: ping sends more than it was asked to while answers are missing.
+    /// The report of the first `count` requests: ping sends more than it was asked to while answers are missing, and fewer
+    /// where an ICMP error came, which ends it. What it did not send then is lost, too.
     fn of_first(mut self, count: u32) -> Self {
         let answers = self.sequence.into_iter().zip(self.rtts_ms).filter(|(number, _)| *number <= count);
         (self.sequence, self.rtts_ms) = answers.unzip();
-        self.sent = self.sent.min(count);
+        self.sent = if self.errors > 0 { count } else { self.sent.min(count) };
         self.received = u32::try_from(self.sequence.len()).unwrap_or(u32::MAX);
         self
     }
@@ -133,6 +136,7 @@ fn parse(text: &str) -> Option<PingReport> {
         address: None,
         sent: 0,
         received: 0,
+        errors: 0,
         sequence: Vec::new(),
         rtts_ms: Vec::new(),
         summary: None,
@@ -147,6 +151,8 @@ fn parse(text: &str) -> Option<PingReport> {
         } else if let Some((sent, rest)) = line.split_once(" packets transmitted, ") {
             report.sent = sent.parse().ok()?;
             report.received = rest.split_once(" received")?.0.parse().ok()?;
+            let errors = rest.split_once(" errors").and_then(|(before, _)| before.split_once('+'));
+            report.errors = errors.and_then(|(_, errors)| errors.parse().ok()).unwrap_or_default();
             complete = true;
         } else if let Some(rest) = line.strip_prefix("rtt min/avg/max/mdev = ") {
             report.summary = summary(rest);
@@ -206,6 +212,19 @@ rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
         assert_eq!((report.sent, report.received, report.lost()), (2, 1, 1));
         assert_eq!(report.missing(), [1]);
         assert_eq!((report.sequence, report.rtts_ms), (vec![2], vec![0.312]));
+    }
+
+    #[test]
+    fn what_ping_does_not_send_after_an_error_is_lost() {
+        let text = "PING 10.0.0.2 (10.0.0.2) 56(84) bytes of data.
+From 10.0.0.1 icmp_seq=1 Destination Host Unreachable
+
+--- 10.0.0.2 ping statistics ---
+7 packets transmitted, 0 received, +1 errors, 100% packet loss, time 3063ms
+pipe 4
+";
+        let report = parse(text).unwrap().of_first(300);
+        assert_eq!((report.sent, report.lost(), report.errors), (300, 300, 1));
     }
 
     #[test]

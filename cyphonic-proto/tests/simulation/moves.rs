@@ -8,9 +8,10 @@ use crate::{
     relay_restarts::{gap, relayed_pair, stream, tunnels as tunnels_with_wire},
     world::{Event, World},
 };
+use cyphonic_common::frame::CandidateFlags;
 use cyphonic_proto::{
     Channel, TunnelId,
-    node::{Routes, Service, ServiceState},
+    node::{CandidateSet, Routes, Service, ServiceState},
     trs::NodePath,
 };
 use std::{
@@ -187,6 +188,28 @@ fn a_direct_tunnel_follows_to_the_family_that_is_left() {
                 assert_eq!([tunnels(&world, "a").len(), tunnels(&world, "b").len()], before);
             }
         }
+    }
+}
+
+#[test]
+fn a_list_that_was_long_under_way_does_not_stand_for_an_answer() {
+    for (mover, other) in [("a", "b"), ("b", "a")] {
+        let mut world = dual_pair();
+        // The path in use was proved a moment ago, so that packets from elsewhere alone are no reason to doubt it.
+        world.attach(mover, None, Some(Open));
+        world.run(SECOND / 2);
+        let id = tunnels(&world, mover)[0];
+        world.attach(mover, Some(Open), None);
+        // As a router sends it that has kept it until the address was there again.
+        let late = CandidateSet {
+            sequence: 1,
+            heard: 1,
+            flags: CandidateFlags::default(),
+            endpoints: vec!["192.0.2.77:7".parse().unwrap()],
+        };
+        world.with_node(mover, 0, |node, now| node.handle_candidates(now, id, &late));
+        let gap = gap(&stream(&mut world, other, mover, 3 * SECOND));
+        assert!(gap <= 3 * ROUND_TRIP + 20 * MS, "{mover}: {gap:?}");
     }
 }
 

@@ -170,8 +170,8 @@ impl Peer {
                 }
                 Frame::PathResponse(data) => self.path_response(parts, data),
                 Frame::Candidates(candidates) if self.sources.takes_list(now) => {
-                    let Candidates { sequence, flags, endpoints } = candidates;
-                    let set = CandidateSet { sequence, flags, endpoints: endpoints.iter().collect() };
+                    let Candidates { sequence, heard, flags, endpoints } = candidates;
+                    let set = CandidateSet { sequence, heard, flags, endpoints: endpoints.iter().collect() };
                     (parts.events)(RingEvent::Candidates { tunnel: self.shared.id, set });
                 }
                 Frame::Candidates(_) => {}

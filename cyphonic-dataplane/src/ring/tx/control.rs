@@ -12,7 +12,7 @@ use crate::ring::command::{Answer, TxCommand};
 use crate::ring::hold::Held;
 use crate::ring::icmp::Problem;
 use crate::ring::shared::Challenge;
-use crate::ring::{Control, Path};
+use crate::ring::{CandidateSet, Control, Path};
 use crate::udp::Transmit;
 
 /// Room for any control packet: a padded challenge, or a close with the longest reason.
@@ -124,7 +124,8 @@ impl TxWorker {
             Control::Candidates(set) => {
                 let mut room = [0; MAX_CANDIDATE_BYTES];
                 let endpoints = CandidateList::new(&set.endpoints, &mut room);
-                let candidates = Candidates { sequence: set.sequence, flags: set.flags, endpoints };
+                let CandidateSet { sequence, heard, flags, .. } = *set;
+                let candidates = Candidates { sequence, heard, flags, endpoints };
                 self.send_frame(index, current, &Frame::Candidates(candidates), Size::Least);
             }
             Control::MtuProbe { path, size, data } => {

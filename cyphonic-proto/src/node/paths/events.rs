@@ -22,6 +22,8 @@ const GATHER: Duration = Duration::from_millis(50);
 pub struct CandidateSet {
     /// Counts the sender's lists in this tunnel, upwards; a list replaces those before it.
     pub sequence: u64,
+    /// The highest number of the other end's lists that has reached this one; 0 before the first.
+    pub heard: u64,
     /// What the sender asks for.
     pub flags: CandidateFlags,
     /// The endpoints, best first.
@@ -106,8 +108,8 @@ impl Node {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         tunnel.is_alive(now);
         let paths = &mut tunnel.paths;
-        if !set.flags.answer {
-            // It answers what it was told.
+        if set.heard >= paths.sequence {
+            // Not any list of the peer's: one that was under way for long says nothing of this end's newest.
             (paths.telling, paths.moved) = (None, false);
         }
         paths.kept_by_peer = set.flags.keep;

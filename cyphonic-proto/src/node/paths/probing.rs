@@ -198,7 +198,12 @@ impl Node {
         let endpoints = self.candidates();
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let flags = CandidateFlags { answer, keep: self.keeps_open(tunnel.peer), moved: tunnel.paths.moved };
-        let set = CandidateSet { sequence: tunnel.paths.sequence, flags, endpoints };
+        let set = CandidateSet {
+            sequence: tunnel.paths.sequence,
+            heard: tunnel.paths.heard.unwrap_or_default(),
+            flags,
+            endpoints,
+        };
         self.control(now, id, TunnelControl::Candidates(set));
     }
 
