@@ -57,7 +57,7 @@ pub(crate) struct RoamArgs {
     /// Six cells instead of all.
     #[arg(long)]
     quick: bool,
-    /// Only cells whose description has all of these words, as in `direct both "v4 → v6"`.
+    /// Only cells and pauses whose description has all of these words, as in `direct both "v4 → v6"` or `asleep`.
     #[arg(long, value_name = "WORDS", num_args = 1..)]
     only: Vec<String>,
     /// Also write the figures as JSON.
@@ -85,6 +85,12 @@ pub(crate) struct RoamArgs {
     /// Use the programs in this folder instead of building them.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
+}
+
+impl RoamArgs {
+    fn wants(&self, description: &str) -> bool {
+        self.only.iter().all(|word| description.contains(word.as_str()))
+    }
 }
 
 /// Runs the verb.
@@ -141,16 +147,11 @@ fn roam(
         report.add(cell, outcome);
         cancel.check()?;
     }
-    if !args.quick && args.only.is_empty() {
-        for seconds in [2, 10] {
-            let length = Duration::from_secs(seconds);
-            for (name, sleeps) in [("no network", false), ("asleep", true)] {
-                let outcome = if sleeps { stage.asleep(length) } else { stage.away(length) };
-                let name = format!("{name} for {seconds} s");
-                progress.done(&format!("{name:<48} {}", told(&outcome)));
-                report.add_pause(name, outcome);
-            }
-        }
+    for (name, sleeps, length) in pauses(args) {
+        let outcome = if sleeps { stage.asleep(length) } else { stage.away(length) };
+        progress.done(&format!("{name:<48} {}", told(&outcome)));
+        report.add_pause(name, outcome);
+        cancel.check()?;
     }
     drop(stage);
     if !report.broken(!args.untimed).is_empty() {
@@ -177,8 +178,19 @@ fn cells(args: &RoamArgs) -> Vec<Cell> {
         }
         all
     };
-    let wanted = |cell: &Cell| args.only.iter().all(|word| cell.to_string().contains(word.as_str()));
-    all.into_iter().filter(wanted).collect()
+    all.into_iter().filter(|cell| args.wants(&cell.to_string())).collect()
+}
+
+/// All pauses that are asked for: what they are called, whether the device sleeps or has no network, and how long.
+fn pauses(args: &RoamArgs) -> Vec<(String, bool, Duration)> {
+    let lengths = if args.quick { [].as_slice() } else { &[2, 10] };
+    let kinds = [("no network", false), ("asleep", true)];
+    let all = lengths.iter().flat_map(|seconds| {
+        kinds.map(|(name, sleeps)| {
+            (format!("{name} for {seconds} s"), sleeps, Duration::from_secs(*seconds))
+        })
+    });
+    all.filter(|(name, ..)| args.wants(name)).collect()
 }
 
 fn told(outcome: &Result<Outcome>) -> String {
