@@ -186,9 +186,7 @@ fn pauses(args: &RoamArgs) -> Vec<(String, bool, Duration)> {
     let lengths = if args.quick { [].as_slice() } else { &[2, 10] };
     let kinds = [("no network", false), ("asleep", true)];
     let all = lengths.iter().flat_map(|seconds| {
-        kinds.map(|(name, sleeps)| {
-            (format!("{name} for {seconds} s"), sleeps, Duration::from_secs(*seconds))
-        })
+        kinds.map(|(name, sleeps)| (format!("{name} for {seconds} s"), sleeps, Duration::from_secs(*seconds)))
     });
     all.filter(|(name, ..)| args.wants(name)).collect()
 }

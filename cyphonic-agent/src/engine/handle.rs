@@ -1,9 +1,8 @@
 //! What DNS and the control socket see of the engine.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
-use cyphonic_proto::node::{ResolveError as NodeError, Target};
+use cyphonic_proto::node::{ResolveError as NodeError, Sleep, Target};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
@@ -33,10 +32,10 @@ impl EngineHandle {
         let _ = self.sender.send(Input::Addresses(addresses)).await;
     }
 
-    /// Tells the engine that the host slept, or this process was stopped, for so long.
-    pub async fn resumed(&self, asleep: Duration) {
+    /// Tells the engine that the host slept, or this process was stopped.
+    pub async fn resumed(&self, sleep: Sleep) {
         // A stopped engine needs not to know.
-        let _ = self.sender.send(Input::Resumed(asleep)).await;
+        let _ = self.sender.send(Input::Resumed(sleep)).await;
     }
 
     /// Tells the engine where the AS is.

@@ -1,10 +1,9 @@
 //! What can happen to the engine.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
 use cyphonic_dataplane::ring::RingEvent;
-use cyphonic_proto::node::{ResolveError, Service, Target};
+use cyphonic_proto::node::{ResolveError, Service, Sleep, Target};
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, SetupId, TunnelId};
 use cyphonic_transport::{ArrivingPeer, Connection, Credentials, Responder};
 use tokio::sync::oneshot;
@@ -42,8 +41,8 @@ pub(crate) enum Input {
     Resolve { target: Target, answer: oneshot::Sender<Result<Ipv6Addr, ResolveError>> },
     /// The host is attached to networks in another way: its addresses now.
     Addresses(Vec<SocketAddr>),
-    /// The host slept, or this process was stopped, for so long.
-    Resumed(Duration),
+    /// The host slept, or this process was stopped.
+    Resumed(Sleep),
     /// The cloud's names resolve, perhaps to other addresses than before.
     Cloud(Vec<SocketAddr>),
     /// Peers whose tunnels stay.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cyphonic_proto::address::Prefix;
+use cyphonic_proto::node::Sleep;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::EngineHandle;
@@ -83,10 +84,11 @@ pub(super) async fn follow_sleep(handle: EngineHandle) {
     loop {
         tokio::time::sleep(LOOK).await;
         let now = (Instant::now(), boot_time());
-        let passed = (now.0.saturating_duration_since(last.0)).max(now.1.saturating_sub(last.1));
+        let counted = now.0.saturating_duration_since(last.0);
+        let passed = counted.max(now.1.saturating_sub(last.1));
         last = now;
-        if let Some(asleep) = passed.checked_sub(LOOK).filter(|asleep| *asleep >= ASLEEP) {
-            handle.resumed(asleep).await;
+        if let Some(length) = passed.checked_sub(LOOK).filter(|length| *length >= ASLEEP) {
+            handle.resumed(Sleep { length, counted: counted.saturating_sub(LOOK) }).await;
         }
     }
 }

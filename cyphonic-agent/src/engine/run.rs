@@ -191,9 +191,9 @@ impl Engine {
                 tracing::debug!(?addresses, "this host is attached to networks in another way");
                 self.node.handle_addresses(now, &addresses, &HostRoutes(&self.port));
             }
-            Input::Resumed(asleep) => {
-                tracing::info!(?asleep, "this host slept: connections are taken up again");
-                self.node.handle_resumed(now, asleep);
+            Input::Resumed(sleep) => {
+                tracing::info!(asleep = ?sleep.length, "this host slept: connections are taken up again");
+                self.node.handle_resumed(now, sleep);
             }
             Input::Cloud(addresses) => self.node.handle_as_addresses(now, addresses),
             Input::KeepOpen(names) => self.node.handle_keep_open(now, &names),

@@ -109,6 +109,8 @@ impl Default for Timing {
 pub(super) const MAX_PEERS: usize = 4096;
 /// Most set-ups at once, in either role.
 pub(super) const MAX_SETUPS: usize = 512;
+/// Most set-ups that are known to have ended: as many as peers could still be at.
+pub(super) const MAX_ENDED: usize = MAX_SETUPS;
 /// Most connections of peers that have not proved yet who they are: each set-up may be dialled twice.
 pub(super) const MAX_OFFERS: usize = 2 * MAX_SETUPS;
 /// Most questions waiting.

@@ -40,7 +40,7 @@ pub use action::{
 };
 pub use cache::{CachedState, DamagedCache, Relay};
 pub use config::{NodeConfig, Timing};
-pub use moves::Routes;
+pub use moves::{Routes, Sleep};
 pub use mtu::{PathMtu, first_inner};
 pub use paths::{CandidateSet, PathStatus};
 pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
@@ -65,7 +65,7 @@ use setup::Setup;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::{Ipv6Addr, SocketAddr},
-    time::{Duration, Instant},
+    time::Instant,
 };
 use tunnels::Tunnel;
 
@@ -85,6 +85,8 @@ pub struct Node {
     peers: BTreeMap<Ipv6Addr, Peer>,
     queries: BTreeMap<QueryId, Ipv6Addr>,
     setups: BTreeMap<SetupId, Setup>,
+    /// Set-ups that ended here without a tunnel, the latest last.
+    ended: VecDeque<SetupId>,
     offers: BTreeMap<PeerConnectionId, Offer>,
     tunnels: BTreeMap<TunnelId, Tunnel>,
     probes: ProbeBudget,
@@ -153,6 +155,7 @@ impl Node {
             peers: BTreeMap::new(),
             queries: BTreeMap::new(),
             setups: BTreeMap::new(),
+            ended: VecDeque::new(),
             offers: BTreeMap::new(),
             tunnels: BTreeMap::new(),
             probes: ProbeBudget::new(now),
@@ -264,9 +267,9 @@ impl Node {
         self.moved(now, addresses, routes);
     }
 
-    /// The host slept, or this process was stopped, for so long, whatever its clock says.
-    pub fn handle_resumed(&mut self, now: Instant, asleep: Duration) {
-        self.resumed(now, asleep);
+    /// The host slept, or this process was stopped.
+    pub fn handle_resumed(&mut self, now: Instant, sleep: Sleep) {
+        self.resumed(now, sleep);
     }
 
     /// Where the AS is, where that was found out only now or has changed: its name resolves anew.

@@ -29,6 +29,16 @@ pub trait Routes {
     fn source_for(&self, remote: SocketAddr) -> Option<IpAddr>;
 }
 
+/// A time in which the node could do nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sleep {
+    /// How long it was.
+    pub length: Duration,
+    /// How far the clock of [`Node`]'s `now` went on meanwhile: it stands still while a host sleeps, and not while a process is
+    /// stopped.
+    pub counted: Duration,
+}
+
 impl Node {
     /// The host is attached to networks in another way than before.
     pub(super) fn moved(&mut self, now: Instant, addresses: &[SocketAddr], routes: &dyn Routes) {
@@ -54,17 +64,21 @@ impl Node {
         self.changed();
     }
 
-    /// The host slept, or this process was stopped, for so long: NATs and services may have forgotten it.
-    pub(super) fn resumed(&mut self, now: Instant, asleep: Duration) {
+    /// The host slept, or this process was stopped: NATs, services and peers may have forgotten it.
+    pub(super) fn resumed(&mut self, now: Instant, sleep: Sleep) {
         if self.stopped {
             return;
+        }
+        // Tunnels that were in use before are so now: a peer that has given its end up is asked for another at once.
+        for tunnel in self.tunnels.values_mut() {
+            tunnel.last_use = (tunnel.last_use + sleep.counted).min(now);
         }
         self.act(Action::Migrate);
         for service in self.services.keys().cloned().collect::<Vec<_>>() {
             let connected = self.is_connected(&service);
             match self.services.get(&service) {
                 Some(slot) if !slot.reachable => {}
-                Some(_) if connected && asleep >= FORGOTTEN => {
+                Some(_) if connected && sleep.length >= FORGOTTEN => {
                     self.replace_connection(now, &service, "this host slept for longer than it waits");
                 }
                 Some(_) | None => self.hurry_after_move(now, &service),

@@ -118,7 +118,7 @@ impl Node {
         let agreed = match self.setups.get(&id) {
             Some(setup) if setup.stage == Stage::Listening => self.agree_as_listener(setup, &early),
             // Not directed to it yet, perhaps: the NMS's word may travel longer than the peer's.
-            None if !self.tunnels.values().any(|tunnel| tunnel.setup == id) => {
+            None if !self.is_over(id) => {
                 if let Some(offer) = self.offers.get_mut(&connection) {
                     offer.early = Some(early);
                 }
@@ -130,6 +130,11 @@ impl Node {
             Ok(agreed) => self.agreed(now, id, agreed, Some(connection)),
             Err(refusal) => self.refuse_peer(connection, refusal),
         }
+    }
+
+    /// Whether a set-up has come to its end here, with a tunnel or without.
+    fn is_over(&self, id: SetupId) -> bool {
+        self.ended.contains(&id) || self.tunnels.values().any(|tunnel| tunnel.setup == id)
     }
 
     /// Both ends know what they need of each other; the tunnel stands as soon as this end's leg does.

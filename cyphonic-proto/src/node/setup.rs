@@ -225,6 +225,10 @@ impl Node {
     pub(super) fn drop_setup(&mut self, setup: SetupId, why: &str) -> Option<Setup> {
         let mut setup = self.setups.remove(&setup)?;
         self.timers.clear(&Timer::Setup(setup.id));
+        if self.ended.len() >= config::MAX_ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(setup.id);
         if let Some(exchange) = setup.relay.as_mut().and_then(|own| own.binding.take()) {
             self.cancel(exchange);
         }
@@ -304,10 +308,26 @@ impl Node {
     /// This end's part, as the responder.
     fn take_part(&mut self, now: Instant, setup: Setup) {
         let (id, peer) = (setup.id, setup.peer);
+        self.drop_overtaken(id, peer);
         self.timers.set(Timer::Setup(id), now + self.config.timing.setup);
         self.setups.insert(id, setup);
         self.attach(peer, id);
         self.advance(now, id);
+    }
+
+    /// An initiator carries out one set-up at a time: what it began before this one is over. All of it may come at once to
+    /// a node that slept.
+    fn drop_overtaken(&mut self, id: SetupId, peer: Ipv6Addr) {
+        let earlier = |setup: &&Setup| {
+            setup.peer == peer && !setup.initiator && setup.id < id && setup.stage != Stage::Agreed
+        };
+        for other in self.setups.values().filter(earlier).map(|setup| setup.id).collect::<Vec<_>>() {
+            self.drop_setup(other, "the peer has begun anew");
+            if let Some(peer) = self.peers.get_mut(&peer).filter(|p| p.attempt == Some(Attempt::Setup(other)))
+            {
+                peer.attempt = Some(Attempt::Setup(id));
+            }
+        }
     }
 
     /// The responder will not take part: the attempt goes on as if the NMS had refused.

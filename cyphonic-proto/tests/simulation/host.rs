@@ -68,7 +68,7 @@ impl Installed {
 
 /// One dial of a peer: the network knows what both ends said.
 pub(crate) struct Dial {
-    device: &'static str,
+    pub(crate) device: &'static str,
     life: u32,
     setup: SetupId,
     via: PeerVia,

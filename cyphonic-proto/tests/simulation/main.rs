@@ -22,4 +22,5 @@ mod restarts;
 mod round_trips;
 mod scenarios;
 mod security;
+mod sleep;
 mod world;

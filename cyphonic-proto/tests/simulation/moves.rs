@@ -11,7 +11,7 @@ use crate::{
 use cyphonic_common::frame::CandidateFlags;
 use cyphonic_proto::{
     Channel, TunnelId,
-    node::{CandidateSet, Routes, Service, ServiceState},
+    node::{CandidateSet, Routes, Service, ServiceState, Sleep},
     trs::NodePath,
 };
 use std::{
@@ -332,7 +332,8 @@ fn after_a_short_sleep_connections_are_used_and_after_a_long_one_replaced() {
         let mut world = relayed_pair();
         let (before, connects) = (tunnels(&world, "a"), world.connects);
         let life = world.hosts["a"].life;
-        world.with_node("a", life, |node, now| node.handle_resumed(now, asleep));
+        let sleep = Sleep { length: asleep, counted: Duration::ZERO };
+        world.with_node("a", life, |node, now| node.handle_resumed(now, sleep));
         assert_eq!(world.connects > connects, replaced, "after {asleep:?}");
         assert_eq!(stream(&mut world, "b", "a", 3 * SECOND).len(), 0, "what stands carries on");
         assert!(world.all_connected("a"));

@@ -215,7 +215,8 @@ fn of_two_tunnels_the_one_of_the_later_set_up_stays_whichever_was_complete_first
     for order in [[0x11, 0x22], [0x22, 0x11]] {
         let mut world = calm();
         let mut tunnels = vec![];
-        for number in [0x11, 0x22] {
+        // The word of the later one was faster: it does not take the place of the other.
+        for number in [0x22, 0x11] {
             direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
         }
         for number in order {
@@ -242,6 +243,19 @@ fn of_two_tunnels_the_one_of_the_later_set_up_stays_whichever_was_complete_first
         let older = tunnels.iter().find(|(number, _)| *number == 0x11).unwrap().1;
         assert_eq!(removed.collect::<Vec<_>>(), [older]);
     }
+}
+
+#[test]
+fn a_peers_later_set_up_takes_the_place_of_its_earlier_one_which_is_refused_from_then_on() {
+    let mut world = calm();
+    for number in [0x11, 0x22] {
+        direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
+    }
+    let request = |number: u8| TunnelRequest { setup_id: vec![number; 16], ..request() };
+    let done = knock(&mut world, &identity("b"), from_b(), request(0x11));
+    assert_eq!(refusal(&done).code(), RefusalCode::NotAllowed);
+    let done = knock(&mut world, &identity("b"), from_b(), request(0x22));
+    assert!(matches!(done.as_slice(), [Action::InstallTunnel(_), Action::RespondPeer { .. }]), "{done:?}");
 }
 
 #[test]
@@ -408,7 +422,10 @@ fn floods_meet_limits_and_every_request_an_answer() {
     let mut refused = 0;
     for n in 0..2000u16 {
         let setup_id = [[0; 14].as_slice(), &n.to_be_bytes()].concat();
-        let answers = direct(&mut world, RouteDirection { setup_id, ..direction() });
+        let (peer_fqdn, peer) = (format!("p{n}.lab"), virtual_address(&format!("p{n}")));
+        let peer_virtual_address = peer.octets().to_vec();
+        let direction = RouteDirection { setup_id, peer_fqdn, peer_virtual_address, ..direction() };
+        let answers = direct(&mut world, direction);
         let responses: Vec<_> =
             answers.iter().filter(|action| matches!(action, Action::Respond { .. })).collect();
         assert_eq!(responses.len(), 1);

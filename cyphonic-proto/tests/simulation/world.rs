@@ -4,6 +4,7 @@ use crate::{
     cloud::Cloud,
     host::{Dial, Host},
     net::{Gate, Uplink},
+    sleep::Sleeper,
 };
 use cyphonic_proto::{
     Channel, ExchangeId, Message, PeerConnectionId, QueryId,
@@ -233,6 +234,7 @@ pub(crate) struct World {
     /// Dials of services.
     pub(crate) connects: u32,
     keys: BTreeSet<[u8; 32]>,
+    pub(crate) sleeper: Option<Sleeper>,
 }
 
 impl World {
@@ -271,6 +273,7 @@ impl World {
             warm_relays: Timing::default().warm_relays,
             connects: 0,
             keys: BTreeSet::new(),
+            sleeper: None,
         }
     }
 
@@ -376,7 +379,9 @@ impl World {
             }
             if event.is_some_and(|event| event <= self.now) {
                 let (_, event) = self.queue.pop_first().unwrap();
-                self.handle(event);
+                if let Some(event) = self.keep_for_sleeper(event) {
+                    self.handle(event);
+                }
             }
             self.steps += 1;
             assert!(self.steps < 3_000_000, "the machines keep each other busy");
@@ -387,13 +392,14 @@ impl World {
     }
 
     fn next_timeout(&self) -> Option<Instant> {
-        let nodes = self.hosts.values().filter_map(|host| host.node.as_ref()?.poll_timeout());
+        let awake = self.hosts.values().filter(|host| !self.sleeps(host.name));
+        let nodes = awake.filter_map(|host| host.node.as_ref()?.poll_timeout());
         nodes.chain(self.cloud.poll_timeout()).min()
     }
 
     fn handle_timeouts(&mut self) {
         let now = self.now;
-        for name in self.hosts.keys().copied().collect::<Vec<_>>() {
+        for name in self.hosts.keys().copied().filter(|name| !self.sleeps(name)).collect::<Vec<_>>() {
             if let Some(node) = self.hosts.get_mut(name).and_then(|host| host.node.as_mut()) {
                 node.handle_timeout(now);
                 self.drain(name);

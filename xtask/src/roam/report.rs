@@ -77,6 +77,14 @@ impl Report {
                 Ok(_) => {}
             }
         }
+        for (name, outcome) in &self.pauses {
+            if let Some(outcome) =
+                outcome.as_ref().ok().filter(|outcome| timed && outcome.gap > outcome.bound())
+            {
+                let (gap, bound) = (outcome.gap.as_millis(), outcome.bound().as_millis());
+                broken.push(format!("{name}: the gap after it is {gap} ms, and may be {bound} ms"));
+            }
+        }
         let beyond: Vec<f64> = self.outcomes().map(beyond_ms).collect();
         let p99 = Figure::of(&beyond, Statistic::P99, "ms").map(|figure| figure.value);
         if let Some(p99) = p99.filter(|p99| timed && *p99 >= ALLOWED_MS) {

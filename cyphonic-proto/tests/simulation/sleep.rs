@@ -1,0 +1,101 @@
+//! Devices whose agents are stopped for a while, as a debugger or a paused container does: what they are sent meanwhile
+//! waits in their sockets and streams, and all of it comes when they go on.
+
+use crate::{
+    net::Gate::Open,
+    relay_restarts::{gap, stream},
+    world::{Event, World},
+};
+use cyphonic_proto::node::Sleep;
+use std::time::{Duration, Instant};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+const ROUND_TRIP: Duration = Duration::from_millis(20);
+
+/// The device that is stopped, since when, and what waits for it.
+pub(crate) struct Sleeper {
+    name: &'static str,
+    since: Instant,
+    waiting: Vec<Event>,
+}
+
+impl World {
+    pub(crate) fn sleeps(&self, name: &str) -> bool {
+        self.sleeper.as_ref().is_some_and(|sleeper| sleeper.name == name)
+    }
+
+    /// The event, unless it waits for a device that is stopped.
+    pub(crate) fn keep_for_sleeper(&mut self, event: Event) -> Option<Event> {
+        let device = match &event {
+            Event::Answer { channel, .. }
+            | Event::ToNode { channel, .. }
+            | Event::FrameToNode { channel, .. }
+            | Event::ExchangeFailed { channel, .. }
+            | Event::Connected(channel) => self.conns.get(channel).map(|conn| conn.device),
+            Event::ConnectFailed { device, .. }
+            | Event::DetourFailed { device, .. }
+            | Event::PeerLeft { device, .. }
+            | Event::Stats { device, .. } => Some(*device),
+            Event::Lost { conn, at_node: true, .. } => Some(conn.device),
+            Event::Datagram { to, .. } => {
+                let owner = self.hosts.values().find(|host| host.uplinks.iter().any(|up| up.own == *to));
+                owner.map(|host| host.name)
+            }
+            Event::Retransmit { dial } => self.dials.get(dial).map(|dial| dial.device),
+            Event::Lost { .. }
+            | Event::ToService { .. }
+            | Event::NodeAnswer { .. }
+            | Event::FrameToTrs { .. }
+            | Event::Revive(_)
+            | Event::Seen { .. }
+            | Event::Proved { .. }
+            | Event::Idle(_) => None,
+        };
+        match &mut self.sleeper {
+            Some(sleeper) if device == Some(sleeper.name) => {
+                sleeper.waiting.push(event);
+                None
+            }
+            _ => Some(event),
+        }
+    }
+
+    fn stop(&mut self, name: &'static str) {
+        self.sleeper = Some(Sleeper { name, since: self.now, waiting: Vec::new() });
+    }
+
+    /// The stopped device goes on: it notices, and takes in what has come, in the order in which it came.
+    fn go_on(&mut self) {
+        let Some(Sleeper { name, since, waiting }) = self.sleeper.take() else { return };
+        waiting.into_iter().for_each(|event| self.schedule(Duration::ZERO, event));
+        let length = self.now - since;
+        let sleep = Sleep { length, counted: length };
+        self.with_node(name, 0, |node, now| node.handle_resumed(now, sleep));
+    }
+}
+
+#[test]
+fn a_device_that_was_stopped_under_traffic_has_a_tunnel_within_round_trips() {
+    for (sleeper, other) in [("a", "b"), ("b", "a")] {
+        // The peer gives its end up after some seconds, and goes through its routes again and again.
+        for length in (4..30).map(|half_seconds| SECOND * half_seconds / 2) {
+            let mut world = World::new(31);
+            world.add("a", Some(Open), Some(Open));
+            world.add("b", Some(Open), Some(Open));
+            world.settle();
+            world.resolves("a", "b").unwrap();
+            assert!(world.talk("a", "b", SECOND));
+            assert!(stream(&mut world, sleeper, other, SECOND).is_empty());
+            world.stop(sleeper);
+            let until = world.now + length;
+            while world.now < until {
+                world.send_inner(other, sleeper);
+                world.run(100 * MS);
+            }
+            world.go_on();
+            let gap = gap(&stream(&mut world, sleeper, other, 2 * SECOND));
+            assert!(gap <= 3 * ROUND_TRIP + 50 * MS, "{sleeper} stopped for {length:?}: {gap:?}");
+        }
+    }
+}
