@@ -10,7 +10,7 @@ pub struct RelayConfig {
     pub pin: Option<String>,
 }
 
-/// Whether the gateway is asked to let the node's port in (PCP, NAT-PMP).
+/// Whether the gateway is asked to let the node's port in (PCP, NAT-PMP, UPnP).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PortMapping {

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 const UNCONFIRMED: Duration = Duration::from_secs(10);
 /// A tunnel that just heard of its peer is not doubted.
 const FRESH: Duration = Duration::from_secs(2);
+/// A tunnel that carried something within this time is in use: worth a better path, and another tunnel if it breaks.
+const IN_USE: Duration = Duration::from_secs(10);
 /// Between attempts to replace an old tunnel.
 const REFRESH_AGAIN: Duration = Duration::from_secs(60);
 
@@ -154,6 +156,11 @@ impl Node {
 }
 
 impl Tunnel {
+    /// Whether it carried something lately.
+    pub(super) fn is_used(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.last_use) < IN_USE
+    }
+
     pub(super) fn is_alive(&mut self, at: Instant) {
         self.last_rx = self.last_rx.max(Some(at));
         self.unanswered_since = None;

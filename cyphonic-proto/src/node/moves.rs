@@ -85,6 +85,9 @@ impl Node {
             }
         }
         self.move_tunnels(now);
+        if sleep.length >= self.config.timing.silence {
+            self.expect_nobody();
+        }
         self.changed();
     }
 

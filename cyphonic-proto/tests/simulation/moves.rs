@@ -337,7 +337,7 @@ fn after_a_short_sleep_connections_are_used_and_after_a_long_one_replaced() {
         assert_eq!(world.connects > connects, replaced, "after {asleep:?}");
         assert_eq!(stream(&mut world, "b", "a", 3 * SECOND).len(), 0, "what stands carries on");
         assert!(world.all_connected("a"));
-        assert_eq!(tunnels(&world, "a"), before);
+        assert!(tunnels(&world, "a").starts_with(&before), "and stays until another has its place");
     }
 }
 

@@ -27,6 +27,7 @@ pub(super) const LAB: &[Package] = &[
     package("iperf3", "iperf3", "throughput in the demonstration"),
     package("bind9-dnsutils", "dig", "asking the agents' DNS servers"),
     package("tshark", "tshark", "an independent dissector of what the lab's wires carry"),
+    package("miniupnpd-nftables", "miniupnpd", "a gateway that maps ports for agents"),
     package("faketime", "faketime", "agents whose clock is years wrong"),
     package("dbus-daemon", "dbus-daemon", "a private bus on which tests play systemd-resolved"),
 ];

@@ -11,6 +11,7 @@
 )]
 
 mod deaths;
+mod gateway;
 mod netcheck;
 mod overlay;
 #[path = "../common/programs.rs"]

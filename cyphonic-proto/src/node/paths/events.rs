@@ -175,6 +175,15 @@ impl Node {
         }
     }
 
+    /// Peers may have given up their ends of tunnels: whoever does not answer on any path is asked for another tunnel.
+    pub(in crate::node) fn expect_nobody(&mut self) {
+        for tunnel in self.tunnels.values_mut() {
+            if let Some(doubt) = &mut tunnel.paths.doubt {
+                doubt.forsaken = true;
+            }
+        }
+    }
+
     /// A relay knows where this node is now: tunnels that wait for an answer need not wait for their next step.
     pub(in crate::node) fn relay_followed(&mut self, now: Instant, trs: &str) {
         for id in self.tunnels_via(trs) {

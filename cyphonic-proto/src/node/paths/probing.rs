@@ -11,17 +11,12 @@ use crate::{
 };
 use cyphonic_common::frame::CandidateFlags;
 use rand::Rng;
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Instant};
 
 /// Probes a node may send in a second, of all tunnels together; each has 1,200 bytes.
 const PROBES_PER_SECOND: u32 = 100;
 /// Probes that may leave at once: a network change concerns all tunnels.
 const PROBES_AT_ONCE: u32 = 400;
-/// A tunnel that carried something within this time is in use, and worth a better path.
-const IN_USE: Duration = Duration::from_secs(10);
 
 /// How many probes a node may send now: a token bucket.
 pub(in crate::node) struct ProbeBudget {
@@ -134,7 +129,14 @@ impl Node {
             }
         }
         let until = now + paths.patience();
-        paths.doubt = Some(Doubt { steps: Steps::doubt(now), race, until, silent: false, sought: false });
+        paths.doubt = Some(Doubt {
+            steps: Steps::doubt(now),
+            race,
+            until,
+            silent: false,
+            forsaken: false,
+            sought: false,
+        });
         self.step_doubt(now, id);
     }
 
@@ -146,7 +148,7 @@ impl Node {
             return false;
         }
         let Some(tunnel) = self.tunnels.get(&id) else { return false };
-        let in_use = now.saturating_duration_since(tunnel.last_use) < IN_USE;
+        let in_use = tunnel.is_used(now);
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if in_use && tunnel.paths.round.is_none() && due(tunnel.paths.next_round) {
             self.begin_round(now, id);
@@ -159,7 +161,7 @@ impl Node {
     pub(in crate::node) fn paths_due(&self, now: Instant, id: TunnelId) -> Option<Instant> {
         let tunnel = self.tunnels.get(&id)?;
         let paths = &tunnel.paths;
-        let in_use = now.saturating_duration_since(tunnel.last_use) < IN_USE;
+        let in_use = tunnel.is_used(now);
         let doubt = paths.doubt.as_ref().map(|doubt| {
             let others = if doubt.until > now { doubt.until } else { doubt.steps.due() };
             let seeks = doubt.steps.began + paths.seek_after();
@@ -258,7 +260,7 @@ impl Node {
             // What is waited for says nothing of the peer.
             return true;
         }
-        let used = now.saturating_duration_since(tunnel.last_use) < IN_USE;
+        let used = tunnel.is_used(now);
         let kept = self.tunnels.get(&id).is_some_and(|tunnel| self.keeps_open(tunnel.peer));
         if used || kept {
             self.tunnel_died(now, id);
@@ -275,14 +277,14 @@ impl Node {
         }
     }
 
-    /// A tunnel that has no relay to fall back on asks for one in time.
+    /// A tunnel that has nothing to fall back on asks for another in time.
     fn seek_relay(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        let used = now.saturating_duration_since(tunnel.last_use) < IN_USE;
+        let used = tunnel.is_used(now);
         let spare = tunnel.paths.relay().is_some();
         let seek = tunnel.paths.seek_after();
         let Some(doubt) = &mut tunnel.paths.doubt else { return };
-        if used && !spare && !doubt.sought && doubt.steps.began + seek <= now {
+        if used && (!spare || doubt.forsaken) && !doubt.sought && doubt.steps.began + seek <= now {
             doubt.sought = true;
             self.replace(now, id);
         }
@@ -327,6 +329,7 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]

@@ -89,6 +89,8 @@ pub(super) struct Doubt {
     pub(super) until: Instant,
     /// It was begun for silence alone.
     pub(super) silent: bool,
+    /// The peer may have given its end up, and a relay would not help.
+    pub(super) forsaken: bool,
     /// Another tunnel was asked for.
     pub(super) sought: bool,
 }
