@@ -277,7 +277,9 @@ impl Pair<'_> {
         let family_name = name_of(family);
         let text = match kind {
             RouteKind::Direct if !self.responder.is_open(family) => {
-                format!("direct because {initiator} can be reached on {family_name}, and {responder} opens its way")
+                format!(
+                    "direct because {initiator} can be reached on {family_name}, and {responder} opens its way"
+                )
             }
             RouteKind::Direct if self.responder.finding(family) == NatFinding::None => {
                 format!("direct because {responder} is not behind a NAT on {family_name}")
