@@ -12,8 +12,8 @@ use crate::network::Network;
 use crate::pki::{self, Authority, Kind, PkiError, service_name};
 use crate::register::{Register, RegisterError, UnixSeconds};
 
-/// Nothing replaces service certificates by itself yet, so they are long-lived; `run` warns in the log for the last 60
-/// days. What limits the harm of a stolen one is its role: it is only ever a server, under its own name.
+/// The services' authority is not where services run, if the operator has taken it away: so nothing renews their certificates by
+/// itself, they are long-lived, and `run` warns in the log for the last 60 days, in which [`renew`] is to be used. What limits the harm of a stolen one is its role: it is only ever a server, under its own name.
 const SERVICE_LIFETIME: UnixSeconds = 2 * 365 * 24 * 3600;
 
 /// The name of the configuration in its directory.
@@ -173,6 +173,46 @@ pub struct RelayCredentials {
     pub listed: bool,
 }
 
+/// A service's certificate that was made anew.
+#[derive(Debug, Clone)]
+pub struct Renewed {
+    /// Its file.
+    pub certificate: PathBuf,
+    /// Whose it is.
+    pub fqdn: String,
+    /// Until when it is valid.
+    pub not_after: UnixSeconds,
+}
+
+/// Makes services' certificates anew, in place, with the keys that they have: those of `certificates`, which may have been
+/// brought from relays' machines, or without any those that the configuration in `directory` names.
+///
+/// # Errors
+/// If the services' key is not there, a certificate was not made by it, or something cannot be written. Those before it are renewed
+/// then, and it is as it was.
+pub fn renew(
+    directory: &Path,
+    certificates: &[PathBuf],
+    now: UnixSeconds,
+) -> Result<Vec<Renewed>, InstallationError> {
+    let cloud = Config::load(&directory.join(CONFIG_FILE))?;
+    let services = Authority::load(&directory.join("pki/services.crt"), &directory.join("pki/services.key"))
+        .map_err(InstallationError::NoAuthority)?;
+    let own = &cloud.certificates;
+    let own = [&own.authentication, &own.management, &own.relay].into_iter().flatten();
+    let certificates = match certificates {
+        [] => own.map(|files| files.certificate.clone()).collect(),
+        named => named.to_vec(),
+    };
+    let renew_one = |certificate: PathBuf| {
+        let old = pki::read_certificates(&certificate)?.swap_remove(0);
+        let (identity, chain) = services.renew_service(&cloud.network, &old, now, SERVICE_LIFETIME)?;
+        pki::replace_certificates(&certificate, &chain)?;
+        Ok(Renewed { certificate, fqdn: identity.fqdn, not_after: now + SERVICE_LIFETIME })
+    };
+    certificates.into_iter().map(renew_one).collect()
+}
+
 fn write_all(
     directory: &Path,
     network: &Network,
@@ -236,6 +276,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+    use cyphonic_proto::Identity;
 
     const NOW: UnixSeconds = 1_800_000_000;
 
@@ -313,6 +354,48 @@ mod tests {
         ));
         let unlisted = relay_credentials(&cloud, "trs2", &dir.path().join("t2"), &listen, NOW).unwrap();
         assert!(!unlisted.listed);
+    }
+
+    #[test]
+    fn certificates_are_renewed_in_place_for_the_keys_that_they_have() {
+        let dir = tempfile::tempdir().unwrap();
+        let cloud = dir.path().join("cloud");
+        init(&plan(&cloud), NOW).unwrap();
+        let listen = ["[::]:443".parse().unwrap()];
+        relay_credentials(&cloud, "trs2", &dir.path().join("trs"), &listen, NOW).unwrap();
+        let brought = dir.path().join("trs/pki/trs2.crt");
+        let identity = |path: &Path| Identity::from_der(&pki::read_certificates(path).unwrap()[0]).unwrap();
+        let own = ["as", "nms", "trs1"].map(|name| cloud.join(format!("pki/{name}.crt")));
+        let before: Vec<_> = own.iter().chain([&brought]).map(|path| identity(path)).collect();
+
+        // Even those that have ended: whose they are is what counts.
+        let later = NOW + 2 * SERVICE_LIFETIME;
+        assert_eq!(renew(&cloud, &[], later).unwrap().len(), 3);
+        assert_eq!(renew(&cloud, std::slice::from_ref(&brought), later).unwrap()[0].fqdn, "trs2.svc.cyphonic.internal");
+        for (path, before) in own.iter().chain([&brought]).zip(before) {
+            let after = identity(path);
+            assert_eq!((&after.fqdn, after.role), (&before.fqdn, before.role));
+            assert_eq!(after.spki_sha256, before.spki_sha256, "the key is the same");
+            assert!(after.serial != before.serial && after.not_after > i64::try_from(later).unwrap());
+            assert_eq!(pki::read_certificates(path).unwrap().len(), 2, "the authority's follows");
+        }
+    }
+
+    #[test]
+    fn certificates_of_others_are_not_renewed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+        init(&plan(&ours), NOW).unwrap();
+        init(&plan(&theirs), NOW).unwrap();
+        // Another overlay's, and an authority itself.
+        for foreign in [theirs.join("pki/nms.crt"), ours.join("pki/services.crt")] {
+            let before = std::fs::read(&foreign).unwrap();
+            let refused = renew(&ours, std::slice::from_ref(&foreign), NOW);
+            assert!(matches!(refused, Err(InstallationError::Pki(PkiError::Renewal(_)))), "{refused:?}");
+            assert_eq!(std::fs::read(&foreign).unwrap(), before);
+        }
+        std::fs::remove_file(ours.join("pki/services.key")).unwrap();
+        assert!(matches!(renew(&ours, &[], NOW), Err(InstallationError::NoAuthority(_))));
     }
 
     #[test]

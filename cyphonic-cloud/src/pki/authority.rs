@@ -4,8 +4,9 @@ use std::path::Path;
 
 use cyphonic_proto::address;
 use cyphonic_proto::identity::{Identity, Role};
-use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateDer;
+use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 use super::csr::DeviceKey;
@@ -143,6 +144,39 @@ impl Authority {
         let params = profile::service(network, fqdn, role, now, lifetime)?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok((vec![certificate.der().clone(), self.certificate.clone()], Zeroizing::new(key.serialize_pem())))
+    }
+
+    /// Makes a service's certificate anew, for the same name, role and key. Its dates are the only thing that changes.
+    ///
+    /// # Errors
+    /// If this authority has not made the old one, it is not a service's of this network, or none can be made.
+    pub fn renew_service(
+        &self,
+        network: &Network,
+        old: &CertificateDer<'_>,
+        now: UnixSeconds,
+        lifetime: UnixSeconds,
+    ) -> Result<(Identity, Vec<CertificateDer<'static>>), PkiError> {
+        let identity = Identity::from_der(old).map_err(|error| PkiError::Renewal(error.to_string()))?;
+        let refuse = |reason: &str| PkiError::Renewal(format!("that of {} {reason}", identity.fqdn));
+        // Whoever brings a certificate must not get one that says more.
+        if !self.has_signed(old) {
+            return Err(refuse("was not made by this overlay's services authority"));
+        }
+        if identity.network_id != network.id || identity.role == Role::Device {
+            return Err(refuse("is not of a service of this overlay"));
+        }
+        let key = files::public_key_of(old).and_then(|spki| SubjectPublicKeyInfo::from_der(&spki).ok());
+        let key = key.ok_or_else(|| refuse("has a key that cannot be certified"))?;
+        let params = profile::service(network, &identity.fqdn, identity.role, now, lifetime)?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        Ok((identity, vec![certificate.der().clone(), self.certificate.clone()]))
+    }
+
+    fn has_signed(&self, certificate: &CertificateDer<'_>) -> bool {
+        let parsed = (X509Certificate::from_der(certificate), X509Certificate::from_der(&self.certificate));
+        let (Ok((_, certificate)), Ok((_, own))) = parsed else { return false };
+        certificate.verify_signature(Some(own.public_key())).is_ok()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Keys and certificates on disk: PEM, keys readable by their owner only, nothing ever overwritten.
+//! Keys and certificates on disk: PEM, keys readable by their owner only, and never overwritten.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write as _};
@@ -59,9 +59,36 @@ pub fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, PkiError> {
 /// # Errors
 /// If it exists or cannot be written.
 pub fn write_certificates(path: &Path, certificates: &[CertificateDer<'_>]) -> Result<(), PkiError> {
-    let text: String =
-        certificates.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref()))).collect();
-    write_new(path, text.as_bytes(), 0o644)
+    write_new(path, text(certificates).as_bytes(), 0o644)
+}
+
+/// Puts certificates in the place of those in a file, whole or not at all.
+///
+/// # Errors
+/// If they cannot be written; the old ones stand then.
+pub fn replace_certificates(path: &Path, certificates: &[CertificateDer<'_>]) -> Result<(), PkiError> {
+    let fresh = path.with_extension("new");
+    // What an earlier attempt left.
+    match std::fs::remove_file(&fresh) {
+        Err(source) if source.kind() != ErrorKind::NotFound => {
+            return Err(PkiError::Write { path: fresh, source });
+        }
+        Ok(()) | Err(_) => {}
+    }
+    write_new(&fresh, text(certificates).as_bytes(), 0o644)?;
+    let replace = || {
+        std::fs::rename(&fresh, path)?;
+        File::open(parent(path))?.sync_all()
+    };
+    replace().map_err(|source| PkiError::Write { path: path.to_owned(), source })
+}
+
+fn text(certificates: &[CertificateDer<'_>]) -> String {
+    certificates.iter().map(|der| pem::encode(&pem::Pem::new("CERTIFICATE", der.as_ref()))).collect()
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Writes a new file that only its owner can read.
@@ -81,8 +108,7 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError>
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.write_all(content)?;
         file.sync_all()?;
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+        File::open(parent(path))?.sync_all()
     };
     write().map_err(|source| PkiError::Write { path: path.to_owned(), source })
 }

@@ -20,7 +20,8 @@ mod profile;
 pub use self::authority::{Authority, Kind};
 pub use self::csr::{CsrError, DeviceKey};
 pub use self::files::{
-    ServiceFiles, read_certificates, read_key, write_certificates, write_new, write_secret,
+    ServiceFiles, read_certificates, read_key, replace_certificates, write_certificates, write_new,
+    write_secret,
 };
 pub use self::profile::{service_name, services_zone};
 
@@ -41,6 +42,9 @@ pub enum PkiError {
     /// A certificate just made does not say what it should: a defect, found before it left.
     #[error("the certificate made for {0} does not read back as intended: {1}")]
     Check(String, String),
+    /// A certificate that cannot be renewed.
+    #[error("a certificate is not renewed: {0}")]
+    Renewal(String),
     /// A file could not be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {

@@ -105,7 +105,7 @@ fn check(
         return Err("it is not valid yet: is this machine's clock right?".to_owned());
     }
     if now >= identity.not_after {
-        return Err("it has expired: make a new one (trs-credentials for a relay)".to_owned());
+        return Err("it has expired: renew it (cyphonic-cloud renew) where the services' key is".to_owned());
     }
     Ok(())
 }
@@ -114,6 +114,6 @@ fn warn_before_expiry(leaf: &CertificateDer<'_>, path: &Path, now: UnixSeconds) 
     let Ok(identity) = Identity::from_der(leaf) else { return };
     let left = u64::try_from(identity.not_after).unwrap_or(0).saturating_sub(now);
     if left < EXPIRY_WARNING {
-        tracing::warn!(certificate = %path.display(), days_left = left / 86_400, "a certificate ends soon");
+        tracing::warn!(certificate = %path.display(), days_left = left / 86_400, "a certificate ends soon: renew it (cyphonic-cloud renew)");
     }
 }

@@ -121,6 +121,11 @@ on server 'systemctl stop cyphonic-cloud; rm -r /var/lib/cyphonic-cloud/*'
 #: operations.md Restore
 check "the restored cloud knows its devices" looks server 'cyphonic-cloud device list' 'pi-1'
 check "who need nothing new" looks pi-1 'cyphonic wait --timeout 120; cyphonic ping --count 3 pi-2.home.internal; cyphonic status' 'pi-2'
+certificate=/machines/server/root/var/lib/cyphonic-cloud/pki/nms.crt
+cp "$certificate" /run/nms.crt
+#: operations.md Renew the services' certificates
+check "the NMS has another certificate" not cmp "$certificate" /run/nms.crt
+check "which devices believe" looks pi-1 'cyphonic wait --timeout 120; cyphonic ping --count 3 pi-2.home.internal; cyphonic status' 'pi-2'
 #: operations.md Upgrade
 check "reachable after it" on pi-1 'cyphonic wait --timeout 120; ping -c 3 pi-2.home.internal'
 

@@ -5,6 +5,7 @@ mod device;
 mod init;
 mod manual;
 mod relay;
+mod renew;
 mod run;
 mod status;
 mod table;
@@ -31,6 +32,8 @@ enum Command {
     Init(init::Arguments),
     /// Make certificate, key and configuration for a relay on a machine of its own.
     TrsCredentials(relay::Arguments),
+    /// Renew services' certificates in place; their keys stay.
+    Renew(renew::Arguments),
     /// Run the services that the configuration names, until SIGTERM or SIGINT.
     Run(ConfigArgument),
     /// Check a configuration and say what it makes this machine.
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Init(arguments) => init::run(&arguments),
         Command::TrsCredentials(arguments) => relay::run(&arguments),
+        Command::Renew(arguments) => renew::run(&arguments),
         Command::Run(argument) => run::run(&argument),
         Command::Check(argument) => run::check(&argument),
         Command::TrsStatus(arguments) => status::run(&arguments),
