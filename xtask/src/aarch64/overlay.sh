@@ -89,6 +89,9 @@ enrol d '[2001:db8::2]:443'
 for name in a b d; do
     cyphonic $name wait --timeout 120 || { echo "$name did not come online:"; cat /run/$name/log; }
 done
+# Idle: 5 s after it was ready an agent gives back what starting took.
+sleep 10
+grep -E 'RssAnon|RssFile' "/proc/$PID_a/status"
 echo "@rss a $(grep VmRSS "/proc/$PID_a/status")"
 reach a b
 reach a d
