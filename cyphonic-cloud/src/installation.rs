@@ -371,7 +371,10 @@ mod tests {
         // Even those that have ended: whose they are is what counts.
         let later = NOW + 2 * SERVICE_LIFETIME;
         assert_eq!(renew(&cloud, &[], later).unwrap().len(), 3);
-        assert_eq!(renew(&cloud, std::slice::from_ref(&brought), later).unwrap()[0].fqdn, "trs2.svc.cyphonic.internal");
+        assert_eq!(
+            renew(&cloud, std::slice::from_ref(&brought), later).unwrap()[0].fqdn,
+            "trs2.svc.cyphonic.internal"
+        );
         for (path, before) in own.iter().chain([&brought]).zip(before) {
             let after = identity(path);
             assert_eq!((&after.fqdn, after.role), (&before.fqdn, before.role));

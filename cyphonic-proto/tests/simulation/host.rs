@@ -1,28 +1,22 @@
-//! A device's shell and its dataplane.
+//! A device's shell: it carries out what the node asks for.
 
 use crate::{
     cloud::{addresses, relay_at},
+    dataplane::{Installed, SMALLEST},
     net::Uplink,
     world::{Conn, Content, Data, Event, Flight, Packet, Victim, World, ZONE, identity, virtual_address},
 };
 use cyphonic_proto::{
-    Channel, ConnectionId, Identity, Message, PeerConnectionId, SetupId, TunnelId,
-    identity::sha256,
-    node::{
-        Action, CachedState, Node, NodeConfig, PathMtu, PeerVia, Service, Timing, TunnelActivity,
-        TunnelControl, TunnelParameters,
-    },
+    Channel, ConnectionId, TunnelId,
+    node::{Action, CachedState, Node, NodeConfig, PeerVia, Service, Timing, TunnelControl},
     relayed,
-    tunnel::{ExportError, Exporter, Suite},
+    tunnel::Suite,
 };
 use std::{
     collections::BTreeMap,
     net::{Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
-
-/// Every path carries it: QUIC's least datagram.
-const SMALLEST: u16 = 1200;
 
 pub(crate) struct Host {
     pub(crate) name: &'static str,
@@ -32,76 +26,12 @@ pub(crate) struct Host {
     pub(crate) life: u32,
     pub(crate) cached: Option<CachedState>,
     pub(crate) tunnels: BTreeMap<TunnelId, Installed>,
-    held: BTreeMap<Ipv6Addr, Vec<u64>>,
+    pub(crate) held: BTreeMap<Ipv6Addr, Vec<u64>>,
     /// What came for tunnels that are offered and not installed yet.
-    early: BTreeMap<ConnectionId, Vec<(SocketAddr, Data)>>,
+    pub(crate) early: BTreeMap<ConnectionId, Vec<(SocketAddr, Data)>>,
     /// Packets that could not be delivered and were answered.
     pub(crate) dropped: Vec<Ipv6Addr>,
     pub(crate) installs: u32,
-}
-
-/// A tunnel in the dataplane.
-pub(crate) struct Installed {
-    pub(crate) parameters: TunnelParameters,
-    pub(crate) confirmed: bool,
-    pub(crate) activity: TunnelActivity,
-    pub(crate) mtu: PathMtu,
-    waiting: Vec<u64>,
-    sent: u64,
-    newest: Option<u64>,
-    /// Where the relay is, and what stands on the wire there.
-    relay: Option<(SocketAddr, ConnectionId)>,
-    /// Packets that were sent, of any kind.
-    pub(crate) packets: u64,
-}
-
-impl Installed {
-    /// As the ring: what came through the relay is answered through it.
-    fn path_to(&self, to: SocketAddr) -> (SocketAddr, ConnectionId) {
-        self.relay.filter(|(relay, _)| *relay == to).unwrap_or((to, self.parameters.remote_cid))
-    }
-
-    fn path(&self) -> (SocketAddr, ConnectionId) {
-        (self.parameters.remote, self.parameters.wire_cid)
-    }
-}
-
-/// One dial of a peer: the network knows what both ends said.
-pub(crate) struct Dial {
-    pub(crate) device: &'static str,
-    life: u32,
-    setup: SetupId,
-    via: PeerVia,
-    /// Who listens, in which of its lives, and how the dialler's packets come there.
-    listener: Option<(&'static str, u32, PeerVia)>,
-    offer: Option<Vec<u8>>,
-    /// The offer has reached the dialler.
-    offered: bool,
-    request: Option<Vec<u8>>,
-    /// The request has reached the listener.
-    asked: bool,
-    answer: Option<Vec<u8>>,
-    pub(crate) claims: Option<Identity>,
-    tries: u32,
-}
-
-impl Dial {
-    pub(crate) fn setup(&self) -> SetupId {
-        self.setup
-    }
-
-    pub(crate) fn via(&self) -> PeerVia {
-        self.via.clone()
-    }
-}
-
-/// Both ends' TLS exporter.
-pub(crate) struct Shared(pub(crate) u64);
-
-impl Exporter for Shared {
-    fn export(&self, label: &[u8], context: &[u8]) -> Result<[u8; 32], ExportError> {
-        Ok(sha256(&[&self.0.to_be_bytes(), label, context].concat()))
-    }
 }
 
 impl Host {
@@ -132,7 +62,7 @@ impl Host {
         self.early.values().map(Vec::len).sum()
     }
 
-    fn newest(&self, peer: Ipv6Addr) -> Option<TunnelId> {
+    pub(crate) fn newest(&self, peer: Ipv6Addr) -> Option<TunnelId> {
         self.tunnels.iter().rev().find(|(_, tunnel)| tunnel.parameters.peer == peer).map(|(id, _)| *id)
     }
 }
@@ -328,7 +258,7 @@ impl World {
         }
     }
 
-    fn channel(&self, name: &str, service: &Service) -> Option<Channel> {
+    pub(crate) fn channel(&self, name: &str, service: &Service) -> Option<Channel> {
         let life = self.hosts[name].life;
         let fits = |conn: &&Conn| conn.device == name && conn.life == life && conn.service == *service;
         self.conns.values().rev().find(fits).map(|conn| conn.channel)
@@ -409,335 +339,5 @@ impl World {
         let via = PeerVia::Relay { trs, context };
         let dial = u64::from_be_bytes(packet[1..9].try_into().unwrap());
         self.flight(device, Flight::from_byte(packet[0]), dial, via);
-    }
-
-    fn dial(&mut self, device: &'static str, setup: SetupId, via: PeerVia) {
-        let (id, life) = (self.fresh(), self.hosts[device].life);
-        let dial = Dial {
-            device,
-            life,
-            setup,
-            via,
-            listener: None,
-            offer: None,
-            offered: false,
-            request: None,
-            asked: false,
-            answer: None,
-            claims: None,
-            tries: 0,
-        };
-        self.dials.insert(id, dial);
-        self.transmit_dial(id);
-    }
-
-    fn dial_of(&self, device: &str, setup: SetupId) -> Option<u64> {
-        let life = self.hosts[device].life;
-        let fits = |dial: &Dial| dial.device == device && dial.life == life && dial.setup == setup;
-        self.dials.iter().find(|(_, dial)| fits(dial)).map(|(id, _)| *id)
-    }
-
-    fn ask_peer(&mut self, device: &'static str, setup: SetupId, request: &Message) {
-        let (id, bytes) = (self.dial_of(device, setup).unwrap(), self.pack(request));
-        let dial = self.dials.get_mut(&id).unwrap();
-        (dial.request, dial.tries) = (Some(bytes), 0);
-        self.transmit_dial(id);
-    }
-
-    fn cancel_dial(&mut self, device: &'static str, setup: SetupId) {
-        let Some(id) = self.dial_of(device, setup) else { return };
-        self.end_dial(id);
-    }
-
-    fn end_dial(&mut self, id: u64) {
-        let Some(Dial { listener: Some((device, life, _)), .. }) = self.dials.remove(&id) else { return };
-        let delay = self.reliable_delay();
-        self.schedule(delay, Event::PeerLeft { device, life, dial: id });
-    }
-
-    /// Sends, or repeats, what the dialler has to say.
-    pub(crate) fn transmit_dial(&mut self, id: u64) {
-        let Some(dial) = self.dials.get_mut(&id) else { return };
-        let flight = match (&dial.request, dial.offered) {
-            (Some(_), _) => Flight::Request,
-            (None, false) => Flight::Hello,
-            // The node has not made up its mind.
-            (None, true) => return,
-        };
-        dial.tries += 1;
-        let (device, life, via, tries) = (dial.device, dial.life, dial.via.clone(), dial.tries);
-        if self.hosts[device].life != life || tries > 8 {
-            return self.end_dial(id);
-        }
-        self.transmit(device, &via, flight, id);
-        self.schedule(Duration::from_millis(100) * tries, Event::Retransmit { dial: id });
-    }
-
-    fn transmit_to_dialler(&mut self, flight: Flight, id: u64) {
-        if let Some((device, _, via)) = self.dials.get(&id).and_then(|dial| dial.listener.clone()) {
-            self.transmit(device, &via, flight, id);
-        }
-    }
-
-    fn transmit(&mut self, device: &'static str, via: &PeerVia, flight: Flight, id: u64) {
-        match via {
-            PeerVia::Direct(remotes) => {
-                remotes.iter().for_each(|to| self.send(device, *to, Packet::Peers(flight, id)))
-            }
-            PeerVia::Relay { trs, context } => {
-                if let Some(channel) = self.channel(device, &Service::Trs(trs.clone())) {
-                    let packet = [&[flight as u8], id.to_be_bytes().as_slice()].concat();
-                    let bytes = relayed::encode(*context, &packet).unwrap().to_vec();
-                    self.unreliable(&Event::FrameToTrs { channel, bytes });
-                }
-            }
-        }
-    }
-
-    /// A packet of a handshake between peers has arrived.
-    fn flight(&mut self, name: &'static str, flight: Flight, id: u64, via: PeerVia) {
-        match flight {
-            Flight::Hello => self.hear_hello(name, id, via),
-            Flight::Offer => self.hear_offer(name, id, via),
-            Flight::Request => self.hear_request(name, id, via),
-            Flight::Response => self.hear_response(name, id),
-        }
-    }
-
-    fn hear_hello(&mut self, name: &'static str, id: u64, via: PeerVia) {
-        let life = self.hosts[name].life;
-        let Some(dial) = self.dials.get_mut(&id) else { return };
-        let known = dial.listener.get_or_insert_with(|| (name, life, via.clone()));
-        if known.0 != name || known.1 != life {
-            return;
-        }
-        if dial.offer.is_none() {
-            let connection = PeerConnectionId(id);
-            self.with_node(name, life, |node, now| node.handle_peer_arrived(now, connection, via));
-        }
-        match self.dials.get_mut(&id) {
-            Some(dial) if dial.offer.is_some() => self.transmit_to_dialler(Flight::Offer, id),
-            Some(dial) => dial.listener = None,
-            None => {}
-        }
-    }
-
-    fn hear_offer(&mut self, name: &'static str, id: u64, via: PeerVia) {
-        let Some(dial) = self.dials.get_mut(&id).filter(|dial| dial.device == name && !dial.offered) else {
-            return;
-        };
-        let (Some((listener, ..)), Some(offer)) = (&dial.listener, &dial.offer) else { return };
-        let (identity, offer) = (identity(listener), offer.clone());
-        dial.offered = true;
-        let (life, setup, message) = (dial.life, dial.setup, Self::unpack(&offer));
-        self.with_node(name, life, |node, now| {
-            node.handle_peer_offer(now, setup, via, &identity, message, &Shared(id));
-        });
-    }
-
-    fn hear_request(&mut self, name: &'static str, id: u64, via: PeerVia) {
-        let Some(dial) = self.dials.get_mut(&id) else { return };
-        let (Some((listener, life, _)), Some(request)) = (dial.listener.clone(), dial.request.clone()) else {
-            return;
-        };
-        if listener != name {
-            return;
-        }
-        if std::mem::replace(&mut dial.asked, true) {
-            if dial.answer.is_some() {
-                self.transmit_to_dialler(Flight::Response, id);
-            }
-            return;
-        }
-        let claims = dial.claims.clone().unwrap_or_else(|| identity(dial.device));
-        let message = Self::unpack(&request);
-        self.with_node(name, life, |node, now| {
-            node.handle_peer_request(now, PeerConnectionId(id), via, &claims, message, &Shared(id));
-        });
-    }
-
-    fn hear_response(&mut self, name: &'static str, id: u64) {
-        let Some(dial) = self.dials.get(&id).filter(|dial| dial.device == name) else { return };
-        let Some(answer) = dial.answer.clone() else { return };
-        let (life, setup, message) = (dial.life, dial.setup, Self::unpack(&answer));
-        self.with_node(name, life, |node, now| node.handle_peer_response(now, setup, message));
-        self.end_dial(id);
-    }
-
-    fn install(&mut self, name: &'static str, parameters: TunnelParameters) {
-        self.check_key(*parameters.send.as_bytes(), true);
-        let host = self.hosts.get_mut(name).unwrap();
-        assert_ne!(parameters.send, parameters.recv);
-        assert!(parameters.local_cid.is_data() && parameters.remote_cid.is_data());
-        assert!(host.tunnels.values().all(|tunnel| tunnel.parameters.local_cid != parameters.local_cid));
-        let (id, peer, confirmed) = (parameters.id, parameters.peer, parameters.confirmed);
-        let early = host.early.remove(&parameters.local_cid).unwrap_or_default();
-        let waiting = host.held.remove(&peer).unwrap_or_default();
-        host.installs += 1;
-        let mtu = PathMtu { datagram: SMALLEST, inner: parameters.inner_mtu };
-        let relayed = parameters.wire_cid != parameters.remote_cid;
-        let relay = relayed.then_some((parameters.remote, parameters.wire_cid));
-        let installed = Installed {
-            parameters,
-            confirmed,
-            activity: TunnelActivity::default(),
-            mtu,
-            waiting,
-            sent: 0,
-            newest: None,
-            relay,
-            packets: 0,
-        };
-        assert!(host.tunnels.insert(id, installed).is_none());
-        self.flush(name, id);
-        for (from, data) in early {
-            self.receive(name, from, &data);
-        }
-    }
-
-    /// An application's packet.
-    pub(crate) fn send_inner(&mut self, name: &'static str, to: &str) -> u64 {
-        let (packet, dst) = (self.fresh(), virtual_address(to));
-        let host = self.hosts.get_mut(name).unwrap();
-        if host.node.is_none() {
-            return packet;
-        }
-        if let Some(id) = host.newest(dst) {
-            host.tunnels.get_mut(&id).unwrap().waiting.push(packet);
-            self.flush(name, id);
-        } else {
-            let life = host.life;
-            host.held.entry(dst).or_default().push(packet);
-            self.with_node(name, life, |node, now| node.handle_unknown_destination(now, dst));
-        }
-        packet
-    }
-
-    /// Sends what waited, once the peer is known to have the tunnel.
-    fn flush(&mut self, name: &'static str, id: TunnelId) {
-        let tunnel = self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap();
-        if tunnel.confirmed {
-            for packet in std::mem::take(&mut tunnel.waiting) {
-                self.emit(name, id, Content::Inner(packet));
-            }
-        }
-    }
-
-    fn emit(&mut self, name: &'static str, id: TunnelId, content: Content) {
-        let path = self.hosts[name].tunnels[&id].path();
-        self.emit_on(name, id, path, content);
-    }
-
-    fn emit_on(
-        &mut self,
-        name: &'static str,
-        id: TunnelId,
-        (remote, wire_cid): (SocketAddr, ConnectionId),
-        content: Content,
-    ) {
-        let now = self.now;
-        let tunnel = self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap();
-        if !tunnel.confirmed {
-            return;
-        }
-        // Applications send the largest that goes whole.
-        let size = match content {
-            Content::Inner(_) => tunnel.mtu.datagram,
-            Content::Probe(_, size) => size,
-            Content::Ping
-            | Content::Challenge(_)
-            | Content::Response(_)
-            | Content::Candidates(_)
-            | Content::Close => SMALLEST,
-        };
-        tunnel.packets += 1;
-        tunnel.sent += 1;
-        let activity = &mut tunnel.activity;
-        if matches!(content, Content::Inner(_)) {
-            activity.tx_packets += 1;
-            activity.tx_large += u64::from(size > SMALLEST);
-            activity.unanswered_since = activity.unanswered_since.or(Some(now));
-        }
-        if remote == tunnel.parameters.remote {
-            activity.last_tx = Some(now);
-        }
-        let p = &tunnel.parameters;
-        let data = Data {
-            wire_cid: *wire_cid.as_bytes(),
-            real_cid: *p.remote_cid.as_bytes(),
-            key: *p.send.as_bytes(),
-            number: tunnel.sent,
-            size,
-            content,
-        };
-        self.send(name, remote, Packet::Data(data));
-    }
-
-    fn receive(&mut self, name: &'static str, from: SocketAddr, data: &Data) {
-        let cid = ConnectionId::from_bytes(data.wire_cid);
-        let (now, host) = (self.now, self.hosts.get_mut(name).unwrap());
-        let life = host.life;
-        let opens = |tunnel: &Installed| {
-            tunnel.parameters.local_cid == cid
-                && data.real_cid == data.wire_cid
-                && *tunnel.parameters.recv.as_bytes() == data.key
-        };
-        let Some((id, tunnel)) = host.tunnels.iter_mut().find(|(_, tunnel)| opens(tunnel)) else {
-            if let Some(early) = host.early.get_mut(&cid).filter(|early| early.len() < 16) {
-                early.push((from, data.clone()));
-            }
-            return;
-        };
-        let id = *id;
-        tunnel.confirmed = true;
-        tunnel.activity.last_rx = Some(now);
-        tunnel.activity.unanswered_since = None;
-        let newest = tunnel.newest < Some(data.number);
-        tunnel.newest = tunnel.newest.max(Some(data.number));
-        let elsewhere = tunnel.parameters.remote != from;
-        let probing =
-            matches!(data.content, Content::Challenge(_) | Content::Probe(..) | Content::Response(_));
-        match data.content.clone() {
-            Content::Inner(packet) => {
-                tunnel.activity.rx_packets += 1;
-                self.delivered.insert((name, packet));
-            }
-            Content::Ping => {}
-            Content::Challenge(challenge) | Content::Probe(challenge, _) => {
-                let path = tunnel.path_to(from);
-                self.emit_on(name, id, path, Content::Response(challenge));
-                if elsewhere {
-                    self.with_node(name, life, |node, now| node.handle_probed(now, id, from));
-                }
-            }
-            Content::Response(data) => {
-                self.with_node(name, life, |node, now| node.handle_path_response(now, id, data));
-            }
-            Content::Candidates(set) => {
-                self.with_node(name, life, |node, now| node.handle_candidates(now, id, &set));
-            }
-            Content::Close => {
-                self.with_node(name, life, |node, now| node.handle_tunnel_closed(now, id));
-                return;
-            }
-        }
-        if elsewhere && newest && !probing {
-            self.with_node(name, life, |node, now| node.handle_peer_moved(now, id, from));
-        }
-        if self.hosts[name].tunnels.contains_key(&id) {
-            self.flush(name, id);
-        }
-    }
-
-    pub(crate) fn report_stats(&mut self, device: &'static str, life: u32) {
-        if self.hosts[device].life != life {
-            return;
-        }
-        let all: Vec<_> =
-            self.hosts[device].tunnels.iter().map(|(id, tunnel)| (*id, tunnel.activity)).collect();
-        for (id, activity) in all {
-            self.with_node(device, life, |node, now| node.handle_tunnel_stats(now, id, activity));
-        }
-        self.schedule(Duration::from_millis(250), Event::Stats { device, life });
     }
 }

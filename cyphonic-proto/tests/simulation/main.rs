@@ -7,7 +7,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected should stop there")]
 
 mod cloud;
+mod dataplane;
 mod detours;
+mod dials;
 mod faults;
 mod host;
 mod moves;

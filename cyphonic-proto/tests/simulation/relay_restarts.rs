@@ -2,7 +2,7 @@
 
 use crate::{
     cloud::{addresses, relay, trs_keys},
-    host::Installed,
+    dataplane::Installed,
     net::Gate::{PortRestricted, Symmetric},
     world::{Event, Packet, Victim, World},
 };

@@ -1,7 +1,7 @@
 //! Input that lies.
 
 use crate::{
-    host::Shared,
+    dials::Shared,
     net::Gate::{Open, PortRestricted, Symmetric},
     world::{World, identity, virtual_address},
 };
@@ -376,7 +376,7 @@ fn a_wrong_identity_at_the_end_of_a_dial_gives_no_tunnel_and_its_own_error() {
 }
 
 fn world_setup(world: &World) -> Option<SetupId> {
-    world.dials.values().next().map(crate::host::Dial::setup)
+    world.dials.values().next().map(crate::dials::Dial::setup)
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use crate::{
     cloud::Cloud,
-    host::{Dial, Host},
+    dials::Dial,
+    host::Host,
     net::{Gate, Uplink},
     sleep::Sleeper,
 };
