@@ -5,7 +5,7 @@
 //! | initiator \ responder | no address | no NAT | EIM | symmetric, unknown |
 //! |---|---|---|---|---|
 //! | no address | – | – | – | – |
-//! | no NAT | – | direct | direct | responder-initiated |
+//! | no NAT | – | direct | responder-initiated | responder-initiated |
 //! | EIM | – | direct | (hole punch) | – |
 //! | symmetric, unknown | – | direct | – | – |
 //!
@@ -17,10 +17,6 @@
 //!
 //! "No NAT" does not mean "reachable": a firewall may stand before the node. Both ends therefore send a datagram first
 //! for every direct kind, and a kind that fails is skipped when the initiator asks again.
-//!
-//! That datagram is also why an open initiator dials a responder whose mapping does not depend on the endpoint: the NMS directs
-//! both at one moment, and where times obey the triangle inequality the responder's datagram has opened its NAT when the
-//! dialler's first packet is there. Where the responder dialled, the answer would come a half round trip later.
 
 mod relay;
 
@@ -99,16 +95,6 @@ impl NodeNetwork {
         let findings = self.findings.of(family);
         let lets_in = matches!(findings.filtering, Filtering::EndpointIndependent | Filtering::Unknown);
         (self.finding(family) == NatFinding::None && lets_in) || !findings.port_mapped.is_empty()
-    }
-
-    /// Whether it is known where the node is found once it has sent something itself.
-    fn opens_itself(&self, family: Family) -> bool {
-        match self.finding(family) {
-            NatFinding::EndpointIndependent => true,
-            // A firewall without NAT: punching opens it as it does a NAT.
-            NatFinding::None => !self.is_open(family),
-            NatFinding::NoAddress | NatFinding::AddressDependent | NatFinding::Unknown => false,
-        }
     }
 
     /// Whether the node can send in this family.
@@ -200,7 +186,7 @@ impl Pair<'_> {
     }
 
     fn allows(&self, kind: RouteKind, family: Family) -> bool {
-        use NatFinding::NoAddress;
+        use NatFinding::{EndpointIndependent, NoAddress};
         if self.initiator.udp_blocked || self.responder.udp_blocked {
             return false;
         }
@@ -209,14 +195,16 @@ impl Pair<'_> {
             return false;
         }
         match kind {
-            RouteKind::Direct => {
-                self.responder.is_open(family)
-                    || (self.initiator.is_open(family) && self.responder.opens_itself(family))
-            }
+            RouteKind::Direct => self.responder.is_open(family),
             RouteKind::ResponderInitiated => self.initiator.is_open(family),
             RouteKind::HolePunch => {
-                let both = self.initiator.opens_itself(family) && self.responder.opens_itself(family);
-                both || self.perhaps_one_network(family)
+                let known = |node: &NodeNetwork| match node.finding(family) {
+                    EndpointIndependent => true,
+                    // A firewall without NAT: punching opens it as it does a NAT.
+                    NatFinding::None => !node.is_open(family),
+                    NoAddress | NatFinding::AddressDependent | NatFinding::Unknown => false,
+                };
+                known(self.initiator) && known(self.responder) || self.perhaps_one_network(family)
             }
             RouteKind::Relay | RouteKind::Unspecified => false,
         }
@@ -276,11 +264,6 @@ impl Pair<'_> {
         let (initiator, responder) = (short(self.initiator), short(self.responder));
         let family_name = name_of(family);
         let text = match kind {
-            RouteKind::Direct if !self.responder.is_open(family) => {
-                format!(
-                    "direct because {initiator} can be reached on {family_name}, and {responder} opens its way"
-                )
-            }
             RouteKind::Direct if self.responder.finding(family) == NatFinding::None => {
                 format!("direct because {responder} is not behind a NAT on {family_name}")
             }

@@ -53,7 +53,7 @@ fn relay(v4: bool, v6: bool) -> Vec<Relay> {
 /// The table of the module's documentation, written out. Rows: initiator; columns: responder, both in FINDINGS' order.
 const ONE_FAMILY: [[Option<RouteKind>; 5]; 5] = [
     [None, None, None, None, None],
-    [None, Some(Direct), Some(Direct), Some(ResponderInitiated), Some(ResponderInitiated)],
+    [None, Some(Direct), Some(ResponderInitiated), Some(ResponderInitiated), Some(ResponderInitiated)],
     [None, Some(Direct), Some(Relayed), Some(Relayed), Some(Relayed)],
     [None, Some(Direct), Some(Relayed), Some(Relayed), Some(Relayed)],
     [None, Some(Direct), Some(Relayed), Some(Relayed), Some(Relayed)],
@@ -160,8 +160,7 @@ fn check_nothing_better(
             continue;
         }
         let mut possible = vec![];
-        let opened = x == NoNat && y == EndpointIndependent;
-        possible.extend((y == NoNat || opened).then_some(Direct));
+        possible.extend((y == NoNat).then_some(Direct));
         possible.extend((x == NoNat).then_some(ResponderInitiated));
         possible.extend((x == EndpointIndependent && y == EndpointIndependent).then_some(HolePunch));
         for kind in possible.into_iter().filter(|kind| !failed.contains(kind)) {
