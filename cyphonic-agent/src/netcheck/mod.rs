@@ -22,7 +22,7 @@ use self::gateway::Order;
 const QUEUE: usize = 64;
 
 /// How long a stop waits for the gateway's task.
-const CLOSE: Duration = Duration::from_millis(700);
+const CLOSE: Duration = Duration::from_millis(2_200);
 
 /// Longest STUN message kept: what an answer of ours never reaches.
 const MAX_MESSAGE: usize = 548;

@@ -28,7 +28,7 @@ const LEAST_RENEWAL: Duration = Duration::from_secs(15);
 const RETRY: Duration = Duration::from_secs(60);
 
 /// How long the agent's stop waits for the gateway.
-const FAREWELL: Duration = Duration::from_millis(500);
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the task is told.
 pub(super) enum Order {
@@ -64,6 +64,10 @@ where
         let renewal = granted.as_ref().map(|granted| granted.renew_in());
         tokio::select! {
             order = orders.recv() => match order {
+                Some(Order::Look) if granted.is_none() => match first_look(&port, &mut orders).await {
+                    Some(found) => granted = found,
+                    None => return,
+                },
                 Some(Order::Look) => granted = look(&port, granted).await,
                 Some(Order::Stop) | None => return take_back(granted).await,
             },
@@ -74,6 +78,20 @@ where
             None => None,
         };
         report(outer.into_iter().collect()).await;
+    }
+}
+
+/// Asks while nothing is granted: a gateway that does not answer takes seconds, and neither the end nor another network waits for
+/// it. None at the end.
+async fn first_look(port: &UdpPort, orders: &mut mpsc::Receiver<Order>) -> Option<Option<Granted>> {
+    loop {
+        tokio::select! {
+            found = look(port, None) => return Some(found),
+            order = orders.recv() => match order {
+                Some(Order::Look) => {}
+                Some(Order::Stop) | None => return None,
+            },
+        }
     }
 }
 
