@@ -315,8 +315,8 @@ impl Node {
         self.advance(now, id);
     }
 
-    /// An initiator carries out one set-up at a time: what it began before this one is over. All of it may come at once to
-    /// a node that slept.
+    /// An initiator carries out one set-up at a time: what it began before this one is over (set-up ids grow). All of it may come
+    /// at once to a node that slept.
     fn drop_overtaken(&mut self, id: SetupId, peer: Ipv6Addr) {
         let earlier = |setup: &&Setup| {
             setup.peer == peer && !setup.initiator && setup.id < id && setup.stage != Stage::Agreed

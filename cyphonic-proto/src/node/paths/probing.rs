@@ -248,7 +248,7 @@ impl Node {
             self.probe_known(now, id);
         }
         self.consider(now, id);
-        self.seek_relay(now, id);
+        self.seek_another(now, id);
         self.suspect_network(now, id);
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return false };
         let Some(doubt) = tunnel.paths.doubt.filter(|doubt| doubt.steps.began == began) else { return true };
@@ -277,8 +277,8 @@ impl Node {
         }
     }
 
-    /// A tunnel that has nothing to fall back on asks for another in time.
-    fn seek_relay(&mut self, now: Instant, id: TunnelId) {
+    /// A tunnel that has nothing to fall back on, no relay or a peer that may be gone, asks for another in time.
+    fn seek_another(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let used = tunnel.is_used(now);
         let spare = tunnel.paths.relay().is_some();
