@@ -11,6 +11,10 @@ use crate::LabError;
 
 /// How often a running program is looked after. Only its end is seen this late; nothing is timed by it.
 const POLL: Duration = Duration::from_millis(2);
+/// One that takes longer is looked after so many times, and at least this often: it may be a measurement, and each look
+/// takes time from it.
+const LOOKS: u32 = 16;
+const MAX_POLL: Duration = Duration::from_millis(100);
 
 /// A flag that a signal handler sets and that [`run`] watches.
 #[derive(Debug, Clone, Default)]
@@ -72,7 +76,7 @@ pub fn run(command: &mut Command, limit: Duration, cancel: &Cancel) -> Result<Ou
             cancel.check()?;
             return Err(LabError::TimedOut { command: line(command), limit });
         }
-        thread::sleep(POLL);
+        thread::sleep((started.elapsed() / LOOKS).clamp(POLL, MAX_POLL));
     };
     Ok(Output { status, stdout: text(stdout), stderr: text(stderr) })
 }

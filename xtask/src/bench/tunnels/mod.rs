@@ -80,7 +80,7 @@ pub(super) struct TunnelArgs {
 
 impl TunnelArgs {
     fn effort(&self) -> Effort {
-        let (seconds, pings, trial, trials) = if self.quick { (1, 50, 300, 4) } else { (3, 200, 600, 7) };
+        let (seconds, pings, trial, trials) = if self.quick { (1, 50, 300, 4) } else { (3, 200, 600, 10) };
         let trial = Duration::from_millis(trial);
         Effort { seconds: self.seconds.unwrap_or(seconds), pings, trial, trials }
     }
