@@ -12,7 +12,7 @@ const OBJECTS: [&str; 2] = ["agent", "relay"];
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-env-changed=CYPHONIC_EBPF_OBJECTS");
-    let directory = objects();
+    let directory = objects()?;
     let out = PathBuf::from(variable("OUT_DIR")?);
     for object in OBJECTS {
         embed(&directory.join(object), &out.join(object))?;
@@ -30,9 +30,12 @@ fn embed(object: &Path, to: &Path) -> io::Result<()> {
     fs::write(to, bytes)
 }
 
-fn objects() -> PathBuf {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf");
-    env::var_os("CYPHONIC_EBPF_OBJECTS").map_or_else(default, PathBuf::from)
+/// Where the manifest is now: cargo may run a script that it compiled for another checkout.
+fn objects() -> io::Result<PathBuf> {
+    match env::var_os("CYPHONIC_EBPF_OBJECTS") {
+        Some(directory) => Ok(directory.into()),
+        None => Ok(Path::new(&variable("CARGO_MANIFEST_DIR")?).join("../target/bpf")),
+    }
 }
 
 fn variable(name: &str) -> io::Result<std::ffi::OsString> {

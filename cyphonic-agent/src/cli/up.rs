@@ -33,6 +33,9 @@ pub(super) struct Up {
     /// Directory of the device's key and state.
     #[arg(long, env = "CYPHONIC_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Enrol although the device has a certificate: it was revoked, or the cloud does not know it any more. The key stays.
+    #[arg(long)]
+    anew: bool,
     /// Become the daemon instead of telling how to start it.
     #[arg(long)]
     foreground: bool,
@@ -49,12 +52,11 @@ impl Up {
         let config = Config::load(&self.config, false, &overrides)?;
         let state = StateDir::open(&config.state_dir)?;
         let identity = match state.identity()? {
-            // Too late to renew: nobody accepts the certificate any more. Only a token helps, and here is one.
-            Some(identity) if self.token.is_some() && has_ended(&identity)? => {
-                block_on(self.enrol(&state, &config))??
+            Some(identity) if !self.is_useless(&identity)? => {
+                self.tell_of_unused_token();
+                identity
             }
-            Some(identity) => identity,
-            None => block_on(self.enrol(&state, &config))??,
+            Some(_) | None => block_on(self.enrol(&state, &config))??,
         };
         self.keep_config(&config)?;
         introduce(&identity)?;
@@ -66,12 +68,28 @@ impl Up {
         Ok(ExitCode::SUCCESS)
     }
 
+    /// Whether only a token helps: somebody says so, or it is too late to renew, and here is one.
+    fn is_useless(&self, identity: &DeviceIdentity) -> Result<bool> {
+        Ok(self.anew || (self.token.is_some() && has_ended(identity)?))
+    }
+
+    /// The same command may be given at each start, so this is no error.
+    fn tell_of_unused_token(&self) {
+        if self.token.is_some() {
+            println!(
+                "The token was not used: this device is enrolled. If the cloud refuses it, because it was revoked or the \
+                 cloud was restored from a backup, add --anew."
+            );
+        }
+    }
+
     async fn enrol(&self, state: &StateDir, config: &Config) -> Result<DeviceIdentity> {
         // The daemon may be enrolling by its own token file right now.
         let _lock = state.lock()?;
         let given = match (&self.token, &config.token_file) {
             (Some(token), _) => token.clone(),
             (None, Some(file)) => format!("file:{}", file.display()),
+            (None, None) if self.anew => bail!("--anew needs a token: give one with --token file:PATH"),
             (None, None) => bail!("this device is not enrolled: give a token with --token file:PATH"),
         };
         let token = read_token(&given)?;

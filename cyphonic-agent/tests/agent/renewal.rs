@@ -1,11 +1,11 @@
 //! Renewal of a device's certificate.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::Ipv4Addr, path::Path, process::Output, time::Duration};
 
 use cyphonic_agent::control::{StatusReport, report::Severity};
 use cyphonic_cloud::server::Cloud;
 use cyphonic_dataplane::udp::UdpPort;
-use cyphonic_proto::identity::Identity;
+use cyphonic_proto::{identity::Identity, token::EnrolmentToken};
 use cyphonic_transport::ClientTls;
 
 use crate::overlay::{DAY, Endpoint, Overlay, SOON, now, registered, status_when};
@@ -131,20 +131,53 @@ async fn a_device_that_was_off_for_too_long_comes_back_by_a_new_token() {
     drop(endpoint);
 
     let token = overlay.token("a", now(), true);
-    let done = tokio::process::Command::new(env!("CARGO_BIN_EXE_cyphonic"))
-        .arg("up")
-        .args(["--token", token.format().as_str(), "--cloud", &overlay.address.to_string()])
-        .arg("--config")
-        .arg(dir.path().join("agent.yaml"))
-        .arg("--state-dir")
-        .arg(&state)
-        .output()
-        .await
-        .unwrap();
+    let done = up(&overlay, &token, dir.path(), &[]).await;
     assert!(done.status.success(), "{done:?}");
     let again = a.state.identity().unwrap().unwrap();
     let (old, new) = (a.parsed(), Identity::from_der(again.leaf()).unwrap());
     assert!(new.not_after > i64::try_from(now()).unwrap());
     assert_eq!((new.fqdn, new.virtual_address), (old.fqdn, old.virtual_address));
     cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_device_comes_back_by_a_new_token_when_told_to_use_it() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let a = overlay.enrol("a", 5, &dir.path().join("state"));
+    overlay.register().revoke_device(&a.parsed().fqdn, now()).unwrap();
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+
+    let token = overlay.token("a", now(), true);
+    let done = up(&overlay, &token, dir.path(), &[]).await;
+    assert!(done.status.success() && String::from_utf8_lossy(&done.stdout).contains("--anew"), "{done:?}");
+    assert_eq!(
+        a.state.identity().unwrap().unwrap().leaf(),
+        a.identity.leaf(),
+        "it was valid, as far as is known here"
+    );
+
+    let done = up(&overlay, &token, dir.path(), &["--anew"]).await;
+    assert!(done.status.success(), "{done:?}");
+    let again = a.state.identity().unwrap().unwrap();
+    assert_ne!(again.leaf(), a.identity.leaf());
+    assert_eq!(Identity::from_der(again.leaf()).unwrap().fqdn, a.parsed().fqdn);
+    let device = overlay.register().device(&a.parsed().fqdn).unwrap().unwrap();
+    assert!(device.revoked_at.is_none(), "{device:?}");
+    cloud.shutdown().await;
+}
+
+/// `cyphonic up`, with the state directory beside the configuration.
+async fn up(overlay: &Overlay, token: &EnrolmentToken, dir: &Path, more: &[&str]) -> Output {
+    tokio::process::Command::new(env!("CARGO_BIN_EXE_cyphonic"))
+        .arg("up")
+        .args(["--token", token.format().as_str(), "--cloud", &overlay.address.to_string()])
+        .arg("--config")
+        .arg(dir.join("agent.yaml"))
+        .arg("--state-dir")
+        .arg(dir.join("state"))
+        .args(more)
+        .output()
+        .await
+        .unwrap()
 }
