@@ -52,11 +52,11 @@ impl Up {
         let config = Config::load(&self.config, false, &overrides)?;
         let state = StateDir::open(&config.state_dir)?;
         let identity = match state.identity()? {
-            Some(identity) if !self.is_useless(&identity)? => {
+            Some(identity) if !self.enrols_again(&identity)? => {
                 self.tell_of_unused_token();
                 identity
             }
-            Some(_) | None => block_on(self.enrol(&state, &config))??,
+            _ => block_on(self.enrol(&state, &config))??,
         };
         self.keep_config(&config)?;
         introduce(&identity)?;
@@ -68,8 +68,9 @@ impl Up {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Whether only a token helps: somebody says so, or it is too late to renew, and here is one.
-    fn is_useless(&self, identity: &DeviceIdentity) -> Result<bool> {
+    /// Whether a device that has a certificate enrols all the same: somebody says so, or it is too late to renew and here is a
+    /// token.
+    fn enrols_again(&self, identity: &DeviceIdentity) -> Result<bool> {
         Ok(self.anew || (self.token.is_some() && has_ended(identity)?))
     }
 
