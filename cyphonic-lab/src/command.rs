@@ -9,12 +9,11 @@ use std::time::{Duration, Instant};
 
 use crate::LabError;
 
-/// How often a running program is looked after. Only its end is seen this late; nothing is timed by it.
+/// How often a running program is looked after. Its end is seen this late, so a device's start-up is timed this exactly.
 const POLL: Duration = Duration::from_millis(2);
-/// One that takes longer is looked after so many times, and at least this often: it may be a measurement, and each look
-/// takes time from it.
-const LOOKS: u32 = 16;
-const MAX_POLL: Duration = Duration::from_millis(100);
+/// How often one that has run for [`LONG`] is: it may be a measurement, and each look takes time from it.
+const LONG_POLL: Duration = Duration::from_millis(100);
+const LONG: Duration = Duration::from_secs(1);
 
 /// A flag that a signal handler sets and that [`run`] watches.
 #[derive(Debug, Clone, Default)]
@@ -70,13 +69,14 @@ pub fn run(command: &mut Command, limit: Duration, cancel: &Cancel) -> Result<Ou
         if let Some(status) = child.try_wait().map_err(|source| start_error(command, source))? {
             break status;
         }
-        let late = started.elapsed() > limit;
+        let elapsed = started.elapsed();
+        let late = elapsed > limit;
         if late || cancel.is_cancelled() {
             kill(&mut child);
             cancel.check()?;
             return Err(LabError::TimedOut { command: line(command), limit });
         }
-        thread::sleep((started.elapsed() / LOOKS).clamp(POLL, MAX_POLL));
+        thread::sleep(if elapsed < LONG { POLL } else { LONG_POLL });
     };
     Ok(Output { status, stdout: text(stdout), stderr: text(stderr) })
 }
