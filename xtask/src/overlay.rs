@@ -8,6 +8,7 @@ mod capture;
 mod cloud;
 mod control;
 mod device;
+mod dissector;
 mod fig5;
 mod programs;
 mod progress;

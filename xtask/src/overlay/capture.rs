@@ -5,7 +5,6 @@
 //! there, so they are switched off on every interface first: what is captured is what a cable would carry.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +12,7 @@ use cyphonic_lab::Lab;
 use cyphonic_lab::command::{Cancel, check};
 use cyphonic_lab::process::{Daemon, wait_until};
 
+use super::dissector::Dissector;
 use super::progress::Progress;
 
 /// Where everything between two sites passes.
@@ -21,12 +21,14 @@ const OBSERVER: &str = "core";
 const LONGEST_KB: &str = "filesize:65536";
 /// dumpcap has its interfaces open after this long, or is not going to.
 const START: Duration = Duration::from_secs(10);
-const READING: Duration = Duration::from_secs(300);
 /// Bytes of a punch.
 const PUNCH_LEN: usize = 21;
 /// A PATH_CHALLENGE or PATH_RESPONSE on a path where no handshake was seen, so that the dissector cannot know what it is:
 /// a UDP datagram of 1,200 bytes with a short header and a data connection ID (docs/protocol.md §2).
 const PROBE: &str = r#"udp.length == 1208 && udp.payload matches "^[\x40-\x7f][\x80-\xff]""#;
+/// What is said of a datagram that should not be there.
+const TOLD: [&str; 8] =
+    ["frame.number", "ip.src", "ip.dst", "ipv6.src", "ipv6.dst", "udp.srcport", "udp.dstport", "udp.payload"];
 const OFFLOADS: Duration = Duration::from_secs(10);
 
 /// A running capture.
@@ -52,45 +54,39 @@ impl Capture {
     /// Ends recording, and returns what is wrong with it.
     pub(crate) fn finish(mut self, progress: &Progress, cancel: &Cancel) -> Result<Vec<String>> {
         self.recorder.stop();
-        let all = self.count("udp", cancel)?;
-        let quic = self.count("quic", cancel)?;
-        let stun = self.count("stun", cancel)?;
-        let probes = self.count(&format!("!quic && !stun && {PROBE}"), cancel)?;
+        let dissector = Dissector::new(self.file.clone(), cancel)?;
+        let all = dissector.count("udp", cancel)?;
+        let quic = dissector.count("quic", cancel)?;
+        let stun = dissector.count("stun", cancel)?;
+        let probes = dissector.count(&format!("!quic && !stun && {PROBE}"), cancel)?;
         // A punch opens a path before the first packet of a connection: zeros, docs/protocol.md §2.
         let punch = ["00"; PUNCH_LEN].join(":");
-        let known = format!("quic || stun || udp.payload == {punch} || ({PROBE})");
-        let other = self.count(&format!("udp && !({known})"), cancel)?;
-        let checksums = self.count("udp.checksum.status == 0 || ip.checksum.status == 0", cancel)?;
-        let malformed = self.count("_ws.malformed", cancel)?;
-        progress.done(&format!(
-            "{all} datagrams crossed the core router: {quic} QUIC, {probes} probes of new paths, {stun} STUN, {other} other, \
-             {checksums} with bad checksums, {malformed} malformed"
-        ));
+        let other = format!("udp && !(quic || stun || udp.payload == {punch} || ({PROBE}))");
+        let faults = [
+            (other.as_str(), "neither QUIC nor STUN"),
+            ("udp.checksum.status == 0 || ip.checksum.status == 0", "with bad checksums"),
+            ("_ws.malformed", "malformed"),
+        ];
+        let mut seen = format!(
+            "{all} datagrams crossed the core router: {quic} QUIC, {probes} probes of new paths, {stun} STUN"
+        );
         let mut wrong = Vec::new();
         if quic == 0 {
             wrong.push("the dissector found no QUIC".to_owned());
         }
-        for (count, what) in
-            [(other, "neither QUIC nor STUN"), (checksums, "with bad checksums"), (malformed, "malformed")]
-        {
-            if count > 0 {
-                wrong.push(format!("{count} datagrams on the wire are {what}: see {}", self.file.display()));
+        for (filter, what) in faults {
+            let found = dissector.fields(filter, &TOLD, cancel)?;
+            let count = found.lines().count();
+            seen.push_str(&format!(", {count} {what}"));
+            if let Some(first) = found.lines().next() {
+                wrong.push(format!(
+                    "{count} datagrams on the wire are {what}: see {}, the first is {first}",
+                    self.file.display()
+                ));
             }
         }
+        progress.done(&seen);
         Ok(wrong)
-    }
-
-    fn count(&self, filter: &str, cancel: &Cancel) -> Result<usize> {
-        let mut tshark = Command::new("tshark");
-        tshark.arg("-r").arg(&self.file).args([
-            "-o",
-            "ip.check_checksum:TRUE",
-            "-o",
-            "udp.check_checksum:TRUE",
-        ]);
-        tshark.args(["-T", "fields", "-e", "frame.number", "-Y", filter]);
-        let frames = check(&mut tshark, READING, cancel).context("tshark cannot read the capture")?;
-        Ok(frames.lines().count())
     }
 }
 
