@@ -34,6 +34,7 @@ mod hold;
 mod icmp;
 mod offload;
 mod permissions;
+mod priority;
 mod rx;
 mod shared;
 mod tempo;

@@ -34,6 +34,7 @@ pub(super) struct Up {
     #[arg(long, env = "CYPHONIC_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Enrol although the device has a certificate: it was revoked, or the cloud does not know it any more. The key stays.
+    /// Give it once: whoever starts with it enrols at each start.
     #[arg(long)]
     anew: bool,
     /// Become the daemon instead of telling how to start it.

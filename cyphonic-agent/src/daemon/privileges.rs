@@ -5,7 +5,7 @@
 use caps::{CapSet, Capability, CapsHashSet};
 
 /// What the daemon uses, and for what.
-pub const KEPT: [Capability; 6] = [
+pub const KEPT: [Capability; 7] = [
     // The virtual interface, its address and route, tc attachment.
     Capability::CAP_NET_ADMIN,
     // DNS on port 53.
@@ -14,6 +14,8 @@ pub const KEPT: [Capability; 6] = [
     Capability::CAP_NET_RAW,
     // Their packet memory, which is more than RLIMIT_MEMLOCK allows others.
     Capability::CAP_IPC_LOCK,
+    // The priority of the rings' threads.
+    Capability::CAP_SYS_NICE,
     // Loading eBPF programs and maps (Linux 5.8 and later).
     Capability::CAP_BPF,
     // Kernel pointers in eBPF programs, which the verifier asks this for.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 /// Packets come in a stream when one comes at least this often: no request and answer follow each other so fast.
 const STREAM: Duration = Duration::from_micros(8);
-/// The pause while they do.
-const PAUSE: Duration = Duration::from_micros(30);
+/// The pause while they do: a worker outranks who feeds it, so it would come back to a few packets each time.
+const PAUSE: Duration = Duration::from_micros(100);
 /// Packets after which the rate is looked at.
 const WINDOW: u32 = 32;
 /// Pauses in a row that brought less than a stream would, after which it is over.

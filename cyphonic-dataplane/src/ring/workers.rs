@@ -17,6 +17,7 @@ use super::counters::{Counters, RingCounters};
 use super::device::{Delivery, Source};
 use super::duty::{self, Division, Duty, First, Handover, Receiving, Sending};
 use super::hold::Hold;
+use super::priority::outrank_applications;
 use super::rx::{MESSAGES, RxParts, RxWorker};
 use super::shared::{Shared, lock};
 use super::tx::{TxParts, TxWorker};
@@ -156,6 +157,7 @@ impl<S: Side> Ring<S> {
         let obituary = Obituary { worker: name, events: Arc::clone(events), reason: None };
         let body = move || {
             let mut obituary = obituary;
+            outrank_applications();
             obituary.reason = Some(run().err().map(|error| format!("{name}: {error}")));
         };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(body);

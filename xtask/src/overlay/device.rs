@@ -215,6 +215,13 @@ impl Device {
         Ok(status.get("ring").map(|ring| text(ring, "kind")).unwrap_or_default())
     }
 
+    /// Why its agent has no eBPF programs on the virtual interface, if it has none.
+    pub(crate) fn lacks_programs(&self, cancel: &Cancel) -> Result<Option<String>> {
+        let status = self.status(cancel)?;
+        let classifier = status.get("classifier").context("the status does not tell of a classifier")?;
+        Ok((text(classifier, "kind") == "none").then(|| text(classifier, "why")))
+    }
+
     /// How this device's packets reach a peer now.
     pub(crate) fn route_to(&self, peer: &Self, cancel: &Cancel) -> Result<Route> {
         Ok(self.peer(peer, cancel)?.as_ref().map_or(Route::None, Route::of_peer))

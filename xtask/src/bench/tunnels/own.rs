@@ -31,6 +31,11 @@ impl Overlay {
             device.choose_ring(ring)?;
             device.restart(&site.lab, site.cancel)?;
         }
+        for device in &self.devices {
+            if let Some(why) = device.lacks_programs(site.cancel)? {
+                bail!("the agents run without their eBPF programs, which is not what is shipped: {why}");
+            }
+        }
         let [a, b] = self.devices.as_mut_slice() else { bail!("there are not two devices") };
         a.learn_address(site.cancel)?;
         let target = IpAddr::V6(b.learn_address(site.cancel)?);
