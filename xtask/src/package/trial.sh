@@ -53,6 +53,16 @@ confined() { # LINE UNIT
     grep -q "$1" "/proc/$(systemctl show -P MainPID "$2")/status"
 }
 
+rings_outrank_applications() {
+    ring=no
+    for task in "/proc/$(systemctl show -P MainPID cyphonicd)/task"/*; do
+        case $(cat "$task/comm") in
+        ring-*) [ "$(cut -d ' ' -f 19 "$task/stat")" = -8 ] || return 1; ring=yes ;;
+        esac
+    done
+    [ "$ring" = yes ]
+}
+
 # Hangs both services as a whole, with their watchdogs at 20 s: systemd ends them and starts them again. That an engine that hangs
 # alone is noticed too is a unit test's matter.
 watchdogs_end_what_hangs() {
@@ -157,12 +167,15 @@ check "it has told systemd so itself" is Type notify cyphonicd
 check "its folder is nobody else's" test "$(stat -c %a /var/lib/cyphonic)" = 700
 for unit in cyphonicd cyphonic-cloud; do
     check "systemd watches $unit" is WatchdogUSec 1min "$unit"
-    # NET_BIND_SERVICE, NET_ADMIN, NET_RAW, IPC_LOCK, PERFMON, BPF.
-    check "it can have six capabilities" confined '^CapBnd:.000000c000007400$' "$unit"
+    # NET_BIND_SERVICE, NET_ADMIN, NET_RAW, IPC_LOCK, PERFMON, BPF; and SYS_NICE, for the agent's rings.
+    capabilities=000000c000007400
+    [ "$unit" = cyphonicd ] && capabilities=000000c000807400
+    check "it can have no more capabilities than it uses" confined "^CapBnd:.$capabilities$" "$unit"
     check "and no more by a program it starts" confined '^NoNewPrivs:.1$' "$unit"
     check "its system calls are filtered" confined '^Seccomp:.2$' "$unit"
     check "its sandbox as systemd judges it" systemd-analyze security --no-pager --threshold=50 "$unit"
 done
+check "its rings outrank applications" rings_outrank_applications
 check "eBPF works in the sandbox" not status_has '"classifier":{"kind":"none"'
 check "systemd-resolved has the zone" zone_is_routed
 check "and asks it for nothing else" only_the_zone
