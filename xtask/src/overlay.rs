@@ -68,6 +68,7 @@ impl Overlay {
         for device in &mut self.devices {
             device.wait_online(cancel)?;
             let address = device.learn_address(cancel)?;
+            device.check_programs(cancel)?;
             let ring = device.ring(cancel)?;
             if self.settings.ring != "auto" && ring != self.settings.ring {
                 bail!("{} has the ring `{ring}`, not `{}`", device.fqdn(), self.settings.ring);

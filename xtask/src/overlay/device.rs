@@ -215,11 +215,14 @@ impl Device {
         Ok(status.get("ring").map(|ring| text(ring, "kind")).unwrap_or_default())
     }
 
-    /// Why its agent has no eBPF programs on the virtual interface, if it has none.
-    pub(crate) fn lacks_programs(&self, cancel: &Cancel) -> Result<Option<String>> {
+    /// Fails if its agent runs without its eBPF programs: it works, but not as what is shipped does.
+    pub(crate) fn check_programs(&self, cancel: &Cancel) -> Result<()> {
         let status = self.status(cancel)?;
         let classifier = status.get("classifier").context("the status does not tell of a classifier")?;
-        Ok((text(classifier, "kind") == "none").then(|| text(classifier, "why")))
+        if text(classifier, "kind") == "none" {
+            bail!("the agent on {} runs without its eBPF programs: {}", self.node, text(classifier, "why"));
+        }
+        Ok(())
     }
 
     /// How this device's packets reach a peer now.

@@ -32,9 +32,7 @@ impl Overlay {
             device.restart(&site.lab, site.cancel)?;
         }
         for device in &self.devices {
-            if let Some(why) = device.lacks_programs(site.cancel)? {
-                bail!("the agents run without their eBPF programs, which is not what is shipped: {why}");
-            }
+            device.check_programs(site.cancel)?;
         }
         let [a, b] = self.devices.as_mut_slice() else { bail!("there are not two devices") };
         a.learn_address(site.cancel)?;
