@@ -13,10 +13,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+mod awake;
 mod mtu;
 mod packets;
 mod relay;
 
+pub use awake::{InvalidWindow, KeepAwake};
 pub use mtu::{InvalidMtu, Mtu};
 pub use packets::{InvalidWorkers, RingChoice, UnderlayChoice, Workers};
 pub use relay::{PortMapping, RelayConfig};
@@ -63,6 +65,8 @@ pub struct Config {
     pub underlay: UnderlayChoice,
     /// How many workers carry packets.
     pub workers: Workers,
+    /// Whether processors stay awake after packets.
+    pub keep_awake: KeepAwake,
     /// Which relays tunnels may go through.
     pub relay: RelayConfig,
     /// Whether the gateway is asked to let the node's port in.
@@ -89,6 +93,7 @@ impl Default for Config {
             ring: RingChoice::Auto,
             underlay: UnderlayChoice::Auto,
             workers: Workers::Auto,
+            keep_awake: KeepAwake::Off,
             relay: RelayConfig::default(),
             port_mapping: PortMapping::Auto,
             log_drops: false,
@@ -164,6 +169,9 @@ pub struct Overrides {
     /// Workers that carry packets: `auto` or a number.
     #[arg(long, global = true, env = "CYPHONIC_WORKERS", value_name = "N")]
     pub workers: Option<Workers>,
+    /// How long processors stay awake after packets: `off`, or a time as `50ms`.
+    #[arg(long, global = true, env = "CYPHONIC_KEEP_AWAKE", value_name = "TIME")]
+    pub keep_awake: Option<KeepAwake>,
     /// Whether the eBPF programs tell the log what they drop.
     #[arg(long, global = true, env = "CYPHONIC_LOG_DROPS", value_name = "BOOL")]
     pub log_drops: Option<bool>,
@@ -215,6 +223,7 @@ impl Config {
         set(&mut self.ring, over.ring.as_ref());
         set(&mut self.underlay, over.underlay.as_ref());
         set(&mut self.workers, over.workers.as_ref());
+        set(&mut self.keep_awake, over.keep_awake.as_ref());
         set(&mut self.log_drops, over.log_drops.as_ref());
         set(&mut self.log, over.log.as_ref());
         if over.token_file.is_some() {

@@ -24,6 +24,7 @@ use cyphonic_common::limits::{MIN_INNER_MTU, MIN_PROBE_DATAGRAM, TUNNEL_OVERHEAD
 
 use crate::protect::{Secret, Suite};
 
+mod awake;
 mod command;
 mod counters;
 mod device;
@@ -43,6 +44,7 @@ mod wake;
 mod workers;
 mod xdp;
 
+pub use awake::KeepAwake;
 pub use counters::RingCounters;
 pub use duty::Division;
 pub use early::EarlyPackets;

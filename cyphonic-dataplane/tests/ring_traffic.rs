@@ -4,6 +4,7 @@
 
 mod ring_lab;
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use cyphonic_common::DropReason;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
-use cyphonic_dataplane::ring::{HoldLimits, PathMtu, Permissions, RingEvent, RingKind, TunnelId};
+use cyphonic_dataplane::ring::{HoldLimits, KeepAwake, PathMtu, Permissions, RingEvent, RingKind, TunnelId};
 use ring_lab::{
     A, B, INTERFACE, Kind, Kinds, Node, PATIENCE, cid, eventually, join, joined, outer, started, tunnel,
     uninterrupted, wire,
@@ -79,6 +80,26 @@ fn ping(node: &Node, to: Ipv6Addr) {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
         assert!(String::from_utf8_lossy(&output.stdout).contains(" 0% packet loss"), "{output:?}");
     });
+}
+
+/// For each kind of device: whether its ring has the kernel keep processors awake from packets on, until it ends.
+#[test]
+fn processors_are_kept_awake_after_packets() {
+    let are_kept_awake = || {
+        let mut latency = [0; 4];
+        File::open("/dev/cpu_dma_latency").unwrap().read_exact(&mut latency).unwrap();
+        latency == [0; 4]
+    };
+    for kind in [Kind::Offload, Kind::Xdp] {
+        let ((a, b), awake) = (wire(), KeepAwake::after_packets(PATIENCE).unwrap());
+        let a = Node::start_with(kind, a, A, HoldLimits::default(), Some(awake));
+        let b = Node::start(kind, b, B);
+        join(&a, &b, 1, false);
+        ping(&a, B);
+        assert!(are_kept_awake());
+        drop(a);
+        eventually("processors may halt again", || !are_kept_awake());
+    }
 }
 
 fn udp(node: &Node, port: u16) -> UdpSocket {
@@ -258,7 +279,7 @@ fn giving_up_on_a_destination_tells_the_application(kinds: Kinds) {
 fn what_is_held_too_long_goes(kinds: Kinds) {
     let (namespace, _other) = wire();
     let limits = HoldLimits { age: Duration::from_millis(50), ..HoldLimits::default() };
-    let a = Node::start_with(kinds.0, namespace, A, limits);
+    let a = Node::start_with(kinds.0, namespace, A, limits, None);
     udp(&a, 6000).send_to(b"x", (B, 6000)).unwrap();
     assert_eq!(a.unknown_destination(), B);
     eventually("it is dropped", || a.ring.counters().dropped(DropReason::NoTunnel) == 1);

@@ -176,6 +176,9 @@ pub struct RingReport {
     /// Why so many.
     #[serde(default)]
     pub workers_why: String,
+    /// How long processors are kept awake after packets, or why they are not though it was asked for; empty where it was not.
+    #[serde(default)]
+    pub awake: String,
     /// The network cards that carry the node's packets, and how this ring receives from each.
     #[serde(default)]
     pub cards: Vec<CardReport>,

@@ -45,6 +45,9 @@ fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
         let workers = report.ring.workers.to_string();
         writeln!(out, "workers     {}", with_why(&workers, &report.ring.workers_why))?;
     }
+    if !report.ring.awake.is_empty() {
+        writeln!(out, "processors  {}", report.ring.awake)?;
+    }
     for card in &report.ring.cards {
         let driver = card.driver.as_deref().unwrap_or("unknown driver");
         writeln!(out, "card        {} ({driver}): {}", card.name, with_why(&card.receives_by, &card.why))?;

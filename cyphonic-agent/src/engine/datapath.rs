@@ -4,6 +4,7 @@
 //! It is built in two steps, because the port must be there before QUIC is, and the ring after it.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,8 +14,8 @@ use cyphonic_common::limits::MAX_INNER_MTU;
 use cyphonic_dataplane::bpf::{AttachKind, EgressClassifier, Options, Programs};
 use cyphonic_dataplane::netdevice;
 use cyphonic_dataplane::ring::{
-    EarlyPackets, EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing, RingError, Underlay,
-    VethPair, XdpConfig, XdpQueue, XdpRing,
+    EarlyPackets, EncapRing, EventSink, HoldLimits, KeepAwake, OffloadConfig, OffloadRing, RingError,
+    Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::{TunDevice, TunOffloads};
@@ -25,7 +26,7 @@ use cyphonic_proto::node::first_inner;
 use super::cards::{Cards, Probed, worth_xdp};
 use super::report::{Kernel, KernelFigures};
 use super::start::failed;
-use crate::config::{Config, RingChoice, UnderlayChoice, Workers};
+use crate::config::{self, Config, RingChoice, UnderlayChoice, Workers};
 use crate::control::report::{ClassifierReport, RingReport};
 use crate::daemon::DaemonError;
 use crate::netlink::{Netlink, far_end};
@@ -56,6 +57,7 @@ pub(super) struct Ground {
     ports: Vec<Arc<UdpPort>>,
     programs: Result<Programs, String>,
     underlay: UnderlayChoice,
+    keep_awake: config::KeepAwake,
     /// The largest inner packet that the interface and the ring take.
     pub(super) most_inner: u16,
     ring_why: String,
@@ -141,8 +143,16 @@ impl Ground {
         }
         let found = offloads_found(queues.first().map(TunDevice::offloads));
         let ring_why = format!("{why}; {found}");
-        let (device, underlay) = (Device::Tun(queues), config.underlay);
-        Ok(Self { device, ports, programs, underlay, most_inner, ring_why, workers_why })
+        Ok(Self {
+            device: Device::Tun(queues),
+            ports,
+            programs,
+            underlay: config.underlay,
+            keep_awake: config.keep_awake,
+            most_inner,
+            ring_why,
+            workers_why,
+        })
     }
 
     async fn lay_veth(
@@ -172,6 +182,7 @@ impl Ground {
             ports,
             programs: Ok(programs),
             underlay: config.underlay,
+            keep_awake: config.keep_awake,
             most_inner,
             ring_why: format!(
                 "{why}; on the virtual interface AF_XDP {copies}, packets of at most {most_inner} bytes"
@@ -199,9 +210,12 @@ impl Ground {
         });
         let tables = classifier.as_ref().ok().map(|(_, tables)| Arc::clone(tables));
         let group = self.ports.first().and_then(|port| port.group()).cloned();
+        let (wishes, awake) = wishes(self.keep_awake, self.ports.len());
         let rings = match self.device {
-            Device::Tun(queues) => offload_rings(queues, &self.ports, wiring).map(|rings| (rings, None)),
-            Device::Veth(queue) => xdp_ring(*queue, &self.ports, wiring)
+            Device::Tun(queues) => {
+                offload_rings(queues, &self.ports, wishes, wiring).map(|rings| (rings, None))
+            }
+            Device::Veth(queue) => xdp_ring(*queue, &self.ports, wishes, wiring)
                 .map(|ring| (vec![Box::new(ring.0) as Box<dyn EncapRing>], Some(ring.1))),
         };
         let not_started = |error| failed("the encapsulation ring", error);
@@ -212,6 +226,7 @@ impl Ground {
             why: self.ring_why,
             workers: ring.workers(),
             workers_why: self.workers_why,
+            awake,
             cards: Vec::new(),
         };
         tracing::info!(ring = ring_report.kind, why = ring_report.why, "the encapsulation ring is chosen");
@@ -233,8 +248,10 @@ impl Ground {
 fn offload_rings(
     queues: Vec<TunDevice>,
     ports: &[Arc<UdpPort>],
+    wishes: Vec<KeepAwake>,
     wiring: &Wiring,
 ) -> Result<Vec<Box<dyn EncapRing>>, RingError> {
+    let mut wishes = wishes.into_iter();
     let start = |(tun, port): (TunDevice, &Arc<UdpPort>)| {
         let ring = OffloadRing::start(OffloadConfig {
             tun,
@@ -245,6 +262,7 @@ fn offload_rings(
             events: Arc::clone(&wiring.events),
             hold: HoldLimits::default(),
             early: Arc::clone(&wiring.early),
+            awake: wishes.next(),
         });
         ring.map(|ring| Box::new(ring) as Box<dyn EncapRing>)
     };
@@ -254,6 +272,7 @@ fn offload_rings(
 fn xdp_ring(
     queue: XdpQueue,
     ports: &[Arc<UdpPort>],
+    wishes: Vec<KeepAwake>,
     wiring: &Wiring,
 ) -> Result<(XdpRing, Underlay), RingError> {
     let port = ports.first().ok_or(RingError::Stopped("the port has no socket"))?;
@@ -266,9 +285,23 @@ fn xdp_ring(
         events: Arc::clone(&wiring.events),
         hold: HoldLimits::default(),
         early: Arc::clone(&wiring.early),
+        awake: wishes.into_iter().next(),
     })?;
     let underlay = ring.underlay();
     Ok((ring, underlay))
+}
+
+/// Each ring's wish that processors stay awake, and what `status` says of it: a node without it works, so it starts.
+fn wishes(keep_awake: config::KeepAwake, rings: usize) -> (Vec<KeepAwake>, String) {
+    let config::KeepAwake::For(window) = keep_awake else { return (Vec::new(), String::new()) };
+    let wishes: io::Result<_> = (0..rings).map(|_| KeepAwake::after_packets(window)).collect();
+    match wishes {
+        Ok(wishes) => (wishes, format!("kept awake for {keep_awake} after a packet")),
+        Err(error) => {
+            tracing::warn!(%error, "processors are not kept awake");
+            (Vec::new(), format!("not kept awake: {error}"))
+        }
+    }
 }
 
 /// Why `auto` is the ring for bulk transfers.

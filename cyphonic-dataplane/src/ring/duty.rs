@@ -19,6 +19,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
+use super::awake::KeepAwake;
 use super::device::{Delivery, Source};
 use super::rx::RxWorker;
 use super::shared::lock;
@@ -145,6 +146,9 @@ pub(super) struct First<'a, S, D> {
     sending: Option<Box<Sending<S>>>,
     receiving: Receiving<D>,
     tempo: Tempo,
+    awake: Option<KeepAwake>,
+    /// Packets have come since the last rest.
+    had_packets: bool,
     /// Turns without a pause, with work in both directions.
     busy: u32,
 }
@@ -156,10 +160,11 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
         second: &'a Thread,
         sending: Sending<S>,
         receiving: Receiving<D>,
+        awake: Option<KeepAwake>,
     ) -> Self {
         let sending = Some(Box::new(sending));
         let tempo = Tempo::new(Instant::now());
-        Self { duty, handover, second, sending, receiving, tempo, busy: 0 }
+        Self { duty, handover, second, sending, receiving, tempo, awake, had_packets: false, busy: 0 }
     }
 
     /// Runs until told to stop, until the virtual interface is gone, or until the port is broken.
@@ -170,7 +175,9 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
                 Some(half) => half.worker.turn(&mut half.source, READS_TOGETHER)?,
                 None => self.take_back(),
             };
-            self.tempo.count(received.done + sent.done);
+            let done = received.done + sent.done;
+            self.tempo.count(done);
+            self.had_packets |= done > 0;
             if received.dry && sent.dry {
                 self.rest()?;
             } else {
@@ -202,7 +209,9 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
         if self.tempo.pause() {
             return Ok(());
         }
-        let rest = self.receiving.worker.timeout();
+        let had_packets = std::mem::take(&mut self.had_packets);
+        let awake = self.awake.as_mut().and_then(|awake| awake.rest(had_packets));
+        let rest = [self.receiving.worker.timeout(), awake].into_iter().flatten().min();
         let frames = self.receiving.worker.frames_descriptor();
         let frames = frames.map(|frames| PollFd::from_borrowed_fd(frames, PollFlags::IN));
         let (mut fds, timeout) = match &self.sending {

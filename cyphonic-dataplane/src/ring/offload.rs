@@ -13,7 +13,7 @@ use cyphonic_common::DropReason;
 use super::counters::Counters;
 use super::device::{Delivery, Source};
 use super::workers::{Common, Ring, Side};
-use super::{EarlyPackets, EventSink, HoldLimits, RingError, RingKind};
+use super::{EarlyPackets, EventSink, HoldLimits, KeepAwake, RingError, RingKind};
 use crate::gso::{Coalescer, Slot, VnetHeader};
 use crate::tun::{MAX_READ, TunDevice};
 use crate::udp::{SignallingSink, UdpPort};
@@ -36,6 +36,8 @@ pub struct OffloadConfig {
     pub hold: HoldLimits,
     /// What came before its tunnel: one for all rings of the node.
     pub early: Arc<EarlyPackets>,
+    /// Where processors are to stay awake for a while after packets.
+    pub awake: Option<KeepAwake>,
 }
 
 /// Marks [`OffloadRing`].
@@ -55,9 +57,9 @@ impl OffloadRing {
     /// # Errors
     /// The addresses contradict each other, or the system refuses a thread or an eventfd. Nothing runs then.
     pub fn start(config: OffloadConfig) -> Result<Self, RingError> {
-        let OffloadConfig { tun, port, sink, own, prefix, events, hold, early } = config;
+        let OffloadConfig { tun, port, sink, own, prefix, events, hold, early, awake } = config;
         let source = TunSource { tun: tun.clone(), buffer: vec![0; MAX_READ].into_boxed_slice() };
-        let common = Common { port, sink, own, prefix, events, hold, early };
+        let common = Common { port, sink, own, prefix, events, hold, early, awake };
         Self::with(common, source, TunDelivery::new(tun), Offload(()))
     }
 }

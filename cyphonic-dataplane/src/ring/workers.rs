@@ -23,8 +23,8 @@ use super::shared::{Shared, lock};
 use super::tx::{TxParts, TxWorker};
 use super::wake::Waker;
 use super::{
-    Control, EarlyPackets, EncapRing, EventSink, HoldLimits, Path, PathMtu, Permissions, RingError,
-    RingEvent, RingKind, TunnelId, TunnelInstall, TunnelStats,
+    Control, EarlyPackets, EncapRing, EventSink, HoldLimits, KeepAwake, Path, PathMtu, Permissions,
+    RingError, RingEvent, RingKind, TunnelId, TunnelInstall, TunnelStats,
 };
 use crate::protect;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
@@ -43,6 +43,7 @@ pub(super) struct Common {
     pub(super) events: EventSink,
     pub(super) hold: HoldLimits,
     pub(super) early: Arc<EarlyPackets>,
+    pub(super) awake: Option<KeepAwake>,
 }
 
 /// What tells one ring from another: its kind, and what must live as long as its workers.
@@ -136,9 +137,9 @@ impl<S: Side> Ring<S> {
         // If the second thread is refused, dropping the ring stops the first.
         let (duty, half) = (Arc::clone(&ring.duty), Arc::clone(&handover));
         let second = ring.spawn("ring-2", &config.events, move || duty::run_second(&duty, &half))?;
-        let duty = Arc::clone(&ring.duty);
+        let (duty, awake) = (Arc::clone(&ring.duty), config.awake);
         ring.spawn("ring-1", &config.events, move || {
-            First::new(&duty, &handover, &second, sending, receiving).run()
+            First::new(&duty, &handover, &second, sending, receiving, awake).run()
         })?;
         Ok(ring)
     }

@@ -29,7 +29,7 @@ use self::delivery::XskDelivery;
 use self::source::XskSource;
 use self::underlay::{VIRTUAL, Watches};
 use super::workers::{Common, Ring, Side};
-use super::{EarlyPackets, EventSink, HoldLimits, RingError, RingKind};
+use super::{EarlyPackets, EventSink, HoldLimits, KeepAwake, RingError, RingKind};
 use crate::udp::{SignallingSink, UdpPort};
 
 pub use queue::{QueueError, VethPair, XdpQueue};
@@ -54,6 +54,8 @@ pub struct XdpConfig {
     pub hold: HoldLimits,
     /// What came before its tunnel: one for all rings of the node.
     pub early: Arc<EarlyPackets>,
+    /// Where processors are to stay awake for a while after packets.
+    pub awake: Option<KeepAwake>,
 }
 
 /// What [`XdpRing`] has besides its workers.
@@ -79,13 +81,13 @@ impl XdpRing {
     /// # Errors
     /// The addresses contradict each other, or the system refuses a thread or an eventfd. Nothing runs then.
     pub fn start(config: XdpConfig) -> Result<Self, RingError> {
-        let XdpConfig { queue, port, sink, own, prefix, events, hold, early } = config;
+        let XdpConfig { queue, port, sink, own, prefix, events, hold, early, awake } = config;
         let watches = Arc::<Watches>::default();
         let watch = queue.socket().watch();
         watches
             .add(VIRTUAL, watch.map_err(|source| RingError::Io { doing: "watch an AF_XDP socket", source })?);
         let (receiving, sending) = queue.into_halves();
-        let common = Common { port, sink, own, prefix, events, hold, early };
+        let common = Common { port, sink, own, prefix, events, hold, early, awake };
         Self::with(common, XskSource::new(receiving), XskDelivery::new(sending), Xdp { watches })
     }
 

@@ -27,8 +27,8 @@ use cyphonic_common::{ConnectionId, InterfaceConfig};
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
 use cyphonic_dataplane::protect::{Secret, Suite};
 use cyphonic_dataplane::ring::{
-    Card, CardError, Division, EarlyPackets, EncapRing, HoldLimits, OffloadConfig, OffloadRing, Path,
-    RingEvent, TunnelId, TunnelInstall, Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
+    Card, CardError, Division, EarlyPackets, EncapRing, HoldLimits, KeepAwake, OffloadConfig, OffloadRing,
+    Path, RingEvent, TunnelId, TunnelInstall, Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::TunDevice;
@@ -278,10 +278,16 @@ impl Node {
     }
 
     pub fn start(kind: Kind, namespace: Namespace, own: Ipv6Addr) -> Self {
-        Self::start_with(kind, namespace, own, HoldLimits::default())
+        Self::start_with(kind, namespace, own, HoldLimits::default(), None)
     }
 
-    pub fn start_with(kind: Kind, namespace: Namespace, own: Ipv6Addr, hold: HoldLimits) -> Self {
+    pub fn start_with(
+        kind: Kind,
+        namespace: Namespace,
+        own: Ipv6Addr,
+        hold: HoldLimits,
+        awake: Option<KeepAwake>,
+    ) -> Self {
         let interface = match kind {
             Kind::Offload | Kind::Divided => Interface::tun(&namespace),
             Kind::Xdp | Kind::Underlay => Interface::veth(&namespace, own),
@@ -299,7 +305,7 @@ impl Node {
         let (ring, outside): (Box<dyn EncapRing>, _) = match interface {
             Interface::Tun(tun) => {
                 let (prefix, events, early) = (PREFIX, events_of_ring, early());
-                let config = OffloadConfig { tun, port, sink, own, prefix, events, hold, early };
+                let config = OffloadConfig { tun, port, sink, own, prefix, events, hold, early, awake };
                 let ring = OffloadRing::start(config).unwrap();
                 if kind == Kind::Divided {
                     ring.divide(Division::Always);
@@ -316,6 +322,7 @@ impl Node {
                     events: events_of_ring,
                     hold,
                     early: early(),
+                    awake,
                 };
                 let ring = XdpRing::start(config).unwrap();
                 let outside = Outside { underlay: ring.underlay(), programs: *programs };

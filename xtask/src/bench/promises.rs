@@ -34,7 +34,7 @@ const fn promise(what: &'static str, names: &'static [&'static str], bound: Boun
 }
 
 /// Of tunnels, beside each other in one run.
-pub(super) const TUNNELS: [Promise; 9] = [
+const TUNNELS: [Promise; 9] = [
     promise("TCP, one stream, vs wireguard-go", &["auto.tcp1_vs_wireguard_go"], Bound::AtLeast(12.0)),
     promise("TCP, one stream, vs boringtun", &["auto.tcp1_vs_boringtun"], Bound::AtLeast(10.0)),
     promise("TCP, one stream, vs Nebula", &["auto.tcp1_vs_nebula"], Bound::AtLeast(10.0)),
@@ -61,9 +61,16 @@ pub(super) const TUNNELS: [Promise; 9] = [
 ];
 
 /// Kept by the better of the rings.
-pub(super) const ROUND_TRIP: Promise = promise(
+const ROUND_TRIP: Promise = promise(
     "added round trip, idle, the better ring vs wireguard-go",
     &["offload.rtt_added_vs_wireguard_go", "xdp.rtt_added_vs_wireguard_go"],
+    Bound::AtMost(0.3),
+);
+
+/// The same where processors stay awake between packets.
+const ROUND_TRIP_AWAKE: Promise = promise(
+    "added round trip, idle, with `keep_awake`, vs wireguard-go",
+    &["awake.rtt_added_vs_wireguard_go"],
     Bound::AtMost(0.3),
 );
 
@@ -108,7 +115,8 @@ impl Promise {
 /// Every promise about tunnels, and what became of it.
 pub(super) fn judge_tunnels(figures: &Figures) -> Vec<(Promise, Outcome)> {
     let all = TUNNELS.iter().map(|promise| (*promise, promise.judge(figures)));
-    all.chain([(ROUND_TRIP, ROUND_TRIP.judge_best(figures))]).collect()
+    let awake = (ROUND_TRIP_AWAKE, ROUND_TRIP_AWAKE.judge(figures));
+    all.chain([(ROUND_TRIP, ROUND_TRIP.judge_best(figures)), awake]).collect()
 }
 
 impl fmt::Display for Outcome {

@@ -146,12 +146,12 @@ impl Device {
         Ok(())
     }
 
-    /// Has its agent use another encapsulation ring from its next start on.
-    pub(crate) fn choose_ring(&self, ring: &str) -> Result<()> {
+    /// Gives a key of its agent's configuration another value, from its next start on.
+    pub(crate) fn configure(&self, key: &str, value: &str) -> Result<()> {
         let text = self.machine.read(&self.places.config)?;
-        let line =
-            |line: &str| if line.starts_with("ring:") { format!("ring: {ring}") } else { line.to_owned() };
-        let text: String = text.lines().map(|text| line(text) + "\n").collect();
+        let others = text.lines().filter(|line| line.split_once(':').is_none_or(|(old, _)| old != key));
+        let text: String = others.map(|line| format!("{line}\n")).collect();
+        let text = format!("{text}{key}: {value}\n");
         Ok(self.machine.write(&self.places.config, &text, false)?)
     }
 
@@ -221,6 +221,16 @@ impl Device {
         let classifier = status.get("classifier").context("the status does not tell of a classifier")?;
         if text(classifier, "kind") == "none" {
             bail!("the agent on {} runs without its eBPF programs: {}", self.node, text(classifier, "why"));
+        }
+        Ok(())
+    }
+
+    /// Fails if its agent is to keep processors awake and cannot.
+    pub(crate) fn check_awake(&self, cancel: &Cancel) -> Result<()> {
+        let status = self.status(cancel)?;
+        let awake = text(status.get("ring").context("the status does not tell of a ring")?, "awake");
+        if !awake.starts_with("kept awake") {
+            bail!("the agent on {} does not keep processors awake: {awake:?}", self.node);
         }
         Ok(())
     }

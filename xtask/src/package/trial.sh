@@ -183,10 +183,11 @@ check "and answers for it" resolvectl query device.trial.internal
 check "nothing else changed" unchanged before
 address=$(cyphonic ip)
 
-echo CYPHONIC_RING=xdp >> /etc/default/cyphonicd
+printf 'CYPHONIC_RING=xdp\nCYPHONIC_KEEP_AWAKE=20ms\n' >> /etc/default/cyphonicd
 check "reload or restart" systemctl reload-or-restart cyphonicd
 check "it comes back" cyphonic wait --timeout 120
 check "AF_XDP works in the sandbox" status_has '"ring":{"kind":"xdp"'
+check "processors can be kept awake from there" status_has '"awake":"keptawakefor20ms'
 restarts=$(systemctl show -P NRestarts cyphonicd)
 systemctl kill --signal KILL cyphonicd
 check "a killed agent is started again" eventually restarted cyphonicd "$restarts"
@@ -196,7 +197,7 @@ kill_for_good cyphonicd
 check "a killed agent that stays away leaves no trace" eventually no_trace
 check "and the host as it was, DNS and routes" unchanged before
 may_return cyphonicd
-sed -i /CYPHONIC_RING/d /etc/default/cyphonicd
+sed -i '/CYPHONIC_RING/d; /CYPHONIC_KEEP_AWAKE/d' /etc/default/cyphonicd
 check "start again, watched more closely" short_watchdogs
 check "services that hang are ended and started again" watchdogs_end_what_hangs
 check "start as before" long_watchdogs

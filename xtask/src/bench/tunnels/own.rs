@@ -17,8 +17,8 @@ pub(super) struct Overlay {
 }
 
 impl Overlay {
-    /// Starts both agents with a ring.
-    pub(super) fn start(&mut self, site: &Site<'_>, ring: &str) -> Result<Running> {
+    /// Starts both agents with a ring; `keep_awake` is `off` or for how long.
+    pub(super) fn start(&mut self, site: &Site<'_>, ring: &str, keep_awake: &str) -> Result<Running> {
         if self.cloud.is_none() {
             let (programs, progress) = (&site.programs.own, Progress::start());
             self.cloud = Some(Cloud::start(&site.lab, &site.topology, programs, &progress, site.cancel)?);
@@ -28,11 +28,15 @@ impl Overlay {
             self.enrol(site)?;
         }
         for device in &mut self.devices {
-            device.choose_ring(ring)?;
+            device.configure("ring", ring)?;
+            device.configure("keep_awake", keep_awake)?;
             device.restart(&site.lab, site.cancel)?;
         }
         for device in &self.devices {
             device.check_programs(site.cancel)?;
+            if keep_awake != "off" {
+                device.check_awake(site.cancel)?;
+            }
         }
         let [a, b] = self.devices.as_mut_slice() else { bail!("there are not two devices") };
         a.learn_address(site.cancel)?;

@@ -45,7 +45,7 @@ fn unit(name: &str) -> &'static str {
 
 /// What is divided by what: higher is better, but for costs.
 const RATIOS: [&str; 5] = ["tcp1", "tcp4", "udp1360", "udp64", "cpu"];
-const OWN: [System; 3] = [System::Offload, System::Xdp, System::Auto];
+const OWN: [System; 4] = [System::Offload, System::Xdp, System::Auto, System::Awake];
 
 /// Turns samples into figures, ratios included.
 pub(super) fn into_figures(all: &AllSamples, figures: &mut Figures) {

@@ -11,6 +11,8 @@ use super::own::Overlay;
 use super::site::{B, Side, Site};
 use super::{nebula, null_gso, openvpn, quincy, wireguard};
 
+/// How long [`System::Awake`] keeps processors awake after a packet: longer than pings are apart.
+const AWAKE: &str = "50ms";
 /// For a tunnel to come up.
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -22,6 +24,7 @@ pub(super) enum System {
     Offload,
     Xdp,
     Auto,
+    Awake,
     WireguardGo,
     Boringtun,
     Nebula,
@@ -40,12 +43,13 @@ pub(super) struct Running {
 }
 
 impl System {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Underlay,
         Self::NullGso,
         Self::Offload,
         Self::Xdp,
         Self::Auto,
+        Self::Awake,
         Self::WireguardGo,
         Self::Boringtun,
         Self::Nebula,
@@ -61,6 +65,7 @@ impl System {
             Self::Offload => "offload",
             Self::Xdp => "xdp",
             Self::Auto => "auto",
+            Self::Awake => "awake",
             Self::WireguardGo => "wireguard_go",
             Self::Boringtun => "boringtun",
             Self::Nebula => "nebula",
@@ -74,7 +79,8 @@ impl System {
         let running = match self {
             Self::Underlay => Running::without_programs(B.into()),
             Self::NullGso => null_gso::start(site)?,
-            Self::Offload | Self::Xdp | Self::Auto => overlay.start(site, self.name())?,
+            Self::Offload | Self::Xdp | Self::Auto => overlay.start(site, self.name(), "off")?,
+            Self::Awake => overlay.start(site, "auto", AWAKE)?,
             Self::WireguardGo => wireguard::start(site, &wireguard::GO)?,
             Self::Boringtun => wireguard::start(site, &wireguard::BORINGTUN)?,
             Self::Nebula => nebula::start(site)?,
