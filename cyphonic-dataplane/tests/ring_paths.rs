@@ -71,6 +71,8 @@ fn a_move_between_paths_under_load_loses_nothing(kinds: Kinds) {
     const MOVES: usize = 40;
     const PACKETS: u32 = 30_000;
     let (a, b) = joined(kinds, false);
+    // Until then the listening end holds what it is to send, and fewer packets than come here.
+    eventually("they know each other", || [&a, &b].iter().all(|n| n.ring.tunnel_stats(ID).unwrap().heard));
     let (there, back) = ((socket(&a), socket(&b)), (socket(&b), socket(&a)));
     let flows = [there, back].map(|(from, into)| std::thread::spawn(move || flow(from, into, PACKETS)));
     for n in 0..MOVES {
@@ -89,9 +91,20 @@ fn a_move_between_paths_under_load_loses_nothing(kinds: Kinds) {
     }
     // Over paths of one length a few packets that are on the way change places at most.
     let most = MOVES as u32 * 64;
-    for disorder in flows.map(|flow| flow.join().unwrap()) {
+    for flow in flows.map(std::thread::JoinHandle::join) {
+        let disorder = flow.unwrap_or_else(|_| panic!("a flow broke off\n{}\n{}", told_of(&a), told_of(&b)));
         assert!(disorder <= most, "{disorder} of {PACKETS} out of order in {MOVES} moves");
     }
+}
+
+/// What ring and kernel have counted at a node: for whoever looks for a packet that is missing.
+fn told_of(node: &Node) -> String {
+    let kernel = node.namespace.run(|| {
+        let files = ["dev", "snmp", "snmp6", "softnet_stat"];
+        files.map(|file| std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default())
+    });
+    let (stats, counters) = (node.ring.tunnel_stats(ID), node.ring.counters());
+    format!("{}: {stats:?}\n{counters:?}\n{}", node.own, kernel.join("\n"))
 }
 
 fn moved(node: &Node) -> impl Iterator<Item = RingEvent> {
