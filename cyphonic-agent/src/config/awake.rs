@@ -11,7 +11,7 @@ const LEAST: Duration = Duration::from_millis(1);
 /// More than this is no longer about packets.
 const MOST: Duration = Duration::from_secs(10);
 
-/// How long all processors are kept from halting after a tunnel's packet.
+/// How long all processors are kept from halting after a packet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum KeepAwake {
