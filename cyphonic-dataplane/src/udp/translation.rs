@@ -49,8 +49,6 @@ impl Translation {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use super::*;
 
     #[test]
@@ -58,27 +56,23 @@ mod tests {
         let prefix = |text: &str, length| Nat64Prefix::new(text.parse().unwrap(), length);
         let prefixes =
             [prefix("64:ff9b::", 96), prefix("2001:db8:1:2:0:3::", 96), prefix("2001:db8::", 32), None];
-        let (translation, over) = (Translation::default(), AtomicBool::new(false));
+        let translation = Translation::default();
         std::thread::scope(|scope| {
+            // The readers end it, so that each has read while somebody wrote, however late it was given a processor.
             let readers = [(); 2].map(|()| {
                 scope.spawn(|| {
-                    let mut seen = 0_usize;
-                    while !over.load(Ordering::Relaxed) {
+                    for _ in 0..100_000 {
                         let read = translation.get();
                         assert!(prefixes.contains(&read), "{read:?}");
-                        seen += 1;
                     }
-                    seen
                 })
             });
-            for prefix in prefixes.iter().cycle().take(100_000) {
-                translation.set(*prefix);
-            }
-            over.store(true, Ordering::Relaxed);
-            for reader in readers {
-                assert!(reader.join().unwrap() > 0);
+            let mut next = prefixes.iter().cycle();
+            while !readers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+                translation.set(*next.next().unwrap());
             }
         });
+        translation.set(None);
         assert_eq!(translation.get(), None);
     }
 }
