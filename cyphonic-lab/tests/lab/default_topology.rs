@@ -56,6 +56,20 @@ fn nobody_reaches_what_the_internet_would_not_carry() {
 }
 
 #[test]
+fn streams_are_controlled_as_linux_does_by_itself() {
+    let lab = up(&shipped(), "cubic", "zero");
+    for node in ["a", "core", "trs"] {
+        let output = lab
+            .command(node, "sysctl")
+            .unwrap()
+            .args(["-n", "net.ipv4.tcp_congestion_control"])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "cubic\n", "{node}");
+    }
+}
+
+#[test]
 fn labs_stand_side_by_side_and_do_not_meet() {
     let topology = shipped();
     thread::scope(|scope| {
