@@ -6,6 +6,7 @@
 //!
 //! - [`leg`]: a leg and its state, as they stand in the kernel's map; [`rate`]: a leg's rate limit.
 //! - [`map`]: the other maps: configuration, counters, names, and the version of the layout.
+//! - [`origin`]: whose a packet is, for the XDP program and for the relay in userspace alike.
 //! - [`forward`]: the verdict on a frame, from [`arrival`] to [`departure`]. Generic over the frame and over where legs
 //!   and routes come from, so that the XDP program, tests and fuzzers run the same code.
 //! - [`slice`], [`table`]: frame and surroundings of tests and fuzzers.
@@ -19,6 +20,7 @@ pub mod departure;
 pub mod forward;
 pub mod leg;
 pub mod map;
+pub mod origin;
 pub mod place;
 pub mod rate;
 pub mod slice;
@@ -32,6 +34,7 @@ pub use departure::Departure;
 pub use forward::{Entry, Frame, Hop, Relay, Verdict, relay};
 pub use leg::{Binding, LegError, OwnAddresses, RelayEntry, RelayLeg, RelayState, Way};
 pub use map::{Family, LAYOUT, PassReason, RelayConfig, RelayCounterIndex};
+pub use origin::Origin;
 pub use place::Place;
 pub use rate::RelayRate;
 pub use slice::SliceFrame;

@@ -44,7 +44,7 @@ mod wake;
 mod workers;
 mod xdp;
 
-pub use awake::KeepAwake;
+pub use awake::AwakeRequest;
 pub use counters::RingCounters;
 pub use duty::Division;
 pub use early::EarlyPackets;

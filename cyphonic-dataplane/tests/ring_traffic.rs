@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use cyphonic_common::DropReason;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
-use cyphonic_dataplane::ring::{HoldLimits, KeepAwake, PathMtu, Permissions, RingEvent, RingKind, TunnelId};
+use cyphonic_dataplane::ring::{
+    AwakeRequest, HoldLimits, PathMtu, Permissions, RingEvent, RingKind, TunnelId,
+};
 use ring_lab::{
     A, B, INTERFACE, Kind, Kinds, Node, PATIENCE, cid, eventually, join, joined, outer, started, tunnel,
     uninterrupted, wire,
@@ -91,7 +93,7 @@ fn processors_are_kept_awake_after_packets() {
         latency == [0; 4]
     };
     for kind in [Kind::Offload, Kind::Xdp] {
-        let ((a, b), awake) = (wire(), KeepAwake::after_packets(PATIENCE).unwrap());
+        let ((a, b), awake) = (wire(), AwakeRequest::after_packets(PATIENCE).unwrap());
         let a = Node::start_with(kind, a, A, HoldLimits::default(), Some(awake));
         let b = Node::start(kind, b, B);
         join(&a, &b, 1, false);

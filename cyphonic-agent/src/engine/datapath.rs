@@ -14,7 +14,7 @@ use cyphonic_common::limits::MAX_INNER_MTU;
 use cyphonic_dataplane::bpf::{AttachKind, EgressClassifier, Options, Programs};
 use cyphonic_dataplane::netdevice;
 use cyphonic_dataplane::ring::{
-    EarlyPackets, EncapRing, EventSink, HoldLimits, KeepAwake, OffloadConfig, OffloadRing, RingError,
+    AwakeRequest, EarlyPackets, EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing, RingError,
     Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::shard::ShardedRing;
@@ -248,7 +248,7 @@ impl Ground {
 fn offload_rings(
     queues: Vec<TunDevice>,
     ports: &[Arc<UdpPort>],
-    wishes: Vec<KeepAwake>,
+    wishes: Vec<AwakeRequest>,
     wiring: &Wiring,
 ) -> Result<Vec<Box<dyn EncapRing>>, RingError> {
     let mut wishes = wishes.into_iter();
@@ -272,7 +272,7 @@ fn offload_rings(
 fn xdp_ring(
     queue: XdpQueue,
     ports: &[Arc<UdpPort>],
-    wishes: Vec<KeepAwake>,
+    wishes: Vec<AwakeRequest>,
     wiring: &Wiring,
 ) -> Result<(XdpRing, Underlay), RingError> {
     let port = ports.first().ok_or(RingError::Stopped("the port has no socket"))?;
@@ -292,9 +292,9 @@ fn xdp_ring(
 }
 
 /// Each ring's wish that processors stay awake, and what `status` says of it: a node without it works, so it starts.
-fn wishes(keep_awake: config::KeepAwake, rings: usize) -> (Vec<KeepAwake>, String) {
+fn wishes(keep_awake: config::KeepAwake, rings: usize) -> (Vec<AwakeRequest>, String) {
     let config::KeepAwake::For(window) = keep_awake else { return (Vec::new(), String::new()) };
-    let wishes: io::Result<_> = (0..rings).map(|_| KeepAwake::after_packets(window)).collect();
+    let wishes: io::Result<_> = (0..rings).map(|_| AwakeRequest::after_packets(window)).collect();
     match wishes {
         Ok(wishes) => (wishes, format!("kept awake for {keep_awake} after a packet")),
         Err(error) => {

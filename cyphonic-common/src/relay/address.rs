@@ -1,5 +1,7 @@
 //! Addresses and the Internet checksum, in words that need no conversion.
 
+use core::net::IpAddr;
+
 use super::map::Family;
 
 /// An address of sixteen bytes, IPv4 as `::ffff:a.b.c.d`, as two words in memory order: comparing and summing words
@@ -32,6 +34,15 @@ impl Address {
     pub const fn from_v4(bytes: [u8; 4]) -> Self {
         let [a, b, c, d] = bytes;
         Self { high: 0, low: u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d]) }
+    }
+
+    /// Takes an address of userspace. An IPv4-mapped one is the IPv4 address that it maps.
+    #[must_use]
+    pub const fn of(ip: &IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(v4) => Self::from_v4(v4.octets()),
+            IpAddr::V6(v6) => Self::from_bytes(&v6.octets()),
+        }
     }
 
     /// As it stands in a packet.
@@ -198,9 +209,9 @@ mod tests {
 
     #[test]
     fn unicast_is_told_from_the_rest() {
-        let of = |text: &str| match text.parse::<std::net::IpAddr>().unwrap() {
-            std::net::IpAddr::V4(v4) => Address::from_v4(v4.octets()).is_unicast(Family::V4),
-            std::net::IpAddr::V6(v6) => Address::from_bytes(&v6.octets()).is_unicast(Family::V6),
+        let of = |text: &str| match text.parse::<IpAddr>().unwrap() {
+            IpAddr::V4(v4) => Address::from_v4(v4.octets()).is_unicast(Family::V4),
+            IpAddr::V6(v6) => Address::from_bytes(&v6.octets()).is_unicast(Family::V6),
         };
         assert!(["192.0.2.1", "255.255.255.254", "240.0.0.1", "2001:db8::1", "fe80::1"].into_iter().all(of));
         assert!(!["224.0.0.1", "239.1.2.3", "255.255.255.255", "ff02::1"].into_iter().any(of));

@@ -2,6 +2,7 @@
 
 use super::address::{Address, Sum};
 use super::map::{Family, PassReason, RelayConfig};
+use super::origin::Origin;
 use crate::buffer::Buffer;
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::udp::{self, UDP_HEADER_LEN};
@@ -21,20 +22,14 @@ const PSEUDO_PROTOCOL: u16 = u16::from_ne_bytes([0, udp::PROTOCOL]);
 /// A data packet for the relay's port. Sixteen-bit words are as they lie in the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival {
-    /// IP version.
-    pub family: Family,
-    /// Where it comes from.
-    pub source: Address,
-    /// The relay's address it was sent to.
-    pub destination: Address,
+    /// Where it comes from, and where to.
+    pub origin: Origin,
     /// DSCP and ECN.
     pub traffic_class: u8,
     /// Time to live, or hop limit.
     pub hop_limit: u8,
     /// IPv4's identification, or IPv6's flow label.
     pub label: u32,
-    /// UDP source port.
-    pub source_port: u16,
     /// Length of UDP header and payload.
     pub udp_len: u16,
     /// UDP checksum.
@@ -91,13 +86,15 @@ impl Arrival {
         }
         let cid = read_cid(frame, ip.payload + UDP_HEADER_LEN, ip.payload_len)?;
         Ok(Self {
-            family: ip.family,
-            source: ip.source,
-            destination: ip.destination,
+            origin: Origin {
+                family: ip.family,
+                source: ip.source,
+                source_port: u16::from_ne_bytes([s0, s1]),
+                destination: ip.destination,
+            },
             traffic_class: ip.traffic_class,
             hop_limit: ip.hop_limit,
             label: ip.label,
-            source_port: u16::from_ne_bytes([s0, s1]),
             udp_len: u16::from_ne_bytes([l0, l1]),
             checksum: u16::from_ne_bytes([c0, c1]),
             cid,
@@ -111,8 +108,8 @@ impl Arrival {
     pub const fn has_partial_checksum(&self) -> bool {
         let pseudo = Sum::of_word(PSEUDO_PROTOCOL)
             .plus_word(self.udp_len)
-            .plus_address(self.source)
-            .plus_address(self.destination);
+            .plus_address(self.origin.source)
+            .plus_address(self.origin.destination);
         pseudo.fold() == self.checksum
     }
 

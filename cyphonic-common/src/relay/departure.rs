@@ -47,10 +47,11 @@ impl Departure {
     ) -> Result<Self, PassReason> {
         let family = leg.to_family();
         if source.is_unspecified() {
-            if family as u32 != arrival.family as u32 || !arrival.destination.is_unicast(family) {
+            if family as u32 != arrival.origin.family as u32 || !arrival.origin.destination.is_unicast(family)
+            {
                 return Err(PassReason::NoSource);
             }
-            source = arrival.destination;
+            source = arrival.origin.destination;
         }
         let header = match family {
             Family::V4 => IPV4_HEADER_LEN,
@@ -77,7 +78,7 @@ impl Departure {
     /// Ethernet's get shorter by that, or longer where it is negative.
     #[inline(always)]
     pub const fn head_shift(&self, arrival: &Arrival) -> i32 {
-        match (arrival.family, self.family) {
+        match (arrival.origin.family, self.family) {
             (Family::V4, Family::V6) => IPV4_HEADER_LEN as i32 - IPV6_HEADER_LEN as i32,
             (Family::V6, Family::V4) => IPV6_HEADER_LEN as i32 - IPV4_HEADER_LEN as i32,
             (Family::V4, Family::V4) | (Family::V6, Family::V6) => 0,
@@ -97,11 +98,11 @@ impl Departure {
         let sum = Sum::of_word(!arrival.checksum)
             .plus_word(cid)
             .plus_word(self.destination_port)
-            .minus_word(arrival.source_port)
+            .minus_word(arrival.origin.source_port)
             .plus_address(self.source)
-            .minus_address(arrival.source)
+            .minus_address(arrival.origin.source)
             .plus_address(self.destination)
-            .minus_address(arrival.destination);
+            .minus_address(arrival.origin.destination);
         match !sum.fold() {
             // 0 would say that there is none (RFC 768).
             0 => 0xffff,
@@ -122,7 +123,7 @@ impl Departure {
     #[inline(always)]
     fn write_ipv4<F: Frame + ?Sized>(&self, frame: &mut F, arrival: &Arrival, hop: &Hop) -> Option<()> {
         // A packet that is never fragmented needs no identification (RFC 6864 §4.1).
-        let [_, _, i0, i1] = match arrival.family {
+        let [_, _, i0, i1] = match arrival.origin.family {
             Family::V4 => arrival.label.to_be_bytes(),
             Family::V6 => [0; 4],
         };
@@ -147,7 +148,7 @@ impl Departure {
     #[inline(always)]
     fn write_ipv6<F: Frame + ?Sized>(&self, frame: &mut F, arrival: &Arrival, hop: &Hop) -> Option<()> {
         // A flow label is a hint; from IPv4 there is none to take over (RFC 7915 §4.1).
-        let label = match arrival.family {
+        let label = match arrival.origin.family {
             Family::V4 => 0,
             Family::V6 => arrival.label,
         };

@@ -14,6 +14,7 @@ use super::arrival::{Arrival, ETHERNET_LEN, glimpse};
 use super::departure::Departure;
 use super::leg::{RelayLeg, RelayState};
 use super::map::{Family, PassReason, RelayConfig, RelayCounterIndex};
+use super::origin::Origin;
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
 
@@ -189,19 +190,20 @@ fn judge<F: Frame + ?Sized, R: Relay>(
         return Err(Verdict::Drop(DropReason::RateLimited));
     }
     departure.write(frame, &arrival, &hop).ok_or(Verdict::Drop(DropReason::Truncated))?;
-    Ok(Verdict::Forward { from: arrival.family, to: departure.family, redirect: hop.redirect })
+    Ok(Verdict::Forward { from: arrival.origin.family, to: departure.family, redirect: hop.redirect })
 }
 
-/// The packet must come from the leg's sender and to the relay's address that the leg is for. An IPv4-mapped address
-/// in an IPv6 packet is nobody's.
+/// The packet must come from the leg's sender and to the relay's address that the leg is for.
 #[inline(always)]
 fn check_bound(arrival: &Arrival, leg: &RelayLeg, local: Address) -> Result<(), DropReason> {
     let (from, port) = leg.from();
-    let bound = leg.from_family() as u32 == arrival.family as u32
-        && Address::from_bytes(from) == arrival.source
-        && u16::from_ne_bytes(port) == arrival.source_port
-        && (local.is_unspecified() || local == arrival.destination);
-    if !bound {
+    let bound = Origin {
+        family: leg.from_family(),
+        source: Address::from_bytes(from),
+        source_port: u16::from_ne_bytes(port),
+        destination: local,
+    };
+    if !arrival.origin.is_bound(&bound) {
         return Err(DropReason::UnboundSource);
     }
     if arrival.hop_limit <= 1 {
@@ -215,7 +217,7 @@ fn check_bound(arrival: &Arrival, leg: &RelayLeg, local: Address) -> Result<(), 
 fn check_checksum(arrival: &Arrival, leg: &RelayLeg, config: &RelayConfig) -> Result<(), PassReason> {
     if arrival.checksum == 0 {
         // RFC 768 lets IPv4's senders leave it out; RFC 8200 §8.1 does not let IPv6's.
-        let between_v4 = matches!((arrival.family, leg.to_family()), (Family::V4, Family::V4));
+        let between_v4 = matches!((arrival.origin.family, leg.to_family()), (Family::V4, Family::V4));
         if !between_v4 || config.merged() {
             return Err(PassReason::NoChecksum);
         }

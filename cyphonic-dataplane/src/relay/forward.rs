@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use cyphonic_common::relay::Origin;
 use cyphonic_common::stun::is_stun;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram, quic};
 
@@ -42,10 +43,10 @@ struct Bound {
 }
 
 impl Bound {
-    /// Whether a datagram that came from here and to there is the leg's.
+    /// Whether a datagram that came from here and to there is the leg's. Where the kernel has not told the address that it
+    /// came to, any will do.
     fn accepts(&self, from: SocketAddr, local_ip: Option<IpAddr>) -> bool {
-        let to_another = self.shared.leg.local.zip(local_ip).is_some_and(|(bound, came_to)| bound != came_to);
-        self.shared.leg.from == from && !to_another
+        Origin::new(from, local_ip.or(self.shared.leg.local)).is_bound(&self.shared.bound)
     }
 
     /// How many bytes of the run, in whole datagrams, are within the leg's rate.

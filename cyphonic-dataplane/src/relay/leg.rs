@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::ConnectionId;
+use cyphonic_common::relay::Origin;
 
 use super::{Leg, LegStats, RelayMapError};
 
@@ -40,8 +41,16 @@ fn check_address(address: SocketAddr) -> Result<(), RelayMapError> {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) leg: Leg,
+    /// What the leg demands of its packets' origin.
+    pub(super) bound: Origin,
     /// Another leg in this one's place counts on.
     pub(super) counters: Arc<LegCounters>,
+}
+
+impl Shared {
+    pub(super) fn new(leg: Leg, counters: Arc<LegCounters>) -> Self {
+        Self { leg, bound: Origin::new(leg.from, leg.local), counters }
+    }
 }
 
 /// Written by the worker, once per run of packets, and read by the control plane.

@@ -240,7 +240,7 @@ impl RelayMap for UserspaceRelay {
 
 impl Control {
     fn set(&mut self, cid: ConnectionId, leg: Leg, counters: Arc<LegCounters>) {
-        let shared = Arc::new(Shared { leg, counters });
+        let shared = Arc::new(Shared::new(leg, counters));
         self.legs.insert(cid, Arc::clone(&shared));
         self.tell(Change::Set(cid, shared));
     }

@@ -18,14 +18,14 @@ const ANY: i32 = -1;
 
 /// A ring's wish that processors stay awake for a while after its packets. See the module.
 #[derive(Debug)]
-pub struct KeepAwake {
+pub struct AwakeRequest {
     request: File,
     window: Duration,
     /// While processors are kept awake: until when, if no packet comes.
     until: Option<Instant>,
 }
 
-impl KeepAwake {
+impl AwakeRequest {
     /// Opens the kernel's interface. Nothing is asked for until packets come.
     ///
     /// # Errors
@@ -89,7 +89,7 @@ mod tests {
     fn processors_are_awake_from_a_packet_to_a_while_after_the_last_one() {
         let (mut said, request) = io::pipe().unwrap();
         let request = File::from(std::os::fd::OwnedFd::from(request));
-        let mut awake = KeepAwake::with(request, WINDOW).unwrap();
+        let mut awake = AwakeRequest::with(request, WINDOW).unwrap();
         let start = Instant::now();
         let at = |ticks| start + TICK * ticks;
         assert_eq!(awake.rest_at(false, at(0)), None);
@@ -117,7 +117,7 @@ mod tests {
             file.read_exact(&mut value).unwrap();
             i32::from_ne_bytes(value)
         };
-        let mut awake = KeepAwake::after_packets(WINDOW).unwrap();
+        let mut awake = AwakeRequest::after_packets(WINDOW).unwrap();
         assert_ne!(all(), AWAKE, "something else on this machine keeps processors awake");
         let now = Instant::now();
         awake.rest_at(true, now);

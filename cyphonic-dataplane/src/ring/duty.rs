@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::awake::KeepAwake;
+use super::awake::AwakeRequest;
 use super::device::{Delivery, Source};
 use super::rx::RxWorker;
 use super::shared::lock;
@@ -146,7 +146,7 @@ pub(super) struct First<'a, S, D> {
     sending: Option<Box<Sending<S>>>,
     receiving: Receiving<D>,
     tempo: Tempo,
-    awake: Option<KeepAwake>,
+    awake: Option<AwakeRequest>,
     /// Packets have come since the last rest.
     had_packets: bool,
     /// Turns without a pause, with work in both directions.
@@ -160,7 +160,7 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
         second: &'a Thread,
         sending: Sending<S>,
         receiving: Receiving<D>,
-        awake: Option<KeepAwake>,
+        awake: Option<AwakeRequest>,
     ) -> Self {
         let sending = Some(Box::new(sending));
         let tempo = Tempo::new(Instant::now());

@@ -13,7 +13,7 @@ use cyphonic_common::DropReason;
 use super::counters::Counters;
 use super::device::{Delivery, Source};
 use super::workers::{Common, Ring, Side};
-use super::{EarlyPackets, EventSink, HoldLimits, KeepAwake, RingError, RingKind};
+use super::{AwakeRequest, EarlyPackets, EventSink, HoldLimits, RingError, RingKind};
 use crate::gso::{Coalescer, Slot, VnetHeader};
 use crate::tun::{MAX_READ, TunDevice};
 use crate::udp::{SignallingSink, UdpPort};
@@ -37,7 +37,7 @@ pub struct OffloadConfig {
     /// What came before its tunnel: one for all rings of the node.
     pub early: Arc<EarlyPackets>,
     /// Where processors are to stay awake for a while after packets.
-    pub awake: Option<KeepAwake>,
+    pub awake: Option<AwakeRequest>,
 }
 
 /// Marks [`OffloadRing`].

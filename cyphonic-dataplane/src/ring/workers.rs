@@ -23,7 +23,7 @@ use super::shared::{Shared, lock};
 use super::tx::{TxParts, TxWorker};
 use super::wake::Waker;
 use super::{
-    Control, EarlyPackets, EncapRing, EventSink, HoldLimits, KeepAwake, Path, PathMtu, Permissions,
+    AwakeRequest, Control, EarlyPackets, EncapRing, EventSink, HoldLimits, Path, PathMtu, Permissions,
     RingError, RingEvent, RingKind, TunnelId, TunnelInstall, TunnelStats,
 };
 use crate::protect;
@@ -43,7 +43,7 @@ pub(super) struct Common {
     pub(super) events: EventSink,
     pub(super) hold: HoldLimits,
     pub(super) early: Arc<EarlyPackets>,
-    pub(super) awake: Option<KeepAwake>,
+    pub(super) awake: Option<AwakeRequest>,
 }
 
 /// What tells one ring from another: its kind, and what must live as long as its workers.

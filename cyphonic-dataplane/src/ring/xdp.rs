@@ -29,7 +29,7 @@ use self::delivery::XskDelivery;
 use self::source::XskSource;
 use self::underlay::{VIRTUAL, Watches};
 use super::workers::{Common, Ring, Side};
-use super::{EarlyPackets, EventSink, HoldLimits, KeepAwake, RingError, RingKind};
+use super::{AwakeRequest, EarlyPackets, EventSink, HoldLimits, RingError, RingKind};
 use crate::udp::{SignallingSink, UdpPort};
 
 pub use queue::{QueueError, VethPair, XdpQueue};
@@ -55,7 +55,7 @@ pub struct XdpConfig {
     /// What came before its tunnel: one for all rings of the node.
     pub early: Arc<EarlyPackets>,
     /// Where processors are to stay awake for a while after packets.
-    pub awake: Option<KeepAwake>,
+    pub awake: Option<AwakeRequest>,
 }
 
 /// What [`XdpRing`] has besides its workers.

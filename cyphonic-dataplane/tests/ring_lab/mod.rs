@@ -27,7 +27,7 @@ use cyphonic_common::{ConnectionId, InterfaceConfig};
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
 use cyphonic_dataplane::protect::{Secret, Suite};
 use cyphonic_dataplane::ring::{
-    Card, CardError, Division, EarlyPackets, EncapRing, HoldLimits, KeepAwake, OffloadConfig, OffloadRing,
+    AwakeRequest, Card, CardError, Division, EarlyPackets, EncapRing, HoldLimits, OffloadConfig, OffloadRing,
     Path, RingEvent, TunnelId, TunnelInstall, Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::shard::ShardedRing;
@@ -286,7 +286,7 @@ impl Node {
         namespace: Namespace,
         own: Ipv6Addr,
         hold: HoldLimits,
-        awake: Option<KeepAwake>,
+        awake: Option<AwakeRequest>,
     ) -> Self {
         let interface = match kind {
             Kind::Offload | Kind::Divided => Interface::tun(&namespace),

@@ -139,7 +139,9 @@ fn output(command: &mut Command) -> Result<Value> {
     let output = command.output().context("the measuring program does not start")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        bail!("{}", said.lines().next().unwrap_or("it failed silently"));
+        // An error and its causes, a line each.
+        let said: Vec<&str> = said.split_whitespace().collect();
+        bail!("{}", if said.is_empty() { "it failed silently".to_owned() } else { said.join(" ") });
     }
     serde_json::from_slice(&output.stdout).context("the measuring program printed something else")
 }
