@@ -122,7 +122,20 @@ pub(super) fn apt_install(names: &[&str]) -> Result<()> {
              `bookworm-security main` in /etc/apt/sources.list"
         );
     }
-    shell::run(apt()?.args(["install", "--yes", "--no-install-recommends"]).args(names))
+    let mut install = apt()?;
+    install.args(["install", "--yes", "--no-install-recommends"]).args(names);
+    if let Some(tools) = emulator_tools(names) {
+        println!("setup: {tools}: apt has no emulator beside the version that is here");
+        install.args(["--allow-downgrades", &tools]);
+    }
+    shell::run(&mut install)
+}
+
+/// The emulator's tools in its own version, where they are here in another release's (from backports): those break it.
+fn emulator_tools(names: &[&str]) -> Option<String> {
+    let emulator = names.iter().find(|name| name.starts_with("qemu-system-"))?;
+    let (here, wanted) = (version("qemu-utils", "Installed:")?, version(emulator, "Candidate:")?);
+    (here != wanted).then(|| format!("qemu-utils={wanted}"))
 }
 
 /// Asks the package sources what they have.
@@ -132,9 +145,14 @@ pub(super) fn refresh_lists() -> Result<()> {
 
 /// Whether a package source offers the package.
 fn is_available(name: &str) -> bool {
-    shell::output(Command::new("apt-cache").args(["policy", name])).is_some_and(|policy| {
-        policy.lines().any(|line| line.trim_start().starts_with("Candidate:") && !line.contains("(none)"))
-    })
+    version(name, "Candidate:").is_some()
+}
+
+/// The version that apt tells of a package: the one that is `Installed:`, or the `Candidate:` of its sources.
+fn version(name: &str, which: &str) -> Option<String> {
+    let policy = shell::output(Command::new("apt-cache").args(["policy", name]))?;
+    let version = policy.lines().find_map(|line| line.trim().strip_prefix(which))?.trim();
+    (version != "(none)").then(|| version.to_owned())
 }
 
 fn apt() -> Result<Command> {
