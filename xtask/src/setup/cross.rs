@@ -11,10 +11,22 @@ use super::packages::{self, Package, package};
 use crate::target::Target;
 use crate::{shell, workspace};
 
-const FOR_ARM64: &[Package] =
-    &[package("gcc-aarch64-linux-gnu", "aarch64-linux-gnu-gcc", "compiling C and linking for 64-bit ARM")];
-const FOR_AMD64: &[Package] =
-    &[package("gcc-x86-64-linux-gnu", "x86_64-linux-gnu-gcc", "compiling C and linking for PCs")];
+const FOR_ARM64: &[Package] = &[
+    package("gcc-aarch64-linux-gnu", "aarch64-linux-gnu-gcc", "compiling C and linking for 64-bit ARM"),
+    package(
+        "libc6-dev-arm64-cross",
+        "/usr/aarch64-linux-gnu/include/sys/types.h",
+        "the C library's headers for it",
+    ),
+];
+const FOR_AMD64: &[Package] = &[
+    package("gcc-x86-64-linux-gnu", "x86_64-linux-gnu-gcc", "compiling C and linking for PCs"),
+    package(
+        "libc6-dev-amd64-cross",
+        "/usr/x86_64-linux-gnu/include/sys/types.h",
+        "the C library's headers for them",
+    ),
+];
 
 /// Makes a target buildable.
 pub(super) fn install_missing(target: Target) -> Result<()> {
