@@ -209,9 +209,9 @@ mod tests {
 
     #[test]
     fn unicast_is_told_from_the_rest() {
-        let of = |text: &str| match text.parse::<IpAddr>().unwrap() {
-            IpAddr::V4(v4) => Address::from_v4(v4.octets()).is_unicast(Family::V4),
-            IpAddr::V6(v6) => Address::from_bytes(&v6.octets()).is_unicast(Family::V6),
+        let of = |text: &str| {
+            let ip: IpAddr = text.parse().unwrap();
+            Address::of(&ip).is_unicast(Family::of(&ip))
         };
         assert!(["192.0.2.1", "255.255.255.254", "240.0.0.1", "2001:db8::1", "fe80::1"].into_iter().all(of));
         assert!(!["224.0.0.1", "239.1.2.3", "255.255.255.255", "ff02::1"].into_iter().any(of));

@@ -9,6 +9,7 @@
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 
+use super::address::Address;
 use super::map::Family;
 use super::rate::RelayRate;
 use crate::cid::ConnectionId;
@@ -364,10 +365,7 @@ impl RelayEntry {
 }
 
 fn octets(ip: &IpAddr) -> [u8; 16] {
-    match ip {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
+    Address::of(ip).to_bytes()
 }
 
 fn address(octets: &[u8; 16]) -> IpAddr {

@@ -56,7 +56,7 @@ fn nobody_reaches_what_the_internet_would_not_carry() {
 }
 
 #[test]
-fn streams_are_controlled_as_linux_does_by_itself() {
+fn tcp_has_cubic_on_every_node_whatever_the_machine_has() {
     let lab = up(&shipped(), "cubic", "zero");
     for node in ["a", "core", "trs"] {
         let output = lab

@@ -70,9 +70,8 @@ pub(super) fn render() -> Result<()> {
     if let Some(figures) = Kept::Tunnels.read()? {
         render_tunnels(&figures, &mut text)?;
     }
-    let relay: Section = |figures| relay::section(|name| figures.get(name).map(|figure| figure.value));
     let others: [(Kept, Section); 7] = [
-        (Kept::Relay, relay),
+        (Kept::Relay, relay::section),
         (Kept::Crypto, crypto::section),
         (Kept::Pi, pi::section),
         (Kept::Memory, memory::section),

@@ -125,7 +125,9 @@ pub(super) fn apt_install(names: &[&str]) -> Result<()> {
     let mut install = apt()?;
     install.args(["install", "--yes", "--no-install-recommends"]).args(names);
     if let Some(tools) = emulator_tools(names) {
-        println!("setup: {tools}: apt has no emulator beside the version that is here");
+        println!(
+            "setup: {tools} comes along: another version of it can keep apt from installing the emulator"
+        );
         install.args(["--allow-downgrades", &tools]);
     }
     shell::run(&mut install)

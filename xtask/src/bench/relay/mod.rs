@@ -73,7 +73,7 @@ pub(super) fn run(args: &RelayArgs) -> Result<()> {
     let mut figures = Figures::new("bench relay");
     let absent = measure::all(&program, args, &mut figures)?;
     report::ratios(&mut figures);
-    println!("\n{}\n{}", figures.table(), section(|name| figures.get(name).map(|figure| figure.value)));
+    println!("\n{}\n{}", figures.table(), section(&figures));
     for reason in &absent {
         println!("absent: {reason}");
     }

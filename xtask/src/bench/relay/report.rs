@@ -33,9 +33,10 @@ pub(super) fn broken(figures: &Figures) -> Vec<String> {
         .collect()
 }
 
-/// The relay's section of `docs/performance.md`, from a figure's value by its name.
-pub(in crate::bench) fn section(value: impl Fn(&str) -> Option<f64>) -> String {
+/// The relay's section of `docs/performance.md`.
+pub(in crate::bench) fn section(figures: &Figures) -> String {
     let mut text = String::from(TEXT);
+    let value = |name: &str| figures.get(name).map(|figure| figure.value);
     let cell = |name: String, digits: usize| {
         value(&name).map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
     };
@@ -66,6 +67,12 @@ pub(in crate::bench) fn section(value: impl Fn(&str) -> Option<f64>) -> String {
         cell("xdp.program_1_ns".to_owned(), 0),
         cell("xdp.program_1k_ns".to_owned(), 0),
         cell("xdp.program_1m_ns".to_owned(), 0),
+    );
+    let machine = figures.machine();
+    let _ = writeln!(
+        text,
+        "\nMeasured on: {}, Linux {}; load {:.1} when the run began.",
+        machine.cpu, machine.kernel, machine.load
     );
     text
 }
@@ -102,7 +109,7 @@ mod tests {
         assert_eq!(figures.get("xdp_vs_bare").map(|figure| figure.value), Some(0.9));
         assert!(figures.get("xdp_1m_vs_1").is_none());
         assert_eq!(broken(&figures), ["xdp_vs_coturn is 4.50, and 5 was promised"]);
-        let text = section(|name| figures.get(name).map(|figure| figure.value));
+        let text = section(&figures);
         assert!(text.contains("| `xdp_vs_coturn` | 4.50 | 5 | missed |"), "{text}");
         assert!(text.contains("| `xdp_1m_vs_1` | – | 0.75 | not measured |"), "{text}");
     }
