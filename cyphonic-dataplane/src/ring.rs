@@ -33,6 +33,7 @@ mod early;
 mod ecn;
 mod hold;
 mod icmp;
+mod manners;
 mod offload;
 mod permissions;
 mod priority;

@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::awake::AwakeRequest;
 use super::device::{Delivery, Source};
+use super::manners::Manners;
 use super::rx::RxWorker;
 use super::shared::lock;
 use super::tempo::Tempo;
@@ -146,6 +147,7 @@ pub(super) struct First<'a, S, D> {
     sending: Option<Box<Sending<S>>>,
     receiving: Receiving<D>,
     tempo: Tempo,
+    manners: Manners,
     awake: Option<AwakeRequest>,
     /// Packets have come since the last rest.
     had_packets: bool,
@@ -163,8 +165,19 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
         awake: Option<AwakeRequest>,
     ) -> Self {
         let sending = Some(Box::new(sending));
-        let tempo = Tempo::new(Instant::now());
-        Self { duty, handover, second, sending, receiving, tempo, awake, had_packets: false, busy: 0 }
+        let (tempo, manners) = (Tempo::new(Instant::now()), Manners::of_this_thread());
+        Self {
+            duty,
+            handover,
+            second,
+            sending,
+            receiving,
+            tempo,
+            manners,
+            awake,
+            had_packets: false,
+            busy: 0,
+        }
     }
 
     /// Runs until told to stop, until the virtual interface is gone, or until the port is broken.
@@ -206,6 +219,7 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
     /// Nothing is there: sleeps until something is.
     fn rest(&mut self) -> io::Result<()> {
         self.busy = 0;
+        self.manners.rest();
         if self.tempo.pause() {
             return Ok(());
         }
@@ -238,10 +252,11 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
 
 /// The thread that sends when the first one has too much to do.
 pub(super) fn run_second<S: Source>(duty: &Duty, handover: &Handover<S>) -> io::Result<()> {
+    let mut manners = Manners::of_this_thread();
     while !duty.is_over() {
         match handover.take() {
             Some(half) => {
-                let half = send_while_busy(duty, half)?;
+                let half = send_while_busy(duty, half, &mut manners)?;
                 handover.put(half);
                 duty.port.wake();
             }
@@ -252,7 +267,11 @@ pub(super) fn run_second<S: Source>(duty: &Duty, handover: &Handover<S>) -> io::
     Ok(())
 }
 
-fn send_while_busy<S: Source>(duty: &Duty, mut half: Box<Sending<S>>) -> io::Result<Box<Sending<S>>> {
+fn send_while_busy<S: Source>(
+    duty: &Duty,
+    mut half: Box<Sending<S>>,
+    manners: &mut Manners,
+) -> io::Result<Box<Sending<S>>> {
     let (mut quiet, mut since) = (0, 0);
     let mut tempo = Tempo::new(Instant::now());
     while !duty.is_over() && (quiet < QUIET_WAITS || duty.patience() == Some(0)) {
@@ -264,6 +283,7 @@ fn send_while_busy<S: Source>(duty: &Duty, mut half: Box<Sending<S>>) -> io::Res
         }
         quiet = if since < FEW { quiet + 1 } else { 0 };
         since = 0;
+        manners.rest();
         if tempo.pause() {
             continue;
         }
