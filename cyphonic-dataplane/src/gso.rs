@@ -33,9 +33,12 @@ pub(crate) const UDP: u8 = 17;
 pub(crate) mod tcp {
     pub(crate) const MIN_HEADER: usize = 20;
     pub(crate) const SEQUENCE: usize = 4;
+    pub(crate) const ACKNOWLEDGEMENT: usize = 8;
     pub(crate) const DATA_OFFSET: usize = 12;
     pub(crate) const FLAGS: usize = 13;
+    pub(crate) const WINDOW: usize = 14;
     pub(crate) const CHECKSUM: usize = 16;
+    pub(crate) const URGENT: usize = 18;
 
     pub(crate) const FIN: u8 = 0x01;
     pub(crate) const SYN: u8 = 0x02;

@@ -6,6 +6,7 @@
 //! and PSH; CWR starts one. Packets that do not fit end what their flow has begun, so that a flow never reorders.
 
 use std::io::IoSlice;
+use std::ops::Range;
 
 use super::vnet::{GsoKind, VnetHeader};
 use super::{IPV6_HEADER, Sum, TCP, UDP, be16, be32, put, tcp, udp};
@@ -18,6 +19,9 @@ const MAX_OPEN: usize = 16;
 const MAX_HEADERS: usize = IPV6_HEADER + 60;
 /// The largest IPv6 payload length.
 const MAX_IP_PAYLOAD: usize = 65_535;
+
+/// Addresses and ports of a packet whose transport header follows IPv6's at once.
+const KEY: Range<usize> = 8..IPV6_HEADER + 4;
 
 const NONE: u32 = u32::MAX;
 
@@ -36,6 +40,18 @@ struct Part {
     next: u32,
 }
 
+/// A packet that may be joined to others: what of it decides.
+#[derive(Clone, Copy, Debug)]
+struct Segment<'p> {
+    protocol: u8,
+    headers: &'p [u8],
+    payload: usize,
+    /// TCP: the sequence number of its first byte.
+    sequence: u32,
+    /// TCP.
+    flags: u8,
+}
+
 /// What the packets of a group have in common.
 #[derive(Clone, Copy, Debug)]
 struct Flow {
@@ -48,7 +64,7 @@ struct Flow {
     payload: usize,
     /// TCP: the sequence number that continues the flow.
     next_sequence: u32,
-    /// TCP: flags of later parts that the whole inherits.
+    /// TCP: the flags of all parts so far.
     flags: u8,
 }
 
@@ -63,11 +79,11 @@ struct Group {
 }
 
 /// What a packet is to the coalescer.
-enum Candidate {
+enum Candidate<'p> {
     /// Starts or continues a super-packet.
-    Joins(Flow),
-    /// Belongs to a flow that may be open, but joins nothing.
-    Alone([u8; 36], u8),
+    Joins(Segment<'p>),
+    /// Belongs to a flow of this protocol that may be open, but joins nothing.
+    Alone(u8),
     /// No flow of ours.
     Stranger,
 }
@@ -90,26 +106,28 @@ impl Coalescer {
 
     /// Adds a packet: a whole inner IPv6 packet whose length has been checked against its header.
     pub(crate) fn push(&mut self, slot: Slot, packet: &[u8]) {
-        let candidate = self.classify(packet);
-        let joined = match &candidate {
-            Candidate::Joins(flow) => self.find(&flow.key(), flow.protocol).is_some_and(|open| {
-                let joined = self.join(open, flow, slot);
-                if !joined || self.is_complete(open) {
-                    self.open.swap_remove(open);
+        let segment = match self.classify(packet) {
+            Candidate::Joins(segment) => {
+                if let Some(open) = self.find(packet, segment.protocol) {
+                    let joined = self.join(open, &segment, slot);
+                    if !joined || self.is_complete(open) {
+                        self.open.swap_remove(open);
+                    }
+                    if joined {
+                        return;
+                    }
                 }
-                joined
-            }),
-            Candidate::Alone(key, protocol) => {
-                if let Some(open) = self.find(key, *protocol) {
-                    self.open.swap_remove(open);
-                }
-                false
+                Some(segment)
             }
-            Candidate::Stranger => false,
+            Candidate::Alone(protocol) => {
+                if let Some(open) = self.find(packet, protocol) {
+                    self.open.swap_remove(open);
+                }
+                None
+            }
+            Candidate::Stranger => None,
         };
-        if !joined {
-            self.begin(slot, if let Candidate::Joins(flow) = candidate { Some(flow) } else { None });
-        }
+        self.begin(slot, segment.and_then(|segment| Flow::begin(&segment)));
     }
 
     /// Hands every super-packet and every single packet to `write`, in order of their first packets, as the parts
@@ -134,7 +152,7 @@ impl Coalescer {
         self.open.clear();
     }
 
-    fn classify(&self, packet: &[u8]) -> Candidate {
+    fn classify<'p>(&self, packet: &'p [u8]) -> Candidate<'p> {
         match packet.get(6) {
             Some(&TCP) if self.tcp => classify_tcp(packet),
             Some(&UDP) if self.udp => classify_udp(packet),
@@ -142,27 +160,28 @@ impl Coalescer {
         }
     }
 
-    /// The position in `open` of the group of this flow.
-    fn find(&self, key: &[u8; 36], protocol: u8) -> Option<usize> {
+    /// The position in `open` of the group of this packet's flow.
+    fn find(&self, packet: &[u8], protocol: u8) -> Option<usize> {
+        let key = packet.get(KEY)?;
         self.open.iter().rposition(|&group| {
             self.groups
                 .get(group as usize)
                 .and_then(|group| group.flow.as_ref())
-                .is_some_and(|flow| flow.protocol == protocol && flow.key() == *key)
+                .is_some_and(|flow| flow.protocol == protocol && flow.headers[KEY] == *key)
         })
     }
 
-    fn join(&mut self, open: usize, flow: &Flow, slot: Slot) -> bool {
+    fn join(&mut self, open: usize, segment: &Segment<'_>, slot: Slot) -> bool {
         let Some(group) = self.open.get(open).and_then(|&group| self.groups.get_mut(group as usize)) else {
             return false;
         };
-        let Some(head) = group.flow.as_mut() else { return false };
-        if group.parts >= MAX_PARTS || !head.is_continued_by(flow) {
+        let Some(flow) = group.flow.as_mut() else { return false };
+        if group.parts >= MAX_PARTS || !flow.is_continued_by(segment) {
             return false;
         }
-        head.payload += flow.payload;
-        head.next_sequence = flow.next_sequence;
-        head.flags |= flow.flags;
+        flow.payload += segment.payload;
+        flow.next_sequence = segment.next_sequence();
+        flow.flags |= segment.flags;
         let index = self.parts.len() as u32;
         if let Some(last) = self.parts.get_mut(group.last as usize) {
             last.next = index;
@@ -217,41 +236,53 @@ impl Coalescer {
     }
 }
 
+impl Segment<'_> {
+    fn next_sequence(&self) -> u32 {
+        self.sequence.wrapping_add(self.payload as u32)
+    }
+}
+
 impl Flow {
-    /// Addresses and ports.
-    fn key(&self) -> [u8; 36] {
-        let mut key = [0; 36];
-        key.copy_from_slice(&self.headers[8..IPV6_HEADER + 4]);
-        key
+    /// That of a first packet.
+    fn begin(segment: &Segment<'_>) -> Option<Self> {
+        let mut headers = [0; MAX_HEADERS];
+        put(&mut headers, 0, segment.headers)?;
+        Some(Self {
+            protocol: segment.protocol,
+            headers,
+            headers_len: segment.headers.len(),
+            size: segment.payload,
+            payload: segment.payload,
+            next_sequence: segment.next_sequence(),
+            flags: segment.flags,
+        })
     }
 
-    fn is_continued_by(&self, next: &Self) -> bool {
-        let same_ip = self.headers[..4] == next.headers[..4] && self.headers[6..8] == next.headers[6..8];
+    /// Of a packet with the same addresses and ports.
+    fn is_continued_by(&self, next: &Segment<'_>) -> bool {
+        let (ours, theirs) = (self.headers.get(..self.headers_len), next.headers);
+        let Some(ours) = ours.filter(|ours| ours.len() == theirs.len()) else { return false };
+        let same = |range: Range<usize>| ours.get(range.clone()) == theirs.get(range);
         let fits = next.payload <= self.size
             && self.headers_len - IPV6_HEADER + self.payload + next.payload <= MAX_IP_PAYLOAD;
-        if !same_ip || !fits || self.headers_len != next.headers_len {
+        // Version, traffic class and flow label; next header and hop limit.
+        if !fits || !same(0..4) || !same(6..8) {
             return false;
         }
         if self.protocol == UDP {
             return true;
         }
         const TCP_AT: usize = IPV6_HEADER;
-        let ours = &self.headers[TCP_AT..self.headers_len];
-        let theirs = &next.headers[TCP_AT..self.headers_len];
-        next.sequence() == self.next_sequence
-            && next.headers[TCP_AT + tcp::FLAGS] & tcp::CWR == 0
-            && ours[8..13] == theirs[8..13]
-            && ours[14..16] == theirs[14..16]
-            && ours[18..] == theirs[18..]
+        next.sequence == self.next_sequence
+            && next.flags & tcp::CWR == 0
+            && same(TCP_AT + tcp::ACKNOWLEDGEMENT..TCP_AT + tcp::FLAGS)
+            && same(TCP_AT + tcp::WINDOW..TCP_AT + tcp::CHECKSUM)
+            && same(TCP_AT + tcp::URGENT..ours.len())
     }
 
     /// Whether nothing may follow: the last payload was short, or a flag asks for delivery.
     fn is_complete(&self) -> bool {
         !self.payload.is_multiple_of(self.size) || self.flags & (tcp::FIN | tcp::PSH) != 0
-    }
-
-    fn sequence(&self) -> u32 {
-        be32(&self.headers, IPV6_HEADER + tcp::SEQUENCE).unwrap_or_default()
     }
 
     /// The super-packet's headers: the first packet's with the whole's length and flags and a partial checksum.
@@ -282,11 +313,10 @@ impl Flow {
     }
 }
 
-fn classify_tcp(packet: &[u8]) -> Candidate {
-    let Some(key) = key(packet) else { return Candidate::Stranger };
-    let alone = Candidate::Alone(key, TCP);
+fn classify_tcp(packet: &[u8]) -> Candidate<'_> {
+    let alone = Candidate::Alone(TCP);
     let Some(segment) = packet.get(IPV6_HEADER..) else { return alone };
-    let (Some(offset), Some(flags)) = (segment.get(tcp::DATA_OFFSET), segment.get(tcp::FLAGS)) else {
+    let (Some(offset), Some(&flags)) = (segment.get(tcp::DATA_OFFSET), segment.get(tcp::FLAGS)) else {
         return alone;
     };
     let header = usize::from(offset >> 4) * 4;
@@ -297,14 +327,16 @@ fn classify_tcp(packet: &[u8]) -> Candidate {
     if !joinable || !verifies(packet, TCP) {
         return alone;
     }
-    let Some(sequence) = be32(segment, tcp::SEQUENCE) else { return alone };
-    let next_sequence = sequence.wrapping_add(payload as u32);
-    flow(packet, TCP, header, payload, next_sequence, *flags).map_or(alone, Candidate::Joins)
+    match (packet.get(..IPV6_HEADER + header), be32(segment, tcp::SEQUENCE)) {
+        (Some(headers), Some(sequence)) => {
+            Candidate::Joins(Segment { protocol: TCP, headers, payload, sequence, flags })
+        }
+        _ => alone,
+    }
 }
 
-fn classify_udp(packet: &[u8]) -> Candidate {
-    let Some(key) = key(packet) else { return Candidate::Stranger };
-    let alone = Candidate::Alone(key, UDP);
+fn classify_udp(packet: &[u8]) -> Candidate<'_> {
+    let alone = Candidate::Alone(UDP);
     let Some(datagram) = packet.get(IPV6_HEADER..) else { return alone };
     let Some(payload) = datagram.len().checked_sub(udp::HEADER) else { return alone };
     let whole = be16(datagram, udp::LENGTH).map(usize::from) == Some(datagram.len());
@@ -312,26 +344,10 @@ fn classify_udp(packet: &[u8]) -> Candidate {
     if !whole || !summed || payload == 0 || !verifies(packet, UDP) {
         return alone;
     }
-    flow(packet, UDP, udp::HEADER, payload, 0, 0).map_or(alone, Candidate::Joins)
-}
-
-/// Addresses and ports of a packet whose transport header follows IPv6's at once.
-fn key(packet: &[u8]) -> Option<[u8; 36]> {
-    packet.get(8..IPV6_HEADER + 4)?.try_into().ok()
-}
-
-fn flow(
-    packet: &[u8],
-    protocol: u8,
-    header: usize,
-    payload: usize,
-    next_sequence: u32,
-    flags: u8,
-) -> Option<Flow> {
-    let headers_len = IPV6_HEADER + header;
-    let mut headers = [0; MAX_HEADERS];
-    put(&mut headers, 0, packet.get(..headers_len)?)?;
-    Some(Flow { protocol, headers, headers_len, size: payload, payload, next_sequence, flags })
+    match packet.get(..IPV6_HEADER + udp::HEADER) {
+        Some(headers) => Candidate::Joins(Segment { protocol: UDP, headers, payload, sequence: 0, flags: 0 }),
+        None => alone,
+    }
 }
 
 fn verifies(packet: &[u8], protocol: u8) -> bool {
