@@ -20,6 +20,17 @@ impl Sum {
         Self(self.0 + sum_words(bytes))
     }
 
+    /// Adds bytes as [`add`](Self::add) does, and copies them, in one pass. `None`, and nothing copied, where the places differ in
+    /// length.
+    pub(crate) fn add_copying(self, from: &[u8], to: &mut [u8]) -> Option<Self> {
+        (from.len() == to.len()).then(|| Self(self.0 + copy_words(from, to)))
+    }
+
+    /// Adds what was summed elsewhere, from an even offset.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// Adds a number that the checksummed data holds in network byte order.
     pub(crate) fn add_be32(self, value: u32) -> Self {
         Self(self.0 + u64::from(u32::from_ne_bytes(value.to_be_bytes())))
@@ -82,29 +93,72 @@ fn sum_words_avx2(bytes: &[u8]) -> u64 {
     sum_words_in_lanes(bytes)
 }
 
+/// The same, and copies them to a place of the same length.
+fn copy_words(from: &[u8], to: &mut [u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: as above.
+        return unsafe { copy_words_avx2(from, to) };
+    }
+    copy_words_in_lanes(from, to)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn copy_words_avx2(from: &[u8], to: &mut [u8]) -> u64 {
+    copy_words_in_lanes(from, to)
+}
+
 /// Sums in independent 64-bit lanes, which the compiler turns into vector additions. Each lane has room for 2^32
 /// words; packets have at most 2^14.
 #[inline(always)]
 fn sum_words_in_lanes(bytes: &[u8]) -> u64 {
-    const LANES: usize = 16;
-    let mut lanes = [0u64; LANES];
-    let (blocks, rest) = bytes.as_chunks::<{ LANES * 4 }>();
-    for block in blocks {
+    let (blocks, rest) = bytes.as_chunks();
+    let mut lanes = Lanes::default();
+    blocks.iter().for_each(|block| lanes.add(block));
+    lanes.finish(rest)
+}
+
+#[inline(always)]
+fn copy_words_in_lanes(from: &[u8], to: &mut [u8]) -> u64 {
+    let ((blocks, rest), (places, last)) = (from.as_chunks(), to.as_chunks_mut());
+    let mut lanes = Lanes::default();
+    for (block, place) in blocks.iter().zip(places) {
+        *place = *block;
+        lanes.add(block);
+    }
+    last.copy_from_slice(rest);
+    lanes.finish(rest)
+}
+
+const LANES: usize = 16;
+
+#[derive(Default)]
+struct Lanes([u64; LANES]);
+
+impl Lanes {
+    #[inline(always)]
+    fn add(&mut self, block: &[u8; LANES * 4]) {
         let (words, _) = block.as_chunks::<4>();
-        for (lane, word) in lanes.iter_mut().zip(words) {
+        for (lane, word) in self.0.iter_mut().zip(words) {
             *lane += u64::from(u32::from_ne_bytes(*word));
         }
     }
-    let mut sum: u64 = lanes.iter().sum();
-    let (words, rest) = rest.as_chunks::<4>();
-    for word in words {
-        sum += u64::from(u32::from_ne_bytes(*word));
+
+    /// The sum of all, and of what is less than a block.
+    #[inline(always)]
+    fn finish(self, rest: &[u8]) -> u64 {
+        let mut sum: u64 = self.0.iter().sum();
+        let (words, rest) = rest.as_chunks::<4>();
+        for word in words {
+            sum += u64::from(u32::from_ne_bytes(*word));
+        }
+        let mut last = [0u8; 4];
+        for (to, from) in last.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        sum + u64::from(u32::from_ne_bytes(last))
     }
-    let mut last = [0u8; 4];
-    for (to, from) in last.iter_mut().zip(rest) {
-        *to = *from;
-    }
-    sum + u64::from(u32::from_ne_bytes(last))
 }
 
 #[cfg(test)]
@@ -137,6 +191,16 @@ mod tests {
         #[test]
         fn agrees_with_the_naive_sum(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
             prop_assert_eq!(Sum::default().add(&bytes).finish(), naive(&bytes));
+        }
+
+        #[test]
+        fn copying_gives_the_same_sum_and_a_copy(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+            let mut copy = vec![0; bytes.len()];
+            let sum = Sum::default().add_copying(&bytes, &mut copy).unwrap();
+            prop_assert_eq!(sum.finish(), Sum::default().add(&bytes).finish());
+            prop_assert_eq!(&copy, &bytes);
+            prop_assert_eq!(copy_words(&bytes, &mut copy), copy_words_in_lanes(&bytes, &mut vec![0; bytes.len()]));
+            prop_assert!(Sum::default().add_copying(&bytes, &mut vec![0; bytes.len() + 1]).is_none());
         }
 
         #[test]

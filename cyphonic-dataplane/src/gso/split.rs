@@ -29,6 +29,8 @@ pub(crate) struct SuperPacket<'a> {
     headers: usize,
     /// Payload of every part but the last.
     size: usize,
+    /// How many packets this is: a division, which is not repeated for each of them.
+    parts: usize,
     /// The partial checksum the kernel left (the pseudo-header's sum), without the length in it.
     partial: Sum,
 }
@@ -42,7 +44,14 @@ impl<'a> SuperPacket<'a> {
         }
         let transport = usize::from(vnet.csum_start);
         let field = transport + usize::from(vnet.csum_offset);
-        let whole = Self { packet, cut: Cut::Whole, headers: packet.len(), size: 0, partial: Sum::default() };
+        let whole = Self {
+            packet,
+            cut: Cut::Whole,
+            headers: packet.len(),
+            size: 0,
+            parts: 1,
+            partial: Sum::default(),
+        };
         match (vnet.kind, vnet.needs_csum) {
             (GsoKind::None, false) => Some(whole),
             (GsoKind::None, true) => {
@@ -86,23 +95,24 @@ impl<'a> SuperPacket<'a> {
         let partial = Sum::default()
             .add(self.packet.get(field..field + 2)?)
             .sub_be32((self.packet.len() - transport) as u32);
-        Some(Self { cut, headers, size, partial, ..self })
+        let parts = (self.packet.len() - headers).div_ceil(size);
+        Some(Self { cut, headers, size, parts, partial, ..self })
     }
 
     /// The same, cut into packets of at most `largest` bytes. TCP does not mind, as it numbers bytes; `None` for
     /// anything else, whose packets mean something as they are.
     pub(crate) fn cut_to(&self, largest: usize) -> Option<Self> {
         let size = largest.checked_sub(self.headers).filter(|size| *size > 0)?;
-        let tcp = matches!(self.cut, Cut::Tcp { .. });
-        tcp.then_some(Self { size: size.min(self.size), ..*self })
+        if !matches!(self.cut, Cut::Tcp { .. }) {
+            return None;
+        }
+        let size = size.min(self.size);
+        Some(Self { size, parts: (self.packet.len() - self.headers).div_ceil(size), ..*self })
     }
 
     /// How many packets this is.
     pub(crate) fn count(&self) -> usize {
-        match self.cut {
-            Cut::Whole | Cut::Complete { .. } => 1,
-            Cut::Tcp { .. } | Cut::Udp { .. } => (self.packet.len() - self.headers).div_ceil(self.size),
-        }
+        self.parts
     }
 
     /// The largest of them.
@@ -146,7 +156,7 @@ impl<'a> SuperPacket<'a> {
     }
 
     fn write_tcp(&self, index: usize, transport: usize, sequence: u32, out: &mut [u8]) -> Option<()> {
-        self.write_common(index, out)?;
+        let payload = self.write_common(index, out)?;
         let last = index + 1 == self.count();
         let sequence = sequence.wrapping_add((index * self.size) as u32);
         put(out, transport + tcp::SEQUENCE, &sequence.to_be_bytes())?;
@@ -157,32 +167,34 @@ impl<'a> SuperPacket<'a> {
         if !last {
             *flags &= !(tcp::FIN | tcp::PSH);
         }
-        let sum = self.sum(transport, tcp::CHECKSUM, out)?;
+        let sum = self.sum(transport, tcp::CHECKSUM, out, payload)?;
         put(out, transport + tcp::CHECKSUM, &sum.finish())
     }
 
     fn write_udp(&self, index: usize, transport: usize, out: &mut [u8]) -> Option<()> {
-        self.write_common(index, out)?;
+        let payload = self.write_common(index, out)?;
         let len = (out.len() - transport) as u16;
         put(out, transport + udp::LENGTH, &len.to_be_bytes())?;
-        let sum = self.sum(transport, udp::CHECKSUM, out)?;
+        let sum = self.sum(transport, udp::CHECKSUM, out, payload)?;
         put(out, transport + udp::CHECKSUM, &sum.finish_udp())
     }
 
-    /// Headers, this part's payload, and the IPv6 length.
-    fn write_common(&self, index: usize, out: &mut [u8]) -> Option<()> {
+    /// Headers, this part's payload, and the IPv6 length. Returns the payload's sum: summing while copying reads it once.
+    fn write_common(&self, index: usize, out: &mut [u8]) -> Option<Sum> {
         let (headers, payload) = out.split_at_mut_checked(self.headers)?;
         headers.copy_from_slice(self.packet.get(..self.headers)?);
         let from = self.headers + index * self.size;
-        payload.copy_from_slice(self.packet.get(from..from + payload.len())?);
+        let sum = Sum::default().add_copying(self.packet.get(from..from + payload.len())?, payload)?;
         let ip_len = (out.len() - IPV6_HEADER) as u16;
-        put(out, 4, &ip_len.to_be_bytes())
+        put(out, 4, &ip_len.to_be_bytes())?;
+        Some(sum)
     }
 
-    fn sum(&self, transport: usize, checksum: usize, out: &mut [u8]) -> Option<Sum> {
+    /// The sum of a segment whose headers are complete but for the checksum. They end at an even offset.
+    fn sum(&self, transport: usize, checksum: usize, out: &mut [u8], payload: Sum) -> Option<Sum> {
         put(out, transport + checksum, &[0, 0])?;
-        let segment = out.get(transport..)?;
-        Some(self.partial.add_be32(segment.len() as u32).add(segment))
+        let len = out.len() - transport;
+        Some(self.partial.add_be32(len as u32).add(out.get(transport..self.headers)?).plus(payload))
     }
 }
 
