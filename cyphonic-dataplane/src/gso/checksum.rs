@@ -97,7 +97,7 @@ fn sum_words_avx2(bytes: &[u8]) -> u64 {
 fn copy_words(from: &[u8], to: &mut [u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
-        // SAFETY: as above.
+        // SAFETY: the only condition is that the CPU has AVX2, and it was asked just now.
         return unsafe { copy_words_avx2(from, to) };
     }
     copy_words_in_lanes(from, to)

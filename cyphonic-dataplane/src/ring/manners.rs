@@ -61,6 +61,12 @@ impl Manners {
     }
 
     fn try_new() -> io::Result<Self> {
+        if policy()? != libc::SCHED_OTHER {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "somebody has chosen a scheduling policy for it",
+            ));
+        }
         let file = File::open(COUNTS)?;
         let judge = Judge::new(read(&file)?, Instant::now());
         set(judge.policy)?;
@@ -159,14 +165,26 @@ fn read(file: &File) -> io::Result<Counts> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("{COUNTS} has not three numbers")))
 }
 
-/// Of the calling thread. Anyone may change between these two; the priority stays as it is.
+const THIS_THREAD: libc::pid_t = 0;
+
+/// The calling thread's policy, one of `SCHED_*`.
+fn policy() -> io::Result<libc::c_int> {
+    // SAFETY: the call takes a number, and reads and writes no memory.
+    let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, THIS_THREAD) };
+    if policy < 0 { Err(io::Error::last_os_error()) } else { Ok(policy as libc::c_int) }
+}
+
+/// Sets the calling thread's policy. Anyone may change between these two; the priority stays as it is.
 fn set(policy: Policy) -> io::Result<()> {
     let number = match policy {
         Policy::Waits => libc::SCHED_BATCH,
         Policy::Interrupts => libc::SCHED_OTHER,
     };
+    set_number(number)
+}
+
+fn set_number(number: libc::c_int) -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
-    const THIS_THREAD: libc::pid_t = 0;
     // SAFETY: the kernel reads the parameters, which outlive the call, and nothing else.
     let result =
         unsafe { libc::syscall(libc::SYS_sched_setscheduler, THIS_THREAD, number, &raw const parameters) };
@@ -241,9 +259,15 @@ mod tests {
         }
     }
 
-    fn kernels_policy() -> i32 {
-        // SAFETY: the call reads and writes no memory.
-        unsafe { libc::sched_getscheduler(0) }
+    #[test]
+    fn a_policy_that_somebody_has_chosen_stays() {
+        let others = std::thread::spawn(|| {
+            set_number(libc::SCHED_IDLE).unwrap();
+            let mut manners = Manners::of_this_thread();
+            (0..=RESTS).for_each(|_| manners.rest());
+            policy().unwrap()
+        });
+        assert_eq!(others.join().unwrap(), libc::SCHED_IDLE);
     }
 
     #[test]
@@ -255,7 +279,7 @@ mod tests {
                 here.set(sched_getcpu());
                 sched_setaffinity(None, &here).unwrap();
                 let mut manners = Manners::of_this_thread();
-                assert_eq!(kernels_policy(), libc::SCHED_BATCH);
+                assert_eq!(policy().unwrap(), libc::SCHED_BATCH);
                 // It is started by this thread, so on this processor alone.
                 let busy = std::thread::Builder::new().spawn_scoped(scope, || {
                     while !over.load(Relaxed) {
@@ -270,10 +294,10 @@ mod tests {
                 let rests = rests.count();
                 over.store(true, Relaxed);
                 busy.unwrap().join().unwrap();
-                (rests, kernels_policy())
+                (rests, policy().unwrap())
             });
-            let (rests, policy) = polite.join().unwrap();
-            assert_eq!(policy, libc::SCHED_OTHER, "after {rests} rests");
+            let (rests, after) = polite.join().unwrap();
+            assert_eq!(after, libc::SCHED_OTHER, "after {rests} rests");
         });
     }
 }
