@@ -116,13 +116,9 @@ impl Judge {
     fn look(&mut self, counts: Counts, now: Instant) -> Policy {
         let lasted = now.saturating_duration_since(self.since);
         match self.policy {
-            Policy::Waits if counts.is_kept_waiting_since(&self.last) => {
-                // Long after the last time it is another reason, and no hint that this one will last.
-                if lasted > self.hold {
-                    self.hold = FIRST_HOLD;
-                }
-                self.begin(Policy::Interrupts, now);
-            }
+            Policy::Waits if counts.is_kept_waiting_since(&self.last) => self.begin(Policy::Interrupts, now),
+            // What kept it waiting is over; the next time has another reason, and need not last.
+            Policy::Waits if lasted > self.hold => self.hold = FIRST_HOLD,
             Policy::Interrupts if lasted >= self.hold => {
                 self.hold = (self.hold * 2).min(LONGEST_HOLD);
                 self.begin(Policy::Waits, now);
@@ -248,7 +244,19 @@ mod tests {
         assert_eq!(look(2, false), FIRST_HOLD * 2);
         assert_eq!(look(3, true), FIRST_HOLD * 2);
         assert_eq!(look(5, false), FIRST_HOLD * 4);
-        assert_eq!(look(10, true), FIRST_HOLD);
+        assert_eq!(look(10, false), FIRST_HOLD);
+    }
+
+    #[test]
+    fn where_looks_are_rare_the_hold_grows_as_well() {
+        let start = Instant::now();
+        let (mut judge, mut counts) = (Judge::new(Counts::default(), start), Counts::default());
+        for look in 1..=40 {
+            counts.waited += Duration::from_millis(30);
+            counts.turns += 32;
+            judge.look(counts, start + Duration::from_secs(16) * look);
+        }
+        assert_eq!(judge.hold, LONGEST_HOLD);
     }
 
     #[test]
