@@ -6,6 +6,7 @@
 //! - [`ring`], [`tun`]: encapsulation rings between the virtual interface and the port.
 //! - [`netdevice`]: what interfaces are asked and told, and what their drivers can do.
 //! - [`shard`]: several rings, one a worker, that look like one.
+//! - [`thread`]: how the kernel schedules the threads of rings and relay.
 //! - [`memory`]: gives back what only starting needed.
 //! - [`xsk`]: AF_XDP sockets: packets between an interface's XDP program and userspace.
 //! - [`tcp`]: what TCP that carries datagrams needs of the kernel.
@@ -29,6 +30,7 @@ pub mod replay;
 pub mod ring;
 pub mod shard;
 pub mod tcp;
+mod thread;
 pub mod tun;
 pub mod udp;
 pub mod xsk;

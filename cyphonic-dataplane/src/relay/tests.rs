@@ -31,6 +31,16 @@ fn packet(cid: ConnectionId, len: usize, filler: u8) -> Vec<u8> {
 #[derive(Default)]
 struct Collector(Mutex<Vec<Delivered>>);
 
+/// Keeps the scheduling policy of the thread that delivers.
+#[derive(Default)]
+struct Witness(Mutex<Option<libc::c_int>>);
+
+impl SignallingSink for Witness {
+    fn deliver(&self, _: SocketAddr, _: Option<IpAddr>, _: Option<u8>, _: &[u8], _: usize) {
+        *self.0.lock().expect("unpoisoned") = Some(crate::thread::manners::policy().expect("a policy"));
+    }
+}
+
 /// From where, to which local address, what.
 type Delivered = (SocketAddr, Option<IpAddr>, Vec<u8>);
 
@@ -71,9 +81,12 @@ impl Lab {
     }
 
     fn start(&mut self) {
+        self.start_with(Arc::clone(&self.sink) as _);
+    }
+
+    fn start_with(&mut self, sink: Arc<dyn SignallingSink>) {
         self.stop.store(false, Ordering::Relaxed);
-        let (relay, port) = (Arc::clone(&self.relay), Arc::clone(&self.port));
-        let (sink, stop) = (Arc::clone(&self.sink), Arc::clone(&self.stop));
+        let (relay, port, stop) = (Arc::clone(&self.relay), Arc::clone(&self.port), Arc::clone(&self.stop));
         self.worker = Some(std::thread::spawn(move || relay.run(port, sink, stop)));
     }
 
@@ -367,6 +380,18 @@ fn a_second_worker_is_refused_and_a_later_one_finds_all_legs() {
     a.send_to(&packet(data_cid(0x91), 100, 1), lab.v4()).expect("sent");
     a.send_to(&packet(data_cid(0x92), 100, 2), lab.v4()).expect("sent");
     assert_nothing_before(&b, &packet(data_cid(0xa2), 100, 2));
+}
+
+#[test]
+fn the_worker_waits_for_its_turn() {
+    let witness = Arc::<Witness>::default();
+    let mut lab = Lab::new();
+    lab.stop();
+    lab.start_with(Arc::clone(&witness) as _);
+    let signalling = ConnectionId::from_random_signalling([1; 8]);
+    socket(Ipv4Addr::LOCALHOST).send_to(&packet(signalling, 100, 1), lab.v4()).expect("sent");
+    lab.await_that(|counters| counters.signalling == 1);
+    assert_eq!(*witness.0.lock().expect("unpoisoned"), Some(libc::SCHED_BATCH));
 }
 
 #[test]

@@ -17,6 +17,7 @@ use super::forward::Forwarder;
 use super::leg::{LegCounters, Shared, checked};
 use super::resets::Resets;
 use super::{Leg, LegStats, RelayMap, RelayMapError};
+use crate::thread::manners::Manners;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 
 /// Messages per receive call.
@@ -169,7 +170,7 @@ fn work(
     changes: &Receiver<Change>,
     forwarder: &mut Forwarder<'_>,
 ) -> io::Result<()> {
-    let mut batch = RecvBatch::new(BATCH_MESSAGES);
+    let (mut batch, mut manners) = (RecvBatch::new(BATCH_MESSAGES), Manners::of_this_thread());
     while !stop.load(Relaxed) {
         let received = port.recv_batch(&mut batch);
         while let Ok(change) = changes.try_recv() {
@@ -178,6 +179,7 @@ fn work(
         match received {
             Ok(_) => forwarder.forward(&mut batch),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                manners.rest();
                 port.wait(Some(IDLE_WAIT))?;
             }
             // What an ICMP error left on the socket is about a datagram long gone.

@@ -21,12 +21,12 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::awake::AwakeRequest;
 use super::device::{Delivery, Source};
-use super::manners::Manners;
 use super::rx::RxWorker;
 use super::shared::lock;
 use super::tempo::Tempo;
 use super::tx::TxWorker;
 use super::wake::Waker;
+use crate::thread::manners::Manners;
 use crate::udp::{RecvBatch, UdpPort};
 
 /// Reads of the sending half between two looks at what has arrived, while one thread runs both.

@@ -17,7 +17,6 @@ use super::counters::{Counters, RingCounters};
 use super::device::{Delivery, Source};
 use super::duty::{self, Division, Duty, First, Handover, Receiving, Sending};
 use super::hold::Hold;
-use super::priority::outrank_applications;
 use super::rx::{MESSAGES, RxParts, RxWorker};
 use super::shared::{Shared, lock};
 use super::tx::{TxParts, TxWorker};
@@ -27,6 +26,7 @@ use super::{
     RingError, RingEvent, RingKind, TunnelId, TunnelInstall, TunnelStats,
 };
 use crate::protect;
+use crate::thread::priority::outrank_applications;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 
 /// Tunnels of one ring: far beyond what a device talks to, near what memory is for.

@@ -10,7 +10,7 @@ use rustix::process::nice;
 const STEPS: i32 = 8;
 
 /// Raises the calling thread. Without the right to, it goes on as it was, which costs speed alone.
-pub(super) fn outrank_applications() {
+pub(crate) fn outrank_applications() {
     if let Err(error) = nice(-STEPS) {
         tracing::debug!(%error, "a ring's thread has no more priority than others: that needs CAP_SYS_NICE");
     }

@@ -1,9 +1,9 @@
-//! Whether a ring's thread, when a packet wakes it, waits for its turn or interrupts whoever has the processor.
+//! Whether a thread, when a packet wakes it, waits for its turn or interrupts whoever has the processor.
 //!
 //! Whoever sends a packet is usually about to sleep until the answer comes. A thread that takes the processor from it at once gains
 //! nothing, and leaves a processor that seems to have more to do: whom the packet wakes next is then put on another one, which had halted,
-//! and whose caches are cold. So a ring's thread lets the other finish (`SCHED_BATCH`, sched(7)), and finds more packets when it comes.
-//! That is wrong beside those who compute without end: their turn takes milliseconds. The kernel tells each thread how long it
+//! and whose caches are cold. So threads that packets pass let the other finish (`SCHED_BATCH`, sched(7)), and find more packets when they
+//! come. That is wrong beside those who compute without end: their turn takes milliseconds. The kernel tells each thread how long it
 //! has waited for a processor; one that waits longer than it works interrupts for a while (`SCHED_OTHER`), and then tries again.
 //!
 //! Its share of the processors is the same in both ways: that is [`priority`](super::priority)'s.
@@ -44,7 +44,7 @@ struct Counts {
 
 /// The calling thread's manners. See the module.
 #[derive(Debug)]
-pub(super) struct Manners {
+pub(crate) struct Manners {
     /// `None` where the kernel does not count: the thread interrupts, as threads do.
     counts: Option<File>,
     judge: Judge,
@@ -53,9 +53,9 @@ pub(super) struct Manners {
 
 impl Manners {
     /// Those of the calling thread, which must be the one to [`rest`](Self::rest).
-    pub(super) fn of_this_thread() -> Self {
+    pub(crate) fn of_this_thread() -> Self {
         Self::try_new().unwrap_or_else(|error| {
-            tracing::debug!(%error, "a ring's thread does not wait for its turn");
+            tracing::debug!(%error, "this thread does not wait for its turn");
             Self { counts: None, judge: Judge::new(Counts::default(), Instant::now()), rests: 0 }
         })
     }
@@ -75,7 +75,7 @@ impl Manners {
 
     /// Before a rest, when nothing is left to do.
     #[inline]
-    pub(super) fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         self.rests += 1;
         if self.rests >= RESTS {
             self.rests = 0;
@@ -91,7 +91,7 @@ impl Manners {
             if policy == before { Ok(()) } else { set(policy) }
         });
         if let Err(error) = result {
-            tracing::debug!(%error, "a ring's thread keeps the manners that it has");
+            tracing::debug!(%error, "this thread keeps the manners that it has");
             self.counts = None;
         }
     }
@@ -164,7 +164,7 @@ fn read(file: &File) -> io::Result<Counts> {
 const THIS_THREAD: libc::pid_t = 0;
 
 /// The calling thread's policy, one of `SCHED_*`.
-fn policy() -> io::Result<libc::c_int> {
+pub(crate) fn policy() -> io::Result<libc::c_int> {
     // SAFETY: the call takes a number, and reads and writes no memory.
     let policy = unsafe { libc::syscall(libc::SYS_sched_getscheduler, THIS_THREAD) };
     if policy < 0 { Err(io::Error::last_os_error()) } else { Ok(policy as libc::c_int) }
