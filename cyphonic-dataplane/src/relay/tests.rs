@@ -31,16 +31,6 @@ fn packet(cid: ConnectionId, len: usize, filler: u8) -> Vec<u8> {
 #[derive(Default)]
 struct Collector(Mutex<Vec<Delivered>>);
 
-/// Keeps the scheduling policy of the thread that delivers.
-#[derive(Default)]
-struct Witness(Mutex<Option<libc::c_int>>);
-
-impl SignallingSink for Witness {
-    fn deliver(&self, _: SocketAddr, _: Option<IpAddr>, _: Option<u8>, _: &[u8], _: usize) {
-        *self.0.lock().expect("unpoisoned") = Some(crate::thread::manners::policy().expect("a policy"));
-    }
-}
-
 /// From where, to which local address, what.
 type Delivered = (SocketAddr, Option<IpAddr>, Vec<u8>);
 
@@ -55,6 +45,16 @@ impl SignallingSink for Collector {
     ) {
         let datagrams = payload.chunks(stride).map(|datagram| (from, local_ip, datagram.to_vec()));
         self.0.lock().expect("unpoisoned").extend(datagrams);
+    }
+}
+
+/// Keeps the scheduling policy of the thread that delivers.
+#[derive(Default)]
+struct Witness(Mutex<Option<libc::c_int>>);
+
+impl SignallingSink for Witness {
+    fn deliver(&self, _: SocketAddr, _: Option<IpAddr>, _: Option<u8>, _: &[u8], _: usize) {
+        *self.0.lock().expect("unpoisoned") = Some(crate::thread::manners::policy().expect("a policy"));
     }
 }
 
