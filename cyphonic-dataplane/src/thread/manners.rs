@@ -42,7 +42,7 @@ struct Counts {
     turns: u32,
 }
 
-/// The calling thread's manners. See the module.
+/// The calling thread's manners, until they are dropped. See the module.
 #[derive(Debug)]
 pub(crate) struct Manners {
     /// `None` where the kernel does not count: the thread interrupts, as threads do.
@@ -93,6 +93,17 @@ impl Manners {
         if let Err(error) = result {
             tracing::debug!(%error, "this thread keeps the manners that it has");
             self.counts = None;
+        }
+    }
+}
+
+/// The thread is left as it was found: whoever runs there next would otherwise take the policy for somebody's choice.
+impl Drop for Manners {
+    fn drop(&mut self) {
+        if self.counts.is_some()
+            && let Err(error) = set(Policy::Interrupts)
+        {
+            tracing::debug!(%error, "this thread goes on waiting for its turn");
         }
     }
 }
@@ -276,6 +287,15 @@ mod tests {
             policy().unwrap()
         });
         assert_eq!(others.join().unwrap(), libc::SCHED_IDLE);
+    }
+
+    #[test]
+    fn a_thread_is_left_as_it_was_found() {
+        let policies = std::thread::spawn(|| {
+            let during = || (Manners::of_this_thread(), policy().unwrap()).1;
+            [during(), policy().unwrap(), during()]
+        });
+        assert_eq!(policies.join().unwrap(), [libc::SCHED_BATCH, libc::SCHED_OTHER, libc::SCHED_BATCH]);
     }
 
     #[test]
