@@ -300,5 +300,6 @@ fn close_reason(code: CloseCode) -> &'static str {
         CloseCode::Shutdown => "the agent stops",
         CloseCode::Reset => "reset by the operator",
         CloseCode::Superseded => "a newer tunnel took over",
+        CloseCode::Revoked => "the device was revoked",
     }
 }

@@ -144,6 +144,9 @@ impl Management {
         for (channel, reason) in self.sessions.no_longer_allowed(device) {
             self.sessions.close(channel, reason);
             self.nms.handle_disconnected(now, channel);
+            if device.revoked_at.is_none() {
+                self.nms.handle_replaced(now, &device.fqdn);
+            }
         }
     }
 

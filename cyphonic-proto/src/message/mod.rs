@@ -20,12 +20,16 @@ pub use wire::{
     AgentCache, BindingRequest, BindingResponse, BindingRestore, DirectionRequest, Endpoint, EnrolRequest,
     EnrolResponse, FamilyFindings, Filtering, Findings, LoginRequest, LoginResponse, Mapping, Observation,
     ObservationRequest, ObservationResponse, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse,
-    Relay, RelayLatency, RenewRequest, RenewResponse, RouteConfirmation, RouteDirection, RouteKind,
-    RouteWithdrawal, TunnelOffer, TunnelRequest, TunnelResponse,
+    Relay, RelayLatency, RenewRequest, RenewResponse, RevocationConfirmation, RevocationNotice,
+    RouteConfirmation, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer, TunnelRequest,
+    TunnelResponse,
 };
 
 use std::{fmt, time::Duration};
 use zeroize::Zeroize;
+
+/// Most names in one RevocationNotice: however long they are, it fits a message.
+pub const NAMES_A_NOTICE: usize = 128;
 
 /// Longest reason kept or sent, in bytes.
 pub const MAX_REASON: usize = 256;
@@ -46,6 +50,8 @@ impl Message {
             Self::RouteDirection(_) => "RouteDirection",
             Self::RouteConfirmation(_) => "RouteConfirmation",
             Self::RouteWithdrawal(_) => "RouteWithdrawal",
+            Self::RevocationNotice(_) => "RevocationNotice",
+            Self::RevocationConfirmation(_) => "RevocationConfirmation",
             Self::BindingRequest(_) => "BindingRequest",
             Self::BindingResponse(_) => "BindingResponse",
             Self::BindingRestore(_) => "BindingRestore",

@@ -116,4 +116,6 @@ pub struct NmsCounters {
     pub joined: u64,
     /// Responders that did not answer in time.
     pub responder_timeouts: u64,
+    /// Notices of revocations that were sent.
+    pub revocation_notices: u64,
 }

@@ -181,7 +181,7 @@ impl Nms {
         order
     }
 
-    fn fresh_exchange(&mut self) -> ExchangeId {
+    pub(super) fn fresh_exchange(&mut self) -> ExchangeId {
         let exchange = ExchangeId(self.next_exchange);
         self.next_exchange += 1;
         exchange

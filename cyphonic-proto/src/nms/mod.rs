@@ -4,7 +4,7 @@
 //! (DirectionRequest), the NMS picks a route from both networks ([`crate::route`]) and sends RouteDirection to both ends at
 //! the same moment: what it knows of the responder it need not ask. The responder's RouteConfirmation ends the NMS's part;
 //! where it refuses or is lost, the initiator is told so (RouteWithdrawal). The NMS is not needed again by a tunnel that
-//! stands.
+//! stands, but for its end: all nodes are told of a device that was revoked (RevocationNotice).
 //!
 //! **Invariants.** Who a node is comes from its certificate alone, never from a message. A device has one connection:
 //! the newest. Set-ups are numbered upwards, so both ends agree which of two is newer. For one pair at most one set-up
@@ -13,6 +13,7 @@
 mod config;
 mod direction;
 mod nodes;
+mod revocations;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +29,7 @@ use crate::{
 use direction::Pending;
 use nodes::Node;
 use rand::{SeedableRng, rngs::StdRng};
+use revocations::Revocations;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{Ipv6Addr, SocketAddr},
@@ -51,6 +53,7 @@ pub struct Nms {
     exchanges: BTreeMap<ExchangeId, SetupId>,
     pairs: BTreeMap<(Channel, Channel), SetupId>,
     timers: Timers<SetupId>,
+    revocations: Revocations,
     actions: VecDeque<Action>,
     counters: NmsCounters,
 }
@@ -71,6 +74,7 @@ impl Nms {
             exchanges: BTreeMap::new(),
             pairs: BTreeMap::new(),
             timers: Timers::default(),
+            revocations: Revocations::default(),
             actions: VecDeque::new(),
             counters: NmsCounters::default(),
             config,
@@ -88,13 +92,16 @@ impl Nms {
 
     /// When to call `handle_timeout`.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.next()
+        [self.timers.next(), self.revocations.due()].into_iter().flatten().min()
     }
 
-    /// Gives up responders that did not answer in time.
+    /// Gives up responders that did not answer in time, and tells of revocations.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(setup) = self.timers.pop_expired(now) {
             self.responder_timed_out(setup);
+        }
+        if self.revocations.due().is_some_and(|at| at <= now) {
+            self.tell_of_revocations(now);
         }
     }
 
@@ -128,7 +135,7 @@ impl Nms {
     /// A node asks; every request is answered.
     pub fn handle_request(&mut self, now: Instant, channel: Channel, exchange: ExchangeId, message: Message) {
         let answered = match message {
-            Message::RegistrationRequest(request) => self.register(channel, &request),
+            Message::RegistrationRequest(request) => self.register(now, channel, &request),
             Message::DirectionRequest(request) => {
                 self.direct(now, channel, &request).map(Message::RouteDirection)
             }
@@ -166,10 +173,11 @@ impl Nms {
         if let Some(enrolled) = &mut self.enrolled {
             enrolled.insert(fqdn.into());
         }
+        self.revocations.forgive(fqdn);
     }
 
-    /// The AS revoked a device: it is forgotten and its connection closed.
-    pub fn handle_revoked(&mut self, _now: Instant, fqdn: &str) {
+    /// The AS revoked a device: it is forgotten, its connection closed, and its peers told.
+    pub fn handle_revoked(&mut self, now: Instant, fqdn: &str) {
         if let Some(enrolled) = &mut self.enrolled {
             enrolled.remove(fqdn);
         }
@@ -178,6 +186,12 @@ impl Nms {
             self.forget(channel, "the device was revoked");
             self.actions.push_back(Action::Close { channel, reason: "the device was revoked".into() });
         }
+        self.handle_replaced(now, fqdn);
+    }
+
+    /// The name is another device's now: peers of the one that had it are told.
+    pub fn handle_replaced(&mut self, now: Instant, fqdn: &str) {
+        self.revocations.note(now, fqdn);
     }
 
     /// What happened so far.

@@ -119,6 +119,7 @@ impl Nms {
 
     pub(super) fn register(
         &mut self,
+        now: Instant,
         channel: Channel,
         request: &RegistrationRequest,
     ) -> Result<Message, Refusal> {
@@ -126,15 +127,20 @@ impl Nms {
             .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
         let overlay = self.config.prefix;
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
-        node.registration = Some(Registration::from_wire(request, overlay, &self.config.relays));
+        let registration = Registration::from_wire(request, overlay, &self.config.relays);
+        let is_new = node.registration.replace(registration).is_none();
+        let (address, observed) = (node.address, node.seen.1);
         self.counters.registrations += 1;
+        if is_new {
+            self.tell_newcomer_of_revocations(now, channel);
+        }
         Ok(Message::RegistrationResponse(RegistrationResponse {
-            virtual_address: node.address.octets().to_vec(),
+            virtual_address: address.octets().to_vec(),
             prefix: overlay.address().octets().to_vec(),
             prefix_length: u32::from(Prefix::LENGTH),
             zone: self.config.zone.clone(),
             relays: self.config.relays.iter().map(crate::node::Relay::to_wire).collect(),
-            observed: Some(endpoint::to_wire(node.seen.1)),
+            observed: Some(endpoint::to_wire(observed)),
             protocol_version: spoken,
             // The shell's to tell: this machine has no such clock.
             time: 0,

@@ -123,6 +123,8 @@ pub enum CloseCode {
     Reset = 2,
     /// A newer tunnel took over.
     Superseded = 3,
+    /// The peer's device is a member no longer.
+    Revoked = 4,
 }
 
 /// What the shell must do.

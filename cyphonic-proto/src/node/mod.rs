@@ -246,7 +246,7 @@ impl Node {
         self.exchange_done(now, exchange, Err(reason));
     }
 
-    /// A service asks: only the NMS does, with a RouteDirection or a RouteWithdrawal. Answered by [`Action::Respond`], perhaps later.
+    /// A service asks: only the NMS does, with a RouteDirection, a RouteWithdrawal or a RevocationNotice. Answered by [`Action::Respond`], perhaps later.
     pub fn handle_request(&mut self, now: Instant, service: Service, exchange: ExchangeId, message: Message) {
         self.directed(now, &service, exchange, message);
     }

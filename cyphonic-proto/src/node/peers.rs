@@ -3,12 +3,14 @@
 //! However many ask for a peer, there is one attempt. It waits for the NMS, asks for a direction, carries out the
 //! set-up, and begins again with the next route where that fails, as long as somebody waits.
 
-use super::{Action, Node, ResolveError, Service, Target, Timer, config, exchanges::Purpose, setup::Stage};
+use super::{
+    Action, CloseCode, Node, ResolveError, Service, Target, Timer, config, exchanges::Purpose, setup::Stage,
+};
 use crate::{
     address,
     backoff::Backoff,
     id::{ExchangeId, QueryId, SetupId, TunnelId},
-    message::{DirectionRequest, Message, Refusal, RefusalCode, RouteKind},
+    message::{DirectionRequest, Message, NAMES_A_NOTICE, Refusal, RefusalCode, RevocationNotice, RouteKind},
     name,
 };
 use std::{
@@ -314,25 +316,49 @@ impl Node {
             Some(target) => self.locate(target).map(|(address, _)| vec![address]).unwrap_or_default(),
         };
         for address in chosen {
-            self.reset_peer(now, address);
+            let why = "the operator reset the tunnel";
+            self.part_from(now, address, CloseCode::Reset, why, ResolveError::Cancelled { why: why.into() });
+            if let Some(peer) = self.peers.get_mut(&address) {
+                peer.failed.clear();
+                peer.last_error = None;
+            }
         }
         self.changed();
     }
 
-    fn reset_peer(&mut self, now: Instant, address: Ipv6Addr) {
-        let why = ResolveError::Cancelled { why: "the operator reset the tunnel".into() };
-        self.give_up(now, address, why);
+    /// Devices that had these names are members no longer.
+    pub(super) fn peers_revoked(&mut self, now: Instant, notice: &RevocationNotice) {
+        for name in notice.fqdn.iter().take(NAMES_A_NOTICE) {
+            let Ok((address, _)) = self.locate(Target::Name(name.clone())) else { continue };
+            let why = "the peer's device was revoked";
+            self.part_from(now, address, CloseCode::Revoked, why, ResolveError::NoSuchPeer);
+        }
+    }
+
+    /// Ends everything that is with a peer or on the way to it.
+    fn part_from(
+        &mut self,
+        now: Instant,
+        address: Ipv6Addr,
+        code: CloseCode,
+        why: &str,
+        error: ResolveError,
+    ) {
+        if !self.peers.contains_key(&address) {
+            return;
+        }
+        self.give_up(now, address, error);
         let setups = self.setups.values().filter(|setup| setup.peer == address).map(|setup| setup.id);
         for setup in setups.collect::<Vec<_>>() {
-            self.drop_setup(setup, "the operator reset the tunnel");
+            self.drop_setup(setup, why);
         }
+        self.end_tunnels(now, address, code);
+    }
+
+    fn end_tunnels(&mut self, now: Instant, address: Ipv6Addr, code: CloseCode) {
         let tunnels = self.peers.get(&address).map(|peer| peer.tunnels.clone()).unwrap_or_default();
         for tunnel in tunnels {
-            self.remove_tunnel(now, tunnel, Some(super::CloseCode::Reset));
-        }
-        if let Some(peer) = self.peers.get_mut(&address) {
-            peer.failed.clear();
-            peer.last_error = None;
+            self.remove_tunnel(now, tunnel, Some(code));
         }
     }
 
@@ -375,6 +401,11 @@ impl Node {
 
     pub(super) fn direction_refused(&mut self, now: Instant, address: Ipv6Addr, refusal: &Refusal) {
         let reason = refusal.shown_reason();
+        let known = self.peers.get(&address).is_some_and(|peer| peer.fqdn.is_some());
+        if refusal.code() == RefusalCode::NoSuchPeer && known {
+            // Asked for by its name: it was revoked, and this node did not hear of that.
+            self.end_tunnels(now, address, CloseCode::Revoked);
+        }
         let error = match refusal.code() {
             RefusalCode::NoSuchPeer => ResolveError::NoSuchPeer,
             RefusalCode::PeerOffline => ResolveError::Offline { reason },

@@ -16,8 +16,8 @@ use crate::{
     ConnectionId, address,
     id::{ExchangeId, PeerConnectionId, SetupId},
     message::{
-        BindingRequest, Message, Refusal, RefusalCode, RouteConfirmation, RouteDirection, RouteKind,
-        RouteWithdrawal, bounded, endpoint, field,
+        BindingRequest, Message, Refusal, RefusalCode, RevocationConfirmation, RouteConfirmation,
+        RouteDirection, RouteKind, RouteWithdrawal, bounded, endpoint, field,
     },
     name, relayed,
 };
@@ -103,7 +103,7 @@ impl Setup {
 }
 
 impl Node {
-    /// The NMS orders this node, as the responder, into a set-up.
+    /// The NMS orders this node, as the responder, into a set-up, or tells it of what concerns its set-ups and tunnels.
     pub(super) fn directed(
         &mut self,
         now: Instant,
@@ -117,6 +117,14 @@ impl Node {
             }
             Message::RouteWithdrawal(withdrawal) if *service == Service::Nms => {
                 self.withdrawn(now, exchange, &withdrawal)
+            }
+            Message::RevocationNotice(notice) if *service == Service::Nms => {
+                self.act(Action::Respond {
+                    exchange,
+                    message: Message::RevocationConfirmation(RevocationConfirmation {}),
+                });
+                self.peers_revoked(now, &notice);
+                Ok(())
             }
             other => {
                 Err(Refusal::new(RefusalCode::Malformed, format!("a node does not answer {}", other.name())))

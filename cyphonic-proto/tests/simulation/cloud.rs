@@ -99,6 +99,14 @@ impl Cloud {
         }
     }
 
+    /// The AS revokes a device.
+    pub(crate) fn revoke(&mut self, now: Instant, name: &str) {
+        self.devices.retain(|device| *device != fqdn(name));
+        if let Some(nms) = &mut self.nms {
+            nms.handle_revoked(now, &fqdn(name));
+        }
+    }
+
     pub(crate) fn kill(&mut self, victim: Victim) {
         match victim {
             Victim::As => self.as_up = false,

@@ -21,6 +21,7 @@ mod paths;
 mod relay_choice;
 mod relay_restarts;
 mod restarts;
+mod revocations;
 mod round_trips;
 mod scenarios;
 mod security;

@@ -9,8 +9,8 @@ use cyphonic_proto::{
     ExchangeId, Message, PeerConnectionId, SetupId,
     identity::{NetworkId, Role},
     message::{
-        Refusal, RefusalCode, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer, TunnelRequest,
-        TunnelResponse, decode, encode, endpoint,
+        Refusal, RefusalCode, RevocationNotice, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer,
+        TunnelRequest, TunnelResponse, decode, encode, endpoint,
     },
     node::{Action, Node, PeerVia, ResolveError, Service, Target, TunnelActivity},
     tunnel::Suite,
@@ -452,7 +452,7 @@ fn any_message() -> impl Strategy<Value = Message> {
         Just(vec![0x99; 8]),
         bytes
     ];
-    (0..8u8, field.clone(), field.clone(), field, any::<u32>(), any::<bool>(), "[a-c]\\.lab|\\PC{0,10}")
+    (0..9u8, field.clone(), field.clone(), field, any::<u32>(), any::<bool>(), "[a-c]\\.lab|\\PC{0,10}")
         .prop_map(|(kind, x, y, z, n, flag, text)| match kind {
             0 => Message::RouteDirection(RouteDirection {
                 setup_id: x,
@@ -489,6 +489,7 @@ fn any_message() -> impl Strategy<Value = Message> {
                 setup_id: x,
                 refusal: flag.then(|| Refusal { code: i32::try_from(n % 20).unwrap(), ..Refusal::default() }),
             }),
+            7 => Message::RevocationNotice(RevocationNotice { fqdn: vec![text, "b.lab".into()] }),
             _ => Message::Refusal(Refusal {
                 code: i32::try_from(n % 20).unwrap(),
                 reason: text,

@@ -16,6 +16,7 @@ mod netcheck;
 mod overlay;
 #[path = "../common/programs.rs"]
 mod programs;
+mod revocation;
 mod storage;
 mod udp_blocked;
 mod wrong_clock;

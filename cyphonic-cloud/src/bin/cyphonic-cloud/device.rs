@@ -67,7 +67,7 @@ fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
     let fqdn = device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
     register.revoke_device(&fqdn, unix_now())?;
     println!(
-        "Revoked {fqdn}. AS and NMS refuse it from now on; relays on other machines until its certificate ends."
+        "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."
     );
     Ok(())
 }
