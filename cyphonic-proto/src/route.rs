@@ -97,6 +97,12 @@ impl NodeNetwork {
         (self.finding(family) == NatFinding::None && lets_in) || !findings.port_mapped.is_empty()
     }
 
+    /// Whether this is one of the node's own addresses, or one at which it is seen from outside.
+    pub fn is_at(&self, endpoint: &SocketAddr) -> bool {
+        let family = Family::of(endpoint);
+        self.own(family).chain(self.observed(family)).any(|known| known == *endpoint)
+    }
+
     /// Whether the node can send in this family.
     pub fn has(&self, family: Family) -> bool {
         self.finding(family) != NatFinding::NoAddress

@@ -102,6 +102,31 @@ impl Nms {
         Ok(self.start(now, initiator, responder, route))
     }
 
+    /// A node is elsewhere: who was sent to where it was is told so, rather than find out by a dial's time-out. Both ends of a
+    /// tunnel may move at once, and the first asks for the other where that is no more.
+    pub(super) fn responder_moved(&mut self, channel: Channel) {
+        let lost =
+            |pending: &&Pending| pending.responder.channel == channel && !self.finds_responder(pending);
+        let lost = self.pending.values().filter(lost).map(|pending| pending.setup);
+        for setup in lost.collect::<Vec<_>>() {
+            let Some(pending) = self.take(setup) else { continue };
+            self.actions.push_back(Action::CancelRequest { exchange: pending.asking });
+            let reason = format!("{} has moved since", pending.responder.fqdn);
+            self.withdraw(&pending, Refusal::retry(RefusalCode::PeerRefused, reason, AT_ONCE));
+        }
+    }
+
+    /// Whether an initiator that dials has been told an address that the responder still has.
+    fn finds_responder(&self, pending: &Pending) -> bool {
+        let told = &pending.route.responder_endpoints;
+        if !pending.initiator_dials() || pending.route.relay.is_some() || told.is_empty() {
+            return true;
+        }
+        let Some(node) = self.nodes.get(&pending.responder.channel) else { return false };
+        let network = node.network(self.config.prefix);
+        told.iter().any(|endpoint| network.is_at(endpoint))
+    }
+
     /// The responder's answer.
     pub(super) fn responder_answered(&mut self, setup: SetupId, message: Message) {
         match message {
@@ -279,6 +304,9 @@ const MAX_FAILED_RELAYS: usize = 8;
 
 /// How long an end waits before it asks anew for a set-up that was overtaken by events.
 const ANEW: Duration = Duration::from_millis(300);
+
+/// The same where nothing needs to settle.
+const AT_ONCE: Duration = Duration::from_millis(1);
 
 fn pair(a: Channel, b: Channel) -> (Channel, Channel) {
     if a <= b { (a, b) } else { (b, a) }

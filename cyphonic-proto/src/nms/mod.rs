@@ -122,6 +122,7 @@ impl Nms {
     pub fn handle_moved(&mut self, _now: Instant, channel: Channel, observed: SocketAddr) {
         if let Some(node) = self.nodes.get_mut(&channel) {
             node.seen.1 = endpoint::canonical(observed);
+            self.responder_moved(channel);
         }
     }
 

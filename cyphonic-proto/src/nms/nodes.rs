@@ -131,6 +131,7 @@ impl Nms {
         let is_new = node.registration.replace(registration).is_none();
         let (address, observed) = (node.address, node.seen.1);
         self.counters.registrations += 1;
+        self.responder_moved(channel);
         if is_new {
             self.tell_newcomer_of_revocations(now, channel);
         }

@@ -214,6 +214,40 @@ fn a_relayed_set_up_names_the_relay_and_what_to_try_next() {
 }
 
 #[test]
+fn who_was_sent_to_where_the_responder_is_no_more_is_told_so_at_once() {
+    let mut bench = bench();
+    let (first, asked) = bench.ask(0, ask("b.lab"));
+    let registration = |address| {
+        Message::RegistrationRequest(RegistrationRequest {
+            protocol_version: version::CURRENT,
+            addresses: endpoint::list_to_wire(&[address]),
+            ..Default::default()
+        })
+    };
+    bench.request(1, 900, registration(at("203.0.113.2:7000")));
+    assert_eq!(bench.actions().len(), 1, "it is where it was");
+    bench.nms.handle_moved(bench.now, Channel(1), at("203.0.113.77:7000"));
+    assert!(bench.actions().is_empty(), "perhaps it is in both places");
+    bench.request(1, 901, registration(at("203.0.113.77:7000")));
+    let actions = bench.actions();
+    let cancels =
+        |action: &Action| matches!(action, Action::CancelRequest { exchange } if *exchange == asked.exchange);
+    assert!(actions.iter().any(cancels), "{actions:?}");
+    let withdrawn = actions.iter().find_map(|action| match action {
+        Action::Request { channel: Channel(0), message: Message::RouteWithdrawal(withdrawal), .. } => {
+            Some(withdrawal)
+        }
+        _ => None,
+    });
+    let withdrawn = withdrawn.unwrap_or_else(|| panic!("{actions:?}"));
+    assert_eq!(withdrawn.setup_id, first.setup_id);
+    let wait = withdrawn.refusal.as_ref().unwrap().retry_after().unwrap();
+    assert!(wait <= Duration::from_millis(10), "{wait:?}");
+    let (again, _) = bench.ask(0, ask("b.lab"));
+    assert_eq!(again.peer_endpoints, [endpoint::to_wire(at("203.0.113.77:7000"))]);
+}
+
+#[test]
 fn a_confirmation_of_something_else_withdraws_the_set_up() {
     for setup_id in [vec![0; 16], vec![], vec![9; 3]] {
         let mut bench = bench();

@@ -270,9 +270,14 @@ impl Node {
         self.changed();
     }
 
+    /// Another route is tried. A relay is the last of them: where not even that helps, the peer may have been away, and all
+    /// may work again.
     pub(super) fn route_failed(&mut self, now: Instant, address: Ipv6Addr, kind: RouteKind) {
         let until = now + self.config.timing.failed_route;
-        if let Some(peer) = self.peers.get_mut(&address).filter(|_| kind != RouteKind::Relay) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        if kind == RouteKind::Relay {
+            peer.failed.clear();
+        } else {
             peer.failed.retain(|(other, _)| *other != kind);
             peer.failed.push((kind, until));
         }
@@ -419,7 +424,15 @@ impl Node {
                 ResolveError::PeerRefused { reason }
             }
         };
-        let retry = refusal.retry_after().map_or(Retry::No, Retry::After);
+        let mut retry = refusal.retry_after().map_or(Retry::No, Retry::After);
+        let failed = self.peers.get_mut(&address).map(|peer| &mut peer.failed);
+        if let Some(failed) =
+            failed.filter(|failed| refusal.code() == RefusalCode::NoRoute && !failed.is_empty())
+        {
+            // None but those that failed: they are tried again.
+            failed.clear();
+            retry = Retry::Later;
+        }
         self.attempt_failed(now, address, error, retry);
     }
 

@@ -68,7 +68,8 @@ impl World {
             if conn.observed != observed {
                 conn.observed = observed;
                 self.schedule(self.delay, Event::Seen { channel, observed });
-                self.schedule(self.delay * 3, Event::Proved { channel, observed });
+                // The device's proof takes longer through the relay's process than its packets through the relay.
+                self.schedule(self.delay * 3 + MS, Event::Proved { channel, observed });
             }
         }
     }
@@ -227,6 +228,25 @@ fn two_that_move_at_once_find_each_other_through_the_nms() {
     }
 }
 
+/// Both networks go at once, and others come one after the other: whoever is there first asks for one that is nowhere yet.
+#[test]
+fn two_that_lose_their_networks_at_once_find_each_other_whoever_is_back_first() {
+    for late in (0..80).step_by(2) {
+        for (first, second) in [("a", "b"), ("b", "a")] {
+            let mut world = open_pair();
+            assert!(stream(&mut world, first, second, SECOND / 2).is_empty());
+            world.attach("a", None, None);
+            world.attach("b", None, None);
+            world.run(15 * MS);
+            world.attach(first, Some(Open), None);
+            world.run(late * MS);
+            world.attach(second, Some(Open), None);
+            let lost = stream(&mut world, first, second, 3 * SECOND);
+            assert!(gap(&lost) <= 12 * ROUND_TRIP, "{first} {late} ms before: {:?}", gap(&lost));
+        }
+    }
+}
+
 #[test]
 fn the_nms_knows_a_moved_node_a_round_trip_later() {
     let mut world = open_pair();
@@ -269,6 +289,21 @@ fn a_relayed_tunnel_follows_to_the_other_family() {
             assert!(gap <= 3 * 2 * ROUND_TRIP, "{mover}, {to_it}: {gap:?}");
             assert_eq!([tunnels(&world, "a"), tunnels(&world, "b")], before, "the same tunnels");
         }
+    }
+}
+
+#[test]
+fn a_relayed_tunnel_is_asked_at_once_when_a_network_comes_back() {
+    for away in [300 * MS, 1200 * MS, 3200 * MS] {
+        let mut world = relayed_pair();
+        let before = [tunnels(&world, "a"), tunnels(&world, "b")];
+        assert!(world.talk("a", "b", SECOND));
+        world.attach("a", None, None);
+        assert!(!world.talk("a", "b", away), "there is no way");
+        world.attach("a", Some(PortRestricted), None);
+        let lost = stream(&mut world, "a", "b", 3 * SECOND);
+        assert!(gap(&lost) <= 6 * 2 * ROUND_TRIP, "after {away:?}: {:?}", gap(&lost));
+        assert_eq!([tunnels(&world, "a"), tunnels(&world, "b")], before, "the same tunnels");
     }
 }
 

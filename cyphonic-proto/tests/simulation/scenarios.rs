@@ -119,6 +119,25 @@ fn a_direct_route_that_fails_is_replaced_by_the_relay_within_the_answer() {
 }
 
 #[test]
+fn a_peer_that_was_away_is_reached_once_it_is_back_though_no_relay_helps() {
+    for relays in [0, 1] {
+        let mut world = open_pair();
+        world.cloud.listed = relays;
+        world.kill(Victim::Nms, SECOND);
+        world.cut_off.insert(Victim::Trs);
+        world.run(20 * SECOND);
+        world.settle();
+        world.attach("b", None, None);
+        let query = world.resolve("a", "b");
+        assert!(world.answer(query).is_err());
+        world.attach("b", Some(Open), None);
+        world.run(SECOND);
+        world.resolves("a", "b").unwrap();
+        assert!(world.talk("a", "b", 2 * SECOND), "{relays} relays");
+    }
+}
+
+#[test]
 fn a_route_that_failed_is_tried_again_in_another_network() {
     let mut world = open_pair();
     world.no_direct = true;

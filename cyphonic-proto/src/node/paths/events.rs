@@ -1,6 +1,6 @@
 //! What a tunnel's paths learn: answers, probes of the peer, its lists, moves.
 
-use super::{Race, candidate};
+use super::{Race, candidate, schedule::PROOF};
 use crate::{
     id::TunnelId,
     message::RouteKind,
@@ -187,11 +187,11 @@ impl Node {
     /// A relay knows where this node is now: tunnels that wait for an answer need not wait for their next step.
     pub(in crate::node) fn relay_followed(&mut self, now: Instant, trs: &str) {
         for id in self.tunnels_via(trs) {
-            let Some(paths) = self.tunnels.get(&id).map(|tunnel| &tunnel.paths) else { continue };
-            let relay = paths.relay().map(|target| target.remote);
-            if let Some(relay) = relay.filter(|_| paths.is_doubted()) {
-                self.probe(now, id, relay);
-            }
+            let doubt = self.tunnels.get_mut(&id).and_then(|tunnel| tunnel.paths.doubt.as_mut());
+            let Some(doubt) = doubt else { continue };
+            doubt.relay_again = Some(now + PROOF);
+            self.probe_relay(now, id);
+            self.watch(now, id);
         }
     }
 

@@ -73,6 +73,13 @@ impl Node {
         remotes.into_iter().for_each(|remote| self.probe(now, id, remote));
     }
 
+    pub(super) fn probe_relay(&mut self, now: Instant, id: TunnelId) {
+        let relay = self.tunnels.get(&id).and_then(|tunnel| tunnel.paths.relay()).map(|target| target.remote);
+        if let Some(relay) = relay {
+            self.probe(now, id, relay);
+        }
+    }
+
     /// A tunnel that takes packets and brings none is perhaps on a dead path. Where there is no other, the tunnel bears silence
     /// for longer, and only its relay is asked: that may be beyond reach, and found again another way.
     pub(in crate::node) fn judge_silence(&mut self, now: Instant, id: TunnelId) {
@@ -136,6 +143,7 @@ impl Node {
             silent: false,
             forsaken: false,
             sought: false,
+            relay_again: None,
         });
         self.step_doubt(now, id);
     }
@@ -166,7 +174,8 @@ impl Node {
             let others = if doubt.until > now { doubt.until } else { doubt.steps.due() };
             let seeks = doubt.steps.began + paths.seek_after();
             let seeks = if doubt.sought || seeks <= now { others } else { seeks };
-            doubt.steps.due().min(others).min(seeks)
+            let relay = doubt.relay_again.unwrap_or(others);
+            doubt.steps.due().min(others).min(seeks).min(relay)
         });
         let round = paths.round.map(|steps| steps.due());
         let next = paths.next_round.filter(|_| in_use && paths.round.is_none());
@@ -244,8 +253,11 @@ impl Node {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return false };
         let Some(doubt) = &mut tunnel.paths.doubt else { return true };
         let began = doubt.steps.began;
+        let relay_again = doubt.relay_again.take_if(|at| *at <= now).is_some();
         if doubt.steps.take(now) {
             self.probe_known(now, id);
+        } else if relay_again {
+            self.probe_relay(now, id);
         }
         self.consider(now, id);
         self.seek_another(now, id);

@@ -21,6 +21,9 @@ const DOUBT: [Duration; 10] =
     [ms(0), ms(100), ms(200), ms(350), ms(750), ms(1500), ms(2500), ms(4500), ms(6500), ms(8500)];
 /// A doubt that nothing has resolved by then will not be by waiting.
 const DOUBT_END: Duration = ms(9000);
+/// A relay that sees this node elsewhere wants a proof before it lets packets from there pass (decision 0021). That goes to its
+/// process, and what is sent with it to its fast path, which is there first.
+pub(super) const PROOF: Duration = ms(10);
 /// Waits between lists of candidates until the peer has told its own.
 const TELLING: [Duration; 5] = [ms(0), ms(200), ms(600), ms(1500), ms(3500)];
 /// Waits between rounds that brought nothing, while the tunnel is in use.
@@ -93,6 +96,8 @@ pub(super) struct Doubt {
     pub(super) forsaken: bool,
     /// Another tunnel was asked for.
     pub(super) sought: bool,
+    /// When the relay is asked once more.
+    pub(super) relay_again: Option<Instant>,
 }
 
 #[cfg(test)]
