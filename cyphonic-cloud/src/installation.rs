@@ -13,7 +13,7 @@ use crate::pki::{self, Authority, Kind, PkiError, service_name};
 use crate::register::{Register, RegisterError, UnixSeconds};
 
 /// The services' authority is not where services run, if the operator has taken it away: so nothing renews their certificates by
-/// itself, they are long-lived, and `run` warns in the log for the last 60 days, in which [`renew`] is to be used. What limits the harm of a stolen one is its role: it is only ever a server, under its own name.
+/// itself, they are long-lived, and `run` warns in the log every day of the last 60, in which [`renew`] is to be used. What limits the harm of a stolen one is its role: it is only ever a server, under its own name.
 const SERVICE_LIFETIME: UnixSeconds = 2 * 365 * 24 * 3600;
 
 /// The name of the configuration in its directory.

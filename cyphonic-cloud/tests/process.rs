@@ -204,6 +204,30 @@ async fn from_init_to_revocation_by_the_command_line() {
 }
 
 #[test]
+fn check_judges_the_certificates_ends() {
+    const DAY: u64 = 86_400;
+    let config = |overlay: &Overlay| overlay.config_path.to_str().unwrap().to_owned();
+    let ages = [(DAY, None), (700 * DAY + 3600, Some("it ends in 29 days: renew it"))];
+    for (age, judgement) in ages {
+        let overlay = Overlay::found(unix_now() - age);
+        let said = succeeds(&["check", "--config", &config(&overlay)]);
+        for name in ["as.crt until 20", "nms.crt until 20", "trs1.crt until 20"] {
+            let line = said.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{said}"));
+            assert_eq!(judgement.is_some(), line.contains("renew"), "{line}");
+            assert!(line.contains(judgement.unwrap_or_default()), "{line}");
+        }
+    }
+    let ended = Overlay::found(unix_now() - 731 * DAY);
+    let error = fails(&["check", "--config", &config(&ended)]);
+    for name in ["as.crt", "nms.crt", "trs1.crt"] {
+        assert!(error.contains(&format!("{name}: it has expired: renew it")), "{error}");
+    }
+    let pki = ended.directory.path().join("pki");
+    std::fs::copy(pki.join("as.key"), pki.join("nms.key")).unwrap();
+    assert!(!fails(&["check", "--config", &config(&ended)]).contains("expired"), "a key that does not fit");
+}
+
+#[test]
 fn tokens_can_be_revoked_by_number_and_name() {
     let overlay = Overlay::found(unix_now());
     let config = overlay.config_path.to_str().unwrap();

@@ -1,23 +1,21 @@
 //! Loads the services' certificates and refuses those that clients would refuse.
 
-use std::path::Path;
-
 use cyphonic_proto::trs::TrsKeys;
 use cyphonic_proto::{Identity, Role, alpn};
 use cyphonic_transport::{Credentials, ServerTls};
 use rustls_pki_types::CertificateDer;
 
 use super::StartError;
+use super::expiry::Term;
 use crate::config::{Config, ServiceRole};
 use crate::pki::{self, ServiceFiles, service_name};
 use crate::register::UnixSeconds;
 
-/// From this long before its end on, a certificate's end is announced in the log.
-const EXPIRY_WARNING: UnixSeconds = 60 * 24 * 3600;
-
 /// The certificates of the roles that this process runs.
 pub(super) struct Loaded {
     pub(super) root: CertificateDer<'static>,
+    /// How long each is valid.
+    pub(super) terms: Vec<Term>,
     authentication: Option<Credentials>,
     management: Option<Credentials>,
     relay: Option<Credentials>,
@@ -28,6 +26,17 @@ impl Loaded {
     /// private key does.
     pub(super) fn trs_keys(&self) -> Option<TrsKeys> {
         self.relay.as_ref().map(|credentials| TrsKeys::derive(credentials.key.secret_der()))
+    }
+
+    /// Refuses what clients would refuse at this time.
+    pub(super) fn check_terms(&self, now: UnixSeconds) -> Result<(), StartError> {
+        for term in &self.terms {
+            if let Some(objection) = term.standing(now).objection() {
+                let (path, reason) = (term.certificate.clone(), objection.to_owned());
+                return Err(StartError::Certificate { path, reason });
+            }
+        }
+        Ok(())
     }
 
     /// TLS for one endpoint: every role's protocol with the role's own certificate.
@@ -50,18 +59,22 @@ impl Loaded {
     }
 }
 
-/// Loads and checks.
-pub(super) fn load_credentials(config: &Config, now: UnixSeconds) -> Result<Loaded, StartError> {
+/// Loads, and checks whose they are; [`Loaded::check_terms`] checks whether they are valid now.
+pub(super) fn load_credentials(config: &Config) -> Result<Loaded, StartError> {
     let root = pki::read_certificates(&config.root)?.swap_remove(0);
-    let load = |role: ServiceRole, files: &Option<ServiceFiles>, name: &str, expected: Role| {
+    let mut terms = Vec::new();
+    let mut load = |role: ServiceRole, files: &Option<ServiceFiles>, name: &str, expected: Role| {
         let Some(files) = files.as_ref().filter(|_| config.runs(role)) else { return Ok(None) };
-        load_one(config, &root, files, &service_name(name, &config.network.zone), expected, now).map(Some)
+        let fqdn = service_name(name, &config.network.zone);
+        let (credentials, term) = load_one(config, &root, files, &fqdn, expected)?;
+        terms.push(term);
+        Ok::<_, StartError>(Some(credentials))
     };
     let certificates = &config.certificates;
     let authentication = load(ServiceRole::As, &certificates.authentication, "as", Role::As)?;
     let management = load(ServiceRole::Nms, &certificates.management, "nms", Role::Nms)?;
     let relay = load(ServiceRole::Trs, &certificates.relay, &config.relay_name, Role::Trs)?;
-    Ok(Loaded { authentication, management, relay, root })
+    Ok(Loaded { terms, authentication, management, relay, root })
 }
 
 fn load_one(
@@ -70,23 +83,18 @@ fn load_one(
     files: &ServiceFiles,
     fqdn: &str,
     role: Role,
-    now: UnixSeconds,
-) -> Result<Credentials, StartError> {
+) -> Result<(Credentials, Term), StartError> {
     let chain = pki::read_certificates(&files.certificate)?;
     let key = pki::read_key(&files.key)?;
-    check(&chain[0], config, fqdn, role, now)
+    let identity = check(&chain[0], config, fqdn, role)
         .map_err(|reason| StartError::Certificate { path: files.certificate.clone(), reason })?;
-    warn_before_expiry(&chain[0], &files.certificate, now);
-    Ok(Credentials { chain, key, root: root.clone(), network: config.network.id })
+    let [not_before, not_after] =
+        [identity.not_before, identity.not_after].map(|time| UnixSeconds::try_from(time).unwrap_or(0));
+    let term = Term { certificate: files.certificate.clone(), not_before, not_after };
+    Ok((Credentials { chain, key, root: root.clone(), network: config.network.id }, term))
 }
 
-fn check(
-    leaf: &CertificateDer<'_>,
-    config: &Config,
-    fqdn: &str,
-    role: Role,
-    now: UnixSeconds,
-) -> Result<(), String> {
+fn check(leaf: &CertificateDer<'_>, config: &Config, fqdn: &str, role: Role) -> Result<Identity, String> {
     let identity = Identity::from_der(leaf).map_err(|error| error.to_string())?;
     if identity.network_id != config.network.id {
         return Err(format!(
@@ -100,20 +108,5 @@ fn check(
             "it makes its holder {has_name} with role {has_role}, not {fqdn} with role {role}"
         ));
     }
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
-    if now < identity.not_before {
-        return Err("it is not valid yet: is this machine's clock right?".to_owned());
-    }
-    if now >= identity.not_after {
-        return Err("it has expired: renew it (cyphonic-cloud renew) where the services' key is".to_owned());
-    }
-    Ok(())
-}
-
-fn warn_before_expiry(leaf: &CertificateDer<'_>, path: &Path, now: UnixSeconds) {
-    let Ok(identity) = Identity::from_der(leaf) else { return };
-    let left = u64::try_from(identity.not_after).unwrap_or(0).saturating_sub(now);
-    if left < EXPIRY_WARNING {
-        tracing::warn!(certificate = %path.display(), days_left = left / 86_400, "a certificate ends soon: renew it (cyphonic-cloud renew)");
-    }
+    Ok(identity)
 }

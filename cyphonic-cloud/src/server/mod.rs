@@ -15,6 +15,7 @@ mod authentication;
 mod clock;
 mod credentials;
 mod error;
+mod expiry;
 mod management;
 mod port;
 mod relay;
@@ -34,6 +35,7 @@ use cyphonic_transport::Transport;
 use self::authentication::AuthenticationServer;
 use self::credentials::{Loaded, load_credentials};
 pub use self::error::StartError;
+pub use self::expiry::{Standing, Term};
 use self::management::ManagementServer;
 use self::port::Port;
 use self::relay::RelayServer;
@@ -64,7 +66,8 @@ impl Cloud {
     /// # Errors
     /// If anything needed is missing or refused; nothing keeps running then.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
-        let loaded = load_credentials(config, unix_now())?;
+        let loaded = load_credentials(config)?;
+        loaded.check_terms(unix_now())?;
         let register = open_register(config)?;
         let (failure_sender, failures) = mpsc::channel(8);
         let mut ports = Vec::new();
@@ -72,6 +75,7 @@ impl Cloud {
             ports.push(Port::open(*address, config, &loaded, failure_sender.clone())?);
         }
         let mut tasks = JoinSet::new();
+        tasks.spawn(expiry::announce(loaded.terms.clone(), unix_now, expiry::log));
         let services = start_services(config, loaded, register, &ports, &mut tasks)?;
         for port in &ports {
             tasks.spawn(accept(port.transport(), services.clone()));
@@ -105,6 +109,16 @@ impl Cloud {
             port.close().await;
         }
     }
+}
+
+/// From when to when the certificates are valid that [`Cloud::start`] would use.
+///
+/// # Errors
+/// If one cannot be read, is another's or does not fit its key.
+pub fn certificate_terms(config: &Config) -> Result<Vec<Term>, StartError> {
+    let loaded = load_credentials(config)?;
+    loaded.server_tls()?;
+    Ok(loaded.terms)
 }
 
 fn open_register(config: &Config) -> Result<Option<Arc<Register>>, StartError> {

@@ -36,7 +36,7 @@ enum Command {
     Renew(renew::Arguments),
     /// Run the services that the configuration names, until SIGTERM or SIGINT.
     Run(ConfigArgument),
-    /// Check a configuration and say what it makes this machine.
+    /// Check a configuration and its certificates, and say what they make this machine.
     Check(ConfigArgument),
     /// Show the relays that run in XDP on this host.
     TrsStatus(status::Arguments),

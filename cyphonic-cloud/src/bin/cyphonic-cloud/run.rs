@@ -4,12 +4,13 @@ use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
 use cyphonic_cloud::config::Config;
-use cyphonic_cloud::server::Cloud;
+use cyphonic_cloud::server::{Cloud, Standing, certificate_terms, unix_now};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::ConfigArgument;
+use crate::table::time;
 
 pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
     let config = argument.load()?;
@@ -23,6 +24,7 @@ pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
 
 pub(crate) fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     let config = argument.load()?;
+    let terms = certificate_terms(&config)?;
     let roles: Vec<_> = config.roles.iter().map(ToString::to_string).collect();
     println!("{} is sound.", argument.config.display());
     println!("zone {} ({}), roles {}", config.network.zone, config.network.prefix, roles.join(", "));
@@ -30,6 +32,19 @@ pub(crate) fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
         let addresses: Vec<_> = relay.addresses.iter().map(ToString::to_string).collect();
         println!("relay {} at {}", config.relay_fqdn(&relay.name), addresses.join(", "));
     }
+    let mut refused = Vec::new();
+    for term in terms {
+        let (certificate, standing) = (term.certificate.display(), term.standing(unix_now()));
+        let judgement = match standing {
+            Standing::EndsSoon { days_left } => {
+                format!("; it ends in {days_left} days: renew it (cyphonic-cloud renew)")
+            }
+            Standing::Sound | Standing::Early | Standing::Ended => String::new(),
+        };
+        println!("certificate {certificate} until {}{judgement}", time(term.not_after));
+        refused.extend(standing.objection().map(|objection| format!("{certificate}: {objection}")));
+    }
+    anyhow::ensure!(refused.is_empty(), refused.join("; "));
     Ok(())
 }
 
