@@ -42,6 +42,8 @@ pub struct TrsLimits {
     pub held_bytes: usize,
     /// Their bytes, for one node.
     pub held_bytes_per_node: usize,
+    /// The legs, of one node, for which any are held: there is no more room for first flights than for these.
+    pub held_contexts_per_node: usize,
     /// Their bytes in all.
     pub held_bytes_in_all: usize,
     /// Legs in all: two per relayed tunnel.
@@ -63,6 +65,7 @@ impl Default for TrsLimits {
             held_packets: 8,
             held_bytes: 16 * 1024,
             held_bytes_per_node: 64 * 1024,
+            held_contexts_per_node: 64,
             held_bytes_in_all: 16 << 20,
             legs: 1 << 20,
             legs_per_node: 1024,

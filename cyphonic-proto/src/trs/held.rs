@@ -18,6 +18,8 @@ type Key = (Channel, u64);
 #[derive(Default)]
 pub(super) struct Held {
     queues: BTreeMap<Key, Queue>,
+    /// What each connection has of them.
+    shares: BTreeMap<Channel, Share>,
     bytes: usize,
     timers: Timers<Key>,
 }
@@ -28,22 +30,31 @@ struct Queue {
     bytes: usize,
 }
 
+#[derive(Clone, Copy, Default)]
+struct Share {
+    contexts: usize,
+    bytes: usize,
+}
+
 impl Held {
     /// Keeps a packet if there is room; the first of a context sets the time at which all of that context go.
     pub(super) fn push(&mut self, now: Instant, key: Key, packet: &[u8], limits: &TrsLimits) -> bool {
-        let (channel, context) = key;
         let queue = self.queues.get(&key);
         let (packets, bytes) = queue.map_or((0, 0), |queue| (queue.packets.len(), queue.bytes));
-        let of_connection: usize = self.of(channel).map(|(_, queue)| queue.bytes).sum();
+        let (is_new, share) = (queue.is_none(), self.shares.get(&key.0).copied().unwrap_or_default());
         let fits = packets < limits.held_packets
             && bytes + packet.len() <= limits.held_bytes
-            && of_connection + packet.len() <= limits.held_bytes_per_node
+            && share.bytes + packet.len() <= limits.held_bytes_per_node
+            && (!is_new || share.contexts < limits.held_contexts_per_node)
             && self.bytes + packet.len() <= limits.held_bytes_in_all;
         if !fits {
             return false;
         }
-        if queue.is_none() {
-            self.timers.set((channel, context), now + limits.held);
+        let share =
+            Share { contexts: share.contexts + usize::from(is_new), bytes: share.bytes + packet.len() };
+        self.shares.insert(key.0, share);
+        if is_new {
+            self.timers.set(key, now + limits.held);
         }
         let queue = self.queues.entry(key).or_default();
         queue.packets.push(packet.to_vec());
@@ -57,12 +68,19 @@ impl Held {
         let Some(queue) = self.queues.remove(&key) else { return Vec::new() };
         self.timers.clear(&key);
         self.bytes -= queue.bytes;
+        if let Some(share) = self.shares.get_mut(&key.0) {
+            (share.contexts, share.bytes) = (share.contexts - 1, share.bytes - queue.bytes);
+            if share.contexts == 0 {
+                self.shares.remove(&key.0);
+            }
+        }
         queue.packets
     }
 
     /// Drops what is held for a connection.
     pub(super) fn forget(&mut self, channel: Channel) {
-        for key in self.of(channel).map(|(key, _)| *key).collect::<Vec<_>>() {
+        let keys = self.queues.range((channel, 0)..=(channel, u64::MAX)).map(|(key, _)| *key);
+        for key in keys.collect::<Vec<_>>() {
             self.take(key);
         }
     }
@@ -79,9 +97,5 @@ impl Held {
             expired += self.take(key).len() as u64;
         }
         expired
-    }
-
-    fn of(&self, channel: Channel) -> impl Iterator<Item = (&Key, &Queue)> {
-        self.queues.range((channel, 0)..=(channel, u64::MAX))
     }
 }

@@ -248,6 +248,26 @@ fn what_is_held_is_bounded_in_number_bytes_and_time() {
 }
 
 #[test]
+fn what_is_held_for_a_node_is_for_few_legs_however_small_it_is() {
+    let mut bench = Bench::new();
+    let most = bench.trs.config.limits.held_contexts_per_node as u64;
+    let flood = |bench: &mut Bench, channel| {
+        let before = bench.trs.counters().held;
+        for context in relayed::CONTEXTS.take(70_000) {
+            let datagram = relayed::encode(context, b"1").unwrap();
+            bench.trs.handle_datagram(bench.now, Channel(channel), &datagram);
+        }
+        bench.trs.counters().held - before
+    };
+    assert_eq!(flood(&mut bench, 0), most);
+    assert_eq!(flood(&mut bench, 0), most, "further ones of the same few legs");
+    assert_eq!(flood(&mut bench, 1), most, "another node has room of its own");
+    bench.now += bench.trs.config.limits.held;
+    bench.trs.handle_timeout(bench.now);
+    assert_eq!(flood(&mut bench, 0), most, "whose time is up leaves room");
+}
+
+#[test]
 fn a_repeated_request_gets_the_same_leg() {
     let mut bench = Bench::new();
     let [(a, _), (b, _)] = bench.pair();
