@@ -159,8 +159,10 @@ fn login_tells_where_the_nms_is_and_what_address_was_seen() {
 fn a_revoked_device_can_neither_log_in_nor_renew() {
     let overlay = Overlay::found(NOW);
     let identity = member(&overlay, "press-7.plant", false);
-    overlay.register().revoke_device(&identity.fqdn, NOW).unwrap();
     let service = overlay.service();
+    assert!(service.knows(&identity));
+    overlay.register().revoke_device(&identity.fqdn, NOW).unwrap();
+    assert!(!service.knows(&identity));
     assert_eq!(refused(service.answer(Some(&identity), from(), &login(), NOW)), RefusalCode::Revoked);
     let renew = Message::RenewRequest(RenewRequest { csr: Device::new().csr() });
     assert_eq!(refused(service.answer(Some(&identity), from(), &renew, NOW)), RefusalCode::Revoked);
@@ -175,6 +177,7 @@ fn the_replaced_device_is_out_and_the_new_one_has_its_address() {
     let service = overlay.service();
     assert_eq!(refused(service.answer(Some(&old), from(), &login(), NOW)), RefusalCode::NotAllowed);
     assert!(matches!(service.answer(Some(&new), from(), &login(), NOW), Message::LoginResponse(_)));
+    assert_eq!([&old, &new].map(|identity| service.knows(identity)), [false, true]);
 }
 
 #[test]

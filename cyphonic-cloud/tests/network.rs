@@ -331,3 +331,48 @@ async fn a_newer_connection_supersedes_once_it_speaks() {
     assert!(matches!(register(&new).await, Message::RegistrationResponse(_)));
     cloud.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_as_has_the_newest_few_connections_of_a_device() {
+    let (overlay, cloud) = overlay().await;
+    let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    let other = enrol(&overlay, &overlay.token("press-8.plant", unix_now())).await;
+    let client = Client::open();
+    let log_in = async |member: &client::Member| {
+        let connection = client.connect(&overlay, member, Role::As).await.unwrap();
+        // The answer shows that the service has it: a handshake ends at the client first.
+        let answer = connection.open_exchange(&login_request()).await.unwrap();
+        assert!(matches!(answer, Message::LoginResponse(_)), "{answer:?}");
+        connection
+    };
+    let elsewhere = log_in(&other).await;
+    let mut connections = Vec::new();
+    for _ in 0..9 {
+        connections.push(log_in(&member).await);
+    }
+    let reason = closed(&connections[0]).await;
+    assert!(reason.contains("more connections than a device needs"), "{reason}");
+    for connection in connections[1..].iter().chain([&elsewhere]) {
+        let answer = connection.open_exchange(&login_request()).await;
+        assert!(matches!(answer, Ok(Message::LoginResponse(_))), "{answer:?}");
+    }
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_device_does_not_crowd_out_the_one_that_has_its_name_now() {
+    let (overlay, cloud) = overlay().await;
+    let old = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    let new = enrol(&overlay, &overlay.token_for("press-7.plant", unix_now(), true)).await;
+    let client = Client::open();
+    let connection = client.connect(&overlay, &new, Role::As).await.unwrap();
+    assert!(matches!(connection.open_exchange(&login_request()).await, Ok(Message::LoginResponse(_))));
+    let mut refused = Vec::new();
+    for _ in 0..9 {
+        refused.push(client.connect(&overlay, &old, Role::As).await.unwrap());
+        let answer = refused.last().unwrap().open_exchange(&login_request()).await.unwrap();
+        assert!(matches!(answer, Message::Refusal(_)), "{answer:?}");
+    }
+    assert!(matches!(connection.open_exchange(&login_request()).await, Ok(Message::LoginResponse(_))));
+    cloud.shutdown().await;
+}

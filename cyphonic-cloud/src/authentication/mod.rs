@@ -82,6 +82,11 @@ impl Service {
         })
     }
 
+    /// Whether the register stands behind a certificate.
+    pub fn knows(&self, peer: &Identity) -> bool {
+        self.admit(peer).is_ok()
+    }
+
     fn enrol(&self, request: &EnrolRequest, now: UnixSeconds) -> Result<Message, Refused> {
         version::negotiate(request.protocol_version)?;
         // Before the register is touched: a stranger's garbage costs no disk write.

@@ -17,6 +17,7 @@ mod credentials;
 mod error;
 mod expiry;
 mod management;
+mod newest;
 mod port;
 mod relay;
 mod sessions;

@@ -8,7 +8,7 @@
 //! the first to stand. Here any of those may come last. So the machine hears of a connection only when it
 //! [speaks](Sessions::introduce): on one that was dropped nothing is ever asked.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -18,13 +18,11 @@ use cyphonic_transport::{Connection, ExchangeError, Responder};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use super::newest::Newest;
 use crate::register::{DeviceRecord, Register};
 
 /// Events that wait for a service. When it is full, connections are read more slowly: their senders wait.
 const QUEUE: usize = 4_096;
-
-/// Connections of one device that have not spoken yet: as many as it dials at once.
-const SILENT: usize = 8;
 
 /// How often a device is asked where it is, each time for as long as an exchange may take.
 const PROOFS: u32 = 4;
@@ -125,8 +123,8 @@ pub(super) struct Sessions {
     events: mpsc::Sender<Event>,
     datagrams: bool,
     sessions: HashMap<Channel, Session>,
-    /// Those that have not spoken yet, by device, oldest first.
-    silent: HashMap<String, VecDeque<Channel>>,
+    /// Those that have not spoken yet.
+    silent: Newest<Channel>,
     waiting: HashMap<ExchangeId, Responder>,
     asked: HashMap<ExchangeId, AbortHandle>,
     next_channel: u64,
@@ -140,7 +138,7 @@ impl Sessions {
             events: entrance.events.clone(),
             datagrams,
             sessions: HashMap::new(),
-            silent: HashMap::new(),
+            silent: Newest::default(),
             waiting: HashMap::new(),
             asked: HashMap::new(),
             next_channel: 0,
@@ -163,11 +161,7 @@ impl Sessions {
             channel,
             Session { connection, identity, remote, readers, proving: None, introduced: false },
         );
-        let silent = self.silent.entry(fqdn).or_default();
-        silent.push_back(channel);
-        if silent.len() > SILENT
-            && let Some(oldest) = silent.pop_front()
-        {
+        if let Some(oldest) = self.silent.insert(&fqdn, channel) {
             self.close(oldest, "more connections than a device needs, and nothing asked on them");
         }
     }
@@ -177,7 +171,7 @@ impl Sessions {
         let session = self.sessions.get_mut(&channel).filter(|session| !session.introduced)?;
         session.introduced = true;
         let introduced = (session.identity.clone(), session.remote);
-        self.no_longer_silent(channel, &introduced.0.fqdn);
+        self.silent.remove(&introduced.0.fqdn, |other| *other == channel);
         Some(introduced)
     }
 
@@ -199,18 +193,9 @@ impl Sessions {
             task.abort();
         }
         if !session.introduced {
-            self.no_longer_silent(channel, &session.identity.fqdn);
+            self.silent.remove(&session.identity.fqdn, |other| *other == channel);
         }
         true
-    }
-
-    fn no_longer_silent(&mut self, channel: Channel, fqdn: &str) {
-        if let Some(silent) = self.silent.get_mut(fqdn) {
-            silent.retain(|other| *other != channel);
-            if silent.is_empty() {
-                self.silent.remove(fqdn);
-            }
-        }
     }
 
     /// Closes a connection; its end is not reported.

@@ -1,15 +1,22 @@
 //! The AS on its connections. Its work (signing, disk writes) is done in the blocking pool, a bounded number at once.
+//!
+//! Of each device it has the newest few connections. Everybody else is a stranger: who has no certificate, and whom the
+//! register does not stand behind. There are few of them at once, they do not stay, and they wait among themselves.
 
-use std::sync::Arc;
+mod strangers;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cyphonic_proto::message::{Message, Refusal, RefusalCode};
 use cyphonic_transport::{Connection, Responder};
 use tokio::sync::{Notify, Semaphore};
 
+use self::strangers::Strangers;
 use super::StartError;
 use super::clock::unix_now;
 use super::credentials::Loaded;
+use super::newest::Newest;
 use crate::authentication::{ManagementService, Service};
 use crate::config::Config;
 use crate::pki::{Authority, service_name};
@@ -21,13 +28,19 @@ const CONCURRENT: usize = 32;
 /// Requests that may wait for their turn; a flood beyond is refused with a time to come back.
 const WAITING: usize = 4_096;
 
+/// Strangers' requests that may wait: those of devices do not wait long for them, nor find no place.
+const STRANGERS_WAITING: usize = 256;
+
 /// A stranger has this long to enrol, retries included.
 const STRANGER_STAYS: Duration = Duration::from_secs(30);
 
 /// The AS.
 pub(super) struct AuthenticationServer {
     service: Arc<Service>,
+    devices: Mutex<Newest<Connection>>,
+    strangers: Mutex<Strangers>,
     waiting: Arc<Semaphore>,
+    strangers_waiting: Arc<Semaphore>,
     working: Semaphore,
     enrolled: Arc<Notify>,
 }
@@ -50,7 +63,10 @@ impl AuthenticationServer {
             Service::new(config.network.clone(), register, authority, loaded.root, management, lifetime);
         Ok(Self {
             service: Arc::new(service),
+            devices: Mutex::default(),
+            strangers: Mutex::default(),
             waiting: Arc::new(Semaphore::new(WAITING)),
+            strangers_waiting: Arc::new(Semaphore::new(STRANGERS_WAITING)),
             working: Semaphore::new(CONCURRENT),
             enrolled,
         })
@@ -58,17 +74,46 @@ impl AuthenticationServer {
 
     /// Answers one connection's requests until it ends.
     pub(super) async fn serve(self: Arc<Self>, connection: Connection) {
-        if connection.identity().is_some() {
-            return self.answer_all(&connection).await;
-        }
-        if tokio::time::timeout(STRANGER_STAYS, self.answer_all(&connection)).await.is_err() {
-            connection.close(cyphonic_proto::close::DONE, "enrolment takes too long");
+        match self.known(&connection).await {
+            Some(fqdn) => self.serve_device(&fqdn, connection).await,
+            None => self.serve_stranger(connection).await,
         }
     }
 
-    async fn answer_all(self: &Arc<Self>, connection: &Connection) {
+    /// The name of the device, if the register stands behind it.
+    async fn known(&self, connection: &Connection) -> Option<String> {
+        let identity = connection.identity()?.clone();
+        let service = Arc::clone(&self.service);
+        // A look that failed is in the log of the first request, which fails as well.
+        let look = tokio::task::spawn_blocking(move || service.knows(&identity).then_some(identity.fqdn));
+        look.await.ok().flatten()
+    }
+
+    async fn serve_device(self: &Arc<Self>, fqdn: &str, connection: Connection) {
+        let oldest = lock(&self.devices).insert(fqdn, connection.clone());
+        if let Some(oldest) = oldest {
+            oldest.close(cyphonic_proto::close::NOT_ALLOWED, "more connections than a device needs");
+        }
+        self.answer_all(&connection, &self.waiting).await;
+        lock(&self.devices).remove(fqdn, |other| other.id() == connection.id());
+    }
+
+    async fn serve_stranger(self: &Arc<Self>, connection: Connection) {
+        let from = connection.remote_address().ip();
+        if !lock(&self.strangers).enter(from) {
+            connection.close(cyphonic_proto::close::NOT_ALLOWED, "too many enrol at once: try again later");
+            return;
+        }
+        let answering = self.answer_all(&connection, &self.strangers_waiting);
+        if tokio::time::timeout(STRANGER_STAYS, answering).await.is_err() {
+            connection.close(cyphonic_proto::close::DONE, "it takes too long");
+        }
+        lock(&self.strangers).leave(from);
+    }
+
+    async fn answer_all(self: &Arc<Self>, connection: &Connection, waiting: &Arc<Semaphore>) {
         while let Ok((request, responder)) = connection.accept_exchange().await {
-            let Ok(turn) = Arc::clone(&self.waiting).try_acquire_owned() else {
+            let Ok(turn) = Arc::clone(waiting).try_acquire_owned() else {
                 let busy = Refusal::retry(RefusalCode::TooMany, "the AS is busy", Duration::from_secs(2));
                 respond(responder, &Message::Refusal(busy)).await;
                 continue;
@@ -98,6 +143,11 @@ impl AuthenticationServer {
         }
         answer
     }
+}
+
+/// The tables are whole after every call; a panic elsewhere does not spoil them.
+fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn respond(responder: Responder, answer: &Message) {

@@ -1,0 +1,94 @@
+//! How many strangers may be at the AS, and from where. Pure.
+//!
+//! A source is an IPv4 address, or the /64 in which an IPv6 host picks its addresses freely. Those who come through the detour
+//! all come from loopback: its own door has counted them by source, so here they are counted together.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+/// At once. Each may take what a connection's window has room for.
+const IN_ALL: usize = 256;
+/// Of one source: an enrolment takes moments.
+const OF_SOURCE: usize = 16;
+/// Of the detour: the other half is for those who come by UDP.
+const OF_DETOUR: usize = IN_ALL / 2;
+
+/// The strangers that are there.
+#[derive(Debug, Default)]
+pub(super) struct Strangers {
+    all: usize,
+    by_source: HashMap<IpAddr, usize>,
+}
+
+impl Strangers {
+    /// Lets one in, where there is room.
+    pub(super) fn enter(&mut self, from: IpAddr) -> bool {
+        let source = source_of(from);
+        let most = if source.is_loopback() { OF_DETOUR } else { OF_SOURCE };
+        let own = self.by_source.get(&source).copied().unwrap_or_default();
+        let room = own < most && self.all < IN_ALL;
+        if room {
+            self.all += 1;
+            self.by_source.insert(source, own + 1);
+        }
+        room
+    }
+
+    /// One that was let in has left.
+    pub(super) fn leave(&mut self, from: IpAddr) {
+        let source = source_of(from);
+        let Some(own) = self.by_source.get_mut(&source) else { return };
+        self.all -= 1;
+        *own -= 1;
+        if *own == 0 {
+            self.by_source.remove(&source);
+        }
+    }
+}
+
+fn source_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) if !v6.is_loopback() => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        address => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    /// How many more of these are let in.
+    fn admitted(strangers: &mut Strangers, from: impl Iterator<Item = IpAddr>) -> usize {
+        from.filter(|from| strangers.enter(*from)).count()
+    }
+
+    #[test]
+    fn one_source_cannot_take_all_the_room() {
+        let mut strangers = Strangers::default();
+        let same = ["192.0.2.1", "::ffff:192.0.2.1"].map(ip).into_iter().cycle().take(1_000);
+        assert_eq!(admitted(&mut strangers, same), OF_SOURCE);
+        let network = (0..1_000u16).map(|host| Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, host).into());
+        assert_eq!(admitted(&mut strangers, network), OF_SOURCE, "a host has many addresses in its network");
+        let local = ["127.0.0.1", "::1"].map(ip).into_iter().flat_map(|from| [from; 1_000]);
+        assert_eq!(admitted(&mut strangers, local.take(1_000)), OF_DETOUR);
+        assert!(strangers.enter(ip("192.0.2.2")), "others find room");
+    }
+
+    #[test]
+    fn many_sources_together_are_bounded_and_every_place_is_given_back() {
+        let mut strangers = Strangers::default();
+        let from = |at: u32| IpAddr::from((0x0a00_0000 + at).to_be_bytes());
+        assert_eq!(admitted(&mut strangers, (0..1_000).map(from)), IN_ALL);
+        strangers.leave(from(0));
+        assert_eq!(admitted(&mut strangers, (1_000..2_000).map(from)), 1);
+        (1..=1_000).map(from).for_each(|from| strangers.leave(from));
+        assert_eq!((strangers.all, strangers.by_source.len()), (0, 0));
+    }
+}
