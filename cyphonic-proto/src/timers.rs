@@ -36,6 +36,11 @@ impl<K: Ord + Clone> Timers<K> {
         self.by_time.first().map(|(at, _)| *at)
     }
 
+    /// What [`Self::pop_expired`] would give.
+    pub(crate) fn expired(&self, now: Instant) -> impl Iterator<Item = &K> {
+        self.by_time.iter().take_while(move |(at, _)| *at <= now).map(|(_, key)| key)
+    }
+
     pub(crate) fn pop_expired(&mut self, now: Instant) -> Option<K> {
         let (at, key) = self.by_time.first()?.clone();
         if at > now {

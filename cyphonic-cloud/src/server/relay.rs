@@ -106,12 +106,16 @@ impl RelayControl {
                 Some(event) = events.recv() => self.handle(event),
                 Some(device) = changes.recv() => self.device_changed(&device),
                 () = sleep_until(timeout) => {
+                    let now = Instant::now();
                     // What the worker has seen may keep a leg that would now expire.
-                    self.look_for_activity();
-                    self.trs.handle_timeout(Instant::now());
+                    self.look_for_activity(now, &self.trs.idle(now));
+                    self.trs.handle_timeout(now);
                 }
                 _ = look.tick() => self.look_for_moves(),
-                _ = activity.tick() => self.look_for_activity(),
+                _ = activity.tick() => {
+                    let all: Vec<_> = self.legs.keys().copied().collect();
+                    self.look_for_activity(Instant::now(), &all);
+                }
             }
             self.act();
         }
@@ -202,9 +206,9 @@ impl RelayControl {
         }
     }
 
-    fn look_for_activity(&mut self) {
-        let now = Instant::now();
-        for (cid, entry) in &mut self.legs {
+    fn look_for_activity(&mut self, now: Instant, cids: &[ConnectionId]) {
+        for cid in cids {
+            let Some(entry) = self.legs.get_mut(cid) else { continue };
             let last_seen = self.map.stats(*cid).and_then(|stats| stats.last_seen);
             if let Some(seen) = last_seen.filter(|_| last_seen != entry.last_seen) {
                 entry.last_seen = last_seen;

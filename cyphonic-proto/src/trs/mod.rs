@@ -102,6 +102,13 @@ impl Trs {
         [self.timers.next(), self.adopted_until, self.held.next()].into_iter().flatten().min()
     }
 
+    /// The legs that [`Self::handle_timeout`] would end for want of packets, with their other ends. Whoever forwards may
+    /// know of some: tell of those before, by [`Self::handle_leg_activity`].
+    pub fn idle(&self, now: Instant) -> Vec<ConnectionId> {
+        let bound = |cid: &ConnectionId| Some([*cid, self.legs.get(cid)?.bound_to()?]);
+        self.timers.expired(now).filter_map(bound).flatten().collect()
+    }
+
     /// Ends legs for which nothing came in time.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(cid) = self.timers.pop_expired(now) {

@@ -366,6 +366,33 @@ fn legs_end_when_nothing_comes_and_live_while_packets_flow() {
 }
 
 #[test]
+fn only_legs_whose_time_is_up_are_asked_about() {
+    let mut bench = Bench::new();
+    let [(a, _), (b, _)] = bench.pair();
+    bench.now += Duration::from_secs(10);
+    let (c, _, _) = bench.leg(2, request(2, "a.lab", 12));
+    let (d, _, _) = bench.leg(0, request(2, "c.lab", 13));
+    bench.leg(2, request(9, "b.lab", 14));
+    let held = relayed::encode(context(99), b"early").unwrap();
+    bench.trs.handle_datagram(bench.now, Channel(0), &held);
+    let idle = |bench: &Bench| bench.trs.idle(bench.now).into_iter().collect::<BTreeSet<_>>();
+
+    // Of what is held, and of legs that bound nobody, whoever forwards knows nothing.
+    bench.now += bench.trs.config.limits.unbound;
+    assert!(bench.trs.poll_timeout().unwrap() <= bench.now);
+    assert_eq!(idle(&bench), [].into());
+    bench.trs.handle_timeout(bench.now);
+    bench.now = bench.trs.poll_timeout().unwrap();
+    assert_eq!(idle(&bench), [a, b].into());
+    // One direction in use keeps both, which are not asked about again before their time.
+    bench.trs.handle_leg_activity(bench.now, b, bench.now);
+    bench.trs.handle_timeout(bench.now);
+    assert_eq!((bench.trs.sizes().1, idle(&bench)), (4, [].into()));
+    bench.now = bench.trs.poll_timeout().unwrap();
+    assert_eq!(idle(&bench), [c, d].into());
+}
+
+#[test]
 fn legs_are_bounded_per_node() {
     let mut bench = Bench::new();
     for n in 0..4 {
