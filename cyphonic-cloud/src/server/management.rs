@@ -94,12 +94,12 @@ impl Management {
     fn handle(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Connected(connection, identity) => self.sessions.insert(connection, identity),
+            Event::Connected(connection, admission) => self.sessions.insert(now, connection, admission),
             Event::Request(channel, message, responder) => {
                 if let Some((identity, remote)) = self.sessions.introduce(channel) {
                     tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the NMS");
                     let server = self.server_address(channel, remote);
-                    // The register said so when it came; the register's watch may be half a second behind.
+                    // The register said so when it came; the register's watch may be half a second behind, but not ahead.
                     self.nms.handle_enrolled(&identity.fqdn);
                     self.nms.handle_connected(now, channel, identity, remote, server);
                 }
@@ -141,7 +141,7 @@ impl Management {
         }
         self.act();
         // Also the one whose name another device has taken over.
-        for (channel, reason) in self.sessions.no_longer_allowed(device) {
+        for (channel, reason) in self.sessions.changed(now, device) {
             self.sessions.close(channel, reason);
             self.nms.handle_disconnected(now, channel);
             if device.revoked_at.is_none() {

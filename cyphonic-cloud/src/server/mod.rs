@@ -11,6 +11,7 @@
 //!
 //! Each machine belongs to one task and hears of the world by a bounded channel; nothing here decides anything.
 
+mod admission;
 mod authentication;
 mod clock;
 mod credentials;

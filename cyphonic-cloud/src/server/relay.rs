@@ -124,7 +124,7 @@ impl RelayControl {
     fn handle(&mut self, event: Event) {
         let now = Instant::now();
         match event {
-            Event::Connected(connection, identity) => self.sessions.insert(connection, identity),
+            Event::Connected(connection, admission) => self.sessions.insert(now, connection, admission),
             Event::Request(channel, message, responder) => {
                 self.meet(now, channel);
                 if self.follow(channel) {
@@ -194,7 +194,7 @@ impl RelayControl {
             self.trs.handle_revoked(now, &device.fqdn);
             self.act();
         }
-        for (channel, reason) in self.sessions.no_longer_allowed(device) {
+        for (channel, reason) in self.sessions.changed(now, device) {
             self.sessions.close(channel, reason);
             self.trs.handle_disconnected(now, channel);
         }

@@ -2,7 +2,7 @@
 //!
 //! Each connection has tasks that read it and put what arrives into the service's bounded channel; the service's one
 //! task owns the machine and this table. A device is let in only if the register (where there is one) still knows it
-//! under the key it came with.
+//! under the key it came with, also when its turn comes.
 //!
 //! A device has one connection, the newest; but it dials several of our addresses at once and drops all connections but
 //! the first to stand. Here any of those may come last. So the machine hears of a connection only when it
@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use cyphonic_proto::{Channel, ExchangeId, Identity, Message, message::ObservationRequest};
@@ -18,6 +19,7 @@ use cyphonic_transport::{Connection, ExchangeError, Responder};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
+use super::admission::{Admission, Changes, allowed};
 use super::newest::Newest;
 use crate::register::{DeviceRecord, Register};
 
@@ -30,7 +32,7 @@ const PROOFS: u32 = 4;
 /// What happened on the connections of one service.
 pub(super) enum Event {
     /// A device came and was let in.
-    Connected(Connection, Identity),
+    Connected(Connection, Admission),
     /// It asks.
     Request(Channel, Message, Responder),
     /// It sent a DATAGRAM.
@@ -65,9 +67,9 @@ impl Entrance {
     /// Lets a device in, or closes its connection.
     pub(super) async fn connected(&self, connection: Connection) {
         match self.admit(&connection).await {
-            Ok(identity) => {
+            Ok(admission) => {
                 // The service's end is the process's end.
-                let _ = self.events.send(Event::Connected(connection, identity)).await;
+                let _ = self.events.send(Event::Connected(connection, admission)).await;
             }
             Err(reason) => {
                 tracing::debug!(reason, remote = %connection.remote_address(), "a device was not let in");
@@ -76,9 +78,12 @@ impl Entrance {
         }
     }
 
-    async fn admit(&self, connection: &Connection) -> Result<Identity, String> {
+    async fn admit(&self, connection: &Connection) -> Result<Admission, String> {
+        let since = Instant::now();
         let identity = connection.identity().cloned().ok_or("a device certificate is required")?;
-        let Some(register) = self.register.clone() else { return Ok(identity) };
+        let Some(register) = self.register.clone() else {
+            return Ok(Admission { identity, revision: 0, since });
+        };
         let fqdn = identity.fqdn.clone();
         let device = tokio::task::spawn_blocking(move || register.device(&fqdn)).await;
         let device = match device {
@@ -87,19 +92,8 @@ impl Entrance {
             Err(error) => return Err(internal(&error)),
         };
         allowed(&device, &identity)?;
-        Ok(identity)
+        Ok(Admission { identity, revision: device.revision, since })
     }
-}
-
-/// Whether the register still stands behind a certificate.
-pub(super) fn allowed(device: &DeviceRecord, identity: &Identity) -> Result<(), &'static str> {
-    if device.revoked_at.is_some() {
-        return Err("the device was revoked");
-    }
-    if !device.has_key(&identity.spki_sha256) {
-        return Err("another device has taken the name over");
-    }
-    Ok(())
 }
 
 fn internal(error: &dyn std::fmt::Display) -> String {
@@ -109,7 +103,7 @@ fn internal(error: &dyn std::fmt::Display) -> String {
 
 struct Session {
     connection: Connection,
-    identity: Identity,
+    admission: Admission,
     remote: SocketAddr,
     readers: Vec<AbortHandle>,
     /// Where it is asked for a proof that it is, and by which task.
@@ -123,6 +117,7 @@ pub(super) struct Sessions {
     events: mpsc::Sender<Event>,
     datagrams: bool,
     sessions: HashMap<Channel, Session>,
+    changes: Changes,
     /// Those that have not spoken yet.
     silent: Newest<Channel>,
     waiting: HashMap<ExchangeId, Responder>,
@@ -138,6 +133,7 @@ impl Sessions {
             events: entrance.events.clone(),
             datagrams,
             sessions: HashMap::new(),
+            changes: Changes::default(),
             silent: Newest::default(),
             waiting: HashMap::new(),
             asked: HashMap::new(),
@@ -146,11 +142,17 @@ impl Sessions {
         }
     }
 
-    /// Takes a connection up and reads it. Requests come one by one and in order; each waits for room in the channel.
-    pub(super) fn insert(&mut self, connection: Connection, identity: Identity) {
+    /// Takes a connection up and reads it, unless a change of the register has overtaken it. Requests come one by one and in
+    /// order; each waits for room in the channel.
+    pub(super) fn insert(&mut self, now: Instant, connection: Connection, admission: Admission) {
+        if let Err(reason) = self.changes.leave_in(now, &admission) {
+            tracing::debug!(reason, remote = %connection.remote_address(), "a device was not let in");
+            connection.close(cyphonic_proto::close::NOT_ALLOWED, reason);
+            return;
+        }
         let channel = Channel(self.next_channel);
         self.next_channel += 1;
-        let (fqdn, remote) = (identity.fqdn.clone(), connection.remote_address());
+        let (fqdn, remote) = (admission.identity.fqdn.clone(), connection.remote_address());
         let requests = read_requests(channel, connection.clone(), self.events.clone());
         let mut readers = vec![tokio::spawn(requests).abort_handle()];
         if self.datagrams {
@@ -159,7 +161,7 @@ impl Sessions {
         }
         self.sessions.insert(
             channel,
-            Session { connection, identity, remote, readers, proving: None, introduced: false },
+            Session { connection, admission, remote, readers, proving: None, introduced: false },
         );
         if let Some(oldest) = self.silent.insert(&fqdn, channel) {
             self.close(oldest, "more connections than a device needs, and nothing asked on them");
@@ -170,7 +172,7 @@ impl Sessions {
     pub(super) fn introduce(&mut self, channel: Channel) -> Option<(Identity, SocketAddr)> {
         let session = self.sessions.get_mut(&channel).filter(|session| !session.introduced)?;
         session.introduced = true;
-        let introduced = (session.identity.clone(), session.remote);
+        let introduced = (session.admission.identity.clone(), session.remote);
         self.silent.remove(&introduced.0.fqdn, |other| *other == channel);
         Some(introduced)
     }
@@ -193,7 +195,7 @@ impl Sessions {
             task.abort();
         }
         if !session.introduced {
-            self.silent.remove(&session.identity.fqdn, |other| *other == channel);
+            self.silent.remove(&session.admission.identity.fqdn, |other| *other == channel);
         }
         true
     }
@@ -201,7 +203,11 @@ impl Sessions {
     /// Closes a connection; its end is not reported.
     pub(super) fn close(&mut self, channel: Channel, reason: &str) {
         if let Some(session) = self.sessions.get(&channel) {
-            tracing::debug!(fqdn = session.identity.fqdn, reason, "a device's connection is closed");
+            tracing::debug!(
+                fqdn = session.admission.identity.fqdn,
+                reason,
+                "a device's connection is closed"
+            );
             session.connection.close(cyphonic_proto::close::NOT_ALLOWED, reason);
         }
         self.remove(channel);
@@ -316,12 +322,13 @@ impl Sessions {
         self.sessions.get(&channel).is_some_and(|session| session.remote == remote)
     }
 
-    /// The connections that a change of the register does away with.
-    pub(super) fn no_longer_allowed(&self, device: &DeviceRecord) -> Vec<(Channel, &'static str)> {
-        let of_device = self.sessions.iter().filter(|(_, session)| session.identity.fqdn == device.fqdn);
-        of_device
-            .filter_map(|(channel, session)| Some((*channel, allowed(device, &session.identity).err()?)))
-            .collect()
+    /// Notes a change of the register, and gives the connections that it does away with.
+    pub(super) fn changed(&mut self, now: Instant, device: &DeviceRecord) -> Vec<(Channel, &'static str)> {
+        self.changes.note(now, device);
+        let outlived = |(channel, session): (&Channel, &Session)| {
+            Some((*channel, session.admission.outlives(device).err()?))
+        };
+        self.sessions.iter().filter_map(outlived).collect()
     }
 }
 
