@@ -96,7 +96,8 @@ impl Management {
         match event {
             Event::Connected(connection, admission) => self.sessions.insert(now, connection, admission),
             Event::Request(channel, message, responder) => {
-                if let Some((identity, remote)) = self.sessions.introduce(channel) {
+                if let Some((identity, whereabouts)) = self.sessions.introduce(channel) {
+                    let remote = whereabouts.seen();
                     tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the NMS");
                     let server = self.server_address(channel, remote);
                     // The register said so when it came; the register's watch may be half a second behind, but not ahead.

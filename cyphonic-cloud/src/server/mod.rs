@@ -24,6 +24,7 @@ mod relay;
 mod sessions;
 mod stun;
 mod watch;
+mod whereabouts;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -127,7 +127,7 @@ impl RelayControl {
             Event::Connected(connection, admission) => self.sessions.insert(now, connection, admission),
             Event::Request(channel, message, responder) => {
                 self.meet(now, channel);
-                if self.follow(channel) {
+                if self.follow(now, channel) {
                     let exchange = self.sessions.expect_answer(responder);
                     self.trs.handle_request(now, channel, exchange, message);
                 }
@@ -135,7 +135,7 @@ impl RelayControl {
             Event::Datagram(channel, datagram) => {
                 // It may overtake the first request: streams and DATAGRAMs are not ordered.
                 self.meet(now, channel);
-                if self.follow(channel) {
+                if self.follow(now, channel) {
                     self.trs.handle_datagram(now, channel, &datagram);
                 }
             }
@@ -148,7 +148,7 @@ impl RelayControl {
                 }
             }
             Event::Proved(channel, remote) => {
-                if self.sessions.is_seen_at(channel, remote) {
+                if self.sessions.proved(channel, remote) {
                     let path = self.path(channel, remote);
                     tracing::debug!(%remote, "a device has moved: its legs follow");
                     self.trs.handle_moved(now, channel, path);
@@ -161,26 +161,28 @@ impl RelayControl {
 
     /// Tells the machine of a device that speaks for the first time.
     fn meet(&mut self, now: Instant, channel: Channel) {
-        if let Some((identity, remote)) = self.sessions.introduce(channel) {
+        if let Some((identity, whereabouts)) = self.sessions.introduce(channel) {
+            let remote = whereabouts.proved();
             tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the TRS");
             let path = self.path(channel, remote);
             self.trs.handle_connected(now, channel, identity, path);
+            self.trs.handle_seen(channel, whereabouts.seen());
         }
     }
 
     /// Looks whether the device is seen elsewhere; false if the device is gone.
-    fn follow(&mut self, channel: Channel) -> bool {
+    fn follow(&mut self, now: Instant, channel: Channel) -> bool {
         if let Some(remote) = self.sessions.moved(channel) {
-            self.seen_elsewhere(channel, remote);
+            self.seen_elsewhere(now, channel, remote);
         }
         self.sessions.contains(channel)
     }
 
     /// Legs follow when the device proves that it is there: until then whoever repeats its packets from another's address
     /// would turn what it receives on that one.
-    fn seen_elsewhere(&mut self, channel: Channel, remote: SocketAddr) {
+    fn seen_elsewhere(&mut self, now: Instant, channel: Channel, remote: SocketAddr) {
         self.trs.handle_seen(channel, remote);
-        self.sessions.ask_for_proof(channel);
+        self.sessions.ask_for_proof(now, channel);
     }
 
     /// Where a device is, and by which of our addresses it reaches us: its NAT lets in no other.
@@ -202,8 +204,9 @@ impl RelayControl {
 
     fn look_for_moves(&mut self) {
         for (channel, remote) in self.sessions.all_moved() {
-            self.seen_elsewhere(channel, remote);
+            self.trs.handle_seen(channel, remote);
         }
+        self.sessions.ask_for_proofs(Instant::now());
     }
 
     fn look_for_activity(&mut self, now: Instant, cids: &[ConnectionId]) {

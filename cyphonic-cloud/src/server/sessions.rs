@@ -15,19 +15,17 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use cyphonic_proto::{Channel, ExchangeId, Identity, Message, message::ObservationRequest};
-use cyphonic_transport::{Connection, ExchangeError, Responder};
+use cyphonic_transport::{Connection, Responder};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::admission::{Admission, Changes, allowed};
 use super::newest::Newest;
+use super::whereabouts::Whereabouts;
 use crate::register::{DeviceRecord, Register};
 
 /// Events that wait for a service. When it is full, connections are read more slowly: their senders wait.
 const QUEUE: usize = 4_096;
-
-/// How often a device is asked where it is, each time for as long as an exchange may take.
-const PROOFS: u32 = 4;
 
 /// What happened on the connections of one service.
 pub(super) enum Event {
@@ -104,10 +102,10 @@ fn internal(error: &dyn std::fmt::Display) -> String {
 struct Session {
     connection: Connection,
     admission: Admission,
-    remote: SocketAddr,
+    whereabouts: Whereabouts,
     readers: Vec<AbortHandle>,
-    /// Where it is asked for a proof that it is, and by which task.
-    proving: Option<(SocketAddr, AbortHandle)>,
+    /// Asks it for a proof that it is where it is seen.
+    proving: Option<AbortHandle>,
     /// Whether the machine knows it.
     introduced: bool,
 }
@@ -152,7 +150,8 @@ impl Sessions {
         }
         let channel = Channel(self.next_channel);
         self.next_channel += 1;
-        let (fqdn, remote) = (admission.identity.fqdn.clone(), connection.remote_address());
+        let fqdn = admission.identity.fqdn.clone();
+        let whereabouts = Whereabouts::new(connection.remote_address());
         let requests = read_requests(channel, connection.clone(), self.events.clone());
         let mut readers = vec![tokio::spawn(requests).abort_handle()];
         if self.datagrams {
@@ -161,7 +160,7 @@ impl Sessions {
         }
         self.sessions.insert(
             channel,
-            Session { connection, admission, remote, readers, proving: None, introduced: false },
+            Session { connection, admission, whereabouts, readers, proving: None, introduced: false },
         );
         if let Some(oldest) = self.silent.insert(&fqdn, channel) {
             self.close(oldest, "more connections than a device needs, and nothing asked on them");
@@ -169,10 +168,10 @@ impl Sessions {
     }
 
     /// Whose connection it is and where from, when it speaks for the first time: the machine is to be told.
-    pub(super) fn introduce(&mut self, channel: Channel) -> Option<(Identity, SocketAddr)> {
+    pub(super) fn introduce(&mut self, channel: Channel) -> Option<(Identity, Whereabouts)> {
         let session = self.sessions.get_mut(&channel).filter(|session| !session.introduced)?;
         session.introduced = true;
-        let introduced = (session.admission.identity.clone(), session.remote);
+        let introduced = (session.admission.identity.clone(), session.whereabouts);
         self.silent.remove(&introduced.0.fqdn, |other| *other == channel);
         Some(introduced)
     }
@@ -191,7 +190,7 @@ impl Sessions {
     pub(super) fn remove(&mut self, channel: Channel) -> bool {
         let Some(session) = self.sessions.remove(&channel) else { return false };
         session.readers.iter().for_each(AbortHandle::abort);
-        if let Some((_, task)) = &session.proving {
+        if let Some(task) = &session.proving {
             task.abort();
         }
         if !session.introduced {
@@ -272,11 +271,7 @@ impl Sessions {
     pub(super) fn moved(&mut self, channel: Channel) -> Option<SocketAddr> {
         let session = self.sessions.get_mut(&channel)?;
         let remote = session.connection.remote_address();
-        if remote == session.remote {
-            return None;
-        }
-        session.remote = remote;
-        Some(remote)
+        session.whereabouts.see(remote).then_some(remote)
     }
 
     /// All devices that are seen at another address than they were. QUIC does not tell, so somebody has to look.
@@ -285,41 +280,40 @@ impl Sessions {
         channels.into_iter().filter_map(|channel| Some((channel, self.moved(channel)?))).collect()
     }
 
-    /// Asks a device for a proof that it receives where it is seen; [`Event::Proved`] brings it. QUIC validates a new path
-    /// by itself (RFC 9000 §9.3), but does not tell either; meanwhile it sends nowhere else. So any answer, be it a refusal,
-    /// is the proof.
-    pub(super) fn ask_for_proof(&mut self, channel: Channel) {
+    /// Asks a device for a proof that it receives where it is seen, if it is time to; [`Event::Proved`] brings it. QUIC
+    /// validates a new path by itself (RFC 9000 §9.3), but does not tell either; meanwhile it sends nowhere else. So any
+    /// answer, be it a refusal, is the proof.
+    pub(super) fn ask_for_proof(&mut self, now: Instant, channel: Channel) {
         let Some(session) = self.sessions.get_mut(&channel) else { return };
-        let remote = session.connection.remote_address();
-        // One task at a time, however often the device seems to move.
-        match &session.proving {
-            Some((asked, task)) if *asked == remote && !task.is_finished() => return,
-            Some((_, task)) => task.abort(),
-            None => {}
+        if !session.whereabouts.ask(now) {
+            return;
         }
+        // One task at a time, however often the device seems to move.
+        if let Some(task) = session.proving.take() {
+            task.abort();
+        }
+        let remote = session.whereabouts.seen();
         let (connection, events) = (session.connection.clone(), self.events.clone());
         let ask = async move {
             let question = Message::ObservationRequest(ObservationRequest {});
-            for _ in 0..PROOFS {
-                let answer = connection.open_exchange(&question).await;
-                if connection.remote_address() != remote
-                    || matches!(answer, Err(ExchangeError::Connection(_)))
-                {
-                    return;
-                }
-                if answer.is_ok() {
-                    // The service's end is the process's end.
-                    let _ = events.send(Event::Proved(channel, remote)).await;
-                    return;
-                }
+            let answer = connection.open_exchange(&question).await;
+            if answer.is_ok() && connection.remote_address() == remote {
+                // The service's end is the process's end.
+                let _ = events.send(Event::Proved(channel, remote)).await;
             }
         };
-        session.proving = Some((remote, tokio::spawn(ask).abort_handle()));
+        session.proving = Some(tokio::spawn(ask).abort_handle());
+    }
+
+    /// Asks all devices that still owe a proof, as far as it is time to.
+    pub(super) fn ask_for_proofs(&mut self, now: Instant) {
+        let channels: Vec<Channel> = self.sessions.keys().copied().collect();
+        channels.into_iter().for_each(|channel| self.ask_for_proof(now, channel));
     }
 
     /// Whether a device, which has proved that it was there, is still seen there.
-    pub(super) fn is_seen_at(&self, channel: Channel, remote: SocketAddr) -> bool {
-        self.sessions.get(&channel).is_some_and(|session| session.remote == remote)
+    pub(super) fn proved(&mut self, channel: Channel, remote: SocketAddr) -> bool {
+        self.sessions.get_mut(&channel).is_some_and(|session| session.whereabouts.prove(remote))
     }
 
     /// Notes a change of the register, and gives the connections that it does away with.
