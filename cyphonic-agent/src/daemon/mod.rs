@@ -4,7 +4,7 @@
 //! 2. Lock the state directory; undo what a crashed predecessor left in the host's resolver.
 //! 3. Enrol, if the device is not and a token is there. An unreachable cloud is waited for.
 //! 4. Start the engine: UDP port, virtual interface, ring, node. It needs no cloud to start.
-//! 5. Serve DNS, then point the host's resolver at it, then serve the control socket. Tell systemd.
+//! 5. Serve DNS, then the control socket, then point the host's resolver at it and follow who else does. Tell systemd.
 //! 6. Wait for a signal, for `cyphonic down`, or for the engine to fail.
 //! 7. Resolver first (programs stop asking us), then DNS and control, then the engine and its interface.
 
@@ -23,6 +23,7 @@ use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::Notify,
+    task::JoinSet,
 };
 
 use crate::{
@@ -31,7 +32,7 @@ use crate::{
     dns::{DnsError, DnsServer, InvalidZone, Resolver, Zone},
     enrol::EnrolError,
     netlink::{Netlink, NetlinkError},
-    resolver::{self, HostResolver},
+    resolver::{self, HostResolver, follow::SharedResolver},
     state::{DeviceIdentity, StateDir, StateError},
 };
 use served::Served;
@@ -161,7 +162,9 @@ pub async fn clean_up_host(state: &StateDir, config: &Config) -> Result<bool, Ne
 
 /// What stands between the engine and the host's programs.
 struct Surroundings {
-    resolver: HostResolver,
+    resolver: SharedResolver,
+    // Aborted when dropped.
+    _following: JoinSet<()>,
     _dns: Arc<DnsServer>,
     _control: ControlServer,
     asked_to_stop: Arc<Notify>,
@@ -178,19 +181,22 @@ impl Surroundings {
         let zone = Zone::new(&zone, prefix)?;
         let dns = Arc::new(DnsServer::start(config.dns.listen, zone, resolver).await?);
         let asked_to_stop = Arc::new(Notify::new());
-        let served = Arc::new(Served::new(backend, dns.clone(), asked_to_stop.clone()));
-        let control = ControlServer::start(&config.socket, served.clone()).await?;
+        let resolver = SharedResolver::default();
+        let served = Served::new(backend, dns.clone(), asked_to_stop.clone(), resolver.clone());
+        let control = ControlServer::start(&config.socket, Arc::new(served)).await?;
         // Last, because nothing after it can fail. Without it the overlay still works by address, so failing is no
         // reason to stop: `status` says so.
         let host = resolver::Host::default();
-        let resolver = HostResolver::apply(config.dns.resolver, &host, &dns, interface, state)
+        let applied = HostResolver::apply(config.dns.resolver, &host, &dns, interface, state)
             .await
             .unwrap_or_else(|error| {
                 tracing::error!(%error, "names of the overlay will not resolve on this host");
-                HostResolver::Untouched { why: error.to_string() }
+                HostResolver::Untouched { why: error.to_string(), wanted: false }
             });
-        served.set_resolver(&resolver);
-        Ok(Self { resolver, _dns: dns, _control: control, asked_to_stop })
+        resolver.set(applied);
+        let mut following = JoinSet::new();
+        following.spawn(resolver.clone().follow(dns.clone()));
+        Ok(Self { resolver, _following: following, _dns: dns, _control: control, asked_to_stop })
     }
 
     async fn stop(self) {

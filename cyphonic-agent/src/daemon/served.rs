@@ -1,9 +1,6 @@
 //! The engine's backend, and what only the daemon knows.
 
-use std::{
-    net::Ipv6Addr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::Ipv6Addr, sync::Arc};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::Notify;
@@ -14,38 +11,24 @@ use crate::{
         report::{DnsReport, HealthCheck, Severity},
     },
     dns::{DnsServer, ResolveError},
-    resolver::HostResolver,
+    resolver::follow::SharedResolver,
 };
 
 pub(super) struct Served {
     engine: Arc<dyn Backend>,
     dns: Arc<DnsServer>,
     asked_to_stop: Arc<Notify>,
-    resolver: Mutex<(String, String)>,
+    resolver: SharedResolver,
 }
 
 impl Served {
-    pub(super) fn new(engine: Arc<dyn Backend>, dns: Arc<DnsServer>, asked_to_stop: Arc<Notify>) -> Self {
-        let starting = ("none".to_owned(), "starting".to_owned());
-        Self { engine, dns, asked_to_stop, resolver: Mutex::new(starting) }
-    }
-
-    pub(super) fn set_resolver(&self, resolver: &HostResolver) {
-        *self.resolver.lock().unwrap_or_else(PoisonError::into_inner) =
-            (resolver.kind().to_owned(), resolver.why());
-    }
-
-    fn dns_report(&self) -> DnsReport {
-        let (resolver, why) = self.resolver.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let stats = self.dns.stats();
-        DnsReport {
-            listen: Some(self.dns.address()),
-            resolver,
-            why,
-            queries: stats.queries,
-            failures: stats.failures,
-            relayed: stats.relayed,
-        }
+    pub(super) fn new(
+        engine: Arc<dyn Backend>,
+        dns: Arc<DnsServer>,
+        asked_to_stop: Arc<Notify>,
+        resolver: SharedResolver,
+    ) -> Self {
+        Self { engine, dns, asked_to_stop, resolver }
     }
 }
 
@@ -53,12 +36,21 @@ impl Backend for Served {
     fn status(&self) -> BoxFuture<'_, StatusReport> {
         async {
             let mut report = self.engine.status().await;
-            report.dns = self.dns_report();
-            if report.dns.resolver == "none" && report.dns.why != "`resolver: none`" {
+            let standing = self.resolver.standing().await;
+            let stats = self.dns.stats();
+            report.dns = DnsReport {
+                listen: Some(self.dns.address()),
+                resolver: standing.kind.to_owned(),
+                why: standing.why,
+                queries: stats.queries,
+                failures: stats.failures,
+                relayed: stats.relayed,
+            };
+            if let Some(trouble) = standing.trouble {
                 report.health.push(HealthCheck {
                     id: "resolver".into(),
                     severity: Severity::Error,
-                    message: format!("names of the overlay do not resolve on this host: {}", report.dns.why),
+                    message: format!("names of the overlay do not resolve on this host: {trouble}"),
                 });
             }
             report
@@ -80,5 +72,70 @@ impl Backend for Served {
             self.asked_to_stop.notify_one();
         }
         .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        dns::{Resolver, Zone},
+        resolver::{HostResolver, resolv_conf::ResolvConf},
+    };
+
+    struct Engine;
+
+    impl Resolver for Engine {
+        fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn name_of(&self, _: Ipv6Addr) -> Option<String> {
+            None
+        }
+    }
+
+    impl Backend for Engine {
+        fn status(&self) -> BoxFuture<'_, StatusReport> {
+            Box::pin(async { StatusReport::default() })
+        }
+
+        fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
+            Resolver::resolve(self, name)
+        }
+
+        fn reset(&self, _: ResetTarget) -> BoxFuture<'_, Result<usize, BackendError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn shutdown(&self) -> BoxFuture<'_, ()> {
+            Box::pin(async {})
+        }
+    }
+
+    #[tokio::test]
+    async fn status_tells_how_the_resolver_stands_when_it_is_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("resolv.conf");
+        let host = |server: &str| std::fs::write(&file, format!("nameserver {server}\n")).unwrap();
+        host("192.0.2.1");
+        let zone = Zone::new("cyphonic.internal", "fd12:3456:789a::/48".parse().unwrap()).unwrap();
+        let dns = DnsServer::start("127.0.0.1:0".parse().unwrap(), zone, Arc::new(Engine)).await.unwrap();
+        let resolver = SharedResolver::default();
+        let served = Served::new(Arc::new(Engine), Arc::new(dns), Arc::default(), resolver.clone());
+        let starting = served.status().await;
+        assert_eq!((starting.dns.resolver.as_str(), starting.health.len()), ("none", 1));
+        let edit = ResolvConf::prepare(&file, dir.path()).unwrap().apply([127, 0, 0, 55].into()).unwrap();
+        resolver.set(HostResolver::ResolvConf { file: Box::new(edit), because: None });
+        let applied = served.status().await;
+        assert_eq!((applied.dns.resolver.as_str(), applied.health.len()), ("resolv-conf", 0));
+        host("203.0.113.1");
+        let taken = served.status().await;
+        let [check] = &taken.health[..] else { panic!("{:?}", taken.health) };
+        assert_eq!((check.id.as_str(), check.severity), ("resolver", Severity::Error));
+        assert!(check.message.contains("changed by someone else") && taken.dns.why.contains("changed"));
+        resolver.restore().await;
+        let stopping = served.status().await;
+        assert_eq!((stopping.dns.resolver.as_str(), stopping.health.len()), ("none", 0));
     }
 }

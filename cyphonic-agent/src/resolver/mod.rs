@@ -9,15 +9,17 @@
 //!   asks the next server after a SERVFAIL: names of the overlay would leak to strangers just when a tunnel fails.
 //!
 //! **Invariant:** what was there is in the journal, on disk, before it is changed; it comes back on stop, on
-//! `cyphonicd cleanup` and at the next start. A file that somebody else has changed since is theirs: it is left alone.
+//! `cyphonicd cleanup` and at the next start. What somebody else writes while we run is what was there from then on
+//! ([`follow`]). What they write after that is theirs: it is left alone.
 
+pub mod follow;
 pub mod resolv_conf;
 pub mod resolved;
 
 use std::{net::SocketAddr, path::PathBuf};
 
 use crate::{config::ResolverChoice, dns::DnsServer, state::StateDir};
-use resolv_conf::{ResolvConf, ResolvConfError};
+use resolv_conf::{Look, ResolvConf, ResolvConfError};
 use resolved::{Bus, Resolved, ResolvedError};
 
 /// Where the host's resolver configuration is.
@@ -46,7 +48,7 @@ pub enum HostResolver {
     /// `/etc/resolv.conf` names our server.
     ResolvConf {
         /// The edited file.
-        file: ResolvConf,
+        file: Box<ResolvConf>,
         /// Why systemd-resolved was not used, though this host does.
         because: Option<String>,
     },
@@ -54,6 +56,8 @@ pub enum HostResolver {
     Untouched {
         /// For `status`.
         why: String,
+        /// Whether that is as configured.
+        wanted: bool,
     },
 }
 
@@ -71,11 +75,16 @@ impl HostResolver {
         state: &StateDir,
     ) -> Result<Self, ResolverError> {
         match choice {
-            ResolverChoice::None => Ok(Self::Untouched { why: "`resolver: none`".into() }),
+            ResolverChoice::None => Ok(Self::Untouched { why: "`resolver: none`".into(), wanted: true }),
             ResolverChoice::SystemdResolved => Ok(Self::use_resolved(host, server, interface).await?),
             ResolverChoice::ResolvConf => Self::use_resolv_conf(host, server, state, None),
             ResolverChoice::Auto if !resolved::is_in_use(&host.resolv_conf).await => {
-                Self::use_resolv_conf(host, server, state, None)
+                let mut applied = Self::use_resolv_conf(host, server, state, None)?;
+                // Where it comes later, it would ask us and we would ask it.
+                if let Self::ResolvConf { file, .. } = &mut applied {
+                    file.leave_to(resolved::STUB);
+                }
+                Ok(applied)
             }
             ResolverChoice::Auto => match Self::use_resolved(host, server, interface).await {
                 Ok(applied) => Ok(applied),
@@ -108,7 +117,7 @@ impl HostResolver {
         // First, so that no query is refused between the edit and this.
         server.set_upstream(Some(edit.upstream(address)));
         match edit.apply(address.ip()) {
-            Ok(file) => Ok(Self::ResolvConf { file, because }),
+            Ok(file) => Ok(Self::ResolvConf { file: Box::new(file), because }),
             Err(error) => {
                 server.set_upstream(None);
                 Err(error.into())
@@ -147,19 +156,52 @@ impl HostResolver {
         match self {
             Self::Resolved(_) => "the overlay's zone only, over D-Bus".into(),
             Self::ResolvConf { file, because } => {
-                let path = file.path().display();
-                let state = if file.is_intact() {
+                let state = taken_away(file).unwrap_or_else(|| {
+                    let path = file.path().display();
                     format!("{path} names our server only; other names are relayed to the host's own servers")
-                } else {
-                    format!("{path} was changed by someone else: names of the overlay may not resolve")
-                };
+                });
                 match because {
                     Some(because) => format!("{state} ({because})"),
                     None => state,
                 }
             }
-            Self::Untouched { why } => why.clone(),
+            Self::Untouched { why, .. } => why.clone(),
         }
+    }
+
+    /// Why names of the overlay do not resolve on this host, though they should.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Resolved(_) | Self::Untouched { wanted: true, .. } => None,
+            Self::ResolvConf { file, .. } => taken_away(file),
+            Self::Untouched { why, wanted: false } => Some(why.clone()),
+        }
+    }
+
+    /// Makes up for what other programs have done since, and tells the server whom to relay to.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read or written.
+    pub fn follow(&mut self, server: &DnsServer) -> Result<Look, ResolverError> {
+        let Self::ResolvConf { file, .. } = self else { return Ok(Look::Quiet) };
+        let look = file.follow()?;
+        if let Look::Servers(upstream) | Look::Taken(upstream) = &look {
+            server.set_upstream(Some(upstream.clone()));
+        }
+        Ok(look)
+    }
+}
+
+/// Who has the file, if it is not ours.
+fn taken_away(file: &ResolvConf) -> Option<String> {
+    let path = file.path().display();
+    if file.is_intact() {
+        None
+    } else if file.is_left() {
+        Some(format!("systemd-resolved has taken {path} over since: `systemctl restart cyphonicd` uses it"))
+    } else {
+        Some(format!("{path} was changed by someone else; it is made ours again in a moment"))
     }
 }
 

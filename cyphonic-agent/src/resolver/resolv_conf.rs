@@ -6,6 +6,9 @@
 //! written in place.
 //!
 //! The journal is one file, `resolv.conf.json`, written before the edit and removed after the restoration.
+//!
+//! Other programs go on writing: a DHCP client that gets its lease after us replaces the file, and whoever owns a link's
+//! target changes that. [`ResolvConf::follow`] takes what they wrote for the original from then on.
 
 use std::{
     fs::{self, OpenOptions},
@@ -28,6 +31,10 @@ const JOURNAL: &str = "resolv.conf.json";
 const MAX_BYTES: u64 = 64 * 1024;
 const MAX_JOURNAL_BYTES: u64 = 1024 * 1024;
 
+/// The first lines of what we write.
+const HEADER: &str = "# Edited by cyphonicd, which relays other names to the servers that stood here. Restored when it stops;\n\
+     # after a crash by its next start or by `cyphonicd cleanup`.\n";
+
 /// An edit that is ready to be made.
 #[derive(Debug)]
 pub struct Prepared {
@@ -43,6 +50,25 @@ pub struct ResolvConf {
     path: PathBuf,
     journal: PathBuf,
     entry: Entry,
+    /// Ours.
+    server: IpAddr,
+    /// What the host's own servers were read from.
+    text: String,
+    /// What the last look found, if that was news.
+    news: Option<(Original, String)>,
+    /// Files that name this server are not for us.
+    left_to: Option<IpAddr>,
+}
+
+/// What a look at the file came to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Nothing new, or nothing that is certain yet: somebody may be in the middle of writing.
+    Quiet,
+    /// The file is ours as before; behind the link these are the host's own servers now.
+    Servers(Upstream),
+    /// Somebody else had written the file. It is the original now, with these servers, and the file is ours again.
+    Taken(Upstream),
 }
 
 /// The journal's content: enough to undo the edit, and to know whether it still stands.
@@ -51,10 +77,13 @@ struct Entry {
     path: PathBuf,
     original: Original,
     ours: String,
+    /// Ours before that, where it stood until this edit: a crash may have come between journal and edit.
+    #[serde(default)]
+    before: Option<String>,
 }
 
 /// What stood there.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 enum Original {
     Absent,
@@ -85,6 +114,75 @@ impl ResolvConf {
         self.entry.stands()
     }
 
+    /// From now on a file that names this server is left to whoever wrote it.
+    pub fn leave_to(&mut self, server: IpAddr) {
+        self.left_to = Some(server);
+    }
+
+    /// Whether the file names the server that such files are left to.
+    pub fn is_left(&self) -> bool {
+        self.left_to.is_some_and(|server| names(&nameservers_of(&self.path), server))
+    }
+
+    /// Looks at the file, and behind the link that it was. What somebody else has written since becomes the original, once
+    /// two looks have seen the same, and the file is made ours again.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read or written, or the journal. The file is then as it was found.
+    pub fn follow(&mut self) -> Result<Look, ResolvConfError> {
+        let ours = self.entry.stands();
+        let (found, text) = match &self.entry.original {
+            _ if !ours => look_at(&self.path)?,
+            Original::Link { target } => {
+                let target = self.path.parent().unwrap_or(Path::new("/")).join(target);
+                (self.entry.original.clone(), text_of(&target)?)
+            }
+            // Nobody else can see what stood there.
+            _ => return Ok(Look::Quiet),
+        };
+        let (original, text) = self.foreign(found, text);
+        let known = ours && text == self.text;
+        if known || (!ours && self.left_to.is_some_and(|server| names(&nameservers(&text), server))) {
+            self.news = None;
+            return Ok(Look::Quiet);
+        }
+        let news = Some((original, text));
+        if self.news != news {
+            self.news = news;
+            return Ok(Look::Quiet);
+        }
+        let Some((original, text)) = self.news.take() else { return Ok(Look::Quiet) };
+        let entry = Entry {
+            path: self.path.clone(),
+            original,
+            ours: edited(&text, self.server),
+            before: ours.then(|| self.entry.ours.clone()),
+        };
+        entry.make(&self.journal)?;
+        (self.entry, self.text) = (entry, text);
+        let upstream = upstream(&self.text, SocketAddr::new(self.server, 53));
+        Ok(if ours { Look::Servers(upstream) } else { Look::Taken(upstream) })
+    }
+
+    /// What was found, without what it has of ours: programs that save the file and put it back, or build on it, saw
+    /// our edit. One that names nobody else says nothing new.
+    fn foreign(&self, found: Original, text: String) -> (Original, String) {
+        if !names(&nameservers(&text), self.server) {
+            return (found, text);
+        }
+        let text = without(&text, self.server);
+        if nameservers(&text).is_empty() {
+            return (self.entry.original.clone(), self.text.clone());
+        }
+        let original = match found {
+            Original::File { mode, .. } => Original::File { text: text.clone(), mode },
+            Original::Mounted { at, .. } => Original::Mounted { text: text.clone(), at },
+            other => other,
+        };
+        (original, text)
+    }
+
     /// Puts the original back, unless somebody else has changed the file since.
     ///
     /// # Errors
@@ -98,32 +196,24 @@ impl ResolvConf {
 impl Prepared {
     /// The host's own servers; glibc's default where the file names none.
     pub fn upstream(&self, own: SocketAddr) -> Upstream {
-        let mut servers = nameservers(&self.text);
-        if servers.is_empty() {
-            servers.push(([127, 0, 0, 1], 53).into());
-        }
-        Upstream::new(servers, own)
+        upstream(&self.text, own)
     }
 
     /// Makes `server` the only one. Search domains and options stay.
     pub fn apply(self, server: IpAddr) -> Result<ResolvConf, ResolvConfError> {
         let Self { path, journal, original, text } = self;
-        let ours = edited(&text, server);
-        let entry = Entry { path: path.clone(), original, ours };
-        let json = serde_json::to_vec(&entry).map_err(ResolvConfError::Journal)?;
-        write_atomic(&journal, &json, 0o600)?;
-        let written = match &entry.original {
-            Original::Mounted { at, .. } => write_in_place(at, &entry.ours),
-            Original::Absent | Original::Link { .. } => replace(&path, &entry.ours, 0o644),
-            Original::File { mode, .. } => replace(&path, &entry.ours, *mode),
-        };
-        if let Err(source) = written {
-            // In place, a part may be written.
-            let _ = undo(&entry, &journal);
-            return Err(ResolvConfError::io("write", &path, source));
-        }
-        Ok(ResolvConf { path, journal, entry })
+        let entry = Entry { path: path.clone(), original, ours: edited(&text, server), before: None };
+        entry.make(&journal)?;
+        Ok(ResolvConf { path, journal, entry, server, text, news: None, left_to: None })
     }
+}
+
+fn upstream(text: &str, own: SocketAddr) -> Upstream {
+    let mut servers = nameservers(text);
+    if servers.is_empty() {
+        servers.push(([127, 0, 0, 1], 53).into());
+    }
+    Upstream::new(servers, own)
 }
 
 /// Undoes what the journal says was done. True if there was a journal.
@@ -156,10 +246,30 @@ fn undo(entry: &Entry, journal: &Path) -> Result<(), ResolvConfError> {
     } else {
         tracing::info!(path = %entry.path.display(), "changed by someone else since: left alone");
     }
-    fs::remove_file(journal).map_err(|source| ResolvConfError::io("remove", journal, source))
+    match fs::remove_file(journal) {
+        // An edit that failed took it away.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|source| ResolvConfError::io("remove", journal, source)),
+    }
 }
 
 impl Entry {
+    /// Makes the edit, after it is in the journal.
+    fn make(&self, journal: &Path) -> Result<(), ResolvConfError> {
+        let json = serde_json::to_vec(self).map_err(ResolvConfError::Journal)?;
+        write_atomic(journal, &json, 0o600)?;
+        let written = match &self.original {
+            Original::Mounted { at, .. } => write_in_place(at, &self.ours),
+            Original::Absent | Original::Link { .. } => replace(&self.path, &self.ours, 0o644),
+            Original::File { mode, .. } => replace(&self.path, &self.ours, *mode),
+        };
+        written.map_err(|source| {
+            // In place, a part may be written.
+            let _ = undo(self, journal);
+            ResolvConfError::io("write", &self.path, source)
+        })
+    }
+
     /// Whether the file still is what we wrote. Written in place, it may be the start of it: we crashed half-way.
     fn stands(&self) -> bool {
         let is_link = fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.is_symlink());
@@ -168,7 +278,13 @@ impl Entry {
             Original::Mounted { at, .. } => {
                 bytes(at).is_some_and(|now| self.ours.as_bytes().starts_with(&now))
             }
-            _ => !is_link && bytes(&self.path).as_deref() == Some(self.ours.as_bytes()),
+            _ => {
+                let is_ours = |now: &[u8]| {
+                    now == self.ours.as_bytes()
+                        || self.before.as_ref().is_some_and(|old| now == old.as_bytes())
+                };
+                !is_link && bytes(&self.path).as_deref().is_some_and(is_ours)
+            }
         }
     }
 }
@@ -182,15 +298,19 @@ fn look_at(path: &Path) -> Result<(Original, String), ResolvConfError> {
         }
         Err(error) => return Err(read(error)),
     };
-    // Follows links; a link to nowhere has no text.
-    let bytes = read_bounded(path, MAX_BYTES)?.unwrap_or_default();
-    let text = String::from_utf8(bytes).map_err(|_| ResolvConfError::NotText { path: path.to_owned() })?;
+    let text = text_of(path)?;
     let original = match fs::canonicalize(path) {
         Ok(at) if is_mount_point(&at) => Original::Mounted { text: text.clone(), at },
         _ if meta.is_symlink() => Original::Link { target: fs::read_link(path).map_err(read)? },
         _ => Original::File { text: text.clone(), mode: meta.permissions().mode() & 0o777 },
     };
     Ok((original, text))
+}
+
+/// Follows links; a link to nowhere has no text.
+fn text_of(path: &Path) -> Result<String, ResolvConfError> {
+    let bytes = read_bounded(path, MAX_BYTES)?.unwrap_or_default();
+    String::from_utf8(bytes).map_err(|_| ResolvConfError::NotText { path: path.to_owned() })
 }
 
 /// proc(5): the fifth field of a line of mountinfo is the mount point, with blanks as `\040`.
@@ -234,16 +354,25 @@ fn aside(path: &Path) -> PathBuf {
 
 /// The file with our server instead of its own.
 fn edited(text: &str, server: IpAddr) -> String {
-    let mut out = String::from(
-        "# Edited by cyphonicd, which relays other names to the servers that stood here. Restored when it stops;\n\
-         # after a crash by its next start or by `cyphonicd cleanup`.\n",
-    );
+    let mut out = HEADER.to_owned();
     out.push_str(&format!("nameserver {server}\n"));
     for line in text.lines().filter(|line| keyword(line) != Some("nameserver")) {
         out.push_str(line);
         out.push('\n');
     }
     out
+}
+
+/// The file without this server and our first lines, and otherwise to the letter.
+fn without(text: &str, server: IpAddr) -> String {
+    let is_ours = |line: &str| {
+        HEADER.split_inclusive('\n').any(|ours| ours == line) || names(&nameservers(line), server)
+    };
+    text.split_inclusive('\n').filter(|line| !is_ours(line)).collect()
+}
+
+fn names(servers: &[SocketAddr], server: IpAddr) -> bool {
+    servers.iter().any(|named| named.ip() == server)
 }
 
 /// The servers that a resolv.conf file names; none if it cannot be read.
@@ -418,7 +547,8 @@ mod tests {
         let host = Host::new();
         fs::write(host.path(), HOST).unwrap();
         let prepared = host.prepare();
-        let entry = Entry { path: prepared.path, original: prepared.original, ours: edited(HOST, OWN) };
+        let entry =
+            Entry { path: prepared.path, original: prepared.original, ours: edited(HOST, OWN), before: None };
         fs::write(prepared.journal, serde_json::to_vec(&entry).unwrap()).unwrap();
         assert!(restore_journal(&host.journal()).unwrap());
         assert_eq!(host.text(), HOST);
@@ -444,6 +574,140 @@ mod tests {
         assert!(!applied.is_intact());
         applied.restore().unwrap();
         assert_eq!(host.text(), "nameserver 203.0.113.1\n");
+        assert!(host.is_clean());
+    }
+
+    const DHCP: &str = "# Generated by NetworkManager\nsearch lan\nnameserver 203.0.113.1\n";
+
+    fn servers(list: &[&str]) -> Upstream {
+        Upstream::new(
+            list.iter().map(|server| SocketAddr::new(server.parse().unwrap(), 53)),
+            SocketAddr::new(OWN, 53),
+        )
+    }
+
+    #[test]
+    fn a_file_that_someone_else_wrote_is_ours_again_and_the_original_that_comes_back() {
+        let host = Host::new();
+        fs::write(host.path(), HOST).unwrap();
+        let mut applied = host.prepare().apply(OWN).unwrap();
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        fs::write(host.path(), DHCP).unwrap();
+        assert_eq!(applied.follow().unwrap(), Look::Quiet, "it may be half written");
+        assert_eq!(host.text(), DHCP);
+        assert_eq!(applied.follow().unwrap(), Look::Taken(servers(&["203.0.113.1"])));
+        assert!(applied.is_intact());
+        assert_eq!(nameservers(&host.text()), [SocketAddr::new(OWN, 53)]);
+        assert!(host.text().contains("search lan\n") && !host.text().contains("example.com"));
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        // After a crash, and on stop.
+        let saved = fs::read(host.journal().join(JOURNAL)).unwrap();
+        applied.restore().unwrap();
+        assert_eq!(host.text(), DHCP);
+        assert!(host.is_clean());
+        fs::write(host.journal().join(JOURNAL), saved).unwrap();
+        fs::write(host.path(), edited(DHCP, OWN)).unwrap();
+        assert!(restore_journal(&host.journal()).unwrap());
+        assert_eq!(host.text(), DHCP);
+    }
+
+    #[test]
+    fn a_file_that_still_changes_is_left_until_it_is_written() {
+        let host = Host::new();
+        fs::write(host.path(), HOST).unwrap();
+        let mut applied = host.prepare().apply(OWN).unwrap();
+        for text in ["", "# Gen", DHCP] {
+            fs::write(host.path(), text).unwrap();
+            assert_eq!(applied.follow().unwrap(), Look::Quiet, "{text}");
+            assert_eq!(host.text(), text);
+        }
+        fs::remove_file(host.path()).unwrap();
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        assert_eq!(applied.follow().unwrap(), Look::Taken(servers(&["127.0.0.1"])));
+        applied.restore().unwrap();
+        assert!(!host.path().exists());
+    }
+
+    #[test]
+    fn behind_a_link_the_servers_are_those_of_its_target_as_it_is_now() {
+        let host = Host::new();
+        // As at boot: whoever owns the target writes it when there is a network.
+        symlink("run.conf", host.path()).unwrap();
+        let prepared = host.prepare();
+        assert_eq!(prepared.upstream(SocketAddr::new(OWN, 53)), servers(&["127.0.0.1"]));
+        let mut applied = prepared.apply(OWN).unwrap();
+        let first = fs::read(host.path()).unwrap();
+        fs::write(host.dir.path().join("run.conf"), DHCP).unwrap();
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        assert_eq!(applied.follow().unwrap(), Look::Servers(servers(&["203.0.113.1"])));
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        assert!(host.text().contains("search lan\n") && applied.is_intact());
+        // Killed before the newer edit was made, though it is in the journal.
+        fs::write(host.path(), first).unwrap();
+        assert!(restore_journal(&host.journal()).unwrap());
+        assert_eq!(fs::read_link(host.path()).unwrap(), Path::new("run.conf"));
+        // Somebody puts the link back while we run.
+        let mut applied = host.prepare().apply(OWN).unwrap();
+        applied.follow().unwrap();
+        fs::remove_file(host.path()).unwrap();
+        symlink("run.conf", host.path()).unwrap();
+        applied.follow().unwrap();
+        assert_eq!(applied.follow().unwrap(), Look::Taken(servers(&["203.0.113.1"])));
+        applied.restore().unwrap();
+        assert_eq!(fs::read_link(host.path()).unwrap(), Path::new("run.conf"));
+        assert!(host.is_clean());
+    }
+
+    #[test]
+    fn what_others_made_of_our_edit_is_never_the_original() {
+        let host = Host::new();
+        fs::write(host.path(), HOST).unwrap();
+        let mut applied = host.prepare().apply(OWN).unwrap();
+        // One puts back what it had saved, one puts its own server above what it found.
+        fs::write(host.path(), format!("{}# back\n", host.text())).unwrap();
+        applied.follow().unwrap();
+        assert_eq!(
+            applied.follow().unwrap(),
+            Look::Taken(servers(&["192.0.2.1", "2001:db8::1"])),
+            "our server alone says nothing of others"
+        );
+        fs::write(host.path(), format!("nameserver 203.0.113.1\n{}", host.text())).unwrap();
+        applied.follow().unwrap();
+        assert_eq!(applied.follow().unwrap(), Look::Taken(servers(&["203.0.113.1"])));
+        applied.restore().unwrap();
+        assert!(host.text().starts_with("nameserver 203.0.113.1\n# host\n"), "{}", host.text());
+        assert!(!host.text().contains("127.0.0.55") && !host.text().contains("cyphonicd"), "{}", host.text());
+    }
+
+    #[test]
+    fn a_file_that_is_left_to_another_server_is_not_taken() {
+        let host = Host::new();
+        fs::write(host.path(), HOST).unwrap();
+        let mut applied = host.prepare().apply(OWN).unwrap();
+        applied.leave_to([127, 0, 0, 53].into());
+        assert!(!applied.is_left());
+        fs::write(host.path(), "nameserver 127.0.0.53\n").unwrap();
+        for _ in 0..3 {
+            assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        }
+        assert!(applied.is_left() && !applied.is_intact());
+        applied.restore().unwrap();
+        assert_eq!(host.text(), "nameserver 127.0.0.53\n");
+    }
+
+    #[test]
+    fn an_edit_that_fails_leaves_the_file_as_it_was_found() {
+        let host = Host::new();
+        fs::write(host.path(), HOST).unwrap();
+        let mut applied = host.prepare().apply(OWN).unwrap();
+        fs::write(host.path(), DHCP).unwrap();
+        applied.follow().unwrap();
+        // A folder in the way of the file aside, whoever runs the test.
+        fs::create_dir(aside(&host.path())).unwrap();
+        assert!(applied.follow().is_err());
+        assert_eq!(host.text(), DHCP);
+        applied.restore().unwrap();
+        assert_eq!(host.text(), DHCP);
         assert!(host.is_clean());
     }
 

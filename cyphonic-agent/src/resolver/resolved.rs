@@ -20,7 +20,7 @@ const NOBODY: [&str; 2] =
     ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"];
 
 /// The stub that programs ask when the host relies on resolved.
-const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
+pub(super) const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 
 /// The bus and resolved are local.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@ use std::{net::Ipv6Addr, process::Command, time::Duration};
 
 use cyphonic_agent::{
     netlink::{Netlink, NetlinkError, NetworkWatch, Sizes},
-    resolver::resolv_conf::{ResolvConf, restore_journal},
+    resolver::resolv_conf::{Look, ResolvConf, restore_journal},
 };
 use cyphonic_proto::address::Prefix;
 use nix::sched::{CloneFlags, unshare};
@@ -193,16 +193,23 @@ fn a_mounted_resolv_conf_is_written_in_place_and_the_link_to_it_kept() {
         };
         mount(&["--make-rprivate".as_ref(), "/".as_ref()]);
         mount(&["--bind".as_ref(), path("own.conf").as_os_str(), path("host.conf").as_os_str()]);
-        let applied = ResolvConf::prepare(&path("resolv.conf"), &path("journal"))
+        let mut applied = ResolvConf::prepare(&path("resolv.conf"), &path("journal"))
             .unwrap()
             .apply([127, 0, 0, 55].into())
             .unwrap();
         assert!(std::fs::symlink_metadata(path("resolv.conf")).unwrap().is_symlink());
         let own = std::fs::read_to_string(path("own.conf")).unwrap();
         assert!(own.contains("nameserver 127.0.0.55\n") && !own.contains("192.0.2.2"), "{own}");
+        // Whoever made the mount writes another one into it.
+        std::fs::write(path("own.conf"), "nameserver 192.0.2.3\n").unwrap();
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        let taken = applied.follow().unwrap();
+        assert!(matches!(&taken, Look::Taken(new) if new.servers() == ["192.0.2.3:53".parse().unwrap()]));
+        let own = std::fs::read_to_string(path("own.conf")).unwrap();
+        assert!(own.contains("nameserver 127.0.0.55\n") && !own.contains("192.0.2."), "{own}");
         std::mem::forget(applied);
         assert!(restore_journal(&path("journal")).unwrap());
-        assert_eq!(std::fs::read_to_string(path("own.conf")).unwrap(), "nameserver 192.0.2.2\n");
+        assert_eq!(std::fs::read_to_string(path("own.conf")).unwrap(), "nameserver 192.0.2.3\n");
         // The temporary directory cannot be removed while something is mounted in it.
         assert!(Command::new("umount").arg(path("host.conf")).status().unwrap().success());
         assert_eq!(std::fs::read_to_string(path("host.conf")).unwrap(), "nameserver 192.0.2.1\n");

@@ -14,12 +14,17 @@ use cyphonic_agent::{
     dns::{DnsServer, ResolveError, Resolver, Zone},
     resolver::{
         Host, HostResolver, ResolverError,
+        follow::SharedResolver,
         resolved::{Bus, Resolved, ResolvedError},
     },
     state::StateDir,
 };
 use futures_util::future::BoxFuture;
-use tokio::time::timeout;
+use hickory_proto::{
+    op::{Message, Query},
+    rr::{Name, RecordType},
+};
+use tokio::{net::UdpSocket, time::timeout};
 use zbus::{Connection, connection, fdo, interface};
 
 const LINK: u32 = 7;
@@ -350,4 +355,34 @@ async fn a_forced_resolved_that_is_absent_is_an_error_and_so_is_having_neither()
     let neither = host.apply(ResolverChoice::Auto, &server).await.unwrap_err().to_string();
     assert!(neither.contains("does not run") && neither.contains("port"), "{neither}");
     assert_eq!(host.file(), STUB_FILE);
+}
+
+/// As on a Pi: the agent starts before DHCP.
+#[tokio::test]
+async fn who_writes_resolv_conf_later_is_followed_and_asked() {
+    let host = UbuntuHost::new(Bus::At("unix:path=/nonexistent".into()));
+    let server = Arc::new(dns("127.0.0.74:53").await);
+    let resolver = SharedResolver::default();
+    resolver.set(host.apply(ResolverChoice::ResolvConf, &server).await.unwrap());
+    let following = tokio::spawn(resolver.clone().follow(server.clone()));
+    let written = "# by DHCP\nnameserver 127.0.0.75\n";
+    let new = UdpSocket::bind("127.0.0.75:53").await.unwrap();
+    std::fs::write(host.dir.path().join("resolv.conf"), written).unwrap();
+    let mut query = Message::query();
+    query.add_query(Query::query(Name::from_ascii("example.com.").unwrap(), RecordType::A));
+    let program = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let asked = async {
+        let mut buffer = [0; 512];
+        loop {
+            program.send_to(&query.to_vec().unwrap(), server.address()).await.unwrap();
+            if timeout(Duration::from_millis(500), new.recv_from(&mut buffer)).await.is_ok() {
+                return;
+            }
+        }
+    };
+    timeout(Duration::from_secs(60), asked).await.expect("the new server is asked");
+    assert!(host.file().contains("nameserver 127.0.0.74") && resolver.standing().await.trouble.is_none());
+    resolver.restore().await;
+    assert_eq!(host.file(), written);
+    following.abort();
 }

@@ -1,0 +1,183 @@
+//! Keeps `/etc/resolv.conf` ours while other programs write it, too: DHCP clients, NetworkManager, VPNs.
+//!
+//! The usual case is one write soon after boot, when the network comes after us. A program that insists is not fought:
+//! each time that the file is taken back, the next look is twice as far away.
+
+use std::{
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{HostResolver, resolv_conf::Look};
+use crate::dns::DnsServer;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(3);
+
+/// Between two looks at a file that others insist on; and what stood for so long is not insisted on.
+const SELDOM: Duration = Duration::from_secs(60);
+
+/// What was done to the host's resolver: one task follows it, `status` asks for it, the stop puts it back.
+#[derive(Debug, Clone)]
+pub struct SharedResolver(Arc<Mutex<HostResolver>>);
+
+/// What `status` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The way: [`HostResolver::kind`].
+    pub kind: &'static str,
+    /// [`HostResolver::why`].
+    pub why: String,
+    /// [`HostResolver::trouble`].
+    pub trouble: Option<String>,
+}
+
+impl Standing {
+    fn of(resolver: &HostResolver) -> Self {
+        Self { kind: resolver.kind(), why: resolver.why(), trouble: resolver.trouble() }
+    }
+}
+
+impl Default for SharedResolver {
+    fn default() -> Self {
+        let starting = HostResolver::Untouched { why: "starting".into(), wanted: false };
+        Self(Arc::new(Mutex::new(starting)))
+    }
+}
+
+impl SharedResolver {
+    /// This was done.
+    pub fn set(&self, resolver: HostResolver) {
+        *self.lock() = resolver;
+    }
+
+    /// How it is now.
+    pub async fn standing(&self) -> Standing {
+        let shared = self.clone();
+        // Reads files.
+        tokio::task::spawn_blocking(move || Standing::of(&shared.lock())).await.unwrap_or_else(|error| {
+            Standing { kind: "none", why: error.to_string(), trouble: Some(error.to_string()) }
+        })
+    }
+
+    /// Follows other programs for as long as it is polled, if there is anything to follow.
+    pub async fn follow(self, server: Arc<DnsServer>) {
+        if !matches!(*self.lock(), HostResolver::ResolvConf { .. }) {
+            return;
+        }
+        let mut pace = Pace::default();
+        let mut failure = String::new();
+        loop {
+            tokio::time::sleep(pace.pause).await;
+            let (shared, server) = (self.clone(), server.clone());
+            let look = tokio::task::spawn_blocking(move || shared.lock().follow(&server)).await;
+            let now = Instant::now();
+            match look {
+                Ok(Ok(Look::Quiet)) => pace.stood(now),
+                Ok(Ok(Look::Servers(upstream))) => {
+                    tracing::info!("the host's own DNS servers are others now");
+                    tracing::debug!(servers = ?upstream.servers(), "other names are relayed to these");
+                }
+                Ok(Ok(Look::Taken(upstream))) => {
+                    if pace.taken(now) {
+                        tracing::warn!(
+                            next_look_s = pace.pause.as_secs(),
+                            "another program keeps writing resolv.conf: ours again, and looked at less often"
+                        );
+                    } else {
+                        tracing::info!(
+                            "another program wrote resolv.conf: taken for the original, and ours again"
+                        );
+                    }
+                    tracing::debug!(servers = ?upstream.servers(), "other names are relayed to these");
+                    failure.clear();
+                }
+                Ok(Err(error)) => {
+                    pace.taken(now);
+                    let error = error.to_string();
+                    if failure != error {
+                        tracing::warn!(%error, "resolv.conf is not ours, and cannot be made so");
+                        failure = error;
+                    }
+                }
+                // The runtime is going.
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// Puts everything back, once and for all: what is still being followed then finds nothing to do.
+    pub async fn restore(&self) {
+        // Waits for a look that is under way.
+        let stopping = HostResolver::Untouched { why: "stopping".into(), wanted: true };
+        let resolver = mem::replace(&mut *self.lock(), stopping);
+        resolver.restore().await;
+    }
+
+    /// Whole after every statement, so a panic elsewhere does not spoil it.
+    fn lock(&self) -> MutexGuard<'_, HostResolver> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How soon the next look is.
+#[derive(Debug)]
+struct Pace {
+    pause: Duration,
+    last: Option<Instant>,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { pause: EVERY, last: None }
+    }
+}
+
+impl Pace {
+    /// The file was taken back; true if somebody seems to insist.
+    fn taken(&mut self, now: Instant) -> bool {
+        self.stood(now);
+        let insists = self.pause > EVERY;
+        self.pause = self.pause.saturating_mul(2).min(SELDOM);
+        self.last = Some(now);
+        insists
+    }
+
+    /// Nothing was to be done.
+    fn stood(&mut self, now: Instant) {
+        // A taking takes a second look, which is the pause later.
+        if self.last.is_some_and(|last| now >= last + SELDOM + 2 * self.pause) {
+            *self = Self::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_insists_is_met_ever_more_rarely_and_a_file_that_stood_is_looked_at_as_before() {
+        let start = Instant::now();
+        let (mut pace, mut now) = (Pace::default(), start);
+        assert!(!pace.taken(now), "the network that comes after us");
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            // One look finds the other's file, the next takes it.
+            now += 2 * pace.pause;
+            pauses.push(pace.pause.as_secs());
+            assert!(pace.taken(now));
+        }
+        assert_eq!(pauses, [6, 12, 24, 48, 60, 60, 60, 60]);
+        now += SELDOM;
+        pace.stood(now);
+        assert_eq!(pace.pause, SELDOM, "the next look may find the other's file again");
+        now += 2 * SELDOM;
+        pace.stood(now);
+        assert_eq!(pace.pause, EVERY);
+        assert!(!pace.taken(now));
+    }
+}
