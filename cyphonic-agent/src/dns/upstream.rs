@@ -6,7 +6,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use hickory_proto::op::{DnsRequest, Message};
+use hickory_proto::op::{DnsRequest, Message, ResponseCode};
 use hickory_server::{
     net::{
         DnsHandle, NetError,
@@ -42,18 +42,29 @@ impl Upstream {
         &self.servers
     }
 
-    /// The first answer, or nothing when no server answered.
+    /// The first answer that says something of the name; failing that the first that says why not. Nothing when no
+    /// server answered.
     pub(super) async fn ask(&self, request: &Request) -> Option<Message> {
         let query = Message::from_vec(request.as_slice()).ok()?;
+        let mut refusal = None;
         for server in &self.servers {
             match timeout(PATIENCE, exchange(*server, request.protocol(), query.clone())).await {
-                Ok(Ok(answer)) => return Some(answer),
+                Ok(Ok(answer)) if !is_refusal(answer.metadata.response_code) => return Some(answer),
+                Ok(Ok(answer)) => {
+                    tracing::debug!(%server, code = %answer.metadata.response_code, "DNS server has no answer");
+                    refusal.get_or_insert(answer);
+                }
                 Ok(Err(error)) => tracing::debug!(%server, %error, "DNS server failed"),
                 Err(_) => tracing::debug!(%server, "DNS server did not answer"),
             }
         }
-        None
+        refusal
     }
+}
+
+/// What programs take as a reason to ask the next server (glibc's `res_send`).
+fn is_refusal(code: ResponseCode) -> bool {
+    matches!(code, ResponseCode::ServFail | ResponseCode::NotImp | ResponseCode::Refused)
 }
 
 /// A socket of its own for every query: its random port is half of what makes answers hard to forge (RFC 5452

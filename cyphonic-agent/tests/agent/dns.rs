@@ -286,6 +286,47 @@ async fn with_an_upstream_other_names_are_relayed_and_ours_never_leave() {
     assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
 }
 
+/// A server that answers every query with this code.
+async fn server_that_says(code: ResponseCode) -> SocketAddr {
+    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = udp.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 1500];
+        while let Ok((length, from)) = udp.recv_from(&mut buffer).await {
+            let query = Message::from_vec(&buffer[..length]).unwrap();
+            let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
+            reply.metadata.response_code = code;
+            reply.queries.clone_from(&query.queries);
+            udp.send_to(&reply.to_vec().unwrap(), from).await.unwrap();
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_server_that_refuses_is_no_reason_not_to_ask_the_next() {
+    let server = server().await;
+    let (host, _) = host_server().await;
+    let refusals = [ResponseCode::ServFail, ResponseCode::Refused, ResponseCode::NotImp];
+    for code in refusals {
+        let first = server_that_says(code).await;
+        server.set_upstream(Some(Upstream::new([first, host], server.address())));
+        let reply = ask(&server, &query("example.com.", RecordType::A)).await;
+        assert_eq!(reply.metadata.response_code, ResponseCode::NoError, "after {code}");
+    }
+    // Where no other does better, the first refusal is the answer; that a name does not exist is none.
+    for (codes, says) in [
+        ([ResponseCode::Refused, ResponseCode::ServFail], ResponseCode::Refused),
+        ([ResponseCode::ServFail, ResponseCode::NXDomain], ResponseCode::NXDomain),
+        ([ResponseCode::NXDomain, ResponseCode::ServFail], ResponseCode::NXDomain),
+    ] {
+        let [first, second] = [server_that_says(codes[0]).await, server_that_says(codes[1]).await];
+        server.set_upstream(Some(Upstream::new([first, second], server.address())));
+        let reply = ask(&server, &query("example.com.", RecordType::A)).await;
+        assert_eq!(reply.metadata.response_code, says, "{codes:?}");
+    }
+}
+
 async fn dig(server: &DnsServer, arguments: &[&str]) -> String {
     let output = Command::new("dig")
         .args(["@127.0.0.1", "-p", &server.address().port().to_string(), "+tries=1", "+time=8"])
