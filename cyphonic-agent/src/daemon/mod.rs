@@ -12,6 +12,7 @@ mod enrolment;
 mod launch;
 pub mod privileges;
 mod served;
+mod signals;
 mod watchdog;
 
 use std::{io, sync::Arc, time::Duration};
@@ -20,11 +21,7 @@ use cyphonic_dataplane::memory;
 use cyphonic_proto::address::Prefix;
 use futures_util::future::BoxFuture;
 use sd_notify::NotifyState;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::Notify,
-    task::JoinSet,
-};
+use tokio::{sync::Notify, task::JoinSet};
 
 use crate::{
     config::Config,
@@ -36,6 +33,7 @@ use crate::{
     state::{DeviceIdentity, StateDir, StateError},
 };
 use served::Served;
+use signals::StopSignals;
 
 pub use launch::{LaunchError, block_on, launch};
 
@@ -83,7 +81,7 @@ where
     F: AsyncFnOnce(EngineInputs) -> Result<RunningEngine, E>,
     E: std::fmt::Display,
 {
-    let mut stop = StopSignals::listen()?;
+    let mut stop = StopSignals::listen().map_err(DaemonError::Signals)?;
     let state = StateDir::open(&config.state_dir)?;
     let _lock = state.lock()?;
     clean_up(&state);
@@ -201,26 +199,6 @@ impl Surroundings {
 
     async fn stop(self) {
         self.resolver.restore().await;
-    }
-}
-
-/// SIGTERM and SIGINT.
-struct StopSignals {
-    terminate: tokio::signal::unix::Signal,
-    interrupt: tokio::signal::unix::Signal,
-}
-
-impl StopSignals {
-    fn listen() -> Result<Self, DaemonError> {
-        let listen = |kind| signal(kind).map_err(DaemonError::Signals);
-        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
-    }
-
-    async fn received(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
     }
 }
 
