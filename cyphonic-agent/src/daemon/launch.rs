@@ -3,12 +3,17 @@
 use std::{
     future::Future,
     io::{self, IsTerminal as _},
+    time::Duration,
 };
 
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use super::{DaemonError, privileges, run};
 use crate::{config::Config, engine};
+
+/// How long a runtime that has done its work waits for threads that still wait for something: a look-up of a name takes as
+/// long as the host's resolver, and nobody needs the answer.
+const LEFT_OVER: Duration = Duration::from_millis(500);
 
 /// Becomes the daemon: gives up unused privileges, starts logging, and runs until told to stop.
 ///
@@ -21,11 +26,13 @@ pub fn launch(config: Config) -> Result<(), LaunchError> {
     Ok(block_on(run(config, engine::start))??)
 }
 
-/// Runs a future on a runtime of its own.
+/// Runs a future on a runtime of its own. What it must not leave half done, it has to wait for itself.
 pub fn block_on<F: Future>(future: F) -> Result<F::Output, LaunchError> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(LaunchError::Runtime)?;
-    Ok(runtime.block_on(future))
+    let output = runtime.block_on(future);
+    runtime.shutdown_timeout(LEFT_OVER);
+    Ok(output)
 }
 
 /// To standard error, which is the journal under systemd; the journal has times of its own. Colours are for terminals.
@@ -63,6 +70,27 @@ mod tests {
     use tracing_subscriber::filter::LevelFilter;
 
     use super::*;
+
+    #[test]
+    fn a_thread_that_waits_does_not_keep_the_program() {
+        // Left waiting when the runtime goes, as getaddrinfo(3) may be.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (done, ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let output = block_on(async {
+                let (begun, waits) = tokio::sync::oneshot::channel();
+                tokio::task::spawn_blocking(move || {
+                    begun.send(()).unwrap();
+                    let _ = held.recv();
+                });
+                waits.await.unwrap();
+                7
+            });
+            done.send(output.unwrap()).unwrap();
+        });
+        assert_eq!(ended.recv_timeout(Duration::from_secs(20)).expect("it ends"), 7);
+        drop(release);
+    }
 
     #[test]
     fn names_asked_for_are_logged_only_when_told_to() {

@@ -131,7 +131,8 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     ));
     watchers.spawn(network::follow_sleep(handle.clone()));
     watchers.spawn(mtu::follow(sizes, Arc::clone(&netlink), changes));
-    watchers.spawn(follow_cards(path.cards, Arc::clone(&netlink), followed));
+    let (end_cards, ended) = oneshot::channel();
+    let cards = tokio::spawn(follow_cards(path.cards, Arc::clone(&netlink), followed, ended));
     let stopping = handle.clone();
     Ok(RunningEngine {
         resolver: Arc::new(handle.clone()),
@@ -141,8 +142,12 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         interface: interface.index,
         failed: async { failed.await.unwrap_or_else(|_| "the engine ended unexpectedly".into()) }.boxed(),
         stop: async move {
-            // Before the ring: network cards are left as they were found.
             watchers.shutdown().await;
+            // Before the ring: network cards are left as they were found. Not aborted, since a driver may be waited for.
+            drop(end_cards);
+            if let Err(error) = cards.await {
+                tracing::warn!(%error, "network cards may not be as they were found");
+            }
             stopping.stop().await;
             remove_interface(&netlink, &config.interface).await;
         }
@@ -220,8 +225,13 @@ async fn follow_cloud(handle: EngineHandle, cloud: Vec<CloudAddress>) {
     }
 }
 
-/// Tells the packet path of the network cards, now and whenever they change.
-async fn follow_cards(mut cards: Cards, netlink: Arc<Netlink>, followed: Followed) {
+/// Tells the packet path of the network cards, now and whenever they change, until `ended`. Gives the cards back.
+async fn follow_cards(
+    mut cards: Cards,
+    netlink: Arc<Netlink>,
+    followed: Followed,
+    mut ended: oneshot::Receiver<()>,
+) {
     let mut watch = match NetworkWatch::start(followed.ends) {
         Ok(watch) => Some(watch),
         Err(error) => {
@@ -242,16 +252,24 @@ async fn follow_cards(mut cards: Cards, netlink: Arc<Netlink>, followed: Followe
             }
             Err(error) => tracing::warn!(%error, "this host's network cards cannot be listed"),
         }
-        match &mut watch {
-            Some(watch) => {
-                watch.changed().await;
-                // Whoever follows addresses is to be first.
-                tokio::time::sleep(CARDS_LATER).await;
+        let changed = async {
+            match &mut watch {
+                Some(watch) => {
+                    watch.changed().await;
+                    // Whoever follows addresses is to be first.
+                    tokio::time::sleep(CARDS_LATER).await;
+                }
+                // The cards live as long as this.
+                None => std::future::pending().await,
             }
-            // The cards live as long as this.
-            None => std::future::pending().await,
+        };
+        tokio::select! {
+            () = changed => {}
+            _ = &mut ended => break,
         }
     }
+    // It may wait for drivers, too.
+    let _ = tokio::task::spawn_blocking(move || drop(cards)).await;
 }
 
 fn save(state: &StateDir, cached: &CachedState) {
