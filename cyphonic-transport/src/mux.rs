@@ -7,7 +7,7 @@
 //! Invariants: the queue is bounded and drops when full, as a socket buffer would; a packet that cannot be
 //! sent at once is dropped, because QUIC repairs loss and a signalling packet must not wait behind bulk data.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -24,50 +24,11 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit};
 
 use crate::carry;
+use crate::legs::{Legs, RelayedAddress};
 use crate::resets::{ResetSink, Resets};
 
 /// Packets held for quinn. 2,048 of 1,400 bytes are 3 MiB: more than a burst of handshakes, less than a flood.
 const QUEUE_PACKETS: usize = 2_048;
-
-/// Relayed legs at once. Each is a hundred bytes; a node relays its handshakes with far fewer peers at a time.
-const MAX_LEGS: usize = 16_384;
-
-/// RFC 6666's discard prefix: never routed, so it can never be a real peer.
-const RELAYED_PREFIX: [u16; 4] = [0x100, 0, 0, 0];
-const RELAYED_PORT: u16 = 1;
-
-/// Where quinn sends the packets of a handshake that travels through a TRS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RelayedAddress(u64);
-
-impl RelayedAddress {
-    /// The address to dial.
-    pub fn socket_addr(self) -> SocketAddr {
-        let [a, b, c, d] = RELAYED_PREFIX;
-        let i = self.0.to_be_bytes();
-        let tail = |n: usize| u16::from_be_bytes([i[n], i[n + 1]]);
-        SocketAddr::new(Ipv6Addr::new(a, b, c, d, tail(0), tail(2), tail(4), tail(6)).into(), RELAYED_PORT)
-    }
-
-    /// The relayed leg behind an address, if it is one.
-    pub fn from_socket_addr(address: SocketAddr) -> Option<Self> {
-        let IpAddr::V6(ip) = address.ip() else { return None };
-        let bytes = ip.octets();
-        if ip.segments()[..4] != RELAYED_PREFIX {
-            return None;
-        }
-        let mut id = [0; 8];
-        id.copy_from_slice(&bytes[8..]);
-        Some(Self(u64::from_be_bytes(id)))
-    }
-}
-
-/// One leg: the connection to the TRS and the context that prefixes its DATAGRAMs.
-#[derive(Clone)]
-struct Leg {
-    connection: quinn::Connection,
-    context: u64,
-}
 
 struct Packet {
     from: SocketAddr,
@@ -82,20 +43,13 @@ struct Queue {
     waker: Option<Waker>,
 }
 
-#[derive(Default)]
-struct Legs {
-    by_address: HashMap<RelayedAddress, Leg>,
-    by_context: HashMap<(usize, u64), RelayedAddress>,
-}
-
 /// The socket behind quinn's endpoint.
 pub struct Mux {
     port: Arc<UdpPort>,
     queue: Mutex<Queue>,
-    legs: RwLock<Legs>,
+    legs: RwLock<Legs<quinn::Connection>>,
     resets: Resets,
     stun: OnceLock<Arc<dyn StunSink>>,
-    next_leg: AtomicU64,
     dropped: AtomicU64,
 }
 
@@ -108,7 +62,6 @@ impl Mux {
             legs: RwLock::default(),
             resets: Resets::default(),
             stun: OnceLock::new(),
-            next_leg: AtomicU64::new(1),
             dropped: AtomicU64::new(0),
         })
     }
@@ -161,42 +114,28 @@ impl Mux {
         self.resets.forget(tunnel);
     }
 
-    /// The address under which quinn reaches a leg of a TRS connection; the same leg always has the same one.
-    /// None when there are too many legs already.
-    pub fn add_leg(&self, trs: &quinn::Connection, context: u64) -> Option<RelayedAddress> {
-        let key = (trs.stable_id(), context);
+    /// The address under which quinn reaches a leg of a TRS connection: the same one for as long as the leg is among the
+    /// newest thousands of that connection.
+    pub fn add_leg(&self, trs: &quinn::Connection, context: u64) -> RelayedAddress {
         let mut legs = self.legs.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(address) = legs.by_context.get(&key) {
-            return Some(*address);
-        }
-        if legs.by_context.len() >= MAX_LEGS {
-            return None;
-        }
-        let address = RelayedAddress(self.next_leg.fetch_add(1, Ordering::Relaxed));
-        legs.by_context.insert(key, address);
-        legs.by_address.insert(address, Leg { connection: trs.clone(), context });
-        Some(address)
+        legs.add(trs.stable_id(), trs, context)
     }
 
     /// Forgets every leg of a TRS connection that ended.
     pub fn remove_legs(&self, trs: &quinn::Connection) {
-        let id = trs.stable_id();
-        let mut legs = self.legs.write().unwrap_or_else(PoisonError::into_inner);
-        legs.by_context.retain(|(connection, _), _| *connection != id);
-        legs.by_address.retain(|_, leg| leg.connection.stable_id() != id);
+        self.legs.write().unwrap_or_else(PoisonError::into_inner).remove_all_of(trs.stable_id());
     }
 
     /// The leg behind an address: its connection's [`quinn::Connection::stable_id`] and its context.
     pub fn leg(&self, address: RelayedAddress) -> Option<(usize, u64)> {
-        let legs = self.legs.read().unwrap_or_else(PoisonError::into_inner);
-        legs.by_address.get(&address).map(|leg| (leg.connection.stable_id(), leg.context))
+        self.legs.read().unwrap_or_else(PoisonError::into_inner).get(address)
     }
 
     /// A relayed packet from a TRS: hands the packet in it to quinn. The TRS forwards only between bound legs, so a
     /// context that was not seen before is a leg whose peer was faster than our own bookkeeping.
     pub fn deliver_relayed(&self, trs: &quinn::Connection, datagram: &Bytes) {
         let Some((context, packet)) = relayed::decode(datagram) else { return self.count_drop() };
-        let Some(address) = self.add_leg(trs, context) else { return self.count_drop() };
+        let address = self.add_leg(trs, context);
         let payload = datagram.slice_ref(packet);
         self.enqueue([Packet { from: address.socket_addr(), local_ip: None, ecn: None, payload }]);
     }
@@ -204,13 +143,13 @@ impl Mux {
     fn send_relayed(&self, address: RelayedAddress, transmit: &Transmit<'_>) {
         let leg = {
             let legs = self.legs.read().unwrap_or_else(PoisonError::into_inner);
-            legs.by_address.get(&address).cloned()
+            legs.way(address).map(|(trs, context)| (trs.clone(), context))
         };
-        let Some(leg) = leg else { return self.count_drop() };
+        let Some((trs, context)) = leg else { return self.count_drop() };
         let segment = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         for packet in transmit.contents.chunks(segment) {
-            let framed = relayed::encode(leg.context, packet);
-            if !framed.is_some_and(|framed| carry::send(&leg.connection, framed)) {
+            let framed = relayed::encode(context, packet);
+            if !framed.is_some_and(|framed| carry::send(&trs, framed)) {
                 self.count_drop();
             }
         }
@@ -367,22 +306,6 @@ fn to_v6(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_relayed_address_is_its_own_inverse() {
-        for id in [1, 0x0123_4567_89ab_cdef, u64::MAX] {
-            let address = RelayedAddress(id);
-            assert_eq!(RelayedAddress::from_socket_addr(address.socket_addr()), Some(address));
-        }
-    }
-
-    #[test]
-    fn a_real_address_is_never_taken_for_a_relayed_one() {
-        for real in ["192.0.2.1:443", "[2001:db8::1]:443", "[::ffff:192.0.2.1]:1", "[::1]:1"] {
-            let real: SocketAddr = real.parse().unwrap();
-            assert_eq!(RelayedAddress::from_socket_addr(real), None);
-        }
-    }
 
     #[test]
     fn quinn_sees_one_spelling_of_each_peer() {

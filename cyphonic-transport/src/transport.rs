@@ -18,7 +18,8 @@ use crate::config::endpoint_config;
 use crate::connection::Connection;
 use crate::detour;
 use crate::dial::{self, DialError};
-use crate::mux::{Mux, RelayedAddress};
+use crate::legs::RelayedAddress;
+use crate::mux::Mux;
 use crate::peer::ArrivingPeer;
 use crate::tls::{self, ClientTls, ServerTls, TlsError};
 

@@ -375,7 +375,7 @@ async fn shake_hands_over(carries: usize) {
     tokio::spawn(relay(a_at_trs.clone(), b_at_trs.clone(), context_b));
     tokio::spawn(relay(b_at_trs, a_at_trs, context_a));
 
-    let address = a.transport.mux().add_leg(a_leg.quinn(), context_a).unwrap();
+    let address = a.transport.mux().add_leg(a_leg.quinn(), context_a);
     let tls = ClientTls::new(credentials[0].clone());
     let timeout = Duration::from_secs(5);
     let dialled = a.transport.connect_relayed_peer(&tls, address, B, timeout).await.unwrap();

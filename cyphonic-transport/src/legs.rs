@@ -1,0 +1,169 @@
+//! Relayed legs, and the addresses under which quinn reaches them.
+//!
+//! Every set-up through a TRS takes a new leg, and nobody says when quinn has sent its last packet to one: a late answer is
+//! still sent after the handshake. So legs are not given back one by one; the oldest goes when a new one needs its place,
+//! and all of a TRS connection go with it. What one TRS makes up takes no other's place.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+/// Legs of one TRS connection, a hundred bytes each. One is in use while its handshake is, which ends after ten silent
+/// seconds: it would have to begin as many others at this TRS meanwhile to lose its own.
+const MAX_LEGS: usize = 16_384;
+
+/// RFC 6666's discard prefix: never routed, so it can never be a real peer.
+const RELAYED_PREFIX: [u16; 4] = [0x100, 0, 0, 0];
+const RELAYED_PORT: u16 = 1;
+
+/// Where quinn sends the packets of a handshake that travels through a TRS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RelayedAddress(u64);
+
+impl RelayedAddress {
+    /// The address to dial.
+    pub fn socket_addr(self) -> SocketAddr {
+        let [a, b, c, d] = RELAYED_PREFIX;
+        let i = self.0.to_be_bytes();
+        let tail = |n: usize| u16::from_be_bytes([i[n], i[n + 1]]);
+        SocketAddr::new(Ipv6Addr::new(a, b, c, d, tail(0), tail(2), tail(4), tail(6)).into(), RELAYED_PORT)
+    }
+
+    /// The relayed leg behind an address, if it is one.
+    pub fn from_socket_addr(address: SocketAddr) -> Option<Self> {
+        let IpAddr::V6(ip) = address.ip() else { return None };
+        let bytes = ip.octets();
+        if ip.segments()[..4] != RELAYED_PREFIX {
+            return None;
+        }
+        let mut id = [0; 8];
+        id.copy_from_slice(&bytes[8..]);
+        Some(Self(u64::from_be_bytes(id)))
+    }
+}
+
+/// The legs of all TRS connections, each of which its owner names by a number.
+#[derive(Debug)]
+pub(crate) struct Legs<C> {
+    by_address: HashMap<RelayedAddress, (usize, u64)>,
+    by_trs: HashMap<usize, OfOneTrs<C>>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct OfOneTrs<C> {
+    connection: C,
+    by_context: HashMap<u64, RelayedAddress>,
+    /// Their contexts, the oldest first.
+    by_age: VecDeque<u64>,
+}
+
+impl<C> Default for Legs<C> {
+    fn default() -> Self {
+        Self { by_address: HashMap::new(), by_trs: HashMap::new(), next: 1 }
+    }
+}
+
+impl<C: Clone> Legs<C> {
+    /// The address of a leg: the one that it has, or else a new one.
+    pub(crate) fn add(&mut self, trs: usize, connection: &C, context: u64) -> RelayedAddress {
+        let own = self.by_trs.entry(trs).or_insert_with(|| OfOneTrs {
+            connection: connection.clone(),
+            by_context: HashMap::new(),
+            by_age: VecDeque::new(),
+        });
+        if let Some(address) = own.by_context.get(&context) {
+            return *address;
+        }
+        if own.by_age.len() >= MAX_LEGS {
+            let oldest = own.by_age.pop_front().and_then(|oldest| own.by_context.remove(&oldest));
+            oldest.and_then(|oldest| self.by_address.remove(&oldest));
+        }
+        let address = RelayedAddress(self.next);
+        self.next += 1;
+        own.by_context.insert(context, address);
+        own.by_age.push_back(context);
+        self.by_address.insert(address, (trs, context));
+        address
+    }
+
+    /// Forgets all legs of a TRS connection.
+    pub(crate) fn remove_all_of(&mut self, trs: usize) {
+        let addresses = self.by_trs.remove(&trs).map(|own| own.by_context.into_values());
+        for address in addresses.into_iter().flatten() {
+            self.by_address.remove(&address);
+        }
+    }
+
+    /// The TRS connection's number, and the leg's context there.
+    pub(crate) fn get(&self, address: RelayedAddress) -> Option<(usize, u64)> {
+        self.by_address.get(&address).copied()
+    }
+
+    /// The TRS connection, and the leg's context there.
+    pub(crate) fn way(&self, address: RelayedAddress) -> Option<(&C, u64)> {
+        let (trs, context) = self.get(address)?;
+        Some((&self.by_trs.get(&trs)?.connection, context))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relayed_address_is_its_own_inverse() {
+        for id in [1, 0x0123_4567_89ab_cdef, u64::MAX] {
+            let address = RelayedAddress(id);
+            assert_eq!(RelayedAddress::from_socket_addr(address.socket_addr()), Some(address));
+        }
+    }
+
+    #[test]
+    fn a_real_address_is_never_taken_for_a_relayed_one() {
+        for real in ["192.0.2.1:443", "[2001:db8::1]:443", "[::ffff:192.0.2.1]:1", "[::1]:1"] {
+            let real: SocketAddr = real.parse().unwrap();
+            assert_eq!(RelayedAddress::from_socket_addr(real), None);
+        }
+    }
+
+    #[test]
+    fn a_leg_keeps_its_address_and_its_way_until_its_connection_ends() {
+        let mut legs = Legs::default();
+        let (a, b) = (legs.add(1, &"one", 7), legs.add(2, &"two", 7));
+        assert_ne!(a, b);
+        assert_eq!((legs.add(1, &"one", 7), legs.add(2, &"two", 7)), (a, b));
+        assert_eq!((legs.get(a), legs.way(b)), (Some((1, 7)), Some((&"two", 7))));
+        legs.remove_all_of(1);
+        assert_eq!((legs.get(a), legs.way(a), legs.way(b)), (None, None, Some((&"two", 7))));
+        assert_ne!(legs.add(1, &"one", 7), a, "an address is not used again");
+    }
+
+    #[test]
+    fn when_all_places_are_taken_the_oldest_leg_goes() {
+        let mut legs = Legs::default();
+        let addresses: Vec<_> = (0..=MAX_LEGS as u64).map(|context| legs.add(1, &(), context)).collect();
+        assert_eq!(legs.get(addresses[0]), None);
+        for (context, address) in (0..).zip(&addresses).skip(1) {
+            assert_eq!(legs.get(*address), Some((1, context)));
+            assert_eq!(legs.add(1, &(), context), *address);
+        }
+        // Who comes back has an address again, at the expense of the next.
+        let again = legs.add(1, &(), 0);
+        assert_eq!((legs.get(again), legs.get(addresses[1])), (Some((1, 0)), None));
+        assert_eq!((legs.by_address.len(), legs.by_trs[&1].by_age.len()), (MAX_LEGS, MAX_LEGS));
+    }
+
+    #[test]
+    fn what_one_trs_makes_up_takes_no_place_of_another() {
+        let mut legs = Legs::default();
+        let own: Vec<_> = (0..10).map(|context| legs.add(1, &(), context)).collect();
+        for context in 0..3 * MAX_LEGS as u64 {
+            legs.add(2, &(), context);
+        }
+        for (context, address) in (0..).zip(own) {
+            assert_eq!(legs.get(address), Some((1, context)));
+        }
+        legs.remove_all_of(2);
+        assert_eq!((legs.by_address.len(), legs.by_trs.len()), (10, 1));
+    }
+}
