@@ -19,6 +19,7 @@ use quinn::{
 
 use crate::carry;
 use crate::detour::Detour;
+use crate::handshakes::Place;
 
 /// An exchange that takes longer has failed. The longest is a Route Direction to a responder, which confirms when it has
 /// its leg at a TRS.
@@ -88,15 +89,21 @@ pub struct Connection {
     identity: Option<Identity>,
     /// What it runs through, where UDP does not; closed with the last clone.
     detour: Option<Arc<Detour>>,
+    /// What a stranger's connection takes up until its last clone is gone.
+    _place: Option<Arc<Place>>,
 }
 
 impl Connection {
     pub(crate) fn new(inner: quinn::Connection, identity: Option<Identity>) -> Self {
-        Self { inner, identity, detour: None }
+        Self { inner, identity, detour: None, _place: None }
     }
 
     pub(crate) fn through(self, detour: Detour) -> Self {
         Self { detour: Some(Arc::new(detour)), ..self }
+    }
+
+    pub(crate) fn in_place(self, place: Place) -> Self {
+        Self { _place: Some(Arc::new(place)), ..self }
     }
 
     /// The TCP address that the connection runs through, where UDP is blocked. [`Self::remote_address`] is then the local

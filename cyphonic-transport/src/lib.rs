@@ -24,10 +24,12 @@ pub mod connection;
 pub mod detour;
 pub mod dial;
 pub mod enrol;
+mod handshakes;
 mod legs;
 pub mod mux;
 mod peer;
 mod resets;
+mod tally;
 pub mod tls;
 mod transport;
 

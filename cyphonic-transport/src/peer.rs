@@ -16,8 +16,9 @@ use quinn::crypto::rustls::HandshakeData;
 use quinn::{VarInt, ZeroRttAccepted};
 
 use crate::connection::{Connection, ExchangeError};
+use crate::handshakes::Place;
 use crate::tls::{self, ServerTls};
-use crate::transport::{CountGuard, may_speak};
+use crate::transport::may_speak;
 
 /// See the module. Dropped, the connection ends.
 pub struct ArrivingPeer {
@@ -27,7 +28,7 @@ pub struct ArrivingPeer {
     tls: Arc<ServerTls>,
     network: NetworkId,
     /// It counts as a handshake under way.
-    _under_way: CountGuard,
+    _under_way: Place,
 }
 
 impl fmt::Debug for ArrivingPeer {
@@ -42,7 +43,7 @@ impl ArrivingPeer {
         incoming: quinn::Incoming,
         tls: Arc<ServerTls>,
         network: NetworkId,
-        under_way: CountGuard,
+        under_way: Place,
     ) -> Result<Self, String> {
         let mut connecting = incoming.accept().map_err(|error| error.to_string())?;
         let data = connecting.handshake_data().await.map_err(|error| error.to_string())?;

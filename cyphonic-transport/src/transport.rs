@@ -3,7 +3,6 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use crate::config::endpoint_config;
 use crate::connection::Connection;
 use crate::detour;
 use crate::dial::{self, DialError};
+use crate::handshakes::{Answer, Handshakes, Place};
 use crate::legs::RelayedAddress;
 use crate::mux::Mux;
 use crate::peer::ArrivingPeer;
@@ -25,12 +25,6 @@ use crate::tls::{self, ClientTls, ServerTls, TlsError};
 
 /// A handshake that takes longer is given up.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// With this many handshakes under way, a client must prove its address first (Retry, RFC 9000 §8.1.2).
-const HANDSHAKES_BEFORE_RETRY: usize = 64;
-
-/// With this many, further ones are refused.
-const MAX_HANDSHAKES: usize = 1_024;
 
 /// The rest of three probe time-outs in which a closed connection answers late packets (RFC 9000 §10.2) is forgone:
 /// a stop must be quick, and a peer that missed the close finds out by its own time-out.
@@ -278,25 +272,26 @@ async fn accept_all(
     sender: mpsc::Sender<Incoming>,
     peers: mpsc::Sender<ArrivingPeer>,
 ) {
-    let under_way = Arc::new(AtomicUsize::new(0));
+    let handshakes = Handshakes::new();
     while let Some(incoming) = endpoint.accept().await {
-        let count = under_way.load(Ordering::Relaxed);
-        if count >= MAX_HANDSHAKES {
-            incoming.refuse();
-            continue;
-        }
-        if count >= HANDSHAKES_BEFORE_RETRY && !incoming.remote_address_validated() && incoming.may_retry() {
-            if let Err(error) = incoming.retry() {
-                tracing::debug!(%error, "a handshake could not be answered with Retry");
+        let place = match handshakes.begin(incoming.remote_address(), incoming.remote_address_validated()) {
+            Answer::Enter(place) => place,
+            Answer::Prove => {
+                if let Err(error) = incoming.retry() {
+                    tracing::debug!(%error, "a handshake could not be answered with Retry");
+                }
+                continue;
             }
-            continue;
-        }
-        let guard = CountGuard::new(under_way.clone());
+            Answer::Refuse => {
+                incoming.refuse();
+                continue;
+            }
+        };
         let tls = server.get();
         if tls.is_peer() {
             let peers = peers.clone();
             tokio::spawn(async move {
-                let arrived = ArrivingPeer::accept(incoming, tls, network, guard);
+                let arrived = ArrivingPeer::accept(incoming, tls, network, place);
                 match tokio::time::timeout(HANDSHAKE_TIMEOUT, arrived).await {
                     Ok(Ok(peer)) => drop(peers.send(peer).await),
                     Ok(Err(reason)) => tracing::debug!(reason, "a peer's connection was refused"),
@@ -307,10 +302,8 @@ async fn accept_all(
         }
         let sender = sender.clone();
         tokio::spawn(async move {
-            let accepted =
-                tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(incoming, &tls, network)).await;
-            drop(guard);
-            match accepted {
+            let shaken = shake_hands(incoming, &tls, network, place);
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await {
                 Ok(Ok(incoming)) => drop(sender.send(incoming).await),
                 Ok(Err(reason)) => tracing::debug!(reason, "a connection was refused"),
                 Err(_) => tracing::debug!("a handshake did not complete in time"),
@@ -323,6 +316,7 @@ async fn shake_hands(
     incoming: quinn::Incoming,
     tls: &ServerTls,
     network: NetworkId,
+    place: Place,
 ) -> Result<Incoming, String> {
     let inner = incoming.await.map_err(|error| error.to_string())?;
     let alpn = inner
@@ -330,13 +324,20 @@ async fn shake_hands(
         .and_then(|data| data.downcast::<HandshakeData>().ok())
         .and_then(|data| data.protocol)
         .ok_or("no application protocol was negotiated")?;
-    match may_speak(tls, network, &alpn, tls::identity_of(&inner)) {
-        Ok(identity) => Ok(Incoming { connection: Connection::new(inner, identity), alpn }),
-        Err(reason) => {
-            inner.close(VarInt::from_u32(close::NOT_ALLOWED), reason.as_bytes());
-            Err(reason)
+    let refused = match may_speak(tls, network, &alpn, tls::identity_of(&inner)) {
+        Ok(Some(identity)) => {
+            return Ok(Incoming { connection: Connection::new(inner, Some(identity)), alpn });
         }
-    }
+        Ok(None) => match place.of_a_stranger() {
+            Some(place) => {
+                return Ok(Incoming { connection: Connection::new(inner, None).in_place(place), alpn });
+            }
+            None => "too many enrol from the same address: try again in half a minute".to_owned(),
+        },
+        Err(reason) => reason,
+    };
+    inner.close(VarInt::from_u32(close::NOT_ALLOWED), refused.as_bytes());
+    Err(refused)
 }
 
 /// Only devices of this overlay are clients, and only they may come without a certificate, to enrol.
@@ -357,21 +358,5 @@ pub(crate) fn may_speak(
             Err("only devices connect here: the certificate has another role".into())
         }
         Some(Ok(identity)) => Ok(Some(identity)),
-    }
-}
-
-/// Counts handshakes under way, whatever way they end.
-pub(crate) struct CountGuard(Arc<AtomicUsize>);
-
-impl CountGuard {
-    fn new(count: Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for CountGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -258,6 +258,29 @@ async fn the_first_address_that_answers_wins() {
 }
 
 /// The TRS of this test swaps contexts and forwards, as the real one does.
+#[tokio::test]
+async fn a_source_that_has_all_its_places_keeps_nobody_else_out() {
+    let authority = Authority::new(1);
+    let tls = ServerTls::peer(&authority.issue(Role::Device, B)).unwrap();
+    let server = Host::start(Some((tls, authority.network)));
+    let tls = ClientTls::new(authority.issue(Role::Device, A));
+    let dial = async |host: &Host| host.transport.connect_peer(&tls, &[server.address], B, SOON).await;
+    let (many, one) = (Host::start(None), Host::start(None));
+    // Nobody looks at who arrives, so every handshake stays under way.
+    let mut dialled = Vec::new();
+    let refused = loop {
+        match dial(&many).await {
+            Ok(connection) => dialled.push(connection),
+            Err(error) => break error,
+        }
+        assert!(dialled.len() <= 64, "without end");
+    };
+    assert!(matches!(refused, DialError::Handshake { .. }), "{refused}");
+    dial(&one).await.unwrap();
+    drop(server.transport.accept_peer().await.unwrap());
+    dial(&many).await.unwrap();
+}
+
 async fn relay(from: Connection, to: Connection, context: u64) {
     let forward = |datagram: bytes::Bytes| {
         let (_, packet) = cyphonic_proto::relayed::decode(&datagram).unwrap();

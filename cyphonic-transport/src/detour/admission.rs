@@ -1,11 +1,12 @@
 //! How many connections are let in, from where, and who may stay. Pure.
 //!
-//! A source is an IPv4 address, or the /64 in which an IPv6 host picks its addresses freely. Devices that share a NAT share
-//! a source, so devices get room for many; strangers, who are about to enrol, for few.
+//! Devices that share a NAT, or one IPv6 network, share a source, so devices get room for many; strangers, who are about to
+//! enrol, for few.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::tally::{Tally, network_of};
 
 /// Most connections, whoever has them, where descriptors suffice. Each takes two and some 200 KiB.
 pub(super) const MAX_CONNECTIONS: usize = 2_048;
@@ -16,17 +17,10 @@ const MAX_STRANGERS: usize = 256;
 /// Of one source: a handshake takes moments, and an enrolment not many more.
 const MAX_STRANGERS_PER_SOURCE: usize = 16;
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Count {
-    all: usize,
-    strangers: usize,
-}
-
 #[derive(Debug)]
 struct Counts {
-    most: usize,
-    total: Count,
-    by_source: HashMap<IpAddr, Count>,
+    all: Tally<IpAddr>,
+    strangers: Tally<IpAddr>,
 }
 
 /// The doorkeeper. Clones keep the same door.
@@ -44,25 +38,21 @@ pub(super) struct Admitted {
 impl Admission {
     /// For this many connections at most.
     pub(super) fn new(most: usize) -> Self {
-        let counts = Counts { most, total: Count::default(), by_source: HashMap::new() };
+        let counts = Counts { all: Tally::new(most), strangers: Tally::new(MAX_STRANGERS) };
         Self(Arc::new(Mutex::new(counts)))
     }
 
     /// Lets a connection in, as a stranger's; none where there is no room.
     pub(super) fn admit(&self, from: IpAddr) -> Option<Admitted> {
-        let source = source_of(from);
+        let source = network_of(from);
         let mut counts = self.lock();
-        let own = counts.by_source.get(&source).copied().unwrap_or_default();
-        let room = counts.total.all < counts.most
-            && counts.total.strangers < MAX_STRANGERS
-            && own.all < MAX_PER_SOURCE
-            && own.strangers < MAX_STRANGERS_PER_SOURCE;
+        let room = counts.all.has_room(&source, MAX_PER_SOURCE)
+            && counts.strangers.has_room(&source, MAX_STRANGERS_PER_SOURCE);
         if !room {
             return None;
         }
-        counts.total.all += 1;
-        counts.total.strangers += 1;
-        counts.by_source.insert(source, Count { all: own.all + 1, strangers: own.strangers + 1 });
+        counts.all.add(source);
+        counts.strangers.add(source);
         drop(counts);
         Some(Admitted { admission: self.clone(), source, stranger: true })
     }
@@ -77,47 +67,25 @@ impl Admitted {
     /// It has shown a device's certificate.
     pub(super) fn is_device(&mut self) {
         if std::mem::replace(&mut self.stranger, false) {
-            self.admission
-                .lock()
-                .change(self.source, |count| count.strangers = count.strangers.saturating_sub(1));
+            self.admission.lock().strangers.remove(&self.source);
         }
     }
 }
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let strangers = usize::from(self.stranger);
-        self.admission.lock().change(self.source, |count| {
-            count.all = count.all.saturating_sub(1);
-            count.strangers = count.strangers.saturating_sub(strangers);
-        });
-    }
-}
-
-impl Counts {
-    fn change(&mut self, source: IpAddr, change: impl Fn(&mut Count)) {
-        change(&mut self.total);
-        if let Some(own) = self.by_source.get_mut(&source) {
-            change(own);
-            if *own == Count::default() {
-                self.by_source.remove(&source);
-            }
-        }
-    }
-}
-
-fn source_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => v4.into(),
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        let mut counts = self.admission.lock();
+        counts.all.remove(&self.source);
+        if self.stranger {
+            counts.strangers.remove(&self.source);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -167,6 +135,6 @@ mod tests {
         assert_eq!(held.len(), MAX_CONNECTIONS);
         drop(held);
         let counts = admission.lock();
-        assert_eq!((counts.total, counts.by_source.len()), (Count::default(), 0));
+        assert_eq!((counts.all.total(), counts.strangers.total()), (0, 0));
     }
 }
