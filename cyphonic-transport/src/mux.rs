@@ -195,6 +195,9 @@ impl SignallingSink for Mux {
         payload: &[u8],
         stride: usize,
     ) {
+        if !can_be_answered(from) {
+            return self.count_drop();
+        }
         let source = to_v6(from);
         let ecn = ecn.and_then(EcnCodepoint::from_bits);
         let batch = Bytes::copy_from_slice(payload);
@@ -208,7 +211,7 @@ impl SignallingSink for Mux {
     }
 
     fn deliver_stun(&self, from: SocketAddr, local_ip: Option<IpAddr>, datagram: &[u8]) -> bool {
-        let Some(sink) = self.stun.get() else { return false };
+        let Some(sink) = self.stun.get().filter(|_| can_be_answered(from)) else { return false };
         sink.deliver(from, local_ip, datagram);
         true
     }
@@ -295,6 +298,12 @@ impl UdpPoller for AlwaysWritable {
     }
 }
 
+/// Whether what comes from the network can come from there: no port has the number 0, and a relayed leg's address is
+/// nobody's.
+fn can_be_answered(from: SocketAddr) -> bool {
+    from.port() != 0 && RelayedAddress::from_socket_addr(from).is_none()
+}
+
 /// quinn compares addresses byte by byte, so each peer must have one spelling: IPv6, mapped if it is IPv4.
 fn to_v6(address: SocketAddr) -> SocketAddr {
     match address {
@@ -306,6 +315,21 @@ fn to_v6(address: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quinn_hears_of_no_sender_that_there_cannot_be() {
+        let mux = Mux::new(Arc::new(UdpPort::bind_to("127.0.0.1:0".parse().unwrap()).unwrap()));
+        let leg = Legs::default().add(1, &(), 7).socket_addr();
+        for (dropped, from) in
+            (1..).zip(["192.0.2.1:0".parse().unwrap(), "[2001:db8::1]:0".parse().unwrap(), leg])
+        {
+            mux.deliver(from, None, None, b"packet", 0);
+            assert!(!mux.deliver_stun(from, None, b"message"));
+            assert_eq!((mux.dropped(), mux.queue().packets.len()), (dropped, 0), "{from}");
+        }
+        mux.deliver("192.0.2.1:1".parse().unwrap(), None, None, b"packet", 0);
+        assert_eq!(mux.queue().packets.len(), 1);
+    }
 
     #[test]
     fn quinn_sees_one_spelling_of_each_peer() {

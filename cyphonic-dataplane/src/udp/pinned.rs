@@ -2,60 +2,43 @@
 //!
 //! A host that moves loses addresses. The kernel refuses to send from one (EINVAL over IPv4, EINVAL or ENETUNREACH over
 //! IPv6), but what was to be sent is as good from any other: the receiver authenticates it, and follows (RFC 9000 §9).
-//! quinn-udp takes EINVAL for "this kernel takes no ECN field" and leaves it out from then on. So these sends have a state
-//! of their own, made anew after each such refusal: neither they nor all others lose ECN by a move.
+//! These refusals are frequent while a host moves, so that these sends have a state of their own.
 
 use std::io;
-use std::sync::{PoisonError, RwLock};
 
-use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
+use quinn_udp::Transmit;
 use socket2::Socket;
+
+use super::sends::Sends;
 
 /// The state of sends from a named address.
 #[derive(Debug)]
-pub(super) struct PinnedSends(RwLock<UdpSocketState>);
+pub(super) struct PinnedSends(Sends);
 
 impl PinnedSends {
     pub(super) fn new(socket: &Socket) -> io::Result<Self> {
-        Ok(Self(RwLock::new(UdpSocketState::new(UdpSockRef::from(socket))?)))
+        Ok(Self(Sends::new(socket)?))
     }
 
     /// Sends from `transmit`'s source address while the host has it, else as `unpinned` does.
-    pub(super) fn send(
-        &self,
-        socket: &Socket,
-        transmit: &Transmit<'_>,
-        unpinned: &UdpSocketState,
-    ) -> io::Result<()> {
-        let sent = {
-            let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
-            state.try_send(UdpSockRef::from(socket), transmit)
-        };
-        match sent {
-            Err(error) if may_mean_no_such_source(&error) => self.send_from_any(socket, transmit, unpinned),
+    pub(super) fn send(&self, socket: &Socket, transmit: &Transmit<'_>, unpinned: &Sends) -> io::Result<()> {
+        match self.0.send(socket, transmit) {
+            Err(error) if may_mean_no_such_source(&error) => send_from_any(socket, transmit, unpinned),
             sent => sent,
         }
     }
+}
 
-    #[cold]
-    fn send_from_any(
-        &self,
-        socket: &Socket,
-        transmit: &Transmit<'_>,
-        unpinned: &UdpSocketState,
-    ) -> io::Result<()> {
-        if let Ok(fresh) = UdpSocketState::new(UdpSockRef::from(socket)) {
-            *self.0.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        }
-        let transmit = Transmit {
-            destination: transmit.destination,
-            ecn: transmit.ecn,
-            contents: transmit.contents,
-            segment_size: transmit.segment_size,
-            src_ip: None,
-        };
-        unpinned.try_send(UdpSockRef::from(socket), &transmit)
-    }
+#[cold]
+fn send_from_any(socket: &Socket, transmit: &Transmit<'_>, unpinned: &Sends) -> io::Result<()> {
+    let transmit = Transmit {
+        destination: transmit.destination,
+        ecn: transmit.ecn,
+        contents: transmit.contents,
+        segment_size: transmit.segment_size,
+        src_ip: None,
+    };
+    unpinned.send(socket, &transmit)
 }
 
 fn may_mean_no_such_source(error: &io::Error) -> bool {

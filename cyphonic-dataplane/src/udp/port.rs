@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use cyphonic_common::Nat64Prefix;
-use quinn_udp::{EcnCodepoint, UdpSockRef, UdpSocketState};
+use quinn_udp::EcnCodepoint;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::pinned::PinnedSends;
+use super::sends::Sends;
 use super::translation::Translation;
 use super::{PortGroup, RecvBatch, Transmit, canonical};
 
@@ -53,7 +54,7 @@ pub struct Woken {
 #[derive(Debug)]
 pub struct UdpPort {
     socket: Socket,
-    state: UdpSocketState,
+    sends: Sends,
     pinned: PinnedSends,
     /// Segments per send: see [`UdpPort::send_counted`] for when it drops to one.
     gso_segments: AtomicUsize,
@@ -134,14 +135,14 @@ impl UdpPort {
         socket.set_reuse_port(shared)?;
         enlarge_buffers(&socket);
         socket.bind(&address.into())?;
-        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        let sends = Sends::new(&socket)?;
         let pinned = PinnedSends::new(&socket)?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
         let waker = Arc::new(rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        let gso_segments = AtomicUsize::new(state.max_gso_segments());
+        let gso_segments = AtomicUsize::new(sends.state().max_gso_segments());
         Ok(Self {
             socket,
-            state,
+            sends,
             pinned,
             gso_segments,
             local: canonical(local),
@@ -203,12 +204,12 @@ impl UdpPort {
 
     /// Segments that the kernel may put into one received message.
     pub fn gro_segments(&self) -> usize {
-        self.state.gro_segments()
+        self.sends.state().gro_segments()
     }
 
     /// Whether the kernel might fragment what is sent, because it cannot be told not to.
     pub fn may_fragment(&self) -> bool {
-        self.state.may_fragment()
+        self.sends.state().may_fragment()
     }
 
     /// The kernel's send and receive buffers, in bytes, as it counts them.
@@ -226,12 +227,12 @@ impl UdpPort {
     #[inline]
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
         batch.translated_by(self.nat64());
-        let Some((group, own)) = &self.group else { return batch.receive(&self.state, &self.socket) };
+        let Some((group, own)) = &self.group else { return batch.receive(self.sends.state(), &self.socket) };
         let handed_on = batch.collect(group, *own);
         if handed_on > 0 {
             return Ok(handed_on);
         }
-        let received = batch.receive(&self.state, &self.socket)?;
+        let received = batch.receive(self.sends.state(), &self.socket)?;
         batch.sort(group, *own);
         Ok(received)
     }
@@ -303,8 +304,8 @@ impl UdpPort {
             src_ip: transmit.src_ip.filter(|ip| ip.is_ipv4() == destination.ip().to_canonical().is_ipv4()),
         };
         match transmit.src_ip {
-            None => self.state.try_send(UdpSockRef::from(&self.socket), &transmit),
-            Some(_) => self.pinned.send(&self.socket, &transmit, &self.state),
+            None => self.sends.send(&self.socket, &transmit),
+            Some(_) => self.pinned.send(&self.socket, &transmit, &self.sends),
         }
     }
 

@@ -295,6 +295,26 @@ fn what_cannot_leave_from_the_named_address_leaves_from_another_and_keeps_its_ec
     }
 }
 
+#[test]
+fn what_the_kernel_refuses_takes_the_ecn_field_from_nothing_else() {
+    let (a, b) = (UdpPort::bind(0).expect("a"), UdpPort::bind(0).expect("b"));
+    let (home, gone) = (Ipv4Addr::LOCALHOST, Ipv4Addr::new(192, 0, 2, 55));
+    // More than once: also what replaced the first state is replaced.
+    for src_ip in [None, Some(home), Some(gone), None] {
+        let src_ip = src_ip.map(IpAddr::from);
+        for nowhere in [v4(0), v6(0)] {
+            let refused = Transmit { src_ip, ecn: Some(2), ..Transmit::new(nowhere, b"nobody") };
+            let error = a.send(&refused).expect_err("no port has this number");
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL), "{nowhere} from {src_ip:?}");
+        }
+        for src_ip in [None, Some(IpAddr::from(home))] {
+            let transmit = Transmit { src_ip, ecn: Some(2), ..Transmit::new(v4(b.local_port()), b"marked") };
+            a.send(&transmit).expect("sent");
+            assert_eq!(receive(&b, 1)[0].ecn, Some(2), "from {src_ip:?}");
+        }
+    }
+}
+
 /// The addresses that a translator would have are this host's own, in a network namespace of its own.
 #[test]
 fn ipv4_goes_and_comes_through_a_translator_once_the_port_knows_of_one() {
