@@ -1,10 +1,14 @@
 //! How many connections are let in, from where, and who may stay. Pure.
 //!
 //! Devices that share a NAT, or one IPv6 network, share a source, so devices get room for many; strangers, who are about to
-//! enrol, for few.
+//! enrol, for few. A device has room for a few wherever it comes from, so that one certificate at many sources does not take
+//! everybody's.
 
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
 
 use crate::tally::{Tally, network_of};
 
@@ -16,11 +20,32 @@ const MAX_PER_SOURCE: usize = 256;
 const MAX_STRANGERS: usize = 256;
 /// Of one source: a handshake takes moments, and an enrolment not many more.
 const MAX_STRANGERS_PER_SOURCE: usize = 16;
+/// Of one device: to AS, NMS and two relays, twice, since those of a network that it left are noticed only after a minute.
+const MAX_PER_DEVICE: usize = 8;
 
 #[derive(Debug)]
 struct Counts {
     all: Tally<IpAddr>,
     strangers: Tally<IpAddr>,
+    /// By name, the oldest connection first.
+    devices: HashMap<String, VecDeque<OfDevice>>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct OfDevice {
+    number: u64,
+    /// Dropped with this, it tells the connection's [`Replaced`].
+    _told: oneshot::Sender<()>,
+}
+
+/// Completes, one way or the other, once the connection has lost its place to newer ones of its device.
+pub(super) type Replaced = oneshot::Receiver<()>;
+
+#[derive(Debug)]
+enum Holder {
+    Stranger,
+    Device { name: String, number: u64 },
 }
 
 /// The doorkeeper. Clones keep the same door.
@@ -32,13 +57,18 @@ pub(super) struct Admission(Arc<Mutex<Counts>>);
 pub(super) struct Admitted {
     admission: Admission,
     source: IpAddr,
-    stranger: bool,
+    holder: Holder,
 }
 
 impl Admission {
     /// For this many connections at most.
     pub(super) fn new(most: usize) -> Self {
-        let counts = Counts { all: Tally::new(most), strangers: Tally::new(MAX_STRANGERS) };
+        let counts = Counts {
+            all: Tally::new(most),
+            strangers: Tally::new(MAX_STRANGERS),
+            devices: HashMap::new(),
+            next: 0,
+        };
         Self(Arc::new(Mutex::new(counts)))
     }
 
@@ -54,7 +84,7 @@ impl Admission {
         counts.all.add(source);
         counts.strangers.add(source);
         drop(counts);
-        Some(Admitted { admission: self.clone(), source, stranger: true })
+        Some(Admitted { admission: self.clone(), source, holder: Holder::Stranger })
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
@@ -64,10 +94,35 @@ impl Admission {
 }
 
 impl Admitted {
-    /// It has shown a device's certificate.
-    pub(super) fn is_device(&mut self) {
-        if std::mem::replace(&mut self.stranger, false) {
-            self.admission.lock().strangers.remove(&self.source);
+    /// It has shown the certificate of the device of this name, whose oldest connection makes room where that has too many.
+    pub(super) fn is_device(&mut self, name: String) -> Replaced {
+        let mut counts = self.admission.lock();
+        let number = counts.next;
+        counts.next += 1;
+        counts.leave(self.source, &self.holder);
+        let (told, replaced) = oneshot::channel();
+        let own = counts.devices.entry(name.clone()).or_default();
+        own.push_back(OfDevice { number, _told: told });
+        if own.len() > MAX_PER_DEVICE {
+            own.pop_front();
+        }
+        drop(counts);
+        self.holder = Holder::Device { name, number };
+        replaced
+    }
+}
+
+impl Counts {
+    fn leave(&mut self, source: IpAddr, holder: &Holder) {
+        match holder {
+            Holder::Stranger => self.strangers.remove(&source),
+            Holder::Device { name, number } => {
+                let Some(own) = self.devices.get_mut(name) else { return };
+                own.retain(|connection| connection.number != *number);
+                if own.is_empty() {
+                    self.devices.remove(name);
+                }
+            }
         }
     }
 }
@@ -76,9 +131,7 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let mut counts = self.admission.lock();
         counts.all.remove(&self.source);
-        if self.stranger {
-            counts.strangers.remove(&self.source);
-        }
+        counts.leave(self.source, &self.holder);
     }
 }
 
@@ -86,10 +139,40 @@ impl Drop for Admitted {
 mod tests {
     use std::net::Ipv6Addr;
 
+    use tokio::sync::oneshot::error::TryRecvError;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    fn all_devices(held: &mut [Admitted]) {
+        for (number, admitted) in held.iter_mut().enumerate() {
+            admitted.is_device(number.to_string());
+        }
+    }
+
+    #[test]
+    fn one_device_has_few_wherever_it_comes_from_and_its_oldest_make_room() {
+        let admission = Admission::new(MAX_CONNECTIONS);
+        let mut from = (0u16..).map(|n| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, n, 0, 0, 0, 1)));
+        let mut connect = |name: &str| {
+            let mut admitted = admission.admit(from.next().unwrap()).unwrap();
+            let replaced = admitted.is_device(name.to_owned());
+            (admitted, replaced)
+        };
+        let is_replaced = |replaced: &mut Replaced| replaced.try_recv() == Err(TryRecvError::Closed);
+        let (_other, mut other) = connect("other");
+        let mut held: Vec<_> = (0..2 * MAX_PER_DEVICE).map(|_| connect("one")).collect();
+        let replaced: Vec<_> = held.iter_mut().map(|(_, replaced)| is_replaced(replaced)).collect();
+        assert_eq!(replaced, [[true; MAX_PER_DEVICE], [false; MAX_PER_DEVICE]].concat());
+        // The replaced ones have gone; one more that goes by itself leaves room for one.
+        held.drain(..=MAX_PER_DEVICE);
+        held.push(connect("one"));
+        assert!(!held.iter_mut().any(|(_, replaced)| is_replaced(replaced)));
+        held.push(connect("one"));
+        assert!(is_replaced(&mut held[0].1) && !is_replaced(&mut held[1].1) && !is_replaced(&mut other));
     }
 
     #[test]
@@ -102,9 +185,9 @@ mod tests {
         assert_eq!(held.len(), MAX_STRANGERS_PER_SOURCE);
         assert!(admission.admit(ip("::ffff:192.0.2.1")).is_none(), "the same address, mapped");
         assert!(admission.admit(ip("192.0.2.2")).is_some());
-        held.iter_mut().for_each(Admitted::is_device);
+        all_devices(&mut held);
         while let Some(mut admitted) = admission.admit(ip("192.0.2.1")) {
-            admitted.is_device();
+            admitted.is_device(format!("more {}", held.len()));
             held.push(admitted);
         }
         assert_eq!(held.len(), MAX_PER_SOURCE);
@@ -125,16 +208,16 @@ mod tests {
         let from = |at: u32| IpAddr::from((0x0a00_0000 + at).to_be_bytes());
         let mut held: Vec<_> = (0..1_000).map_while(|at| admission.admit(from(at))).collect();
         assert_eq!(held.len(), MAX_STRANGERS);
-        held.iter_mut().for_each(Admitted::is_device);
+        all_devices(&mut held);
         let more = (1_000..).map_while(|at| {
             let mut admitted = admission.admit(from(at))?;
-            admitted.is_device();
+            admitted.is_device(format!("more {at}"));
             Some(admitted)
         });
         held.extend(more);
         assert_eq!(held.len(), MAX_CONNECTIONS);
         drop(held);
         let counts = admission.lock();
-        assert_eq!((counts.all.total(), counts.strangers.total()), (0, 0));
+        assert_eq!((counts.all.total(), counts.strangers.total(), counts.devices.len()), (0, 0, 0));
     }
 }

@@ -135,11 +135,14 @@ async fn serve(door: Arc<Door>, tcp: TcpStream, from: SocketAddr, mut place: Adm
         Err(error) => return tracing::warn!(%error, "no UDP socket for a detour"),
     };
     let ended = match known {
-        true => {
-            place.is_device();
-            pump::carry(stream, &socket, pump::Patience::USUAL).await.to_string()
+        Some(name) => {
+            let replaced = place.is_device(name);
+            tokio::select! {
+                ended = pump::carry(stream, &socket, pump::Patience::USUAL) => ended.to_string(),
+                _ = replaced => "its device has too many newer ones".into(),
+            }
         }
-        false => match timeout(STRANGER_STAYS, pump::carry(stream, &socket, pump::Patience::USUAL)).await {
+        None => match timeout(STRANGER_STAYS, pump::carry(stream, &socket, pump::Patience::USUAL)).await {
             Ok(ended) => ended.to_string(),
             Err(_) => "an enrolment takes too long".into(),
         },

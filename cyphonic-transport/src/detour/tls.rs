@@ -55,19 +55,19 @@ impl DetourTls {
         Ok(Self { config: Arc::new(config), network })
     }
 
-    /// Whether a client that TLS accepted is a device of the overlay; one without a certificate is not, and may enrol.
-    pub(super) fn judge(&self, tls: &rustls::ServerConnection) -> Result<bool, String> {
+    /// The name of the device of the overlay that a client is which TLS accepted; none without a certificate: it may enrol.
+    pub(super) fn judge(&self, tls: &rustls::ServerConnection) -> Result<Option<String>, String> {
         if tls.alpn_protocol() != Some(alpn::DETOUR) {
             return Err("it does not speak this protocol".into());
         }
         let Some(leaf) = tls.peer_certificates().and_then(<[CertificateDer<'_>]>::first) else {
-            return Ok(false);
+            return Ok(None);
         };
         let identity = Identity::from_der(leaf).map_err(|error| error.to_string())?;
         if identity.network_id != self.network || identity.role != Role::Device {
             return Err("its certificate is not a device's of this overlay".into());
         }
-        Ok(true)
+        Ok(Some(identity.fqdn))
     }
 }
 
