@@ -15,7 +15,7 @@ use std::{
 use futures_util::StreamExt;
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    route::{RouteAttribute, RouteMessage, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use rtnetlink::{
     MulticastGroup,
@@ -166,7 +166,8 @@ fn change_in(message: &NetlinkMessage<RouteNetlinkMessage>, own: &[u32]) -> Opti
     Some(Change { routes })
 }
 
-/// Routes to the host's own addresses come and go with those.
+/// Routes to the host's own addresses come and go with those, and every interface that comes up, as a container's does,
+/// brings some that lead no further than its link.
 fn leads_out(route: &RouteMessage, own: &[u32]) -> bool {
     let through_own = route.attributes.iter().any(|attribute| match attribute {
         RouteAttribute::Oif(index) => own.contains(index),
@@ -176,12 +177,70 @@ fn leads_out(route: &RouteMessage, own: &[u32]) -> bool {
         route.header.kind,
         RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast
     );
-    to_others && !through_own
+    to_others && !through_own && !stays_on_link(route)
+}
+
+/// Whether it leads to link-local or multicast addresses only: neither a service nor a peer is sent to there. Of IPv4's
+/// link-local addresses (169.254.0.0/16) a service may have one.
+fn stays_on_link(route: &RouteMessage) -> bool {
+    let within = route.header.destination_prefix_length;
+    route.attributes.iter().any(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(to)) => to.is_multicast() && within >= 4,
+        RouteAttribute::Destination(RouteAddress::Inet6(to)) => {
+            (to.is_multicast() && within >= 8) || (to.is_unicast_link_local() && within >= 10)
+        }
+        _ => false,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
+
+    const OWN: u32 = 7;
+
+    fn route(destination: &str, interface: u32) -> RouteMessage {
+        let (address, length) = destination.split_once('/').unwrap();
+        let mut route = RouteMessage::default();
+        route.header.kind = RouteType::Unicast;
+        route.header.destination_prefix_length = length.parse().unwrap();
+        let address: IpAddr = address.parse().unwrap();
+        // The kernel names no destination in a default route.
+        if !address.is_unspecified() {
+            route.attributes.push(RouteAttribute::Destination(address.into()));
+        }
+        route.attributes.push(RouteAttribute::Oif(interface));
+        route
+    }
+
+    #[test]
+    fn routes_that_reach_no_service_and_no_peer_are_no_move() {
+        for destination in [
+            "0.0.0.0/0",
+            "::/0",
+            "192.168.1.0/24",
+            "169.254.0.0/16",
+            "2001:db8::/64",
+            "fd99::/64",
+            // Those of multicast and link-local addresses are among theirs, and others too.
+            "192.0.0.0/2",
+            "224.0.0.0/3",
+            "fc00::/6",
+            "fe80::/9",
+        ] {
+            assert!(leads_out(&route(destination, 3), &[OWN]), "{destination}");
+            assert!(!leads_out(&route(destination, OWN), &[OWN]), "{destination} by the overlay's interface");
+        }
+        for destination in ["fe80::/64", "fe80::/10", "fe80::7/128", "ff00::/8", "ff02::1/128", "224.0.0.0/4"]
+        {
+            assert!(!leads_out(&route(destination, 3), &[OWN]), "{destination}");
+        }
+        let mut own_address = route("198.51.100.7/32", 3);
+        own_address.header.kind = RouteType::Local;
+        assert!(!leads_out(&own_address, &[OWN]), "comes with its address");
+    }
 
     #[test]
     fn the_first_change_is_reported_soon_and_a_burst_ever_more_rarely() {

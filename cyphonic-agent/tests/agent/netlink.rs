@@ -178,6 +178,39 @@ fn what_matters_is_noticed_and_what_is_the_overlays_own_is_not() {
     });
 }
 
+#[test]
+fn a_container_that_starts_is_no_move_and_a_route_that_looks_as_before_is() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link add up0 type veth peer name up1");
+        ip("link set up1 up");
+        ip("link set up0 up");
+        ip("addr add 198.51.100.7/24 dev up0");
+        ip("route add default via 198.51.100.1 dev up0");
+        ip("link add bridge0 type bridge");
+        ip("link set bridge0 up");
+        let mut watch = NetworkWatch::start(Vec::new()).unwrap();
+        // Their own link-local addresses are ready some time after they came.
+        let settle = async |watch: &mut NetworkWatch| {
+            let mut routes = false;
+            while let Ok(change) = tokio::time::timeout(Duration::from_secs(3), watch.changed()).await {
+                routes |= change.routes;
+            }
+            routes
+        };
+        settle(&mut watch).await;
+        ip("link add host0 type veth peer name container0");
+        ip("link set host0 master bridge0");
+        ip("link set container0 up");
+        ip("link set host0 up");
+        assert!(!settle(&mut watch).await, "a container has started");
+        assert!(ip("-6 route show dev host0").contains("fe80::/64"), "which brings a route");
+        // As after roaming to another access point of the same network.
+        ip("route del default via 198.51.100.1 dev up0");
+        ip("route add default via 198.51.100.1 dev up0");
+        assert!(settle(&mut watch).await, "the same route may lead elsewhere");
+    });
+}
+
 /// As `ip netns exec` does: the namespace's own resolv.conf, mounted over the host's, here through a link.
 #[test]
 fn a_mounted_resolv_conf_is_written_in_place_and_the_link_to_it_kept() {
