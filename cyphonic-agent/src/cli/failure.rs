@@ -5,12 +5,25 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use crate::daemon::{DaemonError, LaunchError};
+
+/// `EX_CONFIG` of sysexits.h: only other settings help. systemd does not start the daemon again then
+/// (`RestartPreventExitStatus=` in its unit).
+const WRONG_SETTINGS: u8 = 78;
+
 /// The exit status of a command; what failed goes to standard error, in one line.
 pub fn exit_code(command: &str, result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         eprintln!("{command}: {}", describe(&error));
-        ExitCode::FAILURE
+        ExitCode::from(status(&error))
     })
+}
+
+fn status(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref() {
+        Some(LaunchError::Daemon(DaemonError::NotEnrolled(_))) => WRONG_SETTINGS,
+        _ => 1,
+    }
 }
 
 /// The error and those of its causes that it does not already tell.
@@ -30,6 +43,16 @@ mod tests {
     use anyhow::{Context, anyhow};
 
     use super::*;
+
+    #[test]
+    fn a_daemon_that_nobody_has_told_how_to_enrol_is_not_to_be_started_again() {
+        let not_enrolled = LaunchError::from(DaemonError::NotEnrolled("no cloud".into()));
+        assert_eq!(status(&not_enrolled.into()), WRONG_SETTINGS);
+        assert_eq!(status(&LaunchError::from(DaemonError::Engine("no ring".into())).into()), 1);
+        assert_eq!(status(&anyhow!("no")), 1);
+        let unit = include_str!("../../dist/cyphonicd.service");
+        assert!(unit.lines().any(|line| line == format!("RestartPreventExitStatus={WRONG_SETTINGS}")));
+    }
 
     #[test]
     fn every_cause_is_told_once() {

@@ -2,55 +2,124 @@
 
 use std::{env, path::PathBuf, time::Duration};
 
+use cyphonic_proto::{message::RefusalCode, token::EnrolmentToken};
+
 use super::{DaemonError, notify};
 use crate::{
     config::{Config, resolve_all},
-    enrol::{enrol, read_token_file},
+    enrol::{EnrolError, enrol, read_token_file},
     state::{DeviceIdentity, StateDir},
 };
 
 /// Waits between attempts double from the first to the last.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(60);
-/// The token's name among systemd's credentials: `/etc/credstore/cyphonic.token` on the host.
+/// The token's name among systemd's credentials, and where the host has it.
 const CREDENTIAL: &str = "cyphonic.token";
+const CREDENTIAL_STORE: &str = "/etc/credstore/cyphonic.token";
 
-/// The device's identity. Waits, for as long as it takes, for a cloud that cannot be reached.
+/// The device's identity. Waits, for as long as it takes, for a cloud that cannot be reached, and for another token where
+/// the one in the file is of no use.
 pub(super) async fn identity(state: &StateDir, config: &Config) -> Result<DeviceIdentity, DaemonError> {
     if let Some(identity) = state.identity()? {
         return Ok(identity);
     }
-    let (Some(token_file), false) = (token_file(config), config.cloud.is_empty()) else {
+    let (Some(file), false) = (TokenFile::of(config), config.cloud.is_empty()) else {
         return Err(DaemonError::NotEnrolled(
             "this device is not enrolled: run `cyphonic up --token file:PATH --cloud HOST`, or set `cloud` and \
              `token_file` in the configuration"
                 .into(),
         ));
     };
-    let token = read_token_file(&token_file)?;
-    let mut wait = FIRST_WAIT;
+    let mut attempts = Attempts::default();
     loop {
-        let error = match enrol(state, &token, &resolve_all(&config.cloud).await).await {
-            Ok(identity) => {
-                tracing::info!("enrolled");
-                return Ok(identity);
+        let (token, error) = match read_token_file(&file.path) {
+            Ok(token) if attempts.are_over_for(&token) => {
+                tokio::time::sleep(jittered(LAST_WAIT)).await;
+                continue;
             }
-            Err(error) if error.is_final() => return Err(error.into()),
-            Err(error) => error,
+            Ok(token) => match enrol(state, &token, &resolve_all(&config.cloud).await).await {
+                Ok(identity) => {
+                    tracing::info!("enrolled");
+                    return Ok(identity);
+                }
+                Err(error) => (Some(token), error),
+            },
+            Err(error) => (None, error),
         };
-        tracing::warn!(%error, wait_s = wait.as_secs(), "not enrolled yet: will try again");
-        notify(&[sd_notify::NotifyState::Status("waiting for the cloud to enrol")]);
-        tokio::time::sleep(jittered(wait)).await;
-        wait = (wait * 2).min(LAST_WAIT);
+        let wait = jittered(attempts.failed(token, &error));
+        if error.is_final() {
+            let help = file.help();
+            tracing::error!(%error, "not enrolled: {help}");
+            notify(&[sd_notify::NotifyState::Status(&format!("not enrolled: {error}; {help}"))]);
+        } else {
+            tracing::warn!(%error, wait_s = wait.as_secs(), "not enrolled yet: will try again");
+            notify(&[sd_notify::NotifyState::Status("waiting for the cloud to enrol")]);
+        }
+        tokio::time::sleep(wait).await;
+        if error.is_final() && file.is_credential {
+            return Err(error.into());
+        }
     }
 }
 
-/// The configured one, else what systemd hands over (`LoadCredential=` in the unit, systemd.exec(5)).
-fn token_file(config: &Config) -> Option<PathBuf> {
-    config.token_file.clone().or_else(|| {
-        let file = PathBuf::from(env::var_os("CREDENTIALS_DIRECTORY")?).join(CREDENTIAL);
-        file.is_file().then_some(file)
-    })
+/// Where the token is.
+struct TokenFile {
+    path: PathBuf,
+    /// Handed over by systemd, which hands over what is there then whenever it starts the daemon, and at no other time.
+    is_credential: bool,
+}
+
+impl TokenFile {
+    /// The configured one, else what systemd hands over (`LoadCredential=` in the unit, systemd.exec(5)).
+    fn of(config: &Config) -> Option<Self> {
+        let configured = config.token_file.clone().map(|path| Self { path, is_credential: false });
+        configured.or_else(|| {
+            let path = PathBuf::from(env::var_os("CREDENTIALS_DIRECTORY")?).join(CREDENTIAL);
+            path.is_file().then_some(Self { path, is_credential: true })
+        })
+    }
+
+    fn help(&self) -> String {
+        let place =
+            if self.is_credential { CREDENTIAL_STORE.into() } else { self.path.display().to_string() };
+        format!("make a token with `cyphonic-cloud token create --name NAME` and put it into {place}")
+    }
+}
+
+/// What has been tried.
+struct Attempts {
+    /// The wait for the cloud that comes next.
+    wait: Duration,
+    /// Used, expired or unknown, as the cloud said: it will say so for ever.
+    refused: Option<EnrolmentToken>,
+}
+
+impl Default for Attempts {
+    fn default() -> Self {
+        Self { wait: FIRST_WAIT, refused: None }
+    }
+}
+
+impl Attempts {
+    /// Whether the cloud need not be asked with this token.
+    fn are_over_for(&self, token: &EnrolmentToken) -> bool {
+        self.refused.as_ref() == Some(token)
+    }
+
+    /// One failed; how long to wait until the next.
+    fn failed(&mut self, token: Option<EnrolmentToken>, error: &EnrolError) -> Duration {
+        if !error.is_final() {
+            let wait = self.wait;
+            self.wait = (wait * 2).min(LAST_WAIT);
+            return wait;
+        }
+        if matches!(error, EnrolError::Refused { code: RefusalCode::BadToken, .. }) {
+            self.refused = token;
+        }
+        self.wait = FIRST_WAIT;
+        LAST_WAIT
+    }
 }
 
 /// Between half and all of it: a fleet that lost its cloud at one moment does not come back at one moment.
@@ -59,4 +128,40 @@ fn jittered(wait: Duration) -> Duration {
     // The standard library seeds each RandomState anew from the system's randomness.
     let random = RandomState::new().hash_one(wait) % 1_000;
     wait / 2 + (wait / 2).mul_f64(random as f64 / 1_000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: RefusalCode, retry: Option<Duration>) -> EnrolError {
+        EnrolError::Refused { code, reason: "no".into(), retry }
+    }
+
+    #[test]
+    fn a_refused_token_is_not_shown_again_and_another_is() {
+        let [used, new] = [1, 2].map(|secret| EnrolmentToken::new([secret; 32], [0; 32]));
+        let mut attempts = Attempts::default();
+        assert!(!attempts.are_over_for(&used));
+        assert_eq!(attempts.failed(Some(used.clone()), &refused(RefusalCode::BadToken, None)), LAST_WAIT);
+        assert!(attempts.are_over_for(&used) && !attempts.are_over_for(&new));
+        // The file is being written.
+        let missing = EnrolError::NoTokenFile { path: "token".into() };
+        assert_eq!(attempts.failed(None, &missing), LAST_WAIT);
+        assert!(attempts.are_over_for(&used));
+    }
+
+    #[test]
+    fn a_cloud_that_is_away_is_asked_again_and_ever_more_rarely() {
+        let token = EnrolmentToken::new([1; 32], [0; 32]);
+        let mut attempts = Attempts::default();
+        let busy = refused(RefusalCode::TooMany, Some(Duration::from_secs(1)));
+        let waits: Vec<_> = (0..8).map(|_| attempts.failed(Some(token.clone()), &busy).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert!(!attempts.are_over_for(&token));
+        // What else is final may be the cloud's fault: somebody may mend that.
+        let wrong = EnrolError::Answer("its root certificate is not the one of the token".into());
+        assert_eq!(attempts.failed(Some(token.clone()), &wrong), LAST_WAIT);
+        assert!(!attempts.are_over_for(&token));
+    }
 }
