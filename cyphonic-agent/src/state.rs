@@ -95,6 +95,22 @@ impl StateDir {
         Ok(key)
     }
 
+    /// Makes room for another key where the device's cannot be used; the damaged one is kept beside it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or moved.
+    pub fn set_damaged_key_aside(&self) -> Result<(), StateError> {
+        match self.key() {
+            Ok(_) => Ok(()),
+            Err(error) if error.is_damage() => {
+                let (path, aside) = (self.key_path(), self.identity_dir().join("key.pem.damaged"));
+                fs::rename(&path, aside).map_err(|source| StateError::io("rename", &path, source))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// The device's key, if there is one.
     pub fn key(&self) -> Result<Option<KeyPair>, StateError> {
         let path = self.key_path();
@@ -190,6 +206,10 @@ fn restrict(path: &Path, mode: u32) -> Result<(), StateError> {
     fs::set_permissions(path, permissions).map_err(failed)
 }
 
+/// What helps where an identity is damaged, and no backup is at hand.
+const ENROL_ANEW: &str = "stop the daemon and enrol with `cyphonic up --anew --token file:PATH` and a token of \
+                          `cyphonic-cloud token create --name NAME --replace`";
+
 /// Why state could not be read or written. Nothing was changed, except that a directory may have been created.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -204,7 +224,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// Larger than it can be.
-    #[error("{} is larger than {limit} bytes: it is damaged; restore it from a backup or enrol again", path.display())]
+    #[error("{} is larger than {limit} bytes: it is damaged; restore it from a backup, or if it is of the device's identity, {}", path.display(), ENROL_ANEW)]
     TooLarge {
         /// Which file.
         path: PathBuf,
@@ -212,19 +232,19 @@ pub enum StateError {
         limit: u64,
     },
     /// Another daemon runs.
-    #[error("another daemon uses {}: stop it first (`cyphonic down`), or give this one its own --state-dir", path.display())]
+    #[error("another daemon uses {}: stop it first (`systemctl stop cyphonicd` or `cyphonic down`), or give this one its own --state-dir", path.display())]
     InUse {
         /// The directory.
         path: PathBuf,
     },
     /// A file of the identity is missing while others are there.
-    #[error("{} is missing but the device is enrolled: restore it from a backup, or remove the identity directory and enrol again with a new token", path.display())]
+    #[error("{} is missing but the device is enrolled: restore it from a backup, or {}", path.display(), ENROL_ANEW)]
     Incomplete {
         /// Which file.
         path: PathBuf,
     },
     /// The key cannot be used.
-    #[error("the device's key {} cannot be used: {reason}; restore it from a backup or enrol again", path.display())]
+    #[error("the device's key {} cannot be used: {reason}; restore it from a backup, or {}", path.display(), ENROL_ANEW)]
     Key {
         /// Which file.
         path: PathBuf,
@@ -232,7 +252,7 @@ pub enum StateError {
         reason: String,
     },
     /// The certificates cannot be used.
-    #[error("the device's identity in {} cannot be used: {reason}; restore it from a backup or enrol again", path.display())]
+    #[error("the device's identity in {} cannot be used: {reason}; restore it from a backup, or {}", path.display(), ENROL_ANEW)]
     Identity {
         /// The directory.
         path: PathBuf,
@@ -242,6 +262,16 @@ pub enum StateError {
 }
 
 impl StateError {
+    /// True where files can be read and are of no use, so that only others in their place help.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::TooLarge { .. } | Self::Incomplete { .. } | Self::Key { .. } | Self::Identity { .. } => {
+                true
+            }
+            Self::Io { .. } | Self::InUse { .. } => false,
+        }
+    }
+
     fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { what, path: path.to_owned(), source }
     }
@@ -299,7 +329,7 @@ mod tests {
         assert!(matches!(state.key(), Err(StateError::Key { .. })));
         assert!(
             matches!(state.key_or_generate(), Err(StateError::Key { .. })),
-            "a damaged key is never replaced"
+            "a damaged key is never replaced unasked"
         );
         fs::write(state.chain_path(), "x").unwrap();
         assert!(matches!(state.identity(), Err(StateError::Incomplete { .. })));
@@ -307,6 +337,19 @@ mod tests {
         assert!(matches!(state.node(), Err(StateError::TooLarge { .. })));
         fs::write(state.path().join("port"), "pony").unwrap();
         assert_eq!(state.port(), None);
+    }
+
+    #[test]
+    fn a_damaged_key_makes_room_on_request_and_a_sound_one_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        state.set_damaged_key_aside().unwrap();
+        fs::write(state.key_path(), "damaged").unwrap();
+        state.set_damaged_key_aside().unwrap();
+        assert_eq!(fs::read_to_string(state.identity_dir().join("key.pem.damaged")).unwrap(), "damaged");
+        let key = state.key_or_generate().unwrap();
+        state.set_damaged_key_aside().unwrap();
+        assert_eq!(state.key().unwrap().unwrap().public_key_raw(), key.public_key_raw());
     }
 
     #[test]

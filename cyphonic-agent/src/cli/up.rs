@@ -16,7 +16,7 @@ use crate::{
     config::{CloudAddress, Config, DEFAULT_PATH, Overrides, resolve_all},
     daemon::{self, block_on},
     enrol::{enrol, read_token},
-    state::{DeviceIdentity, StateDir, write_atomic},
+    state::{DeviceIdentity, StateDir, StateError, write_atomic},
 };
 
 #[derive(Debug, Args)]
@@ -33,7 +33,8 @@ pub(super) struct Up {
     /// Directory of the device's key and state.
     #[arg(long, env = "CYPHONIC_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Enrol although the device has a certificate: it was revoked, or the cloud does not know it any more. The key stays.
+    /// Enrol although the device has a certificate: it was revoked, the cloud does not know it any more, or its files are
+    /// damaged. The key stays, if it can be used.
     /// Give it once: whoever starts with it enrols at each start.
     #[arg(long)]
     anew: bool,
@@ -52,7 +53,7 @@ impl Up {
         };
         let config = Config::load(&self.config, false, &overrides)?;
         let state = StateDir::open(&config.state_dir)?;
-        let identity = match state.identity()? {
+        let identity = match self.present(&state)? {
             Some(identity) if !self.enrols_again(&identity)? => {
                 self.tell_of_unused_token();
                 identity
@@ -67,6 +68,14 @@ impl Up {
             self.tell_how_to_start(&config);
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The identity that the device has. Who says `--anew` does not need it, and may say so because it is damaged.
+    fn present(&self, state: &StateDir) -> Result<Option<DeviceIdentity>, StateError> {
+        match state.identity() {
+            Err(error) if self.anew && error.is_damage() => Ok(None),
+            present => present,
+        }
     }
 
     /// Whether a device that has a certificate enrols all the same: somebody says so, or it is too late to renew and here is a
@@ -101,6 +110,9 @@ impl Up {
         let addresses = resolve_all(&config.cloud).await;
         if addresses.is_empty() {
             bail!("none of the cloud's names can be resolved: {:?}", config.cloud);
+        }
+        if self.anew {
+            state.set_damaged_key_aside()?;
         }
         Ok(enrol(state, &token, &addresses).await?)
     }

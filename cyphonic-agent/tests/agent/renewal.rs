@@ -167,6 +167,37 @@ async fn a_revoked_device_comes_back_by_a_new_token_when_told_to_use_it() {
     cloud.shutdown().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_identity_is_damaged_comes_back_by_a_new_token() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let a = overlay.enrol("a", 5, &dir.path().join("state"));
+    let file = |name: &str| dir.path().join("state/identity").join(name);
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let damages: [(&str, &dyn Fn()); 3] = [
+        ("chain", &|| std::fs::write(file("chain.pem"), "damaged").unwrap()),
+        ("root", &|| std::fs::remove_file(file("root.pem")).unwrap()),
+        ("key", &|| std::fs::write(file("key.pem"), "damaged").unwrap()),
+    ];
+    for (what, damage) in damages {
+        damage();
+        let token = overlay.token("a", now(), true);
+        let refused = up(&overlay, &token, dir.path(), &[]).await;
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(
+            !refused.status.success() && said.contains("cyphonic up --anew") && said.contains("--replace"),
+            "{what}: {refused:?}"
+        );
+        let done = up(&overlay, &token, dir.path(), &["--anew"]).await;
+        assert!(done.status.success(), "{what}: {done:?}");
+        let again = Identity::from_der(a.state.identity().unwrap().unwrap().leaf()).unwrap();
+        assert_eq!(again.fqdn, a.parsed().fqdn);
+        assert_eq!(again.spki_sha256 == a.parsed().spki_sha256, what != "key", "a sound key stays");
+    }
+    assert_eq!(std::fs::read_to_string(file("key.pem.damaged")).unwrap(), "damaged");
+    cloud.shutdown().await;
+}
+
 /// `cyphonic up`, with the state directory beside the configuration.
 async fn up(overlay: &Overlay, token: &EnrolmentToken, dir: &Path, more: &[&str]) -> Output {
     tokio::process::Command::new(env!("CARGO_BIN_EXE_cyphonic"))
