@@ -17,7 +17,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
     config::Config,
@@ -173,11 +173,11 @@ async fn check(socket: &std::path::Path, check: Check) -> ExitCode {
 }
 
 async fn wait(socket: &std::path::Path, seconds: Option<f64>) -> Result<ExitCode> {
-    // Start-up is timed by this command; a question costs the daemon far less than this.
-    const EVERY: Duration = Duration::from_millis(5);
     let limit = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
     // A year is for ever, and no clock overflows on it.
-    let deadline = Instant::now() + limit.unwrap_or(Duration::from_secs(365 * 86_400));
+    let begun = Instant::now();
+    let deadline = begun + limit.unwrap_or(Duration::from_secs(365 * 86_400));
+    let mut pause = SOON;
     let mut last = "the daemon did not answer in time".to_owned();
     loop {
         match timeout_at(deadline, status(socket)).await {
@@ -187,11 +187,23 @@ async fn wait(socket: &std::path::Path, seconds: Option<f64>) -> Result<ExitCode
             Ok(Err(error)) => last = error.to_string(),
             Err(_) => bail!("not ready: {last}"),
         }
-        if Instant::now() + EVERY >= deadline {
+        if Instant::now() >= deadline {
             bail!("not ready: {last}");
         }
-        sleep(EVERY).await;
+        pause = next_pause(begun.elapsed(), pause);
+        sleep_until(deadline.min(Instant::now() + pause)).await;
     }
+}
+
+/// Start-up is timed by `wait`; a question costs the daemon far less than this.
+const SOON: Duration = Duration::from_millis(5);
+/// Who waits for longer than this, waits for a cloud or for a daemon that somebody is to start.
+const START_UP: Duration = Duration::from_secs(3);
+const SELDOM: Duration = Duration::from_millis(500);
+
+/// How long `wait`, which has waited for `waited`, pauses before it asks again, after its last pause.
+fn next_pause(waited: Duration, last: Duration) -> Duration {
+    if waited < START_UP { SOON } else { (last * 2).min(SELDOM) }
 }
 
 fn why_not_ready(report: &StatusReport) -> String {
@@ -205,5 +217,29 @@ async fn version(socket: &std::path::Path) {
     match daemon.await {
         Ok(info) => println!("cyphonicd {} (control protocol {})", info.version, info.protocol),
         Err(error) => println!("cyphonicd -: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn start_up_is_waited_for_closely_and_an_absent_cloud_at_leisure() {
+        let (mut waited, mut pause, mut questions) = (Duration::ZERO, SOON, 0);
+        while waited < START_UP {
+            pause = next_pause(waited, pause);
+            assert_eq!(pause, SOON, "after {waited:?}");
+            waited += pause;
+        }
+        while waited < Duration::from_secs(3_600) {
+            let next = next_pause(waited, pause);
+            assert!(next >= pause, "{next:?} after {pause:?}");
+            pause = next;
+            waited += pause;
+            questions += 1;
+        }
+        assert_eq!(pause, SELDOM);
+        assert!(questions < 2 * 3_600 + 10, "{questions} in an hour");
     }
 }
