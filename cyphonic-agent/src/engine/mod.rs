@@ -15,7 +15,8 @@
 //! | `report` | `cyphonic status` |
 //! | `datapath` | interface, port, eBPF programs and rings, chosen and put together |
 //! | `cards` | what network cards can do, and which give packets to the ring |
-//! | `mtu` | tunnels' inner MTUs, for the host's interface and routes |
+//! | `mtu` | tunnels' inner MTUs |
+//! | `interface` | the virtual interface, kept as it has to be: address, routes, MTUs |
 //! | `network_report` | the part of it that `cyphonic netcheck` shows |
 //! | `network` | the host's networks: moves, and sleep |
 //! | `start`, `zone` | building all of it from configuration and identity |
@@ -27,6 +28,7 @@ mod cards;
 mod datapath;
 mod handle;
 mod input;
+mod interface;
 mod mtu;
 mod network;
 mod network_report;
@@ -52,6 +54,7 @@ use cyphonic_transport::{Clock, Credentials, Transport};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use handle::EngineHandle;
+pub use interface::Lost;
 pub use mtu::PeerMtus;
 pub use renewal::RenewalParts;
 pub use report::{Kernel, KernelFigures, Surroundings};

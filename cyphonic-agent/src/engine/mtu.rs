@@ -1,13 +1,10 @@
-//! Tunnels' inner MTUs, on their way from the node to the host's interface and routes.
+//! Tunnels' inner MTUs, known to the engine and told to whoever follows (`interface`).
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
-use std::sync::Arc;
 
 use cyphonic_proto::TunnelId;
 use tokio::sync::watch;
-
-use crate::netlink::{Netlink, Sizes};
 
 /// The inner MTU of each peer with a tunnel.
 pub type PeerMtus = BTreeMap<Ipv6Addr, u16>;
@@ -54,17 +51,6 @@ impl InnerMtus {
             *told = peers;
             changed
         });
-    }
-}
-
-/// Brings every change to the host, until the engine ends.
-pub(super) async fn follow(mut sizes: Sizes, netlink: Arc<Netlink>, mut changes: watch::Receiver<PeerMtus>) {
-    while changes.changed().await.is_ok() {
-        let wanted = changes.borrow_and_update().clone();
-        if let Err(error) = sizes.apply(&netlink, &wanted).await {
-            // Packet Too Big does it as well, a packet later.
-            tracing::warn!(%error, "the host was not told what a tunnel carries");
-        }
     }
 }
 

@@ -14,6 +14,7 @@ use cyphonic_proto::node::{
     NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus,
 };
 
+use super::interface::Lost;
 use super::renewal::Lifetime;
 use crate::control::netcheck::NetcheckReport;
 use crate::control::report::{
@@ -41,6 +42,8 @@ pub struct KernelFigures {
 pub struct Surroundings {
     /// The virtual interface.
     pub interface: InterfaceReport,
+    /// What it has lost since, and why that does not come back.
+    pub interface_lost: Lost,
     /// Which ring, and why.
     pub ring: RingReport,
     /// The network cards, which come and go.
@@ -86,7 +89,7 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
         cipher: CipherReport { kind: Suite::preferred().to_string(), why: Suite::why_preferred().to_owned() },
         health: health(sources, &classifier),
         classifier,
-        interface: sources.surroundings.interface.clone(),
+        interface: interface_report(sources.surroundings),
         udp_port: sources.udp_port,
         nat: nat_report(node),
         netcheck: NetcheckReport {
@@ -106,6 +109,11 @@ pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
 fn ring_report(surroundings: &Surroundings) -> RingReport {
     let cards = surroundings.cards.lock().unwrap_or_else(PoisonError::into_inner).clone();
     RingReport { cards, ..surroundings.ring.clone() }
+}
+
+fn interface_report(surroundings: &Surroundings) -> InterfaceReport {
+    let InterfaceReport { name, mtu, up } = surroundings.interface.clone();
+    InterfaceReport { name, mtu, up: up && surroundings.interface_lost.why().is_none() }
 }
 
 fn ring_drops(ring: &dyn EncapRing) -> BTreeMap<String, u64> {
@@ -216,6 +224,15 @@ fn health(sources: &Sources<'_>, classifier: &ClassifierReport) -> Vec<HealthChe
             "ring-stopped",
             Severity::Error,
             format!("the encapsulation ring has stopped: {reason}; restart the daemon"),
+        );
+    }
+    if let Some(why) = sources.surroundings.interface_lost.why() {
+        add(
+            "interface-lost",
+            Severity::Error,
+            format!(
+                "somebody took address or routes from the virtual interface: {why}; tried again all the time"
+            ),
         );
     }
     if !node.registered {

@@ -18,7 +18,8 @@ use tokio::task::JoinSet;
 
 use super::cards::Cards;
 use super::datapath::{Ground, Wiring};
-use super::mtu::{self, PeerMtus};
+use super::interface::{self, Lost};
+use super::mtu::PeerMtus;
 use super::network::{self, Followed, with_port};
 use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
 use crate::config::{CloudAddress, Config, PortMapping, resolve_all};
@@ -89,8 +90,10 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     translator.network_changed(&attachment.addresses);
     translator.settle().await;
     let node = node_config(&config, &state, &identity, &zone, addresses, most_inner)?;
+    let lost = Lost::default();
     let surroundings = Surroundings {
         interface: InterfaceReport { name: config.interface.clone(), mtu: interface.mtu, up: interface.up },
+        interface_lost: lost.clone(),
         ring: path.ring_report,
         cards: path.cards.reports(),
         ring_failure: None,
@@ -130,7 +133,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         translator,
     ));
     watchers.spawn(network::follow_sleep(handle.clone()));
-    watchers.spawn(mtu::follow(sizes, Arc::clone(&netlink), changes));
+    watchers.spawn(interface::follow(interface.index, sizes, Arc::clone(&netlink), changes, lost));
     let (end_cards, ended) = oneshot::channel();
     let cards = tokio::spawn(follow_cards(path.cards, Arc::clone(&netlink), followed, ended));
     let stopping = handle.clone();

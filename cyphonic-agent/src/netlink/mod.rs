@@ -118,16 +118,37 @@ impl Netlink {
         self.require(name).await
     }
 
+    /// Whether an interface is as [`configure`](Self::configure) leaves it, whatever its MTU is.
+    ///
+    /// # Errors
+    /// The kernel does not list links, addresses or routes.
+    pub async fn is_configured(
+        &self,
+        name: &str,
+        address: Ipv6Addr,
+        prefix: Prefix,
+    ) -> Result<bool, NetlinkError> {
+        let Some(Interface { index, up: true, .. }) = self.interface(name).await? else { return Ok(false) };
+        let addresses = self.addresses().await?;
+        let given = AddressAttribute::Address(address.into());
+        let has_address = addresses
+            .iter()
+            .any(|address| address.header.index == index && address.attributes.contains(&given));
+        let to_overlay = |route: &RouteMessage| {
+            let destination = RouteAttribute::Destination(prefix.address().into());
+            route.header.destination_prefix_length == Prefix::LENGTH
+                && route.attributes.contains(&destination)
+                && route.attributes.contains(&RouteAttribute::Oif(index))
+        };
+        Ok(has_address && self.routes().await?.iter().any(to_overlay))
+    }
+
     /// The kernel takes an address as its own a moment after it was given (it installs the local route from a work
     /// queue) and silently drops what arrives for it before.
     async fn await_local_route(&self, address: Ipv6Addr) -> Result<(), NetlinkError> {
         let started = Instant::now();
         while started.elapsed() < LOCAL_ROUTE_WAIT {
-            let all = RouteMessageBuilder::<Ipv6Addr>::new().build();
-            let _turn = self.lists.lock().await;
-            let routes: Vec<RouteMessage> =
-                self.handle.route().get(all).execute().try_collect().await.map_err(NetlinkError::List)?;
-            if routes.iter().any(|route| is_local(route, address)) {
+            if self.routes().await?.iter().any(|route| is_local(route, address)) {
                 return Ok(());
             }
             sleep(LOCAL_ROUTE_POLL).await;
@@ -222,6 +243,13 @@ impl Netlink {
     async fn addresses(&self) -> Result<Vec<AddressMessage>, NetlinkError> {
         let _turn = self.lists.lock().await;
         self.handle.address().get().execute().try_collect().await.map_err(NetlinkError::List)
+    }
+
+    /// Those of IPv6.
+    async fn routes(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
+        let all = RouteMessageBuilder::<Ipv6Addr>::new().build();
+        let _turn = self.lists.lock().await;
+        self.handle.route().get(all).execute().try_collect().await.map_err(NetlinkError::List)
     }
 
     async fn require(&self, name: &str) -> Result<Interface, NetlinkError> {

@@ -71,6 +71,21 @@ impl Sizes {
         Ok(())
     }
 
+    /// Configures the interface again where it is not as it was: whoever sets it down, or takes IPv6 from it for a moment,
+    /// takes its address and all routes. True if it was so; then nothing of what [`apply`](Self::apply) did stands.
+    ///
+    /// # Errors
+    /// What the kernel refused. The next call tries again.
+    pub async fn restore(&mut self, netlink: &Netlink) -> Result<bool, NetlinkError> {
+        if netlink.is_configured(&self.interface, self.own, self.prefix).await? {
+            return Ok(false);
+        }
+        netlink.configure(&self.interface, self.own, self.prefix, u32::from(self.first)).await?;
+        self.present = self.first;
+        self.routes.clear();
+        Ok(true)
+    }
+
     /// A peer for whom the overlay's route is right needs none of its own.
     fn needs(&self, wanted: &BTreeMap<Ipv6Addr, u16>, peer: &Ipv6Addr) -> bool {
         wanted.get(peer).is_some_and(|mtu| *mtu != self.first)

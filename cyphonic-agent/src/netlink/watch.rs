@@ -75,6 +75,20 @@ impl NetworkWatch {
     /// # Errors
     /// No netlink socket can be had.
     pub fn start(own: Vec<u32>) -> Result<Self, NetlinkError> {
+        Self::listen(move |message| change_in(message, &own))
+    }
+
+    /// Subscribes to what the interface of this number, the overlay's own, may have lost. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// No netlink socket can be had.
+    pub fn of_losses(interface: u32) -> Result<Self, NetlinkError> {
+        Self::listen(move |message| loss_in(message, interface))
+    }
+
+    fn listen(
+        judge: impl Fn(&NetlinkMessage<RouteNetlinkMessage>) -> Option<Change> + Send + 'static,
+    ) -> Result<Self, NetlinkError> {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
@@ -91,7 +105,7 @@ impl NetworkWatch {
         // Drains the channel at once and keeps two bits, so that a flood of messages costs no memory.
         tasks.spawn(async move {
             while let Some((message, _)) = messages.next().await {
-                let Some(change) = change_in(&message, &own) else { continue };
+                let Some(change) = judge(&message) else { continue };
                 if change.routes {
                     noted.routes.store(true, Ordering::Relaxed);
                 }
@@ -166,18 +180,39 @@ fn change_in(message: &NetlinkMessage<RouteNetlinkMessage>, own: &[u32]) -> Opti
     Some(Change { routes })
 }
 
+fn loss_in(message: &NetlinkMessage<RouteNetlinkMessage>, interface: u32) -> Option<Change> {
+    let routes = match &message.payload {
+        NetlinkPayload::InnerMessage(message) => match message {
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link)
+                if link.header.index == interface =>
+            {
+                false
+            }
+            RouteNetlinkMessage::DelAddress(address) if address.header.index == interface => false,
+            RouteNetlinkMessage::DelRoute(route) if leads_through(route, &[interface]) => true,
+            _ => return None,
+        },
+        NetlinkPayload::Overrun(_) => true,
+        _ => return None,
+    };
+    Some(Change { routes })
+}
+
 /// Routes to the host's own addresses come and go with those, and every interface that comes up, as a container's does,
 /// brings some that lead no further than its link.
 fn leads_out(route: &RouteMessage, own: &[u32]) -> bool {
-    let through_own = route.attributes.iter().any(|attribute| match attribute {
-        RouteAttribute::Oif(index) => own.contains(index),
-        _ => false,
-    });
     let to_others = !matches!(
         route.header.kind,
         RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast
     );
-    to_others && !through_own && !stays_on_link(route)
+    to_others && !leads_through(route, own) && !stays_on_link(route)
+}
+
+fn leads_through(route: &RouteMessage, interfaces: &[u32]) -> bool {
+    route.attributes.iter().any(|attribute| match attribute {
+        RouteAttribute::Oif(index) => interfaces.contains(index),
+        _ => false,
+    })
 }
 
 /// Whether it leads to link-local or multicast addresses only: neither a service nor a peer is sent to there. Of IPv4's

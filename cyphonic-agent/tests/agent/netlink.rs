@@ -179,6 +179,55 @@ fn what_matters_is_noticed_and_what_is_the_overlays_own_is_not() {
 }
 
 #[test]
+fn what_is_taken_from_the_interface_is_noticed_and_comes_back() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link add cyph0 type veth peer name other0");
+        ip("link set other0 up");
+        let netlink = Netlink::connect().unwrap();
+        let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
+        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
+        let mut losses = NetworkWatch::of_losses(interface.index).unwrap();
+        let mut sizes = Sizes::new("cyph0".into(), interface.index, own, prefix, 1420);
+        let wanted = [(1, 1280), (2, 1442)].map(|(n, mtu)| {
+            let peer = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, n);
+            (peer, mtu)
+        });
+        sizes.apply(&netlink, &wanted.into()).await.unwrap();
+        let routes = || ip("-6 route show dev cyph0").lines().filter(|r| r.starts_with("fd12")).count();
+        let before = routes();
+        assert!(netlink.is_configured("cyph0", own, prefix).await.unwrap());
+        assert!(!sizes.restore(&netlink).await.unwrap(), "nothing is amiss");
+
+        let no_ipv6 =
+            |value: &str| std::fs::write("/proc/sys/net/ipv6/conf/cyph0/disable_ipv6", value).unwrap();
+        let harms: [(&str, &dyn Fn()); 4] = [
+            ("down", &|| drop(ip("link set cyph0 down"))),
+            ("down and up", &|| drop((ip("link set cyph0 down"), ip("link set cyph0 up")))),
+            ("without IPv6 for a moment", &|| (no_ipv6("1"), no_ipv6("0")).1),
+            ("without its route", &|| drop(ip("-6 route del fd12:3456:789a::/48 dev cyph0"))),
+        ];
+        for (what, harm) in harms {
+            // What is left of the test's own doings.
+            while tokio::time::timeout(Duration::from_secs(1), losses.changed()).await.is_ok() {}
+            harm();
+            assert!(!netlink.is_configured("cyph0", own, prefix).await.unwrap(), "{what}");
+            tokio::time::timeout(Duration::from_secs(10), losses.changed()).await.expect(what);
+            assert!(sizes.restore(&netlink).await.unwrap(), "{what}");
+            sizes.apply(&netlink, &wanted.into()).await.unwrap();
+            assert!(netlink.is_configured("cyph0", own, prefix).await.unwrap(), "{what}");
+            assert_eq!(routes(), before, "{what}");
+            let narrow = ip("-6 route get fd12:3456:789a:1::1");
+            assert!(narrow.contains("mtu 1280"), "{what}: {narrow}");
+            assert_eq!(netlink.interface("cyph0").await.unwrap().unwrap().mtu, 1442, "{what}");
+        }
+        no_ipv6("1");
+        assert!(sizes.restore(&netlink).await.is_err(), "the kernel gives no address then");
+        no_ipv6("0");
+        assert!(sizes.restore(&netlink).await.unwrap());
+    });
+}
+
+#[test]
 fn a_container_that_starts_is_no_move_and_a_route_that_looks_as_before_is() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
         ip("link add up0 type veth peer name up1");

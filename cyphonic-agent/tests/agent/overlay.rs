@@ -217,6 +217,7 @@ impl Device {
             },
             surroundings: Surroundings {
                 interface: InterfaceReport::default(),
+                interface_lost: engine::Lost::default(),
                 ring: RingReport::default(),
                 cards: Arc::default(),
                 ring_failure: None,
