@@ -31,6 +31,8 @@ pub mod name {
     pub const UNDERLAY: &str = "cyphonic_underlay";
     /// Array with one [`UnderlayConfig`](super::UnderlayConfig).
     pub const CONFIG: &str = "UNDERLAY";
+    /// Hash of [`socket_index`](super::socket_index)'s slots by the number of the network card that has it.
+    pub const CARDS: &str = "CARDS";
     /// Sockets by queue of the virtual interface.
     pub const VIRTUAL_SOCKETS: &str = "XSKS_VIRTUAL";
     /// Sockets by [`socket_index`](super::socket_index).
@@ -39,8 +41,10 @@ pub mod name {
 
 /// Queues of an interface that may have sockets. Frames of further queues go to the stack.
 pub const MAX_QUEUES: u32 = 64;
+/// Network cards that may have sockets at a time. Frames of further cards go to the stack.
+pub const MAX_CARDS: u32 = 8;
 /// Places for sockets on the underlay.
-pub const UNDERLAY_SOCKETS: u32 = MAX_QUEUES * MAX_WORKERS;
+pub const UNDERLAY_SOCKETS: u32 = MAX_CARDS * MAX_QUEUES * MAX_WORKERS;
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET_LEN: usize = 14;
@@ -49,11 +53,15 @@ pub const ETHERNET_IPV4: [u8; 2] = [0x08, 0x00];
 /// Ethernet's type of IPv6.
 pub const ETHERNET_IPV6: [u8; 2] = [0x86, 0xdd];
 
-/// The place of a worker's socket on a queue: a socket takes only frames of the queue it is bound to. `None` where
-/// there is no such place.
+/// The place of a worker's socket on a queue of the card that has this slot: a socket takes only frames of the card and
+/// the queue it is bound to, and the kernel drops others. `None` where there is no such place.
 #[inline(always)]
-pub const fn socket_index(queue: u32, worker: u32) -> Option<u32> {
-    if queue < MAX_QUEUES && worker < MAX_WORKERS { Some(queue * MAX_WORKERS + worker) } else { None }
+pub const fn socket_index(slot: u32, queue: u32, worker: u32) -> Option<u32> {
+    if slot < MAX_CARDS && queue < MAX_QUEUES && worker < MAX_WORKERS {
+        Some((slot * MAX_QUEUES + queue) * MAX_WORKERS + worker)
+    } else {
+        None
+    }
 }
 
 /// What the program on the underlay must know. All zero (as the kernel makes it) is "not configured": everything passes.

@@ -6,16 +6,16 @@
 
 mod ring_lab;
 
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
 use cyphonic_common::{ConnectionId, DropReason};
-use cyphonic_dataplane::ring::{CardError, RingEvent};
+use cyphonic_dataplane::ring::{CardError, Path, RingEvent, TunnelId};
 use cyphonic_dataplane::xsk::CopyMode;
 use ring_lab::{
-    A, B, Kind, Namespace, Node, Outside, PATIENCE, UNDERLAY, WIRE, cid, eventually, joined, lay_wire, outer,
-    tunnel, uninterrupted, wire,
+    A, B, Kind, Namespace, Node, Outside, PATIENCE, SECOND_WIRE, UNDERLAY, WIRE, cid, eventually, joined,
+    lay_second_wire, lay_wire, outer, tunnel, uninterrupted, wire,
 };
 
 /// What the host's stack has given to UDP sockets.
@@ -30,6 +30,16 @@ fn through_the_stack(node: &Node, ipv6: bool) -> u64 {
         let udp: Vec<_> = snmp.lines().filter_map(|line| line.strip_prefix("Udp: ")).collect();
         let at = udp[0].split(' ').position(|name| name == "InDatagrams").unwrap();
         udp[1].split(' ').nth(at).unwrap().parse().unwrap()
+    })
+}
+
+/// Packets that came in by a wire.
+fn received(node: &Node, wire: &'static str) -> u64 {
+    node.namespace.run(move || {
+        let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+        let prefix = format!("{wire}:");
+        let counts = devices.lines().find_map(|line| line.trim().strip_prefix(&prefix)).unwrap();
+        counts.split_whitespace().nth(1).unwrap().parse().unwrap()
     })
 }
 
@@ -158,6 +168,37 @@ fn a_card_comes_and_goes_while_the_tunnel_stands() {
     let Node { outside, namespace, .. } = b;
     drop(outside);
     assert!(!has_program(&namespace), "the host is left as it was found");
+}
+
+#[test]
+fn two_cards_give_their_packets_each() {
+    let (a, b) = joined(UNDERLAY, false);
+    let (app_a, app_b) = (udp(&a), udp(&b));
+    lay_second_wire(&a.namespace, &b.namespace);
+    for node in [&a, &b] {
+        node.outside(|outside| outside.attach_to(SECOND_WIRE)).unwrap();
+    }
+    // Once again by the first wire, after packets have come by the second.
+    for net in [77, 78, 77] {
+        for (node, peer, host) in [(&a, &b, 2), (&b, &a, 1)] {
+            let remote = SocketAddr::from(([10, net, 0, host], peer.port));
+            node.ring.set_path(TunnelId(1), Path { remote, wire_cid: cid(host, 1) });
+        }
+        // Until both ends have moved, packets may come by either wire.
+        echo((&a, &app_a), (&b, &app_b));
+        let counted = |name: &'static str| received(&b, name);
+        let before = (through_the_stack(&b, false), [WIRE, SECOND_WIRE].map(counted));
+        echo((&a, &app_a), (&b, &app_b));
+        let after = (through_the_stack(&b, false), [WIRE, SECOND_WIRE].map(counted));
+        assert_eq!(after.0, before.0, "no outer packet went through the stack");
+        let used = usize::from(net == 78);
+        assert!(after.1[used] > before.1[used], "10.{net}.0.0 has a wire of its own");
+    }
+    for node in [&a, &b] {
+        for (reason, packets) in node.ring.counters().drops() {
+            assert_eq!(packets, 0, "{reason}");
+        }
+    }
 }
 
 #[test]

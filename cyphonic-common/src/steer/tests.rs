@@ -97,13 +97,17 @@ fn everything_else_is_left_alone() {
 #[test]
 fn places_of_sockets_do_not_overlap() {
     let mut seen = std::collections::BTreeSet::new();
-    for queue in 0..MAX_QUEUES {
-        for worker in 0..MAX_WORKERS {
-            assert!(seen.insert(socket_index(queue, worker).unwrap()));
+    for slot in 0..MAX_CARDS {
+        for queue in 0..MAX_QUEUES {
+            for worker in 0..MAX_WORKERS {
+                assert!(seen.insert(socket_index(slot, queue, worker).unwrap()));
+            }
         }
     }
     assert_eq!(seen.last(), Some(&(UNDERLAY_SOCKETS - 1)));
-    assert_eq!((socket_index(MAX_QUEUES, 0), socket_index(0, MAX_WORKERS)), (None, None));
+    for (slot, queue, worker) in [(MAX_CARDS, 0, 0), (0, MAX_QUEUES, 0), (0, 0, MAX_WORKERS)] {
+        assert_eq!(socket_index(slot, queue, worker), None);
+    }
 }
 
 proptest! {

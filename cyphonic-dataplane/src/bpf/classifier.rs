@@ -7,6 +7,7 @@ use aya::programs::tc::{self, NlOptions, TcAttachOptions, TcAttachType};
 use aya::programs::{LinkOrder, ProgramError};
 use cyphonic_common::InterfaceConfig;
 
+use super::cards::CardSlots;
 use super::counters::ClassifierCounters;
 use super::error::{BpfError, program_code};
 use super::log::KernelLog;
@@ -52,6 +53,7 @@ pub struct Programs {
     object: Object,
     log: KernelLog,
     tables: Arc<KernelTables>,
+    cards: Arc<CardSlots>,
     options: Options,
 }
 
@@ -66,8 +68,9 @@ impl Programs {
         object.verify(EGRESS)?;
         object.verify(INGRESS)?;
         let tables = Arc::new(KernelTables::new(&mut object)?);
+        let cards = Arc::new(CardSlots::new(&mut object)?);
         let log = KernelLog::open(&mut object)?;
-        Ok(Self { object, log, tables, options })
+        Ok(Self { object, log, tables, cards, options })
     }
 
     /// Has the programs choose, for every packet, the worker among several: `queues` are the virtual interface's and
@@ -89,7 +92,7 @@ impl Programs {
         attach_program(&mut self.object, INGRESS, interface, TcAttachType::Ingress, kind)
             .map_err(|source| BpfError::from_attach(INGRESS, interface, kind, source))?;
         tracing::debug!(interface, %kind, "eBPF classifier attached");
-        Ok(EgressClassifier { object: self.object, kind, log: self.log, tables: self.tables })
+        Ok(self.attached(kind))
     }
 
     /// Attaches what judges packets out of tunnels to `interface`, the near end of a veth pair, whose far end judges
@@ -101,7 +104,12 @@ impl Programs {
         self.object.verify(NEAR)?;
         let kind = attach_first(&mut self.object, NEAR, interface, self.options.kind)?;
         tracing::debug!(interface, %kind, "eBPF classifier attached");
-        Ok(EgressClassifier { object: self.object, kind, log: self.log, tables: self.tables })
+        Ok(self.attached(kind))
+    }
+
+    fn attached(self, kind: AttachKind) -> EgressClassifier {
+        let Self { object, log, tables, cards, .. } = self;
+        EgressClassifier { object, kind, log, tables, cards }
     }
 
     /// What the programs know of peers and policy.
@@ -113,6 +121,12 @@ impl Programs {
     pub(super) fn object(&mut self) -> &mut Object {
         &mut self.object
     }
+
+    /// What takes slots in the tests, which attach nothing.
+    #[cfg(test)]
+    pub(super) fn cards(&self) -> &Arc<CardSlots> {
+        &self.cards
+    }
 }
 
 /// The eBPF programs on a virtual interface. Detached when dropped.
@@ -123,6 +137,7 @@ pub struct EgressClassifier {
     kind: AttachKind,
     log: KernelLog,
     tables: Arc<KernelTables>,
+    cards: Arc<CardSlots>,
 }
 
 impl EgressClassifier {
@@ -155,6 +170,11 @@ impl EgressClassifier {
     /// For the program on network cards.
     pub(super) fn object(&mut self) -> &mut Object {
         &mut self.object
+    }
+
+    /// The slots of those cards.
+    pub(super) fn cards(&self) -> &Arc<CardSlots> {
+        &self.cards
     }
 
     /// What was counted so far.

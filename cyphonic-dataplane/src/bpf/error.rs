@@ -88,6 +88,17 @@ pub enum BpfError {
         /// The kernel's answer.
         source: Box<ProgramError>,
     },
+    /// Further cards' sockets would have no place.
+    #[error(
+        "{interface} has no place: {most} network cards give packets to AF_XDP sockets already, and more cannot; its \
+         packets come by the UDP port"
+    )]
+    TooManyCards {
+        /// The interface's name.
+        interface: String,
+        /// How many can.
+        most: u32,
+    },
     /// The kernel did not let a program choose queues or sockets.
     #[error("the kernel does not let the eBPF program {program} choose among several {what}: {source}")]
     Steer {

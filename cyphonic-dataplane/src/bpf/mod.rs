@@ -9,6 +9,7 @@
 //! **Invariants.** The configuration is written before a program is attached. Dropping the classifier detaches it. The
 //! programs never write to a packet.
 
+mod cards;
 mod classifier;
 mod counters;
 mod error;

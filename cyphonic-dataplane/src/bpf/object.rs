@@ -7,6 +7,7 @@ use aya::programs::{Program, ProgramError, SchedClassifier, SkReuseport, SocketF
 use aya::{Ebpf, EbpfLoader, Pod};
 use cyphonic_common::map::{Counter, InterfaceConfig, PeerEntry, name};
 use cyphonic_common::policy::PolicyKey;
+use cyphonic_common::steer;
 
 use super::error::BpfError;
 
@@ -137,6 +138,11 @@ impl Object {
     /// What may pass.
     pub(super) fn take_policy(&mut self) -> Result<HashMap<MapData, PodPolicyKey, u32>, BpfError> {
         self.take(name::POLICY)
+    }
+
+    /// Network cards' slots by their numbers.
+    pub(super) fn take_cards(&mut self) -> Result<HashMap<MapData, u32, u32>, BpfError> {
+        self.take(steer::name::CARDS)
     }
 
     /// The port's sockets by worker.

@@ -10,6 +10,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
 use cyphonic_common::steer::{MAX_QUEUES, UnderlayConfig, name, socket_index};
 
+use super::cards::CardSlot;
 use super::classifier::{EgressClassifier, Programs};
 use super::error::{BpfError, program_code};
 use super::object::Object;
@@ -51,11 +52,18 @@ impl Programs {
 /// The program on network cards, which goes on some and off others while the ring runs.
 impl EgressClassifier {
     /// Attaches to a network card: tunnels' packets to the node's UDP port are given to their worker's socket, as far
-    /// as [`KernelTables`](super::KernelTables) knows their connection IDs. May be called for several cards.
+    /// as [`KernelTables`](super::KernelTables) knows their connection IDs. May be called for several cards, each once:
+    /// `card` is the kernel's number for the interface.
     ///
     /// # Errors
     /// [`BpfError`], whose text says what to do. Packets then arrive at the UDP port as before.
-    pub fn attach_underlay(&mut self, interface: &str, port: u16) -> Result<UnderlayLink, BpfError> {
+    pub fn attach_underlay(
+        &mut self,
+        interface: &str,
+        card: u32,
+        port: u16,
+    ) -> Result<UnderlayLink, BpfError> {
+        let slot = self.cards().take(interface, card)?;
         let object = self.object();
         let failed = |source| BpfError::Map { map: name::CONFIG, source };
         let map = object.map_mut(name::CONFIG)?;
@@ -64,31 +72,40 @@ impl EgressClassifier {
         let xdp = load(object, name::UNDERLAY)?;
         let link = xdp.attach(interface, XdpMode::Driver).and_then(|id| xdp.take_link(id));
         let link = link.map_err(|error| refused(name::UNDERLAY, interface, error))?;
-        Ok(UnderlayLink { _link: link })
+        Ok(UnderlayLink { _link: link, slot })
     }
 
-    /// Has `queue` of the network card deliver the packets of `worker` to a socket that is bound to it.
+    /// Has `queue` of a network card deliver the packets of `worker` to a socket that is bound to it.
     ///
     /// # Errors
     /// There is no such queue or worker, or the kernel refuses.
-    pub fn set_underlay_socket(&mut self, queue: u32, worker: u32, socket: &XskRx) -> Result<(), BpfError> {
-        set_underlay_socket(self.object(), queue, worker, socket)
+    pub fn set_underlay_socket(
+        &mut self,
+        card: &UnderlayLink,
+        queue: u32,
+        worker: u32,
+        socket: &XskRx,
+    ) -> Result<(), BpfError> {
+        set_underlay_socket(self.object(), &card.slot, queue, worker, socket)
     }
 }
 
 /// The program on one network card. Detached when dropped: then all packets go to the stack again.
 #[derive(Debug)]
 pub struct UnderlayLink {
+    // Dropped first: nobody else has the slot while the program runs.
     _link: XdpLink,
+    slot: CardSlot,
 }
 
 pub(super) fn set_underlay_socket(
     object: &mut Object,
+    slot: &CardSlot,
     queue: u32,
     worker: u32,
     socket: &XskRx,
 ) -> Result<(), BpfError> {
-    set_socket(object, name::UNDERLAY_SOCKETS, socket_index(queue, worker), socket)
+    set_socket(object, name::UNDERLAY_SOCKETS, socket_index(slot.number(), queue, worker), socket)
 }
 
 fn attach(object: &mut Object, program: &'static str, interface: &str) -> Result<(), BpfError> {

@@ -206,6 +206,8 @@ impl Drop for Namespace {
 
 /// The end of the wire, in each namespace.
 pub const WIRE: &str = "under0";
+/// That of a second one, where there is one.
+pub const SECOND_WIRE: &str = "under1";
 
 /// Two namespaces with a wire between them.
 pub fn wire() -> (Namespace, Namespace) {
@@ -216,18 +218,27 @@ pub fn wire() -> (Namespace, Namespace) {
 
 /// Joins two namespaces by a wire with as many queues.
 pub fn lay_wire(a: &Namespace, b: &Namespace, queues: u32) {
+    lay(a, b, WIRE, 77, queues);
+}
+
+/// Joins them by another wire, whose addresses have 78 where the first one's have 77.
+pub fn lay_second_wire(a: &Namespace, b: &Namespace) {
+    lay(a, b, SECOND_WIRE, 78, 1);
+}
+
+fn lay(a: &Namespace, b: &Namespace, name: &str, net: u8, queues: u32) {
     let queues = format!("numrxqueues {queues} numtxqueues {queues}");
-    a.ip(&format!("link add under0 {queues} type veth peer name under0 {queues} netns {}", b.tid));
+    a.ip(&format!("link add {name} {queues} type veth peer name {name} {queues} netns {}", b.tid));
     for (namespace, host) in [(a, 1), (b, 2)] {
         // No link-local address, so that no duplicate address detection delays the first packets.
-        namespace.ip("link set under0 addrgenmode none");
-        namespace.ip(&format!("addr add 10.77.0.{host}/24 dev under0"));
-        namespace.ip(&format!("-6 addr add fd77::{host}/64 dev under0 nodad"));
-        namespace.ip("link set under0 up");
+        namespace.ip(&format!("link set {name} addrgenmode none"));
+        namespace.ip(&format!("addr add 10.{net}.0.{host}/24 dev {name}"));
+        namespace.ip(&format!("-6 addr add fd{net}::{host}/64 dev {name} nodad"));
+        namespace.ip(&format!("link set {name} up"));
     }
     // The kernel takes up to a second to believe that a link is up, and drops what is sent before.
     for (namespace, host) in [(a, 2), (b, 1)] {
-        for address in [format!("10.77.0.{host}"), format!("fd77::{host}")] {
+        for address in [format!("10.{net}.0.{host}"), format!("fd{net}::{host}")] {
             eventually("the wire carries packets", || namespace.reaches(&address));
         }
     }
@@ -266,7 +277,11 @@ pub struct Outside {
 
 impl Outside {
     pub fn attach(&mut self) -> Result<Card, CardError> {
-        self.underlay.attach(&mut self.programs, WIRE, CopyMode::Auto).cloned()
+        self.attach_to(WIRE)
+    }
+
+    pub fn attach_to(&mut self, wire: &str) -> Result<Card, CardError> {
+        self.underlay.attach(&mut self.programs, wire, CopyMode::Auto).cloned()
     }
 }
 

@@ -10,11 +10,14 @@ use aya::programs::{TestRun, TestRunOptions};
 use cyphonic_common::classify::Egress;
 use cyphonic_common::map::PeerEntry;
 use cyphonic_common::policy::{Direction, PolicyKey, PolicyTable};
-use cyphonic_common::steer::{UnderlayConfig, judge_near_end, judge_virtual, name, steer_underlay};
+use cyphonic_common::steer::{
+    MAX_CARDS, UnderlayConfig, judge_near_end, judge_virtual, name, steer_underlay,
+};
 use cyphonic_common::{ConnectionId, Counter, DropReason, InterfaceConfig};
 use etherparse::PacketBuilder;
 use proptest::prelude::*;
 
+use super::super::cards::CardSlot;
 use super::super::object::{NEAR, Object};
 use super::super::xsk::{PodUnderlay, load, set_underlay_socket};
 use super::super::{ClassifierCounters, KernelTables, Options, Programs};
@@ -46,7 +49,7 @@ fn with_socket(test: impl FnOnce(&mut Bench) + Send) {
         }
         programs.object().verify(NEAR).unwrap();
         let tables = programs.tables();
-        test(&mut Bench { programs, xsk, tables, index: index(FAR) });
+        test(&mut Bench { programs, xsk, tables, index: index(FAR), slot: None });
         drop(pool);
     };
     std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
@@ -57,12 +60,20 @@ struct Bench {
     xsk: Xsk,
     tables: std::sync::Arc<KernelTables>,
     index: u32,
+    slot: Option<CardSlot>,
 }
 
 impl Bench {
     fn with_sockets(&mut self) {
         self.programs.set_virtual_socket(0, &self.xsk.rx).unwrap();
-        set_underlay_socket(self.programs.object(), 0, 0, &self.xsk.rx).unwrap();
+        // Not the first: the slot counts.
+        let (_first, slot) = (self.take_slot(1), self.take_slot(self.index));
+        set_underlay_socket(self.programs.object(), &slot, 0, 0, &self.xsk.rx).unwrap();
+        self.slot = Some(slot);
+    }
+
+    fn take_slot(&self, card: u32) -> CardSlot {
+        self.programs.cards().take("a card", card).unwrap()
     }
 
     fn listen_on(&mut self, port: u16) {
@@ -227,6 +238,36 @@ fn the_underlay_gives_up_only_packets_of_this_nodes_tunnels() {
         }
         bench.tables.remove_cid(cid(1));
         assert_eq!(run(bench, &outer(false, PORT, cid(1)), 0), XDP_PASS);
+    });
+}
+
+#[test]
+fn sockets_are_those_of_the_card_that_a_frame_came_in_by() {
+    with_socket(|bench| {
+        bench.listen_on(PORT);
+        bench.tables.set_cid(cid(1), 0);
+        let frame = outer(false, PORT, cid(1));
+        bench.with_sockets();
+        assert_eq!(bench.run(name::UNDERLAY, &frame, 0), XDP_REDIRECT);
+        let far = std::mem::replace(&mut bench.index, index("near0"));
+        assert_eq!(bench.run(name::UNDERLAY, &frame, 0), XDP_PASS, "a card without a slot");
+        let _slot = bench.take_slot(bench.index);
+        assert_eq!(bench.run(name::UNDERLAY, &frame, 0), XDP_PASS, "another card's slot has no socket");
+        bench.index = far;
+        bench.slot = None;
+        assert_eq!(bench.run(name::UNDERLAY, &frame, 0), XDP_PASS, "the slot was given back");
+    });
+}
+
+#[test]
+fn there_are_so_many_slots_and_those_given_back_are_taken_again() {
+    with_socket(|bench| {
+        let mut slots: Vec<_> = (1..=MAX_CARDS).map(|card| bench.take_slot(card)).collect();
+        assert!((0..MAX_CARDS).eq(slots.iter().map(CardSlot::number)));
+        let refused = bench.programs.cards().take("eth9", 99).unwrap_err();
+        assert!(refused.to_string().starts_with("eth9 has no place: 8 network cards"), "{refused}");
+        slots.remove(3);
+        assert_eq!(bench.take_slot(99).number(), 3);
     });
 }
 

@@ -163,12 +163,12 @@ impl Underlay {
 
         // Without sockets in its map, the program leaves everything to the stack. It must be there before the sockets
         // are: drivers decide by it whether they can do without copying.
-        let link = programs.attach_underlay(interface, self.port.local_port())?;
+        let link = programs.attach_underlay(interface, index, self.port.local_port())?;
         let (queues, zero_copy) = open(interface, index, count, frame_size, mode)?;
         let watches = queues.iter().map(|queue| queue.rx.watch()).collect::<io::Result<Vec<_>>>();
         let watches = watches.map_err(asked)?;
         for (queue, parts) in (0..).zip(&queues) {
-            programs.set_underlay_socket(queue, WORKER, &parts.rx)?;
+            programs.set_underlay_socket(&link, queue, WORKER, &parts.rx)?;
         }
         let card = Card { name: interface.to_owned(), index, queues: queues.len() as u32, zero_copy };
         for (queue, watch) in queues.into_iter().zip(watches) {
