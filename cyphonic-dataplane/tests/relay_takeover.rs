@@ -243,6 +243,54 @@ fn a_relay_forwards_in_xdp_also_while_its_process_is_dead() {
     });
 }
 
+/// The list of the relay's own addresses only grows.
+#[test]
+fn a_leg_whose_new_address_has_no_number_goes_its_new_way_in_userspace_and_counts_on() {
+    isolated(|pins| {
+        let process = Process::start(&options(pins));
+        let (a, b) = (socket("a", "192.0.2.10:1000"), socket("b", "198.51.100.20:2000"));
+        let leg = Leg {
+            local: Some("192.0.2.1".parse().unwrap()),
+            source: Some("198.51.100.1".parse().unwrap()),
+            ..Leg::new(a.local_addr().unwrap(), b.local_addr().unwrap(), cid(0xb1))
+        };
+        process.xdp.insert(cid(0xb0), leg).unwrap();
+        for number in 0..20 {
+            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
+        }
+        assert!(process.xdp.counters().forwarded.packets > 0);
+        process.xdp.insert(cid(0xc0), leg).unwrap();
+        for number in 0..=255 {
+            let other = Leg { source: Some(IpAddr::from([10, 0, 0, number])), ..leg };
+            process.xdp.replace(cid(0xc0), other).unwrap();
+        }
+
+        shell("ip addr add 198.51.100.2/24 dev rb");
+        let moved = socket("b", "198.51.100.20:2001");
+        let forwarded = process.xdp.counters().forwarded.packets;
+        let new =
+            Leg { source: Some("198.51.100.2".parse().unwrap()), to: moved.local_addr().unwrap(), ..leg };
+        let before = process.xdp.stats(cid(0xb0)).unwrap();
+        process.xdp.replace(cid(0xb0), new).unwrap();
+        // Userspace may still be counting the first, which found the neighbour.
+        let after = process.xdp.stats(cid(0xb0)).unwrap();
+        assert!(after.packets >= before.packets && after.bytes >= before.bytes, "{after:?} {before:?}");
+        assert!(after.last_seen >= before.last_seen, "{after:?} {before:?}");
+        for number in 20..30 {
+            passes(&a, "192.0.2.1:4433", &moved, cid(0xb0), cid(0xb1), number);
+        }
+        assert_eq!(process.xdp.counters().forwarded.packets, forwarded, "in userspace");
+        let deadline = Instant::now() + PATIENCE;
+        while process.xdp.stats(cid(0xb0)).unwrap().packets < 30 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(process.xdp.stats(cid(0xb0)).unwrap().packets, 30);
+        assert_eq!(process.xdp.remove(cid(0xb0)).unwrap().packets, 30);
+        process.xdp.stop();
+        process.kill();
+    });
+}
+
 /// An answer of the routing table would last ten minutes.
 #[test]
 fn a_neighbour_that_moves_is_noticed_while_the_process_lives() {

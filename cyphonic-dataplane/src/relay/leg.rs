@@ -71,6 +71,16 @@ impl LegCounters {
         self.last_seen_ns.store(ns + 1, Relaxed);
     }
 
+    /// Adds what was counted elsewhere, up to now.
+    pub(super) fn carry(&self, carried: LegStats, start: Instant) {
+        self.packets.fetch_add(carried.packets, Relaxed);
+        self.bytes.fetch_add(carried.bytes, Relaxed);
+        if let Some(seen) = carried.last_seen {
+            let ns = u64::try_from(seen.saturating_duration_since(start).as_nanos()).unwrap_or(u64::MAX - 1);
+            self.last_seen_ns.fetch_max(ns + 1, Relaxed);
+        }
+    }
+
     pub(super) fn snapshot(&self, start: Instant) -> LegStats {
         let last_seen = self.last_seen_ns.load(Relaxed).checked_sub(1);
         LegStats {

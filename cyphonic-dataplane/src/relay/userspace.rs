@@ -141,6 +141,13 @@ impl UserspaceRelay {
         lock(&self.control).legs.get(&cid).map(|shared| shared.leg)
     }
 
+    /// Adds what was counted elsewhere to what a bound leg has carried.
+    pub(super) fn count_carried(&self, cid: ConnectionId, carried: LegStats) {
+        if let Some(shared) = lock(&self.control).legs.get(&cid) {
+            shared.counters.carry(carried, self.start);
+        }
+    }
+
     /// What the worker counted so far.
     pub fn counters(&self) -> RelayCounters {
         let counters = &self.counters;

@@ -167,12 +167,23 @@ impl XdpRelay {
     fn overwrite(&self, kernel: &mut Kernel, cid: ConnectionId, leg: Leg) -> Result<(), RelayMapError> {
         let old = self.userspace.leg(cid).ok_or(RelayMapError::NotBound(cid))?;
         self.userspace.replace(cid, leg)?;
-        let written = self.written(kernel.legs.replace(cid, &leg));
+        let replaced = kernel.legs.replace(cid, &leg);
+        if let Err(LegsError::Leg(LegError::TooManyAddresses(_))) = &replaced {
+            self.leave_to_userspace(kernel, cid);
+        }
+        let written = self.written(replaced);
         if written.is_err() {
             // As it was.
             let _ = self.userspace.replace(cid, old);
         }
         written
+    }
+
+    /// Takes a leg out of the kernel that goes on in userspace alone: it would go on in its old way. So do its counters.
+    fn leave_to_userspace(&self, kernel: &mut Kernel, cid: ConnectionId) {
+        if let Some(entry) = kernel.legs.remove(cid) {
+            self.userspace.count_carried(cid, self.sum(LegStats::default(), Some(entry)));
+        }
     }
 
     fn last_seen(&self, entry: &RelayEntry) -> Option<Instant> {
