@@ -273,8 +273,11 @@ impl Flow {
             return true;
         }
         const TCP_AT: usize = IPV6_HEADER;
+        /// What one packet of several has. Whoever cuts them again gives the other flags to all.
+        const MAY_DIFFER: u8 = tcp::CWR | tcp::FIN | tcp::PSH;
         next.sequence == self.next_sequence
             && next.flags & tcp::CWR == 0
+            && (next.flags ^ self.flags) & !MAY_DIFFER == 0
             && same(TCP_AT + tcp::ACKNOWLEDGEMENT..TCP_AT + tcp::FLAGS)
             && same(TCP_AT + tcp::WINDOW..TCP_AT + tcp::CHECKSUM)
             && same(TCP_AT + tcp::URGENT..ours.len())

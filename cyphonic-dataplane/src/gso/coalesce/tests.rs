@@ -10,6 +10,8 @@ use crate::gso::SuperPacket;
 
 const A: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 0, 0, 0, 0, 0xa);
 const B: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 0, 0, 0, 0, 0xb);
+/// That the sender has heard of congestion (RFC 3168 §6.1), until the other end has.
+const ECE: u8 = 0x40;
 
 /// A TCP packet with a correct checksum; 12 bytes of time-stamp options.
 fn tcp_packet(port: u16, sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
@@ -123,11 +125,11 @@ proptest! {
     #[test]
     fn cut_tcp_is_intact_and_joining_it_gives_the_super_packet_back(
         len in 1usize..60_000, size in 900usize..1400, sequence in any::<u32>(), seed in any::<u8>(),
-        push in any::<bool>(), fin in any::<bool>(), cwr in any::<bool>(),
+        push in any::<bool>(), fin in any::<bool>(), cwr in any::<bool>(), ece in any::<bool>(),
     ) {
         prop_assume!(len.div_ceil(size) <= MAX_PARTS);
         let mut flags = tcp::ACK;
-        for (on, bit) in [(push, tcp::PSH), (fin, tcp::FIN), (cwr, tcp::CWR)] {
+        for (on, bit) in [(push, tcp::PSH), (fin, tcp::FIN), (cwr, tcp::CWR), (ece, ECE)] {
             flags |= if on { bit } else { 0 };
         }
         let packet = tcp_packet(1000, sequence, flags, &payload(len, seed));
@@ -140,6 +142,7 @@ proptest! {
             prop_assert_eq!(be32(part, IPV6_HEADER + tcp::SEQUENCE), Some(expected));
             let got = part[IPV6_HEADER + tcp::FLAGS];
             prop_assert_eq!(got & tcp::CWR != 0, cwr && index == 0);
+            prop_assert_eq!(got & ECE != 0, ece);
             prop_assert_eq!(got & (tcp::FIN | tcp::PSH) != 0, (fin || push) && index + 1 == parts.len());
         }
         let writes = join(&parts);
@@ -174,17 +177,18 @@ proptest! {
     /// Whatever the mix, cutting the writes again gives every packet once and every flow in order.
     #[test]
     fn joining_any_mix_keeps_every_packet_and_every_flows_order(
-        choices in proptest::collection::vec((0u16..20, 0u8..8, 1usize..1300), 1..300),
+        choices in proptest::collection::vec((0u16..20, 0u8..8, 1usize..1300, any::<bool>()), 1..300),
     ) {
         let mut sequences = [0u32; 20];
-        let packets: Vec<_> = choices.iter().enumerate().map(|(index, &(flow, what, len))| {
+        let packets: Vec<_> = choices.iter().enumerate().map(|(index, &(flow, what, len, ece))| {
+            let ack = tcp::ACK | if ece { ECE } else { 0 };
             let body = payload(if what < 5 { 1200 } else { len }, index as u8);
             let sequence = &mut sequences[usize::from(flow)];
             let packet = match what {
-                7 => tcp_packet(flow, *sequence, tcp::ACK, &[]),
+                7 => tcp_packet(flow, *sequence, ack, &[]),
                 6 => udp_packet(flow, &body),
-                5 => tcp_packet(flow, *sequence, tcp::ACK | tcp::PSH, &body),
-                _ => tcp_packet(flow, *sequence, tcp::ACK, &body),
+                5 => tcp_packet(flow, *sequence, ack | tcp::PSH, &body),
+                _ => tcp_packet(flow, *sequence, ack, &body),
             };
             if what < 6 {
                 *sequence = sequence.wrapping_add(body.len() as u32);
@@ -264,6 +268,7 @@ fn a_gap_another_window_or_other_options_end_a_super_packet() {
     let next = tcp_packet(1, 1000, tcp::ACK, &payload(1000, 1));
     assert_eq!(join(&[first.clone(), next.clone()]).len(), 1, "the reference case joins");
     assert_eq!(join(&[first.clone(), tcp_packet(1, 1001, tcp::ACK, &payload(1000, 1))]).len(), 2);
+    assert_eq!(join(&[first.clone(), tcp_packet(1, 1000, tcp::ACK | ECE, &payload(1000, 1))]).len(), 2);
     let touches = [IPV6_HEADER + 14, IPV6_HEADER + 28, IPV6_HEADER + 8, 1, 7];
     for at in touches {
         let mut other = next.clone();
