@@ -10,18 +10,21 @@ mod frames;
 #[path = "relay_program/lab.rs"]
 mod lab;
 
+use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use aya::maps::HashMap;
+use cyphonic_common::relay::map;
 use cyphonic_common::relay::table::{Table, TableLeg};
 use cyphonic_common::relay::{
     Binding, Departure, Family, Hop, OwnAddresses, PassReason, RelayCounterIndex, RelayEntry, RelayLeg,
     RelayRate, RelayState, SliceFrame, Verdict, relay,
 };
 use cyphonic_common::{ConnectionId, Counter, DropReason};
-use cyphonic_dataplane::relay::xdp::legs::Legs;
+use cyphonic_dataplane::relay::xdp::legs::{Barrier, Legs};
 use frames::{Spec, build, parse, payload};
-use lab::{Lab, PORT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
+use lab::{Lab, PORT, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX, load};
 use proptest::prelude::*;
 
 const REAL: ConnectionId = ConnectionId::from_random_data([0xa1, 0xb2, 0xc3, 0xd4, 0xe5, 0xf6, 7, 8]);
@@ -237,6 +240,35 @@ fn legs_that_get_into_one_anothers_way_are_all_found_and_none_that_is_gone() {
         assert_eq!(found, expected.collect::<Vec<_>>());
         assert!(found.len() > 32, "the table overflowed");
     });
+}
+
+/// Without membarrier(2), as on hosts with `nohz_full`.
+#[test]
+fn without_a_barrier_legs_are_taken_over_and_no_emptied_entry_is_used_again() {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    const REFUSE: Barrier = || {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        Err(io::ErrorKind::InvalidInput.into())
+    };
+    const PAIRS: u32 = 2048;
+    let mut ebpf = load(PAIRS);
+    let mut left: HashMap<_, [u8; 8], [u8; size_of::<RelayEntry>()]> =
+        ebpf.map_mut(map::name::OVERFLOW).unwrap().try_into().unwrap();
+    left.insert(cid(1).as_bytes(), [0; size_of::<RelayEntry>()], 0).unwrap();
+    let legs = Legs::take_with(&mut ebpf, REFUSE).unwrap();
+    assert_eq!((legs.iter().count(), ASKED.load(Ordering::Relaxed)), (1, 1), "what was left stays");
+
+    let mut legs = Legs::take_with(&mut load(PAIRS), REFUSE).unwrap();
+    assert_eq!(ASKED.load(Ordering::Relaxed), 1, "nothing was left: nobody can be reading");
+    let binding = across(false, false);
+    for number in 0..3_000u64 {
+        // Spread over the table, as IDs drawn at random are.
+        let id = ConnectionId::from_random_data(number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+        legs.insert(id, &binding, RelayState::default()).unwrap();
+        assert!(legs.remove(id).is_some());
+    }
+    assert_eq!(ASKED.load(Ordering::Relaxed), 2, "once refused, it is not asked for again");
+    assert_eq!(legs.iter().count(), 0);
 }
 
 /// Stops who writes when reading ends, by a failed assertion too.

@@ -110,8 +110,7 @@ impl Lab {
     }
 
     fn attach() -> Self {
-        assert!(!OBJECT.is_empty(), "no eBPF object: run `cargo xtask build`");
-        let mut ebpf = EbpfLoader::new().map_max_entries(name::LEGS, PAIRS).load(OBJECT).unwrap();
+        let mut ebpf = load(PAIRS);
         let legs = Legs::take(&mut ebpf).unwrap();
         let program: &mut Xdp = ebpf.program_mut(name::PROGRAM).unwrap().try_into().unwrap();
         program.load().unwrap();
@@ -209,6 +208,12 @@ impl Lab {
             _ => Err(PassReason::NoRoute),
         }
     }
+}
+
+/// The object with a table of so many pairs, in the kernel and attached to nothing.
+pub(crate) fn load(pairs: u32) -> Ebpf {
+    assert!(!OBJECT.is_empty(), "no eBPF object: run `cargo xtask build`");
+    EbpfLoader::new().map_max_entries(name::LEGS, pairs).load(OBJECT).unwrap()
 }
 
 pub(crate) fn config(merged: bool) -> RelayConfig {

@@ -15,6 +15,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
@@ -32,6 +33,8 @@ use crate::xsk::memory::Mapping;
 const WORDS: usize = size_of::<RelayEntry>() / size_of::<u64>();
 /// Entries that may rest before something is done about it, at least.
 const MIN_RESTING: usize = 1024;
+/// In this time every program ends, for certain, where the kernel does not tell: a run takes microseconds.
+const PROGRAMS_END: Duration = Duration::from_millis(100);
 /// `MEMBARRIER_CMD_GLOBAL` of `linux/membarrier.h`.
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
 
@@ -57,7 +60,12 @@ pub struct Legs {
     own_map: Array<MapData, [u8; 16]>,
     /// Empty entries that a program may still be reading.
     resting: HashSet<usize>,
+    /// Nothing once the kernel has refused it.
+    barrier: Option<Barrier>,
 }
+
+/// Returns when all programs that ran when it was called have ended.
+pub type Barrier = fn() -> io::Result<()>;
 
 /// Where a leg is.
 enum Spot {
@@ -72,6 +80,14 @@ impl Legs {
     /// # Errors
     /// The object has none, or the kernel does not map the table.
     pub fn take(ebpf: &mut Ebpf) -> Result<Self, XdpError> {
+        Self::take_with(ebpf, wait_for_programs)
+    }
+
+    /// [`take`](Self::take) with another barrier.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn take_with(ebpf: &mut Ebpf, barrier: Barrier) -> Result<Self, XdpError> {
         let Map::Array(map) = take(ebpf, name::LEGS)? else { return Err(XdpError::Missing(name::LEGS)) };
         let failed = XdpError::map(name::LEGS);
         let pairs = map.info().map_err(|error| failed(error.into()))?.max_entries();
@@ -85,12 +101,12 @@ impl Legs {
             .map_err(|error: MapError| own_failed(error.into()))?;
         let own =
             OwnAddresses::from_octets((0..MAX_OWN_ADDRESSES as u32).map_while(|at| own_map.get(&at, 0).ok()));
-        let mut this = Self { table, _map: map, pairs, overflow, own, own_map, resting: HashSet::new() };
+        let (resting, barrier) = (HashSet::new(), Some(barrier));
+        let mut this = Self { table, _map: map, pairs, overflow, own, own_map, resting, barrier };
         // What an earlier process emptied may be being read.
-        if this.iter().next().is_some() {
-            wait_for_programs().map_err(|error| failed(error.into()))?;
+        if this.iter().next().is_some() && !this.programs_have_ended() {
+            std::thread::sleep(PROGRAMS_END);
         }
-        this.resting.clear();
         Ok(this)
     }
 
@@ -242,11 +258,25 @@ impl Legs {
         if self.resting.len() < MIN_RESTING.max(self.pairs as usize / 8) {
             return;
         }
-        match wait_for_programs() {
-            Ok(()) => self.resting.clear(),
-            // They stay as they are: new legs go elsewhere.
-            Err(error) => tracing::warn!(%error, "entries of the relay's table cannot be used again"),
+        // Otherwise they stay as they are: new legs go elsewhere.
+        if self.programs_have_ended() {
+            self.resting.clear();
         }
+    }
+
+    /// Whether all programs have ended that ran when it was called. Not where the kernel does not tell.
+    fn programs_have_ended(&mut self) -> bool {
+        let ended = self.barrier.is_some_and(|barrier| {
+            let waited = barrier();
+            let _ = waited.as_ref().inspect_err(|error| {
+                tracing::warn!(%error, "no membarrier(2): entries of the relay's table are used only once");
+            });
+            waited.is_ok()
+        });
+        if !ended {
+            self.barrier = None;
+        }
+        ended
     }
 }
 
