@@ -100,7 +100,7 @@ impl<'a> Forwarder<'a> {
     }
 
     fn forward_message(&mut self, message: Message<'_>, since_start: Duration) {
-        let Message { from, local_ip, ecn, payload, stride } = message;
+        let Message { from, local_ip, ecn, payload, stride, .. } = message;
         let mut rest = payload;
         while let Some((kind, len)) = first_run(rest, stride) {
             let (run, tail) = rest.split_at_mut(len);

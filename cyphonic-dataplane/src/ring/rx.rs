@@ -211,7 +211,7 @@ impl<D: Delivery> RxWorker<D> {
 
     /// Handles each datagram of a message and returns the buffer, in which opened packets now lie in clear.
     fn receive_message<'b>(&mut self, index: u32, message: Message<'b>, now: Instant) -> &'b [u8] {
-        let Message { from, local_ip, ecn, payload, stride } = message;
+        let Message { from, local_ip, ecn, payload, stride, handed_on } = message;
         let outer_ecn = ecn.unwrap_or(0);
         let (mut at, mut last) = (0, None);
         while let Some(rest) = payload.get_mut(at..).filter(|rest| !rest.is_empty()) {
@@ -222,6 +222,9 @@ impl<D: Delivery> RxWorker<D> {
                     let place = Slot { buffer: index, start: at as u32, len: len as u32 };
                     match self.open(cid, datagram, place, from, outer_ecn, now) {
                         Ok(()) => last = Some(cid),
+                        // What was handed on to this worker already is nobody's.
+                        Err(DropReason::UnknownConnectionId)
+                            if !handed_on && self.hand_on(cid, datagram, from, ecn) => {}
                         Err(reason) => self.parts.counters.count_drop(reason, 1),
                     }
                     at += len;
@@ -281,6 +284,12 @@ impl<D: Delivery> RxWorker<D> {
         held.then_some(()).ok_or(DropReason::UnknownConnectionId)
     }
 
+    /// A packet of no tunnel of this worker's: another's, if the program that chooses among them did not know that.
+    #[cold]
+    fn hand_on(&self, cid: ConnectionId, datagram: &[u8], from: SocketAddr, ecn: Option<u8>) -> bool {
+        self.parts.port.group().is_some_and(|group| group.hand_on_stray(cid, from, ecn, datagram))
+    }
+
     /// Opens what came before the tunnel that was just installed.
     #[cold]
     fn open_early(&mut self, cid: ConnectionId) {
@@ -335,3 +344,6 @@ fn run_of_signalling(rest: &[u8], stride: usize) -> usize {
         rest.chunks(stride).take_while(|datagram| classify_datagram(datagram) == DatagramKind::Signalling);
     run.map(<[u8]>::len).sum()
 }
+
+#[cfg(test)]
+mod tests;

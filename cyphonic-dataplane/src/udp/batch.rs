@@ -19,6 +19,8 @@ pub struct RecvBatch {
     metas: [RecvMeta; BATCH_SIZE],
     messages: usize,
     received: usize,
+    /// What was received, another worker has handed on.
+    handed_on: bool,
     translation: Option<Nat64Prefix>,
 }
 
@@ -35,6 +37,8 @@ pub struct Message<'a> {
     pub payload: &'a mut [u8],
     /// The size of each: at least 1.
     pub stride: usize,
+    /// Whether another worker received it, and handed it on to this one.
+    pub handed_on: bool,
 }
 
 impl RecvBatch {
@@ -46,6 +50,7 @@ impl RecvBatch {
             metas: [RecvMeta::default(); BATCH_SIZE],
             messages,
             received: 0,
+            handed_on: false,
             translation: None,
         }
     }
@@ -59,7 +64,7 @@ impl RecvBatch {
     /// What the last receive call brought.
     pub fn messages_mut(&mut self) -> impl Iterator<Item = Message<'_>> {
         let buffers = self.buffers.chunks_exact_mut(BUFFER_LEN);
-        let translation = self.translation;
+        let (translation, handed_on) = (self.translation, self.handed_on);
         buffers.zip(&self.metas).take(self.received).filter(|(_, meta)| meta.len > 0).map(
             move |(buffer, meta)| {
                 let len = meta.len.min(BUFFER_LEN);
@@ -69,6 +74,7 @@ impl RecvBatch {
                     ecn: meta.ecn.map(|ecn| ecn as u8),
                     payload: &mut buffer[..len],
                     stride: meta.stride.clamp(1, len),
+                    handed_on,
                 }
             },
         )
@@ -78,6 +84,7 @@ impl RecvBatch {
     pub(super) fn collect(&mut self, group: &PortGroup, own: usize) -> usize {
         let buffers = self.buffers.chunks_exact_mut(BUFFER_LEN).take(self.messages);
         self.received = group.collect(own, buffers.zip(&mut self.metas));
+        self.handed_on = true;
         self.received
     }
 
@@ -90,7 +97,7 @@ impl RecvBatch {
     }
 
     pub(super) fn receive(&mut self, state: &UdpSocketState, socket: &Socket) -> io::Result<usize> {
-        self.received = 0;
+        (self.received, self.handed_on) = (0, false);
         let mut chunks = self.buffers.chunks_exact_mut(BUFFER_LEN);
         let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
             std::array::from_fn(|_| IoSliceMut::new(chunks.next().unwrap_or_default()));

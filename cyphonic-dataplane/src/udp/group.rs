@@ -2,19 +2,21 @@
 //!
 //! A program chooses the socket for each datagram that arrives, by its connection ID. But the kernel joins datagrams of
 //! one sender before the program sees them, and what a relay sends is for many tunnels: then the first datagram's
-//! worker gets all of them. It takes out those that are another worker's, and puts them into that worker's mailbox.
+//! worker gets all of them. It takes out those that are another worker's, and puts them into that worker's mailbox. So
+//! does a worker with a datagram of a tunnel that it does not have: the program may not know of that, or be missing.
 //! Mailboxes are bounded, their buffers are used again, and a lock is taken only when something is handed on.
 //!
 //! Datagrams that are handed on may be overtaken by later ones that came to their worker's own socket.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::BuildHasherDefault;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use cyphonic_common::{ConnectionId, DatagramKind, classify_datagram};
-use quinn_udp::RecvMeta;
+use quinn_udp::{EcnCodepoint, RecvMeta};
 
 use crate::hash::WordHasher;
 
@@ -72,6 +74,22 @@ impl PortGroup {
     /// Datagrams with this data connection ID are nobody's any more.
     pub fn remove_owner(&self, cid: ConnectionId) {
         self.owners.write().unwrap_or_else(PoisonError::into_inner).remove(&cid);
+    }
+
+    /// Hands a datagram on to the worker that has a tunnel of this data connection ID. False where none has.
+    #[cold]
+    pub(crate) fn hand_on_stray(
+        &self,
+        cid: ConnectionId,
+        from: SocketAddr,
+        ecn: Option<u8>,
+        datagram: &[u8],
+    ) -> bool {
+        let owner = self.owners.read().unwrap_or_else(PoisonError::into_inner).get(&cid).copied();
+        let Some(worker) = owner else { return false };
+        let (ecn, len) = (ecn.and_then(EcnCodepoint::from_bits), datagram.len());
+        self.hand_on(worker, &RecvMeta { addr: from, len, stride: len, ecn, dst_ip: None }, datagram);
+        true
     }
 
     /// Datagrams that found their worker's mailbox full.
@@ -205,7 +223,7 @@ mod tests {
     }
 
     fn meta(len: usize, stride: usize) -> RecvMeta {
-        let addr = std::net::SocketAddr::from(([192, 0, 2, 1], 9));
+        let addr = SocketAddr::from(([192, 0, 2, 1], 9));
         RecvMeta { addr, len, stride, ecn: None, dst_ip: None }
     }
 

@@ -36,7 +36,7 @@ fn receive(port: &UdpPort, count: usize) -> Vec<Datagram> {
         match port.recv_batch(&mut batch) {
             Ok(_) => {
                 for message in batch.messages_mut() {
-                    let Message { from, local_ip, ecn, payload, stride } = message;
+                    let Message { from, local_ip, ecn, payload, stride, .. } = message;
                     datagrams.extend(payload.chunks(stride).map(|payload| Datagram {
                         from,
                         local_ip,

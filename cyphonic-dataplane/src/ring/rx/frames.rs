@@ -188,7 +188,8 @@ fn datagram(frame: &mut [u8], card: u32) -> Option<Message<'_>> {
     let payload = frame.get_mut(packet.payload_offset..packet.payload_offset + packet.payload_len)?;
     let stride = payload.len();
     let ecn = Some(traffic_class & 0b11).filter(|ecn| *ecn != 0);
-    (stride > 0).then_some(Message { from, local_ip: Some(local_ip), ecn, payload, stride })
+    let local_ip = Some(local_ip);
+    (stride > 0).then_some(Message { from, local_ip, ecn, payload, stride, handed_on: false })
 }
 
 #[cfg(test)]
