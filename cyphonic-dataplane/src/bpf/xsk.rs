@@ -84,7 +84,7 @@ impl EgressClassifier {
         card: &UnderlayLink,
         queue: u32,
         worker: u32,
-        socket: &XskRx,
+        socket: &impl AsRawFd,
     ) -> Result<(), BpfError> {
         set_underlay_socket(self.object(), &card.slot, queue, worker, socket)
     }
@@ -103,7 +103,7 @@ pub(super) fn set_underlay_socket(
     slot: &CardSlot,
     queue: u32,
     worker: u32,
-    socket: &XskRx,
+    socket: &impl AsRawFd,
 ) -> Result<(), BpfError> {
     set_socket(object, name::UNDERLAY_SOCKETS, socket_index(slot.number(), queue, worker), socket)
 }

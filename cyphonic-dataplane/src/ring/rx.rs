@@ -34,7 +34,7 @@ use crate::gso::Slot;
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
 
-pub(super) use self::frames::CardQueue;
+pub(super) use self::frames::{AnyQueue, CardQueue};
 
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
 pub(super) const MESSAGES: usize = 16;

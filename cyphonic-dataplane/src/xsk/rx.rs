@@ -182,6 +182,12 @@ impl XskWatch {
     }
 }
 
+impl AsRawFd for XskWatch {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 fn statistics(socket: &OwnedFd) -> io::Result<XskStats> {
     let stats = sockopt::xdp_statistics(socket)?;
     Ok(XskStats {

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use cyphonic_common::Nat64Prefix;
@@ -27,6 +28,27 @@ pub(in crate::ring) struct CardQueue {
     pub(in crate::ring) rx: XskRx,
     /// The frames that are not in the kernel's hands.
     pub(in crate::ring) pool: FramePool,
+    /// Where the queue has been added.
+    pub(in crate::ring) any: AnyQueue,
+}
+
+/// Ready when any queue is that was added.
+#[derive(Debug, Clone)]
+pub(in crate::ring) struct AnyQueue(Arc<OwnedFd>);
+
+impl AnyQueue {
+    pub(in crate::ring) fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?)))
+    }
+
+    pub(in crate::ring) fn add(&self, socket: &XskRx) -> io::Result<()> {
+        Ok(epoll::add(&self.0, socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?)
+    }
+
+    fn remove(&self, socket: &XskRx) {
+        // Fails only for one that is not there, and then there is nothing to do.
+        let _ = epoll::delete(&self.0, socket);
+    }
 }
 
 /// All queues of all cards. See the module.
@@ -39,8 +61,6 @@ pub(super) struct Frames {
     batch: Vec<Frame>,
     of: usize,
     malformed: u64,
-    /// Ready when any queue is. Made with the first.
-    any: Option<OwnedFd>,
 }
 
 struct Queue {
@@ -51,23 +71,8 @@ struct Queue {
 
 impl Frames {
     pub(super) fn add(&mut self, parts: CardQueue) {
-        match self.watch(&parts.rx) {
-            Ok(()) => {
-                self.batch.reserve(BATCH);
-                self.queues.push(Queue { parts, leaving: None });
-            }
-            // Its frames would only be seen while others come. Without the socket, the stack has them.
-            Err(error) => tracing::warn!(%error, "a network card's AF_XDP socket is not used"),
-        }
-    }
-
-    fn watch(&mut self, socket: &XskRx) -> io::Result<()> {
-        let any = match self.any.take() {
-            Some(any) => any,
-            None => epoll::create(epoll::CreateFlags::CLOEXEC)?,
-        };
-        let any = self.any.insert(any);
-        Ok(epoll::add(any, socket, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?)
+        self.batch.reserve(BATCH);
+        self.queues.push(Queue { parts, leaving: None });
     }
 
     /// Gives a card up, whose program sends nothing more. `done` is dropped when the last of its queues is empty.
@@ -143,7 +148,7 @@ impl Frames {
         match self.queues.as_slice() {
             [] => None,
             [only] => Some(only.parts.rx.as_fd()),
-            [..] => self.any.as_ref().map(AsFd::as_fd),
+            [one, ..] => Some(one.parts.any.0.as_fd()),
         }
     }
 
@@ -161,8 +166,7 @@ impl Frames {
     #[cold]
     fn forget(&mut self, at: usize) {
         let queue = self.queues.swap_remove(at);
-        // Fails only for one that is not there, and then there is nothing to do.
-        let _ = self.any.as_ref().map(|any| epoll::delete(any, &queue.parts.rx));
+        queue.parts.any.remove(&queue.parts.rx);
     }
 }
 

@@ -23,7 +23,7 @@ use cyphonic_common::steer::{ETHERNET_LEN, MAX_QUEUES};
 use crate::bpf::{BpfError, EgressClassifier, UnderlayLink};
 use crate::netdevice;
 use crate::ring::command::RxCommand;
-use crate::ring::rx::CardQueue;
+use crate::ring::rx::{AnyQueue, CardQueue};
 use crate::ring::shared::lock;
 use crate::udp::UdpPort;
 use crate::xsk::{CopyMode, FrameSize, Umem, UmemConfig, Xsk, XskConfig, XskError, XskWatch};
@@ -81,6 +81,16 @@ pub enum CardError {
         /// Its MTU.
         mtu: usize,
     },
+    /// Nobody could wait for its packets.
+    #[error(
+        "cannot wait for the packets of {interface}: {source}; let the process open more files (`LimitNOFILE=`)"
+    )]
+    Files {
+        /// The interface.
+        interface: String,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// The program could not be attached or told of the sockets.
     #[error(transparent)]
     Bpf(#[from] BpfError),
@@ -127,12 +137,14 @@ pub struct Underlay {
     rx: Sender<RxCommand>,
     port: Arc<UdpPort>,
     watches: Arc<Watches>,
+    /// What the worker waits on. Made with the first card.
+    any: Option<AnyQueue>,
     cards: Vec<(Card, UnderlayLink)>,
 }
 
 impl Underlay {
     pub(super) const fn new(rx: Sender<RxCommand>, port: Arc<UdpPort>, watches: Arc<Watches>) -> Self {
-        Self { rx, port, watches, cards: Vec::new() }
+        Self { rx, port, watches, any: None, cards: Vec::new() }
     }
 
     /// The cards in use.
@@ -164,19 +176,31 @@ impl Underlay {
         // Without sockets in its map, the program leaves everything to the stack. It must be there before the sockets
         // are: drivers decide by it whether they can do without copying.
         let link = programs.attach_underlay(interface, index, self.port.local_port())?;
-        let (queues, zero_copy) = open(interface, index, count, frame_size, mode)?;
+        let files = |source| CardError::Files { interface: interface.to_owned(), source };
+        let any = self.any().map_err(files)?;
+        let (queues, zero_copy) = open(interface, index, count, frame_size, mode, &any)?;
+        for queue in &queues {
+            any.add(&queue.rx).map_err(files)?;
+        }
         let watches = queues.iter().map(|queue| queue.rx.watch()).collect::<io::Result<Vec<_>>>();
-        let watches = watches.map_err(asked)?;
-        for (queue, parts) in (0..).zip(&queues) {
-            programs.set_underlay_socket(&link, queue, WORKER, &parts.rx)?;
-        }
+        let watches = watches.map_err(files)?;
         let card = Card { name: interface.to_owned(), index, queues: queues.len() as u32, zero_copy };
-        for (queue, watch) in queues.into_iter().zip(watches) {
-            self.watches.add(index, watch);
-            self.tell(RxCommand::AddQueue(Box::new(queue)));
-        }
+        queues.into_iter().for_each(|queue| self.tell(RxCommand::AddQueue(Box::new(queue))));
+        let named = (0..)
+            .zip(&watches)
+            .try_for_each(|(queue, socket)| programs.set_underlay_socket(&link, queue, WORKER, socket));
+        watches.into_iter().for_each(|watch| self.watches.add(index, watch));
         self.cards.push((card, link));
+        if let Err(error) = named {
+            self.detach(index);
+            return Err(error.into());
+        }
         Ok(&self.cards[self.cards.len() - 1].0)
+    }
+
+    fn any(&mut self) -> io::Result<AnyQueue> {
+        let any = self.any.take().map_or_else(AnyQueue::new, Ok)?;
+        Ok(self.any.insert(any).clone())
     }
 
     /// Takes a card from the ring. Ignored where it is not in use.
@@ -213,6 +237,7 @@ fn open(
     count: u32,
     frame_size: FrameSize,
     mode: CopyMode,
+    any: &AnyQueue,
 ) -> Result<(Vec<CardQueue>, bool), XskError> {
     let ring_size = ring_size(count);
     // For each queue a full ring of free frames, and a full ring of received ones.
@@ -227,7 +252,7 @@ fn open(
             opened.rx.wake().map_err(|source| XskError::Io { doing: "wake a network card", source })?;
         }
         zero_copy = opened.zero_copy;
-        queues.push(CardQueue { card, rx: opened.rx, pool });
+        queues.push(CardQueue { card, rx: opened.rx, pool, any: any.clone() });
     }
     Ok((queues, zero_copy))
 }
