@@ -4,8 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cyphonic_common::Nat64Prefix;
 use quinn_udp::EcnCodepoint;
@@ -13,6 +12,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::pinned::PinnedSends;
+use super::segmentation::Segmentation;
 use super::sends::Sends;
 use super::translation::Translation;
 use super::{PortGroup, RecvBatch, Transmit, canonical};
@@ -56,8 +56,8 @@ pub struct UdpPort {
     socket: Socket,
     sends: Sends,
     pinned: PinnedSends,
-    /// Segments per send: see [`UdpPort::send_counted`] for when it drops to one.
-    gso_segments: AtomicUsize,
+    /// Segments per send: see [`UdpPort::send_counted`] for when they drop to one.
+    segmentation: Segmentation,
     local: SocketAddr,
     /// Takes IPv6 addresses, and IPv4 ones in mapped form.
     ipv6: bool,
@@ -139,12 +139,12 @@ impl UdpPort {
         let pinned = PinnedSends::new(&socket)?;
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
         let waker = Arc::new(rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
-        let gso_segments = AtomicUsize::new(sends.state().max_gso_segments());
+        let segmentation = Segmentation::new(sends.state().max_gso_segments(), Instant::now());
         Ok(Self {
             socket,
             sends,
             pinned,
-            gso_segments,
+            segmentation,
             local: canonical(local),
             ipv6: local.is_ipv6(),
             translation: Arc::default(),
@@ -197,9 +197,9 @@ impl UdpPort {
         }
     }
 
-    /// Segments that one send may have. One where the kernel or the network card refused segmentation.
+    /// Segments that one send may have. One for a while after the kernel or the network card refused segmentation.
     pub fn max_gso_segments(&self) -> usize {
-        self.gso_segments.load(Relaxed)
+        self.segmentation.segments(Instant::now)
     }
 
     /// Segments that the kernel may put into one received message.
@@ -275,13 +275,13 @@ impl UdpPort {
             match self.send_chunk(dest, transmit, chunk, segment) {
                 Ok(()) => sent += chunk.len(),
                 // Kernels before 6.14 give one answer to "no segmentation here" and to "a segment is too large for the
-                // interface". A single segment tells which it was; only the former is for good.
+                // interface". A single segment tells which it was; only the former lasts.
                 Err(error) if chunk.len() > segment && may_mean_no_segmentation(&error) => {
                     match self.send_chunk(dest, transmit, &chunk[..segment], segment) {
                         Ok(()) => sent += segment,
                         Err(error) => return (sent, Err(error)),
                     }
-                    self.gso_segments.store(1, Relaxed);
+                    self.segmentation.refused(Instant::now());
                 }
                 Err(error) => return (sent, Err(error)),
             }
