@@ -29,7 +29,7 @@ mod legs;
 pub mod mux;
 mod peer;
 mod resets;
-mod tally;
+pub mod tally;
 pub mod tls;
 mod transport;
 

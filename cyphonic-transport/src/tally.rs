@@ -6,37 +6,41 @@ use std::net::{IpAddr, Ipv6Addr};
 
 /// Counts by key, up to a number in all.
 #[derive(Debug)]
-pub(crate) struct Tally<K> {
+pub struct Tally<K> {
     most: usize,
     total: usize,
     by_key: HashMap<K, usize>,
 }
 
 impl<K: Eq + Hash> Tally<K> {
-    pub(crate) fn new(most: usize) -> Self {
+    /// None yet, and `most` in all.
+    pub fn new(most: usize) -> Self {
         Self { most, total: 0, by_key: HashMap::new() }
     }
 
-    pub(crate) fn total(&self) -> usize {
+    /// All of them.
+    pub fn total(&self) -> usize {
         self.total
     }
 
-    pub(crate) fn of(&self, key: &K) -> usize {
+    /// Those of this key.
+    pub fn of(&self, key: &K) -> usize {
         self.by_key.get(key).copied().unwrap_or_default()
     }
 
     /// Whether there may be one more, where there are `most` of each key at most.
-    pub(crate) fn has_room(&self, key: &K, most: usize) -> bool {
+    pub fn has_room(&self, key: &K, most: usize) -> bool {
         self.total < self.most && self.of(key) < most
     }
 
-    pub(crate) fn add(&mut self, key: K) {
+    /// One more, for which there is room.
+    pub fn add(&mut self, key: K) {
         self.total += 1;
         *self.by_key.entry(key).or_default() += 1;
     }
 
     /// Takes back one [`Self::add`] of this key.
-    pub(crate) fn remove(&mut self, key: &K) {
+    pub fn remove(&mut self, key: &K) {
         let Some(count) = self.by_key.get_mut(key) else { return };
         *count = count.saturating_sub(1);
         if *count == 0 {
@@ -47,7 +51,7 @@ impl<K: Eq + Hash> Tally<K> {
 }
 
 /// Who has one of its addresses has them all: an IPv4 address, or the /64 in which an IPv6 host picks its own freely.
-pub(crate) fn network_of(address: IpAddr) -> IpAddr {
+pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
         IpAddr::V6(v6) => {

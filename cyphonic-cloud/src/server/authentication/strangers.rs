@@ -3,8 +3,9 @@
 //! A source is an IPv4 address, or the /64 in which an IPv6 host picks its addresses freely. Those who come through the detour
 //! all come from loopback: its own door has counted them by source, so here they are counted together.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
+
+use cyphonic_transport::tally::{Tally, network_of};
 
 /// At once. Each may take what a connection's window has room for.
 const IN_ALL: usize = 256;
@@ -14,10 +15,13 @@ const OF_SOURCE: usize = 16;
 const OF_DETOUR: usize = IN_ALL / 2;
 
 /// The strangers that are there.
-#[derive(Debug, Default)]
-pub(super) struct Strangers {
-    all: usize,
-    by_source: HashMap<IpAddr, usize>,
+#[derive(Debug)]
+pub(super) struct Strangers(Tally<IpAddr>);
+
+impl Default for Strangers {
+    fn default() -> Self {
+        Self(Tally::new(IN_ALL))
+    }
 }
 
 impl Strangers {
@@ -25,39 +29,28 @@ impl Strangers {
     pub(super) fn enter(&mut self, from: IpAddr) -> bool {
         let source = source_of(from);
         let most = if source.is_loopback() { OF_DETOUR } else { OF_SOURCE };
-        let own = self.by_source.get(&source).copied().unwrap_or_default();
-        let room = own < most && self.all < IN_ALL;
+        let room = self.0.has_room(&source, most);
         if room {
-            self.all += 1;
-            self.by_source.insert(source, own + 1);
+            self.0.add(source);
         }
         room
     }
 
     /// One that was let in has left.
     pub(super) fn leave(&mut self, from: IpAddr) {
-        let source = source_of(from);
-        let Some(own) = self.by_source.get_mut(&source) else { return };
-        self.all -= 1;
-        *own -= 1;
-        if *own == 0 {
-            self.by_source.remove(&source);
-        }
+        self.0.remove(&source_of(from));
     }
 }
 
 fn source_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) if !v6.is_loopback() => {
-            let [a, b, c, d, ..] = v6.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        address => address,
-    }
+    let address = address.to_canonical();
+    if address.is_loopback() { address } else { network_of(address) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv6Addr;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -89,6 +82,6 @@ mod tests {
         strangers.leave(from(0));
         assert_eq!(admitted(&mut strangers, (1_000..2_000).map(from)), 1);
         (1..=1_000).map(from).for_each(|from| strangers.leave(from));
-        assert_eq!((strangers.all, strangers.by_source.len()), (0, 0));
+        assert_eq!(strangers.0.total(), 0);
     }
 }
