@@ -1,9 +1,9 @@
 //! The network cards that carry the node's packets: what they can do, and which of them give packets to the ring.
 //!
 //! Cards come and go with cables, roaming and virtual machines. What a card can do is asked of the kernel, without
-//! touching it, once for as long as it is there; a card that refused is not bothered again either.
+//! touching it, once for as long as it exists; a card that refused is not bothered again either.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,7 +14,7 @@ use cyphonic_dataplane::xsk::CopyMode;
 use super::datapath::Classifier;
 use crate::config::UnderlayChoice;
 use crate::control::report::CardReport;
-use crate::netlink::NetworkCard;
+use crate::netlink::{NetworkCard, NetworkCards};
 
 /// Drivers of virtual machines' cards. What they do without copying still ends in the host's copy, and any XDP program
 /// costs them the super-packets that the host hands over.
@@ -112,51 +112,83 @@ impl Cards {
     }
 
     /// Takes note of the cards that are there now. It may wait for drivers.
-    pub(super) fn update(&mut self, present: &[NetworkCard]) {
-        let is_present = |index: &u32| present.iter().any(|card| card.index == *index);
-        self.probed.retain(|index, _| is_present(index));
-        self.refused.retain(|index, _| is_present(index));
-        if let Some((underlay, _)) = &mut self.ring {
-            let gone: Vec<_> =
-                underlay.cards().map(|card| card.index).filter(|index| !is_present(index)).collect();
-            gone.into_iter().for_each(|index| underlay.detach(index));
+    pub(super) fn update(&mut self, cards: &NetworkCards) {
+        self.probed.retain(|index, _| cards.existing.contains(index));
+        self.refused.retain(|index, _| cards.existing.contains(index));
+        for card in &cards.usable {
+            self.probed.entry(card.index).or_insert_with(|| Probed::of(&card.name));
         }
-        let reports = present.iter().map(|card| self.use_card(card)).collect();
-        *lock(&self.reports) = reports;
+        let wanted = cards.usable.iter().filter(|card| self.mode(card).is_ok()).map(|card| card.index);
+        let changes = Changes::of(&self.attached(), &cards.existing, wanted);
+        if let Some((underlay, _)) = &mut self.ring {
+            changes.detach.iter().for_each(|index| underlay.detach(*index));
+        }
+        let attach = cards.usable.iter().filter(|card| changes.attach.contains(&card.index));
+        attach.for_each(|card| self.attach(card));
+        *lock(&self.reports) = cards.usable.iter().filter_map(|card| self.report(card)).collect();
     }
 
-    fn use_card(&mut self, card: &NetworkCard) -> CardReport {
-        let probed = self.probed.entry(card.index).or_insert_with(|| Probed::of(&card.name)).clone();
-        let by_port = |why: String| probed.report("port", why);
-        let Some((underlay, classifier)) = &mut self.ring else {
-            return by_port("this ring's super-packets come by it".to_owned());
-        };
-        let mode = match (self.choice, probed.zero_copy()) {
-            (UnderlayChoice::Port, _) => return by_port("as configured".to_owned()),
-            (UnderlayChoice::Auto, Err(why)) => return by_port(why),
-            (UnderlayChoice::Auto, Ok(())) => CopyMode::ZeroCopy,
+    fn attached(&self) -> Vec<u32> {
+        self.ring.iter().flat_map(|(underlay, _)| underlay.cards().map(|card| card.index)).collect()
+    }
+
+    /// How a card gives its packets to AF_XDP sockets.
+    ///
+    /// # Errors
+    /// Why not at all.
+    fn mode(&self, card: &NetworkCard) -> Result<CopyMode, String> {
+        if self.ring.is_none() {
+            return Err("this ring's super-packets come by it".to_owned());
+        }
+        let mode = match (self.choice, self.probed.get(&card.index).map(Probed::zero_copy)) {
+            (UnderlayChoice::Port, _) => return Err("as configured".to_owned()),
+            (UnderlayChoice::Auto, Some(Err(why))) => return Err(why),
+            (UnderlayChoice::Auto, _) => CopyMode::ZeroCopy,
             (UnderlayChoice::Xdp, _) => CopyMode::Auto,
         };
-        if let Some(why) = self.refused.get(&card.index) {
-            return by_port(why.clone());
-        }
-        let known = underlay.cards().any(|used| used.index == card.index);
+        self.refused.get(&card.index).map_or(Ok(mode), |why| Err(why.clone()))
+    }
+
+    fn attach(&mut self, card: &NetworkCard) {
+        let Ok(mode) = self.mode(card) else { return };
+        let Some((underlay, classifier)) = &mut self.ring else { return };
         match underlay.attach(&mut classifier.lock(), &card.name, mode) {
             Ok(used) => {
-                if !known {
-                    tracing::info!(card = %used, "tunnels' packets come from a network card by AF_XDP");
-                }
-                let (by, why) = match used.zero_copy {
-                    true => ("af_xdp-zero-copy", "it need not copy"),
-                    false => ("af_xdp", "as configured, though it copies"),
-                };
-                probed.report(by, why.to_owned())
+                tracing::info!(card = %used, "tunnels' packets come from a network card by AF_XDP");
             }
             Err(error) => {
                 tracing::warn!(%error, card = card.name, "a network card's packets come by the UDP port");
                 self.refused.insert(card.index, error.to_string());
-                by_port(error.to_string())
             }
+        }
+    }
+
+    fn report(&self, card: &NetworkCard) -> Option<CardReport> {
+        let probed = self.probed.get(&card.index)?;
+        let mut used = self.ring.iter().flat_map(|(underlay, _)| underlay.cards());
+        let (by, why) = match used.find(|used| used.index == card.index) {
+            Some(used) if used.zero_copy => ("af_xdp-zero-copy", "it need not copy".to_owned()),
+            Some(_) => ("af_xdp", "as configured, though it copies".to_owned()),
+            None => ("port", self.mode(card).err().unwrap_or_default()),
+        };
+        Some(probed.report(by, why))
+    }
+}
+
+/// What is to be done about cards.
+#[derive(Debug, PartialEq, Eq)]
+struct Changes {
+    detach: Vec<u32>,
+    attach: Vec<u32>,
+}
+
+impl Changes {
+    /// A card that is attached is kept for as long as it exists: many drivers set the link up anew when a program comes or
+    /// goes, so that a card without a carrier, and for a while without addresses, is what attaching itself has made.
+    fn of(attached: &[u32], existing: &HashSet<u32>, wanted: impl Iterator<Item = u32>) -> Self {
+        Self {
+            detach: attached.iter().copied().filter(|index| !existing.contains(index)).collect(),
+            attach: wanted.filter(|index| !attached.contains(index)).collect(),
         }
     }
 }
@@ -207,10 +239,35 @@ mod tests {
     fn cards_of_a_ring_that_takes_none_are_reported_all_the_same() {
         let mut cards = Cards::new(UnderlayChoice::Auto, None);
         let reports = cards.reports();
-        cards.update(&[NetworkCard { name: "nosuch0".to_owned(), index: 9 }]);
+        let nosuch = NetworkCard { name: "nosuch0".to_owned(), index: 9 };
+        cards.update(&NetworkCards { usable: vec![nosuch], existing: HashSet::from([9]) });
         let found = lock(&reports).clone();
         assert_eq!((found.len(), found[0].receives_by.as_str(), found[0].native_xdp), (1, "port", None));
-        cards.update(&[]);
+        cards.update(&NetworkCards::default());
         assert!(lock(&reports).is_empty());
+    }
+
+    #[test]
+    fn a_card_that_loses_its_carrier_for_a_while_is_attached_once_and_not_detached() {
+        let mut attached = Vec::new();
+        let mut done = Vec::new();
+        // Attaching resets the link: usable, there without a carrier, usable again. Then it is deleted.
+        for (existing, usable) in [(&[1, 9][..], &[9][..]), (&[1, 9], &[]), (&[1, 9], &[9]), (&[1], &[])] {
+            let existing = existing.iter().copied().collect();
+            let changes = Changes::of(&attached, &existing, usable.iter().copied());
+            attached.retain(|index| !changes.detach.contains(index));
+            attached.extend(&changes.attach);
+            done.push((changes.attach, changes.detach));
+        }
+        assert_eq!(done, [(vec![9], vec![]), (vec![], vec![]), (vec![], vec![]), (vec![], vec![9])]);
+    }
+
+    #[test]
+    fn a_card_without_a_carrier_is_not_attached_and_a_new_one_of_the_same_name_is() {
+        let existing = HashSet::from([1, 3, 4]);
+        let changes = Changes::of(&[2, 3], &existing, [3, 4].into_iter());
+        assert_eq!(changes, Changes { detach: vec![2], attach: vec![4] });
+        let changes = Changes::of(&[], &existing, std::iter::empty());
+        assert_eq!(changes, Changes { detach: vec![], attach: vec![] });
     }
 }

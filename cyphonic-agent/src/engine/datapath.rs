@@ -104,7 +104,7 @@ impl Ground {
             RingChoice::Auto => {
                 let programs = load();
                 let present = netlink.cards(prefix, &config.interface).await?;
-                let cards: Vec<_> = present.iter().map(|card| Probed::of(&card.name)).collect();
+                let cards: Vec<_> = present.usable.iter().map(|card| Probed::of(&card.name)).collect();
                 let why_not = match worth_xdp(&cards, programs.as_ref().err()) {
                     Err(why_not) => return Self::lay_tun(config, state, programs, &chosen(&why_not)),
                     Ok(why) => match Self::lay_veth(config, state, netlink, programs, &why).await {

@@ -9,6 +9,7 @@ mod veth;
 mod watch;
 
 use std::{
+    collections::HashSet,
     io,
     net::{IpAddr, Ipv6Addr},
 };
@@ -63,6 +64,15 @@ pub struct Attachment {
     pub addresses: Vec<IpAddr>,
     /// The interfaces that these are on.
     links: Vec<u32>,
+}
+
+/// What the host has of network cards at a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkCards {
+    /// Those that may carry the node's packets now.
+    pub usable: Vec<NetworkCard>,
+    /// The numbers of all interfaces that exist, with a carrier and addresses or without.
+    pub existing: HashSet<u32>,
 }
 
 /// A network card that may carry the node's packets.
@@ -217,9 +227,9 @@ impl Netlink {
         Ok(Attachment { addresses, links })
     }
 
-    /// The network cards of this host that have one of the [`candidates`](Self::candidates): hardware, and ends of virtual
-    /// cables. Bridges, bonds, VLANs and the like have their packets from other interfaces, and are none.
-    pub async fn cards(&self, overlay: Prefix, own: &str) -> Result<Vec<NetworkCard>, NetlinkError> {
+    /// The network cards of this host; those that have one of the [`candidates`](Self::candidates) are usable: hardware,
+    /// and ends of virtual cables. Bridges, bonds, VLANs and the like have their packets from other interfaces, and are none.
+    pub async fn cards(&self, overlay: Prefix, own: &str) -> Result<NetworkCards, NetlinkError> {
         let addresses = self.addresses().await?;
         let has_candidate = |index: u32| {
             let own = addresses.iter().filter(|address| address.header.index == index);
@@ -232,7 +242,8 @@ impl Netlink {
         let card = |link: &LinkMessage| {
             Some(NetworkCard { name: name_of(link)?.to_owned(), index: link.header.index })
         };
-        Ok(cards.filter_map(card).collect())
+        let usable = cards.filter_map(card).collect();
+        Ok(NetworkCards { usable, existing: links.iter().map(|link| link.header.index).collect() })
     }
 
     async fn links(&self) -> Result<Vec<LinkMessage>, NetlinkError> {
