@@ -52,6 +52,9 @@ pub struct PingReport {
     pub sequence: Vec<u32>,
     /// Round trips in milliseconds, in order of arrival; ping rounds each to three digits.
     pub rtts_ms: Vec<f64>,
+    /// When their requests were sent, since 1970, in order of arrival. While nothing answers, ping sends more rarely than it was
+    /// asked to.
+    pub sent_at: Vec<Duration>,
     /// ping's own summary, if anything came back.
     pub summary: Option<Summary>,
 }
@@ -88,8 +91,11 @@ impl PingReport {
     /// The report of the first `count` requests: ping sends more than it was asked to while answers are missing, and fewer
     /// where an ICMP error came, which ends it. What it did not send then is lost, too.
     fn of_first(mut self, count: u32) -> Self {
-        let answers = self.sequence.into_iter().zip(self.rtts_ms).filter(|(number, _)| *number <= count);
-        (self.sequence, self.rtts_ms) = answers.unzip();
+        let times = self.rtts_ms.into_iter().zip(self.sent_at);
+        let answers = self.sequence.into_iter().zip(times).filter(|(number, _)| *number <= count);
+        let times: Vec<_>;
+        (self.sequence, times) = answers.unzip();
+        (self.rtts_ms, self.sent_at) = times.into_iter().unzip();
         self.sent = if self.errors > 0 { count } else { self.sent.min(count) };
         self.received = u32::try_from(self.sequence.len()).unwrap_or(u32::MAX);
         self
@@ -105,6 +111,23 @@ impl PingReport {
         (1..=self.sent).filter(|number| !self.sequence.contains(number)).collect()
     }
 
+    /// The longest time in which no request was answered, of those with an answer before and after; `interval` is that
+    /// between requests. None where one is missing at either end: nobody knows when it was sent.
+    pub fn longest_gap(&self, interval: Duration) -> Option<Duration> {
+        let mut answered: Vec<_> = self.sequence.iter().zip(&self.sent_at).collect();
+        answered.sort_unstable();
+        if answered.first()?.0 != &1 || answered.last()?.0 != &self.sent {
+            return None;
+        }
+        let gap = |pair: &[(&u32, &Duration)]| match pair {
+            [(before, left), (after, came)] if *after - *before > 1 => {
+                Some(came.saturating_sub(**left).saturating_sub(interval))
+            }
+            _ => None,
+        };
+        Some(answered.windows(2).filter_map(gap).max().unwrap_or_default())
+    }
+
     /// How many requests from the first on went unanswered.
     pub fn lost_at_start(&self) -> u32 {
         self.sequence.iter().min().map_or(self.sent, |first| first.saturating_sub(1))
@@ -117,7 +140,14 @@ impl PingReport {
 /// ping cannot run, cannot resolve the name, or prints what nobody understands.
 pub fn ping(from: &impl Runs, what: &PingRun, cancel: &Cancel) -> Result<PingReport, LabError> {
     let mut command = from.program("ping".as_ref());
-    command.args(["-n", "-c", &what.count.to_string(), "-i", &format!("{:.4}", what.interval.as_secs_f64())]);
+    command.args([
+        "-n",
+        "-D",
+        "-c",
+        &what.count.to_string(),
+        "-i",
+        &format!("{:.4}", what.interval.as_secs_f64()),
+    ]);
     // Not `-W`: once anything was answered, ping waits for the rest for two round trips only, and calls an answer
     // lost that a busy machine delayed. With a deadline it goes on until it has as many answers as it wants.
     let deadline = (what.interval * what.count + what.wait).as_secs() + 1;
@@ -139,6 +169,7 @@ fn parse(text: &str) -> Option<PingReport> {
         errors: 0,
         sequence: Vec::new(),
         rtts_ms: Vec::new(),
+        sent_at: Vec::new(),
         summary: None,
     };
     let mut complete = false;
@@ -147,7 +178,11 @@ fn parse(text: &str) -> Option<PingReport> {
             report.address = address(rest);
         } else if let (Some(sequence), Some(time)) = (field(line, "icmp_seq="), field(line, "time=")) {
             report.sequence.push(sequence.parse().ok()?);
-            report.rtts_ms.push(time.parse().ok()?);
+            let rtt: f64 = time.parse().ok()?;
+            report.rtts_ms.push(rtt);
+            report
+                .sent_at
+                .push(came_at(line)?.saturating_sub(Duration::try_from_secs_f64(rtt / 1000.0).ok()?));
         } else if let Some((sent, rest)) = line.split_once(" packets transmitted, ") {
             report.sent = sent.parse().ok()?;
             report.received = rest.split_once(" received")?.0.parse().ok()?;
@@ -159,6 +194,12 @@ fn parse(text: &str) -> Option<PingReport> {
         }
     }
     complete.then_some(report)
+}
+
+/// `[1764297283.123456] 64 bytes from …`: when the answer came, since 1970.
+fn came_at(line: &str) -> Option<Duration> {
+    let (seconds, micros) = line.strip_prefix('[')?.split_once(']')?.0.split_once('.')?;
+    Some(Duration::from_secs(seconds.parse().ok()?) + Duration::from_micros(micros.parse().ok()?))
 }
 
 /// `0.312/0.706/1.100/0.394 ms`, to which a comma and more may follow.
@@ -184,8 +225,8 @@ mod tests {
     use super::*;
 
     const IPV6: &str = "PING c.home(c.home.cyphonic.internal (fd12:3456::7)) 56 data bytes
-64 bytes from fd12:3456::7: icmp_seq=2 ttl=64 time=0.312 ms
-64 bytes from fd12:3456::7: icmp_seq=3 ttl=64 time=1.10 ms
+[1764297283.000312] 64 bytes from fd12:3456::7: icmp_seq=2 ttl=64 time=0.312 ms
+[1764297283.011100] 64 bytes from fd12:3456::7: icmp_seq=3 ttl=64 time=1.10 ms
 
 --- c.home ping statistics ---
 3 packets transmitted, 2 received, 33.3333% packet loss, time 20ms
@@ -198,12 +239,36 @@ rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
         assert_eq!(report.address, Some("fd12:3456::7".parse().unwrap()));
         assert_eq!((report.sent, report.received, report.lost(), report.lost_at_start()), (3, 2, 1, 1));
         assert_eq!(report.rtts_ms, [0.312, 1.10]);
+        let sent =
+            [0, 10_000].map(|micros| Duration::from_secs(1_764_297_283) + Duration::from_micros(micros));
+        assert_eq!(report.sent_at, sent);
         let summary = Summary { min_ms: 0.312, avg_ms: 0.706, max_ms: 1.1, mdev_ms: 0.394 };
         assert_eq!(report.summary, Some(summary));
         let own = Summary::of(&report.rtts_ms).unwrap();
         assert_eq!((own.min_ms, own.max_ms), (0.312, 1.1));
         assert!((own.avg_ms - 0.706).abs() < 1e-9 && (own.mdev_ms - 0.394).abs() < 1e-9, "{own:?}");
         assert_eq!(Summary::of(&[]), None);
+    }
+
+    #[test]
+    fn a_gap_is_as_long_as_it_lasted_however_few_pings_were_sent_meanwhile() {
+        let ms = Duration::from_millis;
+        let report = |answers: &[(u32, u64)], sent| PingReport {
+            sent,
+            sequence: answers.iter().map(|(number, _)| *number).collect(),
+            sent_at: answers.iter().map(|(_, at)| ms(*at)).collect(),
+            ..parse(IPV6).unwrap()
+        };
+        let gap = |answers: &[(u32, u64)], sent| report(answers, sent).longest_gap(ms(10));
+        assert_eq!(gap(&[(1, 0), (2, 10), (3, 24)], 3), Some(ms(0)), "late is not lost");
+        assert_eq!(
+            gap(&[(1, 0), (5, 76), (4, 60), (7, 96)], 7),
+            Some(ms(50)),
+            "three were lost, 16 ms apart"
+        );
+        assert_eq!(gap(&[(2, 10), (3, 20)], 3), None);
+        assert_eq!(gap(&[(1, 10), (2, 20)], 3), None);
+        assert_eq!(gap(&[], 3), None);
     }
 
     #[test]

@@ -313,16 +313,10 @@ fn describe(route: &Route) -> String {
     .to_owned()
 }
 
-/// By the requests that went without an answer.
+/// By when requests were sent, and where nobody knows that, by how many went without an answer.
 fn longest_gap(report: &PingReport) -> Duration {
-    let mut answered = report.sequence.clone();
-    answered.extend([0, report.sent + 1]);
-    answered.sort_unstable();
-    let missing = answered.windows(2).filter_map(|pair| match pair {
-        [a, b] => Some(b.saturating_sub(*a).saturating_sub(1)),
-        _ => None,
-    });
-    INTERVAL * missing.max().unwrap_or_default()
+    let missing = || INTERVAL * report.lost();
+    report.longest_gap(INTERVAL).unwrap_or_else(missing)
 }
 
 /// The median of the first fifty, which left before the move.

@@ -16,7 +16,7 @@ const ALLOWED_MS: f64 = 50.0;
 const HEAD: &str = "# Roaming\n\n\
 Written by `cargo xtask roam --document`. Two devices move between networks under traffic (a ping every 10 ms and a TCP\n\
 transfer whose content is checked at both ends); 20 ms lie between them, 30 ms by the TRS. A **gap** is the longest time in\n\
-which no ping was answered, in milliseconds, in steps of ten; it may be three round trips and 50 ms. *Make first*: the new\n\
+which no ping was answered, in milliseconds, from when they were sent; it may be three round trips and 50 ms. *Make first*: the new\n\
 network is there before the old one goes; *break first*: the old one goes first, and the new one is there some milliseconds\n\
 later, which count. Each cell is one move.\n";
 
