@@ -243,22 +243,28 @@ fn a_relay_forwards_in_xdp_also_while_its_process_is_dead() {
     });
 }
 
+/// A leg from one host to another that XDP has carried packets of, and the sockets at its ends.
+fn in_use(process: &Process) -> (UdpSocket, UdpSocket, Leg) {
+    let (a, b) = (socket("a", "192.0.2.10:1000"), socket("b", "198.51.100.20:2000"));
+    let leg = Leg {
+        local: Some("192.0.2.1".parse().unwrap()),
+        source: Some("198.51.100.1".parse().unwrap()),
+        ..Leg::new(a.local_addr().unwrap(), b.local_addr().unwrap(), cid(0xb1))
+    };
+    process.xdp.insert(cid(0xb0), leg).unwrap();
+    for number in 0..20 {
+        passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
+    }
+    assert!(process.xdp.counters().forwarded.packets > 0);
+    (a, b, leg)
+}
+
 /// The list of the relay's own addresses only grows.
 #[test]
 fn a_leg_whose_new_address_has_no_number_goes_its_new_way_in_userspace_and_counts_on() {
     isolated(|pins| {
         let process = Process::start(&options(pins));
-        let (a, b) = (socket("a", "192.0.2.10:1000"), socket("b", "198.51.100.20:2000"));
-        let leg = Leg {
-            local: Some("192.0.2.1".parse().unwrap()),
-            source: Some("198.51.100.1".parse().unwrap()),
-            ..Leg::new(a.local_addr().unwrap(), b.local_addr().unwrap(), cid(0xb1))
-        };
-        process.xdp.insert(cid(0xb0), leg).unwrap();
-        for number in 0..20 {
-            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
-        }
-        assert!(process.xdp.counters().forwarded.packets > 0);
+        let (a, _b, leg) = in_use(&process);
         process.xdp.insert(cid(0xc0), leg).unwrap();
         for number in 0..=255 {
             let other = Leg { source: Some(IpAddr::from([10, 0, 0, number])), ..leg };
@@ -296,17 +302,7 @@ fn a_leg_whose_new_address_has_no_number_goes_its_new_way_in_userspace_and_count
 fn a_neighbour_that_moves_is_noticed_while_the_process_lives() {
     isolated(|pins| {
         let process = Process::start(&options(pins));
-        let (a, b) = (socket("a", "192.0.2.10:1000"), socket("b", "198.51.100.20:2000"));
-        let leg = Leg {
-            local: Some("192.0.2.1".parse().unwrap()),
-            source: Some("198.51.100.1".parse().unwrap()),
-            ..Leg::new(a.local_addr().unwrap(), b.local_addr().unwrap(), cid(0xb1))
-        };
-        process.xdp.insert(cid(0xb0), leg).unwrap();
-        for number in 0..20 {
-            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
-        }
-        assert!(process.xdp.counters().forwarded.packets > 0);
+        let (a, b, _) = in_use(&process);
         b.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
         let arrives = || {
             a.send_to(&packet(cid(0xb0), 99), "192.0.2.1:4433").unwrap();
