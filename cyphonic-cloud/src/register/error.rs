@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
     /// No file there.
-    #[error("no register at {}: run `cyphonic-cloud init` first, or correct `register` in the configuration", path.display())]
+    #[error("no register at {}: restore it from a backup, correct `register` in the configuration, or, for a new overlay, run `cyphonic-cloud init`", path.display())]
     Missing {
         /// Where it was expected.
         path: PathBuf,
