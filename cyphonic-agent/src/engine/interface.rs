@@ -21,7 +21,7 @@ impl Lost {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// To be called with the outcome of each look at it; true if it came back.
+    /// Takes note of what a look at it came to: `true` is that it had to be configured again.
     fn note(&self, outcome: &Result<bool, NetlinkError>) {
         let mut why = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let was = why.take();

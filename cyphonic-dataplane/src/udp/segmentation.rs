@@ -29,8 +29,12 @@ impl Segmentation {
     pub(super) fn segments(&self, now: impl FnOnce() -> Instant) -> usize {
         match self.retry_at.load(Ordering::Relaxed) {
             0 => self.most,
-            retry_at if self.elapsed(now()) >= retry_at => self.most,
-            _ => 1,
+            retry_at if self.elapsed(now()) < retry_at => 1,
+            retry_at => {
+                // The clock is not read again, unless another was refused meanwhile.
+                let _ = self.retry_at.compare_exchange(retry_at, 0, Ordering::Relaxed, Ordering::Relaxed);
+                self.most
+            }
         }
     }
 
@@ -60,7 +64,8 @@ mod tests {
             segmentation.refused(start + now);
             assert_eq!([at(now), at(now + RETRY - Duration::from_millis(1))], [1, 1]);
             now += RETRY;
-            assert_eq!([at(now), at(now + RETRY)], [64, 64]);
+            assert_eq!(at(now), 64);
+            assert_eq!(segmentation.segments(|| panic!("no clock is read")), 64);
         }
     }
 }
