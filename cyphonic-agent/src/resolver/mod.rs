@@ -15,6 +15,7 @@
 pub mod follow;
 pub mod resolv_conf;
 pub mod resolved;
+mod text;
 
 use std::{net::SocketAddr, path::PathBuf};
 

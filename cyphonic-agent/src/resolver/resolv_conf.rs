@@ -13,13 +13,14 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    net::{IpAddr, SocketAddr, SocketAddrV6},
+    net::{IpAddr, SocketAddr},
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 
+use super::text::{edited, names, nameservers, without};
 use crate::{
     dns::Upstream,
     state::{StateError, read_bounded, write_atomic},
@@ -30,10 +31,6 @@ const JOURNAL: &str = "resolv.conf.json";
 /// glibc reads no more lines than make sense; a larger file is not one.
 const MAX_BYTES: u64 = 64 * 1024;
 const MAX_JOURNAL_BYTES: u64 = 1024 * 1024;
-
-/// The first lines of what we write.
-const HEADER: &str = "# Edited by cyphonicd, which relays other names to the servers that stood here. Restored when it stops;\n\
-     # after a crash by its next start or by `cyphonicd cleanup`.\n";
 
 /// An edit that is ready to be made.
 #[derive(Debug)]
@@ -352,56 +349,10 @@ fn aside(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// The file with our server instead of its own.
-fn edited(text: &str, server: IpAddr) -> String {
-    let mut out = HEADER.to_owned();
-    out.push_str(&format!("nameserver {server}\n"));
-    for line in text.lines().filter(|line| keyword(line) != Some("nameserver")) {
-        out.push_str(line);
-        out.push('\n');
-    }
-    out
-}
-
-/// The file without this server and our first lines, and otherwise to the letter.
-fn without(text: &str, server: IpAddr) -> String {
-    let is_ours = |line: &str| {
-        HEADER.split_inclusive('\n').any(|ours| ours == line) || names(&nameservers(line), server)
-    };
-    text.split_inclusive('\n').filter(|line| !is_ours(line)).collect()
-}
-
-fn names(servers: &[SocketAddr], server: IpAddr) -> bool {
-    servers.iter().any(|named| named.ip() == server)
-}
-
 /// The servers that a resolv.conf file names; none if it cannot be read.
 pub(super) fn nameservers_of(path: &Path) -> Vec<SocketAddr> {
     let bytes = read_bounded(path, MAX_BYTES).ok().flatten().unwrap_or_default();
     nameservers(&String::from_utf8_lossy(&bytes))
-}
-
-fn nameservers(text: &str) -> Vec<SocketAddr> {
-    let values = text.lines().filter(|line| keyword(line) == Some("nameserver"));
-    values.filter_map(|line| parse_server(line.split_whitespace().nth(1)?)).collect()
-}
-
-/// resolv.conf(5): the keyword starts in the first column; `#` and `;` start comments.
-fn keyword(line: &str) -> Option<&str> {
-    if line.starts_with(char::is_whitespace) { None } else { line.split_whitespace().next() }
-}
-
-/// An address, with `%interface` where it is link-local.
-fn parse_server(text: &str) -> Option<SocketAddr> {
-    let Some((address, scope)) = text.split_once('%') else {
-        return Some(SocketAddr::new(text.parse().ok()?, 53));
-    };
-    let index = scope.parse().ok().or_else(|| {
-        let usable = scope.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-        let index = usable.then(|| fs::read_to_string(format!("/sys/class/net/{scope}/ifindex")).ok())??;
-        index.trim().parse().ok()
-    })?;
-    Some(SocketAddrV6::new(address.parse().ok()?, 53, 0, index).into())
 }
 
 /// Why `/etc/resolv.conf` could not be edited or restored.
@@ -717,13 +668,5 @@ mod tests {
         fs::write(host.journal().join(JOURNAL), "{").unwrap();
         assert!(restore_journal(&host.journal()).unwrap());
         assert!(!restore_journal(&host.journal()).unwrap());
-    }
-
-    #[test]
-    fn servers_have_every_usual_form() {
-        let text = "nameserver 192.0.2.1 # x\n#nameserver 192.0.2.2\n nameserver 192.0.2.3\nnameserver\nnameserver x\n\
-                    nameserver fe80::1%lo\nnameserver fe80::2%../x\n";
-        let servers: Vec<String> = nameservers(text).iter().map(ToString::to_string).collect();
-        assert_eq!(servers, ["192.0.2.1:53", "[fe80::1%1]:53"]);
     }
 }
