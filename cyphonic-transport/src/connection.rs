@@ -13,6 +13,7 @@ use cyphonic_proto::identity::Identity;
 use cyphonic_proto::message::{self, MAX_MESSAGE_BYTES, Message, Refusal, RefusalCode};
 use cyphonic_proto::time::Validity;
 use cyphonic_proto::tunnel::{ExportError, Exporter};
+use futures_util::FutureExt as _;
 use quinn::{
     ConnectionError, ReadError, ReadToEndError, RecvStream, SendStream, StoppedError, VarInt, WriteError,
 };
@@ -153,15 +154,29 @@ impl Connection {
 
     /// Asks and waits for the answer.
     pub async fn open_exchange(&self, request: &Message) -> Result<Message, ExchangeError> {
-        tokio::time::timeout(EXCHANGE_TIMEOUT, self.exchange(request))
-            .await
-            .map_err(|_| ExchangeError::TimedOut)?
+        let exchange = async { exchange(self.inner.open_bi().await?, request).await };
+        tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await.map_err(|_| ExchangeError::TimedOut)?
     }
 
-    async fn exchange(&self, request: &Message) -> Result<Message, ExchangeError> {
-        let (mut send, mut recv) = self.inner.open_bi().await?;
-        write_message(&mut send, request).await?;
-        read_message(&mut recv).await
+    /// What asks and waits for the answer, wherever it runs. The other end reads requests in the order of these calls, unless it
+    /// allows no more of them at the moment.
+    pub fn begin_exchange(
+        &self,
+        request: Message,
+    ) -> impl Future<Output = Result<Message, ExchangeError>> + Send + use<> {
+        let connection = self.inner.clone();
+        // Streams are accepted in the order in which they were opened.
+        let place = connection.open_bi().now_or_never();
+        async move {
+            let exchange = async {
+                let streams = match place {
+                    Some(streams) => streams?,
+                    None => connection.open_bi().await?,
+                };
+                exchange(streams, &request).await
+            };
+            tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await.map_err(|_| ExchangeError::TimedOut)?
+        }
     }
 
     /// Waits for the peer's next request. What is no message is answered so and passed over.
@@ -260,6 +275,14 @@ pub(crate) async fn send_notice(
 ) -> Result<(), ExchangeError> {
     let mut send = connection.open_uni().await?;
     write_message(&mut send, message).await
+}
+
+async fn exchange(
+    (mut send, mut recv): (SendStream, RecvStream),
+    request: &Message,
+) -> Result<Message, ExchangeError> {
+    write_message(&mut send, request).await?;
+    read_message(&mut recv).await
 }
 
 async fn write_message(send: &mut SendStream, message: &Message) -> Result<(), ExchangeError> {

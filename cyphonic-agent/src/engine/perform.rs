@@ -151,11 +151,13 @@ impl Engine {
     fn request(&mut self, exchange: ExchangeId, service: &Service, message: Message) {
         tracing::trace!(%service, request = message.name(), "asking");
         let connection = self.services.get(service).map(|s| s.connection.clone());
+        // Begun here: what is asked behind a registration is answered only if it is read behind it.
+        let asked = connection.map(|connection| (connection.begin_exchange(message), connection));
         let (inputs, clock) = (self.inputs.clone(), self.clock.clone());
         let task = tokio::spawn(async move {
-            let outcome = match connection {
-                Some(connection) => {
-                    let answer = connection.open_exchange(&message).await.map_err(|error| error.to_string());
+            let outcome = match asked {
+                Some((answer, connection)) => {
+                    let answer = answer.await.map_err(|error| error.to_string());
                     answer.and_then(|answer| time::believed(&clock, &connection, answer))
                 }
                 None => Err("the connection has just ended".into()),

@@ -46,7 +46,7 @@ pub(super) struct Peer {
 /// How far an attempt has come.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attempt {
-    /// Until the node is registered.
+    /// Until the node registers.
     Registration,
     /// Until [`Timer::Attempt`].
     Pause,
@@ -173,7 +173,7 @@ impl Node {
         self.pursue(now, address);
     }
 
-    /// The node is registered: attempts that waited for it go on.
+    /// The node registers, or is registered: attempts that waited for it go on.
     pub(super) fn resume_attempts(&mut self, now: Instant) {
         let waiting = |peer: &Peer| matches!(peer.attempt, Some(Attempt::Registration | Attempt::Pause));
         let peers: Vec<_> =
@@ -377,7 +377,7 @@ impl Node {
         let incoming = self.setups.values().find(|setup| setup.peer == address && !setup.initiator);
         let attempt = match incoming {
             Some(setup) if !had_tunnel => Attempt::Setup(setup.id),
-            _ if !self.registration.registered => Attempt::Registration,
+            _ if !self.registration.is_told() => Attempt::Registration,
             _ => Attempt::Direction(self.ask_direction(now, address)),
         };
         if let Some(peer) = self.peers.get_mut(&address) {
@@ -405,6 +405,13 @@ impl Node {
     }
 
     pub(super) fn direction_refused(&mut self, now: Instant, address: Ipv6Addr, refusal: &Refusal) {
+        if refusal.code() == RefusalCode::NotAllowed && !self.registration.registered {
+            // It was read before the registration after all, which is answered soon.
+            if let Some(peer) = self.peers.get_mut(&address) {
+                peer.attempt = peer.is_wanted().then_some(Attempt::Registration);
+            }
+            return;
+        }
         let reason = refusal.shown_reason();
         let known = self.peers.get(&address).is_some_and(|peer| peer.fqdn.is_some());
         if refusal.code() == RefusalCode::NoSuchPeer && known {

@@ -71,6 +71,13 @@ impl Registration {
     }
 }
 
+impl Registration {
+    /// Whether the NMS knows this node, or is about to before it reads anything else.
+    pub(super) fn is_told(&self) -> bool {
+        self.registered || self.under_way
+    }
+}
+
 impl Node {
     /// The AS first; where the services were known before, the NMS at the same time.
     pub(super) fn start(&mut self, now: Instant) {
@@ -153,6 +160,10 @@ impl Node {
         self.registration.told = Some(news);
         self.registration.under_way = true;
         self.request(now, Service::Nms, Purpose::Register, Message::RegistrationRequest(request));
+        if !self.registration.registered {
+            // The NMS reads a connection's requests one after another: what comes behind this one need not wait for its answer.
+            self.resume_attempts(now);
+        }
     }
 
     pub(super) fn registration_answered(&mut self, now: Instant, answer: Result<Message, String>) {

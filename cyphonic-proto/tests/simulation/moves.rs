@@ -223,7 +223,7 @@ fn two_that_move_at_once_find_each_other_through_the_nms() {
             world.attach("a", v4, v6);
             world.attach("b", v4, v6);
             let lost = stream(&mut world, from, to, 3 * SECOND);
-            assert!(gap(&lost) <= 10 * ROUND_TRIP, "{from} to {to}: {:?}", gap(&lost));
+            assert!(gap(&lost) <= 5 * ROUND_TRIP, "{from} to {to}: {:?}", gap(&lost));
         }
     }
 }

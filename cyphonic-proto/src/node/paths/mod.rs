@@ -55,7 +55,7 @@ const UNMEASURED: Duration = Duration::from_millis(100);
 /// A direct tunnel in doubt looks for a relay after this, so that it has one within a second or so.
 const SEEK: Duration = Duration::from_millis(500);
 /// The same where this end has moved, at the least: the path may be longer than the one before.
-const SEEK_MOVED: Duration = Duration::from_millis(30);
+const SEEK_MOVED: Duration = Duration::from_millis(15);
 /// A retreat is followed by a round after this, doubling while retreats follow each other.
 const COMEBACK: Duration = Duration::from_secs(1);
 /// A path that held for this long is not blamed for earlier retreats.
@@ -316,7 +316,7 @@ impl Paths {
         if !self.is_moving() {
             return SEEK;
         }
-        (self.rtt().unwrap_or(UNMEASURED) * 5 / 4).clamp(SEEK_MOVED, SEEK)
+        (self.rtt().unwrap_or(UNMEASURED) * 9 / 8).clamp(SEEK_MOVED, SEEK)
     }
 
     /// Whether the peer named a better kind of path than the current one.
