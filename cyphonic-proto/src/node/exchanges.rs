@@ -73,6 +73,7 @@ impl Node {
             Purpose::Register => self.registration_answered(now, answer),
             Purpose::Observe { server } => {
                 if answer.is_ok() {
+                    self.service_proved(&service);
                     self.followed(now, &service);
                 }
                 self.observation_answered(now, server, answer);

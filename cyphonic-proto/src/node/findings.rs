@@ -7,7 +7,7 @@ use super::{Action, Node, Relay, Service, ServiceState, Timer};
 use crate::{message::endpoint, nat::Family, netcheck::Findings};
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -36,6 +36,36 @@ pub(super) struct Known {
     looked: bool,
 }
 
+impl Known {
+    /// Forgets a network behind another outer address than the one that a service has just seen.
+    pub(super) fn check(&mut self, observed: SocketAddr) {
+        let family = Family::of(&observed);
+        let outer: Vec<_> = outer(&self.findings, family).collect();
+        if !outer.is_empty() && !outer.contains(&observed.ip()) {
+            // What the gateway grants the shell asks it anew.
+            *self = Self { granted: std::mem::take(&mut self.granted), ..Self::default() };
+        }
+    }
+
+    /// A look begins with nothing: what an earlier one has proven of the same NAT still holds.
+    fn remember_lifetimes(&self, findings: &mut Findings) {
+        for family in Family::ALL {
+            let (before, now) = (self.findings.of(family), findings.of(family));
+            let same = before.mapping == now.mapping
+                && outer(&self.findings, family).any(|ip| outer(findings, family).any(|other| other == ip));
+            if same && before.lifetime > now.lifetime {
+                findings.of_mut(family).lifetime = before.lifetime;
+            }
+        }
+    }
+}
+
+/// The addresses that servers saw.
+fn outer(findings: &Findings, family: Family) -> impl Iterator<Item = IpAddr> {
+    let observed = findings.observations.iter().map(|(_, observed)| *observed);
+    observed.filter(move |observed| Family::of(observed) == family).map(|observed| observed.ip())
+}
+
 impl Node {
     /// What is known of the node's network.
     pub fn findings(&self) -> &Findings {
@@ -54,6 +84,7 @@ impl Node {
             let granted = self.registration.network.granted.iter().filter(of_family).copied();
             findings.of_mut(family).port_mapped = granted.collect();
         }
+        self.registration.network.remember_lifetimes(&mut findings);
         if self.stopped || self.registration.network.findings == findings {
             return;
         }
@@ -61,6 +92,7 @@ impl Node {
             self.observe(now, server, Some(observed));
         }
         self.registration.network.findings = findings;
+        self.hold_mappings(now);
         self.network_changed(now);
     }
 

@@ -44,7 +44,9 @@ impl Node {
             .services
             .iter()
             .filter(|(service, slot)| slot.state == ServiceState::Connected && needed(service));
-        let remotes: Vec<_> = connected.filter_map(|(_, slot)| slot.remote).collect();
+        // A detour has no mapping of UDP, and sees to its own connection.
+        let by_udp = connected.filter(|(_, slot)| slot.way.through().is_none());
+        let remotes: Vec<_> = by_udp.filter_map(|(_, slot)| slot.remote).collect();
         let held = |remote: &SocketAddr| {
             let nat = self.nat_of(Family::of(remote));
             let interval = self.mapping_interval(remote).filter(|_| is_translated(nat))?;

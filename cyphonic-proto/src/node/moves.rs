@@ -46,13 +46,15 @@ impl Node {
             return;
         }
         self.addresses_changed(addresses);
-        for service in self.services.keys().cloned().collect::<Vec<_>>() {
-            self.note_reach(&service, routes);
-        }
+        let services: Vec<_> = self.services.keys().cloned().collect();
+        let same_way: Vec<_> =
+            services.iter().filter(|service| self.note_reach(service, routes)).cloned().collect();
         self.act(Action::Migrate);
-        for service in self.services.keys().cloned().collect::<Vec<_>>() {
+        for service in services {
             match self.services.get(&service) {
                 Some(slot) if !slot.reachable => {}
+                // On a host whose routes change all the time a dial would never come to its end.
+                Some(slot) if slot.is_sought() && same_way.contains(&service) => self.hurry(now, &service),
                 Some(slot) if slot.remote.is_some_and(|remote| routes.source_for(remote).is_none()) => {
                     self.replace_connection(now, &service, "no route leads to its address any more");
                 }
@@ -60,6 +62,7 @@ impl Node {
             }
         }
         self.try_to_leave_detours(now);
+        self.hold_mappings(now);
         self.move_tunnels(now);
         self.changed();
     }
@@ -84,6 +87,7 @@ impl Node {
                 Some(_) | None => self.hurry_after_move(now, &service),
             }
         }
+        self.hold_mappings(now);
         self.move_tunnels(now);
         if sleep.length >= self.config.timing.silence {
             self.expect_nobody();
@@ -124,10 +128,13 @@ impl Node {
         }
     }
 
-    fn note_reach(&mut self, service: &Service, routes: &dyn Routes) {
-        if let Some(slot) = self.services.get_mut(service) {
-            slot.reachable = slot.addresses.iter().any(|address| routes.source_for(*address).is_some());
-        }
+    /// Returns whether the host would send to the service as before.
+    fn note_reach(&mut self, service: &Service, routes: &dyn Routes) -> bool {
+        let Some(slot) = self.services.get_mut(service) else { return false };
+        let sources: Vec<_> = slot.addresses.iter().map(|address| routes.source_for(*address)).collect();
+        slot.reachable = sources.iter().any(Option::is_some);
+        let before = slot.sources.replace(sources);
+        before == slot.sources
     }
 
     /// Uses a service's connection, or dials it, without further waiting.

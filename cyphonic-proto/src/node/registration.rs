@@ -1,7 +1,8 @@
 //! Login and registration: how the node gets known, and what it learns of its own network.
 
 use super::{
-    Action, CachedState, Node, NodeConfig, Relay, Service, Timer, config, exchanges::Purpose, findings::Known,
+    Action, CachedState, Node, NodeConfig, Relay, Service, ServiceState, Timer, config, exchanges::Purpose,
+    findings::Known,
 };
 use crate::{
     message::{
@@ -97,7 +98,8 @@ impl Node {
             return;
         }
         self.config.as_addresses = addresses;
-        if !self.registration.logged_in {
+        let sought = self.services.get(&Service::As).is_some_and(|slot| slot.state != ServiceState::Unwanted);
+        if sought || !self.registration.logged_in {
             self.want_login(now);
         }
     }
@@ -109,6 +111,9 @@ impl Node {
     }
 
     pub(super) fn login_answered(&mut self, now: Instant, answer: Result<Message, String>) {
+        if !self.is_connected(&Service::As) {
+            return;
+        }
         let outcome = match answer {
             Ok(Message::LoginResponse(response)) => self.accept_login(now, &response),
             other => Err(unexpected("AS", other)),
@@ -192,11 +197,15 @@ impl Node {
         self.timers.clear(&Timer::Register);
     }
 
-    /// What was seen of the node elsewhere says nothing of it here.
+    /// What was seen of the node elsewhere says nothing of it here. With the same addresses it is most likely where it was, and
+    /// services will tell ([`Node::observe`]): what takes minutes to find out is kept.
     pub(super) fn addresses_changed(&mut self, addresses: &[SocketAddr]) {
-        self.registration.addresses = canonical(addresses);
+        let addresses = canonical(addresses);
         self.registration.observations.clear();
-        self.registration.network = Known::default();
+        if self.registration.addresses != addresses {
+            self.registration.addresses = addresses;
+            self.registration.network = Known::default();
+        }
         // Elsewhere, what failed may work.
         self.forgive_routes();
     }
@@ -209,7 +218,6 @@ impl Node {
 
     pub(super) fn trs_connected(&mut self, now: Instant, name: &str) {
         let service = Service::Trs(name.into());
-        self.service_proved(&service);
         if let Some(server) = self.remote_of(&service) {
             let message = Message::ObservationRequest(ObservationRequest {});
             self.request(now, service, Purpose::Observe { server }, message);
@@ -339,6 +347,7 @@ impl Node {
         observations.retain(|(other, _)| *other != server);
         observations.insert(0, (server, observed));
         observations.truncate(config::MAX_OBSERVATIONS);
+        self.registration.network.check(observed);
         self.network_changed(now);
     }
 
@@ -373,11 +382,14 @@ fn latency_to_wire((name, took): (&String, &Duration)) -> RelayLatency {
 }
 
 fn canonical(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
-    let mut addresses: Vec<_> = addresses.iter().copied().map(endpoint::canonical).collect();
-    addresses.sort();
-    addresses.dedup();
-    addresses.truncate(endpoint::MAX_ENDPOINTS);
-    addresses
+    let mut unique = Vec::new();
+    for address in addresses.iter().copied().map(endpoint::canonical) {
+        // In their order: where there are many, the best come first.
+        if unique.len() < endpoint::MAX_ENDPOINTS && !unique.contains(&address) {
+            unique.push(address);
+        }
+    }
+    unique
 }
 
 /// The error in an answer that is not the one hoped for.

@@ -3,7 +3,7 @@
 use super::{Action, Node, Service, ServiceState, Timer, detour::Way};
 use crate::backoff::Backoff;
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -17,6 +17,8 @@ pub(super) struct Slot {
     pub(super) backoff: Backoff,
     /// Whether the host had a route to any of the addresses when it last said.
     pub(super) reachable: bool,
+    /// From where it would have sent to each address when it last said; none before, or if the addresses are others since.
+    pub(super) sources: Option<Vec<Option<IpAddr>>>,
     pub(super) last_error: Option<String>,
     /// Of resets, which anybody may repeat: ever fewer are believed, from this time on.
     resets: Backoff,
@@ -33,8 +35,16 @@ impl Node {
             return;
         }
         let slot = self.services.entry(service.clone()).or_insert_with(|| Slot::new(now));
-        slot.addresses = addresses.to_vec();
         slot.name = name.into();
+        if slot.addresses != addresses {
+            slot.addresses = addresses.to_vec();
+            // Whether a route leads to these the dial finds out.
+            (slot.reachable, slot.sources) = (true, None);
+            if matches!(slot.state, ServiceState::Waiting { .. }) {
+                slot.backoff.reset();
+                return self.connect(now, service);
+            }
+        }
         match slot.state {
             ServiceState::Unwanted if slot.reachable => self.connect(now, service),
             ServiceState::Unwanted => self.wait(now, &service, "this host has no route to it"),
@@ -183,16 +193,23 @@ impl Node {
         }
     }
 
-    /// The service did what it is there for: failures are forgiven.
+    /// The service did what it is there for. How often it is dialled depends on how long its connection stands ([`STOOD`]): one
+    /// that is closed after each answer, as that of a device whose key another one has, is not to be dialled all the time.
     pub(super) fn service_proved(&mut self, service: &Service) {
-        if let Some(slot) = self.services.get_mut(service) {
+        let Some(slot) = self.services.get_mut(service) else { return };
+        slot.last_error = None;
+        if *service == Service::As {
+            // Its connection ends with the answer.
             slot.backoff.reset();
-            slot.last_error = None;
         }
     }
 
     /// Dials a service that is connected, or seems to be: the connection is the shell's to keep until the new one stands.
     pub(super) fn replace_connection(&mut self, now: Instant, service: &Service, reason: &str) {
+        // First of all: a request that fails on a connection would close it as one that does not serve.
+        if let Some(slot) = self.services.get_mut(service) {
+            slot.enter(now, ServiceState::Connecting);
+        }
         self.connection_lost(now, service, reason);
         self.connect(now, service.clone());
     }
@@ -217,6 +234,7 @@ impl Node {
             Service::Trs(_) | Service::As | Service::Nms => timing.backoff_most,
         };
         let Some(slot) = self.services.get_mut(service) else { return };
+        slot.forgive(now);
         let wait = match slot.reachable {
             true => slot.backoff.next(timing.backoff_least.min(most), most, &mut self.rng),
             false => most,
@@ -245,6 +263,9 @@ impl Node {
 }
 
 const NMS_FAILURES_BEFORE_LOGIN: u32 = 3;
+/// After a connection that stood for so long, failures before it count no more. Longer than a service takes to close one that it
+/// does not want.
+const STOOD: Duration = Duration::from_secs(30);
 /// Between resets that are believed: at first well over the time that a reconnection takes, then doubling.
 const RESET_LEAST: Duration = Duration::from_secs(4);
 const RESET_MOST: Duration = Duration::from_secs(120);
@@ -261,6 +282,7 @@ impl Slot {
             since: now,
             backoff: Backoff::default(),
             reachable: true,
+            sources: None,
             last_error: None,
             resets: Backoff::default(),
             believes_from: None,
@@ -269,7 +291,20 @@ impl Slot {
         }
     }
 
+    /// Whether it is being dialled, or will be.
+    pub(super) fn is_sought(&self) -> bool {
+        matches!(self.state, ServiceState::Connecting | ServiceState::Waiting { .. })
+    }
+
+    /// Failures before a connection that stood are forgotten.
+    fn forgive(&mut self, now: Instant) {
+        if self.state == ServiceState::Connected && self.since + STOOD <= now {
+            self.backoff.reset();
+        }
+    }
+
     pub(super) fn enter(&mut self, now: Instant, state: ServiceState) {
+        self.forgive(now);
         self.state = state;
         self.since = now;
         if state != ServiceState::Connected {

@@ -157,7 +157,10 @@ impl World {
             Action::ForgetTunnel { local_cid } => {
                 self.hosts.get_mut(name).unwrap().early.remove(&local_cid);
             }
-            Action::Punch { remotes } => remotes.iter().for_each(|to| self.send(name, *to, Packet::Punch)),
+            Action::Punch { remotes } => {
+                assert!(remotes.iter().all(|to| !to.ip().is_loopback()), "a detour has no mapping to hold");
+                remotes.iter().for_each(|to| self.send(name, *to, Packet::Punch));
+            }
             Action::InstallTunnel(parameters) => self.install(name, *parameters),
             Action::RemoveTunnel { id, close } => {
                 if close.is_some() {

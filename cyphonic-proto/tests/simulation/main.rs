@@ -25,5 +25,6 @@ mod revocations;
 mod round_trips;
 mod scenarios;
 mod security;
+mod services;
 mod sleep;
 mod world;

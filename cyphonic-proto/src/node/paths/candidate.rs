@@ -55,13 +55,19 @@ pub(super) struct Whereabouts<'a> {
     pub(super) port_delta: Option<i32>,
 }
 
+/// Own addresses that are told before those that others see: a host with a bridge for each of its container networks has more
+/// than a list has room for.
+const OWN_FIRST: usize = 6;
+
 /// Where this node may be reached, the likeliest first, as it is told to peers.
 pub(super) fn own(known: Whereabouts<'_>, overlay: Prefix) -> Vec<SocketAddr> {
-    let own = |family| known.addresses.iter().copied().filter(move |a| Family::of(a) == family);
+    let of = |family| known.addresses.iter().copied().filter(move |a| Family::of(a) == family);
+    let own = || of(Family::V6).chain(of(Family::V4));
     let observed = known.observations.iter().map(|(_, observed)| *observed);
     let guessed = Family::ALL.into_iter().flat_map(|family| predicted(family, known));
     let mapped = known.mapped.into_iter().flatten().copied();
-    let all = own(Family::V6).chain(own(Family::V4)).chain(mapped).chain(observed).chain(guessed);
+    let first = of(Family::V6).take(OWN_FIRST / 2).chain(of(Family::V4).take(OWN_FIRST / 2));
+    let all = first.chain(mapped).chain(observed).chain(guessed).chain(own());
     unique(all.filter(|address| endpoint::is_candidate(address.ip(), overlay)))
 }
 
@@ -174,6 +180,22 @@ mod tests {
         assert_eq!(own(known, overlay()), told);
         let named = ["[::ffff:127.0.0.1]:53", "[::1]:53", "224.0.0.1:53", "[::ffff:192.0.2.9]:9"].map(at);
         assert_eq!(checked(&named, overlay()), [at("192.0.2.9:9")]);
+    }
+
+    #[test]
+    fn where_a_host_has_many_bridges_the_address_that_others_see_is_told_all_the_same() {
+        let bridges = (17..31).map(|n| SocketAddr::from(([172, n, 0, 1], 7000)));
+        let addresses: Vec<_> = [at("192.168.1.2:7000")].into_iter().chain(bridges).collect();
+        let known = Whereabouts {
+            addresses: &addresses,
+            observations: &seen(&[5000]),
+            mapped: [&[]; 2],
+            port_delta: None,
+        };
+        let told = own(known, overlay());
+        assert_eq!(told.len(), MAX_CANDIDATES);
+        assert_eq!(told[0], at("192.168.1.2:7000"));
+        assert_eq!(told[3], at("198.51.100.1:5000"));
     }
 
     proptest! {

@@ -1,0 +1,159 @@
+//! Connections to services that do not go well: closed as soon as they stand, slow to answer, or to be found elsewhere.
+
+use crate::{
+    cloud::addresses,
+    moves::Families,
+    net::{
+        Gate::{Open, PortRestricted},
+        Uplink,
+    },
+    world::{Event, World},
+};
+use cyphonic_proto::{
+    Channel,
+    netcheck::{FamilyFindings, Findings, Mapping},
+    node::{Service, ServiceState},
+};
+use std::{net::SocketAddr, time::Duration};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+impl World {
+    fn channels(&self, name: &str, service: &Service) -> Vec<Channel> {
+        let fits = |conn: &&crate::world::Conn| conn.device == name && conn.service == *service;
+        self.conns.values().filter(fits).map(|conn| conn.channel).collect()
+    }
+
+    fn state(&self, name: &str, service: &Service) -> Option<ServiceState> {
+        let status = self.hosts[name].node.as_ref().unwrap().status();
+        status.services.into_iter().find(|one| one.service == *service).map(|one| one.state)
+    }
+
+    /// The device hears of its networks again, which are as they were.
+    fn hear_again(&mut self, name: &'static str) {
+        let host = &self.hosts[name];
+        let own: Vec<SocketAddr> = host.uplinks.iter().map(|uplink| uplink.own).collect();
+        let (life, routes) = (host.life, Families(host.uplinks.clone()));
+        self.with_node(name, life, |node, now| node.handle_addresses(now, &own, &routes));
+    }
+}
+
+/// As those of a device that was revoked, or whose key another machine has.
+#[test]
+fn services_that_close_every_connection_are_dialled_ever_more_rarely() {
+    let mut world = World::new(3);
+    world.add("a", Some(Open), None);
+    world.settle();
+    let before = world.connects;
+    for _ in 0..6000 {
+        let answered: Vec<_> = world.conns.values().filter(|conn| conn.up).cloned().collect();
+        for conn in answered {
+            world.conns.remove(&conn.channel);
+            world.schedule(Duration::ZERO, Event::Lost { conn, at_node: true, closed: true });
+        }
+        world.run(100 * MS);
+    }
+    // Ten minutes, four services, one of them twice: at first often, and then every half a minute.
+    let dials = world.connects - before;
+    assert!((40..=160).contains(&dials), "{dials}");
+}
+
+#[test]
+fn a_connection_that_stood_is_dialled_again_at_once_however_often_it_failed_before() {
+    let mut world = World::new(3);
+    world.add("a", Some(Open), None);
+    world.settle();
+    for round in 0..12 {
+        let [channel] = world.channels("a", &Service::Nms)[..] else { panic!("round {round}") };
+        let conn = world.conns.remove(&channel).unwrap();
+        world.schedule(Duration::ZERO, Event::Lost { conn, at_node: true, closed: true });
+        let back = |world: &World| world.state("a", &Service::Nms) == Some(ServiceState::Connected);
+        world.run(10 * MS);
+        assert!(world.run_while_not(SECOND, back), "round {round}");
+        world.run(40 * SECOND);
+    }
+}
+
+#[test]
+fn a_service_that_answers_late_keeps_its_connection_until_the_other_dial_stands() {
+    let mut world = World::new(3);
+    world.add("a", Some(Open), None);
+    world.settle();
+    let before = world.channels("a", &Service::Nms);
+    assert_eq!(before.len(), 1);
+    // Answers come after 1.2 s, and a second is waited for them.
+    world.delay = 600 * MS;
+    world.hear_again("a");
+    world.run(1150 * MS);
+    assert_eq!(world.state("a", &Service::Nms), Some(ServiceState::Connecting));
+    assert_eq!(world.channels("a", &Service::Nms).len(), 2, "the one that stands, and the dial");
+    assert!(world.channels("a", &Service::Nms).contains(&before[0]));
+    world.run(5 * SECOND);
+    assert_eq!(world.state("a", &Service::Nms), Some(ServiceState::Connected));
+}
+
+#[test]
+fn a_dial_goes_on_while_the_same_networks_are_heard_of_all_the_time() {
+    let mut world = World::new(3);
+    world.delay = 400 * MS;
+    world.add("a", Some(PortRestricted), None);
+    for _ in 0..40 {
+        world.hear_again("a");
+        world.run(250 * MS);
+    }
+    assert!(world.hosts["a"].node.as_ref().unwrap().status().registered);
+    assert!(world.connects < 20, "{}", world.connects);
+}
+
+/// What minutes of probing have found out is kept as long as the node seems to be where it was.
+#[test]
+fn the_lifetime_of_mappings_is_forgotten_only_in_another_network() {
+    let lifetime = |world: &World| world.hosts["a"].node.as_ref().unwrap().findings().v4.lifetime;
+    let found = |outer: SocketAddr, seconds| {
+        let v4 = FamilyFindings {
+            mapping: Mapping::EndpointIndependent,
+            lifetime: Some(Duration::from_secs(seconds)),
+            ..FamilyFindings::default()
+        };
+        Findings { v4, observations: vec![("192.0.2.9:3478".parse().unwrap(), outer)], ..Findings::default() }
+    };
+    let mut world = World::new(3);
+    world.add("a", Some(PortRestricted), None);
+    world.settle();
+    let life = world.hosts["a"].life;
+    let outer = "198.51.100.1:40000".parse().unwrap();
+    world.with_node("a", life, |node, now| node.handle_findings(now, found(outer, 120)));
+    world.with_node("a", life, |node, now| node.handle_findings(now, found(outer, 2)));
+    assert_eq!(lifetime(&world), Some(120 * SECOND), "another look has only begun");
+    world.hear_again("a");
+    world.run(2 * SECOND);
+    assert_eq!(lifetime(&world), Some(120 * SECOND));
+    // The same address behind another NAT: services see that.
+    let uplink = &mut world.hosts.get_mut("a").unwrap().uplinks[0];
+    *uplink = Uplink::new(uplink.own, PortRestricted, [198, 51, 100, 99].into());
+    world.hear_again("a");
+    world.run(2 * SECOND);
+    assert_eq!(lifetime(&world), None);
+}
+
+#[test]
+fn a_service_that_turns_up_where_a_route_leads_is_dialled_there() {
+    let mut world = World::new(3);
+    world.add("a", None, Some(Open));
+    let [v4, v6] = addresses(&Service::As);
+    let life = world.hosts["a"].life;
+    world.cloud.kill(crate::world::Victim::As);
+    world.with_node("a", life, |node, now| node.handle_as_addresses(now, vec![v4]));
+    world.run(10 * SECOND);
+    world.hear_again("a");
+    assert!(matches!(world.state("a", &Service::As), Some(ServiceState::Waiting { .. })));
+    let connects = world.connects;
+    world.run(60 * SECOND);
+    assert_eq!(world.connects, connects, "no route leads there");
+    world.with_node("a", life, |node, now| node.handle_as_addresses(now, vec![v6]));
+    assert_eq!(
+        (world.connects, world.state("a", &Service::As)),
+        (connects + 1, Some(ServiceState::Connecting))
+    );
+}
