@@ -20,6 +20,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let port = UdpPort::bind(port.parse()?)?;
     let peer: SocketAddr = peer.parse()?;
     println!("ready");
-    null_gso::run(tun, port, peer)?;
+    null_gso::run(&tun, &port, peer)?;
     Ok(())
 }

@@ -1,34 +1,47 @@
 //! A tunnel without keys: the offload ring's pipe, and nothing else.
 //!
-//! Super-packets are read from a TUN device, cut, and sent in segmented batches; what arrives is joined and written.
-//! There is no cryptography, no peer, no check of anything. It exists to be measured: what a ring adds to this is the
-//! price of protection, and what this costs is the kernel's. Only built with the feature `bench`.
+//! Super-packets are read from a TUN device, cut, and sent in segmented batches; what arrives is joined and written, all of it
+//! by one thread that rests and is scheduled as a ring's is. There is no cryptography, no peer, no check of anything. It exists to be
+//! measured: what a ring adds to this is the price of protection, and what this costs is the kernel's. Only built with the
+//! feature `bench`.
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::gso::{Coalescer, Slot, SuperPacket, VnetHeader};
+use crate::ring::Tempo;
+use crate::thread::{manners::Manners, priority::outrank_applications};
 use crate::tun::{MAX_READ, TunDevice};
 use crate::udp::{RecvBatch, Transmit, UdpPort};
 
 /// What the kernel takes in one segmented send: a datagram's limit over IPv4, and its `UDP_MAX_SEGMENTS`.
 const MAX_BYTES: usize = 65_507;
 const MAX_PACKETS: usize = 64;
-/// As the offload ring's receive worker.
+/// As the offload ring's: messages received, and reads, of one turn.
 const MESSAGES: usize = 16;
+const READS: usize = 16;
 
-/// Carries packets between a device and a peer, in this thread and another, until the device is gone.
+/// Carries packets between a device and a peer until the device is gone.
 ///
 /// # Errors
 /// The device or the port failed.
-pub fn run(tun: TunDevice, port: UdpPort, peer: SocketAddr) -> io::Result<()> {
-    let port = Arc::new(port);
-    let receiving = (tun.clone(), Arc::clone(&port));
-    std::thread::Builder::new().name("null-rx".into()).spawn(move || receive(&receiving.0, &receiving.1))?;
-    send(&tun, &port, peer)
+pub fn run(tun: &TunDevice, port: &UdpPort, peer: SocketAddr) -> io::Result<()> {
+    outrank_applications();
+    let (mut sending, mut receiving) = (Sending::new(peer), Receiving::new(tun));
+    let (mut tempo, mut manners) = (Tempo::new(Instant::now()), Manners::of_this_thread());
+    loop {
+        let (received, sent) = (receiving.turn(tun, port)?, sending.turn(tun, port)?);
+        tempo.count(received + sent);
+        if received == 0 && sent == 0 {
+            manners.rest();
+            if !tempo.pause() {
+                poll(&mut [PollFd::new(tun, PollFlags::IN), PollFd::new(port, PollFlags::IN)], None)?;
+            }
+        }
+    }
 }
 
 /// Packets of one size that leave together.
@@ -75,52 +88,71 @@ impl Batch {
     }
 }
 
-fn send(tun: &TunDevice, port: &UdpPort, peer: SocketAddr) -> io::Result<()> {
-    let mut read = vec![0; MAX_READ];
-    let mut batch = Batch { buffer: Vec::with_capacity(MAX_BYTES), stride: 0, packets: 0, closed: false };
-    loop {
-        match tun.read(&mut read) {
-            Ok(len) => {
-                let parsed = VnetHeader::parse(read.get(..len).unwrap_or_default());
-                let Some(whole) = parsed.and_then(|(vnet, packet)| SuperPacket::parse(&vnet, packet)) else {
-                    continue;
-                };
-                for part in 0..whole.count() {
-                    let len = whole.part_len(part);
-                    if !batch.takes(len) {
-                        batch.flush(port, peer);
-                    }
-                    batch.add(&whole, part, len);
+struct Sending {
+    peer: SocketAddr,
+    read: Vec<u8>,
+    batch: Batch,
+}
+
+impl Sending {
+    fn new(peer: SocketAddr) -> Self {
+        let batch = Batch { buffer: Vec::with_capacity(MAX_BYTES), stride: 0, packets: 0, closed: false };
+        Self { peer, read: vec![0; MAX_READ], batch }
+    }
+
+    /// What was read, in packets.
+    fn turn(&mut self, tun: &TunDevice, port: &UdpPort) -> io::Result<u32> {
+        let mut packets = 0;
+        for _ in 0..READS {
+            let len = match tun.read(&mut self.read) {
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let parsed = VnetHeader::parse(self.read.get(..len).unwrap_or_default());
+            let Some(whole) = parsed.and_then(|(vnet, packet)| SuperPacket::parse(&vnet, packet)) else {
+                continue;
+            };
+            for part in 0..whole.count() {
+                let len = whole.part_len(part);
+                if !self.batch.takes(len) {
+                    self.batch.flush(port, self.peer);
                 }
+                self.batch.add(&whole, part, len);
+                packets += 1;
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                batch.flush(port, peer);
-                poll(&mut [PollFd::new(tun, PollFlags::IN)], None)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+        }
+        self.batch.flush(port, self.peer);
+        Ok(packets)
+    }
+}
+
+struct Receiving {
+    coalescer: Coalescer,
+    batch: RecvBatch,
+}
+
+impl Receiving {
+    fn new(tun: &TunDevice) -> Self {
+        let offloads = tun.offloads();
+        Self { coalescer: Coalescer::new(offloads.tcp, offloads.udp), batch: RecvBatch::new(MESSAGES) }
+    }
+
+    /// What was received, in packets.
+    fn turn(&mut self, tun: &TunDevice, port: &UdpPort) -> io::Result<u32> {
+        match port.recv_batch(&mut self.batch) {
+            Ok(_) => Ok(write(tun, &mut self.coalescer, &mut self.batch)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            Err(error) => Err(error),
         }
     }
 }
 
-fn receive(tun: &TunDevice, port: &UdpPort) -> io::Result<()> {
-    let offloads = tun.offloads();
-    let mut coalescer = Coalescer::new(offloads.tcp, offloads.udp);
-    let mut batch = RecvBatch::new(MESSAGES);
-    loop {
-        match port.recv_batch(&mut batch) {
-            Ok(_) => write(tun, &mut coalescer, &mut batch),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                port.wait(None)?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn write(tun: &TunDevice, coalescer: &mut Coalescer, batch: &mut RecvBatch) {
+fn write(tun: &TunDevice, coalescer: &mut Coalescer, batch: &mut RecvBatch) -> u32 {
     let mut buffers: [&[u8]; MESSAGES] = [&[]; MESSAGES];
+    let mut packets = 0;
     for ((index, message), buffer) in batch.messages_mut().enumerate().zip(&mut buffers) {
         let payload: &[u8] = message.payload;
         let mut start = 0;
@@ -128,6 +160,7 @@ fn write(tun: &TunDevice, coalescer: &mut Coalescer, batch: &mut RecvBatch) {
             let slot = Slot { buffer: index as u32, start: start as u32, len: packet.len() as u32 };
             coalescer.push(slot, packet);
             start += packet.len();
+            packets += 1;
         }
         *buffer = payload;
     }
@@ -137,4 +170,5 @@ fn write(tun: &TunDevice, coalescer: &mut Coalescer, batch: &mut RecvBatch) {
     };
     // As above.
     coalescer.flush(bytes, |parts, _| drop(tun.write(parts)));
+    packets
 }

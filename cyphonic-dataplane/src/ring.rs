@@ -49,6 +49,8 @@ pub use duty::Division;
 pub use early::EarlyPackets;
 pub use offload::{Offload, OffloadConfig, OffloadRing};
 pub use permissions::Permissions;
+#[cfg(feature = "bench")]
+pub(crate) use tempo::Tempo;
 pub use workers::{Ring, Side};
 pub use xdp::{Card, CardError, QueueError, Underlay, VethPair, Xdp, XdpConfig, XdpQueue, XdpRing};
 

@@ -18,7 +18,7 @@ const PATIENCE: u32 = 2;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Tempo {
+pub(crate) struct Tempo {
     since: Instant,
     packets: u32,
     /// Pauses that are left before the worker sleeps for good; none while there is no stream.
@@ -26,7 +26,7 @@ pub(super) struct Tempo {
 }
 
 impl Tempo {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         // Otherwise the kernel takes 50 µs more than it is asked for. Where it refuses, pauses are longer.
         let _ = nix::sys::prctl::set_timerslack(1);
         Self { since: now, packets: 0, left: 0 }
@@ -34,12 +34,12 @@ impl Tempo {
 
     /// Counts what a turn has brought.
     #[inline]
-    pub(super) fn count(&mut self, packets: u32) {
+    pub(crate) fn count(&mut self, packets: u32) {
         self.packets += packets;
     }
 
     /// Nothing is there. Pauses and returns true where packets come in a stream; otherwise they must be waited for.
-    pub(super) fn pause(&mut self) -> bool {
+    pub(crate) fn pause(&mut self) -> bool {
         if !self.judge(Instant::now()) {
             return false;
         }

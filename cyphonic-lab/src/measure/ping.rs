@@ -111,21 +111,27 @@ impl PingReport {
         (1..=self.sent).filter(|number| !self.sequence.contains(number)).collect()
     }
 
-    /// The longest time in which no request was answered, of those with an answer before and after; `interval` is that
-    /// between requests. None where one is missing at either end: nobody knows when it was sent.
-    pub fn longest_gap(&self, interval: Duration) -> Option<Duration> {
+    /// The longest time in which no request was answered; `interval` is that between requests. When those were sent that have no
+    /// answer before or after them nobody knows: each counts as an interval, the least that it can have been.
+    pub fn longest_gap(&self, interval: Duration) -> Duration {
         let mut answered: Vec<_> = self.sequence.iter().zip(&self.sent_at).collect();
         answered.sort_unstable();
-        if answered.first()?.0 != &1 || answered.last()?.0 != &self.sent {
-            return None;
-        }
         let gap = |pair: &[(&u32, &Duration)]| match pair {
             [(before, left), (after, came)] if *after - *before > 1 => {
                 Some(came.saturating_sub(**left).saturating_sub(interval))
             }
             _ => None,
         };
-        Some(answered.windows(2).filter_map(gap).max().unwrap_or_default())
+        let between = answered.windows(2).filter_map(gap).max().unwrap_or_default();
+        let last = answered.last().map_or(0, |(number, _)| **number);
+        let at_end = self.sent.saturating_sub(last);
+        between.max(interval * at_end.max(self.lost_at_start()))
+    }
+
+    /// How long after `since`, a time since 1970 on the clock of who pings, the first answer came.
+    pub fn first_answer_after(&self, since: Duration) -> Option<Duration> {
+        let came = self.sent_at.iter().zip(&self.rtts_ms).map(|(sent, rtt)| *sent + from_ms(*rtt));
+        came.filter(|came| *came >= since).min().map(|came| came - since)
     }
 
     /// How many requests from the first on went unanswered.
@@ -180,9 +186,7 @@ fn parse(text: &str) -> Option<PingReport> {
             report.sequence.push(sequence.parse().ok()?);
             let rtt: f64 = time.parse().ok()?;
             report.rtts_ms.push(rtt);
-            report
-                .sent_at
-                .push(came_at(line)?.saturating_sub(Duration::try_from_secs_f64(rtt / 1000.0).ok()?));
+            report.sent_at.push(came_at(line)?.saturating_sub(from_ms(rtt)));
         } else if let Some((sent, rest)) = line.split_once(" packets transmitted, ") {
             report.sent = sent.parse().ok()?;
             report.received = rest.split_once(" received")?.0.parse().ok()?;
@@ -194,6 +198,10 @@ fn parse(text: &str) -> Option<PingReport> {
         }
     }
     complete.then_some(report)
+}
+
+fn from_ms(rtt: f64) -> Duration {
+    Duration::try_from_secs_f64(rtt / 1000.0).unwrap_or_default()
 }
 
 /// `[1764297283.123456] 64 bytes from …`: when the answer came, since 1970.
@@ -260,15 +268,21 @@ rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
             ..parse(IPV6).unwrap()
         };
         let gap = |answers: &[(u32, u64)], sent| report(answers, sent).longest_gap(ms(10));
-        assert_eq!(gap(&[(1, 0), (2, 10), (3, 24)], 3), Some(ms(0)), "late is not lost");
-        assert_eq!(
-            gap(&[(1, 0), (5, 76), (4, 60), (7, 96)], 7),
-            Some(ms(50)),
-            "three were lost, 16 ms apart"
-        );
-        assert_eq!(gap(&[(2, 10), (3, 20)], 3), None);
-        assert_eq!(gap(&[(1, 10), (2, 20)], 3), None);
-        assert_eq!(gap(&[], 3), None);
+        assert_eq!(gap(&[(1, 0), (2, 10), (3, 24)], 3), ms(0), "late is not lost");
+        assert_eq!(gap(&[(1, 0), (5, 76), (4, 60), (7, 96)], 7), ms(50), "three were lost, 16 ms apart");
+        assert_eq!(gap(&[(3, 10), (4, 20)], 4), ms(20), "two before");
+        assert_eq!(gap(&[(1, 10), (2, 20)], 5), ms(30), "three after");
+        assert_eq!(gap(&[], 3), ms(30));
+    }
+
+    #[test]
+    fn the_first_answer_after_a_moment_may_be_to_an_earlier_request() {
+        let ms = Duration::from_millis;
+        let mut report = parse(IPV6).unwrap();
+        (report.sent_at, report.rtts_ms) = (vec![ms(100), ms(110), ms(900)], vec![20.0, 495.0, 20.0]);
+        assert_eq!(report.first_answer_after(ms(600)), Some(ms(5)));
+        assert_eq!(report.first_answer_after(ms(606)), Some(ms(314)));
+        assert_eq!(report.first_answer_after(ms(921)), None);
     }
 
     #[test]

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use cyphonic_lab::Lab;
 use cyphonic_lab::command::{Cancel, check};
+use cyphonic_lab::machine::Runs as _;
 use cyphonic_lab::measure::{PingReport, PingRun};
 
 use super::flow::{Flow, STALLED};
@@ -97,7 +98,7 @@ impl fmt::Display for Cell {
 /// What came of it.
 #[derive(Debug, Clone)]
 pub(super) struct Outcome {
-    /// The longest time in which no ping was answered.
+    /// The longest time in which no ping was answered; after a pause, how long the first answer took beyond a round trip.
     pub(super) gap: Duration,
     /// A round trip before the move.
     pub(super) round_trip: Duration,
@@ -146,7 +147,7 @@ impl Stage<'_> {
         let stalled = !flow.goes_on();
         let flow_lost = flow.finish().err().or_else(|| stalled.then(|| "it stands still".to_owned()));
         Ok(Outcome {
-            gap: longest_gap(&report),
+            gap: report.longest_gap(INTERVAL),
             round_trip: round_trip(&report),
             lost: report.lost(),
             flow_lost,
@@ -200,20 +201,31 @@ impl Stage<'_> {
         // TCP has waited longer each time: as long again as the pause, at most.
         let patience = length * 2 + STALLED;
         let flow = Flow::start(initiator, responder, self.addresses[1], patience)?;
-        let calm = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], 20) };
-        let round_trip = round_trip(&initiator.ping(&calm, self.cancel)?);
-        begin(self)?;
-        thread::sleep(length);
-        end(self)?;
-        let what = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], PINGS) };
-        let report = initiator.ping(&what, self.cancel)?;
+        let clocks = compare_clocks(initiator, self.cancel)?;
+        let requests = PINGS + u32::try_from((BEFORE + length).as_millis() / INTERVAL.as_millis())?;
+        let what = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], requests) };
+        let cancel = self.cancel;
+        let (report, over) = thread::scope(|scope| -> Result<(PingReport, Duration)> {
+            let pings = scope.spawn(|| initiator.ping(&what, cancel));
+            thread::sleep(BEFORE);
+            begin(self)?;
+            thread::sleep(length);
+            end(self)?;
+            let over = now()?;
+            Ok((pings.join().unwrap_or_else(|_| bail!("ping's thread panicked"))?, over))
+        })?;
+        let round_trip = round_trip(&report);
+        // Without one, all that was waited for it.
+        let answer = report
+            .first_answer_after((over + clocks.there).saturating_sub(clocks.here))
+            .unwrap_or(INTERVAL * PINGS);
         let goes_on = flow.goes_on();
         let flow_lost = match flow.finish() {
             Err(error) => Some(error),
             Ok(()) => (!goes_on).then(|| "it stands still".to_owned()),
         };
         Ok(Outcome {
-            gap: longest_gap(&report),
+            gap: answer.saturating_sub(round_trip),
             round_trip,
             lost: report.lost(),
             flow_lost,
@@ -313,10 +325,22 @@ fn describe(route: &Route) -> String {
     .to_owned()
 }
 
-/// By when requests were sent, and where nobody knows that, by how many went without an answer.
-fn longest_gap(report: &PingReport) -> Duration {
-    let missing = || INTERVAL * report.lost();
-    report.longest_gap(INTERVAL).unwrap_or_else(missing)
+/// What a device's clock said at one moment, and this machine's: other machines have their own.
+struct Clocks {
+    there: Duration,
+    here: Duration,
+}
+
+fn compare_clocks(device: &Device, cancel: &Cancel) -> Result<Clocks> {
+    let before = now()?;
+    let said = check(device.machine().program("date".as_ref()).arg("+%s%6N"), LIMIT, cancel)?;
+    let here = (before + now()?) / 2;
+    let there = Duration::from_micros(said.trim().parse().with_context(|| format!("`date` says {said:?}"))?);
+    Ok(Clocks { there, here })
+}
+
+fn now() -> Result<Duration> {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("this machine's clock is before 1970")
 }
 
 /// The median of the first fifty, which left before the move.

@@ -16,9 +16,9 @@ const ALLOWED_MS: f64 = 50.0;
 const HEAD: &str = "# Roaming\n\n\
 Written by `cargo xtask roam --document`. Two devices move between networks under traffic (a ping every 10 ms and a TCP\n\
 transfer whose content is checked at both ends); 20 ms lie between them, 30 ms by the TRS. A **gap** is the longest time in\n\
-which no ping was answered, in milliseconds, from when they were sent; it may be three round trips and 50 ms. *Make first*: the new\n\
-network is there before the old one goes; *break first*: the old one goes first, and the new one is there some milliseconds\n\
-later, which count. Each cell is one move.\n";
+which no ping was answered, in milliseconds, from when they were sent; bold is what took longer than three round trips and 50 ms.\n\
+*Make first*: the new network is there before the old one goes; *break first*: the old one goes first, and the new one is there\n\
+some milliseconds later, which count. Each cell is one move.\n";
 
 /// All that happened.
 #[derive(Default)]
@@ -95,6 +95,33 @@ impl Report {
         broken
     }
 
+    /// What was promised, and what came of it.
+    fn promises(&self) -> String {
+        let mut text = "| What | Promised | Reached |\n|---|---|---|\n".to_owned();
+        let verdict = |kept: bool| if kept { "kept" } else { "**missed**" };
+        let lost = self.outcomes().chain(self.after_pauses()).filter(|outcome| outcome.flow_lost.is_some());
+        let lost = lost.count();
+        let _ = writeln!(text, "| transfers that are lost | 0 | {lost}, {} |", verdict(lost == 0));
+        let beyond: Vec<f64> = self.outcomes().map(beyond_ms).collect();
+        if let Some(p99) = Figure::of(&beyond, Statistic::P99, "ms") {
+            let verdict = verdict(p99.value < ALLOWED_MS);
+            let what = "99th percentile of moves' gaps, beyond three round trips";
+            let _ = writeln!(text, "| {what} | < {ALLOWED_MS:.0} ms | {:.0} ms, {verdict} |", p99.value);
+        }
+        let worst = self.after_pauses().map(|outcome| outcome.gap.as_millis()).max();
+        if let Some(worst) = worst {
+            let verdict = verdict(self.after_pauses().all(|outcome| outcome.gap <= outcome.bound()));
+            let what = "gaps after pauses, beyond three round trips, each";
+            let _ =
+                writeln!(text, "| {what} | ≤ {ALLOWED_MS:.0} ms | at most {worst} ms with them, {verdict} |");
+        }
+        text
+    }
+
+    fn after_pauses(&self) -> impl Iterator<Item = &Outcome> {
+        self.pauses.iter().filter_map(|(_, outcome)| outcome.as_ref().ok())
+    }
+
     pub(super) fn print(&self) {
         println!("\n{}", self.tables());
         print!("{}", self.figures().table());
@@ -104,7 +131,13 @@ impl Report {
     pub(super) fn write_document(&self) -> Result<PathBuf> {
         let file = workspace::root().join("docs/roam.md");
         let figures = self.figures();
-        let text = format!("{HEAD}\n{}\n## Figures\n\n```\n{}```\n", self.tables(), figures.table());
+        let machine = figures.machine();
+        let machine = format!(
+            "Measured on: {}, {} processors, Linux {}; load {} when the run began.\n",
+            machine.cpu, machine.cores, machine.kernel, machine.load
+        );
+        let (promises, tables, figures) = (self.promises(), self.tables(), figures.table());
+        let text = format!("{HEAD}\n{machine}\n{promises}\n{tables}\n## Figures\n\n```\n{figures}```\n");
         std::fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         Ok(file)
     }
@@ -146,7 +179,7 @@ impl Report {
             text.push('\n');
         }
         if !self.pauses.is_empty() {
-            text.push_str("## Pauses\n\nThe gap begins when the pause ends.\n\n| pause | gap |\n|---|---|\n");
+            text.push_str("## Pauses\n\nFrom the pause's end until the first answer, beyond a round trip.\n\n| pause | gap |\n|---|---|\n");
             for (name, outcome) in &self.pauses {
                 let _ = writeln!(text, "| {name} | {} |", shown(outcome));
             }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::overlay::{INTERVAL, Overlay, longest_gap, start_agent, start_service};
+use crate::overlay::{INTERVAL, Overlay, start_agent, start_service};
 
 /// How much longer than its relay a relayed tunnel may be gone: two handshakes and some round trips of the lab, on a machine
 /// that does other things too. Half of what a node needs to notice by silence.
@@ -58,10 +58,10 @@ fn relayed_tunnels_outlive_the_trs(overlay: &mut Overlay) {
         overlay.relay = start_service(&overlay.lab, &overlay.programs, "trs");
         gone = killed.elapsed();
     });
-    let gap = longest_gap(&relayed);
+    let gap = relayed.longest_gap(INTERVAL);
     println!("the relay was gone for {gone:?}; the relayed tunnel was interrupted for {gap:?}");
     // A single packet is what a busy machine may lose.
-    let disturbance = longest_gap(&direct);
+    let disturbance = direct.longest_gap(INTERVAL);
     assert!(
         disturbance <= INTERVAL,
         "the direct tunnel was interrupted for {disturbance:?}\n{}",

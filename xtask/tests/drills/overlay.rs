@@ -181,12 +181,3 @@ fn resolv_conf(lab: &Lab, node: &str) -> String {
     let mut cat = lab.command(node, "cat").unwrap();
     check(cat.arg("/etc/resolv.conf"), LIMIT, &Cancel::default()).unwrap()
 }
-
-/// The longest time between answers, by the requests that went without.
-pub(crate) fn longest_gap(report: &PingReport) -> Duration {
-    let mut answered = report.sequence.clone();
-    answered.extend([0, report.sent + 1]);
-    answered.sort_unstable();
-    let most = answered.windows(2).map(|pair| pair[1] - pair[0] - 1).max().unwrap();
-    INTERVAL * most
-}

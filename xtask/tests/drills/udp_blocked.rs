@@ -7,7 +7,7 @@ use cyphonic_lab::Lab;
 use cyphonic_lab::command::{Cancel, check};
 use cyphonic_lab::measure::{IperfRun, IperfServer, PingRun, Transport, ping};
 
-use crate::overlay::{INTERVAL, LIMIT, Overlay, longest_gap};
+use crate::overlay::{INTERVAL, LIMIT, Overlay};
 use crate::xdp_relay::program;
 
 /// Behind the wall; its only way to the others' networks is through `ROUTER`.
@@ -86,15 +86,15 @@ fn a_transfer_outlives_both_changes(overlay: &Overlay) {
             wait_for(overlay, false, LEAVES);
             println!("UDP passes: left after {:?}", begun.elapsed());
         });
-        println!("{} pings lost, longest gap {:?}", left.lost(), longest_gap(&left));
+        println!("{} pings lost, longest gap {:?}", left.lost(), left.longest_gap(INTERVAL));
         let returned = pings(NOTICES.as_secs(), &|| {
             wall(&overlay.lab, true);
             let begun = Instant::now();
             wait_for(overlay, true, NOTICES);
             println!("UDP blocked: by TCP again after {:?}", begun.elapsed());
         });
-        println!("{} pings lost, longest gap {:?}", returned.lost(), longest_gap(&returned));
-        assert!(longest_gap(&returned) < NOTICES, "{}", overlay.logs());
+        println!("{} pings lost, longest gap {:?}", returned.lost(), returned.longest_gap(INTERVAL));
+        assert!(returned.longest_gap(INTERVAL) < NOTICES, "{}", overlay.logs());
         assert!(carried.join().unwrap() > 1e6, "{}", overlay.logs());
     });
     overlay.reach(INSIDE, "c");

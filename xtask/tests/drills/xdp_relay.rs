@@ -14,7 +14,7 @@ use cyphonic_lab::measure::{IperfServer, PingReport, PingRun, ping};
 use cyphonic_lab::process::wait_until;
 use serde_json::Value;
 
-use crate::overlay::{INTERVAL, LIMIT, Overlay, longest_gap, start_agent, start_service};
+use crate::overlay::{INTERVAL, LIMIT, Overlay, start_agent, start_service};
 
 /// Frames that XDP must forward where forwarding is to be shown: more than stray signalling.
 const ENOUGH: u64 = 2_000;
@@ -58,7 +58,7 @@ fn a_killed_xdp_relay_forwards_on_and_its_successor_takes_over() {
         forwards(overlay, second);
     });
 
-    let gap = longest_gap(&pings);
+    let gap = pings.longest_gap(INTERVAL);
     println!(
         "the relay's process was gone for {gone:?}; {} of {} pings lost, at most {gap:?} without; TCP {:.0} Mbit/s",
         pings.lost(),
