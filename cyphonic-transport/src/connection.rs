@@ -259,12 +259,14 @@ impl Responder {
         write_message(&mut self.send, answer).await
     }
 
-    /// Answers, and returns once the peer's QUIC has acknowledged the answer: for what must happen after it
-    /// arrived.
+    /// Answers, and returns once the peer's QUIC has acknowledged the answer, or says that nobody waits for it
+    /// ([`ExchangeError::Stream`]).
     pub async fn respond_acknowledged(mut self, answer: &Message) -> Result<(), ExchangeError> {
         write_message(&mut self.send, answer).await?;
-        self.send.stopped().await?;
-        Ok(())
+        match self.send.stopped().await? {
+            None => Ok(()),
+            Some(code) => Err(WriteError::Stopped(code).into()),
+        }
     }
 }
 

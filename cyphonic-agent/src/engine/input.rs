@@ -23,6 +23,8 @@ pub(crate) enum Input {
     Answered { exchange: ExchangeId, outcome: Result<Message, String> },
     /// A service asks us.
     Asked { service: Service, attempt: u64, message: Message, responder: Responder },
+    /// A service did not wait for our answer.
+    GivenUp { exchange: ExchangeId },
     /// A peer dials us.
     PeerArrived(ArrivingPeer),
     /// It has proved who it is, and asks.

@@ -69,6 +69,8 @@ pub(super) async fn follow(
         if let Err(error) = sizes.apply(&netlink, &wanted).await {
             // Packet Too Big does it as well, a packet later.
             tracing::warn!(%error, "the host was not told what a tunnel carries");
+            // Perhaps the interface has lost what that stands on.
+            lost.note(&sizes.restore(&netlink).await);
         }
     }
 }

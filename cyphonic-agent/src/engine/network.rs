@@ -49,6 +49,7 @@ pub(super) async fn follow(
     };
     // What changed between the first look and the subscription.
     let mut routes = false;
+    let mut listed = true;
     loop {
         match netlink.attachment(followed.overlay, &followed.interface).await {
             Ok(attachment) if routes || attachment != known => {
@@ -59,11 +60,14 @@ pub(super) async fn follow(
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(%error, "this host's addresses cannot be listed");
+                if std::mem::replace(&mut listed, false) {
+                    tracing::warn!(%error, "this host's addresses cannot be listed: will try");
+                }
                 tokio::time::sleep(AGAIN).await;
                 continue;
             }
         }
+        listed = true;
         let changed = watch.changed();
         tokio::pin!(changed);
         routes = loop {

@@ -12,6 +12,7 @@ use cyphonic_proto::node::{
 };
 use cyphonic_proto::tunnel::{Secret, Suite};
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
+use cyphonic_transport::ExchangeError;
 use tokio::task::JoinHandle;
 
 use super::input::Input;
@@ -169,9 +170,12 @@ impl Engine {
 
     fn respond(&mut self, exchange: ExchangeId, message: Message) {
         if let Some(responder) = self.asked.remove(&exchange) {
+            let inputs = self.inputs.clone();
             tokio::spawn(async move {
-                if let Err(error) = responder.respond(&message).await {
-                    tracing::debug!(%error, "an answer did not reach its asker");
+                let Err(error) = responder.respond_acknowledged(&message).await else { return };
+                tracing::debug!(%error, "an answer did not reach its asker");
+                if matches!(error, ExchangeError::Stream(_)) {
+                    drop(inputs.send(Input::GivenUp { exchange }).await);
                 }
             });
         }

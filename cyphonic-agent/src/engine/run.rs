@@ -173,6 +173,7 @@ impl Engine {
             Input::Asked { service, attempt, message, responder } => {
                 self.asked(now, service, attempt, message, responder);
             }
+            Input::GivenUp { exchange } => self.node.handle_request_given_up(now, exchange),
             Input::PeerArrived(peer) => self.peer_arrived(now, peer),
             Input::PeerAsked { id, connection, message, responder } => {
                 self.peer_asked(now, id, connection, message, responder)

@@ -59,6 +59,8 @@ pub struct Change {
 pub struct NetworkWatch {
     seen: Arc<Seen>,
     pace: Pace,
+    /// A change was noticed, and is reported then.
+    due: Option<Instant>,
     // Aborts its tasks when dropped.
     _tasks: JoinSet<()>,
 }
@@ -112,13 +114,20 @@ impl NetworkWatch {
                 noted.changed.notify_one();
             }
         });
-        Ok(Self { seen, pace: Pace::default(), _tasks: tasks })
+        Ok(Self { seen, pace: Pace::default(), due: None, _tasks: tasks })
     }
 
-    /// Returns [`SETTLE`] after the first change, and for those that follow at the pace of [`MERGE`].
+    /// Returns [`SETTLE`] after the first change, and for those that follow at the pace of [`MERGE`]. Nothing is missed by whoever
+    /// drops this before it returns and asks again.
     pub async fn changed(&mut self) -> Change {
-        self.seen.changed.notified().await;
-        sleep_until(self.pace.report(Instant::now())).await;
+        if self.due.is_none() {
+            self.seen.changed.notified().await;
+            self.due = Some(self.pace.report(Instant::now()));
+        }
+        if let Some(due) = self.due {
+            sleep_until(due).await;
+        }
+        self.due = None;
         Change { routes: self.seen.routes.swap(false, Ordering::Relaxed) }
     }
 }

@@ -18,6 +18,9 @@ pub struct PingRun {
     pub interval: Duration,
     /// How long to wait for the last answers.
     pub wait: Duration,
+    /// Whether to go on after an ICMP error, as of a host that cannot be reached for a while. ping then waits for the last answers
+    /// no longer than two round trips.
+    pub through_errors: bool,
 }
 
 impl PingRun {
@@ -28,6 +31,7 @@ impl PingRun {
             count,
             interval: Duration::from_millis(10),
             wait: Duration::from_secs(2),
+            through_errors: false,
         }
     }
 
@@ -156,8 +160,12 @@ pub fn ping(from: &impl Runs, what: &PingRun, cancel: &Cancel) -> Result<PingRep
     ]);
     // Not `-W`: once anything was answered, ping waits for the rest for two round trips only, and calls an answer
     // lost that a busy machine delayed. With a deadline it goes on until it has as many answers as it wants.
+    // An error ends it, too.
     let deadline = (what.interval * what.count + what.wait).as_secs() + 1;
-    command.args(["-w", &deadline.to_string(), &what.target]);
+    if !what.through_errors {
+        command.args(["-w", &deadline.to_string()]);
+    }
+    command.arg(&what.target);
     let output = run(&mut command, what.limit(), cancel)?;
     let text = format!("{}{}", output.stdout, output.stderr);
     parse(&output.stdout).map(|report| report.of_first(what.count)).ok_or(LabError::Output {

@@ -162,8 +162,8 @@ impl Nms {
     pub(super) fn participant_left(&mut self, setup: SetupId, channel: Channel, why: &str) {
         let Some(pending) = self.take(setup) else { return };
         if pending.initiator.channel == channel {
-            // The two ends may finish without us; nobody is left to be told if they do not.
-            self.actions.push_back(Action::CancelRequest { exchange: pending.asking });
+            // The two ends may finish without us, and the responder would end its part if our request were cancelled; nobody is left
+            // to be told if they do not.
             return;
         }
         let reason = format!("{}: {why}", pending.responder.fqdn);

@@ -246,6 +246,11 @@ impl Node {
         self.exchange_done(now, exchange, Err(reason));
     }
 
+    /// A service that had asked did not wait for the answer ([`Action::Respond`]).
+    pub fn handle_request_given_up(&mut self, now: Instant, exchange: ExchangeId) {
+        self.given_up(now, exchange);
+    }
+
     /// A service asks: only the NMS does, with a RouteDirection, a RouteWithdrawal or a RevocationNotice. Answered by [`Action::Respond`], perhaps later.
     pub fn handle_request(&mut self, now: Instant, service: Service, exchange: ExchangeId, message: Message) {
         self.directed(now, &service, exchange, message);

@@ -49,6 +49,8 @@ pub(super) struct Setup {
     pub(super) agreed: Option<(Agreed, Option<PeerConnectionId>)>,
     /// The NMS waits for our RouteConfirmation.
     unconfirmed: Option<ExchangeId>,
+    /// It was sent there.
+    confirmed: Option<ExchangeId>,
 }
 
 /// The relay of a set-up, and this end's part in it.
@@ -422,9 +424,20 @@ impl Node {
 
     /// Tells the NMS that this end, the responder, is ready.
     fn confirm(&mut self, id: SetupId) {
-        if let Some(exchange) = self.setups.get_mut(&id).and_then(|setup| setup.unconfirmed.take()) {
+        let Some(setup) = self.setups.get_mut(&id) else { return };
+        if let Some(exchange) = setup.unconfirmed.take() {
+            setup.confirmed = Some(exchange);
             self.act(confirmation(exchange, id));
         }
+    }
+
+    /// The NMS had given up what it asked when our answer came. After a time without a network this node is asked to take part in
+    /// all that others tried meanwhile, and to wait for dials that are over.
+    pub(super) fn given_up(&mut self, now: Instant, exchange: ExchangeId) {
+        let pointless = |setup: &&Setup| setup.confirmed == Some(exchange) && setup.stage != Stage::Agreed;
+        let Some(setup) = self.setups.values().find(pointless).map(|setup| setup.id) else { return };
+        let reason = "it was given up before this device could take part".to_owned();
+        self.setup_failed(now, setup, ResolveError::PeerRefused { reason }, Retry::AtOnce);
     }
 
     fn meet(&mut self, now: Instant, id: SetupId) {
@@ -486,6 +499,7 @@ impl Node {
             stage: Stage::Connecting,
             agreed: None,
             unconfirmed: None,
+            confirmed: None,
         })
     }
 

@@ -34,7 +34,8 @@ pub struct TrsLimits {
     pub ticket: Duration,
     /// How long a bound pair may be silent in both directions. Nodes keep tunnels in use alive every 15 s.
     pub idle: Duration,
-    /// How long DATAGRAMs of a leg that is not bound yet are held.
+    /// How long DATAGRAMs of a leg that is not bound yet are held: longer than the end that dials tries (2.5 s). The other may be
+    /// on its way back from where it had no network.
     pub held: Duration,
     /// How many of them, for one leg.
     pub held_packets: usize,
@@ -61,7 +62,7 @@ impl Default for TrsLimits {
             orphaned: Duration::from_secs(60),
             ticket: Duration::from_secs(2 * 3600),
             idle: Duration::from_secs(600),
-            held: Duration::from_secs(1),
+            held: Duration::from_secs(3),
             held_packets: 8,
             held_bytes: 16 * 1024,
             held_bytes_per_node: 64 * 1024,

@@ -20,6 +20,8 @@ pub(super) struct Leg {
     pub(super) context: u64,
     pub(super) setup: SetupId,
     pub(super) owner: Holder,
+    /// The owner's key when it was opened: a name may pass to another device.
+    pub(super) owner_key: [u8; 32],
     /// Who may bind to it.
     pub(super) peer: Holder,
     /// What the owner wants to find on packets.
@@ -181,12 +183,14 @@ impl Trs {
         wanted: Wanted,
     ) -> Result<(), Refusal> {
         let Wanted { setup, owner, peer, data_cid, context, .. } = wanted;
+        let owner_key = self.nodes.get(&channel).ok_or_else(not_connected)?.key;
         let path = self.take_context(channel, cid, context)?;
         let leg = Leg {
             channel: Some(channel),
             context,
             setup,
             owner,
+            owner_key,
             peer,
             data_cid,
             partner,
@@ -243,7 +247,7 @@ impl Trs {
                 }
                 self.held.take((channel, leg.context));
             }
-            None => self.no_orphan(leg.owner, cid),
+            None => self.no_orphan((leg.owner, leg.owner_key), cid),
         }
         if leg.inserted {
             self.actions.push_back(Action::Remove { cid });

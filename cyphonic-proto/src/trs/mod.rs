@@ -50,7 +50,7 @@ pub struct Trs {
     channels: BTreeMap<String, Channel>,
     legs: BTreeMap<ConnectionId, Leg>,
     /// Legs whose owner's connection is lost, by owner.
-    orphans: BTreeMap<Holder, BTreeSet<ConnectionId>>,
+    orphans: BTreeMap<Owner, BTreeSet<ConnectionId>>,
     /// What the map still has from an earlier process.
     adopted: BTreeSet<ConnectionId>,
     adopted_until: Option<Instant>,
@@ -60,12 +60,17 @@ pub struct Trs {
     counters: TrsCounters,
 }
 
+/// Whose legs they are: a name, and the key of who had it then.
+type Owner = (Holder, [u8; 32]);
+
 /// A connected node.
 struct Node {
     fqdn: String,
     holder: Holder,
     /// SHA-256 of its public key.
     key: [u8; 32],
+    /// From when its certificate is valid, seconds since 1970.
+    certified_since: i64,
     path: NodePath,
     /// Where its last packets came from, whether it is there or not.
     seen: SocketAddr,
@@ -126,6 +131,15 @@ impl Trs {
             return;
         }
         if let Some(old) = self.channels.get(&identity.fqdn).copied() {
+            let successor = self.nodes.get(&old).is_some_and(|node| {
+                node.key != identity.spki_sha256 && node.certified_since > identity.not_before
+            });
+            if successor {
+                // Not every TRS hears of revocations: the certificate of who had the name before may be valid for long.
+                let reason = "another device has this name now".into();
+                self.actions.push_back(Action::Close { channel, reason });
+                return;
+            }
             self.orphan(now, old);
             let reason = "replaced by a newer connection of the same device".into();
             self.actions.push_back(Action::Close { channel: old, reason });
@@ -135,6 +149,7 @@ impl Trs {
             holder: Holder::of(&identity.fqdn),
             fqdn: identity.fqdn,
             key: identity.spki_sha256,
+            certified_since: identity.not_before,
             path: path.canonical(),
             seen: path.canonical().remote,
             contexts: BTreeMap::new(),
@@ -180,7 +195,11 @@ impl Trs {
             self.forget(channel);
             self.actions.push_back(Action::Close { channel, reason: "the device was revoked".into() });
         }
-        self.drop_orphans(Holder::of(fqdn));
+        let holder = Holder::of(fqdn);
+        let of_name = self.orphans.range((holder, [0; 32])..=(holder, [0xff; 32])).map(|(owner, _)| *owner);
+        for owner in of_name.collect::<Vec<_>>() {
+            self.drop_orphans(owner);
+        }
     }
 
     /// A node asks; every request is answered.
@@ -294,7 +313,7 @@ impl Trs {
         for cid in node.contexts.values() {
             self.remove_pair(*cid);
         }
-        self.drop_orphans(node.holder);
+        self.drop_orphans((node.holder, node.key));
     }
 }
 

@@ -8,12 +8,7 @@
 //! packets flow again only once both ends were restored by their owners, so neither resurrects what the other has left.
 //! Legs that nobody claims end.
 
-use super::{
-    Action, NodePath, Trs,
-    leg::Leg,
-    not_connected,
-    ticket::{Holder, Ticket},
-};
+use super::{Action, NodePath, Owner, Trs, leg::Leg, not_connected, ticket::Ticket};
 use crate::{
     ConnectionId,
     id::Channel,
@@ -58,15 +53,16 @@ impl Trs {
         let Some(node) = self.nodes.remove(&channel) else { return };
         self.held.forget(channel);
         self.channels.remove(&node.fqdn);
-        let waiting = self.orphans.get(&node.holder).map_or(0, |orphans| orphans.len());
+        let owner = (node.holder, node.key);
+        let waiting = self.orphans.get(&owner).map_or(0, |orphans| orphans.len());
         if waiting + node.contexts.len() > self.config.limits.legs_per_node {
-            self.drop_orphans(node.holder);
+            self.drop_orphans(owner);
         }
         for cid in node.contexts.into_values() {
             let Some(leg) = self.legs.get_mut(&cid) else { continue };
             leg.channel = None;
             leg.waiting_since = Some(now);
-            let (owner, bound) = (leg.owner, leg.bound);
+            let (owner, bound) = ((leg.owner, leg.owner_key), leg.bound);
             self.orphans.entry(owner).or_default().insert(cid);
             self.timers.set(cid, now + self.config.limits.orphaned);
             if !bound {
@@ -76,14 +72,14 @@ impl Trs {
     }
 
     /// Removes what a device left behind, with the other ends.
-    pub(super) fn drop_orphans(&mut self, owner: Holder) {
+    pub(super) fn drop_orphans(&mut self, owner: Owner) {
         for cid in self.orphans.remove(&owner).into_iter().flatten() {
             self.remove_pair(cid);
         }
     }
 
     /// A leg is an orphan no more.
-    pub(super) fn no_orphan(&mut self, owner: Holder, cid: ConnectionId) {
+    pub(super) fn no_orphan(&mut self, owner: Owner, cid: ConnectionId) {
         if let Some(orphans) = self.orphans.get_mut(&owner) {
             orphans.remove(&cid);
             if orphans.is_empty() {
@@ -140,7 +136,7 @@ impl Trs {
         self.check_room(channel)?;
         let path = self.take_context(channel, cid, context)?;
         let Some(leg) = self.legs.get_mut(&cid) else { return Ok(()) };
-        let owner = leg.owner;
+        let owner = (leg.owner, leg.owner_key);
         leg.channel = Some(channel);
         (leg.context, leg.path, leg.last_seen, leg.waiting_since) = (context, path, now, None);
         self.no_orphan(owner, cid);
@@ -165,6 +161,7 @@ impl Trs {
             context,
             setup: ticket.setup,
             owner: ticket.owner,
+            owner_key: ticket.owner_key,
             peer: ticket.peer,
             data_cid: ticket.data_cid,
             partner: ticket.partner,

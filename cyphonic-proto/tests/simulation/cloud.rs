@@ -9,7 +9,7 @@ use cyphonic_proto::{
     trs::{self, NodePath, Trs, TrsConfig, TrsKeys, TrsLimits, WallClock},
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -26,6 +26,8 @@ pub(crate) struct Cloud {
     asked: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
     /// Each request of the NMS, as the node knows it.
     asking: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
+    /// Those whose answers the NMS does not wait for any more, by its own numbers.
+    pub(crate) cancelled: BTreeSet<ExchangeId>,
     lives: u64,
 }
 
@@ -84,6 +86,7 @@ impl Cloud {
             devices: Vec::new(),
             asked: BTreeMap::new(),
             asking: BTreeMap::new(),
+            cancelled: BTreeSet::new(),
             lives: 0,
         };
         cloud.revive(Victim::Nms, now, now);
@@ -316,10 +319,10 @@ impl World {
     }
 
     /// A node answers a request of the NMS.
-    pub(crate) fn node_responds(&mut self, exchange: ExchangeId, message: &Message) {
-        let (channel, exchange) = self.cloud.asking.remove(&exchange).unwrap();
+    pub(crate) fn node_responds(&mut self, here: ExchangeId, message: &Message) {
+        let (channel, exchange) = self.cloud.asking.remove(&here).unwrap();
         let (bytes, delay) = (self.pack(message), self.reliable_delay());
-        self.schedule(delay, Event::NodeAnswer { channel, exchange, bytes });
+        self.schedule(delay, Event::NodeAnswer { channel, exchange, here, bytes });
     }
 
     pub(crate) fn drain_cloud(&mut self) {
@@ -330,7 +333,9 @@ impl World {
                     let (bytes, delay) = (self.pack(&message), self.reliable_delay());
                     self.schedule(delay, Event::ToNode { channel, exchange, bytes });
                 }
-                nms::Action::CancelRequest { .. } => {}
+                nms::Action::CancelRequest { exchange } => {
+                    self.cloud.cancelled.insert(exchange);
+                }
                 nms::Action::Close { channel, .. } => self.close(channel),
             }
         }

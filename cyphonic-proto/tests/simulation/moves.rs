@@ -247,6 +247,42 @@ fn two_that_lose_their_networks_at_once_find_each_other_whoever_is_back_first() 
     }
 }
 
+/// Longer than tunnels are believed in: both ends have given theirs up, and the other has asked for new ones in vain.
+#[test]
+fn after_a_long_time_without_a_network_a_pair_meets_at_once_whatever_was_tried_meanwhile() {
+    for away in [11 * SECOND, 20 * SECOND, 40 * SECOND] {
+        for (gone, other) in [("a", "b"), ("b", "a")] {
+            let mut world = open_pair();
+            world.attach(gone, None, None);
+            let ways = [(gone, other), (other, gone)];
+            // How long it takes until something that is sent from now on arrives, each way.
+            let talk = |world: &mut World, length: Duration| {
+                let (began, mut sent, mut first) = (world.now, Vec::new(), [None; 2]);
+                for _ in 0..length.as_millis() / 10 {
+                    sent.extend(
+                        ways.iter()
+                            .enumerate()
+                            .map(|(way, (from, to))| (way, (*to, world.send_inner(from, to)))),
+                    );
+                    world.run(10 * MS);
+                    for (way, packet) in &sent {
+                        if first[*way].is_none() && world.delivered.contains(packet) {
+                            first[*way] = Some(world.now - began);
+                        }
+                    }
+                }
+                first
+            };
+            assert_eq!(talk(&mut world, away), [None; 2]);
+            world.attach(gone, Some(Open), None);
+            let gaps = talk(&mut world, 3 * SECOND);
+            for gap in gaps {
+                assert!(gap.is_some_and(|gap| gap <= 15 * ROUND_TRIP), "{gone} after {away:?}: {gaps:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_nms_knows_a_moved_node_a_round_trip_later() {
     let mut world = open_pair();

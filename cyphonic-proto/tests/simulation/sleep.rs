@@ -30,6 +30,7 @@ impl World {
         let device = match &event {
             Event::Answer { channel, .. }
             | Event::ToNode { channel, .. }
+            | Event::GivenUp { channel, .. }
             | Event::FrameToNode { channel, .. }
             | Event::ExchangeFailed { channel, .. }
             | Event::Connected(channel) => self.conns.get(channel).map(|conn| conn.device),

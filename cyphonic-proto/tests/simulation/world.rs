@@ -129,7 +129,14 @@ pub(crate) enum Event {
     NodeAnswer {
         channel: Channel,
         exchange: ExchangeId,
+        /// What the node calls it.
+        here: ExchangeId,
         bytes: Vec<u8>,
+    },
+    /// The NMS did not wait for an answer.
+    GivenUp {
+        channel: Channel,
+        exchange: ExchangeId,
     },
     ExchangeFailed {
         channel: Channel,
@@ -190,6 +197,9 @@ pub(crate) struct Conn {
     /// Over TCP: what stands for the service at the node, and for the node at the service is `observed`.
     pub(crate) detour: Option<SocketAddr>,
 }
+
+/// Between two tries to get something through a connection whose node has no way to its service.
+const REPEATED: Duration = Duration::from_millis(20);
 
 pub(crate) struct World {
     pub(crate) now: Instant,
@@ -424,14 +434,32 @@ impl World {
                 });
             }
             Event::Lost { conn, at_node, closed } => self.lost(&conn, at_node, closed),
-            Event::ToService { channel, exchange, bytes } => self.reach_service(channel, exchange, &bytes),
+            Event::ToService { channel, exchange, bytes } => {
+                if self.is_stranded(channel) {
+                    let again = Event::ToService { channel, exchange, bytes };
+                    return self.schedule(REPEATED, again);
+                }
+                self.reach_service(channel, exchange, &bytes);
+            }
             Event::Answer { channel, exchange, bytes } => {
                 let message = Self::unpack(&bytes);
                 self.at_node(channel, |node, now| node.handle_response(now, exchange, message));
             }
-            Event::ToNode { channel, exchange, bytes } => self.reach_node(channel, exchange, &bytes),
-            Event::NodeAnswer { channel, exchange, bytes } => {
+            Event::ToNode { channel, exchange, bytes } => {
+                if self.is_stranded(channel) {
+                    let again = Event::ToNode { channel, exchange, bytes };
+                    return self.schedule(REPEATED, again);
+                }
+                self.reach_node(channel, exchange, &bytes);
+            }
+            Event::GivenUp { channel, exchange } => {
+                self.at_node(channel, |node, now| node.handle_request_given_up(now, exchange));
+            }
+            Event::NodeAnswer { channel, exchange, here, bytes } => {
                 if self.conns.contains_key(&channel) && self.reaches(channel) {
+                    if self.cloud.cancelled.remove(&exchange) {
+                        self.schedule(self.delay, Event::GivenUp { channel, exchange: here });
+                    }
                     self.cloud.node_answered(self.now, exchange, Self::unpack(&bytes));
                     self.drain_cloud();
                 }
@@ -461,6 +489,12 @@ impl World {
             Event::Proved { channel, observed } => self.proved(channel, observed),
             Event::Idle(channel) => self.idle(channel),
         }
+    }
+
+    /// Whether the connection's node has no way to its service at the moment: QUIC repeats what is lost for as long as it lasts.
+    fn is_stranded(&self, channel: Channel) -> bool {
+        let node = self.conns.get(&channel).map(|conn| conn.device);
+        node.is_some_and(|name| self.hosts[name].uplinks.is_empty())
     }
 
     /// Kills a process without a word to anyone, and starts it again later.

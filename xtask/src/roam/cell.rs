@@ -203,7 +203,9 @@ impl Stage<'_> {
         let flow = Flow::start(initiator, responder, self.addresses[1], patience)?;
         let clocks = compare_clocks(initiator, self.cancel)?;
         let requests = PINGS + u32::try_from((BEFORE + length).as_millis() / INTERVAL.as_millis())?;
-        let what = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], requests) };
+        // The tunnel is given up meanwhile if the pause is long, and pings meet errors.
+        let what =
+            PingRun { interval: INTERVAL, through_errors: true, ..PingRun::new(self.addresses[1], requests) };
         let cancel = self.cancel;
         let (report, over) = thread::scope(|scope| -> Result<(PingReport, Duration)> {
             let pings = scope.spawn(|| initiator.ping(&what, cancel));

@@ -180,6 +180,34 @@ fn legs_that_nobody_claims_end_and_so_do_those_of_the_revoked() {
     assert_eq!(bench.trs.sizes().1, 0);
 }
 
+/// The certificate of the device that had the name before is valid until its end, and this TRS may not hear of revocations.
+#[test]
+fn who_had_a_name_before_can_neither_take_its_place_nor_end_its_legs() {
+    let mut bench = Bench::new();
+    let [a, b] = bench.answers();
+    let mut before = identity("a.lab", Role::Device);
+    (before.spki_sha256, before.not_before) = ([9; 32], -1);
+    bench.trs.handle_connected(bench.now, Channel(20), before.clone(), path(99));
+    let refused = bench.actions();
+    assert!(matches!(&refused[..], [Action::Close { channel: Channel(20), .. }]), "{refused:?}");
+    // While the name's owner is away.
+    bench.trs.handle_lost(bench.now, Channel(0));
+    bench.trs.handle_connected(bench.now, Channel(21), before.clone(), path(99));
+    assert_eq!(bench.refused(21, restore(&a.ticket)), RefusalCode::NotAllowed);
+    bench.trs.handle_disconnected(bench.now, Channel(21));
+    assert_eq!((bench.actions(), bench.trs.sizes().1), (vec![], 2));
+    bench.trs.handle_connected(bench.now, Channel(22), before, path(99));
+    bench.trs.handle_connected(bench.now, Channel(23), identity("a.lab", Role::Device), path(1));
+    let replaced = bench.actions();
+    assert!(matches!(&replaced[..], [Action::Close { channel: Channel(22), .. }]), "{replaced:?}");
+    assert!(bench.answered(23, restore(&a.ticket)).0.bound);
+    assert!(bench.trs.sizes().1 == 2 && id(&b) != id(&a));
+    // The name is revoked with all who had it.
+    bench.trs.handle_lost(bench.now, Channel(23));
+    bench.trs.handle_revoked(bench.now, "a.lab");
+    assert_eq!(bench.trs.sizes().1, 0);
+}
+
 #[test]
 fn what_waits_for_one_device_is_bounded() {
     let mut bench = Bench::new();
