@@ -10,6 +10,8 @@ use crate::{
 };
 use std::time::Duration;
 
+mod hostile;
+
 const NETWORK: NetworkId = NetworkId([7; 16]);
 
 fn prefix() -> address::Prefix {
