@@ -8,11 +8,12 @@
 //!   relays what is not of the overlay to the servers that stood there. It is the *only* one because glibc
 //!   asks the next server after a SERVFAIL: names of the overlay would leak to strangers just when a tunnel fails.
 //!
-//! **Invariant:** what was there is in the journal, on disk, before it is changed; it comes back on stop, on
+//! **Invariant:** what was there is in the journal ([`journal`]), on disk, before it is changed; it comes back on stop, on
 //! `cyphonicd cleanup` and at the next start. What somebody else writes while we run is what was there from then on
 //! ([`follow`]). What they write after that is theirs: it is left alone.
 
 pub mod follow;
+pub mod journal;
 pub mod resolv_conf;
 pub mod resolved;
 mod text;
@@ -208,7 +209,7 @@ fn taken_away(file: &ResolvConf) -> Option<String> {
 
 /// Puts back what a daemon that died left behind. True if there was something.
 pub fn restore_after_crash(state: &StateDir) -> Result<bool, ResolverError> {
-    Ok(resolv_conf::restore_journal(&state.resolver_dir())?)
+    Ok(journal::restore_journal(&state.resolver_dir())?)
 }
 
 /// Why the host's resolver could not be pointed at our zone.

@@ -5,32 +5,27 @@
 //! cannot be, and *through a link* must not be (the link's directory is the host's, the mount is ours), so it is
 //! written in place.
 //!
-//! The journal is one file, `resolv.conf.json`, written before the edit and removed after the restoration.
-//!
 //! Other programs go on writing: a DHCP client that gets its lease after us replaces the file, and whoever owns a link's
 //! target changes that. [`ResolvConf::follow`] takes what they wrote for the original from then on.
 
 use std::{
-    fs::{self, OpenOptions},
-    io::{self, Write},
+    fs, io,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
-
-use super::text::{edited, names, nameservers, without};
+use super::{
+    journal::{Entry, JOURNAL, Original, restore_journal, undo},
+    text::{edited, names, nameservers, without},
+};
 use crate::{
     dns::Upstream,
-    state::{StateError, read_bounded, write_atomic},
+    state::{StateError, read_bounded},
 };
 
-const JOURNAL: &str = "resolv.conf.json";
-
 /// glibc reads no more lines than make sense; a larger file is not one.
-const MAX_BYTES: u64 = 64 * 1024;
-const MAX_JOURNAL_BYTES: u64 = 1024 * 1024;
+pub(super) const MAX_BYTES: u64 = 64 * 1024;
 
 /// An edit that is ready to be made.
 #[derive(Debug)]
@@ -66,27 +61,6 @@ pub enum Look {
     Servers(Upstream),
     /// Somebody else had written the file. It is the original now, with these servers, and the file is ours again.
     Taken(Upstream),
-}
-
-/// The journal's content: enough to undo the edit, and to know whether it still stands.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Entry {
-    path: PathBuf,
-    original: Original,
-    ours: String,
-    /// Ours before that, where it stood until this edit: a crash may have come between journal and edit.
-    #[serde(default)]
-    before: Option<String>,
-}
-
-/// What stood there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case")]
-enum Original {
-    Absent,
-    File { text: String, mode: u32 },
-    Link { target: PathBuf },
-    Mounted { text: String, at: PathBuf },
 }
 
 impl ResolvConf {
@@ -213,79 +187,6 @@ fn upstream(text: &str, own: SocketAddr) -> Upstream {
     Upstream::new(servers, own)
 }
 
-/// Undoes what the journal says was done. True if there was a journal.
-pub fn restore_journal(journal_dir: &Path) -> Result<bool, ResolvConfError> {
-    let journal = journal_dir.join(JOURNAL);
-    let Some(json) = read_bounded(&journal, MAX_JOURNAL_BYTES)? else { return Ok(false) };
-    match serde_json::from_slice::<Entry>(&json) {
-        Ok(entry) => undo(&entry, &journal)?,
-        Err(error) => {
-            // Written atomically, so this is not ours; without it nothing can be undone.
-            tracing::error!(%error, journal = %journal.display(), "the resolver's journal is damaged: set aside");
-            let aside = journal.with_extension("damaged");
-            fs::rename(&journal, &aside)
-                .map_err(|source| ResolvConfError::io("set aside", &journal, source))?;
-        }
-    }
-    Ok(true)
-}
-
-fn undo(entry: &Entry, journal: &Path) -> Result<(), ResolvConfError> {
-    if entry.stands() {
-        let path = &entry.path;
-        let restored = match &entry.original {
-            Original::Absent => fs::remove_file(path),
-            Original::File { text, mode } => replace(path, text, *mode),
-            Original::Link { target } => replace_by_link(path, target),
-            Original::Mounted { text, at } => write_in_place(at, text),
-        };
-        restored.map_err(|source| ResolvConfError::io("restore", path, source))?;
-    } else {
-        tracing::info!(path = %entry.path.display(), "changed by someone else since: left alone");
-    }
-    match fs::remove_file(journal) {
-        // An edit that failed took it away.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(|source| ResolvConfError::io("remove", journal, source)),
-    }
-}
-
-impl Entry {
-    /// Makes the edit, after it is in the journal.
-    fn make(&self, journal: &Path) -> Result<(), ResolvConfError> {
-        let json = serde_json::to_vec(self).map_err(ResolvConfError::Journal)?;
-        write_atomic(journal, &json, 0o600)?;
-        let written = match &self.original {
-            Original::Mounted { at, .. } => write_in_place(at, &self.ours),
-            Original::Absent | Original::Link { .. } => replace(&self.path, &self.ours, 0o644),
-            Original::File { mode, .. } => replace(&self.path, &self.ours, *mode),
-        };
-        written.map_err(|source| {
-            // In place, a part may be written.
-            let _ = undo(self, journal);
-            ResolvConfError::io("write", &self.path, source)
-        })
-    }
-
-    /// Whether the file still is what we wrote. Written in place, it may be the start of it: we crashed half-way.
-    fn stands(&self) -> bool {
-        let is_link = fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.is_symlink());
-        let bytes = |path: &Path| read_bounded(path, MAX_BYTES).ok().flatten();
-        match &self.original {
-            Original::Mounted { at, .. } => {
-                bytes(at).is_some_and(|now| self.ours.as_bytes().starts_with(&now))
-            }
-            _ => {
-                let is_ours = |now: &[u8]| {
-                    now == self.ours.as_bytes()
-                        || self.before.as_ref().is_some_and(|old| now == old.as_bytes())
-                };
-                !is_link && bytes(&self.path).as_deref().is_some_and(is_ours)
-            }
-        }
-    }
-}
-
 fn look_at(path: &Path) -> Result<(Original, String), ResolvConfError> {
     let read = |source| ResolvConfError::io("read", path, source);
     let meta = match fs::symlink_metadata(path) {
@@ -316,37 +217,6 @@ fn is_mount_point(path: &Path) -> bool {
     let Ok(mounts) = fs::read_to_string("/proc/thread-self/mountinfo") else { return false };
     let wanted = path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
     mounts.lines().any(|line| line.split(' ').nth(4) == Some(wanted.as_str()))
-}
-
-fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let aside = aside(path);
-    let _ = fs::remove_file(&aside);
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&aside)?;
-    let written = file
-        .write_all(text.as_bytes())
-        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&aside, path));
-    written.inspect_err(|_| drop(fs::remove_file(&aside)))
-}
-
-fn replace_by_link(path: &Path, target: &Path) -> io::Result<()> {
-    let aside = aside(path);
-    let _ = fs::remove_file(&aside);
-    symlink(target, &aside)?;
-    fs::rename(&aside, path).inspect_err(|_| drop(fs::remove_file(&aside)))
-}
-
-fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
-}
-
-fn aside(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".cyphonic");
-    path.with_file_name(name)
 }
 
 /// The servers that a resolv.conf file names; none if it cannot be read.
@@ -383,14 +253,17 @@ pub enum ResolvConfError {
 }
 
 impl ResolvConfError {
-    fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
+    pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> Self {
         Self::Io { what, path: path.to_owned(), source }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
+    use crate::resolver::journal::aside;
 
     const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 55));
     const HOST: &str =
@@ -491,19 +364,6 @@ mod tests {
         assert!(restore_journal(&host.journal()).unwrap());
         assert_eq!(host.text(), HOST);
         assert!(!restore_journal(&host.journal()).unwrap(), "once is enough");
-    }
-
-    #[test]
-    fn a_crash_between_journal_and_edit_changes_nothing() {
-        let host = Host::new();
-        fs::write(host.path(), HOST).unwrap();
-        let prepared = host.prepare();
-        let entry =
-            Entry { path: prepared.path, original: prepared.original, ours: edited(HOST, OWN), before: None };
-        fs::write(prepared.journal, serde_json::to_vec(&entry).unwrap()).unwrap();
-        assert!(restore_journal(&host.journal()).unwrap());
-        assert_eq!(host.text(), HOST);
-        assert!(host.is_clean());
     }
 
     #[test]
@@ -660,13 +520,5 @@ mod tests {
         applied.restore().unwrap();
         assert_eq!(host.text(), DHCP);
         assert!(host.is_clean());
-    }
-
-    #[test]
-    fn a_damaged_journal_is_set_aside() {
-        let host = Host::new();
-        fs::write(host.journal().join(JOURNAL), "{").unwrap();
-        assert!(restore_journal(&host.journal()).unwrap());
-        assert!(!restore_journal(&host.journal()).unwrap());
     }
 }

@@ -2,7 +2,10 @@ use std::{net::Ipv6Addr, process::Command, time::Duration};
 
 use cyphonic_agent::{
     netlink::{Netlink, NetlinkError, NetworkWatch, Sizes},
-    resolver::resolv_conf::{Look, ResolvConf, restore_journal},
+    resolver::{
+        journal::restore_journal,
+        resolv_conf::{Look, ResolvConf},
+    },
 };
 use cyphonic_proto::address::Prefix;
 use nix::sched::{CloneFlags, unshare};

@@ -1,0 +1,200 @@
+//! What was done to `/etc/resolv.conf`, and how it is undone.
+//!
+//! The journal is one file, `resolv.conf.json`, written before the edit and removed after the restoration. Whoever finds
+//! it, the daemon that stops, the next one or `cyphonicd cleanup`, knows what stood there and whether the edit still does.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::resolv_conf::{MAX_BYTES, ResolvConfError};
+use crate::state::{read_bounded, write_atomic};
+
+/// The journal, in its folder.
+pub(super) const JOURNAL: &str = "resolv.conf.json";
+const MAX_JOURNAL_BYTES: u64 = 1024 * 1024;
+
+/// The journal's content: enough to undo the edit, and to know whether it still stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Entry {
+    pub(super) path: PathBuf,
+    pub(super) original: Original,
+    pub(super) ours: String,
+    /// Ours before that, where it stood until this edit: a crash may have come between journal and edit.
+    #[serde(default)]
+    pub(super) before: Option<String>,
+}
+
+/// What stood there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub(super) enum Original {
+    Absent,
+    File { text: String, mode: u32 },
+    Link { target: PathBuf },
+    Mounted { text: String, at: PathBuf },
+}
+
+/// Undoes what the journal says was done. True if there was a journal.
+pub fn restore_journal(journal_dir: &Path) -> Result<bool, ResolvConfError> {
+    let journal = journal_dir.join(JOURNAL);
+    let Some(json) = read_bounded(&journal, MAX_JOURNAL_BYTES)? else { return Ok(false) };
+    match serde_json::from_slice::<Entry>(&json) {
+        Ok(entry) => undo(&entry, &journal)?,
+        Err(error) => {
+            // Written atomically, so this is not ours; without it nothing can be undone.
+            tracing::error!(%error, journal = %journal.display(), "the resolver's journal is damaged: set aside");
+            let aside = journal.with_extension("damaged");
+            fs::rename(&journal, &aside)
+                .map_err(|source| ResolvConfError::io("set aside", &journal, source))?;
+        }
+    }
+    Ok(true)
+}
+
+pub(super) fn undo(entry: &Entry, journal: &Path) -> Result<(), ResolvConfError> {
+    if entry.stands() {
+        let path = &entry.path;
+        let restored = match &entry.original {
+            Original::Absent => fs::remove_file(path),
+            Original::File { text, mode } => replace(path, text, *mode),
+            Original::Link { target } => replace_by_link(path, target),
+            Original::Mounted { text, at } => write_in_place(at, text),
+        };
+        restored.map_err(|source| ResolvConfError::io("restore", path, source))?;
+    } else {
+        tracing::info!(path = %entry.path.display(), "changed by someone else since: left alone");
+    }
+    match fs::remove_file(journal) {
+        // An edit that failed took it away.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|source| ResolvConfError::io("remove", journal, source)),
+    }
+}
+
+impl Entry {
+    /// Makes the edit, after it is in the journal.
+    pub(super) fn make(&self, journal: &Path) -> Result<(), ResolvConfError> {
+        let json = serde_json::to_vec(self).map_err(ResolvConfError::Journal)?;
+        write_atomic(journal, &json, 0o600)?;
+        let written = match &self.original {
+            Original::Mounted { at, .. } => write_in_place(at, &self.ours),
+            Original::Absent | Original::Link { .. } => replace(&self.path, &self.ours, 0o644),
+            Original::File { mode, .. } => replace(&self.path, &self.ours, *mode),
+        };
+        written.map_err(|source| {
+            // In place, a part may be written.
+            let _ = undo(self, journal);
+            ResolvConfError::io("write", &self.path, source)
+        })
+    }
+
+    /// Whether the file still is what we wrote. Written in place, it may be the start of it: we crashed half-way.
+    pub(super) fn stands(&self) -> bool {
+        let is_link = fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.is_symlink());
+        let bytes = |path: &Path| read_bounded(path, MAX_BYTES).ok().flatten();
+        match &self.original {
+            Original::Mounted { at, .. } => {
+                bytes(at).is_some_and(|now| self.ours.as_bytes().starts_with(&now))
+            }
+            _ => {
+                let is_ours = |now: &[u8]| {
+                    now == self.ours.as_bytes()
+                        || self.before.as_ref().is_some_and(|old| now == old.as_bytes())
+                };
+                !is_link && bytes(&self.path).as_deref().is_some_and(is_ours)
+            }
+        }
+    }
+}
+
+fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let aside = aside(path);
+    let _ = fs::remove_file(&aside);
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&aside)?;
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&aside, path));
+    written.inspect_err(|_| drop(fs::remove_file(&aside)))
+}
+
+fn replace_by_link(path: &Path, target: &Path) -> io::Result<()> {
+    let aside = aside(path);
+    let _ = fs::remove_file(&aside);
+    symlink(target, &aside)?;
+    fs::rename(&aside, path).inspect_err(|_| drop(fs::remove_file(&aside)))
+}
+
+fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}
+
+pub(super) fn aside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".cyphonic");
+    path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOST: &str = "nameserver 192.0.2.1\n";
+    const OURS: &str = "nameserver 127.0.0.55\n";
+
+    struct Host {
+        dir: tempfile::TempDir,
+        entry: Entry,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for folder in ["etc", "journal"] {
+                fs::create_dir(dir.path().join(folder)).unwrap();
+            }
+            let path = dir.path().join("etc/resolv.conf");
+            fs::write(&path, HOST).unwrap();
+            let original = Original::File { text: HOST.into(), mode: 0o644 };
+            Self { dir, entry: Entry { path, original, ours: OURS.into(), before: None } }
+        }
+
+        fn journal(&self) -> PathBuf {
+            self.dir.path().join("journal")
+        }
+
+        fn restore(&self) -> Result<bool, ResolvConfError> {
+            restore_journal(&self.journal())
+        }
+
+        fn text(&self) -> String {
+            fs::read_to_string(&self.entry.path).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_crash_between_journal_and_edit_changes_nothing() {
+        let host = Host::new();
+        fs::write(host.journal().join(JOURNAL), serde_json::to_vec(&host.entry).unwrap()).unwrap();
+        assert!(host.restore().unwrap());
+        assert_eq!(host.text(), HOST);
+        assert!(fs::read_dir(host.journal()).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_damaged_journal_is_set_aside() {
+        let host = Host::new();
+        fs::write(host.journal().join(JOURNAL), "{").unwrap();
+        assert!(host.restore().unwrap());
+        assert!(!host.restore().unwrap());
+    }
+}
