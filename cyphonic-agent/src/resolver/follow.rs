@@ -99,7 +99,7 @@ impl SharedResolver {
                     pace.taken(now);
                     let error = error.to_string();
                     if failure != error {
-                        tracing::warn!(%error, "resolv.conf is not ours, and cannot be made so");
+                        tracing::warn!(%error, "resolv.conf cannot be looked at, or made ours");
                         failure = error;
                     }
                 }

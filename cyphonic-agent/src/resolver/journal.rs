@@ -4,7 +4,7 @@
 //! it, the daemon that stops, the next one or `cyphonicd cleanup`, knows what stood there and whether the edit still does.
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::resolv_conf::{MAX_BYTES, ResolvConfError};
-use crate::state::{read_bounded, write_atomic};
+use crate::state::{StateError, read_bounded, write_atomic};
 
 /// The journal, in its folder.
 pub(super) const JOURNAL: &str = "resolv.conf.json";
@@ -57,11 +57,16 @@ pub fn restore_journal(journal_dir: &Path) -> Result<bool, ResolvConfError> {
     Ok(true)
 }
 
+/// Puts the original back if the edit still stands, and forgets the edit.
+///
+/// # Errors
+///
+/// When that cannot be known or done. The journal then stays, for the next who tries.
 pub(super) fn undo(entry: &Entry, journal: &Path) -> Result<(), ResolvConfError> {
-    if entry.stands() {
+    if entry.stands()? {
         let path = &entry.path;
         let restored = match &entry.original {
-            Original::Absent => fs::remove_file(path),
+            Original::Absent => fs::remove_file(path).and_then(|()| sync_folder(path)),
             Original::File { text, mode } => replace(path, text, *mode),
             Original::Link { target } => replace_by_link(path, target),
             Original::Mounted { text, at } => write_in_place(at, text),
@@ -95,21 +100,32 @@ impl Entry {
     }
 
     /// Whether the file still is what we wrote. Written in place, it may be the start of it: we crashed half-way.
-    pub(super) fn stands(&self) -> bool {
-        let is_link = fs::symlink_metadata(&self.path).is_ok_and(|meta| meta.is_symlink());
-        let bytes = |path: &Path| read_bounded(path, MAX_BYTES).ok().flatten();
-        match &self.original {
-            Original::Mounted { at, .. } => {
-                bytes(at).is_some_and(|now| self.ours.as_bytes().starts_with(&now))
-            }
-            _ => {
-                let is_ours = |now: &[u8]| {
-                    now == self.ours.as_bytes()
-                        || self.before.as_ref().is_some_and(|old| now == old.as_bytes())
-                };
-                !is_link && bytes(&self.path).as_deref().is_some_and(is_ours)
-            }
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, so nobody knows. Taken for a no, it would leave our edit behind for good.
+    pub(super) fn stands(&self) -> Result<bool, ResolvConfError> {
+        if let Original::Mounted { at, .. } = &self.original {
+            return Ok(bytes_of(at)?.is_some_and(|now| self.ours.as_bytes().starts_with(&now)));
         }
+        match fs::symlink_metadata(&self.path) {
+            Ok(meta) if !meta.is_file() => return Ok(false),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(ResolvConfError::io("read", &self.path, source)),
+        }
+        let is_ours = |now: &[u8]| {
+            [Some(&self.ours), self.before.as_ref()].into_iter().flatten().any(|ours| now == ours.as_bytes())
+        };
+        Ok(bytes_of(&self.path)?.as_deref().is_some_and(is_ours))
+    }
+}
+
+/// Nothing where there is no file, or one that is too large to be ours.
+fn bytes_of(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+    match read_bounded(path, MAX_BYTES) {
+        Err(StateError::TooLarge { .. }) => Ok(None),
+        read => read,
     }
 }
 
@@ -121,7 +137,8 @@ fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
         .write_all(text.as_bytes())
         .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
         .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&aside, path));
+        .and_then(|()| fs::rename(&aside, path))
+        .and_then(|()| sync_folder(path));
     written.inspect_err(|_| drop(fs::remove_file(&aside)))
 }
 
@@ -129,7 +146,13 @@ fn replace_by_link(path: &Path, target: &Path) -> io::Result<()> {
     let aside = aside(path);
     let _ = fs::remove_file(&aside);
     symlink(target, &aside)?;
-    fs::rename(&aside, path).inspect_err(|_| drop(fs::remove_file(&aside)))
+    let renamed = fs::rename(&aside, path).and_then(|()| sync_folder(path));
+    renamed.inspect_err(|_| drop(fs::remove_file(&aside)))
+}
+
+/// What stands at a path is on disk only with its folder; the journal goes after that.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
 fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
@@ -188,6 +211,34 @@ mod tests {
         assert!(host.restore().unwrap());
         assert_eq!(host.text(), HOST);
         assert!(fs::read_dir(host.journal()).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_not_taken_for_anothers() {
+        let host = Host::new();
+        host.entry.make(&host.journal().join(JOURNAL)).unwrap();
+        // A link to itself in the way makes every look fail, whoever runs the test.
+        let (etc, away) = (host.dir.path().join("etc"), host.dir.path().join("away"));
+        fs::rename(&etc, &away).unwrap();
+        symlink(&etc, &etc).unwrap();
+        assert!(host.entry.stands().is_err() && host.restore().is_err());
+        fs::remove_file(&etc).unwrap();
+        fs::rename(&away, &etc).unwrap();
+        assert_eq!(host.text(), OURS);
+        assert!(host.restore().unwrap(), "the journal is still there");
+        assert_eq!(host.text(), HOST);
+    }
+
+    #[test]
+    fn what_cannot_be_our_edit_is_somebody_elses() {
+        let host = Host::new();
+        let path = &host.entry.path;
+        fs::write(path, "#".repeat(MAX_BYTES as usize + 1)).unwrap();
+        assert!(!host.entry.stands().unwrap());
+        fs::remove_file(path).unwrap();
+        assert!(!host.entry.stands().unwrap());
+        fs::create_dir(path).unwrap();
+        assert!(!host.entry.stands().unwrap());
     }
 
     #[test]

@@ -137,7 +137,10 @@ impl HostResolver {
             }
             Self::ResolvConf { file, .. } => {
                 if let Err(error) = file.restore() {
-                    tracing::error!(%error, "the host's resolver configuration could not be restored");
+                    tracing::error!(
+                        %error,
+                        "the host's resolver configuration could not be restored: `cyphonicd cleanup` tries again"
+                    );
                 }
             }
             Self::Untouched { .. } => {}
@@ -158,10 +161,14 @@ impl HostResolver {
         match self {
             Self::Resolved(_) => "the overlay's zone only, over D-Bus".into(),
             Self::ResolvConf { file, because } => {
-                let state = taken_away(file).unwrap_or_else(|| {
-                    let path = file.path().display();
-                    format!("{path} names our server only; other names are relayed to the host's own servers")
-                });
+                let path = file.path().display();
+                let state = match taken_away(file) {
+                    Ok(None) => format!(
+                        "{path} names our server only; other names are relayed to the host's own servers"
+                    ),
+                    Ok(Some(taken)) => taken,
+                    Err(error) => format!("whether {path} still names our server is not known: {error}"),
+                };
                 match because {
                     Some(because) => format!("{state} ({because})"),
                     None => state,
@@ -175,7 +182,8 @@ impl HostResolver {
     pub fn trouble(&self) -> Option<String> {
         match self {
             Self::Resolved(_) | Self::Untouched { wanted: true, .. } => None,
-            Self::ResolvConf { file, .. } => taken_away(file),
+            // Not to know is no trouble yet.
+            Self::ResolvConf { file, .. } => taken_away(file).unwrap_or_default(),
             Self::Untouched { why, wanted: false } => Some(why.clone()),
         }
     }
@@ -196,15 +204,16 @@ impl HostResolver {
 }
 
 /// Who has the file, if it is not ours.
-fn taken_away(file: &ResolvConf) -> Option<String> {
-    let path = file.path().display();
-    if file.is_intact() {
-        None
-    } else if file.is_left() {
-        Some(format!("systemd-resolved has taken {path} over since: `systemctl restart cyphonicd` uses it"))
-    } else {
-        Some(format!("{path} was changed by someone else; it is made ours again in a moment"))
+fn taken_away(file: &ResolvConf) -> Result<Option<String>, ResolvConfError> {
+    if file.is_intact()? {
+        return Ok(None);
     }
+    let path = file.path().display();
+    Ok(Some(if file.is_left() {
+        format!("systemd-resolved has taken {path} over since: `systemctl restart cyphonicd` uses it")
+    } else {
+        format!("{path} was changed by someone else; it is made ours again in a moment")
+    }))
 }
 
 /// Puts back what a daemon that died left behind. True if there was something.

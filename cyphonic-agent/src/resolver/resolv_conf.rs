@@ -81,7 +81,11 @@ impl ResolvConf {
     }
 
     /// False when somebody else has changed the file since.
-    pub fn is_intact(&self) -> bool {
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, so that this is not known.
+    pub fn is_intact(&self) -> Result<bool, ResolvConfError> {
         self.entry.stands()
     }
 
@@ -102,7 +106,7 @@ impl ResolvConf {
     ///
     /// When the file cannot be read or written, or the journal. The file is then as it was found.
     pub fn follow(&mut self) -> Result<Look, ResolvConfError> {
-        let ours = self.entry.stands();
+        let ours = self.entry.stands()?;
         let (found, text) = match &self.entry.original {
             _ if !ours => look_at(&self.path)?,
             Original::Link { target } => {
@@ -158,7 +162,8 @@ impl ResolvConf {
     ///
     /// # Errors
     ///
-    /// When the file cannot be written. The journal then stays, and the next start tries again.
+    /// When the file cannot be read or written. The journal then stays, and `cyphonicd cleanup` or the next start tries
+    /// again.
     pub fn restore(self) -> Result<(), ResolvConfError> {
         undo(&self.entry, &self.journal)
     }
@@ -198,7 +203,7 @@ fn look_at(path: &Path) -> Result<(Original, String), ResolvConfError> {
     };
     let text = text_of(path)?;
     let original = match fs::canonicalize(path) {
-        Ok(at) if is_mount_point(&at) => Original::Mounted { text: text.clone(), at },
+        Ok(at) if is_mount_point(&at).map_err(read)? => Original::Mounted { text: text.clone(), at },
         _ if meta.is_symlink() => Original::Link { target: fs::read_link(path).map_err(read)? },
         _ => Original::File { text: text.clone(), mode: meta.permissions().mode() & 0o777 },
     };
@@ -212,11 +217,14 @@ fn text_of(path: &Path) -> Result<String, ResolvConfError> {
 }
 
 /// proc(5): the fifth field of a line of mountinfo is the mount point, with blanks as `\040`.
-fn is_mount_point(path: &Path) -> bool {
-    // Namespaces belong to threads.
-    let Ok(mounts) = fs::read_to_string("/proc/thread-self/mountinfo") else { return false };
+fn is_mount_point(path: &Path) -> io::Result<bool> {
+    // Namespaces belong to threads. Not to know is no reason for a no: a mount point cannot be replaced.
+    let mounts = match fs::read_to_string("/proc/thread-self/mountinfo") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        read => read?,
+    };
     let wanted = path.to_string_lossy().replace('\\', "\\134").replace(' ', "\\040");
-    mounts.lines().any(|line| line.split(' ').nth(4) == Some(wanted.as_str()))
+    Ok(mounts.lines().any(|line| line.split(' ').nth(4) == Some(wanted.as_str())))
 }
 
 /// The servers that a resolv.conf file names; none if it cannot be read.
@@ -314,7 +322,7 @@ mod tests {
         let applied = prepared.apply(OWN).unwrap();
         assert_eq!(nameservers(&host.text()), ["127.0.0.55:53".parse().unwrap()]);
         assert!(host.text().contains("search example.com\n") && host.text().contains("options ndots:2\n"));
-        assert!(applied.is_intact());
+        assert!(applied.is_intact().unwrap());
         applied.restore().unwrap();
         assert_eq!(host.text(), HOST);
         assert!(host.is_clean());
@@ -382,7 +390,7 @@ mod tests {
         fs::write(host.path(), HOST).unwrap();
         let applied = host.prepare().apply(OWN).unwrap();
         fs::write(host.path(), "nameserver 203.0.113.1\n").unwrap();
-        assert!(!applied.is_intact());
+        assert!(!applied.is_intact().unwrap());
         applied.restore().unwrap();
         assert_eq!(host.text(), "nameserver 203.0.113.1\n");
         assert!(host.is_clean());
@@ -407,7 +415,7 @@ mod tests {
         assert_eq!(applied.follow().unwrap(), Look::Quiet, "it may be half written");
         assert_eq!(host.text(), DHCP);
         assert_eq!(applied.follow().unwrap(), Look::Taken(servers(&["203.0.113.1"])));
-        assert!(applied.is_intact());
+        assert!(applied.is_intact().unwrap());
         assert_eq!(nameservers(&host.text()), [SocketAddr::new(OWN, 53)]);
         assert!(host.text().contains("search lan\n") && !host.text().contains("example.com"));
         assert_eq!(applied.follow().unwrap(), Look::Quiet);
@@ -452,7 +460,7 @@ mod tests {
         assert_eq!(applied.follow().unwrap(), Look::Quiet);
         assert_eq!(applied.follow().unwrap(), Look::Servers(servers(&["203.0.113.1"])));
         assert_eq!(applied.follow().unwrap(), Look::Quiet);
-        assert!(host.text().contains("search lan\n") && applied.is_intact());
+        assert!(host.text().contains("search lan\n") && applied.is_intact().unwrap());
         // Killed before the newer edit was made, though it is in the journal.
         fs::write(host.path(), first).unwrap();
         assert!(restore_journal(&host.journal()).unwrap());
@@ -501,7 +509,7 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(applied.follow().unwrap(), Look::Quiet);
         }
-        assert!(applied.is_left() && !applied.is_intact());
+        assert!(applied.is_left() && !applied.is_intact().unwrap());
         applied.restore().unwrap();
         assert_eq!(host.text(), "nameserver 127.0.0.53\n");
     }
