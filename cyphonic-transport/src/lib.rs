@@ -21,6 +21,7 @@ mod carry;
 pub mod clock;
 mod config;
 pub mod connection;
+pub mod descriptors;
 pub mod detour;
 pub mod dial;
 pub mod enrol;

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use cyphonic_transport::descriptors;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 use super::{DaemonError, privileges, run};
@@ -15,6 +16,9 @@ use crate::{config::Config, engine};
 /// long as the host's resolver, and nobody needs the answer.
 const LEFT_OVER: Duration = Duration::from_millis(500);
 
+/// More than everything that the agent bounds can take.
+const DESCRIPTORS: u64 = 16_384;
+
 /// Becomes the daemon: gives up unused privileges, starts logging, and runs until told to stop.
 ///
 /// Call it from `main`, before there are other threads.
@@ -23,6 +27,8 @@ pub fn launch(config: Config) -> Result<(), LaunchError> {
     if let Err(error) = privileges::drop_unused() {
         tracing::warn!(%error, "running with more privileges than needed");
     }
+    // Cards, sockets and queries in hand take some hundreds.
+    descriptors::up_to(DESCRIPTORS);
     Ok(block_on(run(config, engine::start))??)
 }
 

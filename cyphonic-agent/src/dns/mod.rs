@@ -10,11 +10,13 @@
 //! - No recursion. Outside its zones the server answers REFUSED, unless the host's resolver could only be pointed at
 //!   us for *everything* (see [`crate::resolver`]): then such queries are relayed to the host's own servers.
 //! - Inside its zones it never asks anyone else: a query for the overlay does not leave the host.
-//! - Work in hand is bounded; above the bound queries are answered SERVFAIL at once, never queued.
+//! - Work in hand is bounded; above the bound queries are answered SERVFAIL at once, never queued. So are the connections
+//!   of clients by TCP.
 
 mod answer;
 mod error;
 mod server;
+mod tcp;
 mod upstream;
 mod zone;
 

@@ -6,7 +6,6 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -20,29 +19,26 @@ use hickory_server::{
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::Semaphore,
+    task::JoinSet,
 };
 
 use super::{
     DnsError, Resolver, Upstream, Zone,
     answer::{answer, overloaded, relayed, upstream_failed},
+    tcp::accept_all,
     zone::Subject,
 };
 
 /// Queries in hand, over both protocols. Each may wait for a set-up and holds a few kilobytes.
 const MAX_IN_HAND: usize = 256;
 
-/// A TCP client that sends nothing for so long is closed (RFC 7766 section 6.2.3: "a few seconds").
-const TCP_IDLE: Duration = Duration::from_secs(10);
-
-/// Answers that wait for one TCP client to read them: its queries are taken one by one.
-const TCP_ANSWERS: usize = 1;
-
 /// The running DNS server; stops when dropped.
 pub struct DnsServer {
     shared: Arc<Shared>,
     address: SocketAddr,
-    // Aborts its tasks when dropped.
-    _server: Server<Handler>,
+    // Both abort their tasks when dropped.
+    _udp: Server<Handler>,
+    _tcp: JoinSet<()>,
 }
 
 /// What the server has done so far.
@@ -71,7 +67,8 @@ struct Shared {
     counters: Counters,
 }
 
-struct Handler(Arc<Shared>);
+/// What becomes of a query, whatever it came by.
+pub(super) struct Handler(Arc<Shared>);
 
 impl std::fmt::Debug for DnsServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -99,10 +96,12 @@ impl DnsServer {
             in_hand: Semaphore::new(MAX_IN_HAND),
             counters: Counters::default(),
         });
-        let mut server = Server::new(Handler(shared.clone()));
-        server.register_socket(udp);
-        server.register_listener(tcp, TCP_IDLE, TCP_ANSWERS);
-        Ok(Self { shared, address, _server: server })
+        let mut by_udp = Server::new(Handler(shared.clone()));
+        by_udp.register_socket(udp);
+        // The library's own accepts without bound, and without a pause where there are no descriptors.
+        let mut by_tcp = JoinSet::new();
+        by_tcp.spawn(accept_all(tcp, Arc::new(Handler(shared.clone()))));
+        Ok(Self { shared, address, _udp: by_udp, _tcp: by_tcp })
     }
 
     /// Where it listens.

@@ -196,6 +196,56 @@ async fn tcp_answers_several_queries_on_one_connection() {
     }
 }
 
+async fn send(stream: &mut TcpStream, message: &[u8]) {
+    stream.write_u16(message.len() as u16).await.unwrap();
+    stream.write_all(message).await.unwrap();
+}
+
+async fn receive(stream: &mut TcpStream) -> Message {
+    let mut reply = vec![0; usize::from(stream.read_u16().await.unwrap())];
+    stream.read_exact(&mut reply).await.unwrap();
+    Message::from_vec(&reply).unwrap()
+}
+
+#[tokio::test]
+async fn malformed_messages_by_tcp_are_told_so_and_the_connection_goes_on() {
+    let server = server().await;
+    let mut stream = TcpStream::connect(server.address()).await.unwrap();
+    // What is shorter than a header, an answer, and a header that promises a question that is not there.
+    let mut answer = query("b.cyphonic.internal.", RecordType::AAAA);
+    answer.metadata.message_type = MessageType::Response;
+    for packet in [&[][..], &[0; 11], &answer.to_vec().unwrap()] {
+        send(&mut stream, packet).await;
+    }
+    let mut packet = [0; 12];
+    (packet[0], packet[1], packet[5]) = (0xab, 0xcd, 1);
+    send(&mut stream, &packet).await;
+    let reply = receive(&mut stream).await;
+    assert_eq!((reply.metadata.id, reply.metadata.response_code), (0xabcd, ResponseCode::FormErr));
+    send(&mut stream, &query("b.cyphonic.internal.", RecordType::AAAA).to_vec().unwrap()).await;
+    assert_eq!(receive(&mut stream).await.answers.len(), 1);
+}
+
+#[tokio::test]
+async fn who_connects_and_asks_nothing_gives_its_place_to_who_does() {
+    let server = server().await;
+    let message = query("b.cyphonic.internal.", RecordType::AAAA).to_vec().unwrap();
+    let mut waits = TcpStream::connect(server.address()).await.unwrap();
+    send(&mut waits, &query("stuck.cyphonic.internal.", RecordType::AAAA).to_vec().unwrap()).await;
+    let mut idle = Vec::new();
+    for _ in 0..64 {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        send(&mut stream, &message).await;
+        assert_eq!(receive(&mut stream).await.answers.len(), 1, "there is always a place");
+        idle.push(stream);
+    }
+    // The first had its answer and asked nothing more; it would have stayed for ten seconds.
+    let ended = timeout(Duration::from_secs(5), idle[0].read_u8()).await.expect("it is closed at once");
+    assert!(ended.is_err());
+    assert!(timeout(Duration::from_millis(50), idle[1].read_u8()).await.is_err(), "one made room");
+    assert_eq!(extended_error(&receive(&mut waits).await).unwrap().0, 23, "who asked before has its answer");
+}
+
 #[tokio::test]
 async fn too_many_at_once_are_told_so() {
     let server = server().await;

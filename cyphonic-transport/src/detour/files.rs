@@ -1,28 +1,14 @@
 //! Descriptors: each detour takes two, and a process that has none left can open nothing else either.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use crate::descriptors;
 
 /// Left to everything else in the process.
 const OTHERS: u64 = 512;
 
 /// How many detours there may be, `wanted` at most. The process's own limit is raised as far as that needs and the host
-/// allows (most hosts start programs with 1,024, for those that use select(2)).
+/// allows.
 pub(super) fn room_for(wanted: usize) -> usize {
-    let needed = OTHERS + 2 * wanted as u64;
-    let limit = getrlimit(Resource::Nofile);
-    let raised = limit.maximum.map_or(needed, |maximum| maximum.min(needed));
-    let current = limit.current.unwrap_or(u64::MAX);
-    let current = if current >= needed {
-        needed
-    } else {
-        match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), maximum: limit.maximum }) {
-            Ok(()) => raised,
-            Err(error) => {
-                tracing::debug!(%error, "RLIMIT_NOFILE stays as it is");
-                current
-            }
-        }
-    };
+    let current = descriptors::up_to(OTHERS + 2 * wanted as u64);
     let room = usize::try_from(current.saturating_sub(OTHERS) / 2).map_or(wanted, |room| room.min(wanted));
     if room < wanted {
         tracing::warn!(room, wanted, "few descriptors for devices that come by TCP: raise RLIMIT_NOFILE");
@@ -32,6 +18,8 @@ pub(super) fn room_for(wanted: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Resource, getrlimit};
+
     use super::*;
 
     #[test]
