@@ -53,6 +53,10 @@ impl Backend for Served {
                     message: format!("names of the overlay do not resolve on this host: {trouble}"),
                 });
             }
+            if let Some(message) = standing.doubt {
+                let (id, severity) = ("resolver-original".into(), Severity::Warning);
+                report.health.push(HealthCheck { id, severity, message });
+            }
             report
         }
         .boxed()
@@ -80,7 +84,7 @@ mod tests {
     use super::*;
     use crate::{
         dns::{Resolver, Zone},
-        resolver::{HostResolver, resolv_conf::ResolvConf},
+        resolver::{Host, HostResolver, resolv_conf::ResolvConf},
     };
 
     struct Engine;
@@ -125,7 +129,9 @@ mod tests {
         let served = Served::new(Arc::new(Engine), Arc::new(dns), Arc::default(), resolver.clone());
         let starting = served.status().await;
         assert_eq!((starting.dns.resolver.as_str(), starting.health.len()), ("none", 1));
-        let edit = ResolvConf::prepare(&file, dir.path()).unwrap().apply([127, 0, 0, 55].into()).unwrap();
+        let found = Host { resolv_conf: file.clone(), run: dir.path().join("run"), ..Host::default() };
+        let own = [127, 0, 0, 55].into();
+        let edit = ResolvConf::prepare(&found, dir.path(), own).unwrap().apply().unwrap();
         resolver.set(HostResolver::ResolvConf { file: Box::new(edit), because: None });
         let applied = served.status().await;
         assert_eq!((applied.dns.resolver.as_str(), applied.health.len()), ("resolv-conf", 0));
@@ -137,5 +143,12 @@ mod tests {
         resolver.restore().await;
         let stopping = served.status().await;
         assert_eq!((stopping.dns.resolver.as_str(), stopping.health.len()), ("none", 0));
+        // As after a crash whose journal somebody has removed.
+        host("127.0.0.55");
+        let edit = ResolvConf::prepare(&found, dir.path(), own).unwrap().apply().unwrap();
+        resolver.set(HostResolver::ResolvConf { file: Box::new(edit), because: None });
+        let doubtful = served.status().await;
+        let [check] = &doubtful.health[..] else { panic!("{:?}", doubtful.health) };
+        assert_eq!((check.id.as_str(), check.severity), ("resolver-original", Severity::Warning));
     }
 }

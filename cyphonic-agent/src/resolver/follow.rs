@@ -33,11 +33,18 @@ pub struct Standing {
     pub why: String,
     /// [`HostResolver::trouble`].
     pub trouble: Option<String>,
+    /// [`HostResolver::doubt`].
+    pub doubt: Option<String>,
 }
 
 impl Standing {
     fn of(resolver: &HostResolver) -> Self {
-        Self { kind: resolver.kind(), why: resolver.why(), trouble: resolver.trouble() }
+        Self {
+            kind: resolver.kind(),
+            why: resolver.why(),
+            trouble: resolver.trouble(),
+            doubt: resolver.doubt(),
+        }
     }
 }
 
@@ -59,7 +66,7 @@ impl SharedResolver {
         let shared = self.clone();
         // Reads files.
         tokio::task::spawn_blocking(move || Standing::of(&shared.lock())).await.unwrap_or_else(|error| {
-            Standing { kind: "none", why: error.to_string(), trouble: Some(error.to_string()) }
+            Standing { kind: "none", why: error.to_string(), trouble: Some(error.to_string()), doubt: None }
         })
     }
 

@@ -40,6 +40,17 @@ pub(super) enum Original {
     Mounted { text: String, at: PathBuf },
 }
 
+impl Original {
+    /// The same with another text, where it is one that has a text.
+    pub(super) fn with_text(self, text: &str) -> Self {
+        match self {
+            Self::File { mode, .. } => Self::File { text: text.to_owned(), mode },
+            Self::Mounted { at, .. } => Self::Mounted { text: text.to_owned(), at },
+            other => other,
+        }
+    }
+}
+
 /// Undoes what the journal says was done. True if there was a journal.
 pub fn restore_journal(journal_dir: &Path) -> Result<bool, ResolvConfError> {
     let journal = journal_dir.join(JOURNAL);

@@ -12,6 +12,7 @@
 //! `cyphonicd cleanup` and at the next start. What somebody else writes while we run is what was there from then on
 //! ([`follow`]). What they write after that is theirs: it is left alone.
 
+mod elsewhere;
 pub mod follow;
 pub mod journal;
 pub mod resolv_conf;
@@ -32,13 +33,15 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 pub struct Host {
     /// The file that programs read.
     pub resolv_conf: PathBuf,
+    /// Where other programs keep what they know of the host's servers.
+    pub run: PathBuf,
     /// The bus that systemd-resolved is on.
     pub bus: Bus,
 }
 
 impl Default for Host {
     fn default() -> Self {
-        Self { resolv_conf: RESOLV_CONF.into(), bus: Bus::System }
+        Self { resolv_conf: RESOLV_CONF.into(), run: "/run".into(), bus: Bus::System }
     }
 }
 
@@ -115,10 +118,10 @@ impl HostResolver {
         if address.port() != 53 {
             return Err(ResolverError::Port { address });
         }
-        let edit = ResolvConf::prepare(&host.resolv_conf, &state.resolver_dir())?;
+        let edit = ResolvConf::prepare(host, &state.resolver_dir(), address.ip())?;
         // First, so that no query is refused between the edit and this.
-        server.set_upstream(Some(edit.upstream(address)));
-        match edit.apply(address.ip()) {
+        server.set_upstream(Some(edit.upstream()));
+        match edit.apply() {
             Ok(file) => Ok(Self::ResolvConf { file: Box::new(file), because }),
             Err(error) => {
                 server.set_upstream(None);
@@ -185,6 +188,14 @@ impl HostResolver {
             // Not to know is no trouble yet.
             Self::ResolvConf { file, .. } => taken_away(file).unwrap_or_default(),
             Self::Untouched { why, wanted: false } => Some(why.clone()),
+        }
+    }
+
+    /// Why the host may not be left as it was found, or other names may not resolve.
+    pub fn doubt(&self) -> Option<String> {
+        match self {
+            Self::ResolvConf { file, .. } => file.doubt(),
+            Self::Resolved(_) | Self::Untouched { .. } => None,
         }
     }
 

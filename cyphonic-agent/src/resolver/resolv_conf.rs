@@ -16,6 +16,8 @@ use std::{
 };
 
 use super::{
+    Host,
+    elsewhere::Elsewhere,
     journal::{Entry, JOURNAL, Original, restore_journal, undo},
     text::{edited, names, nameservers, without},
 };
@@ -34,6 +36,10 @@ pub struct Prepared {
     journal: PathBuf,
     original: Original,
     text: String,
+    server: IpAddr,
+    servers: Vec<SocketAddr>,
+    elsewhere: Elsewhere,
+    lost: Option<Lost>,
 }
 
 /// The edited file.
@@ -46,10 +52,21 @@ pub struct ResolvConf {
     server: IpAddr,
     /// What the host's own servers were read from.
     text: String,
+    /// These.
+    servers: Vec<SocketAddr>,
     /// What the last look found, if that was news.
-    news: Option<(Original, String)>,
+    news: Option<(Original, String, Vec<SocketAddr>)>,
     /// Files that name this server are not for us.
     left_to: Option<IpAddr>,
+    elsewhere: Elsewhere,
+    lost: Option<Lost>,
+}
+
+/// Nobody knows what stood in the file: it had our edit from the start, and no journal was there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Lost {
+    /// What is taken for the original, if there is something.
+    instead: Option<PathBuf>,
 }
 
 /// What a look at the file came to.
@@ -64,15 +81,32 @@ pub enum Look {
 }
 
 impl ResolvConf {
-    /// Looks at the file. Restores first what a crashed daemon left.
+    /// Looks at the file, which is to name `server`. Restores first what a crashed daemon left.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read. Nothing was changed then, except by such a restoration.
-    pub fn prepare(path: &Path, journal_dir: &Path) -> Result<Prepared, ResolvConfError> {
+    /// When the file cannot be read, or leads nowhere but back to us. Nothing was changed then, except by such a
+    /// restoration.
+    pub fn prepare(host: &Host, journal_dir: &Path, server: IpAddr) -> Result<Prepared, ResolvConfError> {
         restore_journal(journal_dir)?;
-        let (original, text) = look_at(path)?;
-        Ok(Prepared { path: path.to_owned(), journal: journal_dir.join(JOURNAL), original, text })
+        let path = host.resolv_conf.clone();
+        let elsewhere = Elsewhere::new(&host.run, server);
+        let (found, text) = look_at(&path)?;
+        let (original, text, lost) = match without(&text, server) {
+            None => (found, text, None),
+            Some(rest) if nameservers(&rest).is_empty() => left_over(found, rest, &elsewhere),
+            Some(rest) => (found.with_text(&rest), rest, None),
+        };
+        if let Some(Lost { instead }) = &lost {
+            tracing::warn!(
+                path = %path.display(),
+                ?instead,
+                "our edit was left behind without its journal: what stood there is not known"
+            );
+        }
+        let servers = elsewhere.servers(&text)?;
+        let journal = journal_dir.join(JOURNAL);
+        Ok(Prepared { path, journal, original, text, server, servers, elsewhere, lost })
     }
 
     /// The file.
@@ -99,6 +133,20 @@ impl ResolvConf {
         self.left_to.is_some_and(|server| names(&nameservers_of(&self.path), server))
     }
 
+    /// Why the file may not come back as it was, if that is so.
+    pub fn doubt(&self) -> Option<String> {
+        let Lost { instead } = self.lost.as_ref()?;
+        let path = self.path.display();
+        let now = match instead {
+            Some(place) => format!("the servers in {} are used instead", place.display()),
+            None => "no other server is known".into(),
+        };
+        Some(format!(
+            "{path} named our server alone when the agent started, left by an earlier run whose journal is gone: {now}; \
+             write the host's own DNS servers into {path}, or renew its DHCP lease"
+        ))
+    }
+
     /// Looks at the file, and behind the link that it was. What somebody else has written since becomes the original, once
     /// two looks have seen the same, and the file is made ours again.
     ///
@@ -113,49 +161,55 @@ impl ResolvConf {
                 let target = self.path.parent().unwrap_or(Path::new("/")).join(target);
                 (self.entry.original.clone(), text_of(&target)?)
             }
-            // Nobody else can see what stood there.
-            _ => return Ok(Look::Quiet),
+            // Nobody else can see what stood there; but whom systemd-resolved asks may change.
+            original => (original.clone(), self.text.clone()),
         };
         let (original, text) = self.foreign(found, text);
-        let known = ours && text == self.text;
-        if known || (!ours && self.left_to.is_some_and(|server| names(&nameservers(&text), server))) {
+        if !ours && self.left_to.is_some_and(|server| names(&nameservers(&text), server)) {
             self.news = None;
             return Ok(Look::Quiet);
         }
-        let news = Some((original, text));
+        let servers = match self.elsewhere.servers(&text) {
+            // It is gone for a moment, and its servers are not.
+            Err(_) if ours => self.servers.clone(),
+            servers => servers?,
+        };
+        if ours && text == self.text && servers == self.servers {
+            self.news = None;
+            return Ok(Look::Quiet);
+        }
+        let news = Some((original, text, servers));
         if self.news != news {
             self.news = news;
             return Ok(Look::Quiet);
         }
-        let Some((original, text)) = self.news.take() else { return Ok(Look::Quiet) };
-        let entry = Entry {
-            path: self.path.clone(),
-            original,
-            ours: edited(&text, self.server),
-            before: ours.then(|| self.entry.ours.clone()),
-        };
-        entry.make(&self.journal)?;
-        (self.entry, self.text) = (entry, text);
-        let upstream = upstream(&self.text, SocketAddr::new(self.server, 53));
+        let Some((original, text, servers)) = self.news.take() else { return Ok(Look::Quiet) };
+        if !ours || text != self.text {
+            let entry = Entry {
+                path: self.path.clone(),
+                original,
+                ours: edited(&text, self.server),
+                before: ours.then(|| self.entry.ours.clone()),
+            };
+            entry.make(&self.journal)?;
+            if text != self.text {
+                self.lost = None;
+            }
+            (self.entry, self.text) = (entry, text);
+        }
+        self.servers = servers;
+        let upstream = upstream(&self.servers, self.server);
         Ok(if ours { Look::Servers(upstream) } else { Look::Taken(upstream) })
     }
 
     /// What was found, without what it has of ours: programs that save the file and put it back, or build on it, saw
     /// our edit. One that names nobody else says nothing new.
     fn foreign(&self, found: Original, text: String) -> (Original, String) {
-        if !names(&nameservers(&text), self.server) {
-            return (found, text);
+        match without(&text, self.server) {
+            None => (found, text),
+            Some(rest) if nameservers(&rest).is_empty() => (self.entry.original.clone(), self.text.clone()),
+            Some(rest) => (found.with_text(&rest), rest),
         }
-        let text = without(&text, self.server);
-        if nameservers(&text).is_empty() {
-            return (self.entry.original.clone(), self.text.clone());
-        }
-        let original = match found {
-            Original::File { mode, .. } => Original::File { text: text.clone(), mode },
-            Original::Mounted { at, .. } => Original::Mounted { text: text.clone(), at },
-            other => other,
-        };
-        (original, text)
     }
 
     /// Puts the original back, unless somebody else has changed the file since.
@@ -170,26 +224,46 @@ impl ResolvConf {
 }
 
 impl Prepared {
-    /// The host's own servers; glibc's default where the file names none.
-    pub fn upstream(&self, own: SocketAddr) -> Upstream {
-        upstream(&self.text, own)
+    /// The host's own servers.
+    pub fn upstream(&self) -> Upstream {
+        upstream(&self.servers, self.server)
     }
 
-    /// Makes `server` the only one. Search domains and options stay.
-    pub fn apply(self, server: IpAddr) -> Result<ResolvConf, ResolvConfError> {
-        let Self { path, journal, original, text } = self;
+    /// Makes our server the only one. Search domains and options stay.
+    pub fn apply(self) -> Result<ResolvConf, ResolvConfError> {
+        let Self { path, journal, original, text, server, servers, elsewhere, lost } = self;
         let entry = Entry { path: path.clone(), original, ours: edited(&text, server), before: None };
         entry.make(&journal)?;
-        Ok(ResolvConf { path, journal, entry, server, text, news: None, left_to: None })
+        Ok(ResolvConf {
+            path,
+            journal,
+            entry,
+            server,
+            text,
+            servers,
+            news: None,
+            left_to: None,
+            elsewhere,
+            lost,
+        })
     }
 }
 
-fn upstream(text: &str, own: SocketAddr) -> Upstream {
-    let mut servers = nameservers(text);
-    if servers.is_empty() {
-        servers.push(([127, 0, 0, 1], 53).into());
-    }
-    Upstream::new(servers, own)
+fn upstream(servers: &[SocketAddr], own: IpAddr) -> Upstream {
+    Upstream::new(servers.iter().copied(), SocketAddr::new(own, 53))
+}
+
+/// What is taken for the original of a file that names our server and nobody else; `rest` is the rest of it.
+fn left_over(found: Original, rest: String, elsewhere: &Elsewhere) -> (Original, String, Option<Lost>) {
+    let (original, text, instead) = match (elsewhere.original(), found) {
+        (Some((place, text)), Original::File { .. }) => {
+            (Original::Link { target: place.clone() }, text, Some(place))
+        }
+        (Some((place, text)), found) => (found.with_text(&text), text, Some(place)),
+        (None, Original::File { .. }) if rest.trim().is_empty() => (Original::Absent, rest, None),
+        (None, found) => (found.with_text(&rest), rest, None),
+    };
+    (original, text, Some(Lost { instead }))
 }
 
 fn look_at(path: &Path) -> Result<(Original, String), ResolvConfError> {
@@ -252,6 +326,17 @@ pub enum ResolvConfError {
         /// Which file.
         path: PathBuf,
     },
+    /// Only systemd-resolved would be asked, which asks us.
+    #[error(
+        "resolv.conf names systemd-resolved's stub, which would ask our server what our server asks it, and {} names \
+         no other server: set `dns: resolver: auto` and start systemd-resolved, or put the host's own DNS servers into \
+         resolv.conf",
+        place.display()
+    )]
+    Loop {
+        /// Where systemd-resolved tells its servers.
+        place: PathBuf,
+    },
     /// The journal.
     #[error(transparent)]
     State(#[from] StateError),
@@ -277,11 +362,11 @@ mod tests {
     const HOST: &str =
         "# host\nnameserver 192.0.2.1\nsearch example.com\nnameserver 2001:db8::1\noptions ndots:2\n";
 
-    struct Host {
+    struct Machine {
         dir: tempfile::TempDir,
     }
 
-    impl Host {
+    impl Machine {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir(dir.path().join("journal")).unwrap();
@@ -296,8 +381,19 @@ mod tests {
             self.dir.path().join("journal")
         }
 
+        fn host(&self) -> Host {
+            Host { resolv_conf: self.path(), run: self.dir.path().join("run"), ..Host::default() }
+        }
+
         fn prepare(&self) -> Prepared {
-            ResolvConf::prepare(&self.path(), &self.journal()).unwrap()
+            ResolvConf::prepare(&self.host(), &self.journal(), OWN).unwrap()
+        }
+
+        fn write_resolved(&self, text: &str) -> PathBuf {
+            let place = self.dir.path().join("run/systemd/resolve/resolv.conf");
+            fs::create_dir_all(place.parent().unwrap()).unwrap();
+            fs::write(&place, text).unwrap();
+            place
         }
 
         fn text(&self) -> String {
@@ -311,15 +407,15 @@ mod tests {
 
     #[test]
     fn our_server_becomes_the_only_one_and_everything_else_stays() {
-        let host = Host::new();
+        let host = Machine::new();
         fs::write(host.path(), HOST).unwrap();
         let prepared = host.prepare();
-        let upstream = prepared.upstream("127.0.0.55:53".parse().unwrap());
+        let upstream = prepared.upstream();
         assert_eq!(
             upstream.servers(),
             ["192.0.2.1:53".parse().unwrap(), "[2001:db8::1]:53".parse().unwrap()]
         );
-        let applied = prepared.apply(OWN).unwrap();
+        let applied = prepared.apply().unwrap();
         assert_eq!(nameservers(&host.text()), ["127.0.0.55:53".parse().unwrap()]);
         assert!(host.text().contains("search example.com\n") && host.text().contains("options ndots:2\n"));
         assert!(applied.is_intact().unwrap());
@@ -330,22 +426,19 @@ mod tests {
 
     #[test]
     fn mode_and_kind_come_back() {
-        let host = Host::new();
+        let host = Machine::new();
         fs::write(host.path(), HOST).unwrap();
         fs::set_permissions(host.path(), fs::Permissions::from_mode(0o604)).unwrap();
-        host.prepare().apply(OWN).unwrap().restore().unwrap();
+        host.prepare().apply().unwrap().restore().unwrap();
         assert_eq!(fs::metadata(host.path()).unwrap().permissions().mode() & 0o777, 0o604);
     }
 
     #[test]
     fn an_absent_file_is_absent_again() {
-        let host = Host::new();
+        let host = Machine::new();
         let prepared = host.prepare();
-        assert_eq!(
-            prepared.upstream("127.0.0.55:53".parse().unwrap()).servers(),
-            ["127.0.0.1:53".parse().unwrap()]
-        );
-        let applied = prepared.apply(OWN).unwrap();
+        assert_eq!(prepared.upstream().servers(), ["127.0.0.1:53".parse().unwrap()]);
+        let applied = prepared.apply().unwrap();
         assert!(host.path().exists());
         applied.restore().unwrap();
         assert!(!host.path().exists() && host.is_clean());
@@ -353,11 +446,11 @@ mod tests {
 
     #[test]
     fn a_link_is_a_link_again_and_its_target_untouched() {
-        let host = Host::new();
+        let host = Machine::new();
         let target = host.dir.path().join("run.conf");
         fs::write(&target, HOST).unwrap();
         symlink("run.conf", host.path()).unwrap();
-        let applied = host.prepare().apply(OWN).unwrap();
+        let applied = host.prepare().apply().unwrap();
         assert_eq!(fs::read_to_string(&target).unwrap(), HOST);
         assert!(!fs::symlink_metadata(host.path()).unwrap().is_symlink());
         applied.restore().unwrap();
@@ -366,9 +459,9 @@ mod tests {
 
     #[test]
     fn after_a_crash_the_next_start_restores() {
-        let host = Host::new();
+        let host = Machine::new();
         fs::write(host.path(), HOST).unwrap();
-        std::mem::forget(host.prepare().apply(OWN).unwrap());
+        std::mem::forget(host.prepare().apply().unwrap());
         assert!(restore_journal(&host.journal()).unwrap());
         assert_eq!(host.text(), HOST);
         assert!(!restore_journal(&host.journal()).unwrap(), "once is enough");
@@ -376,19 +469,19 @@ mod tests {
 
     #[test]
     fn preparing_twice_never_takes_our_own_edit_for_the_original() {
-        let host = Host::new();
+        let host = Machine::new();
         fs::write(host.path(), HOST).unwrap();
-        std::mem::forget(host.prepare().apply(OWN).unwrap());
-        let applied = host.prepare().apply(OWN).unwrap();
+        std::mem::forget(host.prepare().apply().unwrap());
+        let applied = host.prepare().apply().unwrap();
         applied.restore().unwrap();
         assert_eq!(host.text(), HOST);
     }
 
     #[test]
     fn what_someone_else_wrote_since_is_left_alone() {
-        let host = Host::new();
+        let host = Machine::new();
         fs::write(host.path(), HOST).unwrap();
-        let applied = host.prepare().apply(OWN).unwrap();
+        let applied = host.prepare().apply().unwrap();
         fs::write(host.path(), "nameserver 203.0.113.1\n").unwrap();
         assert!(!applied.is_intact().unwrap());
         applied.restore().unwrap();
@@ -407,9 +500,9 @@ mod tests {
 
     #[test]
     fn a_file_that_someone_else_wrote_is_ours_again_and_the_original_that_comes_back() {
-        let host = Host::new();
+        let host = Machine::new();
         fs::write(host.path(), HOST).unwrap();
-        let mut applied = host.prepare().apply(OWN).unwrap();
+        let mut applied = host.prepare().apply().unwrap();
         assert_eq!(applied.follow().unwrap(), Look::Quiet);
         fs::write(host.path(), DHCP).unwrap();
         assert_eq!(applied.follow().unwrap(), Look::Quiet, "it may be half written");
@@ -432,9 +525,9 @@ mod tests {
 
     #[test]
     fn a_file_that_still_changes_is_left_until_it_is_written() {
-        let host = Host::new();
+        let host = Machine::new();
         fs::write(host.path(), HOST).unwrap();
-        let mut applied = host.prepare().apply(OWN).unwrap();
+        let mut applied = host.prepare().apply().unwrap();
         for text in ["", "# Gen", DHCP] {
             fs::write(host.path(), text).unwrap();
             assert_eq!(applied.follow().unwrap(), Look::Quiet, "{text}");
@@ -449,12 +542,12 @@ mod tests {
 
     #[test]
     fn behind_a_link_the_servers_are_those_of_its_target_as_it_is_now() {
-        let host = Host::new();
+        let host = Machine::new();
         // As at boot: whoever owns the target writes it when there is a network.
         symlink("run.conf", host.path()).unwrap();
         let prepared = host.prepare();
-        assert_eq!(prepared.upstream(SocketAddr::new(OWN, 53)), servers(&["127.0.0.1"]));
-        let mut applied = prepared.apply(OWN).unwrap();
+        assert_eq!(prepared.upstream(), servers(&["127.0.0.1"]));
+        let mut applied = prepared.apply().unwrap();
         let first = fs::read(host.path()).unwrap();
         fs::write(host.dir.path().join("run.conf"), DHCP).unwrap();
         assert_eq!(applied.follow().unwrap(), Look::Quiet);
@@ -466,7 +559,7 @@ mod tests {
         assert!(restore_journal(&host.journal()).unwrap());
         assert_eq!(fs::read_link(host.path()).unwrap(), Path::new("run.conf"));
         // Somebody puts the link back while we run.
-        let mut applied = host.prepare().apply(OWN).unwrap();
+        let mut applied = host.prepare().apply().unwrap();
         applied.follow().unwrap();
         fs::remove_file(host.path()).unwrap();
         symlink("run.conf", host.path()).unwrap();
@@ -479,9 +572,9 @@ mod tests {
 
     #[test]
     fn what_others_made_of_our_edit_is_never_the_original() {
-        let host = Host::new();
+        let host = Machine::new();
         fs::write(host.path(), HOST).unwrap();
-        let mut applied = host.prepare().apply(OWN).unwrap();
+        let mut applied = host.prepare().apply().unwrap();
         // One puts back what it had saved, one puts its own server above what it found.
         fs::write(host.path(), format!("{}# back\n", host.text())).unwrap();
         applied.follow().unwrap();
@@ -500,9 +593,9 @@ mod tests {
 
     #[test]
     fn a_file_that_is_left_to_another_server_is_not_taken() {
-        let host = Host::new();
+        let host = Machine::new();
         fs::write(host.path(), HOST).unwrap();
-        let mut applied = host.prepare().apply(OWN).unwrap();
+        let mut applied = host.prepare().apply().unwrap();
         applied.leave_to([127, 0, 0, 53].into());
         assert!(!applied.is_left());
         fs::write(host.path(), "nameserver 127.0.0.53\n").unwrap();
@@ -515,10 +608,80 @@ mod tests {
     }
 
     #[test]
+    fn our_edit_without_its_journal_is_not_the_original() {
+        let host = Machine::new();
+        // Somebody put a server of their own above ours, and the state directory was emptied.
+        fs::write(host.path(), format!("nameserver 203.0.113.1\n{}", edited(HOST, OWN))).unwrap();
+        let prepared = host.prepare();
+        assert_eq!(prepared.upstream(), servers(&["203.0.113.1"]));
+        let applied = prepared.apply().unwrap();
+        assert_eq!(applied.doubt(), None);
+        applied.restore().unwrap();
+        assert_eq!(host.text(), "nameserver 203.0.113.1\n# host\nsearch example.com\noptions ndots:2\n");
+    }
+
+    #[test]
+    fn where_our_edit_is_all_there_is_another_programs_file_is_the_original() {
+        let host = Machine::new();
+        let place = host.write_resolved("nameserver 127.0.0.55\nnameserver 192.0.2.1\n");
+        fs::write(host.path(), edited(HOST, OWN)).unwrap();
+        let prepared = host.prepare();
+        assert_eq!(prepared.upstream(), servers(&["192.0.2.1"]));
+        let mut applied = prepared.apply().unwrap();
+        assert!(applied.doubt().unwrap().contains(place.to_str().unwrap()));
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        // Somebody writes the file, and knows better.
+        fs::write(host.path(), DHCP).unwrap();
+        applied.follow().unwrap();
+        assert_eq!(applied.follow().unwrap(), Look::Taken(servers(&["203.0.113.1"])));
+        assert_eq!(applied.doubt(), None);
+        applied.restore().unwrap();
+        assert_eq!(host.text(), DHCP);
+        fs::write(host.path(), edited(HOST, OWN)).unwrap();
+        host.prepare().apply().unwrap().restore().unwrap();
+        assert_eq!(fs::read_link(host.path()).unwrap(), place);
+    }
+
+    #[test]
+    fn where_nobody_knows_the_original_at_least_our_server_goes() {
+        let host = Machine::new();
+        for (found, restored) in [("search lan\nnameserver 192.0.2.1\n", Some("search lan\n")), ("", None)] {
+            fs::write(host.path(), edited(found, OWN)).unwrap();
+            let prepared = host.prepare();
+            assert_eq!(prepared.upstream(), servers(&["127.0.0.1"]));
+            let applied = prepared.apply().unwrap();
+            assert!(applied.doubt().unwrap().contains("no other server is known"));
+            applied.restore().unwrap();
+            assert_eq!(fs::read_to_string(host.path()).ok().as_deref(), restored);
+        }
+    }
+
+    #[test]
+    fn behind_the_stub_of_resolved_its_own_servers_are_asked() {
+        let host = Machine::new();
+        fs::write(host.path(), "nameserver 127.0.0.53\n").unwrap();
+        let refused = ResolvConf::prepare(&host.host(), &host.journal(), OWN).unwrap_err();
+        assert!(matches!(refused, ResolvConfError::Loop { .. }), "{refused}");
+        host.write_resolved("nameserver 192.0.2.1\n");
+        let prepared = host.prepare();
+        assert_eq!(prepared.upstream(), servers(&["192.0.2.1"]));
+        let mut applied = prepared.apply().unwrap();
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        // It reads our address in resolv.conf, and the network changes.
+        host.write_resolved("nameserver 127.0.0.55\nnameserver 192.0.2.2\n");
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        assert_eq!(applied.follow().unwrap(), Look::Servers(servers(&["192.0.2.2"])));
+        fs::remove_dir_all(host.dir.path().join("run")).unwrap();
+        assert_eq!(applied.follow().unwrap(), Look::Quiet, "it restarts");
+        applied.restore().unwrap();
+        assert_eq!(host.text(), "nameserver 127.0.0.53\n");
+    }
+
+    #[test]
     fn an_edit_that_fails_leaves_the_file_as_it_was_found() {
-        let host = Host::new();
+        let host = Machine::new();
         fs::write(host.path(), HOST).unwrap();
-        let mut applied = host.prepare().apply(OWN).unwrap();
+        let mut applied = host.prepare().apply().unwrap();
         fs::write(host.path(), DHCP).unwrap();
         applied.follow().unwrap();
         // A folder in the way of the file aside, whoever runs the test.

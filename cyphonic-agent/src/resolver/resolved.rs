@@ -22,6 +22,9 @@ const NOBODY: [&str; 2] =
 /// The stub that programs ask when the host relies on resolved.
 pub(super) const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 
+/// The stub, and the one beside it that only hands queries on.
+pub(super) const STUBS: [IpAddr; 2] = [STUB, IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
+
 /// The bus and resolved are local.
 const PATIENCE: Duration = Duration::from_secs(5);
 

@@ -20,12 +20,13 @@ pub(super) fn edited(text: &str, server: IpAddr) -> String {
     out
 }
 
-/// The file without this server and our first lines, and otherwise to the letter.
-pub(super) fn without(text: &str, server: IpAddr) -> String {
-    let is_ours = |line: &str| {
-        HEADER.split_inclusive('\n').any(|ours| ours == line) || names(&nameservers(line), server)
+/// The file without this server and our first lines, and otherwise to the letter. Nothing where it has neither.
+pub(super) fn without(text: &str, server: IpAddr) -> Option<String> {
+    let is_ours = |line: &&str| {
+        HEADER.split_inclusive('\n').any(|ours| ours == *line) || names(&nameservers(line), server)
     };
-    text.split_inclusive('\n').filter(|line| !is_ours(line)).collect()
+    let has_ours = text.split_inclusive('\n').any(|line| is_ours(&line));
+    has_ours.then(|| text.split_inclusive('\n').filter(|line| !is_ours(line)).collect())
 }
 
 /// Whether this is one of them.

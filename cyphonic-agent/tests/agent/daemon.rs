@@ -13,7 +13,7 @@ use cyphonic_agent::{
     control::{Backend, BackendError, ControlClient, ResetTarget, StatusReport},
     daemon::{self, DaemonError, EngineInputs, RunningEngine},
     dns::{ResolveError, Resolver},
-    resolver::resolv_conf::ResolvConf,
+    resolver::{self, resolv_conf::ResolvConf},
     state::{DeviceIdentity, StateDir},
 };
 use futures_util::future::BoxFuture;
@@ -163,9 +163,10 @@ async fn without_identity_and_token_it_says_what_to_do_and_still_cleans_up() {
     let state = StateDir::open(&host.config.state_dir).unwrap();
     let file = host.dir.path().join("resolv.conf");
     std::fs::write(&file, "nameserver 192.0.2.1\n").unwrap();
-    let edit = ResolvConf::prepare(&file, &state.resolver_dir()).unwrap();
+    let found = resolver::Host { resolv_conf: file.clone(), ..resolver::Host::default() };
+    let edit = ResolvConf::prepare(&found, &state.resolver_dir(), [127, 0, 0, 55].into()).unwrap();
     // A predecessor that was killed.
-    std::mem::forget(edit.apply([127, 0, 0, 55].into()).unwrap());
+    std::mem::forget(edit.apply().unwrap());
     let error = host.run().await.unwrap_err();
     assert!(error.to_string().contains("cyphonic up"), "{error}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), "nameserver 192.0.2.1\n");

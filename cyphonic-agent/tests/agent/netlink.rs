@@ -3,6 +3,7 @@ use std::{net::Ipv6Addr, process::Command, time::Duration};
 use cyphonic_agent::{
     netlink::{Netlink, NetlinkError, NetworkWatch, Sizes},
     resolver::{
+        Host,
         journal::restore_journal,
         resolv_conf::{Look, ResolvConf},
     },
@@ -278,10 +279,9 @@ fn a_mounted_resolv_conf_is_written_in_place_and_the_link_to_it_kept() {
         };
         mount(&["--make-rprivate".as_ref(), "/".as_ref()]);
         mount(&["--bind".as_ref(), path("own.conf").as_os_str(), path("host.conf").as_os_str()]);
-        let mut applied = ResolvConf::prepare(&path("resolv.conf"), &path("journal"))
-            .unwrap()
-            .apply([127, 0, 0, 55].into())
-            .unwrap();
+        let host = Host { resolv_conf: path("resolv.conf"), ..Host::default() };
+        let prepared = ResolvConf::prepare(&host, &path("journal"), [127, 0, 0, 55].into()).unwrap();
+        let mut applied = prepared.apply().unwrap();
         assert!(std::fs::symlink_metadata(path("resolv.conf")).unwrap().is_symlink());
         let own = std::fs::read_to_string(path("own.conf")).unwrap();
         assert!(own.contains("nameserver 127.0.0.55\n") && !own.contains("192.0.2.2"), "{own}");

@@ -300,11 +300,19 @@ impl UbuntuHost {
         std::fs::write(&resolv_conf, STUB_FILE).unwrap();
         LazyLock::force(&STUB);
         let state = StateDir::open(&dir.path().join("state")).unwrap();
-        Self { host: Host { resolv_conf, bus }, state, dir }
+        let run = dir.path().join("run");
+        Self { host: Host { resolv_conf, run, bus }, state, dir }
     }
 
     async fn apply(&self, choice: ResolverChoice, server: &DnsServer) -> Result<HostResolver, ResolverError> {
         HostResolver::apply(choice, &self.host, server, LINK, &self.state).await
+    }
+
+    /// resolved tells whom it asks.
+    fn tell_servers(&self) {
+        let folder = self.host.run.join("systemd/resolve");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
     }
 
     fn file(&self) -> String {
@@ -336,6 +344,10 @@ async fn auto_goes_on_with_resolv_conf_where_resolved_refuses_and_says_why() {
     let (_service, _) = bus.serve(Behaviour::RefusesDomains).await;
     let host = UbuntuHost::new(bus.bus());
     let server = dns("127.0.0.73:53").await;
+    let refused = host.apply(ResolverChoice::Auto, &server).await.unwrap_err().to_string();
+    assert!(refused.contains("refused SetLinkDomains") && refused.contains("stub"), "{refused}");
+    assert_eq!(host.file(), STUB_FILE, "it would ask us what we ask it");
+    host.tell_servers();
     let applied = host.apply(ResolverChoice::Auto, &server).await.unwrap();
     assert_eq!(applied.kind(), "resolv-conf");
     assert!(applied.why().contains("refused SetLinkDomains"), "{}", applied.why());
@@ -361,6 +373,7 @@ async fn a_forced_resolved_that_is_absent_is_an_error_and_so_is_having_neither()
 #[tokio::test]
 async fn who_writes_resolv_conf_later_is_followed_and_asked() {
     let host = UbuntuHost::new(Bus::At("unix:path=/nonexistent".into()));
+    host.tell_servers();
     let server = Arc::new(dns("127.0.0.74:53").await);
     let resolver = SharedResolver::default();
     resolver.set(host.apply(ResolverChoice::ResolvConf, &server).await.unwrap());
