@@ -69,12 +69,12 @@ pub(super) fn overloaded(query: &MessageRequest) -> Message {
     reply
 }
 
-/// The answer to a query outside our zones whose real server did not answer.
-pub(super) fn upstream_failed(query: &MessageRequest) -> Message {
+/// The answer to a query outside our zones that no real server answered.
+pub(super) fn upstream_failed(query: &MessageRequest, why: &str) -> Message {
     let mut reply = start(query);
     reply.metadata.response_code = ResponseCode::ServFail;
     // RFC 8914 section 4.23.
-    explain(&mut reply, 22, "the host's own DNS servers did not answer");
+    explain(&mut reply, 22, why);
     reply
 }
 

@@ -29,8 +29,12 @@ use super::{
     zone::Subject,
 };
 
-/// Queries in hand, over both protocols. Each may wait for a set-up and holds a few kilobytes.
+/// Queries in hand, over both protocols, that may each wait for a set-up and hold a few kilobytes.
 const MAX_IN_HAND: usize = 256;
+
+/// Queries for other names in hand, with a socket each. They are counted apart: servers of the host that are gone, which
+/// each of these waits for, are no reason that names of the overlay fail.
+const MAX_RELAYED: usize = 256;
 
 /// The running DNS server; stops when dropped.
 pub struct DnsServer {
@@ -64,6 +68,7 @@ struct Shared {
     resolver: Arc<dyn Resolver>,
     upstream: RwLock<Option<Arc<Upstream>>>,
     in_hand: Semaphore,
+    relaying: Semaphore,
     counters: Counters,
 }
 
@@ -94,6 +99,7 @@ impl DnsServer {
             resolver,
             upstream: RwLock::new(None),
             in_hand: Semaphore::new(MAX_IN_HAND),
+            relaying: Semaphore::new(MAX_RELAYED),
             counters: Counters::default(),
         });
         let mut by_udp = Server::new(Handler(shared.clone()));
@@ -175,19 +181,24 @@ impl RequestHandler for Handler {
 
 impl Shared {
     async fn reply(&self, request: &Request) -> Message {
-        let Ok(_permit) = self.in_hand.try_acquire() else { return overloaded(request) };
         let upstream = self.upstream.read().unwrap_or_else(PoisonError::into_inner).clone();
         match (upstream, request.queries.queries()) {
             (Some(upstream), [question])
                 if self.zone.subject(question.original().name()) == Subject::Outside =>
             {
+                let Ok(_permit) = self.relaying.try_acquire() else {
+                    return upstream_failed(request, "too many queries wait for the host's own DNS servers");
+                };
                 self.counters.relayed.fetch_add(1, Ordering::Relaxed);
                 match upstream.ask(request).await {
                     Some(reply) => relayed(request, reply),
-                    None => upstream_failed(request),
+                    None => upstream_failed(request, "the host's own DNS servers did not answer"),
                 }
             }
-            _ => answer(&self.zone, self.resolver.as_ref(), request).await,
+            _ => {
+                let Ok(_permit) = self.in_hand.try_acquire() else { return overloaded(request) };
+                answer(&self.zone, self.resolver.as_ref(), request).await
+            }
         }
     }
 }

@@ -17,13 +17,17 @@ use hickory_server::{
     },
     server::Request,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// As many as glibc uses (`MAXNS`).
 const MAX_SERVERS: usize = 3;
 
-/// For each server; all three fit below the asker's own 5 s.
-const PATIENCE: Duration = Duration::from_millis(1_500);
+/// For all servers: just under the asker's own 5 s. Each has its part of what the ones before it have left: a host with
+/// one server waits for it as long as programs would, and one that refuses leaves its time to the next.
+const PATIENCE: Duration = Duration::from_millis(4_500);
+
+/// Between two times that one server is asked: it may be asking others itself, and programs wait for 5 s.
+const AGAIN_MS: u64 = 1_000;
 
 /// The host's own DNS servers, in the host's order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,9 +50,10 @@ impl Upstream {
     /// server answered.
     pub(super) async fn ask(&self, request: &Request) -> Option<Message> {
         let query = Message::from_vec(request.as_slice()).ok()?;
-        let mut refusal = None;
-        for server in &self.servers {
-            match timeout(PATIENCE, exchange(*server, request.protocol(), query.clone())).await {
+        let (mut refusal, deadline) = (None, Instant::now() + PATIENCE);
+        for (left, server) in (1..=self.servers.len() as u32).rev().zip(&self.servers) {
+            let patience = deadline.saturating_duration_since(Instant::now()) / left;
+            match timeout(patience, exchange(*server, request.protocol(), query.clone())).await {
                 Ok(Ok(answer)) if !is_refusal(answer.metadata.response_code) => return Some(answer),
                 Ok(Ok(answer)) => {
                     tracing::debug!(%server, code = %answer.metadata.response_code, "DNS server has no answer");
@@ -74,7 +79,8 @@ async fn exchange(server: SocketAddr, protocol: Protocol, query: Message) -> Res
     // The task that serves a TCP connection ends with this.
     let provider = TokioRuntimeProvider::new();
     let answer = if protocol == Protocol::Udp {
-        UdpClientStream::builder(server, provider).build().send_message(query).first_answer().await?
+        let client = UdpClientStream::builder(server, provider).with_retry_interval_floor(AGAIN_MS);
+        client.build().send_message(query).first_answer().await?
     } else {
         let connection = TcpClientStream::exchange(server, None, PATIENCE, None, provider.clone()).await?;
         connection.send(query).first_answer().await?

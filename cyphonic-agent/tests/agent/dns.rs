@@ -2,7 +2,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::{Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cyphonic_agent::dns::{DnsServer, ResolveError, Resolver, Upstream, Zone};
@@ -334,6 +334,67 @@ async fn with_an_upstream_other_names_are_relayed_and_ours_never_leave() {
     server.set_upstream(None);
     let reply = ask(&server, &query("example.com.", RecordType::A)).await;
     assert_eq!(reply.metadata.response_code, ResponseCode::Refused);
+}
+
+/// A server that answers nothing, and notes when it is asked.
+async fn server_that_is_silent() -> (SocketAddr, Arc<Mutex<Vec<Instant>>>) {
+    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let address = udp.local_addr().unwrap();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let times = asked.clone();
+    tokio::spawn(async move {
+        let mut buffer = [0; 1500];
+        while udp.recv_from(&mut buffer).await.is_ok() {
+            times.lock().unwrap().push(Instant::now());
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn servers_share_the_time_that_a_program_waits() {
+    let server = server().await;
+    let (silent, asked) = server_that_is_silent().await;
+    let refuses = server_that_says(ResponseCode::Refused).await;
+    // Alone, or after others that took no time, a server has all of it, which nobody asks it to use in a hurry.
+    for servers in [vec![silent], vec![refuses, refuses, silent]] {
+        asked.lock().unwrap().clear();
+        server.set_upstream(Some(Upstream::new(servers.clone(), server.address())));
+        let start = Instant::now();
+        let reply = ask(&server, &query("example.com.", RecordType::A)).await;
+        assert!(start.elapsed() >= Duration::from_millis(4_400), "{:?} for {servers:?}", start.elapsed());
+        assert_ne!(reply.metadata.response_code, ResponseCode::NoError);
+        let asked = asked.lock().unwrap();
+        let apart = *asked.last().unwrap() - asked[0];
+        assert!(apart >= Duration::from_secs(2), "asked {} times in {apart:?}", asked.len());
+    }
+    // Behind silent ones there is still time for one that answers.
+    let (host, _) = host_server().await;
+    server.set_upstream(Some(Upstream::new([silent, silent, host], server.address())));
+    let reply = ask(&server, &query("example.com.", RecordType::A)).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+}
+
+#[tokio::test]
+async fn servers_that_are_gone_take_no_places_of_the_overlays_names() {
+    let server = server().await;
+    let (silent, _) = server_that_is_silent().await;
+    server.set_upstream(Some(Upstream::new([silent], server.address())));
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for i in 0..300 {
+        let message = query(&format!("{i}.example.com."), RecordType::A);
+        socket.send_to(&message.to_vec().unwrap(), server.address()).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut buffer = [0; 1500];
+    let length = timeout(Duration::from_secs(3), socket.recv(&mut buffer))
+        .await
+        .expect("before any times out")
+        .unwrap();
+    let (code, text) = extended_error(&Message::from_vec(&buffer[..length]).unwrap()).unwrap();
+    assert!(code == 22 && text.contains("too many queries wait"), "{code} {text}");
+    let reply = ask(&server, &query("b.cyphonic.internal.", RecordType::AAAA)).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
 }
 
 /// A server that answers every query with this code.
