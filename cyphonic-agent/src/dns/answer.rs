@@ -135,6 +135,8 @@ async fn resolve(resolver: &dyn Resolver, owner: &Name, device: &str) -> Found {
     });
     match resolved {
         Ok(address) => Found::Records(vec![aaaa(owner, address)]),
+        // A name above devices' (`plant` of `press-7.plant`) exists, too (RFC 8020). Which these are only the NMS knows,
+        // and it says no more than that no device is called so.
         Err(ResolveError::NoSuchPeer) => Found::NoName,
         Err(error) => Found::Failed(error),
     }
