@@ -74,7 +74,7 @@ pub fn restore_journal(journal_dir: &Path) -> Result<bool, ResolvConfError> {
 ///
 /// When that cannot be known or done. The journal then stays, for the next who tries.
 pub(super) fn undo(entry: &Entry, journal: &Path) -> Result<(), ResolvConfError> {
-    if entry.stands()? {
+    if entry.stands()? || entry.is_partly_undone()? {
         let path = &entry.path;
         let restored = match &entry.original {
             Original::Absent => fs::remove_file(path).and_then(|()| sync_folder(path)),
@@ -129,6 +129,12 @@ impl Entry {
             [Some(&self.ours), self.before.as_ref()].into_iter().flatten().any(|ours| now == ours.as_bytes())
         };
         Ok(bytes_of(&self.path)?.as_deref().is_some_and(is_ours))
+    }
+
+    /// Whether the file is the start of the original, put back in place: that failed or crashed half-way.
+    fn is_partly_undone(&self) -> Result<bool, ResolvConfError> {
+        let Original::Mounted { text, at } = &self.original else { return Ok(false) };
+        Ok(bytes_of(at)?.is_some_and(|now| text.as_bytes().starts_with(&now)))
     }
 }
 
@@ -237,6 +243,17 @@ mod tests {
         fs::rename(&away, &etc).unwrap();
         assert_eq!(host.text(), OURS);
         assert!(host.restore().unwrap(), "the journal is still there");
+        assert_eq!(host.text(), HOST);
+    }
+
+    #[test]
+    fn a_restoration_in_place_that_stopped_half_way_is_completed() {
+        let mut host = Host::new();
+        host.entry.original = Original::Mounted { text: HOST.into(), at: host.entry.path.clone() };
+        host.entry.make(&host.journal().join(JOURNAL)).unwrap();
+        // As where the disk is full, or at a loss of power.
+        fs::write(&host.entry.path, &HOST[..HOST.len() - 3]).unwrap();
+        assert!(host.restore().unwrap());
         assert_eq!(host.text(), HOST);
     }
 
