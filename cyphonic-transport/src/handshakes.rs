@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::legs::RelayedAddress;
-use crate::tally::{Tally, network_of};
+use crate::tally::{Key, Tally, network_of};
 
 /// With this many under way, a client must prove its address first (Retry, RFC 9000 §8.1.2).
 const BEFORE_RETRY: usize = 64;
@@ -43,6 +43,15 @@ impl Source {
         match self {
             Self::Network(_) => MOST_OF_NETWORK,
             Self::Loopback(_) | Self::Leg(_) => MOST_OF_ONE,
+        }
+    }
+}
+
+impl Key for Source {
+    fn group(self) -> Option<Self> {
+        match self {
+            Self::Network(network) => network.group().map(Self::Network),
+            Self::Loopback(_) | Self::Leg(_) => None,
         }
     }
 }

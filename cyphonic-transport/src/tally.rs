@@ -4,18 +4,28 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 
+/// Whose something is, where it is counted.
+pub trait Key: Copy + Eq + Hash {
+    /// Those it may share a holder with, if there are such.
+    fn group(self) -> Option<Self>;
+}
+
+/// As many of its keys' room a group has, at most.
+const OF_GROUP: usize = 4;
+
 /// Counts by key, up to a number in all.
 #[derive(Debug)]
 pub struct Tally<K> {
     most: usize,
     total: usize,
     by_key: HashMap<K, usize>,
+    by_group: HashMap<K, usize>,
 }
 
-impl<K: Eq + Hash> Tally<K> {
+impl<K: Key> Tally<K> {
     /// None yet, and `most` in all.
     pub fn new(most: usize) -> Self {
-        Self { most, total: 0, by_key: HashMap::new() }
+        Self { most, total: 0, by_key: HashMap::new(), by_group: HashMap::new() }
     }
 
     /// All of them.
@@ -28,25 +38,55 @@ impl<K: Eq + Hash> Tally<K> {
         self.by_key.get(key).copied().unwrap_or_default()
     }
 
-    /// Whether there may be one more, where there are `most` of each key at most.
+    /// Whether there may be one more, where there are `most` of each key at most, and four times as many of its group.
     pub fn has_room(&self, key: &K, most: usize) -> bool {
-        self.total < self.most && self.of(key) < most
+        let of_group = key.group().and_then(|group| self.by_group.get(&group)).copied().unwrap_or_default();
+        self.total < self.most && self.of(key) < most && of_group < most * OF_GROUP
     }
 
     /// One more, for which there is room.
     pub fn add(&mut self, key: K) {
         self.total += 1;
         *self.by_key.entry(key).or_default() += 1;
+        if let Some(group) = key.group() {
+            *self.by_group.entry(group).or_default() += 1;
+        }
     }
 
     /// Takes back one [`Self::add`] of this key.
     pub fn remove(&mut self, key: &K) {
-        let Some(count) = self.by_key.get_mut(key) else { return };
-        *count = count.saturating_sub(1);
-        if *count == 0 {
-            self.by_key.remove(key);
+        if !take_one(&mut self.by_key, key) {
+            return;
+        }
+        if let Some(group) = key.group() {
+            take_one(&mut self.by_group, &group);
         }
         self.total = self.total.saturating_sub(1);
+    }
+}
+
+/// Whether there was one.
+fn take_one<K: Key>(counts: &mut HashMap<K, usize>, key: &K) -> bool {
+    let Some(count) = counts.get_mut(key) else { return false };
+    *count = count.saturating_sub(1);
+    if *count == 0 {
+        counts.remove(key);
+    }
+    true
+}
+
+/// One line has many networks: providers give a /56 or a /48 (RFC 6177), and where they give a /64, as to telephones, many of those
+/// are in one /48.
+impl Key for IpAddr {
+    fn group(self) -> Option<Self> {
+        match self {
+            Self::V4(_) => None,
+            Self::V6(v6) if v6.is_loopback() => None,
+            Self::V6(v6) => {
+                let [a, b, c, ..] = v6.segments();
+                Some(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0).into())
+            }
+        }
     }
 }
 
@@ -67,19 +107,35 @@ mod tests {
 
     #[test]
     fn room_is_for_each_and_for_all_and_comes_back() {
+        let [a, b, c] = [1, 2, 3].map(|n| IpAddr::from([192, 0, 2, n]));
         let mut tally = Tally::new(3);
-        for key in ["a", "a", "b"] {
+        for key in [a, a, b] {
             assert!(tally.has_room(&key, 2));
             tally.add(key);
         }
-        assert_eq!((tally.total(), tally.of(&"a"), tally.of(&"b"), tally.of(&"c")), (3, 2, 1, 0));
-        assert!(!tally.has_room(&"c", 2), "all together");
-        tally.remove(&"b");
-        assert!(tally.has_room(&"c", 2) && !tally.has_room(&"a", 2));
-        tally.remove(&"b");
+        assert_eq!((tally.total(), tally.of(&a), tally.of(&b), tally.of(&c)), (3, 2, 1, 0));
+        assert!(!tally.has_room(&c, 2), "all together");
+        tally.remove(&b);
+        assert!(tally.has_room(&c, 2) && !tally.has_room(&a, 2));
+        tally.remove(&b);
         assert_eq!(tally.total(), 2, "what was not added is not taken back");
-        tally.remove(&"a");
-        tally.remove(&"a");
+        tally.remove(&a);
+        tally.remove(&a);
         assert_eq!((tally.total(), tally.by_key.len()), (0, 0));
+    }
+
+    #[test]
+    fn one_line_with_many_networks_cannot_take_all_the_room() {
+        let network = |site: u16, n: u16| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, site, n, 0, 0, 0, 0));
+        let mut tally = Tally::new(1000);
+        let mut admit = |site| {
+            let all = (0..200).map(|n| network(site, n % 50));
+            all.filter(|key| tally.has_room(key, 3).then(|| tally.add(*key)).is_some()).count()
+        };
+        assert_eq!((admit(1), admit(2)), (3 * OF_GROUP, 3 * OF_GROUP), "each");
+        assert!(!tally.has_room(&network(1, 99), 3) && tally.has_room(&network(3, 99), 3));
+        (0..50).for_each(|n| (0..3).for_each(|_| tally.remove(&network(1, n))));
+        assert!(tally.has_room(&network(1, 99), 3));
+        assert_eq!((tally.total(), tally.by_group.len()), (3 * OF_GROUP, 1));
     }
 }

@@ -1,6 +1,6 @@
 //! How many strangers may be at the AS, and from where. Pure.
 //!
-//! A source is an IPv4 address, or the /64 in which an IPv6 host picks its addresses freely. Those who come through the detour
+//! A source is an IPv4 address, or the /64 in which an IPv6 host picks its addresses freely; a /48 has room for four. Those who come through the detour
 //! all come from loopback: its own door has counted them by source, so here they are counted together.
 
 use std::net::IpAddr;
