@@ -197,6 +197,35 @@ fn renewal_with_a_new_key_works_even_if_its_answer_is_lost() {
 }
 
 #[test]
+fn a_device_that_renews_all_the_time_gets_one_certificate() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let device = Device::new();
+    let answer = service.answer(None, from(), &device.enrol_request(&overlay.token("a", NOW)), NOW);
+    let own = Identity::from_der(&enrolled(answer).certificate_chain[0]).unwrap();
+    let due = NOW + 60 * 86_400;
+    let renew =
+        |csr, now| service.answer(Some(&own), from(), &Message::RenewRequest(RenewRequest { csr }), now);
+    let serials: HashSet<_> = (0..1000)
+        .map(|seconds| match renew(device.csr(), due + seconds) {
+            Message::RenewResponse(answer) => {
+                Identity::from_der(&answer.certificate_chain[0]).unwrap().serial
+            }
+            other => panic!("not renewed: {other:?}"),
+        })
+        .collect();
+    assert_eq!(serials.len(), 1);
+    match renew(Device::new().csr(), due + 1000) {
+        Message::Refusal(refusal) => {
+            assert_eq!(refusal.code(), RefusalCode::TooMany);
+            assert!(refusal.retry_after().is_some());
+        }
+        other => panic!("not refused: {other:?}"),
+    }
+    assert_eq!(overlay.register().certificate_count(&own.fqdn).unwrap(), 2);
+}
+
+#[test]
 fn strangers_only_enrol_and_members_only_log_in_and_renew() {
     let overlay = Overlay::found(NOW);
     let service = overlay.service();

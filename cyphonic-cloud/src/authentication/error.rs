@@ -1,10 +1,15 @@
 //! Why the AS refused, for the asker and for our log.
 
+use std::time::Duration;
+
 use cyphonic_proto::message::{Refusal, RefusalCode};
 use cyphonic_proto::version::VersionMismatch;
 
 use crate::pki::CsrError;
-use crate::register::{EnrolmentRefused, RegisterError};
+use crate::register::{EnrolmentRefused, RegisterError, RenewalRefused};
+
+/// The longest wait that a refusal can ask for.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
@@ -26,6 +31,8 @@ pub(super) enum Refused {
     Revoked,
     #[error("another device has taken the name over: enrol with a new token")]
     Replaced,
+    #[error("this device got a certificate for another key just now")]
+    TooSoon,
     #[error("{0}")]
     Internal(String),
 }
@@ -47,6 +54,7 @@ impl Refused {
             Self::Token(EnrolmentRefused::NameTaken) => RefusalCode::NotAllowed,
             Self::Token(_) => RefusalCode::BadToken,
             Self::Revoked => RefusalCode::Revoked,
+            Self::TooSoon => RefusalCode::TooMany,
             Self::Internal(_) => RefusalCode::Internal,
         }
     }
@@ -58,6 +66,18 @@ impl From<EnrolmentRefused> for Refused {
             EnrolmentRefused::Register(error) => error.into(),
             EnrolmentRefused::Issue(reason) => Self::Internal(reason),
             token => Self::Token(token),
+        }
+    }
+}
+
+impl From<RenewalRefused> for Refused {
+    fn from(refused: RenewalRefused) -> Self {
+        match refused {
+            // Revoked or replaced between two looks at the register.
+            RenewalRefused::Gone => Self::Revoked,
+            RenewalRefused::TooSoon => Self::TooSoon,
+            RenewalRefused::Register(error) => error.into(),
+            RenewalRefused::Issue(reason) => Self::Internal(reason),
         }
     }
 }
@@ -74,8 +94,9 @@ impl From<Refused> for Refusal {
         match refused {
             // Paths and SQL are nobody else's business.
             Refused::Internal(_) => {
-                Self::retry(code, "the service failed; its log says why", std::time::Duration::from_secs(5))
+                Self::retry(code, "the service failed; its log says why", Duration::from_secs(5))
             }
+            Refused::TooSoon => Self::retry(code, refused, LONGEST_RETRY),
             other => Self::new(code, other),
         }
     }

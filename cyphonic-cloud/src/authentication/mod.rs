@@ -24,7 +24,7 @@ use rustls_pki_types::CertificateDer;
 use self::error::Refused;
 use crate::network::Network;
 use crate::pki::{Authority, DeviceKey};
-use crate::register::{DeviceRecord, IssuedCertificate, Register, RegisterError, UnixSeconds};
+use crate::register::{DeviceRecord, IssuedCertificate, Register, UnixSeconds};
 
 /// Where the AS sends devices next.
 #[derive(Debug, Clone)]
@@ -135,16 +135,12 @@ impl Service {
         let key = DeviceKey::from_csr(&request.csr)?;
         let device = self.admit(peer)?;
         let lifetime = self.certificate_lifetime.as_secs();
-        let issued = self
-            .authority
-            .issue_device(&self.network, &device.fqdn, &key, now, lifetime)
-            .map_err(|error| Refused::Internal(error.to_string()))?;
-        match self.register.renew(&issued, &peer.spki_sha256, now) {
-            Ok(()) => {}
-            // Revoked or replaced between the two looks at the register.
-            Err(RegisterError::NoSuchDevice(_)) => return Err(Refused::Revoked),
-            Err(error) => return Err(error.into()),
-        }
+        let issue = || {
+            self.authority
+                .issue_device(&self.network, &device.fqdn, &key, now, lifetime)
+                .map_err(|error| error.to_string())
+        };
+        let issued = self.register.renew(&device.fqdn, &peer.spki_sha256, key.spki_sha256(), now, issue)?;
         tracing::debug!(fqdn = device.fqdn, "certificate renewed");
         Ok(Message::RenewResponse(RenewResponse { certificate_chain: self.chain(&issued), time: now }))
     }

@@ -4,10 +4,16 @@ use std::net::Ipv6Addr;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use super::{Register, RegisterError, UnixSeconds, from_sql, to_sql};
+use super::{Register, RegisterError, RenewalRefused, UnixSeconds, from_sql, to_sql};
 
 /// Certificates stay on record this long after their end.
 const REMEMBERED_FOR: UnixSeconds = 30 * 24 * 3600;
+
+/// Of one name, this many are on record at most, apart from revoked ones. Nothing asks for older ones.
+const OF_ONE_NAME: i64 = 4;
+
+/// A certificate is young for this part of its life. A device asks when it has lived for two thirds of it.
+const YOUTH: UnixSeconds = 24;
 
 /// A login is written down at most this often per device: a register on an SD card must not wear it out.
 const LOGIN_RESOLUTION: UnixSeconds = 3600;
@@ -66,6 +72,8 @@ impl DeviceRecord {
 
 const COLUMNS: &str = "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, \
                        software_version, revision";
+
+const CERTIFICATE_COLUMNS: &str = "fqdn, der, serial, spki_sha256, not_before, not_after";
 
 impl Register {
     /// The device of this name.
@@ -155,29 +163,43 @@ impl Register {
         })
     }
 
-    /// Stores a renewed certificate. A new key becomes the device's next one.
+    /// Gives a device that has the key `old_spki_sha256` a certificate for `spki_sha256`: a stored one while that is young
+    /// (its first answer was lost on the way, or somebody asks all the time), else what `issue` makes, which is stored. A new
+    /// key becomes the device's next one.
     ///
     /// # Errors
-    /// If the device was revoked or replaced since it asked.
+    /// If the device was revoked or replaced since it asked, got a certificate for another key just now, or the register or
+    /// `issue` failed. Nothing was changed.
     pub fn renew(
         &self,
-        issued: &IssuedCertificate,
+        fqdn: &str,
         old_spki_sha256: &[u8; 32],
+        spki_sha256: &[u8; 32],
         now: UnixSeconds,
-    ) -> Result<(), RegisterError> {
+        issue: impl FnOnce() -> Result<IssuedCertificate, String>,
+    ) -> Result<IssuedCertificate, RenewalRefused> {
         self.write(|transaction| {
-            let device = find(transaction, &issued.fqdn)?
+            let device = find(transaction, fqdn)?
                 .filter(|device| device.revoked_at.is_none() && device.has_key(old_spki_sha256))
-                .ok_or_else(|| RegisterError::NoSuchDevice(issued.fqdn.clone()))?;
-            store_certificate(transaction, issued, now)?;
+                .ok_or(RenewalRefused::Gone)?;
+            if let Some(young) = youngest(transaction, &device, spki_sha256, now)? {
+                if young.spki_sha256 == *spki_sha256 && device.has_key(spki_sha256) {
+                    return Ok(young);
+                }
+                return Err(RenewalRefused::TooSoon);
+            }
+            let issued = issue().map_err(RenewalRefused::Issue)?;
+            store_certificate(transaction, &issued, now)?;
             if !device.has_key(&issued.spki_sha256) {
                 let revision = next_revision(transaction)?;
-                transaction.execute(
-                    "UPDATE devices SET spki_sha256 = ?1, next_spki_sha256 = ?2, revision = ?3 WHERE fqdn = ?4",
-                    params![old_spki_sha256, issued.spki_sha256, revision, issued.fqdn],
-                )?;
+                transaction
+                    .execute(
+                        "UPDATE devices SET spki_sha256 = ?1, next_spki_sha256 = ?2, revision = ?3 WHERE fqdn = ?4",
+                        params![old_spki_sha256, issued.spki_sha256, revision, fqdn],
+                    )
+                    .map_err(RegisterError::from)?;
             }
-            Ok(())
+            Ok(issued)
         })
     }
 
@@ -223,19 +245,43 @@ pub(super) fn store_certificate(
         "DELETE FROM certificates WHERE not_after < ?1",
         [to_sql(now.saturating_sub(REMEMBERED_FOR))],
     )?;
+    // Those of the future first: they were made while this machine's clock was wrong.
     transaction.execute(
-        "INSERT INTO certificates (serial, fqdn, spki_sha256, der, not_before, not_after)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        "DELETE FROM certificates WHERE serial IN (
+             SELECT serial FROM certificates WHERE fqdn = ?1 AND NOT revoked
+             ORDER BY issued_at > ?2, issued_at DESC LIMIT -1 OFFSET ?3)",
+        params![issued.fqdn, to_sql(now), OF_ONE_NAME - 1],
+    )?;
+    transaction.execute(
+        "INSERT INTO certificates (serial, fqdn, spki_sha256, der, not_before, not_after, issued_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         params![
             issued.serial,
             issued.fqdn,
             issued.spki_sha256,
             issued.der,
             to_sql(issued.not_before),
-            to_sql(issued.not_after)
+            to_sql(issued.not_after),
+            to_sql(now)
         ],
     )?;
     Ok(())
+}
+
+/// A young certificate of this device, for this key if there is one.
+fn youngest(
+    transaction: &Transaction<'_>,
+    device: &DeviceRecord,
+    spki_sha256: &[u8; 32],
+    now: UnixSeconds,
+) -> Result<Option<IssuedCertificate>, RegisterError> {
+    let mut statement = transaction.prepare_cached(&format!(
+        "SELECT {CERTIFICATE_COLUMNS} FROM certificates
+         WHERE fqdn = ?1 AND NOT revoked AND issued_at <= ?3 AND (?3 - issued_at) * ?4 < not_after - issued_at
+         ORDER BY spki_sha256 = ?2 DESC, issued_at DESC LIMIT 1"
+    ))?;
+    let parameters = params![device.fqdn, spki_sha256, to_sql(now), to_sql(YOUTH)];
+    Ok(statement.query_row(parameters, |row| issued(row, device)).optional()?)
 }
 
 pub(super) fn certificate(
@@ -243,21 +289,21 @@ pub(super) fn certificate(
     serial: &[u8],
     device: &DeviceRecord,
 ) -> Result<IssuedCertificate, RegisterError> {
-    let mut statement = transaction.prepare_cached(
-        "SELECT fqdn, der, serial, spki_sha256, not_before, not_after FROM certificates WHERE serial = ?1",
-    )?;
-    let certificate = statement.query_row([serial], |row| {
-        Ok(IssuedCertificate {
-            fqdn: row.get(0)?,
-            virtual_address: device.virtual_address,
-            der: row.get(1)?,
-            serial: row.get(2)?,
-            spki_sha256: row.get(3)?,
-            not_before: from_sql(row.get(4)?),
-            not_after: from_sql(row.get(5)?),
-        })
-    })?;
-    Ok(certificate)
+    let mut statement = transaction
+        .prepare_cached(&format!("SELECT {CERTIFICATE_COLUMNS} FROM certificates WHERE serial = ?1"))?;
+    Ok(statement.query_row([serial], |row| issued(row, device))?)
+}
+
+fn issued(row: &Row<'_>, device: &DeviceRecord) -> rusqlite::Result<IssuedCertificate> {
+    Ok(IssuedCertificate {
+        fqdn: row.get(0)?,
+        virtual_address: device.virtual_address,
+        der: row.get(1)?,
+        serial: row.get(2)?,
+        spki_sha256: row.get(3)?,
+        not_before: from_sql(row.get(4)?),
+        not_after: from_sql(row.get(5)?),
+    })
 }
 
 fn next_revision(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
@@ -286,6 +332,8 @@ mod tests {
 
     const NOW: UnixSeconds = 1_800_000_000;
     const NAME: &str = "press-7.plant.example";
+    /// A certificate of a day is not young any more.
+    const LATER: UnixSeconds = 3600;
 
     fn issued(serial: u8, key: [u8; 32]) -> IssuedCertificate {
         IssuedCertificate {
@@ -312,7 +360,7 @@ mod tests {
     #[test]
     fn both_keys_work_until_the_new_one_was_used() {
         let (_dir, register) = register_with_device();
-        register.renew(&issued(2, [2; 32]), &[1; 32], NOW).unwrap();
+        register.renew(NAME, &[1; 32], &[2; 32], NOW + LATER, || Ok(issued(2, [2; 32]))).unwrap();
         let device = register.device(NAME).unwrap().unwrap();
         assert!(device.has_key(&[1; 32]) && device.has_key(&[2; 32]));
         register.note_login(&device, &[2; 32], "cyphonic 0.1.0", NOW).unwrap();
@@ -328,10 +376,42 @@ mod tests {
         register.revoke_device(NAME, NOW + 5).unwrap();
         assert_eq!(register.device(NAME).unwrap().unwrap().revoked_at, Some(NOW));
         assert!(matches!(
-            register.renew(&issued(2, [1; 32]), &[1; 32], NOW),
-            Err(RegisterError::NoSuchDevice(_))
+            register.renew(NAME, &[1; 32], &[1; 32], NOW + LATER, || panic!("issued")),
+            Err(RenewalRefused::Gone)
         ));
         assert_eq!(register.certificate_count(NAME).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_device_that_asks_again_at_once_gets_what_it_got() {
+        let (_dir, register) = register_with_device();
+        let again = register.renew(NAME, &[1; 32], &[1; 32], NOW + LATER - 1, || panic!("issued")).unwrap();
+        assert_eq!(again, issued(1, [1; 32]));
+        let next = register.renew(NAME, &[1; 32], &[2; 32], NOW + LATER, || Ok(issued(2, [2; 32]))).unwrap();
+        let lost = register.renew(NAME, &[1; 32], &[2; 32], NOW + LATER + 1, || panic!("issued"));
+        assert_eq!(lost.unwrap(), next);
+        for key in [[1; 32], [3; 32]] {
+            let refused = register.renew(NAME, &[1; 32], &key, NOW + LATER + 1, || panic!("issued"));
+            assert!(matches!(refused, Err(RenewalRefused::TooSoon)), "{refused:?}");
+        }
+        let device = register.device(NAME).unwrap().unwrap();
+        assert_eq!(device.next_spki_sha256, Some([2; 32]));
+    }
+
+    #[test]
+    fn the_newest_certificates_of_a_name_are_on_record() {
+        let (_dir, register) = register_with_device();
+        let renew = |n: u8, now| {
+            let made = || Ok(IssuedCertificate { not_after: now + 86_400, ..issued(n, [1; 32]) });
+            register.renew(NAME, &[1; 32], &[1; 32], now, made).unwrap().serial
+        };
+        // The clock is years ahead once.
+        assert_eq!(renew(2, NOW + 100_000_000), [2]);
+        for n in 3..20 {
+            let now = NOW + LATER * u64::from(n);
+            assert_eq!((renew(n, now), renew(100 + n, now + 1)), (vec![n], vec![n]));
+        }
+        assert_eq!(register.certificate_count(NAME).unwrap(), 4);
     }
 
     #[test]

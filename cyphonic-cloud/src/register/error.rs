@@ -70,6 +70,23 @@ pub enum RegisterError {
     TooManyTokens(u32),
 }
 
+/// Why a renewal came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RenewalRefused {
+    /// No such device any more, or not with this key.
+    #[error("the device was revoked or replaced")]
+    Gone,
+    /// It has a young certificate for another key.
+    #[error("this device got a certificate for another key just now")]
+    TooSoon,
+    /// The register failed.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    /// The certificate could not be made.
+    #[error("cannot issue the certificate: {0}")]
+    Issue(String),
+}
+
 /// Why an enrolment came to nothing. Only [`EnrolmentRefused::Register`] and [`EnrolmentRefused::Issue`] are our fault.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolmentRefused {

@@ -51,6 +51,13 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX certificates_by_name ON certificates (fqdn);
 
     CREATE TABLE numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;",
+    // 2: when certificates were made, and which ones a revocation met. A certificate that goes is looked for among the tokens.
+    "ALTER TABLE certificates ADD COLUMN issued_at INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE certificates ADD COLUMN revoked INTEGER NOT NULL DEFAULT 0 CHECK (revoked IN (0, 1));
+    UPDATE certificates SET
+        issued_at = not_before,
+        revoked = fqdn IN (SELECT fqdn FROM devices WHERE revoked_at IS NOT NULL);
+    CREATE INDEX tokens_by_certificate ON tokens (certificate);",
 ];
 
 /// Brings the tables to the newest version, in one transaction: two processes that start at once migrate once.
@@ -93,6 +100,41 @@ mod tests {
         connection.pragma_update(None, "user_version", 99).unwrap();
         drop(connection);
         assert!(matches!(Register::open(&path), Err(RegisterError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_register_of_the_first_release_is_brought_up_to_date() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(MIGRATIONS[0]).unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        for (n, name, revoked_at) in [(1u8, "a.example", None), (2, "b.example", Some(7))] {
+            old.execute(
+                "INSERT INTO devices VALUES (?1, ?2, ?3, NULL, 5, ?4, NULL, NULL, ?5)",
+                rusqlite::params![name, [n; 16], [n; 32], revoked_at, n],
+            )
+            .unwrap();
+            old.execute(
+                "INSERT INTO certificates VALUES (?1, ?2, ?3, x'30', 5, 9)",
+                rusqlite::params![[n], name, [n; 32]],
+            )
+            .unwrap();
+        }
+        drop(old);
+        assert_eq!(Register::open(&path).unwrap().devices().unwrap().len(), 2);
+        let connection = Connection::open(&path).unwrap();
+        let mut statement =
+            connection.prepare("SELECT fqdn, issued_at, revoked FROM certificates ORDER BY fqdn").unwrap();
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap();
+        let rows: Vec<(String, i64, bool)> = rows.map(Result::unwrap).collect();
+        assert_eq!(rows, [("a.example".to_owned(), 5, false), ("b.example".to_owned(), 5, true)]);
+        // A certificate that goes does not cost a look at every token.
+        let plan: String = connection
+            .query_row("EXPLAIN QUERY PLAN SELECT 1 FROM tokens WHERE certificate = x'01'", [], |r| r.get(3))
+            .unwrap();
+        assert!(plan.contains("tokens_by_certificate"), "{plan}");
     }
 
     #[test]

@@ -3,8 +3,11 @@
 //! Of each device it has the newest few connections. Everybody else is a stranger: who has no certificate, and whom the
 //! register does not stand behind. There are few of them at once, they do not stay, and they wait among themselves.
 
+mod queue;
 mod strangers;
 
+use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +15,8 @@ use cyphonic_proto::message::{Message, Refusal, RefusalCode};
 use cyphonic_transport::{Connection, Responder};
 use tokio::sync::{Notify, Semaphore};
 
-use self::strangers::Strangers;
+use self::queue::Queue;
+use self::strangers::{Strangers, source_of};
 use super::StartError;
 use super::clock::unix_now;
 use super::credentials::Loaded;
@@ -28,6 +32,9 @@ const CONCURRENT: usize = 32;
 /// Requests that may wait for their turn; a flood beyond is refused with a time to come back.
 const WAITING: usize = 4_096;
 
+/// Of these, so many of one device, on all its connections: it asks one thing after the other.
+const OF_DEVICE: usize = 4;
+
 /// Strangers' requests that may wait: those of devices do not wait long for them, nor find no place.
 const STRANGERS_WAITING: usize = 256;
 
@@ -39,8 +46,8 @@ pub(super) struct AuthenticationServer {
     service: Arc<Service>,
     devices: Mutex<Newest<Connection>>,
     strangers: Mutex<Strangers>,
-    waiting: Arc<Semaphore>,
-    strangers_waiting: Arc<Semaphore>,
+    waiting: Arc<Queue<String>>,
+    strangers_waiting: Arc<Queue<IpAddr>>,
     working: Semaphore,
     enrolled: Arc<Notify>,
 }
@@ -65,8 +72,8 @@ impl AuthenticationServer {
             service: Arc::new(service),
             devices: Mutex::default(),
             strangers: Mutex::default(),
-            waiting: Arc::new(Semaphore::new(WAITING)),
-            strangers_waiting: Arc::new(Semaphore::new(STRANGERS_WAITING)),
+            waiting: Queue::new(WAITING),
+            strangers_waiting: Queue::new(STRANGERS_WAITING),
             working: Semaphore::new(CONCURRENT),
             enrolled,
         })
@@ -94,7 +101,7 @@ impl AuthenticationServer {
         if let Some(oldest) = oldest {
             oldest.close(cyphonic_proto::close::NOT_ALLOWED, "more connections than a device needs");
         }
-        self.answer_all(&connection, &self.waiting).await;
+        self.answer_all(&connection, &self.waiting, &fqdn.to_owned(), OF_DEVICE).await;
         lock(&self.devices).remove(fqdn, |other| other.id() == connection.id());
     }
 
@@ -104,16 +111,24 @@ impl AuthenticationServer {
             connection.close(cyphonic_proto::close::NOT_ALLOWED, "too many enrol at once: try again later");
             return;
         }
-        let answering = self.answer_all(&connection, &self.strangers_waiting);
+        let (source, share) = source_of(from);
+        let answering = self.answer_all(&connection, &self.strangers_waiting, &source, share);
         if tokio::time::timeout(STRANGER_STAYS, answering).await.is_err() {
             connection.close(cyphonic_proto::close::DONE, "it takes too long");
         }
         lock(&self.strangers).leave(from);
     }
 
-    async fn answer_all(self: &Arc<Self>, connection: &Connection, waiting: &Arc<Semaphore>) {
+    /// Answers what comes on a connection, for an asker who may have `share` requests waiting.
+    async fn answer_all<K: Eq + Hash + Clone + Send + Sync + 'static>(
+        self: &Arc<Self>,
+        connection: &Connection,
+        waiting: &Arc<Queue<K>>,
+        asker: &K,
+        share: usize,
+    ) {
         while let Ok((request, responder)) = connection.accept_exchange().await {
-            let Ok(turn) = Arc::clone(waiting).try_acquire_owned() else {
+            let Some(turn) = waiting.enter(asker, share) else {
                 let busy = Refusal::retry(RefusalCode::TooMany, "the AS is busy", Duration::from_secs(2));
                 respond(responder, &Message::Refusal(busy)).await;
                 continue;

@@ -27,8 +27,7 @@ impl Default for Strangers {
 impl Strangers {
     /// Lets one in, where there is room.
     pub(super) fn enter(&mut self, from: IpAddr) -> bool {
-        let source = source_of(from);
-        let most = if source.is_loopback() { OF_DETOUR } else { OF_SOURCE };
+        let (source, most) = source_of(from);
         let room = self.0.has_room(&source, most);
         if room {
             self.0.add(source);
@@ -38,13 +37,14 @@ impl Strangers {
 
     /// One that was let in has left.
     pub(super) fn leave(&mut self, from: IpAddr) {
-        self.0.remove(&source_of(from));
+        self.0.remove(&source_of(from).0);
     }
 }
 
-fn source_of(address: IpAddr) -> IpAddr {
+/// Where a stranger comes from, and how many may come from there.
+pub(super) fn source_of(address: IpAddr) -> (IpAddr, usize) {
     let address = address.to_canonical();
-    if address.is_loopback() { address } else { network_of(address) }
+    if address.is_loopback() { (address, OF_DETOUR) } else { (network_of(address), OF_SOURCE) }
 }
 
 #[cfg(test)]
