@@ -169,6 +169,11 @@ pub enum EnrolError {
 }
 
 impl EnrolError {
+    /// True when the cloud wants no more of this device's key.
+    pub fn is_revoked(&self) -> bool {
+        matches!(self, Self::Refused { code: RefusalCode::Revoked, .. })
+    }
+
     /// True when trying again with the same token cannot help.
     pub fn is_final(&self) -> bool {
         match self {

@@ -103,12 +103,23 @@ impl StateDir {
     pub fn set_damaged_key_aside(&self) -> Result<(), StateError> {
         match self.key() {
             Ok(_) => Ok(()),
-            Err(error) if error.is_damage() => {
-                let (path, aside) = (self.key_path(), self.identity_dir().join("key.pem.damaged"));
-                fs::rename(&path, aside).map_err(|source| StateError::io("rename", &path, source))
-            }
+            Err(error) if error.is_damage() => self.set_key_aside("key.pem.damaged"),
             Err(error) => Err(error),
         }
+    }
+
+    /// Makes room for another key where the cloud has revoked the device's, which is kept beside it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be moved.
+    pub fn set_revoked_key_aside(&self) -> Result<(), StateError> {
+        self.set_key_aside("key.pem.revoked")
+    }
+
+    fn set_key_aside(&self, name: &str) -> Result<(), StateError> {
+        let (path, aside) = (self.key_path(), self.identity_dir().join(name));
+        fs::rename(&path, aside).map_err(|source| StateError::io("rename", &path, source))
     }
 
     /// The device's key, if there is one.

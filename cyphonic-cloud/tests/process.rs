@@ -194,7 +194,9 @@ async fn from_init_to_revocation_by_the_command_line() {
     let tls = cyphonic_transport::ClientTls::new(credentials);
     let name = "nms.svc.plant.example";
     let connection = client.transport.connect_service(&tls, &[address], name, Role::Nms).await.unwrap();
-    succeeds(&["device", "revoke", "--config", &config, "press-7"]);
+    succeeds(&["token", "create", "--config", &config, "--name", "press-7", "--replace"]);
+    let said = succeeds(&["device", "revoke", "--config", &config, "press-7"]);
+    assert!(said.contains("made void: 1."), "{said}");
     tokio::time::timeout(SOON, connection.closed()).await.unwrap();
     assert!(succeeds(&["device", "list", "--config", &config]).contains("revoked"));
     assert!(fails(&["device", "revoke", "--config", &config, "press-9"]).contains("press-9.plant.example"));

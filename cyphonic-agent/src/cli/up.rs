@@ -34,7 +34,7 @@ pub(super) struct Up {
     #[arg(long, env = "CYPHONIC_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
     /// Enrol although the device has a certificate: it was revoked, the cloud does not know it any more, or its files are
-    /// damaged. The key stays, if it can be used.
+    /// damaged. The key stays, if it can be used and was not revoked.
     /// Give it once: whoever starts with it enrols at each start.
     #[arg(long)]
     anew: bool,
@@ -114,7 +114,15 @@ impl Up {
         if self.anew {
             state.set_damaged_key_aside()?;
         }
-        Ok(enrol(state, &token, &addresses).await?)
+        match enrol(state, &token, &addresses).await {
+            // Copies of this device may have certificates for the key: it must not count again.
+            Err(error) if self.anew && error.is_revoked() => {
+                state.set_revoked_key_aside()?;
+                println!("The cloud has revoked this device's key: it gets another one.");
+                Ok(enrol(state, &token, &addresses).await?)
+            }
+            enrolled => Ok(enrolled?),
+        }
     }
 
     /// Writes a configuration where there is none; never edits one, which may have a person's comments in it.

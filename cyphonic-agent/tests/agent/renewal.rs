@@ -161,9 +161,14 @@ async fn a_revoked_device_comes_back_by_a_new_token_when_told_to_use_it() {
     assert!(done.status.success(), "{done:?}");
     let again = a.state.identity().unwrap().unwrap();
     assert_ne!(again.leaf(), a.identity.leaf());
-    assert_eq!(Identity::from_der(again.leaf()).unwrap().fqdn, a.parsed().fqdn);
+    let now_it_is = Identity::from_der(again.leaf()).unwrap();
+    assert_eq!(now_it_is.fqdn, a.parsed().fqdn);
     let device = overlay.register().device(&a.parsed().fqdn).unwrap().unwrap();
     assert!(device.revoked_at.is_none(), "{device:?}");
+    // With its old key, a copy of it from before would be let in as well.
+    assert_ne!(now_it_is.spki_sha256, a.parsed().spki_sha256);
+    assert!(device.has_key(&now_it_is.spki_sha256) && !device.has_key(&a.parsed().spki_sha256));
+    assert!(dir.path().join("state/identity/key.pem.revoked").exists());
     cloud.shutdown().await;
 }
 

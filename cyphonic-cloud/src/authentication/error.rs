@@ -52,6 +52,7 @@ impl Refused {
             Self::Malformed(_) | Self::Csr(_) => RefusalCode::Malformed,
             Self::Version(_) => RefusalCode::Version,
             Self::Token(EnrolmentRefused::NameTaken) => RefusalCode::NotAllowed,
+            Self::Token(EnrolmentRefused::RevokedKey) => RefusalCode::Revoked,
             Self::Token(_) => RefusalCode::BadToken,
             Self::Revoked => RefusalCode::Revoked,
             Self::TooSoon => RefusalCode::TooMany,

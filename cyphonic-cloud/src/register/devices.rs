@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
-use super::{Register, RegisterError, RenewalRefused, UnixSeconds, from_sql, to_sql};
+use super::{Register, RegisterError, RenewalRefused, UnixSeconds, from_sql, to_sql, tokens};
 
 /// Certificates stay on record this long after their end.
 const REMEMBERED_FOR: UnixSeconds = 30 * 24 * 3600;
@@ -108,23 +108,26 @@ impl Register {
         Ok(records)
     }
 
-    /// Takes a device's right to be in the network away. Revoking twice is no error.
+    /// Takes a device's right to be in the network away: its keys never come back, and the open tokens for its name are void.
+    /// Tells how many those were. Revoking twice is no error.
     ///
     /// # Errors
     /// If there is no such device.
-    pub fn revoke_device(&self, fqdn: &str, now: UnixSeconds) -> Result<(), RegisterError> {
+    pub fn revoke_device(&self, fqdn: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
         self.write(|transaction| {
             let device =
                 find(transaction, fqdn)?.ok_or_else(|| RegisterError::NoSuchDevice(fqdn.to_owned()))?;
+            let void = tokens::revoke(transaction, fqdn, now)?;
             if device.revoked_at.is_some() {
-                return Ok(());
+                return Ok(void);
             }
+            transaction.execute("UPDATE certificates SET revoked = 1 WHERE fqdn = ?1", [fqdn])?;
             let revision = next_revision(transaction)?;
             transaction.execute(
                 "UPDATE devices SET revoked_at = ?1, next_spki_sha256 = NULL, revision = ?2 WHERE fqdn = ?3",
                 params![to_sql(now), revision, fqdn],
             )?;
-            Ok(())
+            Ok(void)
         })
     }
 
@@ -219,6 +222,24 @@ pub(super) fn find(connection: &Connection, fqdn: &str) -> Result<Option<DeviceR
     let mut statement =
         connection.prepare_cached(&format!("SELECT {COLUMNS} FROM devices WHERE fqdn = ?1"))?;
     Ok(statement.query_row([fqdn], record).optional()?)
+}
+
+/// Whether a key was this name's when it was revoked: a certificate for it may still be about, on a copy of the device's
+/// disk for example, and would count again with the key.
+pub(super) fn is_revoked(
+    transaction: &Transaction<'_>,
+    fqdn: &str,
+    spki_sha256: &[u8; 32],
+) -> Result<bool, RegisterError> {
+    let device = find(transaction, fqdn)?;
+    if device.is_some_and(|device| device.revoked_at.is_some() && device.has_key(spki_sha256)) {
+        return Ok(true);
+    }
+    Ok(transaction.query_row(
+        "SELECT EXISTS (SELECT 1 FROM certificates WHERE fqdn = ?1 AND spki_sha256 = ?2 AND revoked)",
+        params![fqdn, spki_sha256],
+        |row| row.get(0),
+    )?)
 }
 
 pub(super) fn enrol(

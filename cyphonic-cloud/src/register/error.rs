@@ -102,6 +102,12 @@ pub enum EnrolmentRefused {
     /// Between the token's making and its use another device got the name.
     #[error("a device with this token's name is enrolled already")]
     NameTaken,
+    /// The device was revoked, and asks with a key that it had then. The token is unused.
+    #[error(
+        "this device was revoked, and its key with it: stop its daemon and enrol with `cyphonic up --anew` and the same \
+         token, which makes another key"
+    )]
+    RevokedKey,
     /// The register failed; the token is unused.
     #[error(transparent)]
     Register(#[from] RegisterError),

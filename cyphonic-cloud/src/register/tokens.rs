@@ -96,10 +96,7 @@ impl Register {
     /// If there is none; a used token cannot be revoked, its device can.
     pub fn revoke_tokens(&self, id_or_fqdn: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
         self.write(|transaction| {
-            let revoked = transaction.execute(
-                "DELETE FROM tokens WHERE spki_sha256 IS NULL AND expires_at > ?2 AND (fqdn = ?1 OR CAST(id AS TEXT) = ?1)",
-                params![id_or_fqdn, to_sql(now)],
-            )?;
+            let revoked = revoke(transaction, id_or_fqdn, now)?;
             if revoked == 0 {
                 return Err(RegisterError::NoSuchToken(id_or_fqdn.to_owned()));
             }
@@ -114,7 +111,8 @@ impl Register {
     /// certificate: its first answer was lost on the way.
     ///
     /// # Errors
-    /// The token is unknown, expired or used by another key, or the register or `issue` failed. Nothing was changed.
+    /// The token is unknown, expired or used by another key, the key was revoked, or the register or `issue` failed. Nothing
+    /// was changed.
     pub fn enrol(
         &self,
         secret_hash: &[u8; 32],
@@ -133,6 +131,9 @@ impl Register {
             if !token.replaces && devices::find(transaction, &token.fqdn)?.is_some() {
                 return Err(EnrolmentRefused::NameTaken);
             }
+            if devices::is_revoked(transaction, &token.fqdn, spki_sha256)? {
+                return Err(EnrolmentRefused::RevokedKey);
+            }
             let issued = issue(&token.fqdn).map_err(EnrolmentRefused::Issue)?;
             devices::store_certificate(transaction, &issued, now)?;
             devices::enrol(transaction, &issued, now)?;
@@ -145,6 +146,18 @@ impl Register {
             Ok(issued)
         })
     }
+}
+
+/// Makes open tokens void: the one with this number, or all for this name. Tells how many.
+pub(super) fn revoke(
+    transaction: &Transaction<'_>,
+    id_or_fqdn: &str,
+    now: UnixSeconds,
+) -> Result<usize, RegisterError> {
+    Ok(transaction.execute(
+        "DELETE FROM tokens WHERE spki_sha256 IS NULL AND expires_at > ?2 AND (fqdn = ?1 OR CAST(id AS TEXT) = ?1)",
+        params![id_or_fqdn, to_sql(now)],
+    )?)
 }
 
 /// What a stored token says to the one who presents it.
@@ -335,6 +348,51 @@ mod tests {
         ));
         let refused = register.enrol(&SECRET, &KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::UnknownToken)));
+    }
+
+    #[test]
+    fn a_revoked_key_does_not_come_back_and_spends_no_token() {
+        let (_dir, register) = register();
+        let name = "press-7.plant.example";
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        // The next key has a certificate too.
+        let later = NOW + 10 * 86_400;
+        let next = [3; 32];
+        register.renew(name, &KEY, &next, later, || Ok(certificate(3, next))).unwrap();
+        register.revoke_device(name, later).unwrap();
+        let replacing = |secret| NewToken { expires_at: later + 3600, ..token(secret, true) };
+        register.create_token(&replacing([8; 32]), later).unwrap();
+        for key in [KEY, next] {
+            let refused = register.enrol(&[8; 32], &key, later, |_| panic!("issued"));
+            assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey)), "{refused:?}");
+        }
+        register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        // Nor when the device is not revoked any more.
+        register.create_token(&replacing([9; 32]), later).unwrap();
+        let refused = register.enrol(&[9; 32], &KEY, later, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey)), "{refused:?}");
+        register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(certificate(4, OTHER_KEY))).unwrap();
+    }
+
+    #[test]
+    fn revoking_a_device_makes_its_open_tokens_void() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        let other = NewToken { fqdn: "press-8.plant.example".into(), ..token([10; 32], false) };
+        register.create_token(&other, NOW).unwrap();
+        for secret in [[8; 32], [9; 32]] {
+            register.create_token(&token(secret, true), NOW).unwrap();
+        }
+        assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap(), 2);
+        let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::UnknownToken)));
+        let left: Vec<_> = register.tokens(NOW).unwrap().into_iter().map(|token| token.state).collect();
+        assert_eq!(left, [TokenState::Used, TokenState::Open], "its own that is used, and the other's");
+        // One that was made after it goes with the next.
+        register.create_token(&token([11; 32], true), NOW).unwrap();
+        assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap(), 1);
     }
 
     #[test]

@@ -22,7 +22,8 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Take a device's right to be in the network away: from now on AS and NMS refuse it, and it sets up no new tunnel.
+    /// Take a device's right to be in the network away: from now on AS and NMS refuse it, and it sets up no new tunnel. Its
+    /// key does not come back, and open tokens for its name are void.
     Revoke {
         #[command(flatten)]
         config: ConfigArgument,
@@ -65,10 +66,11 @@ fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
 fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let fqdn = device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
-    register.revoke_device(&fqdn, unix_now())?;
+    let void = register.revoke_device(&fqdn, unix_now())?;
     println!(
         "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."
     );
+    println!("Open tokens for its name made void: {void}.");
     Ok(())
 }
 
