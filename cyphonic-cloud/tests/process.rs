@@ -51,7 +51,9 @@ struct Running(Child);
 impl Running {
     /// Starts and waits until the port answers.
     async fn start(config: &Path, address: SocketAddr) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"))
+        // In a session of its own, as services are: without the terminal that the tests may have.
+        let child = Command::new("setsid")
+            .arg(env!("CARGO_BIN_EXE_cyphonic-cloud"))
             .args(["run", "--config", config.to_str().unwrap()])
             .env_remove("RUST_LOG")
             .stderr(Stdio::null())
@@ -200,6 +202,12 @@ async fn from_init_to_revocation_by_the_command_line() {
     tokio::time::timeout(SOON, connection.closed()).await.unwrap();
     assert!(succeeds(&["device", "list", "--config", &config]).contains("revoked"));
     assert!(fails(&["device", "revoke", "--config", &config, "press-9"]).contains("press-9.plant.example"));
+
+    // What makes other services read their settings again ends nothing.
+    running.signal("HUP");
+    running.signal("HUP");
+    assert!(try_enrol(address, &token, &device).await.is_ok(), "it answers");
+    assert!(running.0.try_wait().unwrap().is_none());
 
     running.signal("TERM");
     assert!(running.wait().success());

@@ -7,6 +7,7 @@ mod manual;
 mod relay;
 mod renew;
 mod run;
+mod signals;
 mod status;
 mod table;
 mod token;

@@ -6,10 +6,10 @@ use anyhow::Context as _;
 use cyphonic_cloud::config::Config;
 use cyphonic_cloud::server::{Cloud, Standing, certificate_terms, unix_now};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::ConfigArgument;
+use crate::signals::StopSignals;
 use crate::table::time;
 
 pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
@@ -50,14 +50,12 @@ pub(crate) fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
     // Before the ports open: from then on a signal must not be lost.
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let mut stop = StopSignals::listen().context("cannot listen for signals")?;
     let mut cloud = Cloud::start(config).await?;
     tell_systemd(&[NotifyState::Ready]);
     tracing::info!("ready");
     let failure = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
+        () = stop.received() => None,
         () = give_signs_of_life() => None,
         failure = cloud.failed() => Some(failure),
     };
