@@ -238,6 +238,41 @@ fn check_judges_the_certificates_ends() {
 }
 
 #[test]
+fn check_refuses_what_would_not_start() {
+    let overlay = Overlay::found(unix_now());
+    let path = overlay.config_path.to_str().unwrap();
+    let sound = std::fs::read_to_string(path).unwrap();
+    let both = |with: &str| {
+        let checked = fails(&["check", "--config", path]);
+        assert!(checked.contains(with), "{checked}");
+        // Its log comes first.
+        let run = program(&["run", "--config", path]);
+        let said = String::from_utf8(run.stderr).unwrap();
+        assert!(!run.status.success() && said.ends_with(&checked), "{said}");
+    };
+    for file in ["register.db", "pki/devices.key", "pki/devices.crt"] {
+        let (file, aside) = (overlay.directory.path().join(file), overlay.directory.path().join("aside"));
+        std::fs::rename(&file, &aside).unwrap();
+        both(file.to_str().unwrap());
+        std::fs::rename(&aside, &file).unwrap();
+    }
+    std::fs::write(path, sound.replace("log: info", "log: inof")).unwrap();
+    both("log");
+    let relaying = |mode: &str| {
+        sound
+            .replace("  mode: auto", &format!("  mode: {mode}"))
+            .replace("  interfaces: []", "  interfaces: [nosuch0]")
+    };
+    std::fs::write(path, relaying("generic")).unwrap();
+    assert!(fails(&["check", "--config", path]).contains("no interface nosuch0"));
+    std::fs::write(path, relaying("auto")).unwrap();
+    let said = succeeds(&["check", "--config", path]);
+    assert!(said.contains("no interface nosuch0") && said.contains("userspace"), "{said}");
+    std::fs::write(path, relaying("userspace")).unwrap();
+    assert!(!succeeds(&["check", "--config", path]).contains("nosuch0"));
+}
+
+#[test]
 fn tokens_can_be_revoked_by_number_and_name() {
     let overlay = Overlay::found(unix_now());
     let config = overlay.config_path.to_str().unwrap();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::NetworkId;
 use serde::Deserialize;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::relay::MAX_BINDINGS;
 use super::{Certificates, Config, RelayAddresses, RelayConfig, ServiceRole, StunConfig, TcpMode, value};
@@ -104,6 +105,13 @@ impl File {
         let lifetime = self.device_certificate_lifetime;
         if !(MIN_CERTIFICATE_LIFETIME..=MAX_CERTIFICATE_LIFETIME).contains(&lifetime) {
             return Err(("device_certificate_lifetime", "it must be between 1h and 825d".to_owned()));
+        }
+        if !is_log_filter(&self.log) {
+            let reason = format!(
+                "{:?} is no log filter: write info, or per module info,cyphonic_cloud=debug",
+                self.log
+            );
+            return Err(("log", reason));
         }
         let pair = |pair: Pair| ServiceFiles {
             certificate: directory.join(pair.certificate),
@@ -206,6 +214,16 @@ impl File {
         }
         relays
     }
+}
+
+/// Stricter than the library, for which a misspelt level is the name of a module, as in the agent.
+fn is_log_filter(filter: &str) -> bool {
+    let is_level = |text: &str| text.parse::<LevelFilter>().is_ok();
+    filter.parse::<Targets>().is_ok()
+        && filter.split(',').all(|directive| match directive.split_once('=') {
+            Some((module, level)) => !module.is_empty() && is_level(level),
+            None => is_level(directive),
+        })
 }
 
 fn all_roles() -> Vec<ServiceRole> {

@@ -202,7 +202,7 @@ const CERTIFICATES: &str = "
 ";
 
 const LOG: &str = "
-# What is logged: error, warn, info, debug or trace. Names and addresses of devices appear from debug on.
+# What is logged: error, warn, info, debug or trace; per module as info,cyphonic_cloud=debug. Names and addresses of devices appear from debug on.
 log: info
 ";
 
@@ -314,6 +314,9 @@ mod tests {
                 "device_certificate_lifetime",
             ),
             ("  trs: { certificate: pki/trs1.crt, key: pki/trs1.key }\n", "", "certificates.trs"),
+            ("log: info", "log: inof", "log"),
+            ("log: info", "log: info,cyphonic_cloud=debgu", "log"),
+            ("log: info", "log: \"info,=debug\"", "log"),
         ];
         for (from, to, key) in cases {
             assert!(sound.contains(from), "{from}");

@@ -76,6 +76,23 @@ impl Register {
         Ok(Self { connection: Mutex::new(connection) })
     }
 
+    /// Whether [`Self::open`] would open it. Changes nothing: an older release may be using it.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn check(path: &Path) -> Result<(), RegisterError> {
+        if !path.exists() {
+            return Err(RegisterError::Missing { path: path.to_owned() });
+        }
+        let open = |source| RegisterError::Open { path: path.to_owned(), source };
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(open)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
+        match schema::version(&connection, path) {
+            Err(RegisterError::Sqlite(source)) => Err(open(source)),
+            version => version.map(drop),
+        }
+    }
+
     /// Changes whenever another connection has written to the file: a cheap test before [`Self::changes_since`].
     ///
     /// # Errors
@@ -144,8 +161,23 @@ mod tests {
     fn a_missing_register_and_a_text_file_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("register.db");
-        assert!(matches!(Register::open(&path), Err(RegisterError::Missing { .. })));
+        let opened = || [Register::open(&path).map(drop), Register::check(&path)];
+        assert!(opened().iter().all(|result| matches!(result, Err(RegisterError::Missing { .. }))));
         std::fs::write(&path, "this is no database, only a text of some length".repeat(40)).unwrap();
-        assert!(matches!(Register::open(&path), Err(RegisterError::Open { .. })));
+        assert!(opened().iter().all(|result| matches!(result, Err(RegisterError::Open { .. }))));
+    }
+
+    #[test]
+    fn a_check_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        drop(Register::create(&path).unwrap());
+        let connection = Connection::open(&path).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        Register::check(&path).unwrap();
+        let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+        assert_eq!(version, 1);
+        connection.pragma_update(None, "user_version", 99).unwrap();
+        assert!(matches!(Register::check(&path), Err(RegisterError::Newer { .. })));
     }
 }

@@ -60,19 +60,29 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX tokens_by_certificate ON tokens (certificate);",
 ];
 
-/// Brings the tables to the newest version, in one transaction: two processes that start at once migrate once.
-pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegisterError> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let version: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let application: i64 = transaction.query_row("PRAGMA application_id", [], |row| row.get(0))?;
-    let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+/// The version of a register's tables, or why it is none that this release knows.
+pub(super) fn version(connection: &Connection, path: &Path) -> Result<i64, RegisterError> {
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let application: i64 = connection.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     if application != APPLICATION_ID && (tables > 0 || version > 0) {
         return Err(RegisterError::Foreign { path: path.to_owned() });
     }
-    let supported = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    let supported = supported();
     if version > supported || version < 0 {
         return Err(RegisterError::Newer { path: path.to_owned(), found: version, supported });
     }
+    Ok(version)
+}
+
+fn supported() -> i64 {
+    i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
+}
+
+/// Brings the tables to the newest version, in one transaction: two processes that start at once migrate once.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegisterError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let (version, supported) = (version(&transaction, path)?, supported());
     if version == supported {
         return Ok(());
     }

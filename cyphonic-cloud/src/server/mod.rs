@@ -32,10 +32,11 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use cyphonic_dataplane::relay::xdp::{Mode, check_interfaces};
 use cyphonic_proto::alpn;
 use cyphonic_transport::Transport;
 
-use self::authentication::AuthenticationServer;
+use self::authentication::{AuthenticationServer, load_authority};
 use self::credentials::{Loaded, load_credentials};
 pub use self::error::StartError;
 pub use self::expiry::{Standing, Term};
@@ -114,14 +115,39 @@ impl Cloud {
     }
 }
 
-/// From when to when the certificates are valid that [`Cloud::start`] would use.
+/// What is to be said of a configuration that [`Cloud::start`] would not refuse.
+#[derive(Debug)]
+pub struct Checked {
+    /// From when to when the services' certificates are valid. Those that have ended are refused all the same.
+    pub terms: Vec<Term>,
+    /// What would not be as the configuration says.
+    pub notes: Vec<String>,
+}
+
+/// Looks whether [`Cloud::start`] would find what it needs: files, keys, register and interfaces. Opens no port, and changes
+/// nothing.
 ///
 /// # Errors
-/// If one cannot be read, is another's or does not fit its key.
-pub fn certificate_terms(config: &Config) -> Result<Vec<Term>, StartError> {
+/// If it would not start.
+pub fn check(config: &Config) -> Result<Checked, StartError> {
     let loaded = load_credentials(config)?;
     loaded.server_tls()?;
-    Ok(loaded.terms)
+    if config.runs(ServiceRole::As) {
+        load_authority(config)?;
+    }
+    if let Some(path) = &config.register {
+        Register::check(path)?;
+    }
+    let mut notes = Vec::new();
+    if config.runs(ServiceRole::Trs) && config.relay.mode != Mode::Userspace {
+        match check_interfaces(&config.relay.interfaces) {
+            Err(error) if config.relay.mode == Mode::Auto => {
+                notes.push(format!("{error}; it relays in userspace"));
+            }
+            checked => checked?,
+        }
+    }
+    Ok(Checked { terms: loaded.terms, notes })
 }
 
 fn open_register(config: &Config) -> Result<Option<Arc<Register>>, StartError> {

@@ -47,6 +47,14 @@ use self::watch::Watcher;
 use super::userspace::lock;
 use super::{Leg, LegStats, RelayMap, RelayMapError, UserspaceRelay};
 
+/// Whether interfaces of these names are there for a relay in XDP. Nothing is attached.
+///
+/// # Errors
+/// If one is not there or not up, or none can be listed.
+pub fn check_interfaces(names: &[String]) -> Result<(), XdpError> {
+    interfaces::choose(Some(names), &[]).map(drop)
+}
+
 /// Forwards in XDP, and what XDP leaves, in userspace.
 pub struct XdpRelay {
     userspace: Arc<UserspaceRelay>,

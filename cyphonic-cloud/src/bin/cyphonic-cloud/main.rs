@@ -37,7 +37,7 @@ enum Command {
     Renew(renew::Arguments),
     /// Run the services that the configuration names, until SIGTERM or SIGINT.
     Run(ConfigArgument),
-    /// Check a configuration and its certificates, and say what they make this machine.
+    /// Check a configuration, its certificates, keys and register, and say what they make this machine.
     Check(ConfigArgument),
     /// Show the relays that run in XDP on this host.
     TrsStatus(status::Arguments),

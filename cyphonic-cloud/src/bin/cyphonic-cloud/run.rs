@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 
 use anyhow::Context as _;
 use cyphonic_cloud::config::Config;
-use cyphonic_cloud::server::{Cloud, Standing, certificate_terms, unix_now};
+use cyphonic_cloud::server::{self, Cloud, Standing, unix_now};
 use sd_notify::NotifyState;
 use tracing_subscriber::EnvFilter;
 
@@ -24,7 +24,7 @@ pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
 
 pub(crate) fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     let config = argument.load()?;
-    let terms = certificate_terms(&config)?;
+    let checked = server::check(&config)?;
     let roles: Vec<_> = config.roles.iter().map(ToString::to_string).collect();
     println!("{} is sound.", argument.config.display());
     println!("zone {} ({}), roles {}", config.network.zone, config.network.prefix, roles.join(", "));
@@ -32,8 +32,11 @@ pub(crate) fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
         let addresses: Vec<_> = relay.addresses.iter().map(ToString::to_string).collect();
         println!("relay {} at {}", config.relay_fqdn(&relay.name), addresses.join(", "));
     }
+    for note in checked.notes {
+        println!("note: {note}");
+    }
     let mut refused = Vec::new();
-    for term in terms {
+    for term in checked.terms {
         let (certificate, standing) = (term.certificate.display(), term.standing(unix_now()));
         let judgement = match standing {
             Standing::EndsSoon { days_left } => {

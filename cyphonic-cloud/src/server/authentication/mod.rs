@@ -59,8 +59,7 @@ impl AuthenticationServer {
         register: Arc<Register>,
         enrolled: Arc<Notify>,
     ) -> Result<Self, StartError> {
-        let Some(files) = &config.devices_authority else { return Err(StartError::NoRegister) };
-        let authority = Authority::load(&files.certificate, &files.key)?;
+        let authority = load_authority(config)?;
         let management = ManagementService {
             name: service_name("nms", &config.network.zone),
             addresses: config.nms_addresses.clone(),
@@ -158,6 +157,12 @@ impl AuthenticationServer {
         }
         answer
     }
+}
+
+/// The authority that signs devices' certificates.
+pub(super) fn load_authority(config: &Config) -> Result<Authority, StartError> {
+    let files = config.devices_authority.as_ref().ok_or(StartError::NoRegister)?;
+    Ok(Authority::load(&files.certificate, &files.key)?)
 }
 
 /// The tables are whole after every call; a panic elsewhere does not spoil them.
