@@ -156,6 +156,25 @@ fn login_tells_where_the_nms_is_and_what_address_was_seen() {
 }
 
 #[test]
+fn a_login_that_cannot_be_noted_keeps_out_only_a_next_key() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let old = member(&overlay, "press-7.plant", false);
+    let renew = Message::RenewRequest(RenewRequest { csr: Device::new().csr() });
+    let Message::RenewResponse(answer) = service.answer(Some(&old), from(), &renew, NOW + 60 * 86_400) else {
+        panic!("not renewed")
+    };
+    let new = Identity::from_der(&answer.certificate_chain[0]).unwrap();
+    let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    let broken = "CREATE TRIGGER full BEFORE UPDATE ON devices BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+    register.execute_batch(broken).unwrap();
+    assert!(matches!(service.answer(Some(&old), from(), &login(), NOW), Message::LoginResponse(_)));
+    assert_eq!(refused(service.answer(Some(&new), from(), &login(), NOW)), RefusalCode::Internal);
+    register.execute_batch("DROP TRIGGER full").unwrap();
+    assert!(matches!(service.answer(Some(&new), from(), &login(), NOW), Message::LoginResponse(_)));
+}
+
+#[test]
 fn a_revoked_device_can_neither_log_in_nor_renew() {
     let overlay = Overlay::found(NOW);
     let identity = member(&overlay, "press-7.plant", false);

@@ -9,6 +9,7 @@
 //! - reasons given to the asker name no other device and no detail of our failures; those are in the log.
 
 mod error;
+mod seldom;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use cyphonic_proto::{Identity, Role, token, version};
 use rustls_pki_types::CertificateDer;
 
 use self::error::Refused;
+use self::seldom::Seldom;
 use crate::network::Network;
 use crate::pki::{Authority, DeviceKey};
 use crate::register::{DeviceRecord, IssuedCertificate, Register, UnixSeconds};
@@ -44,6 +46,8 @@ pub struct Service {
     root: CertificateDer<'static>,
     management: ManagementService,
     certificate_lifetime: Duration,
+    /// Complaints of logins that cannot be noted.
+    unnoted: Seldom<()>,
 }
 
 impl Service {
@@ -56,7 +60,8 @@ impl Service {
         management: ManagementService,
         certificate_lifetime: Duration,
     ) -> Self {
-        Self { network, register, authority, root, management, certificate_lifetime }
+        let unnoted = Seldom::new(60);
+        Self { network, register, authority, root, management, certificate_lifetime, unnoted }
     }
 
     /// Answers a request. Blocks for the time of a disk write.
@@ -119,7 +124,16 @@ impl Service {
     ) -> Result<Message, Refused> {
         let protocol_version = version::negotiate(request.protocol_version)?;
         let device = self.admit(peer)?;
-        self.register.note_login(&device, &peer.spki_sha256, &request.software_version, now)?;
+        let noted = self.register.note_login(&device, &peer.spki_sha256, &request.software_version, now);
+        if let Err(error) = noted {
+            // Which key a device has from now on must be on disk. When it was here last is no reason to keep it out.
+            if device.next_spki_sha256 == Some(peer.spki_sha256) {
+                return Err(error.into());
+            }
+            if self.unnoted.is_due((), now) {
+                tracing::warn!(%error, "logins are not noted in the register");
+            }
+        }
         tracing::debug!(fqdn = device.fqdn, %observed, "logged in");
         Ok(Message::LoginResponse(LoginResponse {
             fqdn: device.fqdn,
