@@ -7,7 +7,7 @@ mod common;
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
 use client::{Client, Member, login_request};
@@ -56,7 +56,7 @@ impl Running {
             .arg(env!("CARGO_BIN_EXE_cyphonic-cloud"))
             .args(["run", "--config", config.to_str().unwrap()])
             .env_remove("RUST_LOG")
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(config.with_extension("log")).unwrap())
             .spawn()
             .unwrap();
         let running = Self(child);
@@ -194,7 +194,7 @@ async fn from_init_to_revocation_by_the_command_line() {
     };
     let credentials = device.credentials(&answer, &overlay);
     let tls = cyphonic_transport::ClientTls::new(credentials);
-    let name = "nms.svc.plant.example";
+    let (name, as_name) = ("nms.svc.plant.example", "as.svc.plant.example");
     let connection = client.transport.connect_service(&tls, &[address], name, Role::Nms).await.unwrap();
     succeeds(&["token", "create", "--config", &config, "--name", "press-7", "--replace"]);
     let said = succeeds(&["device", "revoke", "--config", &config, "press-7"]);
@@ -202,6 +202,17 @@ async fn from_init_to_revocation_by_the_command_line() {
     tokio::time::timeout(SOON, connection.closed()).await.unwrap();
     assert!(succeeds(&["device", "list", "--config", &config]).contains("revoked"));
     assert!(fails(&["device", "revoke", "--config", &config, "press-9"]).contains("press-9.plant.example"));
+
+    // It tries all the time, and is told of once.
+    for _ in 0..3 {
+        let connection = client.transport.connect_service(&tls, &[address], as_name, Role::As).await.unwrap();
+        let answer = connection.open_exchange(&login_request()).await.unwrap();
+        assert!(matches!(answer, Message::Refusal(_)), "{answer:?}");
+    }
+    let new = succeeds(&["token", "create", "--config", &config, "--name", "press-7", "--replace"]);
+    let new = EnrolmentToken::parse(&new).unwrap();
+    assert!(matches!(try_enrol(address, &new, &device).await.unwrap(), Message::Refusal(_)), "its old key");
+    enrolled(try_enrol(address, &new, &Device::new()).await.unwrap());
 
     // What makes other services read their settings again ends nothing.
     running.signal("HUP");
@@ -211,6 +222,24 @@ async fn from_init_to_revocation_by_the_command_line() {
 
     running.signal("TERM");
     assert!(running.wait().success());
+
+    // Who came and went stands in the log by name and token, and addresses do not.
+    let log = std::fs::read_to_string(Path::new(&config).with_extension("log")).unwrap();
+    let name = r#"fqdn="press-7.plant.example""#;
+    let lines: Vec<_> = log.lines().filter(|line| line.contains(name)).collect();
+    for (level, what, token) in [
+        ("INFO", "a device was enrolled fqdn", Some(1)),
+        ("INFO", "a device was revoked", None),
+        ("WARN", "the device was revoked", None),
+        ("WARN", "this device was revoked, and its key with it", Some(3)),
+        ("INFO", "enrolled in the place of another", Some(3)),
+    ] {
+        let is_meant = |line: &&&str| line.contains(level) && line.contains(what);
+        let found: Vec<_> = lines.iter().filter(is_meant).collect();
+        assert_eq!(found.len(), 1, "{what}: {log}");
+        assert!(token.is_none_or(|token| found[0].contains(&format!("token={token}"))), "{log}");
+    }
+    assert!(!lines.iter().any(|line| line.contains("127.0.0.1")), "{log}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use cyphonic_proto::message::{Refusal, RefusalCode};
 use cyphonic_proto::version::VersionMismatch;
 
 use crate::pki::CsrError;
-use crate::register::{EnrolmentRefused, RegisterError, RenewalRefused};
+use crate::register::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
 
 /// The longest wait that a refusal can ask for.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
@@ -38,11 +38,11 @@ pub(super) enum Refused {
 }
 
 impl Refused {
-    /// Our own failures are errors; the rest is what strangers and old devices do.
-    pub(super) fn log(&self) {
+    /// The token that was presented, where it is one of ours.
+    pub(super) fn presented(&self) -> Option<&Presented> {
         match self {
-            Self::Internal(reason) => tracing::error!(reason, "a request failed"),
-            other => tracing::debug!(reason = %other, "a request was refused"),
+            Self::Token(refused) => refused.presented(),
+            _ => None,
         }
     }
 
@@ -51,8 +51,8 @@ impl Refused {
             Self::NotHere(_) | Self::NotADevice | Self::Unknown | Self::Replaced => RefusalCode::NotAllowed,
             Self::Malformed(_) | Self::Csr(_) => RefusalCode::Malformed,
             Self::Version(_) => RefusalCode::Version,
-            Self::Token(EnrolmentRefused::NameTaken) => RefusalCode::NotAllowed,
-            Self::Token(EnrolmentRefused::RevokedKey) => RefusalCode::Revoked,
+            Self::Token(EnrolmentRefused::NameTaken(_)) => RefusalCode::NotAllowed,
+            Self::Token(EnrolmentRefused::RevokedKey(_)) => RefusalCode::Revoked,
             Self::Token(_) => RefusalCode::BadToken,
             Self::Revoked => RefusalCode::Revoked,
             Self::TooSoon => RefusalCode::TooMany,

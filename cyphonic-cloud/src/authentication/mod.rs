@@ -26,7 +26,7 @@ use self::error::Refused;
 use self::seldom::Seldom;
 use crate::network::Network;
 use crate::pki::{Authority, DeviceKey};
-use crate::register::{DeviceRecord, IssuedCertificate, Register, UnixSeconds};
+use crate::register::{DeviceRecord, Enrolled, Enrolment, IssuedCertificate, Register, UnixSeconds};
 
 /// Where the AS sends devices next.
 #[derive(Debug, Clone)]
@@ -48,6 +48,8 @@ pub struct Service {
     certificate_lifetime: Duration,
     /// Complaints of logins that cannot be noted.
     unnoted: Seldom<()>,
+    /// Names, and why they were refused.
+    refusals: Seldom<(String, String)>,
 }
 
 impl Service {
@@ -60,8 +62,8 @@ impl Service {
         management: ManagementService,
         certificate_lifetime: Duration,
     ) -> Self {
-        let unnoted = Seldom::new(60);
-        Self { network, register, authority, root, management, certificate_lifetime, unnoted }
+        let (unnoted, refusals) = (Seldom::new(60), Seldom::new(3_600));
+        Self { network, register, authority, root, management, certificate_lifetime, unnoted, refusals }
     }
 
     /// Answers a request. Blocks for the time of a disk write.
@@ -82,9 +84,24 @@ impl Service {
             _ => Err(Refused::NotHere(request.name())),
         };
         answer.unwrap_or_else(|refused| {
-            refused.log();
+            self.log(peer, &refused, now);
             Message::Refusal(Refusal::from(refused))
         })
+    }
+
+    /// Our own failures are errors. Who is refused under a name of this overlay is of interest to its operator; the rest is
+    /// what strangers do.
+    fn log(&self, peer: Option<&Identity>, refused: &Refused, now: UnixSeconds) {
+        let presented = refused.presented();
+        let named = peer.map(|peer| &peer.fqdn).or(presented.map(|presented| &presented.fqdn));
+        match (refused, named) {
+            (Refused::Internal(reason), _) => tracing::error!(reason, "a request failed"),
+            (reason, Some(fqdn)) if self.refusals.is_due((fqdn.clone(), reason.to_string()), now) => {
+                let token = presented.map(|presented| presented.token);
+                tracing::warn!(fqdn, token, %reason, "a device was refused");
+            }
+            (reason, fqdn) => tracing::debug!(fqdn, %reason, "a request was refused"),
+        }
     }
 
     /// Whether the register stands behind a certificate.
@@ -103,9 +120,15 @@ impl Service {
                 .issue_device(&self.network, fqdn, &key, now, self.certificate_lifetime.as_secs())
                 .map_err(|error| error.to_string())
         };
-        let issued = self.register.enrol(&token::secret_hash(secret), key.spki_sha256(), now, issue)?;
-        tracing::info!("a device was enrolled");
-        tracing::debug!(fqdn = issued.fqdn, address = %issued.virtual_address, "enrolled");
+        let enrolment = self.register.enrol(&token::secret_hash(secret), key.spki_sha256(), now, issue)?;
+        let Enrolment { issued, token, outcome } = enrolment;
+        match outcome {
+            Enrolled::New => tracing::info!(fqdn = issued.fqdn, token, "a device was enrolled"),
+            Enrolled::Replaced => {
+                tracing::info!(fqdn = issued.fqdn, token, "a device was enrolled in the place of another");
+            }
+            Enrolled::Again => tracing::debug!(fqdn = issued.fqdn, token, "an enrolment was answered again"),
+        }
         Ok(Message::EnrolResponse(EnrolResponse {
             certificate_chain: self.chain(&issued),
             root_certificate: self.root.to_vec(),

@@ -202,7 +202,8 @@ const CERTIFICATES: &str = "
 ";
 
 const LOG: &str = "
-# What is logged: error, warn, info, debug or trace; per module as info,cyphonic_cloud=debug. Names and addresses of devices appear from debug on.
+# What is logged: error, warn, info, debug or trace; per module as info,cyphonic_cloud=debug. At info stands who was enrolled,
+# replaced, revoked or refused, by name; other names, and addresses, appear from debug on.
 log: info
 ";
 

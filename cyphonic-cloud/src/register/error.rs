@@ -87,6 +87,15 @@ pub enum RenewalRefused {
     Issue(String),
 }
 
+/// A token that somebody presented: for the log, and not for who presented it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Presented {
+    /// Its number, as `token list` shows it.
+    pub token: i64,
+    /// The name that it grants.
+    pub fqdn: String,
+}
+
 /// Why an enrolment came to nothing. Only [`EnrolmentRefused::Register`] and [`EnrolmentRefused::Issue`] are our fault.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolmentRefused {
@@ -95,23 +104,36 @@ pub enum EnrolmentRefused {
     UnknownToken,
     /// Its time is over.
     #[error("the enrolment token has expired: ask for a new one")]
-    ExpiredToken,
+    ExpiredToken(Presented),
     /// Another key has used it.
     #[error("the enrolment token was used already, with another key: ask for a new one")]
-    UsedToken,
+    UsedToken(Presented),
     /// Between the token's making and its use another device got the name.
     #[error("a device with this token's name is enrolled already")]
-    NameTaken,
+    NameTaken(Presented),
     /// The device was revoked, and asks with a key that it had then. The token is unused.
     #[error(
         "this device was revoked, and its key with it: stop its daemon and enrol with `cyphonic up --anew` and the same \
          token, which makes another key"
     )]
-    RevokedKey,
+    RevokedKey(Presented),
     /// The register failed; the token is unused.
     #[error(transparent)]
     Register(#[from] RegisterError),
     /// The certificate could not be made; the token is unused.
     #[error("cannot issue the certificate: {0}")]
     Issue(String),
+}
+
+impl EnrolmentRefused {
+    /// The token, where there is one.
+    pub fn presented(&self) -> Option<&Presented> {
+        match self {
+            Self::ExpiredToken(presented)
+            | Self::UsedToken(presented)
+            | Self::NameTaken(presented)
+            | Self::RevokedKey(presented) => Some(presented),
+            Self::UnknownToken | Self::Register(_) | Self::Issue(_) => None,
+        }
+    }
 }

@@ -27,8 +27,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::devices::{DeviceRecord, IssuedCertificate};
-pub use self::error::{EnrolmentRefused, RegisterError, RenewalRefused};
-pub use self::tokens::{NewToken, TokenRecord, TokenState};
+pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
+pub use self::tokens::{Enrolled, Enrolment, NewToken, TokenRecord, TokenState};
 
 /// Seconds since 1970-01-01T00:00:00Z, as certificates count them.
 pub type UnixSeconds = u64;

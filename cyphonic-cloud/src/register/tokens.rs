@@ -3,7 +3,7 @@
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::devices::{self, IssuedCertificate};
-use super::{EnrolmentRefused, Register, RegisterError, UnixSeconds, from_sql, to_sql};
+use super::{EnrolmentRefused, Presented, Register, RegisterError, UnixSeconds, from_sql, to_sql};
 
 /// Open tokens are bounded: a script gone wild must not fill the disk.
 const MAX_OPEN_TOKENS: u32 = 100_000;
@@ -50,6 +50,28 @@ pub enum TokenState {
     Expired,
 }
 
+/// A token that was turned into a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolment {
+    /// The certificate.
+    pub issued: IssuedCertificate,
+    /// The token's number.
+    pub token: i64,
+    /// What has become of the name.
+    pub outcome: Enrolled,
+}
+
+/// What an enrolment has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enrolled {
+    /// The name is new.
+    New,
+    /// Another device had the name, or the same one before it was revoked.
+    Replaced,
+    /// Nothing: it was answered again.
+    Again,
+}
+
 impl Register {
     /// Stores a token.
     ///
@@ -69,9 +91,18 @@ impl Register {
             if open >= MAX_OPEN_TOKENS {
                 return Err(RegisterError::TooManyTokens(open));
             }
+            let id = next_id(transaction)?;
             transaction.execute(
-                "INSERT INTO tokens (secret_hash, fqdn, replaces, created_at, expires_at) VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![token.secret_hash, token.fqdn, token.replaces, to_sql(now), to_sql(token.expires_at)],
+                "INSERT INTO tokens (id, secret_hash, fqdn, replaces, created_at, expires_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![
+                    id,
+                    token.secret_hash,
+                    token.fqdn,
+                    token.replaces,
+                    to_sql(now),
+                    to_sql(token.expires_at)
+                ],
             )?;
             Ok(())
         })
@@ -119,20 +150,22 @@ impl Register {
         spki_sha256: &[u8; 32],
         now: UnixSeconds,
         issue: impl FnOnce(&str) -> Result<IssuedCertificate, String>,
-    ) -> Result<IssuedCertificate, EnrolmentRefused> {
+    ) -> Result<Enrolment, EnrolmentRefused> {
         self.write(|transaction| {
             let token = find_by_hash(transaction, secret_hash)?.ok_or(EnrolmentRefused::UnknownToken)?;
             if token.expires_at <= now {
-                return Err(EnrolmentRefused::ExpiredToken);
+                return Err(EnrolmentRefused::ExpiredToken(token.presented()));
             }
             if let Some(used_by) = token.used_by {
-                return repeat(transaction, &token.fqdn, token.certificate.as_deref(), &used_by, spki_sha256);
+                let issued = repeat(transaction, &token, &used_by, spki_sha256)?;
+                return Ok(Enrolment { issued, token: token.id, outcome: Enrolled::Again });
             }
-            if !token.replaces && devices::find(transaction, &token.fqdn)?.is_some() {
-                return Err(EnrolmentRefused::NameTaken);
+            let is_new = devices::find(transaction, &token.fqdn)?.is_none();
+            if !is_new && !token.replaces {
+                return Err(EnrolmentRefused::NameTaken(token.presented()));
             }
             if devices::is_revoked(transaction, &token.fqdn, spki_sha256)? {
-                return Err(EnrolmentRefused::RevokedKey);
+                return Err(EnrolmentRefused::RevokedKey(token.presented()));
             }
             let issued = issue(&token.fqdn).map_err(EnrolmentRefused::Issue)?;
             devices::store_certificate(transaction, &issued, now)?;
@@ -143,9 +176,20 @@ impl Register {
                     params![spki_sha256, issued.serial, token.id],
                 )
                 .map_err(RegisterError::from)?;
-            Ok(issued)
+            let outcome = if is_new { Enrolled::New } else { Enrolled::Replaced };
+            Ok(Enrolment { issued, token: token.id, outcome })
         })
     }
+}
+
+/// A number that no token has had: logs name tokens by it that are gone since.
+fn next_id(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
+    Ok(transaction.query_row(
+        "INSERT INTO numbers (name, value) VALUES ('tokens', (SELECT coalesce(max(id), 0) + 1 FROM tokens))
+         ON CONFLICT (name) DO UPDATE SET value = max(value + 1, excluded.value) RETURNING value",
+        [],
+        |row| row.get(0),
+    )?)
 }
 
 /// Makes open tokens void: the one with this number, or all for this name. Tells how many.
@@ -168,6 +212,12 @@ struct StoredToken {
     expires_at: UnixSeconds,
     used_by: Option<[u8; 32]>,
     certificate: Option<Vec<u8>>,
+}
+
+impl StoredToken {
+    fn presented(&self) -> Presented {
+        Presented { token: self.id, fqdn: self.fqdn.clone() }
+    }
 }
 
 fn find_by_hash(
@@ -197,19 +247,18 @@ fn find_by_hash(
 /// The answer to a used token: the same certificate for the same key, as long as it is still the device's.
 fn repeat(
     transaction: &Transaction<'_>,
-    fqdn: &str,
-    serial: Option<&[u8]>,
+    token: &StoredToken,
     used_by: &[u8; 32],
     spki_sha256: &[u8; 32],
 ) -> Result<IssuedCertificate, EnrolmentRefused> {
     if used_by != spki_sha256 {
-        return Err(EnrolmentRefused::UsedToken);
+        return Err(EnrolmentRefused::UsedToken(token.presented()));
     }
-    let device = devices::find(transaction, fqdn)?.ok_or(EnrolmentRefused::UnknownToken)?;
+    let device = devices::find(transaction, &token.fqdn)?.ok_or(EnrolmentRefused::UnknownToken)?;
     if device.revoked_at.is_some() || !device.has_key(spki_sha256) {
-        return Err(EnrolmentRefused::UsedToken);
+        return Err(EnrolmentRefused::UsedToken(token.presented()));
     }
-    let serial = serial.ok_or(EnrolmentRefused::UnknownToken)?;
+    let serial = token.certificate.as_deref().ok_or(EnrolmentRefused::UnknownToken)?;
     Ok(devices::certificate(transaction, serial, &device)?)
 }
 
@@ -274,7 +323,8 @@ mod tests {
         register.create_token(&token(SECRET, false), NOW).unwrap();
         let first = register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
         let again = register.enrol(&SECRET, &KEY, NOW + 1, |_| panic!("issued twice")).unwrap();
-        assert_eq!(first, again);
+        assert_eq!((&first.issued, first.token), (&again.issued, again.token));
+        assert_eq!((first.outcome, again.outcome), (Enrolled::New, Enrolled::Again));
     }
 
     #[test]
@@ -283,7 +333,7 @@ mod tests {
         register.create_token(&token(SECRET, false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
         let refused = register.enrol(&SECRET, &OTHER_KEY, NOW, |_| panic!("issued twice"));
-        assert!(matches!(refused, Err(EnrolmentRefused::UsedToken)));
+        assert!(matches!(refused, Err(EnrolmentRefused::UsedToken(_))));
     }
 
     #[test]
@@ -293,7 +343,7 @@ mod tests {
         let unknown = register.enrol(&[9; 32], &KEY, NOW, |_| panic!("issued"));
         assert!(matches!(unknown, Err(EnrolmentRefused::UnknownToken)));
         let expired = register.enrol(&SECRET, &KEY, NOW + 3600, |_| panic!("issued"));
-        assert!(matches!(expired, Err(EnrolmentRefused::ExpiredToken)));
+        assert!(matches!(expired, Err(EnrolmentRefused::ExpiredToken(_))));
         assert!(register.devices().unwrap().is_empty());
     }
 
@@ -319,9 +369,10 @@ mod tests {
             Err(RegisterError::NameTaken(_))
         ));
         let second = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
-        assert!(matches!(second, Err(EnrolmentRefused::NameTaken)));
+        assert!(matches!(second, Err(EnrolmentRefused::NameTaken(_))));
         register.create_token(&token([9; 32], true), NOW).unwrap();
-        register.enrol(&[9; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        let replaced = register.enrol(&[9; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        assert_eq!(replaced.outcome, Enrolled::Replaced);
         let device = register.device("press-7.plant.example").unwrap().unwrap();
         assert!(device.has_key(&OTHER_KEY) && !device.has_key(&KEY));
     }
@@ -334,7 +385,7 @@ mod tests {
         register.create_token(&token([9; 32], true), NOW).unwrap();
         register.enrol(&[9; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
         let stale = register.enrol(&SECRET, &KEY, NOW, |_| panic!("issued"));
-        assert!(matches!(stale, Err(EnrolmentRefused::UsedToken)));
+        assert!(matches!(stale, Err(EnrolmentRefused::UsedToken(_))));
     }
 
     #[test]
@@ -348,6 +399,8 @@ mod tests {
         ));
         let refused = register.enrol(&SECRET, &KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::UnknownToken)));
+        register.create_token(&token([8; 32], false), NOW).unwrap();
+        assert_eq!(register.tokens(NOW).unwrap()[0].id, 2, "a number means one token for ever");
     }
 
     #[test]
@@ -365,13 +418,13 @@ mod tests {
         register.create_token(&replacing([8; 32]), later).unwrap();
         for key in [KEY, next] {
             let refused = register.enrol(&[8; 32], &key, later, |_| panic!("issued"));
-            assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey)), "{refused:?}");
+            assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
         }
         register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
         // Nor when the device is not revoked any more.
         register.create_token(&replacing([9; 32]), later).unwrap();
         let refused = register.enrol(&[9; 32], &KEY, later, |_| panic!("issued"));
-        assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey)), "{refused:?}");
+        assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
         register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(certificate(4, OTHER_KEY))).unwrap();
     }
 

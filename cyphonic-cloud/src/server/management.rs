@@ -135,7 +135,6 @@ impl Management {
     fn device_changed(&mut self, device: &DeviceRecord) {
         let now = Instant::now();
         if device.revoked_at.is_some() {
-            tracing::info!("a device was revoked");
             self.nms.handle_revoked(now, &device.fqdn);
         } else {
             self.nms.handle_enrolled(&device.fqdn);

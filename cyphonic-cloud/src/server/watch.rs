@@ -87,6 +87,9 @@ impl Watch {
         let subscribers = self.subscribers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         for device in changed {
             self.revision = self.revision.max(device.revision);
+            if device.revoked_at.is_some() {
+                tracing::info!(fqdn = device.fqdn, "a device was revoked");
+            }
             for subscriber in &subscribers {
                 // A service that has ended needs no news.
                 let _ = subscriber.send(device.clone()).await;
