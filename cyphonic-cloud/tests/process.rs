@@ -312,6 +312,30 @@ fn tokens_can_be_revoked_by_number_and_name() {
     succeeds(&["token", "revoke", "--config", config, "b"]);
     fails(&["token", "revoke", "--config", config, "b"]);
     assert_eq!(succeeds(&["token", "list", "--config", config]).lines().count(), 1, "the heading");
+    succeeds(&["token", "create", "--config", config, "--name", "c", "--ttl", "365d"]);
+    let listed = succeeds(&["token", "list", "--config", config, "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!((&listed["version"], listed["tokens"].as_array().unwrap().len()), (&1.into(), 1));
+    let token = &listed["tokens"][0];
+    assert_eq!((&token["id"], &token["name"]), (&3.into(), &"c.cyphonic.internal".into()));
+    assert_eq!(token["state"], "open");
+    let forever = ["token", "create", "--config", config, "--name", "d", "--ttl", "366d"];
+    let refused = program(&forever);
+    assert!(String::from_utf8(refused.stderr).unwrap().contains("365d at most"));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    for arguments in [&["token", "list"][..], &["token", "list", "--json"], &["device", "list"], &["check"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+        let output = command.args(arguments).args(["--config", config]).stdout(writer).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && said.is_empty(), "{arguments:?}: {said}");
+    }
 }
 
 #[test]

@@ -63,7 +63,7 @@ pub(super) struct File {
     certificates: Pairs,
     #[serde(default = "ninety_days", deserialize_with = "value::duration")]
     device_certificate_lifetime: Duration,
-    #[serde(default = "one_hour", deserialize_with = "value::duration")]
+    #[serde(default = "one_hour", deserialize_with = "value::token_lifetime")]
     token_lifetime: Duration,
     #[serde(default = "info")]
     log: String,

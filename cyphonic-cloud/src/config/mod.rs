@@ -22,7 +22,7 @@ pub use self::relay::RelayConfig;
 pub use self::stun::StunConfig;
 pub use self::template::Template;
 pub use self::value::{
-    DEFAULT_PORT, parse_address, parse_duration, parse_label, parse_listen, parse_rate, parse_relay,
+    DEFAULT_PORT, parse_address, parse_label, parse_listen, parse_rate, parse_relay, parse_token_lifetime,
 };
 use crate::network::Network;
 use crate::pki::{ServiceFiles, service_name};

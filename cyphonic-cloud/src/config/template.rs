@@ -61,6 +61,9 @@ impl Template<'_> {
         out.push_str(TCP);
         out.push_str(PUBLIC);
         write_list(out, "public", self.public)?;
+        if self.keeps_register {
+            out.push_str(NMS);
+        }
         out.push_str(STUN);
         if self.keeps_register {
             out.push_str(RELAYS);
@@ -149,6 +152,12 @@ const PUBLIC: &str = "
 # The addresses by which devices reach it: IPv4 and IPv6 if it has both, behind a port forwarding the outer ones.
 ";
 
+const NMS: &str = "\
+# Where the nms is a process of its own (on this machine, since it shares the register): the addresses by which devices
+# reach it, which the as tells them. Unless written, those of `public`.
+#nms: [\"192.0.2.10:4443\"]
+";
+
 const STUN: &str = "\
 # Devices ask every service from where it sees them (STUN), to learn what their NATs do. alternate_addresses: further
 # addresses of this host, at most one of each IP version, which tell more (RFC 5780). alternate_port: a second port that
@@ -190,7 +199,7 @@ const DEVICES_AUTHORITY: &str = "
 
 const LIFETIMES: &str = "
 # How long a device's certificate is valid (devices renew by themselves in time), and how long an enrolment token
-# can be used unless `token create --ttl` says otherwise.
+# can be used unless `token create --ttl` says otherwise, at most 365d.
 ";
 
 const ROOT: &str = "
@@ -266,6 +275,15 @@ mod tests {
     }
 
     #[test]
+    fn an_nms_elsewhere_is_told_of() {
+        let sound = text(&ServiceRole::ALL, &[]);
+        let public = parse(&sound).unwrap();
+        assert_eq!(public.nms_addresses, public.public);
+        let config = parse(&sound.replace("\n#nms:", "\nnms:")).unwrap();
+        assert_eq!(config.nms_addresses, ["192.0.2.10:4443".parse().unwrap()]);
+    }
+
+    #[test]
     fn faults_name_key_and_line() {
         let sound = text(&ServiceRole::ALL, &[]);
         let line = |needle: &str| sound.lines().position(|line| line.starts_with(needle)).unwrap() + 1;
@@ -275,6 +293,7 @@ mod tests {
             ("network_id: \"ab", "network_id: \"xy", "network_id"),
             ("roles: [as, nms, trs]", "roles: [as, nsm, trs]", "roles"),
             ("token_lifetime: 1h", "token_lifetime: soon", "token_lifetime"),
+            ("token_lifetime: 1h", "token_lifetime: 366d", "token_lifetime"),
             ("trs_name: trs1", "trs_name: t.r.s", "trs_name"),
             ("trs_name: trs1", "trs_nam: trs1", "trs_nam"),
             ("  mode: auto", "  mode: fast", "relay.mode"),

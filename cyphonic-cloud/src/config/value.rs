@@ -19,6 +19,9 @@ pub const DEFAULT_PORT: u16 = 443;
 /// The slowest rate limit: see `cyphonic_common::relay::rate`.
 const MIN_RATE: u64 = 16_384;
 
+/// Longest time for which a token can be used.
+const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Longest short name of a relay: one DNS label (RFC 1035 §2.3.4).
 const MAX_LABEL: usize = 63;
 
@@ -65,13 +68,25 @@ pub fn parse_relay(text: &str) -> Result<RelayAddresses, String> {
 ///
 /// # Errors
 /// If it is none, or zero.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{text:?} is not a time span such as 90d, 1h or 30m: {error}"))?;
     if duration < Duration::from_secs(1) {
         return Err(format!("{text:?} is shorter than a second"));
     }
     Ok(duration)
+}
+
+/// How long a token can be used.
+///
+/// # Errors
+/// If it is no time span, or longer than a year: a token that lies about for ever is a way in for ever.
+pub fn parse_token_lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = parse_duration(text)?;
+    if lifetime > MAX_TOKEN_LIFETIME {
+        return Err(format!("{text:?} is too long for a token: 365d at most"));
+    }
+    Ok(lifetime)
 }
 
 /// An IP address of one host.
@@ -144,6 +159,10 @@ pub(super) fn ips<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpAd
 
 pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     one(deserializer, parse_duration)
+}
+
+pub(super) fn token_lifetime<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    one(deserializer, parse_token_lifetime)
 }
 
 pub(super) fn network_id<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NetworkId, D::Error> {
@@ -260,6 +279,14 @@ mod tests {
             ["", "0", "1", "1kbit", "-1Mbit", "1Tbit", "99999999999999999999Mbit", "18446744073709551615Gbit"]
         {
             assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tokens_live_for_a_year_at_most() {
+        assert_eq!(parse_token_lifetime("365d").unwrap(), MAX_TOKEN_LIFETIME);
+        for bad in ["365d 1s", "99999999999d", "2y", "0s"] {
+            assert!(parse_token_lifetime(bad).is_err(), "{bad}");
         }
     }
 

@@ -45,7 +45,7 @@ fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
     if as_json {
         let devices: Vec<_> = devices.iter().map(to_json).collect();
         let text = serde_json::to_string_pretty(&json!({ "version": JSON_VERSION, "devices": devices }))?;
-        println!("{text}");
+        say!("{text}");
         return Ok(());
     }
     let mut table = Table::new(["NAME", "ADDRESS", "STATE", "ENROLLED", "LAST LOGIN", "SOFTWARE"]);
@@ -59,7 +59,7 @@ fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
             device.software_version.unwrap_or_else(|| "-".to_owned()),
         ]);
     }
-    print!("{table}");
+    tell!("{table}");
     Ok(())
 }
 
@@ -67,10 +67,10 @@ fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let fqdn = device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
     let void = register.revoke_device(&fqdn, unix_now())?;
-    println!(
+    say!(
         "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."
     );
-    println!("Open tokens for its name made void: {void}.");
+    say!("Open tokens for its name made void: {void}.");
     Ok(())
 }
 

@@ -36,20 +36,18 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     let installed = installation::init(&plan, unix_now())?;
     let config = installed.config.display();
-    println!("Founded the overlay {} ({}).", installed.network.zone, installed.network.prefix);
-    println!();
-    println!("Configuration: {config}");
-    println!("Root key:      {}", installed.root_key.display());
-    println!(
-        "  The services do not need the root key. Copy it to two offline media and delete it here: whoever"
-    );
-    println!("  has it can impersonate every device and service.");
-    println!();
+    say!("Founded the overlay {} ({}).", installed.network.zone, installed.network.prefix);
+    say!();
+    say!("Configuration: {config}");
+    say!("Root key:      {}", installed.root_key.display());
+    say!("  The services do not need the root key. Copy it to two offline media and delete it here: whoever");
+    say!("  has it can impersonate every device and service.");
+    say!();
     for relay in &arguments.trs {
         let (dir, name) = (arguments.dir.display(), &relay.name);
-        println!("Relay {name}:    cyphonic-cloud trs-credentials --dir {dir} --name {name} --out {name}");
+        say!("Relay {name}:    cyphonic-cloud trs-credentials --dir {dir} --name {name} --out {name}");
     }
-    println!("Start:         cyphonic-cloud run --config {config}");
-    println!("Add a device:  cyphonic-cloud token create --config {config} --name press-7.plant");
+    say!("Start:         cyphonic-cloud run --config {config}");
+    say!("Add a device:  cyphonic-cloud token create --config {config} --name press-7.plant");
     Ok(())
 }

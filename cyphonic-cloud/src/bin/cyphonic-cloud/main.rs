@@ -1,5 +1,20 @@
 //! The command line of the cloud.
-#![expect(clippy::print_stdout, reason = "the output of a command line program")]
+
+/// `print!` for commands: a reader that has gone (`| head -1`) is an error, with which [`main`] ends in silence, and no panic.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        write!(std::io::stdout(), $($text)*)?
+    }};
+}
+
+/// `println!` for commands: see [`tell`].
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout(), $($text)*)?
+    }};
+}
 
 mod device;
 mod init;
@@ -12,6 +27,7 @@ mod status;
 mod table;
 mod token;
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -94,6 +110,7 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
             ExitCode::FAILURE
@@ -104,6 +121,11 @@ fn main() -> ExitCode {
 #[expect(clippy::print_stderr, reason = "the one place where errors reach the person")]
 fn complain(error: &anyhow::Error) {
     eprintln!("cyphonic-cloud: {}", describe(error));
+}
+
+/// Whether whoever read the output has seen enough.
+fn is_reader_gone(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// The error and those of its causes that it does not already tell.

@@ -31,14 +31,14 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         &[arguments.listen],
         unix_now(),
     )?;
-    println!("Made the credentials of {} in {}.", made.fqdn, arguments.out.display());
-    println!("Copy that directory to the relay's machine and start it there:");
-    println!("  cyphonic-cloud run --config {}", made.config.display());
+    say!("Made the credentials of {} in {}.", made.fqdn, arguments.out.display());
+    say!("Copy that directory to the relay's machine and start it there:");
+    say!("  cyphonic-cloud run --config {}", made.config.display());
     if !made.listed {
-        println!();
-        println!("The cloud's configuration does not list it yet, so no device will use it. Add to `trs`:");
-        println!("  - name: {}", arguments.name);
-        println!("    addresses: [\"ADDRESS:PORT\"]");
+        say!();
+        say!("The cloud's configuration does not list it yet, so no device will use it. Add to `trs`:");
+        say!("  - name: {}", arguments.name);
+        say!("    addresses: [\"ADDRESS:PORT\"]");
     }
     Ok(())
 }

@@ -19,8 +19,8 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for renewed in installation::renew(&arguments.dir, &arguments.certificates, unix_now())? {
         let until = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(renewed.not_after));
-        println!("{}: {} until {until}", renewed.certificate.display(), renewed.fqdn);
+        say!("{}: {} until {until}", renewed.certificate.display(), renewed.fqdn);
     }
-    println!("Services take them into use when they are restarted.");
+    say!("Services take them into use when they are restarted.");
     Ok(())
 }

@@ -26,14 +26,14 @@ pub(crate) fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
     let config = argument.load()?;
     let checked = server::check(&config)?;
     let roles: Vec<_> = config.roles.iter().map(ToString::to_string).collect();
-    println!("{} is sound.", argument.config.display());
-    println!("zone {} ({}), roles {}", config.network.zone, config.network.prefix, roles.join(", "));
+    say!("{} is sound.", argument.config.display());
+    say!("zone {} ({}), roles {}", config.network.zone, config.network.prefix, roles.join(", "));
     for relay in &config.relays {
         let addresses: Vec<_> = relay.addresses.iter().map(ToString::to_string).collect();
-        println!("relay {} at {}", config.relay_fqdn(&relay.name), addresses.join(", "));
+        say!("relay {} at {}", config.relay_fqdn(&relay.name), addresses.join(", "));
     }
     for note in checked.notes {
-        println!("note: {note}");
+        say!("note: {note}");
     }
     let mut refused = Vec::new();
     for term in checked.terms {
@@ -44,7 +44,7 @@ pub(crate) fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
             }
             Standing::Sound | Standing::Early | Standing::Ended => String::new(),
         };
-        println!("certificate {certificate} until {}{judgement}", time(term.not_after));
+        say!("certificate {certificate} until {}{judgement}", time(term.not_after));
         refused.extend(standing.objection().map(|objection| format!("{certificate}: {objection}")));
     }
     anyhow::ensure!(refused.is_empty(), refused.join("; "));

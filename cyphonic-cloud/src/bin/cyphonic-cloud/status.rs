@@ -13,32 +13,31 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let relays = running_relays()?;
     if arguments.json {
         let relays: Vec<_> = relays.iter().map(json).collect();
-        println!("{}", serde_json::json!({ "version": 1, "xdp": relays }));
+        say!("{}", serde_json::json!({ "version": 1, "xdp": relays }));
         return Ok(());
     }
     if relays.is_empty() {
-        println!(
-            "No relay runs in XDP here. A TRS may relay in userspace: its log says where it does, and why."
-        );
+        say!("No relay runs in XDP here. A TRS may relay in userspace: its log says where it does, and why.");
     }
     for relay in relays {
         let RunningRelay { program, port, legs, counters, interfaces } = relay;
-        println!("XDP program {program}: UDP port {port}, up to {legs} bindings");
+        say!("XDP program {program}: UDP port {port}, up to {legs} bindings");
         for place in &interfaces {
-            println!("  on {} ({}: {})", place.interface, place.hook, place.why);
+            say!("  on {} ({}: {})", place.interface, place.hook, place.why);
         }
         if interfaces.is_empty() {
-            println!("  on interfaces of another network namespace");
+            say!("  on interfaces of another network namespace");
         }
-        println!(
+        say!(
             "  forwarded      {:>12} packets {:>15} bytes",
-            counters.forwarded.packets, counters.forwarded.bytes
+            counters.forwarded.packets,
+            counters.forwarded.bytes
         );
         for (reason, counter) in counters.passed {
-            println!("  to the stack   {:>12} packets  ({reason})", counter.packets);
+            say!("  to the stack   {:>12} packets  ({reason})", counter.packets);
         }
         for (reason, counter) in counters.dropped {
-            println!("  dropped        {:>12} packets  ({reason})", counter.packets);
+            say!("  dropped        {:>12} packets  ({reason})", counter.packets);
         }
     }
     Ok(())

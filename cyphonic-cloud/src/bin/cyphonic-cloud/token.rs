@@ -4,16 +4,20 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Subcommand;
-use cyphonic_cloud::config::parse_duration;
+use cyphonic_cloud::config::parse_token_lifetime;
 use cyphonic_cloud::names::device_fqdn;
 use cyphonic_cloud::pki;
-use cyphonic_cloud::register::{NewToken, TokenState};
+use cyphonic_cloud::register::{NewToken, TokenRecord, TokenState};
 use cyphonic_cloud::server::unix_now;
 use cyphonic_proto::identity::sha256;
 use cyphonic_proto::token::EnrolmentToken;
+use serde_json::json;
 
 use crate::ConfigArgument;
 use crate::table::{Table, time};
+
+/// Version of the JSON that `token list` prints; fields are only added within one.
+const JSON_VERSION: u32 = 1;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -24,8 +28,8 @@ pub(crate) enum Command {
         /// The device's name, with or without the zone.
         #[arg(long)]
         name: String,
-        /// How long the token can be used, such as 1h or 7d. The default stands in the configuration.
-        #[arg(long, value_parser = parse_duration)]
+        /// How long the token can be used, such as 1h or 7d, at most 365d. The default stands in the configuration.
+        #[arg(long, value_parser = parse_token_lifetime)]
         ttl: Option<Duration>,
         /// Let the new device take the name over from one that is enrolled already (or was revoked).
         #[arg(long)]
@@ -35,6 +39,9 @@ pub(crate) enum Command {
     List {
         #[command(flatten)]
         config: ConfigArgument,
+        /// For programs.
+        #[arg(long)]
+        json: bool,
     },
     /// Make an open token void.
     Revoke {
@@ -48,7 +55,7 @@ pub(crate) enum Command {
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::Create { config, name, ttl, replace } => create(config, name, *ttl, *replace),
-        Command::List { config } => list(config),
+        Command::List { config, json } => list(config, *json),
         Command::Revoke { config, token } => revoke(config, token),
     }
 }
@@ -69,29 +76,48 @@ fn create(
     let new = NewToken { secret_hash: token.secret_hash(), fqdn, expires_at, replaces };
     register.create_token(&new, now)?;
     // The token and nothing else, so that a script can catch it.
-    println!("{}", token.format().as_str());
+    say!("{}", token.format().as_str());
     Ok(())
 }
 
-fn list(argument: &ConfigArgument) -> anyhow::Result<()> {
+fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
     let (_, register) = argument.open()?;
+    let tokens = register.tokens(unix_now())?;
+    if as_json {
+        let tokens: Vec<_> = tokens.iter().map(to_json).collect();
+        say!("{}", serde_json::to_string_pretty(&json!({ "version": JSON_VERSION, "tokens": tokens }))?);
+        return Ok(());
+    }
     let mut table = Table::new(["ID", "NAME", "STATE", "CREATED", "EXPIRES"]);
-    for token in register.tokens(unix_now())? {
-        let state = match token.state {
-            TokenState::Open => "open",
-            TokenState::Used => "used",
-            TokenState::Expired => "expired",
-        };
+    for token in tokens {
         table.row([
             token.id.to_string(),
             token.fqdn,
-            state.to_owned(),
+            state(token.state).to_owned(),
             time(token.created_at),
             time(token.expires_at),
         ]);
     }
-    print!("{table}");
+    tell!("{table}");
     Ok(())
+}
+
+fn to_json(token: &TokenRecord) -> serde_json::Value {
+    json!({
+        "id": token.id,
+        "name": token.fqdn,
+        "state": state(token.state),
+        "created_at": time(token.created_at),
+        "expires_at": time(token.expires_at),
+    })
+}
+
+fn state(state: TokenState) -> &'static str {
+    match state {
+        TokenState::Open => "open",
+        TokenState::Used => "used",
+        TokenState::Expired => "expired",
+    }
 }
 
 fn revoke(argument: &ConfigArgument, token: &str) -> anyhow::Result<()> {
@@ -103,6 +129,6 @@ fn revoke(argument: &ConfigArgument, token: &str) -> anyhow::Result<()> {
         device_fqdn(token, &config.network.zone).map_err(anyhow::Error::msg)?
     };
     let revoked = register.revoke_tokens(&selector, unix_now())?;
-    println!("Revoked {revoked} token{}.", if revoked == 1 { "" } else { "s" });
+    say!("Revoked {revoked} token{}.", if revoked == 1 { "" } else { "s" });
     Ok(())
 }
