@@ -56,6 +56,7 @@ impl Running {
             .arg(env!("CARGO_BIN_EXE_cyphonic-cloud"))
             .args(["run", "--config", config.to_str().unwrap()])
             .env_remove("RUST_LOG")
+            .env("RUNTIME_DIRECTORY", config.parent().unwrap())
             .stderr(std::fs::File::create(config.with_extension("log")).unwrap())
             .spawn()
             .unwrap();
@@ -92,6 +93,29 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// What `device list` says of the first device's presence, by the file of a cloud started here.
+fn presence(config: &str) -> serde_json::Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"))
+        .args(["device", "list", "--json", "--config", config])
+        .env("RUNTIME_DIRECTORY", Path::new(config).parent().unwrap())
+        .output()
+        .unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    listed["devices"][0].clone()
+}
+
+async fn until_online_is(online: bool, config: &str) -> serde_json::Value {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let device = presence(config);
+        if device["online"] == online {
+            return device;
+        }
+        assert!(Instant::now() < deadline, "{device:#}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
@@ -182,6 +206,8 @@ async fn from_init_to_revocation_by_the_command_line() {
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
     assert_eq!(listed["devices"][0]["name"], "press-7.plant.example");
     assert_eq!(listed["devices"][0]["state"], "enrolled");
+    assert!(listed["devices"][0]["online"].is_null(), "nobody says where the file is");
+    assert!(succeeds(&["device", "list", "--config", &config]).contains("enrolled  ?"));
     assert!(fails(&["token", "create", "--config", &config, "--name", "press-7"]).contains("--replace"));
 
     // The running process hears of the revocation, which another process writes.
@@ -196,10 +222,13 @@ async fn from_init_to_revocation_by_the_command_line() {
     let tls = cyphonic_transport::ClientTls::new(credentials);
     let (name, as_name) = ("nms.svc.plant.example", "as.svc.plant.example");
     let connection = client.transport.connect_service(&tls, &[address], name, Role::Nms).await.unwrap();
+    assert!(matches!(connection.open_exchange(&login_request()).await.unwrap(), Message::Refusal(_)));
+    assert!(until_online_is(true, &config).await["online_since"].is_string());
     succeeds(&["token", "create", "--config", &config, "--name", "press-7", "--replace"]);
     let said = succeeds(&["device", "revoke", "--config", &config, "press-7"]);
     assert!(said.contains("made void: 1."), "{said}");
     tokio::time::timeout(SOON, connection.closed()).await.unwrap();
+    until_online_is(false, &config).await;
     assert!(succeeds(&["device", "list", "--config", &config]).contains("revoked"));
     assert!(fails(&["device", "revoke", "--config", &config, "press-9"]).contains("press-9.plant.example"));
 

@@ -139,6 +139,7 @@ impl File {
             },
             device_certificate_lifetime: lifetime,
             token_lifetime: self.token_lifetime,
+            runtime_directory: None,
             log: self.log,
         })
     }

@@ -20,9 +20,11 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::admission::{Admission, Changes, allowed};
+use super::clock::unix_now;
 use super::newest::Newest;
+use super::online::{Online, Presence};
 use super::whereabouts::Whereabouts;
-use crate::register::{DeviceRecord, Register};
+use crate::register::{DeviceRecord, Register, UnixSeconds};
 
 /// Events that wait for a service. When it is full, connections are read more slowly: their senders wait.
 const QUEUE: usize = 4_096;
@@ -106,6 +108,8 @@ struct Session {
     readers: Vec<AbortHandle>,
     /// Asks it for a proof that it is where it is seen.
     proving: Option<AbortHandle>,
+    /// When it came.
+    since: UnixSeconds,
     /// Whether the machine knows it.
     introduced: bool,
 }
@@ -160,7 +164,15 @@ impl Sessions {
         }
         self.sessions.insert(
             channel,
-            Session { connection, admission, whereabouts, readers, proving: None, introduced: false },
+            Session {
+                connection,
+                admission,
+                whereabouts,
+                readers,
+                proving: None,
+                since: unix_now(),
+                introduced: false,
+            },
         );
         if let Some(oldest) = self.silent.insert(&fqdn, channel) {
             self.close(oldest, "more connections than a device needs, and nothing asked on them");
@@ -174,6 +186,16 @@ impl Sessions {
         let introduced = (session.admission.identity.clone(), session.whereabouts);
         self.silent.remove(&introduced.0.fqdn, |other| *other == channel);
         Some(introduced)
+    }
+
+    /// The devices whose connections are in use. What comes through the detour comes from loopback.
+    pub(super) fn online(&self) -> Online {
+        let introduced = self.sessions.values().filter(|session| session.introduced);
+        let present = introduced.map(|session| {
+            let by_tcp = session.whereabouts.seen().ip().is_loopback();
+            (session.admission.identity.fqdn.clone(), Presence { since: session.since, by_tcp })
+        });
+        present.collect()
     }
 
     /// Whether the connection is (still) in the table.

@@ -1,13 +1,15 @@
 //! `cyphonic-cloud device`
 
+use std::path::Path;
+
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
 use cyphonic_cloud::register::DeviceRecord;
-use cyphonic_cloud::server::unix_now;
+use cyphonic_cloud::server::{Online, Presence, read_online, unix_now};
 use serde_json::json;
 
-use crate::ConfigArgument;
 use crate::table::{Table, time};
+use crate::{ConfigArgument, DEFAULT_RUNTIME_DIRECTORY, RUNTIME_DIRECTORY};
 
 /// Version of the JSON that `device list` prints; fields are only added within one.
 const JSON_VERSION: u32 = 1;
@@ -40,20 +42,24 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 }
 
 fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
-    let (_, register) = argument.open()?;
+    let (config, register) = argument.open()?;
     let devices = register.devices()?;
+    let directory = std::env::var_os(RUNTIME_DIRECTORY).unwrap_or_else(|| DEFAULT_RUNTIME_DIRECTORY.into());
+    let online = read_online(Path::new(&directory), config.network.id, unix_now());
     if as_json {
-        let devices: Vec<_> = devices.iter().map(to_json).collect();
+        let devices: Vec<_> = devices.iter().map(|device| to_json(device, online.as_ref())).collect();
         let text = serde_json::to_string_pretty(&json!({ "version": JSON_VERSION, "devices": devices }))?;
         say!("{text}");
         return Ok(());
     }
-    let mut table = Table::new(["NAME", "ADDRESS", "STATE", "ENROLLED", "LAST LOGIN", "SOFTWARE"]);
+    let mut table =
+        Table::new(["NAME", "ADDRESS", "STATE", "ONLINE SINCE", "ENROLLED", "LAST LOGIN", "SOFTWARE"]);
     for device in devices {
         table.row([
             device.fqdn.clone(),
             device.virtual_address.to_string(),
             state(&device).to_owned(),
+            presence(&device, online.as_ref()),
             time(device.enrolled_at),
             device.last_login_at.map_or_else(|| "never".to_owned(), time),
             device.software_version.unwrap_or_else(|| "-".to_owned()),
@@ -74,8 +80,22 @@ fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn to_json(device: &DeviceRecord) -> serde_json::Value {
+/// Since when it is online, where that is known.
+fn presence(device: &DeviceRecord, online: Option<&Online>) -> String {
+    match online.map(|online| online.get(&device.fqdn)) {
+        None => "?".to_owned(),
+        Some(None) => "-".to_owned(),
+        Some(Some(Presence { since, by_tcp: false })) => time(*since),
+        Some(Some(Presence { since, by_tcp: true })) => format!("{} by TCP", time(*since)),
+    }
+}
+
+fn to_json(device: &DeviceRecord, online: Option<&Online>) -> serde_json::Value {
+    let present = online.and_then(|online| online.get(&device.fqdn));
     json!({
+        "online": online.map(|_| present.is_some()),
+        "online_since": present.map(|present| time(present.since)),
+        "by_tcp": present.map(|present| present.by_tcp),
         "name": device.fqdn,
         "address": device.virtual_address,
         "state": state(device),

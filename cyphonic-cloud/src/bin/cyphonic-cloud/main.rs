@@ -35,6 +35,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use cyphonic_cloud::config::{Config, DEFAULT_PATH};
 use cyphonic_cloud::register::Register;
 
+/// Where a service keeps what is of one run only: a variable that systemd sets, and what the package's unit makes of it.
+const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
+const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/cyphonic-cloud";
+
 /// The cloud of a Cyphonic overlay network: enrols devices, steers their tunnels, relays.
 #[derive(Debug, Parser)]
 #[command(name = "cyphonic-cloud", version, propagate_version = true)]

@@ -1,6 +1,7 @@
 //! `cyphonic-cloud run` and `cyphonic-cloud check`
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 
 use anyhow::Context as _;
 use cyphonic_cloud::config::Config;
@@ -8,12 +9,14 @@ use cyphonic_cloud::server::{self, Cloud, Standing, unix_now};
 use sd_notify::NotifyState;
 use tracing_subscriber::EnvFilter;
 
-use crate::ConfigArgument;
 use crate::signals::StopSignals;
 use crate::table::time;
+use crate::{ConfigArgument, RUNTIME_DIRECTORY};
 
 pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
-    let config = argument.load()?;
+    let mut config = argument.load()?;
+    // systemd's (`RuntimeDirectory=` in the unit).
+    config.runtime_directory = std::env::var_os(RUNTIME_DIRECTORY).map(PathBuf::from);
     start_log(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
