@@ -14,7 +14,7 @@ use client::{Client, Member, login_request};
 use common::{Device, Overlay, enrolled, free_port};
 use cyphonic_cloud::config::Config;
 use cyphonic_cloud::register::{Register, TokenState};
-use cyphonic_cloud::server::unix_now;
+use cyphonic_cloud::server::{Relayed, read_kept, unix_now};
 use cyphonic_proto::Role;
 use cyphonic_proto::message::Message;
 use cyphonic_proto::token::EnrolmentToken;
@@ -224,6 +224,9 @@ async fn from_init_to_revocation_by_the_command_line() {
     let connection = client.transport.connect_service(&tls, &[address], name, Role::Nms).await.unwrap();
     assert!(matches!(connection.open_exchange(&login_request()).await.unwrap(), Message::Refusal(_)));
     assert!(until_online_is(true, &config).await["online_since"].is_string());
+    // What `trs-status` shows, which asks the kernel besides and so needs privileges.
+    let relayed: Relayed = read_kept(Path::new(dir), None, unix_now()).unwrap();
+    assert_eq!((relayed.port, relayed.packets), (address.port(), 0));
     succeeds(&["token", "create", "--config", &config, "--name", "press-7", "--replace"]);
     let said = succeeds(&["device", "revoke", "--config", &config, "press-7"]);
     assert!(said.contains("made void: 1."), "{said}");

@@ -134,7 +134,7 @@ pub struct Config {
     pub device_certificate_lifetime: Duration,
     /// How long a token can be used unless `token create --ttl` says otherwise.
     pub token_lifetime: Duration,
-    /// Where the NMS writes who is online. Not in the file: who starts the process says so.
+    /// Where services tell commands what they do. Not in the file: who starts the process says so.
     pub runtime_directory: Option<PathBuf>,
     /// What is logged: a level, or `tracing` directives.
     pub log: String,

@@ -13,18 +13,15 @@ use tokio::task::JoinSet;
 
 use super::StartError;
 use super::clock::unix_now;
-use super::online::{self, Online};
+use super::kept::{self, Online};
 use super::sessions::{Entrance, Event, Sessions};
 use super::watch::Watch;
 use crate::config::Config;
 use crate::pki;
 use crate::register::{DeviceRecord, Register};
 
-/// How often devices' addresses are looked at.
+/// How often devices' addresses are looked at, and who is there.
 const LOOK_FOR_MOVES: Duration = Duration::from_secs(1);
-
-/// How often it is looked who is online.
-const LOOK_WHO_IS_ONLINE: Duration = Duration::from_secs(5);
 
 /// Where connections to the NMS enter.
 #[derive(Clone)]
@@ -62,9 +59,9 @@ impl ManagementServer {
         let (entrance, events) = Entrance::new(Some(register));
         let public = config.public.clone();
         let sessions = Sessions::new(&entrance, false);
-        let (online, told) = tokio::sync::watch::channel(Online::new());
+        let (online, told) = tokio::sync::watch::channel(Online::default());
         if let Some(directory) = config.runtime_directory.clone() {
-            tasks.spawn(online::keep(directory, config.network.id, told));
+            tasks.spawn(kept::keep(directory, config.network.id, move || told.borrow().clone()));
         }
         tasks.spawn(Management { nms, sessions, public, online }.run(events, watch.subscribe()));
         Ok(Self { entrance })
@@ -89,16 +86,18 @@ impl Management {
     async fn run(mut self, mut events: mpsc::Receiver<Event>, mut changes: mpsc::Receiver<DeviceRecord>) {
         let mut look = tokio::time::interval(LOOK_FOR_MOVES);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut look_who = tokio::time::interval(LOOK_WHO_IS_ONLINE);
-        look_who.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let timeout = self.nms.poll_timeout().map(tokio::time::Instant::from_std);
             tokio::select! {
                 Some(event) = events.recv() => self.handle(event),
                 Some(device) = changes.recv() => self.device_changed(&device),
                 () = sleep_until(timeout) => self.nms.handle_timeout(Instant::now()),
-                _ = look.tick() => self.look_for_moves(),
-                _ = look_who.tick(), if self.online.receiver_count() > 0 => self.look_who_is_online(),
+                _ = look.tick() => {
+                    self.look_for_moves();
+                    if let Some(online) = self.sessions.online() {
+                        self.online.send_replace(online);
+                    }
+                }
             }
             self.act();
         }
@@ -168,15 +167,6 @@ impl Management {
         for (channel, remote) in self.sessions.all_moved() {
             self.nms.handle_moved(now, channel, remote);
         }
-    }
-
-    fn look_who_is_online(&self) {
-        let online = self.sessions.online();
-        self.online.send_if_modified(|told| {
-            let is_news = *told != online;
-            *told = online;
-            is_news
-        });
     }
 
     fn act(&mut self) {

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::StartError;
 use super::credentials::Loaded;
+use super::kept::Relayed;
 use super::stun::Stun;
 use crate::config::{Config, ServiceRole, TcpMode};
 
@@ -76,6 +77,16 @@ impl Port {
 
     pub(super) fn udp(&self) -> Arc<UdpPort> {
         Arc::clone(&self.udp)
+    }
+
+    /// What it forwards in userspace.
+    pub(super) fn relayed(&self) -> impl FnMut() -> Relayed + Send + 'static {
+        let (relay, port) = (Arc::clone(&self.relay), self.udp.local_port());
+        move || {
+            let counters = relay.counters();
+            let dropped = counters.drops.iter().map(|(why, packets)| (why.to_string(), *packets)).collect();
+            Relayed { port, legs: relay.len(), packets: counters.packets, bytes: counters.bytes, dropped }
+        }
     }
 
     /// Where legs are bound.

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::StartError;
+use super::kept;
 use super::management::sleep_until;
 use super::port::Port;
 use super::sessions::{Entrance, Event, Sessions};
@@ -54,6 +55,9 @@ impl RelayServer {
         let mut trs = Trs::new(trs_config, pki::random()?);
         // What an earlier process left in the kernel goes on forwarding until the nodes claim it.
         trs.handle_adopted(now, map.adopted().into_iter().map(|(cid, _)| cid));
+        if let Some(directory) = config.runtime_directory.clone() {
+            tasks.spawn(kept::keep(directory, network_id, port.relayed()));
+        }
         let (entrance, events) = Entrance::new(register);
         let sessions = Sessions::new(&entrance, true);
         // Without a register at hand nobody tells of changes: a channel that stays silent.

@@ -21,8 +21,8 @@ use tokio::task::AbortHandle;
 
 use super::admission::{Admission, Changes, allowed};
 use super::clock::unix_now;
+use super::kept::{Online, Presence};
 use super::newest::Newest;
-use super::online::{Online, Presence};
 use super::whereabouts::Whereabouts;
 use crate::register::{DeviceRecord, Register, UnixSeconds};
 
@@ -126,6 +126,8 @@ pub(super) struct Sessions {
     asked: HashMap<ExchangeId, AbortHandle>,
     next_channel: u64,
     next_exchange: u64,
+    /// Whether who is online has changed since somebody asked.
+    others_online: bool,
 }
 
 impl Sessions {
@@ -141,6 +143,7 @@ impl Sessions {
             asked: HashMap::new(),
             next_channel: 0,
             next_exchange: 0,
+            others_online: false,
         }
     }
 
@@ -183,19 +186,24 @@ impl Sessions {
     pub(super) fn introduce(&mut self, channel: Channel) -> Option<(Identity, Whereabouts)> {
         let session = self.sessions.get_mut(&channel).filter(|session| !session.introduced)?;
         session.introduced = true;
+        self.others_online = true;
         let introduced = (session.admission.identity.clone(), session.whereabouts);
         self.silent.remove(&introduced.0.fqdn, |other| *other == channel);
         Some(introduced)
     }
 
-    /// The devices whose connections are in use. What comes through the detour comes from loopback.
-    pub(super) fn online(&self) -> Online {
+    /// The devices whose connections are in use, if that has changed since it was asked. What comes through the detour comes
+    /// from loopback.
+    pub(super) fn online(&mut self) -> Option<Online> {
+        if !std::mem::take(&mut self.others_online) {
+            return None;
+        }
         let introduced = self.sessions.values().filter(|session| session.introduced);
         let present = introduced.map(|session| {
             let by_tcp = session.whereabouts.seen().ip().is_loopback();
             (session.admission.identity.fqdn.clone(), Presence { since: session.since, by_tcp })
         });
-        present.collect()
+        Some(Online(present.collect()))
     }
 
     /// Whether the connection is (still) in the table.
@@ -215,7 +223,9 @@ impl Sessions {
         if let Some(task) = &session.proving {
             task.abort();
         }
-        if !session.introduced {
+        if session.introduced {
+            self.others_online = true;
+        } else {
             self.silent.remove(&session.admission.identity.fqdn, |other| *other == channel);
         }
         true

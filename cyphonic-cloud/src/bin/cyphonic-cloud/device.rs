@@ -1,15 +1,13 @@
 //! `cyphonic-cloud device`
 
-use std::path::Path;
-
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
 use cyphonic_cloud::register::DeviceRecord;
-use cyphonic_cloud::server::{Online, Presence, read_online, unix_now};
+use cyphonic_cloud::server::{Online, Presence, read_kept, unix_now};
 use serde_json::json;
 
 use crate::table::{Table, time};
-use crate::{ConfigArgument, DEFAULT_RUNTIME_DIRECTORY, RUNTIME_DIRECTORY};
+use crate::{ConfigArgument, runtime_directory};
 
 /// Version of the JSON that `device list` prints; fields are only added within one.
 const JSON_VERSION: u32 = 1;
@@ -44,8 +42,7 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let devices = register.devices()?;
-    let directory = std::env::var_os(RUNTIME_DIRECTORY).unwrap_or_else(|| DEFAULT_RUNTIME_DIRECTORY.into());
-    let online = read_online(Path::new(&directory), config.network.id, unix_now());
+    let online = read_kept(&runtime_directory(), Some(config.network.id), unix_now());
     if as_json {
         let devices: Vec<_> = devices.iter().map(|device| to_json(device, online.as_ref())).collect();
         let text = serde_json::to_string_pretty(&json!({ "version": JSON_VERSION, "devices": devices }))?;
@@ -82,7 +79,7 @@ fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
 
 /// Since when it is online, where that is known.
 fn presence(device: &DeviceRecord, online: Option<&Online>) -> String {
-    match online.map(|online| online.get(&device.fqdn)) {
+    match online.map(|online| online.0.get(&device.fqdn)) {
         None => "?".to_owned(),
         Some(None) => "-".to_owned(),
         Some(Some(Presence { since, by_tcp: false })) => time(*since),
@@ -91,7 +88,7 @@ fn presence(device: &DeviceRecord, online: Option<&Online>) -> String {
 }
 
 fn to_json(device: &DeviceRecord, online: Option<&Online>) -> serde_json::Value {
-    let present = online.and_then(|online| online.get(&device.fqdn));
+    let present = online.and_then(|online| online.0.get(&device.fqdn));
     json!({
         "online": online.map(|_| present.is_some()),
         "online_since": present.map(|present| time(present.since)),

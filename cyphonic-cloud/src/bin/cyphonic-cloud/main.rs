@@ -59,7 +59,7 @@ enum Command {
     Run(ConfigArgument),
     /// Check a configuration, its certificates, keys and register, and say what they make this machine.
     Check(ConfigArgument),
-    /// Show the relays that run in XDP on this host.
+    /// Show the relays of this host: those that run in XDP, and what the service relays in userspace.
     TrsStatus(status::Arguments),
     /// Enrolment tokens.
     #[command(subcommand)]
@@ -97,6 +97,11 @@ impl ConfigArgument {
         let register = Register::open(path)?;
         Ok((config, register))
     }
+}
+
+/// Where commands look for what a running service tells.
+fn runtime_directory() -> PathBuf {
+    std::env::var_os(RUNTIME_DIRECTORY).unwrap_or_else(|| DEFAULT_RUNTIME_DIRECTORY.into()).into()
 }
 
 fn main() -> ExitCode {

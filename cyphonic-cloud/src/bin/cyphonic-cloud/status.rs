@@ -1,6 +1,9 @@
 //! `cyphonic-cloud trs-status`
 
+use cyphonic_cloud::server::{Relayed, read_kept, unix_now};
 use cyphonic_dataplane::relay::xdp::{RunningRelay, running_relays};
+
+use crate::runtime_directory;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -11,13 +14,15 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let relays = running_relays()?;
+    let userspace: Option<Relayed> = read_kept(&runtime_directory(), None, unix_now());
     if arguments.json {
         let relays: Vec<_> = relays.iter().map(json).collect();
-        say!("{}", serde_json::json!({ "version": 1, "xdp": relays }));
+        let userspace = userspace.as_ref().map(userspace_json);
+        say!("{}", serde_json::json!({ "version": 1, "xdp": relays, "userspace": userspace }));
         return Ok(());
     }
     if relays.is_empty() {
-        say!("No relay runs in XDP here. A TRS may relay in userspace: its log says where it does, and why.");
+        say!("No relay runs in XDP here. The log of a TRS says where it relays, and why.");
     }
     for relay in relays {
         let RunningRelay { program, port, legs, counters, interfaces } = relay;
@@ -40,7 +45,25 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             say!("  dropped        {:>12} packets  ({reason})", counter.packets);
         }
     }
+    // With a program in XDP, this is what that leaves.
+    if let Some(Relayed { port, legs, packets, bytes, dropped }) = userspace {
+        say!("In userspace: UDP port {port}, {legs} bindings in use");
+        say!("  forwarded      {packets:>12} packets {bytes:>15} bytes");
+        for (reason, packets) in dropped {
+            say!("  dropped        {packets:>12} packets  ({reason})");
+        }
+    }
     Ok(())
+}
+
+fn userspace_json(relay: &Relayed) -> serde_json::Value {
+    serde_json::json!({
+        "port": relay.port,
+        "bindings_in_use": relay.legs,
+        "forwarded_packets": relay.packets,
+        "forwarded_bytes": relay.bytes,
+        "dropped": relay.dropped,
+    })
 }
 
 fn json(relay: &RunningRelay) -> serde_json::Value {

@@ -1,0 +1,177 @@
+//! What a running service tells commands on its machine: files in the run-time directory.
+//!
+//! A file is replaced whole, some seconds after something has changed, and now and then besides: an old one was left by a
+//! process that is gone, and says nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cyphonic_proto::identity::NetworkId;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::clock::unix_now;
+use crate::register::UnixSeconds;
+
+/// How often it is looked whether something has changed.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Written at least this often.
+const REFRESHED: Duration = Duration::from_secs(60);
+
+/// From this age on, nobody keeps it any more.
+const STALE: UnixSeconds = 180;
+
+/// Version of the files; programs of one release write and read them.
+const VERSION: u32 = 1;
+
+/// What a file is about.
+pub trait Content: Serialize + DeserializeOwned + PartialEq + Send + 'static {
+    /// Its name in the run-time directory.
+    const FILE: &'static str;
+}
+
+/// The devices that are online, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Online(pub BTreeMap<String, Presence>);
+
+/// A device's connection to the NMS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presence {
+    /// Since when it stands.
+    pub since: UnixSeconds,
+    /// Whether it goes by TCP, as the device's network passes no UDP.
+    pub by_tcp: bool,
+}
+
+impl Content for Online {
+    const FILE: &'static str = "online.json";
+}
+
+/// What a relay does in userspace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relayed {
+    /// Its UDP port.
+    pub port: u16,
+    /// Legs that are bound.
+    pub legs: usize,
+    /// Datagrams forwarded.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Datagrams dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
+}
+
+impl Content for Relayed {
+    const FILE: &'static str = "relay.json";
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct File<T> {
+    version: u32,
+    network_id: String,
+    written_at: UnixSeconds,
+    content: T,
+}
+
+/// What a service says in this directory: nothing where none is running, or, if `network` is given, only one of another overlay.
+pub fn read_kept<T: Content>(directory: &Path, network: Option<NetworkId>, now: UnixSeconds) -> Option<T> {
+    let text = fs::read(directory.join(T::FILE)).ok()?;
+    let file: File<T> = serde_json::from_slice(&text).ok()?;
+    let is_kept = file.written_at.abs_diff(now) < STALE;
+    let is_meant = network.is_none_or(|network| network.to_string() == file.network_id);
+    (file.version == VERSION && is_kept && is_meant).then_some(file.content)
+}
+
+/// Keeps the file that says what `look` finds. Never ends.
+pub(super) async fn keep<T: Content + Clone>(
+    directory: PathBuf,
+    network: NetworkId,
+    mut look: impl FnMut() -> T,
+) {
+    let mut interval = tokio::time::interval(LOOK);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut last, mut complained) = (None, false);
+    loop {
+        interval.tick().await;
+        let found = look();
+        let is_known = |(at, known): &(Instant, T)| at.elapsed() < REFRESHED && *known == found;
+        if last.as_ref().is_some_and(is_known) {
+            continue;
+        }
+        last = Some((Instant::now(), found.clone()));
+        let to = directory.clone();
+        let write = move || write(&to, network, unix_now(), found);
+        let written = tokio::task::spawn_blocking(write).await.unwrap_or_else(|e| Err(io::Error::other(e)));
+        if let Err(error) = &written
+            && !complained
+        {
+            let path = directory.join(T::FILE);
+            tracing::warn!(path = %path.display(), %error, "cannot tell commands what this service does");
+        }
+        complained = written.is_err();
+    }
+}
+
+fn write<T: Content>(directory: &Path, network: NetworkId, now: UnixSeconds, content: T) -> io::Result<()> {
+    let file = File { version: VERSION, network_id: network.to_string(), written_at: now, content };
+    let (path, aside) = (directory.join(T::FILE), directory.join(format!("{}.new", T::FILE)));
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    // It is gone with the next start of the machine anyway: nothing is flushed.
+    options.open(&aside)?.write_all(&serde_json::to_vec(&file)?)?;
+    fs::rename(&aside, &path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OURS: NetworkId = NetworkId([7; 16]);
+    const NOW: UnixSeconds = 1_800_000_000;
+
+    fn online() -> Online {
+        Online(BTreeMap::from([("a.lab".to_owned(), Presence { since: NOW - 5, by_tcp: true })]))
+    }
+
+    #[test]
+    fn a_file_says_something_while_it_is_kept_and_of_this_overlay_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |network, now| read_kept::<Online>(dir.path(), network, now);
+        assert_eq!(read(Some(OURS), NOW), None);
+        write(dir.path(), OURS, NOW - 1000, Online::default()).unwrap();
+        write(dir.path(), OURS, NOW, online()).unwrap();
+        assert_eq!(read(Some(OURS), NOW + 60), Some(online()));
+        assert_eq!(read(None, NOW + 60), Some(online()));
+        assert_eq!(read(Some(OURS), NOW + STALE), None);
+        assert_eq!(read(Some(OURS), NOW - STALE), None, "the clock was set");
+        assert_eq!(read(Some(NetworkId([8; 16])), NOW), None);
+        fs::write(dir.path().join(Online::FILE), "{").unwrap();
+        assert_eq!(read(Some(OURS), NOW), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_is_written_and_what_does_not_is_refreshed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sender, receiver) = tokio::sync::watch::channel(Online::default());
+        let task = tokio::spawn(keep(dir.path().to_owned(), OURS, move || receiver.borrow().clone()));
+        // The writes are real, the waits are not.
+        let seen = async |online: Online| {
+            while read_kept(dir.path(), Some(OURS), unix_now()) != Some(online.clone()) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        seen(Online::default()).await;
+        sender.send_replace(online());
+        seen(online()).await;
+        fs::remove_file(dir.path().join(Online::FILE)).unwrap();
+        seen(online()).await;
+        task.abort();
+    }
+}
