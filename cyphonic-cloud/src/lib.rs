@@ -17,4 +17,5 @@ pub mod names;
 pub mod network;
 pub mod pki;
 pub mod register;
+mod seldom;
 pub mod server;

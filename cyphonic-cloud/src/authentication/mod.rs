@@ -9,7 +9,6 @@
 //! - reasons given to the asker name no other device and no detail of our failures; those are in the log.
 
 mod error;
-mod seldom;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,10 +22,10 @@ use cyphonic_proto::{Identity, Role, token, version};
 use rustls_pki_types::CertificateDer;
 
 use self::error::Refused;
-use self::seldom::Seldom;
 use crate::network::Network;
 use crate::pki::{Authority, DeviceKey};
 use crate::register::{DeviceRecord, Enrolled, Enrolment, IssuedCertificate, Register, UnixSeconds};
+use crate::seldom::{HOURLY, Seldom};
 
 /// Where the AS sends devices next.
 #[derive(Debug, Clone)]
@@ -62,7 +61,7 @@ impl Service {
         management: ManagementService,
         certificate_lifetime: Duration,
     ) -> Self {
-        let (unnoted, refusals) = (Seldom::new(60), Seldom::new(3_600));
+        let (unnoted, refusals) = (Seldom::new(60), Seldom::new(HOURLY));
         Self { network, register, authority, root, management, certificate_lifetime, unnoted, refusals }
     }
 

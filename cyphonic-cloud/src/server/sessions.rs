@@ -25,6 +25,7 @@ use super::kept::{Online, Presence};
 use super::newest::Newest;
 use super::whereabouts::Whereabouts;
 use crate::register::{DeviceRecord, Register, UnixSeconds};
+use crate::seldom::{HOURLY, Seldom};
 
 /// Events that wait for a service. When it is full, connections are read more slowly: their senders wait.
 const QUEUE: usize = 4_096;
@@ -55,13 +56,15 @@ pub(super) enum Event {
 pub(super) struct Entrance {
     events: mpsc::Sender<Event>,
     register: Option<Arc<Register>>,
+    /// Names, and why they were not let in.
+    refusals: Arc<Seldom<(String, String)>>,
 }
 
 impl Entrance {
     /// Of a service that hears what happens by the receiver.
     pub(super) fn new(register: Option<Arc<Register>>) -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(QUEUE);
-        (Self { events, register }, receiver)
+        (Self { events, register, refusals: Arc::new(Seldom::new(HOURLY)) }, receiver)
     }
 
     /// Lets a device in, or closes its connection.
@@ -72,8 +75,12 @@ impl Entrance {
                 let _ = self.events.send(Event::Connected(connection, admission)).await;
             }
             Err(reason) => {
-                tracing::debug!(reason, remote = %connection.remote_address(), "a device was not let in");
+                let fqdn = connection.identity().map(|identity| identity.fqdn.clone()).unwrap_or_default();
+                tracing::debug!(fqdn, reason, remote = %connection.remote_address(), "a device was not let in");
                 connection.close(cyphonic_proto::close::NOT_ALLOWED, &reason);
+                if self.refusals.is_due((fqdn.clone(), reason.clone()), unix_now()) {
+                    tracing::warn!(fqdn, reason, "a device was refused");
+                }
             }
         }
     }
@@ -151,7 +158,8 @@ impl Sessions {
     /// order; each waits for room in the channel.
     pub(super) fn insert(&mut self, now: Instant, connection: Connection, admission: Admission) {
         if let Err(reason) = self.changes.leave_in(now, &admission) {
-            tracing::debug!(reason, remote = %connection.remote_address(), "a device was not let in");
+            let (fqdn, remote) = (&admission.identity.fqdn, connection.remote_address());
+            tracing::debug!(fqdn, reason, %remote, "a device was not let in");
             connection.close(cyphonic_proto::close::NOT_ALLOWED, reason);
             return;
         }

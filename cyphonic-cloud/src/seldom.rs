@@ -6,24 +6,27 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::register::UnixSeconds;
 
+/// For refusals: who tries all the time, tries every few seconds.
+pub(crate) const HOURLY: UnixSeconds = 3_600;
+
 /// Different things remembered. What comes while there are so many is not said.
 const MOST: usize = 1_024;
 
 /// When things were said last.
 #[derive(Debug)]
-pub(super) struct Seldom<K> {
+pub(crate) struct Seldom<K> {
     every: UnixSeconds,
     said: Mutex<HashMap<K, UnixSeconds>>,
 }
 
 impl<K: Eq + Hash> Seldom<K> {
     /// Each thing once in this time.
-    pub(super) fn new(every: UnixSeconds) -> Self {
+    pub(crate) fn new(every: UnixSeconds) -> Self {
         Self { every, said: Mutex::default() }
     }
 
     /// Whether this is to be said now.
-    pub(super) fn is_due(&self, thing: K, now: UnixSeconds) -> bool {
+    pub(crate) fn is_due(&self, thing: K, now: UnixSeconds) -> bool {
         // A clock that was set back makes nothing silent for long.
         let is_recent = |at: UnixSeconds| (at..at.saturating_add(self.every)).contains(&now);
         // The table is whole after every call.
