@@ -171,7 +171,7 @@ impl Register {
     /// key becomes the device's next one.
     ///
     /// # Errors
-    /// If the device was revoked or replaced since it asked, got a certificate for another key just now, or the register or
+    /// If the device was revoked or replaced since it asked, or asks for a key that was revoked, got a certificate for another key just now, or the register or
     /// `issue` failed. Nothing was changed.
     pub fn renew(
         &self,
@@ -185,6 +185,9 @@ impl Register {
             let device = find(transaction, fqdn)?
                 .filter(|device| device.revoked_at.is_none() && device.has_key(old_spki_sha256))
                 .ok_or(RenewalRefused::Gone)?;
+            if is_revoked(transaction, fqdn, spki_sha256)? {
+                return Err(RenewalRefused::Gone);
+            }
             if let Some(young) = youngest(transaction, &device, spki_sha256, now)? {
                 if young.spki_sha256 == *spki_sha256 && device.has_key(spki_sha256) {
                     return Ok(young);

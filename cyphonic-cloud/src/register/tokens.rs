@@ -289,6 +289,7 @@ mod tests {
     use std::net::Ipv6Addr;
 
     use super::*;
+    use crate::register::RenewalRefused;
 
     const NOW: UnixSeconds = 1_800_000_000;
     const SECRET: [u8; 32] = [7; 32];
@@ -425,6 +426,8 @@ mod tests {
         register.create_token(&replacing([9; 32]), later).unwrap();
         let refused = register.enrol(&[9; 32], &KEY, later, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
+        let refused = register.renew(name, &OTHER_KEY, &KEY, later + 10 * 86_400, || panic!("issued"));
+        assert!(matches!(refused, Err(RenewalRefused::Gone)), "{refused:?}");
         register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(certificate(4, OTHER_KEY))).unwrap();
     }
 
