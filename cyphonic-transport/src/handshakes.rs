@@ -48,7 +48,7 @@ impl Source {
 }
 
 impl Key for Source {
-    fn group(self) -> Option<Self> {
+    fn group(&self) -> Option<Self> {
         match self {
             Self::Network(network) => network.group().map(Self::Network),
             Self::Loopback(_) | Self::Leg(_) => None,

@@ -5,9 +5,18 @@ use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 
 /// Whose something is, where it is counted.
-pub trait Key: Copy + Eq + Hash {
+pub trait Key: Eq + Hash {
     /// Those it may share a holder with, if there are such.
-    fn group(self) -> Option<Self>;
+    fn group(&self) -> Option<Self>
+    where
+        Self: Sized;
+}
+
+/// A device's name: nobody has several without being let in as several.
+impl Key for String {
+    fn group(&self) -> Option<Self> {
+        None
+    }
 }
 
 /// As many of its keys' room a group has, at most.
@@ -47,10 +56,10 @@ impl<K: Key> Tally<K> {
     /// One more, for which there is room.
     pub fn add(&mut self, key: K) {
         self.total += 1;
-        *self.by_key.entry(key).or_default() += 1;
         if let Some(group) = key.group() {
             *self.by_group.entry(group).or_default() += 1;
         }
+        *self.by_key.entry(key).or_default() += 1;
     }
 
     /// Takes back one [`Self::add`] of this key.
@@ -78,7 +87,7 @@ fn take_one<K: Key>(counts: &mut HashMap<K, usize>, key: &K) -> bool {
 /// One line has many networks: providers give a /56 or a /48 (RFC 6177), and where they give a /64, as to telephones, many of those
 /// are in one /48.
 impl Key for IpAddr {
-    fn group(self) -> Option<Self> {
+    fn group(&self) -> Option<Self> {
         match self {
             Self::V4(_) => None,
             Self::V6(v6) if v6.is_loopback() => None,

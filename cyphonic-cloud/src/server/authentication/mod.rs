@@ -6,12 +6,12 @@
 mod queue;
 mod strangers;
 
-use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cyphonic_proto::message::{Message, Refusal, RefusalCode};
+use cyphonic_transport::tally::Key;
 use cyphonic_transport::{Connection, Responder};
 use tokio::sync::{Notify, Semaphore};
 
@@ -119,7 +119,7 @@ impl AuthenticationServer {
     }
 
     /// Answers what comes on a connection, for an asker who may have `share` requests waiting.
-    async fn answer_all<K: Eq + Hash + Clone + Send + Sync + 'static>(
+    async fn answer_all<K: Key + Clone + Send + Sync + 'static>(
         self: &Arc<Self>,
         connection: &Connection,
         waiting: &Arc<Queue<K>>,

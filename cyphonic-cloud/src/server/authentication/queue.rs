@@ -1,18 +1,17 @@
 //! The requests that wait for their turn: so many in all, and of each asker a share. Pure.
 
-use std::hash::Hash;
 use std::sync::{Arc, Mutex};
 
-use cyphonic_transport::tally::Tally;
+use cyphonic_transport::tally::{Key, Tally};
 
 use super::lock;
 
 /// A queue of requests. In what order they are worked on is others' business.
-pub(super) struct Queue<K: Eq + Hash> {
+pub(super) struct Queue<K: Key> {
     waiting: Mutex<Tally<K>>,
 }
 
-impl<K: Eq + Hash + Clone> Queue<K> {
+impl<K: Key + Clone> Queue<K> {
     /// With room for this many.
     pub(super) fn new(in_all: usize) -> Arc<Self> {
         Arc::new(Self { waiting: Mutex::new(Tally::new(in_all)) })
@@ -29,12 +28,12 @@ impl<K: Eq + Hash + Clone> Queue<K> {
 }
 
 /// A place in the queue, until it is dropped.
-pub(super) struct Place<K: Eq + Hash> {
+pub(super) struct Place<K: Key> {
     queue: Arc<Queue<K>>,
     asker: K,
 }
 
-impl<K: Eq + Hash> Drop for Place<K> {
+impl<K: Key> Drop for Place<K> {
     fn drop(&mut self) {
         lock(&self.queue.waiting).remove(&self.asker);
     }
@@ -46,14 +45,15 @@ mod tests {
 
     #[test]
     fn one_asker_takes_its_share_only_and_every_place_is_given_back() {
+        let [a, b, c] = ["a", "b", "c"].map(String::from);
         let queue = Queue::new(10);
-        let mut places: Vec<_> = (0..100).filter_map(|_| queue.enter(&"a", 4)).collect();
+        let mut places: Vec<_> = (0..100).filter_map(|_| queue.enter(&a, 4)).collect();
         assert_eq!(places.len(), 4);
-        places.extend((0..100).filter_map(|_| queue.enter(&"b", 4)));
-        places.extend((0..100).filter_map(|_| queue.enter(&"c", 4)));
+        places.extend((0..100).filter_map(|_| queue.enter(&b, 4)));
+        places.extend((0..100).filter_map(|_| queue.enter(&c, 4)));
         assert_eq!(places.len(), 10, "the queue is full");
         places.truncate(3);
-        assert!(queue.enter(&"a", 4).is_some());
+        assert!(queue.enter(&a, 4).is_some());
         drop(places);
         assert_eq!(lock(&queue.waiting).total(), 0);
     }
