@@ -28,6 +28,9 @@ use std::{
 };
 use zeroize::Zeroizing;
 
+/// Endpoints of one address that are dialled in a set-up: a NAT that shows more has another for each destination, and none for us.
+const OF_ONE_HOST: usize = 2;
+
 /// A set-up in progress.
 pub(super) struct Setup {
     pub(super) id: SetupId,
@@ -82,8 +85,20 @@ impl Setup {
     pub(super) fn via(&self) -> PeerVia {
         match &self.relay {
             Some(own) => PeerVia::Relay { trs: own.relay.name.clone(), context: own.context },
-            None => PeerVia::Direct(self.endpoints.clone()),
+            None => PeerVia::Direct(self.dialled()),
         }
+    }
+
+    /// The endpoints that are dialled, or punched to. They are where the peer says that it is, perhaps at a host that has nothing to do
+    /// with it: that one is sent few packets.
+    fn dialled(&self) -> Vec<SocketAddr> {
+        let mut few: Vec<SocketAddr> = Vec::new();
+        for endpoint in &self.endpoints {
+            if few.iter().filter(|other| other.ip() == endpoint.ip()).count() < OF_ONE_HOST {
+                few.push(*endpoint);
+            }
+        }
+        few
     }
 
     /// Whether the peers' connection came as it should.
@@ -390,7 +405,7 @@ impl Node {
             }
             return;
         }
-        let remotes = setup.endpoints.clone();
+        let remotes = setup.dialled();
         self.act(Action::Punch { remotes });
         self.confirm(id);
         self.meet(now, id);

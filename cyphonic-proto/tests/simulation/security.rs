@@ -16,7 +16,10 @@ use cyphonic_proto::{
     tunnel::Suite,
 };
 use proptest::prelude::*;
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -151,6 +154,26 @@ fn a_tunnel_request_with_the_right_certificate_and_set_up_installs_a_tunnel_befo
     assert_eq!(tunnel.local_cid.as_bytes().as_slice(), offer.data_connection_id, "as it was offered");
     let Message::TunnelResponse(response) = message else { panic!("{message:?}") };
     assert_eq!(response.setup_id, [0xee; 16]);
+}
+
+/// A device may say that it is where it is not.
+#[test]
+fn a_host_that_a_peer_names_is_sent_few_packets_however_many_ports_it_names() {
+    let mut world = calm();
+    let ports = (1..=12).map(|port| endpoint::to_wire(SocketAddr::from(([198, 51, 100, 9], port))));
+    let mut order = RouteDirection { dial: true, ..direction() };
+    order.peer_endpoints =
+        ports.chain([endpoint::to_wire(SocketAddr::from(([198, 51, 100, 10], 1)))]).collect();
+    let done = direct(&mut world, order);
+    let punched = done.iter().find_map(|action| match action {
+        Action::Punch { remotes } => Some(remotes.clone()),
+        _ => None,
+    });
+    let dialled = done.iter().find_map(|action| match action {
+        Action::DialPeer { via: PeerVia::Direct(remotes), .. } => Some(remotes.clone()),
+        _ => None,
+    });
+    assert_eq!((dialled.as_ref().map(Vec::len), &dialled), (Some(3), &punched), "{done:?}");
 }
 
 #[test]
