@@ -9,7 +9,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use cyphonic_lab::figures::{Figure, Figures};
 
@@ -132,25 +132,52 @@ verdict of both. Counts of a run that ended at a disagreement are not known.
 impl Target {
     /// Whether every frame was judged alike.
     fn run(&self, frames: u32) -> Result<bool> {
-        let mut cargo = shell::cargo();
-        cargo.args(["test", "--locked", "-p", "cyphonic-dataplane"]).args(self.test);
+        let test = || {
+            let mut cargo = shell::cargo();
+            cargo.args(["test", "--locked", "-p", "cyphonic-dataplane"]).args(self.test);
+            cargo
+        };
+        // What does not build is no disagreement.
+        shell::run(test().arg("--no-run"))?;
+        let mut cargo = test();
         cargo.args(["--", "--exact", self.filter]).env("CYPHONIC_FUZZ_CASES", frames.to_string());
         crate::test::run_as_root(&mut cargo)?;
         let output = cargo.stderr(std::process::Stdio::inherit()).output()?;
         let said = String::from_utf8_lossy(&output.stdout);
-        if !said.contains(" 1 passed") && output.status.success() {
-            bail!("there is no test {}", self.filter);
-        }
         if !output.status.success() {
             println!("{said}");
         }
-        Ok(output.status.success())
+        outcome(&said, output.status.success())
+            .with_context(|| format!("{} did not come to a verdict ({})", self.filter, output.status))
+    }
+}
+
+/// What a test of one frame after the other has said: whether all were judged alike. A program that never came to it has said nothing of
+/// the kind.
+fn outcome(said: &str, success: bool) -> Option<bool> {
+    match success {
+        true => said.contains(" 1 passed").then_some(true),
+        // A test that crashes the process ends without a count.
+        false => (said.contains("; 1 failed") || said.contains("running 1 test")).then_some(false),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_test_that_ran_disagrees() {
+        assert_eq!(outcome("running 1 test\n.\ntest result: ok. 1 passed; 0 failed", true), Some(true));
+        assert_eq!(outcome("running 1 test\nF\ntest result: FAILED. 0 passed; 1 failed", false), Some(false));
+        assert_eq!(outcome("running 1 test\n", false), Some(false), "it crashed");
+        assert_eq!(
+            outcome("running 0 tests\ntest result: ok. 0 passed", true),
+            None,
+            "there is no such test"
+        );
+        assert_eq!(outcome("", false), None, "as without a password for sudo");
+    }
 
     #[test]
     fn the_table_has_a_line_a_target_and_says_what_is_not_known() {

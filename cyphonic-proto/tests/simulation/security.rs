@@ -161,7 +161,8 @@ fn a_tunnel_request_with_the_right_certificate_and_set_up_installs_a_tunnel_befo
 fn a_host_that_a_peer_names_is_sent_few_packets_however_many_ports_it_names() {
     let mut world = calm();
     let ports = (1..=12).map(|port| endpoint::to_wire(SocketAddr::from(([198, 51, 100, 9], port))));
-    let mut order = RouteDirection { dial: true, ..direction() };
+    let kind = RouteKind::ResponderInitiated.into();
+    let mut order = RouteDirection { kind, dial: true, ..direction() };
     order.peer_endpoints =
         ports.chain([endpoint::to_wire(SocketAddr::from(([198, 51, 100, 10], 1)))]).collect();
     let done = direct(&mut world, order);
@@ -367,7 +368,7 @@ fn an_nms_cannot_give_a_name_another_address_or_send_packets_to_this_host() {
 }
 
 fn endpoint_bytes(text: &str) -> cyphonic_proto::message::Endpoint {
-    let address: std::net::SocketAddr = text.parse().unwrap();
+    let address: SocketAddr = text.parse().unwrap();
     let bytes = match address.ip() {
         std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
         std::net::IpAddr::V6(ip) => ip.octets().to_vec(),

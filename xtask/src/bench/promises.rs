@@ -75,8 +75,11 @@ const ROUND_TRIP_AWAKE: Promise = promise(
 );
 
 impl Promise {
-    /// Whether all its figures keep it; its value is the worst of them.
+    /// Whether all its figures keep it; its value is the worst of them. Each of them must have been measured.
     pub(super) fn judge(&self, figures: &Figures) -> Outcome {
+        if self.names.iter().any(|name| figures.get(name).is_none()) {
+            return Outcome::NotMeasured;
+        }
         let worst = match self.bound {
             Bound::AtLeast(_) => f64::min,
             Bound::AtMost(_) => f64::max,
@@ -140,7 +143,9 @@ mod tests {
         let mut figures = Figures::new("bench");
         let udp = TUNNELS[8];
         assert_eq!(udp.judge(&figures), Outcome::NotMeasured);
-        figures.insert("auto.udp64_vs_nebula", Figure::single(3.0, ""));
+        udp.names.iter().skip(1).for_each(|name| figures.insert(name, Figure::single(3.0, "")));
+        assert_eq!(udp.judge(&figures), Outcome::NotMeasured, "one is missing");
+        figures.insert(udp.names[0], Figure::single(4.0, ""));
         assert_eq!(udp.judge(&figures), Outcome::Kept(3.0));
         figures.insert("auto.udp64_vs_quincy", Figure::single(1.5, ""));
         assert_eq!(udp.judge(&figures), Outcome::Broken(1.5));

@@ -85,9 +85,9 @@ fn bulk(site: &Site<'_>, running: &Running, effort: Effort, samples: &mut Sample
     if let Some(busy) = busy.filter(|_| gigabytes > 0.0) {
         samples.add("cpu_s_per_gb", busy.as_secs_f64() / gigabytes);
     }
-    if let Ok(Ok(report)) = report {
-        report.rtts_ms.iter().for_each(|ms| samples.add("rtt_loaded_us", ms * 1e3));
-    }
+    let report = report.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let report = report.context("pings beside the stream")?;
+    report.rtts_ms.iter().for_each(|ms| samples.add("rtt_loaded_us", ms * 1e3));
     let transfer = run(4).run(&namespace, site.cancel)?;
     samples.add("tcp4_gbps", transfer.bits_per_second / 1e9);
     Ok(())
