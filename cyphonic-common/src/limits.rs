@@ -31,9 +31,6 @@ pub const MAX_INNER_MTU: usize = 8942;
 /// The largest UDP payload (RFC 9000 §18.2, `max_udp_payload_size`).
 pub const MAX_DATAGRAM: usize = 65_527;
 
-/// The largest inner packet a tunnel data packet can carry.
-pub const MAX_INNER: usize = MAX_DATAGRAM - TUNNEL_OVERHEAD;
-
 /// Padded size of datagrams that carry PATH_CHALLENGE or PATH_RESPONSE (RFC 9000 §8.2.1).
 pub const MIN_PROBE_DATAGRAM: usize = 1200;
 

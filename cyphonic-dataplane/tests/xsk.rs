@@ -97,7 +97,8 @@ fn answer(umem: &Umem, pool: &mut FramePool, payload: &[u8]) -> Frame {
         .write(&mut bytes, payload)
         .unwrap();
     let mut frame = pool.take().unwrap();
-    assert!(frame.set_len(bytes.len()));
+    let start = frame.start();
+    assert!(frame.set_packet(start, bytes.len()));
     umem.packet_mut(&mut frame).copy_from_slice(&bytes);
     frame
 }

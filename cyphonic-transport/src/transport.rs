@@ -18,7 +18,6 @@ use crate::connection::Connection;
 use crate::detour;
 use crate::dial::{self, DialError};
 use crate::handshakes::{Answer, Handshakes, Place};
-use crate::legs::RelayedAddress;
 use crate::mux::Mux;
 use crate::peer::ArrivingPeer;
 use crate::tls::{self, ClientTls, ServerTls, TlsError};
@@ -202,20 +201,6 @@ impl Transport {
         timeout: Duration,
     ) -> Result<Connection, DialError> {
         self.connect(tls.config(Role::Device, alpn::PEER)?, addresses, name, timeout).await
-    }
-
-    /// Connects to another node through a leg at a TRS.
-    ///
-    /// # Errors
-    /// As [`Transport::connect_peer`].
-    pub async fn connect_relayed_peer(
-        &self,
-        tls: &ClientTls,
-        leg: RelayedAddress,
-        name: &str,
-        timeout: Duration,
-    ) -> Result<Connection, DialError> {
-        self.connect_peer(tls, &[leg.socket_addr()], name, timeout).await
     }
 
     async fn connect(

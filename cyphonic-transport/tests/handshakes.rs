@@ -401,7 +401,7 @@ async fn shake_hands_over(carries: usize) {
     let address = a.transport.mux().add_leg(a_leg.quinn(), context_a);
     let tls = ClientTls::new(credentials[0].clone());
     let timeout = Duration::from_secs(5);
-    let dialled = a.transport.connect_relayed_peer(&tls, address, B, timeout).await.unwrap();
+    let dialled = a.transport.connect_peer(&tls, &[address.socket_addr()], B, timeout).await.unwrap();
     let accepted = b.transport.accept_peer().await.unwrap().verified().await.unwrap();
     assert_eq!(dialled.identity().unwrap().fqdn, B);
     assert_eq!(accepted.identity().unwrap().fqdn, A);

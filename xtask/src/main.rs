@@ -72,7 +72,8 @@ enum Verb {
     Package(package::PackageArgs),
     /// Install what is missing, build, and run every test. Prints the total.
     Test(test::TestArgs),
-    /// What continuous integration runs: formatting, lints, dependency rules, tests.
+    /// What must hold before a change is merged: formatting, lints, dependency rules, and the tests of `cargo xtask test`, which are what
+    /// runs for each change.
     Ci,
     /// Send millions of damaged frames through every program and its twin in userspace.
     Fuzz(fuzz::FuzzArgs),

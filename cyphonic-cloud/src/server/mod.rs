@@ -27,7 +27,6 @@ mod stun;
 mod watch;
 mod whereabouts;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
@@ -87,11 +86,6 @@ impl Cloud {
             tasks.spawn(accept(port.transport(), services.clone()));
         }
         Ok(Self { ports, tasks, failures })
-    }
-
-    /// The addresses that the services listen on.
-    pub fn local_addresses(&self) -> Vec<SocketAddr> {
-        self.ports.iter().map(Port::local_address).collect()
     }
 
     /// Waits until something that the services cannot live without has failed, and says what.

@@ -97,10 +97,6 @@ impl Port {
         }
     }
 
-    pub(super) fn local_address(&self) -> SocketAddr {
-        self.udp.local_addr()
-    }
-
     /// Ends the worker, and returns once the port can be opened again: QUIC lets go of it a moment later.
     pub(super) async fn close(self) {
         let released = Arc::downgrade(&self.udp);

@@ -1,7 +1,5 @@
 //! The receiving half of a socket.
 
-#![expect(unsafe_code, reason = "busy polling is set by a system call")]
-
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -119,28 +117,6 @@ impl XskRx {
             Ok(_) => Ok(()),
             Err(error) => super::tx::unless_later(error),
         }
-    }
-
-    /// Has waiting poll the device for `microseconds`, up to `budget` packets at a time, instead of waiting for its
-    /// interrupt: less latency for more CPU time. Linux 5.11.
-    ///
-    /// # Errors
-    /// The kernel does not know it, or CAP_NET_ADMIN is missing.
-    pub fn set_busy_poll(&self, microseconds: u32, budget: u32) -> io::Result<()> {
-        const SO_PREFER_BUSY_POLL: libc::c_int = 69;
-        const SO_BUSY_POLL_BUDGET: libc::c_int = 70;
-        self.set_option(SO_PREFER_BUSY_POLL, u32::from(microseconds != 0))?;
-        self.set_option(libc::SO_BUSY_POLL, microseconds)?;
-        self.set_option(SO_BUSY_POLL_BUDGET, budget)
-    }
-
-    fn set_option(&self, option: libc::c_int, value: u32) -> io::Result<()> {
-        let len = size_of::<u32>() as libc::socklen_t;
-        let fd = self.socket.as_raw_fd();
-        // SAFETY: the descriptor is open, and the kernel reads `len` bytes from a pointer to a live `u32`.
-        let result =
-            unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, (&raw const value).cast(), len) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
     /// What the kernel has counted.

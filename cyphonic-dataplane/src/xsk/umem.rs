@@ -142,14 +142,6 @@ impl Umem {
         self.bytes_mut(frame, start, len)
     }
 
-    /// The whole frame, headroom and tailroom included: the packet starts at [`Frame::start`].
-    #[inline]
-    #[must_use]
-    pub fn frame_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
-        let len = frame.size();
-        self.bytes_mut(frame, 0, len)
-    }
-
     #[inline]
     fn bytes_mut<'a>(&'a self, frame: &'a mut Frame, start: usize, len: usize) -> &'a mut [u8] {
         let Some(start) = self.offset(frame, start, len) else { return &mut [] };
@@ -232,10 +224,10 @@ mod tests {
         let mut frames: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
         assert_eq!((frames.len(), umem.frames()), (8, 8));
         for (number, frame) in frames.iter_mut().enumerate() {
-            umem.frame_mut(frame).fill(number as u8);
+            assert!(frame.set_packet(0, 2048));
+            umem.packet_mut(frame).fill(number as u8);
         }
         for (number, frame) in frames.iter_mut().enumerate() {
-            assert!(frame.set_packet(0, 2048));
             assert!(umem.packet(frame).iter().all(|byte| usize::from(*byte) == number));
         }
     }

@@ -114,11 +114,6 @@ impl FamilyFindings {
     pub fn is_open(&self) -> bool {
         self.mapping == Mapping::NoNat && self.filtering == Filtering::EndpointIndependent
     }
-
-    /// The outer endpoint of this mapping may be told to others.
-    pub fn is_reachable(&self) -> bool {
-        self.is_open() || !self.port_mapped.is_empty()
-    }
 }
 
 impl Findings {
