@@ -99,7 +99,8 @@ fn table(out: &mut String, title: &str, rows: &[(&str, &str, &str)], figures: &F
 fn promises(out: &mut String, figures: &Figures) {
     let _ = writeln!(
         out,
-        "\n## In round trips\n\nOf the pair's own path for set-ups, of the path to the cloud for start-ups. Decision \
+        "\n## In round trips\n\nOf the pair's own path for set-ups, of the path to the cloud for start-ups. What is added to a round trip is \
+         the difference of two medians, of which ping tells tenths of a millisecond here. Decision \
          [0015](decisions/0015-set-up-in-two-round-trips.md) says what the floor is.\n\n| | here | promised |\n|---|---|---|"
     );
     for (label, name, promised) in IN_ROUND_TRIPS {
