@@ -1,11 +1,13 @@
-//! What network interfaces are asked and told: by ioctl here; what their drivers can do ([`xdp_features`]) and which XDP
-//! programs are on them ([`xdp_programs`]), by netlink.
+//! What network interfaces are asked and told: by ioctl here; what their drivers can do ([`xdp_features`]), which XDP
+//! programs are on them ([`xdp_programs`]) and which VLAN devices above them ([`vlans_above`]), by netlink.
 
 #![expect(unsafe_code, reason = "network devices are configured by ioctl")]
 
 mod features;
+mod link;
 mod netlink;
 mod programs;
+mod vlans;
 
 use std::ffi::{CStr, c_char};
 use std::io;
@@ -15,9 +17,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 pub use features::{XdpFeatures, xdp_features};
 pub use programs::{XdpPrograms, xdp_programs};
+pub use vlans::{Vlans, vlans_above};
 
 /// `ETHTOOL_STXCSUM` of `linux/ethtool.h`.
 const SET_TX_CHECKSUM: u32 = 0x17;
+/// `ETHTOOL_GFLAGS`, and of its flags `ETH_FLAG_RXVLAN`.
+const GET_FLAGS: u32 = 0x25;
+const RECEIVE_VLAN: u32 = 1 << 8;
 /// `ETHTOOL_GCHANNELS`.
 const GET_CHANNELS: u32 = 0x3c;
 
@@ -102,6 +108,16 @@ pub fn driver(interface: &str) -> io::Result<String> {
     ethtool(interface, &mut driver)?;
     let name = CStr::from_bytes_until_nul(&driver.name).map_err(|_| io::ErrorKind::InvalidData)?;
     Ok(name.to_string_lossy().into_owned())
+}
+
+/// Whether the interface's driver takes VLAN tags off the frames that it receives.
+fn takes_vlan_tags_off(interface: &str) -> io::Result<bool> {
+    let mut flags = Value { command: GET_FLAGS, data: 0 };
+    match ethtool(interface, &mut flags) {
+        Ok(()) => Ok(flags.data & RECEIVE_VLAN != 0),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The largest packet that the interface carries.

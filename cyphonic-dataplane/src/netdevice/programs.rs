@@ -2,16 +2,12 @@
 
 use std::io;
 
-use super::netlink::{Netlink, attribute};
+use super::{link, netlink::attribute};
 
-/// `RTM_GETLINK`.
-const GET_LINK: u16 = 18;
 /// `IFLA_XDP`, and in it the numbers of the programs in the driver and behind it.
 const LINK_XDP: u16 = 43;
 const XDP_DRIVER_PROGRAM: u16 = 5;
 const XDP_GENERIC_PROGRAM: u16 = 6;
-/// Bytes of `struct ifinfomsg`.
-const LINK_HEADER: usize = 16;
 
 /// The XDP programs on an interface, by their numbers, as in `bpftool prog`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -27,16 +23,12 @@ pub struct XdpPrograms {
 /// # Errors
 /// There is no such interface, or the kernel does not tell.
 pub fn xdp_programs(interface: &str) -> io::Result<XdpPrograms> {
-    let index = super::index(interface)?;
-    let mut question = vec![0; LINK_HEADER];
-    question.get_mut(4..8).ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(&index.to_ne_bytes());
-    let answer = Netlink::open(None)?.ask(GET_LINK, &question)?;
-    Ok(answer.get(LINK_HEADER..).map(read).unwrap_or_default())
+    Ok(read(&link::attributes(super::index(interface)?)?))
 }
 
 fn read(attributes: &[u8]) -> XdpPrograms {
     let Some(xdp) = attribute(attributes, LINK_XDP) else { return XdpPrograms::default() };
-    let number = |name| attribute(xdp, name)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+    let number = |name| link::number(xdp, name);
     XdpPrograms { native: number(XDP_DRIVER_PROGRAM), generic: number(XDP_GENERIC_PROGRAM) }
 }
 

@@ -36,6 +36,7 @@ pub(super) fn attach(
     let mut refused = None;
     for hook in hooks(interface, mode) {
         if let Some(pins) = pins
+            && sees_tags(interface, *hook).is_ok()
             && let Some(held) = take_over(program, interface, *hook, pins)
         {
             // Whoever attached it may have known better.
@@ -48,8 +49,9 @@ pub(super) fn attach(
         }
     }
     for hook in hooks(interface, mode) {
-        let attached =
-            attach_new(program, interface, *hook).and_then(|link| pin(program, link, interface, *hook, pins));
+        let attached = sees_tags(interface, *hook)
+            .and_then(|()| attach_new(program, interface, *hook))
+            .and_then(|link| pin(program, link, interface, *hook, pins));
         match attached {
             Ok(held) => {
                 let pinned = matches!(held, Held::Pinned(_));
@@ -94,6 +96,16 @@ fn hooks(interface: &Interface, mode: Mode) -> &'static [Hook] {
         Mode::Auto if !interface.virtual_cable => &[Hook::Native, Hook::Generic],
         Mode::Auto | Mode::Userspace => &[],
     }
+}
+
+/// Whether the program sees all that tells frames apart. Behind the driver a VLAN's tag is beside the frame, where the program
+/// neither sees nor changes it: a packet of the VLAN's that goes out without one would be sent with it, and nobody would get it.
+fn sees_tags(interface: &Interface, hook: Hook) -> Result<(), XdpError> {
+    let vlans = &interface.vlans;
+    if hook == Hook::Native || vlans.in_frames || vlans.devices.is_empty() {
+        return Ok(());
+    }
+    Err(XdpError::vlan_tags(&interface.name, vlans))
 }
 
 fn attachment(interface: &Interface, hook: Hook, why: String, adopted: bool, pinned: bool) -> Attachment {
@@ -145,5 +157,36 @@ fn pin(
             tracing::warn!(error, interface = interface.name, "the relay's program ends with this process");
             attach_new(program, interface, hook).map(Held::Own)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::super::object::Object;
+    use super::*;
+    use crate::netdevice::Vlans;
+
+    /// Needs root and the eBPF objects.
+    #[test]
+    fn behind_a_driver_that_takes_vlans_tags_off_nothing_is_attached() {
+        let run = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let mut object = Object::load(16, None).unwrap();
+            let mut try_with = |mode, vlans| {
+                let interface = Interface { name: "lo".to_owned(), index: 1, virtual_cable: false, vlans };
+                attach(object.program().unwrap(), &interface, mode, None).map(|(at, _)| at.hook)
+            };
+            let above = Vlans { devices: vec!["lo.7".to_owned()], in_frames: false, by_card: true };
+            for mode in [Mode::Auto, Mode::Generic] {
+                let refused = try_with(mode, above.clone()).unwrap_err();
+                assert!(matches!(refused, XdpError::VlanTags { .. }), "{refused}");
+            }
+            for harmless in [Vlans::default(), Vlans { in_frames: true, by_card: false, ..above }] {
+                assert_eq!(try_with(Mode::Generic, harmless).unwrap(), Hook::Generic);
+            }
+        };
+        std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
     }
 }

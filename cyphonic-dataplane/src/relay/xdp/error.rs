@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use aya::sys::SyscallError;
 
 use super::options::Hook;
+use crate::netdevice::Vlans;
 
 /// Why packets cannot be relayed in XDP. The relay works without, in userspace.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +59,20 @@ pub enum XdpError {
     /// The driver runs no programs.
     #[error("the driver of {0} has no native XDP: use `relay.mode: generic`, or `auto`")]
     NoNativeXdp(String),
+    /// Behind the driver the program would not see VLAN tags.
+    #[error(
+        "behind the driver of {interface} XDP does not see VLAN tags, which are taken off before, and would send with a tag \
+         what has none, while there are VLAN devices above it ({}): {advice}",
+        vlans.join(", ")
+    )]
+    VlanTags {
+        /// The interface.
+        interface: String,
+        /// Names of the VLAN devices above it.
+        vlans: Vec<String>,
+        /// What to do.
+        advice: String,
+    },
     /// Routes cannot be looked up.
     #[error(
         "XDP cannot look up routes while {} is 0, and it cannot be set to 1 ({source}): set it, or run the relay in \
@@ -115,6 +130,17 @@ impl XdpError {
         Self::Attach { interface: interface.to_owned(), hook, reason }
     }
 
+    /// The program would send with a wrong VLAN tag.
+    pub(super) fn vlan_tags(interface: &str, vlans: &Vlans) -> Self {
+        let advice = match vlans.by_card {
+            true => format!(
+                "`ethtool -K {interface} rxvlan off` leaves them in frames; or use `relay.mode: userspace`"
+            ),
+            false => "use `relay.mode: userspace`, or name other interfaces in `relay.interfaces`".to_owned(),
+        };
+        Self::VlanTags { interface: interface.to_owned(), vlans: vlans.devices.clone(), advice }
+    }
+
     /// Writing a map failed.
     pub(super) fn map(map: &'static str) -> impl Fn(Box<dyn Error + Send + Sync>) -> Self {
         move |source| Self::Map { map, source }
@@ -147,4 +173,18 @@ fn chain(error: &dyn Error) -> String {
         next = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_tags_a_card_takes_off_is_told_how_to_stop_it() {
+        let above = |by_card| Vlans { devices: vec!["eth0.7".to_owned()], in_frames: false, by_card };
+        let by_card = XdpError::vlan_tags("eth0", &above(true)).to_string();
+        assert!(by_card.contains("eth0.7") && by_card.contains("`ethtool -K eth0 rxvlan off`"), "{by_card}");
+        let software = XdpError::vlan_tags("br0", &above(false)).to_string();
+        assert!(!software.contains("ethtool") && software.contains("relay.mode: userspace"), "{software}");
+    }
 }

@@ -7,6 +7,7 @@ use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
 
 use super::XdpError;
+use crate::netdevice::{self, Vlans};
 
 /// An address of each family that no host has, so that only the default route leads there (RFC 1112 §4, RFC 4291 §2.4).
 const FAR: [IpAddr; 2] =
@@ -19,6 +20,8 @@ pub(super) struct Interface {
     pub(super) index: u32,
     /// One end of a virtual cable: see [`Attacher`](super::attach::Attacher).
     pub(super) virtual_cable: bool,
+    /// What may keep the program from being behind the driver.
+    pub(super) vlans: Vlans,
 }
 
 /// Those that were named, or those that lead to the world and have the service's addresses.
@@ -63,12 +66,17 @@ fn list() -> io::Result<Vec<(String, IpAddr)>> {
 
 fn open(name: &str) -> Option<Interface> {
     let index = if_nametoindex(name).ok()?;
-    Some(Interface { name: name.to_owned(), index, virtual_cable: driver(name).as_deref() == Some("veth") })
+    let virtual_cable = driver(name).as_deref() == Some("veth");
+    let vlans = netdevice::vlans_above(name).unwrap_or_else(|error| {
+        tracing::debug!(%error, interface = name, "no word of VLAN devices");
+        Vlans::default()
+    });
+    Some(Interface { name: name.to_owned(), index, virtual_cable, vlans })
 }
 
 /// The driver's name, as the kernel tells it for real hardware and, by the link's kind, for virtual cables.
 fn driver(name: &str) -> Option<String> {
-    crate::netdevice::driver(name).ok()
+    netdevice::driver(name).ok()
 }
 
 /// Our own address on the way to `far`. Nothing is sent.
