@@ -15,7 +15,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-pub use features::{XdpFeatures, xdp_features};
+pub(crate) use features::xdp_redirection;
+pub use features::{XdpFeatures, XdpRedirection, xdp_features};
 pub use programs::{XdpPrograms, xdp_programs};
 pub use vlans::{Vlans, vlans_above};
 

@@ -297,6 +297,33 @@ fn a_leg_whose_new_address_has_no_number_goes_its_new_way_in_userspace_and_count
     });
 }
 
+/// A driver that takes no redirected frames, as that of a virtual cable whose far end merges none, drops them silently.
+#[test]
+fn what_a_driver_would_lose_is_relayed_in_userspace() {
+    isolated(|pins| {
+        shell("ip netns exec b ethtool -K nb gro off");
+        let process = Process::start(&options(pins));
+        let (a, b) = (socket("a", "192.0.2.10:1000"), socket("b", "198.51.100.20:2000"));
+        let other = socket("b", "198.51.100.20:2001");
+        let of = |from: &UdpSocket, local: &str, to: &UdpSocket| Leg {
+            local: Some(local.parse().unwrap()),
+            source: Some("198.51.100.1".parse().unwrap()),
+            ..Leg::new(from.local_addr().unwrap(), to.local_addr().unwrap(), cid(0xb1))
+        };
+        process.xdp.insert(cid(0xb0), of(&a, "192.0.2.1", &b)).unwrap();
+        process.xdp.insert(cid(0xc0), of(&other, "198.51.100.1", &b)).unwrap();
+        for number in 0..10 {
+            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
+            // Back by the interface that it came by.
+            passes(&other, "198.51.100.1:4433", &b, cid(0xc0), cid(0xb1), number);
+        }
+        let counters = process.xdp.counters();
+        assert_eq!(counters.forwarded.packets, 0, "{counters:?}");
+        process.xdp.stop();
+        process.kill();
+    });
+}
+
 /// An answer of the routing table would last ten minutes.
 #[test]
 fn a_neighbour_that_moves_is_noticed_while_the_process_lives() {

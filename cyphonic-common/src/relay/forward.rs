@@ -27,7 +27,7 @@ pub enum Verdict {
         from: Family,
         /// How it leaves.
         to: Family,
-        /// The interface it leaves by, where that is another one.
+        /// The interface it leaves by, where it does not go back as it is by the one it came by.
         redirect: Option<u32>,
     },
     /// It goes to the kernel's stack, untouched.
@@ -66,7 +66,7 @@ pub struct Hop {
     /// Its link address and the outgoing interface's, as they lie in a frame: in words, which are aligned wherever a
     /// program keeps them.
     links: [u32; 3],
-    /// The outgoing interface, if it is not the incoming one.
+    /// The outgoing interface, unless the frame goes back by the incoming one as it is.
     pub redirect: Option<u32>,
 }
 

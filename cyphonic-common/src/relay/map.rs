@@ -24,8 +24,9 @@ pub mod name {
     /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`RelayCounterIndex`](super::RelayCounterIndex).
     pub const COUNTERS: &str = "RELAY_COUNTERS";
     /// Device hash from an interface's index to itself: where packets may be redirected to. An interface that cannot
-    /// transmit XDP frames would lose them silently, so the loader lists only those that can. The interface a packet
-    /// came in by need not be in it.
+    /// transmit XDP frames would lose them silently, so the loader lists only those that can, as far as the kernel tells
+    /// (Linux 6.3). The interface a packet came in by need not be in it, but for
+    /// [`always_redirects`](super::RelayConfig::always_redirects).
     pub const EGRESS: &str = "EGRESS";
 }
 
@@ -233,7 +234,7 @@ pub enum RelayCounterIndex {
         from: Family,
         /// How they left.
         to: Family,
-        /// Whether they left by another interface than they came by.
+        /// Whether they were redirected: to another interface than they came by, or over virtual cables.
         redirected: bool,
     },
     /// Frames left to the kernel's stack.

@@ -46,6 +46,7 @@ pub use self::status::{Place, RunningRelay, running_relays};
 use self::watch::Watcher;
 use super::userspace::lock;
 use super::{Leg, LegStats, RelayMap, RelayMapError, UserspaceRelay};
+use crate::netdevice::{self, XdpRedirection};
 
 /// Whether interfaces of these names are there for a relay in XDP. Nothing is attached.
 ///
@@ -102,10 +103,10 @@ impl XdpRelay {
         let started = interfaces.and_then(|interfaces| {
             let mut started = Started::new(options, &interfaces, pins.as_ref())?;
             // In an earlier program's place, frames are redirected from the first one on.
-            let before = redirect_targets(&attach::left(&interfaces, pins.as_ref()));
+            let before = redirect_targets(&attach::left(&interfaces, pins.as_ref()), redirection);
             started.object.set_egress(&before, &[])?;
             started.attach(options, &interfaces, pins.as_ref())?;
-            started.object.set_egress(&redirect_targets(&started.attached), &before)?;
+            started.object.set_egress(&redirect_targets(&started.attached, redirection), &before)?;
             Ok((started.object.take_legs()?, started.object.counters()?, started))
         });
         let (legs, counters, started) = started.inspect_err(|_| {
@@ -370,12 +371,30 @@ fn adopt(legs: &Legs, userspace: &UserspaceRelay) -> HashSet<ConnectionId> {
     legs.iter().filter(|(cid, leg)| userspace.insert(*cid, *leg).is_ok()).map(|(cid, _)| cid).collect()
 }
 
-/// Frames can be redirected from anywhere to a driver that runs the program; behind drivers, from anywhere to anywhere
-/// else that is behind its driver, but not from a driver to there.
-fn redirect_targets(attached: &[(u32, Hook)]) -> Vec<u32> {
-    let any_native = attached.iter().any(|(_, hook)| *hook == Hook::Native);
-    let fits = |hook: Hook| !any_native || hook == Hook::Native;
-    attached.iter().filter(|(_, hook)| fits(*hook)).map(|(index, _)| *index).collect()
+/// Frames can be redirected from anywhere to a driver that runs the program and sends what others redirect, unless one of the
+/// drivers that run it would drop what it is to redirect; behind drivers, from anywhere to anywhere else that is behind its
+/// driver, but not from a driver to there. Of a driver that the kernel tells nothing of, the best is believed.
+fn redirect_targets(
+    attached: &[(u32, Hook)],
+    redirection: impl Fn(u32) -> Option<XdpRedirection>,
+) -> Vec<u32> {
+    let native: Vec<_> = attached.iter().filter(|(_, hook)| *hook == Hook::Native).collect();
+    if native.is_empty() {
+        return attached.iter().map(|(index, _)| *index).collect();
+    }
+    let can = native.into_iter().map(|(index, _)| (*index, redirection(*index)));
+    let can: Vec<_> =
+        can.map(|(index, can)| (index, can.unwrap_or(XdpRedirection { from: true, to: true }))).collect();
+    if can.iter().any(|(_, can)| !can.from) {
+        return Vec::new();
+    }
+    can.into_iter().filter(|(_, can)| can.to).map(|(index, _)| index).collect()
+}
+
+/// What the kernel tells of a driver. Asked when the program is there: with one, many can do more.
+fn redirection(index: u32) -> Option<XdpRedirection> {
+    let asked = netdevice::xdp_redirection(index);
+    asked.inspect_err(|error| tracing::debug!(%error, index, "no word of what the driver can redirect")).ok()
 }
 
 /// The clock that the program reads.
@@ -383,4 +402,26 @@ fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_redirected_only_where_drivers_do_not_lose_them() {
+        use Hook::{Generic, Native};
+        let can = |from, to| Some(XdpRedirection { from, to });
+        let targets = |attached: &[(u32, Hook, Option<XdpRedirection>)]| {
+            let places: Vec<_> = attached.iter().map(|(index, hook, _)| (*index, *hook)).collect();
+            redirect_targets(&places, |asked| attached.iter().find(|(index, ..)| *index == asked)?.2)
+        };
+        assert_eq!(targets(&[(2, Native, can(true, true)), (3, Native, can(true, false))]), [2]);
+        assert_eq!(targets(&[(2, Native, can(true, true)), (3, Native, can(false, true))]), [0; 0]);
+        // Kernels before 6.3 do not tell.
+        assert_eq!(targets(&[(2, Native, None), (3, Native, None)]), [2, 3]);
+        // Behind drivers nobody asks them, and no driver redirects to there.
+        assert_eq!(targets(&[(2, Generic, can(false, false)), (3, Generic, can(false, false))]), [2, 3]);
+        assert_eq!(targets(&[(2, Generic, can(true, true)), (3, Native, can(true, true))]), [3]);
+    }
 }

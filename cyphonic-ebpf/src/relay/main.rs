@@ -40,18 +40,15 @@ static RELAY_COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(Rela
 pub fn cyphonic_relay(ctx: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(&ctx);
     let len = frame.len() as u64;
-    let (verdict, always_redirects) = match RELAY_CONFIG.get(0) {
+    let verdict = match RELAY_CONFIG.get(0) {
         Some(config) => {
-            let kernel = Kernel { ctx: &ctx, pairs: config.pairs() };
-            (relay(&mut frame, config, &kernel), config.always_redirects())
+            let always_redirects = config.always_redirects();
+            relay(&mut frame, config, &Kernel { ctx: &ctx, pairs: config.pairs(), always_redirects })
         }
-        None => (Verdict::Pass(PassReason::NotConfigured), false),
+        None => Verdict::Pass(PassReason::NotConfigured),
     };
     count(verdict.counter(), len);
     match verdict {
-        Verdict::Forward { redirect: None, .. } if always_redirects => {
-            route::redirect(ctx.ingress_ifindex() as u32)
-        }
         Verdict::Forward { redirect: None, .. } => XDP_TX,
         Verdict::Forward { redirect: Some(interface), .. } => route::redirect(interface),
         Verdict::Pass(_) => XDP_PASS,
@@ -64,6 +61,8 @@ struct Kernel<'a> {
     ctx: &'a XdpContext,
     /// The size of the legs' table.
     pairs: u32,
+    /// See [`RelayConfig::always_redirects`].
+    always_redirects: bool,
 }
 
 impl Relay for Kernel<'_> {
@@ -87,7 +86,7 @@ impl Relay for Kernel<'_> {
 
     #[inline(always)]
     fn route(&self, entry: &KernelEntry, departure: &Departure, now_ns: u64) -> Result<Hop, PassReason> {
-        route::route(self.ctx, entry, departure, now_ns)
+        route::route(self.ctx, self.always_redirects, entry, departure, now_ns)
     }
 
     #[inline(always)]

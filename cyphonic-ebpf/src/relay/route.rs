@@ -45,6 +45,7 @@ static RELAY_WATCH: Array<RelayWatch> = Array::with_max_entries(1, 0);
 #[inline(always)]
 pub(crate) fn route(
     ctx: &XdpContext,
+    always_redirects: bool,
     entry: &KernelEntry,
     departure: &Departure,
     now_ns: u64,
@@ -60,7 +61,7 @@ pub(crate) fn route(
             entry.set_way(way);
         }
     }
-    if way.interface == ctx.ingress_ifindex() as u32 {
+    if !always_redirects && way.interface == ctx.ingress_ifindex() as u32 {
         return Ok(Hop::from_source_first(way.links, None));
     }
     if EGRESS.get_ifindex(way.interface).is_none() {
