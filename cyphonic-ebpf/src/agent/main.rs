@@ -24,7 +24,7 @@ mod underlay;
 mod veth;
 mod workers;
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::info;
@@ -60,13 +60,14 @@ pub fn cyphonic_ingress(ctx: TcContext) -> i32 {
     }
 }
 
+/// To the next program or filter on the hook, which may have something to say too; after the last, on its way.
 #[inline(always)]
 fn pass(ctx: &TcContext, index: CounterIndex, super_index: CounterIndex) -> i32 {
     counters::count(index, ctx.len() as usize);
     if is_super_packet(ctx) {
         counters::count(super_index, ctx.len() as usize);
     }
-    TC_ACT_OK
+    TC_ACT_UNSPEC
 }
 
 #[inline(always)]

@@ -140,6 +140,35 @@ fn traffic_is_judged_and_counted_by_clsact() {
     in_namespace(|| traffic_is_judged_and_counted(AttachKind::Clsact));
 }
 
+/// What passes is judged by everybody on the hook, in whatever order.
+fn others_on_the_hook_judge_too(kinds: [AttachKind; 2]) {
+    let mut tun = tun();
+    let classifiers = kinds.map(|kind| {
+        let options = Options { kind: Some(kind), log_drops: false };
+        EgressClassifier::attach_with(INTERFACE, config(), options).unwrap()
+    });
+    let own = socket(OWN);
+    send(&own, b"arrives");
+    next_for_peer(&mut tun, PATIENCE).expect("both let it pass");
+    tun.write_all(&udp(PEER, OWN, b"from the tunnel")).unwrap();
+    own.recv(&mut [0; 64]).unwrap();
+    for classifier in &classifiers {
+        let counted = classifier.counters().unwrap();
+        assert_eq!((counted.tunnel.packets, counted.ingress.packets), (1, 1), "{kinds:?}");
+    }
+}
+
+#[test]
+fn others_on_the_hook_judge_too_by_tcx() {
+    in_namespace(|| others_on_the_hook_judge_too([AttachKind::Tcx; 2]));
+    in_namespace(|| others_on_the_hook_judge_too([AttachKind::Tcx, AttachKind::Clsact]));
+}
+
+#[test]
+fn others_on_the_hook_judge_too_by_clsact() {
+    in_namespace(|| others_on_the_hook_judge_too([AttachKind::Clsact; 2]));
+}
+
 #[test]
 fn the_noise_of_an_interface_coming_up_stays_inside() {
     in_namespace(|| {

@@ -14,7 +14,8 @@ use super::super::object::{EGRESS, INGRESS, Object};
 use super::super::{ClassifierCounters, KernelTables};
 use super::{FOREIGN, OWN, PEER, address, config, tcp, udp};
 
-const TC_ACT_OK: u32 = 0;
+/// `TC_ACT_UNSPEC`, with which the next program on the hook judges.
+const TC_ACT_NEXT: u32 = u32::MAX;
 const TC_ACT_SHOT: u32 = 2;
 /// A class of peers, and the peer that is in it.
 const CAMERAS: u32 = 7;
@@ -65,8 +66,8 @@ fn of(packets: u64, bytes: usize) -> Counter {
 fn a_packet_to_a_peer_passes_and_is_counted() {
     let (mut object, _tables) = load(config());
     let packet = udp(OWN, PEER, b"hello");
-    assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_OK);
-    assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_OK);
+    assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_NEXT);
+    assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_NEXT);
     let counted = counters(&object);
     assert_eq!(counted.tunnel, of(2, 2 * packet.len()));
     assert_eq!(counted.tunnel_super, of(0, 0));
@@ -109,9 +110,9 @@ fn without_a_configuration_nothing_passes() {
 fn super_packets_are_counted_apart() {
     let (mut object, _tables) = load(config());
     let packet = udp(OWN, PEER, &[7; 2000]);
-    assert_eq!(run(&mut object, EGRESS, &packet, Some((1000, 2))), TC_ACT_OK);
-    assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_OK);
-    assert_eq!(run(&mut object, INGRESS, &packet, Some((1000, 2))), TC_ACT_OK);
+    assert_eq!(run(&mut object, EGRESS, &packet, Some((1000, 2))), TC_ACT_NEXT);
+    assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_NEXT);
+    assert_eq!(run(&mut object, INGRESS, &packet, Some((1000, 2))), TC_ACT_NEXT);
     let counted = counters(&object);
     assert_eq!((counted.tunnel, counted.tunnel_super), (of(2, 2 * packet.len()), of(1, packet.len())));
     assert_eq!((counted.ingress, counted.ingress_super), (of(1, packet.len()), of(1, packet.len())));
@@ -122,16 +123,16 @@ fn who_is_known_decides_where_a_packet_goes() {
     let (mut object, tables) = load(config());
     let packet = udp(OWN, CAMERA, b"first");
     let go = |object: &mut Object| run(object, EGRESS, &packet, None);
-    assert_eq!(go(&mut object), TC_ACT_OK);
+    assert_eq!(go(&mut object), TC_ACT_NEXT);
     assert_eq!(counters(&object).unknown, of(1, packet.len()));
     tables.set_dead(address(CAMERA));
-    assert_eq!(go(&mut object), TC_ACT_OK, "the agent tells the application");
+    assert_eq!(go(&mut object), TC_ACT_NEXT, "the agent tells the application");
     assert_eq!(counters(&object).dead, of(1, packet.len()));
     tables.set_live(address(CAMERA), 1, CAMERAS);
     tables.set_dead(address(CAMERA));
-    assert_eq!(go(&mut object), TC_ACT_OK);
+    assert_eq!(go(&mut object), TC_ACT_NEXT);
     tables.remove(address(CAMERA));
-    assert_eq!(go(&mut object), TC_ACT_OK);
+    assert_eq!(go(&mut object), TC_ACT_NEXT);
     let counted = counters(&object);
     assert_eq!((counted.unknown.packets, counted.dead.packets, counted.tunnel.packets), (2, 1, 4));
     assert_eq!(counted.drops().count(), 0);
@@ -169,7 +170,7 @@ fn a_policy_is_enforced_both_ways() {
     ];
     let mut denied = 0;
     for (program, packet, passes) in cases {
-        let expected = if passes { TC_ACT_OK } else { TC_ACT_SHOT };
+        let expected = if passes { TC_ACT_NEXT } else { TC_ACT_SHOT };
         assert_eq!(run(&mut object, program, &packet, None), expected, "{program} {packet:02x?}");
         denied += u64::from(!passes);
         assert_eq!(counters(&object).dropped(DropReason::Denied).packets, denied);
@@ -265,7 +266,7 @@ fn the_kernel_and_the_host_agree_on_mutated_packets() {
         match expected {
             Ok(()) => {
                 *passed.borrow_mut() += 1;
-                prop_assert_eq!(verdict, TC_ACT_OK);
+                prop_assert_eq!(verdict, TC_ACT_NEXT);
             }
             Err(reason) => {
                 prop_assert_eq!(verdict, TC_ACT_SHOT);

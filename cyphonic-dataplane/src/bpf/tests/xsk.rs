@@ -273,7 +273,8 @@ fn there_are_so_many_slots_and_those_given_back_are_taken_again() {
 
 #[test]
 fn the_near_end_judges_behind_the_ethernet_header() {
-    const TC_ACT_OK: u32 = 0;
+    /// `TC_ACT_UNSPEC`, with which the next program on the hook judges.
+    const TC_ACT_NEXT: u32 = u32::MAX;
     const TC_ACT_SHOT: u32 = 2;
     with_socket(|bench| {
         let run = |object: &mut Object, frame: &[u8]| {
@@ -281,7 +282,7 @@ fn the_near_end_judges_behind_the_ethernet_header() {
             object.classifier(NEAR).unwrap().test_run(options).unwrap().return_value
         };
         let frame = inner(PEER, OWN, b"from the tunnel");
-        assert_eq!(run(bench.programs.object(), &frame), TC_ACT_OK);
+        assert_eq!(run(bench.programs.object(), &frame), TC_ACT_NEXT);
         assert_eq!(bench.counters().ingress.packets, 1);
         bench.deny_everything();
         assert_eq!(run(bench.programs.object(), &frame), TC_ACT_SHOT);
