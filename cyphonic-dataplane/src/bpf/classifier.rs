@@ -127,6 +127,12 @@ impl Programs {
     pub(super) fn cards(&self) -> &Arc<CardSlots> {
         &self.cards
     }
+
+    /// What the programs say in the tests, which attach nothing.
+    #[cfg(test)]
+    pub(super) fn log(&mut self) -> &mut KernelLog {
+        &mut self.log
+    }
 }
 
 /// The eBPF programs on a virtual interface. Detached when dropped.

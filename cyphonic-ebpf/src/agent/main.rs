@@ -27,7 +27,6 @@ mod workers;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use aya_log_ebpf::info;
 use cyphonic_common::DropReason;
 use cyphonic_common::classify::{Egress, judge_egress, judge_ingress};
 use cyphonic_common::map::{CounterIndex, InterfaceConfig};
@@ -73,16 +72,6 @@ fn pass(ctx: &TcContext, index: CounterIndex, super_index: CounterIndex) -> i32 
 #[inline(always)]
 fn drop(ctx: &TcContext, config: &InterfaceConfig, reason: DropReason) -> i32 {
     counters::count(CounterIndex::Dropped(reason), ctx.len() as usize);
-    if config.logs_drops()
-        && !reason.is_noise()
-        && let Some(silent) = report::may_speak()
-    {
-        info!(
-            ctx,
-            "dropped a packet for reason {} ({} drops before it were not told)",
-            reason.index(),
-            silent
-        );
-    }
+    report::report(ctx, config, reason);
     TC_ACT_SHOT
 }

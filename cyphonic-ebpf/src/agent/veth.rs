@@ -13,6 +13,7 @@ use cyphonic_ebpf::xdp_frame::XdpFrame;
 
 use crate::counters::count;
 use crate::packet::Skb;
+use crate::report::report;
 use crate::tables::{self, Tables};
 
 /// The rings' sockets by queue.
@@ -24,18 +25,20 @@ static XSKS_VIRTUAL: XskMap = XskMap::with_max_entries(MAX_QUEUES, 0);
 pub fn cyphonic_veth(ctx: XdpContext) -> u32 {
     let frame = XdpFrame::new(&ctx);
     let bytes = frame.len().saturating_sub(ETHERNET_LEN);
-    let verdict = match tables::config() {
-        Some(config) => judge_virtual(&frame, config, &Tables),
-        None => Egress::Drop(DropReason::NotConfigured),
+    let Some(config) = tables::config() else {
+        count(CounterIndex::Dropped(DropReason::NotConfigured), bytes);
+        return XDP_DROP;
     };
-    match verdict {
+    let drop = |reason| {
+        count(CounterIndex::Dropped(reason), bytes);
+        report(&ctx, config, reason);
+        XDP_DROP
+    };
+    match judge_virtual(&frame, config, &Tables) {
         Egress::Tunnel { .. } => {}
         Egress::Unknown => count(CounterIndex::TunnelUnknown, bytes),
         Egress::Dead => count(CounterIndex::TunnelDead, bytes),
-        Egress::Drop(reason) => {
-            count(CounterIndex::Dropped(reason), bytes);
-            return XDP_DROP;
-        }
+        Egress::Drop(reason) => return drop(reason),
     }
     match XSKS_VIRTUAL.redirect(queue(&ctx), u64::from(XDP_DROP)) {
         Ok(action) => {
@@ -43,10 +46,7 @@ pub fn cyphonic_veth(ctx: XdpContext) -> u32 {
             action
         }
         // No socket is there (yet).
-        Err(_) => {
-            count(CounterIndex::Dropped(DropReason::NotConfigured), bytes);
-            XDP_DROP
-        }
+        Err(_) => drop(DropReason::NotConfigured),
     }
 }
 

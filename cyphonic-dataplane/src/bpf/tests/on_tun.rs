@@ -225,6 +225,13 @@ impl tracing::Subscriber for Heard {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
+/// How many messages of the programs come of `flush`.
+pub(super) fn heard(flush: impl FnOnce()) -> u64 {
+    let heard = Arc::new(AtomicU64::new(0));
+    tracing::subscriber::with_default(Heard(Arc::clone(&heard)), flush);
+    heard.load(Ordering::Relaxed)
+}
+
 /// Drops 2,000 packets and returns how many messages were told of them, and how many there may be.
 fn messages_about_drops(log_drops: bool) -> (u64, u64) {
     let _tun = tun();
@@ -235,10 +242,9 @@ fn messages_about_drops(log_drops: bool) -> (u64, u64) {
     (0..2000).for_each(|_| send(&foreign, b"never arrives"));
     assert_eq!(classifier.counters().unwrap().dropped(DropReason::ForeignSource).packets, 2000);
     let seconds = started.elapsed().as_secs();
-    let heard = Arc::new(AtomicU64::new(0));
-    tracing::subscriber::with_default(Heard(Arc::clone(&heard)), || classifier.flush_log());
+    let told = heard(|| classifier.flush_log());
     let cpus = std::thread::available_parallelism().unwrap().get() as u64;
-    (heard.load(Ordering::Relaxed), cpus * (1 + seconds))
+    (told, cpus * (1 + seconds))
 }
 
 #[test]

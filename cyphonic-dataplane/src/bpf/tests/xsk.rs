@@ -21,6 +21,7 @@ use super::super::cards::CardSlot;
 use super::super::object::{NEAR, Object};
 use super::super::xsk::{PodUnderlay, load, set_underlay_socket};
 use super::super::{ClassifierCounters, KernelTables, Options, Programs};
+use super::on_tun::heard;
 use super::{FOREIGN, OWN, PEER, address, config};
 use crate::xsk::{Umem, UmemConfig, Xsk, XskConfig};
 
@@ -33,6 +34,10 @@ const FAR: &str = "far0";
 /// In a network namespace of its own: a veth pair with two queues, the programs attached to its far end's queues with a
 /// socket on the first one only.
 fn with_socket(test: impl FnOnce(&mut Bench) + Send) {
+    with_socket_and(Options::default(), test);
+}
+
+fn with_socket_and(options: Options, test: impl FnOnce(&mut Bench) + Send) {
     let run = || {
         // SAFETY: it takes no pointers, and only this short-lived thread changes its namespace.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
@@ -41,7 +46,7 @@ fn with_socket(test: impl FnOnce(&mut Bench) + Send) {
         ));
         ip("link set near0 up");
         ip(&format!("link set {FAR} up"));
-        let mut programs = Programs::load(config(), Options::default()).unwrap();
+        let mut programs = Programs::load(config(), options).unwrap();
         let (umem, pool) = Umem::new(UmemConfig { frames: 64, ..UmemConfig::default() }).unwrap();
         let xsk = Xsk::open(&umem, FAR, 0, XskConfig { ring_size: 32, ..XskConfig::default() }).unwrap();
         for name in [name::VIRTUAL, name::UNDERLAY] {
@@ -168,6 +173,23 @@ fn what_applications_send_goes_to_the_queues_socket_and_is_counted() {
             (of(1, &frame), of(2, &frame))
         );
     });
+}
+
+#[test]
+fn what_the_far_end_drops_is_told_if_asked_for() {
+    for log_drops in [true, false] {
+        with_socket_and(Options { log_drops, ..Options::default() }, |bench| {
+            bench.with_sockets();
+            // Noise, in which nobody is interested, a drop, and one too soon after it on the same processor.
+            for source in ["fe80::1", FOREIGN, FOREIGN] {
+                let destination = if source == FOREIGN { PEER } else { "ff02::16" };
+                assert_eq!(bench.run(name::VIRTUAL, &inner(source, destination, b""), 0), XDP_DROP);
+            }
+            let told = heard(|| bench.programs.log().flush());
+            // Two where the thread changed processors.
+            assert!(if log_drops { (1..=2).contains(&told) } else { told == 0 }, "{told}");
+        });
+    }
 }
 
 #[test]
