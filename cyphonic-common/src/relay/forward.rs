@@ -6,8 +6,9 @@
 //! 3. [`Departure`], and the way there: can the program do it, or must userspace?
 //! 4. Only then room is made for a longer header, the leg is charged, and the headers are written.
 //!
-//! Whatever is not the relay's passes to the stack as it came, and so does what userspace does better. The only packets
-//! that are dropped here carry a leg's connection ID: from the wrong address, over the leg's rate, or going in circles.
+//! Whatever is not the relay's passes to the stack as it came, and so does what userspace does better: also to judge whose a
+//! packet is that comes from the wrong address, or to the wrong one. The host may translate addresses behind this program. The
+//! only packets that are dropped here are a leg's: over its rate, or going in circles.
 
 use super::address::Address;
 use super::arrival::{Arrival, ETHERNET_LEN, glimpse};
@@ -174,7 +175,7 @@ fn judge<F: Frame + ?Sized, R: Relay>(
     let entry = place.and_then(|place| relay.find(place, arrival.cid));
     let entry = entry.ok_or(Verdict::Pass(PassReason::UnknownConnectionId))?;
     let leg = entry.leg();
-    check_bound(&arrival, leg, relay.own(leg.local())).map_err(Verdict::Drop)?;
+    check_bound(&arrival, leg, relay.own(leg.local()))?;
     check_checksum(&arrival, leg, config).map_err(Verdict::Pass)?;
     let source = relay.own(leg.source());
     let departure = Departure::new(&arrival, leg, source, config.port()).map_err(Verdict::Pass)?;
@@ -193,9 +194,10 @@ fn judge<F: Frame + ?Sized, R: Relay>(
     Ok(Verdict::Forward { from: arrival.origin.family, to: departure.family, redirect: hop.redirect })
 }
 
-/// The packet must come from the leg's sender and to the relay's address that the leg is for.
+/// The packet must come from the leg's sender and to the relay's address that the leg is for. Both are what the relay's socket
+/// was told: where they differ here, it may still be told the same of this packet.
 #[inline(always)]
-fn check_bound(arrival: &Arrival, leg: &RelayLeg, local: Address) -> Result<(), DropReason> {
+fn check_bound(arrival: &Arrival, leg: &RelayLeg, local: Address) -> Result<(), Verdict> {
     let (from, port) = leg.from();
     let bound = Origin {
         family: leg.from_family(),
@@ -204,10 +206,10 @@ fn check_bound(arrival: &Arrival, leg: &RelayLeg, local: Address) -> Result<(), 
         destination: local,
     };
     if !arrival.origin.is_bound(&bound) {
-        return Err(DropReason::UnboundSource);
+        return Err(Verdict::Pass(PassReason::UnboundSource));
     }
     if arrival.hop_limit <= 1 {
-        return Err(DropReason::HopLimit);
+        return Err(Verdict::Drop(DropReason::HopLimit));
     }
     Ok(())
 }

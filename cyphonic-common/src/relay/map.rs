@@ -223,6 +223,9 @@ reasons! {
     NoHeadroom = "no_headroom",
     /// The kernel may not look routes up: forwarding is off on the loopback interface (see the program).
     RoutingOff = "routing_off",
+    /// It does not come from the leg's sender, or not to the relay's address that the leg is for, unless the host
+    /// translates addresses: userspace sees what it makes of them, and drops what is nobody's.
+    UnboundSource = "unbound_source",
 }
 
 /// What one entry of the counters' map counts. Bytes are those of whole frames as they arrived.
