@@ -238,11 +238,16 @@ fn a_relay_forwards_in_xdp_also_while_its_process_is_dead() {
         process.kill();
         let cyphonic = std::fs::read_dir(pins.join("cyphonic")).unwrap();
         assert_eq!(cyphonic.count(), 0, "nothing stays pinned");
-        for family in ["ipv4", "ipv6"] {
-            let value = std::fs::read_to_string(format!("/proc/sys/net/{family}/conf/lo/forwarding"));
-            assert_eq!(value.unwrap().trim(), "0");
-        }
+        assert_eq!(routing_is_on(), [false; 2]);
     });
+}
+
+/// Whether routes may be looked up for the program, by IPv4 and IPv6.
+fn routing_is_on() -> [bool; 2] {
+    ["ipv4", "ipv6"].map(|family| {
+        let value = std::fs::read_to_string(format!("/proc/sys/net/{family}/conf/lo/forwarding"));
+        value.unwrap().trim() == "1"
+    })
 }
 
 /// A leg from one host to another.
@@ -407,6 +412,13 @@ fn what_a_killed_relay_left_goes_when_its_successor_relays_in_userspace_or_with_
 fn interfaces_that_cannot_are_told_with_what_to_do() {
     isolated(|pins| {
         let start = |options: &XdpOptions| {
+            let without_pins = XdpOptions { pins: None, ..options.clone() };
+            let before = routing_is_on();
+            for options in [options, &without_pins] {
+                let started = XdpRelay::start(options, Arc::new(UserspaceRelay::new(16)));
+                started.map(|_| ()).unwrap_err();
+                assert_eq!(routing_is_on(), before);
+            }
             let started = XdpRelay::start(options, Arc::new(UserspaceRelay::new(16)));
             started.map(|_| ()).unwrap_err().to_string()
         };

@@ -114,7 +114,8 @@ impl XdpRelay {
             remove_leftovers(pins.as_ref());
         })?;
         let adopted = if started.object.adopted { adopt(&legs, &userspace) } else { HashSet::new() };
-        let Started { mut object, held, attachments, routing, .. } = started;
+        let Started { mut object, held, attachments, mut routing, .. } = started;
+        routing.keep();
         let watcher =
             object.watch().inspect_err(|error| tracing::warn!(%error, "routes are asked for more often"));
         let kernel = Kernel { legs, counters, adopted, held, _watcher: watcher.ok(), _object: object };

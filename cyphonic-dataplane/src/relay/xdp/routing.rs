@@ -9,10 +9,20 @@ use std::path::PathBuf;
 use super::XdpError;
 use super::pins::Pins;
 
-/// The settings that were changed. Undone by [`Routing::restore`].
+/// The settings that were changed. Undone by [`Routing::restore`], and by dropping unless they are kept: a relay that does not
+/// start leaves the host as it found it.
 #[derive(Debug, Default)]
 pub(super) struct Routing {
     changed: Vec<&'static str>,
+    kept: bool,
+}
+
+impl Drop for Routing {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.restore(None);
+        }
+    }
 }
 
 impl Routing {
@@ -39,7 +49,13 @@ impl Routing {
     pub(super) fn left(pins: &Pins) -> Self {
         Self {
             changed: ["ipv4", "ipv6"].into_iter().filter(|family| pins.changed(family).is_dir()).collect(),
+            kept: true,
         }
+    }
+
+    /// From here on, what is dropped is a relay whose program goes on.
+    pub(super) fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// Leaves the settings as they were found.
@@ -55,4 +71,33 @@ impl Routing {
 
 fn setting(family: &str) -> PathBuf {
     PathBuf::from(format!("/proc/sys/net/{family}/conf/lo/forwarding"))
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+
+    /// Needs root.
+    #[test]
+    fn what_was_changed_for_a_relay_that_does_not_start_is_changed_back() {
+        let run = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let read = || ["ipv4", "ipv6"].map(|family| fs::read_to_string(setting(family)).unwrap());
+            let (off, on) = (["0\n"; 2], ["1\n"; 2]);
+            assert_eq!(read(), off);
+            let failed = Routing::enable(None).unwrap();
+            assert_eq!(read(), on);
+            drop(failed);
+            assert_eq!(read(), off);
+            let mut started = Routing::enable(None).unwrap();
+            started.keep();
+            drop(started);
+            assert_eq!(read(), on);
+            drop(Routing::enable(None).unwrap());
+            assert_eq!(read(), on, "somebody else's");
+        };
+        std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
+    }
 }
