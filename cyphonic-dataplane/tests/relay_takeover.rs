@@ -381,6 +381,51 @@ fn a_neighbour_that_moves_is_noticed_while_the_process_lives() {
 }
 
 #[test]
+fn an_interface_that_is_made_anew_is_relayed_on_in_xdp_again() {
+    isolated(|pins| {
+        let options = options(pins);
+        let process = Process::start(&options);
+        let (a, b, _) = in_use(&process);
+        let names = |process: &Process| -> Vec<_> {
+            process.xdp.attachments().into_iter().map(|at| at.interface).collect()
+        };
+        let await_names = |expected: &[&str]| {
+            let deadline = Instant::now() + PATIENCE;
+            while names(&process) != expected {
+                assert!(Instant::now() < deadline, "{:?} instead of {expected:?}", names(&process));
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        };
+        shell("ip link del rb");
+        await_names(&["ra"]);
+        let made_anew = SETUP.lines().map(str::trim).filter(|line| {
+            let words: Vec<_> = line.split(' ').collect();
+            !line.contains("netns add") && (words.contains(&"rb") || words.contains(&"nb"))
+        });
+        made_anew.for_each(shell);
+        await_names(&["ra", "rb"]);
+        let before = process.xdp.counters().forwarded.packets;
+        // The first finds the neighbour, in userspace.
+        for number in 20..30 {
+            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
+        }
+        assert!(process.xdp.counters().forwarded.packets > before);
+
+        process.kill();
+        for number in 30..40 {
+            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
+        }
+        let process = Process::start(&options);
+        assert!(
+            process.xdp.attachments().iter().all(|at| at.adopted),
+            "the new link is pinned, the old is gone"
+        );
+        process.xdp.stop();
+        process.kill();
+    });
+}
+
+#[test]
 fn what_a_killed_relay_left_goes_when_its_successor_relays_in_userspace_or_with_another_size() {
     isolated(|pins| {
         let mut options = options(pins.clone());
@@ -440,7 +485,8 @@ fn interfaces_that_cannot_are_told_with_what_to_do() {
         first.stop();
         let by_address = XdpOptions { addresses: vec!["198.51.100.1".parse().unwrap()], ..none };
         let second = XdpRelay::start(&by_address, Arc::new(UserspaceRelay::new(16))).unwrap();
-        let places: Vec<_> = second.attachments().iter().map(|at| (at.interface.as_str(), at.hook)).collect();
+        let attachments = second.attachments();
+        let places: Vec<_> = attachments.iter().map(|at| (at.interface.as_str(), at.hook)).collect();
         assert_eq!(places, [("rb", Hook::Generic)]);
         second.stop();
     });
@@ -456,8 +502,9 @@ fn behind_a_driver_without_native_xdp_the_relay_and_the_status_say_why() {
             XdpOptions { interfaces: Some(vec!["card0".into()]), mode: Mode::Auto, ..options(pins) };
         let relay = XdpRelay::start(&options, Arc::new(UserspaceRelay::new(16))).unwrap();
         let expected = ("card0", Hook::Generic, "its driver has no native XDP");
+        let attachments = relay.attachments();
         let told: Vec<_> =
-            relay.attachments().iter().map(|at| (at.interface.as_str(), at.hook, at.why.as_str())).collect();
+            attachments.iter().map(|at| (at.interface.as_str(), at.hook, at.why.as_str())).collect();
         assert_eq!(told, [expected]);
         let running = running_relays().unwrap();
         let places = running.iter().flat_map(|relay| &relay.interfaces);

@@ -19,6 +19,7 @@ pub mod legs;
 mod object;
 mod options;
 mod pins;
+mod program;
 mod routing;
 mod status;
 pub mod watch;
@@ -29,24 +30,21 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, PerCpuArray};
-use cyphonic_common::relay::place::pairs_for;
-use cyphonic_common::relay::{LegError, PassReason, RelayConfig, RelayCounterIndex, RelayEntry, RelayState};
+use cyphonic_common::relay::{LegError, PassReason, RelayCounterIndex, RelayEntry, RelayState};
 use cyphonic_common::{ConnectionId, Counter, DropReason};
 use rustix::time::{ClockId, clock_gettime};
 
-use self::attach::Held;
 pub use self::error::XdpError;
-use self::interfaces::Interface;
 use self::legs::{Legs, LegsError};
-use self::object::{LEGS_MAPS, Object, Value};
+use self::object::Value;
 pub use self::options::{Attachment, BPF_FILE_SYSTEM, Hook, Mode, NATIVE_WHY, XdpOptions};
 use self::pins::Pins;
+use self::program::Program;
 use self::routing::Routing;
 pub use self::status::{Place, RunningRelay, running_relays};
 use self::watch::Watcher;
 use super::userspace::lock;
 use super::{Leg, LegStats, RelayMap, RelayMapError, UserspaceRelay};
-use crate::netdevice::{self, XdpRedirection};
 
 /// Whether interfaces of these names are there for a relay in XDP. Nothing is attached.
 ///
@@ -60,7 +58,10 @@ pub fn check_interfaces(names: &[String]) -> Result<(), XdpError> {
 pub struct XdpRelay {
     userspace: Arc<UserspaceRelay>,
     kernel: Mutex<Kernel>,
-    attachments: Vec<Attachment>,
+    /// Ends with this process, and the program knows it.
+    _watcher: Option<Watcher>,
+    /// The watcher's too.
+    program: Arc<Mutex<Program>>,
     /// The same moment on two clocks: the program's, in nanoseconds, and ours.
     epoch: (u64, Instant),
     routing: Routing,
@@ -74,11 +75,6 @@ struct Kernel {
     counters: PerCpuArray<MapData, Value<Counter>>,
     /// Legs that nobody has claimed yet.
     adopted: HashSet<ConnectionId>,
-    held: Vec<Held>,
-    /// Ends with this process, and the program knows it.
-    _watcher: Option<Watcher>,
-    /// Loaded as long as it is attached; dropped after the links.
-    _object: Object,
 }
 
 impl XdpRelay {
@@ -101,28 +97,32 @@ impl XdpRelay {
         });
         let interfaces = interfaces::choose(options.interfaces.as_deref(), &options.addresses);
         let started = interfaces.and_then(|interfaces| {
-            let mut started = Started::new(options, &interfaces, pins.as_ref())?;
-            // In an earlier program's place, frames are redirected from the first one on.
-            let before = redirect_targets(&attach::left(&interfaces, pins.as_ref()), redirection);
-            started.object.set_egress(&before, &[])?;
-            started.attach(options, &interfaces, pins.as_ref())?;
-            started.object.set_egress(&redirect_targets(&started.attached, redirection), &before)?;
-            Ok((started.object.take_legs()?, started.object.counters()?, started))
+            let mut program = Program::load(options, &interfaces, pins.as_ref())?;
+            let routing = Routing::enable(pins.as_ref())?;
+            program.attach(&interfaces)?;
+            Ok((program.object.take_legs()?, program.object.counters()?, routing, program))
         });
-        let (legs, counters, started) = started.inspect_err(|_| {
+        let (legs, counters, mut routing, program) = started.inspect_err(|_| {
             // Nobody would fill an earlier process's maps.
             remove_leftovers(pins.as_ref());
         })?;
-        let adopted = if started.object.adopted { adopt(&legs, &userspace) } else { HashSet::new() };
-        let Started { mut object, held, attachments, mut routing, .. } = started;
         routing.keep();
-        let watcher =
-            object.watch().inspect_err(|error| tracing::warn!(%error, "routes are asked for more often"));
-        let kernel = Kernel { legs, counters, adopted, held, _watcher: watcher.ok(), _object: object };
+        let adopted = if program.object.adopted { adopt(&legs, &userspace) } else { HashSet::new() };
+        let program = Arc::new(Mutex::new(program));
+        let followed = Arc::downgrade(&program);
+        let follow = move || {
+            if let Some(program) = followed.upgrade() {
+                lock(&program).follow();
+            }
+        };
+        let watcher = lock(&program).object.watch(follow).inspect_err(|error| {
+            tracing::warn!(%error, "routes are asked for more often, and changes of interfaces are not followed");
+        });
         Ok(Self {
             userspace,
-            kernel: Mutex::new(kernel),
-            attachments,
+            kernel: Mutex::new(Kernel { legs, counters, adopted }),
+            _watcher: watcher.ok(),
+            program,
             epoch: (monotonic_ns(), Instant::now()),
             routing,
             pins,
@@ -135,9 +135,9 @@ impl XdpRelay {
         remove_leftovers(Pins::left(file_system, port).as_ref());
     }
 
-    /// Where the program is.
-    pub fn attachments(&self) -> &[Attachment] {
-        &self.attachments
+    /// Where the program is now: it goes where interfaces, addresses and routes go.
+    pub fn attachments(&self) -> Vec<Attachment> {
+        lock(&self.program).attachments()
     }
 
     /// The relay of what XDP leaves.
@@ -152,7 +152,7 @@ impl XdpRelay {
 
     /// Takes the program off its interfaces for good, with all legs. Dropping does not: what is pinned goes on.
     pub fn stop(&self) {
-        lock(&self.kernel).held.clear();
+        lock(&self.program).stop();
         self.routing.restore(self.pins.as_ref());
         self.pins.iter().for_each(Pins::remove);
     }
@@ -265,71 +265,6 @@ impl RelayMap for XdpRelay {
     }
 }
 
-/// A program on its way to the interfaces.
-struct Started {
-    object: Object,
-    config: RelayConfig,
-    routing: Routing,
-    held: Vec<Held>,
-    attachments: Vec<Attachment>,
-    attached: Vec<(u32, Hook)>,
-}
-
-impl Started {
-    /// Loaded and configured.
-    fn new(options: &XdpOptions, interfaces: &[Interface], pins: Option<&Pins>) -> Result<Self, XdpError> {
-        let capacity = u32::try_from(options.legs).unwrap_or(u32::MAX);
-        let mut object = Object::load(capacity, pins)?;
-        // Before the program is anywhere: it may go in an earlier one's place, where packets are arriving. Until it is
-        // known that none of them come merged, they may be.
-        let mut config = RelayConfig::new(options.port, options.mode != Mode::Native);
-        config = config.with_pairs(pairs_for(capacity));
-        if interfaces.iter().any(|interface| interface.virtual_cable) {
-            config = config.over_virtual_cables();
-        }
-        object.configure(config)?;
-        let routing = Routing::enable(pins)?;
-        Ok(Self { object, config, routing, held: Vec::new(), attachments: Vec::new(), attached: Vec::new() })
-    }
-
-    /// On all interfaces; with [`Mode::Auto`], on those that take it, if there is one.
-    fn attach(
-        &mut self,
-        options: &XdpOptions,
-        interfaces: &[Interface],
-        pins: Option<&Pins>,
-    ) -> Result<(), XdpError> {
-        let mut refused = None;
-        for interface in interfaces {
-            match attach::attach(self.object.program()?, interface, options.mode, pins) {
-                Ok((attachment, link)) => {
-                    self.attached.push((interface.index, attachment.hook));
-                    self.attachments.push(attachment);
-                    self.held.push(link);
-                }
-                Err(error) if options.mode == Mode::Auto => refused = Some((interface, error)),
-                Err(error) => return Err(error),
-            }
-        }
-        match refused {
-            Some((_, error)) if self.attachments.is_empty() => return Err(error),
-            Some((interface, error)) => {
-                tracing::warn!(%error, interface = interface.name, "its packets are relayed in userspace");
-            }
-            None => {}
-        }
-        if self.attached.iter().all(|(_, hook)| *hook == Hook::Native) {
-            self.object.configure(self.config.with_merged(false))?;
-        }
-        if let Some(pins) = pins {
-            let links = self.attached.iter().map(|(index, hook)| pins.link(*index, *hook));
-            let maps = LEGS_MAPS.map(|name| pins.map(name));
-            pins.remove_others(&links.chain(maps).collect::<Vec<_>>());
-        }
-        Ok(())
-    }
-}
-
 fn remove_leftovers(pins: Option<&Pins>) {
     let Some(pins) = pins else { return };
     Routing::left(pins).restore(Some(pins));
@@ -372,57 +307,9 @@ fn adopt(legs: &Legs, userspace: &UserspaceRelay) -> HashSet<ConnectionId> {
     legs.iter().filter(|(cid, leg)| userspace.insert(*cid, *leg).is_ok()).map(|(cid, _)| cid).collect()
 }
 
-/// Frames can be redirected from anywhere to a driver that runs the program and sends what others redirect, unless one of the
-/// drivers that run it would drop what it is to redirect; behind drivers, from anywhere to anywhere else that is behind its
-/// driver, but not from a driver to there. Of a driver that the kernel tells nothing of, the best is believed.
-fn redirect_targets(
-    attached: &[(u32, Hook)],
-    redirection: impl Fn(u32) -> Option<XdpRedirection>,
-) -> Vec<u32> {
-    let native: Vec<_> = attached.iter().filter(|(_, hook)| *hook == Hook::Native).collect();
-    if native.is_empty() {
-        return attached.iter().map(|(index, _)| *index).collect();
-    }
-    let can = native.into_iter().map(|(index, _)| (*index, redirection(*index)));
-    let can: Vec<_> =
-        can.map(|(index, can)| (index, can.unwrap_or(XdpRedirection { from: true, to: true }))).collect();
-    if can.iter().any(|(_, can)| !can.from) {
-        return Vec::new();
-    }
-    can.into_iter().filter(|(_, can)| can.to).map(|(index, _)| index).collect()
-}
-
-/// What the kernel tells of a driver. Asked when the program is there: with one, many can do more.
-fn redirection(index: u32) -> Option<XdpRedirection> {
-    let asked = netdevice::xdp_redirection(index);
-    asked.inspect_err(|error| tracing::debug!(%error, index, "no word of what the driver can redirect")).ok()
-}
-
 /// The clock that the program reads.
 fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frames_are_redirected_only_where_drivers_do_not_lose_them() {
-        use Hook::{Generic, Native};
-        let can = |from, to| Some(XdpRedirection { from, to });
-        let targets = |attached: &[(u32, Hook, Option<XdpRedirection>)]| {
-            let places: Vec<_> = attached.iter().map(|(index, hook, _)| (*index, *hook)).collect();
-            redirect_targets(&places, |asked| attached.iter().find(|(index, ..)| *index == asked)?.2)
-        };
-        assert_eq!(targets(&[(2, Native, can(true, true)), (3, Native, can(true, false))]), [2]);
-        assert_eq!(targets(&[(2, Native, can(true, true)), (3, Native, can(false, true))]), [0; 0]);
-        // Kernels before 6.3 do not tell.
-        assert_eq!(targets(&[(2, Native, None), (3, Native, None)]), [2, 3]);
-        // Behind drivers nobody asks them, and no driver redirects to there.
-        assert_eq!(targets(&[(2, Generic, can(false, false)), (3, Generic, can(false, false))]), [2, 3]);
-        assert_eq!(targets(&[(2, Generic, can(true, true)), (3, Native, can(true, true))]), [3]);
-    }
 }

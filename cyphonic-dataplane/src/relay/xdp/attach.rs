@@ -100,7 +100,7 @@ fn hooks(interface: &Interface, mode: Mode) -> &'static [Hook] {
 
 /// Whether the program sees all that tells frames apart. Behind the driver a VLAN's tag is beside the frame, where the program
 /// neither sees nor changes it: a packet of the VLAN's that goes out without one would be sent with it, and nobody would get it.
-fn sees_tags(interface: &Interface, hook: Hook) -> Result<(), XdpError> {
+pub(super) fn sees_tags(interface: &Interface, hook: Hook) -> Result<(), XdpError> {
     let vlans = &interface.vlans;
     if hook == Hook::Native || vlans.in_frames || vlans.devices.is_empty() {
         return Ok(());

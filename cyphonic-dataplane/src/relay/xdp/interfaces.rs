@@ -26,16 +26,22 @@ pub(super) struct Interface {
 
 /// Those that were named, or those that lead to the world and have the service's addresses.
 pub(super) fn choose(named: Option<&[String]>, addresses: &[IpAddr]) -> Result<Vec<Interface>, XdpError> {
-    let present = list().map_err(XdpError::Interfaces)?;
+    let chosen = present(named, addresses).map_err(XdpError::Interfaces)?;
+    let missing =
+        named.unwrap_or_default().iter().find(|name| chosen.iter().all(|there| there.name != **name));
+    match missing {
+        Some(missing) => Err(XdpError::NoInterface(missing.clone())),
+        None if chosen.is_empty() => Err(XdpError::NoInterfaces),
+        None => Ok(chosen),
+    }
+}
+
+/// As many of them as there are now.
+pub(super) fn present(named: Option<&[String]>, addresses: &[IpAddr]) -> io::Result<Vec<Interface>> {
+    let present = list()?;
     if let Some(named) = named {
-        let is_there = |name: &String| present.iter().any(|(there, _)| there == name);
-        return named
-            .iter()
-            .map(|name| {
-                let interface = if is_there(name) { open(name) } else { None };
-                interface.ok_or_else(|| XdpError::NoInterface(name.clone()))
-            })
-            .collect();
+        let is_there = |name: &&String| present.iter().any(|(there, _)| there == *name);
+        return Ok(named.iter().filter(is_there).filter_map(|name| open(name)).collect());
     }
     let mut wanted: Vec<IpAddr> = addresses.to_vec();
     wanted.extend(FAR.into_iter().filter_map(|far| source_towards(far).ok()));
@@ -43,8 +49,7 @@ pub(super) fn choose(named: Option<&[String]>, addresses: &[IpAddr]) -> Result<V
         present.iter().filter(|(_, ip)| wanted.contains(ip)).map(|(name, _)| name).collect();
     names.sort();
     names.dedup();
-    let chosen: Vec<Interface> = names.into_iter().filter_map(|name| open(name)).collect();
-    if chosen.is_empty() { Err(XdpError::NoInterfaces) } else { Ok(chosen) }
+    Ok(names.into_iter().filter_map(|name| open(name)).collect())
 }
 
 /// Names and addresses of all interfaces that are up and are Ethernet or look like it. An interface without an address
@@ -64,7 +69,8 @@ fn list() -> io::Result<Vec<(String, IpAddr)>> {
         .collect())
 }
 
-fn open(name: &str) -> Option<Interface> {
+/// The interface with this name.
+pub(super) fn open(name: &str) -> Option<Interface> {
     let index = if_nametoindex(name).ok()?;
     let virtual_cable = driver(name).as_deref() == Some("veth");
     let vlans = netdevice::vlans_above(name).unwrap_or_else(|error| {

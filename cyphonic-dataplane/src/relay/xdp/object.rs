@@ -13,6 +13,7 @@ use cyphonic_common::relay::{RelayConfig, RelayEntry, RelayWatch};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::XdpError;
+use super::error::errno;
 use super::legs::Legs;
 use super::pins::Pins;
 use super::watch::Watcher;
@@ -91,7 +92,11 @@ impl Object {
             map.insert(*interface, *interface, None, 0).map_err(|error| failed(error.into()))?;
         }
         for interface in before.iter().filter(|interface| !interfaces.contains(interface)) {
-            map.remove(*interface).map_err(|error| failed(error.into()))?;
+            match map.remove(*interface) {
+                // Or it was removed with the interface.
+                Err(error) if errno(&error) != Some(libc::ENOENT) => return Err(failed(error.into())),
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -101,9 +106,9 @@ impl Object {
         Legs::take(&mut self.ebpf)
     }
 
-    /// Watches routes for the program.
-    pub(super) fn watch(&mut self) -> Result<Watcher, XdpError> {
-        Watcher::start(&mut self.ebpf)
+    /// Watches routes for the program, and calls `follow` when it may have to be on other interfaces.
+    pub(super) fn watch(&mut self, follow: impl FnMut() + Send + 'static) -> Result<Watcher, XdpError> {
+        Watcher::start_with(&mut self.ebpf, follow)
     }
 
     /// All CPUs' counters.

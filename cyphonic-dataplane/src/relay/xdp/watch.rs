@@ -4,6 +4,9 @@
 //! [`cyphonic_common::relay::watch`]. What it misses (the kernel says so) counts as a change. When it ends, or its process
 //! is killed, or the machine leaves it no time, the program notices within 3 s and asks more often.
 //!
+//! The same thread has the program follow interfaces that come and go, addresses and routes: at once, but not more often than
+//! once a second.
+//!
 //! Of what the kernel tells, one kind says mostly nothing new: a neighbour that was confirmed once more.
 
 use std::collections::HashMap;
@@ -30,9 +33,13 @@ use super::{XdpError, monotonic_ns};
 const GROUPS: [u32; 11] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25, 32];
 /// How often it says that it is there: well within the program's patience.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Between two times that the program follows interfaces.
+const SETTLING_NS: u64 = 1_000_000_000;
 /// More than the kernel puts into one message.
 const BUFFER: usize = 1 << 16;
 
+/// `RTM_NEWLINK` to `RTM_GETROUTE` of `linux/rtnetlink.h`: interfaces, addresses, routes.
+const INTERFACES: std::ops::Range<u16> = 16..27;
 /// `RTM_NEWNEIGH` of `linux/rtnetlink.h`.
 const NEW_NEIGHBOUR: u16 = 28;
 /// `NDA_DST` and `NDA_LLADDR` of `linux/neighbour.h`.
@@ -55,12 +62,20 @@ impl Watcher {
     /// # Errors
     /// The kernel gives no socket, or the object has no such map.
     pub fn start(ebpf: &mut Ebpf) -> Result<Self, XdpError> {
+        Self::start_with(ebpf, || {})
+    }
+
+    /// [`start`](Self::start), and calls `follow` after changes of interfaces, their addresses or routes.
+    pub(super) fn start_with(
+        ebpf: &mut Ebpf,
+        follow: impl FnMut() + Send + 'static,
+    ) -> Result<Self, XdpError> {
         let map = ebpf.take_map(name::WATCH).ok_or(XdpError::Missing(name::WATCH))?;
         let map = Array::try_from(map).map_err(|error| XdpError::map(name::WATCH)(error.into()))?;
         let socket = open().map_err(|error| XdpError::Watch(error.into()))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let watch = move || watch(&socket, map, &stopped);
+        let watch = move || watch(&socket, map, &stopped, follow);
         std::thread::Builder::new()
             .name("cyphonic-routes".to_owned())
             .spawn(watch)
@@ -86,7 +101,13 @@ fn open() -> rustix::io::Result<OwnedFd> {
     Ok(socket)
 }
 
-fn watch(socket: &OwnedFd, mut map: Array<MapData, Value<RelayWatch>>, stop: &AtomicBool) {
+fn watch(
+    socket: &OwnedFd,
+    mut map: Array<MapData, Value<RelayWatch>>,
+    stop: &AtomicBool,
+    mut follow: impl FnMut(),
+) {
+    let (mut unfollowed, mut followed_ns) = (false, 0);
     let (mut buffer, mut neighbours) = (vec![0; BUFFER], Neighbours::default());
     // Answers from before it watched may be from before a change.
     let mut changed = ticks(monotonic_ns());
@@ -98,17 +119,41 @@ fn watch(socket: &OwnedFd, mut map: Array<MapData, Value<RelayWatch>>, stop: &At
         }
         let news = match rustix::net::recv(socket, &mut *buffer, RecvFlags::empty()) {
             Ok((len, _)) => neighbours.learn(buffer.get(..len).unwrap_or_default()),
-            Err(Errno::AGAIN | Errno::INTR) => false,
+            Err(Errno::AGAIN | Errno::INTR) => News::NONE,
             // Something was lost.
-            Err(Errno::NOBUFS) => true,
+            Err(Errno::NOBUFS) => News::ANY,
             Err(error) => {
                 tracing::warn!(%error, "changes of routes are not noticed any more: the relay's program asks more often");
                 return;
             }
         };
-        if news {
-            changed = ticks(monotonic_ns());
+        let now_ns = monotonic_ns();
+        if news.changed {
+            changed = ticks(now_ns);
         }
+        unfollowed |= news.interfaces;
+        if unfollowed && now_ns.saturating_sub(followed_ns) >= SETTLING_NS {
+            (unfollowed, followed_ns) = (false, now_ns);
+            follow();
+        }
+    }
+}
+
+/// What the kernel told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct News {
+    /// Answers of the routing table may have changed.
+    changed: bool,
+    /// So may have the interfaces that the program should be on.
+    interfaces: bool,
+}
+
+impl News {
+    const NONE: Self = Self { changed: false, interfaces: false };
+    const ANY: Self = Self { changed: true, interfaces: true };
+
+    fn and(self, other: Self) -> Self {
+        Self { changed: self.changed | other.changed, interfaces: self.interfaces | other.interfaces }
     }
 }
 
@@ -117,16 +162,20 @@ fn watch(socket: &OwnedFd, mut map: Array<MapData, Value<RelayWatch>>, stop: &At
 struct Neighbours(HashMap<Vec<u8>, Option<Vec<u8>>>);
 
 impl Neighbours {
-    /// Reads what the kernel told. Returns whether it says anything new.
-    fn learn(&mut self, mut messages: &[u8]) -> bool {
-        let mut news = false;
+    /// Reads what the kernel told. Returns what of it is new.
+    fn learn(&mut self, mut messages: &[u8]) -> News {
+        let mut news = News::NONE;
         // `struct nlmsghdr`: length, type, and twelve bytes more.
         while let Some((header, _)) = messages.split_first_chunk::<16>() {
             let [l0, l1, l2, l3, t0, t1, ..] = *header;
             let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-            let Some(body) = messages.get(16..len) else { return true };
-            news |=
-                u16::from_ne_bytes([t0, t1]) != NEW_NEIGHBOUR || self.learn_neighbour(body).unwrap_or(true);
+            let Some(body) = messages.get(16..len) else { return News::ANY };
+            news = news.and(match u16::from_ne_bytes([t0, t1]) {
+                NEW_NEIGHBOUR => {
+                    News { changed: self.learn_neighbour(body).unwrap_or(true), interfaces: false }
+                }
+                kind => News { changed: true, interfaces: INTERFACES.contains(&kind) },
+            });
             messages = messages.get(len.next_multiple_of(4)..).unwrap_or_default();
         }
         news
@@ -187,7 +236,11 @@ mod tests {
         const STALE: u16 = 4;
         const FAILED: u16 = 0x20;
         let mut neighbours = Neighbours::default();
-        let mut learn = |state, host, link| neighbours.learn(&neighbour(state, [192, 0, 2, host], [link; 6]));
+        let mut learn = |state, host, link| {
+            let news = neighbours.learn(&neighbour(state, [192, 0, 2, host], [link; 6]));
+            assert!(!news.interfaces);
+            news.changed
+        };
         assert!(learn(REACHABLE, 1, 1) && learn(REACHABLE, 2, 1), "new");
         assert!(!learn(STALE, 1, 1) && !learn(REACHABLE, 1, 1), "the same");
         assert!(learn(REACHABLE, 1, 9), "another link address");
@@ -199,15 +252,17 @@ mod tests {
     fn everything_else_is_news_and_so_is_what_is_not_understood() {
         let mut neighbours = Neighbours::default();
         let known = neighbour(2, [192, 0, 2, 1], [1; 6]);
-        assert!(neighbours.learn(&known) && !neighbours.learn(&known));
-        assert!(!neighbours.learn(&[known.clone(), known.clone()].concat()));
-        // A route, an interface, a neighbour that was deleted.
-        for kind in [24, 25, 16, 29] {
-            assert!(neighbours.learn(&[known.clone(), message(kind, &[0; 12])].concat()), "{kind}");
+        assert!(neighbours.learn(&known).changed);
+        assert_eq!(neighbours.learn(&known), News::NONE);
+        assert_eq!(neighbours.learn(&[known.clone(), known.clone()].concat()), News::NONE);
+        // A route, an interface, an address; a neighbour that was deleted, a rule.
+        for (kind, interfaces) in [(24, true), (25, true), (16, true), (20, true), (29, false), (32, false)] {
+            let told = neighbours.learn(&[message(kind, &[0; 12]), known.clone()].concat());
+            assert_eq!(told, News { changed: true, interfaces }, "{kind}");
         }
         for len in 17..known.len() {
-            assert!(neighbours.learn(&known[..len]), "cut at {len}");
+            assert_eq!(neighbours.learn(&known[..len]), News::ANY, "cut at {len}");
         }
-        assert!(neighbours.learn(&message(NEW_NEIGHBOUR, &[0; 4])));
+        assert!(neighbours.learn(&message(NEW_NEIGHBOUR, &[0; 4])).changed);
     }
 }
