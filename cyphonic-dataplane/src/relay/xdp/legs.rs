@@ -6,7 +6,9 @@
 //! **Invariants.** The program never sees half a leg:
 //! - A leg is written to an entry that nobody can find, and its connection ID last.
 //! - A leg never changes. Another one in its place is written elsewhere, before the old one is taken away.
-//! - An entry that was emptied rests: it is not written before all programs that ran at that time have ended.
+//! - An entry that was emptied rests: it is not written before all programs that ran at that time have ended. Nor is one in the
+//!   hash map, which the kernel would use again at once. Only where the kernel does not tell when programs have ended, the
+//!   hash map is left to chance: a program that runs for microseconds would have to be overtaken by two changes.
 
 #![expect(unsafe_code, reason = "memory is shared with the kernel, and a system call that no safe crate has")]
 
@@ -60,6 +62,8 @@ pub struct Legs {
     own_map: Array<MapData, [u8; 16]>,
     /// Empty entries that a program may still be reading.
     resting: HashSet<usize>,
+    /// Whether the hash map has given up entries that a program may still be reading.
+    overflow_resting: bool,
     /// Nothing once the kernel has refused it.
     barrier: Option<Barrier>,
 }
@@ -101,8 +105,9 @@ impl Legs {
             .map_err(|error: MapError| own_failed(error.into()))?;
         let own =
             OwnAddresses::from_octets((0..MAX_OWN_ADDRESSES as u32).map_while(|at| own_map.get(&at, 0).ok()));
-        let (resting, barrier) = (HashSet::new(), Some(barrier));
-        let mut this = Self { table, _map: map, pairs, overflow, own, own_map, resting, barrier };
+        let (resting, overflow_resting, barrier) = (HashSet::new(), false, Some(barrier));
+        let mut this =
+            Self { table, _map: map, pairs, overflow, own, own_map, resting, overflow_resting, barrier };
         // What an earlier process emptied may be being read.
         if this.iter().next().is_some() && !this.programs_have_ended() {
             std::thread::sleep(PROGRAMS_END);
@@ -138,12 +143,20 @@ impl Legs {
     /// [`LegsError`]. Nothing has changed.
     pub fn replace(&mut self, cid: ConnectionId, leg: &Binding) -> Result<(), LegsError> {
         let leg = self.leg(cid, leg)?;
-        let old = self.spot(cid);
-        let state = self.get(cid).map(|entry| entry.state).unwrap_or_default();
+        let (old, found) = (self.spot(cid), self.get(cid));
+        if found.is_some_and(|found| found.leg == leg) {
+            return Ok(());
+        }
+        let state = found.map(|entry| entry.state).unwrap_or_default();
         let entry = RelayEntry { state, ..RelayEntry::new(leg) };
         match old {
-            // The kernel replaces it in one step.
-            Some(Spot::Overflow) => Ok(self.overflow.insert(cid.as_bytes(), Value(entry), 0)?),
+            // The kernel replaces it in one step, by another entry.
+            Some(Spot::Overflow) => {
+                self.await_overflow();
+                self.overflow.insert(cid.as_bytes(), Value(entry), 0)?;
+                self.overflow_resting = true;
+                Ok(())
+            }
             Some(Spot::Table(at)) => {
                 self.put(cid, entry)?;
                 self.empty(at);
@@ -160,6 +173,7 @@ impl Legs {
         match spot {
             Spot::Table(at) => self.empty(at),
             Spot::Overflow => {
+                self.overflow_resting = true;
                 if let Err(error) = self.overflow.remove(cid.as_bytes()) {
                     tracing::error!(%error, "a leg stays in the kernel");
                 }
@@ -197,13 +211,27 @@ impl Legs {
 
     /// Writes a leg where nothing is.
     fn put(&mut self, cid: ConnectionId, entry: RelayEntry) -> Result<(), LegsError> {
-        let free =
-            self.candidates(cid).into_iter().find(|at| self.id(*at) == 0 && !self.resting.contains(at));
-        match free {
+        if self.free(cid).is_none() {
+            self.await_overflow();
+        }
+        match self.free(cid) {
             Some(at) => self.write(at, entry),
             None => self.overflow.insert(cid.as_bytes(), Value(entry), 0)?,
         }
         Ok(())
+    }
+
+    /// An entry of the table for a leg.
+    fn free(&self, cid: ConnectionId) -> Option<usize> {
+        self.candidates(cid).into_iter().find(|at| self.id(*at) == 0 && !self.resting.contains(at))
+    }
+
+    /// Before the hash map takes an entry, which may be one that it gave up. What rests in the table is free then too.
+    fn await_overflow(&mut self) {
+        if self.overflow_resting && self.programs_have_ended() {
+            self.resting.clear();
+            self.overflow_resting = false;
+        }
     }
 
     /// The entries where the program looks for a leg, in its order.
@@ -261,6 +289,7 @@ impl Legs {
         // Otherwise they stay as they are: new legs go elsewhere.
         if self.programs_have_ended() {
             self.resting.clear();
+            self.overflow_resting = false;
         }
     }
 
