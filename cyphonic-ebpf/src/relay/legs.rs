@@ -69,8 +69,8 @@ pub(crate) fn own(number: u8) -> Address {
 
 /// A leg's entry. What it says stays as it is until the program ends, even where userspace removes it.
 pub(crate) struct KernelEntry {
+    /// Depends on the ID that was read.
     entry: *mut RelayEntry,
-    leg: *const RelayLeg,
 }
 
 impl KernelEntry {
@@ -84,16 +84,16 @@ impl KernelEntry {
     fn of(entry: *mut RelayEntry, cid: u64) -> Option<Self> {
         // SAFETY: the pointer is to a live map value, which has the size of `RelayEntry` and at least its alignment.
         let found = unsafe { (&raw const (*entry).leg).cast::<u64>().read_volatile() };
+        let mut nothing = found;
+        // SAFETY: it makes the register 0, which the verifier learns and the compiler does not. It stays in its place (not
+        // `pure`): behind the comparison the compiler would take the ID that was looked for instead of the one that was read.
+        unsafe { asm!("{0} &= 0", inout(reg) nothing, options(nomem, nostack)) };
         if found != cid {
             return None;
         }
-        let mut nothing = found ^ cid;
-        // SAFETY: no instruction at all. The compiler must not know that this is 0.
-        unsafe { asm!("/* {0} */", inout(reg) nothing, options(pure, nomem, nostack)) };
         // SAFETY: 0 bytes further. Userspace writes the ID last. That other words are not read before it is guaranteed by
         // their address, which depends on it: on processors that reorder reads, nothing else that a program has does that.
-        let leg = unsafe { (&raw const (*entry).leg).byte_add((nothing & 7) as usize) };
-        Some(Self { entry, leg })
+        Some(Self { entry: unsafe { entry.byte_add(nothing as usize) } })
     }
 
     #[inline(always)]
@@ -114,7 +114,7 @@ impl Entry for KernelEntry {
     fn leg(&self) -> &RelayLeg {
         // SAFETY: as in `of`. Nobody writes to a leg that a program has found: userspace uses its entry again only after
         // all programs that ran when it was removed have ended.
-        unsafe { &*self.leg }
+        unsafe { &(*self.entry).leg }
     }
 
     #[inline(always)]
