@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -449,6 +450,40 @@ fn what_a_killed_relay_left_goes_when_its_successor_relays_in_userspace_or_with_
         while attached() {
             assert!(start.elapsed() < PATIENCE, "the program is still there");
             std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+}
+
+#[test]
+fn what_a_killed_relay_left_goes_with_its_network_namespace() {
+    isolated(|pins| {
+        let folders = || std::fs::read_dir(pins.join("cyphonic")).unwrap().count();
+        let start =
+            |options: XdpOptions| XdpRelay::start(&options, Arc::new(UserspaceRelay::new(16))).unwrap();
+        let (ready, is_ready) = channel();
+        let (leave, may_leave) = channel::<()>();
+        std::thread::scope(|scope| {
+            let there = options(pins.clone());
+            scope.spawn(move || {
+                unshare(CloneFlags::CLONE_NEWNET).unwrap();
+                shell("ip link add card0 type bridge");
+                shell("ip link set card0 up");
+                let interfaces = Some(vec!["card0".to_owned()]);
+                drop(start(XdpOptions { interfaces, mode: Mode::Generic, ..there }));
+                ready.send(()).unwrap();
+                may_leave.recv().unwrap();
+            });
+            is_ready.recv().unwrap();
+            start(options(pins.clone())).stop();
+            assert_eq!(folders(), 1, "its interface is there");
+            leave.send(()).unwrap();
+        });
+        // The kernel takes a namespace down when it gets to it.
+        let deadline = Instant::now() + PATIENCE;
+        while folders() > 0 {
+            assert!(Instant::now() < deadline, "it is still there");
+            std::thread::sleep(Duration::from_millis(50));
+            start(options(pins.clone())).stop();
         }
     });
 }

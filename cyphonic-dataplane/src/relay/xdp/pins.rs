@@ -3,8 +3,13 @@
 //! `cyphonic/relay-<network namespace>-<port>/` (root's alone) holds the maps of legs, under names that have
 //! their layout in them, and a link for each interface. The kernel keeps both, and so the program, until the files go.
 
+#![expect(unsafe_code, reason = "aya opens links, but does not tell where they are")]
+
+use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
@@ -15,6 +20,8 @@ use super::Hook;
 
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+/// `BPF_OBJ_GET` of `linux/bpf.h`.
+const OBJECT_GET: libc::c_int = 7;
 
 /// A relay's folder.
 #[derive(Debug, Clone)]
@@ -30,7 +37,25 @@ impl Pins {
         }
         let folder = folder(file_system, port)?;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        Ok(Self { folder })
+        let this = Self { folder };
+        this.remove_dead();
+        Ok(this)
+    }
+
+    /// Removes what killed relays left in network namespaces that have gone, as those of containers do: nobody else would.
+    fn remove_dead(&self) {
+        let Some(entries) = self.folder.parent().and_then(|all| fs::read_dir(all).ok()) else { return };
+        for folder in entries.flatten().map(|entry| entry.path()).filter(|folder| *folder != self.folder) {
+            if !is_dead(&folder) {
+                continue;
+            }
+            tracing::info!(folder = %folder.display(), "removing what a relay left whose network is gone");
+            let dead = Self { folder };
+            for family in ["ipv4", "ipv6"] {
+                let _ = fs::remove_dir(dead.changed(family));
+            }
+            dead.remove();
+        }
     }
 
     /// The folder that an earlier process left.
@@ -72,6 +97,52 @@ impl Pins {
             tracing::debug!(%error, folder = %self.folder.display(), "the relay's folder stays");
         }
     }
+}
+
+/// Whether a relay's folder is of a network namespace that has gone: all its links have lost their interfaces, and no process
+/// that can be seen is there. A folder without links may be one of a relay that is starting.
+fn is_dead(folder: &Path) -> bool {
+    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let namespace = name.strip_prefix("relay-").and_then(|rest| rest.split_once('-'));
+    let Some(namespace) = namespace.and_then(|(namespace, _)| namespace.parse().ok()) else { return false };
+    let Ok(entries) = fs::read_dir(folder) else { return false };
+    let is_link = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"link-"));
+    let links: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_link).collect();
+    !links.is_empty() && links.iter().all(|link| has_lost_its_interface(link)) && !has_processes(namespace)
+}
+
+/// The kernel says 0 for the interface then.
+fn has_lost_its_interface(link: &Path) -> bool {
+    let told =
+        open_pin(link).and_then(|link| fs::read_to_string(format!("/proc/self/fdinfo/{}", link.as_raw_fd())));
+    told.is_ok_and(|told| {
+        told.lines().any(|line| line.strip_prefix("ifindex:").is_some_and(|index| index.trim() == "0"))
+    })
+}
+
+fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // Of `union bpf_attr`: the path's address; a descriptor and flags that are not used.
+    let mut attributes = [path.as_ptr() as u64, 0];
+    // SAFETY: the kernel reads so many bytes at the pointer, and a string that ends in a zero at the address in them. Both live.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, OBJECT_GET, attributes.as_mut_ptr(), size_of_val(&attributes))
+    };
+    match i32::try_from(fd) {
+        // SAFETY: the kernel has just made it for this call.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether a process is in this network namespace.
+fn has_processes(namespace: u64) -> bool {
+    // Where nothing can be seen, there may be some.
+    let Ok(processes) = fs::read_dir("/proc") else { return true };
+    processes
+        .flatten()
+        .filter_map(|process| fs::metadata(process.path().join("ns/net")).ok())
+        .any(|there| there.ino() == namespace)
 }
 
 /// Numbers of interfaces, and ports, are those of one network namespace.
