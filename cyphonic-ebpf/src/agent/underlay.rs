@@ -43,5 +43,5 @@ fn slot(ctx: &XdpContext) -> Option<u32> {
     // SAFETY: the context is the one the kernel called the program with, and outlives the call.
     let card = unsafe { (*ctx.ctx).ingress_ifindex };
     // SAFETY: a number is copied out of the entry at once.
-    unsafe { CARDS.get(&card) }.copied()
+    unsafe { CARDS.get(card) }.copied()
 }
