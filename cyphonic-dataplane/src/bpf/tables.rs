@@ -1,6 +1,7 @@
 //! The maps that userspace fills while the programs run: peers, connection IDs, policy.
 
 use std::collections::{HashSet, VecDeque};
+use std::io;
 use std::net::Ipv6Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -110,9 +111,18 @@ impl KernelTables {
     /// The kernel refused, and nothing changed: what should be denied is still allowed.
     pub fn deny(&self, key: PolicyKey) -> Result<(), BpfError> {
         match lock(&self.policy).remove(&PodPolicyKey(key)) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(source) => Err(BpfError::Map { map: name::POLICY, source }),
+            Err(source) if !is_absent(&source) => Err(BpfError::Map { map: name::POLICY, source }),
+            Ok(()) | Err(_) => Ok(()),
         }
+    }
+}
+
+/// The map has no such key.
+fn is_absent(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(error) => error.io_error.kind() == io::ErrorKind::NotFound,
+        _ => false,
     }
 }
 

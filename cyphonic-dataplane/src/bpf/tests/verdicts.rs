@@ -175,7 +175,9 @@ fn a_policy_is_enforced_both_ways() {
         denied += u64::from(!passes);
         assert_eq!(counters(&object).dropped(DropReason::Denied).packets, denied);
     }
-    tables.deny(PolicyKey::new(Direction::Out, CAMERAS, 6, 554)).unwrap();
+    for _ in 0..2 {
+        tables.deny(PolicyKey::new(Direction::Out, CAMERAS, 6, 554)).expect("also one that is not there");
+    }
     let packet = tcp(OWN, CAMERA, (4000, 554), syn);
     assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_SHOT, "permissions can be taken back");
 }
