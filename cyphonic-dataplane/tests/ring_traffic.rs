@@ -9,16 +9,17 @@ use std::io::{Read, Write};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use cyphonic_common::DropReason;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
 use cyphonic_dataplane::ring::{
-    AwakeRequest, HoldLimits, PathMtu, Permissions, RingEvent, RingKind, TunnelId,
+    AwakeRequest, Control, HoldLimits, Path, PathMtu, Permissions, RingEvent, RingKind, TunnelId,
 };
 use ring_lab::{
-    A, B, INTERFACE, Kind, Kinds, Node, PATIENCE, cid, eventually, join, joined, outer, started, tunnel,
-    uninterrupted, wire,
+    A, B, INTERFACE, Kind, Kinds, Node, PATIENCE, WIRE, cid, eventually, join, joined, outer, started,
+    tunnel, uninterrupted, wire,
 };
 
 with_every_kind! {
@@ -32,6 +33,7 @@ with_every_kind! {
     a_packet_too_big_for_the_tunnel_is_answered_and_the_next_one_fits,
     the_newest_tunnel_sends_and_an_older_one_takes_over_when_it_goes,
     datagrams_of_one_flow_stay_in_order,
+    a_link_that_takes_no_more_does_not_stop_what_arrives,
     workers_enforce_the_port_policy_both_ways,
     a_ring_whose_interface_is_taken_away_says_so,
 }
@@ -363,6 +365,54 @@ fn datagrams_of_one_flow_stay_in_order(kinds: Kinds) {
     }
     for number in 0..64u8 {
         assert_eq!(received(&receiver), [number; 900]);
+    }
+}
+
+/// Without drops, nobody has waited for the link.
+fn a_link_that_takes_no_more_does_not_stop_what_arrives(kinds: Kinds) {
+    let (a, b) = joined(kinds, false);
+    ping(&a, B);
+    let (flooder, sender, receiver) = (udp(&a, 6000), udp(&b, 6001), udp(&a, 6001));
+    a.namespace.limit(WIRE, "20mbit");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                for _ in 0..16 {
+                    // Whether there is room is not the flood's concern.
+                    let _ = flooder.send_to(&[0; 1300], (B, 6000));
+                }
+                // Eight times what the link takes, and something of the machine left for other tests.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let over = SetAtEnd(&over);
+        eventually("the send buffer is full", || a.is_full());
+        let before = a.ring.counters();
+        // Each leaves when the one before has arrived: those that wait together are not counted as prompt.
+        for number in 0..200u8 {
+            sender.send_to(&[number], (A, 6001)).unwrap();
+            assert_eq!(received(&receiver), [number]);
+        }
+        // Commands are heeded, and control leaves ahead of the flood.
+        let path = Path { remote: outer(false, 2, b.port), wire_cid: cid(2, 1) };
+        a.ring.send_control(TunnelId(1), Control::Probe { path, data: [7; 8] });
+        a.event(|event| matches!(event, RingEvent::PathResponse { data: [7, ..], .. }).then_some(()));
+        let after = a.ring.counters();
+        assert!(after.tx_packets > before.tx_packets, "the link is used");
+        if kinds.0.is_offload() {
+            assert_eq!(after.dropped(DropReason::QueueFull), 0, "{after:?}");
+        }
+        drop(over);
+    });
+}
+
+/// Ends the threads that look at it, also when what waits for them panics.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
     }
 }
 

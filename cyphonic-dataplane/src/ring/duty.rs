@@ -8,6 +8,9 @@
 //! Where there are more processors, and both directions keep the thread busy without a pause, the second thread takes
 //! the sending half, and gives it back when it finds little to do ([`Division`]).
 //!
+//! Neither half waits for anything but in its thread's one wait for all: a link that takes no more stops what is sent on it,
+//! and neither what arrives nor what is asked for.
+//!
 //! **Invariant.** Each half is run by one thread at a time, so a flow's packets stay in order, and a half is handed over
 //! whole: there is no lock while packets pass.
 
@@ -67,6 +70,15 @@ pub(super) struct Turn {
 pub(super) struct Sending<S> {
     pub(super) worker: TxWorker,
     pub(super) source: S,
+}
+
+impl<S: Source> Sending<S> {
+    /// What the half waits for: packets of the source, or else room in the port. The source tells of its end all the same.
+    fn wanted(&self) -> (PollFd<'_>, bool) {
+        let room = self.worker.awaits_room();
+        let packets = if room { PollFlags::empty() } else { PollFlags::IN };
+        (PollFd::new(&self.source, packets), room)
+    }
 }
 
 /// The receiving half.
@@ -228,15 +240,15 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
         let rest = [self.receiving.worker.timeout(), awake].into_iter().flatten().min();
         let frames = self.receiving.worker.frames_descriptor();
         let frames = frames.map(|frames| PollFd::from_borrowed_fd(frames, PollFlags::IN));
-        let (mut fds, timeout) = match &self.sending {
-            None => ([None, None, frames], rest),
+        let (mut fds, room, timeout) = match &self.sending {
+            None => ([None, None, frames], false, rest),
             Some(half) => {
                 let timeout = [half.worker.timeout(), S::CHECK_INTERVAL, rest].into_iter().flatten().min();
-                let source = PollFd::new(&half.source, PollFlags::IN);
-                ([Some(source), Some(self.duty.waker.poll_fd()), frames], timeout)
+                let (source, room) = half.wanted();
+                ([Some(source), Some(self.duty.waker.poll_fd()), frames], room, timeout)
             }
         };
-        self.duty.port.wait_beside(&mut fds, timeout)?;
+        self.duty.port.wait_beside(&mut fds, room, timeout)?;
         let [source, called, frames] = fds.map(|fd| fd.map(|fd| fd.revents()).unwrap_or(PollFlags::empty()));
         if frames.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
             self.receiving.worker.bury_frames();
@@ -288,7 +300,8 @@ fn send_while_busy<S: Source>(
             continue;
         }
         let timeout = [half.worker.timeout(), S::CHECK_INTERVAL].into_iter().flatten().min();
-        duty.waker.wait(&half.source, timeout)?;
+        let (source, room) = half.wanted();
+        duty.waker.wait(source, room.then_some(&*duty.port), timeout)?;
         half.source.check()?;
     }
     Ok(half)

@@ -2,9 +2,10 @@
 //!
 //! One thread at a time owns every sealer. It reads a packet or a super-packet, finds its tunnel, cuts and seals it in one
 //! pass into the batch, and sends the batch when it is full, when the next packet does not fit behind the last,
-//! or when the device has nothing more. While the socket has no room it waits: then the device's queue fills, and
-//! the kernel's queueing discipline and TCP see what they would see in front of a slow link.
+//! or when the device has nothing more. What the socket has no room for is kept, and until it has left the device is not
+//! read: its queue fills, and the kernel's queueing discipline and TCP see what they would see in front of a slow link.
 
+mod backlog;
 mod batch;
 mod control;
 mod tunnels;
@@ -13,7 +14,7 @@ mod wide;
 use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,8 @@ use cyphonic_common::limits::TUNNEL_OVERHEAD;
 use cyphonic_common::policy::Direction;
 use cyphonic_common::{DropReason, InterfaceConfig, Verdict, classify_egress};
 
-use self::batch::Batch;
+use self::backlog::{Backlog, Load, Loss, Sent};
+use self::batch::{Batch, Sealed};
 use self::tunnels::Tunnels;
 use super::command::{Answer, RxCommand, TxCommand};
 use super::counters::Counters;
@@ -29,6 +31,7 @@ use super::device::Source;
 use super::duty::Turn;
 use super::hold::{Held, Hold, Holding};
 use super::icmp::{self, ErrorLimit, Problem};
+use super::shared::Shared;
 use super::wake::Waker;
 use super::{EventSink, PathMtu, Permissions, RingEvent, ecn};
 use crate::gso::{SuperPacket, VnetHeader};
@@ -37,9 +40,6 @@ use crate::udp::{Transmit, UdpPort};
 
 /// The type byte of a DATAGRAM frame that runs to the end of its packet (RFC 9221 §4).
 const DATAGRAM: u8 = 0x30;
-/// How long the worker waits for room in the socket before it drops a batch: a stuck network card must not stop
-/// control.
-const SEND_PATIENCE: Duration = Duration::from_millis(500);
 /// The pace of repeated challenges.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -55,7 +55,6 @@ pub(super) struct TxParts {
     /// To the receiving worker, which alone writes to the virtual interface.
     pub(super) deliver: Sender<RxCommand>,
     pub(super) waker: Arc<Waker>,
-    pub(super) stop: Arc<AtomicBool>,
     pub(super) hold: Hold,
 }
 
@@ -64,6 +63,8 @@ pub(super) struct TxWorker {
     parts: TxParts,
     tunnels: Tunnels,
     batch: Batch,
+    /// What the socket had no room for.
+    backlog: Backlog,
     errors: ErrorLimit,
     /// What may pass, where not everything may and no program says so.
     permissions: Option<Arc<Permissions>>,
@@ -76,11 +77,12 @@ impl TxWorker {
     pub(super) fn new(parts: TxParts) -> Self {
         let now = Instant::now();
         let (tunnels, batch, errors) = (Tunnels::default(), Batch::new(), ErrorLimit::new(now));
-        Self { parts, tunnels, batch, errors, permissions: None, scratch: Vec::new(), now }
+        let (backlog, scratch) = (Backlog::default(), Vec::new());
+        Self { parts, tunnels, batch, backlog, errors, permissions: None, scratch, now }
     }
 
     /// Takes what was asked for, then up to `reads` packets from the source. What is sealed leaves with the turn in
-    /// which the source runs dry.
+    /// which the source runs dry, or with later ones if the socket has no room for it; until then the source is not read.
     ///
     /// # Errors
     /// The virtual interface is gone.
@@ -89,7 +91,14 @@ impl TxWorker {
         if self.parts.waker.take() {
             self.take_commands();
         }
+        if self.awaits_room() {
+            self.send_backlog();
+        }
         for read in 0..reads {
+            if self.awaits_room() {
+                self.tick();
+                return Ok(Turn { done: read, dry: true });
+            }
             match source.read() {
                 Ok(Some((vnet, packet))) => self.send_read(&vnet, packet),
                 Ok(None) => self.parts.counters.count_drop(DropReason::Truncated, 1),
@@ -179,7 +188,7 @@ impl TxWorker {
         }
     }
 
-    /// Sends the batch.
+    /// Sends the batch, or keeps it behind what found no room before.
     fn flush(&mut self) {
         let Some(sealed) = self.batch.take() else { return };
         let Some(tunnel) = self.tunnels.get_mut(sealed.tunnel) else { return self.batch.clear() };
@@ -190,24 +199,52 @@ impl TxWorker {
             segment_size: Some(sealed.stride),
             src_ip: None,
         };
-        let loss = transmit_all(&self.parts.port, &transmit, &self.parts.counters, &self.parts.stop);
-        let counters = &self.parts.counters;
-        let packets = sealed.inner_packets_without(loss.packets);
-        counters.tx_sends.fetch_add(1, Relaxed);
-        counters.tx_packets.fetch_add(packets, Relaxed);
-        // First the part, then the whole: nobody sees a packet counted whose size is not.
-        if sealed.stride > usize::from(PathMtu::BASE_DATAGRAM) {
-            tunnel.shared.tx.add_large(sealed.packets);
+        let sent = match self.backlog.is_empty() {
+            true => Sent::of(&transmit, self.parts.port.send_counted(&transmit)),
+            false => Sent::Full(0),
+        };
+        match sent {
+            Sent::Done(loss) => {
+                batch_left(&self.parts.counters, &tunnel.shared, &sealed, loss, self.now);
+                if is_too_big(loss) {
+                    Self::interface_shrank(tunnel, &self.parts.events);
+                }
+            }
+            Sent::Full(sent) => {
+                // There is a place for every batch.
+                self.backlog.keep(&tunnel.shared, Load::Batch(sealed), &transmit, sent, self.now);
+            }
         }
-        tunnel.shared.tx.add(packets, sealed.inner_bytes_without(loss.packets));
-        tunnel.shared.touch_inner(self.now);
         self.batch.clear();
-        if loss.too_big {
-            Self::interface_shrank(tunnel, &self.parts.events);
-        }
         let challenge = tunnel.sealer.poll_key_update(self.now);
         if challenge.is_some() || tunnel.sealer.is_key_update_pending() {
             self.challenge_keys(sealed.tunnel, challenge);
+        }
+    }
+
+    /// Whether the socket has no room: nothing more is read until it has.
+    #[inline]
+    pub(super) fn awaits_room(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    /// Sends what there is room for now of what was kept.
+    #[cold]
+    fn send_backlog(&mut self) {
+        let port = &self.parts.port;
+        while let Some((done, loss)) = self.backlog.next_done(self.now, |rest| port.send_counted(rest)) {
+            match done.load {
+                Load::Batch(sealed) => {
+                    batch_left(&self.parts.counters, &done.shared, &sealed, loss, self.now);
+                    let tunnel = self.tunnels.index(done.shared.id).filter(|_| is_too_big(loss));
+                    if let Some(tunnel) = tunnel.and_then(|index| self.tunnels.get_mut(index)) {
+                        Self::interface_shrank(tunnel, &self.parts.events);
+                    }
+                }
+                Load::Control { on_path } => {
+                    control_left(&self.parts.counters, &done.shared, on_path, loss, self.now);
+                }
+            }
         }
     }
 
@@ -252,37 +289,38 @@ impl TxWorker {
     pub(super) fn timeout(&self) -> Option<Duration> {
         let held = self.parts.hold.deadline().map(|due| due.saturating_duration_since(self.now));
         let tick = self.tunnels.is_watching().then_some(TICK);
-        [held, tick].into_iter().flatten().min()
+        let retry = self.awaits_room().then_some(backlog::RETRY);
+        [held, tick, retry].into_iter().flatten().min()
     }
 }
 
-/// What of a batch was not sent.
-#[derive(Clone, Copy, Debug, Default)]
-struct Loss {
-    packets: u64,
-    /// Because the interface is too small for it.
-    too_big: bool,
+/// Counts a batch that has left, but for what was lost.
+fn batch_left(counters: &Counters, shared: &Shared, sealed: &Sealed, loss: Option<Loss>, now: Instant) {
+    let lost = loss.map_or(0, |loss| loss.packets);
+    if let Some(loss) = loss {
+        counters.count_drop(loss.reason, loss.packets);
+    }
+    let packets = sealed.inner_packets_without(lost);
+    counters.tx_sends.fetch_add(1, Relaxed);
+    counters.tx_packets.fetch_add(packets, Relaxed);
+    // First the part, then the whole: nobody sees a packet counted whose size is not.
+    if sealed.stride > usize::from(PathMtu::BASE_DATAGRAM) {
+        shared.tx.add_large(sealed.packets);
+    }
+    shared.tx.add(packets, sealed.inner_bytes_without(lost));
+    shared.touch_inner(now);
 }
 
-/// Sends a batch, waiting for room as long as is reasonable.
-fn transmit_all(port: &UdpPort, transmit: &Transmit<'_>, counters: &Counters, stop: &AtomicBool) -> Loss {
-    let stride = transmit.segment_size.unwrap_or(transmit.payload.len()).max(1);
-    let mut transmit = *transmit;
-    loop {
-        let (sent, result) = port.send_counted(&transmit);
-        transmit.payload = transmit.payload.get(sent..).unwrap_or_default();
-        let Err(error) = result else { return Loss::default() };
-        let full = error.kind() == io::ErrorKind::WouldBlock;
-        if full && !stop.load(Relaxed) && port.wait_writable(SEND_PATIENCE).unwrap_or(false) {
-            continue;
-        }
-        let reason = match error.raw_os_error() {
-            _ if full => DropReason::QueueFull,
-            Some(libc::EMSGSIZE) => DropReason::TooBig,
-            _ => DropReason::SendFailed,
-        };
-        let packets = transmit.payload.len().div_ceil(stride) as u64;
-        counters.count_drop(reason, packets);
-        return Loss { packets, too_big: reason == DropReason::TooBig };
+/// Counts a control packet that has left, or was lost.
+fn control_left(counters: &Counters, shared: &Shared, on_path: bool, loss: Option<Loss>, now: Instant) {
+    if let Some(loss) = loss {
+        counters.count_drop(loss.reason, loss.packets);
     }
+    if on_path {
+        shared.touch_tx(now);
+    }
+}
+
+fn is_too_big(loss: Option<Loss>) -> bool {
+    loss.is_some_and(|loss| loss.reason == DropReason::TooBig)
 }

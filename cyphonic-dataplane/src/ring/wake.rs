@@ -1,11 +1,13 @@
 //! Waking the sending worker while it waits for its device.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+
+use crate::udp::UdpPort;
 
 /// A flag that a busy worker reads without a system call, and an eventfd that ends an idle one's wait.
 #[derive(Debug)]
@@ -47,15 +49,21 @@ impl Waker {
         }
     }
 
-    /// Waits until the source has a packet, until called, or for `timeout`.
-    pub(super) fn wait(&self, source: &impl AsFd, timeout: Option<Duration>) -> io::Result<()> {
-        let mut fds = [PollFd::new(source, PollFlags::IN), PollFd::new(&self.fd, PollFlags::IN)];
+    /// Waits until the source has what is wanted of it, until there is room in `port`, until called, or for `timeout`.
+    pub(super) fn wait(
+        &self,
+        source: PollFd<'_>,
+        port: Option<&UdpPort>,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        let room = port.map_or_else(|| self.poll_fd(), |port| PollFd::new(port, PollFlags::OUT));
+        let mut fds = [source, self.poll_fd(), room];
         let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         match rustix::event::poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let [source, called] = fds.each_ref().map(PollFd::revents);
+        let [source, called, _] = fds.each_ref().map(PollFd::revents);
         self.settle(called);
         if source.intersects(PollFlags::ERR | PollFlags::NVAL) {
             return Err(io::Error::new(io::ErrorKind::NotConnected, "the virtual interface is gone"));

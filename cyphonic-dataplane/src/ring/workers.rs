@@ -100,7 +100,6 @@ impl<S: Side> Ring<S> {
             answers,
             deliver: rx.clone(),
             waker: Arc::clone(&waker),
-            stop: Arc::clone(&stop),
             hold: Hold::new(config.hold),
         });
         let receiving = RxParts {

@@ -338,26 +338,29 @@ impl UdpPort {
     /// # Errors
     /// The kernel refused to wait.
     pub fn wait(&self, timeout: Option<Duration>) -> io::Result<Woken> {
-        self.wait_beside(&mut [None, None, None], timeout)
+        self.wait_beside(&mut [None, None, None], false, timeout)
     }
 
-    /// [`wait`](Self::wait), which each of `others` ends as well; they then say what became of them.
+    /// [`wait`](Self::wait), which each of `others` ends as well, and room in the socket's buffer if that is waited for;
+    /// the others then say what became of them.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
     pub(crate) fn wait_beside<'fd>(
         &'fd self,
         others: &mut [Option<PollFd<'fd>>; 3],
+        room: bool,
         timeout: Option<Duration>,
     ) -> io::Result<Woken> {
         let nothing = || PollFd::new(&self.socket, PollFlags::empty());
         let [first, second, third] = others.each_ref().map(|other| other.clone().unwrap_or_else(nothing));
-        let (socket, waker) =
-            (PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&*self.waker, PollFlags::IN));
+        let wanted = if room { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+        let (socket, waker) = (PollFd::new(&self.socket, wanted), PollFd::new(&*self.waker, PollFlags::IN));
         let mut fds = [socket, waker, first, second, third];
         poll(&mut fds, timeout)?;
         let [socket, waker, first, second, third] = fds;
-        let woken = Woken { readable: !socket.revents().is_empty(), called: !waker.revents().is_empty() };
+        let readable = !socket.revents().difference(PollFlags::OUT).is_empty();
+        let woken = Woken { readable, called: !waker.revents().is_empty() };
         if woken.called {
             let mut count = [0; 8];
             // Only fails if another waiter was faster.

@@ -178,11 +178,20 @@ impl Namespace {
     }
 
     pub fn ip(&self, arguments: &str) {
+        self.succeeds("ip", arguments);
+    }
+
+    /// Has what leaves by an interface leave at this rate, and what waits for that wait for as long as it takes.
+    pub fn limit(&self, interface: &str, rate: &str) {
+        self.succeeds("tc", &format!("qdisc add dev {interface} root tbf rate {rate} burst 64kb limit 1gb"));
+    }
+
+    fn succeeds(&self, program: &'static str, arguments: &str) {
         let arguments = arguments.to_owned();
         self.run(move || {
-            let status =
-                Command::new("ip").args(arguments.split(' ')).status().expect("iproute2 is installed");
-            assert!(status.success(), "ip {arguments}: {status}");
+            let status = Command::new(program).args(arguments.split(' ')).status();
+            let status = status.expect("iproute2 is installed");
+            assert!(status.success(), "{program} {arguments}: {status}");
         });
     }
 }
@@ -366,6 +375,15 @@ impl Node {
                 return found;
             }
         }
+    }
+
+    /// Whether the port's send buffer has no room.
+    pub fn is_full(&self) -> bool {
+        let mut queued: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ writes one `int`, which `queued` is and which outlives the call.
+        let result = unsafe { libc::ioctl(self.udp.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+        assert_eq!(result, 0, "{}", io::Error::last_os_error());
+        queued as usize >= self.udp.buffer_sizes().unwrap().0
     }
 
     pub fn unknown_destination(&self) -> Ipv6Addr {

@@ -18,7 +18,7 @@ pub(super) struct Batch {
 }
 
 /// What a batch holds.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Sealed {
     pub(super) tunnel: usize,
     pub(super) ecn: u8,
@@ -30,6 +30,10 @@ pub(super) struct Sealed {
 }
 
 impl Sealed {
+    /// Of an empty batch.
+    pub(super) const NONE: Self =
+        Self { tunnel: 0, ecn: 0, stride: 0, packets: 0, inner_bytes: 0, pieces: 0 };
+
     /// The inner packets that left when the last packets were lost.
     pub(super) fn inner_packets_without(&self, lost: u64) -> u64 {
         self.packets.saturating_sub(self.pieces).saturating_sub(lost)
@@ -44,12 +48,7 @@ impl Sealed {
 
 impl Batch {
     pub(super) fn new() -> Self {
-        Self {
-            buffer: vec![0; MAX_BYTES].into_boxed_slice(),
-            len: 0,
-            sealed: Sealed::default(),
-            closed: false,
-        }
+        Self { buffer: vec![0; MAX_BYTES].into_boxed_slice(), len: 0, sealed: Sealed::NONE, closed: false }
     }
 
     /// Whether a packet may join. An empty batch takes any.
@@ -97,7 +96,7 @@ impl Batch {
     pub(super) fn clear(&mut self) {
         self.len = 0;
         self.closed = false;
-        self.sealed = Sealed::default();
+        self.sealed = Sealed::NONE;
     }
 }
 

@@ -5,7 +5,8 @@ use cyphonic_common::limits::{MAX_REASON, MIN_PROBE_DATAGRAM};
 use cyphonic_common::{DropReason, Frame};
 use ring::rand::{SecureRandom, SystemRandom};
 
-use super::{TxWorker, transmit_all};
+use super::backlog::{Load, Sent};
+use super::{TxWorker, control_left};
 use crate::gso::SuperPacket;
 use crate::protect::{HEADER_LEN, TAG_LEN};
 use crate::ring::command::{Answer, TxCommand};
@@ -151,7 +152,7 @@ impl TxWorker {
         self.look_after(index);
     }
 
-    /// Seals one frame into a packet of its own and sends it.
+    /// Seals one frame into a packet of its own and sends it, ahead of inner packets that wait for room.
     fn send_frame(&mut self, index: usize, path: Path, frame: &Frame<'_>, size: Size) {
         let mut packet = [0; CONTROL_LEN];
         let Some(tunnel) = self.tunnels.get_mut(index) else { return };
@@ -166,10 +167,22 @@ impl TxWorker {
         match tunnel.sealer.seal(tunnel.remote_cid, path.wire_cid, &mut packet, len) {
             Ok(len) => {
                 let transmit = Transmit::new(path.remote, packet.get(..len).unwrap_or_default());
-                transmit_all(&self.parts.port, &transmit, &self.parts.counters, &self.parts.stop);
-                if path == tunnel.path {
-                    tunnel.shared.touch_tx(self.now);
-                }
+                let (shared, on_path) = (&tunnel.shared, path == tunnel.path);
+                let sent = match self.backlog.has_control() {
+                    false => Sent::of(&transmit, self.parts.port.send_counted(&transmit)),
+                    true => Sent::Full(0),
+                };
+                let loss = match sent {
+                    Sent::Done(loss) => loss,
+                    Sent::Full(sent) => {
+                        let load = Load::Control { on_path };
+                        match self.backlog.keep(shared, load, &transmit, sent, self.now) {
+                            None => return,
+                            loss => loss,
+                        }
+                    }
+                };
+                control_left(&self.parts.counters, shared, on_path, loss, self.now);
             }
             Err(error) => {
                 self.parts.counters.count_drop(error.drop_reason(), 1);
