@@ -123,25 +123,37 @@ impl Duty {
     }
 }
 
-/// The sending half on its way from one thread to the other.
-pub(super) struct Handover<S> {
-    half: Mutex<Option<Box<Sending<S>>>>,
+/// A half on its way from one thread to the other.
+pub(super) struct Handover<H> {
+    to_second: Slot<H>,
+    to_first: Slot<H>,
+}
+
+impl<H> Default for Handover<H> {
+    fn default() -> Self {
+        Self { to_second: Slot::default(), to_first: Slot::default() }
+    }
+}
+
+/// One way of it: only whom it is for takes from it.
+struct Slot<H> {
+    half: Mutex<Option<H>>,
     is_there: AtomicBool,
 }
 
-impl<S> Default for Handover<S> {
+impl<H> Default for Slot<H> {
     fn default() -> Self {
         Self { half: Mutex::new(None), is_there: AtomicBool::new(false) }
     }
 }
 
-impl<S> Handover<S> {
-    fn put(&self, half: Box<Sending<S>>) {
+impl<H> Slot<H> {
+    fn put(&self, half: H) {
         *lock(&self.half) = Some(half);
         self.is_there.store(true, Relaxed);
     }
 
-    fn take(&self) -> Option<Box<Sending<S>>> {
+    fn take(&self) -> Option<H> {
         if !self.is_there.load(Relaxed) {
             return None;
         }
@@ -154,7 +166,7 @@ impl<S> Handover<S> {
 /// The thread that always receives, and sends while it has the half for it.
 pub(super) struct First<'a, S, D> {
     duty: &'a Duty,
-    handover: &'a Handover<S>,
+    handover: &'a Handover<Box<Sending<S>>>,
     second: &'a Thread,
     sending: Option<Box<Sending<S>>>,
     receiving: Receiving<D>,
@@ -170,7 +182,7 @@ pub(super) struct First<'a, S, D> {
 impl<'a, S: Source, D: Delivery> First<'a, S, D> {
     pub(super) fn new(
         duty: &'a Duty,
-        handover: &'a Handover<S>,
+        handover: &'a Handover<Box<Sending<S>>>,
         second: &'a Thread,
         sending: Sending<S>,
         receiving: Receiving<D>,
@@ -214,7 +226,7 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
     }
 
     fn take_back(&mut self) -> Turn {
-        self.sending = self.handover.take();
+        self.sending = self.handover.to_first.take();
         Turn { done: 0, dry: self.sending.is_none() }
     }
 
@@ -222,7 +234,7 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
         if self.duty.patience().is_some_and(|patience| self.busy >= patience) {
             self.busy = 0;
             if let Some(half) = self.sending.take() {
-                self.handover.put(half);
+                self.handover.to_second.put(half);
                 self.second.unpark();
             }
         }
@@ -263,13 +275,13 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
 }
 
 /// The thread that sends when the first one has too much to do.
-pub(super) fn run_second<S: Source>(duty: &Duty, handover: &Handover<S>) -> io::Result<()> {
+pub(super) fn run_second<S: Source>(duty: &Duty, handover: &Handover<Box<Sending<S>>>) -> io::Result<()> {
     let mut manners = Manners::of_this_thread();
     while !duty.is_over() {
-        match handover.take() {
+        match handover.to_second.take() {
             Some(half) => {
                 let half = send_while_busy(duty, half, &mut manners)?;
-                handover.put(half);
+                handover.to_first.put(half);
                 duty.port.wake();
             }
             // Unparked when there is something, and when it is over.
@@ -305,4 +317,86 @@ fn send_while_busy<S: Source>(
         half.source.check()?;
     }
     Ok(half)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+    use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+    use std::sync::mpsc::{channel, sync_channel};
+    use std::time::Duration;
+
+    use cyphonic_common::InterfaceConfig;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    use super::*;
+    use crate::gso::VnetHeader;
+    use crate::ring::HoldLimits;
+    use crate::ring::hold::Hold;
+    use crate::ring::tx::TxParts;
+
+    /// An interface that nothing comes from.
+    struct Quiet(OwnedFd);
+
+    impl Source for Quiet {
+        const CHECK_INTERVAL: Option<Duration> = Some(Duration::from_micros(10));
+
+        fn read(&mut self) -> io::Result<Option<(VnetHeader, &[u8])>> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
+        fn check(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl AsFd for Quiet {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    fn half(port: &Arc<UdpPort>, waker: &Arc<Waker>) -> Box<Sending<Quiet>> {
+        let (own, prefix) =
+            (Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 1), Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 0));
+        let worker = TxWorker::new(TxParts {
+            port: Arc::clone(port),
+            config: InterfaceConfig::new(own.octets(), prefix.octets(), 48).unwrap(),
+            own,
+            events: Arc::new(|_| {}),
+            counters: Arc::default(),
+            commands: channel().1,
+            answers: sync_channel(1).1,
+            deliver: channel().0,
+            waker: Arc::clone(waker),
+            hold: Hold::new(HoldLimits::default()),
+        });
+        Box::new(Sending { worker, source: Quiet(eventfd(0, EventfdFlags::NONBLOCK).unwrap()) })
+    }
+
+    #[test]
+    fn a_half_that_is_given_back_stays_given_back() {
+        let port = Arc::new(UdpPort::bind(0).unwrap());
+        let (waker, stop) = (Arc::new(Waker::new().unwrap()), Arc::new(AtomicBool::new(false)));
+        let duty = Duty::new(Arc::clone(&port), Arc::clone(&waker), Arc::clone(&stop));
+        duty.divide(Division::Never);
+        let handover = Handover::default();
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| run_second(&duty, &handover));
+            handover.to_second.put(half(&port, &waker));
+            second.thread().unpark();
+            // The first thread is slow to come back for it.
+            let end = Instant::now() + Duration::from_secs(20);
+            while !handover.to_first.is_there.load(Relaxed) {
+                assert!(Instant::now() < end, "the half is not given back");
+                std::thread::yield_now();
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            let half = handover.to_first.take();
+            stop.store(true, Relaxed);
+            second.thread().unpark();
+            assert!(half.is_some(), "the second thread has taken it again");
+            assert!(second.join().unwrap().is_ok());
+        });
+    }
 }
