@@ -192,14 +192,22 @@ impl PeerEntry {
 
 /// The worker of a virtual address that the kernel does not know (yet): what userspace will choose for it too.
 ///
-/// A virtual address ends in bits of a hash of the node's name, so its last word spreads well enough.
 #[inline(always)]
 pub const fn worker_of(address: &[u8; 16], workers: u32) -> u32 {
-    let [.., a, b, c, d] = *address;
-    match u32::from_be_bytes([a, b, c, d]).checked_rem(workers) {
+    match spread_of(address).checked_rem(workers) {
         Some(worker) => worker,
         None => 0,
     }
+}
+
+/// What [`worker_of`] takes modulo the number of workers, as the kernel does with what a program gives it.
+///
+/// A virtual address ends in bits of a hash of the node's name, so its last 16 bits spread well enough. The kernel keeps
+/// no more of what a program gives it.
+#[inline(always)]
+pub const fn spread_of(address: &[u8; 16]) -> u32 {
+    let [.., high, low] = *address;
+    u32::from_be_bytes([0, 0, high, low])
 }
 
 /// Packets and bytes of one kind, on one CPU or summed.

@@ -12,7 +12,7 @@ use std::net::Ipv6Addr;
 use cyphonic_common::InterfaceConfig;
 
 const OWN: &str = "fd12:3456:789a:1::7";
-const PEER: &str = "fd12:3456:789a:2::9";
+const PEER: &str = "fd12:3456:789a:2::8002:9";
 const FOREIGN: &str = "2001:db8::1";
 
 fn address(text: &str) -> Ipv6Addr {

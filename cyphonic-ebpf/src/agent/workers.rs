@@ -5,7 +5,7 @@ use aya_ebpf::macros::{map, sk_reuseport, socket_filter};
 use aya_ebpf::maps::{HashMap, ReusePortSockArray};
 use aya_ebpf::programs::{SkBuffContext, SkReuseportContext};
 use cyphonic_common::classify::PeerTable;
-use cyphonic_common::map::{MAX_CIDS, MAX_WORKERS};
+use cyphonic_common::map::{MAX_CIDS, MAX_WORKERS, spread_of};
 use cyphonic_common::quic::{DatagramKind, classify_datagram_at};
 use cyphonic_common::{Buffer, ConnectionId};
 
@@ -26,14 +26,14 @@ static CIDS: HashMap<[u8; 8], u32> = HashMap::with_max_entries(MAX_CIDS, BPF_F_N
 static SOCKETS: ReusePortSockArray = ReusePortSockArray::with_max_entries(MAX_WORKERS, 0);
 
 /// Chooses the queue of the virtual interface, and so the worker, for what applications send: by destination, so that a
-/// peer's packets stay in order. The kernel takes the result modulo the number of queues, as
+/// peer's packets stay in order. The kernel takes the result's low 16 bits modulo the number of queues, as
 /// [`cyphonic_common::map::worker_of`] does.
 #[socket_filter]
 pub fn cyphonic_queue(ctx: SkBuffContext) -> i64 {
     let Some(destination) = Skb::of_device(&ctx).read::<16>(DESTINATION) else { return 0 };
     let worker = match Tables.peer(&destination) {
         Some(peer) if peer.is_live() => peer.worker(),
-        _ => u32::from_be_bytes([destination[12], destination[13], destination[14], destination[15]]),
+        _ => spread_of(&destination),
     };
     i64::from(worker)
 }
