@@ -12,7 +12,8 @@ use std::time::Duration;
 use cyphonic_common::DropReason;
 use cyphonic_dataplane::ring::{Control, PathMtu, RingEvent, TunnelId, TunnelInstall};
 use ring_lab::{
-    A, B, Kinds, Node, PATIENCE, WIRE, cid, eventually, joined, outer, started, tunnel, uninterrupted,
+    A, B, INTERFACE, Kinds, MIXED_BACK, MTU, Node, PATIENCE, WIRE, cid, eventually, joined, outer, started,
+    tunnel, uninterrupted,
 };
 
 with_each_kind! {
@@ -20,6 +21,24 @@ with_each_kind! {
     a_probe_tells_what_the_path_carries,
     an_interface_that_becomes_too_small_is_reported_and_the_next_packet_passes,
     another_path_is_given_small_packets_only_until_it_is_known,
+}
+
+/// What a veth pair's end would drop uncounted.
+#[test]
+fn what_is_larger_than_the_interface_takes_is_counted_by_name() {
+    let (a, b) = started(MIXED_BACK);
+    a.namespace.ip(&format!("link set {INTERFACE} mtu 1460"));
+    let wide = |mut tunnel: TunnelInstall| {
+        tunnel.mtu = PathMtu::carrying(1_440);
+        tunnel
+    };
+    b.ring.install(wide(tunnel(1, 2, A, outer(false, 1, a.port), false))).unwrap();
+    a.ring.install(wide(tunnel(1, 1, B, outer(false, 2, b.port), true))).unwrap();
+    let (at_a, at_b) = (udp(&a, 6000), udp(&b, 6000));
+    pass(&at_a, &at_b, usize::from(MTU));
+    at_a.send_to(&vec![0; usize::from(MTU) + 1 - 48], at_b.local_addr().unwrap()).unwrap();
+    eventually("it is counted", || b.ring.counters().dropped(DropReason::TooBig) == 1);
+    pass(&at_a, &at_b, usize::from(MTU));
 }
 
 const ID: TunnelId = TunnelId(1);

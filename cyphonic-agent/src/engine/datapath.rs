@@ -196,6 +196,15 @@ impl Ground {
         self.ports.first().cloned().ok_or_else(|| failed("the UDP port", "it has no socket"))
     }
 
+    /// The least MTU that the interface must have for what peers send: a TUN device takes packets of any size from its
+    /// ring, an end of a veth pair none above its MTU.
+    pub(super) fn least_mtu(&self) -> u16 {
+        match self.device {
+            Device::Tun(_) => first_inner(self.most_inner),
+            Device::Veth(_) => self.most_inner,
+        }
+    }
+
     /// Attaches the programs and starts the rings.
     ///
     /// # Errors

@@ -74,7 +74,11 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         .map_err(|error| failed("QUIC", error))?;
 
     let (most_inner, first) = (ground.most_inner, first_inner(ground.most_inner));
-    let interface = netlink.configure(&config.interface, address, prefix, u32::from(first)).await?;
+    let mut interface = netlink.configure(&config.interface, address, prefix, u32::from(first)).await?;
+    let sizes = Sizes::new(config.interface.clone(), interface.index, address, prefix, first);
+    let mut sizes = sizes.receiving(ground.least_mtu());
+    sizes.apply(&netlink, &PeerMtus::new()).await?;
+    interface.mtu = u32::from(sizes.interface_mtu());
     let inbox = Inbox::new();
     let wiring =
         Wiring { sink: transport.mux(), own: address, prefix, events: inbox.events(), early: Arc::default() };
@@ -101,7 +105,6 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     };
     let renewal = RenewalParts { device, state: state.clone(), cloud: config.cloud.clone() };
     let (mtus, changes) = watch::channel(PeerMtus::new());
-    let sizes = Sizes::new(config.interface.clone(), interface.index, address, prefix, first);
     let (failure, failed) = oneshot::channel();
     let parts = EngineParts {
         credentials,

@@ -5,6 +5,9 @@
 //! of whom nothing is known. So TCP announces the right segment size from the first packet on, UDP is fragmented
 //! where it must be, and both follow when a route changes; Packet Too Big is for what was on its way by then.
 //!
+//! A veth pair drops without a word what arrives above its MTU. There the capacity is at least what peers were told that
+//! they may send: each direction has an inner MTU of its own.
+//!
 //! Replacing a route also forgets what the kernel has learnt from Packet Too Big for its destinations, so a path that
 //! has become wider is used at once.
 
@@ -26,6 +29,8 @@ pub struct Sizes {
     prefix: Prefix,
     /// What is sent to peers of whom nothing is known.
     first: u16,
+    /// The least MTU of the interface.
+    least: u16,
     /// The interface's MTU.
     present: u16,
     /// Peers with a route of their own.
@@ -35,7 +40,20 @@ pub struct Sizes {
 impl Sizes {
     /// Of an interface that was [configured](Netlink::configure) with the MTU `first`.
     pub fn new(interface: String, index: u32, own: Ipv6Addr, prefix: Prefix, first: u16) -> Self {
-        Self { interface, index, own, prefix, first, present: first, routes: BTreeMap::new() }
+        Self { interface, index, own, prefix, first, least: first, present: first, routes: BTreeMap::new() }
+    }
+
+    /// The interface must take packets of this size from peers, whatever is sent to them: from the next
+    /// [`apply`](Self::apply) on.
+    #[must_use]
+    pub fn receiving(mut self, most: u16) -> Self {
+        self.least = self.first.max(most);
+        self
+    }
+
+    /// The interface's MTU, as it was told.
+    pub fn interface_mtu(&self) -> u16 {
+        self.present
     }
 
     /// Has interface and routes say what each peer's tunnel carries: `wanted` has the peers with a tunnel.
@@ -47,7 +65,7 @@ impl Sizes {
         netlink: &Netlink,
         wanted: &BTreeMap<Ipv6Addr, u16>,
     ) -> Result<(), NetlinkError> {
-        let capacity = wanted.values().copied().fold(self.first, u16::max);
+        let capacity = wanted.values().copied().fold(self.least, u16::max);
         if capacity != self.present {
             netlink.set_mtu(&self.interface, u32::from(capacity)).await?;
             self.present = capacity;

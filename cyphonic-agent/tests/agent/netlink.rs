@@ -107,6 +107,38 @@ fn interface_and_routes_say_what_each_tunnel_carries() {
 }
 
 #[test]
+fn an_interface_that_must_take_more_than_is_sent_has_that_mtu_from_the_start() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link add cyph0 type veth peer name other0");
+        ip("link set other0 up");
+        let netlink = Netlink::connect().unwrap();
+        let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
+        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
+        let sizes = Sizes::new("cyph0".into(), interface.index, own, prefix, 1420);
+        let mut sizes = sizes.receiving(1500);
+        let peer = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, 1);
+        for (tunnels, interface, sent) in [
+            (vec![], 1500, 1420),
+            (vec![(peer, 1280)], 1500, 1280),
+            (vec![(peer, 1600)], 1600, 1600),
+            (vec![], 1500, 1420),
+        ] {
+            sizes.apply(&netlink, &tunnels.into_iter().collect()).await.unwrap();
+            assert_eq!(netlink.interface("cyph0").await.unwrap().unwrap().mtu, interface);
+            assert_eq!(u32::from(sizes.interface_mtu()), interface);
+            // A route that says nothing has the interface's.
+            let route = ip(&format!("-6 route get {peer}"));
+            assert!(route.contains(&format!("mtu {sent}")) || sent == interface as u16, "{route}");
+        }
+        ip("link set cyph0 down");
+        assert!(sizes.restore(&netlink).await.unwrap());
+        sizes.apply(&netlink, &[].into()).await.unwrap();
+        assert_eq!(netlink.interface("cyph0").await.unwrap().unwrap().mtu, 1500);
+        assert!(ip(&format!("-6 route get {peer}")).contains("mtu 1420"));
+    });
+}
+
+#[test]
 fn candidates_are_the_hosts_own_usable_addresses() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
         ip("link set lo up");

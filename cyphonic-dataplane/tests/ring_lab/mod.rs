@@ -72,6 +72,7 @@ pub const DIVIDED: Kinds = (Kind::Divided, Kind::Divided);
 pub const XDP: Kinds = (Kind::Xdp, Kind::Xdp);
 pub const UNDERLAY: Kinds = (Kind::Underlay, Kind::Underlay);
 pub const MIXED: Kinds = (Kind::Xdp, Kind::Offload);
+pub const MIXED_BACK: Kinds = (Kind::Offload, Kind::Xdp);
 pub const UNDERLAY_MIXED: Kinds = (Kind::Underlay, Kind::Offload);
 
 /// Runs tests with rings of every kind, the same at both ends.

@@ -17,20 +17,25 @@ pub(super) struct XskDelivery {
     umem: Umem,
     pool: FramePool,
     header: [u8; ETHERNET_LEN],
+    /// The largest packet that the near end takes; it would drop larger ones uncounted.
+    mtu: usize,
     /// Packets since the last system call.
     queued: u64,
 }
 
 impl XskDelivery {
     pub(super) fn new(parts: Sending) -> Self {
-        let Sending { tx, pool, header } = parts;
+        let Sending { tx, pool, header, mtu } = parts;
         let umem = tx.umem().clone();
-        Self { tx, umem, pool, header, queued: 0 }
+        Self { tx, umem, pool, header, mtu: usize::from(mtu), queued: 0 }
     }
 
     /// Copies a packet into a frame that leaves with the next flush.
     #[inline]
     fn queue(&mut self, packet: &[u8], counters: &Counters) -> Result<(), DropReason> {
+        if packet.len() > self.mtu {
+            return Err(DropReason::TooBig);
+        }
         if self.pool.is_empty() {
             self.send(counters);
         }

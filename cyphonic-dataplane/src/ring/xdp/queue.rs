@@ -52,6 +52,7 @@ pub struct XdpQueue {
     sending: FramePool,
     /// In front of every packet to an application.
     header: [u8; ETHERNET_LEN],
+    mtu: u16,
 }
 
 /// What the sending worker gets: packets of applications.
@@ -65,11 +66,14 @@ pub(super) struct Sending {
     pub(super) tx: XskTx,
     pub(super) pool: FramePool,
     pub(super) header: [u8; ETHERNET_LEN],
+    /// The largest packet that the near end takes.
+    pub(super) mtu: u16,
 }
 
 impl XdpQueue {
-    /// Opens `queue` of the far end, in the calling thread's network namespace, for inner packets of up to `mtu` bytes.
-    /// The program must be attached already.
+    /// Opens `queue` of the far end, in the calling thread's network namespace, for inner packets of up to `mtu` bytes:
+    /// the near end's MTU must be no less, or it drops without a word what it does not take. The program must be attached
+    /// already.
     ///
     /// # Errors
     /// [`QueueError`], whose text says what to do.
@@ -84,7 +88,7 @@ impl XdpQueue {
         let config = XskConfig { ring_size: RING_SIZE, mode: CopyMode::Auto };
         let mut xsk = Xsk::open(&umem, pair.far, queue, config)?;
         xsk.rx.refill(&mut receiving, 0);
-        Ok(Self { xsk, receiving, sending, header })
+        Ok(Self { xsk, receiving, sending, header, mtu })
     }
 
     /// What the program's map takes.
@@ -100,8 +104,8 @@ impl XdpQueue {
     }
 
     pub(super) fn into_halves(self) -> (Receiving, Sending) {
-        let Self { xsk, receiving, sending, header } = self;
-        (Receiving { rx: xsk.rx, pool: receiving }, Sending { tx: xsk.tx, pool: sending, header })
+        let Self { xsk, receiving, sending, header, mtu } = self;
+        (Receiving { rx: xsk.rx, pool: receiving }, Sending { tx: xsk.tx, pool: sending, header, mtu })
     }
 }
 
