@@ -167,18 +167,19 @@ fn interface_name(name: &str) -> Result<[libc::c_char; libc::IFNAMSIZ], TunError
 
 fn attach(fd: BorrowedFd<'_>, name: [libc::c_char; libc::IFNAMSIZ], flags: libc::c_int) -> io::Result<()> {
     let flags = libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_VNET_HDR | flags;
-    let request = libc::ifreq {
+    let mut request = libc::ifreq {
         ifr_name: name,
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },
     };
-    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is and which outlives the call.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &request) })
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, which may be written to, and which outlives the
+    // call.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 
 fn set_header_len(fd: BorrowedFd<'_>) -> io::Result<()> {
     let len = VNET_HEADER_LEN as libc::c_int;
     // SAFETY: TUNSETVNETHDRSZ reads one `int`, which `len` is and which outlives the call.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &len) })
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) })
 }
 
 /// Asks for all offloads, then for fewer: a kernel refuses the whole request for one bit it does not know.
@@ -214,7 +215,7 @@ fn set(
         .or_else(|_| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))?;
     let request = libc::ifreq { ifr_name: name, ifr_ifru: value };
     // SAFETY: both requests that are made here read one `ifreq`, which `request` is and which outlives the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), what, &request) })
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), what, &raw const request) })
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
