@@ -213,7 +213,7 @@ impl<D: Delivery> RxWorker<D> {
     fn receive_message<'b>(&mut self, index: u32, message: Message<'b>, now: Instant) -> &'b [u8] {
         let Message { from, local_ip, ecn, payload, stride, handed_on } = message;
         let outer_ecn = ecn.unwrap_or(0);
-        let (mut at, mut last) = (0, None);
+        let mut at = 0;
         while let Some(rest) = payload.get_mut(at..).filter(|rest| !rest.is_empty()) {
             let len = stride.min(rest.len());
             let (datagram, _) = rest.split_at_mut(len);
@@ -221,7 +221,7 @@ impl<D: Delivery> RxWorker<D> {
                 DatagramKind::Data(cid) => {
                     let place = Slot { buffer: index, start: at as u32, len: len as u32 };
                     match self.open(cid, datagram, place, from, outer_ecn, now) {
-                        Ok(()) => last = Some(cid),
+                        Ok(()) => {}
                         // What was handed on to this worker already is nobody's.
                         Err(DropReason::UnknownConnectionId)
                             if !handed_on && self.hand_on(cid, datagram, from, ecn) => {}
@@ -240,10 +240,6 @@ impl<D: Delivery> RxWorker<D> {
                     at += len;
                 }
             }
-        }
-        // Datagrams of one message have one source, so nearly always one tunnel; the clock is read per batch.
-        if let Some(peer) = last.and_then(|cid| self.peers.get(&cid)) {
-            peer.shared.touch_rx(now);
         }
         payload
     }
@@ -298,13 +294,8 @@ impl<D: Delivery> RxWorker<D> {
         self.parts.counters.count_drop(DropReason::UnknownConnectionId, old);
         for mut early in packets {
             let place = Slot { buffer: 0, start: 0, len: early.datagram.len() as u32 };
-            match self.open(cid, &mut early.datagram, place, early.from, early.ecn, now) {
-                Ok(()) => {
-                    if let Some(peer) = self.peers.get(&cid) {
-                        peer.shared.touch_rx(now);
-                    }
-                }
-                Err(reason) => self.parts.counters.count_drop(reason, 1),
+            if let Err(reason) = self.open(cid, &mut early.datagram, place, early.from, early.ecn, now) {
+                self.parts.counters.count_drop(reason, 1);
             }
             let joined = self.joined.as_slice();
             let bytes = |slot: Slot| {

@@ -34,6 +34,8 @@ pub(super) struct Peer {
     pub(super) opener: Opener,
     joiner: Joiner,
     heard: bool,
+    /// The batch in which a packet authenticated last, by its time.
+    batch: Option<Instant>,
     sources: Sources,
     closed: bool,
     exhausted: bool,
@@ -56,6 +58,7 @@ impl Peer {
             opener: tunnel.opener,
             joiner: Joiner::default(),
             heard: false,
+            batch: None,
             sources: Sources::default(),
             closed: false,
             exhausted: false,
@@ -83,6 +86,11 @@ impl Peer {
         };
         if !self.heard {
             self.first_heard(parts);
+        }
+        // The clock is read per batch, so the first packet of it tells all.
+        if self.batch != Some(now) {
+            self.batch = Some(now);
+            self.shared.touch_rx(now);
         }
         if newest && from != self.remote {
             self.elsewhere(parts, datagram.get(HEADER_LEN).copied(), from, now);

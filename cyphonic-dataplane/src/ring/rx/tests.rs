@@ -4,10 +4,15 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::mpsc::{Sender, channel, sync_channel};
 
 use super::*;
-use crate::protect::{self, Secret, Suite};
+use crate::protect::{self, HEADER_LEN, Opener, Sealer, Secret, Suite, TAG_LEN};
 use crate::ring::command::RxTunnel;
 use crate::ring::shared::Shared;
 use crate::ring::{Path, TunnelId};
+
+/// What packets are sealed and opened with, at the end that sends with the first of two secrets.
+fn pair(send: u8, receive: u8) -> (Sealer, Opener) {
+    protect::pair(Suite::Aes128Gcm, &Secret::new([send; 32]), &Secret::new([receive; 32]))
+}
 
 struct Nowhere;
 
@@ -41,7 +46,7 @@ fn worker(port: Arc<UdpPort>) -> (RxWorker<Nowhere>, Sender<RxCommand>) {
 
 fn tunnel(cid: ConnectionId) -> RxTunnel {
     let remote = SocketAddr::from(([192, 0, 2, 1], 9));
-    let (_, opener) = protect::pair(Suite::Aes128Gcm, &Secret::new([1; 32]), &Secret::new([2; 32]));
+    let (_, opener) = pair(1, 2);
     let shared = Arc::new(Shared::new(TunnelId(1), Path { remote, wire_cid: cid }, Instant::now()));
     RxTunnel { shared, peer: Ipv6Addr::LOCALHOST, local_cid: cid, remote, opener }
 }
@@ -84,4 +89,34 @@ fn a_packet_comes_to_its_tunnels_worker_from_whichever_had_it_first_and_nobodys_
     // All of those that the second worker is said to have, and the kernel's choice of the rest.
     assert!(nobodys[1] >= SENDERS, "{nobodys:?}");
     assert_eq!(group.lost(), 0);
+}
+
+/// A relay's datagrams of several tunnels come as one message, and what is in them may be refused.
+#[test]
+fn every_tunnel_of_a_message_is_heard_whatever_its_packets_carry() {
+    let port = Arc::new(UdpPort::bind(0).unwrap());
+    let (mut worker, tell) = worker(port);
+    let cids = [1, 2, 3].map(|n| ConnectionId::from_random_data([n; 8]));
+    let tunnels = cids.map(tunnel);
+    let stats = tunnels.each_ref().map(|tunnel| Arc::clone(&tunnel.shared));
+    for tunnel in tunnels {
+        tell.send(RxCommand::Install(Box::new(tunnel))).unwrap();
+    }
+    worker.take_commands();
+    let mut message = Vec::new();
+    // A PING; a DATAGRAM with no packet in it.
+    for (cid, frame) in [(cids[0], 0x01), (cids[1], 0x30)] {
+        let (mut sealer, _) = pair(2, 1);
+        let mut packet = [0; HEADER_LEN + 1 + TAG_LEN];
+        packet[HEADER_LEN] = frame;
+        let len = sealer.seal(cid, cid, &mut packet, 1).unwrap();
+        message.extend_from_slice(&packet[..len]);
+    }
+    let stride = message.len() / 2;
+    let from = SocketAddr::from(([192, 0, 2, 1], 9));
+    let message =
+        Message { from, local_ip: None, ecn: None, payload: &mut message, stride, handed_on: false };
+    worker.receive(std::iter::once(message));
+    assert_eq!(worker.parts.counters.snapshot().dropped(DropReason::MalformedInner), 1);
+    assert_eq!(stats.map(|shared| shared.stats().last_rx.is_some()), [true, true, false]);
 }
