@@ -14,7 +14,7 @@ const FIRST_INFORMATIONAL: u8 = 128;
 /// The next headers of RFC 8200 §4 that stand between IPv6's and ICMPv6's own, and have the common layout.
 const EXTENSIONS: [u8; 3] = [0, 43, 60];
 
-/// Errors in a burst, and per second (§2.4 f).
+/// Errors of a kind in a burst, and per second (§2.4 f).
 const BURST: f64 = 64.0;
 
 /// What went wrong.
@@ -83,19 +83,40 @@ fn is_error(packet: &[u8]) -> bool {
     true
 }
 
-/// A token bucket over all errors.
+/// A token bucket for each kind of error: a scan of addresses to which there is no tunnel must not keep a path's MTU
+/// from those who use it.
 #[derive(Debug)]
 pub(super) struct ErrorLimit {
-    tokens: f64,
-    at: Instant,
+    unreachable: Bucket,
+    too_big: Bucket,
 }
 
 impl ErrorLimit {
     pub(super) fn new(now: Instant) -> Self {
+        Self { unreachable: Bucket::new(now), too_big: Bucket::new(now) }
+    }
+
+    /// Whether one more may be sent. To be asked before it is written, which costs more.
+    pub(super) fn allows(&mut self, problem: Problem, now: Instant) -> bool {
+        match problem {
+            Problem::Unreachable => self.unreachable.takes(now),
+            Problem::TooBig(_) => self.too_big.takes(now),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn new(now: Instant) -> Self {
         Self { tokens: BURST, at: now }
     }
 
-    pub(super) fn allows(&mut self, now: Instant) -> bool {
+    fn takes(&mut self, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
         self.at = now;
         self.tokens = (self.tokens + passed * BURST).min(BURST);
@@ -166,10 +187,12 @@ mod tests {
     }
 
     #[test]
-    fn errors_come_in_bounded_bursts() {
+    fn errors_of_each_kind_come_in_bounded_bursts() {
         let start = Instant::now();
         let mut limit = ErrorLimit::new(start);
-        assert_eq!((0..1000).filter(|_| limit.allows(start)).count(), BURST as usize);
-        assert!(limit.allows(start + Duration::from_secs(1)));
+        for problem in [Problem::Unreachable, Problem::TooBig(1280)] {
+            assert_eq!((0..1000).filter(|_| limit.allows(problem, start)).count(), BURST as usize);
+            assert!(limit.allows(problem, start + Duration::from_secs(1)));
+        }
     }
 }

@@ -271,13 +271,17 @@ impl TxWorker {
         self.flush();
     }
 
-    /// Tells an application that its packet goes nowhere.
-    fn answer(&mut self, problem: Problem, offending: &[u8]) {
-        let mut out = [0; icmp::MAX_ERROR];
-        let Some(len) = icmp::error(problem, self.parts.own, offending, &mut out) else { return };
-        if !self.errors.allows(self.now) {
+    /// Tells an application that its packet goes nowhere, if it may be told: `offending` is written only then.
+    #[cold]
+    fn answer(&mut self, problem: Problem, offending: &SuperPacket<'_>) {
+        if !self.errors.allows(problem, self.now) {
             return;
         }
+        let mut first = vec![0; offending.largest()];
+        let Some(len) = offending.write_part(0, &mut first) else { return };
+        let mut out = [0; icmp::MAX_ERROR];
+        let offending = first.get(..len).unwrap_or_default();
+        let Some(len) = icmp::error(problem, self.parts.own, offending, &mut out) else { return };
         let packet = out.get(..len).unwrap_or_default().into();
         match self.parts.deliver.send(RxCommand::Deliver(packet)) {
             Ok(()) => self.parts.port.wake(),

@@ -87,10 +87,7 @@ impl TxWorker {
         for Held { vnet, packet } in self.parts.hold.take(dst) {
             dropped += 1;
             if let Some(packet) = SuperPacket::parse(&vnet, &packet).filter(|_| unreachable) {
-                let mut first = vec![0; packet.largest()];
-                if let Some(len) = packet.write_part(0, &mut first) {
-                    self.answer(Problem::Unreachable, first.get(..len).unwrap_or_default());
-                }
+                self.answer(Problem::Unreachable, &packet);
             }
         }
         self.parts.counters.count_drop(DropReason::NoTunnel, dropped);

@@ -30,7 +30,7 @@ impl TxWorker {
         let Some(tunnel) = self.tunnels.get(index) else { return Err(DropReason::NoTunnel) };
         let (mtu, whole) = (tunnel.mtu, tunnel.whole);
         if packet.largest() > usize::from(mtu.inner) {
-            self.answer_too_big(&packet, mtu.inner);
+            self.answer(Problem::TooBig(mtu.inner), &packet);
             // TCP will send smaller ones; these need not be lost.
             packet = packet.cut_to(whole).ok_or(DropReason::TooBig)?;
         }
@@ -104,15 +104,6 @@ impl TxWorker {
                 self.seal_failed(index, error);
                 Err(error.drop_reason())
             }
-        }
-    }
-
-    /// Tells an application how large its packets may be.
-    #[cold]
-    fn answer_too_big(&mut self, packet: &SuperPacket<'_>, mtu: u16) {
-        let mut first = vec![0; packet.largest()];
-        if let Some(len) = packet.write_part(0, &mut first) {
-            self.answer(Problem::TooBig(mtu), first.get(..len).unwrap_or_default());
         }
     }
 
