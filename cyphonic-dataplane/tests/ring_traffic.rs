@@ -10,7 +10,7 @@ use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cyphonic_common::DropReason;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
@@ -18,8 +18,8 @@ use cyphonic_dataplane::ring::{
     AwakeRequest, Control, HoldLimits, Path, PathMtu, Permissions, RingEvent, RingKind, TunnelId,
 };
 use ring_lab::{
-    A, B, INTERFACE, Kind, Kinds, Node, PATIENCE, WIRE, cid, eventually, join, joined, outer, started,
-    tunnel, uninterrupted, wire,
+    A, B, FAR_END, INTERFACE, Kind, Kinds, Node, PATIENCE, WIRE, cid, eventually, join, joined, outer,
+    started, tunnel, uninterrupted, wire,
 };
 
 with_every_kind! {
@@ -404,6 +404,35 @@ fn a_link_that_takes_no_more_does_not_stop_what_arrives(kinds: Kinds) {
             assert_eq!(after.dropped(DropReason::QueueFull), 0, "{after:?}");
         }
         drop(over);
+    });
+}
+
+#[test]
+fn an_interface_that_is_down_for_a_while_is_asked_now_and_then() {
+    let (a, b) = joined((Kind::Offload, Kind::Xdp), false);
+    ping(&a, B);
+    let (sender, receiver) = (udp(&a, 6000), udp(&b, 6000));
+    b.namespace.ip(&format!("link set {FAR_END} down"));
+    let failed = || b.ring.counters().dropped(DropReason::InterfaceFailed);
+    sender.send_to(b"first", (B, 6000)).unwrap();
+    // It waits in the interface's queue, and is not lost.
+    eventually("the second is dropped and counted", || {
+        sender.send_to(b"second", (B, 6000)).unwrap();
+        failed() > 0
+    });
+    let (before, start) = (b.ring.counters(), Instant::now());
+    std::thread::sleep(Duration::from_millis(500));
+    let asked = b.ring.counters().rx_writes - before.rx_writes;
+    // As many packets may still have been on their way as were sent.
+    let most = start.elapsed().as_millis() as u64 / 50 + 10;
+    assert!(asked <= most, "asked {asked} times");
+    b.namespace.ip(&format!("link set {FAR_END} up"));
+    assert_eq!(received(&receiver), b"first");
+    eventually("packets arrive again", || {
+        sender.send_to(b"third", (B, 6000)).unwrap();
+        receiver.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let mut buffer = [0; 64];
+        receiver.recv(&mut buffer).is_ok_and(|len| &buffer[..len] == b"third")
     });
 }
 

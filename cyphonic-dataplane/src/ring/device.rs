@@ -33,9 +33,9 @@ pub(super) trait Delivery: Send + 'static {
     /// Hands what was taken to the host, in order for each flow. `bytes` has what a slot names.
     fn flush<'b>(&mut self, bytes: impl Fn(Slot) -> &'b [u8], counters: &Counters);
 
-    /// Whether the host has yet to take some of what was handed to it: another flush may help, soon.
-    fn is_behind(&mut self) -> bool {
-        false
+    /// Whether the host has yet to take some of what was handed to it: another flush may help, after this time.
+    fn behind(&mut self) -> Option<Duration> {
+        None
     }
 
     /// Hands one packet of the ring's own to the host, at once.

@@ -48,8 +48,6 @@ const JOINED: u32 = u32::MAX;
 const KEY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after a key update old keys may be left over.
 const KEY_AFTERMATH: Duration = Duration::from_secs(10);
-/// The pause while the host takes no packets.
-const DELIVERY_PAUSE: Duration = Duration::from_millis(1);
 /// Receive errors in a row after which the port is taken to be broken.
 const MAX_ERRORS: u32 = 100;
 /// The pause after a receive error.
@@ -163,11 +161,10 @@ impl<D: Delivery> RxWorker<D> {
 
     /// How long nothing is due; what the host was too slow for is tried again first.
     pub(super) fn timeout(&mut self) -> Option<Duration> {
-        if self.delivery.is_behind() {
+        if self.delivery.behind().is_some() {
             self.delivery.flush(|_| &[], &self.parts.counters);
         }
-        let behind = self.delivery.is_behind().then_some(DELIVERY_PAUSE);
-        behind.or_else(|| self.aftermath.is_some().then_some(KEY_INTERVAL))
+        self.delivery.behind().or_else(|| self.aftermath.is_some().then_some(KEY_INTERVAL))
     }
 
     fn take_commands(&mut self) {

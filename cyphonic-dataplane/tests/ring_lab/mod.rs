@@ -43,7 +43,7 @@ pub const A: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 0xa);
 pub const B: Ipv6Addr = Ipv6Addr::new(0xfd00, 7, 0, 0, 0, 0, 0, 0xb);
 pub const MTU: u16 = 1420;
 /// The other end of the virtual interface where that is a veth pair.
-const FAR_END: &str = "cyph0x";
+pub const FAR_END: &str = "cyph0x";
 
 /// What a ring is built from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -1,6 +1,7 @@
 //! What tunnels bring, into the far end's socket.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use cyphonic_common::DropReason;
 use cyphonic_common::steer::ETHERNET_LEN;
@@ -11,6 +12,11 @@ use crate::ring::counters::Counters;
 use crate::ring::device::Delivery;
 use crate::xsk::{FramePool, HEADROOM, Umem, XskTx};
 
+/// The pause while the host takes no packets.
+const PAUSE: Duration = Duration::from_millis(1);
+/// The same while the interface is down.
+const PAUSE_WHILE_DOWN: Duration = Duration::from_millis(100);
+
 /// See the module.
 pub(super) struct XskDelivery {
     tx: XskTx,
@@ -19,15 +25,17 @@ pub(super) struct XskDelivery {
     header: [u8; ETHERNET_LEN],
     /// The largest packet that the near end takes; it would drop larger ones uncounted.
     mtu: usize,
-    /// Packets since the last system call.
+    /// Packets since the last system call that took any.
     queued: u64,
+    /// The last system call was refused. What was queued by then stays so; nothing is added.
+    is_down: bool,
 }
 
 impl XskDelivery {
     pub(super) fn new(parts: Sending) -> Self {
         let Sending { tx, pool, header, mtu } = parts;
         let umem = tx.umem().clone();
-        Self { tx, umem, pool, header, mtu: usize::from(mtu), queued: 0 }
+        Self { tx, umem, pool, header, mtu: usize::from(mtu), queued: 0, is_down: false }
     }
 
     /// Copies a packet into a frame that leaves with the next flush.
@@ -35,6 +43,9 @@ impl XskDelivery {
     fn queue(&mut self, packet: &[u8], counters: &Counters) -> Result<(), DropReason> {
         if packet.len() > self.mtu {
             return Err(DropReason::TooBig);
+        }
+        if self.is_down {
+            return Err(DropReason::InterfaceFailed);
         }
         if self.pool.is_empty() {
             self.send(counters);
@@ -62,13 +73,10 @@ impl XskDelivery {
 
     /// Has the kernel deliver what is queued, and takes back the frames it is done with.
     fn send(&mut self, counters: &Counters) {
-        let queued = std::mem::take(&mut self.queued);
-        match self.tx.flush() {
+        self.is_down = self.tx.flush().is_err();
+        if !self.is_down {
             // What the kernel has not taken yet leaves with the next call.
-            Ok(_) => {
-                counters.rx_packets.fetch_add(queued, Relaxed);
-            }
-            Err(_) => counters.count_drop(DropReason::InterfaceFailed, queued),
+            counters.rx_packets.fetch_add(std::mem::take(&mut self.queued), Relaxed);
         }
         counters.rx_writes.fetch_add(1, Relaxed);
         self.tx.complete(&mut self.pool);
@@ -85,7 +93,7 @@ impl Delivery for XskDelivery {
 
     #[inline]
     fn flush<'b>(&mut self, _: impl Fn(Slot) -> &'b [u8], counters: &Counters) {
-        if self.queued > 0 || self.is_behind() {
+        if self.queued > 0 || self.tx.pending() > 0 {
             self.send(counters);
         }
     }
@@ -101,7 +109,8 @@ impl Delivery for XskDelivery {
         }
     }
 
-    fn is_behind(&mut self) -> bool {
-        self.tx.pending() > 0
+    fn behind(&mut self) -> Option<Duration> {
+        let pause = if self.is_down { PAUSE_WHILE_DOWN } else { PAUSE };
+        (self.tx.pending() > 0).then_some(pause)
     }
 }
