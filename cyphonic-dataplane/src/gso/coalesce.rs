@@ -20,6 +20,10 @@ const MAX_HEADERS: usize = IPV6_HEADER + 60;
 /// The largest IPv6 payload length.
 const MAX_IP_PAYLOAD: usize = 65_535;
 
+/// IPv6's next header of a fragment: a header whose first byte says what was fragmented.
+const FRAGMENT: u8 = 44;
+/// Addresses of a packet.
+const ADDRESSES: Range<usize> = 8..IPV6_HEADER;
 /// Addresses and ports of a packet whose transport header follows IPv6's at once.
 const KEY: Range<usize> = 8..IPV6_HEADER + 4;
 
@@ -84,6 +88,8 @@ enum Candidate<'p> {
     Joins(Segment<'p>),
     /// Belongs to a flow of this protocol that may be open, but joins nothing.
     Alone(u8),
+    /// Belongs to some flow of this protocol: a fragment, which has ports only where it is the first.
+    Fragment(u8),
     /// No flow of ours.
     Stranger,
 }
@@ -125,6 +131,10 @@ impl Coalescer {
                 }
                 None
             }
+            Candidate::Fragment(protocol) => {
+                self.end_flows_between(packet, protocol);
+                None
+            }
             Candidate::Stranger => None,
         };
         self.begin(slot, segment.and_then(|segment| Flow::begin(&segment)));
@@ -156,6 +166,9 @@ impl Coalescer {
         match packet.get(6) {
             Some(&TCP) if self.tcp => classify_tcp(packet),
             Some(&UDP) if self.udp => classify_udp(packet),
+            Some(&FRAGMENT) => {
+                packet.get(IPV6_HEADER).copied().map_or(Candidate::Stranger, Candidate::Fragment)
+            }
             _ => Candidate::Stranger,
         }
     }
@@ -169,6 +182,17 @@ impl Coalescer {
                 .and_then(|group| group.flow.as_ref())
                 .is_some_and(|flow| flow.protocol == protocol && flow.headers[KEY] == *key)
         })
+    }
+
+    /// Ends what flows of a protocol have begun between the addresses of a packet.
+    #[cold]
+    fn end_flows_between(&mut self, packet: &[u8], protocol: u8) {
+        let Some(addresses) = packet.get(ADDRESSES) else { return };
+        let groups = &self.groups;
+        self.open.retain(|&group| {
+            let flow = groups.get(group as usize).and_then(|group| group.flow.as_ref());
+            flow.is_some_and(|flow| flow.protocol != protocol || flow.headers[ADDRESSES] != *addresses)
+        });
     }
 
     fn join(&mut self, open: usize, segment: &Segment<'_>, slot: Slot) -> bool {

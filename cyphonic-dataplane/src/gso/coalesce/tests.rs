@@ -6,7 +6,7 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 
 use super::*;
-use crate::gso::SuperPacket;
+use crate::gso::{SuperPacket, VNET_HEADER_LEN};
 
 const A: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 0, 0, 0, 0, 0xa);
 const B: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 2, 0, 0, 0, 0, 0xb);
@@ -260,6 +260,32 @@ fn a_packet_with_a_bad_checksum_is_never_joined() {
     let writes = join(&[good.clone(), bad.clone(), after.clone()]);
     let bodies: Vec<_> = writes.iter().map(|write| write[10..].to_vec()).collect();
     assert_eq!(bodies, vec![good, bad, after]);
+}
+
+/// A datagram that was too large, and so travels in fragments, is not overtaken by those after it.
+#[test]
+fn a_fragment_ends_what_its_protocol_has_begun_between_its_addresses() {
+    let fragment_of = |protocol: u8| {
+        let mut packet = udp_packet(1, &[0; 100]);
+        packet[6] = FRAGMENT;
+        packet[IPV6_HEADER..IPV6_HEADER + 8].copy_from_slice(&[protocol, 0, 0, 1, 0, 0, 0, 7]);
+        packet
+    };
+    let (small, segment) = (udp_packet(1, &[1; 100]), |n: u32| tcp_packet(1, n * 100, tcp::ACK, &[2; 100]));
+    let packets = [small.clone(), segment(0), fragment_of(UDP), small.clone(), small.clone(), segment(1)];
+    let lens = |packets: &[Vec<u8>]| -> Vec<_> {
+        join(packets).iter().map(|write| (write[VNET_HEADER_LEN + 6], write.len())).collect()
+    };
+    let alone = VNET_HEADER_LEN + small.len();
+    let two_segments = VNET_HEADER_LEN + segment(0).len() + 100;
+    let expected = [(UDP, alone), (TCP, two_segments), (FRAGMENT, alone), (UDP, alone + 100)];
+    assert_eq!(lens(&packets), expected);
+    let packets = [small.clone(), fragment_of(TCP), small.clone()];
+    assert_eq!(lens(&packets), [(UDP, alone + 100), (FRAGMENT, alone)], "another protocol's");
+    let mut elsewhere = fragment_of(UDP);
+    elsewhere[23] ^= 1;
+    let packets = [small.clone(), elsewhere, small];
+    assert_eq!(lens(&packets), [(UDP, alone + 100), (FRAGMENT, alone)], "another address's");
 }
 
 #[test]
