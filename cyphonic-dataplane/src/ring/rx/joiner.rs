@@ -19,6 +19,9 @@ const MAX_BYTES: usize = 128 * 1024;
 const AGE: Duration = Duration::from_millis(100);
 /// Buffers that are used again.
 const MAX_SPARE: usize = 4;
+/// The largest of them: what does not pass whole where only IPv6's least MTU does is hardly larger, and every tunnel keeps
+/// its own for good.
+const MAX_SPARE_BYTES: usize = 4 * 1024;
 
 /// The incomplete packets of one tunnel.
 #[derive(Debug, Default)]
@@ -136,7 +139,7 @@ impl Joiner {
 
     fn put_away(&mut self, packet: Vec<u8>) {
         self.bytes = self.bytes.saturating_sub(packet.len());
-        if self.spare.len() < MAX_SPARE {
+        if self.spare.len() < MAX_SPARE && packet.capacity() <= MAX_SPARE_BYTES {
             self.spare.push(packet);
         }
     }
@@ -249,6 +252,19 @@ mod tests {
             let expected = u64::from(id == 5 + MAX_PACKETS as u16);
             assert_eq!(joiner.push(&part, 0, start + AGE, &mut out), (Joining::Waits, expected), "{id}");
         }
+    }
+
+    #[test]
+    fn only_small_buffers_are_kept() {
+        let (now, mut joiner, mut out) = (Instant::now(), Joiner::default(), Vec::new());
+        for (id, len) in [(1, 60_000), (2, 1_400), (3, 9_000), (4, 1_400)] {
+            let packet = packet(id, len);
+            for part in pieces(id, &packet, len.div_ceil(2) + 20) {
+                joiner.push(&part, 0, now, &mut out);
+            }
+        }
+        let kept: Vec<_> = joiner.spare.iter().map(Vec::capacity).collect();
+        assert!(!kept.is_empty() && kept.iter().all(|bytes| *bytes <= MAX_SPARE_BYTES), "{kept:?}");
     }
 
     #[test]
