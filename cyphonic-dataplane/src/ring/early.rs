@@ -8,8 +8,11 @@
 //!
 //! All rings of a node share one [`EarlyPackets`], since nobody knows whose worker an offered tunnel will be. It is
 //! asked for packets of unknown connection IDs only, so those of established tunnels never come here.
+//!
+//! An offer is also made to who has no certificate yet, so what is held for one is bounded in itself, and where all is full
+//! the oldest goes: a set-up that comes to something takes a round trip, one that comes to nothing waits for ever.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -23,6 +26,8 @@ use super::shared::lock;
 const MAX_OFFERED: usize = 1_024;
 /// Packets for one: what an application sends in the time of a one-way trip.
 const MAX_PACKETS: usize = 16;
+/// Bytes for one.
+const MAX_OFFER_BYTES: usize = 16 * 1024;
 /// Bytes in all.
 const MAX_BYTES: usize = 256 * 1024;
 /// How long a packet is worth holding.
@@ -43,12 +48,24 @@ pub struct EarlyPackets {
 struct Table {
     offers: HashMap<ConnectionId, Offer>,
     bytes: usize,
+    /// Offers that packets are held for, by when the first came. An entry counts while its offer has the same turn.
+    order: VecDeque<(ConnectionId, u64)>,
+    turns: u64,
 }
 
 #[derive(Debug)]
 struct Offer {
     since: Instant,
     packets: Vec<Early>,
+    bytes: usize,
+    /// Where it stands in the order; 0 while nothing is held.
+    turn: u64,
+}
+
+impl Offer {
+    fn new(since: Instant) -> Self {
+        Self { since, packets: Vec::new(), bytes: 0, turn: 0 }
+    }
 }
 
 /// A packet as it came.
@@ -80,7 +97,7 @@ impl EarlyPackets {
             table.bury(now);
         }
         if table.offers.len() < MAX_OFFERED {
-            table.offers.entry(cid).or_insert_with(|| Offer { since: now, packets: Vec::new() });
+            table.offers.entry(cid).or_insert_with(|| Offer::new(now));
         }
         self.offered.store(table.offers.len(), Relaxed);
     }
@@ -103,7 +120,8 @@ impl EarlyPackets {
         (packets, old as u64)
     }
 
-    /// Holds a packet of an unknown connection ID, if that is offered and there is room.
+    /// Holds a packet of an unknown connection ID, if that is offered and has not had its share. How many others are dropped
+    /// by that; `None` if it is not held.
     pub(super) fn hold(
         &self,
         cid: ConnectionId,
@@ -111,19 +129,18 @@ impl EarlyPackets {
         from: SocketAddr,
         ecn: u8,
         now: Instant,
-    ) -> bool {
+    ) -> Option<u64> {
         if self.offered.load(Relaxed) == 0 {
-            return false;
+            return None;
         }
         let mut table = lock(&self.table);
-        let room = table.bytes + datagram.len() <= MAX_BYTES;
-        let Some(offer) = table.offers.get_mut(&cid) else { return false };
-        if !room || offer.packets.len() >= MAX_PACKETS {
-            return false;
+        let offer = table.offers.get(&cid)?;
+        if offer.packets.len() >= MAX_PACKETS || offer.bytes + datagram.len() > MAX_OFFER_BYTES {
+            return None;
         }
-        offer.packets.push(Early { from, ecn, datagram: datagram.into(), at: now });
-        table.bytes += datagram.len();
-        true
+        let dropped = table.make_room(datagram.len());
+        table.add(cid, Early { from, ecn, datagram: datagram.into(), at: now });
+        Some(dropped)
     }
 
     fn remove(&self, cid: ConnectionId) -> Vec<Early> {
@@ -136,9 +153,40 @@ impl EarlyPackets {
 
 impl Table {
     fn remove(&mut self, cid: ConnectionId) -> Vec<Early> {
-        let packets = self.offers.remove(&cid).map(|offer| offer.packets).unwrap_or_default();
-        self.bytes -= packets.iter().map(|early| early.datagram.len()).sum::<usize>();
-        packets
+        let Some(offer) = self.offers.remove(&cid) else { return Vec::new() };
+        self.bytes -= offer.bytes;
+        offer.packets
+    }
+
+    fn add(&mut self, cid: ConnectionId, early: Early) {
+        let Some(offer) = self.offers.get_mut(&cid) else { return };
+        let is_first = offer.turn == 0;
+        self.bytes += early.datagram.len();
+        offer.bytes += early.datagram.len();
+        offer.packets.push(early);
+        if is_first {
+            self.turns += 1;
+            offer.turn = self.turns;
+            self.order.push_back((cid, self.turns));
+            if self.order.len() > 2 * MAX_OFFERED {
+                let offers = &self.offers;
+                self.order.retain(|(cid, turn)| offers.get(cid).is_some_and(|offer| offer.turn == *turn));
+            }
+        }
+    }
+
+    /// Drops what is held for the offers that have waited longest, until so many bytes more may be held. How many packets.
+    fn make_room(&mut self, bytes: usize) -> u64 {
+        let mut dropped = 0;
+        while self.bytes + bytes > MAX_BYTES {
+            let Some((cid, turn)) = self.order.pop_front() else { break };
+            if let Some(offer) = self.offers.get_mut(&cid).filter(|offer| offer.turn == turn) {
+                dropped += offer.packets.len() as u64;
+                self.bytes -= offer.bytes;
+                *offer = Offer::new(offer.since);
+            }
+        }
+        dropped
     }
 
     /// Drops offers that nobody took back.
@@ -172,32 +220,59 @@ mod tests {
     #[test]
     fn what_was_offered_is_held_in_order_and_nothing_else() {
         let (early, now) = (EarlyPackets::default(), Instant::now());
-        assert!(!early.hold(cid(1), &[0], from(), 0, now));
+        assert_eq!(early.hold(cid(1), &[0], from(), 0, now), None);
         early.expect(cid(1), now);
-        assert!(early.hold(cid(1), &[1], from(), 2, now));
-        assert!(early.hold(cid(1), &[2], from(), 0, now));
-        assert!(!early.hold(cid(2), &[3], from(), 0, now), "nobody offered it");
+        assert_eq!(early.hold(cid(1), &[1], from(), 2, now), Some(0));
+        assert_eq!(early.hold(cid(1), &[2], from(), 0, now), Some(0));
+        assert_eq!(early.hold(cid(2), &[3], from(), 0, now), None, "nobody offered it");
         let (packets, old) = early.take(cid(1), now);
         assert_eq!((bytes(&packets), packets[0].ecn, packets[0].from, old), (vec![1, 2], 2, from(), 0));
-        assert!(!early.hold(cid(1), &[4], from(), 0, now), "it is installed now");
+        assert_eq!(early.hold(cid(1), &[4], from(), 0, now), None, "it is installed now");
         assert_eq!(lock(&early.table).bytes, 0);
     }
 
     #[test]
-    fn packets_are_bounded_for_one_and_bytes_for_all() {
+    fn packets_and_bytes_are_bounded_for_one() {
         let (early, now) = (EarlyPackets::default(), Instant::now());
-        early.expect(cid(1), now);
-        let held = (0..100).filter(|_| early.hold(cid(1), &[0], from(), 0, now)).count();
-        assert_eq!(held, MAX_PACKETS);
-        let large = [0; 1_500];
-        let mut bytes = MAX_PACKETS;
-        for n in 2..200 {
+        let held = |n: u64, len: usize| {
             early.expect(cid(n), now);
-            bytes += (0..MAX_PACKETS).filter(|_| early.hold(cid(n), &large, from(), 0, now)).count() * 1_500;
+            (0..100).filter(|_| early.hold(cid(n), &vec![0; len], from(), 0, now).is_some()).count()
+        };
+        assert_eq!(held(1, 1), MAX_PACKETS);
+        assert_eq!(held(2, 1_500), MAX_OFFER_BYTES / 1_500);
+    }
+
+    #[test]
+    fn where_all_is_full_the_oldest_makes_room_and_is_counted() {
+        const LARGE: usize = 1_500;
+        let (early, now) = (EarlyPackets::default(), Instant::now());
+        let (mut held, mut dropped) = (0, 0);
+        let each = MAX_OFFER_BYTES / LARGE;
+        for n in 0..5_000 {
+            early.expect(cid(n), now);
+            for _ in 0..each {
+                dropped += early.hold(cid(n), &[0; LARGE], from(), 0, now).expect("the newest is held");
+                held += 1;
+            }
+            let table = lock(&early.table);
+            let bytes: usize = table.offers.values().map(|offer| offer.bytes).sum();
+            assert!(
+                table.bytes == bytes && bytes <= MAX_BYTES && bytes as u64 == (held - dropped) * LARGE as u64
+            );
+            assert!(table.order.len() <= 2 * MAX_OFFERED);
+            drop(table);
+            // Some come to something, most do not.
+            if n % 3 == 0 {
+                let (packets, old) = early.take(cid(n), now);
+                assert_eq!((packets.len(), old), (each, 0));
+                held -= each as u64;
+            }
+            if n >= 500 {
+                held -= early.forget(cid(n - 500)) as u64;
+            }
         }
-        assert!(bytes <= MAX_BYTES && bytes > MAX_BYTES - 1_500, "{bytes}");
-        assert_eq!(early.forget(cid(2)), MAX_PACKETS);
-        assert!(early.hold(cid(199), &large, from(), 0, now), "there is room again");
+        assert!(dropped > 1_000);
+        assert_eq!(early.forget(cid(4_999)), each, "the newest is whole");
     }
 
     #[test]
@@ -211,9 +286,9 @@ mod tests {
         for n in 0..=MAX_OFFERED as u64 {
             early.expect(cid(n), start);
         }
-        assert!(!early.hold(cid(MAX_OFFERED as u64), &[0], from(), 0, start), "one too many");
+        assert_eq!(early.hold(cid(MAX_OFFERED as u64), &[0], from(), 0, start), None, "one too many");
         early.expect(cid(5_000), start + STALE);
-        assert!(early.hold(cid(5_000), &[0], from(), 0, start + STALE));
+        assert_eq!(early.hold(cid(5_000), &[0], from(), 0, start + STALE), Some(0));
         assert_eq!(lock(&early.table).offers.len(), 1);
     }
 }

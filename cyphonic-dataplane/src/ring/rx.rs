@@ -274,7 +274,9 @@ impl<D: Delivery> RxWorker<D> {
         now: Instant,
     ) -> Result<(), DropReason> {
         let held = self.parts.early.hold(cid, datagram, from, ecn, now);
-        held.then_some(()).ok_or(DropReason::UnknownConnectionId)
+        let others = held.ok_or(DropReason::UnknownConnectionId)?;
+        self.parts.counters.count_drop(DropReason::UnknownConnectionId, others);
+        Ok(())
     }
 
     /// A packet of no tunnel of this worker's: another's, if the program that chooses among them did not know that.
