@@ -170,6 +170,21 @@ impl Frames {
     }
 }
 
+/// Whether no host sends from an address, so that nothing may be answered there: what the host's stack drops, which frames
+/// pass by.
+#[inline]
+fn is_martian(from: SocketAddr) -> bool {
+    from.port() == 0
+        || match from.ip() {
+            IpAddr::V4(ip) => {
+                ip.octets()[0] == 0 || ip.is_loopback() || ip.is_multicast() || ip.is_broadcast()
+            }
+            IpAddr::V6(ip) => {
+                ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || ip.to_ipv4_mapped().is_some()
+            }
+        }
+}
+
 /// The datagram in a frame. The program has judged the same bytes; nothing here relies on it.
 #[inline]
 fn datagram(frame: &mut [u8], card: u32) -> Option<Message<'_>> {
@@ -189,6 +204,9 @@ fn datagram(frame: &mut [u8], card: u32) -> Option<Message<'_>> {
             (from, IpAddr::from(ip.destination), ip.traffic_class)
         }
     };
+    if is_martian(from) {
+        return None;
+    }
     let payload = frame.get_mut(packet.payload_offset..packet.payload_offset + packet.payload_len)?;
     let stride = payload.len();
     let ecn = Some(traffic_class & 0b11).filter(|ecn| *ecn != 0);
@@ -236,12 +254,33 @@ mod tests {
         assert_eq!((message.from, message.ecn), (from, None));
     }
 
+    #[test]
+    fn a_source_that_no_host_sends_from_is_malformed() {
+        for (source, port) in [
+            ("0.0.0.0", 7),
+            ("0.1.2.3", 7),
+            ("127.0.0.1", 7),
+            ("224.0.0.1", 7),
+            ("255.255.255.255", 7),
+            ("192.0.2.1", 0),
+        ] {
+            let mut frame = Vec::new();
+            let source: Ipv4Addr = source.parse().unwrap();
+            let builder = PacketBuilder::ethernet2([1; 6], [2; 6]).ipv4(source.octets(), [10, 0, 0, 2], 64);
+            builder.udp(port, 9).write(&mut frame, b"hello").unwrap();
+            assert!(datagram(&mut frame, 3).is_none(), "{source}:{port}");
+        }
+        for source in ["::", "::1", "ff02::1", "::ffff:192.0.2.1"] {
+            assert!(datagram(&mut v6(source.parse().unwrap(), b"hello"), 3).is_none(), "{source}");
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_end_without_a_panic_and_no_payload_is_empty(
             damage in proptest::collection::vec((0usize..80, any::<u8>()), 0..4), cut in 0usize..80,
         ) {
-            let mut frame = v6(Ipv6Addr::LOCALHOST, b"payload");
+            let mut frame = v6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), b"payload");
             for (at, value) in damage {
                 if let Some(byte) = frame.get_mut(at) { *byte = value; }
             }
