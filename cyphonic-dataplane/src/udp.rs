@@ -17,6 +17,7 @@ mod batch;
 mod group;
 mod pinned;
 mod port;
+mod reserve;
 mod segmentation;
 mod sends;
 #[cfg(test)]

@@ -17,6 +17,7 @@ use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
 use cyphonic_dataplane::ring::{
     AwakeRequest, Control, HoldLimits, Path, PathMtu, Permissions, RingEvent, RingKind, TunnelId,
 };
+use cyphonic_dataplane::udp::Transmit;
 use ring_lab::{
     A, B, FAR_END, INTERFACE, Kind, Kinds, Node, PATIENCE, WIRE, cid, eventually, join, joined, outer,
     started, tunnel, uninterrupted, wire,
@@ -394,6 +395,14 @@ fn a_link_that_takes_no_more_does_not_stop_what_arrives(kinds: Kinds) {
             sender.send_to(&[number], (A, 6001)).unwrap();
             assert_eq!(received(&receiver), [number]);
         }
+        // Others send from the port as well, without waiting.
+        let to_nobody = Transmit::new(outer(false, 2, 9), b"signalling");
+        let sent = (0..100).filter(|_| {
+            std::thread::sleep(Duration::from_millis(2));
+            a.udp.send(&to_nobody).is_ok()
+        });
+        let sent = sent.count();
+        assert!(sent >= 75, "{sent} of 100 found room");
         // Commands are heeded, and control leaves ahead of the flood.
         let path = Path { remote: outer(false, 2, b.port), wire_cid: cid(2, 1) };
         a.ring.send_control(TunnelId(1), Control::Probe { path, data: [7; 8] });

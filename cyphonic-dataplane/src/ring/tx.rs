@@ -199,7 +199,8 @@ impl TxWorker {
             segment_size: Some(sealed.stride),
             src_ip: None,
         };
-        let sent = match self.backlog.is_empty() {
+        let is_first = self.backlog.is_empty();
+        let sent = match is_first {
             true => Sent::of(&transmit, self.parts.port.send_counted(&transmit)),
             false => Sent::Full(0),
         };
@@ -211,6 +212,9 @@ impl TxWorker {
                 }
             }
             Sent::Full(sent) => {
+                if is_first {
+                    self.parts.port.reserve();
+                }
                 // There is a place for every batch.
                 self.backlog.keep(&tunnel.shared, Load::Batch(sealed), &transmit, sent, self.now);
             }
@@ -232,7 +236,12 @@ impl TxWorker {
     #[cold]
     fn send_backlog(&mut self) {
         let port = &self.parts.port;
-        while let Some((done, loss)) = self.backlog.next_done(self.now, |rest| port.send_counted(rest)) {
+        let admits_bulk = port.admits_bulk();
+        let send = |load: &Load, rest: &Transmit<'_>| match load {
+            Load::Batch(_) if !admits_bulk => (0, Err(io::ErrorKind::WouldBlock.into())),
+            Load::Batch(_) | Load::Control { .. } => port.send_counted(rest),
+        };
+        while let Some((done, loss)) = self.backlog.next_done(self.now, send) {
             match done.load {
                 Load::Batch(sealed) => {
                     batch_left(&self.parts.counters, &done.shared, &sealed, loss, self.now);
@@ -245,6 +254,9 @@ impl TxWorker {
                     control_left(&self.parts.counters, &done.shared, on_path, loss, self.now);
                 }
             }
+        }
+        if self.awaits_room() {
+            port.reserve();
         }
     }
 

@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::pinned::PinnedSends;
+use super::reserve::Reserve;
 use super::segmentation::Segmentation;
 use super::sends::Sends;
 use super::translation::Translation;
@@ -56,6 +57,7 @@ pub struct UdpPort {
     socket: Socket,
     sends: Sends,
     pinned: PinnedSends,
+    reserve: Reserve,
     /// Segments per send: see [`UdpPort::send_counted`] for when they drop to one.
     segmentation: Segmentation,
     local: SocketAddr,
@@ -137,6 +139,7 @@ impl UdpPort {
         socket.bind(&address.into())?;
         let sends = Sends::new(&socket)?;
         let pinned = PinnedSends::new(&socket)?;
+        let reserve = Reserve::new(&socket);
         let local = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::Unsupported)?;
         let waker = Arc::new(rustix::event::eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?);
         let segmentation = Segmentation::new(sends.state().max_gso_segments(), Instant::now());
@@ -144,6 +147,7 @@ impl UdpPort {
             socket,
             sends,
             pinned,
+            reserve,
             segmentation,
             local: canonical(local),
             ipv6: local.is_ipv6(),
@@ -372,6 +376,17 @@ impl UdpPort {
             }
         }
         Ok(woken)
+    }
+
+    /// The caller, who sends in bulk and found no room, leaves some to others until the port
+    /// [admits](Self::admits_bulk) bulk again.
+    pub(crate) fn reserve(&self) {
+        self.reserve.open(&self.socket);
+    }
+
+    /// Whether who [left room to others](Self::reserve) may send again; if so, no more room is left to them.
+    pub(crate) fn admits_bulk(&self) -> bool {
+        self.reserve.close(&self.socket)
     }
 
     /// Waits until the socket's buffer has room again, or for `timeout`. True if it has.

@@ -138,12 +138,12 @@ impl Backlog {
     pub(super) fn next_done(
         &mut self,
         now: Instant,
-        send: impl Fn(&Transmit<'_>) -> (usize, io::Result<()>),
+        send: impl Fn(&Load, &Transmit<'_>) -> (usize, io::Result<()>),
     ) -> Option<(Unsent, Option<Loss>)> {
         let queue = if self.control.is_empty() { &mut self.batches } else { &mut self.control };
         let first = queue.front_mut()?;
         let rest = first.rest();
-        let loss = match Sent::of(&rest, send(&rest)) {
+        let loss = match Sent::of(&rest, send(&first.load, &rest)) {
             Sent::Done(loss) => loss,
             Sent::Full(sent) => {
                 first.sent += sent;
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(backlog.keep(&shared, BATCH, &batch(&[7; STRIDE]), 0, now), None);
         assert_eq!(backlog.keep(&shared, CONTROL, &batch(&[9; 50]), 0, now), None);
         let (port, seen) = (Port(Cell::new(0)), Cell::new(Vec::new()));
-        let send = |transmit: &Transmit<'_>| {
+        let send = |_: &Load, transmit: &Transmit<'_>| {
             let (sent, result) = port.send(transmit);
             let mut all = seen.take();
             all.extend(transmit.payload[..sent].chunks(STRIDE).map(|packet| packet[0]));
@@ -235,20 +235,20 @@ mod tests {
         backlog.keep(&shared, BATCH, &batch(&[1; 3 * STRIDE]), 0, start);
         backlog.keep(&shared, BATCH, &batch(&[2; STRIDE]), 0, later);
         let port = Port(Cell::new(1));
-        assert!(backlog.next_done(later, |transmit| port.send(transmit)).is_none());
+        assert!(backlog.next_done(later, |_, transmit| port.send(transmit)).is_none());
         let end = start + PATIENCE;
-        let (_, loss) = backlog.next_done(end, |transmit| port.send(transmit)).unwrap();
+        let (_, loss) = backlog.next_done(end, |_, transmit| port.send(transmit)).unwrap();
         assert_eq!(loss, Some(Loss { packets: 2, reason: DropReason::QueueFull }));
-        assert!(backlog.next_done(end, |transmit| port.send(transmit)).is_none());
+        assert!(backlog.next_done(end, |_, transmit| port.send(transmit)).is_none());
         port.0.set(1);
-        assert_eq!(backlog.next_done(end, |transmit| port.send(transmit)).unwrap().1, None);
+        assert_eq!(backlog.next_done(end, |_, transmit| port.send(transmit)).unwrap().1, None);
     }
 
     #[test]
     fn another_error_loses_what_it_met_and_control_is_bounded() {
         let (mut backlog, shared, now) = (Backlog::default(), shared(), Instant::now());
         backlog.keep(&shared, BATCH, &batch(&[1; 3 * STRIDE]), 0, now);
-        let fails = |_: &Transmit<'_>| (STRIDE, Err(io::Error::from_raw_os_error(libc::EMSGSIZE)));
+        let fails = |_: &Load, _: &Transmit<'_>| (STRIDE, Err(io::Error::from_raw_os_error(libc::EMSGSIZE)));
         let (_, loss) = backlog.next_done(now, fails).unwrap();
         assert_eq!(loss, Some(Loss { packets: 2, reason: DropReason::TooBig }));
         let kept = (0..1000).filter(|_| backlog.keep(&shared, CONTROL, &batch(&[1]), 0, now).is_none());
