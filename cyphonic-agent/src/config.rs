@@ -286,7 +286,9 @@ impl Config {
 
 /// Stricter than the library, for which a misspelt level is the name of a module.
 fn is_log_filter(filter: &str) -> bool {
-    let is_level = |text: &str| text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    // Nothing at all would be the level `error` in one place and no log in another.
+    let is_level =
+        |text: &str| !text.is_empty() && text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
     filter.parse::<tracing_subscriber::filter::Targets>().is_ok()
         && filter.split(',').all(|directive| match directive.split_once('=') {
             Some((module, level)) => !module.is_empty() && is_level(level),
@@ -474,7 +476,7 @@ pub enum ConfigError {
         bytes: u64,
     },
     /// Not YAML, an unknown key, or a value of the wrong kind. The message names the line.
-    #[error("the configuration {} is wrong: {source}", path.display())]
+    #[error("the configuration {} is wrong: {source}{}", path.display(), first_line(source))]
     Syntax {
         /// Which file.
         path: PathBuf,
@@ -489,6 +491,14 @@ pub enum ConfigError {
         /// Why.
         reason: String,
     },
+}
+
+/// Where the mistake is at the very beginning, which the library does not tell as it tells other places.
+fn first_line(error: &serde_yaml::Error) -> &'static str {
+    match error.location() {
+        Some(place) if (place.line(), place.column()) == (1, 1) => " at line 1 column 1",
+        _ => "",
+    }
 }
 
 #[cfg(test)]
@@ -524,6 +534,8 @@ mod tests {
     fn an_unknown_key_is_an_error_that_names_key_and_line() {
         let error = load("interface: cyph0\nport: 0\ninterfase: x\n").unwrap_err().to_string();
         assert!(error.contains("interfase") && error.contains("line 3"), "{error}");
+        let error = load("interfase: x\nport: 0\n").unwrap_err().to_string();
+        assert!(error.contains("interfase") && error.ends_with("at line 1 column 1"), "{error}");
         let error = load("dns:\n  listen: 127.0.0.55:53\n  resolve: auto\n").unwrap_err().to_string();
         assert!(error.contains("resolve") && error.contains("line 3"), "{error}");
     }
@@ -538,6 +550,7 @@ mod tests {
             ("state_dir: here\n", "state_dir"),
             ("log: info,x=loud\n", "log"),
             ("log: inof\n", "log"),
+            ("log: ''\n", "log"),
             ("keep_open: ['a b']\n", "keep_open"),
         ] {
             let error = load(text).unwrap_err();

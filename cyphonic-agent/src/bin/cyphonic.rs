@@ -2,9 +2,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use cyphonic_agent::cli::{Cli, exit_code};
+use cyphonic_agent::cli::{Cli, exit_code, parse};
 
 fn main() -> ExitCode {
-    exit_code("cyphonic", Cli::parse().run())
+    exit_code("cyphonic", parse::<Cli>().unwrap_or_else(|error| error.exit()).run())
 }

@@ -1,12 +1,12 @@
 //! The daemon of one device.
-#![expect(clippy::print_stdout, reason = "the output of a command")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a command")]
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{env, fmt::Display, path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use cyphonic_agent::{
-    cli::{exit_code, write_manual},
+    cli::{exit_code, parse, write_manual},
     config::{Config, DEFAULT_PATH, EXAMPLE, Overrides},
     daemon,
     state::StateDir,
@@ -64,17 +64,53 @@ impl Settings {
 }
 
 fn main() -> ExitCode {
-    exit_code("cyphonicd", run(Cli::parse()))
+    let result = match parse() {
+        Ok(cli) => run(cli),
+        // systemd gives it the environment that kept the daemon from starting.
+        Err(error)
+            if is_wrong_value(&error) && env::args_os().nth(1).is_some_and(|verb| verb == "cleanup") =>
+        {
+            clean_up_anyhow(&error, &Overrides::default())
+        }
+        Err(error) => error.exit(),
+    };
+    exit_code("cyphonicd", result)
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => daemon::launch(cli.settings.load()?)?,
-        Command::Cleanup => cleanup(&cli.settings.load()?)?,
+        Command::Cleanup => match cli.settings.load() {
+            Ok(config) => cleanup(&config)?,
+            Err(error) => return clean_up_anyhow(&error, &cli.settings.overrides),
+        },
         Command::Manual { folder } => write_manual(Cli::command(), &folder)?,
         Command::Config(ConfigCommand::Example) => print!("{EXAMPLE}"),
         Command::Config(ConfigCommand::Check) => print!("{}", serde_yaml::to_string(&cli.settings.load()?)?),
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_wrong_value(error: &clap::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue)
+}
+
+/// Cleans up after a daemon that settings kept from starting, or changed since it did: names must resolve again all the same.
+fn clean_up_anyhow(error: &dyn Display, overrides: &Overrides) -> Result<ExitCode> {
+    eprintln!("cyphonicd: {error}");
+    eprintln!("cyphonicd: cleaning up where the daemon is unless settings say otherwise");
+    let given = |name| env::var_os(name).filter(|value| !value.is_empty());
+    let defaults = Config::default();
+    let state_dir = overrides.state_dir.clone().or_else(|| given("CYPHONIC_STATE_DIR").map(PathBuf::from));
+    let interface = overrides
+        .interface
+        .clone()
+        .or_else(|| given("CYPHONIC_INTERFACE").and_then(|name| name.into_string().ok()));
+    cleanup(&Config {
+        state_dir: state_dir.unwrap_or(defaults.state_dir),
+        interface: interface.unwrap_or(defaults.interface),
+        ..Config::default()
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

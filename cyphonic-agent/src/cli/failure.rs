@@ -5,7 +5,10 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::daemon::{DaemonError, LaunchError};
+use crate::{
+    config::ConfigError,
+    daemon::{DaemonError, LaunchError},
+};
 
 /// `EX_CONFIG` of sysexits.h: only other settings help. systemd does not start the daemon again then
 /// (`RestartPreventExitStatus=` in its unit).
@@ -20,10 +23,8 @@ pub fn exit_code(command: &str, result: Result<ExitCode>) -> ExitCode {
 }
 
 fn status(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref() {
-        Some(LaunchError::Daemon(DaemonError::NotEnrolled(_))) => WRONG_SETTINGS,
-        _ => 1,
-    }
+    let not_enrolled = matches!(error.downcast_ref(), Some(LaunchError::Daemon(DaemonError::NotEnrolled(_))));
+    if not_enrolled || error.is::<ConfigError>() { WRONG_SETTINGS } else { 1 }
 }
 
 /// The error and those of its causes that it does not already tell.
@@ -45,13 +46,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_daemon_that_nobody_has_told_how_to_enrol_is_not_to_be_started_again() {
+    fn a_daemon_that_only_other_settings_help_is_not_to_be_started_again() {
+        let wrong = ConfigError::Value { key: "interface", reason: "no name".into() };
+        assert_eq!(status(&wrong.into()), WRONG_SETTINGS);
         let not_enrolled = LaunchError::from(DaemonError::NotEnrolled("no cloud".into()));
         assert_eq!(status(&not_enrolled.into()), WRONG_SETTINGS);
         assert_eq!(status(&LaunchError::from(DaemonError::Engine("no ring".into())).into()), 1);
         assert_eq!(status(&anyhow!("no")), 1);
+        // 2 is clap's, for flags and environment variables that it cannot read.
         let unit = include_str!("../../dist/cyphonicd.service");
-        assert!(unit.lines().any(|line| line == format!("RestartPreventExitStatus={WRONG_SETTINGS}")));
+        assert!(unit.lines().any(|line| line == format!("RestartPreventExitStatus=2 {WRONG_SETTINGS}")));
     }
 
     #[test]

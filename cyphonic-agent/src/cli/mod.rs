@@ -1,17 +1,19 @@
 //! The `cyphonic` command: verbs that people know from other overlays.
 //!
-//! Exit status: 0 done; 1 not done, with the reason on standard error; for `status --check`, `wait` and `ping` the
-//! answer itself.
+//! Exit status: 0 done; 1 not done, with the reason on standard error, for `status --check`, `wait` and `ping` the
+//! answer itself; 2 no such command or flag; 78 the configuration is wrong.
 #![expect(clippy::print_stdout, reason = "the output of a command")]
 
 mod dns;
 mod failure;
 mod manual;
+mod parse;
 mod ping;
 mod up;
 
 pub use failure::exit_code;
 pub use manual::write_manual;
+pub use parse::parse;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 

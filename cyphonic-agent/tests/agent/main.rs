@@ -8,5 +8,6 @@ mod daemon;
 mod dns;
 mod netlink;
 mod overlay;
+mod programs;
 mod renewal;
 mod resolved;
