@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
     config::Config,
-    control::{ClientError, ControlClient, ResetTarget, StatusReport, netcheck, text},
+    control::{ClientError, ControlClient, ResetTarget, StatusReport, netcheck, report::ServiceKind, text},
     daemon::block_on,
 };
 
@@ -208,8 +208,16 @@ fn next_pause(waited: Duration, last: Duration) -> Duration {
     if waited < START_UP { SOON } else { (last * 2).min(SELDOM) }
 }
 
+/// The NMS's error, since names wait for it; else that of the AS, which knows where the NMS is. A relay is neither's.
 fn why_not_ready(report: &StatusReport) -> String {
-    let failing = report.services.iter().find_map(|service| service.last_error.clone());
+    let failing = [ServiceKind::Nms, ServiceKind::As].into_iter().find_map(|kind| {
+        report
+            .services
+            .iter()
+            .filter(|service| service.kind == kind)
+            .find_map(|service| service.last_error.clone())
+    });
+    let failing = failing.or_else(|| report.health_check("not-enrolled").map(|check| check.message.clone()));
     failing.unwrap_or_else(|| "not registered at the cloud yet".into())
 }
 

@@ -102,6 +102,11 @@ impl StatusReport {
         registered && self.interface.up && self.virtual_address.is_some()
     }
 
+    /// What is wrong, by its name.
+    pub fn health_check(&self, id: &str) -> Option<&HealthCheck> {
+        self.health.iter().find(|check| check.id == id)
+    }
+
     /// The report of one peer, by its full name or by its first label.
     pub fn peer(&self, name: &str) -> Option<&PeerReport> {
         let name = name.trim_end_matches('.');

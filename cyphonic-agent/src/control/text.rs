@@ -17,6 +17,21 @@ pub fn render(report: &StatusReport) -> String {
 }
 
 fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
+    // Without an identity there is nothing but the reason.
+    if report.virtual_address.is_some() {
+        render_parts(out, report)?;
+    }
+    for check in &report.health {
+        let severity = match check.severity {
+            Severity::Warning => "",
+            Severity::Error => "ERROR: ",
+        };
+        writeln!(out, "# Health check: {severity}{}", check.message)?;
+    }
+    Ok(())
+}
+
+fn render_parts(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     let address = report.virtual_address.map_or_else(|| "-".to_owned(), |address| address.to_string());
     writeln!(
         out,
@@ -64,13 +79,6 @@ fn render_to(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     if !report.drops.is_empty() {
         let drops: Vec<_> = report.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
         writeln!(out, "drops       {}", drops.join(", "))?;
-    }
-    for check in &report.health {
-        let severity = match check.severity {
-            Severity::Warning => "",
-            Severity::Error => "ERROR: ",
-        };
-        writeln!(out, "# Health check: {severity}{}", check.message)?;
     }
     Ok(())
 }
@@ -238,5 +246,13 @@ mod tests {
         );
         assert_eq!(lines.last().unwrap(), &"# Health check: ERROR: the NMS cannot be reached");
         assert!(!report.is_ready());
+    }
+
+    #[test]
+    fn a_device_that_waits_to_be_enrolled_has_only_the_reason() {
+        let message = "not enrolled yet: the cloud does not answer".to_owned();
+        let check = HealthCheck { id: "not-enrolled".into(), severity: Severity::Error, message };
+        let report = StatusReport { health: vec![check], ..StatusReport::default() };
+        assert_eq!(render(&report), "# Health check: ERROR: not enrolled yet: the cloud does not answer\n");
     }
 }

@@ -1,12 +1,14 @@
 //! The identity at start: from the state directory, else by the configured token.
 
-use std::{env, path::PathBuf, time::Duration};
+use std::{env, path::PathBuf, sync::Arc, time::Duration};
 
 use cyphonic_proto::{message::RefusalCode, token::EnrolmentToken};
+use sd_notify::NotifyState;
 
-use super::{DaemonError, notify};
+use super::{DaemonError, notify, waiting::Waiting};
 use crate::{
     config::{Config, resolve_all},
+    control::ControlServer,
     enrol::{EnrolError, enrol, read_token_file},
     state::{DeviceIdentity, StateDir},
 };
@@ -19,8 +21,13 @@ const CREDENTIAL: &str = "cyphonic.token";
 const CREDENTIAL_STORE: &str = "/etc/credstore/cyphonic.token";
 
 /// The device's identity. Waits, for as long as it takes, for a cloud that cannot be reached, and for another token where
-/// the one in the file is of no use.
-pub(super) async fn identity(state: &StateDir, config: &Config) -> Result<DeviceIdentity, DaemonError> {
+/// the one in the file is of no use. From the first failure on, the control socket tells of it, and systemd need not wait: what
+/// comes after the agent, a boot or an installation, would wait for the cloud.
+pub(super) async fn identity(
+    state: &StateDir,
+    config: &Config,
+    waiting: &Arc<Waiting>,
+) -> Result<DeviceIdentity, DaemonError> {
     if let Some(identity) = state.identity()? {
         return Ok(identity);
     }
@@ -32,6 +39,7 @@ pub(super) async fn identity(state: &StateDir, config: &Config) -> Result<Device
         ));
     };
     let mut attempts = Attempts::default();
+    let mut told = None;
     loop {
         let (token, error) = match read_token_file(&file.path) {
             Ok(token) if attempts.are_over_for(&token) => {
@@ -48,14 +56,19 @@ pub(super) async fn identity(state: &StateDir, config: &Config) -> Result<Device
             Err(error) => (None, error),
         };
         let wait = jittered(attempts.failed(token, &error));
-        if error.is_final() {
+        let why = if error.is_final() {
             let help = file.help();
             tracing::error!(%error, "not enrolled: {help}");
-            notify(&[sd_notify::NotifyState::Status(&format!("not enrolled: {error}; {help}"))]);
+            format!("not enrolled: {error}; {help}")
         } else {
             tracing::warn!(%error, wait_s = wait.as_secs(), "not enrolled yet: will try again");
-            notify(&[sd_notify::NotifyState::Status("waiting for the cloud to enrol")]);
+            format!("not enrolled yet: {error}; tried again all the time")
+        };
+        waiting.set(why.clone());
+        if told.is_none() {
+            told = Some(ControlServer::start(&config.socket, waiting.clone()).await?);
         }
+        notify(&[NotifyState::Ready, NotifyState::Status(&why)]);
         tokio::time::sleep(wait).await;
         if error.is_final() && file.is_credential {
             return Err(error.into());

@@ -2,7 +2,8 @@
 //!
 //! 1. [`privileges`]: keep the few capabilities that are used (in `main`, before there are threads).
 //! 2. Lock the state directory; undo what a crashed predecessor left in the host's resolver.
-//! 3. Enrol, if the device is not and a token is there. An unreachable cloud is waited for.
+//! 3. Enrol, if the device is not and a token is there. An unreachable cloud is waited for; systemd is told to go on, and the
+//!    control socket says why nothing else works.
 //! 4. Start the engine: UDP port, virtual interface, ring, node. It needs no cloud to start.
 //! 5. Serve DNS, then the control socket, then point the host's resolver at it and follow who else does. Tell systemd.
 //! 6. Wait for a signal, for `cyphonic down`, or for the engine to fail.
@@ -13,6 +14,7 @@ mod launch;
 pub mod privileges;
 mod served;
 mod signals;
+mod waiting;
 mod watchdog;
 
 use std::{io, sync::Arc, time::Duration};
@@ -34,6 +36,7 @@ use crate::{
 };
 use served::Served;
 use signals::StopSignals;
+use waiting::Waiting;
 
 pub use launch::{LaunchError, block_on, launch};
 
@@ -85,9 +88,12 @@ where
     let state = StateDir::open(&config.state_dir)?;
     let _lock = state.lock()?;
     clean_up(&state);
+    let waiting = Arc::new(Waiting::default());
     let identity = tokio::select! {
-        identity = enrolment::identity(&state, &config) => identity?,
+        identity = enrolment::identity(&state, &config, &waiting) => identity?,
         () = stop.received() => return Ok(()),
+        () = waiting.asked_to_stop() => return Ok(()),
+        () = watchdog::watch(&*waiting) => return Ok(()),
     };
     let netlink = Arc::new(Netlink::connect()?);
     let inputs = EngineInputs { config: config.clone(), identity, state: state.clone(), netlink };
@@ -97,7 +103,7 @@ where
     let outcome =
         match Surroundings::start(&config, &state, (zone, prefix, interface), resolver, backend).await {
             Ok(around) => {
-                notify(&[NotifyState::Ready]);
+                notify(&[NotifyState::Ready, NotifyState::Status("running: `cyphonic status` tells more")]);
                 tracing::info!("ready");
                 let given_back = tokio::spawn(give_back_start_up());
                 let outcome = tokio::select! {

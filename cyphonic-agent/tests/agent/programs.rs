@@ -2,8 +2,10 @@
 
 use std::{
     fs,
+    os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::Duration,
 };
 
 use cyphonic_agent::{resolver::resolv_conf::ResolvConf, state::StateDir};
@@ -95,4 +97,47 @@ fn an_empty_environment_variable_counts_as_not_set() {
         .output()
         .unwrap();
     assert!(text(&up.stderr).contains("not enrolled"), "{up:?}");
+}
+
+/// What the daemon tells systemd, one line a time, until one begins so.
+fn told(systemd: &UnixDatagram, begin: &str) -> String {
+    let mut buffer = [0; 4096];
+    loop {
+        let length = systemd.recv(&mut buffer).expect("it is told in time");
+        if let Some(line) = text(&buffer[..length]).lines().find(|line| line.starts_with(begin)) {
+            return line.to_owned();
+        }
+    }
+}
+
+#[test]
+fn a_device_that_cannot_enrol_yet_keeps_nobody_waiting_and_says_why() {
+    let dir = configured("cloud: 192.0.2.1\n");
+    let (socket, token) = (dir.path().join("run/c.sock"), dir.path().join("token"));
+    let systemd = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    systemd.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut daemon = cyphonicd(dir.path())
+        .env("CYPHONIC_SOCKET", &socket)
+        .env("CYPHONIC_TOKEN_FILE", &token)
+        .env("NOTIFY_SOCKET", dir.path().join("notify"))
+        .env("WATCHDOG_USEC", "200000")
+        .spawn()
+        .unwrap();
+    let cyphonic = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cyphonic"));
+        command.arg("--socket").arg(&socket).args(arguments).output().unwrap()
+    };
+    assert_eq!(told(&systemd, "READY="), "READY=1");
+    told(&systemd, "WATCHDOG=");
+    told(&systemd, "WATCHDOG=");
+    let check = |what| cyphonic(&["status", "--check", what]).status.code();
+    assert_eq!((check("live"), check("ready")), (Some(0), Some(1)));
+    let status = cyphonic(&["status"]);
+    let shown = text(&status.stdout);
+    assert!(shown.starts_with("# Health check: ERROR: not enrolled: there is no token file"), "{status:?}");
+    let wait = cyphonic(&["wait", "--timeout", "0.1"]);
+    assert!(text(&wait.stderr).contains("there is no token file"), "{wait:?}");
+    assert!(cyphonic(&["down"]).status.success());
+    assert!(daemon.wait().unwrap().success());
+    assert!(!socket.exists());
 }
