@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cyphonic_proto::close;
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::message::{self, MAX_MESSAGE_BYTES, Message, Refusal, RefusalCode};
 use cyphonic_proto::time::Validity;
@@ -231,6 +232,18 @@ impl Connection {
     /// Waits until the connection has ended and says why.
     pub async fn closed(&self) -> ConnectionError {
         self.inner.closed().await
+    }
+
+    /// The peer's words, if it has ended the connection because we may not be there.
+    pub fn refused_us(&self) -> Option<String> {
+        match self.inner.close_reason()? {
+            ConnectionError::ApplicationClosed(closed)
+                if closed.error_code == VarInt::from_u32(close::NOT_ALLOWED) =>
+            {
+                Some(message::bounded(&String::from_utf8_lossy(&closed.reason)))
+            }
+            _ => None,
+        }
     }
 
     /// quinn's connection, for relayed legs.

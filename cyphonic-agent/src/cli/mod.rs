@@ -233,6 +233,30 @@ async fn version(socket: &std::path::Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::report::{ServiceReport, ServiceState};
+
+    #[test]
+    fn who_waits_is_told_of_the_service_that_names_wait_for() {
+        let service = |kind, error: Option<&str>| ServiceReport {
+            kind,
+            name: String::new(),
+            remote: None,
+            by_tcp: false,
+            state: ServiceState::BackingOff,
+            since_s: 0,
+            last_error: error.map(str::to_owned),
+        };
+        let of = |services: &[ServiceReport]| {
+            why_not_ready(&StatusReport { services: services.to_vec(), ..StatusReport::default() })
+        };
+        let relay = service(ServiceKind::Trs, Some("the relay is away"));
+        let authentication = service(ServiceKind::As, Some("no answer"));
+        let management = service(ServiceKind::Nms, Some("no route"));
+        assert_eq!(of(&[relay.clone(), authentication.clone(), management]), "no route");
+        let starting = service(ServiceKind::Nms, None);
+        assert_eq!(of(&[relay.clone(), authentication, starting]), "no answer");
+        assert_eq!(of(&[relay]), "not registered at the cloud yet");
+    }
 
     #[test]
     fn start_up_is_waited_for_closely_and_an_absent_cloud_at_leisure() {

@@ -144,7 +144,7 @@ fn service_line(service: &ServiceReport) -> String {
         super::report::ServiceKind::Trs => "TRS",
     };
     let state = match service.state {
-        ServiceState::Idle => "idle",
+        ServiceState::Idle => return format!("{kind:<11} {} not needed now", or_dash(&service.name)),
         ServiceState::Connecting => "connecting",
         ServiceState::Ready => "connected",
         ServiceState::BackingOff => "waiting to try again",
@@ -196,19 +196,23 @@ mod tests {
             rx_bytes: 20,
             ..PeerReport::default()
         };
+        let service = |kind: ServiceKind, state| ServiceReport {
+            kind,
+            name: format!("{}.cyphonic.internal", format!("{kind:?}").to_lowercase()),
+            remote: None,
+            by_tcp: false,
+            state,
+            since_s: 61,
+            last_error: Some("timed out".into()),
+        };
         let why = "relayed because both are behind symmetric NATs".to_owned();
         let report = StatusReport {
             fqdn: "a.cyphonic.internal".into(),
             virtual_address: Some("fd12::1".parse().unwrap()),
-            services: vec![ServiceReport {
-                kind: ServiceKind::Nms,
-                name: "nms.cyphonic.internal".into(),
-                remote: None,
-                by_tcp: false,
-                state: ServiceState::BackingOff,
-                since_s: 61,
-                last_error: Some("timed out".into()),
-            }],
+            services: vec![
+                service(ServiceKind::As, ServiceState::Idle),
+                service(ServiceKind::Nms, ServiceState::BackingOff),
+            ],
             peers: vec![
                 PeerReport {
                     path_mtu: 1500,
@@ -240,6 +244,7 @@ mod tests {
             "{text}"
         );
         assert!(lines[3].ends_with("offline"), "{text}");
+        assert!(text.contains("AS          as.cyphonic.internal not needed now\n"), "{text}");
         assert!(
             text.contains("NMS         nms.cyphonic.internal waiting to try again for 1 min: timed out"),
             "{text}"

@@ -20,7 +20,7 @@ pub(crate) enum Input {
     /// A connection to a service ended.
     ServiceEnded { service: Service, attempt: u64, reason: String },
     /// A request of ours was answered, or not.
-    Answered { exchange: ExchangeId, outcome: Result<Message, String> },
+    Answered { exchange: ExchangeId, service: Service, outcome: Result<Message, String> },
     /// A service asks us.
     Asked { service: Service, attempt: u64, message: Message, responder: Responder },
     /// A service did not wait for our answer.

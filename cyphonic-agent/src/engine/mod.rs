@@ -9,6 +9,7 @@
 //! | `input` | what can happen |
 //! | `run`, `perform` | the loop: input → node → actions |
 //! | `services` | connections to AS, NMS and TRS |
+//! | `admission` | whether the cloud lets this device in |
 //! | `renewal` | a new certificate before the old one ends |
 //! | `time` | what follows from knowing the time |
 //! | `peers` | the handshakes between this node and others |
@@ -24,6 +25,7 @@
 //!
 //! **Invariant:** no packet of an established tunnel comes through here.
 
+mod admission;
 mod cards;
 mod datapath;
 mod handle;

@@ -144,6 +144,7 @@ impl Engine {
         }
         if let Some(old) = self.services.remove(service) {
             old.listener.abort();
+            self.note_end(service, &old.connection);
             self.transport.mux().remove_legs(old.connection.quinn());
             old.connection.close(close::DONE, "not needed now");
         }
@@ -154,7 +155,7 @@ impl Engine {
         let connection = self.services.get(service).map(|s| s.connection.clone());
         // Begun here: what is asked behind a registration is answered only if it is read behind it.
         let asked = connection.map(|connection| (connection.begin_exchange(message), connection));
-        let (inputs, clock) = (self.inputs.clone(), self.clock.clone());
+        let (inputs, clock, service) = (self.inputs.clone(), self.clock.clone(), service.clone());
         let task = tokio::spawn(async move {
             let outcome = match asked {
                 Some((answer, connection)) => {
@@ -163,7 +164,7 @@ impl Engine {
                 }
                 None => Err("the connection has just ended".into()),
             };
-            drop(inputs.send(Input::Answered { exchange, outcome }).await);
+            drop(inputs.send(Input::Answered { exchange, service, outcome }).await);
         });
         self.requests.insert(exchange, task);
     }

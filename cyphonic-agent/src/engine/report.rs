@@ -14,6 +14,7 @@ use cyphonic_proto::node::{
     NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus,
 };
 
+use super::admission;
 use super::interface::Lost;
 use super::renewal::Lifetime;
 use crate::control::netcheck::NetcheckReport;
@@ -64,6 +65,7 @@ pub(crate) struct Sources<'a> {
     pub(crate) started: Instant,
     pub(crate) udp_port: u16,
     pub(crate) nat64: Option<Nat64Prefix>,
+    pub(crate) not_admitted: Option<&'a str>,
     pub(crate) certificate: Lifetime,
     pub(crate) certificate_health: Option<HealthCheck>,
 }
@@ -175,6 +177,7 @@ fn peer_report(
             NodePeer::Connecting => PeerState::SettingUp,
             NodePeer::Connected => PeerState::Active,
             NodePeer::Idle => PeerState::Idle,
+            NodePeer::Offline => PeerState::Offline,
             NodePeer::Failed => PeerState::Failed,
         },
         route: peer.route.map(|kind| route_report(kind, peer)),
@@ -214,6 +217,13 @@ fn route_report(kind: RouteKind, peer: &PeerStatus) -> RouteReport {
     }
 }
 
+/// What keeps the node from its NMS: the NMS's own failure, else that of the AS, which knows where it is. A relay's is neither.
+fn why_unregistered(services: &[ServiceStatus]) -> Option<&str> {
+    [Service::Nms, Service::As]
+        .iter()
+        .find_map(|wanted| services.iter().find(|status| status.service == *wanted)?.last_error.as_deref())
+}
+
 fn health(sources: &Sources<'_>, classifier: &ClassifierReport) -> Vec<HealthCheck> {
     let node = &sources.node;
     let mut found = Vec::new();
@@ -235,13 +245,20 @@ fn health(sources: &Sources<'_>, classifier: &ClassifierReport) -> Vec<HealthChe
             ),
         );
     }
-    if !node.registered {
-        let why = node
-            .services
-            .iter()
-            .find_map(|s| s.last_error.clone())
-            .unwrap_or_else(|| "still connecting".into());
-        add("nms-unreachable", Severity::Error, format!("not registered: {why}; tunnels that stand go on"));
+    match sources.not_admitted {
+        _ if node.registered => {}
+        Some(reason) => {
+            let HealthCheck { id, severity, message } = admission::health(reason);
+            add(&id, severity, message);
+        }
+        None => {
+            let why = why_unregistered(&node.services).unwrap_or("still connecting");
+            add(
+                "nms-unreachable",
+                Severity::Error,
+                format!("not registered: {why}; tunnels that stand go on"),
+            );
+        }
     }
     let by_tcp = node.services.iter().find_map(|service| service.through);
     if let Some(through) = by_tcp {

@@ -57,6 +57,8 @@ pub(crate) struct Engine {
     pub(super) failure: Option<oneshot::Sender<String>>,
     pub(super) certificate: Lifetime,
     pub(super) renewal_failure: Option<String>,
+    /// Why the cloud does not let this device in, as far as it said so.
+    pub(super) not_admitted: Option<String>,
     pub(super) started: Instant,
     pub(super) services: HashMap<Service, ServiceConnection>,
     /// Dials of services under way, and the attempt that each is.
@@ -116,6 +118,7 @@ impl Engine {
             failure: Some(parts.failure),
             certificate,
             renewal_failure: None,
+            not_admitted: None,
             started: now,
             services: HashMap::new(),
             dialling: HashMap::new(),
@@ -169,7 +172,7 @@ impl Engine {
             Input::ServiceEnded { service, attempt, reason } => {
                 self.service_ended(now, service, attempt, reason)
             }
-            Input::Answered { exchange, outcome } => self.answered(now, exchange, outcome),
+            Input::Answered { exchange, service, outcome } => self.answered(now, exchange, &service, outcome),
             Input::Asked { service, attempt, message, responder } => {
                 self.asked(now, service, attempt, message, responder);
             }
@@ -231,6 +234,7 @@ impl Engine {
             Err(_) if !current => {}
             Err(reason) => {
                 self.dialling.remove(&dialled);
+                self.note_unreachable(&service);
                 match way {
                     Way::Udp => {
                         tracing::info!(%service, reason, "cannot connect");
@@ -275,17 +279,28 @@ impl Engine {
     fn service_ended(&mut self, now: Instant, service: Service, attempt: u64, reason: String) {
         if self.services.get(&service).is_some_and(|s| s.attempt == attempt) {
             tracing::info!(%service, reason, "the connection ended");
-            self.services.remove(&service);
+            if let Some(ended) = self.services.remove(&service) {
+                self.note_end(&service, &ended.connection);
+            }
             self.node.handle_disconnected(now, service, reason);
         }
     }
 
-    fn answered(&mut self, now: Instant, exchange: ExchangeId, outcome: Result<Message, String>) {
+    fn answered(
+        &mut self,
+        now: Instant,
+        exchange: ExchangeId,
+        service: &Service,
+        outcome: Result<Message, String>,
+    ) {
         if self.requests.remove(&exchange).is_none() {
             return;
         }
         match outcome {
-            Ok(message) => self.node.handle_response(now, exchange, message),
+            Ok(message) => {
+                self.note_answer(service, &message);
+                self.node.handle_response(now, exchange, message);
+            }
             Err(reason) => self.node.handle_exchange_failed(now, exchange, reason),
         }
     }
@@ -446,6 +461,7 @@ impl Engine {
             started: self.started,
             udp_port: self.port.local_port(),
             nat64: self.port.nat64(),
+            not_admitted: self.not_admitted.as_deref(),
             certificate: self.certificate,
             certificate_health: self
                 .certificate

@@ -73,7 +73,7 @@ async fn a_revoked_device_is_told_so_whatever_its_clock_says() {
         let device = overlay.enrol(name, 10, dir.path());
         overlay.register().revoke_device(&device.parsed().fqdn, now()).unwrap();
         let (engine, _endpoint) = device.run_by(overlay.address, clock(device.parsed().not_before, system));
-        let report = status_when(&engine, |report| complains_of(report, "nms-unreachable", "revoked")).await;
+        let report = status_when(&engine, |report| complains_of(report, "not-admitted", "revoked")).await;
         assert!(!registered(&report));
         engine.stop().await;
     }

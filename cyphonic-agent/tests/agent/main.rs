@@ -2,6 +2,7 @@
 //! tables in a network namespace. Needs root, `dig` (bind9-dnsutils), `ip` (iproute2) and `dbus-daemon`.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "fails the test")]
 
+mod admission;
 mod clock;
 mod control;
 mod daemon;

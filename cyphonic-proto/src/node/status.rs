@@ -1,6 +1,12 @@
 //! A node's state for people.
 
-use super::{Node, PathStatus, action::Service, peers::Peer, services::Slot, tunnels::Tunnel};
+use super::{
+    Node, PathStatus,
+    action::{ResolveError, Service},
+    peers::Peer,
+    services::Slot,
+    tunnels::Tunnel,
+};
 use crate::{
     id::TunnelId,
     message::RouteKind,
@@ -116,7 +122,9 @@ pub enum PeerState {
     Connected,
     /// No tunnel, and none is wanted.
     Idle,
-    /// The last set-up failed.
+    /// The last set-up found it not connected.
+    Offline,
+    /// The last set-up failed otherwise.
     Failed,
 }
 
@@ -175,8 +183,11 @@ impl Node {
         let state = match () {
             () if current.is_some() => PeerState::Connected,
             () if peer.is_sought() => PeerState::Connecting,
-            () if peer.last_error.is_some() => PeerState::Failed,
-            () => PeerState::Idle,
+            () => match peer.last_error {
+                Some(ResolveError::Offline { .. }) => PeerState::Offline,
+                Some(_) => PeerState::Failed,
+                None => PeerState::Idle,
+            },
         };
         PeerStatus {
             fqdn: peer.fqdn.clone(),

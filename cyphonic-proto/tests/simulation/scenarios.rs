@@ -6,7 +6,7 @@ use crate::{
 };
 use cyphonic_proto::{
     message::{Message, RouteKind},
-    node::{Action, Node, NodeConfig, ResolveError, Service, ServiceState, Target, Timing},
+    node::{Action, Node, NodeConfig, PeerState, ResolveError, Service, ServiceState, Target, Timing},
     tunnel::Suite,
 };
 use std::{net::SocketAddr, time::Duration};
@@ -190,6 +190,9 @@ fn what_does_not_exist_is_told_from_what_is_offline() {
     assert_eq!(world.resolves("a", "nobody"), Err(ResolveError::NoSuchPeer));
     world.cloud.enrol("late");
     assert!(matches!(world.resolves("a", "late"), Err(ResolveError::Offline { .. })));
+    let status = world.hosts["a"].node.as_ref().unwrap().status();
+    let late = status.peers.iter().find(|peer| peer.fqdn.as_deref() == Some("late.lab")).unwrap();
+    assert_eq!(late.state, PeerState::Offline);
     let outside = world.ask("a", Target::Name("example.com".into()));
     assert_eq!(world.answer(outside), Err(ResolveError::NotInZone));
     let unknown = world.ask("a", Target::Address("fd12:3456:789a::1".parse().unwrap()));

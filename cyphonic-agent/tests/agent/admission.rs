@@ -1,0 +1,49 @@
+//! A device that the cloud does not let in, with a real cloud.
+
+use cyphonic_agent::control::StatusReport;
+use cyphonic_cloud::server::Cloud;
+
+use crate::overlay::{Overlay, now, registered, status_when};
+
+fn is_shut_out(report: &StatusReport, words: &str) -> bool {
+    let told = report.health_check("not-admitted").is_some_and(|check| check.message.contains(words));
+    told && report.health_check("nms-unreachable").is_none()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_revoked_while_it_is_connected_is_told_what_it_is() {
+    let overlay = Overlay::found();
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let device = overlay.enrol("a", 10, dir.path());
+    let (engine, _endpoint) = device.run(overlay.address);
+    let report = status_when(&engine, registered).await;
+    assert!(report.health_check("not-admitted").is_none());
+    overlay.register().revoke_device(&device.parsed().fqdn, now()).unwrap();
+    status_when(&engine, |report| is_shut_out(report, "revoked")).await;
+    // A cloud that is away afterwards is what is wrong then.
+    cloud.shutdown().await;
+    status_when(&engine, |report| {
+        report.health_check("nms-unreachable").is_some() && report.health_check("not-admitted").is_none()
+    })
+    .await;
+    engine.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_machines_with_one_identity_are_told_of_each_other() {
+    let overlay = Overlay::found();
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let device = overlay.enrol("a", 10, dir.path());
+    let (first, _one) = device.run(overlay.address);
+    status_when(&first, registered).await;
+    let (second, _other) = device.run(overlay.address);
+    status_when(&first, |report| is_shut_out(report, "replaced by a newer connection")).await;
+    second.stop().await;
+    // Alone, it is let in again, and nothing is left of that.
+    let alone = status_when(&first, registered).await;
+    assert!(alone.health_check("not-admitted").is_none(), "{:?}", alone.health);
+    first.stop().await;
+    cloud.shutdown().await;
+}
