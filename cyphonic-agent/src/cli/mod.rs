@@ -1,8 +1,8 @@
 //! The `cyphonic` command: verbs that people know from other overlays.
 //!
 //! Exit status: 0 done; 1 not done, with the reason on standard error, for `status --check`, `wait` and `ping` the
-//! answer itself; 2 no such command or flag; 78 the configuration is wrong.
-#![expect(clippy::print_stdout, reason = "the output of a command")]
+//! answer itself; 2 no such command or flag; 3 `status --check` may not ask; 78 the configuration is wrong.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a command")]
 
 mod dns;
 mod failure;
@@ -49,7 +49,8 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Print nothing; exit with 0 if the daemon is live (answers) or ready (can resolve names).
+        /// Print nothing; exit with 0 if the daemon is live (answers) or ready (can resolve names), with 1 if not, with 3 and
+        /// the reason if this user may not ask it.
         #[arg(long, value_enum)]
         check: Option<Check>,
     },
@@ -165,10 +166,17 @@ async fn status(socket: &std::path::Path) -> Result<StatusReport, ClientError> {
     ControlClient::connect(socket).await?.status().await
 }
 
+/// Of `status --check`: whoever asks is at fault, the daemon may be well.
+const MAY_NOT_ASK: u8 = 3;
+
 async fn check(socket: &std::path::Path, check: Check) -> ExitCode {
     let passed = match (status(socket).await, check) {
         (Ok(_), Check::Live) => true,
         (Ok(report), Check::Ready) => report.is_ready(),
+        (Err(error), _) if error.is_not_allowed() => {
+            eprintln!("cyphonic: {error}");
+            return ExitCode::from(MAY_NOT_ASK);
+        }
         (Err(_), _) => false,
     };
     if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -185,7 +193,7 @@ async fn wait(socket: &std::path::Path, seconds: Option<f64>) -> Result<ExitCode
         match timeout_at(deadline, status(socket)).await {
             Ok(Ok(report)) if report.is_ready() => return Ok(ExitCode::SUCCESS),
             Ok(Ok(report)) => last = why_not_ready(&report),
-            Ok(Err(error @ ClientError::NotAllowed { .. })) => return Err(error.into()),
+            Ok(Err(error)) if error.is_not_allowed() => return Err(error.into()),
             Ok(Err(error)) => last = error.to_string(),
             Err(_) => bail!("not ready: {last}"),
         }

@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use super::{
-    DnsStatus, Failure, PROTOCOL_VERSION, Reply, Request, ResetDone, ResetTarget, Resolved, StatusReport,
-    VersionInfo,
+    DnsStatus, Failure, FailureCode, PROTOCOL_VERSION, Reply, Request, ResetDone, ResetTarget, Resolved,
+    StatusReport, VersionInfo,
     protocol::{Envelope, MAX_REPLY_BYTES},
 };
 
@@ -99,6 +99,17 @@ impl ControlClient {
     }
 }
 
+impl ClientError {
+    /// Whether the daemon may be well, and we may not ask: said by the socket's mode or by the daemon.
+    pub fn is_not_allowed(&self) -> bool {
+        match self {
+            Self::NotAllowed { .. } => true,
+            Self::Refused(failure) => failure.code == FailureCode::NotAllowed,
+            _ => false,
+        }
+    }
+}
+
 /// Why the daemon did not answer as asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -109,7 +120,7 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// The socket's mode keeps us out.
-    #[error("no access to {}: use sudo, or join the socket's group", path.display())]
+    #[error("no access to {}: use sudo, or join the group `cyphonic`", path.display())]
     NotAllowed {
         /// The socket.
         path: PathBuf,

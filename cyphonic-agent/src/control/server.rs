@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -41,18 +41,27 @@ pub struct ControlServer {
 }
 
 impl ControlServer {
-    /// Listens at `path`, mode 0660. A file left by a crashed daemon is replaced; a living daemon's is not.
+    /// Listens at `path`, mode 0660, for root and the members of `group` (without one: of this process's). A file left by a
+    /// crashed daemon is replaced; a living daemon's is not.
     ///
     /// # Errors
     ///
     /// When something else is there, or the directory cannot be written.
-    pub async fn start(path: &Path, backend: Arc<dyn Backend>) -> Result<Self, ControlError> {
+    pub async fn start(
+        path: &Path,
+        group: Option<u32>,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Self, ControlError> {
         let failed = |what| move |source| ControlError::Io { what, path: path.to_owned(), source };
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed("create the directory of"))?;
         }
         clear_stale(path).await?;
         let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+        // A group of this process's own takes no privilege: the unit gives it to the daemon.
+        if let Err(error) = group.map_or(Ok(()), |group| chown(path, None, Some(group))) {
+            tracing::info!(%error, "the control socket is for root alone: this process is not of the group {GROUP}");
+        }
         // Peer credentials are checked on every connection, so nothing is open in between.
         fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed("set the mode of"))?;
         let meta = fs::metadata(path).map_err(failed("look at"))?;
@@ -85,6 +94,20 @@ async fn clear_stale(path: &Path) -> Result<(), ControlError> {
         return Err(ControlError::InUse { path: path.to_owned() });
     }
     fs::remove_file(path).map_err(|source| ControlError::Io { what: "remove", path: path.to_owned(), source })
+}
+
+/// The packages' group of those who may ask besides root. Not necessary.
+const GROUP: &str = "cyphonic";
+
+/// The number of [`GROUP`] on this host, where it is there.
+pub fn group() -> Option<u32> {
+    group_in(&fs::read_to_string("/etc/group").ok()?)
+}
+
+/// By group(5).
+fn group_in(groups: &str) -> Option<u32> {
+    let mut lines = groups.lines().map(|line| line.split(':'));
+    lines.find_map(|mut fields| if fields.next()? == GROUP { fields.nth(1)?.parse().ok() } else { None })
 }
 
 /// Whose requests are served: root's, the daemon's own user's, and those of the socket file's group.
@@ -145,7 +168,7 @@ async fn serve(mut stream: UnixStream, backend: &dyn Backend, allowed: Allowed) 
         tracing::warn!(uid = peer.uid(), "a user outside the control socket's group was refused");
         let refusal = Reply::failed(
             FailureCode::NotAllowed,
-            "only root and the group of the control socket may ask: use sudo, or join that group",
+            "only root and the control socket's group may ask: use sudo, or join the group `cyphonic`",
         );
         return send(&mut stream, &refusal).await;
     }
@@ -264,6 +287,15 @@ pub enum ControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_group_is_found_by_its_name() {
+        let groups = "root:x:0:\n\nold-cyphonic:x:7:\ncyphonic-cloud:x:8:\ncyphonic:x:998:ann,bob\n";
+        assert_eq!(group_in(groups), Some(998));
+        assert_eq!(group_in("cyphonic:x:many:\n"), None);
+        assert_eq!(group_in("cyphonic\n"), None);
+        assert_eq!(group_in(""), None);
+    }
 
     #[test]
     fn short_names_are_completed() {

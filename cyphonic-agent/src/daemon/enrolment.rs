@@ -8,7 +8,7 @@ use sd_notify::NotifyState;
 use super::{DaemonError, notify, waiting::Waiting};
 use crate::{
     config::{Config, resolve_all},
-    control::ControlServer,
+    control::{self, ControlServer},
     enrol::{EnrolError, enrol, read_token_file},
     state::{DeviceIdentity, StateDir},
 };
@@ -66,7 +66,7 @@ pub(super) async fn identity(
         };
         waiting.set(why.clone());
         if told.is_none() {
-            told = Some(ControlServer::start(&config.socket, waiting.clone()).await?);
+            told = Some(ControlServer::start(&config.socket, control::group(), waiting.clone()).await?);
         }
         notify(&[NotifyState::Ready, NotifyState::Status(&why)]);
         tokio::time::sleep(wait).await;

@@ -27,7 +27,7 @@ use tokio::{sync::Notify, task::JoinSet};
 
 use crate::{
     config::Config,
-    control::{Backend, ControlError, ControlServer},
+    control::{self, Backend, ControlError, ControlServer},
     dns::{DnsError, DnsServer, InvalidZone, Resolver, Zone},
     enrol::EnrolError,
     netlink::{Netlink, NetlinkError},
@@ -187,7 +187,7 @@ impl Surroundings {
         let asked_to_stop = Arc::new(Notify::new());
         let resolver = SharedResolver::default();
         let served = Served::new(backend, dns.clone(), asked_to_stop.clone(), resolver.clone());
-        let control = ControlServer::start(&config.socket, Arc::new(served)).await?;
+        let control = ControlServer::start(&config.socket, control::group(), Arc::new(served)).await?;
         // Last, because nothing after it can fail. Without it the overlay still works by address, so failing is no
         // reason to stop: `status` says so.
         let host = resolver::Host::default();

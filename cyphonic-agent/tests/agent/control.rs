@@ -1,7 +1,9 @@
 use std::{
+    fs::Permissions,
     net::Ipv6Addr,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::Output,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -73,7 +75,7 @@ async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run/c.sock");
     let engine = Arc::new(Engine::default());
-    let server = ControlServer::start(&path, engine.clone()).await.unwrap();
+    let server = ControlServer::start(&path, None, engine.clone()).await.unwrap();
     Fixture { _dir: dir, path, engine, server }
 }
 
@@ -151,14 +153,14 @@ async fn clients_beyond_the_limit_are_told_that_the_daemon_is_busy() {
 #[tokio::test]
 async fn a_living_daemons_socket_is_not_taken_and_a_dead_ones_is() {
     let f = fixture().await;
-    let again = ControlServer::start(&f.path, f.engine.clone()).await;
+    let again = ControlServer::start(&f.path, None, f.engine.clone()).await;
     assert!(matches!(again, Err(ControlError::InUse { .. })));
     drop(f.server);
     assert!(!f.path.exists(), "the file goes with the server");
     assert!(matches!(ControlClient::connect(&f.path).await, Err(ClientError::NotRunning { .. })));
     // What a killed daemon leaves.
     drop(std::os::unix::net::UnixListener::bind(&f.path).unwrap());
-    let _server = ControlServer::start(&f.path, f.engine.clone()).await.unwrap();
+    let _server = ControlServer::start(&f.path, None, f.engine.clone()).await.unwrap();
     ControlClient::connect(&f.path).await.unwrap().version().await.unwrap();
 }
 
@@ -167,7 +169,52 @@ async fn a_file_in_the_way_is_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.sock");
     std::fs::write(&path, "precious").unwrap();
-    let started = ControlServer::start(&path, Arc::new(Engine::default())).await;
+    let started = ControlServer::start(&path, None, Arc::new(Engine::default())).await;
     assert!(matches!(started, Err(ControlError::NotASocket { .. })));
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+}
+
+/// Users and groups that no host has.
+const STRANGER: u32 = 1_999_999_001;
+const GROUP: u32 = 1_999_999_002;
+
+/// `cyphonic status --check live` as another user (setpriv(1)), by a copy of the program where everybody may read.
+async fn check_as(dir: &Path, group: u32, further: &[u32]) -> Output {
+    let further: Vec<_> = further.iter().map(ToString::to_string).collect();
+    let groups =
+        if further.is_empty() { "--clear-groups".into() } else { format!("--groups={}", further.join(",")) };
+    tokio::process::Command::new("setpriv")
+        .args([format!("--reuid={STRANGER}"), format!("--regid={group}"), groups])
+        .arg(dir.join("cyphonic"))
+        .arg("--socket")
+        .arg(dir.join("run/c.sock"))
+        .args(["status", "--check", "live"])
+        .output()
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn root_and_the_sockets_group_are_served_and_strangers_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, program) = (dir.path().join("run/c.sock"), dir.path().join("cyphonic"));
+    std::fs::copy(env!("CARGO_BIN_EXE_cyphonic"), &program).unwrap();
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let _server = ControlServer::start(&path, Some(GROUP), Arc::new(Engine::default())).await.unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().gid(), GROUP);
+    ControlClient::connect(&path).await.unwrap().version().await.unwrap();
+    // The kernel goes by the socket's mode; where it does not, the daemon goes by who has connected.
+    for mode in [0o660, 0o666] {
+        std::fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        for (group, further) in [(GROUP, &[][..]), (STRANGER, &[GROUP][..]), (STRANGER, &[STRANGER, GROUP])] {
+            let member = check_as(dir.path(), group, further).await;
+            assert!(member.status.success(), "{mode:o} {group} {further:?}: {member:?}");
+        }
+        for further in [&[][..], &[GROUP + 1]] {
+            let stranger = check_as(dir.path(), STRANGER, further).await;
+            assert_eq!(stranger.status.code(), Some(3), "{mode:o} {further:?}: {stranger:?}");
+            let reason = String::from_utf8(stranger.stderr).unwrap();
+            assert!(reason.contains("use sudo, or join the group `cyphonic`"), "{reason}");
+        }
+    }
 }

@@ -19,8 +19,9 @@ forwarding() {
     sysctl -a 2>/dev/null | grep -E '^net\.ipv[46]\.(conf\.[a-z0-9]+\.forwarding|ip_forward)' | grep -v cyph0
 }
 
+# Without what makes the agent's group, which outlives the package: its number is not to be given to another.
 etc() {
-    find /etc ! -type d -printf '%p %l ' -exec md5sum -- {} + 2>/dev/null | sort
+    find /etc ! -type d ! -name 'group*' ! -name 'gshadow*' ! -name .pwd.lock -printf '%p %l ' -exec md5sum -- {} + 2>/dev/null | sort
 }
 
 unchanged() { # SINCE
@@ -164,6 +165,9 @@ sed -i 's/^#CYPHONIC_CLOUD=.*/CYPHONIC_CLOUD=192.0.2.1:443/' /etc/default/cyphon
 check "the agent enrols by a credential" systemctl start cyphonicd
 check "and comes online" cyphonic wait --timeout 120
 check "it has told systemd so itself" is Type notify cyphonicd
+check "its control socket has the packages' group" test "$(stat -c '%G %a' /run/cyphonic/cyphonic.sock)" = 'cyphonic 660'
+check "whose members may ask" setpriv --reuid=nobody --regid=nogroup --groups="$(getent group cyphonic | cut -d : -f 3)" cyphonic status --check live
+check "and nobody else" not setpriv --reuid=nobody --regid=nogroup --clear-groups cyphonic status --check live
 check "its folder is nobody else's" test "$(stat -c %a /var/lib/cyphonic)" = 700
 for unit in cyphonicd cyphonic-cloud; do
     check "systemd watches $unit" is WatchdogUSec 1min "$unit"
