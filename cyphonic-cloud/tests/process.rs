@@ -6,6 +6,7 @@ mod client;
 mod common;
 
 use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
@@ -52,15 +53,15 @@ impl Running {
     /// Starts and waits until the port answers.
     async fn start(config: &Path, address: SocketAddr) -> Self {
         // In a session of its own, as services are: without the terminal that the tests may have.
-        let child = Command::new("setsid")
-            .arg(env!("CARGO_BIN_EXE_cyphonic-cloud"))
-            .args(["run", "--config", config.to_str().unwrap()])
-            .env_remove("RUST_LOG")
-            .env("RUNTIME_DIRECTORY", config.parent().unwrap())
-            .stderr(std::fs::File::create(config.with_extension("log")).unwrap())
-            .spawn()
-            .unwrap();
-        let running = Self(child);
+        let mut command = Command::new("setsid");
+        command.arg(env!("CARGO_BIN_EXE_cyphonic-cloud")).args(["run", "--config", config.to_str().unwrap()]);
+        command.env_remove("RUST_LOG").env("RUNTIME_DIRECTORY", config.parent().unwrap());
+        command.stderr(std::fs::File::create(config.with_extension("log")).unwrap());
+        Self::start_by(command, address).await
+    }
+
+    async fn start_by(mut command: Command, address: SocketAddr) -> Self {
+        let running = Self(command.spawn().unwrap());
         let deadline = Instant::now() + SOON;
         // A pinned root that nothing matches: answered by an alert as soon as the service is up.
         while let Err(error) = enrolment::connect(&[address], [0; 32], &Clock::new(0)).await {
@@ -180,6 +181,27 @@ async fn what_was_acknowledged_survives_kill_9() {
     let connection = client.connect(&overlay, &last, Role::As).await.unwrap();
     let answer = connection.open_exchange(&login_request()).await.unwrap();
     assert!(matches!(answer, Message::LoginResponse(_)), "{answer:?}");
+}
+
+/// A program that crashes writes what it has in its memory into a file here.
+fn with_core_dumps(program: &str, folder: &Path) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -c unlimited && exec \"$0\" \"$@\"", program]).current_dir(folder);
+    shell
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_leaves_no_core_dump_with_keys_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let crash = with_core_dumps("sh", dir.path()).args(["-c", "kill -s ABRT $$"]).status().unwrap();
+    assert!(crash.core_dumped(), "this machine makes core dumps: {crash:?}");
+    let overlay = Overlay::found(unix_now());
+    let mut command = with_core_dumps(env!("CARGO_BIN_EXE_cyphonic-cloud"), dir.path());
+    command.args(["run", "--config"]).arg(&overlay.config_path).env_remove("RUST_LOG");
+    let mut running = Running::start_by(command, overlay.address).await;
+    running.signal("ABRT");
+    let crash = running.wait();
+    assert_eq!((crash.signal(), crash.core_dumped()), (Some(6), false));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,7 @@
 //! - [`shard`]: several rings, one a worker, that look like one.
 //! - [`thread`]: how the kernel schedules the threads of rings and relay.
 //! - [`memory`]: gives back what only starting needed.
+//! - [`dumps`]: no core dumps of a process with keys.
 //! - [`xsk`]: AF_XDP sockets: packets between an interface's XDP program and userspace.
 //! - [`tcp`]: what TCP that carries datagrams needs of the kernel.
 //! - [`relay`]: the relay's map from connection IDs to legs, and its userspace forwarding loop.
@@ -18,6 +19,7 @@
 #[cfg(feature = "bench")]
 pub mod bench;
 pub mod bpf;
+pub mod dumps;
 mod gso;
 mod hash;
 pub mod memory;

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use cyphonic_dataplane::dumps;
 use cyphonic_proto::identity::Identity;
 
 use crate::{
@@ -52,6 +53,7 @@ impl Up {
             ..Overrides::default()
         };
         let config = Config::load(&self.config, false, &overrides)?;
+        dumps::forbid().context("cannot keep the device's key out of core dumps")?;
         let state = StateDir::open(&config.state_dir)?;
         let identity = match self.present(&state)? {
             Some(identity) if !self.enrols_again(&identity)? => {

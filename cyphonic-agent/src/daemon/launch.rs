@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use cyphonic_dataplane::dumps;
 use cyphonic_transport::descriptors;
 use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -19,13 +20,16 @@ const LEFT_OVER: Duration = Duration::from_millis(500);
 /// More than everything that the agent bounds can take.
 const DESCRIPTORS: u64 = 16_384;
 
-/// Becomes the daemon: gives up unused privileges, starts logging, and runs until told to stop.
+/// Becomes the daemon: starts logging, gives up unused privileges and core dumps, and runs until told to stop.
 ///
 /// Call it from `main`, before there are other threads.
 pub fn launch(config: Config) -> Result<(), LaunchError> {
     start_logging(&config.log);
     if let Err(error) = privileges::drop_unused() {
         tracing::warn!(%error, "running with more privileges than needed");
+    }
+    if let Err(error) = dumps::forbid() {
+        tracing::warn!(%error, "a core dump of this process would have its keys");
     }
     // Cards, sockets and queries in hand take some hundreds.
     descriptors::up_to(DESCRIPTORS);

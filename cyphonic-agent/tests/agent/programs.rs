@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::net::UnixDatagram,
+    os::unix::{net::UnixDatagram, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, Output},
     time::Duration,
@@ -140,4 +140,31 @@ fn a_device_that_cannot_enrol_yet_keeps_nobody_waiting_and_says_why() {
     assert!(cyphonic(&["down"]).status.success());
     assert!(daemon.wait().unwrap().success());
     assert!(!socket.exists());
+}
+
+#[test]
+fn a_crash_of_the_daemon_leaves_no_core_dump_with_keys_in_it() {
+    let dir = configured("cloud: 192.0.2.1\n");
+    let dumping = |program: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -c unlimited && exec \"$0\" \"$@\"", program]).current_dir(dir.path());
+        shell
+    };
+    let crash = dumping("sh").args(["-c", "kill -s ABRT $$"]).status().unwrap();
+    assert!(crash.core_dumped(), "this machine makes core dumps: {crash:?}");
+    let systemd = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    systemd.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut daemon = dumping(env!("CARGO_BIN_EXE_cyphonicd"))
+        .env("CYPHONIC_CONFIG", dir.path().join("agent.yaml"))
+        .env("CYPHONIC_STATE_DIR", dir.path().join("state"))
+        .env("CYPHONIC_SOCKET", dir.path().join("run/c.sock"))
+        .env("CYPHONIC_TOKEN_FILE", dir.path().join("token"))
+        .env("NOTIFY_SOCKET", dir.path().join("notify"))
+        .spawn()
+        .unwrap();
+    told(&systemd, "READY=");
+    let id = daemon.id().to_string();
+    assert!(Command::new("kill").args(["-s", "ABRT", &id]).status().unwrap().success());
+    let crash = daemon.wait().unwrap();
+    assert_eq!((crash.signal(), crash.core_dumped()), (Some(6), false));
 }

@@ -31,9 +31,11 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use cyphonic_cloud::config::{Config, DEFAULT_PATH};
 use cyphonic_cloud::register::Register;
+use cyphonic_dataplane::dumps;
 
 /// Where a service keeps what is of one run only: a variable that systemd sets, and what the package's unit makes of it.
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
@@ -106,6 +108,10 @@ fn runtime_directory() -> PathBuf {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Most commands have keys or tokens in their memory.
+    if let Err(error) = dumps::forbid().context("core dumps of this process are not prevented") {
+        complain(&error);
+    }
     let done = match arguments.command {
         Command::Init(arguments) => init::run(&arguments),
         Command::TrsCredentials(arguments) => relay::run(&arguments),
