@@ -6,7 +6,7 @@ use std::{env, fmt::Display, path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
 use cyphonic_agent::{
-    cli::{exit_code, parse, write_manual},
+    cli::{exit_code, parse, print, write_manual},
     config::{Config, DEFAULT_PATH, EXAMPLE, Overrides},
     daemon,
     state::StateDir,
@@ -85,8 +85,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Err(error) => return clean_up_anyhow(&error, &cli.settings.overrides),
         },
         Command::Manual { folder } => write_manual(Cli::command(), &folder)?,
-        Command::Config(ConfigCommand::Example) => print!("{EXAMPLE}"),
-        Command::Config(ConfigCommand::Check) => print!("{}", serde_yaml::to_string(&cli.settings.load()?)?),
+        Command::Config(ConfigCommand::Example) => print(EXAMPLE)?,
+        Command::Config(ConfigCommand::Check) => print(serde_yaml::to_string(&cli.settings.load()?)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }

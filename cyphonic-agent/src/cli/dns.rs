@@ -1,5 +1,4 @@
 //! `cyphonic dns`: what the overlay's DNS server does and says.
-#![expect(clippy::print_stdout, reason = "the output of a command")]
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -18,6 +17,7 @@ use hickory_proto::{
 };
 use tokio::{net::UdpSocket, time::timeout};
 
+use super::output::{say, say_json};
 use crate::control::{ControlClient, DnsStatus};
 
 /// Longer than the server takes to give up.
@@ -42,23 +42,27 @@ impl Dns {
     pub(super) async fn run(self, mut client: ControlClient) -> Result<ExitCode> {
         let status = client.dns_status().await?;
         match self {
-            Self::Status { json: true } => println!("{}", serde_json::to_string_pretty(&status)?),
-            Self::Status { json: false } => show(&status),
+            Self::Status { json: true } => say_json(&status)?,
+            Self::Status { json: false } => show(&status)?,
             Self::Query { name } => return query(&status, &name).await,
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn show(status: &DnsStatus) {
+fn show(status: &DnsStatus) -> Result<()> {
     let dns = &status.dns;
-    println!("zone             {}", status.zone);
-    println!("server           {}", dns.listen.map_or_else(|| "-".into(), |listen| listen.to_string()));
-    println!("host's resolver  {} ({})", dns.resolver, dns.why);
-    println!(
+    say(format_args!("zone             {}", status.zone))?;
+    say(format_args!(
+        "server           {}",
+        dns.listen.map_or_else(|| "-".into(), |listen| listen.to_string())
+    ))?;
+    say(format_args!("host's resolver  {} ({})", dns.resolver, dns.why))?;
+    say(format_args!(
         "queries          {}, of which {} failed and {} were relayed",
         dns.queries, dns.failures, dns.relayed
-    );
+    ))?;
+    Ok(())
 }
 
 async fn query(status: &DnsStatus, name: &str) -> Result<ExitCode> {
@@ -73,12 +77,12 @@ async fn query(status: &DnsStatus, name: &str) -> Result<ExitCode> {
     let start = Instant::now();
     let reply = exchange(server, name).await?;
     let took_ms = start.elapsed().as_secs_f64() * 1e3;
-    println!("{} from {server} in {took_ms:.3} ms", reply.metadata.response_code);
+    say(format_args!("{} from {server} in {took_ms:.3} ms", reply.metadata.response_code))?;
     for record in &reply.answers {
-        println!("{record}");
+        say(format_args!("{record}"))?;
     }
     if let Some((code, text)) = extended_error(&reply) {
-        println!("Extended DNS Error {code}: {text}");
+        say(format_args!("Extended DNS Error {code}: {text}"))?;
     }
     let found = reply.metadata.response_code == ResponseCode::NoError && !reply.answers.is_empty();
     Ok(if found { ExitCode::SUCCESS } else { ExitCode::FAILURE })

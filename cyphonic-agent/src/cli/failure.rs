@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
+use super::output::OutputError;
 use crate::{
     config::ConfigError,
     daemon::{DaemonError, LaunchError},
@@ -17,6 +18,9 @@ const WRONG_SETTINGS: u8 = 78;
 /// The exit status of a command; what failed goes to standard error, in one line.
 pub fn exit_code(command: &str, result: Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
+        if error.downcast_ref().is_some_and(OutputError::is_read_enough) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("{command}: {}", describe(&error));
         ExitCode::from(status(&error))
     })

@@ -2,17 +2,19 @@
 //!
 //! Exit status: 0 done; 1 not done, with the reason on standard error, for `status --check`, `wait` and `ping` the
 //! answer itself; 2 no such command or flag; 3 `status --check` may not ask; 78 the configuration is wrong.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a command")]
+#![expect(clippy::print_stderr, reason = "the output of a command")]
 
 mod dns;
 mod failure;
 mod manual;
+mod output;
 mod parse;
 mod ping;
 mod up;
 
 pub use failure::exit_code;
 pub use manual::write_manual;
+pub use output::print;
 pub use parse::parse;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -21,6 +23,7 @@ use anyhow::{Result, bail};
 use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use self::output::{say, say_json};
 use crate::{
     config::Config,
     control::{ClientError, ControlClient, ResetTarget, StatusReport, netcheck, report::ServiceKind, text},
@@ -126,7 +129,7 @@ impl Command {
         match self {
             Self::Status { check: Some(check), .. } => return Ok(self::check(&socket, check).await),
             Self::Wait { timeout } => return wait(&socket, timeout).await,
-            Self::Version => version(&socket).await,
+            Self::Version => version(&socket).await?,
             command => return command.ask(ControlClient::connect(&socket).await?).await,
         }
         Ok(ExitCode::SUCCESS)
@@ -136,25 +139,21 @@ impl Command {
         match self {
             Self::Down => {
                 client.shutdown().await?;
-                println!("The daemon is stopping.");
+                say("The daemon is stopping.")?;
             }
-            Self::Status { json: true, .. } => {
-                println!("{}", serde_json::to_string_pretty(&client.status().await?)?)
-            }
-            Self::Status { .. } => print!("{}", text::render(&client.status().await?)),
-            Self::Netcheck { json: true } => {
-                println!("{}", serde_json::to_string_pretty(&client.status().await?.netcheck)?)
-            }
-            Self::Netcheck { json: false } => print!("{}", netcheck::render(&client.status().await?)),
+            Self::Status { json: true, .. } => say(serde_json::to_string_pretty(&client.status().await?)?)?,
+            Self::Status { .. } => print(text::render(&client.status().await?))?,
+            Self::Netcheck { json: true } => say_json(&client.status().await?.netcheck)?,
+            Self::Netcheck { json: false } => print(netcheck::render(&client.status().await?))?,
             Self::Ping(ping) => return ping.run(client).await,
             Self::Dns(dns) => return dns.run(client).await,
             Self::Ip => match client.status().await?.virtual_address {
-                Some(address) => println!("{address}"),
+                Some(address) => say(address)?,
                 None => bail!("this device has no virtual address yet: see `cyphonic status`"),
             },
             Self::Tunnel(Tunnel::Reset { name, .. }) => {
                 let target = name.map_or(ResetTarget::All, ResetTarget::Peer);
-                println!("{} tunnels taken down.", client.reset(target).await?.tunnels);
+                say(format_args!("{} tunnels taken down.", client.reset(target).await?.tunnels))?;
             }
             Self::Up(_) | Self::Wait { .. } | Self::Version | Self::Manual { .. } => {}
         }
@@ -229,13 +228,14 @@ fn why_not_ready(report: &StatusReport) -> String {
     failing.unwrap_or_else(|| "not registered at the cloud yet".into())
 }
 
-async fn version(socket: &std::path::Path) {
-    println!("cyphonic  {}", crate::VERSION);
+async fn version(socket: &std::path::Path) -> Result<()> {
+    say(format_args!("cyphonic  {}", crate::VERSION))?;
     let daemon = async { ControlClient::connect(socket).await?.version().await };
     match daemon.await {
-        Ok(info) => println!("cyphonicd {} (control protocol {})", info.version, info.protocol),
-        Err(error) => println!("cyphonicd -: {error}"),
+        Ok(info) => say(format_args!("cyphonicd {} (control protocol {})", info.version, info.protocol))?,
+        Err(error) => say(format_args!("cyphonicd -: {error}"))?,
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,5 +1,4 @@
 //! `cyphonic ping`: through the overlay, with the path it took.
-#![expect(clippy::print_stdout, reason = "the output of a command")]
 
 use std::{
     io::{self, Read},
@@ -12,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::output::say;
 use crate::control::{ControlClient, report::RouteReport, text};
 
 /// ICMPv6 echo (RFC 4443 sections 4.1 and 4.2).
@@ -63,7 +63,7 @@ impl Ping {
                     let found = report.peer(&peer.name);
                     let path = found.map_or_else(|| "the overlay".to_owned(), text::path);
                     let took_ms = took.as_secs_f64() * 1e3;
-                    println!("pong from {} ({address}) via {path} in {took_ms:.3} ms", peer.name);
+                    say(format_args!("pong from {} ({address}) via {path} in {took_ms:.3} ms", peer.name))?;
                     let direct =
                         matches!(found.and_then(|p| p.route.as_ref()), Some(RouteReport::Direct { .. }));
                     done = done || !self.until_direct || direct;
@@ -73,16 +73,16 @@ impl Ping {
                     }
                 }
                 Err(error) if is_timeout(&error) => {
-                    println!("no answer from {} ({address}) in {} s", peer.name, limit.as_secs())
+                    say(format_args!("no answer from {} ({address}) in {} s", peer.name, limit.as_secs()))?
                 }
                 Err(error) => return Err(error).context("cannot send an ICMPv6 echo request"),
             }
         }
         if let Some(why) = why_relayed {
-            println!("relayed {why}");
+            say(format_args!("relayed {why}"))?;
         }
         if self.until_direct && !done {
-            println!("no direct path to {}", peer.name);
+            say(format_args!("no direct path to {}", peer.name))?;
         }
         Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -1,7 +1,6 @@
 //! `cyphonic up`: from a token to a device that is part of the overlay.
-#![expect(clippy::print_stdout, reason = "the output of a command")]
-
 use std::{
+    fmt::Display,
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -13,6 +12,7 @@ use clap::Args;
 use cyphonic_dataplane::dumps;
 use cyphonic_proto::identity::Identity;
 
+use super::output::say;
 use crate::{
     config::{CloudAddress, Config, DEFAULT_PATH, Overrides, resolve_all},
     daemon::{self, block_on},
@@ -89,10 +89,10 @@ impl Up {
     /// The same command may be given at each start, so this is no error.
     fn tell_of_unused_token(&self) {
         if self.token.is_some() {
-            println!(
+            tell(format_args!(
                 "The token was not used: this device is enrolled. If the cloud refuses it, because it was revoked or the \
                  cloud was restored from a backup, add --anew."
-            );
+            ));
         }
     }
 
@@ -135,10 +135,10 @@ impl Up {
                 || kept.state_dir != config.state_dir
                 || kept.socket != config.socket
             {
-                println!(
+                tell(format_args!(
                     "Note: {} has other settings than given here, and stays as it is. The daemon uses the file.",
                     self.config.display()
-                );
+                ));
             }
             return Ok(());
         }
@@ -146,21 +146,26 @@ impl Up {
             fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         }
         write_atomic(&self.config, render(config)?.as_bytes(), 0o644)?;
-        println!("Wrote {}.", self.config.display());
+        tell(format_args!("Wrote {}.", self.config.display()));
         Ok(())
     }
 
     fn tell_how_to_start(&self, config: &Config) {
         if std::os::unix::net::UnixStream::connect(&config.socket).is_ok() {
-            println!("The daemon is running: see `cyphonic status`.");
+            tell(format_args!("The daemon is running: see `cyphonic status`."));
         } else if self.config == Path::new(DEFAULT_PATH) {
-            println!(
+            tell(format_args!(
                 "Start the daemon with `systemctl enable --now cyphonicd`, or here with `cyphonic up --foreground`."
-            );
+            ));
         } else {
-            println!("Start the daemon with `cyphonicd --config {}`.", self.config.display());
+            tell(format_args!("Start the daemon with `cyphonicd --config {}`.", self.config.display()));
         }
     }
+}
+
+/// Enrolment goes on whether anybody reads of it or not.
+fn tell(text: impl Display) {
+    drop(say(text));
 }
 
 fn has_ended(identity: &DeviceIdentity) -> Result<bool> {
@@ -172,7 +177,7 @@ fn has_ended(identity: &DeviceIdentity) -> Result<bool> {
 fn introduce(identity: &DeviceIdentity) -> Result<()> {
     let identity = Identity::from_der(identity.leaf()).context("the device's certificate is not usable")?;
     let address = identity.virtual_address.map_or_else(|| "-".into(), |address| address.to_string());
-    println!("This device is {} ({address}).", identity.fqdn);
+    tell(format_args!("This device is {} ({address}).", identity.fqdn));
     Ok(())
 }
 

@@ -3,7 +3,7 @@ use std::{
     net::Ipv6Addr,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::Output,
+    process::{Output, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -33,6 +33,7 @@ impl Backend for Engine {
         let report = StatusReport {
             fqdn: "a.z.internal".into(),
             zone: "z.internal".into(),
+            virtual_address: Some(Ipv6Addr::LOCALHOST),
             ..StatusReport::default()
         };
         Box::pin(async { report })
@@ -172,6 +173,39 @@ async fn a_file_in_the_way_is_not_removed() {
     let started = ControlServer::start(&path, None, Arc::new(Engine::default())).await;
     assert!(matches!(started, Err(ControlError::NotASocket { .. })));
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
+}
+
+async fn cyphonic(f: &Fixture, arguments: &[&str], output: impl Into<Stdio>) -> Output {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_cyphonic"));
+    command.arg("--socket").arg(&f.path).args(arguments).stdout(output).stderr(Stdio::piped());
+    command.spawn().unwrap().wait_with_output().await.unwrap()
+}
+
+#[tokio::test]
+async fn every_report_for_programs_has_the_version_of_its_form() {
+    let f = fixture().await;
+    for verb in [&["status"][..], &["netcheck"], &["dns", "status"]] {
+        let arguments = [verb, &["--json"]].concat();
+        let answer = cyphonic(&f, &arguments, Stdio::piped()).await;
+        let report: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+        assert_eq!(report["schema"], 1, "{verb:?}: {report}");
+        assert!(report.as_object().unwrap().len() > 1, "{verb:?}: {report}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_who_has_read_enough_is_no_failure() {
+    let f = fixture().await;
+    for verb in [&["status"][..], &["status", "--json"], &["netcheck"], &["dns", "status"], &["version"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let answer = cyphonic(&f, verb, writer).await;
+        assert!(answer.status.success() && answer.stderr.is_empty(), "{verb:?}: {answer:?}");
+    }
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let answer = cyphonic(&f, &["status"], full).await;
+    assert_eq!(answer.status.code(), Some(1), "{answer:?}");
+    assert!(String::from_utf8(answer.stderr).unwrap().contains("standard output"));
 }
 
 /// Users and groups that no host has.
