@@ -9,9 +9,12 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Instant,
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::complaints::Complaints;
 
 mod awake;
 mod mtu;
@@ -304,7 +307,7 @@ fn is_interface_name(name: &str) -> bool {
 }
 
 /// Host (name or address) and port of a cloud service.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CloudAddress {
     host: String,
@@ -339,19 +342,28 @@ impl CloudAddress {
 }
 
 /// The socket addresses of all `cloud` entries, in order, without duplicates. Names that do not resolve now are left
-/// out and logged: another entry may work.
-pub async fn resolve_all(cloud: &[CloudAddress]) -> Vec<SocketAddr> {
+/// out and logged, once for as long as they do not: another entry may work.
+pub(crate) async fn resolve_all(
+    cloud: &[CloudAddress],
+    complaints: &mut Complaints<CloudAddress>,
+) -> Vec<SocketAddr> {
     let mut found = Vec::new();
     for entry in cloud {
         match entry.resolve().await {
             Ok(addresses) => {
+                if complaints.settle(entry) {
+                    tracing::info!(cloud = %entry, "the cloud's name can be resolved again");
+                }
                 for address in addresses {
                     if !found.contains(&address) {
                         found.push(address);
                     }
                 }
             }
-            Err(error) => tracing::warn!(cloud = %entry, %error, "cannot resolve the cloud's name"),
+            Err(error) if complaints.is_news(Instant::now(), entry.clone(), &error.to_string()) => {
+                tracing::warn!(cloud = %entry, %error, "cannot resolve the cloud's name");
+            }
+            Err(error) => tracing::debug!(cloud = %entry, %error, "cannot resolve the cloud's name"),
         }
     }
     found

@@ -19,6 +19,7 @@
 //! next start after a crash.
 
 pub mod cli;
+mod complaints;
 pub mod config;
 pub mod control;
 pub mod daemon;

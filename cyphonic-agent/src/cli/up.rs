@@ -14,6 +14,7 @@ use cyphonic_proto::identity::Identity;
 
 use super::output::say;
 use crate::{
+    complaints::Complaints,
     config::{CloudAddress, Config, DEFAULT_PATH, Overrides, resolve_all},
     daemon::{self, block_on},
     enrol::{enrol, read_token},
@@ -109,7 +110,7 @@ impl Up {
         if config.cloud.is_empty() {
             bail!("where is the cloud? give its address with --cloud HOST");
         }
-        let addresses = resolve_all(&config.cloud).await;
+        let addresses = resolve_all(&config.cloud, &mut Complaints::default()).await;
         if addresses.is_empty() {
             bail!("none of the cloud's names can be resolved: {:?}", config.cloud);
         }

@@ -1,12 +1,18 @@
 //! The identity at start: from the state directory, else by the configured token.
 
-use std::{env, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    env,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use cyphonic_proto::{message::RefusalCode, token::EnrolmentToken};
 use sd_notify::NotifyState;
 
 use super::{DaemonError, notify, waiting::Waiting};
 use crate::{
+    complaints::Complaints,
     config::{Config, resolve_all},
     control::{self, ControlServer},
     enrol::{EnrolError, enrol, read_token_file},
@@ -39,14 +45,14 @@ pub(super) async fn identity(
         ));
     };
     let mut attempts = Attempts::default();
-    let mut told = None;
+    let (mut told, mut complaints, mut of_names) = (None, Complaints::default(), Complaints::default());
     loop {
         let (token, error) = match read_token_file(&file.path) {
             Ok(token) if attempts.are_over_for(&token) => {
                 tokio::time::sleep(jittered(LAST_WAIT)).await;
                 continue;
             }
-            Ok(token) => match enrol(state, &token, &resolve_all(&config.cloud).await).await {
+            Ok(token) => match enrol(state, &token, &resolve_all(&config.cloud, &mut of_names).await).await {
                 Ok(identity) => {
                     tracing::info!("enrolled");
                     return Ok(identity);
@@ -57,13 +63,15 @@ pub(super) async fn identity(
         };
         let wait = jittered(attempts.failed(token, &error));
         let why = if error.is_final() {
-            let help = file.help();
-            tracing::error!(%error, "not enrolled: {help}");
-            format!("not enrolled: {error}; {help}")
+            format!("not enrolled: {error}; {}", file.help())
         } else {
-            tracing::warn!(%error, wait_s = wait.as_secs(), "not enrolled yet: will try again");
             format!("not enrolled yet: {error}; tried again all the time")
         };
+        match (complaints.is_news(Instant::now(), (), &why), error.is_final()) {
+            (true, true) => tracing::error!("{why}"),
+            (true, false) => tracing::warn!("{why}"),
+            (false, _) => tracing::debug!(wait_s = wait.as_secs(), "{why}"),
+        }
         waiting.set(why.clone());
         if told.is_none() {
             told = Some(ControlServer::start(&config.socket, control::group(), waiting.clone()).await?);

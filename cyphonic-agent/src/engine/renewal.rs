@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::input::Input;
 use super::start::credentials;
+use crate::complaints::Complaints;
 use crate::config::{CloudAddress, resolve_all};
 use crate::control::report::{HealthCheck, Severity};
 use crate::renew::{RenewError, renew};
@@ -152,7 +153,7 @@ impl Renewal {
 
     async fn renew(&mut self) -> Result<(), RenewError> {
         // Asked anew each time: the name may mean other addresses than weeks ago.
-        let addresses = resolve_all(&self.parts.cloud).await;
+        let addresses = resolve_all(&self.parts.cloud, &mut Complaints::default()).await;
         if addresses.is_empty() {
             return Err(RenewError::NoCloud);
         }

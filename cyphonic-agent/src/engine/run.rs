@@ -23,6 +23,7 @@ use super::renewal::{Lifetime, Renewal, unix};
 use super::report::{self, Surroundings};
 use super::services::{self, Way};
 use super::{EngineParts, Names, time};
+use crate::complaints::Complaints;
 use crate::control::{BackendError, ResetTarget};
 use crate::netcheck::{Netcheck, News, OwnPort};
 
@@ -63,6 +64,8 @@ pub(crate) struct Engine {
     pub(super) services: HashMap<Service, ServiceConnection>,
     /// Dials of services under way, and the attempt that each is.
     pub(super) dialling: HashMap<(Service, Way), (u64, JoinHandle<()>)>,
+    /// Of dials that failed.
+    pub(super) complaints: Complaints<(Service, Way)>,
     /// Connections that stay open until those that replace them stand.
     pub(super) replaced: HashMap<Service, Connection>,
     pub(super) requests: HashMap<ExchangeId, JoinHandle<()>>,
@@ -122,6 +125,7 @@ impl Engine {
             started: now,
             services: HashMap::new(),
             dialling: HashMap::new(),
+            complaints: Complaints::default(),
             replaced: HashMap::new(),
             requests: HashMap::new(),
             asked: HashMap::new(),
@@ -235,13 +239,17 @@ impl Engine {
             Err(reason) => {
                 self.dialling.remove(&dialled);
                 self.note_unreachable(&service);
+                let by_tcp = way == Way::Detour;
+                if self.complaints.is_news(now, (service.clone(), way), &reason) {
+                    tracing::info!(%service, by_tcp, reason, "cannot connect; tried again all the time");
+                } else {
+                    tracing::debug!(%service, by_tcp, reason, "cannot connect");
+                }
                 match way {
                     Way::Udp => {
-                        tracing::info!(%service, reason, "cannot connect");
                         self.node.handle_connect_failed(now, service, reason);
                     }
                     Way::Detour => {
-                        tracing::info!(%service, reason, "cannot connect by TCP");
                         self.node.handle_detour_failed(now, service, reason);
                     }
                 }
@@ -249,6 +257,9 @@ impl Engine {
             Ok(connection) => {
                 let through = connection.detour();
                 tracing::info!(%service, by_tcp = through.is_some(), "connected");
+                for way in Way::ALL {
+                    self.complaints.settle(&(service.clone(), way));
+                }
                 // The slower dial, and the detour that is left.
                 self.give_up_dials(&service);
                 if let Some(left) = self.services.remove(&service) {

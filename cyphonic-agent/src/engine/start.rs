@@ -22,6 +22,7 @@ use super::interface::{self, Lost};
 use super::mtu::PeerMtus;
 use super::network::{self, Followed, with_port};
 use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
+use crate::complaints::Complaints;
 use crate::config::{CloudAddress, Config, PortMapping, resolve_all};
 use crate::control::report::InterfaceReport;
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
@@ -223,8 +224,9 @@ async fn follow_cloud(handle: EngineHandle, cloud: Vec<CloudAddress>) {
     if cloud.iter().all(CloudAddress::is_literal) {
         return;
     }
+    let mut complaints = Complaints::default();
     loop {
-        let addresses = resolve_all(&cloud).await;
+        let addresses = resolve_all(&cloud, &mut complaints).await;
         let wait = if addresses.is_empty() { CLOUD_UNKNOWN } else { CLOUD_KNOWN };
         handle.set_cloud(addresses).await;
         tokio::time::sleep(wait).await;

@@ -1,7 +1,13 @@
-//! A device that the cloud does not let in, with a real cloud.
+//! A device that the cloud does not let in, with a real cloud; and one that finds none.
+
+use std::{
+    fs::{self, File},
+    sync::Arc,
+};
 
 use cyphonic_agent::control::StatusReport;
 use cyphonic_cloud::server::Cloud;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::overlay::{Overlay, now, registered, status_when};
 
@@ -46,4 +52,28 @@ async fn two_machines_with_one_identity_are_told_of_each_other() {
     assert!(alone.health_check("not-admitted").is_none(), "{:?}", alone.health);
     first.stop().await;
     cloud.shutdown().await;
+}
+
+/// In one thread, so that what the engine logs can be read.
+#[tokio::test]
+async fn a_cloud_that_is_away_is_told_the_log_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    let layer = tracing_subscriber::fmt().with_max_level(LevelFilter::DEBUG).with_ansi(false);
+    let _logged =
+        tracing::subscriber::set_default(layer.with_writer(Arc::new(File::create(&log).unwrap())).finish());
+    let lines = |level: &str| {
+        let text = fs::read_to_string(&log).unwrap();
+        let of = |line: &&str| {
+            line.contains(level) && line.contains("cannot connect") && line.contains("by_tcp=false")
+        };
+        text.lines().filter(of).count()
+    };
+    let overlay = Overlay::found();
+    let device = overlay.enrol("a", 10, &dir.path().join("state"));
+    let (engine, _endpoint) = device.run(overlay.address);
+    // Only the AS is known, and nobody is where it should be.
+    status_when(&engine, |_| lines("DEBUG") >= 1).await;
+    assert_eq!(lines(" INFO"), 1);
+    engine.stop().await;
 }

@@ -4,11 +4,12 @@ use std::{
     fs,
     os::unix::{net::UnixDatagram, process::ExitStatusExt},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     time::Duration,
 };
 
 use cyphonic_agent::{resolver::resolv_conf::ResolvConf, state::StateDir};
+use cyphonic_proto::token::EnrolmentToken;
 
 const HOSTS_OWN: &str = "nameserver 192.0.2.1\n";
 
@@ -167,4 +168,28 @@ fn a_crash_of_the_daemon_leaves_no_core_dump_with_keys_in_it() {
     assert!(Command::new("kill").args(["-s", "ABRT", &id]).status().unwrap().success());
     let crash = daemon.wait().unwrap();
     assert_eq!((crash.signal(), crash.core_dumped()), (Some(6), false));
+}
+
+#[test]
+fn a_name_that_cannot_be_resolved_is_told_the_log_once() {
+    let dir = configured("cloud: nowhere.invalid\n");
+    let token = EnrolmentToken::new([1; 32], [2; 32]);
+    fs::write(dir.path().join("token"), token.format().as_str()).unwrap();
+    let systemd = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+    systemd.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let daemon = cyphonicd(dir.path())
+        .env("CYPHONIC_SOCKET", dir.path().join("run/c.sock"))
+        .env("CYPHONIC_TOKEN_FILE", dir.path().join("token"))
+        .env("NOTIFY_SOCKET", dir.path().join("notify"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for _ in 0..3 {
+        told(&systemd, "STATUS=not enrolled yet");
+    }
+    assert!(Command::new("kill").arg(daemon.id().to_string()).status().unwrap().success());
+    let log = text(&daemon.wait_with_output().unwrap().stderr);
+    for message in ["cannot resolve the cloud's name", "not enrolled yet"] {
+        assert_eq!(log.matches(message).count(), 1, "{log}");
+    }
 }
