@@ -26,7 +26,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use self::output::{say, say_json};
 use crate::{
     config::Config,
-    control::{ClientError, ControlClient, ResetTarget, StatusReport, netcheck, report::ServiceKind, text},
+    control::{
+        ClientError, ControlClient, ResetTarget, StatusReport, metrics, netcheck, report::ServiceKind, text,
+    },
     daemon::block_on,
 };
 
@@ -63,6 +65,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print figures for Prometheus' node exporter (textfile collector).
+    Metrics,
     /// Wait until names can be resolved.
     Wait {
         /// How many seconds; for ever if not given.
@@ -129,6 +133,7 @@ impl Command {
         match self {
             Self::Status { check: Some(check), .. } => return Ok(self::check(&socket, check).await),
             Self::Wait { timeout } => return wait(&socket, timeout).await,
+            Self::Metrics => metrics(&socket).await?,
             Self::Version => version(&socket).await?,
             command => return command.ask(ControlClient::connect(&socket).await?).await,
         }
@@ -155,7 +160,7 @@ impl Command {
                 let target = name.map_or(ResetTarget::All, ResetTarget::Peer);
                 say(format_args!("{} tunnels taken down.", client.reset(target).await?.tunnels))?;
             }
-            Self::Up(_) | Self::Wait { .. } | Self::Version | Self::Manual { .. } => {}
+            Self::Up(_) | Self::Metrics | Self::Wait { .. } | Self::Version | Self::Manual { .. } => {}
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -226,6 +231,16 @@ fn why_not_ready(report: &StatusReport) -> String {
     });
     let failing = failing.or_else(|| report.health_check("not-enrolled").map(|check| check.message.clone()));
     failing.unwrap_or_else(|| "not registered at the cloud yet".into())
+}
+
+/// A daemon that does not answer is a figure too.
+async fn metrics(socket: &std::path::Path) -> Result<()> {
+    let report = match status(socket).await {
+        Err(error) if error.is_not_allowed() => return Err(error.into()),
+        report => report.ok(),
+    };
+    print(metrics::render(report.as_ref()))?;
+    Ok(())
 }
 
 async fn version(socket: &std::path::Path) -> Result<()> {

@@ -7,6 +7,7 @@
 
 mod backend;
 mod client;
+pub mod metrics;
 pub mod netcheck;
 mod protocol;
 pub mod report;

@@ -194,6 +194,18 @@ async fn every_report_for_programs_has_the_version_of_its_form() {
 }
 
 #[tokio::test]
+async fn a_monitor_gets_figures_of_a_daemon_that_answers_and_of_none() {
+    let mut f = fixture().await;
+    let figures = cyphonic(&f, &["metrics"], Stdio::piped()).await;
+    let text = String::from_utf8(figures.stdout).unwrap();
+    assert!(figures.status.success() && text.contains("\ncyphonic_peers{"), "{text}");
+    f.path.set_extension("of-nobody");
+    let figures = cyphonic(&f, &["metrics"], Stdio::piped()).await;
+    let text = String::from_utf8(figures.stdout).unwrap();
+    assert!(figures.status.success() && text.ends_with("\ncyphonic_ready 0\n"), "{text}");
+}
+
+#[tokio::test]
 async fn a_reader_who_has_read_enough_is_no_failure() {
     let f = fixture().await;
     for verb in [&["status"][..], &["status", "--json"], &["netcheck"], &["dns", "status"], &["version"]] {
