@@ -107,6 +107,10 @@ long_watchdogs() {
     systemctl daemon-reload && systemctl restart cyphonic-cloud cyphonicd
 }
 
+waits_to_be_enrolled() {
+    cyphonic status | grep 'not enrolled yet' && systemctl status cyphonicd | grep 'Status: "not enrolled yet'
+}
+
 relays_in_xdp() {
     journalctl --no-pager -q -u cyphonic-cloud -o cat | grep -i relay
     cyphonic-cloud trs-status | grep 'XDP program'
@@ -157,13 +161,15 @@ check "copyright" test -s /usr/share/doc/cyphonic/copyright
 check "found an overlay" cyphonic-cloud init --dir /var/lib/cyphonic-cloud --zone trial.internal --public 192.0.2.1:443
 # What it would choose by itself on a network card without XDP in its driver. A virtual cable it would leave alone.
 sed -i 's/^  mode: auto$/  mode: generic/' /var/lib/cyphonic-cloud/cloud.yaml
-check "the cloud starts" systemctl start cyphonic-cloud
-check "its relay is in XDP" relays_in_xdp
 install -d -m 700 /etc/credstore
 (umask 077 && cyphonic-cloud token create --name device > /etc/credstore/cyphonic.token)
 sed -i 's/^#CYPHONIC_CLOUD=.*/CYPHONIC_CLOUD=192.0.2.1:443/' /etc/default/cyphonicd
-check "the agent enrols by a credential" systemctl start cyphonicd
-check "and comes online" cyphonic wait --timeout 120
+check "the agent starts while its cloud is away" timeout 90 systemctl start cyphonicd
+check "is live" cyphonic status --check live
+check "and says what it waits for" waits_to_be_enrolled
+check "the cloud starts" systemctl start cyphonic-cloud
+check "its relay is in XDP" relays_in_xdp
+check "the agent enrols by a credential and comes online" cyphonic wait --timeout 120
 check "it has told systemd so itself" is Type notify cyphonicd
 check "its control socket has the packages' group" test "$(stat -c '%G %a' /run/cyphonic/cyphonic.sock)" = 'cyphonic 660'
 check "whose members may ask" setpriv --reuid=nobody --regid=nogroup --groups="$(getent group cyphonic | cut -d : -f 3)" cyphonic status --check live
@@ -206,6 +212,17 @@ check "start again, watched more closely" short_watchdogs
 check "services that hang are ended and started again" watchdogs_end_what_hangs
 check "start as before" long_watchdogs
 check "the agent is back" cyphonic wait --timeout 120
+
+restarts=$(systemctl show -P NRestarts cyphonicd)
+echo 'interfase: cyph0' > /etc/cyphonic/agent.yaml
+systemctl restart cyphonicd
+check "a mistake in the settings ends the agent" eventually is ActiveState failed cyphonicd
+check "once" is NRestarts "$restarts" cyphonicd
+check "and leaves no trace" no_trace
+check "and the host as it was" unchanged before
+rm /etc/cyphonic/agent.yaml
+check "without the mistake it starts" systemctl start cyphonicd
+check "and comes back" cyphonic wait --timeout 120
 
 check "upgrade" dpkg -i /debs/cyphonic_*-2_*.deb /debs/cyphonic-cloud_*-2_*.deb
 check "both run after it" systemctl is-active cyphonicd cyphonic-cloud
