@@ -121,7 +121,7 @@ impl Up {
             // Copies of this device may have certificates for the key: it must not count again.
             Err(error) if self.anew && error.is_revoked() => {
                 state.set_revoked_key_aside()?;
-                println!("The cloud has revoked this device's key: it gets another one.");
+                tell("The cloud has revoked this device's key: it gets another one.");
                 Ok(enrol(state, &token, &addresses).await?)
             }
             enrolled => Ok(enrolled?),

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use cyphonic_agent::{resolver::resolv_conf::ResolvConf, state::StateDir};
+use cyphonic_agent::{
+    resolver::{self, resolv_conf::ResolvConf},
+    state::StateDir,
+};
 use cyphonic_proto::token::EnrolmentToken;
 
 const HOSTS_OWN: &str = "nameserver 192.0.2.1\n";
@@ -36,8 +39,9 @@ fn edited_by_the_dead(dir: &Path) -> PathBuf {
     let file = dir.join("resolv.conf");
     fs::write(&file, HOSTS_OWN).unwrap();
     let state = StateDir::open(&dir.join("state")).unwrap();
-    let edit = ResolvConf::prepare(&file, &state.resolver_dir()).unwrap();
-    std::mem::forget(edit.apply([127, 0, 0, 55].into()).unwrap());
+    let host = resolver::Host { resolv_conf: file.clone(), ..resolver::Host::default() };
+    let edit = ResolvConf::prepare(&host, &state.resolver_dir(), [127, 0, 0, 55].into()).unwrap();
+    std::mem::forget(edit.apply().unwrap());
     assert_ne!(fs::read_to_string(&file).unwrap(), HOSTS_OWN);
     file
 }
