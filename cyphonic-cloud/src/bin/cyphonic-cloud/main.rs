@@ -33,9 +33,12 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
-use cyphonic_cloud::config::{Config, DEFAULT_PATH};
+use cyphonic_cloud::config::{Config, ConfigError, DEFAULT_PATH};
 use cyphonic_cloud::register::Register;
 use cyphonic_dataplane::dumps;
+
+/// The exit status where the configuration cannot be used, which trying again does not mend: `EX_CONFIG` of sysexits.h.
+const UNCONFIGURED: u8 = 78;
 
 /// Where a service keeps what is of one run only: a variable that systemd sets, and what the package's unit makes of it.
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
@@ -128,7 +131,10 @@ fn main() -> ExitCode {
         Err(error) if is_reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
-            ExitCode::FAILURE
+            match error.is::<ConfigError>() {
+                true => ExitCode::from(UNCONFIGURED),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }
