@@ -13,7 +13,6 @@ mod enrolment;
 mod launch;
 pub mod privileges;
 mod served;
-mod signals;
 mod waiting;
 mod watchdog;
 
@@ -21,6 +20,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use cyphonic_dataplane::memory;
 use cyphonic_proto::address::Prefix;
+use cyphonic_transport::signals::StopSignals;
 use futures_util::future::BoxFuture;
 use sd_notify::NotifyState;
 use tokio::{sync::Notify, task::JoinSet};
@@ -35,7 +35,6 @@ use crate::{
     state::{DeviceIdentity, StateDir, StateError},
 };
 use served::Served;
-use signals::StopSignals;
 use waiting::Waiting;
 
 pub use launch::{LaunchError, block_on, launch};
@@ -84,7 +83,7 @@ where
     F: AsyncFnOnce(EngineInputs) -> Result<RunningEngine, E>,
     E: std::fmt::Display,
 {
-    let mut stop = StopSignals::listen().map_err(DaemonError::Signals)?;
+    let mut stop = StopSignals::listen("systemctl restart cyphonicd").map_err(DaemonError::Signals)?;
     let state = StateDir::open(&config.state_dir)?;
     let _lock = state.lock()?;
     clean_up(&state);

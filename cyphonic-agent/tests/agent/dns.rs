@@ -246,21 +246,25 @@ async fn who_connects_and_asks_nothing_gives_its_place_to_who_does() {
     assert_eq!(extended_error(&receive(&mut waits).await).unwrap().0, 23, "who asked before has its answer");
 }
 
-#[tokio::test]
-async fn too_many_at_once_are_told_so() {
-    let server = server().await;
+/// Asks more than the server has places for, of which it answers none soon: what it says to the first that finds no place.
+async fn first_answer_of_many(server: &DnsServer, query: impl Fn(u32) -> Message) -> Message {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     for i in 0..300 {
-        let message = query(&format!("stuck{i}.cyphonic.internal."), RecordType::AAAA);
-        socket.send_to(&message.to_vec().unwrap(), server.address()).await.unwrap();
+        socket.send_to(&query(i).to_vec().unwrap(), server.address()).await.unwrap();
         tokio::task::yield_now().await;
     }
     let mut buffer = [0; 1500];
-    let length = timeout(Duration::from_secs(3), socket.recv(&mut buffer))
-        .await
-        .expect("before any times out")
-        .unwrap();
-    let reply = Message::from_vec(&buffer[..length]).unwrap();
+    let length = timeout(Duration::from_secs(3), socket.recv(&mut buffer));
+    let length = length.await.expect("before any times out").unwrap();
+    Message::from_vec(&buffer[..length]).unwrap()
+}
+
+#[tokio::test]
+async fn too_many_at_once_are_told_so() {
+    let server = server().await;
+    let reply =
+        first_answer_of_many(&server, |i| query(&format!("stuck{i}.cyphonic.internal."), RecordType::AAAA))
+            .await;
     assert_eq!(reply.metadata.response_code, ResponseCode::ServFail);
     assert!(extended_error(&reply).unwrap().1.contains("too many"));
 }
@@ -380,18 +384,8 @@ async fn servers_that_are_gone_take_no_places_of_the_overlays_names() {
     let server = server().await;
     let (silent, _) = server_that_is_silent().await;
     server.set_upstream(Some(Upstream::new([silent], server.address())));
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    for i in 0..300 {
-        let message = query(&format!("{i}.example.com."), RecordType::A);
-        socket.send_to(&message.to_vec().unwrap(), server.address()).await.unwrap();
-        tokio::task::yield_now().await;
-    }
-    let mut buffer = [0; 1500];
-    let length = timeout(Duration::from_secs(3), socket.recv(&mut buffer))
-        .await
-        .expect("before any times out")
-        .unwrap();
-    let (code, text) = extended_error(&Message::from_vec(&buffer[..length]).unwrap()).unwrap();
+    let reply = first_answer_of_many(&server, |i| query(&format!("{i}.example.com."), RecordType::A)).await;
+    let (code, text) = extended_error(&reply).unwrap();
     assert!(code == 22 && text.contains("too many queries wait"), "{code} {text}");
     let reply = ask(&server, &query("b.cyphonic.internal.", RecordType::AAAA)).await;
     assert_eq!(reply.metadata.response_code, ResponseCode::NoError);

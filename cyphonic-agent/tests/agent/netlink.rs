@@ -59,15 +59,21 @@ fn the_interface_gets_address_route_and_mtu_and_goes_again() {
     });
 }
 
+/// A configured interface that carries something, and what is told of it.
+async fn interface_with_sizes() -> (Netlink, Sizes) {
+    ip("link add cyph0 type veth peer name other0");
+    ip("link set other0 up");
+    let netlink = Netlink::connect().unwrap();
+    let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
+    let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
+    let sizes = Sizes::new("cyph0".into(), interface.index, own, prefix, 1420);
+    (netlink, sizes)
+}
+
 #[test]
 fn interface_and_routes_say_what_each_tunnel_carries() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
-        ip("link add cyph0 type veth peer name other0");
-        ip("link set other0 up");
-        let netlink = Netlink::connect().unwrap();
-        let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
-        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
-        let mut sizes = Sizes::new("cyph0".into(), interface.index, own, prefix, 1420);
+        let (netlink, mut sizes) = interface_with_sizes().await;
         let peer = |n: u16| Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, n);
         // What the kernel would send to a peer in one packet.
         let sends = |n: u16| {
@@ -109,12 +115,7 @@ fn interface_and_routes_say_what_each_tunnel_carries() {
 #[test]
 fn an_interface_that_must_take_more_than_is_sent_has_that_mtu_from_the_start() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
-        ip("link add cyph0 type veth peer name other0");
-        ip("link set other0 up");
-        let netlink = Netlink::connect().unwrap();
-        let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
-        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
-        let sizes = Sizes::new("cyph0".into(), interface.index, own, prefix, 1420);
+        let (netlink, sizes) = interface_with_sizes().await;
         let mut sizes = sizes.receiving(1500);
         let peer = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, 1);
         for (tunnels, interface, sent) in [

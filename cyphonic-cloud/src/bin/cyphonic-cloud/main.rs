@@ -22,7 +22,6 @@ mod manual;
 mod relay;
 mod renew;
 mod run;
-mod signals;
 mod status;
 mod table;
 mod token;

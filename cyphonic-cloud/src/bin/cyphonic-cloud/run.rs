@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use cyphonic_cloud::config::Config;
 use cyphonic_cloud::server::{self, Cloud, Standing, unix_now};
+use cyphonic_transport::signals::StopSignals;
 use sd_notify::NotifyState;
 use tracing_subscriber::EnvFilter;
 
-use crate::signals::StopSignals;
 use crate::table::time;
 use crate::{ConfigArgument, RUNTIME_DIRECTORY};
 
@@ -56,7 +56,8 @@ pub(crate) fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
     // Before the ports open: from then on a signal must not be lost.
-    let mut stop = StopSignals::listen().context("cannot listen for signals")?;
+    let mut stop =
+        StopSignals::listen("systemctl restart cyphonic-cloud").context("cannot listen for signals")?;
     let mut cloud = Cloud::start(config).await?;
     tell_systemd(&[NotifyState::Ready]);
     tracing::info!("ready");

@@ -1,14 +1,17 @@
-//! The signals that the daemon knows: SIGTERM and SIGINT stop it, SIGHUP must not end it as it is.
+//! The signals that both daemons know: SIGTERM and SIGINT stop them, SIGHUP must not end them as it is. systemd takes a death by
+//! SIGHUP for a clean end, and would not start them again.
 
 use std::{fs, io};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// See the module.
-pub(super) struct StopSignals {
+#[derive(Debug)]
+pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Option<(Signal, Hangup)>,
+    advice: &'static str,
 }
 
 /// What SIGHUP says to this process.
@@ -32,14 +35,18 @@ impl Hangup {
 }
 
 impl StopSignals {
-    pub(super) fn listen() -> io::Result<Self> {
+    /// From now on. `advice` is how to have settings read again, for whoever hopes that SIGHUP does it.
+    ///
+    /// # Errors
+    /// The system takes no handler, or there is no tokio runtime with drivers.
+    pub fn listen(advice: &'static str) -> io::Result<Self> {
         // A process has no terminal any more when it is told that it went: so now.
         let has_terminal = fs::File::open("/dev/tty").is_ok();
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        Self::listen_for(Hangup::meaning(ignores_hangup(&status), has_terminal))
+        Self::listen_for(Hangup::meaning(ignores_hangup(&status), has_terminal), advice)
     }
 
-    fn listen_for(hangup: Option<Hangup>) -> io::Result<Self> {
+    fn listen_for(hangup: Option<Hangup>, advice: &'static str) -> io::Result<Self> {
         let hangup = match hangup {
             Some(meaning) => Some((signal(SignalKind::hangup())?, meaning)),
             None => None,
@@ -48,12 +55,13 @@ impl StopSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup,
+            advice,
         })
     }
 
     /// Returns when the daemon is to stop.
-    pub(super) async fn received(&mut self) {
-        let Self { terminate, interrupt, hangup } = self;
+    pub async fn received(&mut self) {
+        let Self { terminate, interrupt, hangup, advice } = self;
         let hung_up = async {
             let Some((signal, meaning)) = hangup else { return std::future::pending().await };
             loop {
@@ -61,7 +69,7 @@ impl StopSignals {
                 match meaning {
                     Hangup::TerminalGone => return,
                     Hangup::ReadAgain => {
-                        tracing::info!("settings are read at the start only: `systemctl restart cyphonicd`");
+                        tracing::info!(advice, "settings are read at the start only");
                     }
                 }
             }
@@ -84,7 +92,7 @@ fn ignores_hangup(status: &str) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use nix::sys::signal::{Signal::SIGHUP, raise};
+    use rustix::process::{Signal, getpid, kill_process};
     use tokio::time::timeout;
 
     use super::*;
@@ -101,9 +109,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_hangup_ends_no_daemon_and_stops_one_whose_terminal_went() {
-        let mut service = StopSignals::listen_for(Some(Hangup::ReadAgain)).unwrap();
-        let mut foreground = StopSignals::listen_for(Some(Hangup::TerminalGone)).unwrap();
-        raise(SIGHUP).unwrap();
+        let mut service = StopSignals::listen_for(Some(Hangup::ReadAgain), "").unwrap();
+        let mut foreground = StopSignals::listen_for(Some(Hangup::TerminalGone), "").unwrap();
+        kill_process(getpid(), Signal::HUP).unwrap();
         timeout(Duration::from_secs(20), foreground.received()).await.expect("it stops");
         // It was told at the same moment.
         assert!(timeout(Duration::from_millis(50), service.received()).await.is_err());
