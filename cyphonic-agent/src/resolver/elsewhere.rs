@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    resolv_conf::{ResolvConfError, nameservers_of},
+    resolv_conf::nameservers_of,
     resolved::STUBS,
     text::{nameservers, without},
 };
@@ -42,17 +42,17 @@ impl Elsewhere {
     }
 
     /// The servers of a resolv.conf, glibc's default where it names none. systemd-resolved's stub stands for the servers
-    /// that it asks itself: it takes whom resolv.conf names for one of these, so we would ask each other without end.
-    ///
-    /// # Errors
-    ///
-    /// When it names nothing but the stub, and systemd-resolved does not tell its servers.
-    pub(super) fn servers(&self, text: &str) -> Result<Vec<SocketAddr>, ResolvConfError> {
+    /// that it asks itself, which may be none yet: it takes whom resolv.conf names for one of these, so we would ask each other
+    /// without end. `None` where the stub is named and systemd-resolved is not there.
+    pub(super) fn servers(&self, text: &str) -> Option<Vec<SocketAddr>> {
         let named = nameservers(text);
         if named.is_empty() {
-            return Ok(vec![([127, 0, 0, 1], 53).into()]);
+            return Some(vec![([127, 0, 0, 1], 53).into()]);
         }
         let place = self.run.join(RESOLVED);
+        if named.iter().any(is_stub) && !place.exists() {
+            return None;
+        }
         let mut servers = Vec::new();
         for server in named {
             let behind = if is_stub(&server) { nameservers_of(&place) } else { vec![server] };
@@ -63,7 +63,12 @@ impl Elsewhere {
                 }
             }
         }
-        if servers.is_empty() { Err(ResolvConfError::Loop { place }) } else { Ok(servers) }
+        Some(servers)
+    }
+
+    /// Those that a resolv.conf names, whoever listens there.
+    pub(super) fn named(&self, text: &str) -> Vec<SocketAddr> {
+        nameservers(text).into_iter().filter(|server| server.ip() != self.own).collect()
     }
 
     fn is_of_use(&self, server: &SocketAddr) -> bool {
@@ -92,13 +97,15 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let elsewhere = Elsewhere::new(run.path(), OWN);
         let servers = |text: &str| {
-            let servers = elsewhere.servers(text).ok()?;
+            let servers = elsewhere.servers(text)?;
             Some(servers.iter().map(|server| server.ip().to_string()).collect::<Vec<_>>().join(" "))
         };
         assert_eq!(servers("search lan\n").unwrap(), "127.0.0.1");
-        assert_eq!(servers("nameserver 127.0.0.53\n"), None, "nobody knows whom it asks");
-        write(run.path(), RESOLVED, "nameserver 127.0.0.55\n");
-        assert_eq!(servers("nameserver 127.0.0.53\n"), None, "it asks us");
+        assert_eq!(servers("nameserver 127.0.0.53\n"), None, "it is not there");
+        for nobody in ["# No DNS servers known.\n", "nameserver 127.0.0.55\n"] {
+            write(run.path(), RESOLVED, nobody);
+            assert_eq!(servers("nameserver 127.0.0.53\n").unwrap(), "", "it asks nobody, or us");
+        }
         assert_eq!(servers("nameserver 127.0.0.54\nnameserver 192.0.2.9\n").unwrap(), "192.0.2.9");
         write(run.path(), RESOLVED, "nameserver 127.0.0.55\nnameserver 192.0.2.1\nnameserver 192.0.2.2\n");
         let both = "nameserver 127.0.0.53\nnameserver 127.0.0.54\nnameserver 192.0.2.9\n";

@@ -85,8 +85,7 @@ impl ResolvConf {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or leads nowhere but back to us. Nothing was changed then, except by such a
-    /// restoration.
+    /// When the file cannot be read. Nothing was changed then, except by such a restoration.
     pub fn prepare(host: &Host, journal_dir: &Path, server: IpAddr) -> Result<Prepared, ResolvConfError> {
         restore_journal(journal_dir)?;
         let path = host.resolv_conf.clone();
@@ -104,7 +103,7 @@ impl ResolvConf {
                 "our edit was left behind without its journal: what stood there is not known"
             );
         }
-        let servers = elsewhere.servers(&text)?;
+        let servers = elsewhere.servers(&text).unwrap_or_else(|| elsewhere.named(&text));
         let journal = journal_dir.join(JOURNAL);
         Ok(Prepared { path, journal, original, text, server, servers, elsewhere, lost })
     }
@@ -169,11 +168,11 @@ impl ResolvConf {
             self.news = None;
             return Ok(Look::Quiet);
         }
-        let servers = match self.elsewhere.servers(&text) {
+        let servers = self.elsewhere.servers(&text).unwrap_or_else(|| match ours {
             // It is gone for a moment, and its servers are not.
-            Err(_) if ours => self.servers.clone(),
-            servers => servers?,
-        };
+            true => self.servers.clone(),
+            false => self.elsewhere.named(&text),
+        });
         if ours && text == self.text && servers == self.servers {
             self.news = None;
             return Ok(Look::Quiet);
@@ -325,17 +324,6 @@ pub enum ResolvConfError {
     NotText {
         /// Which file.
         path: PathBuf,
-    },
-    /// Only systemd-resolved would be asked, which asks us.
-    #[error(
-        "resolv.conf names systemd-resolved's stub, which would ask our server what our server asks it, and {} names \
-         no other server: set `dns: resolver: auto` and start systemd-resolved, or put the host's own DNS servers into \
-         resolv.conf",
-        place.display()
-    )]
-    Loop {
-        /// Where systemd-resolved tells its servers.
-        place: PathBuf,
     },
     /// The journal.
     #[error(transparent)]
@@ -660,8 +648,9 @@ mod tests {
     fn behind_the_stub_of_resolved_its_own_servers_are_asked() {
         let host = Machine::new();
         fs::write(host.path(), "nameserver 127.0.0.53\n").unwrap();
-        let refused = ResolvConf::prepare(&host.host(), &host.journal(), OWN).unwrap_err();
-        assert!(matches!(refused, ResolvConfError::Loop { .. }), "{refused}");
+        assert_eq!(host.prepare().upstream(), servers(&["127.0.0.53"]), "whoever listens there instead");
+        host.write_resolved("# No DNS servers known.\n");
+        assert_eq!(host.prepare().upstream(), servers(&[]), "and not the stub, which will ask us");
         host.write_resolved("nameserver 192.0.2.1\n");
         let prepared = host.prepare();
         assert_eq!(prepared.upstream(), servers(&["192.0.2.1"]));
