@@ -35,6 +35,7 @@ with_every_kind! {
     the_newest_tunnel_sends_and_an_older_one_takes_over_when_it_goes,
     datagrams_of_one_flow_stay_in_order,
     a_link_that_takes_no_more_does_not_stop_what_arrives,
+    a_link_that_takes_next_to_nothing_leaves_room_to_others,
     workers_enforce_the_port_policy_both_ways,
     a_ring_whose_interface_is_taken_away_says_so,
 }
@@ -373,36 +374,16 @@ fn datagrams_of_one_flow_stay_in_order(kinds: Kinds) {
 fn a_link_that_takes_no_more_does_not_stop_what_arrives(kinds: Kinds) {
     let (a, b) = joined(kinds, false);
     ping(&a, B);
-    let (flooder, sender, receiver) = (udp(&a, 6000), udp(&b, 6001), udp(&a, 6001));
+    let (sender, receiver) = (udp(&b, 6001), udp(&a, 6001));
     a.namespace.limit(WIRE, "20mbit");
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Relaxed) {
-                for _ in 0..16 {
-                    // Whether there is room is not the flood's concern.
-                    let _ = flooder.send_to(&[0; 1300], (B, 6000));
-                }
-                // Eight times what the link takes, and something of the machine left for other tests.
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        });
-        let over = SetAtEnd(&over);
-        eventually("the send buffer is full", || a.is_full());
+    flooded(&a, || {
         let before = a.ring.counters();
         // Each leaves when the one before has arrived: those that wait together are not counted as prompt.
         for number in 0..200u8 {
             sender.send_to(&[number], (A, 6001)).unwrap();
             assert_eq!(received(&receiver), [number]);
         }
-        // Others send from the port as well, without waiting.
-        let to_nobody = Transmit::new(outer(false, 2, 9), b"signalling");
-        let sent = (0..100).filter(|_| {
-            std::thread::sleep(Duration::from_millis(2));
-            a.udp.send(&to_nobody).is_ok()
-        });
-        let sent = sent.count();
-        assert!(sent >= 75, "{sent} of 100 found room");
+        others_find_room(&a);
         // Commands are heeded, and control leaves ahead of the flood.
         let path = Path { remote: outer(false, 2, b.port), wire_cid: cid(2, 1) };
         a.ring.send_control(TunnelId(1), Control::Probe { path, data: [7; 8] });
@@ -412,7 +393,52 @@ fn a_link_that_takes_no_more_does_not_stop_what_arrives(kinds: Kinds) {
         if kinds.0.is_offload() {
             assert_eq!(after.dropped(DropReason::QueueFull), 0, "{after:?}");
         }
-        drop(over);
+    });
+}
+
+/// So slow that what waits is given up before it could leave.
+fn a_link_that_takes_next_to_nothing_leaves_room_to_others(kinds: Kinds) {
+    let (a, _b) = joined(kinds, false);
+    ping(&a, B);
+    a.namespace.limit(WIRE, "200kbit");
+    flooded(&a, || {
+        // Longer than anything waits.
+        std::thread::sleep(Duration::from_secs(1));
+        others_find_room(&a);
+    });
+}
+
+/// Others send from the port as well, without waiting.
+fn others_find_room(node: &Node) {
+    let to_nobody = Transmit::new(outer(false, 2, 9), b"signalling");
+    let sent = (0..200).filter(|_| {
+        std::thread::sleep(Duration::from_millis(2));
+        node.udp.send(&to_nobody).is_ok()
+    });
+    let sent = sent.count();
+    assert!(sent > 100, "{sent} of 200 found room");
+}
+
+/// Runs `meanwhile` once a flood into the tunnel has filled the port's buffer, while it goes on.
+fn flooded(node: &Node, meanwhile: impl FnOnce()) {
+    let flooder = udp(node, 6000);
+    // It may become larger.
+    let (size, _) = node.udp.buffer_sizes().unwrap();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                for _ in 0..16 {
+                    // Whether there is room is not the flood's concern.
+                    let _ = flooder.send_to(&[0; 1300], (B, 6000));
+                }
+                // Eight times what the faster link takes, and something of the machine left for other tests.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let _over = SetAtEnd(&over);
+        eventually("the send buffer is full", || node.queued() >= size);
+        meanwhile();
     });
 }
 

@@ -199,8 +199,8 @@ impl TxWorker {
             segment_size: Some(sealed.stride),
             src_ip: None,
         };
-        let is_first = self.backlog.is_empty();
-        let sent = match is_first {
+        // What was before it may have been given up: then the room that was left to others still is theirs.
+        let sent = match self.backlog.is_empty() && self.parts.port.admits_bulk() {
             true => Sent::of(&transmit, self.parts.port.send_counted(&transmit)),
             false => Sent::Full(0),
         };
@@ -212,9 +212,7 @@ impl TxWorker {
                 }
             }
             Sent::Full(sent) => {
-                if is_first {
-                    self.parts.port.reserve();
-                }
+                self.parts.port.reserve();
                 // There is a place for every batch.
                 self.backlog.keep(&tunnel.shared, Load::Batch(sealed), &transmit, sent, self.now);
             }

@@ -385,6 +385,7 @@ impl UdpPort {
     }
 
     /// Whether who [left room to others](Self::reserve) may send again; if so, no more room is left to them.
+    #[inline]
     pub(crate) fn admits_bulk(&self) -> bool {
         self.reserve.close(&self.socket)
     }

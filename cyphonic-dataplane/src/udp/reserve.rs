@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "what is in a send buffer is told by ioctl")]
 
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use rustix::net::sockopt;
 use socket2::Socket;
@@ -19,6 +20,8 @@ const RESERVE: usize = 256 << 10;
 pub(super) struct Reserve {
     /// The size of the buffer without it, as the kernel counts; `None` where the buffer stays as it is.
     bulk: Option<usize>,
+    /// Whether the buffer is larger now.
+    open: AtomicBool,
 }
 
 impl Reserve {
@@ -26,22 +29,31 @@ impl Reserve {
     pub(super) fn new(socket: &Socket) -> Self {
         let bulk = socket.send_buffer_size().ok();
         // Only with CAP_NET_ADMIN; without it, setting a size anew could make it smaller.
-        Self { bulk: bulk.filter(|size| resize(socket, *size)) }
+        Self { bulk: bulk.filter(|size| resize(socket, *size)), open: AtomicBool::new(false) }
     }
 
     /// Bulk found no room.
     pub(super) fn open(&self, socket: &Socket) {
-        if let Some(bulk) = self.bulk {
+        if let Some(bulk) = self.bulk
+            && !self.open.swap(true, Relaxed)
+        {
             resize(socket, bulk + RESERVE);
         }
     }
 
-    /// Whether there is room for bulk again; then the buffer is as it was.
+    /// Whether there is room for bulk; then the buffer is as it was.
+    #[inline]
     pub(super) fn close(&self, socket: &Socket) -> bool {
+        !self.open.load(Relaxed) || self.close_if_needless(socket)
+    }
+
+    #[cold]
+    fn close_if_needless(&self, socket: &Socket) -> bool {
         let Some(bulk) = self.bulk else { return true };
         let has_room = queued(socket).is_none_or(|queued| queued < bulk);
         if has_room {
             resize(socket, bulk);
+            self.open.store(false, Relaxed);
         }
         has_room
     }

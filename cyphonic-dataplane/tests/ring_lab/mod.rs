@@ -378,13 +378,13 @@ impl Node {
         }
     }
 
-    /// Whether the port's send buffer has no room.
-    pub fn is_full(&self) -> bool {
+    /// Bytes in the port's send buffer, as the kernel counts.
+    pub fn queued(&self) -> usize {
         let mut queued: libc::c_int = 0;
         // SAFETY: TIOCOUTQ writes one `int`, which `queued` is and which outlives the call.
         let result = unsafe { libc::ioctl(self.udp.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
         assert_eq!(result, 0, "{}", io::Error::last_os_error());
-        queued as usize >= self.udp.buffer_sizes().unwrap().0
+        queued.try_into().unwrap()
     }
 
     pub fn unknown_destination(&self) -> Ipv6Addr {

@@ -170,8 +170,8 @@ impl Frames {
     }
 }
 
-/// Whether no host sends from an address, so that nothing may be answered there: what the host's stack drops, which frames
-/// pass by.
+/// Whether no host sends from an address, so that nothing may be answered there. The host's stack drops such packets, but
+/// does not see these frames.
 #[inline]
 fn is_martian(from: SocketAddr) -> bool {
     from.port() == 0

@@ -93,7 +93,7 @@ impl Delivery for XskDelivery {
 
     #[inline]
     fn flush<'b>(&mut self, _: impl Fn(Slot) -> &'b [u8], counters: &Counters) {
-        if self.queued > 0 || self.tx.pending() > 0 {
+        if self.queued > 0 || self.tx.pending() > 0 || self.is_down {
             self.send(counters);
         }
     }
@@ -111,6 +111,6 @@ impl Delivery for XskDelivery {
 
     fn behind(&mut self) -> Option<Duration> {
         let pause = if self.is_down { PAUSE_WHILE_DOWN } else { PAUSE };
-        (self.tx.pending() > 0).then_some(pause)
+        (self.tx.pending() > 0 || self.is_down).then_some(pause)
     }
 }
