@@ -7,7 +7,7 @@ mod common;
 
 use std::time::Duration;
 
-use client::{Client, enrol, login_request};
+use client::{Client, Member, enrol, login_request};
 use common::{Device, Overlay};
 use cyphonic_cloud::config::Config;
 use cyphonic_cloud::server::{Cloud, unix_now};
@@ -40,6 +40,15 @@ fn registration() -> Message {
 
 async fn register(connection: &Connection) -> Message {
     connection.open_exchange(&registration()).await.unwrap()
+}
+
+/// A device with a certificate that ends after so long.
+async fn enrolled_for(overlay: &mut Overlay, lifetime: Duration, name: &str) -> Member {
+    overlay.config.device_certificate_lifetime = lifetime;
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let member = enrol(overlay, &overlay.token(name, unix_now())).await;
+    cloud.shutdown().await;
+    member
 }
 
 async fn closed(connection: &Connection) -> String {
@@ -135,6 +144,32 @@ async fn a_revoked_device_is_thrown_out_of_nms_and_trs_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_ends_with_the_certificate_that_it_was_made_with() {
+    let mut overlay = Overlay::found(unix_now());
+    let young = enrolled_for(&mut overlay, Duration::from_secs(90 * 86_400), "old.plant").await;
+    // Long enough to connect with it.
+    let ending = enrolled_for(&mut overlay, Duration::from_secs(6), "press-7.plant").await;
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let client = Client::open();
+    let others = client.connect(&overlay, &young, Role::Nms).await.unwrap();
+    let management = client.connect(&overlay, &ending, Role::Nms).await.unwrap();
+    let relay = client.connect(&overlay, &ending, Role::Trs).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    assert!(matches!(register(&others).await, Message::RegistrationResponse(_)));
+
+    for connection in [&management, &relay] {
+        let reason = closed(connection).await;
+        assert!(reason.contains("the certificate that it came with has ended"), "{reason}");
+        assert_eq!(connection.refused_us(), None, "it may come back, with another");
+    }
+    // TLS 1.3: a client learns late that its certificate is not taken.
+    let again = client.connect(&overlay, &ending, Role::Nms).await.unwrap();
+    assert!(again.open_exchange(&registration()).await.is_err(), "not with this one");
+    assert!(matches!(register(&others).await, Message::RegistrationResponse(_)), "another's stands");
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replaced_device_is_thrown_out_and_the_new_one_gets_in() {
     let (overlay, cloud) = overlay().await;
     let old = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
@@ -209,7 +244,7 @@ struct Impostor {
     _client: Client,
 }
 
-fn impostor_server(overlay: &Overlay, member: &client::Member) -> Impostor {
+fn impostor_server(overlay: &Overlay, member: &Member) -> Impostor {
     let credentials = member.device.credentials(&member.answer, overlay);
     let tls = cyphonic_transport::ServerTls::services(&credentials)
         .and_then(|tls| tls.with_protocol(cyphonic_proto::alpn::NMS, &credentials))
@@ -338,7 +373,7 @@ async fn the_as_has_the_newest_few_connections_of_a_device() {
     let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
     let other = enrol(&overlay, &overlay.token("press-8.plant", unix_now())).await;
     let client = Client::open();
-    let log_in = async |member: &client::Member| {
+    let log_in = async |member: &Member| {
         let connection = client.connect(&overlay, member, Role::As).await.unwrap();
         // The answer shows that the service has it: a handshake ends at the client first.
         let answer = connection.open_exchange(&login_request()).await.unwrap();

@@ -4,8 +4,9 @@
 //! of its certificate's life on. It looks at start and then about once an hour rather than sleeping until the day: boards
 //! without a battery learn the time late, and others sleep. What fails is tried again, and `status` tells.
 //!
-//! Invariants: a new certificate is checked before it is used, and used even where the disk is full; tunnels and
-//! connections that stand are not touched, since the key stays and each was authenticated when it was made.
+//! Invariants: a new certificate is checked before it is used, and used even where the disk is full; tunnels that stand are
+//! not touched, since the key stays and each was authenticated when it was made. Connections to services end with the
+//! certificate that they were made with, so others are made, and those that stand are kept until these do.
 
 use std::sync::Arc;
 use std::time::Duration;

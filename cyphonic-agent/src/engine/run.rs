@@ -209,6 +209,7 @@ impl Engine {
             Input::Renewed { credentials, lifetime } => {
                 self.tls = ClientTls::new(credentials).with_clock(self.clock.clone());
                 self.certificate = lifetime;
+                self.node.handle_renewed(now);
             }
             Input::TimeTold => self.time_told(),
             Input::RenewalKept => self.renewal_failure = None,

@@ -94,6 +94,9 @@ impl Management {
                 () = sleep_until(timeout) => self.nms.handle_timeout(Instant::now()),
                 _ = look.tick() => {
                     self.look_for_moves();
+                    for channel in self.sessions.close_expired(unix_now()) {
+                        self.nms.handle_disconnected(Instant::now(), channel);
+                    }
                     if let Some(online) = self.sessions.online() {
                         self.online.send_replace(online);
                     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::relay::{Leg, RelayMap, RelayMapError, RelayRate, Resets};
 use cyphonic_dataplane::udp::{Transmit, UdpPort};
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::StartError;
+use super::clock::unix_now;
 use super::kept;
 use super::management::sleep_until;
 use super::port::Port;
@@ -115,7 +116,13 @@ impl RelayControl {
                     self.look_for_activity(now, &self.trs.idle(now));
                     self.trs.handle_timeout(now);
                 }
-                _ = look.tick() => self.look_for_moves(),
+                _ = look.tick() => {
+                    self.look_for_moves();
+                    for channel in self.sessions.close_expired(unix_now()) {
+                        // Its legs wait for it a while.
+                        self.trs.handle_lost(Instant::now(), channel);
+                    }
+                }
                 _ = activity.tick() => {
                     let all: Vec<_> = self.legs.keys().copied().collect();
                     self.look_for_activity(Instant::now(), &all);
@@ -281,11 +288,6 @@ impl RelayControl {
             tracing::debug!(packets = stats.packets, bytes = stats.bytes, "a leg was unbound");
         }
     }
-}
-
-/// Before 1970 it was never.
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn interval(period: Duration) -> tokio::time::Interval {

@@ -239,17 +239,38 @@ impl Sessions {
         true
     }
 
-    /// Closes a connection; its end is not reported.
+    /// Closes a connection of a device that may not be here; its end is not reported.
     pub(super) fn close(&mut self, channel: Channel, reason: &str) {
+        self.close_as(channel, cyphonic_proto::close::NOT_ALLOWED, reason);
+    }
+
+    fn close_as(&mut self, channel: Channel, code: u32, reason: &str) {
         if let Some(session) = self.sessions.get(&channel) {
             tracing::debug!(
                 fqdn = session.admission.identity.fqdn,
                 reason,
                 "a device's connection is closed"
             );
-            session.connection.close(cyphonic_proto::close::NOT_ALLOWED, reason);
+            session.connection.close(code, reason);
         }
         self.remove(channel);
+    }
+
+    /// Closes the connections of devices whose certificates have ended since they came, and says which: one that has another
+    /// certificate comes back at once, and to judge those without is for the handshake.
+    pub(super) fn close_expired(&mut self, now: UnixSeconds) -> Vec<Channel> {
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let has_ended = |session: &Session| session.admission.identity.not_after < now;
+        let ended = self.sessions.iter().filter(|(_, session)| has_ended(session));
+        let ended: Vec<Channel> = ended.map(|(channel, _)| *channel).collect();
+        for channel in &ended {
+            self.close_as(
+                *channel,
+                cyphonic_proto::close::DONE,
+                "the certificate that it came with has ended",
+            );
+        }
+        ended
     }
 
     /// Names a request that has arrived.

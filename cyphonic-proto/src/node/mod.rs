@@ -277,6 +277,11 @@ impl Node {
         self.resumed(now, sleep);
     }
 
+    /// The node's certificate was renewed: what is dialled from now on is dialled with the new one.
+    pub fn handle_renewed(&mut self, now: Instant) {
+        self.renewed(now);
+    }
+
     /// Where the AS is, where that was found out only now or has changed: its name resolves anew.
     pub fn handle_as_addresses(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
         self.as_moved(now, addresses);

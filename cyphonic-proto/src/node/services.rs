@@ -204,6 +204,15 @@ impl Node {
         }
     }
 
+    /// The node has another certificate. A service ends a connection with the certificate that came with it.
+    pub(super) fn renewed(&mut self, now: Instant) {
+        for service in self.services.keys().cloned().collect::<Vec<_>>() {
+            if self.is_connected(&service) {
+                self.replace_connection(now, &service, "this device has a new certificate");
+            }
+        }
+    }
+
     /// Dials a service that is connected, or seems to be: the connection is the shell's to keep until the new one stands.
     pub(super) fn replace_connection(&mut self, now: Instant, service: &Service, reason: &str) {
         // First of all: a request that fails on a connection would close it as one that does not serve.

@@ -7,6 +7,7 @@ use crate::{
         Gate::{Open, PortRestricted},
         Uplink,
     },
+    relay_restarts::{relayed_pair, stream, tunnels},
     world::{Event, World},
 };
 use cyphonic_proto::{
@@ -73,6 +74,31 @@ fn a_connection_that_stood_is_dialled_again_at_once_however_often_it_failed_befo
         assert!(world.run_while_not(SECOND, back), "round {round}");
         world.run(40 * SECOND);
     }
+}
+
+/// Its connections end with the certificate that they were made with.
+#[test]
+fn a_device_with_a_new_certificate_connects_anew_and_no_packet_is_lost() {
+    let mut world = relayed_pair();
+    let before = tunnels(&world, "a");
+    let services = [Service::Nms, Service::Trs("trs.lab".into())];
+    let channels = services.each_ref().map(|service| world.channels("a", service));
+    assert!(channels.iter().all(|channels| channels.len() == 1), "{channels:?}");
+    let life = world.hosts["a"].life;
+    world.with_node("a", life, |node, now| node.handle_renewed(now));
+    assert!(
+        channels.iter().zip(&services).all(|(old, service)| world.channels("a", service).contains(&old[0]))
+    );
+    for (from, to) in [("a", "b"), ("b", "a")] {
+        assert_eq!(stream(&mut world, from, to, 2 * SECOND), [Duration::ZERO; 0], "{from} to {to}");
+    }
+    for (service, old) in services.iter().zip(&channels) {
+        let new = world.channels("a", service);
+        assert!(new.len() == 1 && new != *old, "{service}: {new:?} instead of {old:?}");
+        assert_eq!(world.state("a", service), Some(ServiceState::Connected));
+    }
+    assert_eq!(tunnels(&world, "a"), before, "the same tunnels");
+    assert!(world.hosts["a"].node.as_ref().unwrap().status().registered);
 }
 
 #[test]
