@@ -47,12 +47,12 @@ pub use awake::AwakeRequest;
 pub use counters::RingCounters;
 pub use duty::Division;
 pub use early::EarlyPackets;
-pub use offload::{Offload, OffloadConfig, OffloadRing};
+pub use offload::{Offload, OffloadRing};
 pub use permissions::Permissions;
 #[cfg(feature = "bench")]
 pub(crate) use tempo::Tempo;
-pub use workers::{Ring, Side};
-pub use xdp::{Card, CardError, QueueError, Underlay, VethPair, Xdp, XdpConfig, XdpQueue, XdpRing};
+pub use workers::{Ring, RingConfig, Side};
+pub use xdp::{Card, CardError, QueueError, Underlay, VethPair, Xdp, XdpQueue, XdpRing};
 
 /// Names one tunnel of this node. Given by the control plane, never reused while the node runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

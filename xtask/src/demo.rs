@@ -14,7 +14,7 @@ mod report;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use cyphonic_lab::command::Cancel;
 use cyphonic_lab::figures::{Figure, Figures};
@@ -22,7 +22,8 @@ use cyphonic_lab::{Lab, Topology};
 
 use self::experiments::Experiments;
 use crate::overlay::{
-    AgentSettings, Capture, Device, Fig5, Overlay, Programs, Progress, ZONE, become_root, watch_signals,
+    AgentSettings, Capture, Device, Fig5, Overlay, Programs, Progress, ZONE, become_root, conclude,
+    watch_signals,
 };
 
 /// The whole demo, without the build, takes no longer on a small machine; it is a promise like the others.
@@ -142,13 +143,7 @@ fn finish(
     } else {
         overlay.end(lab)?;
     }
-    if broken.is_empty() {
-        println!("Every promise was kept.");
-        return Ok(());
-    }
-    println!("Broken promises:");
-    broken.iter().for_each(|promise| println!("  - {promise}"));
-    bail!("{} promise(s) broken", broken.len())
+    conclude(broken)
 }
 
 /// A lab that an earlier demo left up on request makes room for this one.

@@ -11,14 +11,14 @@ mod traffic;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use cyphonic_lab::command::Cancel;
 use cyphonic_lab::figures::{Figure, Figures};
 use cyphonic_lab::{Lab, Topology};
 
 use self::case::{Case, Site};
-use crate::overlay::{AgentSettings, Overlay, Programs, Progress, become_root, watch_signals};
+use crate::overlay::{AgentSettings, Overlay, Programs, Progress, become_root, conclude, watch_signals};
 
 /// About every limit there is: IPv6's least, inner 1,280 under both families, DSL, Ethernet, jumbo frames.
 const OUTER_MTUS: [u16; 26] = [
@@ -144,9 +144,5 @@ fn report(args: &MtuArgs, outer: usize, cases: usize, findings: &Findings) -> Re
     if findings.longest_stall > LONGEST_STALL && !args.untimed {
         broken.push(format!("a transfer stood still for {:.1?}", findings.longest_stall));
     }
-    if broken.is_empty() {
-        return Ok(());
-    }
-    broken.iter().for_each(|fault| println!("  - {fault}"));
-    bail!("{} promise(s) broken", broken.len())
+    conclude(&broken)
 }

@@ -25,7 +25,7 @@ pub(crate) use self::device::{AgentSettings, Device, Route};
 pub(crate) use self::fig5::{DIRECT, Fig5, Pair, RELAYED, RoundTrips, STREAM};
 pub(crate) use self::programs::{Programs, become_root};
 pub(crate) use self::progress::Progress;
-pub(crate) use self::verdict::{Verdict, median};
+pub(crate) use self::verdict::{Verdict, conclude, median};
 
 /// The overlay's zone.
 pub(crate) const ZONE: &str = "cyphonic.internal";

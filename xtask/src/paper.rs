@@ -9,12 +9,14 @@ mod experiments;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use cyphonic_lab::Lab;
 
 use self::experiments::Experiments;
-use crate::overlay::{AgentSettings, Fig5, Overlay, Programs, Progress, become_root, watch_signals};
+use crate::overlay::{
+    AgentSettings, Fig5, Overlay, Programs, Progress, become_root, conclude, watch_signals,
+};
 
 /// How to repeat the paper's measurements.
 #[derive(Debug, Args)]
@@ -63,11 +65,5 @@ pub(crate) fn run(args: &PaperArgs) -> Result<()> {
     if let Some(file) = &args.document {
         document::write(file, &figures)?;
     }
-    if broken.is_empty() {
-        println!("Every promise was kept.");
-        return Ok(());
-    }
-    println!("Broken promises:");
-    broken.iter().for_each(|promise| println!("  - {promise}"));
-    bail!("{} promise(s) broken", broken.len())
+    conclude(&broken)
 }

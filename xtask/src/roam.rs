@@ -21,7 +21,9 @@ use cyphonic_lab::command::Cancel;
 use self::cell::{Cell, Mover, Outcome, Stage, Way};
 use self::place::{Place, Roamer, Style};
 use self::report::Report;
-use crate::overlay::{AgentSettings, Device, Overlay, Programs, Progress, become_root, watch_signals};
+use crate::overlay::{
+    AgentSettings, Device, Overlay, Programs, Progress, become_root, conclude, watch_signals,
+};
 
 /// The scene and the link profile, as the topology calls them; and the two devices that roam.
 const SCENE: &str = "roam";
@@ -114,13 +116,7 @@ pub(crate) fn run(args: &RoamArgs) -> Result<()> {
         println!("The table is in {}.", file.display());
     }
     let broken = report.broken(!args.untimed);
-    if broken.is_empty() {
-        println!("Every promise was kept.");
-        return Ok(());
-    }
-    println!("Broken promises:");
-    broken.iter().for_each(|promise| println!("  - {promise}"));
-    bail!("{} promise(s) broken", broken.len())
+    conclude(&broken)
 }
 
 fn roam(

@@ -14,8 +14,8 @@ use cyphonic_common::limits::MAX_INNER_MTU;
 use cyphonic_dataplane::bpf::{AttachKind, EgressClassifier, Options, Programs};
 use cyphonic_dataplane::netdevice;
 use cyphonic_dataplane::ring::{
-    AwakeRequest, EarlyPackets, EncapRing, EventSink, HoldLimits, OffloadConfig, OffloadRing, RingError,
-    Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
+    AwakeRequest, EarlyPackets, EncapRing, EventSink, HoldLimits, OffloadRing, RingConfig, RingError,
+    Underlay, VethPair, XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::{TunDevice, TunOffloads};
@@ -254,6 +254,19 @@ impl Ground {
     }
 }
 
+fn ring_config(port: &Arc<UdpPort>, awake: Option<AwakeRequest>, wiring: &Wiring) -> RingConfig {
+    RingConfig {
+        port: Arc::clone(port),
+        sink: Arc::clone(&wiring.sink),
+        own: wiring.own,
+        prefix: (wiring.prefix.address(), Prefix::LENGTH),
+        events: Arc::clone(&wiring.events),
+        hold: HoldLimits::default(),
+        early: Arc::clone(&wiring.early),
+        awake,
+    }
+}
+
 fn offload_rings(
     queues: Vec<TunDevice>,
     ports: &[Arc<UdpPort>],
@@ -261,18 +274,8 @@ fn offload_rings(
     wiring: &Wiring,
 ) -> Result<Vec<Box<dyn EncapRing>>, RingError> {
     let mut wishes = wishes.into_iter();
-    let start = |(tun, port): (TunDevice, &Arc<UdpPort>)| {
-        let ring = OffloadRing::start(OffloadConfig {
-            tun,
-            port: Arc::clone(port),
-            sink: Arc::clone(&wiring.sink),
-            own: wiring.own,
-            prefix: (wiring.prefix.address(), Prefix::LENGTH),
-            events: Arc::clone(&wiring.events),
-            hold: HoldLimits::default(),
-            early: Arc::clone(&wiring.early),
-            awake: wishes.next(),
-        });
+    let start = |(tun, port)| {
+        let ring = OffloadRing::start(tun, ring_config(port, wishes.next(), wiring));
         ring.map(|ring| Box::new(ring) as Box<dyn EncapRing>)
     };
     queues.into_iter().zip(ports).map(start).collect()
@@ -285,17 +288,7 @@ fn xdp_ring(
     wiring: &Wiring,
 ) -> Result<(XdpRing, Underlay), RingError> {
     let port = ports.first().ok_or(RingError::Stopped("the port has no socket"))?;
-    let ring = XdpRing::start(XdpConfig {
-        queue,
-        port: Arc::clone(port),
-        sink: Arc::clone(&wiring.sink),
-        own: wiring.own,
-        prefix: (wiring.prefix.address(), Prefix::LENGTH),
-        events: Arc::clone(&wiring.events),
-        hold: HoldLimits::default(),
-        early: Arc::clone(&wiring.early),
-        awake: wishes.into_iter().next(),
-    })?;
+    let ring = XdpRing::start(queue, ring_config(port, wishes.into_iter().next(), wiring))?;
     let underlay = ring.underlay();
     Ok((ring, underlay))
 }

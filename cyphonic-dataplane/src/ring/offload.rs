@@ -2,9 +2,7 @@
 //! for each direction.
 
 use std::io::{self, IoSlice};
-use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -12,33 +10,10 @@ use cyphonic_common::DropReason;
 
 use super::counters::Counters;
 use super::device::{Delivery, Source};
-use super::workers::{Common, Ring, Side};
-use super::{AwakeRequest, EarlyPackets, EventSink, HoldLimits, RingError, RingKind};
+use super::workers::{Ring, RingConfig, Side};
+use super::{RingError, RingKind};
 use crate::gso::{Coalescer, Slot, VnetHeader};
 use crate::tun::{MAX_READ, TunDevice};
-use crate::udp::{SignallingSink, UdpPort};
-
-/// What [`OffloadRing::start`] needs.
-pub struct OffloadConfig {
-    /// The virtual interface.
-    pub tun: TunDevice,
-    /// The node's port; the ring becomes its only reader.
-    pub port: Arc<UdpPort>,
-    /// Takes what arrives and is not tunnel data.
-    pub sink: Arc<dyn SignallingSink>,
-    /// The node's own virtual address.
-    pub own: Ipv6Addr,
-    /// The overlay's prefix and its length.
-    pub prefix: (Ipv6Addr, u8),
-    /// Takes events.
-    pub events: EventSink,
-    /// Bounds of what is held.
-    pub hold: HoldLimits,
-    /// What came before its tunnel: one for all rings of the node.
-    pub early: Arc<EarlyPackets>,
-    /// Where processors are to stay awake for a while after packets.
-    pub awake: Option<AwakeRequest>,
-}
 
 /// Marks [`OffloadRing`].
 #[derive(Debug)]
@@ -52,15 +27,13 @@ impl Side for Offload {
 pub type OffloadRing = Ring<Offload>;
 
 impl OffloadRing {
-    /// Starts the workers.
+    /// Starts the workers, on a queue of the virtual interface.
     ///
     /// # Errors
     /// The addresses contradict each other, or the system refuses a thread or an eventfd. Nothing runs then.
-    pub fn start(config: OffloadConfig) -> Result<Self, RingError> {
-        let OffloadConfig { tun, port, sink, own, prefix, events, hold, early, awake } = config;
+    pub fn start(tun: TunDevice, config: RingConfig) -> Result<Self, RingError> {
         let source = TunSource { tun: tun.clone(), buffer: vec![0; MAX_READ].into_boxed_slice() };
-        let common = Common { port, sink, own, prefix, events, hold, early, awake };
-        Self::with(common, source, TunDelivery::new(tun), Offload(()))
+        Self::with(config, source, TunDelivery::new(tun), Offload(()))
     }
 }
 

@@ -34,16 +34,24 @@ const MAX_TUNNELS: usize = 65_536;
 /// Challenges of peers that wait for the sending worker.
 const MAX_ANSWERS: usize = 256;
 
-/// What every ring needs, whatever its virtual interface is.
-pub(super) struct Common {
-    pub(super) port: Arc<UdpPort>,
-    pub(super) sink: Arc<dyn SignallingSink>,
-    pub(super) own: Ipv6Addr,
-    pub(super) prefix: (Ipv6Addr, u8),
-    pub(super) events: EventSink,
-    pub(super) hold: HoldLimits,
-    pub(super) early: Arc<EarlyPackets>,
-    pub(super) awake: Option<AwakeRequest>,
+/// What every ring needs besides its virtual interface.
+pub struct RingConfig {
+    /// The node's port; the ring becomes its only reader.
+    pub port: Arc<UdpPort>,
+    /// Takes what arrives and is not tunnel data.
+    pub sink: Arc<dyn SignallingSink>,
+    /// The node's own virtual address.
+    pub own: Ipv6Addr,
+    /// The overlay's prefix and its length.
+    pub prefix: (Ipv6Addr, u8),
+    /// Takes events.
+    pub events: EventSink,
+    /// Bounds of what is held.
+    pub hold: HoldLimits,
+    /// What came before its tunnel: one for all rings of the node.
+    pub early: Arc<EarlyPackets>,
+    /// Where processors are to stay awake for a while after packets.
+    pub awake: Option<AwakeRequest>,
 }
 
 /// What tells one ring from another: its kind, and what must live as long as its workers.
@@ -77,7 +85,7 @@ pub struct Ring<S: Side> {
 impl<S: Side> Ring<S> {
     /// Starts the workers. On an error nothing runs.
     pub(super) fn with(
-        config: Common,
+        config: RingConfig,
         source: impl Source,
         delivery: impl Delivery,
         side: S,

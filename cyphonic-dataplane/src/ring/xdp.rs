@@ -22,41 +22,16 @@ mod queue;
 mod source;
 mod underlay;
 
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use self::delivery::XskDelivery;
 use self::source::XskSource;
 use self::underlay::{VIRTUAL, Watches};
-use super::workers::{Common, Ring, Side};
-use super::{AwakeRequest, EarlyPackets, EventSink, HoldLimits, RingError, RingKind};
-use crate::udp::{SignallingSink, UdpPort};
+use super::workers::{Ring, RingConfig, Side};
+use super::{RingError, RingKind};
 
 pub use queue::{QueueError, VethPair, XdpQueue};
 pub use underlay::{Card, CardError, Underlay};
-
-/// What [`XdpRing::start`] needs.
-pub struct XdpConfig {
-    /// A queue of the virtual interface. Its socket must be in the program's map
-    /// ([`Programs::set_virtual_socket`](crate::bpf::Programs::set_virtual_socket)), or nothing comes.
-    pub queue: XdpQueue,
-    /// The node's port; the ring becomes its only reader.
-    pub port: Arc<UdpPort>,
-    /// Takes what arrives and is not tunnel data.
-    pub sink: Arc<dyn SignallingSink>,
-    /// The node's own virtual address.
-    pub own: Ipv6Addr,
-    /// The overlay's prefix and its length.
-    pub prefix: (Ipv6Addr, u8),
-    /// Takes events.
-    pub events: EventSink,
-    /// Bounds of what is held.
-    pub hold: HoldLimits,
-    /// What came before its tunnel: one for all rings of the node.
-    pub early: Arc<EarlyPackets>,
-    /// Where processors are to stay awake for a while after packets.
-    pub awake: Option<AwakeRequest>,
-}
 
 /// What [`XdpRing`] has besides its workers.
 #[derive(Debug)]
@@ -76,19 +51,18 @@ impl Side for Xdp {
 pub type XdpRing = Ring<Xdp>;
 
 impl XdpRing {
-    /// Starts the workers.
+    /// Starts the workers, on a queue of the virtual interface. Its socket must be in the program's map
+    /// ([`Programs::set_virtual_socket`](crate::bpf::Programs::set_virtual_socket)), or nothing comes.
     ///
     /// # Errors
     /// The addresses contradict each other, or the system refuses a thread or an eventfd. Nothing runs then.
-    pub fn start(config: XdpConfig) -> Result<Self, RingError> {
-        let XdpConfig { queue, port, sink, own, prefix, events, hold, early, awake } = config;
+    pub fn start(queue: XdpQueue, config: RingConfig) -> Result<Self, RingError> {
         let watches = Arc::<Watches>::default();
         let watch = queue.socket().watch();
         watches
             .add(VIRTUAL, watch.map_err(|source| RingError::Io { doing: "watch an AF_XDP socket", source })?);
         let (receiving, sending) = queue.into_halves();
-        let common = Common { port, sink, own, prefix, events, hold, early, awake };
-        Self::with(common, XskSource::new(receiving), XskDelivery::new(sending), Xdp { watches })
+        Self::with(config, XskSource::new(receiving), XskDelivery::new(sending), Xdp { watches })
     }
 
     /// For adding network cards. Keep it no longer than the ring.

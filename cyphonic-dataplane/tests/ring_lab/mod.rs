@@ -27,8 +27,8 @@ use cyphonic_common::{ConnectionId, InterfaceConfig};
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
 use cyphonic_dataplane::protect::{Secret, Suite};
 use cyphonic_dataplane::ring::{
-    AwakeRequest, Card, CardError, Division, EarlyPackets, EncapRing, HoldLimits, OffloadConfig, OffloadRing,
-    Path, RingEvent, TunnelId, TunnelInstall, Underlay, VethPair, XdpConfig, XdpQueue, XdpRing,
+    AwakeRequest, Card, CardError, Division, EarlyPackets, EncapRing, HoldLimits, OffloadRing, Path,
+    RingConfig, RingEvent, TunnelId, TunnelInstall, Underlay, VethPair, XdpQueue, XdpRing,
 };
 use cyphonic_dataplane::shard::ShardedRing;
 use cyphonic_dataplane::tun::TunDevice;
@@ -327,29 +327,18 @@ impl Node {
         let (number, udp) = (port.local_port(), Arc::clone(&port));
         let sink: Arc<dyn SignallingSink> = Arc::<Collector>::clone(&signalling);
         let events_of_ring = Arc::new(move |event| drop(tell.lock().unwrap().send(event)));
+        let (prefix, early) = (PREFIX, early());
+        let config = RingConfig { port, sink, own, prefix, events: events_of_ring, hold, early, awake };
         let (ring, outside): (Box<dyn EncapRing>, _) = match interface {
             Interface::Tun(tun) => {
-                let (prefix, events, early) = (PREFIX, events_of_ring, early());
-                let config = OffloadConfig { tun, port, sink, own, prefix, events, hold, early, awake };
-                let ring = OffloadRing::start(config).unwrap();
+                let ring = OffloadRing::start(tun, config).unwrap();
                 if kind == Kind::Divided {
                     ring.divide(Division::Always);
                 }
                 (Box::new(ring), None)
             }
             Interface::Veth(queue, programs) => {
-                let config = XdpConfig {
-                    queue: *queue,
-                    port,
-                    sink,
-                    own,
-                    prefix: PREFIX,
-                    events: events_of_ring,
-                    hold,
-                    early: early(),
-                    awake,
-                };
-                let ring = XdpRing::start(config).unwrap();
+                let ring = XdpRing::start(*queue, config).unwrap();
                 let outside = Outside { underlay: ring.underlay(), programs: *programs };
                 // It tells the programs of the tunnels' connection IDs.
                 let tables = Some(outside.programs.tables());

@@ -12,7 +12,7 @@ use cyphonic_lab::measure::PingRun;
 use serde_json::Value;
 
 use super::pair::{peer, site};
-use crate::overlay::{AgentSettings, Device, Progress, Route, ZONE};
+use crate::overlay::{AgentSettings, Device, Progress, Route, ZONE, conclude};
 
 /// Tunnels that are kept open: to a NAT that forgets after 2 seconds, and one that does after 30, direct and relayed.
 const KEPT: [(&str, &str); 3] = [("short", "port"), ("short", "symmetric"), ("port", "symmetric")];
@@ -105,12 +105,7 @@ pub(super) fn run(
         figures.write(file)?;
         println!("Figures are in {}.", file.display());
     }
-    if broken.is_empty() {
-        println!("Every promise was kept.");
-        return Ok(());
-    }
-    broken.iter().for_each(|promise| println!("BROKEN: {promise}"));
-    bail!("{} promise(s) broken", broken.len())
+    conclude(&broken)
 }
 
 /// Waits until kept tunnels stand by themselves, and pings through each and the unused one once.

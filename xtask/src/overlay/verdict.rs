@@ -1,5 +1,8 @@
 //! What a verb measured, and which of its promises did not hold.
 
+use std::fmt::Display;
+
+use anyhow::{Result, bail};
 use cyphonic_lab::figures::{Figure, Figures, Statistic};
 
 use super::Progress;
@@ -41,4 +44,18 @@ impl<'a> Verdict<'a> {
 /// The median of some milliseconds.
 pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     Figure::of(samples, Statistic::Median, "ms").map(|figure| figure.value)
+}
+
+/// Says which promises were broken: how a verb ends.
+///
+/// # Errors
+/// Any was.
+pub(crate) fn conclude(broken: &[impl Display]) -> Result<()> {
+    if broken.is_empty() {
+        println!("Every promise was kept.");
+        return Ok(());
+    }
+    println!("Broken promises:");
+    broken.iter().for_each(|promise| println!("  - {promise}"));
+    bail!("{} promise(s) broken", broken.len())
 }
