@@ -110,9 +110,9 @@ impl XdpRelay {
         let adopted = if program.object.adopted { adopt(&legs, &userspace) } else { HashSet::new() };
         let program = Arc::new(Mutex::new(program));
         let followed = Arc::downgrade(&program);
-        let follow = move || {
+        let follow = move |change| {
             if let Some(program) = followed.upgrade() {
-                lock(&program).follow();
+                lock(&program).follow(change);
             }
         };
         let watcher = lock(&program).object.watch(follow).inspect_err(|error| {
