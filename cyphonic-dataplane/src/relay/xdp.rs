@@ -3,7 +3,8 @@
 //! The program forwards what its table of legs says, before the kernel's stack sees it. What it leaves to the stack (the
 //! next hop's link address is not known yet, the packet is too long, there is no checksum to build on, see
 //! [`PassReason`](cyphonic_common::relay::PassReason)) arrives at the relay's socket, where a [`UserspaceRelay`] has
-//! the same legs. Its statistics are the sum.
+//! the same legs. So do packets of a leg that waits, for some tens of milliseconds, until the kernel's hash map may take it.
+//! The statistics are the sum.
 //!
 //! Legs and program outlive the process that made them, if there is a BPF file system: a killed relay goes on
 //! forwarding. The next process takes both over ([`RelayMap::adopted`]), and replaces the program without a gap.
@@ -26,6 +27,7 @@ pub mod watch;
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -54,10 +56,16 @@ pub fn check_interfaces(names: &[String]) -> Result<(), XdpError> {
     interfaces::choose(Some(names), &[]).map(drop)
 }
 
+/// For how long legs that must wait for the kernel gather: it costs the same for all of them.
+const GATHERING: Duration = Duration::from_millis(50);
+
 /// Forwards in XDP, and what XDP leaves, in userspace.
 pub struct XdpRelay {
     userspace: Arc<UserspaceRelay>,
-    kernel: Mutex<Kernel>,
+    /// The settling thread's too.
+    kernel: Arc<Mutex<Kernel>>,
+    /// Wakes the thread that has legs [settle](Legs::settle). It ends with this.
+    settling: Option<SyncSender<()>>,
     /// Ends with this process, and the program knows it.
     _watcher: Option<Watcher>,
     /// The watcher's too.
@@ -118,9 +126,11 @@ impl XdpRelay {
         let watcher = lock(&program).object.watch(follow).inspect_err(|error| {
             tracing::warn!(%error, "routes are asked for more often, and changes of interfaces are not followed");
         });
+        let kernel = Arc::new(Mutex::new(Kernel { legs, counters, adopted }));
         Ok(Self {
             userspace,
-            kernel: Mutex::new(Kernel { legs, counters, adopted }),
+            settling: start_settling(&kernel),
+            kernel,
             _watcher: watcher.ok(),
             program,
             epoch: (monotonic_ns(), Instant::now()),
@@ -157,6 +167,17 @@ impl XdpRelay {
         self.pins.iter().for_each(Pins::remove);
     }
 
+    /// Has legs that wait for the kernel settle soon, together with those that come meanwhile.
+    fn settle(&self, kernel: &mut Kernel) {
+        if !kernel.legs.are_waiting() {
+            return;
+        }
+        let woken = self.settling.as_ref().map(|settling| settling.try_send(()));
+        if matches!(woken, None | Some(Err(TrySendError::Disconnected(())))) {
+            kernel.legs.settle();
+        }
+    }
+
     /// What became of a leg that was to be written to the kernel's table.
     fn written(&self, result: Result<(), LegsError>) -> Result<(), RelayMapError> {
         match result {
@@ -178,6 +199,7 @@ impl XdpRelay {
         let old = self.userspace.leg(cid).ok_or(RelayMapError::NotBound(cid))?;
         self.userspace.replace(cid, leg)?;
         let replaced = kernel.legs.replace(cid, &leg);
+        self.settle(kernel);
         if let Err(LegsError::Leg(LegError::TooManyAddresses(_))) = &replaced {
             self.leave_to_userspace(kernel, cid);
         }
@@ -228,6 +250,7 @@ impl RelayMap for XdpRelay {
         }
         self.userspace.insert(cid, leg)?;
         let written = self.written(kernel.legs.insert(cid, &leg, RelayState::default()));
+        self.settle(&mut kernel);
         if written.is_err() {
             self.userspace.remove(cid);
         }
@@ -263,6 +286,20 @@ impl RelayMap for XdpRelay {
         let unclaimed: Vec<ConnectionId> = lock(&self.kernel).adopted.iter().copied().collect();
         unclaimed.into_iter().filter(|cid| self.remove(*cid).is_some()).count()
     }
+}
+
+/// Nothing if there can be no more threads: legs then settle one by one.
+fn start_settling(kernel: &Arc<Mutex<Kernel>>) -> Option<SyncSender<()>> {
+    let (wake, woken) = sync_channel(1);
+    let kernel = Arc::clone(kernel);
+    let settle = move || {
+        for () in woken {
+            std::thread::sleep(GATHERING);
+            lock(&kernel).legs.settle();
+        }
+    };
+    let started = std::thread::Builder::new().name("cyphonic-legs".to_owned()).spawn(settle);
+    started.inspect_err(|error| tracing::warn!(%error, "legs settle one by one")).ok().map(|_| wake)
 }
 
 fn remove_leftovers(pins: Option<&Pins>) {
