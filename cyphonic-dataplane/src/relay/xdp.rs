@@ -110,12 +110,12 @@ impl XdpRelay {
             program.attach(&interfaces)?;
             Ok((program.object.take_legs()?, program.object.counters()?, routing, program))
         });
-        let (legs, counters, mut routing, program) = started.inspect_err(|_| {
+        let (mut legs, counters, mut routing, program) = started.inspect_err(|_| {
             // Nobody would fill an earlier process's maps.
             remove_leftovers(pins.as_ref());
         })?;
         routing.keep();
-        let adopted = if program.object.adopted { adopt(&legs, &userspace) } else { HashSet::new() };
+        let adopted = if program.object.adopted { adopt(&mut legs, &userspace) } else { HashSet::new() };
         let program = Arc::new(Mutex::new(program));
         let followed = Arc::downgrade(&program);
         let follow = move |change| {
@@ -339,9 +339,25 @@ fn some<T>(all: impl Iterator<Item = (T, Counter)>) -> Vec<(T, Counter)> {
     all.filter(|(_, counter)| counter.packets > 0).collect()
 }
 
-/// Binds the legs of an earlier process in userspace too. One that userspace refuses goes.
-fn adopt(legs: &Legs, userspace: &UserspaceRelay) -> HashSet<ConnectionId> {
-    legs.iter().filter(|(cid, leg)| userspace.insert(*cid, *leg).is_ok()).map(|(cid, _)| cid).collect()
+/// Binds the legs of an earlier process in userspace too. One that userspace refuses goes, and so does one that is there twice,
+/// since the process was killed while it put it in another's place: nobody knows which of the two the program would find.
+fn adopt(legs: &mut Legs, userspace: &UserspaceRelay) -> HashSet<ConnectionId> {
+    let (mut adopted, mut refused) = (HashSet::new(), Vec::new());
+    for (cid, leg) in legs.iter() {
+        match userspace.insert(cid, leg) {
+            Ok(()) => drop(adopted.insert(cid)),
+            Err(error) => {
+                tracing::debug!(%error, "an earlier relay's leg is of no use");
+                refused.push(cid);
+            }
+        }
+    }
+    for cid in refused {
+        adopted.remove(&cid);
+        userspace.remove(cid);
+        while legs.remove(cid).is_some() {}
+    }
+    adopted
 }
 
 /// The clock that the program reads.
@@ -349,4 +365,37 @@ fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use cyphonic_common::relay::RelayLeg;
+
+    use super::object::Object;
+
+    use super::*;
+
+    /// Needs root and the eBPF objects.
+    #[test]
+    fn of_a_dead_process_only_legs_are_adopted_that_userspace_takes() {
+        let cid = |byte| ConnectionId::from_random_data([byte; 8]);
+        let leg = |port| {
+            let to = ([198, 51, 100, 20], port).into();
+            Leg::new("192.0.2.10:1000".parse().unwrap(), to, cid(9))
+        };
+        let mut object = Object::load(16, None).unwrap();
+        let mut overflow = object.overflow();
+        let mut legs = object.take_legs().unwrap();
+        for number in 1..=3 {
+            legs.insert(cid(number), &leg(2000), RelayState::default()).unwrap();
+        }
+        // It was killed before it took the old one away; and the third one's address makes no sense.
+        let twice = RelayLeg::new(cid(2), &leg(3000), &Default::default()).unwrap();
+        overflow.insert(cid(2).as_bytes(), Value(RelayEntry::new(twice)), 0).unwrap();
+        legs.replace(cid(3), &leg(0)).unwrap();
+        let userspace = UserspaceRelay::new(16);
+        assert_eq!(adopt(&mut legs, &userspace), HashSet::from([cid(1)]));
+        assert_eq!((userspace.len(), userspace.leg(cid(1))), (1, Some(leg(2000))));
+        assert_eq!(legs.iter().map(|(cid, _)| cid).collect::<Vec<_>>(), [cid(1)]);
+    }
 }

@@ -2,9 +2,9 @@
 
 #![expect(unsafe_code, reason = "aya's Pod")]
 
-#[cfg(test)]
-use aya::maps::Map;
 use aya::maps::{Array, DevMapHash, MapData, MapInfo, PerCpuArray};
+#[cfg(test)]
+use aya::maps::{HashMap, Map};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader, Pod};
 use cyphonic_common::Counter;
@@ -131,9 +131,19 @@ impl Object {
     /// What the watcher writes, before it takes the map.
     pub(super) fn watched(&self) -> Array<MapData, Value<RelayWatch>> {
         let Some(Map::Array(map)) = self.ebpf.map(name::WATCH) else { panic!("no map") };
-        let same = MapData::from_id(map.info().unwrap().id()).unwrap();
-        Map::Array(same).try_into().unwrap()
+        Map::Array(once_more(map)).try_into().unwrap()
     }
+
+    /// Legs without a place in the table, before somebody takes the map.
+    pub(super) fn overflow(&self) -> HashMap<MapData, [u8; 8], Value<RelayEntry>> {
+        let Some(Map::HashMap(map)) = self.ebpf.map(name::OVERFLOW) else { panic!("no map") };
+        Map::HashMap(once_more(map)).try_into().unwrap()
+    }
+}
+
+#[cfg(test)]
+fn once_more(map: &MapData) -> MapData {
+    MapData::from_id(map.info().unwrap().id()).unwrap()
 }
 
 /// Whether there are legs of that size. If there are others, or not all that belongs to them, they are removed.
