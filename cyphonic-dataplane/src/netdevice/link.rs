@@ -16,6 +16,8 @@ const NAME: u16 = 3;
 /// `IFLA_EXT_MASK`, and of its bits the one that leaves statistics out: half of what is told (`RTEXT_FILTER_SKIP_STATS`).
 const EXTENT: u16 = 29;
 const WITHOUT_STATISTICS: u32 = 1 << 3;
+/// How often a list is asked for again in which something may be missing, since interfaces came or went meanwhile.
+const TRIES: usize = 10;
 
 /// The interfaces of a network namespace at one moment.
 #[derive(Debug)]
@@ -34,12 +36,17 @@ impl Links {
     /// Those of the calling thread's network namespace.
     ///
     /// # Errors
-    /// The kernel does not tell.
+    /// The kernel does not tell, or they change too fast.
     pub fn list() -> io::Result<Self> {
         let mut question = vec![0; LINK_HEADER];
         push_attribute(&mut question, EXTENT, &WITHOUT_STATISTICS.to_ne_bytes())?;
-        let told = Netlink::open(None)?.list(GET_LINK, &question)?;
-        Ok(Self(told.into_iter().filter_map(Link::read).collect()))
+        let mut tries = 1..=TRIES;
+        loop {
+            match Netlink::open(None)?.list(GET_LINK, &question) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && tries.next().is_some() => {}
+                told => return Ok(Self(told?.into_iter().filter_map(Link::read).collect())),
+            }
+        }
     }
 
     /// The name of the interface with this number.

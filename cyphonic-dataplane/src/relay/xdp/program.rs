@@ -36,6 +36,8 @@ pub(super) struct Program {
     /// Interfaces that did not take it, by their numbers.
     refused: HashMap<u32, Refusal>,
     targets: Vec<u32>,
+    /// What could not be followed, for want of descriptors perhaps.
+    unfollowed: Change,
     stopped: bool,
 }
 
@@ -89,6 +91,7 @@ impl Program {
             pins: pins.cloned(),
             refused: HashMap::new(),
             targets: Vec::new(),
+            unfollowed: Change::Nothing,
             stopped: false,
         };
         // It may go in an earlier one's place, where packets are arriving.
@@ -140,11 +143,14 @@ impl Program {
     /// Something has changed: goes off interfaces that are gone, or where it would do harm now, and on those that are new, or made
     /// anew, or refused it long ago.
     pub(super) fn follow(&mut self, change: Change) {
+        let change = change.max(self.unfollowed);
         if self.stopped || !self.may_concern(change) {
             return;
         }
-        if let Err(error) = self.go(change) {
-            tracing::warn!(%error, "the relay does not follow a change of the interfaces");
+        let followed = self.go(change);
+        self.unfollowed = if followed.is_ok() { Change::Nothing } else { change };
+        if let Err(error) = followed {
+            tracing::warn!(%error, "the relay does not follow a change of the interfaces yet");
         }
         // Those that were not tried now are down, or not wanted any more.
         self.refused.retain(|_, refusal| !refusal.is_over());
@@ -406,8 +412,10 @@ mod tests {
                 program.follow(change);
                 assert_eq!(names(&program).len(), 2, "{change:?}");
             }
-            program.follow(Change::Links);
-            assert_eq!(names(&program), ["card0"]);
+            // As if that had failed before.
+            program.unfollowed = Change::Links;
+            program.follow(Change::Nothing);
+            assert_eq!((names(&program), program.unfollowed), (vec!["card0".to_owned()], Change::Nothing));
             drop(program);
             await_nothing_on("card0");
 
