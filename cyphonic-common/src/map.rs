@@ -191,7 +191,6 @@ impl PeerEntry {
 }
 
 /// The worker of a virtual address that the kernel does not know (yet): what userspace will choose for it too.
-///
 #[inline(always)]
 pub const fn worker_of(address: &[u8; 16], workers: u32) -> u32 {
     match spread_of(address).checked_rem(workers) {

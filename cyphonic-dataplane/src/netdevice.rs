@@ -1,5 +1,5 @@
 //! What network interfaces are asked and told: by ioctl here; what their drivers can do ([`xdp_features`]), which XDP
-//! programs are on them ([`xdp_programs`]) and which VLAN devices above them ([`vlans_above`]), by netlink.
+//! programs are on them ([`xdp_programs`]), which there are and which VLAN devices above them ([`Links`]), by netlink.
 
 #![expect(unsafe_code, reason = "network devices are configured by ioctl")]
 
@@ -17,8 +17,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 pub(crate) use features::xdp_redirection;
 pub use features::{XdpFeatures, XdpRedirection, xdp_features};
+pub use link::Links;
 pub use programs::{XdpPrograms, xdp_programs};
-pub use vlans::{Vlans, vlans_above};
+pub use vlans::Vlans;
 
 /// `ETHTOOL_STXCSUM` of `linux/ethtool.h`.
 const SET_TX_CHECKSUM: u32 = 0x17;

@@ -217,10 +217,10 @@ fn legs_that_get_into_one_anothers_way_are_all_found_and_none_that_is_gone() {
             match (*now_bound, round % 3) {
                 (true, 0) => {
                     let other = Binding { to: "198.51.100.20:3333".parse().unwrap(), ..binding };
-                    lab.legs.borrow_mut().replace(cid(at), &other).unwrap();
+                    lab.replace(cid(at), &other);
                     let (_, left) = lab.run(&build(&arriving(&binding, cid(at), &[at; 30])));
                     assert_eq!(parse(&left).1, other.to, "{at}");
-                    lab.legs.borrow_mut().replace(cid(at), &binding).unwrap();
+                    lab.replace(cid(at), &binding);
                 }
                 (true, _) => {
                     assert_eq!(lab.unbind(cid(at)).unwrap().leg.cid().to_ne_bytes(), *cid(at).as_bytes());
@@ -293,13 +293,72 @@ fn what_the_hash_map_gave_up_is_not_used_again_before_programs_have_ended() {
     assert_eq!(asked(), 0, "nothing is used again");
     legs.insert(cid(10), &binding, RelayState::default()).unwrap();
     legs.insert(cid(11), &binding, RelayState::default()).unwrap();
-    assert_eq!(asked(), 1, "once for all that was given up before");
+    assert_eq!((asked(), legs.are_waiting()), (0, true), "it takes nothing");
+    legs.settle();
+    assert_eq!((asked(), legs.are_waiting()), (1, false), "once for all that was given up before");
     legs.replace(cid(10), &other).unwrap();
-    assert_eq!(asked(), 1);
+    assert_eq!((asked(), legs.are_waiting()), (1, false));
     legs.replace(cid(11), &other).unwrap();
-    assert_eq!(asked(), 2, "the replaced one was given up");
+    assert_eq!((asked(), legs.are_waiting()), (1, true), "the replaced one was given up");
+    legs.settle();
     legs.replace(cid(11), &other).unwrap();
-    assert_eq!(asked(), 2, "nothing changes");
+    legs.settle();
+    assert_eq!((asked(), legs.are_waiting()), (2, false), "nothing changes");
+}
+
+/// As when a network of many nodes moves, at a relay that is full.
+#[test]
+fn many_legs_of_the_hash_map_that_are_replaced_wait_for_programs_together() {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    const COUNT: Barrier = || {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    const LEGS: u16 = 1_000;
+    let asked = || ASKED.load(Ordering::Relaxed);
+    let id = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        ConnectionId::from_random_data([0x91, 2, 3, 4, 5, 6, high, low])
+    };
+    let mut legs = Legs::take_with(&mut load(1), COUNT).unwrap();
+    let binding = across(false, false);
+    let others = [3333, 4444].map(|port| Binding { to: ([198, 51, 100, 20], port).into(), ..binding });
+    let state = |number: u16| RelayState { packets: number.into(), ..RelayState::default() };
+    for number in 0..LEGS {
+        legs.insert(id(number), &binding, state(number)).unwrap();
+    }
+    let all_are = |legs: &Legs, leg: &Binding| {
+        assert_eq!(legs.iter().filter(|(_, found)| found == leg).count(), usize::from(LEGS));
+        let counted = |number: u16| legs.get(id(number)).unwrap().state.packets == u64::from(number);
+        assert!((0..LEGS).all(counted));
+    };
+    for other in &others {
+        for number in 0..LEGS {
+            legs.replace(id(number), other).unwrap();
+        }
+        all_are(&legs, other);
+        legs.settle();
+        assert!(!legs.are_waiting());
+        all_are(&legs, other);
+    }
+    assert!(asked() <= 10, "{} for {LEGS} legs that moved twice", asked());
+
+    // What waits can be replaced and removed.
+    let before = asked();
+    for leg in [&binding, &others[0]] {
+        (0..4).for_each(|number| legs.replace(id(number), leg).unwrap());
+    }
+    assert!(legs.are_waiting());
+    for number in 0..LEGS {
+        assert_eq!(legs.remove(id(number)).unwrap().state.packets, u64::from(number));
+    }
+    assert!(!legs.are_waiting() && legs.iter().next().is_none());
+    assert_eq!(asked(), before);
+    // Where there is room in the table they go there.
+    legs.insert(id(1), &binding, RelayState::default()).unwrap();
+    legs.settle();
+    legs.replace(id(1), &others[0]).unwrap();
+    assert_eq!((asked(), legs.are_waiting()), (before + 1, false));
 }
 
 /// Stops who writes when reading ends, by a failed assertion too.
@@ -329,6 +388,9 @@ fn no_packet_is_forwarded_by_half_a_leg() {
                 while !stop.load(Ordering::Relaxed) || changes <= 300 {
                     changes += 1;
                     writer.replace(cid(1), &legs[changes % 2]).unwrap();
+                    if changes.is_multiple_of(8) {
+                        writer.settle();
+                    }
                     if changes.is_multiple_of(16) {
                         writer.remove(cid(1)).unwrap();
                         writer.insert(cid(1), &legs[changes % 2], RelayState::default()).unwrap();

@@ -310,6 +310,33 @@ fn a_leg_whose_new_address_has_no_number_goes_its_new_way_in_userspace_and_count
     });
 }
 
+/// An entry of the table is not used again at once, and the kernel's hash map takes nothing at once either.
+#[test]
+fn a_leg_that_moves_often_is_relayed_all_the_time_and_soon_in_xdp_again() {
+    isolated(|pins| {
+        let process = Process::start(&options(pins));
+        let (a, b, leg) = in_use(&process);
+        let others = ["198.51.100.20:2001", "198.51.100.20:2002"].map(|address| socket("b", address));
+        for round in 0..20u32 {
+            let to = &others[round as usize % 2];
+            process.xdp.replace(cid(0xb0), Leg { to: to.local_addr().unwrap(), ..leg }).unwrap();
+            passes(&a, "192.0.2.1:4433", to, cid(0xb0), cid(0xb1), round);
+        }
+        process.xdp.replace(cid(0xb0), leg).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        for number in 100.. {
+            let before = process.xdp.counters().forwarded.packets;
+            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
+            if process.xdp.counters().forwarded.packets > before {
+                break;
+            }
+            assert!(Instant::now() < deadline, "it stays in userspace");
+        }
+        process.xdp.stop();
+        process.kill();
+    });
+}
+
 /// Legs are bound to what the relay's socket sees, and XDP comes before the host's NAT.
 #[test]
 fn behind_the_hosts_own_nat_userspace_relays() {

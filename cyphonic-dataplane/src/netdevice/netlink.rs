@@ -1,4 +1,4 @@
-//! One question by netlink, and its answer (`linux/netlink.h`): what little of that protocol is needed here.
+//! Questions by netlink, and their answers (`linux/netlink.h`): what little of that protocol is needed here.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,8 +9,14 @@ use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, So
 const HEADER: usize = 16;
 /// The type of an answer that says no.
 const ERROR: u16 = 2;
+/// The type of what ends a list.
+const DONE: u16 = 3;
 const REQUEST: u16 = 1;
-/// More than the kernel puts into one answer about one interface.
+/// `NLM_F_DUMP`: all that there is.
+const LIST: u16 = 0x300;
+/// `NLM_F_DUMP_INTR`: what is listed has changed meanwhile, so that something may be missing.
+const TORN: u16 = 0x10;
+/// More than the kernel puts into one answer, or into one piece of a list.
 const LONGEST_ANSWER: usize = 1 << 15;
 /// The bits of an attribute's number that tell of its content (`NLA_F_NESTED`, `NLA_F_NET_BYTEORDER`).
 const FLAGS: u16 = 0xc000;
@@ -27,19 +33,36 @@ impl Netlink {
     /// Asks one question: a message of type `kind`, with the subsystem's own header and its attributes. Returns the same
     /// part of the answer.
     pub(super) fn ask(&self, kind: u16, body: &[u8]) -> io::Result<Vec<u8>> {
+        self.send(kind, REQUEST, body)?;
+        let mut answer = vec![0; LONGEST_ANSWER];
+        let (received, _) = rustix::net::recv(&self.0, &mut answer[..], RecvFlags::empty())?;
+        answer.truncate(received);
+        Message::read(&answer).map(|message| message.content.to_vec())
+    }
+
+    /// As [`ask`](Self::ask), for all that there is: one answer each. [`io::ErrorKind::Interrupted`]: it changed meanwhile.
+    pub(super) fn list(&self, kind: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        self.send(kind, REQUEST | LIST, body)?;
+        let (mut piece, mut answers) = (vec![0; LONGEST_ANSWER], Vec::new());
+        loop {
+            let (received, _) = rustix::net::recv(&self.0, &mut piece[..], RecvFlags::empty())?;
+            if take_piece(piece.get(..received).unwrap_or_default(), &mut answers)? {
+                return Ok(answers);
+            }
+        }
+    }
+
+    fn send(&self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
         let len = u32::try_from(HEADER + body.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut question = Vec::with_capacity(HEADER + body.len());
         question.extend_from_slice(&len.to_ne_bytes());
         question.extend_from_slice(&kind.to_ne_bytes());
-        question.extend_from_slice(&REQUEST.to_ne_bytes());
+        question.extend_from_slice(&flags.to_ne_bytes());
         // Sequence number and port: one question at a time on a socket of our own needs neither.
         question.extend_from_slice(&[0; 8]);
         question.extend_from_slice(body);
         rustix::net::send(&self.0, &question, SendFlags::empty())?;
-        let mut answer = vec![0; LONGEST_ANSWER];
-        let (received, _) = rustix::net::recv(&self.0, &mut answer[..], RecvFlags::empty())?;
-        answer.truncate(received);
-        content(&answer).map(<[u8]>::to_vec)
+        Ok(())
     }
 }
 
@@ -53,17 +76,51 @@ pub(super) fn push_attribute(body: &mut Vec<u8>, name: u16, value: &[u8]) -> io:
     Ok(())
 }
 
-/// What is behind an answer's header.
-fn content(answer: &[u8]) -> io::Result<&[u8]> {
-    let malformed = || io::Error::from(io::ErrorKind::InvalidData);
-    let [l0, l1, l2, l3, t0, t1, ..] = *answer.first_chunk::<HEADER>().ok_or_else(malformed)?;
-    let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-    let body = answer.get(HEADER..len).ok_or_else(malformed)?;
-    if u16::from_ne_bytes([t0, t1]) == ERROR {
-        let code = i32::from_ne_bytes(*body.first_chunk().ok_or_else(malformed)?);
-        return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+/// Takes the answers out of a piece of a list. Returns whether it is the last one.
+fn take_piece(mut piece: &[u8], answers: &mut Vec<Vec<u8>>) -> io::Result<bool> {
+    loop {
+        let message = Message::read(piece)?;
+        if message.flags & TORN != 0 {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        if message.kind == DONE {
+            return Ok(true);
+        }
+        answers.push(message.content.to_vec());
+        if message.rest.is_empty() {
+            return Ok(false);
+        }
+        piece = message.rest;
     }
-    Ok(body)
+}
+
+/// An answer.
+struct Message<'a> {
+    kind: u16,
+    flags: u16,
+    /// What is behind its header.
+    content: &'a [u8],
+    /// What follows it.
+    rest: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// The first of some, if it does not say no.
+    fn read(answer: &'a [u8]) -> io::Result<Self> {
+        let malformed = || io::Error::from(io::ErrorKind::InvalidData);
+        let [l0, l1, l2, l3, t0, t1, f0, f1, ..] = *answer.first_chunk::<HEADER>().ok_or_else(malformed)?;
+        let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
+        let content = answer.get(HEADER..len).ok_or_else(malformed)?;
+        let [kind, flags] = [[t0, t1], [f0, f1]].map(u16::from_ne_bytes);
+        if kind == ERROR || kind == DONE {
+            let code = i32::from_ne_bytes(*content.first_chunk().ok_or_else(malformed)?);
+            if kind == ERROR || code < 0 {
+                return Err(io::Error::from_raw_os_error(code.saturating_neg()));
+            }
+        }
+        let rest = answer.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Ok(Self { kind, flags, content, rest })
+    }
 }
 
 /// The value of an attribute, if it is there.
@@ -98,15 +155,36 @@ mod tests {
     #[test]
     fn a_refusal_is_the_kernels_error() {
         let refusal = [&[20, 0, 0, 0, 2, 0][..], &[0; 10], &(-libc::ENODEV).to_ne_bytes()].concat();
-        assert_eq!(content(&refusal).unwrap_err().raw_os_error(), Some(libc::ENODEV));
+        assert_eq!(Message::read(&refusal).err().unwrap().raw_os_error(), Some(libc::ENODEV));
+    }
+
+    #[test]
+    fn a_list_ends_with_its_end_or_an_error() {
+        let message = |kind: u16, body: &[u8]| {
+            let message = [&(16 + body.len() as u32).to_ne_bytes()[..], &kind.to_ne_bytes(), &[0; 10], body];
+            message.concat()
+        };
+        let padded = [message(16, &[1, 2]), vec![0; 2]].concat();
+        let mut answers = Vec::new();
+        assert!(!take_piece(&[padded.clone(), message(16, &[3])].concat(), &mut answers).unwrap());
+        assert_eq!(answers, [vec![1, 2], vec![3]]);
+        assert!(take_piece(&[padded.clone(), message(DONE, &[0; 4])].concat(), &mut answers).unwrap());
+        assert_eq!(answers.len(), 3);
+        let failed = message(DONE, &(-libc::ENOMEM).to_ne_bytes());
+        assert_eq!(take_piece(&failed, &mut answers).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+        let mut torn = message(DONE, &[0; 4]);
+        torn[6] = TORN as u8;
+        assert_eq!(take_piece(&torn, &mut answers).unwrap_err().kind(), io::ErrorKind::Interrupted);
+        assert!(take_piece(&[], &mut answers).is_err() && take_piece(&padded[..17], &mut answers).is_err());
     }
 
     proptest! {
         #[test]
         fn any_answer_ends_without_a_panic(answer: Vec<u8>, name: u16) {
-            if let Ok(attributes) = content(&answer) {
-                let _ = attribute(attributes, name);
+            if let Ok(message) = Message::read(&answer) {
+                let _ = attribute(message.content, name);
             }
+            let _ = take_piece(&answer, &mut Vec::new());
             let _ = attribute(&answer, name);
         }
     }

@@ -2,9 +2,8 @@
 
 use std::io;
 
-use nix::net::if_::if_nameindex;
-
-use super::{link, netlink::attribute};
+use super::link::{self, Links};
+use super::netlink::attribute;
 
 /// `IFLA_LINK` of `linux/if_link.h`: the interface below.
 const LINK_BELOW: u16 = 5;
@@ -24,22 +23,18 @@ pub struct Vlans {
     pub by_card: bool,
 }
 
-/// The VLAN devices above `interface`.
-///
-/// # Errors
-/// There is no such interface, or the kernel does not tell.
-pub fn vlans_above(interface: &str) -> io::Result<Vlans> {
-    let index = super::index(interface)?;
-    let own = link::attributes(index)?;
-    let mut devices = Vec::new();
-    for other in &if_nameindex()? {
-        // Gone since it was listed.
-        let Ok(attributes) = link::attributes(other.index()) else { continue };
-        if is_vlan_above(&attributes, index) {
-            devices.push(other.name().to_string_lossy().into_owned());
-        }
+impl Links {
+    /// The VLAN devices above the interface with this name.
+    ///
+    /// # Errors
+    /// There is no such interface, or the kernel does not tell.
+    pub fn vlans_above(&self, interface: &str) -> io::Result<Vlans> {
+        let own = self.named(interface).ok_or(io::ErrorKind::NotFound)?;
+        let above = self.all().filter(|link| is_vlan_above(&link.attributes, own.index));
+        let devices: Vec<_> = above.filter_map(|link| Some(link.name()?.to_owned())).collect();
+        let software = link::kind(&own.attributes).is_some();
+        Ok(placed(devices, software, super::takes_vlan_tags_off(interface)?))
     }
-    Ok(placed(devices, link::kind(&own).is_some(), super::takes_vlan_tags_off(interface)?))
 }
 
 fn is_vlan_above(attributes: &[u8], below: u32) -> bool {
@@ -61,9 +56,12 @@ mod tests {
 
     #[test]
     fn nothing_is_above_loopback_and_an_unknown_interface_is_an_error() {
-        let vlans = vlans_above("lo").unwrap();
-        assert_eq!(vlans.devices, [""; 0]);
-        assert!(vlans_above("nosuch0").is_err());
+        let links = Links::list().unwrap();
+        assert_eq!(links.vlans_above("lo").unwrap().devices, [""; 0]);
+        assert!(links.vlans_above("nosuch0").is_err());
+        let lo = (links.index("lo"), links.name(1), links.flags("lo").map(|flags| flags & 8));
+        assert_eq!(lo, (Some(1), Some("lo"), Some(8)));
+        assert_eq!((links.index("nosuch0"), links.name(0)), (None, None));
     }
 
     #[test]

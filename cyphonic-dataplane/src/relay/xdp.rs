@@ -3,7 +3,8 @@
 //! The program forwards what its table of legs says, before the kernel's stack sees it. What it leaves to the stack (the
 //! next hop's link address is not known yet, the packet is too long, there is no checksum to build on, see
 //! [`PassReason`](cyphonic_common::relay::PassReason)) arrives at the relay's socket, where a [`UserspaceRelay`] has
-//! the same legs. Its statistics are the sum.
+//! the same legs. So do packets of a leg that waits, for some tens of milliseconds, until the kernel's hash map may take it.
+//! The statistics are the sum.
 //!
 //! Legs and program outlive the process that made them, if there is a BPF file system: a killed relay goes on
 //! forwarding. The next process takes both over ([`RelayMap::adopted`]), and replaces the program without a gap.
@@ -26,6 +27,7 @@ pub mod watch;
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -54,10 +56,16 @@ pub fn check_interfaces(names: &[String]) -> Result<(), XdpError> {
     interfaces::choose(Some(names), &[]).map(drop)
 }
 
+/// For how long legs that must wait for the kernel gather: it costs the same for all of them.
+const GATHERING: Duration = Duration::from_millis(50);
+
 /// Forwards in XDP, and what XDP leaves, in userspace.
 pub struct XdpRelay {
     userspace: Arc<UserspaceRelay>,
-    kernel: Mutex<Kernel>,
+    /// The settling thread's too.
+    kernel: Arc<Mutex<Kernel>>,
+    /// Wakes the thread that has legs [settle](Legs::settle). It ends with this.
+    settling: Option<SyncSender<()>>,
     /// Ends with this process, and the program knows it.
     _watcher: Option<Watcher>,
     /// The watcher's too.
@@ -102,25 +110,27 @@ impl XdpRelay {
             program.attach(&interfaces)?;
             Ok((program.object.take_legs()?, program.object.counters()?, routing, program))
         });
-        let (legs, counters, mut routing, program) = started.inspect_err(|_| {
+        let (mut legs, counters, mut routing, program) = started.inspect_err(|_| {
             // Nobody would fill an earlier process's maps.
             remove_leftovers(pins.as_ref());
         })?;
         routing.keep();
-        let adopted = if program.object.adopted { adopt(&legs, &userspace) } else { HashSet::new() };
+        let adopted = if program.object.adopted { adopt(&mut legs, &userspace) } else { HashSet::new() };
         let program = Arc::new(Mutex::new(program));
         let followed = Arc::downgrade(&program);
-        let follow = move || {
+        let follow = move |change| {
             if let Some(program) = followed.upgrade() {
-                lock(&program).follow();
+                lock(&program).follow(change);
             }
         };
         let watcher = lock(&program).object.watch(follow).inspect_err(|error| {
             tracing::warn!(%error, "routes are asked for more often, and changes of interfaces are not followed");
         });
+        let kernel = Arc::new(Mutex::new(Kernel { legs, counters, adopted }));
         Ok(Self {
             userspace,
-            kernel: Mutex::new(Kernel { legs, counters, adopted }),
+            settling: start_settling(&kernel),
+            kernel,
             _watcher: watcher.ok(),
             program,
             epoch: (monotonic_ns(), Instant::now()),
@@ -157,6 +167,17 @@ impl XdpRelay {
         self.pins.iter().for_each(Pins::remove);
     }
 
+    /// Has legs that wait for the kernel settle soon, together with those that come meanwhile.
+    fn settle(&self, kernel: &mut Kernel) {
+        if !kernel.legs.are_waiting() {
+            return;
+        }
+        let woken = self.settling.as_ref().map(|settling| settling.try_send(()));
+        if matches!(woken, None | Some(Err(TrySendError::Disconnected(())))) {
+            kernel.legs.settle();
+        }
+    }
+
     /// What became of a leg that was to be written to the kernel's table.
     fn written(&self, result: Result<(), LegsError>) -> Result<(), RelayMapError> {
         match result {
@@ -178,6 +199,7 @@ impl XdpRelay {
         let old = self.userspace.leg(cid).ok_or(RelayMapError::NotBound(cid))?;
         self.userspace.replace(cid, leg)?;
         let replaced = kernel.legs.replace(cid, &leg);
+        self.settle(kernel);
         if let Err(LegsError::Leg(LegError::TooManyAddresses(_))) = &replaced {
             self.leave_to_userspace(kernel, cid);
         }
@@ -228,6 +250,7 @@ impl RelayMap for XdpRelay {
         }
         self.userspace.insert(cid, leg)?;
         let written = self.written(kernel.legs.insert(cid, &leg, RelayState::default()));
+        self.settle(&mut kernel);
         if written.is_err() {
             self.userspace.remove(cid);
         }
@@ -263,6 +286,20 @@ impl RelayMap for XdpRelay {
         let unclaimed: Vec<ConnectionId> = lock(&self.kernel).adopted.iter().copied().collect();
         unclaimed.into_iter().filter(|cid| self.remove(*cid).is_some()).count()
     }
+}
+
+/// Nothing if there can be no more threads: legs then settle one by one.
+fn start_settling(kernel: &Arc<Mutex<Kernel>>) -> Option<SyncSender<()>> {
+    let (wake, woken) = sync_channel(1);
+    let kernel = Arc::clone(kernel);
+    let settle = move || {
+        for () in woken {
+            std::thread::sleep(GATHERING);
+            lock(&kernel).legs.settle();
+        }
+    };
+    let started = std::thread::Builder::new().name("cyphonic-legs".to_owned()).spawn(settle);
+    started.inspect_err(|error| tracing::warn!(%error, "legs settle one by one")).ok().map(|_| wake)
 }
 
 fn remove_leftovers(pins: Option<&Pins>) {
@@ -302,9 +339,25 @@ fn some<T>(all: impl Iterator<Item = (T, Counter)>) -> Vec<(T, Counter)> {
     all.filter(|(_, counter)| counter.packets > 0).collect()
 }
 
-/// Binds the legs of an earlier process in userspace too. One that userspace refuses goes.
-fn adopt(legs: &Legs, userspace: &UserspaceRelay) -> HashSet<ConnectionId> {
-    legs.iter().filter(|(cid, leg)| userspace.insert(*cid, *leg).is_ok()).map(|(cid, _)| cid).collect()
+/// Binds the legs of an earlier process in userspace too. One that userspace refuses goes, and so does one that is there twice,
+/// since the process was killed while it put it in another's place: nobody knows which of the two the program would find.
+fn adopt(legs: &mut Legs, userspace: &UserspaceRelay) -> HashSet<ConnectionId> {
+    let (mut adopted, mut refused) = (HashSet::new(), Vec::new());
+    for (cid, leg) in legs.iter() {
+        match userspace.insert(cid, leg) {
+            Ok(()) => drop(adopted.insert(cid)),
+            Err(error) => {
+                tracing::debug!(%error, "an earlier relay's leg is of no use");
+                refused.push(cid);
+            }
+        }
+    }
+    for cid in refused {
+        adopted.remove(&cid);
+        userspace.remove(cid);
+        while legs.remove(cid).is_some() {}
+    }
+    adopted
 }
 
 /// The clock that the program reads.
@@ -312,4 +365,37 @@ fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
     seconds * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use cyphonic_common::relay::RelayLeg;
+
+    use super::object::Object;
+
+    use super::*;
+
+    /// Needs root and the eBPF objects.
+    #[test]
+    fn of_a_dead_process_only_legs_are_adopted_that_userspace_takes() {
+        let cid = |byte| ConnectionId::from_random_data([byte; 8]);
+        let leg = |port| {
+            let to = ([198, 51, 100, 20], port).into();
+            Leg::new("192.0.2.10:1000".parse().unwrap(), to, cid(9))
+        };
+        let mut object = Object::load(16, None).unwrap();
+        let mut overflow = object.overflow();
+        let mut legs = object.take_legs().unwrap();
+        for number in 1..=3 {
+            legs.insert(cid(number), &leg(2000), RelayState::default()).unwrap();
+        }
+        // It was killed before it took the old one away; and the third one's address makes no sense.
+        let twice = RelayLeg::new(cid(2), &leg(3000), &Default::default()).unwrap();
+        overflow.insert(cid(2).as_bytes(), Value(RelayEntry::new(twice)), 0).unwrap();
+        legs.replace(cid(3), &leg(0)).unwrap();
+        let userspace = UserspaceRelay::new(16);
+        assert_eq!(adopt(&mut legs, &userspace), HashSet::from([cid(1)]));
+        assert_eq!((userspace.len(), userspace.leg(cid(1))), (1, Some(leg(2000))));
+        assert_eq!(legs.iter().map(|(cid, _)| cid).collect::<Vec<_>>(), [cid(1)]);
+    }
 }

@@ -147,7 +147,16 @@ impl Lab {
     }
 
     pub(crate) fn bind_with(&self, cid: ConnectionId, leg: &Binding, state: RelayState) {
-        self.legs.borrow_mut().insert(cid, leg, state).unwrap();
+        let mut legs = self.legs.borrow_mut();
+        legs.insert(cid, leg, state).unwrap();
+        legs.settle();
+    }
+
+    /// Puts another leg in a bound one's place.
+    pub(crate) fn replace(&self, cid: ConnectionId, leg: &Binding) {
+        let mut legs = self.legs.borrow_mut();
+        legs.replace(cid, leg).unwrap();
+        legs.settle();
     }
 
     /// Removes a leg and returns what became of it.

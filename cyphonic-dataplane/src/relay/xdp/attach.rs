@@ -148,6 +148,9 @@ fn pin(
     pins: Option<&Pins>,
 ) -> Result<Held, XdpError> {
     let Some(pins) = pins else { return Ok(Held::Own(link)) };
+    if let Err(error) = pins.make() {
+        tracing::debug!(%error, "no folder for the relay's link");
+    }
     let pinned = FdLink::try_from(link)
         .map_err(|error| error.to_string())
         .and_then(|link| link.pin(pins.link(interface.index, hook)).map_err(|error| error.to_string()));

@@ -5,14 +5,17 @@
 //!
 //! **Invariants.** The program never sees half a leg:
 //! - A leg is written to an entry that nobody can find, and its connection ID last.
-//! - A leg never changes. Another one in its place is written elsewhere, before the old one is taken away.
+//! - A leg never changes. Another one in its place is written elsewhere, before the old one is taken away, or the program finds
+//!   none for a while.
 //! - An entry that was emptied rests: it is not written before all programs that ran at that time have ended. Nor is one in the
-//!   hash map, which the kernel would use again at once. Only where the kernel does not tell when programs have ended, the
-//!   hash map is left to chance: a program that runs for microseconds would have to be overtaken by two changes.
+//!   hash map, which the kernel would use again at once: so it takes nothing before that if it has given anything up. To
+//!   wait for programs takes milliseconds, so what it cannot take waits, many legs together: see [`Legs::settle`]. Only where
+//!   the kernel does not tell when programs have ended, the hash map is left to chance: a program that runs for microseconds
+//!   would have to be overtaken by two changes.
 
 #![expect(unsafe_code, reason = "memory is shared with the kernel, and a system call that no safe crate has")]
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
@@ -35,6 +38,8 @@ use crate::xsk::memory::Mapping;
 const WORDS: usize = size_of::<RelayEntry>() / size_of::<u64>();
 /// Entries that may rest before something is done about it, at least.
 const MIN_RESTING: usize = 1024;
+/// Legs that may wait for the hash map: then programs are waited for at once.
+const MAX_WAITING: usize = 256;
 /// In this time every program ends, for certain, where the kernel does not tell: a run takes microseconds.
 const PROGRAMS_END: Duration = Duration::from_millis(100);
 /// `MEMBARRIER_CMD_GLOBAL` of `linux/membarrier.h`.
@@ -64,6 +69,8 @@ pub struct Legs {
     resting: HashSet<usize>,
     /// Whether the hash map has given up entries that a program may still be reading.
     overflow_resting: bool,
+    /// Legs for the hash map while it may take none. They are in the kernel nowhere else.
+    waiting: BTreeMap<ConnectionId, RelayEntry>,
     /// Nothing once the kernel has refused it.
     barrier: Option<Barrier>,
 }
@@ -76,6 +83,8 @@ enum Spot {
     /// The entry's number.
     Table(usize),
     Overflow,
+    /// Not in the kernel yet.
+    Waiting,
 }
 
 impl Legs {
@@ -105,9 +114,18 @@ impl Legs {
             .map_err(|error: MapError| own_failed(error.into()))?;
         let own =
             OwnAddresses::from_octets((0..MAX_OWN_ADDRESSES as u32).map_while(|at| own_map.get(&at, 0).ok()));
-        let (resting, overflow_resting, barrier) = (HashSet::new(), false, Some(barrier));
-        let mut this =
-            Self { table, _map: map, pairs, overflow, own, own_map, resting, overflow_resting, barrier };
+        let mut this = Self {
+            table,
+            _map: map,
+            pairs,
+            overflow,
+            own,
+            own_map,
+            resting: HashSet::new(),
+            overflow_resting: false,
+            waiting: BTreeMap::new(),
+            barrier: Some(barrier),
+        };
         // What an earlier process emptied may be being read.
         if this.iter().next().is_some() && !this.programs_have_ended() {
             std::thread::sleep(PROGRAMS_END);
@@ -125,10 +143,11 @@ impl Legs {
         match self.spot(cid)? {
             Spot::Table(at) => self.read(at),
             Spot::Overflow => self.overflow.get(cid.as_bytes(), 0).ok().map(|value| value.0),
+            Spot::Waiting => self.waiting.get(&cid).copied(),
         }
     }
 
-    /// Binds a leg that is not bound.
+    /// Binds a leg that is not bound. The program may find it no sooner than after [`settle`](Self::settle).
     ///
     /// # Errors
     /// [`LegsError`]. Nothing has changed.
@@ -137,7 +156,7 @@ impl Legs {
         self.put(cid, RelayEntry { state, ..RelayEntry::new(leg) })
     }
 
-    /// Puts another leg in a bound one's place; counters go on. Without one it is inserted.
+    /// Puts another leg in a bound one's place, as [`insert`](Self::insert) does; counters go on. Without one it is inserted.
     ///
     /// # Errors
     /// [`LegsError`]. Nothing has changed.
@@ -150,11 +169,32 @@ impl Legs {
         let state = found.map(|entry| entry.state).unwrap_or_default();
         let entry = RelayEntry { state, ..RelayEntry::new(leg) };
         match old {
-            // The kernel replaces it in one step, by another entry.
-            Some(Spot::Overflow) => {
-                self.await_overflow();
-                self.overflow.insert(cid.as_bytes(), Value(entry), 0)?;
-                self.overflow_resting = true;
+            Some(Spot::Overflow) => match self.free(cid) {
+                Some(at) => {
+                    self.write(at, entry);
+                    self.give_up(cid);
+                    Ok(())
+                }
+                None if self.must_wait() => {
+                    self.give_up(cid);
+                    self.wait(cid, entry);
+                    Ok(())
+                }
+                // The kernel replaces it in one step, by another entry.
+                None => {
+                    self.overflow.insert(cid.as_bytes(), Value(entry), 0)?;
+                    self.overflow_resting = true;
+                    Ok(())
+                }
+            },
+            Some(Spot::Waiting) => {
+                match self.free(cid) {
+                    Some(at) => {
+                        self.write(at, entry);
+                        self.waiting.remove(&cid);
+                    }
+                    None => drop(self.waiting.insert(cid, entry)),
+                }
                 Ok(())
             }
             Some(Spot::Table(at)) => {
@@ -172,14 +212,32 @@ impl Legs {
         let entry = self.get(cid);
         match spot {
             Spot::Table(at) => self.empty(at),
-            Spot::Overflow => {
-                self.overflow_resting = true;
-                if let Err(error) = self.overflow.remove(cid.as_bytes()) {
-                    tracing::error!(%error, "a leg stays in the kernel");
-                }
-            }
+            Spot::Overflow => self.give_up(cid),
+            Spot::Waiting => drop(self.waiting.remove(&cid)),
         }
         entry
+    }
+
+    /// Whether legs wait for [`settle`](Self::settle).
+    pub fn are_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Puts those legs into the kernel that wait until programs have ended: it waits for that once for all of them, some
+    /// milliseconds. Until then userspace must relay them.
+    pub fn settle(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        if self.overflow_resting && self.programs_have_ended() {
+            self.nothing_rests();
+        }
+        for (cid, entry) in std::mem::take(&mut self.waiting) {
+            if let Err(error) = self.put(cid, entry) {
+                tracing::warn!(%error, "a leg is relayed in userspace");
+                self.waiting.insert(cid, entry);
+            }
+        }
     }
 
     /// All legs.
@@ -187,7 +245,7 @@ impl Legs {
         let entries = self.pairs as usize * 2;
         let table = (0..entries).filter_map(|at| self.read(at).filter(|entry| entry.leg.cid() != 0));
         let overflow = self.overflow.iter().filter_map(|found| found.ok().map(|(_, value)| value.0));
-        table.chain(overflow).map(|entry| {
+        table.chain(overflow).chain(self.waiting.values().copied()).map(|entry| {
             (ConnectionId::from_bytes(entry.leg.cid().to_ne_bytes()), entry.leg.binding(&self.own))
         })
     }
@@ -209,16 +267,34 @@ impl Legs {
         Ok(())
     }
 
-    /// Writes a leg where nothing is.
+    /// Writes a leg where nothing is, or has it wait.
     fn put(&mut self, cid: ConnectionId, entry: RelayEntry) -> Result<(), LegsError> {
-        if self.free(cid).is_none() {
-            self.await_overflow();
-        }
         match self.free(cid) {
             Some(at) => self.write(at, entry),
+            None if self.must_wait() => self.wait(cid, entry),
             None => self.overflow.insert(cid.as_bytes(), Value(entry), 0)?,
         }
         Ok(())
+    }
+
+    /// Whether the hash map would use an entry again that a program may be reading.
+    const fn must_wait(&self) -> bool {
+        self.overflow_resting && self.barrier.is_some()
+    }
+
+    fn wait(&mut self, cid: ConnectionId, entry: RelayEntry) {
+        self.waiting.insert(cid, entry);
+        if self.waiting.len() >= MAX_WAITING {
+            self.settle();
+        }
+    }
+
+    /// Takes a leg out of the hash map.
+    fn give_up(&mut self, cid: ConnectionId) {
+        self.overflow_resting = true;
+        if let Err(error) = self.overflow.remove(cid.as_bytes()) {
+            tracing::error!(%error, "a leg stays in the kernel");
+        }
     }
 
     /// An entry of the table for a leg.
@@ -226,12 +302,10 @@ impl Legs {
         self.candidates(cid).into_iter().find(|at| self.id(*at) == 0 && !self.resting.contains(at))
     }
 
-    /// Before the hash map takes an entry, which may be one that it gave up. What rests in the table is free then too.
-    fn await_overflow(&mut self) {
-        if self.overflow_resting && self.programs_have_ended() {
-            self.resting.clear();
-            self.overflow_resting = false;
-        }
+    /// All programs have ended that may have been reading what was emptied.
+    fn nothing_rests(&mut self) {
+        self.resting.clear();
+        self.overflow_resting = false;
     }
 
     /// The entries where the program looks for a leg, in its order.
@@ -246,8 +320,9 @@ impl Legs {
     fn spot(&self, cid: ConnectionId) -> Option<Spot> {
         let id = u64::from_ne_bytes(*cid.as_bytes());
         let at = self.candidates(cid).into_iter().find(|at| self.id(*at) == id);
-        let in_overflow = || self.overflow.get(cid.as_bytes(), 0).is_ok();
-        at.map(Spot::Table).or_else(|| in_overflow().then_some(Spot::Overflow))
+        let waiting = || self.waiting.contains_key(&cid).then_some(Spot::Waiting);
+        let in_overflow = || self.overflow.get(cid.as_bytes(), 0).is_ok().then_some(Spot::Overflow);
+        at.map(Spot::Table).or_else(waiting).or_else(in_overflow)
     }
 
     fn id(&self, at: usize) -> u64 {
@@ -288,8 +363,7 @@ impl Legs {
         }
         // Otherwise they stay as they are: new legs go elsewhere.
         if self.programs_have_ended() {
-            self.resting.clear();
-            self.overflow_resting = false;
+            self.nothing_rests();
         }
     }
 

@@ -3,6 +3,8 @@
 #![expect(unsafe_code, reason = "aya's Pod")]
 
 use aya::maps::{Array, DevMapHash, MapData, MapInfo, PerCpuArray};
+#[cfg(test)]
+use aya::maps::{HashMap, Map};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader, Pod};
 use cyphonic_common::Counter;
@@ -16,7 +18,7 @@ use super::XdpError;
 use super::error::errno;
 use super::legs::Legs;
 use super::pins::Pins;
-use super::watch::Watcher;
+use super::watch::{Change, Watcher};
 
 /// aya requires the alignment of a 64-bit ELF file.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay"));
@@ -107,7 +109,7 @@ impl Object {
     }
 
     /// Watches routes for the program, and calls `follow` when it may have to be on other interfaces.
-    pub(super) fn watch(&mut self, follow: impl FnMut() + Send + 'static) -> Result<Watcher, XdpError> {
+    pub(super) fn watch(&mut self, follow: impl FnMut(Change) + Send + 'static) -> Result<Watcher, XdpError> {
         Watcher::start_with(&mut self.ebpf, follow)
     }
 
@@ -116,6 +118,32 @@ impl Object {
         let map = self.ebpf.take_map(name::COUNTERS).ok_or(XdpError::Missing(name::COUNTERS))?;
         PerCpuArray::try_from(map).map_err(|error| XdpError::map(name::COUNTERS)(error.into()))
     }
+}
+
+#[cfg(test)]
+impl Object {
+    /// What the program was told last.
+    pub(super) fn configured(&self) -> RelayConfig {
+        let map = self.ebpf.map(name::CONFIG).unwrap();
+        Array::<_, Value<RelayConfig>>::try_from(map).unwrap().get(&0, 0).unwrap().0
+    }
+
+    /// What the watcher writes, before it takes the map.
+    pub(super) fn watched(&self) -> Array<MapData, Value<RelayWatch>> {
+        let Some(Map::Array(map)) = self.ebpf.map(name::WATCH) else { panic!("no map") };
+        Map::Array(once_more(map)).try_into().unwrap()
+    }
+
+    /// Legs without a place in the table, before somebody takes the map.
+    pub(super) fn overflow(&self) -> HashMap<MapData, [u8; 8], Value<RelayEntry>> {
+        let Some(Map::HashMap(map)) = self.ebpf.map(name::OVERFLOW) else { panic!("no map") };
+        Map::HashMap(once_more(map)).try_into().unwrap()
+    }
+}
+
+#[cfg(test)]
+fn once_more(map: &MapData) -> MapData {
+    MapData::from_id(map.info().unwrap().id()).unwrap()
 }
 
 /// Whether there are legs of that size. If there are others, or not all that belongs to them, they are removed.

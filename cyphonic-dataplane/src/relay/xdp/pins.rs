@@ -6,12 +6,13 @@
 #![expect(unsafe_code, reason = "aya opens links, but does not tell where they are")]
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use cyphonic_common::relay::LAYOUT;
 use rustix::mount::{MountFlags, mount};
@@ -27,6 +28,8 @@ const OBJECT_GET: libc::c_int = 7;
 #[derive(Debug, Clone)]
 pub(super) struct Pins {
     folder: PathBuf,
+    /// The folder, locked as long as its relay lives: others then leave it alone.
+    _lock: Option<Arc<File>>,
 }
 
 impl Pins {
@@ -36,8 +39,8 @@ impl Pins {
             mount("bpf", file_system, "bpf", MountFlags::empty(), None)?;
         }
         let folder = folder(file_system, port)?;
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        let this = Self { folder };
+        let lock = Some(Arc::new(make_and_lock(&folder)?));
+        let this = Self { folder, _lock: lock };
         this.remove_dead();
         Ok(this)
     }
@@ -46,11 +49,10 @@ impl Pins {
     fn remove_dead(&self) {
         let Some(entries) = self.folder.parent().and_then(|all| fs::read_dir(all).ok()) else { return };
         for folder in entries.flatten().map(|entry| entry.path()).filter(|folder| *folder != self.folder) {
-            if !is_dead(&folder) {
-                continue;
-            }
+            // Held until it is removed: a relay that comes meanwhile makes another one.
+            let Some(lock) = lock_dead(&folder) else { continue };
             tracing::info!(folder = %folder.display(), "removing what a relay left whose network is gone");
-            let dead = Self { folder };
+            let dead = Self { folder, _lock: Some(Arc::new(lock)) };
             for family in ["ipv4", "ipv6"] {
                 let _ = fs::remove_dir(dead.changed(family));
             }
@@ -61,7 +63,12 @@ impl Pins {
     /// The folder that an earlier process left.
     pub(super) fn left(file_system: &Path, port: u16) -> Option<Self> {
         let folder = folder(file_system, port).ok()?;
-        (is_bpf(file_system) && folder.is_dir()).then_some(Self { folder })
+        (is_bpf(file_system) && folder.is_dir()).then_some(Self { folder, _lock: None })
+    }
+
+    /// Makes the folder anew if somebody has removed it.
+    pub(super) fn make(&self) -> io::Result<()> {
+        make(&self.folder)
     }
 
     /// Where one of the legs' maps is, if it has this version's layout.
@@ -99,8 +106,37 @@ impl Pins {
     }
 }
 
+fn make(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Locked together with others of the same relay's, but not with one who removes it.
+fn make_and_lock(folder: &Path) -> io::Result<File> {
+    loop {
+        make(folder)?;
+        let lock = match File::open(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        lock.lock_shared()?;
+        let number = lock.metadata()?.ino();
+        // Otherwise it was removed since it was made.
+        if fs::metadata(folder).is_ok_and(|there| there.ino() == number) {
+            return Ok(lock);
+        }
+    }
+}
+
+/// Locks a relay's folder for who removes it, if it is [dead](is_dead) and its relay's process is too.
+fn lock_dead(folder: &Path) -> Option<File> {
+    let lock = is_dead(folder).then(|| File::open(folder).ok()).flatten()?;
+    lock.try_lock().is_ok().then_some(lock)
+}
+
 /// Whether a relay's folder is of a network namespace that has gone: all its links have lost their interfaces, and no process
-/// that can be seen is there. A folder without links may be one of a relay that is starting.
+/// that can be seen is there. Not all can: who lacks `CAP_SYS_PTRACE` sees none that may do more than itself. If there are
+/// some, a relay that is started again there has lost its legs, which carried nothing without an interface, and nodes restore
+/// them. A folder without links may be one of a relay that is starting.
 fn is_dead(folder: &Path) -> bool {
     let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let namespace = name.strip_prefix("relay-").and_then(|rest| rest.split_once('-'));
@@ -135,7 +171,7 @@ fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Whether a process is in this network namespace.
+/// Whether a process that can be seen is in this network namespace.
 fn has_processes(namespace: u64) -> bool {
     // Where nothing can be seen, there may be some.
     let Ok(processes) = fs::read_dir("/proc") else { return true };
@@ -153,4 +189,68 @@ fn folder(file_system: &Path, port: u16) -> io::Result<PathBuf> {
 
 fn is_bpf(path: &Path) -> bool {
     rustix::fs::statfs(path).is_ok_and(|found| u64::try_from(found.f_type).is_ok_and(|t| t == BPF_FS_MAGIC))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+    use std::time::{Duration, Instant};
+
+    use cyphonic_common::relay::RelayConfig;
+    use nix::sched::{CloneFlags, unshare};
+    use rustix::mount::{MountPropagationFlags, mount_change};
+
+    use super::super::object::Object;
+    use super::super::{Mode, attach, interfaces};
+    use super::*;
+    use crate::netdevice::Links;
+
+    /// Needs root and the eBPF objects.
+    #[test]
+    fn a_relay_that_lives_keeps_its_folder_also_without_interfaces_and_unseen() {
+        let file_system = std::env::temp_dir().join(format!("cyphonic-held-{}", std::process::id()));
+        let ip = |line: &str| {
+            assert!(Command::new("ip").args(line.split(' ')).status().unwrap().success(), "{line}");
+        };
+        let run = || {
+            // Processes are seen by their first thread, so nobody is to be seen here by others.
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
+            mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+            fs::create_dir(&file_system).unwrap();
+            ip("link add card0 type bridge");
+            ip("link set card0 up");
+            let lives = Pins::open(&file_system, 1).unwrap();
+            let mut object = Object::load(16, Some(&lives)).unwrap();
+            object.configure(RelayConfig::new(1, true)).unwrap();
+            let card = interfaces::open("card0", &Links::list().unwrap()).unwrap();
+            let attached = attach::attach(object.program().unwrap(), &card, Mode::Generic, Some(&lives));
+            assert!(attached.unwrap().0.pinned);
+            ip("link del card0");
+            let folder = lives.folder.clone();
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            assert!(is_dead(&folder), "as far as that can be seen");
+
+            let second = Pins::open(&file_system, 2).unwrap();
+            assert!(folder.is_dir(), "its relay lives");
+            drop(lives);
+            // A command that starts at this moment may hold the lock.
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let third = loop {
+                let third = Pins::open(&file_system, 3).unwrap();
+                if !folder.exists() {
+                    break third;
+                }
+                assert!(Instant::now() < deadline, "it stays");
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            assert!(second.folder.is_dir() && third.folder.is_dir());
+
+            let same = Pins::open(&file_system, 3).unwrap();
+            fs::remove_dir(&third.folder).unwrap();
+            same.make().unwrap();
+            assert!(third.folder.is_dir());
+        };
+        std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
+        fs::remove_dir(&file_system).unwrap();
+    }
 }

@@ -4,14 +4,15 @@
 //! [`cyphonic_common::relay::watch`]. What it misses (the kernel says so) counts as a change. When it ends, or its process
 //! is killed, or the machine leaves it no time, the program notices within 3 s and asks more often.
 //!
-//! The same thread has the program follow interfaces that come and go, addresses and routes: at once, but not more often than
-//! once a second.
+//! It also says when the program must follow interfaces that come and go, addresses and routes: at once, but not more often than
+//! once a second. That is done by a thread of its own, since a network card may take seconds to get a program.
 //!
 //! Of what the kernel tells, one kind says mostly nothing new: a neighbour that was confirmed once more.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
 use aya::Ebpf;
@@ -35,13 +36,17 @@ const GROUPS: [u32; 11] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25, 32];
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Between two times that the program follows interfaces.
 const SETTLING_NS: u64 = 1_000_000_000;
+/// After so long it follows without any news: an interface that did not take the program may take it now.
+const RETRYING_NS: u64 = 60_000_000_000;
 /// More than the kernel puts into one message.
 const BUFFER: usize = 1 << 16;
 
-/// `RTM_NEWLINK` to `RTM_GETROUTE` of `linux/rtnetlink.h`: interfaces, addresses, routes.
-const INTERFACES: std::ops::Range<u16> = 16..27;
-/// `RTM_NEWNEIGH` of `linux/rtnetlink.h`.
+/// `RTM_NEWLINK` to `RTM_SETLINK` of `linux/rtnetlink.h`, and `RTM_NEWADDR` to `RTM_GETADDR`.
+const LINKS: std::ops::RangeInclusive<u16> = 16..=19;
+const ADDRESSES: std::ops::RangeInclusive<u16> = 20..=22;
+/// `RTM_NEWNEIGH` and `RTM_DELNEIGH` of `linux/rtnetlink.h`.
 const NEW_NEIGHBOUR: u16 = 28;
+const NEIGHBOUR_GONE: u16 = 29;
 /// `NDA_DST` and `NDA_LLADDR` of `linux/neighbour.h`.
 const NEIGHBOUR_ADDRESS: u16 = 1;
 const NEIGHBOUR_LINK_ADDRESS: u16 = 2;
@@ -62,26 +67,31 @@ impl Watcher {
     /// # Errors
     /// The kernel gives no socket, or the object has no such map.
     pub fn start(ebpf: &mut Ebpf) -> Result<Self, XdpError> {
-        Self::start_with(ebpf, || {})
+        Self::start_with(ebpf, |_| {})
     }
 
-    /// [`start`](Self::start), and calls `follow` after changes of interfaces, their addresses or routes.
+    /// [`start`](Self::start), and has a thread call `follow` at the start and after changes of interfaces, their addresses or
+    /// routes.
     pub(super) fn start_with(
         ebpf: &mut Ebpf,
-        follow: impl FnMut() + Send + 'static,
+        follow: impl FnMut(Change) + Send + 'static,
     ) -> Result<Self, XdpError> {
         let map = ebpf.take_map(name::WATCH).ok_or(XdpError::Missing(name::WATCH))?;
         let map = Array::try_from(map).map_err(|error| XdpError::map(name::WATCH)(error.into()))?;
         let socket = open().map_err(|error| XdpError::Watch(error.into()))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let watch = move || watch(&socket, map, &stopped, follow);
-        std::thread::Builder::new()
-            .name("cyphonic-routes".to_owned())
-            .spawn(watch)
-            .map_err(XdpError::Watch)?;
+        let (changes, told) = sync_channel(1);
+        spawn("cyphonic-links", move || told.into_iter().for_each(follow))?;
+        // Its end is that of the other one too.
+        spawn("cyphonic-routes", move || watch(&socket, map, &stopped, &changes))?;
         Ok(Self { stop })
     }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), XdpError> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread.spawn(run).map(drop).map_err(XdpError::Watch)
 }
 
 impl Drop for Watcher {
@@ -105,17 +115,25 @@ fn watch(
     socket: &OwnedFd,
     mut map: Array<MapData, Value<RelayWatch>>,
     stop: &AtomicBool,
-    mut follow: impl FnMut(),
+    changes: &SyncSender<Change>,
 ) {
-    let (mut unfollowed, mut followed_ns) = (false, 0);
+    // Something may have changed between the choice of interfaces and the socket.
+    let (mut unfollowed, mut followed_ns) = (Change::Links, None);
     let (mut buffer, mut neighbours) = (vec![0; BUFFER], Neighbours::default());
     // Answers from before it watched may be from before a change.
     let mut changed = ticks(monotonic_ns());
     while !stop.load(Ordering::Relaxed) {
-        let seen = ticks(monotonic_ns());
-        if let Err(error) = map.set(0, Value(RelayWatch { changed, seen }), 0) {
+        let now_ns = monotonic_ns();
+        // Before anything else: until then the program uses what may be wrong now.
+        if let Err(error) = map.set(0, Value(RelayWatch { changed, seen: ticks(now_ns) }), 0) {
             tracing::warn!(%error, "the relay's program is not told of changed routes, and asks more often");
             return;
+        }
+        let pause_ns = if unfollowed > Change::Nothing { SETTLING_NS } else { RETRYING_NS };
+        let is_due = followed_ns.is_none_or(|followed_ns| now_ns.saturating_sub(followed_ns) >= pause_ns);
+        // If the other thread has not come to the last one yet, this one waits.
+        if is_due && changes.try_send(unfollowed).is_ok() {
+            (unfollowed, followed_ns) = (Change::Nothing, Some(now_ns));
         }
         let news = match rustix::net::recv(socket, &mut *buffer, RecvFlags::empty()) {
             Ok((len, _)) => neighbours.learn(buffer.get(..len).unwrap_or_default()),
@@ -127,16 +145,23 @@ fn watch(
                 return;
             }
         };
-        let now_ns = monotonic_ns();
         if news.changed {
-            changed = ticks(now_ns);
+            changed = ticks(monotonic_ns());
         }
-        unfollowed |= news.interfaces;
-        if unfollowed && now_ns.saturating_sub(followed_ns) >= SETTLING_NS {
-            (unfollowed, followed_ns) = (false, now_ns);
-            follow();
-        }
+        unfollowed = unfollowed.max(news.to_follow);
     }
+}
+
+/// What may have changed of that by which the program's interfaces are chosen. What is greater may have changed the rest too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Change {
+    Nothing,
+    /// The ways to the world.
+    Routes,
+    /// The interfaces' addresses.
+    Addresses,
+    /// The interfaces, and what stands above them.
+    Links,
 }
 
 /// What the kernel told.
@@ -144,16 +169,16 @@ fn watch(
 struct News {
     /// Answers of the routing table may have changed.
     changed: bool,
-    /// So may have the interfaces that the program should be on.
-    interfaces: bool,
+    /// What else may have.
+    to_follow: Change,
 }
 
 impl News {
-    const NONE: Self = Self { changed: false, interfaces: false };
-    const ANY: Self = Self { changed: true, interfaces: true };
+    const NONE: Self = Self { changed: false, to_follow: Change::Nothing };
+    const ANY: Self = Self { changed: true, to_follow: Change::Links };
 
     fn and(self, other: Self) -> Self {
-        Self { changed: self.changed | other.changed, interfaces: self.interfaces | other.interfaces }
+        Self { changed: self.changed | other.changed, to_follow: self.to_follow.max(other.to_follow) }
     }
 }
 
@@ -170,12 +195,15 @@ impl Neighbours {
             let [l0, l1, l2, l3, t0, t1, ..] = *header;
             let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
             let Some(body) = messages.get(16..len) else { return News::ANY };
-            news = news.and(match u16::from_ne_bytes([t0, t1]) {
-                NEW_NEIGHBOUR => {
-                    News { changed: self.learn_neighbour(body).unwrap_or(true), interfaces: false }
-                }
-                kind => News { changed: true, interfaces: INTERFACES.contains(&kind) },
-            });
+            let kind = u16::from_ne_bytes([t0, t1]);
+            let changed = kind != NEW_NEIGHBOUR || self.learn_neighbour(body).unwrap_or(true);
+            let to_follow = match kind {
+                NEW_NEIGHBOUR | NEIGHBOUR_GONE => Change::Nothing,
+                _ if LINKS.contains(&kind) => Change::Links,
+                _ if ADDRESSES.contains(&kind) => Change::Addresses,
+                _ => Change::Routes,
+            };
+            news = news.and(News { changed, to_follow });
             messages = messages.get(len.next_multiple_of(4)..).unwrap_or_default();
         }
         news
@@ -206,6 +234,13 @@ impl Neighbours {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+    use std::sync::mpsc::channel;
+    use std::time::Instant;
+
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::super::object::Object;
     use super::*;
 
     fn message(kind: u16, body: &[u8]) -> Vec<u8> {
@@ -238,7 +273,7 @@ mod tests {
         let mut neighbours = Neighbours::default();
         let mut learn = |state, host, link| {
             let news = neighbours.learn(&neighbour(state, [192, 0, 2, host], [link; 6]));
-            assert!(!news.interfaces);
+            assert_eq!(news.to_follow, Change::Nothing);
             news.changed
         };
         assert!(learn(REACHABLE, 1, 1) && learn(REACHABLE, 2, 1), "new");
@@ -255,14 +290,56 @@ mod tests {
         assert!(neighbours.learn(&known).changed);
         assert_eq!(neighbours.learn(&known), News::NONE);
         assert_eq!(neighbours.learn(&[known.clone(), known.clone()].concat()), News::NONE);
-        // A route, an interface, an address; a neighbour that was deleted, a rule.
-        for (kind, interfaces) in [(24, true), (25, true), (16, true), (20, true), (29, false), (32, false)] {
+        use Change::{Addresses, Links, Nothing, Routes};
+        // Interfaces, addresses, routes; a neighbour that was deleted, a rule, a next hop.
+        let kinds = [(16, Links), (17, Links), (20, Addresses), (21, Addresses), (24, Routes), (25, Routes)];
+        for (kind, to_follow) in kinds.into_iter().chain([(29, Nothing), (32, Routes), (104, Routes)]) {
             let told = neighbours.learn(&[message(kind, &[0; 12]), known.clone()].concat());
-            assert_eq!(told, News { changed: true, interfaces }, "{kind}");
+            assert_eq!(told, News { changed: true, to_follow }, "{kind}");
         }
+        let all = [message(24, &[0; 12]), message(16, &[0; 12]), message(20, &[0; 12])].concat();
+        assert_eq!(neighbours.learn(&all), News::ANY);
         for len in 17..known.len() {
             assert_eq!(neighbours.learn(&known[..len]), News::ANY, "cut at {len}");
         }
         assert!(neighbours.learn(&message(NEW_NEIGHBOUR, &[0; 4])).changed);
+    }
+
+    /// Needs root and the eBPF objects.
+    #[test]
+    fn the_program_is_told_of_changes_also_while_one_is_being_followed() {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let run = || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let mut object = Object::load(16, None).unwrap();
+            let (follows, followed) = channel();
+            let (finish, finished) = channel::<()>();
+            let watched = object.watched();
+            let _watcher = object.watch(move |change| {
+                follows.send(change).unwrap();
+                let _ = finished.recv();
+            });
+            assert_eq!(followed.recv_timeout(PATIENCE).unwrap(), Change::Links, "at the start");
+            let before = watched.get(&0, 0).unwrap().0;
+            // The clock of answers has moved on.
+            std::thread::sleep(Duration::from_millis(50));
+            let lo = ["link", "set", "lo", "up"];
+            assert!(Command::new("ip").args(lo).status().unwrap().success());
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let now = watched.get(&0, 0).unwrap().0;
+                if now.changed > before.changed && now.seen > now.changed + ticks(HEARTBEAT.as_nanos() as u64)
+                {
+                    break;
+                }
+                assert!(Instant::now() < deadline, "{now:?} after {before:?}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert!(followed.try_recv().is_err(), "the first is not done");
+            drop(finish);
+            // Its addresses may have been told before.
+            while followed.recv_timeout(PATIENCE).unwrap() != Change::Links {}
+        };
+        std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
     }
 }
