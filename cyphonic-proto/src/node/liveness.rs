@@ -37,7 +37,7 @@ impl Node {
         }
         let heard = tunnel.last_rx;
         if let Some(since) = seen.unanswered_since.filter(|since| heard.is_none_or(|heard| *since > heard)) {
-            tunnel.unanswered_since.get_or_insert(since);
+            tunnel.unanswered_since.get_or_insert(since.max(tunnel.hears_since));
         }
         self.judge_silence(now, id);
         self.watch(now, id);
@@ -49,7 +49,8 @@ impl Node {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         tunnel.last_use = now;
         let heard = tunnel.last_rx.unwrap_or(tunnel.since);
-        if tunnel.challenge.is_none() && now.saturating_duration_since(heard) > FRESH {
+        if !tunnel.is_stranded() && tunnel.challenge.is_none() && now.saturating_duration_since(heard) > FRESH
+        {
             tunnel.challenge = Some(Challenge { sent: 1, next: now + self.config.timing.challenge });
             self.doubt_path(now, id);
         }
@@ -59,7 +60,7 @@ impl Node {
     /// Asks the peer for a sign of life.
     pub(super) fn challenge(&mut self, now: Instant, id: TunnelId) {
         let next = now + self.config.timing.challenge;
-        let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+        let Some(tunnel) = self.tunnels.get_mut(&id).filter(|tunnel| !tunnel.is_stranded()) else { return };
         let sent = tunnel.challenge.map_or(0, |challenge| challenge.sent);
         tunnel.challenge = Some(Challenge { sent: sent + 1, next });
         self.probe_known(now, id);
@@ -69,8 +70,9 @@ impl Node {
     pub(super) fn watch(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let timing = &self.config.timing;
-        // A relay that is being waited for says nothing about the peer.
-        let away = tunnel.is_away();
+        // A relay that is being waited for says nothing about the peer, nor does silence where there is no network.
+        let stranded = tunnel.is_stranded();
+        let away = tunnel.is_away() || stranded;
         match () {
             () if tunnel.retires_at.is_some_and(|at| at <= now) => {
                 self.remove_tunnel(now, id, None);
@@ -89,7 +91,7 @@ impl Node {
                 return;
             }
             () if tunnel.challenge.is_some_and(|challenge| challenge.next <= now) => self.challenge(now, id),
-            () if tunnel.challenge.is_none() && tunnel.silent(now, timing.silence) => {
+            () if !stranded && tunnel.challenge.is_none() && tunnel.silent(now, timing.silence) => {
                 self.challenge(now, id);
                 self.doubt_way(now, id);
             }
@@ -122,7 +124,10 @@ impl Node {
             tunnel.retires_at,
             tunnel.challenge.map(|challenge| challenge.next),
             unconfirmed.then(|| tunnel.since + UNCONFIRMED),
-            tunnel.unanswered_since.filter(|_| !challenged).map(|since| since + timing.silence),
+            tunnel
+                .unanswered_since
+                .filter(|_| !challenged && !tunnel.is_stranded())
+                .map(|since| since + timing.silence),
             self.idles_at(tunnel),
             self.speaks_at(now, tunnel),
             self.paths_due(now, id),
@@ -163,6 +168,7 @@ impl Tunnel {
 
     pub(super) fn is_alive(&mut self, at: Instant) {
         self.last_rx = self.last_rx.max(Some(at));
+        self.stranded_since = None;
         self.unanswered_since = None;
         self.challenge = None;
     }
@@ -170,6 +176,11 @@ impl Tunnel {
     /// Whether its packets go through a relay that is being waited for.
     pub(super) fn is_away(&self) -> bool {
         self.paths.is_relayed() && self.leg.as_ref().is_some_and(|leg| leg.away.is_some())
+    }
+
+    /// Whether this host has no way to the peer: it is waited for until there is one.
+    pub(super) fn is_stranded(&self) -> bool {
+        self.stranded_since.is_some()
     }
 
     /// Whether its peer is told of changes: not that of one that is about to go, or has not been heard yet.

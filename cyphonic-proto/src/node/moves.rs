@@ -63,7 +63,9 @@ impl Node {
         }
         self.try_to_leave_detours(now);
         self.hold_mappings(now);
+        let late = self.note_ways(now, routes);
         self.move_tunnels(now);
+        self.expect_nobody(&late);
         self.changed();
     }
 
@@ -90,7 +92,8 @@ impl Node {
         self.hold_mappings(now);
         self.move_tunnels(now);
         if sleep.length >= self.config.timing.silence {
-            self.expect_nobody();
+            let all: Vec<_> = self.tunnels.keys().copied().collect();
+            self.expect_nobody(&all);
         }
         self.changed();
     }

@@ -42,6 +42,10 @@ pub(super) struct Tunnel {
     /// Since when this end sends without a sign of life.
     pub(super) unanswered_since: Option<Instant>,
     pub(super) challenge: Option<Challenge>,
+    /// Since when this host has had no way to anywhere where the peer may be, nor to the NMS.
+    pub(super) stranded_since: Option<Instant>,
+    /// Silence before this says nothing: nobody could be heard.
+    pub(super) hears_since: Instant,
     /// When a tunnel in use gets a successor.
     pub(super) refresh_at: Instant,
     /// For what the path carries.
@@ -215,6 +219,8 @@ impl Node {
             last_tx: now,
             last_rx: None,
             unanswered_since: None,
+            stranded_since: None,
+            hears_since: now,
             challenge: None,
             refresh_at,
             mtu: search.mtu(),

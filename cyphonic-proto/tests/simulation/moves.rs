@@ -343,6 +343,24 @@ fn a_relayed_tunnel_is_asked_at_once_when_a_network_comes_back() {
     }
 }
 
+/// Nobody is told dead by who hears nobody: the peer still has its end.
+#[test]
+fn a_direct_tunnel_is_taken_up_again_when_a_network_comes_back() {
+    for away in [300 * MS, 900 * MS, 1700 * MS, 3200 * MS] {
+        for (gone, other) in [("a", "b"), ("b", "a")] {
+            let mut world = open_pair();
+            let before = [tunnels(&world, "a"), tunnels(&world, "b")];
+            assert!(stream(&mut world, gone, other, SECOND / 2).is_empty());
+            world.attach(gone, None, None);
+            assert!(!stream(&mut world, gone, other, away).is_empty(), "there is no way");
+            world.attach(gone, Some(Open), None);
+            let lost = stream(&mut world, gone, other, 3 * SECOND);
+            assert!(gap(&lost) <= 3 * ROUND_TRIP, "{gone} after {away:?}: {:?}", gap(&lost));
+            assert_eq!([tunnels(&world, "a"), tunnels(&world, "b")], before, "{gone} after {away:?}");
+        }
+    }
+}
+
 #[test]
 fn without_any_network_nothing_is_dialled_and_the_first_that_comes_is_used_at_once() {
     for away in [2 * SECOND, 20 * SECOND, 600 * SECOND] {

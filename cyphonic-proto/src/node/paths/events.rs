@@ -1,10 +1,10 @@
 //! What a tunnel's paths learn: answers, probes of the peer, its lists, moves.
 
-use super::{Race, candidate, schedule::PROOF};
+use super::{Race, Target, candidate, schedule::PROOF};
 use crate::{
     id::TunnelId,
     message::RouteKind,
-    node::{Action, Node, Timer, setup::Setup},
+    node::{Action, Node, Routes, Service, Timer, setup::Setup},
 };
 use cyphonic_common::frame::CandidateFlags;
 use std::{
@@ -94,7 +94,7 @@ impl Node {
         tunnel.is_alive(now);
         let sure = tunnel.paths.current().is_some_and(|t| t.proved.is_some_and(|at| at + SURE > now));
         if !sure {
-            let relay = tunnel.paths.target(from).is_some_and(super::Target::is_relay);
+            let relay = tunnel.paths.target(from).is_some_and(Target::is_relay);
             let race = if relay { Race::No } else { Race::With(from) };
             self.begin_doubt(now, id, race);
         }
@@ -162,7 +162,7 @@ impl Node {
     pub(in crate::node) fn move_tunnels(&mut self, now: Instant) {
         self.timers.clear(&Timer::Candidates);
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
-            if !self.tunnels.get(&id).is_some_and(|tunnel| tunnel.is_told()) {
+            if !self.tunnels.get(&id).is_some_and(|tunnel| tunnel.is_told() && !tunnel.is_stranded()) {
                 continue;
             }
             self.begin_doubt(now, id, Race::Open);
@@ -175,10 +175,33 @@ impl Node {
         }
     }
 
+    /// Notes to which tunnels' peers no route leads any more, or one leads again. Where none leads to the NMS either, whom they
+    /// could be asked for anew, they are neither challenged nor told dead: their peers have their ends for as long as they bear
+    /// silence. Returns those that were waited for longer than that.
+    pub(in crate::node) fn note_ways(&mut self, now: Instant, routes: &dyn Routes) -> Vec<TunnelId> {
+        let mut late = Vec::new();
+        let asks = self.services.get(&Service::Nms).is_some_and(|slot| slot.reachable);
+        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
+            let Some(tunnel) = self.tunnels.get_mut(&id) else { continue };
+            let is_way = |target: &Target| routes.source_for(target.remote).is_some();
+            if !asks && !tunnel.paths.targets.iter().any(is_way) {
+                tunnel.stranded_since.get_or_insert(now);
+                (tunnel.paths.doubt, tunnel.challenge) = (None, None);
+                self.watch(now, id);
+            } else if let Some(since) = tunnel.stranded_since.take() {
+                (tunnel.hears_since, tunnel.unanswered_since) = (now, None);
+                if since + self.config.timing.silence <= now {
+                    late.push(id);
+                }
+            }
+        }
+        late
+    }
+
     /// Peers may have given up their ends of tunnels: whoever does not answer on any path is asked for another tunnel.
-    pub(in crate::node) fn expect_nobody(&mut self) {
-        for tunnel in self.tunnels.values_mut() {
-            if let Some(doubt) = &mut tunnel.paths.doubt {
+    pub(in crate::node) fn expect_nobody(&mut self, tunnels: &[TunnelId]) {
+        for id in tunnels {
+            if let Some(doubt) = self.tunnels.get_mut(id).and_then(|tunnel| tunnel.paths.doubt.as_mut()) {
                 doubt.forsaken = true;
             }
         }

@@ -87,7 +87,7 @@ impl Node {
         let paths = &tunnel.paths;
         let silent = tunnel.unanswered_since.is_some_and(|since| since + paths.silence() <= now);
         let spare = !paths.is_relayed() || paths.targets.iter().any(|t| !t.is_relay() && t.proved.is_some());
-        let silent = silent && tunnel.last_rx.is_some() && !paths.is_doubted();
+        let silent = silent && tunnel.last_rx.is_some() && !paths.is_doubted() && !tunnel.is_stranded();
         if silent && !spare {
             self.doubt_way(now, id);
         } else if silent {
@@ -124,6 +124,9 @@ impl Node {
     /// Challenges the current path and those that could take its place.
     pub(super) fn begin_doubt(&mut self, now: Instant, id: TunnelId, race: Race) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
+        if tunnel.is_stranded() {
+            return;
+        }
         let paths = &mut tunnel.paths;
         if let Some(doubt) = &mut paths.doubt {
             // One is enough, but this end's own move makes answers to what was sent before worthless.
