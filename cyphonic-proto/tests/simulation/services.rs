@@ -7,7 +7,7 @@ use crate::{
         Gate::{Open, PortRestricted},
         Uplink,
     },
-    world::{Event, World},
+    world::{Event, Victim, World},
 };
 use cyphonic_proto::{
     Channel,
@@ -72,6 +72,28 @@ fn a_connection_that_stood_is_dialled_again_at_once_however_often_it_failed_befo
         world.run(10 * MS);
         assert!(world.run_while_not(SECOND, back), "round {round}");
         world.run(40 * SECOND);
+    }
+}
+
+/// As of a service that is brought up in more than one go.
+#[test]
+fn a_service_that_restarts_soon_after_a_long_outage_is_dialled_again_soon() {
+    let mut world = World::new(3);
+    world.add("a", Some(Open), None);
+    world.settle();
+    let registered = |world: &World| world.hosts["a"].node.as_ref().unwrap().status().registered;
+    world.kill(Victim::Nms, 600 * SECOND);
+    world.run(600 * SECOND);
+    assert!(!registered(&world));
+    assert!(world.run_while_not(40 * SECOND, registered));
+    for round in 0..3 {
+        world.run(2 * SECOND);
+        let [channel] = world.channels("a", &Service::Nms)[..] else { panic!("round {round}") };
+        let conn = world.conns.remove(&channel).unwrap();
+        world.schedule(Duration::ZERO, Event::Lost { conn, at_node: true, closed: true });
+        world.run(10 * MS);
+        assert!(!registered(&world));
+        assert!(world.run_while_not(3 * SECOND, registered), "round {round}");
     }
 }
 
@@ -143,7 +165,7 @@ fn a_service_that_turns_up_where_a_route_leads_is_dialled_there() {
     world.add("a", None, Some(Open));
     let [v4, v6] = addresses(&Service::As);
     let life = world.hosts["a"].life;
-    world.cloud.kill(crate::world::Victim::As);
+    world.cloud.kill(Victim::As);
     world.with_node("a", life, |node, now| node.handle_as_addresses(now, vec![v4]));
     world.run(10 * SECOND);
     world.hear_again("a");
