@@ -247,6 +247,12 @@ pub enum DaemonError {
     /// Not enrolled, and nothing to enrol with.
     #[error("{0}")]
     NotEnrolled(String),
+    /// Not enrolled yet, and systemd hands over another token at the next start only.
+    #[error("there is another token in {store}: it comes with the next start")]
+    OtherToken {
+        /// Where.
+        store: &'static str,
+    },
     /// Netlink.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
