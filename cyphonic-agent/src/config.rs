@@ -12,6 +12,7 @@ use std::{
     time::Instant,
 };
 
+use cyphonic_transport::settings;
 use serde::{Deserialize, Serialize};
 
 use crate::complaints::Complaints;
@@ -503,6 +504,16 @@ pub enum ConfigError {
         /// Why.
         reason: String,
     },
+}
+
+impl ConfigError {
+    /// Whether it stays so until somebody changes the settings.
+    pub fn needs_a_person(&self) -> bool {
+        match self {
+            Self::Read { source, .. } => settings::needs_a_person(source),
+            Self::TooLarge { .. } | Self::Syntax { .. } | Self::Value { .. } => true,
+        }
+    }
 }
 
 /// Where the mistake is at the very beginning, which the library does not tell as it tells other places.

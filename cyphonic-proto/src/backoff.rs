@@ -19,6 +19,11 @@ impl Backoff {
         self.failures = 0;
     }
 
+    /// As after so many failures, if there were more.
+    pub(crate) fn forgive_but(&mut self, failures: u32) {
+        self.failures = self.failures.min(failures);
+    }
+
     pub(crate) fn next(&mut self, least: Duration, most: Duration, rng: &mut impl Rng) -> Duration {
         let ceiling = least.saturating_mul(1 << self.failures.min(16)).min(most);
         self.failures = self.failures.saturating_add(1);
@@ -42,6 +47,10 @@ mod tests {
             assert!(*wait >= ceiling / 2 && *wait <= ceiling, "{n}: {wait:?}");
         }
         assert_ne!(waits[10], waits[11]);
+        backoff.forgive_but(1);
+        assert!(backoff.next(least, most, &mut rng) <= least * 2);
+        backoff.forgive_but(5);
+        assert!(backoff.next(least, most, &mut rng) <= least * 4, "there were two");
         backoff.reset();
         assert!(backoff.next(least, most, &mut rng) <= least);
     }

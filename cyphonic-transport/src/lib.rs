@@ -10,7 +10,7 @@
 //! - [`Connection`]: exchanges (one request, one answer, one stream each) and DATAGRAMs.
 //! - [`detour`]: the same datagrams over TLS and TCP, where a network passes no UDP.
 //! - [`ArrivingPeer`]: a peer from its first packets until it has proved who it is.
-//! - [`descriptors`] and [`signals`]: what both daemons ask of the system for themselves.
+//! - [`descriptors`], [`signals`] and [`settings`]: what both daemons ask of the system for themselves, and how they end.
 //! - [`enrol`]: the one connection that a device makes before it has a certificate.
 //! - [`mux`]: also knows *relayed addresses*: handshakes between peers that travel as DATAGRAMs inside a
 //!   connection to a TRS look to quinn like packets to an address of the discard prefix (RFC 6666).
@@ -31,6 +31,7 @@ mod legs;
 pub mod mux;
 mod peer;
 mod resets;
+pub mod settings;
 pub mod signals;
 pub mod tally;
 pub mod tls;

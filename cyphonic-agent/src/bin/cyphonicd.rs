@@ -118,6 +118,7 @@ fn cleanup(config: &Config) -> Result<()> {
     if !config.state_dir.exists() {
         return Ok(());
     }
+    daemon::start_logging(&config.log);
     let state = StateDir::open(&config.state_dir)?;
     // A running daemon's edits are its own.
     let _lock = state.lock()?;

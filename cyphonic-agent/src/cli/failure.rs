@@ -4,16 +4,13 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cyphonic_transport::settings::WRONG_SETTINGS;
 
 use super::output::OutputError;
 use crate::{
     config::ConfigError,
     daemon::{DaemonError, LaunchError},
 };
-
-/// `EX_CONFIG` of sysexits.h: only other settings help. systemd does not start the daemon again then
-/// (`RestartPreventExitStatus=` in its unit).
-const WRONG_SETTINGS: u8 = 78;
 
 /// The exit status of a command; what failed goes to standard error, in one line.
 pub fn exit_code(command: &str, result: Result<ExitCode>) -> ExitCode {
@@ -28,7 +25,8 @@ pub fn exit_code(command: &str, result: Result<ExitCode>) -> ExitCode {
 
 fn status(error: &anyhow::Error) -> u8 {
     let not_enrolled = matches!(error.downcast_ref(), Some(LaunchError::Daemon(DaemonError::NotEnrolled(_))));
-    if not_enrolled || error.is::<ConfigError>() { WRONG_SETTINGS } else { 1 }
+    let misconfigured = error.downcast_ref().is_some_and(ConfigError::needs_a_person);
+    if not_enrolled || misconfigured { WRONG_SETTINGS } else { 1 }
 }
 
 /// The error and those of its causes that it does not already tell.
@@ -45,6 +43,8 @@ fn describe(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use anyhow::{Context, anyhow};
 
     use super::*;
@@ -57,6 +57,10 @@ mod tests {
         assert_eq!(status(&not_enrolled.into()), WRONG_SETTINGS);
         assert_eq!(status(&LaunchError::from(DaemonError::Engine("no ring".into())).into()), 1);
         assert_eq!(status(&anyhow!("no")), 1);
+        let unread =
+            |kind: io::ErrorKind| ConfigError::Read { path: "agent.yaml".into(), source: kind.into() };
+        assert_eq!(status(&unread(io::ErrorKind::InvalidData).into()), WRONG_SETTINGS);
+        assert_eq!(status(&unread(io::ErrorKind::NotFound).into()), 1, "its mount may be late");
         // 2 is clap's, for flags and environment variables that it cannot read.
         let unit = include_str!("../../dist/cyphonicd.service");
         assert!(unit.lines().any(|line| line == format!("RestartPreventExitStatus=2 {WRONG_SETTINGS}")));

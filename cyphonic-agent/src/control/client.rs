@@ -16,6 +16,7 @@ use tokio::{
 use super::{
     DnsStatus, Failure, FailureCode, PROTOCOL_VERSION, Reply, Request, ResetDone, ResetTarget, Resolved,
     StatusReport, VersionInfo,
+    group::way_in_at,
     protocol::{Envelope, MAX_REPLY_BYTES},
 };
 
@@ -35,7 +36,9 @@ impl ControlClient {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
                 ClientError::NotRunning { path: path.to_owned() }
             }
-            io::ErrorKind::PermissionDenied => ClientError::NotAllowed { path: path.to_owned() },
+            io::ErrorKind::PermissionDenied => {
+                ClientError::NotAllowed { path: path.to_owned(), way_in: way_in_at(path) }
+            }
             _ => ClientError::Io(source),
         })?;
         Ok(Self { stream: BufReader::new(stream) })
@@ -120,10 +123,12 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// The socket's mode keeps us out.
-    #[error("no access to {}: use sudo, or join the group `cyphonic`", path.display())]
+    #[error("no access to {}: {way_in}", path.display())]
     NotAllowed {
         /// The socket.
         path: PathBuf,
+        /// What helps.
+        way_in: String,
     },
     /// The connection failed.
     #[error("the connection to the daemon failed: {0}")]

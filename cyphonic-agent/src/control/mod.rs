@@ -7,6 +7,7 @@
 
 mod backend;
 mod client;
+mod group;
 pub mod metrics;
 pub mod netcheck;
 mod protocol;
@@ -16,9 +17,10 @@ pub mod text;
 
 pub use backend::{Backend, BackendError, ResetTarget};
 pub use client::{ClientError, ControlClient};
+pub use group::group;
 pub use protocol::{
     DnsStatus, Failure, FailureCode, MAX_LINE_BYTES, PROTOCOL_VERSION, Reply, Request, ResetDone, Resolved,
     VersionInfo,
 };
 pub use report::StatusReport;
-pub use server::{ControlError, ControlServer, group};
+pub use server::{ControlError, ControlServer};

@@ -19,7 +19,9 @@ use tokio::{
 
 use super::{
     Backend, BackendError, DnsStatus, FailureCode, MAX_LINE_BYTES, PROTOCOL_VERSION, Reply, Request,
-    ResetDone, Resolved, VersionInfo, protocol,
+    ResetDone, Resolved, VersionInfo,
+    group::{GROUP, way_in},
+    protocol,
 };
 
 /// Clients at once; one more is told that the daemon is busy.
@@ -41,8 +43,8 @@ pub struct ControlServer {
 }
 
 impl ControlServer {
-    /// Listens at `path`, mode 0660, for root and the members of `group` (without one: of this process's). A file left by a
-    /// crashed daemon is replaced; a living daemon's is not.
+    /// Listens at `path`, mode 0660, for root and the members of `group`; where there is none, or this process has another group than
+    /// root's, for those of the process's group. A file left by a crashed daemon is replaced; a living daemon's is not.
     ///
     /// # Errors
     ///
@@ -58,8 +60,12 @@ impl ControlServer {
         }
         clear_stale(path).await?;
         let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
-        // A group of this process's own takes no privilege: the unit gives it to the daemon.
-        if let Err(error) = group.map_or(Ok(()), |group| chown(path, None, Some(group))) {
+        // Another group than root's is the choice of whoever started this process (`Group=` in a unit), or made the directory.
+        let is_roots = fs::metadata(path).map_err(failed("look at"))?.gid() == 0;
+        // Whoever owns a file may give it to a group that they are of, without a capability: the unit makes the daemon one of this.
+        if let Some(group) = group.filter(|_| is_roots)
+            && let Err(error) = chown(path, None, Some(group))
+        {
             tracing::info!(%error, "the control socket is for root alone: this process is not of the group {GROUP}");
         }
         // Peer credentials are checked on every connection, so nothing is open in between.
@@ -94,20 +100,6 @@ async fn clear_stale(path: &Path) -> Result<(), ControlError> {
         return Err(ControlError::InUse { path: path.to_owned() });
     }
     fs::remove_file(path).map_err(|source| ControlError::Io { what: "remove", path: path.to_owned(), source })
-}
-
-/// The packages' group of those who may ask besides root. Not necessary.
-const GROUP: &str = "cyphonic";
-
-/// The number of [`GROUP`] on this host, where it is there.
-pub fn group() -> Option<u32> {
-    group_in(&fs::read_to_string("/etc/group").ok()?)
-}
-
-/// By group(5).
-fn group_in(groups: &str) -> Option<u32> {
-    let mut lines = groups.lines().map(|line| line.split(':'));
-    lines.find_map(|mut fields| if fields.next()? == GROUP { fields.nth(1)?.parse().ok() } else { None })
 }
 
 /// Whose requests are served: root's, the daemon's own user's, and those of the socket file's group.
@@ -168,7 +160,7 @@ async fn serve(mut stream: UnixStream, backend: &dyn Backend, allowed: Allowed) 
         tracing::warn!(uid = peer.uid(), "a user outside the control socket's group was refused");
         let refusal = Reply::failed(
             FailureCode::NotAllowed,
-            "only root and the control socket's group may ask: use sudo, or join the group `cyphonic`",
+            format!("only root and the control socket's group may ask: {}", way_in(allowed.group)),
         );
         return send(&mut stream, &refusal).await;
     }
@@ -287,15 +279,6 @@ pub enum ControlError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_group_is_found_by_its_name() {
-        let groups = "root:x:0:\n\nold-cyphonic:x:7:\ncyphonic-cloud:x:8:\ncyphonic:x:998:ann,bob\n";
-        assert_eq!(group_in(groups), Some(998));
-        assert_eq!(group_in("cyphonic:x:many:\n"), None);
-        assert_eq!(group_in("cyphonic\n"), None);
-        assert_eq!(group_in(""), None);
-    }
 
     #[test]
     fn short_names_are_completed() {

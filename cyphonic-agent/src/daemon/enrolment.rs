@@ -46,9 +46,14 @@ pub(super) async fn identity(
     };
     let mut attempts = Attempts::default();
     let (mut told, mut complaints, mut of_names) = (None, Complaints::default(), Complaints::default());
+    let mut why = String::new();
     loop {
         let (token, error) = match read_token_file(&file.path) {
+            _ if file.is_outdated() => return Err(DaemonError::OtherToken { store: CREDENTIAL_STORE }),
             Ok(token) if attempts.are_over_for(&token) => {
+                if complaints.is_news(Instant::now(), (), &why) {
+                    tracing::error!("{why}");
+                }
                 tokio::time::sleep(jittered(LAST_WAIT)).await;
                 continue;
             }
@@ -62,7 +67,7 @@ pub(super) async fn identity(
             Err(error) => (None, error),
         };
         let wait = jittered(attempts.failed(token, &error));
-        let why = if error.is_final() {
+        why = if error.is_final() {
             format!("not enrolled: {error}; {}", file.help())
         } else {
             format!("not enrolled yet: {error}; tried again all the time")
@@ -78,32 +83,52 @@ pub(super) async fn identity(
         }
         notify(&[NotifyState::Ready, NotifyState::Status(&why)]);
         tokio::time::sleep(wait).await;
-        if error.is_final() && file.is_credential {
-            return Err(error.into());
-        }
     }
 }
 
 /// Where the token is.
 struct TokenFile {
     path: PathBuf,
-    /// Handed over by systemd, which hands over what is there then whenever it starts the daemon, and at no other time.
-    is_credential: bool,
+    /// Of one that systemd hands over: it does so whenever it starts the daemon, and at no other time.
+    store: Option<Store>,
+}
+
+/// Where systemd has a token from.
+struct Store {
+    path: PathBuf,
+    at_start: Option<EnrolmentToken>,
+}
+
+impl Store {
+    fn new(path: PathBuf) -> Self {
+        let at_start = read_token_file(&path).ok();
+        Self { path, at_start }
+    }
+
+    /// Whether there is a token now that was not there when the daemon was started.
+    fn has_another(&self) -> bool {
+        read_token_file(&self.path).is_ok_and(|now| Some(&now) != self.at_start.as_ref())
+    }
 }
 
 impl TokenFile {
     /// The configured one, else what systemd hands over (`LoadCredential=` in the unit, systemd.exec(5)).
     fn of(config: &Config) -> Option<Self> {
-        let configured = config.token_file.clone().map(|path| Self { path, is_credential: false });
+        let configured = config.token_file.clone().map(|path| Self { path, store: None });
         configured.or_else(|| {
             let path = PathBuf::from(env::var_os("CREDENTIALS_DIRECTORY")?).join(CREDENTIAL);
-            path.is_file().then_some(Self { path, is_credential: true })
+            path.is_file().then(|| Self { path, store: Some(Store::new(CREDENTIAL_STORE.into())) })
         })
+    }
+
+    /// Whether only another start brings what there is to enrol with.
+    fn is_outdated(&self) -> bool {
+        self.store.as_ref().is_some_and(Store::has_another)
     }
 
     fn help(&self) -> String {
         let place =
-            if self.is_credential { CREDENTIAL_STORE.into() } else { self.path.display().to_string() };
+            if self.store.is_some() { CREDENTIAL_STORE.into() } else { self.path.display().to_string() };
         format!("make a token with `cyphonic-cloud token create --name NAME` and put it into {place}")
     }
 }
@@ -170,6 +195,28 @@ mod tests {
         let missing = EnrolError::NoTokenFile { path: "token".into() };
         assert_eq!(attempts.failed(None, &missing), LAST_WAIT);
         assert!(attempts.are_over_for(&used));
+    }
+
+    #[test]
+    fn a_token_in_the_store_of_credentials_is_another_if_it_came_after_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(CREDENTIAL);
+        let put = |secret| {
+            let token = EnrolmentToken::new([secret; 32], [0; 32]);
+            std::fs::write(&path, token.format().as_str()).unwrap();
+        };
+        put(1);
+        let store = Store::new(path.clone());
+        assert!(!store.has_another());
+        std::fs::write(&path, "being writ").unwrap();
+        assert!(!store.has_another());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!store.has_another(), "a start would bring nothing");
+        let elsewhere = Store::new(path.clone());
+        put(1);
+        assert!(!store.has_another());
+        put(2);
+        assert!(store.has_another() && elsewhere.has_another());
     }
 
     #[test]

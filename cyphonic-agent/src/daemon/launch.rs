@@ -46,7 +46,7 @@ pub fn block_on<F: Future>(future: F) -> Result<F::Output, LaunchError> {
 }
 
 /// To standard error, which is the journal under systemd; the journal has times of its own. Colours are for terminals.
-fn start_logging(filter: &str) {
+pub fn start_logging(filter: &str) {
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
     let layer = if io::stderr().is_terminal() { layer } else { layer.with_ansi(false) };
     let registry = tracing_subscriber::registry().with(targets(filter));

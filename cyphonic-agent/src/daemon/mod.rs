@@ -31,13 +31,13 @@ use crate::{
     dns::{DnsError, DnsServer, InvalidZone, Resolver, Zone},
     enrol::EnrolError,
     netlink::{Netlink, NetlinkError},
-    resolver::{self, HostResolver, follow::SharedResolver},
+    resolver::{self, HostResolver, ResolverError, follow::SharedResolver},
     state::{DeviceIdentity, StateDir, StateError},
 };
 use served::Served;
 use waiting::Waiting;
 
-pub use launch::{LaunchError, block_on, launch};
+pub use launch::{LaunchError, block_on, launch, start_logging};
 
 /// What the engine gets.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ where
     let mut stop = StopSignals::listen("systemctl restart cyphonicd").map_err(DaemonError::Signals)?;
     let state = StateDir::open(&config.state_dir)?;
     let _lock = state.lock()?;
-    clean_up(&state);
+    clean_up_resolver(&state);
     let waiting = Arc::new(Waiting::default());
     let identity = tokio::select! {
         identity = enrolment::identity(&state, &config, &waiting) => identity?,
@@ -136,31 +136,33 @@ async fn give_back_start_up() {
     }
 }
 
-/// Undoes what a daemon that died did to the host's resolver.
-pub fn clean_up(state: &StateDir) -> bool {
+/// Undoes what a daemon that died did to the host's resolver. Where it cannot, the overlay works all the same.
+fn clean_up_resolver(state: &StateDir) {
     match resolver::restore_after_crash(state) {
-        Ok(true) => {
-            tracing::info!("the host's resolver configuration was restored");
-            true
-        }
-        Ok(false) => false,
-        Err(error) => {
-            tracing::error!(%error, "the host's resolver configuration could not be restored");
-            false
-        }
+        Ok(true) => tracing::info!("the host's resolver configuration was restored"),
+        Ok(false) => {}
+        Err(error) => tracing::error!(%error, "the host's resolver configuration could not be restored"),
     }
 }
 
-/// What [`clean_up`] does, and the virtual interface where it outlived its daemon, with its address and routes:
-/// `cyphonicd cleanup`, which systemd runs after every stop. True if anything was left.
+/// Undoes what a daemon that died did to the host's resolver, and removes its virtual interface where that outlived it, with its
+/// address and routes: `cyphonicd cleanup`, which systemd runs after every stop. True if anything was left.
 ///
 /// # Errors
-/// The interface cannot be removed. The resolver has been restored by then, or the log says why not.
-pub async fn clean_up_host(state: &StateDir, config: &Config) -> Result<bool, NetlinkError> {
-    let restored = clean_up(state);
+/// Either could not be done. The other was tried all the same.
+pub async fn clean_up_host(state: &StateDir, config: &Config) -> Result<bool, CleanUpError> {
+    let restored = resolver::restore_after_crash(state);
     // One of the kernel's kind that goes with its process (TUN) is gone already.
-    let removed = Netlink::connect()?.remove_pair(&config.interface).await?;
-    Ok(restored || removed)
+    let removed = match Netlink::connect() {
+        Ok(netlink) => netlink.remove_pair(&config.interface).await,
+        Err(error) => Err(error),
+    };
+    match (restored, removed) {
+        (Ok(restored), Ok(removed)) => Ok(restored || removed),
+        (Err(error), Ok(_)) => Err(error.into()),
+        (Ok(_), Err(error)) => Err(error.into()),
+        (Err(resolver), Err(interface)) => Err(CleanUpError::Both(resolver, interface)),
+    }
 }
 
 /// What stands between the engine and the host's programs.
@@ -214,6 +216,25 @@ fn notify(state: &[NotifyState<'_>]) {
     }
 }
 
+/// What a daemon that died left on the host, and why.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanUpError {
+    /// Its edit of the host's resolver.
+    #[error(
+        "the host's resolver configuration could not be restored: {0}; `cyphonicd cleanup` tries again, and so does the next start"
+    )]
+    Resolver(#[from] ResolverError),
+    /// Its virtual interface.
+    #[error("the virtual interface could not be removed: {0}; `cyphonicd cleanup` tries again")]
+    Interface(#[from] NetlinkError),
+    /// Both.
+    #[error(
+        "neither the host's resolver configuration could be restored ({0}) nor the virtual interface removed ({1}): \
+         `cyphonicd cleanup` tries again"
+    )]
+    Both(ResolverError, NetlinkError),
+}
+
 /// Why the daemon could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
@@ -226,6 +247,12 @@ pub enum DaemonError {
     /// Not enrolled, and nothing to enrol with.
     #[error("{0}")]
     NotEnrolled(String),
+    /// Not enrolled yet, and systemd hands over another token at the next start only.
+    #[error("there is another token in {store}: it comes with the next start")]
+    OtherToken {
+        /// Where.
+        store: &'static str,
+    },
     /// Netlink.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

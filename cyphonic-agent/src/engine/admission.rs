@@ -1,14 +1,26 @@
 //! Whether the cloud lets this device in: no network is at fault where it does not, and no waiting helps.
 
+use std::time::{Duration, Instant};
+
 use cyphonic_proto::Message;
 use cyphonic_proto::message::RefusalCode;
 use cyphonic_proto::node::Service;
 use cyphonic_transport::Connection;
 
 use super::run::Engine;
+use crate::complaints::Complaints;
 use crate::control::report::{HealthCheck, Severity};
 
+/// Longer than a service takes to close the connection of a device that it does not let in.
+const STOOD: Duration = Duration::from_secs(30);
+
 impl Engine {
+    /// When the log is told of a connection that stands now. Those of a device that is not let in end at once, and are dialled again
+    /// for as long as that lasts.
+    pub(super) fn told_after(&self) -> Duration {
+        if self.not_admitted.is_some() { STOOD } else { Duration::ZERO }
+    }
+
     /// What a service answered: the AS says who may not be here, the NMS lets in who may.
     pub(super) fn note_answer(&mut self, service: &Service, answer: &Message) {
         match (service, answer) {
@@ -39,6 +51,20 @@ impl Engine {
     }
 }
 
+/// Whether the log is told of the end of a connection that has stood for so long.
+pub(super) fn is_news(
+    ends: &mut Complaints<Service>,
+    now: Instant,
+    service: &Service,
+    stood: Duration,
+    reason: &str,
+) -> bool {
+    if stood >= STOOD {
+        ends.settle(service);
+    }
+    ends.is_news(now, service.clone(), reason)
+}
+
 /// Relays are told by the others who may use them.
 fn admits(service: &Service) -> bool {
     matches!(service, Service::As | Service::Nms)
@@ -52,4 +78,22 @@ pub(super) fn health(reason: &str) -> HealthCheck {
          that one under a name of its own"
     );
     HealthCheck { id: "not-admitted".into(), severity: Severity::Error, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_end_at_once_are_told_once_and_others_each_time() {
+        let (begun, mut ends) = (Instant::now(), Complaints::default());
+        let mut told = |second, stood, reason: &str| {
+            let (now, stood) = (begun + Duration::from_secs(second), Duration::from_secs(stood));
+            is_news(&mut ends, now, &Service::Nms, stood, reason)
+        };
+        assert!(told(0, 0, "revoked"));
+        assert!(!(1..60).any(|n| told(20 * n, 1, "revoked")));
+        assert!(told(1_300, 1, "replaced by a newer connection"));
+        assert!(told(1_400, 60, "replaced by a newer connection"));
+    }
 }

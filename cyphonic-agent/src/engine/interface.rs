@@ -33,7 +33,7 @@ impl Lost {
             Err(error) => {
                 let error = error.to_string();
                 if was.as_ref() != Some(&error) {
-                    tracing::error!(error, "the virtual interface cannot be configured again: will try");
+                    tracing::error!(error, "the virtual interface cannot be configured anew: will try again");
                 }
                 *why = Some(error);
             }

@@ -61,7 +61,7 @@ pub(super) async fn follow(
             Ok(_) => {}
             Err(error) => {
                 if std::mem::replace(&mut listed, false) {
-                    tracing::warn!(%error, "this host's addresses cannot be listed: will try");
+                    tracing::warn!(%error, "this host's addresses cannot be listed: will try again");
                 }
                 tokio::time::sleep(AGAIN).await;
                 continue;

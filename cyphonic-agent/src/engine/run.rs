@@ -17,6 +17,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::admission::is_news;
 use super::input::Input;
 use super::mtu::InnerMtus;
 use super::renewal::{Lifetime, Renewal, unix};
@@ -38,6 +39,7 @@ const INBOUND_EXCHANGES: u64 = 1 << 63;
 pub(super) struct ServiceConnection {
     pub(super) connection: Connection,
     pub(super) attempt: u64,
+    pub(super) since: Instant,
     pub(super) listener: JoinHandle<()>,
 }
 
@@ -66,6 +68,8 @@ pub(crate) struct Engine {
     pub(super) dialling: HashMap<(Service, Way), (u64, JoinHandle<()>)>,
     /// Of dials that failed.
     pub(super) complaints: Complaints<(Service, Way)>,
+    /// Of connections that ended.
+    pub(super) ends: Complaints<Service>,
     /// Connections that stay open until those that replace them stand.
     pub(super) replaced: HashMap<Service, Connection>,
     pub(super) requests: HashMap<ExchangeId, JoinHandle<()>>,
@@ -126,6 +130,7 @@ impl Engine {
             services: HashMap::new(),
             dialling: HashMap::new(),
             complaints: Complaints::default(),
+            ends: Complaints::default(),
             replaced: HashMap::new(),
             requests: HashMap::new(),
             asked: HashMap::new(),
@@ -257,7 +262,6 @@ impl Engine {
             }
             Ok(connection) => {
                 let through = connection.detour();
-                tracing::info!(%service, by_tcp = through.is_some(), "connected");
                 for way in Way::ALL {
                     self.complaints.settle(&(service.clone(), way));
                 }
@@ -275,8 +279,11 @@ impl Engine {
                     connection.clone(),
                     self.transport.mux(),
                     self.inputs.clone(),
+                    self.told_after(),
                 );
-                self.services.insert(service.clone(), ServiceConnection { connection, attempt, listener });
+                let since = now;
+                let stands = ServiceConnection { connection, attempt, since, listener };
+                self.services.insert(service.clone(), stands);
                 if let Some(old) = self.replaced.remove(&service) {
                     services::let_go(old);
                 }
@@ -290,8 +297,13 @@ impl Engine {
 
     fn service_ended(&mut self, now: Instant, service: Service, attempt: u64, reason: String) {
         if self.services.get(&service).is_some_and(|s| s.attempt == attempt) {
-            tracing::info!(%service, reason, "the connection ended");
             if let Some(ended) = self.services.remove(&service) {
+                let stood = now.saturating_duration_since(ended.since);
+                if is_news(&mut self.ends, now, &service, stood, &reason) {
+                    tracing::info!(%service, reason, "the connection ended");
+                } else {
+                    tracing::debug!(%service, reason, "the connection ended");
+                }
                 self.note_end(&service, &ended.connection);
             }
             self.node.handle_disconnected(now, service, reason);

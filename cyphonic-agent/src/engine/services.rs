@@ -64,20 +64,30 @@ pub(crate) fn let_go(connection: Connection) {
     tokio::spawn(async move { drop(tokio::time::timeout(REPLACED, connection.closed()).await) });
 }
 
-/// Listens on an established connection until it ends.
+/// Listens on an established connection until it ends. The log is told of it once it has stood for `told_after`.
 pub(crate) fn listen(
     service: Service,
     attempt: u64,
     connection: Connection,
     mux: Arc<Mux>,
     inputs: mpsc::Sender<Input>,
+    told_after: Duration,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
+        let by_tcp = connection.detour().is_some();
+        let told = async {
+            if !told_after.is_zero() {
+                tokio::time::sleep(told_after).await;
+            }
+            tracing::info!(%service, by_tcp, "connected");
+            std::future::pending().await
+        };
         let asked = hear_requests(service.clone(), attempt, &connection, &inputs);
         let relayed = hear_datagrams(&connection, &mux);
         let reason = tokio::select! {
             reason = asked => reason,
             reason = relayed => reason,
+            reason = told => reason,
             // QUIC would find out by its idle time-out.
             reason = connection.detour_ended() => format!("the detour over TCP ended: {reason}"),
         };

@@ -1,7 +1,7 @@
 use std::{
     fs::Permissions,
     net::Ipv6Addr,
-    os::unix::fs::{MetadataExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Output, Stdio},
     sync::{
@@ -260,7 +260,18 @@ async fn root_and_the_sockets_group_are_served_and_strangers_are_not() {
             let stranger = check_as(dir.path(), STRANGER, further).await;
             assert_eq!(stranger.status.code(), Some(3), "{mode:o} {further:?}: {stranger:?}");
             let reason = String::from_utf8(stranger.stderr).unwrap();
-            assert!(reason.contains("use sudo, or join the group `cyphonic`"), "{reason}");
+            assert!(reason.contains(&format!("use sudo, or join the group {GROUP}")), "{reason}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_group_that_somebody_else_gave_the_socket_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    // What is made in it is of its group, as of that of a process with another than root's.
+    chown(dir.path(), None, Some(GROUP)).unwrap();
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o2755)).unwrap();
+    let path = dir.path().join("c.sock");
+    let _server = ControlServer::start(&path, Some(GROUP + 1), Arc::new(Engine::default())).await.unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().gid(), GROUP);
 }

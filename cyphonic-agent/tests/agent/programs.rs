@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::{net::UnixDatagram, process::ExitStatusExt},
+    os::unix::{fs::symlink, net::UnixDatagram, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     time::Duration,
@@ -36,7 +36,8 @@ fn text(bytes: &[u8]) -> String {
 
 /// A resolv.conf that a daemon has edited that is dead now.
 fn edited_by_the_dead(dir: &Path) -> PathBuf {
-    let file = dir.join("resolv.conf");
+    let file = dir.join("etc/resolv.conf");
+    fs::create_dir(dir.join("etc")).unwrap();
     fs::write(&file, HOSTS_OWN).unwrap();
     let state = StateDir::open(&dir.join("state")).unwrap();
     let host = resolver::Host { resolv_conf: file.clone(), ..resolver::Host::default() };
@@ -61,6 +62,10 @@ fn a_mistake_in_the_settings_ends_the_daemon_for_good_and_its_host_is_cleaned_up
     let cleanup = cyphonicd(dir.path()).arg("cleanup").output().unwrap();
     assert!(text(&cleanup.stderr).contains("interfase"), "{cleanup:?}");
     assert_cleaned(&cleanup, &file);
+    fs::write(dir.path().join("agent.yaml"), b"log: caf\xe9\n").unwrap();
+    assert_eq!(cyphonicd(dir.path()).output().unwrap().status.code(), Some(78), "not UTF-8");
+    let missing = cyphonicd(dir.path()).env("CYPHONIC_CONFIG", "/nonexistent/agent.yaml").output().unwrap();
+    assert_eq!(missing.status.code(), Some(1), "what it is on may be mounted yet: {missing:?}");
 }
 
 #[test]
@@ -75,6 +80,27 @@ fn a_value_of_the_environment_that_cannot_be_read_is_no_obstacle_to_cleaning_up(
     // What a person mistypes is told, and nothing done.
     let mistyped = cyphonicd(dir.path()).args(["cleanup", "--intreface", "x"]).output().unwrap();
     assert_eq!(mistyped.status.code(), Some(2), "{mistyped:?}");
+}
+
+#[test]
+fn cleaning_up_that_fails_says_so_and_can_be_tried_again() {
+    let dir = configured("");
+    let file = edited_by_the_dead(dir.path());
+    // A link to itself in the way: nobody can look.
+    let (etc, away) = (dir.path().join("etc"), dir.path().join("away"));
+    fs::rename(&etc, &away).unwrap();
+    symlink(&etc, &etc).unwrap();
+    let failed = cyphonicd(dir.path()).arg("cleanup").output().unwrap();
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+    let said = text(&failed.stderr);
+    assert!(said.contains("resolver") && said.contains(file.to_str().unwrap()), "{said}");
+    fs::remove_file(&etc).unwrap();
+    fs::rename(&away, &etc).unwrap();
+    assert_cleaned(&cyphonicd(dir.path()).arg("cleanup").output().unwrap(), &file);
+    // What becomes of no error is told as well.
+    fs::write(dir.path().join("state/resolver/resolv.conf.json"), "{").unwrap();
+    let damaged = cyphonicd(dir.path()).arg("cleanup").output().unwrap();
+    assert!(text(&damaged.stderr).contains("set aside"), "{damaged:?}");
 }
 
 #[test]

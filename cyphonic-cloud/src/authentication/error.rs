@@ -1,5 +1,6 @@
 //! Why the AS refused, for the asker and for our log.
 
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
 use cyphonic_proto::message::{Refusal, RefusalCode};
@@ -10,6 +11,9 @@ use crate::register::{EnrolmentRefused, Presented, RegisterError, RenewalRefused
 
 /// The longest wait that a refusal can ask for.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// A kind of refusal, and the number of the token that was presented.
+pub(super) type Case = (Discriminant<Refused>, RefusalCode, Option<i64>);
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
@@ -44,6 +48,11 @@ impl Refused {
             Self::Token(refused) => refused.presented(),
             _ => None,
         }
+    }
+
+    /// What it is a case of, for a log that is told of each case seldom: nothing that the asker can vary.
+    pub(super) fn case(&self) -> Case {
+        (discriminant(self), self.code(), self.presented().map(|presented| presented.token))
     }
 
     fn code(&self) -> RefusalCode {
@@ -100,5 +109,19 @@ impl From<Refused> for Refusal {
             Refused::TooSoon => Self::retry(code, refused, LONGEST_RETRY),
             other => Self::new(code, other),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_asker_cannot_make_many_cases_of_one() {
+        let too_large = |bytes| Refused::Csr(CsrError::TooLarge(bytes)).case();
+        assert_eq!(too_large(5_000), too_large(5_001));
+        assert_ne!(Refused::Unknown.case(), Refused::Replaced.case());
+        let used = |token| EnrolmentRefused::UsedToken(Presented { token, fqdn: "a.lab".into() });
+        assert_ne!(Refused::from(used(1)).case(), Refused::from(used(2)).case());
     }
 }

@@ -21,7 +21,7 @@ use cyphonic_proto::message::{
 use cyphonic_proto::{Identity, Role, token, version};
 use rustls_pki_types::CertificateDer;
 
-use self::error::Refused;
+use self::error::{Case, Refused};
 use crate::network::Network;
 use crate::pki::{Authority, DeviceKey};
 use crate::register::{DeviceRecord, Enrolled, Enrolment, IssuedCertificate, Register, UnixSeconds};
@@ -48,7 +48,7 @@ pub struct Service {
     /// Complaints of logins that cannot be noted.
     unnoted: Seldom<()>,
     /// Names, and why they were refused.
-    refusals: Seldom<(String, String)>,
+    refusals: Seldom<(String, Case)>,
 }
 
 impl Service {
@@ -95,7 +95,7 @@ impl Service {
         let named = peer.map(|peer| &peer.fqdn).or(presented.map(|presented| &presented.fqdn));
         match (refused, named) {
             (Refused::Internal(reason), _) => tracing::error!(reason, "a request failed"),
-            (reason, Some(fqdn)) if self.refusals.is_due((fqdn.clone(), reason.to_string()), now) => {
+            (reason, Some(fqdn)) if self.refusals.is_due((fqdn.clone(), reason.case()), now) => {
                 let token = presented.map(|presented| presented.token);
                 tracing::warn!(fqdn, token, %reason, "a device was refused");
             }

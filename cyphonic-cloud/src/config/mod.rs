@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use cyphonic_transport::settings;
 use serde::Deserialize;
 
 pub use self::relay::RelayConfig;
@@ -154,7 +155,7 @@ pub struct Certificates {
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// No file, or no permission.
+    /// No file, no permission, or not UTF-8.
     #[error("cannot read the configuration {}: {source}", path.display())]
     Read {
         /// The file.
@@ -180,6 +181,16 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+impl ConfigError {
+    /// Whether it stays so until somebody changes the configuration.
+    pub fn needs_a_person(&self) -> bool {
+        match self {
+            Self::Read { source, .. } => settings::needs_a_person(source),
+            Self::Syntax { .. } | Self::Invalid { .. } => true,
+        }
+    }
 }
 
 impl Config {

@@ -9,8 +9,9 @@ use super::{Register, RegisterError, RenewalRefused, UnixSeconds, from_sql, to_s
 /// Certificates stay on record this long after their end.
 const REMEMBERED_FOR: UnixSeconds = 30 * 24 * 3600;
 
-/// Of one name, this many are on record at most, apart from revoked ones. Nothing asks for older ones.
-const OF_ONE_NAME: i64 = 4;
+/// Of one name, this many are on record at most, apart from revoked ones: more than can be valid at once ([`YOUTH`]). A revocation
+/// has to meet the key of each of those.
+const OF_ONE_NAME: i64 = 32;
 
 /// A certificate is young for this part of its life. A device asks when it has lived for two thirds of it.
 const YOUTH: UnixSeconds = 24;
@@ -352,7 +353,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::register::NewToken;
+    use crate::register::{EnrolmentRefused, NewToken};
 
     const NOW: UnixSeconds = 1_800_000_000;
     const NAME: &str = "press-7.plant.example";
@@ -431,11 +432,33 @@ mod tests {
         };
         // The clock is years ahead once.
         assert_eq!(renew(2, NOW + 100_000_000), [2]);
-        for n in 3..20 {
+        for n in 3..60 {
             let now = NOW + LATER * u64::from(n);
             assert_eq!((renew(n, now), renew(100 + n, now + 1)), (vec![n], vec![n]));
         }
-        assert_eq!(register.certificate_count(NAME).unwrap(), 4);
+        assert_eq!(register.certificate_count(NAME).unwrap(), 32);
+    }
+
+    /// A copy of a device asks for as many certificates as it gets, so that the one for the key that both have is forgotten.
+    #[test]
+    fn a_revocation_meets_every_key_that_has_a_valid_certificate() {
+        let (_dir, register) = register_with_device();
+        for n in 2..25u8 {
+            let now = NOW + LATER * u64::from(n - 1);
+            let made = || Ok(IssuedCertificate { not_after: now + 86_400, ..issued(n, [n; 32]) });
+            register.renew(NAME, &[n - 1; 32], &[n; 32], now, made).unwrap();
+            let device = register.device(NAME).unwrap().unwrap();
+            register.note_login(&device, &[n; 32], "1", now).unwrap();
+        }
+        let now = NOW + 86_400 - 1;
+        register.revoke_device(NAME, now).unwrap();
+        let token =
+            NewToken { secret_hash: [9; 32], fqdn: NAME.into(), expires_at: now + 60, replaces: true };
+        register.create_token(&token, now).unwrap();
+        for n in 1..25u8 {
+            let refused = register.enrol(&[9; 32], &[n; 32], now, |_| panic!("issued"));
+            assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{n}: {refused:?}");
+        }
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub(super) struct Slot {
     pub(super) remote: Option<SocketAddr>,
     pub(super) since: Instant,
     pub(super) backoff: Backoff,
+    /// How often the service was there again after a failure, since a connection last stood.
+    returns: u32,
     /// Whether the host had a route to any of the addresses when it last said.
     pub(super) reachable: bool,
     /// From where it would have sent to each address when it last said; none before, or if the addresses are others since.
@@ -193,11 +195,15 @@ impl Node {
         }
     }
 
-    /// The service did what it is there for. How often it is dialled depends on how long its connection stands ([`STOOD`]): one
-    /// that is closed after each answer, as that of a device whose key another one has, is not to be dialled all the time.
+    /// The service did what it is there for: the dials that failed while it was away count no more. How often it is dialled depends
+    /// on how long its connection stands ([`STOOD`]): one that is closed after each answer, as that of a device whose key another
+    /// one has, is not to be dialled all the time.
     pub(super) fn service_proved(&mut self, service: &Service) {
         let Some(slot) = self.services.get_mut(service) else { return };
-        slot.last_error = None;
+        if slot.last_error.take().is_some() {
+            slot.returns = slot.returns.saturating_add(1);
+            slot.backoff.forgive_but(slot.returns);
+        }
         if *service == Service::As {
             // Its connection ends with the answer.
             slot.backoff.reset();
@@ -290,6 +296,7 @@ impl Slot {
             remote: None,
             since: now,
             backoff: Backoff::default(),
+            returns: 0,
             reachable: true,
             sources: None,
             last_error: None,
@@ -309,6 +316,7 @@ impl Slot {
     fn forgive(&mut self, now: Instant) {
         if self.state == ServiceState::Connected && self.since + STOOD <= now {
             self.backoff.reset();
+            self.returns = 0;
         }
     }
 

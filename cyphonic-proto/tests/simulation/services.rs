@@ -8,7 +8,7 @@ use crate::{
         Uplink,
     },
     relay_restarts::{relayed_pair, stream, tunnels},
-    world::{Event, World},
+    world::{Event, Victim, World},
 };
 use cyphonic_proto::{
     Channel,
@@ -101,6 +101,28 @@ fn a_device_with_a_new_certificate_connects_anew_and_no_packet_is_lost() {
     assert!(world.hosts["a"].node.as_ref().unwrap().status().registered);
 }
 
+/// As of a service that is brought up in more than one go.
+#[test]
+fn a_service_that_restarts_soon_after_a_long_outage_is_dialled_again_soon() {
+    let mut world = World::new(3);
+    world.add("a", Some(Open), None);
+    world.settle();
+    let registered = |world: &World| world.hosts["a"].node.as_ref().unwrap().status().registered;
+    world.kill(Victim::Nms, 600 * SECOND);
+    world.run(600 * SECOND);
+    assert!(!registered(&world));
+    assert!(world.run_while_not(40 * SECOND, registered));
+    for round in 0..3 {
+        world.run(2 * SECOND);
+        let [channel] = world.channels("a", &Service::Nms)[..] else { panic!("round {round}") };
+        let conn = world.conns.remove(&channel).unwrap();
+        world.schedule(Duration::ZERO, Event::Lost { conn, at_node: true, closed: true });
+        world.run(10 * MS);
+        assert!(!registered(&world));
+        assert!(world.run_while_not(3 * SECOND, registered), "round {round}");
+    }
+}
+
 #[test]
 fn a_service_that_answers_late_keeps_its_connection_until_the_other_dial_stands() {
     let mut world = World::new(3);
@@ -169,7 +191,7 @@ fn a_service_that_turns_up_where_a_route_leads_is_dialled_there() {
     world.add("a", None, Some(Open));
     let [v4, v6] = addresses(&Service::As);
     let life = world.hosts["a"].life;
-    world.cloud.kill(crate::world::Victim::As);
+    world.cloud.kill(Victim::As);
     world.with_node("a", life, |node, now| node.handle_as_addresses(now, vec![v4]));
     world.run(10 * SECOND);
     world.hear_again("a");

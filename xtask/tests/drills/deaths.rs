@@ -62,12 +62,7 @@ fn relayed_tunnels_outlive_the_trs(overlay: &mut Overlay) {
     let gap = relayed.longest_gap(INTERVAL);
     println!("the relay was gone for {gone:?}; the relayed tunnel was interrupted for {gap:?}");
     // A single packet is what a busy machine may lose.
-    let disturbance = direct.longest_gap(INTERVAL);
-    assert!(
-        disturbance <= INTERVAL,
-        "the direct tunnel was interrupted for {disturbance:?}\n{}",
-        overlay.logs()
-    );
+    assert!(direct.lost() <= 1, "the direct tunnel lost {:?}\n{}", direct.missing(), overlay.logs());
     assert!(gap < gone + SLACK, "gone for {gone:?}, interrupted for {gap:?}\n{}", overlay.logs());
     let after = overlay.peer("a", "c");
     let age = |peer: &serde_json::Value| Duration::from_secs(peer["since_s"].as_u64().unwrap());

@@ -35,9 +35,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use cyphonic_cloud::config::{Config, ConfigError, DEFAULT_PATH};
 use cyphonic_cloud::register::Register;
 use cyphonic_dataplane::dumps;
-
-/// The exit status where the configuration cannot be used, which trying again does not mend: `EX_CONFIG` of sysexits.h.
-const UNCONFIGURED: u8 = 78;
+use cyphonic_transport::settings::WRONG_SETTINGS;
 
 /// Where a service keeps what is of one run only: a variable that systemd sets, and what the package's unit makes of it.
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
@@ -130,8 +128,8 @@ fn main() -> ExitCode {
         Err(error) if is_reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
-            match error.is::<ConfigError>() {
-                true => ExitCode::from(UNCONFIGURED),
+            match error.downcast_ref().is_some_and(ConfigError::needs_a_person) {
+                true => ExitCode::from(WRONG_SETTINGS),
                 false => ExitCode::FAILURE,
             }
         }
