@@ -39,6 +39,15 @@ pub struct Sleep {
     pub counted: Duration,
 }
 
+/// The routes of a host without a network.
+struct Nowhere;
+
+impl Routes for Nowhere {
+    fn source_for(&self, _: SocketAddr) -> Option<IpAddr> {
+        None
+    }
+}
+
 impl Node {
     /// The host is attached to networks in another way than before.
     pub(super) fn moved(&mut self, now: Instant, addresses: &[SocketAddr], routes: &dyn Routes) {
@@ -46,6 +55,8 @@ impl Node {
             return;
         }
         self.addresses_changed(addresses);
+        // The kernel keeps routes by interfaces without a carrier.
+        let routes = if addresses.is_empty() { &Nowhere } else { routes };
         let services: Vec<_> = self.services.keys().cloned().collect();
         let same_way: Vec<_> =
             services.iter().filter(|service| self.note_reach(service, routes)).cloned().collect();

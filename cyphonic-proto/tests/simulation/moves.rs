@@ -56,6 +56,22 @@ impl World {
         self.with_node(name, life, |node, now| node.handle_addresses(now, &own, &routes));
     }
 
+    /// A device's cables are out: it has no addresses worth telling, and routes that lead nowhere.
+    fn unplug(&mut self, name: &'static str) {
+        let host = self.hosts.get_mut(name).unwrap();
+        let (life, routes) = (host.life, Families(std::mem::take(&mut host.uplinks)));
+        self.with_node(name, life, |node, now| node.handle_addresses(now, &[], &routes));
+    }
+
+    /// And in again.
+    fn plug_in(&mut self, name: &'static str, uplinks: Vec<Uplink>) {
+        let own: Vec<_> = uplinks.iter().map(|uplink| uplink.own).collect();
+        let host = self.hosts.get_mut(name).unwrap();
+        host.uplinks.clone_from(&uplinks);
+        let life = host.life;
+        self.with_node(name, life, |node, now| node.handle_addresses(now, &own, &Families(uplinks)));
+    }
+
     /// A device sends on all its connections, from wherever it is.
     pub(crate) fn migrate(&mut self, name: &'static str) {
         let own = self.conns.values().filter(|conn| conn.device == name && conn.up && conn.detour.is_none());
@@ -358,6 +374,23 @@ fn a_direct_tunnel_is_taken_up_again_when_a_network_comes_back() {
             assert!(gap(&lost) <= 3 * ROUND_TRIP, "{gone} after {away:?}: {:?}", gap(&lost));
             assert_eq!([tunnels(&world, "a"), tunnels(&world, "b")], before, "{gone} after {away:?}");
         }
+    }
+}
+
+#[test]
+fn a_cable_that_is_pulled_out_and_plugged_in_costs_neither_tunnels_nor_connections() {
+    for away in [300 * MS, 1700 * MS, 3200 * MS] {
+        let mut world = open_pair();
+        let before = ([tunnels(&world, "a"), tunnels(&world, "b")], world.connects);
+        assert!(stream(&mut world, "a", "b", SECOND / 2).is_empty());
+        let uplinks = world.hosts["a"].uplinks.clone();
+        world.unplug("a");
+        assert!(!stream(&mut world, "a", "b", away).is_empty(), "there is no way");
+        world.plug_in("a", uplinks);
+        let lost = stream(&mut world, "a", "b", 3 * SECOND);
+        assert!(gap(&lost) <= 2 * ROUND_TRIP, "after {away:?}: {:?}", gap(&lost));
+        let after = ([tunnels(&world, "a"), tunnels(&world, "b")], world.connects);
+        assert_eq!(after, before, "after {away:?}");
     }
 }
 

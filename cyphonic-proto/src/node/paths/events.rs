@@ -175,7 +175,7 @@ impl Node {
         }
     }
 
-    /// Notes to which tunnels' peers no route leads any more, or one leads again. Where none leads to the NMS either, whom they
+    /// Notes to which tunnels' peers this host has no way any more, or has one again. Where it has none to the NMS either, whom they
     /// could be asked for anew, they are neither challenged nor told dead: their peers have their ends for as long as they bear
     /// silence. Returns those that were waited for longer than that.
     pub(in crate::node) fn note_ways(&mut self, now: Instant, routes: &dyn Routes) -> Vec<TunnelId> {
