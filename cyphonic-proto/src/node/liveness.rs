@@ -168,7 +168,8 @@ impl Tunnel {
 
     pub(super) fn is_alive(&mut self, at: Instant) {
         self.last_rx = self.last_rx.max(Some(at));
-        self.stranded_since = None;
+        // Counters tell late of what came before.
+        self.stranded_since = self.stranded_since.filter(|since| *since >= at);
         self.unanswered_since = None;
         self.challenge = None;
     }
