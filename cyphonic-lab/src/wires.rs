@@ -17,6 +17,32 @@ impl Lab {
     /// # Errors
     /// The lab has no such node, or `ip` or `ethtool` failed.
     pub fn prepare_for_xdp(&self, node: &str, cancel: &Cancel) -> Result<(), LabError> {
+        for (other, device) in self.far_ends(node, cancel)? {
+            let mut ethtool = self.command(other, "ethtool")?;
+            check(ethtool.args(["-K", &device, "tx", "off", "gro", "on"]), LIMIT, cancel)?;
+        }
+        Ok(())
+    }
+
+    /// Pulls a host's cables out at their far ends, or plugs them in again. The host sees its carrier go, and keeps its addresses;
+    /// so does the router at the other end, and its routes to the host's network.
+    ///
+    /// # Errors
+    /// The lab has no such node, or `ip` or `sysctl` failed.
+    pub fn plug(&self, node: &str, plugged: bool, cancel: &Cancel) -> Result<(), LabError> {
+        for (other, device) in self.far_ends(node, cancel)? {
+            // Without it, IPv6 addresses go when an interface goes down.
+            let keep = format!("net.ipv6.conf.{device}.keep_addr_on_down=1");
+            check(self.command(other, "sysctl")?.args(["-qw", &keep]), LIMIT, cancel)?;
+            let state = if plugged { "up" } else { "down" };
+            check(self.command(other, "ip")?.args(["link", "set", &device, state]), LIMIT, cancel)?;
+        }
+        Ok(())
+    }
+
+    /// The other ends of a node's cables to other nodes: whose they are, and what they are called there.
+    fn far_ends(&self, node: &str, cancel: &Cancel) -> Result<Vec<(&str, String)>, LabError> {
+        let mut found = Vec::new();
         for own in self.cables(node, cancel)? {
             // The lab numbers its cables' ends, so that an index is one interface's in all of it.
             for other in &self.state().nodes {
@@ -25,12 +51,11 @@ impl Lab {
                     .iter()
                     .find(|end| end["ifindex"] == own["link_index"] && end["link_index"] == own["ifindex"]);
                 if let Some(device) = far.and_then(|end| end["ifname"].as_str()) {
-                    let mut ethtool = self.command(other, "ethtool")?;
-                    check(ethtool.args(["-K", device, "tx", "off", "gro", "on"]), LIMIT, cancel)?;
+                    found.push((other.as_str(), device.to_owned()));
                 }
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// The ends of a node's cables, as `ip` describes them.

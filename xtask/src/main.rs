@@ -30,6 +30,7 @@ mod aarch64;
 mod bars;
 mod bench;
 mod build;
+mod chaos;
 mod ci;
 mod demo;
 mod ebpf;
@@ -95,6 +96,8 @@ enum Verb {
     Bench(Box<bench::BenchArgs>),
     /// Move two devices between networks under traffic, and measure what that costs.
     Roam(roam::RoamArgs),
+    /// Kill, freeze and unplug things at random under traffic, and see that nothing stays broken and nothing acknowledged is lost.
+    Chaos(chaos::ChaosArgs),
     /// Connect devices behind every kind of NAT and firewall with each other.
     NatGrid(nat_grid::GridArgs),
     /// Carry traffic over tunnels whose path has every MTU from 1,280 to 9,000 bytes, and one that changes.
@@ -122,6 +125,7 @@ fn main() -> ExitCode {
         Verb::Lab(args) => lab::run(args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Roam(args) => roam::run(&args),
+        Verb::Chaos(args) => chaos::run(&args),
         Verb::NatGrid(args) => nat_grid::run(&args),
         Verb::Mtu(args) => mtu::run(&args),
         Verb::Paper(args) => paper::run(&args),

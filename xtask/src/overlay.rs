@@ -20,11 +20,12 @@ use cyphonic_lab::command::Cancel;
 use cyphonic_lab::{Lab, LabError, Role, Topology};
 
 pub(crate) use self::capture::Capture;
-pub(crate) use self::cloud::Cloud;
+pub(crate) use self::cloud::{Administration, Cloud, Part};
 pub(crate) use self::device::{AgentSettings, Device, Route};
 pub(crate) use self::fig5::{DIRECT, Fig5, Pair, RELAYED, RoundTrips, STREAM};
 pub(crate) use self::programs::{Programs, become_root};
 pub(crate) use self::progress::Progress;
+pub(crate) use self::service::Service;
 pub(crate) use self::verdict::{Verdict, conclude, median};
 
 /// The overlay's zone.
@@ -92,7 +93,7 @@ impl Overlay {
             self.cloud.insert(Cloud::start_with(lab, topology, programs, &self.relay, progress, cancel)?);
         for (node, host) in topology.hosts_with(Role::Device) {
             let name = host.device.as_deref().unwrap_or(node);
-            let token = cloud.create_token(name, cancel)?;
+            let token = cloud.administration().create_token(name, cancel)?;
             let addresses = cloud.addresses();
             let device = Device::enrol(lab, node, name, &token, addresses, &self.settings, programs)?;
             self.devices.push(device);
@@ -104,6 +105,11 @@ impl Overlay {
     /// The services, once started.
     pub(crate) fn cloud(&self) -> Option<&Cloud> {
         self.cloud.as_ref()
+    }
+
+    /// The same, to kill and restart them.
+    pub(crate) fn cloud_mut(&mut self) -> Option<&mut Cloud> {
+        self.cloud.as_mut()
     }
 
     /// The devices, in the order of their nodes' names.

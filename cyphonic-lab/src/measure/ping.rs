@@ -134,8 +134,19 @@ impl PingReport {
 
     /// How long after `since`, a time since 1970 on the clock of who pings, the first answer came.
     pub fn first_answer_after(&self, since: Duration) -> Option<Duration> {
-        let came = self.sent_at.iter().zip(&self.rtts_ms).map(|(sent, rtt)| *sent + from_ms(*rtt));
-        came.filter(|came| *came >= since).min().map(|came| came - since)
+        self.arrivals().filter(|came| *came >= since).min().map(|came| came - since)
+    }
+
+    /// The longest time between two answers, whatever was lost meanwhile or only late.
+    pub fn longest_silence(&self) -> Duration {
+        let mut came: Vec<Duration> = self.arrivals().collect();
+        came.sort_unstable();
+        came.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max().unwrap_or_default()
+    }
+
+    /// When answers came, since 1970.
+    fn arrivals(&self) -> impl Iterator<Item = Duration> {
+        self.sent_at.iter().zip(&self.rtts_ms).map(|(sent, rtt)| *sent + from_ms(*rtt))
     }
 
     /// How many requests from the first on went unanswered.
@@ -291,6 +302,7 @@ rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
         assert_eq!(report.first_answer_after(ms(600)), Some(ms(5)));
         assert_eq!(report.first_answer_after(ms(606)), Some(ms(314)));
         assert_eq!(report.first_answer_after(ms(921)), None);
+        assert_eq!(report.longest_silence(), ms(485), "from 120 to 605 ms");
     }
 
     #[test]

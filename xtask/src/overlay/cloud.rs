@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use cyphonic_lab::command::{Cancel, check};
 use cyphonic_lab::process::wait_until;
 use cyphonic_lab::{Lab, Machine, Role, Topology};
+use serde_json::Value;
 
 use super::ZONE;
 use super::programs::Programs;
@@ -26,10 +27,19 @@ const LIMIT: Duration = Duration::from_secs(15);
 pub(crate) struct Cloud {
     services: Service,
     relay: Service,
-    machines: [Machine; 2],
-    program: PathBuf,
-    config: PathBuf,
+    seats: [Seat; 2],
+    programs: Programs,
+    administration: Administration,
     addresses: Vec<SocketAddr>,
+}
+
+/// What of it is one process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    /// AS and NMS.
+    Services,
+    /// The TRS.
+    Relay,
 }
 
 impl Cloud {
@@ -56,7 +66,6 @@ impl Cloud {
         let (cloud, relay) = (host(topology, Role::As)?, host(topology, Role::Trs)?);
         let (addresses, relay_addresses) = (addresses(topology, cloud), addresses(topology, relay));
         let (cloud, relay) = (Seat::of(lab, cloud)?, Seat::of(lab, relay)?);
-        let config = cloud.home.join("cloud.yaml");
 
         let mut init = cloud.machine.command(&programs.cloud);
         init.arg("init").arg("--dir").arg(&cloud.home).args(["--zone", ZONE]);
@@ -90,17 +99,53 @@ impl Cloud {
         }
         let running = relay.start(lab, programs, cancel)?;
         progress.done("AS and NMS run on one host, the TRS on another");
-        let machines = [cloud.machine, relay.machine];
-        Ok(Self { services, relay: running, machines, program: programs.cloud.clone(), config, addresses })
+        let administration = Administration {
+            machine: cloud.machine.clone(),
+            program: programs.cloud.clone(),
+            config: cloud.home.join("cloud.yaml"),
+        };
+        let (seats, programs) = ([cloud, relay], programs.clone());
+        Ok(Self { services, relay: running, seats, programs, administration, addresses })
     }
 
-    /// A one-time token for the device that will be called `name`.
-    pub(crate) fn create_token(&self, name: &str, cancel: &Cancel) -> Result<String> {
-        let mut command = self.machines[0].outside(&self.program);
-        command.args(["token", "create", "--config"]).arg(&self.config).args(["--name", name]);
-        let output =
-            check(&mut command, LIMIT, cancel).with_context(|| format!("cannot make a token for {name}"))?;
-        Ok(output.trim().to_owned())
+    /// Its operator's commands.
+    pub(crate) fn administration(&self) -> &Administration {
+        &self.administration
+    }
+
+    /// A part's process.
+    pub(crate) fn part(&self, part: Part) -> &Service {
+        match part {
+            Part::Services => &self.services,
+            Part::Relay => &self.relay,
+        }
+    }
+
+    /// Where a part runs.
+    pub(crate) fn machine(&self, part: Part) -> &Machine {
+        let [services, relay] = &self.seats;
+        match part {
+            Part::Services => &services.machine,
+            Part::Relay => &relay.machine,
+        }
+    }
+
+    /// Kills a part as a crash would.
+    pub(crate) fn kill(&mut self, part: Part) -> Result<()> {
+        match part {
+            Part::Services => self.services.kill(),
+            Part::Relay => self.relay.kill(),
+        }
+    }
+
+    /// Starts a part that was killed; returns when it is ready.
+    pub(crate) fn start_again(&mut self, part: Part, lab: &Lab, cancel: &Cancel) -> Result<()> {
+        let [services, relay] = &self.seats;
+        match part {
+            Part::Services => self.services = services.start(lab, &self.programs, cancel)?,
+            Part::Relay => self.relay = relay.start(lab, &self.programs, cancel)?,
+        }
+        Ok(())
     }
 
     /// Where devices reach the AS.
@@ -120,9 +165,9 @@ impl Cloud {
         progress: &Progress,
         cancel: &Cancel,
     ) -> Result<Vec<String>> {
-        let mut command = self.machines[1].outside(&self.program);
+        let mut command = self.seats[1].machine.outside(&self.programs.cloud);
         let status = check(command.args(["trs-status", "--json"]), LIMIT, cancel)?;
-        let status: serde_json::Value = serde_json::from_str(&status).context("trs-status says no JSON")?;
+        let status: Value = serde_json::from_str(&status).context("trs-status says no JSON")?;
         let relays = status["xdp"].as_array().cloned().unwrap_or_default();
         let ours = relays.iter().filter(|relay| relay["port"] == PORT);
         let forwarded: u64 = ours.filter_map(|relay| relay["forwarded_packets"].as_u64()).sum();
@@ -141,6 +186,45 @@ impl Cloud {
     pub(crate) fn release(self) {
         self.services.release();
         self.relay.release();
+    }
+}
+
+/// The commands of a cloud's operator.
+#[derive(Debug, Clone)]
+pub(crate) struct Administration {
+    machine: Machine,
+    program: PathBuf,
+    config: PathBuf,
+}
+
+impl Administration {
+    /// A one-time token for the device that will be called `name`.
+    pub(crate) fn create_token(&self, name: &str, cancel: &Cancel) -> Result<String> {
+        let output = self.run(&["token", "create"], &["--name", name], cancel);
+        let output = output.with_context(|| format!("cannot make a token for {name}"))?;
+        Ok(output.trim().to_owned())
+    }
+
+    /// Revokes a device.
+    pub(crate) fn revoke(&self, name: &str, cancel: &Cancel) -> Result<()> {
+        self.run(&["device", "revoke"], &[name], cancel).map(drop)
+    }
+
+    /// What there is of `kind`, `device` or `token`.
+    pub(crate) fn list(&self, kind: &str, cancel: &Cancel) -> Result<Vec<Value>> {
+        let said = self.run(&[kind, "list"], &["--json"], cancel)?;
+        let mut said: Value =
+            serde_json::from_str(&said).with_context(|| format!("`{kind} list`: {said}"))?;
+        match said[format!("{kind}s")].take() {
+            Value::Array(list) => Ok(list),
+            other => bail!("`{kind} list` has no list, but {other}"),
+        }
+    }
+
+    fn run(&self, verb: &[&str], arguments: &[&str], cancel: &Cancel) -> Result<String> {
+        let mut command = self.machine.outside(&self.program);
+        command.args(verb).arg("--config").arg(&self.config).args(arguments);
+        Ok(check(&mut command, LIMIT, cancel)?)
     }
 }
 

@@ -162,6 +162,11 @@ impl Device {
         }
     }
 
+    /// Kills its agent as a crash would.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.service.as_mut().map_or(Ok(()), Service::kill)
+    }
+
     /// Stops its agent, starts it again, and returns how long it took from there to being online.
     pub(crate) fn restart(&mut self, lab: &Lab, cancel: &Cancel) -> Result<Duration> {
         self.stop();

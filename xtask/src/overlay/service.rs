@@ -48,6 +48,17 @@ impl Service {
         }
     }
 
+    /// Kills it as a crash would.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        match self {
+            Self::Process(daemon) => daemon.kill(),
+            Self::Unit(running) => {
+                check(&mut running.unit.systemctl(&["kill", "-s", "KILL"]), LIMIT, &Cancel::default())?;
+            }
+        }
+        Ok(())
+    }
+
     /// The process, if it is one.
     pub(crate) fn daemon(&self) -> Option<&Daemon> {
         match self {

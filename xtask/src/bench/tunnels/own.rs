@@ -58,7 +58,7 @@ impl Overlay {
     fn enrol(&mut self, site: &Site<'_>) -> Result<()> {
         let cloud = self.cloud.as_ref().context("there is no cloud")?;
         for (node, name) in [("a", "a.bench"), ("b", "b.bench")] {
-            let token = cloud.create_token(name, site.cancel)?;
+            let token = cloud.administration().create_token(name, site.cancel)?;
             let programs = &site.programs.own;
             let settings = AgentSettings::default();
             let mut device =
