@@ -95,7 +95,22 @@ impl Register {
         Ok(records)
     }
 
-    /// Devices changed after `revision`, oldest change first. Start with 0 for all of them.
+    /// The names of all devices that are not revoked, and the revision as of which they are: [`Self::changes_since`] goes on from
+    /// there.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn members(&self) -> Result<(Vec<String>, i64), RegisterError> {
+        let mut connection = self.lock();
+        // Both of the same moment.
+        let transaction = connection.transaction()?;
+        let revision = newest_revision(&transaction)?;
+        let mut statement = transaction.prepare("SELECT fqdn FROM devices WHERE revoked_at IS NULL")?;
+        let names = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        Ok((names, revision))
+    }
+
+    /// Devices changed after `revision`, oldest change first.
     ///
     /// # Errors
     /// If the register cannot be read.
@@ -354,7 +369,11 @@ fn issued(row: &Row<'_>, device: &DeviceRecord) -> rusqlite::Result<IssuedCertif
 }
 
 fn next_revision(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
-    let mut statement = transaction.prepare_cached("SELECT coalesce(max(revision), 0) + 1 FROM devices")?;
+    Ok(newest_revision(transaction)? + 1)
+}
+
+fn newest_revision(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
+    let mut statement = transaction.prepare_cached("SELECT coalesce(max(revision), 0) FROM devices")?;
     Ok(statement.query_row([], |row| row.get(0))?)
 }
 
@@ -498,6 +517,26 @@ mod tests {
         assert_ne!(other.data_version().unwrap(), version);
         let changed = other.changes_since(seen[0].revision).unwrap();
         assert_eq!(changed[0].revoked_at, Some(NOW));
+    }
+
+    #[test]
+    fn members_are_all_but_the_revoked_as_of_a_revision() {
+        let (_dir, register) = register_with_device();
+        let second = IssuedCertificate {
+            fqdn: "press-8.plant.example".into(),
+            virtual_address: Ipv6Addr::from([8; 16]),
+            ..issued(8, [8; 32])
+        };
+        register.take_up(&[second], NOW).unwrap();
+        let (names, revision) = register.members().unwrap();
+        assert_eq!(names, [NAME, "press-8.plant.example"]);
+        assert!(register.changes_since(revision).unwrap().is_empty());
+        register.revoke_device(NAME, NOW).unwrap();
+        let told = register.changes_since(revision).unwrap();
+        assert_eq!(told.iter().map(|device| device.fqdn.as_str()).collect::<Vec<_>>(), [NAME]);
+        let (names, newer) = register.members().unwrap();
+        assert_eq!(names, ["press-8.plant.example"]);
+        assert_eq!(newer, told[0].revision, "the revoked one's too, or it would be told again");
     }
 
     #[test]

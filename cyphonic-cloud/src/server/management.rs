@@ -33,7 +33,7 @@ impl ManagementServer {
     pub(super) fn start(
         config: &Config,
         register: Arc<Register>,
-        watch: &Watch,
+        watch: &mut Watch,
         tasks: &mut JoinSet<()>,
     ) -> Result<Self, StartError> {
         let relays = config
@@ -51,7 +51,7 @@ impl ManagementServer {
             prefix: config.network.prefix,
             zone: config.network.zone.clone(),
             relays,
-            devices: Some(watch.names()),
+            devices: Some(watch.take_names()),
             timing: NmsTiming::default(),
             first_setup: register.reserve_setups(unix_now())?,
         };
