@@ -22,6 +22,7 @@ mod management;
 mod newest;
 mod port;
 mod relay;
+mod rounds;
 mod sessions;
 mod stun;
 mod watch;
