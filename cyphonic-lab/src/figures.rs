@@ -17,7 +17,7 @@ use crate::LabError;
 const SCHEMA: u32 = 1;
 
 /// The units there are.
-const UNITS: [&str; 17] = [
+const UNITS: [&str; 19] = [
     "",
     "s",
     "ms",
@@ -26,11 +26,13 @@ const UNITS: [&str; 17] = [
     "Gbit/s",
     "Mbit/s",
     "kpps",
+    "1/s",
     "s/GB",
     "GB",
     "MB",
     "MiB",
     "KiB",
+    "kB",
     "B",
     "bytes",
     "%",

@@ -19,6 +19,7 @@
 //! | `roam` | two devices move between networks under traffic: gaps and what is lost |
 //! | `nat-grid` | a device behind every kind of NAT, and each pair of them connected |
 //! | `mtu` | tunnels over every outer MTU, and over one that changes |
+//! | `scale` | what one cloud bears: ten thousand nodes, a million devices |
 //! | `paper` | the paper's Section IV over links with its distances |
 //! | `demo` | the whole system in such networks: enrols devices, connects them, measures |
 //!
@@ -43,6 +44,7 @@ mod overlay;
 mod package;
 mod paper;
 mod roam;
+mod scale;
 mod server;
 mod setup;
 mod shell;
@@ -102,6 +104,8 @@ enum Verb {
     NatGrid(nat_grid::GridArgs),
     /// Carry traffic over tunnels whose path has every MTU from 1,280 to 9,000 bytes, and one that changes.
     Mtu(mtu::MtuArgs),
+    /// Connect ten thousand nodes to one cloud, start it with a million devices, and measure what that costs.
+    Scale(scale::ScaleArgs),
     /// Repeat the paper's measurements over links with its distances.
     Paper(paper::PaperArgs),
     /// Show the whole system on real packets: the paper's experiment on this machine, in under a minute.
@@ -128,6 +132,7 @@ fn main() -> ExitCode {
         Verb::Chaos(args) => chaos::run(&args),
         Verb::NatGrid(args) => nat_grid::run(&args),
         Verb::Mtu(args) => mtu::run(&args),
+        Verb::Scale(args) => scale::run(&args),
         Verb::Paper(args) => paper::run(&args),
         Verb::Demo(args) => demo::run(&args),
     };

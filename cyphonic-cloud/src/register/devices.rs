@@ -96,7 +96,22 @@ impl Register {
         Ok(records)
     }
 
-    /// Devices changed after `revision`, oldest change first. Start with 0 for all of them.
+    /// The names of all devices that are not revoked, and the revision as of which they are: [`Self::changes_since`] goes on from
+    /// there.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn members(&self) -> Result<(Vec<String>, i64), RegisterError> {
+        let mut connection = self.lock();
+        // Both of the same moment.
+        let transaction = connection.transaction()?;
+        let revision = newest_revision(&transaction)?;
+        let mut statement = transaction.prepare("SELECT fqdn FROM devices WHERE revoked_at IS NULL")?;
+        let names = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        Ok((names, revision))
+    }
+
+    /// Devices changed after `revision`, oldest change first.
     ///
     /// # Errors
     /// If the register cannot be read.
@@ -107,6 +122,24 @@ impl Register {
         ))?;
         let records = statement.query_map([revision], record)?.collect::<Result<_, _>>()?;
         Ok(records)
+    }
+
+    /// Takes up many devices, all new, whose certificates were made without tokens: in one transaction, since one for each is paid
+    /// for with a disk write each.
+    ///
+    /// # Errors
+    /// If a device has one of the names already, or the register cannot be written. Nothing was changed.
+    pub fn take_up(&self, issued: &[IssuedCertificate], now: UnixSeconds) -> Result<(), RegisterError> {
+        self.write(|transaction| {
+            for issued in issued {
+                if find(transaction, &issued.fqdn)?.is_some() {
+                    return Err(RegisterError::NameTaken(issued.fqdn.clone()));
+                }
+                store_certificate(transaction, issued, now)?;
+                enrol(transaction, issued, now)?;
+            }
+            Ok(())
+        })
     }
 
     /// Takes a device's right to be in the network away: its keys never come back, and the open tokens for its name are void.
@@ -252,12 +285,18 @@ pub(super) fn enrol(
     now: UnixSeconds,
 ) -> Result<(), RegisterError> {
     let revision = next_revision(transaction)?;
-    transaction.execute(
+    let mut statement = transaction.prepare_cached(
         "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = NULL,
              enrolled_at = ?4, revoked_at = NULL, revision = ?5",
-        params![issued.fqdn, issued.virtual_address.octets(), issued.spki_sha256, to_sql(now), revision],
     )?;
+    statement.execute(params![
+        issued.fqdn,
+        issued.virtual_address.octets(),
+        issued.spki_sha256,
+        to_sql(now),
+        revision
+    ])?;
     Ok(())
 }
 
@@ -266,30 +305,29 @@ pub(super) fn store_certificate(
     issued: &IssuedCertificate,
     now: UnixSeconds,
 ) -> Result<(), RegisterError> {
-    transaction.execute(
-        "DELETE FROM certificates WHERE not_after < ?1",
-        [to_sql(now.saturating_sub(REMEMBERED_FOR))],
-    )?;
+    transaction
+        .prepare_cached("DELETE FROM certificates WHERE not_after < ?1")?
+        .execute([to_sql(now.saturating_sub(REMEMBERED_FOR))])?;
     // Those of the future first: they were made while this machine's clock was wrong.
-    transaction.execute(
+    let mut statement = transaction.prepare_cached(
         "DELETE FROM certificates WHERE serial IN (
              SELECT serial FROM certificates WHERE fqdn = ?1 AND NOT revoked
              ORDER BY issued_at > ?2, issued_at DESC LIMIT -1 OFFSET ?3)",
-        params![issued.fqdn, to_sql(now), OF_ONE_NAME - 1],
     )?;
-    transaction.execute(
+    statement.execute(params![issued.fqdn, to_sql(now), OF_ONE_NAME - 1])?;
+    let mut statement = transaction.prepare_cached(
         "INSERT INTO certificates (serial, fqdn, spki_sha256, der, not_before, not_after, issued_at)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![
-            issued.serial,
-            issued.fqdn,
-            issued.spki_sha256,
-            issued.der,
-            to_sql(issued.not_before),
-            to_sql(issued.not_after),
-            to_sql(now)
-        ],
     )?;
+    statement.execute(params![
+        issued.serial,
+        issued.fqdn,
+        issued.spki_sha256,
+        issued.der,
+        to_sql(issued.not_before),
+        to_sql(issued.not_after),
+        to_sql(now)
+    ])?;
     Ok(())
 }
 
@@ -332,7 +370,12 @@ fn issued(row: &Row<'_>, device: &DeviceRecord) -> rusqlite::Result<IssuedCertif
 }
 
 fn next_revision(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
-    Ok(transaction.query_row("SELECT coalesce(max(revision), 0) + 1 FROM devices", [], |row| row.get(0))?)
+    Ok(newest_revision(transaction)? + 1)
+}
+
+fn newest_revision(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
+    let mut statement = transaction.prepare_cached("SELECT coalesce(max(revision), 0) FROM devices")?;
+    Ok(statement.query_row([], |row| row.get(0))?)
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
@@ -370,6 +413,30 @@ mod tests {
             not_before: NOW,
             not_after: NOW + 86_400,
         }
+    }
+
+    #[test]
+    fn many_devices_are_taken_up_whole_or_not_at_all() {
+        let (_dir, register) = register_with_device();
+        let device = |n: u8| IssuedCertificate {
+            fqdn: format!("press-{n}.hall.example"),
+            virtual_address: Ipv6Addr::from([n; 16]),
+            ..issued(n, [n; 32])
+        };
+        let many: Vec<_> = (10..20).map(device).collect();
+        let taken = IssuedCertificate { fqdn: NAME.into(), ..device(20) };
+        let with_taken: Vec<_> = many.iter().cloned().chain([taken]).collect();
+        let refused = register.take_up(&with_taken, NOW);
+        assert!(matches!(refused, Err(RegisterError::NameTaken(_))), "{refused:?}");
+        assert_eq!(register.devices().unwrap().len(), 1, "nothing of it");
+
+        let before = register.changes_since(0).unwrap()[0].revision;
+        register.take_up(&many, NOW).unwrap();
+        let told = register.changes_since(before).unwrap();
+        let names = |devices: &[DeviceRecord]| devices.iter().map(|d| d.fqdn.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&told), many.iter().map(|d| d.fqdn.clone()).collect::<Vec<_>>(), "in their order");
+        assert!(told[0].has_key(&[10; 32]));
+        assert_eq!(register.certificate_count(&told[0].fqdn).unwrap(), 1);
     }
 
     fn register_with_device() -> (tempfile::TempDir, Register) {
@@ -473,6 +540,26 @@ mod tests {
         assert_ne!(other.data_version().unwrap(), version);
         let changed = other.changes_since(seen[0].revision).unwrap();
         assert_eq!(changed[0].revoked_at, Some(NOW));
+    }
+
+    #[test]
+    fn members_are_all_but_the_revoked_as_of_a_revision() {
+        let (_dir, register) = register_with_device();
+        let second = IssuedCertificate {
+            fqdn: "press-8.plant.example".into(),
+            virtual_address: Ipv6Addr::from([8; 16]),
+            ..issued(8, [8; 32])
+        };
+        register.take_up(&[second], NOW).unwrap();
+        let (names, revision) = register.members().unwrap();
+        assert_eq!(names, [NAME, "press-8.plant.example"]);
+        assert!(register.changes_since(revision).unwrap().is_empty());
+        register.revoke_device(NAME, NOW).unwrap();
+        let told = register.changes_since(revision).unwrap();
+        assert_eq!(told.iter().map(|device| device.fqdn.as_str()).collect::<Vec<_>>(), [NAME]);
+        let (names, newer) = register.members().unwrap();
+        assert_eq!(names, ["press-8.plant.example"]);
+        assert_eq!(newer, told[0].revision, "the revoked one's too, or it would be told again");
     }
 
     #[test]

@@ -20,8 +20,8 @@ use crate::config::Config;
 use crate::pki;
 use crate::register::{DeviceRecord, Register};
 
-/// How often devices' addresses are looked at, and who is there.
-const LOOK_FOR_MOVES: Duration = Duration::from_secs(1);
+/// How often it is told who is there: whoever wants to know looks no more often.
+const TELL: Duration = Duration::from_secs(5);
 
 /// Where connections to the NMS enter.
 #[derive(Clone)]
@@ -33,7 +33,7 @@ impl ManagementServer {
     pub(super) fn start(
         config: &Config,
         register: Arc<Register>,
-        watch: &Watch,
+        watch: &mut Watch,
         tasks: &mut JoinSet<()>,
     ) -> Result<Self, StartError> {
         let relays = config
@@ -51,7 +51,7 @@ impl ManagementServer {
             prefix: config.network.prefix,
             zone: config.network.zone.clone(),
             relays,
-            devices: Some(watch.names()),
+            devices: Some(watch.take_names()),
             timing: NmsTiming::default(),
             first_setup: register.reserve_setups(unix_now())?,
         };
@@ -84,19 +84,17 @@ struct Management {
 
 impl Management {
     async fn run(mut self, mut events: mpsc::Receiver<Event>, mut changes: mpsc::Receiver<DeviceRecord>) {
-        let mut look = tokio::time::interval(LOOK_FOR_MOVES);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look_at = tokio::time::Instant::now();
+        let mut tell = tokio::time::interval(TELL);
+        tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let timeout = self.nms.poll_timeout().map(tokio::time::Instant::from_std);
             tokio::select! {
                 Some(event) = events.recv() => self.handle(event),
                 Some(device) = changes.recv() => self.device_changed(&device),
                 () = sleep_until(timeout) => self.nms.handle_timeout(Instant::now()),
-                _ = look.tick() => {
-                    self.look_for_moves();
-                    for channel in self.sessions.close_expired(unix_now()) {
-                        self.nms.handle_disconnected(Instant::now(), channel);
-                    }
+                () = tokio::time::sleep_until(look_at) => look_at = tokio::time::Instant::now() + self.look(),
+                _ = tell.tick() => {
                     if let Some(online) = self.sessions.online() {
                         self.online.send_replace(online);
                     }
@@ -165,11 +163,17 @@ impl Management {
         }
     }
 
-    fn look_for_moves(&mut self) {
+    /// Looks where the next devices are, and whether they may still be here. Returns how long until it is time for others.
+    fn look(&mut self) -> Duration {
+        let (channels, pause) = self.sessions.due();
         let now = Instant::now();
-        for (channel, remote) in self.sessions.all_moved() {
+        for (channel, remote) in self.sessions.all_moved(&channels) {
             self.nms.handle_moved(now, channel, remote);
         }
+        for channel in self.sessions.close_expired(unix_now(), &channels) {
+            self.nms.handle_disconnected(now, channel);
+        }
+        pause
     }
 
     fn act(&mut self) {

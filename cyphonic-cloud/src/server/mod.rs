@@ -22,6 +22,7 @@ mod management;
 mod newest;
 mod port;
 mod relay;
+mod rounds;
 mod sessions;
 mod stun;
 mod watch;
@@ -167,14 +168,14 @@ fn start_services(
     let keys = loaded.trs_keys();
     if let (Some(register), Some(path)) = (&register, &config.register) {
         // A connection of its own, so that it also sees what this process's AS writes.
-        let started = Watch::new(Register::open(path)?)?;
+        let mut started = Watch::new(Register::open(path)?)?;
         if config.runs(ServiceRole::As) {
             let server = AuthenticationServer::new(config, loaded, Arc::clone(register), started.nudge())?;
             services.authentication = Some(Arc::new(server));
         }
         if config.runs(ServiceRole::Nms) {
             services.management =
-                Some(ManagementServer::start(config, Arc::clone(register), &started, tasks)?);
+                Some(ManagementServer::start(config, Arc::clone(register), &mut started, tasks)?);
         }
         watch = Some(started);
     }

@@ -24,10 +24,6 @@ use crate::config::Config;
 use crate::pki;
 use crate::register::{DeviceRecord, Register};
 
-/// How often devices' addresses are looked at, apart from when they ask something: a NAT that rebinds breaks a relayed
-/// tunnel for this long at most, and two round trips.
-const LOOK_FOR_MOVES: Duration = Duration::from_secs(1);
-
 /// How often the worker's counters tell which legs are in use: well below the machine's idle limit.
 const LOOK_FOR_ACTIVITY: Duration = Duration::from_secs(15);
 
@@ -103,7 +99,7 @@ impl RelayControl {
         mut changes: mpsc::Receiver<DeviceRecord>,
         _silent: mpsc::Sender<DeviceRecord>,
     ) {
-        let mut look = interval(LOOK_FOR_MOVES);
+        let mut look_at = tokio::time::Instant::now();
         let mut activity = interval(LOOK_FOR_ACTIVITY);
         loop {
             let timeout = self.trs.poll_timeout().map(tokio::time::Instant::from_std);
@@ -116,13 +112,7 @@ impl RelayControl {
                     self.look_for_activity(now, &self.trs.idle(now));
                     self.trs.handle_timeout(now);
                 }
-                _ = look.tick() => {
-                    self.look_for_moves();
-                    for channel in self.sessions.close_expired(unix_now()) {
-                        // Its legs wait for it a while.
-                        self.trs.handle_lost(Instant::now(), channel);
-                    }
-                }
+                () = tokio::time::sleep_until(look_at) => look_at = tokio::time::Instant::now() + self.look(),
                 _ = activity.tick() => {
                     let all: Vec<_> = self.legs.keys().copied().collect();
                     self.look_for_activity(Instant::now(), &all);
@@ -213,11 +203,19 @@ impl RelayControl {
         }
     }
 
-    fn look_for_moves(&mut self) {
-        for (channel, remote) in self.sessions.all_moved() {
+    /// Looks where the next devices are, and whether they may still be here. Returns how long until it is time for others.
+    fn look(&mut self) -> Duration {
+        let (channels, pause) = self.sessions.due();
+        let now = Instant::now();
+        for (channel, remote) in self.sessions.all_moved(&channels) {
             self.trs.handle_seen(channel, remote);
         }
-        self.sessions.ask_for_proofs(Instant::now());
+        self.sessions.ask_for_proofs(now, &channels);
+        for channel in self.sessions.close_expired(unix_now(), &channels) {
+            // Its legs wait for it a while.
+            self.trs.handle_lost(now, channel);
+        }
+        pause
     }
 
     fn look_for_activity(&mut self, now: Instant, cids: &[ConnectionId]) {

@@ -8,10 +8,10 @@
 //! the first to stand. Here any of those may come last. So the machine hears of a connection only when it
 //! [speaks](Sessions::introduce): on one that was dropped nothing is ever asked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cyphonic_proto::{Channel, ExchangeId, Identity, Message, message::ObservationRequest};
@@ -23,6 +23,7 @@ use super::admission::{Admission, Changes, allowed};
 use super::clock::unix_now;
 use super::kept::{Online, Presence};
 use super::newest::Newest;
+use super::rounds::Rounds;
 use super::whereabouts::Whereabouts;
 use crate::register::{DeviceRecord, Register, UnixSeconds};
 use crate::seldom::{HOURLY, Seldom};
@@ -125,7 +126,8 @@ struct Session {
 pub(super) struct Sessions {
     events: mpsc::Sender<Event>,
     datagrams: bool,
-    sessions: HashMap<Channel, Session>,
+    sessions: BTreeMap<Channel, Session>,
+    rounds: Rounds<Channel>,
     changes: Changes,
     /// Those that have not spoken yet.
     silent: Newest<Channel>,
@@ -143,7 +145,8 @@ impl Sessions {
         Self {
             events: entrance.events.clone(),
             datagrams,
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
+            rounds: Rounds::default(),
             changes: Changes::default(),
             silent: Newest::default(),
             waiting: HashMap::new(),
@@ -256,13 +259,19 @@ impl Sessions {
         self.remove(channel);
     }
 
-    /// Closes the connections of devices whose certificates have ended since they came, and says which: one that has another
-    /// certificate comes back at once, and to judge those without is for the handshake.
-    pub(super) fn close_expired(&mut self, now: UnixSeconds) -> Vec<Channel> {
+    /// The devices that are to be looked at now, and how long until the next ones are.
+    pub(super) fn due(&mut self) -> (Vec<Channel>, Duration) {
+        self.rounds.next(&self.sessions)
+    }
+
+    /// Closes the connections of those of these devices whose certificates have ended since they came, and says which: one that has
+    /// another certificate comes back at once, and to judge those without is for the handshake.
+    pub(super) fn close_expired(&mut self, now: UnixSeconds, channels: &[Channel]) -> Vec<Channel> {
         let now = i64::try_from(now).unwrap_or(i64::MAX);
-        let has_ended = |session: &Session| session.admission.identity.not_after < now;
-        let ended = self.sessions.iter().filter(|(_, session)| has_ended(session));
-        let ended: Vec<Channel> = ended.map(|(channel, _)| *channel).collect();
+        let has_ended = |channel: &&Channel| {
+            self.sessions.get(channel).is_some_and(|session| session.admission.identity.not_after < now)
+        };
+        let ended: Vec<Channel> = channels.iter().filter(has_ended).copied().collect();
         for channel in &ended {
             self.close_as(
                 *channel,
@@ -335,10 +344,9 @@ impl Sessions {
         session.whereabouts.see(remote).then_some(remote)
     }
 
-    /// All devices that are seen at another address than they were. QUIC does not tell, so somebody has to look.
-    pub(super) fn all_moved(&mut self) -> Vec<(Channel, SocketAddr)> {
-        let channels: Vec<Channel> = self.sessions.keys().copied().collect();
-        channels.into_iter().filter_map(|channel| Some((channel, self.moved(channel)?))).collect()
+    /// Those of these devices that are seen at another address than they were. QUIC does not tell, so somebody has to look.
+    pub(super) fn all_moved(&mut self, channels: &[Channel]) -> Vec<(Channel, SocketAddr)> {
+        channels.iter().filter_map(|channel| Some((*channel, self.moved(*channel)?))).collect()
     }
 
     /// Asks a device for a proof that it receives where it is seen, if it is time to; [`Event::Proved`] brings it. QUIC
@@ -366,10 +374,9 @@ impl Sessions {
         session.proving = Some(tokio::spawn(ask).abort_handle());
     }
 
-    /// Asks all devices that still owe a proof, as far as it is time to.
-    pub(super) fn ask_for_proofs(&mut self, now: Instant) {
-        let channels: Vec<Channel> = self.sessions.keys().copied().collect();
-        channels.into_iter().for_each(|channel| self.ask_for_proof(now, channel));
+    /// Asks those of these devices that still owe a proof, as far as it is time to.
+    pub(super) fn ask_for_proofs(&mut self, now: Instant, channels: &[Channel]) {
+        channels.iter().for_each(|channel| self.ask_for_proof(now, *channel));
     }
 
     /// Whether a device, which has proved that it was there, is still seen there.

@@ -14,16 +14,15 @@ const POLL: Duration = Duration::from_millis(500);
 pub(super) struct Watch {
     register: Arc<Register>,
     nudge: Arc<Notify>,
-    initial: Vec<DeviceRecord>,
+    initial: Vec<String>,
     revision: i64,
     subscribers: std::sync::Mutex<Vec<mpsc::Sender<DeviceRecord>>>,
 }
 
 impl Watch {
-    /// Reads all devices; [`Self::run`] then tells what changes.
+    /// Reads who there is; [`Self::run`] then tells what changes.
     pub(super) fn new(register: Register) -> Result<Self, RegisterError> {
-        let initial = register.changes_since(0)?;
-        let revision = initial.last().map_or(0, |device| device.revision);
+        let (initial, revision) = register.members()?;
         Ok(Self {
             register: Arc::new(register),
             nudge: Arc::default(),
@@ -38,9 +37,9 @@ impl Watch {
         Arc::clone(&self.nudge)
     }
 
-    /// The names of all devices at the start that are not revoked.
-    pub(super) fn names(&self) -> Vec<String> {
-        self.initial.iter().filter(|d| d.revoked_at.is_none()).map(|d| d.fqdn.clone()).collect()
+    /// The names of all devices at the start that are not revoked. They are given once.
+    pub(super) fn take_names(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.initial)
     }
 
     /// Every later change of a device. Subscribe before [`Self::run`].
@@ -52,7 +51,6 @@ impl Watch {
 
     /// Looks and tells, for ever.
     pub(super) async fn run(mut self) {
-        self.initial = Vec::new();
         let mut version = None;
         loop {
             let poll = tokio::time::timeout(POLL, self.nudge.notified());

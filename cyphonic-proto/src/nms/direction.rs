@@ -253,7 +253,7 @@ impl Nms {
 
     /// Why a device that is not connected cannot be reached.
     fn absent(&self, now: Instant, fqdn: &str) -> Refusal {
-        if self.enrolled.as_ref().is_some_and(|enrolled| !enrolled.contains(fqdn)) {
+        if self.is_enrolled(fqdn) == Some(false) {
             return Refusal::new(RefusalCode::NoSuchPeer, "no device of this name is enrolled");
         }
         let reason = format!("{fqdn} is not connected to the NMS");

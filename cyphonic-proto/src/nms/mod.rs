@@ -31,7 +31,7 @@ use nodes::Node;
 use rand::{SeedableRng, rngs::StdRng};
 use revocations::Revocations;
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     net::{Ipv6Addr, SocketAddr},
     time::Instant,
 };
@@ -45,9 +45,9 @@ pub struct Nms {
     next_exchange: u64,
     nodes: BTreeMap<Channel, Node>,
     channels: BTreeMap<String, Channel>,
-    /// The register, where it is at hand.
-    enrolled: Option<BTreeSet<String>>,
-    /// Names of virtual addresses: of the register and of every node that connected.
+    /// Whether the register is at hand.
+    has_register: bool,
+    /// Names of virtual addresses: all of the register where it is at hand, else of every node that connected.
     names: BTreeMap<Ipv6Addr, String>,
     pending: BTreeMap<SetupId, Pending>,
     exchanges: BTreeMap<ExchangeId, SetupId>,
@@ -60,16 +60,21 @@ pub struct Nms {
 
 impl Nms {
     /// An NMS that starts now. `seed` must be unpredictable: tunnel keys come from it.
-    pub fn new(config: NmsConfig, seed: [u8; 32], now: Instant) -> Self {
-        let mut nms = Self {
+    pub fn new(mut config: NmsConfig, seed: [u8; 32], now: Instant) -> Self {
+        let devices = config.devices.take();
+        let has_register = devices.is_some();
+        let address = |fqdn: &str| address::virtual_address(config.prefix, config.network_id, fqdn);
+        // There may be a million: all at once is dense and quick, and keeps each name once.
+        let names = devices.into_iter().flatten().map(|fqdn| (address(&fqdn), fqdn)).collect();
+        Self {
             rng: StdRng::from_seed(seed),
             started: now,
             next_setup: config.first_setup,
             next_exchange: 0,
             nodes: BTreeMap::new(),
             channels: BTreeMap::new(),
-            enrolled: config.devices.as_ref().map(|_| BTreeSet::new()),
-            names: BTreeMap::new(),
+            has_register,
+            names,
             pending: BTreeMap::new(),
             exchanges: BTreeMap::new(),
             pairs: BTreeMap::new(),
@@ -78,11 +83,7 @@ impl Nms {
             actions: VecDeque::new(),
             counters: NmsCounters::default(),
             config,
-        };
-        for fqdn in nms.config.devices.take().unwrap_or_default() {
-            nms.handle_enrolled(&fqdn);
         }
-        nms
     }
 
     /// What to do next.
@@ -169,20 +170,13 @@ impl Nms {
 
     /// The AS enrolled a device of this canonical name.
     pub fn handle_enrolled(&mut self, fqdn: &str) {
-        self.names
-            .insert(address::virtual_address(self.config.prefix, self.config.network_id, fqdn), fqdn.into());
-        if let Some(enrolled) = &mut self.enrolled {
-            enrolled.insert(fqdn.into());
-        }
+        self.names.insert(self.address_of(fqdn), fqdn.into());
         self.revocations.forgive(fqdn);
     }
 
     /// The AS revoked a device: it is forgotten, its connection closed, and its peers told.
     pub fn handle_revoked(&mut self, now: Instant, fqdn: &str) {
-        if let Some(enrolled) = &mut self.enrolled {
-            enrolled.remove(fqdn);
-        }
-        self.names.remove(&address::virtual_address(self.config.prefix, self.config.network_id, fqdn));
+        self.names.remove(&self.address_of(fqdn));
         if let Some(channel) = self.channels.remove(fqdn) {
             self.forget(channel, "the device was revoked");
             self.actions.push_back(Action::Close { channel, reason: "the device was revoked".into() });
@@ -208,6 +202,16 @@ impl Nms {
     /// The names of all registered nodes, for the operator.
     pub fn registered(&self) -> impl Iterator<Item = &str> {
         self.nodes.values().filter(|node| node.registration.is_some()).map(|node| node.fqdn.as_str())
+    }
+
+    /// Whether the register has a device of this name; none where the register is not at hand.
+    fn is_enrolled(&self, fqdn: &str) -> Option<bool> {
+        let has_name = || self.names.get(&self.address_of(fqdn)).is_some_and(|name| name == fqdn);
+        self.has_register.then(has_name)
+    }
+
+    fn address_of(&self, fqdn: &str) -> Ipv6Addr {
+        address::virtual_address(self.config.prefix, self.config.network_id, fqdn)
     }
 
     fn respond(&mut self, exchange: ExchangeId, message: Message) {

@@ -183,7 +183,7 @@ impl Nms {
         if !name::is_below(&identity.fqdn, &self.config.zone) {
             return Err("the certificate's name is not in this network's zone");
         }
-        if self.enrolled.as_ref().is_some_and(|enrolled| !enrolled.contains(&identity.fqdn)) {
+        if self.is_enrolled(&identity.fqdn) == Some(false) {
             return Err("the device is not in the register: it was revoked, or never enrolled here");
         }
         let full =

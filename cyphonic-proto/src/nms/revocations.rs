@@ -51,14 +51,16 @@ impl Revocations {
         self.tell_at
     }
 
-    /// What everybody is to be told now. What a member is called is not remembered: those who come later know the new one.
-    fn take(&mut self, now: Instant, is_member: impl Fn(&str) -> bool) -> Vec<String> {
+    /// What everybody is to be told now; [`Self::remember`] says of which.
+    fn take(&mut self) -> Vec<String> {
         self.tell_at = None;
-        let fresh = std::mem::take(&mut self.fresh);
-        let gone = fresh.iter().filter(|name| !is_member(name));
-        self.told.extend(gone.map(|name| (now, name.clone())));
+        std::mem::take(&mut self.fresh)
+    }
+
+    /// Those who come later are to be told of these too.
+    fn remember(&mut self, now: Instant, gone: impl Iterator<Item = String>) {
+        self.told.extend(gone.map(|name| (now, name)));
         self.forget(now);
-        fresh
     }
 
     /// What somebody is to be told who was not there.
@@ -77,9 +79,12 @@ impl Revocations {
 
 impl Nms {
     pub(super) fn tell_of_revocations(&mut self, now: Instant) {
-        let (channels, enrolled) = (&self.channels, &self.enrolled);
-        let is_enrolled = |name: &str| enrolled.as_ref().is_some_and(|enrolled| enrolled.contains(name));
-        let names = self.revocations.take(now, |name| channels.contains_key(name) || is_enrolled(name));
+        let names = self.revocations.take();
+        // What a member is called is not remembered: those who come later know the new one.
+        let is_member =
+            |name: &&String| self.channels.contains_key(*name) || self.is_enrolled(name) == Some(true);
+        let gone: Vec<String> = names.iter().filter(|name| !is_member(name)).cloned().collect();
+        self.revocations.remember(now, gone.into_iter());
         let registered = self.nodes.iter().filter(|(_, node)| node.registration.is_some());
         for channel in registered.map(|(channel, _)| *channel).collect::<Vec<_>>() {
             self.tell(channel, &names);

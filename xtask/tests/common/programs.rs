@@ -17,6 +17,8 @@ pub(crate) fn programs() -> PathBuf {
         "-p",
         "cyphonic-lab",
         "--bins",
+        "--example",
+        "fleet",
     ]);
     cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env("CARGO_TARGET_DIR", folder.parent().unwrap());
     assert!(cargo.status().unwrap().success(), "the programs do not build");
