@@ -2,8 +2,9 @@
 //!
 //! In the network of the paper's Fig. 5 packets go all the time through a direct tunnel and through a relayed one, devices
 //! are enrolled and revoked all the time, and one fault follows another. A seed says which, and how long each lasts; the
-//! same seed gives the same faults. After each both tunnels must carry packets again, and be the ones that they were
-//! (unless their own agent was killed); in the end everything must be in the register that anybody was told is there.
+//! same seed gives the same faults. After each both tunnels must carry packets again, and be the ones that they were (unless
+//! it was one of their own ends that died or was cut off); in the end everything must be in the register that anybody was told
+//! is there.
 
 mod fault;
 mod ledger;
@@ -225,8 +226,8 @@ impl Traffic {
             // A tunnel that is gone is set up, so that the next fault meets one.
             from.resolve(to, cancel)?;
         }
-        let excused = fault.ends_tunnels_of(self.pair);
-        Ok(Passage { lost: report.lost(), silence: report.longest_silence(), recovery, stands, excused })
+        let replaceable = fault.may_replace_tunnels_of(self.pair);
+        Ok(Passage { lost: report.lost(), silence: report.longest_silence(), recovery, stands, replaceable })
     }
 
     /// Until one is answered; none if it takes too long.

@@ -123,9 +123,14 @@ impl Fault {
         }
     }
 
-    /// Whether nobody expects a pair's tunnel to outlive it: keys are nowhere but in an agent's memory.
-    pub(super) fn ends_tunnels_of(self, pair: Pair) -> bool {
-        self == Self::Kill(Victim::Agent) && pair == RELAYED
+    /// Whether a pair may have another tunnel after it: keys are nowhere but in an agent's memory, and who hears nothing of a peer for
+    /// half a second asks for another tunnel, since the peer may be elsewhere.
+    pub(super) fn may_replace_tunnels_of(self, (from, to): Pair) -> bool {
+        match self {
+            Self::Kill(Victim::Agent) => [from, to].contains(&RELAYED.0),
+            Self::Unplug(node) => [from, to].contains(&node),
+            Self::Kill(Victim::Cloud(_)) | Self::Freeze(_) => false,
+        }
     }
 }
 

@@ -15,8 +15,10 @@ const HEAD: &str = "# Chaos\n\n\
 Written by `cargo xtask chaos --document`. In the network of the paper's Fig. 5 a ping goes every 20 ms through a direct tunnel and\n\
 through a relayed one, and devices are enrolled and revoked, while processes are killed or frozen and cables are pulled out, at\n\
 random, each for up to three seconds. **Recovery** is the time from a fault's end (a killed process is ready again) to the next\n\
-answer to a ping; it counts where the fault interrupted the tunnel, by losing pings or by holding them. A tunnel is *lost* where another one had to be set up in its place,\n\
-except where its own agent was killed: keys are nowhere else. What was *acknowledged* are tokens, enrolments and revocations.\n";
+answer to a ping; it counts where the fault interrupted the tunnel, by losing pings or by holding them. What is on its way is held\n\
+until a cable is in again, or a process goes on. A tunnel is *lost* where another one stands in its place afterwards, and *replaced* where\n\
+that was due: its own agent was killed (keys are nowhere else), or one of its ends was cut off, and the other asked for another tunnel\n\
+after half a second of silence, as it would if its peer had moved. What was *acknowledged* are tokens, enrolments and revocations.\n";
 
 /// A tunnel is interrupted where no answer came for longer: a busy machine may lose a ping or two.
 const INTERRUPTED: Duration = Duration::from_millis(80);
@@ -33,12 +35,16 @@ pub(super) struct Passage {
     /// Whether it is still the same tunnel.
     pub(super) stands: bool,
     /// Whether it need not be.
-    pub(super) excused: bool,
+    pub(super) replaceable: bool,
 }
 
 impl Passage {
     fn is_lost(&self) -> bool {
-        !self.stands && !self.excused
+        !self.stands && !self.replaceable
+    }
+
+    fn is_replaced(&self) -> bool {
+        !self.stands && self.replaceable
     }
 
     fn interrupted(&self) -> Option<Duration> {
@@ -61,7 +67,11 @@ impl fmt::Display for Passage {
             (Some(_), None) => write!(f, "not interrupted")?,
             (Some(_), Some(recovery)) => write!(f, "back after {} ms", recovery.as_millis())?,
         }
-        if self.is_lost() { write!(f, ", TUNNEL LOST") } else { Ok(()) }
+        match (self.is_lost(), self.is_replaced()) {
+            (true, _) => write!(f, ", TUNNEL LOST"),
+            (false, true) => write!(f, ", tunnel replaced"),
+            (false, false) => Ok(()),
+        }
     }
 }
 
@@ -97,8 +107,8 @@ impl Report {
         self.growth_mb = Some(growth_mb);
     }
 
-    fn lost(&self, passage: impl Fn(&Outcome) -> &Passage) -> usize {
-        self.outcomes.iter().filter(|(_, outcome)| passage(outcome).is_lost()).count()
+    fn count(&self, is: impl Fn(&Passage) -> bool, passage: impl Fn(&Outcome) -> &Passage) -> usize {
+        self.outcomes.iter().filter(|(_, outcome)| is(passage(outcome))).count()
     }
 
     /// Milliseconds from faults' ends, of those that interrupted the tunnel.
@@ -113,8 +123,11 @@ impl Report {
         // As far as a figure can hold it; exactly it is in the text.
         figures.insert("seed", Figure::single(self.seed as f64, ""));
         figures.insert("faults", count(self.outcomes.len()));
-        figures.insert("direct_tunnels_lost", count(self.lost(|outcome| &outcome.direct)));
-        figures.insert("relayed_tunnels_lost", count(self.lost(|outcome| &outcome.relayed)));
+        let (lost, replaced) = (Passage::is_lost, Passage::is_replaced);
+        figures.insert("direct_tunnels_lost", count(self.count(lost, |outcome| &outcome.direct)));
+        figures.insert("relayed_tunnels_lost", count(self.count(lost, |outcome| &outcome.relayed)));
+        figures.insert("direct_tunnels_replaced", count(self.count(replaced, |outcome| &outcome.direct)));
+        figures.insert("relayed_tunnels_replaced", count(self.count(replaced, |outcome| &outcome.relayed)));
         let (direct, relayed) =
             (self.recoveries(|outcome| &outcome.direct), self.recoveries(|outcome| &outcome.relayed));
         for (name, samples, statistic) in [
@@ -179,8 +192,8 @@ impl Report {
         for (fault, outcome) in &self.outcomes {
             kinds.entry(*fault).or_default().push(outcome);
         }
-        let mut text = "| fault | times | direct: interrupted | slowest recovery, ms | lost | relayed: interrupted | slowest recovery, ms | lost |\n\
-            |---|---|---|---|---|---|---|---|\n"
+        let mut text = "| fault | times | direct: interrupted | slowest recovery, ms | replaced | lost | relayed: interrupted | slowest recovery, ms | replaced | lost |\n\
+            |---|---|---|---|---|---|---|---|---|---|\n"
             .to_owned();
         for (fault, outcomes) in kinds {
             let _ = write!(text, "| {fault} | {} |", outcomes.len());
@@ -191,7 +204,8 @@ impl Report {
                 let slowest = passages.iter().filter_map(|passage| passage.interrupted()).max();
                 let slowest = slowest.map_or_else(String::new, |slowest| slowest.as_millis().to_string());
                 let lost = passages.iter().filter(|passage| passage.is_lost()).count();
-                let _ = write!(text, " {interrupted} | {slowest} | {lost} |");
+                let replaced = passages.iter().filter(|passage| passage.is_replaced()).count();
+                let _ = write!(text, " {interrupted} | {slowest} | {replaced} | {lost} |");
             }
             text.push('\n');
         }
