@@ -36,8 +36,10 @@ impl PingRun {
     }
 
     fn limit(&self) -> Duration {
+        // Without a deadline ping waits for last answers as long as two of the longest round trips, which may each be as long as the run.
+        let longest = if self.through_errors { 3 } else { 1 };
         // A name is resolved first, which may set a tunnel up.
-        self.interval * self.count + self.wait + Duration::from_secs(15)
+        self.interval * self.count * longest + self.wait + Duration::from_secs(15)
     }
 }
 
