@@ -79,7 +79,7 @@ impl Node {
                 return;
             }
             () if !away && tunnel.exhausted(now, self.patience(tunnel)) => return self.tunnel_died(now, id),
-            () if !away
+            () if !tunnel.is_away()
                 && tunnel.last_rx.is_none()
                 && tunnel.challenge.is_none()
                 && tunnel.since + UNCONFIRMED <= now =>
@@ -119,7 +119,7 @@ impl Node {
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let timing = &self.config.timing;
         let challenged = tunnel.challenge.is_some();
-        let unconfirmed = tunnel.last_rx.is_none() && !challenged;
+        let unconfirmed = tunnel.last_rx.is_none() && !challenged && !tunnel.is_away();
         let dues = [
             tunnel.retires_at,
             tunnel.challenge.map(|challenge| challenge.next),

@@ -10,7 +10,8 @@
 //! The first route that comes is used at once.
 
 use super::{Action, Node, Service, ServiceState, Timer, exchanges::Purpose};
-use crate::message::{Message, ObservationRequest};
+use crate::address::Prefix;
+use crate::message::{Message, ObservationRequest, endpoint::is_candidate};
 use std::{
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
@@ -39,12 +40,16 @@ pub struct Sleep {
     pub counted: Duration,
 }
 
-/// The routes of a host without a network.
-struct Nowhere;
+/// The routes of a host that tells of no address: the kernel keeps those by interfaces without a carrier. From addresses that nobody
+/// is ever told of (loopback, link-local) something may be reached all the same.
+struct Untold<'a> {
+    routes: &'a dyn Routes,
+    overlay: Prefix,
+}
 
-impl Routes for Nowhere {
-    fn source_for(&self, _: SocketAddr) -> Option<IpAddr> {
-        None
+impl Routes for Untold<'_> {
+    fn source_for(&self, remote: SocketAddr) -> Option<IpAddr> {
+        self.routes.source_for(remote).filter(|own| !is_candidate(*own, self.overlay))
     }
 }
 
@@ -55,8 +60,8 @@ impl Node {
             return;
         }
         self.addresses_changed(addresses);
-        // The kernel keeps routes by interfaces without a carrier.
-        let routes = if addresses.is_empty() { &Nowhere } else { routes };
+        let untold = Untold { routes, overlay: self.prefix };
+        let routes = if addresses.is_empty() { &untold } else { routes };
         let services: Vec<_> = self.services.keys().cloned().collect();
         let same_way: Vec<_> =
             services.iter().filter(|service| self.note_reach(service, routes)).cloned().collect();
@@ -178,5 +183,35 @@ impl Node {
             }
         }
         self.timers.set(Timer::Service(service.clone()), now + ANSWERED);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct From(IpAddr);
+
+    impl Routes for From {
+        fn source_for(&self, _: SocketAddr) -> Option<IpAddr> {
+            Some(self.0)
+        }
+    }
+
+    #[test]
+    fn where_no_address_is_told_of_only_those_lead_somewhere_that_never_are() {
+        let overlay = "fd12:3456:789a::/48".parse().unwrap();
+        for (own, leads) in [
+            ("127.0.0.1", true),
+            ("169.254.7.7", true),
+            ("fe80::7", true),
+            ("192.168.1.7", false),
+            ("198.51.100.7", false),
+            ("2001:db8::7", false),
+        ] {
+            let from = From(own.parse().unwrap());
+            let untold = Untold { routes: &from, overlay };
+            assert_eq!(untold.source_for(([192, 0, 2, 1], 443).into()).is_some(), leads, "{own}");
+        }
     }
 }
