@@ -73,7 +73,9 @@ async fn a_cloud_that_is_away_is_told_the_log_once() {
     let device = overlay.enrol("a", 10, &dir.path().join("state"));
     let (engine, _endpoint) = device.run(overlay.address);
     // Only the AS is known, and nobody is where it should be.
-    status_when(&engine, |_| lines("DEBUG") >= 1).await;
+    let report = status_when(&engine, |_| lines("DEBUG") >= 1).await;
+    let error = report.services[0].last_error.as_deref().unwrap();
+    assert!(error.starts_with(&format!("no answer from {}", overlay.address)), "{error}");
     assert_eq!(lines(" INFO"), 1);
     engine.stop().await;
 }

@@ -34,7 +34,8 @@ pub struct NodeConfig {
 /// How long a node waits for what. The defaults suit links up to about 500 ms of round trip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// A connection to a service. QUIC retransmits within it.
+    /// A dial of a service by whatever way. The shell's own limits are shorter, since only the shell can say what was tried in
+    /// vain; this one is for a shell that says nothing.
     pub connect: Duration,
     /// How long a dial over UDP is ahead of one over TCP; none where TCP is never used.
     pub detour: Option<Duration>,
@@ -81,7 +82,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(5),
+            connect: Duration::from_secs(7),
             detour: Some(Duration::from_millis(1500)),
             request: Duration::from_secs(3),
             backoff_least: Duration::from_millis(250),
