@@ -12,6 +12,7 @@ use std::{
     time::Instant,
 };
 
+use cyphonic_transport::logging::LogFilter;
 use cyphonic_transport::settings;
 use serde::{Deserialize, Serialize};
 
@@ -275,29 +276,11 @@ impl Config {
                 format!("{name:?} is no device's name, as `press-7` or `press-7.plant`"),
             );
         }
-        if !is_log_filter(&self.log) {
-            return wrong(
-                "log",
-                format!(
-                    "{:?} is no log filter: write `info`, or per module `info,cyphonic_proto=debug`",
-                    self.log
-                ),
-            );
+        if let Err(error) = self.log.parse::<LogFilter>() {
+            return wrong("log", error.to_string());
         }
         Ok(())
     }
-}
-
-/// Stricter than the library, for which a misspelt level is the name of a module.
-fn is_log_filter(filter: &str) -> bool {
-    // Nothing at all would be the level `error` in one place and no log in another.
-    let is_level =
-        |text: &str| !text.is_empty() && text.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
-    filter.parse::<tracing_subscriber::filter::Targets>().is_ok()
-        && filter.split(',').all(|directive| match directive.split_once('=') {
-            Some((module, level)) => !module.is_empty() && is_level(level),
-            None => is_level(directive),
-        })
 }
 
 fn is_interface_name(name: &str) -> bool {

@@ -205,6 +205,18 @@ async fn a_crash_leaves_no_core_dump_with_keys_in_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_log_filter_in_the_environment_keeps_no_service_from_starting() {
+    let overlay = Overlay::found(unix_now());
+    let log = overlay.directory.path().join("stderr");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+    command.args(["run", "--config"]).arg(&overlay.config_path).env("RUST_LOG", "loud");
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let _running = Running::start_by(command, overlay.address).await;
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("RUST_LOG is ignored") && log.contains("\"loud\" is no log filter"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn from_init_to_revocation_by_the_command_line() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path().join("cloud");

@@ -19,6 +19,7 @@
 //! | `roam` | two devices move between networks under traffic: gaps and what is lost |
 //! | `nat-grid` | a device behind every kind of NAT, and each pair of them connected |
 //! | `mtu` | tunnels over every outer MTU, and over one that changes |
+//! | `chaos` | faults at random, from a seed: processes killed, cables pulled out |
 //! | `scale` | what one cloud bears: ten thousand nodes, a million devices |
 //! | `paper` | the paper's Section IV over links with its distances |
 //! | `demo` | the whole system in such networks: enrols devices, connects them, measures |

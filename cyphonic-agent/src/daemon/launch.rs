@@ -1,14 +1,10 @@
 //! What both binaries do to become the daemon.
 
-use std::{
-    future::Future,
-    io::{self, IsTerminal as _},
-    time::Duration,
-};
+use std::{future::Future, io, time::Duration};
 
 use cyphonic_dataplane::dumps;
 use cyphonic_transport::descriptors;
-use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+use cyphonic_transport::logging::LogFilter;
 
 use super::{DaemonError, privileges, run};
 use crate::{config::Config, engine};
@@ -45,23 +41,12 @@ pub fn block_on<F: Future>(future: F) -> Result<F::Output, LaunchError> {
     Ok(output)
 }
 
-/// To standard error, which is the journal under systemd; the journal has times of its own. Colours are for terminals.
+/// Starts the log that the settings ask for.
 pub fn start_logging(filter: &str) {
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(false);
-    let layer = if io::stderr().is_terminal() { layer } else { layer.with_ansi(false) };
-    let registry = tracing_subscriber::registry().with(targets(filter));
-    let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        registry.with(layer.without_time()).try_init()
-    } else {
-        registry.with(layer).try_init()
-    };
-    // Only a second logger of this process can be in the way.
-    drop(started);
-}
-
-/// The DNS library logs every name that is asked for at INFO: it has to be asked for by name.
-fn targets(filter: &str) -> Targets {
-    format!("hickory=error,{filter}").parse().unwrap_or_default()
+    // It was checked with the other settings.
+    let filter: LogFilter = filter.parse().unwrap_or_default();
+    // The DNS library logs every name that is asked for at INFO: it has to be asked for by name.
+    filter.start(false, "hickory=error");
 }
 
 /// Why the daemon did not run, or how it ended.
@@ -77,8 +62,6 @@ pub enum LaunchError {
 
 #[cfg(test)]
 mod tests {
-    use tracing_subscriber::filter::LevelFilter;
-
     use super::*;
 
     #[test]
@@ -100,13 +83,5 @@ mod tests {
         });
         assert_eq!(ended.recv_timeout(Duration::from_secs(20)).expect("it ends"), 7);
         drop(release);
-    }
-
-    #[test]
-    fn names_asked_for_are_logged_only_when_told_to() {
-        let logs =
-            |filter: &str| targets(filter).would_enable("hickory_server::server", &tracing::Level::INFO);
-        assert!(!logs("info") && !logs("trace") && logs("info,hickory=info"));
-        assert_eq!(targets("debug").default_level(), Some(LevelFilter::DEBUG));
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::NetworkId;
+use cyphonic_transport::logging::NoLogFilter;
 use serde::Deserialize;
-use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use super::relay::MAX_BINDINGS;
 use super::{Certificates, Config, RelayAddresses, RelayConfig, ServiceRole, StunConfig, TcpMode, value};
@@ -106,13 +106,7 @@ impl File {
         if !(MIN_CERTIFICATE_LIFETIME..=MAX_CERTIFICATE_LIFETIME).contains(&lifetime) {
             return Err(("device_certificate_lifetime", "it must be between 1h and 825d".to_owned()));
         }
-        if !is_log_filter(&self.log) {
-            let reason = format!(
-                "{:?} is no log filter: write info, or per module info,cyphonic_cloud=debug",
-                self.log
-            );
-            return Err(("log", reason));
-        }
+        let log = self.log.parse().map_err(|error: NoLogFilter| ("log", error.to_string()))?;
         let pair = |pair: Pair| ServiceFiles {
             certificate: directory.join(pair.certificate),
             key: directory.join(pair.key),
@@ -140,7 +134,7 @@ impl File {
             device_certificate_lifetime: lifetime,
             token_lifetime: self.token_lifetime,
             runtime_directory: None,
-            log: self.log,
+            log,
         })
     }
 
@@ -215,16 +209,6 @@ impl File {
         }
         relays
     }
-}
-
-/// Stricter than the library, for which a misspelt level is the name of a module, as in the agent.
-fn is_log_filter(filter: &str) -> bool {
-    let is_level = |text: &str| text.parse::<LevelFilter>().is_ok();
-    filter.parse::<Targets>().is_ok()
-        && filter.split(',').all(|directive| match directive.split_once('=') {
-            Some((module, level)) => !module.is_empty() && is_level(level),
-            None => is_level(directive),
-        })
 }
 
 fn all_roles() -> Vec<ServiceRole> {

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use cyphonic_transport::logging::LogFilter;
 use cyphonic_transport::settings;
 use serde::Deserialize;
 
@@ -137,8 +138,8 @@ pub struct Config {
     pub token_lifetime: Duration,
     /// Where services tell commands what they do. Not in the file: who starts the process says so.
     pub runtime_directory: Option<PathBuf>,
-    /// What is logged: a level, or `tracing` directives.
-    pub log: String,
+    /// What is logged.
+    pub log: LogFilter,
 }
 
 /// Certificate and key of each role that has one here.

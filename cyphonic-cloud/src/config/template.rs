@@ -335,6 +335,7 @@ mod tests {
             ),
             ("  trs: { certificate: pki/trs1.crt, key: pki/trs1.key }\n", "", "certificates.trs"),
             ("log: info", "log: inof", "log"),
+            ("log: info", "log: ''", "log"),
             ("log: info", "log: info,cyphonic_cloud=debgu", "log"),
             ("log: info", "log: \"info,=debug\"", "log"),
         ];

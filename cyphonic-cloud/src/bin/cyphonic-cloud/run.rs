@@ -1,14 +1,13 @@
 //! `cyphonic-cloud run` and `cyphonic-cloud check`
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use cyphonic_cloud::config::Config;
 use cyphonic_cloud::server::{self, Cloud, Standing, unix_now};
+use cyphonic_transport::logging::LogFilter;
 use cyphonic_transport::signals::StopSignals;
 use sd_notify::NotifyState;
-use tracing_subscriber::EnvFilter;
 
 use crate::table::time;
 use crate::{ConfigArgument, RUNTIME_DIRECTORY};
@@ -17,7 +16,7 @@ pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
     let mut config = argument.load()?;
     // systemd's (`RuntimeDirectory=` in the unit).
     config.runtime_directory = std::env::var_os(RUNTIME_DIRECTORY).map(PathBuf::from);
-    start_log(&config)?;
+    start_log(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -77,22 +76,19 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-fn start_log(config: &Config) -> anyhow::Result<()> {
-    // RUST_LOG is for the one who looks into a problem right now.
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(directives) => EnvFilter::try_new(&directives).context("RUST_LOG is malformed")?,
-        Err(_) => EnvFilter::try_new(&config.log)
-            .with_context(|| format!("log: {:?} is neither a level nor a list of directives", config.log))?,
-    };
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // Colours are for terminals. The journal has times of its own.
-    let log = if std::io::stderr().is_terminal() { log } else { log.with_ansi(false) };
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().init()
-    } else {
-        log.init()
+/// `RUST_LOG` is for the one who looks into a problem right now.
+fn start_log(config: &Config) {
+    // Modules' names tell which of the services of one process speaks.
+    let start = |filter: &LogFilter| filter.start(true, "");
+    let wanted = std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
+    match wanted.map(|filter| filter.parse::<LogFilter>()) {
+        None => start(&config.log),
+        Some(Ok(filter)) => start(&filter),
+        Some(Err(error)) => {
+            start(&config.log);
+            tracing::warn!(%error, "RUST_LOG is ignored");
+        }
     }
-    Ok(())
 }
 
 /// For systemd's watchdog (`WatchdogSec=`): while this task gets its turn, the runtime that serves all others does turn.

@@ -71,6 +71,8 @@ pub struct Legs {
     overflow_resting: bool,
     /// Legs for the hash map while it may take none. They are in the kernel nowhere else.
     waiting: BTreeMap<ConnectionId, RelayEntry>,
+    /// Whether the kernel refused some of them when they were put there last.
+    refused: bool,
     /// Nothing once the kernel has refused it.
     barrier: Option<Barrier>,
 }
@@ -124,6 +126,7 @@ impl Legs {
             resting: HashSet::new(),
             overflow_resting: false,
             waiting: BTreeMap::new(),
+            refused: false,
             barrier: Some(barrier),
         };
         // What an earlier process emptied may be being read.
@@ -232,12 +235,18 @@ impl Legs {
         if self.overflow_resting && self.programs_have_ended() {
             self.nothing_rests();
         }
+        let mut refusal = None;
         for (cid, entry) in std::mem::take(&mut self.waiting) {
             if let Err(error) = self.put(cid, entry) {
-                tracing::warn!(%error, "a leg is relayed in userspace");
+                refusal = Some(error);
                 self.waiting.insert(cid, entry);
             }
         }
+        // Those that are refused for good come here each time.
+        if let Some(error) = refusal.as_ref().filter(|_| !self.refused) {
+            tracing::warn!(%error, legs = self.waiting.len(), "legs are relayed in userspace");
+        }
+        self.refused = refusal.is_some();
     }
 
     /// All legs.
