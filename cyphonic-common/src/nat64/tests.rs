@@ -74,6 +74,11 @@ fn no_address_of_this_host_the_link_or_many_hosts_goes_either_way() {
         assert_eq!(well_known.embed(ip), None, "RFC 6052 §3.1: {ip}");
         assert_eq!(own.extract(own.embed(ip).unwrap()), Some(ip), "a site's own translator may: {ip}");
     }
+    for ip in [[100, 63, 0, 1], [100, 128, 0, 1], [8, 64, 0, 1], [172, 32, 0, 1], [192, 0, 2, 1]]
+        .map(Ipv4Addr::from)
+    {
+        assert_eq!(well_known.extract(well_known.embed(ip).unwrap()), Some(ip), "not private: {ip}");
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! etherparse builds the frames, and reads those that were steered.
 
 use super::*;
+use crate::map::PeerEntry;
+use crate::policy::{Direction, PolicyKey};
 use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
 use proptest::prelude::*;
 
@@ -71,7 +73,11 @@ fn everything_else_is_left_alone() {
     let mut hop_by_hop = v6(PORT, &data());
     hop_by_hop.splice(54..54, [17, 0, 1, 4, 0, 0, 0, 0]);
     hop_by_hop[20] = 0;
-    let cases: [(&str, Vec<u8>); 15] = [
+    let with = |mut frame: Vec<u8>, at: usize, byte: u8| {
+        frame[at] = byte;
+        frame
+    };
+    let cases: [(&str, Vec<u8>); 16] = [
         ("another port", v4(PORT + 1, &data())),
         ("signalling", v4(PORT, &signalling)),
         ("a long header", v6(PORT, &long)),
@@ -85,6 +91,7 @@ fn everything_else_is_left_alone() {
         ("IP options", options),
         ("a source address that was damaged", damaged),
         ("an extension header", hop_by_hop),
+        ("another version than its type says", with(v6(PORT, &data()), 14, 0x45)),
         ("cut", v4(PORT, &data())[..60].to_vec()),
         ("UDP shorter than IP", changed(39, 40)),
     ];
@@ -107,6 +114,64 @@ fn places_of_sockets_do_not_overlap() {
     assert_eq!(seen.last(), Some(&(UNDERLAY_SOCKETS - 1)));
     for (slot, queue, worker) in [(MAX_CARDS, 0, 0), (0, MAX_QUEUES, 0), (0, 0, MAX_WORKERS)] {
         assert_eq!(socket_index(slot, queue, worker), None);
+    }
+}
+
+/// One peer, of a class to which everything may be sent, and nothing else.
+struct OnePeer;
+
+impl PeerTable for OnePeer {
+    fn peer(&self, address: &[u8; 16]) -> Option<PeerEntry> {
+        (*address == PEER).then(|| PeerEntry::live(2, 3))
+    }
+}
+
+impl PolicyTable for OnePeer {
+    fn holds(&self, key: &PolicyKey) -> bool {
+        *key == PolicyKey::new(Direction::Out, 3, 17, 2000)
+    }
+}
+
+const OWN: [u8; 16] = [0xfd, 1, 2, 3, 4, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7];
+const PEER: [u8; 16] = [0xfd, 1, 2, 3, 4, 5, 0, 2, 0, 0, 0, 0, 0, 0, 0, 9];
+
+fn virtual_interface() -> InterfaceConfig {
+    InterfaceConfig::new(OWN, [0xfd, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 48).unwrap()
+}
+
+fn inner(from: ([u8; 16], u16), to: ([u8; 16], u16)) -> Vec<u8> {
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2([1; 6], [2; 6]).ipv6(from.0, to.0, 64);
+    builder.udp(from.1, to.1).write(&mut frame, b"hello").unwrap();
+    frame
+}
+
+#[test]
+fn an_ethernet_header_before_a_packet_changes_no_verdict() {
+    let config = virtual_interface();
+    let (out, answer) = (inner((OWN, 1000), (PEER, 2000)), inner((PEER, 2000), (OWN, 1000)));
+    assert_eq!(judge_virtual(out.as_slice(), &config, &OnePeer), Egress::Tunnel { worker: 2 });
+    assert_eq!(judge_near_end(answer.as_slice(), &config, &OnePeer), Ok(()));
+    let (foreign, unasked) = (inner((PEER, 1000), (PEER, 2000)), inner((PEER, 1000), (OWN, 2000)));
+    let verdict = judge_virtual(foreign.as_slice(), &config, &OnePeer);
+    assert_eq!(verdict, Egress::Drop(DropReason::ForeignSource));
+    assert_eq!(judge_near_end(unasked.as_slice(), &config, &OnePeer), Err(DropReason::Denied));
+    let longer = [&out[..], &[0]].concat();
+    let verdict = judge_virtual(longer.as_slice(), &config, &OnePeer);
+    assert_eq!(verdict, Egress::Drop(DropReason::LengthMismatch));
+}
+
+#[test]
+fn what_is_no_ipv6_has_a_reason_on_a_virtual_interface() {
+    let config = virtual_interface();
+    let arp = [&[0; 12][..], &[8, 6], &[0; 28]].concat();
+    for (frame, out, back) in [
+        (v4(PORT, &data()), DropReason::NotIpv6, DropReason::MalformedInner),
+        (arp, DropReason::LocalNoise, DropReason::MalformedInner),
+        (vec![0; 13], DropReason::Truncated, DropReason::MalformedInner),
+    ] {
+        assert_eq!(judge_virtual(frame.as_slice(), &config, &OnePeer), Egress::Drop(out));
+        assert_eq!(judge_near_end(frame.as_slice(), &config, &OnePeer), Err(back));
     }
 }
 
