@@ -7,6 +7,7 @@ mod clock;
 mod control;
 mod daemon;
 mod dns;
+mod documentation;
 mod netlink;
 mod overlay;
 mod programs;

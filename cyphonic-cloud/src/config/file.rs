@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::NetworkId;
+use cyphonic_proto::node::MAX_RELAYS;
 use cyphonic_transport::logging::NoLogFilter;
 use serde::Deserialize;
 
@@ -23,9 +24,6 @@ const MIN_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// Longest certificate: long ones make revocation the only way to be rid of a device.
 const MAX_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(825 * 24 * 3600);
-
-/// Relays that a registration answer has room for.
-const MAX_RELAYS: usize = 64;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,7 +98,8 @@ impl File {
         let roles: BTreeSet<ServiceRole> = self.roles.iter().copied().collect();
         self.check_roles(&roles)?;
         self.check_addresses(&roles)?;
-        self.check_relays()?;
+        let relays = self.relays(&roles);
+        self.check_relays(relays.len())?;
         self.stun.check(&self.listen, &self.public)?;
         let lifetime = self.device_certificate_lifetime;
         if !(MIN_CERTIFICATE_LIFETIME..=MAX_CERTIFICATE_LIFETIME).contains(&lifetime) {
@@ -111,7 +110,6 @@ impl File {
             certificate: directory.join(pair.certificate),
             key: directory.join(pair.key),
         };
-        let relays = self.relays(&roles);
         Ok(Config {
             nms_addresses: if self.nms.is_empty() { self.public.clone() } else { self.nms },
             relays,
@@ -179,9 +177,10 @@ impl File {
         Ok(())
     }
 
-    fn check_relays(&self) -> Result<(), Fault> {
-        if self.trs.len() > MAX_RELAYS {
-            return Err(("trs", format!("there are {} relays; {MAX_RELAYS} are the limit", self.trs.len())));
+    /// Of all relays, this process included, if it is one.
+    fn check_relays(&self, all: usize) -> Result<(), Fault> {
+        if all > MAX_RELAYS {
+            return Err(("trs", format!("there are {all} relays; devices know {MAX_RELAYS} at most")));
         }
         let names: BTreeSet<_> = self.trs.iter().map(|relay| &relay.name).collect();
         if names.len() != self.trs.len() {

@@ -220,6 +220,8 @@ log: info
 mod tests {
     use std::path::Path;
 
+    use cyphonic_proto::node::MAX_RELAYS;
+
     use super::*;
     use crate::config::{Config, ConfigError};
 
@@ -281,6 +283,20 @@ mod tests {
         assert_eq!(public.nms_addresses, public.public);
         let config = parse(&sound.replace("\n#nms:", "\nnms:")).unwrap();
         assert_eq!(config.nms_addresses, ["192.0.2.10:4443".parse().unwrap()]);
+    }
+
+    #[test]
+    fn there_are_no_more_relays_than_devices_know() {
+        let sound = text(&ServiceRole::ALL, &[]);
+        let with = |others: usize| {
+            let relays: Vec<_> = (0..others)
+                .map(|n| format!("{{ name: other{n}, addresses: [\"192.0.2.1:{}\"] }}", 1000 + n))
+                .collect();
+            parse(&sound.replace("trs: []", &format!("trs: [{}]", relays.join(", "))))
+        };
+        assert_eq!(with(MAX_RELAYS - 1).unwrap().relays.len(), MAX_RELAYS, "this process is one, too");
+        let error = with(MAX_RELAYS).unwrap_err();
+        assert!(matches!(&error, ConfigError::Invalid { key: "trs", .. }), "{error}");
     }
 
     #[test]

@@ -117,6 +117,6 @@ pub(super) const MAX_OFFERS: usize = 2 * MAX_SETUPS;
 /// Most questions waiting.
 pub(super) const MAX_QUERIES: usize = 4096;
 /// Most relays that a node knows; the rest of a list is ignored.
-pub(super) const MAX_RELAYS: usize = 32;
+pub const MAX_RELAYS: usize = 32;
 /// Most observations kept and reported.
 pub(super) const MAX_OBSERVATIONS: usize = 8;

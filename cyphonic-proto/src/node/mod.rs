@@ -39,7 +39,7 @@ pub use action::{
     TunnelParameters,
 };
 pub use cache::{CachedState, DamagedCache, Relay};
-pub use config::{NodeConfig, Timing};
+pub use config::{MAX_RELAYS, NodeConfig, Timing};
 pub use moves::{Routes, Sleep};
 pub use mtu::{PathMtu, first_inner};
 pub use paths::{CandidateSet, PathStatus};
