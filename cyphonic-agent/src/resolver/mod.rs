@@ -251,7 +251,8 @@ pub enum ResolverError {
     },
     /// `/etc/resolv.conf` cannot name a port.
     #[error(
-        "resolv.conf cannot name a port, and the DNS server listens on {address}: set `dns: listen:` to port 53"
+        "resolv.conf cannot name a port, and the DNS server listens on {address}: set `dns: listen:` to port 53; where another DNS \
+         server of this host has that, set `dns: resolver: none` and have it ask {address} for the overlay's zone"
     )]
     Port {
         /// Where the server listens.

@@ -15,7 +15,10 @@ const ADDRESS: &str = "fd12:3456:789a::1";
 const PREFIX: &str = "fd12:3456:789a::/48";
 
 /// Runs a future in a network namespace of its own, which ends with its thread.
-fn in_namespace<F: Future<Output = ()>>(flags: CloneFlags, test: impl FnOnce() -> F + Send + 'static) {
+pub(crate) fn in_namespace<F: Future<Output = ()>>(
+    flags: CloneFlags,
+    test: impl FnOnce() -> F + Send + 'static,
+) {
     let body = move || {
         unshare(flags).expect("run as root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -24,7 +27,7 @@ fn in_namespace<F: Future<Output = ()>>(flags: CloneFlags, test: impl FnOnce() -
     std::thread::spawn(body).join().unwrap();
 }
 
-fn ip(arguments: &str) -> String {
+pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip is installed (iproute2)");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
