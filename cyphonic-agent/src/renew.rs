@@ -2,8 +2,9 @@
 //!
 //! The device proves itself by the certificate it has and asks for another one for the *same* key, so that nothing that
 //! knows the key has to learn a new one, and an answer that is lost costs nothing. The answer is believed as at
-//! enrolment, and it must say the same as the current certificate and last at least as long: whoever speaks for the AS
-//! can refuse a device, but not turn it into another one.
+//! enrolment, and it must say the same as the current certificate and leave time to ask for the next: whoever speaks for the AS
+//! can refuse a device, but not turn it into another one. It may end earlier than the current one, where the overlay's
+//! certificates have a shorter life by now.
 
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ use crate::{
     enrol::{check_certificate, signing_request, unix_time},
     state::{DeviceIdentity, StateError},
 };
+
+/// What a new certificate must leave of time that ends earlier than the current one. The shortest life is an hour.
+const LEAST_LEFT_S: i64 = 1_800;
 
 /// Asks the AS at the other end of `connection`. Nothing is kept or taken into use here.
 ///
@@ -68,8 +72,8 @@ fn check_answer(
     if (&new.fqdn, new.virtual_address, new.network_id) != (&old.fqdn, old.virtual_address, old.network_id) {
         return Err(wrong("its name, address or network are not those of the current certificate".into()));
     }
-    if new.not_after < old.not_after {
-        return Err(wrong("it ends earlier than the current certificate".into()));
+    if new.not_after < old.not_after && !leaves_time(&new, now) {
+        return Err(wrong("it ends earlier than the current certificate, and soon".into()));
     }
     // The next start reads the zone from the chain: another one, or none, would be the end of the device.
     let zones = (zone::of_chain(device.chain()), zone::of_chain(current.chain()));
@@ -78,6 +82,13 @@ fn check_answer(
         (Ok(_), _) => Err(wrong("its zone is not that of the current certificate".into())),
         (Err(error), _) => Err(wrong(error)),
     }
+}
+
+/// Whether a certificate is not due for renewal itself, with time to spare.
+fn leaves_time(new: &Identity, now: UnixTime) -> bool {
+    let life = new.not_after.saturating_sub(new.not_before);
+    let left = new.not_after.saturating_sub_unsigned(now.as_secs());
+    left >= LEAST_LEFT_S && left >= life / 3
 }
 
 /// Why the certificate was not renewed.
@@ -172,10 +183,13 @@ mod tests {
         name: &'static str,
         network: NetworkId,
         role: Role,
-        last_year: i32,
+        /// How long it has been valid, and will be.
+        age: u64,
+        left: u64,
     }
 
-    const RIGHT: Leaf = Leaf { name: NAME, network: NETWORK, role: Role::Device, last_year: 3000 };
+    const DAY: u64 = 86_400;
+    const RIGHT: Leaf = Leaf { name: NAME, network: NETWORK, role: Role::Device, age: 60, left: 365 * DAY };
 
     struct Overlay {
         root: CertificateDer<'static>,
@@ -195,7 +209,9 @@ mod tests {
         fn leaf(&self, leaf: Leaf, key: &KeyPair, issuer: &Signer) -> Vec<u8> {
             let prefix = "fd12:3456:789a::/48".parse().unwrap();
             let mut params = CertificateParams::default();
-            params.not_after = date_time_ymd(leaf.last_year, 1, 1);
+            let at = |unix| date_time_ymd(1970, 1, 1) + Duration::from_secs(unix);
+            let now = UnixTime::now().as_secs();
+            (params.not_before, params.not_after) = (at(now - leaf.age), at(now + leaf.left));
             params.subject_alt_names = vec![
                 SanType::DnsName(leaf.name.try_into().unwrap()),
                 SanType::URI(Identity::uri(leaf.network, leaf.role).try_into().unwrap()),
@@ -212,7 +228,7 @@ mod tests {
         }
 
         fn current(&self) -> DeviceIdentity {
-            let chain = self.chain(Leaf { last_year: 2900, ..RIGHT });
+            let chain = self.chain(Leaf { age: 243 * DAY, left: 122 * DAY, ..RIGHT });
             DeviceIdentity::new(
                 &self.key,
                 chain.into_iter().map(CertificateDer::from).collect(),
@@ -237,6 +253,18 @@ mod tests {
         assert_eq!(key_of(&renewed).unwrap().public_key_raw(), overlay.key.public_key_raw());
     }
 
+    /// As after `device_certificate_lifetime` was shortened.
+    #[test]
+    fn a_shorter_life_is_taken_while_most_of_it_is_left() {
+        let overlay = Overlay::new();
+        let ends = |device: &DeviceIdentity| Identity::from_der(device.leaf()).unwrap().not_after;
+        // Fresh; the same again, a 24th of its life later; and of the shortest life that there is.
+        for (age, left) in [(60, 30 * DAY), (30 * 3_600, 28 * DAY + 18 * 3_600), (150, 3_450)] {
+            let renewed = overlay.check(overlay.chain(Leaf { age, left, ..RIGHT })).unwrap();
+            assert!(ends(&renewed) < ends(&overlay.current()), "{left} s are left");
+        }
+    }
+
     #[test]
     fn no_part_of_a_wrong_answer_is_believed() {
         let overlay = Overlay::new();
@@ -244,13 +272,14 @@ mod tests {
         let stranger = KeyPair::generate().unwrap();
         let (elsewhere, elsewhere_issuer) = authority("sub2", Some("internal"), Some(&overlay.root_issuer));
         let (unlimited, unlimited_issuer) = authority("sub3", None, Some(&overlay.root_issuer));
-        let cases: [(&str, Vec<Vec<u8>>); 10] = [
+        let cases: [(&str, Vec<Vec<u8>>); 11] = [
             ("nothing", vec![]),
             ("no intermediate", overlay.chain(RIGHT)[..1].to_vec()),
             ("another name", overlay.chain(Leaf { name: "saw-1.cyphonic.internal", ..RIGHT })),
             ("another network", overlay.chain(Leaf { network: NetworkId([8; 16]), ..RIGHT })),
             ("another role", overlay.chain(Leaf { role: Role::Nms, ..RIGHT })),
-            ("less time", overlay.chain(Leaf { last_year: 2800, ..RIGHT })),
+            ("nearly ended", overlay.chain(Leaf { age: 21 * DAY, left: 9 * DAY, ..RIGHT })),
+            ("of no use", overlay.chain(Leaf { left: 1_200, ..RIGHT })),
             (
                 "another key",
                 vec![overlay.leaf(RIGHT, &stranger, &overlay.issuer), overlay.intermediate.to_vec()],

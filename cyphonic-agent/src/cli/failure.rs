@@ -24,9 +24,13 @@ pub fn exit_code(command: &str, result: Result<ExitCode>) -> ExitCode {
 }
 
 fn status(error: &anyhow::Error) -> u8 {
-    let not_enrolled = matches!(error.downcast_ref(), Some(LaunchError::Daemon(DaemonError::NotEnrolled(_))));
+    let no_identity = match error.downcast_ref() {
+        Some(LaunchError::Daemon(DaemonError::NotEnrolled(_))) => true,
+        Some(LaunchError::Daemon(DaemonError::State(error))) => error.is_damage(),
+        _ => false,
+    };
     let misconfigured = error.downcast_ref().is_some_and(ConfigError::needs_a_person);
-    if not_enrolled || misconfigured { WRONG_SETTINGS } else { 1 }
+    if no_identity || misconfigured { WRONG_SETTINGS } else { 1 }
 }
 
 /// The error and those of its causes that it does not already tell.
@@ -43,11 +47,12 @@ fn describe(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
+    use std::{io, path::PathBuf};
 
     use anyhow::{Context, anyhow};
 
     use super::*;
+    use crate::state::StateError;
 
     #[test]
     fn a_daemon_that_only_other_settings_help_is_not_to_be_started_again() {
@@ -55,6 +60,13 @@ mod tests {
         assert_eq!(status(&wrong.into()), WRONG_SETTINGS);
         let not_enrolled = LaunchError::from(DaemonError::NotEnrolled("no cloud".into()));
         assert_eq!(status(&not_enrolled.into()), WRONG_SETTINGS);
+        let state = |error: StateError| status(&LaunchError::from(DaemonError::State(error)).into());
+        let (path, reason) = (PathBuf::from("key.pem"), "it is not text".into());
+        assert_eq!(state(StateError::Key { path: path.clone(), reason }), WRONG_SETTINGS);
+        assert_eq!(state(StateError::Incomplete { path: path.clone() }), WRONG_SETTINGS);
+        assert_eq!(state(StateError::InUse { path: path.clone() }), 1, "the other one may end");
+        let source = io::ErrorKind::StorageFull.into();
+        assert_eq!(state(StateError::Io { what: "write", path, source }), 1, "there may be room again");
         assert_eq!(status(&LaunchError::from(DaemonError::Engine("no ring".into())).into()), 1);
         assert_eq!(status(&anyhow!("no")), 1);
         let unread =

@@ -6,6 +6,8 @@ use std::{
     fmt::{Display, Write},
 };
 
+use cyphonic_common::DropReason;
+
 use super::report::{PeerReport, PeerState, RouteReport, ServiceKind, ServiceState, Severity, StatusReport};
 
 /// What there is to measure; without a report, that the device is not ready.
@@ -34,7 +36,10 @@ fn render_report(text: &mut Text, report: &StatusReport) {
         text.sample(&[], report.certificate.not_after);
     }
     text.counter("drops_total", "Packets dropped since the daemon started.");
-    for (reason, packets) in &report.drops {
+    // All there can be: who counts the increase of a series misses what it begins with.
+    let mut drops: BTreeMap<_, _> = DropReason::ALL.iter().map(|reason| (reason.name(), 0)).collect();
+    drops.extend(report.drops.iter().map(|(reason, packets)| (reason.as_str(), *packets)));
+    for (reason, packets) in drops {
         text.sample(&[("reason", reason)], packets);
     }
     text.gauge("health", "What is wrong now, by the ids of the status report; each is 1 while it is.");
@@ -205,6 +210,7 @@ mod tests {
             ("cyphonic_service_connected{service=\"odd\\\"\\\\name\"}", 0.0),
             ("cyphonic_certificate_not_after_seconds", 1_800_000_000.0),
             ("cyphonic_drops_total{reason=\"replayed\"}", 3.0),
+            ("cyphonic_drops_total{reason=\"queue_full\"}", 0.0),
             ("cyphonic_health{id=\"no-relay\",severity=\"warning\"}", 1.0),
             ("cyphonic_peers{state=\"active\",route=\"direct\"}", 1.0),
             ("cyphonic_peers{state=\"active\",route=\"relay\"}", 2.0),

@@ -5,12 +5,14 @@
 //! 3. Enrol, if the device is not and a token is there. An unreachable cloud is waited for; systemd is told to go on, and the
 //!    control socket says why nothing else works.
 //! 4. Start the engine: UDP port, virtual interface, ring, node. It needs no cloud to start.
-//! 5. Serve DNS, then the control socket, then point the host's resolver at it and follow who else does. Tell systemd.
+//! 5. Serve DNS, then the control socket, then point the host's resolver at it and follow who else does. Tell systemd. Where DNS
+//!    cannot be served (another server has the port), go on without, and try again.
 //! 6. Wait for a signal, for `cyphonic down`, or for the engine to fail.
 //! 7. Resolver first (programs stop asking us), then DNS and control, then the engine and its interface.
 
 mod enrolment;
 mod launch;
+mod names;
 pub mod privileges;
 mod served;
 mod waiting;
@@ -28,12 +30,13 @@ use tokio::{sync::Notify, task::JoinSet};
 use crate::{
     config::Config,
     control::{self, Backend, ControlError, ControlServer},
-    dns::{DnsError, DnsServer, InvalidZone, Resolver, Zone},
+    dns::{InvalidZone, Resolver, Zone},
     enrol::EnrolError,
     netlink::{Netlink, NetlinkError},
-    resolver::{self, HostResolver, ResolverError, follow::SharedResolver},
+    resolver::{self, ResolverError, follow::SharedResolver},
     state::{DeviceIdentity, StateDir, StateError},
 };
+use names::{Names, SharedServer};
 use served::Served;
 use waiting::Waiting;
 
@@ -169,8 +172,7 @@ pub async fn clean_up_host(state: &StateDir, config: &Config) -> Result<bool, Cl
 struct Surroundings {
     resolver: SharedResolver,
     // Aborted when dropped.
-    _following: JoinSet<()>,
-    _dns: Arc<DnsServer>,
+    names: JoinSet<()>,
     _control: ControlServer,
     asked_to_stop: Arc<Notify>,
 }
@@ -180,31 +182,35 @@ impl Surroundings {
         config: &Config,
         state: &StateDir,
         (zone, prefix, interface): (String, Prefix, u32),
-        resolver: Arc<dyn Resolver>,
+        engine: Arc<dyn Resolver>,
         backend: Arc<dyn Backend>,
     ) -> Result<Self, DaemonError> {
-        let zone = Zone::new(&zone, prefix)?;
-        let dns = Arc::new(DnsServer::start(config.dns.listen, zone, resolver).await?);
+        let (resolver, server) = (SharedResolver::default(), SharedServer::default());
+        let names = Names {
+            config: config.dns.clone(),
+            state: state.clone(),
+            zone: Zone::new(&zone, prefix)?,
+            interface,
+            engine,
+            server: server.clone(),
+            host: resolver.clone(),
+        };
+        let dns = names.serve().await;
         let asked_to_stop = Arc::new(Notify::new());
-        let resolver = SharedResolver::default();
-        let served = Served::new(backend, dns.clone(), asked_to_stop.clone(), resolver.clone());
+        let served = Served::new(backend, server, asked_to_stop.clone(), resolver.clone());
         let control = ControlServer::start(&config.socket, control::group(), Arc::new(served)).await?;
-        // Last, because nothing after it can fail. Without it the overlay still works by address, so failing is no
-        // reason to stop: `status` says so.
-        let host = resolver::Host::default();
-        let applied = HostResolver::apply(config.dns.resolver, &host, &dns, interface, state)
-            .await
-            .unwrap_or_else(|error| {
-                tracing::error!(%error, "names of the overlay will not resolve on this host");
-                HostResolver::Untouched { why: error.to_string(), wanted: false }
-            });
-        resolver.set(applied);
-        let mut following = JoinSet::new();
-        following.spawn(resolver.clone().follow(dns.clone()));
-        Ok(Self { resolver, _following: following, _dns: dns, _control: control, asked_to_stop })
+        // Last, because nothing after it can fail.
+        if let Some(dns) = &dns {
+            names.point_at(dns).await;
+        }
+        let mut keeping = JoinSet::new();
+        keeping.spawn(names.keep(dns));
+        Ok(Self { resolver, names: keeping, _control: control, asked_to_stop })
     }
 
-    async fn stop(self) {
+    async fn stop(mut self) {
+        // First, so that nothing is done to the host's resolver after it was put back.
+        self.names.shutdown().await;
         self.resolver.restore().await;
     }
 }
@@ -259,9 +265,6 @@ pub enum DaemonError {
     /// The overlay's zone.
     #[error(transparent)]
     Zone(#[from] InvalidZone),
-    /// The DNS server.
-    #[error(transparent)]
-    Dns(#[from] DnsError),
     /// The control socket.
     #[error(transparent)]
     Control(#[from] ControlError),

@@ -10,13 +10,15 @@ use crate::{
         Backend, BackendError, ResetTarget, StatusReport,
         report::{DnsReport, HealthCheck, Severity},
     },
-    dns::{DnsServer, ResolveError},
+    dns::{DnsStats, ResolveError},
     resolver::follow::SharedResolver,
 };
 
+use super::names::SharedServer;
+
 pub(super) struct Served {
     engine: Arc<dyn Backend>,
-    dns: Arc<DnsServer>,
+    dns: SharedServer,
     asked_to_stop: Arc<Notify>,
     resolver: SharedResolver,
 }
@@ -24,7 +26,7 @@ pub(super) struct Served {
 impl Served {
     pub(super) fn new(
         engine: Arc<dyn Backend>,
-        dns: Arc<DnsServer>,
+        dns: SharedServer,
         asked_to_stop: Arc<Notify>,
         resolver: SharedResolver,
     ) -> Self {
@@ -37,18 +39,24 @@ impl Backend for Served {
         async {
             let mut report = self.engine.status().await;
             let standing = self.resolver.standing().await;
-            let stats = self.dns.stats();
+            let served = self.dns.get();
+            let stats = served.as_ref().map_or_else(|_| DnsStats::default(), |server| server.stats());
             report.dns = DnsReport {
-                listen: Some(self.dns.address()),
+                listen: served.as_ref().ok().map(|server| server.address()),
                 resolver: standing.kind.to_owned(),
-                why: standing.why,
+                why: if served.is_ok() { standing.why } else { "there is no server to point it at".into() },
                 queries: stats.queries,
                 failures: stats.failures,
                 relayed: stats.relayed,
             };
-            if let Some(trouble) = standing.trouble {
+            // While nothing is served the host's resolver is pointed nowhere: that is no trouble of its own.
+            let trouble = match served {
+                Err(why) => Some(("dns-not-served", why)),
+                Ok(_) => standing.trouble.map(|trouble| ("resolver", trouble)),
+            };
+            if let Some((id, trouble)) = trouble {
                 report.health.push(HealthCheck {
-                    id: "resolver".into(),
+                    id: id.into(),
                     severity: Severity::Error,
                     message: format!("names of the overlay do not resolve on this host: {trouble}"),
                 });
@@ -83,7 +91,7 @@ impl Backend for Served {
 mod tests {
     use super::*;
     use crate::{
-        dns::{Resolver, Zone},
+        dns::{DnsServer, Resolver, Zone},
         resolver::{Host, HostResolver, resolv_conf::ResolvConf},
     };
 
@@ -125,10 +133,18 @@ mod tests {
         host("192.0.2.1");
         let zone = Zone::new("cyphonic.internal", "fd12:3456:789a::/48".parse().unwrap()).unwrap();
         let dns = DnsServer::start("127.0.0.1:0".parse().unwrap(), zone, Arc::new(Engine)).await.unwrap();
-        let resolver = SharedResolver::default();
-        let served = Served::new(Arc::new(Engine), Arc::new(dns), Arc::default(), resolver.clone());
+        let (resolver, server) = (SharedResolver::default(), SharedServer::default());
+        let served = Served::new(Arc::new(Engine), server.clone(), Arc::default(), resolver.clone());
+        server.set(Err("the address is taken".into()));
+        let taken = served.status().await;
+        let [check] = &taken.health[..] else { panic!("{:?}", taken.health) };
+        assert_eq!((check.id.as_str(), check.severity), ("dns-not-served", Severity::Error));
+        assert!(check.message.contains("the address is taken") && taken.dns.listen.is_none());
+        let address = dns.address();
+        server.set(Ok(Arc::new(dns)));
         let starting = served.status().await;
         assert_eq!((starting.dns.resolver.as_str(), starting.health.len()), ("none", 1));
+        assert_eq!((starting.dns.listen, starting.health[0].id.as_str()), (Some(address), "resolver"));
         let found = Host { resolv_conf: file.clone(), run: dir.path().join("run"), ..Host::default() };
         let own = [127, 0, 0, 55].into();
         let edit = ResolvConf::prepare(&found, dir.path(), own).unwrap().apply().unwrap();

@@ -10,10 +10,14 @@ use sd_notify::NotifyState;
 use super::notify;
 use crate::control::Backend;
 
+/// One part of the limit passes between a sign and the next question, another while its answer is waited for. So a hung engine
+/// is warned of at half the limit, and asked once more before the end.
+const PARTS: u32 = 4;
+
 /// Gives signs of life for as long as the engine does, and never ends.
 pub(super) async fn watch(backend: &dyn Backend) {
     match sd_notify::watchdog_enabled() {
-        Some(limit) => give_signs(limit / 2, backend, || notify(&[NotifyState::Watchdog])).await,
+        Some(limit) => give_signs(limit / PARTS, backend, || notify(&[NotifyState::Watchdog])).await,
         None => std::future::pending().await,
     }
 }
@@ -81,6 +85,21 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         counter.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hung_engine_is_asked_twice_and_warned_of_before_systemd_ends_it() {
+        let limit = Duration::from_secs(60);
+        let engine = Engine::default();
+        let (hung, asked_before) = (&engine.hangs, AtomicU32::new(0));
+        let signs = give_signs(limit / PARTS, &engine, || {
+            asked_before.store(engine.asked.load(Ordering::Relaxed), Ordering::Relaxed);
+            // It hangs from its first sign of life on, the latest that systemd hears of it.
+            hung.store(true, Ordering::Relaxed);
+        });
+        // What the warning waits for is over at half the limit: the second question comes after it.
+        tokio::time::timeout(limit - Duration::from_secs(1), signs).await.expect_err("it never ends");
+        assert_eq!(engine.asked.load(Ordering::Relaxed), asked_before.load(Ordering::Relaxed) + 2);
     }
 
     #[tokio::test]

@@ -92,7 +92,7 @@ impl DnsServer {
         zone: Zone,
         resolver: Arc<dyn Resolver>,
     ) -> Result<Self, DnsError> {
-        let (udp, tcp) = bind(address).await?;
+        let (udp, tcp) = bind(address, &zone).await?;
         let address = udp.local_addr().unwrap_or(address);
         let shared = Arc::new(Shared {
             zone,
@@ -137,18 +137,13 @@ impl DnsServer {
     }
 }
 
-async fn bind(address: SocketAddr) -> Result<(UdpSocket, TcpListener), DnsError> {
-    let udp = UdpSocket::bind(address).await.map_err(|source| DnsError::Bind {
-        address,
-        protocol: "UDP",
-        source,
-    })?;
+async fn bind(address: SocketAddr, zone: &Zone) -> Result<(UdpSocket, TcpListener), DnsError> {
+    let failed = |address, protocol| {
+        move |source| DnsError::Bind { address, protocol, zone: zone.name().to_owned(), source }
+    };
+    let udp = UdpSocket::bind(address).await.map_err(failed(address, "UDP"))?;
     let same = udp.local_addr().unwrap_or(address);
-    let tcp = TcpListener::bind(same).await.map_err(|source| DnsError::Bind {
-        address: same,
-        protocol: "TCP",
-        source,
-    })?;
+    let tcp = TcpListener::bind(same).await.map_err(failed(same, "TCP"))?;
     Ok((udp, tcp))
 }
 

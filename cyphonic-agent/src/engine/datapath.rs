@@ -241,7 +241,7 @@ impl Ground {
         tracing::info!(ring = ring_report.kind, why = ring_report.why, "the encapsulation ring is chosen");
         let (kernel, kernel_log): (Arc<dyn Kernel>, _) = match classifier {
             Ok((attached, _)) => {
-                let classifier = Arc::new(Classifier(Mutex::new(attached)));
+                let classifier = Arc::new(Classifier::new(attached));
                 (Arc::<Classifier>::clone(&classifier), Some(classifier))
             }
             Err(why) => {
@@ -337,8 +337,10 @@ fn open_port(config: &Config, state: &StateDir, workers: usize) -> Result<Vec<Ar
         }
         None => open(config.port).map_err(|error| failed("the UDP port", error))?,
     };
-    if let Some(port) = ports.first() {
-        state.save_port(port.local_port())?;
+    if let Some(port) = ports.first()
+        && let Err(error) = state.save_port(port.local_port())
+    {
+        tracing::warn!(%error, "the UDP port is not remembered: the next start may have another one");
     }
     Ok(ports.into_iter().map(Arc::new).collect())
 }
@@ -354,12 +356,19 @@ fn offloads_found(offloads: Option<TunOffloads>) -> &'static str {
 }
 
 /// The attached programs.
-pub(super) struct Classifier(Mutex<EgressClassifier>);
+pub(super) struct Classifier {
+    attached: Mutex<EgressClassifier>,
+    last: LastFigures,
+}
 
 impl Classifier {
+    fn new(attached: EgressClassifier) -> Self {
+        Self { attached: Mutex::new(attached), last: LastFigures::default() }
+    }
+
     /// Whole after every call, so a panic elsewhere does not spoil it.
     pub(super) fn lock(&self) -> MutexGuard<'_, EgressClassifier> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Brings what the programs say into the log, until it is dropped.
@@ -380,20 +389,37 @@ impl Kernel for Classifier {
             why: attached_why(classifier.attach_kind()).to_owned(),
             ..ClassifierReport::default()
         };
-        match classifier.counters() {
-            Ok(counters) => KernelFigures {
-                drops: counters.drops().map(|(reason, n)| (reason.name().to_owned(), n.packets)).collect(),
-                report: ClassifierReport {
-                    unknown: counters.unknown.packets,
-                    dead: counters.dead.packets,
-                    ..report
-                },
+        let counted = classifier.counters().map(|counters| KernelFigures {
+            drops: counters.drops().map(|(reason, n)| (reason.name().to_owned(), n.packets)).collect(),
+            report: ClassifierReport {
+                unknown: counters.unknown.packets,
+                dead: counters.dead.packets,
+                ..report.clone()
             },
+        });
+        match counted {
+            Ok(figures) => self.last.keep(figures),
             Err(error) => {
                 tracing::debug!(%error, "the classifier's counters cannot be read");
-                KernelFigures { report, drops: BTreeMap::new() }
+                self.last.or(KernelFigures { report, drops: BTreeMap::new() })
             }
         }
+    }
+}
+
+/// What was read last: counters that fall to nothing for a moment count everything again for who sums them up.
+#[derive(Default)]
+struct LastFigures(Mutex<Option<KernelFigures>>);
+
+impl LastFigures {
+    fn keep(&self, figures: KernelFigures) -> KernelFigures {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures.clone());
+        figures
+    }
+
+    /// These only where none were read yet.
+    fn or(&self, figures: KernelFigures) -> KernelFigures {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or(figures)
     }
 }
 
@@ -413,5 +439,31 @@ impl Kernel for NoClassifier {
         let report =
             ClassifierReport { kind: "none".into(), why: self.0.clone(), ..ClassifierReport::default() };
         KernelFigures { report, drops: BTreeMap::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_that_cannot_be_read_stay_as_they_were() {
+        let last = LastFigures::default();
+        let figures =
+            |n| KernelFigures { drops: [("denied".to_owned(), n)].into(), ..KernelFigures::default() };
+        assert_eq!(last.or(figures(0)).drops["denied"], 0);
+        assert_eq!(last.keep(figures(7)).drops["denied"], 7);
+        assert_eq!(last.or(figures(0)).drops["denied"], 7);
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_remembered_is_used_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        // Nothing can be put in its place, as on a full disk.
+        std::fs::create_dir(dir.path().join("port")).unwrap();
+        assert!(state.save_port(1).is_err());
+        let ports = open_port(&Config::default(), &state, 1).unwrap();
+        assert_ne!(ports[0].local_port(), 0);
     }
 }

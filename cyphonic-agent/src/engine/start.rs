@@ -94,7 +94,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let mut translator = Translator::new(Arc::clone(&port), prefix);
     translator.network_changed(&attachment.addresses);
     translator.settle().await;
-    let node = node_config(&config, &state, &identity, &zone, addresses, most_inner)?;
+    let node = node_config(&config, &state, &identity, &zone, addresses, most_inner);
     let lost = Lost::default();
     let surroundings = Surroundings {
         interface: InterfaceReport { name: config.interface.clone(), mtu: interface.mtu, up: interface.up },
@@ -189,26 +189,28 @@ fn node_config(
     zone: &str,
     addresses: Vec<SocketAddr>,
     most_inner: u16,
-) -> Result<NodeConfig, DaemonError> {
-    let cached = state.node()?.and_then(|bytes| {
-        CachedState::from_bytes(&bytes)
-            .inspect_err(|error| tracing::warn!(%error, "starting without cached state"))
-            .ok()
-    });
-    Ok(NodeConfig {
+) -> NodeConfig {
+    NodeConfig {
         identity: identity.clone(),
         zone: zone.to_owned(),
         addresses,
         // Names may have to wait for a network: `follow_cloud` brings them.
         as_addresses: config.cloud.iter().filter_map(CloudAddress::literal).collect(),
         as_name: format!("as.svc.{zone}"),
-        cached,
+        cached: cached(state),
         pinned_relay: config.relay.pinned(zone),
         suites: suites(),
         inner_mtu: most_inner,
         software_version: crate::VERSION.to_owned(),
         timing: Timing::default(),
-    })
+    }
+}
+
+/// What the node remembered. All of it can be had again, so whatever is wrong with the file keeps no agent down.
+fn cached(state: &StateDir) -> Option<CachedState> {
+    let without = |error: &dyn std::fmt::Display| tracing::warn!(%error, "starting without cached state");
+    let bytes = state.node().inspect_err(|error| without(error)).ok()??;
+    CachedState::from_bytes(&bytes).inspect_err(|error| without(error)).ok()
 }
 
 /// AES where the CPU has instructions for it, ChaCha20 first where it has not.
@@ -283,5 +285,27 @@ async fn follow_cards(
 fn save(state: &StateDir, cached: &CachedState) {
     if let Err(error) = state.save_node(&cached.to_bytes()) {
         tracing::warn!(%error, "the node's state was not saved: the next start needs the AS");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_cache_that_cannot_be_read_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let file = dir.path().join("node.bin");
+        assert!(cached(&state).is_none(), "there is none yet");
+        for damage in [&vec![0xff; 100], &vec![0; 2 * 1024 * 1024]] {
+            fs::write(&file, damage).unwrap();
+            assert!(cached(&state).is_none(), "{} bytes", damage.len());
+        }
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        assert!(state.node().is_err() && cached(&state).is_none());
     }
 }

@@ -4,6 +4,7 @@
 //! host's addresses, routes or rules is ever touched.
 
 mod candidates;
+mod ipv6;
 mod sizes;
 mod veth;
 mod watch;
@@ -23,6 +24,7 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
 };
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rustix::io::Errno;
 use tokio::{
     sync::Mutex,
     task::AbortHandle,
@@ -97,7 +99,7 @@ impl Netlink {
         Ok(self.link(name).await?.map(|link| interface(&link)))
     }
 
-    /// Gives an existing interface its MTU, address and route, and brings it up. Doing it again changes nothing.
+    /// Gives a new interface IPv6, its MTU, address and route, and brings it up. Doing it again changes nothing.
     ///
     /// # Errors
     ///
@@ -109,21 +111,41 @@ impl Netlink {
         prefix: Prefix,
         mtu: u32,
     ) -> Result<Interface, NetlinkError> {
+        self.require(name).await?;
+        ipv6::allow(name)?;
+        self.configure_again(name, address, prefix, mtu).await
+    }
+
+    /// As [`configure`](Self::configure), but for IPv6 that somebody has taken from the interface since: that is their choice.
+    async fn configure_again(
+        &self,
+        name: &str,
+        address: Ipv6Addr,
+        prefix: Prefix,
+        mtu: u32,
+    ) -> Result<Interface, NetlinkError> {
         let index = self.require(name).await?.index;
         let step = |what| move |error| NetlinkError::step(what, name, error);
+        let ipv6_step = |what| move |error| NetlinkError::ipv6_step(what, name, error);
         // Before it is up, so that the kernel's own first packets fit.
         let link = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
         self.handle.link().change(link).execute().await.map_err(step("bring up"))?;
         let mut add = self.handle.address().add(index, IpAddr::V6(address), 128).replace();
         // A name's address is unique by construction: duplicate address detection would only delay it.
         add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        add.execute().await.map_err(step("give an address to"))?;
+        add.execute().await.map_err(ipv6_step("give an address to"))?;
         let route = RouteMessageBuilder::<Ipv6Addr>::new()
             .destination_prefix(prefix.address(), Prefix::LENGTH)
             .output_interface(index)
             .pref_source(address)
             .build();
-        self.handle.route().add(route).replace().execute().await.map_err(step("route the overlay to"))?;
+        self.handle
+            .route()
+            .add(route)
+            .replace()
+            .execute()
+            .await
+            .map_err(ipv6_step("route the overlay to"))?;
         self.await_local_route(address).await?;
         self.require(name).await
     }
@@ -359,7 +381,7 @@ pub enum NetlinkError {
         name: String,
     },
     /// One step failed.
-    #[error("cannot {what} the interface {name:?}: {error}; this needs CAP_NET_ADMIN")]
+    #[error("cannot {what} the interface {name:?}: {error}{}", hint(error))]
     Step {
         /// `bring up`…
         what: &'static str,
@@ -368,10 +390,53 @@ pub enum NetlinkError {
         /// What the kernel said.
         error: rtnetlink::Error,
     },
+    /// One step failed because the interface has no IPv6.
+    #[error(
+        "cannot {what} the interface {name:?}, for it has no IPv6, which the overlay needs on it: {error}; \
+         `sysctl -w net.ipv6.conf.{name}.disable_ipv6=0` allows it, unless the kernel was started with `ipv6.disable=1`"
+    )]
+    NoIpv6 {
+        /// `give an address to`…
+        what: &'static str,
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        error: rtnetlink::Error,
+    },
+    /// New interfaces have no IPv6 here, and this one could not be given it.
+    #[error(
+        "IPv6 is off for the interface {name:?}, which needs it, and cannot be turned on: {source}; \
+         `sysctl -w net.ipv6.conf.default.disable_ipv6=0` has new interfaces come with it"
+    )]
+    Ipv6Stays {
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
 }
 
 impl NetlinkError {
     fn step(what: &'static str, name: &str, error: rtnetlink::Error) -> Self {
         Self::Step { what, name: name.to_owned(), error }
     }
+
+    /// Of a step that needs IPv6 on the interface.
+    fn ipv6_step(what: &'static str, name: &str, error: rtnetlink::Error) -> Self {
+        // Turned off for the interface, and for the kernel as a whole.
+        if [Errno::ACCESS, Errno::OPNOTSUPP, Errno::AFNOSUPPORT].iter().any(|errno| is(&error, *errno)) {
+            return Self::NoIpv6 { what, name: name.to_owned(), error };
+        }
+        Self::step(what, name, error)
+    }
+}
+
+/// What helps against it, where that is known.
+fn hint(error: &rtnetlink::Error) -> &'static str {
+    if is(error, Errno::PERM) { "; this needs CAP_NET_ADMIN" } else { "" }
+}
+
+/// Whether the kernel answered this.
+fn is(error: &rtnetlink::Error, errno: Errno) -> bool {
+    matches!(error, rtnetlink::Error::NetlinkError(answer) if answer.raw_code() == -errno.raw_os_error())
 }

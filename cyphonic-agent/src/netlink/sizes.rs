@@ -90,7 +90,8 @@ impl Sizes {
     }
 
     /// Configures the interface again where it is not as it was: whoever sets it down, or takes IPv6 from it for a moment,
-    /// takes its address and all routes. True if it was so; then nothing of what [`apply`](Self::apply) did stands.
+    /// takes its address and all routes. IPv6 that is still off is left off. True if it was so; then nothing of what
+    /// [`apply`](Self::apply) did stands.
     ///
     /// # Errors
     /// What the kernel refused. The next call tries again.
@@ -98,7 +99,7 @@ impl Sizes {
         if netlink.is_configured(&self.interface, self.own, self.prefix).await? {
             return Ok(false);
         }
-        netlink.configure(&self.interface, self.own, self.prefix, u32::from(self.first)).await?;
+        netlink.configure_again(&self.interface, self.own, self.prefix, u32::from(self.first)).await?;
         self.present = self.first;
         self.routes.clear();
         Ok(true)

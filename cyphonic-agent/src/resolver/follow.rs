@@ -2,6 +2,9 @@
 //!
 //! The usual case is one write soon after boot, when the network comes after us. A program that insists is not fought:
 //! each time that the file is taken back, the next look is twice as far away.
+//!
+//! systemd-resolved is asked once a minute whether it still knows the zone, which anybody can take from the link, and whether it
+//! is still there.
 
 use std::{
     mem,
@@ -11,7 +14,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{HostResolver, resolv_conf::Look};
+use super::{HostResolver, resolv_conf::Look, resolved::Resolved};
 use crate::dns::DnsServer;
 
 /// Between two looks.
@@ -19,6 +22,10 @@ const EVERY: Duration = Duration::from_secs(3);
 
 /// Between two looks at a file that others insist on; and what stood for so long is not insisted on.
 const SELDOM: Duration = Duration::from_secs(60);
+
+/// Between two questions to systemd-resolved; and after one that it did not answer, as while it is being restarted.
+const ASK_EVERY: Duration = Duration::from_secs(60);
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What was done to the host's resolver: one task follows it, `status` asks for it, the stop puts it back.
 #[derive(Debug, Clone)]
@@ -72,9 +79,52 @@ impl SharedResolver {
 
     /// Follows other programs for as long as it is polled, if there is anything to follow.
     pub async fn follow(self, server: Arc<DnsServer>) {
-        if !matches!(*self.lock(), HostResolver::ResolvConf { .. }) {
-            return;
+        let link = match &*self.lock() {
+            HostResolver::Resolved { link, .. } => Some(link.clone()),
+            HostResolver::ResolvConf { .. } => None,
+            HostResolver::Untouched { .. } => return,
+        };
+        match link {
+            Some(link) => self.follow_link(link).await,
+            None => self.follow_file(server).await,
         }
+    }
+
+    async fn follow_link(self, link: Resolved) {
+        loop {
+            let pause = if self.restore_link(&link).await { ASK_EVERY } else { ASK_AGAIN };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Has systemd-resolved know what it was told, and takes note of where it cannot be had. True if it knows.
+    pub async fn restore_link(&self, link: &Resolved) -> bool {
+        let now = match link.restore().await {
+            Ok(again) => {
+                if again {
+                    tracing::info!("systemd-resolved had forgotten the overlay's zone: told again");
+                }
+                None
+            }
+            Err(error) => {
+                Some(format!("{error}; `systemctl restart cyphonicd` goes by what this host uses now"))
+            }
+        };
+        let known = now.is_none();
+        if let HostResolver::Resolved { lost, .. } = &mut *self.lock() {
+            match &now {
+                Some(why) if *lost != now => {
+                    tracing::error!(why, "names of the overlay do not resolve on this host")
+                }
+                None if lost.is_some() => tracing::info!("systemd-resolved knows the overlay's zone"),
+                Some(_) | None => {}
+            }
+            *lost = now;
+        }
+        known
+    }
+
+    async fn follow_file(self, server: Arc<DnsServer>) {
         let mut pace = Pace::default();
         let mut failure = String::new();
         loop {

@@ -3,7 +3,8 @@
 //! Two ways, tried in this order unless the configuration forces one (the second also when the first is refused):
 //!
 //! - [`resolved`]: systemd-resolved gets the zone as a *routing domain* of the virtual interface. Only names of the
-//!   overlay come to us, nothing is written to disk, and resolved forgets it all when the interface goes.
+//!   overlay come to us, nothing is written to disk, and resolved forgets it all when the interface goes. What it has
+//!   forgotten before it is told again.
 //! - [`resolv_conf`]: `/etc/resolv.conf` can only name servers for everything. So our server becomes the only one, and
 //!   relays what is not of the overlay to the servers that stood there. It is the *only* one because glibc
 //!   asks the next server after a SERVFAIL: names of the overlay would leak to strangers just when a tunnel fails.
@@ -49,7 +50,12 @@ impl Default for Host {
 #[derive(Debug)]
 pub enum HostResolver {
     /// systemd-resolved knows the zone.
-    Resolved(Resolved),
+    Resolved {
+        /// Where it was told.
+        link: Resolved,
+        /// Why it may know it no longer.
+        lost: Option<String>,
+    },
     /// `/etc/resolv.conf` names our server.
     ResolvConf {
         /// The edited file.
@@ -105,7 +111,8 @@ impl HostResolver {
 
     async fn use_resolved(host: &Host, server: &DnsServer, interface: u32) -> Result<Self, ResolvedError> {
         let domains = server.zone().domains();
-        Ok(Self::Resolved(Resolved::apply(&host.bus, interface, server.address(), &domains).await?))
+        let link = Resolved::apply(&host.bus, interface, server.address(), &domains).await?;
+        Ok(Self::Resolved { link, lost: None })
     }
 
     fn use_resolv_conf(
@@ -133,8 +140,8 @@ impl HostResolver {
     /// Puts everything back. Failures are logged: there is nobody left to handle them.
     pub async fn restore(self) {
         match self {
-            Self::Resolved(resolved) => {
-                if let Err(error) = resolved.revert().await {
+            Self::Resolved { link, .. } => {
+                if let Err(error) = link.revert().await {
                     tracing::warn!(%error, "systemd-resolved was not told; it forgets with the interface");
                 }
             }
@@ -153,7 +160,7 @@ impl HostResolver {
     /// Its name in `status`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Self::Resolved(_) => "systemd-resolved",
+            Self::Resolved { .. } => "systemd-resolved",
             Self::ResolvConf { .. } => "resolv-conf",
             Self::Untouched { .. } => "none",
         }
@@ -162,7 +169,8 @@ impl HostResolver {
     /// What `status` says about it.
     pub fn why(&self) -> String {
         match self {
-            Self::Resolved(_) => "the overlay's zone only, over D-Bus".into(),
+            Self::Resolved { lost: None, .. } => "the overlay's zone only, over D-Bus".into(),
+            Self::Resolved { lost: Some(lost), .. } => lost.clone(),
             Self::ResolvConf { file, because } => {
                 let path = file.path().display();
                 let state = match taken_away(file) {
@@ -184,7 +192,8 @@ impl HostResolver {
     /// Why names of the overlay do not resolve on this host, though they should.
     pub fn trouble(&self) -> Option<String> {
         match self {
-            Self::Resolved(_) | Self::Untouched { wanted: true, .. } => None,
+            Self::Untouched { wanted: true, .. } => None,
+            Self::Resolved { lost, .. } => lost.clone(),
             // Not to know is no trouble yet.
             Self::ResolvConf { file, .. } => taken_away(file).unwrap_or_default(),
             Self::Untouched { why, wanted: false } => Some(why.clone()),
@@ -195,7 +204,7 @@ impl HostResolver {
     pub fn doubt(&self) -> Option<String> {
         match self {
             Self::ResolvConf { file, .. } => file.doubt(),
-            Self::Resolved(_) | Self::Untouched { .. } => None,
+            Self::Resolved { .. } | Self::Untouched { .. } => None,
         }
     }
 
@@ -251,7 +260,8 @@ pub enum ResolverError {
     },
     /// `/etc/resolv.conf` cannot name a port.
     #[error(
-        "resolv.conf cannot name a port, and the DNS server listens on {address}: set `dns: listen:` to port 53"
+        "resolv.conf cannot name a port, and the DNS server listens on {address}: set `dns: listen:` to port 53; where another DNS \
+         server of this host has that, set `dns: resolver: none` and have it ask {address} for the overlay's zone"
     )]
     Port {
         /// Where the server listens.

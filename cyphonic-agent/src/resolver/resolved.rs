@@ -7,13 +7,23 @@ use std::{
 };
 
 use tokio::{net::TcpStream, time::timeout};
-use zbus::{Connection, connection, zvariant::DynamicType};
+use zbus::{
+    Connection, connection,
+    message::Body,
+    zvariant::{DynamicType, OwnedObjectPath, Type, as_value},
+};
 
 use super::resolv_conf;
 
 const SERVICE: &str = "org.freedesktop.resolve1";
 const OBJECT: &str = "/org/freedesktop/resolve1";
 const MANAGER: &str = "org.freedesktop.resolve1.Manager";
+const LINK: &str = "org.freedesktop.resolve1.Link";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+
+/// The bus itself.
+const BUS: &str = "org.freedesktop.DBus";
+const BUS_OBJECT: &str = "/org/freedesktop/DBus";
 
 /// What the bus answers where nobody has the service's name, and nobody can be started for it.
 const NOBODY: [&str; 2] =
@@ -58,10 +68,12 @@ impl Bus {
 }
 
 /// The zone is known to systemd-resolved.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Resolved {
     connection: Connection,
     interface: i32,
+    server: SocketAddr,
+    domains: Vec<String>,
 }
 
 /// True if the host's programs ask systemd-resolved, *this* host's: in a network namespace the bus may be another's,
@@ -84,8 +96,9 @@ impl Resolved {
         domains: &[String],
     ) -> Result<Self, ResolvedError> {
         let interface = i32::try_from(interface).map_err(|_| ResolvedError::Interface(interface))?;
-        let resolved = Self { connection: bus.connect().await?, interface };
-        match resolved.set(server, domains).await {
+        let connection = bus.connect().await?;
+        let resolved = Self { connection, interface, server, domains: domains.to_owned() };
+        match resolved.set().await {
             Ok(()) => Ok(resolved),
             Err(error) => {
                 let _ = resolved.revert().await;
@@ -94,8 +107,8 @@ impl Resolved {
         }
     }
 
-    async fn set(&self, server: SocketAddr, domains: &[String]) -> Result<(), ResolvedError> {
-        let link = self.interface;
+    async fn set(&self) -> Result<(), ResolvedError> {
+        let (link, server) = (self.interface, self.server);
         // Never for other names: asked first, so that no name of the host's comes to us in between.
         self.call("SetLinkDefaultRoute", &(link, false)).await?;
         let (family, address) = match server.ip() {
@@ -108,7 +121,7 @@ impl Resolved {
             self.call("SetLinkDNSEx", &(link, vec![(family, address, server.port(), "")])).await?;
         }
         // `true`: for routing only, not a search domain (resolvectl shows it as `~zone`).
-        let domains: Vec<(&str, bool)> = domains.iter().map(|domain| (domain.as_str(), true)).collect();
+        let domains: Vec<(&str, bool)> = self.domains.iter().map(|domain| (domain.as_str(), true)).collect();
         self.call("SetLinkDomains", &(link, domains)).await?;
         // The zone is unsigned and served in the clear on this host. Older versions lack some of these.
         for (method, value) in [
@@ -124,6 +137,33 @@ impl Resolved {
         Ok(())
     }
 
+    /// Tells resolved again what it does not know any more: somebody may have reverted the link (`resolvectl revert`). True if
+    /// it was so.
+    ///
+    /// # Errors
+    ///
+    /// When resolved refuses or is not there. It is not started for this: who has stopped it may use something else.
+    pub async fn restore(&self) -> Result<bool, ResolvedError> {
+        let owned = self.ask(BUS, BUS_OBJECT, BUS, "NameHasOwner", &(SERVICE,)).await?;
+        if !read::<bool>("NameHasOwner", &owned)? {
+            return Err(ResolvedError::Absent);
+        }
+        let known = self.known_domains().await?;
+        if self.domains.iter().all(|domain| known.iter().any(|(name, _)| name.eq_ignore_ascii_case(domain))) {
+            return Ok(false);
+        }
+        self.set().await?;
+        Ok(true)
+    }
+
+    /// What resolved sends to our server.
+    async fn known_domains(&self) -> Result<Vec<(String, bool)>, ResolvedError> {
+        let link = self.ask(SERVICE, OBJECT, MANAGER, "GetLink", &(self.interface,)).await?;
+        let link: OwnedObjectPath = read("GetLink", &link)?;
+        let domains = self.ask(SERVICE, link.as_str(), PROPERTIES, "Get", &(LINK, "Domains")).await?;
+        Ok(read::<as_value::Deserialize<'_, _>>("Get", &domains)?.0)
+    }
+
     /// Makes resolved forget the zone.
     pub async fn revert(&self) -> Result<(), ResolvedError> {
         self.call("RevertLink", &(self.interface,)).await
@@ -133,16 +173,35 @@ impl Resolved {
     where
         B: serde::Serialize + DynamicType,
     {
-        let call = self.connection.call_method(Some(SERVICE), OBJECT, Some(MANAGER), method, body);
-        timeout(PATIENCE, call).await.map_err(|_| ResolvedError::Silent)?.map(drop).map_err(|error| {
-            match error {
-                zbus::Error::MethodError(name, ..) if NOBODY.contains(&name.as_str()) => {
-                    ResolvedError::Absent
-                }
-                error => ResolvedError::Call { method, source: error.into() },
-            }
+        self.ask(SERVICE, OBJECT, MANAGER, method, body).await.map(drop)
+    }
+
+    async fn ask<B>(
+        &self,
+        service: &str,
+        object: &str,
+        interface: &str,
+        method: &'static str,
+        body: &B,
+    ) -> Result<Body, ResolvedError>
+    where
+        B: serde::Serialize + DynamicType,
+    {
+        let call = self.connection.call_method(Some(service), object, Some(interface), method, body);
+        let answer = timeout(PATIENCE, call).await.map_err(|_| ResolvedError::Silent)?;
+        answer.map(|answer| answer.body()).map_err(|error| match error {
+            zbus::Error::MethodError(name, ..) if NOBODY.contains(&name.as_str()) => ResolvedError::Absent,
+            error => ResolvedError::Call { method, source: error.into() },
         })
     }
+}
+
+/// What a method answered.
+fn read<'a, T>(method: &'static str, answer: &'a Body) -> Result<T, ResolvedError>
+where
+    T: serde::Deserialize<'a> + Type,
+{
+    answer.deserialize().map_err(|error| ResolvedError::Call { method, source: error.into() })
 }
 
 /// Why systemd-resolved does not know the zone.

@@ -10,15 +10,18 @@ use std::{
 
 use cyphonic_agent::{
     config::{Config, ResolverChoice},
-    control::{Backend, BackendError, ControlClient, ResetTarget, StatusReport},
+    control::{Backend, BackendError, ControlClient, ResetTarget, StatusReport, report::Severity},
     daemon::{self, DaemonError, EngineInputs, RunningEngine},
     dns::{ResolveError, Resolver},
     resolver::{self, resolv_conf::ResolvConf},
     state::{DeviceIdentity, StateDir},
 };
 use futures_util::future::BoxFuture;
+use nix::sched::CloneFlags;
 use rcgen::CertificateParams;
 use tokio::{sync::oneshot, time::timeout};
+
+use crate::netlink::{in_namespace, ip};
 
 struct Engine;
 
@@ -150,11 +153,47 @@ async fn a_failing_engine_stops_the_daemon_with_its_reason() {
 #[tokio::test]
 async fn when_a_part_cannot_start_the_engine_is_stopped_again() {
     let mut host = Host::enrolled();
-    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    host.config.dns.listen = taken.local_addr().unwrap();
+    // A file where the socket's folder should be.
+    std::fs::write(host.dir.path().join("run"), "").unwrap();
     let error = host.run().await.unwrap_err();
-    assert!(matches!(error, DaemonError::Dns(_)), "{error}");
+    assert!(matches!(error, DaemonError::Control(_)), "{error}");
     assert!(host.stopped.load(Ordering::SeqCst));
+}
+
+/// As beside dnsmasq or Pi-hole, which listen on all addresses.
+#[test]
+fn another_dns_server_on_the_port_keeps_names_away_only_while_it_is_there() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link set lo up");
+        let other = std::net::UdpSocket::bind("0.0.0.0:53").unwrap();
+        let mut host = Host::enrolled();
+        host.config.dns.listen = Config::default().dns.listen;
+        let listen = host.config.dns.listen;
+        let socket = host.socket();
+        let visitor = tokio::spawn(async move {
+            let mut client = connect(socket).await;
+            let report = client.status().await.unwrap();
+            let check = report.health_check("dns-not-served").expect("status says so");
+            let line = "server=/cyphonic.internal/127.0.0.55#5300";
+            assert!(check.severity == Severity::Error && check.message.contains(line), "{check:?}");
+            assert_eq!(report.dns.listen, None);
+            let resolved = client.resolve("b.cyphonic.internal").await.unwrap();
+            assert_eq!(resolved.address, Ipv6Addr::LOCALHOST, "the engine is there");
+            drop(other);
+            loop {
+                let report = client.status().await.unwrap();
+                if report.dns.listen == Some(listen) {
+                    assert_eq!(report.health, []);
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            std::net::UdpSocket::bind(listen).expect_err("it listens");
+            client.shutdown().await.unwrap();
+        });
+        timeout(Duration::from_secs(60), host.run()).await.expect("DNS is served, and it stops").unwrap();
+        visitor.await.unwrap();
+    });
 }
 
 #[tokio::test]

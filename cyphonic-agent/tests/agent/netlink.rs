@@ -15,7 +15,10 @@ const ADDRESS: &str = "fd12:3456:789a::1";
 const PREFIX: &str = "fd12:3456:789a::/48";
 
 /// Runs a future in a network namespace of its own, which ends with its thread.
-fn in_namespace<F: Future<Output = ()>>(flags: CloneFlags, test: impl FnOnce() -> F + Send + 'static) {
+pub(crate) fn in_namespace<F: Future<Output = ()>>(
+    flags: CloneFlags,
+    test: impl FnOnce() -> F + Send + 'static,
+) {
     let body = move || {
         unshare(flags).expect("run as root");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -24,7 +27,7 @@ fn in_namespace<F: Future<Output = ()>>(flags: CloneFlags, test: impl FnOnce() -
     std::thread::spawn(body).join().unwrap();
 }
 
-fn ip(arguments: &str) -> String {
+pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip is installed (iproute2)");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
@@ -56,6 +59,42 @@ fn the_interface_gets_address_route_and_mtu_and_goes_again() {
         assert!(!ip("-6 route show").contains("fd12:3456:789a"));
         let missing = netlink.set_mtu("cyph0", 1400).await;
         assert!(matches!(missing, Err(NetlinkError::NoInterface { .. })));
+    });
+}
+
+/// As with IPv6 turned off by a file in `/etc/sysctl.d`.
+#[test]
+fn the_interface_gets_ipv6_where_new_ones_have_none() {
+    in_namespace(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, || async {
+        let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
+        let all = "/proc/sys/net/ipv6/conf/all/disable_ipv6";
+        std::fs::write(all, "1").unwrap();
+        ip("link add cyph0 type veth peer name cyph1");
+        let netlink = Netlink::connect().unwrap();
+        let refused = Sizes::new("cyph0".into(), 0, own, prefix, 1420).restore(&netlink).await.unwrap_err();
+        let said = refused.to_string();
+        assert!(matches!(refused, NetlinkError::NoIpv6 { .. }) && !said.contains("CAP_NET_ADMIN"), "{said}");
+        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
+        assert!(interface.up && netlink.is_configured("cyph0", own, prefix).await.unwrap());
+        assert_eq!(std::fs::read_to_string(all).unwrap().trim(), "1", "others' interfaces stay as they are");
+        // As in a container.
+        for arguments in [["--make-rprivate", "/"].as_slice(), &["-o", "bind,ro", "/proc/sys", "/proc/sys"]] {
+            assert!(Command::new("mount").args(arguments).status().expect("mount is installed").success());
+        }
+        let stays = netlink.configure("cyph1", own, prefix, 1420).await.unwrap_err();
+        let said = stays.to_string();
+        assert!(matches!(stays, NetlinkError::Ipv6Stays { .. }) && said.contains("Read-only"), "{said}");
+    });
+}
+
+#[test]
+fn who_may_not_configure_interfaces_is_told_so() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link add cyph0 type veth peer name cyph1");
+        let netlink = Netlink::connect().unwrap();
+        caps::drop(None, caps::CapSet::Effective, caps::Capability::CAP_NET_ADMIN).unwrap();
+        let forbidden = netlink.set_mtu("cyph0", 1400).await.unwrap_err();
+        assert!(forbidden.to_string().contains("needs CAP_NET_ADMIN"), "{forbidden}");
     });
 }
 

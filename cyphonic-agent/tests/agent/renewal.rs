@@ -31,13 +31,16 @@ async fn a_certificate_is_renewed_kept_and_used_in_both_directions() {
     assert_eq!(complaint(&report), None);
 
     // On disk is the same device with more time.
-    let kept = loop {
-        let kept = a.state.identity().unwrap().unwrap();
-        if kept.leaf() != a.identity.leaf() {
-            break kept;
+    let kept = async {
+        loop {
+            let kept = a.state.identity().unwrap().unwrap();
+            if kept.leaf() != a.identity.leaf() {
+                return kept;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
     };
+    let kept = tokio::time::timeout(SOON, kept).await.expect("it is kept");
     let new = Identity::from_der(kept.leaf()).unwrap();
     assert_eq!(new.not_after, report.certificate.not_after);
     assert_eq!(

@@ -25,9 +25,11 @@ use hickory_proto::{
     rr::{Name, RecordType},
 };
 use tokio::{net::UdpSocket, time::timeout};
-use zbus::{Connection, connection, fdo, interface};
+use zbus::{Connection, connection, fdo, interface, zvariant::ObjectPath};
 
 const LINK: u32 = 7;
+/// A number is no label of a path: systemd escapes its first digit.
+const LINK_OBJECT: &str = "/org/freedesktop/resolve1/link/_37";
 const ZONE: &str = "cyphonic.internal";
 const REVERSE: &str = "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa";
 
@@ -58,11 +60,13 @@ impl PrivateBus {
 
     /// Lives as long as the connection.
     async fn serve(&self, behaviour: Behaviour) -> (Connection, Calls) {
-        let calls = Calls::default();
-        let manager = Manager { calls: calls.clone(), behaviour };
+        let (calls, link) = (Calls::default(), Link::default());
+        let manager = Manager { calls: calls.clone(), link: link.clone(), behaviour };
         let connection = connection::Builder::address(self.address.as_str())
             .unwrap()
             .serve_at("/org/freedesktop/resolve1", manager)
+            .unwrap()
+            .serve_at(LINK_OBJECT, link)
             .unwrap()
             .name("org.freedesktop.resolve1")
             .unwrap()
@@ -109,9 +113,22 @@ enum Behaviour {
     NeverAnswers,
 }
 
+/// `org.freedesktop.resolve1.Link`, as far as domains go.
+#[derive(Clone, Default)]
+struct Link(Arc<Mutex<Vec<(String, bool)>>>);
+
+#[interface(name = "org.freedesktop.resolve1.Link")]
+impl Link {
+    #[zbus(property)]
+    fn domains(&self) -> Vec<(String, bool)> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
 /// `org.freedesktop.resolve1.Manager`, as far as a link's settings go. zbus refuses calls with other signatures.
 struct Manager {
     calls: Calls,
+    link: Link,
     behaviour: Behaviour,
 }
 
@@ -152,6 +169,7 @@ impl Manager {
         if self.behaviour == Behaviour::RefusesDomains {
             return Err(fdo::Error::InvalidArgs("Invalid search domain".into()));
         }
+        self.link.0.lock().unwrap().clone_from(&domains);
         self.note(Call::Domains(link, domains));
         Ok(())
     }
@@ -176,7 +194,15 @@ impl Manager {
         self.mode("SetLinkMulticastDNS", link, mode)
     }
 
+    fn get_link(&self, link: i32) -> fdo::Result<ObjectPath<'static>> {
+        match u32::try_from(link) {
+            Ok(LINK) => Ok(ObjectPath::from_static_str_unchecked(LINK_OBJECT)),
+            _ => Err(fdo::Error::Failed(format!("Link {link} not known"))),
+        }
+    }
+
     fn revert_link(&self, link: i32) {
+        self.link.0.lock().unwrap().clear();
         self.note(Call::Revert(link));
     }
 }
@@ -336,6 +362,44 @@ async fn auto_uses_resolved_where_the_host_does_and_touches_no_file() {
     assert_eq!(calls.all()[2], routing_only(), "the domains of the server's zone");
     applied.restore().await;
     assert_eq!(calls.all().last(), Some(&Call::Revert(7)));
+}
+
+#[tokio::test]
+async fn what_resolved_forgets_it_is_told_again_and_that_it_is_gone_is_no_secret() {
+    let bus = PrivateBus::start();
+    let (service, calls) = bus.serve(Behaviour::Accepts).await;
+    let host = UbuntuHost::new(bus.bus());
+    let server = Arc::new(dns("127.0.0.1:0").await);
+    let applied = host.apply(ResolverChoice::Auto, &server).await.unwrap();
+    let HostResolver::Resolved { link, .. } = &applied else { panic!("{applied:?}") };
+    let (link, resolver) = (link.clone(), SharedResolver::default());
+    resolver.set(applied);
+    let told = calls.all().len();
+    assert!(resolver.restore_link(&link).await);
+    assert_eq!(calls.all().len(), told, "it knows the zone");
+
+    // As by `resolvectl revert`. Whoever follows looks at once.
+    link.revert().await.unwrap();
+    let following = tokio::spawn(resolver.clone().follow(server.clone()));
+    let again = async {
+        while calls.all()[told + 1..].iter().all(|call| *call != routing_only()) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), again).await.expect("it is told again");
+    following.abort();
+    assert_eq!(resolver.standing().await.trouble, None);
+
+    service.release_name("org.freedesktop.resolve1").await.unwrap();
+    assert!(!resolver.restore_link(&link).await);
+    let gone = resolver.standing().await;
+    let trouble = gone.trouble.expect("status says so");
+    assert!(trouble.contains("does not run") && trouble.contains("restart cyphonicd"), "{trouble}");
+    assert_eq!((gone.kind, gone.why), ("systemd-resolved", trouble));
+
+    service.request_name("org.freedesktop.resolve1").await.unwrap();
+    assert!(resolver.restore_link(&link).await);
+    assert_eq!(resolver.standing().await.trouble, None);
 }
 
 #[tokio::test]
