@@ -144,6 +144,25 @@ async fn a_revoked_device_is_thrown_out_of_nms_and_trs_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_register_that_fails_refuses_nobody() {
+    let (overlay, cloud) = overlay().await;
+    let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    let client = Client::open();
+    let register_file = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    register_file.execute_batch("ALTER TABLE devices RENAME TO aside").unwrap();
+    for role in [Role::Nms, Role::Trs] {
+        let connection = client.connect(&overlay, &member, role).await.unwrap();
+        let reason = closed(&connection).await;
+        assert!(reason.contains("the service failed"), "{reason}");
+        assert_eq!(connection.refused_us(), None, "the device is not at fault");
+    }
+    register_file.execute_batch("ALTER TABLE aside RENAME TO devices").unwrap();
+    let management = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_ends_with_the_certificate_that_it_was_made_with() {
     let mut overlay = Overlay::found(unix_now());
     let young = enrolled_for(&mut overlay, Duration::from_secs(90 * 86_400), "old.plant").await;

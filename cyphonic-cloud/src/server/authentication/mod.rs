@@ -107,7 +107,7 @@ impl AuthenticationServer {
     async fn serve_stranger(self: &Arc<Self>, connection: Connection) {
         let from = connection.remote_address().ip();
         if !lock(&self.strangers).enter(from) {
-            connection.close(cyphonic_proto::close::NOT_ALLOWED, "too many enrol at once: try again later");
+            connection.close(cyphonic_proto::close::UNAVAILABLE, "too many enrol at once: try again later");
             return;
         }
         let (source, share) = source_of(from);
