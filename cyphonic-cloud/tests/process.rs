@@ -19,7 +19,7 @@ use cyphonic_cloud::server::{Relayed, read_kept, unix_now};
 use cyphonic_proto::Role;
 use cyphonic_proto::message::Message;
 use cyphonic_proto::token::EnrolmentToken;
-use cyphonic_transport::{Clock, enrol as enrolment};
+use cyphonic_transport::{Clock, DialError, enrol as enrolment};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -61,21 +61,26 @@ impl Running {
     }
 
     async fn start_by(mut command: Command, address: SocketAddr) -> Self {
-        let running = Self(command.spawn().unwrap());
+        let mut running = Self(command.spawn().unwrap());
         let deadline = Instant::now() + SOON;
-        // A pinned root that nothing matches: answered by an alert as soon as the service is up.
-        while let Err(error) = enrolment::connect(&[address], [0; 32], &Clock::new(0)).await {
-            if !error.to_string().contains("time") {
-                break;
+        // A pinned root that nothing matches: as soon as the service is up, its certificate is seen and refused, or it says that
+        // nobody enrols there.
+        loop {
+            match enrolment::connect(&[address], [0; 32], &Clock::new(0)).await {
+                Err(DialError::Refused(_)) => return running,
+                Err(DialError::Handshake { error, .. }) if error.to_string().contains("aborted by peer") => {
+                    return running;
+                }
+                Err(error) => assert!(Instant::now() < deadline, "not up: {error}"),
+                Ok(_) => panic!("a root that nothing matches was matched"),
             }
-            assert!(Instant::now() < deadline, "not up: {error}");
+            let ended = running.0.try_wait().unwrap();
+            assert!(ended.is_none(), "it ended: {ended:?}");
         }
-        running
     }
 
     fn signal(&self, name: &str) {
-        let id = self.0.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+        signal(self.0.id(), name);
     }
 
     fn wait(&mut self) -> std::process::ExitStatus {
@@ -95,6 +100,10 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+fn signal(process: u32, name: &str) {
+    assert!(Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap().success());
 }
 
 /// What `device list` says of the first device's presence, by the file of a cloud started here.
@@ -131,39 +140,27 @@ async fn try_enrol(address: SocketAddr, token: &EnrolmentToken, device: &Device)
 async fn what_was_acknowledged_survives_kill_9() {
     let overlay = Overlay::found(unix_now());
     let address = overlay.address;
-    let tokens: Vec<_> = (0..60).map(|n| overlay.token(&format!("device-{n}.lab"), unix_now())).collect();
     let mut running = Running::start(&overlay.config_path, address).await;
 
-    // Devices enrol as fast as they can; in the midst of it the process is killed.
-    let (acknowledged, mut answers) = tokio::sync::mpsc::unbounded_channel();
-    let enrolling = tokio::spawn(async move {
-        for (n, token) in tokens.into_iter().enumerate() {
-            let device = Device::new();
-            let answer = try_enrol(address, &token, &device).await;
-            let broken = answer.is_err();
-            acknowledged.send((n, device, token, answer)).unwrap();
-            if broken {
-                return;
-            }
-        }
-    });
+    // Devices enrol as fast as they can, until one has no answer: in the midst of it the process is killed.
     let mut members = Vec::new();
-    let mut unanswered = None;
-    while let Some((n, device, token, answer)) = answers.recv().await {
-        match answer {
-            Ok(answer) => members.push((n, Member { answer: enrolled(answer), device })),
-            Err(_) => unanswered = Some((n, device, token)),
+    let (device, token) = loop {
+        let token = overlay.token(&format!("device-{}.lab", members.len()), unix_now());
+        let device = Device::new();
+        match try_enrol(address, &token, &device).await {
+            Ok(answer) => members.push(Member { answer: enrolled(answer), device }),
+            Err(_) => break (device, token),
         }
-        if n == 20 {
-            running.signal("KILL");
+        if members.len() == 20 {
+            let process = running.0.id();
+            std::thread::spawn(move || signal(process, "KILL"));
         }
-    }
-    enrolling.await.unwrap();
-    running.wait();
-    assert!(members.len() > 20, "{} were acknowledged", members.len());
+    };
+    assert!(members.len() >= 20, "{} were acknowledged", members.len());
+    assert_eq!(running.wait().signal(), Some(9));
 
     let register = overlay.register();
-    for (n, member) in &members {
+    for (n, member) in members.iter().enumerate() {
         let device = register.device(&format!("device-{n}.lab.cyphonic.internal")).unwrap().unwrap();
         let identity = cyphonic_proto::Identity::from_der(&member.answer.certificate_chain[0]).unwrap();
         assert_eq!(device.spki_sha256, identity.spki_sha256);
@@ -173,11 +170,9 @@ async fn what_was_acknowledged_survives_kill_9() {
 
     // It starts again from what is on disk; the one whose answer was lost gets it now, with the same key.
     let _running = Running::start(&overlay.config_path, address).await;
-    if let Some((_, device, token)) = unanswered {
-        enrolled(try_enrol(address, &token, &device).await.unwrap());
-    }
+    enrolled(try_enrol(address, &token, &device).await.unwrap());
     let client = Client::open();
-    let (_, last) = members.pop().unwrap();
+    let last = members.pop().unwrap();
     let connection = client.connect(&overlay, &last, Role::As).await.unwrap();
     let answer = connection.open_exchange(&login_request()).await.unwrap();
     assert!(matches!(answer, Message::LoginResponse(_)), "{answer:?}");
