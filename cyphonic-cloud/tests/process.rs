@@ -178,6 +178,31 @@ async fn what_was_acknowledged_survives_kill_9() {
     assert!(matches!(answer, Message::LoginResponse(_)), "{answer:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_keeps_it_not_from_starting() {
+    let overlay = Overlay::found(unix_now());
+    let member = {
+        let _running = Running::start(&overlay.config_path, overlay.address).await;
+        client::enrol(&overlay, &overlay.token("a.lab", unix_now())).await
+    };
+    let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON numbers BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+    register.execute_batch(full).unwrap();
+    let refused = program(&["run", "--config", overlay.config_path.to_str().unwrap()]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "it is tried again: {said}");
+    assert!(said.contains("twenty minutes") && said.contains("disk full"), "{said}");
+
+    register.execute_batch("UPDATE numbers SET value = 1").unwrap();
+    let _running = Running::start(&overlay.config_path, overlay.address).await;
+    let log = std::fs::read_to_string(overlay.config_path.with_extension("log")).unwrap();
+    assert!(log.contains("ERROR") && log.contains("the register cannot be written"), "{log}");
+    let client = Client::open();
+    let connection = client.connect(&overlay, &member, Role::As).await.unwrap();
+    let answer = connection.open_exchange(&login_request()).await.unwrap();
+    assert!(matches!(answer, Message::LoginResponse(_)), "{answer:?}");
+}
+
 /// A program that crashes writes what it has in its memory into a file here.
 fn with_core_dumps(program: &str, folder: &Path) -> Command {
     let mut shell = Command::new("sh");
