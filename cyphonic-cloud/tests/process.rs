@@ -203,6 +203,30 @@ async fn a_full_disk_keeps_it_not_from_starting() {
     assert!(matches!(answer, Message::LoginResponse(_)), "{answer:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_register_that_fails_does_not_fill_the_log() {
+    let overlay = Overlay::found(unix_now());
+    let _running = Running::start(&overlay.config_path, overlay.address).await;
+    let member = client::enrol(&overlay, &overlay.token("a.lab", unix_now())).await;
+    let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    register.execute_batch("DROP TABLE devices").unwrap();
+    let client = Client::open();
+    for _ in 0..3 {
+        let connection = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+        tokio::time::timeout(SOON, connection.closed()).await.unwrap();
+        let connection = client.connect(&overlay, &member, Role::As).await.unwrap();
+        let answer = connection.open_exchange(&login_request()).await.unwrap();
+        assert!(matches!(answer, Message::Refusal(_)), "{answer:?}");
+    }
+    // The register is looked at twice a second.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let log = std::fs::read_to_string(overlay.config_path.with_extension("log")).unwrap();
+    for what in ["a device could not be looked up", "a request failed", "cannot see what changed"] {
+        let told = log.lines().filter(|line| line.contains("ERROR") && line.contains(what)).count();
+        assert_eq!(told, 1, "{what}: {log}");
+    }
+}
+
 /// A program that crashes writes what it has in its memory into a file here.
 fn with_core_dumps(program: &str, folder: &Path) -> Command {
     let mut shell = Command::new("sh");

@@ -59,13 +59,16 @@ pub(super) struct Entrance {
     register: Option<Arc<Register>>,
     /// Names, and why they were not let in.
     refusals: Arc<Seldom<(String, &'static str)>>,
+    /// Why devices could not be looked up.
+    failures: Arc<Seldom<String>>,
 }
 
 impl Entrance {
     /// Of a service that hears what happens by the receiver.
     pub(super) fn new(register: Option<Arc<Register>>) -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(QUEUE);
-        (Self { events, register, refusals: Arc::new(Seldom::new(HOURLY)) }, receiver)
+        let refusals = Arc::new(Seldom::new(HOURLY));
+        (Self { events, register, refusals, failures: Arc::new(Seldom::ever_more_rarely()) }, receiver)
     }
 
     /// Lets a device in, or closes its connection.
@@ -99,17 +102,20 @@ impl Entrance {
         let device = tokio::task::spawn_blocking(move || register.device(&fqdn)).await;
         let device = match device {
             Ok(Ok(device)) => device.ok_or(KeptOut::NotAllowed("no device has this name"))?,
-            Ok(Err(error)) => return Err(internal(&error)),
-            Err(error) => return Err(internal(&error)),
+            Ok(Err(error)) => return Err(self.failed(&error)),
+            Err(error) => return Err(self.failed(&error)),
         };
         allowed(&device, &identity).map_err(KeptOut::NotAllowed)?;
         Ok(Admission { identity, revision: device.revision, since })
     }
-}
 
-fn internal(error: &dyn std::fmt::Display) -> KeptOut {
-    tracing::error!(%error, "a device could not be looked up");
-    KeptOut::Unavailable("the service failed; its log says why")
+    fn failed(&self, error: &dyn std::fmt::Display) -> KeptOut {
+        let error = error.to_string();
+        if self.failures.is_due(error.clone(), unix_now()) {
+            tracing::error!(%error, "a device could not be looked up");
+        }
+        KeptOut::Unavailable("the service failed; its log says why")
+    }
 }
 
 struct Session {
