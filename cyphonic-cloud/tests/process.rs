@@ -480,6 +480,25 @@ fn a_broken_configuration_is_told_by_key_and_line() {
     assert!(String::from_utf8(missing.stderr).unwrap().contains("/nonexistent/cloud.yaml"));
 }
 
+#[test]
+fn a_register_that_another_release_or_program_wrote_is_not_tried_again() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    for (wrong, right) in [
+        ("PRAGMA user_version = 99", "PRAGMA user_version = 2"),
+        ("PRAGMA application_id = 1", "PRAGMA application_id = 0x43797068"),
+    ] {
+        register.execute_batch(wrong).unwrap();
+        for command in [&["run"][..], &["check"], &["device", "list"]] {
+            let ended = program(&[command, &["--config", config]].concat());
+            assert_eq!(ended.status.code(), Some(78), "{wrong}: {command:?}: {ended:?}");
+        }
+        register.execute_batch(right).unwrap();
+    }
+    succeeds(&["device", "list", "--config", config]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_runs_alone_with_its_own_credentials() {
     let directory = tempfile::tempdir().unwrap();

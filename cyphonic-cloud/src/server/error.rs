@@ -66,3 +66,10 @@ pub enum StartError {
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
 }
+
+impl StartError {
+    /// Whether it stays so until somebody changes something.
+    pub fn needs_a_person(&self) -> bool {
+        matches!(self, Self::Register(error) if error.needs_a_person())
+    }
+}

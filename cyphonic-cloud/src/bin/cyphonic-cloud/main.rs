@@ -33,7 +33,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use cyphonic_cloud::config::{Config, ConfigError, DEFAULT_PATH};
-use cyphonic_cloud::register::Register;
+use cyphonic_cloud::register::{Register, RegisterError};
+use cyphonic_cloud::server::StartError;
 use cyphonic_dataplane::dumps;
 use cyphonic_transport::settings::WRONG_SETTINGS;
 
@@ -128,7 +129,7 @@ fn main() -> ExitCode {
         Err(error) if is_reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
-            match error.downcast_ref().is_some_and(ConfigError::needs_a_person) {
+            match needs_a_person(&error) {
                 true => ExitCode::from(WRONG_SETTINGS),
                 false => ExitCode::FAILURE,
             }
@@ -139,6 +140,13 @@ fn main() -> ExitCode {
 #[expect(clippy::print_stderr, reason = "the one place where errors reach the person")]
 fn complain(error: &anyhow::Error) {
     eprintln!("cyphonic-cloud: {}", describe(error));
+}
+
+/// Whether another try is in vain until somebody changes something.
+fn needs_a_person(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(ConfigError::needs_a_person)
+        || error.downcast_ref().is_some_and(RegisterError::needs_a_person)
+        || error.downcast_ref().is_some_and(StartError::needs_a_person)
 }
 
 /// Whether whoever read the output has seen enough.
