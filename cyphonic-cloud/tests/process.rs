@@ -384,6 +384,20 @@ fn check_judges_the_certificates_ends() {
 }
 
 #[test]
+fn certificates_that_were_renewed_before_one_that_cannot_be_are_told() {
+    let (ours, theirs) = (Overlay::found(unix_now()), Overlay::found(unix_now()));
+    let pki = |overlay: &Overlay, name: &str| overlay.directory.path().join("pki").join(name);
+    let files = [pki(&ours, "as.crt"), pki(&theirs, "nms.crt"), pki(&ours, "nms.crt")];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+    let ended = command.arg("renew").arg("--dir").arg(ours.directory.path()).args(&files).output().unwrap();
+    let (said, errors) = (String::from_utf8(ended.stdout).unwrap(), String::from_utf8(ended.stderr).unwrap());
+    assert_eq!(ended.status.code(), Some(1), "{said}{errors}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("as.crt: as.svc.cyphonic.internal until 20"), "{said}");
+    assert!(errors.contains(files[1].to_str().unwrap()) && errors.contains("not renewed"), "{errors}");
+}
+
+#[test]
 fn check_refuses_what_would_not_start() {
     let overlay = Overlay::found(unix_now());
     let path = overlay.config_path.to_str().unwrap();
