@@ -5,6 +5,7 @@
 //! | `identity/key.pem` | the device's private key, P-256 | once, before the first enrolment request |
 //! | `identity/root.pem` | the overlay's root certificate | at enrolment |
 //! | `identity/chain.pem` | the device's certificate, then the intermediate's | at enrolment and renewal |
+//! | `identity/chain.old.pem` | what was in `chain.pem` before the last renewal | at renewal |
 //! | `node.bin` | what the node remembers of its cloud, to start without it | seldom |
 //! | `port` | the UDP port the kernel chose at the first start | once |
 //! | `resolver/` | what was changed in the host's resolver | see [`crate::resolver`] |
@@ -149,8 +150,33 @@ impl StateDir {
             .map_err(|reason| StateError::Identity { path: self.identity_dir(), reason })
     }
 
-    /// Keeps a checked identity's certificates; its key must be the one that [`Self::key_or_generate`] gave.
+    /// The same device with the certificate that it had before the last renewal, if that can be used.
+    pub fn former(&self) -> Option<DeviceIdentity> {
+        let chain = read_bounded(&self.former_path(), MAX_PEM_BYTES).ok()??;
+        let root = read_bounded(&self.root_path(), MAX_PEM_BYTES).ok()??;
+        DeviceIdentity::from_pem(self.key().ok()??, &chain, &root).ok()
+    }
+
+    /// Keeps the certificates of a device that enrolled, once checked; its key must be the one that [`Self::key_or_generate`] gave.
     pub fn save_identity(&self, identity: &DeviceIdentity) -> Result<(), StateError> {
+        // It may be another device's.
+        let former = self.former_path();
+        match fs::remove_file(&former) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(StateError::io("remove", &former, source));
+            }
+            _ => {}
+        }
+        self.write_identity(identity)
+    }
+
+    /// Keeps the certificates of a device that renewed its own, and those that it renewed them by.
+    pub fn save_renewed(&self, identity: &DeviceIdentity, former: &DeviceIdentity) -> Result<(), StateError> {
+        write_atomic(&self.former_path(), former.chain_pem().as_bytes(), 0o644)?;
+        self.write_identity(identity)
+    }
+
+    fn write_identity(&self, identity: &DeviceIdentity) -> Result<(), StateError> {
         write_atomic(&self.root_path(), identity.root_pem().as_bytes(), 0o644)?;
         write_atomic(&self.chain_path(), identity.chain_pem().as_bytes(), 0o644)
     }
@@ -192,6 +218,10 @@ impl StateDir {
 
     fn chain_path(&self) -> PathBuf {
         self.identity_dir().join("chain.pem")
+    }
+
+    fn former_path(&self) -> PathBuf {
+        self.identity_dir().join("chain.old.pem")
     }
 
     fn root_path(&self) -> PathBuf {

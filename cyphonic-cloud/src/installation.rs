@@ -73,6 +73,14 @@ pub enum InstallationError {
     /// The written configuration would not work: said before anything else is.
     #[error("these options do not go together: {0}")]
     Config(#[from] ConfigError),
+    /// A certificate that was left as it was.
+    #[error("{}: {source}", certificate.display())]
+    NotRenewed {
+        /// Its file.
+        certificate: PathBuf,
+        /// Why.
+        source: PkiError,
+    },
     /// Keys and certificates.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -185,32 +193,34 @@ pub struct Renewed {
 }
 
 /// Makes services' certificates anew, in place, with the keys that they have: those of `certificates`, which may have been
-/// brought from relays' machines, or without any those that the configuration in `directory` names.
+/// brought from relays' machines, or without any those that the configuration in `directory` names. Each is renewed when the iterator
+/// comes to it, or left as it was, if it was not made by the services' key or cannot be written.
 ///
 /// # Errors
-/// If the services' key is not there, a certificate was not made by it, or something cannot be written. Those before it are renewed
-/// then, and it is as it was.
+/// If the services' key or the configuration is not there.
 pub fn renew(
     directory: &Path,
     certificates: &[PathBuf],
     now: UnixSeconds,
-) -> Result<Vec<Renewed>, InstallationError> {
+) -> Result<impl Iterator<Item = Result<Renewed, InstallationError>>, InstallationError> {
     let cloud = Config::load(&directory.join(CONFIG_FILE))?;
     let services = Authority::load(&directory.join("pki/services.crt"), &directory.join("pki/services.key"))
         .map_err(InstallationError::NoAuthority)?;
     let own = &cloud.certificates;
     let own = [&own.authentication, &own.management, &own.relay].into_iter().flatten();
     let certificates = match certificates {
-        [] => own.map(|files| files.certificate.clone()).collect(),
+        [] => own.map(|files| files.certificate.clone()).collect::<Vec<_>>(),
         named => named.to_vec(),
     };
-    let renew_one = |certificate: PathBuf| {
+    let renew_one = move |certificate: PathBuf| {
         let old = pki::read_certificates(&certificate)?.swap_remove(0);
-        let (identity, chain) = services.renew_service(&cloud.network, &old, now, SERVICE_LIFETIME)?;
+        let renewed = services.renew_service(&cloud.network, &old, now, SERVICE_LIFETIME);
+        let not_renewed = |source| InstallationError::NotRenewed { certificate: certificate.clone(), source };
+        let (identity, chain) = renewed.map_err(not_renewed)?;
         pki::replace_certificates(&certificate, &chain)?;
         Ok(Renewed { certificate, fqdn: identity.fqdn, not_after: now + SERVICE_LIFETIME })
     };
-    certificates.into_iter().map(renew_one).collect()
+    Ok(certificates.into_iter().map(renew_one))
 }
 
 fn write_all(
@@ -370,11 +380,9 @@ mod tests {
 
         // Even those that have ended: whose they are is what counts.
         let later = NOW + 2 * SERVICE_LIFETIME;
-        assert_eq!(renew(&cloud, &[], later).unwrap().len(), 3);
-        assert_eq!(
-            renew(&cloud, std::slice::from_ref(&brought), later).unwrap()[0].fqdn,
-            "trs2.svc.cyphonic.internal"
-        );
+        assert_eq!(renew(&cloud, &[], later).unwrap().map(Result::unwrap).count(), 3);
+        let mut renewed = renew(&cloud, std::slice::from_ref(&brought), later).unwrap();
+        assert_eq!(renewed.next().unwrap().unwrap().fqdn, "trs2.svc.cyphonic.internal");
         for (path, before) in own.iter().chain([&brought]).zip(before) {
             let after = identity(path);
             assert_eq!((&after.fqdn, after.role), (&before.fqdn, before.role));
@@ -393,8 +401,12 @@ mod tests {
         // Another overlay's, and an authority itself.
         for foreign in [theirs.join("pki/nms.crt"), ours.join("pki/services.crt")] {
             let before = std::fs::read(&foreign).unwrap();
-            let refused = renew(&ours, std::slice::from_ref(&foreign), NOW);
-            assert!(matches!(refused, Err(InstallationError::Pki(PkiError::Renewal(_)))), "{refused:?}");
+            let refused = renew(&ours, std::slice::from_ref(&foreign), NOW).unwrap().next().unwrap();
+            let Err(InstallationError::NotRenewed { certificate, source: PkiError::Renewal(_) }) = refused
+            else {
+                panic!("{refused:?}")
+            };
+            assert_eq!(certificate, foreign);
             assert_eq!(std::fs::read(&foreign).unwrap(), before);
         }
         std::fs::remove_file(ours.join("pki/services.key")).unwrap();

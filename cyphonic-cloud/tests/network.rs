@@ -8,7 +8,7 @@ mod common;
 use std::time::Duration;
 
 use client::{Client, Member, enrol, login_request};
-use common::{Device, Overlay};
+use common::{Device, Overlay, enrolled};
 use cyphonic_cloud::config::Config;
 use cyphonic_cloud::server::{Cloud, unix_now};
 use cyphonic_proto::Role;
@@ -42,13 +42,13 @@ async fn register(connection: &Connection) -> Message {
     connection.open_exchange(&registration()).await.unwrap()
 }
 
-/// A device with a certificate that ends after so long.
-async fn enrolled_for(overlay: &mut Overlay, lifetime: Duration, name: &str) -> Member {
+/// A device with a certificate that ends after so long, enrolled beside the running cloud and not by it.
+fn enrolled_for(overlay: &mut Overlay, lifetime: Duration, name: &str) -> Member {
     overlay.config.device_certificate_lifetime = lifetime;
-    let cloud = Cloud::start(&overlay.config).await.unwrap();
-    let member = enrol(overlay, &overlay.token(name, unix_now())).await;
-    cloud.shutdown().await;
-    member
+    let (device, token) = (Device::new(), overlay.token(name, unix_now()));
+    let request = device.enrol_request(&token);
+    let answer = overlay.service().answer(None, overlay.address, &request, unix_now());
+    Member { answer: enrolled(answer), device }
 }
 
 async fn closed(connection: &Connection) -> String {
@@ -144,14 +144,32 @@ async fn a_revoked_device_is_thrown_out_of_nms_and_trs_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_register_that_fails_refuses_nobody() {
+    let (overlay, cloud) = overlay().await;
+    let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    let client = Client::open();
+    let register_file = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    register_file.execute_batch("ALTER TABLE devices RENAME TO aside").unwrap();
+    for role in [Role::Nms, Role::Trs] {
+        let connection = client.connect(&overlay, &member, role).await.unwrap();
+        let reason = closed(&connection).await;
+        assert!(reason.contains("the service failed"), "{reason}");
+        assert_eq!(connection.refused_us(), None, "the device is not at fault");
+    }
+    register_file.execute_batch("ALTER TABLE aside RENAME TO devices").unwrap();
+    let management = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_ends_with_the_certificate_that_it_was_made_with() {
-    let mut overlay = Overlay::found(unix_now());
-    let young = enrolled_for(&mut overlay, Duration::from_secs(90 * 86_400), "old.plant").await;
-    // Long enough to connect with it.
-    let ending = enrolled_for(&mut overlay, Duration::from_secs(6), "press-7.plant").await;
-    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let (mut overlay, cloud) = overlay().await;
+    let young = enrol(&overlay, &overlay.token("old.plant", unix_now())).await;
     let client = Client::open();
     let others = client.connect(&overlay, &young, Role::Nms).await.unwrap();
+    // Long enough to connect with it: nothing but that is within its life.
+    let ending = enrolled_for(&mut overlay, Duration::from_secs(10), "press-7.plant");
     let management = client.connect(&overlay, &ending, Role::Nms).await.unwrap();
     let relay = client.connect(&overlay, &ending, Role::Trs).await.unwrap();
     assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));

@@ -19,7 +19,7 @@ use cyphonic_cloud::server::{Relayed, read_kept, unix_now};
 use cyphonic_proto::Role;
 use cyphonic_proto::message::Message;
 use cyphonic_proto::token::EnrolmentToken;
-use cyphonic_transport::{Clock, enrol as enrolment};
+use cyphonic_transport::{Clock, DialError, enrol as enrolment};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -61,21 +61,26 @@ impl Running {
     }
 
     async fn start_by(mut command: Command, address: SocketAddr) -> Self {
-        let running = Self(command.spawn().unwrap());
+        let mut running = Self(command.spawn().unwrap());
         let deadline = Instant::now() + SOON;
-        // A pinned root that nothing matches: answered by an alert as soon as the service is up.
-        while let Err(error) = enrolment::connect(&[address], [0; 32], &Clock::new(0)).await {
-            if !error.to_string().contains("time") {
-                break;
+        // A pinned root that nothing matches: as soon as the service is up, its certificate is seen and refused, or it says that
+        // nobody enrols there.
+        loop {
+            match enrolment::connect(&[address], [0; 32], &Clock::new(0)).await {
+                Err(DialError::Refused(_)) => return running,
+                Err(DialError::Handshake { error, .. }) if error.to_string().contains("aborted by peer") => {
+                    return running;
+                }
+                Err(error) => assert!(Instant::now() < deadline, "not up: {error}"),
+                Ok(_) => panic!("a root that nothing matches was matched"),
             }
-            assert!(Instant::now() < deadline, "not up: {error}");
+            let ended = running.0.try_wait().unwrap();
+            assert!(ended.is_none(), "it ended: {ended:?}");
         }
-        running
     }
 
     fn signal(&self, name: &str) {
-        let id = self.0.id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+        signal(self.0.id(), name);
     }
 
     fn wait(&mut self) -> std::process::ExitStatus {
@@ -95,6 +100,10 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+fn signal(process: u32, name: &str) {
+    assert!(Command::new("kill").args(["-s", name, &process.to_string()]).status().unwrap().success());
 }
 
 /// What `device list` says of the first device's presence, by the file of a cloud started here.
@@ -131,39 +140,27 @@ async fn try_enrol(address: SocketAddr, token: &EnrolmentToken, device: &Device)
 async fn what_was_acknowledged_survives_kill_9() {
     let overlay = Overlay::found(unix_now());
     let address = overlay.address;
-    let tokens: Vec<_> = (0..60).map(|n| overlay.token(&format!("device-{n}.lab"), unix_now())).collect();
     let mut running = Running::start(&overlay.config_path, address).await;
 
-    // Devices enrol as fast as they can; in the midst of it the process is killed.
-    let (acknowledged, mut answers) = tokio::sync::mpsc::unbounded_channel();
-    let enrolling = tokio::spawn(async move {
-        for (n, token) in tokens.into_iter().enumerate() {
-            let device = Device::new();
-            let answer = try_enrol(address, &token, &device).await;
-            let broken = answer.is_err();
-            acknowledged.send((n, device, token, answer)).unwrap();
-            if broken {
-                return;
-            }
-        }
-    });
+    // Devices enrol as fast as they can, until one has no answer: in the midst of it the process is killed.
     let mut members = Vec::new();
-    let mut unanswered = None;
-    while let Some((n, device, token, answer)) = answers.recv().await {
-        match answer {
-            Ok(answer) => members.push((n, Member { answer: enrolled(answer), device })),
-            Err(_) => unanswered = Some((n, device, token)),
+    let (device, token) = loop {
+        let token = overlay.token(&format!("device-{}.lab", members.len()), unix_now());
+        let device = Device::new();
+        match try_enrol(address, &token, &device).await {
+            Ok(answer) => members.push(Member { answer: enrolled(answer), device }),
+            Err(_) => break (device, token),
         }
-        if n == 20 {
-            running.signal("KILL");
+        if members.len() == 20 {
+            let process = running.0.id();
+            std::thread::spawn(move || signal(process, "KILL"));
         }
-    }
-    enrolling.await.unwrap();
-    running.wait();
-    assert!(members.len() > 20, "{} were acknowledged", members.len());
+    };
+    assert!(members.len() >= 20, "{} were acknowledged", members.len());
+    assert_eq!(running.wait().signal(), Some(9));
 
     let register = overlay.register();
-    for (n, member) in &members {
+    for (n, member) in members.iter().enumerate() {
         let device = register.device(&format!("device-{n}.lab.cyphonic.internal")).unwrap().unwrap();
         let identity = cyphonic_proto::Identity::from_der(&member.answer.certificate_chain[0]).unwrap();
         assert_eq!(device.spki_sha256, identity.spki_sha256);
@@ -173,14 +170,61 @@ async fn what_was_acknowledged_survives_kill_9() {
 
     // It starts again from what is on disk; the one whose answer was lost gets it now, with the same key.
     let _running = Running::start(&overlay.config_path, address).await;
-    if let Some((_, device, token)) = unanswered {
-        enrolled(try_enrol(address, &token, &device).await.unwrap());
-    }
+    enrolled(try_enrol(address, &token, &device).await.unwrap());
     let client = Client::open();
-    let (_, last) = members.pop().unwrap();
+    let last = members.pop().unwrap();
     let connection = client.connect(&overlay, &last, Role::As).await.unwrap();
     let answer = connection.open_exchange(&login_request()).await.unwrap();
     assert!(matches!(answer, Message::LoginResponse(_)), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_keeps_it_not_from_starting() {
+    let overlay = Overlay::found(unix_now());
+    let member = {
+        let _running = Running::start(&overlay.config_path, overlay.address).await;
+        client::enrol(&overlay, &overlay.token("a.lab", unix_now())).await
+    };
+    let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON numbers BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+    register.execute_batch(full).unwrap();
+    let refused = program(&["run", "--config", overlay.config_path.to_str().unwrap()]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "it is tried again: {said}");
+    assert!(said.contains("twenty minutes") && said.contains("disk full"), "{said}");
+
+    register.execute_batch("UPDATE numbers SET value = 1").unwrap();
+    let _running = Running::start(&overlay.config_path, overlay.address).await;
+    let log = std::fs::read_to_string(overlay.config_path.with_extension("log")).unwrap();
+    assert!(log.contains("ERROR") && log.contains("the register cannot be written"), "{log}");
+    let client = Client::open();
+    let connection = client.connect(&overlay, &member, Role::As).await.unwrap();
+    let answer = connection.open_exchange(&login_request()).await.unwrap();
+    assert!(matches!(answer, Message::LoginResponse(_)), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_register_that_fails_does_not_fill_the_log() {
+    let overlay = Overlay::found(unix_now());
+    let _running = Running::start(&overlay.config_path, overlay.address).await;
+    let member = client::enrol(&overlay, &overlay.token("a.lab", unix_now())).await;
+    let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    register.execute_batch("DROP TABLE devices").unwrap();
+    let client = Client::open();
+    for _ in 0..3 {
+        let connection = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+        tokio::time::timeout(SOON, connection.closed()).await.unwrap();
+        let connection = client.connect(&overlay, &member, Role::As).await.unwrap();
+        let answer = connection.open_exchange(&login_request()).await.unwrap();
+        assert!(matches!(answer, Message::Refusal(_)), "{answer:?}");
+    }
+    // The register is looked at twice a second.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let log = std::fs::read_to_string(overlay.config_path.with_extension("log")).unwrap();
+    for what in ["a device could not be looked up", "a request failed", "cannot see what changed"] {
+        let told = log.lines().filter(|line| line.contains("ERROR") && line.contains(what)).count();
+        assert_eq!(told, 1, "{what}: {log}");
+    }
 }
 
 /// A program that crashes writes what it has in its memory into a file here.
@@ -340,6 +384,20 @@ fn check_judges_the_certificates_ends() {
 }
 
 #[test]
+fn certificates_that_were_renewed_before_one_that_cannot_be_are_told() {
+    let (ours, theirs) = (Overlay::found(unix_now()), Overlay::found(unix_now()));
+    let pki = |overlay: &Overlay, name: &str| overlay.directory.path().join("pki").join(name);
+    let files = [pki(&ours, "as.crt"), pki(&theirs, "nms.crt"), pki(&ours, "nms.crt")];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+    let ended = command.arg("renew").arg("--dir").arg(ours.directory.path()).args(&files).output().unwrap();
+    let (said, errors) = (String::from_utf8(ended.stdout).unwrap(), String::from_utf8(ended.stderr).unwrap());
+    assert_eq!(ended.status.code(), Some(1), "{said}{errors}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("as.crt: as.svc.cyphonic.internal until 20"), "{said}");
+    assert!(errors.contains(files[1].to_str().unwrap()) && errors.contains("not renewed"), "{errors}");
+}
+
+#[test]
 fn check_refuses_what_would_not_start() {
     let overlay = Overlay::found(unix_now());
     let path = overlay.config_path.to_str().unwrap();
@@ -434,6 +492,25 @@ fn a_broken_configuration_is_told_by_key_and_line() {
     let missing = program(&["run", "--config", "/nonexistent/cloud.yaml"]);
     assert_eq!(missing.status.code(), Some(1), "what it is on may be mounted yet");
     assert!(String::from_utf8(missing.stderr).unwrap().contains("/nonexistent/cloud.yaml"));
+}
+
+#[test]
+fn a_register_that_another_release_or_program_wrote_is_not_tried_again() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    for (wrong, right) in [
+        ("PRAGMA user_version = 99", "PRAGMA user_version = 2"),
+        ("PRAGMA application_id = 1", "PRAGMA application_id = 0x43797068"),
+    ] {
+        register.execute_batch(wrong).unwrap();
+        for command in [&["run"][..], &["check"], &["device", "list"]] {
+            let ended = program(&[command, &["--config", config]].concat());
+            assert_eq!(ended.status.code(), Some(78), "{wrong}: {command:?}: {ended:?}");
+        }
+        register.execute_batch(right).unwrap();
+    }
+    succeeds(&["device", "list", "--config", config]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -179,12 +179,11 @@ async fn the_relay_stops_when_a_device_is_revoked() {
     overlay.register().revoke_device(&a.fqdn, unix_now()).unwrap();
     tokio::time::timeout(SOON, a.connection.closed()).await.unwrap();
     let deadline = Instant::now() + SOON;
-    let mut buffer = [0; 2048];
-    loop {
+    // One may be late on a busy machine.
+    let (mut buffer, mut silences) = ([0; 2048], 0);
+    while silences < 5 {
         a.client.send(overlay.address, &packet);
-        if at_b.recv(&mut buffer).is_err() {
-            break;
-        }
+        silences = if at_b.recv(&mut buffer).is_err() { silences + 1 } else { 0 };
         assert!(Instant::now() < deadline, "its packets still pass");
     }
     cloud.shutdown().await;

@@ -8,3 +8,6 @@ pub const STOPPING: u32 = 1;
 
 /// The other end may not be here: revoked, of another network or role, or superseded by its newer connection.
 pub const NOT_ALLOWED: u32 = 2;
+
+/// This end cannot serve the other now: it failed, or has too much to do. The other may try again.
+pub const UNAVAILABLE: u32 = 3;

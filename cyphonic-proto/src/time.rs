@@ -118,9 +118,10 @@ impl TrustedTime {
         Self { floor, told: None }
     }
 
-    /// It is `floor` or later: so says a certificate that was believed.
-    pub fn raise_floor(&mut self, floor: UnixSeconds) {
-        self.floor = self.floor.max(floor);
+    /// It is `floor` or later: so says the certificate in use, as it does at the next start. It is earlier than the one before where that
+    /// was made by a clock that was ahead.
+    pub fn set_floor(&mut self, floor: UnixSeconds) {
+        self.floor = floor;
     }
 
     /// Whether a service has told it.
@@ -308,11 +309,13 @@ mod tests {
     }
 
     #[test]
-    fn the_floor_only_rises() {
+    fn the_floor_is_that_of_the_certificate_in_use() {
         let mut time = TrustedTime::new(FLOOR);
-        time.raise_floor(FLOOR - 1);
+        time.set_floor(FLOOR + DAY);
+        assert_eq!(time.now(at(0, 0)), FLOOR + DAY);
+        time.set_floor(FLOOR);
         assert_eq!(time.now(at(0, 0)), FLOOR);
-        time.raise_floor(NOW);
+        time.set_floor(NOW);
         assert_eq!(time.now(at(0, 0)), NOW);
     }
 

@@ -58,9 +58,9 @@ impl Clock {
         }
     }
 
-    /// It is `floor` or later: so says a certificate that was believed.
-    pub fn raise_floor(&self, floor: UnixSeconds) {
-        self.time().raise_floor(floor);
+    /// It is `floor` or later: so says the certificate in use.
+    pub fn set_floor(&self, floor: UnixSeconds) {
+        self.time().set_floor(floor);
     }
 
     /// At which time to judge the chain of a service that will tell the time.

@@ -30,6 +30,9 @@ pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(8);
 /// The length prefix of a message: a variable-length integer (RFC 9000 §16).
 const PREFIX_BYTES: usize = 8;
 
+/// Codes with which a connection is closed for a TLS alert (RFC 9001 §4.8).
+const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
+
 /// Why an exchange brought no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
@@ -244,6 +247,13 @@ impl Connection {
             }
             _ => None,
         }
+    }
+
+    /// Whether the peer has refused the certificate that we came with: by a TLS alert, which comes once ours has
+    /// been read.
+    pub fn refused_our_certificate(&self) -> bool {
+        let Some(ConnectionError::ConnectionClosed(closed)) = self.inner.close_reason() else { return false };
+        TLS_ALERTS.contains(&u64::from(closed.error_code))
     }
 
     /// quinn's connection, for relayed legs.

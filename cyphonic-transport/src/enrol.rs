@@ -4,6 +4,7 @@
 //! device is somebody.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use cyphonic_proto::alpn;
 use quinn::Endpoint;
@@ -14,6 +15,9 @@ use crate::detour;
 use crate::dial::{self, DialError};
 use crate::tls::{self, TlsError};
 use crate::transport::HANDSHAKE_TIMEOUT;
+
+/// Who has no certificate may stay this long at an AS: what an enrolment may take, retries included.
+pub const STRANGER_STAYS: Duration = Duration::from_secs(30);
 
 /// The name sent when enrolling: the verifier pins the root instead (RFC 2606's reserved domain).
 const ENROLMENT_NAME: &str = "enrolment.invalid";

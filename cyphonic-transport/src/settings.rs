@@ -1,6 +1,7 @@
 //! How a daemon ends that cannot use its settings: with one status where only a person can mend that, and as after any other
-//! failure where another try can.
+//! failure where another try can. How programs tell of it, and of anything else that ends them.
 
+use std::error::Error;
 use std::io;
 
 /// `EX_CONFIG` of sysexits.h: only other settings help. systemd does not start the daemon again then
@@ -15,9 +16,36 @@ pub fn needs_a_person(error: &io::Error) -> bool {
     matches!(error.kind(), InvalidData | PermissionDenied | IsADirectory | NotADirectory)
 }
 
+/// The error and those of its causes that it does not already tell, in one line.
+pub fn describe(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in std::iter::successors(error.source(), |&cause| cause.source()).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{words}")]
+    struct Failure {
+        words: &'static str,
+        source: Option<Box<Self>>,
+    }
+
+    #[test]
+    fn every_cause_is_told_once() {
+        let because = |words, source| Some(Box::new(Failure { words, source }));
+        let source = because("cannot write f: disk full", because("disk full", because("no room", None)));
+        let error = Failure { words: "no state", source };
+        assert_eq!(describe(&error), "no state: cannot write f: disk full: no room");
+    }
 
     #[test]
     fn what_may_be_there_the_next_time_is_tried_again() {

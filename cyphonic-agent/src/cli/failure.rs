@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cyphonic_transport::settings::WRONG_SETTINGS;
+use cyphonic_transport::settings::{WRONG_SETTINGS, describe};
 
 use super::output::OutputError;
 use crate::{
@@ -18,7 +18,7 @@ pub fn exit_code(command: &str, result: Result<ExitCode>) -> ExitCode {
         if error.downcast_ref().is_some_and(OutputError::is_read_enough) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("{command}: {}", describe(&error));
+        eprintln!("{command}: {}", describe(error.as_ref()));
         ExitCode::from(status(&error))
     })
 }
@@ -33,23 +33,11 @@ fn status(error: &anyhow::Error) -> u8 {
     if no_identity || misconfigured { WRONG_SETTINGS } else { 1 }
 }
 
-/// The error and those of its causes that it does not already tell.
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use std::{io, path::PathBuf};
 
-    use anyhow::{Context, anyhow};
+    use anyhow::anyhow;
 
     use super::*;
     use crate::state::StateError;
@@ -76,12 +64,5 @@ mod tests {
         // 2 is clap's, for flags and environment variables that it cannot read.
         let unit = include_str!("../../dist/cyphonicd.service");
         assert!(unit.lines().any(|line| line == format!("RestartPreventExitStatus=2 {WRONG_SETTINGS}")));
-    }
-
-    #[test]
-    fn every_cause_is_told_once() {
-        let error =
-            Err::<(), _>(anyhow!("disk full")).context("cannot write f: disk full").context("no state");
-        assert_eq!(describe(&error.unwrap_err()), "no state: cannot write f: disk full");
     }
 }

@@ -36,6 +36,9 @@ impl Engine {
 
     /// How a connection to a service ended, if it has.
     pub(super) fn note_end(&mut self, service: &Service, connection: &Connection) {
+        if admits(service) && connection.refused_our_certificate() {
+            self.certificate_refused.notify_one();
+        }
         if admits(service)
             && let Some(reason) = connection.refused_us()
         {

@@ -7,6 +7,9 @@
 //! Invariants: a new certificate is checked before it is used, and used even where the disk is full; tunnels that stand are
 //! not touched, since the key stays and each was authenticated when it was made. Connections to services end with the
 //! certificate that they were made with, so others are made, and those that stand are kept until these do.
+//!
+//! A cloud whose clock is ahead makes certificates that begin in the future, which it refuses itself once its clock is right. So the
+//! certificate before is kept: where the one in use is refused, another one is asked for by that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +18,7 @@ use cyphonic_proto::close;
 use cyphonic_proto::identity::{Identity, Role};
 use cyphonic_proto::time::UnixSeconds;
 use cyphonic_transport::{ClientTls, Clock, ServerTls, Transport};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::input::Input;
 use super::start::credentials;
@@ -42,6 +45,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct RenewalParts {
     /// The identity in use.
     pub device: DeviceIdentity,
+    /// The one before the last renewal.
+    pub former: Option<DeviceIdentity>,
     /// Where it is kept.
     pub state: StateDir,
     /// Where the AS is.
@@ -118,23 +123,24 @@ pub(crate) struct Renewal {
     pub(crate) as_name: String,
     pub(crate) transport: Arc<Transport>,
     pub(crate) inputs: mpsc::Sender<Input>,
+    /// Told when a service has refused the certificate in use.
+    pub(crate) refused: Arc<Notify>,
 }
 
 impl Renewal {
     pub(crate) async fn run(mut self) {
-        let (mut failures, mut unsaved) = (0_u32, false);
+        let (mut failures, mut unsaved, mut refused) = (0_u32, false, false);
         // By a clock that is years ahead, every start would be the time to renew.
         let mut told = tokio::time::timeout(PATIENCE, self.clock.told()).await.is_ok();
         loop {
-            let outcome = match (unsaved, self.lifetime.is_due(unix(self.clock.now()))) {
-                (true, _) => self.adopt(None).await,
-                (false, true) => self.renew().await,
-                (false, false) => Ok(()),
+            let outcome = match unsaved {
+                true => self.save().await,
+                false => self.look(refused).await,
             };
             let mut at_least = Duration::ZERO;
             unsaved = matches!(outcome, Err(RenewError::Save(_)));
             match outcome {
-                Ok(()) => failures = 0,
+                Ok(()) => (failures, refused) = (0, false),
                 Err(error) => {
                     tracing::warn!(%error, "this device's certificate is not renewed");
                     at_least = error.retry_after().unwrap_or_default().min(LONGEST_WAIT);
@@ -146,46 +152,66 @@ impl Renewal {
             tokio::select! {
                 () = self.inputs.closed() => return,
                 () = tokio::time::sleep(wait) => {}
+                // Later attempts wait for their turn.
+                () = self.refused.notified(), if failures == 0 && self.parts.former.is_some() => refused = true,
                 // It is later than the host's clock had it, or earlier.
                 () = self.clock.told(), if !told => told = true,
             }
         }
     }
 
-    async fn renew(&mut self) -> Result<(), RenewError> {
+    /// Renews, if it is time, or by the former certificate, if the one in use is refused. That may be for another reason, which
+    /// the AS then gives.
+    async fn look(&mut self, refused: bool) -> Result<(), RenewError> {
+        let by_former = match self.parts.former.clone().filter(|_| refused) {
+            Some(former) => self.renew(former).await,
+            None => Ok(()),
+        };
+        match by_former {
+            Ok(()) if refused => Ok(()),
+            _ if self.lifetime.is_due(unix(self.clock.now())) => self.renew(self.parts.device.clone()).await,
+            by_former => by_former,
+        }
+    }
+
+    /// Gets another certificate by this one.
+    async fn renew(&mut self, current: DeviceIdentity) -> Result<(), RenewError> {
         // Asked anew each time: the name may mean other addresses than weeks ago.
         let addresses = resolve_all(&self.parts.cloud, &mut Complaints::default()).await;
         if addresses.is_empty() {
             return Err(RenewError::NoCloud);
         }
-        let current = &self.parts.device;
         let wrong = |error: &dyn std::fmt::Display| RenewError::Answer(error.to_string());
         let identity = Identity::from_der(current.leaf()).map_err(|error| wrong(&error))?;
-        let tls = ClientTls::new(credentials(current, &identity)).with_clock(self.clock.clone());
+        let tls = ClientTls::new(credentials(&current, &identity)).with_clock(self.clock.clone());
         let connection =
             self.transport.connect_service_somehow(&tls, &addresses, &self.as_name, Role::As).await?;
-        let renewed = renew(current, &connection, &self.clock).await;
+        let renewed = renew(&current, &connection, &self.clock).await;
         connection.close(close::DONE, "done");
-        self.adopt(Some(renewed?)).await
+        self.adopt(renewed?, current).await
     }
 
-    /// Takes a new identity into use and keeps it; without one, keeps the one in use. Used first: a full disk is no
-    /// reason to let a device fall out of the overlay.
-    async fn adopt(&mut self, renewed: Option<DeviceIdentity>) -> Result<(), RenewError> {
-        if let Some(device) = renewed {
-            let wrong = |error: &dyn std::fmt::Display| RenewError::Answer(error.to_string());
-            let identity = Identity::from_der(device.leaf()).map_err(|error| wrong(&error))?;
-            let credentials = credentials(&device, &identity);
-            let server = ServerTls::peer(&credentials).map_err(|error| wrong(&error))?;
-            let server = server.with_clock(self.clock.clone());
-            self.clock.raise_floor(identity.validity().not_before);
-            self.transport.set_server(server).map_err(|error| wrong(&error))?;
-            self.lifetime = Lifetime::of(&identity);
-            self.parts.device = device;
-            tracing::info!(not_after = self.lifetime.not_after, "this device's certificate was renewed");
-            self.tell(Input::Renewed { credentials, lifetime: self.lifetime }).await;
+    /// Takes a new identity into use, and then keeps it: a full disk is no reason to let a device fall out of the overlay.
+    async fn adopt(&mut self, device: DeviceIdentity, former: DeviceIdentity) -> Result<(), RenewError> {
+        let wrong = |error: &dyn std::fmt::Display| RenewError::Answer(error.to_string());
+        let identity = Identity::from_der(device.leaf()).map_err(|error| wrong(&error))?;
+        let credentials = credentials(&device, &identity);
+        let server = ServerTls::peer(&credentials).map_err(|error| wrong(&error))?;
+        let server = server.with_clock(self.clock.clone());
+        self.clock.set_floor(identity.validity().not_before);
+        self.transport.set_server(server).map_err(|error| wrong(&error))?;
+        self.lifetime = Lifetime::of(&identity);
+        (self.parts.device, self.parts.former) = (device, Some(former));
+        tracing::info!(not_after = self.lifetime.not_after, "this device's certificate was renewed");
+        self.tell(Input::Renewed { credentials, lifetime: self.lifetime }).await;
+        self.save().await
+    }
+
+    async fn save(&self) -> Result<(), RenewError> {
+        match &self.parts.former {
+            Some(former) => self.parts.state.save_renewed(&self.parts.device, former)?,
+            None => self.parts.state.save_identity(&self.parts.device)?,
         }
-        self.parts.state.save_identity(&self.parts.device)?;
         self.tell(Input::RenewalKept).await;
         Ok(())
     }

@@ -14,7 +14,7 @@ use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, Tu
 use cyphonic_transport::{ArrivingPeer, ClientTls, Clock, Connection, RelayedAddress, Responder, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::admission::is_news;
@@ -60,6 +60,8 @@ pub(crate) struct Engine {
     pub(super) failure: Option<oneshot::Sender<String>>,
     pub(super) certificate: Lifetime,
     pub(super) renewal_failure: Option<String>,
+    /// Whoever renews it is told that a service does not take it.
+    pub(super) certificate_refused: Arc<Notify>,
     /// Why the cloud does not let this device in, as far as it said so.
     pub(super) not_admitted: Option<String>,
     pub(super) started: Instant,
@@ -95,6 +97,7 @@ impl Engine {
     pub(crate) fn new(parts: EngineParts, inputs: mpsc::Sender<Input>, names: Names) -> (Self, Renewal) {
         let now = Instant::now();
         let certificate = Lifetime::of(&parts.identity);
+        let certificate_refused = Arc::new(Notify::new());
         let renewal = Renewal {
             parts: parts.renewal,
             lifetime: certificate,
@@ -102,6 +105,7 @@ impl Engine {
             as_name: parts.node.as_name.clone(),
             transport: parts.transport.clone(),
             inputs: inputs.clone(),
+            refused: Arc::clone(&certificate_refused),
         };
         report_resets(&parts.transport, inputs.clone());
         let own = Arc::new(OwnPort::default());
@@ -125,6 +129,7 @@ impl Engine {
             failure: Some(parts.failure),
             certificate,
             renewal_failure: None,
+            certificate_refused,
             not_admitted: None,
             started: now,
             services: HashMap::new(),

@@ -104,7 +104,8 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         ring_failure: None,
         kernel: path.kernel,
     };
-    let renewal = RenewalParts { device, state: state.clone(), cloud: config.cloud.clone() };
+    let former = state.former();
+    let renewal = RenewalParts { device, former, state: state.clone(), cloud: config.cloud.clone() };
     let (mtus, changes) = watch::channel(PeerMtus::new());
     let (failure, failed) = oneshot::channel();
     let parts = EngineParts {

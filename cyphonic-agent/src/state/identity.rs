@@ -127,6 +127,23 @@ mod tests {
     }
 
     #[test]
+    fn a_renewal_keeps_the_certificate_before_it_and_an_enrolment_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let key = state.key_or_generate().unwrap();
+        let root = certificate(&KeyPair::generate().unwrap());
+        let identity = || DeviceIdentity::new(&key, vec![certificate(&key)], root.clone()).unwrap();
+        let (first, second) = (identity(), identity());
+        state.save_identity(&first).unwrap();
+        assert!(state.former().is_none());
+        state.save_renewed(&second, &first).unwrap();
+        assert_eq!(state.identity().unwrap().unwrap().leaf(), second.leaf());
+        assert_eq!(state.former().unwrap().leaf(), first.leaf());
+        state.save_identity(&second).unwrap();
+        assert!(state.former().is_none());
+    }
+
+    #[test]
     fn a_certificate_for_another_key_is_refused() {
         let (mine, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
         let leaf = certificate(&other);

@@ -39,7 +39,7 @@ use cyphonic_dataplane::{
 use cyphonic_proto::{
     Message, NetworkId, alpn,
     identity::{Identity, Role, sha256},
-    message::EnrolRequest,
+    message::{EnrolRequest, RenewRequest},
     node::{NodeConfig, Timing},
     token::EnrolmentToken,
     tunnel::Suite,
@@ -106,7 +106,6 @@ impl Overlay {
     /// Enrols a device at the AS of an earlier day: certificates live 90 days.
     pub(crate) fn enrol(&self, name: &str, days_ago: u64, state: &Path) -> Device {
         let then = now() - days_ago * DAY;
-        let register = Arc::new(self.register());
         let token = self.token(name, then, false);
         let state = StateDir::open(state).unwrap();
         let key = state.key_or_generate().unwrap();
@@ -116,21 +115,39 @@ impl Overlay {
             csr,
             protocol_version: version::CURRENT,
         });
-        let management = ManagementService { name: format!("nms.svc.{ZONE}"), addresses: vec![self.address] };
-        let service = Service::new(
-            self.config.network.clone(),
-            register,
-            self.authority("devices"),
-            self.root(),
-            management,
-            self.config.device_certificate_lifetime,
-        );
-        let answer = service.answer(None, self.address, &request, then);
+        let answer = self.authentication().answer(None, self.address, &request, then);
         let Message::EnrolResponse(answer) = answer else { panic!("not enrolled: {answer:?}") };
         let chain = answer.certificate_chain.into_iter().map(CertificateDer::from).collect();
         let identity = DeviceIdentity::new(&key, chain, self.root()).unwrap();
         state.save_identity(&identity).unwrap();
         Device { state, identity, network: self.config.network.id }
+    }
+
+    /// Renews a device's certificate at an AS whose clock is ahead.
+    pub(crate) fn renew(&self, device: &mut Device, days_ahead: u64) {
+        let key = device.state.key_or_generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
+        let request = Message::RenewRequest(RenewRequest { csr });
+        let then = now() + days_ahead * DAY;
+        let answer = self.authentication().answer(Some(&device.parsed()), self.address, &request, then);
+        let Message::RenewResponse(answer) = answer else { panic!("not renewed: {answer:?}") };
+        let chain = answer.certificate_chain.into_iter().map(CertificateDer::from).collect();
+        let renewed = DeviceIdentity::new(&key, chain, self.root()).unwrap();
+        device.state.save_renewed(&renewed, &device.identity).unwrap();
+        device.identity = renewed;
+    }
+
+    /// The AS, without its sockets.
+    fn authentication(&self) -> Service {
+        let management = ManagementService { name: format!("nms.svc.{ZONE}"), addresses: vec![self.address] };
+        Service::new(
+            self.config.network.clone(),
+            Arc::new(self.register()),
+            self.authority("devices"),
+            self.root(),
+            management,
+            self.config.device_certificate_lifetime,
+        )
     }
 
     /// Stands in for the overlay's services where they listen, and shows who comes.
@@ -212,6 +229,7 @@ impl Device {
             ring: Arc::new(NoRing),
             renewal: RenewalParts {
                 device: self.identity.clone(),
+                former: self.state.former(),
                 state: self.state.clone(),
                 cloud: vec![cloud.to_string().parse().unwrap()],
             },

@@ -117,6 +117,29 @@ async fn a_revoked_device_gets_no_new_certificate_and_says_so() {
     cloud.shutdown().await;
 }
 
+/// As by a cloud whose clock was ahead, and is right again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_begins_in_the_future_is_renewed_by_the_one_before() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let mut a = overlay.enrol("a", 10, dir.path());
+    let former = a.identity.clone();
+    overlay.renew(&mut a, 60);
+    assert!(a.parsed().not_before > i64::try_from(now() + 59 * DAY).unwrap());
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let (engine, _endpoint) = a.run(overlay.address);
+    let report = status_when(&engine, registered).await;
+    assert!(report.certificate.not_after < a.parsed().not_after);
+    assert!(report.health.iter().all(|check| check.id != "clock-wrong"), "{:?}", report.health);
+    assert_eq!(complaint(&report), None);
+    let kept = a.state.identity().unwrap().unwrap();
+    let began = Identity::from_der(kept.leaf()).unwrap().not_before;
+    assert!(began <= i64::try_from(now()).unwrap());
+    assert_eq!(a.state.former().unwrap().leaf(), former.leaf());
+    engine.stop().await;
+    cloud.shutdown().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_was_off_for_too_long_comes_back_by_a_new_token() {
     let overlay = Overlay::found();

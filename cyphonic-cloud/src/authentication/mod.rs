@@ -47,6 +47,8 @@ pub struct Service {
     certificate_lifetime: Duration,
     /// Complaints of logins that cannot be noted.
     unnoted: Seldom<()>,
+    /// Why requests failed.
+    failures: Seldom<String>,
     /// Names, and why they were refused.
     refusals: Seldom<(String, Case)>,
 }
@@ -61,8 +63,17 @@ impl Service {
         management: ManagementService,
         certificate_lifetime: Duration,
     ) -> Self {
-        let (unnoted, refusals) = (Seldom::new(60), Seldom::new(HOURLY));
-        Self { network, register, authority, root, management, certificate_lifetime, unnoted, refusals }
+        Self {
+            network,
+            register,
+            authority,
+            root,
+            management,
+            certificate_lifetime,
+            unnoted: Seldom::new(60),
+            failures: Seldom::ever_more_rarely(),
+            refusals: Seldom::new(HOURLY),
+        }
     }
 
     /// Answers a request. Blocks for the time of a disk write.
@@ -94,7 +105,9 @@ impl Service {
         let presented = refused.presented();
         let named = peer.map(|peer| &peer.fqdn).or(presented.map(|presented| &presented.fqdn));
         match (refused, named) {
-            (Refused::Internal(reason), _) => tracing::error!(reason, "a request failed"),
+            (Refused::Internal(reason), _) if self.failures.is_due(reason.clone(), now) => {
+                tracing::error!(reason, "a request failed");
+            }
             (reason, Some(fqdn)) if self.refusals.is_due((fqdn.clone(), reason.case()), now) => {
                 let token = presented.map(|presented| presented.token);
                 tracing::warn!(fqdn, token, %reason, "a device was refused");

@@ -47,6 +47,18 @@ pub enum RegisterError {
         /// Ours.
         supported: i64,
     },
+    /// What an older release wrote could not be copied, and so was left as it is.
+    #[error(
+        "the register of an older release cannot be copied to {}: {reason}; it is brought up to date only after that: make room \
+         there, or move away what is in the way",
+        to.display()
+    )]
+    Copy {
+        /// Where it was to be kept.
+        to: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// SQLite reported an error in operation; nothing was changed.
     #[error("the register failed: {0}")]
     Sqlite(#[from] rusqlite::Error),
@@ -68,6 +80,13 @@ pub enum RegisterError {
     /// Too many open tokens: they are promises, so they are bounded.
     #[error("there are {0} open tokens already: revoke some, or wait for them to expire")]
     TooManyTokens(u32),
+}
+
+impl RegisterError {
+    /// Whether it stays so until somebody puts another file or another release there.
+    pub fn needs_a_person(&self) -> bool {
+        matches!(self, Self::Foreign { .. } | Self::Newer { .. })
+    }
 }
 
 /// Why a renewal came to nothing.

@@ -12,6 +12,7 @@
 //! - a token's secret is never stored, only its hash;
 //! - every change to a device that matters to a running service carries a greater `revision` than all before it.
 
+mod certificates;
 mod devices;
 mod error;
 mod numbers;
@@ -26,7 +27,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
-pub use self::devices::{DeviceRecord, IssuedCertificate};
+pub use self::certificates::IssuedCertificate;
+pub use self::devices::DeviceRecord;
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
 pub use self::tokens::{Enrolled, Enrolment, NewToken, TokenRecord, TokenState};
 

@@ -1,6 +1,6 @@
 //! Numbers that only ever grow, over restarts and clocks that were set back.
 
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Register, RegisterError, UnixSeconds, from_sql, to_sql};
 
@@ -17,18 +17,51 @@ impl Register {
     /// If the register cannot be written.
     pub fn reserve_setups(&self, now: UnixSeconds) -> Result<u64, RegisterError> {
         self.write(|transaction| {
-            let reserved: Option<i64> = transaction
-                .query_row("SELECT value FROM numbers WHERE name = 'setups'", [], |row| row.get(0))
-                .optional()?;
-            let reserved = reserved.map_or(0, from_sql);
-            let first = reserved.max(now.saturating_mul(NANOSECONDS));
-            transaction.execute(
-                "INSERT INTO numbers (name, value) VALUES ('setups', ?1) ON CONFLICT (name) DO UPDATE SET value = ?1",
-                params![to_sql(first.saturating_add(SETUPS_PER_RUN))],
-            )?;
+            let first = reserved(transaction)?.max(by_clock(now));
+            reserve(transaction, first)?;
             Ok(first)
         })
     }
+
+    /// The same where the register cannot be written, as on a full disk: by the clock alone, if it is past all that was
+    /// reserved. Until [`Self::reserve_setups_of`] has succeeded, a clock that is set back before the next run could make
+    /// numbers come again.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn unreserved_setups(&self, now: UnixSeconds) -> Result<Option<u64>, RegisterError> {
+        let reserved = reserved(&self.lock())?;
+        Ok(Some(by_clock(now)).filter(|first| *first >= reserved))
+    }
+
+    /// Reserves the numbers of a run that began, with this one, before it could.
+    ///
+    /// # Errors
+    /// If the register cannot be written.
+    pub fn reserve_setups_of(&self, first: u64) -> Result<(), RegisterError> {
+        self.write(|transaction| {
+            let first = reserved(transaction)?.max(first);
+            reserve(transaction, first)
+        })
+    }
+}
+
+fn by_clock(now: UnixSeconds) -> u64 {
+    now.saturating_mul(NANOSECONDS)
+}
+
+fn reserved(connection: &Connection) -> Result<u64, RegisterError> {
+    let mut statement = connection.prepare_cached("SELECT value FROM numbers WHERE name = 'setups'")?;
+    let reserved: Option<i64> = statement.query_row([], |row| row.get(0)).optional()?;
+    Ok(reserved.map_or(0, from_sql))
+}
+
+fn reserve(connection: &Connection, first: u64) -> Result<(), RegisterError> {
+    connection.execute(
+        "INSERT INTO numbers (name, value) VALUES ('setups', ?1) ON CONFLICT (name) DO UPDATE SET value = ?1",
+        params![to_sql(first.saturating_add(SETUPS_PER_RUN))],
+    )?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -47,5 +80,27 @@ mod tests {
         let second = register.reserve_setups(0).unwrap();
         assert!(second >= first + SETUPS_PER_RUN);
         assert!(register.reserve_setups(1_800_000_000).unwrap() >= second + SETUPS_PER_RUN);
+    }
+
+    #[test]
+    fn on_a_full_disk_the_clock_alone_gives_only_numbers_that_nobody_can_have_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let register = Register::create(&dir.path().join("register.db")).unwrap();
+        let start = 1_800_000_000;
+        let first = register.reserve_setups(start).unwrap();
+        let full = "CREATE TRIGGER full BEFORE INSERT ON numbers BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+        register.lock().execute_batch(full).unwrap();
+        register.reserve_setups(start + 86_400).unwrap_err();
+        assert_eq!(register.unreserved_setups(start).unwrap(), None, "an earlier run's");
+        assert_eq!(register.unreserved_setups(start + SETUPS_PER_RUN / NANOSECONDS).unwrap(), None);
+        let second = register.unreserved_setups(start + 86_400).unwrap().unwrap();
+        assert!(second >= first + SETUPS_PER_RUN);
+        register.reserve_setups_of(second).unwrap_err();
+
+        register.lock().execute_batch("DROP TRIGGER full").unwrap();
+        register.reserve_setups_of(second).unwrap();
+        assert_eq!(register.reserve_setups(0).unwrap(), second + SETUPS_PER_RUN, "the clock was set back");
+        register.reserve_setups_of(first).unwrap();
+        assert!(register.reserve_setups(0).unwrap() > second + SETUPS_PER_RUN, "nothing is taken back");
     }
 }

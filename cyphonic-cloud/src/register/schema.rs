@@ -1,8 +1,10 @@
 //! The register's tables, and the steps from each version of them to the next.
 
-use std::path::Path;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::RegisterError;
 
@@ -79,12 +81,16 @@ fn supported() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 
-/// Brings the tables to the newest version, in one transaction: two processes that start at once migrate once.
+/// Brings the tables to the newest version, in one transaction: two processes that start at once migrate once. What there was
+/// is copied first, for whoever goes back to the release that knows it.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegisterError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let (version, supported) = (version(&transaction, path)?, supported());
     if version == supported {
         return Ok(());
+    }
+    if version > 0 {
+        copy(path, version)?;
     }
     let done = usize::try_from(version).unwrap_or(0);
     for step in MIGRATIONS.iter().skip(done) {
@@ -93,6 +99,47 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), Re
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", supported)?;
     transaction.commit()?;
+    Ok(())
+}
+
+/// Where the register of an older version is kept.
+fn copy_path(path: &Path, version: i64) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".v{version}"));
+    name.into()
+}
+
+/// Copies the register beside it. The caller has its write lock, so nothing changes meanwhile, and nobody else copies.
+fn copy(path: &Path, version: i64) -> Result<(), RegisterError> {
+    let to = copy_path(path, version);
+    let failed =
+        |reason: &dyn std::fmt::Display| RegisterError::Copy { to: to.clone(), reason: reason.to_string() };
+    write_copy(path, &to).map_err(|error| failed(&error))?;
+    tracing::info!(version, copy = %to.display(), "the register of an older release is brought up to date; a copy is kept");
+    Ok(())
+}
+
+/// One that is there already is replaced by a whole one.
+fn write_copy(path: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let part = to.with_added_extension("part");
+    match fs::remove_file(&part) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    // It is written into an empty file, too, which is its owner's only.
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)?;
+    let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let name = part.to_str().ok_or("its path is not UTF-8")?;
+    let written = connection.execute("VACUUM INTO ?1", [name]);
+    if let Err(error) = written {
+        // It may have filled the disk.
+        let _ = fs::remove_file(&part);
+        return Err(error.into());
+    }
+    file.sync_all()?;
+    fs::rename(&part, to)?;
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
     Ok(())
 }
 
@@ -112,14 +159,58 @@ mod tests {
         assert!(matches!(Register::open(&path), Err(RegisterError::Newer { found: 99, .. })));
     }
 
+    fn of_the_first_release(path: &Path) -> Connection {
+        let old = Connection::open(path).unwrap();
+        old.execute_batch(MIGRATIONS[0]).unwrap();
+        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        old.pragma_update(None, "user_version", 1).unwrap();
+        old
+    }
+
+    #[test]
+    fn what_an_older_release_knows_is_kept_when_its_register_is_brought_up_to_date() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (path, copy) = (dir.path().join("register.db"), dir.path().join("register.db.v1"));
+        let old = of_the_first_release(&path);
+        old.pragma_update(None, "journal_mode", "WAL").unwrap();
+        old.execute("INSERT INTO numbers VALUES ('setups', 7)", []).unwrap();
+        // Of an earlier upgrade, and of one that was cut short.
+        fs::write(&copy, "old").unwrap();
+        fs::write(dir.path().join("register.db.v1.part"), "half").unwrap();
+        Register::open(&path).unwrap();
+        assert_eq!(version(&old, &path).unwrap(), supported());
+
+        assert_eq!(fs::metadata(&copy).unwrap().permissions().mode() & 0o777, 0o600);
+        let kept = Connection::open(&copy).unwrap();
+        assert_eq!(version(&kept, &copy).unwrap(), 1);
+        let number: i64 = kept.query_row("SELECT value FROM numbers", [], |row| row.get(0)).unwrap();
+        assert_eq!(number, 7);
+        assert!(!dir.path().join("register.db.v1.part").exists());
+        drop(kept);
+        // It is a register like any other, and one that is up to date is not copied.
+        Register::open(&copy).unwrap();
+        Register::open(&path).unwrap();
+        assert!(dir.path().join("register.db.v1.v1").exists());
+        assert!(!dir.path().join(format!("register.db.v{}", supported())).exists());
+    }
+
+    #[test]
+    fn without_a_copy_nothing_is_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let old = of_the_first_release(&path);
+        fs::create_dir(dir.path().join("register.db.v1")).unwrap();
+        let refused = Register::open(&path).unwrap_err();
+        assert!(matches!(refused, RegisterError::Copy { .. }), "{refused}");
+        assert_eq!(version(&old, &path).unwrap(), 1);
+    }
+
     #[test]
     fn a_register_of_the_first_release_is_brought_up_to_date() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("register.db");
-        let old = Connection::open(&path).unwrap();
-        old.execute_batch(MIGRATIONS[0]).unwrap();
-        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
-        old.pragma_update(None, "user_version", 1).unwrap();
+        let old = of_the_first_release(&path);
         for (n, name, revoked_at) in [(1u8, "a.example", None), (2, "b.example", Some(7))] {
             old.execute(
                 "INSERT INTO devices VALUES (?1, ?2, ?3, NULL, 5, ?4, NULL, NULL, ?5)",

@@ -2,7 +2,8 @@
 
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
-use super::devices::{self, IssuedCertificate};
+use super::certificates::{self, IssuedCertificate};
+use super::devices;
 use super::{EnrolmentRefused, Presented, Register, RegisterError, UnixSeconds, from_sql, to_sql};
 
 /// Open tokens are bounded: a script gone wild must not fill the disk.
@@ -168,7 +169,7 @@ impl Register {
                 return Err(EnrolmentRefused::RevokedKey(token.presented()));
             }
             let issued = issue(&token.fqdn).map_err(EnrolmentRefused::Issue)?;
-            devices::store_certificate(transaction, &issued, now)?;
+            certificates::store(transaction, &issued, now)?;
             devices::enrol(transaction, &issued, now)?;
             transaction
                 .execute(
@@ -259,7 +260,7 @@ fn repeat(
         return Err(EnrolmentRefused::UsedToken(token.presented()));
     }
     let serial = token.certificate.as_deref().ok_or(EnrolmentRefused::UnknownToken)?;
-    Ok(devices::certificate(transaction, serial, &device)?)
+    Ok(certificates::by_serial(transaction, serial, &device)?)
 }
 
 fn record(row: &Row<'_>, now: UnixSeconds) -> rusqlite::Result<TokenRecord> {

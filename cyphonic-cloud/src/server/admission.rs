@@ -6,7 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use cyphonic_proto::Identity;
+use cyphonic_proto::{Identity, close};
 
 use crate::register::DeviceRecord;
 
@@ -30,6 +30,32 @@ impl Admission {
             return allowed(change, &self.identity);
         }
         Ok(())
+    }
+}
+
+/// Why a device does not get in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KeptOut {
+    /// It may not be here: a verdict, after which its operator is asked to act.
+    NotAllowed(&'static str),
+    /// The service failed or is busy, which says nothing about the device.
+    Unavailable(&'static str),
+}
+
+impl KeptOut {
+    /// With which its connection is closed.
+    pub(super) fn code(self) -> u32 {
+        match self {
+            Self::NotAllowed(_) => close::NOT_ALLOWED,
+            Self::Unavailable(_) => close::UNAVAILABLE,
+        }
+    }
+
+    /// In words.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::NotAllowed(reason) | Self::Unavailable(reason) => reason,
+        }
     }
 }
 
@@ -67,12 +93,12 @@ impl Changes {
     }
 
     /// Whether a device may come in now that was let in a while ago.
-    pub(super) fn leave_in(&self, now: Instant, admission: &Admission) -> Result<(), &'static str> {
+    pub(super) fn leave_in(&self, now: Instant, admission: &Admission) -> Result<(), KeptOut> {
         if now.duration_since(admission.since) > COUNTS {
-            return Err("it waited too long: the service is busy");
+            return Err(KeptOut::Unavailable("it waited too long: the service is busy"));
         }
         match self.newest.get(&admission.identity.fqdn) {
-            Some((_, change)) => admission.outlives(change),
+            Some((_, change)) => admission.outlives(change).map_err(KeptOut::NotAllowed),
             None => Ok(()),
         }
     }
@@ -122,7 +148,8 @@ mod tests {
         changes.note(now, &change("b.lab", NEW, 4, true));
         assert_eq!(changes.leave_in(now, &admission(OLD, 3, now)), Ok(()), "another's");
         changes.note(now, &change("a.lab", OLD, 5, true));
-        assert!(changes.leave_in(now, &admission(OLD, 3, now)).is_err(), "revoked meanwhile");
+        let verdict = changes.leave_in(now, &admission(OLD, 3, now)).map_err(KeptOut::code);
+        assert_eq!(verdict, Err(close::NOT_ALLOWED), "revoked meanwhile");
         assert_eq!(
             changes.leave_in(now, &admission(NEW, 6, now)),
             Ok(()),
@@ -131,6 +158,14 @@ mod tests {
         changes.note(now, &change("a.lab", NEW, 6, false));
         assert!(changes.leave_in(now, &admission(OLD, 3, now)).is_err(), "replaced meanwhile");
         assert_eq!(changes.leave_in(now, &admission(NEW, 3, now)), Ok(()), "a change that it outlives");
+    }
+
+    #[test]
+    fn waiting_too_long_is_no_verdict() {
+        let now = Instant::now();
+        let late = now + COUNTS + Duration::from_millis(1);
+        let kept_out = Changes::default().leave_in(late, &admission(OLD, 3, now)).unwrap_err();
+        assert_eq!(kept_out.code(), close::UNAVAILABLE);
     }
 
     #[test]

@@ -18,6 +18,12 @@ pub enum StartError {
     /// The register.
     #[error(transparent)]
     Register(#[from] RegisterError),
+    /// The register can be read and not written, and the last start was just now.
+    #[error(
+        "the register cannot be written: {0}; so soon after the last start, set-ups' numbers could come again: mend its disk, or try \
+         again twenty minutes after that"
+    )]
+    Unreserved(String),
     /// Keys and certificates.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -59,4 +65,11 @@ pub enum StartError {
     /// A thread.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+}
+
+impl StartError {
+    /// Whether it stays so until somebody changes something.
+    pub fn needs_a_person(&self) -> bool {
+        matches!(self, Self::Register(error) if error.needs_a_person())
+    }
 }

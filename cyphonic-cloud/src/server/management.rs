@@ -23,6 +23,9 @@ use crate::register::{DeviceRecord, Register};
 /// How often it is told who is there: whoever wants to know looks no more often.
 const TELL: Duration = Duration::from_secs(5);
 
+/// How often it is tried to reserve set-ups' numbers, where that failed.
+const RESERVE_AGAIN: Duration = Duration::from_secs(60);
+
 /// Where connections to the NMS enter.
 #[derive(Clone)]
 pub(super) struct ManagementServer {
@@ -53,7 +56,7 @@ impl ManagementServer {
             relays,
             devices: Some(watch.take_names()),
             timing: NmsTiming::default(),
-            first_setup: register.reserve_setups(unix_now())?,
+            first_setup: first_setup(&register, tasks)?,
         };
         let nms = Nms::new(nms_config, pki::random()?, Instant::now());
         let (entrance, events) = Entrance::new(Some(register));
@@ -208,10 +211,67 @@ impl Management {
     }
 }
 
+/// The first number of this run's set-ups. A register that cannot be written, as on a full disk, keeps nobody from being let in.
+fn first_setup(register: &Arc<Register>, tasks: &mut JoinSet<()>) -> Result<u64, StartError> {
+    let now = unix_now();
+    let error = match register.reserve_setups(now) {
+        Ok(first) => return Ok(first),
+        Err(error) => error,
+    };
+    let first = register.unreserved_setups(now)?.ok_or(StartError::Unreserved(error.to_string()))?;
+    tracing::error!(
+        %error,
+        "the register cannot be written: no device enrols or is revoked. Set-ups' numbers go by the clock alone; is its disk full or read-only?"
+    );
+    tasks.spawn(reserve_later(Arc::clone(register), first));
+    Ok(first)
+}
+
+/// Reserves the numbers of this run as soon as the register can be written. Never ends.
+async fn reserve_later(register: Arc<Register>, first: u64) {
+    loop {
+        tokio::time::sleep(RESERVE_AGAIN).await;
+        let register = Arc::clone(&register);
+        let reserving = tokio::task::spawn_blocking(move || register.reserve_setups_of(first));
+        if matches!(reserving.await, Ok(Ok(()))) {
+            tracing::info!("the register can be written again");
+            return std::future::pending().await;
+        }
+    }
+}
+
 /// Sleeps until then; for ever without a time.
 pub(super) async fn sleep_until(at: Option<tokio::time::Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn numbers_that_could_not_be_reserved_are_as_soon_as_they_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let register = Arc::new(Register::create(&path).unwrap());
+        let other = rusqlite::Connection::open(&path).unwrap();
+        let full = "CREATE TRIGGER full BEFORE INSERT ON numbers BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+        other.execute_batch(full).unwrap();
+        let mut tasks = JoinSet::new();
+        let first = first_setup(&register, &mut tasks).unwrap();
+        tokio::time::sleep(10 * RESERVE_AGAIN).await;
+        assert!(register.unreserved_setups(unix_now()).unwrap() >= Some(first), "nothing is reserved");
+
+        other.execute_batch("DROP TRIGGER full").unwrap();
+        tokio::time::sleep(2 * RESERVE_AGAIN).await;
+        assert_eq!(
+            register.unreserved_setups(unix_now()).unwrap(),
+            None,
+            "a next run goes by what is reserved"
+        );
+        assert!(tasks.try_join_next().is_none(), "a service that ends ends the cloud");
     }
 }

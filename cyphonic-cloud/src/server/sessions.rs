@@ -19,7 +19,7 @@ use cyphonic_transport::{Connection, Responder};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::admission::{Admission, Changes, allowed};
+use super::admission::{Admission, Changes, KeptOut, allowed};
 use super::clock::unix_now;
 use super::kept::{Online, Presence};
 use super::newest::Newest;
@@ -58,14 +58,17 @@ pub(super) struct Entrance {
     events: mpsc::Sender<Event>,
     register: Option<Arc<Register>>,
     /// Names, and why they were not let in.
-    refusals: Arc<Seldom<(String, String)>>,
+    refusals: Arc<Seldom<(String, &'static str)>>,
+    /// Why devices could not be looked up.
+    failures: Arc<Seldom<String>>,
 }
 
 impl Entrance {
     /// Of a service that hears what happens by the receiver.
     pub(super) fn new(register: Option<Arc<Register>>) -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(QUEUE);
-        (Self { events, register, refusals: Arc::new(Seldom::new(HOURLY)) }, receiver)
+        let refusals = Arc::new(Seldom::new(HOURLY));
+        (Self { events, register, refusals, failures: Arc::new(Seldom::ever_more_rarely()) }, receiver)
     }
 
     /// Lets a device in, or closes its connection.
@@ -75,38 +78,44 @@ impl Entrance {
                 // The service's end is the process's end.
                 let _ = self.events.send(Event::Connected(connection, admission)).await;
             }
-            Err(reason) => {
+            Err(kept_out) => {
+                let reason = kept_out.reason();
                 let fqdn = connection.identity().map(|identity| identity.fqdn.clone()).unwrap_or_default();
                 tracing::debug!(fqdn, reason, remote = %connection.remote_address(), "a device was not let in");
-                connection.close(cyphonic_proto::close::NOT_ALLOWED, &reason);
-                if self.refusals.is_due((fqdn.clone(), reason.clone()), unix_now()) {
+                connection.close(kept_out.code(), reason);
+                let is_verdict = matches!(kept_out, KeptOut::NotAllowed(_));
+                if is_verdict && self.refusals.is_due((fqdn.clone(), reason), unix_now()) {
                     tracing::warn!(fqdn, reason, "a device was refused");
                 }
             }
         }
     }
 
-    async fn admit(&self, connection: &Connection) -> Result<Admission, String> {
+    async fn admit(&self, connection: &Connection) -> Result<Admission, KeptOut> {
         let since = Instant::now();
-        let identity = connection.identity().cloned().ok_or("a device certificate is required")?;
+        let nobody = KeptOut::NotAllowed("a device certificate is required");
+        let identity = connection.identity().cloned().ok_or(nobody)?;
         let Some(register) = self.register.clone() else {
             return Ok(Admission { identity, revision: 0, since });
         };
         let fqdn = identity.fqdn.clone();
         let device = tokio::task::spawn_blocking(move || register.device(&fqdn)).await;
         let device = match device {
-            Ok(Ok(device)) => device.ok_or("no device has this name")?,
-            Ok(Err(error)) => return Err(internal(&error)),
-            Err(error) => return Err(internal(&error)),
+            Ok(Ok(device)) => device.ok_or(KeptOut::NotAllowed("no device has this name"))?,
+            Ok(Err(error)) => return Err(self.failed(&error)),
+            Err(error) => return Err(self.failed(&error)),
         };
-        allowed(&device, &identity)?;
+        allowed(&device, &identity).map_err(KeptOut::NotAllowed)?;
         Ok(Admission { identity, revision: device.revision, since })
     }
-}
 
-fn internal(error: &dyn std::fmt::Display) -> String {
-    tracing::error!(%error, "a device could not be looked up");
-    "the service failed; its log says why".to_owned()
+    fn failed(&self, error: &dyn std::fmt::Display) -> KeptOut {
+        let error = error.to_string();
+        if self.failures.is_due(error.clone(), unix_now()) {
+            tracing::error!(%error, "a device could not be looked up");
+        }
+        KeptOut::Unavailable("the service failed; its log says why")
+    }
 }
 
 struct Session {
@@ -160,10 +169,11 @@ impl Sessions {
     /// Takes a connection up and reads it, unless a change of the register has overtaken it. Requests come one by one and in
     /// order; each waits for room in the channel.
     pub(super) fn insert(&mut self, now: Instant, connection: Connection, admission: Admission) {
-        if let Err(reason) = self.changes.leave_in(now, &admission) {
-            let (fqdn, remote) = (&admission.identity.fqdn, connection.remote_address());
+        if let Err(kept_out) = self.changes.leave_in(now, &admission) {
+            let (fqdn, remote, reason) =
+                (&admission.identity.fqdn, connection.remote_address(), kept_out.reason());
             tracing::debug!(fqdn, reason, %remote, "a device was not let in");
-            connection.close(cyphonic_proto::close::NOT_ALLOWED, reason);
+            connection.close(kept_out.code(), reason);
             return;
         }
         let channel = Channel(self.next_channel);

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use crate::register::{DeviceRecord, Register, RegisterError};
+use crate::seldom::Seldom;
 
 /// How soon a revocation by an operator's command is seen. The poll reads one counter in shared memory.
 const POLL: Duration = Duration::from_millis(500);
@@ -50,7 +52,12 @@ impl Watch {
     }
 
     /// Looks and tells, for ever.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self) {
+        self.follow(|error| tracing::error!(%error, "cannot see what changed in the register")).await;
+    }
+
+    async fn follow(mut self, complain: impl Fn(&str)) {
+        let (started, failures) = (Instant::now(), Seldom::ever_more_rarely());
         let mut version = None;
         loop {
             let poll = tokio::time::timeout(POLL, self.nudge.notified());
@@ -60,7 +67,12 @@ impl Watch {
                     version = Some(seen);
                     self.tell(changed).await;
                 }
-                Err(error) => tracing::error!(%error, "cannot see what changed in the register"),
+                Err(error) => {
+                    let error = error.to_string();
+                    if failures.is_due(error.clone(), started.elapsed().as_secs()) {
+                        complain(&error);
+                    }
+                }
             }
         }
     }
@@ -93,5 +105,28 @@ impl Watch {
                 let _ = subscriber.send(device.clone()).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_register_that_cannot_be_read_does_not_fill_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let watch = Watch::new(Register::create(&path).unwrap()).unwrap();
+        rusqlite::Connection::open(&path).unwrap().execute_batch("DROP TABLE devices").unwrap();
+        let complaints = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&complaints);
+        let task = tokio::spawn(watch.follow(move |error| heard.lock().unwrap().push(error.to_owned())));
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        task.abort();
+        let complaints = complaints.lock().unwrap();
+        assert!((5..=6).contains(&complaints.len()), "{complaints:?}");
+        assert!(complaints[0].contains("no such table"), "{complaints:?}");
     }
 }

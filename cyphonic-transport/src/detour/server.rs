@@ -16,9 +16,10 @@ use super::admission::{Admission, Admitted, MAX_CONNECTIONS};
 use super::local::LocalSocket;
 use super::tls::DetourTls;
 use super::{HANDSHAKE_TIMEOUT, files, prepare, pump};
+use crate::enrol;
 
-/// Who has no certificate may stay this long: what an enrolment may take.
-const STRANGER_STAYS: Duration = Duration::from_secs(30);
+/// Who has no certificate may stay this long: longer than at the AS behind it, whose last words are to arrive.
+const STRANGER_STAYS: Duration = enrol::STRANGER_STAYS.saturating_add(Duration::from_secs(5));
 
 /// After the host had no socket to give.
 const PAUSE: Duration = Duration::from_millis(100);

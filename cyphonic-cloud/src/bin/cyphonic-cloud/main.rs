@@ -33,9 +33,10 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use cyphonic_cloud::config::{Config, ConfigError, DEFAULT_PATH};
-use cyphonic_cloud::register::Register;
+use cyphonic_cloud::register::{Register, RegisterError};
+use cyphonic_cloud::server::StartError;
 use cyphonic_dataplane::dumps;
-use cyphonic_transport::settings::WRONG_SETTINGS;
+use cyphonic_transport::settings::{WRONG_SETTINGS, describe};
 
 /// Where a service keeps what is of one run only: a variable that systemd sets, and what the package's unit makes of it.
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
@@ -128,7 +129,7 @@ fn main() -> ExitCode {
         Err(error) if is_reader_gone(&error) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&error);
-            match error.downcast_ref().is_some_and(ConfigError::needs_a_person) {
+            match needs_a_person(&error) {
                 true => ExitCode::from(WRONG_SETTINGS),
                 false => ExitCode::FAILURE,
             }
@@ -138,35 +139,17 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stderr, reason = "the one place where errors reach the person")]
 fn complain(error: &anyhow::Error) {
-    eprintln!("cyphonic-cloud: {}", describe(error));
+    eprintln!("cyphonic-cloud: {}", describe(error.as_ref()));
+}
+
+/// Whether another try is in vain until somebody changes something.
+fn needs_a_person(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(ConfigError::needs_a_person)
+        || error.downcast_ref().is_some_and(RegisterError::needs_a_person)
+        || error.downcast_ref().is_some_and(StartError::needs_a_person)
 }
 
 /// Whether whoever read the output has seen enough.
 fn is_reader_gone(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
-
-/// The error and those of its causes that it does not already tell.
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use anyhow::anyhow;
-
-    use super::*;
-
-    #[test]
-    fn every_cause_is_told_once() {
-        let error = anyhow!("in use").context("cannot open the port: in use").context("cannot listen");
-        assert_eq!(describe(&error), "cannot listen: cannot open the port: in use");
-    }
 }

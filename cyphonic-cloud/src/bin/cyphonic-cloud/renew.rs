@@ -18,6 +18,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for renewed in installation::renew(&arguments.dir, &arguments.certificates, unix_now())? {
+        // Those before one that fails are told: they are renewed.
+        let renewed = renewed?;
         let until = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(renewed.not_after));
         say!("{}: {} until {until}", renewed.certificate.display(), renewed.fqdn);
     }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cyphonic_proto::message::{Message, Refusal, RefusalCode};
+use cyphonic_transport::enrol::STRANGER_STAYS;
 use cyphonic_transport::tally::Key;
 use cyphonic_transport::{Connection, Responder};
 use tokio::sync::{Notify, Semaphore};
@@ -37,9 +38,6 @@ const OF_DEVICE: usize = 4;
 
 /// Strangers' requests that may wait: those of devices do not wait long for them, nor find no place.
 const STRANGERS_WAITING: usize = 256;
-
-/// A stranger has this long to enrol, retries included.
-const STRANGER_STAYS: Duration = Duration::from_secs(30);
 
 /// The AS.
 pub(super) struct AuthenticationServer {
@@ -107,7 +105,7 @@ impl AuthenticationServer {
     async fn serve_stranger(self: &Arc<Self>, connection: Connection) {
         let from = connection.remote_address().ip();
         if !lock(&self.strangers).enter(from) {
-            connection.close(cyphonic_proto::close::NOT_ALLOWED, "too many enrol at once: try again later");
+            connection.close(cyphonic_proto::close::UNAVAILABLE, "too many enrol at once: try again later");
             return;
         }
         let (source, share) = source_of(from);
