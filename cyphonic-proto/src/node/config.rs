@@ -52,7 +52,8 @@ pub struct Timing {
     /// A direct or punched attempt, before the next route is tried. Short, because a user waits, and long enough for
     /// a handshake over a link of 250 ms.
     pub direct_attempt: Duration,
-    /// A relayed attempt.
+    /// A relayed attempt. Longer than the NMS waits for the other end
+    /// ([`responder`](crate::nms::NmsTiming::responder)).
     pub relay_attempt: Duration,
     /// Longest life of a set-up at the end that waits for its peer.
     pub setup: Duration,
