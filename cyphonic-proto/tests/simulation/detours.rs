@@ -240,6 +240,25 @@ fn with_neither_udp_nor_tcp_the_node_tries_on_and_is_there_when_either_works() {
 }
 
 #[test]
+fn what_udp_failed_of_is_told_where_tcp_never_answers_too() {
+    let mut world = World::new(7);
+    world.udp_blocked.insert("a");
+    world.tcp_blocked.insert("a");
+    world.add("a", Some(Open), None);
+    // Both are under way.
+    world.run(2 * SECOND);
+    let why = "no answer from 203.0.113.9:4433 within 5 s";
+    world.with_node("a", 0, |node, now| node.handle_connect_failed(now, Service::As, why.into()));
+    let given_up = |world: &World| {
+        let status = world.hosts["a"].node.as_ref().unwrap().status();
+        let service = status.services.into_iter().find(|service| service.service == Service::As).unwrap();
+        matches!(service.state, ServiceState::Waiting { .. }).then_some(service.last_error)
+    };
+    assert!(world.run_while_not(10 * SECOND, |world| given_up(world).is_some()));
+    assert_eq!(given_up(&world), Some(Some(why.to_owned())));
+}
+
+#[test]
 fn the_relays_address_on_this_host_is_nobodys_candidate() {
     let mut world = World::new(8);
     world.udp_blocked.insert("a");
