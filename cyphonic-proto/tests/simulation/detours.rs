@@ -10,6 +10,7 @@ use cyphonic_proto::{
     Channel,
     message::RouteKind,
     node::{Service, ServiceState},
+    quic::IDLE_TIMEOUT,
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -17,8 +18,6 @@ use std::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-/// QUIC's idle time-out, as docs/protocol.md §3 has it.
-const IDLE: Duration = Duration::from_secs(45);
 
 impl World {
     /// A dial by TLS over TCP: a handshake of TCP, one of TLS and one of QUIC.
@@ -79,7 +78,7 @@ impl World {
         for conn in dead.cloned().collect::<Vec<_>>() {
             self.conns.remove(&conn.channel);
             for at_node in [true, false] {
-                self.schedule(IDLE, Event::Lost { conn: conn.clone(), at_node, closed: false });
+                self.schedule(IDLE_TIMEOUT, Event::Lost { conn: conn.clone(), at_node, closed: false });
             }
         }
     }
