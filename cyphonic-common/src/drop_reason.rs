@@ -137,12 +137,6 @@ reasons! {
 }
 
 impl DropReason {
-    /// The reason with this number, if there is one.
-    #[inline]
-    pub fn from_index(index: u32) -> Option<Self> {
-        Self::ALL.get(usize::try_from(index).ok()?).copied()
-    }
-
     /// Whether the drop is part of a healthy node's life, so that nobody need look for its cause.
     #[inline]
     pub const fn is_noise(self) -> bool {
@@ -159,7 +153,6 @@ mod tests {
     fn numbers_are_dense_and_names_are_unique_and_printable() {
         for (index, reason) in DropReason::ALL.iter().enumerate() {
             assert_eq!(reason.index() as usize, index);
-            assert_eq!(DropReason::from_index(reason.index()), Some(*reason));
             assert!(
                 reason
                     .name()
@@ -167,7 +160,6 @@ mod tests {
                     .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
             );
         }
-        assert_eq!(DropReason::from_index(DropReason::COUNT as u32), None);
         let names: BTreeSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
         assert_eq!(names.len(), DropReason::COUNT);
     }

@@ -20,8 +20,10 @@
 pub mod bench;
 pub mod bpf;
 pub mod dumps;
+mod errno;
 mod gso;
 mod hash;
+mod memlock;
 pub mod memory;
 pub mod netdevice;
 #[cfg(feature = "bench")]

@@ -408,6 +408,35 @@ fn a_neighbour_that_moves_is_noticed_while_the_process_lives() {
     });
 }
 
+/// Whoever switches it off for the host switches it off for each interface.
+#[test]
+fn forwarding_that_somebody_switches_off_is_on_again() {
+    isolated(|pins| {
+        let process = Process::start(&options(pins));
+        let (a, b, _) = in_use(&process);
+        assert_eq!(routing_is_on(), [true; 2]);
+        for family in ["ipv4", "ipv6"] {
+            for value in ["1", "0"] {
+                std::fs::write(format!("/proc/sys/net/{family}/conf/all/forwarding"), value).unwrap();
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while routing_is_on() != [true; 2] {
+            assert!(Instant::now() < deadline, "{:?}", routing_is_on());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let (mut number, before) = (20, process.xdp.counters().forwarded.packets);
+        while process.xdp.counters().forwarded.packets == before {
+            assert!(Instant::now() < deadline + PATIENCE, "still relayed in userspace");
+            passes(&a, "192.0.2.1:4433", &b, cid(0xb0), cid(0xb1), number);
+            number += 1;
+        }
+        process.xdp.stop();
+        process.kill();
+        assert_eq!(routing_is_on(), [false; 2], "as it was");
+    });
+}
+
 #[test]
 fn an_interface_that_is_made_anew_is_relayed_on_in_xdp_again() {
     isolated(|pins| {

@@ -25,6 +25,7 @@ pub mod nat64;
 pub mod netcheck;
 pub mod nms;
 pub mod node;
+pub mod quic;
 pub mod relayed;
 pub mod route;
 pub mod stun;

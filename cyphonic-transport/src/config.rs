@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cyphonic_common::{ConnectionId, cid::CID_LEN};
+use cyphonic_proto::quic::{IDLE_TIMEOUT, KEEP_ALIVE};
 use cyphonic_proto::relayed;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::ConnectionIdGenerator;
@@ -11,13 +12,6 @@ use quinn_proto::crypto::{CryptoError, HmacKey};
 use ring::hmac;
 
 use crate::carry;
-
-/// A connection that hears nothing for this long is lost. Three keep-alives fit in it, so that two may be lost.
-pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(45);
-
-/// Keeps the NAT mapping of the node's one port open. RFC 4787 §4.3 demands at least two minutes of NATs, and
-/// many grant 30 s to UDP.
-pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(14);
 
 /// Until a round trip was measured. RFC 9002's 333 ms makes the first probe time-out a full second, which is
 /// what a lost first packet would cost an application's first connection.

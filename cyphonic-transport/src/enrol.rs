@@ -65,8 +65,8 @@ async fn by_detour(
 ) -> Result<Connection, DialError> {
     let port = endpoint.local_addr().map_err(|error| TlsError::Quic(error.to_string()))?.port();
     let (name, tls) = (ENROLMENT_NAME, detour::enrolment_tls(root_sha256, clock)?);
-    let detour = detour::open(detour::Target { addresses, name, tls, port }).await?;
-    let local = [detour.local_addr()];
-    let connected = detour.unless_it_ends(by_udp(endpoint, &local, root_sha256, clock)).await;
-    Ok(connected?.through(detour))
+    let target = detour::Target { addresses, name, tls, port };
+    let inside = async |local| by_udp(endpoint, &[local], root_sha256, clock).await;
+    let (connection, detour) = detour::dial(target, inside).await?;
+    Ok(connection.through(detour))
 }

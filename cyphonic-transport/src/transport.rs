@@ -165,10 +165,10 @@ impl Transport {
         let (outer, port) = (detour::service_tls(tls, role)?, self.mux.local_port());
         // TCP goes by a socket of its own.
         let outward: Vec<_> = addresses.iter().map(|address| self.mux.outward(*address)).collect();
-        let detour = detour::open(detour::Target { addresses: &outward, name, tls: outer, port }).await?;
-        let local = [detour.local_addr()];
-        let connected = detour.unless_it_ends(self.connect(config, &local, name, HANDSHAKE_TIMEOUT)).await;
-        Ok(connected?.through(detour))
+        let target = detour::Target { addresses: &outward, name, tls: outer, port };
+        let inside = async |local| self.connect(config, &[local], name, HANDSHAKE_TIMEOUT).await;
+        let (connection, detour) = detour::dial(target, inside).await?;
+        Ok(connection.through(detour))
     }
 
     /// Connects over UDP, or by the detour where UDP does not answer.

@@ -13,7 +13,8 @@ use cyphonic_proto::identity::{Role, sha256};
 use cyphonic_proto::message::{ObservationRequest, ObservationResponse, endpoint};
 use cyphonic_proto::{Message, alpn};
 use cyphonic_transport::{
-    ClientTls, Clock, Credentials, DetourServer, DetourTls, DialError, Incoming, ServerTls, enrol,
+    ClientTls, Clock, Credentials, DetourError, DetourServer, DetourTls, DialError, Incoming, ServerTls,
+    enrol,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -132,6 +133,26 @@ async fn a_service_that_udp_does_not_reach_is_reached_by_tcp() {
     drop(connection.open_exchange(&question()).await.unwrap());
     let other = enrol::connect(&[address], [7; 32], &Clock::new(0)).await;
     assert!(other.is_err(), "and trusts nobody more");
+}
+
+/// The node gives a dial up at some time, and would not know then what was tried.
+#[tokio::test]
+async fn tcp_tls_and_quic_inside_have_the_time_of_one_handshake() {
+    let authority = Authority::new(1);
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let nms = ServerTls::services(&authority.issue(Role::Nms, NMS)).unwrap();
+    let nms = nms.with_protocol(alpn::NMS, &authority.issue(Role::Nms, NMS)).unwrap();
+    let tls = DetourTls::new(&nms, authority.network).unwrap();
+    let door = DetourServer::start(silent.local_addr().unwrap(), tls).unwrap();
+    let (device, tls) = (Host::start(None), ClientTls::new(authority.issue(Role::Device, A)));
+    let addresses = [door.local_addr()];
+    let dial = device.transport.connect_service_by_detour(&tls, &addresses, NMS, Role::Nms);
+    let failed = tokio::time::timeout(SOON, dial).await.unwrap();
+    // Had QUIC a time of its own, its own error would say that UDP did not reach an address on this host.
+    assert!(
+        matches!(&failed, Err(DialError::Detour(DetourError::Silent { address })) if *address == addresses[0]),
+        "{failed:?}"
+    );
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
 
     let (most_inner, first) = (ground.most_inner, first_inner(ground.most_inner));
     let mut interface = netlink.configure(&config.interface, address, prefix, u32::from(first)).await?;
-    let sizes = Sizes::new(config.interface.clone(), interface.index, address, prefix, first);
+    let sizes = Sizes::new(config.interface.clone(), &interface, address, prefix, first);
     let mut sizes = sizes.receiving(ground.least_mtu());
     sizes.apply(&netlink, &PeerMtus::new()).await?;
     interface.mtu = u32::from(sizes.interface_mtu());

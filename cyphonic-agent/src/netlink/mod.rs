@@ -57,6 +57,8 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Its link-layer address; empty where it has none.
+    pub link_address: Vec<u8>,
 }
 
 /// How the host is attached to networks: two that differ mean that it has moved.
@@ -203,6 +205,21 @@ impl Netlink {
             .map_err(|error| NetlinkError::step("set the MTU of", name, error))
     }
 
+    /// Gives an interface back the link-layer address that it had; true if it had another one.
+    ///
+    /// # Errors
+    /// There is no such interface, or the kernel refuses.
+    pub(super) async fn keep_link_address(&self, name: &str, address: &[u8]) -> Result<bool, NetlinkError> {
+        let interface = self.require(name).await?;
+        if interface.link_address == address {
+            return Ok(false);
+        }
+        let link = LinkUnspec::new_with_index(interface.index).address(address.to_vec()).build();
+        let changed = self.handle.link().change(link).execute().await;
+        changed.map_err(|error| NetlinkError::step("give back the link-layer address of", name, error))?;
+        Ok(true)
+    }
+
     /// Removes an interface; false if there is none of this name.
     pub async fn remove(&self, name: &str) -> Result<bool, NetlinkError> {
         let Some(link) = self.link(name).await? else { return Ok(false) };
@@ -335,10 +352,15 @@ fn interface(link: &LinkMessage) -> Interface {
         LinkAttribute::Mtu(mtu) => Some(*mtu),
         _ => None,
     });
+    let link_address = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Address(address) => Some(address.clone()),
+        _ => None,
+    });
     Interface {
         index: link.header.index,
         mtu: mtu.unwrap_or_default(),
         up: link.header.flags.contains(LinkFlags::Up),
+        link_address: link_address.unwrap_or_default(),
     }
 }
 

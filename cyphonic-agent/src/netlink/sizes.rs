@@ -18,13 +18,15 @@ use cyphonic_proto::address::Prefix;
 use netlink_packet_route::route::{RouteAttribute, RouteMetric};
 use rtnetlink::RouteMessageBuilder;
 
-use super::{Netlink, NetlinkError};
+use super::{Interface, Netlink, NetlinkError};
 
 /// The sizes of one virtual interface, as the host was told.
 #[derive(Debug)]
 pub struct Sizes {
     interface: String,
     index: u32,
+    /// What frames of the packet path are addressed to; empty where there are none.
+    link_address: Vec<u8>,
     own: Ipv6Addr,
     prefix: Prefix,
     /// What is sent to peers of whom nothing is known.
@@ -39,8 +41,18 @@ pub struct Sizes {
 
 impl Sizes {
     /// Of an interface that was [configured](Netlink::configure) with the MTU `first`.
-    pub fn new(interface: String, index: u32, own: Ipv6Addr, prefix: Prefix, first: u16) -> Self {
-        Self { interface, index, own, prefix, first, least: first, present: first, routes: BTreeMap::new() }
+    pub fn new(name: String, interface: &Interface, own: Ipv6Addr, prefix: Prefix, first: u16) -> Self {
+        Self {
+            interface: name,
+            index: interface.index,
+            link_address: interface.link_address.clone(),
+            own,
+            prefix,
+            first,
+            least: first,
+            present: first,
+            routes: BTreeMap::new(),
+        }
     }
 
     /// The interface must take packets of this size from peers, whatever is sent to them: from the next
@@ -91,11 +103,17 @@ impl Sizes {
 
     /// Configures the interface again where it is not as it was: whoever sets it down, or takes IPv6 from it for a moment,
     /// takes its address and all routes. IPv6 that is still off is left off. True if it was so; then nothing of what
-    /// [`apply`](Self::apply) did stands.
+    /// [`apply`](Self::apply) did stands. With another link-layer address it would drop all that tunnels bring: it gets its own
+    /// back.
     ///
     /// # Errors
     /// What the kernel refused. The next call tries again.
     pub async fn restore(&mut self, netlink: &Netlink) -> Result<bool, NetlinkError> {
+        if netlink.keep_link_address(&self.interface, &self.link_address).await? {
+            tracing::warn!(
+                "somebody changed the virtual interface's link-layer address: it was changed back"
+            );
+        }
         if netlink.is_configured(&self.interface, self.own, self.prefix).await? {
             return Ok(false);
         }

@@ -1,6 +1,8 @@
 //! The virtual interface as a veth pair: its near end is the host's, its far end the packet path's.
 
-use netlink_packet_route::link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkMessage,
+};
 use rtnetlink::{LinkUnspec, LinkVeth};
 
 use super::{Netlink, NetlinkError};
@@ -21,13 +23,20 @@ impl Netlink {
     /// Makes a pair, down, without link-local addresses and neighbour discovery: everything that is sent goes to the
     /// other end. A pair of the same names, which a daemon that was killed left behind, goes first.
     ///
+    /// Both ends are given their link-layer addresses: one that the kernel drew, udev replaces when it comes to it
+    /// (`MACAddressPolicy=persistent`), and who writes frames to the near end has read its address by then.
+    ///
     /// # Errors
     /// Says which step failed. Nothing of a new pair stays then.
     pub async fn create_pair(&self, near: &str, mtu: u32) -> Result<(), NetlinkError> {
         self.remove_pair(near).await?;
         let far = far_end(near);
         let step = |what| move |error| NetlinkError::step(what, near, error);
-        let pair = LinkVeth::new(near, &far).build();
+        let peer = LinkUnspec::new_with_name(&far).address(random_link_address()).build();
+        let pair = LinkVeth::new(near, &far)
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .address(random_link_address())
+            .build();
         self.handle.link().add(pair).execute().await.map_err(step("make a veth pair for"))?;
         let prepared = async {
             for end in [near, &far] {
@@ -72,6 +81,12 @@ impl Netlink {
     }
 }
 
+/// Of one station, and locally administered (IEEE 802 §8.2.2, §8.4).
+fn random_link_address() -> Vec<u8> {
+    let [first, rest @ ..]: [u8; 6] = rand::random();
+    [&[first & !0x01 | 0x02], rest.as_slice()].concat()
+}
+
 fn quiet(index: u32, mtu: u32) -> LinkMessage {
     let no_addresses = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     LinkUnspec::new_with_index(index)
@@ -84,6 +99,15 @@ fn quiet(index: u32, mtu: u32) -> LinkMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn link_addresses_are_of_one_station_and_locally_administered() {
+        for _ in 0..100 {
+            let address = random_link_address();
+            assert!(address.len() == 6 && address[0] & 0x03 == 0x02, "{address:02x?}");
+        }
+        assert_ne!(random_link_address(), random_link_address());
+    }
 
     #[test]
     fn far_ends_have_names_of_their_own_that_the_kernel_takes() {

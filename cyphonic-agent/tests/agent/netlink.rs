@@ -71,7 +71,9 @@ fn the_interface_gets_ipv6_where_new_ones_have_none() {
         std::fs::write(all, "1").unwrap();
         ip("link add cyph0 type veth peer name cyph1");
         let netlink = Netlink::connect().unwrap();
-        let refused = Sizes::new("cyph0".into(), 0, own, prefix, 1420).restore(&netlink).await.unwrap_err();
+        let interface = netlink.interface("cyph0").await.unwrap().unwrap();
+        let mut sizes = Sizes::new("cyph0".into(), &interface, own, prefix, 1420);
+        let refused = sizes.restore(&netlink).await.unwrap_err();
         let said = refused.to_string();
         assert!(matches!(refused, NetlinkError::NoIpv6 { .. }) && !said.contains("CAP_NET_ADMIN"), "{said}");
         let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
@@ -98,6 +100,29 @@ fn who_may_not_configure_interfaces_is_told_so() {
     });
 }
 
+/// Of a pair whose link-layer addresses were not given, udev changes them at some time.
+#[test]
+fn the_ends_of_a_pair_have_link_layer_addresses_that_were_given() {
+    in_namespace(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS, || async {
+        // A file system shows the network namespace that it was mounted in.
+        for arguments in [&["--make-rprivate", "/"][..], &["-t", "sysfs", "sysfs", "/sys"]] {
+            assert!(Command::new("mount").args(arguments).status().expect("mount is installed").success());
+        }
+        let netlink = Netlink::connect().unwrap();
+        for round in 0..2 {
+            netlink.create_pair("cyph0", 1500).await.unwrap();
+            for end in ["cyph0", "cyph0x"] {
+                let kind = std::fs::read_to_string(format!("/sys/class/net/{end}/addr_assign_type")).unwrap();
+                // `NET_ADDR_SET` of `linux/netdevice.h`.
+                assert_eq!(kind.trim(), "3", "{end}, round {round}");
+            }
+        }
+        let [near, far] =
+            ["cyph0", "cyph0x"].map(async |end| netlink.interface(end).await.unwrap().unwrap().link_address);
+        assert_ne!(near.await, far.await);
+    });
+}
+
 /// A configured interface that carries something, and what is told of it.
 async fn interface_with_sizes() -> (Netlink, Sizes) {
     ip("link add cyph0 type veth peer name other0");
@@ -105,7 +130,7 @@ async fn interface_with_sizes() -> (Netlink, Sizes) {
     let netlink = Netlink::connect().unwrap();
     let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
     let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
-    let sizes = Sizes::new("cyph0".into(), interface.index, own, prefix, 1420);
+    let sizes = Sizes::new("cyph0".into(), &interface, own, prefix, 1420);
     (netlink, sizes)
 }
 
@@ -263,7 +288,7 @@ fn what_is_taken_from_the_interface_is_noticed_and_comes_back() {
         let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
         let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
         let mut losses = NetworkWatch::of_losses(interface.index).unwrap();
-        let mut sizes = Sizes::new("cyph0".into(), interface.index, own, prefix, 1420);
+        let mut sizes = Sizes::new("cyph0".into(), &interface, own, prefix, 1420);
         let wanted = [(1, 1280), (2, 1442)].map(|(n, mtu)| {
             let peer = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, n);
             (peer, mtu)
@@ -296,6 +321,15 @@ fn what_is_taken_from_the_interface_is_noticed_and_comes_back() {
             assert!(narrow.contains("mtu 1280"), "{what}: {narrow}");
             assert_eq!(netlink.interface("cyph0").await.unwrap().unwrap().mtu, 1442, "{what}");
         }
+        while tokio::time::timeout(Duration::from_secs(1), losses.changed()).await.is_ok() {}
+        ip("link set cyph0 address 02:00:00:00:00:01");
+        tokio::time::timeout(Duration::from_secs(10), losses.changed())
+            .await
+            .expect("its link-layer address");
+        assert!(!sizes.restore(&netlink).await.unwrap(), "address and routes are as they were");
+        let now = netlink.interface("cyph0").await.unwrap().unwrap();
+        assert_eq!(now.link_address, interface.link_address);
+        assert_eq!(routes(), before);
         no_ipv6("1");
         assert!(sizes.restore(&netlink).await.is_err(), "the kernel gives no address then");
         no_ipv6("0");

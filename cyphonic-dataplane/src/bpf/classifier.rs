@@ -9,11 +9,12 @@ use cyphonic_common::InterfaceConfig;
 
 use super::cards::CardSlots;
 use super::counters::ClassifierCounters;
-use super::error::{BpfError, program_code};
+use super::error::BpfError;
 use super::log::KernelLog;
 use super::object::{EGRESS, INGRESS, NEAR, Object};
 use super::tables::KernelTables;
 use super::workers;
+use crate::errno::errno;
 use crate::tun::TunDevice;
 use crate::udp::UdpPort;
 
@@ -211,7 +212,7 @@ fn attach_first(
         Err(error) => error,
     };
     // Kernels before 6.6 do not know this kind of link.
-    let unknown = matches!(program_code(&error), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS));
+    let unknown = matches!(errno(&error), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS));
     if wanted.is_some() || !unknown {
         return Err(BpfError::from_attach(program, interface, first, error));
     }
@@ -244,7 +245,7 @@ fn attach_program(
 fn add_clsact(interface: &str) -> Result<(), ProgramError> {
     match tc::qdisc_add_clsact(interface).map_err(ProgramError::from) {
         Err(ProgramError::TcError(tc::TcError::AlreadyAttached)) => Ok(()),
-        Err(error) if program_code(&error) == Some(libc::EEXIST) => Ok(()),
+        Err(error) if errno(&error) == Some(libc::EEXIST) => Ok(()),
         other => other,
     }
 }

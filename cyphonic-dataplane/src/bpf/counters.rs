@@ -40,8 +40,9 @@ impl ClassifierCounters {
         all.filter(|(_, counter)| counter.packets != 0)
     }
 
-    /// Packets dropped for any reason but noise: what an operator should look at.
-    pub fn dropped_total(&self) -> Counter {
+    /// Packets dropped for any reason but noise.
+    #[cfg(test)]
+    pub(super) fn dropped_total(&self) -> Counter {
         self.drops()
             .filter(|(reason, _)| !reason.is_noise())
             .fold(Counter::default(), |sum, (_, counter)| sum.plus(counter))

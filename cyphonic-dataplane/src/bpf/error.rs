@@ -1,14 +1,11 @@
 //! What can go wrong between an embedded object and an attached program, in words for the person who must act.
 
-use std::io;
-
 use aya::EbpfError;
 use aya::maps::MapError;
 use aya::programs::ProgramError;
-use aya::programs::tc::TcError;
-use aya::sys::SyscallError;
 
 use super::classifier::AttachKind;
+use crate::errno::errno;
 
 /// Why eBPF could not be used. The tunnel works without it.
 #[derive(Debug, thiserror::Error)]
@@ -125,11 +122,7 @@ pub enum BpfError {
 impl BpfError {
     pub(super) fn from_load(error: EbpfError) -> Self {
         let code = match &error {
-            EbpfError::MapError(MapError::CreateError { io_error, .. }) => io_error.raw_os_error(),
-            EbpfError::MapError(MapError::SyscallError(SyscallError { io_error, .. })) => {
-                io_error.raw_os_error()
-            }
-            EbpfError::ProgramError(error) => program_code(error),
+            EbpfError::MapError(_) | EbpfError::ProgramError(_) => errno(&error),
             _ => None,
         };
         match code {
@@ -140,7 +133,7 @@ impl BpfError {
     }
 
     pub(super) fn from_program(program: &'static str, error: ProgramError) -> Self {
-        let code = program_code(&error);
+        let code = errno(&error);
         match error {
             ProgramError::LoadError { verifier_log, .. } if !verifier_log.to_string().is_empty() => {
                 Self::Rejected { program, kernel: kernel(), log: tail(&verifier_log.to_string()) }
@@ -161,37 +154,11 @@ impl BpfError {
         kind: AttachKind,
         error: ProgramError,
     ) -> Self {
-        match program_code(&error) {
+        match errno(&error) {
             Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { source: error.into() },
             Some(libc::ENODEV) => Self::NoInterface { interface: interface.to_owned() },
             _ => Self::Attach { program, interface: interface.to_owned(), kind, source: Box::new(error) },
         }
-    }
-}
-
-/// The errno at the bottom of a program's error, if one is there.
-pub(super) fn program_code(error: &ProgramError) -> Option<i32> {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        let io = error.downcast_ref::<io::Error>();
-        let syscall = error.downcast_ref::<SyscallError>().map(|error| &error.io_error);
-        let tc = error.downcast_ref::<TcError>().and_then(tc_io_error);
-        if let Some(code) = io.or(syscall).or(tc).and_then(io::Error::raw_os_error) {
-            return Some(code);
-        }
-        source = error.source();
-    }
-    match error {
-        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
-        ProgramError::TcError(error) => tc_io_error(error).and_then(io::Error::raw_os_error),
-        _ => None,
-    }
-}
-
-fn tc_io_error(error: &TcError) -> Option<&io::Error> {
-    match error {
-        TcError::IoError(error) => Some(error),
-        _ => None,
     }
 }
 

@@ -1,6 +1,6 @@
 //! The embedded object, loaded into the kernel.
 
-#![expect(unsafe_code, reason = "aya's Pod and one system call")]
+#![expect(unsafe_code, reason = "aya's Pod")]
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ReusePortSockArray};
 use aya::programs::{Program, ProgramError, SchedClassifier, SkReuseport, SocketFilter, Xdp};
@@ -71,7 +71,7 @@ impl Object {
         if OBJECT.is_empty() {
             return Err(BpfError::NotBuilt);
         }
-        raise_memlock_limit();
+        crate::memlock::raise_limit();
         let ebpf = EbpfLoader::new()
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(OBJECT)
@@ -165,16 +165,5 @@ impl Object {
         let map = self.ebpf.map_mut(name::CONFIG).ok_or(BpfError::Missing { what: name::CONFIG })?;
         let mut map: Array<_, PodConfig> = Array::try_from(map).map_err(failed)?;
         map.set(0, PodConfig(config), 0).map_err(failed)
-    }
-}
-
-/// Kernels before 5.11 charge maps to this limit, which is a few pages by default. Newer ones ignore it. If it may not
-/// be raised, loading reports what is missing.
-fn raise_memlock_limit() {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the kernel reads one `rlimit` from a pointer to a live one.
-    let result = unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
-    if result != 0 {
-        tracing::debug!(error = %std::io::Error::last_os_error(), "RLIMIT_MEMLOCK stays as it is");
     }
 }

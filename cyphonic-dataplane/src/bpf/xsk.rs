@@ -12,8 +12,9 @@ use cyphonic_common::steer::{MAX_QUEUES, UnderlayConfig, name, socket_index};
 
 use super::cards::CardSlot;
 use super::classifier::{EgressClassifier, Programs};
-use super::error::{BpfError, program_code};
+use super::error::BpfError;
 use super::object::Object;
+use crate::errno::errno;
 use crate::xsk::XskRx;
 
 /// An [`UnderlayConfig`] as aya copies it into a map.
@@ -143,7 +144,7 @@ fn set_socket(
 
 fn refused(program: &'static str, interface: &str, source: ProgramError) -> BpfError {
     let interface = interface.to_owned();
-    match (program_code(&source), &source) {
+    match (errno(&source), &source) {
         (Some(libc::EPERM | libc::EACCES), _) => BpfError::NotPermitted { source: source.into() },
         (Some(libc::ENODEV), _) | (_, ProgramError::UnknownInterface { .. }) => {
             BpfError::NoInterface { interface }

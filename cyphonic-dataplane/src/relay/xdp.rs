@@ -72,7 +72,6 @@ pub struct XdpRelay {
     program: Arc<Mutex<Program>>,
     /// The same moment on two clocks: the program's, in nanoseconds, and ours.
     epoch: (u64, Instant),
-    routing: Routing,
     pins: Option<Pins>,
     capacity: usize,
 }
@@ -106,15 +105,14 @@ impl XdpRelay {
         let interfaces = interfaces::choose(options.interfaces.as_deref(), &options.addresses);
         let started = interfaces.and_then(|interfaces| {
             let mut program = Program::load(options, &interfaces, pins.as_ref())?;
-            let routing = Routing::enable(pins.as_ref())?;
             program.attach(&interfaces)?;
-            Ok((program.object.take_legs()?, program.object.counters()?, routing, program))
+            Ok((program.object.take_legs()?, program.object.counters()?, program))
         });
-        let (mut legs, counters, mut routing, program) = started.inspect_err(|_| {
+        let (mut legs, counters, mut program) = started.inspect_err(|_| {
             // Nobody would fill an earlier process's maps.
             remove_leftovers(pins.as_ref());
         })?;
-        routing.keep();
+        program.stay();
         let adopted = if program.object.adopted { adopt(&mut legs, &userspace) } else { HashSet::new() };
         let program = Arc::new(Mutex::new(program));
         let followed = Arc::downgrade(&program);
@@ -134,7 +132,6 @@ impl XdpRelay {
             _watcher: watcher.ok(),
             program,
             epoch: (monotonic_ns(), Instant::now()),
-            routing,
             pins,
             capacity: options.legs,
         })
@@ -163,7 +160,6 @@ impl XdpRelay {
     /// Takes the program off its interfaces for good, with all legs. Dropping does not: what is pinned goes on.
     pub fn stop(&self) {
         lock(&self.program).stop();
-        self.routing.restore(self.pins.as_ref());
         self.pins.iter().for_each(Pins::remove);
     }
 

@@ -3,15 +3,17 @@
 //! Bounded per destination, in total and in time. When a bound is reached the newest packet goes: the first one
 //! is what opens a connection, and its sender repeats the rest.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use super::HoldLimits;
 use crate::gso::VnetHeader;
 
-/// How often a destination is reported while packets for it are held.
+/// How often a destination is reported while packets for it are held, or turned away.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Destinations that are reported in this time though nothing of theirs is held. A scan has more.
+const MAX_TURNED_AWAY: usize = 256;
 
 /// A packet as it came from the virtual interface.
 #[derive(Debug)]
@@ -25,6 +27,13 @@ struct Queue {
     packets: VecDeque<(Instant, Held)>,
     bytes: usize,
     reported: Option<Instant>,
+}
+
+/// Destinations that were reported lately though nothing of theirs was held.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    since: Option<Instant>,
+    destinations: HashSet<Ipv6Addr>,
 }
 
 /// What became of a packet.
@@ -45,13 +54,15 @@ pub(super) enum Holding {
 pub(super) struct Hold {
     limits: HoldLimits,
     queues: HashMap<Ipv6Addr, Queue>,
+    turned_away: TurnedAway,
     bytes: usize,
     packets: usize,
 }
 
 impl Hold {
     pub(super) fn new(limits: HoldLimits) -> Self {
-        Self { limits, queues: HashMap::new(), bytes: 0, packets: 0 }
+        let turned_away = TurnedAway::default();
+        Self { limits, queues: HashMap::new(), turned_away, bytes: 0, packets: 0 }
     }
 
     /// Holds a packet if there is room. `report` says whether the destination needs a tunnel at all, or only
@@ -77,7 +88,11 @@ impl Hold {
             self.bytes += packet.len();
             self.packets += 1;
         }
-        let due = report && self.queues.get_mut(&dst).is_some_and(|queue| queue.report(now));
+        let due = report
+            && match self.queues.get_mut(&dst) {
+                Some(queue) => queue.report(now),
+                None => self.turned_away.report(dst, now),
+            };
         match (fits, due) {
             (true, true) => Holding::Report,
             (false, true) => Holding::FullReport,
@@ -120,6 +135,16 @@ impl Hold {
     /// Packets held now.
     pub(super) fn len(&self) -> usize {
         self.packets
+    }
+}
+
+impl TurnedAway {
+    fn report(&mut self, dst: Ipv6Addr, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now.duration_since(since) >= REPORT_INTERVAL) {
+            self.since = Some(now);
+            self.destinations.clear();
+        }
+        self.destinations.len() < MAX_TURNED_AWAY && self.destinations.insert(dst)
     }
 }
 
@@ -174,8 +199,28 @@ mod tests {
         let (mut hold, now) = (Hold::new(limits()), Instant::now());
         hold.push(A, VnetHeader::PLAIN, &[1], true, now);
         hold.push(B, VnetHeader::PLAIN, &[1], true, now);
-        assert_eq!(hold.push(Ipv6Addr::LOCALHOST, VnetHeader::PLAIN, &[1], true, now), Holding::Full);
+        assert_eq!(hold.push(Ipv6Addr::LOCALHOST, VnetHeader::PLAIN, &[1], true, now), Holding::FullReport);
         assert_eq!(hold.queues.len(), 2);
+    }
+
+    #[test]
+    fn a_destination_for_which_there_is_no_room_gets_its_tunnel() {
+        let (mut hold, start) = (Hold::new(limits()), Instant::now());
+        for full in [A, B] {
+            hold.push(full, VnetHeader::PLAIN, &[0; 75], true, start);
+        }
+        let mut turned_away = |dst, report, ms| {
+            hold.push(dst, VnetHeader::PLAIN, &[1], report, start + Duration::from_millis(ms))
+        };
+        let other = |n: u16| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 1, n);
+        assert_eq!(turned_away(other(0), false, 0), Holding::Full, "its tunnel is being confirmed");
+        assert_eq!(turned_away(other(0), true, 0), Holding::FullReport);
+        assert_eq!(turned_away(other(0), true, 999), Holding::Full);
+        assert_eq!(turned_away(other(0), true, 1000), Holding::FullReport);
+        // A scan is bounded.
+        let reports = (0..1000).filter(|n| turned_away(other(*n), true, 1001) == Holding::FullReport);
+        assert_eq!(reports.count(), MAX_TURNED_AWAY - 1);
+        assert_eq!(turned_away(other(999), true, 2000), Holding::FullReport);
     }
 
     #[test]

@@ -206,11 +206,6 @@ impl UdpPort {
         self.segmentation.segments(Instant::now)
     }
 
-    /// Segments that the kernel may put into one received message.
-    pub fn gro_segments(&self) -> usize {
-        self.sends.state().gro_segments()
-    }
-
     /// Whether the kernel might fragment what is sent, because it cannot be told not to.
     pub fn may_fragment(&self) -> bool {
         self.sends.state().may_fragment()

@@ -96,13 +96,12 @@ fn segments_arrive_as_the_datagrams_they_are() {
 #[test]
 fn the_kernel_merges_what_came_in_one_call() {
     let (a, b) = (UdpPort::bind(0).expect("a"), UdpPort::bind(0).expect("b"));
-    assert!(b.gro_segments() > 1, "this kernel has UDP_GRO");
     let payload = [7; 10 * 1000];
     a.send(&Transmit { segment_size: Some(1000), ..Transmit::new(v4(b.local_port()), &payload) })
         .expect("sent");
     assert!(b.wait(Some(PATIENCE)).expect("waited").readable);
     let mut batch = RecvBatch::new(4);
-    assert_eq!(b.recv_batch(&mut batch).expect("received"), 1);
+    assert_eq!(b.recv_batch(&mut batch).expect("received"), 1, "this kernel has UDP_GRO");
     let message = batch.messages_mut().next().expect("a message");
     assert_eq!((message.payload.len(), message.stride), (10_000, 1000));
 }

@@ -77,7 +77,7 @@ impl Xsk {
             queue,
             source,
         })?;
-        raise_memlock_limit();
+        crate::memlock::raise_limit();
         // Held until the memory is known to the kernel by a socket that is bound.
         let mut first = umem.first();
         let receiving = socket()?;
@@ -155,14 +155,5 @@ fn enlarge_send_buffer(socket: &OwnedFd) {
         .or_else(|_| sockopt::set_socket_send_buffer_size(socket, SEND_BUFFER));
     if let Err(error) = result {
         tracing::debug!(%error, "an AF_XDP socket keeps the kernel's default send buffer");
-    }
-}
-
-/// Packet memory counts against this limit where the process has no CAP_IPC_LOCK. If it may not be raised, registering
-/// reports what is missing.
-fn raise_memlock_limit() {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    if let Err(error) = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None }) {
-        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
     }
 }

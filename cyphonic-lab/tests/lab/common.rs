@@ -9,6 +9,11 @@ use cyphonic_lab::emulator::Emulator;
 use cyphonic_lab::measure::{PingReport, PingRun, ping};
 use cyphonic_lab::{Lab, LabConfig, Topology};
 
+/// For what must come: the machine may be busy.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For what must not come.
+const SILENCE: Duration = Duration::from_millis(300);
+
 /// The default scene of the topology that the repository ships.
 pub(crate) fn shipped() -> Topology {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../vagrant/topology.yaml");
@@ -36,7 +41,7 @@ pub(crate) fn ping_from(lab: &Lab, node: &str, target: IpAddr, count: u32) -> Pi
 pub(crate) fn socket(lab: &Lab, node: &str, address: &str, port: u16) -> UdpSocket {
     let address = SocketAddr::new(address.parse().unwrap(), port);
     let namespace = lab.namespace(node).unwrap();
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + PATIENCE;
     let socket = loop {
         match namespace.inside(|| UdpSocket::bind(address)).unwrap() {
             Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < end => {
@@ -45,11 +50,24 @@ pub(crate) fn socket(lab: &Lab, node: &str, address: &str, port: u16) -> UdpSock
             bound => break bound.unwrap(),
         }
     };
-    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }
 
-/// Who sent the next datagram, if one comes.
+/// Who sent the next datagram, which is expected: none if it does not come.
 pub(crate) fn receive(socket: &UdpSocket) -> Option<SocketAddr> {
     socket.recv_from(&mut [0; 64]).ok().map(|(_, from)| from)
+}
+
+/// Whether no datagram comes, as expected.
+pub(crate) fn hears_nothing(socket: &UdpSocket) -> bool {
+    socket.set_read_timeout(Some(SILENCE)).unwrap();
+    let heard = receive(socket);
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    heard.is_none()
+}
+
+/// Whether a datagram comes, with the patience for what is expected.
+pub(crate) fn hears(socket: &UdpSocket, expected: bool) -> bool {
+    if expected { receive(socket).is_some() } else { !hears_nothing(socket) }
 }

@@ -138,6 +138,16 @@ fn programs_resolve_by_the_nodes_own_configuration() {
 }
 
 #[test]
+fn a_program_that_takes_seconds_to_end_is_not_killed_meanwhile() {
+    let lab = up(&shipped(), "farewell", "zero");
+    let mut command = lab.command("a", "sh").unwrap();
+    let slow = "trap 'sleep 4; exit 7' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut daemon = lab.spawn("a", "slow", command.args(["-c", slow])).unwrap();
+    assert!(wait_until(Duration::from_secs(10), || daemon.log().contains("ready")));
+    assert_eq!(daemon.stop().unwrap().code(), Some(7));
+}
+
+#[test]
 fn a_daemon_is_waited_for_until_it_reports_and_its_log_is_shown_if_it_does_not() {
     let lab = up(&shipped(), "ready", "zero");
     let limit = Duration::from_secs(10);

@@ -34,7 +34,8 @@ pub struct NmsConfig {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NmsTiming {
     /// A responder's confirmation, before the initiator is told that there will be none. It may have to connect to a TRS
-    /// first.
+    /// first. Shorter than the initiator's [`relay_attempt`](crate::node::Timing::relay_attempt) by a round trip and more: both
+    /// begin within one crossing, and the initiator is to hear why instead of trying again in vain.
     pub responder: Duration,
     /// After its start, an absent device may only not be back yet: its peers are told to ask again.
     pub grace: Duration,
@@ -53,7 +54,7 @@ pub struct NmsTiming {
 impl Default for NmsTiming {
     fn default() -> Self {
         Self {
-            responder: Duration::from_millis(2500),
+            responder: Duration::from_secs(2),
             grace: Duration::from_secs(10),
             burst: 64,
             per_second: 16,

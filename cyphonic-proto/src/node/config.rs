@@ -1,7 +1,7 @@
 //! What a node is told at its start.
 
 use super::cache::CachedState;
-use crate::{identity::Identity, tunnel::Suite};
+use crate::{identity::Identity, quic, tunnel::Suite};
 use std::{net::SocketAddr, time::Duration};
 
 /// Who the node is and where it begins.
@@ -52,7 +52,8 @@ pub struct Timing {
     /// A direct or punched attempt, before the next route is tried. Short, because a user waits, and long enough for
     /// a handshake over a link of 250 ms.
     pub direct_attempt: Duration,
-    /// A relayed attempt.
+    /// A relayed attempt. Longer than the NMS waits for the other end
+    /// ([`responder`](crate::nms::NmsTiming::responder)).
     pub relay_attempt: Duration,
     /// Longest life of a set-up at the end that waits for its peer.
     pub setup: Duration,
@@ -83,7 +84,7 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(7),
-            detour: Some(Duration::from_millis(1500)),
+            detour: Some(quic::UDP_AHEAD),
             request: Duration::from_secs(3),
             backoff_least: Duration::from_millis(250),
             backoff_most: Duration::from_secs(30),

@@ -44,6 +44,11 @@ impl Way {
         self.through
     }
 
+    /// Whether a dial over TCP is left, beside which the one over UDP has failed.
+    pub(super) fn is_by_tcp_alone(&self) -> bool {
+        self.tcp && !self.udp
+    }
+
     /// No connection stands, and no dial is under way.
     pub(super) fn end(&mut self) {
         (self.udp, self.tcp, self.through) = (false, false, None);

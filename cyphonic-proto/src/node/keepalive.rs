@@ -8,6 +8,7 @@ use super::{Action, Node, Service, ServiceState, Timer, Timing, tunnels::Tunnel}
 use crate::{
     nat::{self, Family, NatFinding},
     netcheck::UNPROVEN_LIFETIME,
+    quic,
 };
 use std::{
     net::SocketAddr,
@@ -16,8 +17,6 @@ use std::{
 
 /// A tunnel that carried something within this time is in use.
 const IN_USE: Duration = Duration::from_secs(10);
-/// QUIC's own keep-alive (docs/protocol.md §3) does at this interval.
-const QUIC_KEEPALIVE: Duration = Duration::from_secs(14);
 
 impl Node {
     /// How long this end of a tunnel may be silent; `None` where it need not say anything.
@@ -50,7 +49,7 @@ impl Node {
         let held = |remote: &SocketAddr| {
             let nat = self.nat_of(Family::of(remote));
             let interval = self.mapping_interval(remote).filter(|_| is_translated(nat))?;
-            (interval < QUIC_KEEPALIVE).then_some((*remote, interval))
+            (interval < quic::KEEP_ALIVE).then_some((*remote, interval))
         };
         let held: Vec<_> = remotes.iter().filter_map(held).collect();
         let Some(interval) = held.iter().map(|(_, interval)| *interval).min() else { return };

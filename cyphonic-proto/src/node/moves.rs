@@ -12,6 +12,7 @@
 use super::{Action, Node, Service, ServiceState, Timer, exchanges::Purpose};
 use crate::address::Prefix;
 use crate::message::{Message, ObservationRequest, endpoint::is_candidate};
+use crate::quic::IDLE_TIMEOUT;
 use std::{
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
@@ -20,9 +21,6 @@ use std::{
 /// An answer that takes longer after a move does not come: the network does not let the connection through. By then QUIC
 /// has repeated the request twice on a path of 250 ms.
 const ANSWERED: Duration = Duration::from_secs(1);
-
-/// Services forget a connection that was silent for so long: the idle time-out of docs/protocol.md §3.
-const FORGOTTEN: Duration = Duration::from_secs(45);
 
 /// What the host's routing tables say.
 pub trait Routes {
@@ -99,7 +97,7 @@ impl Node {
             let connected = self.is_connected(&service);
             match self.services.get(&service) {
                 Some(slot) if !slot.reachable => {}
-                Some(_) if connected && sleep.length >= FORGOTTEN => {
+                Some(_) if connected && sleep.length >= IDLE_TIMEOUT => {
                     self.replace_connection(now, &service, "this host slept for longer than it waits");
                 }
                 Some(_) | None => self.hurry_after_move(now, &service),

@@ -195,7 +195,7 @@ impl Node {
     ) {
         match answer {
             Ok(Message::RouteDirection(direction)) => self.route_directed(now, address, direction),
-            Ok(Message::Refusal(refusal)) => self.direction_refused(now, address, &refusal),
+            Ok(Message::Refusal(refusal)) => self.direction_refused(now, address, &refusal, None),
             Ok(other) => {
                 let what = format!("the NMS answered with {}", other.name());
                 self.attempt_failed(now, address, ResolveError::Protocol { what }, Retry::No);
@@ -404,7 +404,14 @@ impl Node {
         self.request(now, Service::Nms, Purpose::Direction { peer: address }, message)
     }
 
-    pub(super) fn direction_refused(&mut self, now: Instant, address: Ipv6Addr, refusal: &Refusal) {
+    /// There will be no set-up, or no more of one by the route `begun`.
+    pub(super) fn direction_refused(
+        &mut self,
+        now: Instant,
+        address: Ipv6Addr,
+        refusal: &Refusal,
+        begun: Option<RouteKind>,
+    ) {
         if refusal.code() == RefusalCode::NotAllowed && !self.registration.registered {
             // It was read before the registration after all, which is answered soon.
             if let Some(peer) = self.peers.get_mut(&address) {
@@ -432,11 +439,11 @@ impl Node {
             }
         };
         let mut retry = refusal.retry_after().map_or(Retry::No, Retry::After);
+        // None but those that failed, or after them not even a relay, of which the peer may have had none.
+        let was_last = refusal.code() == RefusalCode::NoRoute || begun == Some(RouteKind::Relay);
         let failed = self.peers.get_mut(&address).map(|peer| &mut peer.failed);
-        if let Some(failed) =
-            failed.filter(|failed| refusal.code() == RefusalCode::NoRoute && !failed.is_empty())
-        {
-            // None but those that failed: they are tried again.
+        if let Some(failed) = failed.filter(|failed| was_last && !failed.is_empty()) {
+            // They are tried again.
             failed.clear();
             retry = Retry::Later;
         }

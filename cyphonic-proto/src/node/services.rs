@@ -176,7 +176,7 @@ impl Node {
     }
 
     pub(super) fn service_due(&mut self, now: Instant, service: &Service) {
-        let Some(slot) = self.services.get(service) else { return };
+        let Some(slot) = self.services.get_mut(service) else { return };
         match slot.state {
             // Without a route a dial cannot but fail; one that comes ends the wait.
             ServiceState::Waiting { .. } if !slot.reachable => {
@@ -184,7 +184,10 @@ impl Node {
             }
             ServiceState::Waiting { .. } => self.connect(now, service.clone()),
             ServiceState::Connecting => {
-                let reason = format!("no connection within {:?}", self.config.timing.connect);
+                // UDP's, which says what was tried.
+                let error = slot.last_error.take_if(|_| slot.way.is_by_tcp_alone());
+                let reason =
+                    error.unwrap_or_else(|| format!("no connection within {:?}", self.config.timing.connect));
                 self.service_broken(now, service, &reason);
             }
             // Only a move sets a connection a time.

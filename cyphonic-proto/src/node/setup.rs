@@ -376,7 +376,7 @@ impl Node {
         let Some(setup) = self.drop_setup(id, "withdrawn") else { return };
         let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.attempt == Some(Attempt::Setup(id)));
         if ours {
-            self.direction_refused(now, setup.peer, refusal);
+            self.direction_refused(now, setup.peer, refusal, Some(setup.kind));
         }
         self.warm_relays(now);
     }

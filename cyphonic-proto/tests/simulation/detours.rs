@@ -10,6 +10,7 @@ use cyphonic_proto::{
     Channel,
     message::RouteKind,
     node::{Service, ServiceState},
+    quic::IDLE_TIMEOUT,
 };
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -17,8 +18,6 @@ use std::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
-/// QUIC's idle time-out, as docs/protocol.md §3 has it.
-const IDLE: Duration = Duration::from_secs(45);
 
 impl World {
     /// A dial by TLS over TCP: a handshake of TCP, one of TLS and one of QUIC.
@@ -79,7 +78,7 @@ impl World {
         for conn in dead.cloned().collect::<Vec<_>>() {
             self.conns.remove(&conn.channel);
             for at_node in [true, false] {
-                self.schedule(IDLE, Event::Lost { conn: conn.clone(), at_node, closed: false });
+                self.schedule(IDLE_TIMEOUT, Event::Lost { conn: conn.clone(), at_node, closed: false });
             }
         }
     }
@@ -237,6 +236,25 @@ fn with_neither_udp_nor_tcp_the_node_tries_on_and_is_there_when_either_works() {
     world.let_die("a");
     world.udp_blocked.clear();
     assert!(world.run_while_not(120 * SECOND, |world| all_by_udp(world, "a")), "{:?}", world.ways("a"));
+}
+
+#[test]
+fn what_udp_failed_of_is_told_where_tcp_never_answers_too() {
+    let mut world = World::new(7);
+    world.udp_blocked.insert("a");
+    world.tcp_blocked.insert("a");
+    world.add("a", Some(Open), None);
+    // Both are under way.
+    world.run(2 * SECOND);
+    let why = "no answer from 203.0.113.9:4433 within 5 s";
+    world.with_node("a", 0, |node, now| node.handle_connect_failed(now, Service::As, why.into()));
+    let given_up = |world: &World| {
+        let status = world.hosts["a"].node.as_ref().unwrap().status();
+        let service = status.services.into_iter().find(|service| service.service == Service::As).unwrap();
+        matches!(service.state, ServiceState::Waiting { .. }).then_some(service.last_error)
+    };
+    assert!(world.run_while_not(10 * SECOND, |world| given_up(world).is_some()));
+    assert_eq!(given_up(&world), Some(Some(why.to_owned())));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use cyphonic_common::frame::CandidateFlags;
 use cyphonic_proto::{
     Channel, TunnelId,
     node::{CandidateSet, Routes, Service, ServiceState, Sleep},
+    quic::IDLE_TIMEOUT,
     trs::NodePath,
 };
 use std::{
@@ -23,8 +24,6 @@ const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 /// From one device to another and back; through the relay it takes twice as long.
 const ROUND_TRIP: Duration = Duration::from_millis(20);
-/// QUIC's, as docs/protocol.md §3 has it.
-const IDLE: Duration = Duration::from_secs(45);
 
 /// The tunnels of a device: what stands on the wire changes with the path.
 fn tunnels(world: &World, name: &str) -> Vec<TunnelId> {
@@ -51,7 +50,7 @@ impl World {
         let own: Vec<_> = host.uplinks.iter().map(|uplink| uplink.own).collect();
         let stranded = self.conns.values().filter(|conn| conn.device == name && !self.reaches(conn.channel));
         for channel in stranded.map(|conn| conn.channel).collect::<Vec<_>>() {
-            self.schedule(IDLE, Event::Idle(channel));
+            self.schedule(IDLE_TIMEOUT, Event::Idle(channel));
         }
         self.with_node(name, life, |node, now| node.handle_addresses(now, &own, &routes));
     }

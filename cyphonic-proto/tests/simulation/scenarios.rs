@@ -6,12 +6,14 @@ use crate::{
 };
 use cyphonic_proto::{
     message::{Message, RouteKind},
+    nms::NmsTiming,
     node::{Action, Node, NodeConfig, PeerState, ResolveError, Service, ServiceState, Target, Timing},
     tunnel::Suite,
 };
 use std::{net::SocketAddr, time::Duration};
 
 const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
 
 fn pair(a: [Option<Gate>; 2], b: [Option<Gate>; 2]) -> World {
     let mut world = World::new(1);
@@ -116,6 +118,28 @@ fn a_direct_route_that_fails_is_replaced_by_the_relay_within_the_answer() {
     assert_eq!(world.route("a", "b"), Some(RouteKind::Relay));
     assert!(world.why("a", "b").contains("direct, responder-initiated failed"), "{}", world.why("a", "b"));
     assert!(world.talk("a", "b", 2 * SECOND));
+}
+
+#[test]
+fn who_asks_for_a_peer_that_has_just_vanished_is_told_so_whatever_the_network_delays() {
+    let (nms, node) = (NmsTiming::default(), Timing::default());
+    assert!(nms.responder + 400 * MS <= node.relay_attempt, "both begin within one crossing");
+    for seed in 0..20 {
+        let mut world = World::new(seed);
+        world.add("a", Some(Symmetric), None);
+        world.add("b", Some(PortRestricted), None);
+        world.settle();
+        world.jitter = 400 * MS;
+        // Without a word: the NMS believes it connected.
+        world.cut_off.insert(Victim::Device("b"));
+        let query = world.resolve("a", "b");
+        let answer = world.answer(query);
+        let told = |reason: &str| reason == "b.lab did not answer the NMS in time";
+        assert!(
+            matches!(&answer, Err(ResolveError::PeerRefused { reason }) if told(reason)),
+            "{seed}: {answer:?}"
+        );
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -52,6 +53,12 @@ pub enum DetourError {
     /// No answer.
     #[error("no answer over TCP within {} s", HANDSHAKE_TIMEOUT.as_secs())]
     TimedOut,
+    /// QUIC inside did not come to an end in what TCP and TLS left of the time.
+    #[error("TLS with {address} stands, but the service behind it did not answer within {} s: is it running?", HANDSHAKE_TIMEOUT.as_secs())]
+    Silent {
+        /// Where it stands.
+        address: SocketAddr,
+    },
     /// It ended while QUIC shook hands inside.
     #[error("the TLS connection ended: {0}")]
     Ended(String),
@@ -101,7 +108,7 @@ impl Detour {
 
 impl Detour {
     /// What is done inside, unless the detour ends before.
-    pub(crate) async fn unless_it_ends<T>(
+    async fn unless_it_ends<T>(
         &self,
         inside: impl Future<Output = Result<T, DialError>>,
     ) -> Result<T, DialError> {
@@ -124,8 +131,21 @@ impl fmt::Debug for Detour {
     }
 }
 
+/// Opens a detour, and has something done inside, towards the address that stands for the service: all in the time of one
+/// handshake, which is what a dial over UDP has too.
+pub(crate) async fn dial<T>(
+    target: Target<'_>,
+    inside: impl AsyncFnOnce(SocketAddr) -> Result<T, DialError>,
+) -> Result<(T, Detour), DialError> {
+    let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
+    let detour = timeout_at(deadline, open(target)).await.map_err(|_| DetourError::TimedOut)??;
+    let address = detour.through;
+    let done = timeout_at(deadline, detour.unless_it_ends(inside(detour.local))).await;
+    Ok((done.map_err(|_| DetourError::Silent { address })??, detour))
+}
+
 /// Opens a detour at the first address that answers.
-pub(crate) async fn open(target: Target<'_>) -> Result<Detour, DetourError> {
+async fn open(target: Target<'_>) -> Result<Detour, DetourError> {
     let name = ServerName::try_from(target.name.to_owned()).map_err(|_| DetourError::NoAddress)?;
     let attempts: FuturesUnordered<_> = target
         .addresses
@@ -134,9 +154,7 @@ pub(crate) async fn open(target: Target<'_>) -> Result<Detour, DetourError> {
         .zip(0_u32..)
         .map(|(address, turn)| attempt(*address, name.clone(), target.tls.clone(), STAGGER * turn))
         .collect();
-    let (stream, through) = tokio::time::timeout(HANDSHAKE_TIMEOUT, first_success(attempts))
-        .await
-        .map_err(|_| DetourError::TimedOut)??;
+    let (stream, through) = first_success(attempts).await?;
     let own = SocketAddr::from((Ipv4Addr::LOCALHOST, target.port));
     let socket = LocalSocket::connect(own).map_err(DetourError::Local)?;
     let local = socket.local_addr();

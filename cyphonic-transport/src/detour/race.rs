@@ -1,13 +1,9 @@
 //! UDP first, and the detour beside it where UDP does not answer soon.
 
-use std::time::Duration;
+use cyphonic_proto::quic::UDP_AHEAD;
 
 use crate::connection::Connection;
 use crate::dial::DialError;
-
-/// How long UDP is ahead. An answer over 500 ms of round trip comes sooner, with its first packet lost once; a person
-/// waits this long once more where UDP is blocked.
-pub(super) const AHEAD: Duration = Duration::from_millis(1_500);
 
 /// The first of the two connections that stands. Where neither does, the error is UDP's, which is the way that should be
 /// open.
@@ -19,7 +15,7 @@ pub(crate) async fn race(
     detour: impl Future<Output = Result<Connection, DialError>>,
 ) -> Result<Connection, DialError> {
     let later = async {
-        tokio::time::sleep(AHEAD).await;
+        tokio::time::sleep(UDP_AHEAD).await;
         detour.await
     };
     tokio::pin!(udp, later);

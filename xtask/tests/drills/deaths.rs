@@ -77,7 +77,7 @@ fn a_killed_agent_comes_back_and_leaves_the_host_as_it_was(overlay: &mut Overlay
     overlay.agents[2].kill();
     assert_eq!(overlay.resolv_conf("c"), ours, "nobody was left to restore it");
     overlay.agents[2] = start_agent(&overlay.lab, &overlay.programs, "c");
-    overlay.cyphonic("c", &["wait", "--timeout", "20"]);
+    overlay.wait_online("c");
     assert_eq!(overlay.resolv_conf("c"), ours, "applied once, not to its own work");
     // Those who still have tunnels to the dead process find out; others are not disturbed.
     overlay.reach("a", "c");

@@ -66,7 +66,7 @@ impl Overlay {
         });
         let overlay = Self { agents: agents.into(), cloud, relay, programs, untouched, lab, _turn: turn };
         for node in ["a", "b", "c"] {
-            overlay.cyphonic(node, &["wait", "--timeout", "20"]);
+            overlay.wait_online(node);
         }
         overlay
     }
@@ -115,9 +115,21 @@ impl Overlay {
     }
 
     pub(crate) fn cyphonic(&self, node: &str, arguments: &[&str]) -> String {
+        check(&mut self.command(node, arguments), LIMIT, &Cancel::default()).unwrap()
+    }
+
+    /// Until the device is online.
+    pub(crate) fn wait_online(&self, node: &str) {
+        let mut command = self.command(node, &["wait", "--timeout", &LIMIT.as_secs().to_string()]);
+        // Who waits in vain is to say what is missing.
+        let waited = check(&mut command, LIMIT * 2, &Cancel::default());
+        assert!(waited.is_ok(), "{node}: {waited:?}\n{}", self.logs());
+    }
+
+    fn command(&self, node: &str, arguments: &[&str]) -> Command {
         let mut command = self.lab.command(node, self.programs.join("cyphonic")).unwrap();
         command.arg("--socket").arg(self.lab.node_dir(node).unwrap().join("cyphonic.sock")).args(arguments);
-        check(&mut command, LIMIT, &Cancel::default()).unwrap()
+        command
     }
 
     /// What one says of its tunnel to another.

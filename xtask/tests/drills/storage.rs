@@ -46,7 +46,7 @@ fn enrol_again(overlay: &mut Overlay, state: &Path) {
     let token = overlay.cloud_command(&["token", "create", "--name", "b", "--replace"]);
     fs::write(home.join("token"), token).unwrap();
     overlay.agents[1] = start_agent(&overlay.lab, &overlay.programs, "b");
-    overlay.cyphonic("b", &["wait", "--timeout", "20"]);
+    overlay.wait_online("b");
     assert!(overlay.cyphonic("b", &["status"]).contains(&format!("b.{ZONE}")));
 }
 

@@ -36,7 +36,7 @@ fn an_agent_with_a_wrong_clock_recovers_and_one_that_is_revoked_or_has_ended_doe
 
 fn a_restart_with_a_wrong_clock_is_overcome(overlay: &mut Overlay, clock: &str) {
     restart(overlay, Some(clock));
-    overlay.cyphonic("b", &["wait", "--timeout", "20"]);
+    overlay.wait_online("b");
     overlay.reach("b", "c");
     overlay.reach("a", "b");
     let complaint = complaint(overlay, "clock-wrong").unwrap();
@@ -50,7 +50,7 @@ fn enrolment_needs_no_right_clock(overlay: &mut Overlay, clock: &str) {
     let token = overlay.cloud_command(&["token", "create", "--name", "b", "--replace"]);
     fs::write(home.join("token"), token).unwrap();
     restart(overlay, Some(clock));
-    overlay.cyphonic("b", &["wait", "--timeout", "20"]);
+    overlay.wait_online("b");
     overlay.reach("b", "c");
 }
 
@@ -69,7 +69,7 @@ fn a_certificate_that_has_ended_is_not_accepted(overlay: &mut Overlay) {
     overlay.cloud = crate::overlay::start_service(&overlay.lab, &overlay.programs, "cloud");
     // What the agent was told before is gone with its process.
     restart(overlay, None);
-    overlay.cyphonic("b", &["wait", "--timeout", "20"]);
+    overlay.wait_online("b");
 }
 
 fn stays_out(overlay: &mut Overlay, clock: &str, id: &str, why: &str) {

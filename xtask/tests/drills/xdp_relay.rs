@@ -103,7 +103,7 @@ fn the_nodes_come_back_and_own_their_legs(overlay: &mut Overlay) {
     assert!(wait_until(LIMIT, || carried(overlay).len() == 2), "{}", overlay.logs());
     assert!(carried(overlay).iter().all(|packets| *packets > ENOUGH), "{:?}", carried(overlay));
     overlay.agents[0] = start_agent(&overlay.lab, &overlay.programs, "a");
-    overlay.cyphonic("a", &["wait", "--timeout", "20"]);
+    overlay.wait_online("a");
     overlay.reach("a", "c");
 }
 

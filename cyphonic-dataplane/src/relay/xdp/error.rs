@@ -4,9 +4,8 @@ use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
-use aya::sys::SyscallError;
-
 use super::options::Hook;
+use crate::errno::errno;
 use crate::netdevice::Vlans;
 
 /// Why packets cannot be relayed in XDP. The relay works without, in userspace.
@@ -145,20 +144,6 @@ impl XdpError {
     pub(super) fn map(map: &'static str) -> impl Fn(Box<dyn Error + Send + Sync>) -> Self {
         move |source| Self::Map { map, source }
     }
-}
-
-/// The errno at the bottom of an error, if one is there.
-pub(super) fn errno(error: &(dyn Error + 'static)) -> Option<i32> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let io = error.downcast_ref::<io::Error>();
-        let syscall = error.downcast_ref::<SyscallError>().map(|error| &error.io_error);
-        if let Some(code) = io.or(syscall).and_then(io::Error::raw_os_error) {
-            return Some(code);
-        }
-        next = error.source();
-    }
-    None
 }
 
 /// An error with its causes.

@@ -12,13 +12,12 @@ use cyphonic_common::relay::leg::MAX_OWN_ADDRESSES;
 use cyphonic_common::relay::map::{MAX_EGRESS, name};
 use cyphonic_common::relay::place::pairs_for;
 use cyphonic_common::relay::{RelayConfig, RelayEntry, RelayWatch};
-use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::XdpError;
-use super::error::errno;
 use super::legs::Legs;
 use super::pins::Pins;
 use super::watch::{Change, Watcher};
+use crate::errno::errno;
 
 /// aya requires the alignment of a 64-bit ELF file.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/relay"));
@@ -53,8 +52,7 @@ impl Object {
         if OBJECT.is_empty() {
             return Err(XdpError::NotBuilt);
         }
-        // Kernels before 5.11 charge maps to this limit; if it may not be raised, loading says what is missing.
-        let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
+        crate::memlock::raise_limit();
         let adopted = pins.is_some_and(|pins| adoptable(pins, capacity));
         let mut loader = EbpfLoader::new();
         loader.map_max_entries(name::LEGS, pairs_for(capacity));

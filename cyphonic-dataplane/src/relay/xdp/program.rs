@@ -11,6 +11,7 @@ use super::attach::{self, Held};
 use super::interfaces::{self, Interface};
 use super::object::{LEGS_MAPS, Object};
 use super::pins::Pins;
+use super::routing::Routing;
 use super::watch::Change;
 use super::{Attachment, Hook, Mode, XdpError, XdpOptions};
 use crate::netdevice::{self, Links, Vlans, XdpRedirection};
@@ -33,6 +34,9 @@ pub(super) struct Program {
     /// By which interfaces were chosen last, where they are not named.
     wanted: Vec<IpAddr>,
     pins: Option<Pins>,
+    routing: Routing,
+    /// What is wrong with that was told.
+    routing_failed: bool,
     /// Interfaces that did not take it, by their numbers.
     refused: HashMap<u32, Refusal>,
     targets: Vec<u32>,
@@ -89,6 +93,8 @@ impl Program {
             addresses: options.addresses.clone(),
             wanted: Vec::new(),
             pins: pins.cloned(),
+            routing: Routing::default(),
+            routing_failed: false,
             refused: HashMap::new(),
             targets: Vec::new(),
             unfollowed: Change::Nothing,
@@ -101,6 +107,7 @@ impl Program {
 
     /// On all interfaces; with [`Mode::Auto`], on those that take it, if there is one.
     pub(super) fn attach(&mut self, interfaces: &[Interface]) -> Result<(), XdpError> {
+        self.routing.enable(self.pins.as_ref())?;
         // In an earlier program's place, frames are redirected from the first one on.
         let left = redirect_targets(&attach::left(interfaces, self.pins.as_ref()), redirection);
         self.set_targets(left)?;
@@ -134,17 +141,27 @@ impl Program {
         self.attached.iter().map(|at| at.attachment.clone()).collect()
     }
 
+    /// From here on, what is dropped goes on in the kernel, with what it needs of the host.
+    pub(super) fn stay(&mut self) {
+        self.routing.keep();
+    }
+
     /// Off all interfaces, for good.
     pub(super) fn stop(&mut self) {
         self.stopped = true;
         self.attached.clear();
+        self.routing.restore(self.pins.as_ref());
     }
 
     /// Something has changed: goes off interfaces that are gone, or where it would do harm now, and on those that are new, or made
-    /// anew, or refused it long ago.
+    /// anew, or refused it long ago. Forwarding is switched on again where somebody switched it off.
     pub(super) fn follow(&mut self, change: Change) {
+        if self.stopped {
+            return;
+        }
+        self.keep_routing();
         let change = change.max(self.unfollowed);
-        if self.stopped || !self.may_concern(change) {
+        if !self.may_concern(change) {
             return;
         }
         let followed = self.go(change);
@@ -154,6 +171,23 @@ impl Program {
         }
         // Those that were not tried now are down, or not wanted any more.
         self.refused.retain(|_, refusal| !refusal.is_over());
+    }
+
+    fn keep_routing(&mut self) {
+        let switched = self.routing.enable(self.pins.as_ref());
+        let failed_before = std::mem::replace(&mut self.routing_failed, switched.is_err());
+        match switched {
+            Ok(families) => {
+                for family in families {
+                    tracing::warn!(
+                        family,
+                        "somebody switched forwarding off for loopback, and packets were relayed in userspace: it is on again"
+                    );
+                }
+            }
+            Err(_) if failed_before => {}
+            Err(error) => tracing::warn!(%error, "packets are relayed in userspace"),
+        }
     }
 
     /// Whether a change, or time, may have made other interfaces the right ones. A host may hear of thousands of routes, and have

@@ -1,7 +1,7 @@
 //! Lets the kernel look routes up for the program.
 //!
 //! See [`ROUTING_INTERFACE`](cyphonic_common::relay::map::ROUTING_INTERFACE): forwarding is switched on for loopback
-//! alone, and off again at the end if it was off.
+//! alone, and off again at the end if it was off. Whoever switches it off for the whole host switches it off there too.
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,9 +26,9 @@ impl Drop for Routing {
 }
 
 impl Routing {
-    /// Switches it on for both families. A host without IPv6 has no setting for it.
-    pub(super) fn enable(pins: Option<&Pins>) -> Result<Self, XdpError> {
-        let mut this = Self::default();
+    /// Switches it on for both families, and returns those for which it was off. A host without IPv6 has no setting for it.
+    pub(super) fn enable(&mut self, pins: Option<&Pins>) -> Result<Vec<&'static str>, XdpError> {
+        let mut switched = Vec::new();
         for family in ["ipv4", "ipv6"] {
             let path = setting(family);
             let Ok(value) = fs::read_to_string(&path) else { continue };
@@ -37,12 +37,19 @@ impl Routing {
                 fs::write(&path, "1").map_err(|source| XdpError::Routing { path, source })?;
                 // Without it a killed relay's successor would not know; the setting then stays on.
                 let _ = marker.map(fs::create_dir);
-                this.changed.push(family);
+                self.note(family);
+                switched.push(family);
             } else if marker.is_some_and(|marker| marker.is_dir()) {
-                this.changed.push(family);
+                self.note(family);
             }
         }
-        Ok(this)
+        Ok(switched)
+    }
+
+    fn note(&mut self, family: &'static str) {
+        if !self.changed.contains(&family) {
+            self.changed.push(family);
+        }
     }
 
     /// What an earlier process changed.
@@ -87,16 +94,29 @@ mod tests {
             let read = || ["ipv4", "ipv6"].map(|family| fs::read_to_string(setting(family)).unwrap());
             let (off, on) = (["0\n"; 2], ["1\n"; 2]);
             assert_eq!(read(), off);
-            let failed = Routing::enable(None).unwrap();
-            assert_eq!(read(), on);
-            drop(failed);
+            let enabled = |switched: &[&str]| {
+                let mut routing = Routing::default();
+                assert_eq!(routing.enable(None).unwrap(), switched);
+                assert_eq!(read(), on);
+                routing
+            };
+            let both = ["ipv4", "ipv6"];
+            drop(enabled(&both));
             assert_eq!(read(), off);
-            let mut started = Routing::enable(None).unwrap();
+            let mut started = enabled(&both);
             started.keep();
             drop(started);
             assert_eq!(read(), on);
-            drop(Routing::enable(None).unwrap());
+            drop(enabled(&[]));
             assert_eq!(read(), on, "somebody else's");
+
+            let mut routing = enabled(&[]);
+            fs::write(setting("ipv6"), "0").unwrap();
+            assert_eq!(routing.enable(None).unwrap(), ["ipv6"]);
+            assert_eq!(routing.enable(None).unwrap(), [""; 0]);
+            assert_eq!(read(), on);
+            drop(routing);
+            assert_eq!(read(), ["1\n", "0\n"], "as somebody wanted it meanwhile");
         };
         std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
     }

@@ -7,10 +7,10 @@ use cyphonic_common::relay::RelayConfig;
 use cyphonic_common::relay::map::name;
 use nix::net::if_::if_nameindex;
 
-use super::error::errno;
 use super::object::Value;
 use super::options::{NATIVE_WHY, generic_why};
 use super::{Hook, XdpCounters, XdpError};
+use crate::errno::errno;
 use crate::netdevice;
 
 /// A relay's program in the kernel.

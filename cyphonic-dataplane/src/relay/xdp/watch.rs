@@ -7,7 +7,8 @@
 //! It also says when the program must follow interfaces that come and go, addresses and routes: at once, but not more often than
 //! once a second. That is done by a thread of its own, since a network card may take seconds to get a program.
 //!
-//! Of what the kernel tells, one kind says mostly nothing new: a neighbour that was confirmed once more.
+//! Of what the kernel tells, one kind says mostly nothing new: a neighbour that was confirmed once more. What a bridge learns of
+//! its ports comes as the same kind, and says nothing of routes.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,6 +48,8 @@ const ADDRESSES: std::ops::RangeInclusive<u16> = 20..=22;
 /// `RTM_NEWNEIGH` and `RTM_DELNEIGH` of `linux/rtnetlink.h`.
 const NEW_NEIGHBOUR: u16 = 28;
 const NEIGHBOUR_GONE: u16 = 29;
+/// The family of what a bridge knows of its ports: `AF_BRIDGE` of `linux/socket.h`.
+const BRIDGE: u8 = 7;
 /// `NDA_DST` and `NDA_LLADDR` of `linux/neighbour.h`.
 const NEIGHBOUR_ADDRESS: u16 = 1;
 const NEIGHBOUR_LINK_ADDRESS: u16 = 2;
@@ -196,7 +199,11 @@ impl Neighbours {
             let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
             let Some(body) = messages.get(16..len) else { return News::ANY };
             let kind = u16::from_ne_bytes([t0, t1]);
-            let changed = kind != NEW_NEIGHBOUR || self.learn_neighbour(body).unwrap_or(true);
+            let changed = match kind {
+                NEW_NEIGHBOUR | NEIGHBOUR_GONE if body.first() == Some(&BRIDGE) => false,
+                NEW_NEIGHBOUR => self.learn_neighbour(body).unwrap_or(true),
+                _ => true,
+            };
             let to_follow = match kind {
                 NEW_NEIGHBOUR | NEIGHBOUR_GONE => Change::Nothing,
                 _ if LINKS.contains(&kind) => Change::Links,
@@ -281,6 +288,21 @@ mod tests {
         assert!(learn(REACHABLE, 1, 9), "another link address");
         assert!(learn(FAILED, 1, 9) && !learn(FAILED, 1, 9) && learn(REACHABLE, 1, 9), "gone and back");
         assert!(!learn(STALE, 2, 1));
+    }
+
+    #[test]
+    fn what_a_bridge_learns_of_its_ports_is_no_news() {
+        let mut neighbours = Neighbours::default();
+        let learnt = |kind: u16, link: u8| {
+            // `NUD_REACHABLE`, and `NTF_MASTER` of `linux/neighbour.h`.
+            let mut body = vec![BRIDGE, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0x04, 0];
+            body.extend([10, 0, NEIGHBOUR_LINK_ADDRESS as u8, 0, 2, 0, 0, 0, 0, link]);
+            message(kind, &body)
+        };
+        for (kind, link) in [(NEW_NEIGHBOUR, 1), (NEW_NEIGHBOUR, 2), (NEIGHBOUR_GONE, 1)] {
+            assert_eq!(neighbours.learn(&learnt(kind, link)), News::NONE, "{kind} {link}");
+        }
+        assert!(neighbours.0.is_empty());
     }
 
     #[test]

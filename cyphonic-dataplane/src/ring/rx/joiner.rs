@@ -15,8 +15,12 @@ use crate::ring::ecn;
 const MAX_PACKETS: usize = 64;
 /// Bytes of them: two packets of the largest size, or a hundred of 1,280 bytes.
 const MAX_BYTES: usize = 128 * 1024;
-/// How long a packet is waited for. Its pieces leave together; what one network reorders comes sooner.
-const AGE: Duration = Duration::from_millis(100);
+/// How long a packet is waited for. Its pieces leave together, but a slow line sends other packets between them: at 64 kbit/s
+/// each takes 0.2 s. IP waits for 60 s (RFC 8200 §4.5); memory is bounded without it.
+const AGE: Duration = Duration::from_secs(2);
+/// Nor is one waited for whose id is so far from what comes now: long before ids that start again would bring pieces of another
+/// packet to it.
+const MAX_IDS_AWAY: u16 = 1 << 14;
 /// Buffers that are used again.
 const MAX_SPARE: usize = 4;
 /// The largest of them: what does not pass whole where only IPv6's least MTU does is hardly larger, and every tunnel keeps
@@ -70,7 +74,7 @@ impl Joiner {
         now: Instant,
         out: &mut Vec<u8>,
     ) -> (Joining, u64) {
-        let dropped = self.expire(now);
+        let dropped = self.expire(part.id, now);
         let place = usize::from(part.offset)..usize::from(part.offset) + part.bytes.len();
         let Some(at) = self.waiting.iter().position(|waiting| waiting.id == part.id) else {
             let dropped = dropped + self.make_room(usize::from(part.total));
@@ -109,10 +113,14 @@ impl Joiner {
         Joining::Done(Joined { place: start..out.len(), ecn })
     }
 
-    /// Gives up what has waited too long. The number of packets.
-    fn expire(&mut self, now: Instant) -> u64 {
+    /// Gives up what has waited too long, with pieces of `id` coming now. The number of packets.
+    fn expire(&mut self, id: u16, now: Instant) -> u64 {
+        let is_over = |oldest: &Waiting| {
+            let away = id.wrapping_sub(oldest.id).cast_signed().unsigned_abs();
+            now.saturating_duration_since(oldest.since) >= AGE || away > MAX_IDS_AWAY
+        };
         let mut dropped = 0;
-        while self.waiting.front().is_some_and(|oldest| now.saturating_duration_since(oldest.since) >= AGE) {
+        while self.waiting.front().is_some_and(is_over) {
             self.forget(0);
             dropped += 1;
         }
@@ -252,6 +260,33 @@ mod tests {
             let expected = u64::from(id == 5 + MAX_PACKETS as u16);
             assert_eq!(joiner.push(&part, 0, start + AGE, &mut out), (Joining::Waits, expected), "{id}");
         }
+    }
+
+    #[test]
+    fn pieces_between_which_a_slow_line_sent_other_packets_are_joined() {
+        let (start, mut joiner, mut out) = (Instant::now(), Joiner::default(), Vec::new());
+        let packet = packet(0, 1280);
+        let all = pieces(5, &packet, 700);
+        assert_eq!(joiner.push(&all[0], 0, start, &mut out), (Joining::Waits, 0));
+        let last = joiner.push(&all[1], 0, start + Duration::from_secs(1), &mut out);
+        assert_eq!(last, (Joining::Done(Joined { place: 0..1280, ecn: 0 }), 0));
+        assert_eq!(out, packet);
+    }
+
+    #[test]
+    fn what_is_incomplete_gets_no_pieces_of_a_packet_after_ids_have_started_again() {
+        let (now, mut joiner, mut out) = (Instant::now(), Joiner::default(), Vec::new());
+        let packet = packet(0, 900);
+        let all = pieces(5, &packet, 500);
+        assert_eq!(joiner.push(&all[0], 0, now, &mut out), (Joining::Waits, 0));
+        let mut dropped = 0;
+        for id in (6..=u16::MAX).chain(0..5) {
+            for part in &all {
+                dropped += joiner.push(&Part { id, ..*part }, 0, now, &mut out).1;
+            }
+            out.clear();
+        }
+        assert_eq!((joiner.push(&all[1], 0, now, &mut out), dropped), ((Joining::Waits, 0), 1));
     }
 
     #[test]
