@@ -138,6 +138,45 @@ async fn a_handshake_may_begin_before_its_legs_stand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn handshakes_are_no_way_to_carry_more_than_handshakes() {
+    let overlay = Overlay::found(unix_now());
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let a = Node::join(&overlay, "a.lab", 0x1a).await;
+    let b = Node::join(&overlay, "b.lab", 0x2b).await;
+    let c = Node::join(&overlay, "c.lab", 0x3c).await;
+    let (setup, context) = ([7; 16], relayed::MIN_CONTEXT + 1);
+    b.bind(&a).await;
+    a.bind(&b).await;
+    b.ask(&c.fqdn, setup, context).await;
+    c.ask(&b.fqdn, setup, context).await;
+    let (tell, told) = std::sync::mpsc::channel();
+    let receiver = b.connection.clone();
+    let begun = Instant::now();
+    tokio::spawn(async move { receiver.receive_datagrams(|datagram| tell.send(datagram).is_ok()).await });
+    for _ in 0..100 {
+        for _ in 0..50 {
+            a.connection.send_datagram(relayed::encode(a.context(), b"x").unwrap());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Another's passes all the same. What arrives before it is the flood's.
+    let other = || c.connection.send_datagram(relayed::encode(context, b"handshake").unwrap());
+    let (mut flood, deadline) = (0, Instant::now() + SOON);
+    other();
+    loop {
+        match told.recv_timeout(Duration::from_millis(200)) {
+            Ok(datagram) if relayed::decode(&datagram).unwrap().0 == context => break,
+            Ok(_) => flood += 1,
+            Err(_) => other(),
+        }
+        assert!(Instant::now() < deadline, "no handshake arrived");
+    }
+    let most = 512.0 + 256.0 * begun.elapsed().as_secs_f64();
+    assert!(f64::from(flood) <= most, "{flood} of 5000 arrived");
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_else_gets_into_a_binding() {
     let overlay = Overlay::found(unix_now());
     let cloud = Cloud::start(&overlay.config).await.unwrap();

@@ -94,7 +94,7 @@ pub struct Connection {
     identity: Option<Identity>,
     /// What it runs through, where UDP does not; closed with the last clone.
     detour: Option<Arc<Detour>>,
-    /// What a stranger's connection takes up until its last clone is gone.
+    /// What the connection of a stranger, or of a peer that dialled, takes up until its last clone is gone.
     _place: Option<Arc<Place>>,
 }
 

@@ -27,8 +27,9 @@ pub struct ArrivingPeer {
     alpn: Vec<u8>,
     tls: Arc<ServerTls>,
     network: NetworkId,
-    /// It counts as a handshake under way.
-    _under_way: Place,
+    /// It counts as a handshake under way until its connection ends: each takes an offer of the listener's, also one that
+    /// asks for nothing after it has proved who it is.
+    under_way: Place,
 }
 
 impl fmt::Debug for ArrivingPeer {
@@ -52,7 +53,7 @@ impl ArrivingPeer {
         // Always granted to the accepting end.
         let (connection, complete) =
             connecting.into_0rtt().map_err(|_| "nothing can be sent before the handshake is complete")?;
-        Ok(Self { connection, complete, alpn, tls, network, _under_way: under_way })
+        Ok(Self { connection, complete, alpn, tls, network, under_way })
     }
 
     /// Where it dials from; a relayed leg's address if a TRS relays it.
@@ -74,13 +75,13 @@ impl ArrivingPeer {
     /// # Errors
     /// When the handshake fails, or the peer is no device of this overlay; its connection has ended then.
     pub async fn verified(self) -> Result<Connection, String> {
-        let Self { connection, complete, alpn, tls, network, _under_way } = self;
+        let Self { connection, complete, alpn, tls, network, under_way } = self;
         complete.await;
         if let Some(reason) = connection.close_reason() {
             return Err(reason.to_string());
         }
         match may_speak(&tls, network, &alpn, tls::identity_of(&connection)) {
-            Ok(identity) => Ok(Connection::new(connection, identity)),
+            Ok(identity) => Ok(Connection::new(connection, identity).in_place(under_way)),
             Err(reason) => {
                 connection.close(VarInt::from_u32(close::NOT_ALLOWED), reason.as_bytes());
                 Err(reason)

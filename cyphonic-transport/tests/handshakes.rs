@@ -278,6 +278,31 @@ async fn a_source_that_has_all_its_places_keeps_nobody_else_out() {
     dial(&many).await.unwrap();
 }
 
+#[tokio::test]
+async fn a_peer_that_proves_who_it_is_and_asks_nothing_keeps_its_place_until_it_leaves() {
+    let authority = Authority::new(1);
+    let tls = ServerTls::peer(&authority.issue(Role::Device, B)).unwrap();
+    let server = Host::start(Some((tls, authority.network)));
+    let tls = ClientTls::new(authority.issue(Role::Device, A));
+    let dial = async |host: &Host| host.transport.connect_peer(&tls, &[server.address], B, SOON).await;
+    let (many, one) = (Host::start(None), Host::start(None));
+    let mut silent = Vec::new();
+    let refused = loop {
+        match dial(&many).await {
+            Ok(dialled) => {
+                let accepted = server.transport.accept_peer().await.unwrap().verified().await.unwrap();
+                silent.push((dialled, accepted));
+            }
+            Err(error) => break error,
+        }
+        assert!(silent.len() <= 64, "without end");
+    };
+    assert!(matches!(refused, DialError::Handshake { .. }), "{refused}");
+    dial(&one).await.unwrap();
+    silent.pop();
+    dial(&many).await.unwrap();
+}
+
 /// The TRS of these tests swaps contexts and forwards, as the real one does.
 async fn relay(from: Connection, to: Connection, context: u64) {
     let forward = |datagram: bytes::Bytes| {

@@ -310,6 +310,7 @@ impl Engine {
                     tracing::debug!(%service, reason, "the connection ended");
                 }
                 self.note_end(&service, &ended.connection);
+                self.transport.mux().remove_legs(ended.connection.quinn());
             }
             self.node.handle_disconnected(now, service, reason);
         }

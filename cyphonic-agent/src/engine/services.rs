@@ -91,7 +91,7 @@ pub(crate) fn listen(
             // QUIC would find out by its idle time-out.
             reason = connection.detour_ended() => format!("the detour over TCP ended: {reason}"),
         };
-        mux.remove_legs(connection.quinn());
+        // Its legs go when the engine hears of it: until then it may dial through one.
         drop(inputs.send(Input::ServiceEnded { service, attempt, reason }).await);
     })
 }

@@ -21,6 +21,7 @@ use tokio::task::AbortHandle;
 
 use super::admission::{Admission, Changes, KeptOut, allowed};
 use super::clock::unix_now;
+use super::datagrams::{Meter, Verdict};
 use super::kept::{Online, Presence};
 use super::newest::Newest;
 use super::rounds::Rounds;
@@ -420,8 +421,16 @@ async fn read_requests(channel: Channel, connection: Connection, events: mpsc::S
 }
 
 async fn read_datagrams(channel: Channel, connection: Connection, events: mpsc::Sender<Event>) {
+    let meter = Meter::new(Instant::now());
     // Unreliable by contract: rather lost than late.
     let deliver = |datagram| {
+        if let Verdict::Drop(dropped) = meter.judge(Instant::now()) {
+            if dropped.is_power_of_two() {
+                let fqdn = connection.identity().map(|identity| &*identity.fqdn).unwrap_or_default();
+                tracing::debug!(fqdn, dropped, "a device sends more DATAGRAMs than its handshakes need");
+            }
+            return true;
+        }
         let sent = events.try_send(Event::Datagram(channel, datagram));
         !matches!(sent, Err(mpsc::error::TrySendError::Closed(_)))
     };

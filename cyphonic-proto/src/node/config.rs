@@ -113,7 +113,8 @@ pub(super) const MAX_PEERS: usize = 4096;
 pub(super) const MAX_SETUPS: usize = 512;
 /// Most set-ups that are known to have ended: as many as peers could still be at.
 pub(super) const MAX_ENDED: usize = MAX_SETUPS;
-/// Most connections of peers that have not proved yet who they are: each set-up may be dialled twice.
+/// Most connections of peers that have no tunnel yet: each set-up may be dialled twice. As many as the transport lets in, of
+/// which one source has few.
 pub(super) const MAX_OFFERS: usize = 2 * MAX_SETUPS;
 /// Most questions waiting.
 pub(super) const MAX_QUERIES: usize = 4096;

@@ -4,6 +4,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use crate::server::rate::spend;
+
 /// Networks share this many accounts, by a hash that nobody outside can steer.
 const ACCOUNTS: usize = 1024;
 
@@ -48,18 +50,8 @@ impl Limit {
         let place = usize::try_from(self.hash.hash_one(network) % ACCOUNTS as u64).unwrap_or_default();
         let passed = now.saturating_duration_since(self.start);
         let Some(account) = self.accounts.get_mut(place) else { return false };
-        spend(account, passed, PER_ACCOUNT) && spend(&mut self.all, passed, IN_ALL)
+        spend(account, passed, PER_ACCOUNT, BURST) && spend(&mut self.all, passed, IN_ALL, BURST)
     }
-}
-
-/// Takes one request out of an account (a token bucket that keeps the time at which it is full again).
-fn spend(paid_until: &mut Duration, now: Duration, rate: u32) -> bool {
-    let next = (*paid_until).max(now) + Duration::from_secs(1) / rate;
-    let within = next <= now + BURST;
-    if within {
-        *paid_until = next;
-    }
-    within
 }
 
 #[cfg(test)]

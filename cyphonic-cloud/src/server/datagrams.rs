@@ -1,0 +1,75 @@
+//! How many DATAGRAMs one device may send: what handshakes of peers need, which no tunnel's packets travel by. Pure.
+//!
+//! Those of all devices wait in one queue. Whoever could fill it would lose the others' handshakes; and two that take
+//! DATAGRAMs for a way of their own would carry by it what a leg's rate limit keeps from them.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::rate::spend;
+
+/// A second. A handshake takes about ten of each end.
+const RATE: u32 = 256;
+
+/// How far ahead of its rate a device may be: it has 50 handshakes at once after a restart.
+const BURST: Duration = Duration::from_secs(2);
+
+/// What one connection has sent.
+#[derive(Debug)]
+pub(super) struct Meter {
+    start: Instant,
+    account: Mutex<Account>,
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    /// Since `start`.
+    paid_until: Duration,
+    dropped: u64,
+}
+
+/// Whether a DATAGRAM goes on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Pass,
+    /// One too many; so many were, with it.
+    Drop(u64),
+}
+
+impl Meter {
+    /// Of a connection that has sent none yet.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { start: now, account: Mutex::default() }
+    }
+
+    /// It sends one.
+    pub(super) fn judge(&self, now: Instant) -> Verdict {
+        let passed = now.saturating_duration_since(self.start);
+        // The account is whole after every call.
+        let mut account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
+        if spend(&mut account.paid_until, passed, RATE, BURST) {
+            return Verdict::Pass;
+        }
+        account.dropped += 1;
+        Verdict::Drop(account.dropped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_pass_at_once_and_the_rest_at_their_rate() {
+        let start = Instant::now();
+        let meter = Meter::new(start);
+        let passed = |at: u64| {
+            let at = start + Duration::from_secs(at);
+            (0..10_000).filter(|_| meter.judge(at) == Verdict::Pass).count()
+        };
+        assert_eq!(passed(0), 512);
+        assert_eq!(passed(1), 256);
+        assert_eq!(passed(60), 512, "who was silent has no more than at the beginning");
+        assert_eq!(meter.judge(start), Verdict::Drop(30_000 - 1_280 + 1));
+    }
+}
