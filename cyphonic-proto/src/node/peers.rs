@@ -4,7 +4,8 @@
 //! set-up, and begins again with the next route where that fails, as long as somebody waits.
 
 use super::{
-    Action, CloseCode, Node, ResolveError, Service, Target, Timer, config, exchanges::Purpose, setup::Stage,
+    Action, CloseCode, Node, ResolveError, Service, Target, Timer, config, exchanges::Purpose,
+    paths::ProbeBudget, setup::Stage,
 };
 use crate::{
     address,
@@ -39,6 +40,8 @@ pub(super) struct Peer {
     backoff: Backoff,
     /// Routes that failed, and until when they are not proposed again.
     failed: Vec<(RouteKind, Instant)>,
+    /// How many packets it may have this node send to where it says that it is.
+    pub(super) probes: ProbeBudget,
     pub(super) last_error: Option<ResolveError>,
     pub(super) since: Instant,
 }
@@ -76,6 +79,7 @@ impl Peer {
             attempt: None,
             backoff: Backoff::default(),
             failed: Vec::new(),
+            probes: ProbeBudget::of_peer(now),
             last_error: None,
             since: now,
         }

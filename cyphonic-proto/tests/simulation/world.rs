@@ -17,7 +17,7 @@ use cyphonic_proto::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -236,6 +236,8 @@ pub(crate) struct World {
     pub(crate) carries: u16,
     /// Probes of paths' MTU that were sent.
     pub(crate) probes: u32,
+    /// Datagrams that devices sent, by the host that they are for.
+    pub(crate) sent_to: BTreeMap<IpAddr, u32>,
     /// Changes every message's bytes on its way.
     pub(crate) tamper: Option<fn(&mut Message)>,
     pub(crate) unknown_fields: bool,
@@ -280,6 +282,7 @@ impl World {
             no_direct: false,
             carries: u16::MAX,
             probes: 0,
+            sent_to: BTreeMap::new(),
             tamper: None,
             unknown_fields: false,
             unnoticed: Duration::from_secs(1),
