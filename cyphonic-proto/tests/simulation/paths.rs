@@ -345,6 +345,12 @@ fn a_host_that_a_peer_names_again_and_again_is_sent_few_probes() {
         }
         let sent = world.sent_to[&victim];
         assert!((50..=350).contains(&sent), "{sent} probes in a minute");
+        // Where the peer is heard from is probed all the same, once the path it left is no longer fresh.
+        world.run(1500 * MS);
+        world.attach("b", Some(Open), None);
+        let lost = stream(&mut world, "a", "b", 2 * SECOND);
+        assert!(gap(&lost) <= 100 * MS, "{:?}", gap(&lost));
+        assert!(world.both_direct());
     }
 }
 
