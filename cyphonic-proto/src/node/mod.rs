@@ -158,7 +158,7 @@ impl Node {
             ended: VecDeque::new(),
             offers: BTreeMap::new(),
             tunnels: BTreeMap::new(),
-            probes: ProbeBudget::new(now),
+            probes: ProbeBudget::of_node(now),
             told: Vec::new(),
             kept_open: KeptOpen::default(),
             timers: Timers::default(),

@@ -188,9 +188,10 @@ impl Node {
     /// The tunnel was refused after all: others may wait for the peer, and held packets with them.
     fn set_up_anew(&mut self, now: Instant, address: std::net::Ipv6Addr, error: ResolveError) {
         let until = now + super::peers::WANTED;
+        let stays = self.has_lasting_tunnel(address);
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.last_error = Some(error.clone());
-        if peer.tunnels.is_empty() && peer.attempt.is_none() {
+        if !stays && peer.attempt.is_none() {
             peer.wanted = true;
             self.timers.set(Timer::Wanted(address), until);
             self.attempt_failed(now, address, error, Retry::Later);

@@ -4,7 +4,8 @@
 //! set-up, and begins again with the next route where that fails, as long as somebody waits.
 
 use super::{
-    Action, CloseCode, Node, ResolveError, Service, Target, Timer, config, exchanges::Purpose, setup::Stage,
+    Action, CloseCode, Node, ResolveError, Service, Target, Timer, config, exchanges::Purpose,
+    paths::ProbeBudget, setup::Stage,
 };
 use crate::{
     address,
@@ -14,6 +15,7 @@ use crate::{
     name,
 };
 use std::{
+    collections::BTreeSet,
     net::Ipv6Addr,
     time::{Duration, Instant},
 };
@@ -39,6 +41,8 @@ pub(super) struct Peer {
     backoff: Backoff,
     /// Routes that failed, and until when they are not proposed again.
     failed: Vec<(RouteKind, Instant)>,
+    /// How many packets it may have this node send to where it says that it is.
+    pub(super) probes: ProbeBudget,
     pub(super) last_error: Option<ResolveError>,
     pub(super) since: Instant,
 }
@@ -76,6 +80,7 @@ impl Peer {
             attempt: None,
             backoff: Backoff::default(),
             failed: Vec::new(),
+            probes: ProbeBudget::of_peer(now),
             last_error: None,
             since: now,
         }
@@ -83,10 +88,6 @@ impl Peer {
 
     fn is_wanted(&self) -> bool {
         !self.queries.is_empty() || self.held || self.wanted
-    }
-
-    fn is_idle(&self) -> bool {
-        self.tunnels.is_empty() && self.attempt.is_none() && !self.is_wanted()
     }
 
     pub(super) fn is_sought(&self) -> bool {
@@ -349,9 +350,6 @@ impl Node {
         why: &str,
         error: ResolveError,
     ) {
-        if !self.peers.contains_key(&address) {
-            return;
-        }
         self.give_up(now, address, error);
         let setups = self.setups.values().filter(|setup| setup.peer == address).map(|setup| setup.id);
         for setup in setups.collect::<Vec<_>>() {
@@ -361,8 +359,8 @@ impl Node {
     }
 
     fn end_tunnels(&mut self, now: Instant, address: Ipv6Addr, code: CloseCode) {
-        let tunnels = self.peers.get(&address).map(|peer| peer.tunnels.clone()).unwrap_or_default();
-        for tunnel in tunnels {
+        let tunnels = self.tunnels.iter().filter(|(_, tunnel)| tunnel.peer == address).map(|(id, _)| *id);
+        for tunnel in tunnels.collect::<Vec<_>>() {
             self.remove_tunnel(now, tunnel, Some(code));
         }
     }
@@ -522,8 +520,16 @@ impl Node {
         if self.peers.len() < config::MAX_PEERS {
             return Ok(());
         }
-        let idle = self.peers.iter().filter(|(_, peer)| peer.is_idle()).min_by_key(|(_, peer)| peer.since);
-        let address = idle.map(|(address, _)| *address);
+        // A tunnel is to find its peer here when it is installed, though only the other end wants it.
+        let expected: BTreeSet<_> = self.setups.values().map(|setup| setup.peer).collect();
+        let is_idle = |address: &Ipv6Addr, peer: &Peer| {
+            peer.tunnels.is_empty()
+                && !peer.is_sought()
+                && !expected.contains(address)
+                && !self.keeps_open(*address)
+        };
+        let idle = self.peers.iter().filter(|(address, peer)| is_idle(address, peer));
+        let address = idle.min_by_key(|(_, peer)| peer.since).map(|(address, _)| *address);
         let address =
             address.ok_or_else(|| ResolveError::TooMany { what: "peers are in use already".into() })?;
         self.peers.remove(&address);

@@ -127,6 +127,9 @@ impl Node {
             peer.tunnels.retain(|other| *other != id);
             peer.since = if peer.tunnels.is_empty() { now } else { peer.since };
         }
+        if tunnel.last_rx.is_none() {
+            self.recall(tunnel.peer);
+        }
         self.act(Action::RemoveTunnel { id, close });
         self.keep_after(now, tunnel.peer);
         if let Some(relay) = &tunnel.relay {
@@ -154,6 +157,20 @@ impl Node {
         }
     }
 
+    /// A tunnel of which the peer perhaps never heard is gone: the one before it stays, as it does at the peer then.
+    fn recall(&mut self, peer: Ipv6Addr) {
+        let newest = self.peers.get(&peer).and_then(|peer| peer.tunnels.first());
+        if let Some(tunnel) = newest.and_then(|id| self.tunnels.get_mut(id)) {
+            tunnel.retires_at = None;
+        }
+    }
+
+    /// Whether a peer has a tunnel that is to stay.
+    pub(super) fn has_lasting_tunnel(&self, peer: Ipv6Addr) -> bool {
+        let lasts = |id: &TunnelId| self.tunnels.get(id).is_some_and(|tunnel| tunnel.retires_at.is_none());
+        self.peers.get(&peer).is_some_and(|peer| peer.tunnels.iter().any(lasts))
+    }
+
     /// The peer closed it, or the dataplane lost it.
     pub(super) fn peer_closed(&mut self, now: Instant, id: TunnelId) {
         self.remove_tunnel(now, id, None);
@@ -174,7 +191,7 @@ impl Node {
         if tunnel.last_rx.is_none() {
             self.route_failed(now, tunnel.peer, tunnel.kind);
         }
-        let others = self.peers.get(&tunnel.peer).is_some_and(|peer| !peer.tunnels.is_empty());
+        let others = self.has_lasting_tunnel(tunnel.peer);
         let used = now.saturating_duration_since(tunnel.last_use) < self.config.timing.keepalive * 2;
         if !others && (used || self.keeps_open(tunnel.peer)) {
             self.want_anew(now, tunnel.peer);

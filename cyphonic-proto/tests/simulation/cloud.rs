@@ -427,7 +427,9 @@ impl World {
                 }
                 Some(_) => !uplinks.is_empty() && !self.tcp_blocked.contains(conn.device),
             };
-            routed && !self.cut_off.contains(&Victim::Device(conn.device)) && !self.cut_off.contains(&service)
+            let split = service == Victim::Nms && self.without_nms.contains(conn.device);
+            let cut = [Victim::Device(conn.device), service].iter().any(|end| self.cut_off.contains(end));
+            routed && !split && !cut
         })
     }
 

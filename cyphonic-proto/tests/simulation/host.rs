@@ -272,6 +272,7 @@ impl World {
         if self.cut_off.contains(&Victim::Device(name)) {
             return;
         }
+        *self.sent_to.entry(to.ip()).or_default() += 1;
         let host = self.hosts.get_mut(name).unwrap();
         if to.ip().is_loopback() {
             return self.send_by_detour(name, to, packet);

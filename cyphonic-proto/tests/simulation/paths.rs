@@ -11,11 +11,15 @@ use crate::{
     relay_restarts::{gap, stream},
     world::{World, virtual_address},
 };
+use cyphonic_common::frame::CandidateFlags;
 use cyphonic_proto::{
     message::{Message, RouteKind, endpoint},
-    node::{PathStatus, TunnelStatus},
+    node::{CandidateSet, PathStatus, TunnelStatus},
 };
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -320,6 +324,34 @@ fn a_pair_that_cannot_meet_is_tried_ever_more_rarely() {
     let first = probes(&mut world, 60 * SECOND);
     let later: u64 = (0..5).map(|_| probes(&mut world, 600 * SECOND)).sum();
     assert!(later / 50 < first, "{first} in the first minute, {later} in the next fifty");
+}
+
+#[test]
+fn a_host_that_a_peer_names_again_and_again_is_sent_few_probes() {
+    for changing in [false, true] {
+        let mut world = pair([Some(Open), None], [Some(Open), None]);
+        world.resolves("a", "b").unwrap();
+        world.run(5 * SECOND);
+        let id = *world.hosts["a"].tunnels.keys().next().unwrap();
+        let victim: IpAddr = [203, 0, 113, 200].into();
+        for n in 0..600 {
+            let first = if changing { 1000 + 12 * n } else { 1000 };
+            let port = |port| SocketAddr::new(victim, port);
+            let endpoints = (first..first + 12).map(port).collect();
+            let flags = CandidateFlags { moved: true, ..CandidateFlags::default() };
+            let set = CandidateSet { sequence: 100 + u64::from(n), heard: 0, flags, endpoints };
+            world.with_node("a", 0, |node, now| node.handle_candidates(now, id, &set));
+            world.run(100 * MS);
+        }
+        let sent = world.sent_to[&victim];
+        assert!((50..=350).contains(&sent), "{sent} probes in a minute");
+        // Where the peer is heard from is probed all the same, once the path it left is no longer fresh.
+        world.run(1500 * MS);
+        world.attach("b", Some(Open), None);
+        let lost = stream(&mut world, "a", "b", 2 * SECOND);
+        assert!(gap(&lost) <= 100 * MS, "{:?}", gap(&lost));
+        assert!(world.both_direct());
+    }
 }
 
 #[test]

@@ -379,6 +379,25 @@ fn an_old_tunnel_in_use_is_replaced_before_it_ends() {
     assert_eq!((world.tunnels("a"), world.tunnels("b")), (1, 1));
 }
 
+/// The NMS directs both ends, and one does not hear of it.
+#[test]
+fn an_old_tunnel_stays_where_the_peer_hears_of_no_successor() {
+    let mut world = open_pair();
+    world.resolves("a", "b").unwrap();
+    for _ in 0..359 {
+        world.send_inner("a", "b");
+        world.run(10 * SECOND);
+    }
+    world.without_nms.insert("b");
+    assert!(world.run_while_not(20 * SECOND, |world| world.hosts["a"].installs == 2), "no successor");
+    world.run(5 * SECOND);
+    assert!(world.talk("a", "b", SECOND), "the successor is still believed in");
+    world.run(15 * SECOND);
+    assert!(world.talk("a", "b", SECOND), "the old tunnel is gone");
+    assert_eq!((world.tunnels("a"), world.tunnels("b")), (1, 1));
+    assert_eq!(world.hosts["b"].installs, 1);
+}
+
 #[test]
 fn a_node_that_is_cut_off_comes_back() {
     let mut world = relayed_pair();

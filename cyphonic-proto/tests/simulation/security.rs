@@ -467,6 +467,30 @@ fn floods_meet_limits_and_every_request_an_answer() {
     assert!(node(&mut world).status().peers.len() <= 4096);
 }
 
+#[test]
+fn a_full_table_forgets_neither_a_peer_that_is_kept_nor_one_whose_set_up_is_under_way() {
+    let mut world = calm();
+    world.with_node("a", 0, |node, now| node.handle_keep_open(now, &["nobody".into()]));
+    world.run(SECOND);
+    direct(&mut world, direction());
+    let now = world.now;
+    for n in 0..5000 {
+        let target = Target::Name(format!("flood-{n}.lab"));
+        node(&mut world).handle_resolve(now, cyphonic_proto::QueryId(1_000_000 + n), target);
+    }
+    actions(&mut world);
+    let peers = node(&mut world).status().peers;
+    assert_eq!(peers.len(), 4096);
+    for name in ["nobody", "b"] {
+        assert!(peers.iter().any(|peer| peer.address == virtual_address(name)), "{name}");
+    }
+    knock(&mut world, &identity("b"), from_b(), request());
+    let notice = RevocationNotice { fqdn: vec!["b.lab".into()] };
+    node(&mut world).handle_request(now, Service::Nms, ExchangeId(78), Message::RevocationNotice(notice));
+    let done = actions(&mut world);
+    assert!(done.iter().any(|action| matches!(action, Action::RemoveTunnel { .. })), "{done:?}");
+}
+
 /// Any message that the codec lets through.
 fn any_message() -> impl Strategy<Value = Message> {
     let bytes = prop::collection::vec(any::<u8>(), 0..40);

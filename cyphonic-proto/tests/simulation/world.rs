@@ -17,7 +17,7 @@ use cyphonic_proto::{
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -225,6 +225,8 @@ pub(crate) struct World {
     pub(crate) delay: Duration,
     /// Devices and services that nothing reaches.
     pub(crate) cut_off: BTreeSet<Victim>,
+    /// Devices that the NMS does not reach, nor they it.
+    pub(crate) without_nms: BTreeSet<&'static str>,
     /// Devices whose networks pass no UDP, and those whose networks pass no TCP either.
     pub(crate) udp_blocked: BTreeSet<&'static str>,
     pub(crate) tcp_blocked: BTreeSet<&'static str>,
@@ -234,6 +236,8 @@ pub(crate) struct World {
     pub(crate) carries: u16,
     /// Probes of paths' MTU that were sent.
     pub(crate) probes: u32,
+    /// Datagrams that devices sent, by the host that they are for.
+    pub(crate) sent_to: BTreeMap<IpAddr, u32>,
     /// Changes every message's bytes on its way.
     pub(crate) tamper: Option<fn(&mut Message)>,
     pub(crate) unknown_fields: bool,
@@ -272,11 +276,13 @@ impl World {
             jitter: Duration::ZERO,
             delay: Duration::from_millis(10),
             cut_off: BTreeSet::new(),
+            without_nms: BTreeSet::new(),
             udp_blocked: BTreeSet::new(),
             tcp_blocked: BTreeSet::new(),
             no_direct: false,
             carries: u16::MAX,
             probes: 0,
+            sent_to: BTreeMap::new(),
             tamper: None,
             unknown_fields: false,
             unnoticed: Duration::from_secs(1),

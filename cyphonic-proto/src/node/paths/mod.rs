@@ -15,7 +15,7 @@
 //!
 //! **Invariants.** Packets go only to an address that has answered a challenge, or at which the tunnel was set up. Probes
 //! go only to addresses that the authenticated peer named or probed from, never to this host, its link or the overlay; how
-//! many there are, and how many probes a node sends, is bounded.
+//! many there are, how many probes a node sends, and how many of them at one peer's word, is bounded.
 
 mod candidate;
 mod events;

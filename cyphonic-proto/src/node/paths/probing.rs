@@ -13,31 +13,46 @@ use cyphonic_common::frame::CandidateFlags;
 use rand::Rng;
 use std::{net::SocketAddr, time::Instant};
 
-/// Probes a node may send in a second, of all tunnels together; each has 1,200 bytes.
-const PROBES_PER_SECOND: u32 = 100;
-/// Probes that may leave at once: a network change concerns all tunnels.
-const PROBES_AT_ONCE: u32 = 400;
+/// Probes of all tunnels together; each has 1,200 bytes. Many may leave at once: a network change concerns all tunnels.
+const OF_NODE: Rate = Rate { per_second: 100, at_once: 400 };
+/// Those to addresses that one peer named and that have never answered. They may be anybody's, and lists of them come as often
+/// as the peer likes: two rounds of as many as there can be, and then about a round of as many as are common in 20 s.
+const OF_PEER: Rate = Rate { per_second: 2, at_once: 224 };
+/// What rounds leave of a peer's: for where it is heard from, as after a move.
+const RESERVE: u32 = 16;
 
-/// How many probes a node may send now: a token bucket.
+#[derive(Clone, Copy)]
+struct Rate {
+    per_second: u32,
+    at_once: u32,
+}
+
+/// How many probes may be sent now: a token bucket.
 pub(in crate::node) struct ProbeBudget {
+    rate: Rate,
     left: u32,
     since: Instant,
 }
 
 impl ProbeBudget {
-    pub(in crate::node) const fn new(now: Instant) -> Self {
-        Self { left: PROBES_AT_ONCE, since: now }
+    pub(in crate::node) const fn of_node(now: Instant) -> Self {
+        Self { rate: OF_NODE, left: OF_NODE.at_once, since: now }
     }
 
-    fn take(&mut self, now: Instant) -> bool {
+    pub(in crate::node) const fn of_peer(now: Instant) -> Self {
+        Self { rate: OF_PEER, left: OF_PEER.at_once, since: now }
+    }
+
+    /// Takes one, if more than `reserve` are left.
+    fn take(&mut self, now: Instant, reserve: u32) -> bool {
         let passed = now.saturating_duration_since(self.since).as_millis();
-        let grown = u32::try_from(passed * u128::from(PROBES_PER_SECOND) / 1000).unwrap_or(u32::MAX);
+        let grown = u32::try_from(passed * u128::from(self.rate.per_second) / 1000).unwrap_or(u32::MAX);
         if grown > 0 {
-            self.left = self.left.saturating_add(grown).min(PROBES_AT_ONCE);
+            self.left = self.left.saturating_add(grown).min(self.rate.at_once);
             self.since = now;
         }
-        let granted = self.left > 0;
-        self.left = self.left.saturating_sub(1);
+        let granted = self.left > reserve;
+        self.left -= u32::from(granted);
         granted
     }
 }
@@ -45,12 +60,21 @@ impl ProbeBudget {
 impl Node {
     /// Probes one path of a tunnel; the current one as a challenge.
     pub(in crate::node) fn probe(&mut self, now: Instant, id: TunnelId, remote: SocketAddr) {
+        self.probe_with(now, id, remote, 0);
+    }
+
+    /// The same, with so many of the peer's probes to be left for others.
+    fn probe_with(&mut self, now: Instant, id: TunnelId, remote: SocketAddr, reserve: u32) {
         let data = self.rng.random();
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let current = tunnel.paths.current;
         // What a tunnel's life depends on is bounded by the number of tunnels.
-        if remote != current && !self.probes.take(now) {
-            return;
+        if remote != current {
+            let unsure = tunnel.paths.target(remote).is_some_and(|t| !t.is_relay() && t.proved.is_none());
+            let peer = self.peers.get_mut(&tunnel.peer).filter(|_| unsure);
+            if peer.is_some_and(|peer| !peer.probes.take(now, reserve)) || !self.probes.take(now, 0) {
+                return;
+            }
         }
         let Some(target) = tunnel.paths.targets.iter_mut().find(|target| target.remote == remote) else {
             return;
@@ -233,7 +257,7 @@ impl Node {
             let remotes: Vec<_> = targets.iter().map(|target| target.remote).collect();
             for remote in remotes {
                 if self.may_probe(remote) {
-                    self.probe(now, id, remote);
+                    self.probe_with(now, id, remote, RESERVE);
                 }
             }
         } else if steps.is_over(now) {
@@ -350,8 +374,8 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
     fn probes_are_bounded_and_come_back_with_time() {
         let now = Instant::now();
-        let mut budget = ProbeBudget::new(now);
-        let granted = |budget: &mut ProbeBudget, at| (0..1000).filter(|_| budget.take(at)).count();
+        let mut budget = ProbeBudget::of_node(now);
+        let granted = |budget: &mut ProbeBudget, at| (0..1000).filter(|_| budget.take(at, 0)).count();
         assert_eq!(granted(&mut budget, now), 400);
         assert_eq!(granted(&mut budget, now + Duration::from_millis(500)), 50);
         assert_eq!(granted(&mut budget, now + Duration::from_secs(3600)), 400);
