@@ -255,6 +255,21 @@ async fn the_first_address_that_answers_wins() {
     assert_eq!(connection.remote_address(), server.address);
 }
 
+/// Dials until a source has all its places.
+async fn until_refused<T>(dial: impl AsyncFn() -> Result<T, DialError>) -> Vec<T> {
+    let mut standing = Vec::new();
+    loop {
+        match dial().await {
+            Ok(one) => standing.push(one),
+            Err(error) => {
+                assert!(matches!(error, DialError::Handshake { .. }), "{error}");
+                return standing;
+            }
+        }
+        assert!(standing.len() <= 64, "without end");
+    }
+}
+
 #[tokio::test]
 async fn a_source_that_has_all_its_places_keeps_nobody_else_out() {
     let authority = Authority::new(1);
@@ -264,15 +279,7 @@ async fn a_source_that_has_all_its_places_keeps_nobody_else_out() {
     let dial = async |host: &Host| host.transport.connect_peer(&tls, &[server.address], B, SOON).await;
     let (many, one) = (Host::start(None), Host::start(None));
     // Nobody looks at who arrives, so every handshake stays under way.
-    let mut dialled = Vec::new();
-    let refused = loop {
-        match dial(&many).await {
-            Ok(connection) => dialled.push(connection),
-            Err(error) => break error,
-        }
-        assert!(dialled.len() <= 64, "without end");
-    };
-    assert!(matches!(refused, DialError::Handshake { .. }), "{refused}");
+    let _dialled = until_refused(async || dial(&many).await).await;
     dial(&one).await.unwrap();
     drop(server.transport.accept_peer().await.unwrap());
     dial(&many).await.unwrap();
@@ -286,18 +293,11 @@ async fn a_peer_that_proves_who_it_is_and_asks_nothing_keeps_its_place_until_it_
     let tls = ClientTls::new(authority.issue(Role::Device, A));
     let dial = async |host: &Host| host.transport.connect_peer(&tls, &[server.address], B, SOON).await;
     let (many, one) = (Host::start(None), Host::start(None));
-    let mut silent = Vec::new();
-    let refused = loop {
-        match dial(&many).await {
-            Ok(dialled) => {
-                let accepted = server.transport.accept_peer().await.unwrap().verified().await.unwrap();
-                silent.push((dialled, accepted));
-            }
-            Err(error) => break error,
-        }
-        assert!(silent.len() <= 64, "without end");
-    };
-    assert!(matches!(refused, DialError::Handshake { .. }), "{refused}");
+    let mut silent = until_refused(async || {
+        let dialled = dial(&many).await?;
+        Ok((dialled, server.transport.accept_peer().await.unwrap().verified().await.unwrap()))
+    })
+    .await;
     dial(&one).await.unwrap();
     silent.pop();
     dial(&many).await.unwrap();
