@@ -14,4 +14,7 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(14);
 /// lost once; a person waits this long once more where UDP is blocked.
 pub const UDP_AHEAD: Duration = Duration::from_millis(1500);
 
+/// A handshake that takes longer is given up: over UDP, and by a detour with its TCP and TLS.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
 const _: () = assert!(KEEP_ALIVE.as_millis() * 3 < IDLE_TIMEOUT.as_millis());

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use cyphonic_proto::alpn;
+use cyphonic_proto::quic::HANDSHAKE_TIMEOUT;
 use quinn::Endpoint;
 
 use crate::clock::Clock;
@@ -14,7 +15,6 @@ use crate::connection::Connection;
 use crate::detour;
 use crate::dial::{self, DialError};
 use crate::tls::{self, TlsError};
-use crate::transport::HANDSHAKE_TIMEOUT;
 
 /// Who has no certificate may stay this long at an AS: what an enrolment may take, retries included.
 pub const STRANGER_STAYS: Duration = Duration::from_secs(30);

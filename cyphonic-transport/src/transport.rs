@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::identity::{Identity, NetworkId, Role};
+use cyphonic_proto::quic::HANDSHAKE_TIMEOUT;
 use cyphonic_proto::{alpn, close};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Endpoint, TokioRuntime, VarInt};
@@ -21,9 +22,6 @@ use crate::handshakes::{Answer, Handshakes, Place};
 use crate::mux::Mux;
 use crate::peer::ArrivingPeer;
 use crate::tls::{self, ClientTls, ServerTls, TlsError};
-
-/// A handshake that takes longer is given up.
-pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The rest of three probe time-outs in which a closed connection answers late packets (RFC 9000 §10.2) is forgone:
 /// a stop must be quick, and a peer that missed the close finds out by its own time-out.

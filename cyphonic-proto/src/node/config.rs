@@ -34,8 +34,8 @@ pub struct NodeConfig {
 /// How long a node waits for what. The defaults suit links up to about 500 ms of round trip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// A dial of a service by whatever way. The shell's own limits are shorter, since only the shell can say what was tried in
-    /// vain; this one is for a shell that says nothing.
+    /// A dial of a service by whatever way. The shell's own limits are shorter ([`quic::HANDSHAKE_TIMEOUT`], over TCP after
+    /// [`detour`](Self::detour)), since only the shell can say what was tried in vain; this one is for a shell that says nothing.
     pub connect: Duration,
     /// How long a dial over UDP is ahead of one over TCP; none where TCP is never used.
     pub detour: Option<Duration>,
@@ -122,3 +122,14 @@ pub(super) const MAX_QUERIES: usize = 4096;
 pub const MAX_RELAYS: usize = 32;
 /// Most observations kept and reported.
 pub(super) const MAX_OBSERVATIONS: usize = 8;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dial_over_tcp_may_fail_by_itself_before_the_node_gives_it_up() {
+        let timing = Timing::default();
+        assert!(timing.detour.unwrap() + quic::HANDSHAKE_TIMEOUT < timing.connect);
+    }
+}

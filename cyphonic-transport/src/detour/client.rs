@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cyphonic_proto::alpn;
+use cyphonic_proto::quic::HANDSHAKE_TIMEOUT;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -17,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::local::LocalSocket;
-use super::{HANDSHAKE_TIMEOUT, prepare, pump};
+use super::{prepare, pump};
 use crate::dial::DialError;
 
 /// Between attempts at several addresses, as [`crate::dial`] does.

@@ -23,17 +23,12 @@ mod race;
 mod server;
 mod tls;
 
-use std::time::Duration;
-
 pub use client::{Detour, DetourError};
 pub(crate) use client::{Target, dial};
 pub(crate) use race::race;
 pub use server::DetourServer;
 pub use tls::DetourTls;
 pub(crate) use tls::{enrolment_tls, service_tls};
-
-/// TCP and TLS must stand within this time; where a node dials, QUIC inside too.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Bytes that TCP may hold unsent. More would only wait: see [`cyphonic_dataplane::tcp::limit_unsent`].
 const UNSENT: u32 = 128 * 1024;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cyphonic_proto::quic::HANDSHAKE_TIMEOUT;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -15,7 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use super::admission::{Admission, Admitted, MAX_CONNECTIONS};
 use super::local::LocalSocket;
 use super::tls::DetourTls;
-use super::{HANDSHAKE_TIMEOUT, files, prepare, pump};
+use super::{files, prepare, pump};
 use crate::enrol;
 
 /// Who has no certificate may stay this long: longer than at the AS behind it, whose last words are to arrive.
