@@ -15,7 +15,7 @@ use crate::process::{Daemon, Readiness, stop_all, wait_until};
 use crate::remote::{Fleet, Launcher};
 use crate::topology::validate::SWITCH;
 use crate::topology::{Profile, Router, Topology, Way};
-use crate::{LabError, LabState, Namespace, netns, node};
+use crate::{LabError, LabState, Namespace, congestion, netns, node};
 
 /// What a host's resolver is configured to at first, as where systemd-resolved runs. There is no DNS in the lab until
 /// something starts one; an agent edits this as it would on any host.
@@ -224,6 +224,7 @@ impl Lab {
     }
 
     fn build(&self, topology: &Topology, profile: &Profile, emulator: &Emulator) -> Result<(), LabError> {
+        congestion::allow()?;
         netns::create(&self.state.namespaces())?;
         for name in topology.nodes() {
             let router = topology.routers.get(name);

@@ -19,7 +19,7 @@ use crate::command::configure;
 use crate::machine::Machine;
 use crate::nat::gate::Gate;
 use crate::topology::{Host, Interface, Profile, Router, Topology, Way};
-use crate::{LabError, nat};
+use crate::{LabError, congestion, nat};
 
 /// What keeps frames in order where their delays differ: netem sends by a frame's own time, unless the link has a rate. This
 /// one is so high that it costs none.
@@ -300,13 +300,10 @@ pub(crate) fn resolv_conf(server: &str) -> String {
     format!("nameserver {server}\n")
 }
 
-/// Addresses at once (no duplicate address detection), none that were not asked for, ping for everyone, and Linux's own congestion
-/// control: a namespace would have that of the machine it is on, and BBR's streams are a third slower than CUBIC's where the cables
-/// are no narrower than the machine.
+/// Addresses at once (no duplicate address detection), none that were not asked for, ping for everyone, and the lab's
+/// congestion control.
 pub(crate) fn sysctls(router: bool) -> Vec<String> {
-    let mut settings = ["net.ipv4.ping_group_range=0 2147483647", "net.ipv4.tcp_congestion_control=cubic"]
-        .map(str::to_owned)
-        .to_vec();
+    let mut settings = vec!["net.ipv4.ping_group_range=0 2147483647".to_owned(), congestion::sysctl()];
     for scope in ["all", "default"] {
         for setting in ["accept_dad=0", "accept_ra=0", "router_solicitations=0"] {
             settings.push(format!("net.ipv6.conf.{scope}.{setting}"));
