@@ -26,7 +26,10 @@ pub(crate) fn sysctl() -> String {
 
 /// Lets the machine's namespaces have it. A kernel that was built with another default (BBR, say) allows it to the first
 /// namespace alone. It stays allowed: other labs may be up when this one goes, and it takes nothing from anybody.
-pub(crate) fn allow() -> Result<(), LabError> {
+///
+/// # Errors
+/// Not root, or the kernel has no CUBIC at all.
+pub fn allow() -> Result<(), LabError> {
     let path = Path::new(ALLOWED);
     let allowed = match fs::read_to_string(path) {
         Ok(allowed) => allowed,

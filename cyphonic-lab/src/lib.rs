@@ -14,7 +14,7 @@
 //! Needs root, and the programs `ip`, `nft` and `sysctl`; measuring needs `ping`, `iperf3` and `dig`.
 
 pub mod command;
-mod congestion;
+pub mod congestion;
 pub mod datagrams;
 pub mod emulator;
 mod error;

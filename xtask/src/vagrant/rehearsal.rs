@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use cyphonic_lab::Namespace;
 use cyphonic_lab::process::wait_until;
+use cyphonic_lab::{Namespace, congestion};
 use serde_json::Value;
 
 use crate::workspace;
@@ -142,6 +142,8 @@ impl Stage {
 
     /// A switch with a bridge for each segment and one for management, and a cable from each machine to each of its own.
     fn cable(&self, machines: &[Value]) -> Result<()> {
+        // A node's own program cannot, inside its namespace.
+        congestion::allow()?;
         let switch = self.namespace(SWITCH);
         let mut batch = format!("netns add {}\nnetns add {switch}\n", self.namespace(HOST));
         for name in self.names.iter().filter(|name| !self.is_own(name)) {
