@@ -3,6 +3,8 @@
 //! Each end is a program, so that it runs wherever a node is: [`main`] with `serve` or `connect`. Either ends when its standard
 //! input does.
 
+mod run;
+
 use std::io::{self, BufRead, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -10,8 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+pub use self::run::Flow;
+
 /// Bytes that leave together, and how often: 1.6 Mbit/s in either direction, which every link carries.
-pub const BLOCK: usize = 1_000;
+const BLOCK: usize = 1_000;
 const INTERVAL: Duration = Duration::from_millis(5);
 /// For the other end to be there.
 const ARRIVAL: Duration = Duration::from_secs(10);
@@ -21,9 +25,9 @@ const USAGE: &str =
     "usage: flow serve ADDRESS PATIENCE_MILLISECONDS | flow connect ADDRESS:PORT PATIENCE_MILLISECONDS";
 
 /// What the serving end says first, before its port.
-pub const LISTENING: &str = "listening ";
+const LISTENING: &str = "listening ";
 /// What the connecting end says last: that every byte came back as it was sent.
-pub const WHOLE: &str = "whole";
+const WHOLE: &str = "whole";
 
 /// Runs one end. `serve` says its port; `connect` says again and again how many bytes came back, and at last whether all did. A
 /// transfer is lost when nothing arrives for as long as the patience.
@@ -83,10 +87,7 @@ fn say(line: &str) -> io::Result<()> {
 }
 
 /// The port that a serving end says it has.
-///
-/// # Errors
-/// It said something else, or nothing.
-pub fn port(lines: &mut impl BufRead) -> io::Result<u16> {
+fn port(lines: &mut impl BufRead) -> io::Result<u16> {
     let mut line = String::new();
     lines.read_line(&mut line)?;
     let port = line.trim().strip_prefix(LISTENING).and_then(|port| port.parse().ok());

@@ -6,7 +6,6 @@
 //! byte. What counts is the gap: the longest time in which no ping was answered.
 
 mod cell;
-mod flow;
 mod place;
 mod report;
 

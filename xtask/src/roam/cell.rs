@@ -8,10 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use cyphonic_lab::Lab;
 use cyphonic_lab::command::{Cancel, check};
+use cyphonic_lab::flow::Flow;
 use cyphonic_lab::machine::Runs as _;
 use cyphonic_lab::measure::{PingReport, PingRun};
 
-use super::flow::{Flow, STALLED};
 use super::place::{CABLE, Place, Roamer, Style};
 use crate::overlay::{Device, Route};
 
@@ -27,6 +27,8 @@ const PREPARED: Duration = Duration::from_secs(20);
 /// After this long without it the tunnel is set up anew.
 const TRY_ANEW: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(15);
+/// A transfer on which nothing arrives for so long is lost, whatever TCP may still hope for.
+const STALLED: Duration = Duration::from_secs(5);
 
 /// Who moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -136,7 +138,7 @@ impl Stage<'_> {
         thread::sleep(CABLE);
         let what = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], PINGS) };
         let [initiator, responder] = self.devices;
-        let flow = Flow::start(initiator, responder, self.addresses[1], STALLED)?;
+        let flow = self.flow(STALLED)?;
         let cancel = self.cancel;
         let report = thread::scope(|scope| -> Result<PingReport> {
             let pings = scope.spawn(|| initiator.ping(&what, cancel));
@@ -153,6 +155,13 @@ impl Stage<'_> {
             flow_lost,
             way_after: describe(&initiator.route_to(responder, self.cancel)?),
         })
+    }
+
+    /// A transfer from the initiator.
+    fn flow(&self, patience: Duration) -> Result<Flow> {
+        let [mut connect, mut serve] = [self.devices[0].tool()?, self.devices[1].tool()?];
+        let flow = Flow::start(connect.arg("flow"), serve.arg("flow"), self.addresses[1].into(), patience);
+        flow.context("cannot start a transfer")
     }
 
     /// Takes all networks from the initiator for so long; how long after it has one again packets pass.
@@ -200,7 +209,7 @@ impl Stage<'_> {
         let [initiator, responder] = self.devices;
         // TCP has waited longer each time: as long again as the pause, at most.
         let patience = length * 2 + STALLED;
-        let flow = Flow::start(initiator, responder, self.addresses[1], patience)?;
+        let flow = self.flow(patience)?;
         let clocks = compare_clocks(initiator, self.cancel)?;
         let requests = PINGS + u32::try_from((BEFORE + length).as_millis() / INTERVAL.as_millis())?;
         // The tunnel is given up meanwhile if the pause is long, and pings meet errors.
