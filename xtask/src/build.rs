@@ -34,10 +34,13 @@ pub(crate) fn run(args: &BuildArgs) -> Result<()> {
 /// are the same for all, since every machine that is built for has the same byte order.
 pub(crate) fn programs(target: Option<Target>, release: bool) -> Result<()> {
     let mut cargo = shell::cargo();
-    cargo.args(["build", "--workspace", "--bins", "--exclude", "xtask", "--locked"]);
-    if release {
-        cargo.arg("--release");
-    }
+    cargo.args(["build", "--workspace", "--bins", "--locked"]);
+    match (target, release) {
+        // With an example, cargo chooses the libraries' features as for tests, which have built all of this then.
+        (None, false) => cargo.args(["--example", "fleet"]),
+        (_, false) => cargo.args(["--exclude", "xtask"]),
+        (_, true) => cargo.args(["--exclude", "xtask", "--release"]),
+    };
     match target {
         Some(target) => {
             setup::cross(target)?;

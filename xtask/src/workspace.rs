@@ -24,3 +24,27 @@ pub(crate) fn ebpf_objects() -> PathBuf {
 pub(crate) fn tools() -> PathBuf {
     root().join("target/tools")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    /// What the profile does not name is compiled as slowly as a dependency, and has no line numbers.
+    #[test]
+    fn every_member_has_a_profile_of_its_own() {
+        let manifest = std::fs::read_to_string(super::root().join("Cargo.toml")).unwrap();
+        let (_, members) = manifest.split_once("members = [").unwrap();
+        let (members, _) = members.split_once(']').unwrap();
+        let members: BTreeSet<_> = members
+            .split(',')
+            .map(|name| name.trim().trim_matches('"'))
+            .filter(|name| !name.is_empty())
+            .collect();
+        let named: BTreeSet<_> = manifest
+            .lines()
+            .filter_map(|line| line.strip_prefix("[profile.dev.package.")?.strip_suffix(']'))
+            .collect();
+        assert!(members.contains("xtask"), "{members:?}");
+        assert_eq!(named, members);
+    }
+}
