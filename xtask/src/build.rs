@@ -35,10 +35,11 @@ pub(crate) fn run(args: &BuildArgs) -> Result<()> {
 pub(crate) fn programs(target: Option<Target>, release: bool) -> Result<()> {
     let mut cargo = shell::cargo();
     cargo.args(["build", "--workspace", "--bins", "--locked"]);
-    match (target, release) {
+    let foreign = target.is_some_and(|target| !target.is_host());
+    match (foreign, release) {
         // With an example, cargo chooses the libraries' features as for tests, which have built all of this then.
-        (None, false) => cargo.args(["--example", "fleet"]),
-        (_, false) => cargo.args(["--exclude", "xtask"]),
+        (false, false) => cargo.args(["--example", "fleet"]),
+        (true, false) => cargo.args(["--exclude", "xtask"]),
         (_, true) => cargo.args(["--exclude", "xtask", "--release"]),
     };
     match target {

@@ -8,6 +8,7 @@ mod linker;
 mod packager;
 mod packages;
 mod peers;
+mod tool;
 mod toolchain;
 
 use std::path::PathBuf;

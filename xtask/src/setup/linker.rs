@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use super::packages;
+use super::tool;
 use super::toolchain::Toolchain;
 use crate::{shell, workspace};
 
@@ -61,12 +62,8 @@ fn install(toolchain: &Toolchain, library: &Path) -> Result<()> {
     packages::require_c_compiler()?;
     let prefix = llvm_prefix(toolchain, library)?;
     let feature = format!("llvm-{}", toolchain.llvm);
-    let mut cargo = shell::cargo();
-    cargo.env("LLVM_PREFIX", prefix);
-    cargo.args(["install", "bpf-linker", "--version", VERSION, "--locked", "--force", "--quiet"]);
-    cargo.args(["--no-default-features", "--features", &feature, "--root"]).arg(workspace::tools());
-    // Beside the tools, so that `CARGO_TARGET_DIR` and other builds have no part in it.
-    cargo.arg("--target-dir").arg(workspace::tools().join("build"));
+    let mut cargo = tool::install("bpf-linker", VERSION, "build");
+    cargo.env("LLVM_PREFIX", prefix).args(["--no-default-features", "--features", &feature]);
     shell::run(&mut cargo)
 }
 

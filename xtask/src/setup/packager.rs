@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::packages::{self, package};
+use super::tool;
 use crate::{shell, workspace};
 
 const VERSION: &str = "3.8.0";
@@ -20,10 +21,6 @@ pub(super) fn find_or_install() -> Result<PathBuf> {
     }
     println!("setup: building cargo-deb {VERSION}, which makes Debian packages (about 2 minutes)");
     packages::require_c_compiler()?;
-    let mut cargo = shell::cargo();
-    cargo.args(["install", "cargo-deb", "--version", VERSION, "--locked", "--force", "--quiet", "--root"]);
-    // Beside the tools, so that `CARGO_TARGET_DIR` and other builds have no part in it.
-    cargo.arg(workspace::tools()).arg("--target-dir").arg(workspace::tools().join("build-packages"));
-    shell::run(&mut cargo)?;
+    shell::run(&mut tool::install("cargo-deb", VERSION, "build-packages"))?;
     Ok(path)
 }
