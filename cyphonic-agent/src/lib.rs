@@ -34,4 +34,7 @@ pub mod resolver;
 pub mod state;
 
 /// The software's version, as shown by `cyphonic version` and sent in Login Requests.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub const VERSION: &str = match option_env!("CYPHONIC_VERSION") {
+    Some(of_package) => of_package,
+    None => env!("CARGO_PKG_VERSION"),
+};

@@ -59,12 +59,13 @@ impl StateDir {
     /// Makes sure that one daemon only uses the directory. The lock ends with the value, or with the process.
     pub fn lock(&self) -> Result<StateLock, StateError> {
         let path = self.path.join("lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
+        let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = file
+            .or_else(|error| match error.kind() {
+                // Nothing is written to it.
+                io::ErrorKind::ReadOnlyFilesystem => File::open(&path).map_err(|_| error),
+                _ => Err(error),
+            })
             .map_err(|source| StateError::io("open", &path, source))?;
         match file.try_lock() {
             Ok(()) => Ok(StateLock { _file: file }),

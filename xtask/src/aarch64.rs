@@ -55,7 +55,7 @@ pub(crate) struct Aarch64Args {
 pub(crate) fn run(args: &Aarch64Args) -> Result<()> {
     setup::emulator_arm64()?;
     ebpf::build()?;
-    build::programs(Some(TARGET), !args.debug)?;
+    build::programs(Some(TARGET), !args.debug, None)?;
     let tests = if args.overlay_only { None } else { Some(Tests::build(TARGET, Extent::Whole)?) };
     let mut figures = Figures::new("test-aarch64");
     let (mut reports, mut broken) = (Vec::new(), Vec::new());

@@ -27,13 +27,17 @@ pub(crate) fn run(args: &BuildArgs) -> Result<()> {
     if args.ebpf_only {
         return Ok(());
     }
-    programs(args.target, args.release)
+    programs(args.target, args.release, None)
 }
 
-/// Builds all programs of the workspace, for this machine unless told otherwise. The eBPF objects must be there: they
-/// are the same for all, since every machine that is built for has the same byte order.
-pub(crate) fn programs(target: Option<Target>, release: bool) -> Result<()> {
+/// Builds all programs of the workspace, for this machine unless told otherwise. The agent's say that they are of `version`,
+/// else of the workspace's. The eBPF objects must be there: they are the same for all, since every machine that is built for has
+/// the same byte order.
+pub(crate) fn programs(target: Option<Target>, release: bool, version: Option<&str>) -> Result<()> {
     let mut cargo = shell::cargo();
+    if let Some(version) = version {
+        cargo.env("CYPHONIC_VERSION", version);
+    }
     cargo.args(["build", "--workspace", "--bins", "--locked"]);
     let foreign = target.is_some_and(|target| !target.is_host());
     match (foreign, release) {

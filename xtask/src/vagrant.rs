@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::package::{make, make_to_try, stage::runs_on_debian};
+use crate::package::{make, make_to_try, revision, stage::runs_on_debian};
 use crate::target::Target;
 use crate::workspace;
 
@@ -30,7 +30,7 @@ pub(crate) struct StageArgs {
 /// Runs the verb.
 pub(crate) fn stage(args: &StageArgs) -> Result<()> {
     let target = Target::Amd64;
-    let packages = if args.debug { make_to_try(target)? } else { make(target, true)? };
+    let packages = if args.debug { make_to_try(target)? } else { make(target, true, revision()?)? };
     // Built with all programs.
     let program = target.folder(!args.debug).join(NODE_PROGRAM);
     runs_on_debian(&program)?;

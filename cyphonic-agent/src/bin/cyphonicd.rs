@@ -14,7 +14,7 @@ use cyphonic_agent::{
 
 /// Joins this device to a Cyphonic overlay.
 #[derive(Debug, Parser)]
-#[command(name = "cyphonicd", version)]
+#[command(name = "cyphonicd", version = cyphonic_agent::VERSION)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

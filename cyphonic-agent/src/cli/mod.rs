@@ -34,7 +34,7 @@ use crate::{
 
 /// Reach devices of a Cyphonic overlay by name.
 #[derive(Debug, Parser)]
-#[command(name = "cyphonic", version)]
+#[command(name = "cyphonic", version = crate::VERSION)]
 pub struct Cli {
     /// The daemon's control socket [default: /run/cyphonic/cyphonic.sock].
     #[arg(long, env = "CYPHONIC_SOCKET", value_name = "PATH", global = true)]

@@ -1,6 +1,6 @@
 //! `cyphonic up`: from a token to a device that is part of the overlay.
 use std::{
-    fmt::Display,
+    fmt::{self, Display, Formatter},
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -10,14 +10,14 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use cyphonic_dataplane::dumps;
-use cyphonic_proto::identity::Identity;
+use cyphonic_proto::{identity::Identity, message::RefusalCode};
 
 use super::output::say;
 use crate::{
     complaints::Complaints,
     config::{CloudAddress, Config, DEFAULT_PATH, Overrides, resolve_all},
     daemon::{self, block_on},
-    enrol::{enrol, read_token},
+    enrol::{EnrolError, enrol, read_token},
     state::{DeviceIdentity, StateDir, StateError, write_atomic},
 };
 
@@ -57,10 +57,7 @@ impl Up {
         dumps::forbid().context("cannot keep the device's key out of core dumps")?;
         let state = StateDir::open(&config.state_dir)?;
         let identity = match self.present(&state)? {
-            Some(identity) if !self.enrols_again(&identity)? => {
-                self.tell_of_unused_token();
-                identity
-            }
+            Some(identity) if !self.anew => self.keep_or_replace(identity, &state, &config)?,
             _ => block_on(self.enrol(&state, &config))??,
         };
         self.keep_config(&config)?;
@@ -81,19 +78,36 @@ impl Up {
         }
     }
 
-    /// Whether a device that has a certificate enrols all the same: somebody says so, or it is too late to renew and here is a
-    /// token.
-    fn enrols_again(&self, identity: &DeviceIdentity) -> Result<bool> {
-        Ok(self.anew || (self.token.is_some() && has_ended(identity)?))
-    }
-
-    /// The same command may be given at each start, so this is no error.
-    fn tell_of_unused_token(&self) {
-        if self.token.is_some() {
-            tell(format_args!(
-                "The token was not used: this device is enrolled. If the cloud refuses it, because it was revoked or the \
-                 cloud was restored from a backup, add --anew."
-            ));
+    /// The identity that the device has, or another one where it is too late to renew and here is a token. Where that cannot be
+    /// known, the token is tried.
+    ///
+    /// The same command may be given at each start, so that a token is not used is no error.
+    fn keep_or_replace(
+        &self,
+        identity: DeviceIdentity,
+        state: &StateDir,
+        config: &Config,
+    ) -> Result<DeviceIdentity> {
+        if self.token.is_none() {
+            return Ok(identity);
+        }
+        let certificate = Certificate::of(&identity)?;
+        if certificate == Certificate::Stands {
+            tell(
+                "The token was not used: this device is enrolled. If the cloud refuses it, because it was revoked, the cloud \
+                 was restored from a backup, or its certificate has ended and its clock does not know, add --anew.",
+            );
+            return Ok(identity);
+        }
+        match block_on(self.enrol(state, config))? {
+            Err(error) if certificate.may_do_after(&error, self.foreground) => {
+                tell(format_args!(
+                    "The token was not used: {error:#}. Going by this device's clock its certificate {certificate}; if the \
+                     cloud refuses it, enrol with --anew and a new token."
+                ));
+                Ok(identity)
+            }
+            enrolled => enrolled,
         }
     }
 
@@ -169,10 +183,50 @@ fn tell(text: impl Display) {
     drop(say(text));
 }
 
-fn has_ended(identity: &DeviceIdentity) -> Result<bool> {
-    let identity = Identity::from_der(identity.leaf()).context("the device's certificate is not usable")?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(u64::try_from(identity.not_after).unwrap_or_default() <= now.as_secs())
+/// What the device's own clock says of its certificate. A board without a battery may be years behind, or ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Certificate {
+    Stands,
+    Ended,
+    /// The clock is wrong, so nobody knows.
+    NotBegun,
+}
+
+impl Certificate {
+    fn of(identity: &DeviceIdentity) -> Result<Self> {
+        let identity =
+            Identity::from_der(identity.leaf()).context("the device's certificate is not usable")?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Ok(match i64::try_from(now).unwrap_or(i64::MAX) {
+            now if now < identity.not_before => Self::NotBegun,
+            now if now >= identity.not_after => Self::Ended,
+            _ => Self::Stands,
+        })
+    }
+
+    /// Whether it may be of use though the token was not. One that seems to have ended is used by whoever starts the daemon
+    /// with a token that the cloud does not take: the clock may be ahead, and the cloud tells the time.
+    fn may_do_after(self, error: &anyhow::Error, starts: bool) -> bool {
+        let is_refused = matches!(
+            error.downcast_ref(),
+            Some(EnrolError::Refused { code: RefusalCode::BadToken | RefusalCode::NotAllowed, .. })
+        );
+        match self {
+            Self::NotBegun => true,
+            Self::Ended => starts && is_refused,
+            Self::Stands => false,
+        }
+    }
+}
+
+impl Display for Certificate {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stands => "is valid",
+            Self::Ended => "has ended",
+            Self::NotBegun => "has not begun",
+        })
+    }
 }
 
 fn introduce(identity: &DeviceIdentity) -> Result<()> {
@@ -202,6 +256,18 @@ fn render(config: &Config) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_used_token_keeps_no_daemon_from_starting_whose_clock_may_be_ahead() {
+        let refused = |code| EnrolError::Refused { code, reason: "no".into(), retry: None }.into();
+        let used = refused(RefusalCode::BadToken);
+        assert!(Certificate::Ended.may_do_after(&used, true));
+        assert!(!Certificate::Ended.may_do_after(&used, false), "it was asked for nothing else");
+        assert!(!Certificate::Ended.may_do_after(&refused(RefusalCode::Revoked), true));
+        let away = anyhow::anyhow!("the cloud is away");
+        assert!(!Certificate::Ended.may_do_after(&away, true), "the token may be good");
+        assert!(Certificate::NotBegun.may_do_after(&away, false));
+    }
 
     #[test]
     fn the_written_configuration_says_the_same() {

@@ -33,7 +33,7 @@ use crate::{
     dns::{InvalidZone, Resolver, Zone},
     enrol::EnrolError,
     netlink::{Netlink, NetlinkError},
-    resolver::{self, ResolverError, follow::SharedResolver},
+    resolver::{self, Host, ResolverError, follow::SharedResolver},
     state::{DeviceIdentity, StateDir, StateError},
 };
 use names::{Names, SharedServer};
@@ -193,6 +193,7 @@ impl Surroundings {
             interface,
             engine,
             server: server.clone(),
+            found: Host::default(),
             host: resolver.clone(),
         };
         let dns = names.serve().await;

@@ -38,8 +38,9 @@ impl Backend for Served {
     fn status(&self) -> BoxFuture<'_, StatusReport> {
         async {
             let mut report = self.engine.status().await;
-            let standing = self.resolver.standing().await;
+            // In the order in which they come.
             let served = self.dns.get();
+            let standing = self.resolver.standing().await;
             let stats = served.as_ref().map_or_else(|_| DnsStats::default(), |server| server.stats());
             report.dns = DnsReport {
                 listen: served.as_ref().ok().map(|server| server.address()),

@@ -93,7 +93,7 @@ impl Lifetime {
         if now >= self.not_after {
             let message = format!(
                 "this device's certificate has ended, neither cloud nor peers accept it: is the clock right? If so, stop the \
-                 daemon and enrol again (`cyphonic up --token`) with a token of `cyphonic-cloud token create --replace`. \
+                 daemon and enrol again (`cyphonic up --anew --token`) with a token of `cyphonic-cloud token create --replace`. \
                  It was not renewed: {why}"
             );
             return check(Severity::Error, message);

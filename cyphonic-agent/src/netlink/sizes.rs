@@ -17,8 +17,9 @@ use std::net::Ipv6Addr;
 use cyphonic_proto::address::Prefix;
 use netlink_packet_route::route::{RouteAttribute, RouteMetric};
 use rtnetlink::RouteMessageBuilder;
+use rustix::io::Errno;
 
-use super::{Interface, Netlink, NetlinkError};
+use super::{Interface, Netlink, NetlinkError, is};
 
 /// The sizes of one virtual interface, as the host was told.
 #[derive(Debug)]
@@ -151,7 +152,12 @@ impl Netlink {
             .destination_prefix(destination, 128)
             .output_interface(sizes.index)
             .build();
-        let removed = self.handle.route().del(route).execute().await;
-        removed.map_err(|error| NetlinkError::step("take a route from", &sizes.interface, error))
+        match self.handle.route().del(route).execute().await {
+            // Somebody else has taken it.
+            Err(error) if is(&error, Errno::SRCH) => Ok(()),
+            removed => {
+                removed.map_err(|error| NetlinkError::step("take a route from", &sizes.interface, error))
+            }
+        }
     }
 }

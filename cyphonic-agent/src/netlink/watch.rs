@@ -1,4 +1,4 @@
-//! Notices that the host's addresses, links or routes changed: it roamed, or a cable was pulled.
+//! Notices that the host's addresses, links, routes or rules of routing changed: it roamed, or a cable was pulled.
 //!
 //! Packets are lost from the moment of the change until somebody acts on it, so a burst is not waited for to end: its first
 //! message is reported two milliseconds later, with what follows on its heels, and the rest is merged over short pauses, which
@@ -49,8 +49,8 @@ const BURST: Duration = Duration::from_millis(750);
 /// What changed, as far as it matters how to look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Change {
-    /// A route came or went. Links and addresses one compares with what they were (the kernel repeats itself whenever a
-    /// router does); a route that was replaced by another to the same place looks as before, and may lead elsewhere.
+    /// A route, or a rule that leads to some, came or went. Links and addresses one compares with what they were (the kernel
+    /// repeats itself whenever a router does); a route that was replaced by another to the same place looks as before, and may lead elsewhere.
     pub routes: bool,
 }
 
@@ -97,6 +97,8 @@ impl NetworkWatch {
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Rule,
         ];
         let (connection, _, mut messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Connect)?;
@@ -180,6 +182,8 @@ fn change_in(message: &NetlinkMessage<RouteNetlinkMessage>, own: &[u32]) -> Opti
             {
                 true
             }
+            // Which of the tables with routes is asked, and when: VPNs bring a table first, and the rule for it later.
+            RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => true,
             _ => return None,
         },
         // The kernel had to drop messages: whatever they said.

@@ -4,17 +4,24 @@
 //! each time that the file is taken back, the next look is twice as far away.
 //!
 //! systemd-resolved is asked once a minute whether it still knows the zone, which anybody can take from the link, and whether it
-//! is still there.
+//! is still there; and looked for is whether programs still ask it. Where it did not answer at first, and so does not know the
+//! zone, it is told as often, until it does.
 
 use std::{
     mem,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::{HostResolver, resolv_conf::Look, resolved::Resolved};
+use super::{
+    Host, HostResolver,
+    resolv_conf::Look,
+    resolved::{self, Resolved},
+    tell_resolved,
+};
 use crate::dns::DnsServer;
 
 /// Between two looks.
@@ -68,6 +75,16 @@ impl SharedResolver {
         *self.lock() = resolver;
     }
 
+    /// Why nothing was done, though something should be.
+    pub fn failure(&self) -> Option<String> {
+        match &*self.lock() {
+            HostResolver::Untouched { why, wanted: false } => Some(why.clone()),
+            HostResolver::Untouched { wanted: true, .. }
+            | HostResolver::Resolved { .. }
+            | HostResolver::ResolvConf { .. } => None,
+        }
+    }
+
     /// How it is now.
     pub async fn standing(&self) -> Standing {
         let shared = self.clone();
@@ -97,19 +114,21 @@ impl SharedResolver {
         }
     }
 
-    /// Has systemd-resolved know what it was told, and takes note of where it cannot be had. True if it knows.
+    /// Has systemd-resolved know what it was told, and takes note of where it cannot be had, or is not asked. True if all is well.
     pub async fn restore_link(&self, link: &Resolved) -> bool {
-        let now = match link.restore().await {
+        let amiss = match link.restore().await {
             Ok(again) => {
                 if again {
                     tracing::info!("systemd-resolved had forgotten the overlay's zone: told again");
                 }
-                None
+                self.left_by().map(|file| {
+                    format!("{} does not have programs ask systemd-resolved any more", file.display())
+                })
             }
-            Err(error) => {
-                Some(format!("{error}; `systemctl restart cyphonicd` goes by what this host uses now"))
-            }
+            Err(error) => Some(error.to_string()),
         };
+        let now =
+            amiss.map(|why| format!("{why}; `systemctl restart cyphonicd` goes by what this host uses now"));
         let known = now.is_none();
         if let HostResolver::Resolved { lost, .. } = &mut *self.lock() {
             match &now {
@@ -122,6 +141,56 @@ impl SharedResolver {
             *lost = now;
         }
         known
+    }
+
+    /// The file that had programs ask systemd-resolved, and does no longer.
+    fn left_by(&self) -> Option<PathBuf> {
+        let HostResolver::Resolved { asked_by: Some(file), .. } = &*self.lock() else { return None };
+        (!resolved::is_named(file)).then(|| file.clone())
+    }
+
+    /// Tells systemd-resolved of the zone where it did not answer, once a minute until it does, and is asked instead of us.
+    /// Never returns where there is no reason to.
+    pub async fn await_resolved(&self, host: &Host, server: &DnsServer, interface: u32) {
+        loop {
+            tokio::time::sleep(ASK_EVERY).await;
+            if self.return_to_resolved(host, server, interface).await {
+                return;
+            }
+        }
+    }
+
+    /// Tells systemd-resolved of the zone where it did not answer, and gives it back the host's programs. True if it answers now.
+    pub async fn return_to_resolved(&self, host: &Host, server: &DnsServer, interface: u32) -> bool {
+        if !self.lock().waits_for_resolved() {
+            return false;
+        }
+        let link = match tell_resolved(host, server, interface).await {
+            Ok(link) => link,
+            Err(error) => {
+                tracing::debug!(%error, "systemd-resolved still does not take the zone");
+                return false;
+            }
+        };
+        let returned = self.hand_over(&link, host.resolv_conf.clone());
+        if !returned {
+            let _ = link.revert().await;
+        }
+        returned
+    }
+
+    /// True if the file is what it was, and programs ask systemd-resolved. Our server goes on relaying for those that have
+    /// read the file before.
+    fn hand_over(&self, link: &Resolved, asked_by: PathBuf) -> bool {
+        let mut present = self.lock();
+        let HostResolver::ResolvConf { file, .. } = &*present else { return false };
+        if let Err(error) = file.restore() {
+            tracing::warn!(%error, "systemd-resolved takes the zone now, but resolv.conf cannot be given back to it");
+            return false;
+        }
+        tracing::info!("systemd-resolved takes the overlay's zone now: resolv.conf is as it was");
+        *present = HostResolver::Resolved { link: link.clone(), asked_by: Some(asked_by), lost: None };
+        true
     }
 
     async fn follow_file(self, server: Arc<DnsServer>) {

@@ -68,6 +68,13 @@ pub fn restore_journal(journal_dir: &Path) -> Result<bool, ResolvConfError> {
     Ok(true)
 }
 
+/// The edit that the journal tells of, if it is known to stand.
+pub(super) fn standing(journal_dir: &Path) -> Option<Entry> {
+    let json = read_bounded(&journal_dir.join(JOURNAL), MAX_JOURNAL_BYTES).ok()??;
+    let entry: Entry = serde_json::from_slice(&json).ok()?;
+    entry.stands().unwrap_or(false).then_some(entry)
+}
+
 /// Puts the original back if the edit still stands, and forgets the edit.
 ///
 /// # Errors

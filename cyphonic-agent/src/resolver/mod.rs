@@ -4,7 +4,7 @@
 //!
 //! - [`resolved`]: systemd-resolved gets the zone as a *routing domain* of the virtual interface. Only names of the
 //!   overlay come to us, nothing is written to disk, and resolved forgets it all when the interface goes. What it has
-//!   forgotten before it is told again.
+//!   forgotten before it is told again; and where it did not answer, it is asked again.
 //! - [`resolv_conf`]: `/etc/resolv.conf` can only name servers for everything. So our server becomes the only one, and
 //!   relays what is not of the overlay to the servers that stood there. It is the *only* one because glibc
 //!   asks the next server after a SERVFAIL: names of the overlay would leak to strangers just when a tunnel fails.
@@ -53,7 +53,9 @@ pub enum HostResolver {
     Resolved {
         /// Where it was told.
         link: Resolved,
-        /// Why it may know it no longer.
+        /// The file that has this host's programs ask it; nothing where the configuration says so, and nobody has looked.
+        asked_by: Option<PathBuf>,
+        /// Why it may know it no longer, or not be asked.
         lost: Option<String>,
     },
     /// `/etc/resolv.conf` names our server.
@@ -61,7 +63,7 @@ pub enum HostResolver {
         /// The edited file.
         file: Box<ResolvConf>,
         /// Why systemd-resolved was not used, though this host does.
-        because: Option<String>,
+        because: Option<ResolvedError>,
     },
     /// Nothing, and why.
     Untouched {
@@ -87,40 +89,34 @@ impl HostResolver {
     ) -> Result<Self, ResolverError> {
         match choice {
             ResolverChoice::None => Ok(Self::Untouched { why: "`resolver: none`".into(), wanted: true }),
-            ResolverChoice::SystemdResolved => Ok(Self::use_resolved(host, server, interface).await?),
-            ResolverChoice::ResolvConf => Self::use_resolv_conf(host, server, state, None),
-            ResolverChoice::Auto if !resolved::is_in_use(&host.resolv_conf).await => {
-                let mut applied = Self::use_resolv_conf(host, server, state, None)?;
-                // Where it comes later, it would ask us and we would ask it.
-                if let Self::ResolvConf { file, .. } = &mut applied {
-                    file.leave_to(resolved::STUB);
-                }
-                Ok(applied)
+            ResolverChoice::SystemdResolved => {
+                let link = tell_resolved(host, server, interface).await?;
+                Ok(Self::Resolved { link, asked_by: None, lost: None })
             }
-            ResolverChoice::Auto => match Self::use_resolved(host, server, interface).await {
-                Ok(applied) => Ok(applied),
+            ResolverChoice::ResolvConf => {
+                let file = Self::edit(host, server, state)?;
+                Ok(Self::ResolvConf { file, because: None })
+            }
+            ResolverChoice::Auto if !resolved::is_in_use(&host.resolv_conf).await => {
+                let mut file = Self::edit(host, server, state)?;
+                // Where it comes later, it would ask us and we would ask it.
+                file.leave_to(resolved::STUB);
+                Ok(Self::ResolvConf { file, because: None })
+            }
+            ResolverChoice::Auto => match tell_resolved(host, server, interface).await {
+                Ok(link) => Ok(Self::Resolved { link, asked_by: Some(host.resolv_conf.clone()), lost: None }),
                 Err(refused) => {
                     tracing::warn!(error = %refused, "systemd-resolved does not take the zone: trying resolv.conf");
-                    let because = Some(refused.to_string());
-                    Self::use_resolv_conf(host, server, state, because)
-                        .map_err(|error| ResolverError::Neither { refused, error: Box::new(error) })
+                    match Self::edit(host, server, state) {
+                        Ok(file) => Ok(Self::ResolvConf { file, because: Some(refused) }),
+                        Err(error) => Err(ResolverError::Neither { refused, error: Box::new(error) }),
+                    }
                 }
             },
         }
     }
 
-    async fn use_resolved(host: &Host, server: &DnsServer, interface: u32) -> Result<Self, ResolvedError> {
-        let domains = server.zone().domains();
-        let link = Resolved::apply(&host.bus, interface, server.address(), &domains).await?;
-        Ok(Self::Resolved { link, lost: None })
-    }
-
-    fn use_resolv_conf(
-        host: &Host,
-        server: &DnsServer,
-        state: &StateDir,
-        because: Option<String>,
-    ) -> Result<Self, ResolverError> {
+    fn edit(host: &Host, server: &DnsServer, state: &StateDir) -> Result<Box<ResolvConf>, ResolverError> {
         let address = server.address();
         if address.port() != 53 {
             return Err(ResolverError::Port { address });
@@ -129,7 +125,7 @@ impl HostResolver {
         // First, so that no query is refused between the edit and this.
         server.set_upstream(Some(edit.upstream()));
         match edit.apply() {
-            Ok(file) => Ok(Self::ResolvConf { file: Box::new(file), because }),
+            Ok(file) => Ok(Box::new(file)),
             Err(error) => {
                 server.set_upstream(None);
                 Err(error.into())
@@ -208,6 +204,16 @@ impl HostResolver {
         }
     }
 
+    /// Whether the host uses systemd-resolved, which did not answer when it was told of the zone.
+    fn waits_for_resolved(&self) -> bool {
+        match self {
+            Self::ResolvConf { file, because: Some(because) } => {
+                because.may_pass() && file.stood_for(resolved::STUB)
+            }
+            Self::Resolved { .. } | Self::ResolvConf { .. } | Self::Untouched { .. } => false,
+        }
+    }
+
     /// Makes up for what other programs have done since, and tells the server whom to relay to.
     ///
     /// # Errors
@@ -221,6 +227,10 @@ impl HostResolver {
         }
         Ok(look)
     }
+}
+
+async fn tell_resolved(host: &Host, server: &DnsServer, interface: u32) -> Result<Resolved, ResolvedError> {
+    Resolved::apply(&host.bus, interface, server.address(), &server.zone().domains()).await
 }
 
 /// Who has the file, if it is not ours.

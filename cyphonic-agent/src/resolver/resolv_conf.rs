@@ -18,7 +18,7 @@ use std::{
 use super::{
     Host,
     elsewhere::Elsewhere,
-    journal::{Entry, JOURNAL, Original, restore_journal, undo},
+    journal::{Entry, JOURNAL, Original, restore_journal, standing, undo},
     text::{edited, names, nameservers, without},
 };
 use crate::{
@@ -32,9 +32,10 @@ pub(super) const MAX_BYTES: u64 = 64 * 1024;
 /// An edit that is ready to be made.
 #[derive(Debug)]
 pub struct Prepared {
-    path: PathBuf,
+    entry: Entry,
+    /// It is made already: an earlier run's, which cannot be undone at present.
+    stands: bool,
     journal: PathBuf,
-    original: Original,
     text: String,
     server: IpAddr,
     servers: Vec<SocketAddr>,
@@ -81,13 +82,18 @@ pub enum Look {
 }
 
 impl ResolvConf {
-    /// Looks at the file, which is to name `server`. Restores first what a crashed daemon left.
+    /// Looks at the file, which is to name `server`. Restores first what a crashed daemon left. Where that fails, as on a full
+    /// disk, and what it left names `server`, that is taken for ours: programs ask nobody else.
     ///
     /// # Errors
     ///
     /// When the file cannot be read. Nothing was changed then, except by such a restoration.
     pub fn prepare(host: &Host, journal_dir: &Path, server: IpAddr) -> Result<Prepared, ResolvConfError> {
-        restore_journal(journal_dir)?;
+        if let Err(error) = restore_journal(journal_dir) {
+            let Some(standing) = Self::standing(host, journal_dir, server) else { return Err(error) };
+            tracing::warn!(%error, "an earlier run's edit stands: the servers from before it are used, and it is undone later");
+            return Ok(standing);
+        }
         let path = host.resolv_conf.clone();
         let elsewhere = Elsewhere::new(&host.run, server);
         let (found, text) = look_at(&path)?;
@@ -105,7 +111,25 @@ impl ResolvConf {
         }
         let servers = elsewhere.servers(&text).unwrap_or_else(|| elsewhere.named(&text));
         let journal = journal_dir.join(JOURNAL);
-        Ok(Prepared { path, journal, original, text, server, servers, elsewhere, lost })
+        let entry = Entry { path, original, ours: edited(&text, server), before: None };
+        Ok(Prepared { entry, stands: false, journal, text, server, servers, elsewhere, lost })
+    }
+
+    /// The edit of an earlier run, if it still stands and names `server`.
+    fn standing(host: &Host, journal_dir: &Path, server: IpAddr) -> Option<Prepared> {
+        let entry = standing(journal_dir).filter(|entry| entry.path == host.resolv_conf)?;
+        if !names(&nameservers_of(&entry.path), server) {
+            return None;
+        }
+        let text = match &entry.original {
+            Original::Absent => String::new(),
+            Original::File { text, .. } | Original::Mounted { text, .. } => text.clone(),
+            Original::Link { target } => text_of(&behind(&entry.path, target)).ok()?,
+        };
+        let elsewhere = Elsewhere::new(&host.run, server);
+        let servers = elsewhere.servers(&text).unwrap_or_else(|| elsewhere.named(&text));
+        let journal = journal_dir.join(JOURNAL);
+        Some(Prepared { entry, stands: true, journal, text, server, servers, elsewhere, lost: None })
     }
 
     /// The file.
@@ -132,6 +156,11 @@ impl ResolvConf {
         self.left_to.is_some_and(|server| names(&nameservers_of(&self.path), server))
     }
 
+    /// Whether this server was named before the file was ours.
+    pub fn stood_for(&self, server: IpAddr) -> bool {
+        names(&nameservers(&self.text), server)
+    }
+
     /// Why the file may not come back as it was, if that is so.
     pub fn doubt(&self) -> Option<String> {
         let Lost { instead } = self.lost.as_ref()?;
@@ -156,10 +185,7 @@ impl ResolvConf {
         let ours = self.entry.stands()?;
         let (found, text) = match &self.entry.original {
             _ if !ours => look_at(&self.path)?,
-            Original::Link { target } => {
-                let target = self.path.parent().unwrap_or(Path::new("/")).join(target);
-                (self.entry.original.clone(), text_of(&target)?)
-            }
+            Original::Link { target } => (self.entry.original.clone(), text_of(&behind(&self.path, target))?),
             // Nobody else can see what stood there; but whom systemd-resolved asks may change.
             original => (original.clone(), self.text.clone()),
         };
@@ -217,7 +243,7 @@ impl ResolvConf {
     ///
     /// When the file cannot be read or written. The journal then stays, and `cyphonicd cleanup` or the next start tries
     /// again.
-    pub fn restore(self) -> Result<(), ResolvConfError> {
+    pub fn restore(&self) -> Result<(), ResolvConfError> {
         undo(&self.entry, &self.journal)
     }
 }
@@ -230,11 +256,12 @@ impl Prepared {
 
     /// Makes our server the only one. Search domains and options stay.
     pub fn apply(self) -> Result<ResolvConf, ResolvConfError> {
-        let Self { path, journal, original, text, server, servers, elsewhere, lost } = self;
-        let entry = Entry { path: path.clone(), original, ours: edited(&text, server), before: None };
-        entry.make(&journal)?;
+        let Self { entry, stands, journal, text, server, servers, elsewhere, lost } = self;
+        if !stands {
+            entry.make(&journal)?;
+        }
         Ok(ResolvConf {
-            path,
+            path: entry.path.clone(),
             journal,
             entry,
             server,
@@ -263,6 +290,11 @@ fn left_over(found: Original, rest: String, elsewhere: &Elsewhere) -> (Original,
         (None, found) => (found.with_text(&rest), rest, None),
     };
     (original, text, Some(Lost { instead }))
+}
+
+/// Where a link at this path leads.
+fn behind(path: &Path, target: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new("/")).join(target)
 }
 
 fn look_at(path: &Path) -> Result<(Original, String), ResolvConfError> {

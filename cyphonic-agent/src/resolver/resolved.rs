@@ -79,8 +79,13 @@ pub struct Resolved {
 /// True if the host's programs ask systemd-resolved, *this* host's: in a network namespace the bus may be another's,
 /// whose interface numbers mean other interfaces, but then nobody listens on the stub's address.
 pub async fn is_in_use(resolv_conf: &Path) -> bool {
-    let named = resolv_conf::nameservers_of(resolv_conf).iter().any(|server| server.ip() == STUB);
-    named && matches!(timeout(Duration::from_millis(500), TcpStream::connect((STUB, 53))).await, Ok(Ok(_)))
+    is_named(resolv_conf)
+        && matches!(timeout(Duration::from_millis(500), TcpStream::connect((STUB, 53))).await, Ok(Ok(_)))
+}
+
+/// True if programs are told to ask systemd-resolved, whether it is there or not.
+pub(super) fn is_named(resolv_conf: &Path) -> bool {
+    resolv_conf::nameservers_of(resolv_conf).iter().any(|server| server.ip() == STUB)
 }
 
 impl Resolved {
@@ -229,4 +234,14 @@ pub enum ResolvedError {
     /// D-Bus has signed interface numbers.
     #[error("the interface number {0} is too large for systemd-resolved")]
     Interface(u32),
+}
+
+impl ResolvedError {
+    /// True where nobody answered: somebody may, later.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Bus(_) | Self::Absent | Self::Silent => true,
+            Self::Call { .. } | Self::Interface(_) => false,
+        }
+    }
 }

@@ -63,6 +63,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_removes_the_package_knows_our_edit() {
+        let script = include_str!("../../dist/scripts/postrm");
+        let pattern = script.split("grep -q '^").nth(1).unwrap().split('\'').next().unwrap();
+        let edited = edited("nameserver 192.0.2.1\n", [127, 0, 0, 55].into());
+        assert!(!pattern.is_empty() && edited.starts_with(pattern), "{pattern}");
+    }
+
+    #[test]
     fn servers_have_every_usual_form() {
         let text = "nameserver 192.0.2.1 # x\n#nameserver 192.0.2.2\n nameserver 192.0.2.3\nnameserver\nnameserver x\n\
                     nameserver fe80::1%lo\nnameserver fe80::2%../x\n";

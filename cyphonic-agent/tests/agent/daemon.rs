@@ -1,6 +1,7 @@
 use std::{
     net::Ipv6Addr,
     path::PathBuf,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +15,7 @@ use cyphonic_agent::{
     daemon::{self, DaemonError, EngineInputs, RunningEngine},
     dns::{ResolveError, Resolver},
     resolver::{self, resolv_conf::ResolvConf},
-    state::{DeviceIdentity, StateDir},
+    state::{DeviceIdentity, StateDir, StateError},
 };
 use futures_util::future::BoxFuture;
 use nix::sched::CloneFlags;
@@ -76,13 +77,17 @@ impl Host {
 
     fn enrolled() -> Self {
         let host = Self::new();
-        let state = StateDir::open(&host.config.state_dir).unwrap();
+        host.enrol();
+        host
+    }
+
+    fn enrol(&self) {
+        let state = StateDir::open(&self.config.state_dir).unwrap();
         let key = state.key_or_generate().unwrap();
         let leaf =
             CertificateParams::new(vec!["a.cyphonic.internal".into()]).unwrap().self_signed(&key).unwrap();
         let leaf = leaf.der().clone();
         state.save_identity(&DeviceIdentity::new(&key, vec![leaf.clone()], leaf).unwrap()).unwrap();
-        host
     }
 
     async fn run(&mut self) -> Result<(), DaemonError> {
@@ -193,6 +198,36 @@ fn another_dns_server_on_the_port_keeps_names_away_only_while_it_is_there() {
         });
         timeout(Duration::from_secs(60), host.run()).await.expect("DNS is served, and it stops").unwrap();
         visitor.await.unwrap();
+    });
+}
+
+/// As on a memory card that the kernel has given up, or an image that is read-only on purpose.
+#[test]
+fn a_state_directory_that_is_read_only_is_no_obstacle() {
+    in_namespace(CloneFlags::CLONE_NEWNS, || async {
+        let mut host = Host::new();
+        let folder = host.config.state_dir.clone();
+        let mount = |arguments: &[&str]| {
+            let status = Command::new("mount").args(arguments).status().expect("mount is installed");
+            assert!(status.success(), "mount {arguments:?}");
+        };
+        std::fs::create_dir(&folder).unwrap();
+        mount(&["--make-rprivate", "/"]);
+        mount(&["-t", "tmpfs", "tmpfs", folder.to_str().unwrap()]);
+        host.enrol();
+        drop(StateDir::open(&folder).unwrap().lock().unwrap());
+        mount(&["-o", "remount,ro", folder.to_str().unwrap()]);
+        let socket = host.socket();
+        let visitor = tokio::spawn(async move {
+            let mut client = connect(socket).await;
+            let state = StateDir::open(&folder).unwrap();
+            assert!(matches!(state.lock(), Err(StateError::InUse { .. })), "it is locked all the same");
+            client.shutdown().await.unwrap();
+        });
+        timeout(Duration::from_secs(60), host.run()).await.expect("it stops").unwrap();
+        visitor.await.unwrap();
+        // The temporary directory cannot be removed while something is mounted in it.
+        assert!(Command::new("umount").arg(&host.config.state_dir).status().unwrap().success());
     });
 }
 

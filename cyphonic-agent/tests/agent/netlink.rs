@@ -177,6 +177,19 @@ fn interface_and_routes_say_what_each_tunnel_carries() {
 }
 
 #[test]
+fn a_peers_route_that_somebody_took_is_no_obstacle_to_others() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        let (netlink, mut sizes) = interface_with_sizes().await;
+        let peer = |n: u16| Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, n);
+        sizes.apply(&netlink, &[(peer(1), 1280)].into()).await.unwrap();
+        ip(&format!("-6 route del {} dev cyph0", peer(1)));
+        sizes.apply(&netlink, &[(peer(2), 1300)].into()).await.unwrap();
+        let route = ip(&format!("-6 route get {}", peer(2)));
+        assert!(route.contains("mtu 1300"), "{route}");
+    });
+}
+
+#[test]
 fn an_interface_that_must_take_more_than_is_sent_has_that_mtu_from_the_start() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
         let (netlink, sizes) = interface_with_sizes().await;
@@ -276,6 +289,19 @@ fn what_matters_is_noticed_and_what_is_the_overlays_own_is_not() {
         ip("route add 10.8.0.0/16 dev cyph0");
         let quiet = tokio::time::timeout(Duration::from_millis(500), watch.changed()).await;
         assert!(quiet.is_err(), "the overlay's own interface is none of the host's networks");
+    });
+}
+
+/// As wg-quick brings them, after the table that they lead to.
+#[test]
+fn a_rule_leads_elsewhere_as_a_route_does() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        let mut watch = NetworkWatch::start(Vec::new()).unwrap();
+        for change in ["-6 rule add", "-6 rule del", "-4 rule add", "-4 rule del"] {
+            ip(&format!("{change} fwmark 7 table 100"));
+            let seen = tokio::time::timeout(Duration::from_secs(30), watch.changed()).await.expect(change);
+            assert!(seen.routes, "{change}");
+        }
     });
 }
 

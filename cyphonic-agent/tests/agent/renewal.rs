@@ -5,7 +5,10 @@ use std::{net::Ipv4Addr, path::Path, process::Output, time::Duration};
 use cyphonic_agent::control::{StatusReport, report::Severity};
 use cyphonic_cloud::server::Cloud;
 use cyphonic_dataplane::udp::UdpPort;
-use cyphonic_proto::{identity::Identity, token::EnrolmentToken};
+use cyphonic_proto::{
+    identity::{Identity, sha256},
+    token::EnrolmentToken,
+};
 use cyphonic_transport::ClientTls;
 
 use crate::overlay::{DAY, Endpoint, Overlay, SOON, now, registered, status_when};
@@ -152,7 +155,7 @@ async fn a_device_that_was_off_for_too_long_comes_back_by_a_new_token() {
     let (engine, endpoint) = a.run(overlay.address);
     let report = status_when(&engine, |report| complaint(report).is_some()).await;
     let (severity, message) = complaint(&report).unwrap();
-    assert!(severity == Severity::Error && message.contains("cyphonic up --token"), "{message}");
+    assert!(severity == Severity::Error && message.contains("cyphonic up --anew --token"), "{message}");
     engine.stop().await;
     drop(endpoint);
 
@@ -163,6 +166,34 @@ async fn a_device_that_was_off_for_too_long_comes_back_by_a_new_token() {
     let (old, new) = (a.parsed(), Identity::from_der(again.leaf()).unwrap());
     assert!(new.not_after > i64::try_from(now()).unwrap());
     assert_eq!((new.fqdn, new.virtual_address), (old.fqdn, old.virtual_address));
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_clock_is_behind_its_certificate_tries_the_token() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let mut a = overlay.enrol("a", 70, &dir.path().join("state"));
+    overlay.renew(&mut a, 60);
+    let leaf = || a.state.identity().unwrap().unwrap().leaf().clone();
+    let stays = |done: &Output| {
+        let said = String::from_utf8_lossy(&done.stdout);
+        assert!(done.status.success() && said.contains("not used") && said.contains("--anew"), "{done:?}");
+    };
+    let token = overlay.token("a", now(), true);
+    stays(&up(&overlay, &token, dir.path(), &[]).await);
+    assert_eq!(&leaf(), a.identity.leaf(), "the cloud is away");
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let unknown = EnrolmentToken::new([7; 32], sha256(&overlay.root()));
+    stays(&up(&overlay, &unknown, dir.path(), &[]).await);
+    assert_eq!(&leaf(), a.identity.leaf(), "the token is none");
+    let done = up(&overlay, &token, dir.path(), &[]).await;
+    assert!(done.status.success(), "{done:?}");
+    let again = Identity::from_der(&leaf()).unwrap();
+    assert!(again.not_before <= i64::try_from(now()).unwrap() && again.fqdn == a.parsed().fqdn);
+    let kept = leaf();
+    stays(&up(&overlay, &token, dir.path(), &[]).await);
+    assert_eq!(leaf(), kept);
     cloud.shutdown().await;
 }
 

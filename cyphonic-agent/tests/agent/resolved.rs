@@ -403,9 +403,53 @@ async fn what_resolved_forgets_it_is_told_again_and_that_it_is_gone_is_no_secret
 }
 
 #[tokio::test]
+async fn that_programs_do_not_ask_resolved_any_more_is_no_secret() {
+    let bus = PrivateBus::start();
+    let (_service, _) = bus.serve(Behaviour::Accepts).await;
+    let host = UbuntuHost::new(bus.bus());
+    let server = dns("127.0.0.1:0").await;
+    let elsewhere = "nameserver 192.0.2.1\n";
+    for (choice, trouble) in [(ResolverChoice::Auto, true), (ResolverChoice::SystemdResolved, false)] {
+        let applied = host.apply(choice, &server).await.unwrap();
+        let HostResolver::Resolved { link, .. } = &applied else { panic!("{applied:?}") };
+        let (link, resolver) = (link.clone(), SharedResolver::default());
+        resolver.set(applied);
+        assert!(resolver.restore_link(&link).await);
+        // As by a VPN's program. Who has said that resolved is to be used knows how it is asked.
+        std::fs::write(&host.host.resolv_conf, elsewhere).unwrap();
+        assert_eq!(resolver.restore_link(&link).await, !trouble);
+        let said = resolver.standing().await.trouble.unwrap_or_default();
+        assert_eq!(said.contains("resolv.conf") && said.contains("restart cyphonicd"), trouble, "{said}");
+        std::fs::write(&host.host.resolv_conf, STUB_FILE).unwrap();
+        assert!(resolver.restore_link(&link).await);
+        assert_eq!(resolver.standing().await.trouble, None);
+    }
+}
+
+#[tokio::test]
+async fn a_resolved_that_did_not_answer_gets_the_zone_and_its_file_when_it_does() {
+    let bus = PrivateBus::start();
+    let host = UbuntuHost::new(bus.bus());
+    host.tell_servers();
+    let server = dns("127.0.0.76:53").await;
+    let resolver = SharedResolver::default();
+    resolver.set(host.apply(ResolverChoice::Auto, &server).await.unwrap());
+    assert!(host.file().contains("nameserver 127.0.0.76"), "{}", host.file());
+    assert!(!resolver.return_to_resolved(&host.host, &server, LINK).await, "it is still away");
+    assert_eq!(resolver.standing().await.kind, "resolv-conf");
+    let (_service, calls) = bus.serve(Behaviour::Accepts).await;
+    assert!(resolver.return_to_resolved(&host.host, &server, LINK).await);
+    assert_eq!((resolver.standing().await.kind, host.file().as_str()), ("systemd-resolved", STUB_FILE));
+    assert_eq!(calls.all()[2], routing_only());
+    assert!(!resolver.return_to_resolved(&host.host, &server, LINK).await, "once is enough");
+    resolver.restore().await;
+    assert_eq!((calls.all().last(), host.file().as_str()), (Some(&Call::Revert(7)), STUB_FILE));
+}
+
+#[tokio::test]
 async fn auto_goes_on_with_resolv_conf_where_resolved_refuses_and_says_why() {
     let bus = PrivateBus::start();
-    let (_service, _) = bus.serve(Behaviour::RefusesDomains).await;
+    let (_service, calls) = bus.serve(Behaviour::RefusesDomains).await;
     let host = UbuntuHost::new(bus.bus());
     let server = dns("127.0.0.73:53").await;
     host.tell_servers();
@@ -413,7 +457,12 @@ async fn auto_goes_on_with_resolv_conf_where_resolved_refuses_and_says_why() {
     assert_eq!(applied.kind(), "resolv-conf");
     assert!(applied.why().contains("refused SetLinkDomains"), "{}", applied.why());
     assert!(host.file().contains("nameserver 127.0.0.73"), "{}", host.file());
-    applied.restore().await;
+    let resolver = SharedResolver::default();
+    resolver.set(applied);
+    let asked = calls.all().len();
+    assert!(!resolver.return_to_resolved(&host.host, &server, LINK).await);
+    assert_eq!(calls.all().len(), asked, "who has said no is not asked again");
+    resolver.restore().await;
     assert_eq!(host.file(), STUB_FILE);
 }
 

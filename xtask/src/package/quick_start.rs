@@ -18,11 +18,12 @@ use crate::workspace;
 const SCRIPT: &str = include_str!("quick_start.sh");
 const PAGES: [&str; 2] = ["quick-start.md", "operations.md"];
 /// What the pages tell the reader to replace, and what is there in the lab.
-const IN_PLACE: [(&str, &str); 3] = [
+const IN_PLACE: [(&str, &str); 4] = [
     // The server's address in the lab's topology.
     ("203.0.113.10", "192.0.2.2"),
     // The emulated devices are PCs.
     ("_arm64", "_amd64"),
+    ("_VERSION_", concat!("_", env!("CARGO_PKG_VERSION"), "-1_")),
     ("_NEW_", concat!("_", env!("CARGO_PKG_VERSION"), "-2_")),
 ];
 
@@ -105,7 +106,9 @@ mod tests {
             script.contains("step pi-2 'cyphonic up --token file:pi-2.token --cloud 192.0.2.2:443'"),
             "{script}"
         );
-        assert!(!script.contains("arm64") && !script.contains("203.0.113"), "{script}");
+        for (there, _) in IN_PLACE {
+            assert!(!script.contains(there), "{there}: {script}");
+        }
     }
 
     #[test]

@@ -14,7 +14,13 @@ use crate::{shell, workspace};
 const LIBC: (u32, u32) = (2, 36);
 
 /// Stages a package for cargo-deb.
-pub(super) fn prepare(package: &Package, programs: &Path, target: Target, manuals: &Path) -> Result<()> {
+pub(super) fn prepare(
+    package: &Package,
+    version: &str,
+    programs: &Path,
+    target: Target,
+    manuals: &Path,
+) -> Result<()> {
     let stage = workspace::root().join("target/package").join(package.name);
     if stage.exists() {
         fs::remove_dir_all(&stage).with_context(|| format!("cannot clear {}", stage.display()))?;
@@ -28,7 +34,7 @@ pub(super) fn prepare(package: &Package, programs: &Path, target: Target, manual
         shell::run(Command::new(manuals.join(program)).arg("manual").arg(&manual))
             .with_context(|| format!("{program} wrote no manual"))?;
     }
-    fs::write(stage.join("changelog"), changelog(package.name)?)
+    fs::write(stage.join("changelog"), changelog(package.name, version)?)
         .context("cannot write the package's changelog")?;
     fs::write(stage.join("overrides"), overrides(package.name))
         .context("cannot write what lintian is told")?;
@@ -65,13 +71,14 @@ fn newest_libc(text: &str) -> Option<(u32, u32)> {
 }
 
 /// In Debian's form, which says only what Debian asks: what changed is in the project's own.
-fn changelog(package: &str) -> Result<String> {
+fn changelog(package: &str, version: &str) -> Result<String> {
     let mut git = Command::new("git");
     git.current_dir(workspace::root()).args(["log", "-1", "--format=%cd", "--date=rfc2822"]);
-    let date = shell::output(&mut git).context("git tells no date of this tree")?;
+    // Outside a repository: today.
+    let date = shell::output(&mut git).or_else(|| shell::output(Command::new("date").arg("--rfc-email")));
+    let date = date.context("neither git nor date(1) tells a date")?;
     Ok(format!(
-        "{package} ({}-1) unstable; urgency=medium\n\n  * What changed is told in changelog.gz, beside this file.\n\n -- {MAINTAINER}  {date}\n",
-        env!("CARGO_PKG_VERSION")
+        "{package} ({version}) unstable; urgency=medium\n\n  * What changed is told in changelog.gz, beside this file.\n\n -- {MAINTAINER}  {date}\n",
     ))
 }
 
@@ -105,6 +112,7 @@ const MAINTAINER: &str = "The Cyphonic authors <cyphonic@users.noreply.github.co
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::package::{PACKAGES, version};
 
     #[test]
     fn the_newest_version_of_the_c_library_is_found() {
@@ -112,6 +120,15 @@ mod tests {
                     0x0030:   Name: GCC_3.0  Flags: none  Version: 3\n  0x0040:   Name: GLIBC_2.28  Flags: none";
         assert_eq!(newest_libc(text), Some((2, 34)));
         assert_eq!(newest_libc("No version information found"), None);
+    }
+
+    #[test]
+    fn a_packages_name_and_changelog_have_its_revision() {
+        let [agent, _] = &PACKAGES;
+        let version = version(1234);
+        assert_eq!(agent.file(1234, Target::Amd64), format!("cyphonic_{version}_amd64.deb"));
+        let text = changelog(agent.name, &version).unwrap();
+        assert!(version.ends_with("-1234") && text.starts_with(&format!("cyphonic ({version}) ")), "{text}");
     }
 
     #[test]

@@ -76,7 +76,7 @@ pub(crate) fn run(args: &TrialArgs) -> Result<()> {
 /// Both packages in two revisions.
 fn packages(release: bool) -> Result<Vec<PathBuf>> {
     let target = Target::Amd64;
-    let cargo_deb = build_and_stage(target, release)?;
+    let cargo_deb = build_and_stage(target, release, None)?;
     let folder = workspace::root().join("target/package");
     let mut debs = Vec::new();
     for package in &PACKAGES {

@@ -123,6 +123,19 @@ a_manual_page_for_every_verb() { # PROGRAM
     test -s "/usr/share/man/man1/$1.1.gz"
 }
 
+# As where the disk was full when the agent stopped. The package's own script, which purging runs again.
+purges_all_but_what_is_needed() {
+    mv /etc/resolv.conf /run/resolv.conf
+    printf '# Edited by cyphonicd, and not restored\nnameserver 127.0.0.55\n' > /etc/resolv.conf
+    echo '{}' > /var/lib/cyphonic/resolver/resolv.conf.json
+    /var/lib/dpkg/info/cyphonic.postrm purge 2> /run/purged
+    purged=$?
+    cat /run/purged
+    mv /run/resolv.conf /etc/resolv.conf
+    [ "$purged" = 0 ] && grep -q 'is kept in' /run/purged && test "$(ls /var/lib/cyphonic)" = resolver &&
+        test -s /var/lib/cyphonic/resolver/resolv.conf.json
+}
+
 conffiles() { # PACKAGE FILES...
     package=$1
     shift
@@ -240,6 +253,7 @@ find /sys/fs/bpf > /run/now
 check "nor in the kernel's keeping" diff /run/bpf /run/now
 check "the rest is as it was" unchanged before
 check "identity and settings stay" test -s /var/lib/cyphonic/identity/key.pem -a -s /etc/default/cyphonicd
+check "while resolv.conf is the agent's, purging keeps what stood there" purges_all_but_what_is_needed
 check "purge" dpkg -P cyphonic cyphonic-cloud
 check "the device's key is gone" not test -e /var/lib/cyphonic
 check "the overlay's register is not" test -s /var/lib/cyphonic-cloud/register.db

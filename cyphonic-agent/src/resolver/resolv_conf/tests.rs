@@ -335,3 +335,41 @@ fn an_edit_that_fails_leaves_the_file_as_it_was_found() {
     assert_eq!(host.text(), DHCP);
     assert!(host.is_clean());
 }
+
+#[test]
+fn an_earlier_edit_that_cannot_be_undone_is_ours_until_it_can() {
+    let host = Machine::new();
+    let target = host.dir.path().join("run.conf");
+    fs::write(&target, HOST).unwrap();
+    for is_link in [false, true] {
+        if is_link {
+            fs::remove_file(host.path()).unwrap();
+            symlink("run.conf", host.path()).unwrap();
+        } else {
+            fs::write(host.path(), HOST).unwrap();
+        }
+        std::mem::forget(host.prepare().apply().unwrap());
+        let left = host.text();
+        // A folder in the way of the file aside, whoever runs the test.
+        fs::create_dir(aside(&host.path())).unwrap();
+        let elsewhere = ResolvConf::prepare(&host.host(), &host.journal(), [127, 0, 0, 56].into());
+        assert!(elsewhere.is_err(), "programs ask another address, where nobody listens");
+        let prepared = host.prepare();
+        assert_eq!(prepared.upstream(), servers(&["192.0.2.1", "2001:db8::1"]));
+        let mut applied = prepared.apply().unwrap();
+        assert!(applied.is_intact().unwrap() && host.text() == left);
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+        fs::remove_dir(aside(&host.path())).unwrap();
+        applied.restore().unwrap();
+        assert_eq!(host.text(), HOST);
+        assert_eq!(fs::symlink_metadata(host.path()).unwrap().is_symlink(), is_link);
+        assert!(host.is_clean());
+    }
+    // What somebody else wrote since is not ours.
+    fs::remove_file(host.path()).unwrap();
+    fs::write(host.path(), HOST).unwrap();
+    std::mem::forget(host.prepare().apply().unwrap());
+    fs::write(host.path(), DHCP).unwrap();
+    assert!(standing(&host.journal()).is_none());
+    assert_eq!(host.prepare().upstream(), servers(&["203.0.113.1"]));
+}
