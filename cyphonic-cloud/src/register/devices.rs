@@ -10,6 +10,9 @@ use super::{Register, RegisterError, RenewalRefused, UnixSeconds, from_sql, to_s
 /// A login is written down at most this often per device: a register on an SD card must not wear it out.
 const LOGIN_RESOLUTION: UnixSeconds = 3600;
 
+/// At most this often where it says that it runs another version: a device may say another one each time.
+const VERSION_RESOLUTION: UnixSeconds = 300;
+
 /// Longest software version kept: it comes from the device and is shown to the operator.
 const MAX_SOFTWARE_VERSION: usize = 64;
 
@@ -149,8 +152,11 @@ impl Register {
         let software_version: String =
             software_version.chars().filter(|c| c.is_ascii_graphic()).take(MAX_SOFTWARE_VERSION).collect();
         let takes_next_key = device.next_spki_sha256.as_ref() == Some(spki_sha256);
-        let recent = device.last_login_at.is_some_and(|last| now.saturating_sub(last) < LOGIN_RESOLUTION);
-        if recent && !takes_next_key && device.software_version.as_ref() == Some(&software_version) {
+        let other_version = device.software_version.as_ref() != Some(&software_version);
+        let resolution = if other_version { VERSION_RESOLUTION } else { LOGIN_RESOLUTION };
+        // Either way: one that was noted while the clock was ahead is not recent.
+        let recent = device.last_login_at.is_some_and(|last| now.abs_diff(last) < resolution);
+        if recent && !takes_next_key {
             return Ok(());
         }
         self.write(|transaction| {
@@ -462,6 +468,35 @@ mod tests {
         assert_eq!(register.device(NAME).unwrap().unwrap().last_login_at, Some(NOW));
         register.note_login(&device, &[1; 32], "1", NOW + 3600).unwrap();
         assert_eq!(register.device(NAME).unwrap().unwrap().last_login_at, Some(NOW + 3600));
+    }
+
+    #[test]
+    fn whatever_version_a_device_says_it_runs_it_is_written_seldom() {
+        let (_dir, register) = register_with_device();
+        let log_in = |version: &str, now| {
+            let device = register.device(NAME).unwrap().unwrap();
+            register.note_login(&device, &[1; 32], version, now).unwrap();
+            register.device(NAME).unwrap().unwrap()
+        };
+        let noted = log_in("1", NOW);
+        for seconds in 1..VERSION_RESOLUTION {
+            let version = if seconds % 2 == 0 { "1" } else { "2" };
+            assert_eq!(log_in(version, NOW + seconds), noted, "after {seconds} s");
+        }
+        let upgraded = log_in("2", NOW + VERSION_RESOLUTION);
+        assert_eq!(upgraded.software_version.as_deref(), Some("2"));
+        assert_eq!(upgraded.last_login_at, Some(NOW + VERSION_RESOLUTION));
+    }
+
+    #[test]
+    fn a_login_that_was_noted_while_the_clock_was_ahead_does_not_stay() {
+        let (_dir, register) = register_with_device();
+        let ahead = NOW + 100_000_000;
+        for now in [ahead, NOW] {
+            let device = register.device(NAME).unwrap().unwrap();
+            register.note_login(&device, &[1; 32], "1", now).unwrap();
+            assert_eq!(register.device(NAME).unwrap().unwrap().last_login_at, Some(now));
+        }
     }
 
     #[test]
