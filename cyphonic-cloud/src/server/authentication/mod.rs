@@ -6,7 +6,6 @@
 mod queue;
 mod strangers;
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use cyphonic_transport::{Connection, Responder};
 use tokio::sync::{Notify, Semaphore};
 
 use self::queue::Queue;
-use self::strangers::{Strangers, source_of};
+use self::strangers::{Source, Strangers, source_of};
 use super::StartError;
 use super::clock::unix_now;
 use super::credentials::Loaded;
@@ -45,7 +44,7 @@ pub(super) struct AuthenticationServer {
     devices: Mutex<Newest<Connection>>,
     strangers: Mutex<Strangers>,
     waiting: Arc<Queue<String>>,
-    strangers_waiting: Arc<Queue<IpAddr>>,
+    strangers_waiting: Arc<Queue<Source>>,
     working: Semaphore,
     enrolled: Arc<Notify>,
 }
@@ -103,7 +102,7 @@ impl AuthenticationServer {
     }
 
     async fn serve_stranger(self: &Arc<Self>, connection: Connection) {
-        let from = connection.remote_address().ip();
+        let from = connection.remote_address();
         if !lock(&self.strangers).enter(from) {
             connection.close(cyphonic_proto::close::UNAVAILABLE, "too many enrol at once: try again later");
             return;
