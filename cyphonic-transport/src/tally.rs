@@ -17,8 +17,8 @@ pub trait Key: Eq + Hash {
     }
 }
 
-/// A device's name: nobody has several without being let in as several.
-impl Key for String {
+/// SHA-256 of a device's public key: nobody has several without being let in as several.
+impl Key for [u8; 32] {
     fn group(&self) -> Option<Self> {
         None
     }
