@@ -144,6 +144,24 @@ async fn a_revoked_device_is_thrown_out_of_nms_and_trs_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_registers_hears_of_a_revocation_that_came_while_no_nms_ran() {
+    let (overlay, cloud) = overlay().await;
+    let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    enrol(&overlay, &overlay.token("press-8.plant", unix_now())).await;
+    cloud.shutdown().await;
+    let gone = "press-8.plant.cyphonic.internal";
+    overlay.register().revoke_device(gone, unix_now()).unwrap();
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let client = Client::open();
+    let management = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    let told = tokio::time::timeout(SOON, management.accept_exchange()).await.expect("nothing is told");
+    let (Message::RevocationNotice(notice), _responder) = told.unwrap() else { panic!("no notice") };
+    assert_eq!(notice.fqdn, [gone]);
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_register_that_fails_refuses_nobody() {
     let (overlay, cloud) = overlay().await;
     let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;

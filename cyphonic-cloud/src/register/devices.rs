@@ -46,6 +46,17 @@ impl DeviceRecord {
     }
 }
 
+/// Who there was as of one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Members {
+    /// The names of all devices that were not revoked.
+    pub names: Vec<String>,
+    /// The names of those that were revoked lately, the oldest first.
+    pub revoked: Vec<String>,
+    /// The revision as of which they were: [`Register::changes_since`] goes on from there.
+    pub revision: i64,
+}
+
 const COLUMNS: &str = "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, \
                        software_version, revision";
 
@@ -69,19 +80,22 @@ impl Register {
         Ok(records)
     }
 
-    /// The names of all devices that are not revoked, and the revision as of which they are: [`Self::changes_since`] goes on from
-    /// there.
+    /// The names of all devices that are not revoked, and of those that were since then.
     ///
     /// # Errors
     /// If the register cannot be read.
-    pub fn members(&self) -> Result<(Vec<String>, i64), RegisterError> {
+    pub fn members(&self, revoked_since: UnixSeconds) -> Result<Members, RegisterError> {
         let mut connection = self.lock();
-        // Both of the same moment.
+        // All of the same moment.
         let transaction = connection.transaction()?;
         let revision = newest_revision(&transaction)?;
         let mut statement = transaction.prepare("SELECT fqdn FROM devices WHERE revoked_at IS NULL")?;
         let names = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-        Ok((names, revision))
+        let mut statement =
+            transaction.prepare("SELECT fqdn FROM devices WHERE revoked_at >= ?1 ORDER BY revoked_at")?;
+        let revoked =
+            statement.query_map([to_sql(revoked_since)], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        Ok(Members { names, revoked, revision })
     }
 
     /// Devices changed after `revision`, oldest change first.
@@ -447,15 +461,19 @@ mod tests {
             ..issued(8, [8; 32])
         };
         register.take_up(&[second], NOW).unwrap();
-        let (names, revision) = register.members().unwrap();
+        let Members { names, revoked, revision } = register.members(0).unwrap();
         assert_eq!(names, [NAME, "press-8.plant.example"]);
-        assert!(register.changes_since(revision).unwrap().is_empty());
+        assert!(revoked.is_empty() && register.changes_since(revision).unwrap().is_empty());
         register.revoke_device(NAME, NOW).unwrap();
         let told = register.changes_since(revision).unwrap();
         assert_eq!(told.iter().map(|device| device.fqdn.as_str()).collect::<Vec<_>>(), [NAME]);
-        let (names, newer) = register.members().unwrap();
-        assert_eq!(names, ["press-8.plant.example"]);
-        assert_eq!(newer, told[0].revision, "the revoked one's too, or it would be told again");
+        let now = register.members(NOW).unwrap();
+        assert_eq!(
+            (now.names, now.revoked),
+            (vec!["press-8.plant.example".to_owned()], vec![NAME.to_owned()])
+        );
+        assert_eq!(now.revision, told[0].revision, "the revoked one's too, or it would be told again");
+        assert!(register.members(NOW + 1).unwrap().revoked.is_empty(), "it was revoked before");
     }
 
     #[test]
