@@ -258,6 +258,21 @@ pub(super) fn is_revoked(
     )?)
 }
 
+/// A device of another name that may authenticate with this key. Each half goes by an index.
+const OTHER_HOLDER: &str =
+    "SELECT 1 FROM devices WHERE spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL
+     UNION ALL
+     SELECT 1 FROM devices WHERE next_spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL";
+
+/// Whether a key is another device's, as on copied disks: who is revoked would go on under the other name.
+pub(super) fn is_anothers(
+    transaction: &Transaction<'_>,
+    fqdn: &str,
+    spki_sha256: &[u8; 32],
+) -> Result<bool, RegisterError> {
+    Ok(transaction.prepare_cached(OTHER_HOLDER)?.exists(params![spki_sha256, fqdn])?)
+}
+
 pub(super) fn enrol(
     transaction: &Transaction<'_>,
     issued: &IssuedCertificate,
@@ -357,6 +372,21 @@ mod tests {
         register.create_token(&token, NOW).unwrap();
         register.enrol(&[0; 32], &[1; 32], NOW, |_| Ok(issued(1, [1; 32]))).unwrap();
         (dir, register)
+    }
+
+    #[test]
+    fn who_else_has_a_key_is_found_without_a_look_at_every_device() {
+        let (_dir, register) = register_with_device();
+        let connection = register.lock();
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {OTHER_HOLDER}")).unwrap();
+        let plan: Vec<String> = statement
+            .query_map(params![[1u8; 32], NAME], |row| row.get(3))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        assert!(plan.iter().any(|step| step.contains("devices_by_key")), "{plan:?}");
+        assert!(plan.iter().any(|step| step.contains("devices_by_next_key")), "{plan:?}");
+        assert!(!plan.iter().any(|step| step.contains("SCAN")), "{plan:?}");
     }
 
     #[test]
