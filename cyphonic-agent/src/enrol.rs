@@ -49,12 +49,28 @@ pub fn read_token_file(path: &Path) -> Result<EnrolmentToken, EnrolError> {
     Ok(EnrolmentToken::parse(text)?)
 }
 
-/// Enrols at the AS at `addresses` and keeps the identity in `state`.
+/// Enrols at the AS at `addresses` and keeps the identity in `state`. Where the key is another device's, as on a copied disk, the
+/// device gets one of its own.
 ///
 /// # Errors
 ///
 /// Nothing but the device's key is kept then. [`EnrolError::is_final`] tells whether trying again can help.
 pub async fn enrol(
+    state: &StateDir,
+    token: &EnrolmentToken,
+    addresses: &[SocketAddr],
+) -> Result<DeviceIdentity, EnrolError> {
+    match enrol_once(state, token, addresses).await {
+        Err(EnrolError::Refused { code: RefusalCode::KeyInUse, .. }) => {
+            tracing::warn!("another device has this device's key: it gets one of its own");
+            state.set_shared_key_aside()?;
+            enrol_once(state, token, addresses).await
+        }
+        enrolled => enrolled,
+    }
+}
+
+async fn enrol_once(
     state: &StateDir,
     token: &EnrolmentToken,
     addresses: &[SocketAddr],

@@ -119,6 +119,15 @@ impl StateDir {
         self.set_key_aside("key.pem.revoked")
     }
 
+    /// Makes room for another key where another device has the same, which is kept beside it.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be moved.
+    pub fn set_shared_key_aside(&self) -> Result<(), StateError> {
+        self.set_key_aside("key.pem.shared")
+    }
+
     fn set_key_aside(&self, name: &str) -> Result<(), StateError> {
         let (path, aside) = (self.key_path(), self.identity_dir().join(name));
         fs::rename(&path, aside).map_err(|source| StateError::io("rename", &path, source))

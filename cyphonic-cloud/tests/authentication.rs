@@ -84,6 +84,18 @@ fn a_thousand_retries_of_one_device_get_one_and_the_same_certificate() {
 }
 
 #[test]
+fn a_copy_of_an_enrolled_device_is_told_to_have_a_key_of_its_own() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let device = Device::new();
+    enrolled(service.answer(None, from(), &device.enrol_request(&overlay.token("a.lab", NOW)), NOW));
+    let token = overlay.token("b.lab", NOW);
+    let copied = service.answer(None, from(), &device.enrol_request(&token), NOW);
+    assert_eq!(refused(copied), RefusalCode::KeyInUse);
+    enrolled(service.answer(None, from(), &Device::new().enrol_request(&token), NOW));
+}
+
+#[test]
 fn expired_unknown_and_malformed_tokens_change_nothing() {
     let overlay = Overlay::found(NOW);
     let service = overlay.service();

@@ -144,6 +144,24 @@ async fn a_revoked_device_is_thrown_out_of_nms_and_trs_within_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_registers_hears_of_a_revocation_that_came_while_no_nms_ran() {
+    let (overlay, cloud) = overlay().await;
+    let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    enrol(&overlay, &overlay.token("press-8.plant", unix_now())).await;
+    cloud.shutdown().await;
+    let gone = "press-8.plant.cyphonic.internal";
+    overlay.register().revoke_device(gone, unix_now()).unwrap();
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let client = Client::open();
+    let management = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    let told = tokio::time::timeout(SOON, management.accept_exchange()).await.expect("nothing is told");
+    let (Message::RevocationNotice(notice), _responder) = told.unwrap() else { panic!("no notice") };
+    assert_eq!(notice.fqdn, [gone]);
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_register_that_fails_refuses_nobody() {
     let (overlay, cloud) = overlay().await;
     let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
@@ -422,10 +440,41 @@ async fn a_replaced_device_does_not_crowd_out_the_one_that_has_its_name_now() {
     assert!(matches!(connection.open_exchange(&login_request()).await, Ok(Message::LoginResponse(_))));
     let mut refused = Vec::new();
     for _ in 0..9 {
-        refused.push(client.connect(&overlay, &old, Role::As).await.unwrap());
-        let answer = refused.last().unwrap().open_exchange(&login_request()).await.unwrap();
+        // Strangers from loopback are told apart by their ports.
+        let stranger = Client::open();
+        let connection = stranger.connect(&overlay, &old, Role::As).await.unwrap();
+        let answer = connection.open_exchange(&login_request()).await.unwrap();
         assert!(matches!(answer, Message::Refusal(_)), "{answer:?}");
+        refused.push((stranger, connection));
     }
     assert!(matches!(connection.open_exchange(&login_request()).await, Ok(Message::LoginResponse(_))));
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_stood_when_a_device_was_replaced_are_not_its_successors_and_end_when_it_asks() {
+    let (overlay, cloud) = overlay().await;
+    let old = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    let client = Client::open();
+    let log_in = async |member: &Member| {
+        let connection = client.connect(&overlay, member, Role::As).await.unwrap();
+        let answer = connection.open_exchange(&login_request()).await;
+        assert!(matches!(answer, Ok(Message::LoginResponse(_))), "{answer:?}");
+        connection
+    };
+    let mut standing = Vec::new();
+    for _ in 0..8 {
+        standing.push(log_in(&old).await);
+    }
+    let new = enrol(&overlay, &overlay.token_for("press-7.plant", unix_now(), true)).await;
+    let successor = log_in(&new).await;
+    for connection in &standing {
+        let answer = connection.open_exchange(&login_request()).await;
+        let Ok(Message::Refusal(refusal)) = answer else { panic!("{answer:?}") };
+        assert_eq!(refusal.code(), RefusalCode::NotAllowed);
+        let reason = closed(connection).await;
+        assert!(reason.contains("another device has taken the name over"), "{reason}");
+    }
+    assert!(matches!(successor.open_exchange(&login_request()).await, Ok(Message::LoginResponse(_))));
     cloud.shutdown().await;
 }

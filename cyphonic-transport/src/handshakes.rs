@@ -4,7 +4,8 @@
 //!
 //! Devices that share a NAT, or one IPv6 network, share a source, so it has room for many. What stands for one far end alone
 //! is a source of its own, with room for few: a relayed leg, and a loopback address with its port. Behind such a port is a
-//! detour's client, which the door for TCP has let in ([`crate::detour`]), or a program of this host.
+//! detour's client, which the door for TCP has let in ([`crate::detour`]), or a program of this host. Legs are the relay's to make
+//! up, so those of one TRS connection have room together.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,12 +23,16 @@ const MOST: usize = 1_024;
 const MOST_OF_NETWORK: usize = 64;
 /// Of one far end, which dials each service on the port once or twice.
 const MOST_OF_ONE: usize = 8;
+/// Of all legs of one TRS connection.
+const MOST_OF_TRS: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Source {
     Network(IpAddr),
     Loopback(SocketAddr),
     Leg(RelayedAddress),
+    /// All legs of a TRS connection.
+    Trs(u32),
 }
 
 impl Source {
@@ -45,6 +50,7 @@ impl Source {
         match self {
             Self::Network(_) => MOST_OF_NETWORK,
             Self::Loopback(_) | Self::Leg(_) => MOST_OF_ONE,
+            Self::Trs(_) => MOST_OF_TRS,
         }
     }
 }
@@ -53,7 +59,15 @@ impl Key for Source {
     fn group(&self) -> Option<Self> {
         match self {
             Self::Network(network) => network.group().map(Self::Network),
-            Self::Loopback(_) | Self::Leg(_) => None,
+            Self::Leg(leg) => Some(Self::Trs(leg.trs())),
+            Self::Loopback(_) | Self::Trs(_) => None,
+        }
+    }
+
+    fn most_of_group(&self, most: usize) -> usize {
+        match self {
+            Self::Network(network) => network.most_of_group(most),
+            Self::Leg(_) | Self::Loopback(_) | Self::Trs(_) => MOST_OF_TRS,
         }
     }
 }
@@ -202,6 +216,22 @@ mod tests {
         }
         let _held = all_of(&handshakes, at("127.0.0.1:1"));
         assert!(!enters(&handshakes, at("[::ffff:127.0.0.1]:1")), "the same socket, mapped");
+    }
+
+    #[test]
+    fn a_relay_that_makes_up_legs_takes_its_own_places_only() {
+        let handshakes = Handshakes::new();
+        let mut legs = Legs::default();
+        let mut begin = |trs, context| handshakes.begin(legs.add(trs, &(), context).socket_addr(), true);
+        let enter = |answer| match answer {
+            Answer::Enter(place) => Some(place),
+            Answer::Prove | Answer::Refuse => None,
+        };
+        let held: Vec<_> = (0..4_096).filter_map(|context| enter(begin(1, context))).collect();
+        assert_eq!(held.len(), MOST_OF_TRS);
+        assert!(enter(begin(2, 1)).is_some() && enters(&handshakes, at("192.0.2.1:1")));
+        drop(held);
+        assert!(enter(begin(1, 1)).is_some());
     }
 
     #[test]

@@ -17,27 +17,36 @@ const RELAYED_PORT: u16 = 1;
 
 /// Where quinn sends the packets of a handshake that travels through a TRS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RelayedAddress(u64);
+pub struct RelayedAddress {
+    /// Which TRS connection: who is at its other end makes up as many legs as it likes.
+    trs: u32,
+    /// Which of its legs.
+    leg: u32,
+}
 
 impl RelayedAddress {
     /// The address to dial.
     pub fn socket_addr(self) -> SocketAddr {
         let [a, b, c, d] = RELAYED_PREFIX;
-        let i = self.0.to_be_bytes();
-        let tail = |n: usize| u16::from_be_bytes([i[n], i[n + 1]]);
-        SocketAddr::new(Ipv6Addr::new(a, b, c, d, tail(0), tail(2), tail(4), tail(6)).into(), RELAYED_PORT)
+        let [t, u, v, w] = self.trs.to_be_bytes();
+        let [l, m, n, o] = self.leg.to_be_bytes();
+        let [e, f, g, h] = [[t, u], [v, w], [l, m], [n, o]].map(u16::from_be_bytes);
+        SocketAddr::new(Ipv6Addr::new(a, b, c, d, e, f, g, h).into(), RELAYED_PORT)
     }
 
     /// The relayed leg behind an address, if it is one.
     pub fn from_socket_addr(address: SocketAddr) -> Option<Self> {
         let IpAddr::V6(ip) = address.ip() else { return None };
-        let bytes = ip.octets();
         if ip.segments()[..4] != RELAYED_PREFIX {
             return None;
         }
-        let mut id = [0; 8];
-        id.copy_from_slice(&bytes[8..]);
-        Some(Self(u64::from_be_bytes(id)))
+        let [.., t, u, v, w, l, m, n, o] = ip.octets();
+        Some(Self { trs: u32::from_be_bytes([t, u, v, w]), leg: u32::from_be_bytes([l, m, n, o]) })
+    }
+
+    /// Which TRS connection it leads through.
+    pub(crate) fn trs(self) -> u32 {
+        self.trs
     }
 }
 
@@ -46,12 +55,15 @@ impl RelayedAddress {
 pub(crate) struct Legs<C> {
     by_address: HashMap<RelayedAddress, (usize, u64)>,
     by_trs: HashMap<usize, OfOneTrs<C>>,
-    next: u64,
+    next_trs: u32,
 }
 
 #[derive(Debug)]
 struct OfOneTrs<C> {
     connection: C,
+    /// In its addresses: its owner's number for it may come again.
+    number: u32,
+    next_leg: u32,
     by_context: HashMap<u64, RelayedAddress>,
     /// Their contexts, the oldest first.
     by_age: VecDeque<u64>,
@@ -59,17 +71,22 @@ struct OfOneTrs<C> {
 
 impl<C> Default for Legs<C> {
     fn default() -> Self {
-        Self { by_address: HashMap::new(), by_trs: HashMap::new(), next: 1 }
+        Self { by_address: HashMap::new(), by_trs: HashMap::new(), next_trs: 0 }
     }
 }
 
 impl<C: Clone> Legs<C> {
     /// The address of a leg: the one that it has, or else a new one.
     pub(crate) fn add(&mut self, trs: usize, connection: &C, context: u64) -> RelayedAddress {
-        let own = self.by_trs.entry(trs).or_insert_with(|| OfOneTrs {
-            connection: connection.clone(),
-            by_context: HashMap::new(),
-            by_age: VecDeque::new(),
+        let own = self.by_trs.entry(trs).or_insert_with(|| {
+            self.next_trs = self.next_trs.wrapping_add(1);
+            OfOneTrs {
+                connection: connection.clone(),
+                number: self.next_trs,
+                next_leg: 0,
+                by_context: HashMap::new(),
+                by_age: VecDeque::new(),
+            }
         });
         if let Some(address) = own.by_context.get(&context) {
             return *address;
@@ -78,8 +95,9 @@ impl<C: Clone> Legs<C> {
             let oldest = own.by_age.pop_front().and_then(|oldest| own.by_context.remove(&oldest));
             oldest.and_then(|oldest| self.by_address.remove(&oldest));
         }
-        let address = RelayedAddress(self.next);
-        self.next += 1;
+        let address = RelayedAddress { trs: own.number, leg: own.next_leg };
+        // Round again, it meets none of its own: the oldest of those is thousands old.
+        own.next_leg = own.next_leg.wrapping_add(1);
         own.by_context.insert(context, address);
         own.by_age.push_back(context);
         self.by_address.insert(address, (trs, context));
@@ -112,8 +130,8 @@ mod tests {
 
     #[test]
     fn a_relayed_address_is_its_own_inverse() {
-        for id in [1, 0x0123_4567_89ab_cdef, u64::MAX] {
-            let address = RelayedAddress(id);
+        for (trs, leg) in [(0, 1), (0x0123_4567, 0x89ab_cdef), (u32::MAX, u32::MAX)] {
+            let address = RelayedAddress { trs, leg };
             assert_eq!(RelayedAddress::from_socket_addr(address.socket_addr()), Some(address));
         }
     }

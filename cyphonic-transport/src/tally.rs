@@ -10,16 +10,21 @@ pub trait Key: Eq + Hash {
     fn group(&self) -> Option<Self>
     where
         Self: Sized;
+
+    /// How many all of its group have together, where each of them has `most`.
+    fn most_of_group(&self, most: usize) -> usize {
+        most * OF_GROUP
+    }
 }
 
-/// A device's name: nobody has several without being let in as several.
-impl Key for String {
+/// SHA-256 of a device's public key: nobody has several without being let in as several.
+impl Key for [u8; 32] {
     fn group(&self) -> Option<Self> {
         None
     }
 }
 
-/// As many of its keys' room a group has, at most.
+/// As many of its keys' room a group has, unless its key says otherwise.
 const OF_GROUP: usize = 4;
 
 /// Counts by key, up to a number in all.
@@ -47,10 +52,10 @@ impl<K: Key> Tally<K> {
         self.by_key.get(key).copied().unwrap_or_default()
     }
 
-    /// Whether there may be one more, where there are `most` of each key at most, and four times as many of its group.
+    /// Whether there may be one more, where there are `most` of each key at most, and [`Key::most_of_group`] of its group.
     pub fn has_room(&self, key: &K, most: usize) -> bool {
         let of_group = key.group().and_then(|group| self.by_group.get(&group)).copied().unwrap_or_default();
-        self.total < self.most && self.of(key) < most && of_group < most * OF_GROUP
+        self.total < self.most && self.of(key) < most && of_group < key.most_of_group(most)
     }
 
     /// One more, for which there is room.

@@ -170,6 +170,25 @@ async fn the_end_of_the_tcp_connection_is_the_end_of_the_detour() {
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
 }
 
+/// Who had the name before has a valid certificate for it.
+#[tokio::test]
+async fn the_detours_of_a_replaced_device_do_not_end_its_successors() {
+    const MORE_THAN_A_DEVICE_HAS: usize = 9;
+    let authority = Authority::new(1);
+    let cloud = Cloud::start(&authority);
+    let device = Host::start(None);
+    let [new, old] = [(); 2].map(|()| ClientTls::new(authority.issue(Role::Device, A)));
+    let addresses = [cloud.tcp()];
+    let dial = |tls| device.transport.connect_service_by_detour(tls, &addresses, NMS, Role::Nms);
+    let successor = dial(&new).await.unwrap();
+    let mut replaced = Vec::new();
+    for _ in 0..MORE_THAN_A_DEVICE_HAS {
+        replaced.push(dial(&old).await.unwrap());
+    }
+    tokio::time::timeout(SOON, replaced[0].detour_ended()).await.expect("it has too many");
+    drop(successor.open_exchange(&question()).await.expect("the successor's stands"));
+}
+
 #[tokio::test]
 async fn neither_other_services_nor_other_overlays_nor_those_who_ask_for_another_name_get_through() {
     let authority = Authority::new(1);

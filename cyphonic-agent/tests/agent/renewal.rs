@@ -2,7 +2,10 @@
 
 use std::{net::Ipv4Addr, path::Path, process::Output, time::Duration};
 
-use cyphonic_agent::control::{StatusReport, report::Severity};
+use cyphonic_agent::{
+    control::{StatusReport, report::Severity},
+    state::StateDir,
+};
 use cyphonic_cloud::server::Cloud;
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::{
@@ -226,6 +229,36 @@ async fn a_revoked_device_comes_back_by_a_new_token_when_told_to_use_it() {
     assert_ne!(now_it_is.spki_sha256, a.parsed().spki_sha256);
     assert!(device.has_key(&now_it_is.spki_sha256) && !device.has_key(&a.parsed().spki_sha256));
     assert!(dir.path().join("state/identity/key.pem.revoked").exists());
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_key_another_has_gets_one_of_its_own() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let a = overlay.enrol("a", 5, &dir.path().join("state"));
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    // Its image.
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::create_dir_all(copy.path().join("state/identity")).unwrap();
+    let key = |dir: &Path| dir.join("state/identity/key.pem");
+    std::fs::copy(key(dir.path()), key(copy.path())).unwrap();
+    let token = overlay.token("b", now(), false);
+    let done = up(&overlay, &token, copy.path(), &[]).await;
+    assert!(done.status.success(), "{done:?}");
+    // Itself, under another name.
+    let token = overlay.token("c", now(), false);
+    let done = up(&overlay, &token, dir.path(), &["--anew"]).await;
+    assert!(done.status.success(), "{done:?}");
+    for dir in [dir.path(), copy.path()] {
+        let state = StateDir::open(&dir.join("state")).unwrap();
+        let identity = Identity::from_der(state.identity().unwrap().unwrap().leaf()).unwrap();
+        assert_ne!(identity.fqdn, a.parsed().fqdn);
+        assert_ne!(identity.spki_sha256, a.parsed().spki_sha256);
+        assert!(dir.join("state/identity/key.pem.shared").exists());
+    }
+    let first = overlay.register().device(&a.parsed().fqdn).unwrap().unwrap();
+    assert!(first.revoked_at.is_none() && first.has_key(&a.parsed().spki_sha256));
     cloud.shutdown().await;
 }
 

@@ -62,6 +62,7 @@ impl Refused {
             Self::Version(_) => RefusalCode::Version,
             Self::Token(EnrolmentRefused::NameTaken(_)) => RefusalCode::NotAllowed,
             Self::Token(EnrolmentRefused::RevokedKey(_)) => RefusalCode::Revoked,
+            Self::Token(EnrolmentRefused::KeyInUse(_)) => RefusalCode::KeyInUse,
             Self::Token(_) => RefusalCode::BadToken,
             Self::Revoked => RefusalCode::Revoked,
             Self::TooSoon => RefusalCode::TooMany,

@@ -10,6 +10,9 @@ use super::{Register, RegisterError, RenewalRefused, UnixSeconds, from_sql, to_s
 /// A login is written down at most this often per device: a register on an SD card must not wear it out.
 const LOGIN_RESOLUTION: UnixSeconds = 3600;
 
+/// At most this often where it says that it runs another version: a device may say another one each time.
+const VERSION_RESOLUTION: UnixSeconds = 300;
+
 /// Longest software version kept: it comes from the device and is shown to the operator.
 const MAX_SOFTWARE_VERSION: usize = 64;
 
@@ -43,6 +46,17 @@ impl DeviceRecord {
     }
 }
 
+/// Who there was as of one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Members {
+    /// The names of all devices that were not revoked.
+    pub names: Vec<String>,
+    /// The names of those that were revoked lately, the oldest first.
+    pub revoked: Vec<String>,
+    /// The revision as of which they were: [`Register::changes_since`] goes on from there.
+    pub revision: i64,
+}
+
 const COLUMNS: &str = "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, \
                        software_version, revision";
 
@@ -66,19 +80,22 @@ impl Register {
         Ok(records)
     }
 
-    /// The names of all devices that are not revoked, and the revision as of which they are: [`Self::changes_since`] goes on from
-    /// there.
+    /// The names of all devices that are not revoked, and of those that were since then.
     ///
     /// # Errors
     /// If the register cannot be read.
-    pub fn members(&self) -> Result<(Vec<String>, i64), RegisterError> {
+    pub fn members(&self, revoked_since: UnixSeconds) -> Result<Members, RegisterError> {
         let mut connection = self.lock();
-        // Both of the same moment.
+        // All of the same moment.
         let transaction = connection.transaction()?;
         let revision = newest_revision(&transaction)?;
         let mut statement = transaction.prepare("SELECT fqdn FROM devices WHERE revoked_at IS NULL")?;
         let names = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-        Ok((names, revision))
+        let mut statement =
+            transaction.prepare("SELECT fqdn FROM devices WHERE revoked_at >= ?1 ORDER BY revoked_at")?;
+        let revoked =
+            statement.query_map([to_sql(revoked_since)], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        Ok(Members { names, revoked, revision })
     }
 
     /// Devices changed after `revision`, oldest change first.
@@ -149,8 +166,11 @@ impl Register {
         let software_version: String =
             software_version.chars().filter(|c| c.is_ascii_graphic()).take(MAX_SOFTWARE_VERSION).collect();
         let takes_next_key = device.next_spki_sha256.as_ref() == Some(spki_sha256);
-        let recent = device.last_login_at.is_some_and(|last| now.saturating_sub(last) < LOGIN_RESOLUTION);
-        if recent && !takes_next_key && device.software_version.as_ref() == Some(&software_version) {
+        let other_version = device.software_version.as_ref() != Some(&software_version);
+        let resolution = if other_version { VERSION_RESOLUTION } else { LOGIN_RESOLUTION };
+        // Either way: one that was noted while the clock was ahead is not recent.
+        let recent = device.last_login_at.is_some_and(|last| now.abs_diff(last) < resolution);
+        if recent && !takes_next_key {
             return Ok(());
         }
         self.write(|transaction| {
@@ -236,6 +256,21 @@ pub(super) fn is_revoked(
         params![fqdn, spki_sha256],
         |row| row.get(0),
     )?)
+}
+
+/// A device of another name that may authenticate with this key. Each half goes by an index.
+const OTHER_HOLDER: &str =
+    "SELECT 1 FROM devices WHERE spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL
+     UNION ALL
+     SELECT 1 FROM devices WHERE next_spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL";
+
+/// Whether a key is another device's, as on copied disks: who is revoked would go on under the other name.
+pub(super) fn is_anothers(
+    transaction: &Transaction<'_>,
+    fqdn: &str,
+    spki_sha256: &[u8; 32],
+) -> Result<bool, RegisterError> {
+    Ok(transaction.prepare_cached(OTHER_HOLDER)?.exists(params![spki_sha256, fqdn])?)
 }
 
 pub(super) fn enrol(
@@ -340,6 +375,21 @@ mod tests {
     }
 
     #[test]
+    fn who_else_has_a_key_is_found_without_a_look_at_every_device() {
+        let (_dir, register) = register_with_device();
+        let connection = register.lock();
+        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {OTHER_HOLDER}")).unwrap();
+        let plan: Vec<String> = statement
+            .query_map(params![[1u8; 32], NAME], |row| row.get(3))
+            .unwrap()
+            .map(Result::unwrap)
+            .collect();
+        assert!(plan.iter().any(|step| step.contains("devices_by_key")), "{plan:?}");
+        assert!(plan.iter().any(|step| step.contains("devices_by_next_key")), "{plan:?}");
+        assert!(!plan.iter().any(|step| step.contains("SCAN")), "{plan:?}");
+    }
+
+    #[test]
     fn both_keys_work_until_the_new_one_was_used() {
         let (_dir, register) = register_with_device();
         register.renew(NAME, &[1; 32], &[2; 32], NOW + LATER, || Ok(issued(2, [2; 32]))).unwrap();
@@ -441,15 +491,19 @@ mod tests {
             ..issued(8, [8; 32])
         };
         register.take_up(&[second], NOW).unwrap();
-        let (names, revision) = register.members().unwrap();
+        let Members { names, revoked, revision } = register.members(0).unwrap();
         assert_eq!(names, [NAME, "press-8.plant.example"]);
-        assert!(register.changes_since(revision).unwrap().is_empty());
+        assert!(revoked.is_empty() && register.changes_since(revision).unwrap().is_empty());
         register.revoke_device(NAME, NOW).unwrap();
         let told = register.changes_since(revision).unwrap();
         assert_eq!(told.iter().map(|device| device.fqdn.as_str()).collect::<Vec<_>>(), [NAME]);
-        let (names, newer) = register.members().unwrap();
-        assert_eq!(names, ["press-8.plant.example"]);
-        assert_eq!(newer, told[0].revision, "the revoked one's too, or it would be told again");
+        let now = register.members(NOW).unwrap();
+        assert_eq!(
+            (now.names, now.revoked),
+            (vec!["press-8.plant.example".to_owned()], vec![NAME.to_owned()])
+        );
+        assert_eq!(now.revision, told[0].revision, "the revoked one's too, or it would be told again");
+        assert!(register.members(NOW + 1).unwrap().revoked.is_empty(), "it was revoked before");
     }
 
     #[test]
@@ -462,6 +516,35 @@ mod tests {
         assert_eq!(register.device(NAME).unwrap().unwrap().last_login_at, Some(NOW));
         register.note_login(&device, &[1; 32], "1", NOW + 3600).unwrap();
         assert_eq!(register.device(NAME).unwrap().unwrap().last_login_at, Some(NOW + 3600));
+    }
+
+    #[test]
+    fn whatever_version_a_device_says_it_runs_it_is_written_seldom() {
+        let (_dir, register) = register_with_device();
+        let log_in = |version: &str, now| {
+            let device = register.device(NAME).unwrap().unwrap();
+            register.note_login(&device, &[1; 32], version, now).unwrap();
+            register.device(NAME).unwrap().unwrap()
+        };
+        let noted = log_in("1", NOW);
+        for seconds in 1..VERSION_RESOLUTION {
+            let version = if seconds % 2 == 0 { "1" } else { "2" };
+            assert_eq!(log_in(version, NOW + seconds), noted, "after {seconds} s");
+        }
+        let upgraded = log_in("2", NOW + VERSION_RESOLUTION);
+        assert_eq!(upgraded.software_version.as_deref(), Some("2"));
+        assert_eq!(upgraded.last_login_at, Some(NOW + VERSION_RESOLUTION));
+    }
+
+    #[test]
+    fn a_login_that_was_noted_while_the_clock_was_ahead_does_not_stay() {
+        let (_dir, register) = register_with_device();
+        let ahead = NOW + 100_000_000;
+        for now in [ahead, NOW] {
+            let device = register.device(NAME).unwrap().unwrap();
+            register.note_login(&device, &[1; 32], "1", now).unwrap();
+            assert_eq!(register.device(NAME).unwrap().unwrap().last_login_at, Some(now));
+        }
     }
 
     #[test]

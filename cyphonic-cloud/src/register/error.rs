@@ -136,6 +136,12 @@ pub enum EnrolmentRefused {
          token, which makes another key"
     )]
     RevokedKey(Presented),
+    /// Another device has the key. The token is unused.
+    #[error(
+        "another device has this device's key, as on copied disks and images: the same token enrols it with a key of its own, \
+         once identity/key.pem is gone from its state directory"
+    )]
+    KeyInUse(Presented),
     /// The register failed; the token is unused.
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -151,7 +157,8 @@ impl EnrolmentRefused {
             Self::ExpiredToken(presented)
             | Self::UsedToken(presented)
             | Self::NameTaken(presented)
-            | Self::RevokedKey(presented) => Some(presented),
+            | Self::RevokedKey(presented)
+            | Self::KeyInUse(presented) => Some(presented),
             Self::UnknownToken | Self::Register(_) | Self::Issue(_) => None,
         }
     }

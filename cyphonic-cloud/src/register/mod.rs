@@ -28,7 +28,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::certificates::IssuedCertificate;
-pub use self::devices::DeviceRecord;
+pub use self::devices::{DeviceRecord, Members};
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
 pub use self::tokens::{Enrolled, Enrolment, NewToken, TokenRecord, TokenState};
 

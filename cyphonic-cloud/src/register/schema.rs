@@ -60,6 +60,9 @@ const MIGRATIONS: &[&str] = &[
         issued_at = not_before,
         revoked = fqdn IN (SELECT fqdn FROM devices WHERE revoked_at IS NOT NULL);
     CREATE INDEX tokens_by_certificate ON tokens (certificate);",
+    // 3: which device has a key is asked at each enrolment.
+    "CREATE INDEX devices_by_key ON devices (spki_sha256);
+    CREATE INDEX devices_by_next_key ON devices (next_spki_sha256) WHERE next_spki_sha256 IS NOT NULL;",
 ];
 
 /// The version of a register's tables, or why it is none that this release knows.

@@ -143,8 +143,8 @@ impl Register {
     /// certificate: its first answer was lost on the way.
     ///
     /// # Errors
-    /// The token is unknown, expired or used by another key, the key was revoked, or the register or `issue` failed. Nothing
-    /// was changed.
+    /// The token is unknown, expired or used by another key, the key was revoked or is another device's, or the register or `issue`
+    /// failed. Nothing was changed.
     pub fn enrol(
         &self,
         secret_hash: &[u8; 32],
@@ -167,6 +167,9 @@ impl Register {
             }
             if devices::is_revoked(transaction, &token.fqdn, spki_sha256)? {
                 return Err(EnrolmentRefused::RevokedKey(token.presented()));
+            }
+            if devices::is_anothers(transaction, &token.fqdn, spki_sha256)? {
+                return Err(EnrolmentRefused::KeyInUse(token.presented()));
             }
             let issued = issue(&token.fqdn).map_err(EnrolmentRefused::Issue)?;
             certificates::store(transaction, &issued, now)?;
@@ -430,6 +433,34 @@ mod tests {
         let refused = register.renew(name, &OTHER_KEY, &KEY, later + 10 * 86_400, || panic!("issued"));
         assert!(matches!(refused, Err(RenewalRefused::Gone)), "{refused:?}");
         register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(certificate(4, OTHER_KEY))).unwrap();
+    }
+
+    #[test]
+    fn a_key_is_one_devices_and_another_spends_no_token_with_it() {
+        let (_dir, register) = register();
+        let other = |serial, key| IssuedCertificate {
+            fqdn: "press-8.plant.example".into(),
+            virtual_address: Ipv6Addr::from([8; 16]),
+            ..certificate(serial, key)
+        };
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        let (later, next) = (NOW + 10 * 86_400, [3; 32]);
+        register.renew("press-7.plant.example", &KEY, &next, later, || Ok(certificate(3, next))).unwrap();
+        let for_other = |secret, replaces| NewToken {
+            fqdn: "press-8.plant.example".into(),
+            expires_at: later + 3600,
+            ..token(secret, replaces)
+        };
+        register.create_token(&for_other([8; 32], false), later).unwrap();
+        for key in [KEY, next] {
+            let refused = register.enrol(&[8; 32], &key, later, |_| panic!("issued"));
+            assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse(_))), "{refused:?}");
+        }
+        register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
+        // Its own it may have again.
+        register.create_token(&for_other([9; 32], true), later).unwrap();
+        register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(other(4, OTHER_KEY))).unwrap();
     }
 
     #[test]

@@ -55,6 +55,7 @@ impl ManagementServer {
             zone: config.network.zone.clone(),
             relays,
             devices: Some(watch.take_names()),
+            revoked: watch.take_revoked(),
             timing: NmsTiming::default(),
             first_setup: first_setup(&register, tasks)?,
         };

@@ -101,6 +101,8 @@ impl RelayControl {
     ) {
         let mut look_at = tokio::time::Instant::now();
         let mut activity = interval(LOOK_FOR_ACTIVITY);
+        // It may have been set since this process began, and a request may be there before the first look.
+        self.trs.handle_clock(Instant::now(), unix_now());
         loop {
             let timeout = self.trs.poll_timeout().map(tokio::time::Instant::from_std);
             tokio::select! {
@@ -203,15 +205,17 @@ impl RelayControl {
         }
     }
 
-    /// Looks where the next devices are, and whether they may still be here. Returns how long until it is time for others.
+    /// Looks where the next devices are, whether they may still be here, and what time it is. Returns how long until it is time
+    /// for others.
     fn look(&mut self) -> Duration {
         let (channels, pause) = self.sessions.due();
-        let now = Instant::now();
+        let (now, unix) = (Instant::now(), unix_now());
+        self.trs.handle_clock(now, unix);
         for (channel, remote) in self.sessions.all_moved(&channels) {
             self.trs.handle_seen(channel, remote);
         }
         self.sessions.ask_for_proofs(now, &channels);
-        for channel in self.sessions.close_expired(unix_now(), &channels) {
+        for channel in self.sessions.close_expired(unix, &channels) {
             // Its legs wait for it a while.
             self.trs.handle_lost(now, channel);
         }

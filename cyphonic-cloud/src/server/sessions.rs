@@ -140,7 +140,7 @@ pub(super) struct Sessions {
     rounds: Rounds<Channel>,
     changes: Changes,
     /// Those that have not spoken yet.
-    silent: Newest<Channel>,
+    silent: Newest<String, Channel>,
     waiting: HashMap<ExchangeId, Responder>,
     asked: HashMap<ExchangeId, AbortHandle>,
     next_channel: u64,
@@ -199,7 +199,7 @@ impl Sessions {
                 introduced: false,
             },
         );
-        if let Some(oldest) = self.silent.insert(&fqdn, channel) {
+        if let Some(oldest) = self.silent.insert(fqdn, channel) {
             self.close(oldest, "more connections than a device needs, and nothing asked on them");
         }
     }

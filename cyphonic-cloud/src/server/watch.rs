@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cyphonic_proto::nms::REVOCATIONS_REMEMBERED;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use crate::register::{DeviceRecord, Register, RegisterError};
+use super::clock::unix_now;
+use crate::register::{DeviceRecord, Members, Register, RegisterError};
 use crate::seldom::Seldom;
 
 /// How soon a revocation by an operator's command is seen. The poll reads one counter in shared memory.
@@ -17,6 +19,7 @@ pub(super) struct Watch {
     register: Arc<Register>,
     nudge: Arc<Notify>,
     initial: Vec<String>,
+    revoked: Vec<String>,
     revision: i64,
     subscribers: std::sync::Mutex<Vec<mpsc::Sender<DeviceRecord>>>,
 }
@@ -24,11 +27,13 @@ pub(super) struct Watch {
 impl Watch {
     /// Reads who there is; [`Self::run`] then tells what changes.
     pub(super) fn new(register: Register) -> Result<Self, RegisterError> {
-        let (initial, revision) = register.members()?;
+        let lately = unix_now().saturating_sub(REVOCATIONS_REMEMBERED.as_secs());
+        let Members { names, revoked, revision } = register.members(lately)?;
         Ok(Self {
             register: Arc::new(register),
             nudge: Arc::default(),
-            initial,
+            initial: names,
+            revoked,
             revision,
             subscribers: std::sync::Mutex::default(),
         })
@@ -42,6 +47,11 @@ impl Watch {
     /// The names of all devices at the start that are not revoked. They are given once.
     pub(super) fn take_names(&mut self) -> Vec<String> {
         std::mem::take(&mut self.initial)
+    }
+
+    /// The names of those that were revoked shortly before the start. They are given once.
+    pub(super) fn take_revoked(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.revoked)
     }
 
     /// Every later change of a device. Subscribe before [`Self::run`].

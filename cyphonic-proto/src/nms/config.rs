@@ -23,6 +23,9 @@ pub struct NmsConfig {
     /// The names of all enrolled devices, canonical, if the register is at hand: then a name outside it does not exist.
     /// Without it, such a name is only "not connected".
     pub devices: Option<Vec<String>>,
+    /// The names of devices that were revoked within [`REVOCATIONS_REMEMBERED`](super::REVOCATIONS_REMEMBERED) before the start, the
+    /// oldest first: who was to be told of them may not have been.
+    pub revoked: Vec<String>,
     /// Set-ups are numbered upwards from here, so that both ends agree which of two is newer. Must be larger than every
     /// number used before: nanoseconds since 1970 at the start serve well.
     pub first_setup: u64,

@@ -18,6 +18,7 @@ mod revocations;
 mod tests;
 
 pub use config::{Action, NmsConfig, NmsCounters, NmsTiming};
+pub use revocations::REVOCATIONS_REMEMBERED;
 
 use crate::{
     address,
@@ -79,7 +80,7 @@ impl Nms {
             exchanges: BTreeMap::new(),
             pairs: BTreeMap::new(),
             timers: Timers::default(),
-            revocations: Revocations::default(),
+            revocations: Revocations::of_before(now, std::mem::take(&mut config.revoked)),
             actions: VecDeque::new(),
             counters: NmsCounters::default(),
             config,

@@ -20,7 +20,7 @@ use std::{
 /// Those revoked within this time are told of together: somebody may revoke a hundred devices, and a thousand are connected.
 const TOGETHER: Duration = Duration::from_millis(200);
 /// How long nodes that connect are told of a revocation: for longer than a tunnel goes without a successor.
-const REMEMBERED: Duration = Duration::from_secs(2 * 3600);
+pub const REVOCATIONS_REMEMBERED: Duration = Duration::from_secs(2 * 3600);
 /// The most that are remembered; the oldest are forgotten first.
 const MAX_REMEMBERED: usize = 4096;
 
@@ -35,6 +35,13 @@ pub(super) struct Revocations {
 }
 
 impl Revocations {
+    /// Those of before the start, the oldest first. How old each is makes no difference: to be told for longer does no harm.
+    pub(super) fn of_before(now: Instant, revoked: Vec<String>) -> Self {
+        let mut revocations = Self::default();
+        revocations.remember(now, revoked.into_iter());
+        revocations
+    }
+
     pub(super) fn note(&mut self, now: Instant, fqdn: &str) {
         self.fresh.push(fqdn.into());
         self.tell_at.get_or_insert(now + TOGETHER);
@@ -71,7 +78,10 @@ impl Revocations {
 
     fn forget(&mut self, now: Instant) {
         let excess = self.told.len().saturating_sub(MAX_REMEMBERED);
-        let old = self.told.iter().take_while(|(at, _)| now.saturating_duration_since(*at) > REMEMBERED);
+        let old = self
+            .told
+            .iter()
+            .take_while(|(at, _)| now.saturating_duration_since(*at) > REVOCATIONS_REMEMBERED);
         let old = old.count();
         self.told.drain(..old.max(excess));
     }

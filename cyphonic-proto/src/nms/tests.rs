@@ -44,21 +44,27 @@ struct Bench {
     now: Instant,
 }
 
+/// A, B and C are enrolled.
+fn config(timing: NmsTiming) -> NmsConfig {
+    NmsConfig {
+        network_id: NETWORK,
+        prefix: prefix(),
+        zone: "lab".into(),
+        relays: vec![Relay { name: "trs.lab".into(), addresses: vec![at("192.0.2.9:443")] }],
+        devices: Some(["a.lab", "b.lab", "c.lab"].map(String::from).to_vec()),
+        revoked: Vec::new(),
+        first_setup: 1000,
+        timing,
+    }
+}
+
 impl Bench {
     /// A (channel 0) behind a symmetric NAT, B (channel 1) public, C (channel 2) enrolled but not connected.
     #[expect(clippy::disallowed_methods, reason = "virtual time has to begin somewhere")]
     fn new(timing: NmsTiming) -> Self {
-        let config = NmsConfig {
-            network_id: NETWORK,
-            prefix: prefix(),
-            zone: "lab".into(),
-            relays: vec![Relay { name: "trs.lab".into(), addresses: vec![at("192.0.2.9:443")] }],
-            devices: Some(["a.lab", "b.lab", "c.lab"].map(String::from).to_vec()),
-            first_setup: 1000,
-            timing,
-        };
         let now = Instant::now();
-        let mut bench = Self { nms: Nms::new(config, [1; 32], now), now: now + Duration::from_secs(60) };
+        let nms = Nms::new(config(timing), [1; 32], now);
+        let mut bench = Self { nms, now: now + Duration::from_secs(60) };
         bench.connect(0, "a.lab", at("198.51.100.1:5000"));
         bench.register(0, &[at("10.0.0.2:7000")], &[(at("192.0.2.9:443"), at("198.51.100.1:5001"))]);
         bench.connect(1, "b.lab", at("203.0.113.2:7000"));
@@ -485,6 +491,25 @@ fn a_revocation_is_remembered_until_no_tunnel_can_be_so_old_or_the_name_is_taken
     };
     let hour = Duration::from_secs(3600);
     assert_eq!([told_later(hour, false), told_later(3 * hour, false), told_later(hour, true)], [1, 0, 0]);
+}
+
+#[test]
+fn who_comes_after_a_start_is_told_of_revocations_before_it() {
+    let mut bench = bench();
+    let revoked = ["d.lab", "e.lab"].map(String::from).to_vec();
+    let config = NmsConfig { revoked, ..config(NmsTiming::default()) };
+    bench.nms = Nms::new(config, [2; 32], bench.now);
+    let told = |bench: &mut Bench, channel, name| {
+        bench.connect(channel, name, at("203.0.113.3:7000"));
+        let registration = RegistrationRequest { protocol_version: version::CURRENT, ..Default::default() };
+        bench.request(channel, 900, Message::RegistrationRequest(registration));
+        bench.notices()
+    };
+    assert_eq!(told(&mut bench, 10, "a.lab"), [(10, vec!["d.lab".to_owned(), "e.lab".to_owned()])]);
+    bench.nms.handle_enrolled("d.lab");
+    assert_eq!(told(&mut bench, 11, "b.lab"), [(11, vec!["e.lab".to_owned()])]);
+    bench.now += REVOCATIONS_REMEMBERED + Duration::from_secs(1);
+    assert!(told(&mut bench, 12, "c.lab").is_empty());
 }
 
 #[test]

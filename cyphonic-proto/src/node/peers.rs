@@ -427,9 +427,11 @@ impl Node {
             RefusalCode::NoSuchPeer => ResolveError::NoSuchPeer,
             RefusalCode::PeerOffline => ResolveError::Offline { reason },
             RefusalCode::NoRoute => ResolveError::NoRoute { reason },
-            RefusalCode::NotAllowed | RefusalCode::Revoked | RefusalCode::Version | RefusalCode::BadToken => {
-                ResolveError::NotAllowed { reason }
-            }
+            RefusalCode::NotAllowed
+            | RefusalCode::Revoked
+            | RefusalCode::Version
+            | RefusalCode::BadToken
+            | RefusalCode::KeyInUse => ResolveError::NotAllowed { reason },
             RefusalCode::TooMany => ResolveError::TooMany { what: reason },
             RefusalCode::Malformed => ResolveError::Protocol { what: reason },
             RefusalCode::PeerRefused | RefusalCode::Internal | RefusalCode::Unspecified => {

@@ -17,7 +17,7 @@ pub struct TrsConfig {
     pub network_id: NetworkId,
     /// What outlives the process.
     pub keys: TrsKeys,
-    /// What time it is.
+    /// What time it is at the start ([`Trs::handle_clock`](super::Trs::handle_clock)).
     pub clock: WallClock,
     /// Waits and limits.
     pub limits: TrsLimits,

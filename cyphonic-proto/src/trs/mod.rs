@@ -123,6 +123,12 @@ impl Trs {
         self.counters.dropped += self.held.expire(now);
     }
 
+    /// It is `unix` seconds after 1970. To be told every few seconds: clocks are set, also while a TRS runs, and tickets are judged
+    /// by one that has been set since they were sealed.
+    pub fn handle_clock(&mut self, now: Instant, unix: u64) {
+        self.config.clock = WallClock::new(now, unix);
+    }
+
     /// A node connected by `path`, its certificate verified. A node has one connection: the newest. Legs of the older one
     /// wait for it to claim them.
     pub fn handle_connected(&mut self, now: Instant, channel: Channel, identity: Identity, path: NodePath) {

@@ -132,6 +132,7 @@ impl Cloud {
                     zone: ZONE.into(),
                     relays: (0..self.listed).map(nth_relay).collect(),
                     devices: Some(self.devices.clone()),
+                    revoked: Vec::new(),
                     first_setup: u64::try_from((now - start).as_nanos()).unwrap(),
                     timing: NmsTiming::default(),
                 };

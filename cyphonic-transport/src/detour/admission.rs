@@ -2,7 +2,7 @@
 //!
 //! Devices that share a NAT, or one IPv6 network, share a source, so devices get room for many; strangers, who are about to
 //! enrol, for few. A device has room for a few wherever it comes from, so that one certificate at many sources does not take
-//! everybody's.
+//! everybody's. It is known by its key: a name may be another device's by now, while certificates of the one before are valid.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -23,12 +23,15 @@ const MAX_STRANGERS_PER_SOURCE: usize = 16;
 /// Of one device: to AS, NMS and two relays, twice, since those of a network that it left are noticed only after a minute.
 const MAX_PER_DEVICE: usize = 8;
 
+/// SHA-256 of a device's public key.
+pub(super) type DeviceKey = [u8; 32];
+
 #[derive(Debug)]
 struct Counts {
     all: Tally<IpAddr>,
     strangers: Tally<IpAddr>,
-    /// By name, the oldest connection first.
-    devices: HashMap<String, VecDeque<OfDevice>>,
+    /// The oldest connection of each first.
+    devices: HashMap<DeviceKey, VecDeque<OfDevice>>,
     next: u64,
 }
 
@@ -45,7 +48,7 @@ pub(super) type Replaced = oneshot::Receiver<()>;
 #[derive(Debug)]
 enum Holder {
     Stranger,
-    Device { name: String, number: u64 },
+    Device { key: DeviceKey, number: u64 },
 }
 
 /// The doorkeeper. Clones keep the same door.
@@ -94,20 +97,20 @@ impl Admission {
 }
 
 impl Admitted {
-    /// It has shown the certificate of the device of this name, whose oldest connection makes room where that has too many.
-    pub(super) fn is_device(&mut self, name: String) -> Replaced {
+    /// It has shown the certificate of the device with this key, whose oldest connection makes room where that has too many.
+    pub(super) fn is_device(&mut self, key: DeviceKey) -> Replaced {
         let mut counts = self.admission.lock();
         let number = counts.next;
         counts.next += 1;
         counts.leave(self.source, &self.holder);
         let (told, replaced) = oneshot::channel();
-        let own = counts.devices.entry(name.clone()).or_default();
+        let own = counts.devices.entry(key).or_default();
         own.push_back(OfDevice { number, _told: told });
         if own.len() > MAX_PER_DEVICE {
             own.pop_front();
         }
         drop(counts);
-        self.holder = Holder::Device { name, number };
+        self.holder = Holder::Device { key, number };
         replaced
     }
 }
@@ -116,11 +119,11 @@ impl Counts {
     fn leave(&mut self, source: IpAddr, holder: &Holder) {
         match holder {
             Holder::Stranger => self.strangers.remove(&source),
-            Holder::Device { name, number } => {
-                let Some(own) = self.devices.get_mut(name) else { return };
+            Holder::Device { key, number } => {
+                let Some(own) = self.devices.get_mut(key) else { return };
                 own.retain(|connection| connection.number != *number);
                 if own.is_empty() {
-                    self.devices.remove(name);
+                    self.devices.remove(key);
                 }
             }
         }
@@ -147,9 +150,15 @@ mod tests {
         text.parse().unwrap()
     }
 
+    fn key(number: usize) -> DeviceKey {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&number.to_be_bytes());
+        key
+    }
+
     fn all_devices(held: &mut [Admitted]) {
         for (number, admitted) in held.iter_mut().enumerate() {
-            admitted.is_device(number.to_string());
+            admitted.is_device(key(number));
         }
     }
 
@@ -157,21 +166,21 @@ mod tests {
     fn one_device_has_few_wherever_it_comes_from_and_its_oldest_make_room() {
         let admission = Admission::new(MAX_CONNECTIONS);
         let mut from = (0u16..).map(|n| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, n, 0, 0, 0, 1)));
-        let mut connect = |name: &str| {
+        let mut connect = |device| {
             let mut admitted = admission.admit(from.next().unwrap()).unwrap();
-            let replaced = admitted.is_device(name.to_owned());
+            let replaced = admitted.is_device(key(device));
             (admitted, replaced)
         };
         let is_replaced = |replaced: &mut Replaced| replaced.try_recv() == Err(TryRecvError::Closed);
-        let (_other, mut other) = connect("other");
-        let mut held: Vec<_> = (0..2 * MAX_PER_DEVICE).map(|_| connect("one")).collect();
+        let (_other, mut other) = connect(2);
+        let mut held: Vec<_> = (0..2 * MAX_PER_DEVICE).map(|_| connect(1)).collect();
         let replaced: Vec<_> = held.iter_mut().map(|(_, replaced)| is_replaced(replaced)).collect();
         assert_eq!(replaced, [[true; MAX_PER_DEVICE], [false; MAX_PER_DEVICE]].concat());
         // The replaced ones have gone; one more that goes by itself leaves room for one.
         held.drain(..=MAX_PER_DEVICE);
-        held.push(connect("one"));
+        held.push(connect(1));
         assert!(!held.iter_mut().any(|(_, replaced)| is_replaced(replaced)));
-        held.push(connect("one"));
+        held.push(connect(1));
         assert!(is_replaced(&mut held[0].1) && !is_replaced(&mut held[1].1) && !is_replaced(&mut other));
     }
 
@@ -187,7 +196,7 @@ mod tests {
         assert!(admission.admit(ip("192.0.2.2")).is_some());
         all_devices(&mut held);
         while let Some(mut admitted) = admission.admit(ip("192.0.2.1")) {
-            admitted.is_device(format!("more {}", held.len()));
+            admitted.is_device(key(held.len()));
             held.push(admitted);
         }
         assert_eq!(held.len(), MAX_PER_SOURCE);
@@ -211,7 +220,7 @@ mod tests {
         all_devices(&mut held);
         let more = (1_000..).map_while(|at| {
             let mut admitted = admission.admit(from(at))?;
-            admitted.is_device(format!("more {at}"));
+            admitted.is_device(key(at as usize));
             Some(admitted)
         });
         held.extend(more);

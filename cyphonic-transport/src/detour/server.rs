@@ -137,8 +137,8 @@ async fn serve(door: Arc<Door>, tcp: TcpStream, from: SocketAddr, mut place: Adm
         Err(error) => return tracing::warn!(%error, "no UDP socket for a detour"),
     };
     let ended = match known {
-        Some(name) => {
-            let replaced = place.is_device(name);
+        Some(key) => {
+            let replaced = place.is_device(key);
             tokio::select! {
                 ended = pump::carry(stream, &socket, pump::Patience::USUAL) => ended.to_string(),
                 _ = replaced => "its device has too many newer ones".into(),

@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
+use super::admission::DeviceKey;
 use crate::clock::Clock;
 use crate::tls::{self, ClientTls, ServerTls, TlsError};
 
@@ -55,8 +56,9 @@ impl DetourTls {
         Ok(Self { config: Arc::new(config), network })
     }
 
-    /// The name of the device of the overlay that a client is which TLS accepted; none without a certificate: it may enrol.
-    pub(super) fn judge(&self, tls: &rustls::ServerConnection) -> Result<Option<String>, String> {
+    /// The key of the device of the overlay that a client is which TLS accepted; none without a certificate: it may enrol. The
+    /// name would not do: who had it before may have a valid certificate for it.
+    pub(super) fn judge(&self, tls: &rustls::ServerConnection) -> Result<Option<DeviceKey>, String> {
         if tls.alpn_protocol() != Some(alpn::DETOUR) {
             return Err("it does not speak this protocol".into());
         }
@@ -67,7 +69,7 @@ impl DetourTls {
         if identity.network_id != self.network || identity.role != Role::Device {
             return Err("its certificate is not a device's of this overlay".into());
         }
-        Ok(Some(identity.fqdn))
+        Ok(Some(identity.spki_sha256))
     }
 }
 

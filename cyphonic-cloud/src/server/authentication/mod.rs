@@ -1,23 +1,24 @@
 //! The AS on its connections. Its work (signing, disk writes) is done in the blocking pool, a bounded number at once.
 //!
-//! Of each device it has the newest few connections. Everybody else is a stranger: who has no certificate, and whom the
-//! register does not stand behind. There are few of them at once, they do not stay, and they wait among themselves.
+//! Of each device, known by its key, it has the newest few connections. Everybody else is a stranger: who has no certificate, and
+//! whom the register does not stand behind. There are few of them at once, they do not stay, and they wait among themselves. A
+//! device that the register stands behind no more is refused at its next request, and is a stranger when it comes back.
 
 mod queue;
 mod strangers;
 
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cyphonic_proto::message::{Message, Refusal, RefusalCode};
+use cyphonic_transport::connection::EXCHANGE_TIMEOUT;
 use cyphonic_transport::enrol::STRANGER_STAYS;
 use cyphonic_transport::tally::Key;
 use cyphonic_transport::{Connection, Responder};
 use tokio::sync::{Notify, Semaphore};
 
 use self::queue::Queue;
-use self::strangers::{Strangers, source_of};
+use self::strangers::{Source, Strangers, source_of};
 use super::StartError;
 use super::clock::unix_now;
 use super::credentials::Loaded;
@@ -39,13 +40,16 @@ const OF_DEVICE: usize = 4;
 /// Strangers' requests that may wait: those of devices do not wait long for them, nor find no place.
 const STRANGERS_WAITING: usize = 256;
 
+/// SHA-256 of a device's public key: its name may be another's tomorrow.
+type DeviceKey = [u8; 32];
+
 /// The AS.
 pub(super) struct AuthenticationServer {
     service: Arc<Service>,
-    devices: Mutex<Newest<Connection>>,
+    devices: Mutex<Newest<DeviceKey, Connection>>,
     strangers: Mutex<Strangers>,
-    waiting: Arc<Queue<String>>,
-    strangers_waiting: Arc<Queue<IpAddr>>,
+    waiting: Arc<Queue<DeviceKey>>,
+    strangers_waiting: Arc<Queue<Source>>,
     working: Semaphore,
     enrolled: Arc<Notify>,
 }
@@ -79,31 +83,32 @@ impl AuthenticationServer {
     /// Answers one connection's requests until it ends.
     pub(super) async fn serve(self: Arc<Self>, connection: Connection) {
         match self.known(&connection).await {
-            Some(fqdn) => self.serve_device(&fqdn, connection).await,
+            Some(key) => self.serve_device(key, connection).await,
             None => self.serve_stranger(connection).await,
         }
     }
 
-    /// The name of the device, if the register stands behind it.
-    async fn known(&self, connection: &Connection) -> Option<String> {
+    /// The key of the device, if the register stands behind it.
+    async fn known(&self, connection: &Connection) -> Option<DeviceKey> {
         let identity = connection.identity()?.clone();
         let service = Arc::clone(&self.service);
         // A look that failed is in the log of the first request, which fails as well.
-        let look = tokio::task::spawn_blocking(move || service.knows(&identity).then_some(identity.fqdn));
+        let look =
+            tokio::task::spawn_blocking(move || service.knows(&identity).then_some(identity.spki_sha256));
         look.await.ok().flatten()
     }
 
-    async fn serve_device(self: &Arc<Self>, fqdn: &str, connection: Connection) {
-        let oldest = lock(&self.devices).insert(fqdn, connection.clone());
+    async fn serve_device(self: &Arc<Self>, key: DeviceKey, connection: Connection) {
+        let oldest = lock(&self.devices).insert(key, connection.clone());
         if let Some(oldest) = oldest {
             oldest.close(cyphonic_proto::close::NOT_ALLOWED, "more connections than a device needs");
         }
-        self.answer_all(&connection, &self.waiting, &fqdn.to_owned(), OF_DEVICE).await;
-        lock(&self.devices).remove(fqdn, |other| other.id() == connection.id());
+        self.answer_all(&connection, &self.waiting, &key, OF_DEVICE).await;
+        lock(&self.devices).remove(&key, |other| other.id() == connection.id());
     }
 
     async fn serve_stranger(self: &Arc<Self>, connection: Connection) {
-        let from = connection.remote_address().ip();
+        let from = connection.remote_address();
         if !lock(&self.strangers).enter(from) {
             connection.close(cyphonic_proto::close::UNAVAILABLE, "too many enrol at once: try again later");
             return;
@@ -132,9 +137,12 @@ impl AuthenticationServer {
             };
             let (server, connection) = (Arc::clone(self), connection.clone());
             tokio::spawn(async move {
-                let answer = server.work(connection, request).await;
+                let answer = server.work(connection.clone(), request).await;
                 drop(turn);
-                respond(responder, &answer).await;
+                match verdict(&connection, &answer) {
+                    Some(reason) => dismiss(&connection, responder, &answer, reason).await,
+                    None => respond(responder, &answer).await,
+                }
             });
         }
     }
@@ -166,6 +174,26 @@ pub(super) fn load_authority(config: &Config) -> Result<Authority, StartError> {
 /// The tables are whole after every call; a panic elsewhere does not spoil them.
 fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why a device may not be here, if that is the answer to its request.
+fn verdict<'a>(connection: &Connection, answer: &'a Message) -> Option<&'a str> {
+    match answer {
+        Message::Refusal(refusal)
+            if matches!(refusal.code(), RefusalCode::Revoked | RefusalCode::NotAllowed) =>
+        {
+            connection.identity().map(|_| refusal.reason.as_str())
+        }
+        _ => None,
+    }
+}
+
+/// Refuses a device for good: it does not stay, or its place would be one that it had as a member.
+async fn dismiss(connection: &Connection, responder: Responder, answer: &Message, reason: &str) {
+    // What is on its way when a connection is closed is lost. Who does not acknowledge does not stay for it.
+    let answered = tokio::time::timeout(EXCHANGE_TIMEOUT, responder.respond_acknowledged(answer)).await;
+    tracing::debug!(reason, ?answered, "a device's connection is closed");
+    connection.close(cyphonic_proto::close::NOT_ALLOWED, reason);
 }
 
 async fn respond(responder: Responder, answer: &Message) {

@@ -112,6 +112,22 @@ fn tickets_are_worth_nothing_forged_expired_or_in_other_hands() {
     assert_eq!(bench.refused(11, restore(&b.ticket)), RefusalCode::NotAllowed, "expired");
 }
 
+/// A machine without a battery-backed clock boots years behind, and network time sets it right a while later.
+#[test]
+fn tickets_end_by_the_clock_as_it_is_set_now() {
+    let mut bench = Bench::new();
+    bench.trs.handle_clock(bench.now, 86_400);
+    bench.now += Duration::from_secs(60);
+    bench.trs.handle_clock(bench.now, 1_800_000_000);
+    let [a, b] = bench.answers();
+    bench.restart();
+    bench.answered(10, restore(&a.ticket));
+    let (again, _) = bench.answered(11, restore(&b.ticket));
+    assert!(again.bound);
+    bench.trs.handle_clock(bench.now, 1_800_000_000 + TrsLimits::default().ticket.as_secs());
+    assert_eq!(bench.refused(10, restore(&a.ticket)), RefusalCode::NotAllowed, "expired");
+}
+
 #[test]
 fn a_ticket_of_another_trs_is_worth_nothing() {
     let mut bench = Bench::new();
