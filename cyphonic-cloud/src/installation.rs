@@ -54,6 +54,11 @@ pub enum InstallationError {
     /// There is something already; it was left as it is.
     #[error("{} exists already and was left as it is: choose another directory, or move it away", .0.display())]
     Exists(PathBuf),
+    /// A relay elsewhere with the name of the one that runs here.
+    #[error(
+        "{0} is the relay that runs here, with a key of its own: choose another name for the one elsewhere"
+    )]
+    OwnRelay(String),
     /// No address for devices.
     #[error("no address for devices: give --public ADDRESS:PORT at least once")]
     NoPublicAddress,
@@ -127,7 +132,8 @@ pub fn init(plan: &Plan, now: UnixSeconds) -> Result<Installed, InstallationErro
 /// Makes certificate, key and configuration for a relay on a machine of its own.
 ///
 /// # Errors
-/// If the target directory holds some already, the services' key is not there, or something cannot be written.
+/// If the relay that runs here has the name, the target directory holds some already, the services' key is not there, or something
+/// cannot be written.
 pub fn relay_credentials(
     directory: &Path,
     name: &str,
@@ -136,6 +142,9 @@ pub fn relay_credentials(
     now: UnixSeconds,
 ) -> Result<RelayCredentials, InstallationError> {
     let cloud = Config::load(&directory.join(CONFIG_FILE))?;
+    if cloud.runs(ServiceRole::Trs) && cloud.relay_name == name {
+        return Err(InstallationError::OwnRelay(name.to_owned()));
+    }
     let config = out.join(CONFIG_FILE);
     for made in [&config, &out.join("pki")] {
         if made.symlink_metadata().is_ok() {
@@ -364,6 +373,18 @@ mod tests {
         ));
         let unlisted = relay_credentials(&cloud, "trs2", &dir.path().join("t2"), &listen, NOW).unwrap();
         assert!(!unlisted.listed);
+    }
+
+    #[test]
+    fn the_relay_that_runs_here_gets_no_second_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cloud, out) = (dir.path().join("cloud"), dir.path().join("trs"));
+        init(&plan(&cloud), NOW).unwrap();
+        let listen = ["[::]:443".parse().unwrap()];
+        let refused = relay_credentials(&cloud, "trs1", &out, &listen, NOW);
+        assert!(matches!(refused, Err(InstallationError::OwnRelay(_))), "{refused:?}");
+        assert!(!out.exists());
+        relay_credentials(&cloud, "trs2", &out, &listen, NOW).unwrap();
     }
 
     #[test]

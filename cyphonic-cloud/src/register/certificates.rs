@@ -5,10 +5,8 @@ use std::net::Ipv6Addr;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::devices::DeviceRecord;
+use super::forgetting;
 use super::{Register, RegisterError, UnixSeconds, from_sql, to_sql};
-
-/// Certificates stay on record this long after their end.
-const REMEMBERED_FOR: UnixSeconds = 30 * 24 * 3600;
 
 /// Of one name, this many are on record at most, apart from revoked ones: more than can be valid at once ([`YOUTH`]). A revocation
 /// has to meet the key of each of those.
@@ -57,9 +55,11 @@ pub(super) fn store(
     issued: &IssuedCertificate,
     now: UnixSeconds,
 ) -> Result<(), RegisterError> {
-    transaction
-        .prepare_cached("DELETE FROM certificates WHERE not_after < ?1")?
-        .execute([to_sql(now.saturating_sub(REMEMBERED_FOR))])?;
+    if let Some(until) = forgetting::until(transaction, now)? {
+        transaction
+            .prepare_cached("DELETE FROM certificates WHERE not_after < ?1")?
+            .execute([to_sql(until)])?;
+    }
     // Those of the future first: they were made while this machine's clock was wrong.
     let mut statement = transaction.prepare_cached(
         "DELETE FROM certificates WHERE serial IN (

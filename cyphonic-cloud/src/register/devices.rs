@@ -129,7 +129,7 @@ impl Register {
         })
     }
 
-    /// Takes a device's right to be in the network away: its keys never come back, and the open tokens for its name are void.
+    /// Takes a device's right to be in the network away: its keys never come back, and the unused tokens for its name are void.
     /// Tells how many those were. Revoking twice is no error.
     ///
     /// # Errors
@@ -138,7 +138,7 @@ impl Register {
         self.write(|transaction| {
             let device =
                 find(transaction, fqdn)?.ok_or_else(|| RegisterError::NoSuchDevice(fqdn.to_owned()))?;
-            let void = tokens::revoke(transaction, fqdn, now)?;
+            let void = tokens::revoke(transaction, fqdn)?;
             if device.revoked_at.is_some() {
                 return Ok(void);
             }

@@ -75,7 +75,7 @@ pub enum RegisterError {
     #[error("no device is named {0}: `cyphonic-cloud device list` shows them all")]
     NoSuchDevice(String),
     /// No such token.
-    #[error("no open token is named {0}: `cyphonic-cloud token list` shows them all")]
+    #[error("no unused token is named {0}: `cyphonic-cloud token list` shows them all")]
     NoSuchToken(String),
     /// Too many open tokens: they are promises, so they are bounded.
     #[error("there are {0} open tokens already: revoke some, or wait for them to expire")]

@@ -15,6 +15,7 @@
 mod certificates;
 mod devices;
 mod error;
+mod forgetting;
 mod numbers;
 mod schema;
 mod tokens;

@@ -4,13 +4,11 @@ use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::certificates::{self, IssuedCertificate};
 use super::devices;
+use super::forgetting;
 use super::{EnrolmentRefused, Presented, Register, RegisterError, UnixSeconds, from_sql, to_sql};
 
 /// Open tokens are bounded: a script gone wild must not fill the disk.
 const MAX_OPEN_TOKENS: u32 = 100_000;
-
-/// Used and expired tokens stay listed this long, for the operator who asks what became of one.
-const REMEMBERED_FOR: UnixSeconds = 30 * 24 * 3600;
 
 /// A token to be stored.
 #[derive(Debug, Clone)]
@@ -122,13 +120,13 @@ impl Register {
         Ok(records)
     }
 
-    /// Makes open tokens void: the one with this number, or all for this name. Tells how many.
+    /// Makes unused tokens void: the one with this number, or all for this name. Tells how many.
     ///
     /// # Errors
     /// If there is none; a used token cannot be revoked, its device can.
-    pub fn revoke_tokens(&self, id_or_fqdn: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
+    pub fn revoke_tokens(&self, id_or_fqdn: &str) -> Result<usize, RegisterError> {
         self.write(|transaction| {
-            let revoked = revoke(transaction, id_or_fqdn, now)?;
+            let revoked = revoke(transaction, id_or_fqdn)?;
             if revoked == 0 {
                 return Err(RegisterError::NoSuchToken(id_or_fqdn.to_owned()));
             }
@@ -196,15 +194,12 @@ fn next_id(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
     )?)
 }
 
-/// Makes open tokens void: the one with this number, or all for this name. Tells how many.
-pub(super) fn revoke(
-    transaction: &Transaction<'_>,
-    id_or_fqdn: &str,
-    now: UnixSeconds,
-) -> Result<usize, RegisterError> {
+/// Makes unused tokens void: the one with this number, or all for this name. Tells how many. Also those that seem to have expired:
+/// the clock may be ahead, and they would be open again.
+pub(super) fn revoke(transaction: &Transaction<'_>, id_or_fqdn: &str) -> Result<usize, RegisterError> {
     Ok(transaction.execute(
-        "DELETE FROM tokens WHERE spki_sha256 IS NULL AND expires_at > ?2 AND (fqdn = ?1 OR CAST(id AS TEXT) = ?1)",
-        params![id_or_fqdn, to_sql(now)],
+        "DELETE FROM tokens WHERE spki_sha256 IS NULL AND (fqdn = ?1 OR CAST(id AS TEXT) = ?1)",
+        [id_or_fqdn],
     )?)
 }
 
@@ -283,8 +278,9 @@ fn record(row: &Row<'_>, now: UnixSeconds) -> rusqlite::Result<TokenRecord> {
 }
 
 fn forget_old(transaction: &Transaction<'_>, now: UnixSeconds) -> Result<(), RegisterError> {
-    transaction
-        .execute("DELETE FROM tokens WHERE expires_at < ?1", [to_sql(now.saturating_sub(REMEMBERED_FOR))])?;
+    if let Some(until) = forgetting::until(transaction, now)? {
+        transaction.execute("DELETE FROM tokens WHERE expires_at < ?1", [to_sql(until)])?;
+    }
     Ok(())
 }
 
@@ -397,9 +393,9 @@ mod tests {
     fn revoked_tokens_are_unknown() {
         let (_dir, register) = register();
         register.create_token(&token(SECRET, false), NOW).unwrap();
-        assert_eq!(register.revoke_tokens("press-7.plant.example", NOW).unwrap(), 1);
+        assert_eq!(register.revoke_tokens("press-7.plant.example").unwrap(), 1);
         assert!(matches!(
-            register.revoke_tokens("press-7.plant.example", NOW),
+            register.revoke_tokens("press-7.plant.example"),
             Err(RegisterError::NoSuchToken(_))
         ));
         let refused = register.enrol(&SECRET, &KEY, NOW, |_| panic!("issued"));
@@ -484,11 +480,56 @@ mod tests {
     }
 
     #[test]
+    fn tokens_that_are_revoked_while_the_clock_is_ahead_are_not_open_again_when_it_is_set() {
+        let (_dir, register) = register();
+        let ahead = NOW + 100_000_000;
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        register.create_token(&token([8; 32], true), NOW).unwrap();
+        assert_eq!(register.revoke_device("press-7.plant.example", ahead).unwrap(), 1);
+        let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::UnknownToken)));
+    }
+
+    #[test]
     fn old_tokens_are_forgotten() {
         let (_dir, register) = register();
         register.create_token(&token(SECRET, false), NOW).unwrap();
-        let later = NOW + 3600 + REMEMBERED_FOR + 1;
-        register.create_token(&NewToken { expires_at: later + 1, ..token([8; 32], false) }, later).unwrap();
-        assert_eq!(register.tokens(later).unwrap().len(), 1);
+        let days = |days: u64| NOW + 3600 + days * 86_400;
+        let numbers = |day: u64, secret: [u8; 32]| {
+            let new = NewToken { expires_at: days(1_000), ..token(secret, false) };
+            register.create_token(&new, days(day)).unwrap();
+            let known = register.tokens(days(day)).unwrap();
+            known.iter().map(|token| token.id).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(2, [10; 32]), [1, 2]);
+        assert_eq!(numbers(29, [11; 32]), [1, 2, 3]);
+        assert_eq!(numbers(31, [12; 32]), [2, 3, 4]);
+    }
+
+    #[test]
+    fn a_clock_that_is_ahead_brings_no_revoked_key_back() {
+        let (_dir, register) = register();
+        let name = "press-7.plant.example";
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        register.revoke_device(name, NOW).unwrap();
+        register.create_token(&token([8; 32], true), NOW).unwrap();
+        register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        // Another device enrols, twice, while it is.
+        for (secret, now) in [([9; 32], NOW + 100_000_000), ([10; 32], NOW + 100_003_600)] {
+            let fqdn = format!("press-{}.plant.example", secret[0]);
+            let new = NewToken { fqdn: fqdn.clone(), expires_at: now + 3600, ..token(secret, false) };
+            register.create_token(&new, now).unwrap();
+            let made = IssuedCertificate {
+                fqdn,
+                virtual_address: Ipv6Addr::from([secret[0]; 16]),
+                ..certificate(secret[0], secret)
+            };
+            register.enrol(&secret, &secret, now, |_| Ok(made)).unwrap();
+        }
+        register.create_token(&token([11; 32], true), NOW).unwrap();
+        let refused = register.enrol(&[11; 32], &KEY, NOW, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
     }
 }

@@ -193,7 +193,7 @@ impl Management {
                     self.sessions.request(channel, exchange, message);
                 }
                 Action::CancelRequest { exchange } => self.sessions.cancel(exchange),
-                Action::Close { channel, reason } => self.sessions.close(channel, &reason),
+                Action::Close { channel, code, reason } => self.sessions.close_as(channel, code, &reason),
             }
         }
     }

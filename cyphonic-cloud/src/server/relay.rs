@@ -241,7 +241,7 @@ impl RelayControl {
                 Action::Remove { cid } => self.remove(cid),
                 Action::Reset { cid, to } => self.reset(cid, to),
                 Action::Forward { channel, datagram } => self.sessions.send_datagram(channel, datagram),
-                Action::Close { channel, reason } => self.sessions.close(channel, &reason),
+                Action::Close { channel, code, reason } => self.sessions.close_as(channel, code, &reason),
             }
         }
     }

@@ -258,7 +258,8 @@ impl Sessions {
         self.close_as(channel, cyphonic_proto::close::NOT_ALLOWED, reason);
     }
 
-    fn close_as(&mut self, channel: Channel, code: u32, reason: &str) {
+    /// The same, for whatever reason the code tells.
+    pub(super) fn close_as(&mut self, channel: Channel, code: u32, reason: &str) {
         if let Some(session) = self.sessions.get(&channel) {
             tracing::debug!(
                 fqdn = session.admission.identity.fqdn,

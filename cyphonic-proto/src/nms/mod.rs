@@ -21,7 +21,7 @@ pub use config::{Action, NmsConfig, NmsCounters, NmsTiming};
 pub use revocations::REVOCATIONS_REMEMBERED;
 
 use crate::{
-    address,
+    address, close,
     id::{Channel, ExchangeId, SetupId},
     identity::Identity,
     message::{Message, Refusal, RefusalCode, endpoint},
@@ -180,7 +180,8 @@ impl Nms {
         self.names.remove(&self.address_of(fqdn));
         if let Some(channel) = self.channels.remove(fqdn) {
             self.forget(channel, "the device was revoked");
-            self.actions.push_back(Action::Close { channel, reason: "the device was revoked".into() });
+            let reason = "the device was revoked".into();
+            self.actions.push_back(Action::Close { channel, code: close::NOT_ALLOWED, reason });
         }
         self.handle_replaced(now, fqdn);
     }

@@ -3,6 +3,7 @@
 use super::{Action, Nms};
 use crate::{
     address::Prefix,
+    close,
     id::Channel,
     identity::{Identity, Role},
     message::{
@@ -100,8 +101,8 @@ impl Nms {
     ) {
         let address = match self.welcome(&identity) {
             Ok(address) => address,
-            Err(reason) => {
-                self.actions.push_back(Action::Close { channel, reason: reason.into() });
+            Err((code, reason)) => {
+                self.actions.push_back(Action::Close { channel, code, reason: reason.into() });
                 return;
             }
         };
@@ -109,7 +110,7 @@ impl Nms {
         if let Some(old) = self.channels.insert(fqdn.clone(), channel) {
             self.forget(old, "replaced by a newer connection of the same device");
             let reason = "replaced by a newer connection of the same device".into();
-            self.actions.push_back(Action::Close { channel: old, reason });
+            self.actions.push_back(Action::Close { channel: old, code: close::NOT_ALLOWED, reason });
         }
         self.names.insert(address, fqdn.clone());
         let bucket = Bucket { level: u64::from(self.config.timing.burst) * 1000, at: now };
@@ -175,20 +176,27 @@ impl Nms {
         Some(node.fqdn)
     }
 
-    fn welcome(&self, identity: &Identity) -> Result<Ipv6Addr, &'static str> {
+    /// Its address, or with which code and why it is not let in.
+    fn welcome(&self, identity: &Identity) -> Result<Ipv6Addr, (u32, &'static str)> {
+        let not_allowed = |reason| (close::NOT_ALLOWED, reason);
         let ours = identity.role == Role::Device && identity.network_id == self.config.network_id;
         let address =
             identity.virtual_address.filter(|address| ours && self.config.prefix.contains(*address));
-        let address = address.ok_or("only devices of this network may connect")?;
+        let address = address.ok_or(not_allowed("only devices of this network may connect"))?;
         if !name::is_below(&identity.fqdn, &self.config.zone) {
-            return Err("the certificate's name is not in this network's zone");
+            return Err(not_allowed("the certificate's name is not in this network's zone"));
         }
         if self.is_enrolled(&identity.fqdn) == Some(false) {
-            return Err("the device is not in the register: it was revoked, or never enrolled here");
+            return Err(not_allowed(
+                "the device is not in the register: it was revoked, or never enrolled here",
+            ));
         }
         let full =
             self.nodes.len() >= self.config.timing.nodes && !self.channels.contains_key(&identity.fqdn);
-        if full { Err("the NMS has all the nodes it can take") } else { Ok(address) }
+        if full {
+            return Err((close::UNAVAILABLE, "the NMS has all the nodes it can take"));
+        }
+        Ok(address)
     }
 }
 

@@ -456,6 +456,20 @@ fn a_revoked_device_is_closed_forgotten_and_kept_out() {
 }
 
 #[test]
+fn a_full_nms_says_nothing_about_who_comes() {
+    let mut bench = Bench::new(NmsTiming { nodes: 2, ..NmsTiming::default() });
+    bench.connect(2, "c.lab", at("203.0.113.3:7000"));
+    let full = bench.actions();
+    assert!(matches!(&full[..], [Action::Close { code: close::UNAVAILABLE, .. }]), "{full:?}");
+    bench.connect(3, "d.lab", at("203.0.113.4:7000"));
+    let unknown = bench.actions();
+    assert!(matches!(&unknown[..], [Action::Close { code: close::NOT_ALLOWED, .. }]), "{unknown:?}");
+    bench.connect(4, "a.lab", at("198.51.100.1:5000"));
+    let again = bench.actions();
+    assert!(matches!(&again[..], [Action::Close { channel: Channel(0), .. }]), "its older one: {again:?}");
+}
+
+#[test]
 fn all_who_are_registered_are_told_of_revocations_together() {
     let mut bench = bench();
     bench.connect(2, "c.lab", at("203.0.113.3:7000"));

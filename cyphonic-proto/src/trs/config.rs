@@ -121,6 +121,8 @@ pub enum Action {
     Close {
         /// The node.
         channel: Channel,
+        /// Why, for programs ([`close`](crate::close)).
+        code: u32,
         /// Why, for the log and the node.
         reason: String,
     },

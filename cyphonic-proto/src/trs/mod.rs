@@ -25,7 +25,7 @@ pub use config::{Action, TrsConfig, TrsCounters, TrsLimits};
 pub use ticket::{MAX_TICKET, NodePath, RESET_TOKEN_LEN, TrsKeys, WallClock};
 
 use crate::{
-    ConnectionId,
+    ConnectionId, close,
     id::{Channel, ExchangeId},
     identity::{Identity, Role},
     message::{Message, ObservationResponse, Refusal, RefusalCode, endpoint},
@@ -132,8 +132,8 @@ impl Trs {
     /// A node connected by `path`, its certificate verified. A node has one connection: the newest. Legs of the older one
     /// wait for it to claim them.
     pub fn handle_connected(&mut self, now: Instant, channel: Channel, identity: Identity, path: NodePath) {
-        if let Some(reason) = self.unwelcome(&identity) {
-            self.actions.push_back(Action::Close { channel, reason });
+        if let Some((code, reason)) = self.unwelcome(&identity) {
+            self.actions.push_back(Action::Close { channel, code, reason: reason.into() });
             return;
         }
         if let Some(old) = self.channels.get(&identity.fqdn).copied() {
@@ -143,12 +143,12 @@ impl Trs {
             if successor {
                 // Not every TRS hears of revocations: the certificate of who had the name before may be valid for long.
                 let reason = "another device has this name now".into();
-                self.actions.push_back(Action::Close { channel, reason });
+                self.actions.push_back(Action::Close { channel, code: close::NOT_ALLOWED, reason });
                 return;
             }
             self.orphan(now, old);
             let reason = "replaced by a newer connection of the same device".into();
-            self.actions.push_back(Action::Close { channel: old, reason });
+            self.actions.push_back(Action::Close { channel: old, code: close::NOT_ALLOWED, reason });
         }
         self.channels.insert(identity.fqdn.clone(), channel);
         let node = Node {
@@ -199,7 +199,8 @@ impl Trs {
     pub fn handle_revoked(&mut self, _now: Instant, fqdn: &str) {
         if let Some(channel) = self.channels.get(fqdn).copied() {
             self.forget(channel);
-            self.actions.push_back(Action::Close { channel, reason: "the device was revoked".into() });
+            let reason = "the device was revoked".into();
+            self.actions.push_back(Action::Close { channel, code: close::NOT_ALLOWED, reason });
         }
         let holder = Holder::of(fqdn);
         let of_name = self.orphans.range((holder, [0; 32])..=(holder, [0xff; 32])).map(|(owner, _)| *owner);
@@ -265,13 +266,14 @@ impl Trs {
         (self.nodes.len(), self.legs.len())
     }
 
-    fn unwelcome(&self, identity: &Identity) -> Option<String> {
+    /// With which code and why a node is not let in.
+    fn unwelcome(&self, identity: &Identity) -> Option<(u32, &'static str)> {
         if identity.role != Role::Device || identity.network_id != self.config.network_id {
-            return Some("only devices of this network are relayed".into());
+            return Some((close::NOT_ALLOWED, "only devices of this network are relayed"));
         }
         let full =
             self.nodes.len() >= self.config.limits.nodes && !self.channels.contains_key(&identity.fqdn);
-        full.then(|| "the relay has all the nodes it can take".into())
+        full.then_some((close::UNAVAILABLE, "the relay has all the nodes it can take"))
     }
 
     fn observe(&self, channel: Channel) -> Result<Message, Refusal> {

@@ -345,6 +345,18 @@ fn only_devices_of_the_network_are_served() {
 }
 
 #[test]
+fn a_full_relay_says_nothing_about_who_comes() {
+    let mut bench = Bench::new();
+    bench.trs.config.limits.nodes = 3;
+    bench.trs.handle_connected(bench.now, Channel(8), identity("d.lab", Role::Device), path(8));
+    let full = bench.actions();
+    assert!(matches!(&full[..], [Action::Close { code: close::UNAVAILABLE, .. }]), "{full:?}");
+    bench.trs.handle_connected(bench.now, Channel(9), identity("nms.lab", Role::Nms), path(9));
+    let other = bench.actions();
+    assert!(matches!(&other[..], [Action::Close { code: close::NOT_ALLOWED, .. }]), "{other:?}");
+}
+
+#[test]
 fn legs_end_when_nothing_comes_and_live_while_packets_flow() {
     let mut bench = Bench::new();
     let (lonely, _, _) = bench.leg(2, request(9, "a.lab", 12));

@@ -23,7 +23,7 @@ pub(crate) enum Command {
         json: bool,
     },
     /// Take a device's right to be in the network away: from now on AS and NMS refuse it, and it sets up no new tunnel. Its
-    /// key does not come back, and open tokens for its name are void.
+    /// key does not come back, and unused tokens for its name are void.
     Revoke {
         #[command(flatten)]
         config: ConfigArgument,
@@ -73,7 +73,7 @@ fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
     say!(
         "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."
     );
-    say!("Open tokens for its name made void: {void}.");
+    say!("Unused tokens for its name made void: {void}.");
     Ok(())
 }
 

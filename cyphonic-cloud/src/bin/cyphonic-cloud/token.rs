@@ -43,7 +43,7 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Make an open token void.
+    /// Make an unused token void.
     Revoke {
         #[command(flatten)]
         config: ConfigArgument,
@@ -128,7 +128,7 @@ fn revoke(argument: &ConfigArgument, token: &str) -> anyhow::Result<()> {
     } else {
         device_fqdn(token, &config.network.zone).map_err(anyhow::Error::msg)?
     };
-    let revoked = register.revoke_tokens(&selector, unix_now())?;
+    let revoked = register.revoke_tokens(&selector)?;
     say!("Revoked {revoked} token{}.", if revoked == 1 { "" } else { "s" });
     Ok(())
 }
