@@ -84,6 +84,18 @@ pub enum XdpError {
         /// Why not.
         source: io::Error,
     },
+    /// Default routes would go when routes can be looked up.
+    #[error(
+        "if forwarding of IPv6 went on for loopback, as XDP needs it, this host would lose the default routes that routers \
+         announced, unless {} is 2 meanwhile, which it cannot be set to ({source}): set it, or run the relay in userspace",
+        path.display()
+    )]
+    DefaultRoutes {
+        /// The setting's file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Changes of routes cannot be heard of.
     #[error("cannot watch the routing table: {0}")]
     Watch(io::Error),
