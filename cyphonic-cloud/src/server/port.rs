@@ -153,7 +153,7 @@ fn start_xdp(
     let mode = config.relay.mode;
     let listen = udp.local_addr().ip();
     if mode == Mode::Userspace || (mode == Mode::Auto && listen.is_loopback()) {
-        XdpRelay::remove_leftovers(&config.relay.pins, udp.local_port());
+        XdpRelay::remove_leftovers(&config.relay.pins, udp.local_addr());
         tracing::info!("relaying in userspace");
         return Ok(None);
     }
@@ -166,7 +166,7 @@ fn start_xdp(
         mode,
         interfaces: named,
         addresses,
-        port: udp.local_port(),
+        listen: udp.local_addr(),
         legs: config.relay.bindings,
         pins: Some(config.relay.pins.clone()),
     };

@@ -1,6 +1,6 @@
 //! What outlives the process: files in the BPF file system.
 //!
-//! `cyphonic/relay-<network namespace>-<port>/` (root's alone) holds the maps of legs, under names that have
+//! `cyphonic/relay-<network namespace>-<port>-<address>/` (root's alone; without an address if it is every one) holds the maps of legs, under names that have
 //! their layout in them, and a link for each interface. The kernel keeps both, and so the program, until the files go.
 
 #![expect(unsafe_code, reason = "aya opens links, but does not tell where they are")]
@@ -8,6 +8,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -34,11 +35,11 @@ pub(super) struct Pins {
 
 impl Pins {
     /// Makes the folder, and mounts the file system if it is not.
-    pub(super) fn open(file_system: &Path, port: u16) -> io::Result<Self> {
+    pub(super) fn open(file_system: &Path, listen: SocketAddr) -> io::Result<Self> {
         if !is_bpf(file_system) {
             mount("bpf", file_system, "bpf", MountFlags::empty(), None)?;
         }
-        let folder = folder(file_system, port)?;
+        let folder = folder(file_system, listen)?;
         let lock = Some(Arc::new(make_and_lock(&folder)?));
         let this = Self { folder, _lock: lock };
         this.remove_dead();
@@ -61,9 +62,9 @@ impl Pins {
     }
 
     /// The folder that an earlier process left.
-    pub(super) fn left(file_system: &Path, port: u16) -> Option<Self> {
-        let folder = folder(file_system, port).ok()?;
-        (is_bpf(file_system) && folder.is_dir()).then_some(Self { folder, _lock: None })
+    pub(super) fn left(file_system: &Path, listen: SocketAddr) -> Option<Self> {
+        let folder = is_bpf(file_system).then(|| folder(file_system, listen))?.ok()?;
+        folder.is_dir().then_some(Self { folder, _lock: None })
     }
 
     /// Makes the folder anew if somebody has removed it.
@@ -129,7 +130,12 @@ fn make_and_lock(folder: &Path) -> io::Result<File> {
 
 /// Locks a relay's folder for who removes it, if it is [dead](is_dead) and its relay's process is too.
 fn lock_dead(folder: &Path) -> Option<File> {
-    let lock = is_dead(folder).then(|| File::open(folder).ok()).flatten()?;
+    is_dead(folder).then(|| lock_alone(folder)).flatten()
+}
+
+/// Locks a folder if its relay's process is dead.
+fn lock_alone(folder: &Path) -> Option<File> {
+    let lock = File::open(folder).ok()?;
     lock.try_lock().is_ok().then_some(lock)
 }
 
@@ -181,10 +187,25 @@ fn has_processes(namespace: u64) -> bool {
         .any(|there| there.ino() == namespace)
 }
 
-/// Numbers of interfaces, and ports, are those of one network namespace.
-fn folder(file_system: &Path, port: u16) -> io::Result<PathBuf> {
+/// Numbers of interfaces, addresses and ports are those of one network namespace. Of one port there may be a relay at each
+/// address.
+fn folder(file_system: &Path, listen: SocketAddr) -> io::Result<PathBuf> {
     let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
-    Ok(file_system.join("cyphonic").join(format!("relay-{namespace}-{port}")))
+    let every = format!("relay-{namespace}-{}", listen.port());
+    // The file system takes no names with dots.
+    let one = match listen.ip().to_canonical() {
+        ip if ip.is_unspecified() => return Ok(file_system.join("cyphonic").join(every)),
+        IpAddr::V4(ip) => format!("{every}-{:08x}", ip.to_bits()),
+        IpAddr::V6(ip) => format!("{every}-{:032x}", ip.to_bits()),
+    };
+    let [former, folder] = [every, one].map(|name| file_system.join("cyphonic").join(name));
+    // Earlier versions named it without the address.
+    if !folder.exists()
+        && let Some(_lock) = lock_alone(&former)
+    {
+        fs::rename(former, &folder)?;
+    }
+    Ok(folder)
 }
 
 fn is_bpf(path: &Path) -> bool {
@@ -219,7 +240,8 @@ mod tests {
             fs::create_dir(&file_system).unwrap();
             ip("link add card0 type bridge");
             ip("link set card0 up");
-            let lives = Pins::open(&file_system, 1).unwrap();
+            let open = |port| Pins::open(&file_system, ([0; 4], port).into()).unwrap();
+            let lives = open(1);
             let mut object = Object::load(16, Some(&lives)).unwrap();
             object.configure(RelayConfig::new(1, true)).unwrap();
             let card = interfaces::open("card0", &Links::list().unwrap()).unwrap();
@@ -230,13 +252,13 @@ mod tests {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             assert!(is_dead(&folder), "as far as that can be seen");
 
-            let second = Pins::open(&file_system, 2).unwrap();
+            let second = open(2);
             assert!(folder.is_dir(), "its relay lives");
             drop(lives);
             // A command that starts at this moment may hold the lock.
             let deadline = Instant::now() + Duration::from_secs(10);
             let third = loop {
-                let third = Pins::open(&file_system, 3).unwrap();
+                let third = open(3);
                 if !folder.exists() {
                     break third;
                 }
@@ -245,7 +267,7 @@ mod tests {
             };
             assert!(second.folder.is_dir() && third.folder.is_dir());
 
-            let same = Pins::open(&file_system, 3).unwrap();
+            let same = open(3);
             fs::remove_dir(&third.folder).unwrap();
             same.make().unwrap();
             assert!(third.folder.is_dir());
