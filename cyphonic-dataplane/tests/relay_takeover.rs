@@ -543,7 +543,7 @@ fn relays_with_one_port_at_different_addresses_leave_each_other_alone() {
         assert_eq!(folder().to_str(), Some(former), "its process lives");
         drop(first);
         // A command that starts at this moment may hold the lock.
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + 3 * PATIENCE;
         let successor = loop {
             match start(&a) {
                 Ok(successor) => break successor,
@@ -552,6 +552,45 @@ fn relays_with_one_port_at_different_addresses_leave_each_other_alone() {
             std::thread::sleep(Duration::from_millis(10));
         };
         assert_eq!((successor.adopted(), folder()), (vec![(cid(2), leg)], named));
+        assert!(successor.attachments().iter().all(|at| at.adopted));
+        successor.stop();
+    });
+}
+
+#[test]
+fn what_a_killed_relay_left_goes_where_one_with_another_port_needs_the_interface() {
+    isolated(|pins| {
+        let start = |options: &XdpOptions| XdpRelay::start(options, Arc::new(UserspaceRelay::new(16)));
+        let folders = || std::fs::read_dir(pins.join("cyphonic")).unwrap().count();
+        let with = |port, interface: &str, mode| XdpOptions {
+            listen: ([0; 4], port).into(),
+            interfaces: Some(vec![interface.to_owned()]),
+            mode,
+            ..options(pins.clone())
+        };
+        drop(start(&with(1, "ra", Mode::Native)).unwrap());
+        // One that is on another interface, and may still have a successor.
+        let elsewhere = with(9, "rb", Mode::Native);
+        drop(start(&elsewhere).unwrap());
+        for (port, mode, hook) in [(2, Mode::Generic, Hook::Generic), (3, Mode::Native, Hook::Native)] {
+            // A command that starts at this moment may hold the dead one's lock.
+            let deadline = Instant::now() + 3 * PATIENCE;
+            let relay = loop {
+                match start(&with(port, "ra", mode)) {
+                    Ok(relay) => break relay,
+                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            let attachments = relay.attachments();
+            assert!(attachments.iter().all(|at| at.hook == hook && at.pinned && !at.adopted));
+            assert_eq!((folders(), routing_is_on()), (2, [true; 2]), "its own and the other's");
+            if port == 3 {
+                relay.stop();
+                assert_eq!((folders(), routing_is_on()), (1, [false; 2]), "as the first one found it");
+            }
+        }
+        let successor = start(&elsewhere).unwrap();
         assert!(successor.attachments().iter().all(|at| at.adopted));
         successor.stop();
     });

@@ -63,7 +63,13 @@ impl Port {
         }
         let relay = Arc::new(relay);
         // Before the worker: it must not tell senders that legs which go on in XDP are lost.
-        let xdp = if config.runs(ServiceRole::Trs) { start_xdp(&udp, config, &relay)? } else { None };
+        let xdp = if config.runs(ServiceRole::Trs) {
+            start_xdp(&udp, config, &relay)?
+        } else {
+            // It may have had the role when it was killed.
+            XdpRelay::remove_leftovers(&config.relay.pins, udp.local_addr());
+            None
+        };
         let stop = Arc::new(AtomicBool::new(false));
         let worker = spawn_worker(&udp, &transport, &relay, &stop, failures)?;
         let tcp = detours.is_some();

@@ -24,6 +24,8 @@ use super::Hook;
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 /// `BPF_OBJ_GET` of `linux/bpf.h`.
 const OBJECT_GET: libc::c_int = 7;
+/// `BPF_LINK_DETACH` of it.
+const LINK_DETACH: libc::c_int = 34;
 
 /// A relay's folder.
 #[derive(Debug, Clone)]
@@ -48,8 +50,7 @@ impl Pins {
 
     /// Removes what killed relays left in network namespaces that have gone, as those of containers do: nobody else would.
     fn remove_dead(&self) {
-        let Some(entries) = self.folder.parent().and_then(|all| fs::read_dir(all).ok()) else { return };
-        for folder in entries.flatten().map(|entry| entry.path()).filter(|folder| *folder != self.folder) {
+        for folder in self.others() {
             // Held until it is removed: a relay that comes meanwhile makes another one.
             let Some(lock) = lock_dead(&folder) else { continue };
             tracing::info!(folder = %folder.display(), "removing what a relay left whose network is gone");
@@ -59,6 +60,44 @@ impl Pins {
             }
             dead.remove();
         }
+    }
+
+    /// Other relays' folders.
+    fn others(&self) -> Vec<PathBuf> {
+        let Some(entries) = self.folder.parent().and_then(|all| fs::read_dir(all).ok()) else {
+            return Vec::new();
+        };
+        entries.flatten().map(|entry| entry.path()).filter(|folder| *folder != self.folder).collect()
+    }
+
+    /// Takes an interface from relays that were killed here and listened elsewhere: mostly this one, before its port was changed.
+    /// What else they left goes with it; what they changed of the host is this one's now, to be changed back. True if there was
+    /// one.
+    pub(super) fn free(&self, interface: u32) -> bool {
+        let here = namespace(&self.folder);
+        let mut freed = false;
+        for folder in self.others().into_iter().filter(|folder| namespace(folder) == here) {
+            let dead = Self { folder, _lock: None };
+            let links = [Hook::Native, Hook::Generic].map(|hook| dead.link(interface, hook));
+            if !links.iter().any(|link| link.exists()) {
+                continue;
+            }
+            // Held until it is removed, as above.
+            let Some(_lock) = lock_alone(&dead.folder) else { continue };
+            let folder = dead.folder.display();
+            tracing::warn!(%folder, "removing what a killed relay left, which is on an interface that this one needs");
+            for family in ["ipv4", "ipv6"] {
+                let _ = fs::rename(dead.changed(family), self.changed(family));
+            }
+            for link in links.iter().filter(|link| link.exists()) {
+                if let Err(error) = detach(link) {
+                    tracing::debug!(%error, "the kernel takes its program off when it gets to it");
+                }
+            }
+            dead.remove();
+            freed = true;
+        }
+        freed
     }
 
     /// The folder that an earlier process left.
@@ -144,13 +183,18 @@ fn lock_alone(folder: &Path) -> Option<File> {
 /// some, a relay that is started again there has lost its legs, which carried nothing without an interface, and nodes restore
 /// them. A folder without links may be one of a relay that is starting.
 fn is_dead(folder: &Path) -> bool {
-    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let namespace = name.strip_prefix("relay-").and_then(|rest| rest.split_once('-'));
-    let Some(namespace) = namespace.and_then(|(namespace, _)| namespace.parse().ok()) else { return false };
+    let Some(namespace) = namespace(folder) else { return false };
     let Ok(entries) = fs::read_dir(folder) else { return false };
     let is_link = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"link-"));
     let links: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_link).collect();
     !links.is_empty() && links.iter().all(|link| has_lost_its_interface(link)) && !has_processes(namespace)
+}
+
+/// Of which network namespace a relay's folder is.
+fn namespace(folder: &Path) -> Option<u64> {
+    let name = folder.file_name()?.to_str()?;
+    let (namespace, _) = name.strip_prefix("relay-")?.split_once('-')?;
+    namespace.parse().ok()
 }
 
 /// The kernel says 0 for the interface then.
@@ -175,6 +219,18 @@ fn open_pin(path: &Path) -> io::Result<OwnedFd> {
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Takes a link's program off its interface at once. Once nobody holds the link, the kernel does that when it gets to it.
+fn detach(link: &Path) -> io::Result<()> {
+    let link = open_pin(link)?;
+    // Of `union bpf_attr`: the link's descriptor.
+    let mut attributes = [link.as_raw_fd()];
+    // SAFETY: the kernel reads so many bytes at the pointer, which are there.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_bpf, LINK_DETACH, attributes.as_mut_ptr(), size_of_val(&attributes))
+    };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Whether a process that can be seen is in this network namespace.

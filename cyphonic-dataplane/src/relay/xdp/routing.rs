@@ -68,9 +68,11 @@ impl Routing {
         self.kept = true;
     }
 
-    /// Leaves the settings as they were found.
+    /// Leaves the settings as they were found, by whichever process.
     pub(super) fn restore(&self, pins: Option<&Pins>) {
-        for family in &self.changed {
+        let left = |family: &str| pins.is_some_and(|pins| pins.changed(family).is_dir());
+        let families = ["ipv4", "ipv6"].into_iter();
+        for family in families.filter(|family| self.changed.contains(family) || left(family)) {
             if let Err(error) = fs::write(setting(family), "0") {
                 tracing::warn!(%error, family, "forwarding on loopback stays on");
             }
