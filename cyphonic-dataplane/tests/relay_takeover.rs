@@ -90,7 +90,7 @@ fn options(pins: PathBuf) -> XdpOptions {
         mode: Mode::Native,
         interfaces: Some(vec!["ra".to_owned(), "rb".to_owned()]),
         addresses: Vec::new(),
-        port: PORT,
+        listen: ([0; 4], PORT).into(),
         legs: 16,
         pins: Some(pins),
     }
@@ -495,7 +495,7 @@ fn what_a_killed_relay_left_goes_when_its_successor_relays_in_userspace_or_with_
         let second = XdpRelay::start(&options, relay()).unwrap();
         assert_eq!((second.adopted(), second.len()), (Vec::new(), 0));
         drop(second);
-        XdpRelay::remove_leftovers(&pins, PORT);
+        XdpRelay::remove_leftovers(&pins, options.listen);
         assert_eq!(std::fs::read_dir(pins.join("cyphonic")).unwrap().count(), 0);
         // The kernel frees what nobody holds any more when it gets to it.
         let attached = || {
@@ -507,6 +507,92 @@ fn what_a_killed_relay_left_goes_when_its_successor_relays_in_userspace_or_with_
             assert!(start.elapsed() < PATIENCE, "the program is still there");
             std::thread::sleep(Duration::from_millis(10));
         }
+    });
+}
+
+#[test]
+fn relays_with_one_port_at_different_addresses_leave_each_other_alone() {
+    isolated(|pins| {
+        let at = |address: &str, interface: &str| XdpOptions {
+            listen: SocketAddr::new(address.parse().unwrap(), PORT),
+            interfaces: Some(vec![interface.to_owned()]),
+            ..options(pins.clone())
+        };
+        let start = |options: &XdpOptions| XdpRelay::start(options, Arc::new(UserspaceRelay::new(16)));
+        let (a, b) = (at("192.0.2.1", "ra"), at("2001:db8:1::1", "rb"));
+        let first = start(&a).unwrap();
+        let leg = Leg::new("192.0.2.10:1".parse().unwrap(), "192.0.2.11:1".parse().unwrap(), cid(1));
+        first.insert(cid(2), leg).unwrap();
+        let refused = start(&at("198.51.100.1", "ra")).map(|_| ()).unwrap_err();
+        assert!(refused.to_string().contains("another XDP program"), "{refused}");
+        let second = start(&b).unwrap();
+        assert_eq!(second.adopted(), []);
+        assert!(second.attachments().iter().all(|at| at.pinned && !at.adopted));
+        second.stop();
+
+        // Whose processes are killed find what is theirs, also where an earlier version named it.
+        let folder = || {
+            let folders: Vec<_> = std::fs::read_dir(pins.join("cyphonic")).unwrap().collect();
+            assert_eq!(folders.len(), 1);
+            folders.into_iter().next().unwrap().unwrap().path()
+        };
+        let named = folder();
+        let former = named.to_str().unwrap().strip_suffix("-c0000201").unwrap();
+        std::fs::rename(&named, former).unwrap();
+        start(&a).map(|_| ()).unwrap_err();
+        assert_eq!(folder().to_str(), Some(former), "its process lives");
+        drop(first);
+        // A command that starts at this moment may hold the lock.
+        let deadline = Instant::now() + 3 * PATIENCE;
+        let successor = loop {
+            match start(&a) {
+                Ok(successor) => break successor,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
+        assert_eq!((successor.adopted(), folder()), (vec![(cid(2), leg)], named));
+        assert!(successor.attachments().iter().all(|at| at.adopted));
+        successor.stop();
+    });
+}
+
+#[test]
+fn what_a_killed_relay_left_goes_where_one_with_another_port_needs_the_interface() {
+    isolated(|pins| {
+        let start = |options: &XdpOptions| XdpRelay::start(options, Arc::new(UserspaceRelay::new(16)));
+        let folders = || std::fs::read_dir(pins.join("cyphonic")).unwrap().count();
+        let with = |port, interface: &str, mode| XdpOptions {
+            listen: ([0; 4], port).into(),
+            interfaces: Some(vec![interface.to_owned()]),
+            mode,
+            ..options(pins.clone())
+        };
+        drop(start(&with(1, "ra", Mode::Native)).unwrap());
+        // One that is on another interface, and may still have a successor.
+        let elsewhere = with(9, "rb", Mode::Native);
+        drop(start(&elsewhere).unwrap());
+        for (port, mode, hook) in [(2, Mode::Generic, Hook::Generic), (3, Mode::Native, Hook::Native)] {
+            // A command that starts at this moment may hold the dead one's lock.
+            let deadline = Instant::now() + 3 * PATIENCE;
+            let relay = loop {
+                match start(&with(port, "ra", mode)) {
+                    Ok(relay) => break relay,
+                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            };
+            let attachments = relay.attachments();
+            assert!(attachments.iter().all(|at| at.hook == hook && at.pinned && !at.adopted));
+            assert_eq!((folders(), routing_is_on()), (2, [true; 2]), "its own and the other's");
+            if port == 3 {
+                relay.stop();
+                assert_eq!((folders(), routing_is_on()), (1, [false; 2]), "as the first one found it");
+            }
+        }
+        let successor = start(&elsewhere).unwrap();
+        assert!(successor.attachments().iter().all(|at| at.adopted));
+        successor.stop();
     });
 }
 
@@ -571,7 +657,7 @@ fn interfaces_that_cannot_are_told_with_what_to_do() {
         shell("ip link set ra mtu 1500");
         shell("ip -n a link set na mtu 1500");
         let first = XdpRelay::start(&named("ra", Mode::Native), Arc::new(UserspaceRelay::new(16))).unwrap();
-        let other = XdpOptions { port: 5555, ..named("ra", Mode::Native) };
+        let other = XdpOptions { listen: ([0; 4], 5555).into(), ..named("ra", Mode::Native) };
         assert!(start(&other).contains("another XDP program"), "{}", start(&other));
         first.stop();
         let by_address = XdpOptions { addresses: vec!["198.51.100.1".parse().unwrap()], ..none };

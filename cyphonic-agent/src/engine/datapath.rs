@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv6Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use cyphonic_common::InterfaceConfig;
 use cyphonic_common::limits::MAX_INNER_MTU;
-use cyphonic_dataplane::bpf::{AttachKind, EgressClassifier, Options, Programs};
+use cyphonic_dataplane::bpf::{AttachKind, BpfError, EgressClassifier, Options, Programs};
 use cyphonic_dataplane::netdevice;
 use cyphonic_dataplane::ring::{
     AwakeRequest, EarlyPackets, EncapRing, EventSink, HoldLimits, OffloadRing, RingConfig, RingError,
@@ -355,18 +355,26 @@ fn offloads_found(offloads: Option<TunOffloads>) -> &'static str {
     }
 }
 
-/// The attached programs.
+/// The attached programs. They are held for as long as a network card's driver is waited for, which the runtime's threads do not
+/// wait for.
 pub(super) struct Classifier {
     attached: Mutex<EgressClassifier>,
+    /// Without what was counted.
+    report: ClassifierReport,
     last: LastFigures,
 }
 
 impl Classifier {
     fn new(attached: EgressClassifier) -> Self {
-        Self { attached: Mutex::new(attached), last: LastFigures::default() }
+        let report = ClassifierReport {
+            kind: attached.attach_kind().to_string(),
+            why: attached_why(attached.attach_kind()).to_owned(),
+            ..ClassifierReport::default()
+        };
+        Self { attached: Mutex::new(attached), report, last: LastFigures::default() }
     }
 
-    /// Whole after every call, so a panic elsewhere does not spoil it.
+    /// Whole after every call, so a panic elsewhere does not spoil it. It may wait for drivers.
     pub(super) fn lock(&self) -> MutexGuard<'_, EgressClassifier> {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -376,34 +384,35 @@ impl Classifier {
         let mut pace = tokio::time::interval(LOG_INTERVAL);
         loop {
             pace.tick().await;
-            self.lock().flush_log();
+            if let Some(mut attached) = try_lock(&self.attached) {
+                attached.flush_log();
+            }
         }
     }
 }
 
 impl Kernel for Classifier {
     fn figures(&self) -> KernelFigures {
-        let classifier = self.lock();
-        let report = ClassifierReport {
-            kind: classifier.attach_kind().to_string(),
-            why: attached_why(classifier.attach_kind()).to_owned(),
-            ..ClassifierReport::default()
-        };
-        let counted = classifier.counters().map(|counters| KernelFigures {
-            drops: counters.drops().map(|(reason, n)| (reason.name().to_owned(), n.packets)).collect(),
-            report: ClassifierReport {
-                unknown: counters.unknown.packets,
-                dead: counters.dead.packets,
-                ..report.clone()
-            },
-        });
-        match counted {
-            Ok(figures) => self.last.keep(figures),
-            Err(error) => {
-                tracing::debug!(%error, "the classifier's counters cannot be read");
-                self.last.or(KernelFigures { report, drops: BTreeMap::new() })
-            }
-        }
+        self.last.read(&self.attached, &self.report, |attached| {
+            let counters = attached.counters()?;
+            Ok(KernelFigures {
+                drops: counters.drops().map(|(reason, n)| (reason.name().to_owned(), n.packets)).collect(),
+                report: ClassifierReport {
+                    unknown: counters.unknown.packets,
+                    dead: counters.dead.packets,
+                    ..self.report.clone()
+                },
+            })
+        })
+    }
+}
+
+/// None if somebody has it, of whom nobody knows for how long.
+fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
     }
 }
 
@@ -412,14 +421,25 @@ impl Kernel for Classifier {
 struct LastFigures(Mutex<Option<KernelFigures>>);
 
 impl LastFigures {
-    fn keep(&self, figures: KernelFigures) -> KernelFigures {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(figures.clone());
-        figures
-    }
-
-    /// These only where none were read yet.
-    fn or(&self, figures: KernelFigures) -> KernelFigures {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or(figures)
+    /// Reads those of the programs if they can be had and read; where none were read yet, there is only their report.
+    fn read<T>(
+        &self,
+        attached: &Mutex<T>,
+        report: &ClassifierReport,
+        read: impl FnOnce(&T) -> Result<KernelFigures, BpfError>,
+    ) -> KernelFigures {
+        let figures = try_lock(attached).and_then(|attached| {
+            let figures = read(&attached);
+            figures
+                .inspect_err(|error| tracing::debug!(%error, "the classifier's counters cannot be read"))
+                .ok()
+        });
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if figures.is_some() {
+            *last = figures;
+        }
+        let none = || KernelFigures { report: report.clone(), drops: BTreeMap::new() };
+        last.clone().unwrap_or_else(none)
     }
 }
 
@@ -447,13 +467,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counters_that_cannot_be_read_stay_as_they_were() {
-        let last = LastFigures::default();
-        let figures =
+    fn counters_that_cannot_be_read_stay_as_they_were_and_nobody_waits_for_who_has_the_programs() {
+        let (programs, last) = (Arc::new(Mutex::new(())), Arc::new(LastFigures::default()));
+        let denied =
             |n| KernelFigures { drops: [("denied".to_owned(), n)].into(), ..KernelFigures::default() };
-        assert_eq!(last.or(figures(0)).drops["denied"], 0);
-        assert_eq!(last.keep(figures(7)).drops["denied"], 7);
-        assert_eq!(last.or(figures(0)).drops["denied"], 7);
+        let read = {
+            let (programs, last) = (Arc::clone(&programs), Arc::clone(&last));
+            move |read: Option<u64>| {
+                let read = |(): &()| read.map(denied).ok_or(BpfError::NotBuilt);
+                last.read(&programs, &ClassifierReport::default(), read).drops.get("denied").copied()
+            }
+        };
+        assert_eq!([read(None), read(Some(7)), read(None)], [None, Some(7), Some(7)]);
+        let _driver_is_waited_for = programs.lock();
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || tell.send(read(Some(8))));
+        assert_eq!(told.recv_timeout(Duration::from_secs(30)), Ok(Some(7)));
     }
 
     #[test]

@@ -105,7 +105,8 @@ impl Sizes {
     /// Configures the interface again where it is not as it was: whoever sets it down, or takes IPv6 from it for a moment,
     /// takes its address and all routes. IPv6 that is still off is left off. True if it was so; then nothing of what
     /// [`apply`](Self::apply) did stands. With another link-layer address it would drop all that tunnels bring: it gets its own
-    /// back.
+    /// back. A pair's far end that is down leads nowhere: it is brought up again. When it goes down, the interface loses its
+    /// carrier, by which that is noticed.
     ///
     /// # Errors
     /// What the kernel refused. The next call tries again.
@@ -114,6 +115,9 @@ impl Sizes {
             tracing::warn!(
                 "somebody changed the virtual interface's link-layer address: it was changed back"
             );
+        }
+        if netlink.keep_far_end_up(&self.interface).await? {
+            tracing::warn!("somebody set the virtual interface's far end down: it was brought up again");
         }
         if netlink.is_configured(&self.interface, self.own, self.prefix).await? {
             return Ok(false);

@@ -1,11 +1,11 @@
 //! The virtual interface as a veth pair: its near end is the host's, its far end the packet path's.
 
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
 };
 use rtnetlink::{LinkUnspec, LinkVeth};
 
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, name_of};
 
 /// The longest interface name (`IFNAMSIZ` counts the final zero).
 const MAX_NAME: usize = 15;
@@ -66,6 +66,22 @@ impl Netlink {
         let link = LinkUnspec::new_with_index(self.require(&far).await?.index).up().build();
         let changed = self.handle.link().change(link).execute().await;
         changed.map_err(|error| NetlinkError::step("bring up", &far, error))
+    }
+
+    /// Brings the far end of a pair up again; true if somebody had set it down. An interface that has its name is not touched.
+    ///
+    /// # Errors
+    /// The kernel does not list links, or refuses.
+    pub(super) async fn keep_far_end_up(&self, near: &str) -> Result<bool, NetlinkError> {
+        let (links, far) = (self.links().await?, far_end(near));
+        let named = |name: &str| links.iter().find(|link| name_of(link) == Some(name));
+        let (Some(near_end), Some(far_end)) = (named(near), named(&far)) else { return Ok(false) };
+        let is_pair = near_end.attributes.contains(&LinkAttribute::Link(far_end.header.index));
+        if !is_pair || far_end.header.flags.contains(LinkFlags::Up) {
+            return Ok(false);
+        }
+        self.bring_up_far_end(near).await?;
+        Ok(true)
     }
 
     /// Removes a pair that [`create_pair`](Self::create_pair) has made; false if there is none, or only an interface

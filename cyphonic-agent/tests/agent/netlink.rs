@@ -364,6 +364,36 @@ fn what_is_taken_from_the_interface_is_noticed_and_comes_back() {
 }
 
 #[test]
+fn a_pairs_far_end_that_is_set_down_is_noticed_and_comes_up_again() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        let netlink = Netlink::connect().unwrap();
+        netlink.create_pair("cyph0", 1500).await.unwrap();
+        netlink.bring_up_far_end("cyph0").await.unwrap();
+        let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
+        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
+        let mut sizes = Sizes::new("cyph0".into(), &interface, own, prefix, 1420);
+        let mut losses = NetworkWatch::of_losses(interface.index).unwrap();
+        let far_is_up = async || netlink.interface("cyph0x").await.unwrap().unwrap().up;
+        ip("link set cyph0x down");
+        let kept_up = async {
+            while !far_is_up().await {
+                losses.changed().await;
+                assert!(!sizes.restore(&netlink).await.unwrap(), "address and routes are as they were");
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), kept_up).await.expect("it is noticed");
+
+        // Somebody else's has the name, as beside a TUN device.
+        netlink.remove_pair("cyph0").await.unwrap();
+        ip("link add cyph0 type bridge");
+        ip("link add cyph0x type bridge");
+        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
+        let mut sizes = Sizes::new("cyph0".into(), &interface, own, prefix, 1420);
+        assert!(!sizes.restore(&netlink).await.unwrap() && !far_is_up().await);
+    });
+}
+
+#[test]
 fn a_container_that_starts_is_no_move_and_a_route_that_looks_as_before_is() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
         ip("link add up0 type veth peer name up1");

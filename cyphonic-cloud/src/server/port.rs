@@ -63,7 +63,13 @@ impl Port {
         }
         let relay = Arc::new(relay);
         // Before the worker: it must not tell senders that legs which go on in XDP are lost.
-        let xdp = if config.runs(ServiceRole::Trs) { start_xdp(&udp, config, &relay)? } else { None };
+        let xdp = if config.runs(ServiceRole::Trs) {
+            start_xdp(&udp, config, &relay)?
+        } else {
+            // It may have had the role when it was killed.
+            XdpRelay::remove_leftovers(&config.relay.pins, udp.local_addr());
+            None
+        };
         let stop = Arc::new(AtomicBool::new(false));
         let worker = spawn_worker(&udp, &transport, &relay, &stop, failures)?;
         let tcp = detours.is_some();
@@ -153,7 +159,7 @@ fn start_xdp(
     let mode = config.relay.mode;
     let listen = udp.local_addr().ip();
     if mode == Mode::Userspace || (mode == Mode::Auto && listen.is_loopback()) {
-        XdpRelay::remove_leftovers(&config.relay.pins, udp.local_port());
+        XdpRelay::remove_leftovers(&config.relay.pins, udp.local_addr());
         tracing::info!("relaying in userspace");
         return Ok(None);
     }
@@ -166,7 +172,7 @@ fn start_xdp(
         mode,
         interfaces: named,
         addresses,
-        port: udp.local_port(),
+        listen: udp.local_addr(),
         legs: config.relay.bindings,
         pins: Some(config.relay.pins.clone()),
     };

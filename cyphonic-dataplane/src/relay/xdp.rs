@@ -26,6 +26,7 @@ mod status;
 pub mod watch;
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -94,7 +95,7 @@ impl XdpRelay {
             return Err(XdpError::Userspace);
         }
         let pins = options.pins.as_deref().and_then(|file_system| {
-            let opened = Pins::open(file_system, options.port);
+            let opened = Pins::open(file_system, options.listen);
             opened
                 .inspect_err(|error| {
                     let path = file_system.display();
@@ -137,9 +138,9 @@ impl XdpRelay {
         })
     }
 
-    /// Removes what a killed process left that is not to be taken over.
-    pub fn remove_leftovers(file_system: &Path, port: u16) {
-        remove_leftovers(Pins::left(file_system, port).as_ref());
+    /// Removes what a killed process that listened there left and that is not to be taken over.
+    pub fn remove_leftovers(file_system: &Path, listen: SocketAddr) {
+        remove_leftovers(Pins::left(file_system, listen).as_ref());
     }
 
     /// Where the program is now: it goes where interfaces, addresses and routes go.

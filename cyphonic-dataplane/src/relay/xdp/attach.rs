@@ -1,12 +1,14 @@
 //! The program on its interfaces.
 //!
 //! A pinned link of an earlier process is taken over: the kernel replaces the program in it at once, so that no packet
-//! meets none. A new one is made in the first way that works: in the driver, then behind it.
+//! meets none. A new one is made in the first way that works: in the driver, then behind it. What a killed relay that listened
+//! elsewhere left in its way goes.
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{Xdp, XdpMode};
 
+use super::error::is_taken;
 use super::interfaces::Interface;
 use super::options::{NATIVE_WHY, generic_why};
 use super::pins::Pins;
@@ -50,7 +52,7 @@ pub(super) fn attach(
     }
     for hook in hooks(interface, mode) {
         let attached = sees_tags(interface, *hook)
-            .and_then(|()| attach_new(program, interface, *hook))
+            .and_then(|()| attach_new(program, interface, *hook, pins))
             .and_then(|link| pin(program, link, interface, *hook, pins));
         match attached {
             Ok(held) => {
@@ -129,12 +131,22 @@ fn take_over(program: &mut Xdp, interface: &Interface, hook: Hook, pins: &Pins) 
     }
 }
 
-fn attach_new(program: &mut Xdp, interface: &Interface, hook: Hook) -> Result<XdpLink, XdpError> {
+fn attach_new(
+    program: &mut Xdp,
+    interface: &Interface,
+    hook: Hook,
+    pins: Option<&Pins>,
+) -> Result<XdpLink, XdpError> {
     let mode = match hook {
         Hook::Native => XdpMode::Driver,
         Hook::Generic => XdpMode::Skb,
     };
-    let attached = program.attach_to_if_index(interface.index, mode).and_then(|id| program.take_link(id));
+    let mut attach =
+        || program.attach_to_if_index(interface.index, mode).and_then(|id| program.take_link(id));
+    let attached = match attach() {
+        Err(error) if is_taken(&error) && pins.is_some_and(|pins| pins.free(interface.index)) => attach(),
+        attached => attached,
+    };
     attached.map_err(|error| XdpError::attach(&interface.name, hook, error))
 }
 
@@ -158,7 +170,7 @@ fn pin(
         Ok(link) => Ok(Held::Pinned(link)),
         Err(error) => {
             tracing::warn!(error, interface = interface.name, "the relay's program ends with this process");
-            attach_new(program, interface, hook).map(Held::Own)
+            attach_new(program, interface, hook, None).map(Held::Own)
         }
     }
 }

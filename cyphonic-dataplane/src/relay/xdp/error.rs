@@ -84,6 +84,18 @@ pub enum XdpError {
         /// Why not.
         source: io::Error,
     },
+    /// Default routes would go when routes can be looked up.
+    #[error(
+        "if forwarding of IPv6 went on for loopback, as XDP needs it, this host would lose the default routes that routers \
+         announced, unless {} is 2 meanwhile, which it cannot be set to ({source}): set it, or run the relay in userspace",
+        path.display()
+    )]
+    DefaultRoutes {
+        /// The setting's file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Changes of routes cannot be heard of.
     #[error("cannot watch the routing table: {0}")]
     Watch(io::Error),
@@ -112,7 +124,7 @@ impl XdpError {
     pub(super) fn attach(interface: &str, hook: Hook, error: impl Error + Send + Sync + 'static) -> Self {
         let reason = match (errno(&error), hook) {
             (Some(libc::EPERM | libc::EACCES), _) => return Self::NotPermitted(error.into()),
-            (Some(libc::EBUSY | libc::EEXIST), _) => format!(
+            _ if is_taken(&error) => format!(
                 "another XDP program is there already, and an interface has one only. `ip link show {interface}` names \
                  it: remove it, or name other interfaces in `relay.interfaces`"
             ),
@@ -144,6 +156,11 @@ impl XdpError {
     pub(super) fn map(map: &'static str) -> impl Fn(Box<dyn Error + Send + Sync>) -> Self {
         move |source| Self::Map { map, source }
     }
+}
+
+/// Whether another program is on the interface: EEXIST if it hangs there in another way.
+pub(super) fn is_taken(error: &(dyn Error + 'static)) -> bool {
+    matches!(errno(error), Some(libc::EBUSY | libc::EEXIST))
 }
 
 /// An error with its causes.

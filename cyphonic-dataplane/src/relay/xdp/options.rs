@@ -1,7 +1,7 @@
 //! What an operator chooses about the relay in XDP, and what became of it.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -73,8 +73,8 @@ pub struct XdpOptions {
     pub interfaces: Option<Vec<String>>,
     /// The service's own addresses.
     pub addresses: Vec<IpAddr>,
-    /// The relay's UDP port.
-    pub port: u16,
+    /// Where the relay listens: its UDP port at one address, or at every one.
+    pub listen: SocketAddr,
     /// The most legs.
     pub legs: usize,
     /// The BPF file system in which program and legs outlive this process; it is mounted if it is not. `None`: they

@@ -1,6 +1,6 @@
 //! What outlives the process: files in the BPF file system.
 //!
-//! `cyphonic/relay-<network namespace>-<port>/` (root's alone) holds the maps of legs, under names that have
+//! `cyphonic/relay-<network namespace>-<port>-<address>/` (root's alone; without an address if it is every one) holds the maps of legs, under names that have
 //! their layout in them, and a link for each interface. The kernel keeps both, and so the program, until the files go.
 
 #![expect(unsafe_code, reason = "aya opens links, but does not tell where they are")]
@@ -8,6 +8,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -23,6 +24,8 @@ use super::Hook;
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 /// `BPF_OBJ_GET` of `linux/bpf.h`.
 const OBJECT_GET: libc::c_int = 7;
+/// `BPF_LINK_DETACH` of it.
+const LINK_DETACH: libc::c_int = 34;
 
 /// A relay's folder.
 #[derive(Debug, Clone)]
@@ -34,11 +37,11 @@ pub(super) struct Pins {
 
 impl Pins {
     /// Makes the folder, and mounts the file system if it is not.
-    pub(super) fn open(file_system: &Path, port: u16) -> io::Result<Self> {
+    pub(super) fn open(file_system: &Path, listen: SocketAddr) -> io::Result<Self> {
         if !is_bpf(file_system) {
             mount("bpf", file_system, "bpf", MountFlags::empty(), None)?;
         }
-        let folder = folder(file_system, port)?;
+        let folder = folder(file_system, listen)?;
         let lock = Some(Arc::new(make_and_lock(&folder)?));
         let this = Self { folder, _lock: lock };
         this.remove_dead();
@@ -47,8 +50,7 @@ impl Pins {
 
     /// Removes what killed relays left in network namespaces that have gone, as those of containers do: nobody else would.
     fn remove_dead(&self) {
-        let Some(entries) = self.folder.parent().and_then(|all| fs::read_dir(all).ok()) else { return };
-        for folder in entries.flatten().map(|entry| entry.path()).filter(|folder| *folder != self.folder) {
+        for folder in self.others() {
             // Held until it is removed: a relay that comes meanwhile makes another one.
             let Some(lock) = lock_dead(&folder) else { continue };
             tracing::info!(folder = %folder.display(), "removing what a relay left whose network is gone");
@@ -60,10 +62,48 @@ impl Pins {
         }
     }
 
+    /// Other relays' folders.
+    fn others(&self) -> Vec<PathBuf> {
+        let Some(entries) = self.folder.parent().and_then(|all| fs::read_dir(all).ok()) else {
+            return Vec::new();
+        };
+        entries.flatten().map(|entry| entry.path()).filter(|folder| *folder != self.folder).collect()
+    }
+
+    /// Takes an interface from relays that were killed here and listened elsewhere: mostly this one, before its port was changed.
+    /// What else they left goes with it; what they changed of the host is this one's now, to be changed back. True if there was
+    /// one.
+    pub(super) fn free(&self, interface: u32) -> bool {
+        let here = namespace(&self.folder);
+        let mut freed = false;
+        for folder in self.others().into_iter().filter(|folder| namespace(folder) == here) {
+            let dead = Self { folder, _lock: None };
+            let links = [Hook::Native, Hook::Generic].map(|hook| dead.link(interface, hook));
+            if !links.iter().any(|link| link.exists()) {
+                continue;
+            }
+            // Held until it is removed, as above.
+            let Some(_lock) = lock_alone(&dead.folder) else { continue };
+            let folder = dead.folder.display();
+            tracing::warn!(%folder, "removing what a killed relay left, which is on an interface that this one needs");
+            for family in ["ipv4", "ipv6"] {
+                let _ = fs::rename(dead.changed(family), self.changed(family));
+            }
+            for link in links.iter().filter(|link| link.exists()) {
+                if let Err(error) = detach(link) {
+                    tracing::debug!(%error, "the kernel takes its program off when it gets to it");
+                }
+            }
+            dead.remove();
+            freed = true;
+        }
+        freed
+    }
+
     /// The folder that an earlier process left.
-    pub(super) fn left(file_system: &Path, port: u16) -> Option<Self> {
-        let folder = folder(file_system, port).ok()?;
-        (is_bpf(file_system) && folder.is_dir()).then_some(Self { folder, _lock: None })
+    pub(super) fn left(file_system: &Path, listen: SocketAddr) -> Option<Self> {
+        let folder = is_bpf(file_system).then(|| folder(file_system, listen))?.ok()?;
+        folder.is_dir().then_some(Self { folder, _lock: None })
     }
 
     /// Makes the folder anew if somebody has removed it.
@@ -129,7 +169,12 @@ fn make_and_lock(folder: &Path) -> io::Result<File> {
 
 /// Locks a relay's folder for who removes it, if it is [dead](is_dead) and its relay's process is too.
 fn lock_dead(folder: &Path) -> Option<File> {
-    let lock = is_dead(folder).then(|| File::open(folder).ok()).flatten()?;
+    is_dead(folder).then(|| lock_alone(folder)).flatten()
+}
+
+/// Locks a folder if its relay's process is dead.
+fn lock_alone(folder: &Path) -> Option<File> {
+    let lock = File::open(folder).ok()?;
     lock.try_lock().is_ok().then_some(lock)
 }
 
@@ -138,13 +183,18 @@ fn lock_dead(folder: &Path) -> Option<File> {
 /// some, a relay that is started again there has lost its legs, which carried nothing without an interface, and nodes restore
 /// them. A folder without links may be one of a relay that is starting.
 fn is_dead(folder: &Path) -> bool {
-    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let namespace = name.strip_prefix("relay-").and_then(|rest| rest.split_once('-'));
-    let Some(namespace) = namespace.and_then(|(namespace, _)| namespace.parse().ok()) else { return false };
+    let Some(namespace) = namespace(folder) else { return false };
     let Ok(entries) = fs::read_dir(folder) else { return false };
     let is_link = |path: &PathBuf| path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"link-"));
     let links: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(is_link).collect();
     !links.is_empty() && links.iter().all(|link| has_lost_its_interface(link)) && !has_processes(namespace)
+}
+
+/// Of which network namespace a relay's folder is.
+fn namespace(folder: &Path) -> Option<u64> {
+    let name = folder.file_name()?.to_str()?;
+    let (namespace, _) = name.strip_prefix("relay-")?.split_once('-')?;
+    namespace.parse().ok()
 }
 
 /// The kernel says 0 for the interface then.
@@ -171,6 +221,18 @@ fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
+/// Takes a link's program off its interface at once. Once nobody holds the link, the kernel does that when it gets to it.
+fn detach(link: &Path) -> io::Result<()> {
+    let link = open_pin(link)?;
+    // Of `union bpf_attr`: the link's descriptor.
+    let mut attributes = [link.as_raw_fd()];
+    // SAFETY: the kernel reads so many bytes at the pointer, which are there.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_bpf, LINK_DETACH, attributes.as_mut_ptr(), size_of_val(&attributes))
+    };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Whether a process that can be seen is in this network namespace.
 fn has_processes(namespace: u64) -> bool {
     // Where nothing can be seen, there may be some.
@@ -181,10 +243,25 @@ fn has_processes(namespace: u64) -> bool {
         .any(|there| there.ino() == namespace)
 }
 
-/// Numbers of interfaces, and ports, are those of one network namespace.
-fn folder(file_system: &Path, port: u16) -> io::Result<PathBuf> {
+/// Numbers of interfaces, addresses and ports are those of one network namespace. Of one port there may be a relay at each
+/// address.
+fn folder(file_system: &Path, listen: SocketAddr) -> io::Result<PathBuf> {
     let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
-    Ok(file_system.join("cyphonic").join(format!("relay-{namespace}-{port}")))
+    let every = format!("relay-{namespace}-{}", listen.port());
+    // The file system takes no names with dots.
+    let one = match listen.ip().to_canonical() {
+        ip if ip.is_unspecified() => return Ok(file_system.join("cyphonic").join(every)),
+        IpAddr::V4(ip) => format!("{every}-{:08x}", ip.to_bits()),
+        IpAddr::V6(ip) => format!("{every}-{:032x}", ip.to_bits()),
+    };
+    let [former, folder] = [every, one].map(|name| file_system.join("cyphonic").join(name));
+    // Earlier versions named it without the address.
+    if !folder.exists()
+        && let Some(_lock) = lock_alone(&former)
+    {
+        fs::rename(former, &folder)?;
+    }
+    Ok(folder)
 }
 
 fn is_bpf(path: &Path) -> bool {
@@ -219,7 +296,8 @@ mod tests {
             fs::create_dir(&file_system).unwrap();
             ip("link add card0 type bridge");
             ip("link set card0 up");
-            let lives = Pins::open(&file_system, 1).unwrap();
+            let open = |port| Pins::open(&file_system, ([0; 4], port).into()).unwrap();
+            let lives = open(1);
             let mut object = Object::load(16, Some(&lives)).unwrap();
             object.configure(RelayConfig::new(1, true)).unwrap();
             let card = interfaces::open("card0", &Links::list().unwrap()).unwrap();
@@ -230,13 +308,13 @@ mod tests {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             assert!(is_dead(&folder), "as far as that can be seen");
 
-            let second = Pins::open(&file_system, 2).unwrap();
+            let second = open(2);
             assert!(folder.is_dir(), "its relay lives");
             drop(lives);
             // A command that starts at this moment may hold the lock.
             let deadline = Instant::now() + Duration::from_secs(10);
             let third = loop {
-                let third = Pins::open(&file_system, 3).unwrap();
+                let third = open(3);
                 if !folder.exists() {
                     break third;
                 }
@@ -245,7 +323,7 @@ mod tests {
             };
             assert!(second.folder.is_dir() && third.folder.is_dir());
 
-            let same = Pins::open(&file_system, 3).unwrap();
+            let same = open(3);
             fs::remove_dir(&third.folder).unwrap();
             same.make().unwrap();
             assert!(third.folder.is_dir());

@@ -83,7 +83,7 @@ impl Program {
         pins: Option<&Pins>,
     ) -> Result<Self, XdpError> {
         let capacity = u32::try_from(options.legs).unwrap_or(u32::MAX);
-        let config = RelayConfig::new(options.port, false).with_pairs(pairs_for(capacity));
+        let config = RelayConfig::new(options.listen.port(), false).with_pairs(pairs_for(capacity));
         let mut this = Self {
             attached: Vec::new(),
             object: Object::load(capacity, pins)?,
@@ -387,7 +387,7 @@ mod tests {
                 mode,
                 interfaces: Some(named.to_vec()),
                 addresses: Vec::new(),
-                port: 4433,
+                listen: ([0; 4], 4433).into(),
                 legs: 16,
                 pins: None,
             };
