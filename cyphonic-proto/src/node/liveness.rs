@@ -176,7 +176,12 @@ impl Tunnel {
 
     /// Whether its packets go through a relay that is being waited for.
     pub(super) fn is_away(&self) -> bool {
-        self.paths.is_relayed() && self.leg.as_ref().is_some_and(|leg| leg.away.is_some())
+        self.paths.is_relayed() && self.is_leg_away()
+    }
+
+    /// Whether the relay has lost its leg, or the connection to it is lost.
+    pub(super) fn is_leg_away(&self) -> bool {
+        self.leg.as_ref().is_some_and(|leg| leg.away.is_some())
     }
 
     /// Whether this host has no way to the peer: it is waited for until there is one.
