@@ -269,6 +269,33 @@ fn of_two_tunnels_the_one_of_the_later_set_up_stays_whichever_was_complete_first
     }
 }
 
+/// The peer may never have heard of the later one: both ends then have the other.
+#[test]
+fn a_tunnel_stays_where_nothing_is_heard_on_its_successor() {
+    let mut world = calm();
+    let mut tunnels = vec![];
+    for number in [0x11, 0x22] {
+        direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
+        let request = TunnelRequest { setup_id: vec![number; 16], ..request() };
+        let done = knock(&mut world, &identity("b"), from_b(), request);
+        let Action::InstallTunnel(tunnel) = &done[0] else { panic!("{done:?}") };
+        tunnels.push(tunnel.id);
+        // The same moment ends the one's time and the other's.
+        let activity = TunnelActivity { last_rx: Some(world.now), ..TunnelActivity::default() };
+        let now = world.now;
+        node(&mut world).handle_tunnel_stats(now, tunnels[0], activity);
+    }
+    let now = world.now;
+    for (after, gone) in [(10, vec![tunnels[1]]), (20, vec![])] {
+        node(&mut world).handle_timeout(now + after * SECOND);
+        let removed = actions(&mut world).into_iter().filter_map(|action| match action {
+            Action::RemoveTunnel { id, .. } => Some(id),
+            _ => None,
+        });
+        assert_eq!(removed.collect::<Vec<_>>(), gone, "after {after} s");
+    }
+}
+
 #[test]
 fn a_peers_later_set_up_takes_the_place_of_its_earlier_one_which_is_refused_from_then_on() {
     let mut world = calm();
