@@ -12,7 +12,7 @@ use cyphonic_proto::{
         Refusal, RefusalCode, RevocationNotice, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer,
         TunnelRequest, TunnelResponse, decode, encode, endpoint,
     },
-    node::{Action, Node, PeerVia, ResolveError, Service, Target, TunnelActivity},
+    node::{Action, Node, PeerVia, ResolveError, Service, Target, TunnelActivity, TunnelControl},
     tunnel::Suite,
 };
 use proptest::prelude::*;
@@ -401,6 +401,30 @@ fn endpoint_bytes(text: &str) -> cyphonic_proto::message::Endpoint {
         std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
     };
     cyphonic_proto::message::Endpoint { address: bytes, port: address.port().into() }
+}
+
+#[test]
+fn where_this_end_may_be_reached_is_told_again_when_it_changes_before_the_peers_first_answer() {
+    let mut world = calm();
+    let kind = RouteKind::ResponderInitiated.into();
+    direct(&mut world, RouteDirection { kind, dial: true, ..direction() });
+    let now = world.now;
+    let (setup, message) = (SetupId([0xee; 16]), Message::TunnelOffer(offer()));
+    node(&mut world).handle_peer_offer(now, setup, from_b(), &identity("b"), message, &Shared(1));
+    let lists = |world: &mut World| {
+        let sets = actions(world).into_iter().filter_map(|action| match action {
+            Action::SendControl { control: TunnelControl::Candidates(set), .. } => Some(set),
+            _ => None,
+        });
+        sets.collect::<Vec<_>>()
+    };
+    let mapped: SocketAddr = "198.51.100.9:7000".parse().unwrap();
+    let first = lists(&mut world);
+    assert!(first.len() == 1 && first[0].sequence == 1 && !first[0].endpoints.contains(&mapped), "{first:?}");
+    node(&mut world).handle_port_mappings(now, &[mapped]);
+    node(&mut world).handle_timeout(now + SECOND / 10);
+    let next = lists(&mut world);
+    assert!(next[0].sequence == 2 && next[0].endpoints.contains(&mapped), "{next:?}");
 }
 
 #[test]

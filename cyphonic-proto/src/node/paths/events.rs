@@ -4,7 +4,7 @@ use super::{Race, Target, candidate, schedule::PROOF};
 use crate::{
     id::TunnelId,
     message::RouteKind,
-    node::{Action, Node, Routes, Service, Timer, setup::Setup},
+    node::{Action, Node, Routes, Service, Timer, setup::Setup, tunnels::Tunnel},
 };
 use cyphonic_common::frame::CandidateFlags;
 use std::{
@@ -149,7 +149,9 @@ impl Node {
         }
         self.told = candidates;
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
-            if self.tunnels.get(&id).is_some_and(|tunnel| tunnel.is_told()) {
+            // A peer that has not been heard yet may have the list before, which counts as known once it answers.
+            let told = |tunnel: &Tunnel| tunnel.is_told() || tunnel.paths.telling.is_some();
+            if self.tunnels.get(&id).is_some_and(told) {
                 self.tell(now, id);
                 self.begin_round(now, id);
                 self.watch(now, id);
