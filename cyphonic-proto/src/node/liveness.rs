@@ -147,7 +147,7 @@ impl Node {
             self.idles_at(tunnel),
             self.speaks_at(now, tunnel),
             self.paths_due(now, id),
-            tunnel.leg.as_ref().and_then(|leg| leg.next_due(tunnel.last_rx)),
+            tunnel.leg.as_ref().and_then(|leg| leg.next_due(tunnel.last_rx, tunnel.is_stranded())),
             Some(tunnel.refresh_at),
         ];
         if let Some(at) = dues.into_iter().flatten().min() {

@@ -192,6 +192,7 @@ impl Node {
                 self.watch(now, id);
             } else if let Some(since) = tunnel.stranded_since.take() {
                 (tunnel.hears_since, tunnel.unanswered_since) = (now, None);
+                tunnel.leg.iter_mut().for_each(|leg| leg.wait_anew(now));
                 if since + self.config.timing.silence <= now {
                     late.push(id);
                 }
