@@ -150,7 +150,9 @@ impl Node {
         self.told = candidates;
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
             // A peer that has not been heard yet may have the list before, which counts as known once it answers.
-            let told = |tunnel: &Tunnel| tunnel.is_told() || tunnel.paths.telling.is_some();
+            let told = |tunnel: &Tunnel| {
+                tunnel.is_told() || (tunnel.retires_at.is_none() && tunnel.paths.telling.is_some())
+            };
             if self.tunnels.get(&id).is_some_and(told) {
                 self.tell(now, id);
                 self.begin_round(now, id);
@@ -163,11 +165,14 @@ impl Node {
     /// the first path that answers is taken.
     pub(in crate::node) fn move_tunnels(&mut self, now: Instant) {
         self.timers.clear(&Timer::Candidates);
-        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
-            if !self.tunnels.get(&id).is_some_and(|tunnel| tunnel.is_told() && !tunnel.is_stranded()) {
-                continue;
-            }
-            self.begin_doubt(now, id, Race::Open);
+        let concerned = |tunnel: &Tunnel| tunnel.is_told() && !tunnel.is_stranded();
+        let all = self.tunnels.iter().filter(|(_, tunnel)| concerned(tunnel)).map(|(id, _)| *id);
+        let all: Vec<_> = all.collect();
+        // What the tunnels' lives depend on goes first.
+        for id in &all {
+            self.begin_doubt(now, *id, Race::Open);
+        }
+        for id in all {
             if let Some(tunnel) = self.tunnels.get_mut(&id) {
                 tunnel.paths.moved = true;
             }
