@@ -3,7 +3,7 @@
 //! Sockets are the shell's: [`Action::Netcheck`] asks it to look, and it reports what it finds bit by bit, since some of it
 //! takes minutes. The NMS is told of each change that matters.
 
-use super::{Action, Node, Relay, Service, ServiceState, Timer};
+use super::{Action, Node, Service, Timer};
 use crate::{message::endpoint, nat::Family, netcheck::Findings};
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ const WORTH_TELLING: Duration = Duration::from_millis(2);
 const MAX_GRANTED: usize = 4;
 
 /// Most relays that a request calls failed.
-const MAX_FAILED: usize = 8;
+pub(super) const MAX_FAILED: usize = 8;
 
 /// What the node found out, as far as it got.
 #[derive(Debug, Default)]
@@ -134,14 +134,18 @@ impl Node {
 
     /// Relays to which connections fail, as long as another one is left: each is tried anew all the time.
     pub(super) fn unreachable_relays(&self) -> Vec<String> {
-        let relays = &self.registration.known.relays;
-        let fails = |relay: &&Relay| {
-            let slot = self.services.get(&Service::Trs(relay.name.clone()));
-            slot.is_some_and(|slot| matches!(slot.state, ServiceState::Waiting { .. }))
-        };
-        let failed: Vec<_> =
-            relays.iter().filter(fails).take(MAX_FAILED).map(|relay| relay.name.clone()).collect();
-        if failed.len() < relays.len() { failed } else { Vec::new() }
+        self.unless_all(self.relays_that(|name| self.is_failing(&Service::Trs(name.into()))))
+    }
+
+    /// Relays for which that is so.
+    pub(super) fn relays_that(&self, is_so: impl Fn(&str) -> bool) -> Vec<String> {
+        let names = self.registration.known.relays.iter().map(|relay| &relay.name);
+        names.filter(|name| is_so(name)).take(MAX_FAILED).cloned().collect()
+    }
+
+    /// None of the relays if there is no other.
+    pub(super) fn unless_all(&self, failed: Vec<String>) -> Vec<String> {
+        if failed.len() < self.registration.known.relays.len() { failed } else { Vec::new() }
     }
 
     /// Looks at the network, and again after a while.

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// A listening end gives a tunnel this long for the first sign of its peer.
 const UNCONFIRMED: Duration = Duration::from_secs(10);
+/// A tunnel whose time is up is kept for so long at a time while its successor waits for that sign.
+const KEPT: Duration = Duration::from_secs(1);
 /// A tunnel that just heard of its peer is not doubted.
 const FRESH: Duration = Duration::from_secs(2);
 /// A tunnel that carried something within this time is in use: worth a better path, and another tunnel if it breaks.
@@ -68,6 +70,7 @@ impl Node {
 
     /// Does what is due for a tunnel, and sets the time of what is next.
     pub(super) fn watch(&mut self, now: Instant, id: TunnelId) {
+        self.keep_for_peer(now, id);
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let timing = &self.config.timing;
         // A relay that is being waited for says nothing about the peer, nor does silence where there is no network.
@@ -107,6 +110,19 @@ impl Node {
         self.search_new_path(now, id);
     }
 
+    /// The end that was to take this tunnel's place may come to nothing, at the same moment even: the peer has this one then.
+    fn keep_for_peer(&mut self, now: Instant, id: TunnelId) {
+        let newest = self.tunnels.get(&id).and_then(|tunnel| self.peers.get(&tunnel.peer)?.tunnels.first());
+        let newest = newest.filter(|newest| **newest != id).and_then(|newest| self.tunnels.get(newest));
+        let unheard = newest.is_some_and(|newest| newest.last_rx.is_none());
+        if let Some(tunnel) = self.tunnels.get_mut(&id).filter(|_| unheard) {
+            let due = |at: &mut Instant| *at <= now;
+            if tunnel.retires_at.take_if(due).is_some() {
+                tunnel.retires_at = Some(now + KEPT);
+            }
+        }
+    }
+
     fn refresh(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         if tunnel.refresh_at <= now {
@@ -131,7 +147,7 @@ impl Node {
             self.idles_at(tunnel),
             self.speaks_at(now, tunnel),
             self.paths_due(now, id),
-            tunnel.leg.as_ref().and_then(|leg| leg.next_due(tunnel.last_rx)),
+            tunnel.leg.as_ref().and_then(|leg| leg.next_due(tunnel.last_rx, tunnel.is_stranded())),
             Some(tunnel.refresh_at),
         ];
         if let Some(at) = dues.into_iter().flatten().min() {
@@ -176,7 +192,12 @@ impl Tunnel {
 
     /// Whether its packets go through a relay that is being waited for.
     pub(super) fn is_away(&self) -> bool {
-        self.paths.is_relayed() && self.leg.as_ref().is_some_and(|leg| leg.away.is_some())
+        self.paths.is_relayed() && self.is_leg_away()
+    }
+
+    /// Whether the relay has lost its leg, or the connection to it is lost.
+    pub(super) fn is_leg_away(&self) -> bool {
+        self.leg.as_ref().is_some_and(|leg| leg.away.is_some())
     }
 
     /// Whether this host has no way to the peer: it is waited for until there is one.

@@ -41,6 +41,8 @@ pub(super) struct Peer {
     backoff: Backoff,
     /// Routes that failed, and until when they are not proposed again.
     failed: Vec<(RouteKind, Instant)>,
+    /// The same of relays, while another is left.
+    failed_relays: Vec<(String, Instant)>,
     /// How many packets it may have this node send to where it says that it is.
     pub(super) probes: ProbeBudget,
     pub(super) last_error: Option<ResolveError>,
@@ -80,6 +82,7 @@ impl Peer {
             attempt: None,
             backoff: Backoff::default(),
             failed: Vec::new(),
+            failed_relays: Vec::new(),
             probes: ProbeBudget::of_peer(now),
             last_error: None,
             since: now,
@@ -92,6 +95,12 @@ impl Peer {
 
     pub(super) fn is_sought(&self) -> bool {
         self.is_wanted() || self.attempt.is_some()
+    }
+
+    /// All that failed is tried again.
+    fn forgive(&mut self) {
+        self.failed.clear();
+        self.failed_relays.clear();
     }
 
     pub(super) fn failed_routes(&self) -> Vec<RouteKind> {
@@ -271,23 +280,54 @@ impl Node {
         self.changed();
     }
 
-    /// Another route is tried. A relay is the last of them: where not even that helps, the peer may have been away, and all
-    /// may work again.
-    pub(super) fn route_failed(&mut self, now: Instant, address: Ipv6Addr, kind: RouteKind) {
+    /// Another route is tried. The last relay is the last of them: where not even that helps, the peer may have been away, and
+    /// all may work again.
+    pub(super) fn route_failed(
+        &mut self,
+        now: Instant,
+        address: Ipv6Addr,
+        kind: RouteKind,
+        relay: Option<&str>,
+    ) {
         let until = now + self.config.timing.failed_route;
         let Some(peer) = self.peers.get_mut(&address) else { return };
-        if kind == RouteKind::Relay {
-            peer.failed.clear();
-        } else {
-            peer.failed.retain(|(other, _)| *other != kind);
-            peer.failed.push((kind, until));
+        match relay {
+            Some(relay) => {
+                peer.failed_relays.retain(|(other, until)| other != relay && *until > now);
+                peer.failed_relays.push((relay.into(), until));
+                if !self.has_another_relay(now, address) {
+                    self.peers.get_mut(&address).into_iter().for_each(Peer::forgive);
+                }
+            }
+            None => {
+                peer.failed.retain(|(other, _)| *other != kind);
+                peer.failed.push((kind, until));
+            }
         }
     }
 
+    /// Relays that did not join this node and the peer just now, or to which connections fail, as long as another one is left.
+    fn failed_relays(&self, now: Instant, address: Ipv6Addr) -> Vec<String> {
+        let Some(peer) = self.peers.get(&address) else { return self.unreachable_relays() };
+        let failed =
+            |name: &str| peer.failed_relays.iter().any(|(relay, until)| relay == name && *until > now);
+        let waits_for = |name: &str| {
+            let tunnels = peer.tunnels.iter().filter_map(|id| self.tunnels.get(id));
+            tunnels.filter(|tunnel| tunnel.is_leg_away()).any(|tunnel| tunnel.relay.as_deref() == Some(name))
+        };
+        let all = self.relays_that(|name| {
+            failed(name) || waits_for(name) || self.is_failing(&Service::Trs(name.into()))
+        });
+        self.unless_all(all)
+    }
+
+    /// Whether relays failed for a peer just now, and another one is left.
+    fn has_another_relay(&self, now: Instant, address: Ipv6Addr) -> bool {
+        !self.failed_relays(now, address).is_empty()
+    }
+
     pub(super) fn forgive_routes(&mut self) {
-        for peer in self.peers.values_mut() {
-            peer.failed.clear();
-        }
+        self.peers.values_mut().for_each(Peer::forgive);
     }
 
     /// The peer's entry, made if need be.
@@ -325,7 +365,7 @@ impl Node {
             let why = "the operator reset the tunnel";
             self.part_from(now, address, CloseCode::Reset, why, ResolveError::Cancelled { why: why.into() });
             if let Some(peer) = self.peers.get_mut(&address) {
-                peer.failed.clear();
+                peer.forgive();
                 peer.last_error = None;
             }
         }
@@ -389,7 +429,8 @@ impl Node {
     }
 
     fn ask_direction(&mut self, now: Instant, address: Ipv6Addr) -> ExchangeId {
-        let mut request = DirectionRequest { failed_relays: self.unreachable_relays(), ..Default::default() };
+        let failed_relays = self.failed_relays(now, address);
+        let mut request = DirectionRequest { failed_relays, ..Default::default() };
         if let Some(peer) = self.peers.get_mut(&address) {
             peer.failed.retain(|(_, until)| *until > now);
             request.failed = peer.failed.iter().map(|(kind, _)| i32::from(*kind)).collect();
@@ -439,13 +480,19 @@ impl Node {
             }
         };
         let mut retry = refusal.retry_after().map_or(Retry::No, Retry::After);
-        // None but those that failed, or after them not even a relay, of which the peer may have had none.
-        let was_last = refusal.code() == RefusalCode::NoRoute || begun == Some(RouteKind::Relay);
-        let failed = self.peers.get_mut(&address).map(|peer| &mut peer.failed);
-        if let Some(failed) = failed.filter(|failed| was_last && !failed.is_empty()) {
-            // They are tried again.
-            failed.clear();
-            retry = Retry::Later;
+        let another = self.has_another_relay(now, address);
+        let no_route = refusal.code() == RefusalCode::NoRoute;
+        let by_relay = begun == Some(RouteKind::Relay);
+        if by_relay && another {
+            retry = if retry == Retry::No { Retry::Later } else { retry };
+        } else if no_route || by_relay {
+            // None but those that failed, or after them not even a relay, of which the peer may have had none.
+            let peer = self.peers.get_mut(&address);
+            if let Some(peer) = peer.filter(|peer| another || !peer.failed.is_empty()) {
+                // They are tried again.
+                peer.forgive();
+                retry = Retry::Later;
+            }
         }
         self.attempt_failed(now, address, error, retry);
     }

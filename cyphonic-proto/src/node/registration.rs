@@ -132,13 +132,18 @@ impl Node {
     pub(super) fn register(&mut self, now: Instant) {
         // What the NMS sees it knows by itself.
         let server = self.remote_of(&Service::Nms);
+        // A relay that cannot be reached is to come after the others.
+        let mut latencies = self.registration.network.latencies.clone();
+        for relay in self.unreachable_relays() {
+            latencies.remove(&relay);
+        }
         let registration = &mut self.registration;
         let mut news = News {
             addresses: registration.addresses.clone(),
             observations: registration.observations.clone(),
             // They are told as observations.
             findings: Findings { observations: Vec::new(), ..registration.network.findings.clone() },
-            latencies: registration.network.latencies.clone(),
+            latencies,
         };
         news.observations.retain(|(other, _)| Some(*other) != server);
         if registration.under_way
@@ -216,7 +221,13 @@ impl Node {
         self.register(now);
     }
 
+    /// A relay can be reached again, or not any more: the NMS is told before long.
+    pub(super) fn relay_reach_changed(&mut self, now: Instant) {
+        self.timers.set(Timer::Register, now + GATHER);
+    }
+
     pub(super) fn trs_connected(&mut self, now: Instant, name: &str) {
+        self.relay_reach_changed(now);
         let service = Service::Trs(name.into());
         if let Some(server) = self.remote_of(&service) {
             let message = Message::ObservationRequest(ObservationRequest {});

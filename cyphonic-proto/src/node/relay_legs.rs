@@ -101,11 +101,16 @@ impl OwnLeg {
         Some(last_rx.map_or(since, |heard| heard.max(since)))
     }
 
-    /// When [`Node::watch_leg`] has something to do.
-    pub(super) fn next_due(&self, last_rx: Option<Instant>) -> Option<Instant> {
+    /// There is a way to the relay again: what it says of the relay that nothing came begins anew.
+    pub(super) fn wait_anew(&mut self, now: Instant) {
+        self.away.iter_mut().for_each(|away| away.since = now);
+    }
+
+    /// When [`Node::watch_leg`] has something to do. Where there is no network the relay is not to blame.
+    pub(super) fn next_due(&self, last_rx: Option<Instant>, stranded: bool) -> Option<Instant> {
         let sought = self.away.is_some_and(|away| away.sought);
         let patience = if sought { AWAY } else { ELSEWHERE };
-        let silence = self.silent_since(last_rx).map(|since| since + patience);
+        let silence = self.silent_since(last_rx).filter(|_| !stranded).map(|since| since + patience);
         [self.due, silence].into_iter().flatten().min()
     }
 }
@@ -193,13 +198,15 @@ impl Node {
     /// Does what is due for a tunnel's leg; false if the tunnel is gone.
     pub(super) fn watch_leg(&mut self, now: Instant, id: TunnelId) -> bool {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return false };
+        let stranded = tunnel.is_stranded();
         let (peer, current) = (tunnel.peer, tunnel.retires_at.is_none() && tunnel.paths.is_relayed());
         // What is heard on another path says nothing about the relay.
         let last_rx = tunnel.last_rx.filter(|_| tunnel.paths.is_relayed());
         let used = now.saturating_duration_since(tunnel.last_use) < self.config.timing.keepalive * 2;
         let Some(leg) = &mut tunnel.leg else { return true };
         let due = leg.due.is_some_and(|due| due <= now);
-        let silent = leg.silent_since(last_rx).map(|since| now.saturating_duration_since(since));
+        let silent =
+            leg.silent_since(last_rx).filter(|_| !stranded).map(|since| now.saturating_duration_since(since));
         if silent.is_some_and(|silent| silent >= AWAY) {
             self.leg_lost(now, id);
             return self.tunnels.contains_key(&id);

@@ -85,6 +85,16 @@ impl Node {
         self.services.get(service).is_some_and(|slot| slot.state == ServiceState::Connected)
     }
 
+    /// Whether a service could not be reached when it was last tried. A dial of a host that is silent takes far longer than the
+    /// wait before it.
+    pub(super) fn is_failing(&self, service: &Service) -> bool {
+        self.services.get(service).is_some_and(|slot| match slot.state {
+            ServiceState::Waiting { .. } => true,
+            ServiceState::Connecting => slot.last_error.is_some(),
+            ServiceState::Unwanted | ServiceState::Connected => false,
+        })
+    }
+
     pub(super) fn remote_of(&self, service: &Service) -> Option<SocketAddr> {
         self.services.get(service).and_then(|slot| slot.remote)
     }
@@ -263,6 +273,9 @@ impl Node {
         let (failures, reachable) = (slot.backoff.failures(), slot.reachable);
         self.timers.set(Timer::Service(service.clone()), until);
         self.changed();
+        if matches!(service, Service::Trs(_)) {
+            self.relay_reach_changed(now);
+        }
         if *service == Service::Nms && reachable && failures % NMS_FAILURES_BEFORE_LOGIN == 0 {
             // It may have moved: the AS knows.
             self.want_login(now);

@@ -110,7 +110,11 @@ impl Setup {
     }
 
     pub(super) fn uses(&self, trs: &str) -> bool {
-        self.relay.as_ref().is_some_and(|own| own.relay.name == trs)
+        self.relay_name() == Some(trs)
+    }
+
+    fn relay_name(&self) -> Option<&str> {
+        self.relay.as_ref().map(|own| own.relay.name.as_str())
     }
 
     /// Whether this end has what it needs of a relay.
@@ -234,7 +238,7 @@ impl Node {
     pub(super) fn setup_failed(&mut self, now: Instant, setup: SetupId, error: ResolveError, retry: Retry) {
         let Some(setup) = self.drop_setup(setup, &error.to_string()) else { return };
         if setup.initiator {
-            self.route_failed(now, setup.peer, setup.kind);
+            self.route_failed(now, setup.peer, setup.kind, setup.relay_name());
         }
         let ours =
             self.peers.get(&setup.peer).is_some_and(|peer| peer.attempt == Some(Attempt::Setup(setup.id)));
@@ -302,11 +306,22 @@ impl Node {
         if setup.initiator || self.stopped {
             return Err(field::BadField("initiator").into());
         }
+        self.check_relay(&setup)?;
         let room = self.note_peer(now, setup.peer, Some(setup.fqdn.clone()));
         room.map_err(|error| Refusal::retry(RefusalCode::TooMany, error, Duration::from_secs(1)))?;
         setup.unconfirmed = Some(exchange);
         self.take_part(now, setup);
         Ok(())
+    }
+
+    /// Whether the relay is worth waiting for: not one that cannot be reached while there is another.
+    fn check_relay(&self, setup: &Setup) -> Result<(), Refusal> {
+        let Some(relay) = setup.relay_name() else { return Ok(()) };
+        if !self.unreachable_relays().iter().any(|name| name == relay) {
+            return Ok(());
+        }
+        let why = self.explain(&Service::Trs(relay.into()));
+        Err(Refusal::retry(RefusalCode::PeerRefused, why, Duration::from_millis(300)))
     }
 
     /// A set-up in which this node is the responder already: the answer to its own request told of it.
@@ -374,6 +389,9 @@ impl Node {
 
     fn setup_withdrawn(&mut self, now: Instant, id: SetupId, refusal: &Refusal) {
         let Some(setup) = self.drop_setup(id, "withdrawn") else { return };
+        if setup.relay.is_some() && refusal.code() != RefusalCode::PeerOffline {
+            self.route_failed(now, setup.peer, setup.kind, setup.relay_name());
+        }
         let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.attempt == Some(Attempt::Setup(id)));
         if ours {
             self.direction_refused(now, setup.peer, refusal, Some(setup.kind));

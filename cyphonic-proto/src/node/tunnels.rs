@@ -189,7 +189,7 @@ impl Node {
     pub(super) fn tunnel_died(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.remove_tunnel(now, id, None) else { return };
         if tunnel.last_rx.is_none() {
-            self.route_failed(now, tunnel.peer, tunnel.kind);
+            self.route_failed(now, tunnel.peer, tunnel.kind, tunnel.relay.as_deref());
         }
         let others = self.has_lasting_tunnel(tunnel.peer);
         let used = now.saturating_duration_since(tunnel.last_use) < self.config.timing.keepalive * 2;

@@ -428,7 +428,11 @@ impl World {
                 }
                 Some(_) => !uplinks.is_empty() && !self.tcp_blocked.contains(conn.device),
             };
-            let split = service == Victim::Nms && self.without_nms.contains(conn.device);
+            let split = match service {
+                Victim::Nms => self.without_nms.contains(conn.device),
+                Victim::Trs => self.without_trs.contains(conn.device),
+                _ => false,
+            };
             let cut = [Victim::Device(conn.device), service].iter().any(|end| self.cut_off.contains(end));
             routed && !split && !cut
         })

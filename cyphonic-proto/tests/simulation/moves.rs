@@ -358,6 +358,21 @@ fn a_relayed_tunnel_is_asked_at_once_when_a_network_comes_back() {
     }
 }
 
+/// Connections end after a while without a network, and legs with them: neither says anything of relay or peer.
+#[test]
+fn a_relayed_tunnel_outlives_minutes_without_a_network() {
+    let mut world = relayed_pair();
+    let before = tunnels(&world, "a");
+    world.attach("a", None, None);
+    for minute in 1..=4 {
+        world.run(60 * SECOND);
+        assert_eq!(tunnels(&world, "a"), before, "after {minute} minutes");
+    }
+    world.attach("a", Some(PortRestricted), None);
+    world.run(2 * SECOND);
+    assert!(world.talk("a", "b", 3 * SECOND), "and they meet again");
+}
+
 /// Nobody is told dead by who hears nobody: the peer still has its end.
 #[test]
 fn a_direct_tunnel_is_taken_up_again_when_a_network_comes_back() {

@@ -1,6 +1,8 @@
 //! Tunnels that find better paths, leave dead ones and follow moves, in every kind of network.
 
 use crate::{
+    cloud::relay,
+    moves::Families,
     nat::{
         Dependence::{self, Address, AddressAndPort, Independent},
         NatKind,
@@ -14,7 +16,7 @@ use crate::{
 use cyphonic_common::frame::CandidateFlags;
 use cyphonic_proto::{
     message::{Message, RouteKind, endpoint},
-    node::{CandidateSet, PathStatus, TunnelStatus},
+    node::{Action, CandidateSet, PathStatus, TunnelControl, TunnelStatus},
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -101,6 +103,50 @@ fn kinds() -> Vec<NatKind> {
         }
     }
     kinds
+}
+
+/// A node with forty peers to whom direct paths lead, and who each name twelve addresses more, moves.
+#[test]
+fn a_move_asks_every_relay_before_any_address_that_never_answered() {
+    let mut world = World::new(22);
+    world.tamper = Some(relay_first);
+    world.add("a", Some(Open), None);
+    let peers: Vec<&'static str> = (0..40).map(|n| &*format!("p{n}").leak()).collect();
+    peers.iter().for_each(|peer| world.add(peer, Some(Open), None));
+    world.settle();
+    for peer in &peers {
+        world.resolves("a", peer).unwrap();
+        assert!(world.talk("a", peer, SECOND));
+    }
+    world.run(5 * SECOND);
+    let tunnels: Vec<_> = world.hosts["a"].tunnels.keys().copied().collect();
+    for (number, id) in (0..).zip(&tunnels) {
+        let endpoints = (1..=12).map(|n| SocketAddr::from(([198, 18, number, n], 7000))).collect();
+        let set = CandidateSet { sequence: 100, heard: 100, flags: CandidateFlags::default(), endpoints };
+        world.with_node("a", 0, |node, now| node.handle_candidates(now, *id, &set));
+    }
+    world.run(60 * SECOND);
+    let uplinks = world.new_uplinks(Some(Open), None);
+    let (now, own) = (world.now, [uplinks[0].own]);
+    let node = world.hosts.get_mut("a").unwrap().node.as_mut().unwrap();
+    while node.poll_action().is_some() {}
+    node.handle_addresses(now, &own, &Families(uplinks));
+    let probes = std::iter::from_fn(|| node.poll_action()).filter_map(|action| match action {
+        Action::SendControl { id, control: TunnelControl::Probe { remote, .. } } => Some((id, remote)),
+        _ => None,
+    });
+    let probes: Vec<_> = probes.collect();
+    let relay = relay().addresses[0];
+    let asked: Vec<_> = probes.iter().take_while(|(_, remote)| !is_named(remote)).collect();
+    for id in &tunnels {
+        assert!(asked.contains(&&(*id, relay)), "{id:?} is not asked about its relay: {asked:?}");
+    }
+    let named = probes.iter().filter(|(_, remote)| is_named(remote)).count();
+    assert!((100..=200).contains(&named), "{named} probes of addresses that never answered");
+}
+
+fn is_named(remote: &SocketAddr) -> bool {
+    matches!(remote.ip(), IpAddr::V4(ip) if ip.octets()[..2] == [198, 18])
 }
 
 #[test]

@@ -88,12 +88,41 @@ fn a_relay_that_dies_for_good_is_replaced_by_the_next() {
         world.resolves("a", "b").unwrap();
         assert!(world.talk("a", "b", SECOND));
         assert_ne!(relay_of(&world).as_deref(), Some(next));
-        world.kill(dead, 3_600 * SECOND);
+        // Its host: dials of it get no answer.
+        world.cut(dead);
         let start = world.now;
         while !world.talk("a", "b", SECOND) {
             assert!(world.now < start + 15 * SECOND, "the pair stays apart for {:?}", world.now - start);
         }
         assert_eq!(relay_of(&world).as_deref(), Some(next), "{dead:?}");
         assert!(world.talk("b", "a", SECOND));
+    }
+}
+
+/// The NMS cannot know: the nearest relay is one that the responder, or the asker, alone does not reach.
+#[test]
+fn a_pair_meets_through_another_relay_where_one_of_them_does_not_reach_the_nearest() {
+    for warm in [0, 2] {
+        for (asker, other, lacks) in [("a", "b", "a"), ("a", "b", "b"), ("b", "a", "a"), ("b", "a", "b")] {
+            let mut world = World::new(6);
+            world.cloud.listed = 2;
+            world.cloud.revive(Victim::Nms, world.now, world.now);
+            world.warm_relays = warm;
+            world.without_trs.insert(lacks);
+            world.add("a", Some(Symmetric), None);
+            world.add("b", Some(PortRestricted), None);
+            world.settle();
+            measured(&mut world, "a", [5, 9]);
+            measured(&mut world, "b", [5, 9]);
+            world.run(20 * SECOND);
+            let began = world.now;
+            let met = world.resolves(asker, other);
+            let took = world.now - began;
+            let case = format!("{warm}, {asker} asks, {lacks} lacks it: {took:?}");
+            assert_eq!(met, Ok(()), "{case}");
+            assert!(warm == 0 || took < SECOND, "what fails is known: {case}");
+            assert!(world.talk(asker, other, SECOND), "{case}");
+            assert_eq!(relay_of(&world).as_deref(), Some("trs2.lab"), "{case}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use cyphonic_proto::{
         Refusal, RefusalCode, RevocationNotice, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer,
         TunnelRequest, TunnelResponse, decode, encode, endpoint,
     },
-    node::{Action, Node, PeerVia, ResolveError, Service, Target, TunnelActivity},
+    node::{Action, Node, PeerVia, ResolveError, Service, Target, TunnelActivity, TunnelControl},
     tunnel::Suite,
 };
 use proptest::prelude::*;
@@ -269,6 +269,33 @@ fn of_two_tunnels_the_one_of_the_later_set_up_stays_whichever_was_complete_first
     }
 }
 
+/// The peer may never have heard of the later one: both ends then have the other.
+#[test]
+fn a_tunnel_stays_where_nothing_is_heard_on_its_successor() {
+    let mut world = calm();
+    let mut tunnels = vec![];
+    for number in [0x11, 0x22] {
+        direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
+        let request = TunnelRequest { setup_id: vec![number; 16], ..request() };
+        let done = knock(&mut world, &identity("b"), from_b(), request);
+        let Action::InstallTunnel(tunnel) = &done[0] else { panic!("{done:?}") };
+        tunnels.push(tunnel.id);
+        // The same moment ends the one's time and the other's.
+        let activity = TunnelActivity { last_rx: Some(world.now), ..TunnelActivity::default() };
+        let now = world.now;
+        node(&mut world).handle_tunnel_stats(now, tunnels[0], activity);
+    }
+    let now = world.now;
+    for (after, gone) in [(10, vec![tunnels[1]]), (20, vec![])] {
+        node(&mut world).handle_timeout(now + after * SECOND);
+        let removed = actions(&mut world).into_iter().filter_map(|action| match action {
+            Action::RemoveTunnel { id, .. } => Some(id),
+            _ => None,
+        });
+        assert_eq!(removed.collect::<Vec<_>>(), gone, "after {after} s");
+    }
+}
+
 #[test]
 fn a_peers_later_set_up_takes_the_place_of_its_earlier_one_which_is_refused_from_then_on() {
     let mut world = calm();
@@ -374,6 +401,30 @@ fn endpoint_bytes(text: &str) -> cyphonic_proto::message::Endpoint {
         std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
     };
     cyphonic_proto::message::Endpoint { address: bytes, port: address.port().into() }
+}
+
+#[test]
+fn where_this_end_may_be_reached_is_told_again_when_it_changes_before_the_peers_first_answer() {
+    let mut world = calm();
+    let kind = RouteKind::ResponderInitiated.into();
+    direct(&mut world, RouteDirection { kind, dial: true, ..direction() });
+    let now = world.now;
+    let (setup, message) = (SetupId([0xee; 16]), Message::TunnelOffer(offer()));
+    node(&mut world).handle_peer_offer(now, setup, from_b(), &identity("b"), message, &Shared(1));
+    let lists = |world: &mut World| {
+        let sets = actions(world).into_iter().filter_map(|action| match action {
+            Action::SendControl { control: TunnelControl::Candidates(set), .. } => Some(set),
+            _ => None,
+        });
+        sets.collect::<Vec<_>>()
+    };
+    let mapped: SocketAddr = "198.51.100.9:7000".parse().unwrap();
+    let first = lists(&mut world);
+    assert!(first.len() == 1 && first[0].sequence == 1 && !first[0].endpoints.contains(&mapped), "{first:?}");
+    node(&mut world).handle_port_mappings(now, &[mapped]);
+    node(&mut world).handle_timeout(now + SECOND / 10);
+    let next = lists(&mut world);
+    assert!(next[0].sequence == 2 && next[0].endpoints.contains(&mapped), "{next:?}");
 }
 
 #[test]

@@ -227,6 +227,8 @@ pub(crate) struct World {
     pub(crate) cut_off: BTreeSet<Victim>,
     /// Devices that the NMS does not reach, nor they it.
     pub(crate) without_nms: BTreeSet<&'static str>,
+    /// Devices that do not reach the first relay, nor it them.
+    pub(crate) without_trs: BTreeSet<&'static str>,
     /// Devices whose networks pass no UDP, and those whose networks pass no TCP either.
     pub(crate) udp_blocked: BTreeSet<&'static str>,
     pub(crate) tcp_blocked: BTreeSet<&'static str>,
@@ -277,6 +279,7 @@ impl World {
             delay: Duration::from_millis(10),
             cut_off: BTreeSet::new(),
             without_nms: BTreeSet::new(),
+            without_trs: BTreeSet::new(),
             udp_blocked: BTreeSet::new(),
             tcp_blocked: BTreeSet::new(),
             no_direct: false,

@@ -4,7 +4,7 @@ use super::{Race, Target, candidate, schedule::PROOF};
 use crate::{
     id::TunnelId,
     message::RouteKind,
-    node::{Action, Node, Routes, Service, Timer, setup::Setup},
+    node::{Action, Node, Routes, Service, Timer, setup::Setup, tunnels::Tunnel},
 };
 use cyphonic_common::frame::CandidateFlags;
 use std::{
@@ -149,7 +149,11 @@ impl Node {
         }
         self.told = candidates;
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
-            if self.tunnels.get(&id).is_some_and(|tunnel| tunnel.is_told()) {
+            // A peer that has not been heard yet may have the list before, which counts as known once it answers.
+            let told = |tunnel: &Tunnel| {
+                tunnel.is_told() || (tunnel.retires_at.is_none() && tunnel.paths.telling.is_some())
+            };
+            if self.tunnels.get(&id).is_some_and(told) {
                 self.tell(now, id);
                 self.begin_round(now, id);
                 self.watch(now, id);
@@ -161,11 +165,14 @@ impl Node {
     /// the first path that answers is taken.
     pub(in crate::node) fn move_tunnels(&mut self, now: Instant) {
         self.timers.clear(&Timer::Candidates);
-        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
-            if !self.tunnels.get(&id).is_some_and(|tunnel| tunnel.is_told() && !tunnel.is_stranded()) {
-                continue;
-            }
-            self.begin_doubt(now, id, Race::Open);
+        let concerned = |tunnel: &Tunnel| tunnel.is_told() && !tunnel.is_stranded();
+        let all = self.tunnels.iter().filter(|(_, tunnel)| concerned(tunnel)).map(|(id, _)| *id);
+        let all: Vec<_> = all.collect();
+        // What the tunnels' lives depend on goes first.
+        for id in &all {
+            self.begin_doubt(now, *id, Race::Open);
+        }
+        for id in all {
             if let Some(tunnel) = self.tunnels.get_mut(&id) {
                 tunnel.paths.moved = true;
             }
@@ -190,6 +197,7 @@ impl Node {
                 self.watch(now, id);
             } else if let Some(since) = tunnel.stranded_since.take() {
                 (tunnel.hears_since, tunnel.unanswered_since) = (now, None);
+                tunnel.leg.iter_mut().for_each(|leg| leg.wait_anew(now));
                 if since + self.config.timing.silence <= now {
                     late.push(id);
                 }

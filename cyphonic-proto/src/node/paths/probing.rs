@@ -13,8 +13,11 @@ use cyphonic_common::frame::CandidateFlags;
 use rand::Rng;
 use std::{net::SocketAddr, time::Instant};
 
-/// Probes of all tunnels together; each has 1,200 bytes. Many may leave at once: a network change concerns all tunnels.
+/// Probes of all tunnels together but for those of paths in use and relays; each has 1,200 bytes. Many may leave at once: a
+/// network change concerns all tunnels.
 const OF_NODE: Rate = Rate { per_second: 100, at_once: 400 };
+/// What probes of addresses that have never answered leave of the node's: for those that have, which peers can ask for too.
+const FOR_PROVED: u32 = 200;
 /// Those to addresses that one peer named and that have never answered. They may be anybody's, and lists of them come as often
 /// as the peer likes: two rounds of as many as there can be, and then about a round of as many as are common in 20 s.
 const OF_PEER: Rate = Rate { per_second: 2, at_once: 224 };
@@ -45,15 +48,19 @@ impl ProbeBudget {
 
     /// Takes one, if more than `reserve` are left.
     fn take(&mut self, now: Instant, reserve: u32) -> bool {
+        let granted = self.has(now, reserve);
+        self.left -= u32::from(granted);
+        granted
+    }
+
+    fn has(&mut self, now: Instant, reserve: u32) -> bool {
         let passed = now.saturating_duration_since(self.since).as_millis();
         let grown = u32::try_from(passed * u128::from(self.rate.per_second) / 1000).unwrap_or(u32::MAX);
         if grown > 0 {
             self.left = self.left.saturating_add(grown).min(self.rate.at_once);
             self.since = now;
         }
-        let granted = self.left > reserve;
-        self.left -= u32::from(granted);
-        granted
+        self.left > reserve
     }
 }
 
@@ -66,16 +73,11 @@ impl Node {
     /// The same, with so many of the peer's probes to be left for others.
     fn probe_with(&mut self, now: Instant, id: TunnelId, remote: SocketAddr, reserve: u32) {
         let data = self.rng.random();
+        if !self.affords(now, id, remote, reserve) {
+            return;
+        }
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let current = tunnel.paths.current;
-        // What a tunnel's life depends on is bounded by the number of tunnels.
-        if remote != current {
-            let unsure = tunnel.paths.target(remote).is_some_and(|t| !t.is_relay() && t.proved.is_none());
-            let peer = self.peers.get_mut(&tunnel.peer).filter(|_| unsure);
-            if peer.is_some_and(|peer| !peer.probes.take(now, reserve)) || !self.probes.take(now, 0) {
-                return;
-            }
-        }
         let Some(target) = tunnel.paths.targets.iter_mut().find(|target| target.remote == remote) else {
             return;
         };
@@ -86,6 +88,24 @@ impl Node {
         }
         let control = TunnelControl::Probe { remote, wire_cid, data };
         self.act(Action::SendControl { id, control });
+    }
+
+    /// Takes a probe of a path from what the node and the peer have left.
+    fn affords(&mut self, now: Instant, id: TunnelId, remote: SocketAddr, reserve: u32) -> bool {
+        let Some(tunnel) = self.tunnels.get(&id) else { return false };
+        let Some(target) = tunnel.paths.target(remote) else { return false };
+        // What a tunnel's life depends on is bounded by the number of tunnels.
+        if remote == tunnel.paths.current || target.is_relay() {
+            return true;
+        }
+        if target.proved.is_some() {
+            return self.probes.take(now, 0);
+        }
+        let peer = self.peers.get_mut(&tunnel.peer);
+        // Neither pays for what the other has not got.
+        self.probes.has(now, FOR_PROVED)
+            && peer.is_none_or(|peer| peer.probes.take(now, reserve))
+            && self.probes.take(now, FOR_PROVED)
     }
 
     /// Probes the current path, and those that are known to have worked.
