@@ -113,7 +113,11 @@ impl Cloud {
     pub(crate) fn kill(&mut self, victim: Victim) {
         match victim {
             Victim::As => self.as_up = false,
-            Victim::Nms => self.nms = None,
+            Victim::Nms => {
+                self.nms = None;
+                // Its successor numbers its exchanges anew.
+                self.cancelled.clear();
+            }
             Victim::Trs => self.relays[0].kill(),
             Victim::SecondTrs => self.relays[1].kill(),
             Victim::Device(_) => {}
