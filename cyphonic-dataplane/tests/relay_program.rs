@@ -378,7 +378,14 @@ fn no_packet_is_forwarded_by_half_a_leg() {
         let legs = [0u8, 1].map(|at| Binding { real_cid: number(at), ..across(false, at == 1) });
         let came = arriving(&legs[0], cid(1), &[7; 30]);
         let frame = build(&came);
-        let stop = AtomicBool::new(false);
+        let (stop, packets) = (AtomicBool::new(false), AtomicU32::new(0));
+        // Both may be on one processor: what is written is to be seen, too, before it changes again.
+        let seen_by_reader = || {
+            let some = packets.load(Ordering::Relaxed).wrapping_add(10);
+            while packets.load(Ordering::Relaxed) < some && !stop.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+        };
         let mut legs_of_lab = lab.legs.borrow_mut();
         let writer: &mut Legs = &mut legs_of_lab;
         std::thread::scope(|scope| {
@@ -388,8 +395,10 @@ fn no_packet_is_forwarded_by_half_a_leg() {
                 while !stop.load(Ordering::Relaxed) || changes <= 300 {
                     changes += 1;
                     writer.replace(cid(1), &legs[changes % 2]).unwrap();
-                    if changes.is_multiple_of(8) {
+                    // An odd number, so that it is either leg's turn.
+                    if changes.is_multiple_of(7) {
                         writer.settle();
+                        seen_by_reader();
                     }
                     if changes.is_multiple_of(16) {
                         writer.remove(cid(1)).unwrap();
@@ -404,6 +413,7 @@ fn no_packet_is_forwarded_by_half_a_leg() {
                 || (seen[0] == 0 || seen[1] == 0) && seen.iter().sum::<u32>() < 5_000_000
             {
                 let (action, left) = lab.run(&frame);
+                packets.fetch_add(1, Ordering::Relaxed);
                 if action == XDP_PASS {
                     assert_eq!(left, frame);
                     seen[2] += 1;
