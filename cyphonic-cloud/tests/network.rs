@@ -20,7 +20,7 @@ use cyphonic_proto::version;
 use cyphonic_transport::{ClientTls, Clock, Connection, enrol as enrolment};
 
 /// Generous: the machine may be busy.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 async fn overlay() -> (Overlay, Cloud) {
     let overlay = Overlay::found(unix_now());

@@ -24,7 +24,7 @@ const AS: &str = "as.svc.test.internal";
 const A: &str = "a.test.internal";
 
 /// Generous: the machine may be busy.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// A cloud of one process, and the door for TCP beside it: at a port of its own, so that UDP to that port is lost.
 struct Cloud {
