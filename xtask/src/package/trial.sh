@@ -21,7 +21,7 @@ forwarding() {
 
 # Without what makes the agent's group, which outlives the package: its number is not to be given to another.
 etc() {
-    find /etc ! -type d ! -name 'group*' ! -name 'gshadow*' ! -name .pwd.lock -printf '%p %l ' -exec md5sum -- {} + 2>/dev/null | sort
+    find /etc ! -type d ! -name 'group*' ! -name 'gshadow*' ! -name .pwd.lock -printf '%p %l\n' -exec md5sum -- {} + 2>/dev/null | sort
 }
 
 unchanged() { # SINCE
