@@ -38,13 +38,14 @@ pub(crate) fn programs(target: Option<Target>, release: bool, version: Option<&s
     if let Some(version) = version {
         cargo.env("CYPHONIC_VERSION", version);
     }
-    cargo.args(["build", "--workspace", "--bins", "--locked"]);
+    cargo.args(["build", "--workspace", "--locked"]);
     let foreign = target.is_some_and(|target| !target.is_host());
     match (foreign, release) {
-        // With an example, cargo chooses the libraries' features as for tests, which have built all of this then.
-        (false, false) => cargo.args(["--example", "fleet"]),
-        (true, false) => cargo.args(["--exclude", "xtask"]),
-        (_, true) => cargo.args(["--exclude", "xtask", "--release"]),
+        // With all members and an example, cargo chooses the libraries' features as for tests, which have built all of this then.
+        // Not this very program, which runs.
+        (false, false) => cargo.args(["--bin", "cyphonic*", "--example", "fleet"]),
+        (true, false) => cargo.args(["--bins", "--exclude", "xtask"]),
+        (_, true) => cargo.args(["--bins", "--exclude", "xtask", "--release"]),
     };
     match target {
         Some(target) => {
