@@ -70,7 +70,7 @@ impl Node {
 
     /// Does what is due for a tunnel, and sets the time of what is next.
     pub(super) fn watch(&mut self, now: Instant, id: TunnelId) {
-        self.keep_for_peer(now, id);
+        self.keep_beside_unheard(now, id);
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let timing = &self.config.timing;
         // A relay that is being waited for says nothing about the peer, nor does silence where there is no network.
@@ -111,7 +111,7 @@ impl Node {
     }
 
     /// The end that was to take this tunnel's place may come to nothing, at the same moment even: the peer has this one then.
-    fn keep_for_peer(&mut self, now: Instant, id: TunnelId) {
+    fn keep_beside_unheard(&mut self, now: Instant, id: TunnelId) {
         let newest = self.tunnels.get(&id).and_then(|tunnel| self.peers.get(&tunnel.peer)?.tunnels.first());
         let newest = newest.filter(|newest| **newest != id).and_then(|newest| self.tunnels.get(newest));
         let unheard = newest.is_some_and(|newest| newest.last_rx.is_none());

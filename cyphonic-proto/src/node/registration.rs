@@ -251,7 +251,6 @@ impl Node {
     }
 
     /// Stays connected to the nearest relays, and to those in use.
-    /// Keeps connections to the nearest relays, and those in use.
     pub(super) fn warm_relays(&mut self, now: Instant) {
         let relays = self.nearest_relays();
         for relay in &relays {

@@ -1,7 +1,8 @@
 //! What outlives the process: files in the BPF file system.
 //!
-//! `cyphonic/relay-<network namespace>-<port>-<address>/` (root's alone; without an address if it is every one) holds the maps of legs, under names that have
-//! their layout in them, and a link for each interface. The kernel keeps both, and so the program, until the files go.
+//! `cyphonic/relay-<network namespace>-<port>-<address>/` (root's alone; without an address if it is every one) holds the maps
+//! of legs, under names that have their layout in them, and a link for each interface. The kernel keeps both, and so the program,
+//! until the files go.
 
 #![expect(unsafe_code, reason = "aya opens links, but does not tell where they are")]
 

@@ -91,7 +91,7 @@ impl DefaultRoutes {
     fn keep() -> Result<Self, XdpError> {
         let mut kept = Self(Vec::new());
         let Ok(interfaces) = fs::read_dir("/proc/sys/net/ipv6/conf") else { return Ok(kept) };
-        for interface in interfaces.flatten().filter(|entry| !is_none(&entry.file_name())) {
+        for interface in interfaces.flatten().filter(|entry| is_an_interface(&entry.file_name())) {
             let path = interface.path().join("accept_ra");
             if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
                 match fs::write(&path, "2") {
@@ -118,9 +118,9 @@ impl Drop for DefaultRoutes {
     }
 }
 
-/// Whether settings are of no interface, or of the one that hears no router.
-fn is_none(interface: &OsStr) -> bool {
-    ["all", "default", "lo"].iter().any(|name| interface == *name)
+/// Whether settings are those of an interface, and not of the one that hears no router.
+fn is_an_interface(name: &OsStr) -> bool {
+    ["all", "default", "lo"].iter().all(|other| name != *other)
 }
 
 fn setting(family: &str) -> PathBuf {
