@@ -104,10 +104,9 @@ pub(crate) fn run(args: &Aarch64Args) -> Result<()> {
 }
 
 /// What `cargo xtask test` runs: every program loaded, its verdicts checked.
+#[derive(Debug)]
 pub(crate) struct Short {
-    system: Unpacked,
-    disk: Disk,
-    task: String,
+    tests: Tests,
 }
 
 impl Short {
@@ -117,13 +116,9 @@ impl Short {
         setup::cross(TARGET)
     }
 
-    /// Fetches and builds the rest.
-    pub(crate) fn prepare() -> Result<Self> {
-        let tests = Tests::build(TARGET, Extent::Short)?;
-        let system = system::unpack(SHORT_SERIES)?;
-        let disk = disk(&system)?;
-        let task = tests.install(&disk, &system.release)?;
-        Ok(Self { system, disk, task })
+    /// Builds the test programs.
+    pub(crate) fn build() -> Result<Self> {
+        Ok(Self { tests: Tests::build(TARGET, Extent::Short)? })
     }
 
     /// By what it is told apart from others' kernels.
@@ -131,8 +126,12 @@ impl Short {
         format!("{} on {}", SHORT_SERIES, TARGET.debian())
     }
 
+    /// Fetches the machine's system, and runs them there.
     pub(crate) fn run(&self) -> Result<Report> {
-        Ok(Report::parse(&boot(&self.system, &self.disk, &self.task)?))
+        let system = system::unpack(SHORT_SERIES)?;
+        let disk = disk(&system)?;
+        let task = self.tests.install(&disk, &system.release)?;
+        Ok(Report::parse(&boot(&system, &disk, &task)?))
     }
 }
 

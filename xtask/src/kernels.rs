@@ -89,24 +89,33 @@ pub(crate) fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// What `cargo xtask test` has of the emulated kernels, this machine's kind and 64-bit ARM: [`Extent::Short`]. While the
-/// first ones run, what the last one needs is built, so that no processor is idle. The host's kernel has all tests anyway.
-///
-/// # Errors
-/// Something could not be had or built. That a kernel fails is in its report.
-pub(crate) fn short() -> Result<Vec<(String, Report)>> {
-    let tests = Tests::build(Target::Amd64, Extent::Short)?;
-    let kernels = SERIES.map(image::fetch).into_iter().collect::<Result<Vec<_>>>()?;
-    std::thread::scope(|scope| {
-        let raspberry = scope.spawn(aarch64::Short::prepare);
+/// What `cargo xtask test` has of the emulated kernels, this machine's kind and 64-bit ARM: [`Extent::Short`]. The host's kernel has
+/// all tests anyway.
+#[derive(Debug)]
+pub(crate) struct Short {
+    tests: Tests,
+    raspberry: aarch64::Short,
+}
+
+impl Short {
+    /// Builds the test programs. cargo keeps other builds waiting meanwhile, also those that tests start.
+    pub(crate) fn build() -> Result<Self> {
+        Ok(Self { tests: Tests::build(Target::Amd64, Extent::Short)?, raspberry: aarch64::Short::build()? })
+    }
+
+    /// Runs them.
+    ///
+    /// # Errors
+    /// A kernel could not be had. That it fails is in its report.
+    pub(crate) fn run(&self) -> Result<Vec<(String, Report)>> {
         let mut reports = Vec::new();
-        for (series, kernel) in SERIES.into_iter().zip(kernels) {
-            reports.push((format!("{series} on {}", Target::Amd64.debian()), boot(&kernel, &tests)?));
+        for series in SERIES {
+            let name = format!("{series} on {}", Target::Amd64.debian());
+            reports.push((name, boot(&image::fetch(series)?, &self.tests)?));
         }
-        let raspberry = raspberry.join().unwrap_or_else(|_| bail!("the thread that builds for it died"))?;
-        reports.push((raspberry.name(), raspberry.run()?));
+        reports.push((self.raspberry.name(), self.raspberry.run()?));
         Ok(reports)
-    })
+    }
 }
 
 /// Boots a kernel with the tests as its only programs.
