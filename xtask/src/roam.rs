@@ -134,7 +134,8 @@ fn roam(
     let [p, q] = overlay.devices() else { bail!("the scene `{SCENE}` has two devices") };
     let address = |device: &Device| device.address().context("an agent without an address");
     let addresses = [address(p)?, address(q)?];
-    let mut stage = Stage { lab: &lab, devices: [p, q], roamers, addresses, cancel, way: None };
+    let patience = if args.untimed { cell::STALLED_UNTIMED } else { cell::STALLED };
+    let mut stage = Stage { lab: &lab, devices: [p, q], roamers, addresses, cancel, patience, way: None };
     let mut report = Report::default();
     for cell in cells(args) {
         let outcome = stage.run(&cell);

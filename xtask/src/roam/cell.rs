@@ -28,7 +28,9 @@ const PREPARED: Duration = Duration::from_secs(20);
 const TRY_ANEW: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(15);
 /// A transfer on which nothing arrives for so long is lost, whatever TCP may still hope for.
-const STALLED: Duration = Duration::from_secs(5);
+pub(super) const STALLED: Duration = Duration::from_secs(5);
+/// The same where times are not judged. TCP waits twice as long each time, so it may sleep long after the tunnel is back.
+pub(super) const STALLED_UNTIMED: Duration = Duration::from_secs(30);
 
 /// Who moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,6 +128,8 @@ pub(super) struct Stage<'a> {
     pub(super) roamers: [Roamer<'a>; 2],
     pub(super) addresses: [Ipv6Addr; 2],
     pub(super) cancel: &'a Cancel,
+    /// [`STALLED`] or [`STALLED_UNTIMED`].
+    pub(super) patience: Duration,
     pub(super) way: Option<Way>,
 }
 
@@ -138,7 +142,7 @@ impl Stage<'_> {
         thread::sleep(CABLE);
         let what = PingRun { interval: INTERVAL, ..PingRun::new(self.addresses[1], PINGS) };
         let [initiator, responder] = self.devices;
-        let flow = self.flow(STALLED)?;
+        let flow = self.flow(self.patience)?;
         let cancel = self.cancel;
         let report = thread::scope(|scope| -> Result<PingReport> {
             let pings = scope.spawn(|| initiator.ping(&what, cancel));
@@ -208,7 +212,7 @@ impl Stage<'_> {
         self.prepare(cell)?;
         let [initiator, responder] = self.devices;
         // TCP has waited longer each time: as long again as the pause, at most.
-        let patience = length * 2 + STALLED;
+        let patience = length * 2 + self.patience;
         let flow = self.flow(patience)?;
         let clocks = compare_clocks(initiator, self.cancel)?;
         let requests = PINGS + u32::try_from((BEFORE + length).as_millis() / INTERVAL.as_millis())?;
