@@ -132,7 +132,7 @@ check "reachable after it" on pi-1 'cyphonic wait --timeout 120; ping -c 3 pi-2.
 #: quick-start.md Take it away
 check "pi-2 has its resolv.conf again" looks pi-2 'cat /etc/resolv.conf' '^nameserver 192.168.10.1'
 check "pi-1 has no zone any more" not looks pi-1 'resolvectl domain' 'home.internal'
-# Symptoms: what the table says that one sees.
+# Symptoms: what the page says that one sees.
 on pi-1 'apt-get install ./cyphonic_*-2_amd64.deb; systemctl start cyphonicd'
 check "a device that is not set up is not started" looks pi-1 'systemctl status cyphonicd || true' 'condition failed'
 check "and says so to the command" looks pi-1 'cyphonic status 2>&1 || true' 'systemctl start cyphonicd'
