@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use cyphonic_proto::name::canonical;
 use cyphonic_transport::logging::LogFilter;
 use cyphonic_transport::settings;
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,7 @@ mod cloud;
 mod mtu;
 mod packets;
 mod relay;
+mod written;
 
 pub use awake::{InvalidWindow, KeepAwake};
 pub(crate) use cloud::resolve_all;
@@ -266,11 +268,16 @@ impl Config {
                 return wrong(key, format!("{} must be an absolute path", path.display()));
             }
         }
-        if let Some(name) = self.keep_open.iter().find(|name| !cloud::is_host_name(name)) {
-            return wrong(
-                "keep_open",
-                format!("{name:?} is no device's name, as `press-7` or `press-7.plant`"),
-            );
+        for name in &self.keep_open {
+            if let Err(why) = canonical(name) {
+                let reason = format!("{name:?} is no device's name, as `press-7` or `press-7.plant`: {why}");
+                return wrong("keep_open", reason);
+            }
+        }
+        if let Some(name) = &self.relay.pin
+            && let Err(why) = canonical(name)
+        {
+            return wrong("relay.pin", format!("{name:?} is no relay's name, as `trs1`: {why}"));
         }
         if let Err(error) = self.log.parse::<LogFilter>() {
             return wrong("log", error.to_string());
@@ -374,6 +381,16 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_value_is_an_error_that_names_key_and_line() {
+        for value in ["mtu: 99999", "mtu: 1280.5", "workers: 0", "keep_awake: 11s", "cloud: ['a b']"] {
+            let key = value.split(':').next().unwrap();
+            let error = load(&format!("interface: cyph0\nport: 0\n{value}\n")).unwrap_err().to_string();
+            assert!(error.contains(&format!("{key}: ")) || error.contains(&format!("{key}[0]: ")), "{error}");
+            assert!(error.contains("at line 3"), "{error}");
+        }
+    }
+
+    #[test]
     fn wrong_values_are_errors_that_say_what_would_be_right() {
         for (text, key) in [
             ("interface: much-too-long-a-name\n", "interface"),
@@ -385,6 +402,8 @@ mod tests {
             ("log: inof\n", "log"),
             ("log: ''\n", "log"),
             ("keep_open: ['a b']\n", "keep_open"),
+            ("keep_open: [pi_2]\n", "keep_open"),
+            ("relay: {pin: 'trs 1'}\n", "relay.pin"),
         ] {
             let error = load(text).unwrap_err();
             assert!(matches!(error, ConfigError::Value { key: k, .. } if k == key), "{text}: {error}");

@@ -193,6 +193,7 @@ async fn wait(socket: &std::path::Path, seconds: Option<f64>) -> Result<ExitCode
     let deadline = begun + limit.unwrap_or(Duration::from_secs(365 * 86_400));
     let mut pause = SOON;
     let mut last = "the daemon did not answer in time".to_owned();
+    let mut told = None;
     loop {
         match timeout_at(deadline, status(socket)).await {
             Ok(Ok(report)) if report.is_ready() => return Ok(ExitCode::SUCCESS),
@@ -203,6 +204,10 @@ async fn wait(socket: &std::path::Path, seconds: Option<f64>) -> Result<ExitCode
         }
         if Instant::now() >= deadline {
             bail!("not ready: {last}");
+        }
+        if begun.elapsed() >= START_UP && told.as_ref() != Some(&last) {
+            eprintln!("cyphonic: waiting: {last}");
+            told = Some(last.clone());
         }
         pause = next_pause(begun.elapsed(), pause);
         sleep_until(deadline.min(Instant::now() + pause)).await;
@@ -220,8 +225,12 @@ fn next_pause(waited: Duration, last: Duration) -> Duration {
     if waited < START_UP { SOON } else { (last * 2).min(SELDOM) }
 }
 
-/// The NMS's error, since names wait for it; else that of the AS, which knows where the NMS is. A relay is neither's.
+/// That the cloud does not let this device in, which comes with what to do; else the NMS's error, since names wait for it; else that of
+/// the AS, which knows where the NMS is. A relay is neither's.
 fn why_not_ready(report: &StatusReport) -> String {
+    if let Some(check) = report.health_check("not-admitted") {
+        return check.message.clone();
+    }
     let failing = [ServiceKind::Nms, ServiceKind::As].into_iter().find_map(|kind| {
         report
             .services

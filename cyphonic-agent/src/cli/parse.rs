@@ -11,15 +11,16 @@ use clap::{Command, Parser};
 ///
 /// As [`Parser::try_parse`]; help and version are among them.
 pub fn parse<P: Parser>() -> Result<P, clap::Error> {
-    let set = |name: &OsStr| env::var_os(name).is_some_and(|value| !value.is_empty());
-    let mut matches = without_empty(P::command(), &set).try_get_matches()?;
+    let is_empty = |name: &OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+    let mut matches = without_empty(P::command(), &is_empty).try_get_matches()?;
     P::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut P::command()))
 }
 
-fn without_empty(command: Command, set: &impl Fn(&OsStr) -> bool) -> Command {
+/// Arguments whose variable is empty are those of a command that has none.
+fn without_empty(command: Command, is_empty: &impl Fn(&OsStr) -> bool) -> Command {
     let command = command.mut_args(|arg| match arg.get_env() {
-        Some(name) if !set(name) => arg.env(None::<&str>),
+        Some(name) if is_empty(name) => arg.env(None::<&str>),
         _ => arg,
     });
-    command.mut_subcommands(|inner| without_empty(inner, set))
+    command.mut_subcommands(|inner| without_empty(inner, is_empty))
 }

@@ -7,12 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use rustix::net::sockopt::{Ipv6PathMtuDiscovery, set_ipv6_mtu_discover};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::output::say;
-use crate::control::{ControlClient, report::RouteReport, text};
+use crate::control::{
+    ControlClient, StatusReport,
+    report::{PeerReport, RouteReport},
+    text,
+};
 
 /// ICMPv6 echo (RFC 4443 sections 4.1 and 4.2).
 const ECHO_REQUEST: u8 = 128;
@@ -23,16 +28,17 @@ const HEADER: usize = 8;
 const TOKEN: usize = 8;
 
 /// 40 bytes of IPv6 header and 8 of ICMPv6 are not payload.
-const MAX_SIZE: u16 = u16::MAX - 48;
+const HEADERS: u16 = 48;
+const MAX_SIZE: u16 = u16::MAX - HEADERS;
 
 #[derive(Debug, Args)]
 pub(super) struct Ping {
-    /// The device: its full name, or the part before the zone.
+    /// The device: its full name, the part before the zone, or the virtual address of one that `cyphonic status` lists.
     name: String,
     /// How many times [default: 3; with --until-direct: 10].
     #[arg(long, short)]
     count: Option<u32>,
-    /// Bytes of payload: a test of the path's MTU.
+    /// Bytes of payload, which are not sent in fragments: a test of the MTU.
     #[arg(long, short, default_value_t = 56, value_parser = clap::value_parser!(u16).range(TOKEN as i64..=MAX_SIZE as i64))]
     size: u16,
     /// How many seconds to wait for each answer.
@@ -45,7 +51,11 @@ pub(super) struct Ping {
 
 impl Ping {
     pub(super) async fn run(self, mut client: ControlClient) -> Result<ExitCode> {
-        let peer = client.resolve(&self.name).await?;
+        let name = match self.name.parse() {
+            Ok(address) => name_of(&client.status().await?, address)?,
+            Err(_) => self.name.clone(),
+        };
+        let peer = client.resolve(&name).await?;
         let count = self.count.unwrap_or(if self.until_direct { 10 } else { 3 });
         let mut done = false;
         let mut why_relayed = None;
@@ -75,6 +85,9 @@ impl Ping {
                 Err(error) if is_timeout(&error) => {
                     say(format_args!("no answer from {} ({address}) in {} s", peer.name, limit.as_secs()))?
                 }
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) => {
+                    bail!(too_large(self.size, &peer.name, &client.status().await?))
+                }
                 Err(error) => return Err(error).context("cannot send an ICMPv6 echo request"),
             }
         }
@@ -86,6 +99,20 @@ impl Ping {
         }
         Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// The device that has a virtual address, as far as this host has talked to it.
+fn name_of(report: &StatusReport, address: Ipv6Addr) -> Result<String> {
+    let found = report.peers.iter().find(|peer| peer.address == Some(address));
+    let found = found.with_context(|| format!("this device knows nobody at {address} yet: give a name"));
+    found.map(|peer: &PeerReport| peer.name.clone())
+}
+
+fn too_large(size: u16, name: &str, report: &StatusReport) -> String {
+    let tunnel = report.peer(name).map(|peer| u32::from(peer.inner_mtu)).filter(|mtu| *mtu > 0);
+    let mtu = tunnel.unwrap_or(report.interface.mtu);
+    let most = mtu.saturating_sub(HEADERS.into());
+    format!("{size} bytes do not fit: the MTU to {name} is {mtu}, which leaves {most} of payload")
 }
 
 fn is_timeout(error: &io::Error) -> bool {
@@ -112,10 +139,13 @@ fn echo(address: Ipv6Addr, sequence: u16, size: usize, limit: Duration) -> io::R
     }
 }
 
-/// A ping socket where the host grants them (`net.ipv4.ping_group_range`), else a raw one, which needs CAP_NET_RAW.
+/// A ping socket where the host grants them (`net.ipv4.ping_group_range`), else a raw one, which needs CAP_NET_RAW. What is too
+/// large is an error, not several fragments.
 fn open() -> io::Result<Socket> {
     let open = |kind| Socket::new(Domain::IPV6, kind, Some(Protocol::ICMPV6));
-    open(Type::DGRAM).or_else(|_| open(Type::RAW))
+    let socket = open(Type::DGRAM).or_else(|_| open(Type::RAW))?;
+    set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DO)?;
+    Ok(socket)
 }
 
 /// The kernel fills in the checksum, and on ping sockets the identifier.
@@ -148,6 +178,25 @@ mod tests {
     fn loopback_answers() {
         let took = echo(Ipv6Addr::LOCALHOST, 7, 1200, Duration::from_secs(5)).unwrap();
         assert!(took < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn what_is_too_large_is_told_with_what_would_fit() {
+        let peer = |inner_mtu| PeerReport { name: "pi-2.x".into(), inner_mtu, ..PeerReport::default() };
+        let mut report = StatusReport { peers: vec![peer(1422)], ..StatusReport::default() };
+        report.interface.mtu = 8942;
+        assert!(too_large(1400, "pi-2.x", &report).contains("is 1422, which leaves 1374"));
+        report.peers = vec![peer(0)];
+        assert!(too_large(9000, "pi-2.x", &report).contains("is 8942, which leaves 8894"));
+    }
+
+    #[test]
+    fn an_address_stands_for_the_name_of_who_has_it() {
+        let address = "fd00:7::5".parse().unwrap();
+        let peer = PeerReport { name: "pi-2.x".into(), address: Some(address), ..PeerReport::default() };
+        let report = StatusReport { peers: vec![peer], ..StatusReport::default() };
+        assert_eq!(name_of(&report, address).unwrap(), "pi-2.x");
+        assert!(name_of(&report, Ipv6Addr::LOCALHOST).unwrap_err().to_string().contains("give a name"));
     }
 
     #[test]

@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::written;
+
 /// Less than this is over before an answer comes.
 const LEAST: Duration = Duration::from_millis(1);
 /// More than this is no longer about packets.
 const MOST: Duration = Duration::from_secs(10);
 
 /// How long all processors are kept from halting after a packet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
 pub enum KeepAwake {
     /// Not at all.
     #[default]
@@ -43,11 +45,9 @@ impl FromStr for KeepAwake {
     }
 }
 
-impl TryFrom<String> for KeepAwake {
-    type Error = InvalidWindow;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+impl<'de> Deserialize<'de> for KeepAwake {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        written::read(deserializer)
     }
 }
 

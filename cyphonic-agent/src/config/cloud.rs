@@ -9,14 +9,15 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::written;
 use crate::complaints::Complaints;
 
 /// The port of AS, NMS and TRS where none is named: firewalls let QUIC's through.
 pub const DEFAULT_CLOUD_PORT: u16 = 443;
 
 /// Host (name or address) and port of a cloud service.
-#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(into = "String")]
 pub struct CloudAddress {
     host: String,
     port: u16,
@@ -99,7 +100,7 @@ impl FromStr for CloudAddress {
     }
 }
 
-pub(super) fn is_host_name(host: &str) -> bool {
+fn is_host_name(host: &str) -> bool {
     let host = host.strip_suffix('.').unwrap_or(host);
     host.len() <= 253
         && host.split('.').all(|label| {
@@ -126,11 +127,9 @@ impl fmt::Debug for CloudAddress {
     }
 }
 
-impl TryFrom<String> for CloudAddress {
-    type Error = InvalidCloudAddress;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+impl<'de> Deserialize<'de> for CloudAddress {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        written::read(deserializer)
     }
 }
 

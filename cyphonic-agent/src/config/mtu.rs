@@ -6,9 +6,10 @@ use std::str::FromStr;
 use cyphonic_common::limits::{MAX_INNER_MTU, MIN_INNER_MTU};
 use serde::{Deserialize, Serialize};
 
+use super::written;
+
 /// The most that a tunnel's inner MTU is raised to where its path carries that much.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "Written")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Mtu {
     /// What paths of 9,000 bytes carry, or less where the ring takes less.
     #[default]
@@ -53,30 +54,17 @@ impl FromStr for Mtu {
 #[error("{0:?} is no MTU of an IPv6 interface: write auto, or {MIN_INNER_MTU} to {MAX_INNER_MTU}")]
 pub struct InvalidMtu(String);
 
-/// As it stands in the file: a word or a number.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Written {
-    Number(u64),
-    Word(String),
-}
-
-impl TryFrom<Written> for Mtu {
-    type Error = InvalidMtu;
-
-    fn try_from(written: Written) -> Result<Self, Self::Error> {
-        match written {
-            Written::Number(number) => number.to_string().parse(),
-            Written::Word(word) => word.parse(),
-        }
+impl<'de> Deserialize<'de> for Mtu {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        written::read(deserializer)
     }
 }
 
-impl From<Mtu> for Written {
-    fn from(mtu: Mtu) -> Self {
-        match mtu {
-            Mtu::Auto => Self::Word("auto".to_owned()),
-            Mtu::Number(number) => Self::Number(number.into()),
+impl Serialize for Mtu {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Number(mtu) => serializer.serialize_u16(*mtu),
         }
     }
 }
@@ -91,7 +79,7 @@ mod tests {
         assert_eq!(parse("auto").unwrap(), Mtu::Auto);
         assert_eq!(parse("1280").unwrap(), Mtu::Number(1280));
         assert_eq!(parse("\"8942\"").unwrap(), Mtu::Number(8942));
-        for wrong in ["0", "1279", "8943", "70000", "much"] {
+        for wrong in ["0", "1279", "8943", "70000", "much", "1280.5", "-1280", "true"] {
             let error = parse(wrong).unwrap_err().to_string();
             assert!(error.contains("1280 to 8942"), "{error}");
         }

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::written;
+
 /// More workers than this are of no use to the kernel's tables.
 const MAX_WORKERS: usize = cyphonic_common::map::MAX_WORKERS as usize;
 /// What `auto` never exceeds: a device's other work wants CPUs too.
@@ -37,8 +39,7 @@ pub enum UnderlayChoice {
 }
 
 /// How many workers carry packets. Each is a pair of threads, one a direction.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "Written")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Workers {
     /// As many as the CPUs keep busy.
     #[default]
@@ -83,30 +84,17 @@ impl FromStr for Workers {
 #[error("{0:?} is no number of workers: write auto, or 1 to {MAX_WORKERS}")]
 pub struct InvalidWorkers(String);
 
-/// As it stands in the file: a word or a number.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Written {
-    Number(u64),
-    Word(String),
-}
-
-impl TryFrom<Written> for Workers {
-    type Error = InvalidWorkers;
-
-    fn try_from(written: Written) -> Result<Self, Self::Error> {
-        match written {
-            Written::Number(number) => number.to_string().parse(),
-            Written::Word(word) => word.parse(),
-        }
+impl<'de> Deserialize<'de> for Workers {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        written::read(deserializer)
     }
 }
 
-impl From<Workers> for Written {
-    fn from(workers: Workers) -> Self {
-        match workers {
-            Workers::Auto => Self::Word("auto".to_owned()),
-            Workers::Number(number) => Self::Number(number as u64),
+impl Serialize for Workers {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::Number(workers) => workers.serialize(serializer),
         }
     }
 }

@@ -130,6 +130,33 @@ fn an_empty_environment_variable_counts_as_not_set() {
     assert!(text(&up.stderr).contains("not enrolled"), "{up:?}");
 }
 
+#[test]
+fn help_names_the_environment_variables() {
+    for (program, name) in [
+        (env!("CARGO_BIN_EXE_cyphonicd"), "CYPHONIC_RING"),
+        (env!("CARGO_BIN_EXE_cyphonicd"), "CYPHONIC_KEEP_AWAKE"),
+        (env!("CARGO_BIN_EXE_cyphonic"), "CYPHONIC_SOCKET"),
+    ] {
+        // One that is set shows its value there, too.
+        let help =
+            Command::new(program).env_clear().env("CYPHONIC_RING", "xdp").arg("--help").output().unwrap();
+        assert!(text(&help.stdout).contains(&format!("[env: {name}=")), "{help:?}");
+    }
+}
+
+#[test]
+fn who_waits_is_told_what_for() {
+    let dir = configured("");
+    let mut wait = Command::new(env!("CARGO_BIN_EXE_cyphonic"));
+    wait.env_clear().arg("--socket").arg(dir.path().join("nobody.sock")).args(["wait", "--timeout", "3.5"]);
+    let output = wait.output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    // Once, however often it asks.
+    assert_eq!(said.matches("cyphonic: waiting: ").count(), 1, "{said}");
+    assert!(said.contains("nobody.sock"), "{said}");
+}
+
 /// What the daemon tells systemd, one line a time, until one begins so.
 fn told(systemd: &UnixDatagram, begin: &str) -> String {
     let mut buffer = [0; 4096];

@@ -1,0 +1,63 @@
+//! Settings that are read from their text, whichever way YAML takes it: `mtu: 1400` is a number, `mtu: auto` a word.
+//!
+//! An error of a visitor carries the key and the place of the value, one of a conversion afterwards those of what surrounds it.
+
+use std::fmt::{self, Display, Formatter};
+use std::marker::PhantomData;
+use std::str::FromStr;
+
+use serde::de::{Deserializer, Error, Visitor};
+
+/// Reads a setting as it would be read from a command line.
+pub(super) fn read<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+    T::Err: Display,
+{
+    deserializer.deserialize_any(Scalar(PhantomData))
+}
+
+struct Scalar<T>(PhantomData<T>);
+
+impl<T> Scalar<T>
+where
+    T: FromStr,
+    T::Err: Display,
+{
+    fn parse<E: Error>(text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
+impl<T> Visitor<'_> for Scalar<T>
+where
+    T: FromStr,
+    T::Err: Display,
+{
+    type Value = T;
+
+    fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("a word or a number")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        Self::parse(text)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<T, E> {
+        Self::parse(&value.to_string())
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+        Self::parse(&number.to_string())
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
+        Self::parse(&number.to_string())
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<T, E> {
+        Self::parse(&number.to_string())
+    }
+}
