@@ -425,11 +425,43 @@ fn check_refuses_what_would_not_start() {
     };
     std::fs::write(path, relaying("generic")).unwrap();
     assert!(fails(&["check", "--config", path]).contains("no interface nosuch0"));
-    std::fs::write(path, relaying("auto")).unwrap();
-    let said = succeeds(&["check", "--config", path]);
-    assert!(said.contains("no interface nosuch0") && said.contains("userspace"), "{said}");
-    std::fs::write(path, relaying("userspace")).unwrap();
-    assert!(!succeeds(&["check", "--config", path]).contains("nosuch0"));
+    // It listens on loopback, where `auto` is userspace.
+    for mode in ["auto", "userspace"] {
+        std::fs::write(path, relaying(mode)).unwrap();
+        assert!(!succeeds(&["check", "--config", path]).contains("nosuch0"), "{mode}");
+    }
+}
+
+/// What `check` says in a network namespace that `set_up` makes.
+fn checked_behind(set_up: &str, config: &str) -> Output {
+    let script = format!("{set_up} && exec \"$0\" check --config \"$1\"");
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-ec", &script, env!("CARGO_BIN_EXE_cyphonic-cloud"), config]);
+    command.output().unwrap()
+}
+
+#[test]
+fn check_finds_the_interfaces_that_the_relay_would() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path().join("cloud");
+    succeeds(&["init", "--dir", dir.to_str().unwrap(), "--public", "203.0.113.1:443"]);
+    let path = dir.join("cloud.yaml");
+    let (config, written) = (path.to_str().unwrap(), std::fs::read_to_string(&path).unwrap());
+    let online = "ip link add e0 type veth peer name e1 && ip link set e1 up && ip link set e0 up
+                  ip address add 192.0.2.2/24 dev e0 && ip route add default via 192.0.2.1";
+    for mode in ["auto", "generic", "native"] {
+        std::fs::write(&path, written.replace("  mode: auto", &format!("  mode: {mode}"))).unwrap();
+        let checked = checked_behind(online, config);
+        let said = String::from_utf8_lossy(&checked.stdout);
+        assert!(checked.status.success() && !said.contains("note:"), "{mode}: {checked:?}");
+        let alone = checked_behind("true", config);
+        let said = String::from_utf8_lossy(&alone.stdout);
+        assert_eq!(alone.status.success(), mode == "auto", "{mode}: {alone:?}");
+        assert_eq!(said.contains("note: ") && said.contains("userspace"), mode == "auto", "{alone:?}");
+    }
+    std::fs::write(&path, written.replace("  interfaces: []", "  interfaces: [nosuch0]")).unwrap();
+    let said = succeeds(&["check", "--config", config]);
+    assert!(said.contains("note: there is no interface nosuch0") && said.contains("userspace"), "{said}");
 }
 
 #[test]

@@ -35,7 +35,6 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use cyphonic_dataplane::relay::xdp::{Mode, check_interfaces};
 use cyphonic_proto::alpn;
 use cyphonic_transport::Transport;
 
@@ -138,13 +137,11 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
         Register::check(path)?;
     }
     let mut notes = Vec::new();
-    if config.runs(ServiceRole::Trs) && config.relay.mode != Mode::Userspace {
-        match check_interfaces(&config.relay.interfaces) {
-            Err(error) if config.relay.mode == Mode::Auto => {
-                notes.push(format!("{error}; it relays in userspace"));
-            }
-            checked => checked?,
+    if config.runs(ServiceRole::Trs) {
+        for address in &config.listen {
+            notes.extend(port::check_xdp(config, address.ip())?);
         }
+        notes.dedup();
     }
     Ok(Checked { terms: loaded.terms, notes })
 }
