@@ -546,6 +546,45 @@ fn a_register_that_another_release_or_program_wrote_is_not_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_prefix_is_refused_and_told() {
+    let overlay = Overlay::found(unix_now());
+    let path = &overlay.config_path;
+    let config = path.to_str().unwrap();
+    let member = {
+        let _running = Running::start(path, overlay.address).await;
+        client::enrol(&overlay, &overlay.token("a.lab", unix_now())).await
+    };
+    let sound = std::fs::read_to_string(path).unwrap();
+    let (right, wrong) = (overlay.config.network.prefix.to_string(), "fd00:bad:bad::/48");
+    std::fs::write(path, sound.replace(&right, wrong)).unwrap();
+    for command in ["run", "check"] {
+        let ended = program(&[command, "--config", config]);
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(78), "{said}");
+        assert!(said.contains(&format!("have addresses of {right}, `prefix` is {wrong}")), "{said}");
+    }
+
+    // A device whose certificate is of another prefix than its register's is told of, once.
+    let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    register
+        .execute_batch("UPDATE devices SET virtual_address = x'fd000bad0bad00000000000000000001'")
+        .unwrap();
+    let _running = Running::start(path, overlay.address).await;
+    let client = Client::open();
+    for _ in 0..2 {
+        let connection = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+        // Closed rather than answered.
+        let _ = connection.open_exchange(&login_request()).await;
+        tokio::time::timeout(SOON, connection.closed()).await.unwrap();
+    }
+    let log = std::fs::read_to_string(path.with_extension("log")).unwrap();
+    let told = |line: &&str| line.contains("WARN") && line.contains("only devices of this network");
+    let lines: Vec<_> = log.lines().filter(told).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("a device was refused fqdn=\"a.lab.cyphonic.internal\""), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relay_runs_alone_with_its_own_credentials() {
     let directory = tempfile::tempdir().unwrap();
     let (cloud, relay) = (directory.path().join("cloud"), directory.path().join("relay"));

@@ -2,6 +2,7 @@
 
 use std::net::Ipv6Addr;
 
+use cyphonic_proto::address::Prefix;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::certificates::{self, IssuedCertificate};
@@ -232,6 +233,20 @@ impl Register {
             Ok(issued)
         })
     }
+}
+
+/// Refuses a prefix that is not that of all devices' addresses, which stand in their certificates. The lowest and the highest, by their
+/// index, tell of all.
+pub(super) fn check_prefix(connection: &Connection, prefix: Prefix) -> Result<(), RegisterError> {
+    for outermost in ["min", "max"] {
+        let query = format!("SELECT {outermost}(virtual_address) FROM devices");
+        let address: Option<[u8; 16]> = connection.query_row(&query, [], |row| row.get(0))?;
+        let found = address.map(|address| Prefix::of(address.into())).filter(|found| *found != prefix);
+        if let Some(found) = found {
+            return Err(RegisterError::OtherPrefix { found, prefix });
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn find(connection: &Connection, fqdn: &str) -> Result<Option<DeviceRecord>, RegisterError> {

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use cyphonic_proto::address::Prefix;
+
 /// The register itself failed, or was asked for something that its rules forbid.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
@@ -47,6 +49,17 @@ pub enum RegisterError {
         /// Ours.
         supported: i64,
     },
+    /// Its devices are of another prefix than the configuration's.
+    #[error(
+        "the register's devices have addresses of {found}, `prefix` is {prefix}: put {found} back into the configuration, or the register \
+         that belongs to it into its place"
+    )]
+    OtherPrefix {
+        /// Of a device.
+        found: Prefix,
+        /// The configuration's.
+        prefix: Prefix,
+    },
     /// What an older release wrote could not be copied, and so was left as it is.
     #[error(
         "the register of an older release cannot be copied to {}: {reason}; it is brought up to date only after that: make room \
@@ -85,7 +98,7 @@ pub enum RegisterError {
 impl RegisterError {
     /// Whether it stays so until somebody puts another file or another release there.
     pub fn needs_a_person(&self) -> bool {
-        matches!(self, Self::Foreign { .. } | Self::Newer { .. })
+        matches!(self, Self::Foreign { .. } | Self::Newer { .. } | Self::OtherPrefix { .. })
     }
 }
 

@@ -134,7 +134,7 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
         load_authority(config)?;
     }
     if let Some(path) = &config.register {
-        Register::check(path)?;
+        Register::check(path, config.network.prefix)?;
     }
     let mut notes = Vec::new();
     if config.runs(ServiceRole::Trs) {
@@ -149,7 +149,7 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
 fn open_register(config: &Config) -> Result<Option<Arc<Register>>, StartError> {
     let needed = config.runs(ServiceRole::As) || config.runs(ServiceRole::Nms);
     match &config.register {
-        Some(path) => Ok(Some(Arc::new(Register::open(path)?))),
+        Some(path) => Ok(Some(Arc::new(Register::open_for(path, config.network.prefix)?))),
         None if needed => Err(StartError::NoRegister),
         None => Ok(None),
     }
