@@ -6,6 +6,7 @@ use cyphonic_cloud::register::{DeviceRecord, DeviceState, UnixSeconds};
 use cyphonic_cloud::server::{Online, Presence, read_kept, unix_now};
 use serde_json::json;
 
+use crate::operator::operator;
 use crate::table::{Table, time};
 use crate::{ConfigArgument, runtime_directory};
 
@@ -92,7 +93,7 @@ fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
 fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let fqdn = device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
-    let void = register.revoke_device(&fqdn, unix_now())?;
+    let void = register.revoke_device(&fqdn, &operator(), unix_now())?;
     say!(
         "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."
     );
@@ -123,6 +124,7 @@ fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
         "enrolled_at": time(device.enrolled_at),
         "certificate_not_after": certificate_not_after.map(time),
         "revoked_at": device.revoked_at.map(time),
+        "revoked_by": device.revoked_by,
         "last_login_at": device.last_login_at.map(time),
         "software_version": device.software_version,
     })

@@ -20,6 +20,7 @@ mod device;
 mod init;
 mod manual;
 mod metrics;
+mod operator;
 mod relay;
 mod renew;
 mod run;
