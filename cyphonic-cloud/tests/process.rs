@@ -6,6 +6,7 @@ mod client;
 mod common;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use client::{Client, Member, login_request};
 use common::{Device, Overlay, enrolled, free_port};
 use cyphonic_cloud::config::Config;
-use cyphonic_cloud::register::{Register, TokenState};
+use cyphonic_cloud::register::{IssuedCertificate, Register, TokenState};
 use cyphonic_cloud::server::{Relayed, read_kept, unix_now};
 use cyphonic_proto::Role;
 use cyphonic_proto::message::Message;
@@ -42,7 +43,8 @@ fn fails(arguments: &[&str]) -> String {
     let output = program(arguments);
     assert!(matches!(output.status.code(), Some(1 | 78)), "{arguments:?} did not fail: {}", output.status);
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(errors.starts_with("cyphonic-cloud: "), "{errors}");
+    // The log of `run` comes first.
+    assert!(errors.lines().last().unwrap_or_default().starts_with("cyphonic-cloud: "), "{errors}");
     errors
 }
 
@@ -115,6 +117,53 @@ fn presence(config: &str) -> serde_json::Value {
         .unwrap();
     let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     listed["devices"][0].clone()
+}
+
+/// What `metrics` says of a cloud started here.
+fn metrics(config: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"))
+        .args(["metrics", "--config", config])
+        .env("RUNTIME_DIRECTORY", Path::new(config).parent().unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_learns_what_there_is() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let stopped = metrics(config);
+    assert!(stopped.contains("\ncyphonic_cloud_ready 0\n"), "{stopped}");
+    assert!(!stopped.contains("devices_online") && !stopped.contains("path="), "{stopped}");
+
+    let _running = Running::start(&overlay.config_path, overlay.address).await;
+    let member = client::enrol(&overlay, &overlay.token("a.lab", unix_now())).await;
+    overlay.token("b.lab", unix_now());
+    let client = Client::open();
+    let connection = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(connection.open_exchange(&login_request()).await.unwrap(), Message::Refusal(_)));
+    until_online_is(true, config).await;
+    let said = metrics(config);
+    for sample in [
+        "build_info{version=\"",
+        "ready 1",
+        "certificate_not_after_seconds{service=\"trs1\"} 1",
+        "devices{state=\"enrolled\"} 1",
+        "devices{state=\"lapsed\"} 0",
+        "devices{state=\"revoked\"} 0",
+        "devices_online 1",
+        "tokens_open 1",
+        "relay_packets_total{path=\"userspace\"} 0",
+        "relay_bytes_total{path=\"userspace\"} 0",
+        "relay_drops_total{path=\"userspace\",reason=\"unbound_source\"} 0",
+        "relay_bindings 0",
+        "relay_bindings_limit 131072",
+    ] {
+        assert!(said.contains(&format!("\ncyphonic_cloud_{sample}")), "{sample}: {said}");
+    }
+    assert!(!said.contains("a.lab"), "{said}");
 }
 
 async fn until_online_is(online: bool, config: &str) -> serde_json::Value {
@@ -260,6 +309,27 @@ async fn what_is_no_log_filter_in_the_environment_keeps_no_service_from_starting
     assert!(log.contains("RUST_LOG is ignored") && log.contains("\"loud\" is no log filter"), "{log}");
 }
 
+#[test]
+fn the_journal_and_nobody_else_is_told_how_grave_lines_are() {
+    let overlay = Overlay::found(unix_now());
+    std::fs::remove_file(overlay.directory.path().join("register.db")).unwrap();
+    let path = overlay.directory.path().join("stderr");
+    let said = |is_journal: bool| {
+        let stderr = std::fs::File::create(&path).unwrap();
+        let (device, inode) = stderr.metadata().map(|stderr| (stderr.dev(), stderr.ino())).unwrap();
+        let stream = if is_journal { inode } else { inode + 1 };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+        command.args(["run", "--config"]).arg(&overlay.config_path).env_remove("RUST_LOG");
+        command.env("JOURNAL_STREAM", format!("{device}:{stream}")).stderr(stderr).status().unwrap();
+        std::fs::read_to_string(&path).unwrap()
+    };
+    let (told, other) = (said(true), said(false));
+    let lines: Vec<_> = told.lines().collect();
+    assert!(lines[0].starts_with("<6> INFO") && lines[0].contains("starting version=\""), "{told}");
+    assert!(lines.last().unwrap().starts_with("<3>cyphonic-cloud: no register"), "{told}");
+    assert!(!other.contains('<') && other.contains("starting version"), "{other}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn from_init_to_revocation_by_the_command_line() {
     let directory = tempfile::tempdir().unwrap();
@@ -306,11 +376,15 @@ async fn from_init_to_revocation_by_the_command_line() {
     let relayed: Relayed = read_kept(Path::new(dir), None, unix_now()).unwrap();
     assert_eq!((relayed.port, relayed.packets), (address.port(), 0));
     succeeds(&["token", "create", "--config", &config, "--name", "press-7", "--replace"]);
-    let said = succeeds(&["device", "revoke", "--config", &config, "press-7"]);
+    let mut revoke = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+    revoke.args(["device", "revoke", "--config", &config, "press-7"]).env("SUDO_USER", "ann");
+    let said = String::from_utf8(revoke.output().unwrap().stdout).unwrap();
     assert!(said.contains("made void: 1."), "{said}");
     tokio::time::timeout(SOON, connection.closed()).await.unwrap();
     until_online_is(false, &config).await;
-    assert!(succeeds(&["device", "list", "--config", &config]).contains("revoked"));
+    assert!(!succeeds(&["device", "list", "--config", &config]).contains("press-7"));
+    assert!(succeeds(&["device", "list", "--all", "--config", &config]).contains("revoked"));
+    assert_eq!(presence(&config)["state"], "revoked", "programs are told of all");
     assert!(fails(&["device", "revoke", "--config", &config, "press-9"]).contains("press-9.plant.example"));
 
     // It tries all the time, and is told of once.
@@ -345,7 +419,7 @@ async fn from_init_to_revocation_by_the_command_line() {
     let lines: Vec<_> = log.lines().filter(|line| line.contains(name)).collect();
     for (level, what, token) in [
         ("INFO", "a device was enrolled fqdn", Some(1)),
-        ("INFO", "a device was revoked", None),
+        ("INFO", r#"by="ann""#, None),
         ("WARN cyphonic_cloud::authentication", "the device was revoked", None),
         ("WARN cyphonic_cloud::server", "the device was revoked", None),
         ("WARN", "this device was revoked, and its key with it", Some(3)),
@@ -357,6 +431,33 @@ async fn from_init_to_revocation_by_the_command_line() {
         assert!(token.is_none_or(|token| found[0].contains(&format!("token={token}"))), "{log}");
     }
     assert!(!lines.iter().any(|line| line.contains("127.0.0.1")), "{log}");
+}
+
+#[test]
+fn a_device_whose_certificate_has_ended_is_listed_as_lapsed() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let mut address = overlay.config.network.prefix.address().octets();
+    for (n, not_after) in [(1, unix_now() - 60), (2, unix_now() + 3600)] {
+        address[15] = n;
+        let issued = IssuedCertificate {
+            fqdn: format!("press-{n}.cyphonic.internal"),
+            virtual_address: address.into(),
+            der: vec![0x30, n],
+            serial: vec![n],
+            spki_sha256: [n; 32],
+            not_before: unix_now() - 3600,
+            not_after,
+        };
+        overlay.register().take_up(&[issued], unix_now()).unwrap();
+    }
+    let listed = succeeds(&["device", "list", "--config", config, "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let of = |n: usize, key: &str| listed["devices"][n][key].clone();
+    assert_eq!((of(0, "state"), of(1, "state")), ("lapsed".into(), "enrolled".into()));
+    assert!(of(0, "certificate_not_after").as_str().unwrap().starts_with("20"), "{listed}");
+    let table = succeeds(&["device", "list", "--config", config]);
+    assert!(table.contains("CERTIFICATE UNTIL") && table.contains("lapsed"), "{table}");
 }
 
 #[test]
@@ -373,14 +474,27 @@ fn check_judges_the_certificates_ends() {
             assert!(line.contains(judgement.unwrap_or_default()), "{line}");
         }
     }
+    let soon = Overlay::found(unix_now() - 700 * DAY - 3600);
+    let said = succeeds(&["check", "--json", "--config", &config(&soon)]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let certificate = &said["certificates"][0];
+    assert_eq!((&certificate["service"], &certificate["state"]), (&"as".into(), &"ends_soon".into()));
+    assert_eq!((&certificate["days_left"], &said["notes"]), (&29.into(), &serde_json::json!([])));
     let ended = Overlay::found(unix_now() - 731 * DAY);
+    let told = program(&["check", "--json", "--config", &config(&ended)]);
+    assert!(
+        !told.status.success() && String::from_utf8_lossy(&told.stdout).contains("\"ended\""),
+        "{told:?}"
+    );
     let error = fails(&["check", "--config", &config(&ended)]);
     for name in ["as.crt", "nms.crt", "trs1.crt"] {
         assert!(error.contains(&format!("{name}: it has expired: renew it")), "{error}");
     }
     let pki = ended.directory.path().join("pki");
     std::fs::copy(pki.join("as.key"), pki.join("nms.key")).unwrap();
-    assert!(!fails(&["check", "--config", &config(&ended)]).contains("expired"), "a key that does not fit");
+    let error = fails(&["check", "--config", &config(&ended)]);
+    assert!(error.contains("nms.key: it is not the key of ") && error.contains("nms.crt"), "{error}");
+    assert!(!error.contains("expired") && !error.contains("enrol"), "{error}");
 }
 
 #[test]
@@ -395,6 +509,12 @@ fn certificates_that_were_renewed_before_one_that_cannot_be_are_told() {
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("as.crt: as.svc.cyphonic.internal until 20"), "{said}");
     assert!(errors.contains(files[1].to_str().unwrap()) && errors.contains("not renewed"), "{errors}");
+}
+
+#[test]
+fn a_directory_without_a_configuration_is_told() {
+    let error = fails(&["renew", "--dir", "/nonexistent"]);
+    assert!(error.contains("/nonexistent/cloud.yaml") && !error.contains("options"), "{error}");
 }
 
 #[test]
@@ -425,11 +545,43 @@ fn check_refuses_what_would_not_start() {
     };
     std::fs::write(path, relaying("generic")).unwrap();
     assert!(fails(&["check", "--config", path]).contains("no interface nosuch0"));
-    std::fs::write(path, relaying("auto")).unwrap();
-    let said = succeeds(&["check", "--config", path]);
-    assert!(said.contains("no interface nosuch0") && said.contains("userspace"), "{said}");
-    std::fs::write(path, relaying("userspace")).unwrap();
-    assert!(!succeeds(&["check", "--config", path]).contains("nosuch0"));
+    // It listens on loopback, where `auto` is userspace.
+    for mode in ["auto", "userspace"] {
+        std::fs::write(path, relaying(mode)).unwrap();
+        assert!(!succeeds(&["check", "--config", path]).contains("nosuch0"), "{mode}");
+    }
+}
+
+/// What `check` says in a network namespace that `set_up` makes.
+fn checked_behind(set_up: &str, config: &str) -> Output {
+    let script = format!("{set_up} && exec \"$0\" check --config \"$1\"");
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-ec", &script, env!("CARGO_BIN_EXE_cyphonic-cloud"), config]);
+    command.output().unwrap()
+}
+
+#[test]
+fn check_finds_the_interfaces_that_the_relay_would() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path().join("cloud");
+    succeeds(&["init", "--dir", dir.to_str().unwrap(), "--public", "203.0.113.1:443"]);
+    let path = dir.join("cloud.yaml");
+    let (config, written) = (path.to_str().unwrap(), std::fs::read_to_string(&path).unwrap());
+    let online = "ip link add e0 type veth peer name e1 && ip link set e1 up && ip link set e0 up
+                  ip address add 192.0.2.2/24 dev e0 && ip route add default via 192.0.2.1";
+    for mode in ["auto", "generic", "native"] {
+        std::fs::write(&path, written.replace("  mode: auto", &format!("  mode: {mode}"))).unwrap();
+        let checked = checked_behind(online, config);
+        let said = String::from_utf8_lossy(&checked.stdout);
+        assert!(checked.status.success() && !said.contains("note:"), "{mode}: {checked:?}");
+        let alone = checked_behind("true", config);
+        let said = String::from_utf8_lossy(&alone.stdout);
+        assert_eq!(alone.status.success(), mode == "auto", "{mode}: {alone:?}");
+        assert_eq!(said.contains("note: ") && said.contains("userspace"), mode == "auto", "{alone:?}");
+    }
+    std::fs::write(&path, written.replace("  interfaces: []", "  interfaces: [nosuch0]")).unwrap();
+    let said = succeeds(&["check", "--config", config]);
+    assert!(said.contains("note: there is no interface nosuch0") && said.contains("userspace"), "{said}");
 }
 
 #[test]
@@ -442,14 +594,27 @@ fn tokens_can_be_revoked_by_number_and_name() {
     succeeds(&["token", "revoke", "--config", config, "1"]);
     succeeds(&["token", "revoke", "--config", config, "b"]);
     fails(&["token", "revoke", "--config", config, "b"]);
-    assert_eq!(succeeds(&["token", "list", "--config", config]).lines().count(), 1, "the heading");
-    succeeds(&["token", "create", "--config", config, "--name", "c", "--ttl", "365d"]);
+    let listed = succeeds(&["token", "list", "--config", config]);
+    assert_eq!(listed.lines().filter(|line| line.contains("  revoked  ")).count(), 2, "{listed}");
+    let mut create = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+    create.args(["token", "create", "--config", config, "--name", "c", "--ttl", "365d", "--replace"]);
+    let made = create.env("SUDO_USER", "ann").output().unwrap();
+    let told = String::from_utf8(made.stderr).unwrap();
+    assert!(
+        told.starts_with("token 3 for c.cyphonic.internal, until 20") && told.lines().count() == 1,
+        "{told}"
+    );
+    assert_eq!(String::from_utf8(made.stdout).unwrap().lines().count(), 1);
     let listed = succeeds(&["token", "list", "--config", config, "--json"]);
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
-    assert_eq!((&listed["version"], listed["tokens"].as_array().unwrap().len()), (&1.into(), 1));
-    let token = &listed["tokens"][0];
+    assert_eq!((&listed["version"], listed["tokens"].as_array().unwrap().len()), (&1.into(), 3));
+    assert!(listed["tokens"][0]["revoked_at"].is_string() && listed["tokens"][0]["revoked_by"].is_string());
+    let token = &listed["tokens"][2];
     assert_eq!((&token["id"], &token["name"]), (&3.into(), &"c.cyphonic.internal".into()));
-    assert_eq!(token["state"], "open");
+    assert_eq!((&token["state"], &token["replaces"]), (&"open".into(), &true.into()));
+    assert_eq!((&token["created_by"], &token["revoked_by"]), (&"ann".into(), &serde_json::Value::Null));
+    let slip = fails(&["token", "create", "--config", config, "--name", "cyphonic.internal"]);
+    assert!(slip.contains("twice"), "{slip}");
     let forever = ["token", "create", "--config", config, "--name", "d", "--ttl", "366d"];
     let refused = program(&forever);
     assert!(String::from_utf8(refused.stderr).unwrap().contains("365d at most"));
@@ -500,7 +665,7 @@ fn a_register_that_another_release_or_program_wrote_is_not_tried_again() {
     let config = overlay.config_path.to_str().unwrap();
     let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
     for (wrong, right) in [
-        ("PRAGMA user_version = 99", "PRAGMA user_version = 3"),
+        ("PRAGMA user_version = 99", "PRAGMA user_version = 4"),
         ("PRAGMA application_id = 1", "PRAGMA application_id = 0x43797068"),
     ] {
         register.execute_batch(wrong).unwrap();
@@ -511,6 +676,45 @@ fn a_register_that_another_release_or_program_wrote_is_not_tried_again() {
         register.execute_batch(right).unwrap();
     }
     succeeds(&["device", "list", "--config", config]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_prefix_is_refused_and_told() {
+    let overlay = Overlay::found(unix_now());
+    let path = &overlay.config_path;
+    let config = path.to_str().unwrap();
+    let member = {
+        let _running = Running::start(path, overlay.address).await;
+        client::enrol(&overlay, &overlay.token("a.lab", unix_now())).await
+    };
+    let sound = std::fs::read_to_string(path).unwrap();
+    let (right, wrong) = (overlay.config.network.prefix.to_string(), "fd00:bad:bad::/48");
+    std::fs::write(path, sound.replace(&right, wrong)).unwrap();
+    for command in ["run", "check"] {
+        let ended = program(&[command, "--config", config]);
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(78), "{said}");
+        assert!(said.contains(&format!("have addresses of {right}, `prefix` is {wrong}")), "{said}");
+    }
+
+    // A device whose certificate is of another prefix than its register's is told of, once.
+    let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    register
+        .execute_batch("UPDATE devices SET virtual_address = x'fd000bad0bad00000000000000000001'")
+        .unwrap();
+    let _running = Running::start(path, overlay.address).await;
+    let client = Client::open();
+    for _ in 0..2 {
+        let connection = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+        // Closed rather than answered.
+        let _ = connection.open_exchange(&login_request()).await;
+        tokio::time::timeout(SOON, connection.closed()).await.unwrap();
+    }
+    let log = std::fs::read_to_string(path.with_extension("log")).unwrap();
+    let told = |line: &&str| line.contains("WARN") && line.contains("only devices of this network");
+    let lines: Vec<_> = log.lines().filter(told).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    assert!(lines[0].contains("a device was refused fqdn=\"a.lab.cyphonic.internal\""), "{log}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,6 +14,9 @@ use tokio::sync::watch;
 
 use crate::connection::Connection;
 
+/// A clock that is off by less is right, for people.
+pub const NEARLY_RIGHT_S: u64 = 60;
+
 /// One clock, shared by everything in a process that judges certificates.
 #[derive(Clone)]
 pub struct Clock(Arc<Shared>);
@@ -93,7 +96,11 @@ impl Clock {
         let first = self.time().hear(by, time, from.validity(), reading)?;
         if first {
             let ahead = i128::from(reading.system) - i128::from(time);
-            tracing::info!(by = ?by, system_ahead_s = ahead, "the time is known");
+            if ahead.unsigned_abs() > u128::from(NEARLY_RIGHT_S) {
+                tracing::warn!(by = ?by, system_ahead_s = ahead, "the time is known, and this machine's clock is wrong");
+            } else {
+                tracing::info!(by = ?by, system_ahead_s = ahead, "the time is known");
+            }
             self.0.told.send_replace(true);
         }
         Ok(())

@@ -2,15 +2,13 @@
 
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::{Message, close};
+use cyphonic_transport::clock::NEARLY_RIGHT_S;
 use cyphonic_transport::{Clock, Connection};
 use tokio::sync::mpsc;
 
 use super::input::Input;
 use super::run::Engine;
 use crate::control::report::{HealthCheck, Severity};
-
-/// A clock that is off by less is right, for people.
-const NEARLY_RIGHT_S: u64 = 60;
 
 /// Tells the engine once the time is known.
 pub(super) fn report_told(clock: Clock, inputs: mpsc::Sender<Input>) {

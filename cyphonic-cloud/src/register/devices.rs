@@ -2,6 +2,7 @@
 
 use std::net::Ipv6Addr;
 
+use cyphonic_proto::address::Prefix;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::certificates::{self, IssuedCertificate};
@@ -31,6 +32,8 @@ pub struct DeviceRecord {
     pub enrolled_at: UnixSeconds,
     /// When it was revoked.
     pub revoked_at: Option<UnixSeconds>,
+    /// Who revoked it, where that is known.
+    pub revoked_by: Option<String>,
     /// When it last logged in, to the hour.
     pub last_login_at: Option<UnixSeconds>,
     /// What it said it runs.
@@ -58,7 +61,7 @@ pub struct Members {
 }
 
 const COLUMNS: &str = "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, \
-                       software_version, revision";
+                       software_version, revision, revoked_by";
 
 impl Register {
     /// The device of this name.
@@ -134,19 +137,19 @@ impl Register {
     ///
     /// # Errors
     /// If there is no such device.
-    pub fn revoke_device(&self, fqdn: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
+    pub fn revoke_device(&self, fqdn: &str, by: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
         self.write(|transaction| {
             let device =
                 find(transaction, fqdn)?.ok_or_else(|| RegisterError::NoSuchDevice(fqdn.to_owned()))?;
-            let void = tokens::revoke(transaction, fqdn)?;
+            let void = tokens::revoke(transaction, fqdn, by, now)?;
             if device.revoked_at.is_some() {
                 return Ok(void);
             }
             transaction.execute("UPDATE certificates SET revoked = 1 WHERE fqdn = ?1", [fqdn])?;
             let revision = next_revision(transaction)?;
             transaction.execute(
-                "UPDATE devices SET revoked_at = ?1, next_spki_sha256 = NULL, revision = ?2 WHERE fqdn = ?3",
-                params![to_sql(now), revision, fqdn],
+                "UPDATE devices SET revoked_at = ?1, revoked_by = ?4, next_spki_sha256 = NULL, revision = ?2 WHERE fqdn = ?3",
+                params![to_sql(now), revision, fqdn, by],
             )?;
             Ok(void)
         })
@@ -234,6 +237,20 @@ impl Register {
     }
 }
 
+/// Refuses a prefix that is not that of all devices' addresses, which stand in their certificates. The lowest and the highest, by their
+/// index, tell of all.
+pub(super) fn check_prefix(connection: &Connection, prefix: Prefix) -> Result<(), RegisterError> {
+    for outermost in ["min", "max"] {
+        let query = format!("SELECT {outermost}(virtual_address) FROM devices");
+        let address: Option<[u8; 16]> = connection.query_row(&query, [], |row| row.get(0))?;
+        let found = address.map(|address| Prefix::of(address.into())).filter(|found| *found != prefix);
+        if let Some(found) = found {
+            return Err(RegisterError::OtherPrefix { found, prefix });
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn find(connection: &Connection, fqdn: &str) -> Result<Option<DeviceRecord>, RegisterError> {
     let mut statement =
         connection.prepare_cached(&format!("SELECT {COLUMNS} FROM devices WHERE fqdn = ?1"))?;
@@ -282,7 +299,7 @@ pub(super) fn enrol(
     let mut statement = transaction.prepare_cached(
         "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = NULL,
-             enrolled_at = ?4, revoked_at = NULL, revision = ?5",
+             enrolled_at = ?4, revoked_at = NULL, revoked_by = NULL, revision = ?5",
     )?;
     statement.execute(params![
         issued.fqdn,
@@ -315,6 +332,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
         last_login_at: row.get::<_, Option<i64>>(6)?.map(from_sql),
         software_version: row.get(7)?,
         revision: row.get(8)?,
+        revoked_by: row.get(9)?,
     })
 }
 
@@ -367,8 +385,13 @@ mod tests {
     fn register_with_device() -> (tempfile::TempDir, Register) {
         let dir = tempfile::tempdir().unwrap();
         let register = Register::create(&dir.path().join("register.db")).unwrap();
-        let token =
-            NewToken { secret_hash: [0; 32], fqdn: NAME.into(), expires_at: NOW + 60, replaces: false };
+        let token = NewToken {
+            secret_hash: [0; 32],
+            fqdn: NAME.into(),
+            expires_at: NOW + 60,
+            replaces: false,
+            created_by: "ann".into(),
+        };
         register.create_token(&token, NOW).unwrap();
         register.enrol(&[0; 32], &[1; 32], NOW, |_| Ok(issued(1, [1; 32]))).unwrap();
         (dir, register)
@@ -404,8 +427,8 @@ mod tests {
     #[test]
     fn a_revoked_device_cannot_renew() {
         let (_dir, register) = register_with_device();
-        register.revoke_device(NAME, NOW).unwrap();
-        register.revoke_device(NAME, NOW + 5).unwrap();
+        register.revoke_device(NAME, "ann", NOW).unwrap();
+        register.revoke_device(NAME, "ann", NOW + 5).unwrap();
         assert_eq!(register.device(NAME).unwrap().unwrap().revoked_at, Some(NOW));
         assert!(matches!(
             register.renew(NAME, &[1; 32], &[1; 32], NOW + LATER, || panic!("issued")),
@@ -458,9 +481,14 @@ mod tests {
             register.note_login(&device, &[n; 32], "1", now).unwrap();
         }
         let now = NOW + 86_400 - 1;
-        register.revoke_device(NAME, now).unwrap();
-        let token =
-            NewToken { secret_hash: [9; 32], fqdn: NAME.into(), expires_at: now + 60, replaces: true };
+        register.revoke_device(NAME, "ann", now).unwrap();
+        let token = NewToken {
+            secret_hash: [9; 32],
+            fqdn: NAME.into(),
+            expires_at: now + 60,
+            replaces: true,
+            created_by: "ann".into(),
+        };
         register.create_token(&token, now).unwrap();
         for n in 1..25u8 {
             let refused = register.enrol(&[9; 32], &[n; 32], now, |_| panic!("issued"));
@@ -476,10 +504,10 @@ mod tests {
         let seen = other.changes_since(0).unwrap();
         assert_eq!(seen.len(), 1);
         assert!(other.changes_since(seen[0].revision).unwrap().is_empty());
-        register.revoke_device(NAME, NOW).unwrap();
+        register.revoke_device(NAME, "ann", NOW).unwrap();
         assert_ne!(other.data_version().unwrap(), version);
         let changed = other.changes_since(seen[0].revision).unwrap();
-        assert_eq!(changed[0].revoked_at, Some(NOW));
+        assert_eq!((changed[0].revoked_at, changed[0].revoked_by.as_deref()), (Some(NOW), Some("ann")));
     }
 
     #[test]
@@ -494,7 +522,7 @@ mod tests {
         let Members { names, revoked, revision } = register.members(0).unwrap();
         assert_eq!(names, [NAME, "press-8.plant.example"]);
         assert!(revoked.is_empty() && register.changes_since(revision).unwrap().is_empty());
-        register.revoke_device(NAME, NOW).unwrap();
+        register.revoke_device(NAME, "ann", NOW).unwrap();
         let told = register.changes_since(revision).unwrap();
         assert_eq!(told.iter().map(|device| device.fqdn.as_str()).collect::<Vec<_>>(), [NAME]);
         let now = register.members(NOW).unwrap();
@@ -550,6 +578,9 @@ mod tests {
     #[test]
     fn revoking_nobody_is_an_error() {
         let (_dir, register) = register_with_device();
-        assert!(matches!(register.revoke_device("x.example", NOW), Err(RegisterError::NoSuchDevice(_))));
+        assert!(matches!(
+            register.revoke_device("x.example", "ann", NOW),
+            Err(RegisterError::NoSuchDevice(_))
+        ));
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use cyphonic_proto::address::Prefix;
+
 /// The register itself failed, or was asked for something that its rules forbid.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
@@ -47,6 +49,17 @@ pub enum RegisterError {
         /// Ours.
         supported: i64,
     },
+    /// Its devices are of another prefix than the configuration's.
+    #[error(
+        "the register's devices have addresses of {found}, `prefix` is {prefix}: put {found} back into the configuration, or the register \
+         that belongs to it into its place"
+    )]
+    OtherPrefix {
+        /// Of a device.
+        found: Prefix,
+        /// The configuration's.
+        prefix: Prefix,
+    },
     /// What an older release wrote could not be copied, and so was left as it is.
     #[error(
         "the register of an older release cannot be copied to {}: {reason}; it is brought up to date only after that: make room \
@@ -85,7 +98,7 @@ pub enum RegisterError {
 impl RegisterError {
     /// Whether it stays so until somebody puts another file or another release there.
     pub fn needs_a_person(&self) -> bool {
-        matches!(self, Self::Foreign { .. } | Self::Newer { .. })
+        matches!(self, Self::Foreign { .. } | Self::Newer { .. } | Self::OtherPrefix { .. })
     }
 }
 
@@ -118,9 +131,12 @@ pub struct Presented {
 /// Why an enrolment came to nothing. Only [`EnrolmentRefused::Register`] and [`EnrolmentRefused::Issue`] are our fault.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolmentRefused {
-    /// Nobody made this token, or it was revoked or forgotten since.
+    /// Nobody made this token, or it was forgotten since.
     #[error("the enrolment token is unknown: ask for a new one")]
     UnknownToken,
+    /// An operator has revoked it.
+    #[error("the enrolment token was revoked: ask for a new one")]
+    RevokedToken(Presented),
     /// Its time is over.
     #[error("the enrolment token has expired: ask for a new one")]
     ExpiredToken(Presented),
@@ -154,7 +170,8 @@ impl EnrolmentRefused {
     /// The token, where there is one.
     pub fn presented(&self) -> Option<&Presented> {
         match self {
-            Self::ExpiredToken(presented)
+            Self::RevokedToken(presented)
+            | Self::ExpiredToken(presented)
             | Self::UsedToken(presented)
             | Self::NameTaken(presented)
             | Self::RevokedKey(presented)

@@ -18,6 +18,7 @@ mod error;
 mod forgetting;
 mod numbers;
 mod schema;
+mod state;
 mod tokens;
 
 use std::fs::OpenOptions;
@@ -26,11 +27,13 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use cyphonic_proto::address::Prefix;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::certificates::IssuedCertificate;
 pub use self::devices::{DeviceRecord, Members};
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
+pub use self::state::DeviceState;
 pub use self::tokens::{Enrolled, Enrolment, NewToken, TokenRecord, TokenState};
 
 /// Seconds since 1970-01-01T00:00:00Z, as certificates count them.
@@ -79,11 +82,21 @@ impl Register {
         Ok(Self { connection: Mutex::new(connection) })
     }
 
-    /// Whether [`Self::open`] would open it. Changes nothing: an older release may be using it.
+    /// The same, for the services of an overlay with this prefix.
     ///
     /// # Errors
-    /// As [`Self::open`].
-    pub fn check(path: &Path) -> Result<(), RegisterError> {
+    /// As [`Self::open`], and if a device's address is of another prefix.
+    pub fn open_for(path: &Path, prefix: Prefix) -> Result<Self, RegisterError> {
+        let register = Self::open(path)?;
+        devices::check_prefix(&register.lock(), prefix)?;
+        Ok(register)
+    }
+
+    /// Whether [`Self::open_for`] would open it. Changes nothing: an older release may be using it.
+    ///
+    /// # Errors
+    /// As [`Self::open_for`].
+    pub fn check(path: &Path, prefix: Prefix) -> Result<(), RegisterError> {
         if !path.exists() {
             return Err(RegisterError::Missing { path: path.to_owned() });
         }
@@ -92,7 +105,9 @@ impl Register {
         connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
         match schema::version(&connection, path) {
             Err(RegisterError::Sqlite(source)) => Err(open(source)),
-            version => version.map(drop),
+            // It has no tables yet.
+            Ok(0) => Ok(()),
+            version => version.and_then(|_| devices::check_prefix(&connection, prefix)),
         }
     }
 
@@ -139,6 +154,33 @@ fn from_sql(seconds: i64) -> UnixSeconds {
 mod tests {
     use super::*;
 
+    const PREFIX: Prefix = Prefix::from_random([1, 2, 3, 4, 5]);
+
+    #[test]
+    fn a_register_of_another_prefix_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let register = Register::create(&path).unwrap();
+        let checked = || [Register::check(&path, PREFIX), Register::open_for(&path, PREFIX).map(drop)];
+        assert!(checked().iter().all(Result::is_ok), "no device yet");
+        for (name, prefix) in [("a.lab", PREFIX), ("b.lab", Prefix::from_random([9; 5]))] {
+            let mut address = prefix.address().octets();
+            address[15] = 7;
+            let issued = IssuedCertificate {
+                fqdn: name.into(),
+                virtual_address: address.into(),
+                der: vec![0x30],
+                serial: name.into(),
+                spki_sha256: [address[1]; 32],
+                not_before: 0,
+                not_after: 1,
+            };
+            register.take_up(&[issued], 0).unwrap();
+            let refused = |result: &Result<(), RegisterError>| matches!(result, Err(error @ RegisterError::OtherPrefix { .. }) if error.needs_a_person());
+            assert!(checked().iter().all(|result| refused(result) == (prefix != PREFIX)), "{:?}", checked());
+        }
+    }
+
     #[test]
     fn a_register_is_private_and_durable() {
         use std::os::unix::fs::PermissionsExt;
@@ -164,7 +206,7 @@ mod tests {
     fn a_missing_register_and_a_text_file_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("register.db");
-        let opened = || [Register::open(&path).map(drop), Register::check(&path)];
+        let opened = || [Register::open(&path).map(drop), Register::check(&path, PREFIX)];
         assert!(opened().iter().all(|result| matches!(result, Err(RegisterError::Missing { .. }))));
         std::fs::write(&path, "this is no database, only a text of some length".repeat(40)).unwrap();
         assert!(opened().iter().all(|result| matches!(result, Err(RegisterError::Open { .. }))));
@@ -177,10 +219,10 @@ mod tests {
         drop(Register::create(&path).unwrap());
         let connection = Connection::open(&path).unwrap();
         connection.pragma_update(None, "user_version", 1).unwrap();
-        Register::check(&path).unwrap();
+        Register::check(&path, PREFIX).unwrap();
         let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
         assert_eq!(version, 1);
         connection.pragma_update(None, "user_version", 99).unwrap();
-        assert!(matches!(Register::check(&path), Err(RegisterError::Newer { .. })));
+        assert!(matches!(Register::check(&path, PREFIX), Err(RegisterError::Newer { .. })));
     }
 }

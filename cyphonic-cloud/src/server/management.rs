@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cyphonic_proto::Channel;
 use cyphonic_proto::message::Message;
 use cyphonic_proto::nms::{Action, Nms, NmsConfig, NmsTiming};
 use cyphonic_proto::node::Relay;
@@ -120,6 +121,7 @@ impl Management {
                     // The register said so when it came; the register's watch may be half a second behind, but not ahead.
                     self.nms.handle_enrolled(&identity.fqdn);
                     self.nms.handle_connected(now, channel, identity, remote, server);
+                    self.act_after(Some(channel));
                 }
                 if !self.sessions.contains(channel) {
                     return;
@@ -181,6 +183,11 @@ impl Management {
     }
 
     fn act(&mut self) {
+        self.act_after(None);
+    }
+
+    /// After one has come: if it is closed at once, it is not let in.
+    fn act_after(&mut self, newcomer: Option<Channel>) {
         while let Some(action) = self.nms.poll_action() {
             match action {
                 Action::Respond { exchange, mut message } => {
@@ -193,6 +200,9 @@ impl Management {
                     self.sessions.request(channel, exchange, message);
                 }
                 Action::CancelRequest { exchange } => self.sessions.cancel(exchange),
+                Action::Close { channel, code, reason } if newcomer == Some(channel) => {
+                    self.sessions.refuse(channel, code, &reason);
+                }
                 Action::Close { channel, code, reason } => self.sessions.close_as(channel, code, &reason),
             }
         }
@@ -200,7 +210,7 @@ impl Management {
 
     /// By which of our addresses a device reached us: two different ones tell its NAT's behaviour. Behind a port
     /// forwarding it is the public address of the family; where the kernel tells none, likewise.
-    fn server_address(&self, channel: cyphonic_proto::Channel, remote: SocketAddr) -> SocketAddr {
+    fn server_address(&self, channel: Channel, remote: SocketAddr) -> SocketAddr {
         let public = self.public.iter().find(|public| public.is_ipv4() == remote.is_ipv4());
         match (self.sessions.local_ip(channel), public) {
             (Some(ip), Some(public)) if self.public.iter().all(|p| p.ip() != ip) => *public,

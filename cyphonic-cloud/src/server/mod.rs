@@ -35,7 +35,6 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use cyphonic_dataplane::relay::xdp::{Mode, check_interfaces};
 use cyphonic_proto::alpn;
 use cyphonic_transport::Transport;
 
@@ -135,24 +134,30 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
         load_authority(config)?;
     }
     if let Some(path) = &config.register {
-        Register::check(path)?;
+        Register::check(path, config.network.prefix)?;
     }
     let mut notes = Vec::new();
-    if config.runs(ServiceRole::Trs) && config.relay.mode != Mode::Userspace {
-        match check_interfaces(&config.relay.interfaces) {
-            Err(error) if config.relay.mode == Mode::Auto => {
-                notes.push(format!("{error}; it relays in userspace"));
-            }
-            checked => checked?,
+    if config.runs(ServiceRole::Trs) {
+        for address in &config.listen {
+            notes.extend(port::check_xdp(config, address.ip())?);
         }
+        notes.dedup();
     }
     Ok(Checked { terms: loaded.terms, notes })
+}
+
+/// From when to when the certificates of this machine's services are valid.
+///
+/// # Errors
+/// If one cannot be loaded.
+pub fn terms(config: &Config) -> Result<Vec<Term>, StartError> {
+    Ok(load_credentials(config)?.terms)
 }
 
 fn open_register(config: &Config) -> Result<Option<Arc<Register>>, StartError> {
     let needed = config.runs(ServiceRole::As) || config.runs(ServiceRole::Nms);
     match &config.register {
-        Some(path) => Ok(Some(Arc::new(Register::open(path)?))),
+        Some(path) => Ok(Some(Arc::new(Register::open_for(path, config.network.prefix)?))),
         None if needed => Err(StartError::NoRegister),
         None => Ok(None),
     }

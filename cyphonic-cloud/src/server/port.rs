@@ -1,12 +1,12 @@
 //! One UDP port: its worker thread and its QUIC endpoint.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cyphonic_dataplane::relay::xdp::{Mode, XdpOptions, XdpRelay};
+use cyphonic_dataplane::relay::xdp::{Mode, XdpOptions, XdpRelay, check_interfaces};
 use cyphonic_dataplane::relay::{RelayMap, Resets, UserspaceRelay};
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_transport::{DetourServer, DetourTls, Transport};
@@ -150,6 +150,38 @@ fn start_detours(udp: &UdpPort, mode: TcpMode, tls: DetourTls) -> Result<Option<
     }
 }
 
+/// Where a relay in XDP looks for its interfaces, as [`XdpOptions`] has it.
+struct Places<'a> {
+    named: Option<&'a [String]>,
+    addresses: Vec<IpAddr>,
+}
+
+impl<'a> Places<'a> {
+    /// Of a relay that listens there, unless it is to be one in userspace.
+    fn wanted(config: &'a Config, listen: IpAddr) -> Option<Self> {
+        let mode = config.relay.mode;
+        if mode == Mode::Userspace || (mode == Mode::Auto && listen.is_loopback()) {
+            return None;
+        }
+        let named = Some(&*config.relay.interfaces).filter(|interfaces| !interfaces.is_empty());
+        let addresses = match listen.is_unspecified() {
+            true => config.public.iter().map(SocketAddr::ip).collect(),
+            false => vec![listen],
+        };
+        Some(Self { named, addresses })
+    }
+}
+
+/// Whether a relay in XDP that listens there would find its interfaces: what is to be said where it would relay in userspace instead.
+pub(super) fn check_xdp(config: &Config, listen: IpAddr) -> Result<Option<String>, StartError> {
+    let Some(places) = Places::wanted(config, listen) else { return Ok(None) };
+    match check_interfaces(places.named, &places.addresses) {
+        Ok(()) => Ok(None),
+        Err(error) if config.relay.mode == Mode::Auto => Ok(Some(format!("{error}; it relays in userspace"))),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Relays in XDP, as far as configuration and host allow.
 fn start_xdp(
     udp: &UdpPort,
@@ -157,21 +189,15 @@ fn start_xdp(
     relay: &Arc<UserspaceRelay>,
 ) -> Result<Option<Arc<XdpRelay>>, StartError> {
     let mode = config.relay.mode;
-    let listen = udp.local_addr().ip();
-    if mode == Mode::Userspace || (mode == Mode::Auto && listen.is_loopback()) {
+    let Some(places) = Places::wanted(config, udp.local_addr().ip()) else {
         XdpRelay::remove_leftovers(&config.relay.pins, udp.local_addr());
         tracing::info!("relaying in userspace");
         return Ok(None);
-    }
-    let named = Some(config.relay.interfaces.clone()).filter(|interfaces| !interfaces.is_empty());
-    let addresses = match listen.is_unspecified() {
-        true => config.public.iter().map(SocketAddr::ip).collect(),
-        false => vec![listen],
     };
     let options = XdpOptions {
         mode,
-        interfaces: named,
-        addresses,
+        interfaces: places.named.map(<[String]>::to_vec),
+        addresses: places.addresses,
         listen: udp.local_addr(),
         legs: config.relay.bindings,
         pins: Some(config.relay.pins.clone()),

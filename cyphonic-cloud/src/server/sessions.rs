@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cyphonic_proto::{Channel, ExchangeId, Identity, Message, message::ObservationRequest};
+use cyphonic_proto::{Channel, ExchangeId, Identity, Message, close, message::ObservationRequest};
 use cyphonic_transport::{Connection, Responder};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -53,13 +53,23 @@ pub(super) enum Event {
     Proved(Channel, SocketAddr),
 }
 
+/// Names, and why they were not let in.
+type Refusals = Arc<Seldom<(String, String)>>;
+
+/// Tells the operator of a verdict, seldom: who was refused tries all the time.
+fn tell_refused(refusals: &Seldom<(String, String)>, fqdn: &str, code: u32, reason: &str) {
+    let is_verdict = code == close::NOT_ALLOWED;
+    if is_verdict && refusals.is_due((fqdn.to_owned(), reason.to_owned()), unix_now()) {
+        tracing::warn!(fqdn, reason, "a device was refused");
+    }
+}
+
 /// Where connections enter a service.
 #[derive(Clone)]
 pub(super) struct Entrance {
     events: mpsc::Sender<Event>,
     register: Option<Arc<Register>>,
-    /// Names, and why they were not let in.
-    refusals: Arc<Seldom<(String, &'static str)>>,
+    refusals: Refusals,
     /// Why devices could not be looked up.
     failures: Arc<Seldom<String>>,
 }
@@ -84,10 +94,7 @@ impl Entrance {
                 let fqdn = connection.identity().map(|identity| identity.fqdn.clone()).unwrap_or_default();
                 tracing::debug!(fqdn, reason, remote = %connection.remote_address(), "a device was not let in");
                 connection.close(kept_out.code(), reason);
-                let is_verdict = matches!(kept_out, KeptOut::NotAllowed(_));
-                if is_verdict && self.refusals.is_due((fqdn.clone(), reason), unix_now()) {
-                    tracing::warn!(fqdn, reason, "a device was refused");
-                }
+                tell_refused(&self.refusals, &fqdn, kept_out.code(), reason);
             }
         }
     }
@@ -135,6 +142,7 @@ struct Session {
 /// The table of one service.
 pub(super) struct Sessions {
     events: mpsc::Sender<Event>,
+    refusals: Refusals,
     datagrams: bool,
     sessions: BTreeMap<Channel, Session>,
     rounds: Rounds<Channel>,
@@ -154,6 +162,7 @@ impl Sessions {
     pub(super) fn new(entrance: &Entrance, datagrams: bool) -> Self {
         Self {
             events: entrance.events.clone(),
+            refusals: Arc::clone(&entrance.refusals),
             datagrams,
             sessions: BTreeMap::new(),
             rounds: Rounds::default(),
@@ -253,9 +262,17 @@ impl Sessions {
         true
     }
 
+    /// Closes a connection of a device that the machine does not let in; its end is not reported.
+    pub(super) fn refuse(&mut self, channel: Channel, code: u32, reason: &str) {
+        if let Some(session) = self.sessions.get(&channel) {
+            tell_refused(&self.refusals, &session.admission.identity.fqdn, code, reason);
+        }
+        self.close_as(channel, code, reason);
+    }
+
     /// Closes a connection of a device that may not be here; its end is not reported.
     pub(super) fn close(&mut self, channel: Channel, reason: &str) {
-        self.close_as(channel, cyphonic_proto::close::NOT_ALLOWED, reason);
+        self.close_as(channel, close::NOT_ALLOWED, reason);
     }
 
     /// The same, for whatever reason the code tells.
@@ -285,11 +302,7 @@ impl Sessions {
         };
         let ended: Vec<Channel> = channels.iter().filter(has_ended).copied().collect();
         for channel in &ended {
-            self.close_as(
-                *channel,
-                cyphonic_proto::close::DONE,
-                "the certificate that it came with has ended",
-            );
+            self.close_as(*channel, close::DONE, "the certificate that it came with has ended");
         }
         ended
     }

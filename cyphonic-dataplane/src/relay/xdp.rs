@@ -26,7 +26,7 @@ mod status;
 pub mod watch;
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -49,12 +49,12 @@ use self::watch::Watcher;
 use super::userspace::lock;
 use super::{Leg, LegStats, RelayMap, RelayMapError, UserspaceRelay};
 
-/// Whether interfaces of these names are there for a relay in XDP. Nothing is attached.
+/// Whether there are interfaces for a relay in XDP, by names and addresses as in [`XdpOptions`]. Nothing is attached.
 ///
 /// # Errors
-/// If one is not there or not up, or none can be listed.
-pub fn check_interfaces(names: &[String]) -> Result<(), XdpError> {
-    interfaces::choose(Some(names), &[]).map(drop)
+/// If one that was named is not there or not up, there is none at all, or they cannot be listed.
+pub fn check_interfaces(named: Option<&[String]>, addresses: &[IpAddr]) -> Result<(), XdpError> {
+    interfaces::choose(named, addresses).map(drop)
 }
 
 /// For how long legs that must wait for the kernel gather: it costs the same for all of them.

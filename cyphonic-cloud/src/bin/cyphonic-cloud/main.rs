@@ -19,6 +19,8 @@ macro_rules! say {
 mod device;
 mod init;
 mod manual;
+mod metrics;
+mod operator;
 mod relay;
 mod renew;
 mod run;
@@ -36,6 +38,7 @@ use cyphonic_cloud::config::{Config, ConfigError, DEFAULT_PATH};
 use cyphonic_cloud::register::{Register, RegisterError};
 use cyphonic_cloud::server::StartError;
 use cyphonic_dataplane::dumps;
+use cyphonic_transport::logging::error_mark;
 use cyphonic_transport::settings::{WRONG_SETTINGS, describe};
 
 /// Where a service keeps what is of one run only: a variable that systemd sets, and what the package's unit makes of it.
@@ -44,7 +47,7 @@ const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/cyphonic-cloud";
 
 /// The cloud of a Cyphonic overlay network: enrols devices, steers their tunnels, relays.
 #[derive(Debug, Parser)]
-#[command(name = "cyphonic-cloud", version, propagate_version = true)]
+#[command(name = "cyphonic-cloud", version = cyphonic_cloud::VERSION, propagate_version = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -61,7 +64,9 @@ enum Command {
     /// Run the services that the configuration names, until SIGTERM or SIGINT.
     Run(ConfigArgument),
     /// Check a configuration, its certificates, keys and register, and say what they make this machine.
-    Check(ConfigArgument),
+    Check(run::CheckArguments),
+    /// Print what there is to measure, in the text form of Prometheus.
+    Metrics(ConfigArgument),
     /// Show the relays of this host: those that run in XDP, and what the service relays in userspace.
     TrsStatus(status::Arguments),
     /// Enrolment tokens.
@@ -118,7 +123,8 @@ fn main() -> ExitCode {
         Command::TrsCredentials(arguments) => relay::run(&arguments),
         Command::Renew(arguments) => renew::run(&arguments),
         Command::Run(argument) => run::run(&argument),
-        Command::Check(argument) => run::check(&argument),
+        Command::Check(arguments) => run::check(&arguments),
+        Command::Metrics(argument) => metrics::run(&argument),
         Command::TrsStatus(arguments) => status::run(&arguments),
         Command::Token(command) => token::run(&command),
         Command::Device(command) => device::run(&command),
@@ -139,7 +145,7 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stderr, reason = "the one place where errors reach the person")]
 fn complain(error: &anyhow::Error) {
-    eprintln!("cyphonic-cloud: {}", describe(error.as_ref()));
+    eprintln!("{}cyphonic-cloud: {}", error_mark(), describe(error.as_ref()));
 }
 
 /// Whether another try is in vain until somebody changes something.
