@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use cyphonic_common::limits::MAX_UDP4_PAYLOAD;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::gso::{Coalescer, Slot, SuperPacket, VnetHeader};
@@ -17,8 +18,7 @@ use crate::thread::{manners::Manners, priority::outrank_applications};
 use crate::tun::{MAX_READ, TunDevice};
 use crate::udp::{RecvBatch, Transmit, UdpPort};
 
-/// What the kernel takes in one segmented send: a datagram's limit over IPv4, and its `UDP_MAX_SEGMENTS`.
-const MAX_BYTES: usize = 65_507;
+/// The most packets of one segmented send, the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9.
 const MAX_PACKETS: usize = 64;
 /// As the offload ring's: messages received, and reads, of one turn.
 const MESSAGES: usize = 16;
@@ -58,7 +58,7 @@ impl Batch {
             || (!self.closed
                 && len <= self.stride
                 && self.packets < MAX_PACKETS
-                && self.buffer.len() + len <= MAX_BYTES)
+                && self.buffer.len() + len <= MAX_UDP4_PAYLOAD)
     }
 
     fn add(&mut self, whole: &SuperPacket<'_>, part: usize, len: usize) {
@@ -96,7 +96,8 @@ struct Sending {
 
 impl Sending {
     fn new(peer: SocketAddr) -> Self {
-        let batch = Batch { buffer: Vec::with_capacity(MAX_BYTES), stride: 0, packets: 0, closed: false };
+        let batch =
+            Batch { buffer: Vec::with_capacity(MAX_UDP4_PAYLOAD), stride: 0, packets: 0, closed: false };
         Self { peer, read: vec![0; MAX_READ], batch }
     }
 

@@ -3,7 +3,9 @@
 use std::net::Ipv6Addr;
 use std::time::Instant;
 
-use crate::gso::{IPV6_HEADER, Sum, put};
+use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
+
+use crate::gso::{Sum, put};
 
 /// An error packet is never longer than IPv6's least MTU (§2.4 c).
 pub(super) const MAX_ERROR: usize = 1280;
@@ -39,26 +41,26 @@ pub(super) fn error(
     if source.is_multicast() || source.is_unspecified() || destination.is_multicast() || is_error(offending) {
         return None;
     }
-    let quoted = offending.get(..MAX_ERROR - IPV6_HEADER - HEADER).unwrap_or(offending);
-    let len = IPV6_HEADER + HEADER + quoted.len();
+    let quoted = offending.get(..MAX_ERROR - IPV6_HEADER_LEN - HEADER).unwrap_or(offending);
+    let len = IPV6_HEADER_LEN + HEADER + quoted.len();
     let packet = out.get_mut(..len)?;
     packet.fill(0);
     put(packet, 0, &[0x60])?;
-    put(packet, 4, &((len - IPV6_HEADER) as u16).to_be_bytes())?;
+    put(packet, 4, &((len - IPV6_HEADER_LEN) as u16).to_be_bytes())?;
     put(packet, 6, &[ICMPV6, 64])?;
     put(packet, 8, &own.octets())?;
     put(packet, 24, &source.octets())?;
     match problem {
-        Problem::Unreachable => put(packet, IPV6_HEADER, &[1, 3])?,
+        Problem::Unreachable => put(packet, IPV6_HEADER_LEN, &[1, 3])?,
         Problem::TooBig(mtu) => {
-            put(packet, IPV6_HEADER, &[2, 0])?;
-            put(packet, IPV6_HEADER + 4, &u32::from(mtu).to_be_bytes())?;
+            put(packet, IPV6_HEADER_LEN, &[2, 0])?;
+            put(packet, IPV6_HEADER_LEN + 4, &u32::from(mtu).to_be_bytes())?;
         }
     }
-    put(packet, IPV6_HEADER + HEADER, quoted)?;
-    let (ip, body) = packet.split_first_chunk::<IPV6_HEADER>()?;
+    put(packet, IPV6_HEADER_LEN + HEADER, quoted)?;
+    let (ip, body) = packet.split_first_chunk::<IPV6_HEADER_LEN>()?;
     let sum = Sum::default().add_pseudo_header(ip, ICMPV6, body.len() as u32).add(body).finish();
-    put(packet, IPV6_HEADER + 2, &sum)?;
+    put(packet, IPV6_HEADER_LEN + 2, &sum)?;
     Some(len)
 }
 
@@ -68,7 +70,7 @@ fn address(packet: &[u8], at: usize) -> Option<Ipv6Addr> {
 
 /// Whether a packet is an ICMPv6 error itself, behind at most a few extension headers.
 fn is_error(packet: &[u8]) -> bool {
-    let (mut next, mut at) = (packet.get(6).copied().unwrap_or(0), IPV6_HEADER);
+    let (mut next, mut at) = (packet.get(6).copied().unwrap_or(0), IPV6_HEADER_LEN);
     for _ in 0..8 {
         if next == ICMPV6 {
             return packet.get(at).is_none_or(|kind| *kind < FIRST_INFORMATIONAL);
@@ -171,7 +173,7 @@ mod tests {
     fn a_long_packet_is_quoted_up_to_the_least_mtu() {
         let icmp = written(Problem::Unreachable, &udp(5000));
         assert_eq!(icmp[..2], [1, 3]);
-        assert_eq!(icmp.len(), MAX_ERROR - IPV6_HEADER);
+        assert_eq!(icmp.len(), MAX_ERROR - IPV6_HEADER_LEN);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use cyphonic_common::frame::DATAGRAM;
 use cyphonic_common::limits::TUNNEL_OVERHEAD;
 use cyphonic_common::policy::Direction;
 use cyphonic_common::{DropReason, InterfaceConfig, Verdict, classify_egress};
@@ -38,8 +39,6 @@ use crate::gso::{SuperPacket, VnetHeader};
 use crate::protect::{HEADER_LEN, SealError};
 use crate::udp::{Transmit, UdpPort};
 
-/// The type byte of a DATAGRAM frame that runs to the end of its packet (RFC 9221 §4).
-const DATAGRAM: u8 = 0x30;
 /// The pace of repeated challenges.
 const TICK: Duration = Duration::from_millis(50);
 

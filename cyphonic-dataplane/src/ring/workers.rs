@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
 
+use cyphonic_common::map::MAX_PEERS;
 use cyphonic_common::{ConnectionId, DropReason, InterfaceConfig};
 
 use super::command::{RxCommand, RxTunnel, TxCommand, TxTunnel};
@@ -30,7 +31,7 @@ use crate::thread::priority::outrank_applications;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 
 /// Tunnels of one ring: far beyond what a device talks to, near what memory is for.
-const MAX_TUNNELS: usize = 65_536;
+const MAX_TUNNELS: usize = MAX_PEERS as usize;
 /// Challenges of peers that wait for the sending worker.
 const MAX_ANSWERS: usize = 256;
 

@@ -6,25 +6,21 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cyphonic_common::frame::part::PART_HEADER;
-use cyphonic_common::frame::{Candidates, Close};
+use cyphonic_common::frame::{Candidates, Close, DATAGRAM, PROBING};
 use cyphonic_common::limits::MIN_PROBE_DATAGRAM;
+use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
 use cyphonic_common::policy::Direction;
 use cyphonic_common::{DropReason, Frame, Frames, Part};
 
 use super::joiner::{Joined, Joiner, Joining};
 use super::sources::{Sign, Sources};
 use super::{JOINED, RxParts};
-use crate::gso::{IPV6_HEADER, Slot};
+use crate::gso::Slot;
 use crate::protect::{HEADER_LEN, OpenError, Opener};
 use crate::ring::command::{Answer, RxTunnel};
 use crate::ring::device::Delivery;
 use crate::ring::shared::{Challenge, Shared};
 use crate::ring::{CandidateSet, RingEvent, ecn};
-
-/// The type byte of a DATAGRAM frame that runs to the end of its packet (RFC 9221 §4).
-const DATAGRAM: u8 = 0x30;
-/// The type bytes of frames that only try a path (RFC 9000 §9.1): a packet that begins with one is no sign of a move.
-const PROBING: [u8; 2] = [0x1a, 0x1b];
 
 /// See the module.
 pub(super) struct Peer {
@@ -267,9 +263,9 @@ impl Peer {
 /// An inner packet must be whole, from the tunnel's peer, and to this node: nothing else has any business here.
 #[inline]
 fn check_inner(packet: &[u8], peer: Ipv6Addr, own: Ipv6Addr) -> Result<(), DropReason> {
-    let header = packet.first_chunk::<IPV6_HEADER>().ok_or(DropReason::MalformedInner)?;
+    let header = packet.first_chunk::<IPV6_HEADER_LEN>().ok_or(DropReason::MalformedInner)?;
     let len = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    if header[0] >> 4 != 6 || IPV6_HEADER + len != packet.len() {
+    if header[0] >> 4 != 6 || IPV6_HEADER_LEN + len != packet.len() {
         return Err(DropReason::MalformedInner);
     }
     if header[8..24] != peer.octets() {

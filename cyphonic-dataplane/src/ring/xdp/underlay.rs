@@ -18,7 +18,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cyphonic_common::steer::{ETHERNET_LEN, MAX_QUEUES};
+use cyphonic_common::packet::ethernet::ETHERNET_LEN;
+use cyphonic_common::steer::MAX_QUEUES;
 
 use crate::bpf::{BpfError, EgressClassifier, UnderlayLink};
 use crate::netdevice;
