@@ -37,7 +37,7 @@ pub mod varint;
 
 pub use buffer::{Buffer, Cursor, Truncated};
 pub use cid::{CID_LEN, ConnectionId};
-pub use classify::{Verdict, classify_egress};
+pub use classify::classify_egress;
 pub use drop_reason::DropReason;
 pub use frame::{Frame, FrameError, Frames, Part};
 pub use map::{Counter, InterfaceConfig};

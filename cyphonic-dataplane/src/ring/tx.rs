@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use cyphonic_common::frame::DATAGRAM;
 use cyphonic_common::limits::TUNNEL_OVERHEAD;
 use cyphonic_common::policy::Direction;
-use cyphonic_common::{DropReason, InterfaceConfig, Verdict, classify_egress};
+use cyphonic_common::{DropReason, InterfaceConfig, classify_egress};
 
 use self::backlog::{Backlog, Load, Loss, Sent};
 use self::batch::{Batch, Sealed};
@@ -122,10 +122,7 @@ impl TxWorker {
     }
 
     fn try_send_read(&mut self, vnet: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
-        let dst = match classify_egress(packet, &self.parts.config) {
-            Verdict::Tunnel { dst } => Ipv6Addr::from(dst),
-            Verdict::Drop(reason) => return Err(reason),
-        };
+        let dst = Ipv6Addr::from(classify_egress(packet, &self.parts.config)?);
         let Some(tunnel) = self.tunnels.sending(dst) else { return self.hold(dst, vnet, packet) };
         if let Some(permissions) = &self.permissions {
             permissions.judge(packet, Direction::Out)?;
