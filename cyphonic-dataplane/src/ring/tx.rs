@@ -239,8 +239,9 @@ impl TxWorker {
             match done.load {
                 Load::Batch(sealed) => {
                     batch_left(&self.parts.counters, &done.shared, &sealed, loss, self.now);
-                    let tunnel = self.tunnels.index(done.shared.id).filter(|_| is_too_big(loss));
-                    if let Some(tunnel) = tunnel.and_then(|index| self.tunnels.get_mut(index)) {
+                    if is_too_big(loss)
+                        && let Some(tunnel) = self.tunnels.by_id_mut(done.shared.id)
+                    {
                         Self::interface_shrank(tunnel, &self.parts.events);
                     }
                 }
@@ -258,7 +259,7 @@ impl TxWorker {
     fn hold(&mut self, dst: Ipv6Addr, vnet: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
         let report = !self.tunnels.has(dst);
         let holding = self.parts.hold.push(dst, *vnet, packet, report, self.now);
-        self.parts.counters.held.store(self.parts.hold.len() as u64, Relaxed);
+        self.count_held();
         if matches!(holding, Holding::Report | Holding::FullReport) {
             (self.parts.events)(RingEvent::UnknownDestination { dst });
         }
@@ -273,7 +274,7 @@ impl TxWorker {
         for Held { vnet, packet } in self.parts.hold.take(dst) {
             self.send_read(&vnet, &packet);
         }
-        self.parts.counters.held.store(self.parts.hold.len() as u64, Relaxed);
+        self.count_held();
         self.flush();
     }
 
