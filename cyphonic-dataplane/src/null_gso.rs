@@ -13,8 +13,8 @@ use cyphonic_common::limits::MAX_UDP4_PAYLOAD;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::gso::{Coalescer, Slot, SuperPacket, VnetHeader};
-use crate::ring::Tempo;
-use crate::thread::{manners::Manners, priority::outrank_applications};
+use crate::ring::Pacing;
+use crate::thread::{priority::outrank_applications, scheduling::Scheduling};
 use crate::tun::{MAX_READ, TunDevice};
 use crate::udp::{RecvBatch, Transmit, UdpPort};
 
@@ -31,13 +31,13 @@ const READS: usize = 16;
 pub fn run(tun: &TunDevice, port: &UdpPort, peer: SocketAddr) -> io::Result<()> {
     outrank_applications();
     let (mut sending, mut receiving) = (Sending::new(peer), Receiving::new(tun));
-    let (mut tempo, mut manners) = (Tempo::new(Instant::now()), Manners::of_this_thread());
+    let (mut pacing, mut scheduling) = (Pacing::new(Instant::now()), Scheduling::of_this_thread());
     loop {
         let (received, sent) = (receiving.turn(tun, port)?, sending.turn(tun, port)?);
-        tempo.count(received + sent);
+        pacing.count(received + sent);
         if received == 0 && sent == 0 {
-            manners.rest();
-            if !tempo.pause() {
+            scheduling.rest();
+            if !pacing.pause() {
                 poll(&mut [PollFd::new(tun, PollFlags::IN), PollFd::new(port, PollFlags::IN)], None)?;
             }
         }

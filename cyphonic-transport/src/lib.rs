@@ -31,10 +31,10 @@ mod legs;
 pub mod logging;
 pub mod mux;
 mod peer;
+pub mod quota;
 mod resets;
 pub mod settings;
 pub mod signals;
-pub mod tally;
 pub mod tls;
 mod transport;
 

@@ -17,7 +17,7 @@ use super::forward::Forwarder;
 use super::leg::{LegCounters, Shared, checked};
 use super::resets::Resets;
 use super::{Leg, LegStats, RelayMap, RelayMapError};
-use crate::thread::manners::Manners;
+use crate::thread::scheduling::Scheduling;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 
 /// Messages per receive call.
@@ -177,7 +177,7 @@ fn work(
     changes: &Receiver<Change>,
     forwarder: &mut Forwarder<'_>,
 ) -> io::Result<()> {
-    let (mut batch, mut manners) = (RecvBatch::new(BATCH_MESSAGES), Manners::of_this_thread());
+    let (mut batch, mut scheduling) = (RecvBatch::new(BATCH_MESSAGES), Scheduling::of_this_thread());
     while !stop.load(Relaxed) {
         let received = port.recv_batch(&mut batch);
         while let Ok(change) = changes.try_recv() {
@@ -186,7 +186,7 @@ fn work(
         match received {
             Ok(_) => forwarder.forward(&mut batch),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                manners.rest();
+                scheduling.rest();
                 port.wait(Some(IDLE_WAIT))?;
             }
             // What an ICMP error left on the socket is about a datagram long gone.

@@ -4,8 +4,8 @@
 //! place, checks every inner packet against its tunnel, and then writes what belongs together as super-packets
 //! straight out of the receive buffers. What is not tunnel data goes to signalling, in runs.
 
+mod cards;
 mod datagram;
-mod frames;
 mod joiner;
 mod sources;
 
@@ -22,8 +22,8 @@ use cyphonic_common::quic::PUNCH;
 use cyphonic_common::stun::is_stun;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram};
 
+use self::cards::CardQueues;
 use self::datagram::Peer;
-use self::frames::Frames;
 use super::command::{Answer, RxCommand};
 use super::counters::Counters;
 use super::device::Delivery;
@@ -34,14 +34,14 @@ use crate::gso::Slot;
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
 
-pub(super) use self::frames::{AnyQueue, CardQueue};
+pub(super) use self::cards::{AnyQueue, CardQueue};
 
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
 pub(super) const MESSAGES: usize = 16;
 /// Batches of frames after which the port is looked at, though there may be more frames.
 const FRAME_BATCHES: u32 = 8;
 /// Messages that are handled together, wherever they come from.
-const BATCH: usize = if frames::BATCH > MESSAGES { frames::BATCH } else { MESSAGES };
+const BATCH: usize = if cards::BATCH > MESSAGES { cards::BATCH } else { MESSAGES };
 /// In a [`Slot`]: the packet lies where packets are joined, in none of the messages' buffers.
 const JOINED: u32 = u32::MAX;
 /// How often old keys are looked at while there are any.
@@ -73,7 +73,7 @@ pub(super) struct RxParts {
 pub(super) struct RxWorker<D> {
     parts: RxParts,
     delivery: D,
-    frames: Frames,
+    cards: CardQueues,
     /// Batches of frames since the port was looked at.
     frame_batches: u32,
     peers: HashMap<ConnectionId, Peer, BuildHasherDefault<WordHasher>>,
@@ -91,7 +91,7 @@ impl<D: Delivery> RxWorker<D> {
         Self {
             parts,
             delivery,
-            frames: Frames::default(),
+            cards: CardQueues::default(),
             frame_batches: 0,
             peers: HashMap::default(),
             joined: Vec::new(),
@@ -108,7 +108,7 @@ impl<D: Delivery> RxWorker<D> {
     /// The port is broken.
     pub(super) fn turn(&mut self, batch: &mut RecvBatch) -> io::Result<Turn> {
         self.take_commands();
-        let frames = if self.frame_batches < FRAME_BATCHES { self.receive_frames() } else { 0 };
+        let frames = if self.frame_batches < FRAME_BATCHES { self.receive_from_cards() } else { 0 };
         if frames > 0 {
             self.frame_batches += 1;
             return Ok(Turn { done: frames, dry: false });
@@ -134,24 +134,24 @@ impl<D: Delivery> RxWorker<D> {
     }
 
     /// What tells of frames, where there are network cards that give some.
-    pub(super) fn frames_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.frames.descriptor()
+    pub(super) fn cards_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.cards.descriptor()
     }
 
     /// What tells of frames is broken.
-    pub(super) fn bury_frames(&mut self) {
-        self.frames.bury();
+    pub(super) fn bury_cards(&mut self) {
+        self.cards.bury();
     }
 
     /// Opens a batch of frames, if there are any. Returns how many.
-    fn receive_frames(&mut self) -> u32 {
-        let received = self.frames.receive();
+    fn receive_from_cards(&mut self) -> u32 {
+        let received = self.cards.receive();
         if received > 0 {
             // Out of the worker, which the frames' packets are opened with.
-            let mut frames = std::mem::take(&mut self.frames);
+            let mut frames = std::mem::take(&mut self.cards);
             self.receive(frames.messages_mut(self.parts.port.nat64()));
             let malformed = frames.give_back();
-            self.frames = frames;
+            self.cards = frames;
             if malformed > 0 {
                 self.parts.counters.count_drop(DropReason::MalformedOuter, malformed);
             }
@@ -178,8 +178,8 @@ impl<D: Delivery> RxWorker<D> {
                 RxCommand::Remove(id) => self.peers.retain(|_, peer| peer.shared.id != id),
                 RxCommand::Deliver(packet) => self.delivery.deliver(&packet, &self.parts.counters),
                 RxCommand::SetPermissions(permissions) => self.parts.permissions = permissions,
-                RxCommand::AddQueue(queue) => self.frames.add(*queue),
-                RxCommand::RemoveCard(card, done) => self.frames.remove(card, &done),
+                RxCommand::AddQueue(queue) => self.cards.add(*queue),
+                RxCommand::RemoveCard(card, done) => self.cards.remove(card, &done),
                 RxCommand::SetRemote(id, remote) => {
                     for peer in self.peers.values_mut().filter(|peer| peer.shared.id == id) {
                         peer.remote = remote;

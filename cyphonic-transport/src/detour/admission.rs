@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::tally::{Tally, network_of};
+use crate::quota::{Quota, network_of};
 
 /// Most connections, whoever has them, where descriptors suffice. Each takes two and some 200 KiB.
 pub(super) const MAX_CONNECTIONS: usize = 2_048;
@@ -28,8 +28,8 @@ pub(super) type DeviceKey = [u8; 32];
 
 #[derive(Debug)]
 struct Counts {
-    all: Tally<IpAddr>,
-    strangers: Tally<IpAddr>,
+    all: Quota<IpAddr>,
+    strangers: Quota<IpAddr>,
     /// The oldest connection of each first.
     devices: HashMap<DeviceKey, VecDeque<OfDevice>>,
     next: u64,
@@ -67,8 +67,8 @@ impl Admission {
     /// For this many connections at most.
     pub(super) fn new(most: usize) -> Self {
         let counts = Counts {
-            all: Tally::new(most),
-            strangers: Tally::new(MAX_STRANGERS),
+            all: Quota::new(most),
+            strangers: Quota::new(MAX_STRANGERS),
             devices: HashMap::new(),
             next: 0,
         };

@@ -13,7 +13,7 @@ use std::time::Duration;
 use cyphonic_proto::message::{Message, Refusal, RefusalCode};
 use cyphonic_transport::connection::EXCHANGE_TIMEOUT;
 use cyphonic_transport::enrol::STRANGER_STAYS;
-use cyphonic_transport::tally::Key;
+use cyphonic_transport::quota::Key;
 use cyphonic_transport::{Connection, Responder};
 use tokio::sync::{Notify, Semaphore};
 
