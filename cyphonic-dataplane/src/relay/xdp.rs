@@ -39,7 +39,6 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub use self::error::XdpError;
 use self::legs::{Legs, LegsError};
-use self::object::Value;
 pub use self::options::{Attachment, BPF_FILE_SYSTEM, Hook, Mode, NATIVE_WHY, XdpOptions};
 use self::pins::Pins;
 use self::program::Program;
@@ -48,6 +47,7 @@ pub use self::status::{Place, RunningRelay, running_relays};
 use self::watch::Watcher;
 use super::userspace::lock;
 use super::{Leg, LegStats, RelayMap, RelayMapError, UserspaceRelay};
+use crate::bpf::pod::Value;
 
 /// Whether interfaces of these names are there for a relay in XDP. Nothing is attached.
 ///

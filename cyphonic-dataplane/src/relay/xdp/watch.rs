@@ -27,8 +27,8 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
-use super::object::Value;
 use super::{XdpError, monotonic_ns};
+use crate::bpf::pod::Value;
 
 /// `RTNLGRP_*` of `linux/rtnetlink.h`: links, neighbours, addresses, routes, rules and forwarding of both families, next
 /// hops.
