@@ -23,7 +23,7 @@ use cyphonic_common::stun::is_stun;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram};
 
 use self::cards::CardQueues;
-use self::datagram::Peer;
+use self::datagram::{Out, Peer};
 use super::command::{Answer, RxCommand};
 use super::counters::Counters;
 use super::device::Delivery;
@@ -35,6 +35,7 @@ use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
 
 pub(super) use self::cards::{AnyQueue, CardQueue};
+pub(super) use self::datagram::Arrived;
 
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
 pub(super) const MESSAGES: usize = 16;
@@ -196,6 +197,11 @@ impl<D: Delivery> RxWorker<D> {
         for ((index, message), buffer) in messages.enumerate().zip(&mut buffers) {
             *buffer = self.receive_message(index as u32, message, now);
         }
+        self.flush(&buffers);
+    }
+
+    /// Hands what was opened to the host: it lies in `buffers`, or where packets are joined.
+    fn flush(&mut self, buffers: &[&[u8]]) {
         let joined = self.joined.as_slice();
         let bytes = |slot: Slot| {
             let other = if slot.buffer == JOINED { joined } else { &[] };
@@ -209,7 +215,6 @@ impl<D: Delivery> RxWorker<D> {
     /// Handles each datagram of a message and returns the buffer, in which opened packets now lie in clear.
     fn receive_message<'b>(&mut self, index: u32, message: Message<'b>, now: Instant) -> &'b [u8] {
         let Message { from, local_ip, ecn, payload, stride, handed_on } = message;
-        let outer_ecn = ecn.unwrap_or(0);
         let mut at = 0;
         while let Some(rest) = payload.get_mut(at..).filter(|rest| !rest.is_empty()) {
             let len = stride.min(rest.len());
@@ -217,11 +222,12 @@ impl<D: Delivery> RxWorker<D> {
             match classify_datagram(datagram) {
                 DatagramKind::Data(cid) => {
                     let place = Slot { buffer: index, start: at as u32, len: len as u32 };
-                    match self.open(cid, datagram, place, from, outer_ecn, now) {
+                    let mut arrived = Arrived { datagram, place, from, ecn: ecn.unwrap_or(0), now };
+                    match self.open(cid, &mut arrived) {
                         Ok(()) => {}
                         // What was handed on to this worker already is nobody's.
-                        Err(DropReason::UnknownConnectionId)
-                            if !handed_on && self.hand_on(cid, datagram, from, ecn) => {}
+                        Err(DropReason::UnknownConnectionId) if !handed_on && self.hand_on(cid, &arrived) => {
+                        }
                         Err(reason) => self.parts.counters.count_drop(reason, 1),
                     }
                     at += len;
@@ -241,22 +247,14 @@ impl<D: Delivery> RxWorker<D> {
         payload
     }
 
-    fn open(
-        &mut self,
-        cid: ConnectionId,
-        datagram: &mut [u8],
-        place: Slot,
-        from: SocketAddr,
-        ecn: u8,
-        now: Instant,
-    ) -> Result<(), DropReason> {
-        let Some(peer) = self.peers.get_mut(&cid) else { return self.hold(cid, datagram, from, ecn, now) };
+    fn open(&mut self, cid: ConnectionId, arrived: &mut Arrived<'_>) -> Result<(), DropReason> {
+        let Some(peer) = self.peers.get_mut(&cid) else { return self.hold(cid, arrived) };
         let updates = peer.opener.key_updates();
-        let (parts, delivery, joined) = (&self.parts, &mut self.delivery, &mut self.joined);
-        let result = peer.open(parts, delivery, joined, datagram, place, from, ecn, now);
+        let mut out = Out { parts: &self.parts, delivery: &mut self.delivery, joined: &mut self.joined };
+        let result = peer.open(&mut out, arrived);
         if peer.opener.key_updates() != updates {
             peer.shared.rx.set_key_updates(peer.opener.key_updates());
-            self.aftermath = Some(now + KEY_AFTERMATH);
+            self.aftermath = Some(arrived.now + KEY_AFTERMATH);
             // The sending half follows at once, so that the peer's update is acknowledged (RFC 9001 §6.2).
             self.parts.tx_waker.wake();
         }
@@ -265,15 +263,8 @@ impl<D: Delivery> RxWorker<D> {
 
     /// A packet without a tunnel: held if one is under way, else dropped.
     #[cold]
-    fn hold(
-        &self,
-        cid: ConnectionId,
-        datagram: &[u8],
-        from: SocketAddr,
-        ecn: u8,
-        now: Instant,
-    ) -> Result<(), DropReason> {
-        let held = self.parts.early.hold(cid, datagram, from, ecn, now);
+    fn hold(&self, cid: ConnectionId, arrived: &Arrived<'_>) -> Result<(), DropReason> {
+        let held = self.parts.early.hold(cid, arrived);
         let others = held.ok_or(DropReason::UnknownConnectionId)?;
         self.parts.counters.count_drop(DropReason::UnknownConnectionId, others);
         Ok(())
@@ -281,8 +272,10 @@ impl<D: Delivery> RxWorker<D> {
 
     /// A packet of no tunnel of this worker's: another's, if the program that chooses among them did not know that.
     #[cold]
-    fn hand_on(&self, cid: ConnectionId, datagram: &[u8], from: SocketAddr, ecn: Option<u8>) -> bool {
-        self.parts.port.group().is_some_and(|group| group.hand_on_stray(cid, from, ecn, datagram))
+    fn hand_on(&self, cid: ConnectionId, arrived: &Arrived<'_>) -> bool {
+        let ecn = (arrived.ecn != 0).then_some(arrived.ecn);
+        let group = self.parts.port.group();
+        group.is_some_and(|group| group.hand_on_stray(cid, arrived.from, ecn, arrived.datagram))
     }
 
     /// Opens what came before the tunnel that was just installed.
@@ -292,17 +285,13 @@ impl<D: Delivery> RxWorker<D> {
         let (packets, old) = self.parts.early.take(cid, now);
         self.parts.counters.count_drop(DropReason::UnknownConnectionId, old);
         for mut early in packets {
+            let (from, ecn) = (early.from, early.ecn);
             let place = Slot { buffer: 0, start: 0, len: early.datagram.len() as u32 };
-            if let Err(reason) = self.open(cid, &mut early.datagram, place, early.from, early.ecn, now) {
+            let mut arrived = Arrived { datagram: &mut early.datagram, place, from, ecn, now };
+            if let Err(reason) = self.open(cid, &mut arrived) {
                 self.parts.counters.count_drop(reason, 1);
             }
-            let joined = self.joined.as_slice();
-            let bytes = |slot: Slot| {
-                let buffer = if slot.buffer == JOINED { joined } else { &early.datagram };
-                buffer.get(slot.start as usize..(slot.start + slot.len) as usize).unwrap_or_default()
-            };
-            self.delivery.flush(bytes, &self.parts.counters);
-            self.joined.clear();
+            self.flush(&[&early.datagram]);
         }
     }
 
