@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -80,6 +81,8 @@ pub(super) struct RxWorker<D> {
     peers: HashMap<ConnectionId, Peer, BuildHasherDefault<WordHasher>>,
     /// The batch's packets that came in pieces.
     joined: Vec<u8>,
+    /// See [`Out::found`].
+    found: Vec<Range<usize>>,
     /// Until when old keys must be looked at.
     aftermath: Option<Instant>,
     keys_looked_at: Instant,
@@ -96,6 +99,7 @@ impl<D: Delivery> RxWorker<D> {
             frame_batches: 0,
             peers: HashMap::default(),
             joined: Vec::new(),
+            found: Vec::new(),
             aftermath: None,
             keys_looked_at: Instant::now(),
             errors: 0,
@@ -250,7 +254,8 @@ impl<D: Delivery> RxWorker<D> {
     fn open(&mut self, cid: ConnectionId, arrived: &mut Arrived<'_>) -> Result<(), DropReason> {
         let Some(peer) = self.peers.get_mut(&cid) else { return self.hold(cid, arrived) };
         let updates = peer.opener.key_updates();
-        let mut out = Out { parts: &self.parts, delivery: &mut self.delivery, joined: &mut self.joined };
+        let (parts, delivery, joined) = (&self.parts, &mut self.delivery, &mut self.joined);
+        let mut out = Out { parts, delivery, joined, found: &mut self.found };
         let result = peer.open(&mut out, arrived);
         if peer.opener.key_updates() != updates {
             peer.shared.rx.set_key_updates(peer.opener.key_updates());

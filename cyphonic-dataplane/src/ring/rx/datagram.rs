@@ -39,6 +39,8 @@ pub(super) struct Out<'w, D> {
     pub(super) delivery: &'w mut D,
     /// Takes packets that came in pieces.
     pub(super) joined: &'w mut Vec<u8>,
+    /// Empty: where the inner packets of a datagram are noted that has several frames.
+    pub(super) found: &'w mut Vec<Range<usize>>,
 }
 
 /// See the module.
@@ -54,14 +56,6 @@ pub(super) struct Peer {
     sources: Sources,
     closed: bool,
     exhausted: bool,
-}
-
-/// What of a packet's frames is for applications, by where it lies.
-#[derive(Debug, Default)]
-struct Found {
-    inner: Vec<Range<usize>>,
-    /// A PART, which is always the last frame.
-    piece: Option<Range<usize>>,
 }
 
 impl Peer {
@@ -109,14 +103,14 @@ impl Peer {
             let inner = payload.start + 1..payload.end;
             return self.deliver(parts, out.delivery, arrived, inner);
         }
-        let mut found = Found::default();
-        let frames = self.act_on_frames(parts, arrived, payload, &mut found);
-        for inner in found.inner {
+        let mut piece = None;
+        let frames = self.act_on_frames(parts, arrived, payload, out.found, &mut piece);
+        for inner in out.found.drain(..) {
             if let Err(reason) = self.deliver(parts, out.delivery, arrived, inner) {
                 parts.counters.count_drop(reason, 1);
             }
         }
-        if let Some(piece) = found.piece
+        if let Some(piece) = piece
             && let Some(Joined { place: inner, ecn }) = self.join(parts, out.joined, arrived, piece)?
         {
             let place = Slot { buffer: JOINED, start: 0, len: 0 };
@@ -148,14 +142,16 @@ impl Peer {
         }
     }
 
-    /// Everything but the common case of one inner packet alone.
+    /// Everything but the common case of one inner packet alone. Inner packets are noted in `found`, by where they lie, and so
+    /// is a PART, which is always the last frame, in `piece`.
     #[cold]
     fn act_on_frames(
         &mut self,
         parts: &RxParts,
         arrived: &Arrived<'_>,
         payload: Range<usize>,
-        found: &mut Found,
+        found: &mut Vec<Range<usize>>,
+        piece: &mut Option<Range<usize>>,
     ) -> Result<(), DropReason> {
         let (datagram, from, now) = (&*arrived.datagram, arrived.from, arrived.now);
         let padded = datagram.len() >= MIN_PROBE_DATAGRAM;
@@ -167,7 +163,7 @@ impl Peer {
                 Frame::Padding(_) | Frame::Ping => {}
                 Frame::Datagram(packet) | Frame::DatagramWithLength(packet) => {
                     let start = packet.as_ptr().addr() - datagram.as_ptr().addr();
-                    found.inner.push(start..start + packet.len());
+                    found.push(start..start + packet.len());
                 }
                 Frame::PathChallenge(data) if !answered => {
                     answered = true;
@@ -183,7 +179,7 @@ impl Peer {
                 Frame::PathChallenge(_) => {}
                 Frame::Part(Part { bytes, .. }) => {
                     let start = bytes.as_ptr().addr() - datagram.as_ptr().addr();
-                    found.piece = Some(start - PART_HEADER..start + bytes.len());
+                    *piece = Some(start - PART_HEADER..start + bytes.len());
                 }
                 Frame::PathResponse(data) => self.path_response(parts, data),
                 Frame::Candidates(candidates) if self.sources.takes_list(now) => {
