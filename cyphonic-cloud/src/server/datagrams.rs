@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::rate::spend;
+use cyphonic_common::Account;
 
 /// A second. A handshake takes about ten of each end.
 const RATE: u32 = 256;
@@ -18,13 +18,13 @@ const BURST: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Meter {
     start: Instant,
-    account: Mutex<Account>,
+    sent: Mutex<Sent>,
 }
 
 #[derive(Debug, Default)]
-struct Account {
-    /// Since `start`.
-    paid_until: Duration,
+struct Sent {
+    /// By the time since `start`.
+    account: Account,
     dropped: u64,
 }
 
@@ -39,19 +39,19 @@ pub(super) enum Verdict {
 impl Meter {
     /// Of a connection that has sent none yet.
     pub(super) fn new(now: Instant) -> Self {
-        Self { start: now, account: Mutex::default() }
+        Self { start: now, sent: Mutex::default() }
     }
 
     /// It sends one.
     pub(super) fn judge(&self, now: Instant) -> Verdict {
         let passed = now.saturating_duration_since(self.start);
-        // The account is whole after every call.
-        let mut account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
-        if spend(&mut account.paid_until, passed, RATE, BURST) {
+        // It is whole after every call.
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        if sent.account.spend(passed, Duration::from_secs(1) / RATE, BURST) {
             return Verdict::Pass;
         }
-        account.dropped += 1;
-        Verdict::Drop(account.dropped)
+        sent.dropped += 1;
+        Verdict::Drop(sent.dropped)
     }
 }
 

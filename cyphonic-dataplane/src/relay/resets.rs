@@ -12,8 +12,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use cyphonic_common::ConnectionId;
 use cyphonic_common::quic::SHORT_HEADER_LEN;
+use cyphonic_common::{Account, ConnectionId};
 use ring::rand::{SecureRandom, SystemRandom};
 
 /// Bytes of a stateless reset token (RFC 9000 §10.3).
@@ -95,20 +95,12 @@ impl fmt::Debug for Reset {
 
 /// How many resets may be sent. Times are those since the relay's start.
 #[derive(Debug, Default)]
-pub(super) struct Budget {
-    /// When all that was spent will be earned back.
-    paid: Duration,
-}
+pub(super) struct Budget(Account);
 
 impl Budget {
     /// Takes one, if there is one.
     pub(super) fn take(&mut self, now: Duration) -> bool {
-        let paid = self.paid.max(now) + INTERVAL;
-        let affordable = paid <= now + INTERVAL * BURST;
-        if affordable {
-            self.paid = paid;
-        }
-        affordable
+        self.0.spend(now, INTERVAL, INTERVAL * BURST)
     }
 }
 

@@ -1,8 +1,9 @@
 //! ICMPv6 errors to the node's own applications (RFC 4443): Destination Unreachable and Packet Too Big.
 
 use std::net::Ipv6Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use cyphonic_common::Account;
 use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
 
 use crate::gso::{Sum, put};
@@ -17,7 +18,8 @@ const FIRST_INFORMATIONAL: u8 = 128;
 const EXTENSIONS: [u8; 3] = [0, 43, 60];
 
 /// Errors of a kind in a burst, and per second (§2.4 f).
-const BURST: f64 = 64.0;
+const BURST: u32 = 64;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// What went wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,44 +91,23 @@ fn is_error(packet: &[u8]) -> bool {
 /// from those who use it.
 #[derive(Debug)]
 pub(super) struct ErrorLimit {
-    unreachable: Bucket,
-    too_big: Bucket,
+    start: Instant,
+    unreachable: Account,
+    too_big: Account,
 }
 
 impl ErrorLimit {
     pub(super) fn new(now: Instant) -> Self {
-        Self { unreachable: Bucket::new(now), too_big: Bucket::new(now) }
+        Self { start: now, unreachable: Account::default(), too_big: Account::default() }
     }
 
     /// Whether one more may be sent. To be asked before it is written, which costs more.
     pub(super) fn allows(&mut self, problem: Problem, now: Instant) -> bool {
-        match problem {
-            Problem::Unreachable => self.unreachable.takes(now),
-            Problem::TooBig(_) => self.too_big.takes(now),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Bucket {
-    tokens: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn new(now: Instant) -> Self {
-        Self { tokens: BURST, at: now }
-    }
-
-    fn takes(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.at = now;
-        self.tokens = (self.tokens + passed * BURST).min(BURST);
-        let allowed = self.tokens >= 1.0;
-        if allowed {
-            self.tokens -= 1.0;
-        }
-        allowed
+        let account = match problem {
+            Problem::Unreachable => &mut self.unreachable,
+            Problem::TooBig(_) => &mut self.too_big,
+        };
+        account.spend(now.saturating_duration_since(self.start), SECOND / BURST, SECOND)
     }
 }
 
@@ -135,7 +116,6 @@ mod tests {
     use etherparse::{Icmpv6Slice, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
     use super::*;
-    use std::time::Duration;
 
     const OWN: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
     const PEER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
@@ -194,7 +174,7 @@ mod tests {
         let mut limit = ErrorLimit::new(start);
         for problem in [Problem::Unreachable, Problem::TooBig(1280)] {
             assert_eq!((0..1000).filter(|_| limit.allows(problem, start)).count(), BURST as usize);
-            assert!(limit.allows(problem, start + Duration::from_secs(1)));
+            assert!(limit.allows(problem, start + SECOND));
         }
     }
 }
