@@ -8,7 +8,9 @@
 //! up, so those of one TRS connection have room together.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use cyphonic_dataplane::sync;
 
 use crate::legs::RelayedAddress;
 use crate::quota::{Key, Quota, network_of};
@@ -125,8 +127,7 @@ impl Handshakes {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        // Counts are whole after every statement that matters; a panic elsewhere does not spoil them.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 

@@ -10,10 +10,11 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::relay::{MAX_RESET_LEN, MIN_RESET_LEN, RESET_TOKEN_LEN};
+use cyphonic_dataplane::sync;
 use cyphonic_proto::TunnelId;
 
 /// A relay answers every packet; its tunnel's owner need not hear of each.
@@ -97,9 +98,8 @@ impl Resets {
         true
     }
 
-    /// Every step leaves the table whole, so a panic elsewhere while it was locked harms nothing.
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 

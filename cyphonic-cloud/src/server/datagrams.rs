@@ -3,10 +3,11 @@
 //! Those of all devices wait in one queue. Whoever could fill it would lose the others' handshakes; and two that take
 //! DATAGRAMs for a way of their own would carry by it what a leg's rate limit keeps from them.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use cyphonic_common::Account;
+use cyphonic_dataplane::sync;
 
 /// A second. A handshake takes about ten of each end.
 const RATE: u32 = 256;
@@ -45,8 +46,7 @@ impl Meter {
     /// It sends one.
     pub(super) fn judge(&self, now: Instant) -> Verdict {
         let passed = now.saturating_duration_since(self.start);
-        // It is whole after every call.
-        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sent = sync::lock(&self.sent);
         if sent.account.spend(passed, Duration::from_secs(1) / RATE, BURST) {
             return Verdict::Pass;
         }

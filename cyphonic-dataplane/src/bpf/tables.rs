@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::Ipv6Addr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use aya::maps::{HashMap, MapData, MapError};
 use cyphonic_common::ConnectionId;
@@ -13,6 +13,7 @@ use cyphonic_common::policy::{Direction, PolicyKey};
 use super::error::BpfError;
 use super::object::Object;
 use super::pod::Value;
+use crate::sync::lock;
 
 /// Addresses without a node that are remembered. Applications cause them, so a scan of the prefix must not fill the
 /// map: the oldest is forgotten, which costs it one more question to the agent.
@@ -132,9 +133,4 @@ fn note(map: &'static str, result: Result<(), MapError>) -> bool {
         tracing::warn!(map, %error, "the eBPF programs do not learn of a change");
     }
     result.is_ok()
-}
-
-/// A map is whole after every call, so a panic elsewhere does not spoil it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::{ConnectionId, DropReason};
@@ -17,6 +17,7 @@ use super::forward::Forwarder;
 use super::leg::{LegCounters, Shared, checked};
 use super::resets::Resets;
 use super::{Leg, LegStats, RelayMap, RelayMapError};
+use crate::sync::lock;
 use crate::thread::scheduling::Scheduling;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 
@@ -258,9 +259,4 @@ impl Control {
         // The receiver lives as long as the relay, between runs too: sending cannot fail.
         let _ = self.changes.send(change);
     }
-}
-
-/// Each holder leaves the map consistent at every step, so a panic elsewhere while it was locked harms nothing.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

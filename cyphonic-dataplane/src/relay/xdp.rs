@@ -45,9 +45,9 @@ use self::program::Program;
 use self::routing::Routing;
 pub use self::status::{Place, RunningRelay, running_relays};
 use self::watch::Watcher;
-use super::userspace::lock;
 use super::{Leg, LegStats, RelayMap, RelayMapError, UserspaceRelay};
 use crate::bpf::pod::Value;
+use crate::sync::lock;
 
 /// Whether interfaces of these names are there for a relay in XDP. Nothing is attached.
 ///

@@ -26,9 +26,9 @@ use super::awake::AwakeRequest;
 use super::device::{Delivery, Source};
 use super::pacing::Pacing;
 use super::rx::RxWorker;
-use super::shared::lock;
 use super::tx::TxWorker;
 use super::wake::Waker;
+use crate::sync::lock;
 use crate::thread::scheduling::Scheduling;
 use crate::udp::{RecvBatch, UdpPort};
 

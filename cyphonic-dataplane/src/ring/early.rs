@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use cyphonic_common::ConnectionId;
 
 use super::rx::Arrived;
-use super::shared::lock;
+use crate::sync::lock;
 
 /// Connection IDs that are offered at a time: as many as a node has set-ups at once, twice over.
 const MAX_OFFERED: usize = 1_024;

@@ -19,7 +19,7 @@ use super::device::{Delivery, Source};
 use super::duty::{self, Division, Duty, First, Handover, Receiving, Sending};
 use super::hold::Hold;
 use super::rx::{MESSAGES, RxParts, RxWorker};
-use super::shared::{Shared, lock};
+use super::shared::Shared;
 use super::tx::{TxParts, TxWorker};
 use super::wake::Waker;
 use super::{
@@ -27,6 +27,7 @@ use super::{
     RingError, RingEvent, RingKind, TunnelId, TunnelInstall, TunnelStats,
 };
 use crate::protect;
+use crate::sync::lock;
 use crate::thread::priority::outrank_applications;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 

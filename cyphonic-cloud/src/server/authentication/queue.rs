@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use cyphonic_dataplane::sync::lock;
 use cyphonic_transport::quota::{Key, Quota};
-
-use super::lock;
 
 /// A queue of requests. In what order they are worked on is others' business.
 pub(super) struct Queue<K: Key> {

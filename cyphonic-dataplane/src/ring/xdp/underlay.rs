@@ -25,7 +25,7 @@ use crate::bpf::{BpfError, EgressClassifier, UnderlayLink};
 use crate::netdevice;
 use crate::ring::command::RxCommand;
 use crate::ring::rx::{AnyQueue, CardQueue};
-use crate::ring::shared::lock;
+use crate::sync::lock;
 use crate::udp::UdpPort;
 use crate::xsk::{CopyMode, FrameSize, Umem, UmemConfig, Xsk, XskConfig, XskError, XskWatch};
 
