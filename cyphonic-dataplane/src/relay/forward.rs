@@ -19,7 +19,7 @@ use super::leg::{LegCounters, Shared};
 use super::resets::{Budget, Resets};
 use super::userspace::{Change, Counters};
 use crate::hash::WordHasher;
-use crate::udp::{Message, RecvBatch, SignallingSink, Transmit, UdpPort};
+use crate::udp::{self, Message, RecvBatch, SignallingSink, Transmit, UdpPort};
 
 /// How long the worker waits for room in the socket's buffer before it drops: arriving packets queue meanwhile.
 const SEND_PATIENCE: Duration = Duration::from_millis(5);
@@ -164,7 +164,7 @@ impl<'a> Forwarder<'a> {
         let Some(reset) = resets.answer(cid, trigger_len) else { return };
         let transmit = Transmit { src_ip, ..Transmit::new(to, reset.as_bytes()) };
         // The next packet brings another one.
-        if self.sender.port.try_send(&transmit).is_ok() {
+        if self.sender.port.send(&transmit).is_ok() {
             self.counters.resets.fetch_add(1, Relaxed);
         }
     }
@@ -207,7 +207,7 @@ impl Sender<'_> {
                 waited = true;
                 continue;
             }
-            let reason = drop_reason(&error);
+            let reason = udp::drop_reason(&error);
             // What came with packets that are too large may be smaller: where a network passes no UDP, a node's probes of its
             // path's size come in one message with the packet that followed them.
             let alone = transmit.payload.len() <= stride;
@@ -220,16 +220,6 @@ impl Sender<'_> {
             }
             transmit.payload = rest;
         }
-    }
-}
-
-fn drop_reason(error: &io::Error) -> DropReason {
-    if error.kind() == io::ErrorKind::WouldBlock {
-        DropReason::QueueFull
-    } else if error.raw_os_error() == Some(libc::EMSGSIZE) {
-        DropReason::TooBig
-    } else {
-        DropReason::SendFailed
     }
 }
 

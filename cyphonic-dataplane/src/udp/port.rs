@@ -251,14 +251,6 @@ impl UdpPort {
         self.send_counted(transmit).1
     }
 
-    /// The same as [`send`](Self::send), under the name QUIC implementations use.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send).
-    pub fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.send(transmit)
-    }
-
     /// [`send`](Self::send), which also says how many of the payload's bytes went out before an error.
     pub fn send_counted(&self, transmit: &Transmit<'_>) -> (usize, io::Result<()>) {
         let dest = match self.wire_address(transmit.dest) {
