@@ -17,6 +17,7 @@ mod attach;
 mod error;
 mod interfaces;
 pub mod legs;
+mod neighbours;
 mod object;
 mod options;
 mod pins;
