@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
+
+use cyphonic_dataplane::sync;
 
 use crate::register::UnixSeconds;
 
@@ -51,8 +53,7 @@ impl<K: Eq + Hash> Seldom<K> {
 
     /// Whether this is to be said now.
     pub(crate) fn is_due(&self, thing: K, now: UnixSeconds) -> bool {
-        // The table is whole after every call.
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = sync::lock(&self.said);
         let before = said.get(&thing).copied();
         if before.is_some_and(|before| before.is_recent(now)) {
             return false;

@@ -15,28 +15,39 @@ use crate::map::{InterfaceConfig, PeerEntry};
 use crate::packet::ip::IPV6_HEADER_LEN;
 use crate::policy::{self, Direction, EVERY_CLASS, PolicyTable};
 
-/// Where a packet goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// To the tunnel of the node with this virtual address.
-    Tunnel {
-        /// The inner destination, in network byte order.
-        dst: [u8; 16],
-    },
-    /// Nowhere.
-    Drop(DropReason),
-}
-
-/// Decides on a packet that leaves an application through the virtual interface.
+/// Decides on a packet that leaves an application through the virtual interface: the virtual address of the node whose
+/// tunnel it takes, in network byte order.
 ///
 /// Depends on nothing but its arguments. Super-packets that the kernel has not yet cut into segments are judged as one
 /// packet: all their segments have the same addresses.
+///
+/// # Errors
+/// Why it is dropped.
 #[inline(always)]
-pub fn classify_egress<B: Buffer + ?Sized>(packet: &B, config: &InterfaceConfig) -> Verdict {
-    match tunnel_destination(packet, config) {
-        Ok(dst) => Verdict::Tunnel { dst },
-        Err(reason) => Verdict::Drop(reason),
+pub fn classify_egress<B: Buffer + ?Sized>(
+    packet: &B,
+    config: &InterfaceConfig,
+) -> Result<[u8; 16], DropReason> {
+    if !config.is_configured() {
+        return Err(DropReason::NotConfigured);
     }
+    check_version(packet)?;
+    let header: [u8; IPV6_HEADER_LEN] = packet.read(0).ok_or(DropReason::Truncated)?;
+    let (source, dst) = addresses(&header);
+    if is_local_noise(&dst) {
+        return Err(DropReason::LocalNoise);
+    }
+    check_length(&header, packet.len())?;
+    if !config.is_own(&source) {
+        return Err(DropReason::ForeignSource);
+    }
+    if !config.is_inside(&dst) {
+        return Err(DropReason::OutsideOverlay);
+    }
+    if config.is_own(&dst) {
+        return Err(DropReason::ToSelf);
+    }
+    Ok(dst)
 }
 
 /// What the kernel knows of the overlay's nodes.
@@ -71,7 +82,7 @@ where
     B: Buffer + ?Sized,
     T: PeerTable + PolicyTable + ?Sized,
 {
-    let dst = match tunnel_destination(packet, config) {
+    let dst = match classify_egress(packet, config) {
         Ok(dst) => dst,
         Err(reason) => return Egress::Drop(reason),
     };
@@ -105,33 +116,6 @@ where
         None => EVERY_CLASS,
     };
     policy::judge(packet, class, Direction::In, tables)
-}
-
-#[inline(always)]
-fn tunnel_destination<B: Buffer + ?Sized>(
-    packet: &B,
-    config: &InterfaceConfig,
-) -> Result<[u8; 16], DropReason> {
-    if !config.is_configured() {
-        return Err(DropReason::NotConfigured);
-    }
-    check_version(packet)?;
-    let header: [u8; IPV6_HEADER_LEN] = packet.read(0).ok_or(DropReason::Truncated)?;
-    let (source, dst) = addresses(&header);
-    if is_local_noise(&dst) {
-        return Err(DropReason::LocalNoise);
-    }
-    check_length(&header, packet.len())?;
-    if !config.is_own(&source) {
-        return Err(DropReason::ForeignSource);
-    }
-    if !config.is_inside(&dst) {
-        return Err(DropReason::OutsideOverlay);
-    }
-    if config.is_own(&dst) {
-        return Err(DropReason::ToSelf);
-    }
-    Ok(dst)
 }
 
 #[inline(always)]
@@ -198,13 +182,13 @@ mod tests {
         packet
     }
 
-    fn verdict(packet: &[u8]) -> Verdict {
+    fn verdict(packet: &[u8]) -> Result<[u8; 16], DropReason> {
         classify_egress(packet, &config())
     }
 
     #[test]
     fn a_packet_to_a_peer_goes_to_its_tunnel() {
-        assert_eq!(verdict(&udp(OWN, PEER, b"hello")), Verdict::Tunnel { dst: address(PEER) });
+        assert_eq!(verdict(&udp(OWN, PEER, b"hello")), Ok(address(PEER)));
     }
 
     #[test]
@@ -225,30 +209,24 @@ mod tests {
             (vec![0xf0; 60], DropReason::BadVersion),
         ];
         for (packet, reason) in cases {
-            assert_eq!(verdict(&packet), Verdict::Drop(reason), "{packet:02x?}");
+            assert_eq!(verdict(&packet), Err(reason), "{packet:02x?}");
         }
         let unconfigured = classify_egress(udp(OWN, PEER, b"").as_slice(), &InterfaceConfig::unconfigured());
-        assert_eq!(unconfigured, Verdict::Drop(DropReason::NotConfigured));
+        assert_eq!(unconfigured, Err(DropReason::NotConfigured));
     }
 
     /// One peer, of a class that may be pinged.
     struct OnePeer(Option<PeerEntry>);
 
     impl PeerTable for OnePeer {
-        fn peer(&self, address: &[u8; 16]) -> Option<PeerEntry> {
-            self.0.filter(|_| *address == Self::address(PEER))
+        fn peer(&self, known: &[u8; 16]) -> Option<PeerEntry> {
+            self.0.filter(|_| *known == address(PEER))
         }
     }
 
     impl PolicyTable for OnePeer {
         fn holds(&self, key: &policy::PolicyKey) -> bool {
             *key == policy::PolicyKey::new(Direction::Out, 3, 17, 2000)
-        }
-    }
-
-    impl OnePeer {
-        fn address(text: &str) -> [u8; 16] {
-            address(text)
         }
     }
 
@@ -292,7 +270,7 @@ mod tests {
                     packet[4..6].copy_from_slice(&len.to_be_bytes());
                 }
             }
-            if let Verdict::Tunnel { dst } = verdict(&packet) {
+            if let Ok(dst) = verdict(&packet) {
                 let (header, rest) = etherparse::Ipv6Header::from_slice(&packet).unwrap();
                 prop_assert_eq!(usize::from(header.payload_length), rest.len());
                 prop_assert_eq!(header.source, address(OWN));
@@ -306,7 +284,7 @@ mod tests {
             let mut peer = address("fd12:3456:789a:ffff::");
             peer[8..].copy_from_slice(&low.to_be_bytes());
             let packet = udp(OWN, &Ipv6Addr::from(peer).to_string(), &payload);
-            prop_assert_eq!(verdict(&packet), Verdict::Tunnel { dst: peer });
+            prop_assert_eq!(verdict(&packet), Ok(peer));
         }
     }
 }

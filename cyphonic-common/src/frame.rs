@@ -23,9 +23,12 @@ const PADDING: u8 = 0x00;
 const PING: u8 = 0x01;
 const PATH_CHALLENGE: u8 = 0x1a;
 const PATH_RESPONSE: u8 = 0x1b;
+/// The type bytes of frames that only try a path (RFC 9000 §9.1): a packet that begins with one is no sign of a move.
+pub const PROBING: [u8; 2] = [PATH_CHALLENGE, PATH_RESPONSE];
 const CONNECTION_CLOSE: u8 = 0x1c;
 const APPLICATION_CLOSE: u8 = 0x1d;
-const DATAGRAM: u8 = 0x30;
+/// The type byte of a DATAGRAM frame that runs to the end of its packet (RFC 9221 §4).
+pub const DATAGRAM: u8 = 0x30;
 const DATAGRAM_WITH_LENGTH: u8 = 0x31;
 /// Types of this protocol's own take two bytes, so that none is mistaken for one of QUIC's.
 const CANDIDATES: u8 = 0x71;

@@ -11,6 +11,7 @@
 //! - [`steer`]: which frames go past the stack to AF_XDP sockets.
 //! - [`nat64`]: IPv4 addresses within a translator's prefix.
 //! - [`policy`]: which peers may use which services.
+//! - [`account`]: how often something may happen.
 //! - [`map`], [`limits`]: the layout of shared eBPF maps, and the numbers both sides use.
 //!
 //! **Invariants.** No function here panics on any input. Nothing here reads memory except through
@@ -19,6 +20,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod buffer;
 pub mod cid;
 pub mod classify;
@@ -35,9 +37,10 @@ pub mod steer;
 pub mod stun;
 pub mod varint;
 
+pub use account::Account;
 pub use buffer::{Buffer, Cursor, Truncated};
 pub use cid::{CID_LEN, ConnectionId};
-pub use classify::{Verdict, classify_egress};
+pub use classify::classify_egress;
 pub use drop_reason::DropReason;
 pub use frame::{Frame, FrameError, Frames, Part};
 pub use map::{Counter, InterfaceConfig};

@@ -1,6 +1,8 @@
 //! Numbers that both halves, and both ends of a tunnel, rely on.
 
 use crate::cid::CID_LEN;
+use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
+use crate::packet::udp::UDP_HEADER_LEN;
 
 /// Bytes of a packet number: always four, because not every packet is acknowledged (RFC 9000 §17.1).
 pub const PACKET_NUMBER_LEN: usize = 4;
@@ -13,10 +15,10 @@ pub const TAG_LEN: usize = 16;
 pub const TUNNEL_OVERHEAD: usize = 1 + CID_LEN + PACKET_NUMBER_LEN + 1 + TAG_LEN;
 
 /// Outer IPv6 and UDP headers.
-pub const OUTER_IPV6_LEN: usize = 40 + 8;
+pub const OUTER_IPV6_LEN: usize = IPV6_HEADER_LEN + UDP_HEADER_LEN;
 
 /// Outer IPv4 (without options) and UDP headers.
-pub const OUTER_IPV4_LEN: usize = 20 + 8;
+pub const OUTER_IPV4_LEN: usize = IPV4_HEADER_LEN + UDP_HEADER_LEN;
 
 /// The least MTU an IPv6 interface may have (RFC 8200 §5), and so the least a tunnel must carry (RFC 9484 §10.1).
 pub const MIN_INNER_MTU: usize = 1280;
@@ -30,6 +32,9 @@ pub const MAX_INNER_MTU: usize = 8942;
 
 /// The largest UDP payload (RFC 9000 §18.2, `max_udp_payload_size`).
 pub const MAX_DATAGRAM: usize = 65_527;
+
+/// The largest UDP payload over IPv4 (RFC 768, RFC 791), and so the most bytes of one segmented send over either family.
+pub const MAX_UDP4_PAYLOAD: usize = 65_535 - OUTER_IPV4_LEN;
 
 /// Padded size of datagrams that carry PATH_CHALLENGE or PATH_RESPONSE (RFC 9000 §8.2.1).
 pub const MIN_PROBE_DATAGRAM: usize = 1200;

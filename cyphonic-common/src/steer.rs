@@ -18,6 +18,7 @@ use crate::cid::ConnectionId;
 use crate::classify::{Egress, PeerTable, judge_egress, judge_ingress};
 use crate::drop_reason::DropReason;
 use crate::map::{InterfaceConfig, MAX_WORKERS};
+use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::udp::{self, UDP_HEADER_LEN};
 use crate::policy::PolicyTable;
@@ -45,13 +46,6 @@ pub const MAX_QUEUES: u32 = 64;
 pub const MAX_CARDS: u32 = 8;
 /// Places for sockets on the underlay.
 pub const UNDERLAY_SOCKETS: u32 = MAX_CARDS * MAX_QUEUES * MAX_WORKERS;
-
-/// Bytes of an Ethernet header.
-pub const ETHERNET_LEN: usize = 14;
-/// Ethernet's type of IPv4.
-pub const ETHERNET_IPV4: [u8; 2] = [0x08, 0x00];
-/// Ethernet's type of IPv6.
-pub const ETHERNET_IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// The place of a worker's socket on a queue of the card that has this slot: a socket takes only frames of the card and
 /// the queue it is bound to, and the kernel drops others. `None` where there is no such place.

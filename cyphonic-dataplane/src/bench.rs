@@ -2,7 +2,9 @@
 //!
 //! Only built with the feature `bench`. Each runs the very code that packets pass, on made-up packets.
 
-use crate::gso::{Coalescer, GsoKind, IPV6_HEADER, Slot, Sum, SuperPacket, TCP, VnetHeader, put, tcp};
+use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
+
+use crate::gso::{Coalescer, GsoKind, Slot, Sum, SuperPacket, TCP, VnetHeader, put, tcp};
 use crate::protect::{HeaderKey, Suite};
 
 /// The mask that a header is protected with.
@@ -37,22 +39,22 @@ impl TcpSuperPacket {
         let vnet = VnetHeader {
             needs_csum: true,
             kind: GsoKind::Tcp6,
-            header_len: (IPV6_HEADER + tcp::MIN_HEADER) as u16,
+            header_len: (IPV6_HEADER_LEN + tcp::MIN_HEADER) as u16,
             gso_size: size,
-            csum_start: IPV6_HEADER as u16,
+            csum_start: IPV6_HEADER_LEN as u16,
             csum_offset: tcp::CHECKSUM as u16,
             ..VnetHeader::PLAIN
         };
         let mut packet: Vec<u8> = (0..len).map(|at| at as u8).collect();
-        let mut header = [0; IPV6_HEADER + tcp::MIN_HEADER];
+        let mut header = [0; IPV6_HEADER_LEN + tcp::MIN_HEADER];
         (header[0], header[6], header[7], header[8], header[24]) = (0x60, TCP, 64, 0xfd, 0xfd);
-        header[4..6].copy_from_slice(&(len.saturating_sub(IPV6_HEADER) as u16).to_be_bytes());
-        header[IPV6_HEADER + tcp::DATA_OFFSET] = (tcp::MIN_HEADER as u8 / 4) << 4;
-        header[IPV6_HEADER + tcp::FLAGS] = tcp::ACK;
-        let ipv6 = header.first_chunk().unwrap_or(&[0; IPV6_HEADER]);
-        let sum = Sum::default().add_pseudo_header(ipv6, TCP, (len.saturating_sub(IPV6_HEADER)) as u32);
+        header[4..6].copy_from_slice(&(len.saturating_sub(IPV6_HEADER_LEN) as u16).to_be_bytes());
+        header[IPV6_HEADER_LEN + tcp::DATA_OFFSET] = (tcp::MIN_HEADER as u8 / 4) << 4;
+        header[IPV6_HEADER_LEN + tcp::FLAGS] = tcp::ACK;
+        let ipv6 = header.first_chunk().unwrap_or(&[0; IPV6_HEADER_LEN]);
+        let sum = Sum::default().add_pseudo_header(ipv6, TCP, (len.saturating_sub(IPV6_HEADER_LEN)) as u32);
         put(&mut packet, 0, &header);
-        put(&mut packet, IPV6_HEADER + tcp::CHECKSUM, &sum.fold());
+        put(&mut packet, IPV6_HEADER_LEN + tcp::CHECKSUM, &sum.fold());
         Self { vnet, packet }
     }
 

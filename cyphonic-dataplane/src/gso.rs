@@ -22,8 +22,6 @@ pub(crate) use split::SuperPacket;
 pub(crate) use vnet::GsoKind;
 pub(crate) use vnet::{VNET_HEADER_LEN, VnetHeader};
 
-/// Length of the fixed IPv6 header (RFC 8200 §3).
-pub(crate) const IPV6_HEADER: usize = 40;
 /// Next header: TCP.
 pub(crate) const TCP: u8 = 6;
 /// Next header: UDP.
@@ -51,7 +49,6 @@ pub(crate) mod tcp {
 
 /// Offsets in a UDP header (RFC 768).
 pub(crate) mod udp {
-    pub(crate) const HEADER: usize = 8;
     pub(crate) const LENGTH: usize = 4;
     pub(crate) const CHECKSUM: usize = 6;
 }

@@ -6,6 +6,7 @@
 //! - [`ring`], [`tun`]: encapsulation rings between the virtual interface and the port.
 //! - [`netdevice`]: what interfaces are asked and told, and what their drivers can do.
 //! - [`shard`]: several rings, one a worker, that look like one.
+//! - [`sync`]: locks that a panic does not close.
 //! - [`thread`]: how the kernel schedules the threads of rings and relay.
 //! - [`memory`]: gives back what only starting needed.
 //! - [`dumps`]: no core dumps of a process with keys.
@@ -33,6 +34,7 @@ pub mod relay;
 pub mod replay;
 pub mod ring;
 pub mod shard;
+pub mod sync;
 pub mod tcp;
 mod thread;
 pub mod tun;

@@ -5,7 +5,7 @@
 
 mod features;
 mod link;
-mod netlink;
+pub(crate) mod netlink;
 mod programs;
 mod vlans;
 

@@ -9,16 +9,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
+use cyphonic_common::limits::MAX_UDP4_PAYLOAD;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::gso::{Coalescer, Slot, SuperPacket, VnetHeader};
-use crate::ring::Tempo;
-use crate::thread::{manners::Manners, priority::outrank_applications};
+use crate::ring::Pacing;
+use crate::thread::{priority::outrank_applications, scheduling::Scheduling};
 use crate::tun::{MAX_READ, TunDevice};
 use crate::udp::{RecvBatch, Transmit, UdpPort};
 
-/// What the kernel takes in one segmented send: a datagram's limit over IPv4, and its `UDP_MAX_SEGMENTS`.
-const MAX_BYTES: usize = 65_507;
+/// The most packets of one segmented send, the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9.
 const MAX_PACKETS: usize = 64;
 /// As the offload ring's: messages received, and reads, of one turn.
 const MESSAGES: usize = 16;
@@ -31,13 +31,13 @@ const READS: usize = 16;
 pub fn run(tun: &TunDevice, port: &UdpPort, peer: SocketAddr) -> io::Result<()> {
     outrank_applications();
     let (mut sending, mut receiving) = (Sending::new(peer), Receiving::new(tun));
-    let (mut tempo, mut manners) = (Tempo::new(Instant::now()), Manners::of_this_thread());
+    let (mut pacing, mut scheduling) = (Pacing::new(Instant::now()), Scheduling::of_this_thread());
     loop {
         let (received, sent) = (receiving.turn(tun, port)?, sending.turn(tun, port)?);
-        tempo.count(received + sent);
+        pacing.count(received + sent);
         if received == 0 && sent == 0 {
-            manners.rest();
-            if !tempo.pause() {
+            scheduling.rest();
+            if !pacing.pause() {
                 poll(&mut [PollFd::new(tun, PollFlags::IN), PollFd::new(port, PollFlags::IN)], None)?;
             }
         }
@@ -58,7 +58,7 @@ impl Batch {
             || (!self.closed
                 && len <= self.stride
                 && self.packets < MAX_PACKETS
-                && self.buffer.len() + len <= MAX_BYTES)
+                && self.buffer.len() + len <= MAX_UDP4_PAYLOAD)
     }
 
     fn add(&mut self, whole: &SuperPacket<'_>, part: usize, len: usize) {
@@ -96,7 +96,8 @@ struct Sending {
 
 impl Sending {
     fn new(peer: SocketAddr) -> Self {
-        let batch = Batch { buffer: Vec::with_capacity(MAX_BYTES), stride: 0, packets: 0, closed: false };
+        let batch =
+            Batch { buffer: Vec::with_capacity(MAX_UDP4_PAYLOAD), stride: 0, packets: 0, closed: false };
         Self { peer, read: vec![0; MAX_READ], batch }
     }
 

@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use cyphonic_common::map::worker_of;
 use cyphonic_common::policy::{EVERY_CLASS, PolicyKey};
@@ -18,6 +18,7 @@ use crate::ring::{
     Control, EncapRing, Path, PathMtu, Permissions, RingCounters, RingError, RingKind, TunnelId,
     TunnelInstall, TunnelStats,
 };
+use crate::sync;
 use crate::udp::PortGroup;
 
 /// See the module.
@@ -87,7 +88,7 @@ impl ShardedRing {
     }
 
     fn change(&self, change: impl FnOnce(&mut Permissions)) {
-        let mut permissions = self.permissions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut permissions = sync::lock(&self.permissions);
         change(&mut permissions);
         let all = Arc::new(permissions.clone());
         // Still locked, so that the last change is the last that the rings hear of.
@@ -133,9 +134,8 @@ impl ShardedRing {
         }
     }
 
-    /// Whole after every call that takes it, so a panic elsewhere does not spoil it.
     fn directory(&self) -> MutexGuard<'_, Directory> {
-        self.directory.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.directory)
     }
 }
 

@@ -24,7 +24,10 @@ mod sends;
 mod tests;
 mod translation;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+
+use cyphonic_common::DropReason;
 
 pub use batch::{Message, RecvBatch};
 pub use group::PortGroup;
@@ -78,6 +81,17 @@ pub trait SignallingSink: Send + Sync {
 pub trait StunSink: Send + Sync {
     /// One message from `from` that came to `local_ip`.
     fn deliver(&self, from: SocketAddr, local_ip: Option<IpAddr>, datagram: &[u8]);
+}
+
+/// Why what the kernel did not send is dropped.
+pub(crate) fn drop_reason(error: &io::Error) -> DropReason {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        DropReason::QueueFull
+    } else if error.raw_os_error() == Some(libc::EMSGSIZE) {
+        DropReason::TooBig
+    } else {
+        DropReason::SendFailed
+    }
 }
 
 /// IPv4-mapped IPv6 addresses become IPv4 ones; of an IPv6 address the flow label goes, the scope stays.

@@ -1,9 +1,10 @@
 //! The clock by which a device judges certificates: [`TrustedTime`] with the host's clocks.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cyphonic_dataplane::sync;
 use cyphonic_proto::message::Message;
 use cyphonic_proto::time::{Reading, TimeError, TrustedTime, UnixSeconds, Validity, Witness};
 use cyphonic_proto::{Role, identity};
@@ -107,7 +108,7 @@ impl Clock {
     }
 
     fn time(&self) -> MutexGuard<'_, TrustedTime> {
-        self.0.time.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0.time)
     }
 }
 

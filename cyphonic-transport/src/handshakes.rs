@@ -8,10 +8,12 @@
 //! up, so those of one TRS connection have room together.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use cyphonic_dataplane::sync;
 
 use crate::legs::RelayedAddress;
-use crate::tally::{Key, Tally, network_of};
+use crate::quota::{Key, Quota, network_of};
 
 /// With this many under way, a client must prove its address first (Retry, RFC 9000 §8.1.2).
 const BEFORE_RETRY: usize = 64;
@@ -78,9 +80,9 @@ pub(crate) struct Handshakes(Arc<Mutex<Counts>>);
 
 #[derive(Debug)]
 struct Counts {
-    under_way: Tally<Source>,
+    under_way: Quota<Source>,
     /// Connections that stand without a certificate.
-    strangers: Tally<Source>,
+    strangers: Quota<Source>,
 }
 
 /// What becomes of a client's first packet.
@@ -104,7 +106,7 @@ pub(crate) struct Place {
 
 impl Handshakes {
     pub(crate) fn new() -> Self {
-        let counts = Counts { under_way: Tally::new(MOST), strangers: Tally::new(MOST) };
+        let counts = Counts { under_way: Quota::new(MOST), strangers: Quota::new(MOST) };
         Self(Arc::new(Mutex::new(counts)))
     }
 
@@ -125,8 +127,7 @@ impl Handshakes {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        // Counts are whole after every statement that matters; a panic elsewhere does not spoil them.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 
@@ -149,8 +150,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut counts = self.handshakes.lock();
-        let tally = if self.stranger { &mut counts.strangers } else { &mut counts.under_way };
-        tally.remove(&self.source);
+        let quota = if self.stranger { &mut counts.strangers } else { &mut counts.under_way };
+        quota.remove(&self.source);
     }
 }
 

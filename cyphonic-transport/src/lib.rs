@@ -33,10 +33,10 @@ pub mod logging;
 pub mod metrics;
 pub mod mux;
 mod peer;
+pub mod quota;
 mod resets;
 pub mod settings;
 pub mod signals;
-pub mod tally;
 pub mod tls;
 mod transport;
 

@@ -13,11 +13,12 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use cyphonic_dataplane::relay::RESET_TOKEN_LEN;
+use cyphonic_dataplane::sync;
 use cyphonic_dataplane::udp::{self, SignallingSink, StunSink, UdpPort};
 use cyphonic_proto::{TunnelId, relayed};
 use quinn::{AsyncUdpSocket, UdpPoller};
@@ -117,18 +118,18 @@ impl Mux {
     /// The address under which quinn reaches a leg of a TRS connection: the same one for as long as the leg is among the
     /// newest thousands of that connection.
     pub fn add_leg(&self, trs: &quinn::Connection, context: u64) -> RelayedAddress {
-        let mut legs = self.legs.write().unwrap_or_else(PoisonError::into_inner);
+        let mut legs = sync::write(&self.legs);
         legs.add(trs.stable_id(), trs, context)
     }
 
     /// Forgets every leg of a TRS connection that ended.
     pub fn remove_legs(&self, trs: &quinn::Connection) {
-        self.legs.write().unwrap_or_else(PoisonError::into_inner).remove_all_of(trs.stable_id());
+        sync::write(&self.legs).remove_all_of(trs.stable_id());
     }
 
     /// The leg behind an address: its connection's [`quinn::Connection::stable_id`] and its context.
     pub fn leg(&self, address: RelayedAddress) -> Option<(usize, u64)> {
-        self.legs.read().unwrap_or_else(PoisonError::into_inner).get(address)
+        sync::read(&self.legs).get(address)
     }
 
     /// A relayed packet from a TRS: hands the packet in it to quinn. The TRS forwards only between bound legs, so a
@@ -142,7 +143,7 @@ impl Mux {
 
     fn send_relayed(&self, address: RelayedAddress, transmit: &Transmit<'_>) {
         let leg = {
-            let legs = self.legs.read().unwrap_or_else(PoisonError::into_inner);
+            let legs = sync::read(&self.legs);
             legs.way(address).map(|(trs, context)| (trs.clone(), context))
         };
         let Some((trs, context)) = leg else { return self.count_drop() };
@@ -172,7 +173,7 @@ impl Mux {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.queue)
     }
 
     fn count_drop(&self) {

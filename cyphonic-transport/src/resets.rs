@@ -10,16 +10,13 @@ use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use cyphonic_dataplane::relay::RESET_TOKEN_LEN;
+use cyphonic_dataplane::relay::{MAX_RESET_LEN, MIN_RESET_LEN, RESET_TOKEN_LEN};
+use cyphonic_dataplane::sync;
 use cyphonic_proto::TunnelId;
 
-/// Resets are no longer than this, so nothing that is needs to be looked at.
-const MAX_LEN: usize = 42;
-/// Header, connection ID and token.
-const MIN_LEN: usize = 1 + 8 + RESET_TOKEN_LEN;
 /// A relay answers every packet; its tunnel's owner need not hear of each.
 const INTERVAL: Duration = Duration::from_millis(50);
 
@@ -76,7 +73,7 @@ impl Resets {
     /// Whether a signalling datagram is a reset of a tunnel's relay; reports it if so.
     pub(crate) fn take(&self, from: SocketAddr, datagram: &[u8]) -> bool {
         let short_header = datagram.first().is_some_and(|first| first & 0x80 == 0);
-        if !short_header || !(MIN_LEN..=MAX_LEN).contains(&datagram.len()) {
+        if !short_header || !(MIN_RESET_LEN..=MAX_RESET_LEN).contains(&datagram.len()) {
             return false;
         }
         let Some(token) = datagram.last_chunk::<RESET_TOKEN_LEN>() else { return false };
@@ -101,9 +98,8 @@ impl Resets {
         true
     }
 
-    /// Every step leaves the table whole, so a panic elsewhere while it was locked harms nothing.
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 

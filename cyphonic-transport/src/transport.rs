@@ -3,9 +3,10 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use cyphonic_dataplane::sync;
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::identity::{Identity, NetworkId, Role};
 use cyphonic_proto::quic::HANDSHAKE_TIMEOUT;
@@ -71,11 +72,11 @@ impl fmt::Debug for CurrentServer {
 
 impl CurrentServer {
     fn get(&self) -> Arc<ServerTls> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        sync::read(&self.0).clone()
     }
 
     fn set(&self, tls: ServerTls) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tls);
+        *sync::write(&self.0) = Arc::new(tls);
     }
 }
 

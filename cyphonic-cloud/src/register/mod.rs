@@ -24,9 +24,10 @@ mod tokens;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use cyphonic_dataplane::sync;
 use cyphonic_proto::address::Prefix;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
@@ -121,7 +122,7 @@ impl Register {
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
         // A panic while the lock was held rolled its transaction back: the connection is sound.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.connection)
     }
 
     /// Runs `work` in one write transaction; an error rolls everything back.

@@ -3,10 +3,11 @@
 //! Those of all devices wait in one queue. Whoever could fill it would lose the others' handshakes; and two that take
 //! DATAGRAMs for a way of their own would carry by it what a leg's rate limit keeps from them.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use super::rate::spend;
+use cyphonic_common::Account;
+use cyphonic_dataplane::sync;
 
 /// A second. A handshake takes about ten of each end.
 const RATE: u32 = 256;
@@ -18,13 +19,13 @@ const BURST: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Meter {
     start: Instant,
-    account: Mutex<Account>,
+    sent: Mutex<Sent>,
 }
 
 #[derive(Debug, Default)]
-struct Account {
-    /// Since `start`.
-    paid_until: Duration,
+struct Sent {
+    /// By the time since `start`.
+    account: Account,
     dropped: u64,
 }
 
@@ -39,19 +40,18 @@ pub(super) enum Verdict {
 impl Meter {
     /// Of a connection that has sent none yet.
     pub(super) fn new(now: Instant) -> Self {
-        Self { start: now, account: Mutex::default() }
+        Self { start: now, sent: Mutex::default() }
     }
 
     /// It sends one.
     pub(super) fn judge(&self, now: Instant) -> Verdict {
         let passed = now.saturating_duration_since(self.start);
-        // The account is whole after every call.
-        let mut account = self.account.lock().unwrap_or_else(PoisonError::into_inner);
-        if spend(&mut account.paid_until, passed, RATE, BURST) {
+        let mut sent = sync::lock(&self.sent);
+        if sent.account.spend(passed, Duration::from_secs(1) / RATE, BURST) {
             return Verdict::Pass;
         }
-        account.dropped += 1;
-        Verdict::Drop(account.dropped)
+        sent.dropped += 1;
+        Verdict::Drop(sent.dropped)
     }
 }
 

@@ -22,7 +22,6 @@ mod kept;
 mod management;
 mod newest;
 mod port;
-mod rate;
 mod relay;
 mod rounds;
 mod sessions;

@@ -279,7 +279,7 @@ impl RelayControl {
     fn reset(&self, cid: ConnectionId, to: NodePath) {
         let Some(reset) = self.resets.unasked(cid) else { return };
         let transmit = Transmit { src_ip: to.local, ..Transmit::new(to.remote, reset.as_bytes()) };
-        if let Err(error) = self.port.try_send(&transmit) {
+        if let Err(error) = self.port.send(&transmit) {
             tracing::debug!(%error, "a node could not be called back");
         }
     }

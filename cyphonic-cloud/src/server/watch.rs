@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cyphonic_dataplane::sync;
 use cyphonic_proto::nms::REVOCATIONS_REMEMBERED;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
@@ -57,7 +58,7 @@ impl Watch {
     /// Every later change of a device. Subscribe before [`Self::run`].
     pub(super) fn subscribe(&self) -> mpsc::Receiver<DeviceRecord> {
         let (sender, receiver) = mpsc::channel(256);
-        self.subscribers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(sender);
+        sync::lock(&self.subscribers).push(sender);
         receiver
     }
 
@@ -104,7 +105,7 @@ impl Watch {
     }
 
     async fn tell(&mut self, changed: Vec<DeviceRecord>) {
-        let subscribers = self.subscribers.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let subscribers = sync::lock(&self.subscribers).clone();
         for device in changed {
             self.revision = self.revision.max(device.revision);
             if device.revoked_at.is_some() {

@@ -3,8 +3,15 @@
 use super::PacketError;
 use crate::buffer::{Buffer, Cursor};
 
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
+/// Bytes of a header without a tag.
+pub const ETHERNET_LEN: usize = 14;
+/// The type of IPv4, as it lies in a frame.
+pub const ETHERNET_IPV4: [u8; 2] = [0x08, 0x00];
+/// The type of IPv6, as it lies in a frame.
+pub const ETHERNET_IPV6: [u8; 2] = [0x86, 0xdd];
+
+const IPV4: u16 = u16::from_be_bytes(ETHERNET_IPV4);
+const IPV6: u16 = u16::from_be_bytes(ETHERNET_IPV6);
 /// IEEE 802.1Q and 802.1ad tags.
 const VLAN: [u16; 2] = [0x8100, 0x88a8];
 

@@ -4,17 +4,10 @@ use super::address::{Address, Sum};
 use super::map::{Family, PassReason, RelayConfig};
 use super::origin::Origin;
 use crate::buffer::Buffer;
+use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::udp::{self, UDP_HEADER_LEN};
 use crate::quic::{DatagramKind, classify_datagram_at};
-
-/// Bytes of an Ethernet header.
-pub const ETHERNET_LEN: usize = 14;
-
-/// Ethernet's type of IPv4.
-pub(super) const ETHERNET_IPV4: [u8; 2] = [0x08, 0x00];
-/// Ethernet's type of IPv6.
-pub(super) const ETHERNET_IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// UDP's protocol number as it stands in a pseudo header.
 const PSEUDO_PROTOCOL: u16 = u16::from_ne_bytes([0, udp::PROTOCOL]);

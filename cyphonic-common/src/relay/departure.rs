@@ -1,10 +1,11 @@
 //! How a frame leaves: its new headers, and the checksum that follows from the old one.
 
 use super::address::{Address, Sum};
-use super::arrival::{Arrival, ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
+use super::arrival::Arrival;
 use super::forward::{Frame, Hop};
 use super::leg::RelayLeg;
 use super::map::{Family, PassReason};
+use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::udp;
 

@@ -11,13 +11,14 @@
 //! only packets that are dropped here are a leg's: over its rate, or going in circles.
 
 use super::address::Address;
-use super::arrival::{Arrival, ETHERNET_LEN, glimpse};
+use super::arrival::{Arrival, glimpse};
 use super::departure::Departure;
 use super::leg::{RelayLeg, RelayState};
 use super::map::{Family, PassReason, RelayConfig, RelayCounterIndex};
 use super::origin::Origin;
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
+use crate::packet::ethernet::ETHERNET_LEN;
 
 /// What happens to a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 use super::forward::Frame;
 use crate::buffer::Buffer;
+use crate::packet::ethernet::ETHERNET_LEN;
 
 /// A frame somewhere in a buffer. What XDP calls headroom are the bytes before it.
 #[derive(Debug)]
@@ -46,7 +47,7 @@ impl Frame for SliceFrame<'_> {
     /// As `bpf_xdp_adjust_head`: at least an Ethernet header must remain.
     fn shift_head(&mut self, shift: i32) -> Option<()> {
         let start = self.start.checked_add_signed(isize::try_from(shift).ok()?)?;
-        if self.buffer.len().checked_sub(start)? < super::arrival::ETHERNET_LEN {
+        if self.buffer.len().checked_sub(start)? < ETHERNET_LEN {
             return None;
         }
         self.start = start;

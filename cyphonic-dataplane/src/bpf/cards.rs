@@ -1,13 +1,14 @@
 //! The network cards that the program on the underlay serves: each has a slot, so that its sockets stand in places of
 //! their own.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use aya::maps::{HashMap, MapData};
 use cyphonic_common::steer::{MAX_CARDS, name};
 
 use super::error::BpfError;
 use super::object::Object;
+use crate::sync;
 
 /// Which card has which slot, in the kernel's map as well.
 #[derive(Debug)]
@@ -47,9 +48,8 @@ impl CardSlots {
         Ok(CardSlot { all: Arc::clone(self), card, number })
     }
 
-    /// Whole after every call, so a panic elsewhere does not spoil it.
     fn lock(&self) -> MutexGuard<'_, Slots> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.slots)
     }
 }
 

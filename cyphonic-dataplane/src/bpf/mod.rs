@@ -15,6 +15,7 @@ mod counters;
 mod error;
 mod log;
 mod object;
+pub(crate) mod pod;
 mod tables;
 mod workers;
 mod xsk;

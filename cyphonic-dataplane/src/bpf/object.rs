@@ -1,15 +1,14 @@
 //! The embedded object, loaded into the kernel.
 
-#![expect(unsafe_code, reason = "aya's Pod")]
-
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ReusePortSockArray};
 use aya::programs::{Program, ProgramError, SchedClassifier, SkReuseport, SocketFilter, Xdp};
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::{Ebpf, EbpfLoader};
 use cyphonic_common::map::{Counter, InterfaceConfig, PeerEntry, name};
 use cyphonic_common::policy::PolicyKey;
 use cyphonic_common::steer;
 
 use super::error::BpfError;
+use super::pod::Value;
 
 /// The program on the interface's egress.
 pub(super) const EGRESS: &str = "cyphonic_egress";
@@ -24,40 +23,6 @@ pub(super) const SOCKET: &str = "cyphonic_socket";
 
 /// aya requires the alignment of a 64-bit ELF file.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agent"));
-
-/// An [`InterfaceConfig`] as aya copies it into a map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct PodConfig(InterfaceConfig);
-
-// SAFETY: `InterfaceConfig` is `repr(C)`, holds only integers and byte arrays, and has no padding: its size is asserted
-// beside its definition to be the sum of its fields' sizes.
-unsafe impl Pod for PodConfig {}
-
-/// A [`Counter`] as aya copies it out of a map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct PodCounter(pub(super) Counter);
-
-// SAFETY: `Counter` is `repr(C)` and consists of two `u64`, so any bytes are a valid value and there is no padding.
-unsafe impl Pod for PodCounter {}
-
-/// A [`PeerEntry`] as aya copies it into a map.
-#[derive(Debug, Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct PodPeer(pub(super) PeerEntry);
-
-// SAFETY: `PeerEntry` is `repr(C)` and consists of three `u32`, so any bytes are a valid value and there is no padding.
-unsafe impl Pod for PodPeer {}
-
-/// A [`PolicyKey`] as aya copies it into a map.
-#[derive(Debug, Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct PodPolicyKey(pub(super) PolicyKey);
-
-// SAFETY: `PolicyKey` is `repr(C)`, holds only integers, and has no padding: its size is asserted beside its definition
-// to be the sum of its fields' sizes.
-unsafe impl Pod for PodPolicyKey {}
 
 /// Programs and maps in the kernel, configured but not attached.
 #[derive(Debug)]
@@ -120,13 +85,13 @@ impl Object {
     }
 
     /// All CPUs' counters.
-    pub(super) fn counters(&self) -> Result<PerCpuArray<&MapData, PodCounter>, BpfError> {
+    pub(super) fn counters(&self) -> Result<PerCpuArray<&MapData, Value<Counter>>, BpfError> {
         let map = self.ebpf.map(name::COUNTERS).ok_or(BpfError::Missing { what: name::COUNTERS })?;
         PerCpuArray::try_from(map).map_err(|source| BpfError::Map { map: name::COUNTERS, source })
     }
 
     /// Peers by virtual address.
-    pub(super) fn take_peers(&mut self) -> Result<HashMap<MapData, [u8; 16], PodPeer>, BpfError> {
+    pub(super) fn take_peers(&mut self) -> Result<HashMap<MapData, [u8; 16], Value<PeerEntry>>, BpfError> {
         self.take(name::PEERS)
     }
 
@@ -136,7 +101,7 @@ impl Object {
     }
 
     /// What may pass.
-    pub(super) fn take_policy(&mut self) -> Result<HashMap<MapData, PodPolicyKey, u32>, BpfError> {
+    pub(super) fn take_policy(&mut self) -> Result<HashMap<MapData, Value<PolicyKey>, u32>, BpfError> {
         self.take(name::POLICY)
     }
 
@@ -163,7 +128,7 @@ impl Object {
     fn configure(&mut self, config: InterfaceConfig) -> Result<(), BpfError> {
         let failed = |source| BpfError::Map { map: name::CONFIG, source };
         let map = self.ebpf.map_mut(name::CONFIG).ok_or(BpfError::Missing { what: name::CONFIG })?;
-        let mut map: Array<_, PodConfig> = Array::try_from(map).map_err(failed)?;
-        map.set(0, PodConfig(config), 0).map_err(failed)
+        let mut map: Array<_, Value<InterfaceConfig>> = Array::try_from(map).map_err(failed)?;
+        map.set(0, Value(config), 0).map_err(failed)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::Ipv6Addr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use aya::maps::{HashMap, MapData, MapError};
 use cyphonic_common::ConnectionId;
@@ -11,7 +11,9 @@ use cyphonic_common::map::{ALLOWED, PeerEntry, name};
 use cyphonic_common::policy::{Direction, PolicyKey};
 
 use super::error::BpfError;
-use super::object::{Object, PodPeer, PodPolicyKey};
+use super::object::Object;
+use super::pod::Value;
+use crate::sync::lock;
 
 /// Addresses without a node that are remembered. Applications cause them, so a scan of the prefix must not fill the
 /// map: the oldest is forgotten, which costs it one more question to the agent.
@@ -25,12 +27,12 @@ const MAX_DEAD: usize = 1_024;
 pub struct KernelTables {
     peers: Mutex<Peers>,
     cids: Mutex<HashMap<MapData, [u8; 8], u32>>,
-    policy: Mutex<HashMap<MapData, PodPolicyKey, u32>>,
+    policy: Mutex<HashMap<MapData, Value<PolicyKey>, u32>>,
 }
 
 #[derive(Debug)]
 struct Peers {
-    map: HashMap<MapData, [u8; 16], PodPeer>,
+    map: HashMap<MapData, [u8; 16], Value<PeerEntry>>,
     live: HashSet<Ipv6Addr>,
     dead: VecDeque<Ipv6Addr>,
 }
@@ -53,7 +55,7 @@ impl KernelTables {
     pub fn set_live(&self, peer: Ipv6Addr, worker: u32, class: u32) {
         let mut peers = lock(&self.peers);
         peers.dead.retain(|dead| *dead != peer);
-        let set = peers.map.insert(peer.octets(), PodPeer(PeerEntry::live(worker, class)), 0);
+        let set = peers.map.insert(peer.octets(), Value(PeerEntry::live(worker, class)), 0);
         if note(name::PEERS, set) {
             peers.live.insert(peer);
         }
@@ -80,7 +82,7 @@ impl KernelTables {
             let removed = peers.map.remove(&oldest.octets());
             note(name::PEERS, removed);
         }
-        let set = peers.map.insert(address.octets(), PodPeer(PeerEntry::dead()), 0);
+        let set = peers.map.insert(address.octets(), Value(PeerEntry::dead()), 0);
         if note(name::PEERS, set) {
             peers.dead.push_back(address);
         }
@@ -101,7 +103,7 @@ impl KernelTables {
     /// # Errors
     /// The map is full, and nothing changed: what should be allowed is not.
     pub fn allow(&self, key: PolicyKey) -> Result<(), BpfError> {
-        let set = lock(&self.policy).insert(PodPolicyKey(key), ALLOWED, 0);
+        let set = lock(&self.policy).insert(Value(key), ALLOWED, 0);
         set.map_err(|source| BpfError::Map { map: name::POLICY, source })
     }
 
@@ -110,7 +112,7 @@ impl KernelTables {
     /// # Errors
     /// The kernel refused, and nothing changed: what should be denied is still allowed.
     pub fn deny(&self, key: PolicyKey) -> Result<(), BpfError> {
-        match lock(&self.policy).remove(&PodPolicyKey(key)) {
+        match lock(&self.policy).remove(&Value(key)) {
             Err(source) if !is_absent(&source) => Err(BpfError::Map { map: name::POLICY, source }),
             Ok(()) | Err(_) => Ok(()),
         }
@@ -131,9 +133,4 @@ fn note(map: &'static str, result: Result<(), MapError>) -> bool {
         tracing::warn!(map, %error, "the eBPF programs do not learn of a change");
     }
     result.is_ok()
-}
-
-/// A map is whole after every call, so a panic elsewhere does not spoil it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

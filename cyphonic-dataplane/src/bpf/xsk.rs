@@ -1,10 +1,7 @@
 //! XDP programs that steer packets to AF_XDP sockets.
 
-#![expect(unsafe_code, reason = "aya's Pod")]
-
 use std::os::fd::AsRawFd;
 
-use aya::Pod;
 use aya::maps::{Array, MapError, XskMap};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, Xdp, XdpMode};
@@ -14,17 +11,9 @@ use super::cards::CardSlot;
 use super::classifier::{EgressClassifier, Programs};
 use super::error::BpfError;
 use super::object::Object;
+use super::pod::Value;
 use crate::errno::errno;
 use crate::xsk::XskRx;
-
-/// An [`UnderlayConfig`] as aya copies it into a map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct PodUnderlay(pub(super) UnderlayConfig);
-
-// SAFETY: `UnderlayConfig` is `repr(C)` and consists of two arrays of two bytes each: no padding, and any bytes are a
-// valid value.
-unsafe impl Pod for PodUnderlay {}
 
 /// Programs in front of AF_XDP sockets. They run in the driver or not at all: the kernel's generic mode comes after
 /// packets were merged into larger ones (GRO), and is slower than the sockets it would replace.
@@ -68,8 +57,8 @@ impl EgressClassifier {
         let object = self.object();
         let failed = |source| BpfError::Map { map: name::CONFIG, source };
         let map = object.map_mut(name::CONFIG)?;
-        let mut map: Array<_, PodUnderlay> = Array::try_from(map).map_err(failed)?;
-        map.set(0, PodUnderlay(UnderlayConfig::new(port)), 0).map_err(failed)?;
+        let mut map: Array<_, Value<UnderlayConfig>> = Array::try_from(map).map_err(failed)?;
+        map.set(0, Value(UnderlayConfig::new(port)), 0).map_err(failed)?;
         let xdp = load(object, name::UNDERLAY)?;
         let link = xdp.attach(interface, XdpMode::Driver).and_then(|id| xdp.take_link(id));
         let link = link.map_err(|error| refused(name::UNDERLAY, interface, error))?;

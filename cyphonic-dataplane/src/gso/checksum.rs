@@ -8,7 +8,7 @@
     expect(unsafe_code, reason = "code for a CPU feature is called once the CPU is known to have it")
 )]
 
-use super::IPV6_HEADER;
+use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
 
 /// A running one's complement sum, not yet folded.
 #[derive(Clone, Copy, Default, Debug)]
@@ -42,7 +42,7 @@ impl Sum {
     }
 
     /// Adds the pseudo-header of RFC 8200 §8.1, addresses taken from an IPv6 header.
-    pub(crate) fn add_pseudo_header(self, ipv6: &[u8; IPV6_HEADER], next_header: u8, len: u32) -> Self {
+    pub(crate) fn add_pseudo_header(self, ipv6: &[u8; IPV6_HEADER_LEN], next_header: u8, len: u32) -> Self {
         let (_, addresses) = ipv6.split_at(8);
         self.add(addresses).add_be32(len).add_be32(u32::from(next_header))
     }

@@ -8,24 +8,27 @@
 use std::io::IoSlice;
 use std::ops::Range;
 
+use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
+use cyphonic_common::packet::udp::UDP_HEADER_LEN;
+
 use super::vnet::{GsoKind, VnetHeader};
-use super::{IPV6_HEADER, Sum, TCP, UDP, be16, be32, put, tcp, udp};
+use super::{Sum, TCP, UDP, be16, be32, put, tcp, udp};
 
 /// The most packets one super-packet joins: the kernel's own limit for UDP, and 64 KiB of full TCP segments.
 const MAX_PARTS: usize = 64;
 /// Flows being joined at a time; the oldest is finished when one more begins.
 const MAX_OPEN: usize = 16;
 /// IPv6, TCP and all its options.
-const MAX_HEADERS: usize = IPV6_HEADER + 60;
+const MAX_HEADERS: usize = IPV6_HEADER_LEN + 60;
 /// The largest IPv6 payload length.
 const MAX_IP_PAYLOAD: usize = 65_535;
 
 /// IPv6's next header of a fragment: a header whose first byte says what was fragmented.
 const FRAGMENT: u8 = 44;
 /// Addresses of a packet.
-const ADDRESSES: Range<usize> = 8..IPV6_HEADER;
+const ADDRESSES: Range<usize> = 8..IPV6_HEADER_LEN;
 /// Addresses and ports of a packet whose transport header follows IPv6's at once.
-const KEY: Range<usize> = 8..IPV6_HEADER + 4;
+const KEY: Range<usize> = 8..IPV6_HEADER_LEN + 4;
 
 const NONE: u32 = u32::MAX;
 
@@ -167,7 +170,7 @@ impl Coalescer {
             Some(&TCP) if self.tcp => classify_tcp(packet),
             Some(&UDP) if self.udp => classify_udp(packet),
             Some(&FRAGMENT) => {
-                packet.get(IPV6_HEADER).copied().map_or(Candidate::Stranger, Candidate::Fragment)
+                packet.get(IPV6_HEADER_LEN).copied().map_or(Candidate::Stranger, Candidate::Fragment)
             }
             _ => Candidate::Stranger,
         }
@@ -288,7 +291,7 @@ impl Flow {
         let Some(ours) = ours.filter(|ours| ours.len() == theirs.len()) else { return false };
         let same = |range: Range<usize>| ours.get(range.clone()) == theirs.get(range);
         let fits = next.payload <= self.size
-            && self.headers_len - IPV6_HEADER + self.payload + next.payload <= MAX_IP_PAYLOAD;
+            && self.headers_len - IPV6_HEADER_LEN + self.payload + next.payload <= MAX_IP_PAYLOAD;
         // Version, traffic class and flow label; next header and hop limit.
         if !fits || !same(0..4) || !same(6..8) {
             return false;
@@ -296,7 +299,7 @@ impl Flow {
         if self.protocol == UDP {
             return true;
         }
-        const TCP_AT: usize = IPV6_HEADER;
+        const TCP_AT: usize = IPV6_HEADER_LEN;
         /// What one packet of several has. Whoever cuts them again gives the other flags to all.
         const MAY_DIFFER: u8 = tcp::CWR | tcp::FIN | tcp::PSH;
         next.sequence == self.next_sequence
@@ -315,25 +318,25 @@ impl Flow {
     /// The super-packet's headers: the first packet's with the whole's length and flags and a partial checksum.
     fn joined(&self) -> (VnetHeader, [u8; MAX_HEADERS]) {
         let mut headers = self.headers;
-        let len = self.headers_len - IPV6_HEADER + self.payload;
+        let len = self.headers_len - IPV6_HEADER_LEN + self.payload;
         headers[4..6].copy_from_slice(&(len as u16).to_be_bytes());
         let field = if self.protocol == TCP {
-            headers[IPV6_HEADER + tcp::FLAGS] |= self.flags & (tcp::FIN | tcp::PSH);
+            headers[IPV6_HEADER_LEN + tcp::FLAGS] |= self.flags & (tcp::FIN | tcp::PSH);
             tcp::CHECKSUM
         } else {
-            let at = IPV6_HEADER + udp::LENGTH;
+            let at = IPV6_HEADER_LEN + udp::LENGTH;
             headers[at..at + 2].copy_from_slice(&(len as u16).to_be_bytes());
             udp::CHECKSUM
         };
         let partial = pseudo_header(&headers, self.protocol, len).map_or([0, 0], Sum::fold);
-        headers[IPV6_HEADER + field..IPV6_HEADER + field + 2].copy_from_slice(&partial);
+        headers[IPV6_HEADER_LEN + field..IPV6_HEADER_LEN + field + 2].copy_from_slice(&partial);
         let vnet = VnetHeader {
             needs_csum: true,
             kind: if self.protocol == TCP { GsoKind::Tcp6 } else { GsoKind::Udp },
-            ecn: self.protocol == TCP && headers[IPV6_HEADER + tcp::FLAGS] & tcp::CWR != 0,
+            ecn: self.protocol == TCP && headers[IPV6_HEADER_LEN + tcp::FLAGS] & tcp::CWR != 0,
             header_len: self.headers_len as u16,
             gso_size: self.size as u16,
-            csum_start: IPV6_HEADER as u16,
+            csum_start: IPV6_HEADER_LEN as u16,
             csum_offset: field as u16,
         };
         (vnet, headers)
@@ -342,7 +345,7 @@ impl Flow {
 
 fn classify_tcp(packet: &[u8]) -> Candidate<'_> {
     let alone = Candidate::Alone(TCP);
-    let Some(segment) = packet.get(IPV6_HEADER..) else { return alone };
+    let Some(segment) = packet.get(IPV6_HEADER_LEN..) else { return alone };
     let (Some(offset), Some(&flags)) = (segment.get(tcp::DATA_OFFSET), segment.get(tcp::FLAGS)) else {
         return alone;
     };
@@ -354,7 +357,7 @@ fn classify_tcp(packet: &[u8]) -> Candidate<'_> {
     if !joinable || !verifies(packet, TCP) {
         return alone;
     }
-    match (packet.get(..IPV6_HEADER + header), be32(segment, tcp::SEQUENCE)) {
+    match (packet.get(..IPV6_HEADER_LEN + header), be32(segment, tcp::SEQUENCE)) {
         (Some(headers), Some(sequence)) => {
             Candidate::Joins(Segment { protocol: TCP, headers, payload, sequence, flags })
         }
@@ -364,26 +367,26 @@ fn classify_tcp(packet: &[u8]) -> Candidate<'_> {
 
 fn classify_udp(packet: &[u8]) -> Candidate<'_> {
     let alone = Candidate::Alone(UDP);
-    let Some(datagram) = packet.get(IPV6_HEADER..) else { return alone };
-    let Some(payload) = datagram.len().checked_sub(udp::HEADER) else { return alone };
+    let Some(datagram) = packet.get(IPV6_HEADER_LEN..) else { return alone };
+    let Some(payload) = datagram.len().checked_sub(UDP_HEADER_LEN) else { return alone };
     let whole = be16(datagram, udp::LENGTH).map(usize::from) == Some(datagram.len());
     let summed = be16(datagram, udp::CHECKSUM) != Some(0);
     if !whole || !summed || payload == 0 || !verifies(packet, UDP) {
         return alone;
     }
-    match packet.get(..IPV6_HEADER + udp::HEADER) {
+    match packet.get(..IPV6_HEADER_LEN + UDP_HEADER_LEN) {
         Some(headers) => Candidate::Joins(Segment { protocol: UDP, headers, payload, sequence: 0, flags: 0 }),
         None => alone,
     }
 }
 
 fn verifies(packet: &[u8], protocol: u8) -> bool {
-    let Some(segment) = packet.get(IPV6_HEADER..) else { return false };
+    let Some(segment) = packet.get(IPV6_HEADER_LEN..) else { return false };
     pseudo_header(packet, protocol, segment.len()).is_some_and(|sum| sum.add(segment).verifies())
 }
 
 fn pseudo_header(packet: &[u8], protocol: u8, len: usize) -> Option<Sum> {
-    let ipv6 = packet.first_chunk::<IPV6_HEADER>()?;
+    let ipv6 = packet.first_chunk::<IPV6_HEADER_LEN>()?;
     Some(Sum::default().add_pseudo_header(ipv6, protocol, len as u32))
 }
 

@@ -1,7 +1,10 @@
 //! Cutting a super-packet into the packets that travel.
 
+use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
+use cyphonic_common::packet::udp::UDP_HEADER_LEN;
+
 use super::vnet::{GsoKind, VnetHeader};
-use super::{IPV6_HEADER, Sum, be16, be32, put, tcp, udp};
+use super::{Sum, be16, be32, put, tcp, udp};
 
 /// The most headers a packet may have before its payload: 60 bytes of TCP behind 40 of IPv6 and what the kernel
 /// puts between.
@@ -39,7 +42,7 @@ impl<'a> SuperPacket<'a> {
     /// Checks a packet against its virtio-net header. `None` if they contradict each other.
     pub(crate) fn parse(vnet: &VnetHeader, packet: &'a [u8]) -> Option<Self> {
         let ip_len = usize::from(be16(packet, 4)?);
-        if packet.first()? >> 4 != 6 || IPV6_HEADER + ip_len != packet.len() {
+        if packet.first()? >> 4 != 6 || IPV6_HEADER_LEN + ip_len != packet.len() {
             return None;
         }
         let transport = usize::from(vnet.csum_start);
@@ -55,7 +58,7 @@ impl<'a> SuperPacket<'a> {
         match (vnet.kind, vnet.needs_csum) {
             (GsoKind::None, false) => Some(whole),
             (GsoKind::None, true) => {
-                let fits = transport >= IPV6_HEADER && field + 2 <= packet.len();
+                let fits = transport >= IPV6_HEADER_LEN && field + 2 <= packet.len();
                 fits.then_some(Self { cut: Cut::Complete { start: transport, field }, ..whole })
             }
             (GsoKind::Tcp6, true) if field == transport + tcp::CHECKSUM => whole.tcp(vnet, transport),
@@ -73,7 +76,7 @@ impl<'a> SuperPacket<'a> {
     }
 
     fn udp(self, vnet: &VnetHeader, transport: usize) -> Option<Self> {
-        self.cut(vnet, Cut::Udp { transport }, transport, udp::HEADER, udp::CHECKSUM)
+        self.cut(vnet, Cut::Udp { transport }, transport, UDP_HEADER_LEN, udp::CHECKSUM)
     }
 
     fn cut(
@@ -86,7 +89,7 @@ impl<'a> SuperPacket<'a> {
     ) -> Option<Self> {
         let headers = transport + header;
         let size = usize::from(vnet.gso_size);
-        let fits = transport >= IPV6_HEADER && headers <= MAX_HEADERS && headers < self.packet.len();
+        let fits = transport >= IPV6_HEADER_LEN && headers <= MAX_HEADERS && headers < self.packet.len();
         if !fits || size == 0 {
             return None;
         }
@@ -185,7 +188,7 @@ impl<'a> SuperPacket<'a> {
         headers.copy_from_slice(self.packet.get(..self.headers)?);
         let from = self.headers + index * self.size;
         let sum = Sum::default().add_copying(self.packet.get(from..from + payload.len())?, payload)?;
-        let ip_len = (out.len() - IPV6_HEADER) as u16;
+        let ip_len = (out.len() - IPV6_HEADER_LEN) as u16;
         put(out, 4, &ip_len.to_be_bytes())?;
         Some(sum)
     }
@@ -210,26 +213,26 @@ mod tests {
     fn super_packet(kind: GsoKind, payload: &[u8], size: u16) -> (VnetHeader, Vec<u8>) {
         let (protocol, header, checksum) = match kind {
             GsoKind::Tcp6 => (TCP, tcp::MIN_HEADER, tcp::CHECKSUM),
-            _ => (UDP, udp::HEADER, udp::CHECKSUM),
+            _ => (UDP, UDP_HEADER_LEN, udp::CHECKSUM),
         };
         let len = header + payload.len();
-        let mut packet = vec![0; IPV6_HEADER + header];
+        let mut packet = vec![0; IPV6_HEADER_LEN + header];
         (packet[0], packet[6], packet[7], packet[8], packet[24]) = (0x60, protocol, 64, 0xfd, 0xfd);
         packet[4..6].copy_from_slice(&(len as u16).to_be_bytes());
         if kind == GsoKind::Tcp6 {
-            put(&mut packet, IPV6_HEADER + tcp::SEQUENCE, &SEQUENCE.to_be_bytes());
-            packet[IPV6_HEADER + tcp::DATA_OFFSET] = (tcp::MIN_HEADER as u8 / 4) << 4;
-            packet[IPV6_HEADER + tcp::FLAGS] = tcp::FIN | tcp::PSH | tcp::CWR;
+            put(&mut packet, IPV6_HEADER_LEN + tcp::SEQUENCE, &SEQUENCE.to_be_bytes());
+            packet[IPV6_HEADER_LEN + tcp::DATA_OFFSET] = (tcp::MIN_HEADER as u8 / 4) << 4;
+            packet[IPV6_HEADER_LEN + tcp::FLAGS] = tcp::FIN | tcp::PSH | tcp::CWR;
         }
         let ipv6 = packet.first_chunk().unwrap();
         let sum = Sum::default().add_pseudo_header(ipv6, protocol, len as u32);
-        put(&mut packet, IPV6_HEADER + checksum, &sum.fold());
+        put(&mut packet, IPV6_HEADER_LEN + checksum, &sum.fold());
         packet.extend_from_slice(payload);
         let vnet = VnetHeader {
             needs_csum: true,
             kind,
             gso_size: size,
-            csum_start: IPV6_HEADER as u16,
+            csum_start: IPV6_HEADER_LEN as u16,
             csum_offset: checksum as u16,
             ..VnetHeader::PLAIN
         };
@@ -249,7 +252,7 @@ mod tests {
             for part in 0..smaller.count() {
                 let mut out = vec![0; smaller.part_len(part)];
                 prop_assert_eq!(smaller.write_part(part, &mut out), Some(out.len()));
-                let (ip, segment) = out.split_first_chunk::<IPV6_HEADER>().unwrap();
+                let (ip, segment) = out.split_first_chunk::<IPV6_HEADER_LEN>().unwrap();
                 prop_assert_eq!(usize::from(be16(ip, 4).unwrap()), segment.len());
                 let sum = Sum::default().add_pseudo_header(ip, TCP, segment.len() as u32).add(segment);
                 prop_assert!(sum.verifies(), "part {}", part);

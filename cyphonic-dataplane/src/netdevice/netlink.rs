@@ -1,4 +1,4 @@
-//! Questions by netlink, and their answers (`linux/netlink.h`): what little of that protocol is needed here.
+//! Questions by netlink, their answers, and news (`linux/netlink.h`): what little of that protocol is needed here.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -67,7 +67,7 @@ impl Netlink {
 }
 
 /// Appends an attribute, padded as the next one needs it.
-pub(super) fn push_attribute(body: &mut Vec<u8>, name: u16, value: &[u8]) -> io::Result<()> {
+pub(crate) fn push_attribute(body: &mut Vec<u8>, name: u16, value: &[u8]) -> io::Result<()> {
     let len = u16::try_from(4 + value.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     body.extend_from_slice(&len.to_ne_bytes());
     body.extend_from_slice(&name.to_ne_bytes());
@@ -77,9 +77,12 @@ pub(super) fn push_attribute(body: &mut Vec<u8>, name: u16, value: &[u8]) -> io:
 }
 
 /// Takes the answers out of a piece of a list. Returns whether it is the last one.
-fn take_piece(mut piece: &[u8], answers: &mut Vec<Vec<u8>>) -> io::Result<bool> {
-    loop {
-        let message = Message::read(piece)?;
+fn take_piece(piece: &[u8], answers: &mut Vec<Vec<u8>>) -> io::Result<bool> {
+    if piece.is_empty() {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    for message in messages(piece) {
+        let message = message?;
         if message.flags & TORN != 0 {
             return Err(io::ErrorKind::Interrupted.into());
         }
@@ -87,19 +90,28 @@ fn take_piece(mut piece: &[u8], answers: &mut Vec<Vec<u8>>) -> io::Result<bool> 
             return Ok(true);
         }
         answers.push(message.content.to_vec());
-        if message.rest.is_empty() {
-            return Ok(false);
-        }
-        piece = message.rest;
     }
+    Ok(false)
 }
 
-/// An answer.
-struct Message<'a> {
-    kind: u16,
+/// The messages that came together. One that is cut short or says no is the last.
+pub(crate) fn messages(mut received: &[u8]) -> impl Iterator<Item = io::Result<Message<'_>>> {
+    std::iter::from_fn(move || {
+        if received.is_empty() {
+            return None;
+        }
+        let message = Message::read(received);
+        received = message.as_ref().map_or(&[], |message| message.rest);
+        Some(message)
+    })
+}
+
+/// What the kernel says: an answer, or news.
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
     flags: u16,
     /// What is behind its header.
-    content: &'a [u8],
+    pub(crate) content: &'a [u8],
     /// What follows it.
     rest: &'a [u8],
 }
@@ -124,7 +136,7 @@ impl<'a> Message<'a> {
 }
 
 /// The value of an attribute, if it is there.
-pub(super) fn attribute(mut attributes: &[u8], name: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(mut attributes: &[u8], name: u16) -> Option<&[u8]> {
     loop {
         let [l0, l1, n0, n1] = *attributes.first_chunk()?;
         let len = usize::from(u16::from_ne_bytes([l0, l1]));
@@ -185,6 +197,7 @@ mod tests {
                 let _ = attribute(message.content, name);
             }
             let _ = take_piece(&answer, &mut Vec::new());
+            assert!(messages(&answer).count() <= answer.len());
             let _ = attribute(&answer, name);
         }
     }

@@ -19,20 +19,26 @@ use super::leg::{LegCounters, Shared};
 use super::resets::{Budget, Resets};
 use super::userspace::{Change, Counters};
 use crate::hash::WordHasher;
-use crate::udp::{Message, RecvBatch, SignallingSink, Transmit, UdpPort};
+use crate::udp::{self, Message, RecvBatch, SignallingSink, Transmit, UdpPort};
 
 /// How long the worker waits for room in the socket's buffer before it drops: arriving packets queue meanwhile.
 const SEND_PATIENCE: Duration = Duration::from_millis(5);
 
 /// The worker's state, which no other thread touches.
 pub(super) struct Forwarder<'a> {
-    port: &'a UdpPort,
+    sender: Sender<'a>,
     sink: &'a dyn SignallingSink,
     counters: &'a Counters,
     start: Instant,
     resets: Option<&'a Resets>,
     budget: Budget,
     legs: HashMap<ConnectionId, Bound, BuildHasherDefault<WordHasher>>,
+}
+
+/// Sends, and counts what it sends.
+struct Sender<'a> {
+    port: &'a UdpPort,
+    counters: &'a Counters,
 }
 
 /// A leg as the worker has it.
@@ -77,7 +83,7 @@ impl<'a> Forwarder<'a> {
         resets: Option<&'a Resets>,
     ) -> Self {
         let (budget, legs) = (Budget::default(), HashMap::default());
-        Self { port, sink, counters, start, resets, budget, legs }
+        Self { sender: Sender { port, counters }, sink, counters, start, resets, budget, legs }
     }
 
     pub(super) fn apply(&mut self, change: Change) {
@@ -122,10 +128,9 @@ impl<'a> Forwarder<'a> {
                     }
                     Some(bound) => {
                         let admitted = bound.admit(len, stride, since_start);
-                        let shared = Arc::clone(&bound.shared);
                         let (run, over) = run.split_at_mut(admitted);
                         self.counters.count_drop(DropReason::RateLimited, over.len().div_ceil(stride) as u64);
-                        self.pass_on(&shared, run, stride, ecn, since_start);
+                        self.sender.pass_on(&bound.shared, run, stride, ecn, since_start);
                     }
                 },
             }
@@ -140,24 +145,6 @@ impl<'a> Forwarder<'a> {
             .filter(|datagram| !(is_stun(datagram) && self.sink.deliver_stun(from, local_ip, datagram)))
             .count();
         self.counters.count_drop(DropReason::NotQuic, strange as u64);
-    }
-
-    fn pass_on(
-        &self,
-        shared: &Shared,
-        run: &mut [u8],
-        stride: usize,
-        ecn: Option<u8>,
-        since_start: Duration,
-    ) {
-        if run.is_empty() {
-            return;
-        }
-        let leg = &shared.leg;
-        rewrite(run, stride, leg.real_cid);
-        let transmit =
-            Transmit { dest: leg.to, ecn, payload: run, segment_size: Some(stride), src_ip: leg.source };
-        self.send(&transmit, stride, &shared.counters, since_start);
     }
 
     /// Tells a sender that its leg is not there, once for a run of its packets.
@@ -177,9 +164,29 @@ impl<'a> Forwarder<'a> {
         let Some(reset) = resets.answer(cid, trigger_len) else { return };
         let transmit = Transmit { src_ip, ..Transmit::new(to, reset.as_bytes()) };
         // The next packet brings another one.
-        if self.port.try_send(&transmit).is_ok() {
+        if self.sender.port.send(&transmit).is_ok() {
             self.counters.resets.fetch_add(1, Relaxed);
         }
+    }
+}
+
+impl Sender<'_> {
+    fn pass_on(
+        &self,
+        shared: &Shared,
+        run: &mut [u8],
+        stride: usize,
+        ecn: Option<u8>,
+        since_start: Duration,
+    ) {
+        if run.is_empty() {
+            return;
+        }
+        let leg = &shared.leg;
+        rewrite(run, stride, leg.real_cid);
+        let transmit =
+            Transmit { dest: leg.to, ecn, payload: run, segment_size: Some(stride), src_ip: leg.source };
+        self.send(&transmit, stride, &shared.counters, since_start);
     }
 
     fn send(&self, transmit: &Transmit<'_>, stride: usize, counters: &LegCounters, since_start: Duration) {
@@ -200,7 +207,7 @@ impl<'a> Forwarder<'a> {
                 waited = true;
                 continue;
             }
-            let reason = drop_reason(&error);
+            let reason = udp::drop_reason(&error);
             // What came with packets that are too large may be smaller: where a network passes no UDP, a node's probes of its
             // path's size come in one message with the packet that followed them.
             let alone = transmit.payload.len() <= stride;
@@ -213,16 +220,6 @@ impl<'a> Forwarder<'a> {
             }
             transmit.payload = rest;
         }
-    }
-}
-
-fn drop_reason(error: &io::Error) -> DropReason {
-    if error.kind() == io::ErrorKind::WouldBlock {
-        DropReason::QueueFull
-    } else if error.raw_os_error() == Some(libc::EMSGSIZE) {
-        DropReason::TooBig
-    } else {
-        DropReason::SendFailed
     }
 }
 

@@ -12,17 +12,17 @@
 use std::fmt;
 use std::time::Duration;
 
-use cyphonic_common::ConnectionId;
 use cyphonic_common::quic::SHORT_HEADER_LEN;
+use cyphonic_common::{Account, ConnectionId};
 use ring::rand::{SecureRandom, SystemRandom};
 
 /// Bytes of a stateless reset token (RFC 9000 §10.3).
 pub const RESET_TOKEN_LEN: usize = 16;
 
 /// A longer one would not be taken for a packet of a tunnel any better: RFC 9000 §10.3 finds 42 bytes enough.
-const MAX_LEN: usize = 42;
+pub const MAX_RESET_LEN: usize = 42;
 /// Header, connection ID and token.
-const MIN_LEN: usize = SHORT_HEADER_LEN + RESET_TOKEN_LEN;
+pub const MIN_RESET_LEN: usize = SHORT_HEADER_LEN + RESET_TOKEN_LEN;
 
 /// Between resets on average: ten thousand a second cost a few hundredths of a core, and tell as many nodes.
 const INTERVAL: Duration = Duration::from_micros(100);
@@ -47,11 +47,11 @@ impl Resets {
     /// The reset for a packet of `trigger_len` bytes with this connection ID; none for one so short that the answer
     /// could not be shorter, or where the system has no random numbers.
     pub fn answer(&self, cid: ConnectionId, trigger_len: usize) -> Option<Reset> {
-        let len = trigger_len.checked_sub(1)?.min(MAX_LEN);
-        if len < MIN_LEN {
+        let len = trigger_len.checked_sub(1)?.min(MAX_RESET_LEN);
+        if len < MIN_RESET_LEN {
             return None;
         }
-        let mut bytes = [0; MAX_LEN];
+        let mut bytes = [0; MAX_RESET_LEN];
         self.random.fill(&mut bytes).ok()?;
         // Short header, fixed bit (RFC 9000 §17.3.1); a connection ID of the signalling half.
         bytes[0] = 0x40 | (bytes[0] & 0x3f);
@@ -62,7 +62,7 @@ impl Resets {
 
     /// A reset that answers no packet: to a node that may not know yet that its leg is gone.
     pub fn unasked(&self, cid: ConnectionId) -> Option<Reset> {
-        self.answer(cid, MAX_LEN + 1)
+        self.answer(cid, MAX_RESET_LEN + 1)
     }
 }
 
@@ -75,7 +75,7 @@ impl fmt::Debug for Resets {
 /// One reset, ready to be sent.
 #[derive(Clone)]
 pub struct Reset {
-    bytes: [u8; MAX_LEN],
+    bytes: [u8; MAX_RESET_LEN],
     len: usize,
 }
 
@@ -95,20 +95,12 @@ impl fmt::Debug for Reset {
 
 /// How many resets may be sent. Times are those since the relay's start.
 #[derive(Debug, Default)]
-pub(super) struct Budget {
-    /// When all that was spent will be earned back.
-    paid: Duration,
-}
+pub(super) struct Budget(Account);
 
 impl Budget {
     /// Takes one, if there is one.
     pub(super) fn take(&mut self, now: Duration) -> bool {
-        let paid = self.paid.max(now) + INTERVAL;
-        let affordable = paid <= now + INTERVAL * BURST;
-        if affordable {
-            self.paid = paid;
-        }
-        affordable
+        self.0.spend(now, INTERVAL, INTERVAL * BURST)
     }
 }
 
@@ -135,11 +127,11 @@ mod tests {
         let cid = ConnectionId::from_random_data([0xab; 8]);
         for trigger in 0..2000 {
             let Some(reset) = resets().answer(cid, trigger) else {
-                assert!(trigger <= MIN_LEN, "no answer to {trigger} bytes");
+                assert!(trigger <= MIN_RESET_LEN, "no answer to {trigger} bytes");
                 continue;
             };
             let bytes = reset.as_bytes();
-            assert!(bytes.len() < trigger && bytes.len() <= MAX_LEN);
+            assert!(bytes.len() < trigger && bytes.len() <= MAX_RESET_LEN);
             assert_eq!(classify_datagram(bytes), DatagramKind::Signalling);
             let (_, token) = bytes.split_last_chunk::<RESET_TOKEN_LEN>().expect("long enough");
             assert_eq!((&token[..8], &token[8..]), (cid.as_bytes().as_slice(), [7; 8].as_slice()));
@@ -196,7 +188,7 @@ mod tests {
             socket.send_to(&packet(0x40, cid, len), to).expect("sent");
             let mut buffer = [0; 2048];
             let got = socket.recv(&mut buffer).expect("a reset");
-            assert_eq!(got, (len - 1).min(MAX_LEN));
+            assert_eq!(got, (len - 1).min(MAX_RESET_LEN));
             assert_eq!(buffer[got - RESET_TOKEN_LEN..][..8], *cid.as_bytes());
         }
         stop.store(true, Ordering::Relaxed);

@@ -54,7 +54,7 @@ struct Witness(Mutex<Option<libc::c_int>>);
 
 impl SignallingSink for Witness {
     fn deliver(&self, _: SocketAddr, _: Option<IpAddr>, _: Option<u8>, _: &[u8], _: usize) {
-        *self.0.lock().expect("unpoisoned") = Some(crate::thread::manners::policy().expect("a policy"));
+        *self.0.lock().expect("unpoisoned") = Some(crate::thread::scheduling::policy().expect("a policy"));
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::{ConnectionId, DropReason};
@@ -17,7 +17,8 @@ use super::forward::Forwarder;
 use super::leg::{LegCounters, Shared, checked};
 use super::resets::Resets;
 use super::{Leg, LegStats, RelayMap, RelayMapError};
-use crate::thread::manners::Manners;
+use crate::sync::lock;
+use crate::thread::scheduling::Scheduling;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 
 /// Messages per receive call.
@@ -177,7 +178,7 @@ fn work(
     changes: &Receiver<Change>,
     forwarder: &mut Forwarder<'_>,
 ) -> io::Result<()> {
-    let (mut batch, mut manners) = (RecvBatch::new(BATCH_MESSAGES), Manners::of_this_thread());
+    let (mut batch, mut scheduling) = (RecvBatch::new(BATCH_MESSAGES), Scheduling::of_this_thread());
     while !stop.load(Relaxed) {
         let received = port.recv_batch(&mut batch);
         while let Ok(change) = changes.try_recv() {
@@ -186,7 +187,7 @@ fn work(
         match received {
             Ok(_) => forwarder.forward(&mut batch),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                manners.rest();
+                scheduling.rest();
                 port.wait(Some(IDLE_WAIT))?;
             }
             // What an ICMP error left on the socket is about a datagram long gone.
@@ -258,9 +259,4 @@ impl Control {
         // The receiver lives as long as the relay, between runs too: sending cannot fail.
         let _ = self.changes.send(change);
     }
-}
-
-/// Each holder leaves the map consistent at every step, so a panic elsewhere while it was locked harms nothing.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

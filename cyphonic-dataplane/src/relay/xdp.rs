@@ -17,6 +17,7 @@ mod attach;
 mod error;
 mod interfaces;
 pub mod legs;
+mod neighbours;
 mod object;
 mod options;
 mod pins;
@@ -39,15 +40,15 @@ use rustix::time::{ClockId, clock_gettime};
 
 pub use self::error::XdpError;
 use self::legs::{Legs, LegsError};
-use self::object::Value;
 pub use self::options::{Attachment, BPF_FILE_SYSTEM, Hook, Mode, NATIVE_WHY, XdpOptions};
 use self::pins::Pins;
 use self::program::Program;
 use self::routing::Routing;
 pub use self::status::{Place, RunningRelay, running_relays};
 use self::watch::Watcher;
-use super::userspace::lock;
 use super::{Leg, LegStats, RelayMap, RelayMapError, UserspaceRelay};
+use crate::bpf::pod::Value;
+use crate::sync::lock;
 
 /// Whether there are interfaces for a relay in XDP, by names and addresses as in [`XdpOptions`]. Nothing is attached.
 ///

@@ -24,12 +24,12 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::awake::AwakeRequest;
 use super::device::{Delivery, Source};
+use super::pacing::Pacing;
 use super::rx::RxWorker;
-use super::shared::lock;
-use super::tempo::Tempo;
 use super::tx::TxWorker;
 use super::wake::Waker;
-use crate::thread::manners::Manners;
+use crate::sync::lock;
+use crate::thread::scheduling::Scheduling;
 use crate::udp::{RecvBatch, UdpPort};
 
 /// Reads of the sending half between two looks at what has arrived, while one thread runs both.
@@ -125,29 +125,29 @@ impl Duty {
 
 /// A half on its way from one thread to the other.
 pub(super) struct Handover<H> {
-    to_second: Slot<H>,
-    to_first: Slot<H>,
+    to_second: Mailbox<H>,
+    to_first: Mailbox<H>,
 }
 
 impl<H> Default for Handover<H> {
     fn default() -> Self {
-        Self { to_second: Slot::default(), to_first: Slot::default() }
+        Self { to_second: Mailbox::default(), to_first: Mailbox::default() }
     }
 }
 
 /// One way of it: only whom it is for takes from it.
-struct Slot<H> {
+struct Mailbox<H> {
     half: Mutex<Option<H>>,
     is_there: AtomicBool,
 }
 
-impl<H> Default for Slot<H> {
+impl<H> Default for Mailbox<H> {
     fn default() -> Self {
         Self { half: Mutex::new(None), is_there: AtomicBool::new(false) }
     }
 }
 
-impl<H> Slot<H> {
+impl<H> Mailbox<H> {
     fn put(&self, half: H) {
         *lock(&self.half) = Some(half);
         self.is_there.store(true, Relaxed);
@@ -170,8 +170,8 @@ pub(super) struct First<'a, S, D> {
     second: &'a Thread,
     sending: Option<Box<Sending<S>>>,
     receiving: Receiving<D>,
-    tempo: Tempo,
-    manners: Manners,
+    pacing: Pacing,
+    scheduling: Scheduling,
     awake: Option<AwakeRequest>,
     /// Packets have come since the last rest.
     had_packets: bool,
@@ -189,15 +189,15 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
         awake: Option<AwakeRequest>,
     ) -> Self {
         let sending = Some(Box::new(sending));
-        let (tempo, manners) = (Tempo::new(Instant::now()), Manners::of_this_thread());
+        let (pacing, scheduling) = (Pacing::new(Instant::now()), Scheduling::of_this_thread());
         Self {
             duty,
             handover,
             second,
             sending,
             receiving,
-            tempo,
-            manners,
+            pacing,
+            scheduling,
             awake,
             had_packets: false,
             busy: 0,
@@ -213,7 +213,7 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
                 None => self.take_back(),
             };
             let done = received.done + sent.done;
-            self.tempo.count(done);
+            self.pacing.count(done);
             self.had_packets |= done > 0;
             if received.dry && sent.dry {
                 self.rest()?;
@@ -243,14 +243,14 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
     /// Nothing is there: sleeps until something is.
     fn rest(&mut self) -> io::Result<()> {
         self.busy = 0;
-        self.manners.rest();
-        if self.tempo.pause() {
+        self.scheduling.rest();
+        if self.pacing.pause() {
             return Ok(());
         }
         let had_packets = std::mem::take(&mut self.had_packets);
         let awake = self.awake.as_mut().and_then(|awake| awake.rest(had_packets));
         let rest = [self.receiving.worker.timeout(), awake].into_iter().flatten().min();
-        let frames = self.receiving.worker.frames_descriptor();
+        let frames = self.receiving.worker.cards_descriptor();
         let frames = frames.map(|frames| PollFd::from_borrowed_fd(frames, PollFlags::IN));
         let (mut fds, room, timeout) = match &self.sending {
             None => ([None, None, frames], false, rest),
@@ -263,7 +263,7 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
         self.duty.port.wait_beside(&mut fds, room, timeout)?;
         let [source, called, frames] = fds.map(|fd| fd.map(|fd| fd.revents()).unwrap_or(PollFlags::empty()));
         if frames.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL) {
-            self.receiving.worker.bury_frames();
+            self.receiving.worker.bury_cards();
         }
         let Some(half) = &self.sending else { return Ok(()) };
         self.duty.waker.settle(called);
@@ -276,11 +276,11 @@ impl<'a, S: Source, D: Delivery> First<'a, S, D> {
 
 /// The thread that sends when the first one has too much to do.
 pub(super) fn run_second<S: Source>(duty: &Duty, handover: &Handover<Box<Sending<S>>>) -> io::Result<()> {
-    let mut manners = Manners::of_this_thread();
+    let mut scheduling = Scheduling::of_this_thread();
     while !duty.is_over() {
         match handover.to_second.take() {
             Some(half) => {
-                let half = send_while_busy(duty, half, &mut manners)?;
+                let half = send_while_busy(duty, half, &mut scheduling)?;
                 handover.to_first.put(half);
                 duty.port.wake();
             }
@@ -294,21 +294,21 @@ pub(super) fn run_second<S: Source>(duty: &Duty, handover: &Handover<Box<Sending
 fn send_while_busy<S: Source>(
     duty: &Duty,
     mut half: Box<Sending<S>>,
-    manners: &mut Manners,
+    scheduling: &mut Scheduling,
 ) -> io::Result<Box<Sending<S>>> {
     let (mut quiet, mut since) = (0, 0);
-    let mut tempo = Tempo::new(Instant::now());
+    let mut pacing = Pacing::new(Instant::now());
     while !duty.is_over() && (quiet < QUIET_WAITS || duty.patience() == Some(0)) {
         let turn = half.worker.turn(&mut half.source, READS_ALONE)?;
         since += turn.done;
-        tempo.count(turn.done);
+        pacing.count(turn.done);
         if !turn.dry {
             continue;
         }
         quiet = if since < FEW { quiet + 1 } else { 0 };
         since = 0;
-        manners.rest();
-        if tempo.pause() {
+        scheduling.rest();
+        if pacing.pause() {
             continue;
         }
         let timeout = [half.worker.timeout(), S::CHECK_INTERVAL].into_iter().flatten().min();

@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::ConnectionId;
 
-use super::shared::lock;
+use super::rx::Arrived;
+use crate::sync::lock;
 
 /// Connection IDs that are offered at a time: as many as a node has set-ups at once, twice over.
 const MAX_OFFERED: usize = 1_024;
@@ -122,24 +123,18 @@ impl EarlyPackets {
 
     /// Holds a packet of an unknown connection ID, if that is offered and has not had its share. How many others are dropped
     /// by that; `None` if it is not held.
-    pub(super) fn hold(
-        &self,
-        cid: ConnectionId,
-        datagram: &[u8],
-        from: SocketAddr,
-        ecn: u8,
-        now: Instant,
-    ) -> Option<u64> {
+    pub(super) fn hold(&self, cid: ConnectionId, arrived: &Arrived<'_>) -> Option<u64> {
         if self.offered.load(Relaxed) == 0 {
             return None;
         }
         let mut table = lock(&self.table);
         let offer = table.offers.get(&cid)?;
+        let Arrived { ref datagram, from, ecn, now: at, .. } = *arrived;
         if offer.packets.len() >= MAX_PACKETS || offer.bytes + datagram.len() > MAX_OFFER_BYTES {
             return None;
         }
         let dropped = table.make_room(datagram.len());
-        table.add(cid, Early { from, ecn, datagram: datagram.into(), at: now });
+        table.add(cid, Early { from, ecn, datagram: Box::from(&**datagram), at });
         Some(dropped)
     }
 
@@ -204,6 +199,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gso::Slot;
 
     fn cid(n: u64) -> ConnectionId {
         ConnectionId::from_random_data(n.to_be_bytes())
@@ -213,6 +209,11 @@ mod tests {
         "192.0.2.1:7000".parse().unwrap()
     }
 
+    fn hold(early: &EarlyPackets, cid: ConnectionId, datagram: &[u8], ecn: u8, now: Instant) -> Option<u64> {
+        let place = Slot { buffer: 0, start: 0, len: datagram.len() as u32 };
+        early.hold(cid, &Arrived { datagram: &mut datagram.to_vec(), place, from: from(), ecn, now })
+    }
+
     fn bytes(packets: &[Early]) -> Vec<u8> {
         packets.iter().map(|early| early.datagram[0]).collect()
     }
@@ -220,14 +221,14 @@ mod tests {
     #[test]
     fn what_was_offered_is_held_in_order_and_nothing_else() {
         let (early, now) = (EarlyPackets::default(), Instant::now());
-        assert_eq!(early.hold(cid(1), &[0], from(), 0, now), None);
+        assert_eq!(hold(&early, cid(1), &[0], 0, now), None);
         early.expect(cid(1), now);
-        assert_eq!(early.hold(cid(1), &[1], from(), 2, now), Some(0));
-        assert_eq!(early.hold(cid(1), &[2], from(), 0, now), Some(0));
-        assert_eq!(early.hold(cid(2), &[3], from(), 0, now), None, "nobody offered it");
+        assert_eq!(hold(&early, cid(1), &[1], 2, now), Some(0));
+        assert_eq!(hold(&early, cid(1), &[2], 0, now), Some(0));
+        assert_eq!(hold(&early, cid(2), &[3], 0, now), None, "nobody offered it");
         let (packets, old) = early.take(cid(1), now);
         assert_eq!((bytes(&packets), packets[0].ecn, packets[0].from, old), (vec![1, 2], 2, from(), 0));
-        assert_eq!(early.hold(cid(1), &[4], from(), 0, now), None, "it is installed now");
+        assert_eq!(hold(&early, cid(1), &[4], 0, now), None, "it is installed now");
         assert_eq!(lock(&early.table).bytes, 0);
     }
 
@@ -236,7 +237,7 @@ mod tests {
         let (early, now) = (EarlyPackets::default(), Instant::now());
         let held = |n: u64, len: usize| {
             early.expect(cid(n), now);
-            (0..100).filter(|_| early.hold(cid(n), &vec![0; len], from(), 0, now).is_some()).count()
+            (0..100).filter(|_| hold(&early, cid(n), &vec![0; len], 0, now).is_some()).count()
         };
         assert_eq!(held(1, 1), MAX_PACKETS);
         assert_eq!(held(2, 1_500), MAX_OFFER_BYTES / 1_500);
@@ -251,7 +252,7 @@ mod tests {
         for n in 0..5_000 {
             early.expect(cid(n), now);
             for _ in 0..each {
-                dropped += early.hold(cid(n), &[0; LARGE], from(), 0, now).expect("the newest is held");
+                dropped += hold(&early, cid(n), &[0; LARGE], 0, now).expect("the newest is held");
                 held += 1;
             }
             let table = lock(&early.table);
@@ -279,16 +280,16 @@ mod tests {
     fn what_is_too_old_is_not_opened_and_stale_offers_make_room() {
         let (early, start) = (EarlyPackets::default(), Instant::now());
         early.expect(cid(0), start);
-        early.hold(cid(0), &[1], from(), 0, start);
-        early.hold(cid(0), &[2], from(), 0, start + Duration::from_secs(1));
+        hold(&early, cid(0), &[1], 0, start);
+        hold(&early, cid(0), &[2], 0, start + Duration::from_secs(1));
         let (packets, old) = early.take(cid(0), start + MAX_AGE);
         assert_eq!((bytes(&packets), old), (vec![2], 1));
         for n in 0..=MAX_OFFERED as u64 {
             early.expect(cid(n), start);
         }
-        assert_eq!(early.hold(cid(MAX_OFFERED as u64), &[0], from(), 0, start), None, "one too many");
+        assert_eq!(hold(&early, cid(MAX_OFFERED as u64), &[0], 0, start), None, "one too many");
         early.expect(cid(5_000), start + STALE);
-        assert_eq!(early.hold(cid(5_000), &[0], from(), 0, start + STALE), Some(0));
+        assert_eq!(hold(&early, cid(5_000), &[0], 0, start + STALE), Some(0));
         assert_eq!(lock(&early.table).offers.len(), 1);
     }
 }

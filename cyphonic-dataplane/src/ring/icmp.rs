@@ -1,9 +1,12 @@
 //! ICMPv6 errors to the node's own applications (RFC 4443): Destination Unreachable and Packet Too Big.
 
 use std::net::Ipv6Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::gso::{IPV6_HEADER, Sum, put};
+use cyphonic_common::Account;
+use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
+
+use crate::gso::{Sum, put};
 
 /// An error packet is never longer than IPv6's least MTU (§2.4 c).
 pub(super) const MAX_ERROR: usize = 1280;
@@ -15,7 +18,8 @@ const FIRST_INFORMATIONAL: u8 = 128;
 const EXTENSIONS: [u8; 3] = [0, 43, 60];
 
 /// Errors of a kind in a burst, and per second (§2.4 f).
-const BURST: f64 = 64.0;
+const BURST: u32 = 64;
+const SECOND: Duration = Duration::from_secs(1);
 
 /// What went wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,26 +43,26 @@ pub(super) fn error(
     if source.is_multicast() || source.is_unspecified() || destination.is_multicast() || is_error(offending) {
         return None;
     }
-    let quoted = offending.get(..MAX_ERROR - IPV6_HEADER - HEADER).unwrap_or(offending);
-    let len = IPV6_HEADER + HEADER + quoted.len();
+    let quoted = offending.get(..MAX_ERROR - IPV6_HEADER_LEN - HEADER).unwrap_or(offending);
+    let len = IPV6_HEADER_LEN + HEADER + quoted.len();
     let packet = out.get_mut(..len)?;
     packet.fill(0);
     put(packet, 0, &[0x60])?;
-    put(packet, 4, &((len - IPV6_HEADER) as u16).to_be_bytes())?;
+    put(packet, 4, &((len - IPV6_HEADER_LEN) as u16).to_be_bytes())?;
     put(packet, 6, &[ICMPV6, 64])?;
     put(packet, 8, &own.octets())?;
     put(packet, 24, &source.octets())?;
     match problem {
-        Problem::Unreachable => put(packet, IPV6_HEADER, &[1, 3])?,
+        Problem::Unreachable => put(packet, IPV6_HEADER_LEN, &[1, 3])?,
         Problem::TooBig(mtu) => {
-            put(packet, IPV6_HEADER, &[2, 0])?;
-            put(packet, IPV6_HEADER + 4, &u32::from(mtu).to_be_bytes())?;
+            put(packet, IPV6_HEADER_LEN, &[2, 0])?;
+            put(packet, IPV6_HEADER_LEN + 4, &u32::from(mtu).to_be_bytes())?;
         }
     }
-    put(packet, IPV6_HEADER + HEADER, quoted)?;
-    let (ip, body) = packet.split_first_chunk::<IPV6_HEADER>()?;
+    put(packet, IPV6_HEADER_LEN + HEADER, quoted)?;
+    let (ip, body) = packet.split_first_chunk::<IPV6_HEADER_LEN>()?;
     let sum = Sum::default().add_pseudo_header(ip, ICMPV6, body.len() as u32).add(body).finish();
-    put(packet, IPV6_HEADER + 2, &sum)?;
+    put(packet, IPV6_HEADER_LEN + 2, &sum)?;
     Some(len)
 }
 
@@ -68,7 +72,7 @@ fn address(packet: &[u8], at: usize) -> Option<Ipv6Addr> {
 
 /// Whether a packet is an ICMPv6 error itself, behind at most a few extension headers.
 fn is_error(packet: &[u8]) -> bool {
-    let (mut next, mut at) = (packet.get(6).copied().unwrap_or(0), IPV6_HEADER);
+    let (mut next, mut at) = (packet.get(6).copied().unwrap_or(0), IPV6_HEADER_LEN);
     for _ in 0..8 {
         if next == ICMPV6 {
             return packet.get(at).is_none_or(|kind| *kind < FIRST_INFORMATIONAL);
@@ -87,44 +91,23 @@ fn is_error(packet: &[u8]) -> bool {
 /// from those who use it.
 #[derive(Debug)]
 pub(super) struct ErrorLimit {
-    unreachable: Bucket,
-    too_big: Bucket,
+    start: Instant,
+    unreachable: Account,
+    too_big: Account,
 }
 
 impl ErrorLimit {
     pub(super) fn new(now: Instant) -> Self {
-        Self { unreachable: Bucket::new(now), too_big: Bucket::new(now) }
+        Self { start: now, unreachable: Account::default(), too_big: Account::default() }
     }
 
     /// Whether one more may be sent. To be asked before it is written, which costs more.
     pub(super) fn allows(&mut self, problem: Problem, now: Instant) -> bool {
-        match problem {
-            Problem::Unreachable => self.unreachable.takes(now),
-            Problem::TooBig(_) => self.too_big.takes(now),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Bucket {
-    tokens: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn new(now: Instant) -> Self {
-        Self { tokens: BURST, at: now }
-    }
-
-    fn takes(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.at = now;
-        self.tokens = (self.tokens + passed * BURST).min(BURST);
-        let allowed = self.tokens >= 1.0;
-        if allowed {
-            self.tokens -= 1.0;
-        }
-        allowed
+        let account = match problem {
+            Problem::Unreachable => &mut self.unreachable,
+            Problem::TooBig(_) => &mut self.too_big,
+        };
+        account.spend(now.saturating_duration_since(self.start), SECOND / BURST, SECOND)
     }
 }
 
@@ -133,7 +116,6 @@ mod tests {
     use etherparse::{Icmpv6Slice, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 
     use super::*;
-    use std::time::Duration;
 
     const OWN: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
     const PEER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
@@ -171,7 +153,7 @@ mod tests {
     fn a_long_packet_is_quoted_up_to_the_least_mtu() {
         let icmp = written(Problem::Unreachable, &udp(5000));
         assert_eq!(icmp[..2], [1, 3]);
-        assert_eq!(icmp.len(), MAX_ERROR - IPV6_HEADER);
+        assert_eq!(icmp.len(), MAX_ERROR - IPV6_HEADER_LEN);
     }
 
     #[test]
@@ -192,7 +174,7 @@ mod tests {
         let mut limit = ErrorLimit::new(start);
         for problem in [Problem::Unreachable, Problem::TooBig(1280)] {
             assert_eq!((0..1000).filter(|_| limit.allows(problem, start)).count(), BURST as usize);
-            assert!(limit.allows(problem, start + Duration::from_secs(1)));
+            assert!(limit.allows(problem, start + SECOND));
         }
     }
 }

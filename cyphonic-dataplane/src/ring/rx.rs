@@ -4,8 +4,8 @@
 //! place, checks every inner packet against its tunnel, and then writes what belongs together as super-packets
 //! straight out of the receive buffers. What is not tunnel data goes to signalling, in runs.
 
+mod cards;
 mod datagram;
-mod frames;
 mod joiner;
 mod sources;
 
@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -22,8 +23,8 @@ use cyphonic_common::quic::PUNCH;
 use cyphonic_common::stun::is_stun;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram};
 
-use self::datagram::Peer;
-use self::frames::Frames;
+use self::cards::CardQueues;
+use self::datagram::{Out, Peer};
 use super::command::{Answer, RxCommand};
 use super::counters::Counters;
 use super::device::Delivery;
@@ -34,14 +35,15 @@ use crate::gso::Slot;
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
 
-pub(super) use self::frames::{AnyQueue, CardQueue};
+pub(super) use self::cards::{AnyQueue, CardQueue};
+pub(super) use self::datagram::Arrived;
 
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
 pub(super) const MESSAGES: usize = 16;
 /// Batches of frames after which the port is looked at, though there may be more frames.
 const FRAME_BATCHES: u32 = 8;
 /// Messages that are handled together, wherever they come from.
-const BATCH: usize = if frames::BATCH > MESSAGES { frames::BATCH } else { MESSAGES };
+const BATCH: usize = if cards::BATCH > MESSAGES { cards::BATCH } else { MESSAGES };
 /// In a [`Slot`]: the packet lies where packets are joined, in none of the messages' buffers.
 const JOINED: u32 = u32::MAX;
 /// How often old keys are looked at while there are any.
@@ -73,12 +75,14 @@ pub(super) struct RxParts {
 pub(super) struct RxWorker<D> {
     parts: RxParts,
     delivery: D,
-    frames: Frames,
+    cards: CardQueues,
     /// Batches of frames since the port was looked at.
     frame_batches: u32,
     peers: HashMap<ConnectionId, Peer, BuildHasherDefault<WordHasher>>,
     /// The batch's packets that came in pieces.
     joined: Vec<u8>,
+    /// See [`Out::found`].
+    found: Vec<Range<usize>>,
     /// Until when old keys must be looked at.
     aftermath: Option<Instant>,
     keys_looked_at: Instant,
@@ -91,10 +95,11 @@ impl<D: Delivery> RxWorker<D> {
         Self {
             parts,
             delivery,
-            frames: Frames::default(),
+            cards: CardQueues::default(),
             frame_batches: 0,
             peers: HashMap::default(),
             joined: Vec::new(),
+            found: Vec::new(),
             aftermath: None,
             keys_looked_at: Instant::now(),
             errors: 0,
@@ -108,7 +113,7 @@ impl<D: Delivery> RxWorker<D> {
     /// The port is broken.
     pub(super) fn turn(&mut self, batch: &mut RecvBatch) -> io::Result<Turn> {
         self.take_commands();
-        let frames = if self.frame_batches < FRAME_BATCHES { self.receive_frames() } else { 0 };
+        let frames = if self.frame_batches < FRAME_BATCHES { self.receive_from_cards() } else { 0 };
         if frames > 0 {
             self.frame_batches += 1;
             return Ok(Turn { done: frames, dry: false });
@@ -134,24 +139,24 @@ impl<D: Delivery> RxWorker<D> {
     }
 
     /// What tells of frames, where there are network cards that give some.
-    pub(super) fn frames_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.frames.descriptor()
+    pub(super) fn cards_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.cards.descriptor()
     }
 
     /// What tells of frames is broken.
-    pub(super) fn bury_frames(&mut self) {
-        self.frames.bury();
+    pub(super) fn bury_cards(&mut self) {
+        self.cards.bury();
     }
 
     /// Opens a batch of frames, if there are any. Returns how many.
-    fn receive_frames(&mut self) -> u32 {
-        let received = self.frames.receive();
+    fn receive_from_cards(&mut self) -> u32 {
+        let received = self.cards.receive();
         if received > 0 {
             // Out of the worker, which the frames' packets are opened with.
-            let mut frames = std::mem::take(&mut self.frames);
+            let mut frames = std::mem::take(&mut self.cards);
             self.receive(frames.messages_mut(self.parts.port.nat64()));
             let malformed = frames.give_back();
-            self.frames = frames;
+            self.cards = frames;
             if malformed > 0 {
                 self.parts.counters.count_drop(DropReason::MalformedOuter, malformed);
             }
@@ -178,8 +183,8 @@ impl<D: Delivery> RxWorker<D> {
                 RxCommand::Remove(id) => self.peers.retain(|_, peer| peer.shared.id != id),
                 RxCommand::Deliver(packet) => self.delivery.deliver(&packet, &self.parts.counters),
                 RxCommand::SetPermissions(permissions) => self.parts.permissions = permissions,
-                RxCommand::AddQueue(queue) => self.frames.add(*queue),
-                RxCommand::RemoveCard(card, done) => self.frames.remove(card, &done),
+                RxCommand::AddQueue(queue) => self.cards.add(*queue),
+                RxCommand::RemoveCard(card, done) => self.cards.remove(card, &done),
                 RxCommand::SetRemote(id, remote) => {
                     for peer in self.peers.values_mut().filter(|peer| peer.shared.id == id) {
                         peer.remote = remote;
@@ -196,6 +201,11 @@ impl<D: Delivery> RxWorker<D> {
         for ((index, message), buffer) in messages.enumerate().zip(&mut buffers) {
             *buffer = self.receive_message(index as u32, message, now);
         }
+        self.flush(&buffers);
+    }
+
+    /// Hands what was opened to the host: it lies in `buffers`, or where packets are joined.
+    fn flush(&mut self, buffers: &[&[u8]]) {
         let joined = self.joined.as_slice();
         let bytes = |slot: Slot| {
             let other = if slot.buffer == JOINED { joined } else { &[] };
@@ -209,7 +219,6 @@ impl<D: Delivery> RxWorker<D> {
     /// Handles each datagram of a message and returns the buffer, in which opened packets now lie in clear.
     fn receive_message<'b>(&mut self, index: u32, message: Message<'b>, now: Instant) -> &'b [u8] {
         let Message { from, local_ip, ecn, payload, stride, handed_on } = message;
-        let outer_ecn = ecn.unwrap_or(0);
         let mut at = 0;
         while let Some(rest) = payload.get_mut(at..).filter(|rest| !rest.is_empty()) {
             let len = stride.min(rest.len());
@@ -217,11 +226,12 @@ impl<D: Delivery> RxWorker<D> {
             match classify_datagram(datagram) {
                 DatagramKind::Data(cid) => {
                     let place = Slot { buffer: index, start: at as u32, len: len as u32 };
-                    match self.open(cid, datagram, place, from, outer_ecn, now) {
+                    let mut arrived = Arrived { datagram, place, from, ecn: ecn.unwrap_or(0), now };
+                    match self.open(cid, &mut arrived) {
                         Ok(()) => {}
                         // What was handed on to this worker already is nobody's.
-                        Err(DropReason::UnknownConnectionId)
-                            if !handed_on && self.hand_on(cid, datagram, from, ecn) => {}
+                        Err(DropReason::UnknownConnectionId) if !handed_on && self.hand_on(cid, &arrived) => {
+                        }
                         Err(reason) => self.parts.counters.count_drop(reason, 1),
                     }
                     at += len;
@@ -241,22 +251,15 @@ impl<D: Delivery> RxWorker<D> {
         payload
     }
 
-    fn open(
-        &mut self,
-        cid: ConnectionId,
-        datagram: &mut [u8],
-        place: Slot,
-        from: SocketAddr,
-        ecn: u8,
-        now: Instant,
-    ) -> Result<(), DropReason> {
-        let Some(peer) = self.peers.get_mut(&cid) else { return self.hold(cid, datagram, from, ecn, now) };
+    fn open(&mut self, cid: ConnectionId, arrived: &mut Arrived<'_>) -> Result<(), DropReason> {
+        let Some(peer) = self.peers.get_mut(&cid) else { return self.hold(cid, arrived) };
         let updates = peer.opener.key_updates();
         let (parts, delivery, joined) = (&self.parts, &mut self.delivery, &mut self.joined);
-        let result = peer.open(parts, delivery, joined, datagram, place, from, ecn, now);
+        let mut out = Out { parts, delivery, joined, found: &mut self.found };
+        let result = peer.open(&mut out, arrived);
         if peer.opener.key_updates() != updates {
             peer.shared.rx.set_key_updates(peer.opener.key_updates());
-            self.aftermath = Some(now + KEY_AFTERMATH);
+            self.aftermath = Some(arrived.now + KEY_AFTERMATH);
             // The sending half follows at once, so that the peer's update is acknowledged (RFC 9001 §6.2).
             self.parts.tx_waker.wake();
         }
@@ -265,15 +268,8 @@ impl<D: Delivery> RxWorker<D> {
 
     /// A packet without a tunnel: held if one is under way, else dropped.
     #[cold]
-    fn hold(
-        &self,
-        cid: ConnectionId,
-        datagram: &[u8],
-        from: SocketAddr,
-        ecn: u8,
-        now: Instant,
-    ) -> Result<(), DropReason> {
-        let held = self.parts.early.hold(cid, datagram, from, ecn, now);
+    fn hold(&self, cid: ConnectionId, arrived: &Arrived<'_>) -> Result<(), DropReason> {
+        let held = self.parts.early.hold(cid, arrived);
         let others = held.ok_or(DropReason::UnknownConnectionId)?;
         self.parts.counters.count_drop(DropReason::UnknownConnectionId, others);
         Ok(())
@@ -281,8 +277,10 @@ impl<D: Delivery> RxWorker<D> {
 
     /// A packet of no tunnel of this worker's: another's, if the program that chooses among them did not know that.
     #[cold]
-    fn hand_on(&self, cid: ConnectionId, datagram: &[u8], from: SocketAddr, ecn: Option<u8>) -> bool {
-        self.parts.port.group().is_some_and(|group| group.hand_on_stray(cid, from, ecn, datagram))
+    fn hand_on(&self, cid: ConnectionId, arrived: &Arrived<'_>) -> bool {
+        let ecn = (arrived.ecn != 0).then_some(arrived.ecn);
+        let group = self.parts.port.group();
+        group.is_some_and(|group| group.hand_on_stray(cid, arrived.from, ecn, arrived.datagram))
     }
 
     /// Opens what came before the tunnel that was just installed.
@@ -292,17 +290,13 @@ impl<D: Delivery> RxWorker<D> {
         let (packets, old) = self.parts.early.take(cid, now);
         self.parts.counters.count_drop(DropReason::UnknownConnectionId, old);
         for mut early in packets {
+            let (from, ecn) = (early.from, early.ecn);
             let place = Slot { buffer: 0, start: 0, len: early.datagram.len() as u32 };
-            if let Err(reason) = self.open(cid, &mut early.datagram, place, early.from, early.ecn, now) {
+            let mut arrived = Arrived { datagram: &mut early.datagram, place, from, ecn, now };
+            if let Err(reason) = self.open(cid, &mut arrived) {
                 self.parts.counters.count_drop(reason, 1);
             }
-            let joined = self.joined.as_slice();
-            let bytes = |slot: Slot| {
-                let buffer = if slot.buffer == JOINED { joined } else { &early.datagram };
-                buffer.get(slot.start as usize..(slot.start + slot.len) as usize).unwrap_or_default()
-            };
-            self.delivery.flush(bytes, &self.parts.counters);
-            self.joined.clear();
+            self.flush(&[&early.datagram]);
         }
     }
 

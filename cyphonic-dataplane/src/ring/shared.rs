@@ -3,11 +3,12 @@
 //! Each half has one writer, so counting is a load and a store; the halves lie on different cache lines.
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::{Path, TunnelId, TunnelStats};
+use crate::sync::lock;
 
 /// Challenges whose answers are awaited; the oldest is forgotten when one more is sent.
 /// As many as a round of probes to all of a peer's candidates has under way.
@@ -158,9 +159,4 @@ impl Shared {
             path: *lock(&self.path),
         }
     }
-}
-
-/// A value behind a lock is whole after every statement here, so a panic elsewhere does not spoil it.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

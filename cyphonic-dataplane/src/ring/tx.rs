@@ -18,9 +18,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
+use cyphonic_common::frame::DATAGRAM;
 use cyphonic_common::limits::TUNNEL_OVERHEAD;
 use cyphonic_common::policy::Direction;
-use cyphonic_common::{DropReason, InterfaceConfig, Verdict, classify_egress};
+use cyphonic_common::{DropReason, InterfaceConfig, classify_egress};
 
 use self::backlog::{Backlog, Load, Loss, Sent};
 use self::batch::{Batch, Sealed};
@@ -38,8 +39,6 @@ use crate::gso::{SuperPacket, VnetHeader};
 use crate::protect::{HEADER_LEN, SealError};
 use crate::udp::{Transmit, UdpPort};
 
-/// The type byte of a DATAGRAM frame that runs to the end of its packet (RFC 9221 §4).
-const DATAGRAM: u8 = 0x30;
 /// The pace of repeated challenges.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -123,10 +122,7 @@ impl TxWorker {
     }
 
     fn try_send_read(&mut self, vnet: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
-        let dst = match classify_egress(packet, &self.parts.config) {
-            Verdict::Tunnel { dst } => Ipv6Addr::from(dst),
-            Verdict::Drop(reason) => return Err(reason),
-        };
+        let dst = Ipv6Addr::from(classify_egress(packet, &self.parts.config)?);
         let Some(tunnel) = self.tunnels.sending(dst) else { return self.hold(dst, vnet, packet) };
         if let Some(permissions) = &self.permissions {
             permissions.judge(packet, Direction::Out)?;
@@ -243,8 +239,9 @@ impl TxWorker {
             match done.load {
                 Load::Batch(sealed) => {
                     batch_left(&self.parts.counters, &done.shared, &sealed, loss, self.now);
-                    let tunnel = self.tunnels.index(done.shared.id).filter(|_| is_too_big(loss));
-                    if let Some(tunnel) = tunnel.and_then(|index| self.tunnels.get_mut(index)) {
+                    if is_too_big(loss)
+                        && let Some(tunnel) = self.tunnels.by_id_mut(done.shared.id)
+                    {
                         Self::interface_shrank(tunnel, &self.parts.events);
                     }
                 }
@@ -262,7 +259,7 @@ impl TxWorker {
     fn hold(&mut self, dst: Ipv6Addr, vnet: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
         let report = !self.tunnels.has(dst);
         let holding = self.parts.hold.push(dst, *vnet, packet, report, self.now);
-        self.parts.counters.held.store(self.parts.hold.len() as u64, Relaxed);
+        self.count_held();
         if matches!(holding, Holding::Report | Holding::FullReport) {
             (self.parts.events)(RingEvent::UnknownDestination { dst });
         }
@@ -277,7 +274,7 @@ impl TxWorker {
         for Held { vnet, packet } in self.parts.hold.take(dst) {
             self.send_read(&vnet, &packet);
         }
-        self.parts.counters.held.store(self.parts.hold.len() as u64, Relaxed);
+        self.count_held();
         self.flush();
     }
 

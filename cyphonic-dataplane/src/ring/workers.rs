@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 use std::time::Instant;
 
+use cyphonic_common::map::MAX_PEERS;
 use cyphonic_common::{ConnectionId, DropReason, InterfaceConfig};
 
 use super::command::{RxCommand, RxTunnel, TxCommand, TxTunnel};
@@ -18,7 +19,7 @@ use super::device::{Delivery, Source};
 use super::duty::{self, Division, Duty, First, Handover, Receiving, Sending};
 use super::hold::Hold;
 use super::rx::{MESSAGES, RxParts, RxWorker};
-use super::shared::{Shared, lock};
+use super::shared::Shared;
 use super::tx::{TxParts, TxWorker};
 use super::wake::Waker;
 use super::{
@@ -26,11 +27,12 @@ use super::{
     RingError, RingEvent, RingKind, TunnelId, TunnelInstall, TunnelStats,
 };
 use crate::protect;
+use crate::sync::lock;
 use crate::thread::priority::outrank_applications;
 use crate::udp::{RecvBatch, SignallingSink, UdpPort};
 
 /// Tunnels of one ring: far beyond what a device talks to, near what memory is for.
-const MAX_TUNNELS: usize = 65_536;
+const MAX_TUNNELS: usize = MAX_PEERS as usize;
 /// Challenges of peers that wait for the sending worker.
 const MAX_ANSWERS: usize = 256;
 

@@ -2,7 +2,7 @@
 //!
 //! Among equals, an application that sends in bulk keeps its processor until its turn is over, and by then its packets
 //! have left the caches: each is fetched from memory again to be sealed. A thread that comes next finds them there.
-//! A higher priority is not real time: whoever has waited long enough runs, too. Whether it interrupts is [`manners`](super::manners)'s.
+//! A higher priority is not real time: whoever has waited long enough runs, too. Whether it interrupts is [`scheduling`](super::scheduling)'s.
 
 use rustix::process::nice;
 

@@ -13,12 +13,13 @@ use std::hash::BuildHasherDefault;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use cyphonic_common::{ConnectionId, DatagramKind, classify_datagram};
 use quinn_udp::{EcnCodepoint, RecvMeta};
 
 use crate::hash::WordHasher;
+use crate::sync::{lock, read, write};
 
 /// Messages that wait in a mailbox: more than a socket's queue of full-sized ones usually holds.
 const MAX_WAITING: usize = 512;
@@ -68,12 +69,12 @@ impl PortGroup {
 
     /// Datagrams with this data connection ID are that worker's from now on.
     pub fn set_owner(&self, cid: ConnectionId, worker: usize) {
-        self.owners.write().unwrap_or_else(PoisonError::into_inner).insert(cid, worker);
+        write(&self.owners).insert(cid, worker);
     }
 
     /// Datagrams with this data connection ID are nobody's any more.
     pub fn remove_owner(&self, cid: ConnectionId) {
-        self.owners.write().unwrap_or_else(PoisonError::into_inner).remove(&cid);
+        write(&self.owners).remove(&cid);
     }
 
     /// Hands a datagram on to the worker that has a tunnel of this data connection ID. False where none has.
@@ -85,7 +86,7 @@ impl PortGroup {
         ecn: Option<u8>,
         datagram: &[u8],
     ) -> bool {
-        let owner = self.owners.read().unwrap_or_else(PoisonError::into_inner).get(&cid).copied();
+        let owner = read(&self.owners).get(&cid).copied();
         let Some(worker) = owner else { return false };
         let (ecn, len) = (ecn.and_then(EcnCodepoint::from_bits), datagram.len());
         self.hand_on(worker, &RecvMeta { addr: from, len, stride: len, ecn, dst_ip: None }, datagram);
@@ -108,7 +109,7 @@ impl PortGroup {
 
     #[cold]
     fn sort_mixed(&self, own: usize, meta: &mut RecvMeta, buffer: &mut [u8]) {
-        let owners = self.owners.read().unwrap_or_else(PoisonError::into_inner);
+        let owners = read(&self.owners);
         let owner = |datagram: &[u8]| match classify_datagram(datagram) {
             DatagramKind::Data(cid) => owners.get(&cid).copied().unwrap_or(own),
             DatagramKind::Signalling | DatagramKind::NotQuic => own,
@@ -201,11 +202,6 @@ fn is_mixed(message: Option<&[u8]>, stride: usize) -> bool {
     let mut cids = message.unwrap_or_default().chunks(stride).map(|datagram| datagram.get(1..9));
     let first = cids.next();
     cids.any(|cid| Some(cid) != first)
-}
-
-/// A mailbox is whole after every statement, so a panic elsewhere does not spoil it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cyphonic_common::Nat64Prefix;
+use cyphonic_common::limits::MAX_UDP4_PAYLOAD;
 use quinn_udp::EcnCodepoint;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -20,8 +21,6 @@ use super::{PortGroup, RecvBatch, Transmit, canonical};
 
 /// Bytes wanted for the kernel's buffers, as wireguard-go asks for: seven milliseconds at 10 Gbit/s.
 const SOCKET_BUFFER: usize = 7 << 20;
-/// The most bytes of one UDP_SEGMENT send: what fits a UDP datagram over IPv4.
-const MAX_GSO_BYTES: usize = 65_507;
 
 /// A port that could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -252,14 +251,6 @@ impl UdpPort {
         self.send_counted(transmit).1
     }
 
-    /// The same as [`send`](Self::send), under the name QUIC implementations use.
-    ///
-    /// # Errors
-    /// As [`send`](Self::send).
-    pub fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.send(transmit)
-    }
-
     /// [`send`](Self::send), which also says how many of the payload's bytes went out before an error.
     pub fn send_counted(&self, transmit: &Transmit<'_>) -> (usize, io::Result<()>) {
         let dest = match self.wire_address(transmit.dest) {
@@ -310,7 +301,7 @@ impl UdpPort {
 
     /// Bytes that one system call may take: whole segments, or a single one of any size.
     fn gso_bytes(&self, segment: usize) -> usize {
-        let segments = self.max_gso_segments().min(MAX_GSO_BYTES / segment).max(1);
+        let segments = self.max_gso_segments().min(MAX_UDP4_PAYLOAD / segment).max(1);
         segments * segment
     }
 

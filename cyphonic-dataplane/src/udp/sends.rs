@@ -5,11 +5,13 @@
 //! carries. So the state that has seen EINVAL is not used again.
 
 use std::io;
+use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock};
 
 use quinn_udp::{Transmit, UdpSockRef, UdpSocketState};
 use socket2::Socket;
+
+use crate::sync;
 
 /// What quinn-udp knows of a socket. Until the first EINVAL it is read without a lock.
 #[derive(Debug)]
@@ -34,7 +36,7 @@ impl Sends {
     #[inline]
     pub(super) fn send(&self, socket: &Socket, transmit: &Transmit<'_>) -> io::Result<()> {
         let sent = if self.is_first_spoiled.load(Ordering::Relaxed) {
-            let later = self.later.read().unwrap_or_else(PoisonError::into_inner);
+            let later = sync::read(&self.later);
             later.try_send(UdpSockRef::from(socket), transmit)
         } else {
             self.first.try_send(UdpSockRef::from(socket), transmit)
@@ -48,7 +50,7 @@ impl Sends {
     #[cold]
     fn renew(&self, socket: &Socket, error: io::Error) -> io::Result<()> {
         match UdpSocketState::new(UdpSockRef::from(socket)) {
-            Ok(fresh) => *self.later.write().unwrap_or_else(PoisonError::into_inner) = fresh,
+            Ok(fresh) => *sync::write(&self.later) = fresh,
             Err(error) => {
                 tracing::debug!(%error, "the UDP port sends without ECN over IPv4 until it is refused again")
             }

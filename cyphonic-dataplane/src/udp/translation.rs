@@ -1,9 +1,11 @@
 //! The translator (NAT64) between this host and IPv4, as the port's sends and receives look at it.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Mutex, PoisonError};
 
 use cyphonic_common::Nat64Prefix;
+
+use crate::sync;
 
 /// The prefix in use, shared by the sockets of a port. It changes when the host changes networks and is read with every
 /// call to send or receive, so reading takes no lock: where there is none, one load of a word that nobody writes.
@@ -36,7 +38,7 @@ impl Translation {
     }
 
     pub(super) fn set(&self, prefix: Option<Nat64Prefix>) {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = sync::lock(&self.writing);
         let [high, low] = prefix.map_or([0; 2], Nat64Prefix::to_words);
         let version = self.version.load(Ordering::Relaxed);
         self.version.store(version.wrapping_add(1), Ordering::Relaxed);

@@ -16,13 +16,18 @@ use rustix::net::xdp::{XdpDesc, XdpRingFlags, XdpRingOffset};
 use super::error::XskError;
 use super::memory::Mapping;
 
-/// What a ring's entries may be: plain data that any bytes are valid for.
-pub(super) trait Entry: Copy {}
+/// What a ring's entries may be.
+///
+/// # Safety
+/// Any bytes are a valid value: [`Consumer::take`] reads whatever stands in the memory that the kernel shares.
+pub(super) unsafe trait Entry: Copy {}
 
 /// Of the fill and completion rings: a frame's address.
-impl Entry for u64 {}
+// SAFETY: it is an integer.
+unsafe impl Entry for u64 {}
 /// Of the receive and transmit rings.
-impl Entry for XdpDesc {}
+// SAFETY: it is `repr(C)` and consists of a `u64` and two `u32`, one of them as flags that may have any bits.
+unsafe impl Entry for XdpDesc {}
 
 /// A ring's memory and where its parts are.
 #[derive(Debug)]
@@ -217,7 +222,7 @@ impl<T: Entry> Consumer<T> {
             return None;
         }
         // SAFETY: the slot is inside the mapping, the kernel has written it (`ready` is not 0), any bytes are a valid
-        // entry, and the kernel writes it again only after `release`.
+        // [`Entry`], and the kernel writes it again only after `release`.
         let entry = unsafe { self.memory.slot(self.taken).read() };
         self.taken = self.taken.wrapping_add(1);
         Some(entry)

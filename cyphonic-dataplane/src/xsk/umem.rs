@@ -4,11 +4,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::error::XskError;
 use super::frame::{Frame, FramePool};
 use super::memory::Mapping;
+use crate::sync;
 
 /// How much packet memory, in which pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,7 +188,7 @@ impl Umem {
 
     /// The socket that the kernel knows this memory by, if there is one yet.
     pub(super) fn first(&self) -> MutexGuard<'_, Option<OwnedFd>> {
-        self.inner.first.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.inner.first)
     }
 
     /// Tells the kernel of the memory.

@@ -7,7 +7,8 @@ use aya_ebpf::maps::XskMap;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use cyphonic_common::classify::Egress;
 use cyphonic_common::map::CounterIndex;
-use cyphonic_common::steer::{ETHERNET_LEN, MAX_QUEUES, judge_near_end, judge_virtual};
+use cyphonic_common::packet::ethernet::ETHERNET_LEN;
+use cyphonic_common::steer::{MAX_QUEUES, judge_near_end, judge_virtual};
 use cyphonic_common::{Buffer, DropReason};
 use cyphonic_ebpf::xdp_frame::XdpFrame;
 

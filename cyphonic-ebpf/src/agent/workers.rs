@@ -6,14 +6,13 @@ use aya_ebpf::maps::{HashMap, ReusePortSockArray};
 use aya_ebpf::programs::{SkBuffContext, SkReuseportContext};
 use cyphonic_common::classify::PeerTable;
 use cyphonic_common::map::{MAX_CIDS, MAX_WORKERS, spread_of};
+use cyphonic_common::packet::udp::UDP_HEADER_LEN;
 use cyphonic_common::quic::{DatagramKind, classify_datagram_at};
 use cyphonic_common::{Buffer, ConnectionId};
 
 use crate::packet::Skb;
 use crate::tables::Tables;
 
-/// Bytes of a UDP header.
-const UDP_HEADER_LEN: usize = 8;
 /// Where an IPv6 header has its destination.
 const DESTINATION: usize = 24;
 

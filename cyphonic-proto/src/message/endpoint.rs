@@ -8,8 +8,8 @@ use super::{Endpoint, Observation};
 use crate::address::Prefix;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// Most endpoints taken from one list; the rest are ignored.
-pub const MAX_ENDPOINTS: usize = 16;
+/// Most endpoints taken from one list; the rest are ignored. As many as go into a tunnel's list of candidates.
+pub const MAX_ENDPOINTS: usize = cyphonic_common::frame::MAX_CANDIDATES;
 
 /// The address in its canonical form, without scope and flow.
 pub fn canonical(address: SocketAddr) -> SocketAddr {

@@ -14,6 +14,7 @@ use crate::{
     route::NodeNetwork,
     version,
 };
+use cyphonic_common::Account;
 use std::{
     collections::BTreeMap,
     net::{Ipv6Addr, SocketAddr},
@@ -29,7 +30,9 @@ pub(super) struct Node {
     pub(super) registration: Option<Registration>,
     /// Set-ups in progress that it takes part in, in either role.
     pub(super) setups: usize,
-    bucket: Bucket,
+    /// Its requests, by the time since it came.
+    requests: Account,
+    came: Instant,
 }
 
 /// What a node told.
@@ -64,12 +67,6 @@ impl Registration {
 
 /// Most relays whose latencies are taken on.
 const MAX_LATENCIES: usize = 64;
-
-/// A token bucket in thousandths of a request.
-struct Bucket {
-    level: u64,
-    at: Instant,
-}
 
 impl Node {
     /// What is known of the node's network, what this connection shows included.
@@ -113,8 +110,9 @@ impl Nms {
             self.actions.push_back(Action::Close { channel: old, code: close::NOT_ALLOWED, reason });
         }
         self.names.insert(address, fqdn.clone());
-        let bucket = Bucket { level: u64::from(self.config.timing.burst) * 1000, at: now };
-        self.nodes.insert(channel, Node { fqdn, address, seen, registration: None, setups: 0, bucket });
+        let requests = Account::default();
+        let node = Node { fqdn, address, seen, registration: None, setups: 0, requests, came: now };
+        self.nodes.insert(channel, node);
         self.counters.connected += 1;
     }
 
@@ -152,16 +150,13 @@ impl Nms {
     /// Takes one request from the node's allowance.
     pub(super) fn charge(&mut self, now: Instant, channel: Channel) -> Result<(), Refusal> {
         let timing = &self.config.timing;
-        let (most, rate) = (u64::from(timing.burst) * 1000, u64::from(timing.per_second));
-        let bucket = &mut self.nodes.get_mut(&channel).ok_or_else(not_connected)?.bucket;
-        let passed = u64::try_from(now.saturating_duration_since(bucket.at).as_millis()).unwrap_or(u64::MAX);
-        bucket.level = bucket.level.saturating_add(passed.saturating_mul(rate)).min(most);
-        bucket.at = now;
-        if bucket.level < 1000 {
+        let (most, rate) = (timing.burst, timing.per_second);
+        let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
+        let every = Duration::from_secs(1) / rate.max(1);
+        if !node.requests.spend(now.saturating_duration_since(node.came), every, every * most) {
             let reason = format!("more than {rate} requests per second");
             return Err(Refusal::retry(RefusalCode::TooMany, reason, Duration::from_secs(1)));
         }
-        bucket.level -= 1000;
         Ok(())
     }
 

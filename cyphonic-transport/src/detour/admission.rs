@@ -6,11 +6,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
+use cyphonic_dataplane::sync;
 use tokio::sync::oneshot;
 
-use crate::tally::{Tally, network_of};
+use crate::quota::{Quota, network_of};
 
 /// Most connections, whoever has them, where descriptors suffice. Each takes two and some 200 KiB.
 pub(super) const MAX_CONNECTIONS: usize = 2_048;
@@ -28,8 +29,8 @@ pub(super) type DeviceKey = [u8; 32];
 
 #[derive(Debug)]
 struct Counts {
-    all: Tally<IpAddr>,
-    strangers: Tally<IpAddr>,
+    all: Quota<IpAddr>,
+    strangers: Quota<IpAddr>,
     /// The oldest connection of each first.
     devices: HashMap<DeviceKey, VecDeque<OfDevice>>,
     next: u64,
@@ -67,8 +68,8 @@ impl Admission {
     /// For this many connections at most.
     pub(super) fn new(most: usize) -> Self {
         let counts = Counts {
-            all: Tally::new(most),
-            strangers: Tally::new(MAX_STRANGERS),
+            all: Quota::new(most),
+            strangers: Quota::new(MAX_STRANGERS),
             devices: HashMap::new(),
             next: 0,
         };
@@ -91,8 +92,7 @@ impl Admission {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        // Counts are whole after every statement that matters; a panic elsewhere does not spoil them.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 

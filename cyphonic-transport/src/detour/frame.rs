@@ -1,21 +1,20 @@
 //! Datagrams in a stream: two bytes of length, big-endian, and the datagram. An empty one keeps the connection alive.
 
-/// The largest datagram that UDP over IPv4 carries (RFC 768): 65,535 without both headers.
-pub(super) const MAX_DATAGRAM: usize = 65_507;
+use cyphonic_common::limits::MAX_UDP4_PAYLOAD;
 
 /// Bytes of the length.
 const LENGTH: usize = 2;
 
 /// Bytes read at once, and so the most that is kept of a stream: any frame fits.
 const BUFFER: usize = 1 << 16;
-const _: () = assert!(LENGTH + MAX_DATAGRAM <= BUFFER);
+const _: () = assert!(LENGTH + MAX_UDP4_PAYLOAD <= BUFFER);
 
 /// The frame that carries nothing.
 pub(super) const EMPTY: [u8; LENGTH] = [0; LENGTH];
 
 /// The other end sent a length that no datagram has: it speaks something else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a frame of {0} bytes, and {MAX_DATAGRAM} are the most")]
+#[error("a frame of {0} bytes, and {MAX_UDP4_PAYLOAD} are the most")]
 pub(super) struct Oversized(usize);
 
 /// Appends the frames of a batch of datagrams that are all `stride` bytes long, but perhaps the last. What no frame can
@@ -23,7 +22,7 @@ pub(super) struct Oversized(usize);
 pub(super) fn encode(datagrams: &[u8], stride: usize, out: &mut Vec<u8>) {
     for datagram in datagrams.chunks(stride.max(1)) {
         let Ok(length) = u16::try_from(datagram.len()) else { continue };
-        if datagram.len() <= MAX_DATAGRAM {
+        if datagram.len() <= MAX_UDP4_PAYLOAD {
             out.extend_from_slice(&length.to_be_bytes());
             out.extend_from_slice(datagram);
         }
@@ -65,7 +64,7 @@ impl Decoder {
         let rest = self.buffer.get(self.start..self.end).unwrap_or_default();
         let Some((length, rest)) = rest.split_first_chunk::<LENGTH>() else { return Ok(None) };
         let length = usize::from(u16::from_be_bytes(*length));
-        if length > MAX_DATAGRAM {
+        if length > MAX_UDP4_PAYLOAD {
             return Err(Oversized(length));
         }
         let Some(datagram) = rest.get(..length) else { return Ok(None) };
@@ -92,7 +91,7 @@ impl Run {
         let fits = !self.closed
             && datagram.len() <= self.stride
             && self.count < most.max(1)
-            && self.bytes.len() + datagram.len() <= MAX_DATAGRAM;
+            && self.bytes.len() + datagram.len() <= MAX_UDP4_PAYLOAD;
         if fits {
             self.bytes.extend_from_slice(datagram);
             self.count += 1;
@@ -177,7 +176,7 @@ mod tests {
             let send = |run: &mut Run, sent: &mut Vec<Vec<u8>>| {
                 let (bytes, stride) = run.get().unwrap();
                 let cut: Vec<_> = bytes.chunks(stride).map(<[u8]>::to_vec).collect();
-                assert!(cut.len() <= most && bytes.len() <= MAX_DATAGRAM);
+                assert!(cut.len() <= most && bytes.len() <= MAX_UDP4_PAYLOAD);
                 sent.extend(cut);
                 run.clear();
             };
@@ -195,11 +194,11 @@ mod tests {
     #[test]
     fn the_largest_datagram_passes_and_a_larger_one_ends_the_stream() {
         let mut stream = Vec::new();
-        encode(&vec![7; MAX_DATAGRAM], MAX_DATAGRAM, &mut stream);
+        encode(&vec![7; MAX_UDP4_PAYLOAD], MAX_UDP4_PAYLOAD, &mut stream);
         assert_eq!(decode(&stream, 1 << 20).unwrap().len(), 1);
         assert_eq!(decode(&[0xff, 0xff, 1], 3), Err(Oversized(65_535)));
         let mut none = Vec::new();
-        encode(&vec![7; MAX_DATAGRAM + 1], MAX_DATAGRAM + 1, &mut none);
+        encode(&vec![7; MAX_UDP4_PAYLOAD + 1], MAX_UDP4_PAYLOAD + 1, &mut none);
         assert!(none.is_empty());
     }
 }

@@ -7,13 +7,14 @@
 mod queue;
 mod strangers;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use cyphonic_dataplane::sync::lock;
 use cyphonic_proto::message::{Message, Refusal, RefusalCode};
 use cyphonic_transport::connection::EXCHANGE_TIMEOUT;
 use cyphonic_transport::enrol::STRANGER_STAYS;
-use cyphonic_transport::tally::Key;
+use cyphonic_transport::quota::Key;
 use cyphonic_transport::{Connection, Responder};
 use tokio::sync::{Notify, Semaphore};
 
@@ -169,11 +170,6 @@ impl AuthenticationServer {
 pub(super) fn load_authority(config: &Config) -> Result<Authority, StartError> {
     let files = config.devices_authority.as_ref().ok_or(StartError::NoRegister)?;
     Ok(Authority::load(&files.certificate, &files.key)?)
-}
-
-/// The tables are whole after every call; a panic elsewhere does not spoil them.
-fn lock<T>(table: &Mutex<T>) -> MutexGuard<'_, T> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why a device may not be here, if that is the answer to its request.

@@ -2,19 +2,18 @@
 
 use std::sync::{Arc, Mutex};
 
-use cyphonic_transport::tally::{Key, Tally};
-
-use super::lock;
+use cyphonic_dataplane::sync::lock;
+use cyphonic_transport::quota::{Key, Quota};
 
 /// A queue of requests. In what order they are worked on is others' business.
 pub(super) struct Queue<K: Key> {
-    waiting: Mutex<Tally<K>>,
+    waiting: Mutex<Quota<K>>,
 }
 
 impl<K: Key + Clone> Queue<K> {
     /// With room for this many.
     pub(super) fn new(in_all: usize) -> Arc<Self> {
-        Arc::new(Self { waiting: Mutex::new(Tally::new(in_all)) })
+        Arc::new(Self { waiting: Mutex::new(Quota::new(in_all)) })
     }
 
     /// A place for a request of this asker, who has `share` of them at most.

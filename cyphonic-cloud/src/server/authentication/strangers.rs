@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use cyphonic_transport::tally::{Key, Tally, network_of};
+use cyphonic_transport::quota::{Key, Quota, network_of};
 
 /// At once. Each may take what a connection's window has room for.
 const IN_ALL: usize = 256;
@@ -47,11 +47,11 @@ impl Key for Source {
 
 /// The strangers that are there.
 #[derive(Debug)]
-pub(super) struct Strangers(Tally<Source>);
+pub(super) struct Strangers(Quota<Source>);
 
 impl Default for Strangers {
     fn default() -> Self {
-        Self(Tally::new(IN_ALL))
+        Self(Quota::new(IN_ALL))
     }
 }
 

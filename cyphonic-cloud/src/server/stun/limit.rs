@@ -4,10 +4,12 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::server::rate::spend;
+use cyphonic_common::Account;
 
 /// Networks share this many accounts, by a hash that nobody outside can steer.
 const ACCOUNTS: usize = 1024;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// Requests a second for one account. A node that looks at its network asks some sixty times within a few seconds, once in
 /// many minutes; a carrier's NAT hides hundreds of nodes behind one address.
@@ -24,9 +26,9 @@ const BURST: Duration = Duration::from_secs(4);
 pub(super) struct Limit {
     hash: RandomState,
     start: Instant,
-    /// Until when each account has paid, since `start`.
-    accounts: Vec<Duration>,
-    all: Duration,
+    /// By the time since `start`.
+    accounts: Vec<Account>,
+    all: Account,
 }
 
 impl Limit {
@@ -35,8 +37,8 @@ impl Limit {
         Self {
             hash: RandomState::new(),
             start: now,
-            accounts: vec![Duration::ZERO; ACCOUNTS],
-            all: Duration::ZERO,
+            accounts: vec![Account::default(); ACCOUNTS],
+            all: Account::default(),
         }
     }
 
@@ -50,7 +52,7 @@ impl Limit {
         let place = usize::try_from(self.hash.hash_one(network) % ACCOUNTS as u64).unwrap_or_default();
         let passed = now.saturating_duration_since(self.start);
         let Some(account) = self.accounts.get_mut(place) else { return false };
-        spend(account, passed, PER_ACCOUNT, BURST) && spend(&mut self.all, passed, IN_ALL, BURST)
+        account.spend(passed, SECOND / PER_ACCOUNT, BURST) && self.all.spend(passed, SECOND / IN_ALL, BURST)
     }
 }
 

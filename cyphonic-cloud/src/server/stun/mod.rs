@@ -7,11 +7,12 @@ mod limit;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cyphonic_common::stun::is_stun;
+use cyphonic_dataplane::sync;
 use cyphonic_dataplane::udp::{RecvBatch, StunSink, Transmit, UdpPort};
 use cyphonic_proto::stun::server::{self, Site};
 
@@ -176,7 +177,7 @@ impl Server {
         datagram: &[u8],
     ) -> Option<()> {
         let own = local_ip.or_else(|| self.main.iter().copied().find(|ip| same_version(*ip, from.ip())))?;
-        if !self.limit.lock().unwrap_or_else(PoisonError::into_inner).admit(Instant::now(), from.ip()) {
+        if !sync::lock(&self.limit).admit(Instant::now(), from.ip()) {
             return None;
         }
         let other_port = if port == self.port { self.other_port } else { Some(self.port) };

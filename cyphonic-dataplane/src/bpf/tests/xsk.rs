@@ -19,7 +19,8 @@ use proptest::prelude::*;
 
 use super::super::cards::CardSlot;
 use super::super::object::{NEAR, Object};
-use super::super::xsk::{PodUnderlay, load, set_underlay_socket};
+use super::super::pod::Value;
+use super::super::xsk::{load, set_underlay_socket};
 use super::super::{ClassifierCounters, KernelTables, Options, Programs};
 use super::on_tun::heard;
 use super::{FOREIGN, OWN, PEER, address, config};
@@ -83,8 +84,8 @@ impl Bench {
 
     fn listen_on(&mut self, port: u16) {
         let map = self.programs.object().map_mut(name::CONFIG).unwrap();
-        let mut map: Array<_, PodUnderlay> = Array::try_from(map).unwrap();
-        map.set(0, PodUnderlay(UnderlayConfig::new(port)), 0).unwrap();
+        let mut map: Array<_, Value<UnderlayConfig>> = Array::try_from(map).unwrap();
+        map.set(0, Value(UnderlayConfig::new(port)), 0).unwrap();
     }
 
     /// What an XDP program does with a frame that comes in by `queue`.

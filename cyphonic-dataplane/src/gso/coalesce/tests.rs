@@ -22,7 +22,7 @@ fn tcp_packet(port: u16, sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
         .ack(77);
     let mut packet = Vec::new();
     builder.write(&mut packet, payload).unwrap();
-    packet[IPV6_HEADER + tcp::FLAGS] = flags;
+    packet[IPV6_HEADER_LEN + tcp::FLAGS] = flags;
     fix_checksum(&mut packet, TCP, tcp::CHECKSUM);
     packet
 }
@@ -34,10 +34,10 @@ fn udp_packet(port: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 fn fix_checksum(packet: &mut [u8], protocol: u8, field: usize) {
-    let at = IPV6_HEADER + field;
+    let at = IPV6_HEADER_LEN + field;
     packet[at..at + 2].copy_from_slice(&[0, 0]);
-    let sum = pseudo_header(packet, protocol, packet.len() - IPV6_HEADER).unwrap();
-    let sum = sum.add(&packet[IPV6_HEADER..]);
+    let sum = pseudo_header(packet, protocol, packet.len() - IPV6_HEADER_LEN).unwrap();
+    let sum = sum.add(&packet[IPV6_HEADER_LEN..]);
     // Zero means "no checksum" in UDP and stands for itself in TCP.
     let sum = if protocol == UDP { sum.finish_udp() } else { sum.finish() };
     packet[at..at + 2].copy_from_slice(&sum);
@@ -51,18 +51,18 @@ fn super_packet(
     header: usize,
     size: usize,
 ) -> (VnetHeader, Vec<u8>) {
-    let len = packet.len() - IPV6_HEADER;
+    let len = packet.len() - IPV6_HEADER_LEN;
     let partial = pseudo_header(&packet, protocol, len).unwrap().fold();
-    let at = IPV6_HEADER + field;
+    let at = IPV6_HEADER_LEN + field;
     packet[at..at + 2].copy_from_slice(&partial);
-    let cwr = protocol == TCP && packet[IPV6_HEADER + tcp::FLAGS] & tcp::CWR != 0;
+    let cwr = protocol == TCP && packet[IPV6_HEADER_LEN + tcp::FLAGS] & tcp::CWR != 0;
     let vnet = VnetHeader {
         needs_csum: true,
         kind: if protocol == TCP { GsoKind::Tcp6 } else { GsoKind::Udp },
         ecn: cwr,
-        header_len: (IPV6_HEADER + header) as u16,
+        header_len: (IPV6_HEADER_LEN + header) as u16,
         gso_size: size as u16,
-        csum_start: IPV6_HEADER as u16,
+        csum_start: IPV6_HEADER_LEN as u16,
         csum_offset: field as u16,
     };
     (vnet, packet)
@@ -99,7 +99,7 @@ fn join(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
 fn assert_intact(packet: &[u8]) {
     let sliced = SlicedPacket::from_ip(packet).expect("well formed");
     let Some(NetSlice::Ipv6(ip)) = &sliced.net else { panic!("not IPv6") };
-    assert_eq!(usize::from(ip.header().payload_length()) + IPV6_HEADER, packet.len());
+    assert_eq!(usize::from(ip.header().payload_length()) + IPV6_HEADER_LEN, packet.len());
     match sliced.transport.expect("a transport header") {
         TransportSlice::Tcp(segment) => {
             let sum = segment.calc_checksum_ipv6(ip.header().source(), ip.header().destination()).unwrap();
@@ -111,7 +111,7 @@ fn assert_intact(packet: &[u8]) {
                 .calc_checksum_ipv6_raw(ip.header().source(), ip.header().destination(), datagram.payload())
                 .unwrap();
             assert_eq!(datagram.checksum(), sum);
-            assert_eq!(usize::from(datagram.length()), packet.len() - IPV6_HEADER);
+            assert_eq!(usize::from(datagram.length()), packet.len() - IPV6_HEADER_LEN);
         }
         other => panic!("unexpected {other:?}"),
     }
@@ -139,8 +139,8 @@ proptest! {
         for (index, part) in parts.iter().enumerate() {
             assert_intact(part);
             let expected = sequence.wrapping_add((index * size) as u32);
-            prop_assert_eq!(be32(part, IPV6_HEADER + tcp::SEQUENCE), Some(expected));
-            let got = part[IPV6_HEADER + tcp::FLAGS];
+            prop_assert_eq!(be32(part, IPV6_HEADER_LEN + tcp::SEQUENCE), Some(expected));
+            let got = part[IPV6_HEADER_LEN + tcp::FLAGS];
             prop_assert_eq!(got & tcp::CWR != 0, cwr && index == 0);
             prop_assert_eq!(got & ECE != 0, ece);
             prop_assert_eq!(got & (tcp::FIN | tcp::PSH) != 0, (fin || push) && index + 1 == parts.len());
@@ -201,7 +201,7 @@ proptest! {
             out.extend(cut(&vnet, body));
         }
         let of = |packets: &[Vec<u8>], protocol: u8, flow: u16| -> Vec<Vec<u8>> {
-            packets.iter().filter(|p| p[6] == protocol && be16(p, IPV6_HEADER) == Some(flow)).cloned().collect()
+            packets.iter().filter(|p| p[6] == protocol && be16(p, IPV6_HEADER_LEN) == Some(flow)).cloned().collect()
         };
         prop_assert_eq!(out.len(), packets.len());
         for flow in 0..20 {
@@ -268,7 +268,7 @@ fn a_fragment_ends_what_its_protocol_has_begun_between_its_addresses() {
     let fragment_of = |protocol: u8| {
         let mut packet = udp_packet(1, &[0; 100]);
         packet[6] = FRAGMENT;
-        packet[IPV6_HEADER..IPV6_HEADER + 8].copy_from_slice(&[protocol, 0, 0, 1, 0, 0, 0, 7]);
+        packet[IPV6_HEADER_LEN..IPV6_HEADER_LEN + 8].copy_from_slice(&[protocol, 0, 0, 1, 0, 0, 0, 7]);
         packet
     };
     let (small, segment) = (udp_packet(1, &[1; 100]), |n: u32| tcp_packet(1, n * 100, tcp::ACK, &[2; 100]));
@@ -295,7 +295,7 @@ fn a_gap_another_window_or_other_options_end_a_super_packet() {
     assert_eq!(join(&[first.clone(), next.clone()]).len(), 1, "the reference case joins");
     assert_eq!(join(&[first.clone(), tcp_packet(1, 1001, tcp::ACK, &payload(1000, 1))]).len(), 2);
     assert_eq!(join(&[first.clone(), tcp_packet(1, 1000, tcp::ACK | ECE, &payload(1000, 1))]).len(), 2);
-    let touches = [IPV6_HEADER + 14, IPV6_HEADER + 28, IPV6_HEADER + 8, 1, 7];
+    let touches = [IPV6_HEADER_LEN + 14, IPV6_HEADER_LEN + 28, IPV6_HEADER_LEN + 8, 1, 7];
     for at in touches {
         let mut other = next.clone();
         other[at] ^= 1;

@@ -31,7 +31,7 @@ use cyphonic_common::relay::place::PAIR_LEN;
 use cyphonic_common::relay::{Binding, LegError, OwnAddresses, Place, RelayEntry, RelayLeg, RelayState};
 
 use super::XdpError;
-use super::object::Value;
+use crate::bpf::pod::Value;
 use crate::xsk::memory::Mapping;
 
 /// Words of an entry. The first is the connection ID.

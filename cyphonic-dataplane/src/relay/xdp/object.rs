@@ -1,22 +1,23 @@
 //! The embedded object in the kernel, and its maps.
 
-#![expect(unsafe_code, reason = "aya's Pod")]
-
 use aya::maps::{Array, DevMapHash, MapData, MapInfo, PerCpuArray};
 #[cfg(test)]
 use aya::maps::{HashMap, Map};
 use aya::programs::Xdp;
-use aya::{Ebpf, EbpfLoader, Pod};
+use aya::{Ebpf, EbpfLoader};
 use cyphonic_common::Counter;
+use cyphonic_common::relay::RelayConfig;
 use cyphonic_common::relay::leg::MAX_OWN_ADDRESSES;
 use cyphonic_common::relay::map::{MAX_EGRESS, name};
 use cyphonic_common::relay::place::pairs_for;
-use cyphonic_common::relay::{RelayConfig, RelayEntry, RelayWatch};
+#[cfg(test)]
+use cyphonic_common::relay::{RelayEntry, RelayWatch};
 
 use super::XdpError;
 use super::legs::Legs;
 use super::pins::Pins;
 use super::watch::{Change, Watcher};
+use crate::bpf::pod::Value;
 use crate::errno::errno;
 
 /// aya requires the alignment of a 64-bit ELF file.
@@ -24,20 +25,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/re
 
 /// The maps that hold the legs, and outlive the process together.
 pub(super) const LEGS_MAPS: [&str; 3] = [name::LEGS, name::OVERFLOW, name::OWN_ADDRESSES];
-
-/// A value as aya copies it into and out of a map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub(super) struct Value<T>(pub(super) T);
-
-// SAFETY: `repr(C)`, integers and byte arrays only, and no padding (its size is asserted beside its definition).
-unsafe impl Pod for Value<RelayEntry> {}
-// SAFETY: as above.
-unsafe impl Pod for Value<RelayConfig> {}
-// SAFETY: two `u32`.
-unsafe impl Pod for Value<RelayWatch> {}
-// SAFETY: two `u64`.
-unsafe impl Pod for Value<Counter> {}
 
 /// Program and maps in the kernel, not attached yet.
 pub(super) struct Object {

@@ -7,9 +7,9 @@ use cyphonic_common::relay::RelayConfig;
 use cyphonic_common::relay::map::name;
 use nix::net::if_::if_nameindex;
 
-use super::object::Value;
 use super::options::{NATIVE_WHY, generic_why};
 use super::{Hook, XdpCounters, XdpError};
+use crate::bpf::pod::Value;
 use crate::errno::errno;
 use crate::netdevice;
 

@@ -7,10 +7,9 @@
 //! It also says when the program must follow interfaces that come and go, addresses and routes: at once, but not more often than
 //! once a second. That is done by a thread of its own, since a network card may take seconds to get a program.
 //!
-//! Of what the kernel tells, one kind says mostly nothing new: a neighbour that was confirmed once more. What a bridge learns of
-//! its ports comes as the same kind, and says nothing of routes.
+//! Of what the kernel tells, what it says of neighbours is mostly nothing new (`neighbours.rs`).
 
-use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -27,12 +26,25 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
-use super::object::Value;
+use super::neighbours::Neighbours;
 use super::{XdpError, monotonic_ns};
+use crate::bpf::pod::Value;
+use crate::netdevice::netlink::{Message, messages};
 
-/// `RTNLGRP_*` of `linux/rtnetlink.h`: links, neighbours, addresses, routes, rules and forwarding of both families, next
-/// hops.
-const GROUPS: [u32; 11] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25, 32];
+/// Links, neighbours, and of both families addresses, routes, rules and forwarding; next hops.
+const GROUPS: [u32; 11] = [
+    libc::RTNLGRP_LINK,
+    libc::RTNLGRP_NEIGH,
+    libc::RTNLGRP_IPV4_IFADDR,
+    libc::RTNLGRP_IPV4_ROUTE,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_IFADDR,
+    libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV6_RULE,
+    libc::RTNLGRP_IPV4_NETCONF,
+    libc::RTNLGRP_IPV6_NETCONF,
+    libc::RTNLGRP_NEXTHOP,
+];
 /// How often it says that it is there: well within the program's patience.
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Between two times that the program follows interfaces.
@@ -42,21 +54,9 @@ const RETRYING_NS: u64 = 60_000_000_000;
 /// More than the kernel puts into one message.
 const BUFFER: usize = 1 << 16;
 
-/// `RTM_NEWLINK` to `RTM_SETLINK` of `linux/rtnetlink.h`, and `RTM_NEWADDR` to `RTM_GETADDR`.
-const LINKS: std::ops::RangeInclusive<u16> = 16..=19;
-const ADDRESSES: std::ops::RangeInclusive<u16> = 20..=22;
-/// `RTM_NEWNEIGH` and `RTM_DELNEIGH` of `linux/rtnetlink.h`.
-const NEW_NEIGHBOUR: u16 = 28;
-const NEIGHBOUR_GONE: u16 = 29;
-/// The family of what a bridge knows of its ports: `AF_BRIDGE` of `linux/socket.h`.
-const BRIDGE: u8 = 7;
-/// `NDA_DST` and `NDA_LLADDR` of `linux/neighbour.h`.
-const NEIGHBOUR_ADDRESS: u16 = 1;
-const NEIGHBOUR_LINK_ADDRESS: u16 = 2;
-/// `NUD_VALID`: all states in which the link address is used.
-const NEIGHBOUR_VALID: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80;
-/// Neighbours that are remembered. More are forgotten, which makes every message about them a change.
-const MAX_NEIGHBOURS: usize = 16_384;
+/// The kinds of what is said of interfaces, and of their addresses.
+const LINKS: RangeInclusive<u16> = libc::RTM_NEWLINK..=libc::RTM_SETLINK;
+const ADDRESSES: RangeInclusive<u16> = libc::RTM_NEWADDR..=libc::RTM_GETADDR;
 
 /// Watches as long as it lives.
 #[derive(Debug)]
@@ -139,7 +139,7 @@ fn watch(
             (unfollowed, followed_ns) = (Change::Nothing, Some(now_ns));
         }
         let news = match rustix::net::recv(socket, &mut *buffer, RecvFlags::empty()) {
-            Ok((len, _)) => neighbours.learn(buffer.get(..len).unwrap_or_default()),
+            Ok((len, _)) => learn(&mut neighbours, buffer.get(..len).unwrap_or_default()),
             Err(Errno::AGAIN | Errno::INTR) => News::NONE,
             // Something was lost.
             Err(Errno::NOBUFS) => News::ANY,
@@ -185,57 +185,22 @@ impl News {
     }
 }
 
-/// Neighbours as they were told last: their link addresses, if they have a valid one.
-#[derive(Debug, Default)]
-struct Neighbours(HashMap<Vec<u8>, Option<Vec<u8>>>);
+/// Reads what the kernel told. Returns what of it is new.
+fn learn(neighbours: &mut Neighbours, received: &[u8]) -> News {
+    messages(received).fold(News::NONE, |news, message| {
+        news.and(message.map_or(News::ANY, |message| learn_one(neighbours, &message)))
+    })
+}
 
-impl Neighbours {
-    /// Reads what the kernel told. Returns what of it is new.
-    fn learn(&mut self, mut messages: &[u8]) -> News {
-        let mut news = News::NONE;
-        // `struct nlmsghdr`: length, type, and twelve bytes more.
-        while let Some((header, _)) = messages.split_first_chunk::<16>() {
-            let [l0, l1, l2, l3, t0, t1, ..] = *header;
-            let len = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-            let Some(body) = messages.get(16..len) else { return News::ANY };
-            let kind = u16::from_ne_bytes([t0, t1]);
-            let changed = match kind {
-                NEW_NEIGHBOUR | NEIGHBOUR_GONE if body.first() == Some(&BRIDGE) => false,
-                NEW_NEIGHBOUR => self.learn_neighbour(body).unwrap_or(true),
-                _ => true,
-            };
-            let to_follow = match kind {
-                NEW_NEIGHBOUR | NEIGHBOUR_GONE => Change::Nothing,
-                _ if LINKS.contains(&kind) => Change::Links,
-                _ if ADDRESSES.contains(&kind) => Change::Addresses,
-                _ => Change::Routes,
-            };
-            news = news.and(News { changed, to_follow });
-            messages = messages.get(len.next_multiple_of(4)..).unwrap_or_default();
+fn learn_one(neighbours: &mut Neighbours, message: &Message<'_>) -> News {
+    let is_change = |to_follow| News { changed: true, to_follow };
+    match message.kind {
+        kind @ (libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH) => {
+            News { changed: neighbours.learn(kind, message.content), to_follow: Change::Nothing }
         }
-        news
-    }
-
-    /// A neighbour: `struct ndmsg` and attributes. `None`: it is not understood.
-    fn learn_neighbour(&mut self, body: &[u8]) -> Option<bool> {
-        let (header, mut rest) = body.split_first_chunk::<12>()?;
-        let [family, _, _, _, i0, i1, i2, i3, s0, s1, ..] = *header;
-        let (mut key, mut link) = (vec![family, i0, i1, i2, i3], None);
-        while let Some((&[l0, l1, t0, t1], _)) = rest.split_first_chunk::<4>() {
-            let len = usize::from(u16::from_ne_bytes([l0, l1]));
-            let value = rest.get(4..len)?;
-            match u16::from_ne_bytes([t0, t1]) {
-                NEIGHBOUR_ADDRESS => key.extend_from_slice(value),
-                NEIGHBOUR_LINK_ADDRESS => link = Some(value.to_vec()),
-                _ => {}
-            }
-            rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
-        }
-        let link = link.filter(|_| u16::from_ne_bytes([s0, s1]) & NEIGHBOUR_VALID != 0);
-        if self.0.len() >= MAX_NEIGHBOURS {
-            self.0.clear();
-        }
-        Some(self.0.insert(key, link.clone()) != Some(link))
+        kind if LINKS.contains(&kind) => is_change(Change::Links),
+        kind if ADDRESSES.contains(&kind) => is_change(Change::Addresses),
+        _ => is_change(Change::Routes),
     }
 }
 
@@ -247,6 +212,7 @@ mod tests {
 
     use nix::sched::{CloneFlags, unshare};
 
+    use super::super::neighbours::tests::neighbour;
     use super::super::object::Object;
     use super::*;
 
@@ -259,72 +225,26 @@ mod tests {
         message
     }
 
-    fn neighbour(state: u16, address: [u8; 4], link: [u8; 6]) -> Vec<u8> {
-        let mut body = vec![2, 0, 0, 0, 7, 0, 0, 0];
-        body.extend(state.to_ne_bytes());
-        body.extend([0, 1]);
-        for (kind, value) in [(NEIGHBOUR_ADDRESS, &address[..]), (NEIGHBOUR_LINK_ADDRESS, &link[..])] {
-            body.extend((4 + value.len() as u16).to_ne_bytes());
-            body.extend(kind.to_ne_bytes());
-            body.extend(value);
-            body.resize(body.len().next_multiple_of(4), 0);
-        }
-        message(NEW_NEIGHBOUR, &body)
-    }
-
-    #[test]
-    fn a_neighbour_that_is_confirmed_is_no_news_and_one_that_moves_is() {
-        const REACHABLE: u16 = 2;
-        const STALE: u16 = 4;
-        const FAILED: u16 = 0x20;
-        let mut neighbours = Neighbours::default();
-        let mut learn = |state, host, link| {
-            let news = neighbours.learn(&neighbour(state, [192, 0, 2, host], [link; 6]));
-            assert_eq!(news.to_follow, Change::Nothing);
-            news.changed
-        };
-        assert!(learn(REACHABLE, 1, 1) && learn(REACHABLE, 2, 1), "new");
-        assert!(!learn(STALE, 1, 1) && !learn(REACHABLE, 1, 1), "the same");
-        assert!(learn(REACHABLE, 1, 9), "another link address");
-        assert!(learn(FAILED, 1, 9) && !learn(FAILED, 1, 9) && learn(REACHABLE, 1, 9), "gone and back");
-        assert!(!learn(STALE, 2, 1));
-    }
-
-    #[test]
-    fn what_a_bridge_learns_of_its_ports_is_no_news() {
-        let mut neighbours = Neighbours::default();
-        let learnt = |kind: u16, link: u8| {
-            // `NUD_REACHABLE`, and `NTF_MASTER` of `linux/neighbour.h`.
-            let mut body = vec![BRIDGE, 0, 0, 0, 7, 0, 0, 0, 2, 0, 0x04, 0];
-            body.extend([10, 0, NEIGHBOUR_LINK_ADDRESS as u8, 0, 2, 0, 0, 0, 0, link]);
-            message(kind, &body)
-        };
-        for (kind, link) in [(NEW_NEIGHBOUR, 1), (NEW_NEIGHBOUR, 2), (NEIGHBOUR_GONE, 1)] {
-            assert_eq!(neighbours.learn(&learnt(kind, link)), News::NONE, "{kind} {link}");
-        }
-        assert!(neighbours.0.is_empty());
-    }
-
     #[test]
     fn everything_else_is_news_and_so_is_what_is_not_understood() {
         let mut neighbours = Neighbours::default();
-        let known = neighbour(2, [192, 0, 2, 1], [1; 6]);
-        assert!(neighbours.learn(&known).changed);
-        assert_eq!(neighbours.learn(&known), News::NONE);
-        assert_eq!(neighbours.learn(&[known.clone(), known.clone()].concat()), News::NONE);
+        let known = message(libc::RTM_NEWNEIGH, &neighbour(2, [192, 0, 2, 1], [1; 6]));
+        assert!(learn(&mut neighbours, &known).changed);
+        assert_eq!(learn(&mut neighbours, &known), News::NONE);
+        assert_eq!(learn(&mut neighbours, &[known.clone(), known.clone()].concat()), News::NONE);
         use Change::{Addresses, Links, Nothing, Routes};
         // Interfaces, addresses, routes; a neighbour that was deleted, a rule, a next hop.
         let kinds = [(16, Links), (17, Links), (20, Addresses), (21, Addresses), (24, Routes), (25, Routes)];
         for (kind, to_follow) in kinds.into_iter().chain([(29, Nothing), (32, Routes), (104, Routes)]) {
-            let told = neighbours.learn(&[message(kind, &[0; 12]), known.clone()].concat());
+            let told = learn(&mut neighbours, &[message(kind, &[0; 12]), known.clone()].concat());
             assert_eq!(told, News { changed: true, to_follow }, "{kind}");
         }
         let all = [message(24, &[0; 12]), message(16, &[0; 12]), message(20, &[0; 12])].concat();
-        assert_eq!(neighbours.learn(&all), News::ANY);
+        assert_eq!(learn(&mut neighbours, &all), News::ANY);
         for len in 17..known.len() {
-            assert_eq!(neighbours.learn(&known[..len]), News::ANY, "cut at {len}");
+            assert_eq!(learn(&mut neighbours, &known[..len]), News::ANY, "cut at {len}");
         }
-        assert!(neighbours.learn(&message(NEW_NEIGHBOUR, &[0; 4])).changed);
+        assert!(learn(&mut neighbours, &message(libc::RTM_NEWNEIGH, &[0; 4])).changed);
     }
 
     /// Needs root and the eBPF objects.

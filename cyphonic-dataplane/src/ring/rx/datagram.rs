@@ -6,25 +6,42 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cyphonic_common::frame::part::PART_HEADER;
-use cyphonic_common::frame::{Candidates, Close};
+use cyphonic_common::frame::{Candidates, Close, DATAGRAM, PROBING};
 use cyphonic_common::limits::MIN_PROBE_DATAGRAM;
+use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
 use cyphonic_common::policy::Direction;
 use cyphonic_common::{DropReason, Frame, Frames, Part};
 
 use super::joiner::{Joined, Joiner, Joining};
 use super::sources::{Sign, Sources};
 use super::{JOINED, RxParts};
-use crate::gso::{IPV6_HEADER, Slot};
+use crate::gso::Slot;
 use crate::protect::{HEADER_LEN, OpenError, Opener};
 use crate::ring::command::{Answer, RxTunnel};
 use crate::ring::device::Delivery;
 use crate::ring::shared::{Challenge, Shared};
 use crate::ring::{CandidateSet, RingEvent, ecn};
 
-/// The type byte of a DATAGRAM frame that runs to the end of its packet (RFC 9221 §4).
-const DATAGRAM: u8 = 0x30;
-/// The type bytes of frames that only try a path (RFC 9000 §9.1): a packet that begins with one is no sign of a move.
-const PROBING: [u8; 2] = [0x1a, 0x1b];
+/// A datagram of a tunnel, as it came.
+pub(in crate::ring) struct Arrived<'a> {
+    pub(in crate::ring) datagram: &'a mut [u8],
+    /// Where it lies.
+    pub(in crate::ring) place: Slot,
+    pub(in crate::ring) from: SocketAddr,
+    /// The outer header's ECN field.
+    pub(in crate::ring) ecn: u8,
+    pub(in crate::ring) now: Instant,
+}
+
+/// What of the worker's a tunnel acts with.
+pub(super) struct Out<'w, D> {
+    pub(super) parts: &'w RxParts,
+    pub(super) delivery: &'w mut D,
+    /// Takes packets that came in pieces.
+    pub(super) joined: &'w mut Vec<u8>,
+    /// Empty: where the inner packets of a datagram are noted that has several frames.
+    pub(super) found: &'w mut Vec<Range<usize>>,
+}
 
 /// See the module.
 pub(super) struct Peer {
@@ -39,14 +56,6 @@ pub(super) struct Peer {
     sources: Sources,
     closed: bool,
     exhausted: bool,
-}
-
-/// What of a packet's frames is for applications, by where it lies.
-#[derive(Debug, Default)]
-struct Found {
-    inner: Vec<Range<usize>>,
-    /// A PART, which is always the last frame.
-    piece: Option<Range<usize>>,
 }
 
 impl Peer {
@@ -66,21 +75,15 @@ impl Peer {
     }
 
     /// Opens a datagram in place and acts on its frames. Inner packets are delivered, by where they lie; one that came in
-    /// pieces lies in `joined`.
-    #[expect(clippy::too_many_arguments, reason = "the parts of one datagram, on the hot path")]
+    /// pieces lies in [`Out::joined`].
     #[inline]
-    pub(super) fn open(
+    pub(super) fn open<D: Delivery>(
         &mut self,
-        parts: &RxParts,
-        delivery: &mut impl Delivery,
-        joined: &mut Vec<u8>,
-        datagram: &mut [u8],
-        place: Slot,
-        from: SocketAddr,
-        outer_ecn: u8,
-        now: Instant,
+        out: &mut Out<'_, D>,
+        arrived: &mut Arrived<'_>,
     ) -> Result<(), DropReason> {
-        let (len, newest) = match self.opener.open(datagram) {
+        let parts = out.parts;
+        let (len, newest) = match self.opener.open(arrived.datagram) {
             Ok(opened) => (opened.payload.len(), opened.newest),
             Err(error) => return Err(self.not_opened(parts, error)),
         };
@@ -88,31 +91,31 @@ impl Peer {
             self.first_heard(parts);
         }
         // The clock is read per batch, so the first packet of it tells all.
-        if self.batch != Some(now) {
-            self.batch = Some(now);
-            self.shared.touch_rx(now);
+        if self.batch != Some(arrived.now) {
+            self.batch = Some(arrived.now);
+            self.shared.touch_rx(arrived.now);
         }
-        if newest && from != self.remote {
-            self.elsewhere(parts, datagram.get(HEADER_LEN).copied(), from, now);
+        if newest && arrived.from != self.remote {
+            self.elsewhere(parts, arrived);
         }
         let payload = HEADER_LEN..HEADER_LEN + len;
-        if datagram.get(HEADER_LEN) == Some(&DATAGRAM) {
+        if arrived.datagram.get(HEADER_LEN) == Some(&DATAGRAM) {
             let inner = payload.start + 1..payload.end;
-            return self.deliver(parts, delivery, datagram, inner, place, outer_ecn);
+            return self.deliver(parts, out.delivery, arrived, inner);
         }
-        let mut found = Found::default();
-        let frames = self.act_on_frames(parts, datagram, payload, (from, now), &mut found);
-        for range in found.inner {
-            if let Err(reason) = self.deliver(parts, delivery, datagram, range, place, outer_ecn) {
+        let mut piece = None;
+        let frames = self.act_on_frames(parts, arrived, payload, out.found, &mut piece);
+        for inner in out.found.drain(..) {
+            if let Err(reason) = self.deliver(parts, out.delivery, arrived, inner) {
                 parts.counters.count_drop(reason, 1);
             }
         }
-        if let Some(range) = found.piece {
-            let piece = datagram.get(range).unwrap_or_default();
-            if let Some(whole) = self.join(parts, piece, outer_ecn, now, joined)? {
-                let place = Slot { buffer: JOINED, start: 0, len: 0 };
-                self.deliver(parts, delivery, joined, whole.place, place, whole.ecn)?;
-            }
+        if let Some(piece) = piece
+            && let Some(Joined { place: inner, ecn }) = self.join(parts, out.joined, arrived, piece)?
+        {
+            let place = Slot { buffer: JOINED, start: 0, len: 0 };
+            let mut joined = Arrived { datagram: out.joined, place, ecn, ..*arrived };
+            self.deliver(parts, out.delivery, &mut joined, inner)?;
         }
         frames
     }
@@ -122,15 +125,15 @@ impl Peer {
     fn join(
         &mut self,
         parts: &RxParts,
-        frame: &[u8],
-        outer_ecn: u8,
-        now: Instant,
         joined: &mut Vec<u8>,
+        arrived: &Arrived<'_>,
+        piece: Range<usize>,
     ) -> Result<Option<Joined>, DropReason> {
+        let frame = arrived.datagram.get(piece).unwrap_or_default();
         let Some(Ok(Frame::Part(piece))) = Frames::new(frame).next() else {
             return Err(DropReason::MalformedFrame);
         };
-        let (joining, dropped) = self.joiner.push(&piece, outer_ecn, now, joined);
+        let (joining, dropped) = self.joiner.push(&piece, arrived.ecn, arrived.now, joined);
         parts.counters.count_drop(DropReason::Incomplete, dropped);
         match joining {
             Joining::Waits => Ok(None),
@@ -139,16 +142,18 @@ impl Peer {
         }
     }
 
-    /// Everything but the common case of one inner packet alone.
+    /// Everything but the common case of one inner packet alone. Inner packets are noted in `found`, by where they lie, and so
+    /// is a PART, which is always the last frame, in `piece`.
     #[cold]
     fn act_on_frames(
         &mut self,
         parts: &RxParts,
-        datagram: &[u8],
+        arrived: &Arrived<'_>,
         payload: Range<usize>,
-        (from, now): (SocketAddr, Instant),
-        found: &mut Found,
+        found: &mut Vec<Range<usize>>,
+        piece: &mut Option<Range<usize>>,
     ) -> Result<(), DropReason> {
+        let (datagram, from, now) = (&*arrived.datagram, arrived.from, arrived.now);
         let padded = datagram.len() >= MIN_PROBE_DATAGRAM;
         let frames = datagram.get(payload).unwrap_or_default();
         // One answer a packet is enough, whatever a peer puts into it (RFC 9000 §21.9).
@@ -158,7 +163,7 @@ impl Peer {
                 Frame::Padding(_) | Frame::Ping => {}
                 Frame::Datagram(packet) | Frame::DatagramWithLength(packet) => {
                     let start = packet.as_ptr().addr() - datagram.as_ptr().addr();
-                    found.inner.push(start..start + packet.len());
+                    found.push(start..start + packet.len());
                 }
                 Frame::PathChallenge(data) if !answered => {
                     answered = true;
@@ -174,7 +179,7 @@ impl Peer {
                 Frame::PathChallenge(_) => {}
                 Frame::Part(Part { bytes, .. }) => {
                     let start = bytes.as_ptr().addr() - datagram.as_ptr().addr();
-                    found.piece = Some(start - PART_HEADER..start + bytes.len());
+                    *piece = Some(start - PART_HEADER..start + bytes.len());
                 }
                 Frame::PathResponse(data) => self.path_response(parts, data),
                 Frame::Candidates(candidates) if self.sources.takes_list(now) => {
@@ -220,9 +225,10 @@ impl Peer {
 
     /// The newest packet did not come on the path that this end sends on.
     #[cold]
-    fn elsewhere(&mut self, parts: &RxParts, first_frame: Option<u8>, from: SocketAddr, now: Instant) {
-        let probing = first_frame.is_some_and(|kind| PROBING.contains(&kind));
-        if !probing && self.sources.is_news(from, Sign::Moved, now) {
+    fn elsewhere(&mut self, parts: &RxParts, arrived: &Arrived<'_>) {
+        let (first_frame, from) = (arrived.datagram.get(HEADER_LEN), arrived.from);
+        let probing = first_frame.is_some_and(|kind| PROBING.contains(kind));
+        if !probing && self.sources.is_news(from, Sign::Moved, arrived.now) {
             (parts.events)(RingEvent::PeerMoved { tunnel: self.shared.id, from });
         }
     }
@@ -242,24 +248,23 @@ impl Peer {
         &self,
         parts: &RxParts,
         delivery: &mut impl Delivery,
-        datagram: &mut [u8],
-        range: Range<usize>,
-        place: Slot,
-        outer_ecn: u8,
+        arrived: &mut Arrived<'_>,
+        inner: Range<usize>,
     ) -> Result<(), DropReason> {
-        let (start, len) = (range.start as u32, range.len() as u32);
-        let packet = datagram.get_mut(range).ok_or(DropReason::MalformedInner)?;
+        let (start, len) = (inner.start as u32, inner.len() as u32);
+        let packet = arrived.datagram.get_mut(inner).ok_or(DropReason::MalformedInner)?;
         check_inner(packet, self.peer, parts.own)?;
         if let Some(permissions) = &parts.permissions {
             permissions.judge(packet, Direction::In)?;
         }
         let inner_ecn = ecn::of_ipv6(packet);
-        let combined = ecn::combine(inner_ecn, outer_ecn).ok_or(DropReason::CongestionUnheard)?;
+        let combined = ecn::combine(inner_ecn, arrived.ecn).ok_or(DropReason::CongestionUnheard)?;
         if combined != inner_ecn {
             ecn::set_ipv6(packet, combined);
         }
         self.shared.rx.add(1, u64::from(len));
-        delivery.push(Slot { start: place.start + start, len, ..place }, packet, &parts.counters);
+        let place = Slot { start: arrived.place.start + start, len, ..arrived.place };
+        delivery.push(place, packet, &parts.counters);
         Ok(())
     }
 }
@@ -267,9 +272,9 @@ impl Peer {
 /// An inner packet must be whole, from the tunnel's peer, and to this node: nothing else has any business here.
 #[inline]
 fn check_inner(packet: &[u8], peer: Ipv6Addr, own: Ipv6Addr) -> Result<(), DropReason> {
-    let header = packet.first_chunk::<IPV6_HEADER>().ok_or(DropReason::MalformedInner)?;
+    let header = packet.first_chunk::<IPV6_HEADER_LEN>().ok_or(DropReason::MalformedInner)?;
     let len = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    if header[0] >> 4 != 6 || IPV6_HEADER + len != packet.len() {
+    if header[0] >> 4 != 6 || IPV6_HEADER_LEN + len != packet.len() {
         return Err(DropReason::MalformedInner);
     }
     if header[8..24] != peer.octets() {

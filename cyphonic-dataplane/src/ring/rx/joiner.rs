@@ -21,7 +21,7 @@ const AGE: Duration = Duration::from_secs(2);
 /// Nor is one waited for whose id is so far from what comes now: long before ids that start again would bring pieces of another
 /// packet to it.
 const MAX_IDS_AWAY: u16 = 1 << 14;
-/// Buffers that are used again.
+/// Packets whose buffers are used again.
 const MAX_SPARE: usize = 4;
 /// The largest of them: what does not pass whole where only IPv6's least MTU does is hardly larger, and every tunnel keeps
 /// its own for good.
@@ -33,7 +33,8 @@ pub(super) struct Joiner {
     /// Oldest first.
     waiting: VecDeque<Waiting>,
     bytes: usize,
-    spare: Vec<Vec<u8>>,
+    /// Packets that are done with, for their buffers.
+    spare: Vec<Waiting>,
 }
 
 #[derive(Debug)]
@@ -92,16 +93,9 @@ impl Joiner {
     }
 
     fn begin(&mut self, part: &Part<'_>, place: Range<usize>, ecn: u8, now: Instant) {
-        let total = usize::from(part.total);
-        let mut packet = self.spare.pop().unwrap_or_default();
-        packet.clear();
-        packet.resize(total, 0);
-        if let Some(room) = packet.get_mut(place.clone()) {
-            room.copy_from_slice(part.bytes);
-        }
-        let missing = total.saturating_sub(place.len());
-        self.bytes += total;
-        self.waiting.push_back(Waiting { id: part.id, since: now, ecn, packet, have: vec![place], missing });
+        let waiting = Waiting::new(part, place, ecn, now, self.spare.pop());
+        self.bytes += waiting.packet.len();
+        self.waiting.push_back(waiting);
     }
 
     fn finish(&mut self, at: usize, out: &mut Vec<u8>) -> Joining {
@@ -109,7 +103,7 @@ impl Joiner {
         let start = out.len();
         out.extend_from_slice(&waiting.packet);
         let ecn = waiting.ecn;
-        self.put_away(waiting.packet);
+        self.put_away(waiting);
         Joining::Done(Joined { place: start..out.len(), ecn })
     }
 
@@ -141,19 +135,34 @@ impl Joiner {
 
     fn forget(&mut self, at: usize) {
         if let Some(waiting) = self.waiting.remove(at) {
-            self.put_away(waiting.packet);
+            self.put_away(waiting);
         }
     }
 
-    fn put_away(&mut self, packet: Vec<u8>) {
-        self.bytes = self.bytes.saturating_sub(packet.len());
-        if self.spare.len() < MAX_SPARE && packet.capacity() <= MAX_SPARE_BYTES {
-            self.spare.push(packet);
+    fn put_away(&mut self, waiting: Waiting) {
+        self.bytes = self.bytes.saturating_sub(waiting.packet.len());
+        if self.spare.len() < MAX_SPARE && waiting.packet.capacity() <= MAX_SPARE_BYTES {
+            self.spare.push(waiting);
         }
     }
 }
 
 impl Waiting {
+    /// A packet of which this piece came first, in the buffers of one that is done with.
+    fn new(part: &Part<'_>, place: Range<usize>, ecn: u8, since: Instant, spare: Option<Self>) -> Self {
+        let (mut packet, mut have) = spare.map(|spare| (spare.packet, spare.have)).unwrap_or_default();
+        let total = usize::from(part.total);
+        packet.clear();
+        packet.resize(total, 0);
+        if let Some(room) = packet.get_mut(place.clone()) {
+            room.copy_from_slice(part.bytes);
+        }
+        let missing = total.saturating_sub(place.len());
+        have.clear();
+        have.push(place);
+        Self { id: part.id, since, ecn, packet, have, missing }
+    }
+
     /// The bytes still missing; `None` if the piece does not belong.
     fn add(&mut self, part: &Part<'_>, place: Range<usize>, outer_ecn: u8) -> Option<usize> {
         let overlaps = self.have.iter().any(|have| have.start < place.end && place.start < have.end);
@@ -298,8 +307,25 @@ mod tests {
                 joiner.push(&part, 0, now, &mut out);
             }
         }
-        let kept: Vec<_> = joiner.spare.iter().map(Vec::capacity).collect();
+        let kept: Vec<_> = joiner.spare.iter().map(|spare| spare.packet.capacity()).collect();
         assert!(!kept.is_empty() && kept.iter().all(|bytes| *bytes <= MAX_SPARE_BYTES), "{kept:?}");
+    }
+
+    #[test]
+    fn packets_of_pieces_that_follow_each_other_share_their_buffers() {
+        let (now, mut joiner, mut out) = (Instant::now(), Joiner::default(), Vec::new());
+        let mut buffers = Vec::new();
+        for id in 0..100 {
+            let packet = packet(id, 1_280);
+            out.clear();
+            for part in pieces(id, &packet, 700) {
+                joiner.push(&part, 0, now, &mut out);
+            }
+            assert_eq!(out, packet, "nothing of the one before is left");
+            let [spare] = joiner.spare.as_slice() else { panic!("one is done with") };
+            buffers.push((spare.packet.as_ptr(), spare.have.as_ptr()));
+        }
+        assert!(buffers.iter().all(|buffer| *buffer == buffers[0]));
     }
 
     #[test]

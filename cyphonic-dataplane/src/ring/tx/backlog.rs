@@ -14,7 +14,7 @@ use cyphonic_common::DropReason;
 
 use super::batch::Sealed;
 use crate::ring::shared::Shared;
-use crate::udp::Transmit;
+use crate::udp::{self, Transmit};
 
 /// How long something is kept before it is dropped: behind a stuck network card nothing would ever leave.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -56,8 +56,7 @@ impl Sent {
         if error.kind() == io::ErrorKind::WouldBlock {
             return Self::Full(sent);
         }
-        let too_big = error.raw_os_error() == Some(libc::EMSGSIZE);
-        let reason = if too_big { DropReason::TooBig } else { DropReason::SendFailed };
+        let reason = udp::drop_reason(&error);
         Self::Done(Some(Loss { packets: packets_behind(transmit, sent), reason }))
     }
 }

@@ -1,9 +1,7 @@
 //! Sealed packets that leave together: for one tunnel, of one size (the last may be shorter), with one ECN field.
 
-use cyphonic_common::limits::TUNNEL_OVERHEAD;
+use cyphonic_common::limits::{MAX_UDP4_PAYLOAD, TUNNEL_OVERHEAD};
 
-/// The most bytes of one segmented send: a UDP datagram's limit over IPv4.
-const MAX_BYTES: usize = 65_507;
 /// The most packets of one segmented send, the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9.
 const MAX_PACKETS: u64 = 64;
 
@@ -48,7 +46,12 @@ impl Sealed {
 
 impl Batch {
     pub(super) fn new() -> Self {
-        Self { buffer: vec![0; MAX_BYTES].into_boxed_slice(), len: 0, sealed: Sealed::NONE, closed: false }
+        Self {
+            buffer: vec![0; MAX_UDP4_PAYLOAD].into_boxed_slice(),
+            len: 0,
+            sealed: Sealed::NONE,
+            closed: false,
+        }
     }
 
     /// Whether a packet may join. An empty batch takes any.
@@ -59,7 +62,7 @@ impl Batch {
                 && sealed.tunnel == tunnel
                 && sealed.ecn == ecn
                 && len <= sealed.stride
-                && self.len + len <= MAX_BYTES
+                && self.len + len <= MAX_UDP4_PAYLOAD
                 && sealed.packets < MAX_PACKETS)
     }
 
@@ -142,6 +145,6 @@ mod tests {
         batch.clear();
         assert_eq!((0..100).filter(|_| add(&mut batch, 1, 0, 1450)).count(), 45);
         batch.clear();
-        assert!(batch.room(65_508).is_none());
+        assert!(batch.room(MAX_UDP4_PAYLOAD + 1).is_none());
     }
 }

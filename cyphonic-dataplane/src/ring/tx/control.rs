@@ -54,12 +54,12 @@ impl TxWorker {
             }
             TxCommand::Remove(id) => self.tunnels.remove(id),
             TxCommand::SetPath(id, path) => {
-                if let Some(tunnel) = self.tunnels.index(id).and_then(|index| self.tunnels.get_mut(index)) {
+                if let Some(tunnel) = self.tunnels.by_id_mut(id) {
                     tunnel.set_path(path);
                 }
             }
             TxCommand::SetMtu(id, mtu) => {
-                if let Some(tunnel) = self.tunnels.index(id).and_then(|index| self.tunnels.get_mut(index)) {
+                if let Some(tunnel) = self.tunnels.by_id_mut(id) {
                     tunnel.set_mtu(mtu);
                 }
             }
@@ -94,7 +94,7 @@ impl TxWorker {
         self.count_held();
     }
 
-    fn count_held(&self) {
+    pub(super) fn count_held(&self) {
         let held = self.parts.hold.len() as u64;
         self.parts.counters.held.store(held, std::sync::atomic::Ordering::Relaxed);
     }

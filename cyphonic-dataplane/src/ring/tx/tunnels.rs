@@ -170,6 +170,11 @@ impl Tunnels {
         self.by_id.get(&id).copied()
     }
 
+    pub(super) fn by_id_mut(&mut self, id: TunnelId) -> Option<&mut Tunnel> {
+        let index = self.index(id)?;
+        self.get_mut(index)
+    }
+
     pub(super) fn insert(&mut self, tunnel: TxTunnel, now: Instant) -> usize {
         let (id, peer) = (tunnel.shared.id, tunnel.peer);
         let index = self.free.pop().unwrap_or_else(|| {

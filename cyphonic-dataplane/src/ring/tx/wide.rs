@@ -13,7 +13,7 @@ use super::{Problem, TxWorker};
 use crate::gso::SuperPacket;
 use crate::protect::{HEADER_LEN, TAG_LEN};
 use crate::ring::{EventSink, Path, PathMtu, RingEvent};
-use crate::udp::Transmit;
+use crate::udp::{self, Transmit};
 
 /// What surrounds a PART in a datagram.
 const PART_OVERHEAD: usize = HEADER_LEN + PART_HEADER + TAG_LEN;
@@ -130,7 +130,7 @@ impl TxWorker {
         match tunnel.sealer.seal(tunnel.remote_cid, path.wire_cid, packet, payload) {
             Ok(_) => {
                 let sent = self.parts.port.send(&Transmit::new(path.remote, packet));
-                if sent.is_err_and(|error| error.raw_os_error() == Some(libc::EMSGSIZE)) {
+                if sent.is_err_and(|error| udp::drop_reason(&error) == DropReason::TooBig) {
                     let tunnel = tunnel.shared.id;
                     (self.parts.events)(RingEvent::TooBig { tunnel, probe: Some(data) });
                 }

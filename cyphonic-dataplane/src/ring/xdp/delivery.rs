@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use cyphonic_common::DropReason;
-use cyphonic_common::steer::ETHERNET_LEN;
+use cyphonic_common::packet::ethernet::ETHERNET_LEN;
 
 use super::queue::Sending;
 use crate::gso::Slot;

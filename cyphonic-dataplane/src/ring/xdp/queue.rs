@@ -2,7 +2,7 @@
 
 use std::io;
 
-use cyphonic_common::steer::ETHERNET_LEN;
+use cyphonic_common::packet::ethernet::{ETHERNET_IPV6, ETHERNET_LEN};
 
 use crate::netdevice;
 use crate::xsk::{CopyMode, FramePool, FrameSize, Umem, UmemConfig, Xsk, XskConfig, XskError, XskRx, XskTx};
@@ -114,7 +114,7 @@ fn ethernet_header(pair: VethPair<'_>) -> Result<[u8; ETHERNET_LEN], QueueError>
     let mut header = [0; ETHERNET_LEN];
     header[..6].copy_from_slice(&link_address(pair.near)?);
     header[6..12].copy_from_slice(&link_address(pair.far)?);
-    header[12..].copy_from_slice(&cyphonic_common::steer::ETHERNET_IPV6);
+    header[12..].copy_from_slice(&ETHERNET_IPV6);
     Ok(header)
 }
 

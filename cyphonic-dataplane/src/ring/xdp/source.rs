@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use cyphonic_common::steer::ETHERNET_LEN;
+use cyphonic_common::packet::ethernet::ETHERNET_LEN;
 
 use super::queue::Receiving;
 use crate::gso::VnetHeader;

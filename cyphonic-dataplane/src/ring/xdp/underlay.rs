@@ -18,13 +18,14 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cyphonic_common::steer::{ETHERNET_LEN, MAX_QUEUES};
+use cyphonic_common::packet::ethernet::ETHERNET_LEN;
+use cyphonic_common::steer::MAX_QUEUES;
 
 use crate::bpf::{BpfError, EgressClassifier, UnderlayLink};
 use crate::netdevice;
 use crate::ring::command::RxCommand;
 use crate::ring::rx::{AnyQueue, CardQueue};
-use crate::ring::shared::lock;
+use crate::sync::lock;
 use crate::udp::UdpPort;
 use crate::xsk::{CopyMode, FrameSize, Umem, UmemConfig, Xsk, XskConfig, XskError, XskWatch};
 

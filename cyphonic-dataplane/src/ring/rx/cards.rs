@@ -53,7 +53,7 @@ impl AnyQueue {
 
 /// All queues of all cards. See the module.
 #[derive(Default)]
-pub(super) struct Frames {
+pub(super) struct CardQueues {
     queues: Vec<Queue>,
     /// The queue that is looked at first.
     next: usize,
@@ -69,7 +69,7 @@ struct Queue {
     leaving: Option<Sender<()>>,
 }
 
-impl Frames {
+impl CardQueues {
     pub(super) fn add(&mut self, parts: CardQueue) {
         self.batch.reserve(BATCH);
         self.queues.push(Queue { parts, leaving: None });

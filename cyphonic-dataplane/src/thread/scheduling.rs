@@ -42,17 +42,17 @@ struct Counts {
     turns: u32,
 }
 
-/// The calling thread's manners, until they are dropped. See the module.
+/// How the calling thread is scheduled, until it is dropped. See the module.
 #[derive(Debug)]
-pub(crate) struct Manners {
+pub(crate) struct Scheduling {
     /// `None` where the kernel does not count: the thread interrupts, as threads do.
     counts: Option<File>,
     judge: Judge,
     rests: u32,
 }
 
-impl Manners {
-    /// Those of the calling thread, which must be the one to [`rest`](Self::rest).
+impl Scheduling {
+    /// That of the calling thread, which must be the one to [`rest`](Self::rest).
     pub(crate) fn of_this_thread() -> Self {
         Self::try_new().unwrap_or_else(|error| {
             tracing::debug!(%error, "this thread does not wait for its turn");
@@ -91,14 +91,14 @@ impl Manners {
             if policy == before { Ok(()) } else { set(policy) }
         });
         if let Err(error) = result {
-            tracing::debug!(%error, "this thread keeps the manners that it has");
+            tracing::debug!(%error, "this thread stays scheduled as it is");
             self.counts = None;
         }
     }
 }
 
 /// The thread is left as it was found: whoever runs there next would otherwise take the policy for somebody's choice.
-impl Drop for Manners {
+impl Drop for Scheduling {
     fn drop(&mut self) {
         if self.counts.is_some()
             && let Err(error) = set(Policy::Interrupts)
@@ -282,8 +282,8 @@ mod tests {
     fn a_policy_that_somebody_has_chosen_stays() {
         let others = std::thread::spawn(|| {
             set_number(libc::SCHED_IDLE).unwrap();
-            let mut manners = Manners::of_this_thread();
-            (0..=RESTS).for_each(|_| manners.rest());
+            let mut scheduling = Scheduling::of_this_thread();
+            (0..=RESTS).for_each(|_| scheduling.rest());
             policy().unwrap()
         });
         assert_eq!(others.join().unwrap(), libc::SCHED_IDLE);
@@ -292,7 +292,7 @@ mod tests {
     #[test]
     fn a_thread_is_left_as_it_was_found() {
         let policies = std::thread::spawn(|| {
-            let during = || (Manners::of_this_thread(), policy().unwrap()).1;
+            let during = || (Scheduling::of_this_thread(), policy().unwrap()).1;
             [during(), policy().unwrap(), during()]
         });
         assert_eq!(policies.join().unwrap(), [libc::SCHED_BATCH, libc::SCHED_OTHER, libc::SCHED_BATCH]);
@@ -306,7 +306,7 @@ mod tests {
                 let mut here = CpuSet::new();
                 here.set(sched_getcpu());
                 sched_setaffinity(None, &here).unwrap();
-                let mut manners = Manners::of_this_thread();
+                let mut scheduling = Scheduling::of_this_thread();
                 assert_eq!(policy().unwrap(), libc::SCHED_BATCH);
                 // It is started by this thread, so on this processor alone.
                 let busy = std::thread::Builder::new().spawn_scoped(scope, || {
@@ -316,8 +316,8 @@ mod tests {
                 });
                 let rests = (0..10_000).take_while(|_| {
                     std::thread::sleep(Duration::from_micros(100));
-                    manners.rest();
-                    manners.judge.policy == Policy::Waits
+                    scheduling.rest();
+                    scheduling.judge.policy == Policy::Waits
                 });
                 let rests = rests.count();
                 over.store(true, Relaxed);

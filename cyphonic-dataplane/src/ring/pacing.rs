@@ -18,14 +18,14 @@ const PATIENCE: u32 = 2;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct Tempo {
+pub(crate) struct Pacing {
     since: Instant,
     packets: u32,
     /// Pauses that are left before the worker sleeps for good; none while there is no stream.
     left: u32,
 }
 
-impl Tempo {
+impl Pacing {
     pub(crate) fn new(now: Instant) -> Self {
         // Otherwise the kernel takes 50 µs more than it is asked for. Where it refuses, pauses are longer.
         let _ = nix::sys::prctl::set_timerslack(1);
@@ -72,12 +72,12 @@ mod tests {
     /// Rests of a worker that packets come to, `packets` at a time, every `gap`: how many were pauses.
     fn pauses(gap: Duration, packets: u32, rests: u32) -> u32 {
         let mut now = Instant::now();
-        let mut tempo = Tempo::new(now);
+        let mut pacing = Pacing::new(now);
         (0..rests)
             .map(|_| {
-                tempo.count(packets);
+                pacing.count(packets);
                 now += gap;
-                u32::from(tempo.judge(now))
+                u32::from(pacing.judge(now))
             })
             .sum()
     }
@@ -98,14 +98,14 @@ mod tests {
     #[test]
     fn a_stream_ends() {
         let mut now = Instant::now();
-        let mut tempo = Tempo::new(now);
-        tempo.count(100);
+        let mut pacing = Pacing::new(now);
+        pacing.count(100);
         now += Duration::from_micros(100);
-        assert!(tempo.judge(now));
+        assert!(pacing.judge(now));
         let after: Vec<bool> = (0..4)
             .map(|_| {
                 now += PAUSE;
-                tempo.judge(now)
+                pacing.judge(now)
             })
             .collect();
         assert_eq!(after, [true, false, false, false]);

@@ -1,4 +1,4 @@
-//! How many of something there are, of each and in all. Pure.
+//! How many of something there may be, of each and in all. Pure.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -29,14 +29,14 @@ const OF_GROUP: usize = 4;
 
 /// Counts by key, up to a number in all.
 #[derive(Debug)]
-pub struct Tally<K> {
+pub struct Quota<K> {
     most: usize,
     total: usize,
     by_key: HashMap<K, usize>,
     by_group: HashMap<K, usize>,
 }
 
-impl<K: Key> Tally<K> {
+impl<K: Key> Quota<K> {
     /// None yet, and `most` in all.
     pub fn new(most: usize) -> Self {
         Self { most, total: 0, by_key: HashMap::new(), by_group: HashMap::new() }
@@ -122,34 +122,34 @@ mod tests {
     #[test]
     fn room_is_for_each_and_for_all_and_comes_back() {
         let [a, b, c] = [1, 2, 3].map(|n| IpAddr::from([192, 0, 2, n]));
-        let mut tally = Tally::new(3);
+        let mut quota = Quota::new(3);
         for key in [a, a, b] {
-            assert!(tally.has_room(&key, 2));
-            tally.add(key);
+            assert!(quota.has_room(&key, 2));
+            quota.add(key);
         }
-        assert_eq!((tally.total(), tally.of(&a), tally.of(&b), tally.of(&c)), (3, 2, 1, 0));
-        assert!(!tally.has_room(&c, 2), "all together");
-        tally.remove(&b);
-        assert!(tally.has_room(&c, 2) && !tally.has_room(&a, 2));
-        tally.remove(&b);
-        assert_eq!(tally.total(), 2, "what was not added is not taken back");
-        tally.remove(&a);
-        tally.remove(&a);
-        assert_eq!((tally.total(), tally.by_key.len()), (0, 0));
+        assert_eq!((quota.total(), quota.of(&a), quota.of(&b), quota.of(&c)), (3, 2, 1, 0));
+        assert!(!quota.has_room(&c, 2), "all together");
+        quota.remove(&b);
+        assert!(quota.has_room(&c, 2) && !quota.has_room(&a, 2));
+        quota.remove(&b);
+        assert_eq!(quota.total(), 2, "what was not added is not taken back");
+        quota.remove(&a);
+        quota.remove(&a);
+        assert_eq!((quota.total(), quota.by_key.len()), (0, 0));
     }
 
     #[test]
     fn one_line_with_many_networks_cannot_take_all_the_room() {
         let network = |site: u16, n: u16| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, site, n, 0, 0, 0, 0));
-        let mut tally = Tally::new(1000);
+        let mut quota = Quota::new(1000);
         let mut admit = |site| {
             let all = (0..200).map(|n| network(site, n % 50));
-            all.filter(|key| tally.has_room(key, 3).then(|| tally.add(*key)).is_some()).count()
+            all.filter(|key| quota.has_room(key, 3).then(|| quota.add(*key)).is_some()).count()
         };
         assert_eq!((admit(1), admit(2)), (3 * OF_GROUP, 3 * OF_GROUP), "each");
-        assert!(!tally.has_room(&network(1, 99), 3) && tally.has_room(&network(3, 99), 3));
-        (0..50).for_each(|n| (0..3).for_each(|_| tally.remove(&network(1, n))));
-        assert!(tally.has_room(&network(1, 99), 3));
-        assert_eq!((tally.total(), tally.by_group.len()), (3 * OF_GROUP, 1));
+        assert!(!quota.has_room(&network(1, 99), 3) && quota.has_room(&network(3, 99), 3));
+        (0..50).for_each(|n| (0..3).for_each(|_| quota.remove(&network(1, n))));
+        assert!(quota.has_room(&network(1, 99), 3));
+        assert_eq!((quota.total(), quota.by_group.len()), (3 * OF_GROUP, 1));
     }
 }
