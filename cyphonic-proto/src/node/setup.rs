@@ -394,8 +394,8 @@ impl Node {
 
     fn setup_withdrawn(&mut self, now: Instant, id: SetupId, refusal: &Refusal) {
         let Some(setup) = self.drop_setup(id, "withdrawn") else { return };
-        if setup.relay.is_some() && refusal.code() != RefusalCode::PeerOffline {
-            self.route_failed(now, setup.peer, setup.kind, setup.relay_name());
+        if let Some(relay) = setup.relay_name().filter(|_| refusal.code() != RefusalCode::PeerOffline) {
+            self.relay_not_taken(now, setup.peer, relay);
         }
         let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.attempt == Some(Attempt::Setup(id)));
         if ours {
