@@ -75,7 +75,7 @@ impl World {
         if host.node.is_none() {
             return packet;
         }
-        if let Some(id) = host.newest(dst) {
+        if let Some(id) = host.sending(dst) {
             host.tunnels.get_mut(&id).unwrap().waiting.push(packet);
             self.flush(name, id);
         } else {

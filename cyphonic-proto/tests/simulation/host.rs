@@ -62,8 +62,11 @@ impl Host {
         self.early.values().map(Vec::len).sum()
     }
 
-    pub(crate) fn newest(&self, peer: Ipv6Addr) -> Option<TunnelId> {
-        self.tunnels.iter().rev().find(|(_, tunnel)| tunnel.parameters.peer == peer).map(|(id, _)| *id)
+    /// As the ring: of a peer's tunnels that of the latest set-up, of those that may send if there is one.
+    pub(crate) fn sending(&self, peer: Ipv6Addr) -> Option<TunnelId> {
+        let all = self.tunnels.values().filter(|tunnel| tunnel.parameters.peer == peer);
+        let latest = all.max_by_key(|tunnel| (tunnel.confirmed, tunnel.parameters.setup));
+        latest.map(|tunnel| tunnel.parameters.id)
     }
 }
 
@@ -208,7 +211,7 @@ impl World {
             Action::Answer { query, result } => {
                 if let Ok(address) = result {
                     let ready =
-                        self.hosts[name].newest(address).is_some() || address == virtual_address(name);
+                        self.hosts[name].sending(address).is_some() || address == virtual_address(name);
                     assert!(ready, "{name} got an address before a tunnel");
                 }
                 assert!(self.answers.insert(query, result).is_none(), "one question, two answers");
