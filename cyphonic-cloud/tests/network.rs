@@ -33,7 +33,6 @@ fn registration() -> Message {
         protocol_version: version::CURRENT,
         addresses: endpoint::list_to_wire(&["192.0.2.7:4000".parse().unwrap()]),
         observations: Vec::new(),
-        instance: vec![7; 16],
         ..RegistrationRequest::default()
     })
 }

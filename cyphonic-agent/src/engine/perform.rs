@@ -286,6 +286,7 @@ fn for_ring(tunnel: &TunnelParameters) -> TunnelInstall {
     let secret = |secret: &Secret| protect::Secret::from(*secret.as_bytes());
     TunnelInstall {
         id: RingTunnel(tunnel.id.0),
+        precedence: u128::from_be_bytes(tunnel.setup.0),
         peer: tunnel.peer,
         local_cid: tunnel.local_cid,
         remote_cid: tunnel.remote_cid,

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use cyphonic_cloud::pki;
 use cyphonic_proto::message::{
     DirectionRequest, Message, Refusal, RefusalCode, RegistrationRequest, RevocationConfirmation,
     RouteConfirmation, RouteDirection, endpoint,
@@ -66,7 +65,7 @@ impl Node {
         let connection = source.transport.connect_service(&tls, &addresses, &name, Role::Nms).await?;
         let answers = Arc::<Answers>::default();
         tokio::spawn(answer(connection.clone(), Arc::clone(&answers)));
-        match connection.open_exchange(&registration(source.address())?).await? {
+        match connection.open_exchange(&registration(source.address())).await? {
             Message::RegistrationResponse(_) => Ok(Self { fqdn: device.fqdn, connection, answers }),
             other => bail!("the NMS answers {}", shown(&other)),
         }
@@ -98,13 +97,12 @@ impl Node {
 }
 
 /// What an agent says after its start in a network without a NAT.
-fn registration(address: SocketAddr) -> Result<Message> {
-    Ok(Message::RegistrationRequest(RegistrationRequest {
+fn registration(address: SocketAddr) -> Message {
+    Message::RegistrationRequest(RegistrationRequest {
         protocol_version: version::CURRENT,
         addresses: endpoint::list_to_wire(&[address]),
-        instance: pki::random::<16>()?.to_vec(),
         ..RegistrationRequest::default()
-    }))
+    })
 }
 
 /// Answers the NMS as an agent does, for as long as the connection stands.

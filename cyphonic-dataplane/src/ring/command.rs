@@ -14,6 +14,7 @@ use crate::protect::{Opener, Sealer};
 /// A tunnel's sending half.
 pub(super) struct TxTunnel {
     pub(super) shared: Arc<Shared>,
+    pub(super) precedence: u128,
     pub(super) peer: Ipv6Addr,
     pub(super) remote_cid: ConnectionId,
     pub(super) path: Path,

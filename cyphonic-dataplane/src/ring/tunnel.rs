@@ -71,6 +71,9 @@ impl PathMtu {
 pub struct TunnelInstall {
     /// The tunnel's name.
     pub id: TunnelId,
+    /// Of a peer's tunnels that may send, the one with the highest does, whichever was installed last: both ends number them
+    /// alike.
+    pub precedence: u128,
     /// The peer's virtual address: packets to it use this tunnel, and it is the only inner source accepted.
     pub peer: Ipv6Addr,
     /// The data connection ID by which the peer reaches this tunnel.

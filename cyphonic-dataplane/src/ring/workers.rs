@@ -244,6 +244,7 @@ impl<S: Side> EncapRing for Ring<S> {
         })))?;
         self.send_tx(TxCommand::Install(Box::new(TxTunnel {
             shared: Arc::clone(&shared),
+            precedence: tunnel.precedence,
             peer: tunnel.peer,
             remote_cid: tunnel.remote_cid,
             path: tunnel.path,

@@ -106,6 +106,7 @@ fn tunnel(id: u64, peer: Ipv6Addr, local: u8) -> TunnelInstall {
     let remote = SocketAddr::from(([192, 0, 2, 1], 9));
     TunnelInstall {
         id: TunnelId(id),
+        precedence: id.into(),
         peer,
         local_cid: cid(local),
         remote_cid: cid(99),

@@ -451,6 +451,7 @@ pub fn tunnel(id: u64, host: u8, peer: Ipv6Addr, remote: SocketAddr, confirmed: 
     };
     TunnelInstall {
         id: TunnelId(id),
+        precedence: id.into(),
         peer,
         local_cid: cid(host, id),
         remote_cid: cid(other, id),

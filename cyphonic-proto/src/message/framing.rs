@@ -82,10 +82,10 @@ mod tests {
                 }
             ),
             any::<String>().prop_map(|why| Message::Refusal(Refusal::new(RefusalCode::TooMany, why))),
-            (any::<u32>(), any::<Vec<u8>>()).prop_map(|(protocol_version, instance)| {
+            (any::<u32>(), any::<String>()).prop_map(|(protocol_version, pinned_relay)| {
                 Message::RegistrationRequest(RegistrationRequest {
                     protocol_version,
-                    instance,
+                    pinned_relay,
                     ..RegistrationRequest::default()
                 })
             }),

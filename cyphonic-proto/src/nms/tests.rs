@@ -90,7 +90,6 @@ impl Bench {
                 .iter()
                 .map(|(s, o)| Observation { server: wire(s), observed: wire(o) })
                 .collect(),
-            instance: vec![1; 16],
             ..RegistrationRequest::default()
         };
         self.request(channel, 900, Message::RegistrationRequest(request));

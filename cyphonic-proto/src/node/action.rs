@@ -63,6 +63,9 @@ pub enum PeerVia {
 pub struct TunnelParameters {
     /// The tunnel.
     pub id: TunnelId,
+    /// The set-up that it came of. Of a peer's tunnels that may send, that of the latest set-up does, whichever was installed
+    /// last.
+    pub setup: SetupId,
     /// The peer's name.
     pub peer_fqdn: String,
     /// The peer's virtual address: inner packets to it are sent here, and only packets from it are accepted.

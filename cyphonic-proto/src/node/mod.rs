@@ -58,7 +58,7 @@ use keep_open::KeptOpen;
 use offers::Offer;
 use paths::ProbeBudget;
 use peers::Peer;
-use rand::{Rng, SeedableRng, rngs::StdRng};
+use rand::{SeedableRng, rngs::StdRng};
 use registration::Registration;
 use services::Slot;
 use setup::Setup;
@@ -139,12 +139,11 @@ impl Node {
     /// device's gives a node that never gets anywhere, and says so.
     pub fn new(config: NodeConfig, seed: [u8; 32], now: Instant) -> Self {
         let own = config.identity.virtual_address.unwrap_or(Ipv6Addr::UNSPECIFIED);
-        let mut rng = StdRng::from_seed(seed);
-        let registration = Registration::new(&config, rng.random());
+        let registration = Registration::new(&config);
         let mut node = Self {
             own,
             prefix: Prefix::of(own),
-            rng,
+            rng: StdRng::from_seed(seed),
             stopped: false,
             next_exchange: 0,
             next_tunnel: 1,

@@ -170,6 +170,11 @@ impl Node {
 
     /// Asks something, so that the service follows; its silence means that the connection is of no use here.
     pub(super) fn nudge(&mut self, now: Instant, service: &Service) {
+        self.nudge_for(now, service, ANSWERED);
+    }
+
+    /// The same, with so much time for the answer.
+    pub(super) fn nudge_for(&mut self, now: Instant, service: &Service, patience: Duration) {
         match service {
             // The login is under way, or the connection about to close.
             Service::As => return,
@@ -180,7 +185,7 @@ impl Node {
                 self.request(now, service.clone(), Purpose::Observe { server }, message);
             }
         }
-        self.timers.set(Timer::Service(service.clone()), now + ANSWERED);
+        self.timers.set(Timer::Service(service.clone()), now + patience);
     }
 }
 

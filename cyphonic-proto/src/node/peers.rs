@@ -290,19 +290,28 @@ impl Node {
         relay: Option<&str>,
     ) {
         let until = now + self.config.timing.failed_route;
-        let Some(peer) = self.peers.get_mut(&address) else { return };
         match relay {
-            Some(relay) => {
-                peer.failed_relays.retain(|(other, until)| other != relay && *until > now);
-                peer.failed_relays.push((relay.into(), until));
-                if !self.has_another_relay(now, address) {
-                    self.peers.get_mut(&address).into_iter().for_each(Peer::forgive);
-                }
-            }
+            Some(relay) => self.pass_over(now, address, relay, until),
             None => {
+                let Some(peer) = self.peers.get_mut(&address) else { return };
                 peer.failed.retain(|(other, _)| *other != kind);
                 peer.failed.push((kind, until));
             }
+        }
+    }
+
+    /// The peer takes no part in a set-up through a relay, which need not be the relay's fault: the peer may have been away.
+    /// It knows itself what it does not reach as soon as its own dial has failed, and refuses that relay at once then.
+    pub(super) fn relay_not_taken(&mut self, now: Instant, address: Ipv6Addr, relay: &str) {
+        self.pass_over(now, address, relay, now + self.config.timing.connect);
+    }
+
+    fn pass_over(&mut self, now: Instant, address: Ipv6Addr, relay: &str, until: Instant) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.failed_relays.retain(|(other, until)| other != relay && *until > now);
+        peer.failed_relays.push((relay.into(), until));
+        if !self.has_another_relay(now, address) {
+            self.peers.get_mut(&address).into_iter().for_each(Peer::forgive);
         }
     }
 
@@ -463,6 +472,10 @@ impl Node {
         if refusal.code() == RefusalCode::NoSuchPeer && known {
             // Asked for by its name: it was revoked, and this node did not hear of that.
             self.end_tunnels(now, address, CloseCode::Revoked);
+        }
+        if refusal.code() == RefusalCode::PeerOffline {
+            // So no relay can have joined it.
+            self.peers.get_mut(&address).into_iter().for_each(|peer| peer.failed_relays.clear());
         }
         let error = match refusal.code() {
             RefusalCode::NoSuchPeer => ResolveError::NoSuchPeer,

@@ -43,8 +43,6 @@ pub(super) struct Registration {
     pub(super) network: Known,
     /// What is worth keeping for the next start.
     pub(super) known: CachedState,
-    /// Random per start of the agent.
-    instance: [u8; 16],
     /// When the node first turned to a service.
     began: Option<Instant>,
     /// How long it took from there to the first registration.
@@ -55,7 +53,7 @@ pub(super) struct Registration {
 }
 
 impl Registration {
-    pub(super) fn new(config: &NodeConfig, instance: [u8; 16]) -> Self {
+    pub(super) fn new(config: &NodeConfig) -> Self {
         Self {
             logged_in: false,
             registered: false,
@@ -63,7 +61,6 @@ impl Registration {
             observations: Vec::new(),
             network: Known::default(),
             known: config.cached.clone().unwrap_or_default(),
-            instance,
             began: None,
             start_up: None,
             told: None,
@@ -161,7 +158,6 @@ impl Node {
             protocol_version: version::CURRENT,
             addresses: endpoint::list_to_wire(&registration.addresses),
             observations: observations.collect::<Vec<_>>(),
-            instance: registration.instance.to_vec(),
             udp_blocked: registration.known.udp_blocked,
             findings: Some(news.findings.to_wire()),
             relay_latencies: news.latencies.iter().map(latency_to_wire).collect(),

@@ -3,8 +3,8 @@
 //!
 //! A relay that restarts, or a connection to it that breaks, does not end the tunnels through it: packets may still pass
 //! (the relay's kernel program forwards on its own), and if not, they will again once both ends have restored their legs.
-//! The relay says at once that it lost a leg, by a stateless reset; this node then connects anew, without waiting, and
-//! hands in its tickets. While a leg is away the tunnel's silence proves nothing, so it is not given up for
+//! The relay says at once that it lost a leg, by a stateless reset; this node then connects anew, without waiting unless
+//! that would interrupt a set-up, and hands in its tickets. While a leg is away the tunnel's silence proves nothing, so it is not given up for
 //! [`AWAY`]; in use, another way is looked for meanwhile.
 
 use super::{Node, ResolveError, Service, exchanges::Purpose, registration::unexpected, tunnels::Tunnel};
@@ -25,6 +25,8 @@ pub(super) const ELSEWHERE: Duration = Duration::from_secs(6);
 const RENEW_SOON: Duration = Duration::from_secs(1);
 /// Tickets are renewed no more often, however short-lived they are.
 const RENEW_LEAST: Duration = Duration::from_secs(60);
+/// A relay that is said to have restarted, and has not, says so within this and two round trips.
+const SAME: Duration = Duration::from_millis(250);
 /// Waits of a restored leg whose other end is not back: each time the relay calls it.
 const AGAIN_LEAST: Duration = Duration::from_millis(250);
 const AGAIN_MOST: Duration = Duration::from_secs(30);
@@ -157,12 +159,26 @@ impl Node {
     pub(super) fn relay_reset(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let (Some(leg), Some(trs)) = (&tunnel.leg, &tunnel.relay) else { return };
-        let service = Service::Trs(trs.clone());
         // A relay that is connected and has not all of the leg yet says so of every packet.
-        let known = leg.away.is_some() && self.is_connected(&service);
+        let known = leg.away.is_some() && self.is_connected(&Service::Trs(trs.clone()));
         if !known {
-            self.service_reset(now, &service);
+            let trs = trs.clone();
+            self.relay_restarted(now, &trs);
         }
+    }
+
+    /// Whether something is being set up over the connection to a relay, which would end with it.
+    pub(super) fn joins_via(&self, trs: &str) -> bool {
+        // The dialling end's request may still be on its way.
+        let unheard = |tunnel: &Tunnel| tunnel.relay.as_deref() == Some(trs) && tunnel.last_rx.is_none();
+        self.setups.values().any(|setup| setup.is_begun_via(trs)) || self.tunnels.values().any(unheard)
+    }
+
+    /// The tickets are handed in over the connection that stands. If the relay does not answer there, it is dialled.
+    pub(super) fn ask_relay(&mut self, now: Instant, trs: &str) {
+        let rtt = self.registration.network.latencies.get(trs).copied().unwrap_or_default();
+        self.nudge_for(now, &Service::Trs(trs.into()), SAME + rtt * 2);
+        self.restore_legs(now, trs);
     }
 
     pub(super) fn restore_answered(

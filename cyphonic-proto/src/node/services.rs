@@ -158,10 +158,11 @@ impl Node {
         self.service_failed(now, service, reason);
     }
 
-    /// The service has restarted, or so says a reset that anybody who saw it may repeat: it is dialled at once. The
+    /// The relay has restarted, or so says a reset that anybody who saw it may repeat: it is dialled at once. The
     /// connection that stands is the shell's to keep until the new one does, and if nothing was wrong with it, nothing
-    /// is lost but a handshake.
-    pub(super) fn service_reset(&mut self, now: Instant, service: &Service) {
+    /// is lost but a handshake, as it is asked over the one that stands first while something is set up over it.
+    pub(super) fn relay_restarted(&mut self, now: Instant, trs: &str) {
+        let service = &Service::Trs(trs.into());
         let Some(slot) = self.services.get_mut(service) else { return };
         match slot.state {
             ServiceState::Unwanted => {}
@@ -173,7 +174,10 @@ impl Node {
                     slot.resets.reset();
                 }
                 slot.believes_from = Some(now + slot.resets.next(RESET_LEAST, RESET_MOST, &mut self.rng));
-                self.replace_connection(now, service, "it has restarted");
+                match self.joins_via(trs) {
+                    true => self.ask_relay(now, trs),
+                    false => self.replace_connection(now, service, "it has restarted"),
+                }
             }
             // What was sent before the service was there again is repeated only after a while.
             ServiceState::Connecting | ServiceState::Waiting { .. } => {
@@ -200,10 +204,8 @@ impl Node {
                     error.unwrap_or_else(|| format!("no connection within {:?}", self.config.timing.connect));
                 self.service_broken(now, service, &reason);
             }
-            // Only a move sets a connection a time.
-            ServiceState::Connected => {
-                self.replace_connection(now, service, "it did not answer since this host moved");
-            }
+            // Only a question sets a connection a time.
+            ServiceState::Connected => self.replace_connection(now, service, "it did not answer"),
             ServiceState::Unwanted => {}
         }
     }

@@ -113,6 +113,11 @@ impl Setup {
         self.relay_name() == Some(trs)
     }
 
+    /// Whether something of it travels over the connection to a relay.
+    pub(super) fn is_begun_via(&self, trs: &str) -> bool {
+        self.uses(trs) && self.stage != Stage::Connecting
+    }
+
     fn relay_name(&self) -> Option<&str> {
         self.relay.as_ref().map(|own| own.relay.name.as_str())
     }
@@ -286,7 +291,7 @@ impl Node {
 
     /// Set-ups through a relay whose connection is lost.
     pub(super) fn fail_setups_via(&mut self, now: Instant, trs: &str, why: &str) {
-        let concerned = |setup: &&Setup| setup.uses(trs) && setup.stage != Stage::Connecting;
+        let concerned = |setup: &&Setup| setup.is_begun_via(trs);
         for setup in self.setups.values().filter(concerned).map(|setup| setup.id).collect::<Vec<_>>() {
             let why = why.to_owned();
             self.setup_failed(now, setup, ResolveError::NotConnected { why }, Retry::Later);
@@ -389,8 +394,8 @@ impl Node {
 
     fn setup_withdrawn(&mut self, now: Instant, id: SetupId, refusal: &Refusal) {
         let Some(setup) = self.drop_setup(id, "withdrawn") else { return };
-        if setup.relay.is_some() && refusal.code() != RefusalCode::PeerOffline {
-            self.route_failed(now, setup.peer, setup.kind, setup.relay_name());
+        if let Some(relay) = setup.relay_name().filter(|_| refusal.code() != RefusalCode::PeerOffline) {
+            self.relay_not_taken(now, setup.peer, relay);
         }
         let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.attempt == Some(Attempt::Setup(id)));
         if ours {

@@ -86,6 +86,7 @@ impl Node {
         let Install { remote_cid, wire_cid, remote, suite, inner_mtu, send, recv, confirmed } = install;
         self.act(Action::InstallTunnel(Box::new(TunnelParameters {
             id,
+            setup: setup_id,
             peer_fqdn: setup.fqdn.clone(),
             peer,
             local_cid: setup.cid,

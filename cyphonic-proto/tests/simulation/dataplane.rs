@@ -3,7 +3,7 @@
 use crate::world::{Content, Data, Event, Packet, World, virtual_address};
 use cyphonic_proto::{
     ConnectionId, TunnelId,
-    node::{PathMtu, TunnelActivity, TunnelParameters},
+    node::{PathMtu, TunnelActivity, TunnelControl, TunnelParameters},
 };
 use std::{net::SocketAddr, time::Duration};
 
@@ -29,6 +29,12 @@ impl Installed {
     /// As the ring: what came through the relay is answered through it.
     pub(crate) fn path_to(&self, to: SocketAddr) -> (SocketAddr, ConnectionId) {
         self.relay.filter(|(relay, _)| *relay == to).unwrap_or((to, self.parameters.remote_cid))
+    }
+
+    fn learn(&mut self, path: (SocketAddr, ConnectionId)) {
+        if path.1 != self.parameters.remote_cid {
+            self.relay = Some(path);
+        }
     }
 
     pub(crate) fn path(&self) -> (SocketAddr, ConnectionId) {
@@ -68,6 +74,47 @@ impl World {
         }
     }
 
+    fn tunnel_mut(&mut self, name: &'static str, id: TunnelId) -> &mut Installed {
+        self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap()
+    }
+
+    pub(crate) fn remove_tunnel(&mut self, name: &'static str, id: TunnelId, close: bool) {
+        if close {
+            self.emit(name, id, Content::Close);
+        }
+        let removed = self.hosts.get_mut(name).unwrap().tunnels.remove(&id);
+        assert!(removed.is_some(), "a tunnel is removed once");
+    }
+
+    pub(crate) fn set_path(
+        &mut self,
+        name: &'static str,
+        id: TunnelId,
+        (remote, wire_cid): (SocketAddr, ConnectionId),
+    ) {
+        let tunnel = self.tunnel_mut(name, id);
+        (tunnel.parameters.remote, tunnel.parameters.wire_cid) = (remote, wire_cid);
+        tunnel.learn((remote, wire_cid));
+        tunnel.mtu.datagram = SMALLEST;
+    }
+
+    pub(crate) fn set_mtu(&mut self, name: &'static str, id: TunnelId, mtu: PathMtu) {
+        assert!(mtu.datagram >= 1200 && mtu.inner >= 1280);
+        self.tunnel_mut(name, id).mtu = mtu;
+    }
+
+    pub(crate) fn send_control(&mut self, name: &'static str, id: TunnelId, control: TunnelControl) {
+        match control {
+            TunnelControl::Ping => self.emit(name, id, Content::Ping),
+            TunnelControl::PathChallenge(data) => self.emit(name, id, Content::Challenge(data)),
+            TunnelControl::Probe { remote, wire_cid, data } => {
+                self.tunnel_mut(name, id).learn((remote, wire_cid));
+                self.emit_on(name, id, (remote, wire_cid), Content::Challenge(data));
+            }
+            TunnelControl::Candidates(set) => self.emit(name, id, Content::Candidates(set)),
+        }
+    }
+
     /// An application's packet.
     pub(crate) fn send_inner(&mut self, name: &'static str, to: &str) -> u64 {
         let (packet, dst) = (self.fresh(), virtual_address(to));
@@ -75,7 +122,7 @@ impl World {
         if host.node.is_none() {
             return packet;
         }
-        if let Some(id) = host.newest(dst) {
+        if let Some(id) = host.sending(dst) {
             host.tunnels.get_mut(&id).unwrap().waiting.push(packet);
             self.flush(name, id);
         } else {

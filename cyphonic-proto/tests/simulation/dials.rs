@@ -87,6 +87,26 @@ impl World {
         self.end_dial(id);
     }
 
+    pub(crate) fn offer_peer(&mut self, connection: PeerConnectionId, offer: &Message) {
+        let bytes = self.pack(offer);
+        self.dials.get_mut(&connection.0).unwrap().offer = Some(bytes);
+    }
+
+    pub(crate) fn close_peer(&mut self, connection: PeerConnectionId) {
+        // The dialler's own time is up too, or soon will be.
+        if let Some(dial) = self.dials.get_mut(&connection.0) {
+            dial.offer = None;
+        }
+    }
+
+    pub(crate) fn respond_peer(&mut self, connection: PeerConnectionId, message: &Message) {
+        let bytes = self.pack(message);
+        if let Some(dial) = self.dials.get_mut(&connection.0) {
+            assert!(dial.answer.replace(bytes).is_none(), "one request, two answers");
+            self.transmit_to_dialler(Flight::Response, connection.0);
+        }
+    }
+
     pub(crate) fn end_dial(&mut self, id: u64) {
         let Some(Dial { listener: Some((device, life, _)), .. }) = self.dials.remove(&id) else { return };
         let delay = self.reliable_delay();

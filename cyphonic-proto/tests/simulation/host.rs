@@ -2,13 +2,13 @@
 
 use crate::{
     cloud::{addresses, relay_at},
-    dataplane::{Installed, SMALLEST},
+    dataplane::Installed,
     net::Uplink,
     world::{Conn, Content, Data, Event, Flight, Packet, Victim, World, ZONE, identity, virtual_address},
 };
 use cyphonic_proto::{
-    Channel, ConnectionId, TunnelId,
-    node::{Action, CachedState, Node, NodeConfig, PeerVia, Service, Timing, TunnelControl},
+    Channel, ConnectionId, ExchangeId, Message, QueryId, TunnelId,
+    node::{Action, CachedState, Node, NodeConfig, PeerVia, ResolveError, Service, Timing},
     relayed,
     tunnel::Suite,
 };
@@ -62,8 +62,11 @@ impl Host {
         self.early.values().map(Vec::len).sum()
     }
 
-    pub(crate) fn newest(&self, peer: Ipv6Addr) -> Option<TunnelId> {
-        self.tunnels.iter().rev().find(|(_, tunnel)| tunnel.parameters.peer == peer).map(|(id, _)| *id)
+    /// As the ring: of a peer's tunnels that of the latest set-up, of those that may send if there is one.
+    pub(crate) fn sending(&self, peer: Ipv6Addr) -> Option<TunnelId> {
+        let all = self.tunnels.values().filter(|tunnel| tunnel.parameters.peer == peer);
+        let latest = all.max_by_key(|tunnel| (tunnel.confirmed, tunnel.parameters.setup));
+        latest.map(|tunnel| tunnel.parameters.id)
     }
 }
 
@@ -123,9 +126,7 @@ impl World {
             Action::Netcheck { .. } => {}
             Action::Disconnect { service } => self.close_at_node(name, &service),
             Action::Request { exchange, service, message } => {
-                let Some(channel) = self.channel(name, &service) else { return };
-                let (bytes, delay) = (self.pack(&message), self.reliable_delay());
-                self.schedule(delay, Event::ToService { channel, exchange, bytes });
+                self.request(name, exchange, &service, &message)
             }
             Action::Respond { exchange, message } => self.node_responds(exchange, &message),
             Action::DialPeer { setup, peer_fqdn, peer_address, via } => {
@@ -134,23 +135,9 @@ impl World {
             }
             Action::AskPeer { setup, request } => self.ask_peer(name, setup, &request),
             Action::CancelDial { setup } => self.cancel_dial(name, setup),
-            Action::OfferPeer { connection, offer } => {
-                let bytes = self.pack(&offer);
-                self.dials.get_mut(&connection.0).unwrap().offer = Some(bytes);
-            }
-            Action::ClosePeer { connection } => {
-                // The dialler's own time is up too, or soon will be.
-                if let Some(dial) = self.dials.get_mut(&connection.0) {
-                    dial.offer = None;
-                }
-            }
-            Action::RespondPeer { connection, message } => {
-                let bytes = self.pack(&message);
-                if let Some(dial) = self.dials.get_mut(&connection.0) {
-                    assert!(dial.answer.replace(bytes).is_none(), "one request, two answers");
-                    self.transmit_to_dialler(Flight::Response, connection.0);
-                }
-            }
+            Action::OfferPeer { connection, offer } => self.offer_peer(connection, &offer),
+            Action::ClosePeer { connection } => self.close_peer(connection),
+            Action::RespondPeer { connection, message } => self.respond_peer(connection, &message),
             Action::ExpectTunnel { local_cid } => {
                 self.hosts.get_mut(name).unwrap().early.insert(local_cid, Vec::new());
             }
@@ -162,57 +149,20 @@ impl World {
                 remotes.iter().for_each(|to| self.send(name, *to, Packet::Punch));
             }
             Action::InstallTunnel(parameters) => self.install(name, *parameters),
-            Action::RemoveTunnel { id, close } => {
-                if close.is_some() {
-                    self.emit(name, id, Content::Close);
-                }
-                let removed = self.hosts.get_mut(name).unwrap().tunnels.remove(&id);
-                assert!(removed.is_some(), "a tunnel is removed once");
-            }
-            Action::SetPath { id, remote, wire_cid } => {
-                let tunnel = self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap();
-                (tunnel.parameters.remote, tunnel.parameters.wire_cid) = (remote, wire_cid);
-                if wire_cid != tunnel.parameters.remote_cid {
-                    tunnel.relay = Some((remote, wire_cid));
-                }
-                tunnel.mtu.datagram = SMALLEST;
-            }
-            Action::SetMtu { id, mtu } => {
-                assert!(mtu.datagram >= 1200 && mtu.inner >= 1280);
-                self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap().mtu = mtu;
-            }
+            Action::RemoveTunnel { id, close } => self.remove_tunnel(name, id, close.is_some()),
+            Action::SetPath { id, remote, wire_cid } => self.set_path(name, id, (remote, wire_cid)),
+            Action::SetMtu { id, mtu } => self.set_mtu(name, id, mtu),
             Action::ProbeMtu { id, remote, wire_cid, size, data } => {
-                let tunnel = &self.hosts[name].tunnels[&id].parameters;
-                assert_eq!((tunnel.remote, tunnel.wire_cid), (remote, wire_cid), "the path in use is probed");
+                assert_eq!(
+                    self.hosts[name].tunnels[&id].path(),
+                    (remote, wire_cid),
+                    "the path in use is probed"
+                );
                 self.probes += 1;
                 self.emit(name, id, Content::Probe(data, size));
             }
-            Action::SendControl { id, control } => {
-                assert!(self.hosts[name].tunnels.contains_key(&id));
-                let path = self.hosts[name].tunnels[&id].path();
-                match control {
-                    TunnelControl::Ping => self.emit(name, id, Content::Ping),
-                    TunnelControl::PathChallenge(data) => {
-                        self.emit_on(name, id, path, Content::Challenge(data))
-                    }
-                    TunnelControl::Probe { remote, wire_cid, data } => {
-                        let tunnel = self.hosts.get_mut(name).unwrap().tunnels.get_mut(&id).unwrap();
-                        if wire_cid != tunnel.parameters.remote_cid {
-                            tunnel.relay = Some((remote, wire_cid));
-                        }
-                        self.emit_on(name, id, (remote, wire_cid), Content::Challenge(data));
-                    }
-                    TunnelControl::Candidates(set) => self.emit(name, id, Content::Candidates(set)),
-                }
-            }
-            Action::Answer { query, result } => {
-                if let Ok(address) = result {
-                    let ready =
-                        self.hosts[name].newest(address).is_some() || address == virtual_address(name);
-                    assert!(ready, "{name} got an address before a tunnel");
-                }
-                assert!(self.answers.insert(query, result).is_none(), "one question, two answers");
-            }
+            Action::SendControl { id, control } => self.send_control(name, id, control),
+            Action::Answer { query, result } => self.take_answer(name, query, result),
             Action::DropHeld { dst, .. } => {
                 let host = self.hosts.get_mut(name).unwrap();
                 host.held.remove(&dst);
@@ -226,6 +176,20 @@ impl World {
             // Whose resets are believed one sees from the tunnel's present path here.
             Action::ExpectReset { .. } | Action::CancelRequest { .. } | Action::StatusChanged => {}
         }
+    }
+
+    fn request(&mut self, name: &'static str, exchange: ExchangeId, service: &Service, message: &Message) {
+        let Some(channel) = self.channel(name, service) else { return };
+        let (bytes, delay) = (self.pack(message), self.reliable_delay());
+        self.schedule(delay, Event::ToService { channel, exchange, bytes });
+    }
+
+    fn take_answer(&mut self, name: &'static str, query: QueryId, result: Result<Ipv6Addr, ResolveError>) {
+        if let Ok(address) = result {
+            let ready = self.hosts[name].sending(address).is_some() || address == virtual_address(name);
+            assert!(ready, "{name} got an address before a tunnel");
+        }
+        assert!(self.answers.insert(query, result).is_none(), "one question, two answers");
     }
 
     fn open(&mut self, name: &'static str, service: Service) {

@@ -6,7 +6,7 @@ use crate::{
         Uplink,
     },
     relay_restarts::{gap, relayed_pair, stream, tunnels as tunnels_with_wire},
-    world::{Event, World},
+    world::{Event, Victim, World},
 };
 use cyphonic_common::frame::CandidateFlags;
 use cyphonic_proto::{
@@ -296,6 +296,21 @@ fn after_a_long_time_without_a_network_a_pair_meets_at_once_whatever_was_tried_m
             }
         }
     }
+}
+
+/// The first network lets nothing through, and the doubt of that move is about to end when the second move comes.
+#[test]
+fn a_second_move_gets_its_full_time_though_the_doubt_of_the_first_still_runs() {
+    let mut world = open_pair();
+    let before = tunnels(&world, "a");
+    world.cut_off.insert(Victim::Device("a"));
+    world.attach("a", Some(Open), None);
+    world.run(9 * SECOND - 10 * MS);
+    world.cut_off.clear();
+    world.attach("a", Some(Open), None);
+    world.run(10 * ROUND_TRIP);
+    assert!(tunnels(&world, "a").starts_with(&before), "the tunnel was given up a moment after the move");
+    assert!(stream(&mut world, "a", "b", SECOND).is_empty());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::{
     cloud::nth_relay,
-    net::Gate::{PortRestricted, Symmetric},
+    net::Gate::{Open, PortRestricted, Symmetric},
     world::{Victim, World},
 };
 use cyphonic_proto::node::{NodeStatus, Service, ServiceState};
@@ -124,5 +124,51 @@ fn a_pair_meets_through_another_relay_where_one_of_them_does_not_reach_the_neare
             assert!(world.talk(asker, other, SECOND), "{case}");
             assert_eq!(relay_of(&world).as_deref(), Some("trs2.lab"), "{case}");
         }
+    }
+}
+
+/// A pair that only relays join, though nobody knows that before it has tried; both are near the first one.
+fn pair_without_direct_paths() -> World {
+    let mut world = World::new(7);
+    world.cloud.listed = 2;
+    world.cloud.revive(Victim::Nms, world.now, world.now);
+    world.no_direct = true;
+    // The NMS believes in devices that are gone without a word.
+    world.unnoticed = 30 * SECOND;
+    world.add("a", Some(Open), None);
+    world.add("b", Some(Open), None);
+    world.settle();
+    measured(&mut world, "a", [5, 9]);
+    measured(&mut world, "b", [5, 9]);
+    world.run(SECOND);
+    world
+}
+
+#[test]
+fn a_relay_is_not_passed_over_because_the_peer_was_away() {
+    let mut world = pair_without_direct_paths();
+    world.cut_off.insert(Victim::Device("b"));
+    assert!(world.resolves("a", "b").is_err(), "nobody waits any more when the first relay was tried");
+    world.run(10 * SECOND);
+    world.cut_off.clear();
+    world.resolves("a", "b").unwrap();
+    assert_eq!(relay_of(&world).as_deref(), Some("trs.lab"));
+    assert!(world.talk("a", "b", SECOND));
+}
+
+#[test]
+fn a_peer_that_comes_back_while_it_is_asked_for_is_met_at_the_nearest_relay() {
+    // While the second relay is tried.
+    for down in (22..34).step_by(2) {
+        let mut world = two_relays(2);
+        world.unnoticed = 30 * SECOND;
+        measured(&mut world, "a", [5, 9]);
+        measured(&mut world, "b", [5, 9]);
+        world.run(SECOND);
+        world.kill(Victim::Device("b"), down * SECOND / 10);
+        let query = world.resolve("a", "b");
+        assert!(world.answer(query).is_ok(), "{down}");
+        assert_eq!(relay_of(&world).as_deref(), Some("trs.lab"), "{down}");
+        assert!(world.talk("a", "b", SECOND), "{down}");
     }
 }

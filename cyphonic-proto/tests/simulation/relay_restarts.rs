@@ -6,7 +6,7 @@ use crate::{
     net::Gate::{PortRestricted, Symmetric},
     world::{Event, Packet, Victim, World},
 };
-use cyphonic_proto::{ConnectionId, TunnelId, node::Service};
+use cyphonic_proto::{ConnectionId, QueryId, TunnelId, node::Service};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -142,4 +142,47 @@ fn forged_resets_are_ignored_and_repeated_ones_interrupt_nothing() {
     let restored = world.cloud.relays[0].trs.as_ref().unwrap().counters().restored;
     assert!((1..=6).contains(&restored), "but ever less often: {restored}");
     assert_eq!(tunnels(&world, "a"), before);
+}
+
+/// A pair with a tunnel, and a third device that has none; between one and it a set-up begins.
+fn beside_a_set_up(asker: &'static str, asked: &'static str) -> (World, QueryId) {
+    let mut world = relayed_pair();
+    world.add("c", Some(Symmetric), None);
+    world.settle();
+    let query = world.resolve(asker, asked);
+    (world, query)
+}
+
+#[test]
+fn a_repeated_reset_does_not_interrupt_what_is_being_set_up_through_the_relay() {
+    for (asker, asked) in [("a", "c"), ("c", "a")] {
+        // Of the set-up, which takes 60 ms, and of the first round trips of the tunnel.
+        for at in (0..100).step_by(4).map(Duration::from_millis) {
+            let (mut world, query) = beside_a_set_up(asker, asked);
+            let (before, began) = (tunnels(&world, "a"), world.now);
+            let from = addresses(&Service::Trs(relay().name))[0];
+            let to = world.hosts.get_mut("a").unwrap().uplinks[0].outbound(began, from);
+            let packet = Packet::Reset(trs_keys().reset_token(before[0].1));
+            world.schedule(at, Event::Datagram { from, to, packet });
+            world.answer(query).unwrap();
+            let took = world.now - began;
+            let case = format!("{asker} to {asked}, {at:?}: {took:?}");
+            // What is asked while the relay is connected to anew waits for that.
+            assert!(took <= Duration::from_millis(80), "{case}");
+            assert_eq!(stream(&mut world, asker, asked, SECOND / 4), Vec::<Duration>::new(), "{case}");
+            assert!(world.talk("a", "b", SECOND), "{case}");
+            assert_eq!((world.hosts["a"].installs, world.hosts["c"].installs), (2, 1), "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_restart_while_something_is_set_up_through_the_relay_is_found_out_a_moment_later() {
+    let (mut world, _) = beside_a_set_up("a", "c");
+    let before = [tunnels(&world, "a"), tunnels(&world, "b")];
+    world.run(2 * STEP);
+    world.kill(Victim::Trs, SECOND / 10);
+    let gap = gap(&stream(&mut world, "a", "b", 3 * SECOND));
+    assert!(gap <= SECOND / 10 + Duration::from_millis(250 + 300), "{gap:?}");
+    assert!(["a", "b"].iter().zip(before).all(|(name, before)| tunnels(&world, name).starts_with(&before)));
 }

@@ -24,6 +24,7 @@ const GREETINGS: u8 = 7;
 /// One tunnel.
 pub(super) struct Tunnel {
     pub(super) shared: Arc<Shared>,
+    precedence: u128,
     pub(super) peer: Ipv6Addr,
     pub(super) remote_cid: ConnectionId,
     pub(super) path: Path,
@@ -62,6 +63,7 @@ impl Tunnel {
         Self {
             greeting: tunnel.confirmed.then(|| Greeting::new(now)),
             shared: tunnel.shared,
+            precedence: tunnel.precedence,
             peer: tunnel.peer,
             remote_cid: tunnel.remote_cid,
             path: tunnel.path,
@@ -137,9 +139,9 @@ pub(super) struct Tunnels {
     slots: Vec<Option<Tunnel>>,
     free: Vec<usize>,
     by_id: HashMap<TunnelId, usize>,
-    /// Each peer's tunnels, oldest first.
+    /// Each peer's tunnels, by precedence.
     by_peer: HashMap<Ipv6Addr, Vec<usize>>,
-    /// The newest confirmed tunnel of each peer.
+    /// The confirmed tunnel of each peer that has the highest precedence.
     sending: HashMap<Ipv6Addr, usize, BuildHasherDefault<WordHasher>>,
     watched: Vec<usize>,
 }
@@ -176,7 +178,7 @@ impl Tunnels {
     }
 
     pub(super) fn insert(&mut self, tunnel: TxTunnel, now: Instant) -> usize {
-        let (id, peer) = (tunnel.shared.id, tunnel.peer);
+        let (id, peer, precedence) = (tunnel.shared.id, tunnel.peer, tunnel.precedence);
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
@@ -185,7 +187,12 @@ impl Tunnels {
             *slot = Some(Tunnel::new(tunnel, now));
         }
         self.by_id.insert(id, index);
-        self.by_peer.entry(peer).or_default().push(index);
+        let slots = &self.slots;
+        let before = |other: &usize| {
+            slots.get(*other).and_then(Option::as_ref).is_some_and(|other| other.precedence <= precedence)
+        };
+        let indices = self.by_peer.entry(peer).or_default();
+        indices.insert(indices.partition_point(before), index);
         self.choose(peer);
         self.watch(index);
         index
@@ -242,11 +249,65 @@ impl Tunnels {
 
     fn choose(&mut self, peer: Ipv6Addr) {
         let indices = self.by_peer.get(&peer).map(Vec::as_slice).unwrap_or_default();
-        let newest =
+        let highest =
             indices.iter().rev().find(|index| self.get(**index).is_some_and(|tunnel| tunnel.confirmed));
-        match newest.copied() {
+        match highest.copied() {
             Some(index) => self.sending.insert(peer, index),
             None => self.sending.remove(&peer),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protect::{self, Secret, Suite};
+
+    const PEER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 7);
+
+    fn tunnel(id: u64, precedence: u128, confirmed: bool) -> TxTunnel {
+        let cid = ConnectionId::from_random_data(id.to_be_bytes());
+        let path = Path { remote: SocketAddr::from(([192, 0, 2, 1], 9)), wire_cid: cid };
+        let secrets = [1, 2].map(|n| Secret::new([n; 32]));
+        let (sealer, _) = protect::pair(Suite::Aes128Gcm, &secrets[0], &secrets[1]);
+        let shared = Arc::new(Shared::new(TunnelId(id), path, Instant::now()));
+        let mtu = PathMtu::carrying(1420);
+        TxTunnel { shared, precedence, peer: PEER, remote_cid: cid, path, sealer, mtu, confirmed }
+    }
+
+    /// Tunnels that were installed in this order; which one sends.
+    fn sending(installed: &[(u64, u128, bool)]) -> (Tunnels, Option<TunnelId>) {
+        let mut tunnels = Tunnels::default();
+        for (id, precedence, confirmed) in installed {
+            tunnels.insert(tunnel(*id, *precedence, *confirmed), Instant::now());
+        }
+        let id = sender(&tunnels);
+        (tunnels, id)
+    }
+
+    fn sender(tunnels: &Tunnels) -> Option<TunnelId> {
+        Some(tunnels.get(tunnels.sending(PEER)?)?.shared.id)
+    }
+
+    #[test]
+    fn the_tunnel_of_the_highest_precedence_sends_whichever_was_installed_last() {
+        let all = [(1, 10, true), (2, 30, true), (3, 20, true)];
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let (mut tunnels, first) = sending(&order.map(|n| all[n]));
+            assert_eq!(first, Some(TunnelId(2)), "{order:?}");
+            for (goes, next) in [(2, Some(TunnelId(3))), (3, Some(TunnelId(1))), (1, None)] {
+                tunnels.remove(TunnelId(goes));
+                assert_eq!(sender(&tunnels), next, "{order:?}");
+            }
+            assert!(!tunnels.has(PEER));
+        }
+    }
+
+    #[test]
+    fn one_that_may_not_send_yet_leaves_it_to_the_next() {
+        let (mut tunnels, first) = sending(&[(1, 30, false), (2, 20, true), (3, 10, true)]);
+        assert_eq!(first, Some(TunnelId(2)));
+        tunnels.confirm(tunnels.index(TunnelId(1)).unwrap());
+        assert_eq!(sender(&tunnels), Some(TunnelId(1)));
     }
 }

@@ -55,16 +55,14 @@ fn registration() -> impl Strategy<Value = Message> {
     let findings = (family(), family()).prop_map(|(v4, v6)| Findings { v4: Some(v4), v6: Some(v6) });
     let latency = (name(), any::<u32>()).prop_map(|(name, rtt_us)| RelayLatency { name, rtt_us });
     let version = prop_oneof![4 => Just(version::CURRENT), 1 => any::<u32>()];
-    let (addresses, instance) = (vec(wire(), 0..40), vec(any::<u8>(), 0..20));
-    let all = (version, addresses, vec(observation, 0..20), instance, prop::option::of(findings));
+    let all = (version, vec(wire(), 0..40), vec(observation, 0..20), prop::option::of(findings));
     (all, vec(latency, 0..80), any::<bool>(), name()).prop_map(
         |(first, relay_latencies, udp_blocked, pin)| {
-            let (protocol_version, addresses, observations, instance, findings) = first;
+            let (protocol_version, addresses, observations, findings) = first;
             Message::RegistrationRequest(RegistrationRequest {
                 protocol_version,
                 addresses,
                 observations,
-                instance,
                 findings,
                 relay_latencies,
                 udp_blocked,

@@ -128,7 +128,9 @@ impl Node {
             self.send_candidates(now, id, false);
         }
         if newer {
-            if !first && set.flags.moved {
+            // Several lists may tell of one move.
+            let known = self.tunnels.get(&id).is_some_and(|tunnel| tunnel.paths.is_moving());
+            if !first && set.flags.moved && !known {
                 // It is elsewhere: the way to it that answers first is taken.
                 self.begin_doubt(now, id, Race::Open);
             }

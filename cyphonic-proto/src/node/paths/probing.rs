@@ -173,22 +173,25 @@ impl Node {
         }
         let paths = &mut tunnel.paths;
         if let Some(doubt) = &mut paths.doubt {
-            // One is enough, but this end's own move makes answers to what was sent before worthless.
-            if race == Race::No || doubt.race == Race::Open {
-                return;
-            }
-            if matches!(race, Race::With(_)) {
-                doubt.race = race;
-                return;
+            // One is enough, but a move makes answers to what was sent before worthless.
+            match (race, doubt.race) {
+                (Race::Open, _) => {}
+                (Race::No, _) | (Race::With(_), Race::Open) => return,
+                (Race::With(_), Race::No | Race::With(_)) => {
+                    doubt.race = race;
+                    return;
+                }
             }
         }
         let until = now + paths.patience();
+        // No path has answered since that was said.
+        let forsaken = paths.doubt.is_some_and(|doubt| doubt.forsaken);
         paths.doubt = Some(Doubt {
             steps: Steps::doubt(now),
             race,
             until,
             silent: false,
-            forsaken: false,
+            forsaken,
             sought: false,
             relay_again: None,
         });
