@@ -192,7 +192,7 @@ fn a_revoked_device_can_neither_log_in_nor_renew() {
     let identity = member(&overlay, "press-7.plant", false);
     let service = overlay.service();
     assert!(service.knows(&identity));
-    overlay.register().revoke_device(&identity.fqdn, "ann", NOW).unwrap();
+    overlay.register().revoke_device(&identity.fqdn, NOW).unwrap();
     assert!(!service.knows(&identity));
     assert_eq!(refused(service.answer(Some(&identity), from(), &login(), NOW)), RefusalCode::Revoked);
     let renew = Message::RenewRequest(RenewRequest { csr: Device::new().csr() });

@@ -129,7 +129,7 @@ async fn a_revoked_device_is_thrown_out_of_nms_and_trs_within_seconds() {
     assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
 
     // By another connection to the register, as `device revoke` does it.
-    overlay.register().revoke_device("press-7.plant.cyphonic.internal", "ann", unix_now()).unwrap();
+    overlay.register().revoke_device("press-7.plant.cyphonic.internal", unix_now()).unwrap();
     closed(&management).await;
     closed(&relay).await;
 
@@ -149,7 +149,7 @@ async fn who_registers_hears_of_a_revocation_that_came_while_no_nms_ran() {
     enrol(&overlay, &overlay.token("press-8.plant", unix_now())).await;
     cloud.shutdown().await;
     let gone = "press-8.plant.cyphonic.internal";
-    overlay.register().revoke_device(gone, "ann", unix_now()).unwrap();
+    overlay.register().revoke_device(gone, unix_now()).unwrap();
     let cloud = Cloud::start(&overlay.config).await.unwrap();
     let client = Client::open();
     let management = client.connect(&overlay, &member, Role::Nms).await.unwrap();

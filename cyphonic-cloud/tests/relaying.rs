@@ -215,7 +215,7 @@ async fn the_relay_stops_when_a_device_is_revoked() {
     let packet = data_packet(&leg_b.connection_id, b"content");
     deliver(&a.client, &overlay, &packet, &at_b);
 
-    overlay.register().revoke_device(&a.fqdn, "ann", unix_now()).unwrap();
+    overlay.register().revoke_device(&a.fqdn, unix_now()).unwrap();
     tokio::time::timeout(SOON, a.connection.closed()).await.unwrap();
     let deadline = Instant::now() + SOON;
     // One may be late on a busy machine.

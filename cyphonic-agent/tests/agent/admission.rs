@@ -25,7 +25,7 @@ async fn a_device_that_is_revoked_while_it_is_connected_is_told_what_it_is() {
     let (engine, _endpoint) = device.run(overlay.address);
     let report = status_when(&engine, registered).await;
     assert!(report.health_check("not-admitted").is_none());
-    overlay.register().revoke_device(&device.parsed().fqdn, "root", now()).unwrap();
+    overlay.register().revoke_device(&device.parsed().fqdn, now()).unwrap();
     status_when(&engine, |report| is_shut_out(report, "revoked")).await;
     // A cloud that is away afterwards is what is wrong then.
     cloud.shutdown().await;

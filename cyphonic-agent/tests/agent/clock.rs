@@ -71,7 +71,7 @@ async fn a_revoked_device_is_told_so_whatever_its_clock_says() {
     for (name, system) in ["a", "b", "c"].into_iter().zip(wrong_clocks()) {
         let dir = tempfile::tempdir().unwrap();
         let device = overlay.enrol(name, 10, dir.path());
-        overlay.register().revoke_device(&device.parsed().fqdn, "root", now()).unwrap();
+        overlay.register().revoke_device(&device.parsed().fqdn, now()).unwrap();
         let (engine, _endpoint) = device.run_by(overlay.address, clock(device.parsed().not_before, system));
         let report = status_when(&engine, |report| complains_of(report, "not-admitted", "revoked")).await;
         assert!(!registered(&report));

@@ -94,13 +94,7 @@ impl Overlay {
     pub(crate) fn token(&self, name: &str, at: u64, replaces: bool) -> EnrolmentToken {
         let token = EnrolmentToken::new(pki::random().unwrap(), sha256(&self.root()));
         let fqdn = format!("{name}.{ZONE}");
-        let new = NewToken {
-            secret_hash: token.secret_hash(),
-            fqdn,
-            expires_at: at + 3600,
-            replaces,
-            created_by: "root".to_owned(),
-        };
+        let new = NewToken { secret_hash: token.secret_hash(), fqdn, expires_at: at + 3600, replaces };
         self.register().create_token(&new, at).unwrap();
         token
     }

@@ -113,7 +113,7 @@ async fn a_revoked_device_gets_no_new_certificate_and_says_so() {
     let overlay = Overlay::found();
     let dir = tempfile::tempdir().unwrap();
     let a = overlay.enrol("a", 70, dir.path());
-    overlay.register().revoke_device(&a.parsed().fqdn, "root", now()).unwrap();
+    overlay.register().revoke_device(&a.parsed().fqdn, now()).unwrap();
     let cloud = Cloud::start(&overlay.config).await.unwrap();
     let (engine, _endpoint) = a.run(overlay.address);
     let report = status_when(&engine, |report| complaint(report).is_some()).await;
@@ -205,7 +205,7 @@ async fn a_revoked_device_comes_back_by_a_new_token_when_told_to_use_it() {
     let overlay = Overlay::found();
     let dir = tempfile::tempdir().unwrap();
     let a = overlay.enrol("a", 5, &dir.path().join("state"));
-    overlay.register().revoke_device(&a.parsed().fqdn, "root", now()).unwrap();
+    overlay.register().revoke_device(&a.parsed().fqdn, now()).unwrap();
     let cloud = Cloud::start(&overlay.config).await.unwrap();
 
     let token = overlay.token("a", now(), true);

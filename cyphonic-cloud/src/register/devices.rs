@@ -137,11 +137,11 @@ impl Register {
     ///
     /// # Errors
     /// If there is no such device.
-    pub fn revoke_device(&self, fqdn: &str, by: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
+    pub fn revoke_device(&self, fqdn: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
         self.write(|transaction| {
             let device =
                 find(transaction, fqdn)?.ok_or_else(|| RegisterError::NoSuchDevice(fqdn.to_owned()))?;
-            let void = tokens::revoke(transaction, fqdn, by, now)?;
+            let void = tokens::revoke(transaction, fqdn, self.operator.as_deref(), now)?;
             if device.revoked_at.is_some() {
                 return Ok(void);
             }
@@ -149,7 +149,7 @@ impl Register {
             let revision = next_revision(transaction)?;
             transaction.execute(
                 "UPDATE devices SET revoked_at = ?1, revoked_by = ?4, next_spki_sha256 = NULL, revision = ?2 WHERE fqdn = ?3",
-                params![to_sql(now), revision, fqdn, by],
+                params![to_sql(now), revision, fqdn, self.operator],
             )?;
             Ok(void)
         })
@@ -385,13 +385,8 @@ mod tests {
     fn register_with_device() -> (tempfile::TempDir, Register) {
         let dir = tempfile::tempdir().unwrap();
         let register = Register::create(&dir.path().join("register.db")).unwrap();
-        let token = NewToken {
-            secret_hash: [0; 32],
-            fqdn: NAME.into(),
-            expires_at: NOW + 60,
-            replaces: false,
-            created_by: "ann".into(),
-        };
+        let token =
+            NewToken { secret_hash: [0; 32], fqdn: NAME.into(), expires_at: NOW + 60, replaces: false };
         register.create_token(&token, NOW).unwrap();
         register.enrol(&[0; 32], &[1; 32], NOW, |_| Ok(issued(1, [1; 32]))).unwrap();
         (dir, register)
@@ -427,8 +422,8 @@ mod tests {
     #[test]
     fn a_revoked_device_cannot_renew() {
         let (_dir, register) = register_with_device();
-        register.revoke_device(NAME, "ann", NOW).unwrap();
-        register.revoke_device(NAME, "ann", NOW + 5).unwrap();
+        register.revoke_device(NAME, NOW).unwrap();
+        register.revoke_device(NAME, NOW + 5).unwrap();
         assert_eq!(register.device(NAME).unwrap().unwrap().revoked_at, Some(NOW));
         assert!(matches!(
             register.renew(NAME, &[1; 32], &[1; 32], NOW + LATER, || panic!("issued")),
@@ -481,14 +476,9 @@ mod tests {
             register.note_login(&device, &[n; 32], "1", now).unwrap();
         }
         let now = NOW + 86_400 - 1;
-        register.revoke_device(NAME, "ann", now).unwrap();
-        let token = NewToken {
-            secret_hash: [9; 32],
-            fqdn: NAME.into(),
-            expires_at: now + 60,
-            replaces: true,
-            created_by: "ann".into(),
-        };
+        register.revoke_device(NAME, now).unwrap();
+        let token =
+            NewToken { secret_hash: [9; 32], fqdn: NAME.into(), expires_at: now + 60, replaces: true };
         register.create_token(&token, now).unwrap();
         for n in 1..25u8 {
             let refused = register.enrol(&[9; 32], &[n; 32], now, |_| panic!("issued"));
@@ -499,12 +489,13 @@ mod tests {
     #[test]
     fn changes_are_seen_by_other_connections_in_order() {
         let (dir, register) = register_with_device();
+        let register = register.used_by("ann".into());
         let other = Register::open(&dir.path().join("register.db")).unwrap();
         let version = other.data_version().unwrap();
         let seen = other.changes_since(0).unwrap();
         assert_eq!(seen.len(), 1);
         assert!(other.changes_since(seen[0].revision).unwrap().is_empty());
-        register.revoke_device(NAME, "ann", NOW).unwrap();
+        register.revoke_device(NAME, NOW).unwrap();
         assert_ne!(other.data_version().unwrap(), version);
         let changed = other.changes_since(seen[0].revision).unwrap();
         assert_eq!((changed[0].revoked_at, changed[0].revoked_by.as_deref()), (Some(NOW), Some("ann")));
@@ -522,7 +513,7 @@ mod tests {
         let Members { names, revoked, revision } = register.members(0).unwrap();
         assert_eq!(names, [NAME, "press-8.plant.example"]);
         assert!(revoked.is_empty() && register.changes_since(revision).unwrap().is_empty());
-        register.revoke_device(NAME, "ann", NOW).unwrap();
+        register.revoke_device(NAME, NOW).unwrap();
         let told = register.changes_since(revision).unwrap();
         assert_eq!(told.iter().map(|device| device.fqdn.as_str()).collect::<Vec<_>>(), [NAME]);
         let now = register.members(NOW).unwrap();
@@ -578,9 +569,6 @@ mod tests {
     #[test]
     fn revoking_nobody_is_an_error() {
         let (_dir, register) = register_with_device();
-        assert!(matches!(
-            register.revoke_device("x.example", "ann", NOW),
-            Err(RegisterError::NoSuchDevice(_))
-        ));
+        assert!(matches!(register.revoke_device("x.example", NOW), Err(RegisterError::NoSuchDevice(_))));
     }
 }

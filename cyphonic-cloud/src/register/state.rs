@@ -92,7 +92,7 @@ mod tests {
         // One has a key that it has not used yet.
         let renew = || Ok(issued(1, 4, 9, NOW + 3 * DAY));
         register.renew("press-1.plant.example", &[1; 32], &[9; 32], NOW + DAY / 2, renew).unwrap();
-        register.revoke_device("press-3.plant.example", "ann", NOW).unwrap();
+        register.revoke_device("press-3.plant.example", NOW).unwrap();
         assert_eq!(states(NOW + DAY), [DeviceState::Enrolled, DeviceState::Lapsed, DeviceState::Revoked]);
         assert_eq!(states(NOW + 3 * DAY)[0], DeviceState::Lapsed);
         register.lock().execute_batch("DELETE FROM certificates").unwrap();

@@ -21,8 +21,6 @@ pub struct NewToken {
     pub expires_at: UnixSeconds,
     /// Whether it may take the name of an enrolled device over.
     pub replaces: bool,
-    /// Who makes it.
-    pub created_by: String,
 }
 
 /// A token as `token list` shows it.
@@ -113,7 +111,7 @@ impl Register {
                     token.replaces,
                     to_sql(now),
                     to_sql(token.expires_at),
-                    token.created_by
+                    self.operator
                 ],
             )?;
             Ok(id)
@@ -139,14 +137,9 @@ impl Register {
     ///
     /// # Errors
     /// If there is none; a used token cannot be revoked, its device can.
-    pub fn revoke_tokens(
-        &self,
-        id_or_fqdn: &str,
-        by: &str,
-        now: UnixSeconds,
-    ) -> Result<usize, RegisterError> {
+    pub fn revoke_tokens(&self, id_or_fqdn: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
         self.write(|transaction| {
-            let revoked = revoke(transaction, id_or_fqdn, by, now)?;
+            let revoked = revoke(transaction, id_or_fqdn, self.operator.as_deref(), now)?;
             if revoked == 0 {
                 return Err(RegisterError::NoSuchToken(id_or_fqdn.to_owned()));
             }
@@ -222,7 +215,7 @@ fn next_id(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
 pub(super) fn revoke(
     transaction: &Transaction<'_>,
     id_or_fqdn: &str,
-    by: &str,
+    by: Option<&str>,
     now: UnixSeconds,
 ) -> Result<usize, RegisterError> {
     Ok(transaction.execute(
@@ -342,13 +335,7 @@ mod tests {
     }
 
     fn token(secret_hash: [u8; 32], replaces: bool) -> NewToken {
-        NewToken {
-            secret_hash,
-            fqdn: "press-7.plant.example".into(),
-            expires_at: NOW + 3600,
-            replaces,
-            created_by: "ann".into(),
-        }
+        NewToken { secret_hash, fqdn: "press-7.plant.example".into(), expires_at: NOW + 3600, replaces }
     }
 
     fn certificate(serial: u8, key: [u8; 32]) -> IssuedCertificate {
@@ -436,13 +423,15 @@ mod tests {
 
     #[test]
     fn revoked_tokens_are_refused_and_stay_on_record_for_a_while() {
-        let (_dir, register) = register();
+        let (dir, register) = register();
+        let register = register.used_by("ann".into());
         let name = "press-7.plant.example";
         let days = |days: u64| NOW + days * 86_400;
         let year = |secret| NewToken { expires_at: days(365), ..token(secret, false) };
         assert_eq!(register.create_token(&year(SECRET), NOW).unwrap(), 1);
-        assert_eq!(register.revoke_tokens(name, "bob", NOW).unwrap(), 1);
-        let again = register.revoke_tokens(name, "bob", NOW);
+        let other = Register::open(&dir.path().join("register.db")).unwrap().used_by("bob".into());
+        assert_eq!(other.revoke_tokens(name, NOW).unwrap(), 1);
+        let again = register.revoke_tokens(name, NOW);
         assert!(matches!(again, Err(RegisterError::NoSuchToken(_))), "{again:?}");
         let refused = register.enrol(&SECRET, &KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))), "{refused:?}");
@@ -473,7 +462,7 @@ mod tests {
         let later = NOW + 10 * 86_400;
         let next = [3; 32];
         register.renew(name, &KEY, &next, later, || Ok(certificate(3, next))).unwrap();
-        register.revoke_device(name, "ann", later).unwrap();
+        register.revoke_device(name, later).unwrap();
         let replacing = |secret| NewToken { expires_at: later + 3600, ..token(secret, true) };
         register.create_token(&replacing([8; 32]), later).unwrap();
         for key in [KEY, next] {
@@ -528,7 +517,7 @@ mod tests {
         for secret in [[8; 32], [9; 32]] {
             register.create_token(&token(secret, true), NOW).unwrap();
         }
-        assert_eq!(register.revoke_device("press-7.plant.example", "ann", NOW).unwrap(), 2);
+        assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap(), 2);
         let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))));
         let left: Vec<_> = register.tokens(NOW).unwrap().into_iter().map(|token| token.state).collect();
@@ -540,7 +529,7 @@ mod tests {
         );
         // One that was made after it goes with the next.
         register.create_token(&token([11; 32], true), NOW).unwrap();
-        assert_eq!(register.revoke_device("press-7.plant.example", "ann", NOW).unwrap(), 1);
+        assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap(), 1);
     }
 
     #[test]
@@ -550,7 +539,7 @@ mod tests {
         register.create_token(&token(SECRET, false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
         register.create_token(&token([8; 32], true), NOW).unwrap();
-        assert_eq!(register.revoke_device("press-7.plant.example", "ann", ahead).unwrap(), 1);
+        assert_eq!(register.revoke_device("press-7.plant.example", ahead).unwrap(), 1);
         let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))));
     }
@@ -577,7 +566,7 @@ mod tests {
         let name = "press-7.plant.example";
         register.create_token(&token(SECRET, false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
-        register.revoke_device(name, "ann", NOW).unwrap();
+        register.revoke_device(name, NOW).unwrap();
         register.create_token(&token([8; 32], true), NOW).unwrap();
         register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
         // Another device enrols, twice, while it is.

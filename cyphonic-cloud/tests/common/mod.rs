@@ -85,7 +85,6 @@ impl Overlay {
             fqdn: format!("{name}.cyphonic.internal"),
             expires_at: now + 3600,
             replaces,
-            created_by: "ann".into(),
         };
         self.register().create_token(&new, now).unwrap();
         token

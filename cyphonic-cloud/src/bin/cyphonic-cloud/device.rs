@@ -6,7 +6,6 @@ use cyphonic_cloud::register::{DeviceRecord, DeviceState, UnixSeconds};
 use cyphonic_cloud::server::{Online, Presence, read_kept, unix_now};
 use serde_json::json;
 
-use crate::operator::operator;
 use crate::table::{Table, time};
 use crate::{ConfigArgument, runtime_directory};
 
@@ -97,7 +96,7 @@ fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<(
 fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let fqdn = device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
-    let void = register.revoke_device(&fqdn, &operator(), unix_now())?;
+    let void = register.revoke_device(&fqdn, unix_now())?;
     say!(
         "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."
     );

@@ -15,7 +15,6 @@ use cyphonic_proto::token::EnrolmentToken;
 use serde_json::json;
 
 use crate::ConfigArgument;
-use crate::operator::operator;
 use crate::table::{Table, time};
 
 /// Version of the JSON that `token list` prints; fields are only added within one.
@@ -76,7 +75,7 @@ fn create(
     let now = unix_now();
     let expires_at = now.saturating_add(ttl.unwrap_or(config.token_lifetime).as_secs());
     let secret_hash = token.secret_hash();
-    let new = NewToken { secret_hash, fqdn: fqdn.clone(), expires_at, replaces, created_by: operator() };
+    let new = NewToken { secret_hash, fqdn: fqdn.clone(), expires_at, replaces };
     let number = register.create_token(&new, now)?;
     // The token and nothing else, so that a script can catch it; the rest goes elsewhere.
     say!("{}", token.format().as_str());
@@ -140,7 +139,7 @@ fn revoke(argument: &ConfigArgument, token: &str) -> anyhow::Result<()> {
     } else {
         device_fqdn(token, &config.network.zone).map_err(anyhow::Error::msg)?
     };
-    let revoked = register.revoke_tokens(&selector, &operator(), unix_now())?;
+    let revoked = register.revoke_tokens(&selector, unix_now())?;
     say!("Revoked {revoked} token{}.", if revoked == 1 { "" } else { "s" });
     Ok(())
 }
