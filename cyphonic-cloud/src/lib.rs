@@ -19,3 +19,9 @@ pub mod pki;
 pub mod register;
 mod seldom;
 pub mod server;
+
+/// The software's version, as shown by `cyphonic-cloud --version` and in the log at the start.
+pub const VERSION: &str = match option_env!("CYPHONIC_VERSION") {
+    Some(of_package) => of_package,
+    None => env!("CARGO_PKG_VERSION"),
+};

@@ -6,6 +6,7 @@ mod client;
 mod common;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output};
@@ -42,7 +43,8 @@ fn fails(arguments: &[&str]) -> String {
     let output = program(arguments);
     assert!(matches!(output.status.code(), Some(1 | 78)), "{arguments:?} did not fail: {}", output.status);
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert!(errors.starts_with("cyphonic-cloud: "), "{errors}");
+    // The log of `run` comes first.
+    assert!(errors.lines().last().unwrap_or_default().starts_with("cyphonic-cloud: "), "{errors}");
     errors
 }
 
@@ -258,6 +260,27 @@ async fn what_is_no_log_filter_in_the_environment_keeps_no_service_from_starting
     let _running = Running::start_by(command, overlay.address).await;
     let log = std::fs::read_to_string(log).unwrap();
     assert!(log.contains("RUST_LOG is ignored") && log.contains("\"loud\" is no log filter"), "{log}");
+}
+
+#[test]
+fn the_journal_and_nobody_else_is_told_how_grave_lines_are() {
+    let overlay = Overlay::found(unix_now());
+    std::fs::remove_file(overlay.directory.path().join("register.db")).unwrap();
+    let path = overlay.directory.path().join("stderr");
+    let said = |is_journal: bool| {
+        let stderr = std::fs::File::create(&path).unwrap();
+        let (device, inode) = stderr.metadata().map(|stderr| (stderr.dev(), stderr.ino())).unwrap();
+        let stream = if is_journal { inode } else { inode + 1 };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+        command.args(["run", "--config"]).arg(&overlay.config_path).env_remove("RUST_LOG");
+        command.env("JOURNAL_STREAM", format!("{device}:{stream}")).stderr(stderr).status().unwrap();
+        std::fs::read_to_string(&path).unwrap()
+    };
+    let (told, other) = (said(true), said(false));
+    let lines: Vec<_> = told.lines().collect();
+    assert!(lines[0].starts_with("<6> INFO") && lines[0].contains("starting version=\""), "{told}");
+    assert!(lines.last().unwrap().starts_with("<3>cyphonic-cloud: no register"), "{told}");
+    assert!(!other.contains('<') && other.contains("starting version"), "{other}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

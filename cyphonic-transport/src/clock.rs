@@ -14,6 +14,14 @@ use tokio::sync::watch;
 
 use crate::connection::Connection;
 
+/// A clock that is off by no more is right, for people.
+const NEARLY_RIGHT_S: u128 = 60;
+
+/// Whether a clock that is ahead by so many seconds, or behind, is right, for people.
+pub fn is_nearly_right(ahead_s: i128) -> bool {
+    ahead_s.unsigned_abs() <= NEARLY_RIGHT_S
+}
+
 /// One clock, shared by everything in a process that judges certificates.
 #[derive(Clone)]
 pub struct Clock(Arc<Shared>);
@@ -93,7 +101,11 @@ impl Clock {
         let first = self.time().hear(by, time, from.validity(), reading)?;
         if first {
             let ahead = i128::from(reading.system) - i128::from(time);
-            tracing::info!(by = ?by, system_ahead_s = ahead, "the time is known");
+            if is_nearly_right(ahead) {
+                tracing::info!(by = ?by, system_ahead_s = ahead, "the time is known");
+            } else {
+                tracing::warn!(by = ?by, system_ahead_s = ahead, "the time is known, and this machine's clock is wrong");
+            }
             self.0.told.send_replace(true);
         }
         Ok(())
@@ -139,4 +151,15 @@ fn host_clocks() -> Reading {
     let since_boot =
         Duration::new(boot.tv_sec.unsigned_abs(), u32::try_from(boot.tv_nsec).unwrap_or_default());
     Reading { since_boot, system: system.as_secs() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_may_be_off_by_a_minute() {
+        assert!([0, 60, -60].into_iter().all(is_nearly_right));
+        assert!(![61, -61, i128::MIN].into_iter().any(is_nearly_right));
+    }
 }

@@ -1,11 +1,17 @@
 //! What a daemon logs: to standard error, which is the journal under systemd.
 
 use std::fmt;
+use std::fs;
 use std::io::{self, IsTerminal as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::str::FromStr;
 
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt::format::{DefaultFields, Format, Full, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, Layer};
 use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// A level, or levels of modules: `info`, or `info,cyphonic_proto=debug`.
@@ -21,15 +27,13 @@ impl LogFilter {
     /// Starts the log of this process, with or without the names of modules. `beneath` are levels of modules of which the filter
     /// says nothing itself.
     pub fn start(&self, names_modules: bool, beneath: &str) {
-        let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_target(names_modules);
-        // Colours are for terminals.
-        let layer = if io::stderr().is_terminal() { layer } else { layer.with_ansi(false) };
         let registry = tracing_subscriber::registry().with(self.targets(beneath));
-        // The journal has times of its own.
-        let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
-            registry.with(layer.without_time()).try_init()
+        let started = if is_journal() {
+            registry.with(for_journal(names_modules).with_writer(io::stderr)).try_init()
         } else {
-            registry.with(layer).try_init()
+            // Colours are for terminals.
+            let layer = tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal());
+            registry.with(layer.with_target(names_modules).with_writer(io::stderr)).try_init()
         };
         // Only a second logger of this process can be in the way.
         drop(started);
@@ -38,6 +42,57 @@ impl LogFilter {
     fn targets(&self, beneath: &str) -> Targets {
         let all = if beneath.is_empty() { self.0.clone() } else { format!("{beneath},{self}") };
         all.parse().unwrap_or_default()
+    }
+}
+
+/// What a line of ours on standard error begins with that tells why the process ends, so that the journal has it as an error.
+pub fn error_mark() -> &'static str {
+    if is_journal() { "<3>" } else { "" }
+}
+
+/// Whether standard error is the journal: the variable that says which stream is goes to processes whose own is another one.
+fn is_journal() -> bool {
+    let stream = fs::metadata("/proc/self/fd/2").map(|stderr| format!("{}:{}", stderr.dev(), stderr.ino()));
+    matches!((std::env::var("JOURNAL_STREAM"), stream), (Ok(journal), Ok(stream)) if journal == stream)
+}
+
+/// For the journal, which has times of its own.
+fn for_journal<S>(names_modules: bool) -> Layer<S, DefaultFields, Prioritised>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let format = Format::default().with_target(names_modules).without_time();
+    tracing_subscriber::fmt::layer().with_ansi(false).event_format(Prioritised(format))
+}
+
+/// Tells the journal how grave each line is (sd-daemon(3)).
+struct Prioritised(Format<Full, ()>);
+
+impl<S, N> FormatEvent<S, N> for Prioritised
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut text = String::new();
+        self.0.format_event(context, Writer::new(&mut text), event)?;
+        let priority = priority(*event.metadata().level());
+        text.lines().try_for_each(|line| writeln!(writer, "<{priority}>{line}"))
+    }
+}
+
+/// The level as syslog has it.
+fn priority(level: Level) -> u8 {
+    match level {
+        Level::ERROR => 3,
+        Level::WARN => 4,
+        Level::INFO => 6,
+        Level::DEBUG | Level::TRACE => 7,
     }
 }
 
@@ -72,7 +127,7 @@ impl FromStr for LogFilter {
 
 #[cfg(test)]
 mod tests {
-    use tracing::Level;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
@@ -90,6 +145,40 @@ mod tests {
         for right in ["info", "off", "TRACE", "info,cyphonic_proto=debug", "cyphonic_proto=debug,quinn=off"] {
             assert_eq!(filter(right).to_string(), right);
         }
+    }
+
+    /// What is written meanwhile.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn each_line_tells_the_journal_how_grave_it_is() {
+        let written = Written::default();
+        let writer = written.clone();
+        let layer = for_journal(false).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::error!("no disk\nno luck");
+            tracing::warn!(left = 3, "soon");
+            tracing::info!("ready");
+            tracing::debug!("detail");
+        });
+        let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> =
+            text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(
+            lines,
+            ["<3>ERROR no disk", "<3>no luck", "<4> WARN soon left=3", "<6> INFO ready", "<7>DEBUG detail"]
+        );
     }
 
     #[test]

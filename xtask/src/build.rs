@@ -30,7 +30,7 @@ pub(crate) fn run(args: &BuildArgs) -> Result<()> {
     programs(args.target, args.release, None)
 }
 
-/// Builds all programs of the workspace, for this machine unless told otherwise. The agent's say that they are of `version`,
+/// Builds all programs of the workspace, for this machine unless told otherwise. Agent and cloud say that they are of `version`,
 /// else of the workspace's. The eBPF objects must be there: they are the same for all, since every machine that is built for has
 /// the same byte order.
 pub(crate) fn programs(target: Option<Target>, release: bool, version: Option<&str>) -> Result<()> {

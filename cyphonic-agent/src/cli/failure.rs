@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
+use cyphonic_transport::logging::error_mark;
 use cyphonic_transport::settings::{WRONG_SETTINGS, describe};
 
 use super::output::OutputError;
@@ -18,7 +19,7 @@ pub fn exit_code(command: &str, result: Result<ExitCode>) -> ExitCode {
         if error.downcast_ref().is_some_and(OutputError::is_read_enough) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("{command}: {}", describe(error.as_ref()));
+        eprintln!("{}{command}: {}", error_mark(), describe(error.as_ref()));
         ExitCode::from(status(&error))
     })
 }

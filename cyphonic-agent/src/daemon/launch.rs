@@ -21,6 +21,7 @@ const DESCRIPTORS: u64 = 16_384;
 /// Call it from `main`, before there are other threads.
 pub fn launch(config: Config) -> Result<(), LaunchError> {
     start_logging(&config.log);
+    tracing::info!(version = crate::VERSION, "starting");
     if let Err(error) = privileges::drop_unused() {
         tracing::warn!(%error, "running with more privileges than needed");
     }

@@ -60,6 +60,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         identity.virtual_address.ok_or_else(|| failed("this device's certificate", "it has no address"))?;
     let zone =
         zone::of_chain(device.chain()).map_err(|error| failed("this device's certificate chain", error))?;
+    tracing::info!(name = identity.fqdn, %address, "this device");
     let prefix = Prefix::of(address);
     let credentials = credentials(&device, &identity);
 

@@ -2,15 +2,13 @@
 
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::{Message, close};
+use cyphonic_transport::clock::is_nearly_right;
 use cyphonic_transport::{Clock, Connection};
 use tokio::sync::mpsc;
 
 use super::input::Input;
 use super::run::Engine;
 use crate::control::report::{HealthCheck, Severity};
-
-/// A clock that is off by less is right, for people.
-const NEARLY_RIGHT_S: u64 = 60;
 
 /// Tells the engine once the time is known.
 pub(super) fn report_told(clock: Clock, inputs: mpsc::Sender<Input>) {
@@ -49,7 +47,7 @@ impl Engine {
 
 /// What `status` says of the system's clock, when there is something to say.
 pub(super) fn health(clock: &Clock) -> Option<HealthCheck> {
-    let ahead = clock.system_ahead().filter(|ahead| ahead.unsigned_abs() > NEARLY_RIGHT_S)?;
+    let ahead = clock.system_ahead().filter(|ahead| !is_nearly_right(i128::from(*ahead)))?;
     let way = if ahead > 0 { "ahead of" } else { "behind" };
     let message = format!(
         "this device's clock is {} {way} the cloud's, by which certificates are judged here; other programs may fail: is a time \

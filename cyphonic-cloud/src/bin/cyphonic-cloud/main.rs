@@ -36,6 +36,7 @@ use cyphonic_cloud::config::{Config, ConfigError, DEFAULT_PATH};
 use cyphonic_cloud::register::{Register, RegisterError};
 use cyphonic_cloud::server::StartError;
 use cyphonic_dataplane::dumps;
+use cyphonic_transport::logging::error_mark;
 use cyphonic_transport::settings::{WRONG_SETTINGS, describe};
 
 /// Where a service keeps what is of one run only: a variable that systemd sets, and what the package's unit makes of it.
@@ -44,7 +45,7 @@ const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/cyphonic-cloud";
 
 /// The cloud of a Cyphonic overlay network: enrols devices, steers their tunnels, relays.
 #[derive(Debug, Parser)]
-#[command(name = "cyphonic-cloud", version, propagate_version = true)]
+#[command(name = "cyphonic-cloud", version = cyphonic_cloud::VERSION, propagate_version = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -139,7 +140,7 @@ fn main() -> ExitCode {
 
 #[expect(clippy::print_stderr, reason = "the one place where errors reach the person")]
 fn complain(error: &anyhow::Error) {
-    eprintln!("cyphonic-cloud: {}", describe(error.as_ref()));
+    eprintln!("{}cyphonic-cloud: {}", error_mark(), describe(error.as_ref()));
 }
 
 /// Whether another try is in vain until somebody changes something.

@@ -17,6 +17,9 @@ pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
     // systemd's (`RuntimeDirectory=` in the unit).
     config.runtime_directory = std::env::var_os(RUNTIME_DIRECTORY).map(PathBuf::from);
     start_log(&config);
+    let roles: Vec<_> = config.roles.iter().map(ToString::to_string).collect();
+    let (zone, roles) = (&config.network.zone, roles.join(", "));
+    tracing::info!(version = cyphonic_cloud::VERSION, zone, roles, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
