@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use client::{Client, Member, login_request};
 use common::{Device, Overlay, enrolled, free_port};
 use cyphonic_cloud::config::Config;
-use cyphonic_cloud::register::{Register, TokenState};
+use cyphonic_cloud::register::{IssuedCertificate, Register, TokenState};
 use cyphonic_cloud::server::{Relayed, read_kept, unix_now};
 use cyphonic_proto::Role;
 use cyphonic_proto::message::Message;
@@ -380,6 +380,33 @@ async fn from_init_to_revocation_by_the_command_line() {
         assert!(token.is_none_or(|token| found[0].contains(&format!("token={token}"))), "{log}");
     }
     assert!(!lines.iter().any(|line| line.contains("127.0.0.1")), "{log}");
+}
+
+#[test]
+fn a_device_whose_certificate_has_ended_is_listed_as_lapsed() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let mut address = overlay.config.network.prefix.address().octets();
+    for (n, not_after) in [(1, unix_now() - 60), (2, unix_now() + 3600)] {
+        address[15] = n;
+        let issued = IssuedCertificate {
+            fqdn: format!("press-{n}.cyphonic.internal"),
+            virtual_address: address.into(),
+            der: vec![0x30, n],
+            serial: vec![n],
+            spki_sha256: [n; 32],
+            not_before: unix_now() - 3600,
+            not_after,
+        };
+        overlay.register().take_up(&[issued], unix_now()).unwrap();
+    }
+    let listed = succeeds(&["device", "list", "--config", config, "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let of = |n: usize, key: &str| listed["devices"][n][key].clone();
+    assert_eq!((of(0, "state"), of(1, "state")), ("lapsed".into(), "enrolled".into()));
+    assert!(of(0, "certificate_not_after").as_str().unwrap().starts_with("20"), "{listed}");
+    let table = succeeds(&["device", "list", "--config", config]);
+    assert!(table.contains("CERTIFICATE UNTIL") && table.contains("lapsed"), "{table}");
 }
 
 #[test]

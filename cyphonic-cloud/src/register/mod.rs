@@ -18,6 +18,7 @@ mod error;
 mod forgetting;
 mod numbers;
 mod schema;
+mod state;
 mod tokens;
 
 use std::fs::OpenOptions;
@@ -32,6 +33,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 pub use self::certificates::IssuedCertificate;
 pub use self::devices::{DeviceRecord, Members};
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
+pub use self::state::DeviceState;
 pub use self::tokens::{Enrolled, Enrolment, NewToken, TokenRecord, TokenState};
 
 /// Seconds since 1970-01-01T00:00:00Z, as certificates count them.

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
-use cyphonic_cloud::register::DeviceRecord;
+use cyphonic_cloud::register::{DeviceRecord, DeviceState, UnixSeconds};
 use cyphonic_cloud::server::{Online, Presence, read_kept, unix_now};
 use serde_json::json;
 
@@ -39,25 +39,48 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     }
 }
 
+/// A device and what else is known of it.
+struct Listed {
+    device: DeviceRecord,
+    state: DeviceState,
+    certificate_not_after: Option<UnixSeconds>,
+}
+
 fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
-    let devices = register.devices()?;
-    let online = read_kept(&runtime_directory(), Some(config.network.id), unix_now());
+    let now = unix_now();
+    // In this order: whoever is there has an end.
+    let (devices, ends) = (register.devices()?, register.certificate_ends()?);
+    let listed = devices.into_iter().map(|device| {
+        let certificate_not_after = ends.get(&device.fqdn).copied();
+        let state = DeviceState::of(&device, certificate_not_after, now);
+        Listed { device, state, certificate_not_after }
+    });
+    let online = read_kept(&runtime_directory(), Some(config.network.id), now);
     if as_json {
-        let devices: Vec<_> = devices.iter().map(|device| to_json(device, online.as_ref())).collect();
+        let devices: Vec<_> = listed.map(|listed| to_json(&listed, online.as_ref())).collect();
         let text = serde_json::to_string_pretty(&json!({ "version": JSON_VERSION, "devices": devices }))?;
         say!("{text}");
         return Ok(());
     }
-    let mut table =
-        Table::new(["NAME", "ADDRESS", "STATE", "ONLINE SINCE", "ENROLLED", "LAST LOGIN", "SOFTWARE"]);
-    for device in devices {
+    let mut table = Table::new([
+        "NAME",
+        "ADDRESS",
+        "STATE",
+        "ONLINE SINCE",
+        "ENROLLED",
+        "CERTIFICATE UNTIL",
+        "LAST LOGIN",
+        "SOFTWARE",
+    ]);
+    for Listed { device, state, certificate_not_after } in listed {
         table.row([
             device.fqdn.clone(),
             device.virtual_address.to_string(),
-            state(&device).to_owned(),
+            state.name().to_owned(),
             presence(&device, online.as_ref()),
             time(device.enrolled_at),
+            certificate_not_after.map_or_else(|| "-".to_owned(), time),
             device.last_login_at.map_or_else(|| "never".to_owned(), time),
             device.software_version.unwrap_or_else(|| "-".to_owned()),
         ]);
@@ -87,7 +110,8 @@ fn presence(device: &DeviceRecord, online: Option<&Online>) -> String {
     }
 }
 
-fn to_json(device: &DeviceRecord, online: Option<&Online>) -> serde_json::Value {
+fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
+    let Listed { device, state, certificate_not_after } = listed;
     let present = online.and_then(|online| online.0.get(&device.fqdn));
     json!({
         "online": online.map(|_| present.is_some()),
@@ -95,14 +119,11 @@ fn to_json(device: &DeviceRecord, online: Option<&Online>) -> serde_json::Value 
         "by_tcp": present.map(|present| present.by_tcp),
         "name": device.fqdn,
         "address": device.virtual_address,
-        "state": state(device),
+        "state": state.name(),
         "enrolled_at": time(device.enrolled_at),
+        "certificate_not_after": certificate_not_after.map(time),
         "revoked_at": device.revoked_at.map(time),
         "last_login_at": device.last_login_at.map(time),
         "software_version": device.software_version,
     })
-}
-
-fn state(device: &DeviceRecord) -> &'static str {
-    if device.revoked_at.is_some() { "revoked" } else { "enrolled" }
 }
