@@ -119,6 +119,53 @@ fn presence(config: &str) -> serde_json::Value {
     listed["devices"][0].clone()
 }
 
+/// What `metrics` says of a cloud started here.
+fn metrics(config: &str) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"))
+        .args(["metrics", "--config", config])
+        .env("RUNTIME_DIRECTORY", Path::new(config).parent().unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_learns_what_there_is() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let stopped = metrics(config);
+    assert!(stopped.contains("\ncyphonic_cloud_ready 0\n"), "{stopped}");
+    assert!(!stopped.contains("devices_online") && !stopped.contains("path="), "{stopped}");
+
+    let _running = Running::start(&overlay.config_path, overlay.address).await;
+    let member = client::enrol(&overlay, &overlay.token("a.lab", unix_now())).await;
+    overlay.token("b.lab", unix_now());
+    let client = Client::open();
+    let connection = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(connection.open_exchange(&login_request()).await.unwrap(), Message::Refusal(_)));
+    until_online_is(true, config).await;
+    let said = metrics(config);
+    for sample in [
+        "build_info{version=\"",
+        "ready 1",
+        "certificate_not_after_seconds{service=\"trs1\"} 1",
+        "devices{state=\"enrolled\"} 1",
+        "devices{state=\"lapsed\"} 0",
+        "devices{state=\"revoked\"} 0",
+        "devices_online 1",
+        "tokens_open 1",
+        "relay_packets_total{path=\"userspace\"} 0",
+        "relay_bytes_total{path=\"userspace\"} 0",
+        "relay_drops_total{path=\"userspace\",reason=\"unbound_source\"} 0",
+        "relay_bindings 0",
+        "relay_bindings_limit 131072",
+    ] {
+        assert!(said.contains(&format!("\ncyphonic_cloud_{sample}")), "{sample}: {said}");
+    }
+    assert!(!said.contains("a.lab"), "{said}");
+}
+
 async fn until_online_is(online: bool, config: &str) -> serde_json::Value {
     let deadline = Instant::now() + SOON;
     loop {
@@ -423,7 +470,18 @@ fn check_judges_the_certificates_ends() {
             assert!(line.contains(judgement.unwrap_or_default()), "{line}");
         }
     }
+    let soon = Overlay::found(unix_now() - 700 * DAY - 3600);
+    let said = succeeds(&["check", "--json", "--config", &config(&soon)]);
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let certificate = &said["certificates"][0];
+    assert_eq!((&certificate["service"], &certificate["state"]), (&"as".into(), &"ends_soon".into()));
+    assert_eq!((&certificate["days_left"], &said["notes"]), (&29.into(), &serde_json::json!([])));
     let ended = Overlay::found(unix_now() - 731 * DAY);
+    let told = program(&["check", "--json", "--config", &config(&ended)]);
+    assert!(
+        !told.status.success() && String::from_utf8_lossy(&told.stdout).contains("\"ended\""),
+        "{told:?}"
+    );
     let error = fails(&["check", "--config", &config(&ended)]);
     for name in ["as.crt", "nms.crt", "trs1.crt"] {
         assert!(error.contains(&format!("{name}: it has expired: renew it")), "{error}");

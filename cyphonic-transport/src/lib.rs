@@ -10,7 +10,8 @@
 //! - [`Connection`]: exchanges (one request, one answer, one stream each) and DATAGRAMs.
 //! - [`detour`]: the same datagrams over TLS and TCP, where a network passes no UDP.
 //! - [`ArrivingPeer`]: a peer from its first packets until it has proved who it is.
-//! - [`descriptors`], [`logging`], [`signals`] and [`settings`]: what both daemons ask of the system for themselves, what they log, and how they end.
+//! - [`descriptors`], [`logging`], [`metrics`], [`signals`] and [`settings`]: what both daemons ask of the system for themselves, what they log, in which form
+//!   they tell what there is to measure, and how they end.
 //! - [`enrol`]: the one connection that a device makes before it has a certificate.
 //! - [`mux`]: also knows *relayed addresses*: handshakes between peers that travel as DATAGRAMs inside a
 //!   connection to a TRS look to quinn like packets to an address of the discard prefix (RFC 6666).
@@ -29,6 +30,7 @@ pub mod enrol;
 mod handshakes;
 mod legs;
 pub mod logging;
+pub mod metrics;
 pub mod mux;
 mod peer;
 mod resets;

@@ -1,24 +1,22 @@
 //! `cyphonic metrics`: the status report in the text form of Prometheus, for the node exporter's textfile collector. Nothing
 //! listens for it, and no series is of one peer: a fleet's monitor would have the square of its size of them.
 
-use std::{
-    collections::BTreeMap,
-    fmt::{Display, Write},
-};
+use std::collections::BTreeMap;
 
 use cyphonic_common::DropReason;
+use cyphonic_transport::metrics::Text;
 
 use super::report::{PeerReport, PeerState, RouteReport, ServiceKind, ServiceState, Severity, StatusReport};
 
 /// What there is to measure; without a report, that the device is not ready.
 pub fn render(report: Option<&StatusReport>) -> String {
-    let mut text = Text::default();
+    let mut text = Text::new("cyphonic");
     text.gauge("ready", "Whether names can be resolved: registered, with the interface up.");
     text.sample(&[], u8::from(report.is_some_and(StatusReport::is_ready)));
     if let Some(report) = report {
         render_report(&mut text, report);
     }
-    text.out
+    text.into_string()
 }
 
 fn render_report(text: &mut Text, report: &StatusReport) {
@@ -93,40 +91,6 @@ fn severity(severity: Severity) -> &'static str {
         Severity::Warning => "warning",
         Severity::Error => "error",
     }
-}
-
-/// Families of samples, each after its description.
-#[derive(Default)]
-struct Text {
-    out: String,
-    family: &'static str,
-}
-
-impl Text {
-    fn gauge(&mut self, name: &'static str, help: &str) {
-        self.begin(name, "gauge", help);
-    }
-
-    fn counter(&mut self, name: &'static str, help: &str) {
-        self.begin(name, "counter", help);
-    }
-
-    fn begin(&mut self, name: &'static str, kind: &str, help: &str) {
-        self.family = name;
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.out, "# HELP cyphonic_{name} {help}\n# TYPE cyphonic_{name} {kind}");
-    }
-
-    fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<_> =
-            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
-        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-        let _ = writeln!(self.out, "cyphonic_{}{labels} {value}", self.family);
-    }
-}
-
-fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]

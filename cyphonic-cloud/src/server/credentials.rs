@@ -65,8 +65,7 @@ pub(super) fn load_credentials(config: &Config) -> Result<Loaded, StartError> {
     let mut terms = Vec::new();
     let mut load = |role: ServiceRole, files: &Option<ServiceFiles>, name: &str, expected: Role| {
         let Some(files) = files.as_ref().filter(|_| config.runs(role)) else { return Ok(None) };
-        let fqdn = service_name(name, &config.network.zone);
-        let (credentials, term) = load_one(config, &root, files, &fqdn, expected)?;
+        let (credentials, term) = load_one(config, &root, files, name, expected)?;
         terms.push(term);
         Ok::<_, StartError>(Some(credentials))
     };
@@ -81,16 +80,17 @@ fn load_one(
     config: &Config,
     root: &CertificateDer<'static>,
     files: &ServiceFiles,
-    fqdn: &str,
+    name: &str,
     role: Role,
 ) -> Result<(Credentials, Term), StartError> {
     let chain = pki::read_certificates(&files.certificate)?;
     let key = pki::read_key(&files.key)?;
-    let identity = check(&chain[0], config, fqdn, role)
+    let identity = check(&chain[0], config, &service_name(name, &config.network.zone), role)
         .map_err(|reason| StartError::Certificate { path: files.certificate.clone(), reason })?;
     let [not_before, not_after] =
         [identity.not_before, identity.not_after].map(|time| UnixSeconds::try_from(time).unwrap_or(0));
-    let term = Term { certificate: files.certificate.clone(), not_before, not_after };
+    let term =
+        Term { service: name.to_owned(), certificate: files.certificate.clone(), not_before, not_after };
     Ok((Credentials { chain, key, root: root.clone(), network: config.network.id }, term))
 }
 

@@ -13,6 +13,8 @@ const NOTICE: UnixSeconds = 60 * DAY;
 /// From when to when a service's certificate is valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Term {
+    /// The service's name in its zone: `as`, `nms`, or a relay's.
+    pub service: String,
     /// Its file.
     pub certificate: PathBuf,
     /// Valid from then on.
@@ -38,19 +40,34 @@ pub enum Standing {
 }
 
 impl Term {
+    /// Whole days until its end.
+    pub fn days_left(&self, now: UnixSeconds) -> u64 {
+        self.not_after.saturating_sub(now) / DAY
+    }
+
     /// What the certificate is worth now.
     pub fn standing(&self, now: UnixSeconds) -> Standing {
         let left = self.not_after.saturating_sub(now);
         match () {
             () if left == 0 => Standing::Ended,
             () if now < self.not_before => Standing::Early,
-            () if left < NOTICE => Standing::EndsSoon { days_left: left / DAY },
+            () if left < NOTICE => Standing::EndsSoon { days_left: self.days_left(now) },
             () => Standing::Sound,
         }
     }
 }
 
 impl Standing {
+    /// Its name, for programs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Early => "early",
+            Self::Sound => "sound",
+            Self::EndsSoon { .. } => "ends_soon",
+            Self::Ended => "ended",
+        }
+    }
+
     /// Why nobody would accept the certificate, if so.
     pub fn objection(self) -> Option<&'static str> {
         match self {
@@ -106,7 +123,7 @@ mod tests {
     const END: UnixSeconds = 1_800_000_000;
 
     fn term(not_after: UnixSeconds) -> Term {
-        Term { certificate: "as.crt".into(), not_before: END - 730 * DAY, not_after }
+        Term { service: "as".into(), certificate: "as.crt".into(), not_before: END - 730 * DAY, not_after }
     }
 
     #[test]

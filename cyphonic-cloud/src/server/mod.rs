@@ -146,6 +146,14 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
     Ok(Checked { terms: loaded.terms, notes })
 }
 
+/// From when to when the certificates of this machine's services are valid.
+///
+/// # Errors
+/// If one cannot be loaded.
+pub fn terms(config: &Config) -> Result<Vec<Term>, StartError> {
+    Ok(load_credentials(config)?.terms)
+}
+
 fn open_register(config: &Config) -> Result<Option<Arc<Register>>, StartError> {
     let needed = config.runs(ServiceRole::As) || config.runs(ServiceRole::Nms);
     match &config.register {

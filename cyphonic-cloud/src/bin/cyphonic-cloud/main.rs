@@ -19,6 +19,7 @@ macro_rules! say {
 mod device;
 mod init;
 mod manual;
+mod metrics;
 mod relay;
 mod renew;
 mod run;
@@ -62,7 +63,9 @@ enum Command {
     /// Run the services that the configuration names, until SIGTERM or SIGINT.
     Run(ConfigArgument),
     /// Check a configuration, its certificates, keys and register, and say what they make this machine.
-    Check(ConfigArgument),
+    Check(run::CheckArguments),
+    /// Print what there is to measure, in the text form of Prometheus.
+    Metrics(ConfigArgument),
     /// Show the relays of this host: those that run in XDP, and what the service relays in userspace.
     TrsStatus(status::Arguments),
     /// Enrolment tokens.
@@ -119,7 +122,8 @@ fn main() -> ExitCode {
         Command::TrsCredentials(arguments) => relay::run(&arguments),
         Command::Renew(arguments) => renew::run(&arguments),
         Command::Run(argument) => run::run(&argument),
-        Command::Check(argument) => run::check(&argument),
+        Command::Check(arguments) => run::check(&arguments),
+        Command::Metrics(argument) => metrics::run(&argument),
         Command::TrsStatus(arguments) => status::run(&arguments),
         Command::Token(command) => token::run(&command),
         Command::Device(command) => device::run(&command),

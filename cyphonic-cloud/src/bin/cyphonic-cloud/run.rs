@@ -1,13 +1,16 @@
 //! `cyphonic-cloud run` and `cyphonic-cloud check`
 
+use std::io;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
 use cyphonic_cloud::config::Config;
-use cyphonic_cloud::server::{self, Cloud, Standing, unix_now};
+use cyphonic_cloud::register::UnixSeconds;
+use cyphonic_cloud::server::{self, Checked, Cloud, Standing, unix_now};
 use cyphonic_transport::logging::LogFilter;
 use cyphonic_transport::signals::StopSignals;
 use sd_notify::NotifyState;
+use serde_json::json;
 
 use crate::table::time;
 use crate::{ConfigArgument, RUNTIME_DIRECTORY};
@@ -17,8 +20,7 @@ pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
     // systemd's (`RuntimeDirectory=` in the unit).
     config.runtime_directory = std::env::var_os(RUNTIME_DIRECTORY).map(PathBuf::from);
     start_log(&config);
-    let roles: Vec<_> = config.roles.iter().map(ToString::to_string).collect();
-    let (zone, roles) = (&config.network.zone, roles.join(", "));
+    let (zone, roles) = (&config.network.zone, roles(&config).join(", "));
     tracing::info!(version = cyphonic_cloud::VERSION, zone, roles, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -27,33 +29,79 @@ pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
     runtime.block_on(serve(&config))
 }
 
-pub(crate) fn check(argument: &ConfigArgument) -> anyhow::Result<()> {
-    let config = argument.load()?;
-    let checked = server::check(&config)?;
-    let roles: Vec<_> = config.roles.iter().map(ToString::to_string).collect();
+/// Version of the JSON that `check` prints; fields are only added within one.
+const JSON_VERSION: u32 = 1;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// For programs. What keeps the services from starting is an error all the same.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
+    let config = arguments.config.load()?;
+    let (checked, now) = (server::check(&config)?, unix_now());
+    if arguments.json {
+        say!("{}", serde_json::to_string_pretty(&to_json(&config, &checked, now))?);
+    } else {
+        show(&arguments.config, &config, &checked, now)?;
+    }
+    let refused = checked.terms.iter().filter_map(|term| {
+        let objection = term.standing(now).objection()?;
+        Some(format!("{}: {objection}", term.certificate.display()))
+    });
+    let refused: Vec<_> = refused.collect();
+    anyhow::ensure!(refused.is_empty(), refused.join("; "));
+    Ok(())
+}
+
+fn show(argument: &ConfigArgument, config: &Config, checked: &Checked, now: UnixSeconds) -> io::Result<()> {
     say!("{} is sound.", argument.config.display());
-    say!("zone {} ({}), roles {}", config.network.zone, config.network.prefix, roles.join(", "));
+    say!("zone {} ({}), roles {}", config.network.zone, config.network.prefix, roles(config).join(", "));
     for relay in &config.relays {
         let addresses: Vec<_> = relay.addresses.iter().map(ToString::to_string).collect();
         say!("relay {} at {}", config.relay_fqdn(&relay.name), addresses.join(", "));
     }
-    for note in checked.notes {
+    for note in &checked.notes {
         say!("note: {note}");
     }
-    let mut refused = Vec::new();
-    for term in checked.terms {
-        let (certificate, standing) = (term.certificate.display(), term.standing(unix_now()));
-        let judgement = match standing {
+    for term in &checked.terms {
+        let judgement = match term.standing(now) {
             Standing::EndsSoon { days_left } => {
                 format!("; it ends in {days_left} days: renew it (cyphonic-cloud renew)")
             }
             Standing::Sound | Standing::Early | Standing::Ended => String::new(),
         };
-        say!("certificate {certificate} until {}{judgement}", time(term.not_after));
-        refused.extend(standing.objection().map(|objection| format!("{certificate}: {objection}")));
+        say!("certificate {} until {}{judgement}", term.certificate.display(), time(term.not_after));
     }
-    anyhow::ensure!(refused.is_empty(), refused.join("; "));
     Ok(())
+}
+
+fn to_json(config: &Config, checked: &Checked, now: UnixSeconds) -> serde_json::Value {
+    let certificates = checked.terms.iter().map(|term| {
+        json!({
+            "service": term.service,
+            "file": term.certificate,
+            "not_after": time(term.not_after),
+            "days_left": term.days_left(now),
+            "state": term.standing(now).name(),
+        })
+    });
+    json!({
+        "version": JSON_VERSION,
+        "zone": config.network.zone,
+        "prefix": config.network.prefix.to_string(),
+        "roles": roles(config),
+        "notes": checked.notes,
+        "certificates": certificates.collect::<Vec<_>>(),
+    })
+}
+
+fn roles(config: &Config) -> Vec<String> {
+    config.roles.iter().map(ToString::to_string).collect()
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
