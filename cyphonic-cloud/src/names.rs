@@ -52,6 +52,21 @@ pub fn device_fqdn(text: &str, zone: &str) -> Result<String, String> {
     Ok(fqdn)
 }
 
+/// The full name for a device that is to be. A full name is itself; one with the zone in it twice, or of the zone alone, is a slip.
+///
+/// # Errors
+/// As [`device_fqdn`], and of such a slip.
+pub fn new_device_fqdn(text: &str, zone: &str) -> Result<String, String> {
+    let fqdn = device_fqdn(text, zone)?;
+    let own = fqdn.strip_suffix(zone).and_then(|rest| rest.strip_suffix('.')).unwrap_or(&fqdn);
+    if own == zone || own.strip_suffix(zone).is_some_and(|rest| rest.ends_with('.')) {
+        return Err(format!(
+            "{text:?} cannot name a device: {fqdn} would have the zone in it twice; write the device's name, with {zone} behind it or without"
+        ));
+    }
+    Ok(fqdn)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +90,20 @@ mod tests {
             ["", ".", "a..b", "press_7", "svc", "nms.svc", "x.y.svc.cyphonic.internal", "*.plant", "a b"]
         {
             assert!(device_fqdn(bad, zone).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_new_name_has_the_zone_in_it_twice() {
+        let zone = "home.internal";
+        for text in ["pi-1", "pi-1.home.internal", "pi-1.home", "home", "internal"] {
+            let fqdn = new_device_fqdn(text, zone).unwrap();
+            assert!(fqdn.ends_with(".home.internal"), "{fqdn}");
+        }
+        for slip in ["home.internal", "home.internal.home.internal", "pi-1.Home.internal.home.internal."] {
+            assert!(new_device_fqdn(slip, zone).unwrap_err().contains("twice"), "{slip}");
+            // One that is there can be named.
+            device_fqdn(slip, zone).unwrap();
         }
     }
 }

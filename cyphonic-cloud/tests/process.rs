@@ -376,7 +376,9 @@ async fn from_init_to_revocation_by_the_command_line() {
     let relayed: Relayed = read_kept(Path::new(dir), None, unix_now()).unwrap();
     assert_eq!((relayed.port, relayed.packets), (address.port(), 0));
     succeeds(&["token", "create", "--config", &config, "--name", "press-7", "--replace"]);
-    let said = succeeds(&["device", "revoke", "--config", &config, "press-7"]);
+    let mut revoke = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+    revoke.args(["device", "revoke", "--config", &config, "press-7"]).env("SUDO_USER", "ann");
+    let said = String::from_utf8(revoke.output().unwrap().stdout).unwrap();
     assert!(said.contains("made void: 1."), "{said}");
     tokio::time::timeout(SOON, connection.closed()).await.unwrap();
     until_online_is(false, &config).await;
@@ -415,7 +417,7 @@ async fn from_init_to_revocation_by_the_command_line() {
     let lines: Vec<_> = log.lines().filter(|line| line.contains(name)).collect();
     for (level, what, token) in [
         ("INFO", "a device was enrolled fqdn", Some(1)),
-        ("INFO", "a device was revoked", None),
+        ("INFO", r#"by="ann""#, None),
         ("WARN cyphonic_cloud::authentication", "the device was revoked", None),
         ("WARN cyphonic_cloud::server", "the device was revoked", None),
         ("WARN", "this device was revoked, and its key with it", Some(3)),
@@ -582,14 +584,27 @@ fn tokens_can_be_revoked_by_number_and_name() {
     succeeds(&["token", "revoke", "--config", config, "1"]);
     succeeds(&["token", "revoke", "--config", config, "b"]);
     fails(&["token", "revoke", "--config", config, "b"]);
-    assert_eq!(succeeds(&["token", "list", "--config", config]).lines().count(), 1, "the heading");
-    succeeds(&["token", "create", "--config", config, "--name", "c", "--ttl", "365d"]);
+    let listed = succeeds(&["token", "list", "--config", config]);
+    assert_eq!(listed.lines().filter(|line| line.contains("  revoked  ")).count(), 2, "{listed}");
+    let mut create = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+    create.args(["token", "create", "--config", config, "--name", "c", "--ttl", "365d", "--replace"]);
+    let made = create.env("SUDO_USER", "ann").output().unwrap();
+    let told = String::from_utf8(made.stderr).unwrap();
+    assert!(
+        told.starts_with("token 3 for c.cyphonic.internal, until 20") && told.lines().count() == 1,
+        "{told}"
+    );
+    assert_eq!(String::from_utf8(made.stdout).unwrap().lines().count(), 1);
     let listed = succeeds(&["token", "list", "--config", config, "--json"]);
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
-    assert_eq!((&listed["version"], listed["tokens"].as_array().unwrap().len()), (&1.into(), 1));
-    let token = &listed["tokens"][0];
+    assert_eq!((&listed["version"], listed["tokens"].as_array().unwrap().len()), (&1.into(), 3));
+    assert!(listed["tokens"][0]["revoked_at"].is_string() && listed["tokens"][0]["revoked_by"].is_string());
+    let token = &listed["tokens"][2];
     assert_eq!((&token["id"], &token["name"]), (&3.into(), &"c.cyphonic.internal".into()));
-    assert_eq!(token["state"], "open");
+    assert_eq!((&token["state"], &token["replaces"]), (&"open".into(), &true.into()));
+    assert_eq!((&token["created_by"], &token["revoked_by"]), (&"ann".into(), &serde_json::Value::Null));
+    let slip = fails(&["token", "create", "--config", config, "--name", "cyphonic.internal"]);
+    assert!(slip.contains("twice"), "{slip}");
     let forever = ["token", "create", "--config", config, "--name", "d", "--ttl", "366d"];
     let refused = program(&forever);
     assert!(String::from_utf8(refused.stderr).unwrap().contains("365d at most"));
@@ -640,7 +655,7 @@ fn a_register_that_another_release_or_program_wrote_is_not_tried_again() {
     let config = overlay.config_path.to_str().unwrap();
     let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
     for (wrong, right) in [
-        ("PRAGMA user_version = 99", "PRAGMA user_version = 3"),
+        ("PRAGMA user_version = 99", "PRAGMA user_version = 4"),
         ("PRAGMA application_id = 1", "PRAGMA application_id = 0x43797068"),
     ] {
         register.execute_batch(wrong).unwrap();

@@ -32,6 +32,8 @@ pub struct DeviceRecord {
     pub enrolled_at: UnixSeconds,
     /// When it was revoked.
     pub revoked_at: Option<UnixSeconds>,
+    /// Who revoked it, where that is known.
+    pub revoked_by: Option<String>,
     /// When it last logged in, to the hour.
     pub last_login_at: Option<UnixSeconds>,
     /// What it said it runs.
@@ -59,7 +61,7 @@ pub struct Members {
 }
 
 const COLUMNS: &str = "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, \
-                       software_version, revision";
+                       software_version, revision, revoked_by";
 
 impl Register {
     /// The device of this name.
@@ -139,15 +141,15 @@ impl Register {
         self.write(|transaction| {
             let device =
                 find(transaction, fqdn)?.ok_or_else(|| RegisterError::NoSuchDevice(fqdn.to_owned()))?;
-            let void = tokens::revoke(transaction, fqdn)?;
+            let void = tokens::revoke(transaction, fqdn, self.operator.as_deref(), now)?;
             if device.revoked_at.is_some() {
                 return Ok(void);
             }
             transaction.execute("UPDATE certificates SET revoked = 1 WHERE fqdn = ?1", [fqdn])?;
             let revision = next_revision(transaction)?;
             transaction.execute(
-                "UPDATE devices SET revoked_at = ?1, next_spki_sha256 = NULL, revision = ?2 WHERE fqdn = ?3",
-                params![to_sql(now), revision, fqdn],
+                "UPDATE devices SET revoked_at = ?1, revoked_by = ?4, next_spki_sha256 = NULL, revision = ?2 WHERE fqdn = ?3",
+                params![to_sql(now), revision, fqdn, self.operator],
             )?;
             Ok(void)
         })
@@ -297,7 +299,7 @@ pub(super) fn enrol(
     let mut statement = transaction.prepare_cached(
         "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = NULL,
-             enrolled_at = ?4, revoked_at = NULL, revision = ?5",
+             enrolled_at = ?4, revoked_at = NULL, revoked_by = NULL, revision = ?5",
     )?;
     statement.execute(params![
         issued.fqdn,
@@ -330,6 +332,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
         last_login_at: row.get::<_, Option<i64>>(6)?.map(from_sql),
         software_version: row.get(7)?,
         revision: row.get(8)?,
+        revoked_by: row.get(9)?,
     })
 }
 
@@ -486,6 +489,7 @@ mod tests {
     #[test]
     fn changes_are_seen_by_other_connections_in_order() {
         let (dir, register) = register_with_device();
+        let register = register.used_by("ann".into());
         let other = Register::open(&dir.path().join("register.db")).unwrap();
         let version = other.data_version().unwrap();
         let seen = other.changes_since(0).unwrap();
@@ -494,7 +498,7 @@ mod tests {
         register.revoke_device(NAME, NOW).unwrap();
         assert_ne!(other.data_version().unwrap(), version);
         let changed = other.changes_since(seen[0].revision).unwrap();
-        assert_eq!(changed[0].revoked_at, Some(NOW));
+        assert_eq!((changed[0].revoked_at, changed[0].revoked_by.as_deref()), (Some(NOW), Some("ann")));
     }
 
     #[test]

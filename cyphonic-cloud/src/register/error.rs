@@ -131,9 +131,12 @@ pub struct Presented {
 /// Why an enrolment came to nothing. Only [`EnrolmentRefused::Register`] and [`EnrolmentRefused::Issue`] are our fault.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolmentRefused {
-    /// Nobody made this token, or it was revoked or forgotten since.
+    /// Nobody made this token, or it was forgotten since.
     #[error("the enrolment token is unknown: ask for a new one")]
     UnknownToken,
+    /// An operator has revoked it.
+    #[error("the enrolment token was revoked: ask for a new one")]
+    RevokedToken(Presented),
     /// Its time is over.
     #[error("the enrolment token has expired: ask for a new one")]
     ExpiredToken(Presented),
@@ -167,7 +170,8 @@ impl EnrolmentRefused {
     /// The token, where there is one.
     pub fn presented(&self) -> Option<&Presented> {
         match self {
-            Self::ExpiredToken(presented)
+            Self::RevokedToken(presented)
+            | Self::ExpiredToken(presented)
             | Self::UsedToken(presented)
             | Self::NameTaken(presented)
             | Self::RevokedKey(presented)

@@ -46,6 +46,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Register {
     connection: Mutex<Connection>,
+    /// Who uses it, to be kept with what they make and revoke.
+    operator: Option<String>,
 }
 
 impl Register {
@@ -79,7 +81,7 @@ impl Register {
         connection.pragma_update(None, "synchronous", "FULL").map_err(open)?;
         connection.pragma_update(None, "foreign_keys", "ON").map_err(open)?;
         schema::migrate(&mut connection, path)?;
-        Ok(Self { connection: Mutex::new(connection) })
+        Ok(Self { connection: Mutex::new(connection), operator: None })
     }
 
     /// The same, for the services of an overlay with this prefix.
@@ -90,6 +92,12 @@ impl Register {
         let register = Self::open(path)?;
         devices::check_prefix(&register.lock(), prefix)?;
         Ok(register)
+    }
+
+    /// The register in the hands of an operator: tokens and revocations will have this name.
+    #[must_use]
+    pub fn used_by(self, operator: String) -> Self {
+        Self { operator: Some(operator), ..self }
     }
 
     /// Whether [`Self::open_for`] would open it. Changes nothing: an older release may be using it.

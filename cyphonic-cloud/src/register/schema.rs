@@ -63,6 +63,11 @@ const MIGRATIONS: &[&str] = &[
     // 3: which device has a key is asked at each enrolment.
     "CREATE INDEX devices_by_key ON devices (spki_sha256);
     CREATE INDEX devices_by_next_key ON devices (next_spki_sha256) WHERE next_spki_sha256 IS NOT NULL;",
+    // 4: who made and revoked what; a revoked token stays on record for a while.
+    "ALTER TABLE tokens ADD COLUMN created_by TEXT;
+    ALTER TABLE tokens ADD COLUMN revoked_at INTEGER;
+    ALTER TABLE tokens ADD COLUMN revoked_by TEXT;
+    ALTER TABLE devices ADD COLUMN revoked_by TEXT;",
 ];
 
 /// The version of a register's tables, or why it is none that this release knows.
@@ -149,7 +154,7 @@ fn write_copy(path: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::register::Register;
+    use crate::register::{Register, TokenState};
 
     #[test]
     fn a_register_of_a_newer_release_is_left_alone() {
@@ -239,6 +244,31 @@ mod tests {
             .query_row("EXPLAIN QUERY PLAN SELECT 1 FROM tokens WHERE certificate = x'01'", [], |r| r.get(3))
             .unwrap();
         assert!(plan.contains("tokens_by_certificate"), "{plan}");
+    }
+
+    #[test]
+    fn tokens_and_revocations_of_the_third_form_were_nobodys() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let old = Connection::open(&path).unwrap();
+        MIGRATIONS[..3].iter().for_each(|step| old.execute_batch(step).unwrap());
+        old.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        old.pragma_update(None, "user_version", 3).unwrap();
+        old.execute_batch(
+            "INSERT INTO tokens (id, secret_hash, fqdn, replaces, created_at, expires_at)
+                 VALUES (7, zeroblob(32), 'a.example', 1, 5, 9);
+             INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revoked_at, revision)
+                 VALUES ('b.example', zeroblob(16), zeroblob(32), 5, 7, 1);",
+        )
+        .unwrap();
+        drop(old);
+        let register = Register::open(&path).unwrap();
+        let token = register.tokens(8).unwrap().remove(0);
+        assert_eq!((token.id, token.state, token.replaces), (7, TokenState::Open, true));
+        assert_eq!((token.created_by, token.revoked_by), (None, None));
+        let device = register.devices().unwrap().remove(0);
+        assert_eq!((device.revoked_at, device.revoked_by), (Some(7), None));
+        assert!(dir.path().join("register.db.v3").exists());
     }
 
     #[test]

@@ -32,8 +32,16 @@ pub struct TokenRecord {
     pub fqdn: String,
     /// When it was made.
     pub created_at: UnixSeconds,
+    /// Who made it, where that is known.
+    pub created_by: Option<String>,
     /// When it ends, or ended.
     pub expires_at: UnixSeconds,
+    /// Whether it may take the name of an enrolled device over.
+    pub replaces: bool,
+    /// When it was revoked.
+    pub revoked_at: Option<UnixSeconds>,
+    /// Who revoked it, where that is known.
+    pub revoked_by: Option<String>,
     /// What became of it.
     pub state: TokenState,
 }
@@ -47,6 +55,8 @@ pub enum TokenState {
     Used,
     /// Nobody used it in time.
     Expired,
+    /// It was revoked.
+    Revoked,
 }
 
 /// A token that was turned into a certificate.
@@ -72,18 +82,18 @@ pub enum Enrolled {
 }
 
 impl Register {
-    /// Stores a token.
+    /// Stores a token, and gives its number.
     ///
     /// # Errors
     /// If an enrolled device has the name and the token does not replace it, or too many tokens are open.
-    pub fn create_token(&self, token: &NewToken, now: UnixSeconds) -> Result<(), RegisterError> {
+    pub fn create_token(&self, token: &NewToken, now: UnixSeconds) -> Result<i64, RegisterError> {
         self.write(|transaction| {
             forget_old(transaction, now)?;
             if !token.replaces && devices::find(transaction, &token.fqdn)?.is_some() {
                 return Err(RegisterError::NameTaken(token.fqdn.clone()));
             }
             let open: u32 = transaction.query_row(
-                "SELECT count(*) FROM tokens WHERE spki_sha256 IS NULL AND expires_at > ?1",
+                "SELECT count(*) FROM tokens WHERE spki_sha256 IS NULL AND revoked_at IS NULL AND expires_at > ?1",
                 [to_sql(now)],
                 |row| row.get(0),
             )?;
@@ -92,18 +102,19 @@ impl Register {
             }
             let id = next_id(transaction)?;
             transaction.execute(
-                "INSERT INTO tokens (id, secret_hash, fqdn, replaces, created_at, expires_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO tokens (id, secret_hash, fqdn, replaces, created_at, expires_at, created_by)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                 params![
                     id,
                     token.secret_hash,
                     token.fqdn,
                     token.replaces,
                     to_sql(now),
-                    to_sql(token.expires_at)
+                    to_sql(token.expires_at),
+                    self.operator
                 ],
             )?;
-            Ok(())
+            Ok(id)
         })
     }
 
@@ -114,7 +125,9 @@ impl Register {
     pub fn tokens(&self, now: UnixSeconds) -> Result<Vec<TokenRecord>, RegisterError> {
         let connection = self.lock();
         let mut statement = connection.prepare(
-            "SELECT id, fqdn, created_at, expires_at, spki_sha256 IS NOT NULL FROM tokens ORDER BY id",
+            "SELECT id, fqdn, created_at, created_by, expires_at, replaces, revoked_at, revoked_by,
+                 spki_sha256 IS NOT NULL
+             FROM tokens ORDER BY id",
         )?;
         let records = statement.query_map([], |row| record(row, now))?.collect::<Result<_, _>>()?;
         Ok(records)
@@ -124,9 +137,9 @@ impl Register {
     ///
     /// # Errors
     /// If there is none; a used token cannot be revoked, its device can.
-    pub fn revoke_tokens(&self, id_or_fqdn: &str) -> Result<usize, RegisterError> {
+    pub fn revoke_tokens(&self, id_or_fqdn: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
         self.write(|transaction| {
-            let revoked = revoke(transaction, id_or_fqdn)?;
+            let revoked = revoke(transaction, id_or_fqdn, self.operator.as_deref(), now)?;
             if revoked == 0 {
                 return Err(RegisterError::NoSuchToken(id_or_fqdn.to_owned()));
             }
@@ -141,7 +154,7 @@ impl Register {
     /// certificate: its first answer was lost on the way.
     ///
     /// # Errors
-    /// The token is unknown, expired or used by another key, the key was revoked or is another device's, or the register or `issue`
+    /// The token is unknown, revoked, expired or used by another key, the key was revoked or is another device's, or the register or `issue`
     /// failed. Nothing was changed.
     pub fn enrol(
         &self,
@@ -152,6 +165,9 @@ impl Register {
     ) -> Result<Enrolment, EnrolmentRefused> {
         self.write(|transaction| {
             let token = find_by_hash(transaction, secret_hash)?.ok_or(EnrolmentRefused::UnknownToken)?;
+            if token.is_revoked {
+                return Err(EnrolmentRefused::RevokedToken(token.presented()));
+            }
             if token.expires_at <= now {
                 return Err(EnrolmentRefused::ExpiredToken(token.presented()));
             }
@@ -196,10 +212,16 @@ fn next_id(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
 
 /// Makes unused tokens void: the one with this number, or all for this name. Tells how many. Also those that seem to have expired:
 /// the clock may be ahead, and they would be open again.
-pub(super) fn revoke(transaction: &Transaction<'_>, id_or_fqdn: &str) -> Result<usize, RegisterError> {
+pub(super) fn revoke(
+    transaction: &Transaction<'_>,
+    id_or_fqdn: &str,
+    by: Option<&str>,
+    now: UnixSeconds,
+) -> Result<usize, RegisterError> {
     Ok(transaction.execute(
-        "DELETE FROM tokens WHERE spki_sha256 IS NULL AND (fqdn = ?1 OR CAST(id AS TEXT) = ?1)",
-        [id_or_fqdn],
+        "UPDATE tokens SET revoked_at = ?2, revoked_by = ?3
+         WHERE spki_sha256 IS NULL AND revoked_at IS NULL AND (fqdn = ?1 OR CAST(id AS TEXT) = ?1)",
+        params![id_or_fqdn, to_sql(now), by],
     )?)
 }
 
@@ -208,6 +230,7 @@ struct StoredToken {
     id: i64,
     fqdn: String,
     replaces: bool,
+    is_revoked: bool,
     expires_at: UnixSeconds,
     used_by: Option<[u8; 32]>,
     certificate: Option<Vec<u8>>,
@@ -226,7 +249,8 @@ fn find_by_hash(
     // The lookup is by hash of a random secret: its timing tells nothing about any secret.
     let token = transaction
         .query_row(
-            "SELECT id, fqdn, replaces, expires_at, spki_sha256, certificate FROM tokens WHERE secret_hash = ?1",
+            "SELECT id, fqdn, replaces, expires_at, spki_sha256, certificate, revoked_at IS NOT NULL
+             FROM tokens WHERE secret_hash = ?1",
             [secret_hash],
             |row| {
                 Ok(StoredToken {
@@ -236,6 +260,7 @@ fn find_by_hash(
                     expires_at: from_sql(row.get(3)?),
                     used_by: row.get(4)?,
                     certificate: row.get(5)?,
+                    is_revoked: row.get(6)?,
                 })
             },
         )
@@ -262,24 +287,31 @@ fn repeat(
 }
 
 fn record(row: &Row<'_>, now: UnixSeconds) -> rusqlite::Result<TokenRecord> {
-    let expires_at = from_sql(row.get(3)?);
-    let state = match (row.get(4)?, expires_at <= now) {
-        (true, _) => TokenState::Used,
-        (false, true) => TokenState::Expired,
-        (false, false) => TokenState::Open,
+    let expires_at = from_sql(row.get(4)?);
+    let revoked_at = row.get::<_, Option<i64>>(6)?.map(from_sql);
+    let state = match () {
+        () if row.get(8)? => TokenState::Used,
+        () if revoked_at.is_some() => TokenState::Revoked,
+        () if expires_at <= now => TokenState::Expired,
+        () => TokenState::Open,
     };
     Ok(TokenRecord {
         id: row.get(0)?,
         fqdn: row.get(1)?,
         created_at: from_sql(row.get(2)?),
+        created_by: row.get(3)?,
         expires_at,
+        replaces: row.get(5)?,
+        revoked_at,
+        revoked_by: row.get(7)?,
         state,
     })
 }
 
 fn forget_old(transaction: &Transaction<'_>, now: UnixSeconds) -> Result<(), RegisterError> {
     if let Some(until) = forgetting::until(transaction, now)? {
-        transaction.execute("DELETE FROM tokens WHERE expires_at < ?1", [to_sql(until)])?;
+        transaction
+            .execute("DELETE FROM tokens WHERE expires_at < ?1 OR revoked_at < ?1", [to_sql(until)])?;
     }
     Ok(())
 }
@@ -390,18 +422,34 @@ mod tests {
     }
 
     #[test]
-    fn revoked_tokens_are_unknown() {
-        let (_dir, register) = register();
-        register.create_token(&token(SECRET, false), NOW).unwrap();
-        assert_eq!(register.revoke_tokens("press-7.plant.example").unwrap(), 1);
-        assert!(matches!(
-            register.revoke_tokens("press-7.plant.example"),
-            Err(RegisterError::NoSuchToken(_))
-        ));
+    fn revoked_tokens_are_refused_and_stay_on_record_for_a_while() {
+        let (dir, register) = register();
+        let register = register.used_by("ann".into());
+        let name = "press-7.plant.example";
+        let days = |days: u64| NOW + days * 86_400;
+        let year = |secret| NewToken { expires_at: days(365), ..token(secret, false) };
+        assert_eq!(register.create_token(&year(SECRET), NOW).unwrap(), 1);
+        let other = Register::open(&dir.path().join("register.db")).unwrap().used_by("bob".into());
+        assert_eq!(other.revoke_tokens(name, NOW).unwrap(), 1);
+        let again = register.revoke_tokens(name, NOW);
+        assert!(matches!(again, Err(RegisterError::NoSuchToken(_))), "{again:?}");
         let refused = register.enrol(&SECRET, &KEY, NOW, |_| panic!("issued"));
-        assert!(matches!(refused, Err(EnrolmentRefused::UnknownToken)));
-        register.create_token(&token([8; 32], false), NOW).unwrap();
-        assert_eq!(register.tokens(NOW).unwrap()[0].id, 2, "a number means one token for ever");
+        assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))), "{refused:?}");
+        let kept = register.tokens(NOW).unwrap().remove(0);
+        let by = (kept.created_by.as_deref(), kept.revoked_by.as_deref());
+        assert_eq!(
+            (kept.state, kept.revoked_at, by),
+            (TokenState::Revoked, Some(NOW), (Some("ann"), Some("bob")))
+        );
+        let numbers = |day: u64, secret: [u8; 32]| {
+            register.create_token(&year(secret), days(day)).unwrap();
+            register.tokens(days(day)).unwrap().iter().map(|token| token.id).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(2, [10; 32]), [1, 2]);
+        assert_eq!(numbers(29, [11; 32]), [1, 2, 3]);
+        assert_eq!(numbers(31, [12; 32]), [2, 3, 4], "long before it would have ended");
+        let refused = register.enrol(&SECRET, &KEY, days(31), |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::UnknownToken)), "{refused:?}");
     }
 
     #[test]
@@ -471,9 +519,14 @@ mod tests {
         }
         assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap(), 2);
         let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
-        assert!(matches!(refused, Err(EnrolmentRefused::UnknownToken)));
+        assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))));
         let left: Vec<_> = register.tokens(NOW).unwrap().into_iter().map(|token| token.state).collect();
-        assert_eq!(left, [TokenState::Used, TokenState::Open], "its own that is used, and the other's");
+        use TokenState::{Open, Revoked, Used};
+        assert_eq!(
+            left,
+            [Used, Open, Revoked, Revoked],
+            "its own that is used, and the other's, are as they were"
+        );
         // One that was made after it goes with the next.
         register.create_token(&token([11; 32], true), NOW).unwrap();
         assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap(), 1);
@@ -488,7 +541,7 @@ mod tests {
         register.create_token(&token([8; 32], true), NOW).unwrap();
         assert_eq!(register.revoke_device("press-7.plant.example", ahead).unwrap(), 1);
         let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
-        assert!(matches!(refused, Err(EnrolmentRefused::UnknownToken)));
+        assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))));
     }
 
     #[test]

@@ -135,6 +135,7 @@ mod tests {
             next_spki_sha256: None,
             enrolled_at: 0,
             revoked_at: revoked.then_some(1),
+            revoked_by: None,
             last_login_at: None,
             software_version: None,
             revision,

@@ -108,7 +108,8 @@ impl Watch {
         for device in changed {
             self.revision = self.revision.max(device.revision);
             if device.revoked_at.is_some() {
-                tracing::info!(fqdn = device.fqdn, "a device was revoked");
+                let by = device.revoked_by.as_deref();
+                tracing::info!(fqdn = device.fqdn, by, "a device was revoked");
             }
             for subscriber in &subscribers {
                 // A service that has ended needs no news.

@@ -123,6 +123,7 @@ fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
         "enrolled_at": time(device.enrolled_at),
         "certificate_not_after": certificate_not_after.map(time),
         "revoked_at": device.revoked_at.map(time),
+        "revoked_by": device.revoked_by,
         "last_login_at": device.last_login_at.map(time),
         "software_version": device.software_version,
     })

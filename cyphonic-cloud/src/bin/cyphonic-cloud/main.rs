@@ -20,6 +20,7 @@ mod device;
 mod init;
 mod manual;
 mod metrics;
+mod operator;
 mod relay;
 mod renew;
 mod run;
@@ -101,7 +102,7 @@ impl ConfigArgument {
         let path = config.register.as_deref().ok_or_else(|| {
             anyhow::anyhow!("{} names no register: ask the machine that runs the AS", self.config.display())
         })?;
-        let register = Register::open(path)?;
+        let register = Register::open(path)?.used_by(operator::operator());
         Ok((config, register))
     }
 }

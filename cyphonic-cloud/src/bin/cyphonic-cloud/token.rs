@@ -1,11 +1,12 @@
 //! `cyphonic-cloud token`
 
+use std::io::{self, Write as _};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Subcommand;
 use cyphonic_cloud::config::parse_token_lifetime;
-use cyphonic_cloud::names::device_fqdn;
+use cyphonic_cloud::names::{device_fqdn, new_device_fqdn};
 use cyphonic_cloud::pki;
 use cyphonic_cloud::register::{NewToken, TokenRecord, TokenState};
 use cyphonic_cloud::server::unix_now;
@@ -67,16 +68,19 @@ fn create(
     replaces: bool,
 ) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
-    let fqdn = device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
+    let fqdn = new_device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
     let certificates = pki::read_certificates(&config.root)?;
     let root = certificates.first().context("the root certificate is missing")?;
     let token = EnrolmentToken::new(pki::random()?, sha256(root));
     let now = unix_now();
     let expires_at = now.saturating_add(ttl.unwrap_or(config.token_lifetime).as_secs());
-    let new = NewToken { secret_hash: token.secret_hash(), fqdn, expires_at, replaces };
-    register.create_token(&new, now)?;
-    // The token and nothing else, so that a script can catch it.
+    let secret_hash = token.secret_hash();
+    let new = NewToken { secret_hash, fqdn: fqdn.clone(), expires_at, replaces };
+    let number = register.create_token(&new, now)?;
+    // The token and nothing else, so that a script can catch it; the rest goes elsewhere.
     say!("{}", token.format().as_str());
+    // The token is out, whether anybody hears of it or not.
+    let _ = writeln!(io::stderr(), "token {number} for {fqdn}, until {}", time(expires_at));
     Ok(())
 }
 
@@ -88,14 +92,16 @@ fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
         say!("{}", serde_json::to_string_pretty(&json!({ "version": JSON_VERSION, "tokens": tokens }))?);
         return Ok(());
     }
-    let mut table = Table::new(["ID", "NAME", "STATE", "CREATED", "EXPIRES"]);
+    let mut table = Table::new(["ID", "NAME", "STATE", "REPLACES", "CREATED", "EXPIRES", "BY"]);
     for token in tokens {
         table.row([
             token.id.to_string(),
             token.fqdn,
             state(token.state).to_owned(),
+            if token.replaces { "yes" } else { "no" }.to_owned(),
             time(token.created_at),
             time(token.expires_at),
+            token.created_by.unwrap_or_else(|| "-".to_owned()),
         ]);
     }
     tell!("{table}");
@@ -107,8 +113,12 @@ fn to_json(token: &TokenRecord) -> serde_json::Value {
         "id": token.id,
         "name": token.fqdn,
         "state": state(token.state),
+        "replaces": token.replaces,
         "created_at": time(token.created_at),
+        "created_by": token.created_by,
         "expires_at": time(token.expires_at),
+        "revoked_at": token.revoked_at.map(time),
+        "revoked_by": token.revoked_by,
     })
 }
 
@@ -117,6 +127,7 @@ fn state(state: TokenState) -> &'static str {
         TokenState::Open => "open",
         TokenState::Used => "used",
         TokenState::Expired => "expired",
+        TokenState::Revoked => "revoked",
     }
 }
 
@@ -128,7 +139,7 @@ fn revoke(argument: &ConfigArgument, token: &str) -> anyhow::Result<()> {
     } else {
         device_fqdn(token, &config.network.zone).map_err(anyhow::Error::msg)?
     };
-    let revoked = register.revoke_tokens(&selector)?;
+    let revoked = register.revoke_tokens(&selector, unix_now())?;
     say!("Revoked {revoked} token{}.", if revoked == 1 { "" } else { "s" });
     Ok(())
 }
