@@ -77,6 +77,9 @@ pub enum InstallationError {
     NoAuthority(PkiError),
     /// The written configuration would not work: said before anything else is.
     #[error("these options do not go together: {0}")]
+    Options(ConfigError),
+    /// The configuration that is there.
+    #[error(transparent)]
     Config(#[from] ConfigError),
     /// A certificate that was left as it was.
     #[error("{}: {source}", certificate.display())]
@@ -124,7 +127,7 @@ pub fn init(plan: &Plan, now: UnixSeconds) -> Result<Installed, InstallationErro
     }
     .render();
     // What is about to be written must be readable.
-    Config::parse(&text, &config)?;
+    Config::parse(&text, &config).map_err(InstallationError::Options)?;
     write_all(directory, &network, roles, &text, now)?;
     Ok(Installed { network, config, root_key: directory.join("pki/root.key") })
 }
@@ -166,7 +169,7 @@ pub fn relay_credentials(
         keeps_register: false,
     }
     .render();
-    Config::parse(&text, &config)?;
+    Config::parse(&text, &config).map_err(InstallationError::Options)?;
     make_directory(out)?;
     make_directory(&out.join("pki"))?;
     pki::write_certificates(&out.join("pki/root.crt"), &root)?;

@@ -382,7 +382,9 @@ async fn from_init_to_revocation_by_the_command_line() {
     assert!(said.contains("made void: 1."), "{said}");
     tokio::time::timeout(SOON, connection.closed()).await.unwrap();
     until_online_is(false, &config).await;
-    assert!(succeeds(&["device", "list", "--config", &config]).contains("revoked"));
+    assert!(!succeeds(&["device", "list", "--config", &config]).contains("press-7"));
+    assert!(succeeds(&["device", "list", "--all", "--config", &config]).contains("revoked"));
+    assert_eq!(presence(&config)["state"], "revoked", "programs are told of all");
     assert!(fails(&["device", "revoke", "--config", &config, "press-9"]).contains("press-9.plant.example"));
 
     // It tries all the time, and is told of once.
@@ -490,7 +492,9 @@ fn check_judges_the_certificates_ends() {
     }
     let pki = ended.directory.path().join("pki");
     std::fs::copy(pki.join("as.key"), pki.join("nms.key")).unwrap();
-    assert!(!fails(&["check", "--config", &config(&ended)]).contains("expired"), "a key that does not fit");
+    let error = fails(&["check", "--config", &config(&ended)]);
+    assert!(error.contains("nms.key: it is not the key of ") && error.contains("nms.crt"), "{error}");
+    assert!(!error.contains("expired") && !error.contains("enrol"), "{error}");
 }
 
 #[test]
@@ -505,6 +509,12 @@ fn certificates_that_were_renewed_before_one_that_cannot_be_are_told() {
     assert_eq!(said.lines().count(), 1, "{said}");
     assert!(said.contains("as.crt: as.svc.cyphonic.internal until 20"), "{said}");
     assert!(errors.contains(files[1].to_str().unwrap()) && errors.contains("not renewed"), "{errors}");
+}
+
+#[test]
+fn a_directory_without_a_configuration_is_told() {
+    let error = fails(&["renew", "--dir", "/nonexistent"]);
+    assert!(error.contains("/nonexistent/cloud.yaml") && !error.contains("options"), "{error}");
 }
 
 #[test]

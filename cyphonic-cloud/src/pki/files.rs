@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData as _};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -111,6 +112,12 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError>
         File::open(parent(path))?.sync_all()
     };
     write().map_err(|source| PkiError::Write { path: path.to_owned(), source })
+}
+
+/// Whether a private key is that of a certificate.
+pub fn is_key_of(key: &PrivateKeyDer<'_>, certificate: &[u8]) -> bool {
+    let pair = KeyPair::from_der_and_sign_algo(key, &PKCS_ECDSA_P256_SHA256);
+    pair.is_ok_and(|pair| public_key_of(certificate) == Some(pair.subject_public_key_info()))
 }
 
 /// The subject public key info of a certificate, if it is one.

@@ -20,8 +20,8 @@ mod profile;
 pub use self::authority::{Authority, Kind};
 pub use self::csr::{CsrError, DeviceKey};
 pub use self::files::{
-    ServiceFiles, read_certificates, read_key, replace_certificates, write_certificates, write_new,
-    write_secret,
+    ServiceFiles, is_key_of, read_certificates, read_key, replace_certificates, write_certificates,
+    write_new, write_secret,
 };
 pub use self::profile::{service_name, services_zone};
 

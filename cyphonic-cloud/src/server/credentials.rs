@@ -87,6 +87,13 @@ fn load_one(
     let key = pki::read_key(&files.key)?;
     let identity = check(&chain[0], config, &service_name(name, &config.network.zone), role)
         .map_err(|reason| StartError::Certificate { path: files.certificate.clone(), reason })?;
+    if !pki::is_key_of(&key, &chain[0]) {
+        let reason = format!(
+            "it is not the key of {}: put the one that was made with it there, or restore both from one backup",
+            files.certificate.display()
+        );
+        return Err(StartError::Certificate { path: files.key.clone(), reason });
+    }
     let [not_before, not_after] =
         [identity.not_before, identity.not_after].map(|time| UnixSeconds::try_from(time).unwrap_or(0));
     let term =

@@ -14,10 +14,13 @@ const JSON_VERSION: u32 = 1;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Show the devices.
+    /// Show the devices, without those that were revoked.
     List {
         #[command(flatten)]
         config: ConfigArgument,
+        /// Also those that were revoked; with --json they are always there.
+        #[arg(long)]
+        all: bool,
         /// For programs.
         #[arg(long)]
         json: bool,
@@ -34,7 +37,7 @@ pub(crate) enum Command {
 
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::List { config, json } => list(config, *json),
+        Command::List { config, all, json } => list(config, *all, *json),
         Command::Revoke { config, name } => revoke(config, name),
     }
 }
@@ -46,7 +49,7 @@ struct Listed {
     certificate_not_after: Option<UnixSeconds>,
 }
 
-fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
+fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let now = unix_now();
     // In this order: whoever is there has an end.
@@ -73,7 +76,8 @@ fn list(argument: &ConfigArgument, as_json: bool) -> anyhow::Result<()> {
         "LAST LOGIN",
         "SOFTWARE",
     ]);
-    for Listed { device, state, certificate_not_after } in listed {
+    let shown = listed.filter(|listed| all || listed.state != DeviceState::Revoked);
+    for Listed { device, state, certificate_not_after } in shown {
         table.row([
             device.fqdn.clone(),
             device.virtual_address.to_string(),
