@@ -54,17 +54,17 @@ pub fn read_token_file(path: &Path) -> Result<EnrolmentToken, EnrolError> {
 ///
 /// # Errors
 ///
-/// Nothing but the device's key is kept then. [`EnrolError::is_final`] tells whether trying again can help.
+/// Nothing but keys is kept then, and a device that was enrolled is who it was. [`EnrolError::is_final`] tells whether trying again can help.
 pub async fn enrol(
     state: &StateDir,
     token: &EnrolmentToken,
     addresses: &[SocketAddr],
 ) -> Result<DeviceIdentity, EnrolError> {
-    match enrol_once(state, token, addresses).await {
+    match enrol_once(state, &state.key_or_generate()?, token, addresses).await {
         Err(EnrolError::Refused { code: RefusalCode::KeyInUse, .. }) => {
             tracing::warn!("another device has this device's key: it gets one of its own");
-            state.set_shared_key_aside()?;
-            enrol_once(state, token, addresses).await
+            let key = state.generate_next_key()?;
+            enrol_once(state, &key, token, addresses).await
         }
         enrolled => enrolled,
     }
@@ -72,13 +72,13 @@ pub async fn enrol(
 
 async fn enrol_once(
     state: &StateDir,
+    key: &KeyPair,
     token: &EnrolmentToken,
     addresses: &[SocketAddr],
 ) -> Result<DeviceIdentity, EnrolError> {
-    let key = state.key_or_generate()?;
     let request = Message::EnrolRequest(EnrolRequest {
         token_secret: token.secret().to_vec(),
-        csr: signing_request(&key).map_err(EnrolError::Csr)?,
+        csr: signing_request(key).map_err(EnrolError::Csr)?,
         protocol_version: version::CURRENT,
     });
     let addresses = nat64::outward(addresses.to_vec()).await;
@@ -90,7 +90,7 @@ async fn enrol_once(
     connection.close(cyphonic_proto::close::DONE, "enrolled");
     let answer = answer?;
     clock.hear(&connection, &answer)?;
-    let identity = check_answer(answer, &key, token, unix_time(&clock))?;
+    let identity = check_answer(answer, key, token, unix_time(&clock))?;
     state.save_identity(&identity)?;
     Ok(identity)
 }
