@@ -13,7 +13,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use cyphonic_proto::{
     identity::{Identity, sha256},
     message::{EnrolRequest, EnrolResponse, Message, RefusalCode},
-    time::TimeError,
+    time::{TimeError, UnixSeconds},
     token::{EnrolmentToken, TokenError},
     version,
 };
@@ -83,16 +83,34 @@ async fn enrol_once(
     });
     let addresses = nat64::outward(addresses.to_vec()).await;
     // It enrolled before, perhaps: then it is later than that.
-    let begun = state.identity().ok().flatten().and_then(|known| Identity::from_der(known.leaf()).ok());
-    let clock = Clock::new(begun.map_or(0, |identity| identity.validity().not_before));
+    let present = state.identity().ok().flatten();
+    let known = present.as_ref().and_then(|present| Identity::from_der(present.leaf()).ok());
+    let clock = Clock::new(known.as_ref().map_or(0, |known| known.validity().not_before));
     let connection = cyphonic_transport::enrol::connect(&addresses, *token.root_sha256(), &clock).await?;
     let answer = connection.open_exchange(&request).await;
     connection.close(cyphonic_proto::close::DONE, "enrolled");
     let answer = answer?;
     clock.hear(&connection, &answer)?;
+    let told = if let Message::EnrolResponse(answer) = &answer { answer.time } else { 0 };
     let identity = check_answer(answer, key, token, unix_time(&clock))?;
-    state.save_identity(&identity)?;
-    Ok(identity)
+    match (present, known) {
+        (Some(present), Some(known)) if outlives(&known, &identity, told) => Ok(present),
+        _ => {
+            state.save_identity(&identity)?;
+            Ok(identity)
+        }
+    }
+}
+
+/// Whether the certificate that the device has is better than the answer. To who shows a used token again, that is the first one for
+/// its key, and it may have been renewed since; by a cloud whose clock was ahead, perhaps, so that what is told now decides.
+fn outlives(known: &Identity, answer: &DeviceIdentity, told: UnixSeconds) -> bool {
+    Identity::from_der(answer.leaf()).is_ok_and(|first| {
+        known.spki_sha256 == first.spki_sha256
+            && (known.network_id, &known.fqdn) == (first.network_id, &first.fqdn)
+            && known.not_before > first.not_before
+            && known.validity().contains(told)
+    })
 }
 
 fn check_answer(

@@ -4,6 +4,7 @@ use std::{net::Ipv4Addr, path::Path, process::Output, time::Duration};
 
 use cyphonic_agent::{
     control::{StatusReport, report::Severity},
+    enrol::enrol,
     state::StateDir,
 };
 use cyphonic_cloud::server::Cloud;
@@ -197,6 +198,23 @@ async fn a_device_whose_clock_is_behind_its_certificate_tries_the_token() {
     let kept = leaf();
     stays(&up(&overlay, &token, dir.path(), &[]).await);
     assert_eq!(leaf(), kept);
+    cloud.shutdown().await;
+}
+
+/// As at each start of a board whose clock is behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_used_token_does_not_bring_back_the_certificate_from_before_a_renewal() {
+    let overlay = Overlay::found();
+    let dir = tempfile::tempdir().unwrap();
+    let token = overlay.token("a", now(), false);
+    let mut a = overlay.enrol_by(&token, 70, dir.path());
+    let first = a.identity.clone();
+    overlay.renew(&mut a, 0);
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let given = enrol(&a.state, &token, &[overlay.address]).await.unwrap();
+    assert_eq!(given.leaf(), a.identity.leaf());
+    assert_eq!(a.state.identity().unwrap().unwrap().leaf(), a.identity.leaf());
+    assert_eq!(a.state.former().unwrap().leaf(), first.leaf());
     cloud.shutdown().await;
 }
 
