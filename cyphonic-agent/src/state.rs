@@ -29,6 +29,7 @@ use std::{
 pub use atomic::{read_bounded, write_atomic};
 pub use identity::DeviceIdentity;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustix::io::Errno;
 use zeroize::Zeroizing;
 
 /// The node's cached state is a few kilobytes.
@@ -62,15 +63,20 @@ impl StateDir {
     pub fn lock(&self) -> Result<StateLock, StateError> {
         let path = self.path.join("lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let is_read_only =
+            file.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem);
         let file = file
-            .or_else(|error| match error.kind() {
-                // Nothing is written to it.
-                io::ErrorKind::ReadOnlyFilesystem => File::open(&path).map_err(|_| error),
-                _ => Err(error),
-            })
+            // Nothing is written to it.
+            .or_else(|error| if is_read_only { File::open(&path).map_err(|_| error) } else { Err(error) })
             .map_err(|source| StateError::io("open", &path, source))?;
         match file.try_lock() {
             Ok(()) => Ok(StateLock { _file: file }),
+            // NFS locks only what may be written. Nobody can write here.
+            Err(TryLockError::Error(error))
+                if is_read_only && error.raw_os_error() == Some(Errno::BADF.raw_os_error()) =>
+            {
+                Ok(StateLock { _file: file })
+            }
             Err(TryLockError::WouldBlock) => Err(StateError::InUse { path: self.path.clone() }),
             Err(TryLockError::Error(source)) => Err(StateError::io("lock", &path, source)),
         }
