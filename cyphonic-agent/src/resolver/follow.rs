@@ -20,7 +20,6 @@ use super::{
     Host, HostResolver,
     resolv_conf::Look,
     resolved::{self, Resolved},
-    tell_resolved,
 };
 use crate::dns::DnsServer;
 
@@ -165,7 +164,8 @@ impl SharedResolver {
         if !self.lock().waits_for_resolved() {
             return false;
         }
-        let link = match tell_resolved(host, server, interface).await {
+        let (address, domains) = (server.address(), server.zone().domains());
+        let link = match Resolved::apply_if_there(&host.bus, interface, address, &domains).await {
             Ok(link) => link,
             Err(error) => {
                 tracing::debug!(%error, "systemd-resolved still does not take the zone");

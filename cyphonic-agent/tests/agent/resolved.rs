@@ -4,6 +4,7 @@
 use std::{
     io::{BufRead, BufReader, ErrorKind},
     net::{Ipv6Addr, SocketAddr, TcpListener},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, LazyLock, Mutex},
     time::Duration,
@@ -37,7 +38,7 @@ const REVERSE: &str = "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa";
 struct PrivateBus {
     daemon: Child,
     address: String,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl PrivateBus {
@@ -46,12 +47,23 @@ impl PrivateBus {
         let mut daemon = Command::new("dbus-daemon")
             .args(["--session", "--print-address", "--nofork", "--nopidfile", "--nosyslog"])
             .arg(format!("--address=unix:path={}", dir.path().join("bus").display()))
+            .env("XDG_DATA_HOME", dir.path())
             .stdout(Stdio::piped())
             .spawn()
             .expect("dbus-daemon (Debian package dbus-daemon) is installed");
         let mut address = String::new();
         BufReader::new(daemon.stdout.as_mut().unwrap()).read_line(&mut address).unwrap();
-        Self { daemon, address: address.trim().to_owned(), _dir: dir }
+        Self { daemon, address: address.trim().to_owned(), dir }
+    }
+
+    /// Has the bus start a program for resolved's name, which does not take it; what it makes tells that it ran.
+    fn start_on_demand(&self) -> PathBuf {
+        let (services, ran) = (self.dir.path().join("dbus-1/services"), self.dir.path().join("ran"));
+        std::fs::create_dir_all(&services).unwrap();
+        let service =
+            format!("[D-BUS Service]\nName=org.freedesktop.resolve1\nExec=/bin/touch {}\n", ran.display());
+        std::fs::write(services.join("org.freedesktop.resolve1.service"), service).unwrap();
+        ran
     }
 
     fn bus(&self) -> Bus {
@@ -444,6 +456,21 @@ async fn a_resolved_that_did_not_answer_gets_the_zone_and_its_file_when_it_does(
     assert!(!resolver.return_to_resolved(&host.host, &server, LINK).await, "once is enough");
     resolver.restore().await;
     assert_eq!((calls.all().last(), host.file().as_str()), (Some(&Call::Revert(7)), STUB_FILE));
+}
+
+#[tokio::test]
+async fn a_resolved_that_was_stopped_is_not_started_for_the_question() {
+    let bus = PrivateBus::start();
+    let host = UbuntuHost::new(bus.bus());
+    host.tell_servers();
+    let server = dns("127.0.0.78:53").await;
+    let resolver = SharedResolver::default();
+    resolver.set(host.apply(ResolverChoice::Auto, &server).await.unwrap());
+    let ran = bus.start_on_demand();
+    assert!(!resolver.return_to_resolved(&host.host, &server, LINK).await);
+    assert!(!ran.exists());
+    assert!(apply(&bus, "127.0.0.55:53").await.is_err() && ran.exists(), "a call would start it");
+    resolver.restore().await;
 }
 
 #[tokio::test]
