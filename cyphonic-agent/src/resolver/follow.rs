@@ -179,7 +179,7 @@ impl SharedResolver {
         returned
     }
 
-    /// True if the file is what it was, and programs ask systemd-resolved. Our server goes on relaying for those that have
+    /// True if the file is not ours any more, and has programs ask systemd-resolved. Our server goes on relaying for those that have
     /// read the file before.
     fn hand_over(&self, link: &Resolved, asked_by: PathBuf) -> bool {
         let mut present = self.lock();
@@ -188,7 +188,12 @@ impl SharedResolver {
             tracing::warn!(%error, "systemd-resolved takes the zone now, but resolv.conf cannot be given back to it");
             return false;
         }
-        tracing::info!("systemd-resolved takes the overlay's zone now: resolv.conf is as it was");
+        // What somebody else has written since, there or behind the link, is left alone, and taken for the original in a moment.
+        if !resolved::is_named(&asked_by) {
+            tracing::debug!("systemd-resolved takes the zone now, but programs are not to ask it any more");
+            return false;
+        }
+        tracing::info!("systemd-resolved takes the overlay's zone now: programs ask it again");
         *present = HostResolver::Resolved { link: link.clone(), asked_by: Some(asked_by), lost: None };
         true
     }

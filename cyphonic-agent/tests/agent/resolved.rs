@@ -4,6 +4,7 @@
 use std::{
     io::{BufRead, BufReader, ErrorKind},
     net::{Ipv6Addr, SocketAddr, TcpListener},
+    os::unix::fs::symlink,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, LazyLock, Mutex},
@@ -471,6 +472,28 @@ async fn a_resolved_that_was_stopped_is_not_started_for_the_question() {
     assert!(!ran.exists());
     assert!(apply(&bus, "127.0.0.55:53").await.is_err() && ran.exists(), "a call would start it");
     resolver.restore().await;
+}
+
+#[tokio::test]
+async fn a_file_that_programs_do_not_ask_resolved_by_any_more_is_not_given_back_to_it() {
+    let server = dns("127.0.0.79:53").await;
+    let others = "nameserver 192.0.2.9\n";
+    for behind_link in [false, true] {
+        let bus = PrivateBus::start();
+        let host = UbuntuHost::new(bus.bus());
+        host.tell_servers();
+        let (file, target) = (&host.host.resolv_conf, host.dir.path().join("stub.conf"));
+        std::fs::rename(file, &target).unwrap();
+        symlink(&target, file).unwrap();
+        let resolver = SharedResolver::default();
+        resolver.set(host.apply(ResolverChoice::Auto, &server).await.unwrap());
+        let (_service, calls) = bus.serve(Behaviour::Accepts).await;
+        // Nobody has looked since.
+        std::fs::write(if behind_link { &target } else { file }, others).unwrap();
+        assert!(!resolver.return_to_resolved(&host.host, &server, LINK).await, "{behind_link}");
+        assert_eq!(resolver.standing().await.kind, "resolv-conf", "{behind_link}");
+        assert_eq!((calls.all().last(), host.file().as_str()), (Some(&Call::Revert(7)), others));
+    }
 }
 
 #[tokio::test]
