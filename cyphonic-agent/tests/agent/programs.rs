@@ -141,6 +141,20 @@ fn told(systemd: &UnixDatagram, begin: &str) -> String {
     }
 }
 
+/// As after a purge and an installation: no daemon starts, and none listens where resolv.conf says.
+#[test]
+fn enrolling_puts_back_what_a_daemon_left_before_it_resolves_the_clouds_name() {
+    let dir = configured("cloud: [nowhere.invalid]\n");
+    let file = edited_by_the_dead(dir.path());
+    let token = EnrolmentToken::new([1; 32], [2; 32]);
+    let mut up = Command::new(env!("CARGO_BIN_EXE_cyphonic"));
+    up.env_clear().arg("up").args(["--token", token.format().as_str()]);
+    up.arg("--config").arg(dir.path().join("agent.yaml")).arg("--state-dir").arg(dir.path().join("state"));
+    let tried = up.output().unwrap();
+    assert!(text(&tried.stderr).contains("can be resolved"), "{tried:?}");
+    assert_eq!(fs::read_to_string(file).unwrap(), HOSTS_OWN);
+}
+
 #[test]
 fn a_device_that_cannot_enrol_yet_keeps_nobody_waiting_and_says_why() {
     let dir = configured("cloud: 192.0.2.1\n");
