@@ -105,13 +105,13 @@ impl HostResolver {
             }
             ResolverChoice::Auto => match tell_resolved(host, server, interface).await {
                 Ok(link) => Ok(Self::Resolved { link, asked_by: Some(host.resolv_conf.clone()), lost: None }),
-                Err(refused) => {
-                    tracing::warn!(error = %refused, "systemd-resolved does not take the zone: trying resolv.conf");
-                    match Self::edit(host, server, state) {
-                        Ok(file) => Ok(Self::ResolvConf { file, because: Some(refused) }),
-                        Err(error) => Err(ResolverError::Neither { refused, error: Box::new(error) }),
+                Err(refused) => match Self::edit(host, server, state) {
+                    Ok(file) => {
+                        tracing::warn!(error = %refused, "systemd-resolved does not take the zone: resolv.conf names our server");
+                        Ok(Self::ResolvConf { file, because: Some(refused) })
                     }
-                }
+                    Err(error) => Err(ResolverError::Neither { refused, error: Box::new(error) }),
+                },
             },
         }
     }
