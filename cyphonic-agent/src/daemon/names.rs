@@ -235,6 +235,7 @@ mod tests {
             server: SharedServer::default(),
             found: Host {
                 resolv_conf: path("resolv.conf"),
+                nsswitch: path("nsswitch.conf"),
                 run: path("run"),
                 bus: Bus::At("unix:path=/nonexistent".into()),
             },

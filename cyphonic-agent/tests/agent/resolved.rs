@@ -340,7 +340,8 @@ impl UbuntuHost {
         LazyLock::force(&STUB);
         let state = StateDir::open(&dir.path().join("state")).unwrap();
         let run = dir.path().join("run");
-        Self { host: Host { resolv_conf, run, bus }, state, dir }
+        let nsswitch = dir.path().join("nsswitch.conf");
+        Self { host: Host { resolv_conf, nsswitch, run, bus }, state, dir }
     }
 
     async fn apply(&self, choice: ResolverChoice, server: &DnsServer) -> Result<HostResolver, ResolverError> {
@@ -437,6 +438,28 @@ async fn that_programs_do_not_ask_resolved_any_more_is_no_secret() {
         assert!(resolver.restore_link(&link).await);
         assert_eq!(resolver.standing().await.trouble, None);
     }
+}
+
+#[tokio::test]
+async fn that_only_some_programs_do_not_ask_resolved_any_more_is_a_warning() {
+    let bus = PrivateBus::start();
+    let (_service, _) = bus.serve(Behaviour::Accepts).await;
+    let host = UbuntuHost::new(bus.bus());
+    let server = dns("127.0.0.1:0").await;
+    let applied = host.apply(ResolverChoice::Auto, &server).await.unwrap();
+    let HostResolver::Resolved { link, .. } = &applied else { panic!("{applied:?}") };
+    let (link, resolver) = (link.clone(), SharedResolver::default());
+    resolver.set(applied);
+    std::fs::write(&host.host.resolv_conf, "nameserver 192.0.2.1\n").unwrap();
+    std::fs::write(&host.host.nsswitch, "hosts: files resolve [!UNAVAIL=return] dns\n").unwrap();
+    assert!(resolver.restore_link(&link).await);
+    let standing = resolver.standing().await;
+    let gap = standing.gap.unwrap_or_default();
+    assert!(standing.trouble.is_none() && gap.contains("that read it themselves"), "{gap}");
+    std::fs::write(&host.host.nsswitch, "hosts: files dns\n").unwrap();
+    assert!(!resolver.restore_link(&link).await);
+    let standing = resolver.standing().await;
+    assert!(standing.trouble.is_some() && standing.gap.is_none());
 }
 
 #[tokio::test]
