@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes a node of the topology out of a Debian machine: installs our packages and what the scenarios use, and starts the
-# lab's program, now and at every boot. Run again, it installs what is newer and starts the node anew.
+# lab's program, now and at every boot. Run again, it installs what was brought and starts the node anew.
 #
 #   provision.sh PACKAGES NODE SCENE PROFILE NETWORK=MAC...
 #
@@ -30,10 +30,10 @@ if [ -n "$missing" ]; then
     apt-get -qq install --yes --no-install-recommends $missing
 fi
 
-# Of this project; the newest of what was brought.
+# Of this project. A machine's folder keeps what was brought before; without a version in its name, it is replaced.
 for package in $(echo "$packages" | tr , ' '); do
-    file=$(find "$from" -name "${package}_*.deb" | sort -V | tail -n 1)
-    [ -n "$file" ] || { echo "provision: there is no package $package in $from" >&2; exit 1; }
+    file=$from/$package.deb
+    [ -f "$file" ] || { echo "provision: there is no package $package in $from" >&2; exit 1; }
     dpkg --install "$file"
 done
 install -m 755 "$from/cyphonic-lab-node" /usr/local/bin/cyphonic-lab-node

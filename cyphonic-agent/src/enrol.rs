@@ -13,7 +13,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use cyphonic_proto::{
     identity::{Identity, sha256},
     message::{EnrolRequest, EnrolResponse, Message, RefusalCode},
-    time::TimeError,
+    time::{TimeError, UnixSeconds},
     token::{EnrolmentToken, TokenError},
     version,
 };
@@ -54,17 +54,17 @@ pub fn read_token_file(path: &Path) -> Result<EnrolmentToken, EnrolError> {
 ///
 /// # Errors
 ///
-/// Nothing but the device's key is kept then. [`EnrolError::is_final`] tells whether trying again can help.
+/// Nothing but keys is kept then, and a device that was enrolled is who it was. [`EnrolError::is_final`] tells whether trying again can help.
 pub async fn enrol(
     state: &StateDir,
     token: &EnrolmentToken,
     addresses: &[SocketAddr],
 ) -> Result<DeviceIdentity, EnrolError> {
-    match enrol_once(state, token, addresses).await {
+    match enrol_once(state, &state.key_or_generate()?, token, addresses).await {
         Err(EnrolError::Refused { code: RefusalCode::KeyInUse, .. }) => {
             tracing::warn!("another device has this device's key: it gets one of its own");
-            state.set_shared_key_aside()?;
-            enrol_once(state, token, addresses).await
+            let key = state.generate_next_key()?;
+            enrol_once(state, &key, token, addresses).await
         }
         enrolled => enrolled,
     }
@@ -72,27 +72,45 @@ pub async fn enrol(
 
 async fn enrol_once(
     state: &StateDir,
+    key: &KeyPair,
     token: &EnrolmentToken,
     addresses: &[SocketAddr],
 ) -> Result<DeviceIdentity, EnrolError> {
-    let key = state.key_or_generate()?;
     let request = Message::EnrolRequest(EnrolRequest {
         token_secret: token.secret().to_vec(),
-        csr: signing_request(&key).map_err(EnrolError::Csr)?,
+        csr: signing_request(key).map_err(EnrolError::Csr)?,
         protocol_version: version::CURRENT,
     });
     let addresses = nat64::outward(addresses.to_vec()).await;
     // It enrolled before, perhaps: then it is later than that.
-    let begun = state.identity().ok().flatten().and_then(|known| Identity::from_der(known.leaf()).ok());
-    let clock = Clock::new(begun.map_or(0, |identity| identity.validity().not_before));
+    let present = state.identity().ok().flatten();
+    let known = present.as_ref().and_then(|present| Identity::from_der(present.leaf()).ok());
+    let clock = Clock::new(known.as_ref().map_or(0, |known| known.validity().not_before));
     let connection = cyphonic_transport::enrol::connect(&addresses, *token.root_sha256(), &clock).await?;
     let answer = connection.open_exchange(&request).await;
     connection.close(cyphonic_proto::close::DONE, "enrolled");
     let answer = answer?;
     clock.hear(&connection, &answer)?;
-    let identity = check_answer(answer, &key, token, unix_time(&clock))?;
-    state.save_identity(&identity)?;
-    Ok(identity)
+    let told = if let Message::EnrolResponse(answer) = &answer { answer.time } else { 0 };
+    let identity = check_answer(answer, key, token, unix_time(&clock))?;
+    match (present, known) {
+        (Some(present), Some(known)) if outlives(&known, &identity, told) => Ok(present),
+        _ => {
+            state.save_identity(&identity)?;
+            Ok(identity)
+        }
+    }
+}
+
+/// Whether the certificate that the device has is better than the answer. To who shows a used token again, that is the first one for
+/// its key, and it may have been renewed since; by a cloud whose clock was ahead, perhaps, so that what is told now decides.
+fn outlives(known: &Identity, answer: &DeviceIdentity, told: UnixSeconds) -> bool {
+    Identity::from_der(answer.leaf()).is_ok_and(|first| {
+        known.spki_sha256 == first.spki_sha256
+            && (known.network_id, &known.fqdn) == (first.network_id, &first.fqdn)
+            && known.not_before > first.not_before
+            && known.validity().contains(told)
+    })
 }
 
 fn check_answer(

@@ -3,6 +3,7 @@
 //! | File | Holds | Written |
 //! |---|---|---|
 //! | `identity/key.pem` | the device's private key, P-256 | once, before the first enrolment request |
+//! | `identity/key.pem.next` | the one that takes its place once there is a certificate for it | where another device has the first |
 //! | `identity/root.pem` | the overlay's root certificate | at enrolment |
 //! | `identity/chain.pem` | the device's certificate, then the intermediate's | at enrolment and renewal |
 //! | `identity/chain.old.pem` | what was in `chain.pem` before the last renewal | at renewal |
@@ -11,7 +12,8 @@
 //! | `resolver/` | what was changed in the host's resolver | see [`crate::resolver`] |
 //!
 //! Invariants: a file is replaced whole or not at all (written aside, flushed, renamed, directory flushed). A device is
-//! enrolled exactly when `chain.pem` is there, which is why that file is written last. The private key is readable by
+//! enrolled exactly when `chain.pem` is there, which is why that file is written last; a key that it is for takes its place after
+//! that, now or at the next start. The private key is readable by
 //! its owner only, from its first byte on. Nothing is written periodically: SD cards wear out.
 
 mod atomic;
@@ -27,6 +29,7 @@ use std::{
 pub use atomic::{read_bounded, write_atomic};
 pub use identity::DeviceIdentity;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustix::io::Errno;
 use zeroize::Zeroizing;
 
 /// The node's cached state is a few kilobytes.
@@ -60,15 +63,20 @@ impl StateDir {
     pub fn lock(&self) -> Result<StateLock, StateError> {
         let path = self.path.join("lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let is_read_only =
+            file.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ReadOnlyFilesystem);
         let file = file
-            .or_else(|error| match error.kind() {
-                // Nothing is written to it.
-                io::ErrorKind::ReadOnlyFilesystem => File::open(&path).map_err(|_| error),
-                _ => Err(error),
-            })
+            // Nothing is written to it.
+            .or_else(|error| if is_read_only { File::open(&path).map_err(|_| error) } else { Err(error) })
             .map_err(|source| StateError::io("open", &path, source))?;
         match file.try_lock() {
             Ok(()) => Ok(StateLock { _file: file }),
+            // NFS locks only what may be written. Nobody can write here.
+            Err(TryLockError::Error(error))
+                if is_read_only && error.raw_os_error() == Some(Errno::BADF.raw_os_error()) =>
+            {
+                Ok(StateLock { _file: file })
+            }
             Err(TryLockError::WouldBlock) => Err(StateError::InUse { path: self.path.clone() }),
             Err(TryLockError::Error(source)) => Err(StateError::io("lock", &path, source)),
         }
@@ -84,17 +92,29 @@ impl StateDir {
         self.path.join("resolver")
     }
 
-    /// The device's key, made and kept at the first call: a retried enrolment asks for the same key again.
+    /// The key to enrol with, made and kept at the first call: a retried enrolment asks for the same key again.
     pub fn key_or_generate(&self) -> Result<KeyPair, StateError> {
-        if let Some(key) = self.key()? {
-            return Ok(key);
+        if let Some(next) = self.next_key()? {
+            return Ok(next);
         }
-        let path = self.key_path();
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-            .map_err(|error| StateError::Key { path: path.clone(), reason: error.to_string() })?;
-        let pem = Zeroizing::new(key.serialize_pem());
-        write_atomic(&path, pem.as_bytes(), 0o600)?;
-        Ok(key)
+        match self.key()? {
+            Some(key) => Ok(key),
+            None => generate_key(&self.key_path()),
+        }
+    }
+
+    /// Another key to enrol with, where another device has the same. The present one stays until there is a certificate for this
+    /// one: the device is who it was until then.
+    pub fn generate_next_key(&self) -> Result<KeyPair, StateError> {
+        generate_key(&self.next_key_path())
+    }
+
+    /// Nothing where it is damaged: another one is made when it is needed.
+    fn next_key(&self) -> Result<Option<KeyPair>, StateError> {
+        match read_key(&self.next_key_path()) {
+            Err(error) if error.is_damage() => Ok(None),
+            read => read,
+        }
     }
 
     /// Makes room for another key where the device's cannot be used; the damaged one is kept beside it.
@@ -105,43 +125,29 @@ impl StateDir {
     pub fn set_damaged_key_aside(&self) -> Result<(), StateError> {
         match self.key() {
             Ok(_) => Ok(()),
-            Err(error) if error.is_damage() => self.set_key_aside("key.pem.damaged"),
+            Err(error) if error.is_damage() => self.set_key_aside(&self.key_path(), "key.pem.damaged"),
             Err(error) => Err(error),
         }
     }
 
-    /// Makes room for another key where the cloud has revoked the device's, which is kept beside it.
+    /// Makes room for another key where the cloud has revoked the one that [`Self::key_or_generate`] gave, which is kept beside it.
     ///
     /// # Errors
     ///
     /// When it cannot be moved.
     pub fn set_revoked_key_aside(&self) -> Result<(), StateError> {
-        self.set_key_aside("key.pem.revoked")
+        let path = if self.next_key()?.is_some() { self.next_key_path() } else { self.key_path() };
+        self.set_key_aside(&path, "key.pem.revoked")
     }
 
-    /// Makes room for another key where another device has the same, which is kept beside it.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be moved.
-    pub fn set_shared_key_aside(&self) -> Result<(), StateError> {
-        self.set_key_aside("key.pem.shared")
-    }
-
-    fn set_key_aside(&self, name: &str) -> Result<(), StateError> {
-        let (path, aside) = (self.key_path(), self.identity_dir().join(name));
-        fs::rename(&path, aside).map_err(|source| StateError::io("rename", &path, source))
+    fn set_key_aside(&self, path: &Path, name: &str) -> Result<(), StateError> {
+        let aside = self.identity_dir().join(name);
+        fs::rename(path, aside).map_err(|source| StateError::io("rename", path, source))
     }
 
     /// The device's key, if there is one.
     pub fn key(&self) -> Result<Option<KeyPair>, StateError> {
-        let path = self.key_path();
-        let Some(pem) = read_bounded(&path, MAX_PEM_BYTES)? else { return Ok(None) };
-        restrict(&path, 0o600)?;
-        let pem = Zeroizing::new(pem);
-        let damaged = |reason: String| StateError::Key { path: path.clone(), reason };
-        let text = str::from_utf8(&pem).map_err(|_| damaged("it is not text".into()))?;
-        KeyPair::from_pem(text).map(Some).map_err(|error| damaged(error.to_string()))
+        read_key(&self.key_path())
     }
 
     /// The device's identity, or nothing while it is not enrolled.
@@ -154,6 +160,13 @@ impl StateDir {
         let missing = |path: PathBuf| StateError::Incomplete { path };
         let root =
             read_bounded(&self.root_path(), MAX_PEM_BYTES)?.ok_or_else(|| missing(self.root_path()))?;
+        if let Some(next) = self.next_key()?
+            && let Ok(identity) = DeviceIdentity::from_pem(next, &chain, &root)
+        {
+            // A loss of power kept it from its place. Where that cannot be had, it is found here again.
+            let _ = self.take_next_key();
+            return Ok(Some(identity));
+        }
         let key = self.key()?.ok_or_else(|| missing(self.key_path()))?;
         DeviceIdentity::from_pem(key, &chain, &root)
             .map(Some)
@@ -167,17 +180,28 @@ impl StateDir {
         DeviceIdentity::from_pem(self.key().ok()??, &chain, &root).ok()
     }
 
-    /// Keeps the certificates of a device that enrolled, once checked; its key must be the one that [`Self::key_or_generate`] gave.
+    /// Keeps the certificates of a device that enrolled, once checked. Its key must be one that this gave; one that is not the
+    /// device's yet becomes it.
     pub fn save_identity(&self, identity: &DeviceIdentity) -> Result<(), StateError> {
         // It may be another device's.
-        let former = self.former_path();
-        match fs::remove_file(&former) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(StateError::io("remove", &former, source));
-            }
-            _ => {}
+        remove(&self.former_path())?;
+        self.write_identity(identity)?;
+        match self.next_key()? {
+            Some(next) if identity.is_for(&next) => self.take_next_key(),
+            _ => remove(&self.next_key_path()),
         }
-        self.write_identity(identity)
+    }
+
+    /// Puts the next key in the place of the present one, which is another device's: it does not stay here.
+    fn take_next_key(&self) -> Result<(), StateError> {
+        let next = self.next_key_path();
+        match fs::rename(&next, self.key_path()) {
+            // Whoever has looked at the identity since has done it.
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(StateError::io("rename", &next, source))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Keeps the certificates of a device that renewed its own, and those that it renewed them by.
@@ -226,6 +250,10 @@ impl StateDir {
         self.identity_dir().join("key.pem")
     }
 
+    fn next_key_path(&self) -> PathBuf {
+        self.identity_dir().join("key.pem.next")
+    }
+
     fn chain_path(&self) -> PathBuf {
         self.identity_dir().join("chain.pem")
     }
@@ -243,6 +271,33 @@ impl StateDir {
 #[derive(Debug)]
 pub struct StateLock {
     _file: File,
+}
+
+fn generate_key(path: &Path) -> Result<KeyPair, StateError> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
+        .map_err(|error| StateError::Key { path: path.to_owned(), reason: error.to_string() })?;
+    let pem = Zeroizing::new(key.serialize_pem());
+    write_atomic(path, pem.as_bytes(), 0o600)?;
+    Ok(key)
+}
+
+fn read_key(path: &Path) -> Result<Option<KeyPair>, StateError> {
+    let Some(pem) = read_bounded(path, MAX_PEM_BYTES)? else { return Ok(None) };
+    restrict(path, 0o600)?;
+    let pem = Zeroizing::new(pem);
+    let damaged = |reason: String| StateError::Key { path: path.to_owned(), reason };
+    let text = str::from_utf8(&pem).map_err(|_| damaged("it is not text".into()))?;
+    KeyPair::from_pem(text).map(Some).map_err(|error| damaged(error.to_string()))
+}
+
+/// Makes sure that there is no such file.
+fn remove(path: &Path) -> Result<(), StateError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(StateError::io("remove", path, source))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Takes away access beyond `mode`; a restored backup often has too much of it.

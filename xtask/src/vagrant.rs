@@ -7,7 +7,7 @@ pub(crate) mod rehearsal;
 pub(crate) mod trial;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -42,14 +42,32 @@ pub(crate) fn stage(args: &StageArgs) -> Result<()> {
     fs::create_dir_all(&stage).with_context(|| format!("cannot make {}", stage.display()))?;
     target.strip(&program, &stage.join(NODE_PROGRAM))?;
     for package in &packages {
-        let to = stage.join(package.file_name().unwrap_or_default());
+        let to = stage.join(staged(package));
         fs::copy(package, &to).with_context(|| format!("cannot copy {}", package.display()))?;
     }
     println!("vagrant-stage: {} has what the machines are given", stage.display());
     Ok(())
 }
 
+/// A package's name without its version, so that on a machine it replaces the one that was brought before, be it newer or older.
+fn staged(package: &Path) -> String {
+    let file = package.file_name().unwrap_or_default().to_string_lossy();
+    format!("{}.deb", file.split('_').next().unwrap_or_default())
+}
+
 /// Where it is brought together.
 fn folder() -> PathBuf {
     workspace::root().join("target/vagrant")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_replaces_the_one_that_was_brought_before() {
+        let staged = |file| staged(Path::new(file));
+        assert_eq!(staged("target/debian/cyphonic_0.1.0-9_amd64.deb"), "cyphonic.deb");
+        assert_eq!(staged("target/debian/cyphonic-cloud_0.1.0-1234_amd64.deb"), "cyphonic-cloud.deb");
+    }
 }

@@ -18,6 +18,7 @@ use crate::{
     config::{CloudAddress, Config, DEFAULT_PATH, Overrides, resolve_all},
     daemon::{self, block_on},
     enrol::{EnrolError, enrol, read_token},
+    resolver,
     state::{DeviceIdentity, StateDir, StateError, write_atomic},
 };
 
@@ -114,6 +115,10 @@ impl Up {
     async fn enrol(&self, state: &StateDir, config: &Config) -> Result<DeviceIdentity> {
         // The daemon may be enrolling by its own token file right now.
         let _lock = state.lock()?;
+        // What a daemon left that is gone, and was perhaps purged: the cloud's name is to be resolved.
+        if let Err(error) = resolver::restore_after_crash(state) {
+            tell(format_args!("The host's resolver configuration could not be restored: {error}"));
+        }
         let given = match (&self.token, &config.token_file) {
             (Some(token), _) => token.clone(),
             (None, Some(file)) => format!("file:{}", file.display()),

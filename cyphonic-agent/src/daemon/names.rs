@@ -19,6 +19,9 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
+/// At most between two that come to the same, where each may write to the disk: a file that may never be edited stays so.
+const SELDOM: Duration = Duration::from_secs(3_600);
+
 /// The server, or why there is none: one task starts it, `status` asks for it.
 #[derive(Debug, Clone)]
 pub(super) struct SharedServer(Arc<Mutex<Result<Arc<DnsServer>, String>>>);
@@ -122,7 +125,7 @@ impl Names {
     }
 
     async fn serve_at_last(&self) -> Arc<DnsServer> {
-        let mut pauses = Pauses::default();
+        let mut pauses = Pauses::up_to(LAST_PAUSE);
         loop {
             pauses.next().await;
             if let Some(server) = self.serve().await {
@@ -132,38 +135,48 @@ impl Names {
     }
 
     async fn point_at_last(&self, server: &DnsServer) {
-        let mut pauses = Pauses::default();
-        while self.host.failure().is_some() {
+        let mut pauses = Pauses::up_to(SELDOM);
+        while let Some(before) = self.host.failure() {
             pauses.next().await;
             self.point_at(server).await;
-            if self.host.failure().is_none() {
-                tracing::info!("the host's resolver knows the overlay's names now");
+            match self.host.failure() {
+                None => tracing::info!("the host's resolver knows the overlay's names now"),
+                Some(why) if why != before => pauses.shorten(),
+                Some(_) => {}
             }
         }
     }
 }
 
 /// Between attempts, each twice as long as the one before.
-struct Pauses(Duration);
-
-impl Default for Pauses {
-    fn default() -> Self {
-        Self(FIRST_PAUSE)
-    }
+struct Pauses {
+    next: Duration,
+    most: Duration,
 }
 
 impl Pauses {
+    fn up_to(most: Duration) -> Self {
+        Self { next: FIRST_PAUSE, most }
+    }
+
     async fn next(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = self.0.saturating_mul(2).min(LAST_PAUSE);
+        tokio::time::sleep(self.next).await;
+        self.next = self.next.saturating_mul(2).min(self.most);
+    }
+
+    /// Something has changed: more may, soon.
+    fn shorten(&mut self) {
+        self.next = self.next.min(LAST_PAUSE);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, net::Ipv6Addr};
+    use std::{fs, net::Ipv6Addr, time::UNIX_EPOCH};
 
     use futures_util::future::BoxFuture;
+    use tokio::time::Instant;
+    use tracing::Level;
 
     use super::*;
     use crate::{config::ResolverChoice, dns::ResolveError, resolver::resolved::Bus};
@@ -182,9 +195,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_fails_alike_is_tried_ever_more_rarely_and_what_fails_otherwise_soon() {
+        let (begun, mut pauses) = (Instant::now(), Pauses::up_to(SELDOM));
+        let mut attempts = 0;
+        while begun.elapsed() < 24 * SELDOM {
+            pauses.next().await;
+            attempts += 1;
+        }
+        assert!(attempts < 40, "{attempts} in a day");
+        pauses.shorten();
+        assert_eq!(pauses.next, LAST_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_resolver_that_cannot_be_pointed_at_us_is_tried_until_it_can() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
+        let log = fs::File::create(path("log")).unwrap();
+        let _listening = tracing::subscriber::set_default(
+            tracing_subscriber::fmt()
+                .with_ansi(false)
+                .with_max_level(Level::INFO)
+                .with_writer(Arc::new(log))
+                .finish(),
+        );
         fs::write(path("resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
         // A folder in the way of the file aside, whoever runs the test.
         fs::create_dir(path("resolv.conf.cyphonic")).unwrap();
@@ -201,24 +235,29 @@ mod tests {
             server: SharedServer::default(),
             found: Host {
                 resolv_conf: path("resolv.conf"),
+                nsswitch: path("nsswitch.conf"),
                 run: path("run"),
                 bus: Bus::At("unix:path=/nonexistent".into()),
             },
             host: host.clone(),
         };
         let server = names.serve().await.expect("port 53 can be had (this test needs root)");
+        let journal = names.state.resolver_dir();
+        fs::File::open(&journal).unwrap().set_modified(UNIX_EPOCH).unwrap();
         names.point_at(&server).await;
         let keeping = tokio::spawn(names.keep(Some(server)));
-        tokio::time::sleep(Duration::from_secs(600)).await;
+        tokio::time::sleep(24 * SELDOM).await;
         assert!(host.standing().await.trouble.is_some(), "the folder is still in the way");
+        assert_eq!(fs::metadata(&journal).unwrap().modified().unwrap(), UNIX_EPOCH, "nothing was written");
+        let told = fs::read_to_string(path("log")).unwrap();
+        assert_eq!(told.lines().filter(|line| line.contains(" cyphonic_agent::")).count(), 1, "{told}");
         fs::remove_dir(path("resolv.conf.cyphonic")).unwrap();
-        tokio::time::sleep(LAST_PAUSE).await;
         let pointed = async {
             while host.standing().await.trouble.is_some() {
                 tokio::time::sleep(FIRST_PAUSE).await;
             }
         };
-        tokio::time::timeout(LAST_PAUSE, pointed).await.expect("it is tried again");
+        tokio::time::timeout(2 * SELDOM, pointed).await.expect("it is tried again");
         assert!(fs::read_to_string(path("resolv.conf")).unwrap().contains("nameserver 127.0.0.77\n"));
         keeping.abort();
         host.restore().await;

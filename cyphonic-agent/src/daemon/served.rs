@@ -62,6 +62,15 @@ impl Backend for Served {
                     message: format!("names of the overlay do not resolve on this host: {trouble}"),
                 });
             }
+            if let Some(gap) = standing.gap {
+                report.health.push(HealthCheck {
+                    id: "resolver".into(),
+                    severity: Severity::Warning,
+                    message: format!(
+                        "names of the overlay do not resolve for all programs of this host: {gap}"
+                    ),
+                });
+            }
             if let Some(message) = standing.doubt {
                 let (id, severity) = ("resolver-original".into(), Severity::Warning);
                 report.health.push(HealthCheck { id, severity, message });

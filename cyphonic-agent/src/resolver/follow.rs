@@ -9,7 +9,6 @@
 
 use std::{
     mem,
-    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -17,10 +16,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Host, HostResolver,
+    Host, HostResolver, Lost, nsswitch,
     resolv_conf::Look,
     resolved::{self, Resolved},
-    tell_resolved,
 };
 use crate::dns::DnsServer;
 
@@ -47,6 +45,8 @@ pub struct Standing {
     pub why: String,
     /// [`HostResolver::trouble`].
     pub trouble: Option<String>,
+    /// [`HostResolver::gap`].
+    pub gap: Option<String>,
     /// [`HostResolver::doubt`].
     pub doubt: Option<String>,
 }
@@ -57,6 +57,7 @@ impl Standing {
             kind: resolver.kind(),
             why: resolver.why(),
             trouble: resolver.trouble(),
+            gap: resolver.gap(),
             doubt: resolver.doubt(),
         }
     }
@@ -90,7 +91,8 @@ impl SharedResolver {
         let shared = self.clone();
         // Reads files.
         tokio::task::spawn_blocking(move || Standing::of(&shared.lock())).await.unwrap_or_else(|error| {
-            Standing { kind: "none", why: error.to_string(), trouble: Some(error.to_string()), doubt: None }
+            let (why, trouble) = (error.to_string(), Some(error.to_string()));
+            Standing { kind: "none", why, trouble, gap: None, doubt: None }
         })
     }
 
@@ -114,39 +116,50 @@ impl SharedResolver {
         }
     }
 
-    /// Has systemd-resolved know what it was told, and takes note of where it cannot be had, or is not asked. True if all is well.
+    /// Has systemd-resolved know what it was told, and takes note of where it cannot be had, or is not asked. True if names of the
+    /// overlay resolve, at least for programs of the C library.
     pub async fn restore_link(&self, link: &Resolved) -> bool {
         let amiss = match link.restore().await {
             Ok(again) => {
                 if again {
                     tracing::info!("systemd-resolved had forgotten the overlay's zone: told again");
                 }
-                self.left_by().map(|file| {
-                    format!("{} does not have programs ask systemd-resolved any more", file.display())
-                })
+                self.left_by()
             }
-            Err(error) => Some(error.to_string()),
+            Err(error) => Some(Lost { why: error.to_string(), is_asked_by_some: false }),
         };
-        let now =
-            amiss.map(|why| format!("{why}; `systemctl restart cyphonicd` goes by what this host uses now"));
-        let known = now.is_none();
+        let now = amiss.map(|Lost { why, is_asked_by_some }| {
+            let why = format!("{why}; `systemctl restart cyphonicd` goes by what this host uses now");
+            Lost { why, is_asked_by_some }
+        });
+        let resolves = now.as_ref().is_none_or(|lost| lost.is_asked_by_some);
         if let HostResolver::Resolved { lost, .. } = &mut *self.lock() {
             match &now {
-                Some(why) if *lost != now => {
-                    tracing::error!(why, "names of the overlay do not resolve on this host")
+                Some(Lost { why, is_asked_by_some: false }) if *lost != now => {
+                    tracing::error!(why, "names of the overlay do not resolve on this host");
+                }
+                Some(Lost { why, .. }) if *lost != now => {
+                    tracing::warn!(why, "names of the overlay do not resolve for all programs of this host");
                 }
                 None if lost.is_some() => tracing::info!("systemd-resolved knows the overlay's zone"),
                 Some(_) | None => {}
             }
             *lost = now;
         }
-        known
+        resolves
     }
 
-    /// The file that had programs ask systemd-resolved, and does no longer.
-    fn left_by(&self) -> Option<PathBuf> {
-        let HostResolver::Resolved { asked_by: Some(file), .. } = &*self.lock() else { return None };
-        (!resolved::is_named(file)).then(|| file.clone())
+    /// What became of the file that had programs ask systemd-resolved, if it does no longer.
+    fn left_by(&self) -> Option<Lost> {
+        let HostResolver::Resolved { asked_by: Some(host), .. } = &*self.lock() else { return None };
+        if resolved::is_named(&host.resolv_conf) {
+            return None;
+        }
+        let is_asked_by_some = nsswitch::asks_resolved(&host.nsswitch);
+        let whom = if is_asked_by_some { "programs that read it themselves" } else { "programs" };
+        let why =
+            format!("{} does not have {whom} ask systemd-resolved any more", host.resolv_conf.display());
+        Some(Lost { why, is_asked_by_some })
     }
 
     /// Tells systemd-resolved of the zone where it did not answer, once a minute until it does, and is asked instead of us.
@@ -165,31 +178,37 @@ impl SharedResolver {
         if !self.lock().waits_for_resolved() {
             return false;
         }
-        let link = match tell_resolved(host, server, interface).await {
+        let (address, domains) = (server.address(), server.zone().domains());
+        let link = match Resolved::apply_if_there(&host.bus, interface, address, &domains).await {
             Ok(link) => link,
             Err(error) => {
                 tracing::debug!(%error, "systemd-resolved still does not take the zone");
                 return false;
             }
         };
-        let returned = self.hand_over(&link, host.resolv_conf.clone());
+        let returned = self.hand_over(&link, host);
         if !returned {
             let _ = link.revert().await;
         }
         returned
     }
 
-    /// True if the file is what it was, and programs ask systemd-resolved. Our server goes on relaying for those that have
+    /// True if the file is not ours any more, and has programs ask systemd-resolved. Our server goes on relaying for those that have
     /// read the file before.
-    fn hand_over(&self, link: &Resolved, asked_by: PathBuf) -> bool {
+    fn hand_over(&self, link: &Resolved, host: &Host) -> bool {
         let mut present = self.lock();
         let HostResolver::ResolvConf { file, .. } = &*present else { return false };
         if let Err(error) = file.restore() {
             tracing::warn!(%error, "systemd-resolved takes the zone now, but resolv.conf cannot be given back to it");
             return false;
         }
-        tracing::info!("systemd-resolved takes the overlay's zone now: resolv.conf is as it was");
-        *present = HostResolver::Resolved { link: link.clone(), asked_by: Some(asked_by), lost: None };
+        // What somebody else has written since, there or behind the link, is left alone, and taken for the original in a moment.
+        if !resolved::is_named(&host.resolv_conf) {
+            tracing::debug!("systemd-resolved takes the zone now, but programs are not to ask it any more");
+            return false;
+        }
+        tracing::info!("systemd-resolved takes the overlay's zone now: programs ask it again");
+        *present = HostResolver::Resolved { link: link.clone(), asked_by: Some(host.clone()), lost: None };
         true
     }
 

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::resolv_conf::{MAX_BYTES, ResolvConfError};
@@ -81,40 +82,61 @@ pub(super) fn standing(journal_dir: &Path) -> Option<Entry> {
 ///
 /// When that cannot be known or done. The journal then stays, for the next who tries.
 pub(super) fn undo(entry: &Entry, journal: &Path) -> Result<(), ResolvConfError> {
-    if entry.stands()? || entry.is_partly_undone()? {
-        let path = &entry.path;
-        let restored = match &entry.original {
-            Original::Absent => fs::remove_file(path).and_then(|()| sync_folder(path)),
-            Original::File { text, mode } => replace(path, text, *mode),
-            Original::Link { target } => replace_by_link(path, target),
-            Original::Mounted { text, at } => write_in_place(at, text),
-        };
-        restored.map_err(|source| ResolvConfError::io("restore", path, source))?;
-    } else {
+    if !entry.put_back(journal)? {
         tracing::info!(path = %entry.path.display(), "changed by someone else since: left alone");
     }
-    match fs::remove_file(journal) {
-        // An edit that failed took it away.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(|source| ResolvConfError::io("remove", journal, source)),
-    }
+    Ok(())
 }
 
 impl Entry {
-    /// Makes the edit, after it is in the journal.
+    /// Makes the edit, after it is in the journal; which is not written where it can be known before that the edit cannot be made.
     pub(super) fn make(&self, journal: &Path) -> Result<(), ResolvConfError> {
+        let failed = |source| ResolvConfError::io("write", &self.path, source);
+        let edit = self.begin().map_err(failed)?;
         let json = serde_json::to_vec(self).map_err(ResolvConfError::Journal)?;
         write_atomic(journal, &json, 0o600)?;
-        let written = match &self.original {
-            Original::Mounted { at, .. } => write_in_place(at, &self.ours),
-            Original::Absent | Original::Link { .. } => replace(&self.path, &self.ours, 0o644),
-            Original::File { mode, .. } => replace(&self.path, &self.ours, *mode),
-        };
-        written.map_err(|source| {
+        edit.finish(&self.ours).map_err(|source| {
             // In place, a part may be written.
-            let _ = undo(self, journal);
-            ResolvConfError::io("write", &self.path, source)
+            let _ = self.put_back(journal);
+            failed(source)
         })
+    }
+
+    fn begin(&self) -> io::Result<Edit<'_>> {
+        match &self.original {
+            Original::Mounted { at, .. } => OpenOptions::new().write(true).open(at).map(Edit::InPlace),
+            Original::Absent | Original::Link { .. } => {
+                Aside::write(&self.path, &self.ours, 0o644).map(Edit::Aside)
+            }
+            Original::File { mode, .. } => {
+                may_be_replaced(&self.path)?;
+                Aside::write(&self.path, &self.ours, *mode).map(Edit::Aside)
+            }
+        }
+    }
+
+    /// Puts the original back if the edit still stands, and removes the journal. False if somebody else has the file.
+    fn put_back(&self, journal: &Path) -> Result<bool, ResolvConfError> {
+        let is_ours = self.stands()? || self.is_partly_undone()?;
+        if is_ours {
+            let path = &self.path;
+            let restored = match &self.original {
+                Original::Absent => fs::remove_file(path).and_then(|()| sync_folder(path)),
+                Original::File { text, mode } => Aside::write(path, text, *mode).and_then(Aside::replace),
+                Original::Link { target } => replace_by_link(path, target),
+                Original::Mounted { text, at } => {
+                    OpenOptions::new().write(true).open(at).and_then(|file| rewrite(file, text))
+                }
+            };
+            restored.map_err(|source| ResolvConfError::io("restore", path, source))?;
+        }
+        match fs::remove_file(journal) {
+            // An edit that failed took it away.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(is_ours),
+            removed => {
+                removed.map(|()| is_ours).map_err(|source| ResolvConfError::io("remove", journal, source))
+            }
+        }
     }
 
     /// Whether the file still is what we wrote. Written in place, it may be the start of it: we crashed half-way.
@@ -153,17 +175,55 @@ fn bytes_of(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     }
 }
 
-fn replace(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let aside = aside(path);
-    let _ = fs::remove_file(&aside);
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&aside)?;
-    let written = file
-        .write_all(text.as_bytes())
-        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&aside, path))
-        .and_then(|()| sync_folder(path));
-    written.inspect_err(|_| drop(fs::remove_file(&aside)))
+/// An edit of which nothing is to be seen yet.
+enum Edit<'a> {
+    InPlace(File),
+    Aside(Aside<'a>),
+}
+
+impl Edit<'_> {
+    fn finish(self, text: &str) -> io::Result<()> {
+        match self {
+            Self::InPlace(file) => rewrite(file, text),
+            Self::Aside(file) => file.replace(),
+        }
+    }
+}
+
+/// A file beside the one that it is to replace. It goes if it does not.
+struct Aside<'a>(&'a Path);
+
+impl<'a> Aside<'a> {
+    fn write(path: &'a Path, text: &str, mode: u32) -> io::Result<Self> {
+        let aside = aside(path);
+        let _ = fs::remove_file(&aside);
+        let mut file = OpenOptions::new().write(true).create_new(true).open(&aside)?;
+        let written = Self(path);
+        file.write_all(text.as_bytes())?;
+        file.set_permissions(fs::Permissions::from_mode(mode))?;
+        file.sync_all()?;
+        Ok(written)
+    }
+
+    fn replace(self) -> io::Result<()> {
+        fs::rename(aside(self.0), self.0).and_then(|()| sync_folder(self.0))
+    }
+}
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(aside(self.0));
+    }
+}
+
+/// Fails where no file may take this one's place, though others may be made beside it (`chattr +i`). Who may not write it may
+/// replace it all the same.
+fn may_be_replaced(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).open(path) {
+        Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => Err(error),
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn replace_by_link(path: &Path, target: &Path) -> io::Result<()> {
@@ -179,8 +239,8 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
-fn write_in_place(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).truncate(true).open(path)?;
+fn rewrite(mut file: File, text: &str) -> io::Result<()> {
+    file.set_len(0)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()
 }
@@ -193,6 +253,8 @@ pub(super) fn aside(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::{process::Command, time::UNIX_EPOCH};
+
     use super::*;
 
     const HOST: &str = "nameserver 192.0.2.1\n";
@@ -274,6 +336,31 @@ mod tests {
         assert!(!host.entry.stands().unwrap());
         fs::create_dir(path).unwrap();
         assert!(!host.entry.stands().unwrap());
+    }
+
+    #[test]
+    fn a_file_that_may_not_be_replaced_costs_no_write() {
+        let mut host = Host::new();
+        let journal = host.journal();
+        let fails_unwritten = |entry: &Entry| {
+            File::open(&journal).unwrap().set_modified(UNIX_EPOCH).unwrap();
+            assert!(entry.make(&journal.join(JOURNAL)).is_err());
+            assert_eq!(fs::metadata(&journal).unwrap().modified().unwrap(), UNIX_EPOCH);
+            assert!(!aside(&entry.path).exists());
+        };
+        let chattr = |how: &str| {
+            let done = Command::new("chattr").arg(how).arg(&host.entry.path).output();
+            done.is_ok_and(|done| done.status.success())
+        };
+        // Not every file system, nor everybody, can.
+        if chattr("+i") {
+            fails_unwritten(&host.entry);
+            assert!(chattr("-i"));
+        }
+        // In place; whoever runs the test.
+        host.entry.original = Original::Mounted { text: HOST.into(), at: host.dir.path().join("etc") };
+        fails_unwritten(&host.entry);
+        assert_eq!(host.text(), HOST);
     }
 
     #[test]

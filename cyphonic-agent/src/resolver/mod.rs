@@ -16,6 +16,7 @@
 mod elsewhere;
 pub mod follow;
 pub mod journal;
+mod nsswitch;
 pub mod resolv_conf;
 pub mod resolved;
 mod text;
@@ -34,6 +35,8 @@ pub const RESOLV_CONF: &str = "/etc/resolv.conf";
 pub struct Host {
     /// The file that programs read.
     pub resolv_conf: PathBuf,
+    /// Where the C library reads whom to ask besides.
+    pub nsswitch: PathBuf,
     /// Where other programs keep what they know of the host's servers.
     pub run: PathBuf,
     /// The bus that systemd-resolved is on.
@@ -42,7 +45,12 @@ pub struct Host {
 
 impl Default for Host {
     fn default() -> Self {
-        Self { resolv_conf: RESOLV_CONF.into(), run: "/run".into(), bus: Bus::System }
+        Self {
+            resolv_conf: RESOLV_CONF.into(),
+            nsswitch: "/etc/nsswitch.conf".into(),
+            run: "/run".into(),
+            bus: Bus::System,
+        }
     }
 }
 
@@ -53,10 +61,10 @@ pub enum HostResolver {
     Resolved {
         /// Where it was told.
         link: Resolved,
-        /// The file that has this host's programs ask it; nothing where the configuration says so, and nobody has looked.
-        asked_by: Option<PathBuf>,
+        /// The host whose files have programs ask it; nothing where the configuration says so, and nobody has looked.
+        asked_by: Option<Host>,
         /// Why it may know it no longer, or not be asked.
-        lost: Option<String>,
+        lost: Option<Lost>,
     },
     /// `/etc/resolv.conf` names our server.
     ResolvConf {
@@ -72,6 +80,14 @@ pub enum HostResolver {
         /// Whether that is as configured.
         wanted: bool,
     },
+}
+
+/// Why systemd-resolved is of no use, or not to all programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    why: String,
+    /// The C library asks it all the same.
+    is_asked_by_some: bool,
 }
 
 impl HostResolver {
@@ -104,14 +120,14 @@ impl HostResolver {
                 Ok(Self::ResolvConf { file, because: None })
             }
             ResolverChoice::Auto => match tell_resolved(host, server, interface).await {
-                Ok(link) => Ok(Self::Resolved { link, asked_by: Some(host.resolv_conf.clone()), lost: None }),
-                Err(refused) => {
-                    tracing::warn!(error = %refused, "systemd-resolved does not take the zone: trying resolv.conf");
-                    match Self::edit(host, server, state) {
-                        Ok(file) => Ok(Self::ResolvConf { file, because: Some(refused) }),
-                        Err(error) => Err(ResolverError::Neither { refused, error: Box::new(error) }),
+                Ok(link) => Ok(Self::Resolved { link, asked_by: Some(host.clone()), lost: None }),
+                Err(refused) => match Self::edit(host, server, state) {
+                    Ok(file) => {
+                        tracing::warn!(error = %refused, "systemd-resolved does not take the zone: resolv.conf names our server");
+                        Ok(Self::ResolvConf { file, because: Some(refused) })
                     }
-                }
+                    Err(error) => Err(ResolverError::Neither { refused, error: Box::new(error) }),
+                },
             },
         }
     }
@@ -166,7 +182,7 @@ impl HostResolver {
     pub fn why(&self) -> String {
         match self {
             Self::Resolved { lost: None, .. } => "the overlay's zone only, over D-Bus".into(),
-            Self::Resolved { lost: Some(lost), .. } => lost.clone(),
+            Self::Resolved { lost: Some(lost), .. } => lost.why.clone(),
             Self::ResolvConf { file, because } => {
                 let path = file.path().display();
                 let state = match taken_away(file) {
@@ -189,10 +205,19 @@ impl HostResolver {
     pub fn trouble(&self) -> Option<String> {
         match self {
             Self::Untouched { wanted: true, .. } => None,
-            Self::Resolved { lost, .. } => lost.clone(),
+            Self::Resolved { lost: Some(Lost { why, is_asked_by_some: false }), .. } => Some(why.clone()),
+            Self::Resolved { .. } => None,
             // Not to know is no trouble yet.
             Self::ResolvConf { file, .. } => taken_away(file).unwrap_or_default(),
             Self::Untouched { why, wanted: false } => Some(why.clone()),
+        }
+    }
+
+    /// Why some programs do not resolve names of the overlay, while others do.
+    pub fn gap(&self) -> Option<String> {
+        match self {
+            Self::Resolved { lost: Some(Lost { why, is_asked_by_some: true }), .. } => Some(why.clone()),
+            Self::Resolved { .. } | Self::ResolvConf { .. } | Self::Untouched { .. } => None,
         }
     }
 

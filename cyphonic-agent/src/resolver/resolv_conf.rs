@@ -102,13 +102,6 @@ impl ResolvConf {
             Some(rest) if nameservers(&rest).is_empty() => left_over(found, rest, &elsewhere),
             Some(rest) => (found.with_text(&rest), rest, None),
         };
-        if let Some(Lost { instead }) = &lost {
-            tracing::warn!(
-                path = %path.display(),
-                ?instead,
-                "our edit was left behind without its journal: what stood there is not known"
-            );
-        }
         let servers = elsewhere.servers(&text).unwrap_or_else(|| elsewhere.named(&text));
         let journal = journal_dir.join(JOURNAL);
         let entry = Entry { path, original, ours: edited(&text, server), before: None };
@@ -259,6 +252,13 @@ impl Prepared {
         let Self { entry, stands, journal, text, server, servers, elsewhere, lost } = self;
         if !stands {
             entry.make(&journal)?;
+        }
+        if let Some(Lost { instead }) = &lost {
+            tracing::warn!(
+                path = %entry.path.display(),
+                ?instead,
+                "our edit was left behind without its journal: what stood there is not known"
+            );
         }
         Ok(ResolvConf {
             path: entry.path.clone(),

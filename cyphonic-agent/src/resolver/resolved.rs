@@ -100,13 +100,41 @@ impl Resolved {
         server: SocketAddr,
         domains: &[String],
     ) -> Result<Self, ResolvedError> {
+        Self::connect(bus, interface, server, domains).await?.told().await
+    }
+
+    /// The same, if resolved runs. It is not started for this: who has stopped it may use something else.
+    ///
+    /// # Errors
+    ///
+    /// As with [`Self::apply`].
+    pub async fn apply_if_there(
+        bus: &Bus,
+        interface: u32,
+        server: SocketAddr,
+        domains: &[String],
+    ) -> Result<Self, ResolvedError> {
+        let resolved = Self::connect(bus, interface, server, domains).await?;
+        resolved.require_owner().await?;
+        resolved.told().await
+    }
+
+    async fn connect(
+        bus: &Bus,
+        interface: u32,
+        server: SocketAddr,
+        domains: &[String],
+    ) -> Result<Self, ResolvedError> {
         let interface = i32::try_from(interface).map_err(|_| ResolvedError::Interface(interface))?;
         let connection = bus.connect().await?;
-        let resolved = Self { connection, interface, server, domains: domains.to_owned() };
-        match resolved.set().await {
-            Ok(()) => Ok(resolved),
+        Ok(Self { connection, interface, server, domains: domains.to_owned() })
+    }
+
+    async fn told(self) -> Result<Self, ResolvedError> {
+        match self.set().await {
+            Ok(()) => Ok(self),
             Err(error) => {
-                let _ = resolved.revert().await;
+                let _ = self.revert().await;
                 Err(error)
             }
         }
@@ -149,16 +177,19 @@ impl Resolved {
     ///
     /// When resolved refuses or is not there. It is not started for this: who has stopped it may use something else.
     pub async fn restore(&self) -> Result<bool, ResolvedError> {
-        let owned = self.ask(BUS, BUS_OBJECT, BUS, "NameHasOwner", &(SERVICE,)).await?;
-        if !read::<bool>("NameHasOwner", &owned)? {
-            return Err(ResolvedError::Absent);
-        }
+        self.require_owner().await?;
         let known = self.known_domains().await?;
         if self.domains.iter().all(|domain| known.iter().any(|(name, _)| name.eq_ignore_ascii_case(domain))) {
             return Ok(false);
         }
         self.set().await?;
         Ok(true)
+    }
+
+    /// Whether somebody has resolved's name. Nobody is started for the question.
+    async fn require_owner(&self) -> Result<(), ResolvedError> {
+        let owned = self.ask(BUS, BUS_OBJECT, BUS, "NameHasOwner", &(SERVICE,)).await?;
+        if read::<bool>("NameHasOwner", &owned)? { Ok(()) } else { Err(ResolvedError::Absent) }
     }
 
     /// What resolved sends to our server.

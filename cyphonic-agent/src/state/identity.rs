@@ -53,6 +53,11 @@ impl DeviceIdentity {
         Self::new(&key, certificates(chain, "certificate chain")?, root)
     }
 
+    /// Whether the certificates are for this key.
+    pub(super) fn is_for(&self, key: &KeyPair) -> bool {
+        Self::new(key, self.chain.clone(), self.root.clone()).is_ok()
+    }
+
     /// The private key, PKCS #8.
     pub fn key(&self) -> &PrivateKeyDer<'static> {
         &self.key
@@ -141,6 +146,32 @@ mod tests {
         assert_eq!(state.former().unwrap().leaf(), first.leaf());
         state.save_identity(&second).unwrap();
         assert!(state.former().is_none());
+    }
+
+    #[test]
+    fn another_key_takes_its_place_with_its_certificate_or_at_the_next_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::open(dir.path()).unwrap();
+        let root = certificate(&KeyPair::generate().unwrap());
+        let identity =
+            |key: &KeyPair| DeviceIdentity::new(key, vec![certificate(key)], root.clone()).unwrap();
+        let first = identity(&state.key_or_generate().unwrap());
+        state.save_identity(&first).unwrap();
+        let next = state.generate_next_key().unwrap();
+        assert_eq!(state.identity().unwrap().unwrap().leaf(), first.leaf(), "there is no certificate for it");
+        let again = state.key_or_generate().unwrap();
+        assert_eq!(again.public_key_raw(), next.public_key_raw(), "who asks again asks for the same");
+
+        // The power fails between certificate and key.
+        state.write_identity(&identity(&next)).unwrap();
+        for _ in 0..2 {
+            assert!(state.identity().unwrap().unwrap().is_for(&next));
+            assert!(!state.next_key_path().exists(), "the other device's key has made way");
+        }
+        // A certificate for the present key makes the next one useless.
+        state.generate_next_key().unwrap();
+        state.save_identity(&identity(&next)).unwrap();
+        assert!(state.identity().unwrap().unwrap().is_for(&next) && !state.next_key_path().exists());
     }
 
     #[test]

@@ -105,8 +105,13 @@ impl Overlay {
 
     /// Enrols a device at the AS of an earlier day: certificates live 90 days.
     pub(crate) fn enrol(&self, name: &str, days_ago: u64, state: &Path) -> Device {
+        let token = self.token(name, now() - days_ago * DAY, false);
+        self.enrol_by(&token, days_ago, state)
+    }
+
+    /// The same by a token.
+    pub(crate) fn enrol_by(&self, token: &EnrolmentToken, days_ago: u64, state: &Path) -> Device {
         let then = now() - days_ago * DAY;
-        let token = self.token(name, then, false);
         let state = StateDir::open(state).unwrap();
         let key = state.key_or_generate().unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();

@@ -4,6 +4,8 @@
 use std::{
     io::{BufRead, BufReader, ErrorKind},
     net::{Ipv6Addr, SocketAddr, TcpListener},
+    os::unix::fs::symlink,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, LazyLock, Mutex},
     time::Duration,
@@ -37,7 +39,7 @@ const REVERSE: &str = "a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa";
 struct PrivateBus {
     daemon: Child,
     address: String,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl PrivateBus {
@@ -46,12 +48,23 @@ impl PrivateBus {
         let mut daemon = Command::new("dbus-daemon")
             .args(["--session", "--print-address", "--nofork", "--nopidfile", "--nosyslog"])
             .arg(format!("--address=unix:path={}", dir.path().join("bus").display()))
+            .env("XDG_DATA_HOME", dir.path())
             .stdout(Stdio::piped())
             .spawn()
             .expect("dbus-daemon (Debian package dbus-daemon) is installed");
         let mut address = String::new();
         BufReader::new(daemon.stdout.as_mut().unwrap()).read_line(&mut address).unwrap();
-        Self { daemon, address: address.trim().to_owned(), _dir: dir }
+        Self { daemon, address: address.trim().to_owned(), dir }
+    }
+
+    /// Has the bus start a program for resolved's name, which does not take it; what it makes tells that it ran.
+    fn start_on_demand(&self) -> PathBuf {
+        let (services, ran) = (self.dir.path().join("dbus-1/services"), self.dir.path().join("ran"));
+        std::fs::create_dir_all(&services).unwrap();
+        let service =
+            format!("[D-BUS Service]\nName=org.freedesktop.resolve1\nExec=/bin/touch {}\n", ran.display());
+        std::fs::write(services.join("org.freedesktop.resolve1.service"), service).unwrap();
+        ran
     }
 
     fn bus(&self) -> Bus {
@@ -327,7 +340,8 @@ impl UbuntuHost {
         LazyLock::force(&STUB);
         let state = StateDir::open(&dir.path().join("state")).unwrap();
         let run = dir.path().join("run");
-        Self { host: Host { resolv_conf, run, bus }, state, dir }
+        let nsswitch = dir.path().join("nsswitch.conf");
+        Self { host: Host { resolv_conf, nsswitch, run, bus }, state, dir }
     }
 
     async fn apply(&self, choice: ResolverChoice, server: &DnsServer) -> Result<HostResolver, ResolverError> {
@@ -427,6 +441,28 @@ async fn that_programs_do_not_ask_resolved_any_more_is_no_secret() {
 }
 
 #[tokio::test]
+async fn that_only_some_programs_do_not_ask_resolved_any_more_is_a_warning() {
+    let bus = PrivateBus::start();
+    let (_service, _) = bus.serve(Behaviour::Accepts).await;
+    let host = UbuntuHost::new(bus.bus());
+    let server = dns("127.0.0.1:0").await;
+    let applied = host.apply(ResolverChoice::Auto, &server).await.unwrap();
+    let HostResolver::Resolved { link, .. } = &applied else { panic!("{applied:?}") };
+    let (link, resolver) = (link.clone(), SharedResolver::default());
+    resolver.set(applied);
+    std::fs::write(&host.host.resolv_conf, "nameserver 192.0.2.1\n").unwrap();
+    std::fs::write(&host.host.nsswitch, "hosts: files resolve [!UNAVAIL=return] dns\n").unwrap();
+    assert!(resolver.restore_link(&link).await);
+    let standing = resolver.standing().await;
+    let gap = standing.gap.unwrap_or_default();
+    assert!(standing.trouble.is_none() && gap.contains("that read it themselves"), "{gap}");
+    std::fs::write(&host.host.nsswitch, "hosts: files dns\n").unwrap();
+    assert!(!resolver.restore_link(&link).await);
+    let standing = resolver.standing().await;
+    assert!(standing.trouble.is_some() && standing.gap.is_none());
+}
+
+#[tokio::test]
 async fn a_resolved_that_did_not_answer_gets_the_zone_and_its_file_when_it_does() {
     let bus = PrivateBus::start();
     let host = UbuntuHost::new(bus.bus());
@@ -444,6 +480,43 @@ async fn a_resolved_that_did_not_answer_gets_the_zone_and_its_file_when_it_does(
     assert!(!resolver.return_to_resolved(&host.host, &server, LINK).await, "once is enough");
     resolver.restore().await;
     assert_eq!((calls.all().last(), host.file().as_str()), (Some(&Call::Revert(7)), STUB_FILE));
+}
+
+#[tokio::test]
+async fn a_resolved_that_was_stopped_is_not_started_for_the_question() {
+    let bus = PrivateBus::start();
+    let host = UbuntuHost::new(bus.bus());
+    host.tell_servers();
+    let server = dns("127.0.0.78:53").await;
+    let resolver = SharedResolver::default();
+    resolver.set(host.apply(ResolverChoice::Auto, &server).await.unwrap());
+    let ran = bus.start_on_demand();
+    assert!(!resolver.return_to_resolved(&host.host, &server, LINK).await);
+    assert!(!ran.exists());
+    assert!(apply(&bus, "127.0.0.55:53").await.is_err() && ran.exists(), "a call would start it");
+    resolver.restore().await;
+}
+
+#[tokio::test]
+async fn a_file_that_programs_do_not_ask_resolved_by_any_more_is_not_given_back_to_it() {
+    let server = dns("127.0.0.79:53").await;
+    let others = "nameserver 192.0.2.9\n";
+    for behind_link in [false, true] {
+        let bus = PrivateBus::start();
+        let host = UbuntuHost::new(bus.bus());
+        host.tell_servers();
+        let (file, target) = (&host.host.resolv_conf, host.dir.path().join("stub.conf"));
+        std::fs::rename(file, &target).unwrap();
+        symlink(&target, file).unwrap();
+        let resolver = SharedResolver::default();
+        resolver.set(host.apply(ResolverChoice::Auto, &server).await.unwrap());
+        let (_service, calls) = bus.serve(Behaviour::Accepts).await;
+        // Nobody has looked since.
+        std::fs::write(if behind_link { &target } else { file }, others).unwrap();
+        assert!(!resolver.return_to_resolved(&host.host, &server, LINK).await, "{behind_link}");
+        assert_eq!(resolver.standing().await.kind, "resolv-conf", "{behind_link}");
+        assert_eq!((calls.all().last(), host.file().as_str()), (Some(&Call::Revert(7)), others));
+    }
 }
 
 #[tokio::test]

@@ -123,16 +123,17 @@ a_manual_page_for_every_verb() { # PROGRAM
     test -s "/usr/share/man/man1/$1.1.gz"
 }
 
-# As where the disk was full when the agent stopped. The package's own script, which purging runs again.
+# As where the disk was full when the agent stopped. The package's own script, which removing has run and purging runs again.
 purges_all_but_what_is_needed() {
     mv /etc/resolv.conf /run/resolv.conf
     printf '# Edited by cyphonicd, and not restored\nnameserver 127.0.0.55\n' > /etc/resolv.conf
     echo '{}' > /var/lib/cyphonic/resolver/resolv.conf.json
+    /var/lib/dpkg/info/cyphonic.postrm remove 2> /run/removed
     /var/lib/dpkg/info/cyphonic.postrm purge 2> /run/purged
     purged=$?
     cat /run/purged
     mv /run/resolv.conf /etc/resolv.conf
-    [ "$purged" = 0 ] && grep -q 'is kept in' /run/purged && test "$(ls /var/lib/cyphonic)" = resolver &&
+    [ "$purged" = 0 ] && grep -q 'is kept in' /run/removed && grep -q 'cyphonicd cleanup' /run/purged && test "$(ls /var/lib/cyphonic)" = resolver &&
         test -s /var/lib/cyphonic/resolver/resolv.conf.json
 }
 

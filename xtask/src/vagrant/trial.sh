@@ -4,7 +4,7 @@ mkdir -p /run/notes
 cp -a /stage /tmp/cyphonic
 chmod +x /stage/xtask /stage/cyphonic-lab-node
 # Of the cloud's role, which namespaces play: its program, and a unit that has nothing to run.
-dpkg --install /stage/cyphonic-cloud_*.deb > /dev/null
+dpkg --install /stage/cyphonic-cloud.deb > /dev/null
 
 rehearse() {
     /stage/xtask vagrant-rehearse --machines /stage/machines.json --vagrant /stage --programs /stage --own open \

@@ -19,8 +19,9 @@ const ROUTER: &str = "core";
 const LEAVES: Duration = Duration::from_secs(90);
 /// Silence of 5 s is noticed, a second is waited for an answer; the rest is for a busy machine.
 const NOTICES: Duration = Duration::from_secs(30);
-/// A transfer that is lost is silent for longer: leaving the detour costs it nothing, falling back what is said above.
-const SILENCE: Duration = Duration::from_secs(20);
+/// A transfer that is lost is silent for longer: leaving the detour costs it nothing, falling back what is said above. TCP inside
+/// tries at intervals that double, so it may find a way that stands only after as long again.
+const SILENCE: Duration = Duration::from_secs(2 * NOTICES.as_secs() + 10);
 
 #[test]
 fn a_device_without_udp_takes_part_and_leaves_the_detour_under_a_running_transfer() {
