@@ -37,6 +37,7 @@ const FILE_PREFIX: &str = "file:";
 pub fn read_token(given: &str) -> Result<EnrolmentToken, EnrolError> {
     match given.strip_prefix(FILE_PREFIX) {
         Some(path) => read_token_file(Path::new(path)),
+        None if Path::new(given).is_file() => Err(EnrolError::TokenIsFile { path: given.to_owned() }),
         None => Ok(EnrolmentToken::parse(given)?),
     }
 }
@@ -170,6 +171,12 @@ pub enum EnrolError {
     )]
     NoTokenFile {
         /// Where it should be.
+        path: String,
+    },
+    /// Neither a token nor `file:PATH`, but the path of a file.
+    #[error("{path} is a file: write file:{path} to have the token read from it")]
+    TokenIsFile {
+        /// What was given.
         path: String,
     },
     /// Key or certificates cannot be kept.
@@ -372,6 +379,8 @@ mod tests {
         assert_eq!(read_token(&format!("file:{}", path.display())).unwrap(), token);
         assert_eq!(read_token(&token.format()).unwrap(), token);
         assert!(matches!(read_token("file:/nonexistent"), Err(EnrolError::NoTokenFile { .. })));
+        let error = read_token(path.to_str().unwrap()).unwrap_err().to_string();
+        assert!(error.contains(&format!("write file:{}", path.display())), "{error}");
         assert!(matches!(read_token("rubbish"), Err(EnrolError::Token(_))));
         std::fs::write(&path, [0xff; 10]).unwrap();
         assert!(matches!(read_token_file(&path), Err(EnrolError::Token(_))));

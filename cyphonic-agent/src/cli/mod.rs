@@ -4,6 +4,7 @@
 //! answer itself; 2 no such command or flag; 3 `status --check` may not ask; 78 the configuration is wrong.
 #![expect(clippy::print_stderr, reason = "the output of a command")]
 
+mod bugreport;
 mod dns;
 mod failure;
 mod manual;
@@ -85,6 +86,8 @@ enum Command {
     Tunnel(Tunnel),
     /// Print the versions of command and daemon.
     Version,
+    /// Print all that somebody who is to help has to see: status, settings, network and log. Run it as root.
+    Bugreport,
     /// Write man pages and shell completions into a folder.
     #[command(hide = true)]
     Manual {
@@ -135,6 +138,7 @@ impl Command {
             Self::Wait { timeout } => return wait(&socket, timeout).await,
             Self::Metrics => metrics(&socket).await?,
             Self::Version => version(&socket).await?,
+            Self::Bugreport => bugreport::run(&socket).await?,
             command => return command.ask(ControlClient::connect(&socket).await?).await,
         }
         Ok(ExitCode::SUCCESS)
@@ -160,7 +164,12 @@ impl Command {
                 let target = name.map_or(ResetTarget::All, ResetTarget::Peer);
                 say(format_args!("{} tunnels taken down.", client.reset(target).await?.tunnels))?;
             }
-            Self::Up(_) | Self::Metrics | Self::Wait { .. } | Self::Version | Self::Manual { .. } => {}
+            Self::Up(_)
+            | Self::Metrics
+            | Self::Wait { .. }
+            | Self::Version
+            | Self::Bugreport
+            | Self::Manual { .. } => {}
         }
         Ok(ExitCode::SUCCESS)
     }

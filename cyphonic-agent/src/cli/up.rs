@@ -151,13 +151,18 @@ impl Up {
     fn keep_config(&self, config: &Config) -> Result<()> {
         if self.config.exists() {
             let kept = Config::load(&self.config, true, &Overrides::default())?;
-            if kept.cloud != config.cloud
-                || kept.state_dir != config.state_dir
-                || kept.socket != config.socket
-            {
+            let others = [
+                ("cloud", kept.cloud != config.cloud),
+                ("state_dir", kept.state_dir != config.state_dir),
+                ("socket", kept.socket != config.socket),
+            ];
+            let others: Vec<_> = others.into_iter().filter_map(|(key, other)| other.then_some(key)).collect();
+            if !others.is_empty() {
                 tell(format_args!(
-                    "Note: {} has other settings than given here, and stays as it is. The daemon uses the file.",
-                    self.config.display()
+                    "Note: {} has another {} than given here, and stays as it is. The daemon uses the file: edit it, then \
+                     `systemctl restart cyphonicd`.",
+                    self.config.display(),
+                    others.join(" and another ")
                 ));
             }
             return Ok(());

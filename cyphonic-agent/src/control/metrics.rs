@@ -20,6 +20,10 @@ pub fn render(report: Option<&StatusReport>) -> String {
 }
 
 fn render_report(text: &mut Text, report: &StatusReport) {
+    text.gauge("build_info", "The version of the daemon; always 1.");
+    text.sample(&[("version", &report.version)], 1);
+    text.gauge("uptime_seconds", "How long the daemon has run.");
+    text.sample(&[], report.uptime_s);
     text.gauge("service_connected", "Whether a service that is needed now is connected.");
     for service in report.services.iter().filter(|service| service.state != ServiceState::Idle) {
         let name = match service.kind {

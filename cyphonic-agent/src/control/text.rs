@@ -3,6 +3,7 @@
 //! One line per peer, in the form that users of other overlays know, then `# Health check:` lines.
 
 use std::fmt::Write;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::report::{
     PeerReport, PeerState, RouteReport, ServiceReport, ServiceState, Severity, StatusReport,
@@ -66,6 +67,10 @@ fn render_parts(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     for card in &report.ring.cards {
         let driver = card.driver.as_deref().unwrap_or("unknown driver");
         writeln!(out, "card        {} ({driver}): {}", card.name, with_why(&card.receives_by, &card.why))?;
+    }
+    if let Ok(end @ 1..) = u64::try_from(report.certificate.not_after) {
+        let end = UNIX_EPOCH + Duration::from_secs(end);
+        writeln!(out, "certificate until {}", humantime::format_rfc3339_seconds(end))?;
     }
     writeln!(out, "cipher      {}", with_why(&report.cipher.kind, &report.cipher.why))?;
     writeln!(out, "classifier  {}", with_why(&report.classifier.kind, &report.classifier.why))?;
@@ -182,7 +187,7 @@ fn duration(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::report::{HealthCheck, ServiceKind};
+    use crate::control::report::{CertificateReport, HealthCheck, ServiceKind};
 
     #[test]
     fn a_report_reads_as_people_expect() {
@@ -209,6 +214,7 @@ mod tests {
         let report = StatusReport {
             fqdn: "a.cyphonic.internal".into(),
             virtual_address: Some("fd12::1".parse().unwrap()),
+            certificate: CertificateReport { not_before: 0, not_after: 1_800_000_000 },
             services: vec![
                 service(ServiceKind::As, ServiceState::Idle),
                 service(ServiceKind::Nms, ServiceState::BackingOff),
@@ -244,6 +250,7 @@ mod tests {
             "{text}"
         );
         assert!(lines[3].ends_with("offline"), "{text}");
+        assert!(text.contains("certificate until 2027-01-15T08:00:00Z\n"), "{text}");
         assert!(text.contains("AS          as.cyphonic.internal not needed now\n"), "{text}");
         assert!(
             text.contains("NMS         nms.cyphonic.internal waiting to try again for 1 min: timed out"),

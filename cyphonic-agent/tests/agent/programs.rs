@@ -269,3 +269,20 @@ fn a_name_that_cannot_be_resolved_is_told_the_log_once() {
         assert_eq!(log.matches(message).count(), 1, "{log}");
     }
 }
+
+#[test]
+fn a_bug_report_is_one_text_also_without_a_daemon() {
+    let dir = configured("");
+    let report = Command::new(env!("CARGO_BIN_EXE_cyphonic"))
+        .arg("--socket")
+        .arg(dir.path().join("nobody.sock"))
+        .arg("bugreport")
+        .output()
+        .unwrap();
+    let said = text(&report.stdout);
+    assert!(report.status.success(), "{report:?}");
+    for title in ["cyphonic version", "cyphonic status --json", "uname -a", "ip -details address"] {
+        assert!(said.contains(&format!("\n===== {title}\n")), "{said}");
+    }
+    assert!(said.contains("the daemon is not running") && said.contains("Linux"), "{said}");
+}

@@ -1,0 +1,86 @@
+//! `cyphonic bugreport`: what somebody who is to help has to see, in one text, which its reader can read before it is sent.
+
+use std::fmt::Display;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::process::Command;
+
+use super::{output::say, status};
+use crate::config::{Config, DEFAULT_PATH, Overrides};
+
+/// What is looked at besides the daemon. None of it shows a key or a token.
+const COMMANDS: [&[&str]; 15] = [
+    &["uname", "-a"],
+    &["cat", "/etc/os-release"],
+    &["timedatectl", "show"],
+    &["ip", "-details", "address"],
+    &["ip", "-6", "route", "show", "table", "all"],
+    &["ip", "-4", "route"],
+    &["ip", "-6", "rule"],
+    &["ip", "-4", "rule"],
+    &["sysctl", "net.ipv6.conf.all.disable_ipv6", "net.ipv6.conf.default.disable_ipv6"],
+    &["cat", "/etc/resolv.conf"],
+    &["cat", "/etc/nsswitch.conf"],
+    &["resolvectl", "status"],
+    &["nft", "list", "ruleset"],
+    &["systemctl", "status", "--no-pager", "--lines=0", "cyphonicd"],
+    &["journalctl", "--no-pager", "--unit=cyphonicd", "--lines=1000"],
+];
+/// A command that hangs is a finding, too.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Of a command's output; of the journal, the last days of a device that is not well.
+const MOST: usize = 512 * 1024;
+
+pub(super) async fn run(socket: &Path) -> Result<()> {
+    say(
+        "This report has names and addresses of your network, and no key and no token. Read it before you send it.",
+    )?;
+    part("cyphonic version", crate::VERSION)?;
+    match status(socket).await {
+        Ok(report) => part("cyphonic status --json", serde_json::to_string_pretty(&report)?)?,
+        Err(error) => part("cyphonic status --json", error)?,
+    }
+    match Config::load(Path::new(DEFAULT_PATH), false, &Overrides::default()) {
+        Ok(config) => part(DEFAULT_PATH, serde_yaml::to_string(&config)?)?,
+        Err(error) => part(DEFAULT_PATH, error)?,
+    }
+    for command in COMMANDS {
+        part(&command.join(" "), said(command).await)?;
+    }
+    Ok(())
+}
+
+fn part(title: &str, text: impl Display) -> Result<()> {
+    Ok(say(format_args!("\n===== {title}\n{text}"))?)
+}
+
+/// What a program says, or why it says nothing.
+async fn said(command: &[&str]) -> String {
+    let [program, arguments @ ..] = command else { return String::new() };
+    let mut child = Command::new(program);
+    let child = child.args(arguments).env("LC_ALL", "C.UTF-8").stdin(Stdio::null()).kill_on_drop(true);
+    match tokio::time::timeout(LIMIT, child.output()).await {
+        Ok(Ok(output)) => {
+            let text = [output.stdout, output.stderr].concat();
+            let text = String::from_utf8_lossy(&text[text.len().saturating_sub(MOST)..]).into_owned();
+            if output.status.success() { text } else { format!("{text}({})", output.status) }
+        }
+        Ok(Err(error)) => format!("cannot be run: {error}"),
+        Err(_) => format!("no answer in {} s", LIMIT.as_secs()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn programs_that_fail_or_are_not_there_are_told_as_such() {
+        assert_eq!(said(&["echo", "well"]).await, "well\n");
+        assert!(said(&["sh", "-c", "echo ill >&2; exit 3"]).await.starts_with("ill\n(exit status: 3"));
+        assert!(said(&["/nonexistent/program"]).await.starts_with("cannot be run: "));
+    }
+}
