@@ -143,9 +143,12 @@ impl Node {
         names.filter(|name| is_so(name)).take(MAX_FAILED).cloned().collect()
     }
 
-    /// None of the relays if there is no other.
+    /// None of the relays if there is no other that this node may use.
     pub(super) fn unless_all(&self, failed: Vec<String>) -> Vec<String> {
-        if failed.len() < self.registration.known.relays.len() { failed } else { Vec::new() }
+        let pinned = self.config.pinned_relay.as_ref();
+        let is_left = |name: &String| pinned.is_none_or(|pinned| pinned == name) && !failed.contains(name);
+        let another = self.registration.known.relays.iter().any(|relay| is_left(&relay.name));
+        if another { failed } else { Vec::new() }
     }
 
     /// Looks at the network, and again after a while.

@@ -110,12 +110,16 @@ impl Node {
         self.search_new_path(now, id);
     }
 
-    /// The end that was to take this tunnel's place may come to nothing, at the same moment even: the peer has this one then.
+    /// The end that was to take this tunnel's place may come to nothing, at the same moment even: the peer has this one then. It has
+    /// none that is older than one on which it was heard, and who set up one after the other would have this node keep them all.
     fn keep_beside_unheard(&mut self, now: Instant, id: TunnelId) {
-        let newest = self.tunnels.get(&id).and_then(|tunnel| self.peers.get(&tunnel.peer)?.tunnels.first());
-        let newest = newest.filter(|newest| **newest != id).and_then(|newest| self.tunnels.get(newest));
-        let unheard = newest.is_some_and(|newest| newest.last_rx.is_none());
-        if let Some(tunnel) = self.tunnels.get_mut(&id).filter(|_| unheard) {
+        let unheard = |newer: &TunnelId| self.tunnels.get(newer).is_some_and(|newer| newer.last_rx.is_none());
+        let peer = self.tunnels.get(&id).and_then(|tunnel| self.peers.get(&tunnel.peer));
+        let is_kept = peer.is_some_and(|peer| {
+            let newer = peer.tunnels.iter().position(|tunnel| *tunnel == id).unwrap_or(0);
+            newer > 0 && peer.tunnels.iter().take(newer).all(unheard)
+        });
+        if let Some(tunnel) = self.tunnels.get_mut(&id).filter(|_| is_kept) {
             let due = |at: &mut Instant| *at <= now;
             if tunnel.retires_at.take_if(due).is_some() {
                 tunnel.retires_at = Some(now + KEPT);

@@ -310,7 +310,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.failed_relays.retain(|(other, until)| other != relay && *until > now);
         peer.failed_relays.push((relay.into(), until));
-        if !self.has_another_relay(now, address) {
+        if !self.failures_leave_another_relay(now, address) {
             self.peers.get_mut(&address).into_iter().for_each(Peer::forgive);
         }
     }
@@ -330,9 +330,10 @@ impl Node {
         self.unless_all(all)
     }
 
-    /// Whether relays failed for a peer just now, and another one is left.
-    fn has_another_relay(&self, now: Instant, address: Ipv6Addr) -> bool {
-        !self.failed_relays(now, address).is_empty()
+    /// Whether relays failed for this very peer just now, and another one is left.
+    fn failures_leave_another_relay(&self, now: Instant, address: Ipv6Addr) -> bool {
+        let failed = |peer: &Peer| peer.failed_relays.iter().any(|(_, until)| *until > now);
+        self.peers.get(&address).is_some_and(failed) && !self.failed_relays(now, address).is_empty()
     }
 
     pub(super) fn forgive_routes(&mut self) {
@@ -439,6 +440,10 @@ impl Node {
 
     fn ask_direction(&mut self, now: Instant, address: Ipv6Addr) -> ExchangeId {
         let failed_relays = self.failed_relays(now, address);
+        for relay in &failed_relays {
+            // It may be back.
+            self.hurry(now, &Service::Trs(relay.clone()));
+        }
         let mut request = DirectionRequest { failed_relays, ..Default::default() };
         if let Some(peer) = self.peers.get_mut(&address) {
             peer.failed.retain(|(_, until)| *until > now);
@@ -493,7 +498,7 @@ impl Node {
             }
         };
         let mut retry = refusal.retry_after().map_or(Retry::No, Retry::After);
-        let another = self.has_another_relay(now, address);
+        let another = self.failures_leave_another_relay(now, address);
         let no_route = refusal.code() == RefusalCode::NoRoute;
         let by_relay = begun == Some(RouteKind::Relay);
         if by_relay && another {

@@ -83,7 +83,7 @@ impl World {
             as_addresses: addresses(&Service::As).to_vec(),
             as_name: "as.lab".into(),
             cached: host.cached.clone(),
-            pinned_relay: None,
+            pinned_relay: self.pinned.get(name).map(|&relay| relay.to_owned()),
             suites: vec![Suite::Aes128Gcm, Suite::ChaCha20Poly1305],
             inner_mtu: 1420,
             software_version: "test".into(),

@@ -172,3 +172,36 @@ fn a_peer_that_comes_back_while_it_is_asked_for_is_met_at_the_nearest_relay() {
         assert!(world.talk("a", "b", SECOND), "{down}");
     }
 }
+
+/// Who waits to dial it again does so when it is asked for, though another relay is known.
+#[test]
+fn a_relay_that_is_back_is_used_at_once_where_the_asker_has_no_other() {
+    let mut world = World::new(8);
+    world.cloud.listed = 2;
+    world.cloud.revive(Victim::Nms, world.now, world.now);
+    world.warm_relays = 2;
+    world.pinned.insert("a", "trs.lab");
+    world.without_trs.insert("b");
+    world.add("a", Some(Symmetric), None);
+    world.add("b", Some(PortRestricted), None);
+    world.settle();
+    world.run(180 * SECOND);
+    world.without_trs.clear();
+    let began = world.now;
+    world.resolves("a", "b").unwrap();
+    assert!(world.now - began < 2 * SECOND, "{:?}", world.now - began);
+    assert_eq!(relay_of(&world).as_deref(), Some("trs.lab"));
+}
+
+#[test]
+fn a_relay_that_always_fails_does_not_have_the_other_one_tried_for_ever() {
+    let mut world = two_relays(2);
+    world.unnoticed = 60 * SECOND;
+    world.cut(Victim::SecondTrs);
+    world.run(20 * SECOND);
+    world.cut_off.insert(Victim::Device("b"));
+    let asked = |world: &World| world.cloud.nms.as_ref().unwrap().counters().directions;
+    let before = asked(&world);
+    assert!(world.resolves("a", "b").is_err());
+    assert_eq!(asked(&world) - before, 1);
+}

@@ -296,6 +296,31 @@ fn a_tunnel_stays_where_nothing_is_heard_on_its_successor() {
     }
 }
 
+/// Who is heard on each of its tunnels once that has a successor cannot have all of them kept.
+#[test]
+fn a_peer_that_sets_up_one_tunnel_after_the_other_has_few_at_a_time() {
+    let mut world = calm();
+    let (mut tunnels, mut stand) = (vec![], 0);
+    for number in 0x11..0x25 {
+        direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
+        let request = TunnelRequest { setup_id: vec![number; 16], ..request() };
+        let done = knock(&mut world, &identity("b"), from_b(), request);
+        let Action::InstallTunnel(tunnel) = &done[0] else { panic!("{done:?}") };
+        stand += 1;
+        let now = world.now;
+        let heard = TunnelActivity { last_rx: Some(now), ..TunnelActivity::default() };
+        tunnels.last().into_iter().for_each(|id| node(&mut world).handle_tunnel_stats(now, *id, heard));
+        tunnels.push(tunnel.id);
+        world.now += SECOND;
+        let now = world.now;
+        node(&mut world).handle_timeout(now);
+        let removed = |action: &Action| matches!(action, Action::RemoveTunnel { .. });
+        stand -= actions(&mut world).iter().filter(|action| removed(action)).count();
+    }
+    // Each has 10 s after its successor.
+    assert!(stand <= 12, "{stand} of {} stand", tunnels.len());
+}
+
 #[test]
 fn a_peers_later_set_up_takes_the_place_of_its_earlier_one_which_is_refused_from_then_on() {
     let mut world = calm();

@@ -229,6 +229,8 @@ pub(crate) struct World {
     pub(crate) without_nms: BTreeSet<&'static str>,
     /// Devices that do not reach the first relay, nor it them.
     pub(crate) without_trs: BTreeSet<&'static str>,
+    /// The only relay that a device uses.
+    pub(crate) pinned: BTreeMap<&'static str, &'static str>,
     /// Devices whose networks pass no UDP, and those whose networks pass no TCP either.
     pub(crate) udp_blocked: BTreeSet<&'static str>,
     pub(crate) tcp_blocked: BTreeSet<&'static str>,
@@ -280,6 +282,7 @@ impl World {
             cut_off: BTreeSet::new(),
             without_nms: BTreeSet::new(),
             without_trs: BTreeSet::new(),
+            pinned: BTreeMap::new(),
             udp_blocked: BTreeSet::new(),
             tcp_blocked: BTreeSet::new(),
             no_direct: false,

@@ -124,8 +124,27 @@ fn tickets_end_by_the_clock_as_it_is_set_now() {
     bench.answered(10, restore(&a.ticket));
     let (again, _) = bench.answered(11, restore(&b.ticket));
     assert!(again.bound);
+    bench.restart();
     bench.trs.handle_clock(bench.now, 1_800_000_000 + TrsLimits::default().ticket.as_secs());
     assert_eq!(bench.refused(10, restore(&a.ticket)), RefusalCode::NotAllowed, "expired");
+}
+
+/// Its ticket is of before the clock was set right; the leg is not.
+#[test]
+fn a_leg_that_stands_is_attached_and_gets_a_new_ticket_though_its_own_has_ended() {
+    let mut bench = Bench::new();
+    bench.trs.handle_clock(bench.now, 1_800_000_000);
+    let [a, _] = bench.answers();
+    let later = 1_800_000_000 + 5 * TrsLimits::default().ticket.as_secs();
+    bench.trs.handle_clock(bench.now, later);
+    bench.answered(0, restore(&a.ticket));
+    bench.trs.handle_lost(bench.now, Channel(0));
+    bench.connect(10, 0);
+    let (again, _) = bench.answered(10, restore(&a.ticket));
+    bench.restart();
+    bench.trs.handle_clock(bench.now, later);
+    assert_eq!(bench.refused(10, restore(&a.ticket)), RefusalCode::NotAllowed, "expired");
+    bench.answered(10, restore(&again.ticket));
 }
 
 #[test]
