@@ -3,10 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cyphonic_proto::node::first_inner;
 use tokio::sync::watch;
 
 use super::PeerMtus;
-use crate::netlink::{Netlink, NetlinkError, NetworkWatch, Sizes};
+use super::datapath::Ground;
+use super::membership::Membership;
+use crate::netlink::{Interface, Netlink, NetlinkError, NetworkWatch, Sizes};
 
 /// Where the interface could not be configured again it is tried after this: nothing may tell when it can be.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -39,6 +42,22 @@ impl Lost {
             }
         }
     }
+}
+
+/// Gives the new interface its address, routes and MTU. Returns it, and what keeps them as they have to be.
+pub(super) async fn configure(
+    netlink: &Netlink,
+    name: &str,
+    member: &Membership,
+    ground: &Ground,
+) -> Result<(Interface, Sizes), NetlinkError> {
+    let (address, prefix, first) = (member.address, member.prefix, first_inner(ground.most_inner));
+    let mut interface = netlink.configure(name, address, prefix, u32::from(first)).await?;
+    let sizes = Sizes::new(name.to_owned(), &interface, address, prefix, first);
+    let mut sizes = sizes.receiving(ground.least_mtu());
+    sizes.apply(netlink, &PeerMtus::new()).await?;
+    interface.mtu = u32::from(sizes.interface_mtu());
+    Ok((interface, sizes))
 }
 
 /// Brings every change to the host, and back what the interface `index` loses, until the engine ends.

@@ -20,7 +20,9 @@
 //! | `interface` | the virtual interface, kept as it has to be: address, routes, MTUs |
 //! | `network_report` | the part of it that `cyphonic netcheck` shows |
 //! | `network` | the host's networks: moves, and sleep |
-//! | `start`, `zone` | building all of it from configuration and identity |
+//! | `membership`, `zone` | who this device is |
+//! | `followers` | what follows host and cloud while the engine runs |
+//! | `start` | building all of it from configuration and identity |
 //! | `handle` | what DNS and the control socket see |
 //!
 //! **Invariant:** no packet of an established tunnel comes through here.
@@ -28,9 +30,11 @@
 mod admission;
 mod cards;
 mod datapath;
+mod followers;
 mod handle;
 mod input;
 mod interface;
+mod membership;
 mod mtu;
 mod network;
 mod network_report;

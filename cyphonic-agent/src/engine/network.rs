@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::address::Prefix;
 use cyphonic_proto::node::Sleep;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::EngineHandle;
 use crate::nat64::Translator;
-use crate::netlink::{Attachment, Netlink, NetworkWatch};
+use crate::netlink::{Attachment, Netlink, NetlinkError, NetworkWatch, far_end};
 
 /// How often to see whether the host slept: what it lost meanwhile is missed for so long at most.
 const LOOK: Duration = Duration::from_millis(500);
@@ -34,15 +35,42 @@ pub(super) struct Followed {
     pub(super) port: u16,
 }
 
-/// Tells the engine whenever the host is attached to networks in another way than before, `known`, or reaches IPv4 in
-/// another way, of which `translator` knows.
-pub(super) async fn follow(
-    handle: EngineHandle,
-    netlink: Arc<Netlink>,
-    followed: Followed,
-    mut known: Attachment,
-    mut translator: Translator,
-) {
+/// The host's networks, as they were when one looked last.
+pub(super) struct Networks {
+    pub(super) followed: Followed,
+    known: Attachment,
+    /// Knows whether IPv4 is reached in another way.
+    translator: Translator,
+}
+
+impl Networks {
+    /// Looks for the first time.
+    pub(super) async fn look(
+        netlink: &Netlink,
+        interface: &str,
+        index: u32,
+        overlay: Prefix,
+        port: &Arc<UdpPort>,
+    ) -> Result<Self, NetlinkError> {
+        let mut ends = vec![index];
+        ends.extend(netlink.interface(&far_end(interface)).await?.map(|far| far.index));
+        let followed = Followed { overlay, interface: interface.to_owned(), ends, port: port.local_port() };
+        let known = netlink.attachment(overlay, interface).await?;
+        let mut translator = Translator::new(Arc::clone(port), overlay);
+        translator.network_changed(&known.addresses);
+        translator.settle().await;
+        Ok(Self { followed, known, translator })
+    }
+
+    /// The host's addresses, as the NMS is told of them.
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        with_port(&self.known, self.followed.port)
+    }
+}
+
+/// Tells the engine whenever the host is attached to networks in another way than before, or reaches IPv4 in another way.
+pub(super) async fn follow(handle: EngineHandle, netlink: Arc<Netlink>, networks: Networks) {
+    let Networks { followed, mut known, mut translator } = networks;
     let mut watch = match NetworkWatch::start(followed.ends.clone()) {
         Ok(watch) => watch,
         Err(error) => return tracing::warn!(%error, "changes of this host's addresses will not be noticed"),
@@ -98,7 +126,7 @@ pub(super) async fn follow_sleep(handle: EngineHandle) {
 }
 
 /// The addresses, as the NMS is told of them.
-pub(super) fn with_port(attachment: &Attachment, port: u16) -> Vec<SocketAddr> {
+fn with_port(attachment: &Attachment, port: u16) -> Vec<SocketAddr> {
     attachment.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect()
 }
 

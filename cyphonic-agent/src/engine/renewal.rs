@@ -21,7 +21,7 @@ use cyphonic_transport::{ClientTls, Clock, ServerTls, Transport};
 use tokio::sync::{Notify, mpsc};
 
 use super::input::Input;
-use super::start::credentials;
+use super::membership::credentials;
 use crate::complaints::Complaints;
 use crate::config::{CloudAddress, resolve_all};
 use crate::control::report::{HealthCheck, Severity};

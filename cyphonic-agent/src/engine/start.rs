@@ -3,39 +3,27 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use cyphonic_common::InterfaceConfig;
 use cyphonic_dataplane::protect;
-use cyphonic_proto::address::Prefix;
-use cyphonic_proto::identity::Identity;
-use cyphonic_proto::node::{CachedState, NodeConfig, Timing, first_inner};
+use cyphonic_dataplane::udp::UdpPort;
+use cyphonic_proto::node::{CachedState, NodeConfig, Timing};
 use cyphonic_proto::tunnel::Suite;
-use cyphonic_transport::{Clock, Credentials, ServerTls, Transport};
+use cyphonic_transport::{Clock, ServerTls, Transport};
 use futures_util::FutureExt;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
 
-use super::cards::Cards;
 use super::datapath::{Ground, Wiring};
+use super::followers::Followers;
 use super::interface::{self, Lost};
+use super::membership::Membership;
 use super::mtu::PeerMtus;
-use super::network::{self, Followed, with_port};
-use super::{EngineHandle, EngineParts, Inbox, RenewalParts, Surroundings, zone};
-use crate::complaints::Complaints;
-use crate::config::{CloudAddress, Config, PortMapping, resolve_all};
+use super::network::Networks;
+use super::{EngineParts, Inbox, RenewalParts, Surroundings};
+use crate::config::{CloudAddress, Config, PortMapping};
 use crate::control::report::InterfaceReport;
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
-use crate::nat64::Translator;
-use crate::netlink::{Netlink, NetworkWatch, Sizes, far_end};
-use crate::state::{DeviceIdentity, StateDir};
-
-/// Between look-ups of the cloud's names while they do not resolve, and once they do.
-const CLOUD_UNKNOWN: Duration = Duration::from_secs(5);
-const CLOUD_KNOWN: Duration = Duration::from_secs(300);
-
-/// Cards are looked at this long after a change: nothing waits for them.
-const CARDS_LATER: Duration = Duration::from_millis(100);
+use crate::netlink::Netlink;
+use crate::state::StateDir;
 
 /// Starts everything that carries packets and talks to the cloud. It needs no cloud to start.
 ///
@@ -54,48 +42,19 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let EngineInputs { config, identity: device, state, netlink } = inputs;
     // While the kernel verifies eBPF programs.
     drop(tokio::task::spawn_blocking(cyphonic_transport::warm_up));
-    let identity =
-        Identity::from_der(device.leaf()).map_err(|error| failed("this device's certificate", error))?;
-    let address =
-        identity.virtual_address.ok_or_else(|| failed("this device's certificate", "it has no address"))?;
-    let zone =
-        zone::of_chain(device.chain()).map_err(|error| failed("this device's certificate chain", error))?;
-    tracing::info!(name = identity.fqdn, %address, "this device");
-    let prefix = Prefix::of(address);
-    let credentials = credentials(&device, &identity);
-
-    let overlay = InterfaceConfig::new(address.octets(), prefix.address().octets(), Prefix::LENGTH)
-        .map_err(|error| failed("this device's address", error))?;
-    let ground = Ground::lay(&config, &state, &netlink, overlay, prefix).await?;
-    let port = ground.port()?;
-    let clock = Clock::new(identity.validity().not_before);
-    let server =
-        ServerTls::peer(&credentials).map_err(|error| failed("TLS", error))?.with_clock(clock.clone());
-    let transport = Transport::start(port.clone(), Some((server, credentials.network)))
-        .map(Arc::new)
-        .map_err(|error| failed("QUIC", error))?;
-
-    let (most_inner, first) = (ground.most_inner, first_inner(ground.most_inner));
-    let mut interface = netlink.configure(&config.interface, address, prefix, u32::from(first)).await?;
-    let sizes = Sizes::new(config.interface.clone(), &interface, address, prefix, first);
-    let mut sizes = sizes.receiving(ground.least_mtu());
-    sizes.apply(&netlink, &PeerMtus::new()).await?;
-    interface.mtu = u32::from(sizes.interface_mtu());
+    let member = Membership::of(&device)?;
+    let (address, prefix) = (member.address, member.prefix);
+    tracing::info!(name = member.identity.fqdn, %address, "this device");
+    let ground = Ground::lay(&config, &state, &netlink, member.overlay()?, prefix).await?;
+    let (port, most_inner) = (ground.port()?, ground.most_inner);
+    let (clock, transport) = quic(&port, &member)?;
+    let (interface, sizes) = interface::configure(&netlink, &config.interface, &member, &ground).await?;
     let inbox = Inbox::new();
     let wiring =
         Wiring { sink: transport.mux(), own: address, prefix, events: inbox.events(), early: Arc::default() };
     let path = ground.build(&config.interface, &wiring)?;
-
-    let udp_port = port.local_port();
-    let mut ends = vec![interface.index];
-    ends.extend(netlink.interface(&far_end(&config.interface)).await?.map(|far| far.index));
-    let followed = Followed { overlay: prefix, interface: config.interface.clone(), ends, port: udp_port };
-    let attachment = netlink.attachment(prefix, &config.interface).await?;
-    let addresses = with_port(&attachment, udp_port);
-    let mut translator = Translator::new(Arc::clone(&port), prefix);
-    translator.network_changed(&attachment.addresses);
-    translator.settle().await;
-    let node = node_config(&config, &state, &identity, &zone, addresses, most_inner);
+    let networks = Networks::look(&netlink, &config.interface, interface.index, prefix, &port).await?;
+    let node = node_config(&config, &state, &member, networks.addresses(), most_inner);
     let lost = Lost::default();
     let surroundings = Surroundings {
         interface: InterfaceReport { name: config.interface.clone(), mtu: interface.mtu, up: interface.up },
@@ -110,8 +69,8 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let (mtus, changes) = watch::channel(PeerMtus::new());
     let (failure, failed) = oneshot::channel();
     let parts = EngineParts {
-        credentials,
-        identity,
+        credentials: member.credentials,
+        identity: member.identity,
         node,
         port,
         transport,
@@ -126,42 +85,36 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     };
     let handle = super::spawn(inbox, parts);
     handle.keep_open(config.keep_open).await;
-    let mut watchers = JoinSet::new();
+    let mut followers = Followers::start(&handle, &netlink, config.cloud, networks, path.cards);
+    followers.add(interface::follow(interface.index, sizes, Arc::clone(&netlink), changes, lost));
     if let Some(log) = path.kernel_log.filter(|_| config.log_drops) {
-        watchers.spawn(log.follow_log());
+        followers.add(log.follow_log());
     }
-    watchers.spawn(follow_cloud(handle.clone(), config.cloud));
-    watchers.spawn(network::follow(
-        handle.clone(),
-        Arc::clone(&netlink),
-        followed.clone(),
-        attachment,
-        translator,
-    ));
-    watchers.spawn(network::follow_sleep(handle.clone()));
-    watchers.spawn(interface::follow(interface.index, sizes, Arc::clone(&netlink), changes, lost));
-    let (end_cards, ended) = oneshot::channel();
-    let cards = tokio::spawn(follow_cards(path.cards, Arc::clone(&netlink), followed, ended));
     let stopping = handle.clone();
     Ok(RunningEngine {
         resolver: Arc::new(handle.clone()),
         backend: Arc::new(handle),
-        zone,
+        zone: member.zone,
         prefix,
         interface: interface.index,
         failed: async { failed.await.unwrap_or_else(|_| "the engine ended unexpectedly".into()) }.boxed(),
         stop: async move {
-            watchers.shutdown().await;
-            // Before the ring: network cards are left as they were found. Not aborted, since a driver may be waited for.
-            drop(end_cards);
-            if let Err(error) = cards.await {
-                tracing::warn!(%error, "network cards may not be as they were found");
-            }
+            followers.stop().await;
             stopping.stop().await;
             remove_interface(&netlink, &config.interface).await;
         }
         .boxed(),
     })
+}
+
+/// QUIC over the node's port, and the clock by which certificates are judged.
+fn quic(port: &Arc<UdpPort>, member: &Membership) -> Result<(Clock, Arc<Transport>), DaemonError> {
+    let clock = Clock::new(member.identity.validity().not_before);
+    let server = ServerTls::peer(&member.credentials).map_err(|error| failed("TLS", error))?;
+    let server = server.with_clock(clock.clone());
+    let transport = Transport::start(Arc::clone(port), Some((server, member.credentials.network)))
+        .map_err(|error| failed("QUIC", error))?;
+    Ok((clock, Arc::new(transport)))
 }
 
 /// A TUN device goes by itself; a veth pair does not.
@@ -175,28 +128,19 @@ pub(super) fn failed(what: &str, error: impl std::fmt::Display) -> DaemonError {
     DaemonError::Engine(format!("{what}: {error}"))
 }
 
-pub(super) fn credentials(device: &DeviceIdentity, identity: &Identity) -> Credentials {
-    Credentials {
-        chain: device.chain().to_vec(),
-        key: device.key().clone_key(),
-        root: device.root().clone(),
-        network: identity.network_id,
-    }
-}
-
 fn node_config(
     config: &Config,
     state: &StateDir,
-    identity: &Identity,
-    zone: &str,
+    member: &Membership,
     addresses: Vec<SocketAddr>,
     most_inner: u16,
 ) -> NodeConfig {
+    let zone = &member.zone;
     NodeConfig {
-        identity: identity.clone(),
-        zone: zone.to_owned(),
+        identity: member.identity.clone(),
+        zone: zone.clone(),
         addresses,
-        // Names may have to wait for a network: `follow_cloud` brings them.
+        // Names may have to wait for a network: `followers` brings them.
         as_addresses: config.cloud.iter().filter_map(CloudAddress::literal).collect(),
         as_name: format!("as.svc.{zone}"),
         cached: cached(state),
@@ -221,67 +165,6 @@ fn suites() -> Vec<Suite> {
         protect::Suite::Aes128Gcm => vec![Suite::Aes128Gcm, Suite::ChaCha20Poly1305],
         protect::Suite::ChaCha20Poly1305 => vec![Suite::ChaCha20Poly1305, Suite::Aes128Gcm],
     }
-}
-
-/// Looks the cloud's names up again and again: a device may boot before its network, and a cloud may move.
-async fn follow_cloud(handle: EngineHandle, cloud: Vec<CloudAddress>) {
-    if cloud.iter().all(CloudAddress::is_literal) {
-        return;
-    }
-    let mut complaints = Complaints::default();
-    loop {
-        let addresses = resolve_all(&cloud, &mut complaints).await;
-        let wait = if addresses.is_empty() { CLOUD_UNKNOWN } else { CLOUD_KNOWN };
-        handle.set_cloud(addresses).await;
-        tokio::time::sleep(wait).await;
-    }
-}
-
-/// Tells the packet path of the network cards, now and whenever they change, until `ended`. Gives the cards back.
-async fn follow_cards(
-    mut cards: Cards,
-    netlink: Arc<Netlink>,
-    followed: Followed,
-    mut ended: oneshot::Receiver<()>,
-) {
-    let mut watch = match NetworkWatch::start(followed.ends) {
-        Ok(watch) => Some(watch),
-        Err(error) => {
-            tracing::warn!(%error, "changes of this host's network cards will not be noticed");
-            None
-        }
-    };
-    loop {
-        match netlink.cards(followed.overlay, &followed.interface).await {
-            Ok(present) => {
-                let update = move || {
-                    cards.update(&present);
-                    cards
-                };
-                // It may wait for drivers.
-                let Ok(updated) = tokio::task::spawn_blocking(update).await else { return };
-                cards = updated;
-            }
-            Err(error) => tracing::warn!(%error, "this host's network cards cannot be listed"),
-        }
-        let changed = async {
-            match &mut watch {
-                Some(watch) => {
-                    watch.changed().await;
-                    // Whoever follows addresses is to be first.
-                    tokio::time::sleep(CARDS_LATER).await;
-                }
-                // The cards live as long as this.
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = changed => {}
-            _ = &mut ended => break,
-        }
-    }
-    // It may wait for drivers, too.
-    let _ = tokio::task::spawn_blocking(move || drop(cards)).await;
 }
 
 fn save(state: &StateDir, cached: &CachedState) {
