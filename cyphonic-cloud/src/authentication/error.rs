@@ -37,6 +37,10 @@ pub(super) enum Refused {
     Replaced,
     #[error("this device got a certificate for another key just now")]
     TooSoon,
+    #[error(
+        "another device, which was revoked, had this device's key: enrol with `cyphonic up --anew` and a new token"
+    )]
+    KeyInUse,
     #[error("{0}")]
     Internal(String),
 }
@@ -63,6 +67,7 @@ impl Refused {
             Self::Token(EnrolmentRefused::NameTaken(_)) => RefusalCode::NotAllowed,
             Self::Token(EnrolmentRefused::RevokedKey(_)) => RefusalCode::Revoked,
             Self::Token(EnrolmentRefused::KeyInUse(_)) => RefusalCode::KeyInUse,
+            Self::KeyInUse => RefusalCode::KeyInUse,
             Self::Token(_) => RefusalCode::BadToken,
             Self::Revoked => RefusalCode::Revoked,
             Self::TooSoon => RefusalCode::TooMany,
@@ -86,6 +91,7 @@ impl From<RenewalRefused> for Refused {
         match refused {
             // Revoked or replaced between two looks at the register.
             RenewalRefused::Gone => Self::Revoked,
+            RenewalRefused::KeyInUse => Self::KeyInUse,
             RenewalRefused::TooSoon => Self::TooSoon,
             RenewalRefused::Register(error) => error.into(),
             RenewalRefused::Issue(reason) => Self::Internal(reason),

@@ -132,8 +132,8 @@ impl Register {
         })
     }
 
-    /// Takes a device's right to be in the network away: its keys never come back, and the unused tokens for its name are void.
-    /// Tells how many those were. Revoking twice is no error.
+    /// Takes a device's right to be in the network away: its keys never come back, under whatever name, and the unused tokens for
+    /// its name are void. Tells how many those were. Revoking twice is no error.
     ///
     /// # Errors
     /// If there is no such device.
@@ -145,6 +145,7 @@ impl Register {
             if device.revoked_at.is_some() {
                 return Ok(void);
             }
+            transaction.execute(REVOKE_KEYS, [fqdn])?;
             transaction.execute("UPDATE certificates SET revoked = 1 WHERE fqdn = ?1", [fqdn])?;
             let revision = next_revision(transaction)?;
             transaction.execute(
@@ -198,8 +199,8 @@ impl Register {
     /// key becomes the device's next one.
     ///
     /// # Errors
-    /// If the device was revoked or replaced since it asked, or asks for a key that was revoked, got a certificate for another key just now, or the register or
-    /// `issue` failed. Nothing was changed.
+    /// If the device was revoked or replaced since it asked, asks for a key that was revoked, got a certificate for another key just
+    /// now, or the register or `issue` failed. Nothing was changed.
     pub fn renew(
         &self,
         fqdn: &str,
@@ -214,6 +215,9 @@ impl Register {
                 .ok_or(RenewalRefused::Gone)?;
             if is_revoked(transaction, fqdn, spki_sha256)? {
                 return Err(RenewalRefused::Gone);
+            }
+            if was_revoked(transaction, spki_sha256)? {
+                return Err(RenewalRefused::KeyInUse);
             }
             if let Some(young) = certificates::youngest(transaction, &device, spki_sha256, now)? {
                 if young.spki_sha256 == *spki_sha256 && device.has_key(spki_sha256) {
@@ -275,19 +279,33 @@ pub(super) fn is_revoked(
     )?)
 }
 
+/// All keys that a device has, or has a certificate for.
+const REVOKE_KEYS: &str = "INSERT OR IGNORE INTO revoked_keys
+     SELECT spki_sha256 FROM certificates WHERE fqdn = ?1
+     UNION SELECT spki_sha256 FROM devices WHERE fqdn = ?1
+     UNION SELECT next_spki_sha256 FROM devices WHERE fqdn = ?1 AND next_spki_sha256 IS NOT NULL";
+
+/// Whether a revocation has met a key, under whatever name: who has the revoked device has the key.
+fn was_revoked(transaction: &Transaction<'_>, spki_sha256: &[u8; 32]) -> Result<bool, RegisterError> {
+    let mut statement = transaction.prepare_cached("SELECT 1 FROM revoked_keys WHERE spki_sha256 = ?1")?;
+    Ok(statement.exists([spki_sha256])?)
+}
+
 /// A device of another name that may authenticate with this key. Each half goes by an index.
 const OTHER_HOLDER: &str =
     "SELECT 1 FROM devices WHERE spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL
      UNION ALL
      SELECT 1 FROM devices WHERE next_spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL";
 
-/// Whether a key is another device's, as on copied disks: who is revoked would go on under the other name.
+/// Whether a key is another device's, or was when that was revoked, as on copied disks: who is revoked would go on under the
+/// other name.
 pub(super) fn is_anothers(
     transaction: &Transaction<'_>,
     fqdn: &str,
     spki_sha256: &[u8; 32],
 ) -> Result<bool, RegisterError> {
-    Ok(transaction.prepare_cached(OTHER_HOLDER)?.exists(params![spki_sha256, fqdn])?)
+    Ok(was_revoked(transaction, spki_sha256)?
+        || transaction.prepare_cached(OTHER_HOLDER)?.exists(params![spki_sha256, fqdn])?)
 }
 
 pub(super) fn enrol(

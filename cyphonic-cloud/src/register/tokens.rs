@@ -518,6 +518,40 @@ mod tests {
         register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(other(4, OTHER_KEY))).unwrap();
     }
 
+    /// Of an image that carries a key, one device was revoked.
+    #[test]
+    fn a_revoked_key_does_not_come_back_under_another_name() {
+        let (_dir, register) = register();
+        let name = "press-7.plant.example";
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        let other = |serial, key| IssuedCertificate {
+            fqdn: "press-8.plant.example".into(),
+            virtual_address: Ipv6Addr::from([8; 16]),
+            ..certificate(serial, key)
+        };
+        register.revoke_device(name, "ann", NOW).unwrap();
+        let later = NOW + 3 * 365 * 86_400;
+        let token = |secret, fqdn: &str| NewToken {
+            fqdn: fqdn.into(),
+            expires_at: later + 3600,
+            ..token(secret, true)
+        };
+        register.create_token(&token([8; 32], "press-8.plant.example"), NOW).unwrap();
+        let refused = register.enrol(&[8; 32], &KEY, NOW, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse(_))), "{refused:?}");
+        // Nor when the name has another key, and the certificate is forgotten.
+        register.create_token(&token([9; 32], name), NOW).unwrap();
+        register.enrol(&[9; 32], &[5; 32], NOW, |_| Ok(certificate(5, [5; 32]))).unwrap();
+        let forgotten = register.lock().execute("DELETE FROM certificates WHERE revoked", []).unwrap();
+        assert_eq!(forgotten, 1);
+        let refused = register.enrol(&[8; 32], &KEY, later, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse(_))), "{refused:?}");
+        register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
+        let renewed = register.renew("press-8.plant.example", &OTHER_KEY, &KEY, later, || panic!("issued"));
+        assert!(matches!(renewed, Err(RenewalRefused::KeyInUse)), "{renewed:?}");
+    }
+
     #[test]
     fn revoking_a_device_makes_its_open_tokens_void() {
         let (_dir, register) = register();
