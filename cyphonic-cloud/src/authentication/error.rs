@@ -54,6 +54,14 @@ impl Refused {
         }
     }
 
+    /// The device that has the asker's key.
+    pub(super) fn holder(&self) -> Option<&str> {
+        match self {
+            Self::Token(EnrolmentRefused::KeyInUse { holder, .. }) => holder.as_deref(),
+            _ => None,
+        }
+    }
+
     /// What it is a case of, for a log that is told of each case seldom: nothing that the asker can vary.
     pub(super) fn case(&self) -> Case {
         (discriminant(self), self.code(), self.presented().map(|presented| presented.token))
@@ -66,8 +74,7 @@ impl Refused {
             Self::Version(_) => RefusalCode::Version,
             Self::Token(EnrolmentRefused::NameTaken(_)) => RefusalCode::NotAllowed,
             Self::Token(EnrolmentRefused::RevokedKey(_)) => RefusalCode::Revoked,
-            Self::Token(EnrolmentRefused::KeyInUse(_)) => RefusalCode::KeyInUse,
-            Self::KeyInUse => RefusalCode::KeyInUse,
+            Self::Token(EnrolmentRefused::KeyInUse { .. }) | Self::KeyInUse => RefusalCode::KeyInUse,
             Self::Token(_) => RefusalCode::BadToken,
             Self::Revoked => RefusalCode::Revoked,
             Self::TooSoon => RefusalCode::TooMany,

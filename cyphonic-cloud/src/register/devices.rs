@@ -60,6 +60,15 @@ pub struct Members {
     pub revision: i64,
 }
 
+/// What a revocation met besides the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// How many unused tokens for its name are void.
+    pub void_tokens: usize,
+    /// Other devices with a key that was this one's, as on copied disks: whoever has this one can be them.
+    pub same_key: Vec<String>,
+}
+
 const COLUMNS: &str = "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, \
                        software_version, revision, revoked_by";
 
@@ -133,26 +142,29 @@ impl Register {
     }
 
     /// Takes a device's right to be in the network away: its keys never come back, under whatever name, and the unused tokens for
-    /// its name are void. Tells how many those were. Revoking twice is no error.
+    /// its name are void. Revoking twice is no error.
     ///
     /// # Errors
     /// If there is no such device.
-    pub fn revoke_device(&self, fqdn: &str, by: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
+    pub fn revoke_device(&self, fqdn: &str, by: &str, now: UnixSeconds) -> Result<Revocation, RegisterError> {
         self.write(|transaction| {
             let device =
                 find(transaction, fqdn)?.ok_or_else(|| RegisterError::NoSuchDevice(fqdn.to_owned()))?;
-            let void = tokens::revoke(transaction, fqdn, by, now)?;
+            let revocation = Revocation {
+                void_tokens: tokens::revoke(transaction, fqdn, by, now)?,
+                same_key: same_key(transaction, fqdn)?,
+            };
             if device.revoked_at.is_some() {
-                return Ok(void);
+                return Ok(revocation);
             }
-            transaction.execute(REVOKE_KEYS, [fqdn])?;
+            transaction.execute(&format!("INSERT OR IGNORE INTO revoked_keys {KEYS}"), [fqdn])?;
             transaction.execute("UPDATE certificates SET revoked = 1 WHERE fqdn = ?1", [fqdn])?;
             let revision = next_revision(transaction)?;
             transaction.execute(
                 "UPDATE devices SET revoked_at = ?1, revoked_by = ?4, next_spki_sha256 = NULL, revision = ?2 WHERE fqdn = ?3",
                 params![to_sql(now), revision, fqdn, by],
             )?;
-            Ok(void)
+            Ok(revocation)
         })
     }
 
@@ -280,32 +292,42 @@ pub(super) fn is_revoked(
 }
 
 /// All keys that a device has, or has a certificate for.
-const REVOKE_KEYS: &str = "INSERT OR IGNORE INTO revoked_keys
-     SELECT spki_sha256 FROM certificates WHERE fqdn = ?1
+const KEYS: &str = "SELECT spki_sha256 FROM certificates WHERE fqdn = ?1
      UNION SELECT spki_sha256 FROM devices WHERE fqdn = ?1
      UNION SELECT next_spki_sha256 FROM devices WHERE fqdn = ?1 AND next_spki_sha256 IS NOT NULL";
 
+/// Devices of other names that may authenticate with one of those.
+fn same_key(transaction: &Transaction<'_>, fqdn: &str) -> Result<Vec<String>, RegisterError> {
+    let mut statement = transaction.prepare(&format!(
+        "SELECT fqdn FROM devices WHERE fqdn <> ?1 AND revoked_at IS NULL
+             AND (spki_sha256 IN ({KEYS}) OR next_spki_sha256 IN ({KEYS})) ORDER BY fqdn"
+    ))?;
+    Ok(statement.query_map([fqdn], |row| row.get(0))?.collect::<Result<_, _>>()?)
+}
+
 /// Whether a revocation has met a key, under whatever name: who has the revoked device has the key.
-fn was_revoked(transaction: &Transaction<'_>, spki_sha256: &[u8; 32]) -> Result<bool, RegisterError> {
+pub(super) fn was_revoked(
+    transaction: &Transaction<'_>,
+    spki_sha256: &[u8; 32],
+) -> Result<bool, RegisterError> {
     let mut statement = transaction.prepare_cached("SELECT 1 FROM revoked_keys WHERE spki_sha256 = ?1")?;
     Ok(statement.exists([spki_sha256])?)
 }
 
 /// A device of another name that may authenticate with this key. Each half goes by an index.
 const OTHER_HOLDER: &str =
-    "SELECT 1 FROM devices WHERE spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL
+    "SELECT fqdn FROM devices WHERE spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL
      UNION ALL
-     SELECT 1 FROM devices WHERE next_spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL";
+     SELECT fqdn FROM devices WHERE next_spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL";
 
-/// Whether a key is another device's, or was when that was revoked, as on copied disks: who is revoked would go on under the
-/// other name.
-pub(super) fn is_anothers(
+/// Which other device has a key, as on copied disks: who is revoked would go on under the other name.
+pub(super) fn other_holder(
     transaction: &Transaction<'_>,
     fqdn: &str,
     spki_sha256: &[u8; 32],
-) -> Result<bool, RegisterError> {
-    Ok(was_revoked(transaction, spki_sha256)?
-        || transaction.prepare_cached(OTHER_HOLDER)?.exists(params![spki_sha256, fqdn])?)
+) -> Result<Option<String>, RegisterError> {
+    let mut statement = transaction.prepare_cached(OTHER_HOLDER)?;
+    Ok(statement.query_row(params![spki_sha256, fqdn], |row| row.get(0)).optional()?)
 }
 
 pub(super) fn enrol(

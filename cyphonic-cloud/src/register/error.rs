@@ -162,7 +162,12 @@ pub enum EnrolmentRefused {
         "another device has this device's key, as on copied disks and images: the same token enrols it with a key of its own, \
          once identity/key.pem is gone from its state directory"
     )]
-    KeyInUse(Presented),
+    KeyInUse {
+        /// The token.
+        presented: Presented,
+        /// The other device, unless it is revoked. The asker is not told.
+        holder: Option<String>,
+    },
     /// The register failed; the token is unused.
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -180,7 +185,7 @@ impl EnrolmentRefused {
             | Self::UsedToken(presented)
             | Self::NameTaken(presented)
             | Self::RevokedKey(presented)
-            | Self::KeyInUse(presented) => Some(presented),
+            | Self::KeyInUse { presented, .. } => Some(presented),
             Self::UnknownToken | Self::Register(_) | Self::Issue(_) => None,
         }
     }

@@ -32,7 +32,7 @@ use cyphonic_proto::address::Prefix;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::certificates::IssuedCertificate;
-pub use self::devices::{DeviceRecord, Members};
+pub use self::devices::{DeviceRecord, Members, Revocation};
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
 pub use self::state::DeviceState;
 pub use self::tokens::{Enrolled, Enrolment, NewToken, TokenRecord, TokenState};
