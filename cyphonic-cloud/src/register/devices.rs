@@ -14,6 +14,9 @@ const LOGIN_RESOLUTION: UnixSeconds = 3600;
 /// At most this often where it says that it runs another version: a device may say another one each time.
 const VERSION_RESOLUTION: UnixSeconds = 300;
 
+/// Besides, so often an hour at once: who was upgraded soon after a login may stay logged in for weeks.
+const VERSIONS_AT_ONCE: u8 = 4;
+
 /// Longest software version kept: it comes from the device and is shown to the operator.
 const MAX_SOFTWARE_VERSION: usize = 64;
 
@@ -186,7 +189,9 @@ impl Register {
         let resolution = if other_version { VERSION_RESOLUTION } else { LOGIN_RESOLUTION };
         // Either way: one that was noted while the clock was ahead is not recent.
         let recent = device.last_login_at.is_some_and(|last| now.abs_diff(last) < resolution);
-        if recent && !takes_next_key {
+        let at_once =
+            || (0..VERSIONS_AT_ONCE).any(|nth| self.versions_at_once.is_due((device.fqdn.clone(), nth), now));
+        if !takes_next_key && recent && !(other_version && at_once()) {
             return Ok(());
         }
         self.write(|transaction| {
@@ -380,6 +385,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
 mod tests {
     use super::*;
     use crate::register::{EnrolmentRefused, NewToken};
+    use crate::seldom::HOURLY;
 
     const NOW: UnixSeconds = 1_800_000_000;
     const NAME: &str = "press-7.plant.example";
@@ -594,14 +600,25 @@ mod tests {
             register.note_login(&device, &[1; 32], version, now).unwrap();
             register.device(NAME).unwrap().unwrap()
         };
-        let noted = log_in("1", NOW);
-        for seconds in 1..VERSION_RESOLUTION {
-            let version = if seconds % 2 == 0 { "1" } else { "2" };
-            assert_eq!(log_in(version, NOW + seconds), noted, "after {seconds} s");
+        let mut noted = log_in("1", NOW);
+        let mut writes = 0;
+        for seconds in 1..HOURLY {
+            let now = log_in(if seconds % 2 == 0 { "1" } else { "2" }, NOW + seconds);
+            writes += u64::from(now != noted);
+            noted = now;
         }
-        let upgraded = log_in("2", NOW + VERSION_RESOLUTION);
-        assert_eq!(upgraded.software_version.as_deref(), Some("2"));
-        assert_eq!(upgraded.last_login_at, Some(NOW + VERSION_RESOLUTION));
+        assert_eq!(writes, u64::from(VERSIONS_AT_ONCE) + HOURLY / VERSION_RESOLUTION - 1);
+    }
+
+    #[test]
+    fn an_upgrade_soon_after_a_login_is_noted_and_so_is_going_back() {
+        let (_dir, register) = register_with_device();
+        for (version, now) in [("1", NOW), ("2", NOW + 60), ("1", NOW + 90)] {
+            let device = register.device(NAME).unwrap().unwrap();
+            register.note_login(&device, &[1; 32], version, now).unwrap();
+            let noted = register.device(NAME).unwrap().unwrap();
+            assert_eq!((noted.software_version.as_deref(), noted.last_login_at), (Some(version), Some(now)));
+        }
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub use self::devices::{DeviceRecord, Members, Revocation};
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
 pub use self::state::DeviceState;
 pub use self::tokens::{Enrolled, Enrolment, NewToken, TokenRecord, TokenState};
+use crate::seldom::{HOURLY, Seldom};
 
 /// Seconds since 1970-01-01T00:00:00Z, as certificates count them.
 pub type UnixSeconds = u64;
@@ -47,6 +48,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Register {
     connection: Mutex<Connection>,
+    /// Devices, and the how manieth of the versions that are noted at once.
+    versions_at_once: Seldom<(String, u8)>,
 }
 
 impl Register {
@@ -80,7 +83,7 @@ impl Register {
         connection.pragma_update(None, "synchronous", "FULL").map_err(open)?;
         connection.pragma_update(None, "foreign_keys", "ON").map_err(open)?;
         schema::migrate(&mut connection, path)?;
-        Ok(Self { connection: Mutex::new(connection) })
+        Ok(Self { connection: Mutex::new(connection), versions_at_once: Seldom::new(HOURLY) })
     }
 
     /// The same, for the services of an overlay with this prefix.
