@@ -110,11 +110,13 @@ impl Node {
         self.search_new_path(now, id);
     }
 
-    /// The end that was to take this tunnel's place may come to nothing, at the same moment even: the peer has this one then.
+    /// The ends that were to take this tunnel's place may come to nothing, at the same moment even: the peer has this one then. If
+    /// one of them was heard, the peer has that one.
     fn keep_beside_unheard(&mut self, now: Instant, id: TunnelId) {
-        let newest = self.tunnels.get(&id).and_then(|tunnel| self.peers.get(&tunnel.peer)?.tunnels.first());
-        let newest = newest.filter(|newest| **newest != id).and_then(|newest| self.tunnels.get(newest));
-        let unheard = newest.is_some_and(|newest| newest.last_rx.is_none());
+        let peer = self.tunnels.get(&id).and_then(|tunnel| self.peers.get(&tunnel.peer));
+        let later = peer.into_iter().flat_map(|peer| &peer.tunnels).take_while(|later| **later != id);
+        let mut later = later.filter_map(|later| self.tunnels.get(later)).peekable();
+        let unheard = later.peek().is_some() && later.all(|later| later.last_rx.is_none());
         if let Some(tunnel) = self.tunnels.get_mut(&id).filter(|_| unheard) {
             let due = |at: &mut Instant| *at <= now;
             if tunnel.retires_at.take_if(due).is_some() {

@@ -296,6 +296,44 @@ fn a_tunnel_stays_where_nothing_is_heard_on_its_successor() {
     }
 }
 
+/// Each is heard only once the next one is there.
+#[test]
+fn tunnels_that_a_peer_sets_up_one_after_another_do_not_gather() {
+    let mut world = calm();
+    let (mut last, mut standing) = (None, 0);
+    let count =
+        |actions: &[Action], which: fn(&Action) -> bool| actions.iter().filter(|one| which(one)).count();
+    let removed = |action: &Action| matches!(action, Action::RemoveTunnel { .. });
+    for number in 1..=20 {
+        world.now += SECOND;
+        let now = world.now;
+        node(&mut world).handle_timeout(now);
+        standing -= count(&actions(&mut world), removed);
+        direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
+        let done = knock(
+            &mut world,
+            &identity("b"),
+            from_b(),
+            TunnelRequest { setup_id: vec![number; 16], ..request() },
+        );
+        let Action::InstallTunnel(tunnel) = &done[0] else { panic!("{done:?}") };
+        standing += 1;
+        if let Some(before) = last.replace(tunnel.id) {
+            let activity = TunnelActivity { last_rx: Some(now), ..TunnelActivity::default() };
+            node(&mut world).handle_tunnel_stats(now, before, activity);
+        }
+        standing -= count(&actions(&mut world), removed);
+    }
+    // The last one is still waited for.
+    for _ in 0..9 {
+        world.now += SECOND;
+        let now = world.now;
+        node(&mut world).handle_timeout(now);
+        standing -= count(&actions(&mut world), removed);
+    }
+    assert!(standing <= 3, "{standing} stand");
+}
+
 #[test]
 fn a_peers_later_set_up_takes_the_place_of_its_earlier_one_which_is_refused_from_then_on() {
     let mut world = calm();
