@@ -124,8 +124,32 @@ fn tickets_end_by_the_clock_as_it_is_set_now() {
     bench.answered(10, restore(&a.ticket));
     let (again, _) = bench.answered(11, restore(&b.ticket));
     assert!(again.bound);
+    bench.restart();
     bench.trs.handle_clock(bench.now, 1_800_000_000 + TrsLimits::default().ticket.as_secs());
     assert_eq!(bench.refused(10, restore(&a.ticket)), RefusalCode::NotAllowed, "expired");
+}
+
+#[test]
+fn a_leg_that_stands_is_its_owners_whatever_a_clock_that_is_set_forward_says_of_its_ticket() {
+    let mut bench = Bench::new();
+    let [a, b] = bench.answers();
+    let ahead = bench.trs.config.clock.unix(bench.now) + 10 * 3_600;
+    bench.trs.handle_clock(bench.now, ahead);
+    let (on_the_same, _) = bench.answered(0, restore(&a.ticket));
+    bench.trs.handle_lost(bench.now, Channel(1));
+    bench.connect(10, 1);
+    bench.actions();
+    let (on_another, _) = bench.answered(10, restore(&b.ticket));
+    assert!(on_the_same.bound && on_another.bound);
+    bench.restart();
+    bench.trs.handle_clock(bench.now, ahead);
+    assert_eq!(
+        bench.refused(10, restore(&a.ticket)),
+        RefusalCode::NotAllowed,
+        "nothing speaks for it any more"
+    );
+    bench.answered(10, restore(&on_the_same.ticket));
+    assert!(bench.answered(11, restore(&on_another.ticket)).0.bound);
 }
 
 #[test]
