@@ -143,9 +143,11 @@ impl Node {
         names.filter(|name| is_so(name)).take(MAX_FAILED).cloned().collect()
     }
 
-    /// None of the relays if there is no other.
+    /// None of the relays if there is no other that this node may use.
     pub(super) fn unless_all(&self, failed: Vec<String>) -> Vec<String> {
-        if failed.len() < self.registration.known.relays.len() { failed } else { Vec::new() }
+        let may_use = |name: &String| self.config.pinned_relay.as_ref().is_none_or(|pinned| pinned == name);
+        let mut names = self.registration.known.relays.iter().map(|relay| &relay.name);
+        if names.any(|name| may_use(name) && !failed.contains(name)) { failed } else { Vec::new() }
     }
 
     /// Looks at the network, and again after a while.

@@ -430,6 +430,10 @@ impl Node {
 
     fn ask_direction(&mut self, now: Instant, address: Ipv6Addr) -> ExchangeId {
         let failed_relays = self.failed_relays(now, address);
+        // Those that fail may be back.
+        for relay in &failed_relays {
+            self.hurry(now, &Service::Trs(relay.clone()));
+        }
         let mut request = DirectionRequest { failed_relays, ..Default::default() };
         if let Some(peer) = self.peers.get_mut(&address) {
             peer.failed.retain(|(_, until)| *until > now);

@@ -306,7 +306,7 @@ impl Node {
         if setup.initiator || self.stopped {
             return Err(field::BadField("initiator").into());
         }
-        self.check_relay(&setup)?;
+        self.check_relay(now, &setup)?;
         let room = self.note_peer(now, setup.peer, Some(setup.fqdn.clone()));
         room.map_err(|error| Refusal::retry(RefusalCode::TooMany, error, Duration::from_secs(1)))?;
         setup.unconfirmed = Some(exchange);
@@ -315,12 +315,15 @@ impl Node {
     }
 
     /// Whether the relay is worth waiting for: not one that cannot be reached while there is another.
-    fn check_relay(&self, setup: &Setup) -> Result<(), Refusal> {
+    fn check_relay(&mut self, now: Instant, setup: &Setup) -> Result<(), Refusal> {
         let Some(relay) = setup.relay_name() else { return Ok(()) };
         if !self.unreachable_relays().iter().any(|name| name == relay) {
             return Ok(());
         }
-        let why = self.explain(&Service::Trs(relay.into()));
+        let service = Service::Trs(relay.into());
+        let why = self.explain(&service);
+        // It may be back, and the only one for the peer.
+        self.hurry(now, &service);
         Err(Refusal::retry(RefusalCode::PeerRefused, why, Duration::from_millis(300)))
     }
 

@@ -434,8 +434,7 @@ impl World {
             };
             let split = match service {
                 Victim::Nms => self.without_nms.contains(conn.device),
-                Victim::Trs => self.without_trs.contains(conn.device),
-                _ => false,
+                relay => self.apart.contains(&(conn.device, relay)),
             };
             let cut = [Victim::Device(conn.device), service].iter().any(|end| self.cut_off.contains(end));
             routed && !split && !cut
@@ -456,6 +455,16 @@ impl World {
     /// Cuts a device or service off; its connections die of silence.
     pub(crate) fn cut(&mut self, victim: Victim) {
         self.cut_off.insert(victim);
+        self.lose_connections();
+    }
+
+    /// Cuts a device and a relay off from each other.
+    pub(crate) fn part(&mut self, device: &'static str, relay: Victim) {
+        self.apart.insert((device, relay));
+        self.lose_connections();
+    }
+
+    fn lose_connections(&mut self) {
         let dead: Vec<_> = self.conns.values().filter(|conn| !self.reaches(conn.channel)).cloned().collect();
         for conn in dead {
             self.conns.remove(&conn.channel);

@@ -80,7 +80,7 @@ impl World {
             as_addresses: addresses(&Service::As).to_vec(),
             as_name: "as.lab".into(),
             cached: host.cached.clone(),
-            pinned_relay: None,
+            pinned_relay: self.pins.get(name).map(|pin| (*pin).to_owned()),
             suites: vec![Suite::Aes128Gcm, Suite::ChaCha20Poly1305],
             inner_mtu: 1420,
             software_version: "test".into(),

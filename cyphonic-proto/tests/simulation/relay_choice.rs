@@ -99,6 +99,58 @@ fn a_relay_that_dies_for_good_is_replaced_by_the_next() {
     }
 }
 
+/// Runs until a device is about to wait for long before it dials a relay again.
+fn run_until_given_up(world: &mut World, device: &'static str, relay: &str) {
+    world.run(180 * SECOND);
+    let waits = |world: &World| {
+        let services = status(world, device).services;
+        let state = services.into_iter().find(|one| one.service == Service::Trs(relay.into()));
+        state.is_some_and(
+            |one| matches!(one.state, ServiceState::Waiting { until } if until > world.now + 5 * SECOND),
+        )
+    };
+    assert!(world.run_while_not(60 * SECOND, waits));
+    world.run(SECOND);
+}
+
+#[test]
+fn a_relay_that_is_back_is_dialled_at_once_where_the_peer_has_no_other() {
+    let mut world = World::new(8);
+    world.cloud.listed = 2;
+    world.cloud.revive(Victim::Nms, world.now, world.now);
+    world.warm_relays = 2;
+    world.apart.insert(("a", Victim::Trs));
+    world.add("a", Some(Symmetric), None);
+    world.add("b", Some(PortRestricted), None);
+    world.settle();
+    world.part("b", Victim::SecondTrs);
+    run_until_given_up(&mut world, "b", "trs2.lab");
+    world.apart.remove(&("b", Victim::SecondTrs));
+    let began = world.now;
+    world.resolves("a", "b").unwrap();
+    assert!(world.now < began + 3 * SECOND / 2, "it took {:?}", world.now - began);
+    assert_eq!(relay_of(&world).as_deref(), Some("trs2.lab"));
+}
+
+#[test]
+fn a_pinned_relay_that_is_back_is_used_though_it_failed() {
+    let mut world = World::new(9);
+    world.cloud.listed = 2;
+    world.cloud.revive(Victim::Nms, world.now, world.now);
+    world.warm_relays = 2;
+    world.pins.insert("a", "trs2.lab");
+    world.add("a", Some(Symmetric), None);
+    world.add("b", Some(PortRestricted), None);
+    world.settle();
+    world.part("a", Victim::SecondTrs);
+    run_until_given_up(&mut world, "a", "trs2.lab");
+    world.apart.clear();
+    let began = world.now;
+    world.resolves("a", "b").unwrap();
+    assert!(world.now < began + 3 * SECOND / 2, "it took {:?}", world.now - began);
+    assert_eq!(relay_of(&world).as_deref(), Some("trs2.lab"));
+}
+
 /// The NMS cannot know: the nearest relay is one that the responder, or the asker, alone does not reach.
 #[test]
 fn a_pair_meets_through_another_relay_where_one_of_them_does_not_reach_the_nearest() {
@@ -108,7 +160,7 @@ fn a_pair_meets_through_another_relay_where_one_of_them_does_not_reach_the_neare
             world.cloud.listed = 2;
             world.cloud.revive(Victim::Nms, world.now, world.now);
             world.warm_relays = warm;
-            world.without_trs.insert(lacks);
+            world.apart.insert((lacks, Victim::Trs));
             world.add("a", Some(Symmetric), None);
             world.add("b", Some(PortRestricted), None);
             world.settle();

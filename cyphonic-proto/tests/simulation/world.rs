@@ -227,8 +227,8 @@ pub(crate) struct World {
     pub(crate) cut_off: BTreeSet<Victim>,
     /// Devices that the NMS does not reach, nor they it.
     pub(crate) without_nms: BTreeSet<&'static str>,
-    /// Devices that do not reach the first relay, nor it them.
-    pub(crate) without_trs: BTreeSet<&'static str>,
+    /// Devices and relays that do not reach each other.
+    pub(crate) apart: BTreeSet<(&'static str, Victim)>,
     /// Devices whose networks pass no UDP, and those whose networks pass no TCP either.
     pub(crate) udp_blocked: BTreeSet<&'static str>,
     pub(crate) tcp_blocked: BTreeSet<&'static str>,
@@ -248,6 +248,8 @@ pub(crate) struct World {
     pub(crate) resets: u32,
     /// How many relays devices stay connected to, from their next start on.
     pub(crate) warm_relays: usize,
+    /// The relays that devices pin, from their next start on.
+    pub(crate) pins: BTreeMap<&'static str, &'static str>,
     /// Dials of services.
     pub(crate) connects: u32,
     keys: BTreeSet<[u8; 32]>,
@@ -279,7 +281,7 @@ impl World {
             delay: Duration::from_millis(10),
             cut_off: BTreeSet::new(),
             without_nms: BTreeSet::new(),
-            without_trs: BTreeSet::new(),
+            apart: BTreeSet::new(),
             udp_blocked: BTreeSet::new(),
             tcp_blocked: BTreeSet::new(),
             no_direct: false,
@@ -291,6 +293,7 @@ impl World {
             unnoticed: Duration::from_secs(1),
             resets: 0,
             warm_relays: Timing::default().warm_relays,
+            pins: BTreeMap::new(),
             connects: 0,
             keys: BTreeSet::new(),
             sleeper: None,
