@@ -323,7 +323,8 @@ impl Node {
 
     /// Whether relays failed for a peer just now, and another one is left.
     fn has_another_relay(&self, now: Instant, address: Ipv6Addr) -> bool {
-        !self.failed_relays(now, address).is_empty()
+        let failed = |peer: &Peer| peer.failed_relays.iter().any(|(_, until)| *until > now);
+        self.peers.get(&address).is_some_and(failed) && !self.failed_relays(now, address).is_empty()
     }
 
     pub(super) fn forgive_routes(&mut self) {
@@ -492,7 +493,8 @@ impl Node {
         } else if no_route || by_relay {
             // None but those that failed, or after them not even a relay, of which the peer may have had none.
             let peer = self.peers.get_mut(&address);
-            if let Some(peer) = peer.filter(|peer| another || !peer.failed.is_empty()) {
+            if let Some(peer) = peer.filter(|peer| !peer.failed.is_empty() || !peer.failed_relays.is_empty())
+            {
                 // They are tried again.
                 peer.forgive();
                 retry = Retry::Later;

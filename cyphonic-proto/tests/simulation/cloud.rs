@@ -21,6 +21,8 @@ pub(crate) struct Cloud {
     pub(crate) relays: [RelayHost; 2],
     /// How many relays the NMS names, from its next start on.
     pub(crate) listed: usize,
+    /// The first relay has no address of IPv6, from the NMS's next start on.
+    pub(crate) first_by_v4: bool,
     devices: Vec<String>,
     /// Whose request each exchange of a service is.
     asked: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
@@ -83,6 +85,7 @@ impl Cloud {
             nms: None,
             relays: Default::default(),
             listed: 1,
+            first_by_v4: false,
             devices: Vec::new(),
             asked: BTreeMap::new(),
             asking: BTreeMap::new(),
@@ -124,6 +127,14 @@ impl Cloud {
         }
     }
 
+    fn listed_relays(&self) -> Vec<Relay> {
+        let mut relays: Vec<_> = (0..self.listed).map(nth_relay).collect();
+        if self.first_by_v4 {
+            relays[0].addresses.retain(SocketAddr::is_ipv4);
+        }
+        relays
+    }
+
     pub(crate) fn revive(&mut self, victim: Victim, now: Instant, start: Instant) {
         self.lives += 1;
         let seed = [u8::try_from(self.lives % 251).unwrap(); 32];
@@ -134,7 +145,7 @@ impl Cloud {
                     network_id: NETWORK,
                     prefix: prefix(),
                     zone: ZONE.into(),
-                    relays: (0..self.listed).map(nth_relay).collect(),
+                    relays: self.listed_relays(),
                     devices: Some(self.devices.clone()),
                     revoked: Vec::new(),
                     first_setup: u64::try_from((now - start).as_nanos()).unwrap(),

@@ -2,10 +2,10 @@
 
 use crate::{
     cloud::nth_relay,
-    net::Gate::{PortRestricted, Symmetric},
+    net::Gate::{Open, PortRestricted, Symmetric},
     world::{Victim, World},
 };
-use cyphonic_proto::node::{NodeStatus, Service, ServiceState};
+use cyphonic_proto::node::{NodeStatus, ResolveError, Service, ServiceState};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -149,6 +149,23 @@ fn a_pinned_relay_that_is_back_is_used_though_it_failed() {
     world.resolves("a", "b").unwrap();
     assert!(world.now < began + 3 * SECOND / 2, "it took {:?}", world.now - began);
     assert_eq!(relay_of(&world).as_deref(), Some("trs2.lab"));
+}
+
+#[test]
+fn who_has_no_relay_in_common_is_told_at_once_though_another_relay_fails() {
+    let mut world = World::new(10);
+    (world.cloud.listed, world.cloud.first_by_v4) = (2, true);
+    world.cloud.revive(Victim::Nms, world.now, world.now);
+    world.warm_relays = 2;
+    world.apart.insert(("a", Victim::SecondTrs));
+    world.add("a", Some(Symmetric), None);
+    world.add("b", None, Some(Open));
+    world.settle();
+    world.run(20 * SECOND);
+    let began = world.now;
+    let refused = world.resolves("a", "b");
+    assert!(matches!(refused, Err(ResolveError::NoRoute { .. })), "{refused:?}");
+    assert!(world.now <= began + 2 * world.delay, "it took {:?}", world.now - began);
 }
 
 /// The NMS cannot know: the nearest relay is one that the responder, or the asker, alone does not reach.
