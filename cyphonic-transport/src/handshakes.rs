@@ -5,7 +5,7 @@
 //! Devices that share a NAT, or one IPv6 network, share a source, so it has room for many. What stands for one far end alone
 //! is a source of its own, with room for few: a relayed leg, and a loopback address with its port. Behind such a port is a
 //! detour's client, which the door for TCP has let in ([`crate::detour`]), or a program of this host. Legs are the relay's to make
-//! up, so those of one TRS connection have room together.
+//! up, so those of one TRS have room together, over all connections to it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -25,7 +25,7 @@ const MOST: usize = 1_024;
 const MOST_OF_NETWORK: usize = 64;
 /// Of one far end, which dials each service on the port once or twice.
 const MOST_OF_ONE: usize = 8;
-/// Of all legs of one TRS connection.
+/// Of all legs of one TRS.
 const MOST_OF_TRS: usize = 256;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,7 +33,7 @@ enum Source {
     Network(IpAddr),
     Loopback(SocketAddr),
     Leg(RelayedAddress),
-    /// All legs of a TRS connection.
+    /// All legs of a TRS.
     Trs(u32),
 }
 
@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn one_source_takes_its_own_places_only_and_gives_them_back() {
         let handshakes = Handshakes::new();
-        let leg = Legs::default().add(1, &(), 1).socket_addr();
+        let leg = Legs::default().add(1, &(), || [1; 32], 1).socket_addr();
         let mut held = all_of(&handshakes, at("192.0.2.1:1"));
         assert_eq!(held.len(), MOST_OF_NETWORK);
         for same in ["192.0.2.1:2", "[::ffff:192.0.2.1]:3"] {
@@ -207,7 +207,7 @@ mod tests {
     fn each_leg_and_each_local_socket_is_a_source_of_its_own() {
         let handshakes = Handshakes::new();
         let mut legs = Legs::default();
-        let [one, two] = [1, 2].map(|context| legs.add(1, &(), context).socket_addr());
+        let [one, two] = [1, 2].map(|context| legs.add(1, &(), || [1; 32], context).socket_addr());
         for (full, free) in
             [(one, two), (at("127.0.0.1:1"), at("127.0.0.1:2")), (at("[::1]:1"), at("[::1]:2"))]
         {
@@ -223,16 +223,24 @@ mod tests {
     fn a_relay_that_makes_up_legs_takes_its_own_places_only() {
         let handshakes = Handshakes::new();
         let mut legs = Legs::default();
-        let mut begin = |trs, context| handshakes.begin(legs.add(trs, &(), context).socket_addr(), true);
         let enter = |answer| match answer {
             Answer::Enter(place) => Some(place),
             Answer::Prove | Answer::Refuse => None,
         };
-        let held: Vec<_> = (0..4_096).filter_map(|context| enter(begin(1, context))).collect();
+        let begin = |legs: &mut Legs<()>, connection, relay: u8, context| {
+            let leg = legs.add(connection, &(), || [relay; 32], context);
+            enter(handshakes.begin(leg.socket_addr(), true))
+        };
+        let held: Vec<_> = (0..4_096).filter_map(|context| begin(&mut legs, 1, 1, context)).collect();
         assert_eq!(held.len(), MOST_OF_TRS);
-        assert!(enter(begin(2, 1)).is_some() && enters(&handshakes, at("192.0.2.1:1")));
+        // Nor does it get others by another connection.
+        assert!(begin(&mut legs, 2, 1, 1).is_none());
+        legs.remove_all_of(1);
+        legs.remove_all_of(2);
+        assert!(begin(&mut legs, 3, 1, 1).is_none());
+        assert!(begin(&mut legs, 4, 2, 1).is_some() && enters(&handshakes, at("192.0.2.1:1")));
         drop(held);
-        assert!(enter(begin(1, 1)).is_some());
+        assert!(begin(&mut legs, 3, 1, 1).is_some());
     }
 
     #[test]

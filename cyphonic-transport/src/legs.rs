@@ -11,6 +11,9 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 /// seconds: it would have to begin as many others at this TRS meanwhile to lose its own.
 const MAX_LEGS: usize = 16_384;
 
+/// TRSs whose numbers are remembered beyond their connections, of which a node has one or two at once.
+const MAX_NUMBERS: usize = 64;
+
 /// RFC 6666's discard prefix: never routed, so it can never be a real peer.
 const RELAYED_PREFIX: [u16; 4] = [0x100, 0, 0, 0];
 const RELAYED_PORT: u16 = 1;
@@ -18,9 +21,9 @@ const RELAYED_PORT: u16 = 1;
 /// Where quinn sends the packets of a handshake that travels through a TRS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RelayedAddress {
-    /// Which TRS connection: who is at its other end makes up as many legs as it likes.
+    /// Which TRS: it makes up as many legs as it likes.
     trs: u32,
-    /// Which of its legs.
+    /// Which of its legs, on whichever connection.
     leg: u32,
 }
 
@@ -44,26 +47,27 @@ impl RelayedAddress {
         Some(Self { trs: u32::from_be_bytes([t, u, v, w]), leg: u32::from_be_bytes([l, m, n, o]) })
     }
 
-    /// Which TRS connection it leads through.
+    /// Which TRS it leads through.
     pub(crate) fn trs(self) -> u32 {
         self.trs
     }
 }
+
+/// SHA-256 of a TRS's public key.
+pub(crate) type TrsKey = [u8; 32];
 
 /// The legs of all TRS connections, each of which its owner names by a number.
 #[derive(Debug)]
 pub(crate) struct Legs<C> {
     by_address: HashMap<RelayedAddress, (usize, u64)>,
     by_trs: HashMap<usize, OfOneTrs<C>>,
-    next_trs: u32,
+    numbers: Numbers,
 }
 
 #[derive(Debug)]
 struct OfOneTrs<C> {
     connection: C,
-    /// In its addresses: its owner's number for it may come again.
-    number: u32,
-    next_leg: u32,
+    key: TrsKey,
     by_context: HashMap<u64, RelayedAddress>,
     /// Their contexts, the oldest first.
     by_age: VecDeque<u64>,
@@ -71,19 +75,70 @@ struct OfOneTrs<C> {
 
 impl<C> Default for Legs<C> {
     fn default() -> Self {
-        Self { by_address: HashMap::new(), by_trs: HashMap::new(), next_trs: 0 }
+        Self { by_address: HashMap::new(), by_trs: HashMap::new(), numbers: Numbers::default() }
+    }
+}
+
+/// What stands for TRSs in addresses. A number is a TRS's and not a connection's: what it has made up on one counts on the next.
+#[derive(Debug, Default)]
+struct Numbers {
+    by_key: HashMap<TrsKey, Number>,
+    last: u32,
+}
+
+#[derive(Debug)]
+struct Number {
+    number: u32,
+    next_leg: u32,
+    connections: usize,
+}
+
+impl Numbers {
+    fn of(&mut self, key: TrsKey) -> &mut Number {
+        self.by_key.entry(key).or_insert_with(|| {
+            self.last = self.last.wrapping_add(1);
+            Number { number: self.last, next_leg: 0, connections: 0 }
+        })
+    }
+
+    /// A TRS has one more connection.
+    fn enter(&mut self, key: TrsKey) {
+        if self.by_key.len() >= MAX_NUMBERS {
+            self.by_key.retain(|_, number| number.connections > 0);
+        }
+        self.of(key).connections += 1;
+    }
+
+    /// One of its connections has ended.
+    fn leave(&mut self, key: TrsKey) {
+        let number = self.of(key);
+        number.connections = number.connections.saturating_sub(1);
+    }
+
+    /// An address for another leg. Round again, it meets none of the TRS's own: the oldest of those is thousands old.
+    fn next(&mut self, key: TrsKey) -> RelayedAddress {
+        let number = self.of(key);
+        let leg = number.next_leg;
+        number.next_leg = leg.wrapping_add(1);
+        RelayedAddress { trs: number.number, leg }
     }
 }
 
 impl<C: Clone> Legs<C> {
-    /// The address of a leg: the one that it has, or else a new one.
-    pub(crate) fn add(&mut self, trs: usize, connection: &C, context: u64) -> RelayedAddress {
+    /// The address of a leg: the one that it has, or else a new one. `key` is asked for with the first leg of a connection.
+    pub(crate) fn add(
+        &mut self,
+        trs: usize,
+        connection: &C,
+        key: impl FnOnce() -> TrsKey,
+        context: u64,
+    ) -> RelayedAddress {
         let own = self.by_trs.entry(trs).or_insert_with(|| {
-            self.next_trs = self.next_trs.wrapping_add(1);
+            let key = key();
+            self.numbers.enter(key);
             OfOneTrs {
                 connection: connection.clone(),
-                number: self.next_trs,
-                next_leg: 0,
+                key,
                 by_context: HashMap::new(),
                 by_age: VecDeque::new(),
             }
@@ -95,9 +150,7 @@ impl<C: Clone> Legs<C> {
             let oldest = own.by_age.pop_front().and_then(|oldest| own.by_context.remove(&oldest));
             oldest.and_then(|oldest| self.by_address.remove(&oldest));
         }
-        let address = RelayedAddress { trs: own.number, leg: own.next_leg };
-        // Round again, it meets none of its own: the oldest of those is thousands old.
-        own.next_leg = own.next_leg.wrapping_add(1);
+        let address = self.numbers.next(own.key);
         own.by_context.insert(context, address);
         own.by_age.push_back(context);
         self.by_address.insert(address, (trs, context));
@@ -106,8 +159,9 @@ impl<C: Clone> Legs<C> {
 
     /// Forgets all legs of a TRS connection.
     pub(crate) fn remove_all_of(&mut self, trs: usize) {
-        let addresses = self.by_trs.remove(&trs).map(|own| own.by_context.into_values());
-        for address in addresses.into_iter().flatten() {
+        let Some(own) = self.by_trs.remove(&trs) else { return };
+        self.numbers.leave(own.key);
+        for address in own.by_context.into_values() {
             self.by_address.remove(&address);
         }
     }
@@ -128,6 +182,10 @@ impl<C: Clone> Legs<C> {
 mod tests {
     use super::*;
 
+    fn key(n: u8) -> impl Fn() -> TrsKey {
+        move || [n; 32]
+    }
+
     #[test]
     fn a_relayed_address_is_its_own_inverse() {
         for (trs, leg) in [(0, 1), (0x0123_4567, 0x89ab_cdef), (u32::MAX, u32::MAX)] {
@@ -147,26 +205,27 @@ mod tests {
     #[test]
     fn a_leg_keeps_its_address_and_its_way_until_its_connection_ends() {
         let mut legs = Legs::default();
-        let (a, b) = (legs.add(1, &"one", 7), legs.add(2, &"two", 7));
+        let (a, b) = (legs.add(1, &"one", key(1), 7), legs.add(2, &"two", key(2), 7));
         assert_ne!(a, b);
-        assert_eq!((legs.add(1, &"one", 7), legs.add(2, &"two", 7)), (a, b));
+        assert_eq!((legs.add(1, &"one", key(1), 7), legs.add(2, &"two", key(2), 7)), (a, b));
         assert_eq!((legs.get(a), legs.way(b)), (Some((1, 7)), Some((&"two", 7))));
         legs.remove_all_of(1);
         assert_eq!((legs.get(a), legs.way(a), legs.way(b)), (None, None, Some((&"two", 7))));
-        assert_ne!(legs.add(1, &"one", 7), a, "an address is not used again");
+        assert_ne!(legs.add(1, &"one", key(1), 7), a, "an address is not used again");
     }
 
     #[test]
     fn when_all_places_are_taken_the_oldest_leg_goes() {
         let mut legs = Legs::default();
-        let addresses: Vec<_> = (0..=MAX_LEGS as u64).map(|context| legs.add(1, &(), context)).collect();
+        let addresses: Vec<_> =
+            (0..=MAX_LEGS as u64).map(|context| legs.add(1, &(), key(1), context)).collect();
         assert_eq!(legs.get(addresses[0]), None);
         for (context, address) in (0..).zip(&addresses).skip(1) {
             assert_eq!(legs.get(*address), Some((1, context)));
-            assert_eq!(legs.add(1, &(), context), *address);
+            assert_eq!(legs.add(1, &(), key(1), context), *address);
         }
         // Who comes back has an address again, at the expense of the next.
-        let again = legs.add(1, &(), 0);
+        let again = legs.add(1, &(), key(1), 0);
         assert_eq!((legs.get(again), legs.get(addresses[1])), (Some((1, 0)), None));
         assert_eq!((legs.by_address.len(), legs.by_trs[&1].by_age.len()), (MAX_LEGS, MAX_LEGS));
     }
@@ -174,14 +233,39 @@ mod tests {
     #[test]
     fn what_one_trs_makes_up_takes_no_place_of_another() {
         let mut legs = Legs::default();
-        let own: Vec<_> = (0..10).map(|context| legs.add(1, &(), context)).collect();
+        let own: Vec<_> = (0..10).map(|context| legs.add(1, &(), key(1), context)).collect();
         for context in 0..3 * MAX_LEGS as u64 {
-            legs.add(2, &(), context);
+            legs.add(2, &(), key(2), context);
         }
         for (context, address) in (0..).zip(own) {
             assert_eq!(legs.get(address), Some((1, context)));
         }
         legs.remove_all_of(2);
         assert_eq!((legs.by_address.len(), legs.by_trs.len()), (10, 1));
+    }
+
+    #[test]
+    fn a_trs_keeps_its_number_over_its_connections_and_no_address_is_used_twice() {
+        let mut legs = Legs::default();
+        let first = legs.add(1, &(), key(1), 7);
+        let (beside, other) = (legs.add(2, &(), key(1), 7), legs.add(3, &(), key(2), 7));
+        assert!(first.trs() == beside.trs() && first != beside && first.trs() != other.trs());
+        legs.remove_all_of(1);
+        legs.remove_all_of(2);
+        let later = legs.add(4, &(), key(1), 7);
+        assert_eq!(later.trs(), first.trs());
+        assert!(later != first && later != beside);
+    }
+
+    #[test]
+    fn few_trss_without_a_connection_are_remembered() {
+        let mut legs = Legs::default();
+        let stays = legs.add(1_000, &(), key(255), 7);
+        for n in 0..=200 {
+            legs.add(n.into(), &(), key(n), 7);
+            legs.remove_all_of(n.into());
+        }
+        assert!(legs.numbers.by_key.len() <= MAX_NUMBERS);
+        assert_eq!(legs.add(1_001, &(), key(255), 7).trs(), stays.trs());
     }
 }

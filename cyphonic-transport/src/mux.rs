@@ -25,8 +25,9 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit};
 
 use crate::carry;
-use crate::legs::{Legs, RelayedAddress};
+use crate::legs::{Legs, RelayedAddress, TrsKey};
 use crate::resets::{ResetSink, Resets};
+use crate::tls;
 
 /// Packets held for quinn. 2,048 of 1,400 bytes are 3 MiB: more than a burst of handshakes, less than a flood.
 const QUEUE_PACKETS: usize = 2_048;
@@ -119,7 +120,7 @@ impl Mux {
     /// newest thousands of that connection.
     pub fn add_leg(&self, trs: &quinn::Connection, context: u64) -> RelayedAddress {
         let mut legs = sync::write(&self.legs);
-        legs.add(trs.stable_id(), trs, context)
+        legs.add(trs.stable_id(), trs, || key_of(trs), context)
     }
 
     /// Forgets every leg of a TRS connection that ended.
@@ -299,6 +300,11 @@ impl UdpPoller for AlwaysWritable {
     }
 }
 
+/// The key that a TRS has proved to have. Without one there would be no connection to it; all such would be one TRS.
+fn key_of(trs: &quinn::Connection) -> TrsKey {
+    tls::identity_of(trs).and_then(Result::ok).map_or([0; 32], |identity| identity.spki_sha256)
+}
+
 /// Whether what comes from the network can come from there: no port has the number 0, and a relayed leg's address is
 /// nobody's.
 fn can_be_answered(from: SocketAddr) -> bool {
@@ -320,7 +326,7 @@ mod tests {
     #[test]
     fn quinn_hears_of_no_sender_that_there_cannot_be() {
         let mux = Mux::new(Arc::new(UdpPort::bind_to("127.0.0.1:0".parse().unwrap()).unwrap()));
-        let leg = Legs::default().add(1, &(), 7).socket_addr();
+        let leg = Legs::default().add(1, &(), || [1; 32], 7).socket_addr();
         for (dropped, from) in
             (1..).zip(["192.0.2.1:0".parse().unwrap(), "[2001:db8::1]:0".parse().unwrap(), leg])
         {

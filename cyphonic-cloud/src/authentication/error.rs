@@ -37,6 +37,10 @@ pub(super) enum Refused {
     Replaced,
     #[error("this device got a certificate for another key just now")]
     TooSoon,
+    #[error(
+        "another device, which was revoked, had this device's key: enrol with `cyphonic up --anew` and a new token"
+    )]
+    KeyInUse,
     #[error("{0}")]
     Internal(String),
 }
@@ -46,6 +50,14 @@ impl Refused {
     pub(super) fn presented(&self) -> Option<&Presented> {
         match self {
             Self::Token(refused) => refused.presented(),
+            _ => None,
+        }
+    }
+
+    /// The device that has the asker's key.
+    pub(super) fn holder(&self) -> Option<&str> {
+        match self {
+            Self::Token(EnrolmentRefused::KeyInUse { holder, .. }) => holder.as_deref(),
             _ => None,
         }
     }
@@ -62,7 +74,7 @@ impl Refused {
             Self::Version(_) => RefusalCode::Version,
             Self::Token(EnrolmentRefused::NameTaken(_)) => RefusalCode::NotAllowed,
             Self::Token(EnrolmentRefused::RevokedKey(_)) => RefusalCode::Revoked,
-            Self::Token(EnrolmentRefused::KeyInUse(_)) => RefusalCode::KeyInUse,
+            Self::Token(EnrolmentRefused::KeyInUse { .. }) | Self::KeyInUse => RefusalCode::KeyInUse,
             Self::Token(_) => RefusalCode::BadToken,
             Self::Revoked => RefusalCode::Revoked,
             Self::TooSoon => RefusalCode::TooMany,
@@ -86,6 +98,7 @@ impl From<RenewalRefused> for Refused {
         match refused {
             // Revoked or replaced between two looks at the register.
             RenewalRefused::Gone => Self::Revoked,
+            RenewalRefused::KeyInUse => Self::KeyInUse,
             RenewalRefused::TooSoon => Self::TooSoon,
             RenewalRefused::Register(error) => error.into(),
             RenewalRefused::Issue(reason) => Self::Internal(reason),

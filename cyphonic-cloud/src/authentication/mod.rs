@@ -111,6 +111,13 @@ impl Service {
             (reason, Some(fqdn)) if self.refusals.is_due((fqdn.clone(), reason.case()), now) => {
                 let token = presented.map(|presented| presented.token);
                 tracing::warn!(fqdn, token, %reason, "a device was refused");
+                if let Some(holder) = refused.holder() {
+                    tracing::warn!(
+                        fqdn,
+                        holder,
+                        "the holder's key is on this device, too: revoke the holder and enrol it anew"
+                    );
+                }
             }
             (reason, fqdn) => tracing::debug!(fqdn, %reason, "a request was refused"),
         }

@@ -14,6 +14,9 @@ const LOGIN_RESOLUTION: UnixSeconds = 3600;
 /// At most this often where it says that it runs another version: a device may say another one each time.
 const VERSION_RESOLUTION: UnixSeconds = 300;
 
+/// Besides, so often an hour at once: who was upgraded soon after a login may stay logged in for weeks.
+const VERSIONS_AT_ONCE: u8 = 4;
+
 /// Longest software version kept: it comes from the device and is shown to the operator.
 const MAX_SOFTWARE_VERSION: usize = 64;
 
@@ -58,6 +61,15 @@ pub struct Members {
     pub revoked: Vec<String>,
     /// The revision as of which they were: [`Register::changes_since`] goes on from there.
     pub revision: i64,
+}
+
+/// What a revocation met besides the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revocation {
+    /// How many unused tokens for its name are void.
+    pub void_tokens: usize,
+    /// Other devices with a key that was this one's, as on copied disks: whoever has this one can be them.
+    pub same_key: Vec<String>,
 }
 
 const COLUMNS: &str = "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, \
@@ -132,26 +144,30 @@ impl Register {
         })
     }
 
-    /// Takes a device's right to be in the network away: its keys never come back, and the unused tokens for its name are void.
-    /// Tells how many those were. Revoking twice is no error.
+    /// Takes a device's right to be in the network away: its keys never come back, under whatever name, and the unused tokens for
+    /// its name are void. Revoking twice is no error.
     ///
     /// # Errors
     /// If there is no such device.
-    pub fn revoke_device(&self, fqdn: &str, now: UnixSeconds) -> Result<usize, RegisterError> {
+    pub fn revoke_device(&self, fqdn: &str, now: UnixSeconds) -> Result<Revocation, RegisterError> {
         self.write(|transaction| {
             let device =
                 find(transaction, fqdn)?.ok_or_else(|| RegisterError::NoSuchDevice(fqdn.to_owned()))?;
-            let void = tokens::revoke(transaction, fqdn, self.operator.as_deref(), now)?;
+            let revocation = Revocation {
+                void_tokens: tokens::revoke(transaction, fqdn, self.operator.as_deref(), now)?,
+                same_key: same_key(transaction, fqdn)?,
+            };
             if device.revoked_at.is_some() {
-                return Ok(void);
+                return Ok(revocation);
             }
+            transaction.execute(&format!("INSERT OR IGNORE INTO revoked_keys {KEYS}"), [fqdn])?;
             transaction.execute("UPDATE certificates SET revoked = 1 WHERE fqdn = ?1", [fqdn])?;
             let revision = next_revision(transaction)?;
             transaction.execute(
                 "UPDATE devices SET revoked_at = ?1, revoked_by = ?4, next_spki_sha256 = NULL, revision = ?2 WHERE fqdn = ?3",
                 params![to_sql(now), revision, fqdn, self.operator],
             )?;
-            Ok(void)
+            Ok(revocation)
         })
     }
 
@@ -173,7 +189,9 @@ impl Register {
         let resolution = if other_version { VERSION_RESOLUTION } else { LOGIN_RESOLUTION };
         // Either way: one that was noted while the clock was ahead is not recent.
         let recent = device.last_login_at.is_some_and(|last| now.abs_diff(last) < resolution);
-        if recent && !takes_next_key {
+        let at_once =
+            || (0..VERSIONS_AT_ONCE).any(|nth| self.versions_at_once.is_due((device.fqdn.clone(), nth), now));
+        if !takes_next_key && recent && !(other_version && at_once()) {
             return Ok(());
         }
         self.write(|transaction| {
@@ -198,8 +216,8 @@ impl Register {
     /// key becomes the device's next one.
     ///
     /// # Errors
-    /// If the device was revoked or replaced since it asked, or asks for a key that was revoked, got a certificate for another key just now, or the register or
-    /// `issue` failed. Nothing was changed.
+    /// If the device was revoked or replaced since it asked, asks for a key that was revoked, got a certificate for another key just
+    /// now, or the register or `issue` failed. Nothing was changed.
     pub fn renew(
         &self,
         fqdn: &str,
@@ -214,6 +232,9 @@ impl Register {
                 .ok_or(RenewalRefused::Gone)?;
             if is_revoked(transaction, fqdn, spki_sha256)? {
                 return Err(RenewalRefused::Gone);
+            }
+            if was_revoked(transaction, spki_sha256)? {
+                return Err(RenewalRefused::KeyInUse);
             }
             if let Some(young) = certificates::youngest(transaction, &device, spki_sha256, now)? {
                 if young.spki_sha256 == *spki_sha256 && device.has_key(spki_sha256) {
@@ -275,19 +296,43 @@ pub(super) fn is_revoked(
     )?)
 }
 
+/// All keys that a device has, or has a certificate for.
+const KEYS: &str = "SELECT spki_sha256 FROM certificates WHERE fqdn = ?1
+     UNION SELECT spki_sha256 FROM devices WHERE fqdn = ?1
+     UNION SELECT next_spki_sha256 FROM devices WHERE fqdn = ?1 AND next_spki_sha256 IS NOT NULL";
+
+/// Devices of other names that may authenticate with one of those.
+fn same_key(transaction: &Transaction<'_>, fqdn: &str) -> Result<Vec<String>, RegisterError> {
+    let mut statement = transaction.prepare(&format!(
+        "SELECT fqdn FROM devices WHERE fqdn <> ?1 AND revoked_at IS NULL
+             AND (spki_sha256 IN ({KEYS}) OR next_spki_sha256 IN ({KEYS})) ORDER BY fqdn"
+    ))?;
+    Ok(statement.query_map([fqdn], |row| row.get(0))?.collect::<Result<_, _>>()?)
+}
+
+/// Whether a revocation has met a key, under whatever name: who has the revoked device has the key.
+pub(super) fn was_revoked(
+    transaction: &Transaction<'_>,
+    spki_sha256: &[u8; 32],
+) -> Result<bool, RegisterError> {
+    let mut statement = transaction.prepare_cached("SELECT 1 FROM revoked_keys WHERE spki_sha256 = ?1")?;
+    Ok(statement.exists([spki_sha256])?)
+}
+
 /// A device of another name that may authenticate with this key. Each half goes by an index.
 const OTHER_HOLDER: &str =
-    "SELECT 1 FROM devices WHERE spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL
+    "SELECT fqdn FROM devices WHERE spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL
      UNION ALL
-     SELECT 1 FROM devices WHERE next_spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL";
+     SELECT fqdn FROM devices WHERE next_spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL";
 
-/// Whether a key is another device's, as on copied disks: who is revoked would go on under the other name.
-pub(super) fn is_anothers(
+/// Which other device has a key, as on copied disks: who is revoked would go on under the other name.
+pub(super) fn other_holder(
     transaction: &Transaction<'_>,
     fqdn: &str,
     spki_sha256: &[u8; 32],
-) -> Result<bool, RegisterError> {
-    Ok(transaction.prepare_cached(OTHER_HOLDER)?.exists(params![spki_sha256, fqdn])?)
+) -> Result<Option<String>, RegisterError> {
+    let mut statement = transaction.prepare_cached(OTHER_HOLDER)?;
+    Ok(statement.query_row(params![spki_sha256, fqdn], |row| row.get(0)).optional()?)
 }
 
 pub(super) fn enrol(
@@ -340,6 +385,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
 mod tests {
     use super::*;
     use crate::register::{EnrolmentRefused, NewToken};
+    use crate::seldom::HOURLY;
 
     const NOW: UnixSeconds = 1_800_000_000;
     const NAME: &str = "press-7.plant.example";
@@ -545,14 +591,25 @@ mod tests {
             register.note_login(&device, &[1; 32], version, now).unwrap();
             register.device(NAME).unwrap().unwrap()
         };
-        let noted = log_in("1", NOW);
-        for seconds in 1..VERSION_RESOLUTION {
-            let version = if seconds % 2 == 0 { "1" } else { "2" };
-            assert_eq!(log_in(version, NOW + seconds), noted, "after {seconds} s");
+        let mut noted = log_in("1", NOW);
+        let mut writes = 0;
+        for seconds in 1..HOURLY {
+            let now = log_in(if seconds % 2 == 0 { "1" } else { "2" }, NOW + seconds);
+            writes += u64::from(now != noted);
+            noted = now;
         }
-        let upgraded = log_in("2", NOW + VERSION_RESOLUTION);
-        assert_eq!(upgraded.software_version.as_deref(), Some("2"));
-        assert_eq!(upgraded.last_login_at, Some(NOW + VERSION_RESOLUTION));
+        assert_eq!(writes, u64::from(VERSIONS_AT_ONCE) + HOURLY / VERSION_RESOLUTION - 1);
+    }
+
+    #[test]
+    fn an_upgrade_soon_after_a_login_is_noted_and_so_is_going_back() {
+        let (_dir, register) = register_with_device();
+        for (version, now) in [("1", NOW), ("2", NOW + 60), ("1", NOW + 90)] {
+            let device = register.device(NAME).unwrap().unwrap();
+            register.note_login(&device, &[1; 32], version, now).unwrap();
+            let noted = register.device(NAME).unwrap().unwrap();
+            assert_eq!((noted.software_version.as_deref(), noted.last_login_at), (Some(version), Some(now)));
+        }
     }
 
     #[test]

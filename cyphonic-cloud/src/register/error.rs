@@ -108,6 +108,11 @@ pub enum RenewalRefused {
     /// No such device any more, or not with this key.
     #[error("the device was revoked or replaced")]
     Gone,
+    /// The key was another device's too when that was revoked.
+    #[error(
+        "another device, which was revoked, had this device's key: enrol with `cyphonic up --anew` and a new token"
+    )]
+    KeyInUse,
     /// It has a young certificate for another key.
     #[error("this device got a certificate for another key just now")]
     TooSoon,
@@ -152,12 +157,17 @@ pub enum EnrolmentRefused {
          token, which makes another key"
     )]
     RevokedKey(Presented),
-    /// Another device has the key. The token is unused.
+    /// Another device has the key, or had it when it was revoked. The token is unused.
     #[error(
         "another device has this device's key, as on copied disks and images: the same token enrols it with a key of its own, \
          once identity/key.pem is gone from its state directory"
     )]
-    KeyInUse(Presented),
+    KeyInUse {
+        /// The token.
+        presented: Presented,
+        /// The other device, unless it is revoked. The asker is not told.
+        holder: Option<String>,
+    },
     /// The register failed; the token is unused.
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -175,7 +185,7 @@ impl EnrolmentRefused {
             | Self::UsedToken(presented)
             | Self::NameTaken(presented)
             | Self::RevokedKey(presented)
-            | Self::KeyInUse(presented) => Some(presented),
+            | Self::KeyInUse { presented, .. } => Some(presented),
             Self::UnknownToken | Self::Register(_) | Self::Issue(_) => None,
         }
     }

@@ -32,10 +32,11 @@ use cyphonic_proto::address::Prefix;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::certificates::IssuedCertificate;
-pub use self::devices::{DeviceRecord, Members};
+pub use self::devices::{DeviceRecord, Members, Revocation};
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
 pub use self::state::DeviceState;
 pub use self::tokens::{Enrolled, Enrolment, NewToken, TokenRecord, TokenState};
+use crate::seldom::{HOURLY, Seldom};
 
 /// Seconds since 1970-01-01T00:00:00Z, as certificates count them.
 pub type UnixSeconds = u64;
@@ -49,6 +50,8 @@ pub struct Register {
     connection: Mutex<Connection>,
     /// Who uses it, to be kept with what they make and revoke.
     operator: Option<String>,
+    /// Devices, and the how manieth of the versions that are noted at once.
+    versions_at_once: Seldom<(String, u8)>,
 }
 
 impl Register {
@@ -82,7 +85,8 @@ impl Register {
         connection.pragma_update(None, "synchronous", "FULL").map_err(open)?;
         connection.pragma_update(None, "foreign_keys", "ON").map_err(open)?;
         schema::migrate(&mut connection, path)?;
-        Ok(Self { connection: Mutex::new(connection), operator: None })
+        let (connection, versions_at_once) = (Mutex::new(connection), Seldom::new(HOURLY));
+        Ok(Self { connection, operator: None, versions_at_once })
     }
 
     /// The same, for the services of an overlay with this prefix.

@@ -68,6 +68,13 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE tokens ADD COLUMN revoked_at INTEGER;
     ALTER TABLE tokens ADD COLUMN revoked_by TEXT;
     ALTER TABLE devices ADD COLUMN revoked_by TEXT;",
+    // 5: keys that a revocation has met are refused under every name, also when their certificates are forgotten.
+    "CREATE TABLE revoked_keys (
+        spki_sha256 BLOB PRIMARY KEY CHECK (length(spki_sha256) = 32)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO revoked_keys
+        SELECT spki_sha256 FROM certificates WHERE revoked
+        UNION SELECT spki_sha256 FROM devices WHERE revoked_at IS NOT NULL;",
 ];
 
 /// The version of a register's tables, or why it is none that this release knows.
@@ -269,6 +276,35 @@ mod tests {
         let device = register.devices().unwrap().remove(0);
         assert_eq!((device.revoked_at, device.revoked_by), (Some(7), None));
         assert!(dir.path().join("register.db.v3").exists());
+    }
+
+    #[test]
+    fn keys_that_were_revoked_by_an_older_release_stay_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let old = of_the_first_release(&path);
+        MIGRATIONS[1..4].iter().for_each(|step| old.execute_batch(step).unwrap());
+        old.pragma_update(None, "user_version", 4).unwrap();
+        // It was revoked twice, and enrolled anew in between. Of the first key the certificate is left, of the last nothing.
+        old.execute(
+            "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revoked_at, revision)
+                 VALUES ('a.example', zeroblob(16), ?1, 5, 7, 1)",
+            [[3u8; 32]],
+        )
+        .unwrap();
+        for (key, revoked) in [([1u8; 32], true), ([2; 32], false)] {
+            old.execute(
+                "INSERT INTO certificates VALUES (?1, 'a.example', ?1, x'30', 5, 9, 5, ?2)",
+                rusqlite::params![key, revoked],
+            )
+            .unwrap();
+        }
+        drop(old);
+        drop(Register::open(&path).unwrap());
+        let connection = Connection::open(&path).unwrap();
+        let mut statement = connection.prepare("SELECT spki_sha256 FROM revoked_keys").unwrap();
+        let keys = statement.query_map([], |row| row.get(0)).unwrap();
+        assert_eq!(keys.map(Result::unwrap).collect::<Vec<[u8; 32]>>(), [[1; 32], [3; 32]]);
     }
 
     #[test]

@@ -182,8 +182,9 @@ impl Register {
             if devices::is_revoked(transaction, &token.fqdn, spki_sha256)? {
                 return Err(EnrolmentRefused::RevokedKey(token.presented()));
             }
-            if devices::is_anothers(transaction, &token.fqdn, spki_sha256)? {
-                return Err(EnrolmentRefused::KeyInUse(token.presented()));
+            let holder = devices::other_holder(transaction, &token.fqdn, spki_sha256)?;
+            if holder.is_some() || devices::was_revoked(transaction, spki_sha256)? {
+                return Err(EnrolmentRefused::KeyInUse { presented: token.presented(), holder });
             }
             let issued = issue(&token.fqdn).map_err(EnrolmentRefused::Issue)?;
             certificates::store(transaction, &issued, now)?;
@@ -499,12 +500,71 @@ mod tests {
         register.create_token(&for_other([8; 32], false), later).unwrap();
         for key in [KEY, next] {
             let refused = register.enrol(&[8; 32], &key, later, |_| panic!("issued"));
-            assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse(_))), "{refused:?}");
+            let Err(EnrolmentRefused::KeyInUse { holder, .. }) = refused else { panic!("{refused:?}") };
+            assert_eq!(holder.as_deref(), Some("press-7.plant.example"));
         }
         register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
         // Its own it may have again.
         register.create_token(&for_other([9; 32], true), later).unwrap();
         register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(other(4, OTHER_KEY))).unwrap();
+    }
+
+    /// Of an image that carries a key, one device was revoked.
+    #[test]
+    fn a_revoked_key_does_not_come_back_under_another_name() {
+        let (_dir, register) = register();
+        let name = "press-7.plant.example";
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        let other = |serial, key| IssuedCertificate {
+            fqdn: "press-8.plant.example".into(),
+            virtual_address: Ipv6Addr::from([8; 16]),
+            ..certificate(serial, key)
+        };
+        register.revoke_device(name, NOW).unwrap();
+        let later = NOW + 3 * 365 * 86_400;
+        let token = |secret, fqdn: &str| NewToken {
+            fqdn: fqdn.into(),
+            expires_at: later + 3600,
+            ..token(secret, true)
+        };
+        register.create_token(&token([8; 32], "press-8.plant.example"), NOW).unwrap();
+        let refused = register.enrol(&[8; 32], &KEY, NOW, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse { holder: None, .. })), "{refused:?}");
+        // Nor when the name has another key, and the certificate is forgotten.
+        register.create_token(&token([9; 32], name), NOW).unwrap();
+        register.enrol(&[9; 32], &[5; 32], NOW, |_| Ok(certificate(5, [5; 32]))).unwrap();
+        let forgotten = register.lock().execute("DELETE FROM certificates WHERE revoked", []).unwrap();
+        assert_eq!(forgotten, 1);
+        let refused = register.enrol(&[8; 32], &KEY, later, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse { holder: None, .. })), "{refused:?}");
+        register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
+        let renewed = register.renew("press-8.plant.example", &OTHER_KEY, &KEY, later, || panic!("issued"));
+        assert!(matches!(renewed, Err(RenewalRefused::KeyInUse)), "{renewed:?}");
+    }
+
+    /// As older releases let in.
+    #[test]
+    fn a_revocation_tells_who_else_has_the_key() {
+        let (_dir, register) = register();
+        let names = ["press-7", "press-8", "press-9"].map(|name| format!("{name}.plant.example"));
+        for (n, (fqdn, key)) in (0u8..).zip(names.iter().zip([KEY, OTHER_KEY, [3; 32]])) {
+            let new = NewToken { fqdn: fqdn.clone(), ..token([10 + n; 32], false) };
+            register.create_token(&new, NOW).unwrap();
+            let issued = IssuedCertificate {
+                fqdn: fqdn.clone(),
+                virtual_address: Ipv6Addr::from([n; 16]),
+                ..certificate(n, key)
+            };
+            register.enrol(&[10 + n; 32], &key, NOW, |_| Ok(issued)).unwrap();
+        }
+        let copy = "UPDATE devices SET next_spki_sha256 = ?1 WHERE fqdn = ?2";
+        register.lock().execute(copy, params![KEY, names[1]]).unwrap();
+        for _ in 0..2 {
+            let revocation = register.revoke_device(&names[0], NOW).unwrap();
+            assert_eq!(revocation.same_key, names[1..2]);
+        }
+        assert!(register.revoke_device(&names[2], NOW).unwrap().same_key.is_empty());
     }
 
     #[test]
@@ -517,7 +577,7 @@ mod tests {
         for secret in [[8; 32], [9; 32]] {
             register.create_token(&token(secret, true), NOW).unwrap();
         }
-        assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap(), 2);
+        assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap().void_tokens, 2);
         let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))));
         let left: Vec<_> = register.tokens(NOW).unwrap().into_iter().map(|token| token.state).collect();
@@ -529,7 +589,7 @@ mod tests {
         );
         // One that was made after it goes with the next.
         register.create_token(&token([11; 32], true), NOW).unwrap();
-        assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap(), 1);
+        assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap().void_tokens, 1);
     }
 
     #[test]
@@ -539,7 +599,7 @@ mod tests {
         register.create_token(&token(SECRET, false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
         register.create_token(&token([8; 32], true), NOW).unwrap();
-        assert_eq!(register.revoke_device("press-7.plant.example", ahead).unwrap(), 1);
+        assert_eq!(register.revoke_device("press-7.plant.example", ahead).unwrap().void_tokens, 1);
         let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))));
     }

@@ -96,11 +96,16 @@ fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<(
 fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let fqdn = device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
-    let void = register.revoke_device(&fqdn, unix_now())?;
+    let revocation = register.revoke_device(&fqdn, unix_now())?;
     say!(
         "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."
     );
-    say!("Unused tokens for its name made void: {void}.");
+    say!("Unused tokens for its name made void: {}.", revocation.void_tokens);
+    for other in revocation.same_key {
+        say!(
+            "{other} has its key, too: who has {fqdn} can be {other}. Revoke that as well, and enrol it anew."
+        );
+    }
     Ok(())
 }
 
