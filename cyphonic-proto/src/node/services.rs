@@ -68,6 +68,7 @@ impl Node {
 
     /// Wants it no more.
     pub(super) fn unwant(&mut self, now: Instant, service: &Service) {
+        let failing = self.is_failing(service);
         let Some(slot) = self.services.get_mut(service) else { return };
         let open = matches!(slot.state, ServiceState::Connecting | ServiceState::Connected);
         slot.enter(now, ServiceState::Unwanted);
@@ -77,6 +78,10 @@ impl Node {
         }
         if matches!(service, Service::Trs(_)) {
             self.services.remove(service);
+            if failing {
+                // Its round trip was not told meanwhile.
+                self.relay_reach_changed(now);
+            }
         }
         self.changed();
     }

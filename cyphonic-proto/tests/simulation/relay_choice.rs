@@ -168,6 +168,32 @@ fn who_has_no_relay_in_common_is_told_at_once_though_another_relay_fails() {
     assert!(world.now <= began + 2 * world.delay, "it took {:?}", world.now - began);
 }
 
+fn wants_first(world: &World) -> bool {
+    status(world, "a").services.iter().any(|one| one.service == Service::Trs("trs.lab".into()))
+}
+
+/// The relays to which each of A's registrations had round trips.
+fn told(world: &World) -> Vec<Vec<&str>> {
+    let registrations = world.registrations["a"].iter();
+    registrations.map(|request| request.relay_latencies.iter().map(|to| to.name.as_str()).collect()).collect()
+}
+
+#[test]
+fn the_round_trip_of_a_relay_that_failed_is_told_once_nobody_wants_the_relay_any_more() {
+    let mut world = two_relays(1);
+    measured(&mut world, "a", [9, 5]);
+    measured(&mut world, "b", [5, 90]);
+    world.run(SECOND);
+    // B does not notice at once, so that the NMS sends the pair there. A dials it for this pair alone.
+    world.unnoticed = 10 * SECOND;
+    world.kill(Victim::Trs, 120 * SECOND);
+    world.resolve("a", "b");
+    assert!(world.run_while_not(SECOND, |world| told(world).last().unwrap() == &["trs2.lab"]));
+    assert!(world.run_while_not(10 * SECOND, |world| !wants_first(world)));
+    world.run(SECOND);
+    assert_eq!(told(&world).last().unwrap(), &["trs.lab", "trs2.lab"]);
+}
+
 /// The NMS cannot know: the nearest relay is one that the responder, or the asker, alone does not reach.
 #[test]
 fn a_pair_meets_through_another_relay_where_one_of_them_does_not_reach_the_nearest() {
