@@ -306,6 +306,9 @@ impl World {
             }
             Service::Nms => {
                 let Some(nms) = self.cloud.nms.as_mut() else { return };
+                if let Message::RegistrationRequest(request) = &message {
+                    self.registrations.entry(conn.device).or_default().push(request.clone());
+                }
                 nms.handle_request(now, channel, here, message);
             }
             Service::Trs(_) => {

@@ -205,3 +205,29 @@ fn a_relay_that_always_fails_does_not_have_the_other_one_tried_for_ever() {
     assert!(world.resolves("a", "b").is_err());
     assert_eq!(asked(&world) - before, 1);
 }
+
+fn wants_first(world: &World) -> bool {
+    status(world, "a").services.iter().any(|one| one.service == Service::Trs("trs.lab".into()))
+}
+
+/// The relays to which each of A's registrations had round trips.
+fn told(world: &World) -> Vec<Vec<&str>> {
+    let registrations = world.registrations["a"].iter();
+    registrations.map(|request| request.relay_latencies.iter().map(|to| to.name.as_str()).collect()).collect()
+}
+
+#[test]
+fn the_round_trip_of_a_relay_that_failed_is_told_once_nobody_wants_the_relay_any_more() {
+    let mut world = two_relays(1);
+    measured(&mut world, "a", [9, 5]);
+    measured(&mut world, "b", [5, 90]);
+    world.run(SECOND);
+    // B does not notice at once, so that the NMS sends the pair there. A dials it for this pair alone.
+    world.unnoticed = 10 * SECOND;
+    world.kill(Victim::Trs, 120 * SECOND);
+    world.resolve("a", "b");
+    assert!(world.run_while_not(SECOND, |world| told(world).last().unwrap() == &["trs2.lab"]));
+    assert!(world.run_while_not(10 * SECOND, |world| !wants_first(world)));
+    world.run(SECOND);
+    assert_eq!(told(&world).last().unwrap(), &["trs.lab", "trs2.lab"]);
+}

@@ -11,7 +11,7 @@ use cyphonic_proto::{
     Channel, ExchangeId, Message, PeerConnectionId, QueryId,
     address::Prefix,
     identity::{Identity, NetworkId, Role, sha256},
-    message::{decode, encode},
+    message::{RegistrationRequest, decode, encode},
     node::{CandidateSet, ResolveError, Service, Target, Timing},
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -252,6 +252,8 @@ pub(crate) struct World {
     pub(crate) warm_relays: usize,
     /// Dials of services.
     pub(crate) connects: u32,
+    /// Those that the NMS got from each device.
+    pub(crate) registrations: BTreeMap<&'static str, Vec<RegistrationRequest>>,
     keys: BTreeSet<[u8; 32]>,
     pub(crate) sleeper: Option<Sleeper>,
 }
@@ -295,6 +297,7 @@ impl World {
             resets: 0,
             warm_relays: Timing::default().warm_relays,
             connects: 0,
+            registrations: BTreeMap::new(),
             keys: BTreeSet::new(),
             sleeper: None,
         }
