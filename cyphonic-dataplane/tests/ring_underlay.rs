@@ -163,12 +163,12 @@ fn a_card_comes_and_goes_while_the_tunnel_stands() {
         echo((&a, &app_a), (&b, &app_b));
         assert_eq!(through_the_stack(&b, false), stack, "by the card");
         b.outside(|outside| outside.underlay.detach(card.index));
-        assert!(!has_program(&b.namespace));
+        eventually("the card is free", || !has_program(&b.namespace));
     }
     b.outside(|outside| outside.attach()).unwrap();
     let Node { outside, namespace, .. } = b;
     drop(outside);
-    assert!(!has_program(&namespace), "the host is left as it was found");
+    eventually("the host is left as it was found", || !has_program(&namespace));
 }
 
 #[test]
