@@ -169,6 +169,27 @@ mod tests {
 
     const PREFIX: Prefix = Prefix::from_random([1, 2, 3, 4, 5]);
 
+    /// SQLite 3.51.1 had two of its locks taken in either order, and stood still for good.
+    #[test]
+    fn registers_that_are_opened_and_closed_at_the_same_time_do_not_stop_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["a.db", "b.db"].map(|name| dir.path().join(name));
+        paths.iter().for_each(|path| drop(Register::create(path).unwrap()));
+        let (done, finished) = std::sync::mpsc::channel();
+        for worker in 0..4 {
+            let (path, done) = (paths[worker % 2].clone(), done.clone());
+            std::thread::spawn(move || {
+                for _ in 0..100 {
+                    Register::open(&path).unwrap().data_version().unwrap();
+                }
+                done.send(()).unwrap();
+            });
+        }
+        for _ in 0..4 {
+            finished.recv_timeout(Duration::from_secs(120)).expect("all come to their end");
+        }
+    }
+
     #[test]
     fn a_register_of_another_prefix_is_refused() {
         let dir = tempfile::tempdir().unwrap();
