@@ -1,8 +1,8 @@
 //! Embeds the eBPF objects that `cargo xtask build` made.
 //!
-//! They are built by another toolchain, so this script only finds them: in the directory `CYPHONIC_EBPF_OBJECTS`, or where
-//! xtask puts them. Where one is missing the crate still builds, with an empty object, so that an editor can check it;
-//! loading then fails with an error that says what to run.
+//! They are built by another toolchain, so this script only finds them: in the directory
+//! `CYPHONIC_EBPF_OBJECTS`, or where xtask puts them. Where one is missing the crate still builds, with an
+//! empty object, so that an editor can check it; loading then fails with an error that says what to run.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};

@@ -2,8 +2,9 @@
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // The relay's program moves addresses between packets and map values, of which most lie at odd places: in words
-    // rather than in bytes, it takes a quarter fewer instructions. The processors that Cyphonic runs on can do that,
-    // and their kernels say so to the verifier (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS).
+    // The relay's program moves addresses between packets and map values, of which most lie at odd places: in
+    // words rather than in bytes, it takes a quarter fewer instructions. The processors that Cyphonic
+    // runs on can do that, and their kernels say so to the verifier
+    // (CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS).
     println!("cargo::rustc-link-arg-bin=relay=--cpu-features=+allows-misaligned-mem-access");
 }

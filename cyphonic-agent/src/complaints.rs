@@ -1,5 +1,5 @@
-//! What the log is told of failures that repeat for as long as their cause lasts: a cloud that is away for a night, a device
-//! without a network. An SD card has better uses, and so has who reads.
+//! What the log is told of failures that repeat for as long as their cause lasts: a cloud that is away for a
+//! night, a device without a network. An SD card has better uses, and so has who reads.
 
 use std::{
     collections::HashMap,
@@ -23,7 +23,8 @@ impl<K> Default for Complaints<K> {
 }
 
 impl<K: Eq + Hash> Complaints<K> {
-    /// Whether a failure is to be told: the first of its matter, another reason than the last, or the same after an hour.
+    /// Whether a failure is to be told: the first of its matter, another reason than the last, or the same
+    /// after an hour.
     pub(crate) fn is_news(&mut self, now: Instant, matter: K, reason: &str) -> bool {
         let known = self.told.get(&matter);
         if known.is_some_and(|(last, at)| last == reason && now.saturating_duration_since(*at) < AGAIN) {

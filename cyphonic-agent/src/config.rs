@@ -1,8 +1,9 @@
 //! `agent.yaml`: read once, checked whole, never written by the daemon.
 //!
-//! Every key has a default, so that the smallest useful file names only the cloud. Unknown keys are errors that name
-//! their line: a misspelt key that is silently ignored is a setting that silently does not apply. Command line flags
-//! and their environment variables ([`Overrides`]) win over the file. Nothing here is reloaded while the daemon runs.
+//! Every key has a default, so that the smallest useful file names only the cloud. Unknown keys are errors
+//! that name their line: a misspelt key that is silently ignored is a setting that silently does not apply.
+//! Command line flags and their environment variables ([`Overrides`]) win over the file. Nothing here is
+//! reloaded while the daemon runs.
 
 use std::{
     io,

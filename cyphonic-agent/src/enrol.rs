@@ -1,10 +1,10 @@
 //! From a one-time token to an identity.
 //!
-//! The device makes its key and keeps it *before* it asks, so that a retry (the answer was lost, the power failed)
-//! asks for the same key: the AS can tell a retry from a second device. The token carries the SHA-256 of the overlay's
-//! root certificate; the AS proves itself by it before the secret is sent. The answer is believed only as far as it
-//! can be checked: the certificate is for our key, chains to the pinned root, and says name and virtual address, of
-//! which the latter is recomputed.
+//! The device makes its key and keeps it *before* it asks, so that a retry (the answer was lost, the power
+//! failed) asks for the same key: the AS can tell a retry from a second device. The token carries the SHA-256
+//! of the overlay's root certificate; the AS proves itself by it before the secret is sent. The answer is
+//! believed only as far as it can be checked: the certificate is for our key, chains to the pinned root, and
+//! says name and virtual address, of which the latter is recomputed.
 
 mod certificate;
 
@@ -50,12 +50,13 @@ pub fn read_token_file(path: &Path) -> Result<EnrolmentToken, EnrolError> {
     Ok(EnrolmentToken::parse(text)?)
 }
 
-/// Enrols at the AS at `addresses` and keeps the identity in `state`. Where the key is another device's, as on a copied disk, the
-/// device gets one of its own.
+/// Enrols at the AS at `addresses` and keeps the identity in `state`. Where the key is another device's, as
+/// on a copied disk, the device gets one of its own.
 ///
 /// # Errors
 ///
-/// Nothing but keys is kept then, and a device that was enrolled is who it was. [`EnrolError::is_final`] tells whether trying again can help.
+/// Nothing but keys is kept then, and a device that was enrolled is who it was. [`EnrolError::is_final`]
+/// tells whether trying again can help.
 pub async fn enrol(
     state: &StateDir,
     token: &EnrolmentToken,
@@ -103,8 +104,9 @@ async fn enrol_once(
     }
 }
 
-/// Whether the certificate that the device has is better than the answer. To who shows a used token again, that is the first one for
-/// its key, and it may have been renewed since; by a cloud whose clock was ahead, perhaps, so that what is told now decides.
+/// Whether the certificate that the device has is better than the answer. To who shows a used token again,
+/// that is the first one for its key, and it may have been renewed since; by a cloud whose clock was ahead,
+/// perhaps, so that what is told now decides.
 fn outlives(known: &Identity, answer: &DeviceIdentity, told: UnixSeconds) -> bool {
     Identity::from_der(answer.leaf()).is_ok_and(|first| {
         known.spki_sha256 == first.spki_sha256

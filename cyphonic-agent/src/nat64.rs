@@ -1,7 +1,8 @@
-//! How IPv4 is reached where the host has IPv6 alone: the question and the clock of [`cyphonic_proto::nat64`].
+//! How IPv4 is reached where the host has IPv6 alone: the question and the clock of
+//! [`cyphonic_proto::nat64`].
 //!
-//! The question is put to the host's resolver like any program's, so it goes to the network's own resolvers, by way of this
-//! agent's where `/etc/resolv.conf` names that one.
+//! The question is put to the host's resolver like any program's, so it goes to the network's own resolvers,
+//! by way of this agent's where `/etc/resolv.conf` names that one.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,13 +15,15 @@ use cyphonic_proto::address::Prefix;
 use cyphonic_proto::nat64::Discovery;
 use tokio::task::JoinHandle;
 
-/// The name that has the translator's prefix in its AAAA records (RFC 7050 §8.2). It is complete: no search list is tried.
+/// The name that has the translator's prefix in its AAAA records (RFC 7050 §8.2). It is complete: no search
+/// list is tried.
 const NAME: &str = "ipv4only.arpa.";
 
 /// A resolver that takes longer is taken for one that failed.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// How long a start waits for the first answer, so that nothing is dialled in another way than it will be a moment later.
+/// How long a start waits for the first answer, so that nothing is dialled in another way than it will be a
+/// moment later.
 const FIRST: Duration = Duration::from_millis(500);
 
 /// Follows the translator of the host's network, and tells the port of it.
@@ -114,7 +117,8 @@ pub(crate) async fn outward(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     }
 }
 
-/// Whether a route leads to IPv4 at large: the address is nobody's, so it is of no network that the host is on.
+/// Whether a route leads to IPv4 at large: the address is nobody's, so it is of no network that the host is
+/// on.
 fn has_ipv4() -> bool {
     let [somewhere, _] = WELL_KNOWN_ADDRESSES;
     UdpPort::native_source_for(SocketAddr::from((somewhere, 9))).is_ok()

@@ -1,10 +1,10 @@
 //! From one certificate to the next.
 //!
-//! The device proves itself by the certificate it has and asks for another one for the *same* key, so that nothing that
-//! knows the key has to learn a new one, and an answer that is lost costs nothing. The answer is believed as at
-//! enrolment, and it must say the same as the current certificate and leave time to ask for the next: whoever speaks for the AS
-//! can refuse a device, but not turn it into another one. It may end earlier than the current one, where the overlay's
-//! certificates have a shorter life by now.
+//! The device proves itself by the certificate it has and asks for another one for the *same* key, so that
+//! nothing that knows the key has to learn a new one, and an answer that is lost costs nothing. The answer is
+//! believed as at enrolment, and it must say the same as the current certificate and leave time to ask for
+//! the next: whoever speaks for the AS can refuse a device, but not turn it into another one. It may end
+//! earlier than the current one, where the overlay's certificates have a shorter life by now.
 
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ use crate::{
     state::{DeviceIdentity, StateError},
 };
 
-/// What a new certificate must leave of time that ends earlier than the current one. The shortest life is an hour.
+/// What a new certificate must leave of time that ends earlier than the current one. The shortest life is an
+/// hour.
 const LEAST_LEFT_S: i64 = 1_800;
 
 /// Asks the AS at the other end of `connection`. Nothing is kept or taken into use here.

@@ -11,9 +11,9 @@
 //! | `port` | the UDP port the kernel chose at the first start | once |
 //! | `resolver/` | what was changed in the host's resolver | see [`crate::resolver`] |
 //!
-//! Invariants: a file is replaced whole or not at all (written aside, flushed, renamed, directory flushed). A device is
-//! enrolled exactly when `chain.pem` is there, which is why that file is written last; a key that it is for takes its place after
-//! that, now or at the next start. The private key is readable by
+//! Invariants: a file is replaced whole or not at all (written aside, flushed, renamed, directory flushed). A
+//! device is enrolled exactly when `chain.pem` is there, which is why that file is written last; a key that
+//! it is for takes its place after that, now or at the next start. The private key is readable by
 //! its owner only, from its first byte on. Nothing is written periodically: SD cards wear out.
 
 mod atomic;
@@ -43,7 +43,8 @@ pub struct StateDir {
 }
 
 impl StateDir {
-    /// Opens the directory, creating it (mode 0700) if need be and taking others' access away if they have any.
+    /// Opens the directory, creating it (mode 0700) if need be and taking others' access away if they have
+    /// any.
     ///
     /// # Errors
     ///
@@ -92,7 +93,8 @@ impl StateDir {
         self.path.join("resolver")
     }
 
-    /// The key to enrol with, made and kept at the first call: a retried enrolment asks for the same key again.
+    /// The key to enrol with, made and kept at the first call: a retried enrolment asks for the same key
+    /// again.
     pub fn key_or_generate(&self) -> Result<KeyPair, StateError> {
         if let Some(next) = self.next_key()? {
             return Ok(next);
@@ -103,8 +105,8 @@ impl StateDir {
         }
     }
 
-    /// Another key to enrol with, where another device has the same. The present one stays until there is a certificate for this
-    /// one: the device is who it was until then.
+    /// Another key to enrol with, where another device has the same. The present one stays until there is a
+    /// certificate for this one: the device is who it was until then.
     pub fn generate_next_key(&self) -> Result<KeyPair, StateError> {
         generate_key(&self.next_key_path())
     }
@@ -130,7 +132,8 @@ impl StateDir {
         }
     }
 
-    /// Makes room for another key where the cloud has revoked the one that [`Self::key_or_generate`] gave, which is kept beside it.
+    /// Makes room for another key where the cloud has revoked the one that [`Self::key_or_generate`] gave,
+    /// which is kept beside it.
     ///
     /// # Errors
     ///
@@ -180,8 +183,8 @@ impl StateDir {
         DeviceIdentity::from_pem(self.key().ok()??, &chain, &root).ok()
     }
 
-    /// Keeps the certificates of a device that enrolled, once checked. Its key must be one that this gave; one that is not the
-    /// device's yet becomes it.
+    /// Keeps the certificates of a device that enrolled, once checked. Its key must be one that this gave;
+    /// one that is not the device's yet becomes it.
     pub fn save_identity(&self, identity: &DeviceIdentity) -> Result<(), StateError> {
         // It may be another device's.
         remove(&self.former_path())?;
@@ -316,7 +319,8 @@ fn restrict(path: &Path, mode: u32) -> Result<(), StateError> {
 const ENROL_ANEW: &str = "stop the daemon and enrol with `cyphonic up --anew --token file:PATH` and a token of \
                           `cyphonic-cloud token create --name NAME --replace`";
 
-/// Why state could not be read or written. Nothing was changed, except that a directory may have been created.
+/// Why state could not be read or written. Nothing was changed, except that a directory may have been
+/// created.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// The file system said no.

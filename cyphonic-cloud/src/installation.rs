@@ -12,8 +12,10 @@ use crate::network::Network;
 use crate::pki::{self, Authority, Kind, PkiError, service_name};
 use crate::register::{Register, RegisterError, UnixSeconds};
 
-/// The services' authority is not where services run, if the operator has taken it away: so nothing renews their certificates by
-/// itself, they are long-lived, and `run` warns in the log every day of the last 60, in which [`renew`] is to be used. What limits the harm of a stolen one is its role: it is only ever a server, under its own name.
+/// The services' authority is not where services run, if the operator has taken it away: so nothing renews
+/// their certificates by itself, they are long-lived, and `run` warns in the log every day of the last 60, in
+/// which [`renew`] is to be used. What limits the harm of a stolen one is its role: it is only ever a server,
+/// under its own name.
 const SERVICE_LIFETIME: UnixSeconds = 2 * 365 * 24 * 3600;
 
 /// The name of the configuration in its directory.
@@ -100,7 +102,8 @@ pub enum InstallationError {
 /// Founds an overlay in a directory. The configuration is written last: where it stands, all the rest does.
 ///
 /// # Errors
-/// If the directory holds an overlay or remains of one (they are left untouched), or something cannot be written.
+/// If the directory holds an overlay or remains of one (they are left untouched), or something cannot be
+/// written.
 pub fn init(plan: &Plan, now: UnixSeconds) -> Result<Installed, InstallationError> {
     let zone = names::parse_zone(&plan.zone).map_err(InstallationError::Zone)?;
     if plan.public.is_empty() {
@@ -135,8 +138,8 @@ pub fn init(plan: &Plan, now: UnixSeconds) -> Result<Installed, InstallationErro
 /// Makes certificate, key and configuration for a relay on a machine of its own.
 ///
 /// # Errors
-/// If the relay that runs here has the name, the target directory holds some already, the services' key is not there, or something
-/// cannot be written.
+/// If the relay that runs here has the name, the target directory holds some already, the services' key is
+/// not there, or something cannot be written.
 pub fn relay_credentials(
     directory: &Path,
     name: &str,
@@ -204,9 +207,10 @@ pub struct Renewed {
     pub not_after: UnixSeconds,
 }
 
-/// Makes services' certificates anew, in place, with the keys that they have: those of `certificates`, which may have been
-/// brought from relays' machines, or without any those that the configuration in `directory` names. Each is renewed when the iterator
-/// comes to it, or left as it was, if it was not made by the services' key or cannot be written.
+/// Makes services' certificates anew, in place, with the keys that they have: those of `certificates`, which
+/// may have been brought from relays' machines, or without any those that the configuration in `directory`
+/// names. Each is renewed when the iterator comes to it, or left as it was, if it was not made by the
+/// services' key or cannot be written.
 ///
 /// # Errors
 /// If the services' key or the configuration is not there.

@@ -7,8 +7,8 @@
 //! - [`authentication`] decides for the AS; the NMS and the TRS decide in `cyphonic_proto`;
 //! - [`server`] gives all of them sockets, a clock and each other.
 //!
-//! Architecture invariants: SQL is spoken in [`register`] only; decisions take the time as an argument and are
-//! tested without sockets; the register has what an answer promises before the answer leaves.
+//! Architecture invariants: SQL is spoken in [`register`] only; decisions take the time as an argument and
+//! are tested without sockets; the register has what an answer promises before the answer leaves.
 
 pub mod authentication;
 pub mod config;

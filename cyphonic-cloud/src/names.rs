@@ -52,7 +52,8 @@ pub fn device_fqdn(text: &str, zone: &str) -> Result<String, String> {
     Ok(fqdn)
 }
 
-/// The full name for a device that is to be. A full name is itself; one with the zone in it twice, or of the zone alone, is a slip.
+/// The full name for a device that is to be. A full name is itself; one with the zone in it twice, or of the
+/// zone alone, is a slip.
 ///
 /// # Errors
 /// As [`device_fqdn`], and of such a slip.

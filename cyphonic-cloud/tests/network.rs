@@ -337,8 +337,9 @@ async fn a_taken_port_is_told() {
     cloud.shutdown().await;
 }
 
-/// A device dials all addresses of a service, one shortly after the other, and drops all connections but the first to
-/// stand. A service that was slow for a moment answers several dials at once, in an order of its own.
+/// A device dials all addresses of a service, one shortly after the other, and drops all connections but the
+/// first to stand. A service that was slow for a moment answers several dials at once, in an order of its
+/// own.
 #[test]
 fn a_device_keeps_the_connection_it_chose_whichever_the_service_saw_last() {
     const ROUNDS: usize = 8;

@@ -65,8 +65,8 @@ impl Running {
     async fn start_by(mut command: Command, address: SocketAddr) -> Self {
         let mut running = Self(command.spawn().unwrap());
         let deadline = Instant::now() + SOON;
-        // A pinned root that nothing matches: as soon as the service is up, its certificate is seen and refused, or it says that
-        // nobody enrols there.
+        // A pinned root that nothing matches: as soon as the service is up, its certificate is seen and
+        // refused, or it says that nobody enrols there.
         loop {
             match enrolment::connect(&[address], [0; 32], &Clock::new(0)).await {
                 Err(DialError::Refused(_)) => return running,

@@ -1,8 +1,8 @@
 //! How often something may happen, as one moment of state and without a timer.
 //!
-//! A virtual scheduling algorithm (a leaky bucket as a meter, ITU-T I.371), as [`relay::rate`](crate::relay::rate) is for the
-//! bytes of a leg: whatever happens costs time, and may happen while the time that all before it has cost is at most the burst
-//! ahead of the clock.
+//! A virtual scheduling algorithm (a leaky bucket as a meter, ITU-T I.371), as
+//! [`relay::rate`](crate::relay::rate) is for the bytes of a leg: whatever happens costs time, and may happen
+//! while the time that all before it has cost is at most the burst ahead of the clock.
 
 use core::time::Duration;
 
@@ -16,8 +16,8 @@ pub struct Account {
 }
 
 impl Account {
-    /// Takes one out, if there is one: one comes back `every` so often, and who has taken none for long has as many as come
-    /// back in a `burst`.
+    /// Takes one out, if there is one: one comes back `every` so often, and who has taken none for long has
+    /// as many as come back in a `burst`.
     #[must_use]
     pub fn spend(&mut self, now: Duration, every: Duration, burst: Duration) -> bool {
         let next = self.paid_until.max(now).saturating_add(every);

@@ -1,8 +1,8 @@
 //! The one way packet bytes are read.
 //!
-//! In userspace a packet is a slice. In a tc program it is a socket buffer whose bytes may not be linear, and in XDP a
-//! pair of pointers that the verifier wants to see compared. [`Buffer`] hides the difference behind a single fallible
-//! copy of a constant number of bytes, which is the shape every one of them can check.
+//! In userspace a packet is a slice. In a tc program it is a socket buffer whose bytes may not be linear, and
+//! in XDP a pair of pointers that the verifier wants to see compared. [`Buffer`] hides the difference behind
+//! a single fallible copy of a constant number of bytes, which is the shape every one of them can check.
 
 use core::fmt;
 

@@ -1,12 +1,12 @@
 //! Connection IDs.
 //!
-//! A QUIC short header does not say how long its connection ID is (RFC 8999 §5.2), so every ID a Cyphonic node chooses
-//! has [`CID_LEN`] bytes. One UDP port carries both signalling (QUIC connections) and tunnel data. The most significant
-//! bit of an ID tells them apart, so that a classifier without any state can steer a packet; the other 63 bits are
-//! unpredictable.
+//! A QUIC short header does not say how long its connection ID is (RFC 8999 §5.2), so every ID a Cyphonic
+//! node chooses has [`CID_LEN`] bytes. One UDP port carries both signalling (QUIC connections) and tunnel
+//! data. The most significant bit of an ID tells them apart, so that a classifier without any state can steer
+//! a packet; the other 63 bits are unpredictable.
 //!
-//! **Invariant.** IDs are made only from random bytes the caller supplies: a counter or an address in them would let an
-//! observer correlate paths (RFC 9000 §5.1).
+//! **Invariant.** IDs are made only from random bytes the caller supplies: a counter or an address in them
+//! would let an observer correlate paths (RFC 9000 §5.1).
 
 use core::fmt;
 

@@ -1,13 +1,14 @@
 //! What happens to a packet that an application sends into the overlay.
 //!
-//! The virtual interface has no link layer: a packet starts with its IP header. Before it may enter a tunnel it must
-//! be IPv6, come from the node's own virtual address and go to another address of the overlay. Everything else is
-//! dropped here, with a reason, before it costs userspace a wake-up. The receiving node checks again: this side's
-//! check protects honest users from their own mistakes, the other side's protects against a dishonest sender.
+//! The virtual interface has no link layer: a packet starts with its IP header. Before it may enter a tunnel
+//! it must be IPv6, come from the node's own virtual address and go to another address of the overlay.
+//! Everything else is dropped here, with a reason, before it costs userspace a wake-up. The receiving node
+//! checks again: this side's check protects honest users from their own mistakes, the other side's protects
+//! against a dishonest sender.
 //!
-//! The same function runs in the tc program and, where no eBPF can be loaded, in the agent's packet loop. The program
-//! knows two things more ([`judge_egress`], [`judge_ingress`]): which destinations have tunnels, and what the policy
-//! permits.
+//! The same function runs in the tc program and, where no eBPF can be loaded, in the agent's packet loop. The
+//! program knows two things more ([`judge_egress`], [`judge_ingress`]): which destinations have tunnels, and
+//! what the policy permits.
 
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
@@ -15,11 +16,11 @@ use crate::map::{InterfaceConfig, PeerEntry};
 use crate::packet::ip::IPV6_HEADER_LEN;
 use crate::policy::{self, Direction, EVERY_CLASS, PolicyTable};
 
-/// Decides on a packet that leaves an application through the virtual interface: the virtual address of the node whose
-/// tunnel it takes, in network byte order.
+/// Decides on a packet that leaves an application through the virtual interface: the virtual address of the
+/// node whose tunnel it takes, in network byte order.
 ///
-/// Depends on nothing but its arguments. Super-packets that the kernel has not yet cut into segments are judged as one
-/// packet: all their segments have the same addresses.
+/// Depends on nothing but its arguments. Super-packets that the kernel has not yet cut into segments are
+/// judged as one packet: all their segments have the same addresses.
 ///
 /// # Errors
 /// Why it is dropped.
@@ -74,8 +75,8 @@ pub enum Egress {
 
 /// Decides on a packet that leaves an application, with the tables that the kernel has.
 ///
-/// A packet to a node without a tunnel wakes the agent before anyone knows the node's class, so its policy cannot be
-/// asked: it passes here, and the peer's own policy judges it when the tunnel stands.
+/// A packet to a node without a tunnel wakes the agent before anyone knows the node's class, so its policy
+/// cannot be asked: it passes here, and the peer's own policy judges it when the tunnel stands.
 #[inline(always)]
 pub fn judge_egress<B, T>(packet: &B, config: &InterfaceConfig, tables: &T) -> Egress
 where
@@ -128,7 +129,8 @@ fn check_version<B: Buffer + ?Sized>(packet: &B) -> Result<(), DropReason> {
     }
 }
 
-/// The payload length must be the packet's. Jumbograms (payload length 0, RFC 2675) never fit a tunnel packet.
+/// The payload length must be the packet's. Jumbograms (payload length 0, RFC 2675) never fit a tunnel
+/// packet.
 #[inline(always)]
 fn check_length(header: &[u8; IPV6_HEADER_LEN], len: usize) -> Result<(), DropReason> {
     let promised = IPV6_HEADER_LEN + usize::from(u16::from_be_bytes([header[4], header[5]]));

@@ -1,8 +1,8 @@
 //! Why a packet was dropped.
 //!
-//! Every drop has a name and a counter. The eBPF programs count with the reason's number as the index into a per-CPU
-//! map, userspace counts with the same numbers, and `status` and the metrics print the same names: whoever looks for
-//! a lost packet looks in one list.
+//! Every drop has a name and a counter. The eBPF programs count with the reason's number as the index into a
+//! per-CPU map, userspace counts with the same numbers, and `status` and the metrics print the same names:
+//! whoever looks for a lost packet looks in one list.
 
 /// An enumeration of reasons that are counted: each has a number, by which it is counted, and a name.
 macro_rules! reasons {

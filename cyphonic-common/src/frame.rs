@@ -1,10 +1,11 @@
 //! The frames inside a tunnel data packet.
 //!
-//! A tunnel uses the part of QUIC's frames that it needs (RFC 9000 §19, RFC 9221 §4): DATAGRAM carries one inner
-//! packet, PING and PADDING probe the path's MTU, PATH_CHALLENGE and PATH_RESPONSE validate a path before a tunnel
-//! moves to it, CONNECTION_CLOSE ends the tunnel. Of this protocol's own (RFC 9000 §19.21) are CANDIDATES, which tells
-//! where the sender may be reached, and PART, which carries inner packets that are too large for a narrow path ([`part`]).
-//! Any other frame is the peer's error: there are no streams here.
+//! A tunnel uses the part of QUIC's frames that it needs (RFC 9000 §19, RFC 9221 §4): DATAGRAM carries one
+//! inner packet, PING and PADDING probe the path's MTU, PATH_CHALLENGE and PATH_RESPONSE validate a path
+//! before a tunnel moves to it, CONNECTION_CLOSE ends the tunnel. Of this protocol's own (RFC 9000 §19.21)
+//! are CANDIDATES, which tells where the sender may be reached, and PART, which carries inner packets that
+//! are too large for a narrow path ([`part`]). Any other frame is the peer's error: there are no streams
+//! here.
 //!
 //! Encoding and decoding work on slices and never allocate. Decoded frames borrow from the packet.
 
@@ -23,7 +24,8 @@ const PADDING: u8 = 0x00;
 const PING: u8 = 0x01;
 const PATH_CHALLENGE: u8 = 0x1a;
 const PATH_RESPONSE: u8 = 0x1b;
-/// The type bytes of frames that only try a path (RFC 9000 §9.1): a packet that begins with one is no sign of a move.
+/// The type bytes of frames that only try a path (RFC 9000 §9.1): a packet that begins with one is no sign of
+/// a move.
 pub const PROBING: [u8; 2] = [PATH_CHALLENGE, PATH_RESPONSE];
 const CONNECTION_CLOSE: u8 = 0x1c;
 const APPLICATION_CLOSE: u8 = 0x1d;
@@ -47,7 +49,8 @@ pub enum Frame<'a> {
     PathResponse([u8; 8]),
     /// Ends the tunnel (§19.19).
     Close(Close<'a>),
-    /// One inner packet that runs to the end of the tunnel packet (RFC 9221 §4, type 0x30). The cheapest form.
+    /// One inner packet that runs to the end of the tunnel packet (RFC 9221 §4, type 0x30). The cheapest
+    /// form.
     Datagram(&'a [u8]),
     /// One inner packet with an explicit length (type 0x31), so that another frame may follow.
     DatagramWithLength(&'a [u8]),
@@ -64,7 +67,8 @@ pub struct Close<'a> {
     pub error_code: u64,
     /// The type of the frame that caused a transport error (0x1c). `None` is an application close (0x1d).
     pub frame_type: Option<u64>,
-    /// What to tell the operator: UTF-8 by convention, but unchecked. At most [`MAX_REASON`] bytes of it are kept.
+    /// What to tell the operator: UTF-8 by convention, but unchecked. At most [`MAX_REASON`] bytes of it are
+    /// kept.
     pub reason: &'a [u8],
 }
 

@@ -1,11 +1,13 @@
 //! What Cyphonic's kernel half and userspace half must agree on.
 //!
-//! A packet is parsed, classified and counted by the same code wherever it is met: in a tc or XDP program, in the
-//! agent's packet loop, in a test. This crate holds that code. It has no dependencies, allocates nothing, and
-//! compiles for the host and for `bpfel-unknown-none`.
+//! A packet is parsed, classified and counted by the same code wherever it is met: in a tc or XDP program, in
+//! the agent's packet loop, in a test. This crate holds that code. It has no dependencies, allocates nothing,
+//! and compiles for the host and for `bpfel-unknown-none`.
 //!
-//! - [`cid`], [`quic`], [`frame`], [`varint`]: the tunnel's packets, which have the form of QUIC 1-RTT packets.
-//! - [`buffer`], [`packet`]: headers of Ethernet, IPv4, IPv6 and UDP, read through one bounds-checked accessor.
+//! - [`cid`], [`quic`], [`frame`], [`varint`]: the tunnel's packets, which have the form of QUIC 1-RTT
+//!   packets.
+//! - [`buffer`], [`packet`]: headers of Ethernet, IPv4, IPv6 and UDP, read through one bounds-checked
+//!   accessor.
 //! - [`classify`], [`drop_reason`]: what happens to a packet, as a pure function, and why.
 //! - [`relay`]: what a relay does with a frame, and the layout of its maps.
 //! - [`steer`]: which frames go past the stack to AF_XDP sockets.

@@ -1,9 +1,10 @@
 //! Layout of the eBPF maps that both halves touch.
 //!
-//! Userspace writes [`InterfaceConfig`] once, before the classifier is attached; the kernel only reads it. The kernel
-//! writes [`Counter`]s, one array per CPU; userspace only reads and sums them. Which peers there are ([`PeerEntry`]),
-//! which worker a data connection ID belongs to, and what the policy permits ([`crate::policy::PolicyKey`]) is written
-//! by userspace as it changes. Addresses stand in network byte order, as in packets, so neither side converts.
+//! Userspace writes [`InterfaceConfig`] once, before the classifier is attached; the kernel only reads it.
+//! The kernel writes [`Counter`]s, one array per CPU; userspace only reads and sums them. Which peers there
+//! are ([`PeerEntry`]), which worker a data connection ID belongs to, and what the policy permits
+//! ([`crate::policy::PolicyKey`]) is written by userspace as it changes. Addresses stand in network byte
+//! order, as in packets, so neither side converts.
 
 use crate::drop_reason::DropReason;
 
@@ -138,8 +139,8 @@ impl InterfaceConfig {
     }
 }
 
-/// An address as two machine words: comparing arrays would call `memcmp`, which the BPF target has to emulate byte by
-/// byte. Going through one integer keeps the compiler from assembling the words from single bytes.
+/// An address as two machine words: comparing arrays would call `memcmp`, which the BPF target has to emulate
+/// byte by byte. Going through one integer keeps the compiler from assembling the words from single bytes.
 #[inline(always)]
 const fn halves(bytes: &[u8; 16]) -> (u64, u64) {
     let whole = u128::from_ne_bytes(*bytes);
@@ -190,7 +191,8 @@ impl PeerEntry {
     }
 }
 
-/// The worker of a virtual address that the kernel does not know (yet): what userspace will choose for it too.
+/// The worker of a virtual address that the kernel does not know (yet): what userspace will choose for it
+/// too.
 #[inline(always)]
 pub const fn worker_of(address: &[u8; 16], workers: u32) -> u32 {
     match spread_of(address).checked_rem(workers) {
@@ -201,8 +203,8 @@ pub const fn worker_of(address: &[u8; 16], workers: u32) -> u32 {
 
 /// What [`worker_of`] takes modulo the number of workers, as the kernel does with what a program gives it.
 ///
-/// A virtual address ends in bits of a hash of the node's name, so its last 16 bits spread well enough. The kernel keeps
-/// no more of what a program gives it.
+/// A virtual address ends in bits of a hash of the node's name, so its last 16 bits spread well enough. The
+/// kernel keeps no more of what a program gives it.
 #[inline(always)]
 pub const fn spread_of(address: &[u8; 16]) -> u32 {
     let [.., high, low] = *address;
@@ -250,7 +252,8 @@ pub enum CounterIndex {
     IngressSuper,
     /// Those among [`CounterIndex::Tunnel`] whose destination has no tunnel yet: they wake the agent.
     TunnelUnknown,
-    /// Those among [`CounterIndex::Tunnel`] to whose destination no tunnel could be had: the agent answers them.
+    /// Those among [`CounterIndex::Tunnel`] to whose destination no tunnel could be had: the agent answers
+    /// them.
     TunnelDead,
     /// Packets that were dropped.
     Dropped(DropReason),

@@ -1,8 +1,9 @@
-//! IPv4 addresses as the hosts behind a translator from IPv6 (NAT64, RFC 6146) write them: within its prefix (RFC 6052).
+//! IPv4 addresses as the hosts behind a translator from IPv6 (NAT64, RFC 6146) write them: within its prefix
+//! (RFC 6052).
 //!
-//! A host that has IPv6 alone reaches IPv4 by sending to such addresses, and hears from IPv4 from such. Which prefix its
-//! network's translator has, somebody else finds out (RFC 7050); here is only the arithmetic, both ways, and which
-//! addresses it is for.
+//! A host that has IPv6 alone reaches IPv4 by sending to such addresses, and hears from IPv4 from such. Which
+//! prefix its network's translator has, somebody else finds out (RFC 7050); here is only the arithmetic, both
+//! ways, and which addresses it is for.
 
 use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,8 +24,9 @@ const RESERVED: u128 = 0xff << 56;
 
 /// A translator's prefix.
 ///
-/// Two words, so that it can be kept in atomic ones: the address's first 64 bits, and its next 32 bits above the length.
-/// Where the length is 64 or less those 32 bits are zero. The second word is therefore never zero.
+/// Two words, so that it can be kept in atomic ones: the address's first 64 bits, and its next 32 bits above
+/// the length. Where the length is 64 or less those 32 bits are zero. The second word is therefore never
+/// zero.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Nat64Prefix {
     high: u64,
@@ -32,8 +34,9 @@ pub struct Nat64Prefix {
 }
 
 impl Nat64Prefix {
-    /// A prefix of this length; none unless it is one that RFC 6052 §2.2 allows, with no bit set after it nor in bits 64
-    /// to 71, and of unicast addresses that routers forward (so never that of IPv4-mapped ones, which mean IPv4 itself).
+    /// A prefix of this length; none unless it is one that RFC 6052 §2.2 allows, with no bit set after it nor
+    /// in bits 64 to 71, and of unicast addresses that routers forward (so never that of IPv4-mapped
+    /// ones, which mean IPv4 itself).
     pub const fn new(address: Ipv6Addr, length: u8) -> Option<Self> {
         let bits = address.to_bits();
         let allowed = matches!(length, 32 | 40 | 48 | 56 | 64 | 96);
@@ -48,8 +51,9 @@ impl Nat64Prefix {
         }
     }
 
-    /// The one prefix that `ipv4only.arpa`'s AAAA records speak of (RFC 7050 §3): the addresses in them are the well-known
-    /// ones. Where one of these stands at two places of an address, the place counts where another record has the other.
+    /// The one prefix that `ipv4only.arpa`'s AAAA records speak of (RFC 7050 §3): the addresses in them are
+    /// the well-known ones. Where one of these stands at two places of an address, the place counts where
+    /// another record has the other.
     pub fn from_well_known(answers: impl IntoIterator<Item = Ipv6Addr> + Clone) -> Option<Self> {
         let found = |answer: Ipv6Addr| {
             LENGTHS.into_iter().filter_map(move |length| {
@@ -91,8 +95,8 @@ impl Nat64Prefix {
 
     /// The address by which `ip` is reached through the translator; none where it is not to be.
     ///
-    /// Not to be: what means this host, this link or many hosts; and, under the well-known prefix, private addresses
-    /// (RFC 6052 §3.1), since that prefix is for what is the same everywhere.
+    /// Not to be: what means this host, this link or many hosts; and, under the well-known prefix, private
+    /// addresses (RFC 6052 §3.1), since that prefix is for what is the same everywhere.
     pub fn embed(self, ip: Ipv4Addr) -> Option<Ipv6Addr> {
         if !self.carries(ip) {
             return None;

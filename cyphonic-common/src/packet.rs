@@ -1,8 +1,8 @@
 //! Headers of the packets around and inside a tunnel.
 //!
-//! One parser per header, each reading through a [`Cursor`] so that it runs unchanged over an XDP frame, a socket
-//! buffer or a slice. They check what must hold for the next header to be found, and no more: whether a packet is
-//! *wanted* is the business of [`crate::classify`].
+//! One parser per header, each reading through a [`Cursor`] so that it runs unchanged over an XDP frame, a
+//! socket buffer or a slice. They check what must hold for the next header to be found, and no more: whether
+//! a packet is *wanted* is the business of [`crate::classify`].
 //!
 //! [`parse_ip`] goes from an IP header to UDP; [`parse_ethernet`] starts one layer further out.
 

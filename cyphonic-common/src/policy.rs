@@ -1,19 +1,21 @@
 //! Which peers may use which services, as a pure function over a table of permissions.
 //!
-//! Nothing is allowed unless the table says so. A [`PolicyKey`] permits one service (protocol and port) between this
-//! node and one class of peers, in the direction in which conversations are opened; each of class, protocol and port
-//! may be a wildcard. Answers are allowed by the same entry: what a client may open, the server's packets back may
-//! pass. The kernel keeps no connections here, so an "answer" is what comes from the service's port; of TCP, never
-//! the packet that opens a connection (SYN without ACK).
+//! Nothing is allowed unless the table says so. A [`PolicyKey`] permits one service (protocol and port)
+//! between this node and one class of peers, in the direction in which conversations are opened; each of
+//! class, protocol and port may be a wildcard. Answers are allowed by the same entry: what a client may open,
+//! the server's packets back may pass. The kernel keeps no connections here, so an "answer" is what comes
+//! from the service's port; of TCP, never the packet that opens a connection (SYN without ACK).
 //!
-//! Two kinds of packets pass whatever the table holds, because conversations that are allowed break without them and
-//! they carry nothing by themselves:
-//! - ICMPv6 errors (RFC 4890 §4.3.1): Packet Too Big, Destination Unreachable, Time Exceeded, Parameter Problem;
-//! - fragments but the first: they have no ports, and reassemble to nothing without the first, which is judged. An
-//!   IPv6 stack drops fragments that overlap it (RFC 5722), and the first holds all headers (RFC 7112).
+//! Two kinds of packets pass whatever the table holds, because conversations that are allowed break without
+//! them and they carry nothing by themselves:
+//! - ICMPv6 errors (RFC 4890 §4.3.1): Packet Too Big, Destination Unreachable, Time Exceeded, Parameter
+//!   Problem;
+//! - fragments but the first: they have no ports, and reassemble to nothing without the first, which is
+//!   judged. An IPv6 stack drops fragments that overlap it (RFC 5722), and the first holds all headers (RFC
+//!   7112).
 //!
-//! The same function runs in the tc programs on both ways through the virtual interface, in the rings' workers where no
-//! program is attached, and under property tests.
+//! The same function runs in the tc programs on both ways through the virtual interface, in the rings'
+//! workers where no program is attached, and under property tests.
 
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
@@ -81,8 +83,8 @@ pub struct PolicyKey {
 }
 
 impl PolicyKey {
-    /// Lets peers of `class` be talked to ([`Direction::Out`]) or talk to this node ([`Direction::In`]) at a service.
-    /// For ICMPv6, the port is the message's type; echo replies go with echo requests.
+    /// Lets peers of `class` be talked to ([`Direction::Out`]) or talk to this node ([`Direction::In`]) at a
+    /// service. For ICMPv6, the port is the message's type; echo replies go with echo requests.
     #[inline(always)]
     #[must_use]
     pub const fn new(direction: Direction, class: u32, protocol: u8, port: u16) -> Self {
@@ -103,8 +105,8 @@ pub trait PolicyTable {
     fn holds(&self, key: &PolicyKey) -> bool;
 }
 
-/// Decides whether a whole IPv6 packet may pass between this node and a peer of `class`. `direction` is the packet's:
-/// [`Direction::Out`] for what leaves this node.
+/// Decides whether a whole IPv6 packet may pass between this node and a peer of `class`. `direction` is the
+/// packet's: [`Direction::Out`] for what leaves this node.
 ///
 /// # Errors
 /// [`DropReason::Denied`], or [`DropReason::Truncated`] where the headers that are judged are not all there.
@@ -196,8 +198,9 @@ fn conversation<B: Buffer + ?Sized>(packet: &B) -> Result<Option<Conversation>, 
     Ok(Some(Conversation { protocol, opens, answers }))
 }
 
-/// Follows the extension headers (RFC 8200 §4) to the protocol behind them and where it starts; `None` for a fragment
-/// but the first. A chain longer than any sensible one ends at an extension header, which no entry names.
+/// Follows the extension headers (RFC 8200 §4) to the protocol behind them and where it starts; `None` for a
+/// fragment but the first. A chain longer than any sensible one ends at an extension header, which no entry
+/// names.
 #[inline(always)]
 fn upper_layer<B: Buffer + ?Sized>(packet: &B) -> Result<Option<(u8, usize)>, DropReason> {
     let [mut next] = packet.read::<1>(6).ok_or(DropReason::Truncated)?;

@@ -1,7 +1,7 @@
 //! The bits of a QUIC packet that are visible without keys (RFC 8999, RFC 9000 §17).
 //!
-//! Everything a node receives on its one UDP port passes [`classify_datagram`] first: QUIC connections go to the QUIC
-//! implementation, tunnel data to the rings. The decision needs nine bytes and no state.
+//! Everything a node receives on its one UDP port passes [`classify_datagram`] first: QUIC connections go to
+//! the QUIC implementation, tunnel data to the rings. The decision needs nine bytes and no state.
 
 use crate::buffer::Buffer;
 use crate::cid::{CID_LEN, ConnectionId};
@@ -21,9 +21,9 @@ pub const PN_LEN_BITS: u8 = 0x03;
 /// The bits of a short header's first byte that header protection covers (RFC 9001 §5.4.1).
 pub const PROTECTED_BITS: u8 = RESERVED_BITS | KEY_PHASE_BIT | PN_LEN_BITS;
 
-/// A datagram that opens NATs and firewalls on its way out. Where it arrives it has done its work. Dissectors take it for a
-/// packet of the connection whose path it opens, so it is as long as the shortest of those (RFC 9000 §10.3); its fixed bit
-/// is clear, so no QUIC implementation takes it for one.
+/// A datagram that opens NATs and firewalls on its way out. Where it arrives it has done its work. Dissectors
+/// take it for a packet of the connection whose path it opens, so it is as long as the shortest of those (RFC
+/// 9000 §10.3); its fixed bit is clear, so no QUIC implementation takes it for one.
 pub const PUNCH: &[u8] = &[0; 21];
 
 /// Bytes of a short header before the packet number: the first byte and the connection ID.
@@ -76,8 +76,8 @@ pub fn classify_datagram_at<B: Buffer + ?Sized>(packet: &B, offset: usize) -> Da
     }
 }
 
-/// A long header needs its version and a length byte for each connection ID (RFC 8999 §5.1). Its fixed bit says nothing
-/// here: Version Negotiation packets may have it clear (RFC 9000 §17.2.1).
+/// A long header needs its version and a length byte for each connection ID (RFC 8999 §5.1). Its fixed bit
+/// says nothing here: Version Negotiation packets may have it clear (RFC 9000 §17.2.1).
 #[inline(always)]
 fn classify_long<B: Buffer + ?Sized>(packet: &B, offset: usize) -> DatagramKind {
     match packet.read::<7>(offset) {

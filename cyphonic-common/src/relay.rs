@@ -1,18 +1,18 @@
 //! The relay: what its map holds, and what happens to a frame that arrives at it.
 //!
-//! A leg is one direction of a relayed tunnel, stored under the virtual connection ID that its packets carry. The relay
-//! replaces that ID by the receiver's own, readdresses the packet and sends it on, between IPv4 and IPv6 where the two
-//! ends differ. It holds no key, so it can neither read nor forge.
+//! A leg is one direction of a relayed tunnel, stored under the virtual connection ID that its packets carry.
+//! The relay replaces that ID by the receiver's own, readdresses the packet and sends it on, between IPv4 and
+//! IPv6 where the two ends differ. It holds no key, so it can neither read nor forge.
 //!
 //! - [`leg`]: a leg and its state, as they stand in the kernel's map; [`rate`]: a leg's rate limit.
 //! - [`map`]: the other maps: configuration, counters, names, and the version of the layout.
 //! - [`origin`]: whose a packet is, for the XDP program and for the relay in userspace alike.
-//! - [`forward`]: the verdict on a frame, from [`arrival`] to [`departure`]. Generic over the frame and over where legs
-//!   and routes come from, so that the XDP program, tests and fuzzers run the same code.
+//! - [`forward`]: the verdict on a frame, from [`arrival`] to [`departure`]. Generic over the frame and over
+//!   where legs and routes come from, so that the XDP program, tests and fuzzers run the same code.
 //! - [`slice`], [`table`]: frame and surroundings of tests and fuzzers.
 //!
-//! **Invariants.** A frame that passes to the stack is as it came. What leaves has the UDP payload's length it came
-//! with, its DSCP and ECN, a hop limit one below, and a right checksum if it came with one.
+//! **Invariants.** A frame that passes to the stack is as it came. What leaves has the UDP payload's length
+//! it came with, its DSCP and ECN, a hop limit one below, and a right checksum if it came with one.
 
 pub mod address;
 pub mod arrival;

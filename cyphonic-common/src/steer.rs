@@ -1,17 +1,18 @@
 //! Which frames go to AF_XDP sockets, and to which of them.
 //!
-//! Two interfaces have XDP programs in front of sockets. On the far end of the virtual interface, a frame is what an
-//! application sends: [`judge_virtual`] decides as the classifier does, and everything that may leave goes to the socket.
-//! On the underlay, a frame may be anybody's: [`steer_underlay`] takes out the tunnels' data packets and leaves
-//! everything else to the kernel's stack, untouched.
+//! Two interfaces have XDP programs in front of sockets. On the far end of the virtual interface, a frame is
+//! what an application sends: [`judge_virtual`] decides as the classifier does, and everything that may leave
+//! goes to the socket. On the underlay, a frame may be anybody's: [`steer_underlay`] takes out the tunnels'
+//! data packets and leaves everything else to the kernel's stack, untouched.
 //!
-//! The stack would check more, so here is what is checked instead. IPv4's header checksum is: nothing else covers the
-//! addresses and the ECN field. UDP's checksum is not, and cannot be: what another namespace or virtual machine of this
-//! host sends has only the pseudo header's part of it, for a card that it never passes. It would add nothing: the packet's
-//! authentication tag covers every byte of the payload, a port or an IPv6 address changed on the way at most starts the
-//! validation of a path that does not exist, and a changed IPv6 ECN field costs one congestion signal. The host's packet
-//! filter does not see these packets; only who knows a connection ID of a tunnel that stands reaches its socket, and only
-//! who has the tunnel's keys gets any further.
+//! The stack would check more, so here is what is checked instead. IPv4's header checksum is: nothing else
+//! covers the addresses and the ECN field. UDP's checksum is not, and cannot be: what another namespace or
+//! virtual machine of this host sends has only the pseudo header's part of it, for a card that it never
+//! passes. It would add nothing: the packet's authentication tag covers every byte of the payload, a port or
+//! an IPv6 address changed on the way at most starts the validation of a path that does not exist, and a
+//! changed IPv6 ECN field costs one congestion signal. The host's packet filter does not see these packets;
+//! only who knows a connection ID of a tunnel that stands reaches its socket, and only who has the tunnel's
+//! keys gets any further.
 
 use crate::buffer::Buffer;
 use crate::cid::ConnectionId;
@@ -47,8 +48,8 @@ pub const MAX_CARDS: u32 = 8;
 /// Places for sockets on the underlay.
 pub const UNDERLAY_SOCKETS: u32 = MAX_CARDS * MAX_QUEUES * MAX_WORKERS;
 
-/// The place of a worker's socket on a queue of the card that has this slot: a socket takes only frames of the card and
-/// the queue it is bound to, and the kernel drops others. `None` where there is no such place.
+/// The place of a worker's socket on a queue of the card that has this slot: a socket takes only frames of
+/// the card and the queue it is bound to, and the kernel drops others. `None` where there is no such place.
 #[inline(always)]
 pub const fn socket_index(slot: u32, queue: u32, worker: u32) -> Option<u32> {
     if slot < MAX_CARDS && queue < MAX_QUEUES && worker < MAX_WORKERS {
@@ -58,7 +59,8 @@ pub const fn socket_index(slot: u32, queue: u32, worker: u32) -> Option<u32> {
     }
 }
 
-/// What the program on the underlay must know. All zero (as the kernel makes it) is "not configured": everything passes.
+/// What the program on the underlay must know. All zero (as the kernel makes it) is "not configured":
+/// everything passes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct UnderlayConfig {
@@ -110,8 +112,8 @@ where
     }
 }
 
-/// Decides on a frame that userspace sent to the near end of the virtual interface: a packet out of a tunnel, or one that
-/// userspace made itself.
+/// Decides on a frame that userspace sent to the near end of the virtual interface: a packet out of a tunnel,
+/// or one that userspace made itself.
 ///
 /// # Errors
 /// Why it is dropped.
@@ -127,8 +129,9 @@ where
     }
 }
 
-/// The data connection ID of a frame that carries a tunnel's packet to this node's port. `None` for everything else: for
-/// signalling, other ports, fragments, packets with IP options or extension headers, VLAN tags, anything malformed.
+/// The data connection ID of a frame that carries a tunnel's packet to this node's port. `None` for
+/// everything else: for signalling, other ports, fragments, packets with IP options or extension headers,
+/// VLAN tags, anything malformed.
 ///
 /// Whether the connection ID is one of the node's, its tables must tell.
 #[inline(always)]
@@ -164,11 +167,13 @@ fn ipv4<B: Buffer + ?Sized>(frame: &B) -> Option<Carried> {
     Some(Carried::V4(len))
 }
 
-/// Whether an IPv4 header is as its sender made it: with its checksum, its words add up to all ones (RFC 1071 §1).
+/// Whether an IPv4 header is as its sender made it: with its checksum, its words add up to all ones (RFC 1071
+/// §1).
 #[inline(always)]
 fn is_whole(header: &[u8; IPV4_HEADER_LEN]) -> bool {
     let (words, _) = header.as_chunks::<2>();
-    // Ten words of 16 bits: the carries fit, and adding them in twice is enough. The order of bytes does not matter.
+    // Ten words of 16 bits: the carries fit, and adding them in twice is enough. The order of bytes does not
+    // matter.
     let sum = words.iter().fold(0, |sum, word| sum + u32::from(u16::from_ne_bytes(*word)));
     let sum = (sum & 0xffff) + (sum >> 16);
     (sum & 0xffff) + (sum >> 16) == 0xffff

@@ -1,4 +1,5 @@
-//! What tells STUN (RFC 8489) from QUIC on a node's one port (RFC 9443 §3): nothing here understands more of it.
+//! What tells STUN (RFC 8489) from QUIC on a node's one port (RFC 9443 §3): nothing here understands more of
+//! it.
 
 /// Bytes of a STUN header (RFC 8489 §5).
 pub const HEADER_LEN: usize = 20;
@@ -6,8 +7,8 @@ pub const HEADER_LEN: usize = 20;
 /// Stands in bytes 4 to 7 of every message (RFC 8489 §5).
 pub const MAGIC_COOKIE: u32 = 0x2112_a442;
 
-/// Whether a datagram looks like a STUN message: its first two bits are clear, which no QUIC packet of this overlay has, and
-/// the magic cookie is in its place. A punch (all zeros) does not.
+/// Whether a datagram looks like a STUN message: its first two bits are clear, which no QUIC packet of this
+/// overlay has, and the magic cookie is in its place. A punch (all zeros) does not.
 #[inline]
 pub fn is_stun(datagram: &[u8]) -> bool {
     match datagram {

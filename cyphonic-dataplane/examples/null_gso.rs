@@ -1,6 +1,7 @@
 //! A tunnel without keys, for `cargo xtask bench`: `null_gso DEVICE MTU PORT PEER`.
 //!
-//! It makes the device in its own network namespace and prints `ready`; addresses and bringing it up are the caller's.
+//! It makes the device in its own network namespace and prints `ready`; addresses and bringing it up are the
+//! caller's.
 
 #![expect(clippy::print_stdout, reason = "it says when it is ready")]
 

@@ -1,8 +1,8 @@
 //! Does one step of a packet's way a number of times, for `cargo xtask bench pi`, which counts instructions:
 //! `packet_cost STEP SUITE BYTES TIMES`. For steps that handle many packets at once, it prints how many.
 //!
-//! Built for 64-bit ARM, it takes the processor for a Raspberry Pi 4's: that has no cryptographic instructions, the emulator
-//! that counts has them, and libraries ask before they use them.
+//! Built for 64-bit ARM, it takes the processor for a Raspberry Pi 4's: that has no cryptographic
+//! instructions, the emulator that counts has them, and libraries ask before they use them.
 
 #![expect(clippy::print_stdout, reason = "it says how many packets it handled")]
 #![cfg_attr(target_arch = "aarch64", expect(unsafe_code, reason = "a function of the C library is replaced"))]
@@ -89,11 +89,11 @@ fn join(times: usize) {
     println!("{}", lens.len());
 }
 
-/// In place of the C library's: what a Pi 4's kernel says of its processor, `fp asimd evtstrm crc32 cpuid`, and nothing of
-/// anything else, which every caller has to expect of some kernel.
+/// In place of the C library's: what a Pi 4's kernel says of its processor, `fp asimd evtstrm crc32 cpuid`,
+/// and nothing of anything else, which every caller has to expect of some kernel.
 #[cfg(target_arch = "aarch64")]
-// SAFETY: the name is the C library's, and so are signature and meaning; the C library itself does not call it, but reads
-// what it keeps.
+// SAFETY: the name is the C library's, and so are signature and meaning; the C library itself does not call
+// it, but reads what it keeps.
 #[unsafe(no_mangle)]
 extern "C" fn getauxval(kind: libc::c_ulong) -> libc::c_ulong {
     match kind {

@@ -34,7 +34,8 @@ pub struct TcpSuperPacket {
 }
 
 impl TcpSuperPacket {
-    /// Of `len` bytes, at most 65,535 behind the IPv6 header, to be cut into segments with `size` bytes of payload.
+    /// Of `len` bytes, at most 65,535 behind the IPv6 header, to be cut into segments with `size` bytes of
+    /// payload.
     pub fn new(len: usize, size: u16) -> Self {
         let vnet = VnetHeader {
             needs_csum: true,
@@ -58,7 +59,8 @@ impl TcpSuperPacket {
         Self { vnet, packet }
     }
 
-    /// Cuts it into `out`, one packet behind the other, and tells `each` how long they are. Returns how many they are.
+    /// Cuts it into `out`, one packet behind the other, and tells `each` how long they are. Returns how many
+    /// they are.
     pub fn cut(&self, out: &mut [u8], mut each: impl FnMut(usize)) -> usize {
         let Some(whole) = SuperPacket::parse(&self.vnet, &self.packet) else { return 0 };
         let mut rest = out;
@@ -81,8 +83,8 @@ impl Default for Joiner {
 }
 
 impl Joiner {
-    /// Joins what lies one behind the other in `packets`, each as long as `lens` says. Returns how many writes to the
-    /// device that comes to.
+    /// Joins what lies one behind the other in `packets`, each as long as `lens` says. Returns how many
+    /// writes to the device that comes to.
     pub fn join(&mut self, packets: &[u8], lens: &[usize]) -> usize {
         let mut start = 0;
         for len in lens {

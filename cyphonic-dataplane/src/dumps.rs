@@ -4,9 +4,10 @@ use std::io;
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
-/// No core dump of this process from now on, neither as a file, which the limit would prevent, nor through a program such as
-/// systemd-coredump, which is given it all the same (core(5)). Nor may a process of the same user that has no more rights than
-/// that look into it (ptrace(2)). To be called after privileges were changed, which may undo it.
+/// No core dump of this process from now on, neither as a file, which the limit would prevent, nor through a
+/// program such as systemd-coredump, which is given it all the same (core(5)). Nor may a process of the same
+/// user that has no more rights than that look into it (ptrace(2)). To be called after privileges were
+/// changed, which may undo it.
 ///
 /// # Errors
 ///

@@ -1,12 +1,14 @@
 //! Super-packets: cutting them on the way out, joining them on the way in.
 //!
 //! The kernel moves up to 64 KiB of one flow under one header and leaves segmentation and checksums to the
-//! device (virtio 1.2 §5.1.6). This tunnel is the device: [`SuperPacket`] cuts what an application sent into the
-//! packets that travel, each with its own sequence number, flags, length and checksum; [`Coalescer`] finds
-//! consecutive packets of a flow among what arrived and hands them to the kernel as one super-packet again.
+//! device (virtio 1.2 §5.1.6). This tunnel is the device: [`SuperPacket`] cuts what an application sent into
+//! the packets that travel, each with its own sequence number, flags, length and checksum; [`Coalescer`]
+//! finds consecutive packets of a flow among what arrived and hands them to the kernel as one super-packet
+//! again.
 //!
 //! Invariants:
-//! * Cutting, then joining, gives back the super-packet bit for bit (but for its checksum, left to the kernel).
+//! * Cutting, then joining, gives back the super-packet bit for bit (but for its checksum, left to the
+//!   kernel).
 //! * Only packets whose own checksum verifies are joined, so that joining never hides corruption.
 //! * The packets of one flow keep their order.
 

@@ -2,8 +2,8 @@
 
 use std::hash::Hasher;
 
-/// Connection IDs are drawn at random by this node, virtual addresses are hashes of names. Strangers choose only
-/// what is looked up, not what is stored, so one multiplication per word spreads them well enough.
+/// Connection IDs are drawn at random by this node, virtual addresses are hashes of names. Strangers choose
+/// only what is looked up, not what is stored, so one multiplication per word spreads them well enough.
 #[derive(Default)]
 pub(crate) struct WordHasher(u64);
 

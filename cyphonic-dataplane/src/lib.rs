@@ -1,7 +1,8 @@
 //! Cyphonic's data plane: what every packet passes.
 //!
 //! - [`bpf`]: the eBPF programs: loading, attaching, reading their counters.
-//! - [`protect`], [`replay`]: packet protection of tunnel data (RFC 9001) and its anti-replay window (RFC 6479).
+//! - [`protect`], [`replay`]: packet protection of tunnel data (RFC 9001) and its anti-replay window (RFC
+//!   6479).
 //! - [`udp`]: the node's one UDP port, in batches, with segmentation offloads.
 //! - [`ring`], [`tun`]: encapsulation rings between the virtual interface and the port.
 //! - [`netdevice`]: what interfaces are asked and told, and what their drivers can do.
@@ -14,8 +15,8 @@
 //! - [`tcp`]: what TCP that carries datagrams needs of the kernel.
 //! - [`relay`]: the relay's map from connection IDs to legs, and its userspace forwarding loop.
 //!
-//! All userspace `unsafe` of the project lives in this crate, each block with the reason why it holds. Per packet
-//! there is no allocation, lock or system call; those are paid per batch.
+//! All userspace `unsafe` of the project lives in this crate, each block with the reason why it holds. Per
+//! packet there is no allocation, lock or system call; those are paid per batch.
 
 #[cfg(feature = "bench")]
 pub mod bench;

@@ -1,4 +1,5 @@
-//! Memory that counts as locked: packet memory of AF_XDP where the process has no CAP_IPC_LOCK, and before Linux 5.11 eBPF maps.
+//! Memory that counts as locked: packet memory of AF_XDP where the process has no CAP_IPC_LOCK, and before
+//! Linux 5.11 eBPF maps.
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 

@@ -1,8 +1,8 @@
 //! Gives memory back that a process needed only to start.
 //!
-//! Most of a program is for starting: configuration, enrolment, loading eBPF programs, system buses. The kernel maps it
-//! generously when it is executed or read, and leaves it mapped until memory is short, as it does with what the allocator
-//! once needed. A device with little memory has better uses for both.
+//! Most of a program is for starting: configuration, enrolment, loading eBPF programs, system buses. The
+//! kernel maps it generously when it is executed or read, and leaves it mapped until memory is short, as it
+//! does with what the allocator once needed. A device with little memory has better uses for both.
 
 #![expect(
     unsafe_code,
@@ -13,10 +13,11 @@ use std::{ffi::c_void, fs, io, ops::Range, path::Path};
 
 use rustix::mm::{Advice, madvise};
 
-/// Unmaps code and constants of the program that are resident: what is still needed comes back from the page cache when it is executed or
-/// read next. What the allocator holds and nobody uses goes back to the kernel, where the C library can do that. Takes
-/// some milliseconds, and as much again in faults: to be called once, when starting is over. Returns how many bytes of
-/// code and constants the program has. Libraries stay: the loader may be relocating some for another thread at any moment.
+/// Unmaps code and constants of the program that are resident: what is still needed comes back from the page
+/// cache when it is executed or read next. What the allocator holds and nobody uses goes back to the kernel,
+/// where the C library can do that. Takes some milliseconds, and as much again in faults: to be called once,
+/// when starting is over. Returns how many bytes of code and constants the program has. Libraries stay: the
+/// loader may be relocating some for another thread at any moment.
 ///
 /// # Errors
 /// When the kernel does not tell the process's program or mappings, or takes no advice. Nothing is lost then.
@@ -25,11 +26,12 @@ pub fn give_back_start_up() -> io::Result<usize> {
     let program = fs::read_link("/proc/self/exe")?;
     for range in unchanged(&fs::read_to_string("/proc/self/smaps")?, &program) {
         let len = range.len();
-        // SAFETY: the range is a whole mapping of this process's program, private, not writable, and without a page of its own
-        // (`unchanged`), so it has no content but the file's, of which the next access gets a page again. No page of its own can
-        // come to it: the loader relocated the program before it ran, and makes only libraries' mappings writable and changes
-        // them later, when another thread loads one (getaddrinfo(3) does). Nor can it go away in between: a program is not
-        // unloaded. What a debugger writes there in between (breakpoints) is lost.
+        // SAFETY: the range is a whole mapping of this process's program, private, not writable, and without
+        // a page of its own (`unchanged`), so it has no content but the file's, of which the next
+        // access gets a page again. No page of its own can come to it: the loader relocated the
+        // program before it ran, and makes only libraries' mappings writable and changes them later,
+        // when another thread loads one (getaddrinfo(3) does). Nor can it go away in between: a program is
+        // not unloaded. What a debugger writes there in between (breakpoints) is lost.
         unsafe { madvise(range.start as *mut c_void, len, Advice::LinuxDontNeed)? };
         bytes += len;
     }
@@ -41,7 +43,8 @@ pub fn give_back_start_up() -> io::Result<usize> {
     Ok(bytes)
 }
 
-/// The mappings of the program that have nothing but their file's content, by `/proc/PID/smaps` (proc_pid_smaps(5)).
+/// The mappings of the program that have nothing but their file's content, by `/proc/PID/smaps`
+/// (proc_pid_smaps(5)).
 fn unchanged(smaps: &str, program: &Path) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let (mut candidate, mut own_pages) = (None, None);

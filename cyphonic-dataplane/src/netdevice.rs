@@ -1,5 +1,6 @@
-//! What network interfaces are asked and told: by ioctl here; what their drivers can do ([`xdp_features`]), which XDP
-//! programs are on them ([`xdp_programs`]), which there are and which VLAN devices above them ([`Links`]), by netlink.
+//! What network interfaces are asked and told: by ioctl here; what their drivers can do ([`xdp_features`]),
+//! which XDP programs are on them ([`xdp_programs`]), which there are and which VLAN devices above them
+//! ([`Links`]), by netlink.
 
 #![expect(unsafe_code, reason = "network devices are configured by ioctl")]
 
@@ -32,7 +33,8 @@ const GET_CHANNELS: u32 = 0x3c;
 /// `ETHTOOL_GDRVINFO`.
 const GET_DRIVER: u32 = 3;
 
-/// What a command of ethtool's reads and writes: it starts with the command's number, and any bytes are a valid value.
+/// What a command of ethtool's reads and writes: it starts with the command's number, and any bytes are a
+/// valid value.
 trait Ethtool {}
 
 /// `struct ethtool_value`.
@@ -70,8 +72,9 @@ struct Channels {
 
 impl Ethtool for Channels {}
 
-/// Has the kernel complete the checksums of packets before they leave through `interface`, and with that cut them to
-/// the interface's MTU: at the other end of a veth pair, an AF_XDP socket finds no one who would do it later.
+/// Has the kernel complete the checksums of packets before they leave through `interface`, and with that cut
+/// them to the interface's MTU: at the other end of a veth pair, an AF_XDP socket finds no one who would do
+/// it later.
 ///
 /// # Errors
 /// There is no such interface, or the kernel refuses.
@@ -128,8 +131,8 @@ fn takes_vlan_tags_off(interface: &str) -> io::Result<bool> {
 /// There is no such interface.
 pub(crate) fn mtu(interface: &str) -> io::Result<usize> {
     let mut request = request_for(interface)?;
-    // SAFETY: SIOCGIFMTU reads the zero-terminated name and writes a number into the `ifreq` it is given, which is live
-    // and ours alone.
+    // SAFETY: SIOCGIFMTU reads the zero-terminated name and writes a number into the `ifreq` it is given,
+    // which is live and ours alone.
     let answer = unsafe {
         ioctl(libc::SIOCGIFMTU, &mut request)?;
         request.ifr_ifru.ifru_mtu
@@ -143,8 +146,9 @@ pub(crate) fn mtu(interface: &str) -> io::Result<usize> {
 /// There is no such interface, or it is no Ethernet device.
 pub(crate) fn link_address(interface: &str) -> io::Result<[u8; 6]> {
     let mut request = request_for(interface)?;
-    // SAFETY: SIOCGIFHWADDR reads the zero-terminated name and writes an address into the `ifreq` it is given, which is
-    // live and ours alone; so this variant of the union is filled, and any bytes are a valid value of it.
+    // SAFETY: SIOCGIFHWADDR reads the zero-terminated name and writes an address into the `ifreq` it is
+    // given, which is live and ours alone; so this variant of the union is filled, and any bytes are a
+    // valid value of it.
     let address = unsafe {
         ioctl(libc::SIOCGIFHWADDR, &mut request)?;
         request.ifr_ifru.ifru_hwaddr
@@ -162,8 +166,9 @@ pub(crate) fn link_address(interface: &str) -> io::Result<[u8; 6]> {
 fn ethtool<T: Ethtool>(interface: &str, command: &mut T) -> io::Result<()> {
     let mut request = request_for(interface)?;
     request.ifr_ifru.ifru_data = std::ptr::from_mut(command).cast::<c_char>();
-    // SAFETY: SIOCETHTOOL reads one `ifreq`, whose name ends in a zero and whose pointer is to what the command in it has
-    // the kernel read and write (that is what `Ethtool` promises); both outlive the call.
+    // SAFETY: SIOCETHTOOL reads one `ifreq`, whose name ends in a zero and whose pointer is to what the
+    // command in it has the kernel read and write (that is what `Ethtool` promises); both outlive the
+    // call.
     unsafe { ioctl(libc::SIOCETHTOOL, &mut request) }
 }
 
@@ -185,7 +190,8 @@ fn request_for(interface: &str) -> io::Result<libc::ifreq> {
 /// What the request reads and writes through the `ifreq` must be there.
 unsafe fn ioctl(number: libc::c_ulong, request: &mut libc::ifreq) -> io::Result<()> {
     let socket = any_socket()?;
-    // SAFETY: the descriptor is open, the request is about one `ifreq`, which is live, and the caller vouches for the rest.
+    // SAFETY: the descriptor is open, the request is about one `ifreq`, which is live, and the caller vouches
+    // for the rest.
     if unsafe { libc::ioctl(socket.as_raw_fd(), number as _, std::ptr::from_mut(request)) } < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,9 +1,9 @@
 //! A tunnel without keys: the offload ring's pipe, and nothing else.
 //!
-//! Super-packets are read from a TUN device, cut, and sent in segmented batches; what arrives is joined and written, all of it
-//! by one thread that rests and is scheduled as a ring's is. There is no cryptography, no peer, no check of anything. It exists to be
-//! measured: what a ring adds to this is the price of protection, and what this costs is the kernel's. Only built with the
-//! feature `bench`.
+//! Super-packets are read from a TUN device, cut, and sent in segmented batches; what arrives is joined and
+//! written, all of it by one thread that rests and is scheduled as a ring's is. There is no cryptography, no
+//! peer, no check of anything. It exists to be measured: what a ring adds to this is the price of protection,
+//! and what this costs is the kernel's. Only built with the feature `bench`.
 
 use std::io;
 use std::net::SocketAddr;

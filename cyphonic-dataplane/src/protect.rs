@@ -1,8 +1,8 @@
 //! Packet protection: tunnel data packets as QUIC 1-RTT packets (RFC 9001 §5, §6).
 //!
-//! [`pair`] makes a [`Sealer`] and an [`Opener`] from the two direction secrets of a set-up. Each has one owner, which
-//! uses it without locks. They share one small set of atomics, the key phase: when the opener meets the peer's next
-//! keys, the sealer follows at its next packet (§6.2).
+//! [`pair`] makes a [`Sealer`] and an [`Opener`] from the two direction secrets of a set-up. Each has one
+//! owner, which uses it without locks. They share one small set of atomics, the key phase: when the opener
+//! meets the peer's next keys, the sealer follows at its next packet (§6.2).
 //!
 //! ```text
 //!   0        1            9                 13                                n
@@ -12,14 +12,15 @@
 //!     5 bits protected      4 bytes protected
 //! ```
 //!
-//! The whole header is associated data. A relay rewrites the connection ID, so the sender seals with the receiver's
-//! *real* ID and then writes the relay's virtual one; the relay puts the real one back. Header protection samples
-//! ciphertext only, so it does not care.
+//! The whole header is associated data. A relay rewrites the connection ID, so the sender seals with the
+//! receiver's *real* ID and then writes the relay's virtual one; the relay puts the real one back. Header
+//! protection samples ciphertext only, so it does not care.
 //!
 //! **Invariants**
 //! - A packet number is used once: one space for the tunnel's life, across all key updates.
 //! - Nothing an unauthenticated packet says changes state, except the count of forgeries (§6.6).
-//! - No second key update before the peer has shown that it received a packet of the first (§6.1): see [`Sealer`].
+//! - No second key update before the peer has shown that it received a packet of the first (§6.1): see
+//!   [`Sealer`].
 //! - Packet numbers always take four bytes: without acknowledgements the sender cannot know how few would do.
 
 mod aead;

@@ -1,15 +1,17 @@
 //! The relay's data path: from a connection ID to a leg, and onwards.
 //!
-//! A leg is one direction of a relayed tunnel. Its key is the *virtual* connection ID that the relay chose and the
-//! sender writes; the entry says from where such packets may come, where they go, and which *real* ID the receiver
-//! must find in them (the forwarded mode of the MASQUE QUIC-aware proxy draft). The relay holds no key.
+//! A leg is one direction of a relayed tunnel. Its key is the *virtual* connection ID that the relay chose
+//! and the sender writes; the entry says from where such packets may come, where they go, and which *real* ID
+//! the receiver must find in them (the forwarded mode of the MASQUE QUIC-aware proxy draft). The relay holds
+//! no key.
 //!
-//! [`RelayMap`] is the seam: [`UserspaceRelay`] forwards in a thread of this process, an XDP map can do it in the
-//! kernel. The control plane (TRS) uses the map only and does not know which.
+//! [`RelayMap`] is the seam: [`UserspaceRelay`] forwards in a thread of this process, an XDP map can do it in
+//! the kernel. The control plane (TRS) uses the map only and does not know which.
 //!
 //! **Invariants**
 //! - Only what comes from the leg's bound source address is forwarded; bytes out never exceed bytes in.
-//! - Long headers are never forwarded, nor is signalling: both go to the [`SignallingSink`](crate::udp::SignallingSink).
+//! - Long headers are never forwarded, nor is signalling: both go to the
+//!   [`SignallingSink`](crate::udp::SignallingSink).
 //! - A packet that arrives after [`RelayMap::insert`] returned finds its entry.
 
 mod forward;
@@ -71,8 +73,8 @@ pub enum RelayMapError {
 pub trait RelayMap: Send + Sync {
     /// Binds a virtual connection ID to a leg. Packets that arrive after it returned are forwarded.
     ///
-    /// A leg that was [adopted](Self::adopted) under this ID is claimed by it, if it leads to the same real ID: it may
-    /// have moved, and its counters go on.
+    /// A leg that was [adopted](Self::adopted) under this ID is claimed by it, if it leads to the same real
+    /// ID: it may have moved, and its counters go on.
     ///
     /// # Errors
     /// The ID is taken, the map is full, or an argument makes no sense. Nothing has changed.
@@ -98,8 +100,9 @@ pub trait RelayMap: Send + Sync {
         self.len() == 0
     }
 
-    /// Legs that go on forwarding though the process that bound them has died, and that nobody has claimed yet by
-    /// [`insert`](Self::insert). Their IDs must not be given to others. A map that dies with its process has none.
+    /// Legs that go on forwarding though the process that bound them has died, and that nobody has claimed
+    /// yet by [`insert`](Self::insert). Their IDs must not be given to others. A map that dies with its
+    /// process has none.
     fn adopted(&self) -> Vec<(ConnectionId, Leg)> {
         Vec::new()
     }

@@ -1,7 +1,7 @@
 //! The anti-replay window of RFC 6479: a ring of bits that slides a word at a time.
 //!
-//! **Invariant.** [`ReplayWindow::accept`] says yes to each packet number at most once, and never to one that lies
-//! [`WINDOW`] or more behind the highest accepted. It is asked only about packets that authenticated.
+//! **Invariant.** [`ReplayWindow::accept`] says yes to each packet number at most once, and never to one that
+//! lies [`WINDOW`] or more behind the highest accepted. It is asked only about packets that authenticated.
 
 /// Bits of the ring, as in WireGuard: at a million packets per second, eight milliseconds of reordering.
 const BITS: u64 = 8192;
@@ -9,7 +9,8 @@ const BITS: u64 = 8192;
 const WORD: u64 = u64::BITS as u64;
 const WORDS: usize = (BITS / WORD) as usize;
 
-/// How far behind the highest number a packet may be. One word of the ring is always being refilled (RFC 6479 §3).
+/// How far behind the highest number a packet may be. One word of the ring is always being refilled (RFC 6479
+/// §3).
 pub const WINDOW: u64 = BITS - WORD;
 
 /// The packet numbers that were accepted so far.
@@ -27,8 +28,8 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// The full packet number for one of which the low 32 bits were received: the candidate nearest to the next
-    /// expected one (RFC 9000 §A.3).
+    /// The full packet number for one of which the low 32 bits were received: the candidate nearest to the
+    /// next expected one (RFC 9000 §A.3).
     #[inline]
     pub fn expand(&self, truncated: u32) -> u64 {
         const SPAN: u64 = 1 << 32;

@@ -118,18 +118,19 @@ pub trait EncapRing: Send + Sync {
     /// The tunnel was refused and nothing changed.
     fn install(&self, tunnel: TunnelInstall) -> Result<(), RingError>;
 
-    /// A peer was told of this connection ID, whose tunnel is not installed yet: packets that come for it are held, within
-    /// limits, and opened when it is ([`EarlyPackets`]).
+    /// A peer was told of this connection ID, whose tunnel is not installed yet: packets that come for it are
+    /// held, within limits, and opened when it is ([`EarlyPackets`]).
     fn expect(&self, cid: ConnectionId);
 
-    /// There will be no tunnel with this connection ID: what is held for it is dropped. Ignored once it is installed.
+    /// There will be no tunnel with this connection ID: what is held for it is dropped. Ignored once it is
+    /// installed.
     fn forget(&self, cid: ConnectionId);
 
     /// Removes a tunnel and its keys. An older tunnel of the same peer sends again if there is one.
     fn remove(&self, id: TunnelId);
 
-    /// Sends on another path from now on: nothing larger than [`PathMtu::BASE_DATAGRAM`] until [`set_mtu`](Self::set_mtu)
-    /// says what it carries.
+    /// Sends on another path from now on: nothing larger than [`PathMtu::BASE_DATAGRAM`] until
+    /// [`set_mtu`](Self::set_mtu) says what it carries.
     fn set_path(&self, id: TunnelId, path: Path);
 
     /// The tunnel's present path carries this. Ignored where it is less than IPv6 and QUIC need.
@@ -145,8 +146,8 @@ pub trait EncapRing: Send + Sync {
     /// Starts a key update now, or as soon as the one in progress is acknowledged (RFC 9001 §6.1).
     fn force_key_update(&self, id: TunnelId);
 
-    /// Has the workers enforce a port policy from now on, in place of the one before; at first everything may pass. For
-    /// where no program does it.
+    /// Has the workers enforce a port policy from now on, in place of the one before; at first everything may
+    /// pass. For where no program does it.
     fn set_permissions(&self, permissions: Arc<Permissions>);
 
     /// What a tunnel has carried; `None` if there is no such tunnel.

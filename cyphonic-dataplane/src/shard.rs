@@ -1,9 +1,10 @@
 //! Several rings that look like one: a worker for each, and every peer at one of them.
 //!
-//! A peer's tunnels are all installed in the ring that [`worker_of`] chooses by its virtual address. The programs
-//! ([`crate::bpf::Programs::steer`]) bring the peer's packets there from both sides: what applications send to the
-//! ring's queue of the virtual interface, what arrives to the ring's socket of the port. So rings share nothing, and
-//! a peer's packets stay in order. This composition keeps the programs' tables and the port's group informed.
+//! A peer's tunnels are all installed in the ring that [`worker_of`] chooses by its virtual address. The
+//! programs ([`crate::bpf::Programs::steer`]) bring the peer's packets there from both sides: what
+//! applications send to the ring's queue of the virtual interface, what arrives to the ring's socket of the
+//! port. So rings share nothing, and a peer's packets stay in order. This composition keeps the programs'
+//! tables and the port's group informed.
 
 use std::collections::HashMap;
 use std::net::Ipv6Addr;
@@ -49,8 +50,8 @@ struct Place {
 }
 
 impl ShardedRing {
-    /// Composes rings, in the order of their queues and sockets. `group` is the port's, where it has several sockets;
-    /// `tables` are the programs', where there are any.
+    /// Composes rings, in the order of their queues and sockets. `group` is the port's, where it has several
+    /// sockets; `tables` are the programs', where there are any.
     ///
     /// # Errors
     /// There is no ring.

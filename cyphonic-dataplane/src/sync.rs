@@ -1,9 +1,10 @@
 //! Locks that a panic does not close.
 //!
-//! A thread that panics while it holds a lock poisons it, so that nobody trusts what is behind it. Here everybody may: what a
-//! lock of this project guards is a map, a queue, a counter or a handle, and is whole after every statement that changes it, so
-//! the worst that a panic leaves is a change that was not made. The panic itself is told by who watches the thread. A value
-//! that is broken from one statement to another does not belong behind these.
+//! A thread that panics while it holds a lock poisons it, so that nobody trusts what is behind it. Here
+//! everybody may: what a lock of this project guards is a map, a queue, a counter or a handle, and is whole
+//! after every statement that changes it, so the worst that a panic leaves is a change that was not made. The
+//! panic itself is told by who watches the thread. A value that is broken from one statement to another does
+//! not belong behind these.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

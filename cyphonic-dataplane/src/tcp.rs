@@ -5,16 +5,16 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-/// Bytes that may wait in the socket unsent before it stops being writable (`TCP_NOTSENT_LOWAT`). What waits further up
-/// can still be dropped; what waits in the socket only grows old.
+/// Bytes that may wait in the socket unsent before it stops being writable (`TCP_NOTSENT_LOWAT`). What waits
+/// further up can still be dropped; what waits in the socket only grows old.
 ///
 /// # Errors
 /// The kernel refuses, or it is no TCP socket.
 pub fn limit_unsent(socket: &impl AsFd, bytes: u32) -> io::Result<()> {
     let fd = socket.as_fd();
     let len = size_of_val(&bytes) as libc::socklen_t;
-    // SAFETY: the descriptor is borrowed, hence open, and the kernel reads `len` bytes of a live `u32`, which is what this
-    // option takes (tcp(7)).
+    // SAFETY: the descriptor is borrowed, hence open, and the kernel reads `len` bytes of a live `u32`, which
+    // is what this option takes (tcp(7)).
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),

@@ -17,9 +17,10 @@ use crate::gso::VNET_HEADER_LEN;
 /// The largest read: a virtio-net header and a full super-packet.
 pub(crate) const MAX_READ: usize = VNET_HEADER_LEN + 65_536;
 
-/// Packets that wait for the worker: what applications send in ten milliseconds at 400,000 packets a second, for which
-/// another thread may have its processor. The kernel's default, 500, is full after one; packets are then lost that the
-/// worker could have taken. What waits is charged to its senders' sockets, so one sender cannot fill it with bulk.
+/// Packets that wait for the worker: what applications send in ten milliseconds at 400,000 packets a second,
+/// for which another thread may have its processor. The kernel's default, 500, is full after one; packets are
+/// then lost that the worker could have taken. What waits is charged to its senders' sockets, so one sender
+/// cannot fill it with bulk.
 const QUEUE_LEN: libc::c_int = 4096;
 
 /// Why the interface could not be made.
@@ -73,8 +74,8 @@ pub struct TunDevice {
 }
 
 impl TunDevice {
-    /// Makes the interface `name` with `mtu`, in the calling thread's network namespace. Addresses, routes and
-    /// bringing it up are the caller's.
+    /// Makes the interface `name` with `mtu`, in the calling thread's network namespace. Addresses, routes
+    /// and bringing it up are the caller's.
     ///
     /// # Errors
     /// Nothing is left behind.
@@ -82,9 +83,9 @@ impl TunDevice {
         Self::open(name, mtu, 0)
     }
 
-    /// Makes the interface with several queues, each of which is read and written by a worker of its own. Which queue
-    /// a packet of the host goes to is the kernel's guess until [`steer`](Self::steer) says otherwise. One queue is
-    /// made as by [`create`](Self::create).
+    /// Makes the interface with several queues, each of which is read and written by a worker of its own.
+    /// Which queue a packet of the host goes to is the kernel's guess until [`steer`](Self::steer) says
+    /// otherwise. One queue is made as by [`create`](Self::create).
     ///
     /// # Errors
     /// Nothing is left behind.
@@ -171,8 +172,8 @@ fn attach(fd: BorrowedFd<'_>, name: [libc::c_char; libc::IFNAMSIZ], flags: libc:
         ifr_name: name,
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags as libc::c_short },
     };
-    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, which may be written to, and which outlives the
-    // call.
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`, which `request` is, which may be written to, and which
+    // outlives the call.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
 }
 
@@ -214,7 +215,8 @@ fn set(
     let socket = std::net::UdpSocket::bind((std::net::Ipv6Addr::UNSPECIFIED, 0))
         .or_else(|_| std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))?;
     let request = libc::ifreq { ifr_name: name, ifr_ifru: value };
-    // SAFETY: both requests that are made here read one `ifreq`, which `request` is and which outlives the call.
+    // SAFETY: both requests that are made here read one `ifreq`, which `request` is and which outlives the
+    // call.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), what, &raw const request) })
 }
 

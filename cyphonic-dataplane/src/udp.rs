@@ -1,16 +1,17 @@
 //! The node's one UDP port, which carries signalling and tunnel data alike.
 //!
-//! [`UdpPort`] is a dual-stack socket (IPv4 alone where the host has no IPv6) that never fragments, sends many
-//! segments with one system call (UDP_SEGMENT), receives many with one (UDP_GRO, recvmmsg), and carries ECN and the
-//! local address both ways. Its receive loop belongs to one worker thread; any thread may send. What arrives and is
-//! not the worker's goes to a [`SignallingSink`].
+//! [`UdpPort`] is a dual-stack socket (IPv4 alone where the host has no IPv6) that never fragments, sends
+//! many segments with one system call (UDP_SEGMENT), receives many with one (UDP_GRO, recvmmsg), and carries
+//! ECN and the local address both ways. Its receive loop belongs to one worker thread; any thread may send.
+//! What arrives and is not the worker's goes to a [`SignallingSink`].
 //!
 //! Where the host has IPv6 alone and its network a translator to IPv4 (NAT64), the port can be told of it
-//! ([`UdpPort::set_nat64`]): IPv4 is then reached, and heard of, through it. Whoever misleads the host about the translator
-//! misdirects datagrams, as any router on the way can: what is in them is authenticated end to end.
+//! ([`UdpPort::set_nat64`]): IPv4 is then reached, and heard of, through it. Whoever misleads the host about
+//! the translator misdirects datagrams, as any router on the way can: what is in them is authenticated end to
+//! end.
 //!
-//! **Invariants.** Addresses in this API are canonical: IPv4 is `V4`, never `::ffff:…` nor within a translator's prefix
-//! that the port knows. A [`Message`] has at least one
+//! **Invariants.** Addresses in this API are canonical: IPv4 is `V4`, never `::ffff:…` nor within a
+//! translator's prefix that the port knows. A [`Message`] has at least one
 //! byte and a stride of at least one.
 
 mod batch;
@@ -42,9 +43,11 @@ pub struct Transmit<'a> {
     pub ecn: Option<u8>,
     /// One datagram, or several back to back.
     pub payload: &'a [u8],
-    /// The size of each datagram in `payload`; the last may be shorter. Without it, `payload` is one datagram.
+    /// The size of each datagram in `payload`; the last may be shorter. Without it, `payload` is one
+    /// datagram.
     pub segment_size: Option<usize>,
-    /// The local address to send from, where it matters; ignored if it is not of `dest`'s family, or the host's no more.
+    /// The local address to send from, where it matters; ignored if it is not of `dest`'s family, or the
+    /// host's no more.
     pub src_ip: Option<IpAddr>,
 }
 
@@ -57,8 +60,8 @@ impl<'a> Transmit<'a> {
 
 /// Takes the datagrams that are not tunnel data: QUIC connections' packets.
 ///
-/// Called from the port's worker thread for each run of datagrams, so it must neither block nor panic: a sink that is
-/// full drops, and counts what it drops.
+/// Called from the port's worker thread for each run of datagrams, so it must neither block nor panic: a sink
+/// that is full drops, and counts what it drops.
 pub trait SignallingSink: Send + Sync {
     /// `payload` holds datagrams of `stride` bytes each; the last may be shorter.
     fn deliver(
@@ -70,14 +73,15 @@ pub trait SignallingSink: Send + Sync {
         stride: usize,
     );
 
-    /// One STUN message ([`cyphonic_common::stun::is_stun`]) that came to `local_ip`. False where nobody here speaks STUN:
-    /// it is then counted as a datagram that is not the port's.
+    /// One STUN message ([`cyphonic_common::stun::is_stun`]) that came to `local_ip`. False where nobody here
+    /// speaks STUN: it is then counted as a datagram that is not the port's.
     fn deliver_stun(&self, _from: SocketAddr, _local_ip: Option<IpAddr>, _datagram: &[u8]) -> bool {
         false
     }
 }
 
-/// Takes the STUN messages that come to a port. Called like [`SignallingSink::deliver`], under the same duties.
+/// Takes the STUN messages that come to a port. Called like [`SignallingSink::deliver`], under the same
+/// duties.
 pub trait StunSink: Send + Sync {
     /// One message from `from` that came to `local_ip`.
     fn deliver(&self, from: SocketAddr, local_ip: Option<IpAddr>, datagram: &[u8]);

@@ -1,5 +1,5 @@
-//! In a process of its own: aya finds out once per process what the kernel permits, so a process that gave up its
-//! capabilities would spoil the result for every other test in it.
+//! In a process of its own: aya finds out once per process what the kernel permits, so a process that gave up
+//! its capabilities would spoil the result for every other test in it.
 
 use std::net::Ipv6Addr;
 

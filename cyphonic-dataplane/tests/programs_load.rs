@@ -10,7 +10,8 @@ use std::{env, fs};
 use aya::programs::{Program, ProgramError, ProgramInfo};
 use aya::{Ebpf, EbpfLoader};
 
-/// As many legs as a relay is measured with: a quarter of a gigabyte. Other maps have their size in the object.
+/// As many legs as a relay is measured with: a quarter of a gigabyte. Other maps have their size in the
+/// object.
 const MOST_LEGS: u32 = 1_000_000;
 
 fn objects() -> Vec<PathBuf> {

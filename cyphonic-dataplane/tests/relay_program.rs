@@ -1,5 +1,6 @@
-//! The relay's XDP program, run by the kernel with `BPF_PROG_TEST_RUN`: every verdict, every rewrite byte for byte
-//! against frames that etherparse builds from nothing, and agreement with the same code in userspace on damaged frames.
+//! The relay's XDP program, run by the kernel with `BPF_PROG_TEST_RUN`: every verdict, every rewrite byte for
+//! byte against frames that etherparse builds from nothing, and agreement with the same code in userspace on
+//! damaged frames.
 //!
 //! Needs root and the eBPF objects, and fails where one is missing.
 
@@ -271,7 +272,8 @@ fn without_a_barrier_legs_are_taken_over_and_no_emptied_entry_is_used_again() {
     assert_eq!(legs.iter().count(), 0);
 }
 
-/// The kernel's hash map uses an entry again at once that it has given up, and a program may have found it before.
+/// The kernel's hash map uses an entry again at once that it has given up, and a program may have found it
+/// before.
 #[test]
 fn what_the_hash_map_gave_up_is_not_used_again_before_programs_have_ended() {
     static ASKED: AtomicU32 = AtomicU32::new(0);
@@ -451,7 +453,8 @@ fn what_the_kernel_must_send_itself_passes_untouched() {
     Lab::run_in(|lab| {
         for (binding, reason) in cases {
             lab.bind(cid(1), &binding);
-            // One byte longer than 1,300 bytes of IPv4 or 1,320 of IPv6, which those two routes carry: the same payload.
+            // One byte longer than 1,300 bytes of IPv4 or 1,320 of IPv6, which those two routes carry: the
+            // same payload.
             let rest = vec![9; 1300 - 28 - 9 + 1];
             let before = lab.counter(RelayCounterIndex::Passed(reason));
             let frame = build(&arriving(&binding, cid(1), &rest));

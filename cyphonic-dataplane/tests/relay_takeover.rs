@@ -359,7 +359,8 @@ fn behind_the_hosts_own_nat_userspace_relays() {
     });
 }
 
-/// A driver that takes no redirected frames, as that of a virtual cable whose far end merges none, drops them silently.
+/// A driver that takes no redirected frames, as that of a virtual cable whose far end merges none, drops them
+/// silently.
 #[test]
 fn what_a_driver_would_lose_is_relayed_in_userspace() {
     isolated(|pins| {

@@ -1,5 +1,5 @@
-//! A network card where the process may open few files: it is refused, or gives its packets. Needs root and the eBPF
-//! objects, and a process of its own, whose limit it changes.
+//! A network card where the process may open few files: it is refused, or gives its packets. Needs root and
+//! the eBPF objects, and a process of its own, whose limit it changes.
 
 #![expect(unsafe_code, reason = "the limit is set by a system call")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]

@@ -62,8 +62,8 @@ fn pass(from: &UdpSocket, to: &UdpSocket, len: usize) {
     assert_eq!(buffer[..received], payload);
 }
 
-/// Passes a packet and returns how many of `from`'s datagrams were too large for a path that is not known yet.
-/// A batch is counted after it was sent, so that a packet may arrive before it is counted.
+/// Passes a packet and returns how many of `from`'s datagrams were too large for a path that is not known
+/// yet. A batch is counted after it was sent, so that a packet may arrive before it is counted.
 fn pass_counted(from: (&Node, &UdpSocket), to: &UdpSocket, len: usize) -> u64 {
     let (node, socket) = from;
     let stats = || node.ring.tunnel_stats(ID).unwrap();

@@ -1,5 +1,5 @@
-//! A ring whose host has IPv6 alone and reaches IPv4 through a translator (NAT64), with the packets that the translator
-//! would pass on both ways. Needs root.
+//! A ring whose host has IPv6 alone and reaches IPv4 through a translator (NAT64), with the packets that the
+//! translator would pass on both ways. Needs root.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 

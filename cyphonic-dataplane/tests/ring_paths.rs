@@ -34,7 +34,8 @@ fn to(node: &Node, ipv6: bool, host: u8) -> Path {
     Path { remote: outer(ipv6, host.into(), node.port), wire_cid: cid(host, 1) }
 }
 
-/// Sends numbered packets, never more ahead of the receiver than the queues on the way hold, and counts disorder.
+/// Sends numbered packets, never more ahead of the receiver than the queues on the way hold, and counts
+/// disorder.
 fn flow(from: UdpSocket, into: UdpSocket, packets: u32) -> u32 {
     const AHEAD: u32 = 64;
     let address = into.local_addr().unwrap();

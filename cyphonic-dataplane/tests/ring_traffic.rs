@@ -88,7 +88,8 @@ fn ping(node: &Node, to: Ipv6Addr) {
     });
 }
 
-/// For each kind of device: whether its ring has the kernel keep processors awake from packets on, until it ends.
+/// For each kind of device: whether its ring has the kernel keep processors awake from packets on, until it
+/// ends.
 #[test]
 fn processors_are_kept_awake_after_packets() {
     let are_kept_awake = || {
@@ -161,7 +162,8 @@ fn ping_and_bulk_tcp_pass_over_ipv4_and_ipv6(kinds: Kinds) {
     }
 }
 
-/// Nothing opens but what is permitted, at the end that sends and at the end that receives; answers come back.
+/// Nothing opens but what is permitted, at the end that sends and at the end that receives; answers come
+/// back.
 fn workers_enforce_the_port_policy_both_ways(kinds: Kinds) {
     const UDP: u8 = 17;
     let (a, b) = joined(kinds, false);
@@ -268,7 +270,8 @@ fn giving_up_on_a_destination_tells_the_application(kinds: Kinds) {
         let connect = || TcpStream::connect_timeout(&SocketAddr::from((B, 80)), 3 * PATIENCE);
         std::thread::spawn(move || drop(done.send(connect().map(drop))));
     });
-    // The kernel ignores an error that meets the socket while it is in use; then the repeated SYN gets the next one.
+    // The kernel ignores an error that meets the socket while it is in use; then the repeated SYN gets the
+    // next one.
     let error = loop {
         assert_eq!(a.unknown_destination(), B);
         a.ring.drop_held(B, true);
@@ -416,7 +419,8 @@ fn others_find_room(node: &Node) {
         node.udp.send(&to_nobody).is_ok()
     });
     let sent = sent.count();
-    // Nearly all do, and one of ten where bulk leaves nothing. How many exactly depends on what else the machine does.
+    // Nearly all do, and one of ten where bulk leaves nothing. How many exactly depends on what else the
+    // machine does.
     assert!(sent > 80, "{sent} of 200 found room");
 }
 

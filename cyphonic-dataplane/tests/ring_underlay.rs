@@ -1,5 +1,5 @@
-//! Network cards that give a ring its packets past the host's stack, and what they leave to it. Needs root and the eBPF
-//! objects.
+//! Network cards that give a ring its packets past the host's stack, and what they leave to it. Needs root
+//! and the eBPF objects.
 
 #![expect(unsafe_code, reason = "IP options are set by a system call")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]

@@ -12,14 +12,15 @@
 
 pub mod xdp_frame;
 
-/// Never reached: the library code has no panicking path left after optimisation, or the verifier would refuse the
-/// program for this loop.
+/// Never reached: the library code has no panicking path left after optimisation, or the verifier would
+/// refuse the program for this loop.
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// Declares the licence section, which the kernel reads to decide which helpers an object's programs may call.
+/// Declares the licence section, which the kernel reads to decide which helpers an object's programs may
+/// call.
 #[macro_export]
 macro_rules! license {
     () => {

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::LabError;
 
-/// How often a running program is looked after. Its end is seen this late, so a device's start-up is timed this exactly.
+/// How often a running program is looked after. Its end is seen this late, so a device's start-up is timed
+/// this exactly.
 const POLL: Duration = Duration::from_millis(2);
 /// How often one that has run for [`LONG`] is: it may be a measurement, and each look takes time from it.
 const LONG_POLL: Duration = Duration::from_millis(100);

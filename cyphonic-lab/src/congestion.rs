@@ -1,7 +1,7 @@
 //! TCP's congestion control in the lab: Linux's own, on every node, whatever the machine under it has.
 //!
-//! A namespace starts with the machine's. BBR's streams are a third slower than CUBIC's where the cables are no narrower than
-//! the machine, and figures of two machines could not be compared.
+//! A namespace starts with the machine's. BBR's streams are a third slower than CUBIC's where the cables are
+//! no narrower than the machine, and figures of two machines could not be compared.
 
 use std::ffi::OsString;
 use std::fs;
@@ -24,8 +24,9 @@ pub(crate) fn sysctl() -> String {
     format!("net.ipv4.tcp_congestion_control={ALGORITHM}")
 }
 
-/// Lets the machine's namespaces have it. A kernel that was built with another default (BBR, say) allows it to the first
-/// namespace alone. It stays allowed: other labs may be up when this one goes, and it takes nothing from anybody.
+/// Lets the machine's namespaces have it. A kernel that was built with another default (BBR, say) allows it
+/// to the first namespace alone. It stays allowed: other labs may be up when this one goes, and it takes
+/// nothing from anybody.
 ///
 /// # Errors
 /// Not root, or the kernel has no CUBIC at all.

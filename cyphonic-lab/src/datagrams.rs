@@ -1,8 +1,9 @@
 //! Datagrams at a rate, and who counts them: iperf3 sends them one by one and is itself the limit.
 //!
-//! [`send`] sends batches with one system call each and keeps to its rate by sleeping in between; [`receive`] takes
-//! batches the same way. Every datagram begins with the number of its run, so that stragglers of another run are not
-//! counted. Neither uses segmentation offloads: what is measured is what single datagrams cost.
+//! [`send`] sends batches with one system call each and keeps to its rate by sleeping in between; [`receive`]
+//! takes batches the same way. Every datagram begins with the number of its run, so that stragglers of
+//! another run are not counted. Neither uses segmentation offloads: what is measured is what single datagrams
+//! cost.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -16,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 /// Datagrams of one system call.
 const BATCH: usize = 64;
-/// Datagrams that are due before they are sent, unless the rate is so low that this would take longer than [`PAUSE`].
+/// Datagrams that are due before they are sent, unless the rate is so low that this would take longer than
+/// [`PAUSE`].
 const DUE: f64 = 16.0;
 /// The longest pause between two batches.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -66,7 +68,8 @@ pub fn send(to: SocketAddr, run: u64, bytes: usize, rate: f64, time: Duration) -
             thread::sleep(pause);
             continue;
         }
-        // A socket that blocks makes the sender late. It catches up for a moment, but has no debts without end.
+        // A socket that blocks makes the sender late. It catches up for a moment, but has no debts without
+        // end.
         let late = due - rate * 0.02;
         if late > 0.0 {
             offered += late;
@@ -96,7 +99,8 @@ fn send_batch(
     }
 }
 
-/// Counts the datagrams of a run that reach `socket`, until none has come for `idle`, or none at all within `limit`.
+/// Counts the datagrams of a run that reach `socket`, until none has come for `idle`, or none at all within
+/// `limit`.
 ///
 /// # Errors
 /// The socket is broken.

@@ -1,5 +1,6 @@
-//! The emulator of what the kernel lacks: NATs that conntrack cannot be (see [`crate::nat`]), and cables with delay, jitter, loss and a rate, where the kernel has no netem (and, with
-//! jitter, also where it has, since netem would reorder the frames).
+//! The emulator of what the kernel lacks: NATs that conntrack cannot be (see [`crate::nat`]), and cables with
+//! delay, jitter, loss and a rate, where the kernel has no netem (and, with jitter, also where it has, since
+//! netem would reorder the frames).
 //!
 //! One process serves all such cables of a lab. Each cable is a pair of TAP devices, one in either namespace;
 //! frames read from one wait in a [`Queue`] and are written to the other. TAP devices offer no offloads here,
@@ -136,8 +137,8 @@ impl Emulator {
     }
 }
 
-/// The emulator process: makes the devices for the [`Work`] in the JSON file, says so on standard output, and carries
-/// packets until it is killed.
+/// The emulator process: makes the devices for the [`Work`] in the JSON file, says so on standard output, and
+/// carries packets until it is killed.
 ///
 /// # Errors
 /// A message for people, if the file does not read or a device cannot be made.

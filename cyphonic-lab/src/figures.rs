@@ -1,7 +1,7 @@
 //! What a measuring verb found: named figures with the machine they were found on, as JSON and as a table.
 //!
-//! A figure is what was measured in this run, or it is absent. Names are `snake_case` and end in their unit, so that
-//! two runs can be compared by name.
+//! A figure is what was measured in this run, or it is absent. Names are `snake_case` and end in their unit,
+//! so that two runs can be compared by name.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -51,7 +51,8 @@ pub struct Figures {
     notes: BTreeMap<String, String>,
 }
 
-/// One of the units there are; under a name of its own, or it would be taken to be borrowed from what is read.
+/// One of the units there are; under a name of its own, or it would be taken to be borrowed from what is
+/// read.
 type Unit = &'static str;
 
 /// One figure.

@@ -1,7 +1,7 @@
 //! A TCP transfer whose content is checked at both ends: what one device sends the other sends back.
 //!
-//! Each end is a program, so that it runs wherever a node is: [`main`] with `serve` or `connect`. Either ends when its standard
-//! input does.
+//! Each end is a program, so that it runs wherever a node is: [`main`] with `serve` or `connect`. Either ends
+//! when its standard input does.
 
 mod run;
 
@@ -29,8 +29,8 @@ const LISTENING: &str = "listening ";
 /// What the connecting end says last: that every byte came back as it was sent.
 const WHOLE: &str = "whole";
 
-/// Runs one end. `serve` says its port; `connect` says again and again how many bytes came back, and at last whether all did. A
-/// transfer is lost when nothing arrives for as long as the patience.
+/// Runs one end. `serve` says its port; `connect` says again and again how many bytes came back, and at last
+/// whether all did. A transfer is lost when nothing arrives for as long as the patience.
 ///
 /// # Errors
 /// A message for people: the arguments are wrong, or the transfer was lost.

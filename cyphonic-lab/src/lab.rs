@@ -17,8 +17,8 @@ use crate::topology::validate::SWITCH;
 use crate::topology::{Profile, Router, Topology, Way};
 use crate::{LabError, LabState, Namespace, congestion, netns, node};
 
-/// What a host's resolver is configured to at first, as where systemd-resolved runs. There is no DNS in the lab until
-/// something starts one; an agent edits this as it would on any host.
+/// What a host's resolver is configured to at first, as where systemd-resolved runs. There is no DNS in the
+/// lab until something starts one; an agent edits this as it would on any host.
 const RESOLV_CONF: &str = "nameserver 127.0.0.53\noptions timeout:5 attempts:1\n";
 /// The kernel needs milliseconds for what is waited for with this limit; a busy machine may need longer.
 const SETTLE: Duration = Duration::from_secs(10);
@@ -60,8 +60,8 @@ impl Lab {
     /// Labs whose owner died without removing them are removed first.
     ///
     /// # Errors
-    /// Not root, a program is missing, the name is in use, or the kernel refused something. What had been made is
-    /// removed again.
+    /// Not root, a program is missing, the name is in use, or the kernel refused something. What had been
+    /// made is removed again.
     pub fn up(topology: &Topology, config: &LabConfig) -> Result<Self, LabError> {
         if !is_root() {
             return Err(LabError::NotRoot);
@@ -84,8 +84,9 @@ impl Lab {
         Ok(Self { state: LabState::load(name)?, fleet: None, removed: true })
     }
 
-    /// A lab whose nodes are machines that make nodes of themselves (see [`node`]), reached over SSH: each is called as its
-    /// node is in the OpenSSH configuration `config`, and the lab is called `name`. They stay up when this value is dropped.
+    /// A lab whose nodes are machines that make nodes of themselves (see [`node`]), reached over SSH: each is
+    /// called as its node is in the OpenSSH configuration `config`, and the lab is called `name`. They
+    /// stay up when this value is dropped.
     ///
     /// # Errors
     /// One of them lets nobody in as root.
@@ -156,8 +157,8 @@ impl Lab {
         Ok(dir)
     }
 
-    /// Starts a program that goes on running, by a [command](Self::command) of this node; its output is logged in the
-    /// node's folder as `LABEL.log`.
+    /// Starts a program that goes on running, by a [command](Self::command) of this node; its output is
+    /// logged in the node's folder as `LABEL.log`.
     ///
     /// # Errors
     /// The lab has no such node, or the program does not start there.
@@ -182,8 +183,8 @@ impl Lab {
     /// Like [`Self::spawn`], for a program that reports to systemd when it is ready: returns once it has.
     ///
     /// # Errors
-    /// As [`Self::spawn`], or it ended or said nothing within `limit`, and has been stopped then; or the node is a machine of
-    /// its own, where nobody hears it.
+    /// As [`Self::spawn`], or it ended or said nothing within `limit`, and has been stopped then; or the node
+    /// is a machine of its own, where nobody hears it.
     pub fn spawn_ready(
         &self,
         node: &str,
@@ -304,8 +305,9 @@ impl Lab {
         })
     }
 
-    /// Interface numbers are given, and different at both ends: where they happen to be equal, the kernel takes the pair
-    /// for one device and needs up to a second to notice that it has been plugged in (`linkwatch_urgent_event`).
+    /// Interface numbers are given, and different at both ends: where they happen to be equal, the kernel
+    /// takes the pair for one device and needs up to a second to notice that it has been plugged in
+    /// (`linkwatch_urgent_event`).
     fn veth(&self, number: usize, cable: &Cable) -> String {
         let end = |end: &End, index: usize| {
             let (device, mtu, namespace) = (&end.device, cable.mtu, self.state.namespace(&end.node));
@@ -332,7 +334,8 @@ impl Lab {
         qdisc("add") && qdisc("del")
     }
 
-    /// Gives what leaves through `end` its way's properties, by netem. Super-packets would count as one frame.
+    /// Gives what leaves through `end` its way's properties, by netem. Super-packets would count as one
+    /// frame.
     fn impair(&self, end: &End, way: &Way) -> Result<(), LabError> {
         let namespace = self.state.namespace(&end.node);
         configure(namespace.command("ethtool").args(["-K", &end.device, "tso", "off", "gso", "off"]), "")?;

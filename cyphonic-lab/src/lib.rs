@@ -1,9 +1,9 @@
 //! The lab: Cyphonic's test networks on one machine.
 //!
 //! A [`Topology`] file names networks, routers with NATs, and hosts. [`Lab::up`] builds it from network
-//! namespaces, veth cables and nftables rules, with an [emulator] on the cables that have delay, jitter, loss or
-//! a rate. Inside it [`Lab::spawn`] runs real programs, [`measure`] asks ping, iperf3 and dig what they see, and
-//! [`figures`] writes down what came out. Tests, the demo and the benchmarks all stand on this.
+//! namespaces, veth cables and nftables rules, with an [emulator] on the cables that have delay, jitter, loss
+//! or a rate. Inside it [`Lab::spawn`] runs real programs, [`measure`] asks ping, iperf3 and dig what they
+//! see, and [`figures`] writes down what came out. Tests, the demo and the benchmarks all stand on this.
 //!
 //! Invariants:
 //! - everything a lab makes is named after it and listed in its state file **before** it is made, so

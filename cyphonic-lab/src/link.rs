@@ -1,8 +1,9 @@
 //! From networks to cables.
 //!
-//! A network with two members is one cable between them. One with more (or with a property on both of its ends)
-//! is a bridge in the lab's switch namespace with a cable to each member. A cable is a veth pair, unless its
-//! link has properties: then it is a pair of TAP devices that the [emulator](crate::emulator) joins.
+//! A network with two members is one cable between them. One with more (or with a property on both of its
+//! ends) is a bridge in the lab's switch namespace with a cable to each member. A cable is a veth pair,
+//! unless its link has properties: then it is a pair of TAP devices that the [emulator](crate::emulator)
+//! joins.
 
 use crate::topology::{Link, Member, Profile, Topology, Way, validate::SWITCH};
 

@@ -50,7 +50,8 @@ impl Machine {
         self.program(program.as_ref())
     }
 
-    /// A command that runs `program` on it outside its namespace, as what asks for the machine's own state must.
+    /// A command that runs `program` on it outside its namespace, as what asks for the machine's own state
+    /// must.
     pub fn outside(&self, program: impl AsRef<OsStr>) -> Command {
         match self {
             Self::Own | Self::Namespace(_) => Command::new(program),

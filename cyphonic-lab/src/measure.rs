@@ -1,7 +1,7 @@
 //! Asking what the network does: ping, iperf3, dig, datagrams at a rate; and what that costs.
 //!
-//! Each function runs one measurement in a namespace and parses what the tool printed; the parsers are apart, and
-//! tested on what the tools really print.
+//! Each function runs one measurement in a namespace and parses what the tool printed; the parsers are apart,
+//! and tested on what the tools really print.
 
 mod cost;
 mod dig;

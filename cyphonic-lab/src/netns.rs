@@ -65,8 +65,8 @@ impl Namespace {
         target.is_ok_and(|target| self.link_target().is_some_and(|own| target.as_os_str() == own.as_str()))
     }
 
-    /// Whether these interfaces carry packets. The kernel notices that a cable has been plugged in at both ends a
-    /// moment after it has been, and until then drops what is sent.
+    /// Whether these interfaces carry packets. The kernel notices that a cable has been plugged in at both
+    /// ends a moment after it has been, and until then drops what is sent.
     pub(crate) fn carries(&self, devices: &[&str]) -> bool {
         let running = || {
             let interfaces = nix::ifaddrs::getifaddrs().ok()?;

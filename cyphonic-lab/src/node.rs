@@ -1,9 +1,9 @@
-//! What makes a node of the topology out of a machine: the same for a namespace of a [lab](crate::Lab) and for a machine of
-//! its own, which calls [`Setup::run`].
+//! What makes a node of the topology out of a machine: the same for a namespace of a [lab](crate::Lab) and
+//! for a machine of its own, which calls [`Setup::run`].
 //!
-//! A machine of its own has its cables already, known by their hardware addresses, and beside them one by which it is
-//! managed. That one is cut off from everything but SSH and DHCP: otherwise the overlay would find it, and go around every
-//! NAT of the topology.
+//! A machine of its own has its cables already, known by their hardware addresses, and beside them one by
+//! which it is managed. That one is cut off from everything but SSH and DHCP: otherwise the overlay would
+//! find it, and go around every NAT of the topology.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -21,8 +21,8 @@ use crate::nat::gate::Gate;
 use crate::topology::{Host, Interface, Profile, Router, Topology, Way};
 use crate::{LabError, congestion, nat};
 
-/// What keeps frames in order where their delays differ: netem sends by a frame's own time, unless the link has a rate. This
-/// one is so high that it costs none.
+/// What keeps frames in order where their delays differ: netem sends by a frame's own time, unless the link
+/// has a rate. This one is so high that it costs none.
 const UNLIMITED: &str = "100gbit";
 
 /// A node on the machine of this process.
@@ -71,7 +71,8 @@ impl Setup<'_> {
     /// Sets the node up.
     ///
     /// # Errors
-    /// The scene has no such node, an interface is missing, or the kernel refused something; what was done before stays.
+    /// The scene has no such node, an interface is missing, or the kernel refused something; what was done
+    /// before stays.
     pub fn run(&self) -> Result<Standing, LabError> {
         let Self { topology, node, .. } = self;
         if !topology.nodes().any(|known| known == *node) {
@@ -126,7 +127,8 @@ impl Setup<'_> {
         Ok(batch)
     }
 
-    /// Delays and losses of this node's cables, by netem in both directions: what arrives is led through a device of its own.
+    /// Delays and losses of this node's cables, by netem in both directions: what arrives is led through a
+    /// device of its own.
     fn impair(&self) -> Result<(), LabError> {
         let tc = |words: &[&str], more: &[String]| {
             configure(Command::new("tc").args(words).args(more), "").map(drop)
@@ -300,8 +302,8 @@ pub(crate) fn resolv_conf(server: &str) -> String {
     format!("nameserver {server}\n")
 }
 
-/// Addresses at once (no duplicate address detection), none that were not asked for, ping for everyone, and the lab's
-/// congestion control.
+/// Addresses at once (no duplicate address detection), none that were not asked for, ping for everyone, and
+/// the lab's congestion control.
 pub(crate) fn sysctls(router: bool) -> Vec<String> {
     let mut settings = vec!["net.ipv4.ping_group_range=0 2147483647".to_owned(), congestion::sysctl()];
     for scope in ["all", "default"] {

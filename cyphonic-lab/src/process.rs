@@ -14,8 +14,8 @@ use crate::command::Cancel;
 use crate::emulator::detach;
 use crate::{LabError, Namespace, command, netns};
 
-/// How long a program has between SIGTERM and SIGKILL. Agents and services take a few seconds for their farewells, and longer
-/// where the machine is busy.
+/// How long a program has between SIGTERM and SIGKILL. Agents and services take a few seconds for their
+/// farewells, and longer where the machine is busy.
 const GRACE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(5);
 

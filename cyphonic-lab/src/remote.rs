@@ -1,8 +1,8 @@
 //! Machines that are reached over SSH, by OpenSSH's own client.
 //!
-//! One connection to each machine carries everything (`ControlMaster`), so that a command costs a round trip and not a
-//! handshake. A command is handed to a shell there, which needs every word quoted; that is done by the *launcher*, a program
-//! that calls [`replace`], so that a [`Command`] takes arguments as any other does.
+//! One connection to each machine carries everything (`ControlMaster`), so that a command costs a round trip
+//! and not a handshake. A command is handed to a shell there, which needs every word quoted; that is done by
+//! the *launcher*, a program that calls [`replace`], so that a [`Command`] takes arguments as any other does.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -23,8 +23,8 @@ const ARRIVAL: Duration = Duration::from_secs(60);
 const HELD: &str = "held";
 /// Its counterpart.
 const PLAIN: &str = "plain";
-/// Runs a program until standard input ends, then asks it to end and waits for that. What waits for the end of input must
-/// not hold the program's own output open.
+/// Runs a program until standard input ends, then asks it to end and waits for that. What waits for the end
+/// of input must not hold the program's own output open.
 const HOLD: &str = r#"exec 3<&0; "$@" </dev/null 3<&- & program=$!; { cat; kill "$program"; } <&3 >/dev/null 2>&1 & exec 3<&-; wait "$program""#;
 
 /// The program that hands a command to SSH, and the arguments that come before its own.
@@ -138,8 +138,8 @@ impl Remote {
     }
 }
 
-/// Becomes an SSH client that runs a command on another machine: what a launcher does with the arguments after its own.
-/// Returns only if that fails.
+/// Becomes an SSH client that runs a command on another machine: what a launcher does with the arguments
+/// after its own. Returns only if that fails.
 pub fn replace(arguments: &[OsString]) -> io::Error {
     let [kind, config, sockets, host, words @ ..] = arguments else {
         return io::Error::other("arguments are missing");

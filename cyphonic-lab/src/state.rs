@@ -1,6 +1,7 @@
 //! What is written down about a lab that is up, under `/run/cyphonic-lab/NAME/`.
 //!
-//! The file names everything the lab will make, and is there before any of it: whoever reads it can remove the lab.
+//! The file names everything the lab will make, and is there before any of it: whoever reads it can remove
+//! the lab.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -49,7 +50,8 @@ impl LabState {
     /// Claims the name; the first of several claimants gets it.
     pub(crate) fn claim(&self) -> Result<(), LabError> {
         fs::create_dir_all(ROOT).map_err(LabError::file("create", ROOT))?;
-        // The folder appears under its name together with its state file, so that nobody sees one without the other.
+        // The folder appears under its name together with its state file, so that nobody sees one without the
+        // other.
         let draft = Path::new(ROOT).join(format!(".{}.{}", self.name, self.owner.pid));
         fs::create_dir_all(&draft).map_err(LabError::file("create", &draft))?;
         self.write(&draft)?;

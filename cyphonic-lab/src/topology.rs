@@ -1,7 +1,8 @@
 //! The topology file: which networks, routers and hosts the lab has, and what its links are like.
 //!
-//! The file is parsed once into these values. Keys that are not listed here are errors that name the line, and
-//! [`Topology::parse`] returns only what has passed [`Topology::validate`], so the rest of the crate relies on:
+//! The file is parsed once into these values. Keys that are not listed here are errors that name the line,
+//! and [`Topology::parse`] returns only what has passed [`Topology::validate`], so the rest of the crate
+//! relies on:
 //!
 //! - every name a node, route, NAT or profile mentions exists;
 //! - every address lies in the prefix of the network it is on, and is used there once;
@@ -161,7 +162,8 @@ pub struct Nat {
     /// Whether packets from outside prolong a mapping's life too, where `mapping` is given.
     #[serde(default)]
     pub inbound_refresh: bool,
-    /// The prefix by which those behind it reach IPv4 from IPv6, where `mapping` is given: 96 bits (RFC 6052).
+    /// The prefix by which those behind it reach IPv4 from IPv6, where `mapping` is given: 96 bits (RFC
+    /// 6052).
     pub nat64: Option<Ipv6Net>,
     /// The only endpoint inside, where `kind` is `one-to-one`.
     pub to: Option<Ipv4Addr>,
@@ -215,7 +217,8 @@ pub struct Firewall {
     pub inbound: Inbound,
     /// The network it guards against.
     pub outside: String,
-    /// The only services outside that those inside may use, as in `tcp/443`; all of them where it is not given.
+    /// The only services outside that those inside may use, as in `tcp/443`; all of them where it is not
+    /// given.
     pub outbound: Option<Vec<Service>>,
 }
 
@@ -329,7 +332,8 @@ impl Topology {
         all.filter(|member| member.interface.network == network).collect()
     }
 
-    /// Name of a node's `index`th interface inside its namespace: the network's on a router, `lanN` on a host.
+    /// Name of a node's `index`th interface inside its namespace: the network's on a router, `lanN` on a
+    /// host.
     pub fn interface_name(&self, node: &str, index: usize) -> String {
         match self.routers.get(node).and_then(|router| router.interfaces.get(index)) {
             Some(interface) => interface.network.clone(),

@@ -12,8 +12,9 @@ use crate::{Lab, LabError, Namespace};
 const LIMIT: Duration = Duration::from_secs(15);
 
 impl Lab {
-    /// Prepares the far ends of a node's cables for XDP in the driver at the node's own. They take what XDP redirects only
-    /// with GRO on, and hand on checksums that nobody has computed, and super-packets, unless transmit offloads are off.
+    /// Prepares the far ends of a node's cables for XDP in the driver at the node's own. They take what XDP
+    /// redirects only with GRO on, and hand on checksums that nobody has computed, and super-packets,
+    /// unless transmit offloads are off.
     ///
     /// # Errors
     /// The lab has no such node, or `ip` or `ethtool` failed.
@@ -25,8 +26,8 @@ impl Lab {
         Ok(())
     }
 
-    /// Pulls a host's cables out at their far ends, or plugs them in again. The host sees its carrier go, and keeps its addresses;
-    /// so does a router at the other end, and its routes to the host's network.
+    /// Pulls a host's cables out at their far ends, or plugs them in again. The host sees its carrier go, and
+    /// keeps its addresses; so does a router at the other end, and its routes to the host's network.
     ///
     /// # Errors
     /// The lab has no such node, or `ip` or `sysctl` failed.
@@ -41,7 +42,8 @@ impl Lab {
         Ok(())
     }
 
-    /// The other ends of a node's cables: where they are (on a node, or on the switch), and what they are called there.
+    /// The other ends of a node's cables: where they are (on a node, or on the switch), and what they are
+    /// called there.
     fn far_ends(&self, node: &str, cancel: &Cancel) -> Result<Vec<(Namespace, String)>, LabError> {
         let own: Vec<Value> = self.cables(node, cancel)?.into_iter().filter(leads_elsewhere).collect();
         let mut found = Vec::new();

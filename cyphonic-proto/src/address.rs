@@ -1,9 +1,9 @@
 //! Virtual addresses.
 //!
-//! Each network has a random /48 out of fd00::/8 (RFC 4193). A device's address is that prefix and 80 bits of a hash
-//! over network and name: it stays the same for life, through re-enrolment and loss of every database, and anyone who
-//! knows the name can recompute it. So neither NMS nor AS can move a name to another address unnoticed. 80 bits of
-//! SHA-256 do not collide by accident (2^40 devices for an even chance).
+//! Each network has a random /48 out of fd00::/8 (RFC 4193). A device's address is that prefix and 80 bits of
+//! a hash over network and name: it stays the same for life, through re-enrolment and loss of every database,
+//! and anyone who knows the name can recompute it. So neither NMS nor AS can move a name to another address
+//! unnoticed. 80 bits of SHA-256 do not collide by accident (2^40 devices for an even chance).
 
 use crate::identity::NetworkId;
 use ring::digest;

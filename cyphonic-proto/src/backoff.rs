@@ -3,8 +3,8 @@
 use rand::Rng;
 use std::time::Duration;
 
-/// Exponential back-off with "equal jitter": each wait is drawn from the upper half of an interval that doubles, so
-/// that nodes which lost one service together do not come back together.
+/// Exponential back-off with "equal jitter": each wait is drawn from the upper half of an interval that
+/// doubles, so that nodes which lost one service together do not come back together.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,

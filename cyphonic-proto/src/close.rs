@@ -1,4 +1,5 @@
-//! Codes with which QUIC connections are closed (RFC 9000 §19.19, docs/protocol.md §3). A reason in words goes with each.
+//! Codes with which QUIC connections are closed (RFC 9000 §19.19, docs/protocol.md §3). A reason in words
+//! goes with each.
 
 /// Not needed any more.
 pub const DONE: u32 = 0;

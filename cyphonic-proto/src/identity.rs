@@ -1,7 +1,7 @@
 //! Who a certificate says its holder is.
 //!
-//! The chain to the AS's intermediate and its validity are the TLS stack's to check; this module reads the rest. In a
-//! certificate of Cyphonic the subject alternative names (RFC 5280 §4.2.1.6) are exactly:
+//! The chain to the AS's intermediate and its validity are the TLS stack's to check; this module reads the
+//! rest. In a certificate of Cyphonic the subject alternative names (RFC 5280 §4.2.1.6) are exactly:
 //!
 //! - one dNSName: the canonical name;
 //! - one URI, `cyphonic://<network id in hex>/<role>`, so that a device cannot pose as a service;
@@ -80,7 +80,8 @@ impl Identity {
     /// Reads the identity out of an end-entity certificate.
     ///
     /// # Errors
-    /// Where the certificate is not of the form described above. Whether its chain and dates are good is not asked.
+    /// Where the certificate is not of the form described above. Whether its chain and dates are good is not
+    /// asked.
     pub fn from_der(der: &[u8]) -> Result<Self, IdentityError> {
         if der.len() > MAX_CERTIFICATE_BYTES {
             return Err(IdentityError::Malformed);

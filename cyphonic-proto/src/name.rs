@@ -1,7 +1,8 @@
 //! Names of devices and services.
 //!
-//! A name is compared, hashed and stored in its canonical form only: lowercase ASCII, no trailing dot. Labels follow
-//! the host name rules of RFC 1123 §2.1 (letters, digits, hyphens inside), lengths those of RFC 1035 §2.3.4.
+//! A name is compared, hashed and stored in its canonical form only: lowercase ASCII, no trailing dot. Labels
+//! follow the host name rules of RFC 1123 §2.1 (letters, digits, hyphens inside), lengths those of RFC 1035
+//! §2.3.4.
 
 use thiserror::Error;
 

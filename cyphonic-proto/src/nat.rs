@@ -1,8 +1,8 @@
 //! What observations tell about a NAT.
 //!
-//! A node asks several servers from which address they see it. RFC 5780 §4.3 compares answers of different servers to
-//! learn the mapping behaviour (RFC 4787 §4.1). Filtering cannot be learnt this way, so the finding is a hint for the
-//! order of attempts, never a proof that one will work.
+//! A node asks several servers from which address they see it. RFC 5780 §4.3 compares answers of different
+//! servers to learn the mapping behaviour (RFC 4787 §4.1). Filtering cannot be learnt this way, so the
+//! finding is a hint for the order of attempts, never a proof that one will work.
 
 use std::{
     fmt,
@@ -93,8 +93,8 @@ pub fn find(family: Family, own: &[SocketAddr], observations: &[(SocketAddr, Soc
     }
 }
 
-/// Whether a node can perhaps reach the Internet from an address that no server saw: any IPv4 address can, through a
-/// NAT; of IPv6 only global unicast (RFC 4291 §2.5.4), as NATs for it are rare.
+/// Whether a node can perhaps reach the Internet from an address that no server saw: any IPv4 address can,
+/// through a NAT; of IPv6 only global unicast (RFC 4291 §2.5.4), as NATs for it are rare.
 fn may_send(family: Family, address: &SocketAddr) -> bool {
     match address.ip() {
         IpAddr::V4(_) => family == Family::V4,

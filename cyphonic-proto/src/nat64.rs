@@ -1,21 +1,24 @@
-//! Whether the host's network translates IPv6 to IPv4 (NAT64), and within which prefix: when to ask, and what to believe.
+//! Whether the host's network translates IPv6 to IPv4 (NAT64), and within which prefix: when to ask, and what
+//! to believe.
 //!
-//! A host that has IPv6 and no way out over IPv4 asks its network's resolvers for the AAAA records of `ipv4only.arpa`
-//! (RFC 7050). What they answer is asked for again now and then, and given up only when it stays away: resolvers fail more
-//! often than translators go. Whoever forges an answer (RFC 7050 §3.1, §7) can have this node's datagrams to IPv4 take another
-//! way, as every router on the way can; all of them are authenticated end to end, so that they are lost at worst.
+//! A host that has IPv6 and no way out over IPv4 asks its network's resolvers for the AAAA records of
+//! `ipv4only.arpa` (RFC 7050). What they answer is asked for again now and then, and given up only when it
+//! stays away: resolvers fail more often than translators go. Whoever forges an answer (RFC 7050 §3.1, §7)
+//! can have this node's datagrams to IPv4 take another way, as every router on the way can; all of them are
+//! authenticated end to end, so that they are lost at worst.
 
 use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use cyphonic_common::Nat64Prefix;
 
-/// After an answer that named no prefix, or none at all: at first soon, since a network's resolvers may not be known yet a
-/// moment after it came, then ever more rarely, since most networks will never have one.
+/// After an answer that named no prefix, or none at all: at first soon, since a network's resolvers may not
+/// be known yet a moment after it came, then ever more rarely, since most networks will never have one.
 const RETRY_LEAST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(600);
 
-/// How often a prefix is asked for again (RFC 7050 §3: before the records end, which live for an hour or a day).
+/// How often a prefix is asked for again (RFC 7050 §3: before the records end, which live for an hour or a
+/// day).
 const REFRESH: Duration = Duration::from_secs(1_800);
 
 /// So many answers without the prefix, one after the other, mean that it is gone.
@@ -33,8 +36,8 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// The host's networks changed; `wanted` says whether it has IPv6 and no way out over IPv4. A prefix that was found stays
-    /// while it is asked for again.
+    /// The host's networks changed; `wanted` says whether it has IPv6 and no way out over IPv4. A prefix that
+    /// was found stays while it is asked for again.
     pub fn handle_network(&mut self, now: Instant, wanted: bool) {
         self.wanted = wanted;
         self.empty = 0;

@@ -1,8 +1,8 @@
 //! Tunnelled mode: how packets between peers travel inside a node's connection to a TRS.
 //!
-//! Each DATAGRAM frame (RFC 9221) holds a context, as a QUIC variable-length integer, then one whole UDP payload. The
-//! owner of each leg chose its context (BindingRequest), and the TRS replaces one by the other. Contexts of legs always take
-//! four bytes, so a packet leaves as large as it came.
+//! Each DATAGRAM frame (RFC 9221) holds a context, as a QUIC variable-length integer, then one whole UDP
+//! payload. The owner of each leg chose its context (BindingRequest), and the TRS replaces one by the other.
+//! Contexts of legs always take four bytes, so a packet leaves as large as it came.
 
 use bytes::Bytes;
 use cyphonic_common::varint;

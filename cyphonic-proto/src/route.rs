@@ -9,14 +9,14 @@
 //! | EIM | – | direct | (hole punch) | – |
 //! | symmetric, unknown | – | direct | – | – |
 //!
-//! The two families are then merged: the first kind of [`ORDER`] that one of them allows and that has not failed just
-//! now, with the endpoints of all families that allow it, IPv6 first. The relay joins the rest, IPv4 to IPv6 among them:
-//! it carries the first packets while both ends look for a better path inside the tunnel, and is there to fall back on.
-//! Only where no relay joins two ends is their tunnel set up through punched holes, or, where servers saw both at one
-//! public address, perhaps inside one network.
+//! The two families are then merged: the first kind of [`ORDER`] that one of them allows and that has not
+//! failed just now, with the endpoints of all families that allow it, IPv6 first. The relay joins the rest,
+//! IPv4 to IPv6 among them: it carries the first packets while both ends look for a better path inside the
+//! tunnel, and is there to fall back on. Only where no relay joins two ends is their tunnel set up through
+//! punched holes, or, where servers saw both at one public address, perhaps inside one network.
 //!
-//! "No NAT" does not mean "reachable": a firewall may stand before the node. Both ends therefore send a datagram first
-//! for every direct kind, and a kind that fails is skipped when the initiator asks again.
+//! "No NAT" does not mean "reachable": a firewall may stand before the node. Both ends therefore send a
+//! datagram first for every direct kind, and a kind that fails is skipped when the initiator asks again.
 
 mod relay;
 
@@ -76,8 +76,8 @@ pub struct NoRoute {
 }
 
 impl NodeNetwork {
-    /// What is known of the node's NAT in one family: what servers saw of its own port, and where that does not tell, what
-    /// the node found out by other ports.
+    /// What is known of the node's NAT in one family: what servers saw of its own port, and where that does
+    /// not tell, what the node found out by other ports.
     pub fn finding(&self, family: Family) -> NatFinding {
         let seen = nat::find(family, &self.addresses, &self.observations);
         match (seen, self.findings.of(family).mapping) {
@@ -89,8 +89,8 @@ impl NodeNetwork {
         }
     }
 
-    /// Whether anybody can send to the node in this family. What is not known of a node without NAT counts as open: it
-    /// registers before it has looked, and a route that fails is not proposed again.
+    /// Whether anybody can send to the node in this family. What is not known of a node without NAT counts as
+    /// open: it registers before it has looked, and a route that fails is not proposed again.
     pub fn is_open(&self, family: Family) -> bool {
         let findings = self.findings.of(family);
         let lets_in = matches!(findings.filtering, Filtering::EndpointIndependent | Filtering::Unknown);

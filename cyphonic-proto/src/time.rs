@@ -1,16 +1,18 @@
 //! What time it is, for a device that may not know.
 //!
-//! A board without a battery starts with the time of its last shutdown, of its image, or 1970. Certificates end, so it needs
-//! the time before it may believe anybody; and it has the time only from others. The way out (decision 0024):
+//! A board without a battery starts with the time of its last shutdown, of its image, or 1970. Certificates
+//! end, so it needs the time before it may believe anybody; and it has the time only from others. The way out
+//! (decision 0024):
 //!
-//! - The time is never before the *floor*: when the device's own certificate begins. The AS signed that, and it is on disk.
+//! - The time is never before the *floor*: when the device's own certificate begins. The AS signed that, and
+//!   it is on disk.
 //! - Until a service has told the time, the system's clock counts, if it is not before the floor.
-//! - An AS or NMS whose certificate is not valid by that clock may be heard all the same, if there is a moment, not before the
-//!   floor, at which its whole chain is valid. What it is asked first is answered with the time. That is believed only if its
-//!   chain is valid then; otherwise the answer is none.
-//! - From then on the time is what was told and what has passed since on a clock that nobody sets (CLOCK_BOOTTIME). It
-//!   follows the AS's later words, and an NMS's only as long as no AS has spoken: an NMS must not make devices accept
-//!   certificates that have ended.
+//! - An AS or NMS whose certificate is not valid by that clock may be heard all the same, if there is a
+//!   moment, not before the floor, at which its whole chain is valid. What it is asked first is answered with
+//!   the time. That is believed only if its chain is valid then; otherwise the answer is none.
+//! - From then on the time is what was told and what has passed since on a clock that nobody sets
+//!   (CLOCK_BOOTTIME). It follows the AS's later words, and an NMS's only as long as no AS has spoken: an NMS
+//!   must not make devices accept certificates that have ended.
 //! - Once told, the time is a floor too: whoever has a certificate that has ended by it is not heard.
 //!
 //! Nothing here reads a clock: both of the device's come in as a [`Reading`].
@@ -31,7 +33,8 @@ pub struct Reading {
     pub system: UnixSeconds,
 }
 
-/// From when to when a certificate is valid, or every certificate of a chain; both seconds still count (RFC 5280 §4.1.2.5).
+/// From when to when a certificate is valid, or every certificate of a chain; both seconds still count (RFC
+/// 5280 §4.1.2.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     /// First second.
@@ -85,7 +88,8 @@ pub enum TimeError {
     /// Its certificate is not valid now.
     #[error("its certificate is not valid now")]
     NotValid,
-    /// It is of a version that does not tell the time, and its certificate is not valid by the system's clock.
+    /// It is of a version that does not tell the time, and its certificate is not valid by the system's
+    /// clock.
     #[error(
         "its certificate is not valid by this device's clock, and it does not tell the time: is the clock right?"
     )]
@@ -118,8 +122,8 @@ impl TrustedTime {
         Self { floor, told: None }
     }
 
-    /// It is `floor` or later: so says the certificate in use, as it does at the next start. It is earlier than the one before where that
-    /// was made by a clock that was ahead.
+    /// It is `floor` or later: so says the certificate in use, as it does at the next start. It is earlier
+    /// than the one before where that was made by a clock that was ahead.
     pub fn set_floor(&mut self, floor: UnixSeconds) {
         self.floor = floor;
     }
@@ -134,8 +138,9 @@ impl TrustedTime {
         self.told.map_or(reading.system, |told| told.now(reading)).max(self.floor)
     }
 
-    /// At which time to judge the chain of a service that will tell the time: now, or, where the chain is not valid now but may
-    /// be valid at a time that is as possible, then. A chain that is valid at no such time is judged, and refused, as of now.
+    /// At which time to judge the chain of a service that will tell the time: now, or, where the chain is not
+    /// valid now but may be valid at a time that is as possible, then. A chain that is valid at no such
+    /// time is judged, and refused, as of now.
     pub fn judge_at(&self, chain: Validity, reading: Reading) -> UnixSeconds {
         let now = self.now(reading);
         let least = self.told.map_or(0, |told| told.now(reading)).max(self.floor);
@@ -143,11 +148,12 @@ impl TrustedTime {
         if !chain.contains(now) && chain.contains(possible) { possible } else { now }
     }
 
-    /// Takes a service's word for the time; 0 where it tells none. Returns whether the time is known from now on and was not
-    /// before.
+    /// Takes a service's word for the time; 0 where it tells none. Returns whether the time is known from now
+    /// on and was not before.
     ///
     /// # Errors
-    /// When the service's certificates do not allow to believe it, in this or in anything else. Nothing was learned then.
+    /// When the service's certificates do not allow to believe it, in this or in anything else. Nothing was
+    /// learned then.
     pub fn hear(
         &mut self,
         by: Witness,

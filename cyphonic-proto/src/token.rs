@@ -1,8 +1,8 @@
 //! Enrolment tokens.
 //!
-//! One line of text that an operator carries to a new device: a secret that the AS accepts once, and the hash of the
-//! root certificate, so that the device knows whom it talks to before it trusts anyone. The hash never leaves the
-//! device; the AS stores only a hash of the secret.
+//! One line of text that an operator carries to a new device: a secret that the AS accepts once, and the hash
+//! of the root certificate, so that the device knows whom it talks to before it trusts anyone. The hash never
+//! leaves the device; the AS stores only a hash of the secret.
 
 use data_encoding::BASE64URL_NOPAD;
 use ring::digest;
@@ -80,8 +80,8 @@ impl EnrolmentToken {
     }
 }
 
-/// What the AS stores instead of a secret, and looks a presented one up by. The secret is 256 random bits, so a plain
-/// hash is enough, and a look-up by it leaks no useful timing.
+/// What the AS stores instead of a secret, and looks a presented one up by. The secret is 256 random bits, so
+/// a plain hash is enough, and a look-up by it leaks no useful timing.
 pub fn secret_hash(secret: &[u8]) -> [u8; 32] {
     let mut hash = digest::Context::new(&digest::SHA256);
     hash.update(b"cyphonic enrolment token v1");

@@ -1,7 +1,8 @@
 //! Protocol versions.
 //!
-//! Fields are only ever added, and what is unknown is ignored, so most changes need no new version. The number changes
-//! when an old end would misunderstand a new one. Both ends state theirs; the lower of the two is spoken.
+//! Fields are only ever added, and what is unknown is ignored, so most changes need no new version. The
+//! number changes when an old end would misunderstand a new one. Both ends state theirs; the lower of the two
+//! is spoken.
 
 use thiserror::Error;
 

@@ -1,11 +1,13 @@
 //! Packets of peers' handshakes inside a connection to a TRS.
 //!
-//! A packet of QUIC's least size, 1,200 bytes, and its context do not fit a DATAGRAM of a connection that knows of no more than
-//! that of its path: at its beginning, and on narrow paths for ever. A packet that does not fit goes on a unidirectional stream
-//! of its own, which QUIC cuts into pieces that fit. The receiver cannot tell the two apart.
+//! A packet of QUIC's least size, 1,200 bytes, and its context do not fit a DATAGRAM of a connection that
+//! knows of no more than that of its path: at its beginning, and on narrow paths for ever. A packet that does
+//! not fit goes on a unidirectional stream of its own, which QUIC cuts into pieces that fit. The receiver
+//! cannot tell the two apart.
 //!
-//! **Invariants.** Both ways are bounded and may lose: the peers' own QUIC repairs that. Packets leave in the order they were
-//! sent, as long as there is room: one that overtakes the handshake's keys is dropped at its end, and costs a probe time-out.
+//! **Invariants.** Both ways are bounded and may lose: the peers' own QUIC repairs that. Packets leave in the
+//! order they were sent, as long as there is room: one that overtakes the handshake's keys is dropped at its
+//! end, and costs a probe time-out.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
@@ -21,7 +23,8 @@ pub(crate) const MAX_STREAMS: u32 = 16;
 /// Packets of this process on their way into streams. More are lost.
 const MAX_SENDING: usize = 1_024;
 
-/// A packet that could not be sent, or did not arrive whole, in this time is lost: the peers' QUIC has sent it again.
+/// A packet that could not be sent, or did not arrive whole, in this time is lost: the peers' QUIC has sent
+/// it again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The largest that is accepted on a stream: far above a peers' packet, which stays at QUIC's least size.
@@ -49,7 +52,8 @@ fn send_on_stream(connection: Connection, packet: Bytes) -> bool {
         let _ = stream.finish();
         Ok::<(), quinn::WriteError>(())
     });
-    // Here and now where there is room, which is nearly always: tasks of a burst would run in any order, the last one first.
+    // Here and now where there is room, which is nearly always: tasks of a burst would run in any order, the
+    // last one first.
     if let Some(sent) = sending.as_mut().now_or_never() {
         return sent.is_ok();
     }
@@ -82,7 +86,8 @@ impl Drop for Place {
     }
 }
 
-/// Gives `deliver` everything that [`send`] sends at the other end, until it returns false or the connection ends.
+/// Gives `deliver` everything that [`send`] sends at the other end, until it returns false or the connection
+/// ends.
 pub(crate) async fn receive(
     connection: &Connection,
     deliver: impl Fn(Bytes) -> bool,

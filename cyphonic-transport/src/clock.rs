@@ -77,8 +77,8 @@ impl Clock {
         self.time().judge_at(chain, (self.0.read)())
     }
 
-    /// Takes the word for the time in a service's answer. To be asked before the answer is used in any other way: the
-    /// service may have been heard only for the sake of the time.
+    /// Takes the word for the time in a service's answer. To be asked before the answer is used in any other
+    /// way: the service may have been heard only for the sake of the time.
     ///
     /// # Errors
     /// When the service's certificates do not allow to believe the answer.

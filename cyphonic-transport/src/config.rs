@@ -24,9 +24,10 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// A handshake between peers that makes no progress for this long has failed.
 const PEER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The largest UDP payload of a connection to a service: what takes a packet of peers' handshakes (QUIC's least size,
-/// RFC 9000 §14.1, and its context) in a DATAGRAM, whose frame has up to 9 bytes around it; the packet has 29: first byte,
-/// connection ID, packet number and authentication tag. More would only be lost where a path becomes narrower.
+/// The largest UDP payload of a connection to a service: what takes a packet of peers' handshakes (QUIC's
+/// least size, RFC 9000 §14.1, and its context) in a DATAGRAM, whose frame has up to 9 bytes around it; the
+/// packet has 29: first byte, connection ID, packet number and authentication tag. More would only be lost
+/// where a path becomes narrower.
 const SERVICE_MTU: u16 = LEAST_MTU + relayed::CONTEXT_LEN as u16 + 9 + (1 + CID_LEN as u16 + 4 + 16);
 
 /// QUIC's least size (RFC 9000 §14.1).
@@ -38,8 +39,8 @@ const MAX_EXCHANGES: u32 = 64;
 /// Bytes of DATAGRAMs held for a reader that lags (relayed handshakes only, a few kilobytes each).
 const DATAGRAM_BUFFER: usize = 256 * 1024;
 
-/// Between two stateless resets. Each is smaller than what it answers, so this bounds work, not reflection; after a
-/// restart, a thousand devices are told in a second.
+/// Between two stateless resets. Each is smaller than what it answers, so this bounds work, not reflection;
+/// after a restart, a thousand devices are told in a second.
 const RESET_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What a connection is for.
@@ -52,8 +53,8 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
-    /// Unidirectional streams that the other end may have open: for relayed packets that fit no DATAGRAM, and for the
-    /// listening peer's offer.
+    /// Unidirectional streams that the other end may have open: for relayed packets that fit no DATAGRAM, and
+    /// for the listening peer's offer.
     const fn max_notices(self) -> u32 {
         match self {
             Self::Service => carry::MAX_STREAMS,
@@ -70,11 +71,13 @@ impl Purpose {
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
             .receive_window(VarInt::from_u32(CONNECTION_WINDOW));
         match self {
-            // Asks its path, by one probe, whether it carries packets of peers' handshakes in DATAGRAMs, and wants no more: a
-            // path that becomes narrower swallows requests until quinn notices, but few become as narrow as that.
+            // Asks its path, by one probe, whether it carries packets of peers' handshakes in DATAGRAMs, and
+            // wants no more: a path that becomes narrower swallows requests until quinn notices,
+            // but few become as narrow as that.
             Self::Service => config
                 .mtu_discovery_config(Some(service_mtu_discovery()))
-                // Messages and relayed packets are small: each goes out whole before the next, in their order.
+                // Messages and relayed packets are small: each goes out whole before the next, in their
+                // order.
                 .send_fairness(false)
                 .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
                 .keep_alive_interval(Some(KEEP_ALIVE))
@@ -99,10 +102,10 @@ fn service_mtu_discovery() -> MtuDiscoveryConfig {
 
 /// Parameters of the endpoint: 8-byte connection IDs whose first bit says "signalling".
 ///
-/// An endpoint with a reset key that outlives its process tells, with stateless resets (RFC 9000 §10.3), what was
-/// connected to it before it crashed: otherwise clients would go on for [`IDLE_TIMEOUT`] with a service that knows
-/// nothing of them. The first bit of a reset's random bytes falls on either side, so the receiver sees every other
-/// one; each of its probes is answered by another.
+/// An endpoint with a reset key that outlives its process tells, with stateless resets (RFC 9000 §10.3), what
+/// was connected to it before it crashed: otherwise clients would go on for [`IDLE_TIMEOUT`] with a service
+/// that knows nothing of them. The first bit of a reset's random bytes falls on either side, so the receiver
+/// sees every other one; each of its probes is answered by another.
 pub(crate) fn endpoint_config(reset_key: Option<&ResetKey>) -> EndpointConfig {
     let mut config = match reset_key {
         Some(key) => EndpointConfig::new(Arc::new(key.clone())),

@@ -1,8 +1,8 @@
 //! A verified QUIC connection: exchanges and DATAGRAMs.
 //!
-//! An *exchange* is one request and one answer on a bidirectional stream of its own, so that a slow one delays
-//! no other. Either end may ask: that is how the NMS reaches a node behind a NAT. A *notice* is one message without an
-//! answer, on a unidirectional stream: only the listening end of two peers sends one.
+//! An *exchange* is one request and one answer on a bidirectional stream of its own, so that a slow one
+//! delays no other. Either end may ask: that is how the NMS reaches a node behind a NAT. A *notice* is one
+//! message without an answer, on a unidirectional stream: only the listening end of two peers sends one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use crate::carry;
 use crate::detour::Detour;
 use crate::handshakes::Place;
 
-/// An exchange that takes longer has failed. The longest is a Route Direction to a responder, which confirms when it has
-/// its leg at a TRS.
+/// An exchange that takes longer has failed. The longest is a Route Direction to a responder, which confirms
+/// when it has its leg at a TRS.
 pub const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// The length prefix of a message: a variable-length integer (RFC 9000 §16).
@@ -111,8 +111,8 @@ impl Connection {
         Self { _place: Some(Arc::new(place)), ..self }
     }
 
-    /// The TCP address that the connection runs through, where UDP is blocked. [`Self::remote_address`] is then the local
-    /// address that stands for the service.
+    /// The TCP address that the connection runs through, where UDP is blocked. [`Self::remote_address`] is
+    /// then the local address that stands for the service.
     pub fn detour(&self) -> Option<SocketAddr> {
         self.detour.as_ref().map(|detour| detour.through())
     }
@@ -162,8 +162,8 @@ impl Connection {
         tokio::time::timeout(EXCHANGE_TIMEOUT, exchange).await.map_err(|_| ExchangeError::TimedOut)?
     }
 
-    /// What asks and waits for the answer, wherever it runs. The other end reads requests in the order of these calls, unless it
-    /// allows no more of them at the moment.
+    /// What asks and waits for the answer, wherever it runs. The other end reads requests in the order of
+    /// these calls, unless it allows no more of them at the moment.
     pub fn begin_exchange(
         &self,
         request: Message,
@@ -215,14 +215,14 @@ impl Connection {
         tokio::time::timeout(EXCHANGE_TIMEOUT, notice).await.map_err(|_| ExchangeError::TimedOut)?
     }
 
-    /// Sends a relayed packet with its context: as DATAGRAM (RFC 9221), or on a stream of its own where it does not fit
-    /// one. It may be lost.
+    /// Sends a relayed packet with its context: as DATAGRAM (RFC 9221), or on a stream of its own where it
+    /// does not fit one. It may be lost.
     pub fn send_datagram(&self, datagram: Bytes) {
         carry::send(&self.inner, datagram);
     }
 
-    /// Gives `deliver` every relayed packet that the other end sends, until it returns false or the connection ends, for the
-    /// reason returned.
+    /// Gives `deliver` every relayed packet that the other end sends, until it returns false or the
+    /// connection ends, for the reason returned.
     pub async fn receive_datagrams(&self, deliver: impl Fn(Bytes) -> bool) -> Option<ConnectionError> {
         carry::receive(&self.inner, deliver).await
     }
@@ -249,8 +249,8 @@ impl Connection {
         }
     }
 
-    /// Whether the peer has refused the certificate that we came with: by a TLS alert, which comes once ours has
-    /// been read.
+    /// Whether the peer has refused the certificate that we came with: by a TLS alert, which comes once ours
+    /// has been read.
     pub fn refused_our_certificate(&self) -> bool {
         let Some(ConnectionError::ConnectionClosed(closed)) = self.inner.close_reason() else { return false };
         TLS_ALERTS.contains(&u64::from(closed.error_code))
@@ -282,8 +282,8 @@ impl Responder {
         write_message(&mut self.send, answer).await
     }
 
-    /// Answers, and returns once the peer's QUIC has acknowledged the answer, or says that nobody waits for it
-    /// ([`ExchangeError::Stream`]).
+    /// Answers, and returns once the peer's QUIC has acknowledged the answer, or says that nobody waits for
+    /// it ([`ExchangeError::Stream`]).
     pub async fn respond_acknowledged(mut self, answer: &Message) -> Result<(), ExchangeError> {
         write_message(&mut self.send, answer).await?;
         match self.send.stopped().await? {

@@ -1,5 +1,5 @@
-//! How many descriptors the process may have. Most hosts start programs with 1,024, for those that use select(2), and allow
-//! many more to who asks.
+//! How many descriptors the process may have. Most hosts start programs with 1,024, for those that use
+//! select(2), and allow many more to who asks.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

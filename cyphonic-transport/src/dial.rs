@@ -1,8 +1,8 @@
 //! Dialling several addresses of one peer at once.
 //!
 //! A peer may be reachable over one family and not the other, or at its private address and not its public
-//! one. Attempts start one after the other without waiting for the earlier to fail (RFC 8305's happy eyeballs);
-//! the first completed handshake wins and the others are closed.
+//! one. Attempts start one after the other without waiting for the earlier to fail (RFC 8305's happy
+//! eyeballs); the first completed handshake wins and the others are closed.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use std::time::Duration;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use quinn::{ClientConfig, ConnectError, ConnectionError, Endpoint};
 
-/// RFC 8305 §5 recommends 250 ms between attempts; a handshake between edge devices is worth a few packets more.
+/// RFC 8305 §5 recommends 250 ms between attempts; a handshake between edge devices is worth a few packets
+/// more.
 const STAGGER: Duration = Duration::from_millis(100);
 
 /// At most this many addresses are tried.

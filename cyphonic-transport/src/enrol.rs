@@ -1,7 +1,7 @@
 //! The one connection that a device makes before it has a certificate.
 //!
-//! It has an ephemeral socket of its own: the node's port, its data plane and its interface come to life only once the
-//! device is somebody.
+//! It has an ephemeral socket of its own: the node's port, its data plane and its interface come to life only
+//! once the device is somebody.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -28,7 +28,8 @@ const ENROLMENT_NAME: &str = "enrolment.invalid";
 /// Nothing that it answers is to be used before [`Clock::hear`] has heard it.
 ///
 /// # Errors
-/// When no address answered in time, or the cloud is not the one that issued the token. Nothing was sent to it.
+/// When no address answered in time, or the cloud is not the one that issued the token. Nothing was sent to
+/// it.
 pub async fn connect(
     addresses: &[SocketAddr],
     root_sha256: [u8; 32],

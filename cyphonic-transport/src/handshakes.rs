@@ -1,11 +1,13 @@
 //! Who may begin a handshake: how many are under way, of one source and in all. Pure.
 //!
-//! One of peers is under way for as long as their connection, which lives for one exchange ([`crate::ArrivingPeer`]).
+//! One of peers is under way for as long as their connection, which lives for one exchange
+//! ([`crate::ArrivingPeer`]).
 //!
-//! Devices that share a NAT, or one IPv6 network, share a source, so it has room for many. What stands for one far end alone
-//! is a source of its own, with room for few: a relayed leg, and a loopback address with its port. Behind such a port is a
-//! detour's client, which the door for TCP has let in ([`crate::detour`]), or a program of this host. Legs are the relay's to make
-//! up, so those of one TRS have room together, over all connections to it.
+//! Devices that share a NAT, or one IPv6 network, share a source, so it has room for many. What stands for
+//! one far end alone is a source of its own, with room for few: a relayed leg, and a loopback address with
+//! its port. Behind such a port is a detour's client, which the door for TCP has let in ([`crate::detour`]),
+//! or a program of this host. Legs are the relay's to make up, so those of one TRS have room together, over
+//! all connections to it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -21,7 +23,8 @@ const BEFORE_RETRY: usize = 64;
 const BEFORE_RETRY_OF_SOURCE: usize = 16;
 /// With this many, further ones are refused.
 const MOST: usize = 1_024;
-/// Of one network. A handshake takes a few round trips, and 5 s at most; a peer that asks for nothing is closed after as long.
+/// Of one network. A handshake takes a few round trips, and 5 s at most; a peer that asks for nothing is
+/// closed after as long.
 const MOST_OF_NETWORK: usize = 64;
 /// Of one far end, which dials each service on the port once or twice.
 const MOST_OF_ONE: usize = 8;
@@ -132,8 +135,8 @@ impl Handshakes {
 }
 
 impl Place {
-    /// The handshake is complete, and the client has shown no certificate: the place is now that of a stranger's connection.
-    /// None where its source, or all together, have too many of those.
+    /// The handshake is complete, and the client has shown no certificate: the place is now that of a
+    /// stranger's connection. None where its source, or all together, have too many of those.
     pub(crate) fn of_a_stranger(mut self) -> Option<Self> {
         let mut counts = self.handshakes.lock();
         if !counts.strangers.has_room(&self.source, self.source.most()) {

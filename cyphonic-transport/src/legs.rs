@@ -1,14 +1,15 @@
 //! Relayed legs, and the addresses under which quinn reaches them.
 //!
-//! Every set-up through a TRS takes a new leg, and nobody says when quinn has sent its last packet to one: a late answer is
-//! still sent after the handshake. So legs are not given back one by one; the oldest goes when a new one needs its place,
-//! and all of a TRS connection go with it. What one TRS makes up takes no other's place.
+//! Every set-up through a TRS takes a new leg, and nobody says when quinn has sent its last packet to one: a
+//! late answer is still sent after the handshake. So legs are not given back one by one; the oldest goes when
+//! a new one needs its place, and all of a TRS connection go with it. What one TRS makes up takes no other's
+//! place.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// Legs of one TRS connection, a hundred bytes each. One is in use while its handshake is, which ends after ten silent
-/// seconds: it would have to begin as many others at this TRS meanwhile to lose its own.
+/// Legs of one TRS connection, a hundred bytes each. One is in use while its handshake is, which ends after
+/// ten silent seconds: it would have to begin as many others at this TRS meanwhile to lose its own.
 const MAX_LEGS: usize = 16_384;
 
 /// TRSs whose numbers are remembered beyond their connections, of which a node has one or two at once.
@@ -79,7 +80,8 @@ impl<C> Default for Legs<C> {
     }
 }
 
-/// What stands for TRSs in addresses. A number is a TRS's and not a connection's: what it has made up on one counts on the next.
+/// What stands for TRSs in addresses. A number is a TRS's and not a connection's: what it has made up on one
+/// counts on the next.
 #[derive(Debug, Default)]
 struct Numbers {
     by_key: HashMap<TrsKey, Number>,
@@ -115,7 +117,8 @@ impl Numbers {
         number.connections = number.connections.saturating_sub(1);
     }
 
-    /// An address for another leg. Round again, it meets none of the TRS's own: the oldest of those is thousands old.
+    /// An address for another leg. Round again, it meets none of the TRS's own: the oldest of those is
+    /// thousands old.
     fn next(&mut self, key: TrsKey) -> RelayedAddress {
         let number = self.of(key);
         let leg = number.next_leg;
@@ -125,7 +128,8 @@ impl Numbers {
 }
 
 impl<C: Clone> Legs<C> {
-    /// The address of a leg: the one that it has, or else a new one. `key` is asked for with the first leg of a connection.
+    /// The address of a leg: the one that it has, or else a new one. `key` is asked for with the first leg of
+    /// a connection.
     pub(crate) fn add(
         &mut self,
         trs: usize,

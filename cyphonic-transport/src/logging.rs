@@ -24,8 +24,8 @@ pub struct LogFilter(String);
 pub struct NoLogFilter(String);
 
 impl LogFilter {
-    /// Starts the log of this process, with or without the names of modules. `beneath` are levels of modules of which the filter
-    /// says nothing itself.
+    /// Starts the log of this process, with or without the names of modules. `beneath` are levels of modules
+    /// of which the filter says nothing itself.
     pub fn start(&self, names_modules: bool, beneath: &str) {
         let registry = tracing_subscriber::registry().with(self.targets(beneath));
         let started = if is_journal() {
@@ -45,12 +45,14 @@ impl LogFilter {
     }
 }
 
-/// What a line of ours on standard error begins with that tells why the process ends, so that the journal has it as an error.
+/// What a line of ours on standard error begins with that tells why the process ends, so that the journal has
+/// it as an error.
 pub fn error_mark() -> &'static str {
     if is_journal() { "<3>" } else { "" }
 }
 
-/// Whether standard error is the journal: the variable that says which stream is goes to processes whose own is another one.
+/// Whether standard error is the journal: the variable that says which stream is goes to processes whose own
+/// is another one.
 fn is_journal() -> bool {
     let stream = fs::metadata("/proc/self/fd/2").map(|stderr| format!("{}:{}", stderr.dev(), stderr.ino()));
     matches!((std::env::var("JOURNAL_STREAM"), stream), (Ok(journal), Ok(stream)) if journal == stream)
@@ -111,7 +113,8 @@ impl fmt::Display for LogFilter {
 impl FromStr for LogFilter {
     type Err = NoLogFilter;
 
-    /// Stricter than the library, for which a misspelt level is the name of a module, and nothing at all the level `error`.
+    /// Stricter than the library, for which a misspelt level is the name of a module, and nothing at all the
+    /// level `error`.
     fn from_str(filter: &str) -> Result<Self, NoLogFilter> {
         let is_level = |text: &str| !text.is_empty() && text.parse::<LevelFilter>().is_ok();
         let is_directive = |directive: &str| match directive.split_once('=') {

@@ -1,4 +1,5 @@
-//! The text form of Prometheus, in which commands print what there is to measure, for the node exporter's textfile collector.
+//! The text form of Prometheus, in which commands print what there is to measure, for the node exporter's
+//! textfile collector.
 
 use std::fmt::{Display, Write};
 

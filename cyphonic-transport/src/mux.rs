@@ -1,8 +1,8 @@
 //! The socket that quinn believes it owns.
 //!
-//! Arriving signalling packets come from the data plane's receive worker ([`SignallingSink`]) or, for handshakes
-//! that a TRS relays, from DATAGRAMs ([`Mux::deliver_relayed`]). Leaving packets go out of the node's UDP port, or
-//! into the connection to the TRS when their destination is a [`RelayedAddress`].
+//! Arriving signalling packets come from the data plane's receive worker ([`SignallingSink`]) or, for
+//! handshakes that a TRS relays, from DATAGRAMs ([`Mux::deliver_relayed`]). Leaving packets go out of the
+//! node's UDP port, or into the connection to the TRS when their destination is a [`RelayedAddress`].
 //!
 //! Invariants: the queue is bounded and drops when full, as a socket buffer would; a packet that cannot be
 //! sent at once is dropped, because QUIC repairs loss and a signalling packet must not wait behind bulk data.
@@ -29,7 +29,8 @@ use crate::legs::{Legs, RelayedAddress, TrsKey};
 use crate::resets::{ResetSink, Resets};
 use crate::tls;
 
-/// Packets held for quinn. 2,048 of 1,400 bytes are 3 MiB: more than a burst of handshakes, less than a flood.
+/// Packets held for quinn. 2,048 of 1,400 bytes are 3 MiB: more than a burst of handshakes, less than a
+/// flood.
 const QUEUE_PACKETS: usize = 2_048;
 
 struct Packet {
@@ -116,8 +117,8 @@ impl Mux {
         self.resets.forget(tunnel);
     }
 
-    /// The address under which quinn reaches a leg of a TRS connection: the same one for as long as the leg is among the
-    /// newest thousands of that connection.
+    /// The address under which quinn reaches a leg of a TRS connection: the same one for as long as the leg
+    /// is among the newest thousands of that connection.
     pub fn add_leg(&self, trs: &quinn::Connection, context: u64) -> RelayedAddress {
         let mut legs = sync::write(&self.legs);
         legs.add(trs.stable_id(), trs, || key_of(trs), context)
@@ -133,8 +134,9 @@ impl Mux {
         sync::read(&self.legs).get(address)
     }
 
-    /// A relayed packet from a TRS: hands the packet in it to quinn. The TRS forwards only between bound legs, so a
-    /// context that was not seen before is a leg whose peer was faster than our own bookkeeping.
+    /// A relayed packet from a TRS: hands the packet in it to quinn. The TRS forwards only between bound
+    /// legs, so a context that was not seen before is a leg whose peer was faster than our own
+    /// bookkeeping.
     pub fn deliver_relayed(&self, trs: &quinn::Connection, datagram: &Bytes) {
         let Some((context, packet)) = relayed::decode(datagram) else { return self.count_drop() };
         let address = self.add_leg(trs, context);
@@ -300,13 +302,14 @@ impl UdpPoller for AlwaysWritable {
     }
 }
 
-/// The key that a TRS has proved to have. Without one there would be no connection to it; all such would be one TRS.
+/// The key that a TRS has proved to have. Without one there would be no connection to it; all such would be
+/// one TRS.
 fn key_of(trs: &quinn::Connection) -> TrsKey {
     tls::identity_of(trs).and_then(Result::ok).map_or([0; 32], |identity| identity.spki_sha256)
 }
 
-/// Whether what comes from the network can come from there: no port has the number 0, and a relayed leg's address is
-/// nobody's.
+/// Whether what comes from the network can come from there: no port has the number 0, and a relayed leg's
+/// address is nobody's.
 fn can_be_answered(from: SocketAddr) -> bool {
     from.port() != 0 && RelayedAddress::from_socket_addr(from).is_none()
 }

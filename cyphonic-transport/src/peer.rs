@@ -1,9 +1,9 @@
 //! A peer that dials this node, from its first packets until it has proved who it is.
 //!
-//! The accepting end of a TLS 1.3 handshake may send as soon as it has the other's first message (RFC 8446 §4.4.4), in
-//! QUIC together with its own part of the handshake ("0.5-RTT data"). Then the dialler has that one round trip after its
-//! first packet. Whoever dials may read it, so nothing secret belongs there; and nothing is read from the dialler before
-//! its certificate is verified.
+//! The accepting end of a TLS 1.3 handshake may send as soon as it has the other's first message (RFC 8446
+//! §4.4.4), in QUIC together with its own part of the handshake ("0.5-RTT data"). Then the dialler has that
+//! one round trip after its first packet. Whoever dials may read it, so nothing secret belongs there; and
+//! nothing is read from the dialler before its certificate is verified.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -27,8 +27,8 @@ pub struct ArrivingPeer {
     alpn: Vec<u8>,
     tls: Arc<ServerTls>,
     network: NetworkId,
-    /// It counts as a handshake under way until its connection ends: each takes an offer of the listener's, also one that
-    /// asks for nothing after it has proved who it is.
+    /// It counts as a handshake under way until its connection ends: each takes an offer of the listener's,
+    /// also one that asks for nothing after it has proved who it is.
     under_way: Place,
 }
 

@@ -52,7 +52,8 @@ impl<K: Key> Quota<K> {
         self.by_key.get(key).copied().unwrap_or_default()
     }
 
-    /// Whether there may be one more, where there are `most` of each key at most, and [`Key::most_of_group`] of its group.
+    /// Whether there may be one more, where there are `most` of each key at most, and [`Key::most_of_group`]
+    /// of its group.
     pub fn has_room(&self, key: &K, most: usize) -> bool {
         let of_group = key.group().and_then(|group| self.by_group.get(&group)).copied().unwrap_or_default();
         self.total < self.most && self.of(key) < most && of_group < key.most_of_group(most)
@@ -89,8 +90,8 @@ fn take_one<K: Key>(counts: &mut HashMap<K, usize>, key: &K) -> bool {
     true
 }
 
-/// One line has many networks: providers give a /56 or a /48 (RFC 6177), and where they give a /64, as to telephones, many of those
-/// are in one /48.
+/// One line has many networks: providers give a /56 or a /48 (RFC 6177), and where they give a /64, as to
+/// telephones, many of those are in one /48.
 impl Key for IpAddr {
     fn group(&self) -> Option<Self> {
         match self {
@@ -104,7 +105,8 @@ impl Key for IpAddr {
     }
 }
 
-/// Who has one of its addresses has them all: an IPv4 address, or the /64 in which an IPv6 host picks its own freely.
+/// Who has one of its addresses has them all: an IPv4 address, or the /64 in which an IPv6 host picks its own
+/// freely.
 pub fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => v4.into(),

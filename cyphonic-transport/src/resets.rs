@@ -1,10 +1,12 @@
 //! Stateless resets of relays: recognised by the tokens that the tunnels through them were given.
 //!
-//! A TRS that has lost a leg answers the leg's packets with a token that only it can make (RFC 9000 §10.3). What arrives
-//! looks like a short-header packet of no known connection; without this table quinn would drop it.
+//! A TRS that has lost a leg answers the leg's packets with a token that only it can make (RFC 9000 §10.3).
+//! What arrives looks like a short-header packet of no known connection; without this table quinn would drop
+//! it.
 //!
-//! **Invariants.** Only a datagram from the very relay of a tunnel, with the very token, is taken for its reset. Tokens
-//! are found by a hash under a random key, so that no timing tells how near a guess was (RFC 9000 §10.3.1).
+//! **Invariants.** Only a datagram from the very relay of a tunnel, with the very token, is taken for its
+//! reset. Tokens are found by a hash under a random key, so that no timing tells how near a guess was (RFC
+//! 9000 §10.3.1).
 
 use std::collections::HashMap;
 use std::fmt;

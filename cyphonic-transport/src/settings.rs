@@ -1,5 +1,6 @@
-//! How a daemon ends that cannot use its settings: with one status where only a person can mend that, and as after any other
-//! failure where another try can. How programs tell of it, and of anything else that ends them.
+//! How a daemon ends that cannot use its settings: with one status where only a person can mend that, and as
+//! after any other failure where another try can. How programs tell of it, and of anything else that ends
+//! them.
 
 use std::error::Error;
 use std::io;
@@ -8,8 +9,9 @@ use std::io;
 /// (`RestartPreventExitStatus=` in both units).
 pub const WRONG_SETTINGS: u8 = 78;
 
-/// Whether a file of settings that was not read, because of this error, stays unreadable until somebody changes it. One that is not
-/// there may come with a mount that is late, and a disk that fails may answer the next time.
+/// Whether a file of settings that was not read, because of this error, stays unreadable until somebody
+/// changes it. One that is not there may come with a mount that is late, and a disk that fails may answer the
+/// next time.
 pub fn needs_a_person(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, PermissionDenied};
     // What is not UTF-8 is invalid data.

@@ -1,5 +1,5 @@
-//! The signals that both daemons know: SIGTERM and SIGINT stop them, SIGHUP must not end them as it is. systemd takes a death by
-//! SIGHUP for a clean end, and would not start them again.
+//! The signals that both daemons know: SIGTERM and SIGINT stop them, SIGHUP must not end them as it is.
+//! systemd takes a death by SIGHUP for a clean end, and would not start them again.
 
 use std::{fs, io};
 

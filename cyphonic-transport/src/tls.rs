@@ -1,11 +1,12 @@
 //! Who may be at the other end.
 //!
 //! Every certificate chains to the overlay's root, names its holder (SAN dNSName) and says network and role
-//! (SAN URI, see `cyphonic_proto::identity`). A client checks chain, name, network and role while it shakes hands;
-//! a server checks chain and network, and the role before it reads the first message.
+//! (SAN URI, see `cyphonic_proto::identity`). A client checks chain, name, network and role while it shakes
+//! hands; a server checks chain and network, and the role before it reads the first message.
 //!
-//! A device says by which [`Clock`] validity is judged; a service takes the system's. A device whose clock is wrong has to hear
-//! an AS or NMS all the same, to learn the time: `Clock` says as of when their chains may be judged.
+//! A device says by which [`Clock`] validity is judged; a service takes the system's. A device whose clock is
+//! wrong has to hear an AS or NMS all the same, to learn the time: `Clock` says as of when their chains may
+//! be judged.
 //!
 //! TLS 1.3 only, X25519MLKEM768 first, no resumption and no 0-RTT: each connection proves both keys anew.
 
@@ -133,8 +134,8 @@ impl ClientTls {
     }
 }
 
-/// A QUIC configuration for a device that has no certificate yet: it trusts the AS whose root has this SHA-256,
-/// which its enrolment token carries.
+/// A QUIC configuration for a device that has no certificate yet: it trusts the AS whose root has this
+/// SHA-256, which its enrolment token carries.
 pub(crate) fn enrolment_config(
     root_sha256: [u8; 32],
     alpn: &[u8],
@@ -211,8 +212,8 @@ impl ServerTls {
         Ok(self)
     }
 
-    /// Serves `alpn` also to clients without a certificate (enrolment). The chain ends with the root, so that a
-    /// device which knows only the root's hash can check it.
+    /// Serves `alpn` also to clients without a certificate (enrolment). The chain ends with the root, so that
+    /// a device which knows only the root's hash can check it.
     pub fn with_anonymous_protocol(self, alpn: &[u8], credentials: &Credentials) -> Result<Self, TlsError> {
         let mut credentials = credentials.clone();
         credentials.chain.push(credentials.root.clone());
@@ -296,9 +297,9 @@ pub(crate) fn identity_of(connection: &quinn::Connection) -> Option<Result<Ident
     Some(Identity::from_der(leaf).map_err(|error| error.to_string()))
 }
 
-/// Makes a key share and throws it away: what the cryptographic library does once in a process, above all gathering its first
-/// randomness, takes some 20 ms of a processor. To be called on a thread of its own while a program is still busy with
-/// something else, so that its first handshake does not wait for it.
+/// Makes a key share and throws it away: what the cryptographic library does once in a process, above all
+/// gathering its first randomness, takes some 20 ms of a processor. To be called on a thread of its own while
+/// a program is still busy with something else, so that its first handshake does not wait for it.
 pub fn warm_up() {
     for group in provider().kx_groups.iter().take(1) {
         // A library without randomness says so at the first handshake, too, where somebody can act.

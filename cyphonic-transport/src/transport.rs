@@ -24,8 +24,8 @@ use crate::mux::Mux;
 use crate::peer::ArrivingPeer;
 use crate::tls::{self, ClientTls, ServerTls, TlsError};
 
-/// The rest of three probe time-outs in which a closed connection answers late packets (RFC 9000 §10.2) is forgone:
-/// a stop must be quick, and a peer that missed the close finds out by its own time-out.
+/// The rest of three probe time-outs in which a closed connection answers late packets (RFC 9000 §10.2) is
+/// forgone: a stop must be quick, and a peer that missed the close finds out by its own time-out.
 const LINGER: Duration = Duration::from_millis(250);
 
 /// Accepted connections that wait for their owner.
@@ -81,8 +81,8 @@ impl CurrentServer {
 }
 
 impl Transport {
-    /// Starts the endpoint. The caller then gives [`Transport::mux`] to the data-plane worker that receives on
-    /// the port, as its signalling sink.
+    /// Starts the endpoint. The caller then gives [`Transport::mux`] to the data-plane worker that receives
+    /// on the port, as its signalling sink.
     ///
     /// # Errors
     /// When the certificates cannot be used. Nothing was started.
@@ -106,8 +106,8 @@ impl Transport {
         Ok(Self { endpoint, mux, incoming, arriving, server })
     }
 
-    /// Accepts with other certificates from now on; connections that stand, stand. An endpoint that was started
-    /// without a server stays without.
+    /// Accepts with other certificates from now on; connections that stand, stand. An endpoint that was
+    /// started without a server stays without.
     ///
     /// # Errors
     /// When the certificates cannot be used. The old ones stay.
@@ -123,8 +123,8 @@ impl Transport {
         self.mux.clone()
     }
 
-    /// The next peer that dials a node ([`ServerTls::peer`]), before it has proved who it is; none once the endpoint is
-    /// closed.
+    /// The next peer that dials a node ([`ServerTls::peer`]), before it has proved who it is; none once the
+    /// endpoint is closed.
     pub async fn accept_peer(&self) -> Option<ArrivingPeer> {
         self.arriving.lock().await.recv().await
     }
@@ -220,9 +220,9 @@ impl Transport {
         Ok(Connection::new(inner, Some(identity)))
     }
 
-    /// This host's addresses or routes have changed: every connection sends at once, from wherever the kernel now sends,
-    /// and with a connection ID not used before (RFC 9000 §9.5), so that its other end follows. Only connections that this
-    /// end opened can be followed; the others lose nothing by it.
+    /// This host's addresses or routes have changed: every connection sends at once, from wherever the kernel
+    /// now sends, and with a connection ID not used before (RFC 9000 §9.5), so that its other end
+    /// follows. Only connections that this end opened can be followed; the others lose nothing by it.
     pub fn migrate(&self) {
         // The socket stays: it is bound to no address.
         if let Err(error) = self.endpoint.rebind_abstract(self.mux.clone()) {
@@ -230,7 +230,8 @@ impl Transport {
         }
     }
 
-    /// Closes every connection. The peers are told at once; then late packets of theirs are answered for a moment.
+    /// Closes every connection. The peers are told at once; then late packets of theirs are answered for a
+    /// moment.
     pub async fn shutdown(&self, reason: &str) {
         self.endpoint.close(VarInt::from_u32(close::STOPPING), reason.as_bytes());
         if tokio::time::timeout(LINGER, self.endpoint.wait_idle()).await.is_err() {

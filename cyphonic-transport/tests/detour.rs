@@ -26,7 +26,8 @@ const A: &str = "a.test.internal";
 /// Generous: the machine may be busy.
 const SOON: Duration = Duration::from_secs(30);
 
-/// A cloud of one process, and the door for TCP beside it: at a port of its own, so that UDP to that port is lost.
+/// A cloud of one process, and the door for TCP beside it: at a port of its own, so that UDP to that port is
+/// lost.
 struct Cloud {
     host: Host,
     detours: DetourServer,
@@ -108,7 +109,8 @@ async fn with_udp_open_the_detour_is_not_taken() {
 async fn a_service_that_udp_does_not_reach_is_reached_by_tcp() {
     let authority = Authority::new(1);
     let cloud = Cloud::start(&authority);
-    // The same door at an address whose UDP nobody serves: bound, so that nothing answers, not even with an error.
+    // The same door at an address whose UDP nobody serves: bound, so that nothing answers, not even with an
+    // error.
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
@@ -220,7 +222,8 @@ async fn who_does_not_speak_tls_is_cut_off_and_many_who_say_nothing_keep_nobody_
     for _ in 0..64 {
         idle.push(TcpStream::connect(cloud.tcp()).await.unwrap());
     }
-    // From one source few may wait at once; the rest was closed, and those few are after the handshake's time.
+    // From one source few may wait at once; the rest was closed, and those few are after the handshake's
+    // time.
     let closed = async {
         for stream in &mut idle {
             let mut byte = [0];

@@ -358,7 +358,8 @@ async fn a_service_learns_that_a_relayed_packet_fits_a_datagram_and_sends_nothin
     }
 }
 
-/// Handshake packets that overtake the one with their keys are worth nothing: QUIC drops them, and waits for a time-out.
+/// Handshake packets that overtake the one with their keys are worth nothing: QUIC drops them, and waits for
+/// a time-out.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn relayed_packets_that_fit_no_datagram_keep_their_order() {
     let authority = Authority::new(1);
@@ -369,7 +370,8 @@ async fn relayed_packets_that_fit_no_datagram_keep_their_order() {
     let tls = ClientTls::new(credentials);
     let here = device.transport.connect_service(&tls, &[path.address], NMS, Role::Nms).await.unwrap();
     let there = server.transport.accept().await.unwrap().connection;
-    // Flights of a handshake's size, each once the one before has arrived, from a worker's own task as QUIC sends them.
+    // Flights of a handshake's size, each once the one before has arrived, from a worker's own task as QUIC
+    // sends them.
     const FLIGHT: u8 = 4;
     // No more than the streams that a connection begins with: whoever has to wait for one may be overtaken.
     const FLIGHTS: u8 = 4;

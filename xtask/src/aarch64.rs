@@ -1,10 +1,11 @@
 //! `cargo xtask test-aarch64`: does it all work on a Raspberry Pi 4?
 //!
-//! Debian's kernels for 64-bit ARM boot on an emulated Cortex-A72 with the programs that are shipped for that machine and the data
-//! plane's test programs. There, every eBPF program must pass the verifier, every `BPF_PROG_TEST_RUN` test must pass, and an
-//! overlay in network namespaces must work: two agents reach each other directly, two others through the relay in XDP, and each says
-//! why it chose what it chose. The emulator's Cortex-A72 has cryptographic instructions, which the Pi's has not: [`pi`] takes
-//! them away. A whole run keeps its figures in `docs/figures/` and renders `docs/performance.md`.
+//! Debian's kernels for 64-bit ARM boot on an emulated Cortex-A72 with the programs that are shipped for that
+//! machine and the data plane's test programs. There, every eBPF program must pass the verifier, every
+//! `BPF_PROG_TEST_RUN` test must pass, and an overlay in network namespaces must work: two agents reach each
+//! other directly, two others through the relay in XDP, and each says why it chose what it chose. The
+//! emulator's Cortex-A72 has cryptographic instructions, which the Pi's has not: [`pi`] takes them away. A
+//! whole run keeps its figures in `docs/figures/` and renders `docs/performance.md`.
 
 mod overlay;
 mod pi;

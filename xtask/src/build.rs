@@ -30,9 +30,9 @@ pub(crate) fn run(args: &BuildArgs) -> Result<()> {
     programs(args.target, args.release, None)
 }
 
-/// Builds all programs of the workspace, for this machine unless told otherwise. Agent and cloud say that they are of `version`,
-/// else of the workspace's. The eBPF objects must be there: they are the same for all, since every machine that is built for has
-/// the same byte order.
+/// Builds all programs of the workspace, for this machine unless told otherwise. Agent and cloud say that
+/// they are of `version`, else of the workspace's. The eBPF objects must be there: they are the same for all,
+/// since every machine that is built for has the same byte order.
 pub(crate) fn programs(target: Option<Target>, release: bool, version: Option<&str>) -> Result<()> {
     let mut cargo = shell::cargo();
     if let Some(version) = version {
@@ -41,8 +41,8 @@ pub(crate) fn programs(target: Option<Target>, release: bool, version: Option<&s
     cargo.args(["build", "--workspace", "--locked"]);
     let foreign = target.is_some_and(|target| !target.is_host());
     match (foreign, release) {
-        // With all members and an example, cargo chooses the libraries' features as for tests, which have built all of this then.
-        // Not this very program, which runs.
+        // With all members and an example, cargo chooses the libraries' features as for tests, which have
+        // built all of this then. Not this very program, which runs.
         (false, false) => cargo.args(["--bin", "cyphonic*", "--example", "fleet"]),
         (true, false) => cargo.args(["--bins", "--exclude", "xtask"]),
         (_, true) => cargo.args(["--bins", "--exclude", "xtask", "--release"]),

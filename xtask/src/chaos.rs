@@ -1,10 +1,11 @@
-//! `cargo xtask chaos`: what can die dies, what can be pulled out is, at random, and what was promised still holds.
+//! `cargo xtask chaos`: what can die dies, what can be pulled out is, at random, and what was promised still
+//! holds.
 //!
-//! In the network of the paper's Fig. 5 packets go all the time through a direct tunnel and through a relayed one, devices
-//! are enrolled and revoked all the time, and one fault follows another. A seed says which, and how long each lasts; the
-//! same seed gives the same faults. After each both tunnels must carry packets again, and be the ones that they were (unless
-//! it was one of their own ends that died or was cut off); in the end everything must be in the register that anybody was told
-//! is there.
+//! In the network of the paper's Fig. 5 packets go all the time through a direct tunnel and through a relayed
+//! one, devices are enrolled and revoked all the time, and one fault follows another. A seed says which, and
+//! how long each lasts; the same seed gives the same faults. After each both tunnels must carry packets
+//! again, and be the ones that they were (unless it was one of their own ends that died or was cut off); in
+//! the end everything must be in the register that anybody was told is there.
 
 mod fault;
 mod ledger;

@@ -35,8 +35,8 @@ fn lints() -> Result<()> {
     ebpf::lint()
 }
 
-/// Whether they were checked: cargo-deny takes minutes to build and asks a database beside the packages' registry, so it is used where it
-/// is installed.
+/// Whether they were checked: cargo-deny takes minutes to build and asks a database beside the packages'
+/// registry, so it is used where it is installed.
 fn dependency_rules() -> Result<bool> {
     if !shell::succeeds(Command::new("cargo").args(["deny", "--version"])) {
         println!(

@@ -1,12 +1,13 @@
 //! `cargo xtask demo`: the paper's Figs. 3 to 5 on real packets, in one command.
 //!
-//! It builds the programs, lays the topology out as network namespaces, founds a cloud, enrols every device with a
-//! one-time token, and then shows what the overlay promises: names that resolve, pairs that connect whatever lies
-//! between them, and what that costs beside the plain network and the paper. Every program is a process of its own,
-//! with a configuration file a user could have written. A promise that is broken makes the exit status non-zero.
+//! It builds the programs, lays the topology out as network namespaces, founds a cloud, enrols every device
+//! with a one-time token, and then shows what the overlay promises: names that resolve, pairs that connect
+//! whatever lies between them, and what that costs beside the plain network and the paper. Every program is a
+//! process of its own, with a configuration file a user could have written. A promise that is broken makes
+//! the exit status non-zero.
 //!
-//! Whatever happens (an error, Ctrl-C, SIGTERM), the lab goes and everything in it ends; after SIGKILL the next
-//! demo does that.
+//! Whatever happens (an error, Ctrl-C, SIGTERM), the lab goes and everything in it ends; after SIGKILL the
+//! next demo does that.
 
 mod experiments;
 mod report;
@@ -56,11 +57,13 @@ pub(crate) struct DemoArgs {
     /// Hold the demo only to what works, not to how fast: for unoptimised programs and busy machines.
     #[arg(long)]
     untimed: bool,
-    /// Record what crosses the core router into FILE, and hold it to be QUIC with right checksums. Slows the transfers.
+    /// Record what crosses the core router into FILE, and hold it to be QUIC with right checksums. Slows the
+    /// transfers.
     #[arg(long, value_name = "FILE", conflicts_with = "ssh")]
     capture: Option<PathBuf>,
-    /// Use machines reached over SSH in place of namespaces: an OpenSSH configuration that names the scene's nodes, as
-    /// `vagrant ssh-config` prints it. They run the installed packages, or what `--programs` names there.
+    /// Use machines reached over SSH in place of namespaces: an OpenSSH configuration that names the scene's
+    /// nodes, as `vagrant ssh-config` prints it. They run the installed packages, or what `--programs`
+    /// names there.
     #[arg(long, value_name = "CONFIG")]
     ssh: Option<PathBuf>,
     /// Use the programs in this folder instead of building them.

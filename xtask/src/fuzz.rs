@@ -1,10 +1,10 @@
 //! `cargo xtask fuzz`: damaged frames, by the million, at every program that judges packets.
 //!
-//! Each frame goes through the kernel's program and through the same code in userspace: the verdicts, and what is left of
-//! the frame, must be the same, and what must not be forwarded never is. The tests of the data plane do that with a few
-//! thousand frames; this verb runs them with many, from a seed of its own each time. A disagreement is shrunk
-//! to the shortest frame that shows it. A whole run keeps its figures in `docs/figures/` and renders
-//! `docs/performance.md`.
+//! Each frame goes through the kernel's program and through the same code in userspace: the verdicts, and
+//! what is left of the frame, must be the same, and what must not be forwarded never is. The tests of the
+//! data plane do that with a few thousand frames; this verb runs them with many, from a seed of its own each
+//! time. A disagreement is shrunk to the shortest frame that shows it. A whole run keeps its figures in
+//! `docs/figures/` and renders `docs/performance.md`.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -53,7 +53,8 @@ const FRAMES: u32 = 2_500_000;
 /// How much to try.
 #[derive(Debug, Args)]
 pub(crate) struct FuzzArgs {
-    /// Frames for each target; the virtual and the underlay program of the AF_XDP ring each judge all of theirs.
+    /// Frames for each target; the virtual and the underlay program of the AF_XDP ring each judge all of
+    /// theirs.
     #[arg(long, default_value_t = FRAMES)]
     frames: u32,
     /// Only these targets.
@@ -152,8 +153,8 @@ impl Target {
     }
 }
 
-/// What a test of one frame after the other has said: whether all were judged alike. A program that never came to it has said nothing of
-/// the kind.
+/// What a test of one frame after the other has said: whether all were judged alike. A program that never
+/// came to it has said nothing of the kind.
 fn outcome(said: &str, success: bool) -> Option<bool> {
     match success {
         true => said.contains(" 1 passed").then_some(true),

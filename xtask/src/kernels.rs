@@ -1,9 +1,10 @@
 //! `cargo xtask test-kernels`: do the eBPF programs load, and decide right, on other kernels?
 //!
-//! Debian's kernels boot in an emulator with nothing but the eBPF objects and this crate's test programs, the very files
-//! that run on the host: every program must pass that kernel's verifier with its maps at their largest, and every
-//! `BPF_PROG_TEST_RUN` test must pass. Emulation needs no virtualisation of the host and takes a minute a kernel. A whole
-//! run keeps its figures in `docs/figures/` and renders `docs/performance.md`.
+//! Debian's kernels boot in an emulator with nothing but the eBPF objects and this crate's test programs, the
+//! very files that run on the host: every program must pass that kernel's verifier with its maps at their
+//! largest, and every `BPF_PROG_TEST_RUN` test must pass. Emulation needs no virtualisation of the host and
+//! takes a minute a kernel. A whole run keeps its figures in `docs/figures/` and renders
+//! `docs/performance.md`.
 
 pub(crate) mod guest;
 pub(crate) mod image;
@@ -89,8 +90,8 @@ pub(crate) fn version(release: &str) -> (u32, u32) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-/// What `cargo xtask test` has of the emulated kernels, this machine's kind and 64-bit ARM: [`Extent::Short`]. The host's kernel has
-/// all tests anyway.
+/// What `cargo xtask test` has of the emulated kernels, this machine's kind and 64-bit ARM:
+/// [`Extent::Short`]. The host's kernel has all tests anyway.
 #[derive(Debug)]
 pub(crate) struct Short {
     tests: Tests,

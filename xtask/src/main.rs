@@ -76,8 +76,8 @@ enum Verb {
     Package(package::PackageArgs),
     /// Install what is missing, build, and run every test. Prints the total.
     Test(test::TestArgs),
-    /// What must hold before a change is merged: formatting, lints, dependency rules, and the tests of `cargo xtask test`, which are what
-    /// runs for each change.
+    /// What must hold before a change is merged: formatting, lints, dependency rules, and the tests of `cargo
+    /// xtask test`, which are what runs for each change.
     Ci,
     /// Send millions of damaged frames through every program and its twin in userspace.
     Fuzz(fuzz::FuzzArgs),
@@ -99,7 +99,8 @@ enum Verb {
     Bench(Box<bench::BenchArgs>),
     /// Move two devices between networks under traffic, and measure what that costs.
     Roam(roam::RoamArgs),
-    /// Kill, freeze and unplug things at random under traffic, and see that nothing stays broken and nothing acknowledged is lost.
+    /// Kill, freeze and unplug things at random under traffic, and see that nothing stays broken and nothing
+    /// acknowledged is lost.
     Chaos(chaos::ChaosArgs),
     /// Connect devices behind every kind of NAT and firewall with each other.
     NatGrid(nat_grid::GridArgs),

@@ -1,9 +1,10 @@
 //! `cargo xtask mtu`: tunnels over every outer MTU, and over one that changes under a transfer.
 //!
-//! Two devices, a router in the middle, and behind it a cable whose MTU is set: over IPv4 and IPv6 outside, directly and
-//! through the TRS, with routers that say what does not fit and with routers that keep silent. For each MTU the tunnel
-//! must find out what the path carries, carry everything up to the inner MTU it states, and answer what is larger
-//! with Packet Too Big that states the same. What is asked for and does not arrive is a black hole.
+//! Two devices, a router in the middle, and behind it a cable whose MTU is set: over IPv4 and IPv6 outside,
+//! directly and through the TRS, with routers that say what does not fit and with routers that keep silent.
+//! For each MTU the tunnel must find out what the path carries, carry everything up to the inner MTU it
+//! states, and answer what is larger with Packet Too Big that states the same. What is asked for and does not
+//! arrive is a black hole.
 
 mod case;
 mod traffic;
@@ -26,8 +27,8 @@ const OUTER_MTUS: [u16; 26] = [
     1498, 1499, 1500, 1501, 2000, 4000, 6000, 8999, 9000,
 ];
 const QUICK_MTUS: [u16; 4] = [1280, 1358, 1500, 9000];
-/// The longest that a transfer may stand still when the path becomes narrower: 1.7 s until it is noticed, and TCP's
-/// retransmission time-out, which has doubled meanwhile.
+/// The longest that a transfer may stand still when the path becomes narrower: 1.7 s until it is noticed, and
+/// TCP's retransmission time-out, which has doubled meanwhile.
 const LONGEST_STALL: Duration = Duration::from_secs(5);
 /// The networks that must not be the narrow ones.
 const WIDE: [&str; 2] = ["cloud", "relay"];

@@ -1,8 +1,8 @@
 //! `cargo xtask nat-grid`: a device behind every kind of NAT and firewall, and each pair of them connected.
 //!
-//! All agents run at once. In each round every device has one partner, and both ask once: the tunnel is taken down, the
-//! other's name resolved, and pings go at once and while the path changes. A pair that does not connect fails the verb, and
-//! so does one that is not direct although its networks [allow](access) it.
+//! All agents run at once. In each round every device has one partner, and both ask once: the tunnel is taken
+//! down, the other's name resolved, and pings go at once and while the path changes. A pair that does not
+//! connect fails the verb, and so does one that is not direct although its networks [allow](access) it.
 
 mod access;
 mod idle;
@@ -42,7 +42,8 @@ pub(crate) struct GridArgs {
     /// With `--pair`: so often, each time with a new tunnel.
     #[arg(long, value_name = "N", default_value_t = 1, requires = "pair")]
     times: usize,
-    /// Leave tunnels without traffic for so long, as in `10m`, and see whether the first packet still arrives.
+    /// Leave tunnels without traffic for so long, as in `10m`, and see whether the first packet still
+    /// arrives.
     #[arg(long, value_name = "TIME", value_parser = time)]
     idle: Option<Duration>,
     /// Also write the figures as JSON.
@@ -60,8 +61,9 @@ pub(crate) struct GridArgs {
     /// The topology file [default: vagrant/topology.yaml]
     #[arg(long, value_name = "FILE")]
     topology: Option<PathBuf>,
-    /// Use machines reached over SSH in place of namespaces: an OpenSSH configuration that names the scene's nodes, as
-    /// `vagrant ssh-config` prints it. They run the installed packages, or what `--programs` names there.
+    /// Use machines reached over SSH in place of namespaces: an OpenSSH configuration that names the scene's
+    /// nodes, as `vagrant ssh-config` prints it. They run the installed packages, or what `--programs`
+    /// names there.
     #[arg(long, value_name = "CONFIG")]
     ssh: Option<PathBuf>,
     /// Use the programs in this folder instead of building them.

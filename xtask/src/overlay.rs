@@ -1,8 +1,8 @@
 //! An overlay in a lab: the programs, the cloud, the devices, and what is asked of them.
 //!
-//! Every program is a process of its own in the namespace of its node, with a configuration file a user could have
-//! written. A verb builds a [`Lab`](cyphonic_lab::Lab), starts an [`Overlay`] in it and asks its [devices](Device). When
-//! the lab goes, everything in it ends.
+//! Every program is a process of its own in the namespace of its node, with a configuration file a user could
+//! have written. A verb builds a [`Lab`](cyphonic_lab::Lab), starts an [`Overlay`] in it and asks its
+//! [devices](Device). When the lab goes, everything in it ends.
 
 mod capture;
 mod cloud;
@@ -49,14 +49,15 @@ pub(crate) struct Overlay {
 }
 
 impl Overlay {
-    /// One that has not been started: every agent will be configured to `settings`, and the TRS to relay by the mode
-    /// `relay`.
+    /// One that has not been started: every agent will be configured to `settings`, and the TRS to relay by
+    /// the mode `relay`.
     pub(crate) fn new(settings: AgentSettings, relay: &str) -> Self {
         Self { settings, relay: relay.to_owned(), cloud: None, devices: Vec::new() }
     }
 
-    /// Founds the overlay, starts its services, and enrols an agent on every device of the topology; returns once all are
-    /// online. Where it fails, what has been started is still there to be asked for its [logs](Self::show_logs).
+    /// Founds the overlay, starts its services, and enrols an agent on every device of the topology; returns
+    /// once all are online. Where it fails, what has been started is still there to be asked for its
+    /// [logs](Self::show_logs).
     pub(crate) fn start(
         &mut self,
         lab: &Lab,
@@ -137,7 +138,8 @@ impl Overlay {
         }
     }
 
-    /// Ends it and its lab. In a lab of namespaces everything ends at once; on machines of their own, one after the other.
+    /// Ends it and its lab. In a lab of namespaces everything ends at once; on machines of their own, one
+    /// after the other.
     pub(crate) fn end(self, lab: Lab) -> Result<()> {
         if lab.is_remote() {
             drop(self);

@@ -1,8 +1,9 @@
 //! `cargo xtask package`: Debian packages of the agent and of the cloud.
 //!
-//! What belongs into each stands in its crate's `Cargo.toml` (`package.metadata.deb`), and cargo-deb makes the archive. This
-//! verb brings together what such an entry cannot say: programs for another machine, stripped, and manuals and completions, which
-//! the programs write themselves. It is staged in `target/package`, and the packages are left in `target/debian`.
+//! What belongs into each stands in its crate's `Cargo.toml` (`package.metadata.deb`), and cargo-deb makes
+//! the archive. This verb brings together what such an entry cannot say: programs for another machine,
+//! stripped, and manuals and completions, which the programs write themselves. It is staged in
+//! `target/package`, and the packages are left in `target/debian`.
 
 mod page;
 mod quick_start;
@@ -103,7 +104,8 @@ pub(crate) fn make(target: Target, release: bool, revision: u32) -> Result<Vec<P
         .collect()
 }
 
-/// Builds and packages unoptimised programs for this machine's like, to try them: neither small nor looked over, in no time.
+/// Builds and packages unoptimised programs for this machine's like, to try them: neither small nor looked
+/// over, in no time.
 pub(crate) fn make_to_try(target: Target) -> Result<Vec<PathBuf>> {
     let cargo_deb = build_and_stage(target, false, None)?;
     PACKAGES
@@ -116,7 +118,8 @@ pub(crate) fn make_to_try(target: Target) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// Brings together what the packages hold, to try them where they have no revision. Returns the program that makes them.
+/// Brings together what the packages hold, to try them where they have no revision. Returns the program that
+/// makes them.
 fn build_and_stage(target: Target, release: bool, revision: Option<u32>) -> Result<PathBuf> {
     // Others are what tests build, too: nothing is built twice for a number.
     let told = revision.map(version);
@@ -149,7 +152,8 @@ fn archive(cargo_deb: &Path, package: &Package, target: Target, more: &[&str], f
     Ok(())
 }
 
-/// What Debian's own checker finds is an error, warnings too. What it need not look for, the package says ([`stage`]).
+/// What Debian's own checker finds is an error, warnings too. What it need not look for, the package says
+/// ([`stage`]).
 fn look_over(file: &Path) -> Result<()> {
     let mut lintian = Command::new("lintian");
     // Root's own rights are no matter here: nothing is run from the package.

@@ -1,8 +1,8 @@
 //! `cargo xtask paper`: Section IV of the paper, over links with its distances.
 //!
-//! C reaches B directly, A and C meet at the TRS. Round trips of the overlay stand beside those of the plain network between
-//! the same machines, and signalling times are told in round trips of the pair's own path as well, since that is what they
-//! are promised in.
+//! C reaches B directly, A and C meet at the TRS. Round trips of the overlay stand beside those of the plain
+//! network between the same machines, and signalling times are told in round trips of the pair's own path as
+//! well, since that is what they are promised in.
 
 mod document;
 mod experiments;

@@ -1,9 +1,10 @@
 //! `cargo xtask roam`: two devices move between networks under traffic, and nothing but a moment is lost.
 //!
-//! In the topology's scene each of the two has six networks to attach to: IPv4, IPv6, both, behind a NAT. A *cell* is one
-//! move: who moves (either, or both at once), from where to where, whether the new network is there before the old one goes,
-//! and whether packets go directly or through the TRS. In each a ping goes every 10 ms and a TCP transfer is checked byte by
-//! byte. What counts is the gap: the longest time in which no ping was answered.
+//! In the topology's scene each of the two has six networks to attach to: IPv4, IPv6, both, behind a NAT. A
+//! *cell* is one move: who moves (either, or both at once), from where to where, whether the new network is
+//! there before the old one goes, and whether packets go directly or through the TRS. In each a ping goes
+//! every 10 ms and a TCP transfer is checked byte by byte. What counts is the gap: the longest time in which
+//! no ping was answered.
 
 mod cell;
 mod place;
@@ -58,7 +59,8 @@ pub(crate) struct RoamArgs {
     /// Six cells instead of all.
     #[arg(long)]
     quick: bool,
-    /// Only cells and pauses whose description has all of these words, as in `direct both "v4 → v6"` or `asleep`.
+    /// Only cells and pauses whose description has all of these words, as in `direct both "v4 → v6"` or
+    /// `asleep`.
     #[arg(long, value_name = "WORDS", num_args = 1..)]
     only: Vec<String>,
     /// Also write the figures as JSON.
@@ -79,8 +81,9 @@ pub(crate) struct RoamArgs {
     /// The encapsulation ring of both agents.
     #[arg(long, default_value = "auto", value_parser = ["auto", "xdp", "offload"])]
     ring: String,
-    /// Use machines reached over SSH in place of namespaces: an OpenSSH configuration that names the scene's nodes, as
-    /// `vagrant ssh-config` prints it. They run the installed packages, or what `--programs` names there.
+    /// Use machines reached over SSH in place of namespaces: an OpenSSH configuration that names the scene's
+    /// nodes, as `vagrant ssh-config` prints it. They run the installed packages, or what `--programs`
+    /// names there.
     #[arg(long, value_name = "CONFIG")]
     ssh: Option<PathBuf>,
     /// Use the programs in this folder instead of building them.
@@ -177,7 +180,8 @@ fn cells(args: &RoamArgs) -> Vec<Cell> {
     all.into_iter().filter(|cell| args.wants(&cell.to_string())).collect()
 }
 
-/// All pauses that are asked for: what they are called, whether the device sleeps or has no network, and how long.
+/// All pauses that are asked for: what they are called, whether the device sleeps or has no network, and how
+/// long.
 fn pauses(args: &RoamArgs) -> Vec<(String, bool, Duration)> {
     let lengths = if args.quick { [].as_slice() } else { &[2, 10] };
     let kinds = [("no network", false), ("asleep", true)];

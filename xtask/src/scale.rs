@@ -1,8 +1,9 @@
 //! `cargo xtask scale`: what one `cyphonic-cloud` bears.
 //!
-//! A cloud with ten thousand nodes connected: what each costs it in memory, what all of them cost while nobody asks for anything,
-//! and how many set-ups it directs in a second. And one whose register has a million devices: how long it takes to start. The program
-//! `fleet` of `cyphonic-cloud` measures, in a network namespace of its own; this turns what it finds into figures.
+//! A cloud with ten thousand nodes connected: what each costs it in memory, what all of them cost while
+//! nobody asks for anything, and how many set-ups it directs in a second. And one whose register has a
+//! million devices: how long it takes to start. The program `fleet` of `cyphonic-cloud` measures, in a
+//! network namespace of its own; this turns what it finds into figures.
 
 mod document;
 mod fleet;

@@ -1,9 +1,10 @@
-//! An emulated PC with a whole Debian: systemd as its first process, systemd-resolved, an SSH server and a firewall, as many
-//! a server has them.
+//! An emulated PC with a whole Debian: systemd as its first process, systemd-resolved, an SSH server and a
+//! firewall, as many a server has them.
 //!
-//! For what only a machine of its own can show: packages, units, provisioning. A script runs there as root once the machine is up, says
-//! by `check` what holds (`server/checks.sh`), and the machine ends with it. Debian is installed into a folder and packed once; a
-//! machine's own files are a second archive behind that one, which the kernel unpacks over it.
+//! For what only a machine of its own can show: packages, units, provisioning. A script runs there as root
+//! once the machine is up, says by `check` what holds (`server/checks.sh`), and the machine ends with it.
+//! Debian is installed into a folder and packed once; a machine's own files are a second archive behind that
+//! one, which the kernel unpacks over it.
 
 mod checks;
 
@@ -30,7 +31,8 @@ const UNNEEDED: [&str; 6] =
 const UNIT: &str = "[Unit]\nAfter=multi-user.target\n\n[Service]\nType=oneshot\nExecStart=/bin/sh /script.sh\n\
                     ExecStopPost=/bin/sh -c \"echo 'guest: end'; systemctl poweroff -ff\"\n\
                     StandardOutput=tty\nTTYPath=/dev/console\nTimeoutStartSec=infinity\n";
-/// Not at the same time as what `multi-user.target` wants: nothing there waits for a target that waits for it.
+/// Not at the same time as what `multi-user.target` wants: nothing there waits for a target that waits for
+/// it.
 const TARGET: &str = "[Unit]\nRequires=multi-user.target\nAfter=multi-user.target\nWants=script.service\n";
 const FIREWALL: &str = "#!/usr/sbin/nft -f\nflush ruleset\ntable inet filter {\n\tchain input { type filter hook input priority 0; \
                         policy accept; tcp dport 22 accept; }\n}\n";
@@ -44,8 +46,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A machine of this name, which keeps its files and what it says in `target/kernels`. The first one installs Debian, which
-    /// takes two minutes.
+    /// A machine of this name, which keeps its files and what it says in `target/kernels`. The first one
+    /// installs Debian, which takes two minutes.
     pub(crate) fn furnish(name: &str) -> Result<Self> {
         setup::emulated_server()?;
         let base = Base::installed()?;
@@ -81,7 +83,8 @@ impl Server {
         fs::write(&place, text).with_context(|| format!("cannot write {}", place.display()))
     }
 
-    /// Boots it, runs a script there by `sh`, and returns what the script found. A script that does not come to its end is an error.
+    /// Boots it, runs a script there by `sh`, and returns what the script found. A script that does not come
+    /// to its end is an error.
     pub(crate) fn run(self, script: &str) -> Result<Checks> {
         self.text(&format!("{}{script}", checks::PRELUDE), "script.sh")?;
         let disk = self.disk()?;

@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: from a machine with rustup and root to one that can build and test.
 //!
-//! Nothing is installed that is already there, and everything is named with its reason first. Packages go to the
-//! system; the eBPF linker goes to `target/tools` of this repository.
+//! Nothing is installed that is already there, and everything is named with its reason first. Packages go to
+//! the system; the eBPF linker goes to `target/tools` of this repository.
 
 mod cross;
 mod linker;

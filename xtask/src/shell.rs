@@ -57,8 +57,8 @@ pub(crate) fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_some_and(|id| id == "0")
 }
 
-/// Cargo and rustc of the toolchain this program was started by. Variables that cargo set for xtask itself are taken
-/// out: they would rebuild everything, or send another toolchain's cargo the wrong way.
+/// Cargo and rustc of the toolchain this program was started by. Variables that cargo set for xtask itself
+/// are taken out: they would rebuild everything, or send another toolchain's cargo the wrong way.
 pub(crate) fn without_cargo_environment(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();

@@ -55,8 +55,8 @@ impl Target {
         }
     }
 
-    /// Tells cargo to build for it. Builds for this machine stay where they are without a target, so that there is one
-    /// of each.
+    /// Tells cargo to build for it. Builds for this machine stay where they are without a target, so that
+    /// there is one of each.
     pub(crate) fn configure(self, cargo: &mut Command) {
         if self.is_host() {
             return;

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: every test there is, on a machine that may have nothing installed.
 //!
-//! Many tests make network namespaces and load eBPF programs, so test programs run as root (through sudo where this
-//! is not root); nothing is skipped where a privilege or a tool is missing. cargo itself runs as the user.
+//! Many tests make network namespaces and load eBPF programs, so test programs run as root (through sudo
+//! where this is not root); nothing is skipped where a privilege or a tool is missing. cargo itself runs as
+//! the user.
 
 mod total;
 
@@ -56,8 +57,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     total.into_result()
 }
 
-/// All tests. Emulated machines run beside the others, and have what those leave of the processors: one after the other, each would
-/// leave one of two processors idle for half of its time.
+/// All tests. Emulated machines run beside the others, and have what those leave of the processors: one after
+/// the other, each would leave one of two processors idle for half of its time.
 fn everything(total: &mut Total) -> Result<()> {
     println!("test: building the tests");
     shell::run(shell::cargo().args(["test", "--locked", "--workspace", "--no-run"]))?;

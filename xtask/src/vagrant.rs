@@ -1,7 +1,7 @@
 //! What the virtual machines of `vagrant/` need of this tree.
 //!
-//! `cargo xtask vagrant-stage` brings it together in `target/vagrant`, from where Vagrant copies it to every machine: the
-//! Debian packages and the program that makes a machine a node of the topology.
+//! `cargo xtask vagrant-stage` brings it together in `target/vagrant`, from where Vagrant copies it to every
+//! machine: the Debian packages and the program that makes a machine a node of the topology.
 
 pub(crate) mod rehearsal;
 pub(crate) mod trial;
@@ -49,7 +49,8 @@ pub(crate) fn stage(args: &StageArgs) -> Result<()> {
     Ok(())
 }
 
-/// A package's name without its version, so that on a machine it replaces the one that was brought before, be it newer or older.
+/// A package's name without its version, so that on a machine it replaces the one that was brought before, be
+/// it newer or older.
 fn staged(package: &Path) -> String {
     let file = package.file_name().unwrap_or_default().to_string_lossy();
     format!("{}.deb", file.split('_').next().unwrap_or_default())

@@ -1,7 +1,7 @@
 //! Where things are in this repository.
 //!
-//! Paths of build products are relative to the repository, not to `CARGO_TARGET_DIR`: `cyphonic-dataplane`'s build
-//! script must find the eBPF object without knowing how cargo was called.
+//! Paths of build products are relative to the repository, not to `CARGO_TARGET_DIR`: `cyphonic-dataplane`'s
+//! build script must find the eBPF object without knowing how cargo was called.
 
 use std::path::{Path, PathBuf};
 

@@ -1,11 +1,12 @@
-//! What takes an emulated machine with a whole Debian: the packages with the documentation's commands, and a machine of `vagrant/`.
+//! What takes an emulated machine with a whole Debian: the packages with the documentation's commands, and a
+//! machine of `vagrant/`.
 //!
 //! Needs root, and fails without.
 
 use std::process::Command;
 
-/// Runs a verb, which must succeed, and each of whose parts must say that this many checks held, or more: fewer would be a script
-/// that ended too early.
+/// Runs a verb, which must succeed, and each of whose parts must say that this many checks held, or more:
+/// fewer would be a script that ended too early.
 #[track_caller]
 fn checks_hold(verb: &str, parts: &[(&str, u32)]) {
     let output = Command::new(env!("CARGO_BIN_EXE_xtask")).args([verb, "--debug"]).output();

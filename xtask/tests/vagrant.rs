@@ -1,5 +1,5 @@
-//! The virtual machines of `vagrant/`, without starting one: what Vagrant and the linters say of the files, and whether the
-//! machines that they define are the nodes that the lab builds from the same topology.
+//! The virtual machines of `vagrant/`, without starting one: what Vagrant and the linters say of the files,
+//! and whether the machines that they define are the nodes that the lab builds from the same topology.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -95,7 +95,8 @@ fn is_wrong_value(error: &clap::Error) -> bool {
     matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue)
 }
 
-/// Cleans up after a daemon that settings kept from starting, or changed since it did: names must resolve again all the same.
+/// Cleans up after a daemon that settings kept from starting, or changed since it did: names must resolve
+/// again all the same.
 fn clean_up_anyhow(error: &dyn Display, overrides: &Overrides) -> Result<ExitCode> {
     eprintln!("cyphonicd: {error}");
     eprintln!("cyphonicd: cleaning up where the daemon is unless settings say otherwise");

@@ -1,4 +1,5 @@
-//! `cyphonic bugreport`: what somebody who is to help has to see, in one text, which its reader can read before it is sent.
+//! `cyphonic bugreport`: what somebody who is to help has to see, in one text, which its reader can read
+//! before it is sent.
 
 use std::fmt::Display;
 use std::path::Path;

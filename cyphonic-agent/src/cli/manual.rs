@@ -5,8 +5,8 @@ use std::{fs, io, path::Path};
 use clap::{Command, ValueEnum};
 use clap_complete::Shell;
 
-/// Writes a man page for a program and each of its verbs, and completions for every shell that is known, into a folder,
-/// which is made. For those who make packages.
+/// Writes a man page for a program and each of its verbs, and completions for every shell that is known, into
+/// a folder, which is made. For those who make packages.
 ///
 /// # Errors
 /// The folder or a file in it cannot be written.

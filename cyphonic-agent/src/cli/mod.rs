@@ -1,7 +1,8 @@
 //! The `cyphonic` command: verbs that people know from other overlays.
 //!
-//! Exit status: 0 done; 1 not done, with the reason on standard error, for `status --check`, `wait` and `ping` the
-//! answer itself; 2 no such command or flag; 3 `status --check` may not ask; 78 the configuration is wrong.
+//! Exit status: 0 done; 1 not done, with the reason on standard error, for `status --check`, `wait` and
+//! `ping` the answer itself; 2 no such command or flag; 3 `status --check` may not ask; 78 the configuration
+//! is wrong.
 #![expect(clippy::print_stderr, reason = "the output of a command")]
 
 mod bugreport;
@@ -55,8 +56,8 @@ enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
-        /// Print nothing; exit with 0 if the daemon is live (answers) or ready (can resolve names), with 1 if not, with 3 and
-        /// the reason if this user may not ask it.
+        /// Print nothing; exit with 0 if the daemon is live (answers) or ready (can resolve names), with 1
+        /// if not, with 3 and the reason if this user may not ask it.
         #[arg(long, value_enum)]
         check: Option<Check>,
     },
@@ -234,8 +235,8 @@ fn next_pause(waited: Duration, last: Duration) -> Duration {
     if waited < START_UP { SOON } else { (last * 2).min(SELDOM) }
 }
 
-/// That the cloud does not let this device in, which comes with what to do; else the NMS's error, since names wait for it; else that of
-/// the AS, which knows where the NMS is. A relay is neither's.
+/// That the cloud does not let this device in, which comes with what to do; else the NMS's error, since names
+/// wait for it; else that of the AS, which knows where the NMS is. A relay is neither's.
 fn why_not_ready(report: &StatusReport) -> String {
     if let Some(check) = report.health_check("not-admitted") {
         return check.message.clone();

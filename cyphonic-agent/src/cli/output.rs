@@ -13,7 +13,8 @@ use crate::control::report::SCHEMA;
 ///
 /// # Errors
 ///
-/// Nobody reads it any more, as behind `| head -1`, which is no failure ([`super::exit_code`]); or it cannot be written.
+/// Nobody reads it any more, as behind `| head -1`, which is no failure ([`super::exit_code`]); or it cannot
+/// be written.
 pub fn print(text: impl Display) -> Result<(), OutputError> {
     let mut output = io::stdout().lock();
     write!(output, "{text}").and_then(|()| output.flush()).map_err(OutputError)

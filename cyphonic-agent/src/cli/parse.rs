@@ -4,8 +4,8 @@ use std::{env, ffi::OsStr};
 
 use clap::{Command, Parser};
 
-/// Reads the command line, with environment variables in place of flags that are not given. A variable that is empty counts
-/// as not set: `CYPHONIC_PORT=` in a file of settings is how people take a value away.
+/// Reads the command line, with environment variables in place of flags that are not given. A variable that
+/// is empty counts as not set: `CYPHONIC_PORT=` in a file of settings is how people take a value away.
 ///
 /// # Errors
 ///

@@ -33,7 +33,8 @@ const MAX_SIZE: u16 = u16::MAX - HEADERS;
 
 #[derive(Debug, Args)]
 pub(super) struct Ping {
-    /// The device: its full name, the part before the zone, or the virtual address of one that `cyphonic status` lists.
+    /// The device: its full name, the part before the zone, or the virtual address of one that `cyphonic
+    /// status` lists.
     name: String,
     /// How many times [default: 3; with --until-direct: 10].
     #[arg(long, short)]
@@ -139,8 +140,8 @@ fn echo(address: Ipv6Addr, sequence: u16, size: usize, limit: Duration) -> io::R
     }
 }
 
-/// A ping socket where the host grants them (`net.ipv4.ping_group_range`), else a raw one, which needs CAP_NET_RAW. What is too
-/// large is an error, not several fragments.
+/// A ping socket where the host grants them (`net.ipv4.ping_group_range`), else a raw one, which needs
+/// CAP_NET_RAW. What is too large is an error, not several fragments.
 fn open() -> io::Result<Socket> {
     let open = |kind| Socket::new(Domain::IPV6, kind, Some(Protocol::ICMPV6));
     let socket = open(Type::DGRAM).or_else(|_| open(Type::RAW))?;

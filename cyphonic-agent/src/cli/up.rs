@@ -24,7 +24,8 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct Up {
-    /// The enrolment token: file:PATH, or itself (then other users of this host can read it in the process list).
+    /// The enrolment token: file:PATH, or itself (then other users of this host can read it in the process
+    /// list).
     #[arg(long, env = "CYPHONIC_TOKEN", value_name = "file:PATH|TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Where the cloud is.
@@ -36,8 +37,8 @@ pub(super) struct Up {
     /// Directory of the device's key and state.
     #[arg(long, env = "CYPHONIC_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Enrol although the device has a certificate: it was revoked, the cloud does not know it any more, or its files are
-    /// damaged. The key stays, if it can be used and was not revoked.
+    /// Enrol although the device has a certificate: it was revoked, the cloud does not know it any more, or
+    /// its files are damaged. The key stays, if it can be used and was not revoked.
     /// Give it once: whoever starts with it enrols at each start.
     #[arg(long)]
     anew: bool,
@@ -71,7 +72,8 @@ impl Up {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The identity that the device has. Who says `--anew` does not need it, and may say so because it is damaged.
+    /// The identity that the device has. Who says `--anew` does not need it, and may say so because it is
+    /// damaged.
     fn present(&self, state: &StateDir) -> Result<Option<DeviceIdentity>, StateError> {
         match state.identity() {
             Err(error) if self.anew && error.is_damage() => Ok(None),
@@ -79,8 +81,8 @@ impl Up {
         }
     }
 
-    /// The identity that the device has, or another one where it is too late to renew and here is a token. Where that cannot be
-    /// known, the token is tried.
+    /// The identity that the device has, or another one where it is too late to renew and here is a token.
+    /// Where that cannot be known, the token is tried.
     ///
     /// The same command may be given at each start, so that a token is not used is no error.
     fn keep_or_replace(
@@ -193,7 +195,8 @@ fn tell(text: impl Display) {
     drop(say(text));
 }
 
-/// What the device's own clock says of its certificate. A board without a battery may be years behind, or ahead.
+/// What the device's own clock says of its certificate. A board without a battery may be years behind, or
+/// ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Certificate {
     Stands,
@@ -214,8 +217,9 @@ impl Certificate {
         })
     }
 
-    /// Whether it may be of use though the token was not. One that seems to have ended is used by whoever starts the daemon
-    /// with a token that the cloud does not take: the clock may be ahead, and the cloud tells the time.
+    /// Whether it may be of use though the token was not. One that seems to have ended is used by whoever
+    /// starts the daemon with a token that the cloud does not take: the clock may be ahead, and the cloud
+    /// tells the time.
     fn may_do_after(self, error: &anyhow::Error, starts: bool) -> bool {
         let is_refused = matches!(
             error.downcast_ref(),

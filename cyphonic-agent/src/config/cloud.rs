@@ -50,8 +50,8 @@ impl CloudAddress {
     }
 }
 
-/// The socket addresses of all `cloud` entries, in order, without duplicates. Names that do not resolve now are left
-/// out and logged, once for as long as they do not: another entry may work.
+/// The socket addresses of all `cloud` entries, in order, without duplicates. Names that do not resolve now
+/// are left out and logged, once for as long as they do not: another entry may work.
 pub(crate) async fn resolve_all(
     cloud: &[CloudAddress],
     complaints: &mut Complaints<CloudAddress>,

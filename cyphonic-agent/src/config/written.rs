@@ -1,6 +1,8 @@
-//! Settings that are read from their text, whichever way YAML takes it: `mtu: 1400` is a number, `mtu: auto` a word.
+//! Settings that are read from their text, whichever way YAML takes it: `mtu: 1400` is a number, `mtu: auto`
+//! a word.
 //!
-//! An error of a visitor carries the key and the place of the value, one of a conversion afterwards those of what surrounds it.
+//! An error of a visitor carries the key and the place of the value, one of a conversion afterwards those of
+//! what surrounds it.
 
 use std::fmt::{self, Display, Formatter};
 use std::marker::PhantomData;

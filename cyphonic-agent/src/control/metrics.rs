@@ -1,5 +1,6 @@
-//! `cyphonic metrics`: the status report in the text form of Prometheus, for the node exporter's textfile collector. Nothing
-//! listens for it, and no series is of one peer: a fleet's monitor would have the square of its size of them.
+//! `cyphonic metrics`: the status report in the text form of Prometheus, for the node exporter's textfile
+//! collector. Nothing listens for it, and no series is of one peer: a fleet's monitor would have the square
+//! of its size of them.
 
 use std::collections::BTreeMap;
 

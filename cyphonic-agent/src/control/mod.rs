@@ -1,9 +1,11 @@
 //! The daemon's local interface: a Unix socket that speaks one JSON object per line.
 //!
-//! Only root and the socket file's group are served (`cyphonic`, where the host has it; file mode 0660, and peer credentials checked on every
-//! connection): whoever can talk to it can take the tunnel down. There is no TCP form, so a web page cannot reach it.
+//! Only root and the socket file's group are served (`cyphonic`, where the host has it; file mode 0660, and
+//! peer credentials checked on every connection): whoever can talk to it can take the tunnel down. There is
+//! no TCP form, so a web page cannot reach it.
 //!
-//! [`report`] holds what `cyphonic status --json` prints; its field names are an interface and only ever grow.
+//! [`report`] holds what `cyphonic status --json` prints; its field names are an interface and only ever
+//! grow.
 
 mod backend;
 mod client;

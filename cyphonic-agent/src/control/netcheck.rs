@@ -14,7 +14,8 @@ use super::report::{ServiceKind, ServiceState};
 pub struct NetcheckReport {
     /// Whether a service answered over UDP.
     pub udp: bool,
-    /// The prefix within which IPv4 is reached, where the device has IPv6 alone and its network a translator.
+    /// The prefix within which IPv4 is reached, where the device has IPv6 alone and its network a
+    /// translator.
     pub nat64: Option<String>,
     /// Over IPv4.
     pub ipv4: FamilyReport,

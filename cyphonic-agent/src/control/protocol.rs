@@ -6,8 +6,8 @@
 //! ← {"v":1,"error":{"code":"peer-offline","message":"the device is offline: …"}}
 //! ```
 //!
-//! Versioning: `v` names this form. Unknown fields are ignored, an unknown `op` is answered `unknown-operation`, so an
-//! older daemon and a newer command understand each other as far as both can.
+//! Versioning: `v` names this form. Unknown fields are ignored, an unknown `op` is answered
+//! `unknown-operation`, so an older daemon and a newer command understand each other as far as both can.
 
 use std::net::Ipv6Addr;
 

@@ -1,7 +1,7 @@
 //! The status report: what `cyphonic status --json` prints and what the engine fills in.
 //!
-//! Names and meanings are an interface. Fields are added, never renamed or reused; a reader ignores what it does not
-//! know. [`StatusReport::schema`] changes only when that promise has to be broken.
+//! Names and meanings are an interface. Fields are added, never renamed or reused; a reader ignores what it
+//! does not know. [`StatusReport::schema`] changes only when that promise has to be broken.
 
 use std::{
     collections::BTreeMap,
@@ -33,7 +33,8 @@ pub struct StatusReport {
     pub zone: String,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
-    /// How long signalling took from the first word to a service to being registered, milliseconds; `null` until then.
+    /// How long signalling took from the first word to a service to being registered, milliseconds; `null`
+    /// until then.
     #[serde(default)]
     pub start_up_ms: Option<f64>,
     /// AS, NMS and each TRS this node speaks to.
@@ -181,7 +182,8 @@ pub struct RingReport {
     /// Why so many.
     #[serde(default)]
     pub workers_why: String,
-    /// How long processors are kept awake after packets, or why they are not though it was asked for; empty where it was not.
+    /// How long processors are kept awake after packets, or why they are not though it was asked for; empty
+    /// where it was not.
     #[serde(default)]
     pub awake: String,
     /// The network cards that carry the node's packets, and how this ring receives from each.

@@ -43,8 +43,9 @@ pub struct ControlServer {
 }
 
 impl ControlServer {
-    /// Listens at `path`, mode 0660, for root and the members of `group`; where there is none, or this process has another group than
-    /// root's, for those of the process's group. A file left by a crashed daemon is replaced; a living daemon's is not.
+    /// Listens at `path`, mode 0660, for root and the members of `group`; where there is none, or this
+    /// process has another group than root's, for those of the process's group. A file left by a crashed
+    /// daemon is replaced; a living daemon's is not.
     ///
     /// # Errors
     ///
@@ -60,9 +61,11 @@ impl ControlServer {
         }
         clear_stale(path).await?;
         let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
-        // Another group than root's is the choice of whoever started this process (`Group=` in a unit), or made the directory.
+        // Another group than root's is the choice of whoever started this process (`Group=` in a unit), or
+        // made the directory.
         let is_roots = fs::metadata(path).map_err(failed("look at"))?.gid() == 0;
-        // Whoever owns a file may give it to a group that they are of, without a capability: the unit makes the daemon one of this.
+        // Whoever owns a file may give it to a group that they are of, without a capability: the unit makes
+        // the daemon one of this.
         if let Some(group) = group.filter(|_| is_roots)
             && let Err(error) = chown(path, None, Some(group))
         {

@@ -26,9 +26,10 @@ const LAST_WAIT: Duration = Duration::from_secs(60);
 const CREDENTIAL: &str = "cyphonic.token";
 const CREDENTIAL_STORE: &str = "/etc/credstore/cyphonic.token";
 
-/// The device's identity. Waits, for as long as it takes, for a cloud that cannot be reached, and for another token where
-/// the one in the file is of no use. From the first failure on, the control socket tells of it, and systemd need not wait: what
-/// comes after the agent, a boot or an installation, would wait for the cloud.
+/// The device's identity. Waits, for as long as it takes, for a cloud that cannot be reached, and for another
+/// token where the one in the file is of no use. From the first failure on, the control socket tells of it,
+/// and systemd need not wait: what comes after the agent, a boot or an installation, would wait for the
+/// cloud.
 pub(super) async fn identity(
     state: &StateDir,
     config: &Config,

@@ -9,14 +9,15 @@ use cyphonic_transport::logging::LogFilter;
 use super::{DaemonError, privileges, run};
 use crate::{config::Config, engine};
 
-/// How long a runtime that has done its work waits for threads that still wait for something: a look-up of a name takes as
-/// long as the host's resolver, and nobody needs the answer.
+/// How long a runtime that has done its work waits for threads that still wait for something: a look-up of a
+/// name takes as long as the host's resolver, and nobody needs the answer.
 const LEFT_OVER: Duration = Duration::from_millis(500);
 
 /// More than everything that the agent bounds can take.
 const DESCRIPTORS: u64 = 16_384;
 
-/// Becomes the daemon: starts logging, gives up unused privileges and core dumps, and runs until told to stop.
+/// Becomes the daemon: starts logging, gives up unused privileges and core dumps, and runs until told to
+/// stop.
 ///
 /// Call it from `main`, before there are other threads.
 pub fn launch(config: Config) -> Result<(), LaunchError> {

@@ -2,11 +2,11 @@
 //!
 //! 1. [`privileges`]: keep the few capabilities that are used (in `main`, before there are threads).
 //! 2. Lock the state directory; undo what a crashed predecessor left in the host's resolver.
-//! 3. Enrol, if the device is not and a token is there. An unreachable cloud is waited for; systemd is told to go on, and the
-//!    control socket says why nothing else works.
+//! 3. Enrol, if the device is not and a token is there. An unreachable cloud is waited for; systemd is told
+//!    to go on, and the control socket says why nothing else works.
 //! 4. Start the engine: UDP port, virtual interface, ring, node. It needs no cloud to start.
-//! 5. Serve DNS, then the control socket, then point the host's resolver at it and follow who else does. Tell systemd. Where DNS
-//!    cannot be served (another server has the port), go on without, and try again.
+//! 5. Serve DNS, then the control socket, then point the host's resolver at it and follow who else does. Tell
+//!    systemd. Where DNS cannot be served (another server has the port), go on without, and try again.
 //! 6. Wait for a signal, for `cyphonic down`, or for the engine to fail.
 //! 7. Resolver first (programs stop asking us), then DNS and control, then the engine and its interface.
 
@@ -75,12 +75,13 @@ pub struct RunningEngine {
 
 /// Runs until told to stop.
 ///
-/// `start_engine` starts the engine; it is given by the binary, so that the parts around it can be tested without one.
+/// `start_engine` starts the engine; it is given by the binary, so that the parts around it can be tested
+/// without one.
 ///
 /// # Errors
 ///
-/// Says which part could not start, or why the engine failed. Everything that was started is stopped then, and the
-/// host is as it was.
+/// Says which part could not start, or why the engine failed. Everything that was started is stopped then,
+/// and the host is as it was.
 pub async fn run<F, E>(config: Config, start_engine: F) -> Result<(), DaemonError>
 where
     F: AsyncFnOnce(EngineInputs) -> Result<RunningEngine, E>,
@@ -139,7 +140,8 @@ async fn give_back_start_up() {
     }
 }
 
-/// Undoes what a daemon that died did to the host's resolver. Where it cannot, the overlay works all the same.
+/// Undoes what a daemon that died did to the host's resolver. Where it cannot, the overlay works all the
+/// same.
 fn clean_up_resolver(state: &StateDir) {
     match resolver::restore_after_crash(state) {
         Ok(true) => tracing::info!("the host's resolver configuration was restored"),
@@ -148,8 +150,9 @@ fn clean_up_resolver(state: &StateDir) {
     }
 }
 
-/// Undoes what a daemon that died did to the host's resolver, and removes its virtual interface where that outlived it, with its
-/// address and routes: `cyphonicd cleanup`, which systemd runs after every stop. True if anything was left.
+/// Undoes what a daemon that died did to the host's resolver, and removes its virtual interface where that
+/// outlived it, with its address and routes: `cyphonicd cleanup`, which systemd runs after every stop. True
+/// if anything was left.
 ///
 /// # Errors
 /// Either could not be done. The other was tried all the same.

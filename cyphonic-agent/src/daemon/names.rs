@@ -1,7 +1,7 @@
 //! Names on this host: our DNS server, and the host's resolver that is pointed at it.
 //!
-//! The overlay works by address without them. So what fails here stops nothing: `status` says so, and it is tried again, since
-//! whoever has the server's port may let go of it, and a disk that is full may have room.
+//! The overlay works by address without them. So what fails here stops nothing: `status` says so, and it is
+//! tried again, since whoever has the server's port may let go of it, and a disk that is full may have room.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -19,7 +19,8 @@ use crate::{
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
-/// At most between two that come to the same, where each may write to the disk: a file that may never be edited stays so.
+/// At most between two that come to the same, where each may write to the disk: a file that may never be
+/// edited stays so.
 const SELDOM: Duration = Duration::from_secs(3_600);
 
 /// The server, or why there is none: one task starts it, `status` asks for it.
@@ -103,8 +104,9 @@ impl Names {
         self.host.set(applied);
     }
 
-    /// Serves as soon as the address can be had, and points the host's resolver at the server as soon as that can be done, where
-    /// they are not; and follows what else is done to the host's resolver, for as long as it is polled.
+    /// Serves as soon as the address can be had, and points the host's resolver at the server as soon as that
+    /// can be done, where they are not; and follows what else is done to the host's resolver, for as long
+    /// as it is polled.
     pub(super) async fn keep(self, served: Option<Arc<DnsServer>>) {
         let server = match served {
             Some(server) => server,

@@ -22,7 +22,8 @@ pub const KEPT: [Capability; 7] = [
     Capability::CAP_PERFMON,
 ];
 
-/// Gives up every capability but [`KEPT`], for this thread and all it will start, and for programs they might run.
+/// Gives up every capability but [`KEPT`], for this thread and all it will start, and for programs they might
+/// run.
 ///
 /// # Errors
 ///

@@ -1,7 +1,7 @@
 //! systemd's watchdog (`WatchdogSec=`): it ends and starts again a daemon that says nothing for that long.
 //!
-//! A sign of life is only worth what it proves, so the engine is asked for its status first: the runtime turns, and the
-//! engine's loop, which tunnels and DNS depend on, answers.
+//! A sign of life is only worth what it proves, so the engine is asked for its status first: the runtime
+//! turns, and the engine's loop, which tunnels and DNS depend on, answers.
 
 use std::{pin::pin, time::Duration};
 
@@ -10,8 +10,8 @@ use sd_notify::NotifyState;
 use super::notify;
 use crate::control::Backend;
 
-/// One part of the limit passes between a sign and the next question, another while its answer is waited for. So a hung engine
-/// is warned of at half the limit, and asked once more before the end.
+/// One part of the limit passes between a sign and the next question, another while its answer is waited for.
+/// So a hung engine is warned of at half the limit, and asked once more before the end.
 const PARTS: u32 = 4;
 
 /// Gives signs of life for as long as the engine does, and never ends.

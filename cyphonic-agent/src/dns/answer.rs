@@ -135,8 +135,8 @@ async fn resolve(resolver: &dyn Resolver, owner: &Name, device: &str) -> Found {
     });
     match resolved {
         Ok(address) => Found::Records(vec![aaaa(owner, address)]),
-        // A name above devices' (`plant` of `press-7.plant`) exists, too (RFC 8020). Which these are only the NMS knows,
-        // and it says no more than that no device is called so.
+        // A name above devices' (`plant` of `press-7.plant`) exists, too (RFC 8020). Which these are only the
+        // NMS knows, and it says no more than that no device is called so.
         Err(ResolveError::NoSuchPeer) => Found::NoName,
         Err(error) => Found::Failed(error),
     }
@@ -155,7 +155,8 @@ fn is_served(question: &Query) -> bool {
 fn start(query: &MessageRequest) -> Message {
     let mut reply = Message::response(query.metadata.id, query.metadata.op_code);
     reply.metadata = Metadata::response_from_request(&query.metadata);
-    // RFC 6891 section 6.1.1: OPT in the answer exactly when it was in the query; RFC 3225 section 3: DO is copied.
+    // RFC 6891 section 6.1.1: OPT in the answer exactly when it was in the query; RFC 3225 section 3: DO is
+    // copied.
     if let Some(asked) = &query.edns {
         let mut edns = Edns::new();
         edns.set_max_payload(udp_limit(query)).set_version(0).set_dnssec_ok(asked.flags().dnssec_ok);
@@ -181,7 +182,8 @@ fn explain(reply: &mut Message, info_code: u16, text: &str) {
     edns.options_mut().insert(EdnsOption::Unknown(EDE_CODE, data));
 }
 
-/// How large an answer may be for a UDP client. The server reads it from the answer's OPT record, and truncates (TC).
+/// How large an answer may be for a UDP client. The server reads it from the answer's OPT record, and
+/// truncates (TC).
 fn udp_limit(query: &MessageRequest) -> u16 {
     query.max_payload().min(MAX_UDP_PAYLOAD)
 }

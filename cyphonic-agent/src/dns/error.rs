@@ -5,7 +5,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-/// Why [`super::Resolver::resolve`] could not set a tunnel up. The text is shown to people: one line of English.
+/// Why [`super::Resolver::resolve`] could not set a tunnel up. The text is shown to people: one line of
+/// English.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResolveError {
     /// No device of the overlay has this name: NXDOMAIN.
@@ -69,7 +70,8 @@ pub enum DnsError {
     },
 }
 
-/// Whoever listens on port 53 of all addresses has every loopback address, too, and resolv.conf can name no other port.
+/// Whoever listens on port 53 of all addresses has every loopback address, too, and resolv.conf can name no
+/// other port.
 fn way_out(address: SocketAddr, source: &io::Error, zone: &str) -> String {
     if source.kind() != io::ErrorKind::AddrInUse {
         return "choose another address with `dns: listen:`".into();

@@ -1,17 +1,18 @@
 //! The overlay's DNS zone, served on a loopback address.
 //!
-//! The server is authoritative for two zones and nothing else: the overlay's own (`cyphonic.internal`, say) and the
-//! reverse zone of the overlay's /48. An AAAA query *is* the request for a tunnel: [`Resolver::resolve`] returns when
-//! the data path is installed, so the program's first packet is not lost. Failures answer SERVFAIL with an Extended
-//! DNS Error (RFC 8914) that tells the person at the keyboard why.
+//! The server is authoritative for two zones and nothing else: the overlay's own (`cyphonic.internal`, say)
+//! and the reverse zone of the overlay's /48. An AAAA query *is* the request for a tunnel:
+//! [`Resolver::resolve`] returns when the data path is installed, so the program's first packet is not lost.
+//! Failures answer SERVFAIL with an Extended DNS Error (RFC 8914) that tells the person at the keyboard why.
 //!
 //! Invariants:
 //!
-//! - No recursion. Outside its zones the server answers REFUSED, unless the host's resolver could only be pointed at
-//!   us for *everything* (see [`crate::resolver`]): then such queries are relayed to the host's own servers.
+//! - No recursion. Outside its zones the server answers REFUSED, unless the host's resolver could only be
+//!   pointed at us for *everything* (see [`crate::resolver`]): then such queries are relayed to the host's
+//!   own servers.
 //! - Inside its zones it never asks anyone else: a query for the overlay does not leave the host.
-//! - Work in hand is bounded; above the bound queries are answered SERVFAIL at once, never queued. So are the connections
-//!   of clients by TCP.
+//! - Work in hand is bounded; above the bound queries are answered SERVFAIL at once, never queued. So are the
+//!   connections of clients by TCP.
 
 mod answer;
 mod error;
@@ -33,9 +34,9 @@ pub use zone::{InvalidZone, Zone};
 pub trait Resolver: Send + Sync + 'static {
     /// Answers when the tunnel to `name` stands (at once when it already does), or with why it cannot.
     ///
-    /// `name` is a fully qualified name inside the zone, lowercase, without the final dot, and not the zone itself.
-    /// Simultaneous calls for one name share one set-up: that is the implementation's duty. Dropping the future
-    /// gives up waiting, not the set-up.
+    /// `name` is a fully qualified name inside the zone, lowercase, without the final dot, and not the zone
+    /// itself. Simultaneous calls for one name share one set-up: that is the implementation's duty.
+    /// Dropping the future gives up waiting, not the set-up.
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>>;
 
     /// The name of a virtual address, when this node knows it (its own, and those of the peers it has met).

@@ -32,8 +32,8 @@ use super::{
 /// Queries in hand, over both protocols, that may each wait for a set-up and hold a few kilobytes.
 const MAX_IN_HAND: usize = 256;
 
-/// Queries for other names in hand, with a socket each. They are counted apart: servers of the host that are gone, which
-/// each of these waits for, are no reason that names of the overlay fail.
+/// Queries for other names in hand, with a socket each. They are counted apart: servers of the host that are
+/// gone, which each of these waits for, are no reason that names of the overlay fail.
 const MAX_RELAYED: usize = 256;
 
 /// The running DNS server; stops when dropped.

@@ -1,7 +1,8 @@
 //! DNS over TCP (RFC 7766), for a bounded number of clients.
 //!
-//! Any program of the host may connect as often as it likes, and each connection takes a descriptor of a process that
-//! needs them for everything else. So there are few places, and who waits without asking gives its place up.
+//! Any program of the host may connect as often as it likes, and each connection takes a descriptor of a
+//! process that needs them for everything else. So there are few places, and who waits without asking gives
+//! its place up.
 
 use std::{
     io,
@@ -31,14 +32,15 @@ use tokio::{
 
 use super::server::Handler;
 
-/// Connections at a time. One program needs one; a whole query is sent at once, so none waits long for its place.
+/// Connections at a time. One program needs one; a whole query is sent at once, so none waits long for its
+/// place.
 const MAX_CONNECTIONS: usize = 64;
 
 /// A client that asks nothing for so long is closed (RFC 7766 section 6.2.3: "a few seconds").
 const IDLE: Duration = Duration::from_secs(10);
 
-/// What a client has begun to send, or is to read, takes this long at most: its place is its own meanwhile, and on one host
-/// either takes no time.
+/// What a client has begun to send, or is to read, takes this long at most: its place is its own meanwhile,
+/// and on one host either takes no time.
 const PROMPT: Duration = Duration::from_secs(1);
 
 /// After the host had no descriptor to give.
@@ -73,8 +75,8 @@ struct Client {
 }
 
 impl Clients {
-    /// Serves one more, in the place of the one that has been connected longest and asks nothing. Where all ask, it is
-    /// turned away.
+    /// Serves one more, in the place of the one that has been connected longest and asks nothing. Where all
+    /// ask, it is turned away.
     fn admit(&mut self, tcp: TcpStream, from: SocketAddr, handler: &Arc<Handler>) {
         while self.tasks.try_join_next().is_some() {}
         self.connected.retain(|client| !client.task.is_finished());

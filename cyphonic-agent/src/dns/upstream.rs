@@ -1,8 +1,8 @@
 //! The host's own DNS servers, for names outside the overlay.
 //!
-//! Used only where the host's resolver cannot be told to send us one zone and others elsewhere (`/etc/resolv.conf`).
-//! A query travels on by the protocol it came by. So a truncated answer reaches the program as such, the program asks
-//! again by TCP, and so do we: nothing is fetched that nobody can receive.
+//! Used only where the host's resolver cannot be told to send us one zone and others elsewhere
+//! (`/etc/resolv.conf`). A query travels on by the protocol it came by. So a truncated answer reaches the
+//! program as such, the program asks again by TCP, and so do we: nothing is fetched that nobody can receive.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -22,8 +22,9 @@ use tokio::time::{Instant, timeout};
 /// As many as glibc uses (`MAXNS`).
 const MAX_SERVERS: usize = 3;
 
-/// For all servers: just under the asker's own 5 s. Each has its part of what the ones before it have left: a host with
-/// one server waits for it as long as programs would, and one that refuses leaves its time to the next.
+/// For all servers: just under the asker's own 5 s. Each has its part of what the ones before it have left: a
+/// host with one server waits for it as long as programs would, and one that refuses leaves its time to the
+/// next.
 const PATIENCE: Duration = Duration::from_millis(4_500);
 
 /// Between two times that one server is asked: it may be asking others itself, and programs wait for 5 s.
@@ -46,8 +47,8 @@ impl Upstream {
         &self.servers
     }
 
-    /// The first answer that says something of the name; failing that the first that says why not. Nothing when no
-    /// server answered.
+    /// The first answer that says something of the name; failing that the first that says why not. Nothing
+    /// when no server answered.
     pub(super) async fn ask(&self, request: &Request) -> Option<Message> {
         let query = Message::from_vec(request.as_slice()).ok()?;
         let (mut refusal, deadline) = (None, Instant::now() + PATIENCE);

@@ -11,7 +11,8 @@ use hickory_proto::rr::{
     rdata::{NS, PTR, SOA},
 };
 
-/// An answer's life. Short, because asking again is what keeps a tunnel wanted, and cheap, because it is local.
+/// An answer's life. Short, because asking again is what keeps a tunnel wanted, and cheap, because it is
+/// local.
 pub(super) const TTL_S: u32 = 30;
 
 /// A denial's life: a device may be enrolled any moment.

@@ -15,8 +15,8 @@ use crate::control::report::{HealthCheck, Severity};
 const STOOD: Duration = Duration::from_secs(30);
 
 impl Engine {
-    /// When the log is told of a connection that stands now. Those of a device that is not let in end at once, and are dialled again
-    /// for as long as that lasts.
+    /// When the log is told of a connection that stands now. Those of a device that is not let in end at
+    /// once, and are dialled again for as long as that lasts.
     pub(super) fn told_after(&self) -> Duration {
         if self.not_admitted.is_some() { STOOD } else { Duration::ZERO }
     }

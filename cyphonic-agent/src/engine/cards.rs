@@ -1,7 +1,8 @@
-//! The network cards that carry the node's packets: what they can do, and which of them give packets to the ring.
+//! The network cards that carry the node's packets: what they can do, and which of them give packets to the
+//! ring.
 //!
-//! Cards come and go with cables, roaming and virtual machines. What a card can do is asked of the kernel, without
-//! touching it, once for as long as it exists; a card that refused is not bothered again either.
+//! Cards come and go with cables, roaming and virtual machines. What a card can do is asked of the kernel,
+//! without touching it, once for as long as it exists; a card that refused is not bothered again either.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -16,8 +17,8 @@ use crate::config::UnderlayChoice;
 use crate::control::report::CardReport;
 use crate::netlink::{NetworkCard, NetworkCards};
 
-/// Drivers of virtual machines' cards. What they do without copying still ends in the host's copy, and any XDP program
-/// costs them the super-packets that the host hands over.
+/// Drivers of virtual machines' cards. What they do without copying still ends in the host's copy, and any
+/// XDP program costs them the super-packets that the host hands over.
 const VIRTUAL_DRIVERS: [&str; 5] = ["virtio_net", "xen-netfront", "vmxnet3", "hv_netvsc", "veth"];
 
 /// What a card can do.
@@ -70,8 +71,8 @@ impl Probed {
     }
 }
 
-/// How the ring `auto` is chosen: the ring `xdp` where a card spares it the copies, else the ring for bulk transfers.
-/// Why, in either case.
+/// How the ring `auto` is chosen: the ring `xdp` where a card spares it the copies, else the ring for bulk
+/// transfers. Why, in either case.
 ///
 /// # Errors
 /// Why not `xdp`.
@@ -183,8 +184,9 @@ struct Changes {
 }
 
 impl Changes {
-    /// A card that is attached is kept for as long as it exists: many drivers set the link up anew when a program comes or
-    /// goes, so that a card without a carrier, and for a while without addresses, is what attaching itself has made.
+    /// A card that is attached is kept for as long as it exists: many drivers set the link up anew when a
+    /// program comes or goes, so that a card without a carrier, and for a while without addresses, is
+    /// what attaching itself has made.
     fn of(attached: &[u32], existing: &HashSet<u32>, wanted: impl Iterator<Item = u32>) -> Self {
         Self {
             detach: attached.iter().copied().filter(|index| !existing.contains(index)).collect(),

@@ -1,5 +1,5 @@
-//! The packet path: the virtual interface, the UDP port's sockets, the eBPF programs and the rings, chosen and put
-//! together, with a reason for each choice that `status` can show.
+//! The packet path: the virtual interface, the UDP port's sockets, the eBPF programs and the rings, chosen
+//! and put together, with a reason for each choice that `status` can show.
 //!
 //! It is built in two steps, because the port must be there before QUIC is, and the ring after it.
 
@@ -32,14 +32,14 @@ use crate::daemon::DaemonError;
 use crate::netlink::{Netlink, far_end};
 use crate::state::StateDir;
 
-/// Measured by `cargo xtask bench`: what super-packets save in bulk transfers is more than AF_XDP saves while it copies
-/// (docs/decisions/0012-underlay-by-af-xdp.md).
+/// Measured by `cargo xtask bench`: what super-packets save in bulk transfers is more than AF_XDP saves while
+/// it copies (docs/decisions/0012-underlay-by-af-xdp.md).
 const AUTO_WHY: &str = "it carries bulk transfers as super-packets";
 /// What needs no other reason.
 const FORCED: &str = "forced by the configuration";
 
-/// The ring `xdp` has packets of up to this size in its memory, unless told otherwise: what paths of 1,500 bytes carry fits,
-/// and a frame is 2 KiB.
+/// The ring `xdp` has packets of up to this size in its memory, unless told otherwise: what paths of 1,500
+/// bytes carry fits, and a frame is 2 KiB.
 const XDP_INNER_MTU: u16 = 1_500;
 
 /// How often the programs' messages are fetched.
@@ -196,8 +196,8 @@ impl Ground {
         self.ports.first().cloned().ok_or_else(|| failed("the UDP port", "it has no socket"))
     }
 
-    /// The least MTU that the interface must have for what peers send: a TUN device takes packets of any size from its
-    /// ring, an end of a veth pair none above its MTU.
+    /// The least MTU that the interface must have for what peers send: a TUN device takes packets of any size
+    /// from its ring, an end of a veth pair none above its MTU.
     pub(super) fn least_mtu(&self) -> u16 {
         match self.device {
             Device::Tun(_) => first_inner(self.most_inner),
@@ -293,7 +293,8 @@ fn xdp_ring(
     Ok((ring, underlay))
 }
 
-/// Each ring's wish that processors stay awake, and what `status` says of it: a node without it works, so it starts.
+/// Each ring's wish that processors stay awake, and what `status` says of it: a node without it works, so it
+/// starts.
 fn wishes(keep_awake: config::KeepAwake, rings: usize) -> (Vec<AwakeRequest>, String) {
     let config::KeepAwake::For(window) = keep_awake else { return (Vec::new(), String::new()) };
     let wishes: io::Result<_> = (0..rings).map(|_| AwakeRequest::after_packets(window)).collect();
@@ -325,7 +326,8 @@ fn make_queues(config: &Config, mtu: u16, workers: usize) -> Result<Vec<TunDevic
     TunDevice::create_queues(&config.interface, mtu, workers).map_err(|error| failed("the interface", error))
 }
 
-/// The configured port, else that of earlier starts, so that NAT mappings and firewall rules keep their meaning.
+/// The configured port, else that of earlier starts, so that NAT mappings and firewall rules keep their
+/// meaning.
 fn open_port(config: &Config, state: &StateDir, workers: usize) -> Result<Vec<Arc<UdpPort>>, DaemonError> {
     let remembered = (config.port == 0).then(|| state.port()).flatten();
     let open = |port| UdpPort::bind_group(port, workers);
@@ -355,8 +357,8 @@ fn offloads_found(offloads: Option<TunOffloads>) -> &'static str {
     }
 }
 
-/// The attached programs. They are held for as long as a network card's driver is waited for, which the runtime's threads do not
-/// wait for.
+/// The attached programs. They are held for as long as a network card's driver is waited for, which the
+/// runtime's threads do not wait for.
 pub(super) struct Classifier {
     attached: Mutex<EgressClassifier>,
     /// Without what was counted.
@@ -416,12 +418,14 @@ fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     }
 }
 
-/// What was read last: counters that fall to nothing for a moment count everything again for who sums them up.
+/// What was read last: counters that fall to nothing for a moment count everything again for who sums them
+/// up.
 #[derive(Default)]
 struct LastFigures(Mutex<Option<KernelFigures>>);
 
 impl LastFigures {
-    /// Reads those of the programs if they can be had and read; where none were read yet, there is only their report.
+    /// Reads those of the programs if they can be had and read; where none were read yet, there is only their
+    /// report.
     fn read<T>(
         &self,
         attached: &Mutex<T>,

@@ -1,4 +1,5 @@
-//! The virtual interface, kept as it has to be: its address and the overlay's route, and what each tunnel carries.
+//! The virtual interface, kept as it has to be: its address and the overlay's route, and what each tunnel
+//! carries.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

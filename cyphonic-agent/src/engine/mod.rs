@@ -1,8 +1,10 @@
-//! The engine: drives the [`Node`](cyphonic_proto::node::Node) with real connections, a real ring and the real clock.
+//! The engine: drives the [`Node`](cyphonic_proto::node::Node) with real connections, a real ring and the
+//! real clock.
 //!
-//! One task owns the node. Everything that happens (a connection stands, an answer arrives, an application asks for a name, the
-//! ring holds a packet for an unknown destination) reaches it as an [`Input`] on one bounded queue; it tells the node, and then
-//! performs the node's actions in order. Whatever takes time is done by a task of its own, which reports back by an input.
+//! One task owns the node. Everything that happens (a connection stands, an answer arrives, an application
+//! asks for a name, the ring holds a packet for an unknown destination) reaches it as an [`Input`] on one
+//! bounded queue; it tells the node, and then performs the node's actions in order. Whatever takes time is
+//! done by a task of its own, which reports back by an input.
 //!
 //! | File | Does |
 //! |---|---|
@@ -71,8 +73,8 @@ use input::Input;
 /// Inputs that wait for the engine. Each is small; more than this means that the engine has stopped.
 const QUEUE: usize = 4_096;
 
-/// What the engine is built from. The ring must deliver its signalling to the transport's mux, and its events to
-/// [`Inbox::events`].
+/// What the engine is built from. The ring must deliver its signalling to the transport's mux, and its events
+/// to [`Inbox::events`].
 pub struct EngineParts {
     /// The device's keys.
     pub credentials: Credentials,
@@ -116,7 +118,8 @@ impl Inbox {
         Self { sender, receiver }
     }
 
-    /// Where the ring's events go. One that finds the queue full is lost: the ring repeats what still matters.
+    /// Where the ring's events go. One that finds the queue full is lost: the ring repeats what still
+    /// matters.
     pub fn events(&self) -> EventSink {
         let sender = self.sender.clone();
         Arc::new(move |event: RingEvent| {

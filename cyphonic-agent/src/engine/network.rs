@@ -1,4 +1,5 @@
-//! The host's attachment to networks, followed: what it has now, when it changes, and when the host has slept.
+//! The host's attachment to networks, followed: what it has now, when it changes, and when the host has
+//! slept.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -68,7 +69,8 @@ impl Networks {
     }
 }
 
-/// Tells the engine whenever the host is attached to networks in another way than before, or reaches IPv4 in another way.
+/// Tells the engine whenever the host is attached to networks in another way than before, or reaches IPv4 in
+/// another way.
 pub(super) async fn follow(handle: EngineHandle, netlink: Arc<Netlink>, networks: Networks) {
     let Networks { followed, mut known, mut translator } = networks;
     let mut watch = match NetworkWatch::start(followed.ends.clone()) {
@@ -109,8 +111,9 @@ pub(super) async fn follow(handle: EngineHandle, netlink: Arc<Netlink>, networks
 
 /// Tells the engine whenever the host slept, or this process was stopped.
 ///
-/// The clock of timers stands still while a host sleeps, and goes on while only a process is stopped: the one shows as a
-/// clock that counts sleep and is ahead of it (CLOCK_BOOTTIME), the other as a look that comes late.
+/// The clock of timers stands still while a host sleeps, and goes on while only a process is stopped: the one
+/// shows as a clock that counts sleep and is ahead of it (CLOCK_BOOTTIME), the other as a look that comes
+/// late.
 pub(super) async fn follow_sleep(handle: EngineHandle) {
     let mut last = (Instant::now(), boot_time());
     loop {

@@ -1,7 +1,7 @@
 //! The handshakes between this node and others.
 //!
-//! A connection between peers lives for one offer and one exchange: TunnelOffer, then Tunnel Request and Response. The
-//! dialling end closes it.
+//! A connection between peers lives for one offer and one exchange: TunnelOffer, then Tunnel Request and
+//! Response. The dialling end closes it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

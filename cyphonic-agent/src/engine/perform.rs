@@ -110,7 +110,8 @@ impl Engine {
 
     /// Dials beside whatever stands.
     fn dial(&mut self, service: Service, way: Way, mut addresses: Vec<SocketAddr>, name: String) {
-        // Attempts begin one after the other: none of them for an address that no route leads to, unless there is no other.
+        // Attempts begin one after the other: none of them for an address that no route leads to, unless
+        // there is no other.
         let routed = |address: &SocketAddr| self.port.source_for(*address).is_ok();
         if addresses.iter().any(routed) {
             addresses.retain(routed);

@@ -1,15 +1,18 @@
 //! Keeps the device's certificate from ending.
 //!
-//! Certificates end after weeks so that a stolen one does; the device therefore gets another one in time, from two thirds
-//! of its certificate's life on. It looks at start and then about once an hour rather than sleeping until the day: boards
-//! without a battery learn the time late, and others sleep. What fails is tried again, and `status` tells.
+//! Certificates end after weeks so that a stolen one does; the device therefore gets another one in time,
+//! from two thirds of its certificate's life on. It looks at start and then about once an hour rather than
+//! sleeping until the day: boards without a battery learn the time late, and others sleep. What fails is
+//! tried again, and `status` tells.
 //!
-//! Invariants: a new certificate is checked before it is used, and used even where the disk is full; tunnels that stand are
-//! not touched, since the key stays and each was authenticated when it was made. Connections to services end with the
-//! certificate that they were made with, so others are made, and those that stand are kept until these do.
+//! Invariants: a new certificate is checked before it is used, and used even where the disk is full; tunnels
+//! that stand are not touched, since the key stays and each was authenticated when it was made. Connections
+//! to services end with the certificate that they were made with, so others are made, and those that stand
+//! are kept until these do.
 //!
-//! A cloud whose clock is ahead makes certificates that begin in the future, which it refuses itself once its clock is right. So the
-//! certificate before is kept: where the one in use is refused, another one is asked for by that.
+//! A cloud whose clock is ahead makes certificates that begin in the future, which it refuses itself once its
+//! clock is right. So the certificate before is kept: where the one in use is refused, another one is asked
+//! for by that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +40,8 @@ const SHORTEST_CYCLE: Duration = Duration::from_secs(60);
 /// The wait after the first failure; it doubles with each further one.
 const FIRST_RETRY: Duration = Duration::from_secs(15);
 
-/// How long the first look waits for a service to tell the time. Where none does, there is none to renew at either.
+/// How long the first look waits for a service to tell the time. Where none does, there is none to renew at
+/// either.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What renewing needs beyond what the engine has.
@@ -74,8 +78,9 @@ impl Lifetime {
         now >= self.not_after.saturating_sub(self.life() / 3)
     }
 
-    /// How long to wait for the next look or attempt after this many failures. `random` in [0, 1) spreads a fleet that
-    /// was enrolled, switched on, or lost its cloud at one moment over the second half of the wait.
+    /// How long to wait for the next look or attempt after this many failures. `random` in [0, 1) spreads a
+    /// fleet that was enrolled, switched on, or lost its cloud at one moment over the second half of the
+    /// wait.
     fn wait(self, failures: u32, random: f64) -> Duration {
         let cycle = Duration::from_secs(self.life().unsigned_abs() / 24).clamp(SHORTEST_CYCLE, LONGEST_WAIT);
         let wait = match failures {
@@ -160,8 +165,8 @@ impl Renewal {
         }
     }
 
-    /// Renews, if it is time, or by the former certificate, if the one in use is refused. That may be for another reason, which
-    /// the AS then gives.
+    /// Renews, if it is time, or by the former certificate, if the one in use is refused. That may be for
+    /// another reason, which the AS then gives.
     async fn look(&mut self, refused: bool) -> Result<(), RenewError> {
         let by_former = match self.parts.former.clone().filter(|_| refused) {
             Some(former) => self.renew(former).await,
@@ -191,7 +196,8 @@ impl Renewal {
         self.adopt(renewed?, current).await
     }
 
-    /// Takes a new identity into use, and then keeps it: a full disk is no reason to let a device fall out of the overlay.
+    /// Takes a new identity into use, and then keeps it: a full disk is no reason to let a device fall out of
+    /// the overlay.
     async fn adopt(&mut self, device: DeviceIdentity, former: DeviceIdentity) -> Result<(), RenewError> {
         let wrong = |error: &dyn std::fmt::Display| RenewError::Answer(error.to_string());
         let identity = Identity::from_der(device.leaf()).map_err(|error| wrong(&error))?;

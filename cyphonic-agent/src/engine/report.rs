@@ -217,7 +217,8 @@ fn route_report(kind: RouteKind, peer: &PeerStatus) -> RouteReport {
     }
 }
 
-/// What keeps the node from its NMS: the NMS's own failure, else that of the AS, which knows where it is. A relay's is neither.
+/// What keeps the node from its NMS: the NMS's own failure, else that of the AS, which knows where it is. A
+/// relay's is neither.
 fn why_unregistered(services: &[ServiceStatus]) -> Option<&str> {
     [Service::Nms, Service::As]
         .iter()

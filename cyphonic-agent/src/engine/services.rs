@@ -58,13 +58,14 @@ pub(crate) fn dial(
 /// How long a service has to close a connection that a newer one replaced.
 const REPLACED: Duration = Duration::from_secs(10);
 
-/// Leaves it to the service to close a connection that a newer one replaced: told by us, it might take that for the
-/// device's farewell, before it has seen the newer one.
+/// Leaves it to the service to close a connection that a newer one replaced: told by us, it might take that
+/// for the device's farewell, before it has seen the newer one.
 pub(crate) fn let_go(connection: Connection) {
     tokio::spawn(async move { drop(tokio::time::timeout(REPLACED, connection.closed()).await) });
 }
 
-/// Listens on an established connection until it ends. The log is told of it once it has stood for `told_after`.
+/// Listens on an established connection until it ends. The log is told of it once it has stood for
+/// `told_after`.
 pub(crate) fn listen(
     service: Service,
     attempt: u64,

@@ -1,5 +1,5 @@
-//! Builds the engine's parts from configuration and identity, in an order in which nothing has to be undone by hand: the
-//! interface, the programs on it and the ring's threads all go with the values that own them.
+//! Builds the engine's parts from configuration and identity, in an order in which nothing has to be undone
+//! by hand: the interface, the programs on it and the ring's threads all go with the values that own them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -152,7 +152,8 @@ fn node_config(
     }
 }
 
-/// What the node remembered. All of it can be had again, so whatever is wrong with the file keeps no agent down.
+/// What the node remembered. All of it can be had again, so whatever is wrong with the file keeps no agent
+/// down.
 fn cached(state: &StateDir) -> Option<CachedState> {
     let without = |error: &dyn std::fmt::Display| tracing::warn!(%error, "starting without cached state");
     let bytes = state.node().inspect_err(|error| without(error)).ok()??;

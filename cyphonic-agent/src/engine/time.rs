@@ -1,4 +1,5 @@
-//! What follows from knowing the time ([`Clock`]): who may not stay, and what `status` says of the host's clock.
+//! What follows from knowing the time ([`Clock`]): who may not stay, and what `status` says of the host's
+//! clock.
 
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::{Message, close};
@@ -18,8 +19,8 @@ pub(super) fn report_told(clock: Clock, inputs: mpsc::Sender<Input>) {
     });
 }
 
-/// An answer that may be used: the service that gave it has a certificate that is valid, by the time as it is known with the
-/// answer.
+/// An answer that may be used: the service that gave it has a certificate that is valid, by the time as it is
+/// known with the answer.
 pub(super) fn believed(clock: &Clock, from: &Connection, answer: Message) -> Result<Message, String> {
     clock.hear(from, &answer).map_err(|error| error.to_string())?;
     Ok(answer)

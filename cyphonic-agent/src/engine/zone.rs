@@ -1,7 +1,8 @@
 //! The overlay's zone, as the root signed it.
 //!
-//! The intermediate that issued this device's certificate may issue names below one domain only (its name constraint,
-//! RFC 5280 §4.2.1.10). That domain is the zone: no configuration, and nobody can change it later.
+//! The intermediate that issued this device's certificate may issue names below one domain only (its name
+//! constraint, RFC 5280 §4.2.1.10). That domain is the zone: no configuration, and nobody can change it
+//! later.
 
 use cyphonic_proto::name;
 use rustls_pki_types::CertificateDer;

@@ -14,8 +14,8 @@ pub(crate) fn signing_request(key: &KeyPair) -> Result<Vec<u8>, String> {
     Ok(request.der().to_vec())
 }
 
-/// Believes a chain that an AS sent: for this key, ending in this root, valid now, of a device, whose address follows
-/// from its name ([`Identity`] recomputes it).
+/// Believes a chain that an AS sent: for this key, ending in this root, valid now, of a device, whose address
+/// follows from its name ([`Identity`] recomputes it).
 pub(crate) fn check(
     chain: Vec<Vec<u8>>,
     root: CertificateDer<'static>,

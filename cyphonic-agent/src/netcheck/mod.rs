@@ -1,7 +1,8 @@
 //! Finds out what network the host is in: the sockets and the clock of [`cyphonic_proto::netcheck`].
 //!
-//! The node asks for a look ([`Action::Netcheck`](cyphonic_proto::node::Action::Netcheck)); a task makes it and reports bit by
-//! bit. STUN answers that come to the node's own port reach it through [`OwnPort`], which drops them while nobody looks.
+//! The node asks for a look ([`Action::Netcheck`](cyphonic_proto::node::Action::Netcheck)); a task makes it
+//! and reports bit by bit. STUN answers that come to the node's own port reach it through [`OwnPort`], which
+//! drops them while nobody looks.
 
 mod gateway;
 mod look;
@@ -77,8 +78,8 @@ pub(crate) struct Netcheck {
 }
 
 impl Netcheck {
-    /// Looks from this port, whose STUN messages come to `own`. `granted` gets what the gateway grants; without, it is not
-    /// asked.
+    /// Looks from this port, whose STUN messages come to `own`. `granted` gets what the gateway grants;
+    /// without, it is not asked.
     pub(crate) fn new<R, F>(port: Arc<UdpPort>, own: Arc<OwnPort>, granted: Option<R>) -> Self
     where
         R: Fn(News) -> F + Send + Sync + 'static,

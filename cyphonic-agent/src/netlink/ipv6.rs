@@ -4,7 +4,8 @@ use std::fs;
 
 use super::NetlinkError;
 
-/// Turns IPv6 on for an interface that is ours and new: with `net.ipv6.conf.default.disable_ipv6=1` it comes without.
+/// Turns IPv6 on for an interface that is ours and new: with `net.ipv6.conf.default.disable_ipv6=1` it comes
+/// without.
 ///
 /// # Errors
 /// It is off and cannot be turned on, as where `/proc/sys` is read-only.

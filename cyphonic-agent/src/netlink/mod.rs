@@ -1,7 +1,7 @@
 //! What the agent asks of the kernel's routing tables (rtnetlink).
 //!
-//! The virtual interface gets the device's address as a /128 and one route, the overlay's prefix. Nothing else of the
-//! host's addresses, routes or rules is ever touched.
+//! The virtual interface gets the device's address as a /128 and one route, the overlay's prefix. Nothing
+//! else of the host's addresses, routes or rules is ever touched.
 
 mod candidates;
 mod ipv6;
@@ -101,7 +101,8 @@ impl Netlink {
         Ok(self.link(name).await?.map(|link| interface(&link)))
     }
 
-    /// Gives a new interface IPv6, its MTU, address and route, and brings it up. Doing it again changes nothing.
+    /// Gives a new interface IPv6, its MTU, address and route, and brings it up. Doing it again changes
+    /// nothing.
     ///
     /// # Errors
     ///
@@ -118,7 +119,8 @@ impl Netlink {
         self.configure_again(name, address, prefix, mtu).await
     }
 
-    /// As [`configure`](Self::configure), but for IPv6 that somebody has taken from the interface since: that is their choice.
+    /// As [`configure`](Self::configure), but for IPv6 that somebody has taken from the interface since: that
+    /// is their choice.
     async fn configure_again(
         &self,
         name: &str,
@@ -177,8 +179,8 @@ impl Netlink {
         Ok(has_address && self.routes().await?.iter().any(to_overlay))
     }
 
-    /// The kernel takes an address as its own a moment after it was given (it installs the local route from a work
-    /// queue) and silently drops what arrives for it before.
+    /// The kernel takes an address as its own a moment after it was given (it installs the local route from a
+    /// work queue) and silently drops what arrives for it before.
     async fn await_local_route(&self, address: Ipv6Addr) -> Result<(), NetlinkError> {
         let started = Instant::now();
         while started.elapsed() < LOCAL_ROUTE_WAIT {
@@ -232,8 +234,9 @@ impl Netlink {
         Ok(true)
     }
 
-    /// This host's own addresses that a peer may try, best first: of interfaces that are up and have a carrier, other
-    /// than `own`, and never loopback, link-local, the overlay's, or one that is not usable yet.
+    /// This host's own addresses that a peer may try, best first: of interfaces that are up and have a
+    /// carrier, other than `own`, and never loopback, link-local, the overlay's, or one that is not
+    /// usable yet.
     ///
     /// # Errors
     /// The kernel does not list links or addresses.
@@ -266,8 +269,9 @@ impl Netlink {
         Ok(Attachment { addresses, links })
     }
 
-    /// The network cards of this host; those that have one of the [`candidates`](Self::candidates) are usable: hardware,
-    /// and ends of virtual cables. Bridges, bonds, VLANs and the like have their packets from other interfaces, and are none.
+    /// The network cards of this host; those that have one of the [`candidates`](Self::candidates) are
+    /// usable: hardware, and ends of virtual cables. Bridges, bonds, VLANs and the like have their
+    /// packets from other interfaces, and are none.
     pub async fn cards(&self, overlay: Prefix, own: &str) -> Result<NetworkCards, NetlinkError> {
         let addresses = self.addresses().await?;
         let has_candidate = |index: u32| {
@@ -323,7 +327,8 @@ fn is_local(route: &RouteMessage, address: Ipv6Addr) -> bool {
     route.header.kind == RouteType::Local && route.attributes.contains(&destination)
 }
 
-/// Whether it is up, has a carrier as far as the driver can tell (RFC 2863's operational state), and leads anywhere.
+/// Whether it is up, has a carrier as far as the driver can tell (RFC 2863's operational state), and leads
+/// anywhere.
 fn may_carry(link: &LinkMessage) -> bool {
     link.header.flags.contains(LinkFlags::Up | LinkFlags::Running)
         && !link.header.flags.contains(LinkFlags::Loopback)

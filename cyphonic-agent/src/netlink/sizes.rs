@@ -1,15 +1,16 @@
 //! What the host knows of tunnels' inner MTUs: the interface's MTU and routes'.
 //!
-//! The interface's MTU is a capacity: the largest that any tunnel carries, and never below what it was at first. What a
-//! peer's path carries stands on a route of its own to that peer, and the overlay's route says what is sent to a peer
-//! of whom nothing is known. So TCP announces the right segment size from the first packet on, UDP is fragmented
-//! where it must be, and both follow when a route changes; Packet Too Big is for what was on its way by then.
+//! The interface's MTU is a capacity: the largest that any tunnel carries, and never below what it was at
+//! first. What a peer's path carries stands on a route of its own to that peer, and the overlay's route says
+//! what is sent to a peer of whom nothing is known. So TCP announces the right segment size from the first
+//! packet on, UDP is fragmented where it must be, and both follow when a route changes; Packet Too Big is for
+//! what was on its way by then.
 //!
-//! A veth pair drops without a word what arrives above its MTU. There the capacity is at least what peers were told that
-//! they may send: each direction has an inner MTU of its own.
+//! A veth pair drops without a word what arrives above its MTU. There the capacity is at least what peers
+//! were told that they may send: each direction has an inner MTU of its own.
 //!
-//! Replacing a route also forgets what the kernel has learnt from Packet Too Big for its destinations, so a path that
-//! has become wider is used at once.
+//! Replacing a route also forgets what the kernel has learnt from Packet Too Big for its destinations, so a
+//! path that has become wider is used at once.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -102,11 +103,12 @@ impl Sizes {
         Ok(())
     }
 
-    /// Configures the interface again where it is not as it was: whoever sets it down, or takes IPv6 from it for a moment,
-    /// takes its address and all routes. IPv6 that is still off is left off. True if it was so; then nothing of what
-    /// [`apply`](Self::apply) did stands. With another link-layer address it would drop all that tunnels bring: it gets its own
-    /// back. A pair's far end that is down leads nowhere: it is brought up again. When it goes down, the interface loses its
-    /// carrier, by which that is noticed.
+    /// Configures the interface again where it is not as it was: whoever sets it down, or takes IPv6 from it
+    /// for a moment, takes its address and all routes. IPv6 that is still off is left off. True if it was
+    /// so; then nothing of what [`apply`](Self::apply) did stands. With another link-layer address it
+    /// would drop all that tunnels bring: it gets its own back. A pair's far end that is down leads
+    /// nowhere: it is brought up again. When it goes down, the interface loses its carrier, by which that
+    /// is noticed.
     ///
     /// # Errors
     /// What the kernel refused. The next call tries again.

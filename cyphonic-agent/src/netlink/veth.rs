@@ -20,11 +20,13 @@ pub fn far_end(near: &str) -> String {
 }
 
 impl Netlink {
-    /// Makes a pair, down, without link-local addresses and neighbour discovery: everything that is sent goes to the
-    /// other end. A pair of the same names, which a daemon that was killed left behind, goes first.
+    /// Makes a pair, down, without link-local addresses and neighbour discovery: everything that is sent goes
+    /// to the other end. A pair of the same names, which a daemon that was killed left behind, goes
+    /// first.
     ///
-    /// Both ends are given their link-layer addresses: one that the kernel drew, udev replaces when it comes to it
-    /// (`MACAddressPolicy=persistent`), and who writes frames to the near end has read its address by then.
+    /// Both ends are given their link-layer addresses: one that the kernel drew, udev replaces when it comes
+    /// to it (`MACAddressPolicy=persistent`), and who writes frames to the near end has read its address
+    /// by then.
     ///
     /// # Errors
     /// Says which step failed. Nothing of a new pair stays then.
@@ -68,7 +70,8 @@ impl Netlink {
         changed.map_err(|error| NetlinkError::step("bring up", &far, error))
     }
 
-    /// Brings the far end of a pair up again; true if somebody had set it down. An interface that has its name is not touched.
+    /// Brings the far end of a pair up again; true if somebody had set it down. An interface that has its
+    /// name is not touched.
     ///
     /// # Errors
     /// The kernel does not list links, or refuses.
@@ -84,8 +87,8 @@ impl Netlink {
         Ok(true)
     }
 
-    /// Removes a pair that [`create_pair`](Self::create_pair) has made; false if there is none, or only an interface
-    /// that has the name of one end.
+    /// Removes a pair that [`create_pair`](Self::create_pair) has made; false if there is none, or only an
+    /// interface that has the name of one end.
     ///
     /// # Errors
     /// The kernel refuses.

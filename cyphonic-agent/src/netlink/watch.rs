@@ -1,8 +1,9 @@
-//! Notices that the host's addresses, links, routes or rules of routing changed: it roamed, or a cable was pulled.
+//! Notices that the host's addresses, links, routes or rules of routing changed: it roamed, or a cable was
+//! pulled.
 //!
-//! Packets are lost from the moment of the change until somebody acts on it, so a burst is not waited for to end: its first
-//! message is reported two milliseconds later, with what follows on its heels, and the rest is merged over short pauses, which
-//! grow if it does not end.
+//! Packets are lost from the moment of the change until somebody acts on it, so a burst is not waited for to
+//! end: its first message is reported two milliseconds later, with what follows on its heels, and the rest is
+//! merged over short pauses, which grow if it does not end.
 
 use std::{
     sync::{
@@ -29,15 +30,15 @@ use tokio::{
 
 use super::NetlinkError;
 
-/// The kernel follows up an address with its routes within a millisecond. A packet that leaves earlier is in vain: what
-/// answers it may be dropped as nobody's.
+/// The kernel follows up an address with its routes within a millisecond. A packet that leaves earlier is in
+/// vain: what answers it may be dropped as nobody's.
 const SETTLE: Duration = Duration::from_millis(2);
 
 /// Between two reports of a burst.
 const MERGE: Duration = Duration::from_millis(4);
 
-/// A change of network, of both families and with all its routes, has fewer reports than this; after it each pause is twice
-/// as long as the one before.
+/// A change of network, of both families and with all its routes, has fewer reports than this; after it each
+/// pause is twice as long as the one before.
 const ORDINARY: u32 = 16;
 
 /// The longest pause: a host whose network never stops changing is told of twice a second.
@@ -49,8 +50,9 @@ const BURST: Duration = Duration::from_millis(750);
 /// What changed, as far as it matters how to look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Change {
-    /// A route, or a rule that leads to some, came or went. Links and addresses one compares with what they were (the kernel
-    /// repeats itself whenever a router does); a route that was replaced by another to the same place looks as before, and may lead elsewhere.
+    /// A route, or a rule that leads to some, came or went. Links and addresses one compares with what they
+    /// were (the kernel repeats itself whenever a router does); a route that was replaced by another to
+    /// the same place looks as before, and may lead elsewhere.
     pub routes: bool,
 }
 
@@ -80,7 +82,8 @@ impl NetworkWatch {
         Self::listen(move |message| change_in(message, &own))
     }
 
-    /// Subscribes to what the interface of this number, the overlay's own, may have lost. Needs a tokio runtime.
+    /// Subscribes to what the interface of this number, the overlay's own, may have lost. Needs a tokio
+    /// runtime.
     ///
     /// # Errors
     /// No netlink socket can be had.
@@ -119,8 +122,8 @@ impl NetworkWatch {
         Ok(Self { seen, pace: Pace::default(), due: None, _tasks: tasks })
     }
 
-    /// Returns [`SETTLE`] after the first change, and for those that follow at the pace of [`MERGE`]. Nothing is missed by whoever
-    /// drops this before it returns and asks again.
+    /// Returns [`SETTLE`] after the first change, and for those that follow at the pace of [`MERGE`]. Nothing
+    /// is missed by whoever drops this before it returns and asks again.
     pub async fn changed(&mut self) -> Change {
         if self.due.is_none() {
             self.seen.changed.notified().await;
@@ -182,7 +185,8 @@ fn change_in(message: &NetlinkMessage<RouteNetlinkMessage>, own: &[u32]) -> Opti
             {
                 true
             }
-            // Which of the tables with routes is asked, and when: VPNs bring a table first, and the rule for it later.
+            // Which of the tables with routes is asked, and when: VPNs bring a table first, and the rule for
+            // it later.
             RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => true,
             _ => return None,
         },
@@ -211,8 +215,8 @@ fn loss_in(message: &NetlinkMessage<RouteNetlinkMessage>, interface: u32) -> Opt
     Some(Change { routes })
 }
 
-/// Routes to the host's own addresses come and go with those, and every interface that comes up, as a container's does,
-/// brings some that lead no further than its link.
+/// Routes to the host's own addresses come and go with those, and every interface that comes up, as a
+/// container's does, brings some that lead no further than its link.
 fn leads_out(route: &RouteMessage, own: &[u32]) -> bool {
     let to_others = !matches!(
         route.header.kind,
@@ -228,8 +232,8 @@ fn leads_through(route: &RouteMessage, interfaces: &[u32]) -> bool {
     })
 }
 
-/// Whether it leads to link-local or multicast addresses only: neither a service nor a peer is sent to there. Of IPv4's
-/// link-local addresses (169.254.0.0/16) a service may have one.
+/// Whether it leads to link-local or multicast addresses only: neither a service nor a peer is sent to there.
+/// Of IPv4's link-local addresses (169.254.0.0/16) a service may have one.
 fn stays_on_link(route: &RouteMessage) -> bool {
     let within = route.header.destination_prefix_length;
     route.attributes.iter().any(|attribute| match attribute {

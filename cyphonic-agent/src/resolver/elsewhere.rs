@@ -30,7 +30,8 @@ impl Elsewhere {
         Self { run: run.to_owned(), own }
     }
 
-    /// A file that resolv.conf may link to, and what it says besides our server: it may have been made of our edit.
+    /// A file that resolv.conf may link to, and what it says besides our server: it may have been made of our
+    /// edit.
     pub(super) fn original(&self) -> Option<(PathBuf, String)> {
         PLACES.iter().map(|place| self.run.join(place)).find_map(|place| {
             if !nameservers_of(&place).iter().any(|server| self.is_of_use(server)) {
@@ -41,9 +42,10 @@ impl Elsewhere {
         })
     }
 
-    /// The servers of a resolv.conf, glibc's default where it names none. systemd-resolved's stub stands for the servers
-    /// that it asks itself, which may be none yet: it takes whom resolv.conf names for one of these, so we would ask each other
-    /// without end. `None` where the stub is named and systemd-resolved is not there.
+    /// The servers of a resolv.conf, glibc's default where it names none. systemd-resolved's stub stands for
+    /// the servers that it asks itself, which may be none yet: it takes whom resolv.conf names for one of
+    /// these, so we would ask each other without end. `None` where the stub is named and systemd-resolved
+    /// is not there.
     pub(super) fn servers(&self, text: &str) -> Option<Vec<SocketAddr>> {
         let named = nameservers(text);
         if named.is_empty() {

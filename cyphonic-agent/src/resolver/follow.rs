@@ -1,11 +1,11 @@
 //! Keeps `/etc/resolv.conf` ours while other programs write it, too: DHCP clients, NetworkManager, VPNs.
 //!
-//! The usual case is one write soon after boot, when the network comes after us. A program that insists is not fought:
-//! each time that the file is taken back, the next look is twice as far away.
+//! The usual case is one write soon after boot, when the network comes after us. A program that insists is
+//! not fought: each time that the file is taken back, the next look is twice as far away.
 //!
-//! systemd-resolved is asked once a minute whether it still knows the zone, which anybody can take from the link, and whether it
-//! is still there; and looked for is whether programs still ask it. Where it did not answer at first, and so does not know the
-//! zone, it is told as often, until it does.
+//! systemd-resolved is asked once a minute whether it still knows the zone, which anybody can take from the
+//! link, and whether it is still there; and looked for is whether programs still ask it. Where it did not
+//! answer at first, and so does not know the zone, it is told as often, until it does.
 
 use std::{
     mem,
@@ -28,7 +28,8 @@ const EVERY: Duration = Duration::from_secs(3);
 /// Between two looks at a file that others insist on; and what stood for so long is not insisted on.
 const SELDOM: Duration = Duration::from_secs(60);
 
-/// Between two questions to systemd-resolved; and after one that it did not answer, as while it is being restarted.
+/// Between two questions to systemd-resolved; and after one that it did not answer, as while it is being
+/// restarted.
 const ASK_EVERY: Duration = Duration::from_secs(60);
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -116,8 +117,8 @@ impl SharedResolver {
         }
     }
 
-    /// Has systemd-resolved know what it was told, and takes note of where it cannot be had, or is not asked. True if names of the
-    /// overlay resolve, at least for programs of the C library.
+    /// Has systemd-resolved know what it was told, and takes note of where it cannot be had, or is not asked.
+    /// True if names of the overlay resolve, at least for programs of the C library.
     pub async fn restore_link(&self, link: &Resolved) -> bool {
         let amiss = match link.restore().await {
             Ok(again) => {
@@ -162,8 +163,8 @@ impl SharedResolver {
         Some(Lost { why, is_asked_by_some })
     }
 
-    /// Tells systemd-resolved of the zone where it did not answer, once a minute until it does, and is asked instead of us.
-    /// Never returns where there is no reason to.
+    /// Tells systemd-resolved of the zone where it did not answer, once a minute until it does, and is asked
+    /// instead of us. Never returns where there is no reason to.
     pub async fn await_resolved(&self, host: &Host, server: &DnsServer, interface: u32) {
         loop {
             tokio::time::sleep(ASK_EVERY).await;
@@ -173,7 +174,8 @@ impl SharedResolver {
         }
     }
 
-    /// Tells systemd-resolved of the zone where it did not answer, and gives it back the host's programs. True if it answers now.
+    /// Tells systemd-resolved of the zone where it did not answer, and gives it back the host's programs.
+    /// True if it answers now.
     pub async fn return_to_resolved(&self, host: &Host, server: &DnsServer, interface: u32) -> bool {
         if !self.lock().waits_for_resolved() {
             return false;
@@ -193,8 +195,8 @@ impl SharedResolver {
         returned
     }
 
-    /// True if the file is not ours any more, and has programs ask systemd-resolved. Our server goes on relaying for those that have
-    /// read the file before.
+    /// True if the file is not ours any more, and has programs ask systemd-resolved. Our server goes on
+    /// relaying for those that have read the file before.
     fn hand_over(&self, link: &Resolved, host: &Host) -> bool {
         let mut present = self.lock();
         let HostResolver::ResolvConf { file, .. } = &*present else { return false };
@@ -202,7 +204,8 @@ impl SharedResolver {
             tracing::warn!(%error, "systemd-resolved takes the zone now, but resolv.conf cannot be given back to it");
             return false;
         }
-        // What somebody else has written since, there or behind the link, is left alone, and taken for the original in a moment.
+        // What somebody else has written since, there or behind the link, is left alone, and taken for the
+        // original in a moment.
         if !resolved::is_named(&host.resolv_conf) {
             tracing::debug!("systemd-resolved takes the zone now, but programs are not to ask it any more");
             return false;

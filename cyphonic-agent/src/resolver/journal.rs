@@ -1,7 +1,8 @@
 //! What was done to `/etc/resolv.conf`, and how it is undone.
 //!
-//! The journal is one file, `resolv.conf.json`, written before the edit and removed after the restoration. Whoever finds
-//! it, the daemon that stops, the next one or `cyphonicd cleanup`, knows what stood there and whether the edit still does.
+//! The journal is one file, `resolv.conf.json`, written before the edit and removed after the restoration.
+//! Whoever finds it, the daemon that stops, the next one or `cyphonicd cleanup`, knows what stood there and
+//! whether the edit still does.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -89,7 +90,8 @@ pub(super) fn undo(entry: &Entry, journal: &Path) -> Result<(), ResolvConfError>
 }
 
 impl Entry {
-    /// Makes the edit, after it is in the journal; which is not written where it can be known before that the edit cannot be made.
+    /// Makes the edit, after it is in the journal; which is not written where it can be known before that the
+    /// edit cannot be made.
     pub(super) fn make(&self, journal: &Path) -> Result<(), ResolvConfError> {
         let failed = |source| ResolvConfError::io("write", &self.path, source);
         let edit = self.begin().map_err(failed)?;
@@ -115,7 +117,8 @@ impl Entry {
         }
     }
 
-    /// Puts the original back if the edit still stands, and removes the journal. False if somebody else has the file.
+    /// Puts the original back if the edit still stands, and removes the journal. False if somebody else has
+    /// the file.
     fn put_back(&self, journal: &Path) -> Result<bool, ResolvConfError> {
         let is_ours = self.stands()? || self.is_partly_undone()?;
         if is_ours {
@@ -139,7 +142,8 @@ impl Entry {
         }
     }
 
-    /// Whether the file still is what we wrote. Written in place, it may be the start of it: we crashed half-way.
+    /// Whether the file still is what we wrote. Written in place, it may be the start of it: we crashed
+    /// half-way.
     ///
     /// # Errors
     ///
@@ -216,8 +220,8 @@ impl Drop for Aside<'_> {
     }
 }
 
-/// Fails where no file may take this one's place, though others may be made beside it (`chattr +i`). Who may not write it may
-/// replace it all the same.
+/// Fails where no file may take this one's place, though others may be made beside it (`chattr +i`). Who may
+/// not write it may replace it all the same.
 fn may_be_replaced(path: &Path) -> io::Result<()> {
     match OpenOptions::new().write(true).open(path) {
         Err(error) if error.raw_os_error() == Some(Errno::PERM.raw_os_error()) => Err(error),

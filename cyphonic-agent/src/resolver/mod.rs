@@ -1,17 +1,19 @@
 //! Points the host's resolver at our zone, and puts everything back.
 //!
-//! Two ways, tried in this order unless the configuration forces one (the second also when the first is refused):
+//! Two ways, tried in this order unless the configuration forces one (the second also when the first is
+//! refused):
 //!
-//! - [`resolved`]: systemd-resolved gets the zone as a *routing domain* of the virtual interface. Only names of the
-//!   overlay come to us, nothing is written to disk, and resolved forgets it all when the interface goes. What it has
-//!   forgotten before it is told again; and where it did not answer, it is asked again.
-//! - [`resolv_conf`]: `/etc/resolv.conf` can only name servers for everything. So our server becomes the only one, and
-//!   relays what is not of the overlay to the servers that stood there. It is the *only* one because glibc
-//!   asks the next server after a SERVFAIL: names of the overlay would leak to strangers just when a tunnel fails.
+//! - [`resolved`]: systemd-resolved gets the zone as a *routing domain* of the virtual interface. Only names
+//!   of the overlay come to us, nothing is written to disk, and resolved forgets it all when the interface
+//!   goes. What it has forgotten before it is told again; and where it did not answer, it is asked again.
+//! - [`resolv_conf`]: `/etc/resolv.conf` can only name servers for everything. So our server becomes the only
+//!   one, and relays what is not of the overlay to the servers that stood there. It is the *only* one because
+//!   glibc asks the next server after a SERVFAIL: names of the overlay would leak to strangers just when a
+//!   tunnel fails.
 //!
-//! **Invariant:** what was there is in the journal ([`journal`]), on disk, before it is changed; it comes back on stop, on
-//! `cyphonicd cleanup` and at the next start. What somebody else writes while we run is what was there from then on
-//! ([`follow`]). What they write after that is theirs: it is left alone.
+//! **Invariant:** what was there is in the journal ([`journal`]), on disk, before it is changed; it comes
+//! back on stop, on `cyphonicd cleanup` and at the next start. What somebody else writes while we run is what
+//! was there from then on ([`follow`]). What they write after that is theirs: it is left alone.
 
 mod elsewhere;
 pub mod follow;
@@ -61,7 +63,8 @@ pub enum HostResolver {
     Resolved {
         /// Where it was told.
         link: Resolved,
-        /// The host whose files have programs ask it; nothing where the configuration says so, and nobody has looked.
+        /// The host whose files have programs ask it; nothing where the configuration says so, and nobody
+        /// has looked.
         asked_by: Option<Host>,
         /// Why it may know it no longer, or not be asked.
         lost: Option<Lost>,

@@ -7,8 +7,8 @@ use crate::state::read_bounded;
 /// glibc's own has some hundred bytes.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// Whether programs of the C library ask systemd-resolved whatever resolv.conf says (nss-resolve(8)). No where the file cannot be
-/// read.
+/// Whether programs of the C library ask systemd-resolved whatever resolv.conf says (nss-resolve(8)). No
+/// where the file cannot be read.
 pub(super) fn asks_resolved(path: &Path) -> bool {
     let bytes = read_bounded(path, MAX_BYTES).ok().flatten().unwrap_or_default();
     names_resolved(&String::from_utf8_lossy(&bytes))

@@ -1,12 +1,13 @@
 //! `/etc/resolv.conf`, where nothing better runs.
 //!
-//! The file may be a regular file, a link into another program's directory, or a mount point (containers; `ip netns
-//! exec` mounts a namespace's own over the host's). A file or link is replaced as a whole by rename; a mount point
-//! cannot be, and *through a link* must not be (the link's directory is the host's, the mount is ours), so it is
-//! written in place.
+//! The file may be a regular file, a link into another program's directory, or a mount point (containers; `ip
+//! netns exec` mounts a namespace's own over the host's). A file or link is replaced as a whole by rename; a
+//! mount point cannot be, and *through a link* must not be (the link's directory is the host's, the mount is
+//! ours), so it is written in place.
 //!
-//! Other programs go on writing: a DHCP client that gets its lease after us replaces the file, and whoever owns a link's
-//! target changes that. [`ResolvConf::follow`] takes what they wrote for the original from then on.
+//! Other programs go on writing: a DHCP client that gets its lease after us replaces the file, and whoever
+//! owns a link's target changes that. [`ResolvConf::follow`] takes what they wrote for the original from then
+//! on.
 
 use std::{
     fs, io,
@@ -77,13 +78,15 @@ pub enum Look {
     Quiet,
     /// The file is ours as before; behind the link these are the host's own servers now.
     Servers(Upstream),
-    /// Somebody else had written the file. It is the original now, with these servers, and the file is ours again.
+    /// Somebody else had written the file. It is the original now, with these servers, and the file is ours
+    /// again.
     Taken(Upstream),
 }
 
 impl ResolvConf {
-    /// Looks at the file, which is to name `server`. Restores first what a crashed daemon left. Where that fails, as on a full
-    /// disk, and what it left names `server`, that is taken for ours: programs ask nobody else.
+    /// Looks at the file, which is to name `server`. Restores first what a crashed daemon left. Where that
+    /// fails, as on a full disk, and what it left names `server`, that is taken for ours: programs ask
+    /// nobody else.
     ///
     /// # Errors
     ///
@@ -168,8 +171,8 @@ impl ResolvConf {
         ))
     }
 
-    /// Looks at the file, and behind the link that it was. What somebody else has written since becomes the original, once
-    /// two looks have seen the same, and the file is made ours again.
+    /// Looks at the file, and behind the link that it was. What somebody else has written since becomes the
+    /// original, once two looks have seen the same, and the file is made ours again.
     ///
     /// # Errors
     ///
@@ -220,8 +223,8 @@ impl ResolvConf {
         Ok(if ours { Look::Servers(upstream) } else { Look::Taken(upstream) })
     }
 
-    /// What was found, without what it has of ours: programs that save the file and put it back, or build on it, saw
-    /// our edit. One that names nobody else says nothing new.
+    /// What was found, without what it has of ours: programs that save the file and put it back, or build on
+    /// it, saw our edit. One that names nobody else says nothing new.
     fn foreign(&self, found: Original, text: String) -> (Original, String) {
         match without(&text, self.server) {
             None => (found, text),
@@ -234,8 +237,8 @@ impl ResolvConf {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read or written. The journal then stays, and `cyphonicd cleanup` or the next start tries
-    /// again.
+    /// When the file cannot be read or written. The journal then stays, and `cyphonicd cleanup` or the next
+    /// start tries again.
     pub fn restore(&self) -> Result<(), ResolvConfError> {
         undo(&self.entry, &self.journal)
     }

@@ -76,8 +76,8 @@ pub struct Resolved {
     domains: Vec<String>,
 }
 
-/// True if the host's programs ask systemd-resolved, *this* host's: in a network namespace the bus may be another's,
-/// whose interface numbers mean other interfaces, but then nobody listens on the stub's address.
+/// True if the host's programs ask systemd-resolved, *this* host's: in a network namespace the bus may be
+/// another's, whose interface numbers mean other interfaces, but then nobody listens on the stub's address.
 pub async fn is_in_use(resolv_conf: &Path) -> bool {
     is_named(resolv_conf)
         && matches!(timeout(Duration::from_millis(500), TcpStream::connect((STUB, 53))).await, Ok(Ok(_)))
@@ -170,12 +170,13 @@ impl Resolved {
         Ok(())
     }
 
-    /// Tells resolved again what it does not know any more: somebody may have reverted the link (`resolvectl revert`). True if
-    /// it was so.
+    /// Tells resolved again what it does not know any more: somebody may have reverted the link (`resolvectl
+    /// revert`). True if it was so.
     ///
     /// # Errors
     ///
-    /// When resolved refuses or is not there. It is not started for this: who has stopped it may use something else.
+    /// When resolved refuses or is not there. It is not started for this: who has stopped it may use
+    /// something else.
     pub async fn restore(&self) -> Result<bool, ResolvedError> {
         self.require_owner().await?;
         let known = self.known_domains().await?;

@@ -1,4 +1,5 @@
-//! What a resolv.conf file says (resolv.conf(5)), and what it says once it is ours. Pure, but for interfaces' numbers.
+//! What a resolv.conf file says (resolv.conf(5)), and what it says once it is ours. Pure, but for interfaces'
+//! numbers.
 
 use std::{
     fs,
@@ -20,7 +21,8 @@ pub(super) fn edited(text: &str, server: IpAddr) -> String {
     out
 }
 
-/// The file without this server and our first lines, and otherwise to the letter. Nothing where it has neither.
+/// The file without this server and our first lines, and otherwise to the letter. Nothing where it has
+/// neither.
 pub(super) fn without(text: &str, server: IpAddr) -> Option<String> {
     let is_ours = |line: &&str| {
         HEADER.split_inclusive('\n').any(|ours| ours == *line) || names(&nameservers(line), server)

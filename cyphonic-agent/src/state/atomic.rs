@@ -9,8 +9,9 @@ use std::{
 
 use super::StateError;
 
-/// Replaces `path` by a file with these bytes and this mode. After a crash at any point there is either the old file
-/// or the new one. The new file has its mode from the start, so a secret is never readable by others.
+/// Replaces `path` by a file with these bytes and this mode. After a crash at any point there is either the
+/// old file or the new one. The new file has its mode from the start, so a secret is never readable by
+/// others.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateError> {
     let failed = |source| StateError::io("write", path, source);
     let aside = aside(path);

@@ -224,7 +224,8 @@ async fn a_reader_who_has_read_enough_is_no_failure() {
 const STRANGER: u32 = 1_999_999_001;
 const GROUP: u32 = 1_999_999_002;
 
-/// `cyphonic status --check live` as another user (setpriv(1)), by a copy of the program where everybody may read.
+/// `cyphonic status --check live` as another user (setpriv(1)), by a copy of the program where everybody may
+/// read.
 async fn check_as(dir: &Path, group: u32, further: &[u32]) -> Output {
     let further: Vec<_> = further.iter().map(ToString::to_string).collect();
     let groups =

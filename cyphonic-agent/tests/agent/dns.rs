@@ -246,7 +246,8 @@ async fn who_connects_and_asks_nothing_gives_its_place_to_who_does() {
     assert_eq!(extended_error(&receive(&mut waits).await).unwrap().0, 23, "who asked before has its answer");
 }
 
-/// Asks more than the server has places for, of which it answers none soon: what it says to the first that finds no place.
+/// Asks more than the server has places for, of which it answers none soon: what it says to the first that
+/// finds no place.
 async fn first_answer_of_many(server: &DnsServer, query: impl Fn(u32) -> Message) -> Message {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     for i in 0..300 {
@@ -269,7 +270,8 @@ async fn too_many_at_once_are_told_so() {
     assert!(extended_error(&reply).unwrap().1.contains("too many"));
 }
 
-/// The host's own server: has 100 addresses for every name, which is too much for UDP, and remembers who was asked for.
+/// The host's own server: has 100 addresses for every name, which is too much for UDP, and remembers who was
+/// asked for.
 async fn host_server() -> (SocketAddr, Arc<Mutex<HashSet<Name>>>) {
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = udp.local_addr().unwrap();
@@ -360,7 +362,8 @@ async fn servers_share_the_time_that_a_program_waits() {
     let server = server().await;
     let (silent, asked) = server_that_is_silent().await;
     let refuses = server_that_says(ResponseCode::Refused).await;
-    // Alone, or after others that took no time, a server has all of it, which nobody asks it to use in a hurry.
+    // Alone, or after others that took no time, a server has all of it, which nobody asks it to use in a
+    // hurry.
     for servers in [vec![silent], vec![refuses, refuses, silent]] {
         asked.lock().unwrap().clear();
         server.set_upstream(Some(Upstream::new(servers.clone(), server.address())));

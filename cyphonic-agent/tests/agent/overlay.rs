@@ -1,5 +1,5 @@
-//! An overlay on loopback: the engine with a real port and transport against a real cloud. Only the ring is left out: no packet
-//! is sent here.
+//! An overlay on loopback: the engine with a real port and transport against a real cloud. Only the ring is
+//! left out: no packet is sent here.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},

@@ -1,5 +1,5 @@
-//! systemd-resolved over D-Bus: a service with its name, object and signatures (org.freedesktop.resolve1(5)) on a
-//! private bus. Needs `dbus-daemon`.
+//! systemd-resolved over D-Bus: a service with its name, object and signatures (org.freedesktop.resolve1(5))
+//! on a private bus. Needs `dbus-daemon`.
 
 use std::{
     io::{BufRead, BufReader, ErrorKind},
@@ -57,7 +57,8 @@ impl PrivateBus {
         Self { daemon, address: address.trim().to_owned(), dir }
     }
 
-    /// Has the bus start a program for resolved's name, which does not take it; what it makes tells that it ran.
+    /// Has the bus start a program for resolved's name, which does not take it; what it makes tells that it
+    /// ran.
     fn start_on_demand(&self) -> PathBuf {
         let (services, ran) = (self.dir.path().join("dbus-1/services"), self.dir.path().join("ran"));
         std::fs::create_dir_all(&services).unwrap();
@@ -138,7 +139,8 @@ impl Link {
     }
 }
 
-/// `org.freedesktop.resolve1.Manager`, as far as a link's settings go. zbus refuses calls with other signatures.
+/// `org.freedesktop.resolve1.Manager`, as far as a link's settings go. zbus refuses calls with other
+/// signatures.
 struct Manager {
     calls: Calls,
     link: Link,
@@ -322,8 +324,8 @@ struct UbuntuHost {
     state: StateDir,
 }
 
-/// Somebody listens where resolved's stub does: we, or resolved itself where it runs on this machine. For all tests of
-/// this process, so that none takes it from another.
+/// Somebody listens where resolved's stub does: we, or resolved itself where it runs on this machine. For all
+/// tests of this process, so that none takes it from another.
 static STUB: LazyLock<Option<TcpListener>> = LazyLock::new(|| match TcpListener::bind("127.0.0.53:53") {
     Ok(stub) => Some(stub),
     Err(error) if error.kind() == ErrorKind::AddrInUse => None,

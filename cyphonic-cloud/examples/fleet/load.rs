@@ -22,8 +22,8 @@ pub(crate) struct Asked {
     pub(crate) begun: usize,
 }
 
-/// For so long, `asking` nodes at a time each ask for another and, once answered, leave their place to the next; all of them
-/// in turn, and none more often than the NMS lets it.
+/// For so long, `asking` nodes at a time each ask for another and, once answered, leave their place to the
+/// next; all of them in turn, and none more often than the NMS lets it.
 pub(crate) async fn ask(nodes: &Arc<Vec<Node>>, asking: usize, time: Duration) -> Result<Asked> {
     let end = Instant::now() + time;
     let mut places = JoinSet::<Result<Asked>>::new();

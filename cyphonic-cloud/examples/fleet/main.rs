@@ -1,13 +1,15 @@
-//! What one `cyphonic-cloud` bears: a fleet of devices around a real one, measured once, as a line of JSON. Needs a network of its own.
+//! What one `cyphonic-cloud` bears: a fleet of devices around a real one, measured once, as a line of JSON.
+//! Needs a network of its own.
 //!
 //! ```text
 //! fleet nodes --cloud target/release/cyphonic-cloud --dir DIR --address 192.0.2.2:443 --sources 198.18.0.1 --nodes 10000
 //! fleet register --cloud target/release/cyphonic-cloud --dir DIR --address 192.0.2.2:443 --devices 1000000
 //! ```
 //!
-//! `cargo xtask scale` runs it and makes the figures. The cloud is the program, founded in `DIR` as by `init`, in a process of its own:
-//! AS and NMS, with a relay that is elsewhere. Devices get their certificates from the overlay's authority and their place in the register
-//! without tokens, many at once. Their connections are real: the transport and the messages of agents, from many addresses, since the
+//! `cargo xtask scale` runs it and makes the figures. The cloud is the program, founded in `DIR` as by
+//! `init`, in a process of its own: AS and NMS, with a relay that is elsewhere. Devices get their
+//! certificates from the overlay's authority and their place in the register without tokens, many at once.
+//! Their connections are real: the transport and the messages of agents, from many addresses, since the
 //! services limit what comes from one.
 
 #![expect(clippy::print_stdout, reason = "a measuring program's output")]

@@ -78,7 +78,8 @@ impl Overlay {
         Ok(devices)
     }
 
-    /// Devices that never come. They share a key, which nobody keeps: making a million takes longer than all else.
+    /// Devices that never come. They share a key, which nobody keeps: making a million takes longer than all
+    /// else.
     pub(crate) fn add_devices(&self, count: usize) -> Result<()> {
         let (now, register) = (unix_now(), self.register()?);
         let key = request(&KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?)?;

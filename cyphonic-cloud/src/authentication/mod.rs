@@ -1,7 +1,7 @@
 //! The Authentication Service's decisions: who gets a certificate, who may log in.
 //!
-//! [`Service::answer`] takes a request, who asks (as TLS has proved it) and the time, and gives the answer; sockets and
-//! clocks are the shell's. What it promises stands in the register before the answer leaves.
+//! [`Service::answer`] takes a request, who asks (as TLS has proved it) and the time, and gives the answer;
+//! sockets and clocks are the shell's. What it promises stands in the register before the answer leaves.
 //!
 //! Invariants:
 //! - a stranger can only enrol, a device can only log in and renew;
@@ -78,8 +78,8 @@ impl Service {
 
     /// Answers a request. Blocks for the time of a disk write.
     ///
-    /// `peer` is who TLS has proved to be there; absent for a stranger who came to enrol. `observed` is the address
-    /// that the request came from.
+    /// `peer` is who TLS has proved to be there; absent for a stranger who came to enrol. `observed` is the
+    /// address that the request came from.
     pub fn answer(
         &self,
         peer: Option<&Identity>,
@@ -99,8 +99,8 @@ impl Service {
         })
     }
 
-    /// Our own failures are errors. Who is refused under a name of this overlay is of interest to its operator; the rest is
-    /// what strangers do.
+    /// Our own failures are errors. Who is refused under a name of this overlay is of interest to its
+    /// operator; the rest is what strangers do.
     fn log(&self, peer: Option<&Identity>, refused: &Refused, now: UnixSeconds) {
         let presented = refused.presented();
         let named = peer.map(|peer| &peer.fqdn).or(presented.map(|presented| &presented.fqdn));
@@ -168,7 +168,8 @@ impl Service {
         let device = self.admit(peer)?;
         let noted = self.register.note_login(&device, &peer.spki_sha256, &request.software_version, now);
         if let Err(error) = noted {
-            // Which key a device has from now on must be on disk. When it was here last is no reason to keep it out.
+            // Which key a device has from now on must be on disk. When it was here last is no reason to keep
+            // it out.
             if device.next_spki_sha256 == Some(peer.spki_sha256) {
                 return Err(error.into());
             }

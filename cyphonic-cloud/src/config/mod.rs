@@ -1,7 +1,7 @@
 //! The cloud's configuration: one commented YAML file, read once, checked whole before anything starts.
 //!
-//! A key that is unknown, missing or of the wrong form is an error that names the key and its line; what two keys say
-//! together is checked afterwards and named by key. Relative paths are relative to the file.
+//! A key that is unknown, missing or of the wrong form is an error that names the key and its line; what two
+//! keys say together is checked afterwards and named by key. Relative paths are relative to the file.
 
 mod file;
 mod relay;

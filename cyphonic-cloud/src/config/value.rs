@@ -204,7 +204,8 @@ fn list<'de, D: Deserializer<'de>, T>(deserializer: D, parse: Parse<T>) -> Resul
     deserializer.deserialize_seq(Parsed(parse))
 }
 
-/// Parses a scalar, or each of a sequence, while the YAML reader stands on it: so errors have the scalar's line.
+/// Parses a scalar, or each of a sequence, while the YAML reader stands on it: so errors have the scalar's
+/// line.
 struct Parsed<T>(Parse<T>);
 
 impl<'de, T> DeserializeSeed<'de> for Parsed<T> {

@@ -146,10 +146,12 @@ impl Authority {
         Ok((vec![certificate.der().clone(), self.certificate.clone()], Zeroizing::new(key.serialize_pem())))
     }
 
-    /// Makes a service's certificate anew, for the same name, role and key. Its dates are the only thing that changes.
+    /// Makes a service's certificate anew, for the same name, role and key. Its dates are the only thing that
+    /// changes.
     ///
     /// # Errors
-    /// If this authority has not made the old one, it is not a service's of this network, or none can be made.
+    /// If this authority has not made the old one, it is not a service's of this network, or none can be
+    /// made.
     pub fn renew_service(
         &self,
         network: &Network,

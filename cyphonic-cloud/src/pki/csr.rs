@@ -1,4 +1,5 @@
-//! A device's certificate signing request (PKCS #10, RFC 2986): the key, and the proof that the device holds it.
+//! A device's certificate signing request (PKCS #10, RFC 2986): the key, and the proof that the device holds
+//! it.
 //!
 //! Nothing else of it is used. What a device is called is written on its token, not in its request.
 

@@ -5,12 +5,12 @@
 //!       └─ services (used by the operator)         ── as.svc.ZONE, nms.svc.ZONE, trs1.svc.ZONE
 //! ```
 //!
-//! All keys are ECDSA P-256. Role and network stand in a SAN URI (`cyphonic_proto::identity`), and name constraints
-//! (RFC 5280 §4.2.1.10) back them up: the devices' authority, whose key lies on a machine that talks to strangers,
-//! may sign names of the zone except below `svc.ZONE`, and addresses of the overlay's prefix only; the services'
-//! authority may sign names below `svc.ZONE` only. So even the stolen key of the AS makes no NMS. After `init` the
-//! root's key is needed for nothing but new authorities, and the services' key for new service certificates: both
-//! can be taken off the machine.
+//! All keys are ECDSA P-256. Role and network stand in a SAN URI (`cyphonic_proto::identity`), and name
+//! constraints (RFC 5280 §4.2.1.10) back them up: the devices' authority, whose key lies on a machine that
+//! talks to strangers, may sign names of the zone except below `svc.ZONE`, and addresses of the overlay's
+//! prefix only; the services' authority may sign names below `svc.ZONE` only. So even the stolen key of the
+//! AS makes no NMS. After `init` the root's key is needed for nothing but new authorities, and the services'
+//! key for new service certificates: both can be taken off the machine.
 
 mod authority;
 mod csr;

@@ -14,8 +14,8 @@ use super::{PkiError, random};
 use crate::network::Network;
 use crate::register::UnixSeconds;
 
-/// Certificates are valid from this long before they were made: a device without a battery-backed clock may be
-/// behind, and must not take its new certificate for one of the future.
+/// Certificates are valid from this long before they were made: a device without a battery-backed clock may
+/// be behind, and must not take its new certificate for one of the future.
 const BACKDATED: UnixSeconds = 3600;
 
 /// Longest common name (RFC 5280 appendix A, ub-common-name).
@@ -31,7 +31,8 @@ pub fn service_name(short: &str, zone: &str) -> String {
     format!("{short}.svc.{zone}")
 }
 
-/// An authority's certificate. `constraints` is absent for the root, which everybody trusts for everything anyway.
+/// An authority's certificate. `constraints` is absent for the root, which everybody trusts for everything
+/// anyway.
 pub(super) fn authority(
     common_name: &str,
     constraints: Option<NameConstraints>,
@@ -127,7 +128,8 @@ fn common(common_name: &str, now: UnixSeconds, lifetime: UnixSeconds) -> Result<
     Ok(params)
 }
 
-/// 127 random bits, positive and never shorter (RFC 5280 §4.1.2.2): the register and deny lists are keyed by it.
+/// 127 random bits, positive and never shorter (RFC 5280 §4.1.2.2): the register and deny lists are keyed by
+/// it.
 fn serial() -> Result<SerialNumber, PkiError> {
     let mut bytes = random::<16>()?;
     bytes[0] = bytes[0] & 0x7f | 0x40;

@@ -8,8 +8,8 @@ use super::devices::DeviceRecord;
 use super::forgetting;
 use super::{Register, RegisterError, UnixSeconds, from_sql, to_sql};
 
-/// Of one name, this many are on record at most, apart from revoked ones: more than can be valid at once ([`YOUTH`]). A revocation
-/// has to meet the key of each of those.
+/// Of one name, this many are on record at most, apart from revoked ones: more than can be valid at once
+/// ([`YOUTH`]). A revocation has to meet the key of each of those.
 const OF_ONE_NAME: i64 = 32;
 
 /// A certificate is young for this part of its life. A device asks when it has lived for two thirds of it.

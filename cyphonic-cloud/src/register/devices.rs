@@ -126,8 +126,8 @@ impl Register {
         Ok(records)
     }
 
-    /// Takes up many devices, all new, whose certificates were made without tokens: in one transaction, since one for each is paid
-    /// for with a disk write each.
+    /// Takes up many devices, all new, whose certificates were made without tokens: in one transaction, since
+    /// one for each is paid for with a disk write each.
     ///
     /// # Errors
     /// If a device has one of the names already, or the register cannot be written. Nothing was changed.
@@ -144,8 +144,8 @@ impl Register {
         })
     }
 
-    /// Takes a device's right to be in the network away: its keys never come back, under whatever name, and the unused tokens for
-    /// its name are void. Revoking twice is no error.
+    /// Takes a device's right to be in the network away: its keys never come back, under whatever name, and
+    /// the unused tokens for its name are void. Revoking twice is no error.
     ///
     /// # Errors
     /// If there is no such device.
@@ -171,7 +171,8 @@ impl Register {
         })
     }
 
-    /// Notes a login with a key that [`DeviceRecord::has_key`]: the next key becomes the only one once it was used.
+    /// Notes a login with a key that [`DeviceRecord::has_key`]: the next key becomes the only one once it was
+    /// used.
     ///
     /// # Errors
     /// If the register cannot be written.
@@ -211,13 +212,13 @@ impl Register {
         })
     }
 
-    /// Gives a device that has the key `old_spki_sha256` a certificate for `spki_sha256`: a stored one while that is young
-    /// (its first answer was lost on the way, or somebody asks all the time), else what `issue` makes, which is stored. A new
-    /// key becomes the device's next one.
+    /// Gives a device that has the key `old_spki_sha256` a certificate for `spki_sha256`: a stored one while
+    /// that is young (its first answer was lost on the way, or somebody asks all the time), else what
+    /// `issue` makes, which is stored. A new key becomes the device's next one.
     ///
     /// # Errors
-    /// If the device was revoked or replaced since it asked, asks for a key that was revoked, got a certificate for another key just
-    /// now, or the register or `issue` failed. Nothing was changed.
+    /// If the device was revoked or replaced since it asked, asks for a key that was revoked, got a
+    /// certificate for another key just now, or the register or `issue` failed. Nothing was changed.
     pub fn renew(
         &self,
         fqdn: &str,
@@ -258,8 +259,8 @@ impl Register {
     }
 }
 
-/// Refuses a prefix that is not that of all devices' addresses, which stand in their certificates. The lowest and the highest, by their
-/// index, tell of all.
+/// Refuses a prefix that is not that of all devices' addresses, which stand in their certificates. The lowest
+/// and the highest, by their index, tell of all.
 pub(super) fn check_prefix(connection: &Connection, prefix: Prefix) -> Result<(), RegisterError> {
     for outermost in ["min", "max"] {
         let query = format!("SELECT {outermost}(virtual_address) FROM devices");
@@ -278,8 +279,8 @@ pub(super) fn find(connection: &Connection, fqdn: &str) -> Result<Option<DeviceR
     Ok(statement.query_row([fqdn], record).optional()?)
 }
 
-/// Whether a key was this name's when it was revoked: a certificate for it may still be about, on a copy of the device's
-/// disk for example, and would count again with the key.
+/// Whether a key was this name's when it was revoked: a certificate for it may still be about, on a copy of
+/// the device's disk for example, and would count again with the key.
 pub(super) fn is_revoked(
     transaction: &Transaction<'_>,
     fqdn: &str,
@@ -510,7 +511,8 @@ mod tests {
         assert_eq!(register.certificate_count(NAME).unwrap(), 32);
     }
 
-    /// A copy of a device asks for as many certificates as it gets, so that the one for the key that both have is forgotten.
+    /// A copy of a device asks for as many certificates as it gets, so that the one for the key that both
+    /// have is forgotten.
     #[test]
     fn a_revocation_meets_every_key_that_has_a_valid_certificate() {
         let (_dir, register) = register_with_device();

@@ -133,7 +133,8 @@ pub struct Presented {
     pub fqdn: String,
 }
 
-/// Why an enrolment came to nothing. Only [`EnrolmentRefused::Register`] and [`EnrolmentRefused::Issue`] are our fault.
+/// Why an enrolment came to nothing. Only [`EnrolmentRefused::Register`] and [`EnrolmentRefused::Issue`] are
+/// our fault.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolmentRefused {
     /// Nobody made this token, or it was forgotten since.

@@ -1,15 +1,16 @@
 //! What has ended is forgotten after a while, by a clock that may leap.
 //!
-//! A clock that is years ahead for a moment would have the register forget what holds in truth: which keys were revoked, and
-//! which tokens were made. So nothing is forgotten right after a leap that is long enough for that, and until the clock has gone
-//! on from there for a day. Who sets it right meanwhile has lost nothing.
+//! A clock that is years ahead for a moment would have the register forget what holds in truth: which keys
+//! were revoked, and which tokens were made. So nothing is forgotten right after a leap that is long enough
+//! for that, and until the clock has gone on from there for a day. Who sets it right meanwhile has lost
+//! nothing.
 
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{RegisterError, UnixSeconds, from_sql, to_sql};
 
-/// What has ended stays on record for this long, for the operator who asks what became of it. A shorter leap makes nothing
-/// forgotten that has not ended.
+/// What has ended stays on record for this long, for the operator who asks what became of it. A shorter leap
+/// makes nothing forgotten that has not ended.
 const REMEMBERED_FOR: UnixSeconds = 30 * DAY;
 
 const DAY: UnixSeconds = 24 * 3600;

@@ -1,16 +1,18 @@
 //! The register: what the cloud has promised, on disk.
 //!
-//! One SQLite file holds the enrolment tokens, the devices and the certificates issued to them. Every write is one
-//! transaction with `synchronous = FULL` in WAL mode: once a method returns, what it did survives a power cut, and a
-//! process killed in the middle leaves nothing half done. Several processes (the running cloud, `token create`,
-//! `device revoke`) may have it open at once; each reads the others' writes by [`Register::changes_since`].
+//! One SQLite file holds the enrolment tokens, the devices and the certificates issued to them. Every write
+//! is one transaction with `synchronous = FULL` in WAL mode: once a method returns, what it did survives a
+//! power cut, and a process killed in the middle leaves nothing half done. Several processes (the running
+//! cloud, `token create`, `device revoke`) may have it open at once; each reads the others' writes by
+//! [`Register::changes_since`].
 //!
 //! This module is the only place that speaks SQL.
 //!
 //! Invariants:
 //! - a token is used at most once: the row is marked in the transaction that stores the certificate;
 //! - a token's secret is never stored, only its hash;
-//! - every change to a device that matters to a running service carries a greater `revision` than all before it.
+//! - every change to a device that matters to a running service carries a greater `revision` than all before
+//!   it.
 
 mod certificates;
 mod devices;
@@ -41,7 +43,8 @@ use crate::seldom::{HOURLY, Seldom};
 /// Seconds since 1970-01-01T00:00:00Z, as certificates count them.
 pub type UnixSeconds = u64;
 
-/// How long a write waits for another process's transaction. Writes take milliseconds; five seconds is a slow SD card.
+/// How long a write waits for another process's transaction. Writes take milliseconds; five seconds is a slow
+/// SD card.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The open register. Cheap to share behind an `Arc`; calls block for the time of one disk write.
@@ -124,7 +127,8 @@ impl Register {
         }
     }
 
-    /// Changes whenever another connection has written to the file: a cheap test before [`Self::changes_since`].
+    /// Changes whenever another connection has written to the file: a cheap test before
+    /// [`Self::changes_since`].
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -139,7 +143,8 @@ impl Register {
 
     /// Runs `work` in one write transaction; an error rolls everything back.
     ///
-    /// IMMEDIATE takes the write lock before the first read, so that what was read is still true when it is written.
+    /// IMMEDIATE takes the write lock before the first read, so that what was read is still true when it is
+    /// written.
     fn write<T, E: From<RegisterError>>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, E>,

@@ -10,8 +10,9 @@ const SETUPS_PER_RUN: u64 = 1 << 40;
 const NANOSECONDS: u64 = 1_000_000_000;
 
 impl Register {
-    /// The first number of set-ups for a run of the NMS: larger than all of earlier runs, by the clock where it can be
-    /// trusted, by what was reserved before where it cannot (a machine without a battery-backed clock).
+    /// The first number of set-ups for a run of the NMS: larger than all of earlier runs, by the clock where
+    /// it can be trusted, by what was reserved before where it cannot (a machine without a battery-backed
+    /// clock).
     ///
     /// # Errors
     /// If the register cannot be written.
@@ -23,9 +24,9 @@ impl Register {
         })
     }
 
-    /// The same where the register cannot be written, as on a full disk: by the clock alone, if it is past all that was
-    /// reserved. Until [`Self::reserve_setups_of`] has succeeded, a clock that is set back before the next run could make
-    /// numbers come again.
+    /// The same where the register cannot be written, as on a full disk: by the clock alone, if it is past
+    /// all that was reserved. Until [`Self::reserve_setups_of`] has succeeded, a clock that is set back
+    /// before the next run could make numbers come again.
     ///
     /// # Errors
     /// If the register cannot be read.

@@ -53,7 +53,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX certificates_by_name ON certificates (fqdn);
 
     CREATE TABLE numbers (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;",
-    // 2: when certificates were made, and which ones a revocation met. A certificate that goes is looked for among the tokens.
+    // 2: when certificates were made, and which ones a revocation met. A certificate that goes is looked for
+    // among the tokens.
     "ALTER TABLE certificates ADD COLUMN issued_at INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE certificates ADD COLUMN revoked INTEGER NOT NULL DEFAULT 0 CHECK (revoked IN (0, 1));
     UPDATE certificates SET
@@ -68,7 +69,8 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE tokens ADD COLUMN revoked_at INTEGER;
     ALTER TABLE tokens ADD COLUMN revoked_by TEXT;
     ALTER TABLE devices ADD COLUMN revoked_by TEXT;",
-    // 5: keys that a revocation has met are refused under every name, also when their certificates are forgotten.
+    // 5: keys that a revocation has met are refused under every name, also when their certificates are
+    // forgotten.
     "CREATE TABLE revoked_keys (
         spki_sha256 BLOB PRIMARY KEY CHECK (length(spki_sha256) = 32)
     ) STRICT, WITHOUT ROWID;
@@ -96,8 +98,8 @@ fn supported() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 
-/// Brings the tables to the newest version, in one transaction: two processes that start at once migrate once. What there was
-/// is copied first, for whoever goes back to the release that knows it.
+/// Brings the tables to the newest version, in one transaction: two processes that start at once migrate
+/// once. What there was is copied first, for whoever goes back to the release that knows it.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegisterError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let (version, supported) = (version(&transaction, path)?, supported());
@@ -124,7 +126,8 @@ fn copy_path(path: &Path, version: i64) -> PathBuf {
     name.into()
 }
 
-/// Copies the register beside it. The caller has its write lock, so nothing changes meanwhile, and nobody else copies.
+/// Copies the register beside it. The caller has its write lock, so nothing changes meanwhile, and nobody
+/// else copies.
 fn copy(path: &Path, version: i64) -> Result<(), RegisterError> {
     let to = copy_path(path, version);
     let failed =
@@ -285,7 +288,8 @@ mod tests {
         let old = of_the_first_release(&path);
         MIGRATIONS[1..4].iter().for_each(|step| old.execute_batch(step).unwrap());
         old.pragma_update(None, "user_version", 4).unwrap();
-        // It was revoked twice, and enrolled anew in between. Of the first key the certificate is left, of the last nothing.
+        // It was revoked twice, and enrolled anew in between. Of the first key the certificate is left, of
+        // the last nothing.
         old.execute(
             "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revoked_at, revision)
                  VALUES ('a.example', zeroblob(16), ?1, 5, 7, 1)",

@@ -149,13 +149,13 @@ impl Register {
 
     /// Turns a token into a certificate, exactly once.
     ///
-    /// `issue` makes the certificate for the token's name; it runs inside the transaction that marks the token used
-    /// and stores the certificate and the device. The same key asking again before the token's expiry gets the same
-    /// certificate: its first answer was lost on the way.
+    /// `issue` makes the certificate for the token's name; it runs inside the transaction that marks the
+    /// token used and stores the certificate and the device. The same key asking again before the token's
+    /// expiry gets the same certificate: its first answer was lost on the way.
     ///
     /// # Errors
-    /// The token is unknown, revoked, expired or used by another key, the key was revoked or is another device's, or the register or `issue`
-    /// failed. Nothing was changed.
+    /// The token is unknown, revoked, expired or used by another key, the key was revoked or is another
+    /// device's, or the register or `issue` failed. Nothing was changed.
     pub fn enrol(
         &self,
         secret_hash: &[u8; 32],
@@ -211,8 +211,8 @@ fn next_id(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
     )?)
 }
 
-/// Makes unused tokens void: the one with this number, or all for this name. Tells how many. Also those that seem to have expired:
-/// the clock may be ahead, and they would be open again.
+/// Makes unused tokens void: the one with this number, or all for this name. Tells how many. Also those that
+/// seem to have expired: the clock may be ahead, and they would be open again.
 pub(super) fn revoke(
     transaction: &Transaction<'_>,
     id_or_fqdn: &str,

@@ -1,7 +1,8 @@
-//! Who was let in by a look at the register, and whether the changes that are told meanwhile leave them in. Pure.
+//! Who was let in by a look at the register, and whether the changes that are told meanwhile leave them in.
+//! Pure.
 //!
-//! The look comes first, then a device waits in its service's queue, and the register's changes come by another way: one may
-//! overtake it. So it is compared with those that were told lately, when its turn comes.
+//! The look comes first, then a device waits in its service's queue, and the register's changes come by
+//! another way: one may overtake it. So it is compared with those that were told lately, when its turn comes.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
-//! How many DATAGRAMs one device may send: what handshakes of peers need, which no tunnel's packets travel by. Pure.
+//! How many DATAGRAMs one device may send: what handshakes of peers need, which no tunnel's packets travel
+//! by. Pure.
 //!
-//! Those of all devices wait in one queue. Whoever could fill it would lose the others' handshakes; and two that take
-//! DATAGRAMs for a way of their own would carry by it what a leg's rate limit keeps from them.
+//! Those of all devices wait in one queue. Whoever could fill it would lose the others' handshakes; and two
+//! that take DATAGRAMs for a way of their own would carry by it what a leg's rate limit keeps from them.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! What a running service tells commands on its machine: files in the run-time directory.
 //!
-//! A file is replaced whole, some seconds after something has changed, and now and then besides: an old one was left by a
-//! process that is gone, and says nothing.
+//! A file is replaced whole, some seconds after something has changed, and now and then besides: an old one
+//! was left by a process that is gone, and says nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -80,7 +80,8 @@ struct File<T> {
     content: T,
 }
 
-/// What a service says in this directory: nothing where none is running, or, if `network` is given, only one of another overlay.
+/// What a service says in this directory: nothing where none is running, or, if `network` is given, only one
+/// of another overlay.
 pub fn read_kept<T: Content>(directory: &Path, network: Option<NetworkId>, now: UnixSeconds) -> Option<T> {
     let text = fs::read(directory.join(T::FILE)).ok()?;
     let file: File<T> = serde_json::from_slice(&text).ok()?;

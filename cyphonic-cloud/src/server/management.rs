@@ -118,7 +118,8 @@ impl Management {
                     let remote = whereabouts.seen();
                     tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the NMS");
                     let server = self.server_address(channel, remote);
-                    // The register said so when it came; the register's watch may be half a second behind, but not ahead.
+                    // The register said so when it came; the register's watch may be half a second behind,
+                    // but not ahead.
                     self.nms.handle_enrolled(&identity.fqdn);
                     self.nms.handle_connected(now, channel, identity, remote, server);
                     self.act_after(Some(channel));
@@ -169,7 +170,8 @@ impl Management {
         }
     }
 
-    /// Looks where the next devices are, and whether they may still be here. Returns how long until it is time for others.
+    /// Looks where the next devices are, and whether they may still be here. Returns how long until it is
+    /// time for others.
     fn look(&mut self) -> Duration {
         let (channels, pause) = self.sessions.due();
         let now = Instant::now();
@@ -208,8 +210,8 @@ impl Management {
         }
     }
 
-    /// By which of our addresses a device reached us: two different ones tell its NAT's behaviour. Behind a port
-    /// forwarding it is the public address of the family; where the kernel tells none, likewise.
+    /// By which of our addresses a device reached us: two different ones tell its NAT's behaviour. Behind a
+    /// port forwarding it is the public address of the family; where the kernel tells none, likewise.
     fn server_address(&self, channel: Channel, remote: SocketAddr) -> SocketAddr {
         let public = self.public.iter().find(|public| public.is_ipv4() == remote.is_ipv4());
         match (self.sessions.local_ip(channel), public) {
@@ -222,7 +224,8 @@ impl Management {
     }
 }
 
-/// The first number of this run's set-ups. A register that cannot be written, as on a full disk, keeps nobody from being let in.
+/// The first number of this run's set-ups. A register that cannot be written, as on a full disk, keeps nobody
+/// from being let in.
 fn first_setup(register: &Arc<Register>, tasks: &mut JoinSet<()>) -> Result<u64, StartError> {
     let now = unix_now();
     let error = match register.reserve_setups(now) {

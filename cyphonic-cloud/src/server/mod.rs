@@ -9,7 +9,8 @@
 //! register ── watch (polls) ─► revocations and enrolments to NMS and TRS, whoever wrote them
 //! ```
 //!
-//! Each machine belongs to one task and hears of the world by a bounded channel; nothing here decides anything.
+//! Each machine belongs to one task and hears of the world by a bounded channel; nothing here decides
+//! anything.
 
 mod admission;
 mod authentication;
@@ -115,14 +116,15 @@ impl Cloud {
 /// What is to be said of a configuration that [`Cloud::start`] would not refuse.
 #[derive(Debug)]
 pub struct Checked {
-    /// From when to when the services' certificates are valid. Those that have ended are refused all the same.
+    /// From when to when the services' certificates are valid. Those that have ended are refused all the
+    /// same.
     pub terms: Vec<Term>,
     /// What would not be as the configuration says.
     pub notes: Vec<String>,
 }
 
-/// Looks whether [`Cloud::start`] would find what it needs: files, keys, register and interfaces. Opens no port, and changes
-/// nothing.
+/// Looks whether [`Cloud::start`] would find what it needs: files, keys, register and interfaces. Opens no
+/// port, and changes nothing.
 ///
 /// # Errors
 /// If it would not start.

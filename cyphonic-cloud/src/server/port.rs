@@ -172,7 +172,8 @@ impl<'a> Places<'a> {
     }
 }
 
-/// Whether a relay in XDP that listens there would find its interfaces: what is to be said where it would relay in userspace instead.
+/// Whether a relay in XDP that listens there would find its interfaces: what is to be said where it would
+/// relay in userspace instead.
 pub(super) fn check_xdp(config: &Config, listen: IpAddr) -> Result<Option<String>, StartError> {
     let Some(places) = Places::wanted(config, listen) else { return Ok(None) };
     match check_interfaces(places.named, &places.addresses) {

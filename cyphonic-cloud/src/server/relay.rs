@@ -181,8 +181,8 @@ impl RelayControl {
         self.sessions.contains(channel)
     }
 
-    /// Legs follow when the device proves that it is there: until then whoever repeats its packets from another's address
-    /// would turn what it receives on that one.
+    /// Legs follow when the device proves that it is there: until then whoever repeats its packets from
+    /// another's address would turn what it receives on that one.
     fn seen_elsewhere(&mut self, now: Instant, channel: Channel, remote: SocketAddr) {
         self.trs.handle_seen(channel, remote);
         self.sessions.ask_for_proof(now, channel);
@@ -205,8 +205,8 @@ impl RelayControl {
         }
     }
 
-    /// Looks where the next devices are, whether they may still be here, and what time it is. Returns how long until it is time
-    /// for others.
+    /// Looks where the next devices are, whether they may still be here, and what time it is. Returns how
+    /// long until it is time for others.
     fn look(&mut self) -> Duration {
         let (channels, pause) = self.sessions.due();
         let (now, unix) = (Instant::now(), unix_now());

@@ -1,11 +1,12 @@
-//! Goes round all devices, some of them at a time: however many there are, a service is held up for a moment only. Pure.
+//! Goes round all devices, some of them at a time: however many there are, a service is held up for a moment
+//! only. Pure.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
-/// For so long one round takes: each device's turn comes this often. A NAT that rebinds breaks a relayed tunnel for this long at most,
-/// and two round trips.
+/// For so long one round takes: each device's turn comes this often. A NAT that rebinds breaks a relayed
+/// tunnel for this long at most, and two round trips.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// At a time. A thousand connections are looked at in about a millisecond.

@@ -1,12 +1,12 @@
 //! The devices connected to one service, and the exchanges with them.
 //!
-//! Each connection has tasks that read it and put what arrives into the service's bounded channel; the service's one
-//! task owns the machine and this table. A device is let in only if the register (where there is one) still knows it
-//! under the key it came with, also when its turn comes.
+//! Each connection has tasks that read it and put what arrives into the service's bounded channel; the
+//! service's one task owns the machine and this table. A device is let in only if the register (where there
+//! is one) still knows it under the key it came with, also when its turn comes.
 //!
-//! A device has one connection, the newest; but it dials several of our addresses at once and drops all connections but
-//! the first to stand. Here any of those may come last. So the machine hears of a connection only when it
-//! [speaks](Sessions::introduce): on one that was dropped nothing is ever asked.
+//! A device has one connection, the newest; but it dials several of our addresses at once and drops all
+//! connections but the first to stand. Here any of those may come last. So the machine hears of a connection
+//! only when it [speaks](Sessions::introduce): on one that was dropped nothing is ever asked.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -176,8 +176,8 @@ impl Sessions {
         }
     }
 
-    /// Takes a connection up and reads it, unless a change of the register has overtaken it. Requests come one by one and in
-    /// order; each waits for room in the channel.
+    /// Takes a connection up and reads it, unless a change of the register has overtaken it. Requests come
+    /// one by one and in order; each waits for room in the channel.
     pub(super) fn insert(&mut self, now: Instant, connection: Connection, admission: Admission) {
         if let Err(kept_out) = self.changes.leave_in(now, &admission) {
             let (fqdn, remote, reason) =
@@ -223,8 +223,8 @@ impl Sessions {
         Some(introduced)
     }
 
-    /// The devices whose connections are in use, if that has changed since it was asked. What comes through the detour comes
-    /// from loopback.
+    /// The devices whose connections are in use, if that has changed since it was asked. What comes through
+    /// the detour comes from loopback.
     pub(super) fn online(&mut self) -> Option<Online> {
         if !std::mem::take(&mut self.others_online) {
             return None;
@@ -293,8 +293,9 @@ impl Sessions {
         self.rounds.next(&self.sessions)
     }
 
-    /// Closes the connections of those of these devices whose certificates have ended since they came, and says which: one that has
-    /// another certificate comes back at once, and to judge those without is for the handshake.
+    /// Closes the connections of those of these devices whose certificates have ended since they came, and
+    /// says which: one that has another certificate comes back at once, and to judge those without is for
+    /// the handshake.
     pub(super) fn close_expired(&mut self, now: UnixSeconds, channels: &[Channel]) -> Vec<Channel> {
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         let has_ended = |channel: &&Channel| {
@@ -361,22 +362,23 @@ impl Sessions {
         }
     }
 
-    /// Whether this device is seen at another address than it was, and at which. Its packets come from there, or somebody
-    /// repeats them from there.
+    /// Whether this device is seen at another address than it was, and at which. Its packets come from there,
+    /// or somebody repeats them from there.
     pub(super) fn moved(&mut self, channel: Channel) -> Option<SocketAddr> {
         let session = self.sessions.get_mut(&channel)?;
         let remote = session.connection.remote_address();
         session.whereabouts.see(remote).then_some(remote)
     }
 
-    /// Those of these devices that are seen at another address than they were. QUIC does not tell, so somebody has to look.
+    /// Those of these devices that are seen at another address than they were. QUIC does not tell, so
+    /// somebody has to look.
     pub(super) fn all_moved(&mut self, channels: &[Channel]) -> Vec<(Channel, SocketAddr)> {
         channels.iter().filter_map(|channel| Some((*channel, self.moved(*channel)?))).collect()
     }
 
-    /// Asks a device for a proof that it receives where it is seen, if it is time to; [`Event::Proved`] brings it. QUIC
-    /// validates a new path by itself (RFC 9000 §9.3), but does not tell either; meanwhile it sends nowhere else. So any
-    /// answer, be it a refusal, is the proof.
+    /// Asks a device for a proof that it receives where it is seen, if it is time to; [`Event::Proved`]
+    /// brings it. QUIC validates a new path by itself (RFC 9000 §9.3), but does not tell either;
+    /// meanwhile it sends nowhere else. So any answer, be it a refusal, is the proof.
     pub(super) fn ask_for_proof(&mut self, now: Instant, channel: Channel) {
         let Some(session) = self.sessions.get_mut(&channel) else { return };
         if !session.whereabouts.ask(now) {

@@ -20,7 +20,8 @@ impl Whereabouts {
         Self { seen: at, proved: at, asked: None }
     }
 
-    /// Where its last packets came from; whether it is there, or somebody repeats them from there, is another matter.
+    /// Where its last packets came from; whether it is there, or somebody repeats them from there, is another
+    /// matter.
     pub(super) fn seen(&self) -> SocketAddr {
         self.seen
     }

@@ -5,9 +5,9 @@
 //!   | count times: family (4 or 6), address (4 or 16 bytes), port
 //! ```
 //!
-//! A list replaces the one with a lower sequence number, and `heard` acknowledges the other end's lists up to that number. It is
-//! a whole or it is nothing: a frame with an unknown family, port 0 or more than [`MAX_CANDIDATES`] endpoints is the sender's
-//! error. Unknown flags are ignored.
+//! A list replaces the one with a lower sequence number, and `heard` acknowledges the other end's lists up to
+//! that number. It is a whole or it is nothing: a frame with an unknown family, port 0 or more than
+//! [`MAX_CANDIDATES`] endpoints is the sender's error. Unknown flags are ignored.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

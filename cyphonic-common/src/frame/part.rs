@@ -1,8 +1,9 @@
 //! PART: a piece of an inner packet that is too large for one tunnel packet.
 //!
-//! IPv6 promises its users 1,280 bytes (RFC 8200 §5), also over a path that carries less; then the layer below it has to
-//! split and join (RFC 8200 §5 says so, RFC 9484 §10.1 repeats it for tunnels). Here that is done inside the packet
-//! protection: each piece is authenticated before anything is kept of it, which IP fragments outside would not be.
+//! IPv6 promises its users 1,280 bytes (RFC 8200 §5), also over a path that carries less; then the layer
+//! below it has to split and join (RFC 8200 §5 says so, RFC 9484 §10.1 repeats it for tunnels). Here that is
+//! done inside the packet protection: each piece is authenticated before anything is kept of it, which IP
+//! fragments outside would not be.
 //!
 //! A PART runs to the end of its packet, as a DATAGRAM without a length does. Its fields have fixed sizes:
 //!
@@ -62,8 +63,8 @@ impl<'a> Part<'a> {
     }
 }
 
-/// How a packet is cut: into as few pieces as fit, all of one size but the last, which is at most a few bytes shorter,
-/// so that the pieces of several packets leave in one batch.
+/// How a packet is cut: into as few pieces as fit, all of one size but the last, which is at most a few bytes
+/// shorter, so that the pieces of several packets leave in one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pieces {
     total: usize,
@@ -71,8 +72,9 @@ pub struct Pieces {
 }
 
 impl Pieces {
-    /// A packet of `total` bytes in frames of at most `room` bytes with their headers. `None` if one frame would do, if
-    /// it takes more than [`MAX_PARTS`], or if the packet is larger than the frame's fields can say.
+    /// A packet of `total` bytes in frames of at most `room` bytes with their headers. `None` if one frame
+    /// would do, if it takes more than [`MAX_PARTS`], or if the packet is larger than the frame's fields
+    /// can say.
     pub fn of(total: usize, room: usize) -> Option<Self> {
         let most = room.checked_sub(PART_HEADER).filter(|most| *most > 0)?;
         let count = total.div_ceil(most);

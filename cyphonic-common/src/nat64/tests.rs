@@ -51,7 +51,8 @@ fn only_prefixes_of_the_standard_are_taken() {
     assert_eq!(Nat64Prefix::from_words([0, 7]), None);
 }
 
-/// Whoever sends from within the prefix chooses the address in it: none of them may be taken for this host or its link.
+/// Whoever sends from within the prefix chooses the address in it: none of them may be taken for this host or
+/// its link.
 #[test]
 fn no_address_of_this_host_the_link_or_many_hosts_goes_either_way() {
     for of in ["64:ff9b::/96", "2001:db8::/32", "2001:db8:122:344::/64"] {

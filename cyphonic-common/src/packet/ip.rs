@@ -7,8 +7,8 @@ use crate::buffer::{Buffer, Cursor};
 pub const IPV4_HEADER_LEN: usize = 20;
 /// Bytes of the fixed IPv6 header.
 pub const IPV6_HEADER_LEN: usize = 40;
-/// Extension headers followed before a packet is given up. Real packets have at most a few, and the verifier wants a
-/// bound.
+/// Extension headers followed before a packet is given up. Real packets have at most a few, and the verifier
+/// wants a bound.
 pub const MAX_EXTENSION_HEADERS: usize = 6;
 
 const HOP_BY_HOP: u8 = 0;
@@ -193,7 +193,8 @@ impl Ipv6 {
         Ok(())
     }
 
-    /// Steps over one extension header (RFC 8200 §4; RFC 4302 §2.2 for the odd unit of the authentication header).
+    /// Steps over one extension header (RFC 8200 §4; RFC 4302 §2.2 for the odd unit of the authentication
+    /// header).
     #[inline(always)]
     fn follow_one<B: Buffer + ?Sized>(&mut self, cursor: &mut Cursor<'_, B>) -> Result<(), PacketError> {
         let [next_header, len, o0, o1] = cursor.peek()?;

@@ -26,8 +26,9 @@ impl Udp {
     /// Parses a header, of which the IP header promised `available` bytes with payload, and moves past it.
     ///
     /// # Errors
-    /// [`PacketError::Length`] where the length is below 8 or above `available`: a shorter one would let a tail be
-    /// smuggled in or a longer one read past the packet, so a length that differs from IP's is fine only below it.
+    /// [`PacketError::Length`] where the length is below 8 or above `available`: a shorter one would let a
+    /// tail be smuggled in or a longer one read past the packet, so a length that differs from IP's is
+    /// fine only below it.
     #[inline(always)]
     pub fn parse<B: Buffer + ?Sized>(
         cursor: &mut Cursor<'_, B>,

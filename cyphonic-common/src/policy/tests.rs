@@ -64,7 +64,8 @@ fn with_extensions(extensions: &[u8], last: u8, rest: &[u8]) -> Vec<u8> {
 }
 
 fn fragment(offset: u16, rest: &[u8]) -> Vec<u8> {
-    // RFC 8200 §4.5: thirteen bits of offset, two reserved, "more fragments". (etherparse 0.19 writes it elsewhere.)
+    // RFC 8200 §4.5: thirteen bits of offset, two reserved, "more fragments". (etherparse 0.19 writes it
+    // elsewhere.)
     let [high, low] = (offset << 3 | 1).to_be_bytes();
     let fragment = [UDP, 0, high, low, 0, 0, 0, 99];
     let header = Ipv6Header {

@@ -4,8 +4,8 @@ use core::net::IpAddr;
 
 use super::map::Family;
 
-/// An address of sixteen bytes, IPv4 as `::ffff:a.b.c.d`, as two words in memory order: comparing and summing words
-/// is what a processor does at once, and byte order does not matter for either.
+/// An address of sixteen bytes, IPv4 as `::ffff:a.b.c.d`, as two words in memory order: comparing and summing
+/// words is what a processor does at once, and byte order does not matter for either.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Address {
     high: u64,
@@ -79,8 +79,8 @@ impl Address {
         self.high | self.low == 0
     }
 
-    /// Whether packets to it have one receiver. The limited broadcast is the only other one that can be told from the
-    /// address alone.
+    /// Whether packets to it have one receiver. The limited broadcast is the only other one that can be told
+    /// from the address alone.
     #[inline(always)]
     pub const fn is_unicast(&self, family: Family) -> bool {
         let [a, b, c, d] = self.to_v4();
@@ -91,8 +91,8 @@ impl Address {
     }
 }
 
-/// A one's complement sum (RFC 1071) that is still wider than the field it is for. Words are summed as they lie in
-/// memory, which gives the checksum as it must lie in memory.
+/// A one's complement sum (RFC 1071) that is still wider than the field it is for. Words are summed as they
+/// lie in memory, which gives the checksum as it must lie in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sum(u64);
 

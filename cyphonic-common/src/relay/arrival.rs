@@ -94,9 +94,9 @@ impl Arrival {
         })
     }
 
-    /// Whether the checksum covers no more than the pseudo header. So it is in frames made on this machine, where the
-    /// network card was to complete it, and in frames merged from several datagrams. One in 65,536 complete checksums
-    /// looks like that too: userspace forwards those packets as well.
+    /// Whether the checksum covers no more than the pseudo header. So it is in frames made on this machine,
+    /// where the network card was to complete it, and in frames merged from several datagrams. One in
+    /// 65,536 complete checksums looks like that too: userspace forwards those packets as well.
     #[inline(always)]
     pub const fn has_partial_checksum(&self) -> bool {
         let pseudo = Sum::of_word(PSEUDO_PROTOCOL)
@@ -197,8 +197,8 @@ fn word<B: Buffer + ?Sized>(frame: &B, offset: usize) -> Result<u32, PassReason>
     frame.read(offset).map(u32::from_ne_bytes).ok_or(PassReason::Malformed)
 }
 
-/// The connection ID of a data packet of `udp_len` bytes with header, whose payload starts at `offset`. Bytes behind
-/// the payload are padding of the frame and no part of the packet.
+/// The connection ID of a data packet of `udp_len` bytes with header, whose payload starts at `offset`. Bytes
+/// behind the payload are padding of the frame and no part of the packet.
 #[inline(always)]
 fn read_cid<B: Buffer + ?Sized>(frame: &B, offset: usize, udp_len: usize) -> Result<u64, PassReason> {
     match classify_datagram_at(frame, offset) {

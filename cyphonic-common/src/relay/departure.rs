@@ -34,8 +34,8 @@ pub struct Departure {
 }
 
 impl Departure {
-    /// How a packet that came in by `arrival` leaves on `leg`, from the relay's address `source` or, if that is the
-    /// unspecified one, from where it came to.
+    /// How a packet that came in by `arrival` leaves on `leg`, from the relay's address `source` or, if that
+    /// is the unspecified one, from where it came to.
     ///
     /// # Errors
     /// Why it is userspace's to forward.
@@ -86,8 +86,9 @@ impl Departure {
         }
     }
 
-    /// The new UDP checksum, from the old one and what changes under it (RFC 1624 §3): addresses, ports and connection
-    /// ID. Length and protocol of the pseudo header are the same in both IP versions. A missing checksum stays missing.
+    /// The new UDP checksum, from the old one and what changes under it (RFC 1624 §3): addresses, ports and
+    /// connection ID. Length and protocol of the pseudo header are the same in both IP versions. A
+    /// missing checksum stays missing.
     #[inline(always)]
     pub const fn checksum(&self, arrival: &Arrival) -> u16 {
         if arrival.checksum == 0 {
@@ -111,8 +112,8 @@ impl Departure {
         }
     }
 
-    /// Writes all headers and the connection ID. The frame's start has moved already. `None` where the frame is too
-    /// short, which reading it has ruled out.
+    /// Writes all headers and the connection ID. The frame's start has moved already. `None` where the frame
+    /// is too short, which reading it has ruled out.
     #[inline(always)]
     pub fn write<F: Frame + ?Sized>(&self, frame: &mut F, arrival: &Arrival, hop: &Hop) -> Option<()> {
         match self.family {

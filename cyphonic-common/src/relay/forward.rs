@@ -1,14 +1,16 @@
-//! From an arriving frame to a verdict, in an order that leaves a frame untouched until nothing can go wrong any more.
+//! From an arriving frame to a verdict, in an order that leaves a frame untouched until nothing can go wrong
+//! any more.
 //!
-//! 1. [`Arrival`]: is it a plain data packet to the relay's port? A glimpse at the connection ID comes before that: where
-//!    the leg would be is looked at early, since it comes from far.
+//! 1. [`Arrival`]: is it a plain data packet to the relay's port? A glimpse at the connection ID comes before
+//!    that: where the leg would be is looked at early, since it comes from far.
 //! 2. Whose? The leg's sender and the relay's address must be the packet's.
 //! 3. [`Departure`], and the way there: can the program do it, or must userspace?
 //! 4. Only then room is made for a longer header, the leg is charged, and the headers are written.
 //!
-//! Whatever is not the relay's passes to the stack as it came, and so does what userspace does better: also to judge whose a
-//! packet is that comes from the wrong address, or to the wrong one. The host may translate addresses behind this program. The
-//! only packets that are dropped here are a leg's: over its rate, or going in circles.
+//! Whatever is not the relay's passes to the stack as it came, and so does what userspace does better: also
+//! to judge whose a packet is that comes from the wrong address, or to the wrong one. The host may translate
+//! addresses behind this program. The only packets that are dropped here are a leg's: over its rate, or going
+//! in circles.
 
 use super::address::Address;
 use super::arrival::{Arrival, glimpse};
@@ -57,16 +59,16 @@ pub trait Frame: Buffer {
     /// Overwrites `N` bytes at `offset`. `None`, and nothing written, where the frame ends before them.
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
 
-    /// Moves the frame's start forward by `shift` bytes, or backward where it is negative: then the new bytes hold
-    /// anything. `None`, and nothing moved, where there is no room.
+    /// Moves the frame's start forward by `shift` bytes, or backward where it is negative: then the new bytes
+    /// hold anything. `None`, and nothing moved, where there is no room.
     fn shift_head(&mut self, shift: i32) -> Option<()>;
 }
 
 /// The next hop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hop {
-    /// Its link address and the outgoing interface's, as they lie in a frame: in words, which are aligned wherever a
-    /// program keeps them.
+    /// Its link address and the outgoing interface's, as they lie in a frame: in words, which are aligned
+    /// wherever a program keeps them.
     links: [u32; 3],
     /// The outgoing interface, unless the frame goes back by the incoming one as it is.
     pub redirect: Option<u32>,
@@ -83,8 +85,8 @@ impl Hop {
         Self { links, redirect }
     }
 
-    /// As [`new`](Self::new), from the two addresses in three words as they lie in memory, the interface's first. That
-    /// is the order in which the kernel answers.
+    /// As [`new`](Self::new), from the two addresses in three words as they lie in memory, the interface's
+    /// first. That is the order in which the kernel answers.
     #[inline(always)]
     #[must_use]
     pub const fn from_source_first(words: [u32; 3], redirect: Option<u32>) -> Self {
@@ -133,8 +135,9 @@ pub trait Relay {
     /// Where a leg is, if it is anywhere.
     type Place;
 
-    /// Where the leg with this virtual connection ID would be, which is as it lies in the frame. Called for whatever looks
-    /// like the relay's, so that memory has time to bring what is there while the frame is read.
+    /// Where the leg with this virtual connection ID would be, which is as it lies in the frame. Called for
+    /// whatever looks like the relay's, so that memory has time to bring what is there while the frame is
+    /// read.
     fn locate(&self, cid: u64) -> Self::Place;
 
     /// The leg with this virtual connection ID, at its place.
@@ -195,8 +198,8 @@ fn judge<F: Frame + ?Sized, R: Relay>(
     Ok(Verdict::Forward { from: arrival.origin.family, to: departure.family, redirect: hop.redirect })
 }
 
-/// The packet must come from the leg's sender and to the relay's address that the leg is for. Both are what the relay's socket
-/// was told: where they differ here, it may still be told the same of this packet.
+/// The packet must come from the leg's sender and to the relay's address that the leg is for. Both are what
+/// the relay's socket was told: where they differ here, it may still be told the same of this packet.
 #[inline(always)]
 fn check_bound(arrival: &Arrival, leg: &RelayLeg, local: Address) -> Result<(), Verdict> {
     let (from, port) = leg.from();

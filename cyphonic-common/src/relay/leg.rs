@@ -1,10 +1,10 @@
 //! A leg, as it stands in the kernel's map.
 //!
-//! Addresses have sixteen bytes, IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2), and everything is in network byte order,
-//! so the program compares and copies without converting.
+//! Addresses have sixteen bytes, IPv4 as `::ffff:a.b.c.d` (RFC 4291 §2.5.5.2), and everything is in network
+//! byte order, so the program compares and copies without converting.
 //!
-//! The size is chosen: a leg is one cache line, and what is written per packet is the line after it, so that both are
-//! fetched at once. Of a million legs neither is in the processor's caches.
+//! The size is chosen: a leg is one cache line, and what is written per packet is the line after it, so that
+//! both are fetched at once. Of a million legs neither is in the processor's caches.
 
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
@@ -23,8 +23,9 @@ pub struct Binding {
     pub local: Option<IpAddr>,
     /// The receiver's address.
     pub to: SocketAddr,
-    /// The relay's address that the receiver knows. `None`: the one the packet came to if it has the receiver's family;
-    /// otherwise the program leaves the packet to userspace, where the kernel chooses.
+    /// The relay's address that the receiver knows. `None`: the one the packet came to if it has the
+    /// receiver's family; otherwise the program leaves the packet to userspace, where the kernel
+    /// chooses.
     pub source: Option<IpAddr>,
     /// The receiver's own connection ID.
     pub real_cid: ConnectionId,
@@ -103,8 +104,8 @@ impl core::error::Error for LegError {}
 /// The longest list of the relay's own addresses: see [`OwnAddresses`].
 pub const MAX_OWN_ADDRESSES: usize = 256;
 
-/// The relay's own addresses that legs use. They are few, so a leg holds their numbers only. Number 0 is no address:
-/// "any", or "the one it came to".
+/// The relay's own addresses that legs use. They are few, so a leg holds their numbers only. Number 0 is no
+/// address: "any", or "the one it came to".
 #[derive(Debug, Clone)]
 pub struct OwnAddresses {
     octets: [[u8; 16]; MAX_OWN_ADDRESSES],
@@ -186,8 +187,8 @@ impl RelayLeg {
     /// Offset of a byte that is 0 and says nothing. The program writes it, so that memory brings the line.
     pub const SPARE: usize = core::mem::offset_of!(Self, reserved);
 
-    /// The leg of a binding under a virtual connection ID. IPv4-mapped IPv6 addresses are taken for the IPv4 addresses
-    /// that they are.
+    /// The leg of a binding under a virtual connection ID. IPv4-mapped IPv6 addresses are taken for the IPv4
+    /// addresses that they are.
     ///
     /// # Errors
     /// [`LegError`] where no packet could ever pass, and where the relay's address has no number.
@@ -289,8 +290,8 @@ impl RelayLeg {
 
 /// What a leg has carried. Written by the program for every packet.
 ///
-/// The words are written without locks: all packets of a leg come from one address and so, on every network card that
-/// spreads load by flow, to one CPU. If that CPU changes, a count may be lost.
+/// The words are written without locks: all packets of a leg come from one address and so, on every network
+/// card that spreads load by flow, to one CPU. If that CPU changes, a count may be lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct RelayState {
@@ -307,7 +308,8 @@ pub struct RelayState {
 }
 
 impl RelayState {
-    /// Counts a packet that is forwarded, or, if it is over the leg's rate, one that is dropped. Returns which.
+    /// Counts a packet that is forwarded, or, if it is over the leg's rate, one that is dropped. Returns
+    /// which.
     #[inline(always)]
     pub const fn admit(&mut self, rate: &RelayRate, now_ns: u64, payload_bytes: u64) -> bool {
         if !rate.spend(&mut self.paid_until_ns, now_ns, payload_bytes) {
@@ -323,9 +325,9 @@ impl RelayState {
 
 /// The way to a leg's receiver, as the routing table told it last. Written by the program.
 ///
-/// Two processors that find new ways for one leg at the same time may leave a mixture behind, by which at most the packets
-/// of one answer's lifetime go to a link address that nobody has. All packets of a leg come to one processor, see
-/// [`RelayState`].
+/// Two processors that find new ways for one leg at the same time may leave a mixture behind, by which at
+/// most the packets of one answer's lifetime go to a link address that nobody has. All packets of a leg come
+/// to one processor, see [`RelayState`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Way {
@@ -343,8 +345,8 @@ pub struct Way {
     pub reserved: u8,
 }
 
-/// A leg, its state and its way: two cache lines side by side, the first written by userspace, the second by the
-/// program.
+/// A leg, its state and its way: two cache lines side by side, the first written by userspace, the second by
+/// the program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct RelayEntry {

@@ -10,10 +10,12 @@ use crate::drop_reason::{DropReason, reasons};
 pub mod name {
     /// The XDP program.
     pub const PROGRAM: &str = "cyphonic_relay";
-    /// Array of pairs of [`RelayEntry`](super::RelayEntry): see [`place`](crate::relay::place). The loader sets how many.
+    /// Array of pairs of [`RelayEntry`](super::RelayEntry): see [`place`](crate::relay::place). The loader
+    /// sets how many.
     pub const LEGS: &str = "LEGS";
-    /// Hash from a [`ConnectionId`](crate::ConnectionId)'s eight bytes to a [`RelayEntry`](super::RelayEntry), for legs
-    /// that the array has no room for. The loader sets how many entries it has; they are allocated when they are made.
+    /// Hash from a [`ConnectionId`](crate::ConnectionId)'s eight bytes to a
+    /// [`RelayEntry`](super::RelayEntry), for legs that the array has no room for. The loader sets how
+    /// many entries it has; they are allocated when they are made.
     pub const OVERFLOW: &str = "OVERFLOW";
     /// Array of the relay's own addresses by number: see [`OwnAddresses`](crate::relay::OwnAddresses).
     pub const OWN_ADDRESSES: &str = "OWN_ADDRESSES";
@@ -21,11 +23,12 @@ pub mod name {
     pub const WATCH: &str = "RELAY_WATCH";
     /// Array with one [`RelayConfig`](super::RelayConfig).
     pub const CONFIG: &str = "RELAY_CONFIG";
-    /// Per-CPU array of [`Counter`](crate::Counter), indexed by [`RelayCounterIndex`](super::RelayCounterIndex).
+    /// Per-CPU array of [`Counter`](crate::Counter), indexed by
+    /// [`RelayCounterIndex`](super::RelayCounterIndex).
     pub const COUNTERS: &str = "RELAY_COUNTERS";
-    /// Device hash from an interface's index to itself: where packets may be redirected to. An interface that cannot
-    /// transmit XDP frames would lose them silently, so the loader lists only those that can, as far as the kernel tells
-    /// (Linux 6.3). The interface a packet came in by need not be in it, but for
+    /// Device hash from an interface's index to itself: where packets may be redirected to. An interface that
+    /// cannot transmit XDP frames would lose them silently, so the loader lists only those that can, as
+    /// far as the kernel tells (Linux 6.3). The interface a packet came in by need not be in it, but for
     /// [`always_redirects`](super::RelayConfig::always_redirects).
     pub const EGRESS: &str = "EGRESS";
 }
@@ -35,18 +38,18 @@ pub const DEFAULT_LEGS: u32 = 65_536;
 /// Entries in the devices' map.
 pub const MAX_EGRESS: u32 = 64;
 
-/// The interface in whose name routes are looked up: loopback, the first one of every network namespace. That is how the
-/// kernel writes "a packet that this host sends". Asking as for a packet that came in by the network card would need
-/// forwarding enabled on the card, for everyone's packets; this needs it on loopback only, where nothing comes in that
-/// could be forwarded: the loader sets `net.ipv4.conf.lo.forwarding` and `net.ipv6.conf.lo.forwarding` to 1. Where they
-/// are not, packets pass with [`PassReason::RoutingOff`].
+/// The interface in whose name routes are looked up: loopback, the first one of every network namespace. That
+/// is how the kernel writes "a packet that this host sends". Asking as for a packet that came in by the
+/// network card would need forwarding enabled on the card, for everyone's packets; this needs it on loopback
+/// only, where nothing comes in that could be forwarded: the loader sets `net.ipv4.conf.lo.forwarding` and
+/// `net.ipv6.conf.lo.forwarding` to 1. Where they are not, packets pass with [`PassReason::RoutingOff`].
 pub const ROUTING_INTERFACE: u32 = 1;
 
 /// Changes whenever key or value of the legs' map change in a way that their sizes do not show.
 const REVISION: u64 = 2;
 
-/// Identifies the layout of the legs' map. A map that outlived its process may be used by another program only where
-/// this is the same.
+/// Identifies the layout of the legs' map. A map that outlived its process may be used by another program
+/// only where this is the same.
 pub const LAYOUT: u64 = layout();
 
 /// FNV-1a over what the layout consists of.
@@ -108,8 +111,9 @@ const MERGED: u32 = 1;
 const VIRTUAL_CABLES: u32 = 2;
 
 impl RelayConfig {
-    /// For the relay's UDP port. `merged` where frames may have been merged by the kernel (GRO) before the program sees
-    /// them, as in generic mode: a frame without UDP checksum, whose checksum cannot tell, then goes to userspace.
+    /// For the relay's UDP port. `merged` where frames may have been merged by the kernel (GRO) before the
+    /// program sees them, as in generic mode: a frame without UDP checksum, whose checksum cannot tell,
+    /// then goes to userspace.
     #[must_use]
     pub const fn new(port: u16, merged: bool) -> Self {
         let flags = if merged { MERGED } else { 0 };
@@ -136,9 +140,10 @@ impl RelayConfig {
         self.pairs
     }
 
-    /// For interfaces that are one end of a virtual cable (veth). Such an end takes what is redirected to it as soon as its
-    /// far end merges packets (GRO), but what goes back where it came from (XDP_TX) only if there is an XDP program at the
-    /// far end, and loses it silently otherwise: so everything is redirected.
+    /// For interfaces that are one end of a virtual cable (veth). Such an end takes what is redirected to it
+    /// as soon as its far end merges packets (GRO), but what goes back where it came from (XDP_TX) only
+    /// if there is an XDP program at the far end, and loses it silently otherwise: so everything is
+    /// redirected.
     #[must_use]
     pub const fn over_virtual_cables(mut self) -> Self {
         self.flags |= VIRTUAL_CABLES;

@@ -33,8 +33,8 @@ impl Origin {
         }
     }
 
-    /// Whether a packet that comes like this is for a leg that is bound to `bound`. An IPv4-mapped address in an IPv6 packet
-    /// is nobody's.
+    /// Whether a packet that comes like this is for a leg that is bound to `bound`. An IPv4-mapped address in
+    /// an IPv6 packet is nobody's.
     #[inline(always)]
     #[must_use]
     pub fn is_bound(&self, bound: &Self) -> bool {

@@ -1,15 +1,16 @@
 //! Where in the table a leg stands.
 //!
-//! The table is an array of pairs of entries. A virtual connection ID has two of them: its leg stands in the first, at its
-//! home there or beside it; where both are taken, in the second; and where all four are, in the hash map for what the
-//! table has no room for. The relay draws its IDs at
-//! random, so their own bits spread them as evenly as any hash would, and nobody else can choose them: no secret is needed.
+//! The table is an array of pairs of entries. A virtual connection ID has two of them: its leg stands in the
+//! first, at its home there or beside it; where both are taken, in the second; and where all four are, in the
+//! hash map for what the table has no room for. The relay draws its IDs at
+//! random, so their own bits spread them as evenly as any hash would, and nobody else can choose them: no
+//! secret is needed.
 
 /// Bytes of a pair.
 pub const PAIR_LEN: usize = size_of::<[super::RelayEntry; 2]>();
 
-/// The pairs of a table for so many legs. With one for each, nine legs in ten are in their first pair when all are bound,
-/// and one in 150 is in the hash map.
+/// The pairs of a table for so many legs. With one for each, nine legs in ten are in their first pair when
+/// all are bound, and one in 150 is in the hash map.
 #[must_use]
 pub const fn pairs_for(legs: u32) -> u32 {
     if legs == 0 { 1 } else { legs }

@@ -1,15 +1,16 @@
 //! How much one leg may carry.
 //!
-//! A virtual scheduling algorithm (a leaky bucket as a meter, ITU-T I.371): each byte costs time, and a packet passes
-//! while the time that all bytes together have cost is at most the burst ahead of the clock. It needs one word of state
-//! and no timer.
+//! A virtual scheduling algorithm (a leaky bucket as a meter, ITU-T I.371): each byte costs time, and a
+//! packet passes while the time that all bytes together have cost is at most the burst ahead of the clock. It
+//! needs one word of state and no timer.
 
 /// Bits behind the binary point of [`RelayRate::cost`].
 const FRACTION: u32 = 16;
-/// The slowest rate that can be expressed, in bytes per second. A tunnel below it would not carry an interactive session.
+/// The slowest rate that can be expressed, in bytes per second. A tunnel below it would not carry an
+/// interactive session.
 pub const MIN_BYTES_PER_SECOND: u64 = 16_384;
-/// The least burst, in nanoseconds at full rate: the kernel's coarse clock moves in steps of up to 10 ms, and what a
-/// step brings must not be lost.
+/// The least burst, in nanoseconds at full rate: the kernel's coarse clock moves in steps of up to 10 ms, and
+/// what a step brings must not be lost.
 const MIN_BURST_NS: u64 = 20_000_000;
 /// The least burst, in bytes: two packets of Ethernet's size, or a slow leg would carry none of them.
 const MIN_BURST_BYTES: u64 = 3_000;
@@ -28,8 +29,9 @@ impl RelayRate {
     /// No limit.
     pub const UNLIMITED: Self = Self { cost: 0, burst_ns: 0 };
 
-    /// `bytes_per_second` of UDP payload, and `burst_bytes` at once. A rate of 0 is unlimited; other rates are raised to
-    /// [`MIN_BYTES_PER_SECOND`], and bursts to what 20 ms carry or 3,000 bytes, whichever is more.
+    /// `bytes_per_second` of UDP payload, and `burst_bytes` at once. A rate of 0 is unlimited; other rates
+    /// are raised to [`MIN_BYTES_PER_SECOND`], and bursts to what 20 ms carry or 3,000 bytes, whichever
+    /// is more.
     #[must_use]
     pub const fn new(bytes_per_second: u64, burst_bytes: u64) -> Self {
         if bytes_per_second == 0 {
@@ -51,8 +53,8 @@ impl RelayRate {
         self.cost == 0
     }
 
-    /// Whether a packet of `bytes` may pass at `now_ns`, when all before it have cost time until `*paid_until_ns`. If so
-    /// it is charged.
+    /// Whether a packet of `bytes` may pass at `now_ns`, when all before it have cost time until
+    /// `*paid_until_ns`. If so it is charged.
     #[inline(always)]
     pub const fn spend(&self, paid_until_ns: &mut u64, now_ns: u64, bytes: u64) -> bool {
         if self.is_unlimited() {

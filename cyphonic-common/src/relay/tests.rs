@@ -307,7 +307,8 @@ fn a_missing_checksum_stays_missing_between_ipv4_unless_frames_are_merged() {
     assert_eq!(verdict, Verdict::Pass(PassReason::NoChecksum));
 }
 
-/// The kernel leaves the sum of the pseudo header where the network card is to put the checksum, and in what it merges.
+/// The kernel leaves the sum of the pseudo header where the network card is to put the checksum, and in what
+/// it merges.
 #[test]
 fn a_partial_checksum_passes() {
     for from_v6 in [false, true] {

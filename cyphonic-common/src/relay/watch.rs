@@ -1,19 +1,20 @@
 //! How long an answer of the routing table may be used again.
 //!
-//! Asking the kernel's tables costs more than all else that is done for a packet, and of a million legs each is used too
-//! seldom for an answer that lasts a moment. So userspace watches the tables, and says when they last changed: an answer
-//! that is newer is as good as a new one. Where nobody watches, as after the process was killed, it lasts a moment only.
+//! Asking the kernel's tables costs more than all else that is done for a packet, and of a million legs each
+//! is used too seldom for an answer that lasts a moment. So userspace watches the tables, and says when they
+//! last changed: an answer that is newer is as good as a new one. Where nobody watches, as after the process
+//! was killed, it lasts a moment only.
 
-/// For how long an answer is used while somebody watches: as long as the kernel believes what routers on the way told it
-/// about their MTU (RFC 1191 §6.3), which is the one thing it changes without telling.
+/// For how long an answer is used while somebody watches: as long as the kernel believes what routers on the
+/// way told it about their MTU (RFC 1191 §6.3), which is the one thing it changes without telling.
 const WATCHED: u32 = ticks(600_000_000_000);
 /// For how long an answer is used while nobody does. The program's clock moves in steps of up to 10 ms.
 const UNWATCHED: u32 = ticks(100_000_000);
 /// Somebody who has not been heard of for this long does not watch any more.
 const PATIENCE: u32 = ticks(3_000_000_000);
 
-/// A moment of `CLOCK_MONOTONIC` in steps of 2²⁴ ns, 16.8 ms. They start anew after two years: an answer that was not
-/// used for exactly so long would be taken for a new one.
+/// A moment of `CLOCK_MONOTONIC` in steps of 2²⁴ ns, 16.8 ms. They start anew after two years: an answer that
+/// was not used for exactly so long would be taken for a new one.
 #[inline(always)]
 #[must_use]
 pub const fn ticks(ns: u64) -> u32 {

@@ -1,5 +1,5 @@
-//! What is decided for each packet: the classifier, the relay, the replay window. The first two are the very functions
-//! of the eBPF programs, compiled for this processor.
+//! What is decided for each packet: the classifier, the relay, the replay window. The first two are the very
+//! functions of the eBPF programs, compiled for this processor.
 
 use std::collections::HashSet;
 use std::hint::black_box;

@@ -7,8 +7,9 @@
 //!   CPU 0                                  the last CPU
 //! ```
 //!
-//! Both ends poll in kernel threads (threaded NAPI), so that what receiving costs the relay's side is known exactly: it is
-//! the time of a thread. The world's thread goes first on its processor, so that the generator never overflows the sink.
+//! Both ends poll in kernel threads (threaded NAPI), so that what receiving costs the relay's side is known
+//! exactly: it is the time of a thread. The world's thread goes first on its processor, so that the generator
+//! never overflows the sink.
 
 use std::fs;
 use std::net::Ipv4Addr;

@@ -1,8 +1,8 @@
-//! Debian's coturn, and TURN clients that do what it takes to get packets relayed (RFC 8656): an allocation each, and a
-//! channel to a peer.
+//! Debian's coturn, and TURN clients that do what it takes to get packets relayed (RFC 8656): an allocation
+//! each, and a channel to a peer.
 //!
-//! Everything is in coturn's favour: no authentication, channels instead of indications, and a peer that is reached
-//! directly, so that a packet passes the server once.
+//! Everything is in coturn's favour: no authentication, channels instead of indications, and a peer that is
+//! reached directly, so that a packet passes the server once.
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};

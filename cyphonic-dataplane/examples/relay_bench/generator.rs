@@ -129,8 +129,8 @@ impl World {
 /// Packets for each binding before anything is measured: then 98 in 100 have carried one.
 const WARM_UP: u32 = 4;
 
-/// Runs `called` on fresh packets and returns what one run costs, the making of the packet and the call taken off. Before
-/// that all bindings come into use.
+/// Runs `called` on fresh packets and returns what one run costs, the making of the packet and the call taken
+/// off. Before that all bindings come into use.
 pub(crate) fn program_cost(
     cable: &Cable,
     objects: &Path,

@@ -4,14 +4,15 @@
 //! relay_bench --mode xdp --bindings 1000 --payload 64 --seconds 1 --objects target/bpf
 //! ```
 //!
-//! `cargo xtask bench relay` runs it for every mode in turn and makes the figures. The packets come from a generator in
-//! the kernel and go to a sink in the kernel (`generator`), over a cable (`cable`); the relay has a processor
-//! of its own where there are two. What it costs is the processor time of the threads that work for it: the kernel's
-//! polling thread of its network interface, and its own if it has any. Packets per second and processor are those that
-//! arrived, divided by that time.
+//! `cargo xtask bench relay` runs it for every mode in turn and makes the figures. The packets come from a
+//! generator in the kernel and go to a sink in the kernel (`generator`), over a cable (`cable`); the relay
+//! has a processor of its own where there are two. What it costs is the processor time of the threads that
+//! work for it: the kernel's polling thread of its network interface, and its own if it has any. Packets per
+//! second and processor are those that arrived, divided by that time.
 //!
-//! An overloaded relay may deliver less than one with a little less to do. So unless `--rate` says how many packets to
-//! offer, rates are tried upwards from what an unpaced generator got through, and the best one is measured.
+//! An overloaded relay may deliver less than one with a little less to do. So unless `--rate` says how many
+//! packets to offer, rates are tried upwards from what an unpaced generator got through, and the best one is
+//! measured.
 
 #![expect(unsafe_code, reason = "namespaces are made by system calls, and aya copies values as bytes")]
 #![expect(clippy::print_stdout, reason = "a measuring program's output")]

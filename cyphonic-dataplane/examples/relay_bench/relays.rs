@@ -36,7 +36,8 @@ pub(crate) struct Kernel {
 #[repr(transparent)]
 struct Value<T>(T);
 
-// SAFETY: it is `repr(C)`, consists of integers and byte arrays, and has no padding (asserted beside its definition).
+// SAFETY: it is `repr(C)`, consists of integers and byte arrays, and has no padding (asserted beside its
+// definition).
 unsafe impl Pod for Value<RelayConfig> {}
 
 impl Kernel {

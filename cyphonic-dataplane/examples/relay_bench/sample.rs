@@ -5,8 +5,8 @@ use anyhow::{Result, ensure};
 use crate::cable::{FIRST_RECEIVER, RELAY, RELAY_MAC, WORLD_MAC};
 use crate::traffic::{MARK, PAYLOAD, fold};
 
-/// Looks at the head of a packet that came out of the relay. What follows it is zero, as the generator made it. What a
-/// socket sent over a cable of veth has no whole checksum, since no hardware needs one there.
+/// Looks at the head of a packet that came out of the relay. What follows it is zero, as the generator made
+/// it. What a socket sent over a cable of veth has no whole checksum, since no hardware needs one there.
 pub(crate) fn check(head: &[u8], bindings: u32, whole_checksum: bool) -> Result<()> {
     ensure!(head.iter().any(|byte| *byte != 0), "nothing came out");
     ensure!(head[..6] == WORLD_MAC && head[6..12] == RELAY_MAC, "link addresses {:02x?}", &head[..12]);

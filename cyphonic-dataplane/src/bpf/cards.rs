@@ -1,5 +1,5 @@
-//! The network cards that the program on the underlay serves: each has a slot, so that its sockets stand in places of
-//! their own.
+//! The network cards that the program on the underlay serves: each has a slot, so that its sockets stand in
+//! places of their own.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 

@@ -21,8 +21,8 @@ use crate::udp::UdpPort;
 /// How a program hangs on an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachKind {
-    /// A tcx link (Linux 6.6): several programs share a hook without knowing each other, and the kernel detaches ours
-    /// when this process ends, however it ends.
+    /// A tcx link (Linux 6.6): several programs share a hook without knowing each other, and the kernel
+    /// detaches ours when this process ends, however it ends.
     Tcx,
     /// A filter on the clsact queueing discipline. It outlives a killed process until the interface goes; the
     /// virtual interface goes with the process that made it.
@@ -43,8 +43,8 @@ impl fmt::Display for AttachKind {
 pub struct Options {
     /// Insist on one way to attach. By default tcx is tried first.
     pub kind: Option<AttachKind>,
-    /// Have the programs report what they drop, for [`EgressClassifier::flush_log`]: all but noise, and at most once a
-    /// second on each CPU, so that it costs next to nothing at any rate.
+    /// Have the programs report what they drop, for [`EgressClassifier::flush_log`]: all but noise, and at
+    /// most once a second on each CPU, so that it costs next to nothing at any rate.
     pub log_drops: bool,
 }
 
@@ -74,8 +74,8 @@ impl Programs {
         Ok(Self { object, log, tables, cards, options })
     }
 
-    /// Has the programs choose, for every packet, the worker among several: `queues` are the virtual interface's and
-    /// `ports` the sockets of the UDP port, both by worker.
+    /// Has the programs choose, for every packet, the worker among several: `queues` are the virtual
+    /// interface's and `ports` the sockets of the UDP port, both by worker.
     ///
     /// # Errors
     /// [`BpfError`]. Packets may then come to any worker.
@@ -96,8 +96,8 @@ impl Programs {
         Ok(self.attached(kind))
     }
 
-    /// Attaches what judges packets out of tunnels to `interface`, the near end of a veth pair, whose far end judges
-    /// those into tunnels ([`Programs::attach_virtual`]).
+    /// Attaches what judges packets out of tunnels to `interface`, the near end of a veth pair, whose far end
+    /// judges those into tunnels ([`Programs::attach_virtual`]).
     ///
     /// # Errors
     /// [`BpfError`], whose text says what to do. Nothing stays attached then.
@@ -192,7 +192,8 @@ impl EgressClassifier {
         ClassifierCounters::read(&self.object)
     }
 
-    /// Turns what the programs have reported since the last call into `tracing` events (target `cyphonic_ebpf`).
+    /// Turns what the programs have reported since the last call into `tracing` events (target
+    /// `cyphonic_ebpf`).
     pub fn flush_log(&mut self) {
         self.log.flush();
     }

@@ -6,7 +6,8 @@ use cyphonic_common::map::{Counter, CounterIndex};
 use super::error::BpfError;
 use super::object::Object;
 
-/// A classifier's counters, summed over all CPUs at one moment (more or less: CPUs go on counting while they are read).
+/// A classifier's counters, summed over all CPUs at one moment (more or less: CPUs go on counting while they
+/// are read).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClassifierCounters {
     /// Packets from applications that went on to a tunnel.

@@ -1,4 +1,5 @@
-//! What can go wrong between an embedded object and an attached program, in words for the person who must act.
+//! What can go wrong between an embedded object and an attached program, in words for the person who must
+//! act.
 
 use aya::EbpfError;
 use aya::maps::MapError;

@@ -1,13 +1,14 @@
 //! Loading, configuring and reading the eBPF programs.
 //!
-//! The programs come embedded in the binary (see this crate's `build.rs`). [`Programs`] loads them, and has them choose
-//! among several workers; [`EgressClassifier`] puts them on the virtual interface: what applications send is judged in
-//! the kernel before it wakes userspace, what comes out of tunnels before it reaches applications, and both are
-//! counted. [`KernelTables`] is what they know of peers and policy. The judgement is [`cyphonic_common::classify`]'s,
-//! the same function userspace runs where eBPF is not to be had.
+//! The programs come embedded in the binary (see this crate's `build.rs`). [`Programs`] loads them, and has
+//! them choose among several workers; [`EgressClassifier`] puts them on the virtual interface: what
+//! applications send is judged in the kernel before it wakes userspace, what comes out of tunnels before it
+//! reaches applications, and both are counted. [`KernelTables`] is what they know of peers and policy. The
+//! judgement is [`cyphonic_common::classify`]'s, the same function userspace runs where eBPF is not to be
+//! had.
 //!
-//! **Invariants.** The configuration is written before a program is attached. Dropping the classifier detaches it. The
-//! programs never write to a packet.
+//! **Invariants.** The configuration is written before a program is attached. Dropping the classifier
+//! detaches it. The programs never write to a packet.
 
 mod cards;
 mod classifier;

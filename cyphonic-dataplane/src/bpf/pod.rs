@@ -1,8 +1,8 @@
 //! The values of the programs' maps, as aya copies them into and out of the kernel.
 //!
-//! aya takes what is [`Pod`]: any bytes are a value, and no byte of it is padding, since the kernel compares and shows all of
-//! them. Which values those are is said here, each beside the sum that rules padding out: the fields' sizes make up the
-//! whole's.
+//! aya takes what is [`Pod`]: any bytes are a value, and no byte of it is padding, since the kernel compares
+//! and shows all of them. Which values those are is said here, each beside the sum that rules padding out:
+//! the fields' sizes make up the whole's.
 
 #![expect(unsafe_code, reason = "aya's Pod")]
 
@@ -51,7 +51,7 @@ const _: () = assert!(size_of::<RelayState>() == 5 * 8);
 const _: () = assert!(size_of::<Way>() == 3 * 4 + 2 * 4 + 2 + 2);
 const _: () =
     assert!(size_of::<RelayEntry>() == size_of::<RelayLeg>() + size_of::<RelayState>() + size_of::<Way>());
-// SAFETY: `repr(C)`: a leg, its state and its way, which are `repr(C)` and consist of integers and arrays of bytes: a leg of two
-// `u64`, two addresses, two ports, a rate (two `u32`) and four bytes, its state of five `u64`, its way of five `u32`, a `u16` and
-// two bytes.
+// SAFETY: `repr(C)`: a leg, its state and its way, which are `repr(C)` and consist of integers and arrays of
+// bytes: a leg of two `u64`, two addresses, two ports, a rate (two `u32`) and four bytes, its state of five
+// `u64`, its way of five `u32`, a `u16` and two bytes.
 unsafe impl Pod for Value<RelayEntry> {}

@@ -15,14 +15,14 @@ use super::object::Object;
 use super::pod::Value;
 use crate::sync::lock;
 
-/// Addresses without a node that are remembered. Applications cause them, so a scan of the prefix must not fill the
-/// map: the oldest is forgotten, which costs it one more question to the agent.
+/// Addresses without a node that are remembered. Applications cause them, so a scan of the prefix must not
+/// fill the map: the oldest is forgotten, which costs it one more question to the agent.
 const MAX_DEAD: usize = 1_024;
 
 /// What the programs know. Calls change the kernel's maps at once.
 ///
-/// That a map does not take an entry is logged and otherwise borne: a peer that the programs do not know is carried by
-/// userspace as before, and a connection ID that they do not know is handed on between workers.
+/// That a map does not take an entry is logged and otherwise borne: a peer that the programs do not know is
+/// carried by userspace as before, and a connection ID that they do not know is handed on between workers.
 #[derive(Debug)]
 pub struct KernelTables {
     peers: Mutex<Peers>,

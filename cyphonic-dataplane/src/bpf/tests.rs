@@ -1,4 +1,5 @@
-//! The programs in a real kernel: by `BPF_PROG_TEST_RUN` for every verdict, and on a TUN device in a network namespace.
+//! The programs in a real kernel: by `BPF_PROG_TEST_RUN` for every verdict, and on a TUN device in a network
+//! namespace.
 //!
 //! These tests need root and the eBPF objects, and fail where one is missing.
 

@@ -15,14 +15,14 @@ use super::pod::Value;
 use crate::errno::errno;
 use crate::xsk::XskRx;
 
-/// Programs in front of AF_XDP sockets. They run in the driver or not at all: the kernel's generic mode comes after
-/// packets were merged into larger ones (GRO), and is slower than the sockets it would replace.
+/// Programs in front of AF_XDP sockets. They run in the driver or not at all: the kernel's generic mode comes
+/// after packets were merged into larger ones (GRO), and is slower than the sockets it would replace.
 ///
-/// In which order: attach, open the sockets ([`Xsk::open`](crate::xsk::Xsk::open)), give them frames, then name them to
-/// the programs here. Between attaching and naming, what applications send is dropped.
+/// In which order: attach, open the sockets ([`Xsk::open`](crate::xsk::Xsk::open)), give them frames, then
+/// name them to the programs here. Between attaching and naming, what applications send is dropped.
 impl Programs {
-    /// Attaches to `far_end` of the veth pair that is the virtual interface: what applications send is judged and given
-    /// to its queue's socket.
+    /// Attaches to `far_end` of the veth pair that is the virtual interface: what applications send is judged
+    /// and given to its queue's socket.
     ///
     /// # Errors
     /// [`BpfError`], whose text says what to do.
@@ -41,9 +41,9 @@ impl Programs {
 
 /// The program on network cards, which goes on some and off others while the ring runs.
 impl EgressClassifier {
-    /// Attaches to a network card: tunnels' packets to the node's UDP port are given to their worker's socket, as far
-    /// as [`KernelTables`](super::KernelTables) knows their connection IDs. May be called for several cards, each once:
-    /// `card` is the kernel's number for the interface.
+    /// Attaches to a network card: tunnels' packets to the node's UDP port are given to their worker's
+    /// socket, as far as [`KernelTables`](super::KernelTables) knows their connection IDs. May be called
+    /// for several cards, each once: `card` is the kernel's number for the interface.
     ///
     /// # Errors
     /// [`BpfError`], whose text says what to do. Packets then arrive at the UDP port as before.

@@ -1,7 +1,7 @@
 //! The Internet checksum (RFC 1071), fast enough to run over every byte that passes.
 //!
-//! One's complement sums do not depend on byte order (RFC 1071 §2.B), so words are added as the CPU reads them
-//! and only the folded result is stored back the same way.
+//! One's complement sums do not depend on byte order (RFC 1071 §2.B), so words are added as the CPU reads
+//! them and only the folded result is stored back the same way.
 
 #![cfg_attr(
     target_arch = "x86_64",
@@ -20,8 +20,8 @@ impl Sum {
         Self(self.0 + sum_words(bytes))
     }
 
-    /// Adds bytes as [`add`](Self::add) does, and copies them, in one pass. `None`, and nothing copied, where the places differ in
-    /// length.
+    /// Adds bytes as [`add`](Self::add) does, and copies them, in one pass. `None`, and nothing copied, where
+    /// the places differ in length.
     pub(crate) fn add_copying(self, from: &[u8], to: &mut [u8]) -> Option<Self> {
         (from.len() == to.len()).then(|| Self(self.0 + copy_words(from, to)))
     }
@@ -109,8 +109,8 @@ fn copy_words_avx2(from: &[u8], to: &mut [u8]) -> u64 {
     copy_words_in_lanes(from, to)
 }
 
-/// Sums in independent 64-bit lanes, which the compiler turns into vector additions. Each lane has room for 2^32
-/// words; packets have at most 2^14.
+/// Sums in independent 64-bit lanes, which the compiler turns into vector additions. Each lane has room for
+/// 2^32 words; packets have at most 2^14.
 #[inline(always)]
 fn sum_words_in_lanes(bytes: &[u8]) -> u64 {
     let (blocks, rest) = bytes.as_chunks();

@@ -1,9 +1,10 @@
 //! Joining consecutive packets of a flow into super-packets, without copying their payloads.
 //!
 //! The rules are those of the kernel's own receive offload, so that what an application sees is what it would
-//! see behind a network card: the same addresses, traffic class, flow label, hop limit, ports, acknowledgement,
-//! window and options; consecutive sequence numbers; equal sizes, a shorter one ends the super-packet, as do FIN
-//! and PSH; CWR starts one. Packets that do not fit end what their flow has begun, so that a flow never reorders.
+//! see behind a network card: the same addresses, traffic class, flow label, hop limit, ports,
+//! acknowledgement, window and options; consecutive sequence numbers; equal sizes, a shorter one ends the
+//! super-packet, as do FIN and PSH; CWR starts one. Packets that do not fit end what their flow has begun, so
+//! that a flow never reorders.
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -143,8 +144,8 @@ impl Coalescer {
         self.begin(slot, segment.and_then(|segment| Flow::begin(&segment)));
     }
 
-    /// Hands every super-packet and every single packet to `write`, in order of their first packets, as the parts
-    /// of one device write, with the number of packets in it; then forgets them.
+    /// Hands every super-packet and every single packet to `write`, in order of their first packets, as the
+    /// parts of one device write, with the number of packets in it; then forgets them.
     pub(crate) fn flush<'b>(
         &mut self,
         bytes: impl Fn(Slot) -> &'b [u8],
@@ -315,7 +316,8 @@ impl Flow {
         !self.payload.is_multiple_of(self.size) || self.flags & (tcp::FIN | tcp::PSH) != 0
     }
 
-    /// The super-packet's headers: the first packet's with the whole's length and flags and a partial checksum.
+    /// The super-packet's headers: the first packet's with the whole's length and flags and a partial
+    /// checksum.
     fn joined(&self) -> (VnetHeader, [u8; MAX_HEADERS]) {
         let mut headers = self.headers;
         let len = self.headers_len - IPV6_HEADER_LEN + self.payload;

@@ -6,8 +6,8 @@ use cyphonic_common::packet::udp::UDP_HEADER_LEN;
 use super::vnet::{GsoKind, VnetHeader};
 use super::{Sum, be16, be32, put, tcp, udp};
 
-/// The most headers a packet may have before its payload: 60 bytes of TCP behind 40 of IPv6 and what the kernel
-/// puts between.
+/// The most headers a packet may have before its payload: 60 bytes of TCP behind 40 of IPv6 and what the
+/// kernel puts between.
 const MAX_HEADERS: usize = 512;
 
 /// How the parts of a packet are made from it.
@@ -102,8 +102,8 @@ impl<'a> SuperPacket<'a> {
         Some(Self { cut, headers, size, parts, partial, ..self })
     }
 
-    /// The same, cut into packets of at most `largest` bytes. TCP does not mind, as it numbers bytes; `None` for
-    /// anything else, whose packets mean something as they are.
+    /// The same, cut into packets of at most `largest` bytes. TCP does not mind, as it numbers bytes; `None`
+    /// for anything else, whose packets mean something as they are.
     pub(crate) fn cut_to(&self, largest: usize) -> Option<Self> {
         let size = largest.checked_sub(self.headers).filter(|size| *size > 0)?;
         if !matches!(self.cut, Cut::Tcp { .. }) {
@@ -134,8 +134,8 @@ impl<'a> SuperPacket<'a> {
         }
     }
 
-    /// Writes packet `index` to the start of `out` and returns its length; `None` if there is no such packet or
-    /// it does not fit.
+    /// Writes packet `index` to the start of `out` and returns its length; `None` if there is no such packet
+    /// or it does not fit.
     pub(crate) fn write_part(&self, index: usize, out: &mut [u8]) -> Option<usize> {
         if index >= self.count() {
             return None;
@@ -182,7 +182,8 @@ impl<'a> SuperPacket<'a> {
         put(out, transport + udp::CHECKSUM, &sum.finish_udp())
     }
 
-    /// Headers, this part's payload, and the IPv6 length. Returns the payload's sum: summing while copying reads it once.
+    /// Headers, this part's payload, and the IPv6 length. Returns the payload's sum: summing while copying
+    /// reads it once.
     fn write_common(&self, index: usize, out: &mut [u8]) -> Option<Sum> {
         let (headers, payload) = out.split_at_mut_checked(self.headers)?;
         headers.copy_from_slice(self.packet.get(..self.headers)?);
@@ -209,7 +210,8 @@ mod tests {
 
     const SEQUENCE: u32 = u32::MAX - 1_000;
 
-    /// A super-packet with this payload, as the kernel hands it over: to be cut into segments with `size` bytes each.
+    /// A super-packet with this payload, as the kernel hands it over: to be cut into segments with `size`
+    /// bytes each.
     fn super_packet(kind: GsoKind, payload: &[u8], size: u16) -> (VnetHeader, Vec<u8>) {
         let (protocol, header, checksum) = match kind {
             GsoKind::Tcp6 => (TCP, tcp::MIN_HEADER, tcp::CHECKSUM),

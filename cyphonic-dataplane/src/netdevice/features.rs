@@ -1,5 +1,5 @@
-//! What an interface's driver can do for XDP, asked of the kernel without touching the interface (the generic netlink
-//! family `netdev`, Linux 6.3; `Documentation/netlink/specs/netdev.yaml`).
+//! What an interface's driver can do for XDP, asked of the kernel without touching the interface (the generic
+//! netlink family `netdev`, Linux 6.3; `Documentation/netlink/specs/netdev.yaml`).
 
 use std::io;
 
@@ -49,7 +49,8 @@ pub struct XdpRedirection {
 /// What the driver of an interface, in the calling thread's network namespace, can do.
 ///
 /// # Errors
-/// There is no such interface, or the kernel is older than 6.3 and does not tell ([`io::ErrorKind::NotFound`]).
+/// There is no such interface, or the kernel is older than 6.3 and does not tell
+/// ([`io::ErrorKind::NotFound`]).
 pub fn xdp_features(interface: &str) -> io::Result<XdpFeatures> {
     let features = features(super::index(interface)?)?;
     Ok(XdpFeatures { native: features & NATIVE == NATIVE, zero_copy: features & ZERO_COPY != 0 })

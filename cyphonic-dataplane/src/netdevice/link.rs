@@ -13,10 +13,12 @@ const LINK_INFO: u16 = 18;
 const KIND: u16 = 1;
 /// `IFLA_IFNAME`.
 const NAME: u16 = 3;
-/// `IFLA_EXT_MASK`, and of its bits the one that leaves statistics out: half of what is told (`RTEXT_FILTER_SKIP_STATS`).
+/// `IFLA_EXT_MASK`, and of its bits the one that leaves statistics out: half of what is told
+/// (`RTEXT_FILTER_SKIP_STATS`).
 const EXTENT: u16 = 29;
 const WITHOUT_STATISTICS: u32 = 1 << 3;
-/// How often a list is asked for again in which something may be missing, since interfaces came or went meanwhile.
+/// How often a list is asked for again in which something may be missing, since interfaces came or went
+/// meanwhile.
 const TRIES: usize = 10;
 
 /// The interfaces of a network namespace at one moment.

@@ -1,4 +1,5 @@
-//! Questions by netlink, their answers, and news (`linux/netlink.h`): what little of that protocol is needed here.
+//! Questions by netlink, their answers, and news (`linux/netlink.h`): what little of that protocol is needed
+//! here.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -30,8 +31,8 @@ impl Netlink {
         Ok(Self(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?))
     }
 
-    /// Asks one question: a message of type `kind`, with the subsystem's own header and its attributes. Returns the same
-    /// part of the answer.
+    /// Asks one question: a message of type `kind`, with the subsystem's own header and its attributes.
+    /// Returns the same part of the answer.
     pub(super) fn ask(&self, kind: u16, body: &[u8]) -> io::Result<Vec<u8>> {
         self.send(kind, REQUEST, body)?;
         let mut answer = vec![0; LONGEST_ANSWER];
@@ -40,7 +41,8 @@ impl Netlink {
         Message::read(&answer).map(|message| message.content.to_vec())
     }
 
-    /// As [`ask`](Self::ask), for all that there is: one answer each. [`io::ErrorKind::Interrupted`]: it changed meanwhile.
+    /// As [`ask`](Self::ask), for all that there is: one answer each. [`io::ErrorKind::Interrupted`]: it
+    /// changed meanwhile.
     pub(super) fn list(&self, kind: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         self.send(kind, REQUEST | LIST, body)?;
         let (mut piece, mut answers) = (vec![0; LONGEST_ANSWER], Vec::new());

@@ -1,4 +1,5 @@
-//! Which XDP programs are on an interface, and how they hang there (rtnetlink's `IFLA_XDP`, `linux/if_link.h`).
+//! Which XDP programs are on an interface, and how they hang there (rtnetlink's `IFLA_XDP`,
+//! `linux/if_link.h`).
 
 use std::io;
 

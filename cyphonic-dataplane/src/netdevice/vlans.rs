@@ -16,8 +16,8 @@ const VLAN: &[u8] = b"vlan";
 pub struct Vlans {
     /// Their names.
     pub devices: Vec<String>,
-    /// Whether tags stay in frames until the network stack takes them off. Otherwise they are beside the frames before
-    /// that, where an XDP program behind the driver does not see them.
+    /// Whether tags stay in frames until the network stack takes them off. Otherwise they are beside the
+    /// frames before that, where an XDP program behind the driver does not see them.
     pub in_frames: bool,
     /// Whether the network card takes tags off, and can be told not to.
     pub by_card: bool,
@@ -43,8 +43,8 @@ fn is_vlan_above(attributes: &[u8], below: u32) -> bool {
         && attribute(attributes, LINK_BELOW_NAMESPACE).is_none()
 }
 
-/// What devices of software are given has no tags in it any more, whatever they say of themselves: the stack has taken them
-/// off on the way there, or the sender never put them in.
+/// What devices of software are given has no tags in it any more, whatever they say of themselves: the stack
+/// has taken them off on the way there, or the sender never put them in.
 fn placed(devices: Vec<String>, software: bool, taken_off: bool) -> Vlans {
     Vlans { devices, in_frames: !software && !taken_off, by_card: !software && taken_off }
 }

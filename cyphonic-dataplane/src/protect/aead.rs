@@ -1,8 +1,9 @@
 //! The AEAD providers: the only files that name them.
 //!
-//! Which library is fastest differs by CPU: with AES-128-GCM, one is a third faster than the other where there are wide
-//! vector instructions, and slower where there are none. So both are here, behind one key type, and a short measurement
-//! decides when the first key is made ([`provider`]). Both compute the same, byte for byte.
+//! Which library is fastest differs by CPU: with AES-128-GCM, one is a third faster than the other where
+//! there are wide vector instructions, and slower where there are none. So both are here, behind one key
+//! type, and a short measurement decides when the first key is made ([`provider`]). Both compute the same,
+//! byte for byte.
 
 mod provider;
 

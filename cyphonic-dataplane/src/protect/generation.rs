@@ -28,7 +28,8 @@ impl Generation {
         Self::new(self.suite, &secret)
     }
 
-    /// Eight bytes that only the two peers can know, for the PATH_CHALLENGE that has this generation acknowledged.
+    /// Eight bytes that only the two peers can know, for the PATH_CHALLENGE that has this generation
+    /// acknowledged.
     pub(super) fn challenge(&self) -> [u8; 8] {
         *expand_label::<8>(&self.secret.0, "cyphonic challenge")
     }

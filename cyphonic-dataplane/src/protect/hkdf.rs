@@ -1,6 +1,7 @@
 //! HKDF-Expand-Label (RFC 8446 §7.1) with SHA-256, an empty context and at most one block of output.
 //!
-//! No key of RFC 9001 is longer than the hash, so HKDF-Expand (RFC 5869 §2.3) is a single HMAC and cannot fail.
+//! No key of RFC 9001 is longer than the hash, so HKDF-Expand (RFC 5869 §2.3) is a single HMAC and cannot
+//! fail.
 
 use ring::hmac;
 use zeroize::Zeroizing;

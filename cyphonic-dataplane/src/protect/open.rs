@@ -11,8 +11,8 @@ use super::phase::KeyPhase;
 use super::{HEADER_LEN, Secret, Suite, TAG_LEN};
 use crate::replay::{ReplayWindow, WINDOW};
 
-/// How long the previous generation's keys are kept for packets that were overtaken (RFC 9001 §6.5: three times the
-/// probe time-out, which is a second before the round trip is known, RFC 9002 §6.2.2).
+/// How long the previous generation's keys are kept for packets that were overtaken (RFC 9001 §6.5: three
+/// times the probe time-out, which is a second before the round trip is known, RFC 9002 §6.2.2).
 const KEEP_PREVIOUS: Duration = Duration::from_secs(3);
 /// The shortest packet: one byte of frames.
 const MIN_PACKET: usize = HEADER_LEN + 1 + TAG_LEN;
@@ -22,7 +22,8 @@ const MIN_PACKET: usize = HEADER_LEN + 1 + TAG_LEN;
 pub struct Opened<'a> {
     /// Its full packet number.
     pub packet_number: u64,
-    /// Whether no packet with a higher number was opened before. Only such a packet may move the path (RFC 9000 §9.3).
+    /// Whether no packet with a higher number was opened before. Only such a packet may move the path (RFC
+    /// 9000 §9.3).
     pub newest: bool,
     /// Its frames.
     pub payload: &'a [u8],
@@ -63,9 +64,9 @@ impl OpenError {
 
 /// Opens one direction's packets.
 ///
-/// It holds the keys of three generations: the current, the next (made ahead, so that an update takes no longer than
-/// any packet, RFC 9001 §6.3), and for a while the previous. The phase bit and the packet number say which to try;
-/// only one is ever tried.
+/// It holds the keys of three generations: the current, the next (made ahead, so that an update takes no
+/// longer than any packet, RFC 9001 §6.3), and for a while the previous. The phase bit and the packet number
+/// say which to try; only one is ever tried.
 pub struct Opener {
     suite: Suite,
     header: HeaderKey,
@@ -143,8 +144,8 @@ impl Opener {
         Ok(Opened { packet_number, newest, payload })
     }
 
-    /// Takes the data of a PATH_RESPONSE that an opened packet carried. True if it answers the sealer's challenge,
-    /// which is then settled; false if it is the answer to someone else's.
+    /// Takes the data of a PATH_RESPONSE that an opened packet carried. True if it answers the sealer's
+    /// challenge, which is then settled; false if it is the answer to someone else's.
     pub fn acknowledge(&mut self, response: [u8; 8]) -> bool {
         self.phase.acknowledge(response)
     }

@@ -1,8 +1,8 @@
 //! What a tunnel's sealer and opener must agree on while keys are updated.
 //!
-//! Both sides count generations from 0; the key phase bit is a generation's lowest bit. The atomics publish nothing
-//! but themselves, so relaxed ordering does: whoever acts on a packet in another thread got word of it through a
-//! channel, which orders these stores too.
+//! Both sides count generations from 0; the key phase bit is a generation's lowest bit. The atomics publish
+//! nothing but themselves, so relaxed ordering does: whoever acts on a packet in another thread got word of
+//! it through a channel, which orders these stores too.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -14,8 +14,9 @@ const ACKNOWLEDGED: u64 = 0;
 pub(super) struct KeyPhase {
     /// The newest generation that the peer has sent with. Written by the opener.
     receiving: AtomicU64,
-    /// The challenge whose answer shows that the peer receives our current generation. Set by the sealer, cleared
-    /// by the opener. One word, so that the answer to an older challenge can never clear a newer one.
+    /// The challenge whose answer shows that the peer receives our current generation. Set by the sealer,
+    /// cleared by the opener. One word, so that the answer to an older challenge can never clear a newer
+    /// one.
     challenge: AtomicU64,
 }
 

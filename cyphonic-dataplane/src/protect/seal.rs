@@ -10,8 +10,8 @@ use super::generation::{Generation, header_key};
 use super::phase::KeyPhase;
 use super::{HEADER_LEN, Secret, Suite, TAG_LEN};
 
-/// Packets after which a generation is replaced: a quarter of AES-128-GCM's limit (RFC 9001 §6.6), so that even at a
-/// million packets per second the peer has seconds to acknowledge.
+/// Packets after which a generation is replaced: a quarter of AES-128-GCM's limit (RFC 9001 §6.6), so that
+/// even at a million packets per second the peer has seconds to acknowledge.
 const UPDATE_AFTER: u64 = 1 << 21;
 /// The largest packet number (RFC 9000 §12.3).
 const MAX_PACKET_NUMBER: u64 = (1 << 62) - 1;
@@ -34,7 +34,8 @@ pub enum SealError {
     /// A packet needs at least one frame (RFC 9000 §12.4).
     #[error("a packet without frames is not allowed: add at least a PING or PADDING frame")]
     Empty,
-    /// A limit of RFC 9001 §6.6 is reached and the peer has acknowledged no update: nothing more may be sealed.
+    /// A limit of RFC 9001 §6.6 is reached and the peer has acknowledged no update: nothing more may be
+    /// sealed.
     #[error("the sending keys are used up and the peer acknowledged no update: set the tunnel up anew")]
     KeysExhausted,
 }
@@ -52,12 +53,13 @@ impl SealError {
 
 /// Seals one direction's packets.
 ///
-/// **Key updates.** The owner calls [`poll_key_update`](Self::poll_key_update) after each batch and on a timer of a
-/// second or less, and sends what it returns in a PATH_CHALLENGE frame of this tunnel. The owner of the
-/// [`Opener`](super::Opener) passes each PATH_RESPONSE to [`acknowledge`](super::Opener::acknowledge). That the
-/// *answer* acknowledges, rather than any packet of the peer in the new phase, is what RFC 9001 §6.1 asks for: when
-/// both ends update at once, or when the peer follows and its packets are lost, its packets alone show nothing about
-/// ours, and a second update would leave the peer two generations behind, unable to open anything ever again.
+/// **Key updates.** The owner calls [`poll_key_update`](Self::poll_key_update) after each batch and on a
+/// timer of a second or less, and sends what it returns in a PATH_CHALLENGE frame of this tunnel. The owner
+/// of the [`Opener`](super::Opener) passes each PATH_RESPONSE to [`acknowledge`](super::Opener::acknowledge).
+/// That the *answer* acknowledges, rather than any packet of the peer in the new phase, is what RFC 9001 §6.1
+/// asks for: when both ends update at once, or when the peer follows and its packets are lost, its packets
+/// alone show nothing about ours, and a second update would leave the peer two generations behind, unable to
+/// open anything ever again.
 pub struct Sealer {
     suite: Suite,
     header: HeaderKey,
@@ -89,11 +91,11 @@ impl Sealer {
         }
     }
 
-    /// Seals the `payload_len` bytes of frames at `buf[HEADER_LEN..]` and returns the packet's length, which is
-    /// `HEADER_LEN + payload_len + TAG_LEN`.
+    /// Seals the `payload_len` bytes of frames at `buf[HEADER_LEN..]` and returns the packet's length, which
+    /// is `HEADER_LEN + payload_len + TAG_LEN`.
     ///
-    /// The packet is authenticated with `real_cid`, the receiver's own; `wire_cid` is what stands on the wire: the
-    /// relay's virtual one, or the real one again where there is no relay.
+    /// The packet is authenticated with `real_cid`, the receiver's own; `wire_cid` is what stands on the
+    /// wire: the relay's virtual one, or the real one again where there is no relay.
     ///
     /// # Errors
     /// Nothing was sealed and no packet number was used.
@@ -120,7 +122,8 @@ impl Sealer {
         let header = self.header_bytes(real_cid, number);
         let (head, body) = packet.split_at_mut(HEADER_LEN);
         let (payload, tag) = body.split_at_mut(payload_len);
-        // The provider's own limits are of gigabytes; the number is spent first, so that nothing can repeat it.
+        // The provider's own limits are of gigabytes; the number is spent first, so that nothing can repeat
+        // it.
         self.next_packet_number += 1;
         self.sealed += 1;
         let sealed = self.keys.key.seal(self.keys.nonce(number), &header, payload);
@@ -132,14 +135,14 @@ impl Sealer {
         Ok(needed)
     }
 
-    /// Asks for a key update: it starts at the next [`poll_key_update`](Self::poll_key_update) at which the previous
-    /// one is acknowledged.
+    /// Asks for a key update: it starts at the next [`poll_key_update`](Self::poll_key_update) at which the
+    /// previous one is acknowledged.
     pub fn request_key_update(&mut self) {
         self.update_requested = true;
     }
 
-    /// Starts a key update if one is due, and returns the data of a PATH_CHALLENGE that must now be sent to have it
-    /// acknowledged (again, if the last one was lost).
+    /// Starts a key update if one is due, and returns the data of a PATH_CHALLENGE that must now be sent to
+    /// have it acknowledged (again, if the last one was lost).
     pub fn poll_key_update(&mut self, now: Instant) -> Option<[u8; 8]> {
         self.follow_peer();
         if self.phase.is_acknowledged() {

@@ -35,7 +35,8 @@ impl Suite {
         Self::ALL.into_iter().find(|suite| *suite as u8 == number)
     }
 
-    /// Packets that one key may seal (RFC 9001 §6.6). ChaCha20-Poly1305 has no limit below that of packet numbers.
+    /// Packets that one key may seal (RFC 9001 §6.6). ChaCha20-Poly1305 has no limit below that of packet
+    /// numbers.
     pub(super) const fn confidentiality_limit(self) -> u64 {
         match self {
             Self::Aes128Gcm => 1 << 23,

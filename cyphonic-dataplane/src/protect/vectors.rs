@@ -1,7 +1,7 @@
 //! RFC 9001 Appendix A against the code that seals and opens tunnel packets.
 //!
-//! Those packets have other headers than ours, so the headers are assembled here; keys, nonces, AEAD and masks are
-//! the production code's.
+//! Those packets have other headers than ours, so the headers are assembled here; keys, nonces, AEAD and
+//! masks are the production code's.
 
 use cyphonic_common::quic;
 use ring::hmac;

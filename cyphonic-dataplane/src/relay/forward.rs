@@ -1,7 +1,8 @@
 //! What the worker does with a batch: find runs of datagrams of one kind, rewrite, send on.
 //!
-//! The kernel delivers a sender's datagrams merged (UDP_GRO), with equal sizes. Those of one leg go out the same way
-//! (UDP_SEGMENT), from the very buffer they came in: no copy, one system call and one set of counters per run.
+//! The kernel delivers a sender's datagrams merged (UDP_GRO), with equal sizes. Those of one leg go out the
+//! same way (UDP_SEGMENT), from the very buffer they came in: no copy, one system call and one set of
+//! counters per run.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -21,7 +22,8 @@ use super::userspace::{Change, Counters};
 use crate::hash::WordHasher;
 use crate::udp::{self, Message, RecvBatch, SignallingSink, Transmit, UdpPort};
 
-/// How long the worker waits for room in the socket's buffer before it drops: arriving packets queue meanwhile.
+/// How long the worker waits for room in the socket's buffer before it drops: arriving packets queue
+/// meanwhile.
 const SEND_PATIENCE: Duration = Duration::from_millis(5);
 
 /// The worker's state, which no other thread touches.
@@ -49,8 +51,8 @@ struct Bound {
 }
 
 impl Bound {
-    /// Whether a datagram that came from here and to there is the leg's. Where the kernel has not told the address that it
-    /// came to, any will do.
+    /// Whether a datagram that came from here and to there is the leg's. Where the kernel has not told the
+    /// address that it came to, any will do.
     fn accepts(&self, from: SocketAddr, local_ip: Option<IpAddr>) -> bool {
         Origin::new(from, local_ip.or(self.shared.leg.local)).is_bound(&self.shared.bound)
     }
@@ -208,8 +210,9 @@ impl Sender<'_> {
                 continue;
             }
             let reason = udp::drop_reason(&error);
-            // What came with packets that are too large may be smaller: where a network passes no UDP, a node's probes of its
-            // path's size come in one message with the packet that followed them.
+            // What came with packets that are too large may be smaller: where a network passes no UDP, a
+            // node's probes of its path's size come in one message with the packet that followed
+            // them.
             let alone = transmit.payload.len() <= stride;
             let smaller =
                 if reason == DropReason::TooBig && !alone { transmit.payload.len() % stride } else { 0 };

@@ -37,7 +37,8 @@ fn check_address(address: SocketAddr) -> Result<(), RelayMapError> {
     Ok(())
 }
 
-/// A leg as control plane and worker share it: one of these in memory, and a pointer to it in each one's table.
+/// A leg as control plane and worker share it: one of these in memory, and a pointer to it in each one's
+/// table.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) leg: Leg,

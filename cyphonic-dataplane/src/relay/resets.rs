@@ -1,13 +1,13 @@
 //! Stateless resets: how a relay that has lost a leg says so at once (RFC 9000 §10.3).
 //!
-//! A relay that restarted knows nothing of a packet's connection ID, so it could only drop it, and both nodes would go
-//! on until silence tells them. Instead it answers with a token that only the relay can make, and that only the
-//! packet's rightful sender was given when the leg was bound. The answer looks like a short-header packet of the
-//! *signalling* half: it finds its way to the node's signalling however many workers share the node's port, and a
-//! relay that gets one by mistake never answers it with one of these.
+//! A relay that restarted knows nothing of a packet's connection ID, so it could only drop it, and both nodes
+//! would go on until silence tells them. Instead it answers with a token that only the relay can make, and
+//! that only the packet's rightful sender was given when the leg was bound. The answer looks like a
+//! short-header packet of the *signalling* half: it finds its way to the node's signalling however many
+//! workers share the node's port, and a relay that gets one by mistake never answers it with one of these.
 //!
-//! **Invariants.** A reset is smaller than what it answers, and resets are limited in number, so a relay reflects less
-//! than it receives. The token's key never comes here: a function makes tokens.
+//! **Invariants.** A reset is smaller than what it answers, and resets are limited in number, so a relay
+//! reflects less than it receives. The token's key never comes here: a function makes tokens.
 
 use std::fmt;
 use std::time::Duration;
@@ -44,8 +44,8 @@ impl Resets {
         Self { token: Box::new(token), random: SystemRandom::new() }
     }
 
-    /// The reset for a packet of `trigger_len` bytes with this connection ID; none for one so short that the answer
-    /// could not be shorter, or where the system has no random numbers.
+    /// The reset for a packet of `trigger_len` bytes with this connection ID; none for one so short that the
+    /// answer could not be shorter, or where the system has no random numbers.
     pub fn answer(&self, cid: ConnectionId, trigger_len: usize) -> Option<Reset> {
         let len = trigger_len.checked_sub(1)?.min(MAX_RESET_LEN);
         if len < MIN_RESET_LEN {

@@ -1,8 +1,9 @@
 //! The relay in a thread of this process.
 //!
-//! The worker owns a map of its own, without locks; the control plane's side is behind a mutex and sends each change
-//! over a channel. The worker applies changes *after* a receive call and before it looks at what that call brought:
-//! a packet that a binding's answer caused was sent after the change was queued, so it finds the entry.
+//! The worker owns a map of its own, without locks; the control plane's side is behind a mutex and sends each
+//! change over a channel. The worker applies changes *after* a receive call and before it looks at what that
+//! call brought: a packet that a binding's answer caused was sent after the change was queued, so it finds
+//! the entry.
 
 use std::collections::HashMap;
 use std::io;
@@ -34,7 +35,8 @@ pub(super) enum Change {
     Remove(ConnectionId),
 }
 
-/// Relays in userspace. Made once, shared by the control plane (as [`RelayMap`]) and the thread in [`run`](Self::run).
+/// Relays in userspace. Made once, shared by the control plane (as [`RelayMap`]) and the thread in
+/// [`run`](Self::run).
 pub struct UserspaceRelay {
     capacity: usize,
     start: Instant,

@@ -1,17 +1,18 @@
 //! The relay in XDP.
 //!
-//! The program forwards what its table of legs says, before the kernel's stack sees it. What it leaves to the stack (the
-//! next hop's link address is not known yet, the packet is too long, there is no checksum to build on, see
-//! [`PassReason`](cyphonic_common::relay::PassReason)) arrives at the relay's socket, where a [`UserspaceRelay`] has
-//! the same legs. So do packets of a leg that waits, for some tens of milliseconds, until the kernel's hash map may take it.
-//! The statistics are the sum.
+//! The program forwards what its table of legs says, before the kernel's stack sees it. What it leaves to the
+//! stack (the next hop's link address is not known yet, the packet is too long, there is no checksum to build
+//! on, see [`PassReason`](cyphonic_common::relay::PassReason)) arrives at the relay's socket, where a
+//! [`UserspaceRelay`] has the same legs. So do packets of a leg that waits, for some tens of milliseconds,
+//! until the kernel's hash map may take it. The statistics are the sum.
 //!
 //! Legs and program outlive the process that made them, if there is a BPF file system: a killed relay goes on
-//! forwarding. The next process takes both over ([`RelayMap::adopted`]), and replaces the program without a gap.
+//! forwarding. The next process takes both over ([`RelayMap::adopted`]), and replaces the program without a
+//! gap.
 //!
-//! **Memory.** The kernel's table takes 256 bytes for each leg it may hold; one leg in 150 has no room there when all are
-//! bound, and takes 192 more. Userspace takes about 310 for each that is bound. A million legs: 0.3 GB in the kernel and
-//! 0.3 GB in the process.
+//! **Memory.** The kernel's table takes 256 bytes for each leg it may hold; one leg in 150 has no room there
+//! when all are bound, and takes 192 more. Userspace takes about 310 for each that is bound. A million legs:
+//! 0.3 GB in the kernel and 0.3 GB in the process.
 
 mod attach;
 mod error;
@@ -50,7 +51,8 @@ use super::{Leg, LegStats, RelayMap, RelayMapError, UserspaceRelay};
 use crate::bpf::pod::Value;
 use crate::sync::lock;
 
-/// Whether there are interfaces for a relay in XDP, by names and addresses as in [`XdpOptions`]. Nothing is attached.
+/// Whether there are interfaces for a relay in XDP, by names and addresses as in [`XdpOptions`]. Nothing is
+/// attached.
 ///
 /// # Errors
 /// If one that was named is not there or not up, there is none at all, or they cannot be listed.
@@ -159,7 +161,8 @@ impl XdpRelay {
         XdpCounters::read(&lock(&self.kernel).counters)
     }
 
-    /// Takes the program off its interfaces for good, with all legs. Dropping does not: what is pinned goes on.
+    /// Takes the program off its interfaces for good, with all legs. Dropping does not: what is pinned goes
+    /// on.
     pub fn stop(&self) {
         lock(&self.program).stop();
         self.pins.iter().for_each(Pins::remove);
@@ -209,7 +212,8 @@ impl XdpRelay {
         written
     }
 
-    /// Takes a leg out of the kernel that goes on in userspace alone: it would go on in its old way. So do its counters.
+    /// Takes a leg out of the kernel that goes on in userspace alone: it would go on in its old way. So do
+    /// its counters.
     fn leave_to_userspace(&self, kernel: &mut Kernel, cid: ConnectionId) {
         if let Some(entry) = kernel.legs.remove(cid) {
             self.userspace.count_carried(cid, self.sum(LegStats::default(), Some(entry)));
@@ -337,8 +341,9 @@ fn some<T>(all: impl Iterator<Item = (T, Counter)>) -> Vec<(T, Counter)> {
     all.filter(|(_, counter)| counter.packets > 0).collect()
 }
 
-/// Binds the legs of an earlier process in userspace too. One that userspace refuses goes, and so does one that is there twice,
-/// since the process was killed while it put it in another's place: nobody knows which of the two the program would find.
+/// Binds the legs of an earlier process in userspace too. One that userspace refuses goes, and so does one
+/// that is there twice, since the process was killed while it put it in another's place: nobody knows which
+/// of the two the program would find.
 fn adopt(legs: &mut Legs, userspace: &UserspaceRelay) -> HashSet<ConnectionId> {
     let (mut adopted, mut refused) = (HashSet::new(), Vec::new());
     for (cid, leg) in legs.iter() {

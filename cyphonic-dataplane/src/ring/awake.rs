@@ -1,9 +1,10 @@
 //! Keeping processors awake between packets, for those who need answers soon and have power to spare.
 //!
-//! A processor without work halts, and to be woken costs it more than everything else that happens to a packet: some 40 µs
-//! in a virtual machine, more from a hardware's deep sleep, and again for each thread on the way. The kernel keeps all
-//! processors from states that take long to leave for as long as somebody asks for it
-//! (Documentation/power/pm_qos_interface.rst). A ring asks while packets come, and for a while after the last one.
+//! A processor without work halts, and to be woken costs it more than everything else that happens to a
+//! packet: some 40 µs in a virtual machine, more from a hardware's deep sleep, and again for each thread on
+//! the way. The kernel keeps all processors from states that take long to leave for as long as somebody asks
+//! for it (Documentation/power/pm_qos_interface.rst). A ring asks while packets come, and for a while after
+//! the last one.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -29,7 +30,8 @@ impl AwakeRequest {
     /// Opens the kernel's interface. Nothing is asked for until packets come.
     ///
     /// # Errors
-    /// The kernel manages no idle states (`CONFIG_CPU_IDLE`), or the process may not open the file, which is root's.
+    /// The kernel manages no idle states (`CONFIG_CPU_IDLE`), or the process may not open the file, which is
+    /// root's.
     pub fn after_packets(window: Duration) -> io::Result<Self> {
         let request = File::options().write(true).open(REQUESTS);
         let request = request
@@ -43,7 +45,8 @@ impl AwakeRequest {
         Ok(awake)
     }
 
-    /// Before a wait, when nothing is left to do. Returns after how long to call again, though nothing may have come.
+    /// Before a wait, when nothing is left to do. Returns after how long to call again, though nothing may
+    /// have come.
     pub(super) fn rest(&mut self, had_packets: bool) -> Option<Duration> {
         if had_packets || self.until.is_some() { self.rest_at(had_packets, Instant::now()) } else { None }
     }

@@ -66,6 +66,7 @@ pub(super) struct Answer {
     pub(super) tunnel: TunnelId,
     pub(super) data: [u8; 8],
     pub(super) to: SocketAddr,
-    /// Whether the challenge was padded to the size of a path probe, as its answer then must be (RFC 9000 §8.2.2).
+    /// Whether the challenge was padded to the size of a path probe, as its answer then must be (RFC 9000
+    /// §8.2.2).
     pub(super) padded: bool,
 }

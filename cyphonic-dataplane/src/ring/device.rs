@@ -9,7 +9,8 @@ use crate::gso::{Slot, VnetHeader};
 
 /// Where the sending worker's packets come from. Its descriptor is readable when there are some.
 pub(super) trait Source: AsFd + Send + 'static {
-    /// How often [`Source::check`] is asked while nothing comes, where waiting alone does not tell of the end.
+    /// How often [`Source::check`] is asked while nothing comes, where waiting alone does not tell of the
+    /// end.
     const CHECK_INTERVAL: Option<Duration>;
 
     /// The next packet, which stays where it is until the next call; `None` for one that is cut short.
@@ -33,7 +34,8 @@ pub(super) trait Delivery: Send + 'static {
     /// Hands what was taken to the host, in order for each flow. `bytes` has what a slot names.
     fn flush<'b>(&mut self, bytes: impl Fn(Slot) -> &'b [u8], counters: &Counters);
 
-    /// Whether the host has yet to take some of what was handed to it: another flush may help, after this time.
+    /// Whether the host has yet to take some of what was handed to it: another flush may help, after this
+    /// time.
     fn behind(&mut self) -> Option<Duration> {
         None
     }

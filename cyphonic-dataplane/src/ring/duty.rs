@@ -1,18 +1,19 @@
 //! Which thread runs which half of a ring.
 //!
-//! A ring has two halves, sending and receiving, and two threads. One of them runs both halves as long as it can: what it
-//! delivers is often answered at once (an echo, an acknowledgement), and it sees the answer before it sleeps. Waking
-//! another thread, on another processor, costs more than all the rest that happens to a packet, and where there are two
-//! processors, a third and a fourth thread only push the applications off them.
+//! A ring has two halves, sending and receiving, and two threads. One of them runs both halves as long as it
+//! can: what it delivers is often answered at once (an echo, an acknowledgement), and it sees the answer
+//! before it sleeps. Waking another thread, on another processor, costs more than all the rest that happens
+//! to a packet, and where there are two processors, a third and a fourth thread only push the applications
+//! off them.
 //!
-//! Where there are more processors, and both directions keep the thread busy without a pause, the second thread takes
-//! the sending half, and gives it back when it finds little to do ([`Division`]).
+//! Where there are more processors, and both directions keep the thread busy without a pause, the second
+//! thread takes the sending half, and gives it back when it finds little to do ([`Division`]).
 //!
-//! Neither half waits for anything but in its thread's one wait for all: a link that takes no more stops what is sent on it,
-//! and neither what arrives nor what is asked for.
+//! Neither half waits for anything but in its thread's one wait for all: a link that takes no more stops what
+//! is sent on it, and neither what arrives nor what is asked for.
 //!
-//! **Invariant.** Each half is run by one thread at a time, so a flow's packets stay in order, and a half is handed over
-//! whole: there is no lock while packets pass.
+//! **Invariant.** Each half is run by one thread at a time, so a flow's packets stay in order, and a half is
+//! handed over whole: there is no lock while packets pass.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
@@ -36,7 +37,8 @@ use crate::udp::{RecvBatch, UdpPort};
 const READS_TOGETHER: u32 = 16;
 /// The same with a thread of its own: between two looks at the clock.
 const READS_ALONE: u32 = 64;
-/// The fewest processors on which a ring takes two: one is left for the applications that its packets come from.
+/// The fewest processors on which a ring takes two: one is left for the applications that its packets come
+/// from.
 const PROCESSORS_FOR_TWO: usize = 3;
 /// Turns without a pause, each with work in both directions, after which the second thread takes its half.
 const BUSY_TURNS: u32 = 64;
@@ -73,7 +75,8 @@ pub(super) struct Sending<S> {
 }
 
 impl<S: Source> Sending<S> {
-    /// What the half waits for: packets of the source, or else room in the port. The source tells of its end all the same.
+    /// What the half waits for: packets of the source, or else room in the port. The source tells of its end
+    /// all the same.
     fn wanted(&self) -> (PollFd<'_>, bool) {
         let room = self.worker.awaits_room();
         let packets = if room { PollFlags::empty() } else { PollFlags::IN };

@@ -1,16 +1,17 @@
 //! Packets that arrive before their tunnel is installed.
 //!
-//! The listening end of a set-up offers its data connection ID before the dialling end has proved who it is. The dialler
-//! may then send as soon as its own half stands, and its first packets can overtake the message that completes the
-//! listener's. They are held, sealed as they came, until the tunnel is installed: nothing is opened, believed or
-//! answered before that. Only connection IDs that were offered are held for, so a stranger's packets cost a look at a
-//! table.
+//! The listening end of a set-up offers its data connection ID before the dialling end has proved who it is.
+//! The dialler may then send as soon as its own half stands, and its first packets can overtake the message
+//! that completes the listener's. They are held, sealed as they came, until the tunnel is installed: nothing
+//! is opened, believed or answered before that. Only connection IDs that were offered are held for, so a
+//! stranger's packets cost a look at a table.
 //!
-//! All rings of a node share one [`EarlyPackets`], since nobody knows whose worker an offered tunnel will be. It is
-//! asked for packets of unknown connection IDs only, so those of established tunnels never come here.
+//! All rings of a node share one [`EarlyPackets`], since nobody knows whose worker an offered tunnel will be.
+//! It is asked for packets of unknown connection IDs only, so those of established tunnels never come here.
 //!
-//! An offer is also made to who has no certificate yet, so what is held for one is bounded in itself, and where all is full
-//! the oldest goes: a set-up that comes to something takes a round trip, one that comes to nothing waits for ever.
+//! An offer is also made to who has no certificate yet, so what is held for one is bounded in itself, and
+//! where all is full the oldest goes: a set-up that comes to something takes a round trip, one that comes to
+//! nothing waits for ever.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -49,7 +50,8 @@ pub struct EarlyPackets {
 struct Table {
     offers: HashMap<ConnectionId, Offer>,
     bytes: usize,
-    /// Offers that packets are held for, by when the first came. An entry counts while its offer has the same turn.
+    /// Offers that packets are held for, by when the first came. An entry counts while its offer has the
+    /// same turn.
     order: VecDeque<(ConnectionId, u64)>,
     turns: u64,
 }
@@ -90,8 +92,8 @@ impl EarlyPackets {
         Self { age, offered: AtomicUsize::new(0), table: Mutex::default() }
     }
 
-    /// Holds what comes for this connection ID from now on. Where too many are offered it is not held for, and what
-    /// comes early is lost.
+    /// Holds what comes for this connection ID from now on. Where too many are offered it is not held for,
+    /// and what comes early is lost.
     pub fn expect(&self, cid: ConnectionId, now: Instant) {
         let mut table = lock(&self.table);
         if table.offers.len() >= MAX_OFFERED {
@@ -108,8 +110,8 @@ impl EarlyPackets {
         self.remove(cid).len()
     }
 
-    /// Takes the packets that came in time for a tunnel that is being installed, in their order, and says how many came
-    /// too early.
+    /// Takes the packets that came in time for a tunnel that is being installed, in their order, and says how
+    /// many came too early.
     pub(super) fn take(&self, cid: ConnectionId, now: Instant) -> (Vec<Early>, u64) {
         if self.offered.load(Relaxed) == 0 {
             return (Vec::new(), 0);
@@ -121,8 +123,8 @@ impl EarlyPackets {
         (packets, old as u64)
     }
 
-    /// Holds a packet of an unknown connection ID, if that is offered and has not had its share. How many others are dropped
-    /// by that; `None` if it is not held.
+    /// Holds a packet of an unknown connection ID, if that is offered and has not had its share. How many
+    /// others are dropped by that; `None` if it is not held.
     pub(super) fn hold(&self, cid: ConnectionId, arrived: &Arrived<'_>) -> Option<u64> {
         if self.offered.load(Relaxed) == 0 {
             return None;
@@ -170,7 +172,8 @@ impl Table {
         }
     }
 
-    /// Drops what is held for the offers that have waited longest, until so many bytes more may be held. How many packets.
+    /// Drops what is held for the offers that have waited longest, until so many bytes more may be held. How
+    /// many packets.
     fn make_room(&mut self, bytes: usize) -> u64 {
         let mut dropped = 0;
         while self.bytes + bytes > MAX_BYTES {

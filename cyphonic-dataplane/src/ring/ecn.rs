@@ -1,7 +1,7 @@
 //! Explicit congestion notification across the tunnel (RFC 6040).
 //!
-//! On the way in the outer header gets a copy of the inner field (normal mode, §4.1). On the way out the two are
-//! combined (§4.2, Figure 4), so that a router that marks the outer header slows the inner flow down.
+//! On the way in the outer header gets a copy of the inner field (normal mode, §4.1). On the way out the two
+//! are combined (§4.2, Figure 4), so that a router that marks the outer header slows the inner flow down.
 
 /// The ECN field's two bits (RFC 3168 §5).
 const NOT_ECT: u8 = 0b00;
@@ -13,8 +13,8 @@ pub(super) fn of_ipv6(packet: &[u8]) -> u8 {
     packet.get(1).map_or(NOT_ECT, |byte| (byte >> 4) & CE)
 }
 
-/// The inner field after decapsulation; `None` if the packet must be dropped (§4.2: congestion marked on a packet
-/// whose transport cannot hear of it).
+/// The inner field after decapsulation; `None` if the packet must be dropped (§4.2: congestion marked on a
+/// packet whose transport cannot hear of it).
 pub(super) fn combine(inner: u8, outer: u8) -> Option<u8> {
     match (inner & CE, outer & CE) {
         (NOT_ECT, CE) => None,

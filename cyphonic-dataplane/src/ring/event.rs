@@ -25,9 +25,9 @@ pub enum Control {
     },
     /// CANDIDATES on the current path: where this end may be reached.
     Candidates(CandidateSet),
-    /// PATH_CHALLENGE padded to a datagram of `size` bytes of UDP payload: whether the path carries that (RFC 8899).
-    /// Answered by [`RingEvent::PathResponse`], or at once by [`RingEvent::TooBig`] where this host's own interface is too
-    /// small for it.
+    /// PATH_CHALLENGE padded to a datagram of `size` bytes of UDP payload: whether the path carries that (RFC
+    /// 8899). Answered by [`RingEvent::PathResponse`], or at once by [`RingEvent::TooBig`] where this
+    /// host's own interface is too small for it.
     MtuProbe {
         /// The path to try.
         path: Path,
@@ -73,16 +73,16 @@ pub enum RingEvent {
         /// The echoed data.
         data: [u8; 8],
     },
-    /// The newest authenticated packet came from an address that is not the path's, and was not to try a path: the
-    /// peer sends on another path now (RFC 9000 §9.3). At most every 250 ms for each address.
+    /// The newest authenticated packet came from an address that is not the path's, and was not to try a
+    /// path: the peer sends on another path now (RFC 9000 §9.3). At most every 250 ms for each address.
     PeerMoved {
         /// The tunnel.
         tunnel: TunnelId,
         /// Where it came from.
         from: SocketAddr,
     },
-    /// An authenticated PATH_CHALLENGE came from an address that is not the path's, and was answered there. At most
-    /// every 250 ms for each address.
+    /// An authenticated PATH_CHALLENGE came from an address that is not the path's, and was answered there.
+    /// At most every 250 ms for each address.
     Probed {
         /// The tunnel.
         tunnel: TunnelId,
@@ -112,8 +112,8 @@ pub enum RingEvent {
     },
     /// This host's own interface does not take a datagram of that size.
     TooBig {
-        /// The tunnel. Where it was no probe, it sends no larger datagrams than [`PathMtu::BASE_DATAGRAM`] until
-        /// [`EncapRing::set_mtu`].
+        /// The tunnel. Where it was no probe, it sends no larger datagrams than [`PathMtu::BASE_DATAGRAM`]
+        /// until [`EncapRing::set_mtu`].
         tunnel: TunnelId,
         /// The data of the [`Control::MtuProbe`], if it was one.
         probe: Option<[u8; 8]>,

@@ -1,7 +1,7 @@
 //! Packets held while their tunnel is being set up, so that an application's first packet is not lost.
 //!
-//! Bounded per destination, in total and in time. When a bound is reached the newest packet goes: the first one
-//! is what opens a connection, and its sender repeats the rest.
+//! Bounded per destination, in total and in time. When a bound is reached the newest packet goes: the first
+//! one is what opens a connection, and its sender repeats the rest.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::Ipv6Addr;

@@ -30,8 +30,8 @@ pub(super) enum Problem {
     TooBig(u16),
 }
 
-/// Writes the error about `offending` into `out` and returns its length; `None` where RFC 4443 §2.4 (e) forbids
-/// one: about an ICMPv6 error, or a packet from or to no single node.
+/// Writes the error about `offending` into `out` and returns its length; `None` where RFC 4443 §2.4 (e)
+/// forbids one: about an ICMPv6 error, or a packet from or to no single node.
 pub(super) fn error(
     problem: Problem,
     own: Ipv6Addr,
@@ -87,8 +87,8 @@ fn is_error(packet: &[u8]) -> bool {
     true
 }
 
-/// A token bucket for each kind of error: a scan of addresses to which there is no tunnel must not keep a path's MTU
-/// from those who use it.
+/// A token bucket for each kind of error: a scan of addresses to which there is no tunnel must not keep a
+/// path's MTU from those who use it.
 #[derive(Debug)]
 pub(super) struct ErrorLimit {
     start: Instant,

@@ -1,5 +1,5 @@
-//! The offload ring: TUN super-packets on one side, UDP segmentation and receive offload on the other, a worker
-//! for each direction.
+//! The offload ring: TUN super-packets on one side, UDP segmentation and receive offload on the other, a
+//! worker for each direction.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,7 +23,8 @@ impl Side for Offload {
     const KIND: RingKind = RingKind::Offload;
 }
 
-/// The offload ring. Dropping it stops and joins its workers; the virtual interface is gone with its last handle.
+/// The offload ring. Dropping it stops and joins its workers; the virtual interface is gone with its last
+/// handle.
 pub type OffloadRing = Ring<Offload>;
 
 impl OffloadRing {

@@ -1,13 +1,15 @@
 //! How a worker rests between packets.
 //!
-//! A worker that is faster than whoever feeds it finds its queue empty after each packet. Sleeping until the next one
-//! then costs both sides more than the packet: the feeder a wake-up, the worker a system call for a send of one. So while
-//! packets come in a stream, the worker pauses for a fixed short time instead, as network cards moderate their
-//! interrupts, and finds a batch. Packets that come one by one (an echo, a request and its answer) never wait.
+//! A worker that is faster than whoever feeds it finds its queue empty after each packet. Sleeping until the
+//! next one then costs both sides more than the packet: the feeder a wake-up, the worker a system call for a
+//! send of one. So while packets come in a stream, the worker pauses for a fixed short time instead, as
+//! network cards moderate their interrupts, and finds a batch. Packets that come one by one (an echo, a
+//! request and its answer) never wait.
 
 use std::time::{Duration, Instant};
 
-/// Packets come in a stream when one comes at least this often: no request and answer follow each other so fast.
+/// Packets come in a stream when one comes at least this often: no request and answer follow each other so
+/// fast.
 const STREAM: Duration = Duration::from_micros(8);
 /// The pause while they do: a worker outranks who feeds it, so it would come back to a few packets each time.
 const PAUSE: Duration = Duration::from_micros(100);
@@ -38,7 +40,8 @@ impl Pacing {
         self.packets += packets;
     }
 
-    /// Nothing is there. Pauses and returns true where packets come in a stream; otherwise they must be waited for.
+    /// Nothing is there. Pauses and returns true where packets come in a stream; otherwise they must be
+    /// waited for.
     pub(crate) fn pause(&mut self) -> bool {
         if !self.judge(Instant::now()) {
             return false;

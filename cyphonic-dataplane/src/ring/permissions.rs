@@ -1,7 +1,7 @@
 //! The port policy where no program of the kernel's enforces it: the same function, asked by the workers.
 //!
-//! A worker is given permissions only while they deny something. Then each packet costs it the look-ups that it costs the
-//! program, without a lock: permissions never change, others are given in their place.
+//! A worker is given permissions only while they deny something. Then each packet costs it the look-ups that
+//! it costs the program, without a lock: permissions never change, others are given in their place.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,8 @@ use cyphonic_common::policy::{self, Direction, EVERY_CLASS, PolicyKey, PolicyTab
 pub struct Permissions(HashSet<PolicyKey>);
 
 impl Default for Permissions {
-    /// Everything, as in the kernel: until there are policies to distribute, both ends of every tunnel trust each other.
+    /// Everything, as in the kernel: until there are policies to distribute, both ends of every tunnel trust
+    /// each other.
     fn default() -> Self {
         Self([Direction::Out, Direction::In].map(PolicyKey::everything).into())
     }
@@ -35,8 +36,8 @@ impl Permissions {
         [Direction::Out, Direction::In].map(PolicyKey::everything).iter().all(|key| self.holds(key))
     }
 
-    /// Decides on a whole inner packet. All peers are of no particular class, as [`ShardedRing`](crate::shard::ShardedRing)
-    /// tells the programs.
+    /// Decides on a whole inner packet. All peers are of no particular class, as
+    /// [`ShardedRing`](crate::shard::ShardedRing) tells the programs.
     #[inline]
     pub(super) fn judge(&self, packet: &[u8], direction: Direction) -> Result<(), DropReason> {
         policy::judge(packet, EVERY_CLASS, direction, self)

@@ -1,8 +1,9 @@
-//! The receiving worker: UDP port (and network cards' AF_XDP sockets, where the ring has any) → open → virtual interface.
+//! The receiving worker: UDP port (and network cards' AF_XDP sockets, where the ring has any) → open →
+//! virtual interface.
 //!
 //! One thread owns every opener and is the port's only reader. It opens the datagrams of a receive batch in
-//! place, checks every inner packet against its tunnel, and then writes what belongs together as super-packets
-//! straight out of the receive buffers. What is not tunnel data goes to signalling, in runs.
+//! place, checks every inner packet against its tunnel, and then writes what belongs together as
+//! super-packets straight out of the receive buffers. What is not tunnel data goes to signalling, in runs.
 
 mod cards;
 mod datagram;
@@ -106,8 +107,8 @@ impl<D: Delivery> RxWorker<D> {
         }
     }
 
-    /// Takes what was asked for, then one batch of frames, or of the port's messages where there are no frames: asking
-    /// the port costs a system call, which frames do not.
+    /// Takes what was asked for, then one batch of frames, or of the port's messages where there are no
+    /// frames: asking the port costs a system call, which frames do not.
     ///
     /// # Errors
     /// The port is broken.
@@ -275,7 +276,8 @@ impl<D: Delivery> RxWorker<D> {
         Ok(())
     }
 
-    /// A packet of no tunnel of this worker's: another's, if the program that chooses among them did not know that.
+    /// A packet of no tunnel of this worker's: another's, if the program that chooses among them did not know
+    /// that.
     #[cold]
     fn hand_on(&self, cid: ConnectionId, arrived: &Arrived<'_>) -> bool {
         let ecn = (arrived.ecn != 0).then_some(arrived.ecn);

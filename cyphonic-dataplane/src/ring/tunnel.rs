@@ -33,13 +33,14 @@ pub struct Path {
 pub struct PathMtu {
     /// The largest UDP payload that is sent. Inner packets that need a larger one go in pieces.
     pub datagram: u16,
-    /// The largest inner packet that applications are to send; larger ones are answered with Packet Too Big. At least 1,280.
+    /// The largest inner packet that applications are to send; larger ones are answered with Packet Too Big.
+    /// At least 1,280.
     pub inner: u16,
 }
 
 impl PathMtu {
-    /// What is sent on a path that nothing is known of: QUIC's smallest, without which there would be no tunnel (RFC 9000
-    /// §14.1).
+    /// What is sent on a path that nothing is known of: QUIC's smallest, without which there would be no
+    /// tunnel (RFC 9000 §14.1).
     pub const BASE_DATAGRAM: u16 = MIN_PROBE_DATAGRAM as u16;
 
     /// A path that carries inner packets of this size whole.
@@ -71,8 +72,8 @@ impl PathMtu {
 pub struct TunnelInstall {
     /// The tunnel's name.
     pub id: TunnelId,
-    /// Of a peer's tunnels that may send, the one with the highest does, whichever was installed last: both ends number them
-    /// alike.
+    /// Of a peer's tunnels that may send, the one with the highest does, whichever was installed last: both
+    /// ends number them alike.
     pub precedence: u128,
     /// The peer's virtual address: packets to it use this tunnel, and it is the only inner source accepted.
     pub peer: Ipv6Addr,
@@ -101,8 +102,8 @@ pub struct TunnelStats {
     pub tx_packets: u64,
     /// Bytes of inner packets sent.
     pub tx_bytes: u64,
-    /// Of the tunnel's packets, those larger than [`PathMtu::BASE_DATAGRAM`]: what a path could swallow that carries the
-    /// small ones.
+    /// Of the tunnel's packets, those larger than [`PathMtu::BASE_DATAGRAM`]: what a path could swallow that
+    /// carries the small ones.
     pub tx_large: u64,
     /// Inner packets delivered to the virtual interface.
     pub rx_packets: u64,
@@ -112,7 +113,8 @@ pub struct TunnelStats {
     pub last_rx: Option<Instant>,
     /// When the last packet of any kind was sent on the current path.
     pub last_tx: Option<Instant>,
-    /// When the first inner packet was sent after the last packet of any kind that arrived; `None` if none was.
+    /// When the first inner packet was sent after the last packet of any kind that arrived; `None` if none
+    /// was.
     pub unanswered_since: Option<Instant>,
     /// Key updates seen, by either end.
     pub key_updates: u64,

@@ -1,9 +1,10 @@
 //! The sending worker: virtual interface → seal → UDP port.
 //!
-//! One thread at a time owns every sealer. It reads a packet or a super-packet, finds its tunnel, cuts and seals it in one
-//! pass into the batch, and sends the batch when it is full, when the next packet does not fit behind the last,
-//! or when the device has nothing more. What the socket has no room for is kept, and until it has left the device is not
-//! read: its queue fills, and the kernel's queueing discipline and TCP see what they would see in front of a slow link.
+//! One thread at a time owns every sealer. It reads a packet or a super-packet, finds its tunnel, cuts and
+//! seals it in one pass into the batch, and sends the batch when it is full, when the next packet does not
+//! fit behind the last, or when the device has nothing more. What the socket has no room for is kept, and
+//! until it has left the device is not read: its queue fills, and the kernel's queueing discipline and TCP
+//! see what they would see in front of a slow link.
 
 mod backlog;
 mod batch;
@@ -80,8 +81,9 @@ impl TxWorker {
         Self { parts, tunnels, batch, backlog, errors, permissions: None, scratch, now }
     }
 
-    /// Takes what was asked for, then up to `reads` packets from the source. What is sealed leaves with the turn in
-    /// which the source runs dry, or with later ones if the socket has no room for it; until then the source is not read.
+    /// Takes what was asked for, then up to `reads` packets from the source. What is sealed leaves with the
+    /// turn in which the source runs dry, or with later ones if the socket has no room for it; until then
+    /// the source is not read.
     ///
     /// # Errors
     /// The virtual interface is gone.
@@ -278,7 +280,8 @@ impl TxWorker {
         self.flush();
     }
 
-    /// Tells an application that its packet goes nowhere, if it may be told: `offending` is written only then.
+    /// Tells an application that its packet goes nowhere, if it may be told: `offending` is written only
+    /// then.
     #[cold]
     fn answer(&mut self, problem: Problem, offending: &SuperPacket<'_>) {
         if !self.errors.allows(problem, self.now) {

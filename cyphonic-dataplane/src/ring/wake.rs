@@ -44,12 +44,14 @@ impl Waker {
     pub(super) fn settle(&self, called: PollFlags) {
         if !called.is_empty() {
             let mut count = [0; 8];
-            // Emptied here and nowhere else: a call whose message is taken already ends one more wait, no more.
+            // Emptied here and nowhere else: a call whose message is taken already ends one more wait, no
+            // more.
             let _ = rustix::io::read(&self.fd, &mut count);
         }
     }
 
-    /// Waits until the source has what is wanted of it, until there is room in `port`, until called, or for `timeout`.
+    /// Waits until the source has what is wanted of it, until there is room in `port`, until called, or for
+    /// `timeout`.
     pub(super) fn wait(
         &self,
         source: PollFd<'_>,

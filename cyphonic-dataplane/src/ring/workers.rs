@@ -1,5 +1,5 @@
-//! What every ring is: two workers (its sending and its receiving half), the channels to them, and the tunnels they know.
-//! Which thread runs which of them is [`duty`]'s.
+//! What every ring is: two workers (its sending and its receiving half), the channels to them, and the
+//! tunnels they know. Which thread runs which of them is [`duty`]'s.
 
 use std::collections::HashMap;
 use std::io;
@@ -153,7 +153,8 @@ impl<S: Side> Ring<S> {
         Ok(ring)
     }
 
-    /// Says when the second thread is to take a half. It is not asked for packets, so the next ones bring it about.
+    /// Says when the second thread is to take a half. It is not asked for packets, so the next ones bring it
+    /// about.
     pub fn divide(&self, division: Division) {
         self.duty.divide(division);
     }

@@ -1,5 +1,5 @@
-//! The AF_XDP ring: the virtual interface is a veth pair, and packets go between its far end and the two workers
-//! without the network stack between.
+//! The AF_XDP ring: the virtual interface is a veth pair, and packets go between its far end and the two
+//! workers without the network stack between.
 //!
 //! ```text
 //!   applications ── near end ═══ far end ── XDP program ──▶ socket ── worker ──▶ UDP port
@@ -7,15 +7,16 @@
 //!                       └──────────────── far end ◀───────────┘
 //! ```
 //!
-//! Network cards can be added outside, whose programs give tunnels' packets to sockets of their own ([`Underlay`]); the
-//! port goes on receiving the rest.
+//! Network cards can be added outside, whose programs give tunnels' packets to sockets of their own
+//! ([`Underlay`]); the port goes on receiving the rest.
 //!
 //! Packets come one by one here, complete with their checksums: the near end has offloads off
-//! ([`complete_checksums`](crate::netdevice::complete_checksums)). So bulk TCP has no super-packets, which are what makes the
-//! [offload ring](super::OffloadRing) fast; what this ring is for is latency, and network cards with native XDP.
+//! ([`complete_checksums`](crate::netdevice::complete_checksums)). So bulk TCP has no super-packets, which
+//! are what makes the [offload ring](super::OffloadRing) fast; what this ring is for is latency, and network
+//! cards with native XDP.
 //!
-//! **Invariants.** The frames of the two directions do not mix, so each has memory whatever the other does. A packet
-//! that finds no frame is dropped and counted; nothing waits for the host.
+//! **Invariants.** The frames of the two directions do not mix, so each has memory whatever the other does. A
+//! packet that finds no frame is dropped and counted; nothing waits for the host.
 
 mod delivery;
 mod queue;
@@ -47,7 +48,8 @@ impl Side for Xdp {
     }
 }
 
-/// The AF_XDP ring of one queue. Dropping it stops and joins its workers; the veth pair stays, it is its maker's.
+/// The AF_XDP ring of one queue. Dropping it stops and joins its workers; the veth pair stays, it is its
+/// maker's.
 pub type XdpRing = Ring<Xdp>;
 
 impl XdpRing {

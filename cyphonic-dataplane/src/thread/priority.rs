@@ -1,8 +1,9 @@
 //! A ring's threads outrank the applications whose packets they carry.
 //!
-//! Among equals, an application that sends in bulk keeps its processor until its turn is over, and by then its packets
-//! have left the caches: each is fetched from memory again to be sealed. A thread that comes next finds them there.
-//! A higher priority is not real time: whoever has waited long enough runs, too. Whether it interrupts is [`scheduling`](super::scheduling)'s.
+//! Among equals, an application that sends in bulk keeps its processor until its turn is over, and by then
+//! its packets have left the caches: each is fetched from memory again to be sealed. A thread that comes next
+//! finds them there. A higher priority is not real time: whoever has waited long enough runs, too. Whether it
+//! interrupts is [`scheduling`](super::scheduling)'s.
 
 use rustix::process::nice;
 

@@ -1,10 +1,12 @@
 //! Whether a thread, when a packet wakes it, waits for its turn or interrupts whoever has the processor.
 //!
-//! Whoever sends a packet is usually about to sleep until the answer comes. A thread that takes the processor from it at once gains
-//! nothing, and leaves a processor that seems to have more to do: whom the packet wakes next is then put on another one, which had halted,
-//! and whose caches are cold. So threads that packets pass let the other finish (`SCHED_BATCH`, sched(7)), and find more packets when they
-//! come. That is wrong beside those who compute without end: their turn takes milliseconds. The kernel tells each thread how long it
-//! has waited for a processor; one that waits longer than it works interrupts for a while (`SCHED_OTHER`), and then tries again.
+//! Whoever sends a packet is usually about to sleep until the answer comes. A thread that takes the processor
+//! from it at once gains nothing, and leaves a processor that seems to have more to do: whom the packet wakes
+//! next is then put on another one, which had halted, and whose caches are cold. So threads that packets pass
+//! let the other finish (`SCHED_BATCH`, sched(7)), and find more packets when they come. That is wrong beside
+//! those who compute without end: their turn takes milliseconds. The kernel tells each thread how long it has
+//! waited for a processor; one that waits longer than it works interrupts for a while (`SCHED_OTHER`), and
+//! then tries again.
 //!
 //! Its share of the processors is the same in both ways: that is [`priority`](super::priority)'s.
 
@@ -15,13 +17,15 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-/// What the kernel counts of the calling thread: ns on a processor, ns waited for one, turns (`CONFIG_SCHED_INFO`).
+/// What the kernel counts of the calling thread: ns on a processor, ns waited for one, turns
+/// (`CONFIG_SCHED_INFO`).
 const COUNTS: &str = "/proc/thread-self/schedstat";
 /// Rests between two looks at them: one or two a packet while packets come one by one.
 const RESTS: u32 = 32;
 /// Waits of this length, on average, are no reason to interrupt anybody.
 const SHORT: Duration = Duration::from_micros(200);
-/// For how long others are interrupted, the first time. Twice as long each time that they would still be waited for.
+/// For how long others are interrupted, the first time. Twice as long each time that they would still be
+/// waited for.
 const FIRST_HOLD: Duration = Duration::from_millis(100);
 const LONGEST_HOLD: Duration = Duration::from_secs(64);
 
@@ -97,7 +101,8 @@ impl Scheduling {
     }
 }
 
-/// The thread is left as it was found: whoever runs there next would otherwise take the policy for somebody's choice.
+/// The thread is left as it was found: whoever runs there next would otherwise take the policy for somebody's
+/// choice.
 impl Drop for Scheduling {
     fn drop(&mut self) {
         if self.counts.is_some()
@@ -210,7 +215,8 @@ mod tests {
         Counts { ran: Duration::from_micros(ran), waited: Duration::from_micros(waited), turns }
     }
 
-    /// The policies of a thread of which the same is counted between any two looks, which are a first hold apart.
+    /// The policies of a thread of which the same is counted between any two looks, which are a first hold
+    /// apart.
     fn policies(each: Counts, looks: u32) -> Vec<Policy> {
         let (mut judge, mut counts) = (Judge::new(Counts::default(), Instant::now()), Counts::default());
         let start = Instant::now();
@@ -226,7 +232,8 @@ mod tests {
 
     #[test]
     fn a_thread_that_is_not_kept_waiting_waits_for_its_turn() {
-        // Packets one by one on an idle machine, a stream on a busy one, and waits that are long only beside what was done.
+        // Packets one by one on an idle machine, a stream on a busy one, and waits that are long only beside
+        // what was done.
         for each in [micros(800, 160, 32), micros(16_000, 7_000, 32), micros(160, 1_500, 32), micros(0, 0, 0)]
         {
             assert!(policies(each, 100).iter().all(|policy| *policy == Policy::Waits), "{each:?}");

@@ -1,10 +1,11 @@
 //! Several sockets of one port, one a worker: handing on what came to the wrong one.
 //!
-//! A program chooses the socket for each datagram that arrives, by its connection ID. But the kernel joins datagrams of
-//! one sender before the program sees them, and what a relay sends is for many tunnels: then the first datagram's
-//! worker gets all of them. It takes out those that are another worker's, and puts them into that worker's mailbox. So
-//! does a worker with a datagram of a tunnel that it does not have: the program may not know of that, or be missing.
-//! Mailboxes are bounded, their buffers are used again, and a lock is taken only when something is handed on.
+//! A program chooses the socket for each datagram that arrives, by its connection ID. But the kernel joins
+//! datagrams of one sender before the program sees them, and what a relay sends is for many tunnels: then the
+//! first datagram's worker gets all of them. It takes out those that are another worker's, and puts them into
+//! that worker's mailbox. So does a worker with a datagram of a tunnel that it does not have: the program may
+//! not know of that, or be missing. Mailboxes are bounded, their buffers are used again, and a lock is taken
+//! only when something is handed on.
 //!
 //! Datagrams that are handed on may be overtaken by later ones that came to their worker's own socket.
 

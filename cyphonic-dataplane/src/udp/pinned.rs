@@ -1,8 +1,9 @@
 //! Sends from a local address that the sender names, which may be gone by then.
 //!
-//! A host that moves loses addresses. The kernel refuses to send from one (EINVAL over IPv4, EINVAL or ENETUNREACH over
-//! IPv6), but what was to be sent is as good from any other: the receiver authenticates it, and follows (RFC 9000 §9).
-//! These refusals are frequent while a host moves, so that these sends have a state of their own.
+//! A host that moves loses addresses. The kernel refuses to send from one (EINVAL over IPv4, EINVAL or
+//! ENETUNREACH over IPv6), but what was to be sent is as good from any other: the receiver authenticates it,
+//! and follows (RFC 9000 §9). These refusals are frequent while a host moves, so that these sends have a
+//! state of their own.
 
 use std::io;
 

@@ -83,9 +83,9 @@ impl UdpPort {
         }
     }
 
-    /// Opens `port` as [`bind`](Self::bind) does, with a socket for each of several workers. Which of them a datagram
-    /// comes to is the kernel's guess until a program is attached. While several share a port, other programs of the
-    /// same user could join them (Linux lets no one else).
+    /// Opens `port` as [`bind`](Self::bind) does, with a socket for each of several workers. Which of them a
+    /// datagram comes to is the kernel's guess until a program is attached. While several share a port,
+    /// other programs of the same user could join them (Linux lets no one else).
     ///
     /// # Errors
     /// As [`bind`](Self::bind). No socket stays open then.
@@ -171,8 +171,8 @@ impl UdpPort {
         self.ipv6 && self.local.ip().is_unspecified()
     }
 
-    /// From now on IPv4 is reached through the translator with this prefix, or natively again. For all sockets of the port;
-    /// without effect on one that has no IPv6.
+    /// From now on IPv4 is reached through the translator with this prefix, or natively again. For all
+    /// sockets of the port; without effect on one that has no IPv6.
     pub fn set_nat64(&self, prefix: Option<Nat64Prefix>) {
         self.translation.set(prefix.filter(|_| self.ipv6));
     }
@@ -183,8 +183,8 @@ impl UdpPort {
         self.translation.get()
     }
 
-    /// The address that datagrams and connections from this host to `dest` are for: within the translator's prefix for an
-    /// IPv4 one where the port knows a translator, otherwise `dest`.
+    /// The address that datagrams and connections from this host to `dest` are for: within the translator's
+    /// prefix for an IPv4 one where the port knows a translator, otherwise `dest`.
     pub fn outward(&self, dest: SocketAddr) -> SocketAddr {
         match self.nat64() {
             Some(prefix) => prefix.outward(dest),
@@ -200,7 +200,8 @@ impl UdpPort {
         }
     }
 
-    /// Segments that one send may have. One for a while after the kernel or the network card refused segmentation.
+    /// Segments that one send may have. One for a while after the kernel or the network card refused
+    /// segmentation.
     pub fn max_gso_segments(&self) -> usize {
         self.segmentation.segments(Instant::now)
     }
@@ -218,7 +219,8 @@ impl UdpPort {
         Ok((self.socket.send_buffer_size()?, self.socket.recv_buffer_size()?))
     }
 
-    /// Receives what is there, without waiting. Returns how many messages; [`RecvBatch::messages_mut`] has them.
+    /// Receives what is there, without waiting. Returns how many messages; [`RecvBatch::messages_mut`] has
+    /// them.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when nothing is there.
@@ -240,12 +242,13 @@ impl UdpPort {
         self.group.as_ref().map(|(group, _)| group)
     }
 
-    /// Sends, without waiting. Any number of segments may be given: they go out in as few system calls as the kernel
-    /// takes, down to one each where segmentation is refused.
+    /// Sends, without waiting. Any number of segments may be given: they go out in as few system calls as the
+    /// kernel takes, down to one each where segmentation is refused.
     ///
     /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] when the socket's buffer is full, `EMSGSIZE` when a segment is larger than the
-    /// interface carries, others as the kernel says. Segments before the refused one were sent, those after were not.
+    /// [`io::ErrorKind::WouldBlock`] when the socket's buffer is full, `EMSGSIZE` when a segment is larger
+    /// than the interface carries, others as the kernel says. Segments before the refused one were sent,
+    /// those after were not.
     #[inline]
     pub fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         self.send_counted(transmit).1
@@ -264,8 +267,9 @@ impl UdpPort {
             let chunk = &rest[..rest.len().min(self.gso_bytes(segment))];
             match self.send_chunk(dest, transmit, chunk, segment) {
                 Ok(()) => sent += chunk.len(),
-                // Kernels before 6.14 give one answer to "no segmentation here" and to "a segment is too large for the
-                // interface". A single segment tells which it was; only the former lasts.
+                // Kernels before 6.14 give one answer to "no segmentation here" and to "a segment is too
+                // large for the interface". A single segment tells which it was; only the
+                // former lasts.
                 Err(error) if chunk.len() > segment && may_mean_no_segmentation(&error) => {
                     match self.send_chunk(dest, transmit, &chunk[..segment], segment) {
                         Ok(()) => sent += segment,
@@ -331,8 +335,8 @@ impl UdpPort {
         self.wait_beside(&mut [None, None, None], false, timeout)
     }
 
-    /// [`wait`](Self::wait), which each of `others` ends as well, and room in the socket's buffer if that is waited for;
-    /// the others then say what became of them.
+    /// [`wait`](Self::wait), which each of `others` ends as well, and room in the socket's buffer if that is
+    /// waited for; the others then say what became of them.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
@@ -392,8 +396,8 @@ impl UdpPort {
         let _ = rustix::io::write(&*self.waker, &1u64.to_ne_bytes());
     }
 
-    /// The local address from which the kernel would send to `dest` now: an IPv6 one for an IPv4 destination that is
-    /// reached through a translator.
+    /// The local address from which the kernel would send to `dest` now: an IPv6 one for an IPv4 destination
+    /// that is reached through a translator.
     ///
     /// # Errors
     /// There is no route.
@@ -441,7 +445,8 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     )
 }
 
-/// Beyond the system's limit where we may (CAP_NET_ADMIN), up to it otherwise. Small buffers are slow, not wrong.
+/// Beyond the system's limit where we may (CAP_NET_ADMIN), up to it otherwise. Small buffers are slow, not
+/// wrong.
 fn enlarge_buffers(socket: &Socket) {
     use rustix::net::sockopt;
     let received = sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER)

@@ -1,8 +1,9 @@
 //! Room in the send buffer that bulk leaves to others.
 //!
-//! A flood that is faster than the link fills the buffer whenever it gets less than full, and what others send from the
-//! same port without waiting (signalling, a tunnel's control) would never find room. So while bulk waits the buffer is a
-//! little larger, and bulk goes on only when what is in it is again less than what the buffer is else.
+//! A flood that is faster than the link fills the buffer whenever it gets less than full, and what others
+//! send from the same port without waiting (signalling, a tunnel's control) would never find room. So while
+//! bulk waits the buffer is a little larger, and bulk goes on only when what is in it is again less than what
+//! the buffer is else.
 
 #![expect(unsafe_code, reason = "what is in a send buffer is told by ioctl")]
 

@@ -1,7 +1,7 @@
 //! Whether one send takes many segments. Pure.
 //!
-//! A way out refuses that (no checksum offload, IPsec, some drivers), not the port: another peer's, or the one after the next
-//! move, may take it. The kernel does not say so; it is asked again after a while.
+//! A way out refuses that (no checksum offload, IPsec, some drivers), not the port: another peer's, or the
+//! one after the next move, may take it. The kernel does not say so; it is asked again after a while.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Sends whose ECN field outlives a refusal.
 //!
-//! quinn-udp takes EINVAL for "this kernel takes no ECN field" and leaves it out over IPv4 from then on. But the kernel
-//! also answers so where a destination has port 0 or, before Linux 6.14, where segments are larger than the interface
-//! carries. So the state that has seen EINVAL is not used again.
+//! quinn-udp takes EINVAL for "this kernel takes no ECN field" and leaves it out over IPv4 from then on. But
+//! the kernel also answers so where a destination has port 0 or, before Linux 6.14, where segments are larger
+//! than the interface carries. So the state that has seen EINVAL is not used again.
 
 use std::io;
 use std::sync::RwLock;

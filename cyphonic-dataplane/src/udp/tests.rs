@@ -132,8 +132,8 @@ fn refused_segmentation_falls_back_to_single_datagrams_and_loses_none() {
     assert_eq!(a.max_gso_segments(), 1);
 }
 
-/// A thread in a network namespace of its own, whose loopback carries 1400 bytes. It needs root, and goes with the
-/// thread.
+/// A thread in a network namespace of its own, whose loopback carries 1400 bytes. It needs root, and goes
+/// with the thread.
 #[test]
 fn segments_too_large_for_the_interface_do_not_end_segmentation() {
     let in_namespace = std::thread::spawn(|| {
@@ -219,7 +219,8 @@ fn a_waiter_is_woken_by_a_call_by_data_and_by_time() {
 #[test]
 fn nothing_is_fragmented() {
     let port = UdpPort::bind(0).expect("port");
-    // Larger than loopback's MTU of 65,536 with headers of IPv4 (20) and UDP (8), but a legal UDP length over IPv6.
+    // Larger than loopback's MTU of 65,536 with headers of IPv4 (20) and UDP (8), but a legal UDP length over
+    // IPv6.
     let payload = vec![0; 65_500];
     let error = port.send(&Transmit::new(v6(port.local_port()), &payload)).expect_err("does not fit");
     assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));

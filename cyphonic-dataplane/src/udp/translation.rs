@@ -7,8 +7,9 @@ use cyphonic_common::Nat64Prefix;
 
 use crate::sync;
 
-/// The prefix in use, shared by the sockets of a port. It changes when the host changes networks and is read with every
-/// call to send or receive, so reading takes no lock: where there is none, one load of a word that nobody writes.
+/// The prefix in use, shared by the sockets of a port. It changes when the host changes networks and is read
+/// with every call to send or receive, so reading takes no lock: where there is none, one load of a word that
+/// nobody writes.
 #[derive(Debug, Default)]
 pub(super) struct Translation {
     /// Even while the words belong together.
@@ -60,7 +61,8 @@ mod tests {
             [prefix("64:ff9b::", 96), prefix("2001:db8:1:2:0:3::", 96), prefix("2001:db8::", 32), None];
         let translation = Translation::default();
         std::thread::scope(|scope| {
-            // The readers end it, so that each has read while somebody wrote, however late it was given a processor.
+            // The readers end it, so that each has read while somebody wrote, however late it was given a
+            // processor.
             let readers = [(); 2].map(|()| {
                 scope.spawn(|| {
                     for _ in 0..100_000 {

@@ -2,8 +2,8 @@
 
 /// A piece of packet memory that is ours at the moment, and where in it a packet lies.
 ///
-/// A handle is neither copied nor made anew: it is moved into a socket, and comes back out of one. Whoever drops it loses
-/// the frame until the [`Umem`](super::Umem) is gone; give it to a [`FramePool`] instead.
+/// A handle is neither copied nor made anew: it is moved into a socket, and comes back out of one. Whoever
+/// drops it loses the frame until the [`Umem`](super::Umem) is gone; give it to a [`FramePool`] instead.
 #[must_use = "a frame that is dropped is lost: put it back into a pool"]
 #[derive(Debug)]
 pub struct Frame {

@@ -16,8 +16,8 @@ pub(crate) struct Mapping {
     len: usize,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread. What its users may do with its bytes at the same time is
-// their concern: this type only hands out pointers.
+// SAFETY: the mapping belongs to the process, not to a thread. What its users may do with its bytes at the
+// same time is their concern: this type only hands out pointers.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; a shared reference gives pointers and atomics, never references to plain bytes.
 unsafe impl Sync for Mapping {}
@@ -27,7 +27,8 @@ impl Mapping {
     pub(super) fn anonymous(len: usize, huge: bool) -> io::Result<Self> {
         let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
         let map = |flags| {
-            // SAFETY: without a fixed address the kernel chooses unused addresses, so no memory of ours is replaced.
+            // SAFETY: without a fixed address the kernel chooses unused addresses, so no memory of ours is
+            // replaced.
             unsafe {
                 rustix::mm::mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags)
             }
@@ -81,7 +82,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range is what was mapped, and whoever uses pointers into it owns this mapping, which ends now.
+        // SAFETY: the range is what was mapped, and whoever uses pointers into it owns this mapping, which
+        // ends now.
         if let Err(error) = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) } {
             tracing::warn!(%error, "memory shared with the kernel stays mapped");
         }

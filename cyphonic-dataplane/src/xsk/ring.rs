@@ -1,7 +1,7 @@
 //! The four rings of descriptors between a socket and the kernel.
 //!
-//! Each has one producer and one consumer, one of them the kernel. Both keep a free-running count; an entry is visible
-//! to the other side once the producer's count is past it, and free again once the consumer's is.
+//! Each has one producer and one consumer, one of them the kernel. Both keep a free-running count; an entry
+//! is visible to the other side once the producer's count is past it, and free again once the consumer's is.
 
 #![expect(unsafe_code, reason = "ring memory is reached through pointers")]
 
@@ -19,7 +19,8 @@ use super::memory::Mapping;
 /// What a ring's entries may be.
 ///
 /// # Safety
-/// Any bytes are a valid value: [`Consumer::take`] reads whatever stands in the memory that the kernel shares.
+/// Any bytes are a valid value: [`Consumer::take`] reads whatever stands in the memory that the kernel
+/// shares.
 pub(super) unsafe trait Entry: Copy {}
 
 /// Of the fill and completion rings: a frame's address.
@@ -42,8 +43,8 @@ struct Memory<T> {
     entry: PhantomData<T>,
 }
 
-// SAFETY: the pointers point into the mapping, which is the process's and which the value owns; nothing in it is tied to
-// a thread. Its methods that touch entries take `&mut self`.
+// SAFETY: the pointers point into the mapping, which is the process's and which the value owns; nothing in it
+// is tied to a thread. Its methods that touch entries take `&mut self`.
 unsafe impl<T: Entry + Send> Send for Memory<T> {}
 
 impl<T: Entry> Memory<T> {
@@ -72,8 +73,8 @@ impl<T: Entry> Memory<T> {
     }
 
     fn producer(&self) -> &AtomicU32 {
-        // SAFETY: it points to an aligned word inside the mapping, which lives as long as `self`, and which both sides
-        // only touch atomically.
+        // SAFETY: it points to an aligned word inside the mapping, which lives as long as `self`, and which
+        // both sides only touch atomically.
         unsafe { self.producer.as_ref() }
     }
 
@@ -93,7 +94,8 @@ impl<T: Entry> Memory<T> {
 
     /// The place of the entry with this count.
     const fn slot(&self, count: u32) -> NonNull<T> {
-        // SAFETY: the masked count is below the number of entries, for which `map` has checked that there is room.
+        // SAFETY: the masked count is below the number of entries, for which `map` has checked that there is
+        // room.
         unsafe { self.entries.add((count & self.mask) as usize) }
     }
 }
@@ -159,8 +161,8 @@ impl<T: Entry> Producer<T> {
         if self.free() == 0 {
             return false;
         }
-        // SAFETY: the slot is inside the mapping, and it is ours: the kernel has taken what was in it (`free` is not 0)
-        // and reads it again only after `publish`.
+        // SAFETY: the slot is inside the mapping, and it is ours: the kernel has taken what was in it (`free`
+        // is not 0) and reads it again only after `publish`.
         unsafe { self.memory.slot(self.written).write(entry) };
         self.written = self.written.wrapping_add(1);
         true
@@ -221,8 +223,8 @@ impl<T: Entry> Consumer<T> {
         if self.ready() == 0 {
             return None;
         }
-        // SAFETY: the slot is inside the mapping, the kernel has written it (`ready` is not 0), any bytes are a valid
-        // [`Entry`], and the kernel writes it again only after `release`.
+        // SAFETY: the slot is inside the mapping, the kernel has written it (`ready` is not 0), any bytes are
+        // a valid [`Entry`], and the kernel writes it again only after `release`.
         let entry = unsafe { self.memory.slot(self.taken).read() };
         self.taken = self.taken.wrapping_add(1);
         Some(entry)

@@ -12,7 +12,8 @@ use super::umem::Umem;
 
 /// Takes what the interface's program redirects to this socket.
 ///
-/// The kernel needs free frames to put packets into ([`XskRx::refill`]); without any it drops packets and counts them.
+/// The kernel needs free frames to put packets into ([`XskRx::refill`]); without any it drops packets and
+/// counts them.
 #[derive(Debug)]
 pub struct XskRx {
     received: Consumer<XdpDesc>,
@@ -20,7 +21,8 @@ pub struct XskRx {
     umem: Umem,
     /// Frames the kernel named that were not its to name.
     strange: u64,
-    // The rings' mappings keep the kernel's half alive by themselves; the descriptor is for waiting and waking.
+    // The rings' mappings keep the kernel's half alive by themselves; the descriptor is for waiting and
+    // waking.
     socket: OwnedFd,
 }
 
@@ -70,7 +72,8 @@ impl XskRx {
         batch.len() - before
     }
 
-    /// Gives the kernel free frames, as many as its ring takes but for `keep` that stay in the pool. Returns how many.
+    /// Gives the kernel free frames, as many as its ring takes but for `keep` that stay in the pool. Returns
+    /// how many.
     #[inline]
     pub fn refill(&mut self, pool: &mut FramePool, keep: usize) -> usize {
         let spare = pool.len().saturating_sub(keep);
@@ -100,7 +103,8 @@ impl XskRx {
         self.received.ready() as usize
     }
 
-    /// Whether the driver sleeps until [`XskRx::wake`], or a `poll`, tells it of new free frames (zero-copy only).
+    /// Whether the driver sleeps until [`XskRx::wake`], or a `poll`, tells it of new free frames (zero-copy
+    /// only).
     #[inline]
     #[must_use]
     pub fn needs_wakeup(&self) -> bool {
@@ -127,7 +131,8 @@ impl XskRx {
         statistics(&self.socket)
     }
 
-    /// For asking what the kernel has counted from another thread. The socket stays open as long as this lives.
+    /// For asking what the kernel has counted from another thread. The socket stays open as long as this
+    /// lives.
     ///
     /// # Errors
     /// There are too many open files.
@@ -135,7 +140,8 @@ impl XskRx {
         Ok(XskWatch { socket: self.socket.try_clone()? })
     }
 
-    /// Frames that the kernel named but did not have: always 0, or the kernel has a bug. They were not touched.
+    /// Frames that the kernel named but did not have: always 0, or the kernel has a bug. They were not
+    /// touched.
     #[must_use]
     pub const fn strange(&self) -> u64 {
         self.strange

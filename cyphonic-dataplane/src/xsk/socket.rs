@@ -46,8 +46,9 @@ impl Default for XskConfig {
 
 /// One queue of an interface, open in both directions.
 ///
-/// The halves share nothing in userspace, so each may live in its own thread. They are two sockets of the kernel's on the
-/// same memory: `poll` on a socket that can send also sends, under a lock, and so would slow both directions.
+/// The halves share nothing in userspace, so each may live in its own thread. They are two sockets of the
+/// kernel's on the same memory: `poll` on a socket that can send also sends, under a lock, and so would slow
+/// both directions.
 #[derive(Debug)]
 pub struct Xsk {
     /// What arrives. Put [`XskRx`]'s descriptor into the program's map of sockets.
@@ -59,11 +60,11 @@ pub struct Xsk {
 }
 
 impl Xsk {
-    /// Opens `queue` of the interface, in the calling thread's network namespace. The queue's program must be attached
-    /// already where zero-copy is wanted: some drivers decide by it.
+    /// Opens `queue` of the interface, in the calling thread's network namespace. The queue's program must be
+    /// attached already where zero-copy is wanted: some drivers decide by it.
     ///
-    /// Several queues, also of several interfaces, may be opened on the same memory; then all are zero-copy or none, as
-    /// the first was.
+    /// Several queues, also of several interfaces, may be opened on the same memory; then all are zero-copy
+    /// or none, as the first was.
     ///
     /// # Errors
     /// [`XskError`], whose text says what to do.

@@ -44,8 +44,8 @@ impl XskTx {
     /// Queues a packet, which starts with its link-layer header. It leaves with the next [`XskTx::flush`].
     ///
     /// # Errors
-    /// The frame again: the ring is full, the packet empty (the kernel would never give such a frame back), or the frame
-    /// of another memory.
+    /// The frame again: the ring is full, the packet empty (the kernel would never give such a frame back),
+    /// or the frame of another memory.
     #[inline]
     pub fn push(&mut self, frame: Frame) -> Result<(), Frame> {
         if frame.is_empty() || self.sent.free() == 0 {
@@ -69,8 +69,8 @@ impl XskTx {
         self.sent.pending() as usize
     }
 
-    /// Has the kernel send what was queued. True if all of it has left our ring; otherwise the kernel's own queue is
-    /// full, and the rest leaves with a later call, best after [`XskTx::complete`].
+    /// Has the kernel send what was queued. True if all of it has left our ring; otherwise the kernel's own
+    /// queue is full, and the rest leaves with a later call, best after [`XskTx::complete`].
     ///
     /// # Errors
     /// The interface is down or gone. What was queued stays queued.
@@ -112,7 +112,8 @@ impl XskTx {
         done
     }
 
-    /// Frames that the kernel named but did not have: always 0, or the kernel has a bug. They were not touched.
+    /// Frames that the kernel named but did not have: always 0, or the kernel has a bug. They were not
+    /// touched.
     #[must_use]
     pub const fn strange(&self) -> u64 {
         self.strange

@@ -32,8 +32,8 @@ pub enum FrameSize {
 }
 
 impl FrameSize {
-    /// The smallest that holds packets of `bytes` (link layer included), the kernel's headroom before them and room for a
-    /// tunnel's headers and tag around them.
+    /// The smallest that holds packets of `bytes` (link layer included), the kernel's headroom before them
+    /// and room for a tunnel's headers and tag around them.
     #[must_use]
     pub const fn for_packets_of(bytes: usize) -> Option<Self> {
         const AROUND: usize = super::HEADROOM + 32;
@@ -129,9 +129,10 @@ impl Umem {
     pub fn packet<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         let Some(start) = self.offset(frame, frame.start(), frame.len()) else { return &[] };
         let Some(bytes) = self.inner.memory.at(start, frame.len()) else { return &[] };
-        // SAFETY: the bytes are inside the mapping, which lives as long as `self`. They belong to `frame`: it is the
-        // only handle of its piece (handles are made once, in `new`, and again only in `take_back` for a piece whose
-        // handle `lend` consumed), the kernel has it only between those two, and the handle is borrowed shared.
+        // SAFETY: the bytes are inside the mapping, which lives as long as `self`. They belong to `frame`: it
+        // is the only handle of its piece (handles are made once, in `new`, and again only in
+        // `take_back` for a piece whose handle `lend` consumed), the kernel has it only between those
+        // two, and the handle is borrowed shared.
         unsafe { std::slice::from_raw_parts(bytes.as_ptr(), frame.len()) }
     }
 
@@ -159,7 +160,8 @@ impl Umem {
         (inside && self.owns(frame)).then(|| frame.index as usize * self.frame_size() + start)
     }
 
-    /// Hands a frame to the kernel: its number as descriptors name it. The frame again where it is another memory's.
+    /// Hands a frame to the kernel: its number as descriptors name it. The frame again where it is another
+    /// memory's.
     #[inline]
     pub(super) fn lend(&self, frame: Frame) -> Result<u64, Frame> {
         let Some(offset) = self.offset(&frame, frame.start(), frame.len()) else { return Err(frame) };
@@ -170,7 +172,8 @@ impl Umem {
 
     /// Takes a frame back that the kernel names, with the packet it may have put there.
     ///
-    /// `None` where it was not the kernel's to give, or the packet is not inside: then nothing of ours is touched.
+    /// `None` where it was not the kernel's to give, or the packet is not inside: then nothing of ours is
+    /// touched.
     #[inline]
     pub(super) fn take_back(&self, address: u64, len: u32) -> Option<Frame> {
         let size = usize::from(self.inner.frame_size);

@@ -5,8 +5,8 @@
 //!   2001:db8::10, ::11                              2001:db8:1::20, ::30 (1,320), ::fe ─ 2001:db8:ffff::/64
 //! ```
 //!
-//! A third interface, `rel2`, is not one that frames may be redirected to. Nobody answers: all neighbours are entered
-//! by hand, but `.99`.
+//! A third interface, `rel2`, is not one that frames may be redirected to. Nobody answers: all neighbours are
+//! entered by hand, but `.99`.
 
 #![expect(unsafe_code, reason = "namespaces are made by system calls, and aya copies values as bytes")]
 
@@ -81,7 +81,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/re
 #[repr(transparent)]
 struct Value<T>(T);
 
-// SAFETY: it is `repr(C)`, consists of integers and byte arrays, and has no padding (asserted beside its definition).
+// SAFETY: it is `repr(C)`, consists of integers and byte arrays, and has no padding (asserted beside its
+// definition).
 unsafe impl Pod for Value<RelayConfig> {}
 // SAFETY: two `u32`.
 unsafe impl Pod for Value<RelayWatch> {}
@@ -114,7 +115,8 @@ impl Lab {
         let legs = Legs::take(&mut ebpf).unwrap();
         let program: &mut Xdp = ebpf.program_mut(name::PROGRAM).unwrap().try_into().unwrap();
         program.load().unwrap();
-        // A test run in an interface's name needs its receive queue, which veth has while a program is attached.
+        // A test run in an interface's name needs its receive queue, which veth has while a program is
+        // attached.
         program.attach("rel0", XdpMode::Driver).unwrap();
         let indices = ["rel0", "rel1"].map(index);
         let mut egress: DevMapHash<_> = ebpf.map_mut(name::EGRESS).unwrap().try_into().unwrap();

@@ -6,9 +6,11 @@
 //!                                   fd77::1 ───── fd77::2
 //! ```
 //!
-//! The rings may be of any [`Kind`]: a test that takes [`Kinds`] and is named to [`with_every_kind`] runs with all.
+//! The rings may be of any [`Kind`]: a test that takes [`Kinds`] and is named to [`with_every_kind`] runs
+//! with all.
 //!
-//! A namespace lives as long as its thread and what was made in it, so nothing is left behind, however a test ends.
+//! A namespace lives as long as its thread and what was made in it, so nothing is left behind, however a test
+//! ends.
 
 #![expect(unsafe_code, reason = "namespaces are made by system calls")]
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test fails by panicking")]
@@ -182,7 +184,8 @@ impl Namespace {
         self.succeeds("ip", arguments);
     }
 
-    /// Has what leaves by an interface leave at this rate, and what waits for that wait for as long as it takes.
+    /// Has what leaves by an interface leave at this rate, and what waits for that wait for as long as it
+    /// takes.
     pub fn limit(&self, interface: &str, rate: &str) {
         self.succeeds("tc", &format!("qdisc add dev {interface} root tbf rate {rate} burst 64kb limit 1gb"));
     }
@@ -200,7 +203,8 @@ impl Namespace {
 /// Moves the calling thread into another's network namespace.
 fn enter(tid: i32) {
     let namespace = std::fs::File::open(format!("/proc/self/task/{tid}/ns/net")).unwrap();
-    // SAFETY: it takes no pointers, and only the calling thread, which was made for this, changes its namespace.
+    // SAFETY: it takes no pointers, and only the calling thread, which was made for this, changes its
+    // namespace.
     let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
 }
@@ -318,7 +322,8 @@ impl Node {
             Kind::Xdp | Kind::Underlay => Interface::veth(&namespace, own),
         };
         namespace.ip(&format!("-6 addr add {own}/{} dev {INTERFACE} nodad", PREFIX.1));
-        // Even without duplicate address detection the kernel takes packets for the address only a little later.
+        // Even without duplicate address detection the kernel takes packets for the address only a little
+        // later.
         eventually("the address is the host's", || namespace.has_local_route(own));
         let port = namespace.run(|| Arc::new(UdpPort::bind(0).unwrap()));
         let (tell, events) = channel();

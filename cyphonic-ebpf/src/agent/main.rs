@@ -1,7 +1,8 @@
 //! The agent's eBPF programs.
 //!
-//! Each program is thin glue: it lets `cyphonic-common` decide on the packet, counts, and translates the verdict into
-//! what the hook expects. Whatever can be decided without the kernel is decided (and tested) over there.
+//! Each program is thin glue: it lets `cyphonic-common` decide on the packet, counts, and translates the
+//! verdict into what the hook expects. Whatever can be decided without the kernel is decided (and tested)
+//! over there.
 //!
 //! | Program | Hook | Does |
 //! |---|---|---|
@@ -59,7 +60,8 @@ pub fn cyphonic_ingress(ctx: TcContext) -> i32 {
     }
 }
 
-/// To the next program or filter on the hook, which may have something to say too; after the last, on its way.
+/// To the next program or filter on the hook, which may have something to say too; after the last, on its
+/// way.
 #[inline(always)]
 fn pass(ctx: &TcContext, index: CounterIndex, super_index: CounterIndex) -> i32 {
     counters::count(index, ctx.len() as usize);

@@ -10,19 +10,19 @@ use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::{SkBuffContext, SkReuseportContext, TcContext};
 use cyphonic_common::Buffer;
 
-/// The packet a program was called for. On the virtual interface, which has no link layer, it starts with its IP
-/// header; for a program that chooses a socket, with its UDP header.
+/// The packet a program was called for. On the virtual interface, which has no link layer, it starts with its
+/// IP header; for a program that chooses a socket, with its UDP header.
 ///
-/// Bytes are copied by `bpf_skb_load_bytes` rather than read through the packet pointers: a super-packet's payload, and
-/// sometimes its headers, are not in linear memory.
+/// Bytes are copied by `bpf_skb_load_bytes` rather than read through the packet pointers: a super-packet's
+/// payload, and sometimes its headers, are not in linear memory.
 pub(crate) struct Skb<'a> {
     ctx: *mut c_void,
     len: usize,
     lives: PhantomData<&'a ()>,
 }
 
-/// Bytes on the stack where the compiler may load whole words of them: addresses are compared as two words instead of
-/// sixteen bytes.
+/// Bytes on the stack where the compiler may load whole words of them: addresses are compared as two words
+/// instead of sixteen bytes.
 #[repr(C, align(8))]
 struct Aligned<const N: usize>([u8; N]);
 
@@ -47,8 +47,8 @@ impl<'a> Skb<'a> {
 #[inline(always)]
 pub(crate) fn is_super_packet(ctx: &TcContext) -> bool {
     let skb = ctx.as_ptr().cast::<__sk_buff>();
-    // SAFETY: the context of a tc program is a `__sk_buff` that lives for the whole call; the verifier rewrites this
-    // load to the field of the kernel's own structure.
+    // SAFETY: the context of a tc program is a `__sk_buff` that lives for the whole call; the verifier
+    // rewrites this load to the field of the kernel's own structure.
     unsafe { (*skb).gso_size != 0 }
 }
 
@@ -62,8 +62,8 @@ impl Buffer for Skb<'_> {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let offset = u32::try_from(offset).ok()?;
         let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
-        // SAFETY: the helper writes exactly `N` bytes to a pointer to at least as many, or fails; the verifier checks
-        // both. It only reads the context.
+        // SAFETY: the helper writes exactly `N` bytes to a pointer to at least as many, or fails; the
+        // verifier checks both. It only reads the context.
         let result = unsafe { bpf_skb_load_bytes(self.ctx, offset, bytes.as_mut_ptr().cast(), N as u32) };
         if result != 0 {
             return None;

@@ -45,8 +45,8 @@ fn may_speak() -> Option<u64> {
     let budget = LOG_BUDGET.get_ptr_mut(0)?;
     // SAFETY: the helper takes nothing and reads the monotonic clock.
     let now = unsafe { bpf_ktime_get_ns() };
-    // SAFETY: the kernel returned a pointer to this CPU's copy of the entry, which only programs on this CPU touch; one
-    // that is nested in another could at worst let one more message through.
+    // SAFETY: the kernel returned a pointer to this CPU's copy of the entry, which only programs on this CPU
+    // touch; one that is nested in another could at worst let one more message through.
     let budget = unsafe { &mut *budget };
     if budget.last_ns != 0 && now.wrapping_sub(budget.last_ns) < INTERVAL_NS {
         budget.silent = budget.silent.wrapping_add(1);

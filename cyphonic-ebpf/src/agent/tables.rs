@@ -31,8 +31,8 @@ pub(crate) struct Tables;
 impl PeerTable for Tables {
     #[inline(always)]
     fn peer(&self, address: &[u8; 16]) -> Option<PeerEntry> {
-        // SAFETY: the entry is copied at once. Userspace may replace it meanwhile: then single fields may be of the new
-        // one, and each of them alone is as good as before or after.
+        // SAFETY: the entry is copied at once. Userspace may replace it meanwhile: then single fields may be
+        // of the new one, and each of them alone is as good as before or after.
         unsafe { PEERS.get(address) }.copied()
     }
 }

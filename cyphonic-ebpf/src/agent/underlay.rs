@@ -23,7 +23,8 @@ static CARDS: HashMap<u32, u32> = HashMap::with_max_entries(MAX_CARDS, BPF_F_NO_
 #[map]
 static XSKS_UNDERLAY: XskMap = XskMap::with_max_entries(UNDERLAY_SOCKETS, 0);
 
-/// Gives the tunnels' data packets to their worker's socket, and leaves everything else to the stack, untouched.
+/// Gives the tunnels' data packets to their worker's socket, and leaves everything else to the stack,
+/// untouched.
 #[xdp]
 pub fn cyphonic_underlay(ctx: XdpContext) -> u32 {
     socket(&ctx).and_then(|index| XSKS_UNDERLAY.redirect(index, u64::from(XDP_PASS)).ok()).unwrap_or(XDP_PASS)
@@ -33,7 +34,8 @@ pub fn cyphonic_underlay(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn socket(ctx: &XdpContext) -> Option<u32> {
     let cid = steer_underlay(&XdpFrame::new(ctx), UNDERLAY.get(0)?)?;
-    // A data packet that no tunnel of this node is reached by is answered or counted by who reads the UDP port.
+    // A data packet that no tunnel of this node is reached by is answered or counted by who reads the UDP
+    // port.
     socket_index(slot(ctx)?, queue(ctx), workers::worker_of(&cid)?)
 }
 

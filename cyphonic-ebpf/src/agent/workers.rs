@@ -24,9 +24,9 @@ static CIDS: HashMap<[u8; 8], u32> = HashMap::with_max_entries(MAX_CIDS, BPF_F_N
 #[map]
 static SOCKETS: ReusePortSockArray = ReusePortSockArray::with_max_entries(MAX_WORKERS, 0);
 
-/// Chooses the queue of the virtual interface, and so the worker, for what applications send: by destination, so that a
-/// peer's packets stay in order. The kernel takes the result's low 16 bits modulo the number of queues, as
-/// [`cyphonic_common::map::worker_of`] does.
+/// Chooses the queue of the virtual interface, and so the worker, for what applications send: by destination,
+/// so that a peer's packets stay in order. The kernel takes the result's low 16 bits modulo the number of
+/// queues, as [`cyphonic_common::map::worker_of`] does.
 #[socket_filter]
 pub fn cyphonic_queue(ctx: SkBuffContext) -> i64 {
     let Some(destination) = Skb::of_device(&ctx).read::<16>(DESTINATION) else { return 0 };
@@ -37,8 +37,8 @@ pub fn cyphonic_queue(ctx: SkBuffContext) -> i64 {
     i64::from(worker)
 }
 
-/// Chooses the socket, and so the worker, for what arrives on the node's UDP port: tunnel data by its connection ID,
-/// everything else to the first.
+/// Chooses the socket, and so the worker, for what arrives on the node's UDP port: tunnel data by its
+/// connection ID, everything else to the first.
 #[sk_reuseport]
 pub fn cyphonic_socket(ctx: SkReuseportContext) -> u32 {
     let worker = match classify_datagram_at(&Skb::of_socket(&ctx), UDP_HEADER_LEN) {
@@ -50,7 +50,8 @@ pub fn cyphonic_socket(ctx: SkReuseportContext) -> u32 {
     SK_PASS
 }
 
-/// The worker that data packets with this connection ID belong to, if one of the node's tunnels is reached by it.
+/// The worker that data packets with this connection ID belong to, if one of the node's tunnels is reached by
+/// it.
 #[inline(always)]
 pub(crate) fn worker_of(cid: &ConnectionId) -> Option<u32> {
     // SAFETY: a number is copied out of the entry at once.

@@ -1,7 +1,8 @@
 //! The least a relay can do: everything it writes, with constants instead of what it looks up.
 //!
-//! It swaps the link addresses, sends to one address and port, writes one connection ID, decrements the hop limit and
-//! keeps both checksums true. There is no leg, no check of the source, no route, no neighbour, no limit and no counter.
+//! It swaps the link addresses, sends to one address and port, writes one connection ID, decrements the hop
+//! limit and keeps both checksums true. There is no leg, no check of the source, no route, no neighbour, no
+//! limit and no counter.
 
 use aya_ebpf::Global;
 use aya_ebpf::programs::XdpContext;

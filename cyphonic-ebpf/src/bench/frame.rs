@@ -13,8 +13,9 @@ fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
 #[inline(always)]
 pub(crate) fn read<T: Copy>(ctx: &XdpContext, offset: usize) -> Option<T> {
     let from = at::<T>(ctx, offset)?;
-    // SAFETY: `at` has compared with the frame's end, which the verifier checks again. Callers read integers and arrays
-    // of them, of which any bytes are a value; words only at offset 0, where the driver aligns the frame.
+    // SAFETY: `at` has compared with the frame's end, which the verifier checks again. Callers read integers
+    // and arrays of them, of which any bytes are a value; words only at offset 0, where the driver aligns
+    // the frame.
     Some(unsafe { *from })
 }
 

@@ -64,7 +64,8 @@ pub fn bench_generate(ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn bench_call(ctx: XdpContext) -> u32 {
     if stamp(&ctx).is_some() {
-        // SAFETY: nothing here has a destructor. The kernel checks that the other program takes the same context.
+        // SAFETY: nothing here has a destructor. The kernel checks that the other program takes the same
+        // context.
         unsafe { CALLED.tail_call(&ctx, 0) };
     }
     XDP_ABORTED
@@ -119,7 +120,8 @@ fn stamp(ctx: &XdpContext) -> Option<()> {
 #[inline(always)]
 fn count(index: u32, add: u64) {
     let Some(counter) = SUNK.get_ptr_mut(index) else { return };
-    // SAFETY: the kernel returned this CPU's copy of the entry; programs at this hook do not preempt one another.
+    // SAFETY: the kernel returned this CPU's copy of the entry; programs at this hook do not preempt one
+    // another.
     unsafe { *counter += add };
 }
 
@@ -128,6 +130,7 @@ fn keep(ctx: &XdpContext) {
     let (Some(head), Some(sample)) = (read::<[u64; HEAD_LEN / 8]>(ctx, 0), SAMPLE.get_ptr_mut(0)) else {
         return;
     };
-    // SAFETY: the kernel returned a pointer to the entry. A reader may see two packets mixed; it reads when none come.
+    // SAFETY: the kernel returned a pointer to the entry. A reader may see two packets mixed; it reads when
+    // none come.
     unsafe { *sample = head };
 }

@@ -1,7 +1,7 @@
 //! The measured traffic: pure functions that the generator's program and the measuring program both use.
 //!
-//! Everything about a packet follows from the number of its binding, so that a million bindings need no table: not in
-//! the generator, whose cost would then depend on how many there are, and not in the sink.
+//! Everything about a packet follows from the number of its binding, so that a million bindings need no
+//! table: not in the generator, whose cost would then depend on how many there are, and not in the sink.
 
 /// What the template holds: headers and the first bytes of the payload. No frame may be shorter.
 pub(crate) const HEAD_LEN: usize = 64;
@@ -18,8 +18,8 @@ pub(crate) const CHANNEL_HEADER_LEN: usize = 4;
 /// The first sender's address; binding `i` has the one `i` further.
 pub(crate) const FIRST_SENDER: u32 = u32::from_be_bytes([10, 0, 0, 1]);
 
-/// The connection ID that packets of a binding carry to the relay: as good as random, so that neighbours in number are
-/// not neighbours in a hash table. The high bit is that of data.
+/// The connection ID that packets of a binding carry to the relay: as good as random, so that neighbours in
+/// number are not neighbours in a hash table. The high bit is that of data.
 #[inline(always)]
 pub(crate) const fn virtual_cid(binding: u32) -> [u8; 8] {
     // The finaliser of SplitMix64.
@@ -48,7 +48,8 @@ pub(crate) struct Template {
     pub(crate) udp_sum: u32,
 }
 
-/// The sum of the 16-bit words of a connection ID that begins at an odd place, as it does behind the flags byte.
+/// The sum of the 16-bit words of a connection ID that begins at an odd place, as it does behind the flags
+/// byte.
 #[inline(always)]
 pub(crate) const fn odd_sum(cid: &[u8; 8]) -> u32 {
     let [a, b, c, d, e, f, g, h] = *cid;

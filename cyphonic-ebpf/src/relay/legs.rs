@@ -10,7 +10,8 @@ use cyphonic_common::relay::leg::MAX_OWN_ADDRESSES;
 use cyphonic_common::relay::map::DEFAULT_LEGS;
 use cyphonic_common::relay::{Entry, Place, RelayEntry, RelayLeg, RelayState, Way};
 
-/// See [`cyphonic_common::relay::place`]. Userspace writes it as memory of its own, with the rules that stand there.
+/// See [`cyphonic_common::relay::place`]. Userspace writes it as memory of its own, with the rules that stand
+/// there.
 #[map]
 static LEGS: Array<[RelayEntry; 2]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
@@ -38,9 +39,10 @@ fn entries(place: Place) -> Option<[*mut RelayEntry; 2]> {
 pub(crate) fn locate(cid: u64, pairs: u32) -> Candidates {
     let candidates = entries(Place::first(cid, pairs));
     if let Some([home, beside]) = candidates {
-        // With a million legs no line of an entry is in the processor's caches. A write, unlike a read, does not hold up what
-        // follows it: all lines are fetched at once, and while the frame's headers are read.
-        // SAFETY: the pointers are to live map values. The bytes are 0, nobody reads them, and they stay as they are.
+        // With a million legs no line of an entry is in the processor's caches. A write, unlike a read, does
+        // not hold up what follows it: all lines are fetched at once, and while the frame's headers
+        // are read. SAFETY: the pointers are to live map values. The bytes are 0, nobody reads them,
+        // and they stay as they are.
         unsafe {
             (&raw mut (*home).leg).cast::<u8>().add(RelayLeg::SPARE).write_volatile(0);
             (&raw mut (*home).way.reserved).write_volatile(0);
@@ -82,23 +84,27 @@ impl KernelEntry {
     /// The entry, if it is that leg's.
     #[inline(always)]
     fn of(entry: *mut RelayEntry, cid: u64) -> Option<Self> {
-        // SAFETY: the pointer is to a live map value, which has the size of `RelayEntry` and at least its alignment.
+        // SAFETY: the pointer is to a live map value, which has the size of `RelayEntry` and at least its
+        // alignment.
         let found = unsafe { (&raw const (*entry).leg).cast::<u64>().read_volatile() };
         let mut nothing = found;
-        // SAFETY: it makes the register 0, which the verifier learns and the compiler does not. It stays in its place (not
-        // `pure`): behind the comparison the compiler would take the ID that was looked for instead of the one that was read.
+        // SAFETY: it makes the register 0, which the verifier learns and the compiler does not. It stays in
+        // its place (not `pure`): behind the comparison the compiler would take the ID that was
+        // looked for instead of the one that was read.
         unsafe { asm!("{0} &= 0", inout(reg) nothing, options(nomem, nostack)) };
         if found != cid {
             return None;
         }
-        // SAFETY: 0 bytes further. Userspace writes the ID last. That other words are not read before it is guaranteed by
-        // their address, which depends on it: on processors that reorder reads, nothing else that a program has does that.
+        // SAFETY: 0 bytes further. Userspace writes the ID last. That other words are not read before it is
+        // guaranteed by their address, which depends on it: on processors that reorder reads, nothing
+        // else that a program has does that.
         Some(Self { entry: unsafe { entry.byte_add(nothing as usize) } })
     }
 
     #[inline(always)]
     pub(crate) fn way(&self) -> Way {
-        // SAFETY: as in `of`; integers, of which a program on another processor may be writing some: see `Way`.
+        // SAFETY: as in `of`; integers, of which a program on another processor may be writing some: see
+        // `Way`.
         unsafe { (&raw const (*self.entry).way).read() }
     }
 
@@ -112,15 +118,16 @@ impl KernelEntry {
 impl Entry for KernelEntry {
     #[inline(always)]
     fn leg(&self) -> &RelayLeg {
-        // SAFETY: as in `of`. Nobody writes to a leg that a program has found: userspace uses its entry again only after
-        // all programs that ran when it was removed have ended.
+        // SAFETY: as in `of`. Nobody writes to a leg that a program has found: userspace uses its entry again
+        // only after all programs that ran when it was removed have ended.
         unsafe { &(*self.entry).leg }
     }
 
     #[inline(always)]
     fn update<R>(&self, change: impl FnOnce(&mut RelayState) -> R) -> R {
-        // SAFETY: as in `of`. The state is copied out and back, so no reference to shared memory exists. Another CPU may
-        // do the same at the same time, in whole words; what is lost then is said at `RelayState`.
+        // SAFETY: as in `of`. The state is copied out and back, so no reference to shared memory exists.
+        // Another CPU may do the same at the same time, in whole words; what is lost then is said at
+        // `RelayState`.
         let mut state = unsafe { (&raw const (*self.entry).state).read() };
         let result = change(&mut state);
         // SAFETY: as above.

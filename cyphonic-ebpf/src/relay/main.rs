@@ -1,8 +1,8 @@
 //! The relay's eBPF program.
 //!
-//! `cyphonic_relay` forwards tunnel data between nodes that cannot meet, on the interfaces of a TRS, before the kernel's
-//! stack sees it. What it does with a frame is decided and tested in `cyphonic_common::relay`; here are the kernel's
-//! sides of it: the map of legs, the routing table, the clock, the counters.
+//! `cyphonic_relay` forwards tunnel data between nodes that cannot meet, on the interfaces of a TRS, before
+//! the kernel's stack sees it. What it does with a frame is decided and tested in `cyphonic_common::relay`;
+//! here are the kernel's sides of it: the map of legs, the routing table, the clock, the counters.
 
 #![no_std]
 #![no_main]
@@ -99,7 +99,8 @@ impl Relay for Kernel<'_> {
 #[inline(always)]
 fn count(index: RelayCounterIndex, bytes: u64) {
     let Some(counter) = RELAY_COUNTERS.get_ptr_mut(index.index()) else { return };
-    // SAFETY: the kernel returned a pointer to this CPU's copy of the entry, which has the size and alignment of
-    // `Counter` (asserted beside its definition). XDP programs run to their end on a CPU before another one does.
+    // SAFETY: the kernel returned a pointer to this CPU's copy of the entry, which has the size and alignment
+    // of `Counter` (asserted beside its definition). XDP programs run to their end on a CPU before
+    // another one does.
     unsafe { (*counter).add(bytes) }
 }

@@ -36,12 +36,13 @@ static RELAY_WATCH: Array<RelayWatch> = Array::with_max_entries(1, 0);
 
 /// The next hop for a packet.
 ///
-/// The length is checked against the MTU of the interface and of the route: an IPv4 route's only where it is locked (or
-/// `net.ipv4.ip_forward_use_pmtu` is set), an IPv6 route's where it is locked or was learned.
+/// The length is checked against the MTU of the interface and of the route: an IPv4 route's only where it is
+/// locked (or `net.ipv4.ip_forward_use_pmtu` is set), an IPv6 route's where it is locked or was learned.
 ///
-/// The answer stands beside the leg and is used again for a time: see [`watch`](cyphonic_common::relay::watch). The
-/// question is the same for all packets of a leg, but for length and DSCP; of a leg without a source it is not, so that
-/// asks for every packet. So does one whose packets the kernel must send itself.
+/// The answer stands beside the leg and is used again for a time: see
+/// [`watch`](cyphonic_common::relay::watch). The question is the same for all packets of a leg, but for
+/// length and DSCP; of a leg without a source it is not, so that asks for every packet. So does one whose
+/// packets the kernel must send itself.
 #[inline(always)]
 pub(crate) fn route(
     ctx: &XdpContext,
@@ -75,8 +76,8 @@ pub(crate) fn route(
 fn ask(ctx: &XdpContext, departure: &Departure, asked: u32) -> Result<Way, PassReason> {
     let mut lookup = parameters(departure);
     let size = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the context is the program's own, and the parameters are a live `bpf_fib_lookup` of the size given, which
-    // the helper reads and writes.
+    // SAFETY: the context is the program's own, and the parameters are a live `bpf_fib_lookup` of the size
+    // given, which the helper reads and writes.
     let result = unsafe { fib_lookup(ctx.as_ptr(), &raw mut lookup, size, 0) };
     match u32::try_from(result) {
         Ok(BPF_FIB_LKUP_RET_SUCCESS) => {}
@@ -99,8 +100,8 @@ fn link_addresses(lookup: &bpf_fib_lookup) -> [u32; 3] {
     const _: () =
         assert!(offset_of!(bpf_fib_lookup, dmac) == AT + 6 && size_of::<bpf_fib_lookup>() == AT + 12);
     let words = (&raw const *lookup).cast::<u32>();
-    // SAFETY: the three words are inside the structure and aligned, as asserted above. Volatile, since longer words
-    // would not be aligned on the stack, which the verifier refuses there and only there.
+    // SAFETY: the three words are inside the structure and aligned, as asserted above. Volatile, since longer
+    // words would not be aligned on the stack, which the verifier refuses there and only there.
     [0, 1, 2].map(|word| unsafe { words.add(AT / 4 + word).read_volatile() })
 }
 

@@ -1,4 +1,5 @@
-//! Makes a node of the topology out of the machine it runs on (see `cyphonic_lab::node`), and has on it what scenarios need.
+//! Makes a node of the topology out of the machine it runs on (see `cyphonic_lab::node`), and has on it what
+//! scenarios need.
 
 #![expect(clippy::print_stderr, reason = "a program tells people on standard error what went wrong")]
 

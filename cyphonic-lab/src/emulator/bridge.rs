@@ -14,7 +14,8 @@ use super::{Queue, Tap, Work};
 
 /// Ethernet header with one VLAN tag.
 const FRAME_OVERHEAD: usize = 18;
-/// By default the kernel lets timers of ordinary threads be 50 µs late, which a ping over the wire would show.
+/// By default the kernel lets timers of ordinary threads be 50 µs late, which a ping over the wire would
+/// show.
 const TIMER_SLACK_NS: u64 = 1_000;
 
 /// The running threads of all wires.

@@ -8,16 +8,17 @@ use rand::{Rng, SeedableRng};
 
 use super::Impairment;
 
-/// A limited link buffers this much of its own time, then drops: a common size of router buffers, and enough for
-/// one congestion window at a round trip of as much.
+/// A limited link buffers this much of its own time, then drops: a common size of router buffers, and enough
+/// for one congestion window at a round trip of as much.
 const BUFFER: Duration = Duration::from_millis(100);
-/// Bound on frames in flight, so that a flood meets a drop, not the end of memory: 100 ms at ~650,000 frames/s.
+/// Bound on frames in flight, so that a flood meets a drop, not the end of memory: 100 ms at ~650,000
+/// frames/s.
 const MAX_FRAMES: usize = 65_536;
 
 /// One direction of a wire. Times count from any fixed moment.
 ///
-/// Frames leave in the order they came: whatever jitter says, no frame is due before the one ahead of it, unless it is one of
-/// those that skip the delay.
+/// Frames leave in the order they came: whatever jitter says, no frame is due before the one ahead of it,
+/// unless it is one of those that skip the delay.
 #[derive(Debug)]
 pub struct Queue {
     impairment: Impairment,

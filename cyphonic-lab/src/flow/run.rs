@@ -33,8 +33,8 @@ impl Drop for End {
 }
 
 impl Flow {
-    /// Connects to `address`, and begins. `connect` and `serve` run [`main`](super::main) where the ends are, once they have its
-    /// arguments. It is lost when nothing arrives for as long as `patience`.
+    /// Connects to `address`, and begins. `connect` and `serve` run [`main`](super::main) where the ends are,
+    /// once they have its arguments. It is lost when nothing arrives for as long as `patience`.
     ///
     /// # Errors
     /// A program cannot be started, or cannot listen.

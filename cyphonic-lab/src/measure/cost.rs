@@ -8,7 +8,8 @@ const TICK: Duration = Duration::from_millis(10);
 /// Columns of `/proc/stat` in which processors work: user, nice, system, irq, softirq.
 const BUSY: [usize; 5] = [0, 1, 2, 5, 6];
 
-/// Time that all processors together have been busy since the machine started; none if the kernel does not say.
+/// Time that all processors together have been busy since the machine started; none if the kernel does not
+/// say.
 pub fn busy_time() -> Option<Duration> {
     parse_busy(&fs::read_to_string("/proc/stat").ok()?)
 }

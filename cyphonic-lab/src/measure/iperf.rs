@@ -127,7 +127,8 @@ fn parse(text: &str) -> Result<Transfer, String> {
     Ok(Transfer { bits_per_second, jitter_ms: None, lost_percent: None, retransmits })
 }
 
-/// `sum` counts what was sent; the receiver's share of it follows from its losses, unless (newer versions) it is told.
+/// `sum` counts what was sent; the receiver's share of it follows from its losses, unless (newer versions) it
+/// is told.
 fn udp_transfer(number: &impl Fn(&str, &str) -> Option<f64>) -> Result<Transfer, String> {
     let lost = number("sum", "lost_percent").ok_or("it has no losses")?;
     let sent = number("sum", "bits_per_second").ok_or("it has no rate")?;

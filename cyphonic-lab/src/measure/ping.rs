@@ -18,8 +18,8 @@ pub struct PingRun {
     pub interval: Duration,
     /// How long to wait for the last answers.
     pub wait: Duration,
-    /// Whether to go on after an ICMP error, as of a host that cannot be reached for a while. ping then waits for the last answers
-    /// no longer than two round trips.
+    /// Whether to go on after an ICMP error, as of a host that cannot be reached for a while. ping then
+    /// waits for the last answers no longer than two round trips.
     pub through_errors: bool,
 }
 
@@ -36,7 +36,8 @@ impl PingRun {
     }
 
     fn limit(&self) -> Duration {
-        // Without a deadline ping waits for last answers as long as two of the longest round trips, which may each be as long as the run.
+        // Without a deadline ping waits for last answers as long as two of the longest round trips, which may
+        // each be as long as the run.
         let longest = if self.through_errors { 3 } else { 1 };
         // A name is resolved first, which may set a tunnel up.
         self.interval * self.count * longest + self.wait + Duration::from_secs(15)
@@ -58,8 +59,8 @@ pub struct PingReport {
     pub sequence: Vec<u32>,
     /// Round trips in milliseconds, in order of arrival; ping rounds each to three digits.
     pub rtts_ms: Vec<f64>,
-    /// When their requests were sent, since 1970, in order of arrival. While nothing answers, ping sends more rarely than it was
-    /// asked to.
+    /// When their requests were sent, since 1970, in order of arrival. While nothing answers, ping sends
+    /// more rarely than it was asked to.
     pub sent_at: Vec<Duration>,
     /// ping's own summary, if anything came back.
     pub summary: Option<Summary>,
@@ -94,8 +95,9 @@ impl Summary {
 }
 
 impl PingReport {
-    /// The report of the first `count` requests: ping sends more than it was asked to while answers are missing, and fewer
-    /// where an ICMP error came, which ends it. What it did not send then is lost, too.
+    /// The report of the first `count` requests: ping sends more than it was asked to while answers are
+    /// missing, and fewer where an ICMP error came, which ends it. What it did not send then is lost,
+    /// too.
     fn of_first(mut self, count: u32) -> Self {
         let times = self.rtts_ms.into_iter().zip(self.sent_at);
         let answers = self.sequence.into_iter().zip(times).filter(|(number, _)| *number <= count);
@@ -117,8 +119,9 @@ impl PingReport {
         (1..=self.sent).filter(|number| !self.sequence.contains(number)).collect()
     }
 
-    /// The longest time in which no request was answered; `interval` is that between requests. When those were sent that have no
-    /// answer before or after them nobody knows: each counts as an interval, the least that it can have been.
+    /// The longest time in which no request was answered; `interval` is that between requests. When those
+    /// were sent that have no answer before or after them nobody knows: each counts as an interval, the
+    /// least that it can have been.
     pub fn longest_gap(&self, interval: Duration) -> Duration {
         let mut answered: Vec<_> = self.sequence.iter().zip(&self.sent_at).collect();
         answered.sort_unstable();
@@ -171,9 +174,9 @@ pub fn ping(from: &impl Runs, what: &PingRun, cancel: &Cancel) -> Result<PingRep
         "-i",
         &format!("{:.4}", what.interval.as_secs_f64()),
     ]);
-    // Not `-W`: once anything was answered, ping waits for the rest for two round trips only, and calls an answer
-    // lost that a busy machine delayed. With a deadline it goes on until it has as many answers as it wants.
-    // An error ends it, too.
+    // Not `-W`: once anything was answered, ping waits for the rest for two round trips only, and calls an
+    // answer lost that a busy machine delayed. With a deadline it goes on until it has as many answers as
+    // it wants. An error ends it, too.
     let deadline = (what.interval * what.count + what.wait).as_secs() + 1;
     if !what.through_errors {
         command.args(["-w", &deadline.to_string()]);
@@ -239,7 +242,8 @@ fn summary(text: &str) -> Option<Summary> {
     Some(Summary { min_ms, avg_ms, max_ms, mdev_ms })
 }
 
-/// `b.lab (192.0.2.1) 56(84) bytes` for IPv4, `b.lab(b.lab (fd00::1)) 56 data bytes` or `fd00::1(fd00::1) 56` for IPv6.
+/// `b.lab (192.0.2.1) 56(84) bytes` for IPv4, `b.lab(b.lab (fd00::1)) 56 data bytes` or `fd00::1(fd00::1) 56`
+/// for IPv6.
 fn address(header: &str) -> Option<IpAddr> {
     let mut candidates = header.split(['(', ')', ' ']).filter(|word| !word.is_empty());
     candidates.find_map(|word| word.parse().ok())

@@ -115,7 +115,8 @@ fn search<E>(
             // A rate that failed once may hold another time: then it is the next to beat.
             (Some(held), Some(failed)) => (held * failed).sqrt(),
             (Some(_), None) => rate * 1.7,
-            // What arrived under too much is near what can arrive, or (if the overload itself costs) below it.
+            // What arrived under too much is near what can arrive, or (if the overload itself costs) below
+            // it.
             (None, _) => arrived.clamp(rate * 0.3, rate * 0.9),
         };
     }

@@ -1,9 +1,10 @@
 //! How a router's datagrams reach a NAT in userspace and come back.
 //!
-//! Marked before routing, they take a table that leads to the NAT's device, also those for the router's own external
-//! address: the mark's rule comes before the kernel's table of local addresses, which by default is the first. What the
-//! NAT writes to its device is routed as if it came from there. Connection tracking sees none of it. All else (the
-//! router's own datagrams, TCP and pings of a router that does not translate from IPv6) is the kernel's.
+//! Marked before routing, they take a table that leads to the NAT's device, also those for the router's own
+//! external address: the mark's rule comes before the kernel's table of local addresses, which by default is
+//! the first. What the NAT writes to its device is routed as if it came from there. Connection tracking sees
+//! none of it. All else (the router's own datagrams, TCP and pings of a router that does not translate from
+//! IPv6) is the kernel's.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -16,7 +17,8 @@ const MARK: u32 = 0x40;
 const ROUTES: u32 = 64;
 /// Packets that wait while the NAT is busy; the default of 500 is less than one TCP window.
 const QUEUE: u32 = 10_000;
-/// Errors, which quote the packet they are about; where it is UDP, its protocol number is 17 bytes into the message.
+/// Errors, which quote the packet they are about; where it is UDP, its protocol number is 17 bytes into the
+/// message.
 const ERRORS: &str = "icmp type { destination-unreachable, time-exceeded, parameter-problem } @th,136,8 17";
 
 /// The nftables ruleset that diverts.
@@ -57,14 +59,15 @@ pub(crate) fn routes(gate: &Gate) -> String {
     batch
 }
 
-/// The `ip` batches, each for itself, that undo [`routes`] where it was done: none goes on after what is not there. Routes went
-/// with the device.
+/// The `ip` batches, each for itself, that undo [`routes`] where it was done: none goes on after what is not
+/// there. Routes went with the device.
 pub(crate) fn routes_back() -> [&'static str; 2] {
     // Where the kernel's own rule stands, another would be added beside it.
     ["rule del pref 100 lookup local\nrule add pref 0 lookup local\n", "rule del pref 10\n"]
 }
 
-/// Kernel parameters: what the NAT writes comes from the router's own address, and not by the way that leads there.
+/// Kernel parameters: what the NAT writes comes from the router's own address, and not by the way that leads
+/// there.
 pub(crate) fn sysctls() -> Vec<String> {
     let own = format!("net.ipv4.conf.{DEVICE}");
     let loose = ["net.ipv4.conf.all.rp_filter=0".to_owned(), "net.ipv4.conf.default.rp_filter=0".to_owned()];

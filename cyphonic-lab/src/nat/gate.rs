@@ -17,7 +17,8 @@ use super::table::Behaviour;
 use super::translate::Translator;
 use crate::emulator::is_passing;
 
-/// The largest packet that the kernel hands over: with its segmentation offloads off, no more than the device's MTU.
+/// The largest packet that the kernel hands over: with its segmentation offloads off, no more than the
+/// device's MTU.
 const LONGEST: usize = 16_384;
 
 /// A NAT to run: what it does, and where its packets come from.
@@ -27,7 +28,8 @@ pub struct Gate {
     pub namespace: PathBuf,
     /// The TUN device to make there.
     pub device: String,
-    /// Its MTU: the outside network's, so that the router answers what would not fit there before it is translated.
+    /// Its MTU: the outside network's, so that the router answers what would not fit there before it is
+    /// translated.
     pub mtu: u16,
     /// What the NAT does.
     pub behaviour: Behaviour,

@@ -1,7 +1,8 @@
 //! IP packets as a translator sees them: a header of either version, and what follows it.
 //!
-//! Everything is read through slices that may be too short: damaged packets are `None`, never a panic. Fragments and
-//! extension headers are not translated (the lab's own traffic has none), nor are IPv4 options kept.
+//! Everything is read through slices that may be too short: damaged packets are `None`, never a panic.
+//! Fragments and extension headers are not translated (the lab's own traffic has none), nor are IPv4 options
+//! kept.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -92,7 +93,8 @@ fn decode_v6(packet: &[u8]) -> Option<(Header, &[u8])> {
     Some((header, packet.get(IPV6_HEADER..)?))
 }
 
-/// Appends a header to `out`, in the version of its addresses. `None` if they differ, or it would be too long.
+/// Appends a header to `out`, in the version of its addresses. `None` if they differ, or it would be too
+/// long.
 pub fn encode(header: &Header, out: &mut Vec<u8>) -> Option<()> {
     match (header.source, header.destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -155,7 +157,8 @@ pub fn pseudo_header_sum(header: &Header) -> u32 {
         + u32::from(header.length)
 }
 
-/// A checksum after the summed words changed from `old` to `new` (RFC 1624 eqn. 3): what was wrong stays wrong.
+/// A checksum after the summed words changed from `old` to `new` (RFC 1624 eqn. 3): what was wrong stays
+/// wrong.
 pub fn adjusted(checksum: u16, old: u32, new: u32) -> u16 {
     let kept = u32::from(!checksum) + u32::from(!folded(old)) + u32::from(folded(new));
     !folded(kept)

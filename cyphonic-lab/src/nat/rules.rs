@@ -2,12 +2,12 @@
 //!
 //! Linux masquerading keeps the source port where it can, whatever the destination: endpoint-independent
 //! mapping. Conntrack then admits only packets of the flow: address-and-port-dependent filtering. So plain
-//! `masquerade` is the port-restricted NAT, `fully-random` makes it symmetric, and the cone kinds add a map from
-//! the external port back to the endpoint inside.
+//! `masquerade` is the port-restricted NAT, `fully-random` makes it symmetric, and the cone kinds add a map
+//! from the external port back to the endpoint inside.
 //!
-//! Whatever else arrives for the router itself is dropped in the input hook. Without that, a packet from a peer
-//! that is punching towards us would leave a conntrack entry for the router's own address, the mapping of our
-//! own packet to that peer would collide with it, and masquerading would choose another port.
+//! Whatever else arrives for the router itself is dropped in the input hook. Without that, a packet from a
+//! peer that is punching towards us would leave a conntrack entry for the router's own address, the mapping
+//! of our own packet to that peer would collide with it, and masquerading would choose another port.
 
 use std::fmt::Write as _;
 use std::time::Duration;

@@ -1,7 +1,8 @@
-//! The NAT of RFC 4787 as a machine: which external port stands for which endpoint inside, and who may send to it.
+//! The NAT of RFC 4787 as a machine: which external port stands for which endpoint inside, and who may send
+//! to it.
 //!
-//! Time is an argument and counts from any fixed moment. Every table is bounded: what does not fit is refused, as a NAT
-//! that has run out of ports refuses it.
+//! Time is an argument and counts from any fixed moment. Every table is bounded: what does not fit is
+//! refused, as a NAT that has run out of ports refuses it.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -130,8 +131,8 @@ impl Table {
         self.behaviour.hairpin
     }
 
-    /// A packet leaves: the external port that stands for its source. It makes or refreshes the mapping, and admits the
-    /// remote endpoint. `None` where there is no port left for it.
+    /// A packet leaves: the external port that stands for its source. It makes or refreshes the mapping, and
+    /// admits the remote endpoint. `None` where there is no port left for it.
     pub fn outbound(
         &mut self,
         now: Duration,

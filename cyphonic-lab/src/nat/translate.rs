@@ -1,7 +1,8 @@
-//! The NAT applied to packets: IPv4 to IPv4 (RFC 3022), and IPv6 to IPv4 where it has a prefix (RFC 6146, RFC 7915).
+//! The NAT applied to packets: IPv4 to IPv4 (RFC 3022), and IPv6 to IPv4 where it has a prefix (RFC 6146, RFC
+//! 7915).
 //!
-//! UDP, TCP, ICMP echo, and the ICMP errors about them. Transport checksums are adjusted, not computed anew, so that a
-//! damaged packet stays one. What is not understood is dropped.
+//! UDP, TCP, ICMP echo, and the ICMP errors about them. Transport checksums are adjusted, not computed anew,
+//! so that a damaged packet stays one. What is not understood is dropped.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
@@ -46,8 +47,8 @@ pub struct Translator {
 }
 
 impl Translator {
-    /// One that translates to `external`. `inside` are the IPv4 networks behind it, and `prefix64` stands for all of IPv4
-    /// there (RFC 6052, 96 bits long).
+    /// One that translates to `external`. `inside` are the IPv4 networks behind it, and `prefix64` stands for
+    /// all of IPv4 there (RFC 6052, 96 bits long).
     pub fn new(
         behaviour: Behaviour,
         external: Ipv4Addr,

@@ -1,8 +1,8 @@
 //! Scenes: parts of one topology that are built by themselves.
 //!
-//! A scene lists its nodes, and what they need follows: a host's networks, and those on which two of its nodes meet. A
-//! router has no interface on a network where nobody else of the scene is, so that one `core` joins the sites of every
-//! scene and each scene builds its own sites only.
+//! A scene lists its nodes, and what they need follows: a host's networks, and those on which two of its
+//! nodes meet. A router has no interface on a network where nobody else of the scene is, so that one `core`
+//! joins the sites of every scene and each scene builds its own sites only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,8 +15,8 @@ impl Topology {
     /// The part of this topology that a scene lists, validated by itself.
     ///
     /// # Errors
-    /// There is no such scene (the message lists those that are there), or its nodes do not make a whole: one of them is
-    /// not in the file, or needs a gateway or a network that the scene leaves out.
+    /// There is no such scene (the message lists those that are there), or its nodes do not make a whole: one
+    /// of them is not in the file, or needs a gateway or a network that the scene leaves out.
     pub fn scene(&self, name: &str) -> Result<Self, TopologyError> {
         let nodes = self.scenes.get(name).ok_or_else(|| {
             TopologyError::unknown("--scene", "scene", name, self.scenes.keys().map(String::as_str))

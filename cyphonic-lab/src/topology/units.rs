@@ -1,4 +1,5 @@
-//! Values with units: `3.9ms`, `0.5%`, `30mbit`. A bare number is refused, since it does not say what it counts.
+//! Values with units: `3.9ms`, `0.5%`, `30mbit`. A bare number is refused, since it does not say what it
+//! counts.
 
 use std::fmt;
 use std::time::Duration;

@@ -36,8 +36,8 @@ pub(crate) fn ping_from(lab: &Lab, node: &str, target: IpAddr, count: u32) -> Pi
     ping(&lab.namespace(node).unwrap(), &run, &Cancel::default()).unwrap()
 }
 
-/// A UDP socket on a node. A program that another test is just starting has a copy of every socket until it runs, also of
-/// one that was closed here: a port may be taken a moment longer.
+/// A UDP socket on a node. A program that another test is just starting has a copy of every socket until it
+/// runs, also of one that was closed here: a port may be taken a moment longer.
 pub(crate) fn socket(lab: &Lab, node: &str, address: &str, port: u16) -> UdpSocket {
     let address = SocketAddr::new(address.parse().unwrap(), port);
     let namespace = lab.namespace(node).unwrap();

@@ -104,8 +104,8 @@ fn devices_behind_port_restricted_nats_can_punch_through_to_each_other() {
     let server = socket(&lab, "one", "198.51.100.1", SERVER);
     let (left_outside, right_outside) = (contact(&left, &server), contact(&right, &server));
 
-    // The first packet comes before the way is open. It must be lost and nothing else: a NAT that remembered it
-    // would give the answer another port.
+    // The first packet comes before the way is open. It must be lost and nothing else: a NAT that remembered
+    // it would give the answer another port.
     left.send_to(b"early", right_outside).unwrap();
     assert!(hears_nothing(&right));
     right.send_to(b"punch", left_outside).unwrap();

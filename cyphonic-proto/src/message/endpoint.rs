@@ -1,14 +1,16 @@
 //! Endpoints: from the wire to addresses that may be used.
 //!
-//! Addresses are canonical (`::ffff:192.0.2.1` becomes `192.0.2.1`) before they are filtered, so that no filter is
-//! passed in disguise. A peer's addresses come from another device: packets to them must not reach this host's own
-//! services or link, nor every host at once (RFC 9000 §21.5.3), nor loop back into the overlay.
+//! Addresses are canonical (`::ffff:192.0.2.1` becomes `192.0.2.1`) before they are filtered, so that no
+//! filter is passed in disguise. A peer's addresses come from another device: packets to them must not reach
+//! this host's own services or link, nor every host at once (RFC 9000 §21.5.3), nor loop back into the
+//! overlay.
 
 use super::{Endpoint, Observation};
 use crate::address::Prefix;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-/// Most endpoints taken from one list; the rest are ignored. As many as go into a tunnel's list of candidates.
+/// Most endpoints taken from one list; the rest are ignored. As many as go into a tunnel's list of
+/// candidates.
 pub const MAX_ENDPOINTS: usize = cyphonic_common::frame::MAX_CANDIDATES;
 
 /// The address in its canonical form, without scope and flow.

@@ -54,8 +54,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
     message.body.ok_or(DecodeError::Unknown)
 }
 
-/// How many bytes the frame that starts with `start` takes in all, its prefix included; `None` while too few are there
-/// to tell.
+/// How many bytes the frame that starts with `start` takes in all, its prefix included; `None` while too few
+/// are there to tell.
 ///
 /// # Errors
 /// [`DecodeError::TooLarge`], before anyone allocates.

@@ -1,8 +1,8 @@
 //! The control messages (schema/cyphonic.proto) and their framing on a stream.
 //!
-//! On the wire each message is a QUIC variable-length integer with its byte count, then the protobuf encoding of
-//! `Message`. [`decode`] bounds the size before anything is allocated. What was decoded is still only well-formed: the
-//! machines check every field they use, with [`field`].
+//! On the wire each message is a QUIC variable-length integer with its byte count, then the protobuf encoding
+//! of `Message`. [`decode`] bounds the size before anything is allocated. What was decoded is still only
+//! well-formed: the machines check every field they use, with [`field`].
 
 pub mod endpoint;
 pub mod field;
@@ -88,8 +88,8 @@ impl Refusal {
     }
 }
 
-/// The start of `text` that fits [`MAX_REASON`], without control characters: it may come from another machine and go
-/// to a terminal.
+/// The start of `text` that fits [`MAX_REASON`], without control characters: it may come from another machine
+/// and go to a terminal.
 pub fn bounded(text: &str) -> String {
     let mut out = String::new();
     for c in text.chars().filter(|c| !c.is_control()) {

@@ -44,7 +44,8 @@ pub struct FamilyFindings {
     pub mapping: Mapping,
     /// Whom NAT and firewall let in.
     pub filtering: Filtering,
-    /// Whether a packet to the node's own outer address comes back to it (RFC 4787 §6). `None`: not known, or there is no NAT.
+    /// Whether a packet to the node's own outer address comes back to it (RFC 4787 §6). `None`: not known,
+    /// or there is no NAT.
     pub hairpin: Option<bool>,
     /// The longest time without a packet after which a mapping was seen to stand. It only grows.
     pub lifetime: Option<Duration>,
@@ -133,8 +134,8 @@ impl Findings {
         }
     }
 
-    /// The longest time without a packet after which a mapping was seen to stand; `None` as long as nothing is proven, which
-    /// means to assume [`super::UNPROVEN_LIFETIME`].
+    /// The longest time without a packet after which a mapping was seen to stand; `None` as long as nothing
+    /// is proven, which means to assume [`super::UNPROVEN_LIFETIME`].
     pub fn mapping_lifetime(&self, family: Family) -> Option<Duration> {
         self.of(family).lifetime
     }

@@ -1,8 +1,10 @@
-//! What a node finds out about the network it is in: whether UDP passes, how NATs and firewalls before it behave, and for how long.
+//! What a node finds out about the network it is in: whether UDP passes, how NATs and firewalls before it
+//! behave, and for how long.
 //!
-//! [`Probe`] asks the services' STUN servers, one machine for each IP version, in the manner of RFC 5780. [`Findings`] is what is
-//! known, as the NMS is told. The node's own port asks only what does not open it to anybody new: everything else is done from
-//! fresh ports, each of which is asked about before it has sent anything to the place in question.
+//! [`Probe`] asks the services' STUN servers, one machine for each IP version, in the manner of RFC 5780.
+//! [`Findings`] is what is known, as the NMS is told. The node's own port asks only what does not open it to
+//! anybody new: everything else is done from fresh ports, each of which is asked about before it has sent
+//! anything to the place in question.
 
 mod findings;
 mod places;
@@ -17,7 +19,8 @@ pub use transaction::{Socket, Transmit};
 
 use std::time::Duration;
 
-/// Idle times that are tried side by side: what many NATs grant lies between them (RFC 4787 §4.3 asks for two minutes).
+/// Idle times that are tried side by side: what many NATs grant lies between them (RFC 4787 §4.3 asks for two
+/// minutes).
 pub const IDLE_TIMES: [Duration; 7] = [
     Duration::from_secs(2),
     Duration::from_secs(4),

@@ -18,7 +18,8 @@ pub(super) struct Places {
     pub(super) other_port: Option<SocketAddr>,
     /// Another address: of the same server, or of another one.
     pub(super) other_address: Option<SocketAddr>,
-    /// Where the home answers from when asked to change both; an address that the node's own port never sends to.
+    /// Where the home answers from when asked to change both; an address that the node's own port never
+    /// sends to.
     pub(super) changed: Option<SocketAddr>,
 }
 

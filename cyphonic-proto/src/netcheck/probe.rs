@@ -8,8 +8,8 @@
 //! | map | that fresh port → the same places | mapping |
 //! | again | the node's own port → home's other port | its newest outer endpoint, after all the mappings made here |
 //!
-//! After "home", each idle port waits for its time; then home is asked to send to its outer port. What arrives proves that
-//! the mapping stood. What does not proves nothing.
+//! After "home", each idle port waits for its time; then home is asked to send to its outer port. What
+//! arrives proves that the mapping stood. What does not proves nothing.
 
 use super::{
     FamilyFindings, Filtering, IDLE_TIMES, MAX_SERVERS, Mapping,
@@ -114,7 +114,8 @@ pub struct Probe {
     idle_seen: [Option<SocketAddr>; IDLE_TIMES.len()],
     other_port: Tried,
     other_address: Tried,
-    /// Whether home's answer from a place that the own port never sends to came; none if it was not asked for.
+    /// Whether home's answer from a place that the own port never sends to came; none if it was not asked
+    /// for.
     changed: Option<bool>,
     hairpin: Option<bool>,
     lifetime: Option<Duration>,
@@ -201,7 +202,8 @@ impl Probe {
         &self.own_seen
     }
 
-    /// What servers saw of one fresh port, in the order in which it sent to them: what the next one is likely to see.
+    /// What servers saw of one fresh port, in the order in which it sent to them: what the next one is likely
+    /// to see.
     pub fn fresh_observations(&self) -> Vec<(SocketAddr, SocketAddr)> {
         self.test_seen.iter().copied().flatten().collect()
     }
@@ -367,8 +369,8 @@ impl Probe {
         }
     }
 
-    /// The ports that a NAT gives in sequence have gone on since the own port was seen. Home's address has been sent to
-    /// already, so this opens no filter that anything here depends on.
+    /// The ports that a NAT gives in sequence have gone on since the own port was seen. Home's address has
+    /// been sent to already, so this opens no filter that anything here depends on.
     fn greet_again(&mut self, now: Instant) {
         self.stage = Stage::Again;
         let other_port = self.places.and_then(|places| places.other_port);
@@ -406,8 +408,8 @@ impl Probe {
         }
     }
 
-    /// Has `server` send to the outer endpoint of another socket than the one that asks. A server sends to the asker's own
-    /// address only, so both must share it.
+    /// Has `server` send to the outer endpoint of another socket than the one that asks. A server sends to
+    /// the asker's own address only, so both must share it.
     fn ask_to_send(
         &mut self,
         now: Instant,

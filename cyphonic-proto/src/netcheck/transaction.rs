@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// When a request is sent, counted from its first time. RFC 8489 would go on for 40 s: a service that is silent for two
-/// seconds is of no use for telling how a NAT behaves.
+/// When a request is sent, counted from its first time. RFC 8489 would go on for 40 s: a service that is
+/// silent for two seconds is of no use for telling how a NAT behaves.
 const SENDS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(300), Duration::from_millis(900)];
 
 /// When it is given up.
@@ -117,7 +117,8 @@ impl<K: Clone> Transactions<K> {
         given_up.iter().filter_map(|gone| self.pending.remove(gone)).map(|gone| gone.question).collect()
     }
 
-    /// The question that a datagram answers. One that came to another socket, or from elsewhere, answers none.
+    /// The question that a datagram answers. One that came to another socket, or from elsewhere, answers
+    /// none.
     pub(super) fn handle_datagram(
         &mut self,
         now: Instant,

@@ -20,14 +20,15 @@ pub struct NmsConfig {
     pub zone: String,
     /// Its relays.
     pub relays: Vec<Relay>,
-    /// The names of all enrolled devices, canonical, if the register is at hand: then a name outside it does not exist.
-    /// Without it, such a name is only "not connected".
+    /// The names of all enrolled devices, canonical, if the register is at hand: then a name outside it does
+    /// not exist. Without it, such a name is only "not connected".
     pub devices: Option<Vec<String>>,
-    /// The names of devices that were revoked within [`REVOCATIONS_REMEMBERED`](super::REVOCATIONS_REMEMBERED) before the start, the
-    /// oldest first: who was to be told of them may not have been.
+    /// The names of devices that were revoked within
+    /// [`REVOCATIONS_REMEMBERED`](super::REVOCATIONS_REMEMBERED) before the start, the oldest first: who
+    /// was to be told of them may not have been.
     pub revoked: Vec<String>,
-    /// Set-ups are numbered upwards from here, so that both ends agree which of two is newer. Must be larger than every
-    /// number used before: nanoseconds since 1970 at the start serve well.
+    /// Set-ups are numbered upwards from here, so that both ends agree which of two is newer. Must be larger
+    /// than every number used before: nanoseconds since 1970 at the start serve well.
     pub first_setup: u64,
     /// Waits and limits.
     pub timing: NmsTiming,
@@ -36,9 +37,10 @@ pub struct NmsConfig {
 /// How long an NMS waits, and how much it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NmsTiming {
-    /// A responder's confirmation, before the initiator is told that there will be none. It may have to connect to a TRS
-    /// first. Shorter than the initiator's [`relay_attempt`](crate::node::Timing::relay_attempt) by a round trip and more: both
-    /// begin within one crossing, and the initiator is to hear why instead of trying again in vain.
+    /// A responder's confirmation, before the initiator is told that there will be none. It may have to
+    /// connect to a TRS first. Shorter than the initiator's
+    /// [`relay_attempt`](crate::node::Timing::relay_attempt) by a round trip and more: both begin within
+    /// one crossing, and the initiator is to hear why instead of trying again in vain.
     pub responder: Duration,
     /// After its start, an absent device may only not be back yet: its peers are told to ask again.
     pub grace: Duration,

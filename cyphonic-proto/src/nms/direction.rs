@@ -88,11 +88,13 @@ impl Nms {
             self.pairs.get(&pair(channel, responder.channel)).and_then(|setup| self.pending.get(setup))
         {
             if pending.responder.channel == channel {
-                // The other end was faster: this one's own view of the set-up, which it has or is about to get.
+                // The other end was faster: this one's own view of the set-up, which it has or is about to
+                // get.
                 self.counters.joined += 1;
                 return Ok(pending.direction(false));
             }
-            // The same end asks again: its first attempt came to nothing, and the responder's part in it is pointless.
+            // The same end asks again: its first attempt came to nothing, and the responder's part in it is
+            // pointless.
             let (setup, asking) = (pending.setup, pending.asking);
             self.actions.push_back(Action::CancelRequest { exchange: asking });
             self.take(setup);
@@ -102,8 +104,9 @@ impl Nms {
         Ok(self.start(now, initiator, responder, route))
     }
 
-    /// A node is elsewhere: who was sent to where it was is told so, rather than find out by a dial's time-out. Both ends of a
-    /// tunnel may move at once, and the first asks for the other where that is no more.
+    /// A node is elsewhere: who was sent to where it was is told so, rather than find out by a dial's
+    /// time-out. Both ends of a tunnel may move at once, and the first asks for the other where that is
+    /// no more.
     pub(super) fn responder_moved(&mut self, channel: Channel) {
         let lost =
             |pending: &&Pending| pending.responder.channel == channel && !self.finds_responder(pending);
@@ -162,8 +165,8 @@ impl Nms {
     pub(super) fn participant_left(&mut self, setup: SetupId, channel: Channel, why: &str) {
         let Some(pending) = self.take(setup) else { return };
         if pending.initiator.channel == channel {
-            // The two ends may finish without us, and the responder would end its part if our request were cancelled; nobody is left
-            // to be told if they do not.
+            // The two ends may finish without us, and the responder would end its part if our request were
+            // cancelled; nobody is left to be told if they do not.
             return;
         }
         let reason = format!("{}: {why}", pending.responder.fqdn);

@@ -1,14 +1,17 @@
-//! The Node Management Service: knows every connected node's network, and steers two of them towards each other.
+//! The Node Management Service: knows every connected node's network, and steers two of them towards each
+//! other.
 //!
 //! A node registers what it knows of its network on a connection that stays open. When one asks for another
-//! (DirectionRequest), the NMS picks a route from both networks ([`crate::route`]) and sends RouteDirection to both ends at
-//! the same moment: what it knows of the responder it need not ask. The responder's RouteConfirmation ends the NMS's part;
-//! where it refuses or is lost, the initiator is told so (RouteWithdrawal). The NMS is not needed again by a tunnel that
-//! stands, but for its end: all nodes are told of a device that was revoked (RevocationNotice).
+//! (DirectionRequest), the NMS picks a route from both networks ([`crate::route`]) and sends RouteDirection
+//! to both ends at the same moment: what it knows of the responder it need not ask. The responder's
+//! RouteConfirmation ends the NMS's part; where it refuses or is lost, the initiator is told so
+//! (RouteWithdrawal). The NMS is not needed again by a tunnel that stands, but for its end: all nodes are
+//! told of a device that was revoked (RevocationNotice).
 //!
-//! **Invariants.** Who a node is comes from its certificate alone, never from a message. A device has one connection:
-//! the newest. Set-ups are numbered upwards, so both ends agree which of two is newer. For one pair at most one set-up
-//! is in progress: a request of the other end joins it. Every request is answered at once, exactly once.
+//! **Invariants.** Who a node is comes from its certificate alone, never from a message. A device has one
+//! connection: the newest. Set-ups are numbered upwards, so both ends agree which of two is newer. For one
+//! pair at most one set-up is in progress: a request of the other end joins it. Every request is answered at
+//! once, exactly once.
 
 mod config;
 mod direction;
@@ -48,7 +51,8 @@ pub struct Nms {
     channels: BTreeMap<String, Channel>,
     /// Whether the register is at hand.
     has_register: bool,
-    /// Names of virtual addresses: all of the register where it is at hand, else of every node that connected.
+    /// Names of virtual addresses: all of the register where it is at hand, else of every node that
+    /// connected.
     names: BTreeMap<Ipv6Addr, String>,
     pending: BTreeMap<SetupId, Pending>,
     exchanges: BTreeMap<ExchangeId, SetupId>,

@@ -1,9 +1,9 @@
-//! Who was revoked: all nodes are told, so that no tunnel with such a device outlives its membership by more than
-//! seconds.
+//! Who was revoked: all nodes are told, so that no tunnel with such a device outlives its membership by more
+//! than seconds.
 //!
-//! The NMS does not know who has a tunnel with whom, so it tells everybody who is connected, and for a while those who
-//! connect. Who hears of it in neither way asks for a successor of its tunnel within the hour ([`Timing::refresh`]),
-//! and then hears that there is no such peer.
+//! The NMS does not know who has a tunnel with whom, so it tells everybody who is connected, and for a while
+//! those who connect. Who hears of it in neither way asks for a successor of its tunnel within the hour
+//! ([`Timing::refresh`]), and then hears that there is no such peer.
 //!
 //! [`Timing::refresh`]: crate::node::Timing::refresh
 
@@ -17,7 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Those revoked within this time are told of together: somebody may revoke a hundred devices, and a thousand are connected.
+/// Those revoked within this time are told of together: somebody may revoke a hundred devices, and a thousand
+/// are connected.
 const TOGETHER: Duration = Duration::from_millis(200);
 /// How long nodes that connect are told of a revocation: for longer than a tunnel goes without a successor.
 pub const REVOCATIONS_REMEMBERED: Duration = Duration::from_secs(2 * 3600);
@@ -35,7 +36,8 @@ pub(super) struct Revocations {
 }
 
 impl Revocations {
-    /// Those of before the start, the oldest first. How old each is makes no difference: to be told for longer does no harm.
+    /// Those of before the start, the oldest first. How old each is makes no difference: to be told for
+    /// longer does no harm.
     pub(super) fn of_before(now: Instant, revoked: Vec<String>) -> Self {
         let mut revocations = Self::default();
         revocations.remember(now, revoked.into_iter());
@@ -47,8 +49,8 @@ impl Revocations {
         self.tell_at.get_or_insert(now + TOGETHER);
     }
 
-    /// A device has this name now: those who connect may have a tunnel with it. One with the old device gets a
-    /// successor within the hour, which is the new one's.
+    /// A device has this name now: those who connect may have a tunnel with it. One with the old device gets
+    /// a successor within the hour, which is the new one's.
     pub(super) fn forgive(&mut self, fqdn: &str) {
         self.told.retain(|(_, name)| name != fqdn);
     }

@@ -106,8 +106,8 @@ impl Bench {
         std::iter::from_fn(|| self.nms.poll_action()).collect()
     }
 
-    /// Has one end ask for another: the order it gets at once, and the responder's, with the exchange that awaits its
-    /// confirmation.
+    /// Has one end ask for another: the order it gets at once, and the responder's, with the exchange that
+    /// awaits its confirmation.
     fn ask(&mut self, channel: u64, message: Message) -> (RouteDirection, Asked) {
         self.request(channel, 700, message);
         let actions = self.actions();

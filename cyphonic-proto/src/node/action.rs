@@ -47,7 +47,8 @@ pub enum Target {
 /// How the peers' own connection travels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerVia {
-    /// Straight: the addresses to try, all at once, best first; in reports, the one address that the peer has.
+    /// Straight: the addresses to try, all at once, best first; in reports, the one address that the peer
+    /// has.
     Direct(Vec<SocketAddr>),
     /// As DATAGRAMs of a context on the connection to a TRS ([`crate::relayed`]).
     Relay {
@@ -63,8 +64,8 @@ pub enum PeerVia {
 pub struct TunnelParameters {
     /// The tunnel.
     pub id: TunnelId,
-    /// The set-up that it came of. Of a peer's tunnels that may send, that of the latest set-up does, whichever was installed
-    /// last.
+    /// The set-up that it came of. Of a peer's tunnels that may send, that of the latest set-up does,
+    /// whichever was installed last.
     pub setup: SetupId,
     /// The peer's name.
     pub peer_fqdn: String,
@@ -84,14 +85,14 @@ pub struct TunnelParameters {
     pub send: Secret,
     /// Opens what is received.
     pub recv: Secret,
-    /// Largest inner packet that applications are to send at first. Nothing is known of the path yet: larger datagrams than
-    /// 1,200 bytes of UDP payload are to be sent only after [`Action::SetMtu`].
+    /// Largest inner packet that applications are to send at first. Nothing is known of the path yet: larger
+    /// datagrams than 1,200 bytes of UDP payload are to be sent only after [`Action::SetMtu`].
     pub inner_mtu: u16,
-    /// False at the listening end: the peer may not have its keys yet, so nothing is sent (but held) until the first
-    /// authenticated packet arrives. The dialling end sends one at once.
+    /// False at the listening end: the peer may not have its keys yet, so nothing is sent (but held) until
+    /// the first authenticated packet arrives. The dialling end sends one at once.
     pub confirmed: bool,
-    /// Relayed: what ends a stateless reset by which the TRS says that it has lost the peer's leg; to be reported with
-    /// [`Node::handle_relay_reset`](super::Node::handle_relay_reset).
+    /// Relayed: what ends a stateless reset by which the TRS says that it has lost the peer's leg; to be
+    /// reported with [`Node::handle_relay_reset`](super::Node::handle_relay_reset).
     pub relay_reset: Option<[u8; RESET_TOKEN_LEN]>,
 }
 
@@ -133,8 +134,9 @@ pub enum CloseCode {
 /// What the shell must do.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// Look at the network with [`Probe`](crate::netcheck::Probe)s, one of each IP version; report with `handle_findings` and
-    /// `handle_latencies` whenever more is known. A newer one of these replaces an older one.
+    /// Look at the network with [`Probe`](crate::netcheck::Probe)s, one of each IP version; report with
+    /// `handle_findings` and `handle_latencies` whenever more is known. A newer one of these replaces an
+    /// older one.
     Netcheck {
         /// The services' STUN servers, the preferred ones first.
         servers: Vec<SocketAddr>,
@@ -151,8 +153,8 @@ pub enum Action {
         name: String,
     },
     /// Open the same by TLS over TCP ([`crate::alpn::DETOUR`]), where UDP does not answer; report with
-    /// `handle_detour_connected` or `handle_detour_failed`. The first of both dials that stands is reported, and the other
-    /// given up.
+    /// `handle_detour_connected` or `handle_detour_failed`. The first of both dials that stands is reported,
+    /// and the other given up.
     ConnectByDetour {
         /// Which service.
         service: Service,
@@ -161,8 +163,8 @@ pub enum Action {
         /// The name that its certificate must have, with the role of `service`.
         name: String,
     },
-    /// Open a connection over UDP beside the one that stands over TCP; report as for [`Action::Connect`]. The one that
-    /// stands is kept until then, and closed by the service once it has been replaced.
+    /// Open a connection over UDP beside the one that stands over TCP; report as for [`Action::Connect`]. The
+    /// one that stands is kept until then, and closed by the service once it has been replaced.
     LeaveDetour {
         /// Which service.
         service: Service,
@@ -197,8 +199,9 @@ pub enum Action {
         /// The answer.
         message: Message,
     },
-    /// Open a connection to a peer (ALPN [`crate::alpn::PEER`]), verify that its chain ends in the network's root, read
-    /// its TunnelOffer from a unidirectional stream, and report that with `handle_peer_offer`, or `handle_dial_failed`.
+    /// Open a connection to a peer (ALPN [`crate::alpn::PEER`]), verify that its chain ends in the network's
+    /// root, read its TunnelOffer from a unidirectional stream, and report that with `handle_peer_offer`,
+    /// or `handle_dial_failed`.
     DialPeer {
         /// Names the dial.
         setup: SetupId,
@@ -209,8 +212,8 @@ pub enum Action {
         /// How.
         via: PeerVia,
     },
-    /// Send the request to the peer that was dialled, and report the answer with `handle_peer_response`. Then close the
-    /// connection.
+    /// Send the request to the peer that was dialled, and report the answer with `handle_peer_response`. Then
+    /// close the connection.
     AskPeer {
         /// The dial.
         setup: SetupId,
@@ -222,9 +225,9 @@ pub enum Action {
         /// The dial.
         setup: SetupId,
     },
-    /// Offer a tunnel to the one at the other end of a connection, at once and whoever that is, on a unidirectional
-    /// stream. Then wait for it to prove who it is, and report its first request with `handle_peer_request`, or
-    /// `handle_peer_left`.
+    /// Offer a tunnel to the one at the other end of a connection, at once and whoever that is, on a
+    /// unidirectional stream. Then wait for it to prove who it is, and report its first request with
+    /// `handle_peer_request`, or `handle_peer_left`.
     OfferPeer {
         /// The connection.
         connection: PeerConnectionId,
@@ -243,7 +246,8 @@ pub enum Action {
         /// The answer.
         message: Message,
     },
-    /// Packets of a tunnel that is not installed yet may arrive by this connection ID: the dataplane holds a few.
+    /// Packets of a tunnel that is not installed yet may arrive by this connection ID: the dataplane holds a
+    /// few.
     ExpectTunnel {
         /// By which they arrive.
         local_cid: ConnectionId,
@@ -258,8 +262,8 @@ pub enum Action {
         /// Where to.
         remotes: Vec<SocketAddr>,
     },
-    /// The host's addresses or routes have changed: every connection sends at once, from wherever the host now sends, and
-    /// with a connection ID that was not used before (RFC 9000 §9).
+    /// The host's addresses or routes have changed: every connection sends at once, from wherever the host
+    /// now sends, and with a connection ID that was not used before (RFC 9000 §9).
     Migrate,
     /// Give the tunnel to the dataplane. It is in place when the next action is carried out.
     InstallTunnel(Box<TunnelParameters>),
@@ -272,7 +276,8 @@ pub enum Action {
     },
     /// Send the tunnel's packets elsewhere.
     ///
-    /// Nothing is known of that path: larger datagrams than 1,200 bytes are sent only after the next [`Action::SetMtu`].
+    /// Nothing is known of that path: larger datagrams than 1,200 bytes are sent only after the next
+    /// [`Action::SetMtu`].
     SetPath {
         /// The tunnel.
         id: TunnelId,
@@ -295,7 +300,8 @@ pub enum Action {
         /// What.
         mtu: PathMtu,
     },
-    /// Send a PATH_CHALLENGE that is padded to this size; report with `handle_path_response`, or `handle_too_big`.
+    /// Send a PATH_CHALLENGE that is padded to this size; report with `handle_path_response`, or
+    /// `handle_too_big`.
     ProbeMtu {
         /// The tunnel.
         id: TunnelId,

@@ -23,7 +23,8 @@ pub struct NodeConfig {
     pub pinned_relay: Option<String>,
     /// AEAD suites, the favourite first.
     pub suites: Vec<Suite>,
-    /// The largest inner packet that the virtual interface takes; a tunnel's are at most the smaller of both ends'.
+    /// The largest inner packet that the virtual interface takes; a tunnel's are at most the smaller of both
+    /// ends'.
     pub inner_mtu: u16,
     /// This software's version, for the AS's records.
     pub software_version: String,
@@ -34,8 +35,9 @@ pub struct NodeConfig {
 /// How long a node waits for what. The defaults suit links up to about 500 ms of round trip.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// A dial of a service by whatever way. The shell's own limits are shorter ([`quic::HANDSHAKE_TIMEOUT`], over TCP after
-    /// [`detour`](Self::detour)), since only the shell can say what was tried in vain; this one is for a shell that says nothing.
+    /// A dial of a service by whatever way. The shell's own limits are shorter ([`quic::HANDSHAKE_TIMEOUT`],
+    /// over TCP after [`detour`](Self::detour)), since only the shell can say what was tried in vain;
+    /// this one is for a shell that says nothing.
     pub connect: Duration,
     /// How long a dial over UDP is ahead of one over TCP; none where TCP is never used.
     pub detour: Option<Duration>,
@@ -49,8 +51,8 @@ pub struct Timing {
     pub relay_backoff: Duration,
     /// From a question for a peer to its answer, whatever happens. Stub resolvers ask again after 5 s.
     pub resolve: Duration,
-    /// A direct or punched attempt, before the next route is tried. Short, because a user waits, and long enough for
-    /// a handshake over a link of 250 ms.
+    /// A direct or punched attempt, before the next route is tried. Short, because a user waits, and long
+    /// enough for a handshake over a link of 250 ms.
     pub direct_attempt: Duration,
     /// A relayed attempt. Longer than the NMS waits for the other end
     /// ([`responder`](crate::nms::NmsTiming::responder)).
@@ -59,8 +61,8 @@ pub struct Timing {
     pub setup: Duration,
     /// How long a route that failed for a pair is not proposed again.
     pub failed_route: Duration,
-    /// Silence on a tunnel in use before a PING keeps NAT mappings alive: well under the 30 s of short-lived ones
-    /// (RFC 4787 §4.3 asks for 2 min, many NATs give less).
+    /// Silence on a tunnel in use before a PING keeps NAT mappings alive: well under the 30 s of short-lived
+    /// ones (RFC 4787 §4.3 asks for 2 min, many NATs give less).
     pub keepalive: Duration,
     /// The same on a tunnel through a relay that is in use and only receives.
     pub relay_keepalive: Duration,
@@ -113,8 +115,8 @@ pub(super) const MAX_PEERS: usize = 4096;
 pub(super) const MAX_SETUPS: usize = 512;
 /// Most set-ups that are known to have ended: as many as peers could still be at.
 pub(super) const MAX_ENDED: usize = MAX_SETUPS;
-/// Most connections of peers that have no tunnel yet: each set-up may be dialled twice. As many as the transport lets in, of
-/// which one source has few.
+/// Most connections of peers that have no tunnel yet: each set-up may be dialled twice. As many as the
+/// transport lets in, of which one source has few.
 pub(super) const MAX_OFFERS: usize = 2 * MAX_SETUPS;
 /// Most questions waiting.
 pub(super) const MAX_QUERIES: usize = 4096;

@@ -1,14 +1,16 @@
-//! Where the network passes no UDP: services are reached by TLS over TCP, and by UDP again as soon as that works.
+//! Where the network passes no UDP: services are reached by TLS over TCP, and by UDP again as soon as that
+//! works.
 //!
-//! UDP always goes first. A dial that UDP does not answer soon gets a second one beside it, over TCP, and the first of the
-//! two that stands is the connection. Where UDP was found blocked before, both start together, which costs nothing where
-//! UDP works again: its handshake takes fewer round trips. A connection by TCP goes on while UDP is tried beside it, and
-//! is replaced as soon as UDP answers; tunnels through a relay follow as they do when the node moves
-//! ([`moves`](super::moves)).
+//! UDP always goes first. A dial that UDP does not answer soon gets a second one beside it, over TCP, and the
+//! first of the two that stands is the connection. Where UDP was found blocked before, both start together,
+//! which costs nothing where UDP works again: its handshake takes fewer round trips. A connection by TCP goes
+//! on while UDP is tried beside it, and is replaced as soon as UDP answers; tunnels through a relay follow as
+//! they do when the node moves ([`moves`](super::moves)).
 //!
-//! Nothing says of a network that it has begun to block UDP but silence. So a tunnel that takes packets and brings none casts doubt on the connection to
-//! its relay, or to the NMS if it has none, a service that does not answer casts it on itself, and one that was reached by
-//! TCP on all others: they are asked, and dialled anew if they do not answer ([`moves`](super::moves)).
+//! Nothing says of a network that it has begun to block UDP but silence. So a tunnel that takes packets and
+//! brings none casts doubt on the connection to its relay, or to the NMS if it has none, a service that does
+//! not answer casts it on itself, and one that was reached by TCP on all others: they are asked, and dialled
+//! anew if they do not answer ([`moves`](super::moves)).
 
 use super::{Action, Node, Service, ServiceState, Timer, services::Slot};
 use crate::{backoff::Backoff, id::TunnelId};
@@ -22,8 +24,8 @@ const LEAVE_LEAST: Duration = Duration::from_secs(10);
 const LEAVE_MOST: Duration = Duration::from_secs(60);
 /// So long after a question a dial is because of its missing answer.
 const DOUBTED: Duration = Duration::from_secs(2);
-/// A service in doubt is asked no more often: later than it is judged by its silence, and no rarer than a peer that only
-/// receives makes it look silent, since every question may be the first one that is in vain.
+/// A service in doubt is asked no more often: later than it is judged by its silence, and no rarer than a
+/// peer that only receives makes it look silent, since every question may be the first one that is in vain.
 const DOUBT_AGAIN: Duration = Duration::from_secs(2);
 
 /// How a service is dialled and connected.

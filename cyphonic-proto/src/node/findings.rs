@@ -1,7 +1,8 @@
-//! What the node finds out about its network, by asking STUN servers from its own port and others ([`crate::netcheck`]).
+//! What the node finds out about its network, by asking STUN servers from its own port and others
+//! ([`crate::netcheck`]).
 //!
-//! Sockets are the shell's: [`Action::Netcheck`] asks it to look, and it reports what it finds bit by bit, since some of it
-//! takes minutes. The NMS is told of each change that matters.
+//! Sockets are the shell's: [`Action::Netcheck`] asks it to look, and it reports what it finds bit by bit,
+//! since some of it takes minutes. The NMS is told of each change that matters.
 
 use super::{Action, Node, Service, Timer};
 use crate::{message::endpoint, nat::Family, netcheck::Findings};
@@ -11,8 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How often to look again in a network that seems unchanged: routers are replaced and restarted. Long enough for every
-/// filter that a probe has opened to be closed again.
+/// How often to look again in a network that seems unchanged: routers are replaced and restarted. Long enough
+/// for every filter that a probe has opened to be closed again.
 const AGAIN: Duration = Duration::from_secs(20 * 60);
 
 /// Changes of a round trip that are worth telling: beyond this, and beyond a quarter.

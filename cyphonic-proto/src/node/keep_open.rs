@@ -1,7 +1,7 @@
 //! Peers whose tunnels stay, though nobody uses them: an operator's choice.
 //!
-//! Such a peer's tunnel is set up once the node is registered, and anew when it is lost. It tells the peer so (CANDIDATES),
-//! which then does not end it either as long as it hears from this node.
+//! Such a peer's tunnel is set up once the node is registered, and anew when it is lost. It tells the peer so
+//! (CANDIDATES), which then does not end it either as long as it hears from this node.
 
 use super::{Node, Target, Timer};
 use rand::Rng;

@@ -1,8 +1,9 @@
 //! What a node sends so that NATs on its way keep their mappings, and no more.
 //!
-//! A mapping lives as long as it was proven to, and its holder sends after three quarters of that. As long as nothing is
-//! proven, two seconds are assumed, the shortest that is met (RFC 4787 §4.3 asks for two minutes, and many give less). A
-//! node without a NAT has nothing to hold, but perhaps a firewall, which is given the usual time.
+//! A mapping lives as long as it was proven to, and its holder sends after three quarters of that. As long as
+//! nothing is proven, two seconds are assumed, the shortest that is met (RFC 4787 §4.3 asks for two minutes,
+//! and many give less). A node without a NAT has nothing to hold, but perhaps a firewall, which is given the
+//! usual time.
 
 use super::{Action, Node, Service, ServiceState, Timer, Timing, tunnels::Tunnel};
 use crate::{
@@ -25,14 +26,14 @@ impl Node {
         if !tunnel.paths.is_relayed() {
             return self.mapping_interval(&tunnel.remote);
         }
-        // The connection to the relay holds the mapping. But an end that only receives would not hear that the relay has
-        // restarted: the answer to its own packets tells.
+        // The connection to the relay holds the mapping. But an end that only receives would not hear that
+        // the relay has restarted: the answer to its own packets tells.
         let in_use = now.saturating_duration_since(tunnel.last_use) < IN_USE;
         (tunnel.leg.is_some() && in_use).then_some(relay_keepalive)
     }
 
-    /// Holds the mappings of the connections by which services reach this node: that of the NMS, and of relays that
-    /// tunnels may use.
+    /// Holds the mappings of the connections by which services reach this node: that of the NMS, and of
+    /// relays that tunnels may use.
     pub(super) fn hold_mappings(&mut self, now: Instant) {
         let needed = |service: &Service| match service {
             Service::As => false,

@@ -13,7 +13,8 @@ const UNCONFIRMED: Duration = Duration::from_secs(10);
 const KEPT: Duration = Duration::from_secs(1);
 /// A tunnel that just heard of its peer is not doubted.
 const FRESH: Duration = Duration::from_secs(2);
-/// A tunnel that carried something within this time is in use: worth a better path, and another tunnel if it breaks.
+/// A tunnel that carried something within this time is in use: worth a better path, and another tunnel if it
+/// breaks.
 const IN_USE: Duration = Duration::from_secs(10);
 /// Between attempts to replace an old tunnel.
 const REFRESH_AGAIN: Duration = Duration::from_secs(60);
@@ -73,7 +74,8 @@ impl Node {
         self.keep_beside_unheard(now, id);
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let timing = &self.config.timing;
-        // A relay that is being waited for says nothing about the peer, nor does silence where there is no network.
+        // A relay that is being waited for says nothing about the peer, nor does silence where there is no
+        // network.
         let stranded = tunnel.is_stranded();
         let away = tunnel.is_away() || stranded;
         match () {
@@ -110,8 +112,9 @@ impl Node {
         self.search_new_path(now, id);
     }
 
-    /// The end that was to take this tunnel's place may come to nothing, at the same moment even: the peer has this one then. It has
-    /// none that is older than one on which it was heard, and who set up one after the other would have this node keep them all.
+    /// The end that was to take this tunnel's place may come to nothing, at the same moment even: the peer
+    /// has this one then. It has none that is older than one on which it was heard, and who set up one
+    /// after the other would have this node keep them all.
     fn keep_beside_unheard(&mut self, now: Instant, id: TunnelId) {
         let unheard = |newer: &TunnelId| self.tunnels.get(newer).is_some_and(|newer| newer.last_rx.is_none());
         let peer = self.tunnels.get(&id).and_then(|tunnel| self.peers.get(&tunnel.peer));
@@ -159,7 +162,8 @@ impl Node {
         }
     }
 
-    /// How many challenges may stay unanswered: a new tunnel gets more, as its peer may still be installing it.
+    /// How many challenges may stay unanswered: a new tunnel gets more, as its peer may still be installing
+    /// it.
     fn patience(&self, tunnel: &Tunnel) -> u32 {
         let challenges = self.config.timing.challenges;
         if tunnel.last_rx.is_none() { challenges.saturating_mul(2) } else { challenges }

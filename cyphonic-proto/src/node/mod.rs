@@ -1,16 +1,16 @@
 //! A device's side of the protocol.
 //!
-//! A node logs in at the AS, registers at the NMS and keeps that connection, and keeps warm connections to the nearest
-//! relays (`services`, `registration`). A question for a peer, or a packet to one, starts an attempt (`peers`): a
-//! DirectionRequest, whose answer is a set-up (`setup`), which ends in a tunnel (`tunnels`) that is watched from then on
-//! (`liveness`, `keepalive`) and moves to the best path between the two ends (`paths`). Tunnels through a relay outlive the
-//! relay's restart (`relay_legs`). Another node's attempt arrives as a
-//! RouteDirection of the NMS and becomes a set-up too.
+//! A node logs in at the AS, registers at the NMS and keeps that connection, and keeps warm connections to
+//! the nearest relays (`services`, `registration`). A question for a peer, or a packet to one, starts an
+//! attempt (`peers`): a DirectionRequest, whose answer is a set-up (`setup`), which ends in a tunnel
+//! (`tunnels`) that is watched from then on (`liveness`, `keepalive`) and moves to the best path between the
+//! two ends (`paths`). Tunnels through a relay outlive the relay's restart (`relay_legs`). Another node's
+//! attempt arrives as a RouteDirection of the NMS and becomes a set-up too.
 //!
-//! **Invariants.** A question is answered with an address only when a tunnel to the peer is installed. Keys are derived,
-//! and a tunnel installed, only for a set-up that the NMS directed this node to, with the peer whose certificate has the
-//! set-up's name and address. Each set-up yields at most one tunnel. Of two tunnels with one peer both ends keep the one
-//! of the later set-up. All tables are bounded.
+//! **Invariants.** A question is answered with an address only when a tunnel to the peer is installed. Keys
+//! are derived, and a tunnel installed, only for a set-up that the NMS directed this node to, with the peer
+//! whose certificate has the set-up's name and address. Each set-up yields at most one tunnel. Of two tunnels
+//! with one peer both ends keep the one of the later set-up. All tables are bounded.
 
 pub mod action;
 pub mod cache;
@@ -135,8 +135,8 @@ enum Timer {
 }
 
 impl Node {
-    /// A node that starts now. `seed` must be unpredictable: connection IDs come from it. A certificate that is not a
-    /// device's gives a node that never gets anywhere, and says so.
+    /// A node that starts now. `seed` must be unpredictable: connection IDs come from it. A certificate that
+    /// is not a device's gives a node that never gets anywhere, and says so.
     pub fn new(config: NodeConfig, seed: [u8; 32], now: Instant) -> Self {
         let own = config.identity.virtual_address.unwrap_or(Ipv6Addr::UNSPECIFIED);
         let registration = Registration::new(&config);
@@ -212,8 +212,8 @@ impl Node {
         self.udp_failed(now, &service, &reason);
     }
 
-    /// A connection that [`Action::ConnectByDetour`] asked for is up: to `local`, a UDP address that stands for the service,
-    /// through TLS with `through`.
+    /// A connection that [`Action::ConnectByDetour`] asked for is up: to `local`, a UDP address that stands
+    /// for the service, through TLS with `through`.
     pub fn handle_detour_connected(
         &mut self,
         now: Instant,
@@ -250,7 +250,8 @@ impl Node {
         self.given_up(now, exchange);
     }
 
-    /// A service asks: only the NMS does, with a RouteDirection, a RouteWithdrawal or a RevocationNotice. Answered by [`Action::Respond`], perhaps later.
+    /// A service asks: only the NMS does, with a RouteDirection, a RouteWithdrawal or a RevocationNotice.
+    /// Answered by [`Action::Respond`], perhaps later.
     pub fn handle_request(&mut self, now: Instant, service: Service, exchange: ExchangeId, message: Message) {
         self.directed(now, &service, exchange, message);
     }
@@ -265,8 +266,8 @@ impl Node {
         self.unknown_destination(now, dst);
     }
 
-    /// The host is attached to networks in another way than before: these are its own addresses now, and `routes` says
-    /// what they reach. To be told of every change, however many come at once.
+    /// The host is attached to networks in another way than before: these are its own addresses now, and
+    /// `routes` says what they reach. To be told of every change, however many come at once.
     pub fn handle_addresses(&mut self, now: Instant, addresses: &[SocketAddr], routes: &dyn Routes) {
         self.moved(now, addresses, routes);
     }
@@ -286,14 +287,15 @@ impl Node {
         self.as_moved(now, addresses);
     }
 
-    /// A peer opened a connection; who it is, is not known yet. `via` has the one address it comes from. Answered by
-    /// [`Action::OfferPeer`] or [`Action::ClosePeer`].
+    /// A peer opened a connection; who it is, is not known yet. `via` has the one address it comes from.
+    /// Answered by [`Action::OfferPeer`] or [`Action::ClosePeer`].
     pub fn handle_peer_arrived(&mut self, now: Instant, connection: PeerConnectionId, via: PeerVia) {
         self.peer_arrived(now, connection, &via);
     }
 
-    /// The first request on a connection that was offered a tunnel; its chain is verified to the network's root, and
-    /// `via` has the one address it comes from. Answered by [`Action::RespondPeer`], perhaps later.
+    /// The first request on a connection that was offered a tunnel; its chain is verified to the network's
+    /// root, and `via` has the one address it comes from. Answered by [`Action::RespondPeer`], perhaps
+    /// later.
     pub fn handle_peer_request(
         &mut self,
         now: Instant,
@@ -311,8 +313,8 @@ impl Node {
         self.peer_left(connection);
     }
 
-    /// The peer that was dialled is at the other end, its chain verified to the network's root, and this is its
-    /// TunnelOffer; `via` has the one address it was reached at.
+    /// The peer that was dialled is at the other end, its chain verified to the network's root, and this is
+    /// its TunnelOffer; `via` has the one address it was reached at.
     pub fn handle_peer_offer(
         &mut self,
         now: Instant,
@@ -325,8 +327,8 @@ impl Node {
         self.peer_offered(now, setup, &via, identity, message, exporter);
     }
 
-    /// The peer's answer to what [`Action::AskPeer`] sent. That none came need not be reported: whether the tunnel lives
-    /// shows by itself.
+    /// The peer's answer to what [`Action::AskPeer`] sent. That none came need not be reported: whether the
+    /// tunnel lives shows by itself.
     pub fn handle_peer_response(&mut self, now: Instant, setup: SetupId, message: Message) {
         self.peer_answered(now, setup, message);
     }
@@ -356,8 +358,8 @@ impl Node {
         self.candidates_told(now, id, set);
     }
 
-    /// Peers, by full name or without the zone, whose tunnels are set up without anybody asking and stay while nobody uses
-    /// them. A name that cannot be one is ignored.
+    /// Peers, by full name or without the zone, whose tunnels are set up without anybody asking and stay
+    /// while nobody uses them. A name that cannot be one is ignored.
     pub fn handle_keep_open(&mut self, now: Instant, names: &[String]) {
         self.keep_open(now, names);
     }
@@ -367,8 +369,9 @@ impl Node {
         self.relay_reset(now, id);
     }
 
-    /// This host's own interface does not take datagrams of a size: that of the [`Action::ProbeMtu`] with this data, or
-    /// that of a tunnel's packets, which the dataplane then sends no larger than it sends on an unknown path.
+    /// This host's own interface does not take datagrams of a size: that of the [`Action::ProbeMtu`] with
+    /// this data, or that of a tunnel's packets, which the dataplane then sends no larger than it sends
+    /// on an unknown path.
     pub fn handle_too_big(&mut self, now: Instant, id: TunnelId, probe: Option<[u8; 8]>) {
         self.too_big(now, id, probe);
     }
@@ -383,12 +386,14 @@ impl Node {
         self.replace(now, id);
     }
 
-    /// Authenticated packets of the peer, newer than all before and not only to try a path, come from another address.
+    /// Authenticated packets of the peer, newer than all before and not only to try a path, come from another
+    /// address.
     pub fn handle_peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
         self.peer_moved(now, id, from);
     }
 
-    /// The operator resets the tunnels of one peer, or all: they close, and what failed before is tried again.
+    /// The operator resets the tunnels of one peer, or all: they close, and what failed before is tried
+    /// again.
     pub fn handle_reset(&mut self, now: Instant, target: Option<Target>) {
         self.reset(now, target);
     }

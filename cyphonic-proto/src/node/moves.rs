@@ -1,13 +1,13 @@
 //! The node moves: its host gets, loses or changes networks, in one address family or both, or sleeps.
 //!
-//! QUIC carries a connection from one address to another of the same family (RFC 9000 §9), but only the service that a
-//! packet reaches can follow: so each connection sends at once, with a request whose answer tells that the service has
-//! followed and what it sees now. A connection whose service is not reachable over its family any more cannot migrate,
-//! as the service's address would change: the service is dialled over the other family, next to the connection that
-//! stands, which the newer one replaces at the service.
+//! QUIC carries a connection from one address to another of the same family (RFC 9000 §9), but only the
+//! service that a packet reaches can follow: so each connection sends at once, with a request whose answer
+//! tells that the service has followed and what it sees now. A connection whose service is not reachable over
+//! its family any more cannot migrate, as the service's address would change: the service is dialled over the
+//! other family, next to the connection that stands, which the newer one replaces at the service.
 //!
-//! Without any route the node waits: nothing is dialled, no wait grows, and nothing that may serve again is given up.
-//! The first route that comes is used at once.
+//! Without any route the node waits: nothing is dialled, no wait grows, and nothing that may serve again is
+//! given up. The first route that comes is used at once.
 
 use super::{Action, Node, Service, ServiceState, Timer, exchanges::Purpose};
 use crate::address::Prefix;
@@ -18,8 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// An answer that takes longer after a move does not come: the network does not let the connection through. By then QUIC
-/// has repeated the request twice on a path of 250 ms.
+/// An answer that takes longer after a move does not come: the network does not let the connection through.
+/// By then QUIC has repeated the request twice on a path of 250 ms.
 const ANSWERED: Duration = Duration::from_secs(1);
 
 /// What the host's routing tables say.
@@ -33,13 +33,13 @@ pub trait Routes {
 pub struct Sleep {
     /// How long it was.
     pub length: Duration,
-    /// How far the clock of [`Node`]'s `now` went on meanwhile: it stands still while a host sleeps, and not while a process is
-    /// stopped.
+    /// How far the clock of [`Node`]'s `now` went on meanwhile: it stands still while a host sleeps, and not
+    /// while a process is stopped.
     pub counted: Duration,
 }
 
-/// The routes of a host that tells of no address: the kernel keeps those by interfaces without a carrier. From addresses that nobody
-/// is ever told of (loopback, link-local) something may be reached all the same.
+/// The routes of a host that tells of no address: the kernel keeps those by interfaces without a carrier.
+/// From addresses that nobody is ever told of (loopback, link-local) something may be reached all the same.
 struct Untold<'a> {
     routes: &'a dyn Routes,
     overlay: Prefix,
@@ -88,7 +88,8 @@ impl Node {
         if self.stopped {
             return;
         }
-        // Tunnels that were in use before are so now: a peer that has given its end up is asked for another at once.
+        // Tunnels that were in use before are so now: a peer that has given its end up is asked for another
+        // at once.
         for tunnel in self.tunnels.values_mut() {
             tunnel.last_use = (tunnel.last_use + sleep.counted).min(now);
         }
@@ -122,7 +123,8 @@ impl Node {
         }
     }
 
-    /// A relay is connected, perhaps over the other address family than before: what goes through it goes there.
+    /// A relay is connected, perhaps over the other address family than before: what goes through it goes
+    /// there.
     pub(super) fn follow_relay(&mut self, now: Instant, trs: &str) {
         let Some(remote) = self.remote_of(&Service::Trs(trs.into())) else { return };
         for id in self.tunnels_via(trs) {

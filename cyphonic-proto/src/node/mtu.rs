@@ -1,7 +1,7 @@
 //! What tunnels' paths carry: a [`search`] for each tunnel's path, driven by what the node hears of it.
 //!
-//! **Invariants.** A path that nothing is known of is given packets of QUIC's least size only. The inner MTU is never below
-//! IPv6's 1,280 bytes, whatever the path carries: the dataplane then sends packets in pieces.
+//! **Invariants.** A path that nothing is known of is given packets of QUIC's least size only. The inner MTU
+//! is never below IPv6's 1,280 bytes, whatever the path carries: the dataplane then sends packets in pieces.
 
 mod search;
 
@@ -17,7 +17,8 @@ use crate::{ConnectionId, id::TunnelId};
 use rand::Rng;
 use std::net::SocketAddr;
 
-/// The inner MTU before anything is known of a path: what one of 1,500 bytes carries, but at most what both ends take.
+/// The inner MTU before anything is known of a path: what one of 1,500 bytes carries, but at most what both
+/// ends take.
 pub fn first_inner(most_inner: u16) -> u16 {
     most_inner.min(DEFAULT_INNER_MTU as u16)
 }
@@ -109,8 +110,8 @@ impl Node {
 }
 
 impl Tunnel {
-    /// What the path carries, for people: with the headers of this end's outer family, which is IPv6 where this host has
-    /// no IPv4 address and reaches IPv4 through a translator.
+    /// What the path carries, for people: with the headers of this end's outer family, which is IPv6 where
+    /// this host has no IPv4 address and reaches IPv4 through a translator.
     pub(super) fn outer_mtu(&self, has_ipv4: bool) -> u32 {
         use cyphonic_common::limits::{OUTER_IPV4_LEN, OUTER_IPV6_LEN};
         let by_ipv4 = has_ipv4 && self.remote.ip().to_canonical().is_ipv4();

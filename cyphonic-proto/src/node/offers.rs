@@ -1,12 +1,12 @@
 //! What the listening end offers to whoever dials it, before the dialler has proved who it is.
 //!
-//! A connection of a peer arrives with the dialler's first packets. The offer leaves with the listener's part of the
-//! handshake, so that the dialler can take it as soon as it knows the listener, one round trip after its first packet. It
-//! tells only how packets of a tunnel would have to look; the tunnel itself takes a set-up that the NMS directed, the
-//! dialler's certificate, and both ends' keys (`peer_exchange`).
+//! A connection of a peer arrives with the dialler's first packets. The offer leaves with the listener's part
+//! of the handshake, so that the dialler can take it as soon as it knows the listener, one round trip after
+//! its first packet. It tells only how packets of a tunnel would have to look; the tunnel itself takes a
+//! set-up that the NMS directed, the dialler's certificate, and both ends' keys (`peer_exchange`).
 //!
-//! **Invariants.** Offers are bounded, and end with their connection or their time. One connection takes one offer, and
-//! an offer yields at most one tunnel.
+//! **Invariants.** Offers are bounded, and end with their connection or their time. One connection takes one
+//! offer, and an offer yields at most one tunnel.
 
 use super::{Action, Node, PeerVia, Timer, config, setup::Stage};
 use crate::{
@@ -115,8 +115,8 @@ impl Node {
         self.answer_peer(connection, refusal.into());
     }
 
-    /// How the tunnel of a connection would be reached. Through a relay that was agreed with the TRS, and no other
-    /// connection can come; straight, nobody knows yet which set-up it is for.
+    /// How the tunnel of a connection would be reached. Through a relay that was agreed with the TRS, and no
+    /// other connection can come; straight, nobody knows yet which set-up it is for.
     fn cid_for(&mut self, via: &PeerVia) -> Option<ConnectionId> {
         if self.stopped || self.offers.len() >= config::MAX_OFFERS {
             return None;

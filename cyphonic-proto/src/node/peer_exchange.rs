@@ -1,4 +1,5 @@
-//! The peers' own handshake: TunnelOffer, TunnelRequest and TunnelResponse, and the keys that follow from them.
+//! The peers' own handshake: TunnelOffer, TunnelRequest and TunnelResponse, and the keys that follow from
+//! them.
 //!
 //! ```text
 //!   dialler                                        listener
@@ -9,9 +10,10 @@
 //!      ◀─────────────────────────────── TunnelResponse ──
 //! ```
 //!
-//! So the dialler's tunnel stands one round trip after its first packet. Each end installs only when the handshake is
-//! complete as it sees it, with the other's certificate verified: the exporter gives nothing before (RFC 8446 §7.5).
-//! Data that overtakes the TunnelRequest is held by the ring ([`Action::ExpectTunnel`]).
+//! So the dialler's tunnel stands one round trip after its first packet. Each end installs only when the
+//! handshake is complete as it sees it, with the other's certificate verified: the exporter gives nothing
+//! before (RFC 8446 §7.5). Data that overtakes the TunnelRequest is held by the ring
+//! ([`Action::ExpectTunnel`]).
 
 use super::{
     Action, Node, PeerVia, ResolveError, Service, Timer,
@@ -205,7 +207,8 @@ impl Node {
         same.then_some(()).ok_or_else(|| field::BadField("setup_id").into())
     }
 
-    /// Checks what does not depend on the set-up, and has the keying material exported while the connection lives.
+    /// Checks what does not depend on the set-up, and has the keying material exported while the connection
+    /// lives.
     fn read_request(
         &self,
         via: PeerVia,

@@ -1,7 +1,7 @@
 //! Peers: who wants to reach them, and the attempts at it.
 //!
-//! However many ask for a peer, there is one attempt. It waits for the NMS, asks for a direction, carries out the
-//! set-up, and begins again with the next route where that fails, as long as somebody waits.
+//! However many ask for a peer, there is one attempt. It waits for the NMS, asks for a direction, carries out
+//! the set-up, and begins again with the next route where that fails, as long as somebody waits.
 
 use super::{
     Action, CloseCode, Node, ResolveError, Service, Target, Timer, config, exchanges::Purpose,
@@ -259,7 +259,8 @@ impl Node {
         self.changed();
     }
 
-    /// A tunnel stands: all who wait for the peer get its address. Held packets are released by the installation.
+    /// A tunnel stands: all who wait for the peer get its address. Held packets are released by the
+    /// installation.
     pub(super) fn reached(&mut self, now: Instant, address: Ipv6Addr, setup: SetupId) {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.since = now;
@@ -280,8 +281,8 @@ impl Node {
         self.changed();
     }
 
-    /// Another route is tried. The last relay is the last of them: where not even that helps, the peer may have been away, and
-    /// all may work again.
+    /// Another route is tried. The last relay is the last of them: where not even that helps, the peer may
+    /// have been away, and all may work again.
     pub(super) fn route_failed(
         &mut self,
         now: Instant,
@@ -300,8 +301,9 @@ impl Node {
         }
     }
 
-    /// The peer takes no part in a set-up through a relay, which need not be the relay's fault: the peer may have been away.
-    /// It knows itself what it does not reach as soon as its own dial has failed, and refuses that relay at once then.
+    /// The peer takes no part in a set-up through a relay, which need not be the relay's fault: the peer may
+    /// have been away. It knows itself what it does not reach as soon as its own dial has failed, and
+    /// refuses that relay at once then.
     pub(super) fn relay_not_taken(&mut self, now: Instant, address: Ipv6Addr, relay: &str) {
         self.pass_over(now, address, relay, now + self.config.timing.connect);
     }
@@ -315,7 +317,8 @@ impl Node {
         }
     }
 
-    /// Relays that did not join this node and the peer just now, or to which connections fail, as long as another one is left.
+    /// Relays that did not join this node and the peer just now, or to which connections fail, as long as
+    /// another one is left.
     fn failed_relays(&self, now: Instant, address: Ipv6Addr) -> Vec<String> {
         let Some(peer) = self.peers.get(&address) else { return self.unreachable_relays() };
         let failed =
@@ -504,7 +507,8 @@ impl Node {
         if by_relay && another {
             retry = if retry == Retry::No { Retry::Later } else { retry };
         } else if no_route || by_relay {
-            // None but those that failed, or after them not even a relay, of which the peer may have had none.
+            // None but those that failed, or after them not even a relay, of which the peer may have had
+            // none.
             let peer = self.peers.get_mut(&address);
             if let Some(peer) = peer.filter(|peer| another || !peer.failed.is_empty()) {
                 // They are tried again.

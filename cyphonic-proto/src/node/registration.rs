@@ -167,7 +167,8 @@ impl Node {
         self.registration.under_way = true;
         self.request(now, Service::Nms, Purpose::Register, Message::RegistrationRequest(request));
         if !self.registration.registered {
-            // The NMS reads a connection's requests one after another: what comes behind this one need not wait for its answer.
+            // The NMS reads a connection's requests one after another: what comes behind this one need not
+            // wait for its answer.
             self.resume_attempts(now);
         }
     }
@@ -198,8 +199,8 @@ impl Node {
         self.timers.clear(&Timer::Register);
     }
 
-    /// What was seen of the node elsewhere says nothing of it here. With the same addresses it is most likely where it was, and
-    /// services will tell ([`Node::observe`]): what takes minutes to find out is kept.
+    /// What was seen of the node elsewhere says nothing of it here. With the same addresses it is most likely
+    /// where it was, and services will tell ([`Node::observe`]): what takes minutes to find out is kept.
     pub(super) fn addresses_changed(&mut self, addresses: &[SocketAddr]) {
         let addresses = canonical(addresses);
         self.registration.observations.clear();
@@ -263,7 +264,8 @@ impl Node {
         }
     }
 
-    /// As many relays as are kept warm, by measured round trips. Those that were not measured come later, in the NMS's order.
+    /// As many relays as are kept warm, by measured round trips. Those that were not measured come later, in
+    /// the NMS's order.
     fn nearest_relays(&self) -> Vec<Relay> {
         let latencies = &self.registration.network.latencies;
         let mut relays = self.registration.known.relays.clone();

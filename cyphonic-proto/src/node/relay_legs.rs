@@ -1,11 +1,12 @@
-//! This node's legs at relays, under tunnels that stand: their tickets renewed, and the legs restored when a relay has
-//! lost them.
+//! This node's legs at relays, under tunnels that stand: their tickets renewed, and the legs restored when a
+//! relay has lost them.
 //!
-//! A relay that restarts, or a connection to it that breaks, does not end the tunnels through it: packets may still pass
-//! (the relay's kernel program forwards on its own), and if not, they will again once both ends have restored their legs.
-//! The relay says at once that it lost a leg, by a stateless reset; this node then connects anew, without waiting unless
-//! that would interrupt a set-up, and hands in its tickets. While a leg is away the tunnel's silence proves nothing, so it is not given up for
-//! [`AWAY`]; in use, another way is looked for meanwhile.
+//! A relay that restarts, or a connection to it that breaks, does not end the tunnels through it: packets may
+//! still pass (the relay's kernel program forwards on its own), and if not, they will again once both ends
+//! have restored their legs. The relay says at once that it lost a leg, by a stateless reset; this node then
+//! connects anew, without waiting unless that would interrupt a set-up, and hands in its tickets. While a leg
+//! is away the tunnel's silence proves nothing, so it is not given up for [`AWAY`]; in use, another way is
+//! looked for meanwhile.
 
 use super::{Node, ResolveError, Service, exchanges::Purpose, registration::unexpected, tunnels::Tunnel};
 use crate::{
@@ -21,7 +22,8 @@ use std::time::{Duration, Instant};
 pub(super) const AWAY: Duration = Duration::from_secs(30);
 /// After this long another route is looked for, if the tunnel is in use and silent.
 pub(super) const ELSEWHERE: Duration = Duration::from_secs(6);
-/// A ticket from before the other end bound its leg is renewed after this: the new one tells where that end is.
+/// A ticket from before the other end bound its leg is renewed after this: the new one tells where that end
+/// is.
 const RENEW_SOON: Duration = Duration::from_secs(1);
 /// Tickets are renewed no more often, however short-lived they are.
 const RENEW_LEAST: Duration = Duration::from_secs(60);
@@ -154,8 +156,9 @@ impl Node {
         }
     }
 
-    /// The relay said, by a stateless reset, that it does not know the leg of a tunnel's other end: it has restarted, or
-    /// dropped the leg. Whoever saw such a reset can send it again, so it is believed ever less often.
+    /// The relay said, by a stateless reset, that it does not know the leg of a tunnel's other end: it has
+    /// restarted, or dropped the leg. Whoever saw such a reset can send it again, so it is believed ever
+    /// less often.
     pub(super) fn relay_reset(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let (Some(leg), Some(trs)) = (&tunnel.leg, &tunnel.relay) else { return };
@@ -174,7 +177,8 @@ impl Node {
         self.setups.values().any(|setup| setup.is_begun_via(trs)) || self.tunnels.values().any(unheard)
     }
 
-    /// The tickets are handed in over the connection that stands. If the relay does not answer there, it is dialled.
+    /// The tickets are handed in over the connection that stands. If the relay does not answer there, it is
+    /// dialled.
     pub(super) fn ask_relay(&mut self, now: Instant, trs: &str) {
         let rtt = self.registration.network.latencies.get(trs).copied().unwrap_or_default();
         self.nudge_for(now, &Service::Trs(trs.into()), SAME + rtt * 2);

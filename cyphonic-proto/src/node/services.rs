@@ -19,7 +19,8 @@ pub(super) struct Slot {
     returns: u32,
     /// Whether the host had a route to any of the addresses when it last said.
     pub(super) reachable: bool,
-    /// From where it would have sent to each address when it last said; none before, or if the addresses are others since.
+    /// From where it would have sent to each address when it last said; none before, or if the addresses are
+    /// others since.
     pub(super) sources: Option<Vec<Option<IpAddr>>>,
     pub(super) last_error: Option<String>,
     /// Of resets, which anybody may repeat: ever fewer are believed, from this time on.
@@ -54,8 +55,8 @@ impl Node {
         }
     }
 
-    /// Somebody waits for the service: a long wait after failures is cut short, though not so that a service that is
-    /// down is asked all the time.
+    /// Somebody waits for the service: a long wait after failures is cut short, though not so that a service
+    /// that is down is asked all the time.
     pub(super) fn hurry(&mut self, now: Instant, service: &Service) {
         let least = self.config.timing.backoff_least * 2;
         let waiting = |slot: &Slot| {
@@ -90,8 +91,8 @@ impl Node {
         self.services.get(service).is_some_and(|slot| slot.state == ServiceState::Connected)
     }
 
-    /// Whether a service could not be reached when it was last tried. A dial of a host that is silent takes far longer than the
-    /// wait before it.
+    /// Whether a service could not be reached when it was last tried. A dial of a host that is silent takes
+    /// far longer than the wait before it.
     pub(super) fn is_failing(&self, service: &Service) -> bool {
         self.services.get(service).is_some_and(|slot| match slot.state {
             ServiceState::Waiting { .. } => true,
@@ -163,9 +164,10 @@ impl Node {
         self.service_failed(now, service, reason);
     }
 
-    /// The relay has restarted, or so says a reset that anybody who saw it may repeat: it is dialled at once. The
-    /// connection that stands is the shell's to keep until the new one does, and if nothing was wrong with it, nothing
-    /// is lost but a handshake, as it is asked over the one that stands first while something is set up over it.
+    /// The relay has restarted, or so says a reset that anybody who saw it may repeat: it is dialled at once.
+    /// The connection that stands is the shell's to keep until the new one does, and if nothing was wrong
+    /// with it, nothing is lost but a handshake, as it is asked over the one that stands first while
+    /// something is set up over it.
     pub(super) fn relay_restarted(&mut self, now: Instant, trs: &str) {
         let service = &Service::Trs(trs.into());
         let Some(slot) = self.services.get_mut(service) else { return };
@@ -215,9 +217,9 @@ impl Node {
         }
     }
 
-    /// The service did what it is there for: the dials that failed while it was away count no more. How often it is dialled depends
-    /// on how long its connection stands ([`STOOD`]): one that is closed after each answer, as that of a device whose key another
-    /// one has, is not to be dialled all the time.
+    /// The service did what it is there for: the dials that failed while it was away count no more. How often
+    /// it is dialled depends on how long its connection stands ([`STOOD`]): one that is closed after each
+    /// answer, as that of a device whose key another one has, is not to be dialled all the time.
     pub(super) fn service_proved(&mut self, service: &Service) {
         let Some(slot) = self.services.get_mut(service) else { return };
         if slot.last_error.take().is_some() {
@@ -239,7 +241,8 @@ impl Node {
         }
     }
 
-    /// Dials a service that is connected, or seems to be: the connection is the shell's to keep until the new one stands.
+    /// Dials a service that is connected, or seems to be: the connection is the shell's to keep until the new
+    /// one stands.
     pub(super) fn replace_connection(&mut self, now: Instant, service: &Service, reason: &str) {
         // First of all: a request that fails on a connection would close it as one that does not serve.
         if let Some(slot) = self.services.get_mut(service) {
@@ -301,8 +304,8 @@ impl Node {
 }
 
 const NMS_FAILURES_BEFORE_LOGIN: u32 = 3;
-/// After a connection that stood for so long, failures before it count no more. Longer than a service takes to close one that it
-/// does not want.
+/// After a connection that stood for so long, failures before it count no more. Longer than a service takes
+/// to close one that it does not want.
 const STOOD: Duration = Duration::from_secs(30);
 /// Between resets that are believed: at first well over the time that a reconnection takes, then doubling.
 const RESET_LEAST: Duration = Duration::from_secs(4);

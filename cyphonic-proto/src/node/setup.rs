@@ -1,8 +1,9 @@
 //! Set-ups: from a RouteDirection to the peers' handshake.
 //!
-//! The NMS directs both ends at the same moment. For a relay each opens a leg at the TRS, and the one that dials sends its
-//! first handshake packets together with its BindingRequest: the TRS holds them until both legs stand. The other listens
-//! for a connection of this set-up (`peer_exchange`), and confirms to the NMS when it is ready.
+//! The NMS directs both ends at the same moment. For a relay each opens a leg at the TRS, and the one that
+//! dials sends its first handshake packets together with its BindingRequest: the TRS holds them until both
+//! legs stand. The other listens for a connection of this set-up (`peer_exchange`), and confirms to the NMS
+//! when it is ready.
 
 use super::{
     Action, Node, PeerVia, Relay, ResolveError, Service, Timer, config,
@@ -28,7 +29,8 @@ use std::{
 };
 use zeroize::Zeroizing;
 
-/// Endpoints of one address that are dialled in a set-up: a NAT that shows more has another for each destination, and none for us.
+/// Endpoints of one address that are dialled in a set-up: a NAT that shows more has another for each
+/// destination, and none for us.
 const OF_ONE_HOST: usize = 2;
 
 /// A set-up in progress.
@@ -47,8 +49,8 @@ pub(super) struct Setup {
     /// How this end wants to be reached in data packets.
     pub(super) cid: ConnectionId,
     pub(super) stage: Stage,
-    /// What both ends agreed on, while this end's leg is not known yet; at the listening end with the connection that
-    /// waits for the answer.
+    /// What both ends agreed on, while this end's leg is not known yet; at the listening end with the
+    /// connection that waits for the answer.
     pub(super) agreed: Option<(Agreed, Option<PeerConnectionId>)>,
     /// The NMS waits for our RouteConfirmation.
     unconfirmed: Option<ExchangeId>,
@@ -89,8 +91,8 @@ impl Setup {
         }
     }
 
-    /// The endpoints that are dialled, or punched to. They are where the peer says that it is, perhaps at a host that has nothing to do
-    /// with it: that one is sent few packets.
+    /// The endpoints that are dialled, or punched to. They are where the peer says that it is, perhaps at a
+    /// host that has nothing to do with it: that one is sent few packets.
     fn dialled(&self) -> Vec<SocketAddr> {
         let mut few: Vec<SocketAddr> = Vec::new();
         for endpoint in &self.endpoints {
@@ -129,7 +131,8 @@ impl Setup {
 }
 
 impl Node {
-    /// The NMS orders this node, as the responder, into a set-up, or tells it of what concerns its set-ups and tunnels.
+    /// The NMS orders this node, as the responder, into a set-up, or tells it of what concerns its set-ups
+    /// and tunnels.
     pub(super) fn directed(
         &mut self,
         now: Instant,
@@ -319,7 +322,8 @@ impl Node {
         Ok(())
     }
 
-    /// Whether the relay is worth waiting for: not one that cannot be reached while there is another. It may be back, though.
+    /// Whether the relay is worth waiting for: not one that cannot be reached while there is another. It may
+    /// be back, though.
     fn check_relay(&mut self, now: Instant, setup: &Setup) -> Result<(), Refusal> {
         let Some(relay) = setup.relay_name() else { return Ok(()) };
         if !self.unreachable_relays().iter().any(|name| name == relay) {
@@ -362,8 +366,8 @@ impl Node {
         self.advance(now, id);
     }
 
-    /// An initiator carries out one set-up at a time: what it began before this one is over (set-up ids grow). All of it may come
-    /// at once to a node that slept.
+    /// An initiator carries out one set-up at a time: what it began before this one is over (set-up ids
+    /// grow). All of it may come at once to a node that slept.
     fn drop_overtaken(&mut self, id: SetupId, peer: Ipv6Addr) {
         let earlier = |setup: &&Setup| {
             setup.peer == peer && !setup.initiator && setup.id < id && setup.stage != Stage::Agreed
@@ -471,8 +475,8 @@ impl Node {
         }
     }
 
-    /// The NMS had given up what it asked when our answer came. After a time without a network this node is asked to take part in
-    /// all that others tried meanwhile, and to wait for dials that are over.
+    /// The NMS had given up what it asked when our answer came. After a time without a network this node is
+    /// asked to take part in all that others tried meanwhile, and to wait for dials that are over.
     pub(super) fn given_up(&mut self, now: Instant, exchange: ExchangeId) {
         let pointless = |setup: &&Setup| setup.confirmed == Some(exchange) && setup.stage != Stage::Agreed;
         let Some(setup) = self.setups.values().find(pointless).map(|setup| setup.id) else { return };
@@ -492,8 +496,8 @@ impl Node {
         }
     }
 
-    /// Checks a RouteDirection. Who the peer is follows from its name alone, so the NMS cannot give one device's name
-    /// another's address.
+    /// Checks a RouteDirection. Who the peer is follows from its name alone, so the NMS cannot give one
+    /// device's name another's address.
     fn setup_of(&mut self, mut direction: RouteDirection) -> Result<Setup, Refusal> {
         let key = direction.take_tunnel_key().ok_or(field::BadField("tunnel_key"))?;
         let id = field::setup_id(&direction.setup_id)?;

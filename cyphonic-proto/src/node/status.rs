@@ -32,7 +32,8 @@ pub struct NodeStatus {
     pub logged_in: bool,
     /// Whether the NMS accepted the node's present connection.
     pub registered: bool,
-    /// How long the node's first registration took, from its first word to a service: the paper's start-up (Fig. 6).
+    /// How long the node's first registration took, from its first word to a service: the paper's start-up
+    /// (Fig. 6).
     pub start_up: Option<Duration>,
     /// Whether the network passes no UDP, as far as the node knows: then services are reached by TCP.
     pub udp_blocked: bool,
@@ -65,8 +66,8 @@ pub struct ServiceStatus {
     pub failures: u32,
     /// The last failure.
     pub last_error: Option<String>,
-    /// The TCP address that the connection goes through, where UDP does not reach the service; `remote` is then a local
-    /// address that stands for it.
+    /// The TCP address that the connection goes through, where UDP does not reach the service; `remote` is
+    /// then a local address that stands for it.
     pub through: Option<SocketAddr>,
 }
 

@@ -143,7 +143,8 @@ impl Node {
         Some(tunnel)
     }
 
-    /// Of a peer's tunnels the one of the latest set-up stays; both ends judge alike, as the NMS numbers set-ups.
+    /// Of a peer's tunnels the one of the latest set-up stays; both ends judge alike, as the NMS numbers
+    /// set-ups.
     fn supersede(&mut self, now: Instant, peer: Ipv6Addr, id: TunnelId) {
         let retires_at = now + self.config.timing.overlap;
         let Some(entry) = self.peers.get_mut(&peer) else { return };
@@ -158,7 +159,8 @@ impl Node {
         }
     }
 
-    /// A tunnel of which the peer perhaps never heard is gone: the one before it stays, as it does at the peer then.
+    /// A tunnel of which the peer perhaps never heard is gone: the one before it stays, as it does at the
+    /// peer then.
     fn recall(&mut self, peer: Ipv6Addr) {
         let newest = self.peers.get(&peer).and_then(|peer| peer.tunnels.first());
         if let Some(tunnel) = newest.and_then(|id| self.tunnels.get_mut(id)) {

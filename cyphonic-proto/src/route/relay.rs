@@ -1,7 +1,8 @@
 //! Which relay, of those that both ends reach.
 //!
-//! The one with the least sum of both ends' measured round trips, since that is what their packets take. A relay that an end
-//! has not measured comes after those that both have, in the NMS's order. A node may pin one: then it is that, or none.
+//! The one with the least sum of both ends' measured round trips, since that is what their packets take. A
+//! relay that an end has not measured comes after those that both have, in the NMS's order. A node may pin
+//! one: then it is that, or none.
 
 use super::{NodeNetwork, reaches};
 use crate::node::Relay;

@@ -8,7 +8,8 @@ fn at(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-/// Adds to `node` the addresses and observations that lead to `finding`. `n` tells nodes apart, `public` NATs.
+/// Adds to `node` the addresses and observations that lead to `finding`. `n` tells nodes apart, `public`
+/// NATs.
 fn give(node: &mut NodeNetwork, family: Family, finding: NatFinding, n: u8, public: u8) {
     let (own, seen, servers) = match family {
         Family::V4 => (
@@ -50,7 +51,8 @@ fn relay(v4: bool, v6: bool) -> Vec<Relay> {
     if relay.addresses.is_empty() { vec![] } else { vec![relay] }
 }
 
-/// The table of the module's documentation, written out. Rows: initiator; columns: responder, both in FINDINGS' order.
+/// The table of the module's documentation, written out. Rows: initiator; columns: responder, both in
+/// FINDINGS' order.
 const ONE_FAMILY: [[Option<RouteKind>; 5]; 5] = [
     [None, None, None, None, None],
     [None, Some(Direct), Some(ResponderInitiated), Some(ResponderInitiated), Some(ResponderInitiated)],

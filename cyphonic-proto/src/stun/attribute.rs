@@ -15,8 +15,9 @@ pub(super) const FINGERPRINT: u16 = 0x8028;
 pub(super) const RESPONSE_ORIGIN: u16 = 0x802b;
 pub(super) const OTHER_ADDRESS: u16 = 0x802c;
 
-/// Of authentication, which a Binding usage without it ignores: USERNAME, MESSAGE-INTEGRITY, REALM, NONCE, MESSAGE-INTEGRITY-SHA256,
-/// PASSWORD-ALGORITHM, USERHASH; and of ICE (RFC 8445 §16.1): PRIORITY, USE-CANDIDATE.
+/// Of authentication, which a Binding usage without it ignores: USERNAME, MESSAGE-INTEGRITY, REALM, NONCE,
+/// MESSAGE-INTEGRITY-SHA256, PASSWORD-ALGORITHM, USERHASH; and of ICE (RFC 8445 §16.1): PRIORITY,
+/// USE-CANDIDATE.
 const IGNORED: [u16; 9] = [0x0006, 0x0008, 0x0014, 0x0015, 0x001c, 0x001d, 0x001e, 0x0024, 0x0025];
 
 /// From here on types may be ignored by whoever does not know them (RFC 8489 §14).
@@ -102,7 +103,8 @@ pub(super) fn push_address(out: &mut Vec<u8>, kind: u16, address: SocketAddr) {
     push(out, kind, &address_value(address, 0, &[0; 16]));
 }
 
-/// Appends an address combined with cookie and transaction, so that no NAT on the way rewrites it (RFC 8489 §14.2).
+/// Appends an address combined with cookie and transaction, so that no NAT on the way rewrites it (RFC 8489
+/// §14.2).
 pub(super) fn push_xor_address(out: &mut Vec<u8>, kind: u16, address: SocketAddr, transaction: &[u8; 12]) {
     push(out, kind, &address_value(address, PORT_MASK, &mask(transaction)));
 }

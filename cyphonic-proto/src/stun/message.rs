@@ -5,8 +5,8 @@ use cyphonic_common::stun::{HEADER_LEN, MAGIC_COOKIE, is_stun};
 use std::net::SocketAddr;
 use thiserror::Error;
 
-/// How long every request is made: as long as the longest answer to it (IPv6 with three addresses and FINGERPRINT), and a
-/// little more.
+/// How long every request is made: as long as the longest answer to it (IPv6 with three addresses and
+/// FINGERPRINT), and a little more.
 pub const REQUEST_LEN: usize = 112;
 
 /// Longest message that is read. Ours are below 128 bytes; a Binding message with credentials of others fits.
@@ -61,8 +61,8 @@ pub struct Success {
     pub mapped: SocketAddr,
     /// Where the answer came from, as the server sees it (RFC 5780 §7.3).
     pub origin: Option<SocketAddr>,
-    /// Where the answer would come from if both address and port were changed (RFC 5780 §7.4). With the address of `origin`
-    /// where a server has one address only.
+    /// Where the answer would come from if both address and port were changed (RFC 5780 §7.4). With the
+    /// address of `origin` where a server has one address only.
     pub other: Option<SocketAddr>,
 }
 
@@ -71,7 +71,8 @@ pub struct Success {
 pub struct Failure {
     /// The request's.
     pub transaction: Transaction,
-    /// The error code (RFC 8489 §14.8): 420 for attributes that the server does not understand or cannot follow.
+    /// The error code (RFC 8489 §14.8): 420 for attributes that the server does not understand or cannot
+    /// follow.
     pub code: u16,
     /// Those attributes.
     pub unknown: Vec<u16>,
@@ -152,8 +153,8 @@ impl Request {
             let [p0, p1] = port.to_be_bytes();
             attribute::push(&mut out, attribute::RESPONSE_PORT, &[p0, p1, 0, 0]);
         }
-        // PADDING would ask for an answer as long, and RFC 5780 §6.1 forbids it beside RESPONSE-PORT. The name of the
-        // software may be of any length and changes nothing (RFC 8489 §14.14).
+        // PADDING would ask for an answer as long, and RFC 5780 §6.1 forbids it beside RESPONSE-PORT. The
+        // name of the software may be of any length and changes nothing (RFC 8489 §14.14).
         let room = REQUEST_LEN.saturating_sub(out.len() + 4 + FINGERPRINT_LEN);
         let mut software = SOFTWARE.as_bytes().to_vec();
         software.resize(room, b' ');
@@ -246,7 +247,8 @@ impl Read {
         Ok(read)
     }
 
-    /// None where the value has not the attribute's form. Of several of one type, the first counts (RFC 8489 §14).
+    /// None where the value has not the attribute's form. Of several of one type, the first counts (RFC 8489
+    /// §14).
     fn take(&mut self, kind: u16, value: &[u8], transaction: &Transaction) -> Option<()> {
         match kind {
             attribute::XOR_MAPPED_ADDRESS => {

@@ -1,4 +1,5 @@
-//! The answer to a Binding request. No state, no allocation beyond the answer, and never more bytes out than in.
+//! The answer to a Binding request. No state, no allocation beyond the answer, and never more bytes out than
+//! in.
 
 use super::attribute::CHANGE_REQUEST;
 use super::message::{DecodeError, Failure, Message, Request, Success};

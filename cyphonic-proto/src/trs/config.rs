@@ -34,8 +34,8 @@ pub struct TrsLimits {
     pub ticket: Duration,
     /// How long a bound pair may be silent in both directions. Nodes keep tunnels in use alive every 15 s.
     pub idle: Duration,
-    /// How long DATAGRAMs of a leg that is not bound yet are held: longer than the end that dials tries (2.5 s). The other may be
-    /// on its way back from where it had no network.
+    /// How long DATAGRAMs of a leg that is not bound yet are held: longer than the end that dials tries (2.5
+    /// s). The other may be on its way back from where it had no network.
     pub held: Duration,
     /// How many of them, for one leg.
     pub held_packets: usize,
@@ -43,7 +43,8 @@ pub struct TrsLimits {
     pub held_bytes: usize,
     /// Their bytes, for one node.
     pub held_bytes_per_node: usize,
-    /// The legs, of one node, for which any are held: there is no more room for first flights than for these.
+    /// The legs, of one node, for which any are held: there is no more room for first flights than for
+    /// these.
     pub held_contexts_per_node: usize,
     /// Their bytes in all.
     pub held_bytes_in_all: usize,
@@ -85,8 +86,9 @@ pub enum Action {
         /// The answer.
         message: Message,
     },
-    /// Forward data packets that carry `cid` and come from `from`, and from nowhere else: to `to`, with `real_cid`
-    /// written over `cid`. Replaces an entry of the same `cid`, also one that an earlier process left.
+    /// Forward data packets that carry `cid` and come from `from`, and from nowhere else: to `to`, with
+    /// `real_cid` written over `cid`. Replaces an entry of the same `cid`, also one that an earlier
+    /// process left.
     Insert {
         /// The leg's virtual connection ID.
         cid: ConnectionId,
@@ -102,8 +104,8 @@ pub enum Action {
         /// The leg's virtual connection ID.
         cid: ConnectionId,
     },
-    /// Tell a node with a stateless reset (RFC 9000 §10.3), unasked, that its packets with `cid` are not forwarded: it
-    /// is to connect and restore its leg.
+    /// Tell a node with a stateless reset (RFC 9000 §10.3), unasked, that its packets with `cid` are not
+    /// forwarded: it is to connect and restore its leg.
     Reset {
         /// What the node writes on its packets.
         cid: ConnectionId,

@@ -1,11 +1,12 @@
 //! DATAGRAMs that came before both legs of a pair stood.
 //!
-//! A node sends its first handshake packets together with its BindingRequest, so they arrive while the other end's leg is
-//! still on its way, and may overtake the request itself: DATAGRAMs and streams are not ordered. They are kept until the
-//! pair is bound and then passed on in their order. What does not fit, or waits too long, is dropped: QUIC repairs loss.
+//! A node sends its first handshake packets together with its BindingRequest, so they arrive while the other
+//! end's leg is still on its way, and may overtake the request itself: DATAGRAMs and streams are not ordered.
+//! They are kept until the pair is bound and then passed on in their order. What does not fit, or waits too
+//! long, is dropped: QUIC repairs loss.
 //!
-//! **Invariant.** Nothing is held for a connection that is not authenticated, nor more than the limits say: for one
-//! context, for one connection, and in all.
+//! **Invariant.** Nothing is held for a connection that is not authenticated, nor more than the limits say:
+//! for one context, for one connection, and in all.
 
 use super::TrsLimits;
 use crate::{id::Channel, timers::Timers};

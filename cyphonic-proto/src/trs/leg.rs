@@ -151,7 +151,8 @@ impl Trs {
         node.contexts.values().find(same).copied()
     }
 
-    /// The other end's leg, if it waits for this device in this set-up, and the connection ID that is kept for this end's.
+    /// The other end's leg, if it waits for this device in this set-up, and the connection ID that is kept
+    /// for this end's.
     fn other_end(&self, wanted: &Wanted) -> Option<(ConnectionId, ConnectionId)> {
         let peer = self.channels.get(&wanted.peer_fqdn).and_then(|channel| self.nodes.get(channel))?;
         let fits = |leg: &Leg| {
@@ -270,7 +271,8 @@ impl Trs {
         }
     }
 
-    /// What the owner needs to know of its leg. `hint`: where the other end was, for as long as it is not bound.
+    /// What the owner needs to know of its leg. `hint`: where the other end was, for as long as it is not
+    /// bound.
     pub(super) fn response(
         &mut self,
         now: Instant,

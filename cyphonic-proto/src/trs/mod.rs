@@ -1,17 +1,18 @@
 //! The Tunnel Relay Service: binds the legs of two nodes, and forwards between bound legs alone.
 //!
-//! A leg belongs to one node's authenticated connection and names the one device that may bind to it. Two legs of one
-//! set-up whose owners name each other are bound, whichever comes first. From then on data packets
-//! that carry a leg's virtual connection ID are forwarded to the leg's node, with the node's own connection ID written
-//! over it, by whatever holds the map (userspace or XDP; [`Action::Insert`]); handshakes travel as DATAGRAMs through
-//! [`Trs::handle_datagram`], and those that come before the pair is bound wait for that (`held`).
+//! A leg belongs to one node's authenticated connection and names the one device that may bind to it. Two
+//! legs of one set-up whose owners name each other are bound, whichever comes first. From then on data
+//! packets that carry a leg's virtual connection ID are forwarded to the leg's node, with the node's own
+//! connection ID written over it, by whatever holds the map (userspace or XDP; [`Action::Insert`]);
+//! handshakes travel as DATAGRAMs through [`Trs::handle_datagram`], and those that come before the pair is
+//! bound wait for that (`held`).
 //!
-//! What a TRS knows of a leg it also gives to the leg's owner, sealed in a *ticket*; after a restart it gets it back from
-//! there (`restore`, `ticket`).
+//! What a TRS knows of a leg it also gives to the leg's owner, sealed in a *ticket*; after a restart it gets
+//! it back from there (`restore`, `ticket`).
 //!
-//! **Invariants.** A leg forwards only what its one bound peer sends, from the address of that peer's validated path.
-//! Both entries of a pair are inserted together and removed together. A DATAGRAM leaves no larger than it came. The
-//! relay never holds a key.
+//! **Invariants.** A leg forwards only what its one bound peer sends, from the address of that peer's
+//! validated path. Both entries of a pair are inserted together and removed together. A DATAGRAM leaves no
+//! larger than it came. The relay never holds a key.
 
 mod config;
 mod held;
@@ -107,8 +108,8 @@ impl Trs {
         [self.timers.next(), self.adopted_until, self.held.next()].into_iter().flatten().min()
     }
 
-    /// The legs that [`Self::handle_timeout`] would end for want of packets, with their other ends. Whoever forwards may
-    /// know of some: tell of those before, by [`Self::handle_leg_activity`].
+    /// The legs that [`Self::handle_timeout`] would end for want of packets, with their other ends. Whoever
+    /// forwards may know of some: tell of those before, by [`Self::handle_leg_activity`].
     pub fn idle(&self, now: Instant) -> Vec<ConnectionId> {
         let bound = |cid: &ConnectionId| Some([*cid, self.legs.get(cid)?.bound_to()?]);
         self.timers.expired(now).filter_map(bound).flatten().collect()
@@ -123,14 +124,14 @@ impl Trs {
         self.counters.dropped += self.held.expire(now);
     }
 
-    /// It is `unix` seconds after 1970. To be told every few seconds: clocks are set, also while a TRS runs, and tickets are judged
-    /// by one that has been set since they were sealed.
+    /// It is `unix` seconds after 1970. To be told every few seconds: clocks are set, also while a TRS runs,
+    /// and tickets are judged by one that has been set since they were sealed.
     pub fn handle_clock(&mut self, now: Instant, unix: u64) {
         self.config.clock = WallClock::new(now, unix);
     }
 
-    /// A node connected by `path`, its certificate verified. A node has one connection: the newest. Legs of the older one
-    /// wait for it to claim them.
+    /// A node connected by `path`, its certificate verified. A node has one connection: the newest. Legs of
+    /// the older one wait for it to claim them.
     pub fn handle_connected(&mut self, now: Instant, channel: Channel, identity: Identity, path: NodePath) {
         if let Some((code, reason)) = self.unwelcome(&identity) {
             self.actions.push_back(Action::Close { channel, code, reason: reason.into() });
@@ -141,7 +142,8 @@ impl Trs {
                 node.key != identity.spki_sha256 && node.certified_since > identity.not_before
             });
             if successor {
-                // Not every TRS hears of revocations: the certificate of who had the name before may be valid for long.
+                // Not every TRS hears of revocations: the certificate of who had the name before may be valid
+                // for long.
                 let reason = "another device has this name now".into();
                 self.actions.push_back(Action::Close { channel, code: close::NOT_ALLOWED, reason });
                 return;
@@ -163,8 +165,8 @@ impl Trs {
         self.nodes.insert(channel, node);
     }
 
-    /// A node's packets come from another address. Until it has proved to be there, the node alone is told, as an
-    /// observation.
+    /// A node's packets come from another address. Until it has proved to be there, the node alone is told,
+    /// as an observation.
     pub fn handle_seen(&mut self, channel: Channel, from: SocketAddr) {
         if let Some(node) = self.nodes.get_mut(&channel) {
             node.seen = endpoint::canonical(from);
@@ -230,8 +232,8 @@ impl Trs {
         self.actions.push_back(Action::Respond { exchange, message });
     }
 
-    /// A DATAGRAM arrived on a node's connection: passed on where it belongs to a bound leg, held for a while where that
-    /// may yet be.
+    /// A DATAGRAM arrived on a node's connection: passed on where it belongs to a bound leg, held for a while
+    /// where that may yet be.
     pub fn handle_datagram(&mut self, now: Instant, channel: Channel, datagram: &[u8]) {
         let Some((context, packet)) = relayed::decode(datagram) else {
             self.counters.dropped += 1;
@@ -248,8 +250,8 @@ impl Trs {
         }
     }
 
-    /// Data packets that carry `cid` were last forwarded at `last_seen`. To be told every minute or so: a pair without
-    /// any sign of life for [`TrsLimits::idle`] goes.
+    /// Data packets that carry `cid` were last forwarded at `last_seen`. To be told every minute or so: a
+    /// pair without any sign of life for [`TrsLimits::idle`] goes.
     pub fn handle_leg_activity(&mut self, _now: Instant, cid: ConnectionId, last_seen: Instant) {
         if let Some(leg) = self.legs.get_mut(&cid) {
             leg.last_seen = leg.last_seen.max(last_seen);

@@ -1,12 +1,13 @@
 //! Legs without their owner's connection: kept for a while, restored from tickets.
 //!
-//! When a node's connection is lost its legs go on forwarding for [`TrsLimits::orphaned`](super::TrsLimits): a node that
-//! comes back claims them with its tickets. A TRS that restarted has no legs, except those that a kernel map kept
-//! forwarding meanwhile ([`Trs::handle_adopted`]), and gets all of them back the same way, with the same connection IDs.
+//! When a node's connection is lost its legs go on forwarding for [`TrsLimits::orphaned`](super::TrsLimits):
+//! a node that comes back claims them with its tickets. A TRS that restarted has no legs, except those that a
+//! kernel map kept forwarding meanwhile ([`Trs::handle_adopted`]), and gets all of them back the same way,
+//! with the same connection IDs.
 //!
-//! **Invariants.** Only the owner under the key that it had restores a leg, and it restores no more than its own end:
-//! packets flow again only once both ends were restored by their owners, so neither resurrects what the other has left.
-//! Legs that nobody claims end.
+//! **Invariants.** Only the owner under the key that it had restores a leg, and it restores no more than its
+//! own end: packets flow again only once both ends were restored by their owners, so neither resurrects what
+//! the other has left. Legs that nobody claims end.
 
 use super::{Action, NodePath, Owner, Trs, leg::Leg, not_connected, ticket::Ticket};
 use crate::{
@@ -17,8 +18,8 @@ use crate::{
 use std::time::Instant;
 
 impl Trs {
-    /// The map still forwards packets with these connection IDs for legs of an earlier process. They are given to no
-    /// other leg, and those that are not restored in time are removed.
+    /// The map still forwards packets with these connection IDs for legs of an earlier process. They are
+    /// given to no other leg, and those that are not restored in time are removed.
     pub fn handle_adopted(&mut self, now: Instant, cids: impl IntoIterator<Item = ConnectionId>) {
         self.adopted.extend(cids);
         if !self.adopted.is_empty() {
@@ -48,7 +49,8 @@ impl Trs {
         Ok(self.response(now, cid, ticket.peer_path))
     }
 
-    /// The connection of a node is lost; it may come back. Its legs stay, those alone that bound nobody yet go.
+    /// The connection of a node is lost; it may come back. Its legs stay, those alone that bound nobody yet
+    /// go.
     pub(super) fn orphan(&mut self, now: Instant, channel: Channel) {
         let Some(node) = self.nodes.remove(&channel) else { return };
         self.held.forget(channel);

@@ -1,11 +1,12 @@
 //! What a TRS makes from its persistent key: tickets and reset tokens. Both survive the process.
 //!
-//! A *ticket* is a leg, sealed for the TRS itself and kept by the leg's owner. A TRS that has lost its state opens it and
-//! has the leg again, with the same connection IDs, so the nodes' tunnels go on. It is sealed and not only signed, since
-//! it tells where the other end is. A *reset token* proves that a stateless reset comes from this TRS.
+//! A *ticket* is a leg, sealed for the TRS itself and kept by the leg's owner. A TRS that has lost its state
+//! opens it and has the leg again, with the same connection IDs, so the nodes' tunnels go on. It is sealed
+//! and not only signed, since it tells where the other end is. A *reset token* proves that a stateless reset
+//! comes from this TRS.
 //!
-//! **Invariants.** A ticket says nothing to anybody else, and is worth nothing to any other device than its owner under
-//! the key that it had. Each is sealed under a key of its own, so no nonce is ever used twice.
+//! **Invariants.** A ticket says nothing to anybody else, and is worth nothing to any other device than its
+//! owner under the key that it had. Each is sealed under a key of its own, so no nonce is ever used twice.
 
 use crate::{ConnectionId, id::SetupId, identity::sha256, message::endpoint};
 use ring::{
@@ -38,8 +39,8 @@ pub struct TrsKeys {
 }
 
 impl TrsKeys {
-    /// From a secret that outlives the process: the private key of the TRS's certificate. Another secret means that
-    /// legs are not restored, and that nothing worse happens.
+    /// From a secret that outlives the process: the private key of the TRS's certificate. Another secret
+    /// means that legs are not restored, and that nothing worse happens.
     pub fn derive(secret: &[u8]) -> Self {
         let root = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, b"cyphonic trs v1"), secret);
         let root = hmac::Key::new(hmac::HMAC_SHA256, root.as_ref());
@@ -59,7 +60,8 @@ impl TrsKeys {
         token
     }
 
-    /// Seals; `salt` must be random. Empty where the crypto library refuses, which leaves the leg without a ticket.
+    /// Seals; `salt` must be random. Empty where the crypto library refuses, which leaves the leg without a
+    /// ticket.
     pub(super) fn seal(&self, ticket: &Ticket, salt: [u8; SALT]) -> Vec<u8> {
         let mut out = Vec::with_capacity(1 + SALT + BODY + TAG);
         out.push(VERSION);
@@ -101,7 +103,8 @@ impl fmt::Debug for TrsKeys {
     }
 }
 
-/// Real time for machines that know only a clock without a date: tickets outlive the process, and so must their ends.
+/// Real time for machines that know only a clock without a date: tickets outlive the process, and so must
+/// their ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WallClock {
     at: Instant,

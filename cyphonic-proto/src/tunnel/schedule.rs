@@ -1,11 +1,13 @@
 //! The key schedule of a tunnel (docs/protocol.md).
 //!
-//! Input keying material is the TLS exporter (RFC 8446 §7.5) of the two nodes' own handshake; the salt is the key that
-//! the NMS gave both ends for this set-up. So neither an NMS that lies nor a stolen CA key alone opens the traffic.
+//! Input keying material is the TLS exporter (RFC 8446 §7.5) of the two nodes' own handshake; the salt is the
+//! key that the NMS gave both ends for this set-up. So neither an NMS that lies nor a stolen CA key alone
+//! opens the traffic.
 //!
-//! Exporter output is the same at both ends, so each direction has a label of its own; otherwise both ends would seal
-//! with one key and the same packet numbers. The context holds set-up, suite and both public keys by role: the
-//! exporter's secret does not cover the client's certificate (RFC 8446 §7.1 derives it before), the context does.
+//! Exporter output is the same at both ends, so each direction has a label of its own; otherwise both ends
+//! would seal with one key and the same packet numbers. The context holds set-up, suite and both public keys
+//! by role: the exporter's secret does not cover the client's certificate (RFC 8446 §7.1 derives it before),
+//! the context does.
 //!
 //! **Invariant.** `send` of one end is `recv` of the other, and the two directions never share a secret.
 

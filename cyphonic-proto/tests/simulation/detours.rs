@@ -83,7 +83,8 @@ impl World {
         }
     }
 
-    /// How each service of a device is connected: by TCP, or over UDP; and whether the node thinks UDP blocked.
+    /// How each service of a device is connected: by TCP, or over UDP; and whether the node thinks UDP
+    /// blocked.
     fn ways(&self, name: &str) -> (Vec<bool>, bool) {
         let status = self.hosts[name].node.as_ref().unwrap().status();
         let connected = status.services.iter().filter(|service| service.state == ServiceState::Connected);

@@ -201,7 +201,8 @@ impl World {
         let Some(uplink) = uplink else { return };
         let server = addresses(&service)[usize::from(uplink.own.is_ipv6())];
         let observed = uplink.outbound(self.now, server);
-        // The handshake is complete here after one round trip; what is asked then is there as early as its last packet.
+        // The handshake is complete here after one round trip; what is asked then is there as early as its
+        // last packet.
         let delay = self.reliable_delay() * 2;
         if !self.cloud.is_up(&service) {
             self.schedule(delay, Event::ConnectFailed { device: name, life, service });

@@ -1,8 +1,9 @@
 //! Whole networks under virtual time: real node, NMS and TRS machines, joined by a simulated network.
 //!
-//! `net` has firewalls and NATs (`nat`), `world` the clock, the event queue and the faults, `cloud` the services' shells, `host`
-//! a device's shell and its dataplane, `moves` what it is to move. Every message passes through the codec. Whatever the scenario, `world` checks
-//! what must always hold: no two tunnels share a key, and an address is answered only with a tunnel in place.
+//! `net` has firewalls and NATs (`nat`), `world` the clock, the event queue and the faults, `cloud` the
+//! services' shells, `host` a device's shell and its dataplane, `moves` what it is to move. Every message
+//! passes through the codec. Whatever the scenario, `world` checks what must always hold: no two tunnels
+//! share a key, and an address is answered only with a tunnel in place.
 
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected should stop there")]
 

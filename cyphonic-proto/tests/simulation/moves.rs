@@ -1,4 +1,5 @@
-//! Devices that move between networks, lose all of them, or sleep; and what becomes of their connections and tunnels.
+//! Devices that move between networks, lose all of them, or sleep; and what becomes of their connections and
+//! tunnels.
 
 use crate::{
     net::{
@@ -83,7 +84,8 @@ impl World {
             if conn.observed != observed {
                 conn.observed = observed;
                 self.schedule(self.delay, Event::Seen { channel, observed });
-                // The device's proof takes longer through the relay's process than its packets through the relay.
+                // The device's proof takes longer through the relay's process than its packets through the
+                // relay.
                 self.schedule(self.delay * 3 + MS, Event::Proved { channel, observed });
             }
         }
@@ -211,7 +213,8 @@ fn a_direct_tunnel_follows_to_the_family_that_is_left() {
 fn a_list_that_was_long_under_way_does_not_stand_for_an_answer() {
     for (mover, other) in [("a", "b"), ("b", "a")] {
         let mut world = dual_pair();
-        // The path in use was proved a moment ago, so that packets from elsewhere alone are no reason to doubt it.
+        // The path in use was proved a moment ago, so that packets from elsewhere alone are no reason to
+        // doubt it.
         world.attach(mover, None, Some(Open));
         world.run(SECOND / 2);
         let id = tunnels(&world, mover)[0];
@@ -243,7 +246,8 @@ fn two_that_move_at_once_find_each_other_through_the_nms() {
     }
 }
 
-/// Both networks go at once, and others come one after the other: whoever is there first asks for one that is nowhere yet.
+/// Both networks go at once, and others come one after the other: whoever is there first asks for one that is
+/// nowhere yet.
 #[test]
 fn two_that_lose_their_networks_at_once_find_each_other_whoever_is_back_first() {
     for late in (0..80).step_by(2) {
@@ -262,7 +266,8 @@ fn two_that_lose_their_networks_at_once_find_each_other_whoever_is_back_first() 
     }
 }
 
-/// Longer than tunnels are believed in: both ends have given theirs up, and the other has asked for new ones in vain.
+/// Longer than tunnels are believed in: both ends have given theirs up, and the other has asked for new ones
+/// in vain.
 #[test]
 fn after_a_long_time_without_a_network_a_pair_meets_at_once_whatever_was_tried_meanwhile() {
     for away in [11 * SECOND, 20 * SECOND, 40 * SECOND] {
@@ -298,7 +303,8 @@ fn after_a_long_time_without_a_network_a_pair_meets_at_once_whatever_was_tried_m
     }
 }
 
-/// The first network lets nothing through, and the doubt of that move is about to end when the second move comes.
+/// The first network lets nothing through, and the doubt of that move is about to end when the second move
+/// comes.
 #[test]
 fn a_second_move_gets_its_full_time_though_the_doubt_of_the_first_still_runs() {
     let mut world = open_pair();
@@ -373,7 +379,8 @@ fn a_relayed_tunnel_is_asked_at_once_when_a_network_comes_back() {
     }
 }
 
-/// Connections end after a while without a network, and legs with them: neither says anything of relay or peer.
+/// Connections end after a while without a network, and legs with them: neither says anything of relay or
+/// peer.
 #[test]
 fn a_relayed_tunnel_outlives_minutes_without_a_network() {
     let mut world = relayed_pair();

@@ -28,7 +28,8 @@ impl World {
         peers.find_map(|peer| peer.tunnels.into_iter().next()).unwrap()
     }
 
-    /// Both ends send the largest packets that go whole, for a while. How many were lost, and when the last of them left.
+    /// Both ends send the largest packets that go whole, for a while. How many were lost, and when the last
+    /// of them left.
     fn transfer(&mut self, time: Duration) -> (usize, Duration) {
         let (start, mut sent) = (self.now, Vec::new());
         while self.now - start < time {

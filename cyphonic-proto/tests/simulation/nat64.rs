@@ -1,5 +1,5 @@
-//! A device with an IPv6 address alone, whose port reaches IPv4 through its network's translator: to the node it is a device
-//! that has no IPv4 address of its own, and is seen from one.
+//! A device with an IPv6 address alone, whose port reaches IPv4 through its network's translator: to the node
+//! it is a device that has no IPv4 address of its own, and is seen from one.
 
 use crate::{
     cloud::addresses,
@@ -14,7 +14,8 @@ use std::{net::SocketAddr, time::Duration};
 const SECOND: Duration = Duration::from_secs(1);
 
 impl World {
-    /// A device's port learns of a translator of this kind, and its network check asks two services through it.
+    /// A device's port learns of a translator of this kind, and its network check asks two services through
+    /// it.
     fn translate(&mut self, name: &'static str, kind: Gate) {
         let translator = self.new_uplinks(Some(kind), None);
         let host = self.hosts.get_mut(name).unwrap();

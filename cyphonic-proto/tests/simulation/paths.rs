@@ -71,8 +71,8 @@ impl World {
     }
 }
 
-/// Whether two NATs can be punched: what RFC 5128 §3.3 joins, and besides a symmetric one with a NAT that lets in any port of
-/// an address, or whose next ports can be guessed.
+/// Whether two NATs can be punched: what RFC 5128 §3.3 joins, and besides a symmetric one with a NAT that
+/// lets in any port of an address, or whose next ports can be guessed.
 fn can_meet(a: NatKind, b: NatKind) -> bool {
     // Whether the one, whose mappings depend on the other end, gets through the other's filter.
     let one_way = |hard: NatKind, easy: NatKind| {

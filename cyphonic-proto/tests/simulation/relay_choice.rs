@@ -1,4 +1,5 @@
-//! Several relays: the nearest are kept warm, a pair takes the one nearest to both, and another when that one dies.
+//! Several relays: the nearest are kept warm, a pair takes the one nearest to both, and another when that one
+//! dies.
 
 use crate::{
     cloud::nth_relay,

@@ -1,7 +1,8 @@
-//! How many times the network is crossed before an answer, with links of one delay and programs that take no time.
+//! How many times the network is crossed before an answer, with links of one delay and programs that take no
+//! time.
 //!
-//! Every link (device to service, device to device) takes one *crossing*. A round trip of a direct pair is two crossings,
-//! of a relayed pair four, from one device over the relay to the other and back.
+//! Every link (device to service, device to device) takes one *crossing*. A round trip of a direct pair is
+//! two crossings, of a relayed pair four, from one device over the relay to the other and back.
 
 use crate::{
     net::Gate::{self, Open, PortRestricted, Symmetric},
@@ -35,8 +36,8 @@ fn pair(mut world: World, a: Gate, b: Gate) -> World {
     world
 }
 
-/// Asks, and says how many crossings the answer took and by which route the pair is joined. The first packet is sent with
-/// the answer, and arrives.
+/// Asks, and says how many crossings the answer took and by which route the pair is joined. The first packet
+/// is sent with the answer, and arrives.
 fn set_up(world: &mut World) -> (u32, RouteKind) {
     let before = world.now;
     world.resolves("a", "b").unwrap();

@@ -1,4 +1,5 @@
-//! Connections to services that do not go well: closed as soon as they stand, slow to answer, or to be found elsewhere.
+//! Connections to services that do not go well: closed as soon as they stand, slow to answer, or to be found
+//! elsewhere.
 
 use crate::{
     cloud::addresses,

@@ -1,5 +1,5 @@
-//! Devices whose agents are stopped for a while, as a debugger or a paused container does: what they are sent meanwhile
-//! waits in their sockets and streams, and all of it comes when they go on.
+//! Devices whose agents are stopped for a while, as a debugger or a paused container does: what they are sent
+//! meanwhile waits in their sockets and streams, and all of it comes when they go on.
 
 use crate::{
     net::Gate::{Firewall, Open},
@@ -72,7 +72,8 @@ impl World {
         waiting.into_iter().for_each(|event| self.schedule(Duration::ZERO, event));
         let length = self.now - since;
         let sleep = Sleep { length, counted: length };
-        // What was to be done meanwhile may come before it is noticed: answers that did not come end connections.
+        // What was to be done meanwhile may come before it is noticed: answers that did not come end
+        // connections.
         self.with_node(name, 0, |node, now| {
             node.handle_timeout(now);
             node.handle_resumed(now, sleep);

@@ -506,7 +506,8 @@ impl World {
         }
     }
 
-    /// Whether the connection's node has no way to its service at the moment: QUIC repeats what is lost for as long as it lasts.
+    /// Whether the connection's node has no way to its service at the moment: QUIC repeats what is lost for
+    /// as long as it lasts.
     fn is_stranded(&self, channel: Channel) -> bool {
         let node = self.conns.get(&channel).map(|conn| conn.device);
         node.is_some_and(|name| self.hosts[name].uplinks.is_empty())

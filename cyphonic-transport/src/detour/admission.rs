@@ -1,8 +1,9 @@
 //! How many connections are let in, from where, and who may stay. Pure.
 //!
-//! Devices that share a NAT, or one IPv6 network, share a source, so devices get room for many; strangers, who are about to
-//! enrol, for few. A device has room for a few wherever it comes from, so that one certificate at many sources does not take
-//! everybody's. It is known by its key: a name may be another device's by now, while certificates of the one before are valid.
+//! Devices that share a NAT, or one IPv6 network, share a source, so devices get room for many; strangers,
+//! who are about to enrol, for few. A device has room for a few wherever it comes from, so that one
+//! certificate at many sources does not take everybody's. It is known by its key: a name may be another
+//! device's by now, while certificates of the one before are valid.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -21,7 +22,8 @@ const MAX_PER_SOURCE: usize = 256;
 const MAX_STRANGERS: usize = 256;
 /// Of one source: a handshake takes moments, and an enrolment not many more.
 const MAX_STRANGERS_PER_SOURCE: usize = 16;
-/// Of one device: to AS, NMS and two relays, twice, since those of a network that it left are noticed only after a minute.
+/// Of one device: to AS, NMS and two relays, twice, since those of a network that it left are noticed only
+/// after a minute.
 const MAX_PER_DEVICE: usize = 8;
 
 /// SHA-256 of a device's public key.
@@ -97,7 +99,8 @@ impl Admission {
 }
 
 impl Admitted {
-    /// It has shown the certificate of the device with this key, whose oldest connection makes room where that has too many.
+    /// It has shown the certificate of the device with this key, whose oldest connection makes room where
+    /// that has too many.
     pub(super) fn is_device(&mut self, key: DeviceKey) -> Replaced {
         let mut counts = self.admission.lock();
         let number = counts.next;

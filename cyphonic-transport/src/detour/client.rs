@@ -132,8 +132,8 @@ impl fmt::Debug for Detour {
     }
 }
 
-/// Opens a detour, and has something done inside, towards the address that stands for the service: all in the time of one
-/// handshake, which is what a dial over UDP has too.
+/// Opens a detour, and has something done inside, towards the address that stands for the service: all in the
+/// time of one handshake, which is what a dial over UDP has too.
 pub(crate) async fn dial<T>(
     target: Target<'_>,
     inside: impl AsyncFnOnce(SocketAddr) -> Result<T, DialError>,

@@ -5,8 +5,8 @@ use crate::descriptors;
 /// Left to everything else in the process.
 const OTHERS: u64 = 512;
 
-/// How many detours there may be, `wanted` at most. The process's own limit is raised as far as that needs and the host
-/// allows.
+/// How many detours there may be, `wanted` at most. The process's own limit is raised as far as that needs
+/// and the host allows.
 pub(super) fn room_for(wanted: usize) -> usize {
     let current = descriptors::up_to(OTHERS + 2 * wanted as u64);
     let room = usize::try_from(current.saturating_sub(OTHERS) / 2).map_or(wanted, |room| room.min(wanted));

@@ -1,4 +1,5 @@
-//! Datagrams in a stream: two bytes of length, big-endian, and the datagram. An empty one keeps the connection alive.
+//! Datagrams in a stream: two bytes of length, big-endian, and the datagram. An empty one keeps the
+//! connection alive.
 
 use cyphonic_common::limits::MAX_UDP4_PAYLOAD;
 
@@ -17,8 +18,8 @@ pub(super) const EMPTY: [u8; LENGTH] = [0; LENGTH];
 #[error("a frame of {0} bytes, and {MAX_UDP4_PAYLOAD} are the most")]
 pub(super) struct Oversized(usize);
 
-/// Appends the frames of a batch of datagrams that are all `stride` bytes long, but perhaps the last. What no frame can
-/// carry is left out.
+/// Appends the frames of a batch of datagrams that are all `stride` bytes long, but perhaps the last. What no
+/// frame can carry is left out.
 pub(super) fn encode(datagrams: &[u8], stride: usize, out: &mut Vec<u8>) {
     for datagram in datagrams.chunks(stride.max(1)) {
         let Ok(length) = u16::try_from(datagram.len()) else { continue };

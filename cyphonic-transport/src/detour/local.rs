@@ -1,8 +1,8 @@
 //! The UDP socket that stands for the far end.
 //!
-//! It is on loopback, and connected: the kernel lets in what the one port at its other end sends, and nothing else. A
-//! loopback address is also what makes the address that a service "observes" through a detour no candidate for anybody
-//! ([`cyphonic_proto::message::endpoint::is_candidate`]), as it says nothing of a NAT.
+//! It is on loopback, and connected: the kernel lets in what the one port at its other end sends, and nothing
+//! else. A loopback address is also what makes the address that a service "observes" through a detour no
+//! candidate for anybody ([`cyphonic_proto::message::endpoint::is_candidate`]), as it says nothing of a NAT.
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -11,7 +11,8 @@ use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
-/// Bytes wanted for what waits while TCP is busy. At 10 Mbit/s they are most of a second, at 300 Mbit/s a burst.
+/// Bytes wanted for what waits while TCP is busy. At 10 Mbit/s they are most of a second, at 300 Mbit/s a
+/// burst.
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// Bytes wanted for what is sent: loopback takes it at once.
 const SEND_BUFFER: usize = 1 << 20;
@@ -70,14 +71,15 @@ impl LocalSocket {
         }
     }
 
-    /// Sends datagrams of `stride` bytes each, the last perhaps shorter. What the kernel does not take at once is lost, as
-    /// on any network.
+    /// Sends datagrams of `stride` bytes each, the last perhaps shorter. What the kernel does not take at
+    /// once is lost, as on any network.
     pub(super) fn send(&self, datagrams: &[u8], stride: usize) {
         let segment_size = (datagrams.len() > stride).then_some(stride);
         if self.send_once(datagrams, segment_size).is_ok() || segment_size.is_none() {
             return;
         }
-        // Where segmentation is refused, one at a time; what was sent twice is the receiver's to notice, as always.
+        // Where segmentation is refused, one at a time; what was sent twice is the receiver's to notice, as
+        // always.
         for datagram in datagrams.chunks(stride.max(1)) {
             if let Err(error) = self.send_once(datagram, None) {
                 tracing::trace!(%error, "a datagram was lost on loopback");
@@ -92,7 +94,8 @@ impl LocalSocket {
     }
 }
 
-/// What an ICMP error left on the socket is about a datagram long gone: the port at the other end was not open then.
+/// What an ICMP error left on the socket is about a datagram long gone: the port at the other end was not
+/// open then.
 fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -5,13 +5,14 @@
 //!                   └──── Detour (agent) ────┘   └─ DetourServer (cloud) ┘
 //! ```
 //!
-//! At each end a UDP socket on loopback stands for the far end, so that QUIC, tunnels and relay legs see nothing but UDP
-//! addresses, and nothing of them is changed. QUIC inside proves who is at the other end, as it does without the detour:
-//! whoever runs the detour can do no more than a router on the way.
+//! At each end a UDP socket on loopback stands for the far end, so that QUIC, tunnels and relay legs see
+//! nothing but UDP addresses, and nothing of them is changed. QUIC inside proves who is at the other end, as
+//! it does without the detour: whoever runs the detour can do no more than a router on the way.
 //!
-//! **Invariants.** Each end sends to one UDP port, fixed before the connection begins: the stream cannot name another, so
-//! it is no open proxy. Nothing grows: where TCP is slower than what arrives, the kernel's bounded queue of the local
-//! socket drops, as any router's would. Strangers may stay for the time of an enrolment only.
+//! **Invariants.** Each end sends to one UDP port, fixed before the connection begins: the stream cannot name
+//! another, so it is no open proxy. Nothing grows: where TCP is slower than what arrives, the kernel's
+//! bounded queue of the local socket drops, as any router's would. Strangers may stay for the time of an
+//! enrolment only.
 
 mod admission;
 mod client;

@@ -15,8 +15,8 @@ const BATCH: usize = 1 << 16;
 /// How long each direction may be silent.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
-    /// Without a datagram to send, an empty frame is sent after this long: firewalls forget idle TCP connections, and
-    /// tell nobody. QUIC's own keep-alive is usually sooner.
+    /// Without a datagram to send, an empty frame is sent after this long: firewalls forget idle TCP
+    /// connections, and tell nobody. QUIC's own keep-alive is usually sooner.
     pub(super) keep_alive: Duration,
     /// A connection that brings nothing for this long is dead.
     pub(super) idle: Duration,
@@ -98,7 +98,8 @@ fn flush(run: &mut Run, socket: &LocalSocket) {
     run.clear();
 }
 
-/// From the local socket to the stream. While TCP is busy nothing is taken from the socket, whose queue then drops.
+/// From the local socket to the stream. While TCP is busy nothing is taken from the socket, whose queue then
+/// drops.
 async fn outward(
     mut writer: WriteHalf<impl AsyncWrite>,
     socket: &LocalSocket,

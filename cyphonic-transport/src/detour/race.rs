@@ -5,8 +5,8 @@ use cyphonic_proto::quic::UDP_AHEAD;
 use crate::connection::Connection;
 use crate::dial::DialError;
 
-/// The first of the two connections that stands. Where neither does, the error is UDP's, which is the way that should be
-/// open.
+/// The first of the two connections that stands. Where neither does, the error is UDP's, which is the way
+/// that should be open.
 ///
 /// # Errors
 /// When both fail.

@@ -1,5 +1,5 @@
-//! The cloud's end: accepts TLS over TCP at the address and port at which a service has its UDP port, and stands in for
-//! each client with a UDP socket on loopback.
+//! The cloud's end: accepts TLS over TCP at the address and port at which a service has its UDP port, and
+//! stands in for each client with a UDP socket on loopback.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,7 +19,8 @@ use super::tls::DetourTls;
 use super::{files, prepare, pump};
 use crate::enrol;
 
-/// Who has no certificate may stay this long: longer than at the AS behind it, whose last words are to arrive.
+/// Who has no certificate may stay this long: longer than at the AS behind it, whose last words are to
+/// arrive.
 const STRANGER_STAYS: Duration = enrol::STRANGER_STAYS.saturating_add(Duration::from_secs(5));
 
 /// After the host had no socket to give.

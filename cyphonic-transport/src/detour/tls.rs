@@ -1,7 +1,7 @@
 //! TLS of the detour: the same certificates as QUIC's, chosen by the name that the client asks for.
 //!
-//! What runs inside is authenticated by itself. TLS here hides it from networks that let pass only what looks like the
-//! web, and keeps strangers from using up the server's sockets.
+//! What runs inside is authenticated by itself. TLS here hides it from networks that let pass only what looks
+//! like the web, and keeps strangers from using up the server's sockets.
 
 use std::sync::Arc;
 
@@ -56,8 +56,8 @@ impl DetourTls {
         Ok(Self { config: Arc::new(config), network })
     }
 
-    /// The key of the device of the overlay that a client is which TLS accepted; none without a certificate: it may enrol. The
-    /// name would not do: who had it before may have a valid certificate for it.
+    /// The key of the device of the overlay that a client is which TLS accepted; none without a certificate:
+    /// it may enrol. The name would not do: who had it before may have a valid certificate for it.
     pub(super) fn judge(&self, tls: &rustls::ServerConnection) -> Result<Option<DeviceKey>, String> {
         if tls.alpn_protocol() != Some(alpn::DETOUR) {
             return Err("it does not speak this protocol".into());

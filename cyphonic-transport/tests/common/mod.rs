@@ -127,8 +127,8 @@ fn receive(port: &UdpPort, sink: &dyn SignallingSink, stop: &AtomicBool) {
     }
 }
 
-/// Forwards datagrams on loopback between one client and a server that can be exchanged behind its back, as a process
-/// is that crashed and was started again.
+/// Forwards datagrams on loopback between one client and a server that can be exchanged behind its back, as a
+/// process is that crashed and was started again.
 pub(crate) struct Exchange {
     pub(crate) address: SocketAddr,
     server: Arc<Mutex<SocketAddr>>,

@@ -11,8 +11,9 @@ use crate::kernels::guest::Disk;
 use crate::target::Target;
 
 const PROGRAMS: [&str; 3] = ["cyphonic-cloud", "cyphonicd", "cyphonic"];
-/// Pairs that ping each other, how their packets must go, and what the first one must find that the path carries: all links
-/// carry 1,500 bytes, but beyond the relay the outer header is IPv6's, 20 bytes longer than IPv4's.
+/// Pairs that ping each other, how their packets must go, and what the first one must find that the path
+/// carries: all links carry 1,500 bytes, but beyond the relay the outer header is IPv6's, 20 bytes longer
+/// than IPv4's.
 const PAIRS: [(&str, &str, &str, u64); 2] = [("a", "b", "direct", 1_500), ("a", "d", "relay", 1_480)];
 /// Since then kernels tell what drivers can do for XDP; since then they have tcx links.
 const TELLS_FEATURES: (u32, u32) = (6, 3);

@@ -1,9 +1,9 @@
 //! The Raspberry Pi 4's processor: a Cortex-A72 without the optional cryptographic instructions.
 //!
-//! The emulator's has them, and no switch to take them away. What software knows of them comes from one register,
-//! `ID_AA64ISAR0_EL1`, which the kernel reads and passes on to programs. So the few instructions of the kernel that read it
-//! are replaced by one that loads what a Pi's register holds: kernel and programs then see a Pi. (That nothing executes the
-//! instructions without having asked cannot be shown this way.)
+//! The emulator's has them, and no switch to take them away. What software knows of them comes from one
+//! register, `ID_AA64ISAR0_EL1`, which the kernel reads and passes on to programs. So the few instructions of
+//! the kernel that read it are replaced by one that loads what a Pi's register holds: kernel and programs
+//! then see a Pi. (That nothing executes the instructions without having asked cannot be shown this way.)
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,8 @@ const READ: u32 = 0xd538_0600;
 /// `movz x0, #1, lsl #16`: CRC32 is all a Pi 4 has of what this register tells.
 const LOAD: u32 = 0xd2a0_0020;
 const REGISTER: u32 = 0x1f;
-/// A kernel reads it when a processor starts and when it checks one against the others: more would be data taken for code.
+/// A kernel reads it when a processor starts and when it checks one against the others: more would be data
+/// taken for code.
 const PLACES: std::ops::RangeInclusive<usize> = 1..=16;
 
 /// Copies a kernel so that it believes to run on a Pi.

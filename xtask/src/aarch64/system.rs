@@ -1,4 +1,5 @@
-//! Debian for 64-bit ARM: kernel, modules, and the few programs that the guest needs, unpacked but not installed.
+//! Debian for 64-bit ARM: kernel, modules, and the few programs that the guest needs, unpacked but not
+//! installed.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! `cargo xtask bench crypto`: what sealing and opening a packet takes, by both ciphers.
 //!
-//! The data plane's own benchmark measures (`cyphonic-dataplane/benches/hot_paths`, criterion); this runs the part of it
-//! that is about packet protection, and takes over its samples.
+//! The data plane's own benchmark measures (`cyphonic-dataplane/benches/hot_paths`, criterion); this runs the
+//! part of it that is about packet protection, and takes over its samples.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -57,7 +57,8 @@ pub(super) fn run(args: &CryptoArgs) -> Result<()> {
     publish(Kept::Crypto, &figures)
 }
 
-/// Nanoseconds an iteration, from criterion's samples: each is a number of iterations and the time they took together.
+/// Nanoseconds an iteration, from criterion's samples: each is a number of iterations and the time they took
+/// together.
 fn samples(folder: &Path) -> Result<Figure> {
     let file = folder.join("new/sample.json");
     let text = fs::read(&file).with_context(|| format!("the benchmark left no {}", file.display()))?;

@@ -1,7 +1,7 @@
 //! `cargo xtask bench memory`: what an agent keeps in memory, idle and with fifty peers.
 //!
-//! Fifty-one agents, all on one network, so that tunnels are direct. What each keeps while it has no tunnel is taken from
-//! all of them; then one sets up a tunnel to each of the others, and is asked again.
+//! Fifty-one agents, all on one network, so that tunnels are direct. What each keeps while it has no tunnel
+//! is taken from all of them; then one sets up a tunnel to each of the others, and is asked again.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -19,7 +19,8 @@ use super::document::{Kept, publish};
 use crate::overlay::{AgentSettings, Device, Overlay, Programs, Progress, become_root, watch_signals};
 
 const PEERS: usize = 50;
-/// How long agents are left alone before they are asked: what starting and setting up took is given back by then.
+/// How long agents are left alone before they are asked: what starting and setting up took is given back by
+/// then.
 const SETTLE: Duration = Duration::from_secs(10);
 /// What was promised, in MB resident.
 const PROMISES: [(&str, f64); 2] = [("idle.rss_mb", 15.0), ("peers_50.rss_mb", 25.0)];

@@ -1,8 +1,9 @@
-//! `cargo xtask bench`: what Cyphonic carries and what that costs, beside what other systems do in the same networks.
+//! `cargo xtask bench`: what Cyphonic carries and what that costs, beside what other systems do in the same
+//! networks.
 //!
-//! Without a subcommand it compares tunnels: this project's rings, the plain network, and other VPNs. Each measuring
-//! subcommand prints a table, writes its figures to `docs/figures/` and renders `docs/performance.md` from all the
-//! files there ([`document`]).
+//! Without a subcommand it compares tunnels: this project's rings, the plain network, and other VPNs. Each
+//! measuring subcommand prints a table, writes its figures to `docs/figures/` and renders
+//! `docs/performance.md` from all the files there ([`document`]).
 
 mod crypto;
 pub(crate) mod document;

@@ -1,8 +1,9 @@
 //! `cargo xtask bench pi`: how many instructions of a Raspberry Pi 4 a packet takes, and what that allows.
 //!
-//! There is no Pi among the machines that test, and emulated time says nothing of its speed. What an emulator does know
-//! exactly is how many instructions the very code for 64-bit ARM executes. QEMU's user mode executes one at a time and tells
-//! each. Two runs that differ only in how often a step is done give what one costs, start and end of the program cancelled out.
+//! There is no Pi among the machines that test, and emulated time says nothing of its speed. What an emulator
+//! does know exactly is how many instructions the very code for 64-bit ARM executes. QEMU's user mode
+//! executes one at a time and tells each. Two runs that differ only in how often a step is done give what one
+//! costs, start and end of the program cancelled out.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read};
@@ -35,7 +36,8 @@ const SUPER_PACKETS: [u32; 2] = [2, 8];
 /// Of the model: see [`MODEL`].
 const CLOCK_HZ: f64 = 1.5e9;
 const IPC: [f64; 2] = [0.8, 1.5];
-/// An inner packet of 1,400 bytes on the wire: 29 bytes of the tunnel, UDP, IPv4, and Ethernet with preamble and gap.
+/// An inner packet of 1,400 bytes on the wire: 29 bytes of the tunnel, UDP, IPv4, and Ethernet with preamble
+/// and gap.
 const FRAME_BITS: f64 = (1_400.0 + 29.0 + 8.0 + 20.0 + 38.0) * 8.0;
 const GIGABIT: f64 = 1e9;
 

@@ -12,7 +12,8 @@ use rand::{Rng as _, SeedableRng as _};
 
 use crate::overlay::{Cloud, Device, Overlay, Pair, Part, RELAYED, Service};
 
-/// How long a fault lasts, in milliseconds. Longer ones are told apart from a peer that has gone for good, and tunnels end.
+/// How long a fault lasts, in milliseconds. Longer ones are told apart from a peer that has gone for good,
+/// and tunnels end.
 const LENGTHS_MS: std::ops::Range<u64> = 100..3_000;
 
 /// Whose process something happens to.
@@ -123,8 +124,9 @@ impl Fault {
         }
     }
 
-    /// Whether a pair may have another tunnel after it: keys are nowhere but in an agent's memory, and who hears nothing of a peer for
-    /// half a second asks for another tunnel, since the peer may be elsewhere.
+    /// Whether a pair may have another tunnel after it: keys are nowhere but in an agent's memory, and who
+    /// hears nothing of a peer for half a second asks for another tunnel, since the peer may be
+    /// elsewhere.
     pub(super) fn may_replace_tunnels_of(self, (from, to): Pair) -> bool {
         match self {
             Self::Kill(Victim::Agent) => [from, to].contains(&RELAYED.0),

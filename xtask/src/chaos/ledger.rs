@@ -1,4 +1,5 @@
-//! What the cloud has acknowledged while everything around it failed, to be compared with what it knows afterwards.
+//! What the cloud has acknowledged while everything around it failed, to be compared with what it knows
+//! afterwards.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

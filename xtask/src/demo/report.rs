@@ -5,9 +5,10 @@ use cyphonic_lab::figures::{Figure, Figures};
 /// A line of the table: what it is, the figure's name, and the paper's value.
 type Row = (&'static str, &'static str, &'static str);
 
-/// Fig. 6, Tables II and III of the paper. Its start-up is login and registration alone; ours has the process, the interface
-/// and the programs in it (`cargo xtask paper` measures the same as the paper). Its network had distances of its own: only what is added, or measured with
-/// the profile `paper`, is to be compared with it.
+/// Fig. 6, Tables II and III of the paper. Its start-up is login and registration alone; ours has the
+/// process, the interface and the programs in it (`cargo xtask paper` measures the same as the paper). Its
+/// network had distances of its own: only what is added, or measured with the profile `paper`, is to be
+/// compared with it.
 const ROWS: [Row; 14] = [
     ("start-up, from the process's begin", "startup_ms", "286.85"),
     ("set-up, direct", "setup_direct_ms", "217"),

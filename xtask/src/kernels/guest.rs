@@ -211,7 +211,8 @@ fn pack_tree(root: &Path) -> Result<PathBuf> {
     Ok(disk)
 }
 
-/// What a program of another machine needs to be loaded, by its place in that machine's system: `ldd` would have to run it.
+/// What a program of another machine needs to be loaded, by its place in that machine's system: `ldd` would
+/// have to run it.
 fn collect(tree: &Path, program: &Path, found: &mut BTreeSet<String>) -> Result<()> {
     let mut readelf = Command::new("readelf");
     let text = shell::output(readelf.args(["--program-headers", "--dynamic", "--wide"]).arg(program))

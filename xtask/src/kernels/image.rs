@@ -1,4 +1,5 @@
-//! A kernel from Debian's archive: its image, and the modules that the tests need, in the order to insert them.
+//! A kernel from Debian's archive: its image, and the modules that the tests need, in the order to insert
+//! them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -57,7 +58,8 @@ fn unpacked(kernels: &Path, series: &str) -> Option<String> {
     names.filter(|name| name.starts_with(&wanted) && !name.ends_with(PARTIAL)).max()
 }
 
-/// The package that a series' metapackage stands for. Debian 12's own kernel has no series in its metapackage's name.
+/// The package that a series' metapackage stands for. Debian 12's own kernel has no series in its
+/// metapackage's name.
 fn package(series: &str) -> Result<String> {
     let names = [format!("linux-image-{series}-cloud-amd64"), "linux-image-cloud-amd64".to_owned()];
     let wanted = format!("linux-image-{series}.");

@@ -20,8 +20,8 @@ const NEWER: [(&str, (u32, u32)); 1] = [("by_tcx", (6, 6))];
 pub(crate) enum Extent {
     /// Every test of programs and of AF_XDP.
     Whole,
-    /// What [`crate::test`] has time for: every program loaded and its verdicts checked, without the tests that send tens of
-    /// thousands of frames, race threads or count seconds.
+    /// What [`crate::test`] has time for: every program loaded and its verdicts checked, without the tests
+    /// that send tens of thousands of frames, race threads or count seconds.
     Short,
 }
 
@@ -68,8 +68,8 @@ impl Tests {
     pub(crate) fn build(target: Target, extent: Extent) -> Result<Self> {
         let mut cargo = shell::cargo();
         cargo.args(["test", "--no-run", "--locked"]);
-        // What `cargo test --workspace` built here is taken as it is: built for one package, its dependencies would have
-        // other features, and be built again.
+        // What `cargo test --workspace` built here is taken as it is: built for one package, its dependencies
+        // would have other features, and be built again.
         cargo.args(if target.is_host() { &["--workspace"][..] } else { &["-p", "cyphonic-dataplane"] });
         cargo.args(["--lib", "--test", "programs_load"]);
         cargo.args(extent.integration().iter().flat_map(|test| ["--test", test]));

@@ -161,7 +161,8 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// What is stated to a packet of a byte more than fits. The host hears of a new size a moment after the tunnel.
+    /// What is stated to a packet of a byte more than fits. The host hears of a new size a moment after the
+    /// tunnel.
     fn refused(&self, from: &Namespace, to: Ipv6Addr, inner: u64) -> Result<Option<u64>> {
         let start = Instant::now();
         loop {
@@ -243,8 +244,8 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// The inner MTU of each end's direction, once both have found out what the path carries. `None` if they do not, or find
-    /// too much.
+    /// The inner MTU of each end's direction, once both have found out what the path carries. `None` if they
+    /// do not, or find too much.
     fn found(&self, outer: u16) -> Result<Option<[u64; 2]>> {
         let [one, two] = self.devices;
         let start = Instant::now();

@@ -22,8 +22,8 @@ const TRIES: usize = 3;
 /// Answers that are waited for.
 const PINGS: u32 = 3;
 
-/// Whether pings of inner packets of `size` bytes are answered. ping sends more than it was asked to while answers are
-/// missing, so one that a busy machine delays does not count as lost.
+/// Whether pings of inner packets of `size` bytes are answered. ping sends more than it was asked to while
+/// answers are missing, so one that a busy machine delays does not count as lost.
 pub(super) fn ping(from: &Namespace, to: Ipv6Addr, size: u64, cancel: &Cancel) -> Result<bool> {
     let output = run(command(from, to, size, PINGS).args(["-w", "6"]), PATIENCE, cancel)?;
     let statistics = output.stdout.split(", ").find_map(|part| part.strip_suffix(" received"));

@@ -1,7 +1,9 @@
-//! What two devices' networks allow, by their NATs' kinds alone: who can meet without a relay by punching holes.
+//! What two devices' networks allow, by their NATs' kinds alone: who can meet without a relay by punching
+//! holes.
 //!
-//! A device is reached through one or more routers, each of which maps and filters (RFC 4787); what counts is the strictest of
-//! each. In a family that both have, with UDP, two devices can meet (RFC 5128 §3.3 and §3.4):
+//! A device is reached through one or more routers, each of which maps and filters (RFC 4787); what counts is
+//! the strictest of each. In a family that both have, with UDP, two devices can meet (RFC 5128 §3.3 and
+//! §3.4):
 //!
 //! | Mapping of one | Mapping of the other | Can meet |
 //! |---|---|---|
@@ -9,9 +11,9 @@
 //! | endpoint-independent | dependent | if the first one's filtering does not depend on ports, since nobody knows the other's next port before its packet arrives |
 //! | dependent | dependent | no (ports can be guessed where they are counted, but that is luck) |
 //!
-//! No NAT is an endpoint-independent mapping; a firewall that admits answers filters by address and port. Those behind the same
-//! NAT meet by its external endpoints only where it hairpins, and on the same network always. Behind a translator from IPv6 a
-//! device has IPv4 with the translator's kind.
+//! No NAT is an endpoint-independent mapping; a firewall that admits answers filters by address and port.
+//! Those behind the same NAT meet by its external endpoints only where it hairpins, and on the same network
+//! always. Behind a translator from IPv6 a device has IPv4 with the translator's kind.
 
 use cyphonic_lab::Topology;
 use cyphonic_lab::nat::table::Dependence;

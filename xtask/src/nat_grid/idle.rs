@@ -1,5 +1,6 @@
-//! Tunnels without traffic: those that are kept open still deliver the first packet that comes in, and cost nothing but
-//! what holds their NATs' mappings; others end, and the first packet from either side sets them up again.
+//! Tunnels without traffic: those that are kept open still deliver the first packet that comes in, and cost
+//! nothing but what holds their NATs' mappings; others end, and the first packet from either side sets them
+//! up again.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use serde_json::Value;
 use super::pair::{peer, site};
 use crate::overlay::{AgentSettings, Device, Progress, Route, ZONE, conclude};
 
-/// Tunnels that are kept open: to a NAT that forgets after 2 seconds, and one that does after 30, direct and relayed.
+/// Tunnels that are kept open: to a NAT that forgets after 2 seconds, and one that does after 30, direct and
+/// relayed.
 const KEPT: [(&str, &str); 3] = [("short", "port"), ("short", "symmetric"), ("port", "symmetric")];
 /// One that is not, and ends after this without use.
 const UNUSED: (&str, &str) = ("open", "cone");
@@ -23,8 +25,8 @@ const ENDS_AFTER: Duration = Duration::from_secs(300);
 const SETTLE: Duration = Duration::from_secs(20);
 /// Beside what ends it, a tunnel takes this long to be noticed gone.
 const SLACK: Duration = Duration::from_secs(60);
-/// A device behind a NAT of 2 seconds holds its mappings to two services and two peers by a packet each every 1.5 seconds,
-/// and once a tunnel's probes have come to rest that is nearly all; twice as much is promised.
+/// A device behind a NAT of 2 seconds holds its mappings to two services and two peers by a packet each every
+/// 1.5 seconds, and once a tunnel's probes have come to rest that is nearly all; twice as much is promised.
 const MOST_PACKETS_PER_SECOND: f64 = 8.0;
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -72,7 +74,8 @@ pub(super) fn run(
                 ));
             }
         }
-        // From the side that is not behind the shorter time-out first: its packet is the one that must find a mapping.
+        // From the side that is not behind the shorter time-out first: its packet is the one that must find a
+        // mapping.
         for (from, to) in [(b, a), (a, b)] {
             let report = from.ping(&PingRun::new(address(to)?, 1), cancel)?;
             lost += report.lost();

@@ -1,8 +1,9 @@
-//! What an observer on the core router sees: QUIC, and the STUN and punches that open its way, whole and with right
-//! checksums, or a promise is broken.
+//! What an observer on the core router sees: QUIC, and the STUN and punches that open its way, whole and with
+//! right checksums, or a promise is broken.
 //!
-//! An independent dissector reads the capture. On virtual links the kernel leaves checksums to hardware that is not
-//! there, so they are switched off on every interface first: what is captured is what a cable would carry.
+//! An independent dissector reads the capture. On virtual links the kernel leaves checksums to hardware that
+//! is not there, so they are switched off on every interface first: what is captured is what a cable would
+//! carry.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,8 +24,9 @@ const LONGEST_KB: &str = "filesize:65536";
 const START: Duration = Duration::from_secs(10);
 /// Bytes of a punch.
 const PUNCH_LEN: usize = 21;
-/// A PATH_CHALLENGE or PATH_RESPONSE on a path where no handshake was seen, so that the dissector cannot know what it is:
-/// a UDP datagram of 1,200 bytes with a short header and a data connection ID (docs/protocol.md §2).
+/// A PATH_CHALLENGE or PATH_RESPONSE on a path where no handshake was seen, so that the dissector cannot know
+/// what it is: a UDP datagram of 1,200 bytes with a short header and a data connection ID (docs/protocol.md
+/// §2).
 const PROBE: &str = r#"udp.length == 1208 && udp.payload matches "^[\x40-\x7f][\x80-\xff]""#;
 /// What is said of a datagram that should not be there.
 const TOLD: [&str; 8] =

@@ -1,4 +1,5 @@
-//! The agent's control socket, asked directly: where a process for each question would disturb what is measured.
+//! The agent's control socket, asked directly: where a process for each question would disturb what is
+//! measured.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

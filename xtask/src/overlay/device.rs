@@ -299,7 +299,8 @@ impl Device {
         command
     }
 
-    /// A program of the lab's on this device, to which its verb is to be added: the one that is there, or this one.
+    /// A program of the lab's on this device, to which its verb is to be added: the one that is there, or
+    /// this one.
     pub(crate) fn tool(&self) -> Result<Command> {
         if self.machine.is_remote() {
             return Ok(self.machine.command(&self.programs.node));
@@ -387,8 +388,9 @@ impl Places {
     }
 }
 
-/// The agent's configuration file, as a user would write it. A process gets its places, and `resolver: resolv-conf`: the
-/// machine's systemd-resolved, which an agent could see from inside a namespace, is none of the lab's business.
+/// The agent's configuration file, as a user would write it. A process gets its places, and `resolver:
+/// resolv-conf`: the machine's systemd-resolved, which an agent could see from inside a namespace, is none of
+/// the lab's business.
 fn configuration(places: &Places, unit: bool, cloud: &[SocketAddr], settings: &AgentSettings) -> String {
     let mut text = String::new();
     if !unit {

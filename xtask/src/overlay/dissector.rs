@@ -1,7 +1,7 @@
 //! The independent dissector, told that UDP carries QUIC and STUN alone.
 //!
-//! By itself it believes well-known ports before contents: STUN behind a NAT that happened to draw port 11211 would be
-//! memcached, and malformed at that.
+//! By itself it believes well-known ports before contents: STUN behind a NAT that happened to draw port 11211
+//! would be memcached, and malformed at that.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -25,7 +25,8 @@ impl Dissector {
     /// For the capture in `file`.
     pub(super) fn new(file: PathBuf, cancel: &Cancel) -> Result<Self> {
         let mut unspoken = Vec::new();
-        // Their tables: the one above, the protocol, whether it is tried; and the one above, the port, the protocol.
+        // Their tables: the one above, the protocol, whether it is tried; and the one above, the port, the
+        // protocol.
         for (tables, above, column) in [("heuristic-decodes", "udp", 1), ("decodes", "udp.port", 2)] {
             let listed = check(Command::new("tshark").args(["-G", tables]), READING, cancel)
                 .context("tshark does not say which protocols it knows")?;

@@ -83,8 +83,8 @@ impl Fig5<'_> {
         Ok(times)
     }
 
-    /// Restarts both ends of a pair and sets a tunnel up between them: neither has used a TRS before. The starts of the
-    /// whole agents, and the set-ups, in milliseconds.
+    /// Restarts both ends of a pair and sets a tunnel up between them: neither has used a TRS before. The
+    /// starts of the whole agents, and the set-ups, in milliseconds.
     pub(crate) fn cold_setups(&mut self, pair: Pair, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
         let (mut starts, mut setups) = (Vec::new(), Vec::new());
         for _ in 0..count {
@@ -109,7 +109,8 @@ impl Fig5<'_> {
         self.round_trips(RELAYED, &[(RELAYED.0, trs), (RELAYED.1, trs)], rounds, pings)
     }
 
-    /// Rounds alternate, so that whatever else the machine does falls on the overlay and on the plain network alike.
+    /// Rounds alternate, so that whatever else the machine does falls on the overlay and on the plain network
+    /// alike.
     fn round_trips(
         &self,
         pair: Pair,

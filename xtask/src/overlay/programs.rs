@@ -93,8 +93,8 @@ impl Programs {
     }
 }
 
-/// Network namespaces need root: where we are not, this program is run once more by sudo with the arguments it was
-/// given, and with what has been built.
+/// Network namespaces need root: where we are not, this program is run once more by sudo with the arguments
+/// it was given, and with what has been built.
 pub(crate) fn become_root(programs: &Programs) -> Result<()> {
     if shell::is_root() {
         return Ok(());

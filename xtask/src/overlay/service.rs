@@ -1,4 +1,5 @@
-//! A program of the overlay on a node: a process of the lab's, or the unit of the package that is installed there.
+//! A program of the overlay on a node: a process of the lab's, or the unit of the package that is installed
+//! there.
 
 use std::path::Path;
 use std::process::Command;

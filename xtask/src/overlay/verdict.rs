@@ -7,8 +7,8 @@ use cyphonic_lab::figures::{Figure, Figures, Statistic};
 
 use super::Progress;
 
-/// Grows while a verb runs. A figure is inserted only where something was measured; a promise that is broken is noted, and the
-/// verb goes on.
+/// Grows while a verb runs. A figure is inserted only where something was measured; a promise that is broken
+/// is noted, and the verb goes on.
 pub(crate) struct Verdict<'a> {
     pub(crate) figures: Figures,
     pub(crate) broken: Vec<String>,

@@ -1,7 +1,8 @@
 //! The commands that a page of documentation tells its reader to type.
 //!
-//! They stand in fenced blocks whose opening says on which machine, after the language: ```` ```sh server ````. A block for
-//! several (`sh pi-1 pi-2`) is written for the first; on the others their own name stands in its place.
+//! They stand in fenced blocks whose opening says on which machine, after the language: ```` ```sh server
+//! ````. A block for several (`sh pi-1 pi-2`) is written for the first; on the others their own name stands
+//! in its place.
 
 use anyhow::{Result, bail};
 

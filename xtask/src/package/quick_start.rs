@@ -1,8 +1,10 @@
-//! The commands of `docs/quick-start.md` and `docs/operations.md`, typed as they stand there, on a server and two devices.
+//! The commands of `docs/quick-start.md` and `docs/operations.md`, typed as they stand there, on a server and
+//! two devices.
 //!
-//! The three are containers with systemd on an emulated machine, in the lab's networks: the devices behind a NAT each. The script
-//! (`quick_start.sh`) has lines `#: PAGE HEADING`, in whose place come the commands that the page has under that heading, and
-//! between them what a person would look at. So page and test cannot differ, and no command of a page is left out.
+//! The three are containers with systemd on an emulated machine, in the lab's networks: the devices behind a
+//! NAT each. The script (`quick_start.sh`) has lines `#: PAGE HEADING`, in whose place come the commands that
+//! the page has under that heading, and between them what a person would look at. So page and test cannot
+//! differ, and no command of a page is left out.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +32,8 @@ const IN_PLACE: [(&str, &str); 4] = [
 /// How the command begins that made the packages: it has been given before the machine started.
 const GIVEN: &str = "cargo xtask package ";
 
-/// A machine on which they are typed, with the packages in `debs`: the first revision, and the one to upgrade to.
+/// A machine on which they are typed, with the packages in `debs`: the first revision, and the one to upgrade
+/// to.
 pub(super) fn trial(debs: &[PathBuf]) -> Result<Trial> {
     let server = Server::furnish("docs")?;
     for deb in debs {

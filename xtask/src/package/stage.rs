@@ -10,7 +10,8 @@ use super::Package;
 use crate::target::Target;
 use crate::{shell, workspace};
 
-/// The C library that packages ask for: Debian 12's, and so Raspberry Pi OS's of the same base. `Cargo.toml` says the same.
+/// The C library that packages ask for: Debian 12's, and so Raspberry Pi OS's of the same base. `Cargo.toml`
+/// says the same.
 const LIBC: (u32, u32) = (2, 36);
 
 /// Stages a package for cargo-deb.
@@ -41,7 +42,8 @@ pub(super) fn prepare(
     fs::write(stage.join("copyright"), copyright()?).context("cannot write the package's copyright file")
 }
 
-/// What a machine with a newer C library builds does not start on an older one, and its package would not say so.
+/// What a machine with a newer C library builds does not start on an older one, and its package would not say
+/// so.
 pub(crate) fn runs_on_debian(program: &Path) -> Result<()> {
     let mut readelf = Command::new("readelf");
     let text = shell::output(readelf.args(["--version-info", "--wide"]).arg(program))
@@ -90,7 +92,8 @@ fn overrides(package: &str) -> String {
     )
 }
 
-/// In the form that Debian's tools read. Debian has the text of one of the two licences, the other stands there whole.
+/// In the form that Debian's tools read. Debian has the text of one of the two licences, the other stands
+/// there whole.
 fn copyright() -> Result<String> {
     let file = workspace::root().join("LICENSE-MIT");
     let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;

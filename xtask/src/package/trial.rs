@@ -1,8 +1,9 @@
-//! `cargo xtask test-packages`: the packages' whole life on a Debian with systemd, in an emulated machine, and what the documentation
-//! says to do with them.
+//! `cargo xtask test-packages`: the packages' whole life on a Debian with systemd, in an emulated machine,
+//! and what the documentation says to do with them.
 //!
-//! Installed, set up, killed, hung, upgraded, removed, purged; after each step `trial.sh` looks whether the overlay's zone is where it
-//! should be, and whether firewall, SSH, resolver and `/etc` are what they were. Then [`quick_start`].
+//! Installed, set up, killed, hung, upgraded, removed, purged; after each step `trial.sh` looks whether the
+//! overlay's zone is where it should be, and whether firewall, SSH, resolver and `/etc` are what they were.
+//! Then [`quick_start`].
 
 use std::fs;
 use std::path::{Path, PathBuf};

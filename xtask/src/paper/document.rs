@@ -9,7 +9,8 @@ use cyphonic_lab::figures::Figures;
 
 use crate::bars::{Row, bars};
 
-/// Table II of the paper: minimum, mean, maximum and mean deviation, general and proposed, direct and by the TRS.
+/// Table II of the paper: minimum, mean, maximum and mean deviation, general and proposed, direct and by the
+/// TRS.
 const ROUND_TRIPS: [(&str, [&str; 4]); 4] = [
     ("min", ["14.783", "23.505", "17.135", "27.836"]),
     ("avg", ["15.656", "24.479", "17.867", "29.285"]),

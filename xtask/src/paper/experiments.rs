@@ -106,8 +106,9 @@ impl<'a> Experiments<'a> {
         Ok(())
     }
 
-    /// What signalling costs a device until it is registered, as its agent tells it: when it has never met its cloud, and from
-    /// what it remembers of it. The process, its interface and its eBPF programs come before and are not in it.
+    /// What signalling costs a device until it is registered, as its agent tells it: when it has never met
+    /// its cloud, and from what it remembers of it. The process, its interface and its eBPF programs come
+    /// before and are not in it.
     fn start_ups(&mut self, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
         let (mut first, mut cached) = (Vec::new(), Vec::new());
         for _ in 0..count {

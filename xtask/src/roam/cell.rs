@@ -29,7 +29,8 @@ const TRY_ANEW: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(15);
 /// A transfer on which nothing arrives for so long is lost, whatever TCP may still hope for.
 pub(super) const STALLED: Duration = Duration::from_secs(5);
-/// The same where times are not judged. TCP waits twice as long each time, so it may sleep long after the tunnel is back.
+/// The same where times are not judged. TCP waits twice as long each time, so it may sleep long after the
+/// tunnel is back.
 pub(super) const STALLED_UNTIMED: Duration = Duration::from_secs(30);
 
 /// Who moves.
@@ -102,7 +103,8 @@ impl fmt::Display for Cell {
 /// What came of it.
 #[derive(Debug, Clone)]
 pub(super) struct Outcome {
-    /// The longest time in which no ping was answered; after a pause, how long the first answer took beyond a round trip.
+    /// The longest time in which no ping was answered; after a pause, how long the first answer took beyond
+    /// a round trip.
     pub(super) gap: Duration,
     /// A round trip before the move.
     pub(super) round_trip: Duration,

@@ -97,9 +97,10 @@ impl Attachment {
         }
     }
 
-    /// The kernel takes an IPv6 address as its own a moment after it was given, and drops what arrives for it before: among
-    /// it, on a cable without length, the gateway's neighbour advertisement, which it then asks for again a second later.
-    /// So this is a step of its own, taken once it has ([`Roamer::await_own`]), as where addresses come from the network.
+    /// The kernel takes an IPv6 address as its own a moment after it was given, and drops what arrives for it
+    /// before: among it, on a cable without length, the gateway's neighbour advertisement, which it then
+    /// asks for again a second later. So this is a step of its own, taken once it has
+    /// ([`Roamer::await_own`]), as where addresses come from the network.
     fn route(&self, batch: &mut String) {
         let Self { device, .. } = self;
         for gateway in &self.gateways {
@@ -154,14 +155,15 @@ impl<'a> Roamer<'a> {
         self.at
     }
 
-    /// Plugs it into another network, before it has an address there, as wireless associates; [`CABLE`] later it is in.
+    /// Plugs it into another network, before it has an address there, as wireless associates; [`CABLE`] later
+    /// it is in.
     pub(super) fn approach(&self, place: Place) -> Result<()> {
         let device = &self.find(place)?.device;
         self.run(&format!("link set {device} up\n"))
     }
 
-    /// Gets it to another network. With [`Style::MakeFirst`] this is but the first half: [`leave`](Self::leave) is the
-    /// second.
+    /// Gets it to another network. With [`Style::MakeFirst`] this is but the first half:
+    /// [`leave`](Self::leave) is the second.
     pub(super) fn enter(&mut self, place: Place, style: Style) -> Result<()> {
         let mut batch = String::new();
         if style == Style::BreakFirst {

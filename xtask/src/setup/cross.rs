@@ -1,7 +1,7 @@
 //! Building for another machine: Rust's standard library for it, and a C compiler that links for it.
 //!
-//! Both come as packages, so no container and no emulator is needed to build. The C compiler also compiles the C parts
-//! of libraries (cryptography, SQLite).
+//! Both come as packages, so no container and no emulator is needed to build. The C compiler also compiles
+//! the C parts of libraries (cryptography, SQLite).
 
 use std::process::Command;
 
@@ -40,7 +40,8 @@ pub(super) fn install_missing(target: Target) -> Result<()> {
     standard_library(target)
 }
 
-/// Rust's own, of the toolchain that builds the programs: `rust-toolchain.toml` names it, so rustup is asked from there.
+/// Rust's own, of the toolchain that builds the programs: `rust-toolchain.toml` names it, so rustup is asked
+/// from there.
 fn standard_library(target: Target) -> Result<()> {
     let rustup = |arguments: &[&str]| {
         let mut command = Command::new("rustup");

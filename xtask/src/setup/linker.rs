@@ -1,7 +1,7 @@
 //! bpf-linker, which turns LLVM bitcode into an eBPF object with BTF.
 //!
-//! It must be built for the very LLVM that made the bitcode. The toolchain's rustc brings that LLVM as a shared
-//! library, so bpf-linker is linked to that file and no LLVM has to be installed.
+//! It must be built for the very LLVM that made the bitcode. The toolchain's rustc brings that LLVM as a
+//! shared library, so bpf-linker is linked to that file and no LLVM has to be installed.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -67,8 +67,8 @@ fn install(toolchain: &Toolchain, library: &Path) -> Result<()> {
     shell::run(&mut cargo)
 }
 
-/// A directory like that of an LLVM installation, as far as bpf-linker's build looks: `lib/libLLVM.so`. The library is
-/// also there under its own name, by which the program looks for it when it starts.
+/// A directory like that of an LLVM installation, as far as bpf-linker's build looks: `lib/libLLVM.so`. The
+/// library is also there under its own name, by which the program looks for it when it starts.
 fn llvm_prefix(toolchain: &Toolchain, library: &Path) -> Result<PathBuf> {
     let prefix = workspace::tools().join(format!("llvm-{}", toolchain.llvm));
     let lib = prefix.join("lib");

@@ -11,7 +11,8 @@ use crate::shell;
 pub(super) struct Package {
     /// Its name in Debian 12 and Ubuntu 24.04.
     pub(super) name: &'static str,
-    /// A program it brings, or a file by its whole path. Where that is there, however it came, the package is not needed.
+    /// A program it brings, or a file by its whole path. Where that is there, however it came, the package
+    /// is not needed.
     pub(super) program: &'static str,
     /// What it is needed for.
     pub(super) why: &'static str,
@@ -32,7 +33,8 @@ pub(super) const LAB: &[Package] = &[
     package("dbus-daemon", "dbus-daemon", "a private bus on which tests play systemd-resolved"),
 ];
 
-/// For checking what makes the virtual machines of `vagrant/`, and for reaching nodes as those machines are reached.
+/// For checking what makes the virtual machines of `vagrant/`, and for reaching nodes as those machines are
+/// reached.
 pub(super) const VAGRANT: &[Package] = &[
     package("vagrant", "vagrant", "validating the Vagrantfile"),
     package(
@@ -133,7 +135,8 @@ pub(super) fn apt_install(names: &[&str]) -> Result<()> {
     shell::run(&mut install)
 }
 
-/// The emulator's tools in its own version, where they are here in another release's (from backports): those break it.
+/// The emulator's tools in its own version, where they are here in another release's (from backports): those
+/// break it.
 fn emulator_tools(names: &[&str]) -> Option<String> {
     let emulator = names.iter().find(|name| name.starts_with("qemu-system-"))?;
     let (here, wanted) = (version("qemu-utils", "Installed:")?, version(emulator, "Candidate:")?);

@@ -1,4 +1,5 @@
-//! The VPNs that this project is measured beside: Debian's from packages, others from crates.io into `target/tools`.
+//! The VPNs that this project is measured beside: Debian's from packages, others from crates.io into
+//! `target/tools`.
 
 use std::process::Command;
 
@@ -18,7 +19,8 @@ const CRATES: [(&str, &str, &str); 4] = [
     ("quincy-identity", QUINCY, "quincy-identity"),
 ];
 
-/// Installs what is missing. A crate that does not build is told of and left out: the others can still be measured.
+/// Installs what is missing. A crate that does not build is told of and left out: the others can still be
+/// measured.
 pub(super) fn install_missing() -> Result<()> {
     packages::install_missing(packages::PEERS)?;
     for (name, version, program) in CRATES {

@@ -4,8 +4,8 @@ use std::process::Command;
 
 use crate::{shell, workspace};
 
-/// `cargo install` of a program into `target/tools`, built in a folder of its own there: beside the tools, so that
-/// `CARGO_TARGET_DIR` and other builds have no part in it.
+/// `cargo install` of a program into `target/tools`, built in a folder of its own there: beside the tools, so
+/// that `CARGO_TARGET_DIR` and other builds have no part in it.
 pub(super) fn install(program: &str, version: &str, build: &str) -> Command {
     let mut cargo = shell::cargo();
     cargo.args(["install", program, "--version", version, "--locked", "--force", "--quiet", "--root"]);

@@ -1,8 +1,9 @@
 //! A Rust toolchain that can compile for BPF.
 //!
-//! The BPF target has no precompiled `core`, so its source is needed, and building it is an unstable feature of cargo.
-//! Two kinds of toolchain serve: rustup's nightly with the component `rust-src` (fixed to a date, so that everybody
-//! builds the same), and, where rustup cannot download, Debian's newest Rust with its source package.
+//! The BPF target has no precompiled `core`, so its source is needed, and building it is an unstable feature
+//! of cargo. Two kinds of toolchain serve: rustup's nightly with the component `rust-src` (fixed to a date,
+//! so that everybody builds the same), and, where rustup cannot download, Debian's newest Rust with its
+//! source package.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use anyhow::{Context, Result, bail};
 use super::packages;
 use crate::shell;
 
-/// The nightly that is installed where none will do. Raise it together with bpf-linker: they share LLVM's version.
+/// The nightly that is installed where none will do. Raise it together with bpf-linker: they share LLVM's
+/// version.
 const NIGHTLY: &str = "nightly-2026-05-20";
 
 /// Debian's toolchain, for the case that rustup cannot download.

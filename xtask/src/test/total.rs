@@ -47,8 +47,8 @@ impl Total {
         self.cargo_failed |= other.cargo_failed;
     }
 
-    /// Adds what the emulated kernels said. One that did not come to its end, or could not be started, is a test that
-    /// failed.
+    /// Adds what the emulated kernels said. One that did not come to its end, or could not be started, is a
+    /// test that failed.
     pub(super) fn add_kernels(&mut self, reports: Result<Vec<(String, Report)>>) {
         let reports = match reports {
             Ok(reports) => reports,

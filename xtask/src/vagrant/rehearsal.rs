@@ -1,9 +1,10 @@
-//! `cargo xtask vagrant-rehearse`: the virtual machines' parts played by namespaces, to try all that comes after a machine has
-//! booted.
+//! `cargo xtask vagrant-rehearse`: the virtual machines' parts played by namespaces, to try all that comes
+//! after a machine has booted.
 //!
-//! Each namespace is cabled as the Vagrantfile says, set up by the program and the arguments that provisioning uses, and
-//! reached by SSH over a cable for management; a command is then run from where Vagrant would be. One part can be this very
-//! machine's (`--own`), which is provisioned whole: that is for a machine that is made for it, as an emulated one.
+//! Each namespace is cabled as the Vagrantfile says, set up by the program and the arguments that
+//! provisioning uses, and reached by SSH over a cable for management; a command is then run from where
+//! Vagrant would be. One part can be this very machine's (`--own`), which is provisioned whole: that is for a
+//! machine that is made for it, as an emulated one.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -140,7 +141,8 @@ impl Stage {
         feed(self.on(node, "ip").args(["-batch", "-"]), batch)
     }
 
-    /// A switch with a bridge for each segment and one for management, and a cable from each machine to each of its own.
+    /// A switch with a bridge for each segment and one for management, and a cable from each machine to each
+    /// of its own.
     fn cable(&self, machines: &[Value]) -> Result<()> {
         // A node's own program cannot, inside its namespace.
         congestion::allow()?;
@@ -184,7 +186,8 @@ impl Stage {
         };
         let bridges: String = segments.iter().map(bridge).collect();
         self.ip(SWITCH, &bridges)?;
-        // From where no interface is called like a machine's: up to Linux 6.1 at least, names must be free there too.
+        // From where no interface is called like a machine's: up to Linux 6.1 at least, names must be free
+        // there too.
         self.ip(SWITCH, &cables)?;
         self.ip(SWITCH, &ports)?;
         for (number, node) in self.reached() {

@@ -1,8 +1,9 @@
 //! `cargo xtask test-vagrant`: provisioning, and a scenario over SSH, on an emulated Debian with systemd.
 //!
-//! The emulated machine is one node of a scene: `vagrant/provision.sh` runs on it, whole. Namespaces on it play the other nodes
-//! (`vagrant-rehearse`). A verb then connects a pair over SSH, one end of which is the machine with its packages' units;
-//! meanwhile `trial.sh` looks whether systemd-resolved has the overlay's zone, and afterwards whether it has it no more.
+//! The emulated machine is one node of a scene: `vagrant/provision.sh` runs on it, whole. Namespaces on it
+//! play the other nodes (`vagrant-rehearse`). A verb then connects a pair over SSH, one end of which is the
+//! machine with its packages' units; meanwhile `trial.sh` looks whether systemd-resolved has the overlay's
+//! zone, and afterwards whether it has it no more.
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -12,7 +13,8 @@ use crate::server::Server;
 use crate::target::Target;
 use crate::{setup, shell, workspace};
 
-/// Of this scene the machine is a device with a public address; delays come from netem, which the emulated kernel has.
+/// Of this scene the machine is a device with a public address; delays come from netem, which the emulated
+/// kernel has.
 const SCENE: &str = "nat-grid-pair";
 const PROFILE: &str = "paper";
 

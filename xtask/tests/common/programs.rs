@@ -13,7 +13,8 @@ pub(crate) fn programs() -> PathBuf {
 fn build() -> PathBuf {
     let xtask = Path::new(env!("CARGO_BIN_EXE_xtask"));
     let folder = xtask.parent().unwrap();
-    // Its own way, which leaves out what cargo has set for this test: libraries would be compiled anew for that.
+    // Its own way, which leaves out what cargo has set for this test: libraries would be compiled anew for
+    // that.
     let built = Command::new(xtask).arg("build").env("CARGO_TARGET_DIR", folder.parent().unwrap()).output();
     let built = built.unwrap();
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));

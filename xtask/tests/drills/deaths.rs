@@ -1,11 +1,12 @@
-//! Every process dies once, and the relay forwards in userspace: its tunnels are interrupted while it is gone.
+//! Every process dies once, and the relay forwards in userspace: its tunnels are interrupted while it is
+//! gone.
 
 use std::time::{Duration, Instant};
 
 use crate::overlay::{INTERVAL, Overlay, start_agent, start_service};
 
-/// How much longer than its relay a relayed tunnel may be gone: two handshakes and some round trips of the lab, on a machine
-/// that does other things too. Half of what a node needs to notice by silence.
+/// How much longer than its relay a relayed tunnel may be gone: two handshakes and some round trips of the
+/// lab, on a machine that does other things too. Half of what a node needs to notice by silence.
 const SLACK: Duration = Duration::from_millis(2500);
 
 #[test]
@@ -43,8 +44,8 @@ fn tunnels_outlive_as_and_nms(overlay: &mut Overlay) {
     overlay.reach("a", "b");
 }
 
-/// The relay dies without a word under traffic and comes back a second later. The tunnel through it stays the same one, and
-/// is interrupted for little longer than the relay is gone.
+/// The relay dies without a word under traffic and comes back a second later. The tunnel through it stays the
+/// same one, and is interrupted for little longer than the relay is gone.
 fn relayed_tunnels_outlive_the_trs(overlay: &mut Overlay) {
     overlay.reach("a", "c");
     overlay.reach("b", "c");

@@ -1,5 +1,5 @@
-//! Gateways that map ports, played by miniupnpd on A's router: real servers of UPnP IGD, NAT-PMP and PCP. A's NAT is symmetric and C's
-//! is port-restricted, so that only a mapped port lets them be direct.
+//! Gateways that map ports, played by miniupnpd on A's router: real servers of UPnP IGD, NAT-PMP and PCP. A's
+//! NAT is symmetric and C's is port-restricted, so that only a mapped port lets them be direct.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,8 +16,8 @@ use crate::overlay::{LIMIT, Overlay, RECOVERY};
 const ROUTER: &str = "lab-nat";
 const OUTSIDE: &str = "university";
 const INSIDE: &str = "lab-lan";
-/// The address that it maps ports of: miniupnpd takes none that is reserved for documentation, as all of the lab's are. Nothing
-/// of it leaves the lab.
+/// The address that it maps ports of: miniupnpd takes none that is reserved for documentation, as all of the
+/// lab's are. Nothing of it leaves the lab.
 const PUBLIC: &str = "11.0.0.2";
 
 #[test]

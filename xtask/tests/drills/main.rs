@@ -1,7 +1,8 @@
-//! What an operator will meet: services and agents die at any time and come back, in one lab with separate processes.
+//! What an operator will meet: services and agents die at any time and come back, in one lab with separate
+//! processes.
 //!
-//! Needs root, and fails without. How quickly things recover is not promised here, only that they do while a patient
-//! user still waits; the figures are the demo's.
+//! Needs root, and fails without. How quickly things recover is not promised here, only that they do while a
+//! patient user still waits; the figures are the demo's.
 
 #![expect(
     clippy::unwrap_used,

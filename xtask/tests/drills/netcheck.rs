@@ -20,7 +20,8 @@ fn findings(overlay: &Overlay, node: &str, done: impl Fn(&Value) -> bool) -> Val
     }
 }
 
-/// A is behind a symmetric NAT, C behind a port-restricted one with a stateful firewall for IPv6, B has a public address.
+/// A is behind a symmetric NAT, C behind a port-restricted one with a stateful firewall for IPv6, B has a
+/// public address.
 #[test]
 fn agents_find_out_what_the_topology_says() {
     let overlay = Overlay::start();

@@ -20,8 +20,8 @@ const RELAY: &str = "192.0.2.18:443";
 
 /// For a command, and for a program to come up.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
-/// For a device to find out that something died, and to be served again. Far more than it takes on an idle machine, and
-/// less than the idle time-out of a connection (45 s): who restarts must be noticed sooner.
+/// For a device to find out that something died, and to be served again. Far more than it takes on an idle
+/// machine, and less than the idle time-out of a connection (45 s): who restarts must be noticed sooner.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(35);
 /// Between the pings that go on while something dies.
 pub(crate) const INTERVAL: Duration = Duration::from_millis(20);

@@ -1,4 +1,5 @@
-//! An agent that carries traffic writes nothing to storage: memory cards wear out, and boards lose power while they write.
+//! An agent that carries traffic writes nothing to storage: memory cards wear out, and boards lose power
+//! while they write.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

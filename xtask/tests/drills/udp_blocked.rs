@@ -1,5 +1,5 @@
-//! A device in a network that passes nothing but TCP 443: enrolled, found, reached; out of the detour as soon as UDP passes,
-//! and back in it when it does not any more, under a transfer that goes on.
+//! A device in a network that passes nothing but TCP 443: enrolled, found, reached; out of the detour as soon
+//! as UDP passes, and back in it when it does not any more, under a transfer that goes on.
 
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,9 @@ const ROUTER: &str = "core";
 const LEAVES: Duration = Duration::from_secs(90);
 /// Silence of 5 s is noticed, a second is waited for an answer; the rest is for a busy machine.
 const NOTICES: Duration = Duration::from_secs(30);
-/// A transfer that is lost is silent for longer: leaving the detour costs it nothing, falling back what is said above. TCP inside
-/// tries at intervals that double, so it may find a way that stands only after as long again.
+/// A transfer that is lost is silent for longer: leaving the detour costs it nothing, falling back what is
+/// said above. TCP inside tries at intervals that double, so it may find a way that stands only after as long
+/// again.
 const SILENCE: Duration = Duration::from_secs(2 * NOTICES.as_secs() + 10);
 
 #[test]
@@ -67,7 +68,8 @@ fn throughput(overlay: &Overlay, what: &str) {
     println!("{what}, unoptimised programs: {:.0} Mbit/s", transfer / 1e6);
 }
 
-/// UDP passes, and then it does not; meanwhile one TCP connection inside carries data, and is never silent for long.
+/// UDP passes, and then it does not; meanwhile one TCP connection inside carries data, and is never silent
+/// for long.
 fn a_transfer_outlives_both_changes(overlay: &Overlay) {
     let tool = |node: &str| overlay.lab.command(node, overlay.programs.join("cyphonic-lab-node")).unwrap();
     let address = overlay.address("c").parse().unwrap();

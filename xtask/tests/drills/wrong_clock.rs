@@ -1,5 +1,6 @@
-//! Agents whose clock is decades wrong, as on a board without a battery. The clock is wrong for the whole process
-//! (libfaketime): what asks the C library for the time gets the wrong one. Clocks that nobody sets go on as they are.
+//! Agents whose clock is decades wrong, as on a board without a battery. The clock is wrong for the whole
+//! process (libfaketime): what asks the C library for the time gets the wrong one. Clocks that nobody sets go
+//! on as they are.
 
 use std::fs;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! The relay forwards in XDP, and its process dies under load: nothing that it relays ends, or even waits.
 //!
-//! The kernel holds the program and the legs while no process does (docs/decisions/0009). What is asserted is what was
-//! forwarded meanwhile, and in which order things came back; times are only told.
+//! The kernel holds the program and the legs while no process does (docs/decisions/0009). What is asserted is
+//! what was forwarded meanwhile, and in which order things came back; times are only told.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,8 @@ const TRAFFIC: Duration = Duration::from_secs(20);
 const GONE: Duration = Duration::from_secs(3);
 /// Of a thousand pings, beside a stream that fills every queue on a machine that does other things too.
 const FEW: u32 = 50;
-/// For the nodes to notice that their connections to the relay are dead: they speak on them every 14 s, and are told then.
+/// For the nodes to notice that their connections to the relay are dead: they speak on them every 14 s, and
+/// are told then.
 const NOTICED: Duration = Duration::from_secs(60);
 
 #[test]
@@ -128,8 +129,8 @@ fn prepare(lab: &Lab, pins: &Path) {
     lab.prepare_for_xdp("trs", &Cancel::default()).unwrap();
 }
 
-/// A BPF file system that outlives the relay's process. `ip netns exec` gives each program mounts of its own, so the
-/// one that a relay would mount for itself would not.
+/// A BPF file system that outlives the relay's process. `ip netns exec` gives each program mounts of its own,
+/// so the one that a relay would mount for itself would not.
 struct Pins(PathBuf);
 
 impl Pins {

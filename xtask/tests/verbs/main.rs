@@ -1,7 +1,8 @@
-//! The verbs of `cargo xtask` that bring an overlay up in a lab, in their short forms, each held to the figures that it writes.
+//! The verbs of `cargo xtask` that bring an overlay up in a lab, in their short forms, each held to the
+//! figures that it writes.
 //!
-//! Needs root, and fails without. Programs are not optimised here and the machine may be busy, so promises of time are left to the
-//! verbs themselves; every other one counts.
+//! Needs root, and fails without. Programs are not optimised here and the machine may be busy, so promises of
+//! time are left to the verbs themselves; every other one counts.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,5 +1,5 @@
-//! `cargo xtask mtu`: real tunnels over paths of 1,280 to 9,000 bytes. How long a transfer stands still when a path becomes
-//! narrower is not judged here.
+//! `cargo xtask mtu`: real tunnels over paths of 1,280 to 9,000 bytes. How long a transfer stands still when
+//! a path becomes narrower is not judged here.
 
 use super::run::Run;
 

@@ -1,5 +1,5 @@
-//! `cargo xtask nat-grid`: a few kinds of network, all pairs; and tunnels that nobody uses for a while. Who connects, by which
-//! way, and that nothing is lost counts.
+//! `cargo xtask nat-grid`: a few kinds of network, all pairs; and tunnels that nobody uses for a while. Who
+//! connects, by which way, and that nothing is lost counts.
 
 use super::run::Run;
 

@@ -1,7 +1,8 @@
-//! The scenarios on machines of their own: a verb that reaches its nodes by SSH, held to what it is held to in namespaces.
+//! The scenarios on machines of their own: a verb that reaches its nodes by SSH, held to what it is held to
+//! in namespaces.
 //!
-//! A machine is played by a namespace that is cabled, set up and reached as a virtual machine of `vagrant/` is; only its kernel,
-//! its systemd and its packages are not its own.
+//! A machine is played by a namespace that is cabled, set up and reached as a virtual machine of `vagrant/`
+//! is; only its kernel, its systemd and its packages are not its own.
 
 use std::process::Command;
 

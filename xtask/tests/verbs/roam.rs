@@ -1,5 +1,5 @@
-//! `cargo xtask roam`: two devices change networks under traffic, in separate processes and namespaces. How long a gap may be is
-//! not judged here; that no transfer is lost counts.
+//! `cargo xtask roam`: two devices change networks under traffic, in separate processes and namespaces. How
+//! long a gap may be is not judged here; that no transfer is lost counts.
 
 use super::run::Run;
 

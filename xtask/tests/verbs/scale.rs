@@ -1,5 +1,5 @@
-//! `cargo xtask scale`: two hundred nodes of a fleet connect to one cloud and ask for each other. That all connect and no set-up
-//! fails counts, and that what was not measured is not told.
+//! `cargo xtask scale`: two hundred nodes of a fleet connect to one cloud and ask for each other. That all
+//! connect and no set-up fails counts, and that what was not measured is not told.
 
 use super::run::Run;
 

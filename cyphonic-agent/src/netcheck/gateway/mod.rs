@@ -1,7 +1,9 @@
-//! Asks the host's gateway to let the node's port in: by PCP or NAT-PMP, or by UPnP IGD where it speaks neither.
+//! Asks the host's gateway to let the node's port in: by PCP or NAT-PMP, or by UPnP IGD where it speaks
+//! neither.
 //!
-//! One task, for as long as the engine runs. It asks when the node looks at its network, renews at half of what was granted,
-//! and takes the mapping back when the agent stops. Nothing waits for it, and no gateway is as good as one that refuses.
+//! One task, for as long as the engine runs. It asks when the node looks at its network, renews at half of
+//! what was granted, and takes the mapping back when the agent stops. Nothing waits for it, and no gateway is
+//! as good as one that refuses.
 
 mod pcp;
 mod route;
@@ -81,8 +83,8 @@ where
     }
 }
 
-/// Asks while nothing is granted: a gateway that does not answer takes seconds, and neither the end nor another network waits for
-/// it. None at the end.
+/// Asks while nothing is granted: a gateway that does not answer takes seconds, and neither the end nor
+/// another network waits for it. None at the end.
 async fn first_look(port: &UdpPort, orders: &mut mpsc::Receiver<Order>) -> Option<Option<Granted>> {
     loop {
         tokio::select! {
@@ -102,8 +104,8 @@ async fn wait(renewal: Option<Duration>) {
     }
 }
 
-/// Asks the gateway there is now. A mapping that stands there is renewed, which also finds out whether it still does: another
-/// request for the same port would be refused (RFC 6887 §11.3).
+/// Asks the gateway there is now. A mapping that stands there is renewed, which also finds out whether it
+/// still does: another request for the same port would be refused (RFC 6887 §11.3).
 async fn look(port: &UdpPort, granted: Option<Granted>) -> Option<Granted> {
     let (gateway, client) = here(port)?;
     match granted {
@@ -155,7 +157,8 @@ impl Granted {
         (left / 2).max(LEAST_RENEWAL)
     }
 
-    /// Where the port is reached from outside. An address that is private itself leads no further than to the next NAT.
+    /// Where the port is reached from outside. An address that is private itself leads no further than to the
+    /// next NAT.
     async fn outer_endpoint(&self) -> Option<SocketAddr> {
         let outer = match &self.mapping {
             Mapping::Pcp(mapping) => mapping.outer().await,
@@ -191,7 +194,8 @@ mod tests {
 
     const PORT: NonZeroU16 = NonZeroU16::new(41_641).unwrap();
 
-    /// A gateway that speaks PCP (RFC 6887 §7, §11.1), and maps every port to itself. Tells the lifetimes it is asked for.
+    /// A gateway that speaks PCP (RFC 6887 §7, §11.1), and maps every port to itself. Tells the lifetimes it
+    /// is asked for.
     async fn serve_pcp(socket: UdpSocket, asked: mpsc::Sender<u32>) {
         const OUTER: [u8; 4] = [203, 0, 113, 9];
         let mut request = [0; 100];

@@ -23,7 +23,8 @@ pub(super) const fn is_translated(ip: Ipv4Addr) -> bool {
     ip.is_private() || (a == 100 && b & 0xc0 == 64)
 }
 
-/// The gateway of the default route with the least metric. The kernel writes addresses in hexadecimal, in its own byte order.
+/// The gateway of the default route with the least metric. The kernel writes addresses in hexadecimal, in its
+/// own byte order.
 fn gateway_of(routes: &str) -> Option<Ipv4Addr> {
     /// "The destination is a gateway", and "the route is usable" (route(8)).
     const USABLE: u32 = 0x2 | 0x1;

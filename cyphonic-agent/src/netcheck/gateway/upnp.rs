@@ -1,9 +1,9 @@
 //! Port mappings by UPnP IGD, for gateways that speak nothing else.
 //!
-//! In this protocol whoever answers a search on the site's network is believed, and any host may change any mapping. So only
-//! the gateway that the routing table names is used, asked at its own address first; what it describes must be there too
-//! (`igd_next` follows nothing else, and bounds what it reads); and mappings that would outlive a crashed agent for good are
-//! not made.
+//! In this protocol whoever answers a search on the site's network is believed, and any host may change any
+//! mapping. So only the gateway that the routing table names is used, asked at its own address first; what it
+//! describes must be there too (`igd_next` follows nothing else, and bounds what it reads); and mappings that
+//! would outlive a crashed agent for good are not made.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -15,8 +15,8 @@ use igd_next::{AddPortError, PortMappingProtocol::UDP, SearchOptions};
 
 use super::LIFETIME;
 
-/// Where gateways listen for searches: at their own address, and in this group (UPnP Device Architecture 1.1, §1.3.2), which
-/// is all that some listen to.
+/// Where gateways listen for searches: at their own address, and in this group (UPnP Device Architecture 1.1,
+/// §1.3.2), which is all that some listen to.
 const PORT: u16 = 1900;
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 255, 255, 250);
 

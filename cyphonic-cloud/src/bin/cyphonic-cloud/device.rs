@@ -25,8 +25,8 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Take a device's right to be in the network away: from now on AS and NMS refuse it, and it sets up no new tunnel. Its
-    /// key does not come back, and unused tokens for its name are void.
+    /// Take a device's right to be in the network away: from now on AS and NMS refuse it, and it sets up no
+    /// new tunnel. Its key does not come back, and unused tokens for its name are void.
     Revoke {
         #[command(flatten)]
         config: ConfigArgument,

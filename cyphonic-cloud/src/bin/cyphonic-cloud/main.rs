@@ -1,6 +1,7 @@
 //! The command line of the cloud.
 
-/// `print!` for commands: a reader that has gone (`| head -1`) is an error, with which [`main`] ends in silence, and no panic.
+/// `print!` for commands: a reader that has gone (`| head -1`) is an error, with which [`main`] ends in
+/// silence, and no panic.
 macro_rules! tell {
     ($($text:tt)*) => {{
         use std::io::Write as _;
@@ -41,7 +42,8 @@ use cyphonic_dataplane::dumps;
 use cyphonic_transport::logging::error_mark;
 use cyphonic_transport::settings::{WRONG_SETTINGS, describe};
 
-/// Where a service keeps what is of one run only: a variable that systemd sets, and what the package's unit makes of it.
+/// Where a service keeps what is of one run only: a variable that systemd sets, and what the package's unit
+/// makes of it.
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/cyphonic-cloud";
 

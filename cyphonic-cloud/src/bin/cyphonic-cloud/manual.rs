@@ -1,4 +1,5 @@
-//! `cyphonic-cloud manual`: man pages and shell completions, made from the definition that parses the arguments.
+//! `cyphonic-cloud manual`: man pages and shell completions, made from the definition that parses the
+//! arguments.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! `cyphonic-cloud metrics`: what there is to measure of this machine's services, for a monitor. No series is of one device.
+//! `cyphonic-cloud metrics`: what there is to measure of this machine's services, for a monitor. No series is
+//! of one device.
 
 use std::collections::BTreeMap;
 

@@ -11,7 +11,8 @@ pub(crate) struct Arguments {
     /// The directory that `init` made, with the services' key.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// Certificates of relays elsewhere, brought from their machines. Without any: those of this directory's services.
+    /// Certificates of relays elsewhere, brought from their machines. Without any: those of this directory's
+    /// services.
     #[arg(value_name = "CERTIFICATE")]
     certificates: Vec<PathBuf>,
 }

@@ -142,8 +142,8 @@ fn start_log(config: &Config) {
     }
 }
 
-/// For systemd's watchdog (`WatchdogSec=`): while this task gets its turn, the runtime that serves all others does turn.
-/// Never ends.
+/// For systemd's watchdog (`WatchdogSec=`): while this task gets its turn, the runtime that serves all others
+/// does turn. Never ends.
 async fn give_signs_of_life() {
     let Some(limit) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     loop {

@@ -29,7 +29,8 @@ pub(crate) enum Command {
         /// The device's name, with or without the zone.
         #[arg(long)]
         name: String,
-        /// How long the token can be used, such as 1h or 7d, at most 365d. The default stands in the configuration.
+        /// How long the token can be used, such as 1h or 7d, at most 365d. The default stands in the
+        /// configuration.
         #[arg(long, value_parser = parse_token_lifetime)]
         ttl: Option<Duration>,
         /// Let the new device take the name over from one that is enrolled already (or was revoked).

@@ -1,8 +1,10 @@
-//! The AS on its connections. Its work (signing, disk writes) is done in the blocking pool, a bounded number at once.
+//! The AS on its connections. Its work (signing, disk writes) is done in the blocking pool, a bounded number
+//! at once.
 //!
-//! Of each device, known by its key, it has the newest few connections. Everybody else is a stranger: who has no certificate, and
-//! whom the register does not stand behind. There are few of them at once, they do not stay, and they wait among themselves. A
-//! device that the register stands behind no more is refused at its next request, and is a stranger when it comes back.
+//! Of each device, known by its key, it has the newest few connections. Everybody else is a stranger: who has
+//! no certificate, and whom the register does not stand behind. There are few of them at once, they do not
+//! stay, and they wait among themselves. A device that the register stands behind no more is refused at its
+//! next request, and is a stranger when it comes back.
 
 mod queue;
 mod strangers;

@@ -1,8 +1,8 @@
 //! How many strangers may be at the AS, and from where. Pure.
 //!
-//! A source is an IPv4 address, or the /64 in which an IPv6 host picks its addresses freely; a /48 has room for four. Those who come through detours
-//! come from loopback, where each detour has a port. Its own door has counted detours by source, so here each is a source, with
-//! room for little, and all have room together.
+//! A source is an IPv4 address, or the /64 in which an IPv6 host picks its addresses freely; a /48 has room
+//! for four. Those who come through detours come from loopback, where each detour has a port. Its own door
+//! has counted detours by source, so here each is a source, with room for little, and all have room together.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -11,8 +11,8 @@ const ACCOUNTS: usize = 1024;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Requests a second for one account. A node that looks at its network asks some sixty times within a few seconds, once in
-/// many minutes; a carrier's NAT hides hundreds of nodes behind one address.
+/// Requests a second for one account. A node that looks at its network asks some sixty times within a few
+/// seconds, once in many minutes; a carrier's NAT hides hundreds of nodes behind one address.
 const PER_ACCOUNT: u32 = 100;
 
 /// Requests a second for all. Each costs the port's worker a few microseconds, which forwarding lacks.
@@ -42,8 +42,8 @@ impl Limit {
         }
     }
 
-    /// Whether to answer one more request from this address: IPv4 addresses have an account each, IPv6 ones share that of
-    /// their /56, as one customer often has one.
+    /// Whether to answer one more request from this address: IPv4 addresses have an account each, IPv6 ones
+    /// share that of their /56, as one customer often has one.
     pub(super) fn admit(&mut self, now: Instant, from: IpAddr) -> bool {
         let network = match from.to_canonical() {
             IpAddr::V4(ip) => u128::from(u32::from(ip)),

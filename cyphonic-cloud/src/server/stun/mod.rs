@@ -1,7 +1,8 @@
 //! STUN on the services' ports: "from where do you see me?", answered without state (RFC 8489, RFC 5780).
 //!
-//! The port's worker hands over what is STUN; the alternate port and addresses have a thread each that does nothing else.
-//! Nobody is authenticated: answers are no longer than requests, go to the address a request came from, and are limited.
+//! The port's worker hands over what is STUN; the alternate port and addresses have a thread each that does
+//! nothing else. Nobody is authenticated: answers are no longer than requests, go to the address a request
+//! came from, and are limited.
 
 mod limit;
 
@@ -57,7 +58,8 @@ struct Socket {
 }
 
 impl Stun {
-    /// Opens what the configuration adds to `main`, and answers there. What comes to `main` must be given to [`Self::sink`].
+    /// Opens what the configuration adds to `main`, and answers there. What comes to `main` must be given to
+    /// [`Self::sink`].
     pub(super) fn open(main: &Arc<UdpPort>, config: &Config) -> Result<Self, StartError> {
         let (address, number) = (main.local_addr().ip(), main.local_port());
         let own = (!address.is_unspecified()).then_some(address);

@@ -1,5 +1,5 @@
-//! Frames, built and read by etherparse, which knows nothing of the relay. The tests of the program in a real kernel use
-//! this file as well.
+//! Frames, built and read by etherparse, which knows nothing of the relay. The tests of the program in a real
+//! kernel use this file as well.
 
 use std::net::{IpAddr, SocketAddr};
 

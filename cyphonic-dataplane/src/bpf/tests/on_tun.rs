@@ -37,7 +37,8 @@ fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}: {status}");
 }
 
-/// A TUN device without packet information that is up and has the node's address, and another one on loopback.
+/// A TUN device without packet information that is up and has the node's address, and another one on
+/// loopback.
 fn tun() -> File {
     let file =
         File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun").unwrap();
@@ -71,7 +72,8 @@ pub(super) fn send(from: &UdpSocket, payload: &[u8]) {
     from.send_to(payload, (PEER.parse::<Ipv6Addr>().unwrap(), 4000)).unwrap();
 }
 
-/// The next packet for [`PEER`] that leaves through the device; `None` when the kernel has nothing more to say.
+/// The next packet for [`PEER`] that leaves through the device; `None` when the kernel has nothing more to
+/// say.
 fn next_for_peer(tun: &mut File, patience: Duration) -> Option<Vec<u8>> {
     let deadline = Instant::now() + patience;
     let mut buffer = [0; 2048];

@@ -186,8 +186,8 @@ fn a_policy_is_enforced_both_ways() {
 fn a_peers_packets_go_to_its_workers_queue() {
     let (mut object, tables) = load(config());
     let queue = |object: &mut Object, packet: &[u8]| {
-        // A socket filter is run behind the link layer's header, which the kernel expects in a test. (An EtherType of
-        // none keeps it from refusing packets that are too short for theirs.)
+        // A socket filter is run behind the link layer's header, which the kernel expects in a test. (An
+        // EtherType of none keeps it from refusing packets that are too short for theirs.)
         let framed = [&[0; 14][..], packet].concat();
         let options = TestRunOptions { data_in: Some(&framed), ..TestRunOptions::new() };
         object.queue().unwrap().test_run(options).unwrap().return_value

@@ -32,8 +32,8 @@ const XDP_REDIRECT: u32 = 4;
 const PORT: u16 = 41_641;
 const FAR: &str = "far0";
 
-/// In a network namespace of its own: a veth pair with two queues, the programs attached to its far end's queues with a
-/// socket on the first one only.
+/// In a network namespace of its own: a veth pair with two queues, the programs attached to its far end's
+/// queues with a socket on the first one only.
 fn with_socket(test: impl FnOnce(&mut Bench) + Send) {
     with_socket_and(Options::default(), test);
 }
@@ -206,7 +206,8 @@ fn peers_without_a_tunnel_wake_the_agent_too() {
         bench.deny_everything();
         assert_eq!(bench.run(name::VIRTUAL, &frame, 0), XDP_DROP);
         let counted = bench.counters();
-        // Those that were unknown are told apart by "unknown" alone: once before the tunnel, and the dead one once.
+        // Those that were unknown are told apart by "unknown" alone: once before the tunnel, and the dead one
+        // once.
         assert_eq!((counted.unknown, counted.dead), (of(1, &frame), of(1, &frame)));
         assert_eq!((counted.tunnel, counted.dropped(DropReason::Denied)), (of(3, &frame), of(1, &frame)));
     });

@@ -1,8 +1,8 @@
 //! The program on its interfaces.
 //!
-//! A pinned link of an earlier process is taken over: the kernel replaces the program in it at once, so that no packet
-//! meets none. A new one is made in the first way that works: in the driver, then behind it. What a killed relay that listened
-//! elsewhere left in its way goes.
+//! A pinned link of an earlier process is taken over: the kernel replaces the program in it at once, so that
+//! no packet meets none. A new one is made in the first way that works: in the driver, then behind it. What a
+//! killed relay that listened elsewhere left in its way goes.
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
@@ -87,10 +87,11 @@ pub(super) fn left(interfaces: &[Interface], pins: Option<&Pins>) -> Vec<(u32, H
     all.filter(|(index, hook)| pins.is_some_and(|pins| pins.link(*index, *hook).exists())).collect()
 }
 
-/// In which order to try. The far end of a virtual cable loses what the program sends by the driver, silently, unless
-/// somebody prepared it: what leaves by the interface it came by (XDP_TX) is taken only where an XDP program is there,
-/// what comes from another one, also where GRO is on. Only an operator can know. Behind the driver, super-packets that
-/// never were on a wire would be copied into one piece just to be left to userspace.
+/// In which order to try. The far end of a virtual cable loses what the program sends by the driver,
+/// silently, unless somebody prepared it: what leaves by the interface it came by (XDP_TX) is taken only
+/// where an XDP program is there, what comes from another one, also where GRO is on. Only an operator can
+/// know. Behind the driver, super-packets that never were on a wire would be copied into one piece just to be
+/// left to userspace.
 fn hooks(interface: &Interface, mode: Mode) -> &'static [Hook] {
     match mode {
         Mode::Native => &[Hook::Native],
@@ -100,8 +101,9 @@ fn hooks(interface: &Interface, mode: Mode) -> &'static [Hook] {
     }
 }
 
-/// Whether the program sees all that tells frames apart. Behind the driver a VLAN's tag is beside the frame, where the program
-/// neither sees nor changes it: a packet of the VLAN's that goes out without one would be sent with it, and nobody would get it.
+/// Whether the program sees all that tells frames apart. Behind the driver a VLAN's tag is beside the frame,
+/// where the program neither sees nor changes it: a packet of the VLAN's that goes out without one would be
+/// sent with it, and nobody would get it.
 pub(super) fn sees_tags(interface: &Interface, hook: Hook) -> Result<(), XdpError> {
     let vlans = &interface.vlans;
     if hook == Hook::Native || vlans.in_frames || vlans.devices.is_empty() {
@@ -150,8 +152,8 @@ fn attach_new(
     attached.map_err(|error| XdpError::attach(&interface.name, hook, error))
 }
 
-/// Pins a link. Where that cannot be (kernels before 5.9 have no XDP links), the program is attached once more, for as
-/// long as this process lives.
+/// Pins a link. Where that cannot be (kernels before 5.9 have no XDP links), the program is attached once
+/// more, for as long as this process lives.
 fn pin(
     program: &mut Xdp,
     link: XdpLink,

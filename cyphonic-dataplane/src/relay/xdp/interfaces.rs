@@ -9,7 +9,8 @@ use nix::net::if_::InterfaceFlags;
 use super::XdpError;
 use crate::netdevice::{self, Links, Vlans};
 
-/// An address of each family that no host has, so that only the default route leads there (RFC 1112 §4, RFC 4291 §2.4).
+/// An address of each family that no host has, so that only the default route leads there (RFC 1112 §4, RFC
+/// 4291 §2.4).
 const FAR: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(240, 0, 0, 1)), IpAddr::V6(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 1))];
 

@@ -1,17 +1,18 @@
 //! The table of legs in the kernel, which the program reads while it is written here.
 //!
-//! The array is mapped into this process: see [`place`](cyphonic_common::relay::place) for where in it a leg stands. What
-//! has no room there is in the kernel's hash map, so that no leg is refused.
+//! The array is mapped into this process: see [`place`](cyphonic_common::relay::place) for where in it a leg
+//! stands. What has no room there is in the kernel's hash map, so that no leg is refused.
 //!
 //! **Invariants.** The program never sees half a leg:
 //! - A leg is written to an entry that nobody can find, and its connection ID last.
-//! - A leg never changes. Another one in its place is written elsewhere, before the old one is taken away, or the program finds
-//!   none for a while.
-//! - An entry that was emptied rests: it is not written before all programs that ran at that time have ended. Nor is one in the
-//!   hash map, which the kernel would use again at once: so it takes nothing before that if it has given anything up. To
-//!   wait for programs takes milliseconds, so what it cannot take waits, many legs together: see [`Legs::settle`]. Only where
-//!   the kernel does not tell when programs have ended, the hash map is left to chance: a program that runs for microseconds
-//!   would have to be overtaken by two changes.
+//! - A leg never changes. Another one in its place is written elsewhere, before the old one is taken away, or
+//!   the program finds none for a while.
+//! - An entry that was emptied rests: it is not written before all programs that ran at that time have ended.
+//!   Nor is one in the hash map, which the kernel would use again at once: so it takes nothing before that if
+//!   it has given anything up. To wait for programs takes milliseconds, so what it cannot take waits, many
+//!   legs together: see [`Legs::settle`]. Only where the kernel does not tell when programs have ended, the
+//!   hash map is left to chance: a program that runs for microseconds would have to be overtaken by two
+//!   changes.
 
 #![expect(unsafe_code, reason = "memory is shared with the kernel, and a system call that no safe crate has")]
 
@@ -159,7 +160,8 @@ impl Legs {
         self.put(cid, RelayEntry { state, ..RelayEntry::new(leg) })
     }
 
-    /// Puts another leg in a bound one's place, as [`insert`](Self::insert) does; counters go on. Without one it is inserted.
+    /// Puts another leg in a bound one's place, as [`insert`](Self::insert) does; counters go on. Without one
+    /// it is inserted.
     ///
     /// # Errors
     /// [`LegsError`]. Nothing has changed.
@@ -226,8 +228,8 @@ impl Legs {
         !self.waiting.is_empty()
     }
 
-    /// Puts those legs into the kernel that wait until programs have ended: it waits for that once for all of them, some
-    /// milliseconds. Until then userspace must relay them.
+    /// Puts those legs into the kernel that wait until programs have ended: it waits for that once for all of
+    /// them, some milliseconds. Until then userspace must relay them.
     pub fn settle(&mut self) {
         if self.waiting.is_empty() {
             return;
@@ -340,8 +342,8 @@ impl Legs {
 
     fn words(&self, at: usize) -> Option<&[AtomicU64; WORDS]> {
         let entry = self.table.at(at * size_of::<RelayEntry>(), size_of::<RelayEntry>())?;
-        // SAFETY: all of it is inside the mapping, which lives as long as this and begins a page; entries are of words. The
-        // kernel side writes whole words.
+        // SAFETY: all of it is inside the mapping, which lives as long as this and begins a page; entries are
+        // of words. The kernel side writes whole words.
         Some(unsafe { entry.cast().as_ref() })
     }
 

@@ -1,7 +1,7 @@
 //! What the kernel has said of neighbours.
 //!
-//! Mostly it says nothing new: a neighbour was confirmed once more. What a bridge learns of its ports comes as the same kind
-//! of message, and says nothing of routes.
+//! Mostly it says nothing new: a neighbour was confirmed once more. What a bridge learns of its ports comes
+//! as the same kind of message, and says nothing of routes.
 
 use std::collections::HashMap;
 

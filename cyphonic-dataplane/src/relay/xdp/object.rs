@@ -34,7 +34,8 @@ pub(super) struct Object {
 }
 
 impl Object {
-    /// Loads it, with the legs that are pinned if they are of this size, else with new ones, which are pinned.
+    /// Loads it, with the legs that are pinned if they are of this size, else with new ones, which are
+    /// pinned.
     pub(super) fn load(capacity: u32, pins: Option<&Pins>) -> Result<Self, XdpError> {
         if OBJECT.is_empty() {
             return Err(XdpError::NotBuilt);
@@ -69,8 +70,8 @@ impl Object {
         map.set(0, Value(config), 0).map_err(|error| failed(error.into()))
     }
 
-    /// Lets packets leave by these interfaces, also those that came in by another one; and by none of those that were
-    /// set before, if it is not among these.
+    /// Lets packets leave by these interfaces, also those that came in by another one; and by none of those
+    /// that were set before, if it is not among these.
     pub(super) fn set_egress(&mut self, interfaces: &[u32], before: &[u32]) -> Result<(), XdpError> {
         let failed = XdpError::map(name::EGRESS);
         let map = self.ebpf.map_mut(name::EGRESS).ok_or(XdpError::Missing(name::EGRESS))?;
@@ -131,7 +132,8 @@ fn once_more(map: &MapData) -> MapData {
     MapData::from_id(map.info().unwrap().id()).unwrap()
 }
 
-/// Whether there are legs of that size. If there are others, or not all that belongs to them, they are removed.
+/// Whether there are legs of that size. If there are others, or not all that belongs to them, they are
+/// removed.
 fn adoptable(pins: &Pins, capacity: u32) -> bool {
     let entries = |name| MapInfo::from_pin(pins.map(name)).ok().map(|info| info.max_entries());
     let found = LEGS_MAPS.map(entries);

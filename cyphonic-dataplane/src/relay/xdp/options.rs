@@ -77,8 +77,8 @@ pub struct XdpOptions {
     pub listen: SocketAddr,
     /// The most legs.
     pub legs: usize,
-    /// The BPF file system in which program and legs outlive this process; it is mounted if it is not. `None`: they
-    /// end with the process.
+    /// The BPF file system in which program and legs outlive this process; it is mounted if it is not.
+    /// `None`: they end with the process.
     pub pins: Option<PathBuf>,
 }
 
@@ -88,7 +88,8 @@ pub const BPF_FILE_SYSTEM: &str = "/sys/fs/bpf";
 /// Why a program is in the driver: it is the fastest way, and the driver has it.
 pub const NATIVE_WHY: &str = "its driver has native XDP";
 
-/// Why a program is behind the driver, as far as the kernel tells of the driver. Whoever attached it knows more.
+/// Why a program is behind the driver, as far as the kernel tells of the driver. Whoever attached it knows
+/// more.
 pub(super) fn generic_why(features: Option<XdpFeatures>) -> &'static str {
     match features {
         Some(XdpFeatures { native: false, .. }) => "its driver has no native XDP",

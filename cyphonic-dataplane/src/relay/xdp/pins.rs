@@ -1,8 +1,8 @@
 //! What outlives the process: files in the BPF file system.
 //!
-//! `cyphonic/relay-<network namespace>-<port>-<address>/` (root's alone; without an address if it is every one) holds the maps
-//! of legs, under names that have their layout in them, and a link for each interface. The kernel keeps both, and so the program,
-//! until the files go.
+//! `cyphonic/relay-<network namespace>-<port>-<address>/` (root's alone; without an address if it is every
+//! one) holds the maps of legs, under names that have their layout in them, and a link for each interface.
+//! The kernel keeps both, and so the program, until the files go.
 
 #![expect(unsafe_code, reason = "aya opens links, but does not tell where they are")]
 
@@ -49,7 +49,8 @@ impl Pins {
         Ok(this)
     }
 
-    /// Removes what killed relays left in network namespaces that have gone, as those of containers do: nobody else would.
+    /// Removes what killed relays left in network namespaces that have gone, as those of containers do:
+    /// nobody else would.
     fn remove_dead(&self) {
         for folder in self.others() {
             // Held until it is removed: a relay that comes meanwhile makes another one.
@@ -71,9 +72,9 @@ impl Pins {
         entries.flatten().map(|entry| entry.path()).filter(|folder| *folder != self.folder).collect()
     }
 
-    /// Takes an interface from relays that were killed here and listened elsewhere: mostly this one, before its port was changed.
-    /// What else they left goes with it; what they changed of the host is this one's now, to be changed back. True if there was
-    /// one.
+    /// Takes an interface from relays that were killed here and listened elsewhere: mostly this one, before
+    /// its port was changed. What else they left goes with it; what they changed of the host is this
+    /// one's now, to be changed back. True if there was one.
     pub(super) fn free(&self, interface: u32) -> bool {
         let here = namespace(&self.folder);
         let mut freed = false;
@@ -179,10 +180,11 @@ fn lock_alone(folder: &Path) -> Option<File> {
     lock.try_lock().is_ok().then_some(lock)
 }
 
-/// Whether a relay's folder is of a network namespace that has gone: all its links have lost their interfaces, and no process
-/// that can be seen is there. Not all can: who lacks `CAP_SYS_PTRACE` sees none that may do more than itself. If there are
-/// some, a relay that is started again there has lost its legs, which carried nothing without an interface, and nodes restore
-/// them. A folder without links may be one of a relay that is starting.
+/// Whether a relay's folder is of a network namespace that has gone: all its links have lost their
+/// interfaces, and no process that can be seen is there. Not all can: who lacks `CAP_SYS_PTRACE` sees none
+/// that may do more than itself. If there are some, a relay that is started again there has lost its legs,
+/// which carried nothing without an interface, and nodes restore them. A folder without links may be one of a
+/// relay that is starting.
 fn is_dead(folder: &Path) -> bool {
     let Some(namespace) = namespace(folder) else { return false };
     let Ok(entries) = fs::read_dir(folder) else { return false };
@@ -211,7 +213,8 @@ fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // Of `union bpf_attr`: the path's address; a descriptor and flags that are not used.
     let mut attributes = [path.as_ptr() as u64, 0];
-    // SAFETY: the kernel reads so many bytes at the pointer, and a string that ends in a zero at the address in them. Both live.
+    // SAFETY: the kernel reads so many bytes at the pointer, and a string that ends in a zero at the address
+    // in them. Both live.
     let fd = unsafe {
         libc::syscall(libc::SYS_bpf, OBJECT_GET, attributes.as_mut_ptr(), size_of_val(&attributes))
     };
@@ -222,7 +225,8 @@ fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
-/// Takes a link's program off its interface at once. Once nobody holds the link, the kernel does that when it gets to it.
+/// Takes a link's program off its interface at once. Once nobody holds the link, the kernel does that when it
+/// gets to it.
 fn detach(link: &Path) -> io::Result<()> {
     let link = open_pin(link)?;
     // Of `union bpf_attr`: the link's descriptor.
@@ -244,8 +248,8 @@ fn has_processes(namespace: u64) -> bool {
         .any(|there| there.ino() == namespace)
 }
 
-/// Numbers of interfaces, addresses and ports are those of one network namespace. Of one port there may be a relay at each
-/// address.
+/// Numbers of interfaces, addresses and ports are those of one network namespace. Of one port there may be a
+/// relay at each address.
 fn folder(file_system: &Path, listen: SocketAddr) -> io::Result<PathBuf> {
     let namespace = fs::metadata("/proc/thread-self/ns/net")?.ino();
     let every = format!("relay-{namespace}-{}", listen.port());

@@ -16,8 +16,8 @@ use super::watch::Change;
 use super::{Attachment, Hook, Mode, XdpError, XdpOptions};
 use crate::netdevice::{self, Links, Vlans, XdpRedirection};
 
-/// How long an interface that did not take the program is left alone, and how long at most: twice as long each time. Some
-/// network cards lose their link for a moment when they try.
+/// How long an interface that did not take the program is left alone, and how long at most: twice as long
+/// each time. Some network cards lose their link for a moment when they try.
 const FIRST_PATIENCE: Duration = Duration::from_mins(1);
 const LAST_PATIENCE: Duration = Duration::from_hours(1);
 
@@ -53,8 +53,8 @@ struct Attached {
     _held: Held,
 }
 
-/// An interface did not take the program. It is not tried again before what stands above it changes, or the time is over:
-/// another program may have been there, or its driver may have been busy.
+/// An interface did not take the program. It is not tried again before what stands above it changes, or the
+/// time is over: another program may have been there, or its driver may have been busy.
 #[derive(Debug)]
 struct Refusal {
     vlans: Vlans,
@@ -153,8 +153,9 @@ impl Program {
         self.routing.restore(self.pins.as_ref());
     }
 
-    /// Something has changed: goes off interfaces that are gone, or where it would do harm now, and on those that are new, or made
-    /// anew, or refused it long ago. Forwarding is switched on again where somebody switched it off.
+    /// Something has changed: goes off interfaces that are gone, or where it would do harm now, and on those
+    /// that are new, or made anew, or refused it long ago. Forwarding is switched on again where somebody
+    /// switched it off.
     pub(super) fn follow(&mut self, change: Change) {
         if self.stopped {
             return;
@@ -190,8 +191,8 @@ impl Program {
         }
     }
 
-    /// Whether a change, or time, may have made other interfaces the right ones. A host may hear of thousands of routes, and have
-    /// thousands of interfaces.
+    /// Whether a change, or time, may have made other interfaces the right ones. A host may hear of thousands
+    /// of routes, and have thousands of interfaces.
     fn may_concern(&self, change: Change) -> bool {
         let chosen_otherwise = match change {
             Change::Nothing => false,
@@ -278,8 +279,8 @@ impl Program {
         if tried { self.settle() } else { Ok(()) }
     }
 
-    /// Before the program is there: packets may arrive before it is known how it hangs there. Until it is known that none of them
-    /// come merged, they may be.
+    /// Before the program is there: packets may arrive before it is known how it hangs there. Until it is
+    /// known that none of them come merged, they may be.
     fn expect(&mut self, interfaces: &[Interface]) -> Result<(), XdpError> {
         let virtual_cables = interfaces.iter().any(|interface| interface.virtual_cable);
         self.configure(self.mode != Mode::Native, virtual_cables)
@@ -317,9 +318,10 @@ impl Program {
     }
 }
 
-/// Frames can be redirected from anywhere to a driver that runs the program and sends what others redirect, unless one of the
-/// drivers that run it would drop what it is to redirect; behind drivers, from anywhere to anywhere else that is behind its
-/// driver, but not from a driver to there. Of a driver that the kernel tells nothing of, the best is believed.
+/// Frames can be redirected from anywhere to a driver that runs the program and sends what others redirect,
+/// unless one of the drivers that run it would drop what it is to redirect; behind drivers, from anywhere to
+/// anywhere else that is behind its driver, but not from a driver to there. Of a driver that the kernel tells
+/// nothing of, the best is believed.
 fn redirect_targets(
     attached: &[(u32, Hook)],
     redirection: impl Fn(u32) -> Option<XdpRedirection>,

@@ -1,8 +1,9 @@
 //! Lets the kernel look routes up for the program.
 //!
-//! See [`ROUTING_INTERFACE`](cyphonic_common::relay::map::ROUTING_INTERFACE): forwarding is switched on for loopback
-//! alone, and off again at the end if it was off. Whoever switches it off for the whole host switches it off there too. The host
-//! keeps the default routes that routers announced to it: see [`DefaultRoutes`].
+//! See [`ROUTING_INTERFACE`](cyphonic_common::relay::map::ROUTING_INTERFACE): forwarding is switched on for
+//! loopback alone, and off again at the end if it was off. Whoever switches it off for the whole host
+//! switches it off there too. The host keeps the default routes that routers announced to it: see
+//! [`DefaultRoutes`].
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -11,8 +12,8 @@ use std::{fs, io};
 use super::XdpError;
 use super::pins::Pins;
 
-/// The settings that were changed. Undone by [`Routing::restore`], and by dropping unless they are kept: a relay that does not
-/// start leaves the host as it found it.
+/// The settings that were changed. Undone by [`Routing::restore`], and by dropping unless they are kept: a
+/// relay that does not start leaves the host as it found it.
 #[derive(Debug, Default)]
 pub(super) struct Routing {
     changed: Vec<&'static str>,
@@ -28,7 +29,8 @@ impl Drop for Routing {
 }
 
 impl Routing {
-    /// Switches it on for both families, and returns those for which it was off. A host without IPv6 has no setting for it.
+    /// Switches it on for both families, and returns those for which it was off. A host without IPv6 has no
+    /// setting for it.
     pub(super) fn enable(&mut self, pins: Option<&Pins>) -> Result<Vec<&'static str>, XdpError> {
         let mut switched = Vec::new();
         for family in ["ipv4", "ipv6"] {
@@ -81,10 +83,10 @@ impl Routing {
     }
 }
 
-/// When IPv6 forwarding goes on for one interface, the kernel takes from all of them the default routes that routers announced,
-/// but for those that hear routers also while they forward (2 in `accept_ra`; `rt6_purge_dflt_routers` of
-/// `net/ipv6/route.c`). So all that hear them do that, for as long as this lives. Where nothing is forwarded it makes no
-/// difference, so it does no harm if the process is killed meanwhile.
+/// When IPv6 forwarding goes on for one interface, the kernel takes from all of them the default routes that
+/// routers announced, but for those that hear routers also while they forward (2 in `accept_ra`;
+/// `rt6_purge_dflt_routers` of `net/ipv6/route.c`). So all that hear them do that, for as long as this lives.
+/// Where nothing is forwarded it makes no difference, so it does no harm if the process is killed meanwhile.
 struct DefaultRoutes(Vec<PathBuf>);
 
 impl DefaultRoutes {
@@ -145,7 +147,8 @@ mod tests {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// A router's announcement that it leads to the world (RFC 4861 §4.2), from this interface to all nodes on its link.
+    /// A router's announcement that it leads to the world (RFC 4861 §4.2), from this interface to all nodes
+    /// on its link.
     fn announce_router(interface: &str) {
         const LIFETIME: [u8; 2] = 1800u16.to_be_bytes();
         let index = if_nametoindex(interface).unwrap();

@@ -1,11 +1,13 @@
 //! Watches the routing table, so that the program may use its answers again.
 //!
-//! A thread hears of every change of routes, neighbours, addresses, interfaces and rules, and tells the program: see
-//! [`cyphonic_common::relay::watch`]. What it misses (the kernel says so) counts as a change. When it ends, or its process
-//! is killed, or the machine leaves it no time, the program notices within 3 s and asks more often.
+//! A thread hears of every change of routes, neighbours, addresses, interfaces and rules, and tells the
+//! program: see [`cyphonic_common::relay::watch`]. What it misses (the kernel says so) counts as a change.
+//! When it ends, or its process is killed, or the machine leaves it no time, the program notices within 3 s
+//! and asks more often.
 //!
-//! It also says when the program must follow interfaces that come and go, addresses and routes: at once, but not more often than
-//! once a second. That is done by a thread of its own, since a network card may take seconds to get a program.
+//! It also says when the program must follow interfaces that come and go, addresses and routes: at once, but
+//! not more often than once a second. That is done by a thread of its own, since a network card may take
+//! seconds to get a program.
 //!
 //! Of what the kernel tells, what it says of neighbours is mostly nothing new (`neighbours.rs`).
 
@@ -73,8 +75,8 @@ impl Watcher {
         Self::start_with(ebpf, |_| {})
     }
 
-    /// [`start`](Self::start), and has a thread call `follow` at the start and after changes of interfaces, their addresses or
-    /// routes.
+    /// [`start`](Self::start), and has a thread call `follow` at the start and after changes of interfaces,
+    /// their addresses or routes.
     pub(super) fn start_with(
         ebpf: &mut Ebpf,
         follow: impl FnMut(Change) + Send + 'static,
@@ -155,7 +157,8 @@ fn watch(
     }
 }
 
-/// What may have changed of that by which the program's interfaces are chosen. What is greater may have changed the rest too.
+/// What may have changed of that by which the program's interfaces are chosen. What is greater may have
+/// changed the rest too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Change {
     Nothing,

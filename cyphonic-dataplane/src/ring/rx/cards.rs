@@ -1,8 +1,8 @@
 //! Datagrams that come as frames, out of AF_XDP sockets on network cards, past the host's stack.
 //!
-//! What a card's program takes out for a socket is a tunnel's data packet to the node's port. It becomes the same
-//! [`Message`] that the UDP port would have made of it, so everything behind this is one path. Cards come and go by
-//! command while the worker runs; the port receives what they do not give.
+//! What a card's program takes out for a socket is a tunnel's data packet to the node's port. It becomes the
+//! same [`Message`] that the UDP port would have made of it, so everything behind this is one path. Cards
+//! come and go by command while the worker runs; the port receives what they do not give.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -75,7 +75,8 @@ impl CardQueues {
         self.queues.push(Queue { parts, leaving: None });
     }
 
-    /// Gives a card up, whose program sends nothing more. `done` is dropped when the last of its queues is empty.
+    /// Gives a card up, whose program sends nothing more. `done` is dropped when the last of its queues is
+    /// empty.
     pub(super) fn remove(&mut self, card: u32, done: &Sender<()>) {
         for queue in self.queues.iter_mut().filter(|queue| queue.parts.card == card) {
             queue.leaving = Some(done.clone());
@@ -170,8 +171,8 @@ impl CardQueues {
     }
 }
 
-/// Whether no host sends from an address, so that nothing may be answered there. The host's stack drops such packets, but
-/// does not see these frames.
+/// Whether no host sends from an address, so that nothing may be answered there. The host's stack drops such
+/// packets, but does not see these frames.
 #[inline]
 fn is_martian(from: SocketAddr) -> bool {
     from.port() == 0

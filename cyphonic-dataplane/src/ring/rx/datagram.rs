@@ -74,8 +74,8 @@ impl Peer {
         }
     }
 
-    /// Opens a datagram in place and acts on its frames. Inner packets are delivered, by where they lie; one that came in
-    /// pieces lies in [`Out::joined`].
+    /// Opens a datagram in place and acts on its frames. Inner packets are delivered, by where they lie; one
+    /// that came in pieces lies in [`Out::joined`].
     #[inline]
     pub(super) fn open<D: Delivery>(
         &mut self,
@@ -142,8 +142,8 @@ impl Peer {
         }
     }
 
-    /// Everything but the common case of one inner packet alone. Inner packets are noted in `found`, by where they lie, and so
-    /// is a PART, which is always the last frame, in `piece`.
+    /// Everything but the common case of one inner packet alone. Inner packets are noted in `found`, by where
+    /// they lie, and so is a PART, which is always the last frame, in `piece`.
     #[cold]
     fn act_on_frames(
         &mut self,
@@ -269,7 +269,8 @@ impl Peer {
     }
 }
 
-/// An inner packet must be whole, from the tunnel's peer, and to this node: nothing else has any business here.
+/// An inner packet must be whole, from the tunnel's peer, and to this node: nothing else has any business
+/// here.
 #[inline]
 fn check_inner(packet: &[u8], peer: Ipv6Addr, own: Ipv6Addr) -> Result<(), DropReason> {
     let header = packet.first_chunk::<IPV6_HEADER_LEN>().ok_or(DropReason::MalformedInner)?;

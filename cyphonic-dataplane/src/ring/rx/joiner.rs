@@ -1,7 +1,7 @@
 //! Joining the pieces of inner packets that were too large for the path ([`cyphonic_common::frame::part`]).
 //!
-//! Only authenticated pieces come here, each once, since the replay window has been asked before. What waits is bounded in
-//! packets, bytes and time; what cannot be completed is dropped whole and counted.
+//! Only authenticated pieces come here, each once, since the replay window has been asked before. What waits
+//! is bounded in packets, bytes and time; what cannot be completed is dropped whole and counted.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -15,16 +15,16 @@ use crate::ring::ecn;
 const MAX_PACKETS: usize = 64;
 /// Bytes of them: two packets of the largest size, or a hundred of 1,280 bytes.
 const MAX_BYTES: usize = 128 * 1024;
-/// How long a packet is waited for. Its pieces leave together, but a slow line sends other packets between them: at 64 kbit/s
-/// each takes 0.2 s. IP waits for 60 s (RFC 8200 §4.5); memory is bounded without it.
+/// How long a packet is waited for. Its pieces leave together, but a slow line sends other packets between
+/// them: at 64 kbit/s each takes 0.2 s. IP waits for 60 s (RFC 8200 §4.5); memory is bounded without it.
 const AGE: Duration = Duration::from_secs(2);
-/// Nor is one waited for whose id is so far from what comes now: long before ids that start again would bring pieces of another
-/// packet to it.
+/// Nor is one waited for whose id is so far from what comes now: long before ids that start again would bring
+/// pieces of another packet to it.
 const MAX_IDS_AWAY: u16 = 1 << 14;
 /// Packets whose buffers are used again.
 const MAX_SPARE: usize = 4;
-/// The largest of them: what does not pass whole where only IPv6's least MTU does is hardly larger, and every tunnel keeps
-/// its own for good.
+/// The largest of them: what does not pass whole where only IPv6's least MTU does is hardly larger, and every
+/// tunnel keeps its own for good.
 const MAX_SPARE_BYTES: usize = 4 * 1024;
 
 /// The incomplete packets of one tunnel.
@@ -66,8 +66,8 @@ pub(super) enum Joining {
 }
 
 impl Joiner {
-    /// Takes a piece. A packet that it completes is appended to `out`. The number is of packets that were given up
-    /// as incomplete.
+    /// Takes a piece. A packet that it completes is appended to `out`. The number is of packets that were
+    /// given up as incomplete.
     pub(super) fn push(
         &mut self,
         part: &Part<'_>,

@@ -1,8 +1,9 @@
 //! What the port had no room for, in the order in which it leaves once there is some.
 //!
-//! Nobody waits for that here: the thread that sends is usually the one that receives. While anything is kept, nothing is
-//! read from the virtual interface, so what is kept is what became of one read, of packets that were held for new tunnels,
-//! and of control. It is allocated for, but only while the link is slower than the applications.
+//! Nobody waits for that here: the thread that sends is usually the one that receives. While anything is
+//! kept, nothing is read from the virtual interface, so what is kept is what became of one read, of packets
+//! that were held for new tunnels, and of control. It is allocated for, but only while the link is slower
+//! than the applications.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,8 +19,8 @@ use crate::udp::{self, Transmit};
 
 /// How long something is kept before it is dropped: behind a stuck network card nothing would ever leave.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How often it is tried again while the kernel does not tell of room: it does so once half of the buffer is empty, which
-/// takes a slow link longer than the patience.
+/// How often it is tried again while the kernel does not tell of room: it does so once half of the buffer is
+/// empty, which takes a slow link longer than the patience.
 pub(super) const RETRY: Duration = Duration::from_millis(5);
 /// Control packets that are kept. Peers cause them, too.
 const MAX_CONTROL: usize = 256;
@@ -133,7 +134,8 @@ impl Backlog {
         None
     }
 
-    /// Sends on. The next of what was kept that has left or is lost; `None` when there is nothing, or no room.
+    /// Sends on. The next of what was kept that has left or is lost; `None` when there is nothing, or no
+    /// room.
     pub(super) fn next_done(
         &mut self,
         now: Instant,

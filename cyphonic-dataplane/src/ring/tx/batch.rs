@@ -1,4 +1,5 @@
-//! Sealed packets that leave together: for one tunnel, of one size (the last may be shorter), with one ECN field.
+//! Sealed packets that leave together: for one tunnel, of one size (the last may be shorter), with one ECN
+//! field.
 
 use cyphonic_common::limits::{MAX_UDP4_PAYLOAD, TUNNEL_OVERHEAD};
 

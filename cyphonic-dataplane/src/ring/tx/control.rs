@@ -1,4 +1,5 @@
-//! What the sending worker does besides carrying packets: commands, challenges and their answers, key updates.
+//! What the sending worker does besides carrying packets: commands, challenges and their answers, key
+//! updates.
 
 use cyphonic_common::frame::{CandidateList, Candidates, Close, MAX_CANDIDATE_BYTES};
 use cyphonic_common::limits::{MAX_REASON, MIN_PROBE_DATAGRAM};

@@ -1,8 +1,9 @@
 //! Inner packets that are too large to go whole, and what finds out how large they may be.
 //!
-//! An application that sends more than the tunnel's inner MTU is told by Packet Too Big (RFC 8201). What it may send and
-//! the path does not carry whole (because the path is narrower than IPv6 allows an interface to be, or because it is
-//! not known yet what it carries) goes all the same: TCP's super-packets are cut smaller, everything else goes in pieces.
+//! An application that sends more than the tunnel's inner MTU is told by Packet Too Big (RFC 8201). What it
+//! may send and the path does not carry whole (because the path is narrower than IPv6 allows an interface to
+//! be, or because it is not known yet what it carries) goes all the same: TCP's super-packets are cut
+//! smaller, everything else goes in pieces.
 
 use cyphonic_common::frame::part::{PART_HEADER, Part, Pieces};
 use cyphonic_common::limits::{MAX_DATAGRAM, TUNNEL_OVERHEAD};
@@ -107,8 +108,8 @@ impl TxWorker {
         }
     }
 
-    /// Asks whether a path carries datagrams of `size` bytes. A probe that finds no room in the socket is lost, as it
-    /// may be anywhere on its way.
+    /// Asks whether a path carries datagrams of `size` bytes. A probe that finds no room in the socket is
+    /// lost, as it may be anywhere on its way.
     #[cold]
     pub(super) fn send_mtu_probe(&mut self, index: usize, path: Path, size: u16, data: [u8; 8]) {
         let size = usize::from(size).clamp(TUNNEL_OVERHEAD + 8, MAX_DATAGRAM);
@@ -142,8 +143,8 @@ impl TxWorker {
         }
     }
 
-    /// This host's interface does not take what the path carried before: only what every path carries is sent, until
-    /// the owner knows more.
+    /// This host's interface does not take what the path carried before: only what every path carries is
+    /// sent, until the owner knows more.
     #[cold]
     pub(super) fn interface_shrank(tunnel: &mut Tunnel, events: &EventSink) {
         if tunnel.mtu.datagram > PathMtu::BASE_DATAGRAM {

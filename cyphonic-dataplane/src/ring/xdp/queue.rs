@@ -71,9 +71,9 @@ pub(super) struct Sending {
 }
 
 impl XdpQueue {
-    /// Opens `queue` of the far end, in the calling thread's network namespace, for inner packets of up to `mtu` bytes:
-    /// the near end's MTU must be no less, or it drops without a word what it does not take. The program must be attached
-    /// already.
+    /// Opens `queue` of the far end, in the calling thread's network namespace, for inner packets of up to
+    /// `mtu` bytes: the near end's MTU must be no less, or it drops without a word what it does not take.
+    /// The program must be attached already.
     ///
     /// # Errors
     /// [`QueueError`], whose text says what to do.

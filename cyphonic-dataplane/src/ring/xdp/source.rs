@@ -13,7 +13,8 @@ use crate::xsk::{Frame, FramePool, Umem, XskRx};
 
 /// Packets taken at a time: what stays in the cache while it is sealed.
 const BATCH: usize = 64;
-/// How soon a ring without traffic notices that its interface is gone: waiting on an AF_XDP socket does not tell.
+/// How soon a ring without traffic notices that its interface is gone: waiting on an AF_XDP socket does not
+/// tell.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// See the module.

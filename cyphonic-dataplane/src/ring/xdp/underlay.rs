@@ -5,11 +5,11 @@
 //!                        └──▶ stack ──▶ UDP port ──────────────▲
 //! ```
 //!
-//! A card is an addition: the UDP port goes on receiving what no card's program takes out, so cards may come, go and
-//! refuse while packets pass. The order makes it so. On the way in, the sockets have frames and the worker has the
-//! sockets before the program's map names the first; on the way out the program goes first, and the worker empties what
-//! is left in the sockets before it closes them. (Attaching to a real card may have its driver set up its queues anew,
-//! during which packets are lost, as with any XDP program.)
+//! A card is an addition: the UDP port goes on receiving what no card's program takes out, so cards may come,
+//! go and refuse while packets pass. The order makes it so. On the way in, the sockets have frames and the
+//! worker has the sockets before the program's map names the first; on the way out the program goes first,
+//! and the worker empties what is left in the sockets before it closes them. (Attaching to a real card may
+//! have its driver set up its queues anew, during which packets are lost, as with any XDP program.)
 
 use std::fmt;
 use std::io;
@@ -31,7 +31,8 @@ use crate::xsk::{CopyMode, FrameSize, Umem, UmemConfig, Xsk, XskConfig, XskError
 
 /// Packets that the ring of a card's only queue holds.
 const RING_SIZE: u32 = 1024;
-/// Packets that the rings of a card's queues hold together: with frames of 2 KiB, 16 MiB of packet memory a card.
+/// Packets that the rings of a card's queues hold together: with frames of 2 KiB, 16 MiB of packet memory a
+/// card.
 const RING_SIZES: u32 = 4 * RING_SIZE;
 /// The least a queue has: what comes between two interrupts.
 const MIN_RING_SIZE: u32 = 64;
@@ -133,7 +134,8 @@ fn dropped(watch: &XskWatch) -> u64 {
     watch.statistics().map_or(0, |statistics| statistics.dropped())
 }
 
-/// Gives network cards to a running ring and takes them from it. When dropped, it leaves them as it found them.
+/// Gives network cards to a running ring and takes them from it. When dropped, it leaves them as it found
+/// them.
 pub struct Underlay {
     rx: Sender<RxCommand>,
     port: Arc<UdpPort>,
@@ -153,11 +155,12 @@ impl Underlay {
         self.cards.iter().map(|(card, _)| card)
     }
 
-    /// Has a card, in the calling thread's network namespace, give its tunnels' packets to the ring, by way of the
-    /// ring's own programs. A card that does so already stays as it is.
+    /// Has a card, in the calling thread's network namespace, give its tunnels' packets to the ring, by way
+    /// of the ring's own programs. A card that does so already stays as it is.
     ///
     /// # Errors
-    /// [`CardError`], whose text says what to do. The card is as it was, and its packets come by the UDP port.
+    /// [`CardError`], whose text says what to do. The card is as it was, and its packets come by the UDP
+    /// port.
     pub fn attach(
         &mut self,
         programs: &mut EgressClassifier,
@@ -174,8 +177,8 @@ impl Underlay {
         let frame_size = FrameSize::for_packets_of(mtu + ETHERNET_LEN)
             .ok_or_else(|| CardError::MtuTooLarge { interface: interface.to_owned(), mtu })?;
 
-        // Without sockets in its map, the program leaves everything to the stack. It must be there before the sockets
-        // are: drivers decide by it whether they can do without copying.
+        // Without sockets in its map, the program leaves everything to the stack. It must be there before the
+        // sockets are: drivers decide by it whether they can do without copying.
         let link = programs.attach_underlay(interface, index, self.port.local_port())?;
         let files = |source| CardError::Files { interface: interface.to_owned(), source };
         let any = self.any().map_err(files)?;

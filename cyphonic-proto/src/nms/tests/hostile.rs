@@ -1,4 +1,5 @@
-//! Whatever devices send, in whatever order: one answer for each request, tables within their limits, and nothing of who may not.
+//! Whatever devices send, in whatever order: one answer for each request, tables within their limits, and
+//! nothing of who may not.
 
 use super::*;
 use crate::message::{

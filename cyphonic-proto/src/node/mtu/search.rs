@@ -1,8 +1,9 @@
 //! The search for what one path carries: Datagram Packetization Layer Path MTU Discovery (RFC 8899).
 //!
-//! Sizes are bytes of UDP payload: what a path through a relay has in common at both its legs, whatever their address
-//! families. Probes are data packets of the tunnel with nothing but a challenge in them, so a probe that is lost costs
-//! nobody anything, and one that arrives is acknowledged by the challenge's response (§4.1).
+//! Sizes are bytes of UDP payload: what a path through a relay has in common at both its legs, whatever their
+//! address families. Probes are data packets of the tunnel with nothing but a challenge in them, so a probe
+//! that is lost costs nobody anything, and one that arrives is acknowledged by the challenge's response
+//! (§4.1).
 //!
 //! | Phase (§5.2) | Is left when |
 //! |---|---|
@@ -10,10 +11,10 @@
 //! | `Searching` | no size is left between the largest that was answered and the smallest that was not |
 //! | `Complete` | the path seems to carry less (§4.3), is another, or is to be tried for more (§5.1.1) |
 //!
-//! RFC 8899 sends one probe at a time. Here a round of a few sizes is on its way together, which finds the usual sizes in
-//! one round trip; a size that is not answered [`MAX_PROBES`] times is too large. The last try is accompanied by one of
-//! [`BASE`]: if that is not answered either, it is the path that is silent, and nothing is concluded. ICMP is not believed (§4.6.1): what it
-//! says, the confirmation finds out.
+//! RFC 8899 sends one probe at a time. Here a round of a few sizes is on its way together, which finds the
+//! usual sizes in one round trip; a size that is not answered [`MAX_PROBES`] times is too large. The last try
+//! is accompanied by one of [`BASE`]: if that is not answered either, it is the path that is silent, and
+//! nothing is concluded. ICMP is not believed (§4.6.1): what it says, the confirmation finds out.
 
 use std::{
     net::SocketAddr,
@@ -30,8 +31,8 @@ pub(crate) const BASE: u16 = MIN_PROBE_DATAGRAM as u16;
 const MAX_PROBES: u32 = 3;
 /// PMTU_RAISE_TIMER (§5.1.1).
 const RAISE: Duration = Duration::from_secs(600);
-/// How often the present size is confirmed while packets of that size leave (CONFIRMATION_TIMER, §5.1.1): this and the
-/// time-outs of the probes bound how long a path that has become narrower swallows packets.
+/// How often the present size is confirmed while packets of that size leave (CONFIRMATION_TIMER, §5.1.1):
+/// this and the time-outs of the probes bound how long a path that has become narrower swallows packets.
 const CONFIRM: Duration = Duration::from_secs(1);
 /// PROBE_TIMER: this many round trips for the first try, within the bounds; doubled for each further one.
 const ROUND_TRIPS: u32 = 3;
@@ -125,8 +126,8 @@ impl Search {
         }
     }
 
-    /// What the path carries now. The inner size stays as it was until the search is over, so that applications are told
-    /// no passing value.
+    /// What the path carries now. The inner size stays as it was until the search is over, so that
+    /// applications are told no passing value.
     pub(crate) const fn mtu(&self) -> PathMtu {
         PathMtu { datagram: self.carried, inner: self.inner }
     }
@@ -145,8 +146,8 @@ impl Search {
         *self = Self::new(path, self.inner, self.most_inner, now);
     }
 
-    /// The tunnel has carried something since the last time: with large packets among it the present size is confirmed
-    /// from time to time, and at once if the peer has become silent.
+    /// The tunnel has carried something since the last time: with large packets among it the present size is
+    /// confirmed from time to time, and at once if the peer has become silent.
     pub(crate) fn used(&mut self, large: bool, answered: bool, now: Instant) {
         if !large {
             return;
@@ -235,8 +236,8 @@ impl Search {
         probes
     }
 
-    /// Before sizes are tried for the last time: has a probe of the least size go with them, which every path carries. It
-    /// is due when they are.
+    /// Before sizes are tried for the last time: has a probe of the least size go with them, which every path
+    /// carries. It is due when they are.
     fn accompany(&mut self, now: Instant, fresh: impl FnOnce() -> [u8; 8]) {
         let is_last = |sent: &Sent| sent.due <= now && sent.tries + 1 == MAX_PROBES;
         if self.phase == Phase::Searching && self.sent.iter().any(is_last) {
@@ -329,8 +330,9 @@ impl Search {
             self.round_trip = Some(smoothed.unwrap_or(took));
             self.measured = true;
         } else if self.round_trip.is_none() {
-            // A response to one of several tries says nothing about the time it took (RFC 6298 §3), but that it was no
-            // longer than since the first. Without that, a path slower than all tries together would never be measured.
+            // A response to one of several tries says nothing about the time it took (RFC 6298 §3), but that
+            // it was no longer than since the first. Without that, a path slower than all tries
+            // together would never be measured.
             self.round_trip = Some(took);
         }
     }

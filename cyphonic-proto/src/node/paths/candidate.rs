@@ -8,14 +8,15 @@ use crate::{
 use cyphonic_common::frame::MAX_CANDIDATES;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// Ports that are guessed of a NAT that gives them in sequence. It gives one to each address that is probed, and those
-/// are few.
+/// Ports that are guessed of a NAT that gives them in sequence. It gives one to each address that is probed,
+/// and those are few.
 const PREDICTED: u16 = 4;
 /// The largest distance between the ports of two mappings that counts as a sequence.
 const MAX_STRIDE: u16 = 16;
 
-/// What kind of path leads to an address, the best first. As RFC 8445 §5.1.2 has it, a path without a NAT comes before
-/// one with, and a relay is the last resort; of two kinds without, the one comes first that is likelier to stay.
+/// What kind of path leads to an address, the best first. As RFC 8445 §5.1.2 has it, a path without a NAT
+/// comes before one with, and a relay is the last resort; of two kinds without, the one comes first that is
+/// likelier to stay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::node) enum Class {
     /// IPv6: nobody's address is translated.
@@ -44,8 +45,8 @@ const fn is_shared(ip: Ipv4Addr) -> bool {
     a == 100 && b & 0xc0 == 64
 }
 
-/// What a node knows of where it is: its own addresses, (server, observed) with the newest first, and what gateways have
-/// mapped to it.
+/// What a node knows of where it is: its own addresses, (server, observed) with the newest first, and what
+/// gateways have mapped to it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Whereabouts<'a> {
     pub(super) addresses: &'a [SocketAddr],
@@ -55,8 +56,8 @@ pub(super) struct Whereabouts<'a> {
     pub(super) port_delta: Option<i32>,
 }
 
-/// Own addresses that are told before those that others see: a host with a bridge for each of its container networks has more
-/// than a list has room for.
+/// Own addresses that are told before those that others see: a host with a bridge for each of its container
+/// networks has more than a list has room for.
 const OWN_FIRST: usize = 6;
 
 /// Where this node may be reached, the likeliest first, as it is told to peers.
@@ -89,9 +90,9 @@ fn unique(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
 
 /// The ports that a symmetric NAT will give to the next mappings, where those it gave so far are in sequence.
 ///
-/// Where they are not there is nothing to guess: to meet a random one of 64,512 ports with a chance of one half takes
-/// hundreds of sockets or packets at both ends (RFC 5128 §3.4 and the birthday paradox), more than a small device and
-/// its NAT can spare.
+/// Where they are not there is nothing to guess: to meet a random one of 64,512 ports with a chance of one
+/// half takes hundreds of sockets or packets at both ends (RFC 5128 §3.4 and the birthday paradox), more than
+/// a small device and its NAT can spare.
 fn predicted(family: Family, known: Whereabouts<'_>) -> Vec<SocketAddr> {
     let Whereabouts { addresses, observations, port_delta, .. } = known;
     if nat::find(family, addresses, observations) != NatFinding::AddressDependent {
@@ -106,7 +107,8 @@ fn predicted(family: Family, known: Whereabouts<'_>) -> Vec<SocketAddr> {
         let [newer, older] = pair else { return false };
         newer.ip() == older.ip() && (1..=MAX_STRIDE).contains(&newer.port().wrapping_sub(older.port()))
     });
-    // What was observed first may be long ago; the network check asked without anything in between, and then once more.
+    // What was observed first may be long ago; the network check asked without anything in between, and then
+    // once more.
     let found = port_delta.filter(|_| family == Family::V4).and_then(|delta| u16::try_from(delta).ok());
     let found = found.filter(|delta| (1..=MAX_STRIDE).contains(delta));
     let Some(stride) = found.or(steady.then_some(stride)) else { return Vec::new() };
@@ -127,7 +129,8 @@ mod tests {
         "fd12:3456:789a::/48".parse().unwrap()
     }
 
-    /// Of a node at 10.0.0.2:7000 behind a NAT at 198.51.100.1: what as many servers saw, one after the other.
+    /// Of a node at 10.0.0.2:7000 behind a NAT at 198.51.100.1: what as many servers saw, one after the
+    /// other.
     fn seen(ports: &[u16]) -> Vec<(SocketAddr, SocketAddr)> {
         let server = |n| SocketAddr::from(([192, 0, 2, n], 443));
         let seen =

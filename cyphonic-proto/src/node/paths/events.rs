@@ -76,7 +76,8 @@ impl Node {
         if let Some((from, new)) = self.meet_at(id, from) {
             let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
             tunnel.is_alive(now);
-            // Its own probe got through, so it is time for ours (RFC 8445 §7.3.1.4), unless there is nothing to gain.
+            // Its own probe got through, so it is time for ours (RFC 8445 §7.3.1.4), unless there is nothing
+            // to gain.
             let sought = tunnel.paths.target(from).is_some_and(|target| tunnel.paths.is_sought(target));
             let waits = tunnel.paths.target(from).is_some_and(|t| t.proved.is_none_or(|at| at + SURE <= now));
             if new || (sought && waits) || tunnel.paths.is_doubted() {
@@ -86,8 +87,8 @@ impl Node {
         self.watch(now, id);
     }
 
-    /// The peer sends on another path now (RFC 9000 §9.3). It is followed once that path is validated, unless the one in
-    /// use answers first: then there is nothing wrong with it.
+    /// The peer sends on another path now (RFC 9000 §9.3). It is followed once that path is validated, unless
+    /// the one in use answers first: then there is nothing wrong with it.
     pub(in crate::node) fn peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
         let Some((from, _)) = self.meet_at(id, from) else { return };
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
@@ -151,7 +152,8 @@ impl Node {
         }
         self.told = candidates;
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
-            // A peer that has not been heard yet may have the list before, which counts as known once it answers.
+            // A peer that has not been heard yet may have the list before, which counts as known once it
+            // answers.
             let told = |tunnel: &Tunnel| {
                 tunnel.is_told() || (tunnel.retires_at.is_none() && tunnel.paths.telling.is_some())
             };
@@ -163,8 +165,8 @@ impl Node {
         }
     }
 
-    /// This node is elsewhere, or was asleep: every tunnel's path is in doubt, its peer is told where this node is now, and
-    /// the first path that answers is taken.
+    /// This node is elsewhere, or was asleep: every tunnel's path is in doubt, its peer is told where this
+    /// node is now, and the first path that answers is taken.
     pub(in crate::node) fn move_tunnels(&mut self, now: Instant) {
         self.timers.clear(&Timer::Candidates);
         let concerned = |tunnel: &Tunnel| tunnel.is_told() && !tunnel.is_stranded();
@@ -184,9 +186,10 @@ impl Node {
         }
     }
 
-    /// Notes to which tunnels' peers this host has no way any more, or has one again. Where it has none to the NMS either, whom they
-    /// could be asked for anew, they are neither challenged nor told dead: their peers have their ends for as long as they bear
-    /// silence. Returns those that were waited for longer than that.
+    /// Notes to which tunnels' peers this host has no way any more, or has one again. Where it has none to
+    /// the NMS either, whom they could be asked for anew, they are neither challenged nor told dead:
+    /// their peers have their ends for as long as they bear silence. Returns those that were waited for
+    /// longer than that.
     pub(in crate::node) fn note_ways(&mut self, now: Instant, routes: &dyn Routes) -> Vec<TunnelId> {
         let mut late = Vec::new();
         let asks = self.services.get(&Service::Nms).is_some_and(|slot| slot.reachable);
@@ -208,7 +211,8 @@ impl Node {
         late
     }
 
-    /// Peers may have given up their ends of tunnels: whoever does not answer on any path is asked for another tunnel.
+    /// Peers may have given up their ends of tunnels: whoever does not answer on any path is asked for
+    /// another tunnel.
     pub(in crate::node) fn expect_nobody(&mut self, tunnels: &[TunnelId]) {
         for id in tunnels {
             if let Some(doubt) = self.tunnels.get_mut(id).and_then(|tunnel| tunnel.paths.doubt.as_mut()) {
@@ -217,7 +221,8 @@ impl Node {
         }
     }
 
-    /// A relay knows where this node is now: tunnels that wait for an answer need not wait for their next step.
+    /// A relay knows where this node is now: tunnels that wait for an answer need not wait for their next
+    /// step.
     pub(in crate::node) fn relay_followed(&mut self, now: Instant, trs: &str) {
         for id in self.tunnels_via(trs) {
             let doubt = self.tunnels.get_mut(&id).and_then(|tunnel| tunnel.paths.doubt.as_mut());

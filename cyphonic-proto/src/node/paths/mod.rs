@@ -1,21 +1,24 @@
 //! A tunnel's paths: candidates, probes, the move to a better path, and the retreat from a dead one.
 //!
-//! A tunnel keeps its keys and packet numbers for life; where its packets go may change (RFC 9000 §9, with an end that may
-//! begin behind a relay). Each end judges by itself on which path it sends: one may have moved already while the other has
-//! not. Whatever arrives is opened all the same, so a move loses nothing.
+//! A tunnel keeps its keys and packet numbers for life; where its packets go may change (RFC 9000 §9, with an
+//! end that may begin behind a relay). Each end judges by itself on which path it sends: one may have moved
+//! already while the other has not. Whatever arrives is opened all the same, so a move loses nothing.
 //!
 //! - *Candidates*: each end tells the other where it may be reached (CANDIDATES, inside the tunnel). Where an
 //!   authenticated probe comes from is one more.
-//! - *Rounds* (`schedule`): both ends probe at the same time, right after the tunnel stands, so that each one's probes open
-//!   its NAT for the other's. What answered is validated (RFC 9000 §8.2). Rounds are repeated ever more rarely while the
-//!   tunnel is in use, and at once when there is news.
-//! - *Choice* (`target`): a better kind of path, or a clearly faster one of the same kind, is taken as soon as it answers.
-//! - *Doubt*: a path that takes packets and brings none, or that the peer has left, is challenged together with those that
-//!   could take its place. The first that answers when its time is up is taken. The relay is always among them.
+//! - *Rounds* (`schedule`): both ends probe at the same time, right after the tunnel stands, so that each
+//!   one's probes open its NAT for the other's. What answered is validated (RFC 9000 §8.2). Rounds are
+//!   repeated ever more rarely while the tunnel is in use, and at once when there is news.
+//! - *Choice* (`target`): a better kind of path, or a clearly faster one of the same kind, is taken as soon
+//!   as it answers.
+//! - *Doubt*: a path that takes packets and brings none, or that the peer has left, is challenged together
+//!   with those that could take its place. The first that answers when its time is up is taken. The relay is
+//!   always among them.
 //!
-//! **Invariants.** Packets go only to an address that has answered a challenge, or at which the tunnel was set up. Probes
-//! go only to addresses that the authenticated peer named or probed from, never to this host, its link or the overlay; how
-//! many there are, how many probes a node sends, and how many of them at one peer's word, is bounded.
+//! **Invariants.** Packets go only to an address that has answered a challenge, or at which the tunnel was
+//! set up. Probes go only to addresses that the authenticated peer named or probed from, never to this host,
+//! its link or the overlay; how many there are, how many probes a node sends, and how many of them at one
+//! peer's word, is bounded.
 
 mod candidate;
 mod events;
@@ -93,8 +96,8 @@ pub(super) struct Paths {
     pub(super) kept_by_peer: bool,
 }
 
-/// How often a tunnel's relay is checked while packets go elsewhere, or the only path of a tunnel that is kept open: more
-/// often than a TRS forgets a leg without packets (10 min).
+/// How often a tunnel's relay is checked while packets go elsewhere, or the only path of a tunnel that is
+/// kept open: more often than a TRS forgets a leg without packets (10 min).
 const CHECK: Duration = Duration::from_secs(240);
 
 impl Paths {
@@ -296,8 +299,8 @@ impl Paths {
         self.silence = SILENCE_LEAST;
     }
 
-    /// Kinds of paths that a round looks for: where an end has moved, any, as the present one may be gone with all of its
-    /// kind.
+    /// Kinds of paths that a round looks for: where an end has moved, any, as the present one may be gone
+    /// with all of its kind.
     fn is_sought(&self, target: &Target) -> bool {
         !target.is_relay()
             && target.remote != self.current
@@ -309,9 +312,9 @@ impl Paths {
         self.doubt.is_some_and(|doubt| doubt.race == Race::Open)
     }
 
-    /// How long a doubt lasts before another tunnel is asked for, where no relay is there to fall back on. A peer that has
-    /// not moved answers within a round trip; one that has moved at the same time does not, and only the NMS knows where
-    /// both are.
+    /// How long a doubt lasts before another tunnel is asked for, where no relay is there to fall back on. A
+    /// peer that has not moved answers within a round trip; one that has moved at the same time does not,
+    /// and only the NMS knows where both are.
     fn seek_after(&self) -> Duration {
         if !self.is_moving() {
             return SEEK;

@@ -13,13 +13,15 @@ use cyphonic_common::frame::CandidateFlags;
 use rand::Rng;
 use std::{net::SocketAddr, time::Instant};
 
-/// Probes of all tunnels together but for those of paths in use and relays; each has 1,200 bytes. Many may leave at once: a
-/// network change concerns all tunnels.
+/// Probes of all tunnels together but for those of paths in use and relays; each has 1,200 bytes. Many may
+/// leave at once: a network change concerns all tunnels.
 const OF_NODE: Rate = Rate { per_second: 100, at_once: 400 };
-/// What probes of addresses that have never answered leave of the node's: for those that have, which peers can ask for too.
+/// What probes of addresses that have never answered leave of the node's: for those that have, which peers
+/// can ask for too.
 const FOR_PROVED: u32 = 200;
-/// Those to addresses that one peer named and that have never answered. They may be anybody's, and lists of them come as often
-/// as the peer likes: two rounds of as many as there can be, and then about a round of as many as are common in 20 s.
+/// Those to addresses that one peer named and that have never answered. They may be anybody's, and lists of
+/// them come as often as the peer likes: two rounds of as many as there can be, and then about a round of as
+/// many as are common in 20 s.
 const OF_PEER: Rate = Rate { per_second: 2, at_once: 224 };
 /// What rounds leave of a peer's: for where it is heard from, as after a move.
 const RESERVE: u32 = 16;
@@ -124,8 +126,9 @@ impl Node {
         }
     }
 
-    /// A tunnel that takes packets and brings none is perhaps on a dead path. Where there is no other, the tunnel bears silence
-    /// for longer, and only its relay is asked: that may be beyond reach, and found again another way.
+    /// A tunnel that takes packets and brings none is perhaps on a dead path. Where there is no other, the
+    /// tunnel bears silence for longer, and only its relay is asked: that may be beyond reach, and found
+    /// again another way.
     pub(in crate::node) fn judge_silence(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let paths = &tunnel.paths;
@@ -339,7 +342,8 @@ impl Node {
         }
     }
 
-    /// A tunnel that has nothing to fall back on, no relay or a peer that may be gone, asks for another in time.
+    /// A tunnel that has nothing to fall back on, no relay or a peer that may be gone, asks for another in
+    /// time.
     fn seek_another(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let used = tunnel.is_used(now);
@@ -370,8 +374,8 @@ impl Node {
         self.changed();
     }
 
-    /// The relay behind a direct path keeps its leg, and is known to work; so is the one path of a tunnel that is kept
-    /// open.
+    /// The relay behind a direct path keeps its leg, and is known to work; so is the one path of a tunnel
+    /// that is kept open.
     fn check_spare(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get_mut(&id).filter(|tunnel| tunnel.paths.check <= now) else {
             return;

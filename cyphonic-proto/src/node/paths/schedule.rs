@@ -9,20 +9,20 @@ const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// Probes of a round, from its begin. The second follows before the peer's first can have arrived over most paths, so
-/// that whichever end began later finds the other's NAT open; the last leaves the peer half a second of the 3 s in which
-/// a pair that can be joined is to be joined.
+/// Probes of a round, from its begin. The second follows before the peer's first can have arrived over most
+/// paths, so that whichever end began later finds the other's NAT open; the last leaves the peer half a
+/// second of the 3 s in which a pair that can be joined is to be joined.
 const ROUND: [Duration; 7] = [ms(0), ms(50), ms(150), ms(350), ms(750), ms(1500), ms(2500)];
 /// The end of a round.
 const ROUND_END: Duration = ms(3000);
-/// Challenges of a path in doubt, from the begin of the doubt: enough that a path which loses one packet in ten is not
-/// given up for it.
+/// Challenges of a path in doubt, from the begin of the doubt: enough that a path which loses one packet in
+/// ten is not given up for it.
 const DOUBT: [Duration; 10] =
     [ms(0), ms(100), ms(200), ms(350), ms(750), ms(1500), ms(2500), ms(4500), ms(6500), ms(8500)];
 /// A doubt that nothing has resolved by then will not be by waiting.
 const DOUBT_END: Duration = ms(9000);
-/// A relay that sees this node elsewhere wants a proof before it lets packets from there pass (decision 0021). That goes to its
-/// process, and what is sent with it to its fast path, which is there first.
+/// A relay that sees this node elsewhere wants a proof before it lets packets from there pass (decision
+/// 0021). That goes to its process, and what is sent with it to its fast path, which is there first.
 pub(super) const PROOF: Duration = ms(10);
 /// Waits between lists of candidates until the peer has told its own.
 const TELLING: [Duration; 5] = [ms(0), ms(200), ms(600), ms(1500), ms(3500)];

@@ -18,12 +18,13 @@ pub(in crate::node) struct Target {
     /// What stands on the wire: the peer's own connection ID, or that of its leg.
     pub(super) wire_cid: ConnectionId,
     pub(super) class: Class,
-    /// Whether the peer named it; the others are where authenticated probes of it came from ("peer-reflexive",
-    /// RFC 8445 §7.3.1.3).
+    /// Whether the peer named it; the others are where authenticated probes of it came from
+    /// ("peer-reflexive", RFC 8445 §7.3.1.3).
     pub(super) named: bool,
     /// Smoothed as in RFC 9002 §5.3.
     pub(super) rtt: Option<Duration>,
-    /// The latest time at which the path is known to have worked: when the probe was sent that was answered last.
+    /// The latest time at which the path is known to have worked: when the probe was sent that was answered
+    /// last.
     pub(super) proved: Option<Instant>,
     /// Whether it was ever probed.
     pub(super) tried: bool,
@@ -80,8 +81,8 @@ impl Target {
         self.proved.is_some_and(|at| at >= since)
     }
 
-    /// Whether it is worth leaving the other for it: a better kind, or the same and clearly faster, so that two that are
-    /// alike do not take turns.
+    /// Whether it is worth leaving the other for it: a better kind, or the same and clearly faster, so that
+    /// two that are alike do not take turns.
     pub(super) fn is_better_than(&self, other: &Self) -> bool {
         let faster = || match (self.rtt, other.rtt) {
             (Some(own), Some(others)) => own * 5 / 4 + Duration::from_millis(1) < others,

@@ -215,7 +215,8 @@ fn legs_that_nobody_claims_end_and_so_do_those_of_the_revoked() {
     assert_eq!(bench.trs.sizes().1, 0);
 }
 
-/// The certificate of the device that had the name before is valid until its end, and this TRS may not hear of revocations.
+/// The certificate of the device that had the name before is valid until its end, and this TRS may not hear
+/// of revocations.
 #[test]
 fn who_had_a_name_before_can_neither_take_its_place_nor_end_its_legs() {
     let mut bench = Bench::new();

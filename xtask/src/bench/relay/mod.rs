@@ -1,7 +1,7 @@
 //! `cargo xtask bench relay`: what one processor forwards, by XDP, by userspace and by coturn.
 //!
-//! One program measures once (`cyphonic-dataplane/examples/relay_bench`); this runs it for all in turn, again and again,
-//! so that what else the machine does hits all alike.
+//! One program measures once (`cyphonic-dataplane/examples/relay_bench`); this runs it for all in turn, again
+//! and again, so that what else the machine does hits all alike.
 
 mod measure;
 mod report;

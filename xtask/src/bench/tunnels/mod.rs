@@ -105,8 +105,8 @@ impl TunnelArgs {
         }
     }
 
-    /// Whether the figures are those that the project's documentation shows: of all systems, as they are built and as long and as
-    /// often as is usual.
+    /// Whether the figures are those that the project's documentation shows: of all systems, as they are
+    /// built and as long and as often as is usual.
     fn is_whole(&self) -> bool {
         let usual = self.programs.is_none() && self.reps.is_none() && self.seconds.is_none();
         usual && !self.quick && self.only.is_empty() && self.variant.is_none()

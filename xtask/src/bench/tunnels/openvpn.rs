@@ -1,4 +1,5 @@
-//! OpenVPN between two ends, by TLS with pinned certificates, its packets sealed with AES-128-GCM in userspace.
+//! OpenVPN between two ends, by TLS with pinned certificates, its packets sealed with AES-128-GCM in
+//! userspace.
 
 use anyhow::{Context, Result};
 
