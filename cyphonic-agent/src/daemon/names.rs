@@ -221,6 +221,8 @@ mod tests {
                 .with_writer(Arc::new(log))
                 .finish(),
         );
+        // Alone, it would not be asked of what other tests' threads log first.
+        let _another = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
         fs::write(path("resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
         // A folder in the way of the file aside, whoever runs the test.
         fs::create_dir(path("resolv.conf.cyphonic")).unwrap();

@@ -62,6 +62,8 @@ async fn a_cloud_that_is_away_is_told_the_log_once() {
     let layer = tracing_subscriber::fmt().with_max_level(LevelFilter::DEBUG).with_ansi(false);
     let _logged =
         tracing::subscriber::set_default(layer.with_writer(Arc::new(File::create(&log).unwrap())).finish());
+    // Alone, it would not be asked of what other tests' threads log first.
+    let _another = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
     let lines = |level: &str| {
         let text = fs::read_to_string(&log).unwrap();
         let of = |line: &&str| {
