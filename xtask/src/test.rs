@@ -21,7 +21,7 @@ use crate::{aarch64, ebpf, setup, shell};
 /// Which tests to run.
 #[derive(Debug, Default, Args)]
 pub(crate) struct TestArgs {
-    /// Only the part in emulated machines: the eBPF programs on other kernels.
+    /// Only the eBPF programs on other kernels, which are emulated.
     #[arg(long)]
     emulated: bool,
     /// Arguments for `cargo test`, for example `-p cyphonic-lab`. All tests of the workspace by default.

@@ -181,9 +181,10 @@ impl Node {
                     slot.resets.reset();
                 }
                 slot.believes_from = Some(now + slot.resets.next(RESET_LEAST, RESET_MOST, &mut self.rng));
-                match self.joins_via(trs) {
-                    true => self.ask_relay(now, trs),
-                    false => self.replace_connection(now, service, "it has restarted"),
+                if self.joins_via(trs) {
+                    self.ask_relay(now, trs);
+                } else {
+                    self.replace_connection(now, service, "it has restarted");
                 }
             }
             // What was sent before the service was there again is repeated only after a while.
