@@ -6,12 +6,17 @@
 //! for it (Documentation/power/pm_qos_interface.rst). A ring asks while packets come, and for a while after
 //! the last one.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
 /// Where it is asked for. A request is a file that is open, and ends with it.
 const REQUESTS: &str = "/dev/cpu_dma_latency";
+/// The driver that puts processors into idle states, of those that requests allow
+/// (Documentation/admin-guide/pm/cpuidle.rst).
+const DRIVER: &str = "/sys/devices/system/cpu/cpuidle/current_driver";
+/// What stands there where there is none. The kernel then halts processors and asks nobody.
+const NO_DRIVER: &str = "none";
 /// The longest that leaving a state may take, in µs: none is entered at all.
 const AWAKE: i32 = 0;
 /// No wish (`PM_QOS_DEFAULT_VALUE`).
@@ -27,6 +32,15 @@ pub struct AwakeRequest {
 }
 
 impl AwakeRequest {
+    /// Whether requests change anything on this machine. Where the kernel does not say (a container's /sys),
+    /// nothing is known against it.
+    ///
+    /// # Errors
+    /// The kernel has no driver for idle states, as in some virtual machines.
+    pub fn would_be_heeded() -> io::Result<()> {
+        heeded_with(fs::read_to_string(DRIVER).ok().as_deref())
+    }
+
     /// Opens the kernel's interface. Nothing is asked for until packets come.
     ///
     /// # Errors
@@ -79,6 +93,14 @@ impl AwakeRequest {
     }
 }
 
+fn heeded_with(driver: Option<&str>) -> io::Result<()> {
+    if driver.is_none_or(|driver| driver.trim_end() != NO_DRIVER) {
+        return Ok(());
+    }
+    let why = format!("this kernel halts processors whatever is asked ({DRIVER} is `{NO_DRIVER}`)");
+    Err(io::Error::new(io::ErrorKind::Unsupported, why))
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read;
@@ -109,6 +131,14 @@ mod tests {
         let asked: Vec<i32> =
             bytes.as_chunks::<4>().0.iter().map(|bytes| i32::from_ne_bytes(*bytes)).collect();
         assert_eq!(asked, [ANY, AWAKE, ANY, AWAKE], "asked for once each time");
+    }
+
+    #[test]
+    fn a_kernel_that_would_not_heed_it_is_not_asked() {
+        assert_eq!(heeded_with(Some("none\n")).unwrap_err().kind(), io::ErrorKind::Unsupported);
+        for driver in [Some("haltpoll\n"), Some("intel_idle\n"), None] {
+            heeded_with(driver).unwrap();
+        }
     }
 
     #[test]
