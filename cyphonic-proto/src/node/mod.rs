@@ -118,6 +118,8 @@ enum Timer {
     Wanted(Ipv6Addr),
     /// The next attempt at a peer.
     Attempt(Ipv6Addr),
+    /// To tell of an address no more that is no device's.
+    Nobody(Ipv6Addr),
     /// A set-up's last moment.
     Setup(SetupId),
     /// The last moment of an offer.
@@ -190,6 +192,7 @@ impl Node {
                 Timer::Query(query) => self.query_due(now, query),
                 Timer::Held(dst) => self.held_due(now, dst),
                 Timer::Wanted(peer) => self.wanted_due(now, peer),
+                Timer::Nobody(address) => self.nobody_due(address),
                 Timer::Attempt(peer) => self.attempt_due(now, peer),
                 Timer::Setup(setup) => self.setup_due(now, setup),
                 Timer::Offer(connection) => self.offer_due(connection),

@@ -23,6 +23,8 @@ use std::{
 /// Waits between attempts that failed through nobody's settled refusal.
 const RETRY_LEAST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(2);
+/// How long an address that is no device's is told of, so that a mistyped name can be looked into.
+const NOBODY_SHOWN: Duration = Duration::from_secs(10 * 60);
 /// How long a broken tunnel that was in use is worth replacing without anybody asking.
 pub(super) const WANTED: Duration = Duration::from_secs(20);
 
@@ -255,8 +257,23 @@ impl Node {
         if held {
             self.act(Action::DropHeld { dst: address, reason: error.clone() });
         }
+        if error == ResolveError::NoSuchPeer {
+            self.timers.set(Timer::Nobody(address), now + NOBODY_SHOWN);
+        }
         self.answer_all(address, &Err(error));
         self.changed();
+    }
+
+    /// An address turned out to be no device's a while ago: unless it is one's now, nothing is told of it any
+    /// more.
+    pub(super) fn nobody_due(&mut self, address: Ipv6Addr) {
+        let is_nobody = |peer: &Peer| peer.last_error == Some(ResolveError::NoSuchPeer);
+        let is_expected = self.setups.values().any(|setup| setup.peer == address);
+        let idle = |peer: &Peer| is_nobody(peer) && self.is_idle(address, peer);
+        if !is_expected && self.peers.get(&address).is_some_and(idle) {
+            self.peers.remove(&address);
+            self.changed();
+        }
     }
 
     /// A tunnel stands: all who wait for the peer get its address. Held packets are released by the
@@ -593,18 +610,18 @@ impl Node {
         }
         // A tunnel is to find its peer here when it is installed, though only the other end wants it.
         let expected: BTreeSet<_> = self.setups.values().map(|setup| setup.peer).collect();
-        let is_idle = |address: &Ipv6Addr, peer: &Peer| {
-            peer.tunnels.is_empty()
-                && !peer.is_sought()
-                && !expected.contains(address)
-                && !self.keeps_open(*address)
-        };
-        let idle = self.peers.iter().filter(|(address, peer)| is_idle(address, peer));
+        let may_go =
+            |address: &Ipv6Addr, peer: &Peer| self.is_idle(*address, peer) && !expected.contains(address);
+        let idle = self.peers.iter().filter(|(address, peer)| may_go(address, peer));
         let address = idle.min_by_key(|(_, peer)| peer.since).map(|(address, _)| *address);
         let address =
             address.ok_or_else(|| ResolveError::TooMany { what: "peers are in use already".into() })?;
         self.peers.remove(&address);
         Ok(())
+    }
+
+    fn is_idle(&self, address: Ipv6Addr, peer: &Peer) -> bool {
+        peer.tunnels.is_empty() && !peer.is_sought() && !self.keeps_open(address)
     }
 
     /// Why somebody who has waited long enough has no tunnel.

@@ -229,6 +229,29 @@ fn what_does_not_exist_is_told_from_what_is_offline() {
 }
 
 #[test]
+fn what_does_not_exist_is_told_of_for_a_while() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let mut world = open_pair();
+    world.run(15 * SECOND);
+    for name in ["nobody", "late"] {
+        assert_eq!(world.resolves("a", name), Err(ResolveError::NoSuchPeer));
+    }
+    let named = |world: &World| {
+        let peers = world.hosts["a"].node.as_ref().unwrap().status().peers;
+        peers.into_iter().filter_map(|peer| peer.fqdn).collect::<Vec<_>>()
+    };
+    world.run(9 * MINUTE);
+    assert_eq!(named(&world).len(), 2);
+    assert_eq!(world.resolves("a", "nobody"), Err(ResolveError::NoSuchPeer));
+    world.cloud.enrol("late");
+    assert!(matches!(world.resolves("a", "late"), Err(ResolveError::Offline { .. })));
+    world.run(9 * MINUTE);
+    assert_eq!(named(&world).len(), 2, "one was asked for again, the other is a device now");
+    world.run(2 * MINUTE);
+    assert_eq!(named(&world), ["late.lab"]);
+}
+
+#[test]
 fn packets_to_nobody_are_answered_as_unreachable() {
     let mut world = open_pair();
     world.run(15 * SECOND);
