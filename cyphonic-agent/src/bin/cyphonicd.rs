@@ -124,8 +124,8 @@ fn cleanup(config: &Config) -> Result<()> {
     // A running daemon's edits are its own.
     let _lock = state.lock()?;
     if daemon::block_on(daemon::clean_up_host(&state, config))?? {
-        println!(
-            "What a daemon that died left on the host is gone: resolver configuration, virtual interface."
+        tracing::info!(
+            "what a daemon that died left on the host is gone: resolver configuration, virtual interface"
         );
     }
     Ok(())

@@ -12,8 +12,11 @@ use tokio::process::Command;
 use super::{output::say, status};
 use crate::config::{Config, DEFAULT_PATH, Overrides};
 
-/// What is looked at besides the daemon. None of it shows a key or a token.
-const COMMANDS: [&[&str]; 15] = [
+/// What is looked at besides the daemon. None of it shows a key, and of a token see [`without_tokens`].
+const COMMANDS: [&[&str]; 17] = [
+    // The settings that win over the file, and those of the unit.
+    &["cat", "/etc/default/cyphonicd"],
+    &["systemctl", "cat", "--no-pager", "cyphonicd"],
     &["uname", "-a"],
     &["cat", "/etc/os-release"],
     &["timedatectl", "show"],
@@ -44,7 +47,7 @@ pub(super) async fn run(socket: &Path) -> Result<()> {
         Ok(report) => part("cyphonic status --json", serde_json::to_string_pretty(&report)?)?,
         Err(error) => part("cyphonic status --json", error)?,
     }
-    match Config::load(Path::new(DEFAULT_PATH), false, &Overrides::default()) {
+    match Config::load(Path::new(DEFAULT_PATH), true, &Overrides::default()) {
         Ok(config) => part(DEFAULT_PATH, serde_yaml::to_string(&config)?)?,
         Err(error) => part(DEFAULT_PATH, error)?,
     }
@@ -66,7 +69,7 @@ async fn said(command: &[&str]) -> String {
     match tokio::time::timeout(LIMIT, child.output()).await {
         Ok(Ok(output)) => {
             let text = [output.stdout, output.stderr].concat();
-            let text = String::from_utf8_lossy(&text[text.len().saturating_sub(MOST)..]).into_owned();
+            let text = without_tokens(&String::from_utf8_lossy(&text[text.len().saturating_sub(MOST)..]));
             if output.status.success() { text } else { format!("{text}({})", output.status) }
         }
         Ok(Err(error)) => format!("cannot be run: {error}"),
@@ -74,9 +77,25 @@ async fn said(command: &[&str]) -> String {
     }
 }
 
+/// Somebody may have written one where the environment of a program is set.
+fn without_tokens(text: &str) -> String {
+    let line = |line: &str| {
+        let names_one = line.to_ascii_uppercase().contains("TOKEN=");
+        if names_one { "(a line with a token)\n".to_owned() } else { line.to_owned() }
+    };
+    text.split_inclusive('\n').map(line).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tokens_of_settings_are_not_shown() {
+        let settings = "CYPHONIC_CLOUD=cloud.example\n#CYPHONIC_TOKEN=abc\nEnvironment='X_Token=def'\nlast";
+        let shown = "CYPHONIC_CLOUD=cloud.example\n(a line with a token)\n(a line with a token)\nlast";
+        assert_eq!(without_tokens(settings), shown);
+    }
 
     #[tokio::test]
     async fn programs_that_fail_or_are_not_there_are_told_as_such() {

@@ -281,7 +281,14 @@ fn a_bug_report_is_one_text_also_without_a_daemon() {
         .unwrap();
     let said = text(&report.stdout);
     assert!(report.status.success(), "{report:?}");
-    for title in ["cyphonic version", "cyphonic status --json", "uname -a", "ip -details address"] {
+    for title in [
+        "cyphonic version",
+        "cyphonic status --json",
+        "/etc/cyphonic/agent.yaml",
+        "cat /etc/default/cyphonicd",
+        "uname -a",
+        "ip -details address",
+    ] {
         assert!(said.contains(&format!("\n===== {title}\n")), "{said}");
     }
     assert!(said.contains("the daemon is not running") && said.contains("Linux"), "{said}");
