@@ -19,8 +19,8 @@ pub(crate) const MAX_READ: usize = VNET_HEADER_LEN + 65_536;
 
 /// Packets that wait for the worker: what applications send in ten milliseconds at 400,000 packets a second,
 /// for which another thread may have its processor. The kernel's default, 500, is full after one; packets are
-/// then lost that the worker could have taken. What waits is charged to its senders' sockets, so one sender
-/// cannot fill it with bulk.
+/// then lost that the worker could have taken. The kernel charges what waits to nobody, and drops what finds
+/// no place.
 const QUEUE_LEN: libc::c_int = 4096;
 
 /// Why the interface could not be made.

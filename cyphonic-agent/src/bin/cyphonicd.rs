@@ -1,5 +1,5 @@
 //! The daemon of one device.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the output of a command")]
+#![expect(clippy::print_stderr, reason = "the output of a command")]
 
 use std::{env, fmt::Display, path::PathBuf, process::ExitCode};
 

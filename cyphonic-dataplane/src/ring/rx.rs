@@ -144,11 +144,6 @@ impl<D: Delivery> RxWorker<D> {
         self.cards.descriptor()
     }
 
-    /// What tells of frames is broken.
-    pub(super) fn bury_cards(&mut self) {
-        self.cards.bury();
-    }
-
     /// Opens a batch of frames, if there are any. Returns how many.
     fn receive_from_cards(&mut self) -> u32 {
         let received = self.cards.receive();

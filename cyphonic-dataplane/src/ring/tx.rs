@@ -3,8 +3,8 @@
 //! One thread at a time owns every sealer. It reads a packet or a super-packet, finds its tunnel, cuts and
 //! seals it in one pass into the batch, and sends the batch when it is full, when the next packet does not
 //! fit behind the last, or when the device has nothing more. What the socket has no room for is kept, and
-//! until it has left the device is not read: its queue fills, and the kernel's queueing discipline and TCP
-//! see what they would see in front of a slow link.
+//! until it has left the device is not read: its queue fills, and then the kernel drops there what more
+//! comes, which TCP takes as it does drops in front of a slow link.
 
 mod backlog;
 mod batch;

@@ -346,13 +346,17 @@ impl UdpPort {
         room: bool,
         timeout: Option<Duration>,
     ) -> io::Result<Woken> {
-        let nothing = || PollFd::new(&self.socket, PollFlags::empty());
-        let [first, second, third] = others.each_ref().map(|other| other.clone().unwrap_or_else(nothing));
         let wanted = if room { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let (socket, waker) = (PollFd::new(&self.socket, wanted), PollFd::new(&*self.waker, PollFlags::IN));
-        let mut fds = [socket, waker, first, second, third];
-        poll(&mut fds, timeout)?;
-        let [socket, waker, first, second, third] = fds;
+        let nothing = || PollFd::new(&self.socket, PollFlags::empty());
+        let mut fds = [socket, waker, nothing(), nothing(), nothing()];
+        let mut used = 2;
+        for (fd, other) in fds.iter_mut().skip(used).zip(others.iter().flatten()) {
+            *fd = other.clone();
+            used += 1;
+        }
+        poll(&mut fds[..used], timeout)?;
+        let [socket, waker, polled @ ..] = fds;
         let readable = !socket.revents().difference(PollFlags::OUT).is_empty();
         let woken = Woken { readable, called: !waker.revents().is_empty() };
         if woken.called {
@@ -360,11 +364,7 @@ impl UdpPort {
             // Only fails if another waiter was faster.
             let _ = rustix::io::read(&*self.waker, &mut count);
         }
-        for (other, polled) in others.iter_mut().zip([first, second, third]) {
-            if other.is_some() {
-                *other = Some(polled);
-            }
-        }
+        others.iter_mut().flatten().zip(polled).for_each(|(other, polled)| *other = polled);
         Ok(woken)
     }
 

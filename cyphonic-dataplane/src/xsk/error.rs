@@ -16,7 +16,7 @@ pub enum XskError {
         source: io::Error,
     },
     /// The kernel has no AF_XDP.
-    #[error("this kernel has no AF_XDP sockets ({0}): use Linux 5.10 or later with CONFIG_XDP_SOCKETS")]
+    #[error("this kernel has no AF_XDP sockets ({0}): use Linux 5.11 or later with CONFIG_XDP_SOCKETS")]
     Unsupported(io::Error),
     /// The process lacks privileges.
     #[error(

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::net::xdp::XdpDesc;
 use rustix::net::{RecvFlags, sockopt};
 
+use super::XskError;
 use super::frame::{Frame, FramePool};
 use super::ring::{Consumer, Producer};
 use super::umem::Umem;
@@ -120,6 +121,16 @@ impl XskRx {
         match rustix::net::recv(&self.socket, &mut nothing, RecvFlags::DONTWAIT) {
             Ok(_) => Ok(()),
             Err(error) => super::tx::unless_later(error),
+        }
+    }
+
+    /// Asks once for what [`wake`](Self::wake) will ask for again and again.
+    pub(super) fn check_wakeups(&self) -> Result<(), XskError> {
+        match self.wake() {
+            // Before Linux 5.11 these sockets cannot be received from.
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Err(XskError::Unsupported(error)),
+            // An interface that is down is no reason.
+            _ => Ok(()),
         }
     }
 

@@ -114,8 +114,10 @@ impl Xsk {
             );
         }
         drop(first);
+        let rx = XskRx::new(receiving, umem.clone(), received, fill);
+        rx.check_wakeups()?;
         Ok(Self {
-            rx: XskRx::new(receiving, umem.clone(), received, fill),
+            rx,
             tx: XskTx::new(sending, umem.clone(), sent, completion),
             zero_copy: options.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY),
         })

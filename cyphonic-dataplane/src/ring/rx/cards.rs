@@ -153,17 +153,6 @@ impl CardQueues {
         }
     }
 
-    /// Forgets the queues of cards that are gone: waiting on them would not wait.
-    #[cold]
-    pub(super) fn bury(&mut self) {
-        let is_gone = |queue: &Queue| {
-            queue.parts.rx.wake().is_err_and(|error| error.raw_os_error() != Some(libc::ENETDOWN))
-        };
-        while let Some(at) = self.queues.iter().position(is_gone) {
-            self.forget(at);
-        }
-    }
-
     #[cold]
     fn forget(&mut self, at: usize) {
         let queue = self.queues.swap_remove(at);

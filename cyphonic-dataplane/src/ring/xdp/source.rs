@@ -40,7 +40,7 @@ impl XskSource {
         self.rx.refill(&mut self.pool, 0);
         if self.rx.recv(&mut self.batch) == 0 {
             if self.rx.needs_wakeup() {
-                self.rx.wake()?;
+                self.check()?;
             }
             return Err(io::ErrorKind::WouldBlock.into());
         }
