@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use super::input::Input;
 use super::peers;
 use super::run::{Engine, network_news};
-use super::services::{self, Dial, Way};
+use super::services::Way;
 use super::time;
 
 impl Engine {
@@ -97,63 +97,13 @@ impl Engine {
         }
     }
 
-    fn connect(&mut self, service: Service, addresses: Vec<SocketAddr>, name: String) {
-        self.give_up_dials(&service);
-        if let Some(old) = self.services.remove(&service) {
-            // It may serve yet: only the service can say, when the new one stands.
-            old.listener.abort();
-            self.transport.mux().remove_legs(old.connection.quinn());
-            self.replaced.insert(service.clone(), old.connection);
-        }
-        self.dial(service, Way::Udp, addresses, name);
-    }
-
-    /// Dials beside whatever stands.
-    fn dial(&mut self, service: Service, way: Way, mut addresses: Vec<SocketAddr>, name: String) {
-        // Attempts begin one after the other: none of them for an address that no route leads to, unless
-        // there is no other.
-        let routed = |address: &SocketAddr| self.port.source_for(*address).is_ok();
-        if addresses.iter().any(routed) {
-            addresses.retain(routed);
-        }
-        tracing::debug!(%service, ?way, ?addresses, "dialling");
-        let attempt = self.fresh();
-        let dial = Dial { service: service.clone(), way, attempt, addresses, name };
-        let task = services::dial(dial, self.transport.clone(), self.tls.clone(), self.inputs.clone());
-        if let Some((_, task)) = self.dialling.insert((service, way), (attempt, task)) {
-            task.abort();
-        }
-    }
-
-    /// What a dial reports from now on is not wanted any more.
-    pub(super) fn give_up_dials(&mut self, service: &Service) {
-        for way in Way::ALL {
-            if let Some((_, task)) = self.dialling.remove(&(service.clone(), way)) {
-                task.abort();
-            }
-        }
-    }
-
     fn look(&mut self, servers: Vec<SocketAddr>, own: Vec<SocketAddr>) {
         self.netcheck.start(servers, own, network_news(self.inputs.clone()));
     }
 
-    fn disconnect(&mut self, service: &Service) {
-        self.give_up_dials(service);
-        if let Some(old) = self.replaced.remove(service) {
-            old.close(close::DONE, "not needed now");
-        }
-        if let Some(old) = self.services.remove(service) {
-            old.listener.abort();
-            self.note_end(service, &old.connection);
-            self.transport.mux().remove_legs(old.connection.quinn());
-            old.connection.close(close::DONE, "not needed now");
-        }
-    }
-
     fn request(&mut self, exchange: ExchangeId, service: &Service, message: Message) {
         tracing::trace!(%service, request = message.name(), "asking");
-        let connection = self.services.get(service).map(|s| s.connection.clone());
+        let connection = self.services.standing.get(service).map(|s| s.connection.clone());
         // Begun here: what is asked behind a registration is answered only if it is read behind it.
         let asked = connection.map(|connection| (connection.begin_exchange(message), connection));
         let (inputs, clock, service) = (self.inputs.clone(), self.clock.clone(), service.clone());
@@ -203,13 +153,6 @@ impl Engine {
         if let Some((connection, _)) = self.peers.remove(&connection) {
             connection.close(close::DONE, REASON);
         }
-    }
-
-    /// The address of a leg, if its TRS is connected.
-    fn leg(&self, trs: &str, context: u64) -> Option<SocketAddr> {
-        let service = self.services.get(&Service::Trs(trs.to_owned()))?;
-        let address = self.transport.mux().add_leg(service.connection.quinn(), context);
-        Some(address.socket_addr())
     }
 
     fn punch(&self, remotes: &[SocketAddr]) {

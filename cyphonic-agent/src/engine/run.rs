@@ -8,23 +8,21 @@ use std::time::{Duration, Instant};
 use cyphonic_dataplane::ring::{self, EncapRing, RingEvent};
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::node::{
-    CachedState, CandidateSet, Node, PeerVia, ResolveError, Routes, Service, Target, TunnelActivity,
+    CachedState, CandidateSet, Node, ResolveError, Routes, Service, Target, TunnelActivity,
 };
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
-use cyphonic_transport::{ArrivingPeer, ClientTls, Clock, Connection, RelayedAddress, Responder, Transport};
+use cyphonic_transport::{ArrivingPeer, ClientTls, Clock, Connection, Responder, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::admission::is_news;
 use super::input::Input;
 use super::mtu::InnerMtus;
 use super::renewal::{Lifetime, Renewal, unix};
 use super::report::{self, Surroundings};
-use super::services::{self, Way};
+use super::services::Services;
 use super::{EngineParts, Names, time};
-use crate::complaints::Complaints;
 use crate::control::{BackendError, ResetTarget};
 use crate::netcheck::{Netcheck, News, OwnPort};
 
@@ -35,13 +33,6 @@ const NO_STATS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The answered half of exchange ids: those that a service opened. The node counts its own from zero.
 const INBOUND_EXCHANGES: u64 = 1 << 63;
-
-pub(super) struct ServiceConnection {
-    pub(super) connection: Connection,
-    pub(super) attempt: u64,
-    pub(super) since: Instant,
-    pub(super) listener: JoinHandle<()>,
-}
 
 pub(super) type Answer = oneshot::Sender<Result<Ipv6Addr, ResolveError>>;
 
@@ -65,15 +56,7 @@ pub(crate) struct Engine {
     /// Why the cloud does not let this device in, as far as it said so.
     pub(super) not_admitted: Option<String>,
     pub(super) started: Instant,
-    pub(super) services: HashMap<Service, ServiceConnection>,
-    /// Dials of services under way, and the attempt that each is.
-    pub(super) dialling: HashMap<(Service, Way), (u64, JoinHandle<()>)>,
-    /// Of dials that failed.
-    pub(super) complaints: Complaints<(Service, Way)>,
-    /// Of connections that ended.
-    pub(super) ends: Complaints<Service>,
-    /// Connections that stay open until those that replace them stand.
-    pub(super) replaced: HashMap<Service, Connection>,
+    pub(super) services: Services,
     pub(super) requests: HashMap<ExchangeId, JoinHandle<()>>,
     pub(super) asked: HashMap<ExchangeId, Responder>,
     pub(super) dials: HashMap<SetupId, JoinHandle<()>>,
@@ -132,11 +115,7 @@ impl Engine {
             certificate_refused,
             not_admitted: None,
             started: now,
-            services: HashMap::new(),
-            dialling: HashMap::new(),
-            complaints: Complaints::default(),
-            ends: Complaints::default(),
-            replaced: HashMap::new(),
+            services: Services::default(),
             requests: HashMap::new(),
             asked: HashMap::new(),
             dials: HashMap::new(),
@@ -233,89 +212,6 @@ impl Engine {
         }
     }
 
-    fn service_dialled(
-        &mut self,
-        now: Instant,
-        service: Service,
-        way: Way,
-        attempt: u64,
-        outcome: Result<Connection, String>,
-    ) {
-        let dialled = (service.clone(), way);
-        let current = self.dialling.get(&dialled).is_some_and(|(current, _)| *current == attempt);
-        match outcome {
-            // Only a dial that was given up in the last moment.
-            Ok(connection) if !current => connection.close(close::DONE, "not wanted any more"),
-            Err(_) if !current => {}
-            Err(reason) => {
-                self.dialling.remove(&dialled);
-                self.note_unreachable(&service);
-                let by_tcp = way == Way::Detour;
-                if self.complaints.is_news(now, (service.clone(), way), &reason) {
-                    tracing::info!(%service, by_tcp, reason, "cannot connect; tried again all the time");
-                } else {
-                    tracing::debug!(%service, by_tcp, reason, "cannot connect");
-                }
-                match way {
-                    Way::Udp => {
-                        self.node.handle_connect_failed(now, service, reason);
-                    }
-                    Way::Detour => {
-                        self.node.handle_detour_failed(now, service, reason);
-                    }
-                }
-            }
-            Ok(connection) => {
-                let through = connection.detour();
-                for way in Way::ALL {
-                    self.complaints.settle(&(service.clone(), way));
-                }
-                // The slower dial, and the detour that is left.
-                self.give_up_dials(&service);
-                if let Some(left) = self.services.remove(&service) {
-                    left.listener.abort();
-                    self.transport.mux().remove_legs(left.connection.quinn());
-                    services::let_go(left.connection);
-                }
-                let remote = connection.remote_address();
-                let listener = services::listen(
-                    service.clone(),
-                    attempt,
-                    connection.clone(),
-                    self.transport.mux(),
-                    self.inputs.clone(),
-                    self.told_after(),
-                );
-                let since = now;
-                let stands = ServiceConnection { connection, attempt, since, listener };
-                self.services.insert(service.clone(), stands);
-                if let Some(old) = self.replaced.remove(&service) {
-                    services::let_go(old);
-                }
-                match through {
-                    None => self.node.handle_connected(now, service, remote),
-                    Some(through) => self.node.handle_detour_connected(now, service, remote, through),
-                }
-            }
-        }
-    }
-
-    fn service_ended(&mut self, now: Instant, service: Service, attempt: u64, reason: String) {
-        if self.services.get(&service).is_some_and(|s| s.attempt == attempt) {
-            if let Some(ended) = self.services.remove(&service) {
-                let stood = now.saturating_duration_since(ended.since);
-                if is_news(&mut self.ends, now, &service, stood, &reason) {
-                    tracing::info!(%service, reason, "the connection ended");
-                } else {
-                    tracing::debug!(%service, reason, "the connection ended");
-                }
-                self.note_end(&service, &ended.connection);
-                self.transport.mux().remove_legs(ended.connection.quinn());
-            }
-            self.node.handle_disconnected(now, service, reason);
-        }
-    }
-
     fn answered(
         &mut self,
         now: Instant,
@@ -343,7 +239,7 @@ impl Engine {
         message: Message,
         responder: Responder,
     ) {
-        let open = self.services.get(&service).filter(|open| open.attempt == attempt);
+        let open = self.services.standing.get(&service).filter(|open| open.attempt == attempt);
         // One that was let in only to tell the time has nothing to ask before.
         if open.is_none_or(|open| !self.is_valid_now(&open.connection)) {
             return;
@@ -518,22 +414,6 @@ impl Engine {
         }
     }
 
-    /// How a connection with this far end travels.
-    fn via(&self, remote: SocketAddr) -> PeerVia {
-        let leg =
-            RelayedAddress::from_socket_addr(remote).and_then(|address| self.transport.mux().leg(address));
-        let relayed = leg.and_then(|(id, context)| {
-            let mut services = self.services.iter();
-            services.find_map(|(service, s)| match service {
-                Service::Trs(trs) if s.connection.quinn().stable_id() == id => {
-                    Some(PeerVia::Relay { trs: trs.clone(), context })
-                }
-                Service::As | Service::Nms | Service::Trs(_) => None,
-            })
-        });
-        relayed.unwrap_or_else(|| PeerVia::Direct(vec![remote]))
-    }
-
     pub(super) fn fresh(&mut self) -> u64 {
         self.next += 1;
         self.next
@@ -542,7 +422,7 @@ impl Engine {
     async fn stop(mut self, answer: oneshot::Sender<()>) {
         self.node.handle_shutdown(Instant::now());
         self.perform_all();
-        for service in self.services.values() {
+        for service in self.services.standing.values() {
             service.connection.close(close::STOPPING, "the agent stops");
         }
         self.netcheck.close().await;
