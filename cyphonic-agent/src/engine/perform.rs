@@ -7,16 +7,13 @@ use cyphonic_common::quic::PUNCH;
 use cyphonic_dataplane::protect;
 use cyphonic_dataplane::ring::{CandidateSet, Control, Path, PathMtu, TunnelId as RingTunnel, TunnelInstall};
 use cyphonic_dataplane::udp::Transmit;
-use cyphonic_proto::node::{
-    self, Action, CloseCode, PeerVia, ResolveError, Service, TunnelControl, TunnelParameters,
-};
+use cyphonic_proto::node::{self, Action, CloseCode, ResolveError, Service, TunnelControl, TunnelParameters};
 use cyphonic_proto::tunnel::{Secret, Suite};
-use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
+use cyphonic_proto::{ExchangeId, Message, QueryId, TunnelId};
 use cyphonic_transport::ExchangeError;
 use tokio::task::JoinHandle;
 
 use super::input::Input;
-use super::peers;
 use super::run::{Engine, network_news};
 use super::services::Way;
 use super::time;
@@ -41,31 +38,13 @@ impl Engine {
             Action::CancelRequest { exchange } => abort(self.requests.remove(&exchange)),
             Action::Respond { exchange, message } => self.respond(exchange, message),
             Action::DialPeer { setup, peer_fqdn, via, .. } => self.dial_peer(setup, peer_fqdn, &via),
-            Action::AskPeer { setup, request } => {
-                if let Some(connection) = self.dialled.remove(&setup) {
-                    self.dials.insert(setup, peers::ask(setup, connection, request, self.inputs.clone()));
-                }
-            }
-            Action::CancelDial { setup } => {
-                abort(self.dials.remove(&setup));
-                if let Some(connection) = self.dialled.remove(&setup) {
-                    connection.close(close::DONE, "not wanted any more");
-                }
-            }
-            Action::OfferPeer { connection, offer } => {
-                if let Some(peer) = self.arriving.remove(&connection) {
-                    let task = peers::offer(connection, peer, offer, self.inputs.clone());
-                    self.offered.insert(connection, task);
-                }
-            }
+            Action::AskPeer { setup, request } => self.ask_peer(setup, request),
+            Action::CancelDial { setup } => self.cancel_dial(setup),
+            Action::OfferPeer { connection, offer } => self.offer_peer(connection, offer),
             Action::ClosePeer { connection } => self.close_peer(connection),
             Action::ExpectTunnel { local_cid } => self.ring.expect(local_cid),
             Action::ForgetTunnel { local_cid } => self.ring.forget(local_cid),
-            Action::RespondPeer { connection, message } => {
-                if let Some((connection, responder)) = self.peers.remove(&connection) {
-                    peers::answer(connection, responder, message);
-                }
-            }
+            Action::RespondPeer { connection, message } => self.respond_peer(connection, message),
             Action::Punch { remotes } => self.punch(&remotes),
             Action::Migrate => self.transport.migrate(),
             Action::InstallTunnel(tunnel) => self.install(*tunnel),
@@ -133,28 +112,6 @@ impl Engine {
         }
     }
 
-    fn dial_peer(&mut self, setup: SetupId, peer: String, via: &PeerVia) {
-        let addresses = match via {
-            PeerVia::Direct(addresses) => addresses.clone(),
-            PeerVia::Relay { trs, context } => self.leg(trs, *context).into_iter().collect(),
-        };
-        let (transport, tls, inputs) = (self.transport.clone(), self.tls.clone(), self.inputs.clone());
-        let task = peers::dial(setup, peer, addresses, transport, tls, inputs);
-        self.dials.insert(setup, task);
-    }
-
-    fn close_peer(&mut self, connection: PeerConnectionId) {
-        const REASON: &str = "no tunnel was made";
-        if let Some(peer) = self.arriving.remove(&connection) {
-            peer.close(REASON);
-        }
-        // With its task the connection goes.
-        abort(self.offered.remove(&connection));
-        if let Some((connection, _)) = self.peers.remove(&connection) {
-            connection.close(close::DONE, REASON);
-        }
-    }
-
     fn punch(&self, remotes: &[SocketAddr]) {
         for remote in remotes {
             if let Err(error) = self.port.send(&Transmit::new(*remote, PUNCH)) {
@@ -206,7 +163,8 @@ impl Engine {
     }
 }
 
-fn abort(task: Option<JoinHandle<()>>) {
+/// Ends a task whose report nobody wants any more.
+pub(super) fn abort(task: Option<JoinHandle<()>>) {
     if let Some(task) = task {
         task.abort();
     }

@@ -10,8 +10,8 @@ use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::node::{
     CachedState, CandidateSet, Node, ResolveError, Routes, Service, Target, TunnelActivity,
 };
-use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
-use cyphonic_transport::{ArrivingPeer, ClientTls, Clock, Connection, Responder, Transport};
+use cyphonic_proto::{ExchangeId, Message, QueryId, TunnelId, close};
+use cyphonic_transport::{ClientTls, Clock, Responder, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use super::input::Input;
 use super::mtu::InnerMtus;
+use super::peers::PeerHandshakes;
 use super::renewal::{Lifetime, Renewal, unix};
 use super::report::{self, Surroundings};
 use super::services::Services;
@@ -59,15 +60,7 @@ pub(crate) struct Engine {
     pub(super) services: Services,
     pub(super) requests: HashMap<ExchangeId, JoinHandle<()>>,
     pub(super) asked: HashMap<ExchangeId, Responder>,
-    pub(super) dials: HashMap<SetupId, JoinHandle<()>>,
-    /// Connections to peers that were dialled and have made their offer.
-    pub(super) dialled: HashMap<SetupId, Connection>,
-    /// Peers that dial, until the node knows what to offer.
-    pub(super) arriving: HashMap<PeerConnectionId, ArrivingPeer>,
-    /// Peers that were made an offer.
-    pub(super) offered: HashMap<PeerConnectionId, JoinHandle<()>>,
-    /// Peers that have asked.
-    pub(super) peers: HashMap<PeerConnectionId, (Connection, Responder)>,
+    pub(super) handshakes: PeerHandshakes,
     pub(super) queries: HashMap<QueryId, (Answer, Instant)>,
     pub(super) tunnels: HashMap<TunnelId, Ipv6Addr>,
     pub(super) mtus: InnerMtus,
@@ -118,11 +111,7 @@ impl Engine {
             services: Services::default(),
             requests: HashMap::new(),
             asked: HashMap::new(),
-            dials: HashMap::new(),
-            dialled: HashMap::new(),
-            arriving: HashMap::new(),
-            offered: HashMap::new(),
-            peers: HashMap::new(),
+            handshakes: PeerHandshakes::default(),
             queries: HashMap::new(),
             tunnels: HashMap::new(),
             mtus: InnerMtus::new(parts.mtus),
@@ -174,11 +163,7 @@ impl Engine {
             Input::PeerAsked { id, connection, message, responder } => {
                 self.peer_asked(now, id, connection, message, responder)
             }
-            Input::PeerLeft(id) => {
-                if self.offered.remove(&id).is_some() {
-                    self.node.handle_peer_left(now, id);
-                }
-            }
+            Input::PeerLeft(id) => self.peer_left(now, id),
             Input::PeerOffered { setup, outcome } => self.peer_offered(now, setup, outcome),
             Input::PeerAnswered { setup, outcome } => self.peer_answered(now, setup, outcome),
             Input::Ring(event) => self.ring_event(now, event),
@@ -247,69 +232,6 @@ impl Engine {
         let exchange = ExchangeId(INBOUND_EXCHANGES | self.fresh());
         self.asked.insert(exchange, responder);
         self.node.handle_request(now, service, exchange, message);
-    }
-
-    fn peer_arrived(&mut self, now: Instant, peer: ArrivingPeer) {
-        let id = PeerConnectionId(self.fresh());
-        let via = self.via(peer.remote_address());
-        self.arriving.insert(id, peer);
-        self.node.handle_peer_arrived(now, id, via);
-    }
-
-    fn peer_asked(
-        &mut self,
-        now: Instant,
-        id: PeerConnectionId,
-        connection: Connection,
-        message: Message,
-        responder: Responder,
-    ) {
-        let Some(identity) = connection.identity().cloned() else { return };
-        if self.offered.remove(&id).is_none() {
-            return;
-        }
-        // TLS judged it by the clock of that moment.
-        if !self.is_identity_valid_now(&identity) {
-            connection.close(close::NOT_ALLOWED, "the certificate is not valid now");
-            return self.node.handle_peer_left(now, id);
-        }
-        let via = self.via(connection.remote_address());
-        self.peers.insert(id, (connection.clone(), responder));
-        self.node.handle_peer_request(now, id, via, &identity, message, &connection);
-    }
-
-    fn peer_offered(&mut self, now: Instant, setup: SetupId, outcome: Result<(Connection, Message), String>) {
-        if self.dials.remove(&setup).is_none() {
-            return;
-        }
-        match outcome {
-            Ok((connection, message)) => {
-                let Some(identity) = connection.identity().cloned() else { return };
-                if !self.is_identity_valid_now(&identity) {
-                    connection.close(close::NOT_ALLOWED, "the certificate is not valid now");
-                    return self.node.handle_dial_failed(
-                        now,
-                        setup,
-                        "its certificate is not valid now".into(),
-                    );
-                }
-                let via = self.via(connection.remote_address());
-                self.dialled.insert(setup, connection.clone());
-                self.node.handle_peer_offer(now, setup, via, &identity, message, &connection);
-            }
-            Err(reason) => self.node.handle_dial_failed(now, setup, reason),
-        }
-    }
-
-    fn peer_answered(&mut self, now: Instant, setup: SetupId, outcome: Result<Message, String>) {
-        if self.dials.remove(&setup).is_none() {
-            return;
-        }
-        match outcome {
-            Ok(message) => self.node.handle_peer_response(now, setup, message),
-            // The tunnel stands or does not, whatever became of the connection.
-            Err(reason) => tracing::debug!(reason, "a peer did not answer"),
-        }
     }
 
     fn ring_event(&mut self, now: Instant, event: RingEvent) {
