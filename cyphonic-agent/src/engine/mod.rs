@@ -11,6 +11,7 @@
 //! | `input` | what can happen |
 //! | `run`, `perform` | the loop: input → node → actions |
 //! | `services` | connections to AS, NMS and TRS |
+//! | `exchanges` | requests under way between this node and services |
 //! | `admission` | whether the cloud lets this device in |
 //! | `renewal` | a new certificate before the old one ends |
 //! | `time` | what follows from knowing the time |
@@ -32,6 +33,7 @@
 mod admission;
 mod cards;
 mod datapath;
+mod exchanges;
 mod followers;
 mod handle;
 mod input;

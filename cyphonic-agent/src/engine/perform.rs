@@ -7,16 +7,13 @@ use cyphonic_common::quic::PUNCH;
 use cyphonic_dataplane::protect;
 use cyphonic_dataplane::ring::{CandidateSet, Control, Path, PathMtu, TunnelId as RingTunnel, TunnelInstall};
 use cyphonic_dataplane::udp::Transmit;
-use cyphonic_proto::node::{self, Action, CloseCode, ResolveError, Service, TunnelControl, TunnelParameters};
+use cyphonic_proto::node::{self, Action, CloseCode, ResolveError, TunnelControl, TunnelParameters};
 use cyphonic_proto::tunnel::{Secret, Suite};
-use cyphonic_proto::{ExchangeId, Message, QueryId, TunnelId};
-use cyphonic_transport::ExchangeError;
+use cyphonic_proto::{QueryId, TunnelId};
 use tokio::task::JoinHandle;
 
-use super::input::Input;
 use super::run::{Engine, network_news};
 use super::services::Way;
-use super::time;
 
 impl Engine {
     pub(super) fn perform_all(&mut self) {
@@ -35,7 +32,7 @@ impl Engine {
             Action::Netcheck { servers, own } => self.look(servers, own),
             Action::Disconnect { service } => self.disconnect(&service),
             Action::Request { exchange, service, message } => self.request(exchange, &service, message),
-            Action::CancelRequest { exchange } => abort(self.requests.remove(&exchange)),
+            Action::CancelRequest { exchange } => self.cancel_request(exchange),
             Action::Respond { exchange, message } => self.respond(exchange, message),
             Action::DialPeer { setup, peer_fqdn, via, .. } => self.dial_peer(setup, peer_fqdn, &via),
             Action::AskPeer { setup, request } => self.ask_peer(setup, request),
@@ -78,38 +75,6 @@ impl Engine {
 
     fn look(&mut self, servers: Vec<SocketAddr>, own: Vec<SocketAddr>) {
         self.netcheck.start(servers, own, network_news(self.inputs.clone()));
-    }
-
-    fn request(&mut self, exchange: ExchangeId, service: &Service, message: Message) {
-        tracing::trace!(%service, request = message.name(), "asking");
-        let connection = self.services.standing.get(service).map(|s| s.connection.clone());
-        // Begun here: what is asked behind a registration is answered only if it is read behind it.
-        let asked = connection.map(|connection| (connection.begin_exchange(message), connection));
-        let (inputs, clock, service) = (self.inputs.clone(), self.clock.clone(), service.clone());
-        let task = tokio::spawn(async move {
-            let outcome = match asked {
-                Some((answer, connection)) => {
-                    let answer = answer.await.map_err(|error| error.to_string());
-                    answer.and_then(|answer| time::believed(&clock, &connection, answer))
-                }
-                None => Err("the connection has just ended".into()),
-            };
-            drop(inputs.send(Input::Answered { exchange, service, outcome }).await);
-        });
-        self.requests.insert(exchange, task);
-    }
-
-    fn respond(&mut self, exchange: ExchangeId, message: Message) {
-        if let Some(responder) = self.asked.remove(&exchange) {
-            let inputs = self.inputs.clone();
-            tokio::spawn(async move {
-                let Err(error) = responder.respond_acknowledged(&message).await else { return };
-                tracing::debug!(%error, "an answer did not reach its asker");
-                if matches!(error, ExchangeError::Stream(_)) {
-                    drop(inputs.send(Input::GivenUp { exchange }).await);
-                }
-            });
-        }
     }
 
     fn punch(&self, remotes: &[SocketAddr]) {

@@ -7,16 +7,14 @@ use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::ring::{self, EncapRing, RingEvent};
 use cyphonic_dataplane::udp::UdpPort;
-use cyphonic_proto::node::{
-    CachedState, CandidateSet, Node, ResolveError, Routes, Service, Target, TunnelActivity,
-};
-use cyphonic_proto::{ExchangeId, Message, QueryId, TunnelId, close};
-use cyphonic_transport::{ClientTls, Clock, Responder, Transport};
+use cyphonic_proto::node::{CachedState, CandidateSet, Node, ResolveError, Routes, Target, TunnelActivity};
+use cyphonic_proto::{QueryId, TunnelId, close};
+use cyphonic_transport::{ClientTls, Clock, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinHandle;
 
+use super::exchanges::Exchanges;
 use super::input::Input;
 use super::mtu::InnerMtus;
 use super::peers::PeerHandshakes;
@@ -31,9 +29,6 @@ use crate::netcheck::{Netcheck, News, OwnPort};
 const STATS_INTERVAL: Duration = Duration::from_millis(250);
 /// The same while there is no tunnel.
 const NO_STATS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The answered half of exchange ids: those that a service opened. The node counts its own from zero.
-const INBOUND_EXCHANGES: u64 = 1 << 63;
 
 pub(super) type Answer = oneshot::Sender<Result<Ipv6Addr, ResolveError>>;
 
@@ -58,8 +53,7 @@ pub(crate) struct Engine {
     pub(super) not_admitted: Option<String>,
     pub(super) started: Instant,
     pub(super) services: Services,
-    pub(super) requests: HashMap<ExchangeId, JoinHandle<()>>,
-    pub(super) asked: HashMap<ExchangeId, Responder>,
+    pub(super) exchanges: Exchanges,
     pub(super) handshakes: PeerHandshakes,
     pub(super) queries: HashMap<QueryId, (Answer, Instant)>,
     pub(super) tunnels: HashMap<TunnelId, Ipv6Addr>,
@@ -109,8 +103,7 @@ impl Engine {
             not_admitted: None,
             started: now,
             services: Services::default(),
-            requests: HashMap::new(),
-            asked: HashMap::new(),
+            exchanges: Exchanges::default(),
             handshakes: PeerHandshakes::default(),
             queries: HashMap::new(),
             tunnels: HashMap::new(),
@@ -195,43 +188,6 @@ impl Engine {
             // Taken out by `run`.
             Input::Shutdown(answer) => drop(answer),
         }
-    }
-
-    fn answered(
-        &mut self,
-        now: Instant,
-        exchange: ExchangeId,
-        service: &Service,
-        outcome: Result<Message, String>,
-    ) {
-        if self.requests.remove(&exchange).is_none() {
-            return;
-        }
-        match outcome {
-            Ok(message) => {
-                self.note_answer(service, &message);
-                self.node.handle_response(now, exchange, message);
-            }
-            Err(reason) => self.node.handle_exchange_failed(now, exchange, reason),
-        }
-    }
-
-    fn asked(
-        &mut self,
-        now: Instant,
-        service: Service,
-        attempt: u64,
-        message: Message,
-        responder: Responder,
-    ) {
-        let open = self.services.standing.get(&service).filter(|open| open.attempt == attempt);
-        // One that was let in only to tell the time has nothing to ask before.
-        if open.is_none_or(|open| !self.is_valid_now(&open.connection)) {
-            return;
-        }
-        let exchange = ExchangeId(INBOUND_EXCHANGES | self.fresh());
-        self.asked.insert(exchange, responder);
-        self.node.handle_request(now, service, exchange, message);
     }
 
     fn ring_event(&mut self, now: Instant, event: RingEvent) {
