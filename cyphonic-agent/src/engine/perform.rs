@@ -1,15 +1,10 @@
 //! What the node asks for, done: the other half of the loop in `run`.
 
-use std::net::{Ipv6Addr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
 
 use cyphonic_common::quic::PUNCH;
-use cyphonic_dataplane::protect;
-use cyphonic_dataplane::ring::{CandidateSet, Control, Path, PathMtu, TunnelId as RingTunnel, TunnelInstall};
 use cyphonic_dataplane::udp::Transmit;
-use cyphonic_proto::node::{self, Action, CloseCode, ResolveError, TunnelControl, TunnelParameters};
-use cyphonic_proto::tunnel::{Secret, Suite};
-use cyphonic_proto::{QueryId, TunnelId};
+use cyphonic_proto::node::Action;
 use tokio::task::JoinHandle;
 
 use super::run::{Engine, network_news};
@@ -46,21 +41,12 @@ impl Engine {
             Action::Migrate => self.transport.migrate(),
             Action::InstallTunnel(tunnel) => self.install(*tunnel),
             Action::RemoveTunnel { id, close } => self.remove(id, close),
-            Action::SetPath { id, remote, wire_cid } => {
-                self.ring.set_path(RingTunnel(id.0), Path { remote, wire_cid })
-            }
+            Action::SetPath { id, remote, wire_cid } => self.set_path(id, remote, wire_cid),
             Action::ExpectReset { id, from } => self.transport.mux().follow_reset(id, from),
-            Action::SendControl { id, control } => {
-                self.ring.send_control(RingTunnel(id.0), for_control(control));
-            }
-            Action::SetMtu { id, mtu } => {
-                let mtu = PathMtu { datagram: mtu.datagram, inner: mtu.inner };
-                self.ring.set_mtu(RingTunnel(id.0), mtu);
-                self.mtus.set(id, mtu.inner);
-            }
+            Action::SendControl { id, control } => self.send_control(id, control),
+            Action::SetMtu { id, mtu } => self.set_mtu(id, mtu),
             Action::ProbeMtu { id, remote, wire_cid, size, data } => {
-                let probe = Control::MtuProbe { path: Path { remote, wire_cid }, size, data };
-                self.ring.send_control(RingTunnel(id.0), probe);
+                self.probe_mtu(id, remote, wire_cid, size, data);
             }
             Action::Answer { query, result } => self.answer(query, result),
             Action::DropHeld { dst, reason } => {
@@ -84,97 +70,11 @@ impl Engine {
             }
         }
     }
-
-    fn install(&mut self, tunnel: TunnelParameters) {
-        let id = tunnel.id;
-        self.names.insert(tunnel.peer, tunnel.peer_fqdn.clone());
-        self.tunnels.insert(id, tunnel.peer);
-        self.mtus.installed(id, tunnel.peer, tunnel.inner_mtu);
-        if let Some(token) = tunnel.relay_reset {
-            self.transport.mux().expect_reset(id, tunnel.remote, token);
-        }
-        if let Err(error) = self.ring.install(for_ring(&tunnel)) {
-            tracing::error!(%error, "a tunnel could not be installed");
-            self.tunnels.remove(&id);
-            self.mtus.removed(id);
-            self.transport.mux().forget_reset(id);
-            self.node.handle_tunnel_closed(Instant::now(), id);
-        }
-    }
-
-    fn remove(&mut self, id: TunnelId, close: Option<CloseCode>) {
-        self.tunnels.remove(&id);
-        self.mtus.removed(id);
-        self.transport.mux().forget_reset(id);
-        if let Some(code) = close {
-            let close = Control::Close { code: code as u64, reason: close_reason(code).into() };
-            self.ring.send_control(RingTunnel(id.0), close);
-        }
-        self.ring.remove(RingTunnel(id.0));
-    }
-
-    fn answer(&mut self, query: QueryId, result: Result<Ipv6Addr, ResolveError>) {
-        let Some((answer, asked)) = self.queries.remove(&query) else { return };
-        if let Ok(address) = result {
-            self.setup_times.entry(address).or_default();
-            let took = asked.elapsed();
-            // A query that finds its tunnel standing says nothing about setting one up.
-            if took > Duration::from_millis(1) {
-                self.setup_times.insert(address, took);
-            }
-        }
-        // The asker may have given up: then nobody needs the answer.
-        drop(answer.send(result));
-    }
 }
 
 /// Ends a task whose report nobody wants any more.
 pub(super) fn abort(task: Option<JoinHandle<()>>) {
     if let Some(task) = task {
         task.abort();
-    }
-}
-
-fn for_control(control: TunnelControl) -> Control {
-    match control {
-        TunnelControl::Ping => Control::Ping,
-        TunnelControl::PathChallenge(data) => Control::PathChallenge(data),
-        TunnelControl::Probe { remote, wire_cid, data } => {
-            Control::Probe { path: Path { remote, wire_cid }, data }
-        }
-        TunnelControl::Candidates(set) => {
-            let node::CandidateSet { sequence, heard, flags, endpoints } = set;
-            Control::Candidates(CandidateSet { sequence, heard, flags, endpoints })
-        }
-    }
-}
-
-fn for_ring(tunnel: &TunnelParameters) -> TunnelInstall {
-    let secret = |secret: &Secret| protect::Secret::from(*secret.as_bytes());
-    TunnelInstall {
-        id: RingTunnel(tunnel.id.0),
-        precedence: u128::from_be_bytes(tunnel.setup.0),
-        peer: tunnel.peer,
-        local_cid: tunnel.local_cid,
-        remote_cid: tunnel.remote_cid,
-        path: Path { remote: tunnel.remote, wire_cid: tunnel.wire_cid },
-        suite: match tunnel.suite {
-            Suite::Aes128Gcm => protect::Suite::Aes128Gcm,
-            Suite::ChaCha20Poly1305 => protect::Suite::ChaCha20Poly1305,
-        },
-        send: secret(&tunnel.send),
-        recv: secret(&tunnel.recv),
-        mtu: PathMtu::unknown(tunnel.inner_mtu),
-        confirmed: tunnel.confirmed,
-    }
-}
-
-fn close_reason(code: CloseCode) -> &'static str {
-    match code {
-        CloseCode::Idle => "idle",
-        CloseCode::Shutdown => "the agent stops",
-        CloseCode::Reset => "reset by the operator",
-        CloseCode::Superseded => "a newer tunnel took over",
-        CloseCode::Revoked => "the device was revoked",
     }
 }

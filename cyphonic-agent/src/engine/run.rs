@@ -1,14 +1,13 @@
 //! The loop: an input, the node's view of it, the actions that follow.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cyphonic_dataplane::ring::{self, EncapRing, RingEvent};
+use cyphonic_dataplane::ring::EncapRing;
 use cyphonic_dataplane::udp::UdpPort;
-use cyphonic_proto::node::{CachedState, CandidateSet, Node, ResolveError, Routes, Target, TunnelActivity};
-use cyphonic_proto::{QueryId, TunnelId, close};
+use cyphonic_proto::close;
+use cyphonic_proto::node::{CachedState, Node, Routes};
 use cyphonic_transport::{ClientTls, Clock, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -16,21 +15,19 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::exchanges::Exchanges;
 use super::input::Input;
-use super::mtu::InnerMtus;
 use super::peers::PeerHandshakes;
+use super::queries::Queries;
 use super::renewal::{Lifetime, Renewal, unix};
 use super::report::{self, Surroundings};
 use super::services::Services;
+use super::tunnels::{self, Tunnels};
 use super::{EngineParts, Names, time};
-use crate::control::{BackendError, ResetTarget};
 use crate::netcheck::{Netcheck, News, OwnPort};
 
 /// How often the node hears what its tunnels carried: a path that has died is left within a second.
 const STATS_INTERVAL: Duration = Duration::from_millis(250);
 /// The same while there is no tunnel.
 const NO_STATS_INTERVAL: Duration = Duration::from_secs(1);
-
-pub(super) type Answer = oneshot::Sender<Result<Ipv6Addr, ResolveError>>;
 
 pub(crate) struct Engine {
     pub(super) node: Node,
@@ -55,10 +52,8 @@ pub(crate) struct Engine {
     pub(super) services: Services,
     pub(super) exchanges: Exchanges,
     pub(super) handshakes: PeerHandshakes,
-    pub(super) queries: HashMap<QueryId, (Answer, Instant)>,
-    pub(super) tunnels: HashMap<TunnelId, Ipv6Addr>,
-    pub(super) mtus: InnerMtus,
-    pub(super) setup_times: HashMap<Ipv6Addr, Duration>,
+    pub(super) queries: Queries,
+    pub(super) tunnels: Tunnels,
     pub(super) next: u64,
 }
 
@@ -77,7 +72,7 @@ impl Engine {
             inputs: inputs.clone(),
             refused: Arc::clone(&certificate_refused),
         };
-        report_resets(&parts.transport, inputs.clone());
+        tunnels::report_resets(&parts.transport, inputs.clone());
         let own = Arc::new(OwnPort::default());
         parts.transport.mux().deliver_stun_to(own.clone());
         let engine = Self {
@@ -105,10 +100,8 @@ impl Engine {
             services: Services::default(),
             exchanges: Exchanges::default(),
             handshakes: PeerHandshakes::default(),
-            queries: HashMap::new(),
-            tunnels: HashMap::new(),
-            mtus: InnerMtus::new(parts.mtus),
-            setup_times: HashMap::new(),
+            queries: Queries::default(),
+            tunnels: Tunnels::new(parts.mtus),
             next: 0,
         };
         (engine, renewal)
@@ -129,7 +122,7 @@ impl Engine {
                 () = sleep_until(wake) => self.node.handle_timeout(Instant::now()),
                 _ = stats.tick() => {
                     self.report_tunnels();
-                    if self.tunnels.is_empty() {
+                    if self.tunnels.peers.is_empty() {
                         stats.reset_after(NO_STATS_INTERVAL);
                     }
                 }
@@ -190,70 +183,6 @@ impl Engine {
         }
     }
 
-    fn ring_event(&mut self, now: Instant, event: RingEvent) {
-        match event {
-            RingEvent::UnknownDestination { dst } => self.node.handle_unknown_destination(now, dst),
-            RingEvent::PathResponse { tunnel, data } => {
-                self.node.handle_path_response(now, TunnelId(tunnel.0), data)
-            }
-            RingEvent::PeerMoved { tunnel, from } => {
-                self.node.handle_peer_moved(now, TunnelId(tunnel.0), from)
-            }
-            RingEvent::Probed { tunnel, from } => self.node.handle_probed(now, TunnelId(tunnel.0), from),
-            RingEvent::Candidates { tunnel, set } => {
-                let ring::CandidateSet { sequence, heard, flags, endpoints } = set;
-                let set = CandidateSet { sequence, heard, flags, endpoints };
-                self.node.handle_candidates(now, TunnelId(tunnel.0), &set);
-            }
-            RingEvent::PeerClosed { tunnel, code, reason } => {
-                tracing::debug!(%tunnel, code, reason, "the peer closed the tunnel");
-                self.node.handle_tunnel_closed(now, TunnelId(tunnel.0));
-            }
-            RingEvent::KeysExhausted { tunnel } => {
-                tracing::warn!(%tunnel, "the keys of a tunnel are used up; it is set up anew");
-                self.node.handle_keys_exhausted(now, TunnelId(tunnel.0));
-            }
-            RingEvent::TooBig { tunnel, probe } => {
-                self.node.handle_too_big(now, TunnelId(tunnel.0), probe);
-            }
-            RingEvent::Failed { reason } => {
-                tracing::error!(reason, "the encapsulation ring has stopped; restart the daemon");
-                self.surroundings.ring_failure = Some(reason.clone());
-                if let Some(failure) = self.failure.take() {
-                    drop(failure.send(format!("the encapsulation ring has stopped: {reason}")));
-                }
-            }
-        }
-    }
-
-    fn resolve(&mut self, now: Instant, target: Target, answer: Answer) {
-        let query = QueryId(self.fresh());
-        self.queries.insert(query, (answer, now));
-        self.node.handle_resolve(now, query, target);
-    }
-
-    fn reset(&mut self, now: Instant, target: ResetTarget) -> Result<usize, BackendError> {
-        let before = self.tunnels.len();
-        let target = match target {
-            ResetTarget::All => None,
-            ResetTarget::Peer(name) => Some(self.known_peer(&name)?),
-        };
-        self.node.handle_reset(now, target.map(Target::Name));
-        self.perform_all();
-        Ok(before.saturating_sub(self.tunnels.len()))
-    }
-
-    /// The full name of a peer given by full name or first label.
-    fn known_peer(&self, name: &str) -> Result<String, BackendError> {
-        let name = name.trim_end_matches('.').to_ascii_lowercase();
-        let peers = self.node.status().peers;
-        let names = || peers.iter().filter_map(|peer| peer.fqdn.clone());
-        names()
-            .find(|fqdn| *fqdn == name)
-            .or_else(|| names().find(|fqdn| fqdn.split('.').next() == Some(name.as_str())))
-            .ok_or(BackendError::UnknownPeer(name))
-    }
-
     fn status(&self) -> crate::control::StatusReport {
         let mut report = report::report(&report::Sources {
             node: self.node.status(),
@@ -261,7 +190,7 @@ impl Engine {
             latencies: self.node.relay_latencies(),
             ring: self.ring.as_ref(),
             surroundings: &self.surroundings,
-            setup_times: &self.setup_times,
+            setup_times: &self.queries.setup_times,
             started: self.started,
             udp_port: self.port.local_port(),
             nat64: self.port.nat64(),
@@ -273,23 +202,8 @@ impl Engine {
         });
         report.health.extend(time::health(&self.clock));
         // As `mtu` has it: the host's interface follows the widest tunnel.
-        report.interface.mtu = report.interface.mtu.max(self.mtus.largest().into());
+        report.interface.mtu = report.interface.mtu.max(self.tunnels.mtus.largest().into());
         report
-    }
-
-    fn report_tunnels(&mut self) {
-        let now = Instant::now();
-        for (id, stats) in self.ring.all_stats() {
-            let activity = TunnelActivity {
-                tx_packets: stats.tx_packets,
-                tx_large: stats.tx_large,
-                rx_packets: stats.rx_packets,
-                last_rx: stats.last_rx,
-                last_tx: stats.last_tx,
-                unanswered_since: stats.unanswered_since,
-            };
-            self.node.handle_tunnel_stats(now, TunnelId(id.0), activity);
-        }
     }
 
     pub(super) fn fresh(&mut self) -> u64 {
@@ -326,13 +240,6 @@ impl Routes for HostRoutes<'_> {
     fn source_for(&self, remote: SocketAddr) -> Option<IpAddr> {
         self.0.source_for(remote).ok()
     }
-}
-
-/// A reset that finds the queue full is lost: the relay answers the tunnel's next packet with another.
-fn report_resets(transport: &Transport, inputs: mpsc::Sender<Input>) {
-    transport.mux().report_resets(Arc::new(move |tunnel| {
-        drop(inputs.try_send(Input::RelayReset(tunnel)));
-    }));
 }
 
 async fn sleep_until(wake: Option<Instant>) {
