@@ -12,7 +12,7 @@
 //! | `run`, `perform` | the loop: input → node → actions |
 //! | `services` | connections to AS, NMS and TRS |
 //! | `exchanges` | requests under way between this node and services |
-//! | `admission` | whether the cloud lets this device in |
+//! | `admission` | the certificate in use, and whether the cloud lets this device in |
 //! | `renewal` | a new certificate before the old one ends |
 //! | `time` | what follows from knowing the time |
 //! | `peers` | the handshakes between this node and others |

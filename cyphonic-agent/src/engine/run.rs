@@ -1,27 +1,27 @@
 //! The loop: an input, the node's view of it, the actions that follow.
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::ring::EncapRing;
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::close;
-use cyphonic_proto::node::{CachedState, Node, Routes};
+use cyphonic_proto::node::{CachedState, Node};
 use cyphonic_transport::{ClientTls, Clock, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
+use super::admission::Admission;
 use super::exchanges::Exchanges;
 use super::input::Input;
 use super::peers::PeerHandshakes;
 use super::queries::Queries;
-use super::renewal::{Lifetime, Renewal, unix};
-use super::report::{self, Surroundings};
+use super::renewal::{Lifetime, Renewal};
+use super::report::Surroundings;
 use super::services::Services;
 use super::tunnels::{self, Tunnels};
-use super::{EngineParts, Names, time};
+use super::{EngineParts, Names};
 use crate::netcheck::{Netcheck, News, OwnPort};
 
 /// How often the node hears what its tunnels carried: a path that has died is left within a second.
@@ -42,12 +42,7 @@ pub(crate) struct Engine {
     pub(super) surroundings: Surroundings,
     pub(super) save: Box<dyn Fn(&CachedState) + Send>,
     pub(super) failure: Option<oneshot::Sender<String>>,
-    pub(super) certificate: Lifetime,
-    pub(super) renewal_failure: Option<String>,
-    /// Whoever renews it is told that a service does not take it.
-    pub(super) certificate_refused: Arc<Notify>,
-    /// Why the cloud does not let this device in, as far as it said so.
-    pub(super) not_admitted: Option<String>,
+    pub(super) admission: Admission,
     pub(super) started: Instant,
     pub(super) services: Services,
     pub(super) exchanges: Exchanges,
@@ -61,16 +56,15 @@ impl Engine {
     /// The engine, and the task that renews its certificate.
     pub(crate) fn new(parts: EngineParts, inputs: mpsc::Sender<Input>, names: Names) -> (Self, Renewal) {
         let now = Instant::now();
-        let certificate = Lifetime::of(&parts.identity);
-        let certificate_refused = Arc::new(Notify::new());
+        let admission = Admission::by(Lifetime::of(&parts.identity));
         let renewal = Renewal {
             parts: parts.renewal,
-            lifetime: certificate,
+            lifetime: admission.lifetime,
             clock: parts.clock.clone(),
             as_name: parts.node.as_name.clone(),
             transport: parts.transport.clone(),
             inputs: inputs.clone(),
-            refused: Arc::clone(&certificate_refused),
+            refused: Arc::clone(&admission.refused),
         };
         tunnels::report_resets(&parts.transport, inputs.clone());
         let own = Arc::new(OwnPort::default());
@@ -92,10 +86,7 @@ impl Engine {
             surroundings: parts.surroundings,
             save: parts.save,
             failure: Some(parts.failure),
-            certificate,
-            renewal_failure: None,
-            certificate_refused,
-            not_admitted: None,
+            admission,
             started: now,
             services: Services::default(),
             exchanges: Exchanges::default(),
@@ -155,25 +146,15 @@ impl Engine {
             Input::Ring(event) => self.ring_event(now, event),
             Input::RelayReset(tunnel) => self.node.handle_relay_reset(now, tunnel),
             Input::Resolve { target, answer } => self.resolve(now, target, answer),
-            Input::Addresses(addresses) => {
-                tracing::debug!(?addresses, "this host is attached to networks in another way");
-                self.node.handle_addresses(now, &addresses, &HostRoutes(&self.port));
-            }
-            Input::Resumed(sleep) => {
-                tracing::info!(asleep = ?sleep.length, "this host slept: connections are taken up again");
-                self.node.handle_resumed(now, sleep);
-            }
+            Input::Addresses(addresses) => self.addresses_changed(now, &addresses),
+            Input::Resumed(sleep) => self.resumed(now, sleep),
             Input::Cloud(addresses) => self.node.handle_as_addresses(now, addresses),
             Input::KeepOpen(names) => self.node.handle_keep_open(now, &names),
             Input::Reset { target, answer } => drop(answer.send(self.reset(now, target))),
-            Input::Renewed { credentials, lifetime } => {
-                self.tls = ClientTls::new(credentials).with_clock(self.clock.clone());
-                self.certificate = lifetime;
-                self.node.handle_renewed(now);
-            }
+            Input::Renewed { credentials, lifetime } => self.renewed(now, credentials, lifetime),
             Input::TimeTold => self.time_told(),
-            Input::RenewalKept => self.renewal_failure = None,
-            Input::RenewalFailed(reason) => self.renewal_failure = Some(reason),
+            Input::RenewalKept => self.admission.renewal_failure = None,
+            Input::RenewalFailed(reason) => self.admission.renewal_failure = Some(reason),
             Input::Network(News::Findings(findings)) => self.node.handle_findings(now, findings),
             Input::Network(News::Granted(granted)) => self.node.handle_port_mappings(now, &granted),
             Input::Network(News::Latencies(measured)) => self.node.handle_latencies(now, &measured),
@@ -181,29 +162,6 @@ impl Engine {
             // Taken out by `run`.
             Input::Shutdown(answer) => drop(answer),
         }
-    }
-
-    fn status(&self) -> crate::control::StatusReport {
-        let mut report = report::report(&report::Sources {
-            node: self.node.status(),
-            findings: self.node.findings(),
-            latencies: self.node.relay_latencies(),
-            ring: self.ring.as_ref(),
-            surroundings: &self.surroundings,
-            setup_times: &self.queries.setup_times,
-            started: self.started,
-            udp_port: self.port.local_port(),
-            nat64: self.port.nat64(),
-            not_admitted: self.not_admitted.as_deref(),
-            certificate: self.certificate,
-            certificate_health: self
-                .certificate
-                .health(self.renewal_failure.as_deref(), unix(self.clock.now())),
-        });
-        report.health.extend(time::health(&self.clock));
-        // As `mtu` has it: the host's interface follows the widest tunnel.
-        report.interface.mtu = report.interface.mtu.max(self.tunnels.mtus.largest().into());
-        report
     }
 
     pub(super) fn fresh(&mut self) -> u64 {
@@ -230,15 +188,6 @@ pub(super) fn network_news(
     move |news| {
         let inputs = inputs.clone();
         async move { drop(inputs.send(Input::Network(news)).await) }.boxed()
-    }
-}
-
-/// The kernel's routing tables, as the node's port is subject to them.
-struct HostRoutes<'a>(&'a UdpPort);
-
-impl Routes for HostRoutes<'_> {
-    fn source_for(&self, remote: SocketAddr) -> Option<IpAddr> {
-        self.0.source_for(remote).ok()
     }
 }
 
