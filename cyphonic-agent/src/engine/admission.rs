@@ -1,12 +1,16 @@
-//! Whether the cloud lets this device in: no network is at fault where it does not, and no waiting helps.
+//! The certificate in use, and whether the cloud lets this device in: no network is at fault where it does
+//! not, and no waiting helps.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cyphonic_proto::Message;
 use cyphonic_proto::message::RefusalCode;
 use cyphonic_proto::node::Service;
-use cyphonic_transport::Connection;
+use cyphonic_transport::{ClientTls, Connection, Credentials};
+use tokio::sync::Notify;
 
+use super::renewal::Lifetime;
 use super::run::Engine;
 use crate::complaints::Complaints;
 use crate::control::report::{HealthCheck, Severity};
@@ -14,11 +18,33 @@ use crate::control::report::{HealthCheck, Severity};
 /// Longer than a service takes to close the connection of a device that it does not let in.
 const STOOD: Duration = Duration::from_secs(30);
 
+/// The certificate in use, and what the cloud makes of it.
+pub(super) struct Admission {
+    pub(super) lifetime: Lifetime,
+    pub(super) renewal_failure: Option<String>,
+    /// Whoever renews the certificate is told that a service does not take it.
+    pub(super) refused: Arc<Notify>,
+    /// Why the cloud does not let this device in, as far as it said so.
+    pub(super) not_admitted: Option<String>,
+}
+
+impl Admission {
+    pub(super) fn by(lifetime: Lifetime) -> Self {
+        Self { lifetime, renewal_failure: None, refused: Arc::new(Notify::new()), not_admitted: None }
+    }
+}
+
 impl Engine {
+    pub(super) fn renewed(&mut self, now: Instant, credentials: Credentials, lifetime: Lifetime) {
+        self.tls = ClientTls::new(credentials).with_clock(self.clock.clone());
+        self.admission.lifetime = lifetime;
+        self.node.handle_renewed(now);
+    }
+
     /// When the log is told of a connection that stands now. Those of a device that is not let in end at
     /// once, and are dialled again for as long as that lasts.
     pub(super) fn told_after(&self) -> Duration {
-        if self.not_admitted.is_some() { STOOD } else { Duration::ZERO }
+        if self.admission.not_admitted.is_some() { STOOD } else { Duration::ZERO }
     }
 
     /// What a service answered: the AS says who may not be here, the NMS lets in who may.
@@ -27,9 +53,9 @@ impl Engine {
             (Service::As, Message::Refusal(refusal))
                 if matches!(refusal.code(), RefusalCode::Revoked | RefusalCode::NotAllowed) =>
             {
-                self.not_admitted = Some(refusal.shown_reason());
+                self.admission.not_admitted = Some(refusal.shown_reason());
             }
-            (Service::Nms, Message::RegistrationResponse(_)) => self.not_admitted = None,
+            (Service::Nms, Message::RegistrationResponse(_)) => self.admission.not_admitted = None,
             _ => {}
         }
     }
@@ -37,19 +63,19 @@ impl Engine {
     /// How a connection to a service ended, if it has.
     pub(super) fn note_end(&mut self, service: &Service, connection: &Connection) {
         if admits(service) && connection.refused_our_certificate() {
-            self.certificate_refused.notify_one();
+            self.admission.refused.notify_one();
         }
         if admits(service)
             && let Some(reason) = connection.refused_us()
         {
-            self.not_admitted = Some(reason);
+            self.admission.not_admitted = Some(reason);
         }
     }
 
     /// A service cannot be reached: that is what is wrong now.
     pub(super) fn note_unreachable(&mut self, service: &Service) {
         if admits(service) {
-            self.not_admitted = None;
+            self.admission.not_admitted = None;
         }
     }
 }

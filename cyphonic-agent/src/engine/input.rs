@@ -27,13 +27,13 @@ pub(crate) enum Input {
     GivenUp { exchange: ExchangeId },
     /// A peer dials us.
     PeerArrived(ArrivingPeer),
-    /// It has proved who it is, and asks.
+    /// A peer that was made an offer has proved who it is, and asks.
     PeerAsked { id: PeerConnectionId, connection: Connection, message: Message, responder: Responder },
-    /// It will not.
+    /// A peer that was made an offer takes none.
     PeerLeft(PeerConnectionId),
     /// A peer that we dialled is there with an offer, or not.
     PeerOffered { setup: SetupId, outcome: Result<(Connection, Message), String> },
-    /// It answered our request, or not.
+    /// A peer that we dialled has answered our request, or not.
     PeerAnswered { setup: SetupId, outcome: Result<Message, String> },
     /// The ring reports.
     Ring(RingEvent),
@@ -55,13 +55,13 @@ pub(crate) enum Input {
     Renewed { credentials: Credentials, lifetime: Lifetime },
     /// A service has told the time, which was not known before.
     TimeTold,
-    /// It is on disk.
+    /// The new certificate is on disk.
     RenewalKept,
-    /// There is none, or it is not on disk.
+    /// There is no new certificate, or it is not on disk.
     RenewalFailed(String),
     /// A look at the network has found something.
     Network(crate::netcheck::News),
-    /// Somebody wants to know.
+    /// Somebody asks for the status.
     Status(oneshot::Sender<StatusReport>),
     /// Stop: close tunnels and connections, then answer.
     Shutdown(oneshot::Sender<()>),

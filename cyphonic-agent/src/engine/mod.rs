@@ -11,16 +11,19 @@
 //! | `input` | what can happen |
 //! | `run`, `perform` | the loop: input → node → actions |
 //! | `services` | connections to AS, NMS and TRS |
-//! | `admission` | whether the cloud lets this device in |
+//! | `exchanges` | requests under way between this node and services |
+//! | `admission` | the certificate in use, and whether the cloud lets this device in |
 //! | `renewal` | a new certificate before the old one ends |
 //! | `time` | what follows from knowing the time |
 //! | `peers` | the handshakes between this node and others |
+//! | `queries` | what applications ask for: peers |
+//! | `tunnels` | the ring's tunnels: what the node decides of them, and what the ring tells |
+//! | `mtu` | tunnels' inner MTUs |
 //! | `report` | `cyphonic status` |
+//! | `network_report` | the part of `status` that `cyphonic netcheck` shows |
 //! | `datapath` | interface, port, eBPF programs and rings, chosen and put together |
 //! | `cards` | what network cards can do, and which give packets to the ring |
-//! | `mtu` | tunnels' inner MTUs |
 //! | `interface` | the virtual interface, kept as it has to be: address, routes, MTUs |
-//! | `network_report` | the part of it that `cyphonic netcheck` shows |
 //! | `network` | the host's networks: moves, and sleep |
 //! | `membership`, `zone` | who this device is |
 //! | `followers` | what follows host and cloud while the engine runs |
@@ -32,6 +35,7 @@
 mod admission;
 mod cards;
 mod datapath;
+mod exchanges;
 mod followers;
 mod handle;
 mod input;
@@ -42,12 +46,14 @@ mod network;
 mod network_report;
 mod peers;
 mod perform;
+mod queries;
 mod renewal;
 mod report;
 mod run;
 mod services;
 mod start;
 mod time;
+mod tunnels;
 pub(crate) mod zone;
 
 use std::collections::HashMap;

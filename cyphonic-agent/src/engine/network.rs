@@ -1,16 +1,17 @@
 //! The host's attachment to networks, followed: what it has now, when it changes, and when the host has
 //! slept.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::address::Prefix;
-use cyphonic_proto::node::Sleep;
+use cyphonic_proto::node::{Routes, Sleep};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::EngineHandle;
+use super::run::Engine;
 use crate::nat64::Translator;
 use crate::netlink::{Attachment, Netlink, NetlinkError, NetworkWatch, far_end};
 
@@ -125,6 +126,27 @@ pub(super) async fn follow_sleep(handle: EngineHandle) {
         if let Some(length) = passed.checked_sub(LOOK).filter(|length| *length >= ASLEEP) {
             handle.resumed(Sleep { length, counted: counted.saturating_sub(LOOK) }).await;
         }
+    }
+}
+
+impl Engine {
+    pub(super) fn addresses_changed(&mut self, now: Instant, addresses: &[SocketAddr]) {
+        tracing::debug!(?addresses, "this host is attached to networks in another way");
+        self.node.handle_addresses(now, addresses, &HostRoutes(&self.port));
+    }
+
+    pub(super) fn resumed(&mut self, now: Instant, sleep: Sleep) {
+        tracing::info!(asleep = ?sleep.length, "this host slept: connections are taken up again");
+        self.node.handle_resumed(now, sleep);
+    }
+}
+
+/// The kernel's routing tables, as the node's port is subject to them.
+struct HostRoutes<'a>(&'a UdpPort);
+
+impl Routes for HostRoutes<'_> {
+    fn source_for(&self, remote: SocketAddr) -> Option<IpAddr> {
+        self.0.source_for(remote).ok()
     }
 }
 

@@ -3,16 +3,20 @@
 //! A connection between peers lives for one offer and one exchange: TunnelOffer, then Tunnel Request and
 //! Response. The dialling end closes it.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use cyphonic_proto::node::PeerVia;
 use cyphonic_proto::{Message, PeerConnectionId, SetupId, close};
 use cyphonic_transport::{ArrivingPeer, ClientTls, Connection, Responder, Transport};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::input::Input;
+use super::perform::abort;
+use super::run::Engine;
 
 /// The node gives a dial up before this; it only bounds a task that nobody waits for.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,8 +24,147 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The dialler closes when it has the answer. One that does not is closed here.
 const LINGER: Duration = Duration::from_secs(5);
 
+/// The handshakes under way, with peers that we dial and with peers that dial us.
+#[derive(Default)]
+pub(super) struct PeerHandshakes {
+    /// Tasks that dial a peer, or ask one that was dialled.
+    dials: HashMap<SetupId, JoinHandle<()>>,
+    /// Connections to peers that were dialled and have made their offer.
+    dialled: HashMap<SetupId, Connection>,
+    /// Peers that dial, until the node knows what to offer.
+    arriving: HashMap<PeerConnectionId, ArrivingPeer>,
+    /// Peers that were made an offer.
+    offered: HashMap<PeerConnectionId, JoinHandle<()>>,
+    /// Peers that have asked and wait for our answer.
+    asking: HashMap<PeerConnectionId, (Connection, Responder)>,
+}
+
+impl Engine {
+    pub(super) fn dial_peer(&mut self, setup: SetupId, peer: String, via: &PeerVia) {
+        let addresses = match via {
+            PeerVia::Direct(addresses) => addresses.clone(),
+            PeerVia::Relay { trs, context } => self.leg(trs, *context).into_iter().collect(),
+        };
+        let (transport, tls, inputs) = (self.transport.clone(), self.tls.clone(), self.inputs.clone());
+        let task = dial(setup, peer, addresses, transport, tls, inputs);
+        self.handshakes.dials.insert(setup, task);
+    }
+
+    pub(super) fn peer_offered(
+        &mut self,
+        now: Instant,
+        setup: SetupId,
+        outcome: Result<(Connection, Message), String>,
+    ) {
+        if self.handshakes.dials.remove(&setup).is_none() {
+            return;
+        }
+        match outcome {
+            Ok((connection, message)) => {
+                let Some(identity) = connection.identity().cloned() else { return };
+                if !self.is_identity_valid_now(&identity) {
+                    connection.close(close::NOT_ALLOWED, "the certificate is not valid now");
+                    return self.node.handle_dial_failed(
+                        now,
+                        setup,
+                        "its certificate is not valid now".into(),
+                    );
+                }
+                let via = self.via(connection.remote_address());
+                self.handshakes.dialled.insert(setup, connection.clone());
+                self.node.handle_peer_offer(now, setup, via, &identity, message, &connection);
+            }
+            Err(reason) => self.node.handle_dial_failed(now, setup, reason),
+        }
+    }
+
+    pub(super) fn ask_peer(&mut self, setup: SetupId, request: Message) {
+        if let Some(connection) = self.handshakes.dialled.remove(&setup) {
+            self.handshakes.dials.insert(setup, ask(setup, connection, request, self.inputs.clone()));
+        }
+    }
+
+    pub(super) fn peer_answered(&mut self, now: Instant, setup: SetupId, outcome: Result<Message, String>) {
+        if self.handshakes.dials.remove(&setup).is_none() {
+            return;
+        }
+        match outcome {
+            Ok(message) => self.node.handle_peer_response(now, setup, message),
+            // The tunnel stands or does not, whatever became of the connection.
+            Err(reason) => tracing::debug!(reason, "a peer did not answer"),
+        }
+    }
+
+    pub(super) fn cancel_dial(&mut self, setup: SetupId) {
+        abort(self.handshakes.dials.remove(&setup));
+        if let Some(connection) = self.handshakes.dialled.remove(&setup) {
+            connection.close(close::DONE, "not wanted any more");
+        }
+    }
+
+    pub(super) fn peer_arrived(&mut self, now: Instant, peer: ArrivingPeer) {
+        let id = PeerConnectionId(self.fresh());
+        let via = self.via(peer.remote_address());
+        self.handshakes.arriving.insert(id, peer);
+        self.node.handle_peer_arrived(now, id, via);
+    }
+
+    pub(super) fn offer_peer(&mut self, connection: PeerConnectionId, message: Message) {
+        if let Some(peer) = self.handshakes.arriving.remove(&connection) {
+            let task = offer(connection, peer, message, self.inputs.clone());
+            self.handshakes.offered.insert(connection, task);
+        }
+    }
+
+    pub(super) fn peer_asked(
+        &mut self,
+        now: Instant,
+        id: PeerConnectionId,
+        connection: Connection,
+        message: Message,
+        responder: Responder,
+    ) {
+        let Some(identity) = connection.identity().cloned() else { return };
+        if self.handshakes.offered.remove(&id).is_none() {
+            return;
+        }
+        // TLS judged it by the clock of that moment.
+        if !self.is_identity_valid_now(&identity) {
+            connection.close(close::NOT_ALLOWED, "the certificate is not valid now");
+            return self.node.handle_peer_left(now, id);
+        }
+        let via = self.via(connection.remote_address());
+        self.handshakes.asking.insert(id, (connection.clone(), responder));
+        self.node.handle_peer_request(now, id, via, &identity, message, &connection);
+    }
+
+    pub(super) fn respond_peer(&mut self, connection: PeerConnectionId, message: Message) {
+        if let Some((connection, responder)) = self.handshakes.asking.remove(&connection) {
+            answer(connection, responder, message);
+        }
+    }
+
+    pub(super) fn peer_left(&mut self, now: Instant, id: PeerConnectionId) {
+        if self.handshakes.offered.remove(&id).is_some() {
+            self.node.handle_peer_left(now, id);
+        }
+    }
+
+    pub(super) fn close_peer(&mut self, connection: PeerConnectionId) {
+        const REASON: &str = "no tunnel was made";
+        if let Some(peer) = self.handshakes.arriving.remove(&connection) {
+            peer.close(REASON);
+        }
+        // With its task the connection goes.
+        abort(self.handshakes.offered.remove(&connection));
+        if let Some((connection, _)) = self.handshakes.asking.remove(&connection) {
+            connection.close(close::DONE, REASON);
+        }
+    }
+}
+
 /// Dials a peer and reports what it offers.
-pub(crate) fn dial(
+fn dial(
     setup: SetupId,
     peer: String,
     addresses: Vec<SocketAddr>,
@@ -50,7 +193,7 @@ async fn reach(
 }
 
 /// Takes a peer's offer and reports its answer.
-pub(crate) fn ask(
+fn ask(
     setup: SetupId,
     connection: Connection,
     request: Message,
@@ -75,7 +218,7 @@ pub(crate) fn accept(transport: Arc<Transport>, inputs: mpsc::Sender<Input>) {
 }
 
 /// Makes an offer to a peer, and reports what it asks once it has proved who it is.
-pub(crate) fn offer(
+fn offer(
     id: PeerConnectionId,
     peer: ArrivingPeer,
     offer: Message,
@@ -104,7 +247,7 @@ async fn hear(peer: ArrivingPeer, offer: &Message) -> Result<(Connection, Messag
 }
 
 /// Answers a peer and waits for it to close, so that the answer is not cut off.
-pub(crate) fn answer(connection: Connection, responder: Responder, message: Message) {
+fn answer(connection: Connection, responder: Responder, message: Message) {
     tokio::spawn(async move {
         if let Err(error) = responder.respond(&message).await {
             tracing::debug!(%error, "the answer did not reach the peer");

@@ -14,9 +14,10 @@ use cyphonic_proto::node::{
     NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus,
 };
 
-use super::admission;
 use super::interface::Lost;
-use super::renewal::Lifetime;
+use super::renewal::{Lifetime, unix};
+use super::run::Engine;
+use super::{admission, time};
 use crate::control::netcheck::NetcheckReport;
 use crate::control::report::{
     CardReport, CertificateReport, CipherReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport,
@@ -55,22 +56,48 @@ pub struct Surroundings {
     pub kernel: Arc<dyn Kernel>,
 }
 
-pub(crate) struct Sources<'a> {
-    pub(crate) node: NodeStatus,
-    pub(crate) findings: &'a Findings,
-    pub(crate) latencies: &'a BTreeMap<String, Duration>,
-    pub(crate) ring: &'a dyn EncapRing,
-    pub(crate) surroundings: &'a Surroundings,
-    pub(crate) setup_times: &'a HashMap<Ipv6Addr, Duration>,
-    pub(crate) started: Instant,
-    pub(crate) udp_port: u16,
-    pub(crate) nat64: Option<Nat64Prefix>,
-    pub(crate) not_admitted: Option<&'a str>,
-    pub(crate) certificate: Lifetime,
-    pub(crate) certificate_health: Option<HealthCheck>,
+impl Engine {
+    pub(super) fn status(&self) -> StatusReport {
+        let mut report = report(&Sources {
+            node: self.node.status(),
+            findings: self.node.findings(),
+            latencies: self.node.relay_latencies(),
+            ring: self.ring.as_ref(),
+            surroundings: &self.surroundings,
+            setup_times: &self.queries.setup_times,
+            started: self.started,
+            udp_port: self.port.local_port(),
+            nat64: self.port.nat64(),
+            not_admitted: self.admission.not_admitted.as_deref(),
+            certificate: self.admission.lifetime,
+            certificate_health: self
+                .admission
+                .lifetime
+                .health(self.admission.renewal_failure.as_deref(), unix(self.clock.now())),
+        });
+        report.health.extend(time::health(&self.clock));
+        // As `mtu` has it: the host's interface follows the widest tunnel.
+        report.interface.mtu = report.interface.mtu.max(self.tunnels.mtus.largest().into());
+        report
+    }
 }
 
-pub(crate) fn report(sources: &Sources<'_>) -> StatusReport {
+struct Sources<'a> {
+    node: NodeStatus,
+    findings: &'a Findings,
+    latencies: &'a BTreeMap<String, Duration>,
+    ring: &'a dyn EncapRing,
+    surroundings: &'a Surroundings,
+    setup_times: &'a HashMap<Ipv6Addr, Duration>,
+    started: Instant,
+    udp_port: u16,
+    nat64: Option<Nat64Prefix>,
+    not_admitted: Option<&'a str>,
+    certificate: Lifetime,
+    certificate_health: Option<HealthCheck>,
+}
+
+fn report(sources: &Sources<'_>) -> StatusReport {
     let node = &sources.node;
     let now = Instant::now();
     let stats: HashMap<u64, TunnelStats> =

@@ -1,49 +1,33 @@
 //! The loop: an input, the node's view of it, the actions that follow.
 
-use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cyphonic_dataplane::ring::{self, EncapRing, RingEvent};
+use cyphonic_dataplane::ring::EncapRing;
 use cyphonic_dataplane::udp::UdpPort;
-use cyphonic_proto::node::{
-    CachedState, CandidateSet, Node, PeerVia, ResolveError, Routes, Service, Target, TunnelActivity,
-};
-use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, QueryId, SetupId, TunnelId, close};
-use cyphonic_transport::{ArrivingPeer, ClientTls, Clock, Connection, RelayedAddress, Responder, Transport};
+use cyphonic_proto::close;
+use cyphonic_proto::node::{CachedState, Node};
+use cyphonic_transport::{ClientTls, Clock, Transport};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, oneshot};
 
-use super::admission::is_news;
+use super::admission::Admission;
+use super::exchanges::Exchanges;
 use super::input::Input;
-use super::mtu::InnerMtus;
-use super::renewal::{Lifetime, Renewal, unix};
-use super::report::{self, Surroundings};
-use super::services::{self, Way};
-use super::{EngineParts, Names, time};
-use crate::complaints::Complaints;
-use crate::control::{BackendError, ResetTarget};
+use super::peers::PeerHandshakes;
+use super::queries::Queries;
+use super::renewal::{Lifetime, Renewal};
+use super::report::Surroundings;
+use super::services::Services;
+use super::tunnels::{self, Tunnels};
+use super::{EngineParts, Names};
 use crate::netcheck::{Netcheck, News, OwnPort};
 
 /// How often the node hears what its tunnels carried: a path that has died is left within a second.
 const STATS_INTERVAL: Duration = Duration::from_millis(250);
 /// The same while there is no tunnel.
 const NO_STATS_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The answered half of exchange ids: those that a service opened. The node counts its own from zero.
-const INBOUND_EXCHANGES: u64 = 1 << 63;
-
-pub(super) struct ServiceConnection {
-    pub(super) connection: Connection,
-    pub(super) attempt: u64,
-    pub(super) since: Instant,
-    pub(super) listener: JoinHandle<()>,
-}
-
-pub(super) type Answer = oneshot::Sender<Result<Ipv6Addr, ResolveError>>;
 
 pub(crate) struct Engine {
     pub(super) node: Node,
@@ -58,37 +42,13 @@ pub(crate) struct Engine {
     pub(super) surroundings: Surroundings,
     pub(super) save: Box<dyn Fn(&CachedState) + Send>,
     pub(super) failure: Option<oneshot::Sender<String>>,
-    pub(super) certificate: Lifetime,
-    pub(super) renewal_failure: Option<String>,
-    /// Whoever renews it is told that a service does not take it.
-    pub(super) certificate_refused: Arc<Notify>,
-    /// Why the cloud does not let this device in, as far as it said so.
-    pub(super) not_admitted: Option<String>,
+    pub(super) admission: Admission,
     pub(super) started: Instant,
-    pub(super) services: HashMap<Service, ServiceConnection>,
-    /// Dials of services under way, and the attempt that each is.
-    pub(super) dialling: HashMap<(Service, Way), (u64, JoinHandle<()>)>,
-    /// Of dials that failed.
-    pub(super) complaints: Complaints<(Service, Way)>,
-    /// Of connections that ended.
-    pub(super) ends: Complaints<Service>,
-    /// Connections that stay open until those that replace them stand.
-    pub(super) replaced: HashMap<Service, Connection>,
-    pub(super) requests: HashMap<ExchangeId, JoinHandle<()>>,
-    pub(super) asked: HashMap<ExchangeId, Responder>,
-    pub(super) dials: HashMap<SetupId, JoinHandle<()>>,
-    /// Connections to peers that were dialled and have made their offer.
-    pub(super) dialled: HashMap<SetupId, Connection>,
-    /// Peers that dial, until the node knows what to offer.
-    pub(super) arriving: HashMap<PeerConnectionId, ArrivingPeer>,
-    /// Peers that were made an offer.
-    pub(super) offered: HashMap<PeerConnectionId, JoinHandle<()>>,
-    /// Peers that have asked.
-    pub(super) peers: HashMap<PeerConnectionId, (Connection, Responder)>,
-    pub(super) queries: HashMap<QueryId, (Answer, Instant)>,
-    pub(super) tunnels: HashMap<TunnelId, Ipv6Addr>,
-    pub(super) mtus: InnerMtus,
-    pub(super) setup_times: HashMap<Ipv6Addr, Duration>,
+    pub(super) services: Services,
+    pub(super) exchanges: Exchanges,
+    pub(super) handshakes: PeerHandshakes,
+    pub(super) queries: Queries,
+    pub(super) tunnels: Tunnels,
     pub(super) next: u64,
 }
 
@@ -96,18 +56,17 @@ impl Engine {
     /// The engine, and the task that renews its certificate.
     pub(crate) fn new(parts: EngineParts, inputs: mpsc::Sender<Input>, names: Names) -> (Self, Renewal) {
         let now = Instant::now();
-        let certificate = Lifetime::of(&parts.identity);
-        let certificate_refused = Arc::new(Notify::new());
+        let admission = Admission::by(Lifetime::of(&parts.identity));
         let renewal = Renewal {
             parts: parts.renewal,
-            lifetime: certificate,
+            lifetime: admission.lifetime,
             clock: parts.clock.clone(),
             as_name: parts.node.as_name.clone(),
             transport: parts.transport.clone(),
             inputs: inputs.clone(),
-            refused: Arc::clone(&certificate_refused),
+            refused: Arc::clone(&admission.refused),
         };
-        report_resets(&parts.transport, inputs.clone());
+        tunnels::report_resets(&parts.transport, inputs.clone());
         let own = Arc::new(OwnPort::default());
         parts.transport.mux().deliver_stun_to(own.clone());
         let engine = Self {
@@ -127,27 +86,13 @@ impl Engine {
             surroundings: parts.surroundings,
             save: parts.save,
             failure: Some(parts.failure),
-            certificate,
-            renewal_failure: None,
-            certificate_refused,
-            not_admitted: None,
+            admission,
             started: now,
-            services: HashMap::new(),
-            dialling: HashMap::new(),
-            complaints: Complaints::default(),
-            ends: Complaints::default(),
-            replaced: HashMap::new(),
-            requests: HashMap::new(),
-            asked: HashMap::new(),
-            dials: HashMap::new(),
-            dialled: HashMap::new(),
-            arriving: HashMap::new(),
-            offered: HashMap::new(),
-            peers: HashMap::new(),
-            queries: HashMap::new(),
-            tunnels: HashMap::new(),
-            mtus: InnerMtus::new(parts.mtus),
-            setup_times: HashMap::new(),
+            services: Services::default(),
+            exchanges: Exchanges::default(),
+            handshakes: PeerHandshakes::default(),
+            queries: Queries::default(),
+            tunnels: Tunnels::new(parts.mtus),
             next: 0,
         };
         (engine, renewal)
@@ -168,7 +113,7 @@ impl Engine {
                 () = sleep_until(wake) => self.node.handle_timeout(Instant::now()),
                 _ = stats.tick() => {
                     self.report_tunnels();
-                    if self.tunnels.is_empty() {
+                    if self.tunnels.peers.is_empty() {
                         stats.reset_after(NO_STATS_INTERVAL);
                     }
                 }
@@ -195,35 +140,21 @@ impl Engine {
             Input::PeerAsked { id, connection, message, responder } => {
                 self.peer_asked(now, id, connection, message, responder)
             }
-            Input::PeerLeft(id) => {
-                if self.offered.remove(&id).is_some() {
-                    self.node.handle_peer_left(now, id);
-                }
-            }
+            Input::PeerLeft(id) => self.peer_left(now, id),
             Input::PeerOffered { setup, outcome } => self.peer_offered(now, setup, outcome),
             Input::PeerAnswered { setup, outcome } => self.peer_answered(now, setup, outcome),
             Input::Ring(event) => self.ring_event(now, event),
             Input::RelayReset(tunnel) => self.node.handle_relay_reset(now, tunnel),
             Input::Resolve { target, answer } => self.resolve(now, target, answer),
-            Input::Addresses(addresses) => {
-                tracing::debug!(?addresses, "this host is attached to networks in another way");
-                self.node.handle_addresses(now, &addresses, &HostRoutes(&self.port));
-            }
-            Input::Resumed(sleep) => {
-                tracing::info!(asleep = ?sleep.length, "this host slept: connections are taken up again");
-                self.node.handle_resumed(now, sleep);
-            }
+            Input::Addresses(addresses) => self.addresses_changed(now, &addresses),
+            Input::Resumed(sleep) => self.resumed(now, sleep),
             Input::Cloud(addresses) => self.node.handle_as_addresses(now, addresses),
             Input::KeepOpen(names) => self.node.handle_keep_open(now, &names),
             Input::Reset { target, answer } => drop(answer.send(self.reset(now, target))),
-            Input::Renewed { credentials, lifetime } => {
-                self.tls = ClientTls::new(credentials).with_clock(self.clock.clone());
-                self.certificate = lifetime;
-                self.node.handle_renewed(now);
-            }
+            Input::Renewed { credentials, lifetime } => self.renewed(now, credentials, lifetime),
             Input::TimeTold => self.time_told(),
-            Input::RenewalKept => self.renewal_failure = None,
-            Input::RenewalFailed(reason) => self.renewal_failure = Some(reason),
+            Input::RenewalKept => self.admission.renewal_failure = None,
+            Input::RenewalFailed(reason) => self.admission.renewal_failure = Some(reason),
             Input::Network(News::Findings(findings)) => self.node.handle_findings(now, findings),
             Input::Network(News::Granted(granted)) => self.node.handle_port_mappings(now, &granted),
             Input::Network(News::Latencies(measured)) => self.node.handle_latencies(now, &measured),
@@ -231,307 +162,6 @@ impl Engine {
             // Taken out by `run`.
             Input::Shutdown(answer) => drop(answer),
         }
-    }
-
-    fn service_dialled(
-        &mut self,
-        now: Instant,
-        service: Service,
-        way: Way,
-        attempt: u64,
-        outcome: Result<Connection, String>,
-    ) {
-        let dialled = (service.clone(), way);
-        let current = self.dialling.get(&dialled).is_some_and(|(current, _)| *current == attempt);
-        match outcome {
-            // Only a dial that was given up in the last moment.
-            Ok(connection) if !current => connection.close(close::DONE, "not wanted any more"),
-            Err(_) if !current => {}
-            Err(reason) => {
-                self.dialling.remove(&dialled);
-                self.note_unreachable(&service);
-                let by_tcp = way == Way::Detour;
-                if self.complaints.is_news(now, (service.clone(), way), &reason) {
-                    tracing::info!(%service, by_tcp, reason, "cannot connect; tried again all the time");
-                } else {
-                    tracing::debug!(%service, by_tcp, reason, "cannot connect");
-                }
-                match way {
-                    Way::Udp => {
-                        self.node.handle_connect_failed(now, service, reason);
-                    }
-                    Way::Detour => {
-                        self.node.handle_detour_failed(now, service, reason);
-                    }
-                }
-            }
-            Ok(connection) => {
-                let through = connection.detour();
-                for way in Way::ALL {
-                    self.complaints.settle(&(service.clone(), way));
-                }
-                // The slower dial, and the detour that is left.
-                self.give_up_dials(&service);
-                if let Some(left) = self.services.remove(&service) {
-                    left.listener.abort();
-                    self.transport.mux().remove_legs(left.connection.quinn());
-                    services::let_go(left.connection);
-                }
-                let remote = connection.remote_address();
-                let listener = services::listen(
-                    service.clone(),
-                    attempt,
-                    connection.clone(),
-                    self.transport.mux(),
-                    self.inputs.clone(),
-                    self.told_after(),
-                );
-                let since = now;
-                let stands = ServiceConnection { connection, attempt, since, listener };
-                self.services.insert(service.clone(), stands);
-                if let Some(old) = self.replaced.remove(&service) {
-                    services::let_go(old);
-                }
-                match through {
-                    None => self.node.handle_connected(now, service, remote),
-                    Some(through) => self.node.handle_detour_connected(now, service, remote, through),
-                }
-            }
-        }
-    }
-
-    fn service_ended(&mut self, now: Instant, service: Service, attempt: u64, reason: String) {
-        if self.services.get(&service).is_some_and(|s| s.attempt == attempt) {
-            if let Some(ended) = self.services.remove(&service) {
-                let stood = now.saturating_duration_since(ended.since);
-                if is_news(&mut self.ends, now, &service, stood, &reason) {
-                    tracing::info!(%service, reason, "the connection ended");
-                } else {
-                    tracing::debug!(%service, reason, "the connection ended");
-                }
-                self.note_end(&service, &ended.connection);
-                self.transport.mux().remove_legs(ended.connection.quinn());
-            }
-            self.node.handle_disconnected(now, service, reason);
-        }
-    }
-
-    fn answered(
-        &mut self,
-        now: Instant,
-        exchange: ExchangeId,
-        service: &Service,
-        outcome: Result<Message, String>,
-    ) {
-        if self.requests.remove(&exchange).is_none() {
-            return;
-        }
-        match outcome {
-            Ok(message) => {
-                self.note_answer(service, &message);
-                self.node.handle_response(now, exchange, message);
-            }
-            Err(reason) => self.node.handle_exchange_failed(now, exchange, reason),
-        }
-    }
-
-    fn asked(
-        &mut self,
-        now: Instant,
-        service: Service,
-        attempt: u64,
-        message: Message,
-        responder: Responder,
-    ) {
-        let open = self.services.get(&service).filter(|open| open.attempt == attempt);
-        // One that was let in only to tell the time has nothing to ask before.
-        if open.is_none_or(|open| !self.is_valid_now(&open.connection)) {
-            return;
-        }
-        let exchange = ExchangeId(INBOUND_EXCHANGES | self.fresh());
-        self.asked.insert(exchange, responder);
-        self.node.handle_request(now, service, exchange, message);
-    }
-
-    fn peer_arrived(&mut self, now: Instant, peer: ArrivingPeer) {
-        let id = PeerConnectionId(self.fresh());
-        let via = self.via(peer.remote_address());
-        self.arriving.insert(id, peer);
-        self.node.handle_peer_arrived(now, id, via);
-    }
-
-    fn peer_asked(
-        &mut self,
-        now: Instant,
-        id: PeerConnectionId,
-        connection: Connection,
-        message: Message,
-        responder: Responder,
-    ) {
-        let Some(identity) = connection.identity().cloned() else { return };
-        if self.offered.remove(&id).is_none() {
-            return;
-        }
-        // TLS judged it by the clock of that moment.
-        if !self.is_identity_valid_now(&identity) {
-            connection.close(close::NOT_ALLOWED, "the certificate is not valid now");
-            return self.node.handle_peer_left(now, id);
-        }
-        let via = self.via(connection.remote_address());
-        self.peers.insert(id, (connection.clone(), responder));
-        self.node.handle_peer_request(now, id, via, &identity, message, &connection);
-    }
-
-    fn peer_offered(&mut self, now: Instant, setup: SetupId, outcome: Result<(Connection, Message), String>) {
-        if self.dials.remove(&setup).is_none() {
-            return;
-        }
-        match outcome {
-            Ok((connection, message)) => {
-                let Some(identity) = connection.identity().cloned() else { return };
-                if !self.is_identity_valid_now(&identity) {
-                    connection.close(close::NOT_ALLOWED, "the certificate is not valid now");
-                    return self.node.handle_dial_failed(
-                        now,
-                        setup,
-                        "its certificate is not valid now".into(),
-                    );
-                }
-                let via = self.via(connection.remote_address());
-                self.dialled.insert(setup, connection.clone());
-                self.node.handle_peer_offer(now, setup, via, &identity, message, &connection);
-            }
-            Err(reason) => self.node.handle_dial_failed(now, setup, reason),
-        }
-    }
-
-    fn peer_answered(&mut self, now: Instant, setup: SetupId, outcome: Result<Message, String>) {
-        if self.dials.remove(&setup).is_none() {
-            return;
-        }
-        match outcome {
-            Ok(message) => self.node.handle_peer_response(now, setup, message),
-            // The tunnel stands or does not, whatever became of the connection.
-            Err(reason) => tracing::debug!(reason, "a peer did not answer"),
-        }
-    }
-
-    fn ring_event(&mut self, now: Instant, event: RingEvent) {
-        match event {
-            RingEvent::UnknownDestination { dst } => self.node.handle_unknown_destination(now, dst),
-            RingEvent::PathResponse { tunnel, data } => {
-                self.node.handle_path_response(now, TunnelId(tunnel.0), data)
-            }
-            RingEvent::PeerMoved { tunnel, from } => {
-                self.node.handle_peer_moved(now, TunnelId(tunnel.0), from)
-            }
-            RingEvent::Probed { tunnel, from } => self.node.handle_probed(now, TunnelId(tunnel.0), from),
-            RingEvent::Candidates { tunnel, set } => {
-                let ring::CandidateSet { sequence, heard, flags, endpoints } = set;
-                let set = CandidateSet { sequence, heard, flags, endpoints };
-                self.node.handle_candidates(now, TunnelId(tunnel.0), &set);
-            }
-            RingEvent::PeerClosed { tunnel, code, reason } => {
-                tracing::debug!(%tunnel, code, reason, "the peer closed the tunnel");
-                self.node.handle_tunnel_closed(now, TunnelId(tunnel.0));
-            }
-            RingEvent::KeysExhausted { tunnel } => {
-                tracing::warn!(%tunnel, "the keys of a tunnel are used up; it is set up anew");
-                self.node.handle_keys_exhausted(now, TunnelId(tunnel.0));
-            }
-            RingEvent::TooBig { tunnel, probe } => {
-                self.node.handle_too_big(now, TunnelId(tunnel.0), probe);
-            }
-            RingEvent::Failed { reason } => {
-                tracing::error!(reason, "the encapsulation ring has stopped; restart the daemon");
-                self.surroundings.ring_failure = Some(reason.clone());
-                if let Some(failure) = self.failure.take() {
-                    drop(failure.send(format!("the encapsulation ring has stopped: {reason}")));
-                }
-            }
-        }
-    }
-
-    fn resolve(&mut self, now: Instant, target: Target, answer: Answer) {
-        let query = QueryId(self.fresh());
-        self.queries.insert(query, (answer, now));
-        self.node.handle_resolve(now, query, target);
-    }
-
-    fn reset(&mut self, now: Instant, target: ResetTarget) -> Result<usize, BackendError> {
-        let before = self.tunnels.len();
-        let target = match target {
-            ResetTarget::All => None,
-            ResetTarget::Peer(name) => Some(self.known_peer(&name)?),
-        };
-        self.node.handle_reset(now, target.map(Target::Name));
-        self.perform_all();
-        Ok(before.saturating_sub(self.tunnels.len()))
-    }
-
-    /// The full name of a peer given by full name or first label.
-    fn known_peer(&self, name: &str) -> Result<String, BackendError> {
-        let name = name.trim_end_matches('.').to_ascii_lowercase();
-        let peers = self.node.status().peers;
-        let names = || peers.iter().filter_map(|peer| peer.fqdn.clone());
-        names()
-            .find(|fqdn| *fqdn == name)
-            .or_else(|| names().find(|fqdn| fqdn.split('.').next() == Some(name.as_str())))
-            .ok_or(BackendError::UnknownPeer(name))
-    }
-
-    fn status(&self) -> crate::control::StatusReport {
-        let mut report = report::report(&report::Sources {
-            node: self.node.status(),
-            findings: self.node.findings(),
-            latencies: self.node.relay_latencies(),
-            ring: self.ring.as_ref(),
-            surroundings: &self.surroundings,
-            setup_times: &self.setup_times,
-            started: self.started,
-            udp_port: self.port.local_port(),
-            nat64: self.port.nat64(),
-            not_admitted: self.not_admitted.as_deref(),
-            certificate: self.certificate,
-            certificate_health: self
-                .certificate
-                .health(self.renewal_failure.as_deref(), unix(self.clock.now())),
-        });
-        report.health.extend(time::health(&self.clock));
-        // As `mtu` has it: the host's interface follows the widest tunnel.
-        report.interface.mtu = report.interface.mtu.max(self.mtus.largest().into());
-        report
-    }
-
-    fn report_tunnels(&mut self) {
-        let now = Instant::now();
-        for (id, stats) in self.ring.all_stats() {
-            let activity = TunnelActivity {
-                tx_packets: stats.tx_packets,
-                tx_large: stats.tx_large,
-                rx_packets: stats.rx_packets,
-                last_rx: stats.last_rx,
-                last_tx: stats.last_tx,
-                unanswered_since: stats.unanswered_since,
-            };
-            self.node.handle_tunnel_stats(now, TunnelId(id.0), activity);
-        }
-    }
-
-    /// How a connection with this far end travels.
-    fn via(&self, remote: SocketAddr) -> PeerVia {
-        let leg =
-            RelayedAddress::from_socket_addr(remote).and_then(|address| self.transport.mux().leg(address));
-        let relayed = leg.and_then(|(id, context)| {
-            let mut services = self.services.iter();
-            services.find_map(|(service, s)| match service {
-                Service::Trs(trs) if s.connection.quinn().stable_id() == id => {
-                    Some(PeerVia::Relay { trs: trs.clone(), context })
-                }
-                Service::As | Service::Nms | Service::Trs(_) => None,
-            })
-        });
-        relayed.unwrap_or_else(|| PeerVia::Direct(vec![remote]))
     }
 
     pub(super) fn fresh(&mut self) -> u64 {
@@ -542,7 +172,7 @@ impl Engine {
     async fn stop(mut self, answer: oneshot::Sender<()>) {
         self.node.handle_shutdown(Instant::now());
         self.perform_all();
-        for service in self.services.values() {
+        for service in self.services.standing.values() {
             service.connection.close(close::STOPPING, "the agent stops");
         }
         self.netcheck.close().await;
@@ -559,22 +189,6 @@ pub(super) fn network_news(
         let inputs = inputs.clone();
         async move { drop(inputs.send(Input::Network(news)).await) }.boxed()
     }
-}
-
-/// The kernel's routing tables, as the node's port is subject to them.
-struct HostRoutes<'a>(&'a UdpPort);
-
-impl Routes for HostRoutes<'_> {
-    fn source_for(&self, remote: SocketAddr) -> Option<IpAddr> {
-        self.0.source_for(remote).ok()
-    }
-}
-
-/// A reset that finds the queue full is lost: the relay answers the tunnel's next packet with another.
-fn report_resets(transport: &Transport, inputs: mpsc::Sender<Input>) {
-    transport.mux().report_resets(Arc::new(move |tunnel| {
-        drop(inputs.try_send(Input::RelayReset(tunnel)));
-    }));
 }
 
 async fn sleep_until(wake: Option<Instant>) {

@@ -1,16 +1,21 @@
 //! Connections to AS, NMS and TRS: dialling, listening to what they ask, noticing their end.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use cyphonic_proto::close;
 use cyphonic_proto::identity::Role;
-use cyphonic_proto::node::Service;
-use cyphonic_transport::{ClientTls, Connection, Mux, Transport};
+use cyphonic_proto::node::{PeerVia, Service};
+use cyphonic_transport::{ClientTls, Connection, Mux, RelayedAddress, Transport};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::admission::is_news;
 use super::input::Input;
+use super::run::Engine;
+use crate::complaints::Complaints;
 
 /// How a service is dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,17 +30,200 @@ impl Way {
     pub(crate) const ALL: [Self; 2] = [Self::Udp, Self::Detour];
 }
 
+pub(super) struct ServiceConnection {
+    pub(super) connection: Connection,
+    pub(super) attempt: u64,
+    since: Instant,
+    listener: JoinHandle<()>,
+}
+
+/// The connections to services, and the attempts at them.
+#[derive(Default)]
+pub(super) struct Services {
+    pub(super) standing: HashMap<Service, ServiceConnection>,
+    /// Dials of services under way, and the attempt that each is.
+    dialling: HashMap<(Service, Way), (u64, JoinHandle<()>)>,
+    /// What the log was told of dials that failed.
+    unreachable: Complaints<(Service, Way)>,
+    /// What the log was told of connections that ended.
+    ends: Complaints<Service>,
+    /// Connections that stay open until those that replace them stand.
+    replaced: HashMap<Service, Connection>,
+}
+
+impl Engine {
+    pub(super) fn connect(&mut self, service: Service, addresses: Vec<SocketAddr>, name: String) {
+        self.give_up_dials(&service);
+        if let Some(old) = self.services.standing.remove(&service) {
+            // It may serve yet: only the service can say, when the new one stands.
+            old.listener.abort();
+            self.transport.mux().remove_legs(old.connection.quinn());
+            self.services.replaced.insert(service.clone(), old.connection);
+        }
+        self.dial(service, Way::Udp, addresses, name);
+    }
+
+    /// Dials beside whatever stands.
+    pub(super) fn dial(&mut self, service: Service, way: Way, mut addresses: Vec<SocketAddr>, name: String) {
+        // Attempts begin one after the other: none of them for an address that no route leads to, unless
+        // there is no other.
+        let routed = |address: &SocketAddr| self.port.source_for(*address).is_ok();
+        if addresses.iter().any(routed) {
+            addresses.retain(routed);
+        }
+        tracing::debug!(%service, ?way, ?addresses, "dialling");
+        let attempt = self.fresh();
+        let wanted = Dial { service: service.clone(), way, attempt, addresses, name };
+        let task = dial(wanted, self.transport.clone(), self.tls.clone(), self.inputs.clone());
+        if let Some((_, task)) = self.services.dialling.insert((service, way), (attempt, task)) {
+            task.abort();
+        }
+    }
+
+    /// What a dial reports from now on is not wanted any more.
+    fn give_up_dials(&mut self, service: &Service) {
+        for way in Way::ALL {
+            if let Some((_, task)) = self.services.dialling.remove(&(service.clone(), way)) {
+                task.abort();
+            }
+        }
+    }
+
+    pub(super) fn disconnect(&mut self, service: &Service) {
+        self.give_up_dials(service);
+        if let Some(old) = self.services.replaced.remove(service) {
+            old.close(close::DONE, "not needed now");
+        }
+        if let Some(old) = self.services.standing.remove(service) {
+            old.listener.abort();
+            self.note_end(service, &old.connection);
+            self.transport.mux().remove_legs(old.connection.quinn());
+            old.connection.close(close::DONE, "not needed now");
+        }
+    }
+
+    pub(super) fn service_dialled(
+        &mut self,
+        now: Instant,
+        service: Service,
+        way: Way,
+        attempt: u64,
+        outcome: Result<Connection, String>,
+    ) {
+        let dialled = (service.clone(), way);
+        let current = self.services.dialling.get(&dialled).is_some_and(|(current, _)| *current == attempt);
+        match outcome {
+            // Only a dial that was given up in the last moment.
+            Ok(connection) if !current => connection.close(close::DONE, "not wanted any more"),
+            Err(_) if !current => {}
+            Err(reason) => self.dial_failed(now, service, way, reason),
+            Ok(connection) => self.service_stands(now, service, attempt, connection),
+        }
+    }
+
+    fn dial_failed(&mut self, now: Instant, service: Service, way: Way, reason: String) {
+        self.services.dialling.remove(&(service.clone(), way));
+        self.note_unreachable(&service);
+        let by_tcp = way == Way::Detour;
+        if self.services.unreachable.is_news(now, (service.clone(), way), &reason) {
+            tracing::info!(%service, by_tcp, reason, "cannot connect; tried again all the time");
+        } else {
+            tracing::debug!(%service, by_tcp, reason, "cannot connect");
+        }
+        match way {
+            Way::Udp => {
+                self.node.handle_connect_failed(now, service, reason);
+            }
+            Way::Detour => {
+                self.node.handle_detour_failed(now, service, reason);
+            }
+        }
+    }
+
+    fn service_stands(&mut self, now: Instant, service: Service, attempt: u64, connection: Connection) {
+        let through = connection.detour();
+        for way in Way::ALL {
+            self.services.unreachable.settle(&(service.clone(), way));
+        }
+        // The slower dial, and the detour that is left.
+        self.give_up_dials(&service);
+        if let Some(left) = self.services.standing.remove(&service) {
+            left.listener.abort();
+            self.transport.mux().remove_legs(left.connection.quinn());
+            let_go(left.connection);
+        }
+        let remote = connection.remote_address();
+        let listener = listen(
+            service.clone(),
+            attempt,
+            connection.clone(),
+            self.transport.mux(),
+            self.inputs.clone(),
+            self.told_after(),
+        );
+        let since = now;
+        let stands = ServiceConnection { connection, attempt, since, listener };
+        self.services.standing.insert(service.clone(), stands);
+        if let Some(old) = self.services.replaced.remove(&service) {
+            let_go(old);
+        }
+        match through {
+            None => self.node.handle_connected(now, service, remote),
+            Some(through) => self.node.handle_detour_connected(now, service, remote, through),
+        }
+    }
+
+    pub(super) fn service_ended(&mut self, now: Instant, service: Service, attempt: u64, reason: String) {
+        if self.services.standing.get(&service).is_some_and(|s| s.attempt == attempt) {
+            if let Some(ended) = self.services.standing.remove(&service) {
+                let stood = now.saturating_duration_since(ended.since);
+                if is_news(&mut self.services.ends, now, &service, stood, &reason) {
+                    tracing::info!(%service, reason, "the connection ended");
+                } else {
+                    tracing::debug!(%service, reason, "the connection ended");
+                }
+                self.note_end(&service, &ended.connection);
+                self.transport.mux().remove_legs(ended.connection.quinn());
+            }
+            self.node.handle_disconnected(now, service, reason);
+        }
+    }
+
+    /// The address of a leg, if its TRS is connected.
+    pub(super) fn leg(&self, trs: &str, context: u64) -> Option<SocketAddr> {
+        let service = self.services.standing.get(&Service::Trs(trs.to_owned()))?;
+        let address = self.transport.mux().add_leg(service.connection.quinn(), context);
+        Some(address.socket_addr())
+    }
+
+    /// How a connection with this far end travels.
+    pub(super) fn via(&self, remote: SocketAddr) -> PeerVia {
+        let leg =
+            RelayedAddress::from_socket_addr(remote).and_then(|address| self.transport.mux().leg(address));
+        let relayed = leg.and_then(|(id, context)| {
+            let mut services = self.services.standing.iter();
+            services.find_map(|(service, s)| match service {
+                Service::Trs(trs) if s.connection.quinn().stable_id() == id => {
+                    Some(PeerVia::Relay { trs: trs.clone(), context })
+                }
+                Service::As | Service::Nms | Service::Trs(_) => None,
+            })
+        });
+        relayed.unwrap_or_else(|| PeerVia::Direct(vec![remote]))
+    }
+}
+
 /// Everything a dial needs.
-pub(crate) struct Dial {
-    pub(crate) service: Service,
-    pub(crate) way: Way,
-    pub(crate) attempt: u64,
-    pub(crate) addresses: Vec<SocketAddr>,
-    pub(crate) name: String,
+struct Dial {
+    service: Service,
+    way: Way,
+    attempt: u64,
+    addresses: Vec<SocketAddr>,
+    name: String,
 }
 
 /// Dials in a task of its own and reports.
-pub(crate) fn dial(
+fn dial(
     dial: Dial,
     transport: Arc<Transport>,
     tls: ClientTls,
@@ -60,13 +248,13 @@ const REPLACED: Duration = Duration::from_secs(10);
 
 /// Leaves it to the service to close a connection that a newer one replaced: told by us, it might take that
 /// for the device's farewell, before it has seen the newer one.
-pub(crate) fn let_go(connection: Connection) {
+fn let_go(connection: Connection) {
     tokio::spawn(async move { drop(tokio::time::timeout(REPLACED, connection.closed()).await) });
 }
 
 /// Listens on an established connection until it ends. The log is told of it once it has stood for
 /// `told_after`.
-pub(crate) fn listen(
+fn listen(
     service: Service,
     attempt: u64,
     connection: Connection,

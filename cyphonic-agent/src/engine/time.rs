@@ -37,7 +37,7 @@ impl Engine {
 
     /// The time is known: services that were believed by a wrong clock are not any more.
     pub(super) fn time_told(&self) {
-        for (service, open) in &self.services {
+        for (service, open) in &self.services.standing {
             if !self.is_valid_now(&open.connection) {
                 tracing::warn!(%service, "its certificate is not valid now, as it turns out");
                 open.connection.close(close::NOT_ALLOWED, "the certificate is not valid now");
