@@ -20,7 +20,7 @@ use std::{
 
 /// An answer that takes longer after a move does not come: the network does not let the connection through.
 /// By then QUIC has repeated the request twice on a path of 250 ms.
-const ANSWERED: Duration = Duration::from_secs(1);
+pub(super) const ANSWERED: Duration = Duration::from_secs(1);
 
 /// What the host's routing tables say.
 pub trait Routes {

@@ -8,7 +8,10 @@
 //! is away the tunnel's silence proves nothing, so it is not given up for [`AWAY`]; in use, another way is
 //! looked for meanwhile.
 
-use super::{Node, ResolveError, Service, exchanges::Purpose, registration::unexpected, tunnels::Tunnel};
+use super::{
+    Node, ResolveError, Service, exchanges::Purpose, moves::ANSWERED, registration::unexpected,
+    tunnels::Tunnel,
+};
 use crate::{
     ConnectionId,
     id::{ExchangeId, TunnelId},
@@ -27,7 +30,8 @@ pub(super) const ELSEWHERE: Duration = Duration::from_secs(6);
 const RENEW_SOON: Duration = Duration::from_secs(1);
 /// Tickets are renewed no more often, however short-lived they are.
 const RENEW_LEAST: Duration = Duration::from_secs(60);
-/// A relay that is said to have restarted, and has not, says so within this and two round trips.
+/// A relay that is said to have restarted, and has not, says so within this and two round trips; within
+/// [`ANSWERED`] where the round trip is not known.
 const SAME: Duration = Duration::from_millis(250);
 /// Waits of a restored leg whose other end is not back: each time the relay calls it.
 const AGAIN_LEAST: Duration = Duration::from_millis(250);
@@ -180,8 +184,9 @@ impl Node {
     /// The tickets are handed in over the connection that stands. If the relay does not answer there, it is
     /// dialled.
     pub(super) fn ask_relay(&mut self, now: Instant, trs: &str) {
-        let rtt = self.registration.network.latencies.get(trs).copied().unwrap_or_default();
-        self.nudge_for(now, &Service::Trs(trs.into()), SAME + rtt * 2);
+        let rtt = self.registration.network.latencies.get(trs);
+        let patience = rtt.map_or(ANSWERED, |rtt| SAME + *rtt * 2);
+        self.nudge_for(now, &Service::Trs(trs.into()), patience);
         self.restore_legs(now, trs);
     }
 
