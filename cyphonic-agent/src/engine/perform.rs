@@ -224,7 +224,7 @@ impl Engine {
         let id = tunnel.id;
         self.names.insert(tunnel.peer, tunnel.peer_fqdn.clone());
         self.tunnels.insert(id, tunnel.peer);
-        self.mtus.installed(id, tunnel.peer, tunnel.inner_mtu);
+        self.mtus.installed(id, tunnel.setup, tunnel.peer, tunnel.inner_mtu);
         if let Some(token) = tunnel.relay_reset {
             self.transport.mux().expect_reset(id, tunnel.remote, token);
         }
