@@ -146,10 +146,14 @@ impl Node {
 
     /// None of the relays if there is no other that this node may use.
     pub(super) fn unless_all(&self, failed: Vec<String>) -> Vec<String> {
-        let pinned = self.config.pinned_relay.as_ref();
-        let is_left = |name: &String| pinned.is_none_or(|pinned| pinned == name) && !failed.contains(name);
+        let is_left = |name: &String| self.may_use(name) && !failed.contains(name);
         let another = self.registration.known.relays.iter().any(|relay| is_left(&relay.name));
         if another { failed } else { Vec::new() }
+    }
+
+    /// Whether this node's tunnels may go through a relay.
+    pub(super) fn may_use(&self, relay: &str) -> bool {
+        self.config.pinned_relay.as_ref().is_none_or(|pinned| pinned == relay)
     }
 
     /// Looks at the network, and again after a while.

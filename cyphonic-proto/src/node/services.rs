@@ -56,15 +56,17 @@ impl Node {
     }
 
     /// Somebody waits for the service: a long wait after failures is cut short, though not so that a service
-    /// that is down is asked all the time.
-    pub(super) fn hurry(&mut self, now: Instant, service: &Service) {
+    /// that is down is asked all the time. Returns whether a dial began.
+    pub(super) fn hurry(&mut self, now: Instant, service: &Service) -> bool {
         let least = self.config.timing.backoff_least * 2;
         let waiting = |slot: &Slot| {
             matches!(slot.state, ServiceState::Waiting { .. }) && slot.reachable && slot.since + least <= now
         };
-        if self.services.get(service).is_some_and(waiting) {
+        let dials = self.services.get(service).is_some_and(waiting);
+        if dials {
             self.connect(now, service.clone());
         }
+        dials
     }
 
     /// Wants it no more.

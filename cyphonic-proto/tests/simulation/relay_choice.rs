@@ -6,7 +6,7 @@ use crate::{
     net::Gate::{Open, PortRestricted, Symmetric},
     world::{Victim, World},
 };
-use cyphonic_proto::node::{NodeStatus, Service, ServiceState};
+use cyphonic_proto::node::{NodeStatus, ResolveError, Service, ServiceState};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -174,24 +174,74 @@ fn a_peer_that_comes_back_while_it_is_asked_for_is_met_at_the_nearest_relay() {
     }
 }
 
-/// Who waits to dial it again does so when it is asked for, though another relay is known.
-#[test]
-fn a_relay_that_is_back_is_used_at_once_where_the_asker_has_no_other() {
+/// A pair with warm connections to both relays, of which some use one alone and one has not reached the first
+/// for long.
+fn pinned_pair(pins: &[(&'static str, &'static str)], lacks: &'static str) -> World {
     let mut world = World::new(8);
     world.cloud.listed = 2;
     world.cloud.revive(Victim::Nms, world.now, world.now);
     world.warm_relays = 2;
-    world.pinned.insert("a", "trs.lab");
-    world.without_trs.insert("b");
+    world.pinned.extend(pins.iter().copied());
+    world.without_trs.insert(lacks);
     world.add("a", Some(Symmetric), None);
     world.add("b", Some(PortRestricted), None);
     world.settle();
     world.run(180 * SECOND);
-    world.without_trs.clear();
-    let began = world.now;
-    world.resolves("a", "b").unwrap();
-    assert!(world.now - began < 2 * SECOND, "{:?}", world.now - began);
-    assert_eq!(relay_of(&world).as_deref(), Some("trs.lab"));
+    world
+}
+
+fn asked(world: &World) -> u64 {
+    world.cloud.nms.as_ref().unwrap().counters().directions
+}
+
+/// Who waits to dial it again does so when it is asked for, or asks itself, though another relay is known.
+#[test]
+fn a_relay_that_is_back_is_used_at_once_where_the_asker_has_no_other() {
+    for (asker, other) in [("a", "b"), ("b", "a")] {
+        let mut world = pinned_pair(&[("a", "trs.lab")], "b");
+        world.without_trs.clear();
+        let began = world.now;
+        assert_eq!(world.resolves(asker, other), Ok(()), "{asker} asks");
+        assert!(world.now - began < SECOND, "{asker} asks: {:?}", world.now - began);
+        assert!(world.talk(asker, other, SECOND), "{asker} asks");
+        assert_eq!(relay_of(&world).as_deref(), Some("trs.lab"), "{asker} asks");
+    }
+}
+
+/// One that is not back is waited for once.
+#[test]
+fn who_has_only_a_relay_that_the_asker_does_not_reach_is_asked_for_twice() {
+    let mut world = pinned_pair(&[("a", "trs.lab")], "b");
+    let (began, before) = (world.now, asked(&world));
+    assert!(matches!(world.resolves("b", "a"), Err(ResolveError::NoRoute { .. })));
+    assert!(world.now - began < SECOND, "{:?}", world.now - began);
+    assert_eq!(asked(&world) - before, 2);
+}
+
+/// Nor is the relay that a device must use passed over because it failed.
+#[test]
+fn a_pinned_relay_that_is_back_is_taken_at_the_first_try() {
+    for (asker, other) in [("a", "b"), ("b", "a")] {
+        let mut world = pinned_pair(&[("a", "trs.lab")], "a");
+        world.without_trs.clear();
+        let before = asked(&world);
+        assert_eq!(world.resolves(asker, other), Ok(()), "{asker} asks");
+        assert_eq!(asked(&world) - before, 1, "{asker} asks");
+        assert!(world.talk(asker, other, SECOND), "{asker} asks");
+        assert_eq!(relay_of(&world).as_deref(), Some("trs.lab"), "{asker} asks");
+    }
+}
+
+#[test]
+fn who_has_no_relay_in_common_is_told_at_once_though_one_of_them_fails() {
+    for (own, others) in [("trs.lab", "trs2.lab"), ("trs2.lab", "trs.lab")] {
+        let mut world = pinned_pair(&[("a", own), ("b", others)], "a");
+        world.without_trs.clear();
+        let (began, before) = (world.now, asked(&world));
+        assert!(matches!(world.resolves("a", "b"), Err(ResolveError::NoRoute { .. })), "{own}");
+        assert!(world.now - began < SECOND / 10, "{own}: {:?}", world.now - began);
+        assert_eq!(asked(&world) - before, 1, "{own}");
+    }
 }
 
 #[test]
@@ -201,7 +251,6 @@ fn a_relay_that_always_fails_does_not_have_the_other_one_tried_for_ever() {
     world.cut(Victim::SecondTrs);
     world.run(20 * SECOND);
     world.cut_off.insert(Victim::Device("b"));
-    let asked = |world: &World| world.cloud.nms.as_ref().unwrap().counters().directions;
     let before = asked(&world);
     assert!(world.resolves("a", "b").is_err());
     assert_eq!(asked(&world) - before, 1);
