@@ -4,9 +4,13 @@ use crate::{
     cloud::{addresses, relay, trs_keys},
     dataplane::Installed,
     net::Gate::{PortRestricted, Symmetric},
-    world::{Event, Packet, Victim, World},
+    world::{Event, Packet, Victim, World, identity},
 };
-use cyphonic_proto::{ConnectionId, QueryId, TunnelId, node::Service};
+use cyphonic_proto::{
+    ConnectionId, QueryId, TunnelId,
+    node::Service,
+    trs::{NodePath, TrsKeys},
+};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -216,4 +220,58 @@ fn a_restart_while_something_is_set_up_through_the_relay_is_found_out_a_moment_l
     let gap = gap(&stream(&mut world, "a", "b", 3 * SECOND));
     assert!(gap <= SECOND / 10 + Duration::from_millis(250 + 300) + 4 * CROSSING, "{gap:?}");
     assert!(["a", "b"].iter().zip(before).all(|(name, before)| tunnels(&world, name).starts_with(&before)));
+}
+
+impl World {
+    /// The first relay forgets all legs, under connections that stand; with other keys it takes none of its
+    /// old tickets.
+    fn forget_legs(&mut self, keys: TrsKeys) {
+        let relay = &mut self.cloud.relays[0];
+        relay.map.clear();
+        relay.revive_with(keys, [77; 32], self.now, self.start);
+        let trs = relay.trs.as_mut().unwrap();
+        for conn in self.conns.values().filter(|conn| Victim::of(&conn.service) == Victim::Trs && conn.up) {
+            let path = NodePath { remote: conn.observed, local: Some(conn.server.ip()) };
+            trs.handle_connected(self.now, conn.channel, identity(conn.device), path);
+        }
+    }
+}
+
+/// A set-up beside a tunnel, when the relay has told of resets before and is believed only now and then.
+fn beside_a_set_up_after_resets() -> World {
+    let mut world = relayed_pair();
+    world.add("c", Some(Symmetric), None);
+    world.settle();
+    for pause in [5, 9] {
+        repeat_reset(&mut world, CROSSING);
+        world.run(pause * SECOND);
+    }
+    world
+}
+
+#[test]
+fn a_leg_that_a_relay_lost_without_a_restart_is_waited_for_beside_a_set_up_too() {
+    let mut world = beside_a_set_up_after_resets();
+    let before = [tunnels(&world, "a"), tunnels(&world, "b")];
+    world.cut(Victim::Device("b"));
+    world.forget_legs(trs_keys());
+    let query = world.resolve("a", "c");
+    world.run(2 * CROSSING);
+    assert_eq!(stream(&mut world, "a", "b", 10 * SECOND).len(), 500, "nothing passes");
+    assert!(world.answer(query).is_ok());
+    world.cut_off.clear();
+    assert!(world.talk("a", "b", 3 * SECOND));
+    for (name, before) in ["a", "b"].iter().zip(before) {
+        assert!(tunnels(&world, name).starts_with(&before), "{name}: another tunnel");
+    }
+}
+
+#[test]
+fn a_leg_that_a_relay_lost_for_good_is_replaced_at_once_beside_a_set_up_too() {
+    let mut world = beside_a_set_up_after_resets();
+    world.forget_legs(TrsKeys::derive(b"another private key"));
+    world.resolve("a", "c");
+    world.run(2 * CROSSING);
+    let gap = gap(&stream(&mut world, "a", "b", 3 * SECOND));
+    assert!(gap <= SECOND / 2, "{gap:?}");
 }
