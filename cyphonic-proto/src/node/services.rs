@@ -103,6 +103,12 @@ impl Node {
         })
     }
 
+    /// Whether a service is dialled for the first time, so that it is not known whether it can be reached.
+    pub(super) fn is_undecided(&self, service: &Service) -> bool {
+        let is_dialled = |slot: &Slot| slot.state == ServiceState::Connecting;
+        self.services.get(service).is_some_and(is_dialled) && !self.is_failing(service)
+    }
+
     pub(super) fn remote_of(&self, service: &Service) -> Option<SocketAddr> {
         self.services.get(service).and_then(|slot| slot.remote)
     }
@@ -152,7 +158,13 @@ impl Node {
         let Some(slot) = self.services.get(service) else { return };
         match slot.state {
             ServiceState::Unwanted | ServiceState::Waiting { .. } => {}
-            ServiceState::Connecting => self.wait(now, service, reason),
+            ServiceState::Connecting => {
+                self.wait(now, service, reason);
+                if let Service::Trs(name) = service {
+                    self.relay_unreached(now, name);
+                    self.leave_relays(now);
+                }
+            }
             ServiceState::Connected => {
                 self.wait(now, service, reason);
                 self.connection_lost(now, service, reason);

@@ -267,7 +267,7 @@ fn told(world: &World) -> Vec<Vec<&str>> {
 }
 
 #[test]
-fn the_round_trip_of_a_relay_that_failed_is_told_once_nobody_wants_the_relay_any_more() {
+fn the_round_trip_of_a_relay_that_failed_is_told_again_once_a_look_hears_the_relay() {
     let mut world = two_relays(1);
     measured(&mut world, "a", [9, 5]);
     measured(&mut world, "b", [5, 90]);
@@ -279,5 +279,51 @@ fn the_round_trip_of_a_relay_that_failed_is_told_once_nobody_wants_the_relay_any
     assert!(world.run_while_not(SECOND, |world| told(world).last().unwrap() == &["trs2.lab"]));
     assert!(world.run_while_not(10 * SECOND, |world| !wants_first(world)));
     world.run(SECOND);
+    assert_eq!(told(&world).last().unwrap(), &["trs2.lab"], "nobody knows whether it is back");
+    measured(&mut world, "a", [9, 5]);
+    world.run(SECOND);
     assert_eq!(told(&world).last().unwrap(), &["trs.lab", "trs2.lab"]);
+}
+
+/// As nobody stays connected to any, nobody but those who are sent there finds out.
+#[test]
+fn a_relay_that_is_dead_and_silent_costs_a_device_its_time_once() {
+    let mut world = two_relays(0);
+    world.add("c", Some(Symmetric), None);
+    world.add("d", Some(Symmetric), None);
+    world.settle();
+    ["a", "b", "c", "d"].into_iter().for_each(|name| measured(&mut world, name, [5, 9]));
+    world.run(SECOND);
+    world.cut(Victim::Trs);
+    let took = |world: &mut World, asker, other| {
+        let began = world.now;
+        assert_eq!(world.resolves(asker, other), Ok(()), "{asker} asks for {other}");
+        world.now - began
+    };
+    assert!(took(&mut world, "a", "b") > SECOND, "nobody knew");
+    // The next one asks before the dial has failed.
+    world.run(SECOND / 5);
+    let next = took(&mut world, "a", "c");
+    assert!(next < SECOND, "{next:?}");
+    world.run(30 * SECOND);
+    assert!(!wants_first(&world), "nobody has a use for it");
+    // Who only took part knows it as well.
+    let last = took(&mut world, "d", "b");
+    assert!(last < SECOND, "{last:?}");
+}
+
+/// Where a network passes STUN no more, or has lost it.
+#[test]
+fn a_look_forgets_the_relays_that_it_does_not_hear_but_not_one_that_is_connected() {
+    let mut world = two_relays(1);
+    measured(&mut world, "a", [5, 9]);
+    world.run(SECOND);
+    let life = world.hosts["a"].life;
+    assert_eq!(told(&world).last().unwrap(), &["trs.lab", "trs2.lab"]);
+    world.with_node("a", life, |node, now| node.handle_latencies(now, &[]));
+    world.run(SECOND);
+    assert_eq!(warm(&world, "a"), ["trs.lab"]);
+    assert_eq!(told(&world).last().unwrap(), &["trs.lab"]);
+    world.resolves("a", "b").unwrap();
+    assert!(world.talk("a", "b", SECOND));
 }
