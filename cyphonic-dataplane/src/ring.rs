@@ -111,8 +111,9 @@ pub trait EncapRing: Send + Sync {
     /// What this ring is built from.
     fn kind(&self) -> RingKind;
 
-    /// Adds a tunnel. The newest tunnel of a peer is the one that sends; older ones still receive until they
-    /// are removed. Releases what is held for the peer.
+    /// Adds a tunnel. Of a peer's tunnels that may send, the one with the highest
+    /// [`precedence`](TunnelInstall::precedence) does; the others still receive until they are removed.
+    /// Releases what is held for the peer.
     ///
     /// # Errors
     /// The tunnel was refused and nothing changed.
@@ -126,7 +127,7 @@ pub trait EncapRing: Send + Sync {
     /// installed.
     fn forget(&self, cid: ConnectionId);
 
-    /// Removes a tunnel and its keys. An older tunnel of the same peer sends again if there is one.
+    /// Removes a tunnel and its keys. Another tunnel of the same peer sends if there is one.
     fn remove(&self, id: TunnelId);
 
     /// Sends on another path from now on: nothing larger than [`PathMtu::BASE_DATAGRAM`] until

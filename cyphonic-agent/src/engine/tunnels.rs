@@ -40,7 +40,7 @@ impl Engine {
         let id = tunnel.id;
         self.names.insert(tunnel.peer, tunnel.peer_fqdn.clone());
         self.tunnels.peers.insert(id, tunnel.peer);
-        self.tunnels.mtus.installed(id, tunnel.peer, tunnel.inner_mtu);
+        self.tunnels.mtus.installed(id, tunnel.setup, tunnel.peer, tunnel.inner_mtu);
         if let Some(token) = tunnel.relay_reset {
             self.transport.mux().expect_reset(id, tunnel.remote, token);
         }

@@ -7,7 +7,7 @@
 use super::{Action, Node, Service, Timer};
 use crate::{message::endpoint, nat::Family, netcheck::Findings};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -31,6 +31,9 @@ pub(super) struct Known {
     pub(super) findings: Findings,
     /// Round trips to relays.
     pub(super) latencies: BTreeMap<String, Duration>,
+    /// Those of them that did not answer when they were dialled, until they are connected to or a look hears
+    /// them.
+    unreached: BTreeSet<String>,
     /// Outer endpoints that the gateway granted.
     granted: Vec<SocketAddr>,
     /// The network was looked at since the node came to it.
@@ -46,6 +49,11 @@ impl Known {
             // What the gateway grants the shell asks it anew.
             *self = Self { granted: std::mem::take(&mut self.granted), ..Self::default() };
         }
+    }
+
+    /// Whether anything was known of the relay.
+    fn forget_relay(&mut self, name: &str) -> bool {
+        self.unreached.remove(name) | self.latencies.remove(name).is_some()
     }
 
     /// A look begins with nothing: what an earlier one has proven of the same NAT still holds.
@@ -105,25 +113,66 @@ impl Node {
         self.handle_findings(now, self.findings().clone());
     }
 
-    /// Round trips to services that were measured.
+    /// Round trips to services that a look has measured, after it said what else it has found out. A relay
+    /// that it did not hear is measured no more, unless it is connected all the same, as over TCP.
     pub fn handle_latencies(&mut self, now: Instant, measured: &[(SocketAddr, Duration)]) {
-        let registration = &mut self.registration;
         let mut told = false;
-        for relay in &registration.known.relays {
-            let of_relay = measured.iter().filter(|(server, _)| relay.addresses.contains(server));
-            let Some(took) = of_relay.map(|(_, took)| *took).min() else { continue };
-            let known = registration.network.latencies.get(&relay.name);
+        for relay in self.registration.known.relays.clone() {
+            let connected = self.is_connected(&Service::Trs(relay.name.clone()));
+            let network = &mut self.registration.network;
+            let is_its = |server: &SocketAddr| relay.addresses.contains(server);
+            let of_relay = measured.iter().filter(|(server, _)| is_its(server));
+            let took = of_relay.map(|(_, took)| *took).min();
+            // What it answered only when it was asked again has no round trip.
+            let heard = took.is_some() || network.findings.observations.iter().any(|(by, _)| is_its(by));
+            if heard {
+                told |= network.unreached.remove(&relay.name);
+            } else if !connected {
+                told |= network.forget_relay(&relay.name);
+            }
+            let Some(took) = took else { continue };
+            let known = network.latencies.get(&relay.name);
             if known.is_none_or(|known| matters(*known, took)) {
-                registration.network.latencies.insert(relay.name.clone(), took);
+                network.latencies.insert(relay.name, took);
                 told = true;
             }
         }
+        let registration = &mut self.registration;
         let named = |name: &String| registration.known.relays.iter().any(|relay| relay.name == *name);
         registration.network.latencies.retain(|name, _| named(name));
+        registration.network.unreached.retain(named);
         if told && !self.stopped {
             self.warm_relays(now);
             self.network_changed(now);
         }
+    }
+
+    /// The round trips that the NMS is told: a relay that cannot be reached, or could not when it was last
+    /// dialled, is to come after the others.
+    pub(super) fn told_latencies(&self) -> BTreeMap<String, Duration> {
+        let network = &self.registration.network;
+        let fails =
+            |name: &str| network.unreached.contains(name) || self.is_failing(&Service::Trs(name.into()));
+        let mut latencies = network.latencies.clone();
+        for relay in self.unless_all(self.relays_that(fails)) {
+            latencies.remove(&relay);
+        }
+        latencies
+    }
+
+    /// A dial of a relay failed, or did not stand in time. Nobody may dial it again who would find out that
+    /// it is back.
+    pub(super) fn relay_unreached(&mut self, now: Instant, name: &str) {
+        let network = &mut self.registration.network;
+        if network.latencies.contains_key(name) && network.unreached.insert(name.into()) {
+            self.relay_reach_changed(now);
+        }
+    }
+
+    /// It is connected.
+    pub(super) fn relay_reached(&mut self, now: Instant, name: &str) {
+        self.registration.network.unreached.remove(name);
+        self.relay_reach_changed(now);
     }
 
     /// The NMS knows the node: time to look at the network, if that was not done since the node came here.
@@ -146,10 +195,14 @@ impl Node {
 
     /// None of the relays if there is no other that this node may use.
     pub(super) fn unless_all(&self, failed: Vec<String>) -> Vec<String> {
-        let pinned = self.config.pinned_relay.as_ref();
-        let is_left = |name: &String| pinned.is_none_or(|pinned| pinned == name) && !failed.contains(name);
+        let is_left = |name: &String| self.may_use(name) && !failed.contains(name);
         let another = self.registration.known.relays.iter().any(|relay| is_left(&relay.name));
         if another { failed } else { Vec::new() }
+    }
+
+    /// Whether this node's tunnels may go through a relay.
+    pub(super) fn may_use(&self, relay: &str) -> bool {
+        self.config.pinned_relay.as_ref().is_none_or(|pinned| pinned == relay)
     }
 
     /// Looks at the network, and again after a while.

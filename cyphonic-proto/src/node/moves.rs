@@ -20,7 +20,7 @@ use std::{
 
 /// An answer that takes longer after a move does not come: the network does not let the connection through.
 /// By then QUIC has repeated the request twice on a path of 250 ms.
-const ANSWERED: Duration = Duration::from_secs(1);
+pub(super) const ANSWERED: Duration = Duration::from_secs(1);
 
 /// What the host's routing tables say.
 pub trait Routes {
@@ -68,7 +68,9 @@ impl Node {
             match self.services.get(&service) {
                 Some(slot) if !slot.reachable => {}
                 // On a host whose routes change all the time a dial would never come to its end.
-                Some(slot) if slot.is_sought() && same_way.contains(&service) => self.hurry(now, &service),
+                Some(slot) if slot.is_sought() && same_way.contains(&service) => {
+                    self.hurry(now, &service);
+                }
                 Some(slot) if slot.remote.is_some_and(|remote| routes.source_for(remote).is_none()) => {
                     self.replace_connection(now, &service, "no route leads to its address any more");
                 }

@@ -23,6 +23,8 @@ use std::{
 /// Waits between attempts that failed through nobody's settled refusal.
 const RETRY_LEAST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(2);
+/// A dial of a relay that is back takes no longer.
+const DIAL: Duration = Duration::from_millis(300);
 /// How long an address that is no device's is told of, so that a mistyped name can be looked into.
 const NOBODY_SHOWN: Duration = Duration::from_secs(10 * 60);
 /// How long a broken tunnel that was in use is worth replacing without anybody asking.
@@ -45,6 +47,7 @@ pub(super) struct Peer {
     failed: Vec<(RouteKind, Instant)>,
     /// The same of relays, while another is left.
     failed_relays: Vec<(String, Instant)>,
+    redial: Redial,
     /// How many packets it may have this node send to where it says that it is.
     pub(super) probes: ProbeBudget,
     pub(super) last_error: Option<ResolveError>,
@@ -62,6 +65,17 @@ pub(super) enum Attempt {
     Direction(ExchangeId),
     /// Until the set-up yields a tunnel; either end may have asked for it.
     Setup(SetupId),
+}
+
+/// A relay that a question to the NMS leaves out, as it fails, may be back, and the only one that the peer
+/// may use: it is dialled, and asked for once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Redial {
+    No,
+    /// For the present question.
+    Begun,
+    /// The question is put again, or was.
+    Awaited,
 }
 
 /// Whether a failed attempt is worth another.
@@ -85,6 +99,7 @@ impl Peer {
             backoff: Backoff::default(),
             failed: Vec::new(),
             failed_relays: Vec::new(),
+            redial: Redial::No,
             probes: ProbeBudget::of_peer(now),
             last_error: None,
             since: now,
@@ -97,6 +112,12 @@ impl Peer {
 
     pub(super) fn is_sought(&self) -> bool {
         self.is_wanted() || self.attempt.is_some()
+    }
+
+    /// The attempts for those who waited are over: the next ones' are the first again.
+    fn begin_anew(&mut self) {
+        self.backoff.reset();
+        self.redial = Redial::No;
     }
 
     /// All that failed is tried again.
@@ -252,7 +273,7 @@ impl Node {
         }
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.since = now;
-        peer.backoff.reset();
+        peer.begin_anew();
         let held = self.take_interest(address);
         if held {
             self.act(Action::DropHeld { dst: address, reason: error.clone() });
@@ -282,7 +303,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.since = now;
         peer.last_error = None;
-        peer.backoff.reset();
+        peer.begin_anew();
         match peer.attempt {
             // The other end was faster: our own request is pointless.
             Some(Attempt::Direction(exchange)) => {
@@ -460,13 +481,17 @@ impl Node {
 
     fn ask_direction(&mut self, now: Instant, address: Ipv6Addr) -> ExchangeId {
         let failed_relays = self.failed_relays(now, address);
+        let mut redials = false;
         for relay in &failed_relays {
             // It may be back.
-            self.hurry(now, &Service::Trs(relay.clone()));
+            redials |= self.hurry(now, &Service::Trs(relay.clone())) && self.may_use(relay);
         }
         let mut request = DirectionRequest { failed_relays, ..Default::default() };
         if let Some(peer) = self.peers.get_mut(&address) {
             peer.failed.retain(|(_, until)| *until > now);
+            if peer.redial != Redial::Awaited {
+                peer.redial = if redials { Redial::Begun } else { Redial::No };
+            }
             request.failed = peer.failed.iter().map(|(kind, _)| i32::from(*kind)).collect();
             match &peer.fqdn {
                 Some(fqdn) => request.fqdn = fqdn.clone(),
@@ -526,11 +551,14 @@ impl Node {
         } else if no_route || by_relay {
             // None but those that failed, or after them not even a relay, of which the peer may have had
             // none.
-            let peer = self.peers.get_mut(&address);
-            if let Some(peer) = peer.filter(|peer| another || !peer.failed.is_empty()) {
+            let Some(peer) = self.peers.get_mut(&address) else { return };
+            if another || !peer.failed.is_empty() {
                 // They are tried again.
                 peer.forgive();
                 retry = Retry::Later;
+            } else if begun.is_none() && retry == Retry::No && peer.redial == Redial::Begun {
+                peer.redial = Redial::Awaited;
+                retry = Retry::After(DIAL);
             }
         }
         self.attempt_failed(now, address, error, retry);
@@ -543,7 +571,7 @@ impl Node {
         if matches!(peer.attempt, Some(Attempt::Registration | Attempt::Pause)) {
             peer.attempt = None;
             peer.since = now;
-            peer.backoff.reset();
+            peer.begin_anew();
             self.timers.clear(&Timer::Attempt(address));
         }
         self.changed();

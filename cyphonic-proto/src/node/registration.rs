@@ -129,11 +129,7 @@ impl Node {
     pub(super) fn register(&mut self, now: Instant) {
         // What the NMS sees it knows by itself.
         let server = self.remote_of(&Service::Nms);
-        // A relay that cannot be reached is to come after the others.
-        let mut latencies = self.registration.network.latencies.clone();
-        for relay in self.unreachable_relays() {
-            latencies.remove(&relay);
-        }
+        let latencies = self.told_latencies();
         let registration = &mut self.registration;
         let mut news = News {
             addresses: registration.addresses.clone(),
@@ -224,7 +220,7 @@ impl Node {
     }
 
     pub(super) fn trs_connected(&mut self, now: Instant, name: &str) {
-        self.relay_reach_changed(now);
+        self.relay_reached(now, name);
         let service = Service::Trs(name.into());
         if let Some(server) = self.remote_of(&service) {
             let message = Message::ObservationRequest(ObservationRequest {});
@@ -233,6 +229,7 @@ impl Node {
         self.follow_relay(now, name);
         self.restore_legs(now, name);
         self.bind_waiting(now, name);
+        self.leave_relays(now);
     }
 
     pub(super) fn observation_answered(
@@ -249,17 +246,27 @@ impl Node {
 
     /// Stays connected to the nearest relays, and to those in use.
     pub(super) fn warm_relays(&mut self, now: Instant) {
-        let relays = self.nearest_relays();
-        for relay in &relays {
-            self.want_relay(now, relay);
-            self.hurry(now, &Service::Trs(relay.name.clone()));
+        for relay in self.nearest_relays() {
+            self.want_relay(now, &relay);
+            self.hurry(now, &Service::Trs(relay.name));
         }
-        let idle = |name: &String| !relays.iter().any(|relay| relay.name == *name) && !self.uses_relay(name);
-        let connected = self.services.keys().filter_map(|service| match service {
+        self.leave_relays(now);
+    }
+
+    /// Wants no more the relays that nobody uses and that are none of the nearest, unless it is not known yet
+    /// whether they answer.
+    pub(super) fn leave_relays(&mut self, now: Instant) {
+        let relays = self.nearest_relays();
+        let is_idle = |name: &String| {
+            !relays.iter().any(|relay| relay.name == *name)
+                && !self.uses_relay(name)
+                && !self.is_undecided(&Service::Trs(name.clone()))
+        };
+        let wanted = self.services.keys().filter_map(|service| match service {
             Service::Trs(name) => Some(name.clone()),
             Service::As | Service::Nms => None,
         });
-        for name in connected.filter(idle).collect::<Vec<_>>() {
+        for name in wanted.filter(is_idle).collect::<Vec<_>>() {
             self.unwant(now, &Service::Trs(name));
         }
     }

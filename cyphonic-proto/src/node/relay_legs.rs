@@ -8,7 +8,10 @@
 //! is away the tunnel's silence proves nothing, so it is not given up for [`AWAY`]; in use, another way is
 //! looked for meanwhile.
 
-use super::{Node, ResolveError, Service, exchanges::Purpose, registration::unexpected, tunnels::Tunnel};
+use super::{
+    Node, ResolveError, Service, exchanges::Purpose, moves::ANSWERED, registration::unexpected,
+    tunnels::Tunnel,
+};
 use crate::{
     ConnectionId,
     id::{ExchangeId, TunnelId},
@@ -27,7 +30,8 @@ pub(super) const ELSEWHERE: Duration = Duration::from_secs(6);
 const RENEW_SOON: Duration = Duration::from_secs(1);
 /// Tickets are renewed no more often, however short-lived they are.
 const RENEW_LEAST: Duration = Duration::from_secs(60);
-/// A relay that is said to have restarted, and has not, says so within this and two round trips.
+/// A relay that is said to have restarted, and has not, says so within this and two round trips; within
+/// [`ANSWERED`] where the round trip is not known.
 const SAME: Duration = Duration::from_millis(250);
 /// Waits of a restored leg whose other end is not back: each time the relay calls it.
 const AGAIN_LEAST: Duration = Duration::from_millis(250);
@@ -47,6 +51,8 @@ pub(super) struct OwnLeg {
     /// What ends the reset by which the relay says that it does not know the leg of the other end.
     pub(super) reset_token: Option<[u8; RESET_TOKEN_LEN]>,
     bound: bool,
+    /// Whether the relay may have lost it, as a reset says.
+    doubted: bool,
     /// When the ticket is handed in next.
     due: Option<Instant>,
     under_way: Option<ExchangeId>,
@@ -82,6 +88,7 @@ impl OwnLeg {
             lifetime: Duration::from_secs(u64::from(response.ticket_lifetime_s)),
             reset_token,
             bound: response.bound,
+            doubted: false,
             due: None,
             under_way: None,
             away: None,
@@ -128,13 +135,20 @@ impl Node {
             let keeps = |leg: &&mut OwnLeg| !leg.ticket.is_empty();
             match tunnel.leg.as_mut().filter(keeps) {
                 Some(leg) => {
-                    leg.away.get_or_insert(Away { since: now, sought: false });
                     (leg.under_way, leg.unbound) = (None, 0);
-                    self.challenge(now, id);
+                    self.leg_away(now, id);
                     self.watch(now, id);
                 }
                 None => self.leg_lost(now, id),
             }
+        }
+    }
+
+    /// The leg is waited for.
+    fn leg_away(&mut self, now: Instant, id: TunnelId) {
+        if let Some(leg) = self.tunnels.get_mut(&id).and_then(|tunnel| tunnel.leg.as_mut()) {
+            leg.away.get_or_insert(Away { since: now, sought: false });
+            self.challenge(now, id);
         }
     }
 
@@ -180,9 +194,14 @@ impl Node {
     /// The tickets are handed in over the connection that stands. If the relay does not answer there, it is
     /// dialled.
     pub(super) fn ask_relay(&mut self, now: Instant, trs: &str) {
-        let rtt = self.registration.network.latencies.get(trs).copied().unwrap_or_default();
-        self.nudge_for(now, &Service::Trs(trs.into()), SAME + rtt * 2);
-        self.restore_legs(now, trs);
+        let rtt = self.registration.network.latencies.get(trs);
+        let patience = rtt.map_or(ANSWERED, |rtt| SAME + *rtt * 2);
+        self.nudge_for(now, &Service::Trs(trs.into()), patience);
+        for id in self.tunnels_via(trs) {
+            let leg = self.tunnels.get_mut(&id).and_then(|tunnel| tunnel.leg.as_mut());
+            leg.into_iter().for_each(|leg| leg.doubted = true);
+            self.restore_leg(now, id);
+        }
     }
 
     pub(super) fn restore_answered(
@@ -262,7 +281,8 @@ impl Node {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let Some(leg) = &mut tunnel.leg else { return };
         (leg.ticket, leg.lifetime) = (fresh.ticket, fresh.lifetime);
-        leg.bound = fresh.bound;
+        leg.doubted = false;
+        let was_bound = std::mem::replace(&mut leg.bound, fresh.bound);
         if leg.bound {
             leg.unbound = 0;
             leg.renew(now, RENEW_SOON);
@@ -277,6 +297,10 @@ impl Node {
         let wait = AGAIN_LEAST.saturating_mul(1 << leg.unbound.min(8)).min(AGAIN_MOST);
         leg.unbound = leg.unbound.saturating_add(1);
         leg.renew(now, wait.mul_f64(self.rng.random_range(0.5..=1.0)));
+        if was_bound {
+            // The relay had lost it, though the connection stood.
+            self.leg_away(now, id);
+        }
     }
 
     fn restore_later(&mut self, now: Instant, id: TunnelId, wait: Duration) {
@@ -285,12 +309,13 @@ impl Node {
         }
     }
 
-    /// The relay will not restore the leg. One that it has, it has; one that it lost is lost for good.
+    /// The relay will not restore the leg. One that it has, it has; one that it lost, as a lost connection or
+    /// a reset says, is lost for good.
     fn leg_refused(&mut self, now: Instant, id: TunnelId, why: &str) {
         let Some(leg) = self.tunnels.get_mut(&id).and_then(|tunnel| tunnel.leg.as_mut()) else { return };
         leg.ticket.clear();
         leg.due = None;
-        if leg.away.is_some() {
+        if leg.away.is_some() || leg.doubted {
             let peer = self.tunnels.get(&id).map(|tunnel| tunnel.peer);
             if let Some(peer) = peer.and_then(|peer| self.peers.get_mut(&peer)) {
                 let reason = format!("the relay did not restore the leg: {why}");

@@ -56,15 +56,17 @@ impl Node {
     }
 
     /// Somebody waits for the service: a long wait after failures is cut short, though not so that a service
-    /// that is down is asked all the time.
-    pub(super) fn hurry(&mut self, now: Instant, service: &Service) {
+    /// that is down is asked all the time. Returns whether a dial began.
+    pub(super) fn hurry(&mut self, now: Instant, service: &Service) -> bool {
         let least = self.config.timing.backoff_least * 2;
         let waiting = |slot: &Slot| {
             matches!(slot.state, ServiceState::Waiting { .. }) && slot.reachable && slot.since + least <= now
         };
-        if self.services.get(service).is_some_and(waiting) {
+        let dials = self.services.get(service).is_some_and(waiting);
+        if dials {
             self.connect(now, service.clone());
         }
+        dials
     }
 
     /// Wants it no more.
@@ -99,6 +101,12 @@ impl Node {
             ServiceState::Connecting => slot.last_error.is_some(),
             ServiceState::Unwanted | ServiceState::Connected => false,
         })
+    }
+
+    /// Whether a service is dialled for the first time, so that it is not known whether it can be reached.
+    pub(super) fn is_undecided(&self, service: &Service) -> bool {
+        let is_dialled = |slot: &Slot| slot.state == ServiceState::Connecting;
+        self.services.get(service).is_some_and(is_dialled) && !self.is_failing(service)
     }
 
     pub(super) fn remote_of(&self, service: &Service) -> Option<SocketAddr> {
@@ -150,7 +158,13 @@ impl Node {
         let Some(slot) = self.services.get(service) else { return };
         match slot.state {
             ServiceState::Unwanted | ServiceState::Waiting { .. } => {}
-            ServiceState::Connecting => self.wait(now, service, reason),
+            ServiceState::Connecting => {
+                self.wait(now, service, reason);
+                if let Service::Trs(name) = service {
+                    self.relay_unreached(now, name);
+                    self.leave_relays(now);
+                }
+            }
             ServiceState::Connected => {
                 self.wait(now, service, reason);
                 self.connection_lost(now, service, reason);

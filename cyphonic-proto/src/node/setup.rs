@@ -6,12 +6,14 @@
 //! when it is ready.
 
 use super::{
-    Action, Node, PeerVia, Relay, ResolveError, Service, Timer, config,
+    Action, Node, PeerVia, Relay, ResolveError, Service, ServiceState, Timer, config,
     exchanges::Purpose,
+    moves::ANSWERED,
     peer_exchange::Agreed,
     peers::{Attempt, Retry},
     registration::unexpected,
     relay_legs::OwnLeg,
+    services::Slot,
 };
 use crate::{
     ConnectionId, address,
@@ -255,7 +257,18 @@ impl Node {
             let retry = if other_route { Retry::AtOnce } else { retry };
             self.attempt_failed(now, setup.peer, error, retry);
         }
+        self.note_unanswered_dial(now, &setup);
         self.warm_relays(now);
+    }
+
+    /// A set-up is over, and its relay did not answer: the next pair is not to wait for it as long, though
+    /// the dial may bring a connection yet.
+    fn note_unanswered_dial(&mut self, now: Instant, setup: &Setup) {
+        let Some(relay) = setup.relay_name() else { return };
+        let silent = |slot: &Slot| slot.state == ServiceState::Connecting && slot.since + ANSWERED <= now;
+        if self.services.get(&Service::Trs(relay.into())).is_some_and(silent) {
+            self.relay_unreached(now, relay);
+        }
     }
 
     /// Takes a set-up out of all tables, with a word to everybody who waits for it.
@@ -407,6 +420,7 @@ impl Node {
         if ours {
             self.direction_refused(now, setup.peer, refusal, Some(setup.kind));
         }
+        self.note_unanswered_dial(now, &setup);
         self.warm_relays(now);
     }
 

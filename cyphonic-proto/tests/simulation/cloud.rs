@@ -228,8 +228,12 @@ impl RelayHost {
     }
 
     fn revive(&mut self, seed: [u8; 32], now: Instant, start: Instant) {
+        self.revive_with(trs_keys(), seed, now, start);
+    }
+
+    pub(crate) fn revive_with(&mut self, keys: TrsKeys, seed: [u8; 32], now: Instant, start: Instant) {
         let clock = WallClock::new(start, 1_800_000_000);
-        let (keys, limits) = (trs_keys(), TrsLimits::default());
+        let limits = TrsLimits::default();
         let mut trs = Trs::new(TrsConfig { network_id: NETWORK, keys, clock, limits }, seed);
         trs.handle_adopted(now, self.map.keys().copied());
         self.trs = Some(trs);

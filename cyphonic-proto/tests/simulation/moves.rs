@@ -319,6 +319,34 @@ fn a_second_move_gets_its_full_time_though_the_doubt_of_the_first_still_runs() {
     assert!(stream(&mut world, "a", "b", SECOND).is_empty());
 }
 
+/// The same while something is sent, of which the peer's silence would be told: whatever of it was found out
+/// in the first network.
+#[test]
+fn a_second_move_gets_its_time_though_the_tunnel_s_silence_in_the_first_network_is_about_to_end_it() {
+    for at in (5000..6500).step_by(50).map(|at| at * MS) {
+        let mut world = open_pair();
+        world.delay = 60 * MS;
+        let before = tunnels(&world, "a");
+        world.cut_off.insert(Victim::Device("a"));
+        world.attach("a", Some(Open), None);
+        send(&mut world, at);
+        world.cut_off.clear();
+        world.attach("a", Some(Open), None);
+        send(&mut world, SECOND);
+        assert!(tunnels(&world, "a").starts_with(&before), "{at:?}");
+        assert!(stream(&mut world, "a", "b", SECOND).is_empty(), "{at:?}");
+    }
+}
+
+/// A sends to B for so long.
+fn send(world: &mut World, length: Duration) {
+    let until = world.now + length;
+    while world.now < until {
+        world.send_inner("a", "b");
+        world.run(20 * MS);
+    }
+}
+
 #[test]
 fn the_nms_knows_a_moved_node_a_round_trip_later() {
     let mut world = open_pair();

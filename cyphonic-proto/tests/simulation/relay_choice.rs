@@ -6,7 +6,7 @@ use crate::{
     net::Gate::{Open, PortRestricted, Symmetric},
     world::{Victim, World},
 };
-use cyphonic_proto::node::{NodeStatus, Service, ServiceState};
+use cyphonic_proto::node::{NodeStatus, ResolveError, Service, ServiceState};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -174,24 +174,74 @@ fn a_peer_that_comes_back_while_it_is_asked_for_is_met_at_the_nearest_relay() {
     }
 }
 
-/// Who waits to dial it again does so when it is asked for, though another relay is known.
-#[test]
-fn a_relay_that_is_back_is_used_at_once_where_the_asker_has_no_other() {
+/// A pair with warm connections to both relays, of which some use one alone and one has not reached the first
+/// for long.
+fn pinned_pair(pins: &[(&'static str, &'static str)], lacks: &'static str) -> World {
     let mut world = World::new(8);
     world.cloud.listed = 2;
     world.cloud.revive(Victim::Nms, world.now, world.now);
     world.warm_relays = 2;
-    world.pinned.insert("a", "trs.lab");
-    world.without_trs.insert("b");
+    world.pinned.extend(pins.iter().copied());
+    world.without_trs.insert(lacks);
     world.add("a", Some(Symmetric), None);
     world.add("b", Some(PortRestricted), None);
     world.settle();
     world.run(180 * SECOND);
-    world.without_trs.clear();
-    let began = world.now;
-    world.resolves("a", "b").unwrap();
-    assert!(world.now - began < 2 * SECOND, "{:?}", world.now - began);
-    assert_eq!(relay_of(&world).as_deref(), Some("trs.lab"));
+    world
+}
+
+fn asked(world: &World) -> u64 {
+    world.cloud.nms.as_ref().unwrap().counters().directions
+}
+
+/// Who waits to dial it again does so when it is asked for, or asks itself, though another relay is known.
+#[test]
+fn a_relay_that_is_back_is_used_at_once_where_the_asker_has_no_other() {
+    for (asker, other) in [("a", "b"), ("b", "a")] {
+        let mut world = pinned_pair(&[("a", "trs.lab")], "b");
+        world.without_trs.clear();
+        let began = world.now;
+        assert_eq!(world.resolves(asker, other), Ok(()), "{asker} asks");
+        assert!(world.now - began < SECOND, "{asker} asks: {:?}", world.now - began);
+        assert!(world.talk(asker, other, SECOND), "{asker} asks");
+        assert_eq!(relay_of(&world).as_deref(), Some("trs.lab"), "{asker} asks");
+    }
+}
+
+/// One that is not back is waited for once.
+#[test]
+fn who_has_only_a_relay_that_the_asker_does_not_reach_is_asked_for_twice() {
+    let mut world = pinned_pair(&[("a", "trs.lab")], "b");
+    let (began, before) = (world.now, asked(&world));
+    assert!(matches!(world.resolves("b", "a"), Err(ResolveError::NoRoute { .. })));
+    assert!(world.now - began < SECOND, "{:?}", world.now - began);
+    assert_eq!(asked(&world) - before, 2);
+}
+
+/// Nor is the relay that a device must use passed over because it failed.
+#[test]
+fn a_pinned_relay_that_is_back_is_taken_at_the_first_try() {
+    for (asker, other) in [("a", "b"), ("b", "a")] {
+        let mut world = pinned_pair(&[("a", "trs.lab")], "a");
+        world.without_trs.clear();
+        let before = asked(&world);
+        assert_eq!(world.resolves(asker, other), Ok(()), "{asker} asks");
+        assert_eq!(asked(&world) - before, 1, "{asker} asks");
+        assert!(world.talk(asker, other, SECOND), "{asker} asks");
+        assert_eq!(relay_of(&world).as_deref(), Some("trs.lab"), "{asker} asks");
+    }
+}
+
+#[test]
+fn who_has_no_relay_in_common_is_told_at_once_though_one_of_them_fails() {
+    for (own, others) in [("trs.lab", "trs2.lab"), ("trs2.lab", "trs.lab")] {
+        let mut world = pinned_pair(&[("a", own), ("b", others)], "a");
+        world.without_trs.clear();
+        let (began, before) = (world.now, asked(&world));
+        assert!(matches!(world.resolves("a", "b"), Err(ResolveError::NoRoute { .. })), "{own}");
+        assert!(world.now - began < SECOND / 10, "{own}: {:?}", world.now - began);
+        assert_eq!(asked(&world) - before, 1, "{own}");
+    }
 }
 
 #[test]
@@ -201,7 +251,6 @@ fn a_relay_that_always_fails_does_not_have_the_other_one_tried_for_ever() {
     world.cut(Victim::SecondTrs);
     world.run(20 * SECOND);
     world.cut_off.insert(Victim::Device("b"));
-    let asked = |world: &World| world.cloud.nms.as_ref().unwrap().counters().directions;
     let before = asked(&world);
     assert!(world.resolves("a", "b").is_err());
     assert_eq!(asked(&world) - before, 1);
@@ -218,7 +267,7 @@ fn told(world: &World) -> Vec<Vec<&str>> {
 }
 
 #[test]
-fn the_round_trip_of_a_relay_that_failed_is_told_once_nobody_wants_the_relay_any_more() {
+fn the_round_trip_of_a_relay_that_failed_is_told_again_once_a_look_hears_the_relay() {
     let mut world = two_relays(1);
     measured(&mut world, "a", [9, 5]);
     measured(&mut world, "b", [5, 90]);
@@ -230,5 +279,51 @@ fn the_round_trip_of_a_relay_that_failed_is_told_once_nobody_wants_the_relay_any
     assert!(world.run_while_not(SECOND, |world| told(world).last().unwrap() == &["trs2.lab"]));
     assert!(world.run_while_not(10 * SECOND, |world| !wants_first(world)));
     world.run(SECOND);
+    assert_eq!(told(&world).last().unwrap(), &["trs2.lab"], "nobody knows whether it is back");
+    measured(&mut world, "a", [9, 5]);
+    world.run(SECOND);
     assert_eq!(told(&world).last().unwrap(), &["trs.lab", "trs2.lab"]);
+}
+
+/// As nobody stays connected to any, nobody but those who are sent there finds out.
+#[test]
+fn a_relay_that_is_dead_and_silent_costs_a_device_its_time_once() {
+    let mut world = two_relays(0);
+    world.add("c", Some(Symmetric), None);
+    world.add("d", Some(Symmetric), None);
+    world.settle();
+    ["a", "b", "c", "d"].into_iter().for_each(|name| measured(&mut world, name, [5, 9]));
+    world.run(SECOND);
+    world.cut(Victim::Trs);
+    let took = |world: &mut World, asker, other| {
+        let began = world.now;
+        assert_eq!(world.resolves(asker, other), Ok(()), "{asker} asks for {other}");
+        world.now - began
+    };
+    assert!(took(&mut world, "a", "b") > SECOND, "nobody knew");
+    // The next one asks before the dial has failed.
+    world.run(SECOND / 5);
+    let next = took(&mut world, "a", "c");
+    assert!(next < SECOND, "{next:?}");
+    world.run(30 * SECOND);
+    assert!(!wants_first(&world), "nobody has a use for it");
+    // Who only took part knows it as well.
+    let last = took(&mut world, "d", "b");
+    assert!(last < SECOND, "{last:?}");
+}
+
+/// Where a network passes STUN no more, or has lost it.
+#[test]
+fn a_look_forgets_the_relays_that_it_does_not_hear_but_not_one_that_is_connected() {
+    let mut world = two_relays(1);
+    measured(&mut world, "a", [5, 9]);
+    world.run(SECOND);
+    let life = world.hosts["a"].life;
+    assert_eq!(told(&world).last().unwrap(), &["trs.lab", "trs2.lab"]);
+    world.with_node("a", life, |node, now| node.handle_latencies(now, &[]));
+    world.run(SECOND);
+    assert_eq!(warm(&world, "a"), ["trs.lab"]);
+    assert_eq!(told(&world).last().unwrap(), &["trs.lab"]);
+    world.resolves("a", "b").unwrap();
+    assert!(world.talk("a", "b", SECOND));
 }

@@ -4,13 +4,18 @@ use crate::{
     cloud::{addresses, relay, trs_keys},
     dataplane::Installed,
     net::Gate::{PortRestricted, Symmetric},
-    world::{Event, Packet, Victim, World},
+    world::{Event, Packet, Victim, World, identity},
 };
-use cyphonic_proto::{ConnectionId, QueryId, TunnelId, node::Service};
+use cyphonic_proto::{
+    ConnectionId, QueryId, TunnelId,
+    node::Service,
+    trs::{NodePath, TrsKeys},
+};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const STEP: Duration = Duration::from_millis(20);
+const CROSSING: Duration = Duration::from_millis(10);
 
 pub(crate) fn relayed_pair() -> World {
     let mut world = World::new(3);
@@ -144,13 +149,24 @@ fn forged_resets_are_ignored_and_repeated_ones_interrupt_nothing() {
     assert_eq!(tunnels(&world, "a"), before);
 }
 
-/// A pair with a tunnel, and a third device that has none; between one and it a set-up begins.
-fn beside_a_set_up(asker: &'static str, asked: &'static str) -> (World, QueryId) {
+/// A pair with a tunnel, and a third device that has none; between one and it a set-up begins, with so much
+/// time from each to the relay.
+fn beside_a_set_up(asker: &'static str, asked: &'static str, crossing: Duration) -> (World, QueryId) {
     let mut world = relayed_pair();
+    world.delay = crossing;
     world.add("c", Some(Symmetric), None);
     world.settle();
     let query = world.resolve(asker, asked);
     (world, query)
+}
+
+/// A real reset of A's tunnel, sent again so much later by somebody who saw it.
+fn repeat_reset(world: &mut World, after: Duration) {
+    let from = addresses(&Service::Trs(relay().name))[0];
+    let now = world.now;
+    let to = world.hosts.get_mut("a").unwrap().uplinks[0].outbound(now, from);
+    let packet = Packet::Reset(trs_keys().reset_token(tunnels(world, "a")[0].1));
+    world.schedule(after, Event::Datagram { from, to, packet });
 }
 
 #[test]
@@ -158,12 +174,9 @@ fn a_repeated_reset_does_not_interrupt_what_is_being_set_up_through_the_relay() 
     for (asker, asked) in [("a", "c"), ("c", "a")] {
         // Of the set-up, which takes 60 ms, and of the first round trips of the tunnel.
         for at in (0..100).step_by(4).map(Duration::from_millis) {
-            let (mut world, query) = beside_a_set_up(asker, asked);
-            let (before, began) = (tunnels(&world, "a"), world.now);
-            let from = addresses(&Service::Trs(relay().name))[0];
-            let to = world.hosts.get_mut("a").unwrap().uplinks[0].outbound(began, from);
-            let packet = Packet::Reset(trs_keys().reset_token(before[0].1));
-            world.schedule(at, Event::Datagram { from, to, packet });
+            let (mut world, query) = beside_a_set_up(asker, asked, CROSSING);
+            let began = world.now;
+            repeat_reset(&mut world, at);
             world.answer(query).unwrap();
             let took = world.now - began;
             let case = format!("{asker} to {asked}, {at:?}: {took:?}");
@@ -177,12 +190,88 @@ fn a_repeated_reset_does_not_interrupt_what_is_being_set_up_through_the_relay() 
 }
 
 #[test]
+fn nor_does_it_where_the_relay_is_so_far_that_its_answer_takes_long_and_nobody_has_measured_how_long() {
+    let crossing = Duration::from_millis(150);
+    for (asker, asked) in [("a", "c"), ("c", "a")] {
+        for at in (0..crossing.as_millis() * 8).step_by(50) {
+            let (mut world, query) = beside_a_set_up(asker, asked, crossing);
+            let began = world.now;
+            repeat_reset(&mut world, Duration::from_millis(u64::try_from(at).unwrap()));
+            world.answer(query).unwrap();
+            let took = world.now - began;
+            let case = format!("{asker} to {asked}, {at} ms: {took:?}");
+            assert!(took <= crossing * 8, "{case}");
+            assert_eq!(stream(&mut world, asker, asked, SECOND / 4), Vec::<Duration>::new(), "{case}");
+            assert_eq!((world.hosts["a"].installs, world.hosts["c"].installs), (2, 1), "{case}");
+        }
+    }
+}
+
+#[test]
 fn a_restart_while_something_is_set_up_through_the_relay_is_found_out_a_moment_later() {
-    let (mut world, _) = beside_a_set_up("a", "c");
+    let (mut world, _) = beside_a_set_up("a", "c", CROSSING);
+    for name in ["a", "b", "c"] {
+        let (life, measured) = (world.hosts[name].life, [(relay().addresses[0], 2 * CROSSING)]);
+        world.with_node(name, life, |node, now| node.handle_latencies(now, &measured));
+    }
     let before = [tunnels(&world, "a"), tunnels(&world, "b")];
     world.run(2 * STEP);
     world.kill(Victim::Trs, SECOND / 10);
     let gap = gap(&stream(&mut world, "a", "b", 3 * SECOND));
-    assert!(gap <= SECOND / 10 + Duration::from_millis(250 + 300), "{gap:?}");
+    assert!(gap <= SECOND / 10 + Duration::from_millis(250 + 300) + 4 * CROSSING, "{gap:?}");
     assert!(["a", "b"].iter().zip(before).all(|(name, before)| tunnels(&world, name).starts_with(&before)));
+}
+
+impl World {
+    /// The first relay forgets all legs, under connections that stand; with other keys it takes none of its
+    /// old tickets.
+    fn forget_legs(&mut self, keys: TrsKeys) {
+        let relay = &mut self.cloud.relays[0];
+        relay.map.clear();
+        relay.revive_with(keys, [77; 32], self.now, self.start);
+        let trs = relay.trs.as_mut().unwrap();
+        for conn in self.conns.values().filter(|conn| Victim::of(&conn.service) == Victim::Trs && conn.up) {
+            let path = NodePath { remote: conn.observed, local: Some(conn.server.ip()) };
+            trs.handle_connected(self.now, conn.channel, identity(conn.device), path);
+        }
+    }
+}
+
+/// A set-up beside a tunnel, when the relay has told of resets before and is believed only now and then.
+fn beside_a_set_up_after_resets() -> World {
+    let mut world = relayed_pair();
+    world.add("c", Some(Symmetric), None);
+    world.settle();
+    for pause in [5, 9] {
+        repeat_reset(&mut world, CROSSING);
+        world.run(pause * SECOND);
+    }
+    world
+}
+
+#[test]
+fn a_leg_that_a_relay_lost_without_a_restart_is_waited_for_beside_a_set_up_too() {
+    let mut world = beside_a_set_up_after_resets();
+    let before = [tunnels(&world, "a"), tunnels(&world, "b")];
+    world.cut(Victim::Device("b"));
+    world.forget_legs(trs_keys());
+    let query = world.resolve("a", "c");
+    world.run(2 * CROSSING);
+    assert_eq!(stream(&mut world, "a", "b", 10 * SECOND).len(), 500, "nothing passes");
+    assert!(world.answer(query).is_ok());
+    world.cut_off.clear();
+    assert!(world.talk("a", "b", 3 * SECOND));
+    for (name, before) in ["a", "b"].iter().zip(before) {
+        assert!(tunnels(&world, name).starts_with(&before), "{name}: another tunnel");
+    }
+}
+
+#[test]
+fn a_leg_that_a_relay_lost_for_good_is_replaced_at_once_beside_a_set_up_too() {
+    let mut world = beside_a_set_up_after_resets();
+    world.forget_legs(TrsKeys::derive(b"another private key"));
+    world.resolve("a", "c");
+    world.run(2 * CROSSING);
+    let gap = gap(&stream(&mut world, "a", "b", 3 * SECOND));
+    assert!(gap <= SECOND / 2, "{gap:?}");
 }

@@ -179,6 +179,8 @@ impl Node {
         for id in all {
             if let Some(tunnel) = self.tunnels.get_mut(&id) {
                 tunnel.paths.moved = true;
+                // Those that went unanswered elsewhere say nothing of here.
+                tunnel.challenge = None;
             }
             self.tell(now, id);
             self.begin_round(now, id);
