@@ -217,7 +217,7 @@ impl Register {
     /// `issue` makes, which is stored. A new key becomes the device's next one.
     ///
     /// # Errors
-    /// If the device was revoked or replaced since it asked, asks for a key that was revoked, got a
+    /// If the device was revoked or replaced since it asked, has or asks for a key that was revoked, got a
     /// certificate for another key just now, or the register or `issue` failed. Nothing was changed.
     pub fn renew(
         &self,
@@ -234,7 +234,8 @@ impl Register {
             if is_revoked(transaction, fqdn, spki_sha256)? {
                 return Err(RenewalRefused::Gone);
             }
-            if was_revoked(transaction, spki_sha256)? {
+            // Who has another device's revoked key would wash it into a fresh one.
+            if was_revoked(transaction, old_spki_sha256)? || was_revoked(transaction, spki_sha256)? {
                 return Err(RenewalRefused::KeyInUse);
             }
             if let Some(young) = certificates::youngest(transaction, &device, spki_sha256, now)? {

@@ -564,6 +564,14 @@ mod tests {
             let revocation = register.revoke_device(&names[0], NOW).unwrap();
             assert_eq!(revocation.same_key, names[1..2]);
         }
+        // Who came in with that key gets no other by it; who came in with the device's own goes on.
+        let renew = |old| {
+            let issued = || Ok(IssuedCertificate { fqdn: names[1].clone(), ..certificate(9, [9; 32]) });
+            register.renew(&names[1], old, &[9; 32], NOW + 10 * 86_400, issued)
+        };
+        let washed = renew(&KEY);
+        assert!(matches!(washed, Err(RenewalRefused::KeyInUse)), "{washed:?}");
+        renew(&OTHER_KEY).unwrap();
         assert!(register.revoke_device(&names[2], NOW).unwrap().same_key.is_empty());
     }
 
