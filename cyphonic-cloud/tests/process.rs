@@ -665,7 +665,7 @@ fn a_register_that_another_release_or_program_wrote_is_not_tried_again() {
     let config = overlay.config_path.to_str().unwrap();
     let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
     for (wrong, right) in [
-        ("PRAGMA user_version = 99", "PRAGMA user_version = 5"),
+        ("PRAGMA user_version = 99", "PRAGMA user_version = 6"),
         ("PRAGMA application_id = 1", "PRAGMA application_id = 0x43797068"),
     ] {
         register.execute_batch(wrong).unwrap();

@@ -298,8 +298,9 @@ pub(super) fn is_revoked(
     )?)
 }
 
-/// All keys that a device has, or has a certificate for.
-const KEYS: &str = "SELECT spki_sha256 FROM certificates WHERE fqdn = ?1
+/// All keys that a device has, or has a certificate for since it enrolled: an earlier holder of the name may be
+/// a member under another one by now.
+const KEYS: &str = "SELECT spki_sha256 FROM certificates WHERE fqdn = ?1 AND NOT former
      UNION SELECT spki_sha256 FROM devices WHERE fqdn = ?1
      UNION SELECT next_spki_sha256 FROM devices WHERE fqdn = ?1 AND next_spki_sha256 IS NOT NULL";
 
@@ -355,6 +356,10 @@ pub(super) fn enrol(
         to_sql(now),
         revision
     ])?;
+    // Marked, and not told by their times: the clock may have been set since.
+    let mut statement =
+        transaction.prepare_cached("UPDATE certificates SET former = 1 WHERE fqdn = ?1 AND serial <> ?2")?;
+    statement.execute(params![issued.fqdn, issued.serial])?;
     Ok(())
 }
 

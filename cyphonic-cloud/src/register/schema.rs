@@ -77,6 +77,11 @@ const MIGRATIONS: &[&str] = &[
     INSERT INTO revoked_keys
         SELECT spki_sha256 FROM certificates WHERE revoked
         UNION SELECT spki_sha256 FROM devices WHERE revoked_at IS NOT NULL;",
+    // 6: which certificates are of earlier holders of a name, whose keys a revocation does not meet under
+    // other names.
+    "ALTER TABLE certificates ADD COLUMN former INTEGER NOT NULL DEFAULT 0 CHECK (former IN (0, 1));
+    UPDATE certificates SET former = 1
+        WHERE issued_at < (SELECT enrolled_at FROM devices WHERE devices.fqdn = certificates.fqdn);",
 ];
 
 /// The version of a register's tables, or why it is none that this release knows.
@@ -309,6 +314,29 @@ mod tests {
         let mut statement = connection.prepare("SELECT spki_sha256 FROM revoked_keys").unwrap();
         let keys = statement.query_map([], |row| row.get(0)).unwrap();
         assert_eq!(keys.map(Result::unwrap).collect::<Vec<[u8; 32]>>(), [[1; 32], [3; 32]]);
+    }
+
+    #[test]
+    fn certificates_of_earlier_holders_are_told_by_when_the_device_enrolled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let old = of_the_first_release(&path);
+        MIGRATIONS[1..5].iter().for_each(|step| old.execute_batch(step).unwrap());
+        old.pragma_update(None, "user_version", 5).unwrap();
+        old.execute_batch(
+            "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision)
+                 VALUES ('a.example', zeroblob(16), zeroblob(32), 7, 1);
+             INSERT INTO certificates VALUES (x'01', 'a.example', zeroblob(32), x'30', 1, 9, 6, 0);
+             INSERT INTO certificates VALUES (x'02', 'a.example', zeroblob(32), x'30', 1, 9, 7, 0);
+             INSERT INTO certificates VALUES (x'03', 'b.example', zeroblob(32), x'30', 1, 9, 6, 0);",
+        )
+        .unwrap();
+        drop(old);
+        drop(Register::open(&path).unwrap());
+        let connection = Connection::open(&path).unwrap();
+        let mut statement = connection.prepare("SELECT former FROM certificates ORDER BY serial").unwrap();
+        let former = statement.query_map([], |row| row.get(0)).unwrap();
+        assert_eq!(former.map(Result::unwrap).collect::<Vec<bool>>(), [true, false, false]);
     }
 
     #[test]

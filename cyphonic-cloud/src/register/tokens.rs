@@ -575,6 +575,40 @@ mod tests {
         assert!(register.revoke_device(&names[2], NOW).unwrap().same_key.is_empty());
     }
 
+    /// Two devices change names, and the clock is set back between.
+    #[test]
+    fn a_revocation_leaves_the_keys_of_who_had_the_name_before() {
+        let (_dir, register) = register();
+        let names = ["press-1.plant.example", "press-2.plant.example"];
+        let made = |n: usize, serial, key| IssuedCertificate {
+            fqdn: names[n].into(),
+            virtual_address: Ipv6Addr::from([serial % 2; 16]),
+            ..certificate(serial, key)
+        };
+        let ahead = NOW + 5 * 365 * 86_400;
+        for (serial, n, key, now) in
+            [(2u8, 0, KEY, ahead), (3, 1, OTHER_KEY, ahead), (5, 1, [5; 32], NOW), (4, 0, OTHER_KEY, NOW)]
+        {
+            let new = NewToken { fqdn: names[n].into(), expires_at: now + 60, ..token([serial; 32], true) };
+            register.create_token(&new, now).unwrap();
+            register.enrol(&[serial; 32], &key, now, |_| Ok(made(n, serial, key))).unwrap();
+        }
+        let later = NOW + 10 * 86_400;
+        let next = [7; 32];
+        register.renew(names[1], &[5; 32], &next, later, || Ok(made(1, 7, next))).unwrap();
+        assert!(register.revoke_device(names[1], later).unwrap().same_key.is_empty());
+        register.renew(names[0], &OTHER_KEY, &OTHER_KEY, later, || Ok(made(0, 6, OTHER_KEY))).unwrap();
+        // Its own are refused under every name, and the earlier holder's under this one.
+        for key in [[5; 32], next] {
+            let refused = register.renew(names[0], &OTHER_KEY, &key, later, || panic!("issued"));
+            assert!(matches!(refused, Err(RenewalRefused::KeyInUse)), "{refused:?}");
+        }
+        let new = NewToken { fqdn: names[1].into(), expires_at: later + 60, ..token([8; 32], true) };
+        register.create_token(&new, later).unwrap();
+        let refused = register.enrol(&[8; 32], &OTHER_KEY, later, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
+    }
+
     #[test]
     fn revoking_a_device_makes_its_open_tokens_void() {
         let (_dir, register) = register();
