@@ -385,7 +385,10 @@ async fn from_init_to_revocation_by_the_command_line() {
     assert!(!succeeds(&["device", "list", "--config", &config]).contains("press-7"));
     assert!(succeeds(&["device", "list", "--all", "--config", &config]).contains("revoked"));
     assert_eq!(presence(&config)["state"], "revoked", "programs are told of all");
-    assert!(fails(&["device", "revoke", "--config", &config, "press-9"]).contains("press-9.plant.example"));
+    let nobody = fails(&["device", "revoke", "--config", &config, "press-9"]);
+    assert!(nobody.contains("press-9.plant.example") && nobody.contains("device list --all"), "{nobody}");
+    let given_out = fails(&["token", "create", "--config", &config, "--name", "press-7"]);
+    assert!(given_out.contains("press-7.plant.example was revoked: pass --replace"), "{given_out}");
 
     // It tries all the time, and is told of once.
     for _ in 0..3 {

@@ -85,12 +85,17 @@ impl Register {
     /// Stores a token, and gives its number.
     ///
     /// # Errors
-    /// If an enrolled device has the name and the token does not replace it, or too many tokens are open.
+    /// If a device has the name, revoked or not, and the token does not replace it, or too many tokens are
+    /// open.
     pub fn create_token(&self, token: &NewToken, now: UnixSeconds) -> Result<i64, RegisterError> {
         self.write(|transaction| {
             forget_old(transaction, now)?;
-            if !token.replaces && devices::find(transaction, &token.fqdn)?.is_some() {
-                return Err(RegisterError::NameTaken(token.fqdn.clone()));
+            let holder = devices::find(transaction, &token.fqdn)?;
+            if let Some(holder) = holder.filter(|_| !token.replaces) {
+                return Err(match holder.revoked_at {
+                    Some(_) => RegisterError::NameRevoked(holder.fqdn),
+                    None => RegisterError::NameTaken(holder.fqdn),
+                });
             }
             let open: u32 = transaction.query_row(
                 "SELECT count(*) FROM tokens WHERE spki_sha256 IS NULL AND revoked_at IS NULL AND expires_at > ?1",
