@@ -41,6 +41,8 @@ pub struct DeviceRecord {
     pub last_login_at: Option<UnixSeconds>,
     /// What it said it runs.
     pub software_version: Option<String>,
+    /// Until when it has a certificate for a key of its own, as far as that is known.
+    pub certificate_not_after: Option<UnixSeconds>,
     /// Position among all changes to all devices.
     pub revision: i64,
 }
@@ -72,8 +74,12 @@ pub struct Revocation {
     pub same_key: Vec<String>,
 }
 
-const COLUMNS: &str = "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, \
-                       software_version, revision, revoked_by";
+pub(super) const COLUMNS: &str =
+    "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, software_version,
+     revision, revoked_by, nullif(max(coalesce(certificate_seen_until, 0), coalesce(
+         (SELECT max(not_after) FROM certificates WHERE certificates.fqdn = devices.fqdn
+              AND certificates.spki_sha256 IN (devices.spki_sha256, devices.next_spki_sha256)),
+     0)), 0) AS certificate_not_after";
 
 impl Register {
     /// The device of this name.
@@ -199,7 +205,8 @@ impl Register {
             if takes_next_key {
                 let revision = next_revision(transaction)?;
                 transaction.execute(
-                    "UPDATE devices SET spki_sha256 = ?1, next_spki_sha256 = NULL, revision = ?2
+                    "UPDATE devices SET spki_sha256 = ?1, next_spki_sha256 = NULL, certificate_seen_until = NULL,
+                         revision = ?2
                      WHERE fqdn = ?3 AND next_spki_sha256 = ?1",
                     params![spki_sha256, revision, device.fqdn],
                 )?;
@@ -207,6 +214,30 @@ impl Register {
             transaction.execute(
                 "UPDATE devices SET last_login_at = ?1, software_version = ?2 WHERE fqdn = ?3",
                 params![to_sql(now), software_version, device.fqdn],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Notes until when a device has a certificate for a key of its own, if the register has none on record
+    /// that ends as late: it was restored from a backup since that one was made.
+    ///
+    /// # Errors
+    /// If the register cannot be written.
+    pub fn note_certificate(
+        &self,
+        device: &DeviceRecord,
+        spki_sha256: &[u8; 32],
+        not_after: UnixSeconds,
+    ) -> Result<(), RegisterError> {
+        if device.certificate_not_after >= Some(not_after) {
+            return Ok(());
+        }
+        self.write(|transaction| {
+            transaction.execute(
+                "UPDATE devices SET certificate_seen_until = max(coalesce(certificate_seen_until, 0), ?1)
+                 WHERE fqdn = ?2 AND ?3 IN (spki_sha256, next_spki_sha256)",
+                params![to_sql(not_after), device.fqdn, spki_sha256],
             )?;
             Ok(())
         })
@@ -347,7 +378,7 @@ pub(super) fn enrol(
     let mut statement = transaction.prepare_cached(
         "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = NULL,
-             enrolled_at = ?4, revoked_at = NULL, revoked_by = NULL, revision = ?5",
+             enrolled_at = ?4, revoked_at = NULL, revoked_by = NULL, certificate_seen_until = NULL, revision = ?5",
     )?;
     statement.execute(params![
         issued.fqdn,
@@ -385,6 +416,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
         software_version: row.get(7)?,
         revision: row.get(8)?,
         revoked_by: row.get(9)?,
+        certificate_not_after: row.get::<_, Option<i64>>(10)?.map(from_sql),
     })
 }
 

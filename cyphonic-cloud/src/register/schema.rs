@@ -78,10 +78,11 @@ const MIGRATIONS: &[&str] = &[
         SELECT spki_sha256 FROM certificates WHERE revoked
         UNION SELECT spki_sha256 FROM devices WHERE revoked_at IS NOT NULL;",
     // 6: which certificates are of earlier holders of a name, whose keys a revocation does not meet under
-    // other names.
+    // other names; and until when a device has one that is not on record.
     "ALTER TABLE certificates ADD COLUMN former INTEGER NOT NULL DEFAULT 0 CHECK (former IN (0, 1));
     UPDATE certificates SET former = 1
-        WHERE issued_at < (SELECT enrolled_at FROM devices WHERE devices.fqdn = certificates.fqdn);",
+        WHERE issued_at < (SELECT enrolled_at FROM devices WHERE devices.fqdn = certificates.fqdn);
+    ALTER TABLE devices ADD COLUMN certificate_seen_until INTEGER;",
 ];
 
 /// The version of a register's tables, or why it is none that this release knows.
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn certificates_of_earlier_holders_are_told_by_when_the_device_enrolled() {
+    fn certificates_of_the_fifth_form_are_told_apart_by_when_the_device_enrolled() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("register.db");
         let old = of_the_first_release(&path);
@@ -332,7 +333,8 @@ mod tests {
         )
         .unwrap();
         drop(old);
-        drop(Register::open(&path).unwrap());
+        let device = Register::open(&path).unwrap().devices().unwrap().remove(0);
+        assert_eq!(device.certificate_not_after, Some(9), "as before");
         let connection = Connection::open(&path).unwrap();
         let mut statement = connection.prepare("SELECT former FROM certificates ORDER BY serial").unwrap();
         let former = statement.query_map([], |row| row.get(0)).unwrap();

@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
-use cyphonic_cloud::register::{DeviceRecord, DeviceState, UnixSeconds};
+use cyphonic_cloud::register::{DeviceRecord, DeviceState};
 use cyphonic_cloud::server::{Online, Presence, read_kept, unix_now};
 use serde_json::json;
 
@@ -46,18 +46,14 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 struct Listed {
     device: DeviceRecord,
     state: DeviceState,
-    certificate_not_after: Option<UnixSeconds>,
 }
 
 fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let now = unix_now();
-    // In this order: whoever is there has an end.
-    let (devices, ends) = (register.devices()?, register.certificate_ends()?);
-    let listed = devices.into_iter().map(|device| {
-        let certificate_not_after = ends.get(&device.fqdn).copied();
-        let state = DeviceState::of(&device, certificate_not_after, now);
-        Listed { device, state, certificate_not_after }
+    let listed = register.devices()?.into_iter().map(|device| {
+        let state = DeviceState::of(&device, now);
+        Listed { device, state }
     });
     let online = read_kept(&runtime_directory(), Some(config.network.id), now);
     if as_json {
@@ -77,14 +73,14 @@ fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<(
         "SOFTWARE",
     ]);
     let shown = listed.filter(|listed| all || listed.state != DeviceState::Revoked);
-    for Listed { device, state, certificate_not_after } in shown {
+    for Listed { device, state } in shown {
         table.row([
             device.fqdn.clone(),
             device.virtual_address.to_string(),
             state.name().to_owned(),
             presence(&device, online.as_ref()),
             time(device.enrolled_at),
-            certificate_not_after.map_or_else(|| "-".to_owned(), time),
+            device.certificate_not_after.map_or_else(|| "-".to_owned(), time),
             device.last_login_at.map_or_else(|| "never".to_owned(), time),
             device.software_version.unwrap_or_else(|| "-".to_owned()),
         ]);
@@ -120,7 +116,7 @@ fn presence(device: &DeviceRecord, online: Option<&Online>) -> String {
 }
 
 fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
-    let Listed { device, state, certificate_not_after } = listed;
+    let Listed { device, state } = listed;
     let present = online.and_then(|online| online.0.get(&device.fqdn));
     json!({
         "online": online.map(|_| present.is_some()),
@@ -130,7 +126,7 @@ fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
         "address": device.virtual_address,
         "state": state.name(),
         "enrolled_at": time(device.enrolled_at),
-        "certificate_not_after": certificate_not_after.map(time),
+        "certificate_not_after": device.certificate_not_after.map(time),
         "revoked_at": device.revoked_at.map(time),
         "revoked_by": device.revoked_by,
         "last_login_at": device.last_login_at.map(time),

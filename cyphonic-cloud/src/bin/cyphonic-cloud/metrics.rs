@@ -45,12 +45,10 @@ pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
 }
 
 fn render_register(text: &mut Text, register: &Register, now: UnixSeconds) -> Result<(), RegisterError> {
-    // In this order: whoever is there has an end.
-    let (devices, ends) = (register.devices()?, register.certificate_ends()?);
     text.gauge("devices", "Devices in the register, by their state.");
     let mut states = BTreeMap::from(DeviceState::ALL.map(|state| (state, 0_u32)));
-    for device in &devices {
-        let state = DeviceState::of(device, ends.get(&device.fqdn).copied(), now);
+    for device in &register.devices()? {
+        let state = DeviceState::of(device, now);
         *states.entry(state).or_default() += 1;
     }
     for (state, count) in states {
