@@ -1,6 +1,8 @@
 //! Whether a device can connect, as far as the register tells.
 
-use super::{DeviceRecord, UnixSeconds};
+use std::collections::BTreeMap;
+
+use super::{DeviceRecord, Register, RegisterError, UnixSeconds, devices, from_sql, to_sql};
 
 /// What a device is now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,12 +38,41 @@ impl DeviceState {
     }
 }
 
+impl Register {
+    /// How many devices there are of each state: [`DeviceState::of`] all of them, without reading them.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn count_devices(&self, now: UnixSeconds) -> Result<BTreeMap<DeviceState, u64>, RegisterError> {
+        let connection = self.lock();
+        let mut statement = connection.prepare(&format!(
+            "SELECT revoked_at IS NOT NULL, revoked_at IS NULL AND coalesce(certificate_not_after > ?1, FALSE), count(*)
+             FROM (SELECT {} FROM devices) GROUP BY 1, 2",
+            devices::COLUMNS
+        ))?;
+        let counts = statement.query_map([to_sql(now)], |row| {
+            let state = match (row.get(0)?, row.get(1)?) {
+                (true, _) => DeviceState::Revoked,
+                (false, true) => DeviceState::Enrolled,
+                (false, false) => DeviceState::Lapsed,
+            };
+            Ok((state, from_sql(row.get(2)?)))
+        })?;
+        let mut states = BTreeMap::from(DeviceState::ALL.map(|state| (state, 0)));
+        for count in counts {
+            let (state, count) = count?;
+            states.insert(state, count);
+        }
+        Ok(states)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::Ipv6Addr;
 
     use super::*;
-    use crate::register::{IssuedCertificate, NewToken, Register};
+    use crate::register::{IssuedCertificate, NewToken};
 
     const NOW: UnixSeconds = 1_800_000_000;
     const DAY: UnixSeconds = 86_400;
@@ -64,8 +95,14 @@ mod tests {
         let register = Register::create(&dir.path().join("register.db")).unwrap();
         let devices = [1, 2, 3].map(|n| issued(n, n, n, NOW + DAY));
         register.take_up(&devices, NOW).unwrap();
-        let states =
-            |now| register.devices().unwrap().iter().map(|d| DeviceState::of(d, now)).collect::<Vec<_>>();
+        let states = |now| {
+            let devices = register.devices().unwrap();
+            let states: Vec<_> = devices.iter().map(|device| DeviceState::of(device, now)).collect();
+            let count = |state| states.iter().filter(|other| **other == state).count() as u64;
+            let counts = BTreeMap::from(DeviceState::ALL.map(|state| (state, count(state))));
+            assert_eq!(register.count_devices(now).unwrap(), counts);
+            states
+        };
         assert_eq!(states(NOW), [DeviceState::Enrolled; 3]);
         // One has a key that it has not used yet.
         let renew = || Ok(issued(1, 4, 9, NOW + 3 * DAY));

@@ -1,6 +1,6 @@
 //! Enrolment tokens: made by the operator, used once by a device.
 
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::certificates::{self, IssuedCertificate};
 use super::devices;
@@ -97,11 +97,7 @@ impl Register {
                     None => RegisterError::NameTaken(holder.fqdn),
                 });
             }
-            let open: u32 = transaction.query_row(
-                "SELECT count(*) FROM tokens WHERE spki_sha256 IS NULL AND revoked_at IS NULL AND expires_at > ?1",
-                [to_sql(now)],
-                |row| row.get(0),
-            )?;
+            let open = count_open(transaction, now)?;
             if open >= MAX_OPEN_TOKENS {
                 return Err(RegisterError::TooManyTokens(open));
             }
@@ -136,6 +132,14 @@ impl Register {
         )?;
         let records = statement.query_map([], |row| record(row, now))?.collect::<Result<_, _>>()?;
         Ok(records)
+    }
+
+    /// How many tokens are open, without reading them.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn count_open_tokens(&self, now: UnixSeconds) -> Result<u32, RegisterError> {
+        count_open(&self.lock(), now)
     }
 
     /// Makes unused tokens void: the one with this number, or all for this name. Tells how many.
@@ -204,6 +208,14 @@ impl Register {
             Ok(Enrolment { issued, token: token.id, outcome })
         })
     }
+}
+
+fn count_open(connection: &Connection, now: UnixSeconds) -> Result<u32, RegisterError> {
+    Ok(connection.query_row(
+        "SELECT count(*) FROM tokens WHERE spki_sha256 IS NULL AND revoked_at IS NULL AND expires_at > ?1",
+        [to_sql(now)],
+        |row| row.get(0),
+    )?)
 }
 
 /// A number that no token has had: logs name tokens by it that are gone since.
@@ -628,6 +640,8 @@ mod tests {
         let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))));
         let left: Vec<_> = register.tokens(NOW).unwrap().into_iter().map(|token| token.state).collect();
+        let count = |now| register.count_open_tokens(now).unwrap();
+        assert_eq!((count(NOW), count(NOW + 3600)), (1, 0));
         use TokenState::{Open, Revoked, Used};
         assert_eq!(
             left,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use cyphonic_cloud::VERSION;
 use cyphonic_cloud::config::{Config, ServiceRole};
-use cyphonic_cloud::register::{DeviceState, Register, RegisterError, TokenState, UnixSeconds};
+use cyphonic_cloud::register::{Register, RegisterError, UnixSeconds};
 use cyphonic_cloud::server::{self, Online, Relayed, read_kept, unix_now};
 use cyphonic_common::DropReason;
 use cyphonic_dataplane::relay::xdp::{Mode, RunningRelay, running_relays};
@@ -46,17 +46,11 @@ pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
 
 fn render_register(text: &mut Text, register: &Register, now: UnixSeconds) -> Result<(), RegisterError> {
     text.gauge("devices", "Devices in the register, by their state.");
-    let mut states = BTreeMap::from(DeviceState::ALL.map(|state| (state, 0_u32)));
-    for device in &register.devices()? {
-        let state = DeviceState::of(device, now);
-        *states.entry(state).or_default() += 1;
-    }
-    for (state, count) in states {
+    for (state, count) in register.count_devices(now)? {
         text.sample(&[("state", state.name())], count);
     }
     text.gauge("tokens_open", "Tokens that nobody has used yet, and that have not ended.");
-    let tokens = register.tokens(now)?;
-    text.sample(&[], tokens.iter().filter(|token| token.state == TokenState::Open).count());
+    text.sample(&[], register.count_open_tokens(now)?);
     Ok(())
 }
 
