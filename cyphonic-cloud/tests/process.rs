@@ -166,6 +166,38 @@ async fn a_monitor_learns_what_there_is() {
     assert!(!said.contains("a.lab"), "{said}");
 }
 
+#[test]
+fn a_monitor_is_told_that_it_is_not_told_all() {
+    let overlay = Overlay::found(unix_now());
+    let (config, directory) = (overlay.config_path.to_str().unwrap(), overlay.directory.path());
+    let online = serde_json::json!({
+        "version": 1,
+        "network_id": overlay.config.network.id.to_string(),
+        "written_at": unix_now(),
+        "content": {},
+    });
+    std::fs::write(directory.join("online.json"), online.to_string()).unwrap();
+    let is_told = |series: &str| metrics(config).contains(&format!("\ncyphonic_cloud_{series}"));
+    assert!(is_told("ready 1") && is_told("devices{") && is_told("tokens_open"));
+    std::fs::remove_file(directory.join("register.db")).unwrap();
+    assert!(is_told("ready 0") && is_told("devices_online 0") && is_told("certificate_not_after_seconds{"));
+    assert!(!is_told("devices{") && !is_told("tokens_open"));
+    let said = String::from_utf8(program(&["metrics", "--config", config]).stderr).unwrap();
+    assert!(said.contains("no register at"), "{said}");
+
+    // What there is of an AS alone is told, and that something is not.
+    let text = std::fs::read_to_string(config).unwrap();
+    let roles = text.lines().find(|line| line.starts_with("roles:")).unwrap();
+    std::fs::write(config, text.replace(roles, "roles: [as]")).unwrap();
+    assert!(is_told("ready 0"));
+    drop(Register::create(&directory.join("register.db")).unwrap());
+    assert!(!is_told("ready") && is_told("devices{"));
+    std::fs::remove_file(directory.join("pki/as.crt")).unwrap();
+    assert!(is_told("ready 0") && is_told("devices{") && !is_told("certificate_not_after_seconds"));
+    std::fs::write(config, "roles: none").unwrap();
+    assert!(is_told("ready 0") && is_told("build_info{") && !is_told("devices"));
+}
+
 async fn until_online_is(online: bool, config: &str) -> serde_json::Value {
     let deadline = Instant::now() + SOON;
     loop {
