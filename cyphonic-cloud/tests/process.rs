@@ -495,6 +495,41 @@ fn a_device_whose_certificate_has_ended_is_listed_as_lapsed() {
     assert!(table.contains("CERTIFICATE UNTIL") && table.contains("lapsed"), "{table}");
 }
 
+/// As an older release let in: it was renamed, and kept its key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_key_was_revoked_under_another_name_is_told_of() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let mut address = overlay.config.network.prefix.address().octets();
+    let devices = [("old", 1), ("new", 2)].map(|(name, n)| {
+        address[15] = n;
+        IssuedCertificate {
+            fqdn: format!("{name}.cyphonic.internal"),
+            virtual_address: address.into(),
+            der: vec![0x30, n],
+            serial: vec![n],
+            spki_sha256: [7; 32],
+            not_before: unix_now(),
+            not_after: unix_now() + 3600,
+        }
+    });
+    overlay.register().take_up(&devices, unix_now()).unwrap();
+    let note = "the key of new.cyphonic.internal was revoked under another name";
+    assert!(!succeeds(&["check", "--config", config]).contains(note));
+    succeeds(&["device", "revoke", "--config", config, "old"]);
+    let checked = succeeds(&["check", "--config", config]);
+    assert!(checked.contains(&format!("note: {note}")), "{checked}");
+    let table = succeeds(&["device", "list", "--config", config]);
+    assert!(table.contains("enrolled, key revoked"), "{table}");
+    let listed = succeeds(&["device", "list", "--config", config, "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let of = |n: usize| (&listed["devices"][n]["state"], &listed["devices"][n]["key_revoked"]);
+    assert_eq!((of(0), of(1)), ((&"enrolled".into(), &true.into()), (&"revoked".into(), &false.into())));
+    let _running = Running::start(&overlay.config_path, overlay.address).await;
+    let log = std::fs::read_to_string(overlay.config_path.with_extension("log")).unwrap();
+    assert!(log.lines().any(|line| line.contains("WARN") && line.contains(note)), "{log}");
+}
+
 #[test]
 fn check_judges_the_certificates_ends() {
     const DAY: u64 = 86_400;

@@ -119,6 +119,14 @@ impl Register {
         Ok(Members { names, revoked, revision })
     }
 
+    /// Devices with a key that a revocation has met under another name: they cannot renew their certificates.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn condemned(&self) -> Result<Vec<DeviceRecord>, RegisterError> {
+        condemned(&self.lock())
+    }
+
     /// Devices changed after `revision`, oldest change first.
     ///
     /// # Errors
@@ -369,6 +377,19 @@ pub(super) fn other_holder(
     Ok(statement.query_row(params![spki_sha256, fqdn], |row| row.get(0)).optional()?)
 }
 
+/// From the revoked keys to the devices, by their indexes.
+const CONDEMNED: &str = "SELECT fqdn FROM revoked_keys CROSS JOIN devices USING (spki_sha256)
+     UNION SELECT fqdn FROM revoked_keys CROSS JOIN devices ON next_spki_sha256 = revoked_keys.spki_sha256";
+
+/// Devices that are not revoked, and have a key that was.
+pub(super) fn condemned(connection: &Connection) -> Result<Vec<DeviceRecord>, RegisterError> {
+    let mut statement = connection.prepare(&format!(
+        "SELECT {COLUMNS} FROM devices WHERE fqdn IN ({CONDEMNED}) AND revoked_at IS NULL ORDER BY fqdn"
+    ))?;
+    let records = statement.query_map([], record)?.collect::<Result<_, _>>()?;
+    Ok(records)
+}
+
 pub(super) fn enrol(
     transaction: &Transaction<'_>,
     issued: &IssuedCertificate,
@@ -481,15 +502,16 @@ mod tests {
     fn who_else_has_a_key_is_found_without_a_look_at_every_device() {
         let (_dir, register) = register_with_device();
         let connection = register.lock();
-        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {OTHER_HOLDER}")).unwrap();
-        let plan: Vec<String> = statement
-            .query_map(params![[1u8; 32], NAME], |row| row.get(3))
-            .unwrap()
-            .map(Result::unwrap)
-            .collect();
-        assert!(plan.iter().any(|step| step.contains("devices_by_key")), "{plan:?}");
-        assert!(plan.iter().any(|step| step.contains("devices_by_next_key")), "{plan:?}");
-        assert!(!plan.iter().any(|step| step.contains("SCAN")), "{plan:?}");
+        let plan = |query, parameters: &[&dyn rusqlite::ToSql]| {
+            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
+            let steps = statement.query_map(parameters, |row| row.get(3)).unwrap();
+            steps.map(Result::unwrap).collect::<Vec<String>>()
+        };
+        for plan in [plan(OTHER_HOLDER, params![[1u8; 32], NAME]), plan(CONDEMNED, &[])] {
+            assert!(plan.iter().any(|step| step.contains("devices_by_key")), "{plan:?}");
+            assert!(plan.iter().any(|step| step.contains("devices_by_next_key")), "{plan:?}");
+            assert!(!plan.iter().any(|step| step.contains("SCAN devices")), "{plan:?}");
+        }
     }
 
     #[test]

@@ -100,7 +100,7 @@ pub(super) fn version(connection: &Connection, path: &Path) -> Result<i64, Regis
     Ok(version)
 }
 
-fn supported() -> i64 {
+pub(super) fn supported() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 
@@ -309,8 +309,19 @@ mod tests {
             )
             .unwrap();
         }
+        // It has changed its name and kept its key, and another has asked to have that next.
+        old.execute(
+            "INSERT INTO devices
+                 (fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revision)
+                 VALUES ('b.example', randomblob(16), ?1, NULL, 7, 2),
+                        ('c.example', randomblob(16), ?2, ?1, 7, 3),
+                        ('d.example', randomblob(16), ?2, NULL, 7, 4)",
+            [[3u8; 32], [4; 32]],
+        )
+        .unwrap();
         drop(old);
-        drop(Register::open(&path).unwrap());
+        let condemned = Register::open(&path).unwrap().condemned().unwrap();
+        assert_eq!(condemned.iter().map(|d| &d.fqdn).collect::<Vec<_>>(), ["b.example", "c.example"]);
         let connection = Connection::open(&path).unwrap();
         let mut statement = connection.prepare("SELECT spki_sha256 FROM revoked_keys").unwrap();
         let keys = statement.query_map([], |row| row.get(0)).unwrap();

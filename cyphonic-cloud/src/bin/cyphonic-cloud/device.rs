@@ -1,5 +1,7 @@
 //! `cyphonic-cloud device`
 
+use std::collections::HashSet;
+
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
 use cyphonic_cloud::register::{DeviceRecord, DeviceState};
@@ -46,14 +48,16 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 struct Listed {
     device: DeviceRecord,
     state: DeviceState,
+    is_condemned: bool,
 }
 
 fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let now = unix_now();
+    let condemned: HashSet<_> = register.condemned()?.into_iter().map(|device| device.fqdn).collect();
     let listed = register.devices()?.into_iter().map(|device| {
-        let state = DeviceState::of(&device, now);
-        Listed { device, state }
+        let (state, is_condemned) = (DeviceState::of(&device, now), condemned.contains(&device.fqdn));
+        Listed { device, state, is_condemned }
     });
     let online = read_kept(&runtime_directory(), Some(config.network.id), now);
     if as_json {
@@ -73,11 +77,11 @@ fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<(
         "SOFTWARE",
     ]);
     let shown = listed.filter(|listed| all || listed.state != DeviceState::Revoked);
-    for Listed { device, state } in shown {
+    for Listed { device, state, is_condemned } in shown {
         table.row([
             device.fqdn.clone(),
             device.virtual_address.to_string(),
-            state.name().to_owned(),
+            if is_condemned { format!("{}, key revoked", state.name()) } else { state.name().to_owned() },
             presence(&device, online.as_ref()),
             time(device.enrolled_at),
             device.certificate_not_after.map_or_else(|| "-".to_owned(), time),
@@ -116,7 +120,7 @@ fn presence(device: &DeviceRecord, online: Option<&Online>) -> String {
 }
 
 fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
-    let Listed { device, state } = listed;
+    let Listed { device, state, is_condemned } = listed;
     let present = online.and_then(|online| online.0.get(&device.fqdn));
     json!({
         "online": online.map(|_| present.is_some()),
@@ -125,6 +129,7 @@ fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
         "name": device.fqdn,
         "address": device.virtual_address,
         "state": state.name(),
+        "key_revoked": is_condemned,
         "enrolled_at": time(device.enrolled_at),
         "certificate_not_after": device.certificate_not_after.map(time),
         "revoked_at": device.revoked_at.map(time),
