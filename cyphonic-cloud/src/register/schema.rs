@@ -78,10 +78,11 @@ const MIGRATIONS: &[&str] = &[
         SELECT spki_sha256 FROM certificates WHERE revoked
         UNION SELECT spki_sha256 FROM devices WHERE revoked_at IS NOT NULL;",
     // 6: which certificates are of earlier holders of a name, whose keys a revocation does not meet under
-    // other names; and until when a device has one that is not on record.
+    // other names; and until when a device has one that is not on record. Those of the first version count as
+    // made when they became valid, which is an hour early.
     "ALTER TABLE certificates ADD COLUMN former INTEGER NOT NULL DEFAULT 0 CHECK (former IN (0, 1));
     UPDATE certificates SET former = 1
-        WHERE issued_at < (SELECT enrolled_at FROM devices WHERE devices.fqdn = certificates.fqdn);
+        WHERE issued_at + 3600 < (SELECT enrolled_at FROM devices WHERE devices.fqdn = certificates.fqdn);
     ALTER TABLE devices ADD COLUMN certificate_seen_until INTEGER;",
 ];
 
@@ -337,7 +338,7 @@ mod tests {
         old.pragma_update(None, "user_version", 5).unwrap();
         old.execute_batch(
             "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision)
-                 VALUES ('a.example', zeroblob(16), zeroblob(32), 7, 1);
+                 VALUES ('a.example', zeroblob(16), zeroblob(32), 3607, 1);
              INSERT INTO certificates VALUES (x'01', 'a.example', zeroblob(32), x'30', 1, 9, 6, 0);
              INSERT INTO certificates VALUES (x'02', 'a.example', zeroblob(32), x'30', 1, 9, 7, 0);
              INSERT INTO certificates VALUES (x'03', 'b.example', zeroblob(32), x'30', 1, 9, 6, 0);",
