@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Barrier};
 
 use common::{Device, NOW, Overlay, enrolled};
+use cyphonic_cloud::register::DeviceState;
 use cyphonic_proto::message::{EnrolRequest, LoginRequest, Message, RefusalCode, RenewRequest};
 use cyphonic_proto::{Identity, Role, address, version};
 
@@ -184,6 +185,30 @@ fn a_login_that_cannot_be_noted_keeps_out_only_a_next_key() {
     assert_eq!(refused(service.answer(Some(&new), from(), &login(), NOW)), RefusalCode::Internal);
     register.execute_batch("DROP TRIGGER full").unwrap();
     assert!(matches!(service.answer(Some(&new), from(), &login(), NOW), Message::LoginResponse(_)));
+}
+
+#[test]
+fn a_device_that_renewed_after_the_backup_is_listed_until_its_certificate_ends() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let device = Device::new();
+    let answer = service.answer(None, from(), &device.enrol_request(&overlay.token("a", NOW)), NOW);
+    let old = Identity::from_der(&enrolled(answer).certificate_chain[0]).unwrap();
+    let renew = Message::RenewRequest(RenewRequest { csr: device.csr() });
+    let answer = service.answer(Some(&old), from(), &renew, NOW + 60 * 86_400);
+    let Message::RenewResponse(answer) = answer else { panic!("not renewed: {answer:?}") };
+    let new = Identity::from_der(&answer.certificate_chain[0]).unwrap();
+    let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    let lost = register.execute("DELETE FROM certificates WHERE serial = ?1", [&new.serial]).unwrap();
+    assert_eq!(lost, 1, "as in the backup");
+    let state = || {
+        let device = overlay.register().device(&new.fqdn).unwrap().unwrap();
+        DeviceState::of(&device, NOW + 100 * 86_400)
+    };
+    assert_eq!(state(), DeviceState::Lapsed);
+    let answer = service.answer(Some(&new), from(), &login(), NOW + 61 * 86_400);
+    assert!(matches!(answer, Message::LoginResponse(_)), "{answer:?}");
+    assert_eq!(state(), DeviceState::Enrolled);
 }
 
 #[test]

@@ -166,6 +166,38 @@ async fn a_monitor_learns_what_there_is() {
     assert!(!said.contains("a.lab"), "{said}");
 }
 
+#[test]
+fn a_monitor_is_told_that_it_is_not_told_all() {
+    let overlay = Overlay::found(unix_now());
+    let (config, directory) = (overlay.config_path.to_str().unwrap(), overlay.directory.path());
+    let online = serde_json::json!({
+        "version": 1,
+        "network_id": overlay.config.network.id.to_string(),
+        "written_at": unix_now(),
+        "content": {},
+    });
+    std::fs::write(directory.join("online.json"), online.to_string()).unwrap();
+    let is_told = |series: &str| metrics(config).contains(&format!("\ncyphonic_cloud_{series}"));
+    assert!(is_told("ready 1") && is_told("devices{") && is_told("tokens_open"));
+    std::fs::remove_file(directory.join("register.db")).unwrap();
+    assert!(is_told("ready 0") && is_told("devices_online 0") && is_told("certificate_not_after_seconds{"));
+    assert!(!is_told("devices{") && !is_told("tokens_open"));
+    let said = String::from_utf8(program(&["metrics", "--config", config]).stderr).unwrap();
+    assert!(said.contains("no register at"), "{said}");
+
+    // What there is of an AS alone is told, and that something is not.
+    let text = std::fs::read_to_string(config).unwrap();
+    let roles = text.lines().find(|line| line.starts_with("roles:")).unwrap();
+    std::fs::write(config, text.replace(roles, "roles: [as]")).unwrap();
+    assert!(is_told("ready 0"));
+    drop(Register::create(&directory.join("register.db")).unwrap());
+    assert!(!is_told("ready") && is_told("devices{"));
+    std::fs::remove_file(directory.join("pki/as.crt")).unwrap();
+    assert!(is_told("ready 0") && is_told("devices{") && !is_told("certificate_not_after_seconds"));
+    std::fs::write(config, "roles: none").unwrap();
+    assert!(is_told("ready 0") && is_told("build_info{") && !is_told("devices"));
+}
+
 async fn until_online_is(online: bool, config: &str) -> serde_json::Value {
     let deadline = Instant::now() + SOON;
     loop {
@@ -385,7 +417,10 @@ async fn from_init_to_revocation_by_the_command_line() {
     assert!(!succeeds(&["device", "list", "--config", &config]).contains("press-7"));
     assert!(succeeds(&["device", "list", "--all", "--config", &config]).contains("revoked"));
     assert_eq!(presence(&config)["state"], "revoked", "programs are told of all");
-    assert!(fails(&["device", "revoke", "--config", &config, "press-9"]).contains("press-9.plant.example"));
+    let nobody = fails(&["device", "revoke", "--config", &config, "press-9"]);
+    assert!(nobody.contains("press-9.plant.example") && nobody.contains("device list --all"), "{nobody}");
+    let given_out = fails(&["token", "create", "--config", &config, "--name", "press-7"]);
+    assert!(given_out.contains("press-7.plant.example was revoked: pass --replace"), "{given_out}");
 
     // It tries all the time, and is told of once.
     for _ in 0..3 {
@@ -458,6 +493,41 @@ fn a_device_whose_certificate_has_ended_is_listed_as_lapsed() {
     assert!(of(0, "certificate_not_after").as_str().unwrap().starts_with("20"), "{listed}");
     let table = succeeds(&["device", "list", "--config", config]);
     assert!(table.contains("CERTIFICATE UNTIL") && table.contains("lapsed"), "{table}");
+}
+
+/// As an older release let in: it was renamed, and kept its key.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_whose_key_was_revoked_under_another_name_is_told_of() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let mut address = overlay.config.network.prefix.address().octets();
+    let devices = [("old", 1), ("new", 2)].map(|(name, n)| {
+        address[15] = n;
+        IssuedCertificate {
+            fqdn: format!("{name}.cyphonic.internal"),
+            virtual_address: address.into(),
+            der: vec![0x30, n],
+            serial: vec![n],
+            spki_sha256: [7; 32],
+            not_before: unix_now(),
+            not_after: unix_now() + 3600,
+        }
+    });
+    overlay.register().take_up(&devices, unix_now()).unwrap();
+    let note = "the key of new.cyphonic.internal was revoked under another name";
+    assert!(!succeeds(&["check", "--config", config]).contains(note));
+    succeeds(&["device", "revoke", "--config", config, "old"]);
+    let checked = succeeds(&["check", "--config", config]);
+    assert!(checked.contains(&format!("note: {note}")), "{checked}");
+    let table = succeeds(&["device", "list", "--config", config]);
+    assert!(table.contains("enrolled, key revoked"), "{table}");
+    let listed = succeeds(&["device", "list", "--config", config, "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let of = |n: usize| (&listed["devices"][n]["state"], &listed["devices"][n]["key_revoked"]);
+    assert_eq!((of(0), of(1)), ((&"enrolled".into(), &true.into()), (&"revoked".into(), &false.into())));
+    let _running = Running::start(&overlay.config_path, overlay.address).await;
+    let log = std::fs::read_to_string(overlay.config_path.with_extension("log")).unwrap();
+    assert!(log.lines().any(|line| line.contains("WARN") && line.contains(note)), "{log}");
 }
 
 #[test]
@@ -665,7 +735,7 @@ fn a_register_that_another_release_or_program_wrote_is_not_tried_again() {
     let config = overlay.config_path.to_str().unwrap();
     let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
     for (wrong, right) in [
-        ("PRAGMA user_version = 99", "PRAGMA user_version = 5"),
+        ("PRAGMA user_version = 99", "PRAGMA user_version = 6"),
         ("PRAGMA application_id = 1", "PRAGMA application_id = 0x43797068"),
     ] {
         register.execute_batch(wrong).unwrap();

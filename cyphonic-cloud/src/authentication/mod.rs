@@ -166,7 +166,11 @@ impl Service {
     ) -> Result<Message, Refused> {
         let protocol_version = version::negotiate(request.protocol_version)?;
         let device = self.admit(peer)?;
-        let noted = self.register.note_login(&device, &peer.spki_sha256, &request.software_version, now);
+        let not_after = u64::try_from(peer.not_after).unwrap_or(0);
+        let noted = self
+            .register
+            .note_login(&device, &peer.spki_sha256, &request.software_version, now)
+            .and_then(|()| self.register.note_certificate(&device, &peer.spki_sha256, not_after));
         if let Err(error) = noted {
             // Which key a device has from now on must be on disk. When it was here last is no reason to keep
             // it out.

@@ -41,6 +41,8 @@ pub struct DeviceRecord {
     pub last_login_at: Option<UnixSeconds>,
     /// What it said it runs.
     pub software_version: Option<String>,
+    /// Until when it has a certificate for a key of its own, as far as that is known.
+    pub certificate_not_after: Option<UnixSeconds>,
     /// Position among all changes to all devices.
     pub revision: i64,
 }
@@ -72,8 +74,12 @@ pub struct Revocation {
     pub same_key: Vec<String>,
 }
 
-const COLUMNS: &str = "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, \
-                       software_version, revision, revoked_by";
+pub(super) const COLUMNS: &str =
+    "fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revoked_at, last_login_at, software_version,
+     revision, revoked_by, nullif(max(coalesce(certificate_seen_until, 0), coalesce(
+         (SELECT max(not_after) FROM certificates WHERE certificates.fqdn = devices.fqdn
+              AND certificates.spki_sha256 IN (devices.spki_sha256, devices.next_spki_sha256)),
+     0)), 0) AS certificate_not_after";
 
 impl Register {
     /// The device of this name.
@@ -111,6 +117,14 @@ impl Register {
         let revoked =
             statement.query_map([to_sql(revoked_since)], |row| row.get(0))?.collect::<Result<_, _>>()?;
         Ok(Members { names, revoked, revision })
+    }
+
+    /// Devices with a key that a revocation has met under another name: they cannot renew their certificates.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn condemned(&self) -> Result<Vec<DeviceRecord>, RegisterError> {
+        condemned(&self.lock())
     }
 
     /// Devices changed after `revision`, oldest change first.
@@ -199,7 +213,8 @@ impl Register {
             if takes_next_key {
                 let revision = next_revision(transaction)?;
                 transaction.execute(
-                    "UPDATE devices SET spki_sha256 = ?1, next_spki_sha256 = NULL, revision = ?2
+                    "UPDATE devices SET spki_sha256 = ?1, next_spki_sha256 = NULL, certificate_seen_until = NULL,
+                         revision = ?2
                      WHERE fqdn = ?3 AND next_spki_sha256 = ?1",
                     params![spki_sha256, revision, device.fqdn],
                 )?;
@@ -212,12 +227,36 @@ impl Register {
         })
     }
 
+    /// Notes until when a device has a certificate for a key of its own, if the register has none on record
+    /// that ends as late: it was restored from a backup since that one was made.
+    ///
+    /// # Errors
+    /// If the register cannot be written.
+    pub fn note_certificate(
+        &self,
+        device: &DeviceRecord,
+        spki_sha256: &[u8; 32],
+        not_after: UnixSeconds,
+    ) -> Result<(), RegisterError> {
+        if device.certificate_not_after >= Some(not_after) {
+            return Ok(());
+        }
+        self.write(|transaction| {
+            transaction.execute(
+                "UPDATE devices SET certificate_seen_until = max(coalesce(certificate_seen_until, 0), ?1)
+                 WHERE fqdn = ?2 AND ?3 IN (spki_sha256, next_spki_sha256)",
+                params![to_sql(not_after), device.fqdn, spki_sha256],
+            )?;
+            Ok(())
+        })
+    }
+
     /// Gives a device that has the key `old_spki_sha256` a certificate for `spki_sha256`: a stored one while
     /// that is young (its first answer was lost on the way, or somebody asks all the time), else what
     /// `issue` makes, which is stored. A new key becomes the device's next one.
     ///
     /// # Errors
-    /// If the device was revoked or replaced since it asked, asks for a key that was revoked, got a
+    /// If the device was revoked or replaced since it asked, has or asks for a key that was revoked, got a
     /// certificate for another key just now, or the register or `issue` failed. Nothing was changed.
     pub fn renew(
         &self,
@@ -234,7 +273,8 @@ impl Register {
             if is_revoked(transaction, fqdn, spki_sha256)? {
                 return Err(RenewalRefused::Gone);
             }
-            if was_revoked(transaction, spki_sha256)? {
+            // Who has another device's revoked key would wash it into a fresh one.
+            if was_revoked(transaction, old_spki_sha256)? || was_revoked(transaction, spki_sha256)? {
                 return Err(RenewalRefused::KeyInUse);
             }
             if let Some(young) = certificates::youngest(transaction, &device, spki_sha256, now)? {
@@ -297,8 +337,9 @@ pub(super) fn is_revoked(
     )?)
 }
 
-/// All keys that a device has, or has a certificate for.
-const KEYS: &str = "SELECT spki_sha256 FROM certificates WHERE fqdn = ?1
+/// All keys that a device has, or has a certificate for since it enrolled: an earlier holder of the name may be
+/// a member under another one by now.
+const KEYS: &str = "SELECT spki_sha256 FROM certificates WHERE fqdn = ?1 AND NOT former
      UNION SELECT spki_sha256 FROM devices WHERE fqdn = ?1
      UNION SELECT next_spki_sha256 FROM devices WHERE fqdn = ?1 AND next_spki_sha256 IS NOT NULL";
 
@@ -336,6 +377,19 @@ pub(super) fn other_holder(
     Ok(statement.query_row(params![spki_sha256, fqdn], |row| row.get(0)).optional()?)
 }
 
+/// From the revoked keys to the devices, by their indexes.
+const CONDEMNED: &str = "SELECT fqdn FROM revoked_keys CROSS JOIN devices USING (spki_sha256)
+     UNION SELECT fqdn FROM revoked_keys CROSS JOIN devices ON next_spki_sha256 = revoked_keys.spki_sha256";
+
+/// Devices that are not revoked, and have a key that was.
+pub(super) fn condemned(connection: &Connection) -> Result<Vec<DeviceRecord>, RegisterError> {
+    let mut statement = connection.prepare(&format!(
+        "SELECT {COLUMNS} FROM devices WHERE fqdn IN ({CONDEMNED}) AND revoked_at IS NULL ORDER BY fqdn"
+    ))?;
+    let records = statement.query_map([], record)?.collect::<Result<_, _>>()?;
+    Ok(records)
+}
+
 pub(super) fn enrol(
     transaction: &Transaction<'_>,
     issued: &IssuedCertificate,
@@ -345,7 +399,7 @@ pub(super) fn enrol(
     let mut statement = transaction.prepare_cached(
         "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = NULL,
-             enrolled_at = ?4, revoked_at = NULL, revoked_by = NULL, revision = ?5",
+             enrolled_at = ?4, revoked_at = NULL, revoked_by = NULL, certificate_seen_until = NULL, revision = ?5",
     )?;
     statement.execute(params![
         issued.fqdn,
@@ -354,6 +408,10 @@ pub(super) fn enrol(
         to_sql(now),
         revision
     ])?;
+    // Marked, and not told by their times: the clock may have been set since.
+    let mut statement =
+        transaction.prepare_cached("UPDATE certificates SET former = 1 WHERE fqdn = ?1 AND serial <> ?2")?;
+    statement.execute(params![issued.fqdn, issued.serial])?;
     Ok(())
 }
 
@@ -379,6 +437,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
         software_version: row.get(7)?,
         revision: row.get(8)?,
         revoked_by: row.get(9)?,
+        certificate_not_after: row.get::<_, Option<i64>>(10)?.map(from_sql),
     })
 }
 
@@ -443,15 +502,16 @@ mod tests {
     fn who_else_has_a_key_is_found_without_a_look_at_every_device() {
         let (_dir, register) = register_with_device();
         let connection = register.lock();
-        let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {OTHER_HOLDER}")).unwrap();
-        let plan: Vec<String> = statement
-            .query_map(params![[1u8; 32], NAME], |row| row.get(3))
-            .unwrap()
-            .map(Result::unwrap)
-            .collect();
-        assert!(plan.iter().any(|step| step.contains("devices_by_key")), "{plan:?}");
-        assert!(plan.iter().any(|step| step.contains("devices_by_next_key")), "{plan:?}");
-        assert!(!plan.iter().any(|step| step.contains("SCAN")), "{plan:?}");
+        let plan = |query, parameters: &[&dyn rusqlite::ToSql]| {
+            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
+            let steps = statement.query_map(parameters, |row| row.get(3)).unwrap();
+            steps.map(Result::unwrap).collect::<Vec<String>>()
+        };
+        for plan in [plan(OTHER_HOLDER, params![[1u8; 32], NAME]), plan(CONDEMNED, &[])] {
+            assert!(plan.iter().any(|step| step.contains("devices_by_key")), "{plan:?}");
+            assert!(plan.iter().any(|step| step.contains("devices_by_next_key")), "{plan:?}");
+            assert!(!plan.iter().any(|step| step.contains("SCAN devices")), "{plan:?}");
+        }
     }
 
     #[test]

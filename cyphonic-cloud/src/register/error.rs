@@ -84,8 +84,11 @@ pub enum RegisterError {
          the name (and the virtual address) over"
     )]
     NameTaken(String),
+    /// A token for a name whose device was revoked.
+    #[error("{0} was revoked: pass --replace to give the name (and the virtual address) out again")]
+    NameRevoked(String),
     /// No such device.
-    #[error("no device is named {0}: `cyphonic-cloud device list` shows them all")]
+    #[error("no device is named {0}: `cyphonic-cloud device list --all` shows them all")]
     NoSuchDevice(String),
     /// No such token.
     #[error("no unused token is named {0}: `cyphonic-cloud token list` shows them all")]

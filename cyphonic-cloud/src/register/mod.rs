@@ -108,23 +108,27 @@ impl Register {
         Self { operator: Some(operator), ..self }
     }
 
-    /// Whether [`Self::open_for`] would open it. Changes nothing: an older release may be using it.
+    /// Whether [`Self::open_for`] would open it, and what [`Self::condemned`] would find. Changes nothing: an
+    /// older release may be using it.
     ///
     /// # Errors
     /// As [`Self::open_for`].
-    pub fn check(path: &Path, prefix: Prefix) -> Result<(), RegisterError> {
+    pub fn check(path: &Path, prefix: Prefix) -> Result<Vec<DeviceRecord>, RegisterError> {
         if !path.exists() {
             return Err(RegisterError::Missing { path: path.to_owned() });
         }
         let open = |source| RegisterError::Open { path: path.to_owned(), source };
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(open)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
-        match schema::version(&connection, path) {
-            Err(RegisterError::Sqlite(source)) => Err(open(source)),
-            // It has no tables yet.
-            Ok(0) => Ok(()),
-            version => version.and_then(|_| devices::check_prefix(&connection, prefix)),
+        let version = schema::version(&connection, path).map_err(|error| match error {
+            RegisterError::Sqlite(source) => open(source),
+            error => error,
+        })?;
+        // The first has no tables yet.
+        if version > 0 {
+            devices::check_prefix(&connection, prefix)?;
         }
+        if version < schema::supported() { Ok(Vec::new()) } else { devices::condemned(&connection) }
     }
 
     /// Changes whenever another connection has written to the file: a cheap test before
@@ -200,7 +204,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("register.db");
         let register = Register::create(&path).unwrap();
-        let checked = || [Register::check(&path, PREFIX), Register::open_for(&path, PREFIX).map(drop)];
+        let checked =
+            || [Register::check(&path, PREFIX).map(drop), Register::open_for(&path, PREFIX).map(drop)];
         assert!(checked().iter().all(Result::is_ok), "no device yet");
         for (name, prefix) in [("a.lab", PREFIX), ("b.lab", Prefix::from_random([9; 5]))] {
             let mut address = prefix.address().octets();
@@ -245,7 +250,7 @@ mod tests {
     fn a_missing_register_and_a_text_file_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("register.db");
-        let opened = || [Register::open(&path).map(drop), Register::check(&path, PREFIX)];
+        let opened = || [Register::open(&path).map(drop), Register::check(&path, PREFIX).map(drop)];
         assert!(opened().iter().all(|result| matches!(result, Err(RegisterError::Missing { .. }))));
         std::fs::write(&path, "this is no database, only a text of some length".repeat(40)).unwrap();
         assert!(opened().iter().all(|result| matches!(result, Err(RegisterError::Open { .. }))));

@@ -77,6 +77,13 @@ const MIGRATIONS: &[&str] = &[
     INSERT INTO revoked_keys
         SELECT spki_sha256 FROM certificates WHERE revoked
         UNION SELECT spki_sha256 FROM devices WHERE revoked_at IS NOT NULL;",
+    // 6: which certificates are of earlier holders of a name, whose keys a revocation does not meet under
+    // other names; and until when a device has one that is not on record. Those of the first version count as
+    // made when they became valid, which is an hour early.
+    "ALTER TABLE certificates ADD COLUMN former INTEGER NOT NULL DEFAULT 0 CHECK (former IN (0, 1));
+    UPDATE certificates SET former = 1
+        WHERE issued_at + 3600 < (SELECT enrolled_at FROM devices WHERE devices.fqdn = certificates.fqdn);
+    ALTER TABLE devices ADD COLUMN certificate_seen_until INTEGER;",
 ];
 
 /// The version of a register's tables, or why it is none that this release knows.
@@ -94,7 +101,7 @@ pub(super) fn version(connection: &Connection, path: &Path) -> Result<i64, Regis
     Ok(version)
 }
 
-fn supported() -> i64 {
+pub(super) fn supported() -> i64 {
     i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)
 }
 
@@ -303,12 +310,47 @@ mod tests {
             )
             .unwrap();
         }
+        // It has changed its name and kept its key, and another has asked to have that next.
+        old.execute(
+            "INSERT INTO devices
+                 (fqdn, virtual_address, spki_sha256, next_spki_sha256, enrolled_at, revision)
+                 VALUES ('b.example', randomblob(16), ?1, NULL, 7, 2),
+                        ('c.example', randomblob(16), ?2, ?1, 7, 3),
+                        ('d.example', randomblob(16), ?2, NULL, 7, 4)",
+            [[3u8; 32], [4; 32]],
+        )
+        .unwrap();
         drop(old);
-        drop(Register::open(&path).unwrap());
+        let condemned = Register::open(&path).unwrap().condemned().unwrap();
+        assert_eq!(condemned.iter().map(|d| &d.fqdn).collect::<Vec<_>>(), ["b.example", "c.example"]);
         let connection = Connection::open(&path).unwrap();
         let mut statement = connection.prepare("SELECT spki_sha256 FROM revoked_keys").unwrap();
         let keys = statement.query_map([], |row| row.get(0)).unwrap();
         assert_eq!(keys.map(Result::unwrap).collect::<Vec<[u8; 32]>>(), [[1; 32], [3; 32]]);
+    }
+
+    #[test]
+    fn certificates_of_the_fifth_form_are_told_apart_by_when_the_device_enrolled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let old = of_the_first_release(&path);
+        MIGRATIONS[1..5].iter().for_each(|step| old.execute_batch(step).unwrap());
+        old.pragma_update(None, "user_version", 5).unwrap();
+        old.execute_batch(
+            "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision)
+                 VALUES ('a.example', zeroblob(16), zeroblob(32), 3607, 1);
+             INSERT INTO certificates VALUES (x'01', 'a.example', zeroblob(32), x'30', 1, 9, 6, 0);
+             INSERT INTO certificates VALUES (x'02', 'a.example', zeroblob(32), x'30', 1, 9, 7, 0);
+             INSERT INTO certificates VALUES (x'03', 'b.example', zeroblob(32), x'30', 1, 9, 6, 0);",
+        )
+        .unwrap();
+        drop(old);
+        let device = Register::open(&path).unwrap().devices().unwrap().remove(0);
+        assert_eq!(device.certificate_not_after, Some(9), "as before");
+        let connection = Connection::open(&path).unwrap();
+        let mut statement = connection.prepare("SELECT former FROM certificates ORDER BY serial").unwrap();
+        let former = statement.query_map([], |row| row.get(0)).unwrap();
+        assert_eq!(former.map(Result::unwrap).collect::<Vec<bool>>(), [true, false, false]);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Whether a device can connect, as far as the register tells.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
-use super::{DeviceRecord, Register, RegisterError, UnixSeconds, from_sql};
+use super::{DeviceRecord, Register, RegisterError, UnixSeconds, devices, from_sql, to_sql};
 
 /// What a device is now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,11 +19,11 @@ impl DeviceState {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Enrolled, Self::Lapsed, Self::Revoked];
 
-    /// Of a device whose certificate ends then; without any on record, it has ended long ago.
-    pub fn of(device: &DeviceRecord, certificate_not_after: Option<UnixSeconds>, now: UnixSeconds) -> Self {
+    /// Of a device: without a certificate that is known, its last has ended long ago.
+    pub fn of(device: &DeviceRecord, now: UnixSeconds) -> Self {
         match () {
             () if device.revoked_at.is_some() => Self::Revoked,
-            () if certificate_not_after.is_some_and(|end| end > now) => Self::Enrolled,
+            () if device.certificate_not_after.is_some_and(|end| end > now) => Self::Enrolled,
             () => Self::Lapsed,
         }
     }
@@ -39,19 +39,31 @@ impl DeviceState {
 }
 
 impl Register {
-    /// Until when each device has a certificate for a key of its own, by name, as far as one is on record.
+    /// How many devices there are of each state: [`DeviceState::of`] all of them, without reading them.
     ///
     /// # Errors
     /// If the register cannot be read.
-    pub fn certificate_ends(&self) -> Result<HashMap<String, UnixSeconds>, RegisterError> {
+    pub fn count_devices(&self, now: UnixSeconds) -> Result<BTreeMap<DeviceState, u64>, RegisterError> {
         let connection = self.lock();
-        let mut statement = connection.prepare(
-            "SELECT devices.fqdn, max(not_after) FROM devices JOIN certificates ON certificates.fqdn = devices.fqdn
-                 AND certificates.spki_sha256 IN (devices.spki_sha256, devices.next_spki_sha256)
-             GROUP BY devices.fqdn",
-        )?;
-        let ends = statement.query_map([], |row| Ok((row.get(0)?, from_sql(row.get(1)?))))?;
-        Ok(ends.collect::<Result<_, _>>()?)
+        let mut statement = connection.prepare(&format!(
+            "SELECT revoked_at IS NOT NULL, revoked_at IS NULL AND coalesce(certificate_not_after > ?1, FALSE), count(*)
+             FROM (SELECT {} FROM devices) GROUP BY 1, 2",
+            devices::COLUMNS
+        ))?;
+        let counts = statement.query_map([to_sql(now)], |row| {
+            let state = match (row.get(0)?, row.get(1)?) {
+                (true, _) => DeviceState::Revoked,
+                (false, true) => DeviceState::Enrolled,
+                (false, false) => DeviceState::Lapsed,
+            };
+            Ok((state, from_sql(row.get(2)?)))
+        })?;
+        let mut states = BTreeMap::from(DeviceState::ALL.map(|state| (state, 0)));
+        for count in counts {
+            let (state, count) = count?;
+            states.insert(state, count);
+        }
+        Ok(states)
     }
 }
 
@@ -60,7 +72,7 @@ mod tests {
     use std::net::Ipv6Addr;
 
     use super::*;
-    use crate::register::IssuedCertificate;
+    use crate::register::{IssuedCertificate, NewToken};
 
     const NOW: UnixSeconds = 1_800_000_000;
     const DAY: UnixSeconds = 86_400;
@@ -84,9 +96,12 @@ mod tests {
         let devices = [1, 2, 3].map(|n| issued(n, n, n, NOW + DAY));
         register.take_up(&devices, NOW).unwrap();
         let states = |now| {
-            let ends = register.certificate_ends().unwrap();
             let devices = register.devices().unwrap();
-            devices.iter().map(|d| DeviceState::of(d, ends.get(&d.fqdn).copied(), now)).collect::<Vec<_>>()
+            let states: Vec<_> = devices.iter().map(|device| DeviceState::of(device, now)).collect();
+            let count = |state| states.iter().filter(|other| **other == state).count() as u64;
+            let counts = BTreeMap::from(DeviceState::ALL.map(|state| (state, count(state))));
+            assert_eq!(register.count_devices(now).unwrap(), counts);
+            states
         };
         assert_eq!(states(NOW), [DeviceState::Enrolled; 3]);
         // One has a key that it has not used yet.
@@ -97,5 +112,36 @@ mod tests {
         assert_eq!(states(NOW + 3 * DAY)[0], DeviceState::Lapsed);
         register.lock().execute_batch("DELETE FROM certificates").unwrap();
         assert_eq!(states(NOW)[0], DeviceState::Lapsed, "it is forgotten");
+    }
+
+    #[test]
+    fn a_certificate_that_a_restored_register_has_not_counts_until_the_device_enrols_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let register = Register::create(&path).unwrap();
+        let name = "press-1.plant.example";
+        register.take_up(&[issued(1, 1, 1, NOW + DAY)], NOW).unwrap();
+        let device = || register.device(name).unwrap().unwrap();
+        let other = Register::open(&path).unwrap();
+        let untouched = other.data_version().unwrap();
+        register.note_certificate(&device(), &[1; 32], NOW + DAY).unwrap();
+        assert_eq!(other.data_version().unwrap(), untouched, "it knows that one");
+        register.note_certificate(&device(), &[9; 32], NOW + 3 * DAY).unwrap();
+        assert_eq!(DeviceState::of(&device(), NOW + DAY), DeviceState::Lapsed, "the key is not the device's");
+        let revision = device().revision;
+        register.note_certificate(&device(), &[1; 32], NOW + 3 * DAY).unwrap();
+        register.note_certificate(&device(), &[1; 32], NOW + 2 * DAY).unwrap();
+        assert_eq!((device().certificate_not_after, device().revision), (Some(NOW + 3 * DAY), revision));
+        assert_eq!(DeviceState::of(&device(), NOW + 2 * DAY), DeviceState::Enrolled);
+        // It was for the key that the device had.
+        let next = || Ok(issued(1, 2, 2, NOW + 2 * DAY));
+        register.renew(name, &[1; 32], &[2; 32], NOW + DAY / 2, next).unwrap();
+        register.note_login(&device(), &[2; 32], "1", NOW + DAY / 2).unwrap();
+        assert_eq!(device().certificate_not_after, Some(NOW + 2 * DAY));
+        register.note_certificate(&device(), &[2; 32], NOW + 5 * DAY).unwrap();
+        let new = NewToken { secret_hash: [7; 32], fqdn: name.into(), expires_at: NOW + DAY, replaces: true };
+        register.create_token(&new, NOW).unwrap();
+        register.enrol(&[7; 32], &[3; 32], NOW, |_| Ok(issued(1, 3, 3, NOW + 4 * DAY))).unwrap();
+        assert_eq!(device().certificate_not_after, Some(NOW + 4 * DAY));
     }
 }

@@ -1,6 +1,6 @@
 //! Enrolment tokens: made by the operator, used once by a device.
 
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::certificates::{self, IssuedCertificate};
 use super::devices;
@@ -85,18 +85,19 @@ impl Register {
     /// Stores a token, and gives its number.
     ///
     /// # Errors
-    /// If an enrolled device has the name and the token does not replace it, or too many tokens are open.
+    /// If a device has the name, revoked or not, and the token does not replace it, or too many tokens are
+    /// open.
     pub fn create_token(&self, token: &NewToken, now: UnixSeconds) -> Result<i64, RegisterError> {
         self.write(|transaction| {
             forget_old(transaction, now)?;
-            if !token.replaces && devices::find(transaction, &token.fqdn)?.is_some() {
-                return Err(RegisterError::NameTaken(token.fqdn.clone()));
+            let holder = devices::find(transaction, &token.fqdn)?;
+            if let Some(holder) = holder.filter(|_| !token.replaces) {
+                return Err(match holder.revoked_at {
+                    Some(_) => RegisterError::NameRevoked(holder.fqdn),
+                    None => RegisterError::NameTaken(holder.fqdn),
+                });
             }
-            let open: u32 = transaction.query_row(
-                "SELECT count(*) FROM tokens WHERE spki_sha256 IS NULL AND revoked_at IS NULL AND expires_at > ?1",
-                [to_sql(now)],
-                |row| row.get(0),
-            )?;
+            let open = count_open(transaction, now)?;
             if open >= MAX_OPEN_TOKENS {
                 return Err(RegisterError::TooManyTokens(open));
             }
@@ -131,6 +132,14 @@ impl Register {
         )?;
         let records = statement.query_map([], |row| record(row, now))?.collect::<Result<_, _>>()?;
         Ok(records)
+    }
+
+    /// How many tokens are open, without reading them.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn count_open_tokens(&self, now: UnixSeconds) -> Result<u32, RegisterError> {
+        count_open(&self.lock(), now)
     }
 
     /// Makes unused tokens void: the one with this number, or all for this name. Tells how many.
@@ -199,6 +208,14 @@ impl Register {
             Ok(Enrolment { issued, token: token.id, outcome })
         })
     }
+}
+
+fn count_open(connection: &Connection, now: UnixSeconds) -> Result<u32, RegisterError> {
+    Ok(connection.query_row(
+        "SELECT count(*) FROM tokens WHERE spki_sha256 IS NULL AND revoked_at IS NULL AND expires_at > ?1",
+        [to_sql(now)],
+        |row| row.get(0),
+    )?)
 }
 
 /// A number that no token has had: logs name tokens by it that are gone since.
@@ -564,7 +581,49 @@ mod tests {
             let revocation = register.revoke_device(&names[0], NOW).unwrap();
             assert_eq!(revocation.same_key, names[1..2]);
         }
+        // Who came in with that key gets no other by it; who came in with the device's own goes on.
+        let renew = |old| {
+            let issued = || Ok(IssuedCertificate { fqdn: names[1].clone(), ..certificate(9, [9; 32]) });
+            register.renew(&names[1], old, &[9; 32], NOW + 10 * 86_400, issued)
+        };
+        let washed = renew(&KEY);
+        assert!(matches!(washed, Err(RenewalRefused::KeyInUse)), "{washed:?}");
+        renew(&OTHER_KEY).unwrap();
         assert!(register.revoke_device(&names[2], NOW).unwrap().same_key.is_empty());
+    }
+
+    /// Two devices change names, and the clock is set back between.
+    #[test]
+    fn a_revocation_leaves_the_keys_of_who_had_the_name_before() {
+        let (_dir, register) = register();
+        let names = ["press-1.plant.example", "press-2.plant.example"];
+        let made = |n: usize, serial, key| IssuedCertificate {
+            fqdn: names[n].into(),
+            virtual_address: Ipv6Addr::from([serial % 2; 16]),
+            ..certificate(serial, key)
+        };
+        let ahead = NOW + 5 * 365 * 86_400;
+        for (serial, n, key, now) in
+            [(2u8, 0, KEY, ahead), (3, 1, OTHER_KEY, ahead), (5, 1, [5; 32], NOW), (4, 0, OTHER_KEY, NOW)]
+        {
+            let new = NewToken { fqdn: names[n].into(), expires_at: now + 60, ..token([serial; 32], true) };
+            register.create_token(&new, now).unwrap();
+            register.enrol(&[serial; 32], &key, now, |_| Ok(made(n, serial, key))).unwrap();
+        }
+        let later = NOW + 10 * 86_400;
+        let next = [7; 32];
+        register.renew(names[1], &[5; 32], &next, later, || Ok(made(1, 7, next))).unwrap();
+        assert!(register.revoke_device(names[1], later).unwrap().same_key.is_empty());
+        register.renew(names[0], &OTHER_KEY, &OTHER_KEY, later, || Ok(made(0, 6, OTHER_KEY))).unwrap();
+        // Its own are refused under every name, and the earlier holder's under this one.
+        for key in [[5; 32], next] {
+            let refused = register.renew(names[0], &OTHER_KEY, &key, later, || panic!("issued"));
+            assert!(matches!(refused, Err(RenewalRefused::KeyInUse)), "{refused:?}");
+        }
+        let new = NewToken { fqdn: names[1].into(), expires_at: later + 60, ..token([8; 32], true) };
+        register.create_token(&new, later).unwrap();
+        let refused = register.enrol(&[8; 32], &OTHER_KEY, later, |_| panic!("issued"));
+        assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
     }
 
     #[test]
@@ -581,6 +640,8 @@ mod tests {
         let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))));
         let left: Vec<_> = register.tokens(NOW).unwrap().into_iter().map(|token| token.state).collect();
+        let count = |now| register.count_open_tokens(now).unwrap();
+        assert_eq!((count(NOW), count(NOW + 3600)), (1, 0));
         use TokenState::{Open, Revoked, Used};
         assert_eq!(
             left,

@@ -139,6 +139,7 @@ mod tests {
             revoked_by: None,
             last_login_at: None,
             software_version: None,
+            certificate_not_after: None,
             revision,
         }
     }

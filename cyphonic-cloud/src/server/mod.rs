@@ -15,6 +15,7 @@
 mod admission;
 mod authentication;
 mod clock;
+mod condemned;
 mod credentials;
 mod datagrams;
 mod error;
@@ -50,7 +51,7 @@ use self::watch::Watch;
 use crate::config::{Config, ServiceRole};
 use crate::register::Register;
 
-pub use self::clock::unix_now;
+pub use self::clock::{rfc3339, unix_now};
 
 /// The running services of one process.
 pub struct Cloud {
@@ -76,6 +77,10 @@ impl Cloud {
         let loaded = load_credentials(config)?;
         loaded.check_terms(unix_now())?;
         let register = open_register(config)?;
+        if let Some(register) = &register {
+            let notes = condemned::notes(&register.condemned()?, unix_now());
+            notes.iter().for_each(|note| tracing::warn!("{note}"));
+        }
         let (failure_sender, failures) = mpsc::channel(8);
         let mut ports = Vec::new();
         for address in &config.listen {
@@ -134,9 +139,10 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
     if config.runs(ServiceRole::As) {
         load_authority(config)?;
     }
-    if let Some(path) = &config.register {
-        Register::check(path, config.network.prefix)?;
-    }
+    let condemned = match &config.register {
+        Some(path) => condemned::notes(&Register::check(path, config.network.prefix)?, unix_now()),
+        None => Vec::new(),
+    };
     let mut notes = Vec::new();
     if config.runs(ServiceRole::Trs) {
         for address in &config.listen {
@@ -144,6 +150,7 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
         }
         notes.dedup();
     }
+    notes.extend(condemned);
     Ok(Checked { terms: loaded.terms, notes })
 }
 

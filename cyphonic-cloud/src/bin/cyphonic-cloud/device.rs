@@ -1,8 +1,10 @@
 //! `cyphonic-cloud device`
 
+use std::collections::HashSet;
+
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
-use cyphonic_cloud::register::{DeviceRecord, DeviceState, UnixSeconds};
+use cyphonic_cloud::register::{DeviceRecord, DeviceState};
 use cyphonic_cloud::server::{Online, Presence, read_kept, unix_now};
 use serde_json::json;
 
@@ -46,18 +48,16 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
 struct Listed {
     device: DeviceRecord,
     state: DeviceState,
-    certificate_not_after: Option<UnixSeconds>,
+    is_condemned: bool,
 }
 
 fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let now = unix_now();
-    // In this order: whoever is there has an end.
-    let (devices, ends) = (register.devices()?, register.certificate_ends()?);
-    let listed = devices.into_iter().map(|device| {
-        let certificate_not_after = ends.get(&device.fqdn).copied();
-        let state = DeviceState::of(&device, certificate_not_after, now);
-        Listed { device, state, certificate_not_after }
+    let condemned: HashSet<_> = register.condemned()?.into_iter().map(|device| device.fqdn).collect();
+    let listed = register.devices()?.into_iter().map(|device| {
+        let (state, is_condemned) = (DeviceState::of(&device, now), condemned.contains(&device.fqdn));
+        Listed { device, state, is_condemned }
     });
     let online = read_kept(&runtime_directory(), Some(config.network.id), now);
     if as_json {
@@ -77,14 +77,14 @@ fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<(
         "SOFTWARE",
     ]);
     let shown = listed.filter(|listed| all || listed.state != DeviceState::Revoked);
-    for Listed { device, state, certificate_not_after } in shown {
+    for Listed { device, state, is_condemned } in shown {
         table.row([
             device.fqdn.clone(),
             device.virtual_address.to_string(),
-            state.name().to_owned(),
+            if is_condemned { format!("{}, key revoked", state.name()) } else { state.name().to_owned() },
             presence(&device, online.as_ref()),
             time(device.enrolled_at),
-            certificate_not_after.map_or_else(|| "-".to_owned(), time),
+            device.certificate_not_after.map_or_else(|| "-".to_owned(), time),
             device.last_login_at.map_or_else(|| "never".to_owned(), time),
             device.software_version.unwrap_or_else(|| "-".to_owned()),
         ]);
@@ -120,7 +120,7 @@ fn presence(device: &DeviceRecord, online: Option<&Online>) -> String {
 }
 
 fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
-    let Listed { device, state, certificate_not_after } = listed;
+    let Listed { device, state, is_condemned } = listed;
     let present = online.and_then(|online| online.0.get(&device.fqdn));
     json!({
         "online": online.map(|_| present.is_some()),
@@ -129,8 +129,9 @@ fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
         "name": device.fqdn,
         "address": device.virtual_address,
         "state": state.name(),
+        "key_revoked": is_condemned,
         "enrolled_at": time(device.enrolled_at),
-        "certificate_not_after": certificate_not_after.map(time),
+        "certificate_not_after": device.certificate_not_after.map(time),
         "revoked_at": device.revoked_at.map(time),
         "revoked_by": device.revoked_by,
         "last_login_at": device.last_login_at.map(time),

@@ -2,10 +2,11 @@
 //! of one device.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use cyphonic_cloud::VERSION;
 use cyphonic_cloud::config::{Config, ServiceRole};
-use cyphonic_cloud::register::{DeviceState, Register, RegisterError, TokenState, UnixSeconds};
+use cyphonic_cloud::register::{DeviceState, Register, RegisterError, UnixSeconds};
 use cyphonic_cloud::server::{self, Online, Relayed, read_kept, unix_now};
 use cyphonic_common::DropReason;
 use cyphonic_dataplane::relay::xdp::{Mode, RunningRelay, running_relays};
@@ -14,52 +15,78 @@ use cyphonic_transport::metrics::Text;
 use crate::{ConfigArgument, complain, runtime_directory};
 
 pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
-    let config = argument.load()?;
-    let (directory, network, now) = (runtime_directory(), Some(config.network.id), unix_now());
-    let online: Option<Online> = read_kept(&directory, network, now);
-    let relayed: Option<Relayed> = read_kept(&directory, network, now);
     let mut text = Text::new("cyphonic_cloud");
     text.gauge("build_info", "The program's version.");
     text.sample(&[("version", VERSION)], 1);
+    match read(argument.load()) {
+        Some(config) => render(&mut text, &config),
+        None => render_ready(&mut text, false),
+    }
+    tell!("{}", text.into_string());
+    Ok(())
+}
+
+/// What cannot be read is complained of and left out: an error would have the monitor go by what it was told
+/// before.
+fn read<T>(found: anyhow::Result<T>) -> Option<T> {
+    found.inspect_err(complain).ok()
+}
+
+fn render(text: &mut Text, config: &Config) {
+    let (directory, network, now) = (runtime_directory(), Some(config.network.id), unix_now());
+    let online: Option<Online> = read_kept(&directory, network, now);
+    let relayed: Option<Relayed> = read_kept(&directory, network, now);
+    let terms = read(server::terms(config).map_err(Into::into));
+    let counts = config.register.as_ref().map(|path| read(Counts::read(path, now).map_err(Into::into)));
+    let is_all_read = terms.is_some() && counts.as_ref().is_none_or(Option::is_some);
     let (manages, relays) = (config.runs(ServiceRole::Nms), config.runs(ServiceRole::Trs));
-    if manages || relays {
-        text.gauge("ready", "Whether the services run: they said so within three minutes.");
-        text.sample(&[], u8::from(if manages { online.is_some() } else { relayed.is_some() }));
+    // An AS alone tells nobody that it runs.
+    if manages || relays || !is_all_read {
+        let runs = if manages { online.is_some() } else { relayed.is_some() };
+        render_ready(text, runs && is_all_read);
     }
-    text.gauge("certificate_not_after_seconds", "When a service's certificate ends, Unix time.");
-    for term in server::terms(&config)? {
-        text.sample(&[("service", &term.service)], term.not_after);
+    if let Some(terms) = terms {
+        text.gauge("certificate_not_after_seconds", "When a service's certificate ends, Unix time.");
+        terms.iter().for_each(|term| text.sample(&[("service", &term.service)], term.not_after));
     }
-    if let Some(path) = &config.register {
-        render_register(&mut text, &Register::open(path)?, now)?;
+    if let Some(counts) = counts.flatten() {
+        render_counts(text, &counts);
     }
     if let Some(online) = online {
         text.gauge("devices_online", "Devices that are connected to the NMS.");
         text.sample(&[], online.0.len());
     }
     if relays {
-        render_relay(&mut text, &config, relayed.as_ref(), &xdp_relays(&config));
+        render_relay(text, config, relayed.as_ref(), &xdp_relays(config));
     }
-    tell!("{}", text.into_string());
-    Ok(())
 }
 
-fn render_register(text: &mut Text, register: &Register, now: UnixSeconds) -> Result<(), RegisterError> {
-    // In this order: whoever is there has an end.
-    let (devices, ends) = (register.devices()?, register.certificate_ends()?);
+fn render_ready(text: &mut Text, is_ready: bool) {
+    text.gauge(
+        "ready",
+        "Whether the services run: they said so within three minutes, and all that is told here can be read.",
+    );
+    text.sample(&[], u8::from(is_ready));
+}
+
+/// What there is in the register.
+struct Counts {
+    devices: BTreeMap<DeviceState, u64>,
+    tokens_open: u32,
+}
+
+impl Counts {
+    fn read(path: &Path, now: UnixSeconds) -> Result<Self, RegisterError> {
+        let register = Register::open(path)?;
+        Ok(Self { devices: register.count_devices(now)?, tokens_open: register.count_open_tokens(now)? })
+    }
+}
+
+fn render_counts(text: &mut Text, counts: &Counts) {
     text.gauge("devices", "Devices in the register, by their state.");
-    let mut states = BTreeMap::from(DeviceState::ALL.map(|state| (state, 0_u32)));
-    for device in &devices {
-        let state = DeviceState::of(device, ends.get(&device.fqdn).copied(), now);
-        *states.entry(state).or_default() += 1;
-    }
-    for (state, count) in states {
-        text.sample(&[("state", state.name())], count);
-    }
+    counts.devices.iter().for_each(|(state, count)| text.sample(&[("state", state.name())], count));
     text.gauge("tokens_open", "Tokens that nobody has used yet, and that have not ended.");
-    let tokens = register.tokens(now)?;
-    text.sample(&[], tokens.iter().filter(|token| token.state == TokenState::Open).count());
-    Ok(())
+    text.sample(&[], counts.tokens_open);
 }
 
 /// This cloud's, as far as the kernel lists programs for this process.

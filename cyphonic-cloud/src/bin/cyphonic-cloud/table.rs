@@ -1,9 +1,8 @@
 //! Tables for people.
 
 use std::fmt;
-use std::time::{Duration, UNIX_EPOCH};
 
-use cyphonic_cloud::register::UnixSeconds;
+pub(crate) use cyphonic_cloud::server::rfc3339 as time;
 
 /// Rows under a heading, columns as wide as they must be.
 pub(crate) struct Table<const N: usize> {
@@ -30,14 +29,5 @@ impl<const N: usize> fmt::Display for Table<N> {
             writeln!(f, "{}", cells.join("  ").trim_end())?;
         }
         Ok(())
-    }
-}
-
-/// A time as RFC 3339 writes it.
-pub(crate) fn time(seconds: UnixSeconds) -> String {
-    match UNIX_EPOCH.checked_add(Duration::from_secs(seconds)) {
-        // Past the year 9999 the form has no room.
-        Some(time) if seconds < 253_402_300_800 => humantime::format_rfc3339_seconds(time).to_string(),
-        _ => seconds.to_string(),
     }
 }
