@@ -216,9 +216,12 @@ impl Traffic {
         fault: Fault,
         cancel: &Cancel,
     ) -> Result<Passage> {
-        let recovery = match report.first_answer_after(ended) {
-            Some(recovery) => Some(recovery),
-            None => self.await_answer(since, cancel)?,
+        let (recovery, silence) = match report.first_answer_after(ended) {
+            Some(recovery) => (Some(recovery), report.longest_silence()),
+            None => {
+                let recovery = self.await_answer(since, cancel)?;
+                (recovery, silence(report, ended, recovery))
+            }
         };
         let (from, to) = devices(overlay, self.pair)?;
         let expected = (self.age + self.told.elapsed()).saturating_sub(ROUNDING);
@@ -228,7 +231,7 @@ impl Traffic {
             from.resolve(to, cancel)?;
         }
         let replaceable = fault.may_replace_tunnels_of(self.pair);
-        Ok(Passage { lost: report.lost(), silence: report.longest_silence(), recovery, stands, replaceable })
+        Ok(Passage { lost: report.lost(), silence, recovery, stands, replaceable })
     }
 
     /// Until one is answered; none if it takes too long.
@@ -243,6 +246,12 @@ impl Traffic {
     }
 }
 
+/// The longest one where no ping of the run was answered after the fault's end, but another one was later.
+fn silence(report: &PingReport, ended: Duration, recovery: Option<Duration>) -> Duration {
+    let recovery = recovery.unwrap_or(RECOVERY);
+    report.longest_silence_until(ended + recovery).max(recovery)
+}
+
 fn devices(overlay: &Overlay, (from, to): Pair) -> Result<(&Device, &Device)> {
     let device = |node: &str| {
         let device = overlay.devices().iter().find(|device| device.node() == node);
@@ -255,4 +264,38 @@ fn devices(overlay: &Overlay, (from, to): Pair) -> Result<(&Device, &Device)> {
 fn age(from: &Device, to: &Device, cancel: &Cancel) -> Result<Option<Duration>> {
     let peer = from.peer(to, cancel)?;
     Ok(peer.and_then(|peer| peer["since_s"].as_u64()).map(Duration::from_secs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovery_that_came_after_the_pings_was_an_interruption() {
+        let ms = Duration::from_millis;
+        // A fault from 300 to 1,300 ms: what was sent until then is answered, and nothing more.
+        let report = PingReport {
+            address: None,
+            sent: 265,
+            received: 15,
+            errors: 0,
+            sequence: (1..=15).collect(),
+            rtts_ms: vec![1.0; 15],
+            sent_at: (0..15).map(|number| INTERVAL * number).collect(),
+            summary: None,
+        };
+        let passage = |ended, recovery| Passage {
+            lost: report.lost(),
+            silence: silence(&report, ended, recovery),
+            recovery,
+            stands: true,
+            replaceable: false,
+        };
+        let late = passage(ms(1_300), Some(ms(12_000)));
+        assert_eq!(late.silence, ms(1_300 + 12_000 - 281));
+        assert_eq!(late.to_string(), "250 lost, back after 12000 ms");
+        let held = passage(ms(9_000), Some(ms(5)));
+        assert_eq!(held.to_string(), "250 lost, back after 5 ms", "the pings were over before the fault");
+        assert_eq!(passage(ms(1_300), None).to_string(), "250 lost, NOT BACK");
+    }
 }
