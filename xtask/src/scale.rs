@@ -62,7 +62,7 @@ pub(crate) struct ScaleArgs {
 pub(crate) fn run(args: &ScaleArgs) -> Result<()> {
     let cancel = watch_signals()?;
     let programs = Programs::find(args.programs.as_deref())?;
-    let fleet = Fleet::find(&programs, args.programs.is_none())?;
+    let fleet = Fleet::find(&programs, programs.are_built_here())?;
     become_root(&programs)?;
     let mut figures = Figures::new("scale");
     let topology = Topology::parse(TOPOLOGY).context("the verb's own topology is wrong")?;
