@@ -302,19 +302,25 @@ pub(crate) fn resolv_conf(server: &str) -> String {
     format!("nameserver {server}\n")
 }
 
-/// Addresses at once (no duplicate address detection), none that were not asked for, ping for everyone, and
-/// the lab's congestion control.
+/// Addresses at once (no duplicate address detection), none that were not asked for, ping for everyone, the
+/// lab's congestion control, forwarding on routers alone, and no look at the way back of what arrives. A
+/// namespace begins with the IPv4 settings of the machine's first.
 pub(crate) fn sysctls(router: bool) -> Vec<String> {
-    let mut settings = vec!["net.ipv4.ping_group_range=0 2147483647".to_owned(), congestion::sysctl()];
+    let forwarding = u8::from(router);
+    let mut settings = vec![
+        "net.ipv4.ping_group_range=0 2147483647".to_owned(),
+        congestion::sysctl(),
+        format!("net.ipv4.ip_forward={forwarding}"),
+        format!("net.ipv6.conf.all.forwarding={forwarding}"),
+    ];
     for scope in ["all", "default"] {
+        settings.push(format!("net.ipv4.conf.{scope}.rp_filter=0"));
         for setting in ["accept_dad=0", "accept_ra=0", "router_solicitations=0"] {
             settings.push(format!("net.ipv6.conf.{scope}.{setting}"));
         }
     }
     if router {
-        let forwarding =
-            ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.send_redirects=0"];
-        settings.extend(forwarding.map(str::to_owned));
+        settings.push("net.ipv4.conf.all.send_redirects=0".to_owned());
     }
     settings
 }
@@ -401,6 +407,23 @@ mod tests {
         let rules = management(&["eth0", "eth9"]);
         assert_eq!(rules.matches("{ \"eth0\", \"eth9\" } drop").count(), 4);
         assert!(rules.contains("tcp dport 22 accept") && rules.contains("tcp sport 22 accept"));
+    }
+
+    #[test]
+    fn nodes_forward_and_filter_as_they_should_whatever_the_machine_does() {
+        congestion::allow().unwrap();
+        let namespace = crate::Namespace::named(format!("t{}-inherits", std::process::id()));
+        crate::netns::create(std::slice::from_ref(&namespace)).unwrap();
+        let names = ["ip_forward", "conf.default.forwarding", "conf.all.rp_filter", "conf.default.rp_filter"];
+        let set = |value: u8| names.map(|name| format!("net.ipv4.{name}={value}"));
+        let found = [false, true].map(|router| {
+            namespace.sysctl(&set(1 - u8::from(router))).unwrap();
+            namespace.sysctl(&sysctls(router)).unwrap();
+            let names = names.map(|name| format!("net.ipv4.{name}"));
+            configure(namespace.command("sysctl").arg("-n").args(names), "").unwrap()
+        });
+        namespace.delete().unwrap();
+        assert_eq!(found, ["0\n0\n0\n0\n", "1\n1\n0\n0\n"]);
     }
 
     #[test]
