@@ -297,7 +297,7 @@ impl Lab {
             veths.iter().enumerate().map(|(number, cable)| self.veth(number, cable)).collect();
         configure(Command::new("ip").args(["-batch", "-"]), &batch)?;
         for cable in veths.iter().filter(|cable| !cable.is_plain()) {
-            cable.ends.iter().zip(&cable.ways).try_for_each(|(end, way)| self.impair(end, way))?;
+            cable.ends.iter().zip(&cable.ways).try_for_each(|(end, way)| self.impair(end, way, cable.mtu))?;
         }
         if wires.is_empty() && gates.is_empty() {
             return Ok(());
@@ -344,11 +344,11 @@ impl Lab {
 
     /// Gives what leaves through `end` its way's properties, by netem. Super-packets would count as one
     /// frame.
-    fn impair(&self, end: &End, way: &Way) -> Result<(), LabError> {
+    fn impair(&self, end: &End, way: &Way, mtu: u16) -> Result<(), LabError> {
         let namespace = self.state.namespace(&end.node);
         configure(namespace.command("ethtool").args(["-K", &end.device, "tso", "off", "gso", "off"]), "")?;
         let mut tc = namespace.command("tc");
-        tc.args(["qdisc", "replace", "dev", &end.device, "root"]).args(node::netem(way));
+        tc.args(["qdisc", "replace", "dev", &end.device, "root"]).args(node::netem(way, mtu));
         configure(&mut tc, "").map(drop)
     }
 
