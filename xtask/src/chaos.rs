@@ -29,6 +29,7 @@ use crate::overlay::{
     AgentSettings, DIRECT, Device, Overlay, Pair, Programs, Progress, RELAYED, become_root, conclude,
     watch_signals,
 };
+use crate::page;
 
 /// Where devices are enrolled meanwhile: one that is in neither pair.
 const NEWCOMERS: &str = "d";
@@ -42,6 +43,11 @@ const RECOVERY: Duration = Duration::from_secs(40);
 /// Ages of tunnels are told in whole seconds.
 const ROUNDING: Duration = Duration::from_secs(2);
 
+/// Unless told otherwise.
+const FAULTS: usize = 60;
+/// Ring and relay, unless told otherwise.
+const AUTO: &str = "auto";
+
 /// How to run it.
 #[derive(Debug, Args)]
 pub(crate) struct ChaosArgs {
@@ -49,12 +55,12 @@ pub(crate) struct ChaosArgs {
     #[arg(long)]
     seed: Option<u64>,
     /// How many.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = FAULTS)]
     faults: usize,
     /// Also write the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Also write docs/chaos.md.
+    /// Also write docs/chaos.md, about no fewer faults than are usual.
     #[arg(long)]
     document: bool,
     /// The lab's name.
@@ -64,18 +70,34 @@ pub(crate) struct ChaosArgs {
     #[arg(long, value_name = "FILE")]
     topology: Option<PathBuf>,
     /// The encapsulation ring of all agents.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "xdp", "offload"])]
+    #[arg(long, default_value = AUTO, value_parser = [AUTO, "xdp", "offload"])]
     ring: String,
     /// How the TRS relays.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "native", "generic", "userspace"])]
+    #[arg(long, default_value = AUTO, value_parser = [AUTO, "native", "generic", "userspace"])]
     relay: String,
     /// Use the programs in this folder instead of building them.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
 }
 
+impl ChaosArgs {
+    /// What makes it another run than its page shows. A seed does not: the page tells it.
+    pub(crate) fn partial(&self) -> Vec<&'static str> {
+        page::given([
+            ("--faults", self.faults < FAULTS),
+            ("--ring", self.ring != AUTO),
+            ("--relay", self.relay != AUTO),
+            ("--topology", self.topology.is_some()),
+            ("--programs", self.programs.is_some()),
+        ])
+    }
+}
+
 /// Runs the verb.
 pub(crate) fn run(args: &ChaosArgs) -> Result<()> {
+    if args.document {
+        page::demand_whole("chaos.md", &args.partial())?;
+    }
     let cancel = watch_signals()?;
     let topology = crate::lab::topology(args.topology.clone(), None)?;
     let programs = Programs::choose(args.programs.as_deref(), false)?;

@@ -43,6 +43,7 @@ mod mtu;
 mod nat_grid;
 mod overlay;
 mod package;
+mod page;
 mod paper;
 mod roam;
 mod scale;
