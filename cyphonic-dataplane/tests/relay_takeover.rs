@@ -28,7 +28,9 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 const PORT: u16 = 4433;
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A namespace begins with the IPv4 settings of the machine's first: forwarding may be on there.
 const SETUP: &str = "
+    sysctl -qw net.ipv4.ip_forward=0
     ip netns add a
     ip netns add b
     ip link set lo up

@@ -12,6 +12,7 @@ mod bridge;
 mod queue;
 
 pub(crate) use self::bridge::is_passing;
+pub(crate) use self::queue::{BUFFER, MAX_FRAMES};
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};

@@ -63,6 +63,12 @@ pub enum LabError {
         "a lab called `{0}` is up already; remove it with `cargo xtask lab down --name {0}` or choose another name"
     )]
     Exists(String),
+    /// Something of a namespace that the lab would have is there, and no lab is known that made it.
+    #[error(
+        "this is there already, and no lab that is up made it: {0}; remove it, if it is what a lab left before the \
+         machine was restarted, or choose another name"
+    )]
+    Taken(String),
     /// There is no such lab.
     #[error("no lab called `{name}` is up; there are: {known}")]
     NoSuchLab {

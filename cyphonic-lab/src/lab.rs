@@ -57,7 +57,8 @@ pub struct Lab {
 impl Lab {
     /// Builds the lab; when this returns, every node reaches whatever its routes and NATs let it reach.
     ///
-    /// Labs whose owner died without removing them are removed first.
+    /// Labs whose owner died without removing them are removed first. What else has the name of one of its
+    /// namespaces is somebody's: it stays.
     ///
     /// # Errors
     /// Not root, a program is missing, the name is in use, or the kernel refused something. What had been
@@ -71,6 +72,13 @@ impl Lab {
         let nodes = topology.nodes().map(str::to_owned).collect();
         let state = LabState::new(&config.name, &config.profile, nodes)?;
         state.claim()?;
+        // From here on everything of these names is taken for the lab's, and goes with it.
+        let taken: Vec<PathBuf> = state.namespaces().iter().flat_map(Namespace::present).collect();
+        if !taken.is_empty() {
+            state.forget()?;
+            let taken: Vec<_> = taken.iter().map(|path| path.display().to_string()).collect();
+            return Err(LabError::Taken(taken.join(", ")));
+        }
         let lab = Self { state, fleet: None, removed: false };
         lab.build(topology, profile, &config.emulator)?;
         Ok(lab)
@@ -289,7 +297,7 @@ impl Lab {
             veths.iter().enumerate().map(|(number, cable)| self.veth(number, cable)).collect();
         configure(Command::new("ip").args(["-batch", "-"]), &batch)?;
         for cable in veths.iter().filter(|cable| !cable.is_plain()) {
-            cable.ends.iter().zip(&cable.ways).try_for_each(|(end, way)| self.impair(end, way))?;
+            cable.ends.iter().zip(&cable.ways).try_for_each(|(end, way)| self.impair(end, way, cable.mtu))?;
         }
         if wires.is_empty() && gates.is_empty() {
             return Ok(());
@@ -336,11 +344,11 @@ impl Lab {
 
     /// Gives what leaves through `end` its way's properties, by netem. Super-packets would count as one
     /// frame.
-    fn impair(&self, end: &End, way: &Way) -> Result<(), LabError> {
+    fn impair(&self, end: &End, way: &Way, mtu: u16) -> Result<(), LabError> {
         let namespace = self.state.namespace(&end.node);
         configure(namespace.command("ethtool").args(["-K", &end.device, "tso", "off", "gso", "off"]), "")?;
         let mut tc = namespace.command("tc");
-        tc.args(["qdisc", "replace", "dev", &end.device, "root"]).args(node::netem(way));
+        tc.args(["qdisc", "replace", "dev", &end.device, "root"]).args(node::netem(way, mtu));
         configure(&mut tc, "").map(drop)
     }
 

@@ -99,6 +99,11 @@ impl Namespace {
         fs::write(&file, text).map_err(LabError::file("write", &file))
     }
 
+    /// What there is of it: where it is mounted, and the folder of its configuration.
+    pub(crate) fn present(&self) -> impl Iterator<Item = PathBuf> {
+        [self.path(), self.etc()].into_iter().filter(|path| path.exists())
+    }
+
     /// Removes it and its configuration; one that is not there is removed already.
     pub(crate) fn delete(&self) -> Result<(), LabError> {
         match fs::remove_dir_all(self.etc()) {

@@ -16,6 +16,7 @@ use ipnet::Ipv4Net;
 use serde::Deserialize;
 
 use crate::command::configure;
+use crate::emulator::{BUFFER, MAX_FRAMES};
 use crate::machine::Machine;
 use crate::nat::gate::Gate;
 use crate::topology::{Host, Interface, Profile, Router, Topology, Way};
@@ -117,7 +118,7 @@ impl Setup<'_> {
             let found = present.iter().find(|own| own.address.eq_ignore_ascii_case(address));
             let (own, name) =
                 (&found.ok_or_else(missing)?.ifname, self.topology.interface_name(self.node, index));
-            let mtu = self.topology.networks.get(network).map(|network| network.mtu).unwrap_or_default();
+            let mtu = self.mtu(network);
             let _ = writeln!(batch, "link set dev {own} down\naddr flush dev {own}");
             if *own != name {
                 let _ = writeln!(batch, "link set dev {own} name {name}");
@@ -125,6 +126,10 @@ impl Setup<'_> {
             let _ = writeln!(batch, "link set dev {name} mtu {mtu}");
         }
         Ok(batch)
+    }
+
+    fn mtu(&self, network: &str) -> u16 {
+        self.topology.networks.get(network).map(|network| network.mtu).unwrap_or_default()
     }
 
     /// Delays and losses of this node's cables, by netem in both directions: what arrives is led through a
@@ -138,17 +143,18 @@ impl Setup<'_> {
             let Some(link) = link.filter(|link| !link.is_plain()) else { continue };
             let (device, mirror) = (self.topology.interface_name(self.node, index), format!("down{index}"));
             let [up, down] = link.ways();
+            let mtu = self.mtu(&interface.network);
             // Super-packets would count as one frame.
             configure(
                 Command::new("ethtool").args(["-K", &device, "tso", "off", "gso", "off", "gro", "off"]),
                 "",
             )?;
-            tc(&["qdisc", "replace", "dev", &device, "root"], &netem(&up))?;
+            tc(&["qdisc", "replace", "dev", &device, "root"], &netem(&up, mtu))?;
             // Those of an earlier run, if there was one.
             let _ = tc(&["qdisc", "del", "dev", &device, "clsact"], &[]);
             let _ = Machine::Own.ip(&format!("link del dev {mirror}\n"));
             Machine::Own.ip(&format!("link add name {mirror} type ifb\nlink set dev {mirror} up\n"))?;
-            tc(&["qdisc", "replace", "dev", &mirror, "root"], &netem(&down))?;
+            tc(&["qdisc", "replace", "dev", &mirror, "root"], &netem(&down, mtu))?;
             tc(&["qdisc", "add", "dev", &device, "clsact"], &[])?;
             let redirect =
                 ["matchall", "action", "mirred", "egress", "redirect", "dev", &mirror].map(str::to_owned);
@@ -271,10 +277,20 @@ pub(crate) fn gate(topology: &Topology, router: &Router, namespace: PathBuf) -> 
     })
 }
 
-/// Arguments of `tc qdisc` for one direction of a cable.
-pub(crate) fn netem(way: &Way) -> Vec<String> {
-    let mut words: Vec<String> = ["netem", "limit", "65536", "delay"].map(str::to_owned).into();
-    words.push(format!("{}us", way.delay.as_micros()));
+/// How many frames netem holds: those on their way, and where there is a rate, [`BUFFER`] of its time. netem
+/// counts frames, not bytes: these are full ones, and of smaller ones less time is held.
+fn limit(way: &Way, mtu: u16) -> u128 {
+    let most = MAX_FRAMES as u128;
+    let Some(rate) = way.rate else { return most };
+    let frame = 8 * u128::from(mtu.max(1));
+    let microbits = u128::from(rate.bits_per_second()) * (way.delay + BUFFER).as_micros();
+    microbits.div_ceil(1_000_000 * frame).clamp(1, most)
+}
+
+/// Arguments of `tc qdisc` for one direction of a cable with this MTU.
+pub(crate) fn netem(way: &Way, mtu: u16) -> Vec<String> {
+    let mut words = vec!["netem".to_owned(), "limit".to_owned(), limit(way, mtu).to_string()];
+    words.extend(["delay".to_owned(), format!("{}us", way.delay.as_micros())]);
     if !way.jitter.is_zero() {
         words.push(format!("{}us", way.jitter.as_micros()));
     }
@@ -302,19 +318,25 @@ pub(crate) fn resolv_conf(server: &str) -> String {
     format!("nameserver {server}\n")
 }
 
-/// Addresses at once (no duplicate address detection), none that were not asked for, ping for everyone, and
-/// the lab's congestion control.
+/// Addresses at once (no duplicate address detection), none that were not asked for, ping for everyone, the
+/// lab's congestion control, forwarding on routers alone, and no look at the way back of what arrives. A
+/// namespace begins with the IPv4 settings of the machine's first.
 pub(crate) fn sysctls(router: bool) -> Vec<String> {
-    let mut settings = vec!["net.ipv4.ping_group_range=0 2147483647".to_owned(), congestion::sysctl()];
+    let forwarding = u8::from(router);
+    let mut settings = vec![
+        "net.ipv4.ping_group_range=0 2147483647".to_owned(),
+        congestion::sysctl(),
+        format!("net.ipv4.ip_forward={forwarding}"),
+        format!("net.ipv6.conf.all.forwarding={forwarding}"),
+    ];
     for scope in ["all", "default"] {
+        settings.push(format!("net.ipv4.conf.{scope}.rp_filter=0"));
         for setting in ["accept_dad=0", "accept_ra=0", "router_solicitations=0"] {
             settings.push(format!("net.ipv6.conf.{scope}.{setting}"));
         }
     }
     if router {
-        let forwarding =
-            ["net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.send_redirects=0"];
-        settings.extend(forwarding.map(str::to_owned));
+        settings.push("net.ipv4.conf.all.send_redirects=0".to_owned());
     }
     settings
 }
@@ -404,15 +426,44 @@ mod tests {
     }
 
     #[test]
+    fn nodes_forward_and_filter_as_they_should_whatever_the_machine_does() {
+        congestion::allow().unwrap();
+        let namespace = crate::Namespace::named(format!("t{}-inherits", std::process::id()));
+        crate::netns::create(std::slice::from_ref(&namespace)).unwrap();
+        let names = ["ip_forward", "conf.default.forwarding", "conf.all.rp_filter", "conf.default.rp_filter"];
+        let set = |value: u8| names.map(|name| format!("net.ipv4.{name}={value}"));
+        let found = [false, true].map(|router| {
+            namespace.sysctl(&set(1 - u8::from(router))).unwrap();
+            namespace.sysctl(&sysctls(router)).unwrap();
+            let names = names.map(|name| format!("net.ipv4.{name}"));
+            configure(namespace.command("sysctl").arg("-n").args(names), "").unwrap()
+        });
+        namespace.delete().unwrap();
+        assert_eq!(found, ["0\n0\n0\n0\n", "1\n1\n0\n0\n"]);
+    }
+
+    #[test]
     fn netem_is_told_each_property_and_keeps_the_order() {
         let way = |text: &str| serde_yaml::from_str::<Way>(text).unwrap();
-        assert_eq!(netem(&way("{ delay: 5ms }")).join(" "), "netem limit 65536 delay 5000us loss 0%");
+        let netem = |text: &str| netem(&way(text), 1500).join(" ");
+        assert_eq!(netem("{ delay: 5ms }"), "netem limit 65536 delay 5000us loss 0%");
         assert_eq!(
-            netem(&way("{ delay: 5ms, jitter: 1ms, loss: 0.5% }")).join(" "),
+            netem("{ delay: 5ms, jitter: 1ms, loss: 0.5% }"),
             "netem limit 65536 delay 5000us 1000us loss 0.5% rate 100gbit"
         );
-        let slow = netem(&way("{ delay: 1ms, reorder: 1%, rate: 30mbit }")).join(" ");
+        let slow = netem("{ delay: 1ms, reorder: 1%, rate: 30mbit }");
         assert!(slow.contains("reorder 1%") && slow.ends_with("rate 30000000bit"), "{slow}");
+    }
+
+    #[test]
+    fn a_link_with_a_rate_holds_what_is_on_its_way_and_a_tenth_of_a_second() {
+        let limit = |text: &str, mtu| limit(&serde_yaml::from_str::<Way>(text).unwrap(), mtu);
+        // A frame of 1500 bytes takes 1 ms.
+        assert_eq!(limit("{ rate: 12mbit }", 1500), 100);
+        assert_eq!(limit("{ rate: 12mbit, delay: 20ms }", 1500), 120);
+        assert_eq!(limit("{ rate: 12mbit }", 1499), 101);
+        assert_eq!(limit("{ rate: 1bit }", 9000), 1);
+        assert_eq!(limit("{ rate: 100gbit }", 1500), 65_536);
     }
 
     #[test]

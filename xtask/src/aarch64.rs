@@ -81,8 +81,8 @@ pub(crate) fn run(args: &Aarch64Args) -> Result<()> {
             on_this.extend(findings.too_large());
         }
         broken.extend(on_this.into_iter().map(|why| format!("on {series}: {why}")));
-        if tests.is_some() {
-            reports.push((series.to_owned(), Report::parse(&text)));
+        if let Some(tests) = &tests {
+            reports.push((series.to_owned(), tests.report(&text)));
         }
     }
     if figures.notes().next().is_none() {
@@ -132,7 +132,7 @@ impl Short {
         let system = system::unpack(SHORT_SERIES)?;
         let disk = disk(&system)?;
         let task = self.tests.install(&disk, &system.release)?;
-        Ok(Report::parse(&boot(&system, &disk, &task)?))
+        Ok(self.tests.report(&boot(&system, &disk, &task)?))
     }
 }
 

@@ -29,6 +29,7 @@ use crate::overlay::{
     AgentSettings, DIRECT, Device, Overlay, Pair, Programs, Progress, RELAYED, become_root, conclude,
     watch_signals,
 };
+use crate::page;
 
 /// Where devices are enrolled meanwhile: one that is in neither pair.
 const NEWCOMERS: &str = "d";
@@ -42,6 +43,11 @@ const RECOVERY: Duration = Duration::from_secs(40);
 /// Ages of tunnels are told in whole seconds.
 const ROUNDING: Duration = Duration::from_secs(2);
 
+/// Unless told otherwise.
+const FAULTS: usize = 60;
+/// Ring and relay, unless told otherwise.
+const AUTO: &str = "auto";
+
 /// How to run it.
 #[derive(Debug, Args)]
 pub(crate) struct ChaosArgs {
@@ -49,12 +55,12 @@ pub(crate) struct ChaosArgs {
     #[arg(long)]
     seed: Option<u64>,
     /// How many.
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = FAULTS)]
     faults: usize,
     /// Also write the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Also write docs/chaos.md.
+    /// Also write docs/chaos.md, about no fewer faults than are usual.
     #[arg(long)]
     document: bool,
     /// The lab's name.
@@ -64,18 +70,34 @@ pub(crate) struct ChaosArgs {
     #[arg(long, value_name = "FILE")]
     topology: Option<PathBuf>,
     /// The encapsulation ring of all agents.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "xdp", "offload"])]
+    #[arg(long, default_value = AUTO, value_parser = [AUTO, "xdp", "offload"])]
     ring: String,
     /// How the TRS relays.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "native", "generic", "userspace"])]
+    #[arg(long, default_value = AUTO, value_parser = [AUTO, "native", "generic", "userspace"])]
     relay: String,
     /// Use the programs in this folder instead of building them.
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
 }
 
+impl ChaosArgs {
+    /// What makes it another run than its page shows. A seed does not: the page tells it.
+    pub(crate) fn partial(&self) -> Vec<&'static str> {
+        page::given([
+            ("--faults", self.faults < FAULTS),
+            ("--ring", self.ring != AUTO),
+            ("--relay", self.relay != AUTO),
+            ("--topology", self.topology.is_some()),
+            ("--programs", self.programs.is_some()),
+        ])
+    }
+}
+
 /// Runs the verb.
 pub(crate) fn run(args: &ChaosArgs) -> Result<()> {
+    if args.document {
+        page::demand_whole("chaos.md", &args.partial())?;
+    }
     let cancel = watch_signals()?;
     let topology = crate::lab::topology(args.topology.clone(), None)?;
     let programs = Programs::choose(args.programs.as_deref(), false)?;
@@ -216,9 +238,12 @@ impl Traffic {
         fault: Fault,
         cancel: &Cancel,
     ) -> Result<Passage> {
-        let recovery = match report.first_answer_after(ended) {
-            Some(recovery) => Some(recovery),
-            None => self.await_answer(since, cancel)?,
+        let (recovery, silence) = match report.first_answer_after(ended) {
+            Some(recovery) => (Some(recovery), report.longest_silence()),
+            None => {
+                let recovery = self.await_answer(since, cancel)?;
+                (recovery, silence(report, ended, recovery))
+            }
         };
         let (from, to) = devices(overlay, self.pair)?;
         let expected = (self.age + self.told.elapsed()).saturating_sub(ROUNDING);
@@ -228,7 +253,7 @@ impl Traffic {
             from.resolve(to, cancel)?;
         }
         let replaceable = fault.may_replace_tunnels_of(self.pair);
-        Ok(Passage { lost: report.lost(), silence: report.longest_silence(), recovery, stands, replaceable })
+        Ok(Passage { lost: report.lost(), silence, recovery, stands, replaceable })
     }
 
     /// Until one is answered; none if it takes too long.
@@ -243,6 +268,12 @@ impl Traffic {
     }
 }
 
+/// The longest one where no ping of the run was answered after the fault's end, but another one was later.
+fn silence(report: &PingReport, ended: Duration, recovery: Option<Duration>) -> Duration {
+    let recovery = recovery.unwrap_or(RECOVERY);
+    report.longest_silence_until(ended + recovery).max(recovery)
+}
+
 fn devices(overlay: &Overlay, (from, to): Pair) -> Result<(&Device, &Device)> {
     let device = |node: &str| {
         let device = overlay.devices().iter().find(|device| device.node() == node);
@@ -255,4 +286,38 @@ fn devices(overlay: &Overlay, (from, to): Pair) -> Result<(&Device, &Device)> {
 fn age(from: &Device, to: &Device, cancel: &Cancel) -> Result<Option<Duration>> {
     let peer = from.peer(to, cancel)?;
     Ok(peer.and_then(|peer| peer["since_s"].as_u64()).map(Duration::from_secs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_recovery_that_came_after_the_pings_was_an_interruption() {
+        let ms = Duration::from_millis;
+        // A fault from 300 to 1,300 ms: what was sent until then is answered, and nothing more.
+        let report = PingReport {
+            address: None,
+            sent: 265,
+            received: 15,
+            errors: 0,
+            sequence: (1..=15).collect(),
+            rtts_ms: vec![1.0; 15],
+            sent_at: (0..15).map(|number| INTERVAL * number).collect(),
+            summary: None,
+        };
+        let passage = |ended, recovery| Passage {
+            lost: report.lost(),
+            silence: silence(&report, ended, recovery),
+            recovery,
+            stands: true,
+            replaceable: false,
+        };
+        let late = passage(ms(1_300), Some(ms(12_000)));
+        assert_eq!(late.silence, ms(1_300 + 12_000 - 281));
+        assert_eq!(late.to_string(), "250 lost, back after 12000 ms");
+        let held = passage(ms(9_000), Some(ms(5)));
+        assert_eq!(held.to_string(), "250 lost, back after 5 ms", "the pings were over before the fault");
+        assert_eq!(passage(ms(1_300), None).to_string(), "250 lost, NOT BACK");
+    }
 }

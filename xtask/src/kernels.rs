@@ -125,7 +125,7 @@ fn boot(kernel: &Kernel, tests: &Tests) -> Result<Report> {
     let disk = Disk::new(root, System::Here, &kernel.modules)?;
     let task = tests.install(&disk, &kernel.release)?;
     let text = PC.boot(&kernel.image, &disk.pack(&task)?)?;
-    let (report, log) = (Report::parse(&text), disk.beside("log"));
+    let (report, log) = (tests.report(&text), disk.beside("log"));
     fs::write(&log, text).with_context(|| format!("cannot write {}", log.display()))?;
     if report.failure().is_some() {
         println!("test-kernels: what {} said is in {}", kernel.release, log.display());

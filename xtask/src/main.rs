@@ -18,7 +18,7 @@
 //! | `bench` | rates, round trips and costs, beside other VPNs and relays |
 //! | `roam` | two devices move between networks under traffic: gaps and what is lost |
 //! | `nat-grid` | a device behind every kind of NAT, and each pair of them connected |
-//! | `mtu` | tunnels over every outer MTU, and over one that changes |
+//! | `mtu` | tunnels over 26 outer MTUs, and over one that changes |
 //! | `chaos` | faults at random, from a seed: processes killed, cables pulled out |
 //! | `scale` | what one cloud bears: ten thousand nodes, a million devices |
 //! | `paper` | the paper's Section IV over links with its distances |
@@ -43,6 +43,7 @@ mod mtu;
 mod nat_grid;
 mod overlay;
 mod package;
+mod page;
 mod paper;
 mod roam;
 mod scale;
@@ -104,7 +105,7 @@ enum Verb {
     Chaos(chaos::ChaosArgs),
     /// Connect devices behind every kind of NAT and firewall with each other.
     NatGrid(nat_grid::GridArgs),
-    /// Carry traffic over tunnels whose path has every MTU from 1,280 to 9,000 bytes, and one that changes.
+    /// Carry traffic over tunnels whose path has each of 26 MTUs from 1,280 to 9,000 bytes, and one that changes.
     Mtu(mtu::MtuArgs),
     /// Connect ten thousand nodes to one cloud, start it with a million devices, and measure what that costs.
     Scale(scale::ScaleArgs),

@@ -1,4 +1,4 @@
-//! `cargo xtask mtu`: tunnels over every outer MTU, and over one that changes under a transfer.
+//! `cargo xtask mtu`: tunnels over 26 outer MTUs, and over one that changes under a transfer.
 //!
 //! Two devices, a router in the middle, and behind it a cable whose MTU is set: over IPv4 and IPv6 outside,
 //! directly and through the TRS, with routers that say what does not fit and with routers that keep silent.

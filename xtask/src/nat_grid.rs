@@ -20,12 +20,15 @@ use cyphonic_lab::command::Cancel;
 use self::access::Access;
 use self::pair::{Outcome, Way, measure, site};
 use crate::overlay::{AgentSettings, Device, Overlay, Programs, Progress, become_root, watch_signals};
-use crate::workspace;
+use crate::{page, workspace};
 
 /// The scenes, as the topology calls them.
 const SCENE: &str = "nat-grid";
 const QUICK_SCENE: &str = "nat-grid-quick";
 const IDLE_SCENE: &str = "nat-grid-idle";
+
+/// Unless told otherwise.
+const PROFILE: &str = "zero";
 
 /// How to run it.
 #[derive(Debug, Args)]
@@ -49,11 +52,11 @@ pub(crate) struct GridArgs {
     /// Also write the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Also write docs/nat-grid.md.
+    /// Also write docs/nat-grid.md, about the whole grid.
     #[arg(long)]
     document: bool,
     /// Link profile of the topology.
-    #[arg(long, default_value = "zero")]
+    #[arg(long, default_value = PROFILE)]
     profile: String,
     /// The lab's name.
     #[arg(long, default_value = "nat-grid")]
@@ -71,8 +74,27 @@ pub(crate) struct GridArgs {
     programs: Option<PathBuf>,
 }
 
+impl GridArgs {
+    /// What makes it another run than its page shows.
+    pub(crate) fn partial(&self) -> Vec<&'static str> {
+        page::given([
+            ("--quick", self.quick),
+            ("--scene", self.scene.is_some()),
+            ("--pair", self.pair.is_some()),
+            ("--idle", self.idle.is_some()),
+            ("--profile", self.profile != PROFILE),
+            ("--topology", self.topology.is_some()),
+            ("--ssh", self.ssh.is_some()),
+            ("--programs", self.programs.is_some()),
+        ])
+    }
+}
+
 /// Runs the verb.
 pub(crate) fn run(args: &GridArgs) -> Result<()> {
+    if args.document {
+        page::demand_whole("nat-grid.md", &args.partial())?;
+    }
     let cancel = watch_signals()?;
     let scene = match args {
         GridArgs { scene: Some(scene), .. } => scene,

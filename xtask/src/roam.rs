@@ -24,6 +24,7 @@ use self::report::Report;
 use crate::overlay::{
     AgentSettings, Device, Overlay, Programs, Progress, become_root, conclude, watch_signals,
 };
+use crate::page;
 
 /// The scene and the link profile, as the topology calls them; and the two devices that roam.
 const SCENE: &str = "roam";
@@ -53,6 +54,9 @@ const QUICK: [(Way, Mover, Place, Place, Style); 6] = [
     (Way::Relayed, Mover::Both, Place::V4a, Place::V6a, Style::BreakFirst),
 ];
 
+/// The ring, unless told otherwise.
+const AUTO: &str = "auto";
+
 /// How to run it.
 #[derive(Debug, Args)]
 pub(crate) struct RoamArgs {
@@ -66,7 +70,7 @@ pub(crate) struct RoamArgs {
     /// Also write the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Also write docs/roam.md.
+    /// Also write docs/roam.md, about all cells.
     #[arg(long)]
     document: bool,
     /// Hold it only to what works, not to how fast: for unoptimised programs and busy machines.
@@ -79,7 +83,7 @@ pub(crate) struct RoamArgs {
     #[arg(long, value_name = "FILE")]
     topology: Option<PathBuf>,
     /// The encapsulation ring of both agents.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "xdp", "offload"])]
+    #[arg(long, default_value = AUTO, value_parser = [AUTO, "xdp", "offload"])]
     ring: String,
     /// Use machines reached over SSH in place of namespaces: an OpenSSH configuration that names the scene's
     /// nodes, as `vagrant ssh-config` prints it. They run the installed packages, or what `--programs`
@@ -92,6 +96,19 @@ pub(crate) struct RoamArgs {
 }
 
 impl RoamArgs {
+    /// What makes it another run than its page shows.
+    pub(crate) fn partial(&self) -> Vec<&'static str> {
+        page::given([
+            ("--quick", self.quick),
+            ("--only", !self.only.is_empty()),
+            ("--untimed", self.untimed),
+            ("--ring", self.ring != AUTO),
+            ("--topology", self.topology.is_some()),
+            ("--ssh", self.ssh.is_some()),
+            ("--programs", self.programs.is_some()),
+        ])
+    }
+
     fn wants(&self, description: &str) -> bool {
         self.only.iter().all(|word| description.contains(word.as_str()))
     }
@@ -99,6 +116,9 @@ impl RoamArgs {
 
 /// Runs the verb.
 pub(crate) fn run(args: &RoamArgs) -> Result<()> {
+    if args.document {
+        page::demand_whole("roam.md", &args.partial())?;
+    }
     let cancel = watch_signals()?;
     let topology = crate::lab::topology(args.topology.clone(), Some(SCENE))?;
     let programs = Programs::choose(args.programs.as_deref(), args.ssh.is_some())?;

@@ -19,6 +19,7 @@ use cyphonic_lab::{Lab, LabConfig, Topology};
 
 use self::fleet::{Fleet, Nodes, Registered};
 use crate::overlay::{Programs, Progress, become_root, watch_signals};
+use crate::page;
 
 /// Unless told otherwise: all, and in a short run.
 const NODES: [usize; 2] = [10_000, 200];
@@ -47,7 +48,7 @@ pub(crate) struct ScaleArgs {
     /// Also write the figures as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Also write docs/scale.md.
+    /// Also write docs/scale.md, about a whole run.
     #[arg(long)]
     document: bool,
     /// The lab's name.
@@ -58,11 +59,26 @@ pub(crate) struct ScaleArgs {
     programs: Option<PathBuf>,
 }
 
+impl ScaleArgs {
+    /// What makes it another run than its page shows.
+    pub(crate) fn partial(&self) -> Vec<&'static str> {
+        page::given([
+            ("--quick", self.quick),
+            ("--nodes", self.nodes.is_some()),
+            ("--without-million", self.without_million),
+            ("--programs", self.programs.is_some()),
+        ])
+    }
+}
+
 /// Runs the verb.
 pub(crate) fn run(args: &ScaleArgs) -> Result<()> {
+    if args.document {
+        page::demand_whole("scale.md", &args.partial())?;
+    }
     let cancel = watch_signals()?;
     let programs = Programs::find(args.programs.as_deref())?;
-    let fleet = Fleet::find(&programs, args.programs.is_none())?;
+    let fleet = Fleet::find(&programs, programs.are_built_here())?;
     become_root(&programs)?;
     let mut figures = Figures::new("scale");
     let topology = Topology::parse(TOPOLOGY).context("the verb's own topology is wrong")?;

@@ -27,9 +27,10 @@ const SYSTEM: &str = "systemd,systemd-sysv,systemd-resolved,systemd-container,db
 /// What nobody looks at there, which is most of its size besides the kernel's modules.
 const UNNEEDED: [&str; 6] =
     ["boot", "var/cache/apt", "var/lib/apt/lists", "usr/share/locale", "usr/share/doc", "usr/share/i18n"];
-/// Runs the script once the machine is up, and ends the machine with it.
+/// Runs the script once the machine is up, and ends the machine with it, also where it died: it alone may say
+/// that it came to its end.
 const UNIT: &str = "[Unit]\nAfter=multi-user.target\n\n[Service]\nType=oneshot\nExecStart=/bin/sh /script.sh\n\
-                    ExecStopPost=/bin/sh -c \"echo 'guest: end'; systemctl poweroff -ff\"\n\
+                    ExecStopPost=/bin/systemctl poweroff -ff\n\
                     StandardOutput=tty\nTTYPath=/dev/console\nTimeoutStartSec=infinity\n";
 /// Not at the same time as what `multi-user.target` wants: nothing there waits for a target that waits for
 /// it.
@@ -86,7 +87,7 @@ impl Server {
     /// Boots it, runs a script there by `sh`, and returns what the script found. A script that does not come
     /// to its end is an error.
     pub(crate) fn run(self, script: &str) -> Result<Checks> {
-        self.text(&format!("{}{script}", checks::PRELUDE), "script.sh")?;
+        self.text(&checks::script(script), "script.sh")?;
         let disk = self.disk()?;
         let log = self.beside("log");
         let text = PC.boot_logged(&self.base.kernel, &disk, &log)?;

@@ -107,6 +107,11 @@ fn cargo_test(arguments: &[String], total: &mut Total, mut say: impl FnMut(&str)
     Ok(())
 }
 
+/// Starts a test program as root with the user's environment. sudo's `secure_path`, which Debian sets, has the
+/// last word on PATH unless that is asked for by name: tests that build would find no rustup. (Tried with sudo
+/// 1.9.13 on Debian 12, for a user who may run everything; who may not is refused, with sudo's own words.)
+const RUNNER: &str = "sudo --preserve-env --preserve-env=PATH --";
+
 /// cargo starts test programs through its configured runner.
 pub(crate) fn run_as_root(cargo: &mut Command) -> Result<()> {
     if shell::is_root() {
@@ -116,6 +121,6 @@ pub(crate) fn run_as_root(cargo: &mut Command) -> Result<()> {
         bail!("the tests need root for network namespaces and eBPF, and there is no sudo: run this as root");
     }
     let arch = std::env::consts::ARCH.to_uppercase();
-    cargo.env(format!("CARGO_TARGET_{arch}_UNKNOWN_LINUX_GNU_RUNNER"), "sudo --preserve-env --");
+    cargo.env(format!("CARGO_TARGET_{arch}_UNKNOWN_LINUX_GNU_RUNNER"), RUNNER);
     Ok(())
 }

@@ -10,10 +10,10 @@ use super::Impairment;
 
 /// A limited link buffers this much of its own time, then drops: a common size of router buffers, and enough
 /// for one congestion window at a round trip of as much.
-const BUFFER: Duration = Duration::from_millis(100);
+pub(crate) const BUFFER: Duration = Duration::from_millis(100);
 /// Bound on frames in flight, so that a flood meets a drop, not the end of memory: 100 ms at ~650,000
 /// frames/s.
-const MAX_FRAMES: usize = 65_536;
+pub(crate) const MAX_FRAMES: usize = 65_536;
 
 /// One direction of a wire. Times count from any fixed moment.
 ///

@@ -149,6 +149,14 @@ impl PingReport {
         came.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max().unwrap_or_default()
     }
 
+    /// The same where a later ping was answered at `next`, since 1970: if this run's last requests were lost,
+    /// it was silent until then.
+    pub fn longest_silence_until(&self, next: Duration) -> Duration {
+        let lost_at_end = self.sequence.iter().max().is_none_or(|last| *last < self.sent);
+        let last = self.arrivals().max().filter(|_| lost_at_end);
+        self.longest_silence().max(last.map_or(Duration::ZERO, |last| next.saturating_sub(last)))
+    }
+
     /// When answers came, since 1970.
     fn arrivals(&self) -> impl Iterator<Item = Duration> {
         self.sent_at.iter().zip(&self.rtts_ms).map(|(sent, rtt)| *sent + from_ms(*rtt))
@@ -309,6 +317,10 @@ rtt min/avg/max/mdev = 0.312/0.706/1.100/0.394 ms
         assert_eq!(report.first_answer_after(ms(606)), Some(ms(314)));
         assert_eq!(report.first_answer_after(ms(921)), None);
         assert_eq!(report.longest_silence(), ms(485), "from 120 to 605 ms");
+        assert_eq!(report.longest_silence_until(ms(9_920)), ms(485), "nothing was asked any more");
+        report.sent = 4;
+        assert_eq!(report.longest_silence_until(ms(9_920)), ms(9_000), "the fourth was lost");
+        assert_eq!(report.longest_silence_until(ms(1_000)), ms(485));
     }
 
     #[test]

@@ -117,6 +117,34 @@ fn nothing_is_left_when_a_lab_goes_even_if_its_owner_forgot_it() {
 }
 
 #[test]
+fn what_is_not_a_labs_own_stays() {
+    let config = config("others", "zero");
+    let name = |node: &str| format!("{}-{node}", config.name);
+    let ip = |action: &str| {
+        let mut command = Command::new("ip");
+        check(command.args(["netns", action, &name("a")]), Duration::from_secs(10), &Cancel::default())
+    };
+    let etc = Path::new("/etc/netns").join(name("b"));
+    fs::create_dir_all(&etc).unwrap();
+    ip("add").unwrap();
+    let mut sleeper = Command::new("ip").args(["netns", "exec", &name("a"), "sleep", "600"]).spawn().unwrap();
+    let up = Lab::up(&shipped(), &config);
+    let there = (
+        sleeper.try_wait().unwrap().is_none(),
+        Path::new("/run/netns").join(name("a")).exists(),
+        etc.exists(),
+    );
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+    let _ = (ip("delete"), fs::remove_dir(&etc));
+    let error = up.unwrap_err().to_string();
+    assert_eq!(there, (true, true, true), "{error}");
+    assert!(error.contains(&name("a")) && error.contains(&name("b")), "{error}");
+    assert!(!list().iter().any(|state| state.name == config.name), "the name is free again");
+    Lab::up(&shipped(), &config).unwrap();
+}
+
+#[test]
 fn a_lab_that_cannot_be_built_leaves_nothing_and_says_why() {
     let mut config = config("broken", "paper");
     config.emulator.program = "/nonexistent/emulator".into();

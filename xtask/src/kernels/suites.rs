@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 
 use super::guest::Disk;
-use super::report::{END, Report};
+use super::report::{BROKEN, END, Report};
 use crate::target::Target;
 use crate::{shell, workspace};
 
@@ -93,6 +93,16 @@ impl Tests {
         Ok(Self { target, extent, library, load, integration })
     }
 
+    /// How many they are. Each runs on every kernel, if without the tests that a kernel is too old for.
+    fn count(&self) -> u64 {
+        2 + self.integration.len() as u64
+    }
+
+    /// Reads what they printed.
+    pub(crate) fn report(&self, text: &str) -> Report {
+        Report::parse(text, self.count())
+    }
+
     /// Runs them on the host, as the guest would.
     pub(super) fn run_here(&self) -> Result<Report> {
         let mut text = String::new();
@@ -104,8 +114,11 @@ impl Tests {
             command.arg(program).args(arguments).arg("--test-threads=1");
             let output = command.output().with_context(|| format!("cannot start {}", program.display()))?;
             text += &String::from_utf8_lossy(&output.stdout);
+            if !output.status.success() {
+                text += &format!("\n{BROKEN}{} ({})\n", program.display(), output.status);
+            }
         }
-        Ok(Report::parse(&(text + END)))
+        Ok(self.report(&(text + END)))
     }
 
     /// Puts them on a disk with what they need, and returns the lines of the guest's script that run them.
@@ -125,14 +138,19 @@ impl Tests {
         }
         let skips = newer_than(release).chain(self.extent.left_out().iter().copied());
         let skips: String = skips.map(|test| format!(" --skip {test}")).collect();
-        Ok(format!(
-            "export CYPHONIC_EBPF_OBJECTS=/objects\n\
-             /tests/load --nocapture --test-threads=1 2>&1\n\
-             /tests/library {} --test-threads=1{skips} 2>&1\n\
-             for test in /tests/integration-*; do $test --test-threads=1{skips} 2>&1; done\n",
-            self.extent.filters().join(" ")
-        ))
+        Ok(script(self.extent, &skips))
     }
+}
+
+fn script(extent: Extent, skips: &str) -> String {
+    format!(
+        "export CYPHONIC_EBPF_OBJECTS=/objects\n\
+         run() {{ \"$@\" --test-threads=1 2>&1 || printf '\\n{BROKEN}%s (%s)\\n' \"$1\" $?; }}\n\
+         run /tests/load --nocapture\n\
+         run /tests/library {}{skips}\n\
+         for test in /tests/integration-*; do run $test{skips}; done\n",
+        extent.filters().join(" ")
+    )
 }
 
 /// The tests that this kernel is too old for.
@@ -144,6 +162,22 @@ fn newer_than(release: &str) -> impl Iterator<Item = &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_guest_names_a_test_program_that_crashes() {
+        let folder = std::env::temp_dir().join(format!("cyphonic-suites-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, text) in [("load", "exit 0"), ("library", "kill -SEGV $$"), ("integration-0", "exit 0")] {
+            std::fs::write(folder.join(name), text).unwrap();
+        }
+        let script = script(Extent::Short, " --skip slow").replace("/tests/", "$0/");
+        let script = script.replace("{ \"$@\"", "{ sh \"$@\"");
+        let output = std::process::Command::new("sh").args(["-c", &script]).arg(&folder).output().unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains(&format!("\n{BROKEN}{}/library (139)\n", folder.display())), "{said}");
+        assert_eq!(said.matches(BROKEN).count(), 1, "{said}");
+    }
 
     #[test]
     fn only_kernels_without_tcx_are_spared_its_test() {

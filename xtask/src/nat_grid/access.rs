@@ -11,7 +11,8 @@
 //! | endpoint-independent | dependent | if the first one's filtering does not depend on ports, since nobody knows the other's next port before its packet arrives |
 //! | dependent | dependent | no (ports can be guessed where they are counted, but that is luck) |
 //!
-//! No NAT is an endpoint-independent mapping; a firewall that admits answers filters by address and port.
+//! No NAT is an endpoint-independent mapping; a firewall that admits answers filters by address and port, but
+//! for IPv4 through a NAT on the same router, whose filtering is its own.
 //! Those behind the same NAT meet by its external endpoints only where it hairpins, and on the same network
 //! always. Behind a translator from IPv6 a device has IPv4 with the translator's kind.
 
@@ -63,9 +64,8 @@ impl Access {
     }
 
     fn pass(&mut self, name: &str, router: &Router) {
-        if let Some(nat) = &router.nat
-            && let Some(side) = side(nat)
-        {
+        let translates = router.nat.as_ref().and_then(|nat| Some((nat, side(nat)?)));
+        if let Some((nat, side)) = translates {
             if nat.nat64.is_some() && self.v4.is_none() && self.v6.is_some() {
                 self.v4 = Some(OPEN);
             }
@@ -75,7 +75,10 @@ impl Access {
         if let Some(firewall) = &router.firewall {
             if firewall.inbound == Inbound::Stateful {
                 let admits_answers = Side { filtering: Dependence::AddressAndPortDependent, ..OPEN };
-                self.v4 = self.v4.map(|v4| v4.behind(admits_answers));
+                // What the router's own NAT lets in is no more asked: the lab's rules for it come first.
+                if translates.is_none() {
+                    self.v4 = self.v4.map(|v4| v4.behind(admits_answers));
+                }
                 self.v6 = self.v6.map(|v6| v6.behind(admits_answers));
             }
             // Names are asked by UDP, but nobody is met by them.
@@ -181,6 +184,9 @@ mod tests {
             ("six", "port", false),
             ("six", "six4", true),
             ("six4", "port", true),
+            ("six4", "symmetric", true),
+            ("six4", "counted", true),
+            ("six4", "address", true),
             ("lodge1", "lodge2", true),
             ("home1", "home2", true),
             ("home1", "symmetric", false),

@@ -5,9 +5,14 @@ use anyhow::{Result, bail};
 use crate::kernels::report::END;
 
 /// Comes before every script: what it says by `check` is read here.
-pub(super) const PRELUDE: &str = include_str!("checks.sh");
+const PRELUDE: &str = include_str!("checks.sh");
 /// So much of what a machine said last tells why it stopped.
 const LAST_LINES: usize = 40;
+
+/// A script as it is run: it says itself that it came to its end, since it can be killed, or stop at an error.
+pub(super) fn script(checks: &str) -> String {
+    format!("{PRELUDE}{checks}\necho '{END}'\n")
+}
 
 /// What held and what did not, by what the script calls it.
 #[derive(Debug, PartialEq, Eq)]
@@ -58,6 +63,20 @@ mod tests {
 
     fn verdict(text: &str) -> Result<()> {
         Checks::read(text)?.verdict("test")
+    }
+
+    #[test]
+    fn a_script_that_dies_halfway_is_not_whole() {
+        let run = |checks: &str| {
+            let output = std::process::Command::new("sh").args(["-c", &script(checks)]).output().unwrap();
+            verdict(&String::from_utf8_lossy(&output.stdout))
+        };
+        run("check one true\ncheck two true").unwrap();
+        assert!(!super::super::UNIT.contains(END), "the unit also stops when the script was killed");
+        for death in ["kill -KILL $$", "exit 0", "check two 'true", "if true; then"] {
+            let error = run(&format!("check one true\n{death}\n")).unwrap_err().to_string();
+            assert!(error.contains("stopped before its script was over"), "{death}: {error}");
+        }
     }
 
     #[test]

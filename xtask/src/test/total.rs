@@ -119,7 +119,7 @@ mod tests {
     fn a_kernel_that_fails_or_is_not_there_is_a_failed_test() {
         let good =
             "program agent/x: verified_instructions=4 \ntest result: ok. 3 passed; 0 failed;\nguest: end\n";
-        let report = |text: &str| ("6.1 on amd64".to_owned(), Report::parse(text));
+        let report = |text: &str| ("6.1 on amd64".to_owned(), Report::parse(text, 1));
         let mut total = Total::default();
         total.add_kernels(Ok(vec![report(good)]));
         assert_eq!((total.programs, total.passed, total.failed), (1, 3, 0));

@@ -113,6 +113,10 @@ impl TunnelArgs {
     }
 }
 
+/// sudo looks for programs in its `secure_path`, where no rustup is; env(1) does so in the PATH it is given.
+/// rustup's toolchains are in HOME.
+const AS_ROOT: &str = "sudo --preserve-env=PATH,HOME env cargo xtask bench";
+
 /// Installs what is compared.
 pub(super) fn setup() -> Result<()> {
     setup::peers()
@@ -122,7 +126,7 @@ pub(super) fn setup() -> Result<()> {
 pub(super) fn run(args: &TunnelArgs) -> Result<()> {
     let (systems, variants) = (args.systems()?, args.variants()?);
     if !shell::is_root() {
-        bail!("the networks and tunnels need root: run `sudo --preserve-env=PATH cargo xtask bench`");
+        bail!("the networks and tunnels need root: run `{AS_ROOT}`");
     }
     let cancel = Cancel::default();
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
