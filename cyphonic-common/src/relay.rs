@@ -32,7 +32,7 @@ pub mod watch;
 pub use arrival::Arrival;
 pub use departure::Departure;
 pub use forward::{Entry, Frame, Hop, Relay, Verdict, relay};
-pub use leg::{Binding, LegError, OwnAddresses, RelayEntry, RelayLeg, RelayState, Way};
+pub use leg::{Leg, LegEntry, LegError, OwnAddresses, PackedLeg, RelayState, Way};
 pub use map::{Family, LAYOUT, PassReason, RelayConfig, RelayCounterIndex};
 pub use origin::Origin;
 pub use place::Place;

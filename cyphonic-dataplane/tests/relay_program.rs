@@ -19,8 +19,8 @@ use aya::maps::HashMap;
 use cyphonic_common::relay::map;
 use cyphonic_common::relay::table::{Table, TableLeg};
 use cyphonic_common::relay::{
-    Binding, Departure, Family, Hop, OwnAddresses, PassReason, RelayCounterIndex, RelayEntry, RelayLeg,
-    RelayRate, RelayState, SliceFrame, Verdict, relay,
+    Departure, Family, Hop, Leg, LegEntry, OwnAddresses, PackedLeg, PassReason, RelayCounterIndex, RelayRate,
+    RelayState, SliceFrame, Verdict, relay,
 };
 use cyphonic_common::{ConnectionId, Counter, DropReason};
 use cyphonic_dataplane::relay::xdp::legs::{Barrier, Legs};
@@ -35,12 +35,12 @@ fn cid(number: u8) -> ConnectionId {
 }
 
 /// A leg from a node at the first interface (see [`lab`]) to `to`, from the relay's address `source`.
-fn leg(from_v6: bool, to: &str, source: &str) -> Binding {
+fn leg(from_v6: bool, to: &str, source: &str) -> Leg {
     let (from, local) = match from_v6 {
         false => ("192.0.2.10:1111", "192.0.2.1"),
         true => ("[2001:db8::10]:1111", "2001:db8::1"),
     };
-    Binding {
+    Leg {
         from: from.parse().unwrap(),
         local: Some(local.parse().unwrap()),
         to: to.parse().unwrap(),
@@ -51,7 +51,7 @@ fn leg(from_v6: bool, to: &str, source: &str) -> Binding {
 }
 
 /// To a node at the other interface.
-fn across(from_v6: bool, to_v6: bool) -> Binding {
+fn across(from_v6: bool, to_v6: bool) -> Leg {
     match to_v6 {
         false => leg(from_v6, "198.51.100.20:2222", "198.51.100.1"),
         true => leg(from_v6, "[2001:db8:1::20]:2222", "2001:db8:1::1"),
@@ -59,14 +59,14 @@ fn across(from_v6: bool, to_v6: bool) -> Binding {
 }
 
 /// To another node at the interface that the packet came by.
-fn back(from_v6: bool, to_v6: bool) -> Binding {
+fn back(from_v6: bool, to_v6: bool) -> Leg {
     match to_v6 {
         false => leg(from_v6, "192.0.2.11:2222", "192.0.2.1"),
         true => leg(from_v6, "[2001:db8::11]:2222", "2001:db8::1"),
     }
 }
 
-fn arriving(leg: &Binding, virtual_cid: ConnectionId, rest: &[u8]) -> Spec {
+fn arriving(leg: &Leg, virtual_cid: ConnectionId, rest: &[u8]) -> Spec {
     Spec {
         source: leg.from,
         destination: SocketAddr::new(leg.local.unwrap(), PORT),
@@ -80,7 +80,7 @@ fn arriving(leg: &Binding, virtual_cid: ConnectionId, rest: &[u8]) -> Spec {
 }
 
 /// What must leave for what came, from nothing.
-fn leaving(leg: &Binding, came: &Spec, hop: &Hop) -> Spec {
+fn leaving(leg: &Leg, came: &Spec, hop: &Hop) -> Spec {
     let mut payload = came.payload.clone();
     payload[1..9].copy_from_slice(REAL.as_bytes());
     Spec {
@@ -217,7 +217,7 @@ fn legs_that_get_into_one_anothers_way_are_all_found_and_none_that_is_gone() {
             let now_bound = &mut bound[usize::from(at)];
             match (*now_bound, round % 3) {
                 (true, 0) => {
-                    let other = Binding { to: "198.51.100.20:3333".parse().unwrap(), ..binding };
+                    let other = Leg { to: "198.51.100.20:3333".parse().unwrap(), ..binding };
                     lab.replace(cid(at), &other);
                     let (_, left) = lab.run(&build(&arriving(&binding, cid(at), &[at; 30])));
                     assert_eq!(parse(&left).1, other.to, "{at}");
@@ -253,9 +253,9 @@ fn without_a_barrier_legs_are_taken_over_and_no_emptied_entry_is_used_again() {
     };
     const PAIRS: u32 = 2048;
     let mut ebpf = load(PAIRS);
-    let mut left: HashMap<_, [u8; 8], [u8; size_of::<RelayEntry>()]> =
+    let mut left: HashMap<_, [u8; 8], [u8; size_of::<LegEntry>()]> =
         ebpf.map_mut(map::name::OVERFLOW).unwrap().try_into().unwrap();
-    left.insert(cid(1).as_bytes(), [0; size_of::<RelayEntry>()], 0).unwrap();
+    left.insert(cid(1).as_bytes(), [0; size_of::<LegEntry>()], 0).unwrap();
     let legs = Legs::take_with(&mut ebpf, REFUSE).unwrap();
     assert_eq!((legs.iter().count(), ASKED.load(Ordering::Relaxed)), (1, 1), "what was left stays");
 
@@ -284,7 +284,7 @@ fn what_the_hash_map_gave_up_is_not_used_again_before_programs_have_ended() {
     let asked = || ASKED.load(Ordering::Relaxed);
     let mut legs = Legs::take_with(&mut load(1), COUNT).unwrap();
     let binding = across(false, false);
-    let other = Binding { to: "198.51.100.20:3333".parse().unwrap(), ..binding };
+    let other = Leg { to: "198.51.100.20:3333".parse().unwrap(), ..binding };
     // The first two stand in the table, which has no room for more.
     for number in 0..5 {
         legs.insert(cid(number), &binding, RelayState::default()).unwrap();
@@ -324,12 +324,12 @@ fn many_legs_of_the_hash_map_that_are_replaced_wait_for_programs_together() {
     };
     let mut legs = Legs::take_with(&mut load(1), COUNT).unwrap();
     let binding = across(false, false);
-    let others = [3333, 4444].map(|port| Binding { to: ([198, 51, 100, 20], port).into(), ..binding });
+    let others = [3333, 4444].map(|port| Leg { to: ([198, 51, 100, 20], port).into(), ..binding });
     let state = |number: u16| RelayState { packets: number.into(), ..RelayState::default() };
     for number in 0..LEGS {
         legs.insert(id(number), &binding, state(number)).unwrap();
     }
-    let all_are = |legs: &Legs, leg: &Binding| {
+    let all_are = |legs: &Legs, leg: &Leg| {
         assert_eq!(legs.iter().filter(|(_, found)| found == leg).count(), usize::from(LEGS));
         let counted = |number: u16| legs.get(id(number)).unwrap().state.packets == u64::from(number);
         assert!((0..LEGS).all(counted));
@@ -377,7 +377,7 @@ impl Drop for Reading<'_> {
 fn no_packet_is_forwarded_by_half_a_leg() {
     Lab::run_in(|lab| {
         let number = |at: u8| ConnectionId::from_random_data([0x80 | at; 8]);
-        let legs = [0u8, 1].map(|at| Binding { real_cid: number(at), ..across(false, at == 1) });
+        let legs = [0u8, 1].map(|at| Leg { real_cid: number(at), ..across(false, at == 1) });
         let came = arriving(&legs[0], cid(1), &[7; 30]);
         let frame = build(&came);
         let (stop, packets) = (AtomicBool::new(false), AtomicU32::new(0));
@@ -563,7 +563,7 @@ fn nothing_is_forwarded_that_should_not_be() {
 #[test]
 fn a_leg_over_its_rate_loses_packets_and_counts_them() {
     Lab::run_in(|lab| {
-        let binding = Binding { rate: RelayRate::new(100_000, 0), ..across(true, true) };
+        let binding = Leg { rate: RelayRate::new(100_000, 0), ..across(true, true) };
         // It has spent more than a century's worth already.
         let state = RelayState { paid_until_ns: u64::MAX / 4, ..RelayState::default() };
         lab.bind_with(cid(1), &binding, state);
@@ -594,16 +594,16 @@ fn without_a_configuration_everything_passes() {
 }
 
 /// One leg for each way through, and those that userspace must serve.
-fn legs() -> Vec<(Binding, RelayState)> {
+fn legs() -> Vec<(Leg, RelayState)> {
     let combinations = [(false, false), (false, true), (true, false), (true, true)];
-    let mut bindings: Vec<Binding> = combinations.iter().map(|(from, to)| across(*from, *to)).collect();
+    let mut bindings: Vec<Leg> = combinations.iter().map(|(from, to)| across(*from, *to)).collect();
     bindings.extend(combinations.iter().map(|(from, to)| back(*from, *to)));
-    bindings.extend(combinations.iter().map(|(from, to)| Binding { source: None, ..across(*from, *to) }));
-    bindings.push(Binding { local: None, ..across(false, true) });
+    bindings.extend(combinations.iter().map(|(from, to)| Leg { source: None, ..across(*from, *to) }));
+    bindings.push(Leg { local: None, ..across(false, true) });
     bindings.push(leg(false, "198.51.100.99:2222", "198.51.100.1"));
     bindings.push(leg(false, "10.99.0.1:2222", "198.51.100.1"));
     let mut legs: Vec<_> = bindings.into_iter().map(|binding| (binding, RelayState::default())).collect();
-    let limited = Binding { rate: RelayRate::new(100_000, 0), ..across(false, false) };
+    let limited = Leg { rate: RelayRate::new(100_000, 0), ..across(false, false) };
     legs.push((limited, RelayState { paid_until_ns: u64::MAX / 4, ..RelayState::default() }));
     legs
 }
@@ -625,8 +625,8 @@ fn the_kernel_and_userspace_agree_on_damaged_frames() {
         }
         let bound = legs().into_iter().zip(0u8..).map(|((binding, state), at)| {
             lab.bind_with(cid(at), &binding, state);
-            let leg = RelayLeg::new(cid(at), &binding, &own).unwrap();
-            TableLeg::new(RelayEntry { state, ..RelayEntry::new(leg) })
+            let leg = PackedLeg::new(cid(at), &binding, &own).unwrap();
+            TableLeg::new(LegEntry { state, ..LegEntry::new(leg) })
         });
         let table: Vec<TableLeg> = bound.collect();
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(cases));

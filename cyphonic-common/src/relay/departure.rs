@@ -3,7 +3,7 @@
 use super::address::{Address, Sum};
 use super::arrival::Arrival;
 use super::forward::{Frame, Hop};
-use super::leg::RelayLeg;
+use super::leg::PackedLeg;
 use super::map::{Family, PassReason};
 use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
@@ -42,7 +42,7 @@ impl Departure {
     #[inline(always)]
     pub fn new(
         arrival: &Arrival,
-        leg: &RelayLeg,
+        leg: &PackedLeg,
         mut source: Address,
         port: [u8; 2],
     ) -> Result<Self, PassReason> {

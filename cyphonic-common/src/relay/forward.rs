@@ -15,7 +15,7 @@
 use super::address::Address;
 use super::arrival::{Arrival, glimpse};
 use super::departure::Departure;
-use super::leg::{RelayLeg, RelayState};
+use super::leg::{PackedLeg, RelayState};
 use super::map::{Family, PassReason, RelayConfig, RelayCounterIndex};
 use super::origin::Origin;
 use crate::buffer::Buffer;
@@ -122,7 +122,7 @@ impl Hop {
 /// A leg in the map.
 pub trait Entry {
     /// The leg.
-    fn leg(&self) -> &RelayLeg;
+    fn leg(&self) -> &PackedLeg;
 
     /// Changes its state.
     fn update<R>(&self, change: impl FnOnce(&mut RelayState) -> R) -> R;
@@ -201,7 +201,7 @@ fn judge<F: Frame + ?Sized, R: Relay>(
 /// The packet must come from the leg's sender and to the relay's address that the leg is for. Both are what
 /// the relay's socket was told: where they differ here, it may still be told the same of this packet.
 #[inline(always)]
-fn check_bound(arrival: &Arrival, leg: &RelayLeg, local: Address) -> Result<(), Verdict> {
+fn check_bound(arrival: &Arrival, leg: &PackedLeg, local: Address) -> Result<(), Verdict> {
     let (from, port) = leg.from();
     let bound = Origin {
         family: leg.from_family(),
@@ -220,7 +220,7 @@ fn check_bound(arrival: &Arrival, leg: &RelayLeg, local: Address) -> Result<(), 
 
 /// The new checksum is made from the old one, so that must be there, and complete.
 #[inline(always)]
-fn check_checksum(arrival: &Arrival, leg: &RelayLeg, config: &RelayConfig) -> Result<(), PassReason> {
+fn check_checksum(arrival: &Arrival, leg: &PackedLeg, config: &RelayConfig) -> Result<(), PassReason> {
     if arrival.checksum == 0 {
         // RFC 768 lets IPv4's senders leave it out; RFC 8200 §8.1 does not let IPv6's.
         let between_v4 = matches!((arrival.origin.family, leg.to_family()), (Family::V4, Family::V4));

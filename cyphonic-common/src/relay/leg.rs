@@ -14,9 +14,9 @@ use super::map::Family;
 use super::rate::RelayRate;
 use crate::cid::ConnectionId;
 
-/// What one leg is made of, in words of userspace.
+/// One direction through the relay, in words of userspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Binding {
+pub struct Leg {
     /// The sender's address: packets from elsewhere are dropped.
     pub from: SocketAddr,
     /// The relay's address that the sender sends to: packets to another one are dropped. `None`: any.
@@ -33,7 +33,7 @@ pub struct Binding {
     pub rate: RelayRate,
 }
 
-impl Binding {
+impl Leg {
     /// From one end to another, by any of the relay's addresses and without limit.
     #[must_use]
     pub const fn new(from: SocketAddr, to: SocketAddr, real_cid: ConnectionId) -> Self {
@@ -71,7 +71,7 @@ impl Binding {
     }
 }
 
-/// A [`Binding`] that contradicts itself. The caller erred.
+/// A [`Leg`] that contradicts itself. The caller erred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LegError {
     /// The relay's address towards an end is of another family than the end.
@@ -158,10 +158,10 @@ impl OwnAddresses {
     }
 }
 
-/// One direction through the relay: a cache line.
+/// A [`Leg`] as it stands in the kernel's map: a cache line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct RelayLeg {
+pub struct PackedLeg {
     /// The virtual connection ID, as it lies in frames. 0, which has no data bit: there is no leg here.
     cid: u64,
     real_cid: u64,
@@ -178,12 +178,12 @@ pub struct RelayLeg {
     reserved: u8,
 }
 
-/// [`RelayLeg::flags`]: the sender is reached by IPv6.
+/// [`PackedLeg::flags`]: the sender is reached by IPv6.
 const FROM_V6: u8 = 1;
-/// [`RelayLeg::flags`]: the receiver is reached by IPv6.
+/// [`PackedLeg::flags`]: the receiver is reached by IPv6.
 const TO_V6: u8 = 2;
 
-impl RelayLeg {
+impl PackedLeg {
     /// Offset of a byte that is 0 and says nothing. The program writes it, so that memory brings the line.
     pub const SPARE: usize = core::mem::offset_of!(Self, reserved);
 
@@ -192,12 +192,12 @@ impl RelayLeg {
     ///
     /// # Errors
     /// [`LegError`] where no packet could ever pass, and where the relay's address has no number.
-    pub fn new(cid: ConnectionId, binding: &Binding, own: &OwnAddresses) -> Result<Self, LegError> {
+    pub fn new(cid: ConnectionId, binding: &Leg, own: &OwnAddresses) -> Result<Self, LegError> {
         binding.check()?;
         if !cid.is_data() {
             return Err(LegError::NotDataId(cid));
         }
-        let Binding { from, local, to, source, real_cid, rate } = binding;
+        let Leg { from, local, to, source, real_cid, rate } = binding;
         let flag = |end: &SocketAddr, flag| if Family::of(&end.ip()) == Family::V6 { flag } else { 0 };
         let number = |address: Option<IpAddr>| match (own.number(address), address) {
             (Some(number), _) => Ok(number),
@@ -221,9 +221,9 @@ impl RelayLeg {
 
     /// The binding this is the leg of, with canonical addresses.
     #[must_use]
-    pub fn binding(&self, own: &OwnAddresses) -> Binding {
+    pub fn unpacked(&self, own: &OwnAddresses) -> Leg {
         let end = |ip, port| SocketAddr::new(address(ip), u16::from_be_bytes(port));
-        Binding {
+        Leg {
             from: end(&self.from, self.from_port),
             local: own.address(self.local),
             to: end(&self.to, self.to_port),
@@ -341,7 +341,7 @@ pub struct Way {
     pub mtu: u16,
     /// DSCP and ECN of the packet that was asked for.
     pub traffic_class: u8,
-    /// 0, see [`RelayLeg::SPARE`].
+    /// 0, see [`PackedLeg::SPARE`].
     pub reserved: u8,
 }
 
@@ -349,19 +349,19 @@ pub struct Way {
 /// the program.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]
-pub struct RelayEntry {
+pub struct LegEntry {
     /// Never changed while the program can find it.
-    pub leg: RelayLeg,
+    pub leg: PackedLeg,
     /// Written by the program; userspace carries it over when it replaces a leg.
     pub state: RelayState,
     /// Written by the program.
     pub way: Way,
 }
 
-impl RelayEntry {
+impl LegEntry {
     /// A leg that has carried nothing.
     #[must_use]
-    pub fn new(leg: RelayLeg) -> Self {
+    pub fn new(leg: PackedLeg) -> Self {
         Self { leg, ..Self::default() }
     }
 }
@@ -375,18 +375,19 @@ fn address(octets: &[u8; 16]) -> IpAddr {
 }
 
 // No padding: the sizes are the sums of the fields' sizes.
-const _: () = assert!(size_of::<RelayLeg>() == 2 * 8 + 2 * 16 + 2 * 2 + 8 + 4 && align_of::<RelayLeg>() == 8);
+const _: () =
+    assert!(size_of::<PackedLeg>() == 2 * 8 + 2 * 16 + 2 * 2 + 8 + 4 && align_of::<PackedLeg>() == 8);
 const _: () = assert!(size_of::<RelayState>() == 5 * 8 && align_of::<RelayState>() == 8);
 const _: () = assert!(size_of::<Way>() == 6 * 4 && align_of::<Way>() == 4);
-const _: () = assert!(size_of::<RelayEntry>() == 128 && align_of::<RelayEntry>() == 8);
+const _: () = assert!(size_of::<LegEntry>() == 128 && align_of::<LegEntry>() == 8);
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn binding(from: &str, to: &str) -> Binding {
-        Binding {
+    fn binding(from: &str, to: &str) -> Leg {
+        Leg {
             from: from.parse().unwrap(),
             local: None,
             to: to.parse().unwrap(),
@@ -406,7 +407,7 @@ mod tests {
                 own.map(|ip| ip.to_canonical())
                     .filter(|ip| ip.is_ipv4() == canonical(end).is_ipv4() && *ip != IpAddr::from([0; 16]))
             };
-            let binding = Binding {
+            let binding = Leg {
                 from: canonical(from), to: canonical(to), local: same(local, from), source: same(source, to),
                 real_cid: ConnectionId::from_random_data(cid), rate: RelayRate::new(rate, rate),
             };
@@ -415,10 +416,10 @@ mod tests {
                 if own.number(Some(address)).is_none() { prop_assert!(own.add(address).is_some()); }
             }
             let cid = ConnectionId::from_random_data([3; 8]);
-            let leg = RelayLeg::new(cid, &binding, &own).unwrap();
-            prop_assert_eq!((leg.binding(&own), leg.cid().to_ne_bytes()), (binding, *cid.as_bytes()));
+            let leg = PackedLeg::new(cid, &binding, &own).unwrap();
+            prop_assert_eq!((leg.unpacked(&own), leg.cid().to_ne_bytes()), (binding, *cid.as_bytes()));
             let read = OwnAddresses::from_octets((0..=255).map(|number| *own.octets(number)));
-            prop_assert_eq!(leg.binding(&read), binding);
+            prop_assert_eq!(leg.unpacked(&read), binding);
         }
     }
 
@@ -427,8 +428,8 @@ mod tests {
         let mapped = binding("[::ffff:192.0.2.1]:5", "[2001:db8::1]:6");
         assert_eq!(mapped.canonical(), binding("192.0.2.1:5", "[2001:db8::1]:6"));
         let (cid, own) = (ConnectionId::from_random_data([3; 8]), OwnAddresses::default());
-        let leg = RelayLeg::new(cid, &mapped, &own).unwrap();
-        assert_eq!(leg, RelayLeg::new(cid, &mapped.canonical(), &own).unwrap());
+        let leg = PackedLeg::new(cid, &mapped, &own).unwrap();
+        assert_eq!(leg, PackedLeg::new(cid, &mapped.canonical(), &own).unwrap());
         assert_eq!((leg.from_family(), leg.to_family()), (Family::V4, Family::V6));
     }
 
@@ -437,21 +438,21 @@ mod tests {
         let good = binding("192.0.2.1:5", "[2001:db8::1]:6");
         let v6: IpAddr = "2001:db8::9".parse().unwrap();
         let v4: IpAddr = "192.0.2.9".parse().unwrap();
-        let local = Binding { local: Some(v6), ..good };
+        let local = Leg { local: Some(v6), ..good };
         assert_eq!(local.check(), Err(LegError::Families(v6, good.from)));
-        let source = Binding { source: Some(v4), ..good };
+        let source = Leg { source: Some(v4), ..good };
         assert_eq!(source.check(), Err(LegError::Families(v4, good.to)));
         let cid = ConnectionId::from_random_signalling([1; 8]);
-        assert_eq!(Binding { real_cid: cid, ..good }.check(), Err(LegError::NotDataId(cid)));
-        assert_eq!(RelayLeg::new(cid, &good, &OwnAddresses::default()), Err(LegError::NotDataId(cid)));
+        assert_eq!(Leg { real_cid: cid, ..good }.check(), Err(LegError::NotDataId(cid)));
+        assert_eq!(PackedLeg::new(cid, &good, &OwnAddresses::default()), Err(LegError::NotDataId(cid)));
     }
 
     #[test]
     fn an_address_without_a_number_is_told_and_the_list_is_bounded() {
         let v6 = |low: u16| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, low]);
-        let binding = Binding { local: Some(v6(9)), ..binding("[2001:db8::1]:5", "192.0.2.1:6") };
+        let binding = Leg { local: Some(v6(9)), ..binding("[2001:db8::1]:5", "192.0.2.1:6") };
         let (cid, mut own) = (ConnectionId::from_random_data([3; 8]), OwnAddresses::default());
-        assert_eq!(RelayLeg::new(cid, &binding, &own), Err(LegError::TooManyAddresses(v6(9))));
+        assert_eq!(PackedLeg::new(cid, &binding, &own), Err(LegError::TooManyAddresses(v6(9))));
         let added = (1..1000).filter(|low| own.add(v6(*low)).is_some()).count();
         assert_eq!(
             (added, own.number(Some(v6(255))), own.number(None)),

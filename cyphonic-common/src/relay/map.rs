@@ -3,18 +3,18 @@
 use core::mem::offset_of;
 use core::net::IpAddr;
 
-use super::leg::{RelayEntry, RelayLeg, RelayState};
+use super::leg::{LegEntry, PackedLeg, RelayState};
 use crate::drop_reason::{DropReason, reasons};
 
 /// Names in the object file.
 pub mod name {
     /// The XDP program.
     pub const PROGRAM: &str = "cyphonic_relay";
-    /// Array of pairs of [`RelayEntry`](super::RelayEntry): see [`place`](crate::relay::place). The loader
+    /// Array of pairs of [`LegEntry`](super::LegEntry): see [`place`](crate::relay::place). The loader
     /// sets how many.
     pub const LEGS: &str = "LEGS";
     /// Hash from a [`ConnectionId`](crate::ConnectionId)'s eight bytes to a
-    /// [`RelayEntry`](super::RelayEntry), for legs that the array has no room for. The loader sets how
+    /// [`LegEntry`](super::LegEntry), for legs that the array has no room for. The loader sets how
     /// many entries it has; they are allocated when they are made.
     pub const OVERFLOW: &str = "OVERFLOW";
     /// Array of the relay's own addresses by number: see [`OwnAddresses`](crate::relay::OwnAddresses).
@@ -56,15 +56,15 @@ pub const LAYOUT: u64 = layout();
 const fn layout() -> u64 {
     let parts = [
         REVISION,
-        size_of::<RelayEntry>() as u64,
-        size_of::<RelayLeg>() as u64,
-        offset_of!(RelayEntry, state) as u64,
+        size_of::<LegEntry>() as u64,
+        size_of::<PackedLeg>() as u64,
+        offset_of!(LegEntry, state) as u64,
         offset_of!(RelayState, packets) as u64,
         offset_of!(RelayState, bytes) as u64,
         offset_of!(RelayState, last_seen_ns) as u64,
         offset_of!(RelayState, over_rate) as u64,
         offset_of!(RelayState, paid_until_ns) as u64,
-        offset_of!(RelayEntry, way) as u64,
+        offset_of!(LegEntry, way) as u64,
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut at = 0;

@@ -7,7 +7,7 @@
 //! secret is needed.
 
 /// Bytes of a pair.
-pub const PAIR_LEN: usize = size_of::<[super::RelayEntry; 2]>();
+pub const PAIR_LEN: usize = size_of::<[super::LegEntry; 2]>();
 
 /// The pairs of a table for so many legs. With one for each, nine legs in ten are in their first pair when
 /// all are bound, and one in 150 is in the hash map.

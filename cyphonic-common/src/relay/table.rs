@@ -5,27 +5,27 @@ use core::cell::Cell;
 use super::address::Address;
 use super::departure::Departure;
 use super::forward::{Entry, Hop, Relay};
-use super::leg::{OwnAddresses, RelayEntry, RelayLeg, RelayState};
+use super::leg::{LegEntry, OwnAddresses, PackedLeg, RelayState};
 use super::map::PassReason;
 
 /// A leg that a [`Table`] holds.
 #[derive(Debug)]
 pub struct TableLeg {
-    leg: RelayLeg,
+    leg: PackedLeg,
     state: Cell<RelayState>,
 }
 
 impl TableLeg {
     /// An entry. Its way is not used.
     #[must_use]
-    pub const fn new(entry: RelayEntry) -> Self {
-        let RelayEntry { leg, state, .. } = entry;
+    pub const fn new(entry: LegEntry) -> Self {
+        let LegEntry { leg, state, .. } = entry;
         Self { leg, state: Cell::new(state) }
     }
 
     /// The entry as it is now.
-    pub fn entry(&self) -> RelayEntry {
-        RelayEntry { state: self.state.get(), ..RelayEntry::new(self.leg) }
+    pub fn entry(&self) -> LegEntry {
+        LegEntry { state: self.state.get(), ..LegEntry::new(self.leg) }
     }
 
     /// What it has carried.
@@ -71,7 +71,7 @@ impl<'a, R: Fn(&Departure) -> Result<Hop, PassReason>> Relay for Table<'a, R> {
 }
 
 impl Entry for &TableLeg {
-    fn leg(&self) -> &RelayLeg {
+    fn leg(&self) -> &PackedLeg {
         &self.leg
     }
 

@@ -38,9 +38,9 @@ fn ends(from_v6: bool, to_v6: bool) -> Ends {
     }
 }
 
-fn binding(ends: &Ends) -> Binding {
+fn binding(ends: &Ends) -> Leg {
     let Ends { from, local, source, to } = *ends;
-    Binding { from, local: Some(local), to, source: Some(source), real_cid: REAL, rate: RelayRate::UNLIMITED }
+    Leg { from, local: Some(local), to, source: Some(source), real_cid: REAL, rate: RelayRate::UNLIMITED }
 }
 
 /// The relay's addresses.
@@ -53,8 +53,8 @@ fn own() -> OwnAddresses {
     own
 }
 
-fn leg(binding: &Binding) -> RelayLeg {
-    RelayLeg::new(VIRTUAL, binding, &own()).unwrap()
+fn leg(binding: &Leg) -> PackedLeg {
+    PackedLeg::new(VIRTUAL, binding, &own()).unwrap()
 }
 
 fn arriving(ends: &Ends, rest: &[u8]) -> Spec {
@@ -91,7 +91,7 @@ fn leaving(ends: &Ends, came: &Spec) -> Spec {
 fn run_with(
     frame: &[u8],
     headroom: usize,
-    entry: RelayEntry,
+    entry: LegEntry,
     config: &RelayConfig,
     route: Result<Hop, PassReason>,
 ) -> (Verdict, Vec<u8>, RelayState) {
@@ -104,8 +104,8 @@ fn run_with(
     (verdict, frame.bytes().to_vec(), legs[0].state())
 }
 
-fn run(frame: &[u8], binding: &Binding) -> (Verdict, Vec<u8>, RelayState) {
-    let entry = RelayEntry::new(leg(binding));
+fn run(frame: &[u8], binding: &Leg) -> (Verdict, Vec<u8>, RelayState) {
+    let entry = LegEntry::new(leg(binding));
     run_with(frame, HEADROOM, entry, &RelayConfig::new(PORT, false), Ok(HOP))
 }
 
@@ -160,9 +160,9 @@ proptest! {
         }
         frame.truncate(cut.unwrap_or(usize::MAX));
         let source = source.then_some(ends.source);
-        let leg = leg(&Binding { source, ..binding(&ends) });
+        let leg = leg(&Leg { source, ..binding(&ends) });
         let config = RelayConfig::new(PORT, merged);
-        let (verdict, left, state) = run_with(&frame, headroom, RelayEntry::new(leg), &config, Ok(HOP));
+        let (verdict, left, state) = run_with(&frame, headroom, LegEntry::new(leg), &config, Ok(HOP));
         let Verdict::Forward { .. } = verdict else {
             prop_assert_eq!(&left, &frame);
             prop_assert_eq!(state, RelayState::default());
@@ -182,7 +182,7 @@ proptest! {
     fn any_bytes_end_without_a_panic(bytes: Vec<u8>, headroom in 0usize..40) {
         let leg = leg(&binding(&ends(true, true)));
         let config = RelayConfig::new(PORT, false);
-        let (verdict, left, _) = run_with(&bytes, headroom, RelayEntry::new(leg), &config, Ok(HOP));
+        let (verdict, left, _) = run_with(&bytes, headroom, LegEntry::new(leg), &config, Ok(HOP));
         prop_assert!(matches!(verdict, Verdict::Pass(_)));
         prop_assert_eq!(left, bytes);
     }
@@ -282,7 +282,7 @@ fn only_the_legs_sender_may_use_it_and_only_at_the_relays_address() {
         assert_eq!(verdict(&build(&spec)), Verdict::Pass(PassReason::UnboundSource), "{spec:?}");
     }
     // A leg that names no address of the relay's takes every one.
-    let any = Binding { local: None, ..binding(&good) };
+    let any = Leg { local: None, ..binding(&good) };
     let (verdict, ..) = run(&build(&Spec { destination: local, ..spec }), &any);
     assert!(matches!(verdict, Verdict::Forward { .. }), "{verdict:?}");
 }
@@ -302,7 +302,7 @@ fn a_missing_checksum_stays_missing_between_ipv4_unless_frames_are_merged() {
     let (verdict, left, _) = run(&build(&came), &binding(&ends));
     assert!(matches!(verdict, Verdict::Forward { .. }), "{verdict:?}");
     assert_eq!(left, build(&leaving(&ends, &came)));
-    let entry = RelayEntry::new(leg(&binding(&ends)));
+    let entry = LegEntry::new(leg(&binding(&ends)));
     let (verdict, ..) = run_with(&build(&came), HEADROOM, entry, &RelayConfig::new(PORT, true), Ok(HOP));
     assert_eq!(verdict, Verdict::Pass(PassReason::NoChecksum));
 }
@@ -328,16 +328,16 @@ fn a_partial_checksum_passes() {
 fn a_leg_without_a_source_answers_from_where_it_was_asked() {
     let same = ends(false, false);
     let came = arriving(&same, &[0; 30]);
-    let (_, left, _) = run(&build(&came), &Binding { source: None, ..binding(&same) });
+    let (_, left, _) = run(&build(&came), &Leg { source: None, ..binding(&same) });
     assert_eq!(left, build(&leaving(&Ends { source: same.local, ..same }, &came)));
     let other = ends(false, true);
     let frame = build(&arriving(&other, &[0; 30]));
-    let (verdict, ..) = run(&frame, &Binding { source: None, ..binding(&other) });
+    let (verdict, ..) = run(&frame, &Leg { source: None, ..binding(&other) });
     assert_eq!(verdict, Verdict::Pass(PassReason::NoSource));
     // Not even a broadcast makes the relay send from an address that is nobody's.
     for destination in ["255.255.255.255:4433", "224.0.0.1:4433"] {
         let frame = build(&Spec { destination: destination.parse().unwrap(), ..arriving(&same, &[0; 30]) });
-        let any = Binding { source: None, local: None, ..binding(&same) };
+        let any = Leg { source: None, local: None, ..binding(&same) };
         assert_eq!(run(&frame, &any).0, Verdict::Pass(PassReason::NoSource), "{destination}");
     }
 }
@@ -346,7 +346,7 @@ fn a_leg_without_a_source_answers_from_where_it_was_asked() {
 fn where_the_way_is_userspaces_the_frame_stays_as_it_is() {
     let ends = ends(false, true);
     let frame = build(&arriving(&ends, &[0; 30]));
-    let entry = RelayEntry::new(leg(&binding(&ends)));
+    let entry = LegEntry::new(leg(&binding(&ends)));
     let config = RelayConfig::new(PORT, false);
     for reason in
         [PassReason::NoRoute, PassReason::NoNeighbour, PassReason::TooBig, PassReason::OtherInterface]
@@ -369,15 +369,15 @@ fn where_the_way_is_userspaces_the_frame_stays_as_it_is() {
 fn a_leg_over_its_rate_loses_packets_and_counts_them() {
     let ends = ends(true, false);
     let rate = RelayRate::new(1_000_000, 0);
-    let leg = leg(&Binding { rate, ..binding(&ends) });
+    let leg = leg(&Leg { rate, ..binding(&ends) });
     let state = RelayState { paid_until_ns: NOW + 1_000_000_000, ..RelayState::default() };
     let frame = build(&arriving(&ends, &[0; 30]));
     let config = RelayConfig::new(PORT, false);
     let (verdict, _, after) =
-        run_with(&frame, HEADROOM, RelayEntry { state, ..RelayEntry::new(leg) }, &config, Ok(HOP));
+        run_with(&frame, HEADROOM, LegEntry { state, ..LegEntry::new(leg) }, &config, Ok(HOP));
     assert_eq!(verdict, Verdict::Drop(DropReason::RateLimited));
     assert_eq!(after, RelayState { over_rate: 1, ..state });
-    let (verdict, _, after) = run_with(&frame, HEADROOM, RelayEntry::new(leg), &config, Ok(HOP));
+    let (verdict, _, after) = run_with(&frame, HEADROOM, LegEntry::new(leg), &config, Ok(HOP));
     assert!(matches!(verdict, Verdict::Forward { redirect: Some(7), .. }));
     assert_eq!((after.packets, after.over_rate), (1, 0));
     assert!(after.paid_until_ns > NOW);

@@ -11,7 +11,7 @@ use cyphonic_common::map::PeerEntry;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey, PolicyTable};
 use cyphonic_common::relay::table::{Table, TableLeg};
 use cyphonic_common::relay::{
-    Binding, Departure, Family, Hop, OwnAddresses, PassReason, RelayConfig, RelayEntry, RelayLeg, SliceFrame,
+    Departure, Family, Hop, Leg, LegEntry, OwnAddresses, PackedLeg, PassReason, RelayConfig, SliceFrame,
     Verdict, relay,
 };
 use cyphonic_common::{ConnectionId, InterfaceConfig};
@@ -62,16 +62,16 @@ pub(crate) fn relaying(criterion: &mut Criterion) {
         let (virtual_cid, real_cid) =
             (ConnectionId::from_random_data([1; 8]), ConnectionId::from_random_data([2; 8]));
         let from: SocketAddr = "192.0.2.10:1000".parse().unwrap();
-        let binding = Binding {
+        let binding = Leg {
             local: Some("192.0.2.1".parse().unwrap()),
             source: Some(source.parse().unwrap()),
-            ..Binding::new(from, to.parse().unwrap(), real_cid)
+            ..Leg::new(from, to.parse().unwrap(), real_cid)
         };
         let mut own = OwnAddresses::default();
         binding.local.into_iter().chain(binding.source).for_each(|address| {
             own.add(address).unwrap();
         });
-        let legs = [TableLeg::new(RelayEntry::new(RelayLeg::new(virtual_cid, &binding, &own).unwrap()))];
+        let legs = [TableLeg::new(LegEntry::new(PackedLeg::new(virtual_cid, &binding, &own).unwrap()))];
         let route = |_: &Departure| -> Result<Hop, PassReason> { Ok(Hop::new([2; 6], [4; 6], None)) };
         let table = Table { legs: &legs, own: &own, route, now_ns: 1 };
         let config = RelayConfig::new(443, false);

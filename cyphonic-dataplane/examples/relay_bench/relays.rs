@@ -13,7 +13,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use cyphonic_common::ConnectionId;
 use cyphonic_common::relay::map::name;
 use cyphonic_common::relay::place::pairs_for;
-use cyphonic_common::relay::{Binding, RelayConfig, RelayRate, RelayState};
+use cyphonic_common::relay::{Leg, RelayConfig, RelayRate, RelayState};
 use cyphonic_dataplane::relay::xdp::legs::Legs;
 use cyphonic_dataplane::relay::xdp::watch::Watcher;
 use cyphonic_dataplane::relay::{RelayMap, UserspaceRelay};
@@ -147,9 +147,9 @@ impl Drop for Userspace {
     }
 }
 
-fn binding(number: u32) -> Binding {
+fn binding(number: u32) -> Leg {
     let end = |first: u32| SocketAddr::from((Ipv4Addr::from(first + number), END_PORT));
-    Binding {
+    Leg {
         from: end(FIRST_SENDER),
         local: Some(RELAY.into()),
         to: end(u32::from(FIRST_RECEIVER)),

@@ -9,7 +9,7 @@
 use aya::Pod;
 use cyphonic_common::map::{Counter, InterfaceConfig, PeerEntry};
 use cyphonic_common::policy::PolicyKey;
-use cyphonic_common::relay::{RelayConfig, RelayEntry, RelayLeg, RelayRate, RelayState, RelayWatch, Way};
+use cyphonic_common::relay::{LegEntry, PackedLeg, RelayConfig, RelayRate, RelayState, RelayWatch, Way};
 use cyphonic_common::steer::UnderlayConfig;
 
 /// A value as aya copies it.
@@ -46,12 +46,12 @@ const _: () = assert!(size_of::<RelayWatch>() == 2 * 4);
 unsafe impl Pod for Value<RelayWatch> {}
 
 const _: () = assert!(size_of::<RelayRate>() == 2 * 4);
-const _: () = assert!(size_of::<RelayLeg>() == 2 * 8 + 2 * 16 + 2 * 2 + size_of::<RelayRate>() + 4);
+const _: () = assert!(size_of::<PackedLeg>() == 2 * 8 + 2 * 16 + 2 * 2 + size_of::<RelayRate>() + 4);
 const _: () = assert!(size_of::<RelayState>() == 5 * 8);
 const _: () = assert!(size_of::<Way>() == 3 * 4 + 2 * 4 + 2 + 2);
 const _: () =
-    assert!(size_of::<RelayEntry>() == size_of::<RelayLeg>() + size_of::<RelayState>() + size_of::<Way>());
+    assert!(size_of::<LegEntry>() == size_of::<PackedLeg>() + size_of::<RelayState>() + size_of::<Way>());
 // SAFETY: `repr(C)`: a leg, its state and its way, which are `repr(C)` and consist of integers and arrays of
 // bytes: a leg of two `u64`, two addresses, two ports, a rate (two `u32`) and four bytes, its state of five
 // `u64`, its way of five `u32`, a `u16` and two bytes.
-unsafe impl Pod for Value<RelayEntry> {}
+unsafe impl Pod for Value<LegEntry> {}

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, PerCpuArray};
-use cyphonic_common::relay::{LegError, PassReason, RelayCounterIndex, RelayEntry, RelayState};
+use cyphonic_common::relay::{LegEntry, LegError, PassReason, RelayCounterIndex, RelayState};
 use cyphonic_common::{ConnectionId, Counter, DropReason};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -220,7 +220,7 @@ impl XdpRelay {
         }
     }
 
-    fn last_seen(&self, entry: &RelayEntry) -> Option<Instant> {
+    fn last_seen(&self, entry: &LegEntry) -> Option<Instant> {
         let (then_ns, then) = self.epoch;
         match entry.state.last_seen_ns {
             0 => None,
@@ -229,7 +229,7 @@ impl XdpRelay {
         }
     }
 
-    fn sum(&self, userspace: LegStats, entry: Option<RelayEntry>) -> LegStats {
+    fn sum(&self, userspace: LegStats, entry: Option<LegEntry>) -> LegStats {
         let Some(entry) = entry else { return userspace };
         LegStats {
             packets: userspace.packets + entry.state.packets,
@@ -372,7 +372,7 @@ fn monotonic_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use cyphonic_common::relay::RelayLeg;
+    use cyphonic_common::relay::PackedLeg;
 
     use super::object::Object;
 
@@ -393,8 +393,8 @@ mod tests {
             legs.insert(cid(number), &leg(2000), RelayState::default()).unwrap();
         }
         // It was killed before it took the old one away; and the third one's address makes no sense.
-        let twice = RelayLeg::new(cid(2), &leg(3000), &Default::default()).unwrap();
-        overflow.insert(cid(2).as_bytes(), Value(RelayEntry::new(twice)), 0).unwrap();
+        let twice = PackedLeg::new(cid(2), &leg(3000), &Default::default()).unwrap();
+        overflow.insert(cid(2).as_bytes(), Value(LegEntry::new(twice)), 0).unwrap();
         legs.replace(cid(3), &leg(0)).unwrap();
         let userspace = UserspaceRelay::new(16);
         assert_eq!(adopt(&mut legs, &userspace), HashSet::from([cid(1)]));

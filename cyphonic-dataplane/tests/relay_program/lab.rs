@@ -20,7 +20,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use cyphonic_common::relay::map::name;
 use cyphonic_common::relay::watch::ticks;
 use cyphonic_common::relay::{
-    Binding, Departure, Family, Hop, PassReason, RelayConfig, RelayCounterIndex, RelayEntry, RelayState,
+    Departure, Family, Hop, Leg, LegEntry, PassReason, RelayConfig, RelayCounterIndex, RelayState,
     RelayWatch, Verdict,
 };
 use cyphonic_common::{ConnectionId, Counter};
@@ -144,25 +144,25 @@ impl Lab {
         map.set(0, Value(config), 0).unwrap();
     }
 
-    pub(crate) fn bind(&self, cid: ConnectionId, leg: &Binding) {
+    pub(crate) fn bind(&self, cid: ConnectionId, leg: &Leg) {
         self.bind_with(cid, leg, RelayState::default());
     }
 
-    pub(crate) fn bind_with(&self, cid: ConnectionId, leg: &Binding, state: RelayState) {
+    pub(crate) fn bind_with(&self, cid: ConnectionId, leg: &Leg, state: RelayState) {
         let mut legs = self.legs.borrow_mut();
         legs.insert(cid, leg, state).unwrap();
         legs.settle();
     }
 
     /// Puts another leg in a bound one's place.
-    pub(crate) fn replace(&self, cid: ConnectionId, leg: &Binding) {
+    pub(crate) fn replace(&self, cid: ConnectionId, leg: &Leg) {
         let mut legs = self.legs.borrow_mut();
         legs.replace(cid, leg).unwrap();
         legs.settle();
     }
 
     /// Removes a leg and returns what became of it.
-    pub(crate) fn unbind(&self, cid: ConnectionId) -> Option<RelayEntry> {
+    pub(crate) fn unbind(&self, cid: ConnectionId) -> Option<LegEntry> {
         self.legs.borrow_mut().remove(cid)
     }
 

@@ -8,29 +8,29 @@ use aya_ebpf::maps::{Array, HashMap};
 use cyphonic_common::relay::address::Address;
 use cyphonic_common::relay::leg::MAX_OWN_ADDRESSES;
 use cyphonic_common::relay::map::DEFAULT_LEGS;
-use cyphonic_common::relay::{Entry, Place, RelayEntry, RelayLeg, RelayState, Way};
+use cyphonic_common::relay::{Entry, Place, LegEntry, PackedLeg, RelayState, Way};
 
 /// See [`cyphonic_common::relay::place`]. Userspace writes it as memory of its own, with the rules that stand
 /// there.
 #[map]
-static LEGS: Array<[RelayEntry; 2]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static LEGS: Array<[LegEntry; 2]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Legs without a place in the table. Memory is taken when one is made.
 #[map]
-static OVERFLOW: HashMap<u64, RelayEntry> = HashMap::with_max_entries(DEFAULT_LEGS, BPF_F_NO_PREALLOC);
+static OVERFLOW: HashMap<u64, LegEntry> = HashMap::with_max_entries(DEFAULT_LEGS, BPF_F_NO_PREALLOC);
 
 /// See [`cyphonic_common::relay::OwnAddresses`].
 #[map]
 static OWN_ADDRESSES: Array<[u8; 16]> = Array::with_max_entries(MAX_OWN_ADDRESSES as u32, 0);
 
 /// The two entries where a leg mostly stands: its home, and the one beside it.
-pub(crate) struct Candidates(Option<[*mut RelayEntry; 2]>);
+pub(crate) struct Candidates(Option<[*mut LegEntry; 2]>);
 
 /// The entries of a place.
 #[inline(always)]
-fn entries(place: Place) -> Option<[*mut RelayEntry; 2]> {
+fn entries(place: Place) -> Option<[*mut LegEntry; 2]> {
     let Place { pair, home } = place;
-    let entries = LEGS.get_ptr_mut(pair)?.cast::<RelayEntry>();
+    let entries = LEGS.get_ptr_mut(pair)?.cast::<LegEntry>();
     // SAFETY: `home` is 0 or 1, and a pair has two entries.
     Some(unsafe { [entries.add(home), entries.add(home ^ 1)] })
 }
@@ -44,9 +44,9 @@ pub(crate) fn locate(cid: u64, pairs: u32) -> Candidates {
         // are read. SAFETY: the pointers are to live map values. The bytes are 0, nobody reads them,
         // and they stay as they are.
         unsafe {
-            (&raw mut (*home).leg).cast::<u8>().add(RelayLeg::SPARE).write_volatile(0);
+            (&raw mut (*home).leg).cast::<u8>().add(PackedLeg::SPARE).write_volatile(0);
             (&raw mut (*home).way.reserved).write_volatile(0);
-            (&raw mut (*beside).leg).cast::<u8>().add(RelayLeg::SPARE).write_volatile(0);
+            (&raw mut (*beside).leg).cast::<u8>().add(PackedLeg::SPARE).write_volatile(0);
         }
     }
     Candidates(candidates)
@@ -72,19 +72,19 @@ pub(crate) fn own(number: u8) -> Address {
 /// A leg's entry. What it says stays as it is until the program ends, even where userspace removes it.
 pub(crate) struct KernelEntry {
     /// Depends on the ID that was read.
-    entry: *mut RelayEntry,
+    entry: *mut LegEntry,
 }
 
 impl KernelEntry {
     #[inline(always)]
-    fn among([home, beside]: [*mut RelayEntry; 2], cid: u64) -> Option<Self> {
+    fn among([home, beside]: [*mut LegEntry; 2], cid: u64) -> Option<Self> {
         Self::of(home, cid).or_else(|| Self::of(beside, cid))
     }
 
     /// The entry, if it is that leg's.
     #[inline(always)]
-    fn of(entry: *mut RelayEntry, cid: u64) -> Option<Self> {
-        // SAFETY: the pointer is to a live map value, which has the size of `RelayEntry` and at least its
+    fn of(entry: *mut LegEntry, cid: u64) -> Option<Self> {
+        // SAFETY: the pointer is to a live map value, which has the size of `LegEntry` and at least its
         // alignment.
         let found = unsafe { (&raw const (*entry).leg).cast::<u64>().read_volatile() };
         let mut nothing = found;
@@ -117,7 +117,7 @@ impl KernelEntry {
 
 impl Entry for KernelEntry {
     #[inline(always)]
-    fn leg(&self) -> &RelayLeg {
+    fn leg(&self) -> &PackedLeg {
         // SAFETY: as in `of`. Nobody writes to a leg that a program has found: userspace uses its entry again
         // only after all programs that ran when it was removed have ended.
         unsafe { &(*self.entry).leg }

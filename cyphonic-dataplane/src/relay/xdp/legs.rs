@@ -29,14 +29,14 @@ use cyphonic_common::ConnectionId;
 use cyphonic_common::relay::leg::MAX_OWN_ADDRESSES;
 use cyphonic_common::relay::map::name;
 use cyphonic_common::relay::place::PAIR_LEN;
-use cyphonic_common::relay::{Binding, LegError, OwnAddresses, Place, RelayEntry, RelayLeg, RelayState};
+use cyphonic_common::relay::{Leg, LegEntry, LegError, OwnAddresses, PackedLeg, Place, RelayState};
 
 use super::XdpError;
 use crate::bpf::pod::Value;
 use crate::xsk::memory::Mapping;
 
 /// Words of an entry. The first is the connection ID.
-const WORDS: usize = size_of::<RelayEntry>() / size_of::<u64>();
+const WORDS: usize = size_of::<LegEntry>() / size_of::<u64>();
 /// Entries that may rest before something is done about it, at least.
 const MIN_RESTING: usize = 1024;
 /// Legs that may wait for the hash map: then programs are waited for at once.
@@ -63,7 +63,7 @@ pub struct Legs {
     /// Held for a program that is not loaded yet.
     _map: MapData,
     pairs: u32,
-    overflow: HashMap<MapData, [u8; 8], Value<RelayEntry>>,
+    overflow: HashMap<MapData, [u8; 8], Value<LegEntry>>,
     own: OwnAddresses,
     own_map: Array<MapData, [u8; 16]>,
     /// Empty entries that a program may still be reading.
@@ -71,7 +71,7 @@ pub struct Legs {
     /// Whether the hash map has given up entries that a program may still be reading.
     overflow_resting: bool,
     /// Legs for the hash map while it may take none. They are in the kernel nowhere else.
-    waiting: BTreeMap<ConnectionId, RelayEntry>,
+    waiting: BTreeMap<ConnectionId, LegEntry>,
     /// Whether the kernel refused some of them when they were put there last.
     refused: bool,
     /// Nothing once the kernel has refused it.
@@ -143,7 +143,7 @@ impl Legs {
     }
 
     /// The leg with this virtual connection ID, its state and its way.
-    pub fn get(&self, cid: ConnectionId) -> Option<RelayEntry> {
+    pub fn get(&self, cid: ConnectionId) -> Option<LegEntry> {
         match self.spot(cid)? {
             Spot::Table(at) => self.read(at),
             Spot::Overflow => self.overflow.get(cid.as_bytes(), 0).ok().map(|value| value.0),
@@ -155,9 +155,9 @@ impl Legs {
     ///
     /// # Errors
     /// [`LegsError`]. Nothing has changed.
-    pub fn insert(&mut self, cid: ConnectionId, leg: &Binding, state: RelayState) -> Result<(), LegsError> {
+    pub fn insert(&mut self, cid: ConnectionId, leg: &Leg, state: RelayState) -> Result<(), LegsError> {
         let leg = self.leg(cid, leg)?;
-        self.put(cid, RelayEntry { state, ..RelayEntry::new(leg) })
+        self.put(cid, LegEntry { state, ..LegEntry::new(leg) })
     }
 
     /// Puts another leg in a bound one's place, as [`insert`](Self::insert) does; counters go on. Without one
@@ -165,14 +165,14 @@ impl Legs {
     ///
     /// # Errors
     /// [`LegsError`]. Nothing has changed.
-    pub fn replace(&mut self, cid: ConnectionId, leg: &Binding) -> Result<(), LegsError> {
+    pub fn replace(&mut self, cid: ConnectionId, leg: &Leg) -> Result<(), LegsError> {
         let leg = self.leg(cid, leg)?;
         let (old, found) = (self.spot(cid), self.get(cid));
         if found.is_some_and(|found| found.leg == leg) {
             return Ok(());
         }
         let state = found.map(|entry| entry.state).unwrap_or_default();
-        let entry = RelayEntry { state, ..RelayEntry::new(leg) };
+        let entry = LegEntry { state, ..LegEntry::new(leg) };
         match old {
             Some(Spot::Overflow) => match self.free(cid) {
                 Some(at) => {
@@ -212,7 +212,7 @@ impl Legs {
     }
 
     /// Unbinds, and returns what was bound: the program does not find it any more.
-    pub fn remove(&mut self, cid: ConnectionId) -> Option<RelayEntry> {
+    pub fn remove(&mut self, cid: ConnectionId) -> Option<LegEntry> {
         let spot = self.spot(cid)?;
         let entry = self.get(cid);
         match spot {
@@ -252,21 +252,21 @@ impl Legs {
     }
 
     /// All legs.
-    pub fn iter(&self) -> impl Iterator<Item = (ConnectionId, Binding)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (ConnectionId, Leg)> + '_ {
         let entries = self.pairs as usize * 2;
         let table = (0..entries).filter_map(|at| self.read(at).filter(|entry| entry.leg.cid() != 0));
         let overflow = self.overflow.iter().filter_map(|found| found.ok().map(|(_, value)| value.0));
         table.chain(overflow).chain(self.waiting.values().copied()).map(|entry| {
-            (ConnectionId::from_bytes(entry.leg.cid().to_ne_bytes()), entry.leg.binding(&self.own))
+            (ConnectionId::from_bytes(entry.leg.cid().to_ne_bytes()), entry.leg.unpacked(&self.own))
         })
     }
 
     /// The leg of a binding, whose addresses of the relay's are then known to the program.
-    fn leg(&mut self, cid: ConnectionId, leg: &Binding) -> Result<RelayLeg, LegsError> {
+    fn leg(&mut self, cid: ConnectionId, leg: &Leg) -> Result<PackedLeg, LegsError> {
         for own in [leg.local, leg.source].into_iter().flatten() {
             self.know(own)?;
         }
-        Ok(RelayLeg::new(cid, leg, &self.own)?)
+        Ok(PackedLeg::new(cid, leg, &self.own)?)
     }
 
     fn know(&mut self, own: IpAddr) -> Result<(), LegsError> {
@@ -279,7 +279,7 @@ impl Legs {
     }
 
     /// Writes a leg where nothing is, or has it wait.
-    fn put(&mut self, cid: ConnectionId, entry: RelayEntry) -> Result<(), LegsError> {
+    fn put(&mut self, cid: ConnectionId, entry: LegEntry) -> Result<(), LegsError> {
         match self.free(cid) {
             Some(at) => self.write(at, entry),
             None if self.must_wait() => self.wait(cid, entry),
@@ -293,7 +293,7 @@ impl Legs {
         self.overflow_resting && self.barrier.is_some()
     }
 
-    fn wait(&mut self, cid: ConnectionId, entry: RelayEntry) {
+    fn wait(&mut self, cid: ConnectionId, entry: LegEntry) {
         self.waiting.insert(cid, entry);
         if self.waiting.len() >= MAX_WAITING {
             self.settle();
@@ -341,22 +341,22 @@ impl Legs {
     }
 
     fn words(&self, at: usize) -> Option<&[AtomicU64; WORDS]> {
-        let entry = self.table.at(at * size_of::<RelayEntry>(), size_of::<RelayEntry>())?;
+        let entry = self.table.at(at * size_of::<LegEntry>(), size_of::<LegEntry>())?;
         // SAFETY: all of it is inside the mapping, which lives as long as this and begins a page; entries are
         // of words. The kernel side writes whole words.
         Some(unsafe { entry.cast().as_ref() })
     }
 
-    fn read(&self, at: usize) -> Option<RelayEntry> {
+    fn read(&self, at: usize) -> Option<LegEntry> {
         let words = self.words(at)?.each_ref().map(|word| word.load(Ordering::Relaxed));
         // SAFETY: of the same size, and integers and byte arrays only, of which any bytes are a value.
-        Some(unsafe { std::mem::transmute::<[u64; WORDS], RelayEntry>(words) })
+        Some(unsafe { std::mem::transmute::<[u64; WORDS], LegEntry>(words) })
     }
 
-    fn write(&self, at: usize, entry: RelayEntry) {
+    fn write(&self, at: usize, entry: LegEntry) {
         let Some([id, rest @ ..]) = self.words(at) else { return };
         // SAFETY: of the same size and without padding, as asserted beside its definition.
-        let [new_id, new_rest @ ..] = unsafe { std::mem::transmute::<RelayEntry, [u64; WORDS]>(entry) };
+        let [new_id, new_rest @ ..] = unsafe { std::mem::transmute::<LegEntry, [u64; WORDS]>(entry) };
         for (word, new) in rest.iter().zip(new_rest) {
             word.store(new, Ordering::Relaxed);
         }

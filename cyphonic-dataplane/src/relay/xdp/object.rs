@@ -11,7 +11,7 @@ use cyphonic_common::relay::leg::MAX_OWN_ADDRESSES;
 use cyphonic_common::relay::map::{MAX_EGRESS, name};
 use cyphonic_common::relay::place::pairs_for;
 #[cfg(test)]
-use cyphonic_common::relay::{RelayEntry, RelayWatch};
+use cyphonic_common::relay::{LegEntry, RelayWatch};
 
 use super::XdpError;
 use super::legs::Legs;
@@ -121,7 +121,7 @@ impl Object {
     }
 
     /// Legs without a place in the table, before somebody takes the map.
-    pub(super) fn overflow(&self) -> HashMap<MapData, [u8; 8], Value<RelayEntry>> {
+    pub(super) fn overflow(&self) -> HashMap<MapData, [u8; 8], Value<LegEntry>> {
         let Some(Map::HashMap(map)) = self.ebpf.map(name::OVERFLOW) else { panic!("no map") };
         Map::HashMap(once_more(map)).try_into().unwrap()
     }
