@@ -10,7 +10,8 @@ use std::fmt;
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-const SCHEME: &str = "cyphonic-token-1.";
+/// What the text form of every token begins with.
+pub const SCHEME: &str = "cyphonic-token-1.";
 const PART: usize = 32;
 
 /// What a new device needs in order to enrol.

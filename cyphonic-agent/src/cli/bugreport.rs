@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::Result;
+use cyphonic_proto::token;
 use tokio::process::Command;
 
 use super::{output::say, status};
@@ -77,11 +78,12 @@ async fn said(command: &[&str]) -> String {
     }
 }
 
-/// Somebody may have written one where the environment of a program is set.
+/// Somebody may have written one into a unit, or where its environment is set: a report on an enrolment that
+/// does not work would give away one that can still be used.
 fn without_tokens(text: &str) -> String {
+    let has_one = |line: &str| line.contains(token::SCHEME) || line.to_ascii_uppercase().contains("TOKEN=");
     let line = |line: &str| {
-        let names_one = line.to_ascii_uppercase().contains("TOKEN=");
-        if names_one { "(a line with a token)\n".to_owned() } else { line.to_owned() }
+        if has_one(line) { "(a line with a token)\n".to_owned() } else { line.to_owned() }
     };
     text.split_inclusive('\n').map(line).collect()
 }
@@ -92,9 +94,19 @@ mod tests {
 
     #[test]
     fn tokens_of_settings_are_not_shown() {
-        let settings = "CYPHONIC_CLOUD=cloud.example\n#CYPHONIC_TOKEN=abc\nEnvironment='X_Token=def'\nlast";
-        let shown = "CYPHONIC_CLOUD=cloud.example\n(a line with a token)\n(a line with a token)\nlast";
-        assert_eq!(without_tokens(settings), shown);
+        for line in [
+            "#CYPHONIC_TOKEN=abc",
+            "Environment='X_Token=def'",
+            "CYPHONIC_TOKEN = cyphonic-token-1.abc",
+            "SetCredential=cyphonic.token:cyphonic-token-1.abc",
+            "ExecStartPre=-/usr/bin/cyphonic up --token cyphonic-token-1.abc",
+        ] {
+            let settings = format!("CYPHONIC_CLOUD=cloud.example\n{line}\nlast");
+            assert_eq!(
+                without_tokens(&settings),
+                "CYPHONIC_CLOUD=cloud.example\n(a line with a token)\nlast"
+            );
+        }
     }
 
     #[tokio::test]

@@ -51,11 +51,6 @@ impl Known {
         }
     }
 
-    /// Whether anything was known of the relay.
-    fn forget_relay(&mut self, name: &str) -> bool {
-        self.unreached.remove(name) | self.latencies.remove(name).is_some()
-    }
-
     /// A look begins with nothing: what an earlier one has proven of the same NAT still holds.
     fn remember_lifetimes(&self, findings: &mut Findings) {
         for family in Family::ALL {
@@ -114,7 +109,7 @@ impl Node {
     }
 
     /// Round trips to services that a look has measured, after it said what else it has found out. A relay
-    /// that it did not hear is measured no more, unless it is connected all the same, as over TCP.
+    /// that it did not hear comes last from then on, unless it is connected all the same, as over TCP.
     pub fn handle_latencies(&mut self, now: Instant, measured: &[(SocketAddr, Duration)]) {
         let mut told = false;
         for relay in self.registration.known.relays.clone() {
@@ -127,8 +122,8 @@ impl Node {
             let heard = took.is_some() || network.findings.observations.iter().any(|(by, _)| is_its(by));
             if heard {
                 told |= network.unreached.remove(&relay.name);
-            } else if !connected {
-                told |= network.forget_relay(&relay.name);
+            } else if !connected && network.latencies.contains_key(&relay.name) {
+                told |= network.unreached.insert(relay.name.clone());
             }
             let Some(took) = took else { continue };
             let known = network.latencies.get(&relay.name);

@@ -192,7 +192,7 @@ impl Node {
                 Timer::Query(query) => self.query_due(now, query),
                 Timer::Held(dst) => self.held_due(now, dst),
                 Timer::Wanted(peer) => self.wanted_due(now, peer),
-                Timer::Nobody(address) => self.nobody_due(address),
+                Timer::Nobody(address) => self.nobody_due(now, address),
                 Timer::Attempt(peer) => self.attempt_due(now, peer),
                 Timer::Setup(setup) => self.setup_due(now, setup),
                 Timer::Offer(connection) => self.offer_due(connection),

@@ -3,6 +3,7 @@
 //! However many ask for a peer, there is one attempt. It waits for the NMS, asks for a direction, carries out
 //! the set-up, and begins again with the next route where that fails, as long as somebody waits.
 
+use super::moves::ANSWERED;
 use super::{
     Action, CloseCode, Node, ResolveError, Service, Target, Timer, config, exchanges::Purpose,
     paths::ProbeBudget, setup::Stage,
@@ -23,8 +24,8 @@ use std::{
 /// Waits between attempts that failed through nobody's settled refusal.
 const RETRY_LEAST: Duration = Duration::from_millis(200);
 const RETRY_MOST: Duration = Duration::from_secs(2);
-/// A dial of a relay that is back takes no longer.
-const DIAL: Duration = Duration::from_millis(300);
+/// In this time the NMS has heard that a relay is connected again.
+const TOLD: Duration = Duration::from_millis(300);
 /// How long an address that is no device's is told of, so that a mistyped name can be looked into.
 const NOBODY_SHOWN: Duration = Duration::from_secs(10 * 60);
 /// How long a broken tunnel that was in use is worth replacing without anybody asking.
@@ -48,6 +49,8 @@ pub(super) struct Peer {
     /// The same of relays, while another is left.
     failed_relays: Vec<(String, Instant)>,
     redial: Redial,
+    /// The NMS knew of no such device when it was last asked.
+    is_nobody: bool,
     /// How many packets it may have this node send to where it says that it is.
     pub(super) probes: ProbeBudget,
     pub(super) last_error: Option<ResolveError>,
@@ -100,6 +103,7 @@ impl Peer {
             failed: Vec::new(),
             failed_relays: Vec::new(),
             redial: Redial::No,
+            is_nobody: false,
             probes: ProbeBudget::of_peer(now),
             last_error: None,
             since: now,
@@ -237,6 +241,16 @@ impl Node {
         }
     }
 
+    /// A relay is connected: who waits for one that may be back asks for it as soon as the NMS knows.
+    pub(super) fn redial_stands(&mut self, now: Instant) {
+        let waits = |peer: &Peer| peer.redial == Redial::Awaited && peer.attempt == Some(Attempt::Pause);
+        let peers: Vec<_> =
+            self.peers.iter().filter(|(_, peer)| waits(peer)).map(|(address, _)| *address).collect();
+        for address in peers {
+            self.timers.set(Timer::Attempt(address), now + TOLD);
+        }
+    }
+
     /// Ends the present attempt; another follows if that may help and somebody waits.
     pub(super) fn attempt_failed(
         &mut self,
@@ -256,6 +270,7 @@ impl Node {
             Retry::After(wait) => wait,
         };
         if !peer.is_wanted() {
+            peer.begin_anew();
             self.changed();
         } else if wait.is_zero() {
             self.pursue(now, address);
@@ -279,6 +294,7 @@ impl Node {
             self.act(Action::DropHeld { dst: address, reason: error.clone() });
         }
         if error == ResolveError::NoSuchPeer {
+            self.peers.entry(address).and_modify(|peer| peer.is_nobody = true);
             self.timers.set(Timer::Nobody(address), now + NOBODY_SHOWN);
         }
         self.answer_all(address, &Err(error));
@@ -287,14 +303,15 @@ impl Node {
 
     /// An address turned out to be no device's a while ago: unless it is one's now, nothing is told of it any
     /// more.
-    pub(super) fn nobody_due(&mut self, address: Ipv6Addr) {
-        let is_nobody = |peer: &Peer| peer.last_error == Some(ResolveError::NoSuchPeer);
+    pub(super) fn nobody_due(&mut self, now: Instant, address: Ipv6Addr) {
+        let Some(peer) = self.peers.get(&address).filter(|peer| peer.is_nobody) else { return };
         let is_expected = self.setups.values().any(|setup| setup.peer == address);
-        let idle = |peer: &Peer| is_nobody(peer) && self.is_idle(address, peer);
-        if !is_expected && self.peers.get(&address).is_some_and(idle) {
-            self.peers.remove(&address);
-            self.changed();
+        if is_expected || !self.is_idle(address, peer) {
+            self.timers.set(Timer::Nobody(address), now + NOBODY_SHOWN);
+            return;
         }
+        self.peers.remove(&address);
+        self.changed();
     }
 
     /// A tunnel stands: all who wait for the peer get its address. Held packets are released by the
@@ -303,6 +320,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.since = now;
         peer.last_error = None;
+        peer.is_nobody = false;
         peer.begin_anew();
         match peer.attempt {
             // The other end was faster: our own request is pointless.
@@ -484,7 +502,9 @@ impl Node {
         let mut redials = false;
         for relay in &failed_relays {
             // It may be back.
-            redials |= self.hurry(now, &Service::Trs(relay.clone())) && self.may_use(relay);
+            let relay_service = Service::Trs(relay.clone());
+            let dials = self.hurry(now, &relay_service) || self.is_connecting(&relay_service);
+            redials |= dials && self.may_use(relay);
         }
         let mut request = DirectionRequest { failed_relays, ..Default::default() };
         if let Some(peer) = self.peers.get_mut(&address) {
@@ -523,6 +543,11 @@ impl Node {
             // Asked for by its name: it was revoked, and this node did not hear of that.
             self.end_tunnels(now, address, CloseCode::Revoked);
         }
+        let tells_of_it = [RefusalCode::PeerOffline, RefusalCode::NoRoute, RefusalCode::PeerRefused]
+            .contains(&refusal.code());
+        if tells_of_it && let Some(peer) = self.peers.get_mut(&address) {
+            peer.is_nobody = false;
+        }
         if refusal.code() == RefusalCode::PeerOffline {
             // So no relay can have joined it.
             self.peers.get_mut(&address).into_iter().for_each(|peer| peer.failed_relays.clear());
@@ -558,7 +583,8 @@ impl Node {
                 retry = Retry::Later;
             } else if begun.is_none() && retry == Retry::No && peer.redial == Redial::Begun {
                 peer.redial = Redial::Awaited;
-                retry = Retry::After(DIAL);
+                let stands = !self.failed_relays(now, address).iter().any(|relay| self.may_use(relay));
+                retry = Retry::After(if stands { TOLD } else { ANSWERED + TOLD });
             }
         }
         self.attempt_failed(now, address, error, retry);
@@ -645,6 +671,7 @@ impl Node {
         let address =
             address.ok_or_else(|| ResolveError::TooMany { what: "peers are in use already".into() })?;
         self.peers.remove(&address);
+        self.timers.clear(&Timer::Nobody(address));
         Ok(())
     }
 

@@ -230,6 +230,7 @@ impl Node {
         self.restore_legs(now, name);
         self.bind_waiting(now, name);
         self.leave_relays(now);
+        self.redial_stands(now);
     }
 
     pub(super) fn observation_answered(

@@ -93,6 +93,10 @@ impl Node {
         self.services.get(service).is_some_and(|slot| slot.state == ServiceState::Connected)
     }
 
+    pub(super) fn is_connecting(&self, service: &Service) -> bool {
+        self.services.get(service).is_some_and(|slot| slot.state == ServiceState::Connecting)
+    }
+
     /// Whether a service could not be reached when it was last tried. A dial of a host that is silent takes
     /// far longer than the wait before it.
     pub(super) fn is_failing(&self, service: &Service) -> bool {

@@ -245,7 +245,11 @@ fn what_does_not_exist_is_told_of_for_a_while() {
     assert_eq!(world.resolves("a", "nobody"), Err(ResolveError::NoSuchPeer));
     world.cloud.enrol("late");
     assert!(matches!(world.resolves("a", "late"), Err(ResolveError::Offline { .. })));
-    world.run(9 * MINUTE);
+    world.run(5 * MINUTE);
+    world.cut_off.insert(Victim::Nms);
+    assert!(matches!(world.resolves("a", "nobody"), Err(error) if error != ResolveError::NoSuchPeer));
+    world.cut_off.clear();
+    world.run(4 * MINUTE);
     assert_eq!(named(&world).len(), 2, "one was asked for again, the other is a device now");
     world.run(2 * MINUTE);
     assert_eq!(named(&world), ["late.lab"]);
