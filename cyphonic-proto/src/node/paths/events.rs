@@ -63,10 +63,10 @@ impl Node {
             let silent = paths.doubt.is_some_and(|doubt| doubt.silent);
             paths.doubt = None;
             if silent {
-                paths.was_groundless();
+                paths.bear_longer_silence();
             }
         }
-        tunnel.is_alive(now);
+        tunnel.note_heard(now);
         self.consider(now, id);
         self.watch(now, id);
     }
@@ -75,7 +75,7 @@ impl Node {
     pub(in crate::node) fn path_probed(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
         if let Some((from, new)) = self.meet_at(id, from) {
             let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-            tunnel.is_alive(now);
+            tunnel.note_heard(now);
             // Its own probe got through, so it is time for ours (RFC 8445 §7.3.1.4), unless there is nothing
             // to gain.
             let sought = tunnel.paths.target(from).is_some_and(|target| tunnel.paths.is_sought(target));
@@ -92,7 +92,7 @@ impl Node {
     pub(in crate::node) fn peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
         let Some((from, _)) = self.meet_at(id, from) else { return };
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        tunnel.is_alive(now);
+        tunnel.note_heard(now);
         let sure = tunnel.paths.current().is_some_and(|t| t.proved.is_some_and(|at| at + SURE > now));
         if !sure {
             let relay = tunnel.paths.target(from).is_some_and(Target::is_relay);
@@ -107,7 +107,7 @@ impl Node {
     pub(in crate::node) fn candidates_told(&mut self, now: Instant, id: TunnelId, set: &CandidateSet) {
         let remotes = candidate::checked(&set.endpoints, self.prefix);
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        tunnel.is_alive(now);
+        tunnel.note_heard(now);
         let paths = &mut tunnel.paths;
         if set.heard >= paths.sequence {
             // Not any list of the peer's: one that was under way for long says nothing of this end's newest.

@@ -290,12 +290,12 @@ impl Paths {
     }
 
     /// A doubt came to nothing: the peer only receives.
-    fn was_groundless(&mut self) {
+    fn bear_longer_silence(&mut self) {
         self.silence = (self.silence * 2).min(SILENCE_MOST);
     }
 
     /// Inner packets come: silence would mean something.
-    pub(super) fn is_answered(&mut self) {
+    pub(super) fn note_answer(&mut self) {
         self.silence = SILENCE_LEAST;
     }
 
