@@ -250,8 +250,7 @@ impl Node {
         if setup.initiator {
             self.route_failed(now, setup.peer, setup.kind, setup.relay_name());
         }
-        let ours =
-            self.peers.get(&setup.peer).is_some_and(|peer| peer.attempt == Some(Attempt::Setup(setup.id)));
+        let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.carries_out(setup.id));
         if ours {
             let other_route = setup.initiator && setup.kind != RouteKind::Relay;
             let retry = if other_route { Retry::AtOnce } else { retry };
@@ -387,8 +386,7 @@ impl Node {
         };
         for other in self.setups.values().filter(earlier).map(|setup| setup.id).collect::<Vec<_>>() {
             self.drop_setup(other, "the peer has begun anew");
-            if let Some(peer) = self.peers.get_mut(&peer).filter(|p| p.attempt == Some(Attempt::Setup(other)))
-            {
+            if let Some(peer) = self.peers.get_mut(&peer).filter(|peer| peer.carries_out(other)) {
                 peer.attempt = Some(Attempt::Setup(id));
             }
         }
@@ -416,7 +414,7 @@ impl Node {
         if let Some(relay) = setup.relay_name().filter(|_| refusal.code() != RefusalCode::PeerOffline) {
             self.relay_not_taken(now, setup.peer, relay);
         }
-        let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.attempt == Some(Attempt::Setup(id)));
+        let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.carries_out(id));
         if ours {
             self.direction_refused(now, setup.peer, refusal, Some(setup.kind));
         }
