@@ -20,7 +20,8 @@ const IN_USE: Duration = Duration::from_secs(10);
 const REFRESH_AGAIN: Duration = Duration::from_secs(60);
 
 impl Node {
-    pub(super) fn activity(&mut self, now: Instant, id: TunnelId, seen: TunnelActivity) {
+    /// Counters of a tunnel; to be told of every tunnel about once a second.
+    pub fn handle_tunnel_stats(&mut self, now: Instant, id: TunnelId, seen: TunnelActivity) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let sent = seen.tx_packets > tunnel.counted.tx_packets;
         let received = seen.rx_packets > tunnel.counted.rx_packets;

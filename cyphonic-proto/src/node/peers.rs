@@ -1,7 +1,7 @@
 //! Peers: the devices that this one has to do with.
 //!
-//! However many ask for a peer (`interest`), there is one attempt at it (`attempts`), which leaves out what has
-//! failed (`failures`).
+//! However many ask for a peer (`interest`), there is one attempt at it (`attempts`), which leaves out what
+//! has failed (`failures`).
 
 mod attempts;
 mod failures;
@@ -118,7 +118,9 @@ impl Node {
         Ok(())
     }
 
-    pub(super) fn reset(&mut self, now: Instant, target: Option<Target>) {
+    /// The operator resets the tunnels of one peer, or all: they close, and what failed before is tried
+    /// again.
+    pub fn handle_reset(&mut self, now: Instant, target: Option<Target>) {
         let chosen: Vec<_> = match target {
             None => self.peers.keys().copied().collect(),
             Some(target) => self.locate(target).map(|(address, _)| vec![address]).unwrap_or_default(),

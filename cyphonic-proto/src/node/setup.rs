@@ -133,23 +133,17 @@ impl Setup {
 }
 
 impl Node {
-    /// The NMS orders this node, as the responder, into a set-up, or tells it of what concerns its set-ups
-    /// and tunnels.
-    pub(super) fn directed(
-        &mut self,
-        now: Instant,
-        service: &Service,
-        exchange: ExchangeId,
-        message: Message,
-    ) {
+    /// A service asks: only the NMS does, with a RouteDirection, a RouteWithdrawal or a RevocationNotice.
+    /// Answered by [`Action::Respond`], perhaps later.
+    pub fn handle_request(&mut self, now: Instant, service: Service, exchange: ExchangeId, message: Message) {
         let accepted = match message {
-            Message::RouteDirection(direction) if *service == Service::Nms => {
+            Message::RouteDirection(direction) if service == Service::Nms => {
                 self.respond_to(now, exchange, direction)
             }
-            Message::RouteWithdrawal(withdrawal) if *service == Service::Nms => {
+            Message::RouteWithdrawal(withdrawal) if service == Service::Nms => {
                 self.withdrawn(now, exchange, &withdrawal)
             }
-            Message::RevocationNotice(notice) if *service == Service::Nms => {
+            Message::RevocationNotice(notice) if service == Service::Nms => {
                 self.act(Action::Respond {
                     exchange,
                     message: Message::RevocationConfirmation(RevocationConfirmation {}),
@@ -236,7 +230,8 @@ impl Node {
         self.setup_failed(now, setup, ResolveError::TimedOut { during }, Retry::Later);
     }
 
-    pub(super) fn dial_failed(&mut self, now: Instant, setup: SetupId, reason: &str) {
+    /// A dial failed, before it brought an offer.
+    pub fn handle_dial_failed(&mut self, now: Instant, setup: SetupId, reason: String) {
         let Some(entry) = self.setups.get_mut(&setup).filter(|setup| setup.stage == Stage::Dialling) else {
             return;
         };
@@ -487,9 +482,11 @@ impl Node {
         }
     }
 
-    /// The NMS had given up what it asked when our answer came. After a time without a network this node is
-    /// asked to take part in all that others tried meanwhile, and to wait for dials that are over.
-    pub(super) fn given_up(&mut self, now: Instant, exchange: ExchangeId) {
+    /// A service that had asked did not wait for the answer ([`Action::Respond`]).
+    ///
+    /// After a time without a network this node is asked to take part in all that others tried meanwhile, and
+    /// to wait for dials that are over.
+    pub fn handle_request_given_up(&mut self, now: Instant, exchange: ExchangeId) {
         let pointless = |setup: &&Setup| setup.confirmed == Some(exchange) && setup.stage != Stage::Agreed;
         let Some(setup) = self.setups.values().find(pointless).map(|setup| setup.id) else { return };
         let reason = "it was given up before this device could take part".to_owned();

@@ -46,8 +46,8 @@ impl Node {
         }
     }
 
-    /// The peer answered a challenge.
-    pub(in crate::node) fn path_answered(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
+    /// The peer answered a challenge or a probe.
+    pub fn handle_path_response(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
         if self.mtu_answered(now, id, data) {
             return;
         }
@@ -71,8 +71,8 @@ impl Node {
         self.watch(now, id);
     }
 
-    /// The peer probed this end from an address; its probe was answered there.
-    pub(in crate::node) fn path_probed(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
+    /// The peer's challenge came from an address that is not the path's, and was answered there.
+    pub fn handle_probed(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
         if let Some((from, new)) = self.meet_at(id, from) {
             let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
             tunnel.note_heard(now);
@@ -87,9 +87,12 @@ impl Node {
         self.watch(now, id);
     }
 
-    /// The peer sends on another path now (RFC 9000 §9.3). It is followed once that path is validated, unless
-    /// the one in use answers first: then there is nothing wrong with it.
-    pub(in crate::node) fn peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
+    /// Authenticated packets of the peer, newer than all before and not only to try a path, come from another
+    /// address.
+    ///
+    /// The path is followed once it is validated, unless the one in use answers first: then there is nothing
+    /// wrong with it (RFC 9000 §9.3).
+    pub fn handle_peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
         let Some((from, _)) = self.meet_at(id, from) else { return };
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         tunnel.note_heard(now);
@@ -104,7 +107,7 @@ impl Node {
     }
 
     /// The peer tells where it may be reached.
-    pub(in crate::node) fn candidates_told(&mut self, now: Instant, id: TunnelId, set: &CandidateSet) {
+    pub fn handle_candidates(&mut self, now: Instant, id: TunnelId, set: &CandidateSet) {
         let remotes = candidate::checked(&set.endpoints, self.prefix);
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         tunnel.note_heard(now);

@@ -1,7 +1,7 @@
 //! Attempts at a peer.
 //!
-//! There is one at a time. It waits for the NMS, asks for a direction, carries out the set-up, and begins again
-//! with the next route where that fails, as long as somebody waits.
+//! There is one at a time. It waits for the NMS, asks for a direction, carries out the set-up, and begins
+//! again with the next route where that fails, as long as somebody waits.
 
 use super::Peer;
 use crate::{

@@ -16,7 +16,9 @@ use std::{
 pub(in crate::node) const WANTED: Duration = Duration::from_secs(20);
 
 impl Node {
-    pub(in crate::node) fn resolve(&mut self, now: Instant, query: QueryId, target: Target) {
+    /// Somebody wants to reach a peer; answered by [`Action::Answer`] within
+    /// [`Timing::resolve`](crate::node::Timing::resolve).
+    pub fn handle_resolve(&mut self, now: Instant, query: QueryId, target: Target) {
         let found = self.locate(target).and_then(|(address, fqdn)| {
             if address != self.own {
                 self.check_room_for_query()?;
@@ -30,7 +32,8 @@ impl Node {
         }
     }
 
-    pub(in crate::node) fn unknown_destination(&mut self, now: Instant, dst: Ipv6Addr) {
+    /// The dataplane holds packets for a peer without a tunnel.
+    pub fn handle_unknown_destination(&mut self, now: Instant, dst: Ipv6Addr) {
         let known = self.locate(Target::Address(dst)).and_then(|_| self.note_peer(now, dst, None));
         if let Err(reason) = known {
             self.act(Action::DropHeld { dst, reason });
