@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cyphonic_proto::node::PeerVia;
+use cyphonic_proto::node::{PeerVia, ProvedPeer};
 use cyphonic_proto::{Message, PeerConnectionId, SetupId, close};
 use cyphonic_transport::{ArrivingPeer, ClientTls, Connection, Responder, Transport};
 use tokio::sync::mpsc;
@@ -72,7 +72,8 @@ impl Engine {
                 }
                 let via = self.via(connection.remote_address());
                 self.handshakes.dialled.insert(setup, connection.clone());
-                self.node.handle_peer_offer(now, setup, via, &identity, message, &connection);
+                let peer = ProvedPeer { via, identity: &identity, exporter: &connection };
+                self.node.handle_peer_offer(now, setup, peer, message);
             }
             Err(reason) => self.node.handle_dial_failed(now, setup, reason),
         }
@@ -135,7 +136,8 @@ impl Engine {
         }
         let via = self.via(connection.remote_address());
         self.handshakes.asking.insert(id, (connection.clone(), responder));
-        self.node.handle_peer_request(now, id, via, &identity, message, &connection);
+        let peer = ProvedPeer { via, identity: &identity, exporter: &connection };
+        self.node.handle_peer_request(now, id, peer, message);
     }
 
     pub(super) fn respond_peer(&mut self, connection: PeerConnectionId, message: Message) {

@@ -4,7 +4,7 @@ use super::{cache::CachedState, mtu::PathMtu, paths::CandidateSet};
 use crate::{
     ConnectionId,
     id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId},
-    message::Message,
+    message::{Message, Refusal, RefusalCode},
     trs::RESET_TOKEN_LEN,
     tunnel::{Secret, Suite},
 };
@@ -412,6 +412,28 @@ pub enum ResolveError {
     },
 }
 
+impl ResolveError {
+    /// How a question ends that was refused.
+    pub(super) fn of_refusal(refusal: &Refusal) -> Self {
+        let reason = refusal.shown_reason();
+        match refusal.code() {
+            RefusalCode::NoSuchPeer => Self::NoSuchPeer,
+            RefusalCode::PeerOffline => Self::Offline { reason },
+            RefusalCode::NoRoute => Self::NoRoute { reason },
+            RefusalCode::NotAllowed
+            | RefusalCode::Revoked
+            | RefusalCode::Version
+            | RefusalCode::BadToken
+            | RefusalCode::KeyInUse => Self::NotAllowed { reason },
+            RefusalCode::TooMany => Self::TooMany { what: reason },
+            RefusalCode::Malformed => Self::Protocol { what: reason },
+            RefusalCode::PeerRefused | RefusalCode::Internal | RefusalCode::Unspecified => {
+                Self::PeerRefused { reason }
+            }
+        }
+    }
+}
+
 /// What the dataplane counts for a tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TunnelActivity {
@@ -427,4 +449,33 @@ pub struct TunnelActivity {
     pub last_tx: Option<std::time::Instant>,
     /// When the first inner packet left since anything arrived, if one did.
     pub unanswered_since: Option<std::time::Instant>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_becomes_the_error_that_says_why() {
+        let reason = || "words".to_owned();
+        let not_allowed = ResolveError::NotAllowed { reason: reason() };
+        let refused = ResolveError::PeerRefused { reason: reason() };
+        for (code, error) in [
+            (RefusalCode::NoSuchPeer, ResolveError::NoSuchPeer),
+            (RefusalCode::PeerOffline, ResolveError::Offline { reason: reason() }),
+            (RefusalCode::NoRoute, ResolveError::NoRoute { reason: reason() }),
+            (RefusalCode::NotAllowed, not_allowed.clone()),
+            (RefusalCode::Revoked, not_allowed.clone()),
+            (RefusalCode::Version, not_allowed.clone()),
+            (RefusalCode::BadToken, not_allowed.clone()),
+            (RefusalCode::KeyInUse, not_allowed),
+            (RefusalCode::TooMany, ResolveError::TooMany { what: reason() }),
+            (RefusalCode::Malformed, ResolveError::Protocol { what: reason() }),
+            (RefusalCode::PeerRefused, refused.clone()),
+            (RefusalCode::Internal, refused.clone()),
+            (RefusalCode::Unspecified, refused),
+        ] {
+            assert_eq!(ResolveError::of_refusal(&Refusal::new(code, "words")), error, "{code:?}");
+        }
+    }
 }

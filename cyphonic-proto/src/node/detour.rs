@@ -13,7 +13,11 @@
 //! anew if they do not answer ([`moves`](super::moves)).
 
 use super::{Action, Node, Service, ServiceState, Timer, services::Slot};
-use crate::{backoff::Backoff, id::TunnelId};
+use crate::{
+    backoff::Backoff,
+    id::TunnelId,
+    message::{bounded, endpoint},
+};
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
@@ -93,8 +97,10 @@ impl Node {
         }
     }
 
-    /// The service stands over UDP: anew, or beside the detour, which it replaces.
-    pub(super) fn connected_by_udp(&mut self, now: Instant, service: Service, remote: SocketAddr) {
+    /// A connection that [`Action::Connect`] or [`Action::LeaveDetour`] asked for is up, to this address:
+    /// anew, or beside the detour, which it replaces.
+    pub fn handle_connected(&mut self, now: Instant, service: Service, remote: SocketAddr) {
+        let remote = endpoint::canonical(remote);
         let Some(slot) = self.services.get_mut(&service) else {
             return self.service_connected(now, service, remote);
         };
@@ -110,14 +116,16 @@ impl Node {
         self.note_blocked(now);
     }
 
-    /// The service stands over TCP, and `local` stands for it.
-    pub(super) fn connected_by_detour(
+    /// A connection that [`Action::ConnectByDetour`] asked for is up: to `local`, a UDP address that stands
+    /// for the service, through TLS with `through`.
+    pub fn handle_detour_connected(
         &mut self,
         now: Instant,
         service: Service,
         local: SocketAddr,
         through: SocketAddr,
     ) {
+        let (local, through) = (endpoint::canonical(local), endpoint::canonical(through));
         let wanted = |slot: &&mut Slot| slot.state == ServiceState::Connecting && slot.way.tcp;
         let Some(slot) = self.services.get_mut(&service).filter(wanted) else {
             if !self.is_connected(&service) {
@@ -139,27 +147,29 @@ impl Node {
         }
     }
 
-    /// A dial over UDP failed: the one over TCP may bring a connection yet, or has.
-    pub(super) fn udp_failed(&mut self, now: Instant, service: &Service, reason: &str) {
-        let Some(slot) = self.services.get_mut(service) else { return };
+    /// A connection that [`Action::Connect`] or [`Action::LeaveDetour`] asked for could not be opened: the
+    /// dial over TCP may bring one yet, or has.
+    pub fn handle_connect_failed(&mut self, now: Instant, service: Service, reason: String) {
+        let Some(slot) = self.services.get_mut(&service) else { return };
         slot.way.udp = false;
         match slot.state {
             ServiceState::Connecting if slot.way.tcp => {
-                slot.last_error = Some(crate::message::bounded(reason));
+                slot.last_error = Some(bounded(&reason));
             }
             ServiceState::Connected if slot.way.through.is_some() => {}
-            _ => self.service_failed(now, service, reason),
+            _ => self.service_failed(now, &service, &reason),
         }
     }
 
-    /// A dial over TCP failed: the one over UDP may bring a connection yet.
-    pub(super) fn detour_failed(&mut self, now: Instant, service: &Service, reason: &str) {
-        let Some(slot) = self.services.get_mut(service) else { return };
+    /// A connection that [`Action::ConnectByDetour`] asked for could not be opened: the dial over UDP may
+    /// bring one yet.
+    pub fn handle_detour_failed(&mut self, now: Instant, service: Service, reason: String) {
+        let Some(slot) = self.services.get_mut(&service) else { return };
         slot.way.tcp = false;
         if slot.state == ServiceState::Connecting && !slot.way.udp {
             // UDP's error is about the way that should be open.
-            let reason = slot.last_error.take().unwrap_or_else(|| reason.to_owned());
-            self.service_failed(now, service, &reason);
+            let reason = slot.last_error.take().unwrap_or(reason);
+            self.service_failed(now, &service, &reason);
         }
     }
 

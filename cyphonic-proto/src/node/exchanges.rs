@@ -60,6 +60,16 @@ impl Node {
         self.doubt_service(now, &service);
     }
 
+    /// The answer to a request of ours.
+    pub fn handle_response(&mut self, now: Instant, exchange: ExchangeId, message: Message) {
+        self.exchange_done(now, exchange, Ok(message));
+    }
+
+    /// A request of ours will have no answer.
+    pub fn handle_exchange_failed(&mut self, now: Instant, exchange: ExchangeId, reason: String) {
+        self.exchange_done(now, exchange, Err(reason));
+    }
+
     /// Hands an answer, or its lack, to whoever waits. Answers to nobody are dropped.
     pub(super) fn exchange_done(
         &mut self,

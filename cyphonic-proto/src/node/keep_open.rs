@@ -23,7 +23,9 @@ const SOON: Duration = Duration::from_secs(1);
 pub(super) struct KeptOpen(BTreeSet<Ipv6Addr>);
 
 impl Node {
-    pub(super) fn keep_open(&mut self, now: Instant, names: &[String]) {
+    /// Peers, by full name or without the zone, whose tunnels are set up without anybody asking and stay
+    /// while nobody uses them. A name that cannot be one is ignored.
+    pub fn handle_keep_open(&mut self, now: Instant, names: &[String]) {
         for name in names.iter().take(MAX_KEPT) {
             let in_zone = Target::Name(format!("{}.{}", name.trim_end_matches('.'), self.config.zone));
             let found = self.locate(Target::Name(name.clone())).or_else(|_| self.locate(in_zone));

@@ -20,7 +20,8 @@ const IN_USE: Duration = Duration::from_secs(10);
 const REFRESH_AGAIN: Duration = Duration::from_secs(60);
 
 impl Node {
-    pub(super) fn activity(&mut self, now: Instant, id: TunnelId, seen: TunnelActivity) {
+    /// Counters of a tunnel; to be told of every tunnel about once a second.
+    pub fn handle_tunnel_stats(&mut self, now: Instant, id: TunnelId, seen: TunnelActivity) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let sent = seen.tx_packets > tunnel.counted.tx_packets;
         let received = seen.rx_packets > tunnel.counted.rx_packets;
@@ -30,13 +31,13 @@ impl Node {
             tunnel.last_use = now;
         }
         if received {
-            tunnel.paths.is_answered();
+            tunnel.paths.note_answer();
         }
         if sent || seen.last_tx.is_some() {
             tunnel.last_tx = tunnel.last_tx.max(seen.last_tx.unwrap_or(now).min(now));
         }
         if alive {
-            tunnel.is_alive(seen.last_rx.unwrap_or(now).min(now));
+            tunnel.note_heard(seen.last_rx.unwrap_or(now).min(now));
         }
         let heard = tunnel.last_rx;
         if let Some(since) = seen.unanswered_since.filter(|since| heard.is_none_or(|heard| *since > heard)) {
@@ -190,7 +191,8 @@ impl Tunnel {
         now.saturating_duration_since(self.last_use) < IN_USE
     }
 
-    pub(super) fn is_alive(&mut self, at: Instant) {
+    /// The peer gave a sign of life at this time.
+    pub(super) fn note_heard(&mut self, at: Instant) {
         self.last_rx = self.last_rx.max(Some(at));
         // Counters tell late of what came before.
         self.stranded_since = self.stranded_since.filter(|since| *since >= at);

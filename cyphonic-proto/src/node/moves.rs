@@ -52,8 +52,9 @@ impl Routes for Untold<'_> {
 }
 
 impl Node {
-    /// The host is attached to networks in another way than before.
-    pub(super) fn moved(&mut self, now: Instant, addresses: &[SocketAddr], routes: &dyn Routes) {
+    /// The host is attached to networks in another way than before: these are its own addresses now, and
+    /// `routes` says what they reach. To be told of every change, however many come at once.
+    pub fn handle_addresses(&mut self, now: Instant, addresses: &[SocketAddr], routes: &dyn Routes) {
         if self.stopped {
             return;
         }
@@ -86,7 +87,7 @@ impl Node {
     }
 
     /// The host slept, or this process was stopped: NATs, services and peers may have forgotten it.
-    pub(super) fn resumed(&mut self, now: Instant, sleep: Sleep) {
+    pub fn handle_resumed(&mut self, now: Instant, sleep: Sleep) {
         if self.stopped {
             return;
         }

@@ -80,8 +80,10 @@ impl Node {
         was_probe
     }
 
-    /// This host's interface does not take packets of a size: of a probe, or of the size in use.
-    pub(super) fn too_big(&mut self, now: Instant, id: TunnelId, probe: Option<[u8; 8]>) {
+    /// This host's own interface does not take datagrams of a size: that of the [`Action::ProbeMtu`] with
+    /// this data, or that of a tunnel's packets, which the dataplane then sends no larger than it sends
+    /// on an unknown path.
+    pub fn handle_too_big(&mut self, now: Instant, id: TunnelId, probe: Option<[u8; 8]>) {
         if let Some(tunnel) = self.tunnels.get_mut(&id) {
             tunnel.search.too_big(probe, now);
             if probe.is_none() {

@@ -37,9 +37,10 @@ pub(super) struct EarlyRequest {
 }
 
 impl Node {
-    /// A peer's connection has begun.
-    pub(super) fn peer_arrived(&mut self, now: Instant, connection: PeerConnectionId, via: &PeerVia) {
-        let Some(cid) = self.cid_for(via) else {
+    /// A peer opened a connection; who it is, is not known yet. `via` has the one address it comes from.
+    /// Answered by [`Action::OfferPeer`] or [`Action::ClosePeer`].
+    pub fn handle_peer_arrived(&mut self, now: Instant, connection: PeerConnectionId, via: PeerVia) {
+        let Some(cid) = self.cid_for(&via) else {
             return self.act(Action::ClosePeer { connection });
         };
         self.timers.set(Timer::Offer(connection), now + self.config.timing.setup);
@@ -54,8 +55,8 @@ impl Node {
         self.act(Action::OfferPeer { connection, offer: Message::TunnelOffer(offer) });
     }
 
-    /// A peer's connection has ended.
-    pub(super) fn peer_left(&mut self, connection: PeerConnectionId) {
+    /// A connection that was offered a tunnel ended, or will bring no request.
+    pub fn handle_peer_left(&mut self, _now: Instant, connection: PeerConnectionId) {
         self.drop_offer(connection);
         for setup in self.setups.values_mut() {
             // Its answer has nobody to go to; the tunnel has its keys all the same.

@@ -32,6 +32,16 @@ use crate::{
 };
 use std::{net::SocketAddr, time::Instant};
 
+/// Whoever is at the other end of a connection between peers, once that has proved who it is.
+pub struct ProvedPeer<'a> {
+    /// The one address that it is at, or comes from.
+    pub via: PeerVia,
+    /// What its chain, which is verified to the network's root, says of it.
+    pub identity: &'a Identity,
+    /// The connection's keying material.
+    pub exporter: &'a dyn Exporter,
+}
+
 /// What both ends agreed on.
 pub(super) struct Agreed {
     peer_cid: ConnectionId,
@@ -42,24 +52,16 @@ pub(super) struct Agreed {
 }
 
 impl Node {
-    /// The peer we dialled is known, and offers a tunnel.
-    pub(super) fn peer_offered(
-        &mut self,
-        now: Instant,
-        id: SetupId,
-        via: &PeerVia,
-        identity: &Identity,
-        message: Message,
-        exporter: &dyn Exporter,
-    ) {
+    /// The peer that was dialled is at the other end, and this is its TunnelOffer.
+    pub fn handle_peer_offer(&mut self, now: Instant, id: SetupId, peer: ProvedPeer<'_>, message: Message) {
         let dialling = |setup: &&Setup| setup.stage == Stage::Dialling;
         let Some(setup) = self.setups.get(&id).filter(dialling) else { return };
-        if let Err(refusal) = check_peer(setup, via, identity, self.config.identity.network_id) {
+        if let Err(refusal) = check_peer(setup, &peer.via, peer.identity, self.config.identity.network_id) {
             let what = refusal.reason;
             return self.setup_failed(now, id, ResolveError::CertificateMismatch { what }, Retry::No);
         }
         let agreed = match message {
-            Message::TunnelOffer(offer) => self.agree_as_dialler(setup, via, identity, &offer, exporter),
+            Message::TunnelOffer(offer) => self.agree_as_dialler(setup, &peer, &offer),
             other => {
                 Err(Refusal::new(RefusalCode::Malformed, format!("the peer began with {}", other.name())))
             }
@@ -73,8 +75,9 @@ impl Node {
         }
     }
 
-    /// The peer has installed its half too, or will not.
-    pub(super) fn peer_answered(&mut self, now: Instant, id: SetupId, message: Message) {
+    /// The peer's answer to what [`Action::AskPeer`] sent. That none came need not be reported: whether the
+    /// tunnel lives shows by itself.
+    pub fn handle_peer_response(&mut self, now: Instant, id: SetupId, message: Message) {
         let refused = match message {
             Message::TunnelResponse(response) => self.check_response(id, &response).err(),
             Message::Refusal(refusal) => Some(refusal),
@@ -89,18 +92,17 @@ impl Node {
         self.set_up_anew(now, tunnel.peer, ResolveError::PeerRefused { reason });
     }
 
-    /// A peer that dialled us takes our offer.
-    pub(super) fn peer_asked(
+    /// The first request on a connection that was offered a tunnel. Answered by [`Action::RespondPeer`],
+    /// perhaps later.
+    pub fn handle_peer_request(
         &mut self,
         now: Instant,
         connection: PeerConnectionId,
-        via: PeerVia,
-        identity: Identity,
+        peer: ProvedPeer<'_>,
         message: Message,
-        exporter: &dyn Exporter,
     ) {
         let taken = match message {
-            Message::TunnelRequest(request) => self.read_request(via, identity, request, exporter),
+            Message::TunnelRequest(request) => self.read_request(peer, request),
             other => {
                 Err(Refusal::new(RefusalCode::Malformed, format!("a peer does not answer {}", other.name())))
             }
@@ -209,20 +211,14 @@ impl Node {
 
     /// Checks what does not depend on the set-up, and has the keying material exported while the connection
     /// lives.
-    fn read_request(
-        &self,
-        via: PeerVia,
-        identity: Identity,
-        request: TunnelRequest,
-        exporter: &dyn Exporter,
-    ) -> Result<EarlyRequest, Refusal> {
+    fn read_request(&self, peer: ProvedPeer<'_>, request: TunnelRequest) -> Result<EarlyRequest, Refusal> {
         version::negotiate(request.protocol_version)
             .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
         let setup = field::setup_id(&request.setup_id)?;
         field::data_connection_id(&request.data_connection_id, "data_connection_id")?;
         let suite = self.own_suite(request.suite)?;
-        let exported = self.export(setup, &identity, suite, false, exporter)?;
-        Ok(EarlyRequest { setup, via, identity, request, exported })
+        let exported = self.export(setup, &peer, suite, false)?;
+        Ok(EarlyRequest { setup, via: peer.via, identity: peer.identity.clone(), request, exported })
     }
 
     fn agree_as_listener(&self, setup: &Setup, early: &EarlyRequest) -> Result<Agreed, Refusal> {
@@ -239,18 +235,16 @@ impl Node {
     fn agree_as_dialler(
         &self,
         setup: &Setup,
-        via: &PeerVia,
-        identity: &Identity,
+        peer: &ProvedPeer<'_>,
         offer: &TunnelOffer,
-        exporter: &dyn Exporter,
     ) -> Result<Agreed, Refusal> {
         version::negotiate(offer.protocol_version)
             .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
         let peer_cid = field::data_connection_id(&offer.data_connection_id, "data_connection_id")?;
         let suite = Suite::choose(&self.config.suites, &offer.suites)
             .ok_or_else(|| Refusal::new(RefusalCode::Version, "the two ends share no AEAD suite"))?;
-        let exported = self.export(setup.id, identity, suite, true, exporter)?;
-        self.agree(setup, via, &exported, Terms { peer_cid, suite, inner_mtu: offer.inner_mtu })
+        let exported = self.export(setup.id, peer, suite, true)?;
+        self.agree(setup, &peer.via, &exported, Terms { peer_cid, suite, inner_mtu: offer.inner_mtu })
     }
 
     fn agree(
@@ -278,19 +272,18 @@ impl Node {
     fn export(
         &self,
         setup: SetupId,
-        identity: &Identity,
+        peer: &ProvedPeer<'_>,
         suite: Suite,
         is_dialler: bool,
-        exporter: &dyn Exporter,
     ) -> Result<Exported, Refusal> {
         let context = TunnelContext {
             setup,
             own_spki_sha256: &self.config.identity.spki_sha256,
-            peer_spki_sha256: &identity.spki_sha256,
+            peer_spki_sha256: &peer.identity.spki_sha256,
             is_dialler,
             suite,
         };
-        Exported::new(exporter, &context).map_err(|error| Refusal::new(RefusalCode::Internal, error))
+        Exported::new(peer.exporter, &context).map_err(|error| Refusal::new(RefusalCode::Internal, error))
     }
 
     fn own_suite(&self, number: u32) -> Result<Suite, Refusal> {

@@ -90,7 +90,8 @@ impl Node {
         self.want(now, Service::As, &addresses, &name);
     }
 
-    pub(super) fn as_moved(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
+    /// Where the AS is, where that was found out only now or has changed: its name resolves anew.
+    pub fn handle_as_addresses(&mut self, now: Instant, addresses: Vec<SocketAddr>) {
         if addresses.is_empty() || addresses == self.config.as_addresses {
             return;
         }

@@ -170,10 +170,11 @@ impl Node {
         }
     }
 
-    /// The relay said, by a stateless reset, that it does not know the leg of a tunnel's other end: it has
-    /// restarted, or dropped the leg. Whoever saw such a reset can send it again, so it is believed ever
-    /// less often.
-    pub(super) fn relay_reset(&mut self, now: Instant, id: TunnelId) {
+    /// The TRS said with a stateless reset that it has lost the leg that a tunnel sends to.
+    ///
+    /// The relay has restarted, or dropped the leg. Whoever saw such a reset can send it again, so it is
+    /// believed ever less often.
+    pub fn handle_relay_reset(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get(&id) else { return };
         let (Some(leg), Some(trs)) = (&tunnel.leg, &tunnel.relay) else { return };
         // A relay that is connected and has not all of the leg yet says so of every packet.

@@ -157,6 +157,11 @@ impl Node {
         self.hold_mappings(now);
     }
 
+    /// A connection ended by itself.
+    pub fn handle_disconnected(&mut self, now: Instant, service: Service, reason: String) {
+        self.service_failed(now, &service, &reason);
+    }
+
     /// The connection failed, or could not be opened; another attempt follows.
     pub(super) fn service_failed(&mut self, now: Instant, service: &Service, reason: &str) {
         let Some(slot) = self.services.get(service) else { return };
@@ -251,8 +256,10 @@ impl Node {
         }
     }
 
-    /// The node has another certificate. A service ends a connection with the certificate that came with it.
-    pub(super) fn renewed(&mut self, now: Instant) {
+    /// The node's certificate was renewed: what is dialled from now on is dialled with the new one.
+    ///
+    /// A service ends a connection with the certificate that came with it.
+    pub fn handle_renewed(&mut self, now: Instant) {
         for service in self.services.keys().cloned().collect::<Vec<_>>() {
             if self.is_connected(&service) {
                 self.replace_connection(now, &service, "this device has a new certificate");

@@ -133,23 +133,17 @@ impl Setup {
 }
 
 impl Node {
-    /// The NMS orders this node, as the responder, into a set-up, or tells it of what concerns its set-ups
-    /// and tunnels.
-    pub(super) fn directed(
-        &mut self,
-        now: Instant,
-        service: &Service,
-        exchange: ExchangeId,
-        message: Message,
-    ) {
+    /// A service asks: only the NMS does, with a RouteDirection, a RouteWithdrawal or a RevocationNotice.
+    /// Answered by [`Action::Respond`], perhaps later.
+    pub fn handle_request(&mut self, now: Instant, service: Service, exchange: ExchangeId, message: Message) {
         let accepted = match message {
-            Message::RouteDirection(direction) if *service == Service::Nms => {
+            Message::RouteDirection(direction) if service == Service::Nms => {
                 self.respond_to(now, exchange, direction)
             }
-            Message::RouteWithdrawal(withdrawal) if *service == Service::Nms => {
+            Message::RouteWithdrawal(withdrawal) if service == Service::Nms => {
                 self.withdrawn(now, exchange, &withdrawal)
             }
-            Message::RevocationNotice(notice) if *service == Service::Nms => {
+            Message::RevocationNotice(notice) if service == Service::Nms => {
                 self.act(Action::Respond {
                     exchange,
                     message: Message::RevocationConfirmation(RevocationConfirmation {}),
@@ -236,7 +230,8 @@ impl Node {
         self.setup_failed(now, setup, ResolveError::TimedOut { during }, Retry::Later);
     }
 
-    pub(super) fn dial_failed(&mut self, now: Instant, setup: SetupId, reason: &str) {
+    /// A dial failed, before it brought an offer.
+    pub fn handle_dial_failed(&mut self, now: Instant, setup: SetupId, reason: String) {
         let Some(entry) = self.setups.get_mut(&setup).filter(|setup| setup.stage == Stage::Dialling) else {
             return;
         };
@@ -250,8 +245,7 @@ impl Node {
         if setup.initiator {
             self.route_failed(now, setup.peer, setup.kind, setup.relay_name());
         }
-        let ours =
-            self.peers.get(&setup.peer).is_some_and(|peer| peer.attempt == Some(Attempt::Setup(setup.id)));
+        let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.carries_out(setup.id));
         if ours {
             let other_route = setup.initiator && setup.kind != RouteKind::Relay;
             let retry = if other_route { Retry::AtOnce } else { retry };
@@ -387,8 +381,7 @@ impl Node {
         };
         for other in self.setups.values().filter(earlier).map(|setup| setup.id).collect::<Vec<_>>() {
             self.drop_setup(other, "the peer has begun anew");
-            if let Some(peer) = self.peers.get_mut(&peer).filter(|p| p.attempt == Some(Attempt::Setup(other)))
-            {
+            if let Some(peer) = self.peers.get_mut(&peer).filter(|peer| peer.carries_out(other)) {
                 peer.attempt = Some(Attempt::Setup(id));
             }
         }
@@ -416,7 +409,7 @@ impl Node {
         if let Some(relay) = setup.relay_name().filter(|_| refusal.code() != RefusalCode::PeerOffline) {
             self.relay_not_taken(now, setup.peer, relay);
         }
-        let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.attempt == Some(Attempt::Setup(id)));
+        let ours = self.peers.get(&setup.peer).is_some_and(|peer| peer.carries_out(id));
         if ours {
             self.direction_refused(now, setup.peer, refusal, Some(setup.kind));
         }
@@ -489,9 +482,11 @@ impl Node {
         }
     }
 
-    /// The NMS had given up what it asked when our answer came. After a time without a network this node is
-    /// asked to take part in all that others tried meanwhile, and to wait for dials that are over.
-    pub(super) fn given_up(&mut self, now: Instant, exchange: ExchangeId) {
+    /// A service that had asked did not wait for the answer ([`Action::Respond`]).
+    ///
+    /// After a time without a network this node is asked to take part in all that others tried meanwhile, and
+    /// to wait for dials that are over.
+    pub fn handle_request_given_up(&mut self, now: Instant, exchange: ExchangeId) {
         let pointless = |setup: &&Setup| setup.confirmed == Some(exchange) && setup.stage != Stage::Agreed;
         let Some(setup) = self.setups.values().find(pointless).map(|setup| setup.id) else { return };
         let reason = "it was given up before this device could take part".to_owned();

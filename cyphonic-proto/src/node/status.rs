@@ -201,7 +201,7 @@ impl Node {
             tunnels: peer.tunnels.iter().filter_map(|id| self.tunnel_status(*id)).collect(),
             since: peer.since,
             last_error: peer.last_error.as_ref().map(ToString::to_string),
-            failed_routes: peer.failed_routes(),
+            failed_routes: peer.failures.routes().collect(),
         }
     }
 

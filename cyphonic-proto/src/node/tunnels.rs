@@ -174,9 +174,14 @@ impl Node {
         self.peers.get(&peer).is_some_and(|peer| peer.tunnels.iter().any(lasts))
     }
 
-    /// The peer closed it, or the dataplane lost it.
-    pub(super) fn peer_closed(&mut self, now: Instant, id: TunnelId) {
+    /// The peer closed a tunnel, or the dataplane lost it.
+    pub fn handle_tunnel_closed(&mut self, now: Instant, id: TunnelId) {
         self.remove_tunnel(now, id, None);
+    }
+
+    /// A tunnel's keys are nearly used up: a fresh tunnel replaces it.
+    pub fn handle_keys_exhausted(&mut self, now: Instant, id: TunnelId) {
+        self.replace(now, id);
     }
 
     /// A fresh tunnel is to replace this one.

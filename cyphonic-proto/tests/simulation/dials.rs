@@ -4,7 +4,7 @@ use crate::world::{Event, Flight, Packet, World, identity};
 use cyphonic_proto::{
     Identity, Message, PeerConnectionId, SetupId,
     identity::sha256,
-    node::{PeerVia, Service},
+    node::{PeerVia, ProvedPeer, Service},
     relayed,
     tunnel::{ExportError, Exporter},
 };
@@ -189,7 +189,8 @@ impl World {
         dial.offered = true;
         let (life, setup, message) = (dial.life, dial.setup, Self::unpack(&offer));
         self.with_node(name, life, |node, now| {
-            node.handle_peer_offer(now, setup, via, &identity, message, &Shared(id));
+            let peer = ProvedPeer { via, identity: &identity, exporter: &Shared(id) };
+            node.handle_peer_offer(now, setup, peer, message);
         });
     }
 
@@ -210,7 +211,8 @@ impl World {
         let claims = dial.claims.clone().unwrap_or_else(|| identity(dial.device));
         let message = Self::unpack(&request);
         self.with_node(name, life, |node, now| {
-            node.handle_peer_request(now, PeerConnectionId(id), via, &claims, message, &Shared(id));
+            let peer = ProvedPeer { via, identity: &claims, exporter: &Shared(id) };
+            node.handle_peer_request(now, PeerConnectionId(id), peer, message);
         });
     }
 

@@ -12,7 +12,7 @@ use cyphonic_proto::{
         Refusal, RefusalCode, RevocationNotice, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer,
         TunnelRequest, TunnelResponse, decode, encode, endpoint,
     },
-    node::{Action, Node, PeerVia, ResolveError, Service, Target, TunnelActivity, TunnelControl},
+    node::{Action, Node, PeerVia, ProvedPeer, ResolveError, Service, Target, TunnelActivity, TunnelControl},
     tunnel::Suite,
 };
 use proptest::prelude::*;
@@ -111,7 +111,8 @@ fn take(
 ) -> Vec<Action> {
     let now = world.now;
     let message = Message::TunnelRequest(request);
-    node(world).handle_peer_request(now, connection, via, who, message, &Shared(1));
+    let peer = ProvedPeer { via, identity: who, exporter: &Shared(1) };
+    node(world).handle_peer_request(now, connection, peer, message);
     actions(world)
 }
 
@@ -435,7 +436,8 @@ fn where_this_end_may_be_reached_is_told_again_when_it_changes_before_the_peers_
     direct(&mut world, RouteDirection { kind, dial: true, ..direction() });
     let now = world.now;
     let (setup, message) = (SetupId([0xee; 16]), Message::TunnelOffer(offer()));
-    node(&mut world).handle_peer_offer(now, setup, from_b(), &identity("b"), message, &Shared(1));
+    let peer = ProvedPeer { via: from_b(), identity: &identity("b"), exporter: &Shared(1) };
+    node(&mut world).handle_peer_offer(now, setup, peer, message);
     let lists = |world: &mut World| {
         let sets = actions(world).into_iter().filter_map(|action| match action {
             Action::SendControl { control: TunnelControl::Candidates(set), .. } => Some(set),
@@ -465,7 +467,8 @@ fn a_wrong_identity_at_the_end_of_a_dial_gives_no_tunnel_and_its_own_error() {
     let via = world.dials.values().next().unwrap().via();
     world.with_node("a", 0, |node, now| {
         let message = Message::TunnelOffer(offer());
-        node.handle_peer_offer(now, setup.unwrap(), via, &identity("c"), message, &Shared(1));
+        let peer = ProvedPeer { via, identity: &identity("c"), exporter: &Shared(1) };
+        node.handle_peer_offer(now, setup.unwrap(), peer, message);
     });
     let error = world.answer(query).unwrap_err();
     assert!(
@@ -635,17 +638,19 @@ proptest! {
             let message = decode(&encode(&message)).unwrap();
             let (now, exchange) = (world.now, ExchangeId(exchange));
             let node = node(&mut world);
+            let c = identity("c");
+            let peer = ProvedPeer { via: from_b(), identity: &c, exporter: &Shared(1) };
             match from {
                 0 => node.handle_request(now, Service::Nms, exchange, message),
                 1 => node.handle_response(now, exchange, message),
                 2 => {
                     let connection = PeerConnectionId(exchange.0);
                     node.handle_peer_arrived(now, connection, from_b());
-                    node.handle_peer_request(now, connection, from_b(), &identity("c"), message, &Shared(1));
+                    node.handle_peer_request(now, connection, peer, message);
                 }
                 _ => {
                     let setup = SetupId([0xee; 16]);
-                    node.handle_peer_offer(now, setup, from_b(), &identity("c"), message.clone(), &Shared(1));
+                    node.handle_peer_offer(now, setup, peer, message.clone());
                     node.handle_peer_response(now, setup, message);
                 }
             }

@@ -101,7 +101,7 @@ impl Admission {
 impl Admitted {
     /// It has shown the certificate of the device with this key, whose oldest connection makes room where
     /// that has too many.
-    pub(super) fn is_device(&mut self, key: DeviceKey) -> Replaced {
+    pub(super) fn count_as_device(&mut self, key: DeviceKey) -> Replaced {
         let mut counts = self.admission.lock();
         let number = counts.next;
         counts.next += 1;
@@ -161,7 +161,7 @@ mod tests {
 
     fn all_devices(held: &mut [Admitted]) {
         for (number, admitted) in held.iter_mut().enumerate() {
-            admitted.is_device(key(number));
+            admitted.count_as_device(key(number));
         }
     }
 
@@ -171,7 +171,7 @@ mod tests {
         let mut from = (0u16..).map(|n| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, n, 0, 0, 0, 1)));
         let mut connect = |device| {
             let mut admitted = admission.admit(from.next().unwrap()).unwrap();
-            let replaced = admitted.is_device(key(device));
+            let replaced = admitted.count_as_device(key(device));
             (admitted, replaced)
         };
         let is_replaced = |replaced: &mut Replaced| replaced.try_recv() == Err(TryRecvError::Closed);
@@ -199,7 +199,7 @@ mod tests {
         assert!(admission.admit(ip("192.0.2.2")).is_some());
         all_devices(&mut held);
         while let Some(mut admitted) = admission.admit(ip("192.0.2.1")) {
-            admitted.is_device(key(held.len()));
+            admitted.count_as_device(key(held.len()));
             held.push(admitted);
         }
         assert_eq!(held.len(), MAX_PER_SOURCE);
@@ -223,7 +223,7 @@ mod tests {
         all_devices(&mut held);
         let more = (1_000..).map_while(|at| {
             let mut admitted = admission.admit(from(at))?;
-            admitted.is_device(key(at as usize));
+            admitted.count_as_device(key(at as usize));
             Some(admitted)
         });
         held.extend(more);

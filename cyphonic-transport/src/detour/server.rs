@@ -139,7 +139,7 @@ async fn serve(door: Arc<Door>, tcp: TcpStream, from: SocketAddr, mut place: Adm
     };
     let ended = match known {
         Some(key) => {
-            let replaced = place.is_device(key);
+            let replaced = place.count_as_device(key);
             tokio::select! {
                 ended = pump::carry(stream, &socket, pump::Patience::USUAL) => ended.to_string(),
                 _ = replaced => "its device has too many newer ones".into(),

@@ -1,75 +1,101 @@
-//! Addresses at which an end of a tunnel may be reached: which there are, and which are worth trying first.
+//! A candidate: one path that a tunnel has or may have, and what is known of it.
 
-use crate::{
-    address::Prefix,
-    message::endpoint,
-    nat::{self, Family, NatFinding},
-};
+use super::class::Class;
+use crate::{ConnectionId, address::Prefix, message::endpoint};
 use cyphonic_common::frame::MAX_CANDIDATES;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-/// Ports that are guessed of a NAT that gives them in sequence. It gives one to each address that is probed,
-/// and those are few.
-const PREDICTED: u16 = 4;
-/// The largest distance between the ports of two mappings that counts as a sequence.
-const MAX_STRIDE: u16 = 16;
+/// Probes of one path whose answers are awaited; the oldest is forgotten for one more.
+const AWAITED: usize = 8;
 
-/// What kind of path leads to an address, the best first. As RFC 8445 §5.1.2 has it, a path without a NAT
-/// comes before one with, and a relay is the last resort; of two kinds without, the one comes first that is
-/// likelier to stay.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::node) enum Class {
-    /// IPv6: nobody's address is translated.
-    Ipv6,
-    /// An IPv4 address that is only good within one site.
-    Site,
-    /// A public IPv4 address, of a host or a NAT.
-    Internet,
-    /// A TRS.
-    Relay,
+/// See the module.
+#[derive(Clone, Debug)]
+pub(in crate::node) struct Candidate {
+    pub(super) remote: SocketAddr,
+    /// What stands on the wire: the peer's own connection ID, or that of its leg.
+    pub(super) wire_cid: ConnectionId,
+    pub(super) class: Class,
+    /// Whether the peer named it; the others are where authenticated probes of it came from
+    /// ("peer-reflexive", RFC 8445 §7.3.1.3).
+    pub(super) named: bool,
+    /// Smoothed as in RFC 9002 §5.3.
+    pub(super) rtt: Option<Duration>,
+    /// The latest time at which the path is known to have worked: when the probe was sent that was answered
+    /// last.
+    pub(super) proved: Option<Instant>,
+    /// Whether it was ever probed.
+    pub(super) tried: bool,
+    awaited: VecDeque<([u8; 8], Instant)>,
 }
 
-impl Class {
-    pub(super) fn of(remote: &SocketAddr) -> Self {
-        match remote.ip() {
-            IpAddr::V6(_) => Self::Ipv6,
-            IpAddr::V4(ip) if ip.is_private() || is_shared(ip) => Self::Site,
-            IpAddr::V4(_) => Self::Internet,
+impl Candidate {
+    pub(super) fn direct(remote: SocketAddr, peer: ConnectionId, named: bool) -> Self {
+        Self::new(remote, peer, Class::of(&remote), named)
+    }
+
+    pub(super) fn relay(remote: SocketAddr, leg: ConnectionId) -> Self {
+        Self::new(remote, leg, Class::Relay, true)
+    }
+
+    fn new(remote: SocketAddr, wire_cid: ConnectionId, class: Class, named: bool) -> Self {
+        Self {
+            remote,
+            wire_cid,
+            class,
+            named,
+            rtt: None,
+            proved: None,
+            tried: false,
+            awaited: VecDeque::new(),
         }
     }
-}
 
-/// Carrier-grade NATs' inner side (RFC 6598).
-const fn is_shared(ip: Ipv4Addr) -> bool {
-    let [a, b, ..] = ip.octets();
-    a == 100 && b & 0xc0 == 64
-}
+    pub(super) fn is_relay(&self) -> bool {
+        self.class == Class::Relay
+    }
 
-/// What a node knows of where it is: its own addresses, (server, observed) with the newest first, and what
-/// gateways have mapped to it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Whereabouts<'a> {
-    pub(super) addresses: &'a [SocketAddr],
-    pub(super) observations: &'a [(SocketAddr, SocketAddr)],
-    pub(super) mapped: [&'a [SocketAddr]; 2],
-    /// By how much ports grow behind an IPv4 NAT, as the network check found out.
-    pub(super) port_delta: Option<i32>,
-}
+    /// A challenge with this data leaves for it now.
+    pub(super) fn sent(&mut self, now: Instant, data: [u8; 8]) {
+        if self.awaited.len() >= AWAITED {
+            self.awaited.pop_front();
+        }
+        self.tried = true;
+        self.awaited.push_back((data, now));
+    }
 
-/// Own addresses that are told before those that others see: a host with a bridge for each of its container
-/// networks has more than a list has room for.
-const OWN_FIRST: usize = 6;
+    /// Whether the data is an answer of this path.
+    pub(super) fn answered(&mut self, now: Instant, data: [u8; 8]) -> bool {
+        let Some(at) = self.awaited.iter().position(|(awaited, _)| *awaited == data) else { return false };
+        let Some((_, sent)) = self.awaited.remove(at) else { return false };
+        let sample = now.saturating_duration_since(sent);
+        self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
+        self.proved = self.proved.max(Some(sent));
+        true
+    }
 
-/// Where this node may be reached, the likeliest first, as it is told to peers.
-pub(super) fn own(known: Whereabouts<'_>, overlay: Prefix) -> Vec<SocketAddr> {
-    let of = |family| known.addresses.iter().copied().filter(move |a| Family::of(a) == family);
-    let own = || of(Family::V6).chain(of(Family::V4));
-    let observed = known.observations.iter().map(|(_, observed)| *observed);
-    let guessed = Family::ALL.into_iter().flat_map(|family| predicted(family, known));
-    let mapped = known.mapped.into_iter().flatten().copied();
-    let first = of(Family::V6).take(OWN_FIRST / 2).chain(of(Family::V4).take(OWN_FIRST / 2));
-    let all = first.chain(mapped).chain(observed).chain(guessed).chain(own());
-    unique(all.filter(|address| endpoint::is_candidate(address.ip(), overlay)))
+    /// Whether it is known to have worked at this time or later.
+    pub(super) fn is_proved_since(&self, since: Instant) -> bool {
+        self.proved.is_some_and(|at| at >= since)
+    }
+
+    /// Whether it is worth leaving the other for it: a better kind, or the same and clearly faster, so that
+    /// two that are alike do not take turns.
+    pub(super) fn is_better_than(&self, other: &Self) -> bool {
+        let faster = || match (self.rtt, other.rtt) {
+            (Some(own), Some(others)) => own * 5 / 4 + Duration::from_millis(1) < others,
+            _ => false,
+        };
+        self.class < other.class || (self.class == other.class && faster())
+    }
+
+    /// Its place among those that answered.
+    pub(super) fn rank(&self) -> (Class, Duration) {
+        (self.class, self.rtt.unwrap_or(Duration::MAX))
+    }
 }
 
 /// The peer's addresses, as they came: canonical, and only those that packets may be sent to.
@@ -78,7 +104,8 @@ pub(super) fn checked(endpoints: &[SocketAddr], overlay: Prefix) -> Vec<SocketAd
     unique(canonical.filter(|address| endpoint::is_candidate(address.ip(), overlay) && address.port() != 0))
 }
 
-fn unique(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+/// As many of them as a list has room for, each once.
+pub(super) fn unique(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     let mut unique = Vec::new();
     for address in addresses {
         if unique.len() < MAX_CANDIDATES && !unique.contains(&address) {
@@ -88,128 +115,55 @@ fn unique(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
     unique
 }
 
-/// The ports that a symmetric NAT will give to the next mappings, where those it gave so far are in sequence.
-///
-/// Where they are not there is nothing to guess: to meet a random one of 64,512 ports with a chance of one
-/// half takes hundreds of sockets or packets at both ends (RFC 5128 §3.4 and the birthday paradox), more than
-/// a small device and its NAT can spare.
-fn predicted(family: Family, known: Whereabouts<'_>) -> Vec<SocketAddr> {
-    let Whereabouts { addresses, observations, port_delta, .. } = known;
-    if nat::find(family, addresses, observations) != NatFinding::AddressDependent {
-        return Vec::new();
-    }
-    // The newest is first.
-    let seen: Vec<_> =
-        observations.iter().map(|(_, o)| *o).filter(|o| Family::of(o) == family).take(3).collect();
-    let [newest, before, ..] = seen.as_slice() else { return Vec::new() };
-    let stride = newest.port().wrapping_sub(before.port());
-    let steady = seen.windows(2).all(|pair| {
-        let [newer, older] = pair else { return false };
-        newer.ip() == older.ip() && (1..=MAX_STRIDE).contains(&newer.port().wrapping_sub(older.port()))
-    });
-    // What was observed first may be long ago; the network check asked without anything in between, and then
-    // once more.
-    let found = port_delta.filter(|_| family == Family::V4).and_then(|delta| u16::try_from(delta).ok());
-    let found = found.filter(|delta| (1..=MAX_STRIDE).contains(delta));
-    let Some(stride) = found.or(steady.then_some(stride)) else { return Vec::new() };
-    let next = |k: u16| newest.port().checked_add(stride.checked_mul(k)?);
-    (1..=PREDICTED).filter_map(next).map(|port| SocketAddr::new(newest.ip(), port)).collect()
-}
-
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+
+    const MS: Duration = Duration::from_millis(1);
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()
     }
 
-    fn overlay() -> Prefix {
-        "fd12:3456:789a::/48".parse().unwrap()
-    }
-
-    /// Of a node at 10.0.0.2:7000 behind a NAT at 198.51.100.1: what as many servers saw, one after the
-    /// other.
-    fn seen(ports: &[u16]) -> Vec<(SocketAddr, SocketAddr)> {
-        let server = |n| SocketAddr::from(([192, 0, 2, n], 443));
-        let seen =
-            (1..).zip(ports).map(|(n, port)| (server(n), SocketAddr::from(([198, 51, 100, 1], *port))));
-        let mut seen: Vec<_> = seen.collect();
-        seen.reverse();
-        seen
+    fn candidate(remote: &str, rtt: u32) -> Candidate {
+        let mut candidate = Candidate::direct(at(remote), ConnectionId::from_random_data([1; 8]), true);
+        candidate.rtt = Some(MS * rtt);
+        candidate
     }
 
     #[test]
-    fn ports_in_sequence_are_guessed_and_others_are_not() {
-        let guess = |observations: &[(SocketAddr, SocketAddr)], port_delta| {
-            let addresses = &[at("10.0.0.2:7000")];
-            let known = Whereabouts { addresses, observations, mapped: [&[]; 2], port_delta };
-            predicted(Family::V4, known).iter().map(SocketAddr::port).collect::<Vec<_>>()
-        };
-        let ports = |observations: &[(SocketAddr, SocketAddr)]| guess(observations, None);
-        assert_eq!(ports(&seen(&[5000, 5001, 5002])), [5003, 5004, 5005, 5006]);
-        assert_eq!(ports(&seen(&[5000, 5002])), [5004, 5006, 5008, 5010]);
-        assert_eq!(ports(&seen(&[5000, 61000])), [0u16; 0]);
-        assert_eq!(ports(&seen(&[5000, 5001, 41000])), [0u16; 0]);
-        assert_eq!(ports(&seen(&[5000])), [0u16; 0], "one says nothing");
-        assert_eq!(ports(&seen(&[5000, 5000])), [0u16; 0], "this NAT is not symmetric");
-        assert_eq!(ports(&seen(&[65533, 65534])), [65535]);
-        assert_eq!(guess(&seen(&[5000, 5002, 5060]), Some(2)), [5062, 5064, 5066, 5068], "found out apart");
-        assert_eq!(guess(&seen(&[5000, 5002, 5060]), Some(-2)), [0u16; 0]);
+    fn only_answers_to_what_was_sent_count_and_each_once() {
+        let (mut candidate, now) = (candidate("192.0.2.1:7", 8), Instant::now());
+        assert!(!candidate.answered(now, [1; 8]));
+        candidate.sent(now, [1; 8]);
+        assert!(candidate.answered(now + MS * 16, [1; 8]));
+        assert!(!candidate.answered(now + MS * 16, [1; 8]));
+        assert_eq!((candidate.rtt, candidate.proved), (Some(MS * 9), Some(now)));
+        assert!(candidate.is_proved_since(now) && !candidate.is_proved_since(now + MS));
     }
 
     #[test]
-    fn kinds_of_paths_come_in_order() {
-        let order = ["[2001:db8::1]:1", "192.168.1.2:1", "198.51.100.1:1"].map(|a| Class::of(&at(a)));
-        assert_eq!(order, [Class::Ipv6, Class::Site, Class::Internet]);
-        assert!(order.is_sorted() && Class::Internet < Class::Relay);
-        assert_eq!(Class::of(&at("100.64.0.1:1")), Class::Site);
-        assert_eq!(Class::of(&at("100.128.0.1:1")), Class::Internet);
+    fn alike_paths_do_not_take_turns() {
+        let (v6, a, b) =
+            (candidate("[2001:db8::1]:7", 90), candidate("192.0.2.1:7", 20), candidate("192.0.2.2:7", 18));
+        assert!(v6.is_better_than(&a) && !a.is_better_than(&v6));
+        assert!(!a.is_better_than(&b) && !b.is_better_than(&a));
+        assert!(candidate("192.0.2.3:7", 9).is_better_than(&b));
     }
 
     #[test]
-    fn what_is_told_has_no_address_of_the_host_the_link_or_the_overlay() {
-        let addresses =
-            ["10.0.0.2:7000", "127.0.0.1:1", "[fe80::1]:1", "[fd12:3456:789a::1]:1", "[2001:db8::1]:7000"]
-                .map(at);
-        let known = Whereabouts {
-            addresses: &addresses,
-            observations: &seen(&[5000]),
-            mapped: [&[], &[at("198.51.100.1:41641")]],
-            port_delta: None,
-        };
-        let told = ["[2001:db8::1]:7000", "10.0.0.2:7000", "198.51.100.1:41641", "198.51.100.1:5000"].map(at);
-        assert_eq!(own(known, overlay()), told);
+    fn what_is_awaited_is_bounded() {
+        let (mut candidate, now) = (candidate("192.0.2.1:7", 1), Instant::now());
+        (0..100).for_each(|n| candidate.sent(now, [n; 8]));
+        assert_eq!(candidate.awaited.len(), AWAITED);
+        assert!(!candidate.answered(now, [0; 8]) && candidate.answered(now, [99; 8]));
+    }
+
+    #[test]
+    fn of_the_peers_addresses_only_those_are_taken_that_packets_may_be_sent_to() {
         let named = ["[::ffff:127.0.0.1]:53", "[::1]:53", "224.0.0.1:53", "[::ffff:192.0.2.9]:9"].map(at);
-        assert_eq!(checked(&named, overlay()), [at("192.0.2.9:9")]);
-    }
-
-    #[test]
-    fn where_a_host_has_many_bridges_the_address_that_others_see_is_told_all_the_same() {
-        let bridges = (17..31).map(|n| SocketAddr::from(([172, n, 0, 1], 7000)));
-        let addresses: Vec<_> = [at("192.168.1.2:7000")].into_iter().chain(bridges).collect();
-        let known = Whereabouts {
-            addresses: &addresses,
-            observations: &seen(&[5000]),
-            mapped: [&[]; 2],
-            port_delta: None,
-        };
-        let told = own(known, overlay());
-        assert_eq!(told.len(), MAX_CANDIDATES);
-        assert_eq!(told[0], at("192.168.1.2:7000"));
-        assert_eq!(told[3], at("198.51.100.1:5000"));
-    }
-
-    proptest! {
-        #[test]
-        fn guesses_and_lists_are_bounded(ports: Vec<u16>, addresses: Vec<SocketAddr>) {
-            let observations = seen(&ports[..ports.len().min(8)]);
-            let mapped = [addresses.as_slice(); 2];
-            let known =
-                Whereabouts { addresses: &addresses, observations: &observations, mapped, port_delta: Some(3) };
-            prop_assert!(predicted(Family::V4, known).len() <= usize::from(PREDICTED));
-            prop_assert!(own(known, overlay()).len() <= MAX_CANDIDATES);
-        }
+        let overlay = "fd12:3456:789a::/48".parse().unwrap();
+        assert_eq!(checked(&named, overlay), [at("192.0.2.9:9")]);
     }
 }

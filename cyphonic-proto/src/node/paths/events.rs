@@ -1,12 +1,11 @@
 //! What a tunnel's paths learn: answers, probes of the peer, its lists, moves.
 
-use super::{Race, Target, candidate, schedule::PROOF};
+use super::{Candidate, CandidateSet, Race, candidate, schedule::PROOF};
 use crate::{
     id::TunnelId,
     message::RouteKind,
     node::{Action, Node, Routes, Service, Timer, setup::Setup, tunnels::Tunnel},
 };
-use cyphonic_common::frame::CandidateFlags;
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
@@ -14,21 +13,6 @@ use std::{
 
 /// A path that answered within this time is not challenged because the peer sends on another.
 const SURE: Duration = Duration::from_secs(1);
-/// How long news of this end's addresses are gathered before peers are told.
-const GATHER: Duration = Duration::from_millis(50);
-
-/// Where one end of a tunnel may be reached, as it tells the other in a CANDIDATES frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CandidateSet {
-    /// Counts the sender's lists in this tunnel, upwards; a list replaces those before it.
-    pub sequence: u64,
-    /// The highest number of the other end's lists that has reached this one; 0 before the first.
-    pub heard: u64,
-    /// What the sender asks for.
-    pub flags: CandidateFlags,
-    /// The endpoints, best first.
-    pub endpoints: Vec<SocketAddr>,
-}
 
 impl Node {
     /// A tunnel was installed: the dialling end tells where it is, and both look for better paths.
@@ -46,40 +30,43 @@ impl Node {
         }
     }
 
-    /// The peer answered a challenge.
-    pub(in crate::node) fn path_answered(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
+    /// The peer answered a challenge or a probe.
+    pub fn handle_path_response(&mut self, now: Instant, id: TunnelId, data: [u8; 8]) {
         if self.mtu_answered(now, id, data) {
             return;
         }
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
         let paths = &mut tunnel.paths;
-        let Some(target) = paths.targets.iter_mut().find_map(|t| t.answered(now, data).then_some(&*t)) else {
+        let Some(candidate) = paths.candidates.iter_mut().find_map(|c| c.answered(now, data).then_some(&*c))
+        else {
             return;
         };
-        let (remote, proved) = (target.remote, target.proved);
+        let (remote, proved) = (candidate.remote, candidate.proved);
         let resolved = remote == paths.current
             && paths.doubt.is_some_and(|doubt| proved.is_some_and(|at| at >= doubt.steps.began));
         if resolved {
             let silent = paths.doubt.is_some_and(|doubt| doubt.silent);
             paths.doubt = None;
             if silent {
-                paths.was_groundless();
+                paths.bear_longer_silence();
             }
         }
-        tunnel.is_alive(now);
+        tunnel.note_heard(now);
         self.consider(now, id);
         self.watch(now, id);
     }
 
-    /// The peer probed this end from an address; its probe was answered there.
-    pub(in crate::node) fn path_probed(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
+    /// The peer's challenge came from an address that is not the path's, and was answered there.
+    pub fn handle_probed(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
         if let Some((from, new)) = self.meet_at(id, from) {
             let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-            tunnel.is_alive(now);
+            tunnel.note_heard(now);
             // Its own probe got through, so it is time for ours (RFC 8445 §7.3.1.4), unless there is nothing
             // to gain.
-            let sought = tunnel.paths.target(from).is_some_and(|target| tunnel.paths.is_sought(target));
-            let waits = tunnel.paths.target(from).is_some_and(|t| t.proved.is_none_or(|at| at + SURE <= now));
+            let sought =
+                tunnel.paths.candidate(from).is_some_and(|candidate| tunnel.paths.is_sought(candidate));
+            let waits =
+                tunnel.paths.candidate(from).is_some_and(|c| c.proved.is_none_or(|at| at + SURE <= now));
             if new || (sought && waits) || tunnel.paths.is_doubted() {
                 self.probe(now, id, from);
             }
@@ -87,15 +74,18 @@ impl Node {
         self.watch(now, id);
     }
 
-    /// The peer sends on another path now (RFC 9000 §9.3). It is followed once that path is validated, unless
-    /// the one in use answers first: then there is nothing wrong with it.
-    pub(in crate::node) fn peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
+    /// Authenticated packets of the peer, newer than all before and not only to try a path, come from another
+    /// address.
+    ///
+    /// The path is followed once it is validated, unless the one in use answers first: then there is nothing
+    /// wrong with it (RFC 9000 §9.3).
+    pub fn handle_peer_moved(&mut self, now: Instant, id: TunnelId, from: SocketAddr) {
         let Some((from, _)) = self.meet_at(id, from) else { return };
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        tunnel.is_alive(now);
-        let sure = tunnel.paths.current().is_some_and(|t| t.proved.is_some_and(|at| at + SURE > now));
+        tunnel.note_heard(now);
+        let sure = tunnel.paths.current().is_some_and(|c| c.proved.is_some_and(|at| at + SURE > now));
         if !sure {
-            let relay = tunnel.paths.target(from).is_some_and(Target::is_relay);
+            let relay = tunnel.paths.candidate(from).is_some_and(Candidate::is_relay);
             let race = if relay { Race::No } else { Race::With(from) };
             self.begin_doubt(now, id, race);
         }
@@ -104,10 +94,10 @@ impl Node {
     }
 
     /// The peer tells where it may be reached.
-    pub(in crate::node) fn candidates_told(&mut self, now: Instant, id: TunnelId, set: &CandidateSet) {
+    pub fn handle_candidates(&mut self, now: Instant, id: TunnelId, set: &CandidateSet) {
         let remotes = candidate::checked(&set.endpoints, self.prefix);
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        tunnel.is_alive(now);
+        tunnel.note_heard(now);
         let paths = &mut tunnel.paths;
         if set.heard >= paths.sequence {
             // Not any list of the peer's: one that was under way for long says nothing of this end's newest.
@@ -118,7 +108,7 @@ impl Node {
         let newer = paths.heard.is_none_or(|heard| set.sequence > heard);
         if newer {
             paths.heard = Some(set.sequence);
-            let relay = paths.relay().map(|target| target.remote);
+            let relay = paths.relay().map(|candidate| candidate.remote);
             let remotes: Vec<_> = remotes.into_iter().filter(|remote| Some(*remote) != relay).collect();
             paths.name(&remotes);
         }
@@ -138,31 +128,6 @@ impl Node {
             self.begin_round(now, id);
         }
         self.watch(now, id);
-    }
-
-    /// This end's addresses, or what is known of them, are others: peers are told before long.
-    pub(in crate::node) fn candidates_changed(&mut self, now: Instant) {
-        self.timers.set(Timer::Candidates, now + GATHER);
-    }
-
-    pub(in crate::node) fn candidates_due(&mut self, now: Instant) {
-        let candidates = self.candidates();
-        if self.told == candidates {
-            return;
-        }
-        self.told = candidates;
-        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
-            // A peer that has not been heard yet may have the list before, which counts as known once it
-            // answers.
-            let told = |tunnel: &Tunnel| {
-                tunnel.is_told() || (tunnel.retires_at.is_none() && tunnel.paths.telling.is_some())
-            };
-            if self.tunnels.get(&id).is_some_and(told) {
-                self.tell(now, id);
-                self.begin_round(now, id);
-                self.watch(now, id);
-            }
-        }
     }
 
     /// This node is elsewhere, or was asleep: every tunnel's path is in doubt, its peer is told where this
@@ -197,8 +162,8 @@ impl Node {
         let asks = self.services.get(&Service::Nms).is_some_and(|slot| slot.reachable);
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
             let Some(tunnel) = self.tunnels.get_mut(&id) else { continue };
-            let is_way = |target: &Target| routes.source_for(target.remote).is_some();
-            if !asks && !tunnel.paths.targets.iter().any(is_way) {
+            let is_way = |candidate: &Candidate| routes.source_for(candidate.remote).is_some();
+            if !asks && !tunnel.paths.candidates.iter().any(is_way) {
                 tunnel.stranded_since.get_or_insert(now);
                 (tunnel.paths.doubt, tunnel.challenge) = (None, None);
                 self.watch(now, id);
@@ -239,7 +204,7 @@ impl Node {
     fn meet_at(&mut self, id: TunnelId, from: SocketAddr) -> Option<(SocketAddr, bool)> {
         let tunnel = self.tunnels.get_mut(&id)?;
         let from = crate::message::endpoint::canonical(from);
-        if tunnel.paths.target(from).is_some() {
+        if tunnel.paths.candidate(from).is_some() {
             return Some((from, false));
         }
         let from = *candidate::checked(&[from], self.prefix).first()?;

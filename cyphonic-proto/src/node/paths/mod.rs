@@ -4,49 +4,55 @@
 //! end that may begin behind a relay). Each end judges by itself on which path it sends: one may have moved
 //! already while the other has not. Whatever arrives is opened all the same, so a move loses nothing.
 //!
-//! - *Candidates*: each end tells the other where it may be reached (CANDIDATES, inside the tunnel). Where an
-//!   authenticated probe comes from is one more.
-//! - *Rounds* (`schedule`): both ends probe at the same time, right after the tunnel stands, so that each
+//! - *Candidates* (`telling`): each end tells the other where it may be reached (CANDIDATES, inside the
+//!   tunnel). Where an authenticated probe comes from is one more.
+//! - *Rounds* (`rounds`): both ends probe at the same time, right after the tunnel stands, so that each
 //!   one's probes open its NAT for the other's. What answered is validated (RFC 9000 §8.2). Rounds are
 //!   repeated ever more rarely while the tunnel is in use, and at once when there is news.
-//! - *Choice* (`target`): a better kind of path, or a clearly faster one of the same kind, is taken as soon
+//! - *Choice* (`choice`): a better kind of path, or a clearly faster one of the same kind, is taken as soon
 //!   as it answers.
-//! - *Doubt*: a path that takes packets and brings none, or that the peer has left, is challenged together
-//!   with those that could take its place. The first that answers when its time is up is taken. The relay is
-//!   always among them.
+//! - *Doubt* (`doubt`): a path that takes packets and brings none, or that the peer has left, is challenged
+//!   together with those that could take its place. The first that answers when its time is up is taken. The
+//!   relay is always among them.
 //!
 //! **Invariants.** Packets go only to an address that has answered a challenge, or at which the tunnel was
 //! set up. Probes go only to addresses that the authenticated peer named or probed from, never to this host,
 //! its link or the overlay; how many there are, how many probes a node sends, and how many of them at one
 //! peer's word, is bounded.
 
+mod budget;
 mod candidate;
+mod choice;
+mod class;
+mod doubt;
 mod events;
+mod own_addresses;
 mod probing;
+mod rounds;
 mod schedule;
 mod status;
-mod target;
+mod telling;
+mod watching;
 
-pub use events::CandidateSet;
 pub use status::PathStatus;
+pub use telling::CandidateSet;
 
 use super::setup::Setup;
 use crate::{ConnectionId, message::RouteKind};
-use schedule::{Doubt, PAUSE_LEAST, PAUSE_MOST, Race, Steps};
+use candidate::Candidate;
+use doubt::{Doubt, Race};
+use schedule::{PAUSE_LEAST, PAUSE_MOST, Steps};
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
-use target::Target;
 
-pub(super) use probing::ProbeBudget;
+pub(super) use budget::ProbeBudget;
 
 /// Most of the peer's named addresses that are probed.
 const MAX_NAMED: usize = 12;
 /// Most addresses that are known only from the peer's probes.
 const MAX_REFLEXIVE: usize = 4;
-/// An answer counts as fresh for the choice of a path.
-const FRESH: Duration = Duration::from_secs(3);
 /// Sending without hearing for this long, or four round trips, begins a doubt.
 const SILENCE_LEAST: Duration = Duration::from_millis(300);
 /// The same where doubts proved groundless: a peer that only receives need not be asked all the time.
@@ -59,16 +65,12 @@ const UNMEASURED: Duration = Duration::from_millis(100);
 const SEEK: Duration = Duration::from_millis(500);
 /// The same where this end has moved, at the least: the path may be longer than the one before.
 const SEEK_MOVED: Duration = Duration::from_millis(15);
-/// A retreat is followed by a round after this, doubling while retreats follow each other.
-const COMEBACK: Duration = Duration::from_secs(1);
-/// A path that held for this long is not blamed for earlier retreats.
-const STABLE: Duration = Duration::from_secs(300);
 
 /// A tunnel's paths. See the module.
 pub(super) struct Paths {
     /// The peer's own data connection ID.
     peer_cid: ConnectionId,
-    targets: Vec<Target>,
+    candidates: Vec<Candidate>,
     current: SocketAddr,
     /// Since when packets go there.
     pub(super) since: Instant,
@@ -109,15 +111,15 @@ impl Paths {
         (remote, wire_cid): (SocketAddr, ConnectionId),
     ) -> Self {
         let first = match setup.kind {
-            RouteKind::Relay => Target::relay(remote, wire_cid),
+            RouteKind::Relay => Candidate::relay(remote, wire_cid),
             RouteKind::Unspecified
             | RouteKind::Direct
             | RouteKind::ResponderInitiated
-            | RouteKind::HolePunch => Target::direct(remote, peer_cid, false),
+            | RouteKind::HolePunch => Candidate::direct(remote, peer_cid, false),
         };
         let mut paths = Self {
             peer_cid,
-            targets: vec![first],
+            candidates: vec![first],
             current: remote,
             since: now,
             upgraded: None,
@@ -143,16 +145,19 @@ impl Paths {
     /// Takes the peer's list in place of the one before. Returns whether there is anything new.
     fn name(&mut self, remotes: &[SocketAddr]) -> bool {
         let current = self.current;
-        let stays = |target: &Target| {
-            target.is_relay() || !target.named || target.remote == current || remotes.contains(&target.remote)
+        let stays = |candidate: &Candidate| {
+            candidate.is_relay()
+                || !candidate.named
+                || candidate.remote == current
+                || remotes.contains(&candidate.remote)
         };
-        self.targets.retain(stays);
+        self.candidates.retain(stays);
         let mut news = false;
         for remote in remotes.iter().take(MAX_NAMED) {
-            match self.targets.iter_mut().find(|target| target.remote == *remote) {
-                Some(target) => target.named = true,
+            match self.candidates.iter_mut().find(|candidate| candidate.remote == *remote) {
+                Some(candidate) => candidate.named = true,
                 None => {
-                    self.targets.push(Target::direct(*remote, self.peer_cid, true));
+                    self.candidates.push(Candidate::direct(*remote, self.peer_cid, true));
                     news = true;
                 }
             }
@@ -162,112 +167,57 @@ impl Paths {
 
     /// Notes where the peer was heard from. Returns whether that is new.
     fn meet(&mut self, remote: SocketAddr) -> bool {
-        if self.targets.iter().any(|target| target.remote == remote) {
+        if self.candidates.iter().any(|candidate| candidate.remote == remote) {
             return false;
         }
-        let reflexive = |target: &&Target| !target.named && target.remote != self.current;
-        if self.targets.iter().filter(reflexive).count() >= MAX_REFLEXIVE {
+        let reflexive = |candidate: &&Candidate| !candidate.named && candidate.remote != self.current;
+        if self.candidates.iter().filter(reflexive).count() >= MAX_REFLEXIVE {
             // The one that has not worked for longest makes room.
-            let oldest = self.targets.iter().filter(reflexive).min_by_key(|target| target.proved);
-            let oldest = oldest.map(|target| target.remote);
-            self.targets.retain(|target| Some(target.remote) != oldest);
+            let oldest = self.candidates.iter().filter(reflexive).min_by_key(|candidate| candidate.proved);
+            let oldest = oldest.map(|candidate| candidate.remote);
+            self.candidates.retain(|candidate| Some(candidate.remote) != oldest);
         }
-        self.targets.push(Target::direct(remote, self.peer_cid, false));
+        self.candidates.push(Candidate::direct(remote, self.peer_cid, false));
         true
     }
 
-    pub(super) fn current(&self) -> Option<&Target> {
-        self.target(self.current)
+    pub(super) fn current(&self) -> Option<&Candidate> {
+        self.candidate(self.current)
     }
 
-    fn target(&self, remote: SocketAddr) -> Option<&Target> {
-        self.targets.iter().find(|target| target.remote == remote)
+    fn candidate(&self, remote: SocketAddr) -> Option<&Candidate> {
+        self.candidates.iter().find(|candidate| candidate.remote == remote)
     }
 
-    fn relay(&self) -> Option<&Target> {
-        self.targets.iter().find(|target| target.is_relay())
+    fn relay(&self) -> Option<&Candidate> {
+        self.candidates.iter().find(|candidate| candidate.is_relay())
     }
 
     /// Whether packets go through the relay.
     pub(super) fn is_relayed(&self) -> bool {
-        self.current().is_some_and(Target::is_relay)
+        self.current().is_some_and(Candidate::is_relay)
     }
 
     /// The current path's round trip, once it was measured.
     pub(super) fn rtt(&self) -> Option<Duration> {
-        self.current().and_then(|target| target.rtt)
+        self.current().and_then(|candidate| candidate.rtt)
     }
 
     pub(super) fn is_doubted(&self) -> bool {
         self.doubt.is_some()
     }
 
-    /// The path to take instead of the current one, if there is one now.
-    fn choose(&self, now: Instant) -> Option<SocketAddr> {
-        let current = self.current()?;
-        let others = self.targets.iter().filter(|target| target.remote != self.current);
-        let Some(doubt) = &self.doubt else {
-            let fresh = |target: &&Target| target.proved.is_some_and(|at| at + FRESH >= now);
-            let better = others.filter(fresh).filter(|target| target.is_better_than(current));
-            return better.min_by_key(|target| target.rank()).map(|target| target.remote);
-        };
-        let may_go = |target: &&Target| {
-            target.is_proved_since(doubt.steps.began)
-                && (now >= doubt.until
-                    || target.is_better_than(current)
-                    || match doubt.race {
-                        Race::No => false,
-                        Race::With(rival) => target.remote == rival,
-                        Race::Open => true,
-                    })
-        };
-        others.filter(may_go).min_by_key(|target| target.rank()).map(|target| target.remote)
-    }
-
-    /// Takes another path. Returns it, unless it is unknown.
-    fn take(&mut self, now: Instant, remote: SocketAddr) -> Option<Target> {
-        let next = self.target(remote)?.clone();
-        let was_relayed = self.is_relayed();
-        self.current = remote;
-        if let Some(doubt) = &self.doubt {
-            // What worked before the doubt is no reason to go back.
-            let began = doubt.steps.began;
-            self.targets
-                .iter_mut()
-                .for_each(|target| target.proved = target.proved.filter(|at| *at >= began));
-        }
-        if self.last_retreat.is_none_or(|at| at + STABLE <= now) {
-            self.retreats = 0;
-        }
-        match (was_relayed, next.is_relay()) {
-            (false, true) => {
-                self.last_retreat = Some(now);
-                self.next_round = Some(now + COMEBACK * (1 << self.retreats.min(8)));
-                self.retreats = self.retreats.saturating_add(1);
-            }
-            (true, false) => {
-                self.upgraded.get_or_insert(now);
-                self.pause = PAUSE_LEAST;
-            }
-            _ => {}
-        }
-        self.since = now;
-        self.doubt = None;
-        self.silence = SILENCE_LEAST;
-        Some(next)
-    }
-
     /// The relay is elsewhere, or gone. Returns whether that is new.
     pub(super) fn set_relay(&mut self, relay: Option<(SocketAddr, ConnectionId)>) -> bool {
-        let before = self.relay().map(|target| (target.remote, target.wire_cid));
+        let before = self.relay().map(|candidate| (candidate.remote, candidate.wire_cid));
         if before == relay {
             return false;
         }
         let was_current = self.is_relayed();
-        self.targets.retain(|target| !target.is_relay());
+        self.candidates.retain(|candidate| !candidate.is_relay());
         if let Some((remote, leg)) = relay {
-            self.targets.retain(|target| target.remote != remote);
-            self.targets.push(Target::relay(remote, leg));
+            self.candidates.retain(|candidate| candidate.remote != remote);
+            self.candidates.push(Candidate::relay(remote, leg));
             if was_current {
                 self.current = remote;
             }
@@ -277,7 +227,7 @@ impl Paths {
 
     /// What stands on the wire on the way through the relay.
     pub(super) fn relay_leg(&self) -> Option<ConnectionId> {
-        self.relay().map(|target| target.wire_cid)
+        self.relay().map(|candidate| candidate.wire_cid)
     }
 
     /// How long silence is borne before a doubt.
@@ -290,21 +240,21 @@ impl Paths {
     }
 
     /// A doubt came to nothing: the peer only receives.
-    fn was_groundless(&mut self) {
+    fn bear_longer_silence(&mut self) {
         self.silence = (self.silence * 2).min(SILENCE_MOST);
     }
 
     /// Inner packets come: silence would mean something.
-    pub(super) fn is_answered(&mut self) {
+    pub(super) fn note_answer(&mut self) {
         self.silence = SILENCE_LEAST;
     }
 
     /// Kinds of paths that a round looks for: where an end has moved, any, as the present one may be gone
     /// with all of its kind.
-    fn is_sought(&self, target: &Target) -> bool {
-        !target.is_relay()
-            && target.remote != self.current
-            && (self.is_moving() || self.current().is_none_or(|current| target.class <= current.class))
+    fn is_sought(&self, candidate: &Candidate) -> bool {
+        !candidate.is_relay()
+            && candidate.remote != self.current
+            && (self.is_moving() || self.current().is_none_or(|current| candidate.class <= current.class))
     }
 
     /// An end has moved, and no path has answered since.
@@ -324,7 +274,8 @@ impl Paths {
 
     /// Whether the peer named a better kind of path than the current one.
     fn may_improve(&self) -> bool {
-        let better = |current: &Target| self.targets.iter().any(|target| target.class < current.class);
+        let better =
+            |current: &Candidate| self.candidates.iter().any(|candidate| candidate.class < current.class);
         self.current().is_some_and(better)
     }
 

@@ -1,9 +1,6 @@
-//! When a path is probed: rounds, and the doubt of a path that is silent.
+//! Schedules: when the probes of a round and of a doubt leave, and lists of candidates.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -70,34 +67,6 @@ impl Steps {
     pub(super) fn due(&self) -> Instant {
         self.began + self.steps.get(self.next).copied().unwrap_or(self.end)
     }
-}
-
-/// Who may take the place of a path in doubt before its time is up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Race {
-    /// Nobody: the path gets its time.
-    No,
-    /// The path on which the peer sends now, if it answers before the other.
-    With(SocketAddr),
-    /// Any that answers: this end has moved.
-    Open,
-}
-
-/// The current path is perhaps dead.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Doubt {
-    pub(super) steps: Steps,
-    pub(super) race: Race,
-    /// When another path that answers is taken.
-    pub(super) until: Instant,
-    /// It was begun for silence alone.
-    pub(super) silent: bool,
-    /// The peer may have given its end up, and a relay would not help.
-    pub(super) forsaken: bool,
-    /// Another tunnel was asked for.
-    pub(super) sought: bool,
-    /// When the relay is asked once more.
-    pub(super) relay_again: Option<Instant>,
 }
 
 #[cfg(test)]

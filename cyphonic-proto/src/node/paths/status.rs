@@ -55,8 +55,8 @@ impl Paths {
     }
 
     fn why_relayed(&self) -> String {
-        let direct = || self.targets.iter().filter(|target| !target.is_relay());
-        let tried = direct().filter(|target| target.tried).count();
+        let direct = || self.candidates.iter().filter(|candidate| !candidate.is_relay());
+        let tried = direct().filter(|candidate| candidate.tried).count();
         match () {
             () if self.round.is_some() && tried > 0 => format!("trying {}", addresses(tried)),
             () if self.upgraded.is_some() => "the direct path is silent".to_owned(),
