@@ -6,7 +6,7 @@ use cyphonic_proto::address::Prefix;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::certificates::{self, IssuedCertificate};
-use super::{Register, RegisterError, RenewalRefused, UnixSeconds, from_sql, to_sql, tokens};
+use super::{Register, RegisterError, RenewalRefused, UnixSeconds, from_sql, keys, to_sql, tokens};
 
 /// A login is written down at most this often per device: a register on an SD card must not wear it out.
 const LOGIN_RESOLUTION: UnixSeconds = 3600;
@@ -119,14 +119,6 @@ impl Register {
         Ok(Members { names, revoked, revision })
     }
 
-    /// Devices with a key that a revocation has met under another name: they cannot renew their certificates.
-    ///
-    /// # Errors
-    /// If the register cannot be read.
-    pub fn condemned(&self) -> Result<Vec<DeviceRecord>, RegisterError> {
-        condemned(&self.lock())
-    }
-
     /// Devices changed after `revision`, oldest change first.
     ///
     /// # Errors
@@ -169,12 +161,12 @@ impl Register {
                 find(transaction, fqdn)?.ok_or_else(|| RegisterError::NoSuchDevice(fqdn.to_owned()))?;
             let revocation = Revocation {
                 void_tokens: tokens::revoke(transaction, fqdn, self.operator.as_deref(), now)?,
-                same_key: same_key(transaction, fqdn)?,
+                same_key: keys::same_key(transaction, fqdn)?,
             };
             if device.revoked_at.is_some() {
                 return Ok(revocation);
             }
-            transaction.execute(&format!("INSERT OR IGNORE INTO revoked_keys {KEYS}"), [fqdn])?;
+            keys::revoke(transaction, fqdn)?;
             transaction.execute("UPDATE certificates SET revoked = 1 WHERE fqdn = ?1", [fqdn])?;
             let revision = next_revision(transaction)?;
             transaction.execute(
@@ -270,11 +262,11 @@ impl Register {
             let device = find(transaction, fqdn)?
                 .filter(|device| device.revoked_at.is_none() && device.has_key(old_spki_sha256))
                 .ok_or(RenewalRefused::Gone)?;
-            if is_revoked(transaction, fqdn, spki_sha256)? {
+            if keys::is_revoked(transaction, fqdn, spki_sha256)? {
                 return Err(RenewalRefused::Gone);
             }
             // Who has another device's revoked key would wash it into a fresh one.
-            if was_revoked(transaction, old_spki_sha256)? || was_revoked(transaction, spki_sha256)? {
+            if keys::was_revoked(transaction, old_spki_sha256)? || keys::was_revoked(transaction, spki_sha256)? {
                 return Err(RenewalRefused::KeyInUse);
             }
             if let Some(young) = certificates::youngest(transaction, &device, spki_sha256, now)? {
@@ -319,77 +311,6 @@ pub(super) fn find(connection: &Connection, fqdn: &str) -> Result<Option<DeviceR
     Ok(statement.query_row([fqdn], record).optional()?)
 }
 
-/// Whether a key was this name's when it was revoked: a certificate for it may still be about, on a copy of
-/// the device's disk for example, and would count again with the key.
-pub(super) fn is_revoked(
-    transaction: &Transaction<'_>,
-    fqdn: &str,
-    spki_sha256: &[u8; 32],
-) -> Result<bool, RegisterError> {
-    let device = find(transaction, fqdn)?;
-    if device.is_some_and(|device| device.revoked_at.is_some() && device.has_key(spki_sha256)) {
-        return Ok(true);
-    }
-    Ok(transaction.query_row(
-        "SELECT EXISTS (SELECT 1 FROM certificates WHERE fqdn = ?1 AND spki_sha256 = ?2 AND revoked)",
-        params![fqdn, spki_sha256],
-        |row| row.get(0),
-    )?)
-}
-
-/// All keys that a device has, or has a certificate for since it enrolled: an earlier holder of the name may be
-/// a member under another one by now.
-const KEYS: &str = "SELECT spki_sha256 FROM certificates WHERE fqdn = ?1 AND NOT former
-     UNION SELECT spki_sha256 FROM devices WHERE fqdn = ?1
-     UNION SELECT next_spki_sha256 FROM devices WHERE fqdn = ?1 AND next_spki_sha256 IS NOT NULL";
-
-/// Devices of other names that may authenticate with one of those.
-fn same_key(transaction: &Transaction<'_>, fqdn: &str) -> Result<Vec<String>, RegisterError> {
-    let mut statement = transaction.prepare(&format!(
-        "SELECT fqdn FROM devices WHERE fqdn <> ?1 AND revoked_at IS NULL
-             AND (spki_sha256 IN ({KEYS}) OR next_spki_sha256 IN ({KEYS})) ORDER BY fqdn"
-    ))?;
-    Ok(statement.query_map([fqdn], |row| row.get(0))?.collect::<Result<_, _>>()?)
-}
-
-/// Whether a revocation has met a key, under whatever name: who has the revoked device has the key.
-pub(super) fn was_revoked(
-    transaction: &Transaction<'_>,
-    spki_sha256: &[u8; 32],
-) -> Result<bool, RegisterError> {
-    let mut statement = transaction.prepare_cached("SELECT 1 FROM revoked_keys WHERE spki_sha256 = ?1")?;
-    Ok(statement.exists([spki_sha256])?)
-}
-
-/// A device of another name that may authenticate with this key. Each half goes by an index.
-const OTHER_HOLDER: &str =
-    "SELECT fqdn FROM devices WHERE spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL
-     UNION ALL
-     SELECT fqdn FROM devices WHERE next_spki_sha256 = ?1 AND fqdn <> ?2 AND revoked_at IS NULL";
-
-/// Which other device has a key, as on copied disks: who is revoked would go on under the other name.
-pub(super) fn other_holder(
-    transaction: &Transaction<'_>,
-    fqdn: &str,
-    spki_sha256: &[u8; 32],
-) -> Result<Option<String>, RegisterError> {
-    let mut statement = transaction.prepare_cached(OTHER_HOLDER)?;
-    Ok(statement.query_row(params![spki_sha256, fqdn], |row| row.get(0)).optional()?)
-}
-
-/// From the revoked keys to the devices, by their indexes.
-const CONDEMNED: &str = "SELECT fqdn FROM revoked_keys CROSS JOIN devices USING (spki_sha256)
-     UNION SELECT fqdn FROM revoked_keys CROSS JOIN devices ON next_spki_sha256 = revoked_keys.spki_sha256";
-
-/// Devices that are not revoked, and have a key that was.
-pub(super) fn condemned(connection: &Connection) -> Result<Vec<DeviceRecord>, RegisterError> {
-    let mut statement = connection.prepare(&format!(
-        "SELECT {COLUMNS} FROM devices WHERE fqdn IN ({CONDEMNED}) AND revoked_at IS NULL ORDER BY fqdn"
-    ))?;
-    let records = statement.query_map([], record)?.collect::<Result<_, _>>()?;
-    Ok(records)
-}
-
 pub(super) fn enrol(
     transaction: &Transaction<'_>,
     issued: &IssuedCertificate,
@@ -424,7 +345,7 @@ fn newest_revision(transaction: &Transaction<'_>) -> Result<i64, RegisterError> 
     Ok(statement.query_row([], |row| row.get(0))?)
 }
 
-fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
+pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
     let virtual_address: [u8; 16] = row.get(1)?;
     Ok(DeviceRecord {
         fqdn: row.get(0)?,
@@ -444,7 +365,7 @@ fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::register::{EnrolmentRefused, NewToken};
+    use crate::register::NewToken;
     use crate::seldom::HOURLY;
 
     const NOW: UnixSeconds = 1_800_000_000;
@@ -496,22 +417,6 @@ mod tests {
         register.create_token(&token, NOW).unwrap();
         register.enrol(&[0; 32], &[1; 32], NOW, |_| Ok(issued(1, [1; 32]))).unwrap();
         (dir, register)
-    }
-
-    #[test]
-    fn who_else_has_a_key_is_found_without_a_look_at_every_device() {
-        let (_dir, register) = register_with_device();
-        let connection = register.lock();
-        let plan = |query, parameters: &[&dyn rusqlite::ToSql]| {
-            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).unwrap();
-            let steps = statement.query_map(parameters, |row| row.get(3)).unwrap();
-            steps.map(Result::unwrap).collect::<Vec<String>>()
-        };
-        for plan in [plan(OTHER_HOLDER, params![[1u8; 32], NAME]), plan(CONDEMNED, &[])] {
-            assert!(plan.iter().any(|step| step.contains("devices_by_key")), "{plan:?}");
-            assert!(plan.iter().any(|step| step.contains("devices_by_next_key")), "{plan:?}");
-            assert!(!plan.iter().any(|step| step.contains("SCAN devices")), "{plan:?}");
-        }
     }
 
     #[test]
@@ -569,29 +474,6 @@ mod tests {
             assert_eq!((renew(n, now), renew(100 + n, now + 1)), (vec![n], vec![n]));
         }
         assert_eq!(register.certificate_count(NAME).unwrap(), 32);
-    }
-
-    /// A copy of a device asks for as many certificates as it gets, so that the one for the key that both
-    /// have is forgotten.
-    #[test]
-    fn a_revocation_meets_every_key_that_has_a_valid_certificate() {
-        let (_dir, register) = register_with_device();
-        for n in 2..25u8 {
-            let now = NOW + LATER * u64::from(n - 1);
-            let made = || Ok(IssuedCertificate { not_after: now + 86_400, ..issued(n, [n; 32]) });
-            register.renew(NAME, &[n - 1; 32], &[n; 32], now, made).unwrap();
-            let device = register.device(NAME).unwrap().unwrap();
-            register.note_login(&device, &[n; 32], "1", now).unwrap();
-        }
-        let now = NOW + 86_400 - 1;
-        register.revoke_device(NAME, now).unwrap();
-        let token =
-            NewToken { secret_hash: [9; 32], fqdn: NAME.into(), expires_at: now + 60, replaces: true };
-        register.create_token(&token, now).unwrap();
-        for n in 1..25u8 {
-            let refused = register.enrol(&[9; 32], &[n; 32], now, |_| panic!("issued"));
-            assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{n}: {refused:?}");
-        }
     }
 
     #[test]

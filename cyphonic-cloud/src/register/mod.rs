@@ -18,6 +18,7 @@ mod certificates;
 mod devices;
 mod error;
 mod forgetting;
+mod keys;
 mod numbers;
 mod schema;
 mod state;
@@ -128,7 +129,7 @@ impl Register {
         if version > 0 {
             devices::check_prefix(&connection, prefix)?;
         }
-        if version < schema::supported() { Ok(Vec::new()) } else { devices::condemned(&connection) }
+        if version < schema::supported() { Ok(Vec::new()) } else { keys::condemned(&connection) }
     }
 
     /// Changes whenever another connection has written to the file: a cheap test before

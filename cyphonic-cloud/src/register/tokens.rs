@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use super::certificates::{self, IssuedCertificate};
 use super::devices;
 use super::forgetting;
+use super::keys;
 use super::{EnrolmentRefused, Presented, Register, RegisterError, UnixSeconds, from_sql, to_sql};
 
 /// Open tokens are bounded: a script gone wild must not fill the disk.
@@ -188,11 +189,11 @@ impl Register {
             if !is_new && !token.replaces {
                 return Err(EnrolmentRefused::NameTaken(token.presented()));
             }
-            if devices::is_revoked(transaction, &token.fqdn, spki_sha256)? {
+            if keys::is_revoked(transaction, &token.fqdn, spki_sha256)? {
                 return Err(EnrolmentRefused::RevokedKey(token.presented()));
             }
-            let holder = devices::other_holder(transaction, &token.fqdn, spki_sha256)?;
-            if holder.is_some() || devices::was_revoked(transaction, spki_sha256)? {
+            let holder = keys::other_holder(transaction, &token.fqdn, spki_sha256)?;
+            if holder.is_some() || keys::was_revoked(transaction, spki_sha256)? {
                 return Err(EnrolmentRefused::KeyInUse { presented: token.presented(), holder });
             }
             let issued = issue(&token.fqdn).map_err(EnrolmentRefused::Issue)?;
@@ -339,7 +340,6 @@ mod tests {
     use std::net::Ipv6Addr;
 
     use super::*;
-    use crate::register::RenewalRefused;
 
     const NOW: UnixSeconds = 1_800_000_000;
     const SECRET: [u8; 32] = [7; 32];
@@ -471,162 +471,6 @@ mod tests {
     }
 
     #[test]
-    fn a_revoked_key_does_not_come_back_and_spends_no_token() {
-        let (_dir, register) = register();
-        let name = "press-7.plant.example";
-        register.create_token(&token(SECRET, false), NOW).unwrap();
-        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
-        // The next key has a certificate too.
-        let later = NOW + 10 * 86_400;
-        let next = [3; 32];
-        register.renew(name, &KEY, &next, later, || Ok(certificate(3, next))).unwrap();
-        register.revoke_device(name, later).unwrap();
-        let replacing = |secret| NewToken { expires_at: later + 3600, ..token(secret, true) };
-        register.create_token(&replacing([8; 32]), later).unwrap();
-        for key in [KEY, next] {
-            let refused = register.enrol(&[8; 32], &key, later, |_| panic!("issued"));
-            assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
-        }
-        register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
-        // Nor when the device is not revoked any more.
-        register.create_token(&replacing([9; 32]), later).unwrap();
-        let refused = register.enrol(&[9; 32], &KEY, later, |_| panic!("issued"));
-        assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
-        let refused = register.renew(name, &OTHER_KEY, &KEY, later + 10 * 86_400, || panic!("issued"));
-        assert!(matches!(refused, Err(RenewalRefused::Gone)), "{refused:?}");
-        register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(certificate(4, OTHER_KEY))).unwrap();
-    }
-
-    #[test]
-    fn a_key_is_one_devices_and_another_spends_no_token_with_it() {
-        let (_dir, register) = register();
-        let other = |serial, key| IssuedCertificate {
-            fqdn: "press-8.plant.example".into(),
-            virtual_address: Ipv6Addr::from([8; 16]),
-            ..certificate(serial, key)
-        };
-        register.create_token(&token(SECRET, false), NOW).unwrap();
-        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
-        let (later, next) = (NOW + 10 * 86_400, [3; 32]);
-        register.renew("press-7.plant.example", &KEY, &next, later, || Ok(certificate(3, next))).unwrap();
-        let for_other = |secret, replaces| NewToken {
-            fqdn: "press-8.plant.example".into(),
-            expires_at: later + 3600,
-            ..token(secret, replaces)
-        };
-        register.create_token(&for_other([8; 32], false), later).unwrap();
-        for key in [KEY, next] {
-            let refused = register.enrol(&[8; 32], &key, later, |_| panic!("issued"));
-            let Err(EnrolmentRefused::KeyInUse { holder, .. }) = refused else { panic!("{refused:?}") };
-            assert_eq!(holder.as_deref(), Some("press-7.plant.example"));
-        }
-        register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
-        // Its own it may have again.
-        register.create_token(&for_other([9; 32], true), later).unwrap();
-        register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(other(4, OTHER_KEY))).unwrap();
-    }
-
-    /// Of an image that carries a key, one device was revoked.
-    #[test]
-    fn a_revoked_key_does_not_come_back_under_another_name() {
-        let (_dir, register) = register();
-        let name = "press-7.plant.example";
-        register.create_token(&token(SECRET, false), NOW).unwrap();
-        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
-        let other = |serial, key| IssuedCertificate {
-            fqdn: "press-8.plant.example".into(),
-            virtual_address: Ipv6Addr::from([8; 16]),
-            ..certificate(serial, key)
-        };
-        register.revoke_device(name, NOW).unwrap();
-        let later = NOW + 3 * 365 * 86_400;
-        let token = |secret, fqdn: &str| NewToken {
-            fqdn: fqdn.into(),
-            expires_at: later + 3600,
-            ..token(secret, true)
-        };
-        register.create_token(&token([8; 32], "press-8.plant.example"), NOW).unwrap();
-        let refused = register.enrol(&[8; 32], &KEY, NOW, |_| panic!("issued"));
-        assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse { holder: None, .. })), "{refused:?}");
-        // Nor when the name has another key, and the certificate is forgotten.
-        register.create_token(&token([9; 32], name), NOW).unwrap();
-        register.enrol(&[9; 32], &[5; 32], NOW, |_| Ok(certificate(5, [5; 32]))).unwrap();
-        let forgotten = register.lock().execute("DELETE FROM certificates WHERE revoked", []).unwrap();
-        assert_eq!(forgotten, 1);
-        let refused = register.enrol(&[8; 32], &KEY, later, |_| panic!("issued"));
-        assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse { holder: None, .. })), "{refused:?}");
-        register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
-        let renewed = register.renew("press-8.plant.example", &OTHER_KEY, &KEY, later, || panic!("issued"));
-        assert!(matches!(renewed, Err(RenewalRefused::KeyInUse)), "{renewed:?}");
-    }
-
-    /// As older releases let in.
-    #[test]
-    fn a_revocation_tells_who_else_has_the_key() {
-        let (_dir, register) = register();
-        let names = ["press-7", "press-8", "press-9"].map(|name| format!("{name}.plant.example"));
-        for (n, (fqdn, key)) in (0u8..).zip(names.iter().zip([KEY, OTHER_KEY, [3; 32]])) {
-            let new = NewToken { fqdn: fqdn.clone(), ..token([10 + n; 32], false) };
-            register.create_token(&new, NOW).unwrap();
-            let issued = IssuedCertificate {
-                fqdn: fqdn.clone(),
-                virtual_address: Ipv6Addr::from([n; 16]),
-                ..certificate(n, key)
-            };
-            register.enrol(&[10 + n; 32], &key, NOW, |_| Ok(issued)).unwrap();
-        }
-        let copy = "UPDATE devices SET next_spki_sha256 = ?1 WHERE fqdn = ?2";
-        register.lock().execute(copy, params![KEY, names[1]]).unwrap();
-        for _ in 0..2 {
-            let revocation = register.revoke_device(&names[0], NOW).unwrap();
-            assert_eq!(revocation.same_key, names[1..2]);
-        }
-        // Who came in with that key gets no other by it; who came in with the device's own goes on.
-        let renew = |old| {
-            let issued = || Ok(IssuedCertificate { fqdn: names[1].clone(), ..certificate(9, [9; 32]) });
-            register.renew(&names[1], old, &[9; 32], NOW + 10 * 86_400, issued)
-        };
-        let washed = renew(&KEY);
-        assert!(matches!(washed, Err(RenewalRefused::KeyInUse)), "{washed:?}");
-        renew(&OTHER_KEY).unwrap();
-        assert!(register.revoke_device(&names[2], NOW).unwrap().same_key.is_empty());
-    }
-
-    /// Two devices change names, and the clock is set back between.
-    #[test]
-    fn a_revocation_leaves_the_keys_of_who_had_the_name_before() {
-        let (_dir, register) = register();
-        let names = ["press-1.plant.example", "press-2.plant.example"];
-        let made = |n: usize, serial, key| IssuedCertificate {
-            fqdn: names[n].into(),
-            virtual_address: Ipv6Addr::from([serial % 2; 16]),
-            ..certificate(serial, key)
-        };
-        let ahead = NOW + 5 * 365 * 86_400;
-        for (serial, n, key, now) in
-            [(2u8, 0, KEY, ahead), (3, 1, OTHER_KEY, ahead), (5, 1, [5; 32], NOW), (4, 0, OTHER_KEY, NOW)]
-        {
-            let new = NewToken { fqdn: names[n].into(), expires_at: now + 60, ..token([serial; 32], true) };
-            register.create_token(&new, now).unwrap();
-            register.enrol(&[serial; 32], &key, now, |_| Ok(made(n, serial, key))).unwrap();
-        }
-        let later = NOW + 10 * 86_400;
-        let next = [7; 32];
-        register.renew(names[1], &[5; 32], &next, later, || Ok(made(1, 7, next))).unwrap();
-        assert!(register.revoke_device(names[1], later).unwrap().same_key.is_empty());
-        register.renew(names[0], &OTHER_KEY, &OTHER_KEY, later, || Ok(made(0, 6, OTHER_KEY))).unwrap();
-        // Its own are refused under every name, and the earlier holder's under this one.
-        for key in [[5; 32], next] {
-            let refused = register.renew(names[0], &OTHER_KEY, &key, later, || panic!("issued"));
-            assert!(matches!(refused, Err(RenewalRefused::KeyInUse)), "{refused:?}");
-        }
-        let new = NewToken { fqdn: names[1].into(), expires_at: later + 60, ..token([8; 32], true) };
-        register.create_token(&new, later).unwrap();
-        let refused = register.enrol(&[8; 32], &OTHER_KEY, later, |_| panic!("issued"));
-        assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
-    }
-
-    #[test]
     fn revoking_a_device_makes_its_open_tokens_void() {
         let (_dir, register) = register();
         register.create_token(&token(SECRET, false), NOW).unwrap();
@@ -679,31 +523,5 @@ mod tests {
         assert_eq!(numbers(2, [10; 32]), [1, 2]);
         assert_eq!(numbers(29, [11; 32]), [1, 2, 3]);
         assert_eq!(numbers(31, [12; 32]), [2, 3, 4]);
-    }
-
-    #[test]
-    fn a_clock_that_is_ahead_brings_no_revoked_key_back() {
-        let (_dir, register) = register();
-        let name = "press-7.plant.example";
-        register.create_token(&token(SECRET, false), NOW).unwrap();
-        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
-        register.revoke_device(name, NOW).unwrap();
-        register.create_token(&token([8; 32], true), NOW).unwrap();
-        register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
-        // Another device enrols, twice, while it is.
-        for (secret, now) in [([9; 32], NOW + 100_000_000), ([10; 32], NOW + 100_003_600)] {
-            let fqdn = format!("press-{}.plant.example", secret[0]);
-            let new = NewToken { fqdn: fqdn.clone(), expires_at: now + 3600, ..token(secret, false) };
-            register.create_token(&new, now).unwrap();
-            let made = IssuedCertificate {
-                fqdn,
-                virtual_address: Ipv6Addr::from([secret[0]; 16]),
-                ..certificate(secret[0], secret)
-            };
-            register.enrol(&secret, &secret, now, |_| Ok(made)).unwrap();
-        }
-        register.create_token(&token([11; 32], true), NOW).unwrap();
-        let refused = register.enrol(&[11; 32], &KEY, NOW, |_| panic!("issued"));
-        assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
     }
 }
