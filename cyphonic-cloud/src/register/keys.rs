@@ -1,5 +1,6 @@
 //! Keys: whose they are, and which were revoked.
 
+use cyphonic_proto::identity::KeyHash;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::devices::{self, DeviceRecord};
@@ -20,7 +21,7 @@ impl Register {
 pub(super) fn is_revoked(
     transaction: &Transaction<'_>,
     fqdn: &str,
-    spki_sha256: &[u8; 32],
+    spki_sha256: &KeyHash,
 ) -> Result<bool, RegisterError> {
     let device = devices::find(transaction, fqdn)?;
     if device.is_some_and(|device| device.revoked_at.is_some() && device.has_key(spki_sha256)) {
@@ -28,7 +29,7 @@ pub(super) fn is_revoked(
     }
     Ok(transaction.query_row(
         "SELECT EXISTS (SELECT 1 FROM certificates WHERE fqdn = ?1 AND spki_sha256 = ?2 AND revoked)",
-        params![fqdn, spki_sha256],
+        params![fqdn, spki_sha256.0],
         |row| row.get(0),
     )?)
 }
@@ -57,10 +58,10 @@ pub(super) fn revoke(transaction: &Transaction<'_>, fqdn: &str) -> Result<(), Re
 /// Whether a revocation has met a key, under whatever name: who has the revoked device has the key.
 pub(super) fn was_revoked(
     transaction: &Transaction<'_>,
-    spki_sha256: &[u8; 32],
+    spki_sha256: &KeyHash,
 ) -> Result<bool, RegisterError> {
     let mut statement = transaction.prepare_cached("SELECT 1 FROM revoked_keys WHERE spki_sha256 = ?1")?;
-    Ok(statement.exists([spki_sha256])?)
+    Ok(statement.exists([spki_sha256.0])?)
 }
 
 /// A device of another name that may authenticate with this key. Each half goes by an index.
@@ -73,10 +74,10 @@ const OTHER_HOLDER: &str =
 pub(super) fn other_holder(
     transaction: &Transaction<'_>,
     fqdn: &str,
-    spki_sha256: &[u8; 32],
+    spki_sha256: &KeyHash,
 ) -> Result<Option<String>, RegisterError> {
     let mut statement = transaction.prepare_cached(OTHER_HOLDER)?;
-    Ok(statement.query_row(params![spki_sha256, fqdn], |row| row.get(0)).optional()?)
+    Ok(statement.query_row(params![spki_sha256.0, fqdn], |row| row.get(0)).optional()?)
 }
 
 /// From the revoked keys to the devices, by their indexes.
@@ -97,13 +98,29 @@ pub(super) fn condemned(connection: &Connection) -> Result<Vec<DeviceRecord>, Re
 mod tests {
     use std::net::Ipv6Addr;
 
+    use cyphonic_proto::token::SecretHash;
+
     use super::*;
-    use crate::register::{EnrolmentRefused, IssuedCertificate, NewToken, RenewalRefused, UnixSeconds};
+    use crate::register::{
+        EnrolmentRefused, IssuedCertificate, KeyChange, NewToken, RenewalRefused, UnixSeconds,
+    };
 
     const NOW: UnixSeconds = 1_800_000_000;
-    const SECRET: [u8; 32] = [7; 32];
-    const KEY: [u8; 32] = [1; 32];
-    const OTHER_KEY: [u8; 32] = [2; 32];
+    const SECRET: SecretHash = SecretHash([7; 32]);
+    const KEY: KeyHash = KeyHash([1; 32]);
+    const OTHER_KEY: KeyHash = KeyHash([2; 32]);
+
+    fn secret(n: u8) -> SecretHash {
+        SecretHash([n; 32])
+    }
+
+    fn key(n: u8) -> KeyHash {
+        KeyHash([n; 32])
+    }
+
+    fn change(old: KeyHash, new: KeyHash) -> KeyChange {
+        KeyChange { old, new }
+    }
 
     fn register() -> (tempfile::TempDir, Register) {
         let dir = tempfile::tempdir().unwrap();
@@ -111,11 +128,11 @@ mod tests {
         (dir, register)
     }
 
-    fn token(secret_hash: [u8; 32], replaces: bool) -> NewToken {
+    fn token(secret_hash: SecretHash, replaces: bool) -> NewToken {
         NewToken { secret_hash, fqdn: "press-7.plant.example".into(), expires_at: NOW + 3600, replaces }
     }
 
-    fn certificate(serial: u8, key: [u8; 32]) -> IssuedCertificate {
+    fn certificate(serial: u8, key: KeyHash) -> IssuedCertificate {
         IssuedCertificate {
             fqdn: "press-7.plant.example".into(),
             virtual_address: Ipv6Addr::from(0xfd00_0000_0000_0000_0000_0000_0000_0007),
@@ -136,7 +153,7 @@ mod tests {
             let steps = statement.query_map(parameters, |row| row.get(3)).unwrap();
             steps.map(Result::unwrap).collect::<Vec<String>>()
         };
-        for plan in [plan(OTHER_HOLDER, params![KEY, "press-7.plant.example"]), plan(CONDEMNED, &[])] {
+        for plan in [plan(OTHER_HOLDER, params![KEY.0, "press-7.plant.example"]), plan(CONDEMNED, &[])] {
             assert!(plan.iter().any(|step| step.contains("devices_by_key")), "{plan:?}");
             assert!(plan.iter().any(|step| step.contains("devices_by_next_key")), "{plan:?}");
             assert!(!plan.iter().any(|step| step.contains("SCAN devices")), "{plan:?}");
@@ -149,20 +166,20 @@ mod tests {
     fn a_revocation_meets_every_key_that_has_a_valid_certificate() {
         let (_dir, register) = register();
         let (name, hour, day) = ("press-7.plant.example", 3600, 86_400);
-        let made = |n, now| Ok(IssuedCertificate { not_after: now + day, ..certificate(n, [n; 32]) });
+        let made = |n, now| Ok(IssuedCertificate { not_after: now + day, ..certificate(n, key(n)) });
         register.create_token(&token(SECRET, false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| made(1, NOW)).unwrap();
         for n in 2..25u8 {
             let now = NOW + hour * u64::from(n - 1);
-            register.renew(name, &[n - 1; 32], &[n; 32], now, || made(n, now)).unwrap();
+            register.renew(name, change(key(n - 1), key(n)), now, || made(n, now)).unwrap();
             let device = register.device(name).unwrap().unwrap();
-            register.note_login(&device, &[n; 32], "1", now).unwrap();
+            register.note_login(&device, &key(n), "1", now).unwrap();
         }
         let now = NOW + day - 1;
         register.revoke_device(name, now).unwrap();
-        register.create_token(&NewToken { expires_at: now + 60, ..token([9; 32], true) }, now).unwrap();
+        register.create_token(&NewToken { expires_at: now + 60, ..token(secret(9), true) }, now).unwrap();
         for n in 1..25u8 {
-            let refused = register.enrol(&[9; 32], &[n; 32], now, |_| panic!("issued"));
+            let refused = register.enrol(&secret(9), &key(n), now, |_| panic!("issued"));
             assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{n}: {refused:?}");
         }
     }
@@ -175,23 +192,23 @@ mod tests {
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
         // The next key has a certificate too.
         let later = NOW + 10 * 86_400;
-        let next = [3; 32];
-        register.renew(name, &KEY, &next, later, || Ok(certificate(3, next))).unwrap();
+        let next = key(3);
+        register.renew(name, change(KEY, next), later, || Ok(certificate(3, next))).unwrap();
         register.revoke_device(name, later).unwrap();
         let replacing = |secret| NewToken { expires_at: later + 3600, ..token(secret, true) };
-        register.create_token(&replacing([8; 32]), later).unwrap();
+        register.create_token(&replacing(secret(8)), later).unwrap();
         for key in [KEY, next] {
-            let refused = register.enrol(&[8; 32], &key, later, |_| panic!("issued"));
+            let refused = register.enrol(&secret(8), &key, later, |_| panic!("issued"));
             assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
         }
-        register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        register.enrol(&secret(8), &OTHER_KEY, later, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
         // Nor when the device is not revoked any more.
-        register.create_token(&replacing([9; 32]), later).unwrap();
-        let refused = register.enrol(&[9; 32], &KEY, later, |_| panic!("issued"));
+        register.create_token(&replacing(secret(9)), later).unwrap();
+        let refused = register.enrol(&secret(9), &KEY, later, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
-        let refused = register.renew(name, &OTHER_KEY, &KEY, later + 10 * 86_400, || panic!("issued"));
+        let refused = register.renew(name, change(OTHER_KEY, KEY), later + 10 * 86_400, || panic!("issued"));
         assert!(matches!(refused, Err(RenewalRefused::Gone)), "{refused:?}");
-        register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(certificate(4, OTHER_KEY))).unwrap();
+        register.enrol(&secret(9), &OTHER_KEY, later, |_| Ok(certificate(4, OTHER_KEY))).unwrap();
     }
 
     #[test]
@@ -204,23 +221,25 @@ mod tests {
         };
         register.create_token(&token(SECRET, false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
-        let (later, next) = (NOW + 10 * 86_400, [3; 32]);
-        register.renew("press-7.plant.example", &KEY, &next, later, || Ok(certificate(3, next))).unwrap();
+        let (later, next) = (NOW + 10 * 86_400, key(3));
+        register
+            .renew("press-7.plant.example", change(KEY, next), later, || Ok(certificate(3, next)))
+            .unwrap();
         let for_other = |secret, replaces| NewToken {
             fqdn: "press-8.plant.example".into(),
             expires_at: later + 3600,
             ..token(secret, replaces)
         };
-        register.create_token(&for_other([8; 32], false), later).unwrap();
+        register.create_token(&for_other(secret(8), false), later).unwrap();
         for key in [KEY, next] {
-            let refused = register.enrol(&[8; 32], &key, later, |_| panic!("issued"));
+            let refused = register.enrol(&secret(8), &key, later, |_| panic!("issued"));
             let Err(EnrolmentRefused::KeyInUse { holder, .. }) = refused else { panic!("{refused:?}") };
             assert_eq!(holder.as_deref(), Some("press-7.plant.example"));
         }
-        register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
+        register.enrol(&secret(8), &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
         // Its own it may have again.
-        register.create_token(&for_other([9; 32], true), later).unwrap();
-        register.enrol(&[9; 32], &OTHER_KEY, later, |_| Ok(other(4, OTHER_KEY))).unwrap();
+        register.create_token(&for_other(secret(9), true), later).unwrap();
+        register.enrol(&secret(9), &OTHER_KEY, later, |_| Ok(other(4, OTHER_KEY))).unwrap();
     }
 
     /// Of an image that carries a key, one device was revoked.
@@ -242,18 +261,19 @@ mod tests {
             expires_at: later + 3600,
             ..token(secret, true)
         };
-        register.create_token(&token([8; 32], "press-8.plant.example"), NOW).unwrap();
-        let refused = register.enrol(&[8; 32], &KEY, NOW, |_| panic!("issued"));
+        register.create_token(&token(secret(8), "press-8.plant.example"), NOW).unwrap();
+        let refused = register.enrol(&secret(8), &KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse { holder: None, .. })), "{refused:?}");
         // Nor when the name has another key, and the certificate is forgotten.
-        register.create_token(&token([9; 32], name), NOW).unwrap();
-        register.enrol(&[9; 32], &[5; 32], NOW, |_| Ok(certificate(5, [5; 32]))).unwrap();
+        register.create_token(&token(secret(9), name), NOW).unwrap();
+        register.enrol(&secret(9), &key(5), NOW, |_| Ok(certificate(5, key(5)))).unwrap();
         let forgotten = register.lock().execute("DELETE FROM certificates WHERE revoked", []).unwrap();
         assert_eq!(forgotten, 1);
-        let refused = register.enrol(&[8; 32], &KEY, later, |_| panic!("issued"));
+        let refused = register.enrol(&secret(8), &KEY, later, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse { holder: None, .. })), "{refused:?}");
-        register.enrol(&[8; 32], &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
-        let renewed = register.renew("press-8.plant.example", &OTHER_KEY, &KEY, later, || panic!("issued"));
+        register.enrol(&secret(8), &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
+        let renewed =
+            register.renew("press-8.plant.example", change(OTHER_KEY, KEY), later, || panic!("issued"));
         assert!(matches!(renewed, Err(RenewalRefused::KeyInUse)), "{renewed:?}");
     }
 
@@ -262,30 +282,30 @@ mod tests {
     fn a_revocation_tells_who_else_has_the_key() {
         let (_dir, register) = register();
         let names = ["press-7", "press-8", "press-9"].map(|name| format!("{name}.plant.example"));
-        for (n, (fqdn, key)) in (0u8..).zip(names.iter().zip([KEY, OTHER_KEY, [3; 32]])) {
-            let new = NewToken { fqdn: fqdn.clone(), ..token([10 + n; 32], false) };
+        for (n, (fqdn, key)) in (0u8..).zip(names.iter().zip([KEY, OTHER_KEY, key(3)])) {
+            let new = NewToken { fqdn: fqdn.clone(), ..token(secret(10 + n), false) };
             register.create_token(&new, NOW).unwrap();
             let issued = IssuedCertificate {
                 fqdn: fqdn.clone(),
                 virtual_address: Ipv6Addr::from([n; 16]),
                 ..certificate(n, key)
             };
-            register.enrol(&[10 + n; 32], &key, NOW, |_| Ok(issued)).unwrap();
+            register.enrol(&secret(10 + n), &key, NOW, |_| Ok(issued)).unwrap();
         }
         let copy = "UPDATE devices SET next_spki_sha256 = ?1 WHERE fqdn = ?2";
-        register.lock().execute(copy, params![KEY, names[1]]).unwrap();
+        register.lock().execute(copy, params![KEY.0, names[1]]).unwrap();
         for _ in 0..2 {
             let revocation = register.revoke_device(&names[0], NOW).unwrap();
             assert_eq!(revocation.same_key, names[1..2]);
         }
         // Who came in with that key gets no other by it; who came in with the device's own goes on.
         let renew = |old| {
-            let issued = || Ok(IssuedCertificate { fqdn: names[1].clone(), ..certificate(9, [9; 32]) });
-            register.renew(&names[1], old, &[9; 32], NOW + 10 * 86_400, issued)
+            let issued = || Ok(IssuedCertificate { fqdn: names[1].clone(), ..certificate(9, key(9)) });
+            register.renew(&names[1], change(old, key(9)), NOW + 10 * 86_400, issued)
         };
-        let washed = renew(&KEY);
+        let washed = renew(KEY);
         assert!(matches!(washed, Err(RenewalRefused::KeyInUse)), "{washed:?}");
-        renew(&OTHER_KEY).unwrap();
+        renew(OTHER_KEY).unwrap();
         assert!(register.revoke_device(&names[2], NOW).unwrap().same_key.is_empty());
     }
 
@@ -301,25 +321,25 @@ mod tests {
         };
         let ahead = NOW + 5 * 365 * 86_400;
         for (serial, n, key, now) in
-            [(2u8, 0, KEY, ahead), (3, 1, OTHER_KEY, ahead), (5, 1, [5; 32], NOW), (4, 0, OTHER_KEY, NOW)]
+            [(2u8, 0, KEY, ahead), (3, 1, OTHER_KEY, ahead), (5, 1, key(5), NOW), (4, 0, OTHER_KEY, NOW)]
         {
-            let new = NewToken { fqdn: names[n].into(), expires_at: now + 60, ..token([serial; 32], true) };
+            let new = NewToken { fqdn: names[n].into(), expires_at: now + 60, ..token(secret(serial), true) };
             register.create_token(&new, now).unwrap();
-            register.enrol(&[serial; 32], &key, now, |_| Ok(made(n, serial, key))).unwrap();
+            register.enrol(&secret(serial), &key, now, |_| Ok(made(n, serial, key))).unwrap();
         }
         let later = NOW + 10 * 86_400;
-        let next = [7; 32];
-        register.renew(names[1], &[5; 32], &next, later, || Ok(made(1, 7, next))).unwrap();
+        let next = key(7);
+        register.renew(names[1], change(key(5), next), later, || Ok(made(1, 7, next))).unwrap();
         assert!(register.revoke_device(names[1], later).unwrap().same_key.is_empty());
-        register.renew(names[0], &OTHER_KEY, &OTHER_KEY, later, || Ok(made(0, 6, OTHER_KEY))).unwrap();
+        register.renew(names[0], change(OTHER_KEY, OTHER_KEY), later, || Ok(made(0, 6, OTHER_KEY))).unwrap();
         // Its own are refused under every name, and the earlier holder's under this one.
-        for key in [[5; 32], next] {
-            let refused = register.renew(names[0], &OTHER_KEY, &key, later, || panic!("issued"));
+        for key in [key(5), next] {
+            let refused = register.renew(names[0], change(OTHER_KEY, key), later, || panic!("issued"));
             assert!(matches!(refused, Err(RenewalRefused::KeyInUse)), "{refused:?}");
         }
-        let new = NewToken { fqdn: names[1].into(), expires_at: later + 60, ..token([8; 32], true) };
+        let new = NewToken { fqdn: names[1].into(), expires_at: later + 60, ..token(secret(8), true) };
         register.create_token(&new, later).unwrap();
-        let refused = register.enrol(&[8; 32], &OTHER_KEY, later, |_| panic!("issued"));
+        let refused = register.enrol(&secret(8), &OTHER_KEY, later, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
     }
 
@@ -330,22 +350,22 @@ mod tests {
         register.create_token(&token(SECRET, false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
         register.revoke_device(name, NOW).unwrap();
-        register.create_token(&token([8; 32], true), NOW).unwrap();
-        register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        register.create_token(&token(secret(8), true), NOW).unwrap();
+        register.enrol(&secret(8), &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
         // Another device enrols, twice, while it is.
-        for (secret, now) in [([9; 32], NOW + 100_000_000), ([10; 32], NOW + 100_003_600)] {
-            let fqdn = format!("press-{}.plant.example", secret[0]);
-            let new = NewToken { fqdn: fqdn.clone(), expires_at: now + 3600, ..token(secret, false) };
+        for (n, now) in [(9, NOW + 100_000_000), (10, NOW + 100_003_600)] {
+            let fqdn = format!("press-{n}.plant.example");
+            let new = NewToken { fqdn: fqdn.clone(), expires_at: now + 3600, ..token(secret(n), false) };
             register.create_token(&new, now).unwrap();
             let made = IssuedCertificate {
                 fqdn,
-                virtual_address: Ipv6Addr::from([secret[0]; 16]),
-                ..certificate(secret[0], secret)
+                virtual_address: Ipv6Addr::from([n; 16]),
+                ..certificate(n, key(n))
             };
-            register.enrol(&secret, &secret, now, |_| Ok(made)).unwrap();
+            register.enrol(&secret(n), &key(n), now, |_| Ok(made)).unwrap();
         }
-        register.create_token(&token([11; 32], true), NOW).unwrap();
-        let refused = register.enrol(&[11; 32], &KEY, NOW, |_| panic!("issued"));
+        register.create_token(&token(secret(11), true), NOW).unwrap();
+        let refused = register.enrol(&secret(11), &KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
     }
 }

@@ -1,5 +1,7 @@
 //! Enrolment tokens: made by the operator, used once by a device.
 
+use cyphonic_proto::identity::KeyHash;
+use cyphonic_proto::token::SecretHash;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::certificates::{self, IssuedCertificate};
@@ -14,8 +16,8 @@ const MAX_OPEN_TOKENS: u32 = 100_000;
 /// A token to be stored.
 #[derive(Debug, Clone)]
 pub struct NewToken {
-    /// SHA-256 of the secret; the secret itself is shown once and kept nowhere.
-    pub secret_hash: [u8; 32],
+    /// Of the secret, which is shown once and kept nowhere.
+    pub secret_hash: SecretHash,
     /// The name that the device will get.
     pub fqdn: String,
     /// From when on it is void.
@@ -108,7 +110,7 @@ impl Register {
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                 params![
                     id,
-                    token.secret_hash,
+                    token.secret_hash.0,
                     token.fqdn,
                     token.replaces,
                     to_sql(now),
@@ -168,8 +170,8 @@ impl Register {
     /// device's, or the register or `issue` failed. Nothing was changed.
     pub fn enrol(
         &self,
-        secret_hash: &[u8; 32],
-        spki_sha256: &[u8; 32],
+        secret_hash: &SecretHash,
+        spki_sha256: &KeyHash,
         now: UnixSeconds,
         issue: impl FnOnce(&str) -> Result<IssuedCertificate, String>,
     ) -> Result<Enrolment, EnrolmentRefused> {
@@ -202,7 +204,7 @@ impl Register {
             transaction
                 .execute(
                     "UPDATE tokens SET spki_sha256 = ?1, certificate = ?2 WHERE id = ?3",
-                    params![spki_sha256, issued.serial, token.id],
+                    params![spki_sha256.0, issued.serial, token.id],
                 )
                 .map_err(RegisterError::from)?;
             let outcome = if is_new { Enrolled::New } else { Enrolled::Replaced };
@@ -251,7 +253,7 @@ struct StoredToken {
     replaces: bool,
     is_revoked: bool,
     expires_at: UnixSeconds,
-    used_by: Option<[u8; 32]>,
+    used_by: Option<KeyHash>,
     certificate: Option<Vec<u8>>,
 }
 
@@ -263,21 +265,21 @@ impl StoredToken {
 
 fn find_by_hash(
     transaction: &Transaction<'_>,
-    secret_hash: &[u8; 32],
+    secret_hash: &SecretHash,
 ) -> Result<Option<StoredToken>, RegisterError> {
     // The lookup is by hash of a random secret: its timing tells nothing about any secret.
     let token = transaction
         .query_row(
             "SELECT id, fqdn, replaces, expires_at, spki_sha256, certificate, revoked_at IS NOT NULL
              FROM tokens WHERE secret_hash = ?1",
-            [secret_hash],
+            [secret_hash.0],
             |row| {
                 Ok(StoredToken {
                     id: row.get(0)?,
                     fqdn: row.get(1)?,
                     replaces: row.get(2)?,
                     expires_at: from_sql(row.get(3)?),
-                    used_by: row.get(4)?,
+                    used_by: row.get::<_, Option<_>>(4)?.map(KeyHash),
                     certificate: row.get(5)?,
                     is_revoked: row.get(6)?,
                 })
@@ -291,8 +293,8 @@ fn find_by_hash(
 fn repeat(
     transaction: &Transaction<'_>,
     token: &StoredToken,
-    used_by: &[u8; 32],
-    spki_sha256: &[u8; 32],
+    used_by: &KeyHash,
+    spki_sha256: &KeyHash,
 ) -> Result<IssuedCertificate, EnrolmentRefused> {
     if used_by != spki_sha256 {
         return Err(EnrolmentRefused::UsedToken(token.presented()));
@@ -342,9 +344,13 @@ mod tests {
     use super::*;
 
     const NOW: UnixSeconds = 1_800_000_000;
-    const SECRET: [u8; 32] = [7; 32];
-    const KEY: [u8; 32] = [1; 32];
-    const OTHER_KEY: [u8; 32] = [2; 32];
+    const SECRET: SecretHash = SecretHash([7; 32]);
+    const KEY: KeyHash = KeyHash([1; 32]);
+    const OTHER_KEY: KeyHash = KeyHash([2; 32]);
+
+    fn secret(n: u8) -> SecretHash {
+        SecretHash([n; 32])
+    }
 
     fn register() -> (tempfile::TempDir, Register) {
         let dir = tempfile::tempdir().unwrap();
@@ -352,11 +358,11 @@ mod tests {
         (dir, register)
     }
 
-    fn token(secret_hash: [u8; 32], replaces: bool) -> NewToken {
+    fn token(secret_hash: SecretHash, replaces: bool) -> NewToken {
         NewToken { secret_hash, fqdn: "press-7.plant.example".into(), expires_at: NOW + 3600, replaces }
     }
 
-    fn certificate(serial: u8, key: [u8; 32]) -> IssuedCertificate {
+    fn certificate(serial: u8, key: KeyHash) -> IssuedCertificate {
         IssuedCertificate {
             fqdn: "press-7.plant.example".into(),
             virtual_address: Ipv6Addr::from(0xfd00_0000_0000_0000_0000_0000_0000_0007),
@@ -391,7 +397,7 @@ mod tests {
     fn an_unknown_or_expired_token_issues_nothing() {
         let (_dir, register) = register();
         register.create_token(&token(SECRET, false), NOW).unwrap();
-        let unknown = register.enrol(&[9; 32], &KEY, NOW, |_| panic!("issued"));
+        let unknown = register.enrol(&secret(9), &KEY, NOW, |_| panic!("issued"));
         assert!(matches!(unknown, Err(EnrolmentRefused::UnknownToken)));
         let expired = register.enrol(&SECRET, &KEY, NOW + 3600, |_| panic!("issued"));
         assert!(matches!(expired, Err(EnrolmentRefused::ExpiredToken(_))));
@@ -413,16 +419,17 @@ mod tests {
     fn a_name_in_use_needs_a_replacing_token() {
         let (_dir, register) = register();
         register.create_token(&token(SECRET, false), NOW).unwrap();
-        register.create_token(&token([8; 32], false), NOW).unwrap();
+        register.create_token(&token(secret(8), false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
         assert!(matches!(
-            register.create_token(&token([9; 32], false), NOW),
+            register.create_token(&token(secret(9), false), NOW),
             Err(RegisterError::NameTaken(_))
         ));
-        let second = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
+        let second = register.enrol(&secret(8), &OTHER_KEY, NOW, |_| panic!("issued"));
         assert!(matches!(second, Err(EnrolmentRefused::NameTaken(_))));
-        register.create_token(&token([9; 32], true), NOW).unwrap();
-        let replaced = register.enrol(&[9; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        register.create_token(&token(secret(9), true), NOW).unwrap();
+        let replaced =
+            register.enrol(&secret(9), &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
         assert_eq!(replaced.outcome, Enrolled::Replaced);
         let device = register.device("press-7.plant.example").unwrap().unwrap();
         assert!(device.has_key(&OTHER_KEY) && !device.has_key(&KEY));
@@ -433,8 +440,8 @@ mod tests {
         let (_dir, register) = register();
         register.create_token(&token(SECRET, false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
-        register.create_token(&token([9; 32], true), NOW).unwrap();
-        register.enrol(&[9; 32], &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        register.create_token(&token(secret(9), true), NOW).unwrap();
+        register.enrol(&secret(9), &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
         let stale = register.enrol(&SECRET, &KEY, NOW, |_| panic!("issued"));
         assert!(matches!(stale, Err(EnrolmentRefused::UsedToken(_))));
     }
@@ -459,13 +466,13 @@ mod tests {
             (kept.state, kept.revoked_at, by),
             (TokenState::Revoked, Some(NOW), (Some("ann"), Some("bob")))
         );
-        let numbers = |day: u64, secret: [u8; 32]| {
+        let numbers = |day: u64, secret: SecretHash| {
             register.create_token(&year(secret), days(day)).unwrap();
             register.tokens(days(day)).unwrap().iter().map(|token| token.id).collect::<Vec<_>>()
         };
-        assert_eq!(numbers(2, [10; 32]), [1, 2]);
-        assert_eq!(numbers(29, [11; 32]), [1, 2, 3]);
-        assert_eq!(numbers(31, [12; 32]), [2, 3, 4], "long before it would have ended");
+        assert_eq!(numbers(2, secret(10)), [1, 2]);
+        assert_eq!(numbers(29, secret(11)), [1, 2, 3]);
+        assert_eq!(numbers(31, secret(12)), [2, 3, 4], "long before it would have ended");
         let refused = register.enrol(&SECRET, &KEY, days(31), |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::UnknownToken)), "{refused:?}");
     }
@@ -475,13 +482,13 @@ mod tests {
         let (_dir, register) = register();
         register.create_token(&token(SECRET, false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
-        let other = NewToken { fqdn: "press-8.plant.example".into(), ..token([10; 32], false) };
+        let other = NewToken { fqdn: "press-8.plant.example".into(), ..token(secret(10), false) };
         register.create_token(&other, NOW).unwrap();
-        for secret in [[8; 32], [9; 32]] {
+        for secret in [8, 9].map(secret) {
             register.create_token(&token(secret, true), NOW).unwrap();
         }
         assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap().void_tokens, 2);
-        let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
+        let refused = register.enrol(&secret(8), &OTHER_KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))));
         let left: Vec<_> = register.tokens(NOW).unwrap().into_iter().map(|token| token.state).collect();
         let count = |now| register.count_open_tokens(now).unwrap();
@@ -493,7 +500,7 @@ mod tests {
             "its own that is used, and the other's, are as they were"
         );
         // One that was made after it goes with the next.
-        register.create_token(&token([11; 32], true), NOW).unwrap();
+        register.create_token(&token(secret(11), true), NOW).unwrap();
         assert_eq!(register.revoke_device("press-7.plant.example", NOW).unwrap().void_tokens, 1);
     }
 
@@ -503,9 +510,9 @@ mod tests {
         let ahead = NOW + 100_000_000;
         register.create_token(&token(SECRET, false), NOW).unwrap();
         register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
-        register.create_token(&token([8; 32], true), NOW).unwrap();
+        register.create_token(&token(secret(8), true), NOW).unwrap();
         assert_eq!(register.revoke_device("press-7.plant.example", ahead).unwrap().void_tokens, 1);
-        let refused = register.enrol(&[8; 32], &OTHER_KEY, NOW, |_| panic!("issued"));
+        let refused = register.enrol(&secret(8), &OTHER_KEY, NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedToken(_))));
     }
 
@@ -514,14 +521,14 @@ mod tests {
         let (_dir, register) = register();
         register.create_token(&token(SECRET, false), NOW).unwrap();
         let days = |days: u64| NOW + 3600 + days * 86_400;
-        let numbers = |day: u64, secret: [u8; 32]| {
+        let numbers = |day: u64, secret: SecretHash| {
             let new = NewToken { expires_at: days(1_000), ..token(secret, false) };
             register.create_token(&new, days(day)).unwrap();
             let known = register.tokens(days(day)).unwrap();
             known.iter().map(|token| token.id).collect::<Vec<_>>()
         };
-        assert_eq!(numbers(2, [10; 32]), [1, 2]);
-        assert_eq!(numbers(29, [11; 32]), [1, 2, 3]);
-        assert_eq!(numbers(31, [12; 32]), [2, 3, 4]);
+        assert_eq!(numbers(2, secret(10)), [1, 2]);
+        assert_eq!(numbers(29, secret(11)), [1, 2, 3]);
+        assert_eq!(numbers(31, secret(12)), [2, 3, 4]);
     }
 }
