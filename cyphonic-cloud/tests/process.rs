@@ -18,6 +18,7 @@ use cyphonic_cloud::config::Config;
 use cyphonic_cloud::register::{IssuedCertificate, Register, TokenState};
 use cyphonic_cloud::server::{Relayed, read_kept, unix_now};
 use cyphonic_proto::Role;
+use cyphonic_proto::identity::KeyHash;
 use cyphonic_proto::message::Message;
 use cyphonic_proto::token::EnrolmentToken;
 use cyphonic_transport::{Clock, DialError, enrol as enrolment};
@@ -480,7 +481,7 @@ fn a_device_whose_certificate_has_ended_is_listed_as_lapsed() {
             virtual_address: address.into(),
             der: vec![0x30, n],
             serial: vec![n],
-            spki_sha256: [n; 32],
+            spki_sha256: KeyHash([n; 32]),
             not_before: unix_now() - 3600,
             not_after,
         };
@@ -508,7 +509,7 @@ async fn a_device_whose_key_was_revoked_under_another_name_is_told_of() {
             virtual_address: address.into(),
             der: vec![0x30, n],
             serial: vec![n],
-            spki_sha256: [7; 32],
+            spki_sha256: KeyHash([7; 32]),
             not_before: unix_now(),
             not_after: unix_now() + 3600,
         }

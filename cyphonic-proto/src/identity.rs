@@ -35,6 +35,10 @@ pub enum Role {
     Device,
 }
 
+/// What a public key is known by: SHA-256 of the DER of its SubjectPublicKeyInfo.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyHash(pub [u8; 32]);
+
 /// What a certificate says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -46,8 +50,8 @@ pub struct Identity {
     pub fqdn: String,
     /// A device's virtual address.
     pub virtual_address: Option<Ipv6Addr>,
-    /// SHA-256 of the DER of the SubjectPublicKeyInfo.
-    pub spki_sha256: [u8; 32],
+    /// Its holder's public key.
+    pub spki_sha256: KeyHash,
     /// The serial number's bytes.
     pub serial: Vec<u8>,
     /// Start of validity, seconds since 1970.
@@ -76,6 +80,13 @@ pub enum IdentityError {
     AddressMismatch,
 }
 
+impl KeyHash {
+    /// That of a SubjectPublicKeyInfo in DER.
+    pub fn of(spki: &[u8]) -> Self {
+        Self(sha256(spki))
+    }
+}
+
 impl Identity {
     /// Reads the identity out of an end-entity certificate.
     ///
@@ -97,7 +108,7 @@ impl Identity {
             role,
             fqdn: names.dns.ok_or(IdentityError::Missing("dNSName"))?,
             virtual_address: names.address,
-            spki_sha256: sha256(certificate.public_key().raw),
+            spki_sha256: KeyHash::of(certificate.public_key().raw),
             serial: certificate.raw_serial().to_vec(),
             not_before: certificate.validity().not_before.timestamp(),
             not_after: certificate.validity().not_after.timestamp(),
@@ -214,6 +225,13 @@ impl fmt::Display for NetworkId {
 impl fmt::Debug for NetworkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NetworkId({self})")
+    }
+}
+
+/// Its beginning, which tells keys apart.
+impl fmt::Debug for KeyHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyHash({})", data_encoding::HEXLOWER.encode(&self.0[..8]))
     }
 }
 

@@ -21,6 +21,11 @@ pub struct EnrolmentToken {
     root_sha256: [u8; PART],
 }
 
+/// What the AS stores instead of a secret, and looks a presented one up by. The secret is 256 random bits, so
+/// a plain hash is enough, and a look-up by it leaks no useful timing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SecretHash(pub [u8; 32]);
+
 /// Why a text is no token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum TokenError {
@@ -76,20 +81,21 @@ impl EnrolmentToken {
     }
 
     /// What the AS stores instead of the secret.
-    pub fn secret_hash(&self) -> [u8; 32] {
-        secret_hash(&self.secret)
+    pub fn secret_hash(&self) -> SecretHash {
+        SecretHash::of(&self.secret)
     }
 }
 
-/// What the AS stores instead of a secret, and looks a presented one up by. The secret is 256 random bits, so
-/// a plain hash is enough, and a look-up by it leaks no useful timing.
-pub fn secret_hash(secret: &[u8]) -> [u8; 32] {
-    let mut hash = digest::Context::new(&digest::SHA256);
-    hash.update(b"cyphonic enrolment token v1");
-    hash.update(secret);
-    let mut out = [0; 32];
-    out.copy_from_slice(hash.finish().as_ref());
-    out
+impl SecretHash {
+    /// That of a secret.
+    pub fn of(secret: &[u8; 32]) -> Self {
+        let mut hash = digest::Context::new(&digest::SHA256);
+        hash.update(b"cyphonic enrolment token v1");
+        hash.update(secret);
+        let mut out = [0; 32];
+        out.copy_from_slice(hash.finish().as_ref());
+        Self(out)
+    }
 }
 
 impl fmt::Debug for EnrolmentToken {
@@ -131,6 +137,6 @@ mod tests {
     fn debug_shows_no_secret() {
         let token = EnrolmentToken::new([0xab; 32], [2; 32]);
         assert_eq!(format!("{token:?}"), "EnrolmentToken { .. }");
-        assert_ne!(token.secret_hash(), *token.secret());
+        assert_ne!(token.secret_hash().0, *token.secret());
     }
 }

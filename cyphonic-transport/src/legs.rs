@@ -8,6 +8,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use cyphonic_proto::identity::KeyHash;
+
 /// Legs of one TRS connection, a hundred bytes each. One is in use while its handshake is, which ends after
 /// ten silent seconds: it would have to begin as many others at this TRS meanwhile to lose its own.
 const MAX_LEGS: usize = 16_384;
@@ -54,9 +56,6 @@ impl RelayedAddress {
     }
 }
 
-/// SHA-256 of a TRS's public key.
-pub(crate) type TrsKey = [u8; 32];
-
 /// The legs of all TRS connections, each of which its owner names by a number.
 #[derive(Debug)]
 pub(crate) struct Legs<C> {
@@ -68,7 +67,7 @@ pub(crate) struct Legs<C> {
 #[derive(Debug)]
 struct OfOneTrs<C> {
     connection: C,
-    key: TrsKey,
+    key: KeyHash,
     by_context: HashMap<u64, RelayedAddress>,
     /// Their contexts, the oldest first.
     by_age: VecDeque<u64>,
@@ -84,7 +83,7 @@ impl<C> Default for Legs<C> {
 /// counts on the next.
 #[derive(Debug, Default)]
 struct Numbers {
-    by_key: HashMap<TrsKey, Number>,
+    by_key: HashMap<KeyHash, Number>,
     last: u32,
 }
 
@@ -96,7 +95,7 @@ struct Number {
 }
 
 impl Numbers {
-    fn of(&mut self, key: TrsKey) -> &mut Number {
+    fn of(&mut self, key: KeyHash) -> &mut Number {
         self.by_key.entry(key).or_insert_with(|| {
             self.last = self.last.wrapping_add(1);
             Number { number: self.last, next_leg: 0, connections: 0 }
@@ -104,7 +103,7 @@ impl Numbers {
     }
 
     /// A TRS has one more connection.
-    fn enter(&mut self, key: TrsKey) {
+    fn enter(&mut self, key: KeyHash) {
         if self.by_key.len() >= MAX_NUMBERS {
             self.by_key.retain(|_, number| number.connections > 0);
         }
@@ -112,14 +111,14 @@ impl Numbers {
     }
 
     /// One of its connections has ended.
-    fn leave(&mut self, key: TrsKey) {
+    fn leave(&mut self, key: KeyHash) {
         let number = self.of(key);
         number.connections = number.connections.saturating_sub(1);
     }
 
     /// An address for another leg. Round again, it meets none of the TRS's own: the oldest of those is
     /// thousands old.
-    fn next(&mut self, key: TrsKey) -> RelayedAddress {
+    fn next(&mut self, key: KeyHash) -> RelayedAddress {
         let number = self.of(key);
         let leg = number.next_leg;
         number.next_leg = leg.wrapping_add(1);
@@ -134,7 +133,7 @@ impl<C: Clone> Legs<C> {
         &mut self,
         trs: usize,
         connection: &C,
-        key: impl FnOnce() -> TrsKey,
+        key: impl FnOnce() -> KeyHash,
         context: u64,
     ) -> RelayedAddress {
         let own = self.by_trs.entry(trs).or_insert_with(|| {
@@ -186,8 +185,8 @@ impl<C: Clone> Legs<C> {
 mod tests {
     use super::*;
 
-    fn key(n: u8) -> impl Fn() -> TrsKey {
-        move || [n; 32]
+    fn key(n: u8) -> impl Fn() -> KeyHash {
+        move || KeyHash([n; 32])
     }
 
     #[test]

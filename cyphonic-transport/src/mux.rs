@@ -20,12 +20,13 @@ use bytes::Bytes;
 use cyphonic_dataplane::relay::RESET_TOKEN_LEN;
 use cyphonic_dataplane::sync;
 use cyphonic_dataplane::udp::{self, SignallingSink, StunSink, UdpPort};
+use cyphonic_proto::identity::KeyHash;
 use cyphonic_proto::{TunnelId, relayed};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit};
 
 use crate::carry;
-use crate::legs::{Legs, RelayedAddress, TrsKey};
+use crate::legs::{Legs, RelayedAddress};
 use crate::resets::{ResetSink, Resets};
 use crate::tls;
 
@@ -304,8 +305,8 @@ impl UdpPoller for AlwaysWritable {
 
 /// The key that a TRS has proved to have. Without one there would be no connection to it; all such would be
 /// one TRS.
-fn key_of(trs: &quinn::Connection) -> TrsKey {
-    tls::identity_of(trs).and_then(Result::ok).map_or([0; 32], |identity| identity.spki_sha256)
+fn key_of(trs: &quinn::Connection) -> KeyHash {
+    tls::identity_of(trs).and_then(Result::ok).map_or(KeyHash([0; 32]), |identity| identity.spki_sha256)
 }
 
 /// Whether what comes from the network can come from there: no port has the number 0, and a relayed leg's
@@ -329,7 +330,7 @@ mod tests {
     #[test]
     fn quinn_hears_of_no_sender_that_there_cannot_be() {
         let mux = Mux::new(Arc::new(UdpPort::bind_to("127.0.0.1:0".parse().unwrap()).unwrap()));
-        let leg = Legs::default().add(1, &(), || [1; 32], 7).socket_addr();
+        let leg = Legs::default().add(1, &(), || KeyHash([1; 32]), 7).socket_addr();
         for (dropped, from) in
             (1..).zip(["192.0.2.1:0".parse().unwrap(), "[2001:db8::1]:0".parse().unwrap(), leg])
         {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 
+use cyphonic_proto::identity::KeyHash;
+
 /// Whose something is, where it is counted.
 pub trait Key: Eq + Hash {
     /// Those it may share a holder with, if there are such.
@@ -17,8 +19,8 @@ pub trait Key: Eq + Hash {
     }
 }
 
-/// SHA-256 of a device's public key: nobody has several without being let in as several.
-impl Key for [u8; 32] {
+/// A device's: nobody has several without being let in as several.
+impl Key for KeyHash {
     fn group(&self) -> Option<Self> {
         None
     }

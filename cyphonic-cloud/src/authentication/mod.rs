@@ -18,13 +18,16 @@ use cyphonic_proto::message::{
     EnrolRequest, EnrolResponse, LoginRequest, LoginResponse, Message, Refusal, RenewRequest, RenewResponse,
     endpoint,
 };
-use cyphonic_proto::{Identity, Role, token, version};
+use cyphonic_proto::token::SecretHash;
+use cyphonic_proto::{Identity, Role, version};
 use rustls_pki_types::CertificateDer;
 
 use self::error::{Case, Refused};
 use crate::network::Network;
 use crate::pki::{Authority, DeviceKey};
-use crate::register::{DeviceRecord, Enrolled, Enrolment, IssuedCertificate, Register, UnixSeconds};
+use crate::register::{
+    DeviceRecord, Enrolled, Enrolment, IssuedCertificate, KeyChange, Register, UnixSeconds,
+};
 use crate::seldom::{HOURLY, Seldom};
 
 /// Where the AS sends devices next.
@@ -139,7 +142,7 @@ impl Service {
                 .issue_device(&self.network, fqdn, &key, now, self.certificate_lifetime.as_secs())
                 .map_err(|error| error.to_string())
         };
-        let enrolment = self.register.enrol(&token::secret_hash(secret), key.spki_sha256(), now, issue)?;
+        let enrolment = self.register.enrol(&SecretHash::of(secret), key.spki_sha256(), now, issue)?;
         let Enrolment { issued, token, outcome } = enrolment;
         match outcome {
             Enrolled::New => tracing::info!(fqdn = issued.fqdn, token, "a device was enrolled"),
@@ -201,7 +204,8 @@ impl Service {
                 .issue_device(&self.network, &device.fqdn, &key, now, lifetime)
                 .map_err(|error| error.to_string())
         };
-        let issued = self.register.renew(&device.fqdn, &peer.spki_sha256, key.spki_sha256(), now, issue)?;
+        let keys = KeyChange { old: peer.spki_sha256, new: *key.spki_sha256() };
+        let issued = self.register.renew(&device.fqdn, keys, now, issue)?;
         tracing::debug!(fqdn = device.fqdn, "certificate renewed");
         Ok(Message::RenewResponse(RenewResponse { certificate_chain: self.chain(&issued), time: now }))
     }

@@ -3,7 +3,7 @@
 //!
 //! Nothing else of it is used. What a device is called is written on its token, not in its request.
 
-use cyphonic_proto::identity::sha256;
+use cyphonic_proto::identity::KeyHash;
 use rcgen::SubjectPublicKeyInfo;
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_SIG_ECDSA_WITH_SHA256};
@@ -33,7 +33,7 @@ pub enum CsrError {
 #[derive(Debug, Clone)]
 pub struct DeviceKey {
     public_key: SubjectPublicKeyInfo,
-    spki_sha256: [u8; 32],
+    spki_sha256: KeyHash,
 }
 
 impl DeviceKey {
@@ -57,7 +57,7 @@ impl DeviceKey {
         }
         csr.verify_signature().map_err(|_| CsrError::Signature)?;
         let public_key = SubjectPublicKeyInfo::from_der(spki.raw).map_err(|_| CsrError::Key)?;
-        Ok(Self { public_key, spki_sha256: sha256(spki.raw) })
+        Ok(Self { public_key, spki_sha256: KeyHash::of(spki.raw) })
     }
 
     /// The key, to be certified.
@@ -65,8 +65,8 @@ impl DeviceKey {
         &self.public_key
     }
 
-    /// SHA-256 of the subject public key info, by which the register knows the key.
-    pub fn spki_sha256(&self) -> &[u8; 32] {
+    /// By which the register knows the key.
+    pub fn spki_sha256(&self) -> &KeyHash {
         &self.spki_sha256
     }
 }
@@ -87,7 +87,7 @@ mod tests {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap();
         let parsed = DeviceKey::from_csr(csr.der()).unwrap();
-        let expected = sha256(&rcgen::PublicKeyData::subject_public_key_info(&key));
+        let expected = KeyHash::of(&rcgen::PublicKeyData::subject_public_key_info(&key));
         assert_eq!(*parsed.spki_sha256(), expected);
     }
 

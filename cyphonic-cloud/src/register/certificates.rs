@@ -2,6 +2,7 @@
 
 use std::net::Ipv6Addr;
 
+use cyphonic_proto::identity::KeyHash;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::devices::DeviceRecord;
@@ -27,7 +28,7 @@ pub struct IssuedCertificate {
     /// Its serial number.
     pub serial: Vec<u8>,
     /// SHA-256 of its subject public key info.
-    pub spki_sha256: [u8; 32],
+    pub spki_sha256: KeyHash,
     /// From when it is valid.
     pub not_before: UnixSeconds,
     /// Until when it is valid.
@@ -74,7 +75,7 @@ pub(super) fn store(
     statement.execute(params![
         issued.serial,
         issued.fqdn,
-        issued.spki_sha256,
+        issued.spki_sha256.0,
         issued.der,
         to_sql(issued.not_before),
         to_sql(issued.not_after),
@@ -87,7 +88,7 @@ pub(super) fn store(
 pub(super) fn youngest(
     transaction: &Transaction<'_>,
     device: &DeviceRecord,
-    spki_sha256: &[u8; 32],
+    spki_sha256: &KeyHash,
     now: UnixSeconds,
 ) -> Result<Option<IssuedCertificate>, RegisterError> {
     let mut statement = transaction.prepare_cached(&format!(
@@ -95,7 +96,7 @@ pub(super) fn youngest(
          WHERE fqdn = ?1 AND NOT revoked AND issued_at <= ?3 AND (?3 - issued_at) * ?4 < not_after - issued_at
          ORDER BY spki_sha256 = ?2 DESC, issued_at DESC LIMIT 1"
     ))?;
-    let parameters = params![device.fqdn, spki_sha256, to_sql(now), to_sql(YOUTH)];
+    let parameters = params![device.fqdn, spki_sha256.0, to_sql(now), to_sql(YOUTH)];
     Ok(statement.query_row(parameters, |row| issued(row, device)).optional()?)
 }
 
@@ -116,7 +117,7 @@ fn issued(row: &Row<'_>, device: &DeviceRecord) -> rusqlite::Result<IssuedCertif
         virtual_address: device.virtual_address,
         der: row.get(1)?,
         serial: row.get(2)?,
-        spki_sha256: row.get(3)?,
+        spki_sha256: KeyHash(row.get(3)?),
         not_before: from_sql(row.get(4)?),
         not_after: from_sql(row.get(5)?),
     })

@@ -18,6 +18,7 @@ mod certificates;
 mod devices;
 mod error;
 mod forgetting;
+mod keys;
 mod numbers;
 mod schema;
 mod state;
@@ -34,7 +35,7 @@ use cyphonic_proto::address::Prefix;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::certificates::IssuedCertificate;
-pub use self::devices::{DeviceRecord, Members, Revocation};
+pub use self::devices::{DeviceRecord, KeyChange, Members, Revocation};
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
 pub use self::state::DeviceState;
 pub use self::tokens::{Enrolled, Enrolment, NewToken, TokenRecord, TokenState};
@@ -128,7 +129,7 @@ impl Register {
         if version > 0 {
             devices::check_prefix(&connection, prefix)?;
         }
-        if version < schema::supported() { Ok(Vec::new()) } else { devices::condemned(&connection) }
+        if version < schema::supported() { Ok(Vec::new()) } else { keys::condemned(&connection) }
     }
 
     /// Changes whenever another connection has written to the file: a cheap test before
@@ -174,6 +175,8 @@ fn from_sql(seconds: i64) -> UnixSeconds {
 
 #[cfg(test)]
 mod tests {
+    use cyphonic_proto::identity::KeyHash;
+
     use super::*;
 
     const PREFIX: Prefix = Prefix::from_random([1, 2, 3, 4, 5]);
@@ -215,7 +218,7 @@ mod tests {
                 virtual_address: address.into(),
                 der: vec![0x30],
                 serial: name.into(),
-                spki_sha256: [address[1]; 32],
+                spki_sha256: KeyHash([address[1]; 32]),
                 not_before: 0,
                 not_after: 1,
             };

@@ -71,11 +71,18 @@ impl Register {
 mod tests {
     use std::net::Ipv6Addr;
 
+    use cyphonic_proto::identity::KeyHash;
+    use cyphonic_proto::token::SecretHash;
+
     use super::*;
-    use crate::register::{IssuedCertificate, NewToken};
+    use crate::register::{IssuedCertificate, KeyChange, NewToken};
 
     const NOW: UnixSeconds = 1_800_000_000;
     const DAY: UnixSeconds = 86_400;
+
+    fn key(n: u8) -> KeyHash {
+        KeyHash([n; 32])
+    }
 
     fn issued(n: u8, serial: u8, key: u8, not_after: UnixSeconds) -> IssuedCertificate {
         IssuedCertificate {
@@ -83,7 +90,7 @@ mod tests {
             virtual_address: Ipv6Addr::from([n; 16]),
             der: vec![0x30, serial],
             serial: vec![serial],
-            spki_sha256: [key; 32],
+            spki_sha256: self::key(key),
             not_before: NOW,
             not_after,
         }
@@ -106,7 +113,9 @@ mod tests {
         assert_eq!(states(NOW), [DeviceState::Enrolled; 3]);
         // One has a key that it has not used yet.
         let renew = || Ok(issued(1, 4, 9, NOW + 3 * DAY));
-        register.renew("press-1.plant.example", &[1; 32], &[9; 32], NOW + DAY / 2, renew).unwrap();
+        register
+            .renew("press-1.plant.example", KeyChange { old: key(1), new: key(9) }, NOW + DAY / 2, renew)
+            .unwrap();
         register.revoke_device("press-3.plant.example", NOW).unwrap();
         assert_eq!(states(NOW + DAY), [DeviceState::Enrolled, DeviceState::Lapsed, DeviceState::Revoked]);
         assert_eq!(states(NOW + 3 * DAY)[0], DeviceState::Lapsed);
@@ -124,24 +133,29 @@ mod tests {
         let device = || register.device(name).unwrap().unwrap();
         let other = Register::open(&path).unwrap();
         let untouched = other.data_version().unwrap();
-        register.note_certificate(&device(), &[1; 32], NOW + DAY).unwrap();
+        register.note_certificate(&device(), &key(1), NOW + DAY).unwrap();
         assert_eq!(other.data_version().unwrap(), untouched, "it knows that one");
-        register.note_certificate(&device(), &[9; 32], NOW + 3 * DAY).unwrap();
+        register.note_certificate(&device(), &key(9), NOW + 3 * DAY).unwrap();
         assert_eq!(DeviceState::of(&device(), NOW + DAY), DeviceState::Lapsed, "the key is not the device's");
         let revision = device().revision;
-        register.note_certificate(&device(), &[1; 32], NOW + 3 * DAY).unwrap();
-        register.note_certificate(&device(), &[1; 32], NOW + 2 * DAY).unwrap();
+        register.note_certificate(&device(), &key(1), NOW + 3 * DAY).unwrap();
+        register.note_certificate(&device(), &key(1), NOW + 2 * DAY).unwrap();
         assert_eq!((device().certificate_not_after, device().revision), (Some(NOW + 3 * DAY), revision));
         assert_eq!(DeviceState::of(&device(), NOW + 2 * DAY), DeviceState::Enrolled);
         // It was for the key that the device had.
         let next = || Ok(issued(1, 2, 2, NOW + 2 * DAY));
-        register.renew(name, &[1; 32], &[2; 32], NOW + DAY / 2, next).unwrap();
-        register.note_login(&device(), &[2; 32], "1", NOW + DAY / 2).unwrap();
+        register.renew(name, KeyChange { old: key(1), new: key(2) }, NOW + DAY / 2, next).unwrap();
+        register.note_login(&device(), &key(2), "1", NOW + DAY / 2).unwrap();
         assert_eq!(device().certificate_not_after, Some(NOW + 2 * DAY));
-        register.note_certificate(&device(), &[2; 32], NOW + 5 * DAY).unwrap();
-        let new = NewToken { secret_hash: [7; 32], fqdn: name.into(), expires_at: NOW + DAY, replaces: true };
+        register.note_certificate(&device(), &key(2), NOW + 5 * DAY).unwrap();
+        let new = NewToken {
+            secret_hash: SecretHash([7; 32]),
+            fqdn: name.into(),
+            expires_at: NOW + DAY,
+            replaces: true,
+        };
         register.create_token(&new, NOW).unwrap();
-        register.enrol(&[7; 32], &[3; 32], NOW, |_| Ok(issued(1, 3, 3, NOW + 4 * DAY))).unwrap();
+        register.enrol(&SecretHash([7; 32]), &key(3), NOW, |_| Ok(issued(1, 3, 3, NOW + 4 * DAY))).unwrap();
         assert_eq!(device().certificate_not_after, Some(NOW + 4 * DAY));
     }
 }

@@ -107,14 +107,14 @@ impl Changes {
 
 #[cfg(test)]
 mod tests {
-    use cyphonic_proto::{NetworkId, Role};
+    use cyphonic_proto::identity::{KeyHash, NetworkId, Role};
 
     use super::*;
 
-    const OLD: [u8; 32] = [1; 32];
-    const NEW: [u8; 32] = [2; 32];
+    const OLD: KeyHash = KeyHash([1; 32]);
+    const NEW: KeyHash = KeyHash([2; 32]);
 
-    fn admission(key: [u8; 32], revision: i64, since: Instant) -> Admission {
+    fn admission(key: KeyHash, revision: i64, since: Instant) -> Admission {
         let identity = Identity {
             network_id: NetworkId([7; 16]),
             role: Role::Device,
@@ -128,7 +128,7 @@ mod tests {
         Admission { identity, revision, since }
     }
 
-    fn change(fqdn: &str, key: [u8; 32], revision: i64, revoked: bool) -> DeviceRecord {
+    fn change(fqdn: &str, key: KeyHash, revision: i64, revoked: bool) -> DeviceRecord {
         DeviceRecord {
             fqdn: fqdn.into(),
             virtual_address: std::net::Ipv6Addr::LOCALHOST,

@@ -28,6 +28,8 @@ pub(super) fn notes(condemned: &[DeviceRecord], now: UnixSeconds) -> Vec<String>
 
 #[cfg(test)]
 mod tests {
+    use cyphonic_proto::identity::KeyHash;
+
     use super::*;
 
     #[test]
@@ -35,7 +37,7 @@ mod tests {
         let device = |n: usize| DeviceRecord {
             fqdn: format!("press-{n}.lab"),
             virtual_address: std::net::Ipv6Addr::LOCALHOST,
-            spki_sha256: [1; 32],
+            spki_sha256: KeyHash([1; 32]),
             next_spki_sha256: None,
             enrolled_at: 0,
             revoked_at: None,

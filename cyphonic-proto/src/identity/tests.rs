@@ -43,10 +43,17 @@ fn a_device_s_certificate_gives_its_identity() {
     let identity = Identity::from_der(&der).unwrap();
     assert!(identity.is_device(NETWORK, "a.lab", own_address("a.lab")));
     assert_eq!(identity.serial, [1, 2, 3]);
-    assert_eq!(identity.spki_sha256, sha256(&rcgen::PublicKeyData::subject_public_key_info(&key)));
+    assert_eq!(identity.spki_sha256, KeyHash::of(&rcgen::PublicKeyData::subject_public_key_info(&key)));
     assert!(identity.not_before < identity.not_after);
     assert!(!identity.is_device(NETWORK, "b.lab", own_address("a.lab")));
     assert!(!identity.is_device(NetworkId([1; 16]), "a.lab", own_address("a.lab")));
+}
+
+#[test]
+fn a_key_is_shown_by_its_beginning() {
+    let mut hash = [0xab; 32];
+    hash[8..].fill(0xcd);
+    assert_eq!(format!("{:?}", KeyHash(hash)), "KeyHash(abababababababab)");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    identity::{NetworkId, Role},
+    identity::{KeyHash, NetworkId, Role},
     message::{
         DirectionRequest, Observation, RegistrationRequest, RouteConfirmation, RouteDirection, RouteKind,
         RouteWithdrawal,
@@ -28,7 +28,7 @@ fn identity(fqdn: &str) -> Identity {
         role: Role::Device,
         fqdn: fqdn.into(),
         virtual_address: Some(address::virtual_address(prefix(), NETWORK, fqdn)),
-        spki_sha256: [0; 32],
+        spki_sha256: KeyHash([0; 32]),
         serial: vec![],
         not_before: 0,
         not_after: 0,

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     ConnectionId,
     id::{Channel, SetupId},
+    identity::KeyHash,
     message::{BindingRequest, BindingResponse, Refusal, RefusalCode, field},
     relayed,
 };
@@ -21,7 +22,7 @@ pub(super) struct Leg {
     pub(super) setup: SetupId,
     pub(super) owner: Holder,
     /// The owner's key when it was opened: a name may pass to another device.
-    pub(super) owner_key: [u8; 32],
+    pub(super) owner_key: KeyHash,
     /// Who may bind to it.
     pub(super) peer: Holder,
     /// What the owner wants to find on packets.

@@ -28,7 +28,7 @@ pub use ticket::{MAX_TICKET, NodePath, RESET_TOKEN_LEN, TrsKeys, WallClock};
 use crate::{
     ConnectionId, close,
     id::{Channel, ExchangeId},
-    identity::{Identity, Role},
+    identity::{Identity, KeyHash, Role},
     message::{Message, ObservationResponse, Refusal, RefusalCode, endpoint},
     relayed,
     timers::Timers,
@@ -62,14 +62,13 @@ pub struct Trs {
 }
 
 /// Whose legs they are: a name, and the key of who had it then.
-type Owner = (Holder, [u8; 32]);
+type Owner = (Holder, KeyHash);
 
 /// A connected node.
 struct Node {
     fqdn: String,
     holder: Holder,
-    /// SHA-256 of its public key.
-    key: [u8; 32],
+    key: KeyHash,
     /// From when its certificate is valid, seconds since 1970.
     certified_since: i64,
     path: NodePath,
@@ -205,7 +204,8 @@ impl Trs {
             self.actions.push_back(Action::Close { channel, code: close::NOT_ALLOWED, reason });
         }
         let holder = Holder::of(fqdn);
-        let of_name = self.orphans.range((holder, [0; 32])..=(holder, [0xff; 32])).map(|(owner, _)| *owner);
+        let [first, last] = [0, 0xff].map(|byte| (holder, KeyHash([byte; 32])));
+        let of_name = self.orphans.range(first..=last).map(|(owner, _)| *owner);
         for owner in of_name.collect::<Vec<_>>() {
             self.drop_orphans(owner);
         }

@@ -16,7 +16,7 @@ fn identity(fqdn: &str, role: Role) -> Identity {
         role,
         fqdn: fqdn.into(),
         virtual_address: None,
-        spki_sha256: crate::identity::sha256(fqdn.as_bytes()),
+        spki_sha256: KeyHash::of(fqdn.as_bytes()),
         serial: vec![],
         not_before: 0,
         not_after: 0,

@@ -8,7 +8,12 @@
 //! **Invariants.** A ticket says nothing to anybody else, and is worth nothing to any other device than its
 //! owner under the key that it had. Each is sealed under a key of its own, so no nonce is ever used twice.
 
-use crate::{ConnectionId, id::SetupId, identity::sha256, message::endpoint};
+use crate::{
+    ConnectionId,
+    id::SetupId,
+    identity::{KeyHash, sha256},
+    message::endpoint,
+};
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
     hkdf::{HKDF_SHA256, Prk, Salt},
@@ -162,8 +167,7 @@ pub(super) struct Ticket {
     pub(super) data_cid: ConnectionId,
     pub(super) setup: SetupId,
     pub(super) owner: Holder,
-    /// SHA-256 of the owner's public key.
-    pub(super) owner_key: [u8; 32],
+    pub(super) owner_key: KeyHash,
     pub(super) peer: Holder,
     /// Seconds since 1970.
     pub(super) expires: u64,
@@ -178,7 +182,7 @@ impl Ticket {
             out.extend_from_slice(cid.as_bytes());
         }
         out.extend_from_slice(&self.setup.0);
-        for hash in [&self.owner.0, &self.owner_key, &self.peer.0] {
+        for hash in [&self.owner.0, &self.owner_key.0, &self.peer.0] {
             out.extend_from_slice(hash);
         }
         out.extend_from_slice(&self.expires.to_be_bytes());
@@ -197,7 +201,7 @@ impl Ticket {
         let (cid, partner, data_cid) = (cid()?, cid()?, cid()?);
         let setup = SetupId(take(&mut rest)?);
         let owner = Holder(take(&mut rest)?);
-        let owner_key = take(&mut rest)?;
+        let owner_key = KeyHash(take(&mut rest)?);
         let peer = Holder(take(&mut rest)?);
         let expires = u64::from_be_bytes(take(&mut rest)?);
         let remote = Ipv6Addr::from_octets(take(&mut rest)?);
@@ -243,7 +247,7 @@ mod tests {
             data_cid: cid(3),
             setup: SetupId([4; 16]),
             owner: Holder::of("a.lab"),
-            owner_key: [5; 32],
+            owner_key: KeyHash([5; 32]),
             peer: Holder::of("b.lab"),
             expires: 6,
             peer_path,

@@ -12,7 +12,7 @@
 //! **Invariant.** `send` of one end is `recv` of the other, and the two directions never share a secret.
 
 use super::Suite;
-use crate::id::SetupId;
+use crate::{id::SetupId, identity::KeyHash};
 use ring::hkdf;
 use std::fmt;
 use thiserror::Error;
@@ -75,9 +75,9 @@ pub struct TunnelContext<'a> {
     /// The set-up: every one has fresh keys.
     pub setup: SetupId,
     /// SHA-256 of this end's public key.
-    pub own_spki_sha256: &'a [u8; 32],
+    pub own_spki_sha256: &'a KeyHash,
     /// SHA-256 of the peer's public key, from its verified certificate.
-    pub peer_spki_sha256: &'a [u8; 32],
+    pub peer_spki_sha256: &'a KeyHash,
     /// Whether this end opened the connection between the peers.
     pub is_dialler: bool,
     /// What the data packets are protected with.
@@ -131,7 +131,7 @@ impl TunnelContext<'_> {
             false => (self.peer_spki_sha256, self.own_spki_sha256),
         };
         let suite = [self.suite as u8];
-        [self.setup.0.as_slice(), &suite, dialler, listener].concat()
+        [self.setup.0.as_slice(), &suite, &dialler.0, &listener.0].concat()
     }
 }
 
@@ -168,7 +168,7 @@ mod tests {
         is_dialler: bool,
         suite: Suite,
     ) -> TunnelSecrets {
-        let [own, peer] = ends.map(|n| [n; 32]);
+        let [own, peer] = ends.map(|n| KeyHash([n; 32]));
         let context = TunnelContext {
             setup: SetupId([setup; 16]),
             own_spki_sha256: &own,
@@ -218,8 +218,8 @@ mod tests {
         }
         let context = TunnelContext {
             setup: SetupId([0; 16]),
-            own_spki_sha256: &[0; 32],
-            peer_spki_sha256: &[1; 32],
+            own_spki_sha256: &KeyHash([0; 32]),
+            peer_spki_sha256: &KeyHash([1; 32]),
             is_dialler: true,
             suite: Suite::Aes128Gcm,
         };

@@ -10,7 +10,7 @@ use crate::{
 use cyphonic_proto::{
     Channel, ExchangeId, Message, PeerConnectionId, QueryId,
     address::Prefix,
-    identity::{Identity, NetworkId, Role, sha256},
+    identity::{Identity, KeyHash, NetworkId, Role},
     message::{RegistrationRequest, decode, encode},
     node::{CandidateSet, ResolveError, Service, Target, Timing},
 };
@@ -620,7 +620,7 @@ pub(crate) fn identity(name: &str) -> Identity {
         role: Role::Device,
         fqdn: fqdn(name),
         virtual_address: Some(virtual_address(name)),
-        spki_sha256: sha256(name.as_bytes()),
+        spki_sha256: KeyHash::of(name.as_bytes()),
         serial: vec![1],
         not_before: 0,
         not_after: i64::MAX,

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cyphonic_dataplane::sync;
+use cyphonic_proto::identity::KeyHash;
 use tokio::sync::oneshot;
 
 use crate::quota::{Quota, network_of};
@@ -26,15 +27,12 @@ const MAX_STRANGERS_PER_SOURCE: usize = 16;
 /// after a minute.
 const MAX_PER_DEVICE: usize = 8;
 
-/// SHA-256 of a device's public key.
-pub(super) type DeviceKey = [u8; 32];
-
 #[derive(Debug)]
 struct Counts {
     all: Quota<IpAddr>,
     strangers: Quota<IpAddr>,
     /// The oldest connection of each first.
-    devices: HashMap<DeviceKey, VecDeque<OfDevice>>,
+    devices: HashMap<KeyHash, VecDeque<OfDevice>>,
     next: u64,
 }
 
@@ -51,7 +49,7 @@ pub(super) type Replaced = oneshot::Receiver<()>;
 #[derive(Debug)]
 enum Holder {
     Stranger,
-    Device { key: DeviceKey, number: u64 },
+    Device { key: KeyHash, number: u64 },
 }
 
 /// The doorkeeper. Clones keep the same door.
@@ -101,7 +99,7 @@ impl Admission {
 impl Admitted {
     /// It has shown the certificate of the device with this key, whose oldest connection makes room where
     /// that has too many.
-    pub(super) fn count_as_device(&mut self, key: DeviceKey) -> Replaced {
+    pub(super) fn count_as_device(&mut self, key: KeyHash) -> Replaced {
         let mut counts = self.admission.lock();
         let number = counts.next;
         counts.next += 1;
@@ -153,10 +151,10 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn key(number: usize) -> DeviceKey {
+    fn key(number: usize) -> KeyHash {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&number.to_be_bytes());
-        key
+        KeyHash(key)
     }
 
     fn all_devices(held: &mut [Admitted]) {

@@ -6,12 +6,11 @@
 use std::sync::Arc;
 
 use cyphonic_proto::alpn;
-use cyphonic_proto::identity::{Identity, NetworkId, Role};
+use cyphonic_proto::identity::{Identity, KeyHash, NetworkId, Role};
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::admission::DeviceKey;
 use crate::clock::Clock;
 use crate::tls::{self, ClientTls, ServerTls, TlsError};
 
@@ -58,7 +57,7 @@ impl DetourTls {
 
     /// The key of the device of the overlay that a client is which TLS accepted; none without a certificate:
     /// it may enrol. The name would not do: who had it before may have a valid certificate for it.
-    pub(super) fn judge(&self, tls: &rustls::ServerConnection) -> Result<Option<DeviceKey>, String> {
+    pub(super) fn judge(&self, tls: &rustls::ServerConnection) -> Result<Option<KeyHash>, String> {
         if tls.alpn_protocol() != Some(alpn::DETOUR) {
             return Err("it does not speak this protocol".into());
         }

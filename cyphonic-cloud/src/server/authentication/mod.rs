@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cyphonic_dataplane::sync::lock;
+use cyphonic_proto::identity::KeyHash;
 use cyphonic_proto::message::{Message, Refusal, RefusalCode};
 use cyphonic_transport::connection::EXCHANGE_TIMEOUT;
 use cyphonic_transport::enrol::STRANGER_STAYS;
@@ -43,15 +44,13 @@ const OF_DEVICE: usize = 4;
 /// Strangers' requests that may wait: those of devices do not wait long for them, nor find no place.
 const STRANGERS_WAITING: usize = 256;
 
-/// SHA-256 of a device's public key: its name may be another's tomorrow.
-type DeviceKey = [u8; 32];
-
 /// The AS.
 pub(super) struct AuthenticationServer {
     service: Arc<Service>,
-    devices: Mutex<Newest<DeviceKey, Connection>>,
+    /// By their keys: a name may be another's tomorrow.
+    devices: Mutex<Newest<KeyHash, Connection>>,
     strangers: Mutex<Strangers>,
-    waiting: Arc<Queue<DeviceKey>>,
+    waiting: Arc<Queue<KeyHash>>,
     strangers_waiting: Arc<Queue<Source>>,
     working: Semaphore,
     enrolled: Arc<Notify>,
@@ -92,7 +91,7 @@ impl AuthenticationServer {
     }
 
     /// The key of the device, if the register stands behind it.
-    async fn known(&self, connection: &Connection) -> Option<DeviceKey> {
+    async fn known(&self, connection: &Connection) -> Option<KeyHash> {
         let identity = connection.identity()?.clone();
         let service = Arc::clone(&self.service);
         // A look that failed is in the log of the first request, which fails as well.
@@ -101,7 +100,7 @@ impl AuthenticationServer {
         look.await.ok().flatten()
     }
 
-    async fn serve_device(self: &Arc<Self>, key: DeviceKey, connection: Connection) {
+    async fn serve_device(self: &Arc<Self>, key: KeyHash, connection: Connection) {
         let oldest = lock(&self.devices).insert(key, connection.clone());
         if let Some(oldest) = oldest {
             oldest.close(cyphonic_proto::close::NOT_ALLOWED, "more connections than a device needs");

@@ -40,11 +40,13 @@ impl<K: Key> Drop for Place<K> {
 
 #[cfg(test)]
 mod tests {
+    use cyphonic_proto::identity::KeyHash;
+
     use super::*;
 
     #[test]
     fn one_asker_takes_its_share_only_and_every_place_is_given_back() {
-        let [a, b, c] = [1, 2, 3].map(|n| [n; 32]);
+        let [a, b, c] = [1, 2, 3].map(|n| KeyHash([n; 32]));
         let queue = Queue::new(10);
         let mut places: Vec<_> = (0..100).filter_map(|_| queue.enter(&a, 4)).collect();
         assert_eq!(places.len(), 4);

@@ -104,7 +104,7 @@ fn tickets_are_worth_nothing_forged_expired_or_in_other_hands() {
     }
     assert_eq!(bench.refused(10, restore(&[])), RefusalCode::NotAllowed);
     // The same name under another key: the device was set up anew, and the old one lost or sold.
-    let anew = Identity { spki_sha256: [9; 32], ..identity("a.lab", Role::Device) };
+    let anew = Identity { spki_sha256: KeyHash([9; 32]), ..identity("a.lab", Role::Device) };
     bench.trs.handle_connected(bench.now, Channel(20), anew, path(0));
     bench.actions();
     assert_eq!(bench.refused(20, restore(&a.ticket)), RefusalCode::NotAllowed, "another key");
@@ -222,7 +222,7 @@ fn who_had_a_name_before_can_neither_take_its_place_nor_end_its_legs() {
     let mut bench = Bench::new();
     let [a, b] = bench.answers();
     let mut before = identity("a.lab", Role::Device);
-    (before.spki_sha256, before.not_before) = ([9; 32], -1);
+    (before.spki_sha256, before.not_before) = (KeyHash([9; 32]), -1);
     bench.trs.handle_connected(bench.now, Channel(20), before.clone(), path(99));
     let refused = bench.actions();
     assert!(matches!(&refused[..], [Action::Close { channel: Channel(20), .. }]), "{refused:?}");
