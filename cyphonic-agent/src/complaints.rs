@@ -1,11 +1,9 @@
 //! What the log is told of failures that repeat for as long as their cause lasts: a cloud that is away for a
 //! night, a device without a network. An SD card has better uses, and so has who reads.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    time::{Duration, Instant},
-};
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::{Duration, Instant};
 
 /// A failure that goes on is told again after this time: who reads the last hours of a log finds it.
 const AGAIN: Duration = Duration::from_secs(3_600);

@@ -5,11 +5,9 @@
 //! Command line flags and their environment variables ([`Overrides`]) win over the file. Nothing here is
 //! reloaded while the daemon runs.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 
 use cyphonic_proto::name::canonical;
 use cyphonic_transport::logging::LogFilter;

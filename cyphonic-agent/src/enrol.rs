@@ -8,21 +8,20 @@
 
 mod certificate;
 
-use std::{net::SocketAddr, path::Path, time::Duration};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
 
-use cyphonic_proto::{
-    identity::{Identity, sha256},
-    message::{EnrolRequest, EnrolResponse, Message, RefusalCode},
-    time::{TimeError, UnixSeconds},
-    token::{EnrolmentToken, TokenError},
-    version,
-};
+pub(crate) use certificate::{check as check_certificate, signing_request};
+use cyphonic_proto::identity::{Identity, sha256};
+use cyphonic_proto::message::{EnrolRequest, EnrolResponse, Message, RefusalCode};
+use cyphonic_proto::time::{TimeError, UnixSeconds};
+use cyphonic_proto::token::{EnrolmentToken, TokenError};
+use cyphonic_proto::version;
 use cyphonic_transport::{Clock, DialError, ExchangeError};
 use rcgen::KeyPair;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use zeroize::Zeroizing;
-
-pub(crate) use certificate::{check as check_certificate, signing_request};
 
 use crate::nat64;
 use crate::state::{DeviceIdentity, StateDir, StateError, read_bounded};

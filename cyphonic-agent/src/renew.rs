@@ -8,20 +8,16 @@
 
 use std::time::Duration;
 
-use cyphonic_proto::{
-    identity::Identity,
-    message::{Message, RefusalCode, RenewRequest},
-    time::TimeError,
-};
+use cyphonic_proto::identity::Identity;
+use cyphonic_proto::message::{Message, RefusalCode, RenewRequest};
+use cyphonic_proto::time::TimeError;
 use cyphonic_transport::{Clock, Connection, DialError, ExchangeError};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls_pki_types::UnixTime;
 
-use crate::{
-    engine::zone,
-    enrol::{check_certificate, signing_request, unix_time},
-    state::{DeviceIdentity, StateError},
-};
+use crate::engine::zone;
+use crate::enrol::{check_certificate, signing_request, unix_time};
+use crate::state::{DeviceIdentity, StateError};
 
 /// What a new certificate must leave of time that ends earlier than the current one. The shortest life is an
 /// hour.
@@ -140,11 +136,9 @@ impl RenewError {
 
 #[cfg(test)]
 mod tests {
-    use cyphonic_proto::{
-        NetworkId, address,
-        identity::Role,
-        message::{Refusal, RenewResponse},
-    };
+    use cyphonic_proto::identity::Role;
+    use cyphonic_proto::message::{Refusal, RenewResponse};
+    use cyphonic_proto::{NetworkId, address};
     use rcgen::{
         BasicConstraints, CertificateParams, GeneralSubtree, IsCa, Issuer, NameConstraints, SanType,
         date_time_ymd,

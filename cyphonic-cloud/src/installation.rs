@@ -301,8 +301,9 @@ fn make_directory(path: &Path) -> Result<(), InstallationError> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use super::*;
     use cyphonic_proto::Identity;
+
+    use super::*;
 
     const NOW: UnixSeconds = 1_800_000_000;
 

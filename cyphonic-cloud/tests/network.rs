@@ -11,12 +11,11 @@ use client::{Client, Member, enrol, login_request};
 use common::{Device, Overlay, enrolled};
 use cyphonic_cloud::config::Config;
 use cyphonic_cloud::server::{Cloud, unix_now};
-use cyphonic_proto::Role;
 use cyphonic_proto::message::{
     DirectionRequest, Message, ObservationRequest, RefusalCode, RegistrationRequest, endpoint,
 };
 use cyphonic_proto::token::EnrolmentToken;
-use cyphonic_proto::version;
+use cyphonic_proto::{Role, version};
 use cyphonic_transport::{ClientTls, Clock, Connection, enrol as enrolment};
 
 /// Generous: the machine may be busy.

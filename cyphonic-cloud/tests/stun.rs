@@ -6,10 +6,9 @@ mod common;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use common::{Overlay, free_port};
 use cyphonic_cloud::server::{Cloud, unix_now};
 use cyphonic_proto::stun::{Message, Request, Success};
-
-use common::{Overlay, free_port};
 
 const OTHER: [u8; 4] = [127, 0, 0, 2];
 

@@ -31,8 +31,9 @@ impl Account {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn ns(range: core::ops::Range<u64>) -> impl Strategy<Value = Duration> {
         range.prop_map(Duration::from_nanos)

@@ -118,8 +118,9 @@ impl<'a, B: Buffer + ?Sized> Cursor<'a, B> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         #[test]

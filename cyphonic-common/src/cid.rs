@@ -81,8 +81,9 @@ impl fmt::Debug for ConnectionId {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         #[test]

@@ -161,10 +161,12 @@ fn addresses(header: &[u8; IPV6_HEADER_LEN]) -> ([u8; 16], [u8; 16]) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::net::Ipv6Addr;
+
     use etherparse::PacketBuilder;
     use proptest::prelude::*;
-    use std::net::Ipv6Addr;
+
+    use super::*;
 
     const OWN: &str = "fd12:3456:789a:1::7";
     const PEER: &str = "fd12:3456:789a:2::9";

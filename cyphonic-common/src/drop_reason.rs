@@ -146,8 +146,9 @@ impl DropReason {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::collections::BTreeSet;
+
+    use super::*;
 
     #[test]
     fn numbers_are_dense_and_names_are_unique_and_printable() {

@@ -286,9 +286,11 @@ const _: () = assert!(size_of::<PeerEntry>() == 12 && align_of::<PeerEntry>() ==
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use proptest::prelude::*;
     use std::net::Ipv6Addr;
+
+    use proptest::prelude::*;
+
+    use super::*;
 
     fn bytes(address: &str) -> [u8; 16] {
         address.parse::<Ipv6Addr>().unwrap().octets()

@@ -12,10 +12,11 @@ pub mod udp;
 
 use core::fmt;
 
-use crate::buffer::{Buffer, Cursor, Truncated};
 pub use ethernet::{EtherType, Ethernet};
 pub use ip::{Ip, Ipv4, Ipv6};
 pub use udp::Udp;
+
+use crate::buffer::{Buffer, Cursor, Truncated};
 
 /// What is wrong with a packet's headers. Its sender erred, or it was damaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -88,8 +88,9 @@ fn classify_long<B: Buffer + ?Sized>(packet: &B, offset: usize) -> DatagramKind 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn short(first: u8, cid: ConnectionId) -> Vec<u8> {
         let mut packet = vec![first];

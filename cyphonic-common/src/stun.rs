@@ -23,9 +23,10 @@ pub fn is_stun(datagram: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::quic::{DatagramKind, PUNCH, classify_datagram};
-    use proptest::prelude::*;
 
     #[test]
     fn a_header_is_enough_and_a_punch_is_none() {

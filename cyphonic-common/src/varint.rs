@@ -59,8 +59,9 @@ fn be(bytes: &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     /// RFC 9000 Appendix A.1, "Sample Variable-Length Integer Decoding".
     #[test]

@@ -9,7 +9,10 @@
     reason = "pages are unmapped, and the C library is asked for something that is its own"
 )]
 
-use std::{ffi::c_void, fs, io, ops::Range, path::Path};
+use std::ffi::c_void;
+use std::ops::Range;
+use std::path::Path;
+use std::{fs, io};
 
 use rustix::mm::{Advice, madvise};
 

@@ -14,12 +14,11 @@ use std::ffi::{CStr, c_char};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-
 pub(crate) use features::xdp_redirection;
 pub use features::{XdpFeatures, XdpRedirection, xdp_features};
 pub use link::Links;
 pub use programs::{XdpPrograms, xdp_programs};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 pub use vlans::Vlans;
 
 /// `ETHTOOL_STXCSUM` of `linux/ethtool.h`.

@@ -14,7 +14,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::gso::{Coalescer, Slot, SuperPacket, VnetHeader};
 use crate::ring::Pacing;
-use crate::thread::{priority::outrank_applications, scheduling::Scheduling};
+use crate::thread::priority::outrank_applications;
+use crate::thread::scheduling::Scheduling;
 use crate::tun::{MAX_READ, TunDevice};
 use crate::udp::{RecvBatch, Transmit, UdpPort};
 

@@ -38,13 +38,12 @@ mod vectors;
 use std::fmt;
 use std::sync::Arc;
 
-use zeroize::{Zeroize, ZeroizeOnDrop};
-
 #[cfg(feature = "bench")]
 pub(crate) use aead::HeaderKey;
 pub use open::{OpenError, Opened, Opener};
 pub use seal::{SealError, Sealer};
 pub use suite::Suite;
+use zeroize::{Zeroize, ZeroizeOnDrop};
 
 /// Bytes of a data packet's header: the first byte, the connection ID, the packet number.
 pub const HEADER_LEN: usize = 13;

@@ -28,7 +28,6 @@ use std::time::Instant;
 use cyphonic_common::ConnectionId;
 use cyphonic_common::relay::LegError;
 pub use cyphonic_common::relay::{Leg, RelayRate};
-
 pub use resets::{MAX_RESET_LEN, MIN_RESET_LEN, RESET_TOKEN_LEN, Reset, Resets};
 pub use userspace::{RelayCounters, UserspaceRelay};
 

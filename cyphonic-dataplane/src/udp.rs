@@ -28,9 +28,8 @@ mod translation;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use cyphonic_common::DropReason;
-
 pub use batch::{Message, RecvBatch};
+use cyphonic_common::DropReason;
 pub use group::PortGroup;
 pub use port::{BindError, UdpPort, Woken};
 

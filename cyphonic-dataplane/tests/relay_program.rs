@@ -16,11 +16,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use aya::maps::HashMap;
-use cyphonic_common::relay::map;
 use cyphonic_common::relay::table::{Table, TableLeg};
 use cyphonic_common::relay::{
     Departure, Family, Hop, Leg, LegEntry, OwnAddresses, PackedLeg, PassReason, RelayCounterIndex, RelayRate,
-    RelayState, SliceFrame, Verdict, relay,
+    RelayState, SliceFrame, Verdict, map, relay,
 };
 use cyphonic_common::{ConnectionId, Counter, DropReason};
 use cyphonic_dataplane::relay::xdp::legs::{Barrier, Legs};

@@ -11,9 +11,6 @@
 mod bridge;
 mod queue;
 
-pub(crate) use self::bridge::is_passing;
-pub(crate) use self::queue::{BUFFER, MAX_FRAMES};
-
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -22,6 +19,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::bridge::is_passing;
+pub(crate) use self::queue::{BUFFER, MAX_FRAMES};
 pub use self::queue::{Fate, Queue};
 use crate::nat::gate::Gate;
 use crate::topology::Way;

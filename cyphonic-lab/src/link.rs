@@ -5,7 +5,8 @@
 //! unless its link has properties: then it is a pair of TAP devices that the [emulator](crate::emulator)
 //! joins.
 
-use crate::topology::{Link, Member, Profile, Topology, Way, validate::SWITCH};
+use crate::topology::validate::SWITCH;
+use crate::topology::{Link, Member, Profile, Topology, Way};
 
 /// What has to be made so that every network of the topology exists.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -25,11 +25,10 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::Deserialize;
 
-use crate::nat::table::{Behaviour, DEFAULT_UDP_LIFETIME, Dependence, Ports};
-
 pub use self::error::TopologyError;
 pub use self::scene::DEFAULT_SCENE;
 pub use self::units::{BitRate, Probability, Service};
+use crate::nat::table::{Behaviour, DEFAULT_UDP_LIFETIME, Dependence, Ports};
 
 /// The whole topology file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

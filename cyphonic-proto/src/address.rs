@@ -5,10 +5,14 @@
 //! and anyone who knows the name can recompute it. So neither NMS nor AS can move a name to another address
 //! unnoticed. 80 bits of SHA-256 do not collide by accident (2^40 devices for an even chance).
 
-use crate::identity::NetworkId;
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+
 use ring::digest;
-use std::{fmt, net::Ipv6Addr, str::FromStr};
 use thiserror::Error;
+
+use crate::identity::NetworkId;
 
 const LABEL: &[u8] = b"cyphonic virtual address v1";
 

@@ -1,7 +1,8 @@
 //! Waiting longer after each failure, and never all at once.
 
-use rand::Rng;
 use std::time::Duration;
+
+use rand::Rng;
 
 /// Exponential back-off with "equal jitter": each wait is drawn from the upper half of an interval that
 /// doubles, so that nodes which lost one service together do not come back together.
@@ -33,8 +34,9 @@ impl Backoff {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use rand::SeedableRng;
+
+    use super::*;
 
     #[test]
     fn waits_double_up_to_the_most_and_vary() {

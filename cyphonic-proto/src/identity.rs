@@ -7,11 +7,16 @@
 //! - one URI, `cyphonic://<network id in hex>/<role>`, so that a device cannot pose as a service;
 //! - for devices, one iPAddress: the virtual address, so that the AS's signature binds name, address and key.
 
-use crate::{address, name, time::Validity};
+use std::fmt;
+use std::net::Ipv6Addr;
+use std::str::FromStr;
+
 use ring::digest;
-use std::{fmt, net::Ipv6Addr, str::FromStr};
 use thiserror::Error;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use crate::time::Validity;
+use crate::{address, name};
 
 const SCHEME: &str = "cyphonic://";
 

@@ -71,8 +71,9 @@ fn check_label(label: &str) -> Result<(), NameError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     const ZONE: &str = "plant.cyphonic.internal";
 

@@ -4,10 +4,8 @@
 //! servers to learn the mapping behaviour (RFC 4787 §4.1). Filtering cannot be learnt this way, so the
 //! finding is a hint for the order of attempts, never a proof that one will work.
 
-use std::{
-    fmt,
-    net::{IpAddr, SocketAddr},
-};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 
 /// IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

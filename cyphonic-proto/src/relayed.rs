@@ -4,9 +4,10 @@
 //! payload. The owner of each leg chose its context (BindingRequest), and the TRS replaces one by the other.
 //! Contexts of legs always take four bytes, so a packet leaves as large as it came.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 use cyphonic_common::varint;
-use std::ops::RangeInclusive;
 
 /// Bytes a leg's context takes.
 pub const CONTEXT_LEN: usize = 4;
@@ -36,8 +37,9 @@ pub fn decode(datagram: &[u8]) -> Option<(u64, &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         #[test]

@@ -20,14 +20,16 @@
 
 mod relay;
 
-use crate::{
-    message::{MAX_REASON, RouteKind, bounded},
-    nat::{self, Family, NatFinding},
-    netcheck::{Filtering, Findings, Mapping},
-    node::Relay,
-};
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use thiserror::Error;
+
+use crate::message::{MAX_REASON, RouteKind, bounded};
+use crate::nat::{self, Family, NatFinding};
+use crate::netcheck::{Filtering, Findings, Mapping};
+use crate::node::Relay;
 
 /// Kinds, the best first.
 pub const ORDER: [RouteKind; 4] =

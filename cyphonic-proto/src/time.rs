@@ -187,8 +187,9 @@ impl TrustedTime {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     const DAY: u64 = 86_400;
     const YEAR: u64 = 365 * DAY;

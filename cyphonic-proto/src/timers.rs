@@ -1,9 +1,7 @@
 //! What a machine waits for, ordered by time.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 /// At most one deadline per key.
 #[derive(Clone, Debug)]

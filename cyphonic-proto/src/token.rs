@@ -4,9 +4,10 @@
 //! of the root certificate, so that the device knows whom it talks to before it trusts anyone. The hash never
 //! leaves the device; the AS stores only a hash of the secret.
 
+use std::fmt;
+
 use data_encoding::BASE64URL_NOPAD;
 use ring::digest;
-use std::fmt;
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -106,8 +107,9 @@ impl fmt::Debug for EnrolmentToken {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     proptest! {
         #[test]

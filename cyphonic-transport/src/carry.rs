@@ -9,7 +9,8 @@
 //! order they were sent, as long as there is room: one that overtakes the handshake's keys is dropped at its
 //! end, and costs a probe time-out.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cyphonic_common::{ConnectionId, cid::CID_LEN};
+use cyphonic_common::ConnectionId;
+use cyphonic_common::cid::CID_LEN;
 use cyphonic_proto::quic::{IDLE_TIMEOUT, KEEP_ALIVE};
 use cyphonic_proto::relayed;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};

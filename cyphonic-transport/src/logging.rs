@@ -1,10 +1,9 @@
 //! What a daemon logs: to standard error, which is the journal under systemd.
 
-use std::fmt;
-use std::fs;
 use std::io::{self, IsTerminal as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::str::FromStr;
+use std::{fmt, fs};
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};

@@ -25,10 +25,9 @@ use cyphonic_proto::{TunnelId, relayed};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{EcnCodepoint, RecvMeta, Transmit};
 
-use crate::carry;
 use crate::legs::{Legs, RelayedAddress};
 use crate::resets::{ResetSink, Resets};
-use crate::tls;
+use crate::{carry, tls};
 
 /// Packets held for quinn. 2,048 of 1,400 bytes are 3 MiB: more than a burst of handshakes, less than a
 /// flood.

@@ -9,9 +9,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use cyphonic_proto::Message;
-use cyphonic_proto::close;
 use cyphonic_proto::identity::NetworkId;
+use cyphonic_proto::{Message, close};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{VarInt, ZeroRttAccepted};
 

@@ -114,8 +114,9 @@ impl fmt::Debug for Resets {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use cyphonic_common::ConnectionId;
+
+    use super::*;
 
     const TOKEN: [u8; RESET_TOKEN_LEN] = [7; RESET_TOKEN_LEN];
 

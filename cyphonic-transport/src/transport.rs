@@ -1,10 +1,9 @@
 //! The QUIC endpoint of a node: dials, accepts, limits.
 
-use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
+use std::{fmt, io};
 
 use cyphonic_dataplane::sync;
 use cyphonic_dataplane::udp::UdpPort;

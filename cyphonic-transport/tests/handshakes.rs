@@ -8,11 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{Authority, Exchange, Host};
-use cyphonic_proto::Message;
-use cyphonic_proto::alpn;
 use cyphonic_proto::identity::{Identity, Role, sha256};
 use cyphonic_proto::message::{self, ObservationRequest, ObservationResponse, RefusalCode};
 use cyphonic_proto::tunnel::Exporter;
+use cyphonic_proto::{Message, alpn};
 use cyphonic_transport::{ClientTls, Clock, Connection, Credentials, DialError, Incoming, ServerTls, enrol};
 
 const NMS: &str = "nms.svc.test.internal";

@@ -15,7 +15,6 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-
 pub(crate) use linker::Linker;
 pub(crate) use peers::QUINCY;
 pub(crate) use toolchain::Toolchain;

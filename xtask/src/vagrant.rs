@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::package::{make, make_to_try, revision, stage::runs_on_debian};
+use crate::package::stage::runs_on_debian;
+use crate::package::{make, make_to_try, revision};
 use crate::target::Target;
 use crate::workspace;
 

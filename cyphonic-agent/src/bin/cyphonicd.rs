@@ -1,16 +1,18 @@
 //! The daemon of one device.
 #![expect(clippy::print_stderr, reason = "the output of a command")]
 
-use std::{env, fmt::Display, path::PathBuf, process::ExitCode};
+use std::env;
+use std::fmt::Display;
+use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
-use cyphonic_agent::{
-    cli::{exit_code, parse, print, write_manual},
-    config::{Config, DEFAULT_PATH, EXAMPLE, Overrides},
-    daemon,
-    state::StateDir,
-};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use cyphonic_agent::cli::{exit_code, parse, print, write_manual};
+use cyphonic_agent::config::{Config, DEFAULT_PATH, EXAMPLE, Overrides};
+use cyphonic_agent::daemon;
+use cyphonic_agent::state::StateDir;
 
 /// Joins this device to a Cyphonic overlay.
 #[derive(Debug, Parser)]

@@ -10,7 +10,8 @@ use anyhow::Result;
 use cyphonic_proto::token;
 use tokio::process::Command;
 
-use super::{output::say, status};
+use super::output::say;
+use super::status;
 use crate::config::{Config, DEFAULT_PATH, Overrides};
 
 /// What is looked at besides the daemon. None of it shows a key, and of a token see [`without_tokens`].

@@ -1,21 +1,16 @@
 //! `cyphonic dns`: what the overlay's DNS server does and says.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use hickory_proto::{
-    op::{Edns, Message, Query, ResponseCode},
-    rr::{
-        Name, RecordType,
-        rdata::opt::{EdnsCode, EdnsOption},
-    },
-};
-use tokio::{net::UdpSocket, time::timeout};
+use hickory_proto::op::{Edns, Message, Query, ResponseCode};
+use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+use hickory_proto::rr::{Name, RecordType};
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
 
 use super::output::{say, say_json};
 use crate::control::{ControlClient, DnsStatus};

@@ -8,10 +8,8 @@ use cyphonic_transport::logging::error_mark;
 use cyphonic_transport::settings::{WRONG_SETTINGS, describe};
 
 use super::output::OutputError;
-use crate::{
-    config::ConfigError,
-    daemon::{DaemonError, LaunchError},
-};
+use crate::config::ConfigError;
+use crate::daemon::{DaemonError, LaunchError};
 
 /// The exit status of a command; what failed goes to standard error, in one line.
 pub fn exit_code(command: &str, result: Result<ExitCode>) -> ExitCode {
@@ -36,7 +34,8 @@ fn status(error: &anyhow::Error) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use std::{io, path::PathBuf};
+    use std::io;
+    use std::path::PathBuf;
 
     use anyhow::anyhow;
 

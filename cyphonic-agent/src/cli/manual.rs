@@ -1,6 +1,7 @@
 //! Man pages and shell completions, made from the very definition that parses the arguments.
 
-use std::{fs, io, path::Path};
+use std::path::Path;
+use std::{fs, io};
 
 use clap::{Command, ValueEnum};
 use clap_complete::Shell;

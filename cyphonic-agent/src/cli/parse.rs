@@ -1,6 +1,7 @@
 //! The command line.
 
-use std::{env, ffi::OsStr};
+use std::env;
+use std::ffi::OsStr;
 
 use clap::{Command, Parser};
 

@@ -1,11 +1,9 @@
 //! `cyphonic ping`: through the overlay, with the path it took.
 
-use std::{
-    io::{self, Read},
-    net::{Ipv6Addr, SocketAddr},
-    process::ExitCode,
-    time::{Duration, Instant},
-};
+use std::io::{self, Read};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -13,11 +11,8 @@ use rustix::net::sockopt::{Ipv6PathMtuDiscovery, set_ipv6_mtu_discover};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::output::say;
-use crate::control::{
-    ControlClient, StatusReport,
-    report::{PeerReport, RouteReport},
-    text,
-};
+use crate::control::report::{PeerReport, RouteReport};
+use crate::control::{ControlClient, StatusReport, text};
 
 /// ICMPv6 echo (RFC 4443 sections 4.1 and 4.2).
 const ECHO_REQUEST: u8 = 128;

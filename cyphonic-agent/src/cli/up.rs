@@ -1,26 +1,23 @@
 //! `cyphonic up`: from a token to a device that is part of the overlay.
-use std::{
-    fmt::{self, Display, Formatter},
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::fmt::{self, Display, Formatter};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use cyphonic_dataplane::dumps;
-use cyphonic_proto::{identity::Identity, message::RefusalCode};
+use cyphonic_proto::identity::Identity;
+use cyphonic_proto::message::RefusalCode;
 
 use super::output::say;
-use crate::{
-    complaints::Complaints,
-    config::{CloudAddress, Config, DEFAULT_PATH, Overrides, resolve_all},
-    daemon::{self, block_on},
-    enrol::{EnrolError, enrol, read_token},
-    resolver,
-    state::{DeviceIdentity, StateDir, StateError, write_atomic},
-};
+use crate::complaints::Complaints;
+use crate::config::{CloudAddress, Config, DEFAULT_PATH, Overrides, resolve_all};
+use crate::daemon::{self, block_on};
+use crate::enrol::{EnrolError, enrol, read_token};
+use crate::resolver;
+use crate::state::{DeviceIdentity, StateDir, StateError, write_atomic};
 
 #[derive(Debug, Args)]
 pub(super) struct Up {

@@ -1,11 +1,9 @@
 //! Where the cloud is: as it is written, and as it is found.
 
-use std::{
-    fmt, io,
-    net::{IpAddr, SocketAddr},
-    str::FromStr,
-    time::Instant,
-};
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+use std::time::Instant;
+use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 

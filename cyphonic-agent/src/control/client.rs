@@ -1,23 +1,19 @@
 //! The command's end of the control socket.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::UnixStream,
-    time::timeout,
-};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
 
+use super::group::way_in_at;
+use super::protocol::{Envelope, MAX_REPLY_BYTES};
 use super::{
     DnsStatus, Failure, FailureCode, PROTOCOL_VERSION, Reply, Request, ResetDone, ResetTarget, Resolved,
     StatusReport, VersionInfo,
-    group::way_in_at,
-    protocol::{Envelope, MAX_REPLY_BYTES},
 };
 
 /// Longer than the daemon itself takes to give up.

@@ -1,6 +1,8 @@
 //! Who may use the control socket besides root: a group.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// The packages' group of those who may. Not necessary.
 pub(super) const GROUP: &str = "cyphonic";

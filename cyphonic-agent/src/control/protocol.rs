@@ -14,7 +14,8 @@ use std::net::Ipv6Addr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{ResetTarget, report::DnsReport};
+use super::ResetTarget;
+use super::report::DnsReport;
 use crate::dns::ResolveError;
 
 /// The version of this form.

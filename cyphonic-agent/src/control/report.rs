@@ -3,10 +3,8 @@
 //! Names and meanings are an interface. Fields are added, never renamed or reused; a reader ignores what it
 //! does not know. [`StatusReport::schema`] changes only when that promise has to be broken.
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv6Addr, SocketAddr},
-};
+use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 

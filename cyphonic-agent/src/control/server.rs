@@ -1,27 +1,23 @@
 //! The daemon's end of the control socket.
 
-use std::{
-    fs, io,
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use cyphonic_proto::name::{canonical, is_below};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{UnixListener, UnixStream, unix::UCred},
-    sync::Semaphore,
-    task::JoinSet,
-    time::timeout,
-};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::UCred;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
+use super::group::{GROUP, way_in};
 use super::{
     Backend, BackendError, DnsStatus, FailureCode, MAX_LINE_BYTES, PROTOCOL_VERSION, Reply, Request,
-    ResetDone, Resolved, VersionInfo,
-    group::{GROUP, way_in},
-    protocol,
+    ResetDone, Resolved, VersionInfo, protocol,
 };
 
 /// Clients at once; one more is told that the daemon is busy.

@@ -1,23 +1,21 @@
 //! The identity at start: from the state directory, else by the configured token.
 
-use std::{
-    env,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::env;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use cyphonic_proto::{message::RefusalCode, token::EnrolmentToken};
+use cyphonic_proto::message::RefusalCode;
+use cyphonic_proto::token::EnrolmentToken;
 use sd_notify::NotifyState;
 
-use super::{DaemonError, notify, waiting::Waiting};
-use crate::{
-    complaints::Complaints,
-    config::{Config, resolve_all},
-    control::{self, ControlServer},
-    enrol::{EnrolError, enrol, read_token_file},
-    state::{DeviceIdentity, StateDir},
-};
+use super::waiting::Waiting;
+use super::{DaemonError, notify};
+use crate::complaints::Complaints;
+use crate::config::{Config, resolve_all};
+use crate::control::{self, ControlServer};
+use crate::enrol::{EnrolError, enrol, read_token_file};
+use crate::state::{DeviceIdentity, StateDir};
 
 /// Waits between attempts double from the first to the last.
 const FIRST_WAIT: Duration = Duration::from_secs(1);

@@ -1,13 +1,16 @@
 //! What both binaries do to become the daemon.
 
-use std::{future::Future, io, time::Duration};
+use std::future::Future;
+use std::io;
+use std::time::Duration;
 
 use cyphonic_dataplane::dumps;
 use cyphonic_transport::descriptors;
 use cyphonic_transport::logging::LogFilter;
 
 use super::{DaemonError, privileges, run};
-use crate::{config::Config, engine};
+use crate::config::Config;
+use crate::engine;
 
 /// How long a runtime that has done its work waits for threads that still wait for something: a look-up of a
 /// name takes as long as the host's resolver, and nobody needs the answer.

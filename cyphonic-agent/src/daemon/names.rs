@@ -3,17 +3,14 @@
 //! The overlay works by address without them. So what fails here stops nothing: `status` says so, and it is
 //! tried again, since whoever has the server's port may let go of it, and a disk that is full may have room.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use crate::{
-    config::DnsConfig,
-    dns::{DnsServer, Resolver, Zone},
-    resolver::{Host, HostResolver, follow::SharedResolver},
-    state::StateDir,
-};
+use crate::config::DnsConfig;
+use crate::dns::{DnsServer, Resolver, Zone};
+use crate::resolver::follow::SharedResolver;
+use crate::resolver::{Host, HostResolver};
+use crate::state::StateDir;
 
 /// Between two attempts, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -174,14 +171,18 @@ impl Pauses {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, net::Ipv6Addr, time::UNIX_EPOCH};
+    use std::fs;
+    use std::net::Ipv6Addr;
+    use std::time::UNIX_EPOCH;
 
     use futures_util::future::BoxFuture;
     use tokio::time::Instant;
     use tracing::Level;
 
     use super::*;
-    use crate::{config::ResolverChoice, dns::ResolveError, resolver::resolved::Bus};
+    use crate::config::ResolverChoice;
+    use crate::dns::ResolveError;
+    use crate::resolver::resolved::Bus;
 
     /// Knows no name.
     struct Nobody;

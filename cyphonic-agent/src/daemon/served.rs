@@ -1,20 +1,17 @@
 //! The engine's backend, and what only the daemon knows.
 
-use std::{net::Ipv6Addr, sync::Arc};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
-use crate::{
-    control::{
-        Backend, BackendError, ResetTarget, StatusReport,
-        report::{DnsReport, HealthCheck, Severity},
-    },
-    dns::{DnsStats, ResolveError},
-    resolver::follow::SharedResolver,
-};
-
 use super::names::SharedServer;
+use crate::control::report::{DnsReport, HealthCheck, Severity};
+use crate::control::{Backend, BackendError, ResetTarget, StatusReport};
+use crate::dns::{DnsStats, ResolveError};
+use crate::resolver::follow::SharedResolver;
 
 pub(super) struct Served {
     engine: Arc<dyn Backend>,
@@ -100,10 +97,9 @@ impl Backend for Served {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        dns::{DnsServer, Resolver, Zone},
-        resolver::{Host, HostResolver, resolv_conf::ResolvConf},
-    };
+    use crate::dns::{DnsServer, Resolver, Zone};
+    use crate::resolver::resolv_conf::ResolvConf;
+    use crate::resolver::{Host, HostResolver};
 
     struct Engine;
 

@@ -1,20 +1,15 @@
 //! What the control socket says while the device waits to be enrolled.
 
-use std::{
-    net::Ipv6Addr,
-    sync::{Mutex, PoisonError},
-};
+use std::net::Ipv6Addr;
+use std::sync::{Mutex, PoisonError};
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
-use crate::{
-    control::{
-        Backend, BackendError, ResetTarget, StatusReport,
-        report::{HealthCheck, Severity},
-    },
-    dns::ResolveError,
-};
+use crate::control::report::{HealthCheck, Severity};
+use crate::control::{Backend, BackendError, ResetTarget, StatusReport};
+use crate::dns::ResolveError;
 
 /// See the module.
 #[derive(Debug, Default)]

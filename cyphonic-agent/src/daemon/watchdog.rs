@@ -3,7 +3,8 @@
 //! A sign of life is only worth what it proves, so the engine is asked for its status first: the runtime
 //! turns, and the engine's loop, which tunnels and DNS depend on, answers.
 
-use std::{pin::pin, time::Duration};
+use std::pin::pin;
+use std::time::Duration;
 
 use sd_notify::NotifyState;
 
@@ -35,18 +36,14 @@ async fn give_signs(every: Duration, backend: &dyn Backend, sign: impl Fn()) {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        net::Ipv6Addr,
-        sync::atomic::{AtomicBool, AtomicU32, Ordering},
-    };
+    use std::net::Ipv6Addr;
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
     use futures_util::future::BoxFuture;
 
     use super::*;
-    use crate::{
-        control::{BackendError, ResetTarget, StatusReport},
-        dns::ResolveError,
-    };
+    use crate::control::{BackendError, ResetTarget, StatusReport};
+    use crate::dns::ResolveError;
 
     #[derive(Default)]
     struct Engine {

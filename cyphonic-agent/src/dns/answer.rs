@@ -1,20 +1,16 @@
 //! One query in, one answer out.
 
-use std::{net::Ipv6Addr, time::Duration};
+use std::net::Ipv6Addr;
+use std::time::Duration;
 
-use hickory_proto::{
-    op::{Edns, Message, Metadata, OpCode, Query, ResponseCode},
-    rr::{
-        DNSClass, Name, RData, Record, RecordType,
-        rdata::{AAAA, opt::EdnsOption},
-    },
-};
+use hickory_proto::op::{Edns, Message, Metadata, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::AAAA;
+use hickory_proto::rr::rdata::opt::EdnsOption;
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use hickory_server::zone_handler::MessageRequest;
 
-use super::{
-    ResolveError, Resolver,
-    zone::{Subject, TTL_S, Zone},
-};
+use super::zone::{Subject, TTL_S, Zone};
+use super::{ResolveError, Resolver};
 
 /// Just under the 5 s after which glibc, dig and systemd-resolved stop waiting: they see why instead.
 const PATIENCE: Duration = Duration::from_millis(4_500);

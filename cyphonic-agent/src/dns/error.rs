@@ -1,9 +1,7 @@
 //! Why a name could not be resolved, and how DNS says so.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// Why [`super::Resolver::resolve`] could not set a tunnel up. The text is shown to people: one line of
 /// English.

@@ -1,33 +1,23 @@
 //! The server on its sockets, and the limit on what is in hand.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use hickory_proto::op::{Header, HeaderCounts, Message, ResponseCode};
-use hickory_server::{
-    Server,
-    net::runtime::Time,
-    server::{Request, RequestHandler, ResponseHandler, ResponseInfo},
-    zone_handler::MessageResponseBuilder,
-};
-use tokio::{
-    net::{TcpListener, UdpSocket},
-    sync::Semaphore,
-    task::JoinSet,
-};
+use hickory_server::Server;
+use hickory_server::net::runtime::Time;
+use hickory_server::server::{Request, RequestHandler, ResponseHandler, ResponseInfo};
+use hickory_server::zone_handler::MessageResponseBuilder;
+use tokio::net::{TcpListener, UdpSocket};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
-use super::{
-    DnsError, Resolver, Upstream, Zone,
-    answer::{answer, overloaded, relayed, upstream_failed},
-    tcp::accept_all,
-    zone::Subject,
-};
+use super::answer::{answer, overloaded, relayed, upstream_failed};
+use super::tcp::accept_all;
+use super::zone::Subject;
+use super::{DnsError, Resolver, Upstream, Zone};
 
 /// Queries in hand, over both protocols, that may each wait for a set-up and hold a few kilobytes.
 const MAX_IN_HAND: usize = 256;

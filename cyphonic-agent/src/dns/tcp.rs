@@ -4,31 +4,23 @@
 //! process that needs them for everything else. So there are few places, and who waits without asking gives
 //! its place up.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::StreamExt;
-use hickory_proto::{
-    op::{Header, Message, MessageType, ResponseCode},
-    serialize::binary::{BinDecodable, BinDecoder},
-};
-use hickory_server::{
-    net::{BufDnsStreamHandle, runtime::TokioTime, xfer::Protocol},
-    server::{Request, RequestHandler, ResponseHandle},
-};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    task::{AbortHandle, JoinSet},
-    time::timeout,
-};
+use hickory_proto::op::{Header, Message, MessageType, ResponseCode};
+use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
+use hickory_server::net::BufDnsStreamHandle;
+use hickory_server::net::runtime::TokioTime;
+use hickory_server::net::xfer::Protocol;
+use hickory_server::server::{Request, RequestHandler, ResponseHandle};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::timeout;
 
 use super::server::Handler;
 
@@ -149,14 +141,10 @@ async fn answer(query: Vec<u8>, from: SocketAddr, handler: &impl RequestHandler)
 #[cfg(test)]
 mod tests {
     use async_trait::async_trait;
-    use hickory_server::{
-        net::runtime::Time,
-        server::{ResponseHandler, ResponseInfo},
-    };
-    use tokio::{
-        io::{DuplexStream, duplex},
-        task::JoinHandle,
-    };
+    use hickory_server::net::runtime::Time;
+    use hickory_server::server::{ResponseHandler, ResponseInfo};
+    use tokio::io::{DuplexStream, duplex};
+    use tokio::task::JoinHandle;
 
     use super::*;
 

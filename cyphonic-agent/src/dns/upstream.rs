@@ -4,19 +4,16 @@
 //! (`/etc/resolv.conf`). A query travels on by the protocol it came by. So a truncated answer reaches the
 //! program as such, the program asks again by TCP, and so do we: nothing is fetched that nobody can receive.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use hickory_proto::op::{DnsRequest, Message, ResponseCode};
-use hickory_server::{
-    net::{
-        DnsHandle, NetError,
-        runtime::TokioRuntimeProvider,
-        tcp::TcpClientStream,
-        udp::UdpClientStream,
-        xfer::{DnsRequestSender, FirstAnswer, Protocol},
-    },
-    server::Request,
-};
+use hickory_server::net::runtime::TokioRuntimeProvider;
+use hickory_server::net::tcp::TcpClientStream;
+use hickory_server::net::udp::UdpClientStream;
+use hickory_server::net::xfer::{DnsRequestSender, FirstAnswer, Protocol};
+use hickory_server::net::{DnsHandle, NetError};
+use hickory_server::server::Request;
 use tokio::time::{Instant, timeout};
 
 /// As many as glibc uses (`MAXNS`).

@@ -2,14 +2,10 @@
 
 use std::net::Ipv6Addr;
 
-use cyphonic_proto::{
-    address::Prefix,
-    name::{canonical, canonical_in_zone},
-};
-use hickory_proto::rr::{
-    Name, RData, Record,
-    rdata::{NS, PTR, SOA},
-};
+use cyphonic_proto::address::Prefix;
+use cyphonic_proto::name::{canonical, canonical_in_zone};
+use hickory_proto::rr::rdata::{NS, PTR, SOA};
+use hickory_proto::rr::{Name, RData, Record};
 
 /// An answer's life. Short, because asking again is what keeps a tunnel wanted, and cheap, because it is
 /// local.

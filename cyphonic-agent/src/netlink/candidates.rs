@@ -2,10 +2,8 @@
 
 use std::net::IpAddr;
 
-use cyphonic_proto::{
-    address::Prefix,
-    message::endpoint::{MAX_ENDPOINTS, is_candidate},
-};
+use cyphonic_proto::address::Prefix;
+use cyphonic_proto::message::endpoint::{MAX_ENDPOINTS, is_candidate};
 
 /// Filters, sorts (public before private, IPv6 before IPv4 within each, else the kernel's order) and bounds.
 pub(super) fn choose(addresses: impl IntoIterator<Item = IpAddr>, overlay: Prefix) -> Vec<IpAddr> {

@@ -1,16 +1,12 @@
 //! Where else the host's own DNS servers stand, where `resolv.conf` does not tell them.
 
-use std::{
-    fs,
-    net::{IpAddr, SocketAddr},
-    path::{Path, PathBuf},
-};
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 
-use super::{
-    resolv_conf::nameservers_of,
-    resolved::STUBS,
-    text::{nameservers, without},
-};
+use super::resolv_conf::nameservers_of;
+use super::resolved::STUBS;
+use super::text::{nameservers, without};
 
 /// systemd-resolved's servers, without its stub.
 const RESOLVED: &str = "systemd/resolve/resolv.conf";

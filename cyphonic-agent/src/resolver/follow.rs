@@ -7,19 +7,15 @@
 //! link, and whether it is still there; and looked for is whether programs still ask it. Where it did not
 //! answer at first, and so does not know the zone, it is told as often, until it does.
 
-use std::{
-    mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{
-    Host, HostResolver, Lost, nsswitch,
-    resolv_conf::Look,
-    resolved::{self, Resolved},
-};
+use super::resolv_conf::Look;
+use super::resolved::{self, Resolved};
+use super::{Host, HostResolver, Lost, nsswitch};
 use crate::dns::DnsServer;
 
 /// Between two looks.

@@ -4,12 +4,10 @@
 //! Whoever finds it, the daemon that stops, the next one or `cyphonicd cleanup`, knows what stood there and
 //! whether the edit still does.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{PermissionsExt, symlink},
-    path::{Path, PathBuf},
-};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -257,7 +255,8 @@ pub(super) fn aside(path: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
-    use std::{process::Command, time::UNIX_EPOCH};
+    use std::process::Command;
+    use std::time::UNIX_EPOCH;
 
     use super::*;
 

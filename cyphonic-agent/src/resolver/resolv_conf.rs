@@ -9,23 +9,17 @@
 //! owns a link's target changes that. [`ResolvConf::follow`] takes what they wrote for the original from then
 //! on.
 
-use std::{
-    fs, io,
-    net::{IpAddr, SocketAddr},
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use super::{
-    Host,
-    elsewhere::Elsewhere,
-    journal::{Entry, JOURNAL, Original, restore_journal, standing, undo},
-    text::{edited, names, nameservers, without},
-};
-use crate::{
-    dns::Upstream,
-    state::{StateError, read_bounded},
-};
+use super::Host;
+use super::elsewhere::Elsewhere;
+use super::journal::{Entry, JOURNAL, Original, restore_journal, standing, undo};
+use super::text::{edited, names, nameservers, without};
+use crate::dns::Upstream;
+use crate::state::{StateError, read_bounded};
 
 /// glibc reads no more lines than make sense; a larger file is not one.
 pub(super) const MAX_BYTES: u64 = 64 * 1024;

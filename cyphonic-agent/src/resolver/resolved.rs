@@ -1,17 +1,14 @@
 //! systemd-resolved, over D-Bus (org.freedesktop.resolve1(5)).
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::Path,
-    time::Duration,
-};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
 
-use tokio::{net::TcpStream, time::timeout};
-use zbus::{
-    Connection, connection,
-    message::Body,
-    zvariant::{DynamicType, OwnedObjectPath, Type, as_value},
-};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use zbus::message::Body;
+use zbus::zvariant::{DynamicType, OwnedObjectPath, Type, as_value};
+use zbus::{Connection, connection};
 
 use super::resolv_conf;
 

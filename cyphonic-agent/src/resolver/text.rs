@@ -1,10 +1,8 @@
 //! What a resolv.conf file says (resolv.conf(5)), and what it says once it is ours. Pure, but for interfaces'
 //! numbers.
 
-use std::{
-    fs,
-    net::{IpAddr, SocketAddr, SocketAddrV6},
-};
+use std::fs;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 /// The first lines of what we write.
 const HEADER: &str = "# Edited by cyphonicd, which relays other names to the servers that stood here. Restored when it stops;\n\

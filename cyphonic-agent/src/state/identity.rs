@@ -3,7 +3,8 @@
 use std::fmt;
 
 use rcgen::{KeyPair, PublicKeyData};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use x509_parser::prelude::FromDer;
 
 /// A chain is the leaf and one intermediate; more than this is not one of ours.

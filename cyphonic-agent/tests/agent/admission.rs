@@ -1,9 +1,7 @@
 //! A device that the cloud does not let in, with a real cloud; and one that finds none.
 
-use std::{
-    fs::{self, File},
-    sync::Arc,
-};
+use std::fs::{self, File};
+use std::sync::Arc;
 
 use cyphonic_agent::control::StatusReport;
 use cyphonic_cloud::server::Cloud;

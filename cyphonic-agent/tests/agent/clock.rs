@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use cyphonic_agent::control::{StatusReport, report::Severity};
+use cyphonic_agent::control::StatusReport;
+use cyphonic_agent::control::report::Severity;
 use cyphonic_cloud::server::Cloud;
 use cyphonic_proto::time::Reading;
 use cyphonic_transport::Clock;

@@ -1,27 +1,19 @@
-use std::{
-    fs::Permissions,
-    net::Ipv6Addr,
-    os::unix::fs::{MetadataExt, PermissionsExt, chown},
-    path::{Path, PathBuf},
-    process::{Output, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::fs::Permissions;
+use std::net::Ipv6Addr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use cyphonic_agent::{
-    control::{
-        Backend, BackendError, ClientError, ControlClient, ControlError, ControlServer, FailureCode,
-        ResetTarget, StatusReport,
-    },
-    dns::ResolveError,
+use cyphonic_agent::control::{
+    Backend, BackendError, ClientError, ControlClient, ControlError, ControlServer, FailureCode, ResetTarget,
+    StatusReport,
 };
+use cyphonic_agent::dns::ResolveError;
 use futures_util::future::BoxFuture;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::UnixStream,
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 #[derive(Default)]
 struct Engine {

@@ -1,26 +1,23 @@
-use std::{
-    net::Ipv6Addr,
-    path::PathBuf,
-    process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use cyphonic_agent::{
-    config::{Config, ResolverChoice},
-    control::{Backend, BackendError, ControlClient, ResetTarget, StatusReport, report::Severity},
-    daemon::{self, DaemonError, EngineInputs, RunningEngine},
-    dns::{ResolveError, Resolver},
-    resolver::{self, resolv_conf::ResolvConf},
-    state::{DeviceIdentity, StateDir, StateError},
-};
+use cyphonic_agent::config::{Config, ResolverChoice};
+use cyphonic_agent::control::report::Severity;
+use cyphonic_agent::control::{Backend, BackendError, ControlClient, ResetTarget, StatusReport};
+use cyphonic_agent::daemon::{self, DaemonError, EngineInputs, RunningEngine};
+use cyphonic_agent::dns::{ResolveError, Resolver};
+use cyphonic_agent::resolver::resolv_conf::ResolvConf;
+use cyphonic_agent::resolver::{self};
+use cyphonic_agent::state::{DeviceIdentity, StateDir, StateError};
 use futures_util::future::BoxFuture;
 use nix::sched::CloneFlags;
 use rcgen::CertificateParams;
-use tokio::{sync::oneshot, time::timeout};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::netlink::{in_namespace, ip};
 

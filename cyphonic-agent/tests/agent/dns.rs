@@ -1,28 +1,18 @@
-use std::{
-    collections::{HashMap, HashSet},
-    net::{Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex},
-    time::{Duration, Instant},
-};
+use std::collections::{HashMap, HashSet};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use cyphonic_agent::dns::{DnsServer, ResolveError, Resolver, Upstream, Zone};
 use futures_util::future::BoxFuture;
-use hickory_proto::{
-    op::{Edns, Message, MessageType, Query, ResponseCode},
-    rr::{
-        Name, RData, Record, RecordType,
-        rdata::{
-            A,
-            opt::{EdnsCode, EdnsOption},
-        },
-    },
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, UdpSocket},
-    process::Command,
-    time::timeout,
-};
+use hickory_proto::op::{Edns, Message, MessageType, Query, ResponseCode};
+use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::process::Command;
+use tokio::time::timeout;
 
 const PEER: &str = "fd12:3456:789a::7";
 

@@ -1,13 +1,11 @@
-use std::{net::Ipv6Addr, process::Command, time::Duration};
+use std::net::Ipv6Addr;
+use std::process::Command;
+use std::time::Duration;
 
-use cyphonic_agent::{
-    netlink::{Netlink, NetlinkError, NetworkWatch, Sizes},
-    resolver::{
-        Host,
-        journal::restore_journal,
-        resolv_conf::{Look, ResolvConf},
-    },
-};
+use cyphonic_agent::netlink::{Netlink, NetlinkError, NetworkWatch, Sizes};
+use cyphonic_agent::resolver::Host;
+use cyphonic_agent::resolver::journal::restore_journal;
+use cyphonic_agent::resolver::resolv_conf::{Look, ResolvConf};
 use cyphonic_proto::address::Prefix;
 use nix::sched::{CloneFlags, unshare};
 

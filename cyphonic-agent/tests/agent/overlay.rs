@@ -1,53 +1,41 @@
 //! An overlay on loopback: the engine with a real port and transport against a real cloud. Only the ring is
 //! left out: no packet is sent here.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use cyphonic_agent::{
-    control::{
-        Backend, StatusReport,
-        report::{InterfaceReport, RingReport, ServiceKind, ServiceState},
-    },
-    engine::{self, EngineHandle, EngineParts, Inbox, Kernel, KernelFigures, RenewalParts, Surroundings},
-    state::{DeviceIdentity, StateDir},
+use cyphonic_agent::control::report::{InterfaceReport, RingReport, ServiceKind, ServiceState};
+use cyphonic_agent::control::{Backend, StatusReport};
+use cyphonic_agent::engine::{
+    self, EngineHandle, EngineParts, Inbox, Kernel, KernelFigures, RenewalParts, Surroundings,
 };
-use cyphonic_cloud::{
-    authentication::{ManagementService, Service},
-    config::Config,
-    installation::{self, Plan},
-    pki::{self, Authority},
-    register::{NewToken, Register},
-};
+use cyphonic_agent::state::{DeviceIdentity, StateDir};
+use cyphonic_cloud::authentication::{ManagementService, Service};
+use cyphonic_cloud::config::Config;
+use cyphonic_cloud::installation::{self, Plan};
+use cyphonic_cloud::pki::{self, Authority};
+use cyphonic_cloud::register::{NewToken, Register};
 use cyphonic_common::ConnectionId;
-use cyphonic_dataplane::{
-    relay::UserspaceRelay,
-    ring::{
-        Control, EncapRing, Path as RingPath, RingCounters, RingError, RingKind, TunnelId, TunnelInstall,
-        TunnelStats,
-    },
-    udp::UdpPort,
+use cyphonic_dataplane::relay::UserspaceRelay;
+use cyphonic_dataplane::ring::{
+    Control, EncapRing, Path as RingPath, RingCounters, RingError, RingKind, TunnelId, TunnelInstall,
+    TunnelStats,
 };
-use cyphonic_proto::{
-    Message, NetworkId, alpn,
-    identity::{Identity, Role, sha256},
-    message::{EnrolRequest, RenewRequest},
-    node::{NodeConfig, Timing},
-    token::EnrolmentToken,
-    tunnel::Suite,
-    version,
-};
+use cyphonic_dataplane::udp::UdpPort;
+use cyphonic_proto::identity::{Identity, Role, sha256};
+use cyphonic_proto::message::{EnrolRequest, RenewRequest};
+use cyphonic_proto::node::{NodeConfig, Timing};
+use cyphonic_proto::token::EnrolmentToken;
+use cyphonic_proto::tunnel::Suite;
+use cyphonic_proto::{Message, NetworkId, alpn, version};
 use cyphonic_transport::{Clock, Credentials, ServerTls, Transport};
 use rcgen::CertificateParams;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::oneshot;
 
 pub(crate) const ZONE: &str = "cyphonic.internal";

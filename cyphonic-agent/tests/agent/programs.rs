@@ -1,18 +1,17 @@
 //! The programs as systemd and people start them.
 
-use std::{
-    fs,
-    io::ErrorKind,
-    os::unix::{fs::symlink, net::UnixDatagram, process::ExitStatusExt},
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-    time::Duration,
-};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
-use cyphonic_agent::{
-    resolver::{self, resolv_conf::ResolvConf},
-    state::StateDir,
-};
+use cyphonic_agent::resolver::resolv_conf::ResolvConf;
+use cyphonic_agent::resolver::{self};
+use cyphonic_agent::state::StateDir;
 use cyphonic_proto::token::EnrolmentToken;
 
 const HOSTS_OWN: &str = "nameserver 192.0.2.1\n";

@@ -1,18 +1,18 @@
 //! Renewal of a device's certificate.
 
-use std::{net::Ipv4Addr, path::Path, process::Output, time::Duration};
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Output;
+use std::time::Duration;
 
-use cyphonic_agent::{
-    control::{StatusReport, report::Severity},
-    enrol::enrol,
-    state::StateDir,
-};
+use cyphonic_agent::control::StatusReport;
+use cyphonic_agent::control::report::Severity;
+use cyphonic_agent::enrol::enrol;
+use cyphonic_agent::state::StateDir;
 use cyphonic_cloud::server::Cloud;
 use cyphonic_dataplane::udp::UdpPort;
-use cyphonic_proto::{
-    identity::{Identity, sha256},
-    token::EnrolmentToken,
-};
+use cyphonic_proto::identity::{Identity, sha256};
+use cyphonic_proto::token::EnrolmentToken;
 use cyphonic_transport::ClientTls;
 
 use crate::overlay::{DAY, Endpoint, Overlay, SOON, now, registered, status_when};

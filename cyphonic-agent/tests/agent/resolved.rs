@@ -1,33 +1,27 @@
 //! systemd-resolved over D-Bus: a service with its name, object and signatures (org.freedesktop.resolve1(5))
 //! on a private bus. Needs `dbus-daemon`.
 
-use std::{
-    io::{BufRead, BufReader, ErrorKind},
-    net::{Ipv6Addr, SocketAddr, TcpListener},
-    os::unix::fs::symlink,
-    path::PathBuf,
-    process::{Child, Command, Stdio},
-    sync::{Arc, LazyLock, Mutex},
-    time::Duration,
-};
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::Duration;
 
-use cyphonic_agent::{
-    config::ResolverChoice,
-    dns::{DnsServer, ResolveError, Resolver, Zone},
-    resolver::{
-        Host, HostResolver, ResolverError,
-        follow::SharedResolver,
-        resolved::{Bus, Resolved, ResolvedError},
-    },
-    state::StateDir,
-};
+use cyphonic_agent::config::ResolverChoice;
+use cyphonic_agent::dns::{DnsServer, ResolveError, Resolver, Zone};
+use cyphonic_agent::resolver::follow::SharedResolver;
+use cyphonic_agent::resolver::resolved::{Bus, Resolved, ResolvedError};
+use cyphonic_agent::resolver::{Host, HostResolver, ResolverError};
+use cyphonic_agent::state::StateDir;
 use futures_util::future::BoxFuture;
-use hickory_proto::{
-    op::{Message, Query},
-    rr::{Name, RecordType},
-};
-use tokio::{net::UdpSocket, time::timeout};
-use zbus::{Connection, connection, fdo, interface, zvariant::ObjectPath};
+use hickory_proto::op::{Message, Query};
+use hickory_proto::rr::{Name, RecordType};
+use tokio::net::UdpSocket;
+use tokio::time::timeout;
+use zbus::zvariant::ObjectPath;
+use zbus::{Connection, connection, fdo, interface};
 
 const LINK: u32 = 7;
 /// A number is no label of a path: systemd escapes its first digit.

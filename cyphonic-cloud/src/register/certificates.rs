@@ -6,8 +6,7 @@ use cyphonic_proto::identity::KeyHash;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 
 use super::devices::DeviceRecord;
-use super::forgetting;
-use super::{Register, RegisterError, UnixSeconds, from_sql, to_sql};
+use super::{Register, RegisterError, UnixSeconds, forgetting, from_sql, to_sql};
 
 /// Of one name, this many are on record at most, apart from revoked ones: more than can be valid at once
 /// ([`YOUTH`]). A revocation has to meet the key of each of those.

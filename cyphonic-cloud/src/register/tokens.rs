@@ -5,10 +5,10 @@ use cyphonic_proto::token::SecretHash;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::certificates::{self, IssuedCertificate};
-use super::devices;
-use super::forgetting;
-use super::keys;
-use super::{EnrolmentRefused, Presented, Register, RegisterError, UnixSeconds, from_sql, to_sql};
+use super::{
+    EnrolmentRefused, Presented, Register, RegisterError, UnixSeconds, devices, forgetting, from_sql, keys,
+    to_sql,
+};
 
 /// Open tokens are bounded: a script gone wild must not fill the disk.
 const MAX_OPEN_TOKENS: u32 = 100_000;

@@ -13,13 +13,12 @@ use cyphonic_transport::Connection;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::StartError;
 use super::clock::unix_now;
-use super::kept;
 use super::management::sleep_until;
 use super::port::Port;
 use super::sessions::{Entrance, Event, Sessions};
 use super::watch::Watch;
+use super::{StartError, kept};
 use crate::config::Config;
 use crate::pki;
 use crate::register::{DeviceRecord, Register};

@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cyphonic_proto::{Channel, ExchangeId, Identity, Message, close, message::ObservationRequest};
+use cyphonic_proto::message::ObservationRequest;
+use cyphonic_proto::{Channel, ExchangeId, Identity, Message, close};
 use cyphonic_transport::{Connection, Responder};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;

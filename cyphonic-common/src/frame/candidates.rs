@@ -178,10 +178,12 @@ fn write_endpoint(writer: &mut Writer<'_>, endpoint: &SocketAddr) -> Option<()> 
 
 #[cfg(test)]
 mod tests {
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::frame::Frame;
-    use proptest::prelude::*;
-    use std::vec::Vec;
 
     fn encode(frame: &Frame<'_>) -> Vec<u8> {
         let mut out = vec![0xaa; frame.encoded_len().unwrap()];

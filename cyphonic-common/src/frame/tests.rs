@@ -1,6 +1,7 @@
+use proptest::prelude::*;
+
 use super::part::{MAX_PARTS, PART_HEADER, Pieces};
 use super::*;
-use proptest::prelude::*;
 
 /// A frame that owns its bytes, so that proptest can make it.
 #[derive(Debug, Clone)]

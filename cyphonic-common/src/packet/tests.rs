@@ -1,10 +1,11 @@
 //! etherparse is the oracle: it builds packets and parses them independently.
 
-use super::*;
 use etherparse::{
     IpNumber, Ipv4Header, Ipv4Options, Ipv6Header, PacketBuilder, SlicedPacket, TransportSlice,
 };
 use proptest::prelude::*;
+
+use super::*;
 
 fn ip(bytes: &[u8]) -> Result<IpPacket, PacketError> {
     parse_ip(&mut Cursor::new(bytes))

@@ -166,8 +166,9 @@ impl Sum {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     /// RFC 1071 §1, word by word.
     fn by_words(bytes: &[u8]) -> u16 {

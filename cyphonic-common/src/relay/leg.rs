@@ -383,8 +383,9 @@ const _: () = assert!(size_of::<LegEntry>() == 128 && align_of::<LegEntry>() == 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn binding(from: &str, to: &str) -> Leg {
         Leg {

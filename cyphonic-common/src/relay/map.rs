@@ -280,8 +280,9 @@ const _: () = assert!(size_of::<RelayConfig>() == 8 + 4 + 4 + 2 + 6 && align_of:
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::collections::BTreeSet;
+
+    use super::*;
 
     #[test]
     fn every_counter_has_an_entry_of_its_own() {

@@ -75,8 +75,9 @@ const _: () = assert!((1_000_000_000u64 << FRACTION) / MIN_BYTES_PER_SECOND <= u
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn unlimited_passes_everything_and_keeps_no_state() {

@@ -1,10 +1,11 @@
 //! etherparse builds the frames, and reads those that were steered.
 
+use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
+use proptest::prelude::*;
+
 use super::*;
 use crate::map::PeerEntry;
 use crate::policy::{Direction, PolicyKey};
-use etherparse::{NetHeaders, PacketBuilder, PacketHeaders, TransportHeader};
-use proptest::prelude::*;
 
 const PORT: u16 = 41_641;
 

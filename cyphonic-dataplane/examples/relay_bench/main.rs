@@ -32,9 +32,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::XdpMode;
-use clap::{Parser, ValueEnum};
-
 use cable::{Cable, cpu_time};
+use clap::{Parser, ValueEnum};
 use coturn::Coturn;
 use generator::{Traffic, World};
 use relays::{Kernel, Userspace};

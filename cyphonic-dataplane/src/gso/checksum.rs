@@ -184,8 +184,9 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     /// RFC 1071 §4.1 word by word.
     fn naive(bytes: &[u8]) -> [u8; 2] {

@@ -204,9 +204,10 @@ impl<'a> SuperPacket<'a> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::{TCP, UDP};
     use super::*;
-    use proptest::prelude::*;
 
     const SEQUENCE: u32 = u32::MAX - 1_000;
 

@@ -152,8 +152,9 @@ pub(crate) fn attribute(mut attributes: &[u8], name: u16) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn attributes_are_found_behind_others() {

@@ -3,7 +3,8 @@
 
 use std::io;
 
-use super::{link, netlink::attribute};
+use super::link;
+use super::netlink::attribute;
 
 /// `IFLA_XDP`, and in it the numbers of the programs in the driver and behind it.
 const LINK_XDP: u16 = 43;

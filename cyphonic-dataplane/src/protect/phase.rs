@@ -4,7 +4,8 @@
 //! nothing but themselves, so relaxed ordering does: whoever acts on a packet in another thread got word of
 //! it through a channel, which orders these stores too.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// No challenge is outstanding: the peer has received a packet of the sealer's current generation.
 const ACKNOWLEDGED: u64 = 0;

@@ -106,13 +106,15 @@ impl Budget {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::relay::UserspaceRelay;
-    use crate::udp::{SignallingSink, UdpPort};
-    use cyphonic_common::{DatagramKind, classify_datagram};
     use std::net::{IpAddr, SocketAddr, UdpSocket};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
+
+    use cyphonic_common::{DatagramKind, classify_datagram};
+
+    use super::*;
+    use crate::relay::UserspaceRelay;
+    use crate::udp::{SignallingSink, UdpPort};
 
     fn resets() -> Resets {
         Resets::new(|cid| {

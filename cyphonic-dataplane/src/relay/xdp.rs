@@ -375,7 +375,6 @@ mod tests {
     use cyphonic_common::relay::PackedLeg;
 
     use super::object::Object;
-
     use super::*;
 
     /// Needs root and the eBPF objects.

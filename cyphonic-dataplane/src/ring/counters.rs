@@ -1,6 +1,7 @@
 //! What a ring counts: packets, system calls, and every drop by its name.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use cyphonic_common::DropReason;
 

@@ -16,7 +16,8 @@
 //! handed over whole: there is no lock while packets pass.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU8};
 use std::sync::{Arc, Mutex};
 use std::thread::Thread;
 use std::time::Instant;

@@ -25,6 +25,8 @@ use cyphonic_common::stun::is_stun;
 use cyphonic_common::{ConnectionId, DatagramKind, DropReason, classify_datagram};
 
 use self::cards::CardQueues;
+pub(super) use self::cards::{AnyQueue, CardQueue};
+pub(super) use self::datagram::Arrived;
 use self::datagram::{Out, Peer};
 use super::command::{Answer, RxCommand};
 use super::counters::Counters;
@@ -35,9 +37,6 @@ use super::{EarlyPackets, EventSink, Permissions};
 use crate::gso::Slot;
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
-
-pub(super) use self::cards::{AnyQueue, CardQueue};
-pub(super) use self::datagram::Arrived;
 
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
 pub(super) const MESSAGES: usize = 16;

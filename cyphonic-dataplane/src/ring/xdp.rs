@@ -25,14 +25,14 @@ mod underlay;
 
 use std::sync::Arc;
 
+pub use queue::{QueueError, VethPair, XdpQueue};
+pub use underlay::{Card, CardError, Underlay};
+
 use self::delivery::XskDelivery;
 use self::source::XskSource;
 use self::underlay::{VIRTUAL, Watches};
 use super::workers::{Ring, RingConfig, Side};
 use super::{RingError, RingKind};
-
-pub use queue::{QueueError, VethPair, XdpQueue};
-pub use underlay::{Card, CardError, Underlay};
 
 /// What [`XdpRing`] has besides its workers.
 #[derive(Debug)]

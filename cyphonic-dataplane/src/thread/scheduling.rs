@@ -205,7 +205,8 @@ fn set_number(number: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::Relaxed;
 
     use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 

@@ -8,7 +8,8 @@
 #![expect(unsafe_code, reason = "what is in a send buffer is told by ioctl")]
 
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 use rustix::net::sockopt;
 use socket2::Socket;

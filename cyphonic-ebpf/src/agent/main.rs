@@ -31,7 +31,6 @@ use aya_ebpf::programs::TcContext;
 use cyphonic_common::DropReason;
 use cyphonic_common::classify::{Egress, judge_egress, judge_ingress};
 use cyphonic_common::map::{CounterIndex, InterfaceConfig};
-
 use packet::{Skb, is_super_packet};
 use tables::Tables;
 

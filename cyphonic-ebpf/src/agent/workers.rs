@@ -1,6 +1,7 @@
 //! Which worker gets a packet: chosen before the packet is queued, so that workers share nothing.
 
-use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, sk_action::SK_PASS};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::sk_action::SK_PASS;
 use aya_ebpf::macros::{map, sk_reuseport, socket_filter};
 use aya_ebpf::maps::{HashMap, ReusePortSockArray};
 use aya_ebpf::programs::{SkBuffContext, SkReuseportContext};

@@ -21,7 +21,6 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::programs::XdpContext;
-
 use frame::{read, write};
 use traffic::{
     CHANNEL_HEADER_LEN, FIRST_SENDER, HEAD_LEN, MARK, PAYLOAD, Template, address_sum, fold, odd_sum,

@@ -8,7 +8,7 @@ use aya_ebpf::maps::{Array, HashMap};
 use cyphonic_common::relay::address::Address;
 use cyphonic_common::relay::leg::MAX_OWN_ADDRESSES;
 use cyphonic_common::relay::map::DEFAULT_LEGS;
-use cyphonic_common::relay::{Entry, Place, LegEntry, PackedLeg, RelayState, Way};
+use cyphonic_common::relay::{Entry, LegEntry, PackedLeg, Place, RelayState, Way};
 
 /// See [`cyphonic_common::relay::place`]. Userspace writes it as memory of its own, with the rules that stand
 /// there.

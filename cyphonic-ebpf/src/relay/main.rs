@@ -22,7 +22,6 @@ use cyphonic_common::relay::{
 };
 use cyphonic_common::{Buffer, Counter};
 use cyphonic_ebpf::xdp_frame::XdpFrame;
-
 use legs::{Candidates, KernelEntry};
 
 cyphonic_ebpf::license!();

@@ -1,18 +1,18 @@
 //! The shipped topology, built for real: who reaches whom, several at once, and what is left afterwards.
 
-use std::fs;
 use std::net::IpAddr;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
+use std::{fs, thread};
 
-use crate::common::{config, ping_from, shipped, up};
 use cyphonic_lab::command::{Cancel, check};
 use cyphonic_lab::lab::{down, list};
 use cyphonic_lab::process::wait_until;
 use cyphonic_lab::{Lab, LabError};
+
+use crate::common::{config, ping_from, shipped, up};
 
 fn address(text: &str) -> IpAddr {
     text.parse().unwrap()

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{ping_from, receive, shipped, socket, up};
 use cyphonic_lab::Topology;
 use cyphonic_lab::command::Cancel;
 use cyphonic_lab::measure::{IperfRun, IperfServer, Transport};
+
+use crate::common::{ping_from, receive, shipped, socket, up};
 
 const PAIR: &str = "version: 1
 networks: { line: { ipv4: 10.0.0.0/24 } }

@@ -3,8 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use crate::common::{hears, hears_nothing, ping_from, receive, socket, up};
 use cyphonic_lab::{Lab, Topology};
+
+use crate::common::{hears, hears_nothing, ping_from, receive, socket, up};
 
 const INSIDE: u16 = 5000;
 const SERVER: u16 = 7000;

@@ -1,7 +1,9 @@
-use super::*;
+use std::net::IpAddr;
+
 use proptest::prelude::*;
 use rcgen::{CertificateParams, KeyPair, SanType};
-use std::net::IpAddr;
+
+use super::*;
 
 const NETWORK: NetworkId = NetworkId([0xab; 16]);
 

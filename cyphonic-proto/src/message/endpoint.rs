@@ -5,9 +5,10 @@
 //! this host's own services or link, nor every host at once (RFC 9000 §21.5.3), nor loop back into the
 //! overlay.
 
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
 use super::{Endpoint, Observation};
 use crate::address::Prefix;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Most endpoints taken from one list; the rest are ignored. As many as go into a tunnel's list of
 /// candidates.
@@ -102,8 +103,9 @@ fn collect(endpoints: &[Endpoint], allowed: impl Fn(IpAddr) -> bool) -> Vec<Sock
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn overlay() -> Prefix {
         "fd00:1:2::/48".parse().unwrap()

@@ -1,10 +1,12 @@
 //! Fields of messages in their checked forms.
 
+use std::net::Ipv6Addr;
+
+use cyphonic_common::ConnectionId;
+use thiserror::Error;
+
 use super::{Message, Refusal, RefusalCode};
 use crate::id::SetupId;
-use cyphonic_common::ConnectionId;
-use std::net::Ipv6Addr;
-use thiserror::Error;
 
 /// A message lacks a field it needs, or the field has no valid value: the sender erred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

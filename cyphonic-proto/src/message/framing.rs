@@ -1,9 +1,10 @@
 //! Messages to bytes and back.
 
-use super::{Message, wire};
 use cyphonic_common::varint;
 use prost::Message as _;
 use thiserror::Error;
+
+use super::{Message, wire};
 
 /// The largest encoded message, without its length prefix.
 pub const MAX_MESSAGE_BYTES: usize = 65_536;
@@ -69,9 +70,10 @@ pub fn frame_length(start: &[u8]) -> Result<Option<usize>, DecodeError> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::message::{DirectionRequest, Refusal, RefusalCode, RegistrationRequest};
-    use proptest::prelude::*;
 
     fn message() -> impl Strategy<Value = Message> {
         prop_oneof![

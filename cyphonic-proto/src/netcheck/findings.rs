@@ -1,7 +1,10 @@
 //! What is known of a node's network.
 
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use crate::nat::Family;
-use std::{fmt, net::SocketAddr, time::Duration};
 
 /// How a NAT chooses the outer port and address (RFC 4787 §4.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -11,21 +11,16 @@
 //! After "home", each idle port waits for its time; then home is asked to send to its outer port. What
 //! arrives proves that the mapping stood. What does not proves nothing.
 
-use super::{
-    FamilyFindings, Filtering, IDLE_TIMES, MAX_SERVERS, Mapping,
-    places::{Places, Server},
-    transaction::{Answered, Question, Socket, Transactions, Transmit},
-    verdict::{self, Passage},
-};
-use crate::{
-    nat::Family,
-    stun::{Request, Success},
-    timers::Timers,
-};
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::places::{Places, Server};
+use super::transaction::{Answered, Question, Socket, Transactions, Transmit};
+use super::verdict::{self, Passage};
+use super::{FamilyFindings, Filtering, IDLE_TIMES, MAX_SERVERS, Mapping};
+use crate::nat::Family;
+use crate::stun::{Request, Success};
+use crate::timers::Timers;
 
 /// What a probe needs to know.
 #[derive(Clone, Debug)]

@@ -1,12 +1,13 @@
 //! Requests under way: repeated, answered once, given up (RFC 8489 §6.2.1, with less patience).
 
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
 use crate::stun::{Message, Request, Success, Transaction};
-use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{
-    collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
 
 /// When a request is sent, counted from its first time. RFC 8489 would go on for 40 s: a service that is
 /// silent for two seconds is of no use for telling how a NAT behaves.

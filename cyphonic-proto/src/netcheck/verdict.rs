@@ -1,7 +1,8 @@
 //! From what was seen to what it means (RFC 5780 §4.3, §4.4).
 
-use super::{Filtering, Mapping};
 use std::net::SocketAddr;
+
+use super::{Filtering, Mapping};
 
 /// How a NAT maps, from what servers saw of one port: (server, observed).
 pub(super) fn mapping(seen: &[(SocketAddr, SocketAddr)]) -> Mapping {

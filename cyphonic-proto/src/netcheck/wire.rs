@@ -1,12 +1,11 @@
 //! Findings in messages: bounded, and nothing taken on that has no meaning.
 
-use super::{FamilyFindings, Filtering, Findings, IDLE_TIMES, Mapping};
-use crate::{
-    address::Prefix,
-    message::{self, endpoint},
-    nat::Family,
-};
 use std::time::Duration;
+
+use super::{FamilyFindings, Filtering, Findings, IDLE_TIMES, Mapping};
+use crate::address::Prefix;
+use crate::message::{self, endpoint};
+use crate::nat::Family;
 
 /// Endpoints that a gateway granted: one of each protocol, and one to spare.
 const MAX_PORT_MAPPED: usize = 4;
@@ -109,8 +108,9 @@ const fn filtering_from_wire(filtering: message::Filtering) -> Filtering {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn overlay() -> Prefix {
         "fd00:1:2::/48".parse().unwrap()

@@ -1,13 +1,12 @@
 //! What an NMS is told at its start, and what it asks of its shell.
 
-use crate::{
-    address::Prefix,
-    id::{Channel, ExchangeId},
-    identity::NetworkId,
-    message::Message,
-    node::Relay,
-};
 use std::time::Duration;
+
+use crate::address::Prefix;
+use crate::id::{Channel, ExchangeId};
+use crate::identity::NetworkId;
+use crate::message::Message;
+use crate::node::Relay;
 
 /// The network an NMS serves.
 #[derive(Clone, Debug)]

@@ -1,21 +1,20 @@
 //! Set-ups: from a DirectionRequest to both ends' RouteDirections.
 
-use super::{Action, Nms, nodes::not_connected};
-use crate::{
-    id::{Channel, ExchangeId, SetupId},
-    message::{
-        DirectionRequest, Message, Refusal, RefusalCode, RouteDirection, RouteKind, RouteWithdrawal,
-        endpoint, field,
-    },
-    name::{self, NameError},
-    route::{self, Route},
-};
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
 use rand::Rng;
-use std::{
-    net::Ipv6Addr,
-    time::{Duration, Instant},
-};
 use zeroize::Zeroizing;
+
+use super::nodes::not_connected;
+use super::{Action, Nms};
+use crate::id::{Channel, ExchangeId, SetupId};
+use crate::message::{
+    DirectionRequest, Message, Refusal, RefusalCode, RouteDirection, RouteKind, RouteWithdrawal, endpoint,
+    field,
+};
+use crate::name::{self, NameError};
+use crate::route::{self, Route};
 
 /// A set-up whose responder has not confirmed yet.
 pub(super) struct Pending {

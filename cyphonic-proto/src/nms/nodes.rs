@@ -1,25 +1,21 @@
 //! The connected nodes and what they told of their networks.
 
-use super::{Action, Nms};
-use crate::{
-    address::Prefix,
-    close,
-    id::Channel,
-    identity::{Identity, Role},
-    message::{
-        Message, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, RelayLatency, endpoint,
-    },
-    name,
-    netcheck::Findings,
-    route::NodeNetwork,
-    version,
-};
+use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
 use cyphonic_common::Account;
-use std::{
-    collections::BTreeMap,
-    net::{Ipv6Addr, SocketAddr},
-    time::{Duration, Instant},
+
+use super::{Action, Nms};
+use crate::address::Prefix;
+use crate::id::Channel;
+use crate::identity::{Identity, Role};
+use crate::message::{
+    Message, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, RelayLatency, endpoint,
 };
+use crate::netcheck::Findings;
+use crate::route::NodeNetwork;
+use crate::{close, name, version};
 
 /// A connected node.
 pub(super) struct Node {

@@ -7,15 +7,12 @@
 //!
 //! [`Timing::refresh`]: crate::node::Timing::refresh
 
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
 use super::{Action, Nms};
-use crate::{
-    id::Channel,
-    message::{Message, NAMES_A_NOTICE, RevocationNotice},
-};
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use crate::id::Channel;
+use crate::message::{Message, NAMES_A_NOTICE, RevocationNotice};
 
 /// Those revoked within this time are told of together: somebody may revoke a hundred devices, and a thousand
 /// are connected.

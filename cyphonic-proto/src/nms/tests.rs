@@ -1,14 +1,13 @@
-use super::*;
-use crate::{
-    identity::{KeyHash, NetworkId, Role},
-    message::{
-        DirectionRequest, Observation, RegistrationRequest, RouteConfirmation, RouteDirection, RouteKind,
-        RouteWithdrawal,
-    },
-    node::Relay,
-    version,
-};
 use std::time::Duration;
+
+use super::*;
+use crate::identity::{KeyHash, NetworkId, Role};
+use crate::message::{
+    DirectionRequest, Observation, RegistrationRequest, RouteConfirmation, RouteDirection, RouteKind,
+    RouteWithdrawal,
+};
+use crate::node::Relay;
+use crate::version;
 
 mod hostile;
 

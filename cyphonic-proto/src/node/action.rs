@@ -1,18 +1,18 @@
 //! What a node asks of its shell, and how its questions end.
 
-use super::{cache::CachedState, mtu::PathMtu, paths::CandidateSet};
-use crate::{
-    ConnectionId,
-    id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId},
-    message::{Message, Refusal, RefusalCode},
-    trs::RESET_TOKEN_LEN,
-    tunnel::{Secret, Suite},
-};
-use std::{
-    fmt,
-    net::{Ipv6Addr, SocketAddr},
-};
+use std::fmt;
+use std::net::{Ipv6Addr, SocketAddr};
+
 use thiserror::Error;
+
+use super::cache::CachedState;
+use super::mtu::PathMtu;
+use super::paths::CandidateSet;
+use crate::ConnectionId;
+use crate::id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId};
+use crate::message::{Message, Refusal, RefusalCode};
+use crate::trs::RESET_TOKEN_LEN;
+use crate::tunnel::{Secret, Suite};
 
 /// A service that the node keeps a connection to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

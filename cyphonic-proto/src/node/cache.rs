@@ -1,9 +1,11 @@
 //! What a node keeps so that it can start while the AS is away.
 
-use crate::message::{self, AgentCache, endpoint};
-use prost::Message as _;
 use std::net::SocketAddr;
+
+use prost::Message as _;
 use thiserror::Error;
+
+use crate::message::{self, AgentCache, endpoint};
 
 /// Where the services were when the node last heard of them. Holds no secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,8 +81,9 @@ impl Relay {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     #[test]
     fn the_state_survives_the_file() {

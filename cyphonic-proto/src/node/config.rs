@@ -1,8 +1,12 @@
 //! What a node is told at its start.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use super::cache::CachedState;
-use crate::{identity::Identity, quic, tunnel::Suite};
-use std::{net::SocketAddr, time::Duration};
+use crate::identity::Identity;
+use crate::quic;
+use crate::tunnel::Suite;
 
 /// Who the node is and where it begins.
 #[derive(Clone, Debug)]

@@ -12,16 +12,14 @@
 //! not answer casts it on itself, and one that was reached by TCP on all others: they are asked, and dialled
 //! anew if they do not answer ([`moves`](super::moves)).
 
-use super::{Action, Node, Service, ServiceState, Timer, services::Slot};
-use crate::{
-    backoff::Backoff,
-    id::TunnelId,
-    message::{bounded, endpoint},
-};
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::services::Slot;
+use super::{Action, Node, Service, ServiceState, Timer};
+use crate::backoff::Backoff;
+use crate::id::TunnelId;
+use crate::message::{bounded, endpoint};
 
 /// Waits between attempts to leave a detour; each takes one handshake.
 const LEAVE_LEAST: Duration = Duration::from_secs(10);

@@ -1,14 +1,11 @@
 //! Requests under way, and to whom their answers go.
 
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Instant;
+
 use super::{Action, Node, Service, Timer};
-use crate::{
-    id::{ExchangeId, SetupId, TunnelId},
-    message::Message,
-};
-use std::{
-    net::{Ipv6Addr, SocketAddr},
-    time::Instant,
-};
+use crate::id::{ExchangeId, SetupId, TunnelId};
+use crate::message::Message;
 
 /// A request under way.
 pub(super) struct Exchange {

@@ -4,13 +4,14 @@
 //! Sockets are the shell's: [`Action::Netcheck`] asks it to look, and it reports what it finds bit by bit,
 //! since some of it takes minutes. The NMS is told of each change that matters.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
 use super::{Action, Node, Service, Timer};
-use crate::{message::endpoint, nat::Family, netcheck::Findings};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
-};
+use crate::message::endpoint;
+use crate::nat::Family;
+use crate::netcheck::Findings;
 
 /// How often to look again in a network that seems unchanged: routers are replaced and restarted. Long enough
 /// for every filter that a probe has opened to be closed again.

@@ -3,13 +3,13 @@
 //! Such a peer's tunnel is set up once the node is registered, and anew when it is lost. It tells the peer so
 //! (CANDIDATES), which then does not end it either as long as it hears from this node.
 
-use super::{Node, Target, Timer};
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
 use rand::Rng;
-use std::{
-    collections::BTreeSet,
-    net::Ipv6Addr,
-    time::{Duration, Instant},
-};
+
+use super::{Node, Target, Timer};
 
 /// Most peers that are kept.
 const MAX_KEPT: usize = 256;

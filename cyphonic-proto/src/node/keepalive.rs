@@ -5,16 +5,14 @@
 //! and many give less). A node without a NAT has nothing to hold, but perhaps a firewall, which is given the
 //! usual time.
 
-use super::{Action, Node, Service, ServiceState, Timer, Timing, tunnels::Tunnel};
-use crate::{
-    nat::{self, Family, NatFinding},
-    netcheck::UNPROVEN_LIFETIME,
-    quic,
-};
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::tunnels::Tunnel;
+use super::{Action, Node, Service, ServiceState, Timer, Timing};
+use crate::nat::{self, Family, NatFinding};
+use crate::netcheck::UNPROVEN_LIFETIME;
+use crate::quic;
 
 /// A tunnel that carried something within this time is in use.
 const IN_USE: Duration = Duration::from_secs(10);

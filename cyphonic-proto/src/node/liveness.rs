@@ -1,11 +1,10 @@
 //! Watching tunnels: kept alive while in use, challenged when silent, replaced when old, closed when idle.
 
-use super::{
-    CloseCode, Node, Timer, TunnelActivity, TunnelControl,
-    tunnels::{Challenge, Tunnel},
-};
-use crate::id::TunnelId;
 use std::time::{Duration, Instant};
+
+use super::tunnels::{Challenge, Tunnel};
+use super::{CloseCode, Node, Timer, TunnelActivity, TunnelControl};
+use crate::id::TunnelId;
 
 /// A listening end gives a tunnel this long for the first sign of its peer.
 const UNCONFIRMED: Duration = Duration::from_secs(10);

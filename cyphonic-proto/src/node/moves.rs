@@ -9,14 +9,15 @@
 //! Without any route the node waits: nothing is dialled, no wait grows, and nothing that may serve again is
 //! given up. The first route that comes is used at once.
 
-use super::{Action, Node, Service, ServiceState, Timer, exchanges::Purpose};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::exchanges::Purpose;
+use super::{Action, Node, Service, ServiceState, Timer};
 use crate::address::Prefix;
-use crate::message::{Message, ObservationRequest, endpoint::is_candidate};
+use crate::message::endpoint::is_candidate;
+use crate::message::{Message, ObservationRequest};
 use crate::quic::IDLE_TIMEOUT;
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
-};
 
 /// An answer that takes longer after a move does not come: the network does not let the connection through.
 /// By then QUIC has repeated the request twice on a path of 250 ms.

@@ -5,17 +5,18 @@
 
 mod search;
 
+use std::net::SocketAddr;
 use std::time::Instant;
 
 use cyphonic_common::limits::DEFAULT_INNER_MTU;
-
+use rand::Rng;
 pub use search::PathMtu;
 pub(super) use search::Search;
 
-use super::{Action, Node, Timer, TunnelActivity, tunnels::Tunnel};
-use crate::{ConnectionId, id::TunnelId};
-use rand::Rng;
-use std::net::SocketAddr;
+use super::tunnels::Tunnel;
+use super::{Action, Node, Timer, TunnelActivity};
+use crate::ConnectionId;
+use crate::id::TunnelId;
 
 /// The inner MTU before anything is known of a path: what one of 1,500 bytes carries, but at most what both
 /// ends take.

@@ -8,16 +8,15 @@
 //! **Invariants.** Offers are bounded, and end with their connection or their time. One connection takes one
 //! offer, and an offer yields at most one tunnel.
 
-use super::{Action, Node, PeerVia, Timer, config, setup::Stage};
-use crate::{
-    ConnectionId,
-    id::{PeerConnectionId, SetupId},
-    identity::Identity,
-    message::{Message, Refusal, TunnelOffer, TunnelRequest},
-    tunnel::Exported,
-    version,
-};
 use std::time::Instant;
+
+use super::setup::Stage;
+use super::{Action, Node, PeerVia, Timer, config};
+use crate::id::{PeerConnectionId, SetupId};
+use crate::identity::Identity;
+use crate::message::{Message, Refusal, TunnelOffer, TunnelRequest};
+use crate::tunnel::Exported;
+use crate::{ConnectionId, version};
 
 /// A connection of a peer, and what it was offered.
 pub(super) struct Offer {

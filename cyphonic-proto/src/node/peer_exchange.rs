@@ -15,22 +15,21 @@
 //! before (RFC 8446 §7.5). Data that overtakes the TunnelRequest is held by the ring
 //! ([`Action::ExpectTunnel`]).
 
-use super::{
-    Action, Node, PeerVia, ResolveError, Service, Timer,
-    offers::EarlyRequest,
-    peers::Retry,
-    setup::{Setup, Stage},
-    tunnels::Install,
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use super::offers::EarlyRequest;
+use super::peers::Retry;
+use super::setup::{Setup, Stage};
+use super::tunnels::Install;
+use super::{Action, Node, PeerVia, ResolveError, Service, Timer};
+use crate::id::{PeerConnectionId, SetupId};
+use crate::identity::Identity;
+use crate::message::{
+    Message, Refusal, RefusalCode, TunnelOffer, TunnelRequest, TunnelResponse, endpoint, field,
 };
-use crate::{
-    ConnectionId,
-    id::{PeerConnectionId, SetupId},
-    identity::Identity,
-    message::{Message, Refusal, RefusalCode, TunnelOffer, TunnelRequest, TunnelResponse, endpoint, field},
-    tunnel::{Exported, Exporter, Suite, TunnelContext, TunnelSecrets},
-    version,
-};
-use std::{net::SocketAddr, time::Instant};
+use crate::tunnel::{Exported, Exporter, Suite, TunnelContext, TunnelSecrets};
+use crate::{ConnectionId, version};
 
 /// Whoever is at the other end of a connection between peers, once that has proved who it is.
 pub struct ProvedPeer<'a> {

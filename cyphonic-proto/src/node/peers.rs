@@ -7,24 +7,21 @@ mod attempts;
 mod failures;
 mod interest;
 
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
+use attempts::Redial;
 pub(super) use attempts::{Attempt, Retry};
+use failures::Failures;
 pub(super) use interest::WANTED;
 
-use super::{CloseCode, Node, ResolveError, Target, Timer, config, paths::ProbeBudget};
-use crate::{
-    address,
-    backoff::Backoff,
-    id::{QueryId, SetupId, TunnelId},
-    message::{NAMES_A_NOTICE, RevocationNotice},
-    name,
-};
-use attempts::Redial;
-use failures::Failures;
-use std::{
-    collections::BTreeSet,
-    net::Ipv6Addr,
-    time::{Duration, Instant},
-};
+use super::paths::ProbeBudget;
+use super::{CloseCode, Node, ResolveError, Target, Timer, config};
+use crate::backoff::Backoff;
+use crate::id::{QueryId, SetupId, TunnelId};
+use crate::message::{NAMES_A_NOTICE, RevocationNotice};
+use crate::{address, name};
 
 /// How long an address that is no device's is told of, so that a mistyped name can be looked into.
 const NOBODY_SHOWN: Duration = Duration::from_secs(10 * 60);

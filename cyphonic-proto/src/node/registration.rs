@@ -1,23 +1,18 @@
 //! Login and registration: how the node gets known, and what it learns of its own network.
 
-use super::{
-    Action, CachedState, Node, NodeConfig, Relay, Service, ServiceState, Timer, config, exchanges::Purpose,
-    findings::Known,
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::exchanges::Purpose;
+use super::findings::Known;
+use super::{Action, CachedState, Node, NodeConfig, Relay, Service, ServiceState, Timer, config};
+use crate::message::{
+    LoginRequest, LoginResponse, Message, Observation, ObservationRequest, Refusal, RegistrationRequest,
+    RegistrationResponse, RelayLatency, endpoint, field,
 };
-use crate::{
-    message::{
-        LoginRequest, LoginResponse, Message, Observation, ObservationRequest, Refusal, RegistrationRequest,
-        RegistrationResponse, RelayLatency, endpoint, field,
-    },
-    name,
-    netcheck::Findings,
-    version,
-};
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use crate::netcheck::Findings;
+use crate::{name, version};
 
 /// How long changes are gathered before the NMS is told.
 const GATHER: Duration = Duration::from_millis(50);

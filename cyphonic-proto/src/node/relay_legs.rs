@@ -8,18 +8,19 @@
 //! is away the tunnel's silence proves nothing, so it is not given up for [`AWAY`]; in use, another way is
 //! looked for meanwhile.
 
-use super::{
-    Node, ResolveError, Service, exchanges::Purpose, moves::ANSWERED, registration::unexpected,
-    tunnels::Tunnel,
-};
-use crate::{
-    ConnectionId,
-    id::{ExchangeId, TunnelId},
-    message::{BindingResponse, BindingRestore, Message, field},
-    trs::{MAX_TICKET, RESET_TOKEN_LEN},
-};
-use rand::Rng;
 use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+use super::exchanges::Purpose;
+use super::moves::ANSWERED;
+use super::registration::unexpected;
+use super::tunnels::Tunnel;
+use super::{Node, ResolveError, Service};
+use crate::ConnectionId;
+use crate::id::{ExchangeId, TunnelId};
+use crate::message::{BindingResponse, BindingRestore, Message, field};
+use crate::trs::{MAX_TICKET, RESET_TOKEN_LEN};
 
 /// How long a tunnel waits for its relay. After this a relay that was only restarted is back.
 pub(super) const AWAY: Duration = Duration::from_secs(30);

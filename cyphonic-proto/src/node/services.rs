@@ -1,11 +1,11 @@
 //! Connections to services: opened while wanted, reopened with growing waits.
 
-use super::{Action, Node, Service, ServiceState, Timer, detour::Way};
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::detour::Way;
+use super::{Action, Node, Service, ServiceState, Timer};
 use crate::backoff::Backoff;
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
-};
 
 /// A connection to a service.
 pub(super) struct Slot {

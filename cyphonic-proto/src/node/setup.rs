@@ -5,31 +5,26 @@
 //! legs stand. The other listens for a connection of this set-up (`peer_exchange`), and confirms to the NMS
 //! when it is ready.
 
-use super::{
-    Action, Node, PeerVia, Relay, ResolveError, Service, ServiceState, Timer, config,
-    exchanges::Purpose,
-    moves::ANSWERED,
-    peer_exchange::Agreed,
-    peers::{Attempt, Retry},
-    registration::unexpected,
-    relay_legs::OwnLeg,
-    services::Slot,
-};
-use crate::{
-    ConnectionId, address,
-    id::{ExchangeId, PeerConnectionId, SetupId},
-    message::{
-        BindingRequest, Message, Refusal, RefusalCode, RevocationConfirmation, RouteConfirmation,
-        RouteDirection, RouteKind, RouteWithdrawal, bounded, endpoint, field,
-    },
-    name, relayed,
-};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
 use rand::Rng;
-use std::{
-    net::{Ipv6Addr, SocketAddr},
-    time::{Duration, Instant},
-};
 use zeroize::Zeroizing;
+
+use super::exchanges::Purpose;
+use super::moves::ANSWERED;
+use super::peer_exchange::Agreed;
+use super::peers::{Attempt, Retry};
+use super::registration::unexpected;
+use super::relay_legs::OwnLeg;
+use super::services::Slot;
+use super::{Action, Node, PeerVia, Relay, ResolveError, Service, ServiceState, Timer, config};
+use crate::id::{ExchangeId, PeerConnectionId, SetupId};
+use crate::message::{
+    BindingRequest, Message, Refusal, RefusalCode, RevocationConfirmation, RouteConfirmation, RouteDirection,
+    RouteKind, RouteWithdrawal, bounded, endpoint, field,
+};
+use crate::{ConnectionId, address, name, relayed};
 
 /// Endpoints of one address that are dialled in a set-up: a NAT that shows more has another for each
 /// destination, and none for us.

@@ -1,21 +1,16 @@
 //! A node's state for people.
 
-use super::{
-    Node, PathStatus,
-    action::{ResolveError, Service},
-    peers::Peer,
-    services::Slot,
-    tunnels::Tunnel,
-};
-use crate::{
-    id::TunnelId,
-    message::RouteKind,
-    nat::{self, Family, NatFinding},
-};
-use std::{
-    net::{Ipv6Addr, SocketAddr},
-    time::{Duration, Instant},
-};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use super::action::{ResolveError, Service};
+use super::peers::Peer;
+use super::services::Slot;
+use super::tunnels::Tunnel;
+use super::{Node, PathStatus};
+use crate::id::TunnelId;
+use crate::message::RouteKind;
+use crate::nat::{self, Family, NatFinding};
 
 /// A snapshot of everything a node knows.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,19 +1,18 @@
 //! Tunnels: installed, replaced, removed.
 
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Instant;
+
+use super::paths::Paths;
+use super::relay_legs::OwnLeg;
+use super::setup::Setup;
 use super::{
     Action, CloseCode, Node, PathMtu, Service, Timer, TunnelActivity, TunnelControl, TunnelParameters, mtu,
-    paths::Paths, relay_legs::OwnLeg, setup::Setup,
 };
-use crate::{
-    ConnectionId,
-    id::{SetupId, TunnelId},
-    message::RouteKind,
-    tunnel::{Secret, Suite},
-};
-use std::{
-    net::{Ipv6Addr, SocketAddr},
-    time::Instant,
-};
+use crate::ConnectionId;
+use crate::id::{SetupId, TunnelId};
+use crate::message::RouteKind;
+use crate::tunnel::{Secret, Suite};
 
 /// A tunnel in the dataplane.
 pub(super) struct Tunnel {

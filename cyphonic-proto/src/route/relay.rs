@@ -4,9 +4,10 @@
 //! relay that an end has not measured comes after those that both have, in the NMS's order. A node may pin
 //! one: then it is that, or none.
 
+use std::time::Duration;
+
 use super::{NodeNetwork, reaches};
 use crate::node::Relay;
-use std::time::Duration;
 
 /// The relay for a pair, without those that `failed` just now, by name.
 pub(super) fn choose<'a>(

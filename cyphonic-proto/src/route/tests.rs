@@ -1,6 +1,7 @@
-use super::*;
 use NatFinding::{AddressDependent, EndpointIndependent, NoAddress, None as NoNat, Unknown};
 use RouteKind::{Direct, HolePunch, Relay as Relayed, ResponderInitiated};
+
+use super::*;
 
 const FINDINGS: [NatFinding; 5] = [NoAddress, NoNat, EndpointIndependent, AddressDependent, Unknown];
 

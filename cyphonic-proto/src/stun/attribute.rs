@@ -1,7 +1,8 @@
 //! Attributes (RFC 8489 §14, RFC 5780 §7): types, walking over them, and the forms of addresses.
 
-use cyphonic_common::stun::{HEADER_LEN, MAGIC_COOKIE};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use cyphonic_common::stun::{HEADER_LEN, MAGIC_COOKIE};
 
 pub(super) const MAPPED_ADDRESS: u16 = 0x0001;
 pub(super) const CHANGE_REQUEST: u16 = 0x0003;

@@ -1,9 +1,11 @@
 //! Messages: bytes to values and back (RFC 8489 §5).
 
-use super::attribute::{self, Attributes};
-use cyphonic_common::stun::{HEADER_LEN, MAGIC_COOKIE, is_stun};
 use std::net::SocketAddr;
+
+use cyphonic_common::stun::{HEADER_LEN, MAGIC_COOKIE, is_stun};
 use thiserror::Error;
+
+use super::attribute::{self, Attributes};
 
 /// How long every request is made: as long as the longest answer to it (IPv6 with three addresses and
 /// FINGERPRINT), and a little more.

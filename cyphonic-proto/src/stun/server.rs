@@ -1,10 +1,12 @@
 //! The answer to a Binding request. No state, no allocation beyond the answer, and never more bytes out than
 //! in.
 
+use std::net::{IpAddr, SocketAddr};
+
+use thiserror::Error;
+
 use super::attribute::CHANGE_REQUEST;
 use super::message::{DecodeError, Failure, Message, Request, Success};
-use std::net::{IpAddr, SocketAddr};
-use thiserror::Error;
 
 /// "Unknown Attribute" (RFC 8489 §14.8): also for what this server cannot follow (RFC 5780 §6.1).
 const UNKNOWN_ATTRIBUTE: u16 = 420;
@@ -98,8 +100,9 @@ fn refusal(request: &Request, to: SocketAddr, unknown: Vec<u16>) -> Reply {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()

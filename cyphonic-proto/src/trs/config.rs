@@ -1,14 +1,14 @@
 //! What a TRS is told at its start, and what it asks of its shell.
 
-use super::ticket::{NodePath, TrsKeys, WallClock};
-use crate::{
-    ConnectionId,
-    id::{Channel, ExchangeId},
-    identity::NetworkId,
-    message::Message,
-};
-use bytes::Bytes;
 use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::ticket::{NodePath, TrsKeys, WallClock};
+use crate::ConnectionId;
+use crate::id::{Channel, ExchangeId};
+use crate::identity::NetworkId;
+use crate::message::Message;
 
 /// The network a TRS serves, and its limits.
 #[derive(Clone, Debug)]

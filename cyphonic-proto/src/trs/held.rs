@@ -8,9 +8,12 @@
 //! **Invariant.** Nothing is held for a connection that is not authenticated, nor more than the limits say:
 //! for one context, for one connection, and in all.
 
+use std::collections::BTreeMap;
+use std::time::Instant;
+
 use super::TrsLimits;
-use crate::{id::Channel, timers::Timers};
-use std::{collections::BTreeMap, time::Instant};
+use crate::id::Channel;
+use crate::timers::Timers;
 
 /// A node's connection and the context of one of its legs, which need not stand yet.
 type Key = (Channel, u64);

@@ -1,18 +1,15 @@
 //! Legs: opened, bound, moved, ended.
 
-use super::{
-    Action, NodePath, Trs, not_connected,
-    ticket::{Holder, Ticket},
-};
-use crate::{
-    ConnectionId,
-    id::{Channel, SetupId},
-    identity::KeyHash,
-    message::{BindingRequest, BindingResponse, Refusal, RefusalCode, field},
-    relayed,
-};
-use rand::Rng;
 use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+use super::ticket::{Holder, Ticket};
+use super::{Action, NodePath, Trs, not_connected};
+use crate::id::{Channel, SetupId};
+use crate::identity::KeyHash;
+use crate::message::{BindingRequest, BindingResponse, Refusal, RefusalCode, field};
+use crate::{ConnectionId, relayed};
 
 /// One node's end of a relayed tunnel.
 pub(super) struct Leg {

@@ -9,13 +9,14 @@
 //! own end: packets flow again only once both ends were restored by their owners, so neither resurrects what
 //! the other has left. Legs that nobody claims end.
 
-use super::{Action, NodePath, Owner, Trs, leg::Leg, not_connected, ticket::Ticket};
-use crate::{
-    ConnectionId,
-    id::Channel,
-    message::{BindingResponse, BindingRestore, Refusal, RefusalCode},
-};
 use std::time::Instant;
+
+use super::leg::Leg;
+use super::ticket::Ticket;
+use super::{Action, NodePath, Owner, Trs, not_connected};
+use crate::ConnectionId;
+use crate::id::Channel;
+use crate::message::{BindingResponse, BindingRestore, Refusal, RefusalCode};
 
 impl Trs {
     /// The map still forwards packets with these connection IDs for legs of an earlier process. They are

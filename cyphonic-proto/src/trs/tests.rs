@@ -1,10 +1,11 @@
-use super::*;
-use crate::{
-    identity::NetworkId,
-    message::{BindingRequest, BindingResponse},
-};
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use proptest::prelude::*;
-use std::{net::SocketAddr, time::Duration};
+
+use super::*;
+use crate::identity::NetworkId;
+use crate::message::{BindingRequest, BindingResponse};
 
 mod restore;
 

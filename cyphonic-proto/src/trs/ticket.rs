@@ -8,22 +8,18 @@
 //! **Invariants.** A ticket says nothing to anybody else, and is worth nothing to any other device than its
 //! owner under the key that it had. Each is sealed under a key of its own, so no nonce is ever used twice.
 
-use crate::{
-    ConnectionId,
-    id::SetupId,
-    identity::{KeyHash, sha256},
-    message::endpoint,
-};
-use ring::{
-    aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey},
-    hkdf::{HKDF_SHA256, Prk, Salt},
-    hmac,
-};
-use std::{
-    fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    time::{Duration, Instant},
-};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use ring::hkdf::{HKDF_SHA256, Prk, Salt};
+use ring::hmac;
+
+use crate::ConnectionId;
+use crate::id::SetupId;
+use crate::identity::{KeyHash, sha256};
+use crate::message::endpoint;
 
 /// Largest ticket that a node keeps.
 pub const MAX_TICKET: usize = 256;
@@ -233,8 +229,9 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn cid(n: u8) -> ConnectionId {
         ConnectionId::from_random_data([n; 8])

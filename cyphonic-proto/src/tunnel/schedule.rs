@@ -11,12 +11,15 @@
 //!
 //! **Invariant.** `send` of one end is `recv` of the other, and the two directions never share a secret.
 
-use super::Suite;
-use crate::{id::SetupId, identity::KeyHash};
-use ring::hkdf;
 use std::fmt;
+
+use ring::hkdf;
 use thiserror::Error;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use super::Suite;
+use crate::id::SetupId;
+use crate::identity::KeyHash;
 
 /// Label of the exporter (RFC 5705 §4: private labels need no prefix, but must not collide).
 pub const EXPORTER_LABEL: &[u8] = b"EXPORTER-cyphonic-tunnel-v1";
@@ -147,10 +150,12 @@ fn expand(key: &hkdf::Prk, label: &[u8], context: &[u8]) -> Result<Secret, Expor
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::identity::sha256;
-    use proptest::prelude::*;
-    use std::collections::HashSet;
 
     struct Shared(u8);
 

@@ -1,18 +1,16 @@
 //! The services' shells: AS (a plain responder), NMS and TRS around their machines.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use cyphonic_proto::message::{LoginResponse, Refusal, RefusalCode, endpoint};
+use cyphonic_proto::nms::{self, Nms, NmsConfig, NmsTiming};
+use cyphonic_proto::node::{Node, Relay, Service};
+use cyphonic_proto::trs::{self, NodePath, Trs, TrsConfig, TrsKeys, TrsLimits, WallClock};
+use cyphonic_proto::{Channel, ConnectionId, ExchangeId, Message};
+
 use crate::world::{Conn, Event, NETWORK, Packet, Victim, World, ZONE, fqdn, identity, prefix};
-use cyphonic_proto::{
-    Channel, ConnectionId, ExchangeId, Message,
-    message::{LoginResponse, Refusal, RefusalCode, endpoint},
-    nms::{self, Nms, NmsConfig, NmsTiming},
-    node::{Node, Relay, Service},
-    trs::{self, NodePath, Trs, TrsConfig, TrsKeys, TrsLimits, WallClock},
-};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
 
 pub(crate) struct Cloud {
     pub(crate) as_up: bool,

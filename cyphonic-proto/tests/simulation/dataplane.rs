@@ -1,11 +1,12 @@
 //! A device's tunnels, as its ring has them.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cyphonic_proto::node::{PathMtu, TunnelActivity, TunnelControl, TunnelParameters};
+use cyphonic_proto::{ConnectionId, TunnelId};
+
 use crate::world::{Content, Data, Event, Packet, World, virtual_address};
-use cyphonic_proto::{
-    ConnectionId, TunnelId,
-    node::{PathMtu, TunnelActivity, TunnelControl, TunnelParameters},
-};
-use std::{net::SocketAddr, time::Duration};
 
 /// Every path carries it: QUIC's least datagram.
 pub(crate) const SMALLEST: u16 = 1200;

@@ -1,21 +1,17 @@
 //! Networks that pass no UDP, or not always.
 
-use crate::{
-    cloud::{addresses, relay},
-    net::Gate::{Open, PortRestricted},
-    relay_restarts::{gap, stream},
-    world::{Conn, Event, Packet, World},
-};
-use cyphonic_proto::{
-    Channel,
-    message::RouteKind,
-    node::{Service, ServiceState},
-    quic::IDLE_TIMEOUT,
-};
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    time::Duration,
-};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use cyphonic_proto::Channel;
+use cyphonic_proto::message::RouteKind;
+use cyphonic_proto::node::{Service, ServiceState};
+use cyphonic_proto::quic::IDLE_TIMEOUT;
+
+use crate::cloud::{addresses, relay};
+use crate::net::Gate::{Open, PortRestricted};
+use crate::relay_restarts::{gap, stream};
+use crate::world::{Conn, Event, Packet, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 

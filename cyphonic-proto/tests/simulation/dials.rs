@@ -1,14 +1,13 @@
 //! Handshakes between devices, in flights of one packet each.
 
-use crate::world::{Event, Flight, Packet, World, identity};
-use cyphonic_proto::{
-    Identity, Message, PeerConnectionId, SetupId,
-    identity::sha256,
-    node::{PeerVia, ProvedPeer, Service},
-    relayed,
-    tunnel::{ExportError, Exporter},
-};
 use std::time::Duration;
+
+use cyphonic_proto::identity::sha256;
+use cyphonic_proto::node::{PeerVia, ProvedPeer, Service};
+use cyphonic_proto::tunnel::{ExportError, Exporter};
+use cyphonic_proto::{Identity, Message, PeerConnectionId, SetupId, relayed};
+
+use crate::world::{Event, Flight, Packet, World, identity};
 
 /// One dial of a peer: the network knows what both ends said.
 pub(crate) struct Dial {

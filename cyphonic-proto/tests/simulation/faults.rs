@@ -1,11 +1,11 @@
 //! Bad networks, drawn at random.
 
-use crate::{
-    net::Gate::{self, Firewall, Open, PortRestricted, Symmetric},
-    world::{Victim, World, virtual_address},
-};
-use proptest::prelude::*;
 use std::time::Duration;
+
+use proptest::prelude::*;
+
+use crate::net::Gate::{self, Firewall, Open, PortRestricted, Symmetric};
+use crate::world::{Victim, World, virtual_address};
 
 const SECOND: Duration = Duration::from_secs(1);
 

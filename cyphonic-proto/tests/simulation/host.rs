@@ -1,21 +1,18 @@
 //! A device's shell: it carries out what the node asks for.
 
-use crate::{
-    cloud::{addresses, relay_at},
-    dataplane::Installed,
-    net::Uplink,
-    world::{Conn, Content, Data, Event, Flight, Packet, Victim, World, ZONE, identity, virtual_address},
-};
-use cyphonic_proto::{
-    Channel, ConnectionId, ExchangeId, Message, QueryId, TunnelId,
-    node::{Action, CachedState, Node, NodeConfig, PeerVia, ResolveError, Service, Timing},
-    relayed,
-    tunnel::Suite,
-};
-use std::{
-    collections::BTreeMap,
-    net::{Ipv6Addr, SocketAddr},
-    time::{Duration, Instant},
+use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use cyphonic_proto::node::{Action, CachedState, Node, NodeConfig, PeerVia, ResolveError, Service, Timing};
+use cyphonic_proto::tunnel::Suite;
+use cyphonic_proto::{Channel, ConnectionId, ExchangeId, Message, QueryId, TunnelId, relayed};
+
+use crate::cloud::{addresses, relay_at};
+use crate::dataplane::Installed;
+use crate::net::Uplink;
+use crate::world::{
+    Conn, Content, Data, Event, Flight, Packet, Victim, World, ZONE, identity, virtual_address,
 };
 
 pub(crate) struct Host {

@@ -1,25 +1,19 @@
 //! Devices that move between networks, lose all of them, or sleep; and what becomes of their connections and
 //! tunnels.
 
-use crate::{
-    net::{
-        Gate::{self, Firewall, Open, PortRestricted},
-        Uplink,
-    },
-    relay_restarts::{gap, relayed_pair, stream, tunnels as tunnels_with_wire},
-    world::{Event, Victim, World},
-};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
 use cyphonic_common::frame::CandidateFlags;
-use cyphonic_proto::{
-    Channel, TunnelId,
-    node::{CandidateSet, Routes, Service, ServiceState, Sleep},
-    quic::IDLE_TIMEOUT,
-    trs::NodePath,
-};
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use cyphonic_proto::node::{CandidateSet, Routes, Service, ServiceState, Sleep};
+use cyphonic_proto::quic::IDLE_TIMEOUT;
+use cyphonic_proto::trs::NodePath;
+use cyphonic_proto::{Channel, TunnelId};
+
+use crate::net::Gate::{self, Firewall, Open, PortRestricted};
+use crate::net::Uplink;
+use crate::relay_restarts::{gap, relayed_pair, stream, tunnels as tunnels_with_wire};
+use crate::world::{Event, Victim, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);

@@ -1,11 +1,11 @@
 //! Networks that lose datagrams above a size, without a word.
 
-use crate::{
-    net::Gate::{self, Open, Symmetric},
-    world::{World, virtual_address},
-};
-use cyphonic_proto::node::TunnelStatus;
 use std::time::Duration;
+
+use cyphonic_proto::node::TunnelStatus;
+
+use crate::net::Gate::{self, Open, Symmetric};
+use crate::world::{World, virtual_address};
 
 const SECOND: Duration = Duration::from_secs(1);
 const TENTH: Duration = Duration::from_millis(100);

@@ -1,10 +1,8 @@
 //! A NAT of any kind of RFC 4787: mapping and filtering, how it chooses ports, and how long it remembers.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
-};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 /// What of the other end a mapping (§4.1) or a filter (§5) depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,15 +1,17 @@
 //! A device with an IPv6 address alone, whose port reaches IPv4 through its network's translator: to the node
 //! it is a device that has no IPv4 address of its own, and is seen from one.
 
-use crate::{
-    cloud::addresses,
-    moves::Families,
-    net::Gate::{self, Firewall, Open, PortRestricted, Symmetric},
-    paths::pair,
-    world::World,
-};
-use cyphonic_proto::{netcheck::Findings, node::Service};
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cyphonic_proto::netcheck::Findings;
+use cyphonic_proto::node::Service;
+
+use crate::cloud::addresses;
+use crate::moves::Families;
+use crate::net::Gate::{self, Firewall, Open, PortRestricted, Symmetric};
+use crate::paths::pair;
+use crate::world::World;
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -1,16 +1,12 @@
 //! What stands before a device: nothing, a firewall, or a NAT.
 
-use crate::nat::{
-    Dependence::{AddressAndPort, Independent},
-    Nat, NatKind,
-    Ports::{Random, Sequence},
-    nat,
-};
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    time::Instant,
-};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use crate::nat::Dependence::{AddressAndPort, Independent};
+use crate::nat::Ports::{Random, Sequence};
+use crate::nat::{Nat, NatKind, nat};
 
 /// What stands before a device in one address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

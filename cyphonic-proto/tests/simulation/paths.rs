@@ -1,27 +1,20 @@
 //! Tunnels that find better paths, leave dead ones and follow moves, in every kind of network.
 
-use crate::{
-    cloud::relay,
-    moves::Families,
-    nat::{
-        Dependence::{self, Address, AddressAndPort, Independent},
-        NatKind,
-        Ports::{self, Random, Sequence},
-        nat,
-    },
-    net::Gate::{self, Firewall, Open, PortRestricted, Symmetric},
-    relay_restarts::{gap, stream},
-    world::{World, virtual_address},
-};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
 use cyphonic_common::frame::CandidateFlags;
-use cyphonic_proto::{
-    message::{Message, RouteKind, endpoint},
-    node::{Action, CandidateSet, PathStatus, TunnelControl, TunnelStatus},
-};
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use cyphonic_proto::message::{Message, RouteKind, endpoint};
+use cyphonic_proto::node::{Action, CandidateSet, PathStatus, TunnelControl, TunnelStatus};
+
+use crate::cloud::relay;
+use crate::moves::Families;
+use crate::nat::Dependence::{self, Address, AddressAndPort, Independent};
+use crate::nat::Ports::{self, Random, Sequence};
+use crate::nat::{NatKind, nat};
+use crate::net::Gate::{self, Firewall, Open, PortRestricted, Symmetric};
+use crate::relay_restarts::{gap, stream};
+use crate::world::{World, virtual_address};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);

@@ -1,13 +1,13 @@
 //! Several relays: the nearest are kept warm, a pair takes the one nearest to both, and another when that one
 //! dies.
 
-use crate::{
-    cloud::nth_relay,
-    net::Gate::{Open, PortRestricted, Symmetric},
-    world::{Victim, World, virtual_address},
-};
-use cyphonic_proto::node::{NodeStatus, ResolveError, Service, ServiceState};
 use std::time::Duration;
+
+use cyphonic_proto::node::{NodeStatus, ResolveError, Service, ServiceState};
+
+use crate::cloud::nth_relay;
+use crate::net::Gate::{Open, PortRestricted, Symmetric};
+use crate::world::{Victim, World, virtual_address};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);

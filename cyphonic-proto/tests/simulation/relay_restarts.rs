@@ -1,17 +1,15 @@
 //! A relay dies under traffic: the tunnels through it stay the same ones.
 
-use crate::{
-    cloud::{addresses, relay, trs_keys},
-    dataplane::Installed,
-    net::Gate::{PortRestricted, Symmetric},
-    world::{Event, Packet, Victim, World, identity},
-};
-use cyphonic_proto::{
-    ConnectionId, QueryId, TunnelId,
-    node::Service,
-    trs::{NodePath, TrsKeys},
-};
 use std::time::Duration;
+
+use cyphonic_proto::node::Service;
+use cyphonic_proto::trs::{NodePath, TrsKeys};
+use cyphonic_proto::{ConnectionId, QueryId, TunnelId};
+
+use crate::cloud::{addresses, relay, trs_keys};
+use crate::dataplane::Installed;
+use crate::net::Gate::{PortRestricted, Symmetric};
+use crate::world::{Event, Packet, Victim, World, identity};
 
 const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const STEP: Duration = Duration::from_millis(20);

@@ -1,10 +1,9 @@
 //! Whoever restarts, and whenever: afterwards everything works.
 
-use crate::{
-    net::Gate::{Open, PortRestricted, Symmetric},
-    world::{Victim, World},
-};
 use std::time::Duration;
+
+use crate::net::Gate::{Open, PortRestricted, Symmetric};
+use crate::world::{Victim, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 

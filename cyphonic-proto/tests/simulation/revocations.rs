@@ -1,10 +1,9 @@
 //! What the operator's revocation does to tunnels that stand.
 
-use crate::{
-    net::Gate::{self, Open, PortRestricted, Symmetric},
-    world::{Victim, World},
-};
 use std::time::Duration;
+
+use crate::net::Gate::{self, Open, PortRestricted, Symmetric};
+use crate::world::{Victim, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -4,12 +4,13 @@
 //! Every link (device to service, device to device) takes one *crossing*. A round trip of a direct pair is
 //! two crossings, of a relayed pair four, from one device over the relay to the other and back.
 
-use crate::{
-    net::Gate::{self, Open, PortRestricted, Symmetric},
-    world::{Victim, World},
-};
-use cyphonic_proto::{Message, message::RouteKind};
 use std::time::{Duration, Instant};
+
+use cyphonic_proto::Message;
+use cyphonic_proto::message::RouteKind;
+
+use crate::net::Gate::{self, Open, PortRestricted, Symmetric};
+use crate::world::{Victim, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 const CROSSING: Duration = Duration::from_millis(10);

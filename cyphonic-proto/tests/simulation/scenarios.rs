@@ -1,16 +1,17 @@
 //! What users do, in every kind of network.
 
-use crate::{
-    net::Gate::{self, Firewall, Open, PortRestricted, Symmetric},
-    world::{Victim, World, ZONE, identity, virtual_address},
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cyphonic_proto::message::{Message, RouteKind};
+use cyphonic_proto::nms::NmsTiming;
+use cyphonic_proto::node::{
+    Action, Node, NodeConfig, PeerState, ResolveError, Service, ServiceState, Target, Timing,
 };
-use cyphonic_proto::{
-    message::{Message, RouteKind},
-    nms::NmsTiming,
-    node::{Action, Node, NodeConfig, PeerState, ResolveError, Service, ServiceState, Target, Timing},
-    tunnel::Suite,
-};
-use std::{net::SocketAddr, time::Duration};
+use cyphonic_proto::tunnel::Suite;
+
+use crate::net::Gate::{self, Firewall, Open, PortRestricted, Symmetric};
+use crate::world::{Victim, World, ZONE, identity, virtual_address};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);

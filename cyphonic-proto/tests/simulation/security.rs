@@ -1,25 +1,23 @@
 //! Input that lies.
 
-use crate::{
-    dials::Shared,
-    net::Gate::{Open, PortRestricted, Symmetric},
-    world::{World, identity, virtual_address},
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use cyphonic_proto::identity::{NetworkId, Role};
+use cyphonic_proto::message::{
+    Refusal, RefusalCode, RevocationNotice, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer,
+    TunnelRequest, TunnelResponse, decode, encode, endpoint,
 };
-use cyphonic_proto::{
-    ExchangeId, Message, PeerConnectionId, SetupId,
-    identity::{NetworkId, Role},
-    message::{
-        Refusal, RefusalCode, RevocationNotice, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer,
-        TunnelRequest, TunnelResponse, decode, encode, endpoint,
-    },
-    node::{Action, Node, PeerVia, ProvedPeer, ResolveError, Service, Target, TunnelActivity, TunnelControl},
-    tunnel::Suite,
+use cyphonic_proto::node::{
+    Action, Node, PeerVia, ProvedPeer, ResolveError, Service, Target, TunnelActivity, TunnelControl,
 };
+use cyphonic_proto::tunnel::Suite;
+use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, SetupId};
 use proptest::prelude::*;
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+
+use crate::dials::Shared;
+use crate::net::Gate::{Open, PortRestricted, Symmetric};
+use crate::world::{World, identity, virtual_address};
 
 const SECOND: Duration = Duration::from_secs(1);
 

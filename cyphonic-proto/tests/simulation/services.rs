@@ -1,22 +1,19 @@
 //! Connections to services that do not go well: closed as soon as they stand, slow to answer, or to be found
 //! elsewhere.
 
-use crate::{
-    cloud::addresses,
-    moves::Families,
-    net::{
-        Gate::{Open, PortRestricted},
-        Uplink,
-    },
-    relay_restarts::{relayed_pair, stream, tunnels},
-    world::{Event, Victim, World},
-};
-use cyphonic_proto::{
-    Channel,
-    netcheck::{FamilyFindings, Findings, Mapping},
-    node::{Service, ServiceState},
-};
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cyphonic_proto::Channel;
+use cyphonic_proto::netcheck::{FamilyFindings, Findings, Mapping};
+use cyphonic_proto::node::{Service, ServiceState};
+
+use crate::cloud::addresses;
+use crate::moves::Families;
+use crate::net::Gate::{Open, PortRestricted};
+use crate::net::Uplink;
+use crate::relay_restarts::{relayed_pair, stream, tunnels};
+use crate::world::{Event, Victim, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);

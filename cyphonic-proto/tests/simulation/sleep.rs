@@ -1,13 +1,14 @@
 //! Devices whose agents are stopped for a while, as a debugger or a paused container does: what they are sent
 //! meanwhile waits in their sockets and streams, and all of it comes when they go on.
 
-use crate::{
-    net::Gate::{Firewall, Open},
-    relay_restarts::{gap, stream},
-    world::{Event, World},
-};
-use cyphonic_proto::{netcheck::Findings, node::Sleep};
 use std::time::{Duration, Instant};
+
+use cyphonic_proto::netcheck::Findings;
+use cyphonic_proto::node::Sleep;
+
+use crate::net::Gate::{Firewall, Open};
+use crate::relay_restarts::{gap, stream};
+use crate::world::{Event, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);

@@ -1,25 +1,22 @@
 //! The clock, the queue of events, and the faults.
 
-use crate::{
-    cloud::Cloud,
-    dials::Dial,
-    host::Host,
-    net::{Gate, Uplink},
-    sleep::Sleeper,
-};
-use cyphonic_proto::{
-    Channel, ExchangeId, Message, PeerConnectionId, QueryId,
-    address::Prefix,
-    identity::{Identity, KeyHash, NetworkId, Role},
-    message::{RegistrationRequest, decode, encode},
-    node::{CandidateSet, ResolveError, Service, Target, Timing},
-};
-use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    time::{Duration, Instant},
-};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use cyphonic_proto::address::Prefix;
+use cyphonic_proto::identity::{Identity, KeyHash, NetworkId, Role};
+use cyphonic_proto::message::{RegistrationRequest, decode, encode};
+use cyphonic_proto::node::{CandidateSet, ResolveError, Service, Target, Timing};
+use cyphonic_proto::{Channel, ExchangeId, Message, PeerConnectionId, QueryId};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use crate::cloud::Cloud;
+use crate::dials::Dial;
+use crate::host::Host;
+use crate::net::{Gate, Uplink};
+use crate::sleep::Sleeper;
 
 pub(crate) const ZONE: &str = "lab";
 pub(crate) const NETWORK: NetworkId = NetworkId([9; 16]);

@@ -1,10 +1,9 @@
 //! The node's end.
 
-use std::fmt;
-use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 use cyphonic_proto::alpn;
 use cyphonic_proto::quic::HANDSHAKE_TIMEOUT;

@@ -5,10 +5,9 @@
 //! overlay's zone is where it should be, and whether firewall, SSH, resolver and `/etc` are what they were.
 //! Then [`quick_start`].
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
+use std::{fs, thread};
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};

@@ -1,9 +1,8 @@
 //! One move under traffic, and what it cost.
 
-use std::fmt;
 use std::net::Ipv6Addr;
-use std::thread;
 use std::time::{Duration, Instant, SystemTime};
+use std::{fmt, thread};
 
 use anyhow::{Context, Result, bail};
 use cyphonic_lab::Lab;

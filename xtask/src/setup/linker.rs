@@ -10,9 +10,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::packages;
-use super::tool;
 use super::toolchain::Toolchain;
+use super::{packages, tool};
 use crate::{shell, workspace};
 
 const VERSION: &str = "0.13.0";

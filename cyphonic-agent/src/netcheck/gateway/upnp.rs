@@ -9,9 +9,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
+use igd_next::PortMappingProtocol::UDP;
 use igd_next::aio::Gateway;
 use igd_next::aio::tokio::{Tokio, search_gateway};
-use igd_next::{AddPortError, PortMappingProtocol::UDP, SearchOptions};
+use igd_next::{AddPortError, SearchOptions};
 
 use super::LIFETIME;
 

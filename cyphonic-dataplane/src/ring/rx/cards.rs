@@ -206,9 +206,10 @@ fn datagram(frame: &mut [u8], card: u32) -> Option<Message<'_>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use etherparse::{IpHeaders, Ipv4Extensions, Ipv4Header, PacketBuilder};
     use proptest::prelude::*;
+
+    use super::*;
 
     fn v6(source: Ipv6Addr, payload: &[u8]) -> Vec<u8> {
         let mut frame = Vec::new();

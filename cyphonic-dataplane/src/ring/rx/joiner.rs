@@ -182,9 +182,10 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use cyphonic_common::frame::part::Pieces;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn packet(seed: u16, len: usize) -> Vec<u8> {
         (0..len).map(|at| (at as u16).wrapping_mul(31).wrapping_add(seed) as u8).collect()

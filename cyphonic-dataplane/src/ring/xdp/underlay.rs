@@ -11,12 +11,12 @@
 //! and the worker empties what is left in the sockets before it closes them. (Attaching to a real card may
 //! have its driver set up its queues anew, during which packets are lost, as with any XDP program.)
 
-use std::fmt;
-use std::io;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use cyphonic_common::packet::ethernet::ETHERNET_LEN;
 use cyphonic_common::steer::MAX_QUEUES;

@@ -1,8 +1,9 @@
 //! Probes behind every kind of NAT, under virtual time.
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::stun::{Message, server};
-use std::collections::BTreeMap;
 
 const INNER: &str = "10.0.0.2:7000";
 const OUTER: [u8; 4] = [203, 0, 113, 7];

@@ -1,12 +1,14 @@
 //! Whatever devices send, in whatever order: one answer for each request, tables within their limits, and
 //! nothing of who may not.
 
+use proptest::collection::vec;
+use proptest::prelude::*;
+
 use super::*;
 use crate::message::{
     BindingRequest, Endpoint, FamilyFindings, Findings, LoginRequest, ObservationRequest, RelayLatency,
     RouteWithdrawal, TunnelRequest,
 };
-use proptest::{collection::vec, prelude::*};
 
 const LIMIT: usize = 4;
 

@@ -16,10 +16,8 @@
 //! is accompanied by one of [`BASE`]: if that is not answered either, it is the path that is silent, and
 //! nothing is concluded. ICMP is not believed (§4.6.1): what it says, the confirmation finds out.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use cyphonic_common::limits::{MIN_INNER_MTU, MIN_PROBE_DATAGRAM, TUNNEL_OVERHEAD};
 

@@ -57,8 +57,9 @@ impl ProbeBudget {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::time::Duration;
+
+    use super::*;
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]

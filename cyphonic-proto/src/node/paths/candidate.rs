@@ -1,13 +1,15 @@
 //! A candidate: one path that a tunnel has or may have, and what is known of it.
 
-use super::class::Class;
-use crate::{ConnectionId, address::Prefix, message::endpoint};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
 use cyphonic_common::frame::MAX_CANDIDATES;
-use std::{
-    collections::VecDeque,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+
+use super::class::Class;
+use crate::ConnectionId;
+use crate::address::Prefix;
+use crate::message::endpoint;
 
 /// Probes of one path whose answers are awaited; the oldest is forgotten for one more.
 const AWAITED: usize = 8;

@@ -1,14 +1,11 @@
 //! Which path is taken.
 
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
 use super::{Candidate, PAUSE_LEAST, Paths, Race, SILENCE_LEAST};
-use crate::{
-    id::TunnelId,
-    node::{Action, Node, TunnelControl},
-};
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use crate::id::TunnelId;
+use crate::node::{Action, Node, TunnelControl};
 
 /// An answer counts as fresh for the choice of a path.
 const FRESH: Duration = Duration::from_secs(3);

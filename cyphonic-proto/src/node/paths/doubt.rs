@@ -1,8 +1,11 @@
 //! Doubt: the current path is perhaps dead.
 
+use std::net::SocketAddr;
+use std::time::Instant;
+
 use super::{SEEK, Steps};
-use crate::{id::TunnelId, node::Node};
-use std::{net::SocketAddr, time::Instant};
+use crate::id::TunnelId;
+use crate::node::Node;
 
 /// Who may take the place of a path in doubt before its time is up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

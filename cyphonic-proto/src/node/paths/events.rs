@@ -1,15 +1,15 @@
 //! What a tunnel's paths learn: answers, probes of the peer, its lists, moves.
 
-use super::{Candidate, CandidateSet, Race, candidate, schedule::PROOF};
-use crate::{
-    id::TunnelId,
-    message::RouteKind,
-    node::{Action, Node, Routes, Service, Timer, setup::Setup, tunnels::Tunnel},
-};
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::schedule::PROOF;
+use super::{Candidate, CandidateSet, Race, candidate};
+use crate::id::TunnelId;
+use crate::message::RouteKind;
+use crate::node::setup::Setup;
+use crate::node::tunnels::Tunnel;
+use crate::node::{Action, Node, Routes, Service, Timer};
 
 /// A path that answered within this time is not challenged because the peer sends on another.
 const SURE: Duration = Duration::from_secs(1);

@@ -1,12 +1,11 @@
 //! Addresses at which this node may be reached: which there are, and which are worth trying first.
 
-use super::candidate::unique;
-use crate::{
-    address::Prefix,
-    message::endpoint,
-    nat::{self, Family, NatFinding},
-};
 use std::net::SocketAddr;
+
+use super::candidate::unique;
+use crate::address::Prefix;
+use crate::message::endpoint;
+use crate::nat::{self, Family, NatFinding};
 
 /// Ports that are guessed of a NAT that gives them in sequence. It gives one to each address that is probed,
 /// and those are few.
@@ -71,9 +70,10 @@ fn predicted(family: Family, known: Whereabouts<'_>) -> Vec<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use cyphonic_common::frame::MAX_CANDIDATES;
     use proptest::prelude::*;
+
+    use super::*;
 
     fn at(text: &str) -> SocketAddr {
         text.parse().unwrap()

@@ -1,13 +1,15 @@
 //! Probes of a tunnel's paths: which may be sent, and what is noted of them.
 
-use super::{Candidate, budget::FOR_PROVED};
-use crate::{
-    id::TunnelId,
-    nat::Family,
-    node::{Action, Node, TunnelControl},
-};
+use std::net::SocketAddr;
+use std::time::Instant;
+
 use rand::Rng;
-use std::{net::SocketAddr, time::Instant};
+
+use super::Candidate;
+use super::budget::FOR_PROVED;
+use crate::id::TunnelId;
+use crate::nat::Family;
+use crate::node::{Action, Node, TunnelControl};
 
 impl Node {
     /// Probes one path of a tunnel; the current one as a challenge.

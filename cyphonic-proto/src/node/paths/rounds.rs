@@ -1,8 +1,11 @@
 //! Rounds: the search for better paths.
 
-use super::{Candidate, Steps, budget::RESERVE};
-use crate::{id::TunnelId, node::Node};
 use std::time::Instant;
+
+use super::budget::RESERVE;
+use super::{Candidate, Steps};
+use crate::id::TunnelId;
+use crate::node::Node;
 
 impl Node {
     /// Begins to look for better paths, at once.

@@ -1,11 +1,11 @@
 //! A tunnel's paths for people: where its packets go, and why there.
 
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
 use super::Paths;
-use crate::{message::RouteKind, node::tunnels::Tunnel};
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use crate::message::RouteKind;
+use crate::node::tunnels::Tunnel;
 
 /// The path that a tunnel's packets take.
 #[derive(Clone, Debug, PartialEq, Eq)]

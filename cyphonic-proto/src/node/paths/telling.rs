@@ -1,19 +1,16 @@
 //! How the peer is told where this end may be reached.
 
-use super::{
-    Steps,
-    own_addresses::{self, Whereabouts},
-};
-use crate::{
-    id::TunnelId,
-    nat::Family,
-    node::{Node, Timer, TunnelControl, tunnels::Tunnel},
-};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
 use cyphonic_common::frame::CandidateFlags;
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+
+use super::Steps;
+use super::own_addresses::{self, Whereabouts};
+use crate::id::TunnelId;
+use crate::nat::Family;
+use crate::node::tunnels::Tunnel;
+use crate::node::{Node, Timer, TunnelControl};
 
 /// How long news of this end's addresses are gathered before peers are told.
 const GATHER: Duration = Duration::from_millis(50);

@@ -1,8 +1,10 @@
 //! What is due for a tunnel's paths.
 
-use super::{CHECK, Race};
-use crate::{id::TunnelId, node::Node};
 use std::time::Instant;
+
+use super::{CHECK, Race};
+use crate::id::TunnelId;
+use crate::node::Node;
 
 impl Node {
     /// Does what is due for a tunnel's paths; false if the tunnel is gone.

@@ -3,18 +3,16 @@
 //! There is one at a time. It waits for the NMS, asks for a direction, carries out the set-up, and begins
 //! again with the next route where that fails, as long as somebody waits.
 
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
 use super::Peer;
-use crate::{
-    id::{ExchangeId, SetupId},
-    message::{DirectionRequest, Message, Refusal, RefusalCode, RouteKind},
-    node::{
-        CloseCode, Node, ResolveError, Service, Timer, exchanges::Purpose, moves::ANSWERED, setup::Stage,
-    },
-};
-use std::{
-    net::Ipv6Addr,
-    time::{Duration, Instant},
-};
+use crate::id::{ExchangeId, SetupId};
+use crate::message::{DirectionRequest, Message, Refusal, RefusalCode, RouteKind};
+use crate::node::exchanges::Purpose;
+use crate::node::moves::ANSWERED;
+use crate::node::setup::Stage;
+use crate::node::{CloseCode, Node, ResolveError, Service, Timer};
 
 /// Waits between attempts that failed through nobody's settled refusal.
 const RETRY_LEAST: Duration = Duration::from_millis(200);

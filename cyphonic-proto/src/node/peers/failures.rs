@@ -1,11 +1,11 @@
 //! What failed on the way to a peer, and is not tried again for a while.
 
+use std::net::Ipv6Addr;
+use std::time::Instant;
+
 use super::Peer;
-use crate::{
-    message::RouteKind,
-    node::{Node, Service},
-};
-use std::{net::Ipv6Addr, time::Instant};
+use crate::message::RouteKind;
+use crate::node::{Node, Service};
 
 /// Routes and relays that did not join this node and one peer.
 #[derive(Default)]
@@ -129,8 +129,9 @@ impl Node {
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
-    use super::*;
     use std::time::Duration;
+
+    use super::*;
 
     const S: Duration = Duration::from_secs(1);
 

@@ -2,15 +2,12 @@
 //!
 //! As long as somebody waits, attempts go on (`attempts`); all who wait get the same answer.
 
+use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
+
 use super::{Attempt, NOBODY_SHOWN};
-use crate::{
-    id::{QueryId, SetupId},
-    node::{Action, Node, ResolveError, Target, Timer, config},
-};
-use std::{
-    net::Ipv6Addr,
-    time::{Duration, Instant},
-};
+use crate::id::{QueryId, SetupId};
+use crate::node::{Action, Node, ResolveError, Target, Timer, config};
 
 /// How long a broken tunnel that was in use is worth replacing without anybody asking.
 pub(in crate::node) const WANTED: Duration = Duration::from_secs(20);

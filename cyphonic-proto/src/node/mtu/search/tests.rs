@@ -1,5 +1,6 @@
-use super::*;
 use proptest::prelude::*;
+
+use super::*;
 
 const INNER: u16 = 1_420;
 const MOST: u16 = 8_942;

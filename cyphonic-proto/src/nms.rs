@@ -20,25 +20,23 @@ mod revocations;
 #[cfg(test)]
 mod tests;
 
-pub use config::{Action, NmsConfig, NmsCounters, NmsTiming};
-pub use revocations::REVOCATIONS_REMEMBERED;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Instant;
 
-use crate::{
-    address, close,
-    id::{Channel, ExchangeId, SetupId},
-    identity::Identity,
-    message::{Message, Refusal, RefusalCode, endpoint},
-    timers::Timers,
-};
+pub use config::{Action, NmsConfig, NmsCounters, NmsTiming};
 use direction::Pending;
 use nodes::Node;
-use rand::{SeedableRng, rngs::StdRng};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+pub use revocations::REVOCATIONS_REMEMBERED;
 use revocations::Revocations;
-use std::{
-    collections::{BTreeMap, VecDeque},
-    net::{Ipv6Addr, SocketAddr},
-    time::Instant,
-};
+
+use crate::id::{Channel, ExchangeId, SetupId};
+use crate::identity::Identity;
+use crate::message::{Message, Refusal, RefusalCode, endpoint};
+use crate::timers::Timers;
+use crate::{address, close};
 
 /// The machine of an NMS.
 pub struct Nms {

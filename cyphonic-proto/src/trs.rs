@@ -22,26 +22,23 @@ mod restore;
 mod tests;
 mod ticket;
 
-pub use config::{Action, TrsConfig, TrsCounters, TrsLimits};
-pub use ticket::{MAX_TICKET, NodePath, RESET_TOKEN_LEN, TrsKeys, WallClock};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::Instant;
 
-use crate::{
-    ConnectionId, close,
-    id::{Channel, ExchangeId},
-    identity::{Identity, KeyHash, Role},
-    message::{Message, ObservationResponse, Refusal, RefusalCode, endpoint},
-    relayed,
-    timers::Timers,
-};
+pub use config::{Action, TrsConfig, TrsCounters, TrsLimits};
 use held::Held;
 use leg::Leg;
-use rand::{SeedableRng, rngs::StdRng};
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    net::SocketAddr,
-    time::Instant,
-};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use ticket::Holder;
+pub use ticket::{MAX_TICKET, NodePath, RESET_TOKEN_LEN, TrsKeys, WallClock};
+
+use crate::id::{Channel, ExchangeId};
+use crate::identity::{Identity, KeyHash, Role};
+use crate::message::{Message, ObservationResponse, Refusal, RefusalCode, endpoint};
+use crate::timers::Timers;
+use crate::{ConnectionId, close, relayed};
 
 /// The machine of a TRS.
 pub struct Trs {

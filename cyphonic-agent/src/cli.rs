@@ -14,25 +14,23 @@ mod parse;
 mod ping;
 mod up;
 
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 pub use failure::exit_code;
 pub use manual::write_manual;
 pub use output::print;
 pub use parse::parse;
-
-use std::{path::PathBuf, process::ExitCode, time::Duration};
-
-use anyhow::{Result, bail};
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::output::{say, say_json};
-use crate::{
-    config::Config,
-    control::{
-        ClientError, ControlClient, ResetTarget, StatusReport, metrics, netcheck, report::ServiceKind, text,
-    },
-    daemon::block_on,
-};
+use crate::config::Config;
+use crate::control::report::ServiceKind;
+use crate::control::{ClientError, ControlClient, ResetTarget, StatusReport, metrics, netcheck, text};
+use crate::daemon::block_on;
 
 /// Reach devices of a Cyphonic overlay by name.
 #[derive(Debug, Parser)]

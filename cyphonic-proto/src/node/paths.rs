@@ -34,20 +34,19 @@ mod status;
 mod telling;
 mod watching;
 
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+pub(super) use budget::ProbeBudget;
+use candidate::Candidate;
+use doubt::{Doubt, Race};
+use schedule::{PAUSE_LEAST, PAUSE_MOST, Steps};
 pub use status::PathStatus;
 pub use telling::CandidateSet;
 
 use super::setup::Setup;
-use crate::{ConnectionId, message::RouteKind};
-use candidate::Candidate;
-use doubt::{Doubt, Race};
-use schedule::{PAUSE_LEAST, PAUSE_MOST, Steps};
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
-
-pub(super) use budget::ProbeBudget;
+use crate::ConnectionId;
+use crate::message::RouteKind;
 
 /// Most of the peer's named addresses that are probed.
 const MAX_NAMED: usize = 12;

@@ -11,10 +11,9 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use cyphonic_lab::figures::Figures;
+pub(super) use report::section;
 
 use super::document::{Kept, publish};
-
-pub(super) use report::section;
 
 /// What relays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]

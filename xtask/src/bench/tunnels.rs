@@ -29,12 +29,11 @@ use self::programs::BenchPrograms;
 use self::samples::{AllSamples, into_figures};
 use self::site::Site;
 use self::system::System;
+pub(super) use self::table::tables;
 use self::variant::Variant;
 use super::document::{Kept, publish};
 use super::promises::{Outcome, judge_tunnels};
 use crate::{setup, shell};
-
-pub(super) use self::table::tables;
 
 /// The systems by the names of their figures.
 pub(super) const NAMES: [&str; System::ALL.len()] = {

@@ -65,16 +65,14 @@ use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::node::{CachedState, NodeConfig};
 use cyphonic_transport::{Clock, Credentials, Transport};
-use tokio::sync::{mpsc, oneshot, watch};
-
 pub use handle::EngineHandle;
+use input::Input;
 pub use interface::Lost;
 pub use mtu::PeerMtus;
 pub use renewal::RenewalParts;
 pub use report::{Kernel, KernelFigures, Surroundings};
 pub use start::start;
-
-use input::Input;
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Inputs that wait for the engine. Each is small; more than this means that the engine has stopped.
 const QUEUE: usize = 4_096;

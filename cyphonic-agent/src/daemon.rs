@@ -18,29 +18,30 @@ mod served;
 mod waiting;
 mod watchdog;
 
-use std::{io, sync::Arc, time::Duration};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
 use cyphonic_dataplane::memory;
 use cyphonic_proto::address::Prefix;
 use cyphonic_transport::signals::StopSignals;
 use futures_util::future::BoxFuture;
-use sd_notify::NotifyState;
-use tokio::{sync::Notify, task::JoinSet};
-
-use crate::{
-    config::Config,
-    control::{self, Backend, ControlError, ControlServer},
-    dns::{InvalidZone, Resolver, Zone},
-    enrol::EnrolError,
-    netlink::{Netlink, NetlinkError},
-    resolver::{self, Host, ResolverError, follow::SharedResolver},
-    state::{DeviceIdentity, StateDir, StateError},
-};
+pub use launch::{LaunchError, block_on, launch, start_logging};
 use names::{Names, SharedServer};
+use sd_notify::NotifyState;
 use served::Served;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use waiting::Waiting;
 
-pub use launch::{LaunchError, block_on, launch, start_logging};
+use crate::config::Config;
+use crate::control::{self, Backend, ControlError, ControlServer};
+use crate::dns::{InvalidZone, Resolver, Zone};
+use crate::enrol::EnrolError;
+use crate::netlink::{Netlink, NetlinkError};
+use crate::resolver::follow::SharedResolver;
+use crate::resolver::{self, Host, ResolverError};
+use crate::state::{DeviceIdentity, StateDir, StateError};
 
 /// What the engine gets.
 #[derive(Debug)]

@@ -23,9 +23,8 @@ mod zone;
 
 use std::net::Ipv6Addr;
 
-use futures_util::future::BoxFuture;
-
 pub use error::{DnsError, ResolveError};
+use futures_util::future::BoxFuture;
 pub use server::{DnsServer, DnsStats};
 pub use upstream::Upstream;
 pub use zone::{InvalidZone, Zone};

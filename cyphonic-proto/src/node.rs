@@ -36,38 +36,36 @@ mod setup;
 pub mod status;
 mod tunnels;
 
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Instant;
+
 pub use action::{
     Action, CloseCode, PeerVia, ResolveError, Service, Target, TunnelActivity, TunnelControl,
     TunnelParameters,
 };
 pub use cache::{CachedState, DamagedCache, Relay};
 pub use config::{MAX_RELAYS, NodeConfig, Timing};
-pub use moves::{Routes, Sleep};
-pub use mtu::{PathMtu, first_inner};
-pub use paths::{CandidateSet, PathStatus};
-pub use peer_exchange::ProvedPeer;
-pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
-
-use crate::{
-    address::Prefix,
-    id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId},
-    timers::Timers,
-};
 use exchanges::Exchange;
 use keep_open::KeptOpen;
+pub use moves::{Routes, Sleep};
+pub use mtu::{PathMtu, first_inner};
 use offers::Offer;
 use paths::ProbeBudget;
+pub use paths::{CandidateSet, PathStatus};
+pub use peer_exchange::ProvedPeer;
 use peers::Peer;
-use rand::{SeedableRng, rngs::StdRng};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use registration::Registration;
 use services::Slot;
 use setup::Setup;
-use std::{
-    collections::{BTreeMap, VecDeque},
-    net::{Ipv6Addr, SocketAddr},
-    time::Instant,
-};
+pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
 use tunnels::Tunnel;
+
+use crate::address::Prefix;
+use crate::id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId};
+use crate::timers::Timers;
 
 /// The machine of a device.
 pub struct Node {

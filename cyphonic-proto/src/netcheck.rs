@@ -13,11 +13,11 @@ mod transaction;
 mod verdict;
 mod wire;
 
+use std::time::Duration;
+
 pub use findings::{FamilyFindings, Filtering, Findings, Mapping};
 pub use probe::{Plan, Probe};
 pub use transaction::{Socket, Transmit};
-
-use std::time::Duration;
 
 /// Idle times that are tried side by side: what many NATs grant lies between them (RFC 4787 §4.3 asks for two
 /// minutes).

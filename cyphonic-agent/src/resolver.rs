@@ -23,11 +23,15 @@ pub mod resolv_conf;
 pub mod resolved;
 mod text;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 
-use crate::{config::ResolverChoice, dns::DnsServer, state::StateDir};
 use resolv_conf::{Look, ResolvConf, ResolvConfError};
 use resolved::{Bus, Resolved, ResolvedError};
+
+use crate::config::ResolverChoice;
+use crate::dns::DnsServer;
+use crate::state::StateDir;
 
 /// Where the host's resolver configuration is.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";

@@ -14,6 +14,9 @@ mod wire {
     include!(concat!(env!("OUT_DIR"), "/cyphonic.v1.rs"));
 }
 
+use std::fmt;
+use std::time::Duration;
+
 pub use framing::{DecodeError, MAX_MESSAGE_BYTES, decode, encode, frame_length};
 pub use wire::message::Body as Message;
 pub use wire::{
@@ -24,8 +27,6 @@ pub use wire::{
     RouteConfirmation, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer, TunnelRequest,
     TunnelResponse,
 };
-
-use std::{fmt, time::Duration};
 use zeroize::Zeroize;
 
 /// Most names in one RevocationNotice: however long they are, it fits a message.

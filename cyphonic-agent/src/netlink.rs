@@ -9,29 +9,22 @@ mod sizes;
 mod veth;
 mod watch;
 
-use std::{
-    collections::HashSet,
-    io,
-    net::{IpAddr, Ipv6Addr},
-};
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
 
 use cyphonic_proto::address::Prefix;
 use futures_util::TryStreamExt;
-use netlink_packet_route::{
-    AddressFamily,
-    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
-};
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
-use tokio::{
-    sync::Mutex,
-    task::AbortHandle,
-    time::{Duration, Instant, sleep},
-};
-
 pub use sizes::Sizes;
+use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
+use tokio::time::{Duration, Instant, sleep};
 pub use veth::far_end;
 pub use watch::{Change, NetworkWatch};
 

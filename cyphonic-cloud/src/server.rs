@@ -33,13 +33,13 @@ mod whereabouts;
 
 use std::sync::Arc;
 
+use cyphonic_proto::alpn;
+use cyphonic_transport::Transport;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use cyphonic_proto::alpn;
-use cyphonic_transport::Transport;
-
 use self::authentication::{AuthenticationServer, load_authority};
+pub use self::clock::{rfc3339, unix_now};
 use self::credentials::{Loaded, load_credentials};
 pub use self::error::StartError;
 pub use self::expiry::{Standing, Term};
@@ -50,8 +50,6 @@ use self::relay::RelayServer;
 use self::watch::Watch;
 use crate::config::{Config, ServiceRole};
 use crate::register::Register;
-
-pub use self::clock::{rfc3339, unix_now};
 
 /// The running services of one process.
 pub struct Cloud {

@@ -17,6 +17,8 @@ mod csr;
 mod files;
 mod profile;
 
+use std::path::PathBuf;
+
 pub use self::authority::{Authority, Kind};
 pub use self::csr::{CsrError, DeviceKey};
 pub use self::files::{
@@ -24,8 +26,6 @@ pub use self::files::{
     write_new, write_secret,
 };
 pub use self::profile::{service_name, services_zone};
-
-use std::path::PathBuf;
 
 /// Why keys or certificates could not be made, read or kept.
 #[derive(Debug, thiserror::Error)]
