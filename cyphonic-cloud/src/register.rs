@@ -17,6 +17,8 @@
 mod certificates;
 mod devices;
 mod error;
+#[cfg(test)]
+mod fixture;
 mod forgetting;
 mod keys;
 mod numbers;

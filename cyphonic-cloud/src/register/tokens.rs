@@ -339,40 +339,8 @@ fn forget_old(transaction: &Transaction<'_>, now: UnixSeconds) -> Result<(), Reg
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv6Addr;
-
     use super::*;
-
-    const NOW: UnixSeconds = 1_800_000_000;
-    const SECRET: SecretHash = SecretHash([7; 32]);
-    const KEY: KeyHash = KeyHash([1; 32]);
-    const OTHER_KEY: KeyHash = KeyHash([2; 32]);
-
-    fn secret(n: u8) -> SecretHash {
-        SecretHash([n; 32])
-    }
-
-    fn register() -> (tempfile::TempDir, Register) {
-        let dir = tempfile::tempdir().unwrap();
-        let register = Register::create(&dir.path().join("register.db")).unwrap();
-        (dir, register)
-    }
-
-    fn token(secret_hash: SecretHash, replaces: bool) -> NewToken {
-        NewToken { secret_hash, fqdn: "press-7.plant.example".into(), expires_at: NOW + 3600, replaces }
-    }
-
-    fn certificate(serial: u8, key: KeyHash) -> IssuedCertificate {
-        IssuedCertificate {
-            fqdn: "press-7.plant.example".into(),
-            virtual_address: Ipv6Addr::from(0xfd00_0000_0000_0000_0000_0000_0000_0007),
-            der: vec![0x30, serial],
-            serial: vec![serial],
-            spki_sha256: key,
-            not_before: NOW,
-            not_after: NOW + 90 * 86_400,
-        }
-    }
+    use crate::register::fixture::{KEY, NOW, OTHER_KEY, SECRET, certificate, register, secret, token};
 
     #[test]
     fn a_retry_with_the_same_key_gets_the_same_certificate() {
