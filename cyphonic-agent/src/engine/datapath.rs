@@ -297,8 +297,8 @@ fn xdp_ring(
 /// starts.
 fn wishes(keep_awake: config::KeepAwake, rings: usize) -> (Vec<AwakeRequest>, String) {
     let config::KeepAwake::For(window) = keep_awake else { return (Vec::new(), String::new()) };
-    let wishes = || (0..rings).map(|_| AwakeRequest::after_packets(window)).collect::<io::Result<_>>();
-    match AwakeRequest::would_be_heeded().and_then(|()| wishes()) {
+    let wishes: io::Result<_> = (0..rings).map(|_| AwakeRequest::after_packets(window)).collect();
+    match wishes.and_then(|wishes| AwakeRequest::would_be_heeded().map(|()| wishes)) {
         Ok(wishes) => (wishes, format!("kept awake for {keep_awake} after a packet")),
         Err(error) => {
             tracing::warn!(%error, "processors are not kept awake");
