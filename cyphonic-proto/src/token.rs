@@ -127,6 +127,18 @@ mod tests {
         }
     }
 
+    /// Tokens that were handed out, and hashes that registers hold, are told by these for good.
+    #[test]
+    fn a_token_and_its_hash_are_what_they_always_were() {
+        let token = EnrolmentToken::new([1; 32], [2; 32]);
+        assert_eq!(
+            *token.format(),
+            "cyphonic-token-1.AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQECAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg"
+        );
+        let hash = data_encoding::HEXLOWER.encode(&token.secret_hash().0);
+        assert_eq!(hash, "1f9fabb95c6408b798f9cef7fc42b6f791010b23a1f350db781e0e248b853646");
+    }
+
     #[test]
     fn a_damaged_token_is_refused() {
         let text = EnrolmentToken::new([1; 32], [2; 32]).format();
