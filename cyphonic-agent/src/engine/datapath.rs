@@ -298,6 +298,7 @@ fn xdp_ring(
 fn wishes(keep_awake: config::KeepAwake, rings: usize) -> (Vec<AwakeRequest>, String) {
     let config::KeepAwake::For(window) = keep_awake else { return (Vec::new(), String::new()) };
     let wishes: io::Result<_> = (0..rings).map(|_| AwakeRequest::after_packets(window)).collect();
+    // What may not be asked for is told first: that can be mended.
     match wishes.and_then(|wishes| AwakeRequest::would_be_heeded().map(|()| wishes)) {
         Ok(wishes) => (wishes, format!("kept awake for {keep_awake} after a packet")),
         Err(error) => {

@@ -113,7 +113,7 @@ impl Engine {
                 () = sleep_until(wake) => self.node.handle_timeout(Instant::now()),
                 _ = stats.tick() => {
                     self.report_tunnels();
-                    if self.tunnels.peers.is_empty() {
+                    if self.tunnels.installed.is_empty() {
                         stats.reset_after(NO_STATS_INTERVAL);
                     }
                 }

@@ -1,7 +1,7 @@
 //! Tunnels: what the node decides of them, in the ring's terms, and what the ring tells.
 
-use std::collections::HashMap;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,14 +24,13 @@ use crate::control::{BackendError, ResetTarget};
 
 /// The tunnels in the ring.
 pub(super) struct Tunnels {
-    /// Whom each leads to.
-    pub(super) peers: HashMap<TunnelId, Ipv6Addr>,
+    pub(super) installed: HashSet<TunnelId>,
     pub(super) mtus: InnerMtus,
 }
 
 impl Tunnels {
     pub(super) fn new(mtus: watch::Sender<PeerMtus>) -> Self {
-        Self { peers: HashMap::new(), mtus: InnerMtus::new(mtus) }
+        Self { installed: HashSet::new(), mtus: InnerMtus::new(mtus) }
     }
 }
 
@@ -39,14 +38,14 @@ impl Engine {
     pub(super) fn install(&mut self, tunnel: TunnelParameters) {
         let id = tunnel.id;
         self.names.insert(tunnel.peer, tunnel.peer_fqdn.clone());
-        self.tunnels.peers.insert(id, tunnel.peer);
+        self.tunnels.installed.insert(id);
         self.tunnels.mtus.installed(id, tunnel.setup, tunnel.peer, tunnel.inner_mtu);
         if let Some(token) = tunnel.relay_reset {
             self.transport.mux().expect_reset(id, tunnel.remote, token);
         }
         if let Err(error) = self.ring.install(for_ring(&tunnel)) {
             tracing::error!(%error, "a tunnel could not be installed");
-            self.tunnels.peers.remove(&id);
+            self.tunnels.installed.remove(&id);
             self.tunnels.mtus.removed(id);
             self.transport.mux().forget_reset(id);
             self.node.handle_tunnel_closed(Instant::now(), id);
@@ -54,7 +53,7 @@ impl Engine {
     }
 
     pub(super) fn remove(&mut self, id: TunnelId, close: Option<CloseCode>) {
-        self.tunnels.peers.remove(&id);
+        self.tunnels.installed.remove(&id);
         self.tunnels.mtus.removed(id);
         self.transport.mux().forget_reset(id);
         if let Some(code) = close {
@@ -142,14 +141,14 @@ impl Engine {
     }
 
     pub(super) fn reset(&mut self, now: Instant, target: ResetTarget) -> Result<usize, BackendError> {
-        let before = self.tunnels.peers.len();
+        let before = self.tunnels.installed.len();
         let target = match target {
             ResetTarget::All => None,
             ResetTarget::Peer(name) => Some(self.known_peer(&name)?),
         };
         self.node.handle_reset(now, target.map(Target::Name));
         self.perform_all();
-        Ok(before.saturating_sub(self.tunnels.peers.len()))
+        Ok(before.saturating_sub(self.tunnels.installed.len()))
     }
 
     /// The full name of a peer given by full name or first label.

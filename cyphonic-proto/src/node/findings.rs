@@ -32,8 +32,7 @@ pub(super) struct Known {
     pub(super) findings: Findings,
     /// Round trips to relays.
     pub(super) latencies: BTreeMap<String, Duration>,
-    /// Those of them that did not answer when they were dialled, until they are connected to or a look hears
-    /// them.
+    /// Those of them that did not answer a dial or a look, until they are connected or a look hears them.
     unreached: BTreeSet<String>,
     /// Outer endpoints that the gateway granted.
     granted: Vec<SocketAddr>,
@@ -143,8 +142,8 @@ impl Node {
         }
     }
 
-    /// The round trips that the NMS is told: a relay that cannot be reached, or could not when it was last
-    /// dialled, is to come after the others.
+    /// The round trips that the NMS is told: a relay that cannot be reached, or did not answer when it was
+    /// last dialled or looked for, is to come after the others.
     pub(super) fn told_latencies(&self) -> BTreeMap<String, Duration> {
         let network = &self.registration.network;
         let fails =

@@ -41,7 +41,7 @@ pub(super) struct Peer {
     backoff: Backoff,
     pub(super) failures: Failures,
     redial: Redial,
-    /// The NMS knew of no such device when it was last asked.
+    /// The NMS knew of no such device, and nothing has told of one since.
     is_nobody: bool,
     /// How many packets it may have this node send to where it says that it is.
     pub(super) probes: ProbeBudget,

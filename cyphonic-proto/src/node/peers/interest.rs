@@ -114,12 +114,13 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.since = now;
         peer.begin_anew();
+        let is_nobody = error == ResolveError::NoSuchPeer;
+        peer.is_nobody |= is_nobody;
         let held = self.take_interest(address);
         if held {
             self.act(Action::DropHeld { dst: address, reason: error.clone() });
         }
-        if error == ResolveError::NoSuchPeer {
-            self.peers.entry(address).and_modify(|peer| peer.is_nobody = true);
+        if is_nobody {
             self.timers.set(Timer::Nobody(address), now + NOBODY_SHOWN);
         }
         self.answer_all(address, &Err(error));
