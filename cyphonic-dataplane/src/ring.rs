@@ -43,7 +43,7 @@ mod workers;
 mod xdp;
 
 pub use awake::AwakeRequest;
-pub use counters::RingCounters;
+pub use counters::{Amount, RingCounters, Traffic};
 pub use duty::Division;
 pub use early::EarlyPackets;
 pub use error::RingError;

@@ -10,13 +10,14 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use cyphonic_common::frame::CandidateFlags;
-use cyphonic_dataplane::ring::{CandidateSet, Control, Path, RingEvent, TunnelId};
+use cyphonic_dataplane::ring::{Amount, CandidateSet, Control, Path, RingEvent, Traffic, TunnelId};
 use ring_lab::{Kinds, Node, PATIENCE, cid, eventually, joined, outer, uninterrupted};
 
 with_every_kind! {
     a_move_between_paths_under_load_loses_nothing,
     a_probe_validates_another_path_and_is_told_apart_from_a_move,
     candidates_arrive_as_they_were_told,
+    what_passes_is_counted_by_the_route_it_takes,
 }
 
 const ID: TunnelId = TunnelId(1);
@@ -183,4 +184,39 @@ fn candidates_arrive_as_they_were_told(kinds: Kinds) {
     });
     let seconds = usize::try_from(begin.elapsed().as_secs()).unwrap();
     assert!(passed.load(Relaxed) <= 10 * (seconds + 2), "{passed:?}");
+}
+
+fn what_passes_is_counted_by_the_route_it_takes(kinds: Kinds) {
+    let (a, b) = joined(kinds, true);
+    let (here, there) = (socket(&a), socket(&b));
+    here.connect(there.local_addr().unwrap()).unwrap();
+    there.connect(here.local_addr().unwrap()).unwrap();
+    // IPv6, UDP and what is asked for.
+    let bytes = 40 + 8 + LEN as u64;
+    let amount = |packets| Amount { packets, bytes: packets * bytes };
+    let echo = || {
+        let mut buffer = [0; 2048];
+        here.send(&[1; LEN]).unwrap();
+        assert_eq!(uninterrupted(|| there.recv(&mut buffer)).unwrap(), LEN);
+        there.send(&[2; LEN]).unwrap();
+        assert_eq!(uninterrupted(|| here.recv(&mut buffer)).unwrap(), LEN);
+    };
+    echo();
+    let sent = |packets, relayed| Traffic { direct: amount(packets), relayed: amount(relayed) };
+    for node in [&a, &b] {
+        eventually("both directions are counted", || {
+            let counters = node.ring.counters();
+            (counters.sent, counters.received) == (sent(1, 0), sent(1, 0))
+        });
+    }
+    // Nobody has this connection ID, as a relay would that has lost the leg: what is sent there ends there.
+    a.ring.set_path(ID, Path { wire_cid: cid(9, 9), ..to(&b, true, 2) });
+    for _ in 0..3 {
+        here.send(&[1; LEN]).unwrap();
+    }
+    eventually("what goes to a relay is counted apart", || a.ring.counters().sent == sent(1, 3));
+    there.send(&[2; LEN]).unwrap();
+    eventually("and so is what comes meanwhile", || a.ring.counters().received == sent(1, 1));
+    a.ring.remove(ID);
+    assert_eq!(a.ring.counters().sent, sent(1, 3), "a tunnel that is gone has carried what it has");
 }

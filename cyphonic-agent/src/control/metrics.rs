@@ -7,7 +7,10 @@ use std::collections::BTreeMap;
 use cyphonic_common::DropReason;
 use cyphonic_transport::metrics::Text;
 
-use super::report::{PeerReport, PeerState, RouteReport, ServiceKind, ServiceState, Severity, StatusReport};
+use super::report::{
+    AmountReport, ByRoute, PeerReport, PeerState, RouteReport, ServiceKind, ServiceState, Severity,
+    StatusReport,
+};
 
 /// What there is to measure; without a report, that the device is not ready.
 pub fn render(report: Option<&StatusReport>) -> String {
@@ -38,6 +41,11 @@ fn render_report(text: &mut Text, report: &StatusReport) {
         text.gauge("certificate_not_after_seconds", "When the device's certificate ends, Unix time.");
         text.sample(&[], report.certificate.not_after);
     }
+    let traffic = [("sent", &report.traffic.sent), ("received", &report.traffic.received)];
+    text.counter("packets_total", "Packets carried by tunnels since the daemon started.");
+    each_route(text, traffic, |amount| amount.packets);
+    text.counter("bytes_total", "Their bytes, without what a tunnel adds.");
+    each_route(text, traffic, |amount| amount.bytes);
     text.counter("drops_total", "Packets dropped since the daemon started.");
     // All there can be: who counts the increase of a series misses what it begins with.
     let mut drops: BTreeMap<_, _> = DropReason::ALL.iter().map(|reason| (reason.name(), 0)).collect();
@@ -60,6 +68,14 @@ fn render_report(text: &mut Text, report: &StatusReport) {
     }
     for ((state, route), count) in peers {
         text.sample(&[("state", state), ("route", route)], count);
+    }
+}
+
+fn each_route(text: &mut Text, traffic: [(&str, &ByRoute); 2], of: fn(&AmountReport) -> u64) {
+    for (direction, by_route) in traffic {
+        for (route, amount) in [("direct", &by_route.direct), ("relay", &by_route.relay)] {
+            text.sample(&[("direction", direction), ("route", route)], of(amount));
+        }
     }
 }
 
@@ -101,7 +117,7 @@ fn severity(severity: Severity) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::report::{CertificateReport, HealthCheck, ServiceReport};
+    use crate::control::report::{CertificateReport, HealthCheck, ServiceReport, TrafficReport};
 
     /// A sample's name with its labels, and its value. Fails on what the form forbids.
     fn parse(text: &str) -> BTreeMap<String, f64> {
@@ -168,6 +184,10 @@ mod tests {
             ],
             health: vec![health("no-relay", Severity::Warning), health("no-relay", Severity::Warning)],
             drops: [("replayed".to_owned(), 3)].into(),
+            traffic: TrafficReport {
+                sent: ByRoute { relay: AmountReport { packets: 2, bytes: 300 }, ..ByRoute::default() },
+                ..TrafficReport::default()
+            },
             ..StatusReport::default()
         };
         report.interface.up = true;
@@ -178,6 +198,9 @@ mod tests {
             ("cyphonic_service_connected{service=\"nms\"}", 1.0),
             ("cyphonic_service_connected{service=\"odd\\\"\\\\name\"}", 0.0),
             ("cyphonic_certificate_not_after_seconds", 1_800_000_000.0),
+            ("cyphonic_packets_total{direction=\"sent\",route=\"relay\"}", 2.0),
+            ("cyphonic_bytes_total{direction=\"sent\",route=\"relay\"}", 300.0),
+            ("cyphonic_bytes_total{direction=\"received\",route=\"direct\"}", 0.0),
             ("cyphonic_drops_total{reason=\"replayed\"}", 3.0),
             ("cyphonic_drops_total{reason=\"queue_full\"}", 0.0),
             ("cyphonic_health{id=\"no-relay\",severity=\"warning\"}", 1.0),

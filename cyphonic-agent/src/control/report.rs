@@ -59,6 +59,8 @@ pub struct StatusReport {
     pub peers: Vec<PeerReport>,
     /// What is wrong, in words; empty when nothing is.
     pub health: Vec<HealthCheck>,
+    /// What tunnels have carried since the start, those included that are gone.
+    pub traffic: TrafficReport,
     /// Packets dropped, by reason. Reasons that never happened may be absent.
     pub drops: BTreeMap<String, u64>,
 }
@@ -86,6 +88,7 @@ impl Default for StatusReport {
             certificate: CertificateReport::default(),
             peers: Vec::new(),
             health: Vec::new(),
+            traffic: TrafficReport::default(),
             drops: BTreeMap::new(),
         }
     }
@@ -354,6 +357,36 @@ pub struct PeerReport {
     pub last_setup_ms: Option<f64>,
     /// Why the last set-up failed, if it did.
     pub last_error: Option<String>,
+}
+
+/// What all tunnels have carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrafficReport {
+    /// What was sent to peers.
+    pub sent: ByRoute,
+    /// What peers sent.
+    pub received: ByRoute,
+}
+
+/// One direction's traffic, by the route that this device sent on at that moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ByRoute {
+    /// Straight to the peer.
+    pub direct: AmountReport,
+    /// Through a relay.
+    pub relay: AmountReport,
+}
+
+/// Inner packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AmountReport {
+    /// How many.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// How bad a [`HealthCheck`] is.

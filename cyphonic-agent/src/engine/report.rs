@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::Nat64Prefix;
 use cyphonic_dataplane::protect::Suite;
-use cyphonic_dataplane::ring::{EncapRing, TunnelStats};
+use cyphonic_dataplane::ring::{Amount, EncapRing, Traffic, TunnelStats};
 use cyphonic_proto::message::RouteKind;
 use cyphonic_proto::netcheck::Findings;
 use cyphonic_proto::node::{
@@ -20,9 +20,9 @@ use super::run::Engine;
 use super::{admission, time};
 use crate::control::netcheck::NetcheckReport;
 use crate::control::report::{
-    CardReport, CertificateReport, CipherReport, ClassifierReport, HealthCheck, InterfaceReport, NatReport,
-    PeerReport, PeerState, RingReport, RouteReport, ServiceKind, ServiceReport, ServiceState, Severity,
-    StatusReport,
+    AmountReport, ByRoute, CardReport, CertificateReport, CipherReport, ClassifierReport, HealthCheck,
+    InterfaceReport, NatReport, PeerReport, PeerState, RingReport, RouteReport, ServiceKind, ServiceReport,
+    ServiceState, Severity, StatusReport, TrafficReport,
 };
 
 /// What the programs in the kernel have counted.
@@ -103,8 +103,9 @@ fn report(sources: &Sources<'_>) -> StatusReport {
     let stats: HashMap<u64, TunnelStats> =
         sources.ring.all_stats().into_iter().map(|(id, stats)| (id.0, stats)).collect();
     let KernelFigures { report: classifier, mut drops } = sources.surroundings.kernel.figures();
-    for (reason, packets) in ring_drops(sources.ring) {
-        *drops.entry(reason).or_default() += packets;
+    let counters = sources.ring.counters();
+    for (reason, packets) in counters.drops().filter(|(_, packets)| *packets > 0) {
+        *drops.entry(reason.name().to_owned()).or_default() += packets;
     }
     StatusReport {
         fqdn: node.fqdn.clone(),
@@ -130,6 +131,7 @@ fn report(sources: &Sources<'_>) -> StatusReport {
             not_after: sources.certificate.not_after,
         },
         peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources.setup_times, now)).collect(),
+        traffic: TrafficReport { sent: by_route(counters.sent), received: by_route(counters.received) },
         drops,
         ..StatusReport::default()
     }
@@ -145,9 +147,9 @@ fn interface_report(surroundings: &Surroundings) -> InterfaceReport {
     InterfaceReport { name, mtu, up: up && surroundings.interface_lost.why().is_none() }
 }
 
-fn ring_drops(ring: &dyn EncapRing) -> BTreeMap<String, u64> {
-    let counters = ring.counters();
-    counters.drops().filter(|(_, n)| *n > 0).map(|(reason, n)| (reason.name().to_owned(), n)).collect()
+fn by_route(traffic: Traffic) -> ByRoute {
+    let amount = |Amount { packets, bytes }| AmountReport { packets, bytes };
+    ByRoute { direct: amount(traffic.direct), relay: amount(traffic.relayed) }
 }
 
 fn prefix_of(address: Ipv6Addr) -> String {

@@ -28,7 +28,8 @@ pub(super) struct RxTunnel {
     pub(super) shared: Arc<Shared>,
     pub(super) peer: Ipv6Addr,
     pub(super) local_cid: ConnectionId,
-    pub(super) remote: SocketAddr,
+    pub(super) remote_cid: ConnectionId,
+    pub(super) path: Path,
     pub(super) opener: Opener,
 }
 
@@ -49,7 +50,7 @@ pub(super) enum TxCommand {
 pub(super) enum RxCommand {
     Install(Box<RxTunnel>),
     Remove(TunnelId),
-    SetRemote(TunnelId, SocketAddr),
+    SetPath(TunnelId, Path),
     /// A packet of the ring's own to the node's applications.
     Deliver(Box<[u8]>),
     /// `None`: everything may pass.

@@ -5,6 +5,36 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use cyphonic_common::DropReason;
 
+/// Inner packets, and their bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Amount {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes, IPv6 headers included.
+    pub bytes: u64,
+}
+
+/// What passed in one direction, by the route of the tunnel at that moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Traffic {
+    /// While the tunnel's packets were sent straight to the peer.
+    pub direct: Amount,
+    /// While they were sent to a relay.
+    pub relayed: Amount,
+}
+
+impl Amount {
+    fn plus(self, other: Self) -> Self {
+        Self { packets: self.packets + other.packets, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl Traffic {
+    fn plus(self, other: Self) -> Self {
+        Self { direct: self.direct.plus(other.direct), relayed: self.relayed.plus(other.relayed) }
+    }
+}
+
 /// A snapshot of a ring's counters since it started. Packets are inner ones.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct RingCounters {
@@ -18,6 +48,10 @@ pub struct RingCounters {
     pub rx_writes: u64,
     /// Packets held now, for tunnels that are being set up.
     pub held: u64,
+    /// What was sent on tunnels.
+    pub sent: Traffic,
+    /// What came by tunnels and was fit to be delivered.
+    pub received: Traffic,
     drops: Vec<u64>,
 }
 
@@ -41,6 +75,8 @@ impl RingCounters {
         self.rx_packets += other.rx_packets;
         self.rx_writes += other.rx_writes;
         self.held += other.held;
+        self.sent = self.sent.plus(other.sent);
+        self.received = self.received.plus(other.received);
         other.drops().for_each(|(reason, packets)| self.add_drops(reason, packets));
         self
     }
@@ -54,25 +90,60 @@ impl RingCounters {
     }
 }
 
+/// One direction's live traffic. One worker writes it, so counting is a load and a store.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct LiveTraffic {
+    direct: LiveAmount,
+    relayed: LiveAmount,
+}
+
+#[derive(Debug, Default)]
+struct LiveAmount {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl LiveTraffic {
+    #[inline]
+    pub(super) fn add(&self, relayed: bool, packets: u64, bytes: u64) {
+        let amount = if relayed { &self.relayed } else { &self.direct };
+        amount.packets.store(amount.packets.load(Relaxed) + packets, Relaxed);
+        amount.bytes.store(amount.bytes.load(Relaxed) + bytes, Relaxed);
+    }
+
+    fn snapshot(&self) -> Traffic {
+        Traffic { direct: self.direct.snapshot(), relayed: self.relayed.snapshot() }
+    }
+}
+
+impl LiveAmount {
+    fn snapshot(&self) -> Amount {
+        Amount { packets: self.packets.load(Relaxed), bytes: self.bytes.load(Relaxed) }
+    }
+}
+
 /// The live counters, written by both workers.
 #[derive(Debug)]
 pub(super) struct Counters {
-    pub(super) tx_packets: AtomicU64,
     pub(super) tx_sends: AtomicU64,
     pub(super) rx_packets: AtomicU64,
     pub(super) rx_writes: AtomicU64,
     pub(super) held: AtomicU64,
+    pub(super) sent: LiveTraffic,
+    pub(super) received: LiveTraffic,
     drops: [AtomicU64; DropReason::COUNT],
 }
 
 impl Default for Counters {
     fn default() -> Self {
         Self {
-            tx_packets: AtomicU64::new(0),
             tx_sends: AtomicU64::new(0),
             rx_packets: AtomicU64::new(0),
             rx_writes: AtomicU64::new(0),
             held: AtomicU64::new(0),
+            sent: LiveTraffic::default(),
+            received: LiveTraffic::default(),
             drops: std::array::from_fn(|_| AtomicU64::new(0)),
         }
     }
@@ -86,12 +157,15 @@ impl Counters {
     }
 
     pub(super) fn snapshot(&self) -> RingCounters {
+        let sent = self.sent.snapshot();
         RingCounters {
-            tx_packets: self.tx_packets.load(Relaxed),
+            tx_packets: sent.direct.plus(sent.relayed).packets,
             tx_sends: self.tx_sends.load(Relaxed),
             rx_packets: self.rx_packets.load(Relaxed),
             rx_writes: self.rx_writes.load(Relaxed),
             held: self.held.load(Relaxed),
+            sent,
+            received: self.received.snapshot(),
             drops: self.drops.iter().map(|counter| counter.load(Relaxed)).collect(),
         }
     }

@@ -180,9 +180,9 @@ impl<D: Delivery> RxWorker<D> {
                 RxCommand::SetPermissions(permissions) => self.parts.permissions = permissions,
                 RxCommand::AddQueue(queue) => self.cards.add(*queue),
                 RxCommand::RemoveCard(card, done) => self.cards.remove(card, &done),
-                RxCommand::SetRemote(id, remote) => {
+                RxCommand::SetPath(id, path) => {
                     for peer in self.peers.values_mut().filter(|peer| peer.shared.id == id) {
-                        peer.remote = remote;
+                        peer.set_path(path);
                     }
                 }
             }

@@ -28,6 +28,13 @@ pub struct Path {
     pub wire_cid: ConnectionId,
 }
 
+impl Path {
+    /// Whether it leads to a relay, for a tunnel whose peer has this connection ID.
+    pub(super) fn is_relayed(&self, remote_cid: ConnectionId) -> bool {
+        self.wire_cid != remote_cid
+    }
+}
+
 /// What a tunnel's path carries, as far as it is known.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PathMtu {

@@ -188,8 +188,9 @@ impl TxWorker {
 
     /// Sends the batch, or keeps it behind what found no room before.
     fn flush(&mut self) {
-        let Some(sealed) = self.batch.take() else { return };
+        let Some(mut sealed) = self.batch.take() else { return };
         let Some(tunnel) = self.tunnels.get_mut(sealed.tunnel) else { return self.batch.clear() };
+        sealed.relayed = tunnel.path.is_relayed(tunnel.remote_cid);
         let transmit = Transmit {
             dest: tunnel.path.remote,
             ecn: (sealed.ecn != 0).then_some(sealed.ecn),
@@ -316,12 +317,13 @@ fn batch_left(counters: &Counters, shared: &Shared, sealed: &Sealed, loss: Optio
     }
     let packets = sealed.inner_packets_without(lost);
     counters.tx_sends.fetch_add(1, Relaxed);
-    counters.tx_packets.fetch_add(packets, Relaxed);
     // First the part, then the whole: nobody sees a packet counted whose size is not.
     if sealed.stride > usize::from(PathMtu::BASE_DATAGRAM) {
         shared.tx.add_large(sealed.packets);
     }
-    shared.tx.add(packets, sealed.inner_bytes_without(lost));
+    let bytes = sealed.inner_bytes_without(lost);
+    counters.sent.add(sealed.relayed, packets, bytes);
+    shared.tx.add(packets, bytes);
     shared.touch_inner(now);
 }
 

@@ -241,7 +241,8 @@ impl<S: Side> EncapRing for Ring<S> {
             shared: Arc::clone(&shared),
             peer: tunnel.peer,
             local_cid: tunnel.local_cid,
-            remote: tunnel.path.remote,
+            remote_cid: tunnel.remote_cid,
+            path: tunnel.path,
             opener,
         })))?;
         self.send_tx(TxCommand::Install(Box::new(TxTunnel {
@@ -276,7 +277,7 @@ impl<S: Side> EncapRing for Ring<S> {
     }
 
     fn set_path(&self, id: TunnelId, path: Path) {
-        let _ = self.send_rx(RxCommand::SetRemote(id, path.remote));
+        let _ = self.send_rx(RxCommand::SetPath(id, path));
         let _ = self.send_tx(TxCommand::SetPath(id, path));
     }
 

@@ -10,7 +10,7 @@ use cyphonic_common::frame::{Candidates, Close, DATAGRAM, PROBING};
 use cyphonic_common::limits::MIN_PROBE_DATAGRAM;
 use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
 use cyphonic_common::policy::Direction;
-use cyphonic_common::{DropReason, Frame, Frames, Part};
+use cyphonic_common::{ConnectionId, DropReason, Frame, Frames, Part};
 
 use super::joiner::{Joined, Joiner, Joining};
 use super::sources::{Sign, Sources};
@@ -20,7 +20,7 @@ use crate::protect::{HEADER_LEN, OpenError, Opener};
 use crate::ring::command::{Answer, RxTunnel};
 use crate::ring::device::Delivery;
 use crate::ring::shared::{Challenge, Shared};
-use crate::ring::{CandidateSet, RingEvent, ecn};
+use crate::ring::{CandidateSet, Path, RingEvent, ecn};
 
 /// A datagram of a tunnel, as it came.
 pub(in crate::ring) struct Arrived<'a> {
@@ -47,7 +47,11 @@ pub(super) struct Out<'w, D> {
 pub(super) struct Peer {
     pub(super) shared: Arc<Shared>,
     peer: Ipv6Addr,
-    pub(super) remote: SocketAddr,
+    remote_cid: ConnectionId,
+    /// Where this end sends.
+    remote: SocketAddr,
+    /// That is a relay.
+    relayed: bool,
     pub(super) opener: Opener,
     joiner: Joiner,
     heard: bool,
@@ -63,7 +67,9 @@ impl Peer {
         Self {
             shared: tunnel.shared,
             peer: tunnel.peer,
-            remote: tunnel.remote,
+            remote_cid: tunnel.remote_cid,
+            remote: tunnel.path.remote,
+            relayed: tunnel.path.is_relayed(tunnel.remote_cid),
             opener: tunnel.opener,
             joiner: Joiner::default(),
             heard: false,
@@ -72,6 +78,12 @@ impl Peer {
             closed: false,
             exhausted: false,
         }
+    }
+
+    /// This end sends on another path from now on.
+    pub(super) fn set_path(&mut self, path: Path) {
+        self.remote = path.remote;
+        self.relayed = path.is_relayed(self.remote_cid);
     }
 
     /// Opens a datagram in place and acts on its frames. Inner packets are delivered, by where they lie; one
@@ -263,6 +275,7 @@ impl Peer {
             ecn::set_ipv6(packet, combined);
         }
         self.shared.rx.add(1, u64::from(len));
+        parts.counters.received.add(self.relayed, 1, u64::from(len));
         let place = Slot { start: arrived.place.start + start, len, ..arrived.place };
         delivery.push(place, packet, &parts.counters);
         Ok(())

@@ -47,8 +47,9 @@ fn worker(port: Arc<UdpPort>) -> (RxWorker<Nowhere>, Sender<RxCommand>) {
 fn tunnel(cid: ConnectionId) -> RxTunnel {
     let remote = SocketAddr::from(([192, 0, 2, 1], 9));
     let (_, opener) = pair(1, 2);
-    let shared = Arc::new(Shared::new(TunnelId(1), Path { remote, wire_cid: cid }, Instant::now()));
-    RxTunnel { shared, peer: Ipv6Addr::LOCALHOST, local_cid: cid, remote, opener }
+    let path = Path { remote, wire_cid: cid };
+    let shared = Arc::new(Shared::new(TunnelId(1), path, Instant::now()));
+    RxTunnel { shared, peer: Ipv6Addr::LOCALHOST, local_cid: cid, remote_cid: cid, path, opener }
 }
 
 /// The kernel chooses a socket by addresses and ports alone.

@@ -21,6 +21,8 @@ pub(super) struct Batch {
 pub(super) struct Sealed {
     pub(super) tunnel: usize,
     pub(super) ecn: u8,
+    /// It goes to a relay.
+    pub(super) relayed: bool,
     pub(super) stride: usize,
     pub(super) packets: u64,
     pub(super) inner_bytes: u64,
@@ -31,7 +33,7 @@ pub(super) struct Sealed {
 impl Sealed {
     /// Of an empty batch.
     pub(super) const NONE: Self =
-        Self { tunnel: 0, ecn: 0, stride: 0, packets: 0, inner_bytes: 0, pieces: 0 };
+        Self { tunnel: 0, ecn: 0, relayed: false, stride: 0, packets: 0, inner_bytes: 0, pieces: 0 };
 
     /// The inner packets that left when the last packets were lost.
     pub(super) fn inner_packets_without(&self, lost: u64) -> u64 {
@@ -75,7 +77,7 @@ impl Batch {
     /// Counts in the packet that was written there.
     pub(super) fn commit(&mut self, tunnel: usize, ecn: u8, len: usize, inner: usize) {
         if self.sealed.packets == 0 {
-            self.sealed = Sealed { tunnel, ecn, stride: len, packets: 0, inner_bytes: 0, pieces: 0 };
+            self.sealed = Sealed { tunnel, ecn, stride: len, ..Sealed::NONE };
         }
         self.closed = len < self.sealed.stride;
         self.sealed.packets += 1;

@@ -74,7 +74,7 @@ impl Tunnel {
             confirmed: tunnel.confirmed,
             exhausted: false,
             watched: false,
-            paths: Vec::from_iter(Some(tunnel.path).filter(|path| path.wire_cid != tunnel.remote_cid)),
+            paths: Vec::from_iter(Some(tunnel.path).filter(|path| path.is_relayed(tunnel.remote_cid))),
         }
     }
 
@@ -95,7 +95,7 @@ impl Tunnel {
     /// Remembers how a relay's address is sent to. Any other address is sent to with the real connection ID.
     pub(super) fn learn(&mut self, path: Path) {
         self.paths.retain(|known| known.remote != path.remote);
-        if path.wire_cid == self.remote_cid {
+        if !path.is_relayed(self.remote_cid) {
             return;
         }
         if self.paths.len() >= MAX_PATHS {
