@@ -256,7 +256,7 @@ impl Connection {
         TLS_ALERTS.contains(&u64::from(closed.error_code))
     }
 
-    /// quinn's connection, for relayed legs.
+    /// quinn's connection, for what this one has no words for.
     pub fn quinn(&self) -> &quinn::Connection {
         &self.inner
     }

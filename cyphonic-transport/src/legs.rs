@@ -59,8 +59,8 @@ impl RelayedAddress {
 /// The legs of all TRS connections, each of which its owner names by a number.
 #[derive(Debug)]
 pub(crate) struct Legs<C> {
-    by_address: HashMap<RelayedAddress, (usize, u64)>,
-    by_trs: HashMap<usize, OfOneTrs<C>>,
+    by_address: HashMap<RelayedAddress, (u64, u64)>,
+    by_trs: HashMap<u64, OfOneTrs<C>>,
     numbers: Numbers,
 }
 
@@ -131,7 +131,7 @@ impl<C: Clone> Legs<C> {
     /// a connection.
     pub(crate) fn add(
         &mut self,
-        trs: usize,
+        trs: u64,
         connection: &C,
         key: impl FnOnce() -> KeyHash,
         context: u64,
@@ -161,7 +161,7 @@ impl<C: Clone> Legs<C> {
     }
 
     /// Forgets all legs of a TRS connection.
-    pub(crate) fn remove_all_of(&mut self, trs: usize) {
+    pub(crate) fn remove_all_of(&mut self, trs: u64) {
         let Some(own) = self.by_trs.remove(&trs) else { return };
         self.numbers.leave(own.key);
         for address in own.by_context.into_values() {
@@ -170,7 +170,7 @@ impl<C: Clone> Legs<C> {
     }
 
     /// The TRS connection's number, and the leg's context there.
-    pub(crate) fn get(&self, address: RelayedAddress) -> Option<(usize, u64)> {
+    pub(crate) fn get(&self, address: RelayedAddress) -> Option<(u64, u64)> {
         self.by_address.get(&address).copied()
     }
 

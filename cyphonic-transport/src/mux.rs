@@ -27,7 +27,7 @@ use quinn_udp::{EcnCodepoint, RecvMeta, Transmit};
 
 use crate::legs::{Legs, RelayedAddress};
 use crate::resets::{ResetSink, Resets};
-use crate::{carry, tls};
+use crate::{Connection, carry};
 
 /// Packets held for quinn. 2,048 of 1,400 bytes are 3 MiB: more than a burst of handshakes, less than a
 /// flood.
@@ -119,25 +119,25 @@ impl Mux {
 
     /// The address under which quinn reaches a leg of a TRS connection: the same one for as long as the leg
     /// is among the newest thousands of that connection.
-    pub fn add_leg(&self, trs: &quinn::Connection, context: u64) -> RelayedAddress {
+    pub fn add_leg(&self, trs: &Connection, context: u64) -> RelayedAddress {
         let mut legs = sync::write(&self.legs);
-        legs.add(trs.stable_id(), trs, || key_of(trs), context)
+        legs.add(trs.id(), trs.quinn(), || key_of(trs), context)
     }
 
     /// Forgets every leg of a TRS connection that ended.
-    pub fn remove_legs(&self, trs: &quinn::Connection) {
-        sync::write(&self.legs).remove_all_of(trs.stable_id());
+    pub fn remove_legs(&self, trs: &Connection) {
+        sync::write(&self.legs).remove_all_of(trs.id());
     }
 
-    /// The leg behind an address: its connection's [`quinn::Connection::stable_id`] and its context.
-    pub fn leg(&self, address: RelayedAddress) -> Option<(usize, u64)> {
+    /// The leg behind an address: its connection's [`id`](Connection::id) and its context.
+    pub fn leg(&self, address: RelayedAddress) -> Option<(u64, u64)> {
         sync::read(&self.legs).get(address)
     }
 
     /// A relayed packet from a TRS: hands the packet in it to quinn. The TRS forwards only between bound
     /// legs, so a context that was not seen before is a leg whose peer was faster than our own
     /// bookkeeping.
-    pub fn deliver_relayed(&self, trs: &quinn::Connection, datagram: &Bytes) {
+    pub fn deliver_relayed(&self, trs: &Connection, datagram: &Bytes) {
         let Some((context, packet)) = relayed::decode(datagram) else { return self.count_drop() };
         let address = self.add_leg(trs, context);
         let payload = datagram.slice_ref(packet);
@@ -304,8 +304,8 @@ impl UdpPoller for AlwaysWritable {
 
 /// The key that a TRS has proved to have. Without one there would be no connection to it; all such would be
 /// one TRS.
-fn key_of(trs: &quinn::Connection) -> KeyHash {
-    tls::identity_of(trs).and_then(Result::ok).map_or(KeyHash([0; 32]), |identity| identity.spki_sha256)
+fn key_of(trs: &Connection) -> KeyHash {
+    trs.identity().map_or(KeyHash([0; 32]), |identity| identity.spki_sha256)
 }
 
 /// Whether what comes from the network can come from there: no port has the number 0, and a relayed leg's

@@ -57,7 +57,7 @@ impl Engine {
         if let Some(old) = self.services.standing.remove(&service) {
             // It may serve yet: only the service can say, when the new one stands.
             old.listener.abort();
-            self.transport.mux().remove_legs(old.connection.quinn());
+            self.transport.mux().remove_legs(&old.connection);
             self.services.replaced.insert(service.clone(), old.connection);
         }
         self.dial(service, Way::Udp, addresses, name);
@@ -97,7 +97,7 @@ impl Engine {
         if let Some(old) = self.services.standing.remove(service) {
             old.listener.abort();
             self.note_end(service, &old.connection);
-            self.transport.mux().remove_legs(old.connection.quinn());
+            self.transport.mux().remove_legs(&old.connection);
             old.connection.close(close::DONE, "not needed now");
         }
     }
@@ -149,7 +149,7 @@ impl Engine {
         self.give_up_dials(&service);
         if let Some(left) = self.services.standing.remove(&service) {
             left.listener.abort();
-            self.transport.mux().remove_legs(left.connection.quinn());
+            self.transport.mux().remove_legs(&left.connection);
             let_go(left.connection);
         }
         let remote = connection.remote_address();
@@ -183,7 +183,7 @@ impl Engine {
                     tracing::debug!(%service, reason, "the connection ended");
                 }
                 self.note_end(&service, &ended.connection);
-                self.transport.mux().remove_legs(ended.connection.quinn());
+                self.transport.mux().remove_legs(&ended.connection);
             }
             self.node.handle_disconnected(now, service, reason);
         }
@@ -192,7 +192,7 @@ impl Engine {
     /// The address of a leg, if its TRS is connected.
     pub(super) fn leg(&self, trs: &str, context: u64) -> Option<SocketAddr> {
         let service = self.services.standing.get(&Service::Trs(trs.to_owned()))?;
-        let address = self.transport.mux().add_leg(service.connection.quinn(), context);
+        let address = self.transport.mux().add_leg(&service.connection, context);
         Some(address.socket_addr())
     }
 
@@ -203,7 +203,7 @@ impl Engine {
         let relayed = leg.and_then(|(id, context)| {
             let mut services = self.services.standing.iter();
             services.find_map(|(service, s)| match service {
-                Service::Trs(trs) if s.connection.quinn().stable_id() == id => {
+                Service::Trs(trs) if s.connection.id() == id => {
                     Some(PeerVia::Relay { trs: trs.clone(), context })
                 }
                 Service::As | Service::Nms | Service::Trs(_) => None,
@@ -307,7 +307,7 @@ async fn hear_requests(
 /// Handshakes of peers that a TRS relays. Other services send none; hearing them costs nothing.
 async fn hear_datagrams(connection: &Connection, mux: &Mux) -> String {
     let deliver = |datagram| {
-        mux.deliver_relayed(connection.quinn(), &datagram);
+        mux.deliver_relayed(connection, &datagram);
         true
     };
     let end = connection.receive_datagrams(deliver).await;
