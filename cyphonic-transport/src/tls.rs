@@ -347,7 +347,10 @@ fn speaking(mut tls: rustls::ClientConfig, alpn: &[u8]) -> rustls::ClientConfig 
     tls
 }
 
-fn quic_client(tls: rustls::ClientConfig, purpose: Purpose) -> Result<quinn::ClientConfig, TlsError> {
+fn quic_client(mut tls: rustls::ClientConfig, purpose: Purpose) -> Result<quinn::ClientConfig, TlsError> {
+    // Anybody on the way can read what the first packet says. Servers choose their certificate by the protocol,
+    // so it need not say whom this is for.
+    tls.enable_sni = false;
     let quic = QuicClientConfig::try_from(tls).map_err(|error| TlsError::Quic(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(quic));
     config.transport_config(purpose.transport_config());

@@ -13,6 +13,7 @@ use cyphonic_proto::message::{self, ObservationRequest, ObservationResponse, Ref
 use cyphonic_proto::tunnel::Exporter;
 use cyphonic_proto::{Message, alpn};
 use cyphonic_transport::{ClientTls, Clock, Connection, Credentials, DialError, Incoming, ServerTls, enrol};
+use quinn::crypto::rustls::HandshakeData;
 
 const NMS: &str = "nms.svc.test.internal";
 const A: &str = "a.test.internal";
@@ -89,6 +90,27 @@ async fn a_device_and_its_nms_know_each_other_and_exchange_messages_both_ways() 
     }
     assert_eq!(dialled.export(b"label", b"context").unwrap(), accepted.export(b"label", b"context").unwrap());
     assert_ne!(dialled.export(b"label", b"context").unwrap(), dialled.export(b"label", b"other").unwrap());
+}
+
+#[tokio::test]
+async fn nobody_on_the_way_reads_who_is_dialled() {
+    let authority = Authority::new(1);
+    let server = nms(&authority, &authority.issue(Role::Nms, NMS));
+    let peer =
+        Host::start(Some((ServerTls::peer(&authority.issue(Role::Device, B)).unwrap(), authority.network)));
+    let device = Host::start(None);
+    let own = authority.issue(Role::Device, A);
+    let tls = ClientTls::new(own.clone());
+    let _to_nms = dial_nms(&device, &own, &server, NMS).await.unwrap();
+    let by_nms = server.transport.accept().await.unwrap().connection;
+    let arrives = async { peer.transport.accept_peer().await.unwrap().verified().await.unwrap() };
+    let peers = [peer.address];
+    let (to_peer, by_peer) = tokio::join!(device.transport.connect_peer(&tls, &peers, B, SOON), arrives);
+    let _to_peer = to_peer.unwrap();
+    for (accepted, protocol) in [(by_nms, alpn::NMS), (by_peer, alpn::PEER)] {
+        let said = accepted.quinn().handshake_data().unwrap().downcast::<HandshakeData>().unwrap();
+        assert_eq!((said.protocol.as_deref(), said.server_name), (Some(protocol), None));
+    }
 }
 
 #[tokio::test]
