@@ -31,8 +31,9 @@ mod peer_exchange;
 mod peers;
 mod registration;
 mod relay_legs;
+mod requests;
 mod services;
-mod setup;
+mod setups;
 pub mod status;
 mod tunnels;
 
@@ -59,7 +60,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use registration::Registration;
 use services::Slot;
-use setup::Setup;
+use setups::Setup;
 pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
 use tunnels::Tunnel;
 

@@ -10,7 +10,7 @@
 
 use std::time::Instant;
 
-use super::setup::Stage;
+use super::setups::Stage;
 use super::{Action, Node, PeerVia, Timer, config};
 use crate::id::{PeerConnectionId, SetupId};
 use crate::identity::Identity;
@@ -59,8 +59,8 @@ impl Node {
         self.drop_offer(connection);
         for setup in self.setups.values_mut() {
             // Its answer has nobody to go to; the tunnel has its keys all the same.
-            if let Some((_, waiting)) =
-                setup.agreed.as_mut().filter(|(_, waiting)| *waiting == Some(connection))
+            if let Stage::Agreed(_, waiting) = &mut setup.stage
+                && *waiting == Some(connection)
             {
                 *waiting = None;
             }
@@ -92,7 +92,7 @@ impl Node {
         let offer = self.take_offer(connection)?;
         // A relayed set-up has one connection ID, whoever asks how often.
         let wanted = self.offers.values().any(|other| other.cid == offer.cid)
-            || self.setups.values().any(|setup| setup.agreed.is_some() && setup.cid == offer.cid);
+            || self.setups.values().any(|setup| setup.is_agreed() && setup.cid == offer.cid);
         if !wanted {
             self.act(Action::ForgetTunnel { local_cid: offer.cid });
         }
@@ -124,8 +124,7 @@ impl Node {
         match via {
             PeerVia::Direct(_) => Some(self.fresh_cid()),
             PeerVia::Relay { .. } => {
-                let listening =
-                    |setup: &&super::Setup| setup.stage == Stage::Listening && setup.via() == *via;
+                let listening = |setup: &&super::Setup| setup.is_listening() && setup.via() == *via;
                 self.setups.values().find(listening).map(|setup| setup.cid)
             }
         }

@@ -44,7 +44,7 @@ use schedule::{PAUSE_LEAST, PAUSE_MOST, Steps};
 pub use status::PathStatus;
 pub use telling::CandidateSet;
 
-use super::setup::Setup;
+use super::setups::Setup;
 use crate::ConnectionId;
 use crate::message::RouteKind;
 

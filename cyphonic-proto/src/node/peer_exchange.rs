@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use super::offers::EarlyRequest;
 use super::peers::Retry;
-use super::setup::{Setup, Stage};
+use super::setups::{Setup, Stage};
 use super::tunnels::Install;
 use super::{Action, Node, PeerVia, ResolveError, Service, Timer};
 use crate::id::{PeerConnectionId, SetupId};
@@ -53,7 +53,7 @@ pub(super) struct Agreed {
 impl Node {
     /// The peer that was dialled is at the other end, and this is its TunnelOffer.
     pub fn handle_peer_offer(&mut self, now: Instant, id: SetupId, peer: ProvedPeer<'_>, message: Message) {
-        let dialling = |setup: &&Setup| setup.stage == Stage::Dialling;
+        let dialling = |setup: &&Setup| setup.is_dialling();
         let Some(setup) = self.setups.get(&id).filter(dialling) else { return };
         if let Err(refusal) = check_peer(setup, &peer.via, peer.identity, self.config.identity.network_id) {
             let what = refusal.reason;
@@ -119,7 +119,7 @@ impl Node {
     pub(super) fn take_request(&mut self, now: Instant, connection: PeerConnectionId, early: EarlyRequest) {
         let id = early.setup;
         let agreed = match self.setups.get(&id) {
-            Some(setup) if setup.stage == Stage::Listening => self.agree_as_listener(setup, &early),
+            Some(setup) if setup.is_listening() => self.agree_as_listener(setup, &early),
             // Not directed to it yet, perhaps: the NMS's word may travel longer than the peer's.
             None if !self.is_over(id) => {
                 if let Some(offer) = self.offers.get_mut(&connection) {
@@ -145,19 +145,19 @@ impl Node {
         let offered = connection.and_then(|connection| self.offers.get(&connection)).map(|offer| offer.cid);
         let Some(setup) = self.setups.get_mut(&id) else { return };
         setup.cid = offered.unwrap_or(setup.cid);
-        setup.stage = Stage::Agreed;
-        setup.agreed = Some((agreed, connection));
+        setup.stage = Stage::Agreed(agreed, connection);
         self.complete(now, id);
     }
 
     /// Installs what both ends agreed on, once nothing is missing.
     pub(super) fn complete(&mut self, now: Instant, id: SetupId) {
-        let ready = |setup: &Setup| setup.agreed.is_some() && setup.is_bound();
+        let ready = |setup: &Setup| setup.is_agreed() && setup.is_bound();
         if !self.setups.get(&id).is_some_and(ready) {
             return;
         }
         let Some(mut setup) = self.take_setup(id) else { return };
-        let Some((agreed, connection)) = setup.agreed.take() else { return };
+        let stage = std::mem::replace(&mut setup.stage, Stage::Listening);
+        let Stage::Agreed(agreed, connection) = stage else { return };
         if let Some(connection) = connection {
             self.take_offer(connection);
         }

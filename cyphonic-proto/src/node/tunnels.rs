@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::paths::Paths;
 use super::relay_legs::OwnLeg;
-use super::setup::Setup;
+use super::setups::Setup;
 use super::{
     Action, CloseCode, Node, PathMtu, Service, Timer, TunnelActivity, TunnelControl, TunnelParameters, mtu,
 };

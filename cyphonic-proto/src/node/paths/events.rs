@@ -7,7 +7,7 @@ use super::schedule::PROOF;
 use super::{Candidate, CandidateSet, Race, candidate};
 use crate::id::TunnelId;
 use crate::message::RouteKind;
-use crate::node::setup::Setup;
+use crate::node::setups::Setup;
 use crate::node::tunnels::Tunnel;
 use crate::node::{Action, Node, Routes, Service, Timer};
 
