@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn one_source_takes_its_own_places_only_and_gives_them_back() {
         let handshakes = Handshakes::new();
-        let leg = Legs::default().add(1, &(), || KeyHash([1; 32]), 1).socket_addr();
+        let leg = Legs::default().entered(1, &(), KeyHash([1; 32]), 1).socket_addr();
         let mut held = all_of(&handshakes, at("192.0.2.1:1"));
         assert_eq!(held.len(), MOST_OF_NETWORK);
         for same in ["192.0.2.1:2", "[::ffff:192.0.2.1]:3"] {
@@ -212,7 +212,7 @@ mod tests {
     fn each_leg_and_each_local_socket_is_a_source_of_its_own() {
         let handshakes = Handshakes::new();
         let mut legs = Legs::default();
-        let [one, two] = [1, 2].map(|context| legs.add(1, &(), || KeyHash([1; 32]), context).socket_addr());
+        let [one, two] = [1, 2].map(|context| legs.entered(1, &(), KeyHash([1; 32]), context).socket_addr());
         for (full, free) in
             [(one, two), (at("127.0.0.1:1"), at("127.0.0.1:2")), (at("[::1]:1"), at("[::1]:2"))]
         {
@@ -233,7 +233,7 @@ mod tests {
             Answer::Prove | Answer::Refuse => None,
         };
         let begin = |legs: &mut Legs<()>, connection, relay: u8, context| {
-            let leg = legs.add(connection, &(), || KeyHash([relay; 32]), context);
+            let leg = legs.entered(connection, &(), KeyHash([relay; 32]), context);
             enter(handshakes.begin(leg.socket_addr(), true))
         };
         let held: Vec<_> = (0..4_096).filter_map(|context| begin(&mut legs, 1, 1, context)).collect();

@@ -127,27 +127,22 @@ impl Numbers {
 }
 
 impl<C: Clone> Legs<C> {
-    /// The address of a leg: the one that it has, or else a new one. `key` is asked for with the first leg of
-    /// a connection.
-    pub(crate) fn add(
-        &mut self,
-        trs: u64,
-        connection: &C,
-        key: impl FnOnce() -> KeyHash,
-        context: u64,
-    ) -> RelayedAddress {
-        let own = self.by_trs.entry(trs).or_insert_with(|| {
-            let key = key();
-            self.numbers.enter(key);
-            OfOneTrs {
-                connection: connection.clone(),
-                key,
-                by_context: HashMap::new(),
-                by_age: VecDeque::new(),
-            }
-        });
+    /// A TRS connection may have legs from now on, until they are all removed.
+    pub(crate) fn enter(&mut self, trs: u64, connection: &C, key: KeyHash) {
+        if self.by_trs.contains_key(&trs) {
+            return;
+        }
+        self.numbers.enter(key);
+        let (connection, by_context, by_age) = (connection.clone(), HashMap::new(), VecDeque::new());
+        self.by_trs.insert(trs, OfOneTrs { connection, key, by_context, by_age });
+    }
+
+    /// The address of a leg: the one that it has, or else a new one. None for a connection that has not
+    /// entered, or has ended: something of it may still be under way.
+    pub(crate) fn add(&mut self, trs: u64, context: u64) -> Option<RelayedAddress> {
+        let own = self.by_trs.get_mut(&trs)?;
         if let Some(address) = own.by_context.get(&context) {
-            return *address;
+            return Some(*address);
         }
         if own.by_age.len() >= MAX_LEGS {
             let oldest = own.by_age.pop_front().and_then(|oldest| own.by_context.remove(&oldest));
@@ -157,10 +152,10 @@ impl<C: Clone> Legs<C> {
         own.by_context.insert(context, address);
         own.by_age.push_back(context);
         self.by_address.insert(address, (trs, context));
-        address
+        Some(address)
     }
 
-    /// Forgets all legs of a TRS connection.
+    /// Forgets a TRS connection, with all its legs.
     pub(crate) fn remove_all_of(&mut self, trs: u64) {
         let Some(own) = self.by_trs.remove(&trs) else { return };
         self.numbers.leave(own.key);
@@ -182,11 +177,20 @@ impl<C: Clone> Legs<C> {
 }
 
 #[cfg(test)]
+impl<C: Clone> Legs<C> {
+    /// A leg of a connection that has entered, at the latest now.
+    pub(crate) fn entered(&mut self, trs: u64, connection: &C, key: KeyHash, context: u64) -> RelayedAddress {
+        self.enter(trs, connection, key);
+        self.add(trs, context).unwrap()
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    fn key(n: u8) -> impl Fn() -> KeyHash {
-        move || KeyHash([n; 32])
+    fn key(n: u8) -> KeyHash {
+        KeyHash([n; 32])
     }
 
     #[test]
@@ -208,27 +212,29 @@ mod tests {
     #[test]
     fn a_leg_keeps_its_address_and_its_way_until_its_connection_ends() {
         let mut legs = Legs::default();
-        let (a, b) = (legs.add(1, &"one", key(1), 7), legs.add(2, &"two", key(2), 7));
+        let (a, b) = (legs.entered(1, &"one", key(1), 7), legs.entered(2, &"two", key(2), 7));
         assert_ne!(a, b);
-        assert_eq!((legs.add(1, &"one", key(1), 7), legs.add(2, &"two", key(2), 7)), (a, b));
+        assert_eq!((legs.entered(1, &"one", key(1), 7), legs.entered(2, &"two", key(2), 7)), (a, b));
         assert_eq!((legs.get(a), legs.way(b)), (Some((1, 7)), Some((&"two", 7))));
         legs.remove_all_of(1);
         assert_eq!((legs.get(a), legs.way(a), legs.way(b)), (None, None, Some((&"two", 7))));
-        assert_ne!(legs.add(1, &"one", key(1), 7), a, "an address is not used again");
+        assert_eq!(legs.add(1, 8), None, "what was under way when it ended");
+        assert_eq!(legs.by_trs.len(), 1);
+        assert_ne!(legs.entered(1, &"one", key(1), 7), a, "an address is not used again");
     }
 
     #[test]
     fn when_all_places_are_taken_the_oldest_leg_goes() {
         let mut legs = Legs::default();
         let addresses: Vec<_> =
-            (0..=MAX_LEGS as u64).map(|context| legs.add(1, &(), key(1), context)).collect();
+            (0..=MAX_LEGS as u64).map(|context| legs.entered(1, &(), key(1), context)).collect();
         assert_eq!(legs.get(addresses[0]), None);
         for (context, address) in (0..).zip(&addresses).skip(1) {
             assert_eq!(legs.get(*address), Some((1, context)));
-            assert_eq!(legs.add(1, &(), key(1), context), *address);
+            assert_eq!(legs.entered(1, &(), key(1), context), *address);
         }
         // Who comes back has an address again, at the expense of the next.
-        let again = legs.add(1, &(), key(1), 0);
+        let again = legs.entered(1, &(), key(1), 0);
         assert_eq!((legs.get(again), legs.get(addresses[1])), (Some((1, 0)), None));
         assert_eq!((legs.by_address.len(), legs.by_trs[&1].by_age.len()), (MAX_LEGS, MAX_LEGS));
     }
@@ -236,9 +242,9 @@ mod tests {
     #[test]
     fn what_one_trs_makes_up_takes_no_place_of_another() {
         let mut legs = Legs::default();
-        let own: Vec<_> = (0..10).map(|context| legs.add(1, &(), key(1), context)).collect();
+        let own: Vec<_> = (0..10).map(|context| legs.entered(1, &(), key(1), context)).collect();
         for context in 0..3 * MAX_LEGS as u64 {
-            legs.add(2, &(), key(2), context);
+            legs.entered(2, &(), key(2), context);
         }
         for (context, address) in (0..).zip(own) {
             assert_eq!(legs.get(address), Some((1, context)));
@@ -250,12 +256,12 @@ mod tests {
     #[test]
     fn a_trs_keeps_its_number_over_its_connections_and_no_address_is_used_twice() {
         let mut legs = Legs::default();
-        let first = legs.add(1, &(), key(1), 7);
-        let (beside, other) = (legs.add(2, &(), key(1), 7), legs.add(3, &(), key(2), 7));
+        let first = legs.entered(1, &(), key(1), 7);
+        let (beside, other) = (legs.entered(2, &(), key(1), 7), legs.entered(3, &(), key(2), 7));
         assert!(first.trs() == beside.trs() && first != beside && first.trs() != other.trs());
         legs.remove_all_of(1);
         legs.remove_all_of(2);
-        let later = legs.add(4, &(), key(1), 7);
+        let later = legs.entered(4, &(), key(1), 7);
         assert_eq!(later.trs(), first.trs());
         assert!(later != first && later != beside);
     }
@@ -263,12 +269,12 @@ mod tests {
     #[test]
     fn few_trss_without_a_connection_are_remembered() {
         let mut legs = Legs::default();
-        let stays = legs.add(1_000, &(), key(255), 7);
+        let stays = legs.entered(1_000, &(), key(255), 7);
         for n in 0..=200 {
-            legs.add(n.into(), &(), key(n), 7);
+            legs.entered(n.into(), &(), key(n), 7);
             legs.remove_all_of(n.into());
         }
         assert!(legs.numbers.by_key.len() <= MAX_NUMBERS);
-        assert_eq!(legs.add(1_001, &(), key(255), 7).trs(), stays.trs());
+        assert_eq!(legs.entered(1_001, &(), key(255), 7).trs(), stays.trs());
     }
 }

@@ -117,14 +117,18 @@ impl Mux {
         self.resets.forget(tunnel);
     }
 
-    /// The address under which quinn reaches a leg of a TRS connection: the same one for as long as the leg
-    /// is among the newest thousands of that connection.
-    pub fn add_leg(&self, trs: &Connection, context: u64) -> RelayedAddress {
-        let mut legs = sync::write(&self.legs);
-        legs.add(trs.id(), trs.quinn(), || key_of(trs), context)
+    /// Packets that this TRS relays are taken from now on, until [`remove_legs`](Self::remove_legs).
+    pub fn enter(&self, trs: &Connection) {
+        sync::write(&self.legs).enter(trs.id(), trs.quinn(), key_of(trs));
     }
 
-    /// Forgets every leg of a TRS connection that ended.
+    /// The address under which quinn reaches a leg of a TRS connection that has entered: the same one for as
+    /// long as the leg is among the newest thousands of that connection.
+    pub fn add_leg(&self, trs: &Connection, context: u64) -> Option<RelayedAddress> {
+        sync::write(&self.legs).add(trs.id(), context)
+    }
+
+    /// Forgets a TRS connection that ended, with every leg.
     pub fn remove_legs(&self, trs: &Connection) {
         sync::write(&self.legs).remove_all_of(trs.id());
     }
@@ -139,7 +143,7 @@ impl Mux {
     /// bookkeeping.
     pub fn deliver_relayed(&self, trs: &Connection, datagram: &Bytes) {
         let Some((context, packet)) = relayed::decode(datagram) else { return self.count_drop() };
-        let address = self.add_leg(trs, context);
+        let Some(address) = self.add_leg(trs, context) else { return self.count_drop() };
         let payload = datagram.slice_ref(packet);
         self.enqueue([Packet { from: address.socket_addr(), local_ip: None, ecn: None, payload }]);
     }
@@ -329,7 +333,7 @@ mod tests {
     #[test]
     fn quinn_hears_of_no_sender_that_there_cannot_be() {
         let mux = Mux::new(Arc::new(UdpPort::bind_to("127.0.0.1:0".parse().unwrap()).unwrap()));
-        let leg = Legs::default().add(1, &(), || KeyHash([1; 32]), 7).socket_addr();
+        let leg = Legs::default().entered(1, &(), KeyHash([1; 32]), 7).socket_addr();
         for (dropped, from) in
             (1..).zip(["192.0.2.1:0".parse().unwrap(), "[2001:db8::1]:0".parse().unwrap(), leg])
         {

@@ -335,6 +335,7 @@ async fn relay(from: Connection, to: Connection, context: u64) {
 }
 
 async fn listen_for_relayed(host: Arc<cyphonic_transport::Transport>, trs: Connection) {
+    host.mux().enter(&trs);
     let deliver = |datagram: bytes::Bytes| {
         host.mux().deliver_relayed(&trs, &datagram);
         true
@@ -444,7 +445,8 @@ async fn shake_hands_over(carries: usize) {
     tokio::spawn(relay(a_at_trs.clone(), b_at_trs.clone(), context_b));
     tokio::spawn(relay(b_at_trs, a_at_trs, context_a));
 
-    let address = a.transport.mux().add_leg(&a_leg, context_a);
+    a.transport.mux().enter(&a_leg);
+    let address = a.transport.mux().add_leg(&a_leg, context_a).unwrap();
     let tls = ClientTls::new(credentials[0].clone());
     let timeout = Duration::from_secs(5);
     let dialled = a.transport.connect_peer(&tls, &[address.socket_addr()], B, timeout).await.unwrap();

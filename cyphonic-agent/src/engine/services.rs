@@ -153,6 +153,9 @@ impl Engine {
             let_go(left.connection);
         }
         let remote = connection.remote_address();
+        if let Service::Trs(_) = &service {
+            self.transport.mux().enter(&connection);
+        }
         let listener = listen(
             service.clone(),
             attempt,
@@ -192,7 +195,7 @@ impl Engine {
     /// The address of a leg, if its TRS is connected.
     pub(super) fn leg(&self, trs: &str, context: u64) -> Option<SocketAddr> {
         let service = self.services.standing.get(&Service::Trs(trs.to_owned()))?;
-        let address = self.transport.mux().add_leg(&service.connection, context);
+        let address = self.transport.mux().add_leg(&service.connection, context)?;
         Some(address.socket_addr())
     }
 
