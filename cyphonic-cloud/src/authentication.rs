@@ -118,7 +118,8 @@ impl Service {
                     tracing::warn!(
                         fqdn,
                         holder,
-                        "the holder's key is on this device, too: revoke the holder and enrol it anew"
+                        "the holder's key is on this device, too: revoke the holder, and enrol it anew unless it is this device \
+                         under an earlier name"
                     );
                 }
             }
@@ -127,8 +128,8 @@ impl Service {
     }
 
     /// Whether the register stands behind a certificate.
-    pub fn knows(&self, peer: &Identity) -> bool {
-        self.admit(peer).is_ok()
+    pub fn knows(&self, peer: &Identity, now: UnixSeconds) -> bool {
+        self.admit(peer, now).is_ok()
     }
 
     fn enrol(&self, request: &EnrolRequest, now: UnixSeconds) -> Result<Message, Refused> {
@@ -168,7 +169,7 @@ impl Service {
         now: UnixSeconds,
     ) -> Result<Message, Refused> {
         let protocol_version = version::negotiate(request.protocol_version)?;
-        let device = self.admit(peer)?;
+        let device = self.admit(peer, now)?;
         let not_after = u64::try_from(peer.not_after).unwrap_or(0);
         let noted = self
             .register
@@ -197,7 +198,7 @@ impl Service {
 
     fn renew(&self, peer: &Identity, request: &RenewRequest, now: UnixSeconds) -> Result<Message, Refused> {
         let key = DeviceKey::from_csr(&request.csr)?;
-        let device = self.admit(peer)?;
+        let device = self.admit(peer, now)?;
         let lifetime = self.certificate_lifetime.as_secs();
         let issue = || {
             self.authority
@@ -210,10 +211,14 @@ impl Service {
         Ok(Message::RenewResponse(RenewResponse { certificate_chain: self.chain(&issued), time: now }))
     }
 
-    /// The device behind a certificate, if it still is one of ours. TLS has checked chain and validity.
-    fn admit(&self, peer: &Identity) -> Result<DeviceRecord, Refused> {
+    /// The device behind a certificate, if it still is one of ours. TLS has checked the chain, and the validity when
+    /// the connection was made.
+    fn admit(&self, peer: &Identity, now: UnixSeconds) -> Result<DeviceRecord, Refused> {
         if peer.role != Role::Device || peer.network_id != self.network.id {
             return Err(Refused::NotADevice);
+        }
+        if i64::try_from(now).is_ok_and(|now| peer.not_after < now) {
+            return Err(Refused::Ended);
         }
         let device = self.register.device(&peer.fqdn)?.ok_or(Refused::Unknown)?;
         if device.revoked_at.is_some() {

@@ -216,9 +216,9 @@ fn a_revoked_device_can_neither_log_in_nor_renew() {
     let overlay = Overlay::found(NOW);
     let identity = member(&overlay, "press-7.plant", false);
     let service = overlay.service();
-    assert!(service.knows(&identity));
+    assert!(service.knows(&identity, NOW));
     overlay.register().revoke_device(&identity.fqdn, NOW).unwrap();
-    assert!(!service.knows(&identity));
+    assert!(!service.knows(&identity, NOW));
     assert_eq!(refused(service.answer(Some(&identity), from(), &login(), NOW)), RefusalCode::Revoked);
     let renew = Message::RenewRequest(RenewRequest { csr: Device::new().csr() });
     assert_eq!(refused(service.answer(Some(&identity), from(), &renew, NOW)), RefusalCode::Revoked);
@@ -233,7 +233,7 @@ fn the_replaced_device_is_out_and_the_new_one_has_its_address() {
     let service = overlay.service();
     assert_eq!(refused(service.answer(Some(&old), from(), &login(), NOW)), RefusalCode::NotAllowed);
     assert!(matches!(service.answer(Some(&new), from(), &login(), NOW), Message::LoginResponse(_)));
-    assert_eq!([&old, &new].map(|identity| service.knows(identity)), [false, true]);
+    assert_eq!([&old, &new].map(|identity| service.knows(identity, NOW)), [false, true]);
 }
 
 #[test]
@@ -250,6 +250,22 @@ fn renewal_with_a_new_key_works_even_if_its_answer_is_lost() {
     assert!(matches!(service.answer(Some(&old), from(), &login(), NOW), Message::LoginResponse(_)));
     assert!(matches!(service.answer(Some(&new), from(), &login(), NOW), Message::LoginResponse(_)));
     assert_eq!(refused(service.answer(Some(&old), from(), &login(), NOW)), RefusalCode::NotAllowed);
+}
+
+#[test]
+fn who_stays_connected_until_its_certificate_has_ended_is_let_on_no_longer() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let identity = member(&overlay, "press-7.plant", false);
+    let renew = Message::RenewRequest(RenewRequest { csr: Device::new().csr() });
+    let ended = NOW + 91 * 86_400;
+    for request in [renew, login()] {
+        assert_eq!(
+            refused(service.answer(Some(&identity), from(), &request, ended)),
+            RefusalCode::NotAllowed
+        );
+    }
+    assert!(service.knows(&identity, NOW) && !service.knows(&identity, ended));
 }
 
 #[test]

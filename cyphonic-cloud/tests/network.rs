@@ -10,6 +10,7 @@ use std::time::Duration;
 use client::{Client, Member, enrol, login_request};
 use common::{Device, Overlay, enrolled};
 use cyphonic_cloud::config::Config;
+use cyphonic_cloud::register::DeviceState;
 use cyphonic_cloud::server::{Cloud, unix_now};
 use cyphonic_proto::message::{
     DirectionRequest, Message, ObservationRequest, RefusalCode, RegistrationRequest, endpoint,
@@ -175,6 +176,24 @@ async fn a_register_that_fails_refuses_nobody() {
     register_file.execute_batch("ALTER TABLE aside RENAME TO devices").unwrap();
     let management = client.connect(&overlay, &member, Role::Nms).await.unwrap();
     assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_registers_with_a_certificate_that_a_restored_register_lacks_is_not_lapsed() {
+    let (overlay, cloud) = overlay().await;
+    let member = enrol(&overlay, &overlay.token("press-7.plant", unix_now())).await;
+    let restored = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    restored.execute("UPDATE certificates SET not_after = not_before + 1", []).unwrap();
+    let state = || {
+        let device = overlay.register().device(&member.answer.fqdn).unwrap().unwrap();
+        DeviceState::of(&device, unix_now() + 60)
+    };
+    assert_eq!(state(), DeviceState::Lapsed, "as it was in the backup");
+    let client = Client::open();
+    let management = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(register(&management).await, Message::RegistrationResponse(_)));
+    assert_eq!(state(), DeviceState::Enrolled);
     cloud.shutdown().await;
 }
 

@@ -29,6 +29,8 @@ pub(super) enum Refused {
     Token(EnrolmentRefused),
     #[error("the certificate is not that of a device of this network")]
     NotADevice,
+    #[error("the certificate has ended: enrol with a new token")]
+    Ended,
     #[error("no device has this name: enrol with a new token")]
     Unknown,
     #[error("the device was revoked")]
@@ -69,7 +71,9 @@ impl Refused {
 
     fn code(&self) -> RefusalCode {
         match self {
-            Self::NotHere(_) | Self::NotADevice | Self::Unknown | Self::Replaced => RefusalCode::NotAllowed,
+            Self::NotHere(_) | Self::NotADevice | Self::Ended | Self::Unknown | Self::Replaced => {
+                RefusalCode::NotAllowed
+            }
             Self::Malformed(_) | Self::Csr(_) => RefusalCode::Malformed,
             Self::Version(_) => RefusalCode::Version,
             Self::Token(EnrolmentRefused::NameTaken(_)) => RefusalCode::NotAllowed,

@@ -83,7 +83,7 @@ pub(super) fn store(
     Ok(())
 }
 
-/// A young certificate of this device, for this key if there is one.
+/// A young certificate of this device (not of who had the name before), for this key if there is one.
 pub(super) fn youngest(
     transaction: &Transaction<'_>,
     device: &DeviceRecord,
@@ -92,7 +92,7 @@ pub(super) fn youngest(
 ) -> Result<Option<IssuedCertificate>, RegisterError> {
     let mut statement = transaction.prepare_cached(&format!(
         "SELECT {COLUMNS} FROM certificates
-         WHERE fqdn = ?1 AND NOT revoked AND issued_at <= ?3 AND (?3 - issued_at) * ?4 < not_after - issued_at
+         WHERE fqdn = ?1 AND NOT revoked AND NOT former AND issued_at <= ?3 AND (?3 - issued_at) * ?4 < not_after - issued_at
          ORDER BY spki_sha256 = ?2 DESC, issued_at DESC LIMIT 1"
     ))?;
     let parameters = params![device.fqdn, spki_sha256.0, to_sql(now), to_sql(YOUTH)];

@@ -484,6 +484,21 @@ mod tests {
     }
 
     #[test]
+    fn a_young_certificate_of_who_had_the_name_before_keeps_nobody_from_renewing() {
+        let (_dir, register) = register_with_device();
+        let long = IssuedCertificate { not_after: NOW + 90 * 86_400, ..issued(2, 1) };
+        register.renew(NAME, change(1, 1), NOW + LATER, || Ok(long)).unwrap();
+        let secret_hash = SecretHash([9; 32]);
+        let (fqdn, now) = (NAME.into(), NOW + LATER + 1);
+        let token = NewToken { secret_hash, fqdn, expires_at: now + 60, replaces: true };
+        register.create_token(&token, now).unwrap();
+        let short = IssuedCertificate { not_after: now + 86_400, ..issued(3, 3) };
+        register.enrol(&secret_hash, &key(3), now, |_| Ok(short)).unwrap();
+        let renewed = register.renew(NAME, change(3, 3), now + LATER, || Ok(issued(4, 3)));
+        assert_eq!(renewed.unwrap().serial, [4]);
+    }
+
+    #[test]
     fn the_newest_certificates_of_a_name_are_on_record() {
         let (_dir, register) = register_with_device();
         let renew = |n: u8, now| {

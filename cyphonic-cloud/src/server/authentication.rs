@@ -95,8 +95,9 @@ impl AuthenticationServer {
         let identity = connection.identity()?.clone();
         let service = Arc::clone(&self.service);
         // A look that failed is in the log of the first request, which fails as well.
-        let look =
-            tokio::task::spawn_blocking(move || service.knows(&identity).then_some(identity.spki_sha256));
+        let look = tokio::task::spawn_blocking(move || {
+            service.knows(&identity, unix_now()).then_some(identity.spki_sha256)
+        });
         look.await.ok().flatten()
     }
 

@@ -27,7 +27,7 @@ use super::kept::{Online, Presence};
 use super::newest::Newest;
 use super::rounds::Rounds;
 use super::whereabouts::Whereabouts;
-use crate::register::{DeviceRecord, Register, UnixSeconds};
+use crate::register::{DeviceRecord, Register, RegisterError, UnixSeconds};
 use crate::seldom::{HOURLY, Seldom};
 
 /// Events that wait for a service. When it is full, connections are read more slowly: their senders wait.
@@ -107,8 +107,18 @@ impl Entrance {
         let Some(register) = self.register.clone() else {
             return Ok(Admission { identity, revision: 0, since });
         };
-        let fqdn = identity.fqdn.clone();
-        let device = tokio::task::spawn_blocking(move || register.device(&fqdn)).await;
+        let (fqdn, key) = (identity.fqdn.clone(), identity.spki_sha256);
+        let not_after = u64::try_from(identity.not_after).unwrap_or(0);
+        let look_up = move || {
+            let device = register.device(&fqdn)?;
+            // A restored register may not know of it, and the device may not log in for weeks. Whether that can be
+            // noted decides nothing.
+            if let Some(device) = device.as_ref().filter(|device| device.has_key(&key)) {
+                let _ = register.note_certificate(device, &key, not_after);
+            }
+            Ok::<_, RegisterError>(device)
+        };
+        let device = tokio::task::spawn_blocking(look_up).await;
         let device = match device {
             Ok(Ok(device)) => device.ok_or(KeptOut::NotAllowed("no device has this name"))?,
             Ok(Err(error)) => return Err(self.failed(&error)),

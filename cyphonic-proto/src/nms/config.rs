@@ -43,9 +43,9 @@ pub struct NmsTiming {
     pub responder: Duration,
     /// After its start, an absent device may only not be back yet: its peers are told to ask again.
     pub grace: Duration,
-    /// DirectionRequests a node may send in a burst.
+    /// Requests of one kind that a node may send in a burst.
     pub burst: u32,
-    /// DirectionRequests a node may send per second in the long run.
+    /// Requests of one kind that a node may send per second in the long run.
     pub per_second: u32,
     /// Set-ups in progress, in all.
     pub pending: usize,

@@ -26,8 +26,10 @@ pub(super) struct Node {
     pub(super) registration: Option<Registration>,
     /// Set-ups in progress that it takes part in, in either role.
     pub(super) setups: usize,
-    /// Its requests, by the time since it came.
-    requests: Account,
+    /// Its DirectionRequests, by the time since it came.
+    pub(super) directions: Account,
+    /// Its RegistrationRequests: who asks for many peers may still tell that it has moved.
+    registrations: Account,
     came: Instant,
 }
 
@@ -106,8 +108,9 @@ impl Nms {
             self.actions.push_back(Action::Close { channel: old, code: close::NOT_ALLOWED, reason });
         }
         self.names.insert(address, fqdn.clone());
-        let requests = Account::default();
-        let node = Node { fqdn, address, seen, registration: None, setups: 0, requests, came: now };
+        let (directions, registrations) = (Account::default(), Account::default());
+        let node =
+            Node { fqdn, address, seen, registration: None, setups: 0, directions, registrations, came: now };
         self.nodes.insert(channel, node);
         self.counters.connected += 1;
     }
@@ -120,6 +123,7 @@ impl Nms {
     ) -> Result<Message, Refusal> {
         let spoken = version::negotiate(request.protocol_version)
             .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
+        self.charge(now, channel, |node| &mut node.registrations)?;
         let overlay = self.config.prefix;
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
         let registration = Registration::from_wire(request, overlay, &self.config.relays);
@@ -143,13 +147,19 @@ impl Nms {
         }))
     }
 
-    /// Takes one request from the node's allowance.
-    pub(super) fn charge(&mut self, now: Instant, channel: Channel) -> Result<(), Refusal> {
+    /// Takes one request from the node's allowance of its kind.
+    pub(super) fn charge(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        of_kind: fn(&mut Node) -> &mut Account,
+    ) -> Result<(), Refusal> {
         let timing = &self.config.timing;
         let (most, rate) = (timing.burst, timing.per_second);
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
         let every = Duration::from_secs(1) / rate.max(1);
-        if !node.requests.spend(now.saturating_duration_since(node.came), every, every * most) {
+        let came = now.saturating_duration_since(node.came);
+        if !of_kind(node).spend(came, every, every * most) {
             let reason = format!("more than {rate} requests per second");
             return Err(Refusal::retry(RefusalCode::TooMany, reason, Duration::from_secs(1)));
         }

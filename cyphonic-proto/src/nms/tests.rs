@@ -387,6 +387,22 @@ fn one_node_cannot_ask_without_end() {
 }
 
 #[test]
+fn one_node_cannot_register_without_end_nor_does_that_cost_it_its_questions() {
+    // Each has registered once.
+    let mut bench = Bench::new(NmsTiming { burst: 3, per_second: 1, ..NmsTiming::default() });
+    let address = [at("198.51.100.1:7000")];
+    for _ in 0..2 {
+        assert_eq!(bench.register(0, &address, &[]).name(), "RegistrationResponse");
+    }
+    let Message::Refusal(refusal) = bench.register(0, &address, &[]) else { panic!("without end") };
+    assert_eq!((refusal.code(), refusal.retry_after().is_some()), (RefusalCode::TooMany, true));
+    assert_eq!(bench.register(1, &address, &[]).name(), "RegistrationResponse", "others are not concerned");
+    assert_eq!(bench.refused(0, ask("c.lab")).code(), RefusalCode::PeerOffline);
+    bench.now += Duration::from_secs(1);
+    assert_eq!(bench.register(0, &address, &[]).name(), "RegistrationResponse");
+}
+
+#[test]
 fn set_ups_in_progress_are_bounded() {
     let mut bench = Bench::new(NmsTiming { pending: 1, ..NmsTiming::default() });
     bench.connect(2, "c.lab", at("203.0.113.3:7000"));

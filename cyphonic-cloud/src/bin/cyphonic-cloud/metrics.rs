@@ -64,7 +64,7 @@ fn render(text: &mut Text, config: &Config) {
 fn render_ready(text: &mut Text, is_ready: bool) {
     text.gauge(
         "ready",
-        "Whether the services run: they said so within three minutes, and all that is told here can be read.",
+        "Whether the services run, as they said within three minutes, and configuration, certificates and register can be read.",
     );
     text.sample(&[], u8::from(is_ready));
 }
