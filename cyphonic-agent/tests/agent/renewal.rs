@@ -177,7 +177,7 @@ async fn a_device_that_was_off_for_too_long_comes_back_by_a_new_token() {
 async fn a_device_whose_clock_is_behind_its_certificate_tries_the_token() {
     let overlay = Overlay::found();
     let dir = tempfile::tempdir().unwrap();
-    let mut a = overlay.enrol("a", 70, &dir.path().join("state"));
+    let mut a = overlay.enrol("a", 20, &dir.path().join("state"));
     overlay.renew(&mut a, 60);
     let leaf = || a.state.identity().unwrap().unwrap().leaf().clone();
     let stays = |done: &Output| {
