@@ -60,7 +60,7 @@ pub(super) async fn run(socket: &Path) -> Result<()> {
 }
 
 fn part(title: &str, text: impl Display) -> Result<()> {
-    Ok(say(format_args!("\n===== {title}\n{text}"))?)
+    Ok(say(format_args!("\n===== {title}\n{}", without_tokens(&text.to_string())))?)
 }
 
 /// What a program says, or why it says nothing.
@@ -71,15 +71,24 @@ async fn said(command: &[&str]) -> String {
     match tokio::time::timeout(LIMIT, child.output()).await {
         Ok(Ok(output)) => {
             let text = [output.stdout, output.stderr].concat();
-            let text = without_tokens(&String::from_utf8_lossy(&text[text.len().saturating_sub(MOST)..]));
-            if output.status.success() { text } else { format!("{text}({})", output.status) }
+            let text = String::from_utf8_lossy(last_lines(&text));
+            if output.status.success() { text.into_owned() } else { format!("{text}({})", output.status) }
         }
         Ok(Err(error)) => format!("cannot be run: {error}"),
         Err(_) => format!("no answer in {} s", LIMIT.as_secs()),
     }
 }
 
-/// Somebody may have written one into a unit, or where its environment is set: a report on an enrolment that
+/// The last whole lines: of half a line nobody could tell that it has a token.
+fn last_lines(text: &[u8]) -> &[u8] {
+    let Some(from) = text.len().checked_sub(MOST) else { return text };
+    let rest = text.get(from..).unwrap_or_default();
+    let line = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |end| end + 1);
+    rest.get(line..).unwrap_or_default()
+}
+
+/// Somebody may have written one into a unit, where its environment is set, or into the settings in the place
+/// of its file's name, which errors then repeat: a report on an enrolment that
 /// does not work would give away one that can still be used.
 fn without_tokens(text: &str) -> String {
     let has_one = |line: &str| line.contains(token::SCHEME) || line.to_ascii_uppercase().contains("TOKEN=");
@@ -108,6 +117,24 @@ mod tests {
                 "CYPHONIC_CLOUD=cloud.example\n(a line with a token)\nlast"
             );
         }
+    }
+
+    #[test]
+    fn a_token_in_the_place_of_its_file_is_shown_by_no_part() {
+        let settings: Config = serde_yaml::from_str("token_file: cyphonic-token-1.abc").unwrap();
+        let settings = serde_yaml::to_string(&settings).unwrap();
+        assert!(settings.contains(token::SCHEME), "else this says nothing: {settings}");
+        let health = r#"{ "message": "cannot read the token file cyphonic-token-1.abc: no such file" }"#;
+        for text in [settings.as_str(), health] {
+            assert!(!without_tokens(text).contains(token::SCHEME), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_ends_with_a_line() {
+        assert_eq!(last_lines(b"few"), b"few");
+        let long = [b"half of a token".repeat(MOST / 10), b"\nwhole\n".to_vec()].concat();
+        assert_eq!(last_lines(&long), b"whole\n");
     }
 
     #[tokio::test]

@@ -20,14 +20,17 @@ const IN_USE: Duration = Duration::from_secs(10);
 impl Node {
     /// How long this end of a tunnel may be silent; `None` where it need not say anything.
     pub(super) fn tunnel_keepalive(&self, now: Instant, tunnel: &Tunnel) -> Option<Duration> {
-        let Timing { relay_keepalive, .. } = self.config.timing;
+        let Timing { relay_keepalive, idle, .. } = self.config.timing;
         if !tunnel.paths.is_relayed() {
             return self.mapping_interval(&tunnel.remote);
         }
         // The connection to the relay holds the mapping. But an end that only receives would not hear that
         // the relay has restarted: the answer to its own packets tells.
         let in_use = now.saturating_duration_since(tunnel.last_use) < IN_USE;
-        (tunnel.leg.is_some() && in_use).then_some(relay_keepalive)
+        // One that waits for the NMS to be back must keep its leg, which ends without packets.
+        let interval =
+            if in_use { Some(relay_keepalive) } else { (!self.registration.registered).then_some(idle) };
+        interval.filter(|_| tunnel.leg.is_some())
     }
 
     /// Holds the mappings of the connections by which services reach this node: that of the NMS, and of

@@ -169,13 +169,22 @@ impl Node {
         if tunnel.last_rx.is_none() { challenges.saturating_mul(2) } else { challenges }
     }
 
-    /// When an unused tunnel ends, unless an end keeps it open.
+    /// When an unused tunnel ends, unless an end keeps it open. Not while the NMS is away: none would take its
+    /// place when it is wanted again.
     fn idles_at(&self, tunnel: &Tunnel) -> Option<Instant> {
-        if self.keeps_open(tunnel.peer) {
+        if self.keeps_open(tunnel.peer) || !self.registration.registered {
             return None;
         }
         let by_peer = tunnel.last_rx.filter(|_| tunnel.paths.kept_by_peer);
-        Some(by_peer.map_or(tunnel.last_use, |heard| heard.max(tunnel.last_use)) + self.config.timing.idle)
+        let last = [Some(tunnel.last_use), by_peer, self.registration.since].into_iter().flatten().max();
+        last.map(|last| last + self.config.timing.idle)
+    }
+
+    /// The NMS knows this node: tunnels end again when nobody uses them.
+    pub(super) fn tunnels_may_idle(&mut self, now: Instant) {
+        for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
+            self.watch(now, id);
+        }
     }
 
     /// When this end has to say something on a tunnel.

@@ -31,6 +31,8 @@ struct News {
 pub(super) struct Registration {
     pub(super) logged_in: bool,
     pub(super) registered: bool,
+    /// Since when, if so or before.
+    pub(super) since: Option<Instant>,
     pub(super) addresses: Vec<SocketAddr>,
     /// (server, observed).
     pub(super) observations: Vec<(SocketAddr, SocketAddr)>,
@@ -52,6 +54,7 @@ impl Registration {
         Self {
             logged_in: false,
             registered: false,
+            since: None,
             addresses: canonical(&config.addresses),
             observations: Vec::new(),
             network: Known::default(),
@@ -293,11 +296,13 @@ impl Node {
         let first = !std::mem::replace(&mut self.registration.registered, true);
         self.changed();
         if first {
+            self.registration.since = Some(now);
             if let (None, Some(began)) = (self.registration.start_up, self.registration.began) {
                 self.registration.start_up = Some(now.saturating_duration_since(began));
             }
             self.resume_attempts(now);
             self.keep_peers(now);
+            self.tunnels_may_idle(now);
         }
         self.warm_relays(now);
         self.look_around(now);

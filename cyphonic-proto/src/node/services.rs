@@ -73,7 +73,8 @@ impl Node {
     pub(super) fn unwant(&mut self, now: Instant, service: &Service) {
         let failed = self.is_failing(service);
         let Some(slot) = self.services.get_mut(service) else { return };
-        let open = matches!(slot.state, ServiceState::Connecting | ServiceState::Connected);
+        // While it waits, the shell may still have the connection that was to be replaced.
+        let open = slot.state != ServiceState::Unwanted;
         slot.enter(now, ServiceState::Unwanted);
         self.timers.clear(&Timer::Service(service.clone()));
         if open {

@@ -335,6 +335,8 @@ fn a_relay_that_is_dead_and_silent_costs_a_device_its_time_once() {
     world.run(SECOND / 5);
     let next = took(&mut world, "a", "c");
     assert!(next < SECOND, "{next:?}");
+    let of_peer = took(&mut world, "b", "d");
+    assert!(of_peer < SECOND, "{of_peer:?}: its part was overtaken");
     world.run(30 * SECOND);
     assert!(!wants_first(&world), "nobody has a use for it");
     // Who only took part knows it as well.

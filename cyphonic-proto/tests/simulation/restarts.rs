@@ -62,3 +62,27 @@ fn the_trs_may_restart_at_any_step() {
 fn the_as_may_restart_at_any_step() {
     restart_at_every_step(Victim::As, [Symmetric, PortRestricted]);
 }
+
+#[test]
+fn a_tunnel_that_nobody_uses_outlives_the_nms_that_could_make_another() {
+    for gates in [[Open, Open], [Symmetric, PortRestricted]] {
+        let mut world = World::new(1);
+        world.add("a", Some(gates[0]), None);
+        world.add("b", Some(gates[1]), None);
+        world.settle();
+        world.resolves("a", "b").unwrap();
+        assert!(world.talk("a", "b", SECOND));
+        world.cut(Victim::Nms);
+        world.run(20 * 60 * SECOND);
+        let packet = world.send_inner("a", "b");
+        world.run(SECOND);
+        assert!(world.delivered.contains(&("b", packet)), "{gates:?}");
+        // It could have been unused for longer than it may be, when the NMS is back.
+        world.run(10 * 60 * SECOND);
+        world.cut_off.clear();
+        world.run(120 * SECOND);
+        assert!(["a", "b"].iter().all(|device| world.hosts[device].tunnels.len() == 1), "{gates:?}");
+        world.run(6 * 60 * SECOND);
+        assert!(["a", "b"].iter().all(|device| world.hosts[device].tunnels.is_empty()), "{gates:?}");
+    }
+}

@@ -68,7 +68,7 @@ impl Node {
     /// This end's part, as the responder.
     pub(super) fn take_part(&mut self, now: Instant, setup: Setup) {
         let (id, peer) = (setup.id, setup.peer);
-        self.drop_overtaken(id, peer);
+        self.drop_overtaken(now, id, peer);
         self.timers.set(Timer::Setup(id), now + self.config.timing.setup);
         self.setups.insert(id, setup);
         self.attach(peer, id);
@@ -77,11 +77,13 @@ impl Node {
 
     /// An initiator carries out one set-up at a time: what it began before this one is over (set-up ids
     /// grow). All of it may come at once to a node that slept.
-    fn drop_overtaken(&mut self, id: SetupId, peer: Ipv6Addr) {
+    fn drop_overtaken(&mut self, now: Instant, id: SetupId, peer: Ipv6Addr) {
         let earlier =
             |setup: &&Setup| setup.peer == peer && !setup.initiator && setup.id < id && !setup.is_agreed();
         for other in self.setups.values().filter(earlier).map(|setup| setup.id).collect::<Vec<_>>() {
-            self.drop_setup(other, "the peer has begun anew");
+            if let Some(setup) = self.drop_setup(other, "the peer has begun anew") {
+                self.note_unanswered_dial(now, &setup);
+            }
             if let Some(peer) = self.peers.get_mut(&peer).filter(|peer| peer.carries_out(other)) {
                 peer.attempt = Some(Attempt::Setup(id));
             }
