@@ -313,6 +313,11 @@ fn send_while_busy<S: Source>(
         if pacing.pause() {
             continue;
         }
+        // Whoever stops the ring may have called while a call before was still to be heeded, which writes nothing
+        // that would end the wait; the turn has heeded it.
+        if duty.is_over() {
+            break;
+        }
         let timeout = [half.worker.timeout(), S::CHECK_INTERVAL].into_iter().flatten().min();
         let (source, room) = half.wanted();
         duty.waker.wait(source, room.then_some(&*duty.port), timeout)?;
@@ -374,6 +379,45 @@ mod tests {
             hold: Hold::new(HoldLimits::default()),
         });
         Box::new(Sending { worker, source: Quiet(eventfd(0, EventfdFlags::NONBLOCK).unwrap()) })
+    }
+
+    /// An interface that nothing comes from, and whose ring is stopped while it is read, by a call that finds
+    /// another to be heeded.
+    struct Stopping(OwnedFd, Arc<AtomicBool>);
+
+    impl Source for Stopping {
+        const CHECK_INTERVAL: Option<Duration> = None;
+
+        fn read(&mut self) -> io::Result<Option<(VnetHeader, &[u8])>> {
+            self.1.store(true, Relaxed);
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
+        fn check(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl AsFd for Stopping {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
+    #[test]
+    fn a_ring_that_is_stopped_during_a_turn_is_not_waited_in() {
+        let port = Arc::new(UdpPort::bind(0).unwrap());
+        let (waker, stop) = (Arc::new(Waker::new().unwrap()), Arc::new(AtomicBool::new(false)));
+        let duty = Duty::new(Arc::clone(&port), Arc::clone(&waker), Arc::clone(&stop));
+        duty.divide(Division::Always);
+        let Sending { worker, source } = *half(&port, &waker);
+        let half = Box::new(Sending { worker, source: Stopping(source.0, Arc::clone(&stop)) });
+        let (ended, end) = channel();
+        std::thread::spawn(move || {
+            let ran = send_while_busy(&duty, half, &mut Scheduling::of_this_thread());
+            ended.send(ran.is_ok()).unwrap();
+        });
+        assert_eq!(end.recv_timeout(Duration::from_secs(30)), Ok(true));
     }
 
     #[test]
