@@ -81,11 +81,11 @@ async fn sleep_until(when: Option<Instant>) {
     }
 }
 
-/// What was reported last.
+/// What was reported last; nothing before the first time. Nobody heard is news, too.
 #[derive(Default)]
 struct Told {
-    findings: Findings,
-    latencies: Vec<(SocketAddr, Duration)>,
+    findings: Option<Findings>,
+    latencies: Option<Vec<(SocketAddr, Duration)>>,
 }
 
 impl Told {
@@ -102,12 +102,12 @@ impl Told {
             latencies.extend(probe.latencies());
         }
         let mut news = Vec::new();
-        if findings != self.findings {
-            self.findings = findings.clone();
+        if self.findings.as_ref() != Some(&findings) {
+            self.findings = Some(findings.clone());
             news.push(News::Findings(findings));
         }
-        if latencies != self.latencies {
-            self.latencies.clone_from(&latencies);
+        if self.latencies.as_ref() != Some(&latencies) {
+            self.latencies = Some(latencies.clone());
             news.push(News::Latencies(latencies));
         }
         news

@@ -10,12 +10,16 @@ pub(super) fn mapping(seen: &[(SocketAddr, SocketAddr)]) -> Mapping {
     let one_address = || pairs().filter(|(a, b)| a.0.ip() == b.0.ip() && a.0 != b.0);
     let two_addresses = || pairs().filter(|(a, b)| a.0.ip() != b.0.ip());
     let differ = |(a, b): (&(_, SocketAddr), &(_, SocketAddr))| a.1 != b.1;
-    match () {
-        () if one_address().any(differ) => Mapping::AddressAndPortDependent,
-        () if two_addresses().any(differ) => Mapping::AddressDependent,
-        () if two_addresses().next().is_some() => Mapping::EndpointIndependent,
-        () if one_address().next().is_some() => Mapping::NotPortDependent,
-        () => Mapping::Unknown,
+    if one_address().any(differ) {
+        Mapping::AddressAndPortDependent
+    } else if two_addresses().any(differ) {
+        Mapping::AddressDependent
+    } else if two_addresses().next().is_some() {
+        Mapping::EndpointIndependent
+    } else if one_address().next().is_some() {
+        Mapping::NotPortDependent
+    } else {
+        Mapping::Unknown
     }
 }
 

@@ -269,11 +269,14 @@ impl Nms {
         let timing = &self.config.timing;
         let busy =
             |channel| self.nodes.get(&channel).is_some_and(|node| node.setups >= timing.pending_per_node);
-        let what = match () {
-            () if self.pending.len() >= timing.pending => "the NMS has too many set-ups in progress",
-            () if busy(initiator) => "this device has too many set-ups in progress",
-            () if busy(responder) => "the peer has too many set-ups in progress",
-            () => return Ok(()),
+        let what = if self.pending.len() >= timing.pending {
+            "the NMS has too many set-ups in progress"
+        } else if busy(initiator) {
+            "this device has too many set-ups in progress"
+        } else if busy(responder) {
+            "the peer has too many set-ups in progress"
+        } else {
+            return Ok(());
         };
         Err(Refusal::retry(RefusalCode::TooMany, what, Duration::from_millis(500)))
     }

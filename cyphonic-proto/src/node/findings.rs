@@ -8,14 +8,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use rand::Rng;
+
 use super::{Action, Node, Service, Timer};
+use crate::backoff::Backoff;
 use crate::message::endpoint;
 use crate::nat::Family;
-use crate::netcheck::Findings;
+use crate::netcheck::{Findings, Mapping};
 
 /// How often to look again in a network that seems unchanged: routers are replaced and restarted. Long enough
-/// for every filter that a probe has opened to be closed again.
+/// for every filter that a probe has opened to be closed again. By a quarter more or less: nodes that came
+/// together do not look together for good.
 const AGAIN: Duration = Duration::from_secs(20 * 60);
+
+/// How soon to look again where a look did not tell how long mappings live; doubles up to [`AGAIN`]. Many
+/// nodes behind one address that look at once are refused part of their answers.
+const UNPROVEN_AGAIN: Duration = Duration::from_secs(2 * 60);
 
 /// Changes of a round trip that are worth telling: beyond this, and beyond a quarter.
 const WORTH_TELLING: Duration = Duration::from_millis(2);
@@ -36,38 +44,52 @@ pub(super) struct Known {
     unreached: BTreeSet<String>,
     /// Outer endpoints that the gateway granted.
     granted: Vec<SocketAddr>,
+    /// What servers saw of the node when they told of `findings`: a later look may hear nobody.
+    behind: Vec<SocketAddr>,
     /// The network was looked at since the node came to it.
     looked: bool,
+    /// When the next look is due, if nothing is missing.
+    next_look: Option<Instant>,
+    /// Looks in a row that may have told too little.
+    in_vain: Backoff,
 }
 
 impl Known {
     /// Forgets a network behind another outer address than the one that a service has just seen.
     pub(super) fn check(&mut self, observed: SocketAddr) {
-        let family = Family::of(&observed);
-        let outer: Vec<_> = outer(&self.findings, family).collect();
-        if !outer.is_empty() && !outer.contains(&observed.ip()) {
+        let behind = outer(&self.behind, Family::of(&observed));
+        if !behind.is_empty() && !behind.contains(&observed.ip()) {
             // What the gateway grants the shell asks it anew.
             *self = Self { granted: std::mem::take(&mut self.granted), ..Self::default() };
         }
     }
 
-    /// A look begins with nothing: what an earlier one has proven of the same NAT still holds.
-    fn remember_lifetimes(&self, findings: &mut Findings) {
+    /// A look begins with nothing, and may be answered in part or not at all: what an earlier one has proven
+    /// of the same NAT still holds.
+    fn remember(&mut self, findings: &mut Findings) {
+        let seen: Vec<_> = findings.observations.iter().map(|(_, observed)| *observed).collect();
         for family in Family::ALL {
-            let (before, now) = (self.findings.of(family), findings.of(family));
-            let same = before.mapping == now.mapping
-                && outer(&self.findings, family).any(|ip| outer(findings, family).any(|other| other == ip));
-            if same && before.lifetime > now.lifetime {
-                findings.of_mut(family).lifetime = before.lifetime;
+            let (behind, now_behind) = (outer(&self.behind, family), outer(&seen, family));
+            let moved = !now_behind.is_empty() && !behind.iter().any(|ip| now_behind.contains(ip));
+            let (before, found) = (self.findings.of(family), findings.of_mut(family));
+            if !moved && found.mapping == Mapping::Unknown {
+                found.mapping = before.mapping;
+                found.port_delta = before.port_delta;
+            }
+            if !moved && [Mapping::Unknown, found.mapping].contains(&before.mapping) {
+                found.lifetime = found.lifetime.max(before.lifetime);
+            }
+            if !now_behind.is_empty() {
+                self.behind.retain(|known| Family::of(known) != family);
             }
         }
+        self.behind.extend(seen);
     }
 }
 
-/// The addresses that servers saw.
-fn outer(findings: &Findings, family: Family) -> impl Iterator<Item = IpAddr> {
-    let observed = findings.observations.iter().map(|(_, observed)| *observed);
-    observed.filter(move |observed| Family::of(observed) == family).map(|observed| observed.ip())
+/// The addresses of one IP version.
+fn outer(endpoints: &[SocketAddr], family: Family) -> Vec<IpAddr> {
+    endpoints.iter().filter(|endpoint| Family::of(endpoint) == family).map(SocketAddr::ip).collect()
 }
 
 impl Node {
@@ -88,7 +110,7 @@ impl Node {
             let granted = self.registration.network.granted.iter().filter(of_family).copied();
             findings.of_mut(family).port_mapped = granted.collect();
         }
-        self.registration.network.remember_lifetimes(&mut findings);
+        self.registration.network.remember(&mut findings);
         if self.stopped || self.registration.network.findings == findings {
             return;
         }
@@ -96,6 +118,7 @@ impl Node {
             self.observe(now, server, Some(observed));
         }
         self.registration.network.findings = findings;
+        self.look_in_time();
         self.hold_mappings(now);
         self.network_changed(now);
     }
@@ -212,7 +235,22 @@ impl Node {
         }
         let own = self.registration.addresses.clone();
         self.act(Action::Netcheck { servers, own });
-        self.timers.set(Timer::Netcheck, now + AGAIN);
+        let network = &mut self.registration.network;
+        network.next_look = Some(now + AGAIN.mul_f64(self.rng.random_range(0.75..=1.25)));
+        // Until it has told what there is to tell.
+        let wait = network.in_vain.next(UNPROVEN_AGAIN, AGAIN, &mut self.rng);
+        self.timers.set(Timer::Netcheck, now + wait);
+        self.look_in_time();
+    }
+
+    /// There is no hurry with the next look where nothing is missing.
+    fn look_in_time(&mut self) {
+        let unproven = Family::ALL.into_iter().any(|family| self.holds_unproven(family));
+        let network = &mut self.registration.network;
+        if let Some(next) = network.next_look.filter(|_| !unproven) {
+            network.in_vain.reset();
+            self.timers.set(Timer::Netcheck, next);
+        }
     }
 }
 

@@ -79,6 +79,13 @@ impl Node {
         self.registration.network.findings.mapping_lifetime(family)
     }
 
+    /// A NAT has this node's mappings, and nobody knows for how long.
+    pub(super) fn holds_unproven(&self, family: Family) -> bool {
+        let mut seen = self.registration.observations.iter().map(|(_, observed)| Family::of(observed));
+        let translated = is_translated(self.nat_of(family)) && seen.any(|of| of == family);
+        translated && self.mapping_lifetime(family).is_none()
+    }
+
     fn nat_of(&self, family: Family) -> NatFinding {
         nat::find(family, &self.registration.addresses, &self.registration.observations)
     }

@@ -78,32 +78,26 @@ impl Node {
         // network.
         let stranded = tunnel.is_stranded();
         let away = tunnel.is_away() || stranded;
-        match () {
-            () if tunnel.retires_at.is_some_and(|at| at <= now) => {
-                self.remove_tunnel(now, id, None);
-                return;
-            }
-            () if !away && tunnel.exhausted(now, self.patience(tunnel)) => return self.tunnel_died(now, id),
-            () if !tunnel.is_away()
-                && tunnel.last_rx.is_none()
-                && tunnel.challenge.is_none()
-                && tunnel.since + UNCONFIRMED <= now =>
-            {
-                return self.tunnel_died(now, id);
-            }
-            () if self.idles_at(tunnel).is_some_and(|at| at <= now) => {
-                self.remove_tunnel(now, id, Some(CloseCode::Idle));
-                return;
-            }
-            () if tunnel.challenge.is_some_and(|challenge| challenge.next <= now) => self.challenge(now, id),
-            () if !stranded && tunnel.challenge.is_none() && tunnel.silent(now, timing.silence) => {
-                self.challenge(now, id);
-                self.doubt_way(now, id);
-            }
-            () if self.speaks_at(now, tunnel).is_some_and(|at| at <= now) => {
-                self.control(now, id, TunnelControl::Ping)
-            }
-            () => {}
+        if tunnel.retires_at.is_some_and(|at| at <= now) {
+            self.remove_tunnel(now, id, None);
+            return;
+        }
+        let unconfirmed = tunnel.last_rx.is_none() && tunnel.challenge.is_none();
+        let never_answered = !tunnel.is_away() && unconfirmed && tunnel.since + UNCONFIRMED <= now;
+        if never_answered || !away && tunnel.exhausted(now, self.patience(tunnel)) {
+            return self.tunnel_died(now, id);
+        }
+        if self.idles_at(tunnel).is_some_and(|at| at <= now) {
+            self.remove_tunnel(now, id, Some(CloseCode::Idle));
+            return;
+        }
+        if tunnel.challenge.is_some_and(|challenge| challenge.next <= now) {
+            self.challenge(now, id);
+        } else if !stranded && tunnel.challenge.is_none() && tunnel.silent(now, timing.silence) {
+            self.challenge(now, id);
+            self.doubt_way(now, id);
+        } else if self.speaks_at(now, tunnel).is_some_and(|at| at <= now) {
+            self.control(now, id, TunnelControl::Ping);
         }
         if self.watch_paths(now, id) && self.watch_leg(now, id) {
             self.refresh(now, id);

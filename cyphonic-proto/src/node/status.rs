@@ -176,14 +176,16 @@ impl Node {
 
     fn peer_status(&self, address: Ipv6Addr, peer: &Peer) -> PeerStatus {
         let current = peer.tunnels.first().and_then(|id| self.tunnels.get(id));
-        let state = match () {
-            () if current.is_some() => PeerState::Connected,
-            () if peer.is_sought() => PeerState::Connecting,
-            () => match peer.last_error {
+        let state = if current.is_some() {
+            PeerState::Connected
+        } else if peer.is_sought() {
+            PeerState::Connecting
+        } else {
+            match peer.last_error {
                 Some(ResolveError::Offline { .. }) => PeerState::Offline,
                 Some(_) => PeerState::Failed,
                 None => PeerState::Idle,
-            },
+            }
         };
         PeerStatus {
             fqdn: peer.fqdn.clone(),

@@ -65,10 +65,12 @@ pub fn reply(datagram: &[u8], from: SocketAddr, site: &Site) -> Result<Reply, Ig
     }
     let cannot_follow = (request.change_address && site.other_address.is_none())
         || (request.change_port && site.other_port.is_none());
-    let reply = match () {
-        () if !request.unknown.is_empty() => refusal(&request, to, request.unknown.clone()),
-        () if cannot_follow => refusal(&request, to, vec![CHANGE_REQUEST]),
-        () => success(&request, from, to, site),
+    let reply = if !request.unknown.is_empty() {
+        refusal(&request, to, request.unknown.clone())
+    } else if cannot_follow {
+        refusal(&request, to, vec![CHANGE_REQUEST])
+    } else {
+        success(&request, from, to, site)
     };
     if reply.message.len() > datagram.len() { Err(Ignored::TooShort) } else { Ok(reply) }
 }

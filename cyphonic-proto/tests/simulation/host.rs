@@ -120,7 +120,7 @@ impl World {
             Action::Connect { service, .. } | Action::LeaveDetour { service, .. } => self.open(name, service),
             Action::ConnectByDetour { service, .. } => self.open_detour(name, service),
             // No NAT here is probed: what the NMS needs to know, a scenario tells the node itself.
-            Action::Netcheck { .. } => {}
+            Action::Netcheck { .. } => self.looks.entry(name).or_default().push(self.now),
             Action::Disconnect { service } => self.close_at_node(name, &service),
             Action::Request { exchange, service, message } => {
                 self.request(name, exchange, &service, &message)

@@ -13,6 +13,7 @@ mod detours;
 mod dials;
 mod faults;
 mod host;
+mod looks;
 mod moves;
 mod mtu;
 mod nat;

@@ -5,13 +5,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use cyphonic_proto::Channel;
-use cyphonic_proto::netcheck::{FamilyFindings, Findings, Mapping};
 use cyphonic_proto::node::{Service, ServiceState};
 
 use crate::cloud::addresses;
 use crate::moves::Families;
 use crate::net::Gate::{Open, PortRestricted};
-use crate::net::Uplink;
 use crate::relay_restarts::{relayed_pair, stream, tunnels};
 use crate::world::{Event, Victim, World};
 
@@ -24,13 +22,13 @@ impl World {
         self.conns.values().filter(fits).map(|conn| conn.channel).collect()
     }
 
-    fn state(&self, name: &str, service: &Service) -> Option<ServiceState> {
+    pub(crate) fn state(&self, name: &str, service: &Service) -> Option<ServiceState> {
         let status = self.hosts[name].node.as_ref().unwrap().status();
         status.services.into_iter().find(|one| one.service == *service).map(|one| one.state)
     }
 
     /// The device hears of its networks again, which are as they were.
-    fn hear_again(&mut self, name: &'static str) {
+    pub(crate) fn hear_again(&mut self, name: &'static str) {
         let host = &self.hosts[name];
         let own: Vec<SocketAddr> = host.uplinks.iter().map(|uplink| uplink.own).collect();
         let (life, routes) = (host.life, Families(host.uplinks.clone()));
@@ -150,37 +148,6 @@ fn a_dial_goes_on_while_the_same_networks_are_heard_of_all_the_time() {
     }
     assert!(world.hosts["a"].node.as_ref().unwrap().status().registered);
     assert!(world.connects < 20, "{}", world.connects);
-}
-
-/// What minutes of probing have found out is kept as long as the node seems to be where it was.
-#[test]
-fn the_lifetime_of_mappings_is_forgotten_only_in_another_network() {
-    let lifetime = |world: &World| world.hosts["a"].node.as_ref().unwrap().findings().v4.lifetime;
-    let found = |outer: SocketAddr, seconds| {
-        let v4 = FamilyFindings {
-            mapping: Mapping::EndpointIndependent,
-            lifetime: Some(Duration::from_secs(seconds)),
-            ..FamilyFindings::default()
-        };
-        Findings { v4, observations: vec![("192.0.2.9:3478".parse().unwrap(), outer)], ..Findings::default() }
-    };
-    let mut world = World::new(3);
-    world.add("a", Some(PortRestricted), None);
-    world.settle();
-    let life = world.hosts["a"].life;
-    let outer = "198.51.100.1:40000".parse().unwrap();
-    world.with_node("a", life, |node, now| node.handle_findings(now, found(outer, 120)));
-    world.with_node("a", life, |node, now| node.handle_findings(now, found(outer, 2)));
-    assert_eq!(lifetime(&world), Some(120 * SECOND), "another look has only begun");
-    world.hear_again("a");
-    world.run(2 * SECOND);
-    assert_eq!(lifetime(&world), Some(120 * SECOND));
-    // The same address behind another NAT: services see that.
-    let uplink = &mut world.hosts.get_mut("a").unwrap().uplinks[0];
-    *uplink = Uplink::new(uplink.own, PortRestricted, [198, 51, 100, 99].into());
-    world.hear_again("a");
-    world.run(2 * SECOND);
-    assert_eq!(lifetime(&world), None);
 }
 
 #[test]

@@ -249,7 +249,9 @@ pub(crate) struct World {
     pub(crate) warm_relays: usize,
     /// Dials of services.
     pub(crate) connects: u32,
-    /// Those that the NMS got from each device.
+    /// When each device wanted to look at its network.
+    pub(crate) looks: BTreeMap<&'static str, Vec<Instant>>,
+    /// Registrations that the NMS got from each device.
     pub(crate) registrations: BTreeMap<&'static str, Vec<RegistrationRequest>>,
     keys: BTreeSet<[u8; 32]>,
     pub(crate) sleeper: Option<Sleeper>,
@@ -294,6 +296,7 @@ impl World {
             resets: 0,
             warm_relays: Timing::default().warm_relays,
             connects: 0,
+            looks: BTreeMap::new(),
             registrations: BTreeMap::new(),
             keys: BTreeSet::new(),
             sleeper: None,

@@ -57,14 +57,20 @@ impl Paths {
     fn why_relayed(&self) -> String {
         let direct = || self.candidates.iter().filter(|candidate| !candidate.is_relay());
         let tried = direct().filter(|candidate| candidate.tried).count();
-        match () {
-            () if self.round.is_some() && tried > 0 => format!("trying {}", addresses(tried)),
-            () if self.upgraded.is_some() => "the direct path is silent".to_owned(),
-            () if direct().count() == 0 => "the peer has told no address".to_owned(),
-            () if self.rounds == 0 => "no direct path was tried yet".to_owned(),
-            () if tried == 0 => "no address of the peer can be reached from here".to_owned(),
-            () if tried == 1 => "the peer's one address does not answer".to_owned(),
-            () => format!("none of {} answers", addresses(tried)),
+        if self.round.is_some() && tried > 0 {
+            format!("trying {}", addresses(tried))
+        } else if self.upgraded.is_some() {
+            "the direct path is silent".to_owned()
+        } else if direct().count() == 0 {
+            "the peer has told no address".to_owned()
+        } else if self.rounds == 0 {
+            "no direct path was tried yet".to_owned()
+        } else if tried == 0 {
+            "no address of the peer can be reached from here".to_owned()
+        } else if tried == 1 {
+            "the peer's one address does not answer".to_owned()
+        } else {
+            format!("none of {} answers", addresses(tried))
         }
     }
 }

@@ -11,7 +11,6 @@ use crate::id::{ExchangeId, SetupId};
 use crate::message::{DirectionRequest, Message, Refusal, RefusalCode, RouteKind};
 use crate::node::exchanges::Purpose;
 use crate::node::moves::ANSWERED;
-use crate::node::setups::Stage;
 use crate::node::{CloseCode, Node, ResolveError, Service, Timer};
 
 /// Waits between attempts that failed through nobody's settled refusal.
@@ -254,20 +253,6 @@ impl Node {
                 let last = peer.and_then(|peer| peer.last_error.clone());
                 last.unwrap_or_else(|| ResolveError::TimedOut { during: "waiting to ask again".into() })
             }
-        }
-    }
-
-    fn explain_setup(&self, setup: SetupId) -> String {
-        let Some(setup) = self.setups.get(&setup) else { return "setting the tunnel up".into() };
-        let kind = setup.kind.name();
-        match &setup.stage {
-            Stage::Connecting => match &setup.relay {
-                Some(own) => self.explain(&Service::Trs(own.relay.name.clone())),
-                None => "connecting to the relay".into(),
-            },
-            Stage::Agreed(..) => "waiting for the relay's leg".into(),
-            Stage::Dialling => format!("dialling the peer ({kind})"),
-            Stage::Listening => format!("waiting for the peer to dial ({kind})"),
         }
     }
 }

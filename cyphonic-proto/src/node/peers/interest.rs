@@ -173,12 +173,12 @@ impl Node {
     }
 
     fn check_room_for_query(&self) -> Result<(), ResolveError> {
-        match () {
-            () if self.stopped => Err(ResolveError::Cancelled { why: "the agent is stopping".into() }),
-            () if self.queries.len() >= config::MAX_QUERIES => {
-                Err(ResolveError::TooMany { what: "questions are waiting already".into() })
-            }
-            () => Ok(()),
+        if self.stopped {
+            Err(ResolveError::Cancelled { why: "the agent is stopping".into() })
+        } else if self.queries.len() >= config::MAX_QUERIES {
+            Err(ResolveError::TooMany { what: "questions are waiting already".into() })
+        } else {
+            Ok(())
         }
     }
 }

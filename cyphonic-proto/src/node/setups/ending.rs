@@ -12,15 +12,21 @@ use crate::node::{Action, Node, ResolveError, Service, ServiceState, Timer, conf
 
 impl Node {
     pub(in crate::node) fn setup_due(&mut self, now: Instant, setup: SetupId) {
-        let Some(entry) = self.setups.get(&setup) else { return };
-        let kind = entry.kind.name();
-        let during = match entry.stage {
-            _ if !entry.is_bound() => "binding at the relay".into(),
-            Stage::Dialling => format!("dialling the peer ({kind})"),
-            Stage::Listening => format!("waiting for the peer to dial ({kind})"),
-            Stage::Connecting | Stage::Agreed(..) => "binding at the relay".into(),
-        };
+        let during = self.explain_setup(setup);
         self.setup_failed(now, setup, ResolveError::TimedOut { during }, Retry::Later);
+    }
+
+    /// What a set-up waits for, for an error.
+    pub(in crate::node) fn explain_setup(&self, setup: SetupId) -> String {
+        let Some(setup) = self.setups.get(&setup) else { return "setting the tunnel up".into() };
+        let kind = setup.kind.name();
+        match (&setup.stage, &setup.relay) {
+            (Stage::Connecting, Some(own)) => self.explain(&Service::Trs(own.relay.name.clone())),
+            (Stage::Connecting, None) => "connecting to the relay".into(),
+            (Stage::Dialling, _) if setup.is_bound() => format!("dialling the peer ({kind})"),
+            (Stage::Listening, _) if setup.is_bound() => format!("waiting for the peer to dial ({kind})"),
+            (Stage::Dialling | Stage::Listening | Stage::Agreed(..), _) => "binding at the relay".into(),
+        }
     }
 
     /// A dial failed, before it brought an offer.
