@@ -18,7 +18,7 @@ use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
 use cyphonic_dataplane::ring::{
     AwakeRequest, Control, HoldLimits, Path, PathMtu, Permissions, RingEvent, RingKind, TunnelId,
 };
-use cyphonic_dataplane::udp::Transmit;
+use cyphonic_dataplane::udp::{Transmit, UdpPort};
 use ring_lab::{
     A, B, FAR_END, INTERFACE, Kind, Kinds, Node, PATIENCE, WIRE, cid, eventually, join, joined, outer,
     started, tunnel, uninterrupted, wire,
@@ -334,6 +334,13 @@ fn a_packet_too_big_for_the_tunnel_is_answered_and_the_next_one_fits(kinds: Kind
     let (sender, receiver) = (udp(&a, 6000), udp(&b, 6000));
     sender.send_to(&[1; 1350], (B, 6000)).unwrap();
     eventually("it is refused", || a.ring.counters().dropped(DropReason::TooBig) == 1);
+    // Datagrams that the application hands over together are as many packets.
+    let from = SocketAddr::from((A, 0));
+    let together = a.namespace.run(move || UdpPort::bind_to(from)).unwrap();
+    let payload = [1; 3 * 1_350];
+    let transmit = Transmit { segment_size: Some(1_350), ..Transmit::new((B, 6000).into(), &payload) };
+    together.send(&transmit).unwrap();
+    eventually("all three are counted", || a.ring.counters().dropped(DropReason::TooBig) == 4);
     // The kernel has learnt the path's MTU as soon as it has taken the answer in, and fragments from then on.
     eventually("a later one arrives", || {
         sender.send_to(&[2; 1350], (B, 6000)).unwrap();

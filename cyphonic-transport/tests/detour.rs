@@ -33,20 +33,24 @@ struct Cloud {
     detours: DetourServer,
 }
 
+fn services_tls(authority: &Authority) -> ServerTls {
+    let (nms, server) = (authority.issue(Role::Nms, NMS), authority.issue(Role::As, AS));
+    ServerTls::services(&nms)
+        .unwrap()
+        .with_protocol(alpn::NMS, &nms)
+        .unwrap()
+        .with_anonymous_protocol(alpn::ENROL, &server)
+        .unwrap()
+}
+
+fn detour_tls(authority: &Authority) -> DetourTls {
+    DetourTls::new(&services_tls(authority), authority.network).unwrap()
+}
+
 impl Cloud {
     fn start(authority: &Authority) -> Self {
-        let (nms, server) = (authority.issue(Role::Nms, NMS), authority.issue(Role::As, AS));
-        let tls = || {
-            ServerTls::services(&nms)
-                .unwrap()
-                .with_protocol(alpn::NMS, &nms)
-                .unwrap()
-                .with_anonymous_protocol(alpn::ENROL, &server)
-                .unwrap()
-        };
-        let host = Host::start(Some((tls(), authority.network)));
-        let detour_tls = DetourTls::new(&tls(), authority.network).unwrap();
-        let detours = DetourServer::start(host.address, detour_tls).unwrap();
+        let host = Host::start(Some((services_tls(authority), authority.network)));
+        let detours = DetourServer::start(host.address, detour_tls(authority)).unwrap();
         answer_with_where_it_came_from(&host);
         Self { host, detours }
     }
@@ -170,6 +174,25 @@ async fn the_end_of_the_tcp_connection_is_the_end_of_the_detour() {
     let reason = tokio::time::timeout(SOON, connection.detour_ended()).await.unwrap();
     assert!(!reason.is_empty());
     assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+}
+
+/// A web server that is stopped, say: nobody should have to restart the cloud.
+#[tokio::test]
+async fn an_address_that_another_program_has_is_taken_as_soon_as_it_is_free() {
+    let authority = Authority::new(1);
+    let cloud = Cloud::start(&authority);
+    let address = cloud.tcp();
+    DetourServer::start(address, detour_tls(&authority)).expect_err("the cloud has it");
+    let _waiting = DetourServer::start_once_free(address, detour_tls(&authority));
+    drop(cloud.detours);
+    // Its own end of the handshake: a listener alone would be the one that was there before.
+    let (device, tls) = (Host::start(None), ClientTls::new(authority.issue(Role::Device, A)));
+    let connected = async {
+        while device.transport.connect_service_by_detour(&tls, &[address], NMS, Role::Nms).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(SOON, connected).await.expect("it listens again");
 }
 
 /// Who had the name before has a valid certificate for it.

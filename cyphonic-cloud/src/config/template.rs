@@ -143,8 +143,8 @@ const LISTEN: &str = "
 ";
 
 const TCP: &str = "
-# Whether it listens on TCP at the same addresses too, for devices whose network passes no UDP: auto (where no other
-# program does), on, off. Let TCP through the firewall as UDP is.
+# Whether it listens on TCP at the same addresses too, for devices whose network passes no UDP: auto (where and as soon
+# as no other program does), on, off. Let TCP through the firewall as UDP is.
 tcp: auto
 ";
 

@@ -21,10 +21,12 @@ impl DeviceState {
 
     /// Of a device: without a certificate that is known, its last has ended long ago.
     pub fn of(device: &DeviceRecord, now: UnixSeconds) -> Self {
-        match () {
-            () if device.revoked_at.is_some() => Self::Revoked,
-            () if device.certificate_not_after.is_some_and(|end| end > now) => Self::Enrolled,
-            () => Self::Lapsed,
+        if device.revoked_at.is_some() {
+            Self::Revoked
+        } else if device.certificate_not_after.is_some_and(|end| end > now) {
+            Self::Enrolled
+        } else {
+            Self::Lapsed
         }
     }
 

@@ -310,11 +310,14 @@ fn repeat(
 fn record(row: &Row<'_>, now: UnixSeconds) -> rusqlite::Result<TokenRecord> {
     let expires_at = from_sql(row.get(4)?);
     let revoked_at = row.get::<_, Option<i64>>(6)?.map(from_sql);
-    let state = match () {
-        () if row.get(8)? => TokenState::Used,
-        () if revoked_at.is_some() => TokenState::Revoked,
-        () if expires_at <= now => TokenState::Expired,
-        () => TokenState::Open,
+    let state = if row.get(8)? {
+        TokenState::Used
+    } else if revoked_at.is_some() {
+        TokenState::Revoked
+    } else if expires_at <= now {
+        TokenState::Expired
+    } else {
+        TokenState::Open
     };
     Ok(TokenRecord {
         id: row.get(0)?,

@@ -48,11 +48,14 @@ impl Term {
     /// What the certificate is worth now.
     pub fn standing(&self, now: UnixSeconds) -> Standing {
         let left = self.not_after.saturating_sub(now);
-        match () {
-            () if left == 0 => Standing::Ended,
-            () if now < self.not_before => Standing::Early,
-            () if left < NOTICE => Standing::EndsSoon { days_left: self.days_left(now) },
-            () => Standing::Sound,
+        if left == 0 {
+            Standing::Ended
+        } else if now < self.not_before {
+            Standing::Early
+        } else if left < NOTICE {
+            Standing::EndsSoon { days_left: self.days_left(now) }
+        } else {
+            Standing::Sound
         }
     }
 }

@@ -72,8 +72,7 @@ impl Port {
         };
         let stop = Arc::new(AtomicBool::new(false));
         let worker = spawn_worker(&udp, &transport, &relay, &stop, failures)?;
-        let tcp = detours.is_some();
-        tracing::info!(address = %udp.local_addr(), dual_stack = udp.is_dual_stack(), tcp, "listening");
+        tracing::info!(address = %udp.local_addr(), dual_stack = udp.is_dual_stack(), "listening");
         Ok(Self { udp, transport, relay, xdp, detours, _stun: stun, stop, worker })
     }
 
@@ -140,11 +139,14 @@ fn start_detours(udp: &UdpPort, mode: TcpMode, tls: DetourTls) -> Result<Option<
         return Ok(None);
     }
     let address = udp.local_addr();
-    match DetourServer::start(address, tls) {
-        Ok(server) => Ok(Some(server)),
+    match DetourServer::start(address, tls.clone()) {
+        Ok(server) => {
+            tracing::info!(%address, "listening on TCP");
+            Ok(Some(server))
+        }
         Err(error) if mode == TcpMode::Auto => {
-            tracing::warn!(%address, %error, "not listening on TCP: devices whose network passes no UDP cannot connect");
-            Ok(None)
+            tracing::warn!(%address, %error, "not listening on TCP until another program stops doing so: devices whose network passes no UDP cannot connect");
+            Ok(Some(DetourServer::start_once_free(address, tls)))
         }
         Err(source) => Err(StartError::Tcp { address, source }),
     }

@@ -26,6 +26,9 @@ const MAX_IP_PAYLOAD: usize = 65_535;
 
 /// IPv6's next header of a fragment: a header whose first byte says what was fragmented.
 const FRAGMENT: u8 = 44;
+/// Next headers that may stand before a flow's own: options of hops, routing, authentication, options of the
+/// destination (RFC 8200 §4.1).
+const EXTENSIONS: [u8; 4] = [0, 43, 51, 60];
 /// Addresses of a packet.
 const ADDRESSES: Range<usize> = 8..IPV6_HEADER_LEN;
 /// Addresses and ports of a packet whose transport header follows IPv6's at once.
@@ -94,6 +97,8 @@ enum Candidate<'p> {
     Alone(u8),
     /// Belongs to some flow of this protocol: a fragment, which has ports only where it is the first.
     Fragment(u8),
+    /// Belongs to some flow: its ports, if it has any, are behind more headers.
+    Extended,
     /// No flow of ours.
     Stranger,
 }
@@ -136,7 +141,11 @@ impl Coalescer {
                 None
             }
             Candidate::Fragment(protocol) => {
-                self.end_flows_between(packet, protocol);
+                self.end_flows_between(packet, |of| of == protocol);
+                None
+            }
+            Candidate::Extended => {
+                self.end_flows_between(packet, |_| true);
                 None
             }
             Candidate::Stranger => None,
@@ -173,6 +182,7 @@ impl Coalescer {
             Some(&FRAGMENT) => {
                 packet.get(IPV6_HEADER_LEN).copied().map_or(Candidate::Stranger, Candidate::Fragment)
             }
+            Some(extension) if EXTENSIONS.contains(extension) => Candidate::Extended,
             _ => Candidate::Stranger,
         }
     }
@@ -188,14 +198,14 @@ impl Coalescer {
         })
     }
 
-    /// Ends what flows of a protocol have begun between the addresses of a packet.
+    /// Ends what flows of some protocols have begun between the addresses of a packet.
     #[cold]
-    fn end_flows_between(&mut self, packet: &[u8], protocol: u8) {
+    fn end_flows_between(&mut self, packet: &[u8], concerns: impl Fn(u8) -> bool) {
         let Some(addresses) = packet.get(ADDRESSES) else { return };
         let groups = &self.groups;
         self.open.retain(|&group| {
             let flow = groups.get(group as usize).and_then(|group| group.flow.as_ref());
-            flow.is_some_and(|flow| flow.protocol != protocol || flow.headers[ADDRESSES] != *addresses)
+            flow.is_some_and(|flow| !concerns(flow.protocol) || flow.headers[ADDRESSES] != *addresses)
         });
     }
 

@@ -119,10 +119,12 @@ impl TxWorker {
     /// What came from the virtual interface, or was held since.
     fn send_read(&mut self, vnet: &VnetHeader, packet: &[u8]) {
         if let Err(reason) = self.try_send_read(vnet, packet) {
-            self.parts.counters.count_drop(reason, 1);
+            let packets = SuperPacket::parse(vnet, packet).map_or(1, |whole| whole.count());
+            self.parts.counters.count_drop(reason, packets as u64);
         }
     }
 
+    /// The error is why nothing of it went: not even a first part.
     fn try_send_read(&mut self, vnet: &VnetHeader, packet: &[u8]) -> Result<(), DropReason> {
         let dst = Ipv6Addr::from(classify_egress(packet, &self.parts.config)?);
         let Some(tunnel) = self.tunnels.sending(dst) else { return self.hold(dst, vnet, packet) };
@@ -132,18 +134,28 @@ impl TxWorker {
         let whole = SuperPacket::parse(vnet, packet).ok_or(DropReason::LengthMismatch)?;
         let ecn = ecn::of_ipv6(packet);
         match self.tunnels.get(tunnel).map(|tunnel| tunnel.whole) {
-            Some(fits) if whole.largest() <= fits => self.seal(tunnel, &whole, ecn),
+            Some(fits) if whole.largest() <= fits => {
+                self.seal(tunnel, &whole, ecn);
+                Ok(())
+            }
             Some(_) => self.send_wide(tunnel, whole, ecn),
             None => Err(DropReason::NoTunnel),
         }
     }
 
     /// Cuts and seals a packet into the batch, and sends the batch whenever the next part has no room in it.
-    fn seal(&mut self, index: usize, whole: &SuperPacket<'_>, ecn: u8) -> Result<(), DropReason> {
+    fn seal(&mut self, index: usize, whole: &SuperPacket<'_>, ecn: u8) {
         for part in 0..whole.count() {
-            self.seal_part(index, whole, part, ecn)?;
+            if let Err(reason) = self.seal_part(index, whole, part, ecn) {
+                return self.count_rest(reason, whole, part);
+            }
         }
-        Ok(())
+    }
+
+    /// Counts the parts of a packet that will not go, from `first` on.
+    #[cold]
+    fn count_rest(&self, reason: DropReason, whole: &SuperPacket<'_>, first: usize) {
+        self.parts.counters.count_drop(reason, (whole.count() - first) as u64);
     }
 
     #[inline]
@@ -242,8 +254,10 @@ impl TxWorker {
             match done.load {
                 Load::Batch(sealed) => {
                     batch_left(&self.parts.counters, &done.shared, &sealed, loss, self.now);
+                    // A path that the tunnel has left since says nothing of the one that it is on.
                     if is_too_big(loss)
                         && let Some(tunnel) = self.tunnels.by_id_mut(done.shared.id)
+                        && tunnel.path.remote == done.dest
                     {
                         Self::interface_shrank(tunnel, &self.parts.events);
                     }

@@ -84,8 +84,14 @@ impl RecvBatch {
     pub(super) fn collect(&mut self, group: &PortGroup, own: usize) -> usize {
         let buffers = self.buffers.chunks_exact_mut(BUFFER_LEN).take(self.messages);
         self.received = group.collect(own, buffers.zip(&mut self.metas));
-        self.handed_on = true;
+        self.handed_on = self.received > 0;
         self.received
+    }
+
+    /// Whether the last receive call brought what other workers had handed on.
+    #[inline]
+    pub(super) fn is_handed_on(&self) -> bool {
+        self.handed_on
     }
 
     /// Hands on what is other workers'.

@@ -228,13 +228,27 @@ impl UdpPort {
     pub fn recv_batch(&self, batch: &mut RecvBatch) -> io::Result<usize> {
         batch.translated_by(self.nat64());
         let Some((group, own)) = &self.group else { return batch.receive(self.sends.state(), &self.socket) };
-        let handed_on = batch.collect(group, *own);
-        if handed_on > 0 {
-            return Ok(handed_on);
+        // They take turns: neither the socket nor the mailbox keeps the other waiting.
+        let sockets_turn = batch.is_handed_on();
+        if !sockets_turn {
+            let handed_on = batch.collect(group, *own);
+            if handed_on > 0 {
+                return Ok(handed_on);
+            }
         }
-        let received = batch.receive(self.sends.state(), &self.socket)?;
-        batch.sort(group, *own);
-        Ok(received)
+        match batch.receive(self.sends.state(), &self.socket) {
+            Ok(received) => {
+                batch.sort(group, *own);
+                Ok(received)
+            }
+            Err(error) if sockets_turn && error.kind() == io::ErrorKind::WouldBlock => {
+                match batch.collect(group, *own) {
+                    0 => Err(error),
+                    handed_on => Ok(handed_on),
+                }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What the sockets of one port share, where there are several.

@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cyphonic_common::ConnectionId;
+
 use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -276,6 +278,42 @@ fn a_group_of_sockets_shares_one_port_and_nobody_else_does() {
     }
     drop(group);
     UdpPort::bind_group(port, 1).unwrap();
+}
+
+/// A worker whose mailbox is filled as fast as it is emptied still hears its own socket, and the other way.
+#[test]
+fn a_socket_and_what_others_hand_on_take_turns() {
+    let group = UdpPort::bind_group(0, 2).unwrap();
+    let sender = UdpSocket::bind(v4(0)).unwrap();
+    let send_own = || assert_eq!(sender.send_to(b"own", v4(group[0].local_port())).unwrap(), 3);
+    let mut batch = RecvBatch::new(1);
+    // The one of the two that the kernel chooses for this sender.
+    send_own();
+    let index = group.iter().position(|port| port.recv_batch(&mut batch).is_ok()).unwrap();
+    let port = &group[index];
+    let shared = Arc::clone(port.group().unwrap());
+    let cid = ConnectionId::from_random_data([1; 8]);
+    shared.set_owner(cid, index);
+    let mut turns = Vec::new();
+    let stray = |count| (0..count).for_each(|_| assert!(shared.hand_on_stray(cid, v4(1), None, b"stray")));
+    stray(2);
+    for _ in 0..4 {
+        // Neither runs dry.
+        stray(2);
+        (0..2).for_each(|_| send_own());
+        for _ in 0..2 {
+            port.recv_batch(&mut batch).unwrap();
+            turns.extend(batch.messages_mut().map(|message| message.handed_on));
+        }
+    }
+    assert_eq!(turns, [true, false].repeat(4));
+    // Whichever is left is not held up by the one that is empty.
+    let mut rest = Vec::new();
+    while port.recv_batch(&mut batch).is_ok() {
+        rest.extend(batch.messages_mut().map(|message| message.handed_on));
+    }
+    let of = |handed_on| rest.iter().filter(|one| **one == handed_on).count();
+    assert_eq!((of(true), of(false)), (6, 4));
 }
 
 #[test]

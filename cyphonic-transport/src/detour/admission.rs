@@ -17,8 +17,8 @@ use crate::quota::{Quota, network_of};
 
 /// Most connections, whoever has them, where descriptors suffice. Each takes two and some 200 KiB.
 pub(super) const MAX_CONNECTIONS: usize = 2_048;
-/// Of one source: sixty devices that are connected to AS, NMS and two relays.
-const MAX_PER_SOURCE: usize = 256;
+/// One of so many parts of them are a source's at most: all devices of a large site come from one.
+const SHARE_OF_SOURCE: usize = 2;
 /// Whose TLS handshake is under way, or who have no certificate.
 const MAX_STRANGERS: usize = 256;
 /// Of one source: a handshake takes moments, and an enrolment not many more.
@@ -27,8 +27,20 @@ const MAX_STRANGERS_PER_SOURCE: usize = 16;
 /// after a minute.
 const MAX_PER_DEVICE: usize = 8;
 
+/// Why a connection was not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Refused {
+    #[error("all {0} places are taken")]
+    Full(usize),
+    #[error("its address, or network, has {0} already")]
+    OfSource(usize),
+    #[error("too many have not shown a device's certificate yet")]
+    Strangers,
+}
+
 #[derive(Debug)]
 struct Counts {
+    most: usize,
     all: Quota<IpAddr>,
     strangers: Quota<IpAddr>,
     /// The oldest connection of each first.
@@ -68,6 +80,7 @@ impl Admission {
     /// For this many connections at most.
     pub(super) fn new(most: usize) -> Self {
         let counts = Counts {
+            most,
             all: Quota::new(most),
             strangers: Quota::new(MAX_STRANGERS),
             devices: HashMap::new(),
@@ -76,19 +89,18 @@ impl Admission {
         Self(Arc::new(Mutex::new(counts)))
     }
 
-    /// Lets a connection in, as a stranger's; none where there is no room.
-    pub(super) fn admit(&self, from: IpAddr) -> Option<Admitted> {
+    /// Lets a connection in, as a stranger's.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub(super) fn admit(&self, from: IpAddr) -> Result<Admitted, Refused> {
         let source = network_of(from);
         let mut counts = self.lock();
-        let room = counts.all.has_room(&source, MAX_PER_SOURCE)
-            && counts.strangers.has_room(&source, MAX_STRANGERS_PER_SOURCE);
-        if !room {
-            return None;
-        }
+        counts.judge(&source)?;
         counts.all.add(source);
         counts.strangers.add(source);
         drop(counts);
-        Some(Admitted { admission: self.clone(), source, holder: Holder::Stranger })
+        Ok(Admitted { admission: self.clone(), source, holder: Holder::Stranger })
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
@@ -117,6 +129,20 @@ impl Admitted {
 }
 
 impl Counts {
+    fn judge(&self, source: &IpAddr) -> Result<(), Refused> {
+        let of_source = (self.most / SHARE_OF_SOURCE).max(1);
+        if self.all.total() >= self.most {
+            return Err(Refused::Full(self.most));
+        }
+        if !self.all.has_room(source, of_source) {
+            return Err(Refused::OfSource(of_source));
+        }
+        if !self.strangers.has_room(source, MAX_STRANGERS_PER_SOURCE) {
+            return Err(Refused::Strangers);
+        }
+        Ok(())
+    }
+
     fn leave(&mut self, source: IpAddr, holder: &Holder) {
         match holder {
             Holder::Stranger => self.strangers.remove(&source),
@@ -189,18 +215,26 @@ mod tests {
     fn one_source_cannot_take_all_the_room() {
         let admission = Admission::new(MAX_CONNECTIONS);
         let mut held = Vec::new();
-        while let Some(admitted) = admission.admit(ip("192.0.2.1")) {
+        while let Ok(admitted) = admission.admit(ip("192.0.2.1")) {
             held.push(admitted);
         }
         assert_eq!(held.len(), MAX_STRANGERS_PER_SOURCE);
-        assert!(admission.admit(ip("::ffff:192.0.2.1")).is_none(), "the same address, mapped");
-        assert!(admission.admit(ip("192.0.2.2")).is_some());
+        let mapped = admission.admit(ip("::ffff:192.0.2.1")).unwrap_err();
+        assert_eq!(mapped, Refused::Strangers, "the same address, mapped");
+        assert!(admission.admit(ip("192.0.2.2")).is_ok());
         all_devices(&mut held);
-        while let Some(mut admitted) = admission.admit(ip("192.0.2.1")) {
-            admitted.count_as_device(key(held.len()));
-            held.push(admitted);
-        }
-        assert_eq!(held.len(), MAX_PER_SOURCE);
+        let refused = loop {
+            match admission.admit(ip("192.0.2.1")) {
+                Ok(mut admitted) => {
+                    admitted.count_as_device(key(held.len()));
+                    held.push(admitted);
+                }
+                Err(refused) => break refused,
+            }
+        };
+        let half = MAX_CONNECTIONS / 2;
+        assert_eq!((held.len(), refused), (half, Refused::OfSource(half)));
+        assert!(admission.admit(ip("192.0.2.2")).is_ok());
     }
 
     #[test]
@@ -208,7 +242,7 @@ mod tests {
         let admission = Admission::new(MAX_CONNECTIONS);
         let strangers =
             (0..1_000u16).map(|host| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, host)));
-        let held: Vec<_> = strangers.map_while(|from| admission.admit(from)).collect();
+        let held: Vec<_> = strangers.map_while(|from| admission.admit(from).ok()).collect();
         assert_eq!(held.len(), MAX_STRANGERS_PER_SOURCE);
     }
 
@@ -216,16 +250,17 @@ mod tests {
     fn many_sources_together_are_bounded_and_every_place_is_given_back() {
         let admission = Admission::new(MAX_CONNECTIONS);
         let from = |at: u32| IpAddr::from((0x0a00_0000 + at).to_be_bytes());
-        let mut held: Vec<_> = (0..1_000).map_while(|at| admission.admit(from(at))).collect();
+        let mut held: Vec<_> = (0..1_000).map_while(|at| admission.admit(from(at)).ok()).collect();
         assert_eq!(held.len(), MAX_STRANGERS);
         all_devices(&mut held);
         let more = (1_000..).map_while(|at| {
-            let mut admitted = admission.admit(from(at))?;
+            let mut admitted = admission.admit(from(at)).ok()?;
             admitted.count_as_device(key(at as usize));
             Some(admitted)
         });
         held.extend(more);
         assert_eq!(held.len(), MAX_CONNECTIONS);
+        assert_eq!(admission.admit(from(9_999)).unwrap_err(), Refused::Full(MAX_CONNECTIONS));
         drop(held);
         let counts = admission.lock();
         assert_eq!((counts.all.total(), counts.strangers.total(), counts.devices.len()), (0, 0, 0));

@@ -4,7 +4,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cyphonic_proto::quic::HANDSHAKE_TIMEOUT;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -13,7 +13,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use super::admission::{Admission, Admitted, MAX_CONNECTIONS};
+use super::admission::{Admission, Admitted, MAX_CONNECTIONS, Refused};
 use super::local::LocalSocket;
 use super::tls::DetourTls;
 use super::{files, prepare, pump};
@@ -25,6 +25,12 @@ const STRANGER_STAYS: Duration = enrol::STRANGER_STAYS.saturating_add(Duration::
 
 /// After the host had no socket to give.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// How often the log tells of connections that were not let in.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// How often it is looked whether an address that was taken is free.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 256;
@@ -44,13 +50,28 @@ impl DetourServer {
     pub fn start(address: SocketAddr, tls: DetourTls) -> io::Result<Self> {
         let listener = listen(address)?;
         let local = listener.local_addr()?;
-        let admission = Admission::new(files::room_for(MAX_CONNECTIONS));
-        let door = Arc::new(Door { service: reached_from_here(address), tls, admission });
-        let task = tokio::spawn(accept_all(listener, door));
+        let task = tokio::spawn(accept_all(listener, Door::new(address, tls)));
         Ok(Self { local, task })
     }
 
-    /// Where it listens.
+    /// As [`start`](Self::start), as soon as the address is free: another program has it now.
+    pub fn start_once_free(address: SocketAddr, tls: DetourTls) -> Self {
+        let door = Door::new(address, tls);
+        let task = tokio::spawn(async move {
+            let listener = loop {
+                tokio::time::sleep(LISTEN_AGAIN).await;
+                match listen(address) {
+                    Ok(listener) => break listener,
+                    Err(error) => tracing::debug!(%address, %error, "still not listening on TCP"),
+                }
+            };
+            tracing::info!(%address, "listening on TCP");
+            accept_all(listener, door).await;
+        });
+        Self { local: address, task }
+    }
+
+    /// Where it listens, or is about to.
     pub fn local_addr(&self) -> SocketAddr {
         self.local
     }
@@ -67,6 +88,13 @@ struct Door {
     service: SocketAddr,
     tls: DetourTls,
     admission: Admission,
+}
+
+impl Door {
+    fn new(address: SocketAddr, tls: DetourTls) -> Arc<Self> {
+        let admission = Admission::new(files::room_for(MAX_CONNECTIONS));
+        Arc::new(Self { service: reached_from_here(address), tls, admission })
+    }
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -96,14 +124,15 @@ fn reached_from_here(address: SocketAddr) -> SocketAddr {
 
 async fn accept_all(listener: TcpListener, door: Arc<Door>) {
     let mut connections = JoinSet::new();
+    let mut refusals = Refusals::default();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((tcp, from)) => match door.admission.admit(from.ip()) {
-                    Some(place) => {
+                    Ok(place) => {
                         connections.spawn(serve(door.clone(), tcp, from, place));
                     }
-                    None => tracing::debug!(%from, "a detour was turned away: there are too many already"),
+                    Err(reason) => refusals.tell(from, reason),
                 },
                 Err(error) => {
                     tracing::debug!(%error, "a detour was not accepted");
@@ -116,6 +145,25 @@ async fn accept_all(listener: TcpListener, door: Arc<Door>) {
                 }
             }
         }
+    }
+}
+
+/// Connections that were not let in: who tries again and again is told of now and then.
+#[derive(Default)]
+struct Refusals {
+    told: Option<Instant>,
+    /// Since then.
+    silent: u64,
+}
+
+impl Refusals {
+    fn tell(&mut self, from: SocketAddr, reason: Refused) {
+        if self.told.is_some_and(|told| told.elapsed() < TELL_EVERY) {
+            self.silent += 1;
+            return tracing::debug!(%from, %reason, "a connection over TCP was turned away");
+        }
+        tracing::warn!(%from, %reason, others_since = self.silent, "a connection over TCP was turned away");
+        *self = Self { told: Some(Instant::now()), silent: 0 };
     }
 }
 

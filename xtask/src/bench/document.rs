@@ -1,5 +1,6 @@
 //! `docs/performance.md`, rendered from the figures of the last whole runs in `docs/figures/`.
 
+mod machines;
 mod plot;
 
 use std::collections::BTreeMap;
@@ -10,7 +11,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use cyphonic_lab::figures::Figures;
 
-use super::promises::judge_tunnels;
+use self::machines::Row;
+use super::promises::{Outcome, Promise, judge_tunnels};
 use super::{crypto, memory, pi, relay, tunnels};
 use crate::{aarch64, fuzz, kernels, workspace};
 
@@ -57,6 +59,7 @@ impl Kept {
 /// Keeps the figures of a whole run, and renders the page anew.
 pub(crate) fn publish(kept: Kept, figures: &Figures) -> Result<()> {
     fs::create_dir_all(folder()).context("cannot make docs/figures")?;
+    machines::set_aside(&kept.file(), figures)?;
     figures.write(&kept.file())?;
     render()
 }
@@ -83,6 +86,9 @@ pub(super) fn render() -> Result<()> {
         if let Some(figures) = kept.read()? {
             let _ = write!(text, "\n{}", section(&figures));
         }
+        if let (Kept::Relay, Some(figures)) = (kept, kept.read()?) {
+            let _ = write!(text, "\n{}", machines::table(&kept.file(), &figures, relay::rows)?);
+        }
     }
     let page = workspace::root().join("docs/performance.md");
     fs::write(&page, text).with_context(|| format!("cannot write {}", page.display()))?;
@@ -101,7 +107,10 @@ fn render_tunnels(figures: &Figures, text: &mut String) -> Result<()> {
     for (promise, outcome) in judge_tunnels(figures) {
         let _ = writeln!(text, "| {} | {} | {outcome} |", promise.what, promise.bound());
     }
-    let _ = writeln!(text, "\n{}", tunnels::tables(figures));
+    text.push('\n');
+    text.push_str(&machines::table(&Kept::Tunnels.file(), figures, tunnel_rows)?);
+    text.push_str(&tunnels::tables(figures));
+    text.push('\n');
     for plot in plot::ALL {
         let name = plot.file;
         let drawn = plot::draw(&plot, figures, &folder().join(name))?;
@@ -120,6 +129,13 @@ fn render_tunnels(figures: &Figures, text: &mut String) -> Result<()> {
     }
     text.push_str(METHOD);
     Ok(())
+}
+
+fn tunnel_rows(figures: &Figures) -> Vec<Row> {
+    let row = |(promise, outcome): (Promise, Outcome)| {
+        [promise.what.to_owned(), promise.bound(), outcome.to_string()]
+    };
+    judge_tunnels(figures).into_iter().map(row).collect()
 }
 
 fn folder() -> PathBuf {

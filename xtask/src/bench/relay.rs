@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use cyphonic_lab::figures::Figures;
-pub(super) use report::section;
+pub(super) use report::{rows, section};
 
 use super::document::{Kept, publish};
 

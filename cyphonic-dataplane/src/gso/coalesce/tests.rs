@@ -288,6 +288,29 @@ fn a_fragment_ends_what_its_protocol_has_begun_between_its_addresses() {
     assert_eq!(lens(&packets), [(UDP, alone + 100), (FRAGMENT, alone)], "another address's");
 }
 
+/// Behind headers that this does not read may be a packet of any flow.
+#[test]
+fn extension_headers_end_what_has_begun_between_the_addresses() {
+    let (small, segment) = (udp_packet(1, &[1; 100]), |n: u32| tcp_packet(1, n * 100, tcp::ACK, &[2; 100]));
+    let writes = |packets: &[Vec<u8>]| -> Vec<_> {
+        join(packets)
+            .iter()
+            .map(|write| (write[VNET_HEADER_LEN + 6], write.len() - VNET_HEADER_LEN))
+            .collect()
+    };
+    for extension in EXTENSIONS {
+        let mut extended = udp_packet(1, &[0; 100]);
+        extended[6] = extension;
+        let packets = [small.clone(), segment(0), extended.clone(), small.clone(), segment(1)];
+        let (datagram, tcp) = (small.len(), segment(0).len());
+        let apart = [(UDP, datagram), (TCP, tcp), (extension, datagram), (UDP, datagram), (TCP, tcp)];
+        assert_eq!(writes(&packets), apart);
+        extended[23] ^= 1;
+        let packets = [small.clone(), extended, small.clone()];
+        assert_eq!(writes(&packets), [(UDP, datagram + 100), (extension, datagram)], "another address's");
+    }
+}
+
 #[test]
 fn a_gap_another_window_or_other_options_end_a_super_packet() {
     let first = tcp_packet(1, 0, tcp::ACK, &payload(1000, 1));

@@ -73,7 +73,7 @@ fn packets_behind(transmit: &Transmit<'_>, sent: usize) -> u64 {
 pub(super) struct Unsent {
     pub(super) shared: Arc<Shared>,
     pub(super) load: Load,
-    dest: SocketAddr,
+    pub(super) dest: SocketAddr,
     ecn: Option<u8>,
     segment_size: Option<usize>,
     bytes: Box<[u8]>,

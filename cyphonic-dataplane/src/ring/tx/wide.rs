@@ -20,7 +20,7 @@ use crate::udp::{self, Transmit};
 const PART_OVERHEAD: usize = HEADER_LEN + PART_HEADER + TAG_LEN;
 
 impl TxWorker {
-    /// Sends a packet, or super-packet, that is too large to go as it is.
+    /// Sends a packet, or super-packet, that is too large to go as it is. The error is why nothing of it went.
     #[cold]
     pub(super) fn send_wide(
         &mut self,
@@ -36,13 +36,18 @@ impl TxWorker {
             packet = packet.cut_to(whole).ok_or(DropReason::TooBig)?;
         }
         if let Some(smaller) = packet.cut_to(whole) {
-            return self.seal(index, &smaller, ecn);
+            self.seal(index, &smaller, ecn);
+            return Ok(());
         }
         for part in 0..packet.count() {
-            if packet.part_len(part) <= whole {
-                self.seal_part(index, &packet, part, ecn)?;
+            let sealed = if packet.part_len(part) <= whole {
+                self.seal_part(index, &packet, part, ecn)
             } else {
-                self.seal_in_pieces(index, &packet, part, mtu, ecn)?;
+                self.seal_in_pieces(index, &packet, part, mtu, ecn)
+            };
+            if let Err(reason) = sealed {
+                self.count_rest(reason, &packet, part);
+                break;
             }
         }
         Ok(())

@@ -33,6 +33,28 @@ pub(super) fn broken(figures: &Figures) -> Vec<String> {
         .collect()
 }
 
+/// The promises, as the table for several machines has them.
+pub(in crate::bench) fn rows(figures: &Figures) -> Vec<[String; 3]> {
+    let row = |(name, least, verdict): (&str, f64, &str)| {
+        let value = figures.get(name).map(|figure| format!("{:.2}, ", figure.value)).unwrap_or_default();
+        let verdict = if verdict == "missed" { "**missed**" } else { verdict };
+        [format!("`{name}`"), format!("≥ {least}"), format!("{value}{verdict}")]
+    };
+    judged(figures).map(row).collect()
+}
+
+/// Each promise: the ratio's name, the least that it is to be, and what became of it.
+fn judged(figures: &Figures) -> impl Iterator<Item = (&'static str, f64, &'static str)> {
+    PROMISES.into_iter().map(|(name, _, _, least)| {
+        let verdict = match figures.get(name).map(|figure| figure.value) {
+            Some(value) if value >= least => "kept",
+            Some(_) => "missed",
+            None => "not measured",
+        };
+        (name, least, verdict)
+    })
+}
+
 /// The relay's section of `docs/performance.md`.
 pub(in crate::bench) fn section(figures: &Figures) -> String {
     let mut text = String::from(TEXT);
@@ -54,12 +76,7 @@ pub(in crate::bench) fn section(figures: &Figures) -> String {
         );
     }
     text += "\n| Ratio | Reached | At least | |\n|---|---|---|---|\n";
-    for (name, _, _, least) in PROMISES {
-        let verdict = match value(name) {
-            Some(value) if value >= least => "kept",
-            Some(_) => "missed",
-            None => "not measured",
-        };
+    for (name, least, verdict) in judged(figures) {
         let _ = writeln!(text, "| `{name}` | {} | {least} | {verdict} |", cell(name.to_owned(), 2));
     }
     let _ = writeln!(
