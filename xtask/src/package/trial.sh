@@ -176,7 +176,8 @@ check "and the cloud's" conffiles cyphonic-cloud /etc/default/cyphonic-cloud
 check "no package brings another resolver with it" test -z "$(dpkg-query -W -f '${Recommends}${Pre-Depends}' cyphonic cyphonic-cloud)"
 check "copyright" test -s /usr/share/doc/cyphonic/copyright
 
-check "found an overlay" cyphonic-cloud init --dir /var/lib/cyphonic-cloud --zone trial.internal --public 192.0.2.1:443
+check "found an overlay" bash -o pipefail -c "cyphonic-cloud init --dir /var/lib/cyphonic-cloud --zone trial.internal --public 192.0.2.1:443 | tee /run/init"
+check "and say how its unit is started" grep -q 'systemctl start cyphonic-cloud$' /run/init
 # What it would choose by itself on a network card without XDP in its driver. A virtual cable it would leave alone.
 sed -i 's/^  mode: auto$/  mode: generic/' /var/lib/cyphonic-cloud/cloud.yaml
 install -d -m 700 /etc/credstore

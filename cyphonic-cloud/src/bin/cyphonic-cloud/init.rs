@@ -1,11 +1,14 @@
 //! `cyphonic-cloud init`
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use cyphonic_cloud::config::{RelayAddresses, parse_address, parse_listen};
+use cyphonic_cloud::config::{DEFAULT_PATH, RelayAddresses, parse_address, parse_listen};
 use cyphonic_cloud::installation::{self, Plan};
 use cyphonic_cloud::server::unix_now;
+
+/// Where the package has its unit.
+const UNIT: &str = "/lib/systemd/system/cyphonic-cloud.service";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -47,7 +50,16 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let (dir, name) = (arguments.dir.display(), &relay.name);
         say!("Relay {name}:    cyphonic-cloud trs-credentials --dir {dir} --name {name} --out {name}");
     }
-    say!("Start:         cyphonic-cloud run --config {config}");
+    say!("Start:         {}", start_command(&installed.config));
     say!("Add a device:  cyphonic-cloud token create --config {config} --name press-7.plant");
     Ok(())
+}
+
+/// How the services are started: by the package's unit, where it is installed and the configuration is its.
+fn start_command(config: &Path) -> String {
+    if config == Path::new(DEFAULT_PATH) && Path::new(UNIT).exists() {
+        "systemctl start cyphonic-cloud".to_owned()
+    } else {
+        format!("cyphonic-cloud run --config {}", config.display())
+    }
 }

@@ -1,9 +1,9 @@
 //! `cyphonic-cloud trs-credentials`
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use cyphonic_cloud::config::{parse_label, parse_listen};
+use cyphonic_cloud::config::{DEFAULT_PATH, parse_label, parse_listen};
 use cyphonic_cloud::installation;
 use cyphonic_cloud::server::unix_now;
 
@@ -31,8 +31,10 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         &[arguments.listen],
         unix_now(),
     )?;
+    let installed = Path::new(DEFAULT_PATH).parent().unwrap_or(Path::new("/"));
     say!("Made the credentials of {} in {}.", made.fqdn, arguments.out.display());
-    say!("Copy that directory to the relay's machine and start it there:");
+    say!("Copy that directory to the relay's machine. If the package is installed there, make it");
+    say!("{} and give `systemctl start cyphonic-cloud`, or else start it by", installed.display());
     say!("  cyphonic-cloud run --config {}", made.config.display());
     if !made.listed {
         say!();

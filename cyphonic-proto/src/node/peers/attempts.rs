@@ -163,18 +163,23 @@ impl Node {
                 retry = Retry::Later;
             } else if begun.is_none() && retry == Retry::No && peer.redial == Redial::Begun {
                 peer.redial = Redial::Awaited;
-                let stands = !self.failed_relays(now, address).iter().any(|relay| self.may_use(relay));
-                retry = Retry::After(if stands { TOLD } else { ANSWERED + TOLD });
+                retry = Retry::After(if self.redialled(now, address) { TOLD } else { ANSWERED + TOLD });
             }
         }
         self.attempt_failed(now, address, ResolveError::of_refusal(refusal), retry);
     }
 
-    /// A relay is connected: who waits for one that may be back asks for it as soon as the NMS knows.
+    /// Whether all relays that were left out of the question for a peer, and that may be used, are connected.
+    fn redialled(&self, now: Instant, address: Ipv6Addr) -> bool {
+        !self.failed_relays(now, address).iter().any(|relay| self.may_use(relay))
+    }
+
+    /// A relay is connected: who waits for one that may be back asks for it as soon as the NMS knows, if it is
+    /// that one. The question is put only once.
     pub(in crate::node) fn redial_stands(&mut self, now: Instant) {
         let waits = |peer: &Peer| peer.redial == Redial::Awaited && peer.attempt == Some(Attempt::Pause);
-        let peers: Vec<_> =
-            self.peers.iter().filter(|(_, peer)| waits(peer)).map(|(address, _)| *address).collect();
+        let peers = self.peers.iter().filter(|(_, peer)| waits(peer)).map(|(address, _)| *address);
+        let peers: Vec<_> = peers.filter(|address| self.redialled(now, *address)).collect();
         for address in peers {
             self.timers.set(Timer::Attempt(address), now + TOLD);
         }
