@@ -163,23 +163,27 @@ impl Node {
                 retry = Retry::Later;
             } else if begun.is_none() && retry == Retry::No && peer.redial == Redial::Begun {
                 peer.redial = Redial::Awaited;
-                retry = Retry::After(if self.redialled(now, address) { TOLD } else { ANSWERED + TOLD });
+                retry = Retry::After(if self.redialled() { TOLD } else { ANSWERED + TOLD });
             }
         }
         self.attempt_failed(now, address, ResolveError::of_refusal(refusal), retry);
     }
 
-    /// Whether all relays that were left out of the question for a peer, and that may be used, are connected.
-    fn redialled(&self, now: Instant, address: Ipv6Addr) -> bool {
-        !self.failed_relays(now, address).iter().any(|relay| self.may_use(relay))
+    /// Whether all relays that may be used are connected that were dialled again.
+    fn redialled(&self) -> bool {
+        let fails = |name: &str| self.may_use(name) && self.is_failing(&Service::Trs(name.into()));
+        self.relays_that(fails).is_empty()
     }
 
     /// A relay is connected: who waits for one that may be back asks for it as soon as the NMS knows, if it is
     /// that one. The question is put only once.
     pub(in crate::node) fn redial_stands(&mut self, now: Instant) {
+        if !self.redialled() {
+            return;
+        }
         let waits = |peer: &Peer| peer.redial == Redial::Awaited && peer.attempt == Some(Attempt::Pause);
-        let peers = self.peers.iter().filter(|(_, peer)| waits(peer)).map(|(address, _)| *address);
-        let peers: Vec<_> = peers.filter(|address| self.redialled(now, *address)).collect();
+        let peers: Vec<_> =
+            self.peers.iter().filter(|(_, peer)| waits(peer)).map(|(address, _)| *address).collect();
         for address in peers {
             self.timers.set(Timer::Attempt(address), now + TOLD);
         }
