@@ -54,11 +54,15 @@ impl<K: Key> Quota<K> {
         self.by_key.get(key).copied().unwrap_or_default()
     }
 
+    /// Those of all keys of this one's group; none where it has no group.
+    pub fn of_group(&self, key: &K) -> usize {
+        key.group().and_then(|group| self.by_group.get(&group)).copied().unwrap_or_default()
+    }
+
     /// Whether there may be one more, where there are `most` of each key at most, and [`Key::most_of_group`]
     /// of its group.
     pub fn has_room(&self, key: &K, most: usize) -> bool {
-        let of_group = key.group().and_then(|group| self.by_group.get(&group)).copied().unwrap_or_default();
-        self.total < self.most && self.of(key) < most && of_group < key.most_of_group(most)
+        self.total < self.most && self.of(key) < most && self.of_group(key) < key.most_of_group(most)
     }
 
     /// One more, for which there is room.

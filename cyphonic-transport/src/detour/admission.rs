@@ -134,7 +134,8 @@ impl Counts {
         if self.all.total() >= self.most {
             return Err(Refused::Full(self.most));
         }
-        if !self.all.has_room(source, of_source) {
+        // A site that has a /48 has many sources, but no larger share.
+        if !self.all.has_room(source, of_source) || self.all.of_group(source) >= of_source {
             return Err(Refused::OfSource(of_source));
         }
         if !self.strangers.has_room(source, MAX_STRANGERS_PER_SOURCE) {
@@ -244,6 +245,19 @@ mod tests {
             (0..1_000u16).map(|host| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, host)));
         let held: Vec<_> = strangers.map_while(|from| admission.admit(from).ok()).collect();
         assert_eq!(held.len(), MAX_STRANGERS_PER_SOURCE);
+    }
+
+    #[test]
+    fn a_site_with_many_ipv6_networks_has_no_more_room_than_one_with_an_address() {
+        let admission = Admission::new(MAX_CONNECTIONS);
+        let of_site = |n: usize| IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 1, (n % 200) as u16, 0, 0, 0, 1));
+        let mut held = Vec::new();
+        while let Ok(mut admitted) = admission.admit(of_site(held.len())) {
+            admitted.count_as_device(key(held.len()));
+            held.push(admitted);
+        }
+        assert_eq!(held.len(), MAX_CONNECTIONS / 2);
+        assert!(admission.admit(ip("2001:db8:2::1")).is_ok(), "another site");
     }
 
     #[test]

@@ -83,10 +83,9 @@ pub(super) fn render() -> Result<()> {
         (Kept::Fuzz, fuzz::section),
     ];
     for (kept, section) in others {
-        if let Some(figures) = kept.read()? {
-            let _ = write!(text, "\n{}", section(&figures));
-        }
-        if let (Kept::Relay, Some(figures)) = (kept, kept.read()?) {
+        let Some(figures) = kept.read()? else { continue };
+        let _ = write!(text, "\n{}", section(&figures));
+        if kept == Kept::Relay {
             let _ = write!(text, "\n{}", machines::table(&kept.file(), &figures, relay::rows)?);
         }
     }
