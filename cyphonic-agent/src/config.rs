@@ -14,6 +14,7 @@ use cyphonic_transport::logging::LogFilter;
 use cyphonic_transport::settings;
 use serde::{Deserialize, Serialize};
 
+mod access;
 mod awake;
 mod cloud;
 mod mtu;
@@ -21,6 +22,7 @@ mod packets;
 mod relay;
 mod written;
 
+pub use access::{AccessRule, InvalidService, InvalidWho, Protocol, Service, Who};
 pub use awake::{InvalidWindow, KeepAwake};
 pub(crate) use cloud::resolve_all;
 pub use cloud::{CloudAddress, DEFAULT_CLOUD_PORT, InvalidCloudAddress};
@@ -77,6 +79,8 @@ pub struct Config {
     pub log_drops: bool,
     /// Peers whose tunnels stay.
     pub keep_open: Vec<String>,
+    /// Who may open conversations with this device. `None`: everybody.
+    pub access: Option<Vec<AccessRule>>,
     /// What to log.
     pub log: String,
 }
@@ -100,6 +104,7 @@ impl Default for Config {
             port_mapping: PortMapping::Auto,
             log_drops: false,
             keep_open: Vec::new(),
+            access: None,
             log: "info".to_owned(),
         }
     }
@@ -273,6 +278,12 @@ impl Config {
                 return wrong("keep_open", reason);
             }
         }
+        if let Some(rules) = self.access.as_ref().filter(|rules| rules.len() > access::MAX_RULES) {
+            return wrong(
+                "access",
+                format!("it has {} rules: at most {} are taken", rules.len(), access::MAX_RULES),
+            );
+        }
         if let Some(name) = &self.relay.pin
             && let Err(why) = canonical(name)
         {
@@ -397,6 +408,7 @@ mod tests {
             ("dns: {listen: 192.0.2.1:53}\n", "dns.listen"),
             ("dns: {listen: 127.0.0.55:5353, resolver: resolv-conf}\n", "dns.listen"),
             ("state_dir: here\n", "state_dir"),
+            (&format!("access: [{}]\n", "{from: a, to: ping},".repeat(65)), "access"),
             ("log: info,x=loud\n", "log"),
             ("log: inof\n", "log"),
             ("log: ''\n", "log"),

@@ -18,6 +18,7 @@
 //! | `peers` | the handshakes between this node and others |
 //! | `queries` | what applications ask for: peers |
 //! | `tunnels` | the ring's tunnels: what the node decides of them, and what the ring tells |
+//! | `access` | what peers may open here |
 //! | `mtu` | tunnels' inner MTUs |
 //! | `report` | `cyphonic status` |
 //! | `network_report` | the part of `status` that `cyphonic netcheck` shows |
@@ -32,6 +33,7 @@
 //!
 //! **Invariant:** no packet of an established tunnel comes through here.
 
+mod access;
 mod admission;
 mod cards;
 mod datapath;
@@ -60,6 +62,7 @@ use std::collections::HashMap;
 use std::net::Ipv6Addr;
 use std::sync::{Arc, PoisonError, RwLock};
 
+pub use access::Access;
 use cyphonic_dataplane::ring::{EncapRing, EventSink, RingEvent};
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::identity::Identity;
@@ -92,6 +95,8 @@ pub struct EngineParts {
     pub transport: Arc<Transport>,
     /// Tunnels are installed here.
     pub ring: Arc<dyn EncapRing>,
+    /// What the ring was told of who may open what here; `None`: everybody may everything.
+    pub access: Option<Access>,
     /// What time it is where certificates are judged; the same as the transport's.
     pub clock: Clock,
     /// What it takes to renew the device's certificate.

@@ -14,7 +14,7 @@ use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
 use crate::map::{InterfaceConfig, PeerEntry};
 use crate::packet::ip::IPV6_HEADER_LEN;
-use crate::policy::{self, Direction, EVERY_CLASS, PolicyTable};
+use crate::policy::{self, Direction, EVERY_CLASS, FlowTable, Peer, PolicyTable};
 
 /// Decides on a packet that leaves an application through the virtual interface: the virtual address of the
 /// node whose tunnel it takes, in network byte order.
@@ -76,24 +76,27 @@ pub enum Egress {
 /// Decides on a packet that leaves an application, with the tables that the kernel has.
 ///
 /// A packet to a node without a tunnel wakes the agent before anyone knows the node's class, so its policy
-/// cannot be asked: it passes here, and the peer's own policy judges it when the tunnel stands.
+/// cannot be asked: it passes here, and the peer's own policy judges it when the tunnel stands. The answer will
+/// be one all the same.
 #[inline(always)]
 pub fn judge_egress<B, T>(packet: &B, config: &InterfaceConfig, tables: &T) -> Egress
 where
     B: Buffer + ?Sized,
-    T: PeerTable + PolicyTable + ?Sized,
+    T: PeerTable + PolicyTable + FlowTable + ?Sized,
 {
     let dst = match classify_egress(packet, config) {
         Ok(dst) => dst,
         Err(reason) => return Egress::Drop(reason),
     };
-    let Some(peer) = tables.peer(&dst) else { return Egress::Unknown };
-    if !peer.is_live() {
+    let known = tables.peer(&dst);
+    if known.is_some_and(|peer| !peer.is_live()) {
         return Egress::Dead;
     }
-    match policy::judge(packet, peer.class(), Direction::Out, tables) {
-        Ok(()) => Egress::Tunnel { worker: peer.worker() },
-        Err(reason) => Egress::Drop(reason),
+    let peer = Peer { address: dst, class: known.map(|peer| peer.class()) };
+    match (policy::judge(packet, &peer, Direction::Out, tables), known) {
+        (Err(reason), _) => Egress::Drop(reason),
+        (Ok(()), Some(peer)) => Egress::Tunnel { worker: peer.worker() },
+        (Ok(()), None) => Egress::Unknown,
     }
 }
 
@@ -105,7 +108,7 @@ where
 pub fn judge_ingress<B, T>(packet: &B, config: &InterfaceConfig, tables: &T) -> Result<(), DropReason>
 where
     B: Buffer + ?Sized,
-    T: PeerTable + PolicyTable + ?Sized,
+    T: PeerTable + PolicyTable + FlowTable + ?Sized,
 {
     let source: [u8; 16] = packet.read(8).ok_or(DropReason::Truncated)?;
     if config.is_own(&source) {
@@ -116,7 +119,7 @@ where
         Some(peer) => peer.class(),
         None => EVERY_CLASS,
     };
-    policy::judge(packet, class, Direction::In, tables)
+    policy::judge(packet, &Peer { address: source, class: Some(class) }, Direction::In, tables)
 }
 
 #[inline(always)]
@@ -234,6 +237,17 @@ mod tests {
         }
     }
 
+    /// One conversation, which is remembered from the start.
+    impl FlowTable for OnePeer {
+        fn note(&self, flow: &policy::Flow) {
+            assert!(self.knows(flow));
+        }
+
+        fn knows(&self, flow: &policy::Flow) -> bool {
+            *flow == policy::Flow::new(address(PEER), 17, (1000, 2000), Direction::Out)
+        }
+    }
+
     #[test]
     fn who_is_known_decides_where_a_packet_goes() {
         let packet = udp(OWN, PEER, b"hello");
@@ -257,6 +271,9 @@ mod tests {
         };
         assert_eq!(judge(&answer, 3), Ok(()));
         assert_eq!(judge(&answer, 4), Err(DropReason::Denied));
+        let mut unasked = answer.clone();
+        unasked[43] ^= 1;
+        assert_eq!(judge(&unasked, 3), Err(DropReason::Denied), "to a port that did not ask");
         assert_eq!(judge(&udp(PEER, OWN, b""), 3), Err(DropReason::Denied), "not from the service's port");
         assert_eq!(judge(&udp(OWN, OWN, b""), 4), Ok(()), "the agent's own");
         assert_eq!(judge(&answer[..23], 3), Err(DropReason::Truncated));

@@ -3,8 +3,9 @@
 //! Userspace writes [`InterfaceConfig`] once, before the classifier is attached; the kernel only reads it.
 //! The kernel writes [`Counter`]s, one array per CPU; userspace only reads and sums them. Which peers there
 //! are ([`PeerEntry`]), which worker a data connection ID belongs to, and what the policy permits
-//! ([`crate::policy::PolicyKey`]) is written by userspace as it changes. Addresses stand in network byte
-//! order, as in packets, so neither side converts.
+//! ([`crate::policy::PolicyKey`]) is written by userspace as it changes. Which conversations are under way
+//! ([`crate::policy::Flow`]) is the kernel's alone; userspace empties the table. Addresses stand in network
+//! byte order, as in packets, so neither side converts.
 
 use crate::drop_reason::DropReason;
 
@@ -18,6 +19,9 @@ pub mod name {
     pub const PEERS: &str = "PEERS";
     /// Hash of [`super::ALLOWED`] by [`crate::policy::PolicyKey`].
     pub const POLICY: &str = "POLICY";
+    /// Least-recently-used hash, by [`crate::policy::Flow`], of when its last packet was, on `CLOCK_MONOTONIC`
+    /// in nanoseconds.
+    pub const FLOWS: &str = "FLOWS";
     /// Hash of worker numbers by data connection ID.
     pub const CIDS: &str = "CIDS";
     /// The UDP sockets by worker number.

@@ -22,7 +22,7 @@ use crate::map::{InterfaceConfig, MAX_WORKERS};
 use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
 use crate::packet::udp::{self, UDP_HEADER_LEN};
-use crate::policy::PolicyTable;
+use crate::policy::{FlowTable, PolicyTable};
 use crate::quic::{DatagramKind, MIN_DATA_PACKET, classify_datagram_at};
 
 /// Names in the object file.
@@ -101,7 +101,7 @@ impl<B: Buffer + ?Sized> Buffer for Behind<'_, B> {
 pub fn judge_virtual<B, T>(frame: &B, config: &InterfaceConfig, tables: &T) -> Egress
 where
     B: Buffer + ?Sized,
-    T: PeerTable + PolicyTable + ?Sized,
+    T: PeerTable + PolicyTable + FlowTable + ?Sized,
 {
     match frame.read::<2>(ETHERNET_LEN - 2) {
         Some(ETHERNET_IPV6) => judge_egress(&Behind { buffer: frame, offset: ETHERNET_LEN }, config, tables),
@@ -121,7 +121,7 @@ where
 pub fn judge_near_end<B, T>(frame: &B, config: &InterfaceConfig, tables: &T) -> Result<(), DropReason>
 where
     B: Buffer + ?Sized,
-    T: PeerTable + PolicyTable + ?Sized,
+    T: PeerTable + PolicyTable + FlowTable + ?Sized,
 {
     match frame.read::<2>(ETHERNET_LEN - 2) {
         Some(ETHERNET_IPV6) => judge_ingress(&Behind { buffer: frame, offset: ETHERNET_LEN }, config, tables),

@@ -29,6 +29,7 @@ mod early;
 mod ecn;
 mod error;
 mod event;
+mod flows;
 mod hold;
 mod icmp;
 mod offload;
@@ -147,9 +148,15 @@ pub trait EncapRing: Send + Sync {
     /// Starts a key update now, or as soon as the one in progress is acknowledged (RFC 9001 §6.1).
     fn force_key_update(&self, id: TunnelId);
 
-    /// Has the workers enforce a port policy from now on, in place of the one before; at first everything may
-    /// pass. For where no program does it.
-    fn set_permissions(&self, permissions: Arc<Permissions>);
+    /// Enforces a port policy from now on, in place of the one before; at first everything may pass. Packets
+    /// that are under way may still pass by the one before.
+    ///
+    /// # Errors
+    /// The policy before is still enforced.
+    fn set_permissions(&self, permissions: Arc<Permissions>) -> Result<(), RingError>;
+
+    /// The tunnel's peer is of another class of the policy from now on.
+    fn set_class(&self, id: TunnelId, class: u32);
 
     /// What a tunnel has carried; `None` if there is no such tunnel.
     fn tunnel_stats(&self, id: TunnelId) -> Option<TunnelStats>;

@@ -11,10 +11,9 @@ use std::net::Ipv6Addr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use cyphonic_common::map::worker_of;
-use cyphonic_common::policy::{EVERY_CLASS, PolicyKey};
 use cyphonic_common::{ConnectionId, DropReason};
 
-use crate::bpf::{BpfError, KernelTables};
+use crate::bpf::KernelTables;
 use crate::ring::{
     Control, EncapRing, Path, PathMtu, Permissions, RingCounters, RingError, RingKind, TunnelId,
     TunnelInstall, TunnelStats,
@@ -28,8 +27,6 @@ pub struct ShardedRing {
     kind: RingKind,
     group: Option<Arc<PortGroup>>,
     tables: Option<Arc<KernelTables>>,
-    /// What the workers enforce where there are no tables.
-    permissions: Mutex<Permissions>,
     directory: Mutex<Directory>,
 }
 
@@ -61,39 +58,7 @@ impl ShardedRing {
         tables: Option<Arc<KernelTables>>,
     ) -> Result<Self, RingError> {
         let kind = rings.first().ok_or(RingError::Stopped("it was made of no rings"))?.kind();
-        Ok(Self { rings, kind, group, tables, permissions: Mutex::default(), directory: Mutex::default() })
-    }
-
-    /// Adds a permission to the port policy: to the programs', or the workers' where there are no programs.
-    ///
-    /// # Errors
-    /// The programs' map is full, and nothing changed: what should be allowed is not.
-    pub fn allow(&self, key: PolicyKey) -> Result<(), BpfError> {
-        if let Some(tables) = &self.tables {
-            return tables.allow(key);
-        }
-        self.change(|permissions| permissions.allow(key));
-        Ok(())
-    }
-
-    /// Takes a permission back, likewise. One that was not given is ignored.
-    ///
-    /// # Errors
-    /// The kernel refused, and nothing changed: what should be denied is still allowed.
-    pub fn deny(&self, key: PolicyKey) -> Result<(), BpfError> {
-        if let Some(tables) = &self.tables {
-            return tables.deny(key);
-        }
-        self.change(|permissions| permissions.deny(key));
-        Ok(())
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Permissions)) {
-        let mut permissions = sync::lock(&self.permissions);
-        change(&mut permissions);
-        let all = Arc::new(permissions.clone());
-        // Still locked, so that the last change is the last that the rings hear of.
-        self.rings.iter().for_each(|ring| ring.set_permissions(Arc::clone(&all)));
+        Ok(Self { rings, kind, group, tables, directory: Mutex::default() })
     }
 
     /// How many workers there are.
@@ -135,6 +100,18 @@ impl ShardedRing {
         }
     }
 
+    fn set_live(&self, place: &Place, class: u32) {
+        if let Some(tables) = &self.tables {
+            tables.set_live(place.peer, place.worker as u32, class);
+        }
+    }
+
+    fn set_gone(&self, peer: Ipv6Addr) {
+        if let Some(tables) = &self.tables {
+            tables.remove(peer);
+        }
+    }
+
     fn directory(&self) -> MutexGuard<'_, Directory> {
         sync::lock(&self.directory)
     }
@@ -147,7 +124,7 @@ impl EncapRing for ShardedRing {
 
     fn install(&self, tunnel: TunnelInstall) -> Result<(), RingError> {
         let place = Place { worker: self.worker_of(tunnel.peer), cid: tunnel.local_cid, peer: tunnel.peer };
-        let id = tunnel.id;
+        let (id, class) = (tunnel.id, tunnel.class);
         let mut directory = self.directory();
         // A ring knows of its own tunnels only.
         if directory.tunnels.contains_key(&id) {
@@ -157,14 +134,15 @@ impl EncapRing for ShardedRing {
             return Err(RingError::DuplicateConnectionId(place.cid));
         }
         let ring = self.ring(place.worker).ok_or(RingError::Stopped("it has no such worker"))?;
-        // Steering first: the peer may answer the first packet at once.
+        // Steering and class first: the peer may answer the first packet at once.
         self.steer(place.cid, place.worker);
+        self.set_live(&place, class);
         if let Err(error) = ring.install(tunnel) {
             self.steer_no_more(place.cid);
+            if !directory.peers.contains_key(&place.peer) {
+                self.set_gone(place.peer);
+            }
             return Err(error);
-        }
-        if let Some(tables) = &self.tables {
-            tables.set_live(place.peer, place.worker as u32, EVERY_CLASS);
         }
         directory.tunnels.insert(id, place);
         directory.cids.insert(place.cid, id);
@@ -195,9 +173,7 @@ impl EncapRing for ShardedRing {
         });
         if left == 0 {
             directory.peers.remove(&place.peer);
-            if let Some(tables) = &self.tables {
-                tables.remove(place.peer);
-            }
+            self.set_gone(place.peer);
         }
         self.steer_no_more(place.cid);
         if let Some(ring) = self.ring(place.worker) {
@@ -238,8 +214,20 @@ impl EncapRing for ShardedRing {
         }
     }
 
-    fn set_permissions(&self, permissions: Arc<Permissions>) {
-        self.change(|own| own.clone_from(&permissions));
+    fn set_permissions(&self, permissions: Arc<Permissions>) -> Result<(), RingError> {
+        match &self.tables {
+            Some(tables) => Ok(tables.set_permissions(&permissions)?),
+            None => self.rings.iter().try_for_each(|ring| ring.set_permissions(Arc::clone(&permissions))),
+        }
+    }
+
+    fn set_class(&self, id: TunnelId, class: u32) {
+        let directory = self.directory();
+        let Some(place) = directory.tunnels.get(&id) else { return };
+        self.set_live(place, class);
+        if let Some(ring) = self.ring(place.worker) {
+            ring.set_class(id, class);
+        }
     }
 
     fn tunnel_stats(&self, id: TunnelId) -> Option<TunnelStats> {

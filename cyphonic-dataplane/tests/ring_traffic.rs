@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use cyphonic_common::DropReason;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
 use cyphonic_dataplane::ring::{
-    AwakeRequest, Control, HoldLimits, Path, PathMtu, Permissions, RingEvent, RingKind, TunnelId,
+    AwakeRequest, Control, HoldLimits, Path, PathMtu, RingEvent, RingKind, TunnelId,
 };
 use cyphonic_dataplane::udp::{Transmit, UdpPort};
 use ring_lab::{
@@ -37,7 +37,7 @@ with_every_kind! {
     datagrams_of_one_flow_stay_in_order,
     a_link_that_takes_no_more_does_not_stop_what_arrives,
     a_link_that_takes_next_to_nothing_leaves_room_to_others,
-    workers_enforce_the_port_policy_both_ways,
+    a_port_policy_is_enforced_both_ways,
     a_ring_whose_interface_is_taken_away_says_so,
 }
 
@@ -164,24 +164,17 @@ fn ping_and_bulk_tcp_pass_over_ipv4_and_ipv6(kinds: Kinds) {
 }
 
 /// Nothing opens but what is permitted, at the end that sends and at the end that receives; answers come
-/// back.
-fn workers_enforce_the_port_policy_both_ways(kinds: Kinds) {
+/// back. By the workers, or by the programs where the ring has some.
+fn a_port_policy_is_enforced_both_ways(kinds: Kinds) {
     const UDP: u8 = 17;
     let (a, b) = joined(kinds, false);
     let only = |services: &[(Direction, u16)]| {
-        let mut permissions = Permissions::default();
-        for way in [Direction::Out, Direction::In] {
-            permissions.deny(PolicyKey::everything(way));
-        }
-        for (way, port) in services {
-            permissions.allow(PolicyKey::new(*way, EVERY_CLASS, UDP, *port));
-        }
-        Arc::new(permissions)
+        Arc::new(services.iter().map(|(way, port)| PolicyKey::new(*way, EVERY_CLASS, UDP, *port)).collect())
     };
-    a.ring.set_permissions(only(&[(Direction::Out, 6000), (Direction::Out, 6001)]));
-    b.ring.set_permissions(only(&[(Direction::In, 6000)]));
+    a.ring.set_permissions(only(&[(Direction::Out, 6000), (Direction::Out, 6001)])).unwrap();
+    b.ring.set_permissions(only(&[(Direction::In, 6000)])).unwrap();
     let (client, service, closed) = (udp(&a, 5000), udp(&b, 6000), udp(&b, 6001));
-    let denied = |node: &Node| node.ring.counters().dropped(DropReason::Denied);
+    let denied = Node::denied;
     eventually("the sending end denies", || {
         client.send_to(b"a", (B, 6002)).unwrap();
         denied(&a) > 0
@@ -195,6 +188,9 @@ fn workers_enforce_the_port_policy_both_ways(kinds: Kinds) {
     assert_eq!(received(&service), b"question");
     service.send_to(b"answer", (A, 5000)).unwrap();
     assert_eq!(received(&client), b"answer");
+    let before = denied(&b);
+    service.send_to(b"no answer: nobody has asked from there", (A, 5001)).unwrap();
+    eventually("it is denied where it is sent", || denied(&b) > before);
     // What the policy had not reached yet may have passed; what came after may not.
     closed.set_nonblocking(true).unwrap();
     let mut buffer = [0; 64];
@@ -202,7 +198,7 @@ fn workers_enforce_the_port_policy_both_ways(kinds: Kinds) {
         assert_eq!(&buffer[..len], b"b");
     }
     for node in [&a, &b] {
-        node.ring.set_permissions(Arc::new(Permissions::default()));
+        node.ring.set_permissions(Arc::default()).unwrap();
     }
     eventually("everything passes again", || {
         client.send_to(b"again", (B, 6001)).unwrap();

@@ -57,6 +57,8 @@ pub struct StatusReport {
     pub certificate: CertificateReport,
     /// Every peer met since the start.
     pub peers: Vec<PeerReport>,
+    /// Who may open conversations with this device; `null`: everybody.
+    pub access: Option<AccessReport>,
     /// What is wrong, in words; empty when nothing is.
     pub health: Vec<HealthCheck>,
     /// What tunnels have carried since the start, those included that are gone.
@@ -87,6 +89,7 @@ impl Default for StatusReport {
             dns: DnsReport::default(),
             certificate: CertificateReport::default(),
             peers: Vec::new(),
+            access: None,
             health: Vec::new(),
             traffic: TrafficReport::default(),
             drops: BTreeMap::new(),
@@ -357,6 +360,17 @@ pub struct PeerReport {
     pub last_setup_ms: Option<f64>,
     /// Why the last set-up failed, if it did.
     pub last_error: Option<String>,
+    /// What it may open here, in the words of the settings; `null`: everything.
+    pub may_open: Option<Vec<String>>,
+}
+
+/// The settings' rules of who may open conversations with this device. What is denied counts among
+/// [`StatusReport::drops`] as `denied`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AccessReport {
+    /// How many there are.
+    pub rules: usize,
 }
 
 /// What all tunnels have carried.

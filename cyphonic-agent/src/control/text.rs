@@ -81,11 +81,22 @@ fn render_parts(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     let listen = report.dns.listen.map_or_else(|| "-".to_owned(), |listen| listen.to_string());
     let resolver = with_why(&report.dns.resolver, &report.dns.why);
     writeln!(out, "DNS         {} at {listen}, host's resolver: {resolver}", or_dash(&report.zone))?;
+    if let Some(access) = &report.access {
+        writeln!(out, "access      {}", access_line(access.rules))?;
+    }
     if !report.drops.is_empty() {
         let drops: Vec<_> = report.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
         writeln!(out, "drops       {}", drops.join(", "))?;
     }
     Ok(())
+}
+
+fn access_line(rules: usize) -> String {
+    match rules {
+        0 => "peers may open nothing here: `access` has no rule".to_owned(),
+        1 => "by one rule; peers may open nothing else here".to_owned(),
+        rules => format!("by {rules} rules; peers may open nothing else here"),
+    }
 }
 
 /// `address name  active; direct 192.0.2.1:41641, RTT 8.1 ms, MTU 1442 on a path of 1500, tx N rx N`.

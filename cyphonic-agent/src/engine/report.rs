@@ -14,15 +14,16 @@ use cyphonic_proto::node::{
     NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus,
 };
 
+use super::access::Access;
 use super::interface::Lost;
 use super::renewal::{Lifetime, unix};
 use super::run::Engine;
 use super::{admission, time};
 use crate::control::netcheck::NetcheckReport;
 use crate::control::report::{
-    AmountReport, ByRoute, CardReport, CertificateReport, CipherReport, ClassifierReport, HealthCheck,
-    InterfaceReport, NatReport, PeerReport, PeerState, RingReport, RouteReport, ServiceKind, ServiceReport,
-    ServiceState, Severity, StatusReport, TrafficReport,
+    AccessReport, AmountReport, ByRoute, CardReport, CertificateReport, CipherReport, ClassifierReport,
+    HealthCheck, InterfaceReport, NatReport, PeerReport, PeerState, RingReport, RouteReport, ServiceKind,
+    ServiceReport, ServiceState, Severity, StatusReport, TrafficReport,
 };
 
 /// What the programs in the kernel have counted.
@@ -64,6 +65,7 @@ impl Engine {
             latencies: self.node.relay_latencies(),
             ring: self.ring.as_ref(),
             surroundings: &self.surroundings,
+            access: self.access.as_ref(),
             setup_times: &self.queries.setup_times,
             started: self.started,
             udp_port: self.port.local_port(),
@@ -88,6 +90,7 @@ struct Sources<'a> {
     latencies: &'a BTreeMap<String, Duration>,
     ring: &'a dyn EncapRing,
     surroundings: &'a Surroundings,
+    access: Option<&'a Access>,
     setup_times: &'a HashMap<Ipv6Addr, Duration>,
     started: Instant,
     udp_port: u16,
@@ -130,7 +133,8 @@ fn report(sources: &Sources<'_>) -> StatusReport {
             not_before: sources.certificate.not_before,
             not_after: sources.certificate.not_after,
         },
-        peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources.setup_times, now)).collect(),
+        peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources, now)).collect(),
+        access: sources.access.map(|access| AccessReport { rules: access.len() }),
         traffic: TrafficReport { sent: by_route(counters.sent), received: by_route(counters.received) },
         drops,
         ..StatusReport::default()
@@ -192,7 +196,7 @@ fn nat_report(node: &NodeStatus) -> NatReport {
 fn peer_report(
     peer: &PeerStatus,
     stats: &HashMap<u64, TunnelStats>,
-    setup_times: &HashMap<Ipv6Addr, Duration>,
+    sources: &Sources<'_>,
     now: Instant,
 ) -> PeerReport {
     let carried = || peer.tunnels.iter().filter_map(|tunnel| stats.get(&tunnel.id.0));
@@ -223,8 +227,15 @@ fn peer_report(
         tx_bytes: sum(|s| s.tx_bytes),
         rx_packets: sum(|s| s.rx_packets),
         rx_bytes: sum(|s| s.rx_bytes),
-        last_setup_ms: setup_times.get(&peer.address).filter(|took| !took.is_zero()).map(|took| in_ms(*took)),
+        last_setup_ms: sources
+            .setup_times
+            .get(&peer.address)
+            .filter(|took| !took.is_zero())
+            .map(|took| in_ms(*took)),
         last_error: peer.last_error.clone(),
+        may_open: sources
+            .access
+            .map(|access| peer.fqdn.as_ref().map_or_else(Vec::new, |fqdn| access.open_to(fqdn))),
     }
 }
 

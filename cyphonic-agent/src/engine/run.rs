@@ -12,6 +12,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
+use super::access::Access;
 use super::admission::Admission;
 use super::exchanges::Exchanges;
 use super::input::Input;
@@ -36,6 +37,7 @@ pub(crate) struct Engine {
     pub(super) transport: Arc<Transport>,
     pub(super) port: Arc<UdpPort>,
     pub(super) ring: Arc<dyn EncapRing>,
+    pub(super) access: Option<Access>,
     pub(super) netcheck: Netcheck,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) names: Names,
@@ -81,6 +83,7 @@ impl Engine {
             ),
             port: parts.port,
             ring: parts.ring,
+            access: parts.access,
             inputs,
             names,
             surroundings: parts.surroundings,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cyphonic_common::cid::ConnectionId;
+use cyphonic_common::policy::EVERY_CLASS;
 use cyphonic_dataplane::protect;
 use cyphonic_dataplane::ring::{
     self, Control, Path, PathMtu, RingEvent, TunnelId as RingTunnel, TunnelInstall,
@@ -17,6 +18,7 @@ use cyphonic_transport::Transport;
 use tokio::sync::{mpsc, watch};
 
 use super::PeerMtus;
+use super::access::Class;
 use super::input::Input;
 use super::mtu::InnerMtus;
 use super::run::Engine;
@@ -43,12 +45,32 @@ impl Engine {
         if let Some(token) = tunnel.relay_reset {
             self.transport.mux().expect_reset(id, tunnel.remote, token);
         }
-        if let Err(error) = self.ring.install(for_ring(&tunnel)) {
+        let class = self.class_of(&tunnel.peer_fqdn);
+        if let Err(error) = self.ring.install(for_ring(&tunnel, class)) {
             tracing::error!(%error, "a tunnel could not be installed");
             self.tunnels.installed.remove(&id);
             self.tunnels.mtus.removed(id);
             self.transport.mux().forget_reset(id);
             self.node.handle_tunnel_closed(Instant::now(), id);
+        }
+    }
+
+    /// The class of a peer in the port policy, which knows it then.
+    fn class_of(&mut self, fqdn: &str) -> u32 {
+        let Some(access) = &mut self.access else { return EVERY_CLASS };
+        match access.class_of(fqdn) {
+            Class::Known(class) => class,
+            Class::New(new) => match self.ring.set_permissions(Arc::new(new.permissions.clone())) {
+                Ok(()) => {
+                    let class = new.class;
+                    access.is_given(new);
+                    class
+                }
+                Err(error) => {
+                    tracing::error!(peer = fqdn, %error, "what `access` allows this peer alone is denied");
+                    EVERY_CLASS
+                }
+            },
         }
     }
 
@@ -177,7 +199,7 @@ fn for_control(control: TunnelControl) -> Control {
     }
 }
 
-fn for_ring(tunnel: &TunnelParameters) -> TunnelInstall {
+fn for_ring(tunnel: &TunnelParameters, class: u32) -> TunnelInstall {
     let secret = |secret: &Secret| protect::Secret::from(*secret.as_bytes());
     TunnelInstall {
         id: RingTunnel(tunnel.id.0),
@@ -193,6 +215,7 @@ fn for_ring(tunnel: &TunnelParameters) -> TunnelInstall {
         send: secret(&tunnel.send),
         recv: secret(&tunnel.recv),
         mtu: PathMtu::unknown(tunnel.inner_mtu),
+        class,
         confirmed: tunnel.confirmed,
     }
 }

@@ -200,6 +200,7 @@ impl Device {
             Some((ServerTls::peer(&credentials).unwrap().with_clock(clock.clone()), self.network)),
         );
         let parts = EngineParts {
+            access: None,
             port_mapping: false,
             clock,
             credentials,
@@ -284,7 +285,11 @@ impl Kernel for NoKernel {
 struct NoRing;
 
 impl EncapRing for NoRing {
-    fn set_permissions(&self, _: Arc<cyphonic_dataplane::ring::Permissions>) {}
+    fn set_permissions(&self, _: Arc<cyphonic_dataplane::ring::Permissions>) -> Result<(), RingError> {
+        Ok(())
+    }
+
+    fn set_class(&self, _: TunnelId, _: u32) {}
 
     fn kind(&self) -> RingKind {
         RingKind::Offload

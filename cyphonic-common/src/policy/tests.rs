@@ -1,9 +1,11 @@
+use std::cell::RefCell;
 use std::collections::HashSet;
 
 use etherparse::{IpNumber, Ipv6Header, PacketBuilder};
 use proptest::prelude::*;
 
 use super::Direction::{In, Out};
+use super::conversation::{DESTINATION_OPTIONS, HOP_BY_HOP, ICMPV6, ROUTING, TCP, UDP};
 use super::*;
 
 const CAMERAS: u32 = 7;
@@ -13,6 +15,51 @@ impl PolicyTable for HashSet<PolicyKey> {
         self.contains(key)
     }
 }
+
+/// A policy, and the conversations that are under way.
+#[derive(Default)]
+struct Tables {
+    policy: HashSet<PolicyKey>,
+    flows: RefCell<HashSet<Flow>>,
+}
+
+impl PolicyTable for Tables {
+    fn holds(&self, key: &PolicyKey) -> bool {
+        self.policy.holds(key)
+    }
+}
+
+impl FlowTable for Tables {
+    fn note(&self, flow: &Flow) {
+        self.flows.borrow_mut().insert(*flow);
+    }
+
+    fn knows(&self, flow: &Flow) -> bool {
+        self.flows.borrow().contains(flow)
+    }
+}
+
+impl Tables {
+    fn of(policy: &HashSet<PolicyKey>) -> Self {
+        Self { policy: policy.clone(), flows: RefCell::default() }
+    }
+
+    fn judge(&self, packet: &[u8], class: u32, direction: Direction) -> Result<(), DropReason> {
+        judge(packet, &Peer { address: PEER, class: Some(class) }, direction, self)
+    }
+
+    fn passes(&self, packet: &[u8], class: u32, direction: Direction) -> bool {
+        match self.judge(packet, class, direction) {
+            Ok(()) => true,
+            Err(reason) => {
+                assert_eq!(reason, DropReason::Denied);
+                false
+            }
+        }
+    }
+}
+
+const PEER: [u8; 16] = [2; 16];
 
 fn allow(direction: Direction, class: u32, protocol: u8, port: u16) -> HashSet<PolicyKey> {
     HashSet::from([PolicyKey::new(direction, class, protocol, port)])
@@ -76,14 +123,9 @@ fn fragment(offset: u16, rest: &[u8]) -> Vec<u8> {
     [&header.to_bytes()[..], &fragment, rest].concat()
 }
 
+/// Of a packet before which there was none.
 fn verdict(packet: &[u8], class: u32, direction: Direction, policy: &HashSet<PolicyKey>) -> bool {
-    match judge(packet, class, direction, policy) {
-        Ok(()) => true,
-        Err(reason) => {
-            assert_eq!(reason, DropReason::Denied);
-            false
-        }
-    }
+    Tables::of(policy).passes(packet, class, direction)
 }
 
 #[test]
@@ -130,6 +172,63 @@ fn a_service_is_open_to_its_class_only_and_answers_go_back() {
 }
 
 #[test]
+fn an_answer_of_udp_comes_from_where_somebody_asked() {
+    let tables = Tables::of(&HashSet::from([PolicyKey::everything(Out)]));
+    assert!(!tables.passes(&udp(53, 4000), CAMERAS, In), "nobody has asked");
+    assert!(tables.passes(&udp(4000, 53), CAMERAS, Out));
+    assert!(tables.passes(&udp(53, 4000), CAMERAS, In));
+    for unasked in [udp(53, 4001), udp(54, 4000)] {
+        assert!(!tables.passes(&unasked, CAMERAS, In));
+    }
+    let elsewhere = Peer { address: [3; 16], class: Some(CAMERAS) };
+    assert_eq!(judge(udp(53, 4000).as_slice(), &elsewhere, In, &tables), Err(DropReason::Denied));
+    let other_protocol = with_extensions(&[], 132, &udp(53, 4000)[40..]);
+    assert!(!tables.passes(&other_protocol, CAMERAS, In));
+    // What has no ports is remembered by its protocol.
+    let gre = with_extensions(&[], 47, b"GRE");
+    assert!(!tables.passes(&gre, CAMERAS, In));
+    assert!(tables.passes(&gre, CAMERAS, Out) && tables.passes(&gre, CAMERAS, In));
+}
+
+#[test]
+fn a_permission_that_is_taken_back_ends_what_it_allowed() {
+    let mut tables = Tables::of(&allow(Out, CAMERAS, UDP, 53));
+    assert!(tables.passes(&udp(4000, 53), CAMERAS, Out) && tables.passes(&udp(53, 4000), CAMERAS, In));
+    tables.policy = allow(Out, CAMERAS, UDP, 54);
+    assert!(!tables.passes(&udp(53, 4000), CAMERAS, In));
+}
+
+#[test]
+fn a_conversation_is_its_openers() {
+    let mut tables = Tables::of(&allow(In, CAMERAS, UDP, 53));
+    assert!(tables.passes(&udp(4000, 53), CAMERAS, In));
+    assert!(tables.passes(&udp(53, 4000), CAMERAS, Out), "the answer");
+    assert!(!tables.passes(&udp(53, 4001), CAMERAS, Out), "no answer");
+    tables.policy = allow(Out, CAMERAS, UDP, 4000);
+    assert!(!tables.passes(&udp(4000, 53), CAMERAS, In), "its own question is nobody's answer");
+}
+
+#[test]
+fn what_nobody_will_ask_about_is_not_remembered() {
+    let tables = Tables::of(&HashSet::from([PolicyKey::everything(Out), PolicyKey::new(In, 0, UDP, 53)]));
+    assert!(tables.passes(&udp(4000, 53), CAMERAS, In));
+    assert!(tables.passes(&tcp(4000, 80, true, false), CAMERAS, Out));
+    assert!(tables.flows.borrow().is_empty(), "peers cannot fill the table");
+    assert!(tables.passes(&udp(4000, 53), CAMERAS, Out));
+    assert_eq!(tables.flows.borrow().len(), 1);
+}
+
+#[test]
+fn answers_of_who_is_not_known_yet_will_pass() {
+    let tables = Tables::of(&HashSet::from([PolicyKey::new(Out, CAMERAS, UDP, 53)]));
+    let unknown = Peer { address: PEER, class: None };
+    assert_eq!(judge(udp(4000, 53).as_slice(), &unknown, Out, &tables), Ok(()));
+    assert_eq!(judge(icmp(129).as_slice(), &unknown, Out, &tables), Ok(()));
+    assert!(tables.passes(&udp(53, 4000), CAMERAS, In));
+    assert!(!tables.passes(&udp(53, 4000), CAMERAS + 1, In), "its class may not be asked");
+}
+
+#[test]
 fn ports_of_zero_and_protocols_without_ports_need_wildcards() {
     let packet = with_extensions(&[], 47, b"GRE");
     assert!(!verdict(&packet, 0, Out, &allow(Out, 0, UDP, 0)));
@@ -155,12 +254,13 @@ fn extension_headers_hide_nothing() {
 #[test]
 fn what_ends_before_its_ports_is_truncated() {
     let policy = allow(In, 0, UDP, 53);
-    let cut = |packet: Vec<u8>, len: usize| judge(&packet[..len], 0, In, &policy);
+    let tables = Tables::of(&policy);
+    let cut = |packet: Vec<u8>, len: usize| tables.judge(&packet[..len], 0, In);
     assert_eq!(cut(udp(4000, 53), 43), Err(DropReason::Truncated));
     assert_eq!(cut(tcp(4000, 53, true, false), 53), Err(DropReason::Truncated));
     assert_eq!(cut(icmp(128), 40), Err(DropReason::Truncated));
     assert_eq!(cut(with_extensions(&[ROUTING], UDP, b""), 41), Err(DropReason::Truncated));
-    assert_eq!(judge([0u8; 6].as_slice(), 0, In, &policy), Err(DropReason::Truncated));
+    assert_eq!(tables.judge(&[0; 6], 0, In), Err(DropReason::Truncated));
 }
 
 fn entry() -> impl Strategy<Value = PolicyKey> {
@@ -175,6 +275,7 @@ fn oracle(
     policy: &HashSet<PolicyKey>,
     (class, protocol, direction): (u32, u8, Direction),
     (source, destination, syn): (u16, u16, bool),
+    under_way: bool,
 ) -> bool {
     let listed = |direction: Direction, port: u16| {
         policy.iter().any(|key| {
@@ -186,7 +287,8 @@ fn oracle(
                 && (key.protocol != 0 || key.port == [0, 0])
         })
     };
-    listed(direction, destination) || (!syn && listed(direction.opposite(), source))
+    let answer = if protocol == TCP { !syn } else { under_way };
+    listed(direction, destination) || (answer && listed(direction.opposite(), source))
 }
 
 proptest! {
@@ -203,18 +305,30 @@ proptest! {
         };
         prop_assert_eq!(
             verdict(&packet, class, direction, &policy),
-            oracle(&policy, (class, protocol, direction), (source, destination, opening))
+            oracle(&policy, (class, protocol, direction), (source, destination, opening), false)
+        );
+        // As an answer, to what passed before it or did not.
+        let tables = Tables::of(&policy);
+        let question = if is_tcp { tcp(destination, source, true, false) } else { udp(destination, source) };
+        let asked = oracle(&policy, (class, protocol, direction.opposite()), (destination, source, true), false);
+        prop_assert_eq!(tables.passes(&question, class, direction.opposite()), asked);
+        prop_assert_eq!(
+            tables.passes(&packet, class, direction),
+            oracle(&policy, (class, protocol, direction), (source, destination, opening), asked)
         );
     }
 
     #[test]
     fn random_bytes_are_judged_without_panic(packet: Vec<u8>, policy in proptest::collection::hash_set(entry(), 0..6), class: u32) {
         // An entry more never allows less.
-        let before = judge(packet.as_slice(), class, In, &policy).is_ok();
+        let passes = |policy: &HashSet<PolicyKey>| Tables::of(policy).judge(&packet, class, In);
+        let before = passes(&policy);
         let mut more = policy;
         more.insert(PolicyKey::new(In, class, UDP, 53));
-        prop_assert!(!before || judge(packet.as_slice(), class, In, &more).is_ok());
+        prop_assert!(before.is_err() || passes(&more).is_ok());
         more.insert(PolicyKey::everything(In));
-        prop_assert!(judge(packet.as_slice(), class, In, &more).is_ok());
+        prop_assert!(passes(&more) != Err(DropReason::Denied) || before == Err(DropReason::Denied));
+        more.insert(PolicyKey::EVERYTHING);
+        prop_assert!(passes(&more).is_ok());
     }
 }

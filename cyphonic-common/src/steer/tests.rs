@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::map::PeerEntry;
-use crate::policy::{Direction, PolicyKey};
+use crate::policy::{Direction, Flow, PolicyKey};
 
 const PORT: u16 = 41_641;
 
@@ -130,6 +130,17 @@ impl PeerTable for OnePeer {
 impl PolicyTable for OnePeer {
     fn holds(&self, key: &PolicyKey) -> bool {
         *key == PolicyKey::new(Direction::Out, 3, 17, 2000)
+    }
+}
+
+/// Who may be asked was.
+impl FlowTable for OnePeer {
+    fn note(&self, flow: &Flow) {
+        assert_eq!(*flow, Flow::new(PEER, 17, (1000, 2000), Direction::Out));
+    }
+
+    fn knows(&self, _: &Flow) -> bool {
+        true
     }
 }
 

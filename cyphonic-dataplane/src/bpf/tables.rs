@@ -8,11 +8,12 @@ use std::sync::Mutex;
 use aya::maps::{HashMap, MapData, MapError};
 use cyphonic_common::ConnectionId;
 use cyphonic_common::map::{ALLOWED, PeerEntry, name};
-use cyphonic_common::policy::{Direction, PolicyKey};
+use cyphonic_common::policy::{Flow, MAX_FLOWS, PolicyKey};
 
 use super::error::BpfError;
 use super::object::Object;
 use super::pod::Value;
+use crate::ring::Permissions;
 use crate::sync::lock;
 
 /// Addresses without a node that are remembered. Applications cause them, so a scan of the prefix must not
@@ -27,7 +28,15 @@ const MAX_DEAD: usize = 1_024;
 pub struct KernelTables {
     peers: Mutex<Peers>,
     cids: Mutex<HashMap<MapData, [u8; 8], u32>>,
-    policy: Mutex<HashMap<MapData, Value<PolicyKey>, u32>>,
+    policy: Mutex<Policy>,
+}
+
+#[derive(Debug)]
+struct Policy {
+    map: HashMap<MapData, Value<PolicyKey>, u32>,
+    /// What the map holds.
+    held: Permissions,
+    flows: HashMap<MapData, Value<Flow>, u64>,
 }
 
 #[derive(Debug)]
@@ -43,11 +52,13 @@ impl KernelTables {
         let tables = Self {
             peers: Mutex::new(peers),
             cids: Mutex::new(object.take_cids()?),
-            policy: Mutex::new(object.take_policy()?),
+            policy: Mutex::new(Policy {
+                map: object.take_policy()?,
+                held: Permissions::from_iter([]),
+                flows: object.take_flows()?,
+            }),
         };
-        // Until there are policies to distribute, both ends of every tunnel trust each other with everything.
-        tables.allow(PolicyKey::everything(Direction::Out))?;
-        tables.allow(PolicyKey::everything(Direction::In))?;
+        tables.set_permissions(&Permissions::default())?;
         Ok(tables)
     }
 
@@ -98,23 +109,55 @@ impl KernelTables {
         note(name::CIDS, lock(&self.cids).remove(cid.as_bytes()));
     }
 
-    /// Adds a permission.
+    /// Puts a policy in place of the one before. What both permit passes all the time.
     ///
     /// # Errors
-    /// The map is full, and nothing changed: what should be allowed is not.
-    pub fn allow(&self, key: PolicyKey) -> Result<(), BpfError> {
-        let set = lock(&self.policy).insert(Value(key), ALLOWED, 0);
-        set.map_err(|source| BpfError::Map { map: name::POLICY, source })
+    /// The kernel refused, and the policy before is still in force.
+    pub fn set_permissions(&self, permissions: &Permissions) -> Result<(), BpfError> {
+        lock(&self.policy).replace(permissions)
+    }
+}
+
+impl Policy {
+    fn replace(&mut self, permissions: &Permissions) -> Result<(), BpfError> {
+        let (added, removed): (Vec<_>, Vec<_>) =
+            (permissions.beyond(&self.held).collect(), self.held.beyond(permissions).collect());
+        let changed = self.insert(&added).and_then(|()| self.remove(&removed));
+        if let Err(source) = changed {
+            // What was there has had room before, and what was not is taken back where that is possible.
+            let undone = self.insert(&removed).and_then(|()| self.remove(&added));
+            note(name::POLICY, undone);
+            return Err(BpfError::Map { map: name::POLICY, source });
+        }
+        if !removed.is_empty() {
+            self.forget_flows();
+        }
+        self.held = permissions.clone();
+        Ok(())
     }
 
-    /// Takes a permission back. One that was not given is ignored.
-    ///
-    /// # Errors
-    /// The kernel refused, and nothing changed: what should be denied is still allowed.
-    pub fn deny(&self, key: PolicyKey) -> Result<(), BpfError> {
-        match lock(&self.policy).remove(&Value(key)) {
-            Err(source) if !is_absent(&source) => Err(BpfError::Map { map: name::POLICY, source }),
+    fn insert(&mut self, keys: &[PolicyKey]) -> Result<(), MapError> {
+        keys.iter().try_for_each(|key| self.map.insert(Value(*key), ALLOWED, 0))
+    }
+
+    fn remove(&mut self, keys: &[PolicyKey]) -> Result<(), MapError> {
+        keys.iter().try_for_each(|key| match self.map.remove(&Value(*key)) {
+            Err(error) if !is_absent(&error) => Err(error),
             Ok(()) | Err(_) => Ok(()),
+        })
+    }
+
+    /// Answers in conversations from before are none any more. A packet from who may open one begins it anew.
+    fn forget_flows(&mut self) {
+        // Programs that put others in their place while this reads may have it begin again.
+        let flows: Vec<_> = self.flows.keys().filter_map(Result::ok).take(2 * MAX_FLOWS as usize).collect();
+        for flow in flows {
+            match self.flows.remove(&flow) {
+                Err(error) if !is_absent(&error) => {
+                    note(name::FLOWS, Err(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
         }
     }
 }

@@ -31,10 +31,14 @@ fn cases(usual: u32) -> u32 {
 
 /// An IPv6 packet of UDP. The checksum is right, for the kernel receives some of them.
 fn udp(source: &str, destination: &str, payload: &[u8]) -> Vec<u8> {
+    udp_with(source, destination, (4000, 5000), payload)
+}
+
+fn udp_with(source: &str, destination: &str, ports: (u16, u16), payload: &[u8]) -> Vec<u8> {
     let (source, destination) = (address(source), address(destination));
     let mut packet = Vec::new();
     etherparse::PacketBuilder::ipv6(source.octets(), destination.octets(), 64)
-        .udp(4000, 5000)
+        .udp(ports.0, ports.1)
         .write(&mut packet, payload)
         .unwrap();
     packet

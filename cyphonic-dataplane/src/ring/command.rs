@@ -6,9 +6,10 @@ use std::sync::mpsc::Sender;
 
 use cyphonic_common::ConnectionId;
 
+use super::permissions::Enforced;
 use super::rx::CardQueue;
 use super::shared::Shared;
-use super::{Control, Path, PathMtu, Permissions, TunnelId};
+use super::{Control, Path, PathMtu, TunnelId};
 use crate::protect::{Opener, Sealer};
 
 /// A tunnel's sending half.
@@ -43,7 +44,7 @@ pub(super) enum TxCommand {
     DropHeld(Ipv6Addr, bool),
     UpdateKeys(TunnelId),
     /// `None`: everything may pass.
-    SetPermissions(Option<Arc<Permissions>>),
+    SetPermissions(Option<Arc<Enforced>>),
 }
 
 /// To the receiving worker. In order.
@@ -54,7 +55,7 @@ pub(super) enum RxCommand {
     /// A packet of the ring's own to the node's applications.
     Deliver(Box<[u8]>),
     /// `None`: everything may pass.
-    SetPermissions(Option<Arc<Permissions>>),
+    SetPermissions(Option<Arc<Enforced>>),
     /// A network card's queue gives frames from now on.
     AddQueue(Box<CardQueue>),
     /// A network card gives no more frames. The sender is dropped when the last is taken.

@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use cyphonic_common::cid::ConnectionId;
 
 use super::{PathMtu, TunnelId};
+use crate::bpf::BpfError;
 
 /// Why a ring refused.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,9 @@ pub enum RingError {
     /// More tunnels than a node may have.
     #[error("{0} tunnels are installed, the most this ring takes: remove some first")]
     TooManyTunnels(usize),
+    /// The programs did not take a policy.
+    #[error(transparent)]
+    Policy(#[from] BpfError),
     /// The ring has stopped.
     #[error("the ring has stopped: {0}")]
     Stopped(&'static str),

@@ -4,19 +4,29 @@
 //! it costs the program, without a lock: permissions never change, others are given in their place.
 
 use std::collections::HashSet;
+use std::net::Ipv6Addr;
+use std::sync::Arc;
+use std::time::Instant;
 
 use cyphonic_common::DropReason;
-use cyphonic_common::policy::{self, Direction, EVERY_CLASS, PolicyKey, PolicyTable};
+use cyphonic_common::policy::{self, Direction, Flow, FlowTable, Peer, PolicyKey, PolicyTable};
+
+use super::flows::Flows;
 
 /// What may pass, as the program's map holds it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Permissions(HashSet<PolicyKey>);
 
 impl Default for Permissions {
-    /// Everything, as in the kernel: until there are policies to distribute, both ends of every tunnel trust
-    /// each other.
+    /// Everything, as in the kernel: until it is told otherwise, a node trusts all peers.
     fn default() -> Self {
-        Self([Direction::Out, Direction::In].map(PolicyKey::everything).into())
+        Self([PolicyKey::EVERYTHING].into())
+    }
+}
+
+impl FromIterator<PolicyKey> for Permissions {
+    fn from_iter<I: IntoIterator<Item = PolicyKey>>(keys: I) -> Self {
+        Self(keys.into_iter().collect())
     }
 }
 
@@ -33,14 +43,22 @@ impl Permissions {
 
     /// Whether nothing is denied, so that nobody need ask.
     pub fn are_all(&self) -> bool {
-        [Direction::Out, Direction::In].map(PolicyKey::everything).iter().all(|key| self.holds(key))
+        self.holds(&PolicyKey::EVERYTHING)
     }
 
-    /// Decides on a whole inner packet. All peers are of no particular class, as
-    /// [`ShardedRing`](crate::shard::ShardedRing) tells the programs.
-    #[inline]
-    pub(super) fn judge(&self, packet: &[u8], direction: Direction) -> Result<(), DropReason> {
-        policy::judge(packet, EVERY_CLASS, direction, self)
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing may pass but what always may.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Those that `others` do not have.
+    pub(crate) fn beyond<'a>(&'a self, others: &'a Self) -> impl Iterator<Item = PolicyKey> + 'a {
+        self.0.difference(&others.0).copied()
     }
 }
 
@@ -50,24 +68,112 @@ impl PolicyTable for Permissions {
     }
 }
 
+/// Permissions as the workers enforce them.
+#[derive(Debug)]
+pub(super) struct Enforced {
+    permissions: Arc<Permissions>,
+    flows: Arc<Flows>,
+}
+
+impl Enforced {
+    /// These permissions in place of others. Conversations go on if those are all still there; otherwise none is
+    /// remembered that was opened before.
+    pub(super) fn after(before: Option<&Self>, permissions: Arc<Permissions>) -> Self {
+        let kept = before.filter(|before| before.permissions.beyond(&permissions).next().is_none());
+        let flows = kept.map(|before| Arc::clone(&before.flows)).unwrap_or_default();
+        Self { permissions, flows }
+    }
+
+    /// Decides on a whole inner packet.
+    #[inline]
+    pub(super) fn judge(
+        &self,
+        packet: &[u8],
+        (peer, class): (Ipv6Addr, u32),
+        direction: Direction,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let peer = Peer { address: peer.octets(), class: Some(class) };
+        policy::judge(packet, &peer, direction, &Now { tables: self, now })
+    }
+}
+
+/// The tables at a moment.
+struct Now<'a> {
+    tables: &'a Enforced,
+    now: Instant,
+}
+
+impl PolicyTable for Now<'_> {
+    fn holds(&self, key: &PolicyKey) -> bool {
+        self.tables.permissions.holds(key)
+    }
+}
+
+impl FlowTable for Now<'_> {
+    fn note(&self, flow: &Flow) {
+        self.tables.flows.note(flow, self.now);
+    }
+
+    fn knows(&self, flow: &Flow) -> bool {
+        self.tables.flows.knows(flow, self.now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use cyphonic_common::policy::EVERY_CLASS;
+    use etherparse::PacketBuilder;
+
     use super::*;
 
     const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    const PEER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+
+    fn enforced(permissions: &Permissions) -> Enforced {
+        Enforced::after(None, Arc::new(permissions.clone()))
+    }
+
+    fn judge(enforced: &Enforced, packet: &[u8], direction: Direction) -> Result<(), DropReason> {
+        enforced.judge(packet, (PEER, 7), direction, Instant::now())
+    }
 
     #[test]
     fn everything_is_allowed_until_it_is_taken_back() {
         let mut permissions = Permissions::default();
         assert!(permissions.are_all());
-        permissions.deny(PolicyKey::everything(Direction::In));
-        assert!(!permissions.are_all());
+        permissions.deny(PolicyKey::EVERYTHING);
+        assert!(!permissions.are_all() && permissions.is_empty());
+        permissions.allow(PolicyKey::everything(Direction::Out));
         let mut packet = Vec::new();
-        let builder = etherparse::PacketBuilder::ipv6([1; 16], [2; 16], 64).tcp(40_000, 22, 0, 100).syn();
+        let builder = PacketBuilder::ipv6([1; 16], [2; 16], 64).tcp(40_000, 22, 0, 100).syn();
         builder.write(&mut packet, &[]).unwrap();
-        assert_eq!(permissions.judge(&packet, Direction::Out), Ok(()));
-        assert_eq!(permissions.judge(&packet, Direction::In), Err(DropReason::Denied));
-        permissions.allow(PolicyKey::new(Direction::In, EVERY_CLASS, TCP, 22));
-        assert_eq!(permissions.judge(&packet, Direction::In), Ok(()));
+        assert_eq!(judge(&enforced(&permissions), &packet, Direction::Out), Ok(()));
+        assert_eq!(judge(&enforced(&permissions), &packet, Direction::In), Err(DropReason::Denied));
+        for (class, expected) in [(8, Err(DropReason::Denied)), (7, Ok(())), (EVERY_CLASS, Ok(()))] {
+            let mut permissions = permissions.clone();
+            permissions.allow(PolicyKey::new(Direction::In, class, TCP, 22));
+            assert_eq!(judge(&enforced(&permissions), &packet, Direction::In), expected, "{class}");
+        }
+    }
+
+    #[test]
+    fn conversations_outlive_a_permission_more_and_not_one_less() {
+        let udp = |from: u16, to: u16| {
+            let mut packet = Vec::new();
+            PacketBuilder::ipv6([1; 16], [2; 16], 64).udp(from, to).write(&mut packet, b"x").unwrap();
+            packet
+        };
+        let mut permissions = Permissions::from_iter([PolicyKey::everything(Direction::Out)]);
+        let first = enforced(&permissions);
+        assert_eq!(judge(&first, &udp(53, 4000), Direction::In), Err(DropReason::Denied));
+        assert_eq!(judge(&first, &udp(4000, 53), Direction::Out), Ok(()));
+        permissions.allow(PolicyKey::new(Direction::In, EVERY_CLASS, UDP, 9));
+        let more = Enforced::after(Some(&first), Arc::new(permissions.clone()));
+        assert_eq!(judge(&more, &udp(53, 4000), Direction::In), Ok(()));
+        permissions.deny(PolicyKey::new(Direction::In, EVERY_CLASS, UDP, 9));
+        let less = Enforced::after(Some(&more), Arc::new(permissions));
+        assert_eq!(judge(&less, &udp(53, 4000), Direction::In), Err(DropReason::Denied));
     }
 }

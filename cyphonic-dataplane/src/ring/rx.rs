@@ -32,8 +32,9 @@ use super::command::{Answer, RxCommand};
 use super::counters::Counters;
 use super::device::Delivery;
 use super::duty::Turn;
+use super::permissions::Enforced;
 use super::wake::Waker;
-use super::{EarlyPackets, EventSink, Permissions};
+use super::{EarlyPackets, EventSink};
 use crate::gso::Slot;
 use crate::hash::WordHasher;
 use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
@@ -66,7 +67,7 @@ pub(super) struct RxParts {
     pub(super) answers: SyncSender<Answer>,
     pub(super) tx_waker: Arc<Waker>,
     /// What may pass, where not everything may and no program says so.
-    pub(super) permissions: Option<Arc<Permissions>>,
+    pub(super) permissions: Option<Arc<Enforced>>,
     /// What came before its tunnel.
     pub(super) early: Arc<EarlyPackets>,
 }

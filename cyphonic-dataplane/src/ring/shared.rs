@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::{Duration, Instant};
 
 use super::{Path, TunnelId, TunnelStats};
@@ -79,19 +79,22 @@ pub(super) struct Shared {
     pub(super) tx: Figures,
     pub(super) rx: Figures,
     heard: AtomicBool,
+    /// The peer's in the port policy.
+    class: AtomicU32,
     /// Read and written at the pace of control, never per packet.
     path: Mutex<Path>,
     challenges: Mutex<VecDeque<([u8; 8], Challenge)>>,
 }
 
 impl Shared {
-    pub(super) fn new(id: TunnelId, path: Path, now: Instant) -> Self {
+    pub(super) fn new(id: TunnelId, path: Path, class: u32, now: Instant) -> Self {
         Self {
             id,
             start: now,
             tx: Figures::default(),
             rx: Figures::default(),
             heard: AtomicBool::new(false),
+            class: AtomicU32::new(class),
             path: Mutex::new(path),
             challenges: Mutex::default(),
         }
@@ -111,6 +114,15 @@ impl Shared {
 
     pub(super) fn touch_rx(&self, now: Instant) {
         self.rx.touch(now.saturating_duration_since(self.start));
+    }
+
+    /// The peer's class in the port policy.
+    pub(super) fn class(&self) -> u32 {
+        self.class.load(Relaxed)
+    }
+
+    pub(super) fn set_class(&self, class: u32) {
+        self.class.store(class, Relaxed);
     }
 
     /// Whether an authenticated packet of the peer has arrived.

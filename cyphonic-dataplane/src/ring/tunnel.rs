@@ -98,6 +98,8 @@ pub struct TunnelInstall {
     pub recv: Secret,
     /// What the path carries.
     pub mtu: PathMtu,
+    /// The peer's class in the port policy.
+    pub class: u32,
     /// False at the listening end: it receives, but sends nothing before the first authenticated packet.
     pub confirmed: bool,
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::frame::DATAGRAM;
 use cyphonic_common::limits::TUNNEL_OVERHEAD;
-use cyphonic_common::policy::Direction;
+use cyphonic_common::policy::{Direction, EVERY_CLASS};
 use cyphonic_common::{DropReason, InterfaceConfig, classify_egress};
 
 use self::backlog::{Backlog, Load, Loss, Sent};
@@ -33,9 +33,10 @@ use super::device::Source;
 use super::duty::Turn;
 use super::hold::{Held, Hold, Holding};
 use super::icmp::{self, ErrorLimit, Problem};
+use super::permissions::Enforced;
 use super::shared::Shared;
 use super::wake::Waker;
-use super::{EventSink, PathMtu, Permissions, RingEvent, ecn};
+use super::{EventSink, PathMtu, RingEvent, ecn};
 use crate::gso::{SuperPacket, VnetHeader};
 use crate::protect::{HEADER_LEN, SealError};
 use crate::udp::{Transmit, UdpPort};
@@ -67,7 +68,7 @@ pub(super) struct TxWorker {
     backlog: Backlog,
     errors: ErrorLimit,
     /// What may pass, where not everything may and no program says so.
-    permissions: Option<Arc<Permissions>>,
+    permissions: Option<Arc<Enforced>>,
     /// Where probes, and packets that go in pieces, are written first.
     scratch: Vec<u8>,
     now: Instant,
@@ -129,7 +130,8 @@ impl TxWorker {
         let dst = Ipv6Addr::from(classify_egress(packet, &self.parts.config)?);
         let Some(tunnel) = self.tunnels.sending(dst) else { return self.hold(dst, vnet, packet) };
         if let Some(permissions) = &self.permissions {
-            permissions.judge(packet, Direction::Out)?;
+            let class = self.tunnels.get(tunnel).map_or(EVERY_CLASS, |tunnel| tunnel.shared.class());
+            permissions.judge(packet, (dst, class), Direction::Out, self.now)?;
         }
         let whole = SuperPacket::parse(vnet, packet).ok_or(DropReason::LengthMismatch)?;
         let ecn = ecn::of_ipv6(packet);

@@ -19,6 +19,7 @@ use super::counters::{Counters, RingCounters};
 use super::device::{Delivery, Source};
 use super::duty::{self, Division, Duty, First, Handover, Receiving, Sending};
 use super::hold::Hold;
+use super::permissions::Enforced;
 use super::rx::{MESSAGES, RxParts, RxWorker};
 use super::shared::Shared;
 use super::tx::{TxParts, TxWorker};
@@ -80,6 +81,8 @@ pub struct Ring<S: Side> {
     counters: Arc<Counters>,
     early: Arc<EarlyPackets>,
     tunnels: Mutex<HashMap<TunnelId, (ConnectionId, Arc<Shared>)>>,
+    /// What the workers were told to enforce; `None`: everything may pass.
+    enforced: Mutex<Option<Arc<Enforced>>>,
     workers: Vec<JoinHandle<()>>,
     /// Goes after the workers.
     side: S,
@@ -138,6 +141,7 @@ impl<S: Side> Ring<S> {
             counters,
             early: config.early,
             tunnels: Mutex::default(),
+            enforced: Mutex::default(),
             workers: Vec::with_capacity(2),
             side,
         };
@@ -235,7 +239,7 @@ impl<S: Side> EncapRing for Ring<S> {
             return Err(RingError::DuplicateConnectionId(tunnel.local_cid));
         }
         let (sealer, opener) = protect::pair(tunnel.suite, &tunnel.send, &tunnel.recv);
-        let shared = Arc::new(Shared::new(tunnel.id, tunnel.path, Instant::now()));
+        let shared = Arc::new(Shared::new(tunnel.id, tunnel.path, tunnel.class, Instant::now()));
         // Receiving first: the peer may answer the first packet at once.
         self.send_rx(RxCommand::Install(Box::new(RxTunnel {
             shared: Arc::clone(&shared),
@@ -299,10 +303,21 @@ impl<S: Side> EncapRing for Ring<S> {
         let _ = self.send_tx(TxCommand::UpdateKeys(id));
     }
 
-    fn set_permissions(&self, permissions: Arc<Permissions>) {
-        let permissions = (!permissions.are_all()).then_some(permissions);
-        let _ = self.send_rx(RxCommand::SetPermissions(permissions.clone()));
-        let _ = self.send_tx(TxCommand::SetPermissions(permissions));
+    fn set_permissions(&self, permissions: Arc<Permissions>) -> Result<(), RingError> {
+        let mut enforced = lock(&self.enforced);
+        let new =
+            (!permissions.are_all()).then(|| Arc::new(Enforced::after(enforced.as_deref(), permissions)));
+        // Still locked, so that both workers hear of changes in the same order.
+        self.send_rx(RxCommand::SetPermissions(new.clone()))?;
+        self.send_tx(TxCommand::SetPermissions(new.clone()))?;
+        *enforced = new;
+        Ok(())
+    }
+
+    fn set_class(&self, id: TunnelId, class: u32) {
+        if let Some((_, shared)) = lock(&self.tunnels).get(&id) {
+            shared.set_class(class);
+        }
     }
 
     fn tunnel_stats(&self, id: TunnelId) -> Option<TunnelStats> {

@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 
 use cyphonic_common::DropReason;
-use cyphonic_common::policy::Direction;
+use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
 
 use super::*;
 use crate::protect::{Secret, Suite};
@@ -64,8 +64,13 @@ impl EncapRing for Fake {
         self.note(format!("update {}", id.0));
     }
 
-    fn set_permissions(&self, permissions: Arc<Permissions>) {
+    fn set_permissions(&self, permissions: Arc<Permissions>) -> Result<(), RingError> {
         self.note(format!("permissions {}", if permissions.are_all() { "all" } else { "some" }));
+        Ok(())
+    }
+
+    fn set_class(&self, id: TunnelId, class: u32) {
+        self.note(format!("class {} {class}", id.0));
     }
 
     fn tunnel_stats(&self, id: TunnelId) -> Option<TunnelStats> {
@@ -115,6 +120,7 @@ fn tunnel(id: u64, peer: Ipv6Addr, local: u8) -> TunnelInstall {
         send: Secret::new([1; 32]),
         recv: Secret::new([2; 32]),
         mtu: PathMtu::carrying(1420),
+        class: EVERY_CLASS,
         confirmed: true,
     }
 }
@@ -173,13 +179,17 @@ fn a_refused_tunnel_leaves_nothing_behind() {
 #[test]
 fn without_programs_every_worker_is_told_of_the_policy() {
     let (ring, calls) = sharded(2);
-    let everything = PolicyKey::everything(Direction::In);
-    ring.deny(everything).unwrap();
-    ring.allow(PolicyKey::new(Direction::In, EVERY_CLASS, 6, 22)).unwrap();
-    ring.allow(everything).unwrap();
-    for calls in &calls {
-        assert_eq!(take(calls), ["permissions some", "permissions some", "permissions all"]);
+    for keys in [PolicyKey::new(Direction::In, EVERY_CLASS, 6, 22), PolicyKey::EVERYTHING] {
+        ring.set_permissions(Arc::new([keys].into_iter().collect())).unwrap();
     }
+    for calls in &calls {
+        assert_eq!(take(calls), ["permissions some", "permissions all"]);
+    }
+    ring.install(tunnel(1, peer(2), 1)).unwrap();
+    for id in [1, 2] {
+        ring.set_class(TunnelId(id), 7);
+    }
+    assert_eq!(calls.iter().map(take).collect::<Vec<_>>(), [vec!["install 1", "class 1 7"], vec![]]);
 }
 
 #[test]

@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use cyphonic_common::{ConnectionId, InterfaceConfig};
+use cyphonic_common::{ConnectionId, DropReason, InterfaceConfig};
 use cyphonic_dataplane::bpf::{EgressClassifier, Options, Programs};
 use cyphonic_dataplane::protect::{Secret, Suite};
 use cyphonic_dataplane::ring::{
@@ -381,6 +381,14 @@ impl Node {
         queued.try_into().unwrap()
     }
 
+    /// Packets that the policy denied, whoever enforces it.
+    pub fn denied(&self) -> u64 {
+        let by_programs = self.outside.as_ref().map_or(0, |outside| {
+            outside.lock().unwrap().programs.counters().unwrap().dropped(DropReason::Denied).packets
+        });
+        by_programs + self.ring.counters().dropped(DropReason::Denied)
+    }
+
     pub fn unknown_destination(&self) -> Ipv6Addr {
         self.event(|event| match event {
             RingEvent::UnknownDestination { dst } => Some(*dst),
@@ -465,6 +473,7 @@ pub fn tunnel(id: u64, host: u8, peer: Ipv6Addr, remote: SocketAddr, confirmed: 
         send: secret(host),
         recv: secret(other),
         mtu: cyphonic_dataplane::ring::PathMtu::carrying(MTU),
+        class: 0,
         confirmed,
     }
 }

@@ -11,6 +11,7 @@
     reason = "a test fails by panicking, and tells what it measured"
 )]
 
+mod access;
 mod deaths;
 mod gateway;
 mod netcheck;

@@ -5,14 +5,14 @@ use std::collections::HashSet;
 
 use aya::programs::{TestRun, TestRunOptions};
 use cyphonic_common::classify::{Egress, PeerTable, judge_egress, judge_ingress};
-use cyphonic_common::map::{PeerEntry, worker_of};
-use cyphonic_common::policy::{Direction, PolicyKey, PolicyTable};
+use cyphonic_common::map::{MAX_POLICY, PeerEntry, worker_of};
+use cyphonic_common::policy::{Direction, Flow, FlowTable, MAX_FLOWS, PolicyKey, PolicyTable};
 use cyphonic_common::{Counter, DropReason, InterfaceConfig};
 use proptest::prelude::*;
 
 use super::super::object::{EGRESS, INGRESS, Object};
 use super::super::{ClassifierCounters, KernelTables};
-use super::{FOREIGN, OWN, PEER, address, config, tcp, udp};
+use super::{FOREIGN, OWN, PEER, address, config, tcp, udp, udp_with};
 
 /// `TC_ACT_UNSPEC`, with which the next program on the hook judges.
 const TC_ACT_NEXT: u32 = u32::MAX;
@@ -37,11 +37,9 @@ fn load(config: InterfaceConfig) -> (Object, KernelTables) {
     (object, tables)
 }
 
-/// Takes back what a fresh policy allows.
-fn deny_everything(tables: &KernelTables) {
-    for direction in [Direction::Out, Direction::In] {
-        tables.deny(PolicyKey::everything(direction)).unwrap();
-    }
+/// Allows these in place of everything.
+fn allow_only(tables: &KernelTables, keys: &[PolicyKey]) {
+    tables.set_permissions(&keys.iter().copied().collect()).unwrap();
 }
 
 fn run(object: &mut Object, program: &'static str, packet: &[u8], gso: Option<(u32, u32)>) -> u32 {
@@ -153,9 +151,8 @@ fn dead_addresses_are_forgotten_before_they_fill_the_map() {
 #[test]
 fn a_policy_is_enforced_both_ways() {
     let (mut object, tables) = load(config());
-    deny_everything(&tables);
     tables.set_live(address(CAMERA), 0, CAMERAS);
-    tables.allow(PolicyKey::new(Direction::Out, CAMERAS, 6, 554)).unwrap();
+    allow_only(&tables, &[PolicyKey::new(Direction::Out, CAMERAS, 6, 554)]);
     let syn = true;
     let cases = [
         (EGRESS, tcp(OWN, CAMERA, (4000, 554), syn), true),
@@ -175,9 +172,7 @@ fn a_policy_is_enforced_both_ways() {
         denied += u64::from(!passes);
         assert_eq!(counters(&object).dropped(DropReason::Denied).packets, denied);
     }
-    for _ in 0..2 {
-        tables.deny(PolicyKey::new(Direction::Out, CAMERAS, 6, 554)).expect("also one that is not there");
-    }
+    allow_only(&tables, &[]);
     let packet = tcp(OWN, CAMERA, (4000, 554), syn);
     assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_SHOT, "permissions can be taken back");
 }
@@ -208,6 +203,7 @@ fn a_peers_packets_go_to_its_workers_queue() {
 struct Mirror {
     peers: Vec<(std::net::Ipv6Addr, PeerEntry)>,
     policy: HashSet<PolicyKey>,
+    flows: RefCell<HashSet<Flow>>,
 }
 
 impl PeerTable for Mirror {
@@ -222,62 +218,156 @@ impl PolicyTable for Mirror {
     }
 }
 
+impl FlowTable for Mirror {
+    fn note(&self, flow: &Flow) {
+        self.flows.borrow_mut().insert(*flow);
+    }
+
+    fn knows(&self, flow: &Flow) -> bool {
+        self.flows.borrow().contains(flow)
+    }
+}
+
+#[test]
+fn answers_of_udp_pass_where_somebody_asked_until_less_is_allowed() {
+    let (mut object, tables) = load(config());
+    let out = PolicyKey::everything(Direction::Out);
+    let ssh = PolicyKey::new(Direction::In, 0, 6, 22);
+    allow_only(&tables, &[out]);
+    let (question, answer) = (udp_with(OWN, PEER, (4000, 53), b""), udp_with(PEER, OWN, (53, 4000), b""));
+    assert_eq!(run(&mut object, INGRESS, &answer, None), TC_ACT_SHOT, "nobody has asked");
+    for _ in 0..2 {
+        assert_eq!(run(&mut object, EGRESS, &question, None), TC_ACT_NEXT);
+        assert_eq!(run(&mut object, INGRESS, &answer, None), TC_ACT_NEXT);
+    }
+    let elsewhere = udp_with(PEER, OWN, (53, 4001), b"");
+    assert_eq!(run(&mut object, INGRESS, &elsewhere, None), TC_ACT_SHOT);
+    let unknown = udp_with(OWN, CAMERA, (4000, 53), b"");
+    assert_eq!(run(&mut object, EGRESS, &unknown, None), TC_ACT_NEXT);
+    tables.set_live(address(CAMERA), 0, CAMERAS);
+    let answer_of_unknown = udp_with(CAMERA, OWN, (53, 4000), b"");
+    assert_eq!(run(&mut object, INGRESS, &answer_of_unknown, None), TC_ACT_NEXT);
+    allow_only(&tables, &[out, ssh]);
+    assert_eq!(run(&mut object, INGRESS, &answer, None), TC_ACT_NEXT, "one permission more harms nobody");
+    allow_only(&tables, &[out]);
+    assert_eq!(run(&mut object, INGRESS, &answer, None), TC_ACT_SHOT);
+    assert_eq!(run(&mut object, EGRESS, &question, None), TC_ACT_NEXT);
+    assert_eq!(run(&mut object, INGRESS, &answer, None), TC_ACT_NEXT);
+}
+
+#[test]
+fn conversations_do_not_fill_the_table() {
+    let (mut object, tables) = load(config());
+    allow_only(&tables, &[PolicyKey::everything(Direction::Out)]);
+    for port in 0..2 * MAX_FLOWS as u16 {
+        assert_eq!(run(&mut object, EGRESS, &udp_with(OWN, PEER, (port, 53), b""), None), TC_ACT_NEXT);
+    }
+    let last = udp_with(PEER, OWN, (53, 2 * MAX_FLOWS as u16 - 1), b"");
+    assert_eq!(run(&mut object, INGRESS, &last, None), TC_ACT_NEXT);
+    allow_only(&tables, &[]);
+    allow_only(&tables, &[PolicyKey::everything(Direction::Out)]);
+    assert_eq!(run(&mut object, INGRESS, &last, None), TC_ACT_SHOT);
+}
+
+#[test]
+fn a_policy_that_has_no_room_leaves_the_one_before() {
+    let (mut object, tables) = load(config());
+    let syn = tcp(PEER, OWN, (4000, 22), true);
+    let ssh = PolicyKey::new(Direction::In, 0, 6, 22);
+    allow_only(&tables, &[ssh]);
+    let too_many: Vec<_> =
+        (0..=MAX_POLICY as u16).map(|port| PolicyKey::new(Direction::In, 0, 17, port)).collect();
+    for _ in 0..2 {
+        tables.set_permissions(&too_many.iter().copied().collect()).unwrap_err();
+        assert_eq!(run(&mut object, INGRESS, &syn, None), TC_ACT_NEXT);
+        let datagram = udp_with(PEER, OWN, (4000, 1), b"");
+        assert_eq!(run(&mut object, INGRESS, &datagram, None), TC_ACT_SHOT);
+    }
+    allow_only(&tables, &too_many[..MAX_POLICY as usize - 1]);
+    assert_eq!(run(&mut object, INGRESS, &syn, None), TC_ACT_SHOT);
+}
+
+/// The kernel remembers a number of conversations, the mirror all.
+const FORGET_AFTER: u32 = MAX_FLOWS / 8;
+
 #[test]
 fn the_kernel_and_the_host_agree_on_mutated_packets() {
     let (object, tables) = load(config());
-    deny_everything(&tables);
     tables.set_live(address(CAMERA), 1, CAMERAS);
     let policy = HashSet::from([
         PolicyKey::new(Direction::Out, CAMERAS, 6, 554),
         PolicyKey::new(Direction::In, 0, 17, 4000),
         PolicyKey::new(Direction::Out, CAMERAS, 17, 0),
     ]);
-    policy.iter().for_each(|key| tables.allow(*key).unwrap());
+    tables.set_permissions(&policy.iter().copied().collect()).unwrap();
     let peers = vec![(address(PEER), PeerEntry::live(0, 0)), (address(CAMERA), PeerEntry::live(1, CAMERAS))];
-    let mirror = Mirror { peers, policy };
+    let mirror = Mirror { peers, policy, flows: RefCell::default() };
     let object = RefCell::new(object);
     let mutations = proptest::collection::vec((0usize..64, any::<u8>()), 0..4);
     let payload = proptest::collection::vec(any::<u8>(), 0..64);
-    let kind = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let kind = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let ports = (prop_oneof![Just(4000u16), Just(554)], prop_oneof![Just(4000u16), Just(554)]);
     let strategy = (payload, mutations, 14usize..140, kind, ports);
     let cases = super::cases(1024);
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(cases));
-    let passed = RefCell::new(0);
-    let result = runner.run(&strategy, |(payload, mutations, cut, (out, camera, is_tcp, syn), ports)| {
-        let peer = if camera { CAMERA } else { PEER };
-        let (source, destination) = if out { (OWN, peer) } else { (peer, OWN) };
-        let mut packet =
-            if is_tcp { tcp(source, destination, ports, syn) } else { udp(source, destination, &payload) };
-        for (at, value) in mutations {
-            if let Some(byte) = packet.get_mut(at) {
-                *byte = value;
+    let (passed, tried) = (RefCell::new(0), RefCell::new(0u32));
+    let result =
+        runner.run(&strategy, |(payload, mutations, cut, (out, camera, is_tcp, syn, asked), ports)| {
+            let peer = if camera { CAMERA } else { PEER };
+            let (source, destination) = if out { (OWN, peer) } else { (peer, OWN) };
+            *tried.borrow_mut() += 1;
+            if tried.borrow().is_multiple_of(FORGET_AFTER) {
+                allow_only(&tables, &[]);
+                tables.set_permissions(&mirror.policy.iter().copied().collect()).unwrap();
+                mirror.flows.borrow_mut().clear();
             }
-        }
-        packet.truncate(cut);
-        let before = counters(&object.borrow());
-        let (program, expected) = if out {
-            match judge_egress(packet.as_slice(), &config(), &mirror) {
-                Egress::Drop(reason) => (EGRESS, Err(reason)),
-                Egress::Tunnel { .. } | Egress::Unknown | Egress::Dead => (EGRESS, Ok(())),
+            if asked {
+                let question = udp_with(destination, source, (ports.1, ports.0), b"asked");
+                let (program, direction) =
+                    if out { (INGRESS, Direction::In) } else { (EGRESS, Direction::Out) };
+                let expected = match direction {
+                    Direction::In => judge_ingress(question.as_slice(), &config(), &mirror).is_ok(),
+                    Direction::Out => {
+                        !matches!(judge_egress(question.as_slice(), &config(), &mirror), Egress::Drop(_))
+                    }
+                };
+                let verdict = run(&mut object.borrow_mut(), program, &question, None);
+                prop_assert_eq!(verdict, if expected { TC_ACT_NEXT } else { TC_ACT_SHOT });
             }
-        } else {
-            (INGRESS, judge_ingress(packet.as_slice(), &config(), &mirror))
-        };
-        let verdict = run(&mut object.borrow_mut(), program, &packet, None);
-        match expected {
-            Ok(()) => {
-                *passed.borrow_mut() += 1;
-                prop_assert_eq!(verdict, TC_ACT_NEXT);
+            let mut packet = if is_tcp {
+                tcp(source, destination, ports, syn)
+            } else {
+                udp_with(source, destination, ports, &payload)
+            };
+            for (at, value) in mutations {
+                if let Some(byte) = packet.get_mut(at) {
+                    *byte = value;
+                }
             }
-            Err(reason) => {
-                prop_assert_eq!(verdict, TC_ACT_SHOT);
-                let after = counters(&object.borrow()).dropped(reason).packets;
-                prop_assert_eq!(after, before.dropped(reason).packets + 1);
+            packet.truncate(cut);
+            let before = counters(&object.borrow());
+            let (program, expected) = if out {
+                match judge_egress(packet.as_slice(), &config(), &mirror) {
+                    Egress::Drop(reason) => (EGRESS, Err(reason)),
+                    Egress::Tunnel { .. } | Egress::Unknown | Egress::Dead => (EGRESS, Ok(())),
+                }
+            } else {
+                (INGRESS, judge_ingress(packet.as_slice(), &config(), &mirror))
+            };
+            let verdict = run(&mut object.borrow_mut(), program, &packet, None);
+            match expected {
+                Ok(()) => {
+                    *passed.borrow_mut() += 1;
+                    prop_assert_eq!(verdict, TC_ACT_NEXT);
+                }
+                Err(reason) => {
+                    prop_assert_eq!(verdict, TC_ACT_SHOT);
+                    let after = counters(&object.borrow()).dropped(reason).packets;
+                    prop_assert_eq!(after, before.dropped(reason).packets + 1);
+                }
             }
-        }
-        Ok(())
-    });
+            Ok(())
+        });
     result.unwrap();
     assert!((cases / 10..cases - cases / 50).contains(&passed.take()), "both verdicts are tried often");
 }

@@ -9,7 +9,7 @@ use aya::maps::Array;
 use aya::programs::{TestRun, TestRunOptions};
 use cyphonic_common::classify::Egress;
 use cyphonic_common::map::PeerEntry;
-use cyphonic_common::policy::{Direction, PolicyKey, PolicyTable};
+use cyphonic_common::policy::{Flow, FlowTable, PolicyKey, PolicyTable};
 use cyphonic_common::steer::{
     MAX_CARDS, UnderlayConfig, judge_near_end, judge_virtual, name, steer_underlay,
 };
@@ -106,11 +106,8 @@ impl Bench {
         result.return_value
     }
 
-    /// In both directions: whoever may ask may be answered.
     fn deny_everything(&self) {
-        for direction in [Direction::Out, Direction::In] {
-            self.tables.deny(PolicyKey::everything(direction)).unwrap();
-        }
+        self.tables.set_permissions(&[].into_iter().collect()).unwrap();
     }
 
     fn counters(&mut self) -> ClassifierCounters {
@@ -325,7 +322,18 @@ impl cyphonic_common::classify::PeerTable for OnePeer {
 
 impl PolicyTable for OnePeer {
     fn holds(&self, key: &PolicyKey) -> bool {
-        [Direction::In, Direction::Out].iter().any(|direction| *key == PolicyKey::everything(*direction))
+        *key == PolicyKey::EVERYTHING
+    }
+}
+
+/// Nobody asks who may do everything.
+impl FlowTable for OnePeer {
+    fn note(&self, flow: &Flow) {
+        panic!("{flow:?} is remembered");
+    }
+
+    fn knows(&self, flow: &Flow) -> bool {
+        panic!("{flow:?} is asked about");
     }
 }
 

@@ -267,7 +267,7 @@ impl Peer {
         let packet = arrived.datagram.get_mut(inner).ok_or(DropReason::MalformedInner)?;
         check_inner(packet, self.peer, parts.own)?;
         if let Some(permissions) = &parts.permissions {
-            permissions.judge(packet, Direction::In)?;
+            permissions.judge(packet, (self.peer, self.shared.class()), Direction::In, arrived.now)?;
         }
         let inner_ecn = ecn::of_ipv6(packet);
         let combined = ecn::combine(inner_ecn, arrived.ecn).ok_or(DropReason::CongestionUnheard)?;

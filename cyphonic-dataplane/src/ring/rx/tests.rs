@@ -48,7 +48,7 @@ fn tunnel(cid: ConnectionId) -> RxTunnel {
     let remote = SocketAddr::from(([192, 0, 2, 1], 9));
     let (_, opener) = pair(1, 2);
     let path = Path { remote, wire_cid: cid };
-    let shared = Arc::new(Shared::new(TunnelId(1), path, Instant::now()));
+    let shared = Arc::new(Shared::new(TunnelId(1), path, 0, Instant::now()));
     RxTunnel { shared, peer: Ipv6Addr::LOCALHOST, local_cid: cid, remote_cid: cid, path, opener }
 }
 

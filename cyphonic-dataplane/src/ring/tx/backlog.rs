@@ -184,7 +184,7 @@ mod tests {
     fn shared() -> Arc<Shared> {
         let remote = SocketAddr::from(([192, 0, 2, 1], 9));
         let wire_cid = ConnectionId::from_random_data([1; 8]);
-        Arc::new(Shared::new(TunnelId(1), Path { remote, wire_cid }, Instant::now()))
+        Arc::new(Shared::new(TunnelId(1), Path { remote, wire_cid }, 0, Instant::now()))
     }
 
     fn batch(payload: &[u8]) -> Transmit<'_> {

@@ -270,7 +270,7 @@ mod tests {
         let path = Path { remote: SocketAddr::from(([192, 0, 2, 1], 9)), wire_cid: cid };
         let secrets = [1, 2].map(|n| Secret::new([n; 32]));
         let (sealer, _) = protect::pair(Suite::Aes128Gcm, &secrets[0], &secrets[1]);
-        let shared = Arc::new(Shared::new(TunnelId(id), path, Instant::now()));
+        let shared = Arc::new(Shared::new(TunnelId(id), path, 0, Instant::now()));
         let mtu = PathMtu::carrying(1420);
         TxTunnel { shared, precedence, peer: PEER, remote_cid: cid, path, sealer, mtu, confirmed }
     }

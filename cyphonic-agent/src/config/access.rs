@@ -1,0 +1,371 @@
+//! Who may open conversations with this device, and with which of its services.
+
+use std::fmt::{self, Display, Formatter};
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use cyphonic_proto::name::{self, NameError};
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{Deserializer, Error, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::written;
+
+/// More rules than this are a programme, for which a packet filter is the better place.
+pub(super) const MAX_RULES: usize = 64;
+/// Ports of one range. More are nearly all, which a word says.
+const MAX_RANGE: usize = 1_000;
+
+/// These devices may open conversations with these services.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AccessRule {
+    /// Who.
+    #[serde(deserialize_with = "one_or_many")]
+    pub from: Vec<Who>,
+    /// To what.
+    #[serde(deserialize_with = "one_or_many")]
+    pub to: Vec<Service>,
+}
+
+/// Some devices of the overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
+pub enum Who {
+    /// All.
+    All,
+    /// All whose names end so: canonical, with the dot in front.
+    Below(String),
+    /// All whose names look so: canonical labels, in which `*` stands for any characters.
+    Named(String),
+}
+
+impl Who {
+    /// Whether a device of `zone` is one of them. Names may be written with or without the zone.
+    pub fn includes(&self, fqdn: &str, zone: &str) -> bool {
+        let short = fqdn.strip_suffix(zone).and_then(|head| head.strip_suffix('.'));
+        let names = || [Some(fqdn), short].into_iter().flatten();
+        match self {
+            Self::All => true,
+            Self::Below(suffix) => names().any(|name| name.len() > suffix.len() && name.ends_with(suffix)),
+            Self::Named(pattern) => names().any(|name| matches(pattern, name)),
+        }
+    }
+}
+
+/// Label by label: a `*` stands for no dot.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (mut patterns, mut labels) = (pattern.split('.'), name.split('.'));
+    loop {
+        match (patterns.next(), labels.next()) {
+            (None, None) => return true,
+            (Some(pattern), Some(label)) if label_matches(pattern, label) => {}
+            _ => return false,
+        }
+    }
+}
+
+fn label_matches(pattern: &str, label: &str) -> bool {
+    let Some((before, after)) = pattern.split_once('*') else { return pattern == label };
+    label.len() >= before.len() + after.len() && label.starts_with(before) && label.ends_with(after)
+}
+
+impl FromStr for Who {
+    type Err = InvalidWho;
+
+    fn from_str(text: &str) -> Result<Self, InvalidWho> {
+        let invalid = |why| InvalidWho { text: text.to_owned(), why };
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        if let Some(suffix) = text.strip_prefix('.') {
+            let suffix = name::canonical(suffix).map_err(|error| invalid(WhyNobody::Name(error)))?;
+            return Ok(Self::Below(format!(".{suffix}")));
+        }
+        if text.split('.').any(|label| label.matches('*').count() > 1) {
+            return Err(invalid(WhyNobody::Stars));
+        }
+        // What a `*` stands for makes a name of it.
+        let name = name::canonical(&text.replace('*', "0"));
+        name.map_err(|error| invalid(WhyNobody::Name(error)))?;
+        Ok(Self::Named(text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase()))
+    }
+}
+
+impl Display for Who {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Below(name) | Self::Named(name) => f.write_str(name),
+        }
+    }
+}
+
+impl From<Who> for String {
+    fn from(who: Who) -> Self {
+        who.to_string()
+    }
+}
+
+impl<'de> Deserialize<'de> for Who {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        written::read(deserializer)
+    }
+}
+
+/// A text that says of no device that it is meant.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{text:?} is no device's name: {why}; allowed are names (`press-7.plant`, with or without the zone), `press-*.plant`, \
+     `.plant` for all below it, and `all`"
+)]
+pub struct InvalidWho {
+    text: String,
+    why: WhyNobody,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum WhyNobody {
+    #[error(transparent)]
+    Name(NameError),
+    #[error("a part between dots has more than one `*`")]
+    Stars,
+}
+
+/// Services of a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(into = "String")]
+pub enum Service {
+    /// All there are.
+    All,
+    /// Answers to pings.
+    Ping,
+    /// All ports of a protocol.
+    Protocol(Protocol),
+    /// Some.
+    Ports(Protocol, RangeInclusive<u16>),
+}
+
+/// A protocol with ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    const ALL: [Self; 3] = [Self::Tcp, Self::Udp, Self::Sctp];
+
+    /// Its number in IP headers.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+impl FromStr for Service {
+    type Err = InvalidService;
+
+    fn from_str(text: &str) -> Result<Self, InvalidService> {
+        let invalid = |why| InvalidService { text: text.to_owned(), why };
+        let (protocol, ports) = match text.split_once('/') {
+            Some((protocol, ports)) => (protocol, Some(ports)),
+            None => (text, None),
+        };
+        match (protocol, ports) {
+            ("all", None) => return Ok(Self::All),
+            ("ping", None) => return Ok(Self::Ping),
+            _ => {}
+        }
+        let found = Protocol::ALL.into_iter().find(|known| known.name() == protocol);
+        let protocol = found.ok_or_else(|| invalid(WhyNoService::Protocol))?;
+        let Some(ports) = ports else { return Ok(Self::Protocol(protocol)) };
+        let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+        let digits = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let port = |text: &str| Some(text).filter(digits)?.parse().ok().filter(|port| *port != 0);
+        match (port(first), port(last)) {
+            (Some(first), Some(last)) if first <= last => {
+                if usize::from(last - first) >= MAX_RANGE {
+                    return Err(invalid(WhyNoService::Range));
+                }
+                Ok(Self::Ports(protocol, first..=last))
+            }
+            _ => Err(invalid(WhyNoService::Port)),
+        }
+    }
+}
+
+impl Display for Service {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all"),
+            Self::Ping => f.write_str("ping"),
+            Self::Protocol(protocol) => f.write_str(protocol.name()),
+            Self::Ports(protocol, ports) if ports.start() == ports.end() => {
+                write!(f, "{}/{}", protocol.name(), ports.start())
+            }
+            Self::Ports(protocol, ports) => {
+                write!(f, "{}/{}-{}", protocol.name(), ports.start(), ports.end())
+            }
+        }
+    }
+}
+
+impl From<Service> for String {
+    fn from(service: Service) -> Self {
+        service.to_string()
+    }
+}
+
+impl<'de> Deserialize<'de> for Service {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        written::read(deserializer)
+    }
+}
+
+/// A text that names no service.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{text:?} is no service: {why}; allowed are `tcp/22`, `udp/5000-5010`, `tcp`, `udp`, `sctp`, `ping` and `all`"
+)]
+pub struct InvalidService {
+    text: String,
+    why: WhyNoService,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum WhyNoService {
+    #[error("it does not begin with a protocol that has ports")]
+    Protocol,
+    #[error(
+        "behind the slash stands a port from 1 to 65535, or two with a hyphen between, the lower one first"
+    )]
+    Port,
+    #[error("a range has at most {MAX_RANGE} ports; without any, it is all of the protocol")]
+    Range,
+}
+
+/// `from: x` and `from: [x, y]` mean what they look like.
+fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr + Deserialize<'de>,
+    T::Err: Display,
+{
+    struct OneOrMany<T>(std::marker::PhantomData<T>);
+
+    impl<'de, T> Visitor<'de> for OneOrMany<T>
+    where
+        T: FromStr + Deserialize<'de>,
+        T::Err: Display,
+    {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+            f.write_str("one or a list of them")
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
+            text.parse().map(|one| vec![one]).map_err(E::custom)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<T>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(list))
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMany(std::marker::PhantomData))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ZONE: &str = "plant.cyphonic.internal";
+
+    fn includes(who: &str, name: &str) -> bool {
+        who.parse::<Who>().unwrap().includes(&format!("{name}.{ZONE}"), ZONE)
+    }
+
+    #[test]
+    fn devices_are_named_by_name_by_pattern_and_by_what_they_are_below() {
+        for (who, included, others) in [
+            ("all", vec!["a", "a.b.c"], vec![]),
+            ("press-7", vec!["press-7"], vec!["press-77", "press-7.hall", "xpress-7"]),
+            ("Press-7.Hall.", vec!["press-7.hall"], vec!["press-7", "press-7.hall.x"]),
+            ("press-7.plant.cyphonic.internal", vec!["press-7"], vec!["press-7.plant", "press"]),
+            ("press-*", vec!["press-7", "press-77", "press-"], vec!["press", "press-7.hall"]),
+            ("press-*.hall", vec!["press-7.hall"], vec!["press-7", "press-7.a.hall"]),
+            ("*.hall", vec!["x.hall"], vec!["hall", "a.x.hall"]),
+            ("*", vec!["x"], vec!["x.hall"]),
+            ("a*a", vec!["aa", "aba"], vec!["a"]),
+            (".hall", vec!["x.hall", "a.x.hall"], vec!["hall", "x.xhall", "hall.x"]),
+            (".plant.cyphonic.internal", vec!["x", "x.hall"], vec![]),
+        ] {
+            assert!(included.iter().all(|name| includes(who, name)), "{who}");
+            let wrong: Vec<_> = others.iter().filter(|name| includes(who, name)).collect();
+            assert!(wrong.is_empty(), "{who} includes {wrong:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_name_or_service_says_what_would_be() {
+        for who in ["", ".", "a b", "a**b", "-a", "..a", "press_7", "a..b"] {
+            let error = who.parse::<Who>().unwrap_err().to_string();
+            assert!(error.contains(&format!("{who:?}")) && error.contains("`.plant`"), "{error}");
+        }
+        for service in [
+            "",
+            "ssh",
+            "icmp",
+            "tcp/",
+            "tcp/0",
+            "tcp/65536",
+            "tcp/9-8",
+            "udp/1-1001",
+            "tcp/ssh",
+            "ping/1",
+            "all/1",
+            "TCP/22",
+            "tcp/1-2-3",
+            "tcp/+5",
+        ] {
+            let Err(error) = service.parse::<Service>() else { panic!("{service}") };
+            assert!(error.to_string().contains("`udp/5000-5010`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn services_are_printed_as_they_are_written() {
+        for service in ["all", "ping", "tcp", "sctp", "udp/53", "udp/5000-5010", "tcp/1-1000"] {
+            assert_eq!(service.parse::<Service>().unwrap().to_string(), service);
+        }
+        assert_eq!("tcp/22-22".parse::<Service>().unwrap().to_string(), "tcp/22");
+    }
+
+    #[test]
+    fn one_need_not_be_a_list() {
+        let rule = |yaml: &str| serde_yaml::from_str::<AccessRule>(yaml);
+        let short = rule("{from: all, to: ping}").unwrap();
+        assert_eq!(short, rule("{from: [all], to: [ping]}").unwrap());
+        assert_eq!(rule(&serde_yaml::to_string(&short).unwrap()).unwrap(), short);
+        assert!(rule("{from: all}").is_err() && rule("{from: all, to: ping, port: 3}").is_err());
+        let error = rule("from: all\nto: [ping, ssh]\n").unwrap_err().to_string();
+        assert!(error.contains("ssh") && error.contains("line 2"), "{error}");
+    }
+}

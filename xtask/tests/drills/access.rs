@@ -1,0 +1,140 @@
+//! A device says who may open what with it: on real sockets, through the kernel's programs and both rings.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::overlay::{LIMIT, Overlay, RECOVERY, start_agent};
+
+/// How long an attempt goes unanswered that nobody answers.
+const UNANSWERED: Duration = Duration::from_millis(1_500);
+
+const RULES: &str = "access:\n- {from: all, to: ping}\n- {from: b, to: [tcp/2222, udp/5000]}\n";
+
+#[test]
+fn a_device_says_who_may_open_what_with_it() {
+    let mut overlay = Overlay::start();
+    for ring in ["offload", "xdp"] {
+        restart(&mut overlay, &format!("ring: {ring}\n{RULES}"));
+        let c = overlay.address("c").parse().unwrap();
+        for from in ["a", "b"] {
+            overlay.reach(from, "c");
+        }
+        tcp_opens_for_who_may(&overlay, c);
+        udp_opens_for_who_may(&overlay, c);
+        answers_come_to_who_asked(&overlay);
+        it_is_told(&overlay);
+    }
+}
+
+/// The device `c` with these settings besides.
+fn restart(overlay: &mut Overlay, settings: &str) {
+    let file = overlay.lab.node_dir("c").unwrap().join("agent.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    let own = text.split("ring:").next().unwrap();
+    fs::write(&file, format!("{own}{settings}")).unwrap();
+    overlay.agents[2].stop().unwrap();
+    overlay.agents[2] = start_agent(&overlay.lab, &overlay.programs, "c");
+    overlay.wait_online("c");
+}
+
+fn inside<R: Send>(overlay: &Overlay, node: &str, work: impl FnOnce() -> R + Send) -> R {
+    overlay.lab.namespace(node).unwrap().inside(work).unwrap()
+}
+
+/// Whether a connection stands. One that is refused would, if there were a service.
+fn connects(overlay: &Overlay, from: &str, to: Ipv6Addr, port: u16) -> bool {
+    let limit = if from == "b" && port == 2222 { LIMIT } else { UNANSWERED };
+    match inside(overlay, from, || TcpStream::connect_timeout(&SocketAddr::from((to, port)), limit)) {
+        Ok(_) => true,
+        Err(error) => {
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}\n{}", overlay.logs());
+            false
+        }
+    }
+}
+
+fn tcp_opens_for_who_may(overlay: &Overlay, c: Ipv6Addr) {
+    let _services = inside(overlay, "c", || [2222, 2223].map(|port| TcpListener::bind((c, port)).unwrap()));
+    assert!(connects(overlay, "b", c, 2222), "{}", overlay.logs());
+    assert!(!connects(overlay, "b", c, 2223) && !connects(overlay, "a", c, 2222));
+}
+
+fn udp(overlay: &Overlay, node: &str, port: u16) -> UdpSocket {
+    let own: Ipv6Addr = overlay.address(node).parse().unwrap();
+    let socket = inside(overlay, node, || UdpSocket::bind((own, port)).unwrap());
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket
+}
+
+/// The next datagram, and who sent it.
+fn received(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    let mut buffer = [0; 64];
+    let (len, from) = socket.recv_from(&mut buffer).expect("the datagram arrives");
+    (buffer[..len].to_vec(), from)
+}
+
+fn nothing_came(socket: &UdpSocket) {
+    socket.set_nonblocking(true).unwrap();
+    let error = socket.recv(&mut [0; 64]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+}
+
+fn udp_opens_for_who_may(overlay: &Overlay, c: Ipv6Addr) {
+    let (service, closed) = (udp(overlay, "c", 5000), udp(overlay, "c", 5001));
+    let (a, b) = (udp(overlay, "a", 4000), udp(overlay, "b", 4000));
+    a.send_to(b"nobody", (c, 5000)).unwrap();
+    b.send_to(b"nobody", (c, 5001)).unwrap();
+    b.send_to(b"question", (c, 5000)).unwrap();
+    let (question, from) = received(&service);
+    assert_eq!((question.as_slice(), from.ip()), (&b"question"[..], b.local_addr().unwrap().ip()));
+    service.send_to(b"answer", from).unwrap();
+    assert_eq!(received(&b).0, b"answer");
+    // What another device sent has its own way, and time to come.
+    denied(overlay, 2);
+    nothing_came(&service);
+    nothing_came(&closed);
+}
+
+/// What `c` opens passes, with its answers, and nothing else that looks like them.
+fn answers_come_to_who_asked(overlay: &Overlay) {
+    let a: Ipv6Addr = overlay.address("a").parse().unwrap();
+    let _service = inside(overlay, "a", || TcpListener::bind((a, 2222)).unwrap());
+    let limit = LIMIT;
+    inside(overlay, "c", || TcpStream::connect_timeout(&SocketAddr::from((a, 2222)), limit).unwrap());
+    let (asked, other, asks) = (udp(overlay, "a", 53), udp(overlay, "a", 54), udp(overlay, "c", 6000));
+    asks.send_to(b"question", (a, 53)).unwrap();
+    let (_, from) = received(&asked);
+    other.send_to(b"from elsewhere", from).unwrap();
+    asked.send_to(b"to another port", SocketAddr::new(from.ip(), 6001)).unwrap();
+    asked.send_to(b"answer", from).unwrap();
+    assert_eq!(received(&asks).0, b"answer");
+    nothing_came(&asks);
+}
+
+fn status(overlay: &Overlay) -> Value {
+    serde_json::from_str(&overlay.cyphonic("c", &["status", "--json"])).unwrap()
+}
+
+/// Until so many packets were denied.
+fn denied(overlay: &Overlay, packets: u64) {
+    let started = Instant::now();
+    while status(overlay)["drops"]["denied"].as_u64().unwrap_or_default() < packets {
+        assert!(started.elapsed() < RECOVERY, "{}", overlay.logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn it_is_told(overlay: &Overlay) {
+    let status = status(overlay);
+    assert_eq!(status["access"]["rules"], 2, "{status}");
+    let open = |name: &str| overlay.peer("c", name)["may_open"].clone();
+    assert_eq!(open("a"), serde_json::json!(["ping"]));
+    assert_eq!(open("b"), serde_json::json!(["ping", "tcp/2222", "udp/5000"]));
+    let shown = overlay.cyphonic("c", &["status"]);
+    assert!(shown.contains("access      by 2 rules"), "{shown}");
+    assert_eq!(overlay.peer("a", "c")["may_open"], Value::Null, "it has no rules");
+}
