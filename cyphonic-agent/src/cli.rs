@@ -29,7 +29,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use self::output::{say, say_json};
 use crate::config::Config;
 use crate::control::report::ServiceKind;
-use crate::control::{ClientError, ControlClient, ResetTarget, StatusReport, metrics, netcheck, text};
+use crate::control::{
+    ClientError, ControlClient, Reloaded, ResetTarget, StatusReport, metrics, netcheck, text,
+};
 use crate::daemon::block_on;
 
 /// Reach devices of a Cyphonic overlay by name.
@@ -83,6 +85,8 @@ enum Command {
     /// Work with tunnels.
     #[command(subcommand)]
     Tunnel(Tunnel),
+    /// Have the daemon read its settings again and take over `access` and `keep_open`.
+    Reload,
     /// Print the versions of command and daemon.
     Version,
     /// Print all that somebody who is to help has to see: status, settings, network and log. Run it as root.
@@ -163,6 +167,7 @@ impl Command {
                 let target = name.map_or(ResetTarget::All, ResetTarget::Peer);
                 say(format_args!("{} tunnels taken down.", client.reset(target).await?.tunnels))?;
             }
+            Self::Reload => reload(&client.reload().await?)?,
             Self::Up(_)
             | Self::Metrics
             | Self::Wait { .. }
@@ -248,6 +253,17 @@ fn why_not_ready(report: &StatusReport) -> String {
     });
     let failing = failing.or_else(|| report.health_check("not-enrolled").map(|check| check.message.clone()));
     failing.unwrap_or_else(|| "not registered at the cloud yet".into())
+}
+
+fn reload(reloaded: &Reloaded) -> Result<()> {
+    say("`access` and `keep_open` are as the settings have them now.")?;
+    if !reloaded.needs_restart.is_empty() {
+        say(format_args!(
+            "Changed as well, but read at the start only: {}.",
+            reloaded.needs_restart.join(", ")
+        ))?;
+    }
+    Ok(())
 }
 
 /// A daemon that does not answer is a figure too.

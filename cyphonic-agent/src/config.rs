@@ -2,8 +2,8 @@
 //!
 //! Every key has a default, so that the smallest useful file names only the cloud. Unknown keys are errors
 //! that name their line: a misspelt key that is silently ignored is a setting that silently does not apply.
-//! Command line flags and their environment variables ([`Overrides`]) win over the file. Nothing here is
-//! reloaded while the daemon runs.
+//! Command line flags and their environment variables ([`Overrides`]) win over the file. Of what is read
+//! again while the daemon runs, it takes over what is [`Reloadable`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +20,7 @@ mod cloud;
 mod mtu;
 mod packets;
 mod relay;
+mod reloadable;
 mod written;
 
 pub use access::{AccessRule, InvalidService, InvalidWho, Protocol, Service, Who};
@@ -29,6 +30,7 @@ pub use cloud::{CloudAddress, DEFAULT_CLOUD_PORT, InvalidCloudAddress};
 pub use mtu::{InvalidMtu, Mtu};
 pub use packets::{InvalidWorkers, RingChoice, UnderlayChoice, Workers};
 pub use relay::{PortMapping, RelayConfig};
+pub use reloadable::Reloadable;
 
 /// Where the daemon looks for its configuration unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cyphonic/agent.yaml";

@@ -15,14 +15,16 @@ pub mod netcheck;
 mod protocol;
 pub mod report;
 mod server;
+mod settings;
 pub mod text;
 
 pub use backend::{Backend, BackendError, ResetTarget};
 pub use client::{ClientError, ControlClient};
 pub use group::group;
 pub use protocol::{
-    DnsStatus, Failure, FailureCode, MAX_LINE_BYTES, PROTOCOL_VERSION, Reply, Request, ResetDone, Resolved,
-    VersionInfo,
+    DnsStatus, Failure, FailureCode, MAX_LINE_BYTES, PROTOCOL_VERSION, Reloaded, Reply, Request, ResetDone,
+    Resolved, VersionInfo,
 };
 pub use report::StatusReport;
 pub use server::{ControlError, ControlServer};
+pub use settings::Settings;

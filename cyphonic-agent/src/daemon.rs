@@ -7,7 +7,7 @@
 //! 4. Start the engine: UDP port, virtual interface, ring, node. It needs no cloud to start.
 //! 5. Serve DNS, then the control socket, then point the host's resolver at it and follow who else does. Tell
 //!    systemd. Where DNS cannot be served (another server has the port), go on without, and try again.
-//! 6. Wait for a signal, for `cyphonic down`, or for the engine to fail.
+//! 6. Read the settings again as often as somebody asks for it. Wait for a signal, for `cyphonic down`, or for the engine to fail.
 //! 7. Resolver first (programs stop asking us), then DNS and control, then the engine and its interface.
 
 mod enrolment;
@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use cyphonic_dataplane::memory;
 use cyphonic_proto::address::Prefix;
-use cyphonic_transport::signals::StopSignals;
+use cyphonic_transport::signals::{Asked, StopSignals};
 use futures_util::future::BoxFuture;
 pub use launch::{LaunchError, block_on, launch, start_logging};
 use names::{Names, SharedServer};
@@ -35,7 +35,7 @@ use tokio::task::JoinSet;
 use waiting::Waiting;
 
 use crate::config::Config;
-use crate::control::{self, Backend, ControlError, ControlServer};
+use crate::control::{self, Backend, ControlError, ControlServer, Settings};
 use crate::dns::{InvalidZone, Resolver, Zone};
 use crate::enrol::EnrolError;
 use crate::netlink::{Netlink, NetlinkError};
@@ -83,19 +83,21 @@ pub struct RunningEngine {
 ///
 /// Says which part could not start, or why the engine failed. Everything that was started is stopped then,
 /// and the host is as it was.
-pub async fn run<F, E>(config: Config, start_engine: F) -> Result<(), DaemonError>
+pub async fn run<F, E>(settings: Settings, start_engine: F) -> Result<(), DaemonError>
 where
     F: AsyncFnOnce(EngineInputs) -> Result<RunningEngine, E>,
     E: std::fmt::Display,
 {
-    let mut stop = StopSignals::listen("systemctl restart cyphonicd").map_err(DaemonError::Signals)?;
+    let mut signals = StopSignals::listen("systemctl restart cyphonicd").map_err(DaemonError::Signals)?;
+    let settings = Arc::new(settings);
+    let config = settings.started_with();
     let state = StateDir::open(&config.state_dir)?;
     let _lock = state.lock()?;
     clean_up_resolver(&state);
     let waiting = Arc::new(Waiting::default());
     let identity = tokio::select! {
-        identity = enrolment::identity(&state, &config, &waiting) => identity?,
-        () = stop.received() => return Ok(()),
+        identity = enrolment::identity(&state, &settings, &waiting) => identity?,
+        () = signals.received() => return Ok(()),
         () = waiting.asked_to_stop() => return Ok(()),
         () = watchdog::watch(&*waiting) => return Ok(()),
     };
@@ -105,13 +107,13 @@ where
     let RunningEngine { resolver, backend, zone, prefix, interface, failed, stop: stop_engine } = engine;
     let alive = backend.clone();
     let outcome =
-        match Surroundings::start(&config, &state, (zone, prefix, interface), resolver, backend).await {
+        match Surroundings::start(&settings, &state, (zone, prefix, interface), resolver, backend).await {
             Ok(around) => {
                 notify(&[NotifyState::Ready, NotifyState::Status("running: `cyphonic status` tells more")]);
                 tracing::info!("ready");
                 let given_back = tokio::spawn(give_back_start_up());
                 let outcome = tokio::select! {
-                    () = stop.received() => Ok(()),
+                    () = obey(&mut signals, &settings, &*alive) => Ok(()),
                     () = around.asked_to_stop.notified() => Ok(()),
                     reason = failed => Err(DaemonError::Engine(reason)),
                     () = watchdog::watch(&*alive) => Ok(()),
@@ -126,6 +128,13 @@ where
         };
     stop_engine.await;
     outcome
+}
+
+/// Reads the settings again as often as a signal says so; returns when one says stop.
+async fn obey(signals: &mut StopSignals, settings: &Settings, backend: &dyn Backend) {
+    while signals.next().await == Asked::ToReadAgain {
+        settings.reload_and_log(backend).await;
+    }
 }
 
 /// When the agent is usually registered, and what it took to start has served its purpose.
@@ -183,12 +192,13 @@ struct Surroundings {
 
 impl Surroundings {
     async fn start(
-        config: &Config,
+        settings: &Arc<Settings>,
         state: &StateDir,
         (zone, prefix, interface): (String, Prefix, u32),
         engine: Arc<dyn Resolver>,
         backend: Arc<dyn Backend>,
     ) -> Result<Self, DaemonError> {
+        let config = settings.started_with();
         let (resolver, server) = (SharedResolver::default(), SharedServer::default());
         let names = Names {
             config: config.dns.clone(),
@@ -203,7 +213,10 @@ impl Surroundings {
         let dns = names.serve().await;
         let asked_to_stop = Arc::new(Notify::new());
         let served = Served::new(backend, server, asked_to_stop.clone(), resolver.clone());
-        let control = ControlServer::start(&config.socket, control::group(), Arc::new(served)).await?;
+        let control = {
+            let (group, backend) = (control::group(), Arc::new(served));
+            ControlServer::start(&config.socket, group, backend, settings.clone()).await?
+        };
         // Last, because nothing after it can fail.
         if let Some(dns) = &dns {
             names.point_at(dns).await;

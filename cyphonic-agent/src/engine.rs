@@ -19,6 +19,7 @@
 //! | `queries` | what applications ask for: peers |
 //! | `tunnels` | the ring's tunnels: what the node decides of them, and what the ring tells |
 //! | `access` | what peers may open here |
+//! | `settings` | settings that were read again |
 //! | `mtu` | tunnels' inner MTUs |
 //! | `report` | `cyphonic status` |
 //! | `network_report` | the part of `status` that `cyphonic netcheck` shows |
@@ -53,6 +54,7 @@ mod renewal;
 mod report;
 mod run;
 mod services;
+mod settings;
 mod start;
 mod time;
 mod tunnels;

@@ -1,5 +1,6 @@
-//! The signals that both daemons know: SIGTERM and SIGINT stop them, SIGHUP must not end them as it is.
-//! systemd takes a death by SIGHUP for a clean end, and would not start them again.
+//! The signals that both daemons know: SIGTERM and SIGINT stop them, SIGHUP has settings read again where a
+//! daemon can, and must not end it. systemd takes a death by SIGHUP for a clean end, and would not start it
+//! again.
 
 use std::{fs, io};
 
@@ -34,6 +35,15 @@ impl Hangup {
     }
 }
 
+/// What somebody asks of the daemon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// To stop.
+    ToStop,
+    /// To read its settings again.
+    ToReadAgain,
+}
+
 impl StopSignals {
     /// From now on. `advice` is how to have settings read again, for whoever hopes that SIGHUP does it.
     ///
@@ -59,25 +69,28 @@ impl StopSignals {
         })
     }
 
-    /// Returns when the daemon is to stop.
+    /// Returns when the daemon is to stop. Whoever hopes that it reads settings meanwhile is told in the log.
     pub async fn received(&mut self) {
-        let Self { terminate, interrupt, hangup, advice } = self;
+        while self.next().await == Asked::ToReadAgain {
+            tracing::info!(advice = self.advice, "settings are read at the start only");
+        }
+    }
+
+    /// The next thing that is asked.
+    pub async fn next(&mut self) -> Asked {
+        let Self { terminate, interrupt, hangup, .. } = self;
         let hung_up = async {
             let Some((signal, meaning)) = hangup else { return std::future::pending().await };
-            loop {
-                signal.recv().await;
-                match meaning {
-                    Hangup::TerminalGone => return,
-                    Hangup::ReadAgain => {
-                        tracing::info!(advice, "settings are read at the start only");
-                    }
-                }
+            signal.recv().await;
+            match meaning {
+                Hangup::TerminalGone => Asked::ToStop,
+                Hangup::ReadAgain => Asked::ToReadAgain,
             }
         };
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            () = hung_up => {}
+            _ = terminate.recv() => Asked::ToStop,
+            _ = interrupt.recv() => Asked::ToStop,
+            asked = hung_up => asked,
         }
     }
 }
@@ -114,6 +127,8 @@ mod tests {
         kill_process(getpid(), Signal::HUP).unwrap();
         timeout(Duration::from_secs(20), foreground.received()).await.expect("it stops");
         // It was told at the same moment.
+        assert_eq!(service.next().await, Asked::ToReadAgain);
+        kill_process(getpid(), Signal::HUP).unwrap();
         assert!(timeout(Duration::from_millis(50), service.received()).await.is_err());
     }
 }

@@ -11,8 +11,8 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use cyphonic_agent::cli::{exit_code, parse, print, write_manual};
 use cyphonic_agent::config::{Config, DEFAULT_PATH, EXAMPLE, Overrides};
-use cyphonic_agent::daemon;
 use cyphonic_agent::state::StateDir;
+use cyphonic_agent::{control, daemon};
 
 /// Joins this device to a Cyphonic overlay.
 #[derive(Debug, Parser)]
@@ -59,9 +59,19 @@ enum ConfigCommand {
 }
 
 impl Settings {
+    /// Loaded, to be loaded again.
+    fn read_again(self) -> Result<control::Settings> {
+        let (path, must_exist) = (self.path(), self.config.is_some());
+        let config = self.load()?;
+        Ok(control::Settings::new(config, move || Config::load(&path, must_exist, &self.overrides)))
+    }
+
+    fn path(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(|| DEFAULT_PATH.into())
+    }
+
     fn load(&self) -> Result<Config> {
-        let path = self.config.clone().unwrap_or_else(|| DEFAULT_PATH.into());
-        Ok(Config::load(&path, self.config.is_some(), &self.overrides)?)
+        Ok(Config::load(&self.path(), self.config.is_some(), &self.overrides)?)
     }
 }
 
@@ -81,7 +91,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command.unwrap_or(Command::Run) {
-        Command::Run => daemon::launch(cli.settings.load()?)?,
+        Command::Run => daemon::launch(cli.settings.read_again()?)?,
         Command::Cleanup => match cli.settings.load() {
             Ok(config) => cleanup(&config)?,
             Err(error) => return clean_up_anyhow(&error, &cli.settings.overrides),

@@ -14,6 +14,7 @@ use cyphonic_proto::message::RefusalCode;
 use super::output::say;
 use crate::complaints::Complaints;
 use crate::config::{CloudAddress, Config, DEFAULT_PATH, Overrides, resolve_all};
+use crate::control::Settings;
 use crate::daemon::{self, block_on};
 use crate::enrol::{EnrolError, enrol, read_token};
 use crate::resolver;
@@ -62,7 +63,7 @@ impl Up {
         self.keep_config(&config)?;
         introduce(&identity)?;
         if self.foreground {
-            daemon::launch(config)?;
+            daemon::launch(Settings::new(config, move || Config::load(&self.config, false, &overrides)))?;
         } else {
             self.tell_how_to_start(&config);
         }

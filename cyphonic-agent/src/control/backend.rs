@@ -6,6 +6,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use super::StatusReport;
+use crate::config::Reloadable;
 use crate::dns::ResolveError;
 
 /// The engine's side of the control socket.
@@ -18,6 +19,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Takes tunnels down so that the next packet or query sets them up anew. Returns how many there were.
     fn reset(&self, target: ResetTarget) -> BoxFuture<'_, Result<usize, BackendError>>;
+
+    /// Takes over settings in place of those before.
+    fn take_over(&self, settings: Reloadable) -> BoxFuture<'_, Result<(), BackendError>>;
 
     /// Asks the daemon to stop. Returns before it has.
     fn shutdown(&self) -> BoxFuture<'_, ()>;
@@ -39,6 +43,9 @@ pub enum BackendError {
     /// The engine knows no such peer.
     #[error("no tunnel to {0}: see `cyphonic status` for the peers there are")]
     UnknownPeer(String),
+    /// The settings are wrong, or could not be put into force: those before still are.
+    #[error("the settings before stay in force: {0}")]
+    Settings(String),
     /// The engine is stopping or failed.
     #[error("the daemon cannot do this now: {0}")]
     Unavailable(String),

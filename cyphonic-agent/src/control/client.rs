@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use super::group::way_in_at;
 use super::protocol::{Envelope, MAX_REPLY_BYTES};
 use super::{
-    DnsStatus, Failure, FailureCode, PROTOCOL_VERSION, Reply, Request, ResetDone, ResetTarget, Resolved,
-    StatusReport, VersionInfo,
+    DnsStatus, Failure, FailureCode, PROTOCOL_VERSION, Reloaded, Reply, Request, ResetDone, ResetTarget,
+    Resolved, StatusReport, VersionInfo,
 };
 
 /// Longer than the daemon itself takes to give up.
@@ -63,6 +63,11 @@ impl ControlClient {
     /// The DNS server and the host's resolver.
     pub async fn dns_status(&mut self) -> Result<DnsStatus, ClientError> {
         self.ask(Request::DnsStatus).await
+    }
+
+    /// Has the daemon read its settings again.
+    pub async fn reload(&mut self) -> Result<Reloaded, ClientError> {
+        self.ask(Request::Reload).await
     }
 
     /// Asks the daemon to stop, and returns before it has.

@@ -47,6 +47,8 @@ pub enum Request {
     },
     /// Answered by [`DnsStatus`].
     DnsStatus,
+    /// Reads the settings again; answered by [`Reloaded`].
+    Reload,
     /// Stops the daemon; answered by `null` before it stops.
     Shutdown,
 }
@@ -127,6 +129,8 @@ pub enum FailureCode {
     NotConnected,
     /// Nobody answered in time.
     TimedOut,
+    /// The settings are wrong.
+    Settings,
     /// The daemon is starting or stopping.
     Unavailable,
     /// The daemon's own failure.
@@ -176,6 +180,14 @@ pub struct Resolved {
 pub struct ResetDone {
     /// How many tunnels were taken down.
     pub tunnels: usize,
+}
+
+/// Answer to [`Request::Reload`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reloaded {
+    /// Keys that have changed and are read at the start only.
+    pub needs_restart: Vec<String>,
 }
 
 /// Answer to [`Request::DnsStatus`].
@@ -232,6 +244,7 @@ mod tests {
             Request::Reset { target: ResetTarget::All },
             Request::Reset { target: ResetTarget::Peer("a".into()) },
             Request::DnsStatus,
+            Request::Reload,
             Request::Shutdown,
         ] {
             let line =

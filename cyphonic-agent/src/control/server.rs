@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::group::{GROUP, way_in};
 use super::{
     Backend, BackendError, DnsStatus, FailureCode, MAX_LINE_BYTES, PROTOCOL_VERSION, Reply, Request,
-    ResetDone, Resolved, VersionInfo, protocol,
+    ResetDone, Resolved, Settings, VersionInfo, protocol,
 };
 
 /// Clients at once; one more is told that the daemon is busy.
@@ -50,6 +50,7 @@ impl ControlServer {
         path: &Path,
         group: Option<u32>,
         backend: Arc<dyn Backend>,
+        settings: Arc<Settings>,
     ) -> Result<Self, ControlError> {
         let failed = |what| move |source| ControlError::Io { what, path: path.to_owned(), source };
         if let Some(parent) = path.parent() {
@@ -72,7 +73,7 @@ impl ControlServer {
         let meta = fs::metadata(path).map_err(failed("look at"))?;
         let allowed = Allowed { owner: meta.uid(), group: meta.gid() };
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, backend, allowed));
+        tasks.spawn(accept(listener, backend, settings, allowed));
         Ok(Self { path: path.to_owned(), inode: meta.ino(), _tasks: tasks })
     }
 }
@@ -124,7 +125,12 @@ impl Allowed {
     }
 }
 
-async fn accept(listener: UnixListener, backend: Arc<dyn Backend>, allowed: Allowed) {
+async fn accept(
+    listener: UnixListener,
+    backend: Arc<dyn Backend>,
+    settings: Arc<Settings>,
+    allowed: Allowed,
+) {
     let slots = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut tasks = JoinSet::new();
     loop {
@@ -143,17 +149,22 @@ async fn accept(listener: UnixListener, backend: Arc<dyn Backend>, allowed: Allo
             let _ = timeout(Duration::from_millis(100), send(&mut stream, &busy)).await;
             continue;
         };
-        let backend = backend.clone();
+        let (backend, settings) = (backend.clone(), settings.clone());
         tasks.spawn(async move {
             let _slot = slot;
-            if let Err(error) = serve(stream, backend.as_ref(), allowed).await {
+            if let Err(error) = serve(stream, backend.as_ref(), &settings, allowed).await {
                 tracing::debug!(%error, "a control connection failed");
             }
         });
     }
 }
 
-async fn serve(mut stream: UnixStream, backend: &dyn Backend, allowed: Allowed) -> io::Result<()> {
+async fn serve(
+    mut stream: UnixStream,
+    backend: &dyn Backend,
+    settings: &Settings,
+    allowed: Allowed,
+) -> io::Result<()> {
     let peer = stream.peer_cred()?;
     if !allowed.admits(&peer) {
         tracing::warn!(uid = peer.uid(), "a user outside the control socket's group was refused");
@@ -181,7 +192,7 @@ async fn serve(mut stream: UnixStream, backend: &dyn Backend, allowed: Allowed) 
             return send(&mut writer, &reply).await;
         }
         let reply = match protocol::parse(line.trim_ascii_end()) {
-            Ok(request) => timeout(PATIENCE, handle(backend, request)).await.unwrap_or_else(|_| {
+            Ok(request) => timeout(PATIENCE, handle(backend, settings, request)).await.unwrap_or_else(|_| {
                 Reply::failed(
                     FailureCode::TimedOut,
                     format!("the daemon did not answer in {} s", PATIENCE.as_secs()),
@@ -199,7 +210,7 @@ async fn send<W: tokio::io::AsyncWrite + Unpin>(writer: &mut W, reply: &Reply) -
     writer.write_all(&line).await
 }
 
-async fn handle(backend: &dyn Backend, request: Request) -> Reply {
+async fn handle(backend: &dyn Backend, settings: &Settings, request: Request) -> Reply {
     match request {
         Request::Version => {
             Reply::ok(VersionInfo { version: crate::VERSION.to_owned(), protocol: PROTOCOL_VERSION })
@@ -208,22 +219,30 @@ async fn handle(backend: &dyn Backend, request: Request) -> Reply {
         Request::Resolve { name } => resolve(backend, &name).await,
         Request::Reset { target } => match backend.reset(target).await {
             Ok(tunnels) => Reply::ok(ResetDone { tunnels }),
-            Err(error @ BackendError::UnknownPeer(_)) => {
-                Reply::failed(FailureCode::NoSuchPeer, error.to_string())
-            }
-            Err(error @ BackendError::Unavailable(_)) => {
-                Reply::failed(FailureCode::Unavailable, error.to_string())
-            }
+            Err(error) => failed(&error),
         },
         Request::DnsStatus => {
             let report = backend.status().await;
             Reply::ok(DnsStatus { zone: report.zone, dns: report.dns })
         }
+        Request::Reload => match settings.reload(backend).await {
+            Ok(reloaded) => Reply::ok(reloaded),
+            Err(error) => failed(&error),
+        },
         Request::Shutdown => {
             backend.shutdown().await;
             Reply::ok(())
         }
     }
+}
+
+fn failed(error: &BackendError) -> Reply {
+    let code = match error {
+        BackendError::UnknownPeer(_) => FailureCode::NoSuchPeer,
+        BackendError::Settings(_) => FailureCode::Settings,
+        BackendError::Unavailable(_) => FailureCode::Unavailable,
+    };
+    Reply::failed(code, error.to_string())
 }
 
 async fn resolve(backend: &dyn Backend, name: &str) -> Reply {

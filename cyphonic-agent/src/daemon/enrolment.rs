@@ -13,7 +13,7 @@ use super::waiting::Waiting;
 use super::{DaemonError, notify};
 use crate::complaints::Complaints;
 use crate::config::{Config, resolve_all};
-use crate::control::{self, ControlServer};
+use crate::control::{self, ControlServer, Settings};
 use crate::enrol::{EnrolError, enrol, read_token_file};
 use crate::state::{DeviceIdentity, StateDir};
 
@@ -30,9 +30,10 @@ const CREDENTIAL_STORE: &str = "/etc/credstore/cyphonic.token";
 /// cloud.
 pub(super) async fn identity(
     state: &StateDir,
-    config: &Config,
+    settings: &Arc<Settings>,
     waiting: &Arc<Waiting>,
 ) -> Result<DeviceIdentity, DaemonError> {
+    let config = settings.started_with();
     if let Some(identity) = state.identity()? {
         return Ok(identity);
     }
@@ -78,7 +79,10 @@ pub(super) async fn identity(
         }
         waiting.set(why.clone());
         if told.is_none() {
-            told = Some(ControlServer::start(&config.socket, control::group(), waiting.clone()).await?);
+            told = Some({
+                let (group, backend) = (control::group(), waiting.clone());
+                ControlServer::start(&config.socket, group, backend, settings.clone()).await?
+            });
         }
         notify(&[NotifyState::Ready, NotifyState::Status(&why)]);
         tokio::time::sleep(wait).await;

@@ -9,7 +9,7 @@ use cyphonic_transport::descriptors;
 use cyphonic_transport::logging::LogFilter;
 
 use super::{DaemonError, privileges, run};
-use crate::config::Config;
+use crate::control::Settings;
 use crate::engine;
 
 /// How long a runtime that has done its work waits for threads that still wait for something: a look-up of a
@@ -23,8 +23,8 @@ const DESCRIPTORS: u64 = 16_384;
 /// stop.
 ///
 /// Call it from `main`, before there are other threads.
-pub fn launch(config: Config) -> Result<(), LaunchError> {
-    start_logging(&config.log);
+pub fn launch(settings: Settings) -> Result<(), LaunchError> {
+    start_logging(&settings.started_with().log);
     tracing::info!(version = crate::VERSION, "starting");
     if let Err(error) = privileges::drop_unused() {
         tracing::warn!(%error, "running with more privileges than needed");
@@ -34,7 +34,7 @@ pub fn launch(config: Config) -> Result<(), LaunchError> {
     }
     // Cards, sockets and queries in hand take some hundreds.
     descriptors::up_to(DESCRIPTORS);
-    Ok(block_on(run(config, engine::start))??)
+    Ok(block_on(run(settings, engine::start))??)
 }
 
 /// Runs a future on a runtime of its own. What it must not leave half done, it has to wait for itself.

@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
 use super::names::SharedServer;
+use crate::config::Reloadable;
 use crate::control::report::{DnsReport, HealthCheck, Severity};
 use crate::control::{Backend, BackendError, ResetTarget, StatusReport};
 use crate::dns::{DnsStats, ResolveError};
@@ -85,6 +86,10 @@ impl Backend for Served {
         self.engine.reset(target)
     }
 
+    fn take_over(&self, settings: Reloadable) -> BoxFuture<'_, Result<(), BackendError>> {
+        self.engine.take_over(settings)
+    }
+
     fn shutdown(&self) -> BoxFuture<'_, ()> {
         async {
             self.engine.shutdown().await;
@@ -123,6 +128,10 @@ mod tests {
         }
 
         fn reset(&self, _: ResetTarget) -> BoxFuture<'_, Result<usize, BackendError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn take_over(&self, _: Reloadable) -> BoxFuture<'_, Result<(), BackendError>> {
             Box::pin(std::future::pending())
         }
 

@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
+use crate::config::Reloadable;
 use crate::control::report::{HealthCheck, Severity};
 use crate::control::{Backend, BackendError, ResetTarget, StatusReport};
 use crate::dns::ResolveError;
@@ -49,6 +50,10 @@ impl Backend for Waiting {
     }
 
     fn reset(&self, _: ResetTarget) -> BoxFuture<'_, Result<usize, BackendError>> {
+        async { Err(BackendError::Unavailable(self.why())) }.boxed()
+    }
+
+    fn take_over(&self, _: Reloadable) -> BoxFuture<'_, Result<(), BackendError>> {
         async { Err(BackendError::Unavailable(self.why())) }.boxed()
     }
 

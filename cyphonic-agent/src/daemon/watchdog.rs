@@ -42,6 +42,7 @@ mod tests {
     use futures_util::future::BoxFuture;
 
     use super::*;
+    use crate::config::Reloadable;
     use crate::control::{BackendError, ResetTarget, StatusReport};
     use crate::dns::ResolveError;
 
@@ -67,6 +68,10 @@ mod tests {
         }
 
         fn reset(&self, _: ResetTarget) -> BoxFuture<'_, Result<usize, BackendError>> {
+            Box::pin(std::future::pending())
+        }
+
+        fn take_over(&self, _: Reloadable) -> BoxFuture<'_, Result<(), BackendError>> {
             Box::pin(std::future::pending())
         }
 

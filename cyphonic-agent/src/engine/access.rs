@@ -22,6 +22,7 @@ pub struct Access {
     permissions: Permissions,
     /// The class of those for whom these rules hold, a bit each.
     classes: HashMap<u64, u32>,
+    last_class: u32,
 }
 
 /// A peer's class.
@@ -41,18 +42,20 @@ pub(super) struct NewClass {
 }
 
 impl Access {
-    /// The rules, for an overlay with this zone.
-    pub(super) fn new(rules: Vec<AccessRule>, zone: &str) -> Self {
+    /// The rules, for an overlay with this zone, in place of others: while peers go from classes of those to classes
+    /// of these, none means two things.
+    pub(super) fn new(rules: Vec<AccessRule>, zone: &str, before: Option<&Self>) -> Self {
         let mut permissions = Permissions::from_iter([PolicyKey::everything(Direction::Out)]);
         for rule in rules.iter().filter(|rule| rule.from.contains(&Who::All)) {
             allow(&mut permissions, EVERY_CLASS, rule);
         }
-        Self { rules, zone: zone.to_owned(), permissions, classes: HashMap::new() }
+        let last_class = before.map_or(EVERY_CLASS, |before| before.last_class);
+        Self { rules, zone: zone.to_owned(), permissions, classes: HashMap::new(), last_class }
     }
 
-    /// How many rules there are.
-    pub(super) fn len(&self) -> usize {
-        self.rules.len()
+    /// The rules.
+    pub(super) fn rules(&self) -> &[AccessRule] {
+        &self.rules
     }
 
     /// What the policy must permit.
@@ -69,8 +72,7 @@ impl Access {
         if let Some(class) = self.classes.get(&rules) {
             return Class::Known(*class);
         }
-        // Class 0 is every class.
-        let class = u32::try_from(self.classes.len()).unwrap_or(u32::MAX - 1) + 1;
+        let class = self.last_class.saturating_add(1);
         let mut permissions = self.permissions.clone();
         for (_, rule) in self.rules.iter().enumerate().filter(|(n, _)| rules & 1 << n != 0) {
             allow(&mut permissions, class, rule);
@@ -81,6 +83,7 @@ impl Access {
     /// The policy has the permissions of a new class.
     pub(super) fn is_given(&mut self, new: NewClass) {
         self.classes.insert(new.rules, new.class);
+        self.last_class = new.class;
         self.permissions = new.permissions;
     }
 
@@ -132,7 +135,7 @@ mod tests {
     const TCP: u8 = 6;
 
     fn access(yaml: &str) -> Access {
-        Access::new(serde_yaml::from_str(yaml).unwrap(), ZONE)
+        Access::new(serde_yaml::from_str(yaml).unwrap(), ZONE, None)
     }
 
     /// The class of a peer, as it is when its tunnel has been installed.
@@ -156,7 +159,7 @@ mod tests {
         let mut none = access("[]");
         assert_eq!(class(&mut none, "a"), EVERY_CLASS);
         let expected = Permissions::from_iter([PolicyKey::everything(Direction::Out)]);
-        assert_eq!((none.permissions(), none.len()), (&expected, 0));
+        assert_eq!((none.permissions(), none.rules().len()), (&expected, 0));
         assert_eq!(none.open_to("a.cyphonic.internal"), Vec::<String>::new());
     }
 
@@ -183,6 +186,17 @@ mod tests {
         }
         assert!(holds(&access, 4, EVERY_PROTOCOL, EVERY_PORT));
         assert_eq!(access.open_to("hmi.cyphonic.internal"), ["tcp/22", "tcp/502"]);
+    }
+
+    #[test]
+    fn classes_of_other_rules_are_not_used_again() {
+        let mut before = access("[{from: a, to: tcp/22}]");
+        assert_eq!(class(&mut before, "a"), 1);
+        let rules = serde_yaml::from_str("[{from: a, to: tcp/23}]").unwrap();
+        let mut after = Access::new(rules, ZONE, Some(&before));
+        assert_eq!(class(&mut after, "a"), 2);
+        let both = before.permissions().and(after.permissions());
+        assert_eq!((before.permissions().len(), both.len()), (2, 3));
     }
 
     #[test]

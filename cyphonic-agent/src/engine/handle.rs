@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::Names;
 use super::input::Input;
+use crate::config::Reloadable;
 use crate::control::{Backend, BackendError, ResetTarget, StatusReport};
 use crate::dns::{ResolveError, Resolver};
 
@@ -95,6 +96,16 @@ impl Backend for EngineHandle {
             let (answer, result) = oneshot::channel();
             let gone = || BackendError::Unavailable(STOPPED.into());
             self.sender.send(Input::Reset { target, answer }).await.map_err(|_| gone())?;
+            result.await.map_err(|_| gone())?
+        }
+        .boxed()
+    }
+
+    fn take_over(&self, settings: Reloadable) -> BoxFuture<'_, Result<(), BackendError>> {
+        async {
+            let (answer, result) = oneshot::channel();
+            let gone = || BackendError::Unavailable(STOPPED.into());
+            self.sender.send(Input::Settings { settings, answer }).await.map_err(|_| gone())?;
             result.await.map_err(|_| gone())?
         }
         .boxed()

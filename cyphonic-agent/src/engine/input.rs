@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::renewal::Lifetime;
 use super::services::Way;
+use crate::config::Reloadable;
 use crate::control::{BackendError, ResetTarget, StatusReport};
 
 /// One thing that happened.
@@ -49,6 +50,8 @@ pub(crate) enum Input {
     Cloud(Vec<SocketAddr>),
     /// Peers whose tunnels stay.
     KeepOpen(Vec<String>),
+    /// The settings were read again.
+    Settings { settings: Reloadable, answer: oneshot::Sender<Result<(), BackendError>> },
     /// The operator takes tunnels down.
     Reset { target: ResetTarget, answer: oneshot::Sender<Result<usize, BackendError>> },
     /// There is a new certificate.

@@ -134,7 +134,7 @@ fn report(sources: &Sources<'_>) -> StatusReport {
             not_after: sources.certificate.not_after,
         },
         peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources, now)).collect(),
-        access: sources.access.map(|access| AccessReport { rules: access.len() }),
+        access: sources.access.map(|access| AccessReport { rules: access.rules().len() }),
         traffic: TrafficReport { sent: by_route(counters.sent), received: by_route(counters.received) },
         drops,
         ..StatusReport::default()

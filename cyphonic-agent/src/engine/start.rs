@@ -54,7 +54,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let wiring =
         Wiring { sink: transport.mux(), own: address, prefix, events: inbox.events(), early: Arc::default() };
     let path = ground.build(&config.interface, &wiring)?;
-    let access = config.access.clone().map(|rules| Access::new(rules, &member.zone));
+    let access = config.access.clone().map(|rules| Access::new(rules, &member.zone, None));
     if let Some(access) = &access {
         let given = path.ring.set_permissions(Arc::new(access.permissions().clone()));
         given.map_err(|error| failed("who may open what here (`access`)", error))?;

@@ -6,9 +6,10 @@ use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use cyphonic_agent::config::{Config, Reloadable};
 use cyphonic_agent::control::{
     Backend, BackendError, ClientError, ControlClient, ControlError, ControlServer, FailureCode, ResetTarget,
-    StatusReport,
+    Settings, StatusReport,
 };
 use cyphonic_agent::dns::ResolveError;
 use futures_util::future::BoxFuture;
@@ -50,11 +51,25 @@ impl Backend for Engine {
         })
     }
 
+    fn take_over(&self, settings: Reloadable) -> BoxFuture<'_, Result<(), BackendError>> {
+        Box::pin(async move {
+            match &settings.keep_open[..] {
+                [] => Ok(()),
+                names => Err(BackendError::Settings(names.join(", "))),
+            }
+        })
+    }
+
     fn shutdown(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {
             self.stopped.fetch_add(1, Ordering::SeqCst);
         })
     }
+}
+
+/// Those of a daemon that nobody has changed.
+fn settings() -> Arc<Settings> {
+    Arc::new(Settings::new(Config::default(), || Ok(Config::default())))
 }
 
 struct Fixture {
@@ -68,7 +83,7 @@ async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run/c.sock");
     let engine = Arc::new(Engine::default());
-    let server = ControlServer::start(&path, None, engine.clone()).await.unwrap();
+    let server = ControlServer::start(&path, None, engine.clone(), settings()).await.unwrap();
     Fixture { _dir: dir, path, engine, server }
 }
 
@@ -146,14 +161,14 @@ async fn clients_beyond_the_limit_are_told_that_the_daemon_is_busy() {
 #[tokio::test]
 async fn a_living_daemons_socket_is_not_taken_and_a_dead_ones_is() {
     let f = fixture().await;
-    let again = ControlServer::start(&f.path, None, f.engine.clone()).await;
+    let again = ControlServer::start(&f.path, None, f.engine.clone(), settings()).await;
     assert!(matches!(again, Err(ControlError::InUse { .. })));
     drop(f.server);
     assert!(!f.path.exists(), "the file goes with the server");
     assert!(matches!(ControlClient::connect(&f.path).await, Err(ClientError::NotRunning { .. })));
     // What a killed daemon leaves.
     drop(std::os::unix::net::UnixListener::bind(&f.path).unwrap());
-    let _server = ControlServer::start(&f.path, None, f.engine.clone()).await.unwrap();
+    let _server = ControlServer::start(&f.path, None, f.engine.clone(), settings()).await.unwrap();
     ControlClient::connect(&f.path).await.unwrap().version().await.unwrap();
 }
 
@@ -162,7 +177,7 @@ async fn a_file_in_the_way_is_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("c.sock");
     std::fs::write(&path, "precious").unwrap();
-    let started = ControlServer::start(&path, None, Arc::new(Engine::default())).await;
+    let started = ControlServer::start(&path, None, Arc::new(Engine::default()), settings()).await;
     assert!(matches!(started, Err(ControlError::NotASocket { .. })));
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
 }
@@ -239,7 +254,8 @@ async fn root_and_the_sockets_group_are_served_and_strangers_are_not() {
     let (path, program) = (dir.path().join("run/c.sock"), dir.path().join("cyphonic"));
     std::fs::copy(env!("CARGO_BIN_EXE_cyphonic"), &program).unwrap();
     std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
-    let _server = ControlServer::start(&path, Some(GROUP), Arc::new(Engine::default())).await.unwrap();
+    let _server =
+        ControlServer::start(&path, Some(GROUP), Arc::new(Engine::default()), settings()).await.unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().gid(), GROUP);
     ControlClient::connect(&path).await.unwrap().version().await.unwrap();
     // The kernel goes by the socket's mode; where it does not, the daemon goes by who has connected.
@@ -265,6 +281,7 @@ async fn a_group_that_somebody_else_gave_the_socket_stays() {
     chown(dir.path(), None, Some(GROUP)).unwrap();
     std::fs::set_permissions(dir.path(), Permissions::from_mode(0o2755)).unwrap();
     let path = dir.path().join("c.sock");
-    let _server = ControlServer::start(&path, Some(GROUP + 1), Arc::new(Engine::default())).await.unwrap();
+    let _server =
+        ControlServer::start(&path, Some(GROUP + 1), Arc::new(Engine::default()), settings()).await.unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().gid(), GROUP);
 }

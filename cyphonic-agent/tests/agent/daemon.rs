@@ -1,13 +1,13 @@
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cyphonic_agent::config::{Config, ResolverChoice};
+use cyphonic_agent::config::{Config, Overrides, Reloadable, ResolverChoice};
 use cyphonic_agent::control::report::Severity;
-use cyphonic_agent::control::{Backend, BackendError, ControlClient, ResetTarget, StatusReport};
+use cyphonic_agent::control::{Backend, BackendError, ControlClient, ResetTarget, Settings, StatusReport};
 use cyphonic_agent::daemon::{self, DaemonError, EngineInputs, RunningEngine};
 use cyphonic_agent::dns::{ResolveError, Resolver};
 use cyphonic_agent::resolver::resolv_conf::ResolvConf;
@@ -21,7 +21,11 @@ use tokio::time::timeout;
 
 use crate::netlink::{in_namespace, ip};
 
-struct Engine;
+/// Clones are the same.
+#[derive(Clone, Default)]
+struct Engine {
+    taken_over: Arc<Mutex<Vec<Reloadable>>>,
+}
 
 impl Resolver for Engine {
     fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
@@ -46,6 +50,13 @@ impl Backend for Engine {
         Box::pin(async { Ok(0) })
     }
 
+    fn take_over(&self, settings: Reloadable) -> BoxFuture<'_, Result<(), BackendError>> {
+        Box::pin(async move {
+            self.taken_over.lock().unwrap().push(settings);
+            Ok(())
+        })
+    }
+
     fn shutdown(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }
@@ -57,6 +68,7 @@ struct Host {
     /// Set when the engine was told to stop.
     stopped: Arc<AtomicBool>,
     fail: Option<oneshot::Receiver<String>>,
+    engine: Engine,
 }
 
 impl Host {
@@ -69,7 +81,7 @@ impl Host {
         };
         config.dns.listen = "127.0.0.1:0".parse().unwrap();
         config.dns.resolver = ResolverChoice::None;
-        Self { dir, config, stopped: Arc::default(), fail: None }
+        Self { dir, config, stopped: Arc::default(), fail: None, engine: Engine::default() }
     }
 
     fn enrolled() -> Self {
@@ -87,13 +99,19 @@ impl Host {
         state.save_identity(&DeviceIdentity::new(&key, vec![leaf.clone()], leaf).unwrap()).unwrap();
     }
 
+    /// Read again from `agent.yaml` in the host's folder.
+    fn settings(&self) -> Settings {
+        let file = self.dir.path().join("agent.yaml");
+        Settings::new(self.config.clone(), move || Config::load(&file, true, &Overrides::default()))
+    }
+
     async fn run(&mut self) -> Result<(), DaemonError> {
-        let (stopped, fail) = (self.stopped.clone(), self.fail.take());
-        daemon::run(self.config.clone(), async move |inputs: EngineInputs| {
+        let (stopped, fail, engine) = (self.stopped.clone(), self.fail.take(), self.engine.clone());
+        daemon::run(self.settings(), async move |inputs: EngineInputs| {
             assert_eq!(inputs.identity.chain().len(), 1);
             Ok::<_, String>(RunningEngine {
-                resolver: Arc::new(Engine),
-                backend: Arc::new(Engine),
+                resolver: Arc::new(engine.clone()),
+                backend: Arc::new(engine),
                 zone: "cyphonic.internal".into(),
                 prefix: "fd12:3456:789a::/48".parse().unwrap(),
                 interface: 1,
@@ -139,6 +157,41 @@ async fn down_stops_everything_in_order() {
     visitor.await.unwrap();
     assert!(stopped.load(Ordering::SeqCst));
     assert!(!host.socket().exists());
+}
+
+#[tokio::test]
+async fn settings_are_read_again_when_somebody_asks() {
+    let mut host = Host::enrolled();
+    let (file, engine) = (host.dir.path().join("agent.yaml"), host.engine.clone());
+    let write = move |text: &str| std::fs::write(&file, text).unwrap();
+    // As the daemon was started, but for what it does not tell.
+    let same = serde_yaml::to_string(&host.config).unwrap();
+    let socket = host.socket();
+    let visitor = tokio::spawn(async move {
+        let mut client = connect(socket).await;
+        let taken = || engine.taken_over.lock().unwrap().clone();
+        let refused = client.reload().await.unwrap_err().to_string();
+        assert!(refused.contains("agent.yaml") && taken().is_empty(), "{refused}: there is no such file");
+        write("keep_open: [a]\nkeep_opem: []\n");
+        let refused = client.reload().await.unwrap_err().to_string();
+        assert!(refused.contains("keep_opem") && refused.contains("stay in force"), "{refused}");
+        assert!(taken().is_empty());
+        write(&same);
+        assert_eq!(client.reload().await.unwrap().needs_restart, Vec::<String>::new());
+        write(
+            &same
+                .replace("keep_open: []", "keep_open: [a]")
+                .replace("access: null", "access: []")
+                .replace("port: 0", "port: 9"),
+        );
+        assert_eq!(client.reload().await.unwrap().needs_restart, ["port"]);
+        let [before, after] = &taken()[..] else { panic!("{:?}", taken()) };
+        assert_eq!((before.keep_open.len(), &before.access), (0, &None));
+        assert_eq!((&after.keep_open[..], after.access.as_deref()), (&["a".to_owned()][..], Some(&[][..])));
+        client.shutdown().await.unwrap();
+    });
+    timeout(Duration::from_secs(20), host.run()).await.expect("it stops").unwrap();
+    visitor.await.unwrap();
 }
 
 #[tokio::test]

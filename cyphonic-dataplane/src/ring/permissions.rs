@@ -46,6 +46,12 @@ impl Permissions {
         self.holds(&PolicyKey::EVERYTHING)
     }
 
+    /// These and others.
+    #[must_use]
+    pub fn and(&self, others: &Self) -> Self {
+        Self(self.0.union(&others.0).copied().collect())
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.len()

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use cyphonic_lab::command::{Cancel, check};
 use serde_json::Value;
 
 use crate::overlay::{LIMIT, Overlay, RECOVERY, start_agent};
@@ -27,6 +28,7 @@ fn a_device_says_who_may_open_what_with_it() {
         udp_opens_for_who_may(&overlay, c);
         answers_come_to_who_asked(&overlay);
         it_is_told(&overlay);
+        rules_are_read_again(&overlay, c);
     }
 }
 
@@ -45,22 +47,59 @@ fn inside<R: Send>(overlay: &Overlay, node: &str, work: impl FnOnce() -> R + Sen
     overlay.lab.namespace(node).unwrap().inside(work).unwrap()
 }
 
-/// Whether a connection stands. One that is refused would, if there were a service.
-fn connects(overlay: &Overlay, from: &str, to: Ipv6Addr, port: u16) -> bool {
-    let limit = if from == "b" && port == 2222 { LIMIT } else { UNANSWERED };
-    match inside(overlay, from, || TcpStream::connect_timeout(&SocketAddr::from((to, port)), limit)) {
-        Ok(_) => true,
-        Err(error) => {
-            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}\n{}", overlay.logs());
-            false
-        }
-    }
+fn connect(overlay: &Overlay, from: &str, to: Ipv6Addr, port: u16, limit: Duration) -> io::Result<()> {
+    inside(overlay, from, || TcpStream::connect_timeout(&SocketAddr::from((to, port)), limit).map(drop))
+}
+
+fn may_connect(overlay: &Overlay, from: &str, to: Ipv6Addr, port: u16) {
+    let connected = connect(overlay, from, to, port, LIMIT);
+    assert!(connected.is_ok(), "{from} to {port}: {connected:?}\n{}", overlay.logs());
+}
+
+fn may_not_connect(overlay: &Overlay, from: &str, to: Ipv6Addr, port: u16) {
+    let error = connect(overlay, from, to, port, UNANSWERED).expect_err("nobody answers");
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{from} to {port}: {error}");
 }
 
 fn tcp_opens_for_who_may(overlay: &Overlay, c: Ipv6Addr) {
-    let _services = inside(overlay, "c", || [2222, 2223].map(|port| TcpListener::bind((c, port)).unwrap()));
-    assert!(connects(overlay, "b", c, 2222), "{}", overlay.logs());
-    assert!(!connects(overlay, "b", c, 2223) && !connects(overlay, "a", c, 2222));
+    let _services = services(overlay);
+    may_connect(overlay, "b", c, 2222);
+    may_not_connect(overlay, "b", c, 2223);
+    may_not_connect(overlay, "a", c, 2222);
+}
+
+/// What is there to connect to.
+fn services(overlay: &Overlay) -> [TcpListener; 2] {
+    let c: Ipv6Addr = overlay.address("c").parse().unwrap();
+    inside(overlay, "c", || [2222, 2223].map(|port| TcpListener::bind((c, port)).unwrap()))
+}
+
+/// Other rules are in force as soon as they were read, for tunnels that stand; what is wrong changes nothing.
+fn rules_are_read_again(overlay: &Overlay, c: Ipv6Addr) {
+    let _services = services(overlay);
+    let set_up = |peer: &str| overlay.peer("c", peer)["last_setup_ms"].clone();
+    let before = ["a", "b"].map(set_up);
+    let file = overlay.lab.node_dir("c").unwrap().join("agent.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    let (own, _) = text.split_once("access:").unwrap();
+    let write = |rules: &str| fs::write(&file, format!("{own}{rules}")).unwrap();
+    write("access: [{from: a, to: tcp/2222}]\n");
+    let told = overlay.cyphonic("c", &["reload"]);
+    assert_eq!(told.lines().count(), 1, "{told}");
+    may_connect(overlay, "a", c, 2222);
+    may_not_connect(overlay, "b", c, 2222);
+    write("access: [{from: b, to: ssh}]\nkeep_open: [a]\n");
+    let mut reload = overlay.command("c", &["reload"]);
+    let refused = check(&mut reload, LIMIT, &Cancel::default()).unwrap_err().to_string();
+    assert!(refused.contains("\"ssh\" is no service"), "{refused}");
+    may_connect(overlay, "a", c, 2222);
+    may_not_connect(overlay, "b", c, 2222);
+    write("port: 4500\n");
+    let told = overlay.cyphonic("c", &["reload"]);
+    assert!(told.contains("read at the start only: port."), "{told}");
+    may_connect(overlay, "b", c, 2223);
+    assert_eq!(["a", "b"].map(set_up), before, "the tunnels are those from before");
+    write("");
 }
 
 fn udp(overlay: &Overlay, node: &str, port: u16) -> UdpSocket {
@@ -103,8 +142,7 @@ fn udp_opens_for_who_may(overlay: &Overlay, c: Ipv6Addr) {
 fn answers_come_to_who_asked(overlay: &Overlay) {
     let a: Ipv6Addr = overlay.address("a").parse().unwrap();
     let _service = inside(overlay, "a", || TcpListener::bind((a, 2222)).unwrap());
-    let limit = LIMIT;
-    inside(overlay, "c", || TcpStream::connect_timeout(&SocketAddr::from((a, 2222)), limit).unwrap());
+    may_connect(overlay, "c", a, 2222);
     let (asked, other, asks) = (udp(overlay, "a", 53), udp(overlay, "a", 54), udp(overlay, "c", 6000));
     asks.send_to(b"question", (a, 53)).unwrap();
     let (_, from) = received(&asked);

@@ -126,7 +126,7 @@ impl Overlay {
         assert!(waited.is_ok(), "{node}: {waited:?}\n{}", self.logs());
     }
 
-    fn command(&self, node: &str, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, node: &str, arguments: &[&str]) -> Command {
         let mut command = self.lab.command(node, self.programs.join("cyphonic")).unwrap();
         command.arg("--socket").arg(self.lab.node_dir(node).unwrap().join("cyphonic.sock")).args(arguments);
         command

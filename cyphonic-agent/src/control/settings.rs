@@ -1,0 +1,63 @@
+//! The daemon's settings: those it started with, and where others are read from.
+
+use std::fmt;
+
+use tokio::sync::Mutex;
+
+use super::protocol::Reloaded;
+use super::{Backend, BackendError};
+use crate::config::{Config, ConfigError};
+
+/// See the module.
+pub struct Settings {
+    started_with: Config,
+    read: Box<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>,
+    /// One reader at a time, so that what is read last is what is in force.
+    turn: Mutex<()>,
+}
+
+impl Settings {
+    /// `read` reads them from where these came from, with the same flags over them.
+    pub fn new(
+        started_with: Config,
+        read: impl Fn() -> Result<Config, ConfigError> + Send + Sync + 'static,
+    ) -> Self {
+        Self { started_with, read: Box::new(read), turn: Mutex::default() }
+    }
+
+    /// Those the daemon started with.
+    pub fn started_with(&self) -> &Config {
+        &self.started_with
+    }
+
+    /// Reads them again and has the engine take over what it can.
+    ///
+    /// # Errors
+    /// They are wrong, or the engine does not take them: those before are in force.
+    pub async fn reload(&self, backend: &dyn Backend) -> Result<Reloaded, BackendError> {
+        let _turn = self.turn.lock().await;
+        let read = (self.read)().map_err(|error| BackendError::Settings(error.to_string()))?;
+        backend.take_over(read.reloadable()).await?;
+        Ok(Reloaded { needs_restart: self.started_with.differences_at_start(&read) })
+    }
+
+    /// As [`reload`](Self::reload), for whoever looks into the log for what came of it.
+    pub async fn reload_and_log(&self, backend: &dyn Backend) {
+        match self.reload(backend).await {
+            Ok(Reloaded { needs_restart }) if needs_restart.is_empty() => {
+                tracing::info!("the settings were read again");
+            }
+            Ok(Reloaded { needs_restart }) => {
+                let keys = needs_restart.join(", ");
+                tracing::warn!(keys, "the settings were read again, but for what is read at the start only");
+            }
+            Err(error) => tracing::error!("the settings were read again, in vain: {error}"),
+        }
+    }
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("started_with", &self.started_with).finish_non_exhaustive()
+    }
+}
