@@ -212,8 +212,18 @@ check "and answers for it" resolvectl query device.trial.internal
 check "nothing else changed" unchanged before
 address=$(cyphonic ip)
 
+echo 'access: [{from: all, to: ping}]' > /etc/cyphonic/agent.yaml
+check "settings are read again" systemctl reload cyphonicd
+check "and are in force" status_has '"access":{"rules":1}'
+echo 'acces: []' > /etc/cyphonic/agent.yaml
+check "a mistake in them is told" not systemctl reload cyphonicd
+check "and changes nothing" status_has '"access":{"rules":1}'
+rm /etc/cyphonic/agent.yaml
+check "without a file they are the defaults" systemctl reload cyphonicd
+check "again" status_has '"access":null'
+
 printf 'CYPHONIC_RING=xdp\nCYPHONIC_KEEP_AWAKE=20ms\n' >> /etc/default/cyphonicd
-check "reload or restart" systemctl reload-or-restart cyphonicd
+check "restart" systemctl restart cyphonicd
 check "it comes back" cyphonic wait --timeout 120
 check "AF_XDP works in the sandbox" status_has '"ring":{"kind":"xdp"'
 # Where the kernel would not heed it, that is all that stands against it.
