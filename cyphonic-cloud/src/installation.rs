@@ -12,9 +12,9 @@ use crate::network::Network;
 use crate::pki::{self, Authority, Kind, PkiError, service_name};
 use crate::register::{Register, RegisterError, UnixSeconds};
 
-/// The services' authority is not where services run, if the operator has taken it away: so nothing renews
-/// their certificates by itself, they are long-lived, and `run` warns in the log every day of the last 60, in
-/// which [`renew`] is to be used. What limits the harm of a stolen one is its role: it is only ever a server,
+/// The services' authority is not where services run, if the operator has taken it away, or where a relay
+/// runs elsewhere: then nothing renews their certificates by itself, so they are long-lived, and `run` warns in
+/// the log every day of the last 60, in which [`renew`] is to be used. What limits the harm of a stolen one is its role: it is only ever a server,
 /// under its own name.
 const SERVICE_LIFETIME: UnixSeconds = 2 * 365 * 24 * 3600;
 
@@ -228,15 +228,45 @@ pub fn renew(
         [] => own.map(|files| files.certificate.clone()).collect::<Vec<_>>(),
         named => named.to_vec(),
     };
-    let renew_one = move |certificate: PathBuf| {
-        let old = pki::read_certificates(&certificate)?.swap_remove(0);
-        let renewed = services.renew_service(&cloud.network, &old, now, SERVICE_LIFETIME);
-        let not_renewed = |source| InstallationError::NotRenewed { certificate: certificate.clone(), source };
-        let (identity, chain) = renewed.map_err(not_renewed)?;
-        pki::replace_certificates(&certificate, &chain)?;
-        Ok(Renewed { certificate, fqdn: identity.fqdn, not_after: now + SERVICE_LIFETIME })
-    };
-    Ok(certificates.into_iter().map(renew_one))
+    Ok(certificates
+        .into_iter()
+        .map(move |certificate| renew_one(&services, &cloud.network, certificate, now)))
+}
+
+/// Makes one service's certificate anew, in place, with the key that it has.
+///
+/// # Errors
+/// It was not made by the services' key, or cannot be written: it is as it was.
+pub(crate) fn renew_one(
+    services: &Authority,
+    network: &Network,
+    certificate: PathBuf,
+    now: UnixSeconds,
+) -> Result<Renewed, InstallationError> {
+    let old = pki::read_certificates(&certificate)?.swap_remove(0);
+    let renewed = services.renew_service(network, &old, now, SERVICE_LIFETIME);
+    let not_renewed = |source| InstallationError::NotRenewed { certificate: certificate.clone(), source };
+    let (identity, chain) = renewed.map_err(not_renewed)?;
+    pki::replace_certificates(&certificate, &chain)?;
+    Ok(Renewed { certificate, fqdn: identity.fqdn, not_after: now + SERVICE_LIFETIME })
+}
+
+/// The services' authority, beside a service's certificate as [`init`] has put it.
+///
+/// # Errors
+/// It is not there (any more), or damaged.
+pub(crate) fn authority_beside(certificate: &Path) -> Result<Authority, InstallationError> {
+    let [public, secret] = authority_files(certificate);
+    Authority::load(&public, &secret).map_err(InstallationError::NoAuthority)
+}
+
+/// Whether it is there with its key.
+pub(crate) fn has_authority_beside(certificate: &Path) -> bool {
+    authority_files(certificate).iter().all(|file| file.is_file())
+}
+
+fn authority_files(certificate: &Path) -> [PathBuf; 2] {
+    ["services.crt", "services.key"].map(|file| certificate.with_file_name(file))
 }
 
 fn write_all(

@@ -25,6 +25,7 @@ mod management;
 mod newest;
 mod port;
 mod relay;
+mod renewal;
 mod rounds;
 mod sessions;
 mod stun;
@@ -35,7 +36,7 @@ use std::sync::Arc;
 
 use cyphonic_proto::alpn;
 use cyphonic_transport::Transport;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use self::authentication::{AuthenticationServer, load_authority};
@@ -47,6 +48,7 @@ pub use self::kept::{Content, Online, Presence, Relayed, read_kept};
 use self::management::ManagementServer;
 use self::port::Port;
 use self::relay::RelayServer;
+use self::renewal::{Keeper, load_renewed};
 use self::watch::Watch;
 use crate::config::{Config, ServiceRole};
 use crate::register::Register;
@@ -56,6 +58,7 @@ pub struct Cloud {
     ports: Vec<Port>,
     tasks: JoinSet<()>,
     failures: mpsc::Receiver<String>,
+    certificates: Arc<Notify>,
 }
 
 /// The services that an accepted connection may be for.
@@ -72,7 +75,7 @@ impl Cloud {
     /// # Errors
     /// If anything needed is missing or refused; nothing keeps running then.
     pub async fn start(config: &Config) -> Result<Self, StartError> {
-        let loaded = load_credentials(config)?;
+        let loaded = load_renewed(config, unix_now())?;
         loaded.check_terms(unix_now())?;
         let register = open_register(config)?;
         if let Some(register) = &register {
@@ -85,12 +88,23 @@ impl Cloud {
             ports.push(Port::open(*address, config, &loaded, failure_sender.clone())?);
         }
         let mut tasks = JoinSet::new();
-        tasks.spawn(expiry::announce(loaded.terms.clone(), unix_now, expiry::log));
+        let certificates = ports.iter().map(|port| port.certificates(config.network.id)).collect();
+        let mut keeper = Keeper::new(config.clone(), certificates, loaded.terms.clone());
+        let asked = Arc::new(Notify::new());
+        let keep = move |now| keeper.keep(now);
+        tasks.spawn(expiry::announce(keep, Arc::clone(&asked), unix_now, expiry::log));
         let services = start_services(config, loaded, register, &ports, &mut tasks)?;
         for port in &ports {
             tasks.spawn(accept(port.transport(), services.clone()));
         }
-        Ok(Self { ports, tasks, failures })
+        Ok(Self { ports, tasks, failures, certificates: asked })
+    }
+
+    /// Has the services' certificates looked after now instead of within a day: what is due is renewed where
+    /// that is possible, what is new on disk is taken into use. Returns before it is done.
+    pub fn look_after_certificates(&self) -> impl Fn() + Send + 'static {
+        let asked = Arc::clone(&self.certificates);
+        move || asked.notify_one()
     }
 
     /// Waits until something that the services cannot live without has failed, and says what.

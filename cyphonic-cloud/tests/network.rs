@@ -496,3 +496,56 @@ async fn connections_that_stood_when_a_device_was_replaced_are_not_its_successor
     assert!(matches!(successor.open_exchange(&login_request()).await, Ok(Message::LoginResponse(_))));
     cloud.shutdown().await;
 }
+
+const DAY: u64 = 86_400;
+
+/// When the certificate of the service ends that a device sees.
+async fn end_seen(client: &Client, overlay: &Overlay, member: &Member, role: Role) -> (Connection, u64) {
+    let connection = client.connect(overlay, member, role).await.unwrap();
+    let end = connection.identity().unwrap().not_after;
+    (connection, end.try_into().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_renew_their_certificates_in_good_time_and_use_new_ones_at_once() {
+    let overlay = Overlay::found(unix_now() - 700 * DAY);
+    let [key, aside] = ["services.key", "aside"].map(|file| overlay.directory.path().join("pki").join(file));
+    std::fs::rename(&key, &aside).unwrap();
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let member = enrol(&overlay, &overlay.token("a", unix_now())).await;
+    let client = Client::open();
+    let soon = unix_now() + 31 * DAY;
+    let (standing, end) = end_seen(&client, &overlay, &member, Role::Nms).await;
+    assert!(end < soon, "without the key nothing is renewed");
+    std::fs::rename(&aside, &key).unwrap();
+    cloud.look_after_certificates()();
+    for role in [Role::Nms, Role::As, Role::Trs] {
+        let seen = async { while end_seen(&client, &overlay, &member, role).await.1 < soon {} };
+        tokio::time::timeout(SOON, seen).await.expect("it is renewed");
+    }
+    drop(register(&standing).await);
+    cloud.shutdown().await;
+    let on_disk = || {
+        ["as", "nms", "trs1"]
+            .map(|name| std::fs::read(overlay.directory.path().join(format!("pki/{name}.crt"))).unwrap())
+    };
+    let before = on_disk();
+    Cloud::start(&overlay.config).await.unwrap().shutdown().await;
+    assert!(on_disk() == before, "they are sound");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_whose_certificates_have_ended_start_where_they_can_renew_them() {
+    let overlay = Overlay::found(unix_now() - 731 * DAY);
+    let key = overlay.directory.path().join("pki/services.key");
+    let held = std::fs::read(&key).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    let refused = Cloud::start(&overlay.config).await.err().expect("they have ended").to_string();
+    assert!(refused.contains("it has expired"), "{refused}");
+    std::fs::write(&key, held).unwrap();
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let member = enrol(&overlay, &overlay.token("a", unix_now())).await;
+    let (_, end) = end_seen(&Client::open(), &overlay, &member, Role::Nms).await;
+    assert!(end > unix_now() + 700 * DAY);
+    cloud.shutdown().await;
+}

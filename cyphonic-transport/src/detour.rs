@@ -27,7 +27,7 @@ mod tls;
 pub use client::{Detour, DetourError};
 pub(crate) use client::{Target, dial};
 pub(crate) use race::race;
-pub use server::DetourServer;
+pub use server::{DetourCertificates, DetourServer};
 pub use tls::DetourTls;
 pub(crate) use tls::{enrolment_tls, service_tls};
 

@@ -44,7 +44,7 @@ mod transport;
 
 pub use clock::Clock;
 pub use connection::{Connection, ExchangeError, Responder};
-pub use detour::{Detour, DetourError, DetourServer, DetourTls};
+pub use detour::{Detour, DetourCertificates, DetourError, DetourServer, DetourTls};
 pub use dial::DialError;
 pub use legs::RelayedAddress;
 pub use mux::Mux;

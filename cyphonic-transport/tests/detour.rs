@@ -215,6 +215,23 @@ async fn the_detours_of_a_replaced_device_do_not_end_its_successors() {
 }
 
 #[tokio::test]
+async fn certificates_are_replaced_under_connections_that_stand() {
+    let (authority, other) = (Authority::new(1), Authority::new(2));
+    let cloud = Cloud::start(&authority);
+    let (device, tls) = (Host::start(None), ClientTls::new(authority.issue(Role::Device, A)));
+    let addresses = [cloud.tcp()];
+    let dial = || device.transport.connect_service_by_detour(&tls, &addresses, NMS, Role::Nms);
+    let standing = dial().await.unwrap();
+    let certificates = cloud.detours.certificates();
+    certificates.replace(detour_tls(&other));
+    let refused = dial().await;
+    assert!(matches!(refused, Err(DialError::Detour(_))), "{refused:?}");
+    drop(standing.open_exchange(&question()).await.expect("it stands"));
+    certificates.replace(detour_tls(&authority));
+    drop(dial().await.expect("the right ones again"));
+}
+
+#[tokio::test]
 async fn neither_other_services_nor_other_overlays_nor_those_who_ask_for_another_name_get_through() {
     let authority = Authority::new(1);
     let cloud = Cloud::start(&authority);

@@ -8,6 +8,7 @@ use rustls_pki_types::CertificateDer;
 use super::StartError;
 use super::expiry::Term;
 use crate::config::{Config, ServiceRole};
+use crate::installation;
 use crate::pki::{self, ServiceFiles, service_name};
 use crate::register::UnixSeconds;
 
@@ -31,7 +32,7 @@ impl Loaded {
     /// Refuses what clients would refuse at this time.
     pub(super) fn check_terms(&self, now: UnixSeconds) -> Result<(), StartError> {
         for term in &self.terms {
-            if let Some(objection) = term.standing(now).objection() {
+            if let Some(objection) = term.objection(now) {
                 let (path, reason) = (term.certificate.clone(), objection.to_owned());
                 return Err(StartError::Certificate { path, reason });
             }
@@ -96,8 +97,9 @@ fn load_one(
     }
     let [not_before, not_after] =
         [identity.not_before, identity.not_after].map(|time| UnixSeconds::try_from(time).unwrap_or(0));
-    let term =
-        Term { service: name.to_owned(), certificate: files.certificate.clone(), not_before, not_after };
+    let (certificate, renews_itself) =
+        (files.certificate.clone(), installation::has_authority_beside(&files.certificate));
+    let term = Term { service: name.to_owned(), certificate, not_before, not_after, renews_itself };
     Ok((Credentials { chain, key, root: root.clone(), network: config.network.id }, term))
 }
 

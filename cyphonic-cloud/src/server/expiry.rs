@@ -1,7 +1,10 @@
 //! When the services' certificates end, what is to be said of that, and the task that says it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use crate::register::UnixSeconds;
 
@@ -21,6 +24,8 @@ pub struct Term {
     pub not_before: UnixSeconds,
     /// Valid until then.
     pub not_after: UnixSeconds,
+    /// Whether the key that makes it lies beside it: then the service renews it.
+    pub renews_itself: bool,
 }
 
 /// What a certificate is worth at some time.
@@ -43,6 +48,22 @@ impl Term {
     /// Whole days until its end.
     pub fn days_left(&self, now: UnixSeconds) -> u64 {
         self.not_after.saturating_sub(now) / DAY
+    }
+
+    /// Whether it is to be renewed now.
+    pub(super) fn is_due(&self, now: UnixSeconds) -> bool {
+        matches!(self.standing(now), Standing::EndsSoon { .. } | Standing::Ended)
+    }
+
+    /// Why nobody would accept the certificate, if so.
+    pub fn objection(&self, now: UnixSeconds) -> Option<&'static str> {
+        match self.standing(now) {
+            Standing::Early => Some("it is not valid yet: is this machine's clock right?"),
+            Standing::Ended => {
+                Some("it has expired: renew it (cyphonic-cloud renew) where the services' key is")
+            }
+            Standing::Sound | Standing::EndsSoon { .. } => None,
+        }
     }
 
     /// What the certificate is worth now.
@@ -70,15 +91,6 @@ impl Standing {
             Self::Ended => "ended",
         }
     }
-
-    /// Why nobody would accept the certificate, if so.
-    pub fn objection(self) -> Option<&'static str> {
-        match self {
-            Self::Early => Some("it is not valid yet: is this machine's clock right?"),
-            Self::Ended => Some("it has expired: renew it (cyphonic-cloud renew) where the services' key is"),
-            Self::Sound | Self::EndsSoon { .. } => None,
-        }
-    }
 }
 
 /// Of which certificates there is something to say now, and what.
@@ -87,25 +99,31 @@ fn notices(terms: &[Term], now: UnixSeconds) -> impl Iterator<Item = (&Term, Sta
     judged.filter(|(_, standing)| *standing != Standing::Sound)
 }
 
-/// Says at once and every day what there is to say: a service may run for years. Never ends.
+/// Has the certificates looked after at once, every day, and when somebody asks, and says what there is to say
+/// of them then: a service may run for years. Never ends.
 pub(super) async fn announce(
-    terms: Vec<Term>,
+    mut keep: impl FnMut(UnixSeconds) -> Vec<Term>,
+    asked: Arc<Notify>,
     now: impl Fn() -> UnixSeconds,
     mut say: impl FnMut(&Term, Standing),
 ) {
     let mut daily = tokio::time::interval(Duration::from_secs(DAY));
     loop {
-        daily.tick().await;
-        notices(&terms, now()).for_each(|(term, standing)| say(term, standing));
+        tokio::select! {
+            _ = daily.tick() => {}
+            () = asked.notified() => {}
+        }
+        let now = now();
+        notices(&keep(now), now).for_each(|(term, standing)| say(term, standing));
     }
 }
 
-/// Says it in the log. Services go on with what they have loaded, renewed or not.
+/// Says it in the log.
 pub(super) fn log(term: &Term, standing: Standing) {
     let certificate = term.certificate.display();
     match standing {
         Standing::EndsSoon { days_left } => {
-            tracing::warn!(%certificate, days_left, "a certificate ends soon: renew it (cyphonic-cloud renew) and restart the service");
+            tracing::warn!(%certificate, days_left, "a certificate ends soon: renew it (cyphonic-cloud renew)");
         }
         Standing::Ended => {
             tracing::error!(%certificate, "a certificate has ended, no device connects: renew it (cyphonic-cloud renew) and restart the service");
@@ -119,14 +137,15 @@ pub(super) fn log(term: &Term, standing: Standing) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
 
     const END: UnixSeconds = 1_800_000_000;
 
     fn term(not_after: UnixSeconds) -> Term {
-        Term { service: "as".into(), certificate: "as.crt".into(), not_before: END - 730 * DAY, not_after }
+        let (service, certificate, not_before) = ("as".into(), "as.crt".into(), END - 730 * DAY);
+        Term { service, certificate, not_before, not_after, renews_itself: false }
     }
 
     #[test]
@@ -151,7 +170,7 @@ mod tests {
         let now = move || END - 61 * DAY + start.elapsed().as_secs();
         let heard = Arc::clone(&said);
         let say = move |_: &Term, standing| heard.lock().unwrap().push(standing);
-        let task = tokio::spawn(announce(vec![term(END)], now, say));
+        let task = tokio::spawn(announce(|_| vec![term(END)], Arc::default(), now, say));
         let after = async |days: u64| {
             // The clock jumps to the timer that is due next: the task is never late.
             tokio::time::sleep_until(start + Duration::from_secs(days * DAY + 1)).await;

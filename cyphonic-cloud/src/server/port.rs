@@ -9,12 +9,14 @@ use std::time::Duration;
 use cyphonic_dataplane::relay::xdp::{Mode, XdpOptions, XdpRelay, check_interfaces};
 use cyphonic_dataplane::relay::{RelayMap, Resets, UserspaceRelay};
 use cyphonic_dataplane::udp::UdpPort;
+use cyphonic_proto::identity::NetworkId;
 use cyphonic_transport::{DetourServer, DetourTls, Transport};
 use tokio::sync::mpsc;
 
 use super::StartError;
 use super::credentials::Loaded;
 use super::kept::Relayed;
+use super::renewal::PortCertificates;
 use super::stun::Stun;
 use crate::config::{Config, ServiceRole, TcpMode};
 
@@ -78,6 +80,12 @@ impl Port {
 
     pub(super) fn transport(&self) -> Arc<Transport> {
         Arc::clone(&self.transport)
+    }
+
+    /// What it proves with who it is.
+    pub(super) fn certificates(&self, network: NetworkId) -> PortCertificates {
+        let detours = self.detours.as_ref().map(DetourServer::certificates);
+        PortCertificates { transport: self.transport(), detours, network }
     }
 
     pub(super) fn udp(&self) -> Arc<UdpPort> {

@@ -11,9 +11,18 @@ use crate::common::Overlay;
 fn check_judges_the_certificates_ends() {
     const DAY: u64 = 86_400;
     let config = |overlay: &Overlay| overlay.config_path.to_str().unwrap().to_owned();
-    let ages = [(DAY, None), (700 * DAY + 3600, Some("it ends in 29 days: renew it"))];
-    for (age, judgement) in ages {
+    let key = |overlay: &Overlay| overlay.directory.path().join("pki/services.key");
+    let (old, has, had) = (700 * DAY + 3600, true, false);
+    let cases = [
+        (DAY, has, None),
+        (old, had, Some("it ends in 29 days: renew it")),
+        (old, has, Some("the running service renews it")),
+    ];
+    for (age, with_key, judgement) in cases {
         let overlay = Overlay::found(unix_now() - age);
+        if !with_key {
+            std::fs::remove_file(key(&overlay)).unwrap();
+        }
         let said = succeeds(&["check", "--config", &config(&overlay)]);
         for name in ["as.crt until 20", "nms.crt until 20", "trs1.crt until 20"] {
             let line = said.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{said}"));
@@ -27,7 +36,11 @@ fn check_judges_the_certificates_ends() {
     let certificate = &said["certificates"][0];
     assert_eq!((&certificate["service"], &certificate["state"]), (&"as".into(), &"ends_soon".into()));
     assert_eq!((&certificate["days_left"], &said["notes"]), (&29.into(), &serde_json::json!([])));
+    assert_eq!(certificate["renews_itself"], true);
     let ended = Overlay::found(unix_now() - 731 * DAY);
+    let said = succeeds(&["check", "--config", &config(&ended)]);
+    assert!(said.contains("the running service renews it"), "{said}");
+    std::fs::remove_file(key(&ended)).unwrap();
     let told = program(&["check", "--json", "--config", &config(&ended)]);
     assert!(
         !told.status.success() && String::from_utf8_lossy(&told.stdout).contains("\"ended\""),

@@ -3,9 +3,10 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
+use cyphonic_dataplane::sync;
 use cyphonic_proto::quic::HANDSHAKE_TIMEOUT;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,6 +40,7 @@ const BACKLOG: i32 = 256;
 #[derive(Debug)]
 pub struct DetourServer {
     local: SocketAddr,
+    door: Arc<Door>,
     task: JoinHandle<()>,
 }
 
@@ -50,13 +52,15 @@ impl DetourServer {
     pub fn start(address: SocketAddr, tls: DetourTls) -> io::Result<Self> {
         let listener = listen(address)?;
         let local = listener.local_addr()?;
-        let task = tokio::spawn(accept_all(listener, Door::new(address, tls)));
-        Ok(Self { local, task })
+        let door = Door::new(address, tls);
+        let task = tokio::spawn(accept_all(listener, door.clone()));
+        Ok(Self { local, door, task })
     }
 
     /// As [`start`](Self::start), as soon as the address is free: another program has it now.
     pub fn start_once_free(address: SocketAddr, tls: DetourTls) -> Self {
         let door = Door::new(address, tls);
+        let inside = door.clone();
         let task = tokio::spawn(async move {
             let listener = loop {
                 tokio::time::sleep(LISTEN_AGAIN).await;
@@ -66,9 +70,14 @@ impl DetourServer {
                 }
             };
             tracing::info!(%address, "listening on TCP");
-            accept_all(listener, door).await;
+            accept_all(listener, inside).await;
         });
-        Self { local: address, task }
+        Self { local: address, door, task }
+    }
+
+    /// What it proves with who it is.
+    pub fn certificates(&self) -> DetourCertificates {
+        DetourCertificates(self.door.clone())
     }
 
     /// Where it listens, or is about to.
@@ -83,17 +92,29 @@ impl Drop for DetourServer {
     }
 }
 
+/// The certificates of a [`DetourServer`].
+#[derive(Clone, Debug)]
+pub struct DetourCertificates(Arc<Door>);
+
+impl DetourCertificates {
+    /// Accepts with others from now on; connections that stand, stand.
+    pub fn replace(&self, tls: DetourTls) {
+        *sync::write(&self.0.tls) = tls;
+    }
+}
+
+#[derive(Debug)]
 struct Door {
     /// The one UDP port that all connections lead to.
     service: SocketAddr,
-    tls: DetourTls,
+    tls: RwLock<DetourTls>,
     admission: Admission,
 }
 
 impl Door {
     fn new(address: SocketAddr, tls: DetourTls) -> Arc<Self> {
         let admission = Admission::new(files::room_for(MAX_CONNECTIONS));
-        Arc::new(Self { service: reached_from_here(address), tls, admission })
+        Arc::new(Self { service: reached_from_here(address), tls: RwLock::new(tls), admission })
     }
 }
 
@@ -168,16 +189,17 @@ impl Refusals {
 }
 
 async fn serve(door: Arc<Door>, tcp: TcpStream, from: SocketAddr, mut place: Admitted) {
+    let tls = sync::read(&door.tls).clone();
     let handshake = async {
         prepare(&tcp)?;
-        TlsAcceptor::from(door.tls.config.clone()).accept(tcp).await
+        TlsAcceptor::from(tls.config.clone()).accept(tcp).await
     };
     let stream = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%from, %error, "a detour's handshake failed"),
         Err(_) => return tracing::debug!(%from, "a detour's handshake did not complete in time"),
     };
-    let known = match door.tls.judge(stream.get_ref().1) {
+    let known = match tls.judge(stream.get_ref().1) {
         Ok(known) => known,
         Err(reason) => return tracing::debug!(%from, reason, "a detour was refused"),
     };

@@ -8,7 +8,7 @@ use cyphonic_cloud::config::Config;
 use cyphonic_cloud::register::UnixSeconds;
 use cyphonic_cloud::server::{self, Checked, Cloud, Standing, unix_now};
 use cyphonic_transport::logging::LogFilter;
-use cyphonic_transport::signals::StopSignals;
+use cyphonic_transport::signals::{Asked, StopSignals};
 use sd_notify::NotifyState;
 use serde_json::json;
 
@@ -50,7 +50,8 @@ pub(crate) fn check(arguments: &CheckArguments) -> anyhow::Result<()> {
         show(&arguments.config, &config, &checked, now)?;
     }
     let refused = checked.terms.iter().filter_map(|term| {
-        let objection = term.standing(now).objection()?;
+        // Those that renew themselves do so when the services start.
+        let objection = term.objection(now).filter(|_| !(term.renews_itself && now >= term.not_after))?;
         Some(format!("{}: {objection}", term.certificate.display()))
     });
     let refused: Vec<_> = refused.collect();
@@ -70,6 +71,9 @@ fn show(argument: &ConfigArgument, config: &Config, checked: &Checked, now: Unix
     }
     for term in &checked.terms {
         let judgement = match term.standing(now) {
+            Standing::EndsSoon { .. } | Standing::Ended if term.renews_itself => {
+                "; the running service renews it".to_owned()
+            }
             Standing::EndsSoon { days_left } => {
                 format!("; it ends in {days_left} days: renew it (cyphonic-cloud renew)")
             }
@@ -88,6 +92,7 @@ fn to_json(config: &Config, checked: &Checked, now: UnixSeconds) -> serde_json::
             "not_after": time(term.not_after),
             "days_left": term.days_left(now),
             "state": term.standing(now).name(),
+            "renews_itself": term.renews_itself,
         })
     });
     json!({
@@ -106,13 +111,14 @@ fn roles(config: &Config) -> Vec<String> {
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
     // Before the ports open: from then on a signal must not be lost.
-    let mut stop =
+    let mut signals =
         StopSignals::listen("systemctl restart cyphonic-cloud").context("cannot listen for signals")?;
     let mut cloud = Cloud::start(config).await?;
     tell_systemd(&[NotifyState::Ready]);
     tracing::info!("ready");
+    let look_after_certificates = cloud.look_after_certificates();
     let failure = tokio::select! {
-        () = stop.received() => None,
+        () = obey(&mut signals, &look_after_certificates) => None,
         () = give_signs_of_life() => None,
         failure = cloud.failed() => Some(failure),
     };
@@ -124,6 +130,16 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             Ok(())
         }
         Some(failure) => Err(anyhow::anyhow!(failure)),
+    }
+}
+
+/// Has certificates looked after as often as a signal says so; returns when one says stop.
+async fn obey(signals: &mut StopSignals, look_after_certificates: &impl Fn()) {
+    while signals.next().await == Asked::ToReadAgain {
+        tracing::info!(
+            "certificates are looked after now; settings are read at the start only: systemctl restart cyphonic-cloud"
+        );
+        look_after_certificates();
     }
 }
 
