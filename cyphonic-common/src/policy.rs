@@ -26,6 +26,7 @@
 mod conversation;
 mod flow;
 
+pub use conversation::has_ports;
 use conversation::{Conversation, conversation};
 pub use flow::{Flow, FlowTable, Last, MAX_FLOWS};
 

@@ -27,6 +27,13 @@ const ECHO_REPLY: u8 = 129;
 const SYN: u8 = 0x02;
 const ACK: u8 = 0x10;
 
+/// Whether a protocol's header begins with the sender's and the receiver's port.
+#[inline(always)]
+#[must_use]
+pub const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP | UDP_LITE | DCCP | SCTP)
+}
+
 /// What a packet is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Conversation {

@@ -40,11 +40,12 @@ cyphonic_ebpf::license!();
 #[classifier]
 pub fn cyphonic_egress(ctx: TcContext) -> i32 {
     let Some(config) = tables::config() else { return TC_ACT_SHOT };
-    match judge_egress(&Skb::new(&ctx), config, &Tables) {
+    let packet = Skb::new(&ctx);
+    match judge_egress(&packet, config, &Tables) {
         Egress::Tunnel { .. } => {}
         Egress::Unknown => counters::count(CounterIndex::TunnelUnknown, ctx.len() as usize),
         Egress::Dead => counters::count(CounterIndex::TunnelDead, ctx.len() as usize),
-        Egress::Drop(reason) => return drop(&ctx, config, reason),
+        Egress::Drop(reason) => return drop(&ctx, &packet, 0, config, reason),
     }
     pass(&ctx, CounterIndex::Tunnel, CounterIndex::TunnelSuper)
 }
@@ -53,9 +54,10 @@ pub fn cyphonic_egress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn cyphonic_ingress(ctx: TcContext) -> i32 {
     let Some(config) = tables::config() else { return TC_ACT_SHOT };
-    match judge_ingress(&Skb::new(&ctx), config, &Tables) {
+    let packet = Skb::new(&ctx);
+    match judge_ingress(&packet, config, &Tables) {
         Ok(()) => pass(&ctx, CounterIndex::Ingress, CounterIndex::IngressSuper),
-        Err(reason) => drop(&ctx, config, reason),
+        Err(reason) => drop(&ctx, &packet, 0, config, reason),
     }
 }
 
@@ -70,9 +72,10 @@ fn pass(ctx: &TcContext, index: CounterIndex, super_index: CounterIndex) -> i32 
     TC_ACT_UNSPEC
 }
 
+/// The packet begins at that offset.
 #[inline(always)]
-fn drop(ctx: &TcContext, config: &InterfaceConfig, reason: DropReason) -> i32 {
+fn drop(ctx: &TcContext, packet: &Skb<'_>, at: usize, config: &InterfaceConfig, reason: DropReason) -> i32 {
     counters::count(CounterIndex::Dropped(reason), ctx.len() as usize);
-    report::report(ctx, config, reason);
+    report::report(ctx, packet, at, config, reason);
     TC_ACT_SHOT
 }

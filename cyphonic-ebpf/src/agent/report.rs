@@ -5,8 +5,10 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_log_ebpf::info;
-use cyphonic_common::DropReason;
 use cyphonic_common::map::InterfaceConfig;
+use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
+use cyphonic_common::policy::has_ports;
+use cyphonic_common::{Buffer, DropReason};
 
 /// Between two messages of one CPU.
 const INTERVAL_NS: u64 = 1_000_000_000;
@@ -23,17 +25,59 @@ struct Budget {
 #[map]
 static LOG_BUDGET: PerCpuArray<Budget> = PerCpuArray::with_max_entries(1, 0);
 
-/// Tells of a drop, if userspace wants to hear of it and it is not one too many.
+/// What the log tells of a packet.
+struct Told {
+    source: [u8; 16],
+    destination: [u8; 16],
+    protocol: u8,
+    /// Where the protocol has ports, else 0.
+    ports: (u16, u16),
+}
+
+impl Told {
+    /// Of an IPv6 packet that begins at that offset; all 0 of anything else. Ports behind extension headers are not
+    /// looked for.
+    #[inline(always)]
+    fn of<B: Buffer>(packet: &B, at: usize) -> Self {
+        let header = packet.read::<IPV6_HEADER_LEN>(at).filter(|header| header[0] >> 4 == 6);
+        let Some(header) = header else {
+            return Self { source: [0; 16], destination: [0; 16], protocol: 0, ports: (0, 0) };
+        };
+        let (mut source, mut destination) = ([0; 16], [0; 16]);
+        source.copy_from_slice(&header[8..24]);
+        destination.copy_from_slice(&header[24..40]);
+        let protocol = header[6];
+        let words = if has_ports(protocol) { packet.read::<4>(at + IPV6_HEADER_LEN) } else { None };
+        let [s0, s1, d0, d1] = words.unwrap_or([0; 4]);
+        let ports = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));
+        Self { source, destination, protocol, ports }
+    }
+}
+
+/// Tells of a drop, if userspace wants to hear of it and it is not one too many. The packet begins at that
+/// offset. Userspace has words for the reason's number.
 #[inline(always)]
-pub(crate) fn report<C: EbpfContext>(ctx: &C, config: &InterfaceConfig, reason: DropReason) {
+pub(crate) fn report<C: EbpfContext, B: Buffer>(
+    ctx: &C,
+    packet: &B,
+    at: usize,
+    config: &InterfaceConfig,
+    reason: DropReason,
+) {
     if config.logs_drops()
         && !reason.is_noise()
         && let Some(silent) = may_speak()
     {
+        let Told { source, destination, protocol, ports } = Told::of(packet, at);
         info!(
             ctx,
-            "dropped a packet for reason {} ({} drops before it were not told)",
+            "dropped for reason {}: from {:i} port {} to {:i} port {}, protocol {} ({} drops before it were not told)",
             reason.index(),
+            source,
+            ports.0,
+            destination,
+            ports.1,
+            protocol,
             silent
         );
     }

@@ -32,7 +32,7 @@ pub fn cyphonic_veth(ctx: XdpContext) -> u32 {
     };
     let drop = |reason| {
         count(CounterIndex::Dropped(reason), bytes);
-        report(&ctx, config, reason);
+        report(&ctx, &frame, ETHERNET_LEN, config, reason);
         XDP_DROP
     };
     match judge_virtual(&frame, config, &Tables) {
@@ -55,9 +55,10 @@ pub fn cyphonic_veth(ctx: XdpContext) -> u32 {
 #[classifier]
 pub fn cyphonic_near(ctx: TcContext) -> i32 {
     let Some(config) = tables::config() else { return TC_ACT_SHOT };
-    match judge_near_end(&Skb::new(&ctx), config, &Tables) {
+    let frame = Skb::new(&ctx);
+    match judge_near_end(&frame, config, &Tables) {
         Ok(()) => crate::pass(&ctx, CounterIndex::Ingress, CounterIndex::IngressSuper),
-        Err(reason) => crate::drop(&ctx, config, reason),
+        Err(reason) => crate::drop(&ctx, &frame, ETHERNET_LEN, config, reason),
     }
 }
 

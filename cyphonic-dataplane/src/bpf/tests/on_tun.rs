@@ -8,8 +8,7 @@ use std::net::{Ipv6Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::DropReason;
@@ -205,16 +204,25 @@ fn a_missing_interface_is_named() {
     });
 }
 
-/// Counts what the programs say.
-struct Heard(Arc<AtomicU64>);
+/// What the programs say.
+#[derive(Clone, Default)]
+struct Heard(Arc<Mutex<Vec<String>>>);
+
+impl tracing::field::Visit for Heard {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        if field.name() == "message" {
+            self.0.lock().unwrap().push(format!("{value:?}"));
+        }
+    }
+}
 
 impl tracing::Subscriber for Heard {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
         metadata.target() == "cyphonic_ebpf"
     }
 
-    fn event(&self, _: &tracing::Event<'_>) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(&mut self.clone());
     }
 
     fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
@@ -227,11 +235,11 @@ impl tracing::Subscriber for Heard {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-/// How many messages of the programs come of `flush`.
-pub(super) fn heard(flush: impl FnOnce()) -> u64 {
-    let heard = Arc::new(AtomicU64::new(0));
-    tracing::subscriber::with_default(Heard(Arc::clone(&heard)), flush);
-    heard.load(Ordering::Relaxed)
+/// The messages of the programs that come of `flush`.
+pub(super) fn heard(flush: impl FnOnce()) -> Vec<String> {
+    let heard = Heard::default();
+    tracing::subscriber::with_default(heard.clone(), flush);
+    std::mem::take(&mut *heard.0.lock().unwrap())
 }
 
 /// Drops 2,000 packets and returns how many messages were told of them, and how many there may be.
@@ -245,6 +253,12 @@ fn messages_about_drops(log_drops: bool) -> (u64, u64) {
     assert_eq!(classifier.counters().unwrap().dropped(DropReason::ForeignSource).packets, 2000);
     let seconds = started.elapsed().as_secs();
     let told = heard(|| classifier.flush_log());
+    let expected = format!(
+        "dropped for reason {}: from {FOREIGN} port 5000 to {PEER} port 4000, protocol 17 (",
+        DropReason::ForeignSource
+    );
+    assert!(told.iter().all(|message| message.starts_with(&expected)), "{told:?}");
+    let told = told.len() as u64;
     let cpus = std::thread::available_parallelism().unwrap().get() as u64;
     (told, cpus * (1 + seconds))
 }
