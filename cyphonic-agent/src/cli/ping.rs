@@ -11,7 +11,7 @@ use rustix::net::sockopt::{Ipv6PathMtuDiscovery, set_ipv6_mtu_discover};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::output::say;
-use crate::control::report::{PeerReport, RouteReport};
+use crate::control::report::{PeerReport, PeerState, RouteReport};
 use crate::control::{ControlClient, StatusReport, text};
 
 /// ICMPv6 echo (RFC 4443 sections 4.1 and 4.2).
@@ -53,7 +53,7 @@ impl Ping {
         };
         let peer = client.resolve(&name).await?;
         let count = self.count.unwrap_or(if self.until_direct { 10 } else { 3 });
-        let mut done = false;
+        let (mut done, mut answered) = (false, false);
         let mut why_relayed = None;
         for sequence in 0..count {
             if sequence > 0 {
@@ -65,6 +65,7 @@ impl Ping {
                 tokio::task::spawn_blocking(move || echo(address, sequence as u16, size, limit)).await?;
             match answer {
                 Ok(took) => {
+                    answered = true;
                     let report = client.status().await?;
                     let found = report.peer(&peer.name);
                     let path = found.map_or_else(|| "the overlay".to_owned(), text::path);
@@ -87,6 +88,9 @@ impl Ping {
                 Err(error) => return Err(error).context("cannot send an ICMPv6 echo request"),
             }
         }
+        if !answered && let Some(why) = why_silent(&peer.name, &client.status().await?) {
+            say(why)?;
+        }
         if let Some(why) = why_relayed {
             say(format_args!("relayed {why}"))?;
         }
@@ -102,6 +106,14 @@ fn name_of(report: &StatusReport, address: Ipv6Addr) -> Result<String> {
     let found = report.peers.iter().find(|peer| peer.address == Some(address));
     let found = found.with_context(|| format!("this device knows nobody at {address} yet: give a name"));
     found.map(|peer: &PeerReport| peer.name.clone())
+}
+
+/// Why a device may not answer to which there is a tunnel.
+fn why_silent(name: &str, report: &StatusReport) -> Option<String> {
+    let stands = report.peer(name).is_some_and(|peer| peer.state == PeerState::Active);
+    stands.then(|| {
+        format!("the tunnel to {name} stands: `access` in its settings, or its firewall, may not let this device ping it")
+    })
 }
 
 fn too_large(size: u16, name: &str, report: &StatusReport) -> String {
@@ -184,6 +196,17 @@ mod tests {
         assert!(too_large(1400, "pi-2.x", &report).contains("is 1422, which leaves 1374"));
         report.peers = vec![peer(0)];
         assert!(too_large(9000, "pi-2.x", &report).contains("is 8942, which leaves 8894"));
+    }
+
+    #[test]
+    fn silence_behind_a_tunnel_that_stands_has_a_reason() {
+        let report = |state| {
+            let peer = PeerReport { name: "pi-2.x".into(), state, ..PeerReport::default() };
+            StatusReport { peers: vec![peer], ..StatusReport::default() }
+        };
+        assert!(why_silent("pi-2.x", &report(PeerState::Active)).unwrap().contains("`access`"));
+        assert_eq!(why_silent("pi-2.x", &report(PeerState::Offline)), None);
+        assert_eq!(why_silent("pi-3.x", &report(PeerState::Active)), None);
     }
 
     #[test]
