@@ -53,7 +53,7 @@ pub struct Config {
     /// The control socket.
     pub socket: PathBuf,
     /// Addresses of the AS.
-    #[serde(deserialize_with = "cloud::one_or_many")]
+    #[serde(deserialize_with = "written::one_or_many")]
     pub cloud: Vec<CloudAddress>,
     /// A file with an enrolment token, used when the device is not enrolled.
     pub token_file: Option<PathBuf>,
@@ -286,6 +286,12 @@ impl Config {
                 format!("it has {} rules: at most {} are taken", rules.len(), access::MAX_RULES),
             );
         }
+        if let Some(n) = self.access.iter().flatten().position(AccessRule::is_void) {
+            return wrong(
+                "access",
+                format!("rule {} names nobody or nothing: give it `from` and `to`", n + 1),
+            );
+        }
         if let Some(name) = &self.relay.pin
             && let Err(why) = canonical(name)
         {
@@ -410,6 +416,8 @@ mod tests {
             ("dns: {listen: 192.0.2.1:53}\n", "dns.listen"),
             ("dns: {listen: 127.0.0.55:5353, resolver: resolv-conf}\n", "dns.listen"),
             ("state_dir: here\n", "state_dir"),
+            ("access: [{from: a, to: ping}, {from: [], to: ping}]\n", "access"),
+            ("access: [{from: a, to: null}]\n", "access"),
             (&format!("access: [{}]\n", "{from: a, to: ping},".repeat(65)), "access"),
             ("log: info,x=loud\n", "log"),
             ("log: inof\n", "log"),

@@ -5,9 +5,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use cyphonic_proto::name::{self, NameError};
-use serde::de::value::SeqAccessDeserializer;
-use serde::de::{Deserializer, Error, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::written;
 
@@ -21,11 +19,18 @@ const MAX_RANGE: usize = 1_000;
 #[serde(deny_unknown_fields)]
 pub struct AccessRule {
     /// Who.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "written::one_or_many")]
     pub from: Vec<Who>,
     /// To what.
-    #[serde(deserialize_with = "one_or_many")]
+    #[serde(deserialize_with = "written::one_or_many")]
     pub to: Vec<Service>,
+}
+
+impl AccessRule {
+    /// Whether it says nothing: whoever wrote it meant something else.
+    pub(super) fn is_void(&self) -> bool {
+        self.from.is_empty() || self.to.is_empty()
+    }
 }
 
 /// Some devices of the overlay.
@@ -258,38 +263,6 @@ enum WhyNoService {
     Port,
     #[error("a range has at most {MAX_RANGE} ports; without any, it is all of the protocol")]
     Range,
-}
-
-/// `from: x` and `from: [x, y]` mean what they look like.
-fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr + Deserialize<'de>,
-    T::Err: Display,
-{
-    struct OneOrMany<T>(std::marker::PhantomData<T>);
-
-    impl<'de, T> Visitor<'de> for OneOrMany<T>
-    where
-        T: FromStr + Deserialize<'de>,
-        T::Err: Display,
-    {
-        type Value = Vec<T>;
-
-        fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
-            f.write_str("one or a list of them")
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
-            text.parse().map(|one| vec![one]).map_err(E::custom)
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<T>, A::Error> {
-            Vec::deserialize(SeqAccessDeserializer::new(list))
-        }
-    }
-
-    deserializer.deserialize_any(OneOrMany(std::marker::PhantomData))
 }
 
 #[cfg(test)]

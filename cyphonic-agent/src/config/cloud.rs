@@ -142,46 +142,13 @@ impl From<CloudAddress> for String {
 #[error("{0:?} is no cloud address: write HOST, HOST:PORT, 192.0.2.1:443 or [2001:db8::1]:443")]
 pub struct InvalidCloudAddress(String);
 
-/// `cloud: host` and `cloud: [host, host]` mean what they look like.
-pub(super) fn one_or_many<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Vec<CloudAddress>, D::Error> {
-    struct Visitor;
-
-    impl<'de> serde::de::Visitor<'de> for Visitor {
-        type Value = Vec<CloudAddress>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a cloud address or a list of them")
-        }
-
-        fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok(Vec::new())
-        }
-
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Self::Value, E> {
-            text.parse().map(|address| vec![address]).map_err(E::custom)
-        }
-
-        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut addresses = Vec::new();
-            while let Some(address) = seq.next_element()? {
-                addresses.push(address);
-            }
-            Ok(addresses)
-        }
-    }
-
-    deserializer.deserialize_any(Visitor)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// What `cloud:` may be followed by.
     fn list(yaml: &str) -> Vec<CloudAddress> {
-        one_or_many(serde_yaml::Deserializer::from_str(yaml)).unwrap()
+        written::one_or_many(serde_yaml::Deserializer::from_str(yaml)).unwrap()
     }
 
     #[test]

@@ -57,6 +57,16 @@ impl EngineHandle {
         }
     }
 
+    async fn ask<T>(
+        &self,
+        input: impl FnOnce(oneshot::Sender<Result<T, BackendError>>) -> Input,
+    ) -> Result<T, BackendError> {
+        let (answer, result) = oneshot::channel();
+        let gone = || BackendError::Unavailable(STOPPED.into());
+        self.sender.send(input(answer)).await.map_err(|_| gone())?;
+        result.await.map_err(|_| gone())?
+    }
+
     async fn ask_for(&self, target: Target) -> Result<Ipv6Addr, ResolveError> {
         let (answer, result) = oneshot::channel();
         let gone = |_| ResolveError::Internal(STOPPED.into());
@@ -92,23 +102,11 @@ impl Backend for EngineHandle {
     }
 
     fn reset(&self, target: ResetTarget) -> BoxFuture<'_, Result<usize, BackendError>> {
-        async {
-            let (answer, result) = oneshot::channel();
-            let gone = || BackendError::Unavailable(STOPPED.into());
-            self.sender.send(Input::Reset { target, answer }).await.map_err(|_| gone())?;
-            result.await.map_err(|_| gone())?
-        }
-        .boxed()
+        self.ask(|answer| Input::Reset { target, answer }).boxed()
     }
 
     fn take_over(&self, settings: Reloadable) -> BoxFuture<'_, Result<(), BackendError>> {
-        async {
-            let (answer, result) = oneshot::channel();
-            let gone = || BackendError::Unavailable(STOPPED.into());
-            self.sender.send(Input::Settings { settings, answer }).await.map_err(|_| gone())?;
-            result.await.map_err(|_| gone())?
-        }
-        .boxed()
+        self.ask(|answer| Input::Settings { settings, answer }).boxed()
     }
 
     /// Nothing to do here: the daemon stops the engine last, by [`EngineHandle::stop`].
