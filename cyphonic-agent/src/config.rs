@@ -286,6 +286,11 @@ impl Config {
                 format!("it has {} rules: at most {} are taken", rules.len(), access::MAX_RULES),
             );
         }
+        let entries: usize = self.access.iter().flatten().map(AccessRule::entries).sum();
+        if entries > access::MAX_ENTRIES {
+            let most = access::MAX_ENTRIES;
+            return wrong("access", format!("its rules name {entries} ports: at most {most} are taken"));
+        }
         if let Some(n) = self.access.iter().flatten().position(AccessRule::is_void) {
             return wrong(
                 "access",
@@ -418,6 +423,10 @@ mod tests {
             ("state_dir: here\n", "state_dir"),
             ("access: [{from: a, to: ping}, {from: [], to: ping}]\n", "access"),
             ("access: [{from: a, to: null}]\n", "access"),
+            (
+                "access: [{from: a, to: [tcp/1-1000, tcp/2001-3000, udp/1-1000, udp/2001-3000, udp/4001-4100]}]\n",
+                "access",
+            ),
             (&format!("access: [{}]\n", "{from: a, to: ping},".repeat(65)), "access"),
             ("log: info,x=loud\n", "log"),
             ("log: inof\n", "log"),

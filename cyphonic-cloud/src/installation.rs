@@ -5,6 +5,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use cyphonic_proto::Role;
+use rustls_pki_types::CertificateDer;
 
 use crate::config::{Config, ConfigError, RelayAddresses, ServiceRole, Template};
 use crate::names;
@@ -260,9 +261,9 @@ pub(crate) fn authority_beside(certificate: &Path) -> Result<Authority, Installa
     Authority::load(&public, &secret).map_err(InstallationError::NoAuthority)
 }
 
-/// Whether it is there with its key.
-pub(crate) fn has_authority_beside(certificate: &Path) -> bool {
-    authority_files(certificate).iter().all(|file| file.is_file())
+/// Whether it is there, and the one that has made the certificate.
+pub(crate) fn has_authority_beside(certificate: &Path, leaf: &CertificateDer<'_>) -> bool {
+    authority_beside(certificate).is_ok_and(|authority| authority.has_signed(leaf))
 }
 
 fn authority_files(certificate: &Path) -> [PathBuf; 2] {
@@ -447,6 +448,7 @@ mod tests {
             assert_eq!((&after.fqdn, after.role), (&before.fqdn, before.role));
             assert_eq!(after.spki_sha256, before.spki_sha256, "the key is the same");
             assert!(after.serial != before.serial && after.not_after > i64::try_from(later).unwrap());
+            assert_eq!(after.not_before, before.not_before, "a clock that was ahead locks nobody out");
             assert_eq!(pki::read_certificates(path).unwrap().len(), 2, "the authority's follows");
         }
     }

@@ -4,8 +4,8 @@
 //! The kernel writes [`Counter`]s, one array per CPU; userspace only reads and sums them. Which peers there
 //! are ([`PeerEntry`]), which worker a data connection ID belongs to, and what the policy permits
 //! ([`crate::policy::PolicyKey`]) is written by userspace as it changes. Which conversations are under way
-//! ([`crate::policy::Flow`]) is the kernel's alone; userspace empties the table. Addresses stand in network
-//! byte order, as in packets, so neither side converts.
+//! ([`crate::policy::Flow`]) is the kernel's alone. Addresses stand in network byte order, as in packets, so
+//! neither side converts.
 
 use crate::drop_reason::DropReason;
 
@@ -19,9 +19,6 @@ pub mod name {
     pub const PEERS: &str = "PEERS";
     /// Hash of [`super::ALLOWED`] by [`crate::policy::PolicyKey`].
     pub const POLICY: &str = "POLICY";
-    /// Least-recently-used hash, by [`crate::policy::Flow`], of when its last packet was, on `CLOCK_MONOTONIC`
-    /// in nanoseconds.
-    pub const FLOWS: &str = "FLOWS";
     /// Hash of worker numbers by data connection ID.
     pub const CIDS: &str = "CIDS";
     /// The UDP sockets by worker number.
@@ -32,8 +29,8 @@ pub mod name {
 pub const MAX_PEERS: u32 = 65_536;
 /// Data connection IDs that the kernel knows at a time: while a tunnel replaces another, a peer has two.
 pub const MAX_CIDS: u32 = 2 * MAX_PEERS;
-/// Entries of a policy.
-pub const MAX_POLICY: u32 = 4_096;
+/// Entries of a policy. Memory is taken as they are made.
+pub const MAX_POLICY: u32 = 65_536;
 /// Workers, and so sockets and queues of the virtual interface.
 pub const MAX_WORKERS: u32 = 16;
 

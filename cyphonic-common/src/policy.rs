@@ -6,8 +6,9 @@
 //! the server's packets back may pass.
 //!
 //! What an answer is:
-//! - Of TCP, what comes from the service's port and does not open a connection (SYN without ACK): without
-//!   one, the receiver's stack refuses it. So connections outlive whoever enforces the policy.
+//! - Of TCP, what comes from the service's port and does not open a connection (ACK or RST, and never SYN
+//!   without ACK): without a connection, the receiver's stack refuses it. So connections outlive whoever
+//!   enforces the policy, and also the permission that they were opened by.
 //! - Of ICMPv6, the reply to an echo: it carries nothing where nobody asked.
 //! - Of everything else, what comes from where a packet of an allowed conversation was sent lately: a packet
 //!   of UDP does not say whether it asks or answers, so a table of [`Flow`]s remembers.
@@ -128,9 +129,11 @@ where
     if let Some(port) = opens
         && peer.class.is_none_or(|class| service_is_allowed(tables, direction, class, protocol, port))
     {
-        // Where everything may pass the other way, nobody will ask.
+        // What may pass the other way by itself, as the question to which this is the answer, is not asked about:
+        // so what a peer asks does not fill the table either.
+        let class = peer.class.unwrap_or(EVERY_CLASS);
         if let Some(ports) = ports
-            && !tables.holds(&PolicyKey::everything(direction.opposite()))
+            && !service_is_allowed(tables, direction.opposite(), class, protocol, ports.source)
         {
             tables.note(&Flow::new(peer.address, protocol, ports.seen_from_here(direction), direction));
         }

@@ -61,7 +61,9 @@ enum ConfigCommand {
 impl Settings {
     /// Loaded, to be loaded again.
     fn read_again(self) -> Result<control::Settings> {
-        let (path, must_exist) = (self.path(), self.config.is_some());
+        // What was there is to be there: it may be on its way to another place just now.
+        let path = self.path();
+        let must_exist = self.config.is_some() || path.exists();
         let config = self.load()?;
         Ok(control::Settings::new(config, move || Config::load(&path, must_exist, &self.overrides)))
     }

@@ -63,7 +63,10 @@ impl Up {
         self.keep_config(&config)?;
         introduce(&identity)?;
         if self.foreground {
-            daemon::launch(Settings::new(config, move || Config::load(&self.config, false, &overrides)))?;
+            let must_exist = self.config.exists();
+            daemon::launch(Settings::new(config, move || {
+                Config::load(&self.config, must_exist, &overrides)
+            }))?;
         } else {
             self.tell_how_to_start(&config);
         }

@@ -11,6 +11,9 @@ use super::written;
 
 /// More rules than this are a programme, for which a packet filter is the better place.
 pub(super) const MAX_RULES: usize = 64;
+/// Entries of the policy that all rules together need. Devices for whom different rules hold need them again, for
+/// which the policy's table is larger.
+pub(super) const MAX_ENTRIES: usize = 4_096;
 /// Ports of one range. More are nearly all, which a word says.
 const MAX_RANGE: usize = 1_000;
 
@@ -27,6 +30,11 @@ pub struct AccessRule {
 }
 
 impl AccessRule {
+    /// How many entries of the policy it needs, for each class that it is for.
+    pub(super) fn entries(&self) -> usize {
+        self.to.iter().map(Service::entries).sum()
+    }
+
     /// Whether it says nothing: whoever wrote it meant something else.
     pub(super) fn is_void(&self) -> bool {
         self.from.is_empty() || self.to.is_empty()
@@ -46,16 +54,25 @@ pub enum Who {
 }
 
 impl Who {
-    /// Whether a device of `zone` is one of them. Names may be written with or without the zone.
+    /// Whether a device is one of them. They may be written with or without the zone, which is no part of what is
+    /// compared: it says nothing of a device.
     pub fn includes(&self, fqdn: &str, zone: &str) -> bool {
-        let short = fqdn.strip_suffix(zone).and_then(|head| head.strip_suffix('.'));
-        let names = || [Some(fqdn), short].into_iter().flatten();
+        let Some(name) = without_zone(fqdn, zone) else { return *self == Self::All };
+        let written = |text: &'_ str| without_zone(text, zone).unwrap_or(text).to_owned();
         match self {
             Self::All => true,
-            Self::Below(suffix) => names().any(|name| name.len() > suffix.len() && name.ends_with(suffix)),
-            Self::Named(pattern) => names().any(|name| matches(pattern, name)),
+            Self::Below(suffix) => {
+                let suffix = written(suffix);
+                name.len() > suffix.len() && name.ends_with(&suffix)
+            }
+            Self::Named(pattern) => matches(&written(pattern), name),
         }
     }
+}
+
+/// What stands before the zone, if it does.
+fn without_zone<'a>(name: &'a str, zone: &str) -> Option<&'a str> {
+    name.strip_suffix(zone)?.strip_suffix('.')
 }
 
 /// Label by label: a `*` stands for no dot.
@@ -113,8 +130,9 @@ impl From<Who> for String {
 }
 
 impl<'de> Deserialize<'de> for Who {
+    /// Text only: YAML reads `12.10` as a number, which would become another device's name.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        written::read(deserializer)
+        written::read_text(deserializer, "a device's name, in quotes where it looks like a number")
     }
 }
 
@@ -179,6 +197,15 @@ impl Protocol {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
             Self::Sctp => "sctp",
+        }
+    }
+}
+
+impl Service {
+    fn entries(&self) -> usize {
+        match self {
+            Self::All | Self::Ping | Self::Protocol(_) => 1,
+            Self::Ports(_, ports) => ports.len(),
         }
     }
 }
@@ -289,6 +316,13 @@ mod tests {
             ("a*a", vec!["aa", "aba"], vec!["a"]),
             (".hall", vec!["x.hall", "a.x.hall"], vec!["hall", "x.xhall", "hall.x"]),
             (".plant.cyphonic.internal", vec!["x", "x.hall"], vec![]),
+            (".hall.plant.cyphonic.internal", vec!["x.hall"], vec!["hall", "x"]),
+            ("*.plant.cyphonic.internal", vec!["x"], vec!["x.hall"]),
+            // The zone's own words say nothing of a device.
+            (".internal", vec!["x.internal"], vec!["x", "internal"]),
+            (".cyphonic.internal", vec!["x.cyphonic.internal"], vec!["x"]),
+            ("*.*.*.*", vec!["a.b.c.d"], vec!["x", "a.b.c"]),
+            ("plant.cyphonic.internal", vec![], vec!["x", "plant"]),
         ] {
             assert!(included.iter().all(|name| includes(who, name)), "{who}");
             let wrong: Vec<_> = others.iter().filter(|name| includes(who, name)).collect();
@@ -329,6 +363,18 @@ mod tests {
             assert_eq!(service.parse::<Service>().unwrap().to_string(), service);
         }
         assert_eq!("tcp/22-22".parse::<Service>().unwrap().to_string(), "tcp/22");
+    }
+
+    #[test]
+    fn a_name_that_yaml_takes_for_a_number_is_refused() {
+        for from in ["[12.10]", "12.10", "[7]", "[.7]", "[true]", "null"] {
+            let error = serde_yaml::from_str::<AccessRule>(&format!("from: {from}\nto: ping\n"));
+            assert!(from == "null" || error.is_err(), "{from}: {error:?}");
+        }
+        let quoted = serde_yaml::from_str::<AccessRule>("from: ['12.10']\nto: ping\n").unwrap();
+        assert_eq!(quoted.from, ["12.10".parse().unwrap()]);
+        let error = serde_yaml::from_str::<AccessRule>("from: [12.10]\nto: ping\n").unwrap_err().to_string();
+        assert!(error.contains("in quotes") && error.contains("line 1"), "{error}");
     }
 
     #[test]

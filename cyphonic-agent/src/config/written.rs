@@ -21,6 +21,34 @@ where
     deserializer.deserialize_any(Scalar(PhantomData))
 }
 
+/// Reads a setting that is text, and nothing that YAML takes for something else.
+pub(super) fn read_text<'de, D, T>(deserializer: D, expected: &'static str) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+    T::Err: Display,
+{
+    deserializer.deserialize_any(Text(expected, PhantomData))
+}
+
+struct Text<T>(&'static str, PhantomData<T>);
+
+impl<T> Visitor<'_> for Text<T>
+where
+    T: FromStr,
+    T::Err: Display,
+{
+    type Value = T;
+
+    fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
 struct Scalar<T>(PhantomData<T>);
 
 impl<T> Scalar<T>

@@ -1,18 +1,23 @@
 //! Which peers may open what here: the settings' rules in the terms of the port policy.
 //!
 //! A rule for all devices becomes permissions for every class. Of the others it is looked up when a peer's tunnel
-//! stands, by the name in its certificate, which of them are for it; peers for whom the same rules hold are a
-//! class. What this device opens itself is not restricted.
+//! stands, by the name in its certificate, which of them are for it; peers who may open the same are a class.
+//! What this device opens itself is not restricted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
+use std::iter::once;
 
 use cyphonic_common::policy::{Direction, EVERY_CLASS, EVERY_PORT, EVERY_PROTOCOL, PolicyKey};
 use cyphonic_dataplane::ring::Permissions;
 
-use crate::config::{AccessRule, Protocol, Service, Who};
+use crate::config::{AccessRule, Service, Who};
 
 /// What a ping is to the policy: ICMPv6, and the type of an echo request.
 const PING: (u8, u16) = (58, 128);
+
+/// Services of this device, as protocol and port, sorted.
+type Services = Vec<(u8, u16)>;
 
 /// See the module.
 #[derive(Debug)]
@@ -20,9 +25,14 @@ pub struct Access {
     rules: Vec<AccessRule>,
     zone: String,
     permissions: Permissions,
-    /// The class of those for whom these rules hold, a bit each.
-    classes: HashMap<u64, u32>,
+    /// The classes of those who may open these services beyond what all may. Those of rules that were in force
+    /// before are among them, so that peers for whom nothing changes stay in their class.
+    classes: HashMap<Services, u32>,
+    /// The classes whose permissions the policy has.
+    given: HashSet<u32>,
     last_class: u32,
+    /// Why the policy did not take the permissions of the latest class.
+    refused: Option<String>,
 }
 
 /// A peer's class.
@@ -38,19 +48,28 @@ pub(super) enum Class {
 pub(super) struct NewClass {
     pub(super) class: u32,
     pub(super) permissions: Permissions,
-    rules: u64,
+    services: Services,
 }
 
 impl Access {
-    /// The rules, for an overlay with this zone, in place of others: while peers go from classes of those to classes
-    /// of these, none means two things.
+    /// The rules, for an overlay with this zone, in place of others: no class of those becomes another one.
     pub(super) fn new(rules: Vec<AccessRule>, zone: &str, before: Option<&Self>) -> Self {
         let mut permissions = Permissions::from_iter([PolicyKey::everything(Direction::Out)]);
-        for rule in rules.iter().filter(|rule| rule.from.contains(&Who::All)) {
-            allow(&mut permissions, EVERY_CLASS, rule);
+        let for_all = rules.iter().filter(|rule| rule.from.contains(&Who::All));
+        allow(&mut permissions, EVERY_CLASS, &services(for_all));
+        let used = |before: &Self| {
+            let given = |(_, class): &(&Services, &u32)| before.given.contains(class);
+            before.classes.iter().filter(given).map(|(services, class)| (services.clone(), *class)).collect()
+        };
+        Self {
+            rules,
+            zone: zone.to_owned(),
+            permissions,
+            classes: before.map(used).unwrap_or_default(),
+            given: HashSet::new(),
+            last_class: before.map_or(EVERY_CLASS, |before| before.last_class),
+            refused: None,
         }
-        let last_class = before.map_or(EVERY_CLASS, |before| before.last_class);
-        Self { rules, zone: zone.to_owned(), permissions, classes: HashMap::new(), last_class }
     }
 
     /// The rules.
@@ -63,28 +82,40 @@ impl Access {
         &self.permissions
     }
 
+    /// What of the rules is not in force, and why.
+    pub(super) fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+
     /// The class of a peer with this name.
     pub(super) fn class_of(&self, fqdn: &str) -> Class {
-        let rules = self.rules_for(fqdn);
-        if rules == 0 {
+        let special = |rule: &&AccessRule| !rule.from.contains(&Who::All) && self.is_for(rule, fqdn);
+        let services = services(self.rules.iter().filter(special));
+        if services.is_empty() {
             return Class::Known(EVERY_CLASS);
         }
-        if let Some(class) = self.classes.get(&rules) {
-            return Class::Known(*class);
+        // Class 0 is every class.
+        let class = self.classes.get(&services).copied().unwrap_or(self.last_class.saturating_add(1));
+        if self.given.contains(&class) {
+            return Class::Known(class);
         }
-        let class = self.last_class.saturating_add(1);
         let mut permissions = self.permissions.clone();
-        for (_, rule) in self.rules.iter().enumerate().filter(|(n, _)| rules & 1 << n != 0) {
-            allow(&mut permissions, class, rule);
-        }
-        Class::New(NewClass { class, permissions, rules })
+        allow(&mut permissions, class, &services);
+        Class::New(NewClass { class, permissions, services })
     }
 
     /// The policy has the permissions of a new class.
     pub(super) fn is_given(&mut self, new: NewClass) {
-        self.classes.insert(new.rules, new.class);
-        self.last_class = new.class;
+        self.classes.insert(new.services, new.class);
+        self.given.insert(new.class);
+        self.last_class = self.last_class.max(new.class);
         self.permissions = new.permissions;
+        self.refused = None;
+    }
+
+    /// The policy did not take those that a peer with this name needs.
+    pub(super) fn is_refused(&mut self, fqdn: &str, why: &dyn Display) {
+        self.refused = Some(format!("what `access` allows {fqdn} but not everybody is denied: {why}"));
     }
 
     /// What a device with this name may open here, in the settings' words, without doubles.
@@ -100,28 +131,32 @@ impl Access {
         open
     }
 
-    /// The rules that hold for this name but not for all, a bit each.
-    fn rules_for(&self, fqdn: &str) -> u64 {
-        let special = |rule: &AccessRule| !rule.from.contains(&Who::All) && self.is_for(rule, fqdn);
-        self.rules.iter().enumerate().filter(|(_, rule)| special(rule)).fold(0, |bits, (n, _)| bits | 1 << n)
-    }
-
     fn is_for(&self, rule: &AccessRule, fqdn: &str) -> bool {
         rule.from.iter().any(|who| who.includes(fqdn, &self.zone))
     }
 }
 
-fn allow(permissions: &mut Permissions, class: u32, rule: &AccessRule) {
-    let mut allow = |protocol, port| permissions.allow(PolicyKey::new(Direction::In, class, protocol, port));
-    for service in &rule.to {
-        match service {
-            Service::All => allow(EVERY_PROTOCOL, EVERY_PORT),
-            Service::Ping => allow(PING.0, PING.1),
-            Service::Protocol(protocol) => allow(protocol.number(), EVERY_PORT),
-            Service::Ports(protocol, ports) => {
-                ports.clone().for_each(|port| allow(Protocol::number(*protocol), port));
-            }
-        }
+/// What these rules name, once each.
+fn services<'a>(rules: impl Iterator<Item = &'a AccessRule>) -> Services {
+    let mut all: Services = rules.flat_map(|rule| &rule.to).flat_map(entries).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// As the policy has them.
+fn entries(service: &Service) -> Box<dyn Iterator<Item = (u8, u16)> + '_> {
+    match service {
+        Service::All => Box::new(once((EVERY_PROTOCOL, EVERY_PORT))),
+        Service::Ping => Box::new(once(PING)),
+        Service::Protocol(protocol) => Box::new(once((protocol.number(), EVERY_PORT))),
+        Service::Ports(protocol, ports) => Box::new(ports.clone().map(|port| (protocol.number(), port))),
+    }
+}
+
+fn allow(permissions: &mut Permissions, class: u32, services: &Services) {
+    for (protocol, port) in services {
+        permissions.allow(PolicyKey::new(Direction::In, class, *protocol, *port));
     }
 }
 
@@ -174,12 +209,14 @@ mod tests {
     }
 
     #[test]
-    fn peers_for_whom_the_same_rules_hold_are_a_class() {
-        let mut access =
-            access("[{from: [hmi, .office], to: tcp/22}, {from: hmi*, to: tcp/502}, {from: x, to: all}]");
-        let classes: Vec<_> =
-            ["hmi", "hmi2", "hmi3", "a.office", "x", "other"].map(|name| class(&mut access, name)).into();
-        assert_eq!(classes, [1, 2, 2, 3, 4, EVERY_CLASS]);
+    fn peers_who_may_open_the_same_are_a_class() {
+        let mut access = access(
+            "[{from: [hmi, .office], to: tcp/22}, {from: hmi*, to: tcp/502}, {from: x, to: all}, {from: y, to: [tcp/502, tcp/502]}]",
+        );
+        let classes: Vec<_> = ["hmi", "hmi2", "hmi3", "a.office", "x", "other", "y"]
+            .map(|name| class(&mut access, name))
+            .into();
+        assert_eq!(classes, [1, 2, 2, 3, 4, EVERY_CLASS, 2]);
         for (class, ports) in [(1, [true, true]), (2, [false, true]), (3, [true, false]), (4, [false, false])]
         {
             assert_eq!([22, 502].map(|port| holds(&access, class, TCP, port)), ports, "{class}");
@@ -189,22 +226,32 @@ mod tests {
     }
 
     #[test]
-    fn classes_of_other_rules_are_not_used_again() {
-        let mut before = access("[{from: a, to: tcp/22}]");
-        assert_eq!(class(&mut before, "a"), 1);
-        let rules = serde_yaml::from_str("[{from: a, to: tcp/23}]").unwrap();
-        let mut after = Access::new(rules, ZONE, Some(&before));
-        assert_eq!(class(&mut after, "a"), 2);
-        let both = before.permissions().and(after.permissions());
-        assert_eq!((before.permissions().len(), both.len()), (2, 3));
+    fn under_other_rules_who_may_open_the_same_stays_in_its_class_and_none_becomes_another() {
+        let mut before = access("[{from: a, to: tcp/22}, {from: b, to: tcp/80}]");
+        assert_eq!(["a", "b"].map(|name| class(&mut before, name)), [1, 2]);
+        let rules =
+            serde_yaml::from_str("[{from: all, to: ping}, {from: a, to: tcp/22}, {from: b, to: tcp/23}]");
+        let mut after = Access::new(rules.unwrap(), ZONE, Some(&before));
+        assert!(
+            matches!(after.class_of("a.cyphonic.internal"), Class::New(_)),
+            "its permissions are to be given"
+        );
+        assert_eq!(["a", "b"].map(|name| class(&mut after, name)), [1, 3]);
+        assert!(holds(&after, 1, TCP, 22) && !holds(&after, 2, TCP, 80) && holds(&after, 3, TCP, 23));
+        let rules = serde_yaml::from_str("[{from: b, to: tcp/80}]").unwrap();
+        let mut last = Access::new(rules, ZONE, Some(&after));
+        assert_eq!(class(&mut last, "b"), 4, "the numbers of what is not used are forgotten");
     }
 
     #[test]
     fn a_class_that_the_policy_did_not_take_is_new_again() {
-        let access = access("[{from: a, to: tcp/22}]");
+        let mut access = access("[{from: a, to: tcp/22}]");
         for _ in 0..2 {
             assert!(matches!(access.class_of("a.cyphonic.internal"), Class::New(NewClass { class: 1, .. })));
+            access.is_refused("a.cyphonic.internal", &"the map is full");
+            assert!(access.refused().is_some_and(|why| why.ends_with("the map is full")));
         }
         assert_eq!(access.permissions().len(), 1);
+        assert_eq!((class(&mut access, "a"), access.refused()), (1, None));
     }
 }

@@ -286,6 +286,9 @@ fn health(sources: &Sources<'_>, classifier: &ClassifierReport) -> Vec<HealthChe
             ),
         );
     }
+    if let Some(why) = sources.access.and_then(Access::refused) {
+        add("access-incomplete", Severity::Error, why.to_owned());
+    }
     match sources.not_admitted {
         _ if node.registered => {}
         Some(reason) => {

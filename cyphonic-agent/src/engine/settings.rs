@@ -10,10 +10,17 @@ use super::run::Engine;
 use crate::config::{AccessRule, Reloadable};
 use crate::control::BackendError;
 
+/// An empty file, or one that is just being written, is no reason to let everybody in.
+const RULES_ARE_GONE: &str = "`access` is gone, and had rules: to let every peer open everything, write \
+                              `access: [{from: all, to: all}]`, or restart the daemon";
+
 impl Engine {
     /// All of them, or none.
     pub(super) fn take_over(&mut self, now: Instant, settings: Reloadable) -> Result<(), BackendError> {
         let Reloadable { access, keep_open } = settings;
+        if access.is_none() && self.access.is_some() {
+            return Err(BackendError::Settings(RULES_ARE_GONE.to_owned()));
+        }
         self.set_access(access)
             .map_err(|error| BackendError::Settings(format!("`access` cannot be enforced: {error}")))?;
         self.node.handle_keep_open(now, &keep_open);

@@ -67,7 +67,8 @@ impl Engine {
                     class
                 }
                 Err(error) => {
-                    tracing::error!(peer = fqdn, %error, "what `access` allows this peer alone is denied");
+                    tracing::error!(peer = fqdn, %error, "what `access` allows this peer but not everybody is denied");
+                    access.is_refused(fqdn, &error);
                     EVERY_CLASS
                 }
             },

@@ -6,6 +6,7 @@ use cyphonic_proto::address;
 use cyphonic_proto::identity::{Identity, Role};
 use rcgen::{Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SubjectPublicKeyInfo};
 use rustls_pki_types::CertificateDer;
+use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
@@ -170,12 +171,17 @@ impl Authority {
         }
         let key = files::public_key_of(old).and_then(|spki| SubjectPublicKeyInfo::from_der(&spki).ok());
         let key = key.ok_or_else(|| refuse("has a key that cannot be certified"))?;
-        let params = profile::service(network, &identity.fqdn, identity.role, now, lifetime)?;
+        let mut params = profile::service(network, &identity.fqdn, identity.role, now, lifetime)?;
+        // Whoever renews when the clock is ahead has a certificate that is valid when it is right again.
+        if let Ok(since) = OffsetDateTime::from_unix_timestamp(identity.not_before) {
+            params.not_before = params.not_before.min(since);
+        }
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok((identity, vec![certificate.der().clone(), self.certificate.clone()]))
     }
 
-    fn has_signed(&self, certificate: &CertificateDer<'_>) -> bool {
+    /// Whether it has made a certificate.
+    pub(crate) fn has_signed(&self, certificate: &CertificateDer<'_>) -> bool {
         let parsed = (X509Certificate::from_der(certificate), X509Certificate::from_der(&self.certificate));
         let (Ok((_, certificate)), Ok((_, own))) = parsed else { return false };
         certificate.verify_signature(Some(own.public_key())).is_ok()

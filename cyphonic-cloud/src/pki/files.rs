@@ -69,6 +69,9 @@ pub fn write_certificates(path: &Path, certificates: &[CertificateDer<'_>]) -> R
 /// If they cannot be written; the old ones stand then.
 pub fn replace_certificates(path: &Path, certificates: &[CertificateDer<'_>]) -> Result<(), PkiError> {
     let fresh = path.with_extension("new");
+    // One at a time: services, and whoever renews by hand, may come at once. The lock ends with the file.
+    let folder = File::open(parent(path)).and_then(|folder| folder.lock().map(|()| folder));
+    let folder = folder.map_err(|source| PkiError::Write { path: path.to_owned(), source })?;
     // What an earlier attempt left.
     match std::fs::remove_file(&fresh) {
         Err(source) if source.kind() != ErrorKind::NotFound => {
@@ -79,7 +82,7 @@ pub fn replace_certificates(path: &Path, certificates: &[CertificateDer<'_>]) ->
     write_new(&fresh, text(certificates).as_bytes(), 0o644)?;
     let replace = || {
         std::fs::rename(&fresh, path)?;
-        File::open(parent(path))?.sync_all()
+        folder.sync_all()
     };
     replace().map_err(|source| PkiError::Write { path: path.to_owned(), source })
 }

@@ -98,7 +98,7 @@ fn load_one(
     let [not_before, not_after] =
         [identity.not_before, identity.not_after].map(|time| UnixSeconds::try_from(time).unwrap_or(0));
     let (certificate, renews_itself) =
-        (files.certificate.clone(), installation::has_authority_beside(&files.certificate));
+        (files.certificate.clone(), installation::has_authority_beside(&files.certificate, &chain[0]));
     let term = Term { service: name.to_owned(), certificate, not_before, not_after, renews_itself };
     Ok((Credentials { chain, key, root: root.clone(), network: config.network.id }, term))
 }

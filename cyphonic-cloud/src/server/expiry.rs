@@ -24,7 +24,7 @@ pub struct Term {
     pub not_before: UnixSeconds,
     /// Valid until then.
     pub not_after: UnixSeconds,
-    /// Whether the key that makes it lies beside it: then the service renews it.
+    /// Whether who made it lies beside it, with its key: then the service renews it.
     pub renews_itself: bool,
 }
 

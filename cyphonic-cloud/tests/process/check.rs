@@ -40,6 +40,9 @@ fn check_judges_the_certificates_ends() {
     let ended = Overlay::found(unix_now() - 731 * DAY);
     let said = succeeds(&["check", "--config", &config(&ended)]);
     assert!(said.contains("the running service renews it"), "{said}");
+    // Another overlay's would not renew it.
+    std::fs::copy(key(&soon), key(&ended)).unwrap();
+    assert!(fails(&["check", "--config", &config(&ended)]).contains("it has expired"));
     std::fs::remove_file(key(&ended)).unwrap();
     let told = program(&["check", "--json", "--config", &config(&ended)]);
     assert!(

@@ -25,6 +25,7 @@ const ICMPV6_INFORMATIONAL: u8 = 128;
 const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
 const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
 
 /// Whether a protocol's header begins with the sender's and the receiver's port.
@@ -54,8 +55,11 @@ pub(super) fn conversation<B: Buffer + ?Sized>(packet: &B) -> Result<Option<Conv
         TCP => {
             // Ports, and the flags thirteen bytes in (RFC 9293 §3.1).
             let header: [u8; 14] = packet.read(at).ok_or(DropReason::Truncated)?;
-            let opening = header[13] & (SYN | ACK) == SYN;
-            let answers = if opening { None } else { Some(port(&header, 0)) };
+            let flags = header[13];
+            // Without ACK and RST a packet is of no connection, though stacks tell by their silence to it
+            // which ports are open.
+            let answering = flags & (SYN | ACK) != SYN && flags & (ACK | RST) != 0;
+            let answers = if answering { Some(port(&header, 0)) } else { None };
             Conversation { protocol, opens: Some(port(&header, 2)), answers, ports: None }
         }
         UDP | UDP_LITE | DCCP | SCTP => {
@@ -86,7 +90,7 @@ pub(super) fn conversation<B: Buffer + ?Sized>(packet: &B) -> Result<Option<Conv
 /// fragment but the first. A chain longer than any sensible one ends at an extension header, which no entry
 /// names.
 #[inline(always)]
-fn upper_layer<B: Buffer + ?Sized>(packet: &B) -> Result<Option<(u8, usize)>, DropReason> {
+pub(super) fn upper_layer<B: Buffer + ?Sized>(packet: &B) -> Result<Option<(u8, usize)>, DropReason> {
     let [mut next] = packet.read::<1>(6).ok_or(DropReason::Truncated)?;
     let mut at = IPV6_HEADER_LEN;
     for _ in 0..MAX_EXTENSIONS {

@@ -4,7 +4,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ReusePortSo
 use aya::programs::{Program, ProgramError, SchedClassifier, SkReuseport, SocketFilter, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use cyphonic_common::map::{Counter, InterfaceConfig, PeerEntry, name};
-use cyphonic_common::policy::{Flow, PolicyKey};
+use cyphonic_common::policy::PolicyKey;
 use cyphonic_common::steer;
 
 use super::error::BpfError;
@@ -103,11 +103,6 @@ impl Object {
     /// What may pass.
     pub(super) fn take_policy(&mut self) -> Result<HashMap<MapData, Value<PolicyKey>, u32>, BpfError> {
         self.take(name::POLICY)
-    }
-
-    /// The conversations that are under way.
-    pub(super) fn take_flows(&mut self) -> Result<HashMap<MapData, Value<Flow>, u64>, BpfError> {
-        self.take(name::FLOWS)
     }
 
     /// Network cards' slots by their numbers.

@@ -8,7 +8,7 @@
 
 use aya::Pod;
 use cyphonic_common::map::{Counter, InterfaceConfig, PeerEntry};
-use cyphonic_common::policy::{Flow, PolicyKey};
+use cyphonic_common::policy::PolicyKey;
 use cyphonic_common::relay::{LegEntry, PackedLeg, RelayConfig, RelayRate, RelayState, RelayWatch, Way};
 use cyphonic_common::steer::UnderlayConfig;
 
@@ -32,10 +32,6 @@ unsafe impl Pod for Value<PeerEntry> {}
 const _: () = assert!(size_of::<PolicyKey>() == 4 + 2 + 1 + 1);
 // SAFETY: `repr(C)`: a `u32`, a port of two bytes, and two bytes.
 unsafe impl Pod for Value<PolicyKey> {}
-
-const _: () = assert!(size_of::<Flow>() == 16 + 2 * 2 + 1 + 1 + 2);
-// SAFETY: `repr(C)`: an address, two ports of two bytes, two bytes, and two that are reserved.
-unsafe impl Pod for Value<Flow> {}
 
 const _: () = assert!(size_of::<UnderlayConfig>() == 2 + 2);
 // SAFETY: `repr(C)`: a port of two bytes, and two bytes that are reserved.

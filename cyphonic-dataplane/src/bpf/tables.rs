@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use aya::maps::{HashMap, MapData, MapError};
 use cyphonic_common::ConnectionId;
 use cyphonic_common::map::{ALLOWED, PeerEntry, name};
-use cyphonic_common::policy::{Flow, MAX_FLOWS, PolicyKey};
+use cyphonic_common::policy::PolicyKey;
 
 use super::error::BpfError;
 use super::object::Object;
@@ -36,7 +36,6 @@ struct Policy {
     map: HashMap<MapData, Value<PolicyKey>, u32>,
     /// What the map holds.
     held: Permissions,
-    flows: HashMap<MapData, Value<Flow>, u64>,
 }
 
 #[derive(Debug)]
@@ -52,11 +51,7 @@ impl KernelTables {
         let tables = Self {
             peers: Mutex::new(peers),
             cids: Mutex::new(object.take_cids()?),
-            policy: Mutex::new(Policy {
-                map: object.take_policy()?,
-                held: Permissions::from_iter([]),
-                flows: object.take_flows()?,
-            }),
+            policy: Mutex::new(Policy { map: object.take_policy()?, held: Permissions::from_iter([]) }),
         };
         tables.set_permissions(&Permissions::default())?;
         Ok(tables)
@@ -129,9 +124,6 @@ impl Policy {
             note(name::POLICY, undone);
             return Err(BpfError::Map { map: name::POLICY, source });
         }
-        if !removed.is_empty() {
-            self.forget_flows();
-        }
         self.held = permissions.clone();
         Ok(())
     }
@@ -145,20 +137,6 @@ impl Policy {
             Err(error) if !is_absent(&error) => Err(error),
             Ok(()) | Err(_) => Ok(()),
         })
-    }
-
-    /// Answers in conversations from before are none any more. A packet from who may open one begins it anew.
-    fn forget_flows(&mut self) {
-        // Programs that put others in their place while this reads may have it begin again.
-        let flows: Vec<_> = self.flows.keys().filter_map(Result::ok).take(2 * MAX_FLOWS as usize).collect();
-        for flow in flows {
-            match self.flows.remove(&flow) {
-                Err(error) if !is_absent(&error) => {
-                    note(name::FLOWS, Err(error));
-                }
-                Ok(()) | Err(_) => {}
-            }
-        }
     }
 }
 

@@ -82,11 +82,10 @@ pub(super) struct Enforced {
 }
 
 impl Enforced {
-    /// These permissions in place of others. Conversations go on if those are all still there; otherwise none is
-    /// remembered that was opened before.
+    /// These permissions in place of others. Conversations stay remembered: an answer also needs the permission
+    /// that its conversation was opened by.
     pub(super) fn after(before: Option<&Self>, permissions: Arc<Permissions>) -> Self {
-        let kept = before.filter(|before| before.permissions.beyond(&permissions).next().is_none());
-        let flows = kept.map(|before| Arc::clone(&before.flows)).unwrap_or_default();
+        let flows = before.map(|before| Arc::clone(&before.flows)).unwrap_or_default();
         Self { permissions, flows }
     }
 
@@ -165,21 +164,25 @@ mod tests {
     }
 
     #[test]
-    fn conversations_outlive_a_permission_more_and_not_one_less() {
+    fn conversations_outlive_other_permissions_than_their_own() {
         let udp = |from: u16, to: u16| {
             let mut packet = Vec::new();
             PacketBuilder::ipv6([1; 16], [2; 16], 64).udp(from, to).write(&mut packet, b"x").unwrap();
             packet
         };
-        let mut permissions = Permissions::from_iter([PolicyKey::everything(Direction::Out)]);
-        let first = enforced(&permissions);
+        let (out, service) =
+            (PolicyKey::everything(Direction::Out), PolicyKey::new(Direction::In, EVERY_CLASS, UDP, 9));
+        let first = enforced(&Permissions::from_iter([out]));
         assert_eq!(judge(&first, &udp(53, 4000), Direction::In), Err(DropReason::Denied));
         assert_eq!(judge(&first, &udp(4000, 53), Direction::Out), Ok(()));
-        permissions.allow(PolicyKey::new(Direction::In, EVERY_CLASS, UDP, 9));
-        let more = Enforced::after(Some(&first), Arc::new(permissions.clone()));
+        let more = Enforced::after(Some(&first), Arc::new(Permissions::from_iter([out, service])));
         assert_eq!(judge(&more, &udp(53, 4000), Direction::In), Ok(()));
-        permissions.deny(PolicyKey::new(Direction::In, EVERY_CLASS, UDP, 9));
-        let less = Enforced::after(Some(&more), Arc::new(permissions));
-        assert_eq!(judge(&less, &udp(53, 4000), Direction::In), Err(DropReason::Denied));
+        assert_eq!(judge(&more, &udp(53, 9), Direction::In), Ok(()));
+        assert_eq!(judge(&more, &udp(9, 53), Direction::Out), Ok(()), "the answer");
+        let less = Enforced::after(Some(&more), Arc::new(Permissions::from_iter([out])));
+        assert_eq!(judge(&less, &udp(53, 4000), Direction::In), Ok(()));
+        assert_eq!(judge(&less, &udp(53, 9), Direction::In), Err(DropReason::Denied));
+        let none = Enforced::after(Some(&less), Arc::new(Permissions::from_iter([service])));
+        assert_eq!(judge(&none, &udp(53, 4000), Direction::In), Err(DropReason::Denied));
     }
 }

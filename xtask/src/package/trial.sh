@@ -219,12 +219,13 @@ echo 'acces: []' > /etc/cyphonic/agent.yaml
 check "a mistake in them is told" not systemctl reload cyphonicd
 check "and changes nothing" status_has '"access":{"rules":1}'
 rm /etc/cyphonic/agent.yaml
-check "without a file they are the defaults" systemctl reload cyphonicd
-check "again" status_has '"access":null'
+check "nor does a file that is gone" not systemctl reload cyphonicd
+check "let everybody in" status_has '"access":{"rules":1}'
 
 printf 'CYPHONIC_RING=xdp\nCYPHONIC_KEEP_AWAKE=20ms\n' >> /etc/default/cyphonicd
 check "restart" systemctl restart cyphonicd
 check "it comes back" cyphonic wait --timeout 120
+check "with the settings that there are now" status_has '"access":null'
 check "AF_XDP works in the sandbox" status_has '"ring":{"kind":"xdp"'
 # Where the kernel would not heed it, that is all that stands against it.
 check "processors can be kept awake from there, where they can be" awake_may_be_asked_for

@@ -94,7 +94,14 @@ fn rules_are_read_again(overlay: &Overlay, c: Ipv6Addr) {
     assert!(refused.contains("\"ssh\" is no service"), "{refused}");
     may_connect(overlay, "a", c, 2222);
     may_not_connect(overlay, "b", c, 2222);
-    write("port: 4500\n");
+    // As a file that is just being written.
+    for gone in ["", "access: null\n"] {
+        write(gone);
+        let refused = check(&mut overlay.command("c", &["reload"]), LIMIT, &Cancel::default()).unwrap_err();
+        assert!(refused.to_string().contains("`access` is gone"), "{refused}");
+    }
+    may_not_connect(overlay, "b", c, 2222);
+    write("access: [{from: all, to: all}]\nport: 4500\n");
     let told = overlay.cyphonic("c", &["reload"]);
     assert!(told.contains("read at the start only: port."), "{told}");
     may_connect(overlay, "b", c, 2223);
@@ -143,7 +150,8 @@ fn answers_come_to_who_asked(overlay: &Overlay) {
     let a: Ipv6Addr = overlay.address("a").parse().unwrap();
     let _service = inside(overlay, "a", || TcpListener::bind((a, 2222)).unwrap());
     may_connect(overlay, "c", a, 2222);
-    let (asked, other, asks) = (udp(overlay, "a", 53), udp(overlay, "a", 54), udp(overlay, "c", 6000));
+    let (asked, other) = (udp(overlay, "a", 53), udp(overlay, "a", 54));
+    let (asks, silent) = (udp(overlay, "c", 6000), udp(overlay, "c", 6001));
     asks.send_to(b"question", (a, 53)).unwrap();
     let (_, from) = received(&asked);
     other.send_to(b"from elsewhere", from).unwrap();
@@ -151,6 +159,7 @@ fn answers_come_to_who_asked(overlay: &Overlay) {
     asked.send_to(b"answer", from).unwrap();
     assert_eq!(received(&asks).0, b"answer");
     nothing_came(&asks);
+    nothing_came(&silent);
 }
 
 fn status(overlay: &Overlay) -> Value {
