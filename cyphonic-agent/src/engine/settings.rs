@@ -18,38 +18,38 @@ impl Engine {
     /// All of them, or none.
     pub(super) fn take_over(&mut self, now: Instant, settings: Reloadable) -> Result<(), BackendError> {
         let Reloadable { access, keep_open } = settings;
-        if access.is_none() && self.access.is_some() {
-            return Err(BackendError::Settings(RULES_ARE_GONE.to_owned()));
+        match (access, &self.access) {
+            (Some(rules), _) => self
+                .set_access(rules)
+                .map_err(|error| BackendError::Settings(format!("`access` cannot be enforced: {error}")))?,
+            (None, Some(_)) => return Err(BackendError::Settings(RULES_ARE_GONE.to_owned())),
+            (None, None) => {}
         }
-        self.set_access(access)
-            .map_err(|error| BackendError::Settings(format!("`access` cannot be enforced: {error}")))?;
         self.node.handle_keep_open(now, &keep_open);
         Ok(())
     }
 
     /// What rules before and after allow passes all the time.
-    fn set_access(&mut self, rules: Option<Vec<AccessRule>>) -> Result<(), RingError> {
-        if self.access.as_ref().map(Access::rules) == rules.as_deref() {
+    fn set_access(&mut self, rules: Vec<AccessRule>) -> Result<(), RingError> {
+        if self.access.as_ref().is_some_and(|access| access.rules() == rules) {
             return Ok(());
         }
         let status = self.node.status();
-        let mut access = rules.map(|rules| Access::new(rules, &status.zone, self.access.as_ref()));
-        let tunnels = status.peers.iter().filter_map(|peer| Some((peer.fqdn.as_deref()?, &peer.tunnels)));
-        let classes: Vec<_> = tunnels
-            .flat_map(|(fqdn, tunnels)| {
-                let class = access.as_mut().map_or(0, |access| class_of(access, fqdn));
-                tunnels.iter().map(move |tunnel| (TunnelId(tunnel.id.0), class))
-            })
-            .collect();
-        let all = Permissions::default();
-        let before = self.access.as_ref().map_or(&all, Access::permissions);
-        let after = access.as_ref().map_or(&all, Access::permissions);
-        self.ring.set_permissions(Arc::new(before.and(after)))?;
+        let mut after = Access::new(rules, &status.zone, self.access.as_ref());
+        let mut classes = Vec::new();
+        for peer in status.peers.iter().filter(|peer| !peer.tunnels.is_empty()) {
+            let Some(fqdn) = &peer.fqdn else { continue };
+            let class = class_of(&mut after, fqdn);
+            classes.extend(peer.tunnels.iter().map(|tunnel| (TunnelId(tunnel.id.0), class)));
+        }
+        let before =
+            self.access.as_ref().map_or_else(Permissions::default, |before| before.permissions().clone());
+        self.ring.set_permissions(Arc::new(before.and(after.permissions())))?;
         for (tunnel, class) in classes {
             self.ring.set_class(tunnel, class);
         }
-        self.ring.set_permissions(Arc::new(after.clone()))?;
-        self.access = access;
+        self.ring.set_permissions(Arc::new(after.permissions().clone()))?;
+        self.access = Some(after);
         Ok(())
     }
 }
