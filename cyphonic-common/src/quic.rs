@@ -65,7 +65,8 @@ pub fn classify_datagram_at<B: Buffer + ?Sized>(packet: &B, offset: usize) -> Da
     if first & FORM_BIT != 0 {
         return classify_long(packet, offset);
     }
-    let Some([_, cid @ ..]) = packet.read::<SHORT_HEADER_LEN>(offset) else {
+    // Without the first byte it is one word.
+    let Some(cid) = packet.read::<CID_LEN>(offset + 1) else {
         return DatagramKind::NotQuic;
     };
     let cid = ConnectionId::from_bytes(cid);

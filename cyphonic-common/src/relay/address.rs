@@ -32,8 +32,10 @@ impl Address {
     /// Takes an IPv4 address as it stands in a packet.
     #[inline(always)]
     pub const fn from_v4(bytes: [u8; 4]) -> Self {
-        let [a, b, c, d] = bytes;
-        Self { high: 0, low: u64::from_ne_bytes([0, 0, 0xff, 0xff, a, b, c, d]) }
+        // In one piece: from eight single bytes the compiler makes masks and shifts.
+        let word = u32::from_ne_bytes(bytes) as u64;
+        let low = if cfg!(target_endian = "little") { word << 32 | 0xffff_0000 } else { 0xffff << 32 | word };
+        Self { high: 0, low }
     }
 
     /// Takes an address of userspace. An IPv4-mapped one is the IPv4 address that it maps.
@@ -92,7 +94,8 @@ impl Address {
 }
 
 /// A one's complement sum (RFC 1071) that is still wider than the field it is for. Words are summed as they
-/// lie in memory, which gives the checksum as it must lie in memory.
+/// lie in memory, which gives the checksum as it must lie in memory. A sum stays below 2⁴⁸: of some thousands of
+/// additions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sum(u64);
 
@@ -103,7 +106,7 @@ impl Sum {
         Self(word as u64)
     }
 
-    /// Adds eight bytes. At most 2³⁰ additions fit.
+    /// Adds eight bytes.
     #[inline(always)]
     #[must_use]
     pub const fn plus_u64(self, word: u64) -> Self {
@@ -145,20 +148,28 @@ impl Sum {
         self.plus_u64(address.high).plus_u64(address.low)
     }
 
-    /// Takes an address away.
+    /// Takes a sum of two addresses away, which has been made already.
     #[inline(always)]
     #[must_use]
-    pub const fn minus_address(self, address: Address) -> Self {
-        self.minus_u64(address.high).minus_u64(address.low)
+    pub const fn minus_addresses(self, addresses: Self) -> Self {
+        // More than two addresses can come to (2³⁵), and a multiple of 0xffff, which is zero.
+        const ZERO: u64 = 0xffff << 20;
+        Self(self.0 + ZERO - addresses.0)
+    }
+
+    /// With the bytes of each word exchanged, of a sum of some words (RFC 1071 §2): 2⁸ times as much.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_bytes_exchanged(self) -> Self {
+        Self(self.0 << 8)
     }
 
     /// The sum in sixteen bits: 0 only if everything added was.
     #[inline(always)]
     #[must_use]
     pub const fn fold(self) -> u16 {
-        // 64 bits to 33, to 18, to 17, to 16.
+        // 48 bits to less than 2³² + 2¹⁶, to 0x1fffe at most, to 16 bits.
         let sum = (self.0 >> 32) + (self.0 & 0xffff_ffff);
-        let sum = (sum >> 16) + (sum & 0xffff);
         let sum = (sum >> 16) + (sum & 0xffff);
         ((sum >> 16) + (sum & 0xffff)) as u16
     }
@@ -190,10 +201,27 @@ mod tests {
         }
 
         #[test]
-        fn taking_away_undoes_adding(a: [u8; 16], base in 1u16.., word: u16) {
-            let there = Sum::of_word(base).plus_address(Address::from_bytes(&a)).plus_word(word);
-            let back = there.minus_address(Address::from_bytes(&a)).minus_word(word);
+        fn taking_away_undoes_adding(a: [u8; 16], b: [u8; 16], base in 1u16.., word: u16) {
+            let two = Sum::of_word(0).plus_address(Address::from_bytes(&a)).plus_address(Address::from_bytes(&b));
+            let there = Sum::of_word(base)
+                .plus_address(Address::from_bytes(&a))
+                .plus_word(word)
+                .plus_address(Address::from_bytes(&b));
+            let back = there.minus_addresses(two).minus_word(word);
             prop_assert_eq!(back.fold() % 0xffff, base % 0xffff);
+        }
+
+        #[test]
+        fn exchanged_bytes_are_those_of_each_word(a: u64, b: u64) {
+            let sum = Sum::of_word(0).plus_u64(a).minus_u64(b);
+            let expected = sum.fold().swap_bytes();
+            prop_assert_eq!(sum.with_bytes_exchanged().fold() % 0xffff, expected % 0xffff);
+        }
+
+        #[test]
+        fn every_sum_below_the_bound_folds(sum in 0..1u64 << 48) {
+            let expected = (0..4).fold(sum, |sum, _| (sum >> 16) + (sum & 0xffff));
+            prop_assert_eq!(u64::from(Sum(sum).fold()), expected);
         }
 
         #[test]
@@ -206,6 +234,14 @@ mod tests {
             prop_assert_eq!(mapped.to_bytes(), std::net::Ipv4Addr::from(v4).to_ipv6_mapped().octets());
             prop_assert_eq!(Sum::of_word(1).plus_address(mapped).fold(), Sum::of_word(1).plus_u32(u32::from_ne_bytes(v4)).fold());
         }
+    }
+
+    #[test]
+    fn the_largest_sums_fold() {
+        assert_eq!([0, 0xffff, 0x1_0000, (1 << 48) - 1].map(|sum| Sum(sum).fold()), [0, 0xffff, 1, 0xffff]);
+        let largest = Address { high: u64::MAX, low: u64::MAX };
+        let addresses = Sum::of_word(0).plus_address(largest).plus_address(largest);
+        assert_eq!(Sum::of_word(7).minus_addresses(addresses).fold(), 7);
     }
 
     #[test]

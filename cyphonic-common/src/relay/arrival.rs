@@ -27,6 +27,8 @@ pub struct Arrival {
     pub udp_len: u16,
     /// UDP checksum.
     pub checksum: u16,
+    /// The sum of both addresses, which is a part of it.
+    pub addresses: Sum,
     /// The virtual connection ID, as it lies in the frame.
     pub cid: u64,
 }
@@ -36,6 +38,7 @@ struct IpHeader {
     family: Family,
     source: Address,
     destination: Address,
+    addresses: Sum,
     traffic_class: u8,
     hop_limit: u8,
     label: u32,
@@ -52,9 +55,9 @@ impl Arrival {
     /// Why it is not the relay's.
     #[inline(always)]
     pub fn read<B: Buffer + ?Sized>(frame: &B, config: &RelayConfig) -> Result<Self, PassReason> {
-        match frame.read(ETHERNET_LEN - 2).ok_or(PassReason::Malformed)? {
-            ETHERNET_IPV4 => Self::read_udp(frame, config, read_ipv4(frame)?),
-            ETHERNET_IPV6 => Self::read_udp(frame, config, read_ipv6(frame)?),
+        match ether_type(frame).ok_or(PassReason::Malformed)? {
+            IPV4 => Self::read_udp(frame, config, read_ipv4(frame)?),
+            IPV6 => Self::read_udp(frame, config, read_ipv6(frame)?),
             _ => Err(PassReason::NotIp),
         }
     }
@@ -90,6 +93,7 @@ impl Arrival {
             label: ip.label,
             udp_len: u16::from_ne_bytes([l0, l1]),
             checksum: u16::from_ne_bytes([c0, c1]),
+            addresses: ip.addresses,
             cid,
         })
     }
@@ -99,26 +103,32 @@ impl Arrival {
     /// 65,536 complete checksums looks like that too: userspace forwards those packets as well.
     #[inline(always)]
     pub const fn has_partial_checksum(&self) -> bool {
-        let pseudo = Sum::of_word(PSEUDO_PROTOCOL)
-            .plus_word(self.udp_len)
-            .plus_address(self.origin.source)
-            .plus_address(self.origin.destination);
-        pseudo.fold() == self.checksum
+        self.addresses.plus_word(PSEUDO_PROTOCOL).plus_word(self.udp_len).fold() == self.checksum
     }
 
-    /// Bytes of the UDP payload.
+    /// Bytes of the UDP payload. One that was read has the length of a header at least.
     #[inline(always)]
     pub const fn payload_len(&self) -> usize {
-        (u16::from_be(self.udp_len) as usize).saturating_sub(UDP_HEADER_LEN)
+        u16::from_be(self.udp_len).wrapping_sub(UDP_HEADER_LEN as u16) as usize
     }
+}
+
+/// [`ETHERNET_IPV4`] as a word in memory: two bytes would be compared one by one.
+const IPV4: u16 = u16::from_ne_bytes(ETHERNET_IPV4);
+/// [`ETHERNET_IPV6`], likewise.
+const IPV6: u16 = u16::from_ne_bytes(ETHERNET_IPV6);
+
+#[inline(always)]
+fn ether_type<B: Buffer + ?Sized>(frame: &B) -> Option<u16> {
+    frame.read(ETHERNET_LEN - 2).map(u16::from_ne_bytes)
 }
 
 /// The connection ID of what looks like a data packet to the relay's port: nothing else is checked.
 #[inline(always)]
 pub(super) fn glimpse<B: Buffer + ?Sized>(frame: &B, config: &RelayConfig) -> Option<u64> {
-    let udp = match frame.read(ETHERNET_LEN - 2)? {
-        ETHERNET_IPV4 => ETHERNET_LEN + IPV4_HEADER_LEN,
-        ETHERNET_IPV6 => ETHERNET_LEN + IPV6_HEADER_LEN,
+    let udp = match ether_type(frame)? {
+        IPV4 => ETHERNET_LEN + IPV4_HEADER_LEN,
+        IPV6 => ETHERNET_LEN + IPV6_HEADER_LEN,
         _ => return None,
     };
     let cid = frame.read(udp + UDP_HEADER_LEN + 1)?;
@@ -159,6 +169,7 @@ fn read_ipv4<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
         family: Family::V4,
         source: Address::from_v4(source.to_ne_bytes()),
         destination: Address::from_v4(destination.to_ne_bytes()),
+        addresses: Sum::of_word(0).plus_u32(source).plus_u32(destination),
         traffic_class: tos,
         hop_limit: ttl,
         label: u32::from(u16::from_be_bytes([i0, i1])),
@@ -179,10 +190,12 @@ fn read_ipv6<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
     if next_header != udp::PROTOCOL {
         return Err(PassReason::NotUdp);
     }
+    let (source, destination) = (Address::from_bytes(&source), Address::from_bytes(&destination));
     Ok(IpHeader {
         family: Family::V6,
-        source: Address::from_bytes(&source),
-        destination: Address::from_bytes(&destination),
+        source,
+        destination,
+        addresses: Sum::of_word(0).plus_address(source).plus_address(destination),
         traffic_class: (flow >> 20) as u8,
         hop_limit,
         label: flow & 0x000f_ffff,

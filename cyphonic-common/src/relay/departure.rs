@@ -7,8 +7,10 @@ use super::leg::PackedLeg;
 use super::map::{Family, PassReason};
 use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
-use crate::packet::udp;
+use crate::packet::udp::{self, UDP_HEADER_LEN};
 
+/// Where the connection ID begins, behind the UDP header and the packet's first byte.
+const CID_OFFSET: usize = UDP_HEADER_LEN + 1;
 /// Don't Fragment, as QUIC demands (RFC 9000 §14).
 const DONT_FRAGMENT: [u8; 2] = [0x40, 0x00];
 
@@ -95,16 +97,15 @@ impl Departure {
             return 0;
         }
         // The ID starts at an odd offset, so the bytes of its sum are exchanged (RFC 1071 §2).
-        let cid = Sum::of_word(0).plus_u64(self.cid).minus_u64(arrival.cid).fold().swap_bytes();
+        let cid = Sum::of_word(0).plus_u64(self.cid).minus_u64(arrival.cid).with_bytes_exchanged();
         // The old destination port is the new source port.
-        let sum = Sum::of_word(!arrival.checksum)
-            .plus_word(cid)
+        let sum = cid
+            .plus_word(!arrival.checksum)
             .plus_word(self.destination_port)
             .minus_word(arrival.origin.source_port)
             .plus_address(self.source)
-            .minus_address(arrival.origin.source)
             .plus_address(self.destination)
-            .minus_address(arrival.origin.destination);
+            .minus_addresses(arrival.addresses);
         match !sum.fold() {
             // 0 would say that there is none (RFC 768).
             0 => 0xffff,
@@ -113,7 +114,8 @@ impl Departure {
     }
 
     /// Writes all headers and the connection ID. The frame's start has moved already. `None` where the frame
-    /// is too short, which reading it has ruled out.
+    /// is too short, which reading it has ruled out. What lies last is written first: where there is room for
+    /// it, the compiler need not ask again for the rest.
     #[inline(always)]
     pub fn write<F: Frame + ?Sized>(&self, frame: &mut F, arrival: &Arrival, hop: &Hop) -> Option<()> {
         match self.family {
@@ -138,6 +140,7 @@ impl Departure {
             .plus_u64(first)
             .plus_u32(u32::from_ne_bytes(source))
             .plus_u32(u32::from_ne_bytes(destination));
+        frame.write(ETHERNET_LEN + IPV4_HEADER_LEN + CID_OFFSET, self.cid.to_ne_bytes())?;
         hop.write(frame, ETHERNET_IPV4)?;
         frame.write(ETHERNET_LEN, first.to_ne_bytes())?;
         frame.write(ETHERNET_LEN + 8, hops)?;
@@ -157,6 +160,7 @@ impl Departure {
         let flow = 6 << 28 | u32::from(self.traffic_class) << 20 | label;
         let [l0, l1] = arrival.udp_len.to_ne_bytes();
         let hop_limit = arrival.hop_limit.saturating_sub(1);
+        frame.write(ETHERNET_LEN + IPV6_HEADER_LEN + CID_OFFSET, self.cid.to_ne_bytes())?;
         hop.write(frame, ETHERNET_IPV6)?;
         frame.write(ETHERNET_LEN, flow.to_be_bytes())?;
         frame.write(ETHERNET_LEN + 4, [l0, l1, udp::PROTOCOL, hop_limit])?;
@@ -171,7 +175,6 @@ impl Departure {
         let [s0, s1] = self.source_port.to_ne_bytes();
         let [d0, d1] = self.destination_port.to_ne_bytes();
         frame.write(at, [s0, s1, d0, d1])?;
-        frame.write(at + 6, self.checksum(arrival).to_ne_bytes())?;
-        frame.write(at + 9, self.cid.to_ne_bytes())
+        frame.write(at + 6, self.checksum(arrival).to_ne_bytes())
     }
 }

@@ -179,9 +179,11 @@ fn judge<F: Frame + ?Sized, R: Relay>(
     let entry = place.and_then(|place| relay.find(place, arrival.cid));
     let entry = entry.ok_or(Verdict::Pass(PassReason::UnknownConnectionId))?;
     let leg = entry.leg();
-    check_bound(&arrival, leg, relay.own(leg.local()))?;
+    let local = relay.own(leg.local());
+    check_bound(&arrival, leg, local)?;
     check_checksum(&arrival, leg, config).map_err(Verdict::Pass)?;
-    let source = relay.own(leg.source());
+    // Mostly one address, and one look-up.
+    let source = if leg.source() == leg.local() { local } else { relay.own(leg.source()) };
     let departure = Departure::new(&arrival, leg, source, config.port()).map_err(Verdict::Pass)?;
     let hop = relay.route(&entry, &departure, now).map_err(Verdict::Pass)?;
 

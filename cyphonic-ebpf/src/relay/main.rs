@@ -11,7 +11,7 @@
 mod legs;
 mod route;
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
@@ -49,7 +49,8 @@ pub fn cyphonic_relay(ctx: XdpContext) -> u32 {
     count(verdict.counter(), len);
     match verdict {
         Verdict::Forward { redirect: None, .. } => XDP_TX,
-        Verdict::Forward { redirect: Some(interface), .. } => route::redirect(interface),
+        // `route` has said where to.
+        Verdict::Forward { redirect: Some(_), .. } => XDP_REDIRECT,
         Verdict::Pass(_) => XDP_PASS,
         Verdict::Drop(_) => XDP_DROP,
     }

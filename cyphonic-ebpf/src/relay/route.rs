@@ -3,7 +3,6 @@
 use core::mem::offset_of;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::xdp_action::XDP_ABORTED;
 use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
     BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
@@ -65,7 +64,8 @@ pub(crate) fn route(
     if !always_redirects && way.interface == ctx.ingress_ifindex() as u32 {
         return Ok(Hop::from_source_first(way.links, None));
     }
-    if EGRESS.get_ifindex(way.interface).is_none() {
+    // If the frame does not leave after all, nobody asks where it would have gone.
+    if EGRESS.redirect(way.interface, 0).is_err() {
         return Err(PassReason::OtherInterface);
     }
     Ok(Hop::from_source_first(way.links, Some(way.interface)))
@@ -103,13 +103,6 @@ fn link_addresses(lookup: &bpf_fib_lookup) -> [u32; 3] {
     // SAFETY: the three words are inside the structure and aligned, as asserted above. Volatile, since longer
     // words would not be aligned on the stack, which the verifier refuses there and only there.
     [0, 1, 2].map(|word| unsafe { words.add(AT / 4 + word).read_volatile() })
-}
-
-/// Sends the frame out by another interface.
-#[inline(always)]
-pub(crate) fn redirect(interface: u32) -> u32 {
-    // Only a race with userspace can make it fail: `route` has just seen the entry.
-    EGRESS.redirect(interface, 0).unwrap_or(XDP_ABORTED)
 }
 
 /// The question to the routing table: as for a packet that this host sends.
