@@ -152,7 +152,7 @@ pub trait Relay {
     /// Why there is none, or none for the program.
     fn route(&self, entry: &Self::Entry, departure: &Departure, now_ns: u64) -> Result<Hop, PassReason>;
 
-    /// `CLOCK_MONOTONIC`, coarsely.
+    /// `CLOCK_MONOTONIC`, up to 20 ms behind.
     fn now_ns(&self) -> u64;
 }
 

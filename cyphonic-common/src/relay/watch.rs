@@ -8,7 +8,7 @@
 /// For how long an answer is used while somebody watches: as long as the kernel believes what routers on the
 /// way told it about their MTU (RFC 1191 §6.3), which is the one thing it changes without telling.
 const WATCHED: u32 = ticks(600_000_000_000);
-/// For how long an answer is used while nobody does. The program's clock moves in steps of up to 10 ms.
+/// For how long an answer is used while nobody does. The program's clock moves in steps of up to 20 ms.
 const UNWATCHED: u32 = ticks(100_000_000);
 /// Somebody who has not been heard of for this long does not watch any more.
 const PATIENCE: u32 = ticks(3_000_000_000);
@@ -34,7 +34,7 @@ pub struct RelayWatch {
 impl RelayWatch {
     /// Whether an answer may be used now. An answer in the tick of a change may be older than the change.
     ///
-    /// The program's clock is up to 10 ms behind the watcher's, so both of its moments may seem to lie ahead.
+    /// The program's clock is up to 20 ms behind the watcher's, so both of its moments may seem to lie ahead.
     #[inline(always)]
     #[must_use]
     pub const fn is_fresh(&self, asked: u32, now: u32) -> bool {

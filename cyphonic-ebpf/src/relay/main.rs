@@ -8,11 +8,11 @@
 #![no_main]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod clock;
 mod legs;
 mod route;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX};
-use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::XdpContext;
@@ -91,8 +91,7 @@ impl Relay for Kernel<'_> {
 
     #[inline(always)]
     fn now_ns(&self) -> u64 {
-        // SAFETY: it takes nothing and reads the clock.
-        unsafe { bpf_ktime_get_coarse_ns() }
+        clock::now_ns()
     }
 }
 
