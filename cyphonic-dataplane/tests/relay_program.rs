@@ -14,6 +14,7 @@ mod lab;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use aya::maps::HashMap;
 use cyphonic_common::relay::table::{Table, TableLeg};
@@ -130,6 +131,31 @@ fn what_leaves_is_byte_for_byte_what_should() {
                 expected_bytes = 0;
             }
         }
+    });
+}
+
+/// The program reads the clock seldom, and never for long from memory.
+#[test]
+fn a_legs_last_packet_has_its_time() {
+    const PAUSE: Duration = Duration::from_millis(100);
+    Lab::run_in(|lab| {
+        let binding = across(false, false);
+        let last_seen = || {
+            lab.bind(cid(1), &binding);
+            let before = lab::monotonic_ns();
+            lab.run(&build(&arriving(&binding, cid(1), &[0; 20])));
+            let seen = lab.unbind(cid(1)).unwrap().state.last_seen_ns;
+            // It may be two steps late, on a machine that is busy or rests.
+            assert!(
+                (before - 1_000_000_000..=lab::monotonic_ns()).contains(&seen),
+                "{seen} was not at {before}"
+            );
+            seen
+        };
+        let first = last_seen();
+        std::thread::sleep(PAUSE);
+        let second = last_seen();
+        assert!(second - first > PAUSE.as_nanos() as u64 / 2, "{first} {second}");
     });
 }
 
