@@ -205,7 +205,7 @@ fn while_somebody_watches_an_answer_is_used_until_something_changes() {
         let (_, source) = lab.across().links();
         let by = |link| build(&leaving(&binding, &came, &Hop::new(link, source, lab.across().redirect)));
         let (node, _) = lab.across().links();
-        let pause = || std::thread::sleep(std::time::Duration::from_millis(150));
+        let pause = || std::thread::sleep(Duration::from_millis(150));
         lab.watch(0);
         assert_eq!(lab.run(&build(&came)), (XDP_REDIRECT, by(node)));
         lab::ip("neigh replace 198.51.100.20 lladdr 02:00:00:00:00:fe dev rel1 nud permanent");
