@@ -7,7 +7,8 @@
 //! 4. Start the engine: UDP port, virtual interface, ring, node. It needs no cloud to start.
 //! 5. Serve DNS, then the control socket, then point the host's resolver at it and follow who else does. Tell
 //!    systemd. Where DNS cannot be served (another server has the port), go on without, and try again.
-//! 6. Read the settings again as often as somebody asks for it. Wait for a signal, for `cyphonic down`, or for the engine to fail.
+//! 6. Read the settings again as often as somebody asks for it. Wait for a signal, for `cyphonic down`, or for
+//!    the engine to fail.
 //! 7. Resolver first (programs stop asking us), then DNS and control, then the engine and its interface.
 
 mod enrolment;

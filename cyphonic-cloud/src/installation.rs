@@ -14,9 +14,9 @@ use crate::pki::{self, Authority, Kind, PkiError, service_name};
 use crate::register::{Register, RegisterError, UnixSeconds};
 
 /// The services' authority is not where services run, if the operator has taken it away, or where a relay
-/// runs elsewhere: then nothing renews their certificates by itself, so they are long-lived, and `run` warns in
-/// the log every day of the last 60, in which [`renew`] is to be used. What limits the harm of a stolen one is its role: it is only ever a server,
-/// under its own name.
+/// runs elsewhere: then nothing renews their certificates by itself, so they are long-lived, and `run` warns
+/// in the log every day of the last 60, in which [`renew`] is to be used. What limits the harm of a stolen
+/// one is its role: it is only ever a server, under its own name.
 const SERVICE_LIFETIME: UnixSeconds = 2 * 365 * 24 * 3600;
 
 /// The name of the configuration in its directory.

@@ -76,8 +76,8 @@ pub enum Egress {
 /// Decides on a packet that leaves an application, with the tables that the kernel has.
 ///
 /// A packet to a node without a tunnel wakes the agent before anyone knows the node's class, so its policy
-/// cannot be asked: it passes here, and the peer's own policy judges it when the tunnel stands. The answer will
-/// be one all the same.
+/// cannot be asked: it passes here, and the peer's own policy judges it when the tunnel stands. The answer
+/// will be one all the same.
 #[inline(always)]
 pub fn judge_egress<B, T>(packet: &B, config: &InterfaceConfig, tables: &T) -> Egress
 where

@@ -129,8 +129,8 @@ where
     if let Some(port) = opens
         && peer.class.is_none_or(|class| service_is_allowed(tables, direction, class, protocol, port))
     {
-        // What may pass the other way by itself, as the question to which this is the answer, is not asked about:
-        // so what a peer asks does not fill the table either.
+        // What may pass the other way by itself, as the question to which this is the answer, is not asked
+        // about: so what a peer asks does not fill the table either.
         let class = peer.class.unwrap_or(EVERY_CLASS);
         if let Some(ports) = ports
             && !service_is_allowed(tables, direction.opposite(), class, protocol, ports.source)

@@ -11,8 +11,8 @@ use super::written;
 
 /// More rules than this are a programme, for which a packet filter is the better place.
 pub(super) const MAX_RULES: usize = 64;
-/// Entries of the policy that all rules together need. Devices for whom different rules hold need them again, for
-/// which the policy's table is larger.
+/// Entries of the policy that all rules together need. Devices for whom different rules hold need them again,
+/// for which the policy's table is larger.
 pub(super) const MAX_ENTRIES: usize = 4_096;
 /// Ports of one range. More are nearly all, which a word says.
 const MAX_RANGE: usize = 1_000;
@@ -54,8 +54,8 @@ pub enum Who {
 }
 
 impl Who {
-    /// Whether a device is one of them. They may be written with or without the zone, which is no part of what is
-    /// compared: it says nothing of a device.
+    /// Whether a device is one of them. They may be written with or without the zone, which is no part of
+    /// what is compared: it says nothing of a device.
     pub fn includes(&self, fqdn: &str, zone: &str) -> bool {
         let Some(name) = without_zone(fqdn, zone) else { return *self == Self::All };
         let written = |text: &'_ str| without_zone(text, zone).unwrap_or(text).to_owned();

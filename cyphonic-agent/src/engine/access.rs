@@ -1,8 +1,8 @@
 //! Which peers may open what here: the settings' rules in the terms of the port policy.
 //!
-//! A rule for all devices becomes permissions for every class. Of the others it is looked up when a peer's tunnel
-//! stands, by the name in its certificate, which of them are for it; peers who may open the same are a class.
-//! What this device opens itself is not restricted.
+//! A rule for all devices becomes permissions for every class. Of the others it is looked up when a peer's
+//! tunnel stands, by the name in its certificate, which of them are for it; peers who may open the same are a
+//! class. What this device opens itself is not restricted.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
@@ -25,8 +25,8 @@ pub struct Access {
     rules: Vec<AccessRule>,
     zone: String,
     permissions: Permissions,
-    /// The classes of those who may open these services beyond what all may. Those of rules that were in force
-    /// before are among them, so that peers for whom nothing changes stay in their class.
+    /// The classes of those who may open these services beyond what all may. Those of rules that were in
+    /// force before are among them, so that peers for whom nothing changes stay in their class.
     classes: HashMap<Services, u32>,
     /// The classes whose permissions the policy has.
     given: HashSet<u32>,

@@ -99,8 +99,8 @@ fn notices(terms: &[Term], now: UnixSeconds) -> impl Iterator<Item = (&Term, Sta
     judged.filter(|(_, standing)| *standing != Standing::Sound)
 }
 
-/// Has the certificates looked after at once, every day, and when somebody asks, and says what there is to say
-/// of them then: a service may run for years. Never ends.
+/// Has the certificates looked after at once, every day, and when somebody asks, and says what there is to
+/// say of them then: a service may run for years. Never ends.
 pub(super) async fn announce(
     mut keep: impl FnMut(UnixSeconds) -> Vec<Term>,
     asked: Arc<Notify>,

@@ -19,8 +19,8 @@ pub(super) fn load_renewed(config: &Config, now: UnixSeconds) -> Result<Loaded, 
     if renew_due(config, &loaded.terms, now) { load_credentials(config) } else { Ok(loaded) }
 }
 
-/// Renews what is to be renewed now, as far as that is possible here, and says so in the log. Whether anything
-/// was.
+/// Renews what is to be renewed now, as far as that is possible here, and says so in the log. Whether
+/// anything was.
 fn renew_due(config: &Config, terms: &[Term], now: UnixSeconds) -> bool {
     let mut any = false;
     for term in terms.iter().filter(|term| term.is_due(now) && term.renews_itself) {

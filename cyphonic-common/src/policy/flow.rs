@@ -45,8 +45,8 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// `ports` are this node's and the peer's, 0 of protocols that have none. `opener` is the direction of the
-    /// packets that the policy allowed by themselves.
+    /// `ports` are this node's and the peer's, 0 of protocols that have none. `opener` is the direction of
+    /// the packets that the policy allowed by themselves.
     #[inline(always)]
     #[must_use]
     pub const fn new(peer: [u8; 16], protocol: u8, ports: (u16, u16), opener: Direction) -> Self {

@@ -94,8 +94,8 @@ impl Address {
 }
 
 /// A one's complement sum (RFC 1071) that is still wider than the field it is for. Words are summed as they
-/// lie in memory, which gives the checksum as it must lie in memory. A sum stays below 2⁴⁸: of some thousands of
-/// additions.
+/// lie in memory, which gives the checksum as it must lie in memory. A sum stays below 2⁴⁸: of some thousands
+/// of additions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sum(u64);
 

@@ -82,8 +82,8 @@ pub(super) struct Enforced {
 }
 
 impl Enforced {
-    /// These permissions in place of others. Conversations stay remembered: an answer also needs the permission
-    /// that its conversation was opened by.
+    /// These permissions in place of others. Conversations stay remembered: an answer also needs the
+    /// permission that its conversation was opened by.
     pub(super) fn after(before: Option<&Self>, permissions: Arc<Permissions>) -> Self {
         let flows = before.map(|before| Arc::clone(&before.flows)).unwrap_or_default();
         Self { permissions, flows }

@@ -35,8 +35,8 @@ struct Told {
 }
 
 impl Told {
-    /// Of an IPv6 packet that begins at that offset; all 0 of anything else. Ports behind extension headers are not
-    /// looked for.
+    /// Of an IPv6 packet that begins at that offset; all 0 of anything else. Ports behind extension headers
+    /// are not looked for.
     #[inline(always)]
     fn of<B: Buffer>(packet: &B, at: usize) -> Self {
         let header = packet.read::<IPV6_HEADER_LEN>(at).filter(|header| header[0] >> 4 == 6);

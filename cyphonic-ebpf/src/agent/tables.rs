@@ -55,9 +55,9 @@ impl FlowTable for Tables {
     fn note(&self, flow: &Flow) {
         let now = now_ns();
         match FLOWS.get_ptr_mut(flow) {
-            // SAFETY: a live map value of the size and alignment of a `u64`, or one that the kernel uses for another
-            // conversation by now, which is then taken for one of this moment. Programs on several processors may write at
-            // once, whole words of the same meaning.
+            // SAFETY: a live map value of the size and alignment of a `u64`, or one that the kernel uses for
+            // another conversation by now, which is then taken for one of this moment. Programs on several
+            // processors may write at once, whole words of the same meaning.
             Some(last) => unsafe { touch(last, now) },
             // Where even the map has no room (its elements are all in the hands of other processors), the
             // next packet tries again.
