@@ -29,8 +29,8 @@ pub mod name {
 pub const MAX_PEERS: u32 = 65_536;
 /// Data connection IDs that the kernel knows at a time: while a tunnel replaces another, a peer has two.
 pub const MAX_CIDS: u32 = 2 * MAX_PEERS;
-/// Entries of a policy. Memory is taken as they are made.
-pub const MAX_POLICY: u32 = 65_536;
+/// Entries of a policy. Memory for them is taken as they are made, beside 256 KiB from the start.
+pub const MAX_POLICY: u32 = 16_384;
 /// Workers, and so sockets and queues of the virtual interface.
 pub const MAX_WORKERS: u32 = 16;
 

@@ -189,7 +189,7 @@ fn a_route_is_asked_for_again_when_it_is_old_or_too_narrow() {
 
         lab::ip("neigh replace 198.51.100.30 lladdr 02:00:00:00:00:fe dev rel1 nud permanent");
         // Longer than an answer is used, by a clock that moves in steps of up to 10 ms.
-        std::thread::sleep(std::time::Duration::from_millis(150));
+        std::thread::sleep(Duration::from_millis(150));
         let (_, source) = lab.across().links();
         let hop = Hop::new(lab::GATEWAY, source, lab.across().redirect);
         assert_eq!(lab.run(&build(&short)), (XDP_REDIRECT, build(&leaving(&binding, &short, &hop))));

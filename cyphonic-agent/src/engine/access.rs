@@ -4,7 +4,7 @@
 //! tunnel stands, by the name in its certificate, which of them are for it; peers who may open the same are a
 //! class. What this device opens itself is not restricted.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 use std::iter::once;
 
@@ -15,6 +15,9 @@ use crate::config::{AccessRule, Service, Who};
 
 /// What a ping is to the policy: ICMPv6, and the type of an echo request.
 const PING: (u8, u16) = (58, 128);
+
+/// Peers without their class that are told of.
+const MAX_REFUSED: usize = 64;
 
 /// Services of this device, as protocol and port, sorted.
 type Services = Vec<(u8, u16)>;
@@ -31,8 +34,8 @@ pub struct Access {
     /// The classes whose permissions the policy has.
     given: HashSet<u32>,
     last_class: u32,
-    /// Why the policy did not take the permissions of the latest class.
-    refused: Option<String>,
+    /// Peers whose class the policy did not take, and why.
+    refused: BTreeMap<String, String>,
 }
 
 /// A peer's class.
@@ -68,7 +71,7 @@ impl Access {
             classes: before.map(used).unwrap_or_default(),
             given: HashSet::new(),
             last_class: before.map_or(EVERY_CLASS, |before| before.last_class),
-            refused: None,
+            refused: BTreeMap::new(),
         }
     }
 
@@ -83,8 +86,13 @@ impl Access {
     }
 
     /// What of the rules is not in force, and why.
-    pub(super) fn refused(&self) -> Option<&str> {
-        self.refused.as_deref()
+    pub(super) fn refused(&self) -> Option<String> {
+        let (fqdn, why) = self.refused.first_key_value()?;
+        let others = match self.refused.len() - 1 {
+            0 => String::new(),
+            others => format!(" (and {others} others)"),
+        };
+        Some(format!("what `access` allows {fqdn}{others} but not everybody is denied: {why}"))
     }
 
     /// The class of a peer with this name.
@@ -104,24 +112,27 @@ impl Access {
         Class::New(NewClass { class, permissions, services })
     }
 
-    /// The policy has the permissions of a new class.
-    pub(super) fn is_given(&mut self, new: NewClass) {
+    /// The policy has the permissions of a new class, which a peer with this name is of.
+    pub(super) fn is_given(&mut self, new: NewClass, fqdn: &str) {
         self.classes.insert(new.services, new.class);
         self.given.insert(new.class);
         self.last_class = self.last_class.max(new.class);
         self.permissions = new.permissions;
-        self.refused = None;
+        self.refused.remove(fqdn);
     }
 
     /// The policy did not take those that a peer with this name needs.
     pub(super) fn is_refused(&mut self, fqdn: &str, why: &dyn Display) {
-        self.refused = Some(format!("what `access` allows {fqdn} but not everybody is denied: {why}"));
+        if self.refused.len() < MAX_REFUSED {
+            self.refused.insert(fqdn.to_owned(), why.to_string());
+        }
     }
 
     /// What a device with this name may open here, in the settings' words, without doubles.
     pub(super) fn open_to(&self, fqdn: &str) -> Vec<String> {
         let mut open = Vec::new();
-        for rule in self.rules.iter().filter(|rule| self.is_for(rule, fqdn)) {
+        let in_force = |rule: &&AccessRule| rule.from.contains(&Who::All) || !self.refused.contains_key(fqdn);
+        for rule in self.rules.iter().filter(|rule| self.is_for(rule, fqdn)).filter(in_force) {
             for service in rule.to.iter().map(Service::to_string) {
                 if !open.contains(&service) {
                     open.push(service);
@@ -179,7 +190,7 @@ mod tests {
             Class::Known(class) => class,
             Class::New(new) => {
                 let class = new.class;
-                access.is_given(new);
+                access.is_given(new, &format!("{name}.{ZONE}"));
                 class
             }
         }
@@ -245,13 +256,16 @@ mod tests {
 
     #[test]
     fn a_class_that_the_policy_did_not_take_is_new_again() {
-        let mut access = access("[{from: a, to: tcp/22}]");
+        let mut access = access("[{from: a, to: tcp/22}, {from: all, to: ping}, {from: b, to: tcp/1}]");
         for _ in 0..2 {
             assert!(matches!(access.class_of("a.cyphonic.internal"), Class::New(NewClass { class: 1, .. })));
             access.is_refused("a.cyphonic.internal", &"the map is full");
             assert!(access.refused().is_some_and(|why| why.ends_with("the map is full")));
+            assert_eq!(access.open_to("a.cyphonic.internal"), ["ping"], "what is in force");
         }
-        assert_eq!(access.permissions().len(), 1);
-        assert_eq!((class(&mut access, "a"), access.refused()), (1, None));
+        assert_eq!(access.permissions().len(), 2);
+        assert_eq!(class(&mut access, "b"), 1);
+        assert!(access.refused().is_some(), "another one's class is not theirs");
+        assert_eq!((class(&mut access, "a"), access.refused()), (2, None));
     }
 }

@@ -287,7 +287,7 @@ fn health(sources: &Sources<'_>, classifier: &ClassifierReport) -> Vec<HealthChe
         );
     }
     if let Some(why) = sources.access.and_then(Access::refused) {
-        add("access-incomplete", Severity::Error, why.to_owned());
+        add("access-incomplete", Severity::Error, why);
     }
     match sources.not_admitted {
         _ if node.registered => {}

@@ -48,9 +48,10 @@ impl Engine {
         for (tunnel, class) in classes {
             self.ring.set_class(tunnel, class);
         }
-        self.ring.set_permissions(Arc::new(after.permissions().clone()))?;
+        // From here on the peers are of these classes, whatever comes.
+        let permissions = Arc::new(after.permissions().clone());
         self.access = Some(after);
-        Ok(())
+        self.ring.set_permissions(permissions)
     }
 }
 
@@ -60,7 +61,7 @@ fn class_of(access: &mut Access, fqdn: &str) -> u32 {
         Class::Known(class) => class,
         Class::New(new) => {
             let class = new.class;
-            access.is_given(new);
+            access.is_given(new, fqdn);
             class
         }
     }

@@ -63,7 +63,7 @@ impl Engine {
             Class::New(new) => match self.ring.set_permissions(Arc::new(new.permissions.clone())) {
                 Ok(()) => {
                     let class = new.class;
-                    access.is_given(new);
+                    access.is_given(new, fqdn);
                     class
                 }
                 Err(error) => {

@@ -152,7 +152,7 @@ pub trait Relay {
     /// Why there is none, or none for the program.
     fn route(&self, entry: &Self::Entry, departure: &Departure, now_ns: u64) -> Result<Hop, PassReason>;
 
-    /// `CLOCK_MONOTONIC`, up to 20 ms behind.
+    /// `CLOCK_MONOTONIC`, some 20 ms behind at most.
     fn now_ns(&self) -> u64;
 }
 

@@ -299,7 +299,7 @@ pub struct RelayState {
     pub packets: u64,
     /// Bytes of their UDP payload.
     pub bytes: u64,
-    /// When the last one was, on `CLOCK_MONOTONIC`, exact to 20 ms. 0: never.
+    /// When the last one was, on `CLOCK_MONOTONIC`, exact to some 20 ms. 0: never.
     pub last_seen_ns: u64,
     /// Packets dropped because the leg was over its rate.
     pub over_rate: u64,

@@ -4,41 +4,40 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 
-/// What the clock said, and in which jiffy.
-#[repr(C)]
-struct Reading {
-    jiffies: u64,
-    ns: u64,
-}
-
-/// All processors'. They write the same.
-#[map]
-static RELAY_CLOCK: Array<Reading> = Array::with_max_entries(1, 0);
-
-/// `CLOCK_MONOTONIC`, coarsely. It is asked once in a jiffy: a call of the kernel's costs as much as a third
-/// of everything else that is done for a packet, while the verifier puts a load of a variable in the place of
-/// the call for the jiffies.
+/// What the clock said last, and in which jiffy, in one word, so that no processor sees halves of two: the time
+/// in steps of 2²⁰ ns (a millisecond; enough for 36 years) below [`TIME_BITS`], the jiffy's last bits above. 0
+/// before it was asked.
 ///
-/// The kernel's coarse clock moves a moment after the jiffies do, in steps of up to 10 ms. Who asks in
-/// between has others told the time of a step before for as long as the jiffy lasts. So this clock is up to
-/// 20 ms behind, and never ahead.
+/// A jiffy whose last 24 bits are those of another one is taken for it: that is hours away, and lasts a jiffy.
+#[map]
+static RELAY_CLOCK: Array<u64> = Array::with_max_entries(1, 0);
+
+const TIME_BITS: u32 = 40;
+const STEP_BITS: u32 = 20;
+
+/// `CLOCK_MONOTONIC`, coarsely. It is asked once in a jiffy: a call of the kernel's costs as much as a third of
+/// everything else that is done for a packet, while the verifier puts a load of a variable in the place of the
+/// call for the jiffies.
+///
+/// The kernel's coarse clock moves a moment after the jiffies do, in steps of up to 10 ms where its timer is
+/// on time. Who asks in between has others told the time of a step before for as long as the jiffy lasts. So
+/// this clock is up to two steps and a millisecond behind, and never ahead.
 #[inline(always)]
 pub(crate) fn now_ns() -> u64 {
     // SAFETY: it takes nothing and reads a variable of the kernel's.
-    let jiffies = unsafe { bpf_jiffies64() };
-    let Some(reading) = RELAY_CLOCK.get_ptr_mut(0) else { return ask() };
-    // SAFETY: the pointer is to a live map value, which has the size and alignment of `Reading`. Programs on
-    // other processors write whole words at the same time, the time first: who sees the new jiffy sees the
-    // new time, or, on processors that reorder, one of a step before.
-    unsafe {
-        if (&raw const (*reading).jiffies).read_volatile() == jiffies {
-            return (&raw const (*reading).ns).read_volatile();
-        }
-        let ns = ask();
-        (&raw mut (*reading).ns).write_volatile(ns);
-        (&raw mut (*reading).jiffies).write_volatile(jiffies);
-        ns
+    let jiffy = unsafe { bpf_jiffies64() } << TIME_BITS;
+    let Some(last) = RELAY_CLOCK.get_ptr_mut(0) else { return ask() };
+    // SAFETY: the pointer is to a live map value of the size and alignment of a word. Programs on other
+    // processors write it at the same time, as a whole.
+    let known = unsafe { last.read_volatile() };
+    if known != 0 && (known ^ jiffy) >> TIME_BITS == 0 {
+        return known << (u64::BITS - TIME_BITS) >> (u64::BITS - TIME_BITS - STEP_BITS);
     }
+    let now = ask();
+    let told = now >> STEP_BITS << (u64::BITS - TIME_BITS) >> (u64::BITS - TIME_BITS);
+    // SAFETY: as above.
+    unsafe { last.write_volatile(jiffy | told) };
+    now
 }
 
 #[inline(always)]

@@ -288,7 +288,8 @@ fn a_policy_that_has_no_room_leaves_the_one_before() {
     let ssh = PolicyKey::new(Direction::In, 0, 6, 22);
     allow_only(&tables, &[ssh]);
     // With the one that is there.
-    let too_many: Vec<_> = (0..=u16::MAX).map(|port| PolicyKey::new(Direction::In, 0, 17, port)).collect();
+    let too_many: Vec<_> =
+        (0..MAX_POLICY as u16).map(|port| PolicyKey::new(Direction::In, 0, 17, port)).collect();
     assert_eq!(too_many.len(), MAX_POLICY as usize);
     for _ in 0..2 {
         tables.set_permissions(&too_many.iter().copied().collect()).unwrap_err();
