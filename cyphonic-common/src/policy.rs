@@ -27,8 +27,8 @@
 mod conversation;
 mod flow;
 
-pub use conversation::has_ports;
 use conversation::{Conversation, conversation};
+pub use conversation::{ECHO_REQUEST, ICMPV6, SCTP, TCP, UDP, has_ports};
 pub use flow::{Flow, FlowTable, Last, MAX_FLOWS};
 
 use crate::buffer::Buffer;
@@ -63,6 +63,9 @@ impl Direction {
     }
 }
 
+/// [`PolicyKey::direction`] of the one that is for both.
+const BOTH: u8 = 2;
+
 /// A permission: the key of an entry in the policy's map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
@@ -84,8 +87,12 @@ impl PolicyKey {
     }
 
     /// Allows everything, whoever opens it. While it is there, packets are not even looked at.
-    pub const EVERYTHING: Self =
-        Self { class: EVERY_CLASS, port: EVERY_PORT.to_be_bytes(), protocol: EVERY_PROTOCOL, direction: 2 };
+    pub const EVERYTHING: Self = Self {
+        class: EVERY_CLASS,
+        port: EVERY_PORT.to_be_bytes(),
+        protocol: EVERY_PROTOCOL,
+        direction: BOTH,
+    };
 
     /// Allows everything in one direction.
     #[inline(always)]

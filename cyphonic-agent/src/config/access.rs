@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Formatter};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
+use cyphonic_common::policy;
 use cyphonic_proto::name::{self, NameError};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -186,9 +187,9 @@ impl Protocol {
     /// Its number in IP headers.
     pub const fn number(self) -> u8 {
         match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-            Self::Sctp => 132,
+            Self::Tcp => policy::TCP,
+            Self::Udp => policy::UDP,
+            Self::Sctp => policy::SCTP,
         }
     }
 

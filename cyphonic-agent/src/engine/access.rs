@@ -8,13 +8,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
 use std::iter::once;
 
-use cyphonic_common::policy::{Direction, EVERY_CLASS, EVERY_PORT, EVERY_PROTOCOL, PolicyKey};
+use cyphonic_common::policy::{
+    Direction, ECHO_REQUEST, EVERY_CLASS, EVERY_PORT, EVERY_PROTOCOL, ICMPV6, PolicyKey,
+};
 use cyphonic_dataplane::ring::Permissions;
 
 use crate::config::{AccessRule, Service, Who};
 
 /// What a ping is to the policy: ICMPv6, and the type of an echo request.
-const PING: (u8, u16) = (58, 128);
+const PING: (u8, u16) = (ICMPV6, ECHO_REQUEST as u16);
 
 /// Peers without their class that are told of.
 const MAX_REFUSED: usize = 64;

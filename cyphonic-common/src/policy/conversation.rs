@@ -6,11 +6,15 @@ use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
 use crate::packet::ip::IPV6_HEADER_LEN;
 
-pub(super) const TCP: u8 = 6;
-pub(super) const UDP: u8 = 17;
+/// TCP in IP headers.
+pub const TCP: u8 = 6;
+/// UDP in IP headers.
+pub const UDP: u8 = 17;
 const DCCP: u8 = 33;
-pub(super) const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
+/// ICMPv6 in IP headers.
+pub const ICMPV6: u8 = 58;
+/// SCTP in IP headers.
+pub const SCTP: u8 = 132;
 const UDP_LITE: u8 = 136;
 
 pub(super) const HOP_BY_HOP: u8 = 0;
@@ -22,7 +26,8 @@ pub(super) const DESTINATION_OPTIONS: u8 = 60;
 const MAX_EXTENSIONS: usize = 4;
 /// ICMPv6 types below this one are errors (RFC 4443 §2.1).
 const ICMPV6_INFORMATIONAL: u8 = 128;
-const ECHO_REQUEST: u8 = 128;
+/// What a ping is: the type of the ICMPv6 message.
+pub const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;

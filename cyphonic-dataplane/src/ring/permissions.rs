@@ -36,11 +36,6 @@ impl Permissions {
         self.0.insert(key);
     }
 
-    /// Takes one back. One that was not given is ignored.
-    pub fn deny(&mut self, key: PolicyKey) {
-        self.0.remove(&key);
-    }
-
     /// Whether nothing is denied, so that nobody need ask.
     pub fn are_all(&self) -> bool {
         self.holds(&PolicyKey::EVERYTHING)
@@ -146,9 +141,8 @@ mod tests {
 
     #[test]
     fn everything_is_allowed_until_it_is_taken_back() {
-        let mut permissions = Permissions::default();
-        assert!(permissions.are_all());
-        permissions.deny(PolicyKey::EVERYTHING);
+        assert!(Permissions::default().are_all());
+        let mut permissions = Permissions::from_iter([]);
         assert!(!permissions.are_all() && permissions.is_empty());
         permissions.allow(PolicyKey::everything(Direction::Out));
         let mut packet = Vec::new();

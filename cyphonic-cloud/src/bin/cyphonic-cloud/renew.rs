@@ -24,6 +24,6 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         let until = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(renewed.not_after));
         say!("{}: {} until {until}", renewed.certificate.display(), renewed.fqdn);
     }
-    say!("Services take them into use within a day, or when they are restarted.");
+    say!("Services take them into use when they are reloaded or restarted, at the latest within a day.");
     Ok(())
 }
