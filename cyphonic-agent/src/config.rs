@@ -9,9 +9,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use cyphonic_proto::access::{AccessRule, MAX_OWN_RULES};
 use cyphonic_proto::name::canonical;
 use cyphonic_transport::logging::LogFilter;
-use cyphonic_transport::settings;
+use cyphonic_transport::settings::{self, written};
 use serde::{Deserialize, Serialize};
 
 mod access;
@@ -21,9 +22,8 @@ mod mtu;
 mod packets;
 mod relay;
 mod reloadable;
-mod written;
 
-pub use access::{AccessRule, InvalidService, InvalidWho, Protocol, Service, Who};
+pub use access::WrittenRule;
 pub use awake::{InvalidWindow, KeepAwake};
 pub(crate) use cloud::resolve_all;
 pub use cloud::{CloudAddress, DEFAULT_CLOUD_PORT, InvalidCloudAddress};
@@ -82,7 +82,7 @@ pub struct Config {
     /// Peers whose tunnels stay.
     pub keep_open: Vec<String>,
     /// Who may open conversations with this device. `None`: everybody.
-    pub access: Option<Vec<AccessRule>>,
+    pub access: Option<Vec<WrittenRule>>,
     /// What to log.
     pub log: String,
 }
@@ -243,6 +243,11 @@ impl Config {
         }
     }
 
+    /// What [`access`](Self::access) means.
+    pub fn rules(&self) -> Option<Vec<AccessRule>> {
+        self.access.as_ref().map(|rules| rules.iter().map(WrittenRule::meaning).collect())
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let wrong = |key, reason: String| Err(ConfigError::Value { key, reason });
         if !is_interface_name(&self.interface) {
@@ -280,22 +285,10 @@ impl Config {
                 return wrong("keep_open", reason);
             }
         }
-        if let Some(rules) = self.access.as_ref().filter(|rules| rules.len() > access::MAX_RULES) {
-            return wrong(
-                "access",
-                format!("it has {} rules: at most {} are taken", rules.len(), access::MAX_RULES),
-            );
-        }
-        let entries: usize = self.access.iter().flatten().map(AccessRule::entries).sum();
-        if entries > access::MAX_ENTRIES {
-            let most = access::MAX_ENTRIES;
-            return wrong("access", format!("its rules name {entries} ports: at most {most} are taken"));
-        }
-        if let Some(n) = self.access.iter().flatten().position(AccessRule::is_void) {
-            return wrong(
-                "access",
-                format!("rule {} names nobody or nothing: give it `from` and `to`", n + 1),
-            );
+        if let Err(unfit) =
+            self.rules().map_or(Ok(()), |rules| AccessRule::check(rules.iter(), MAX_OWN_RULES))
+        {
+            return wrong("access", unfit.to_string());
         }
         if let Some(name) = &self.relay.pin
             && let Err(why) = canonical(name)

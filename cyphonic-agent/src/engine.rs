@@ -98,7 +98,7 @@ pub struct EngineParts {
     /// Tunnels are installed here.
     pub ring: Arc<dyn EncapRing>,
     /// What the ring was told of who may open what here; `None`: everybody may everything.
-    pub access: Option<Access>,
+    pub access: Access,
     /// What time it is where certificates are judged; the same as the transport's.
     pub clock: Clock,
     /// What it takes to renew the device's certificate.

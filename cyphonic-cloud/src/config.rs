@@ -3,6 +3,7 @@
 //! A key that is unknown, missing or of the wrong form is an error that names the key and its line; what two
 //! keys say together is checked afterwards and named by key. Relative paths are relative to the file.
 
+mod access;
 mod file;
 mod relay;
 mod stun;
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use cyphonic_proto::access::OverlayRule;
 use cyphonic_transport::logging::LogFilter;
 use cyphonic_transport::settings;
 use serde::Deserialize;
@@ -136,6 +138,8 @@ pub struct Config {
     pub device_certificate_lifetime: Duration,
     /// How long a token can be used unless `token create --ttl` says otherwise.
     pub token_lifetime: Duration,
+    /// Who may open what at which devices (NMS); `None`: nothing is restricted. Read again by a running NMS.
+    pub access: Option<Vec<OverlayRule>>,
     /// Where services tell commands what they do. Not in the file: who starts the process says so.
     pub runtime_directory: Option<PathBuf>,
     /// What is logged.

@@ -60,6 +60,15 @@ pub struct Register {
     versions_at_once: Seldom<(String, u8)>,
 }
 
+/// What [`Register::check`] finds; nothing in a register of an older release.
+#[derive(Debug, Default)]
+pub struct Inside {
+    /// As [`Register::condemned`].
+    pub condemned: Vec<DeviceRecord>,
+    /// The names of all devices that are not revoked.
+    pub names: Vec<String>,
+}
+
 impl Register {
     /// Makes a new, empty register readable by its owner only.
     ///
@@ -111,12 +120,12 @@ impl Register {
         Self { operator: Some(operator), ..self }
     }
 
-    /// Whether [`Self::open_for`] would open it, and what [`Self::condemned`] would find. Changes nothing: an
-    /// older release may be using it.
+    /// Whether [`Self::open_for`] would open it, and what would be in it. Changes nothing: an older release may
+    /// be using it.
     ///
     /// # Errors
     /// As [`Self::open_for`].
-    pub fn check(path: &Path, prefix: Prefix) -> Result<Vec<DeviceRecord>, RegisterError> {
+    pub fn check(path: &Path, prefix: Prefix) -> Result<Inside, RegisterError> {
         if !path.exists() {
             return Err(RegisterError::Missing { path: path.to_owned() });
         }
@@ -131,7 +140,10 @@ impl Register {
         if version > 0 {
             devices::check_prefix(&connection, prefix)?;
         }
-        if version < schema::supported() { Ok(Vec::new()) } else { keys::condemned(&connection) }
+        if version < schema::supported() {
+            return Ok(Inside::default());
+        }
+        Ok(Inside { condemned: keys::condemned(&connection)?, names: devices::names(&connection)? })
     }
 
     /// Changes whenever another connection has written to the file: a cheap test before

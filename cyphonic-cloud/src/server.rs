@@ -12,6 +12,7 @@
 //! Each machine belongs to one task and hears of the world by a bounded channel; nothing here decides
 //! anything.
 
+mod access;
 mod admission;
 mod authentication;
 mod clock;
@@ -45,7 +46,7 @@ use self::credentials::{Loaded, load_credentials};
 pub use self::error::StartError;
 pub use self::expiry::{Standing, Term};
 pub use self::kept::{Content, Online, Presence, Relayed, read_kept};
-use self::management::ManagementServer;
+use self::management::{ManagementServer, RulesAreGone};
 use self::port::Port;
 use self::relay::RelayServer;
 use self::renewal::{Keeper, load_renewed};
@@ -58,7 +59,31 @@ pub struct Cloud {
     ports: Vec<Port>,
     tasks: JoinSet<()>,
     failures: mpsc::Receiver<String>,
+    reloader: Reloader,
+}
+
+/// What running services take over without a restart.
+#[derive(Clone)]
+pub struct Reloader {
     certificates: Arc<Notify>,
+    management: Option<ManagementServer>,
+}
+
+impl Reloader {
+    /// Has the services' certificates looked after now instead of within a day: what is due is renewed where
+    /// that is possible, what is new on disk is taken into use. Returns before it is done.
+    pub fn look_after_certificates(&self) {
+        self.certificates.notify_one();
+    }
+
+    /// Takes over of a configuration what can be taken over, the access rules, and says whether they are
+    /// others. Returns before devices are told.
+    ///
+    /// # Errors
+    /// There were rules, and are none.
+    pub fn take_over(&self, config: &Config) -> Result<bool, RulesAreGone> {
+        self.management.as_ref().map_or(Ok(false), |management| management.restrict(config.access.clone()))
+    }
 }
 
 /// The services that an accepted connection may be for.
@@ -97,14 +122,13 @@ impl Cloud {
         for port in &ports {
             tasks.spawn(accept(port.transport(), services.clone()));
         }
-        Ok(Self { ports, tasks, failures, certificates: asked })
+        let reloader = Reloader { certificates: asked, management: services.management };
+        Ok(Self { ports, tasks, failures, reloader })
     }
 
-    /// Has the services' certificates looked after now instead of within a day: what is due is renewed where
-    /// that is possible, what is new on disk is taken into use. Returns before it is done.
-    pub fn look_after_certificates(&self) -> impl Fn() + Send + 'static {
-        let asked = Arc::clone(&self.certificates);
-        move || asked.notify_one()
+    /// By which it takes over what it can.
+    pub fn reloader(&self) -> Reloader {
+        self.reloader.clone()
     }
 
     /// Waits until something that the services cannot live without has failed, and says what.
@@ -151,10 +175,8 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
     if config.runs(ServiceRole::As) {
         load_authority(config)?;
     }
-    let condemned = match &config.register {
-        Some(path) => condemned::notes(&Register::check(path, config.network.prefix)?, unix_now()),
-        None => Vec::new(),
-    };
+    let inside = config.register.as_ref().map(|path| Register::check(path, config.network.prefix));
+    let inside = inside.transpose()?.unwrap_or_default();
     let mut notes = Vec::new();
     if config.runs(ServiceRole::Trs) {
         for address in &config.listen {
@@ -162,7 +184,8 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
         }
         notes.dedup();
     }
-    notes.extend(condemned);
+    notes.extend(condemned::notes(&inside.condemned, unix_now()));
+    notes.extend(access::notes(config, &inside.names));
     Ok(Checked { terms: loaded.terms, notes })
 }
 

@@ -518,7 +518,7 @@ async fn services_renew_their_certificates_in_good_time_and_use_new_ones_at_once
     let (standing, end) = end_seen(&client, &overlay, &member, Role::Nms).await;
     assert!(end < soon, "without the key nothing is renewed");
     std::fs::rename(&aside, &key).unwrap();
-    cloud.look_after_certificates()();
+    cloud.reloader().look_after_certificates();
     for role in [Role::Nms, Role::As, Role::Trs] {
         let seen = async { while end_seen(&client, &overlay, &member, role).await.1 < soon {} };
         tokio::time::timeout(SOON, seen).await.expect("it is renewed");

@@ -14,6 +14,7 @@
 //! unit test (`tests/`). No input makes it panic. Input that is refused changes no state. Every table is
 //! bounded.
 
+pub mod access;
 pub mod address;
 pub mod alpn;
 mod backoff;

@@ -20,12 +20,12 @@ use std::time::Duration;
 pub use framing::{DecodeError, MAX_MESSAGE_BYTES, decode, encode, frame_length};
 pub use wire::message::Body as Message;
 pub use wire::{
-    AgentCache, BindingRequest, BindingResponse, BindingRestore, DirectionRequest, Endpoint, EnrolRequest,
-    EnrolResponse, FamilyFindings, Filtering, Findings, LoginRequest, LoginResponse, Mapping, Observation,
-    ObservationRequest, ObservationResponse, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse,
-    Relay, RelayLatency, RenewRequest, RenewResponse, RevocationConfirmation, RevocationNotice,
-    RouteConfirmation, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer, TunnelRequest,
-    TunnelResponse,
+    AccessConfirmation, AccessNotice, AccessRule, AccessRules, AgentCache, BindingRequest, BindingResponse,
+    BindingRestore, DirectionRequest, Endpoint, EnrolRequest, EnrolResponse, FamilyFindings, Filtering,
+    Findings, LoginRequest, LoginResponse, Mapping, Observation, ObservationRequest, ObservationResponse,
+    Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, Relay, RelayLatency, RenewRequest,
+    RenewResponse, RevocationConfirmation, RevocationNotice, RouteConfirmation, RouteDirection, RouteKind,
+    RouteWithdrawal, TunnelOffer, TunnelRequest, TunnelResponse,
 };
 use zeroize::Zeroize;
 
@@ -53,6 +53,8 @@ impl Message {
             Self::RouteWithdrawal(_) => "RouteWithdrawal",
             Self::RevocationNotice(_) => "RevocationNotice",
             Self::RevocationConfirmation(_) => "RevocationConfirmation",
+            Self::AccessNotice(_) => "AccessNotice",
+            Self::AccessConfirmation(_) => "AccessConfirmation",
             Self::BindingRequest(_) => "BindingRequest",
             Self::BindingResponse(_) => "BindingResponse",
             Self::BindingRestore(_) => "BindingRestore",

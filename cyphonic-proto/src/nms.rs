@@ -6,13 +6,15 @@
 //! to both ends at the same moment: what it knows of the responder it need not ask. The responder's
 //! RouteConfirmation ends the NMS's part; where it refuses or is lost, the initiator is told so
 //! (RouteWithdrawal). The NMS is not needed again by a tunnel that stands, but for its end: all nodes are
-//! told of a device that was revoked (RevocationNotice).
+//! told of a device that was revoked (RevocationNotice), and each of what others may open with it
+//! (AccessNotice).
 //!
 //! **Invariants.** Who a node is comes from its certificate alone, never from a message. A device has one
 //! connection: the newest. Set-ups are numbered upwards, so both ends agree which of two is newer. For one
 //! pair at most one set-up is in progress: a request of the other end joins it. Every request is answered at
 //! once, exactly once.
 
+mod access;
 mod config;
 mod direction;
 mod nodes;
@@ -24,6 +26,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
+use access::Access;
 pub use config::{Action, NmsConfig, NmsCounters, NmsTiming};
 use direction::Pending;
 use nodes::Node;
@@ -57,6 +60,7 @@ pub struct Nms {
     pairs: BTreeMap<(Channel, Channel), SetupId>,
     timers: Timers<SetupId>,
     revocations: Revocations,
+    access: Access,
     actions: VecDeque<Action>,
     counters: NmsCounters,
 }
@@ -83,6 +87,7 @@ impl Nms {
             pairs: BTreeMap::new(),
             timers: Timers::default(),
             revocations: Revocations::of_before(now, std::mem::take(&mut config.revoked)),
+            access: Access::new(config.access.take()),
             actions: VecDeque::new(),
             counters: NmsCounters::default(),
             config,

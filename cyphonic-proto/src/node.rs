@@ -14,6 +14,7 @@
 //! whose certificate has the set-up's name and address. Each set-up yields at most one tunnel. Of two tunnels
 //! with one peer both ends keep the one of the later set-up. All tables are bounded.
 
+mod access;
 pub mod action;
 pub mod cache;
 pub mod config;

@@ -1,6 +1,8 @@
 //! How a daemon ends that cannot use its settings: with one status where only a person can mend that, and as
 //! after any other failure where another try can. How programs tell of it, and of anything else that ends
-//! them.
+//! them. How settings are read from their text ([`written`]).
+
+pub mod written;
 
 use std::error::Error;
 use std::io;

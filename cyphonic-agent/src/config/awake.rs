@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::written;
+use cyphonic_transport::settings::written;
 
 /// Less than this is over before an answer comes.
 const LEAST: Duration = Duration::from_millis(1);

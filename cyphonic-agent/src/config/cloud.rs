@@ -7,8 +7,8 @@ use std::{fmt, io};
 
 use serde::{Deserialize, Serialize};
 
-use super::written;
 use crate::complaints::Complaints;
+use cyphonic_transport::settings::written;
 
 /// The port of AS, NMS and TRS where none is named: firewalls let QUIC's through.
 pub const DEFAULT_CLOUD_PORT: u16 = 443;

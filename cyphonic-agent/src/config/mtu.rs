@@ -6,7 +6,7 @@ use std::str::FromStr;
 use cyphonic_common::limits::{MAX_INNER_MTU, MIN_INNER_MTU};
 use serde::{Deserialize, Serialize};
 
-use super::written;
+use cyphonic_transport::settings::written;
 
 /// The most that a tunnel's inner MTU is raised to where its path carries that much.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

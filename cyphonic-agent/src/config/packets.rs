@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::written;
+use cyphonic_transport::settings::written;
 
 /// More workers than this are of no use to the kernel's tables.
 const MAX_WORKERS: usize = cyphonic_common::map::MAX_WORKERS as usize;

@@ -1,8 +1,9 @@
 //! Settings that a running daemon takes over.
 
+use cyphonic_proto::access::AccessRule;
 use serde_yaml::Value;
 
-use super::{AccessRule, Config};
+use super::Config;
 
 /// The keys of [`Reloadable`], as they are written.
 const KEYS: [&str; 2] = ["access", "keep_open"];
@@ -10,7 +11,7 @@ const KEYS: [&str; 2] = ["access", "keep_open"];
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reloadable {
-    /// As [`Config::access`].
+    /// What [`Config::access`] means.
     pub access: Option<Vec<AccessRule>>,
     /// As [`Config::keep_open`].
     pub keep_open: Vec<String>,
@@ -19,7 +20,7 @@ pub struct Reloadable {
 impl Config {
     /// What a running daemon takes over of these settings.
     pub fn reloadable(&self) -> Reloadable {
-        Reloadable { access: self.access.clone(), keep_open: self.keep_open.clone() }
+        Reloadable { access: self.rules(), keep_open: self.keep_open.clone() }
     }
 
     /// The keys in which these settings differ from others and which are read at the start only.

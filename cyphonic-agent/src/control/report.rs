@@ -57,7 +57,7 @@ pub struct StatusReport {
     pub certificate: CertificateReport,
     /// Every peer met since the start.
     pub peers: Vec<PeerReport>,
-    /// Who may open conversations with this device; `null`: everybody.
+    /// Who may open conversations with this device; `null`: everybody, everything.
     pub access: Option<AccessReport>,
     /// What is wrong, in words; empty when nothing is.
     pub health: Vec<HealthCheck>,
@@ -369,8 +369,13 @@ pub struct PeerReport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AccessReport {
-    /// How many there are.
-    pub rules: usize,
+    /// How many the device has itself; `null`: it restricts nothing.
+    pub rules: Option<usize>,
+    /// How many of the overlay's are for it; `null`: the overlay restricts nothing. What may be opened is what
+    /// both allow.
+    pub overlay_rules: Option<usize>,
+    /// False until the NMS has told the overlay's: nobody may open anything then.
+    pub overlay_told: bool,
 }
 
 /// What all tunnels have carried.

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::report::{
-    PeerReport, PeerState, RouteReport, ServiceReport, ServiceState, Severity, StatusReport,
+    AccessReport, PeerReport, PeerState, RouteReport, ServiceReport, ServiceState, Severity, StatusReport,
 };
 
 /// The whole report, each line ended.
@@ -82,7 +82,7 @@ fn render_parts(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     let resolver = with_why(&report.dns.resolver, &report.dns.why);
     writeln!(out, "DNS         {} at {listen}, host's resolver: {resolver}", or_dash(&report.zone))?;
     if let Some(access) = &report.access {
-        writeln!(out, "access      {}", access_line(access.rules))?;
+        writeln!(out, "access      {}", access_line(access))?;
     }
     if !report.drops.is_empty() {
         let drops: Vec<_> = report.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
@@ -91,12 +91,19 @@ fn render_parts(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     Ok(())
 }
 
-fn access_line(rules: usize) -> String {
-    match rules {
-        0 => "peers may open nothing here: `access` has no rule".to_owned(),
-        1 => "by one rule; peers may open nothing else here".to_owned(),
-        rules => format!("by {rules} rules; peers may open nothing else here"),
+fn access_line(access: &AccessReport) -> String {
+    let AccessReport { rules: own, overlay_rules: overlay, overlay_told } = *access;
+    if !overlay_told {
+        return "peers may open nothing here until the NMS has told the overlay's rules".to_owned();
     }
+    let count = |whose: &str, rules: usize| match rules {
+        1 => format!("one rule {whose}"),
+        rules => format!("{rules} rules {whose}"),
+    };
+    let own = own.map(|rules| count("of this device", rules));
+    let overlay = overlay.map(|rules| count("of the overlay", rules));
+    let both: Vec<_> = own.into_iter().chain(overlay).collect();
+    format!("peers may open what is allowed by {}", both.join(" and by "))
 }
 
 /// `address name  active; direct 192.0.2.1:41641, RTT 8.1 ms, MTU 1442 on a path of 1500, tx N rx N`.
@@ -199,6 +206,18 @@ fn duration(seconds: u64) -> String {
 mod tests {
     use super::*;
     use crate::control::report::{CertificateReport, HealthCheck, ServiceKind};
+
+    #[test]
+    fn whose_rules_there_are_is_told() {
+        let told = |rules, overlay_rules, overlay_told| {
+            access_line(&AccessReport { rules, overlay_rules, overlay_told })
+        };
+        let by = |whose: &str| format!("peers may open what is allowed by {whose}");
+        assert_eq!(told(Some(1), None, true), by("one rule of this device"));
+        assert_eq!(told(None, Some(2), true), by("2 rules of the overlay"));
+        assert_eq!(told(Some(0), Some(1), true), by("0 rules of this device and by one rule of the overlay"));
+        assert!(told(Some(3), Some(0), false).contains("nothing here until the NMS has told"));
+    }
 
     #[test]
     fn a_report_reads_as_people_expect() {

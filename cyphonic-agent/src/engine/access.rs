@@ -1,35 +1,53 @@
-//! Which peers may open what here: the settings' rules in the terms of the port policy.
+//! Which peers may open what here: rules in the terms of the port policy.
 //!
-//! A rule for all devices becomes permissions for every class. Of the others it is looked up when a peer's
-//! tunnel stands, by the name in its certificate, which of them are for it; peers who may open the same are a
-//! class. What this device opens itself is not restricted.
+//! A service may be opened where the device's own rules and the overlay's both allow it. What they allow all
+//! devices becomes permissions for every class. What they allow others is looked up when a peer's tunnel
+//! stands, by the name in its certificate; peers who may open the same are a class. What this device opens
+//! itself is not restricted.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Display;
-use std::iter::once;
 
-use cyphonic_common::policy::{
-    Direction, ECHO_REQUEST, EVERY_CLASS, EVERY_PORT, EVERY_PROTOCOL, ICMPV6, PolicyKey,
-};
+use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
 use cyphonic_dataplane::ring::Permissions;
-
-use crate::config::{AccessRule, Service, Who};
-
-/// What a ping is to the policy: ICMPv6, and the type of an echo request.
-const PING: (u8, u16) = (ICMPV6, ECHO_REQUEST as u16);
+use cyphonic_proto::access::{AccessRule, OverlayAccess, Services};
 
 /// Peers without their class that are told of.
 const MAX_REFUSED: usize = 64;
 
-/// Services of this device, as protocol and port, sorted.
-type Services = Vec<(u8, u16)>;
+/// Who may open what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rules {
+    /// The device's own; `None`: it restricts nothing.
+    pub(super) own: Option<Vec<AccessRule>>,
+    /// The overlay's.
+    pub(super) overlay: OverlayAccess,
+}
+
+impl Rules {
+    /// Whether they allow nobody anything less than everything.
+    fn allow_everything(&self) -> bool {
+        self.own.is_none() && self.overlay == OverlayAccess::Unrestricted
+    }
+
+    /// What those for whom `is_theirs` may open.
+    fn services(&self, is_theirs: impl Fn(&AccessRule) -> bool) -> Services {
+        let overlay = self.overlay.services(&is_theirs);
+        match &self.own {
+            Some(own) => Services::of(own.iter().filter(|rule| is_theirs(rule))).shared_with(&overlay),
+            None => overlay,
+        }
+    }
+}
 
 /// See the module.
 #[derive(Debug)]
 pub struct Access {
-    rules: Vec<AccessRule>,
+    rules: Rules,
     zone: String,
     permissions: Permissions,
+    /// What all may open.
+    for_all: Services,
     /// The classes of those who may open these services beyond what all may. Those of rules that were in
     /// force before are among them, so that peers for whom nothing changes stay in their class.
     classes: HashMap<Services, u32>,
@@ -56,12 +74,24 @@ pub(super) struct NewClass {
     services: Services,
 }
 
+impl Default for Access {
+    /// Where nobody restricts anything.
+    fn default() -> Self {
+        Self::new(Rules { own: None, overlay: OverlayAccess::Unrestricted }, "", None)
+    }
+}
+
 impl Access {
     /// The rules, for an overlay with this zone, in place of others: no class of those becomes another one.
-    pub(super) fn new(rules: Vec<AccessRule>, zone: &str, before: Option<&Self>) -> Self {
-        let mut permissions = Permissions::from_iter([PolicyKey::everything(Direction::Out)]);
-        let for_all = rules.iter().filter(|rule| rule.from.contains(&Who::All));
-        allow(&mut permissions, EVERY_CLASS, &services(for_all));
+    pub(super) fn new(rules: Rules, zone: &str, before: Option<&Self>) -> Self {
+        let for_all = rules.services(AccessRule::is_for_all);
+        let permissions = if rules.allow_everything() {
+            Permissions::default()
+        } else {
+            let mut permissions = Permissions::from_iter([PolicyKey::everything(Direction::Out)]);
+            allow(&mut permissions, EVERY_CLASS, &for_all);
+            permissions
+        };
         let used = |before: &Self| {
             let given = |(_, class): &(&Services, &u32)| before.given.contains(class);
             before.classes.iter().filter(given).map(|(services, class)| (services.clone(), *class)).collect()
@@ -70,6 +100,7 @@ impl Access {
             rules,
             zone: zone.to_owned(),
             permissions,
+            for_all,
             classes: before.map(used).unwrap_or_default(),
             given: HashSet::new(),
             last_class: before.map_or(EVERY_CLASS, |before| before.last_class),
@@ -78,8 +109,13 @@ impl Access {
     }
 
     /// The rules.
-    pub(super) fn rules(&self) -> &[AccessRule] {
+    pub(super) fn rules(&self) -> &Rules {
         &self.rules
+    }
+
+    /// Whether anything is restricted.
+    pub(super) fn restricts(&self) -> bool {
+        !self.rules.allow_everything()
     }
 
     /// What the policy must permit.
@@ -94,13 +130,12 @@ impl Access {
             0 => String::new(),
             others => format!(" (and {others} others)"),
         };
-        Some(format!("what `access` allows {fqdn}{others} but not everybody is denied: {why}"))
+        Some(format!("what the rules allow {fqdn}{others} but not everybody is denied: {why}"))
     }
 
     /// The class of a peer with this name.
     pub(super) fn class_of(&self, fqdn: &str) -> Class {
-        let special = |rule: &&AccessRule| !rule.from.contains(&Who::All) && self.is_for(rule, fqdn);
-        let services = services(self.rules.iter().filter(special));
+        let services = self.services_of(fqdn).beyond(&self.for_all);
         if services.is_empty() {
             return Class::Known(EVERY_CLASS);
         }
@@ -130,60 +165,52 @@ impl Access {
         }
     }
 
-    /// What a device with this name may open here, in the settings' words, without doubles.
+    /// What a device with this name may open here, in the settings' words.
     pub(super) fn open_to(&self, fqdn: &str) -> Vec<String> {
-        let mut open = Vec::new();
-        let in_force = |rule: &&AccessRule| rule.from.contains(&Who::All) || !self.refused.contains_key(fqdn);
-        for rule in self.rules.iter().filter(|rule| self.is_for(rule, fqdn)).filter(in_force) {
-            for service in rule.to.iter().map(Service::to_string) {
-                if !open.contains(&service) {
-                    open.push(service);
-                }
-            }
+        match self.refused.contains_key(fqdn) {
+            true => self.for_all.words(),
+            false => self.services_of(fqdn).words(),
         }
-        open
     }
 
-    fn is_for(&self, rule: &AccessRule, fqdn: &str) -> bool {
-        rule.from.iter().any(|who| who.includes(fqdn, &self.zone))
-    }
-}
-
-/// What these rules name, once each.
-fn services<'a>(rules: impl Iterator<Item = &'a AccessRule>) -> Services {
-    let mut all: Services = rules.flat_map(|rule| &rule.to).flat_map(entries).collect();
-    all.sort_unstable();
-    all.dedup();
-    all
-}
-
-/// As the policy has them.
-fn entries(service: &Service) -> Box<dyn Iterator<Item = (u8, u16)> + '_> {
-    match service {
-        Service::All => Box::new(once((EVERY_PROTOCOL, EVERY_PORT))),
-        Service::Ping => Box::new(once(PING)),
-        Service::Protocol(protocol) => Box::new(once((protocol.number(), EVERY_PORT))),
-        Service::Ports(protocol, ports) => Box::new(ports.clone().map(|port| (protocol.number(), port))),
+    fn services_of(&self, fqdn: &str) -> Services {
+        self.rules.services(|rule| rule.is_for(fqdn, &self.zone))
     }
 }
 
 fn allow(permissions: &mut Permissions, class: u32, services: &Services) {
-    for (protocol, port) in services {
-        permissions.allow(PolicyKey::new(Direction::In, class, *protocol, *port));
+    for (protocol, port) in services.entries() {
+        permissions.allow(PolicyKey::new(Direction::In, class, protocol, port));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use cyphonic_common::policy::PolicyTable as _;
+    use cyphonic_common::policy::{ECHO_REQUEST, EVERY_PORT, EVERY_PROTOCOL, ICMPV6, PolicyTable as _};
 
     use super::*;
+    use crate::config::Config;
 
     const ZONE: &str = "cyphonic.internal";
     const TCP: u8 = 6;
 
+    fn own(yaml: &str) -> Vec<AccessRule> {
+        let config: Config = serde_yaml::from_str(&format!("access: {yaml}")).unwrap();
+        config.rules().unwrap()
+    }
+
+    fn rules(yaml: &str) -> Rules {
+        Rules { own: Some(own(yaml)), overlay: OverlayAccess::Unrestricted }
+    }
+
     fn access(yaml: &str) -> Access {
-        Access::new(serde_yaml::from_str(yaml).unwrap(), ZONE, None)
+        Access::new(rules(yaml), ZONE, None)
+    }
+
+    /// By rules of the overlay that say this, and the device's own if there are any.
+    fn told(overlay: &str, yaml: Option<&str>) -> Access {
+        let overlay = OverlayAccess::Rules { rules: own(overlay), unread: 0 };
+        Access::new(Rules { own: yaml.map(own), overlay }, ZONE, None)
     }
 
     /// The class of a peer, as it is when its tunnel has been installed.
@@ -202,20 +229,24 @@ mod tests {
         access.permissions().holds(&PolicyKey::new(Direction::In, class, protocol, port))
     }
 
+    fn open(access: &Access, name: &str) -> Vec<String> {
+        access.open_to(&format!("{name}.{ZONE}"))
+    }
+
     #[test]
     fn without_a_rule_nobody_may_open_anything_and_this_device_all() {
         let mut none = access("[]");
         assert_eq!(class(&mut none, "a"), EVERY_CLASS);
         let expected = Permissions::from_iter([PolicyKey::everything(Direction::Out)]);
-        assert_eq!((none.permissions(), none.rules().len()), (&expected, 0));
-        assert_eq!(none.open_to("a.cyphonic.internal"), Vec::<String>::new());
+        assert_eq!((none.permissions(), none.restricts()), (&expected, true));
+        assert!(open(&none, "a").is_empty());
     }
 
     #[test]
     fn what_is_for_all_is_of_every_class() {
         let mut access = access("[{from: [x, all], to: [ping, tcp/80-81, udp]}]");
         assert_eq!(class(&mut access, "x"), EVERY_CLASS);
-        for (protocol, port) in [PING, (TCP, 80), (TCP, 81), (17, EVERY_PORT)] {
+        for (protocol, port) in [(ICMPV6, u16::from(ECHO_REQUEST)), (TCP, 80), (TCP, 81), (17, EVERY_PORT)] {
             assert!(holds(&access, EVERY_CLASS, protocol, port));
         }
         assert_eq!(access.permissions().len(), 5);
@@ -235,24 +266,69 @@ mod tests {
             assert_eq!([22, 502].map(|port| holds(&access, class, TCP, port)), ports, "{class}");
         }
         assert!(holds(&access, 4, EVERY_PROTOCOL, EVERY_PORT));
-        assert_eq!(access.open_to("hmi.cyphonic.internal"), ["tcp/22", "tcp/502"]);
+        assert_eq!(open(&access, "hmi"), ["tcp/22", "tcp/502"]);
+    }
+
+    #[test]
+    fn who_may_open_no_more_than_all_is_of_no_class_of_its_own() {
+        let mut access = access("[{from: all, to: [tcp, ping]}, {from: a, to: tcp/22}, {from: b, to: all}]");
+        assert_eq!(["a", "b", "c"].map(|name| class(&mut access, name)), [EVERY_CLASS, 1, EVERY_CLASS]);
+        assert_eq!(
+            (open(&access, "a").join(" "), open(&access, "b").join(" ")),
+            ("ping tcp".into(), "all".into())
+        );
+    }
+
+    #[test]
+    fn what_may_be_opened_is_what_device_and_overlay_allow() {
+        let overlay = "[{from: all, to: [ping, udp/53]}, {from: [a, b], to: [tcp, udp]}, {from: c, to: all}]";
+        let mut both =
+            told(overlay, Some("[{from: all, to: ping}, {from: [a, c, d], to: [tcp/22, udp/53]}]"));
+        for (name, may) in
+            [("a", "ping tcp/22 udp/53"), ("b", "ping"), ("c", "ping tcp/22 udp/53"), ("d", "ping udp/53")]
+        {
+            assert_eq!(open(&both, name).join(" "), may, "{name}");
+        }
+        assert_eq!(["a", "b", "c", "d"].map(|name| class(&mut both, name)), [1, EVERY_CLASS, 1, 2]);
+        assert!(holds(&both, 1, TCP, 22) && holds(&both, 2, 17, 53) && !holds(&both, EVERY_CLASS, 17, 53));
+        let without_own = told(overlay, None);
+        assert_eq!(open(&without_own, "c").join(" "), "all");
+        assert_eq!(open(&without_own, "d").join(" "), "ping udp/53");
+        let nothing = told("[]", Some("[{from: all, to: all}]"));
+        assert!(nothing.restricts() && open(&nothing, "a").is_empty(), "the overlay allows nothing here");
+    }
+
+    #[test]
+    fn where_nobody_restricts_nothing_is_even_looked_at() {
+        let unrestricted =
+            |own| Access::new(Rules { own, overlay: OverlayAccess::Unrestricted }, ZONE, Some(&access("[]")));
+        let mut lifted = unrestricted(None);
+        assert!(!lifted.restricts() && lifted.permissions().are_all());
+        assert_eq!(class(&mut lifted, "a"), EVERY_CLASS);
+        assert!(unrestricted(Some(own("[{from: all, to: all}]"))).restricts(), "answers are looked for");
+    }
+
+    #[test]
+    fn until_the_nms_has_told_nobody_may_open_anything() {
+        for own in [None, Some(own("[{from: all, to: all}]"))] {
+            let access = Access::new(Rules { own, overlay: OverlayAccess::Unknown }, ZONE, None);
+            assert!(access.restricts() && open(&access, "a").is_empty());
+        }
     }
 
     #[test]
     fn under_other_rules_who_may_open_the_same_stays_in_its_class_and_none_becomes_another() {
         let mut before = access("[{from: a, to: tcp/22}, {from: b, to: tcp/80}]");
         assert_eq!(["a", "b"].map(|name| class(&mut before, name)), [1, 2]);
-        let rules =
-            serde_yaml::from_str("[{from: all, to: ping}, {from: a, to: tcp/22}, {from: b, to: tcp/23}]");
-        let mut after = Access::new(rules.unwrap(), ZONE, Some(&before));
+        let after = rules("[{from: all, to: ping}, {from: a, to: tcp/22}, {from: b, to: tcp/23}]");
+        let mut after = Access::new(after, ZONE, Some(&before));
         assert!(
             matches!(after.class_of("a.cyphonic.internal"), Class::New(_)),
             "its permissions are to be given"
         );
         assert_eq!(["a", "b"].map(|name| class(&mut after, name)), [1, 3]);
         assert!(holds(&after, 1, TCP, 22) && !holds(&after, 2, TCP, 80) && holds(&after, 3, TCP, 23));
-        let rules = serde_yaml::from_str("[{from: b, to: tcp/80}]").unwrap();
-        let mut last = Access::new(rules, ZONE, Some(&after));
+        let mut last = Access::new(rules("[{from: b, to: tcp/80}]"), ZONE, Some(&after));
         assert_eq!(class(&mut last, "b"), 4, "the numbers of what is not used are forgotten");
     }
 
@@ -263,7 +339,7 @@ mod tests {
             assert!(matches!(access.class_of("a.cyphonic.internal"), Class::New(NewClass { class: 1, .. })));
             access.is_refused("a.cyphonic.internal", &"the map is full");
             assert!(access.refused().is_some_and(|why| why.ends_with("the map is full")));
-            assert_eq!(access.open_to("a.cyphonic.internal"), ["ping"], "what is in force");
+            assert_eq!(open(&access, "a"), ["ping"], "what is in force");
         }
         assert_eq!(access.permissions().len(), 2);
         assert_eq!(class(&mut access, "b"), 1);

@@ -53,6 +53,7 @@ impl Engine {
                 tracing::debug!(%reason, "held packets are dropped");
                 self.ring.drop_held(dst, true);
             }
+            Action::Restrict(overlay) => self.restrict(overlay),
             Action::Save(state) => (self.save)(&state),
             // Status is asked for, not pushed.
             Action::StatusChanged => {}

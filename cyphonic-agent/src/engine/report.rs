@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use cyphonic_common::Nat64Prefix;
 use cyphonic_dataplane::protect::Suite;
 use cyphonic_dataplane::ring::{Amount, EncapRing, Traffic, TunnelStats};
+use cyphonic_proto::access::OverlayAccess;
 use cyphonic_proto::message::RouteKind;
 use cyphonic_proto::netcheck::Findings;
 use cyphonic_proto::node::{
     NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus,
 };
 
-use super::access::Access;
+use super::access::{Access, Rules};
 use super::interface::Lost;
 use super::renewal::{Lifetime, unix};
 use super::run::Engine;
@@ -65,7 +66,8 @@ impl Engine {
             latencies: self.node.relay_latencies(),
             ring: self.ring.as_ref(),
             surroundings: &self.surroundings,
-            access: self.access.as_ref(),
+            access: &self.access,
+            access_failure: self.access_failure.as_deref(),
             setup_times: &self.queries.setup_times,
             started: self.started,
             udp_port: self.port.local_port(),
@@ -90,7 +92,8 @@ struct Sources<'a> {
     latencies: &'a BTreeMap<String, Duration>,
     ring: &'a dyn EncapRing,
     surroundings: &'a Surroundings,
-    access: Option<&'a Access>,
+    access: &'a Access,
+    access_failure: Option<&'a str>,
     setup_times: &'a HashMap<Ipv6Addr, Duration>,
     started: Instant,
     udp_port: u16,
@@ -134,11 +137,36 @@ fn report(sources: &Sources<'_>) -> StatusReport {
             not_after: sources.certificate.not_after,
         },
         peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources, now)).collect(),
-        access: sources.access.map(|access| AccessReport { rules: access.rules().len() }),
+        access: access_report(sources.access),
         traffic: TrafficReport { sent: by_route(counters.sent), received: by_route(counters.received) },
         drops,
         ..StatusReport::default()
     }
+}
+
+fn access_report(access: &Access) -> Option<AccessReport> {
+    let Rules { own, overlay } = access.rules();
+    access.restricts().then(|| AccessReport {
+        rules: own.as_ref().map(Vec::len),
+        overlay_rules: overlay.rules().map(<[_]>::len),
+        overlay_told: *overlay != OverlayAccess::Unknown,
+    })
+}
+
+/// What of the rules is not as somebody wrote it.
+fn access_faults(sources: &Sources<'_>) -> Vec<String> {
+    let not_taken = sources.access_failure.map(|why| {
+        format!(
+            "the overlay's access rules cannot be enforced, and those before hold: {why}; restart the daemon"
+        )
+    });
+    let not_read = match &sources.access.rules().overlay {
+        OverlayAccess::Rules { unread: unread @ 1.., .. } => Some(format!(
+            "{unread} entries of the overlay's access rules are not understood here, and allow nothing: upgrade this device"
+        )),
+        _ => None,
+    };
+    [sources.access.refused(), not_taken, not_read].into_iter().flatten().collect()
 }
 
 fn ring_report(surroundings: &Surroundings) -> RingReport {
@@ -235,7 +263,8 @@ fn peer_report(
         last_error: peer.last_error.clone(),
         may_open: sources
             .access
-            .map(|access| peer.fqdn.as_ref().map_or_else(Vec::new, |fqdn| access.open_to(fqdn))),
+            .restricts()
+            .then(|| peer.fqdn.as_ref().map_or_else(Vec::new, |fqdn| sources.access.open_to(fqdn))),
     }
 }
 
@@ -286,7 +315,7 @@ fn health(sources: &Sources<'_>, classifier: &ClassifierReport) -> Vec<HealthChe
             ),
         );
     }
-    if let Some(why) = sources.access.and_then(Access::refused) {
+    for why in access_faults(sources) {
         add("access-incomplete", Severity::Error, why);
     }
     match sources.not_admitted {

@@ -37,7 +37,9 @@ pub(crate) struct Engine {
     pub(super) transport: Arc<Transport>,
     pub(super) port: Arc<UdpPort>,
     pub(super) ring: Arc<dyn EncapRing>,
-    pub(super) access: Option<Access>,
+    pub(super) access: Access,
+    /// Why rules that the NMS told are not in force.
+    pub(super) access_failure: Option<String>,
     pub(super) netcheck: Netcheck,
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) names: Names,
@@ -84,6 +86,7 @@ impl Engine {
             port: parts.port,
             ring: parts.ring,
             access: parts.access,
+            access_failure: None,
             inputs,
             names,
             surroundings: parts.surroundings,

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use cyphonic_dataplane::ring::{Permissions, RingError, TunnelId};
+use cyphonic_dataplane::ring::{RingError, TunnelId};
+use cyphonic_proto::access::OverlayAccess;
 
-use super::access::{Access, Class};
+use super::access::{Access, Class, Rules};
 use super::run::Engine;
-use crate::config::{AccessRule, Reloadable};
+use crate::config::Reloadable;
 use crate::control::BackendError;
 
 /// An empty file, or one that is just being written, is no reason to let everybody in.
@@ -18,40 +19,56 @@ impl Engine {
     /// All of them, or none.
     pub(super) fn take_over(&mut self, now: Instant, settings: Reloadable) -> Result<(), BackendError> {
         let Reloadable { access, keep_open } = settings;
-        match (access, &self.access) {
-            (Some(rules), _) => self
-                .set_access(rules)
-                .map_err(|error| BackendError::Settings(format!("`access` cannot be enforced: {error}")))?,
-            (None, Some(_)) => return Err(BackendError::Settings(RULES_ARE_GONE.to_owned())),
-            (None, None) => {}
+        let before = self.access.rules();
+        if access.is_none() && before.own.is_some() {
+            return Err(BackendError::Settings(RULES_ARE_GONE.to_owned()));
         }
+        let rules = Rules { own: access, overlay: before.overlay.clone() };
+        self.set_access(rules)
+            .map_err(|error| BackendError::Settings(format!("`access` cannot be enforced: {error}")))?;
         self.node.handle_keep_open(now, &keep_open);
         Ok(())
     }
 
+    /// The overlay has other rules for this device.
+    pub(super) fn restrict(&mut self, overlay: OverlayAccess) {
+        tracing::info!("{}", told(&overlay));
+        let rules = Rules { own: self.access.rules().own.clone(), overlay };
+        self.access_failure = self.set_access(rules).err().map(|error| error.to_string());
+        if let Some(error) = &self.access_failure {
+            tracing::error!(error, "the overlay's access rules cannot be enforced: those before hold");
+        }
+    }
+
     /// What rules before and after allow passes all the time.
-    fn set_access(&mut self, rules: Vec<AccessRule>) -> Result<(), RingError> {
-        if self.access.as_ref().is_some_and(|access| access.rules() == rules) {
+    fn set_access(&mut self, rules: Rules) -> Result<(), RingError> {
+        if *self.access.rules() == rules {
             return Ok(());
         }
         let status = self.node.status();
-        let mut after = Access::new(rules, &status.zone, self.access.as_ref());
+        let mut after = Access::new(rules, &status.zone, Some(&self.access));
         let mut classes = Vec::new();
         for peer in status.peers.iter().filter(|peer| !peer.tunnels.is_empty()) {
             let Some(fqdn) = &peer.fqdn else { continue };
             let class = class_of(&mut after, fqdn);
             classes.extend(peer.tunnels.iter().map(|tunnel| (TunnelId(tunnel.id.0), class)));
         }
-        let before =
-            self.access.as_ref().map_or_else(Permissions::default, |before| before.permissions().clone());
-        self.ring.set_permissions(Arc::new(before.and(after.permissions())))?;
+        self.ring.set_permissions(Arc::new(self.access.permissions().and(after.permissions())))?;
         for (tunnel, class) in classes {
             self.ring.set_class(tunnel, class);
         }
         // From here on the peers are of these classes, whatever comes.
         let permissions = Arc::new(after.permissions().clone());
-        self.access = Some(after);
+        self.access = after;
         self.ring.set_permissions(permissions)
+    }
+}
+
+/// For the log.
+fn told(overlay: &OverlayAccess) -> String {
+    match overlay.rules() {
+        Some(rules) => format!("the overlay's access rules for this device: {}", rules.len()),
+        None => "the overlay has no access rules".to_owned(),
     }
 }
 

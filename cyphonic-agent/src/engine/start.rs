@@ -12,7 +12,7 @@ use cyphonic_transport::{Clock, ServerTls, Transport};
 use futures_util::FutureExt;
 use tokio::sync::{oneshot, watch};
 
-use super::access::Access;
+use super::access::{Access, Rules};
 use super::datapath::{Ground, Wiring};
 use super::followers::Followers;
 use super::interface::{self, Lost};
@@ -54,13 +54,12 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let wiring =
         Wiring { sink: transport.mux(), own: address, prefix, events: inbox.events(), early: Arc::default() };
     let path = ground.build(&config.interface, &wiring)?;
-    let access = config.access.clone().map(|rules| Access::new(rules, &member.zone, None));
-    if let Some(access) = &access {
-        let given = path.ring.set_permissions(Arc::new(access.permissions().clone()));
-        given.map_err(|error| failed("who may open what here (`access`)", error))?;
-    }
     let networks = Networks::look(&netlink, &config.interface, interface.index, prefix, &port).await?;
     let node = node_config(&config, &state, &member, networks.addresses(), most_inner);
+    let overlay = node.cached.as_ref().map(|cached| cached.access.clone()).unwrap_or_default();
+    let access = Access::new(Rules { own: config.rules(), overlay }, &member.zone, None);
+    let given = path.ring.set_permissions(Arc::new(access.permissions().clone()));
+    given.map_err(|error| failed("who may open what here (`access`)", error))?;
     let lost = Lost::default();
     let surroundings = Surroundings {
         interface: InterfaceReport { name: config.interface.clone(), mtu: interface.mtu, up: interface.up },

@@ -57,7 +57,7 @@ impl Engine {
 
     /// The class of a peer in the port policy, which knows it then.
     fn class_of(&mut self, fqdn: &str) -> u32 {
-        let Some(access) = &mut self.access else { return EVERY_CLASS };
+        let access = &mut self.access;
         match access.class_of(fqdn) {
             Class::Known(class) => class,
             Class::New(new) => match self.ring.set_permissions(Arc::new(new.permissions.clone())) {

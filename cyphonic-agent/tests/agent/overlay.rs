@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use cyphonic_agent::control::report::{InterfaceReport, RingReport, ServiceKind, ServiceState};
 use cyphonic_agent::control::{Backend, StatusReport};
 use cyphonic_agent::engine::{
-    self, EngineHandle, EngineParts, Inbox, Kernel, KernelFigures, RenewalParts, Surroundings,
+    self, Access, EngineHandle, EngineParts, Inbox, Kernel, KernelFigures, RenewalParts, Surroundings,
 };
 use cyphonic_agent::state::{DeviceIdentity, StateDir};
 use cyphonic_cloud::authentication::{ManagementService, Service};
@@ -200,7 +200,7 @@ impl Device {
             Some((ServerTls::peer(&credentials).unwrap().with_clock(clock.clone()), self.network)),
         );
         let parts = EngineParts {
-            access: None,
+            access: Access::default(),
             port_mapping: false,
             clock,
             credentials,

@@ -11,6 +11,7 @@ use cyphonic_proto::node::MAX_RELAYS;
 use cyphonic_transport::logging::NoLogFilter;
 use serde::Deserialize;
 
+use super::access::{self, WrittenRule};
 use super::relay::MAX_BINDINGS;
 use super::{Certificates, Config, RelayAddresses, RelayConfig, ServiceRole, StunConfig, TcpMode, value};
 use crate::network::Network;
@@ -63,6 +64,8 @@ pub(super) struct File {
     device_certificate_lifetime: Duration,
     #[serde(default = "one_hour", deserialize_with = "value::token_lifetime")]
     token_lifetime: Duration,
+    #[serde(default)]
+    access: Option<Vec<WrittenRule>>,
     #[serde(default = "info")]
     log: String,
 }
@@ -105,6 +108,7 @@ impl File {
         if !(MIN_CERTIFICATE_LIFETIME..=MAX_CERTIFICATE_LIFETIME).contains(&lifetime) {
             return Err(("device_certificate_lifetime", "it must be between 1h and 825d".to_owned()));
         }
+        let access = self.access.map(access::check).transpose().map_err(|reason| ("access", reason))?;
         let log = self.log.parse().map_err(|error: NoLogFilter| ("log", error.to_string()))?;
         let pair = |pair: Pair| ServiceFiles {
             certificate: directory.join(pair.certificate),
@@ -131,6 +135,7 @@ impl File {
             },
             device_certificate_lifetime: lifetime,
             token_lifetime: self.token_lifetime,
+            access,
             runtime_directory: None,
             log,
         })
@@ -149,6 +154,9 @@ impl File {
             }
             Ok(())
         };
+        if self.access.is_some() && !roles.contains(&ServiceRole::Nms) {
+            return Err(("access", "the nms tells devices of it: write it where the role nms is".to_owned()));
+        }
         needs(ServiceRole::As, "register", self.register.is_some())?;
         needs(ServiceRole::Nms, "register", self.register.is_some())?;
         needs(ServiceRole::As, "devices_authority", self.devices_authority.is_some())?;

@@ -40,6 +40,9 @@ impl Template<'_> {
         if self.keeps_register {
             self.write_register(out)?;
         }
+        if self.roles.contains(&ServiceRole::Nms) {
+            out.push_str(ACCESS);
+        }
         self.write_certificates(out)?;
         out.push_str(LOG);
         Ok(())
@@ -200,6 +203,15 @@ const DEVICES_AUTHORITY: &str = "
 const LIFETIMES: &str = "
 # How long a device's certificate is valid (devices renew by themselves in time), and how long an enrolment token
 # can be used unless `token create --ttl` says otherwise, at most 365d.
+";
+
+const ACCESS: &str = "
+# Who may open what at which devices; without it, nothing is restricted. `from` and `at` name devices (press-7.hall,
+# press-*.hall, .hall for all below it, all), `to` is ping, tcp, udp, sctp, tcp/22, udp/5000-5010 or all. What no rule allows is
+# denied; a device's own rules (agent.yaml) may allow less. After a change: systemctl reload cyphonic-cloud.
+#access:
+#  - {from: all, at: all, to: ping}
+#  - {from: [hmi.hall, .office], at: press-*.hall, to: [tcp/22, tcp/502]}
 ";
 
 const ROOT: &str = "

@@ -120,8 +120,7 @@ impl Register {
         // All of the same moment.
         let transaction = connection.transaction()?;
         let revision = newest_revision(&transaction)?;
-        let mut statement = transaction.prepare("SELECT fqdn FROM devices WHERE revoked_at IS NULL")?;
-        let names = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        let names = names(&transaction)?;
         let mut statement =
             transaction.prepare("SELECT fqdn FROM devices WHERE revoked_at >= ?1 ORDER BY revoked_at")?;
         let revoked =
@@ -312,6 +311,13 @@ pub(super) fn check_prefix(connection: &Connection, prefix: Prefix) -> Result<()
         }
     }
     Ok(())
+}
+
+/// The names of all devices that are not revoked.
+pub(super) fn names(connection: &Connection) -> Result<Vec<String>, RegisterError> {
+    let mut statement = connection.prepare("SELECT fqdn FROM devices WHERE revoked_at IS NULL")?;
+    let names = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    Ok(names)
 }
 
 pub(super) fn find(connection: &Connection, fqdn: &str) -> Result<Option<DeviceRecord>, RegisterError> {

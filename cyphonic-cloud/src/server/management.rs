@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cyphonic_proto::Channel;
+use cyphonic_proto::access::OverlayRule;
 use cyphonic_proto::message::Message;
 use cyphonic_proto::nms::{Action, Nms, NmsConfig, NmsTiming};
 use cyphonic_proto::node::Relay;
@@ -31,7 +32,16 @@ const RESERVE_AGAIN: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub(super) struct ManagementServer {
     entrance: Entrance,
+    access: tokio::sync::watch::Sender<Option<Vec<OverlayRule>>>,
 }
+
+/// An empty file, or one that is just being written, is no reason to open every device to everybody.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`access` is gone, and had rules, which stay in force: to restrict nothing, write \
+     `access: [{{from: all, at: all, to: all}}]`, or restart the service"
+)]
+pub struct RulesAreGone;
 
 impl ManagementServer {
     pub(super) fn start(
@@ -55,6 +65,7 @@ impl ManagementServer {
             prefix: config.network.prefix,
             zone: config.network.zone.clone(),
             relays,
+            access: config.access.clone(),
             devices: Some(watch.take_names()),
             revoked: watch.take_revoked(),
             timing: NmsTiming::default(),
@@ -68,8 +79,20 @@ impl ManagementServer {
         if let Some(directory) = config.runtime_directory.clone() {
             tasks.spawn(kept::keep(directory, config.network.id, move || told.borrow().clone()));
         }
-        tasks.spawn(Management { nms, sessions, public, online }.run(events, watch.subscribe()));
-        Ok(Self { entrance })
+        let (access, rules) = tokio::sync::watch::channel(config.access.clone());
+        tasks.spawn(Management { nms, sessions, public, online, rules }.run(events, watch.subscribe()));
+        Ok(Self { entrance, access })
+    }
+
+    /// Has other rules in force from now on, if they are others, and says whether they are.
+    ///
+    /// # Errors
+    /// There are none any more.
+    pub(super) fn restrict(&self, rules: Option<Vec<OverlayRule>>) -> Result<bool, RulesAreGone> {
+        if rules.is_none() && self.access.borrow().is_some() {
+            return Err(RulesAreGone);
+        }
+        Ok(self.access.send_if_modified(|before| std::mem::replace(before, rules) != *before))
     }
 
     /// A connection was accepted. The look at the register must not hold up other connections.
@@ -85,6 +108,8 @@ struct Management {
     public: Vec<SocketAddr>,
     /// Who is online, for whoever wants to know.
     online: tokio::sync::watch::Sender<Online>,
+    /// Who may open what.
+    rules: tokio::sync::watch::Receiver<Option<Vec<OverlayRule>>>,
 }
 
 impl Management {
@@ -97,6 +122,10 @@ impl Management {
             tokio::select! {
                 Some(event) = events.recv() => self.handle(event),
                 Some(device) = changes.recv() => self.device_changed(&device),
+                Ok(()) = self.rules.changed() => {
+                    let rules = self.rules.borrow_and_update().clone();
+                    self.nms.handle_access(Instant::now(), rules);
+                }
                 () = sleep_until(timeout) => self.nms.handle_timeout(Instant::now()),
                 () = tokio::time::sleep_until(look_at) => look_at = tokio::time::Instant::now() + self.look(),
                 _ = tell.tick() => {

@@ -1,6 +1,7 @@
 //! The program itself: its command line, its exit, and what survives `kill -9`.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod access;
 mod check;
 #[path = "../common/client.rs"]
 mod client;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::access::OverlayRule;
 use crate::address::Prefix;
 use crate::id::{Channel, ExchangeId};
 use crate::identity::NetworkId;
@@ -26,6 +27,8 @@ pub struct NmsConfig {
     /// [`REVOCATIONS_REMEMBERED`](super::REVOCATIONS_REMEMBERED) before the start, the oldest first: who
     /// was to be told of them may not have been.
     pub revoked: Vec<String>,
+    /// Who may open what at which devices; `None`: nothing is restricted.
+    pub access: Option<Vec<OverlayRule>>,
     /// Set-ups are numbered upwards from here, so that both ends agree which of two is newer. Must be larger
     /// than every number used before: nanoseconds since 1970 at the start serve well.
     pub first_setup: u64,
@@ -125,4 +128,6 @@ pub struct NmsCounters {
     pub responder_timeouts: u64,
     /// Notices of revocations that were sent.
     pub revocation_notices: u64,
+    /// Notices of other access rules that were sent.
+    pub access_notices: u64,
 }

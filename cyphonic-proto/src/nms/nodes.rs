@@ -128,7 +128,7 @@ impl Nms {
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
         let registration = Registration::from_wire(request, overlay, &self.config.relays);
         let is_new = node.registration.replace(registration).is_none();
-        let (address, observed) = (node.address, node.seen.1);
+        let (address, observed, fqdn) = (node.address, node.seen.1, node.fqdn.clone());
         self.counters.registrations += 1;
         self.responder_moved(channel);
         if is_new {
@@ -144,6 +144,7 @@ impl Nms {
             protocol_version: spoken,
             // The shell's to tell: this machine has no such clock.
             time: 0,
+            access: self.access_at(&fqdn),
         }))
     }
 

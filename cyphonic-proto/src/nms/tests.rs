@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::access::{AccessRule, OverlayRule};
 use crate::identity::{KeyHash, NetworkId, Role};
 use crate::message::{
     DirectionRequest, Observation, RegistrationRequest, RouteConfirmation, RouteDirection, RouteKind,
@@ -52,6 +53,7 @@ fn config(timing: NmsTiming) -> NmsConfig {
         relays: vec![Relay { name: "trs.lab".into(), addresses: vec![at("192.0.2.9:443")] }],
         devices: Some(["a.lab", "b.lab", "c.lab"].map(String::from).to_vec()),
         revoked: Vec::new(),
+        access: None,
         first_setup: 1000,
         timing,
     }
@@ -467,6 +469,56 @@ fn a_revoked_device_is_closed_forgotten_and_kept_out() {
     bench.nms.handle_enrolled("b.lab");
     bench.connect(6, "b.lab", at("203.0.113.2:7000"));
     assert!(bench.actions().is_empty());
+}
+
+/// `from` may ping this device.
+fn overlay_rule(at: &str, from: &str) -> OverlayRule {
+    let to = vec!["ping".parse().unwrap()];
+    let from = vec![from.parse().unwrap()];
+    OverlayRule { at: vec![at.parse().unwrap()], rule: AccessRule { from, to } }
+}
+
+#[test]
+fn a_node_is_told_what_holds_there_when_it_registers_and_when_that_becomes_something_else() {
+    let mut bench = bench();
+    let registered = |bench: &mut Bench, channel| match bench.register(channel, &[], &[]) {
+        Message::RegistrationResponse(response) => response.access.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let before = registered(&mut bench, 0);
+    assert!(before.unrestricted && before.rules.is_empty(), "{before:?}");
+    bench.connect(2, "c.lab", at("203.0.113.3:7000"));
+    let noticed = |bench: &mut Bench| {
+        let actions = bench.actions();
+        let notices = actions.into_iter().map(|action| match action {
+            Action::Request { channel, message: Message::AccessNotice(notice), .. } => {
+                (channel.0, notice.access.unwrap())
+            }
+            other => panic!("{other:?}"),
+        });
+        notices.collect::<Vec<_>>()
+    };
+    bench.nms.handle_access(bench.now, Some(vec![overlay_rule("a", "b"), overlay_rule("c", "b")]));
+    let told = noticed(&mut bench);
+    assert_eq!(
+        told.iter().map(|(channel, _)| *channel).collect::<Vec<_>>(),
+        [0, 1],
+        "C is not registered yet"
+    );
+    assert_eq!((told[0].1.rules.len(), told[1].1.rules.len()), (1, 0), "at B nobody may open anything");
+    assert!(told.iter().all(|(_, told)| told.revision > before.revision && !told.unrestricted));
+    assert_eq!(registered(&mut bench, 2).rules.len(), 1);
+
+    bench.nms.handle_access(bench.now, Some(vec![overlay_rule("c", "b"), overlay_rule("a", "b")]));
+    assert!(noticed(&mut bench).is_empty(), "another order is no news to any");
+    bench.nms.handle_access(bench.now, Some(vec![overlay_rule("c", "a"), overlay_rule("a", "b")]));
+    let last = noticed(&mut bench);
+    let again = registered(&mut bench, 0).revision;
+    assert!(matches!(&last[..], [(2, told)] if told.revision == again), "{last:?}");
+    bench.nms.handle_access(bench.now, None);
+    let lifted = noticed(&mut bench);
+    assert_eq!(lifted.len(), 3);
+    assert!(lifted.iter().all(|(_, told)| told.unrestricted && told.revision > last[0].1.revision));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use super::cache::CachedState;
 use super::mtu::PathMtu;
 use super::paths::CandidateSet;
 use crate::ConnectionId;
+use crate::access::OverlayAccess;
 use crate::id::{ExchangeId, PeerConnectionId, QueryId, SetupId, TunnelId};
 use crate::message::{Message, Refusal, RefusalCode};
 use crate::trs::RESET_TOKEN_LEN;
@@ -335,6 +336,8 @@ pub enum Action {
         /// Why.
         reason: ResolveError,
     },
+    /// What others may open with this node is what the overlay's rules now say, as far as its own allow it.
+    Restrict(OverlayAccess),
     /// Write the state where the next start finds it.
     Save(CachedState),
     /// `Node::status` has changed.

@@ -1,13 +1,14 @@
-//! What a node keeps so that it can start while the AS is away.
+//! What a node keeps so that it can start while the AS is away, and as restricted as it was.
 
 use std::net::SocketAddr;
 
 use prost::Message as _;
 use thiserror::Error;
 
+use crate::access::OverlayAccess;
 use crate::message::{self, AgentCache, endpoint};
 
-/// Where the services were when the node last heard of them. Holds no secret.
+/// What the node last heard of services: where they were, and the overlay's rules. Holds no secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CachedState {
     /// Where the NMS is.
@@ -18,6 +19,8 @@ pub struct CachedState {
     pub relays: Vec<Relay>,
     /// Whether the network passed no UDP.
     pub udp_blocked: bool,
+    /// Who may open what with the node.
+    pub access: OverlayAccess,
 }
 
 /// A TRS.
@@ -39,8 +42,8 @@ impl CachedState {
     pub fn to_bytes(&self) -> Vec<u8> {
         let relays = self.relays.iter().map(Relay::to_wire).collect();
         let nms = endpoint::list_to_wire(&self.nms_addresses);
-        AgentCache { nms, nms_name: self.nms_name.clone(), relays, udp_blocked: self.udp_blocked }
-            .encode_to_vec()
+        let (nms_name, udp_blocked) = (self.nms_name.clone(), self.udp_blocked);
+        AgentCache { nms, nms_name, relays, udp_blocked, access: self.access.to_wire(0) }.encode_to_vec()
     }
 
     /// The state from a file's bytes.
@@ -57,7 +60,9 @@ impl CachedState {
         if nms_addresses.is_empty() || cache.nms_name.is_empty() {
             return Err(DamagedCache);
         }
-        Ok(Self { nms_addresses, nms_name: cache.nms_name, relays, udp_blocked: cache.udp_blocked })
+        let access = cache.access.as_ref().map(OverlayAccess::from_wire).unwrap_or_default();
+        let (nms_name, udp_blocked) = (cache.nms_name, cache.udp_blocked);
+        Ok(Self { nms_addresses, nms_name, relays, udp_blocked, access })
     }
 }
 
@@ -92,8 +97,11 @@ mod tests {
             nms_name: "nms.lab".into(),
             relays: vec![Relay { name: "trs.lab".into(), addresses: vec!["192.0.2.2:443".parse().unwrap()] }],
             udp_blocked: true,
+            access: OverlayAccess::at("a.lab", "lab", Some(&[])),
         };
-        assert_eq!(CachedState::from_bytes(&state.to_bytes()), Ok(state));
+        assert_eq!(CachedState::from_bytes(&state.to_bytes()), Ok(state.clone()));
+        let older = CachedState { access: OverlayAccess::Unknown, ..state };
+        assert_eq!(CachedState::from_bytes(&older.to_bytes()), Ok(older));
         assert_eq!(CachedState::from_bytes(&[]), Err(DamagedCache));
     }
 

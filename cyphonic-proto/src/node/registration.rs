@@ -47,6 +47,8 @@ pub(super) struct Registration {
     /// What the NMS was told last, and what it is being told.
     told: Option<News>,
     under_way: bool,
+    /// The number of the overlay's rules that this connection's NMS told last.
+    pub(super) access_revision: u64,
 }
 
 impl Registration {
@@ -63,6 +65,7 @@ impl Registration {
             start_up: None,
             told: None,
             under_way: false,
+            access_revision: 0,
         }
     }
 }
@@ -191,6 +194,8 @@ impl Node {
         registration.registered = false;
         registration.told = None;
         registration.under_way = false;
+        // Another NMS, or a new run of the same, counts anew.
+        registration.access_revision = 0;
         self.timers.clear(&Timer::Register);
     }
 
@@ -350,6 +355,7 @@ impl Node {
         }
         let relays = Relay::list_from_wire(&response.relays);
         self.learn(CachedState { relays, ..self.registration.known.clone() });
+        self.access_registered(response.access.as_ref());
         Ok(())
     }
 
@@ -383,7 +389,7 @@ impl Node {
         self.changed();
     }
 
-    fn learn(&mut self, state: CachedState) {
+    pub(super) fn learn(&mut self, state: CachedState) {
         if state != self.registration.known {
             self.registration.known = state.clone();
             // Without the NMS it is of no use to the next start, and would not be read.

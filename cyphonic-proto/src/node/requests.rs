@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use super::{Action, Node, Service};
 use crate::id::ExchangeId;
-use crate::message::{Message, Refusal, RefusalCode, RevocationConfirmation};
+use crate::message::{AccessConfirmation, Message, Refusal, RefusalCode, RevocationConfirmation};
 
 impl Node {
-    /// A service asks: only the NMS does, with a RouteDirection, a RouteWithdrawal or a RevocationNotice.
+    /// A service asks: only the NMS does, with a RouteDirection, a RouteWithdrawal, a RevocationNotice or an
+    /// AccessNotice.
     /// Answered by [`Action::Respond`], perhaps later.
     pub fn handle_request(&mut self, now: Instant, service: Service, exchange: ExchangeId, message: Message) {
         let accepted = match message {
@@ -23,6 +24,14 @@ impl Node {
                     message: Message::RevocationConfirmation(RevocationConfirmation {}),
                 });
                 self.peers_revoked(now, &notice);
+                Ok(())
+            }
+            Message::AccessNotice(notice) if service == Service::Nms => {
+                self.act(Action::Respond {
+                    exchange,
+                    message: Message::AccessConfirmation(AccessConfirmation {}),
+                });
+                self.access_noticed(&notice);
                 Ok(())
             }
             other => {

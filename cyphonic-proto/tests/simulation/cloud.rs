@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use cyphonic_proto::access::OverlayRule;
 use cyphonic_proto::message::{LoginResponse, Refusal, RefusalCode, endpoint};
 use cyphonic_proto::nms::{self, Nms, NmsConfig, NmsTiming};
 use cyphonic_proto::node::{Node, Relay, Service};
@@ -20,6 +21,8 @@ pub(crate) struct Cloud {
     /// How many relays the NMS names, from its next start on.
     pub(crate) listed: usize,
     devices: Vec<String>,
+    /// What `cloud.yaml` says, in this NMS's life and the next.
+    access: Option<Vec<OverlayRule>>,
     /// Whose request each exchange of a service is.
     asked: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
     /// Each request of the NMS, as the node knows it.
@@ -82,6 +85,7 @@ impl Cloud {
             relays: Default::default(),
             listed: 1,
             devices: Vec::new(),
+            access: None,
             asked: BTreeMap::new(),
             asking: BTreeMap::new(),
             cancelled: BTreeSet::new(),
@@ -105,6 +109,14 @@ impl Cloud {
         self.devices.retain(|device| *device != fqdn(name));
         if let Some(nms) = &mut self.nms {
             nms.handle_revoked(now, &fqdn(name));
+        }
+    }
+
+    /// Other rules hold; an NMS that is down has them when it is back.
+    pub(crate) fn restrict(&mut self, now: Instant, rules: Option<Vec<OverlayRule>>) {
+        self.access.clone_from(&rules);
+        if let Some(nms) = &mut self.nms {
+            nms.handle_access(now, rules);
         }
     }
 
@@ -135,6 +147,7 @@ impl Cloud {
                     relays: (0..self.listed).map(nth_relay).collect(),
                     devices: Some(self.devices.clone()),
                     revoked: Vec::new(),
+                    access: self.access.clone(),
                     first_setup: u64::try_from((now - start).as_nanos()).unwrap(),
                     timing: NmsTiming::default(),
                 };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use cyphonic_proto::access::OverlayAccess;
 use cyphonic_proto::node::{Action, CachedState, Node, NodeConfig, PeerVia, ResolveError, Service, Timing};
 use cyphonic_proto::tunnel::Suite;
 use cyphonic_proto::{Channel, ConnectionId, ExchangeId, Message, QueryId, TunnelId, relayed};
@@ -29,6 +30,8 @@ pub(crate) struct Host {
     /// Packets that could not be delivered and were answered.
     pub(crate) dropped: Vec<Ipv6Addr>,
     pub(crate) installs: u32,
+    /// What the overlay's rules let others open here.
+    pub(crate) access: OverlayAccess,
 }
 
 impl Host {
@@ -44,6 +47,7 @@ impl Host {
             early: BTreeMap::new(),
             dropped: Vec::new(),
             installs: 0,
+            access: OverlayAccess::Unknown,
         }
     }
 
@@ -86,6 +90,7 @@ impl World {
             software_version: "test".into(),
             timing: Timing { warm_relays: self.warm_relays, ..Timing::default() },
         };
+        host.access = host.cached.as_ref().map(|cached| cached.access.clone()).unwrap_or_default();
         host.node = Some(Node::new(config, seed, self.now));
         self.schedule(Duration::from_secs(1), Event::Stats { device: name, life });
         self.drain(name);
@@ -165,6 +170,7 @@ impl World {
                 host.held.remove(&dst);
                 host.dropped.push(dst);
             }
+            Action::Restrict(access) => self.hosts.get_mut(name).unwrap().access = access,
             Action::Save(state) => {
                 let state = CachedState::from_bytes(&state.to_bytes()).unwrap();
                 self.hosts.get_mut(name).unwrap().cached = Some(state);

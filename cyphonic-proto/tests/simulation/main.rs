@@ -7,6 +7,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that meets the unexpected should stop there")]
 
+mod access;
 mod cloud;
 mod dataplane;
 mod detours;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use cyphonic_lab::command::{Cancel, check};
 use serde_json::Value;
 
-use crate::overlay::{LIMIT, Overlay, RECOVERY, start_agent};
+use crate::overlay::{LIMIT, Overlay, RECOVERY, start_agent, start_service};
 
 /// How long an attempt goes unanswered that nobody answers.
 const UNANSWERED: Duration = Duration::from_millis(1_500);
@@ -29,6 +29,54 @@ fn a_device_says_who_may_open_what_with_it() {
         answers_come_to_who_asked(&overlay);
         it_is_told(&overlay);
         rules_are_read_again(&overlay, c);
+    }
+    the_overlay_says_so_too(&mut overlay);
+}
+
+/// What the overlay's rules deny is denied, and what they allow beyond the device's own is not allowed.
+fn the_overlay_says_so_too(overlay: &mut Overlay) {
+    restart(overlay, &format!("ring: offload\n{RULES}"));
+    let c = overlay.address("c").parse().unwrap();
+    for from in ["a", "b"] {
+        overlay.reach(from, "c");
+    }
+    let _services = services(overlay);
+    may_connect(overlay, "b", c, 2222);
+    let rest = "{from: all, at: [a, b], to: all}";
+    tell(overlay, &format!("[{{from: [a, b], at: c, to: [tcp, ping]}}, {rest}]"), 1);
+    may_connect(overlay, "b", c, 2222);
+    may_not_connect(overlay, "a", c, 2222);
+    assert_eq!(overlay.peer("c", "b")["may_open"], serde_json::json!(["ping", "tcp/2222"]));
+    assert_eq!(overlay.peer("a", "c")["may_open"], serde_json::json!(["all"]));
+    let shown = overlay.cyphonic("c", &["status"]);
+    assert!(shown.contains("2 rules of this device and by one rule of the overlay"), "{shown}");
+    tell(overlay, &format!("[{rest}]"), 0);
+    may_not_connect(overlay, "b", c, 2222);
+    // The device keeps what it was told, and has no rules of its own any more.
+    tell(overlay, &format!("[{{from: a, at: c, to: all}}, {rest}]"), 1);
+    restart(overlay, "ring: xdp\n");
+    for from in ["a", "c"] {
+        overlay.reach(from, if from == "a" { "c" } else { "b" });
+    }
+    may_connect(overlay, "a", c, 2223);
+    may_not_connect(overlay, "b", c, 2222);
+}
+
+/// Has the cloud start again with these rules, of which `c` is told that many.
+fn tell(overlay: &mut Overlay, rules: &str, told: usize) {
+    let file = overlay.lab.node_dir("cloud").unwrap().join("service/cloud.yaml");
+    let text = fs::read_to_string(&file).unwrap();
+    let rest: Vec<_> = text.lines().filter(|line| !line.starts_with("access:")).collect();
+    fs::write(&file, format!("{}\naccess: {rules}\n", rest.join("\n"))).unwrap();
+    overlay.cloud.stop().unwrap();
+    overlay.cloud = start_service(&overlay.lab, &overlay.programs, "cloud");
+    let started = Instant::now();
+    while status(overlay)["access"]["overlay_rules"] != told {
+        assert!(started.elapsed() < RECOVERY, "{}", overlay.logs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for node in ["a", "b", "c"] {
+        overlay.wait_online(node);
     }
 }
 
@@ -182,6 +230,9 @@ fn it_is_told(overlay: &Overlay) {
     assert_eq!(open("a"), serde_json::json!(["ping"]));
     assert_eq!(open("b"), serde_json::json!(["ping", "tcp/2222", "udp/5000"]));
     let shown = overlay.cyphonic("c", &["status"]);
-    assert!(shown.contains("access      by 2 rules"), "{shown}");
+    assert!(
+        shown.contains("access      peers may open what is allowed by 2 rules of this device\n"),
+        "{shown}"
+    );
     assert_eq!(overlay.peer("a", "c")["may_open"], Value::Null, "it has no rules");
 }

@@ -17,6 +17,7 @@ macro_rules! say {
     }};
 }
 
+mod access;
 mod device;
 mod init;
 mod manual;
@@ -71,6 +72,8 @@ enum Command {
     Metrics(ConfigArgument),
     /// Show the relays of this host: those that run in XDP, and what the service relays in userspace.
     TrsStatus(status::Arguments),
+    /// Say what one device may open with another one, by the overlay's rules in the configuration.
+    Access(access::Arguments),
     /// Enrolment tokens.
     #[command(subcommand)]
     Token(token::Command),
@@ -128,6 +131,7 @@ fn main() -> ExitCode {
         Command::Check(arguments) => run::check(&arguments),
         Command::Metrics(argument) => metrics::run(&argument),
         Command::TrsStatus(arguments) => status::run(&arguments),
+        Command::Access(arguments) => access::run(&arguments),
         Command::Token(command) => token::run(&command),
         Command::Device(command) => device::run(&command),
         Command::Manual { folder } => manual::write(Arguments::command(), &folder),

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use cyphonic_cloud::config::Config;
 use cyphonic_cloud::register::UnixSeconds;
-use cyphonic_cloud::server::{self, Checked, Cloud, Standing, unix_now};
+use cyphonic_cloud::server::{self, Checked, Cloud, Reloader, Standing, unix_now};
 use cyphonic_transport::logging::LogFilter;
+use cyphonic_transport::settings::describe;
 use cyphonic_transport::signals::{Asked, StopSignals};
 use sd_notify::NotifyState;
 use serde_json::json;
@@ -26,7 +27,7 @@ pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(serve(&config))
+    runtime.block_on(serve(argument, &config))
 }
 
 /// Version of the JSON that `check` prints; fields are only added within one.
@@ -109,16 +110,16 @@ fn roles(config: &Config) -> Vec<String> {
     config.roles.iter().map(ToString::to_string).collect()
 }
 
-async fn serve(config: &Config) -> anyhow::Result<()> {
+async fn serve(argument: &ConfigArgument, config: &Config) -> anyhow::Result<()> {
     // Before the ports open: from then on a signal must not be lost.
     let mut signals =
         StopSignals::listen("systemctl restart cyphonic-cloud").context("cannot listen for signals")?;
     let mut cloud = Cloud::start(config).await?;
     tell_systemd(&[NotifyState::Ready]);
     tracing::info!("ready");
-    let look_after_certificates = cloud.look_after_certificates();
+    let reloader = cloud.reloader();
     let failure = tokio::select! {
-        () = obey(&mut signals, &look_after_certificates) => None,
+        () = obey(&mut signals, argument, &reloader) => None,
         () = give_signs_of_life() => None,
         failure = cloud.failed() => Some(failure),
     };
@@ -133,14 +134,25 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     }
 }
 
-/// Has certificates looked after as often as a signal says so; returns when one says stop.
-async fn obey(signals: &mut StopSignals, look_after_certificates: &impl Fn()) {
+/// Takes over what can be taken over as often as a signal says so; returns when one says stop.
+async fn obey(signals: &mut StopSignals, argument: &ConfigArgument, reloader: &Reloader) {
     while signals.next().await == Asked::ToReadAgain {
+        reloader.look_after_certificates();
+        match read_again(argument, reloader) {
+            Ok(true) => tracing::info!("other access rules are in force"),
+            Ok(false) => tracing::info!("the access rules are as they were"),
+            Err(error) => {
+                tracing::error!("the settings were read again, in vain: {}", describe(error.as_ref()))
+            }
+        }
         tracing::info!(
-            "certificates are looked after now; settings are read at the start only: systemctl restart cyphonic-cloud"
+            "certificates are looked after now; settings but `access` are read at the start only: systemctl restart cyphonic-cloud"
         );
-        look_after_certificates();
     }
+}
+
+fn read_again(argument: &ConfigArgument, reloader: &Reloader) -> anyhow::Result<bool> {
+    Ok(reloader.take_over(&argument.load()?)?)
 }
 
 /// `RUST_LOG` is for the one who looks into a problem right now.

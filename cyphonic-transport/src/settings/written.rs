@@ -8,45 +8,20 @@ use std::fmt::{self, Display, Formatter};
 use std::marker::PhantomData;
 use std::str::FromStr;
 
-use serde::de::value::SeqAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use serde::Serializer;
+use serde::de::{DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
 
 /// Reads a setting as it would be read from a command line.
-pub(super) fn read<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+///
+/// # Errors
+/// If it has another form.
+pub fn read<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr,
     T::Err: Display,
 {
     deserializer.deserialize_any(Scalar(PhantomData))
-}
-
-/// Reads a setting that is text, and nothing that YAML takes for something else.
-pub(super) fn read_text<'de, D, T>(deserializer: D, expected: &'static str) -> Result<T, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr,
-    T::Err: Display,
-{
-    deserializer.deserialize_any(Text(expected, PhantomData))
-}
-
-struct Text<T>(&'static str, PhantomData<T>);
-
-impl<T> Visitor<'_> for Text<T>
-where
-    T: FromStr,
-    T::Err: Display,
-{
-    type Value = T;
-
-    fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
-        text.parse().map_err(E::custom)
-    }
 }
 
 struct Scalar<T>(PhantomData<T>);
@@ -93,11 +68,15 @@ where
     }
 }
 
-/// Reads `key: x` and `key: [x, y]`, which mean what they look like. Without anything, there is none.
-pub(super) fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+/// Reads `key: x` and `key: [x, y]`, which mean what they look like. Without anything, there is none. Text only:
+/// YAML takes `12.10` for a number, which would become another name.
+///
+/// # Errors
+/// If it is something else, or a text that means nothing.
+pub fn one_or_many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
-    T: FromStr + Deserialize<'de>,
+    T: FromStr,
     T::Err: Display,
 {
     deserializer.deserialize_any(OneOrMany(PhantomData))
@@ -107,13 +86,13 @@ struct OneOrMany<T>(PhantomData<T>);
 
 impl<'de, T> Visitor<'de> for OneOrMany<T>
 where
-    T: FromStr + Deserialize<'de>,
+    T: FromStr,
     T::Err: Display,
 {
     type Value = Vec<T>;
 
     fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        f.write_str("a word or a list of words")
+        f.write_str("a word or a list of words, in quotes where they look like numbers")
     }
 
     fn visit_unit<E>(self) -> Result<Vec<T>, E> {
@@ -124,7 +103,50 @@ where
         text.parse().map(|one| vec![one]).map_err(E::custom)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Vec<T>, A::Error> {
-        Vec::deserialize(SeqAccessDeserializer::new(list))
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<T>, A::Error> {
+        let mut all = Vec::new();
+        while let Some(one) = list.next_element_seed(Text(PhantomData))? {
+            all.push(one);
+        }
+        Ok(all)
     }
+}
+
+/// One of many.
+struct Text<T>(PhantomData<T>);
+
+impl<'de, T> DeserializeSeed<'de> for Text<T>
+where
+    T: FromStr,
+    T::Err: Display,
+{
+    type Value = T;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<T, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<T> Visitor<'_> for Text<T>
+where
+    T: FromStr,
+    T::Err: Display,
+{
+    type Value = T;
+
+    fn expecting(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str("a word, in quotes where it looks like a number")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        text.parse().map_err(E::custom)
+    }
+}
+
+/// Writes what [`one_or_many`] reads.
+///
+/// # Errors
+/// The serializer's.
+pub fn texts<S: Serializer, T: Display>(all: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(all.iter().map(ToString::to_string))
 }

@@ -1,0 +1,34 @@
+//! `cyphonic-cloud access`
+
+use cyphonic_cloud::names::device_fqdn;
+use cyphonic_proto::access::OverlayAccess;
+
+use crate::ConfigArgument;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// The device that opens; with or without the zone.
+    from: String,
+    /// The device that it opens something with.
+    at: String,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = arguments.config.load()?;
+    let zone = &config.network.zone;
+    let fqdn = |name: &str| device_fqdn(name, zone).map_err(anyhow::Error::msg);
+    let (from, at) = (fqdn(&arguments.from)?, fqdn(&arguments.at)?);
+    let access = OverlayAccess::at(&at, zone, config.access.as_deref());
+    if access.rules().is_none() {
+        say!("{from} may open everything with {at}: {} has no `access`.", arguments.config.config.display());
+        return Ok(());
+    }
+    match access.services(|rule| rule.is_for(&from, zone)).words() {
+        none if none.is_empty() => say!("{from} may open nothing with {at}."),
+        words => say!("{from} may open with {at}: {}", words.join(", ")),
+    }
+    say!("What {at} denies by rules of its own is denied. As the file has it; a reload puts it into force.");
+    Ok(())
+}
