@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use cyphonic_proto::access::{AccessRule, MAX_OWN_RULES};
 use cyphonic_proto::name::canonical;
+use cyphonic_proto::node::MAX_KEPT_OPEN;
 use cyphonic_transport::logging::LogFilter;
 use cyphonic_transport::settings::{self, written};
 use serde::{Deserialize, Serialize};
@@ -279,6 +280,10 @@ impl Config {
                 return wrong(key, format!("{} must be an absolute path", path.display()));
             }
         }
+        if self.keep_open.len() > MAX_KEPT_OPEN {
+            let names = self.keep_open.len();
+            return wrong("keep_open", format!("it has {names} names: at most {MAX_KEPT_OPEN} are kept open"));
+        }
         for name in &self.keep_open {
             if let Err(why) = canonical(name) {
                 let reason = format!("{name:?} is no device's name, as `press-7` or `press-7.plant`: {why}");
@@ -426,6 +431,7 @@ mod tests {
             ("log: ''\n", "log"),
             ("keep_open: ['a b']\n", "keep_open"),
             ("keep_open: [pi_2]\n", "keep_open"),
+            (&format!("keep_open: [{}]\n", "a,".repeat(257)), "keep_open"),
             ("relay: {pin: 'trs 1'}\n", "relay.pin"),
         ] {
             let error = load(text).unwrap_err();

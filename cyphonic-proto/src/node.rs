@@ -50,6 +50,7 @@ pub use cache::{CachedState, DamagedCache, Relay};
 pub use config::{MAX_RELAYS, NodeConfig, Timing};
 use exchanges::Exchange;
 use keep_open::KeptOpen;
+pub use keep_open::MAX_KEPT_OPEN;
 pub use moves::{Routes, Sleep};
 pub use mtu::{PathMtu, first_inner};
 use offers::Offer;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use cyphonic_common::policy::EVERY_CLASS;
 use cyphonic_dataplane::ring::{RingError, TunnelId};
 use cyphonic_proto::access::OverlayAccess;
 
@@ -49,8 +50,7 @@ impl Engine {
         let mut after = Access::new(rules, &status.zone, Some(&self.access));
         let mut classes = Vec::new();
         for peer in status.peers.iter().filter(|peer| !peer.tunnels.is_empty()) {
-            let Some(fqdn) = &peer.fqdn else { continue };
-            let class = class_of(&mut after, fqdn);
+            let class = peer.fqdn.as_ref().map_or(EVERY_CLASS, |fqdn| class_of(&mut after, fqdn));
             classes.extend(peer.tunnels.iter().map(|tunnel| (TunnelId(tunnel.id.0), class)));
         }
         self.ring.set_permissions(Arc::new(self.access.permissions().and(after.permissions())))?;

@@ -107,7 +107,9 @@ impl Node {
         let heard = |tunnel: &&mut Tunnel| tunnel.last_rx.is_some();
         let Some(tunnel) = self.tunnels.get_mut(&id).filter(heard) else { return };
         let answered = seen.rx_packets > before.rx_packets || seen.last_rx > before.last_rx;
-        tunnel.search.used(seen.tx_large > before.tx_large, answered, now);
+        if seen.tx_packets > before.tx_packets {
+            tunnel.search.used(seen.tx_large > before.tx_large, answered, now);
+        }
         self.search_mtu(now, id);
     }
 }

@@ -82,6 +82,10 @@ impl Node {
         let relay_reset =
             setup.relay.as_ref().and_then(|own| own.leg.as_ref()).and_then(|leg| leg.reset_token);
         self.tunnels.insert(id, self.new_tunnel(now, &setup, &install));
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            // Its certificate has it, whoever asked for what.
+            peer.fqdn = Some(setup.fqdn.clone());
+        }
         let Install { remote_cid, wire_cid, remote, suite, inner_mtu, send, recv, confirmed } = install;
         self.act(Action::InstallTunnel(Box::new(TunnelParameters {
             id,

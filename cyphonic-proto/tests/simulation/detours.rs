@@ -220,6 +220,26 @@ fn a_direct_tunnel_gives_way_to_the_relay_by_tcp() {
 }
 
 #[test]
+fn a_tunnel_by_tcp_outlives_a_network_that_is_gone_for_a_while() {
+    let mut world = World::new(8);
+    world.udp_blocked.insert("a");
+    world.add("a", Some(Open), None);
+    world.add("b", Some(Open), None);
+    assert!(world.run_while_not(6 * SECOND, |world| all_by_tcp(world, "a")), "{:?}", world.ways("a"));
+    world.settle();
+    world.resolves("a", "b").unwrap();
+    assert!(world.talk("a", "b", 5 * SECOND));
+    world.attach("a", None, None);
+    for _ in 0..15 {
+        world.send_inner("a", "b");
+        world.run(SECOND);
+    }
+    world.attach("a", Some(Open), None);
+    assert!(world.talk("a", "b", 10 * SECOND), "{:?}", world.ways("a"));
+    assert_eq!(["a", "b"].map(|name| world.hosts[name].installs), [1, 1], "it is the same");
+}
+
+#[test]
 fn with_neither_udp_nor_tcp_the_node_tries_on_and_is_there_when_either_works() {
     let mut world = World::new(7);
     world.udp_blocked.insert("a");

@@ -30,6 +30,9 @@ pub(crate) struct Families(pub(crate) Vec<Uplink>);
 
 impl Routes for Families {
     fn source_for(&self, remote: SocketAddr) -> Option<IpAddr> {
+        if remote.ip().is_loopback() {
+            return Some(remote.ip());
+        }
         let own = self.0.iter().map(|uplink| uplink.own.ip());
         own.into_iter().find(|own| own.is_ipv4() == remote.is_ipv4())
     }

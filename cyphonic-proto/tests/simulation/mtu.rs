@@ -89,6 +89,18 @@ fn a_path_that_becomes_wider_is_used_before_a_quarter_of_an_hour_is_over() {
 }
 
 #[test]
+fn a_path_that_carries_large_packets_again_is_not_used_for_small_ones_for_ever() {
+    let mut world = over(1472, [Open, Open]);
+    assert_eq!(world.transfer(10 * SECOND).0, 0);
+    world.carries = 1200;
+    world.transfer(10 * SECOND);
+    assert_eq!(world.tunnel_of("a").path_mtu, 1228, "nothing larger leaves any more");
+    world.carries = 1472;
+    assert_eq!(world.transfer(15 * 60 * SECOND).0, 0);
+    assert_eq!(world.tunnel_of("a").path_mtu, 1478);
+}
+
+#[test]
 fn loss_and_disorder_cost_size_at_worst() {
     for seed in 0..20 {
         let mut world = World::new(seed);

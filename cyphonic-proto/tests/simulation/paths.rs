@@ -280,6 +280,34 @@ fn a_tunnel_that_is_kept_open_delivers_the_first_packet_after_ten_minutes_of_sil
 }
 
 #[test]
+fn who_is_not_kept_any_more_is_left_in_peace() {
+    let mut world = pair([Some(PortRestricted), None], [Some(PortRestricted), None]);
+    let keep = |world: &mut World, names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        world.with_node("a", 0, |node, now| node.handle_keep_open(now, &names));
+    };
+    keep(&mut world, &["b.lab"]);
+    world.run(900 * SECOND);
+    let tunnels = |world: &World| ["a", "b"].map(|name| world.hosts[name].tunnels.len());
+    assert_eq!((tunnels(&world), world.hosts["b"].installs), ([1, 1], 1));
+    keep(&mut world, &[]);
+    world.run(330 * SECOND);
+    assert_eq!(tunnels(&world), [0, 0], "nobody uses it");
+    world.run(330 * SECOND);
+    assert_eq!((tunnels(&world), world.hosts["a"].installs), ([0, 0], 1), "nor does it come back");
+}
+
+#[test]
+fn a_tunnel_that_stands_is_kept_from_when_its_peer_is_to_be() {
+    let mut world = pair([Some(PortRestricted), None], [Some(PortRestricted), None]);
+    world.resolves("a", "b").unwrap();
+    assert!(world.talk("a", "b", 2 * SECOND));
+    world.with_node("a", 0, |node, now| node.handle_keep_open(now, &["b.lab".into()]));
+    world.run(1_200 * SECOND);
+    assert_eq!(["a", "b"].map(|name| world.hosts[name].installs), [1, 1], "both ends know");
+}
+
+#[test]
 fn a_kept_peer_that_restarts_is_connected_again_without_a_question() {
     let mut world = pair([Some(PortRestricted), None], [Some(PortRestricted), None]);
     world.with_node("a", 0, |node, now| node.handle_keep_open(now, &["b.lab".into(), "nobody.lab".into()]));

@@ -11,7 +11,7 @@ use cyphonic_proto::node::{
 use cyphonic_proto::tunnel::Suite;
 
 use crate::net::Gate::{self, Firewall, Open, PortRestricted, Symmetric};
-use crate::world::{Victim, World, ZONE, identity, virtual_address};
+use crate::world::{Victim, World, ZONE, fqdn, identity, virtual_address};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -487,4 +487,25 @@ fn a_version_too_old_is_refused_by_name() {
     world.run(5 * SECOND);
     let error = world.resolves("a", "b").unwrap_err().to_string();
     assert!(error.contains("protocol version 0 is not understood"), "{error}");
+}
+
+/// Also where it was asked for by its address, and was faster itself.
+#[test]
+fn a_peer_with_a_tunnel_is_known_by_name() {
+    for seed in 0..40 {
+        let mut world = World::new(seed);
+        world.add("a", Some(Open), None);
+        world.add("b", Some(Open), None);
+        world.settle();
+        (world.delay, world.jitter) = (Duration::from_millis(5), Duration::from_millis(50));
+        world.send_inner("a", "b");
+        world.send_inner("b", "a");
+        world.run(Duration::from_secs(5));
+        for (name, other) in [("a", "b"), ("b", "a")] {
+            let status = world.hosts[name].node.as_ref().unwrap().status();
+            let [peer] = &status.peers[..] else { panic!("{:?}", status.peers) };
+            assert!(!peer.tunnels.is_empty(), "seed {seed}, {name}");
+            assert_eq!(peer.fqdn.as_ref(), Some(&fqdn(other)), "seed {seed}, {name}");
+        }
+    }
 }

@@ -144,15 +144,17 @@ impl Search {
         *self = Self::new(path, self.inner, self.most_inner, now);
     }
 
-    /// The tunnel has carried something since the last time: with large packets among it the present size is
-    /// confirmed from time to time, and at once if the peer has become silent.
+    /// The tunnel has carried something since the last time: from time to time it is tried whether the path
+    /// carries more. With large packets among it the present size is confirmed as often, and at once if the
+    /// peer has become silent. On a path that carries none there are none.
     pub(crate) fn used(&mut self, large: bool, answered: bool, now: Instant) {
+        let most = limit(self.most_inner);
+        if self.phase == Phase::Complete && self.raise_at <= now && (large || self.carried < most) {
+            self.refused = most;
+            self.phase = Phase::Searching;
+        }
         if !large {
             return;
-        }
-        if self.phase == Phase::Complete && self.raise_at <= now {
-            self.refused = limit(self.most_inner);
-            self.phase = Phase::Searching;
         }
         if answered {
             self.confirm_at.get_or_insert(self.confirmed_at + CONFIRM);

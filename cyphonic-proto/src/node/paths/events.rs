@@ -162,7 +162,12 @@ impl Node {
         let asks = self.services.get(&Service::Nms).is_some_and(|slot| slot.reachable);
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
             let Some(tunnel) = self.tunnels.get_mut(&id) else { continue };
-            let is_way = |candidate: &Candidate| routes.source_for(candidate.remote).is_some();
+            // A detour's address is this host's own, wherever the relay is.
+            let relay = tunnel.relay.as_ref().and_then(|name| self.services.get(&Service::Trs(name.clone())));
+            let is_way = |candidate: &Candidate| match candidate.remote.ip().is_loopback() {
+                true => relay.is_some_and(|slot| slot.reachable),
+                false => routes.source_for(candidate.remote).is_some(),
+            };
             if !asks && !tunnel.paths.candidates.iter().any(is_way) {
                 tunnel.stranded_since.get_or_insert(now);
                 (tunnel.paths.doubt, tunnel.challenge) = (None, None);

@@ -85,16 +85,19 @@ impl Node {
         }
         self.told = candidates;
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
-            // A peer that has not been heard yet may have the list before, which counts as known once it
-            // answers.
-            let told = |tunnel: &Tunnel| {
-                tunnel.is_told() || (tunnel.retires_at.is_none() && tunnel.paths.telling.is_some())
-            };
-            if self.tunnels.get(&id).is_some_and(told) {
+            if self.tunnels.get(&id).is_some_and(Tunnel::may_have_been_told) {
                 self.tell(now, id);
                 self.begin_round(now, id);
                 self.watch(now, id);
             }
         }
+    }
+}
+
+impl Tunnel {
+    /// Whether its peer has a list of this end's, or may have: one that has not been heard yet may have the
+    /// list before, which counts as known once it answers.
+    pub(in crate::node) fn may_have_been_told(&self) -> bool {
+        self.is_told() || (self.retires_at.is_none() && self.paths.telling.is_some())
     }
 }
