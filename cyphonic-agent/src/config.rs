@@ -282,7 +282,10 @@ impl Config {
         }
         if self.keep_open.len() > MAX_KEPT_OPEN {
             let names = self.keep_open.len();
-            return wrong("keep_open", format!("it has {names} names: at most {MAX_KEPT_OPEN} are kept open"));
+            return wrong(
+                "keep_open",
+                format!("it has {names} names: at most {MAX_KEPT_OPEN} are kept open"),
+            );
         }
         for name in &self.keep_open {
             if let Err(why) = canonical(name) {

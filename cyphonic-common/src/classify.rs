@@ -75,7 +75,7 @@ pub enum Egress {
 
 /// Decides on a packet that leaves an application, with the tables that the kernel has.
 ///
-/// A packet to a node without a tunnel wakes the agent before anyone knows the node's class, so its policy
+/// A packet to a node without a tunnel, dead or not, wakes the agent before anyone knows the node's class, so its policy
 /// cannot be asked: it passes here, and the peer's own policy judges it when the tunnel stands. The answer
 /// will be one all the same.
 #[inline(always)]
@@ -89,14 +89,14 @@ where
         Err(reason) => return Egress::Drop(reason),
     };
     let known = tables.peer(&dst);
-    if known.is_some_and(|peer| !peer.is_live()) {
-        return Egress::Dead;
-    }
-    let peer = Peer { address: dst, class: known.map(|peer| peer.class()) };
-    match (policy::judge(packet, &peer, Direction::Out, tables), known) {
-        (Err(reason), _) => Egress::Drop(reason),
-        (Ok(()), Some(peer)) => Egress::Tunnel { worker: peer.worker() },
-        (Ok(()), None) => Egress::Unknown,
+    let live = known.filter(PeerEntry::is_live);
+    // One that is dead may be there when the packet is sent at last, of whatever class.
+    let peer = Peer { address: dst, class: live.map(|peer| peer.class()) };
+    match (policy::judge(packet, &peer, Direction::Out, tables), live, known) {
+        (Err(reason), ..) => Egress::Drop(reason),
+        (Ok(()), Some(peer), _) => Egress::Tunnel { worker: peer.worker() },
+        (Ok(()), None, Some(_)) => Egress::Dead,
+        (Ok(()), None, None) => Egress::Unknown,
     }
 }
 

@@ -16,10 +16,10 @@
 //! Two kinds of packets pass whatever the table holds, because conversations that are allowed break without
 //! them and they carry nothing by themselves:
 //! - ICMPv6 errors (RFC 4890 §4.3.1): Packet Too Big, Destination Unreachable, Time Exceeded, Parameter
-//!   Problem;
-//! - fragments but the first: they have no ports, and reassemble to nothing without the first, which is
-//!   judged. An IPv6 stack drops fragments that overlap it (RFC 5722), and the first holds all headers (RFC
-//!   7112).
+//!   Problem; from peers only those about packets that went to the peer itself;
+//! - fragments but the first: they have no ports. From peers only those whose first has passed, which is judged
+//!   and holds all headers (RFC 7112): others reassemble to nothing, and would fill the host's memory for
+//!   fragments. A stack drops fragments that overlap the first (RFC 5722).
 //!
 //! The same function runs in the tc programs on both ways through the virtual interface, in the rings'
 //! workers where no program is attached, and under property tests.
@@ -27,9 +27,9 @@
 mod conversation;
 mod flow;
 
-use conversation::{Conversation, conversation};
+use conversation::{Conversation, Part, Upper, conversation, is_about, upper_layer};
 pub use conversation::{ECHO_REQUEST, ICMPV6, SCTP, TCP, UDP, has_ports};
-pub use flow::{Flow, FlowTable, Last, MAX_FLOWS};
+pub use flow::{Flow, FlowTable, Last, MAX_FLOWS, MAX_FRAGMENTED};
 
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
@@ -132,7 +132,38 @@ where
     if tables.holds(&PolicyKey::EVERYTHING) {
         return Ok(());
     }
-    let Some(Conversation { protocol, opens, answers, ports }) = conversation(packet)? else { return Ok(()) };
+    let upper = upper_layer(packet)?;
+    if let (Part::Later(number), Direction::In) = (upper.part, direction) {
+        let known = tables.knows(&Flow::fragmented(peer.address, number));
+        return if known { Ok(()) } else { Err(DropReason::Denied) };
+    }
+    if let Part::Later(_) = upper.part {
+        return Ok(());
+    }
+    judge_first(packet, upper, peer, direction, tables)?;
+    if let (Part::First(number), Direction::In) = (upper.part, direction) {
+        tables.note(&Flow::fragmented(peer.address, number));
+    }
+    Ok(())
+}
+
+/// Decides on what is no later part of something.
+#[inline(always)]
+fn judge_first<B, T>(
+    packet: &B,
+    upper: Upper,
+    peer: &Peer,
+    direction: Direction,
+    tables: &T,
+) -> Result<(), DropReason>
+where
+    B: Buffer + ?Sized,
+    T: PolicyTable + FlowTable + ?Sized,
+{
+    let Some(Conversation { protocol, opens, answers, ports }) = conversation(packet, upper)? else {
+        let passes = direction == Direction::Out || is_about(packet, upper.at, &peer.address)?;
+        return if passes { Ok(()) } else { Err(DropReason::Denied) };
+    };
     if let Some(port) = opens
         && peer.class.is_none_or(|class| service_is_allowed(tables, direction, class, protocol, port))
     {

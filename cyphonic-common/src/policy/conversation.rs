@@ -19,11 +19,17 @@ const UDP_LITE: u8 = 136;
 
 pub(super) const HOP_BY_HOP: u8 = 0;
 pub(super) const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
+pub(super) const FRAGMENT: u8 = 44;
+/// In a fragment header's word of offset and flags.
+const MORE_FRAGMENTS: u16 = 1;
 pub(super) const DESTINATION_OPTIONS: u8 = 60;
 
 /// Extension headers that are followed: one of each kind that may stand there, as RFC 8200 §4.1 recommends.
 const MAX_EXTENSIONS: usize = 4;
+/// Where an IPv6 header has its destination.
+const DESTINATION: usize = 24;
+/// Type, code, checksum and four bytes of which the type decides (RFC 4443 §2.1).
+const ICMPV6_HEADER_LEN: usize = 8;
 /// ICMPv6 types below this one are errors (RFC 4443 §2.1).
 const ICMPV6_INFORMATIONAL: u8 = 128;
 /// What a ping is: the type of the ICMPv6 message.
@@ -52,10 +58,30 @@ pub(super) struct Conversation {
     pub(super) ports: Option<Ports>,
 }
 
-/// `None` for what passes whatever the policy.
+/// A packet's upper layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Upper {
+    /// Of a fragment but the first, what its header says: nobody may rely on that.
+    pub(super) protocol: u8,
+    /// Where it begins.
+    pub(super) at: usize,
+    pub(super) part: Part,
+}
+
+/// What of a datagram a packet is (RFC 8200 §4.5), and by what number its parts belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Whole,
+    First([u8; 4]),
+    Later([u8; 4]),
+}
+
+/// `None` for errors.
 #[inline(always)]
-pub(super) fn conversation<B: Buffer + ?Sized>(packet: &B) -> Result<Option<Conversation>, DropReason> {
-    let Some((protocol, at)) = upper_layer(packet)? else { return Ok(None) };
+pub(super) fn conversation<B: Buffer + ?Sized>(
+    packet: &B,
+    Upper { protocol, at, .. }: Upper,
+) -> Result<Option<Conversation>, DropReason> {
     Ok(Some(match protocol {
         TCP => {
             // Ports, and the flags thirteen bytes in (RFC 9293 §3.1).
@@ -91,13 +117,27 @@ pub(super) fn conversation<B: Buffer + ?Sized>(packet: &B) -> Result<Option<Conv
     }))
 }
 
-/// Follows the extension headers (RFC 8200 §4) to the protocol behind them and where it starts; `None` for a
-/// fragment but the first. A chain longer than any sensible one ends at an extension header, which no entry
-/// names.
+/// Whether an ICMPv6 error that begins there is about a packet that went to this peer: whoever else it quotes a
+/// packet to is none of its affair, since nobody forwards packets in the overlay. An error quotes at least the
+/// packet's header (RFC 4443 §2.4), whose destination is what the stack finds the conversation by.
 #[inline(always)]
-pub(super) fn upper_layer<B: Buffer + ?Sized>(packet: &B) -> Result<Option<(u8, usize)>, DropReason> {
+pub(super) fn is_about<B: Buffer + ?Sized>(
+    packet: &B,
+    at: usize,
+    peer: &[u8; 16],
+) -> Result<bool, DropReason> {
+    let to: [u8; 16] = packet.read(at + ICMPV6_HEADER_LEN + DESTINATION).ok_or(DropReason::Truncated)?;
+    Ok(to == *peer)
+}
+
+/// Follows the extension headers (RFC 8200 §4) to the protocol behind them and where it starts. A chain longer
+/// than any sensible one ends at an extension header, which no entry names. A fragment but the first ends the
+/// chain.
+#[inline(always)]
+pub(super) fn upper_layer<B: Buffer + ?Sized>(packet: &B) -> Result<Upper, DropReason> {
     let [mut next] = packet.read::<1>(6).ok_or(DropReason::Truncated)?;
     let mut at = IPV6_HEADER_LEN;
+    let mut part = Part::Whole;
     for _ in 0..MAX_EXTENSIONS {
         match next {
             HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
@@ -106,19 +146,23 @@ pub(super) fn upper_layer<B: Buffer + ?Sized>(packet: &B) -> Result<Option<(u8, 
                 at += 8 + 8 * usize::from(len);
             }
             FRAGMENT => {
-                let [following, _, high, low] = packet.read(at).ok_or(DropReason::Truncated)?;
-                if u16::from_be_bytes([high, low]) >> 3 != 0 {
-                    return Ok(None);
+                let [following, _, high, low, a, b, c, d] = packet.read(at).ok_or(DropReason::Truncated)?;
+                let place = u16::from_be_bytes([high, low]);
+                if place >> 3 != 0 {
+                    return Ok(Upper { protocol: following, at, part: Part::Later([a, b, c, d]) });
+                }
+                if place & MORE_FRAGMENTS != 0 {
+                    part = Part::First([a, b, c, d]);
                 }
                 next = following;
                 at += 8;
             }
-            _ => return Ok(Some((next, at))),
+            _ => return Ok(Upper { protocol: next, at, part }),
         }
     }
     match next {
         HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT => Err(DropReason::Denied),
-        _ => Ok(Some((next, at))),
+        _ => Ok(Upper { protocol: next, at, part }),
     }
 }
 

@@ -1,6 +1,8 @@
-//! Which conversations are under way, of the protocols whose packets do not tell an answer from a question.
+//! Which conversations are under way, of the protocols whose packets do not tell an answer from a question,
+//! and of which datagrams the first fragment has passed.
 
 use super::Direction;
+use super::conversation::FRAGMENT;
 
 /// How long a conversation lasts without a packet, in nanoseconds: what RFC 4787 §4.3 (REQ-5) recommends to
 /// NATs, which applications expect of whoever stands in their way.
@@ -11,6 +13,10 @@ const NOTED_AGAIN_NS: u64 = 1_000_000_000;
 /// Conversations that are remembered at a time; of more, those go that were used longest ago. Their next
 /// packet from the end that opened them makes them known again.
 pub const MAX_FLOWS: u32 = 8_192;
+
+/// Datagrams whose later fragments may come, at a time: apart from conversations, so that who may send some
+/// ends none of those.
+pub const MAX_FRAGMENTED: u32 = 1_024;
 
 /// A packet's ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +58,21 @@ impl Flow {
     pub const fn new(peer: [u8; 16], protocol: u8, ports: (u16, u16), opener: Direction) -> Self {
         let (near_port, far_port) = (ports.0.to_be_bytes(), ports.1.to_be_bytes());
         Self { peer, near_port, far_port, protocol, opener: opener as u8, reserved: [0; 2] }
+    }
+
+    /// A datagram that a peer sends in fragments of this number.
+    #[inline(always)]
+    #[must_use]
+    pub(super) const fn fragmented(peer: [u8; 16], [a, b, c, d]: [u8; 4]) -> Self {
+        let opener = Direction::In as u8;
+        Self { peer, near_port: [a, b], far_port: [c, d], protocol: FRAGMENT, opener, reserved: [0; 2] }
+    }
+
+    /// Whether it is that, and one of [`MAX_FRAGMENTED`] instead of [`MAX_FLOWS`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_fragmented(&self) -> bool {
+        self.protocol == FRAGMENT
     }
 }
 

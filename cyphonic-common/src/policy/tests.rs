@@ -59,6 +59,7 @@ impl Tables {
     }
 }
 
+const OWN: [u8; 16] = [1; 16];
 const PEER: [u8; 16] = [2; 16];
 
 fn allow(direction: Direction, class: u32, protocol: u8, port: u16) -> HashSet<PolicyKey> {
@@ -99,6 +100,16 @@ fn icmp(kind: u8) -> Vec<u8> {
     packet
 }
 
+/// What the peer says of a packet from `from` to `to`, of which it quotes that many bytes.
+fn error(kind: u8, from: [u8; 16], to: [u8; 16], quoted: usize) -> Vec<u8> {
+    let mut about = Vec::new();
+    PacketBuilder::ipv6(from, to, 64).udp(4000, 53).write(&mut about, b"").unwrap();
+    let mut packet = Vec::new();
+    let builder = PacketBuilder::ipv6(PEER, OWN, 64).icmpv6_raw(kind, 0, [0; 4]);
+    builder.write(&mut packet, &about[..quoted]).unwrap();
+    packet
+}
+
 /// A packet whose chain of headers is `extensions`, each of eight bytes, and then `rest`.
 fn with_extensions(extensions: &[u8], last: u8, rest: &[u8]) -> Vec<u8> {
     let first = extensions.first().copied().unwrap_or(last);
@@ -116,10 +127,14 @@ fn with_extensions(extensions: &[u8], last: u8, rest: &[u8]) -> Vec<u8> {
 }
 
 fn fragment(offset: u16, rest: &[u8]) -> Vec<u8> {
+    fragment_of(99, offset, true, rest)
+}
+
+fn fragment_of(number: u8, offset: u16, more: bool, rest: &[u8]) -> Vec<u8> {
     // RFC 8200 §4.5: thirteen bits of offset, two reserved, "more fragments". (etherparse 0.19 writes it
     // elsewhere.)
-    let [high, low] = (offset << 3 | 1).to_be_bytes();
-    let fragment = [UDP, 0, high, low, 0, 0, 0, 99];
+    let [high, low] = (offset << 3 | u16::from(more)).to_be_bytes();
+    let fragment = [UDP, 0, high, low, 0, 0, 0, number];
     let header = Ipv6Header {
         payload_length: (fragment.len() + rest.len()) as u16,
         next_header: IpNumber::IPV6_FRAGMENTATION_HEADER,
@@ -134,19 +149,56 @@ fn verdict(packet: &[u8], class: u32, direction: Direction, policy: &HashSet<Pol
 }
 
 #[test]
-fn an_empty_policy_allows_nothing_but_errors_and_later_fragments() {
+fn an_empty_policy_allows_nothing_but_errors_and_what_is_sent_in_fragments() {
     let none = HashSet::new();
     for direction in [Out, In] {
         for packet in [udp(1, 2), tcp(1, 2, true, false), tcp(1, 2, false, true), icmp(128), icmp(129)] {
             assert!(!verdict(&packet, CAMERAS, direction, &none));
         }
         for kind in [1, 2, 3, 4, 127] {
-            assert!(verdict(&icmp(kind), CAMERAS, direction, &none));
+            assert!(verdict(&error(kind, OWN, PEER, 48), CAMERAS, direction, &none));
         }
-        assert!(verdict(&fragment(185, b"the rest"), CAMERAS, direction, &none));
+        assert_eq!(verdict(&fragment(185, b"the rest"), CAMERAS, direction, &none), direction == Out);
         let first = fragment(0, &udp(1, 2)[40..]);
         assert!(!verdict(&first, CAMERAS, direction, &none), "{first:02x?}");
     }
+}
+
+#[test]
+fn a_peer_tells_of_errors_of_what_went_to_it_and_of_nothing_else() {
+    let tables = Tables::of(&HashSet::from([PolicyKey::everything(Out), PolicyKey::everything(In)]));
+    for kind in [1, 2, 3, 4, 127] {
+        assert!(tables.passes(&error(kind, OWN, PEER, 40), CAMERAS, In), "the header is enough");
+        for (from, to) in [(OWN, [3; 16]), (PEER, OWN)] {
+            assert!(!tables.passes(&error(kind, from, to, 48), CAMERAS, In), "{kind}: {from:?} to {to:?}");
+        }
+        for quoted in [0, 1, 39] {
+            let judged = tables.judge(&error(kind, OWN, PEER, quoted), CAMERAS, In);
+            assert_eq!(judged, Err(DropReason::Truncated), "{kind}, {quoted} bytes quoted");
+        }
+        assert!(
+            tables.passes(&error(kind, OWN, [3; 16], 48), CAMERAS, Out),
+            "this device may say what it will"
+        );
+    }
+}
+
+#[test]
+fn a_later_fragment_comes_from_whose_first_has_passed() {
+    let tables = Tables::of(&HashSet::from([PolicyKey::everything(Out), PolicyKey::new(In, 0, UDP, 53)]));
+    let later = |number| fragment_of(number, 185, false, b"the rest");
+    let first = |number, port| fragment_of(number, 0, true, &udp(4000, port)[40..]);
+    assert!(!tables.passes(&later(1), CAMERAS, In));
+    assert!(tables.passes(&first(1, 53), CAMERAS, In) && tables.passes(&later(1), CAMERAS, In));
+    assert!(!tables.passes(&later(2), CAMERAS, In), "of another datagram");
+    let elsewhere = Peer { address: [3; 16], class: Some(CAMERAS) };
+    assert_eq!(judge(later(1).as_slice(), &elsewhere, In, &tables), Err(DropReason::Denied));
+    assert!(!tables.passes(&first(3, 54), CAMERAS, In) && !tables.passes(&later(3), CAMERAS, In), "denied");
+    assert!(tables.passes(&fragment_of(4, 0, false, &udp(4000, 53)[40..]), CAMERAS, In), "all of it");
+    assert!(!tables.passes(&later(4), CAMERAS, In), "so no more comes");
+    let flows = tables.flows.borrow();
+    assert!(flows.iter().all(Flow::is_fragmented), "{flows:?}");
+    assert_eq!(flows.len(), 1, "conversations have none of their places taken");
 }
 
 #[test]
@@ -345,8 +397,14 @@ proptest! {
         more.insert(PolicyKey::new(In, class, UDP, 53));
         prop_assert!(before.is_err() || passes(&more).is_ok());
         more.insert(PolicyKey::everything(In));
-        let endless = upper_layer(packet.as_slice()) == Err(DropReason::Denied);
-        prop_assert!(endless || passes(&more) != Err(DropReason::Denied), "{:?}", passes(&more));
+        let always_judged = match upper_layer(packet.as_slice()) {
+            Err(reason) => reason == DropReason::Denied,
+            Ok(upper) => {
+                let is_error = upper.protocol == ICMPV6 && packet.get(upper.at).is_some_and(|kind| *kind < 128);
+                is_error || matches!(upper.part, Part::Later(_))
+            }
+        };
+        prop_assert!(always_judged || passes(&more) != Err(DropReason::Denied), "{:?}", passes(&more));
         more.insert(PolicyKey::EVERYTHING);
         prop_assert!(passes(&more).is_ok());
     }

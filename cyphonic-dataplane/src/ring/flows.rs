@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use cyphonic_common::policy::{Flow, Last, MAX_FLOWS};
+use cyphonic_common::policy::{Flow, Last};
 
 /// Places of one conversation: a cache line.
 const WAYS: usize = 4;
@@ -32,14 +32,13 @@ pub(super) struct Flows {
     sets: Box<[[Place; WAYS]]>,
 }
 
-impl Default for Flows {
-    fn default() -> Self {
-        let sets = (0..MAX_FLOWS as usize / WAYS).map(|_| Default::default()).collect();
+impl Flows {
+    /// A table of so many places.
+    pub(super) fn with_places(most: u32) -> Self {
+        let sets = (0..most as usize / WAYS).map(|_| Default::default()).collect();
         Self { start: Instant::now(), hash: RandomState::new(), sets }
     }
-}
 
-impl Flows {
     /// See [`FlowTable::note`](cyphonic_common::policy::FlowTable::note).
     pub(super) fn note(&self, flow: &Flow, now: Instant) {
         let (tag, now) = (self.tag(flow), self.stamp(now));
@@ -87,7 +86,7 @@ impl Flows {
 mod tests {
     use std::time::Duration;
 
-    use cyphonic_common::policy::Direction;
+    use cyphonic_common::policy::{Direction, MAX_FLOWS};
 
     use super::*;
 
@@ -97,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_conversation_lasts_five_minutes_beyond_its_last_packet() {
-        let (flows, start) = (Flows::default(), Instant::now());
+        let (flows, start) = (Flows::with_places(MAX_FLOWS), Instant::now());
         let at = |s| start + Duration::from_secs(s);
         assert!(!flows.knows(&flow(1, 2), at(0)));
         flows.note(&flow(1, 2), at(0));
@@ -111,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded_and_the_latest_stay() {
-        let (flows, start) = (Flows::default(), Instant::now());
+        let (flows, start) = (Flows::with_places(MAX_FLOWS), Instant::now());
         for n in 0..u16::MAX {
             flows.note(&flow(n, 7), start + Duration::from_millis(n.into()));
         }

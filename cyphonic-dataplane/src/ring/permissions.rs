@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use cyphonic_common::DropReason;
-use cyphonic_common::policy::{self, Direction, Flow, FlowTable, Peer, PolicyKey, PolicyTable};
+use cyphonic_common::policy::{
+    self, Direction, Flow, FlowTable, MAX_FLOWS, MAX_FRAGMENTED, Peer, PolicyKey, PolicyTable,
+};
 
 use super::flows::Flows;
 
@@ -74,14 +76,23 @@ impl PolicyTable for Permissions {
 pub(super) struct Enforced {
     permissions: Arc<Permissions>,
     flows: Arc<Flows>,
+    fragmented: Arc<Flows>,
 }
 
 impl Enforced {
     /// These permissions in place of others. Conversations stay remembered: an answer also needs the
     /// permission that its conversation was opened by.
     pub(super) fn after(before: Option<&Self>, permissions: Arc<Permissions>) -> Self {
-        let flows = before.map(|before| Arc::clone(&before.flows)).unwrap_or_default();
-        Self { permissions, flows }
+        let kept = |table: fn(&Self) -> &Arc<Flows>, places| {
+            before.map_or_else(|| Arc::new(Flows::with_places(places)), |before| Arc::clone(table(before)))
+        };
+        let flows = kept(|before| &before.flows, MAX_FLOWS);
+        let fragmented = kept(|before| &before.fragmented, MAX_FRAGMENTED);
+        Self { permissions, flows, fragmented }
+    }
+
+    fn table_of(&self, flow: &Flow) -> &Flows {
+        if flow.is_fragmented() { &self.fragmented } else { &self.flows }
     }
 
     /// Decides on a whole inner packet.
@@ -112,11 +123,11 @@ impl PolicyTable for Now<'_> {
 
 impl FlowTable for Now<'_> {
     fn note(&self, flow: &Flow) {
-        self.tables.flows.note(flow, self.now);
+        self.tables.table_of(flow).note(flow, self.now);
     }
 
     fn knows(&self, flow: &Flow) -> bool {
-        self.tables.flows.knows(flow, self.now)
+        self.tables.table_of(flow).knows(flow, self.now)
     }
 }
 

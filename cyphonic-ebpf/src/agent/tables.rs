@@ -7,7 +7,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use cyphonic_common::classify::PeerTable;
 use cyphonic_common::map::{InterfaceConfig, MAX_PEERS, MAX_POLICY, PeerEntry};
-use cyphonic_common::policy::{Flow, FlowTable, Last, MAX_FLOWS, PolicyKey, PolicyTable};
+use cyphonic_common::policy::{Flow, FlowTable, Last, MAX_FLOWS, MAX_FRAGMENTED, PolicyKey, PolicyTable};
 
 /// The interface's address and network. Userspace writes it before it attaches the programs.
 #[map]
@@ -24,6 +24,10 @@ static POLICY: HashMap<PolicyKey, u32> = HashMap::with_max_entries(MAX_POLICY, B
 /// When the last packet of a conversation was.
 #[map]
 static FLOWS: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(MAX_FLOWS, 0);
+
+/// When the first fragment of a datagram was, or the last one.
+#[map]
+static FRAGMENTED: LruHashMap<Flow, u64> = LruHashMap::with_max_entries(MAX_FRAGMENTED, 0);
 
 /// The configuration, as the kernel made it where userspace has not written it.
 #[inline(always)]
@@ -54,20 +58,21 @@ impl FlowTable for Tables {
     #[inline(always)]
     fn note(&self, flow: &Flow) {
         let now = now_ns();
-        match FLOWS.get_ptr_mut(flow) {
+        let table = table_of(flow);
+        match table.get_ptr_mut(flow) {
             // SAFETY: a live map value of the size and alignment of a `u64`, or one that the kernel uses for
             // another conversation by now, which is then taken for one of this moment. Programs on several
             // processors may write at once, whole words of the same meaning.
             Some(last) => unsafe { touch(last, now) },
             // Where even the map has no room (its elements are all in the hands of other processors), the
             // next packet tries again.
-            None => drop(FLOWS.insert(flow, now, 0)),
+            None => drop(table.insert(flow, now, 0)),
         }
     }
 
     #[inline(always)]
     fn knows(&self, flow: &Flow) -> bool {
-        let Some(last) = FLOWS.get_ptr_mut(flow) else { return false };
+        let Some(last) = table_of(flow).get_ptr_mut(flow) else { return false };
         let now = now_ns();
         // SAFETY: as above.
         let alive = Last(unsafe { last.read() }).is_alive(now);
@@ -77,6 +82,12 @@ impl FlowTable for Tables {
         }
         alive
     }
+}
+
+/// Where it is remembered.
+#[inline(always)]
+fn table_of(flow: &Flow) -> &'static LruHashMap<Flow, u64> {
+    if flow.is_fragmented() { &FRAGMENTED } else { &FLOWS }
 }
 
 /// Writes down when the last packet of a conversation was, if that is news.

@@ -256,6 +256,51 @@ fn answers_of_udp_pass_where_somebody_asked_as_long_as_asking_is_allowed() {
 }
 
 #[test]
+fn what_is_sent_to_who_was_dead_is_answered() {
+    let (mut object, tables) = load(config());
+    allow_only(&tables, &[PolicyKey::everything(Direction::Out)]);
+    tables.set_dead(address(CAMERA));
+    assert_eq!(run(&mut object, EGRESS, &udp_with(OWN, CAMERA, (4000, 53), b""), None), TC_ACT_NEXT);
+    assert_eq!(counters(&object).dead.packets, 1);
+    tables.set_live(address(CAMERA), 0, CAMERAS);
+    let answer = udp_with(CAMERA, OWN, (53, 4000), b"");
+    assert_eq!(run(&mut object, INGRESS, &answer, None), TC_ACT_NEXT);
+}
+
+#[test]
+fn later_fragments_pass_behind_their_first() {
+    let (mut object, tables) = load(config());
+    allow_only(&tables, &[PolicyKey::new(Direction::In, 0, 17, 53)]);
+    let datagram = |port, part| fragment(&udp_with(PEER, OWN, (4000, port), b"part"), part);
+    for (packet, expected) in [
+        (datagram(53, (1, 7)), TC_ACT_SHOT),
+        (datagram(53, (0, 7)), TC_ACT_NEXT),
+        (datagram(53, (1, 7)), TC_ACT_NEXT),
+        (datagram(53, (1, 8)), TC_ACT_SHOT),
+        (datagram(54, (0, 9)), TC_ACT_SHOT),
+        (datagram(54, (1, 9)), TC_ACT_SHOT),
+    ] {
+        assert_eq!(run(&mut object, INGRESS, &packet, None), expected, "{packet:02x?}");
+    }
+}
+
+#[test]
+fn a_peers_errors_are_about_what_went_to_it() {
+    let (mut object, tables) = load(config());
+    allow_only(&tables, &[PolicyKey::everything(Direction::Out)]);
+    let error = |to: &str| {
+        let about = udp_with(OWN, to, (4000, 53), b"");
+        let mut packet = Vec::new();
+        let builder = etherparse::PacketBuilder::ipv6(address(PEER).octets(), address(OWN).octets(), 64);
+        builder.icmpv6_raw(1, 4, [0; 4]).write(&mut packet, &about).unwrap();
+        packet
+    };
+    assert_eq!(run(&mut object, INGRESS, &error(PEER), None), TC_ACT_NEXT);
+    assert_eq!(run(&mut object, INGRESS, &error(CAMERA), None), TC_ACT_SHOT);
+    assert_eq!(counters(&object).dropped(DropReason::Denied).packets, 1);
+}
+
+#[test]
 fn conversations_do_not_fill_the_table() {
     let (mut object, tables) = load(config());
     allow_only(&tables, &[PolicyKey::everything(Direction::Out)]);
@@ -301,12 +346,25 @@ fn a_policy_that_has_no_room_leaves_the_one_before() {
     assert_eq!(run(&mut object, INGRESS, &syn, None), TC_ACT_SHOT);
 }
 
-/// Empties the kernel's table of conversations.
+/// Empties the kernel's tables of conversations and fragmented datagrams.
 fn forget_flows(object: &mut Object) {
-    let map = object.map_mut("FLOWS").unwrap();
-    let mut flows: aya::maps::HashMap<_, [u8; size_of::<Flow>()], u64> = map.try_into().unwrap();
-    let all: Vec<_> = flows.keys().map(Result::unwrap).collect();
-    all.iter().for_each(|flow| flows.remove(flow).unwrap());
+    for table in ["FLOWS", "FRAGMENTED"] {
+        let map = object.map_mut(table).unwrap();
+        let mut flows: aya::maps::HashMap<_, [u8; size_of::<Flow>()], u64> = map.try_into().unwrap();
+        let all: Vec<_> = flows.keys().map(Result::unwrap).collect();
+        all.iter().for_each(|flow| flows.remove(flow).unwrap());
+    }
+}
+
+/// The packet as a fragment at an offset of a datagram with a number, and more of it to come.
+fn fragment(packet: &[u8], (offset, number): (u8, u8)) -> Vec<u8> {
+    let (header, rest) = packet.split_at(40);
+    let mut fragment = header.to_vec();
+    let protocol = std::mem::replace(&mut fragment[6], 44);
+    let length = u16::try_from(rest.len() + 8).unwrap();
+    fragment[4..6].copy_from_slice(&length.to_be_bytes());
+    fragment.extend([protocol, 0, 0, offset << 3 | 1, 0, 0, 0, number]);
+    [&fragment[..], rest].concat()
 }
 
 /// The kernel remembers a number of conversations, the mirror all.
@@ -329,12 +387,13 @@ fn the_kernel_and_the_host_agree_on_mutated_packets() {
     let payload = proptest::collection::vec(any::<u8>(), 0..64);
     let kind = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
     let ports = (prop_oneof![Just(4000u16), Just(554)], prop_oneof![Just(4000u16), Just(554)]);
-    let strategy = (payload, mutations, 14usize..140, kind, ports);
+    let part = prop_oneof![3 => Just(None), 1 => (0u8..2, 0u8..4).prop_map(Some)];
+    let strategy = (payload, mutations, 14usize..140, kind, ports, part);
     let cases = super::cases(1024);
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(cases));
     let (passed, tried) = (RefCell::new(0), RefCell::new(0u32));
     let result =
-        runner.run(&strategy, |(payload, mutations, cut, (out, camera, is_tcp, syn, asked), ports)| {
+        runner.run(&strategy, |(payload, mutations, cut, (out, camera, is_tcp, syn, asked), ports, part)| {
             let peer = if camera { CAMERA } else { PEER };
             let (source, destination) = if out { (OWN, peer) } else { (peer, OWN) };
             *tried.borrow_mut() += 1;
@@ -360,6 +419,9 @@ fn the_kernel_and_the_host_agree_on_mutated_packets() {
             } else {
                 udp_with(source, destination, ports, &payload)
             };
+            if let Some(part) = part {
+                packet = fragment(&packet, part);
+            }
             for (at, value) in mutations {
                 if let Some(byte) = packet.get_mut(at) {
                     *byte = value;
