@@ -25,6 +25,7 @@
 //! | `network_report` | the part of `status` that `cyphonic netcheck` shows |
 //! | `datapath` | interface, port, eBPF programs and rings, chosen and put together |
 //! | `cards` | what network cards can do, and which give packets to the ring |
+//! | `guards` | keep packets with the overlay's addresses out on other interfaces |
 //! | `interface` | the virtual interface, kept as it has to be: address, routes, MTUs |
 //! | `network` | the host's networks: moves, and sleep |
 //! | `membership`, `zone` | who this device is |
@@ -40,6 +41,7 @@ mod cards;
 mod datapath;
 mod exchanges;
 mod followers;
+mod guards;
 mod handle;
 mod input;
 mod interface;
@@ -70,6 +72,7 @@ use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::node::{CachedState, NodeConfig};
 use cyphonic_transport::{Clock, Credentials, Transport};
+pub use guards::Unguarded;
 pub use handle::EngineHandle;
 use input::Input;
 pub use interface::Lost;

@@ -68,11 +68,13 @@ pub struct Attachment {
 pub struct NetworkCards {
     /// Those that may carry the node's packets now.
     pub usable: Vec<NetworkCard>,
+    /// Those by which others' packets come in, hardware or not, up or not: all but the overlay's and loopback's.
+    pub entrances: Vec<NetworkCard>,
     /// The numbers of all interfaces that exist, with a carrier and addresses or without.
     pub existing: HashSet<u32>,
 }
 
-/// A network card that may carry the node's packets.
+/// A network card, or what is like one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkCard {
     /// Its name.
@@ -279,7 +281,11 @@ impl Netlink {
             Some(NetworkCard { name: name_of(link)?.to_owned(), index: link.header.index })
         };
         let usable = cards.filter_map(card).collect();
-        Ok(NetworkCards { usable, existing: links.iter().map(|link| link.header.index).collect() })
+        let far = far_end(own);
+        let is_own = |link: &&LinkMessage| name_of(link).is_some_and(|name| name == own || name == far);
+        let entrances =
+            links.iter().filter(|link| !is_own(link) && is_entrance(link)).filter_map(card).collect();
+        Ok(NetworkCards { usable, entrances, existing: links.iter().map(|link| link.header.index).collect() })
     }
 
     async fn links(&self) -> Result<Vec<LinkMessage>, NetlinkError> {
@@ -336,6 +342,22 @@ fn is_card(link: &LinkMessage) -> bool {
         }),
         _ => true,
     })
+}
+
+/// Whether others' packets come in there first. A bridge's come in by its ports; virtual ones of those are the
+/// host's own containers and machines, which may speak to the host by whatever address it has.
+fn is_entrance(link: &LinkMessage) -> bool {
+    let kind = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+            LinkInfo::Kind(kind) => Some(kind),
+            _ => None,
+        }),
+        _ => None,
+    });
+    let is_port = link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Controller(1..)));
+    !link.header.flags.contains(LinkFlags::Loopback)
+        && !matches!(kind, Some(InfoKind::Bridge))
+        && !(is_port && matches!(kind, Some(InfoKind::Veth | InfoKind::Tun)))
 }
 
 fn name_of(link: &LinkMessage) -> Option<&str> {

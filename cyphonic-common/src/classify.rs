@@ -122,6 +122,23 @@ where
     policy::judge(packet, &Peer { address: source, class: Some(class) }, Direction::In, tables)
 }
 
+/// Decides on an IPv6 packet that came in by another interface than the overlay's, where Linux would take it for
+/// the virtual address all the same (the "weak host model", RFC 1122 §3.3.4.2). Neighbours know both addresses.
+///
+/// # Errors
+/// [`DropReason::PastTunnels`], where it has an address of the overlay.
+#[inline(always)]
+pub fn judge_elsewhere<B: Buffer + ?Sized>(packet: &B, config: &InterfaceConfig) -> Result<(), DropReason> {
+    let (Some(source), Some(destination)) = (packet.read::<16>(8), packet.read::<16>(24)) else {
+        // The stack's to refuse.
+        return Ok(());
+    };
+    match config.is_configured() && (config.is_inside(&source) || config.is_own(&destination)) {
+        true => Err(DropReason::PastTunnels),
+        false => Ok(()),
+    }
+}
+
 #[inline(always)]
 fn check_version<B: Buffer + ?Sized>(packet: &B) -> Result<(), DropReason> {
     let [first] = packet.read::<1>(0).ok_or(DropReason::Truncated)?;
@@ -277,6 +294,24 @@ mod tests {
         assert_eq!(judge(&udp(PEER, OWN, b""), 3), Err(DropReason::Denied), "not from the service's port");
         assert_eq!(judge(&udp(OWN, OWN, b""), 4), Ok(()), "the agent's own");
         assert_eq!(judge(&answer[..23], 3), Err(DropReason::Truncated));
+    }
+
+    #[test]
+    fn what_comes_past_the_tunnels_has_no_address_of_the_overlay() {
+        let judge = |source: &str, destination: &str| {
+            judge_elsewhere(udp(source, destination, b"x").as_slice(), &config())
+        };
+        let lan = "fe80::7";
+        for (source, destination) in [(lan, OWN), (PEER, lan), (PEER, OWN), (OWN, lan), (PEER, "2001:db8::1")]
+        {
+            assert_eq!(judge(source, destination), Err(DropReason::PastTunnels), "{source} {destination}");
+        }
+        for (source, destination) in [(lan, "fe80::8"), (lan, PEER), ("2001:db8::2", "2001:db8::1")] {
+            assert_eq!(judge(source, destination), Ok(()), "{source} {destination}");
+        }
+        assert_eq!(judge_elsewhere(&udp(PEER, OWN, b"")[..39], &config()), Ok(()));
+        let unconfigured = judge_elsewhere(udp(PEER, OWN, b"").as_slice(), &InterfaceConfig::unconfigured());
+        assert_eq!(unconfigured, Ok(()));
     }
 
     proptest! {

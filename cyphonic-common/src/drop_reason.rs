@@ -134,6 +134,12 @@ reasons! {
     Incomplete = "incomplete",
     /// A piece that contradicts the others of its packet.
     BadPart = "bad_part",
+
+    // What comes to the host past the tunnels.
+
+    /// A packet from an address of the overlay, or to the node's own, came in by another interface than the
+    /// overlay's: who sent it is nobody's to say.
+    PastTunnels = "past_tunnels",
 }
 
 impl DropReason {

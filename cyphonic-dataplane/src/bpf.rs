@@ -3,7 +3,8 @@
 //! The programs come embedded in the binary (see this crate's `build.rs`). [`Programs`] loads them, and has
 //! them choose among several workers; [`EgressClassifier`] puts them on the virtual interface: what
 //! applications send is judged in the kernel before it wakes userspace, what comes out of tunnels before it
-//! reaches applications, and both are counted. [`KernelTables`] is what they know of peers and policy. The
+//! reaches applications, and both are counted. On other interfaces [`EgressClassifier::guard`] keeps
+//! packets with the overlay's addresses out. [`KernelTables`] is what they know of peers and policy. The
 //! judgement is [`cyphonic_common::classify`]'s, the same function userspace runs where eBPF is not to be
 //! had.
 //!
@@ -14,6 +15,7 @@ mod cards;
 mod classifier;
 mod counters;
 mod error;
+mod guard;
 mod log;
 mod object;
 pub(crate) mod pod;
@@ -24,6 +26,7 @@ mod xsk;
 pub use classifier::{AttachKind, EgressClassifier, Options, Programs};
 pub use counters::ClassifierCounters;
 pub use error::BpfError;
+pub use guard::GuardLink;
 pub use tables::KernelTables;
 pub use xsk::UnderlayLink;
 

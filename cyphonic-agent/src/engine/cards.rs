@@ -242,7 +242,9 @@ mod tests {
         let mut cards = Cards::new(UnderlayChoice::Auto, None);
         let reports = cards.reports();
         let nosuch = NetworkCard { name: "nosuch0".to_owned(), index: 9 };
-        cards.update(&NetworkCards { usable: vec![nosuch], existing: HashSet::from([9]) });
+        let present =
+            NetworkCards { usable: vec![nosuch], existing: HashSet::from([9]), ..Default::default() };
+        cards.update(&present);
         let found = lock(&reports).clone();
         assert_eq!((found.len(), found[0].receives_by.as_str(), found[0].native_xdp), (1, "port", None));
         cards.update(&NetworkCards::default());

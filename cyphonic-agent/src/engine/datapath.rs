@@ -24,6 +24,7 @@ use cyphonic_proto::address::Prefix;
 use cyphonic_proto::node::first_inner;
 
 use super::cards::{Cards, Probed, worth_xdp};
+use super::guards::Guards;
 use super::report::{Kernel, KernelFigures};
 use super::start::failed;
 use crate::config::{self, Config, RingChoice, UnderlayChoice, Workers};
@@ -71,6 +72,8 @@ pub(super) struct DataPath {
     pub(super) kernel: Arc<dyn Kernel>,
     /// The network cards, to be told of as they come and go.
     pub(super) cards: Cards,
+    /// What keeps the overlay's addresses out elsewhere, to be told likewise.
+    pub(super) guards: Guards,
     /// Fetches the programs' messages for as long as it is polled.
     pub(super) kernel_log: Option<Arc<Classifier>>,
 }
@@ -250,7 +253,8 @@ impl Ground {
             }
         };
         let cards = Cards::new(self.underlay, underlay.zip(kernel_log.clone()));
-        Ok(DataPath { ring: Arc::new(ring), ring_report, kernel, cards, kernel_log })
+        let guards = Guards::new(kernel_log.clone());
+        Ok(DataPath { ring: Arc::new(ring), ring_report, kernel, cards, guards, kernel_log })
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::EngineHandle;
 use super::cards::Cards;
+use super::guards::Guards;
 use super::network::{self, Followed, Networks};
 use crate::complaints::Complaints;
 use crate::config::{CloudAddress, resolve_all};
@@ -34,7 +35,7 @@ impl Followers {
         netlink: &Arc<Netlink>,
         cloud: Vec<CloudAddress>,
         networks: Networks,
-        cards: Cards,
+        (cards, guards): (Cards, Guards),
     ) -> Self {
         let followed = networks.followed.clone();
         let mut tasks = JoinSet::new();
@@ -42,7 +43,7 @@ impl Followers {
         tasks.spawn(network::follow(handle.clone(), Arc::clone(netlink), networks));
         tasks.spawn(network::follow_sleep(handle.clone()));
         let (end_cards, ended) = oneshot::channel();
-        let cards = tokio::spawn(follow_cards(cards, Arc::clone(netlink), followed, ended));
+        let cards = tokio::spawn(follow_cards((cards, guards), Arc::clone(netlink), followed, ended));
         Self { tasks, cards, end_cards }
     }
 
@@ -76,10 +77,10 @@ async fn follow_cloud(handle: EngineHandle, cloud: Vec<CloudAddress>) {
     }
 }
 
-/// Tells the packet path of the network cards, now and whenever they change, until `ended`. Gives the cards
+/// Tells the packet path, and what guards addresses, of the network cards, now and whenever they change, until `ended`. Gives the cards
 /// back.
 async fn follow_cards(
-    mut cards: Cards,
+    (mut cards, mut guards): (Cards, Guards),
     netlink: Arc<Netlink>,
     followed: Followed,
     mut ended: oneshot::Receiver<()>,
@@ -95,12 +96,13 @@ async fn follow_cards(
         match netlink.cards(followed.overlay, &followed.interface).await {
             Ok(present) => {
                 let update = move || {
+                    guards.update(&present);
                     cards.update(&present);
-                    cards
+                    (cards, guards)
                 };
                 // It may wait for drivers.
                 let Ok(updated) = tokio::task::spawn_blocking(update).await else { return };
-                cards = updated;
+                (cards, guards) = updated;
             }
             Err(error) => tracing::warn!(%error, "this host's network cards cannot be listed"),
         }
@@ -121,5 +123,5 @@ async fn follow_cards(
         }
     }
     // It may wait for drivers, too.
-    let _ = tokio::task::spawn_blocking(move || drop(cards)).await;
+    let _ = tokio::task::spawn_blocking(move || drop((cards, guards))).await;
 }

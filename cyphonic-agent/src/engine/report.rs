@@ -16,6 +16,7 @@ use cyphonic_proto::node::{
 };
 
 use super::access::{Access, Rules};
+use super::guards::Unguarded;
 use super::interface::Lost;
 use super::renewal::{Lifetime, unix};
 use super::run::Engine;
@@ -52,6 +53,8 @@ pub struct Surroundings {
     pub ring: RingReport,
     /// The network cards, which come and go.
     pub cards: Arc<Mutex<Vec<CardReport>>>,
+    /// Where packets with the overlay's addresses are not kept out.
+    pub unguarded: Unguarded,
     /// Set when the ring has stopped.
     pub ring_failure: Option<String>,
     /// The classifier, read when asked.
@@ -312,6 +315,15 @@ fn health(sources: &Sources<'_>, classifier: &ClassifierReport) -> Vec<HealthChe
             Severity::Error,
             format!(
                 "somebody took address or routes from the virtual interface: {why}; tried again all the time"
+            ),
+        );
+    }
+    for (interface, why) in sources.surroundings.unguarded.all() {
+        add(
+            "unguarded",
+            Severity::Warning,
+            format!(
+                "whoever is on the link of {interface} can reach this device's virtual address past its tunnels and rules: {why}"
             ),
         );
     }

@@ -66,6 +66,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         interface_lost: lost.clone(),
         ring: path.ring_report,
         cards: path.cards.reports(),
+        unguarded: path.guards.unguarded(),
         ring_failure: None,
         kernel: path.kernel,
     };
@@ -91,7 +92,8 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     };
     let handle = super::spawn(inbox, parts);
     handle.keep_open(config.keep_open).await;
-    let mut followers = Followers::start(&handle, &netlink, config.cloud, networks, path.cards);
+    let mut followers =
+        Followers::start(&handle, &netlink, config.cloud, networks, (path.cards, path.guards));
     followers.add(interface::follow(interface.index, sizes, Arc::clone(&netlink), changes, lost));
     if let Some(log) = path.kernel_log.filter(|_| config.log_drops) {
         followers.add(log.follow_log());

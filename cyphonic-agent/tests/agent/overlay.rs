@@ -232,6 +232,7 @@ impl Device {
                 interface_lost: engine::Lost::default(),
                 ring: RingReport::default(),
                 cards: Arc::default(),
+                unguarded: engine::Unguarded::default(),
                 ring_failure: None,
                 kernel: Arc::new(NoKernel),
             },

@@ -230,16 +230,21 @@ fn attach_program(
     hook: TcAttachType,
     kind: AttachKind,
 ) -> Result<(), ProgramError> {
-    let options = match kind {
+    let options = options_for(interface, kind)?;
+    let program = object.classifier(program).map_err(|_| ProgramError::UnexpectedProgramType)?;
+    program.attach_with_options(interface, hook, options)?;
+    Ok(())
+}
+
+/// How to attach in that way, for which the interface is ready then.
+pub(super) fn options_for(interface: &str, kind: AttachKind) -> Result<TcAttachOptions, ProgramError> {
+    Ok(match kind {
         AttachKind::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
         AttachKind::Clsact => {
             add_clsact(interface)?;
             TcAttachOptions::Netlink(NlOptions::default())
         }
-    };
-    let program = object.classifier(program).map_err(|_| ProgramError::UnexpectedProgramType)?;
-    program.attach_with_options(interface, hook, options)?;
-    Ok(())
+    })
 }
 
 /// Someone else, or our other program, may have added it already.

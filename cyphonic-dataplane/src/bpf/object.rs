@@ -16,6 +16,8 @@ pub(super) const EGRESS: &str = "cyphonic_egress";
 pub(super) const INGRESS: &str = "cyphonic_ingress";
 /// The program on the ingress of a veth pair's near end.
 pub(super) const NEAR: &str = "cyphonic_near";
+/// The program on the ingress of other interfaces.
+pub(super) const GUARD: &str = "cyphonic_guard";
 /// The program that chooses the interface's queue.
 pub(super) const QUEUE: &str = "cyphonic_queue";
 /// The program that chooses the port's socket.

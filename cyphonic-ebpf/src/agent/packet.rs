@@ -4,9 +4,9 @@ use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, bpf_hdr_start_off};
 use aya_ebpf::cty::c_void;
-use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
 use aya_ebpf::programs::{SkBuffContext, SkReuseportContext, TcContext};
 use cyphonic_common::Buffer;
 
@@ -69,6 +69,51 @@ impl Buffer for Skb<'_> {
             return None;
         }
         // SAFETY: the helper has written all `N` bytes; padding behind them needs no value.
+        Some(unsafe { bytes.assume_init() }.0)
+    }
+}
+
+/// An IPv6 packet on an interface with whatever link layer, from its IP header on.
+pub(crate) struct NetworkLayer<'a> {
+    ctx: *mut c_void,
+    len: usize,
+    lives: PhantomData<&'a ()>,
+}
+
+/// In network byte order, as the kernel has it.
+const ETHERTYPE_IPV6: u32 = 0x86dd_u16.to_be() as u32;
+
+impl<'a> NetworkLayer<'a> {
+    /// `None` where it is something else.
+    #[inline(always)]
+    pub(crate) fn ipv6(ctx: &'a TcContext) -> Option<Self> {
+        let skb = ctx.as_ptr().cast::<__sk_buff>();
+        // SAFETY: as in `is_super_packet`.
+        let protocol = unsafe { (*skb).protocol };
+        let packet = Self { ctx: ctx.as_ptr(), len: ctx.len() as usize, lives: PhantomData };
+        (protocol == ETHERTYPE_IPV6).then_some(packet)
+    }
+}
+
+impl Buffer for NetworkLayer<'_> {
+    /// With the link layer's header.
+    #[inline(always)]
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let offset = u32::try_from(offset).ok()?;
+        let from = bpf_hdr_start_off::BPF_HDR_START_NET;
+        let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
+        // SAFETY: as in `Skb::read`.
+        let result =
+            unsafe { bpf_skb_load_bytes_relative(self.ctx, offset, bytes.as_mut_ptr().cast(), N as u32, from) };
+        if result != 0 {
+            return None;
+        }
+        // SAFETY: as in `Skb::read`.
         Some(unsafe { bytes.assume_init() }.0)
     }
 }

@@ -14,6 +14,7 @@
 mod access;
 mod deaths;
 mod gateway;
+mod guard;
 mod netcheck;
 mod overlay;
 #[path = "../common/programs.rs"]

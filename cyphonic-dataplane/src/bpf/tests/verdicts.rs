@@ -10,7 +10,7 @@ use cyphonic_common::policy::{Direction, Flow, FlowTable, MAX_FLOWS, PolicyKey, 
 use cyphonic_common::{Counter, DropReason, InterfaceConfig};
 use proptest::prelude::*;
 
-use super::super::object::{EGRESS, INGRESS, Object};
+use super::super::object::{EGRESS, GUARD, INGRESS, Object};
 use super::super::{ClassifierCounters, KernelTables};
 use super::{FOREIGN, OWN, PEER, address, config, tcp, udp, udp_with};
 
@@ -175,6 +175,29 @@ fn a_policy_is_enforced_both_ways() {
     allow_only(&tables, &[]);
     let packet = tcp(OWN, CAMERA, (4000, 554), syn);
     assert_eq!(run(&mut object, EGRESS, &packet, None), TC_ACT_SHOT, "permissions can be taken back");
+}
+
+#[test]
+fn what_comes_past_the_tunnels_with_addresses_of_the_overlay_is_dropped() {
+    let (mut object, _tables) = load(config());
+    object.verify(GUARD).unwrap();
+    let mut judge = |packet: &[u8], ether_type: u16| {
+        let framed = [&[2; 12][..], &ether_type.to_be_bytes(), packet].concat();
+        run(&mut object, GUARD, &framed, None)
+    };
+    let lan = "fe80::7";
+    for (source, destination, expected) in [
+        (lan, OWN, TC_ACT_SHOT),
+        (PEER, lan, TC_ACT_SHOT),
+        (PEER, OWN, TC_ACT_SHOT),
+        (lan, PEER, TC_ACT_NEXT),
+        ("2001:db8::2", "2001:db8::1", TC_ACT_NEXT),
+        (FOREIGN, lan, TC_ACT_NEXT),
+    ] {
+        assert_eq!(judge(&udp(source, destination, b"x"), 0x86dd), expected, "{source} {destination}");
+    }
+    assert_eq!(judge(&udp(PEER, OWN, b"x"), 0x0800), TC_ACT_NEXT, "it is not IPv6");
+    assert_eq!(counters(&object).dropped(DropReason::PastTunnels).packets, 3);
 }
 
 #[test]
