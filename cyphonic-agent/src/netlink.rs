@@ -355,9 +355,11 @@ fn is_entrance(link: &LinkMessage) -> bool {
         _ => None,
     });
     let is_port = link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Controller(1..)));
-    !link.header.flags.contains(LinkFlags::Loopback)
-        && !matches!(kind, Some(InfoKind::Bridge))
-        && !(is_port && matches!(kind, Some(InfoKind::Veth | InfoKind::Tun)))
+    match kind {
+        Some(InfoKind::Bridge) => false,
+        Some(InfoKind::Veth | InfoKind::Tun) if is_port => false,
+        _ => !link.header.flags.contains(LinkFlags::Loopback),
+    }
 }
 
 fn name_of(link: &LinkMessage) -> Option<&str> {

@@ -52,6 +52,8 @@ pub struct TrsLimits {
     pub legs: usize,
     /// Legs of one node.
     pub legs_per_node: usize,
+    /// Legs of one node to the same other: a tunnel, its successor, and attempts at one from both ends.
+    pub legs_per_pair: usize,
     /// Connected nodes.
     pub nodes: usize,
 }
@@ -71,6 +73,7 @@ impl Default for TrsLimits {
             held_bytes_in_all: 16 << 20,
             legs: 1 << 20,
             legs_per_node: 1024,
+            legs_per_pair: 8,
             nodes: 1 << 20,
         }
     }
@@ -137,6 +140,8 @@ pub struct TrsCounters {
     pub legs: u64,
     /// Pairs bound.
     pub bound: u64,
+    /// Pairs of legs that ended for a newer one of the same two devices.
+    pub displaced: u64,
     /// Legs restored from tickets.
     pub restored: u64,
     /// BindingRequests refused.

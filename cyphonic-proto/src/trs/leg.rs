@@ -70,6 +70,7 @@ impl Trs {
         if let Some(cid) = self.repeated(channel, &wanted) {
             return Ok(self.response(now, cid, None));
         }
+        self.make_room_between(channel, wanted.peer);
         self.check_room(channel)?;
         let other = self.other_end(&wanted);
         let (cid, partner) = other.unwrap_or_else(|| self.fresh_pair());
@@ -164,13 +165,39 @@ impl Trs {
         legs.filter(|(_, leg)| fits(leg)).map(|(cid, leg)| (leg.partner, *cid)).next()
     }
 
-    pub(super) fn check_room(&self, channel: Channel) -> Result<(), Refusal> {
-        let own = self.nodes.get(&channel).map_or(0, |node| node.contexts.len());
-        let limits = &self.config.limits;
-        if own < limits.legs_per_node && self.legs.len() < limits.legs {
-            return Ok(());
+    /// Of two devices' legs the pair goes that has been silent longest, where they have as many as they may
+    /// have: whoever asks for one tunnel after another would otherwise take the places of the other end, who
+    /// opens a leg for each.
+    fn make_room_between(&mut self, channel: Channel, peer: Holder) {
+        let Some(node) = self.nodes.get(&channel) else { return };
+        let own = node.contexts.values().filter_map(|cid| Some((*cid, self.legs.get(cid)?)));
+        let between: Vec<_> = own.filter(|(_, leg)| leg.peer == peer).collect();
+        if between.len() < self.config.limits.legs_per_pair {
+            return;
         }
-        Err(Refusal::retry(RefusalCode::TooMany, "the relay has no leg left", Duration::from_secs(1)))
+        let last_seen = |leg: &Leg| {
+            let other = leg.bound_to().and_then(|other| self.legs.get(&other));
+            other.map_or(leg.last_seen, |other| other.last_seen.max(leg.last_seen))
+        };
+        let silent = between.into_iter().min_by_key(|(_, leg)| last_seen(leg)).map(|(cid, _)| cid);
+        if let Some(cid) = silent {
+            self.counters.displaced += 1;
+            self.remove_pair(cid);
+        }
+    }
+
+    /// Room for a leg that is none yet.
+    pub(super) fn check_room(&self, channel: Channel) -> Result<(), Refusal> {
+        if self.legs.len() < self.config.limits.legs {
+            return self.check_room_of_node(channel);
+        }
+        Err(no_room())
+    }
+
+    /// Room for one more among the owner's.
+    pub(super) fn check_room_of_node(&self, channel: Channel) -> Result<(), Refusal> {
+        let own = self.nodes.get(&channel).map_or(0, |node| node.contexts.len());
+        if own < self.config.limits.legs_per_node { Ok(()) } else { Err(no_room()) }
     }
 
     fn open(
@@ -302,4 +329,8 @@ impl Trs {
             bound: other.is_some(),
         }
     }
+}
+
+fn no_room() -> Refusal {
+    Refusal::retry(RefusalCode::TooMany, "the relay has no leg left", Duration::from_secs(1))
 }

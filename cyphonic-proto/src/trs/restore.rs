@@ -138,7 +138,8 @@ impl Trs {
         cid: ConnectionId,
         context: u64,
     ) -> Result<(), Refusal> {
-        self.check_room(channel)?;
+        // In all it has its place.
+        self.check_room_of_node(channel)?;
         let path = self.take_context(channel, cid, context)?;
         let Some(leg) = self.legs.get_mut(&cid) else { return Ok(()) };
         let owner = (leg.owner, leg.owner_key);

@@ -415,6 +415,33 @@ fn legs_are_bounded_per_node() {
     bench.leg(1, request(9, "a.lab", 9));
 }
 
+/// A set-up of A, in which B takes part as it must.
+fn set_up(bench: &mut Bench, setup: u8) -> ConnectionId {
+    let (b, _, _) = bench.leg(1, request(setup, "a.lab", 100 + setup));
+    bench.leg(0, request(setup, "b.lab", setup));
+    b
+}
+
+#[test]
+fn one_device_does_not_take_the_places_of_another() {
+    let mut bench = Bench::new();
+    bench.trs.config.limits = TrsLimits { legs_per_node: 12, ..TrsLimits::default() };
+    let in_use = set_up(&mut bench, 1);
+    for setup in 2..60 {
+        bench.now += Duration::from_secs(1);
+        bench.trs.handle_leg_activity(bench.now, in_use, bench.now);
+        set_up(&mut bench, setup);
+    }
+    assert_eq!(bench.trs.sizes().1, 2 * 8, "as many as a pair may have");
+    assert_eq!(bench.trs.counters().displaced, 51);
+    let (answer, _) = bench.ask(1, request(1, "a.lab", 101));
+    let Message::BindingResponse(standing) = answer else { panic!("{answer:?}") };
+    assert!(standing.bound && standing.connection_id == in_use.as_bytes(), "the tunnel that is used stays");
+    let (c, _, _) = bench.leg(2, request(200, "b.lab", 200));
+    let (b, other, _) = bench.leg(1, request(200, "c.lab", 201));
+    assert_eq!((other, bench.trs.legs[&b].bound_to()), (c, Some(c)), "B has room for C");
+}
+
 #[test]
 fn a_node_learns_from_where_it_is_seen() {
     let mut bench = Bench::new();

@@ -346,3 +346,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn at_a_full_relay_owners_of_legs_that_stand_get_them_back() {
+    let mut bench = Bench::new();
+    let [a, _] = bench.answers();
+    bench.trs.config.limits.legs = 2;
+    bench.trs.handle_lost(bench.now, Channel(0));
+    bench.connect(20, 0);
+    let (answer, _) = bench.answered(20, restore(&a.ticket));
+    assert!(answer.bound && answer.connection_id == a.connection_id);
+    assert_eq!(bench.refused(2, request(3, "b.lab", 30)), RefusalCode::TooMany, "there is no room for more");
+}
