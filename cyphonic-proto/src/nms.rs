@@ -29,7 +29,7 @@ use std::time::Instant;
 use access::Access;
 pub use config::{Action, NmsConfig, NmsCounters, NmsTiming};
 use direction::Pending;
-use nodes::Node;
+use nodes::{Left, Node};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 pub use revocations::REVOCATIONS_REMEMBERED;
@@ -50,6 +50,7 @@ pub struct Nms {
     next_exchange: u64,
     nodes: BTreeMap<Channel, Node>,
     channels: BTreeMap<String, Channel>,
+    left: Left,
     /// Whether the register is at hand.
     has_register: bool,
     /// Names of virtual addresses: all of the register where it is at hand, else of every node that
@@ -80,6 +81,7 @@ impl Nms {
             next_exchange: 0,
             nodes: BTreeMap::new(),
             channels: BTreeMap::new(),
+            left: Left::default(),
             has_register,
             names,
             pending: BTreeMap::new(),
@@ -136,8 +138,8 @@ impl Nms {
     }
 
     /// A node's connection ended.
-    pub fn handle_disconnected(&mut self, _now: Instant, channel: Channel) {
-        if let Some(fqdn) = self.forget(channel, "the connection was lost") {
+    pub fn handle_disconnected(&mut self, now: Instant, channel: Channel) {
+        if let Some(fqdn) = self.forget(now, channel, "the connection was lost") {
             self.channels.remove(&fqdn);
         }
     }
@@ -186,7 +188,7 @@ impl Nms {
     pub fn handle_revoked(&mut self, now: Instant, fqdn: &str) {
         self.names.remove(&self.address_of(fqdn));
         if let Some(channel) = self.channels.remove(fqdn) {
-            self.forget(channel, "the device was revoked");
+            self.forget(now, channel, "the device was revoked");
             let reason = "the device was revoked".into();
             self.actions.push_back(Action::Close { channel, code: close::NOT_ALLOWED, reason });
         }

@@ -77,7 +77,7 @@ impl Nms {
         request: &DirectionRequest,
     ) -> Result<RouteDirection, Refusal> {
         self.counters.directions += 1;
-        self.charge(now, channel, |node| &mut node.directions)?;
+        self.charge(now, channel, |asked| &mut asked.directions)?;
         let initiator = self.end(channel)?;
         let responder = self.find_responder(now, request)?;
         if responder.channel == channel {

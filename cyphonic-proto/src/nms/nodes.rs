@@ -1,6 +1,6 @@
 //! The connected nodes and what they told of their networks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -26,11 +26,47 @@ pub(super) struct Node {
     pub(super) registration: Option<Registration>,
     /// Set-ups in progress that it takes part in, in either role.
     pub(super) setups: usize,
-    /// Its DirectionRequests, by the time since it came.
+    pub(super) asked: Asked,
+}
+
+/// What a device has asked for lately, by the time since the NMS started.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Asked {
+    /// By DirectionRequests.
     pub(super) directions: Account,
-    /// Its RegistrationRequests: who asks for many peers may still tell that it has moved.
+    /// By RegistrationRequests: who asks for many peers may still tell that it has moved.
     registrations: Account,
-    came: Instant,
+}
+
+/// What devices had asked for that have left, until all of it has come back: it is theirs again when they
+/// connect anew.
+#[derive(Default)]
+pub(super) struct Left {
+    asked: BTreeMap<String, (Instant, Asked)>,
+    /// The same, the first to be forgotten first.
+    until: VecDeque<(Instant, String)>,
+}
+
+impl Left {
+    fn keep(&mut self, now: Instant, until: Instant, fqdn: &str, asked: Asked) {
+        while let Some((at, fqdn)) = self.until.pop_front_if(|(at, _)| *at <= now) {
+            // It may have left again since.
+            if self.asked.get(&fqdn).is_some_and(|(until, _)| *until == at) {
+                self.asked.remove(&fqdn);
+            }
+        }
+        self.asked.insert(fqdn.to_owned(), (until, asked));
+        self.until.push_back((until, fqdn.to_owned()));
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.asked.len()
+    }
+
+    fn take(&mut self, fqdn: &str) -> Asked {
+        self.asked.remove(fqdn).map(|(_, asked)| asked).unwrap_or_default()
+    }
 }
 
 /// What a node told.
@@ -103,14 +139,13 @@ impl Nms {
         };
         let fqdn = identity.fqdn;
         if let Some(old) = self.channels.insert(fqdn.clone(), channel) {
-            self.forget(old, "replaced by a newer connection of the same device");
+            self.forget(now, old, "replaced by a newer connection of the same device");
             let reason = "replaced by a newer connection of the same device".into();
             self.actions.push_back(Action::Close { channel: old, code: close::NOT_ALLOWED, reason });
         }
         self.names.insert(address, fqdn.clone());
-        let (directions, registrations) = (Account::default(), Account::default());
-        let node =
-            Node { fqdn, address, seen, registration: None, setups: 0, directions, registrations, came: now };
+        let asked = self.left.take(&fqdn);
+        let node = Node { fqdn, address, seen, registration: None, setups: 0, asked };
         self.nodes.insert(channel, node);
         self.counters.connected += 1;
     }
@@ -123,7 +158,7 @@ impl Nms {
     ) -> Result<Message, Refusal> {
         let spoken = version::negotiate(request.protocol_version)
             .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
-        self.charge(now, channel, |node| &mut node.registrations)?;
+        self.charge(now, channel, |asked| &mut asked.registrations)?;
         let overlay = self.config.prefix;
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
         let registration = Registration::from_wire(request, overlay, &self.config.relays);
@@ -153,14 +188,14 @@ impl Nms {
         &mut self,
         now: Instant,
         channel: Channel,
-        of_kind: fn(&mut Node) -> &mut Account,
+        of_kind: fn(&mut Asked) -> &mut Account,
     ) -> Result<(), Refusal> {
         let timing = &self.config.timing;
         let (most, rate) = (timing.burst, timing.per_second);
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
         let every = Duration::from_secs(1) / rate.max(1);
-        let came = now.saturating_duration_since(node.came);
-        if !of_kind(node).spend(came, every, every * most) {
+        let since = now.saturating_duration_since(self.started);
+        if !of_kind(&mut node.asked).spend(since, every, every * most) {
             let reason = format!("more than {rate} requests per second");
             return Err(Refusal::retry(RefusalCode::TooMany, reason, Duration::from_secs(1)));
         }
@@ -168,8 +203,11 @@ impl Nms {
     }
 
     /// Drops a connection's state, ends its set-ups, and returns its name.
-    pub(super) fn forget(&mut self, channel: Channel, why: &str) -> Option<String> {
+    pub(super) fn forget(&mut self, now: Instant, channel: Channel, why: &str) -> Option<String> {
         let node = self.nodes.remove(&channel)?;
+        let timing = &self.config.timing;
+        let until = now + Duration::from_secs(1) / timing.per_second.max(1) * timing.burst;
+        self.left.keep(now, until, &node.fqdn, node.asked);
         let concerned = |pending: &&super::Pending| pending.concerns(channel);
         let setups: Vec<_> = self.pending.values().filter(concerned).map(|pending| pending.setup).collect();
         for setup in setups {

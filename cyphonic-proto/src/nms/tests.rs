@@ -405,6 +405,33 @@ fn one_node_cannot_register_without_end_nor_does_that_cost_it_its_questions() {
 }
 
 #[test]
+fn who_connects_anew_has_asked_for_no_less() {
+    let mut bench = Bench::new(NmsTiming { burst: 3, per_second: 1, ..NmsTiming::default() });
+    // Over a connection that ended, and over one that another supersedes.
+    for (channel, ends) in [(0, true), (10, false), (11, true)] {
+        assert_eq!(bench.refused(channel, ask("c.lab")).code(), RefusalCode::PeerOffline);
+        if ends {
+            bench.nms.handle_disconnected(bench.now, Channel(channel));
+        }
+        let next = if channel == 0 { 10 } else { channel + 1 };
+        bench.connect(next, "a.lab", at("198.51.100.1:5000"));
+        bench.actions();
+        let registered = bench.register(next, &[], &[]);
+        assert_eq!(registered.name() == "Refusal", channel == 11, "it registers for the fourth time");
+    }
+    assert_eq!(bench.refused(12, ask("c.lab")).code(), RefusalCode::TooMany, "it has asked three times");
+    bench.now += Duration::from_secs(1);
+    bench.register(12, &[], &[]);
+    assert_eq!(bench.refused(12, ask("c.lab")).code(), RefusalCode::PeerOffline);
+    assert_eq!(bench.refused(12, ask("c.lab")).code(), RefusalCode::TooMany);
+    bench.nms.handle_disconnected(bench.now, Channel(12));
+    bench.now += Duration::from_secs(3);
+    bench.connect(13, "c.lab", at("203.0.113.3:7000"));
+    bench.nms.handle_disconnected(bench.now, Channel(13));
+    assert_eq!(bench.nms.left.len(), 1, "what has come back is forgotten");
+}
+
+#[test]
 fn set_ups_in_progress_are_bounded() {
     let mut bench = Bench::new(NmsTiming { pending: 1, ..NmsTiming::default() });
     bench.connect(2, "c.lab", at("203.0.113.3:7000"));
