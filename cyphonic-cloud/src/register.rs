@@ -111,7 +111,29 @@ impl Register {
     pub fn open_for(path: &Path, prefix: Prefix) -> Result<Self, RegisterError> {
         let register = Self::open(path)?;
         devices::check_prefix(&register.lock(), prefix)?;
+        register.keep_files(path)?;
         Ok(register)
+    }
+
+    /// Has SQLite keep the files beside the register when this process ends in order, as it does when it is
+    /// killed: where the disk is full by the next start, they could not be made again, and nothing could be
+    /// read. It removes them when the last connection is closed, so one never is.
+    fn keep_files(&self, path: &Path) -> Result<(), RegisterError> {
+        let open = |source| RegisterError::Open { path: path.to_owned(), source };
+        let last = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(open)?;
+        // By reading it has them open.
+        last.query_row("SELECT count(*) FROM numbers", [], |_| Ok(())).map_err(open)?;
+        std::mem::forget(last);
+        Ok(())
+    }
+
+    /// Writes into the register itself what stands beside it, so that a copy of the one file is whole. Before
+    /// a process ends in order.
+    ///
+    /// # Errors
+    /// If it cannot be written, as on a full disk: then nothing is lost, and the next start reads both.
+    pub fn gather(&self) -> Result<(), RegisterError> {
+        Ok(self.lock().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
     }
 
     /// The register in the hands of an operator: tokens and revocations will have this name.

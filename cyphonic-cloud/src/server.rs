@@ -60,6 +60,7 @@ pub struct Cloud {
     tasks: JoinSet<()>,
     failures: mpsc::Receiver<String>,
     reloader: Reloader,
+    register: Option<Arc<Register>>,
 }
 
 /// What running services take over without a restart.
@@ -118,12 +119,12 @@ impl Cloud {
         let asked = Arc::new(Notify::new());
         let keep = move |now| keeper.keep(now);
         tasks.spawn(expiry::announce(keep, Arc::clone(&asked), unix_now, expiry::log));
-        let services = start_services(config, loaded, register, &ports, &mut tasks)?;
+        let services = start_services(config, loaded, register.clone(), &ports, &mut tasks)?;
         for port in &ports {
             tasks.spawn(accept(port.transport(), services.clone()));
         }
         let reloader = Reloader { certificates: asked, management: services.management };
-        Ok(Self { ports, tasks, failures, reloader })
+        Ok(Self { ports, tasks, failures, reloader, register })
     }
 
     /// By which it takes over what it can.
@@ -148,6 +149,9 @@ impl Cloud {
             port.transport().shutdown("the service stops").await;
         }
         self.tasks.shutdown().await;
+        if let Some(Err(error)) = self.register.as_ref().map(|register| register.gather()) {
+            tracing::warn!(%error, "the register's latest changes stay in the file beside it");
+        }
         for port in self.ports {
             port.close().await;
         }

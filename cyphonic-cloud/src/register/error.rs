@@ -22,7 +22,7 @@ pub enum RegisterError {
         source: std::io::Error,
     },
     /// The file could not be opened as a register.
-    #[error("cannot open the register {}: {source}", path.display())]
+    #[error("cannot open the register {}: {source}{}", path.display(), advice(source))]
     Open {
         /// The file.
         path: PathBuf,
@@ -96,6 +96,17 @@ pub enum RegisterError {
     /// Too many open tokens: they are promises, so they are bounded.
     #[error("there are {0} open tokens already: revoke some, or wait for them to expire")]
     TooManyTokens(u32),
+}
+
+/// What SQLite says of a disk does not name it.
+fn advice(error: &rusqlite::Error) -> &'static str {
+    use rusqlite::ErrorCode::{CannotOpen, DiskFull, ReadOnly, SystemIoFailure};
+    match error.sqlite_error_code() {
+        Some(CannotOpen | DiskFull | ReadOnly | SystemIoFailure) => {
+            "; is its disk full or read-only, or is it another user's? (df, findmnt, ls -l)"
+        }
+        _ => "",
+    }
 }
 
 impl RegisterError {

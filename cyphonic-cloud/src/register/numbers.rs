@@ -4,8 +4,9 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::{Register, RegisterError, UnixSeconds, from_sql, to_sql};
 
-/// More set-ups than one run of an NMS can steer: a million a second for twelve days.
-const SETUPS_PER_RUN: u64 = 1 << 40;
+/// More set-ups than one run of an NMS steers before the clock is past them: a thousand a second for two years,
+/// which are the nanoseconds of 69 seconds. A run that steers more leaves none for a clock that is set back.
+const SETUPS_PER_RUN: u64 = 1 << 36;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 

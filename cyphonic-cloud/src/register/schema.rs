@@ -108,8 +108,12 @@ pub(super) fn supported() -> i64 {
 /// Brings the tables to the newest version, in one transaction: two processes that start at once migrate
 /// once. What there was is copied first, for whoever goes back to the release that knows it.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegisterError> {
+    let supported = supported();
+    if version(connection, path)? == supported {
+        return Ok(());
+    }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let (version, supported) = (version(&transaction, path)?, supported());
+    let version = version(&transaction, path)?;
     if version == supported {
         return Ok(());
     }

@@ -21,7 +21,7 @@ pub enum StartError {
     /// The register can be read and not written, and the last start was just now.
     #[error(
         "the register cannot be written: {0}; so soon after the last start, set-ups' numbers could come again: mend its disk, or try \
-         again twenty minutes after that"
+         again two minutes after that"
     )]
     Unreserved(String),
     /// Keys and certificates.

@@ -101,7 +101,9 @@ pub(crate) fn signal(process: u32, name: &str) {
 pub(crate) fn presence(config: &str) -> serde_json::Value {
     let output = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"))
         .args(["device", "list", "--json", "--config", config])
-        .env("RUNTIME_DIRECTORY", Path::new(config).parent().unwrap())
+        .env("CYPHONIC_CLOUD_RUNTIME", Path::new(config).parent().unwrap())
+        // As systemd's, of a unit that runs the command.
+        .env("RUNTIME_DIRECTORY", "/nonexistent")
         .output()
         .unwrap();
     let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -112,7 +114,9 @@ pub(crate) fn presence(config: &str) -> serde_json::Value {
 pub(crate) fn metrics(config: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"))
         .args(["metrics", "--config", config])
-        .env("RUNTIME_DIRECTORY", Path::new(config).parent().unwrap())
+        .env("CYPHONIC_CLOUD_RUNTIME", Path::new(config).parent().unwrap())
+        // As systemd's, of a unit that runs the command.
+        .env("RUNTIME_DIRECTORY", "/nonexistent")
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");

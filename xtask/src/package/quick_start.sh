@@ -118,6 +118,8 @@ cp /repository/target/debian/*-2_amd64.deb /machines/pi-2/root/root/
 #: operations.md Back up
 # The server's disk is lost.
 on server 'systemctl stop cyphonic-cloud; rm -r /var/lib/cyphonic-cloud/*'
+# The backup was kept by somebody else.
+on server 'chown -R 1000:1000 /root/backup'
 #: operations.md Restore
 check "the restored cloud knows its devices" looks server 'cyphonic-cloud device list' 'pi-1'
 check "who need nothing new" looks pi-1 'cyphonic wait --timeout 120; cyphonic ping --count 3 pi-2.home.internal; cyphonic status' 'pi-2'

@@ -47,6 +47,9 @@ use cyphonic_transport::settings::{WRONG_SETTINGS, describe};
 /// makes of it.
 const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 const DEFAULT_RUNTIME_DIRECTORY: &str = "/run/cyphonic-cloud";
+/// Where commands look for it, if not there. Not the variable above: whoever has systemd run a command has it
+/// name a folder of the command's own.
+const SERVICES_DIRECTORY: &str = "CYPHONIC_CLOUD_RUNTIME";
 
 /// The cloud of a Cyphonic overlay network: enrols devices, steers their tunnels, relays.
 #[derive(Debug, Parser)]
@@ -114,7 +117,7 @@ impl ConfigArgument {
 
 /// Where commands look for what a running service tells.
 fn runtime_directory() -> PathBuf {
-    std::env::var_os(RUNTIME_DIRECTORY).unwrap_or_else(|| DEFAULT_RUNTIME_DIRECTORY.into()).into()
+    std::env::var_os(SERVICES_DIRECTORY).unwrap_or_else(|| DEFAULT_RUNTIME_DIRECTORY.into()).into()
 }
 
 fn main() -> ExitCode {
