@@ -103,7 +103,7 @@ where
         () = watchdog::watch(&*waiting) => return Ok(()),
     };
     let netlink = Arc::new(Netlink::connect()?);
-    let inputs = EngineInputs { config: config.clone(), identity, state: state.clone(), netlink };
+    let inputs = EngineInputs { config: settings.latest(), identity, state: state.clone(), netlink };
     let engine = start_engine(inputs).await.map_err(|error| DaemonError::Engine(error.to_string()))?;
     let RunningEngine { resolver, backend, zone, prefix, interface, failed, stop: stop_engine } = engine;
     let alive = backend.clone();

@@ -30,6 +30,21 @@ impl Settings {
         &self.started_with
     }
 
+    /// Those it started with, with what it takes over while it runs as that is now: the device may have waited
+    /// for days until it was enrolled. What is wrong, or gone, changes nothing, as at a reload.
+    pub fn latest(&self) -> Config {
+        let started_with = self.started_with.clone();
+        match (self.read)() {
+            Ok(Config { access, keep_open, .. }) => {
+                Config { access: access.or_else(|| started_with.access.clone()), keep_open, ..started_with }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the settings of the start stay in force");
+                started_with
+            }
+        }
+    }
+
     /// Reads them again and has the engine take over what it can.
     ///
     /// # Errors

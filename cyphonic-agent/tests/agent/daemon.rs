@@ -25,6 +25,7 @@ use crate::netlink::{in_namespace, ip};
 #[derive(Clone, Default)]
 struct Engine {
     taken_over: Arc<Mutex<Vec<Reloadable>>>,
+    started_with: Arc<Mutex<Option<Config>>>,
 }
 
 impl Resolver for Engine {
@@ -109,6 +110,7 @@ impl Host {
         let (stopped, fail, engine) = (self.stopped.clone(), self.fail.take(), self.engine.clone());
         daemon::run(self.settings(), async move |inputs: EngineInputs| {
             assert_eq!(inputs.identity.chain().len(), 1);
+            *engine.started_with.lock().unwrap() = Some(inputs.config);
             Ok::<_, String>(RunningEngine {
                 resolver: Arc::new(engine.clone()),
                 backend: Arc::new(engine),
@@ -192,6 +194,26 @@ async fn settings_are_read_again_when_somebody_asks() {
     });
     timeout(Duration::from_secs(20), host.run()).await.expect("it stops").unwrap();
     visitor.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_written_while_the_device_waited_to_be_enrolled_is_in_force() {
+    for (written, in_force) in [
+        ("access: []\nkeep_open: [a]\nport: 9\n", (Some(0), 1)),
+        ("keep_open: []\n", (Some(1), 0)),
+        ("access: [{from: a, to: ssh}]\n", (Some(1), 0)),
+    ] {
+        let mut host = Host::enrolled();
+        host.config.access = serde_yaml::from_str("[{from: all, to: ping}]").unwrap();
+        std::fs::write(host.dir.path().join("agent.yaml"), written).unwrap();
+        let (socket, engine) = (host.socket(), host.engine.clone());
+        let visitor = tokio::spawn(async move { connect(socket).await.shutdown().await.unwrap() });
+        timeout(Duration::from_secs(20), host.run()).await.expect("it stops").unwrap();
+        visitor.await.unwrap();
+        let config = engine.started_with.lock().unwrap().clone().unwrap();
+        let found = (config.access.as_ref().map(Vec::len), config.keep_open.len());
+        assert_eq!((found, config.port), (in_force, 0), "{written}");
+    }
 }
 
 #[tokio::test]
