@@ -17,6 +17,20 @@
 mod certificates;
 mod devices;
 mod error;
+impl Drop for Register {
+    /// Commands end so, and wait for nobody.
+    fn drop(&mut self) {
+        let wrote = self.lock().total_changes() > 0;
+        let gather = || {
+            self.lock().busy_timeout(Duration::ZERO)?;
+            self.gather()
+        };
+        if wrote && let Err(error) = gather() {
+            tracing::debug!(%error, "the latest changes stay in the file beside the register");
+        }
+    }
+}
+
 #[cfg(test)]
 mod fixture;
 mod forgetting;
@@ -34,6 +48,7 @@ use std::time::Duration;
 
 use cyphonic_dataplane::sync;
 use cyphonic_proto::address::Prefix;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::certificates::IssuedCertificate;
@@ -96,6 +111,9 @@ impl Register {
         let open = |source| RegisterError::Open { path: path.to_owned(), source };
         let mut connection = Connection::open_with_flags(path, flags).map_err(open)?;
         connection.busy_timeout(BUSY_TIMEOUT).map_err(open)?;
+        // Who is the last to close it would remove the files beside it, which could not be made again on a disk
+        // that is full by then: nothing could be read.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(open)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(open)?;
         connection.pragma_update(None, "synchronous", "FULL").map_err(open)?;
         connection.pragma_update(None, "foreign_keys", "ON").map_err(open)?;
@@ -111,35 +129,25 @@ impl Register {
     pub fn open_for(path: &Path, prefix: Prefix) -> Result<Self, RegisterError> {
         let register = Self::open(path)?;
         devices::check_prefix(&register.lock(), prefix)?;
-        register.keep_files(path)?;
         Ok(register)
     }
 
-    /// Has SQLite keep the files beside the register when this process ends in order, as it does when it is
-    /// killed: where the disk is full by the next start, they could not be made again, and nothing could be
-    /// read. It removes them when the last connection is closed, so one never is.
-    fn keep_files(&self, path: &Path) -> Result<(), RegisterError> {
-        let open = |source| RegisterError::Open { path: path.to_owned(), source };
-        let last = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(open)?;
-        // By reading it has them open.
-        last.query_row("SELECT count(*) FROM numbers", [], |_| Ok(())).map_err(open)?;
-        std::mem::forget(last);
-        Ok(())
-    }
-
-    /// Writes into the register itself what stands beside it, so that a copy of the one file is whole. Before
-    /// a process ends in order.
+    /// Writes into the register itself what stands beside it, so that a copy of the one file is whole. For the
+    /// end of a process, which closing does not do ([`Self::open`]).
     ///
     /// # Errors
-    /// If it cannot be written, as on a full disk: then nothing is lost, and the next start reads both.
+    /// If it cannot be written, as on a full disk, or somebody reads for long: then nothing is lost, and who
+    /// opens it next reads both.
     pub fn gather(&self) -> Result<(), RegisterError> {
-        Ok(self.lock().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+        let is_busy: bool = self.lock().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        if is_busy { Err(RegisterError::InUse) } else { Ok(()) }
     }
 
     /// The register in the hands of an operator: tokens and revocations will have this name.
     #[must_use]
-    pub fn used_by(self, operator: String) -> Self {
-        Self { operator: Some(operator), ..self }
+    pub fn used_by(mut self, operator: String) -> Self {
+        self.operator = Some(operator);
+        self
     }
 
     /// Whether [`Self::open_for`] would open it, and what would be in it. Changes nothing: an older release may

@@ -29,6 +29,9 @@ pub enum RegisterError {
         /// Why not.
         source: rusqlite::Error,
     },
+    /// Somebody else has been reading it for too long.
+    #[error("another program is reading the register")]
+    InUse,
     /// It is a database of another program.
     #[error("{} is a database, but no Cyphonic register", path.display())]
     Foreign {

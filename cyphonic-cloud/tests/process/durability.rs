@@ -124,10 +124,16 @@ async fn a_disk_that_is_full_by_the_next_start_keeps_it_not_from_starting() {
     drop(other);
     running.signal("TERM");
     assert!(running.wait().success());
+    // Those of a timer, and of an operator who looks and acts meanwhile.
+    let config = overlay.config_path.to_str().unwrap();
+    for command in [&["metrics"][..], &["device", "list"], &["token", "create", "--name", "b"]] {
+        succeeds(&[command, &["--config", config]].concat());
+    }
     let alone = overlay.directory.path().join("copy.db");
     std::fs::copy(&register, &alone).unwrap();
     let copied = Register::open(&alone).unwrap();
-    assert_eq!(copied.devices().unwrap().len(), 1, "the one file has all of it");
+    let inside = (copied.devices().unwrap().len(), copied.tokens(unix_now()).unwrap().len());
+    assert_eq!(inside, (1, 2), "the one file has all of it");
     disk.fill();
 
     let _running = Running::start(&overlay.config_path, overlay.address).await;

@@ -70,6 +70,7 @@ impl Trs {
         if let Some(cid) = self.repeated(channel, &wanted) {
             return Ok(self.response(now, cid, None));
         }
+        self.check_context(channel, wanted.context)?;
         self.make_room_between(channel, wanted.peer);
         self.check_room(channel)?;
         let other = self.other_end(&wanted);
@@ -239,12 +240,18 @@ impl Trs {
         cid: ConnectionId,
         context: u64,
     ) -> Result<NodePath, Refusal> {
+        self.check_context(channel, context)?;
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
+        node.contexts.insert(context, cid);
+        Ok(node.path)
+    }
+
+    fn check_context(&self, channel: Channel, context: u64) -> Result<(), Refusal> {
+        let node = self.nodes.get(&channel).ok_or_else(not_connected)?;
         if !relayed::CONTEXTS.contains(&context) || node.contexts.contains_key(&context) {
             return Err(field::BadField("context").into());
         }
-        node.contexts.insert(context, cid);
-        Ok(node.path)
+        Ok(())
     }
 
     pub(super) fn join(&mut self, now: Instant, a: ConnectionId, b: ConnectionId) {

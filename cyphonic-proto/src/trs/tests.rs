@@ -437,6 +437,9 @@ fn one_device_does_not_take_the_places_of_another() {
     let (answer, _) = bench.ask(1, request(1, "a.lab", 101));
     let Message::BindingResponse(standing) = answer else { panic!("{answer:?}") };
     assert!(standing.bound && standing.connection_id == in_use.as_bytes(), "the tunnel that is used stays");
+    let sizes = (bench.trs.sizes(), bench.trs.counters().displaced);
+    assert_eq!(bench.refused(1, request(60, "a.lab", 101)), RefusalCode::Malformed, "it has this context");
+    assert_eq!((bench.trs.sizes(), bench.trs.counters().displaced), sizes);
     let (c, _, _) = bench.leg(2, request(200, "b.lab", 200));
     let (b, other, _) = bench.leg(1, request(200, "c.lab", 201));
     assert_eq!((other, bench.trs.legs[&b].bound_to()), (c, Some(c)), "B has room for C");

@@ -128,4 +128,8 @@ fn an_unused_tunnel_sends_no_probes() {
     assert!(probes > 0);
     world.run(60 * SECOND);
     assert_eq!(world.probes, probes);
+    world.with_node("a", 0, |node, now| node.handle_keep_open(now, &["b.lab".into()]));
+    world.run(1_800 * SECOND);
+    assert_eq!(world.hosts["a"].installs, 1, "it is kept");
+    assert_eq!(world.probes, probes, "but not used");
 }

@@ -148,9 +148,9 @@ impl Search {
     /// carries more. With large packets among it the present size is confirmed as often, and at once if the
     /// peer has become silent. On a path that carries none there are none.
     pub(crate) fn used(&mut self, large: bool, answered: bool, now: Instant) {
-        let most = limit(self.most_inner);
-        if self.phase == Phase::Complete && self.raise_at <= now && (large || self.carried < most) {
-            self.refused = most;
+        let beyond = limit(self.most_inner);
+        if self.phase == Phase::Complete && self.raise_at <= now && self.carried + 1 < beyond {
+            self.refused = beyond;
             self.phase = Phase::Searching;
         }
         if !large {

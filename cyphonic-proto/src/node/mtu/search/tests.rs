@@ -118,6 +118,18 @@ impl World {
     }
 }
 
+#[test]
+fn what_carries_the_most_is_not_looked_at_for_more() {
+    for large in [false, true] {
+        let mut world = World::new(9_100);
+        world.run_until_complete();
+        assert_eq!(world.found() + 1, limit(world.search.most_inner), "there is no more");
+        world.now += RAISE;
+        world.search.used(large, true, world.now);
+        assert!(world.search.is_complete(), "{large}");
+    }
+}
+
 proptest! {
     #[test]
     fn every_path_is_found_out_and_never_overestimated(
