@@ -284,7 +284,7 @@ impl Netlink {
         let far = far_end(own);
         let is_own = |link: &&LinkMessage| name_of(link).is_some_and(|name| name == own || name == far);
         let entrances =
-            links.iter().filter(|link| !is_own(link) && is_entrance(link)).filter_map(card).collect();
+            links.iter().filter(|link| !is_own(link) && is_entrance(link, &links)).filter_map(card).collect();
         Ok(NetworkCards { usable, entrances, existing: links.iter().map(|link| link.header.index).collect() })
     }
 
@@ -344,22 +344,36 @@ fn is_card(link: &LinkMessage) -> bool {
     })
 }
 
-/// Whether others' packets come in there first. A bridge's come in by its ports; virtual ones of those are the
-/// host's own containers and machines, which may speak to the host by whatever address it has.
-fn is_entrance(link: &LinkMessage) -> bool {
-    let kind = link.attributes.iter().find_map(|attribute| match attribute {
+/// Whether others' packets come in there first. A bridge's come in by its ports; virtual ones of those are most
+/// often the host's own containers and machines, which may speak to the host by whatever address it has.
+fn is_entrance(link: &LinkMessage, all: &[LinkMessage]) -> bool {
+    let controller = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(index) => all.iter().find(|other| other.header.index == *index),
+        _ => None,
+    });
+    match kind_of(link) {
+        Some(InfoKind::Bridge) => false,
+        Some(InfoKind::Veth | InfoKind::Tun) if controller.is_some_and(is_bridge) => false,
+        _ => !link.header.flags.contains(LinkFlags::Loopback),
+    }
+}
+
+fn is_bridge(link: &LinkMessage) -> bool {
+    match kind_of(link) {
+        Some(InfoKind::Bridge) => true,
+        Some(InfoKind::Other(kind)) => kind == "openvswitch",
+        _ => false,
+    }
+}
+
+fn kind_of(link: &LinkMessage) -> Option<&InfoKind> {
+    link.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
             LinkInfo::Kind(kind) => Some(kind),
             _ => None,
         }),
         _ => None,
-    });
-    let is_port = link.attributes.iter().any(|attribute| matches!(attribute, LinkAttribute::Controller(1..)));
-    match kind {
-        Some(InfoKind::Bridge) => false,
-        Some(InfoKind::Veth | InfoKind::Tun) if is_port => false,
-        _ => !link.header.flags.contains(LinkFlags::Loopback),
-    }
+    })
 }
 
 fn name_of(link: &LinkMessage) -> Option<&str> {

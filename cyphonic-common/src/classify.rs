@@ -122,21 +122,35 @@ where
     policy::judge(packet, &Peer { address: source, class: Some(class) }, Direction::In, tables)
 }
 
-/// Decides on an IPv6 packet that came in by another interface than the overlay's, where Linux would take it for
-/// the virtual address all the same (the "weak host model", RFC 1122 §3.3.4.2). Neighbours know both addresses.
+/// Decides on an IPv6 packet, at that offset, that came in by another interface than the overlay's, where Linux
+/// would take it for the virtual address all the same (the "weak host model", RFC 1122 §3.3.4.2). Neighbours know
+/// both addresses. An ICMPv6 error counts by what it quotes: nobody outside has seen a packet of the overlay.
 ///
 /// # Errors
-/// [`DropReason::PastTunnels`], where it has an address of the overlay.
+/// [`DropReason::PastTunnels`], where it has an address of the overlay; [`DropReason::Truncated`].
 #[inline(always)]
-pub fn judge_elsewhere<B: Buffer + ?Sized>(packet: &B, config: &InterfaceConfig) -> Result<(), DropReason> {
-    let (Some(source), Some(destination)) = (packet.read::<16>(8), packet.read::<16>(24)) else {
-        // The stack's to refuse.
+pub fn judge_elsewhere<B>(packet: &B, at: usize, config: &InterfaceConfig) -> Result<(), DropReason>
+where
+    B: Buffer + ?Sized,
+{
+    if !config.is_configured() {
         return Ok(());
-    };
-    match config.is_configured() && (config.is_inside(&source) || config.is_own(&destination)) {
-        true => Err(DropReason::PastTunnels),
-        false => Ok(()),
     }
+    let [next] = packet.read::<1>(at + 6).ok_or(DropReason::Truncated)?;
+    let source: [u8; 16] = packet.read(at + 8).ok_or(DropReason::Truncated)?;
+    let destination: [u8; 16] = packet.read(at + 24).ok_or(DropReason::Truncated)?;
+    if config.is_inside(&source) || config.is_own(&destination) {
+        return Err(DropReason::PastTunnels);
+    }
+    // Errors have types below 128, and quote behind eight bytes (RFC 4443 §2.1).
+    let upper = at + IPV6_HEADER_LEN;
+    if next == policy::ICMPV6
+        && packet.read::<1>(upper).is_some_and(|[kind]| kind < policy::ECHO_REQUEST)
+        && packet.read::<16>(upper + 8 + 8).is_some_and(|quoted| config.is_inside(&quoted))
+    {
+        return Err(DropReason::PastTunnels);
+    }
+    Ok(())
 }
 
 #[inline(always)]
@@ -299,7 +313,10 @@ mod tests {
     #[test]
     fn what_comes_past_the_tunnels_has_no_address_of_the_overlay() {
         let judge = |source: &str, destination: &str| {
-            judge_elsewhere(udp(source, destination, b"x").as_slice(), &config())
+            let packet = udp(source, destination, b"x");
+            let whole = judge_elsewhere(packet.as_slice(), 0, &config());
+            assert_eq!(judge_elsewhere(&[&[7; 18], &packet[..]].concat()[..], 18, &config()), whole);
+            whole
         };
         let lan = "fe80::7";
         for (source, destination) in [(lan, OWN), (PEER, lan), (PEER, OWN), (OWN, lan), (PEER, "2001:db8::1")]
@@ -309,9 +326,26 @@ mod tests {
         for (source, destination) in [(lan, "fe80::8"), (lan, PEER), ("2001:db8::2", "2001:db8::1")] {
             assert_eq!(judge(source, destination), Ok(()), "{source} {destination}");
         }
-        assert_eq!(judge_elsewhere(&udp(PEER, OWN, b"")[..39], &config()), Ok(()));
-        let unconfigured = judge_elsewhere(udp(PEER, OWN, b"").as_slice(), &InterfaceConfig::unconfigured());
-        assert_eq!(unconfigured, Ok(()));
+        assert_eq!(judge_elsewhere(&udp(PEER, OWN, b"")[..39], 0, &config()), Err(DropReason::Truncated));
+        let unconfigured = InterfaceConfig::unconfigured();
+        assert_eq!(judge_elsewhere(udp(PEER, OWN, b"").as_slice(), 0, &unconfigured), Ok(()));
+    }
+
+    #[test]
+    fn nobody_outside_tells_of_errors_of_packets_of_the_overlay() {
+        let error = |kind: u8, quoted: &[u8]| {
+            let mut packet = Vec::new();
+            let builder = PacketBuilder::ipv6(address("2001:db8::2"), address("2001:db8::1"), 64);
+            builder.icmpv6_raw(kind, 0, [0; 4]).write(&mut packet, quoted).unwrap();
+            judge_elsewhere(packet.as_slice(), 0, &config())
+        };
+        let (ours, others) = (udp(OWN, PEER, b"x"), udp("2001:db8::1", "2001:db8::9", b"x"));
+        for kind in [1, 2, 3, 4, 127] {
+            assert_eq!(error(kind, &ours), Err(DropReason::PastTunnels), "{kind}");
+            assert_eq!(error(kind, &others), Ok(()), "{kind}");
+            assert_eq!(error(kind, &ours[..23]), Ok(()), "which is the stack's to refuse");
+        }
+        assert_eq!(error(128, &ours), Ok(()), "a ping may carry what it will");
     }
 
     proptest! {

@@ -21,6 +21,9 @@
 //!   and holds all headers (RFC 7112): others reassemble to nothing, and would fill the host's memory for
 //!   fragments. A stack drops fragments that overlap the first (RFC 5722).
 //!
+//! For the same reason a first fragment is no answer by itself: TCP and errors are not sent in fragments, and
+//! the reply to an echo is one where the echo was, which is remembered.
+//!
 //! The same function runs in the tc programs on both ways through the virtual interface, in the rings'
 //! workers where no program is attached, and under property tests.
 
@@ -29,6 +32,7 @@ mod flow;
 
 use conversation::{Conversation, Part, Upper, conversation, is_about, upper_layer};
 pub use conversation::{ECHO_REQUEST, ICMPV6, SCTP, TCP, UDP, has_ports};
+use flow::Ports;
 pub use flow::{Flow, FlowTable, Last, MAX_FLOWS, MAX_FRAGMENTED};
 
 use crate::buffer::Buffer;
@@ -161,9 +165,11 @@ where
     T: PolicyTable + FlowTable + ?Sized,
 {
     let Some(Conversation { protocol, opens, answers, ports }) = conversation(packet, upper)? else {
-        let passes = direction == Direction::Out || is_about(packet, upper.at, &peer.address)?;
+        let passes = direction == Direction::Out
+            || (upper.part == Part::Whole && is_about(packet, upper.at, &peer.address)?);
         return if passes { Ok(()) } else { Err(DropReason::Denied) };
     };
+    let ports = ports.or(if upper.part == Part::Whole { None } else { Some(Ports::NONE) });
     if let Some(port) = opens
         && peer.class.is_none_or(|class| service_is_allowed(tables, direction, class, protocol, port))
     {

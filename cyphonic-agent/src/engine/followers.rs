@@ -85,6 +85,7 @@ async fn follow_cards(
     followed: Followed,
     mut ended: oneshot::Receiver<()>,
 ) {
+    guards.leave_out(&followed.ends);
     let mut watch = match NetworkWatch::start(followed.ends) {
         Ok(watch) => Some(watch),
         Err(error) => {

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cyphonic_dataplane::bpf::{BpfError, GuardLink};
+use cyphonic_dataplane::bpf::GuardLink;
 
 use super::datapath::Classifier;
-use crate::netlink::NetworkCards;
+use crate::netlink::{NetworkCard, NetworkCards};
 
 /// Where packets are not kept out, by interface, and why.
 #[derive(Clone, Debug, Default)]
@@ -20,18 +20,24 @@ impl Unguarded {
     }
 }
 
-/// See the module. Interfaces are left as they were found when dropped.
+/// See the module. The programs go when it is dropped.
 pub(super) struct Guards {
     /// None where there are no programs, of which `status` tells by itself.
     classifier: Option<Arc<Classifier>>,
-    /// By interface. One that refused is not asked again for as long as it exists.
-    links: HashMap<u32, Result<GuardLink, (String, BpfError)>>,
+    /// The overlay's own interfaces, whatever they are called by now.
+    own: Vec<u32>,
+    links: HashMap<u32, GuardLink>,
     unguarded: Unguarded,
 }
 
 impl Guards {
     pub(super) fn new(classifier: Option<Arc<Classifier>>) -> Self {
-        Self { classifier, links: HashMap::new(), unguarded: Unguarded::default() }
+        Self { classifier, own: Vec::new(), links: HashMap::new(), unguarded: Unguarded::default() }
+    }
+
+    /// These are the overlay's own.
+    pub(super) fn leave_out(&mut self, own: &[u32]) {
+        self.own = own.to_vec();
     }
 
     /// For `status`.
@@ -39,23 +45,32 @@ impl Guards {
         self.unguarded.clone()
     }
 
-    /// Takes note of the interfaces that are there now.
+    /// Takes note of the interfaces that are there now. One that refuses is tried again whenever something
+    /// changes: it may have been renamed in this moment.
     pub(super) fn update(&mut self, present: &NetworkCards) {
         let Some(classifier) = &self.classifier else { return };
-        let entrances: HashMap<_, _> =
-            present.entrances.iter().map(|card| (card.index, &card.name)).collect();
-        self.links.retain(|index, _| entrances.contains_key(index));
-        for (index, name) in entrances {
-            self.links.entry(index).or_insert_with(|| {
-                let link = classifier.lock().guard(name);
-                link.map_err(|error| {
-                    tracing::warn!(interface = name, %error, "packets with the overlay's addresses are not kept out");
-                    (name.clone(), error)
-                })
-            });
+        self.links.retain(|index, _| present.entrances.iter().any(|card| card.index == *index));
+        let before = self.unguarded.all();
+        let mut unguarded = BTreeMap::new();
+        for NetworkCard { index, name } in &present.entrances {
+            if self.own.contains(index) || self.links.contains_key(index) {
+                continue;
+            }
+            match classifier.lock().guard(name) {
+                Ok(link) => drop(self.links.insert(*index, link)),
+                Err(error) => {
+                    let why = error.to_string();
+                    if before.get(name) != Some(&why) {
+                        tracing::warn!(
+                            interface = name,
+                            why,
+                            "packets with the overlay's addresses are not kept out"
+                        );
+                    }
+                    unguarded.insert(name.clone(), why);
+                }
+            }
         }
-        let failed = self.links.values().filter_map(|link| link.as_ref().err());
-        let failed = failed.map(|(name, error)| (name.clone(), error.to_string())).collect();
-        *self.unguarded.0.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+        *self.unguarded.0.lock().unwrap_or_else(PoisonError::into_inner) = unguarded;
     }
 }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use cyphonic_common::policy::EVERY_CLASS;
-use cyphonic_dataplane::ring::{RingError, TunnelId};
+use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
+use cyphonic_dataplane::ring::{Permissions, RingError, TunnelId};
 use cyphonic_proto::access::OverlayAccess;
+use cyphonic_proto::node::PeerStatus;
 
 use super::access::{Access, Class, Rules};
 use super::run::Engine;
@@ -35,10 +36,33 @@ impl Engine {
     pub(super) fn restrict(&mut self, overlay: OverlayAccess) {
         tracing::info!("{}", told(&overlay));
         let rules = Rules { own: self.access.rules().own.clone(), overlay };
-        self.access_failure = self.set_access(rules).err().map(|error| error.to_string());
+        let set = self.set_access(rules.clone()).or_else(|error| {
+            tracing::warn!(%error, "the overlay's access rules have no room beside those before, which go first");
+            self.replace_access(rules)
+        });
+        self.access_failure = set.err().map(|error| error.to_string());
         if let Some(error) = &self.access_failure {
             tracing::error!(error, "the overlay's access rules cannot be enforced: those before hold");
         }
+    }
+
+    /// Rules for which there is no room beside those before, in their place: peers may open nothing for a moment, then what
+    /// all may, and then what is each one's, as far as there is room.
+    fn replace_access(&mut self, rules: Rules) -> Result<(), RingError> {
+        let status = self.node.status();
+        self.ring
+            .set_permissions(Arc::new(Permissions::from_iter([PolicyKey::everything(Direction::Out)])))?;
+        let tunnels =
+            |peer: &PeerStatus| peer.tunnels.iter().map(|tunnel| TunnelId(tunnel.id.0)).collect::<Vec<_>>();
+        status.peers.iter().flat_map(tunnels).for_each(|tunnel| self.ring.set_class(tunnel, EVERY_CLASS));
+        self.access = Access::new(rules, &status.zone, Some(&self.access));
+        self.ring.set_permissions(Arc::new(self.access.permissions().clone()))?;
+        for peer in status.peers.iter().filter(|peer| !peer.tunnels.is_empty()) {
+            let Some(fqdn) = &peer.fqdn else { continue };
+            let class = self.class_of(fqdn);
+            tunnels(peer).into_iter().for_each(|tunnel| self.ring.set_class(tunnel, class));
+        }
+        Ok(())
     }
 
     /// What rules before and after allow passes all the time.

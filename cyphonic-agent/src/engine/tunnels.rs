@@ -56,7 +56,7 @@ impl Engine {
     }
 
     /// The class of a peer in the port policy, which knows it then.
-    fn class_of(&mut self, fqdn: &str) -> u32 {
+    pub(super) fn class_of(&mut self, fqdn: &str) -> u32 {
         let access = &mut self.access;
         match access.class_of(fqdn) {
             Class::Known(class) => class,

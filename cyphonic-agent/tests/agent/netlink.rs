@@ -2,7 +2,7 @@ use std::net::Ipv6Addr;
 use std::process::Command;
 use std::time::Duration;
 
-use cyphonic_agent::netlink::{Netlink, NetlinkError, NetworkWatch, Sizes};
+use cyphonic_agent::netlink::{Netlink, NetlinkError, NetworkCards, NetworkWatch, Sizes};
 use cyphonic_agent::resolver::Host;
 use cyphonic_agent::resolver::journal::restore_journal;
 use cyphonic_agent::resolver::resolv_conf::{Look, ResolvConf};
@@ -458,5 +458,30 @@ fn a_mounted_resolv_conf_is_written_in_place_and_the_link_to_it_kept() {
         // The temporary directory cannot be removed while something is mounted in it.
         assert!(Command::new("umount").arg(path("host.conf")).status().unwrap().success());
         assert_eq!(std::fs::read_to_string(path("host.conf")).unwrap(), "nameserver 192.0.2.1\n");
+    });
+}
+
+/// Others' packets come in by all interfaces but the overlay's, loopback, bridges and what hangs on those.
+#[test]
+fn entrances_are_where_neighbours_are() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        let netlink = Netlink::connect().unwrap();
+        netlink.create_pair("cyph0", 1400).await.unwrap();
+        for link in
+            ["add br0 type bridge", "add lan0 type veth peer name lan1", "add c0 type veth peer name c1"]
+        {
+            ip(&format!("link {link}"));
+        }
+        ip("link set c0 master br0");
+        let entrances = |present: NetworkCards| {
+            let mut names: Vec<_> = present.entrances.into_iter().map(|card| card.name).collect();
+            names.sort();
+            names
+        };
+        let overlay: Prefix = PREFIX.parse().unwrap();
+        let present = netlink.cards(overlay, "cyph0").await.unwrap();
+        assert_eq!(entrances(present), ["c1", "lan0", "lan1"], "up or not");
+        ip("link set c0 nomaster");
+        assert_eq!(entrances(netlink.cards(overlay, "cyph0").await.unwrap()), ["c0", "c1", "lan0", "lan1"]);
     });
 }

@@ -112,7 +112,7 @@ pub(super) fn conversation<B: Buffer + ?Sized>(
             protocol,
             opens: Some(EVERY_PORT),
             answers: Some(EVERY_PORT),
-            ports: Some(Ports { source: EVERY_PORT, destination: EVERY_PORT }),
+            ports: Some(Ports::NONE),
         },
     }))
 }

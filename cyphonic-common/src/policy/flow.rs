@@ -26,6 +26,9 @@ pub(super) struct Ports {
 }
 
 impl Ports {
+    /// Of what has none.
+    pub(super) const NONE: Self = Self { source: 0, destination: 0 };
+
     /// The near end's and the far end's port of a packet of that direction.
     #[inline(always)]
     pub(super) const fn seen_from_here(self, direction: Direction) -> (u16, u16) {

@@ -202,6 +202,32 @@ fn a_later_fragment_comes_from_whose_first_has_passed() {
 }
 
 #[test]
+fn a_first_fragment_is_no_answer_by_itself() {
+    let tables = Tables::of(&HashSet::from([PolicyKey::everything(Out)]));
+    let first = |number, protocol, whole: Vec<u8>| {
+        let mut packet = fragment_of(number, 0, true, &whole[40..]);
+        packet[40] = protocol;
+        packet
+    };
+    let later = |number| fragment_of(number, 185, false, b"the rest");
+    for (number, protocol, whole) in
+        [(1, TCP, tcp(80, 4000, false, true)), (2, ICMPV6, icmp(129)), (3, ICMPV6, error(1, OWN, PEER, 48))]
+    {
+        assert!(tables.passes(&whole, CAMERAS, In), "whole it would be one");
+        assert!(!tables.passes(&first(number, protocol, whole), CAMERAS, In), "{number}");
+        assert!(!tables.passes(&later(number), CAMERAS, In), "{number}");
+    }
+    assert!(
+        tables.passes(&first(4, ICMPV6, icmp(128)), CAMERAS, Out),
+        "this device pings with large packets"
+    );
+    assert!(
+        tables.passes(&first(5, ICMPV6, icmp(129)), CAMERAS, In) && tables.passes(&later(5), CAMERAS, In)
+    );
+    assert!(!tables.passes(&first(6, TCP, tcp(80, 4000, false, true)), CAMERAS, In));
+}
+
+#[test]
 fn everything_is_allowed_in_one_direction_with_its_answers() {
     let out = HashSet::from([PolicyKey::everything(Out)]);
     assert!(verdict(&tcp(4000, 80, true, false), 0, Out, &out));

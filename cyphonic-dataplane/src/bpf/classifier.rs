@@ -230,19 +230,34 @@ fn attach_program(
     hook: TcAttachType,
     kind: AttachKind,
 ) -> Result<(), ProgramError> {
-    let options = options_for(interface, kind)?;
+    let options = options_for(interface, kind, Place::Last)?;
     let program = object.classifier(program).map_err(|_| ProgramError::UnexpectedProgramType)?;
     program.attach_with_options(interface, hook, options)?;
     Ok(())
 }
 
+/// Where among the programs and filters that are on a hook when ours comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Before them: they may let pass what ours does not, and then nobody asks ours.
+    First,
+    Last,
+}
+
 /// How to attach in that way, for which the interface is ready then.
-pub(super) fn options_for(interface: &str, kind: AttachKind) -> Result<TcAttachOptions, ProgramError> {
-    Ok(match kind {
-        AttachKind::Tcx => TcAttachOptions::TcxOrder(LinkOrder::default()),
-        AttachKind::Clsact => {
+pub(super) fn options_for(
+    interface: &str,
+    kind: AttachKind,
+    place: Place,
+) -> Result<TcAttachOptions, ProgramError> {
+    Ok(match (kind, place) {
+        (AttachKind::Tcx, Place::First) => TcAttachOptions::TcxOrder(LinkOrder::first()),
+        (AttachKind::Tcx, Place::Last) => TcAttachOptions::TcxOrder(LinkOrder::default()),
+        (AttachKind::Clsact, place) => {
             add_clsact(interface)?;
-            TcAttachOptions::Netlink(NlOptions::default())
+            // 0 has the kernel choose one behind all others.
+            let priority = if place == Place::First { 1 } else { 0 };
+            TcAttachOptions::Netlink(NlOptions { priority, ..NlOptions::default() })
         }
     })
 }

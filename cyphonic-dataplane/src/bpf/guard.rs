@@ -3,7 +3,7 @@
 use aya::programs::ProgramError;
 use aya::programs::tc::{self, SchedClassifierLink, TcAttachType};
 
-use super::classifier::{AttachKind, EgressClassifier, options_for};
+use super::classifier::{AttachKind, EgressClassifier, Place, options_for};
 use super::error::BpfError;
 use super::object::GUARD;
 
@@ -14,7 +14,8 @@ pub struct GuardLink {
 }
 
 impl EgressClassifier {
-    /// Attaches to an interface that is not the overlay's, in the way in which the programs hang on that.
+    /// Attaches to an interface that is not the overlay's, in the way in which the programs hang on that, before
+    /// whatever hangs there.
     ///
     /// # Errors
     /// [`BpfError`], whose text says what to do. What comes in by the interface is not judged then.
@@ -28,7 +29,7 @@ impl EgressClassifier {
             // One that a killed process has left there. Most often there is none.
             let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, GUARD);
         }
-        let attached = options_for(interface, kind).and_then(|options| {
+        let attached = options_for(interface, kind, Place::First).and_then(|options| {
             let id = program.attach_with_options(interface, TcAttachType::Ingress, options)?;
             program.take_link(id)
         });

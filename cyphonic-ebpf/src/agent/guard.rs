@@ -12,13 +12,13 @@ use crate::{counters, report, tables};
 /// Drops what pretends to be of the overlay, and leaves everything else to whoever else is on the hook.
 #[classifier]
 pub fn cyphonic_guard(ctx: TcContext) -> i32 {
-    let Some(packet) = NetworkLayer::ipv6(&ctx) else { return TC_ACT_UNSPEC };
     let Some(config) = tables::config() else { return TC_ACT_UNSPEC };
-    match judge_elsewhere(&packet, config) {
+    let Some((packet, at)) = NetworkLayer::ipv6(&ctx) else { return TC_ACT_UNSPEC };
+    match judge_elsewhere(&packet, at, config) {
         Ok(()) => TC_ACT_UNSPEC,
         Err(reason) => {
             counters::count(CounterIndex::Dropped(reason), ctx.len() as usize);
-            report::report(&ctx, &packet, 0, config, reason);
+            report::report(&ctx, &packet, at, config, reason);
             TC_ACT_SHOT
         }
     }

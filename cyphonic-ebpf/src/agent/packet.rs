@@ -73,25 +73,58 @@ impl Buffer for Skb<'_> {
     }
 }
 
-/// An IPv6 packet on an interface with whatever link layer, from its IP header on.
+/// A packet on an interface with whatever link layer, from the first byte behind the link layer's header on.
 pub(crate) struct NetworkLayer<'a> {
     ctx: *mut c_void,
     len: usize,
     lives: PhantomData<&'a ()>,
 }
 
-/// In network byte order, as the kernel has it.
-const ETHERTYPE_IPV6: u32 = 0x86dd_u16.to_be() as u32;
+/// Ethertypes, and the mask of a tag's number, in network byte order as the kernel has them.
+const IPV6: u16 = 0x86dd_u16.to_be();
+const VLAN: u16 = 0x8100_u16.to_be();
+const SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
+const TAG_NUMBER: u16 = 0x0fff_u16.to_be();
+/// Tags that are looked behind. The kernel looks behind any number of tags of no VLAN (number 0, which are for
+/// priorities alone) on the interface that they came in by, and has taken one off already.
+const MAX_TAGS: usize = 4;
+/// No packet is so long.
+const NOWHERE: usize = 1 << 20;
+/// As much as [`NetworkLayer::ipv6`] and the judgement read: a link layer's header, tags, an IPv6 header, and what an
+/// ICMPv6 error quotes.
+const HEADERS_LEN: usize = 14 + 4 * MAX_TAGS + 40 + 8 + 40;
 
 impl<'a> NetworkLayer<'a> {
-    /// `None` where it is something else.
+    /// An IPv6 packet, and where it begins; `None` where it is something else.
     #[inline(always)]
-    pub(crate) fn ipv6(ctx: &'a TcContext) -> Option<Self> {
+    pub(crate) fn ipv6(ctx: &'a TcContext) -> Option<(Self, usize)> {
         let skb = ctx.as_ptr().cast::<__sk_buff>();
         // SAFETY: as in `is_super_packet`.
-        let protocol = unsafe { (*skb).protocol };
+        let mut protocol = unsafe { (*skb).protocol } as u16;
+        if !matches!(protocol, IPV6 | VLAN | SERVICE_VLAN) {
+            return None;
+        }
         let packet = Self { ctx: ctx.as_ptr(), len: ctx.len() as usize, lives: PhantomData };
-        (protocol == ETHERTYPE_IPV6).then_some(packet)
+        // The helper below reads linear memory alone, where some drivers and senders put nothing of a packet.
+        // Without memory for that nothing can be read, and what cannot be read is dropped.
+        if packet.read::<40>(0).is_none() {
+            let _ = ctx.pull_data(packet.len.min(HEADERS_LEN) as u32);
+        }
+        let mut at = 0;
+        for _ in 0..=MAX_TAGS {
+            if protocol == IPV6 {
+                return Some((packet, at));
+            }
+            let Some([a, b, c, d]) = packet.read::<4>(at) else { return Some((packet, NOWHERE)) };
+            if !matches!(protocol, VLAN | SERVICE_VLAN) || u16::from_ne_bytes([a, b]) & TAG_NUMBER != 0 {
+                // Of a VLAN, whose own interface is guarded, or nothing that the stack takes for IPv6.
+                return None;
+            }
+            protocol = u16::from_ne_bytes([c, d]);
+            at += 4;
+        }
+        // With more tags than anybody has a use for it is not looked through, but dropped: nothing is there.
+        Some((packet, NOWHERE))
     }
 }
 

@@ -214,13 +214,23 @@ address=$(cyphonic ip)
 
 echo 'access: [{from: all, to: ping}]' > /etc/cyphonic/agent.yaml
 check "settings are read again" systemctl reload cyphonicd
-check "and are in force" status_has '"access":{"rules":1}'
+check "and are in force" status_has '"access":{"rules":1,"overlay_rules":null'
 echo 'acces: []' > /etc/cyphonic/agent.yaml
 check "a mistake in them is told" not systemctl reload cyphonicd
-check "and changes nothing" status_has '"access":{"rules":1}'
+check "and changes nothing" status_has '"access":{"rules":1,"overlay_rules":null'
 rm /etc/cyphonic/agent.yaml
 check "nor does a file that is gone" not systemctl reload cyphonicd
-check "let everybody in" status_has '"access":{"rules":1}'
+check "let everybody in" status_has '"access":{"rules":1,"overlay_rules":null'
+
+cp /var/lib/cyphonic-cloud/cloud.yaml /run/cloud.yaml
+echo 'access: [{from: all, at: all, to: ping}]' >> /var/lib/cyphonic-cloud/cloud.yaml
+check "the overlay's rules are read again" systemctl reload cyphonic-cloud
+check "and the device is told" eventually status_has '"access":{"rules":1,"overlay_rules":1'
+echo 'acces: []' >> /var/lib/cyphonic-cloud/cloud.yaml
+check "a mistake in its file is told" not systemctl reload cyphonic-cloud
+cp /run/cloud.yaml /var/lib/cyphonic-cloud/cloud.yaml
+check "the cloud starts without rules" systemctl restart cyphonic-cloud
+check "and the device is told that, too" eventually status_has '"access":{"rules":1,"overlay_rules":null'
 
 printf 'CYPHONIC_RING=xdp\nCYPHONIC_KEEP_AWAKE=20ms\n' >> /etc/default/cyphonicd
 check "restart" systemctl restart cyphonicd

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use aya::programs::tc::{SchedClassifier, TcAttachType};
 use cyphonic_common::DropReason;
 
 use super::super::{AttachKind, BpfError, EgressClassifier, Options};
@@ -39,19 +40,127 @@ fn ip(arguments: &str) {
 /// A TUN device without packet information that is up and has the node's address, and another one on
 /// loopback.
 fn tun() -> File {
+    let file = device(INTERFACE, libc::IFF_TUN);
+    configure();
+    file
+}
+
+/// A TUN or TAP device without packet information.
+fn device(name: &str, flags: libc::c_int) -> File {
     let file =
         File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun").unwrap();
     // SAFETY: `ifreq` is plain data for which zeros are valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(INTERFACE.bytes()) {
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    request.ifr_ifru.ifru_flags = (flags | libc::IFF_NO_PI) as libc::c_short;
     // SAFETY: the descriptor is open, and the kernel reads and writes one `ifreq` behind the pointer.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
     assert_eq!(result, 0, "{}", io::Error::last_os_error());
-    configure();
     file
+}
+
+/// A card, by which neighbours send.
+const CARD: &str = "card0";
+/// Its hardware address, and where frames to it begin.
+const CARD_ADDRESS: &str = "02:00:00:00:00:07";
+const TO_CARD: [u8; 12] = [2, 0, 0, 0, 0, 7, 2, 0, 0, 0, 0, 8];
+
+/// The card as a TAP device whose frames begin with a `virtio_net_hdr`.
+fn card() -> File {
+    let file = device(CARD, libc::IFF_TAP | libc::IFF_VNET_HDR);
+    ip(&format!("link set {CARD} address {CARD_ADDRESS} mtu 9000 up"));
+    file
+}
+
+/// Writes a frame of which the kernel is told that headers have so many bytes: of one that is larger than a
+/// page, it puts no more into linear memory.
+fn arrives(card: &mut File, frame: &[u8], linear: u16) {
+    let mut header = [0; 10];
+    header[2..4].copy_from_slice(&linear.to_ne_bytes());
+    card.write_all(&[&header[..], frame].concat()).unwrap();
+}
+
+fn frame(tags: usize, packet: &[u8]) -> Vec<u8> {
+    let mut frame = TO_CARD.to_vec();
+    (0..tags).for_each(|_| frame.extend([0x81, 0x00, 0, 0]));
+    [&frame[..], &[0x86, 0xdd], packet].concat()
+}
+
+/// Which program sees first what comes in by the card.
+fn first_on_card(kind: AttachKind) -> String {
+    match kind {
+        AttachKind::Tcx => {
+            let (_, programs) = SchedClassifier::query_tcx(CARD, TcAttachType::Ingress).unwrap();
+            programs[0].name_as_str().unwrap().to_owned()
+        }
+        AttachKind::Clsact => {
+            let output =
+                Command::new("tc").args(["filter", "show", "dev", CARD, "ingress"]).output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let first = text.lines().find(|line| line.contains("handle")).unwrap();
+            first.split(' ').find(|word| word.starts_with("cyphonic_")).unwrap().to_owned()
+        }
+    }
+}
+
+fn neighbours_are_kept_out(kind: AttachKind) {
+    let _tun = tun();
+    let mut card = card();
+    let options = Options { kind: Some(kind), log_drops: false };
+    let mut classifier = EgressClassifier::attach_with(INTERFACE, config(), options).unwrap();
+    let own = socket(OWN);
+    let large = vec![7; 6_000];
+    let packets = [
+        frame(0, &udp(FOREIGN, OWN, b"past the tunnel")),
+        frame(1, &udp(FOREIGN, OWN, b"behind a tag")),
+        frame(2, &udp(FOREIGN, OWN, b"behind two")),
+        frame(5, &udp(PEER, OWN, b"behind all that are looked at")),
+        frame(0, &udp(FOREIGN, OWN, &large)),
+        frame(3, &udp(PEER, OWN, &large)),
+    ];
+    let send = |card: &mut File| packets.iter().for_each(|packet| arrives(card, packet, 14));
+    // Without it the host takes them all.
+    send(&mut card);
+    let mut received = vec![0; 9_000];
+    for packet in &packets {
+        let length = own.recv(&mut received).expect("the kernel takes it");
+        assert!(packet.ends_with(&received[..length]), "{length}");
+    }
+
+    // Others are there already, who may have the last word.
+    let others = EgressClassifier::attach_with(CARD, config(), options).unwrap();
+    let guard = classifier.guard(CARD).unwrap();
+    assert_eq!(first_on_card(kind), "cyphonic_guard");
+    send(&mut card);
+    // More tags than these are of no use to anybody.
+    [6, 7].iter().for_each(|tags| arrives(&mut card, &frame(*tags, &udp(FOREIGN, OWN, b"many")), 14));
+    own.set_nonblocking(true).unwrap();
+    let nothing = own.recv(&mut received).unwrap_err();
+    assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+    let counted = classifier.counters().unwrap();
+    let kept_out =
+        [DropReason::PastTunnels, DropReason::Truncated].map(|reason| counted.dropped(reason).packets);
+    assert_eq!(kept_out, [6, 2], "{counted:?}");
+    drop((guard, others));
+    own.set_nonblocking(false).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    own.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+    while own.recv(&mut received).is_err() {
+        assert!(Instant::now() < deadline, "it is detached");
+        send(&mut card);
+    }
+}
+
+#[test]
+fn neighbours_are_kept_out_by_tcx() {
+    in_namespace(|| neighbours_are_kept_out(AttachKind::Tcx));
+}
+
+#[test]
+fn neighbours_are_kept_out_by_clsact() {
+    in_namespace(|| neighbours_are_kept_out(AttachKind::Clsact));
 }
 
 /// Brings the device up with the node's address.
