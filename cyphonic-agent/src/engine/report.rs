@@ -159,9 +159,7 @@ fn access_report(access: &Access) -> Option<AccessReport> {
 /// What of the rules is not as somebody wrote it.
 fn access_faults(sources: &Sources<'_>) -> Vec<String> {
     let not_taken = sources.access_failure.map(|why| {
-        format!(
-            "the overlay's access rules cannot be enforced, and those before hold: {why}; restart the daemon"
-        )
+        format!("the overlay's access rules have no room here, and what they would allow is denied: {why}")
     });
     let not_read = match &sources.access.rules().overlay {
         OverlayAccess::Rules { unread: unread @ 1.., .. } => Some(format!(

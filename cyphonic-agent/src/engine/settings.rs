@@ -42,7 +42,10 @@ impl Engine {
         });
         self.access_failure = set.err().map(|error| error.to_string());
         if let Some(error) = &self.access_failure {
-            tracing::error!(error, "the overlay's access rules cannot be enforced: those before hold");
+            tracing::error!(
+                error,
+                "the overlay's access rules have no room here: what they would allow is denied"
+            );
         }
     }
 

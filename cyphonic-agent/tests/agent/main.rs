@@ -3,6 +3,7 @@
 //! `dbus-daemon`.
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "fails the test")]
 
+mod access;
 mod admission;
 mod clock;
 mod control;

@@ -3,8 +3,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,8 +22,8 @@ use cyphonic_cloud::register::{NewToken, Register};
 use cyphonic_common::ConnectionId;
 use cyphonic_dataplane::relay::UserspaceRelay;
 use cyphonic_dataplane::ring::{
-    Control, EncapRing, Path as RingPath, RingCounters, RingError, RingKind, TunnelId, TunnelInstall,
-    TunnelStats,
+    Control, EncapRing, Path as RingPath, Permissions, RingCounters, RingError, RingKind, TunnelId,
+    TunnelInstall, TunnelStats,
 };
 use cyphonic_dataplane::udp::UdpPort;
 use cyphonic_proto::identity::{Identity, Role, sha256};
@@ -50,7 +50,7 @@ pub(crate) fn now() -> u64 {
 
 /// An overlay whose services are on one loopback port.
 pub(crate) struct Overlay {
-    dir: tempfile::TempDir,
+    pub(crate) dir: tempfile::TempDir,
     pub(crate) config: Config,
     pub(crate) address: SocketAddr,
 }
@@ -194,6 +194,16 @@ impl Device {
 
     /// The same by this clock.
     pub(crate) fn run_by(&self, cloud: SocketAddr, clock: Clock) -> (EngineHandle, Endpoint) {
+        self.run_over(cloud, clock, Arc::new(NoRing::with_room(usize::MAX)))
+    }
+
+    /// The same over this ring.
+    pub(crate) fn run_over(
+        &self,
+        cloud: SocketAddr,
+        clock: Clock,
+        ring: Arc<NoRing>,
+    ) -> (EngineHandle, Endpoint) {
         let credentials = self.credentials();
         let endpoint = Endpoint::open(
             UdpPort::bind_to((Ipv4Addr::LOCALHOST, 0).into()).unwrap(),
@@ -220,7 +230,7 @@ impl Device {
             },
             port: endpoint.port.clone(),
             transport: endpoint.transport.clone(),
-            ring: Arc::new(NoRing),
+            ring,
             renewal: RenewalParts {
                 device: self.identity.clone(),
                 former: self.state.former(),
@@ -282,11 +292,26 @@ impl Kernel for NoKernel {
     }
 }
 
-/// Without peers there is nothing to encapsulate.
-struct NoRing;
+/// Without peers there is nothing to encapsulate. Of permissions it has room for so many, those before included that are
+/// to be replaced: as the kernel's table.
+pub(crate) struct NoRing {
+    room: usize,
+    pub(crate) permissions: Mutex<Arc<Permissions>>,
+}
+
+impl NoRing {
+    pub(crate) fn with_room(room: usize) -> Self {
+        Self { room, permissions: Mutex::default() }
+    }
+}
 
 impl EncapRing for NoRing {
-    fn set_permissions(&self, _: Arc<cyphonic_dataplane::ring::Permissions>) -> Result<(), RingError> {
+    fn set_permissions(&self, permissions: Arc<Permissions>) -> Result<(), RingError> {
+        let mut held = self.permissions.lock().unwrap();
+        if held.and(&permissions).len() > self.room {
+            return Err(RingError::Stopped("its table is full"));
+        }
+        *held = permissions;
         Ok(())
     }
 
