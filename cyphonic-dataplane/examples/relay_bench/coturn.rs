@@ -38,7 +38,7 @@ pub(crate) struct Coturn {
 
 impl Coturn {
     pub(crate) fn traffic(bindings: u32, payload: u16) -> Traffic {
-        Traffic { bindings, payload, turn: true, port: PORT }
+        Traffic { bindings, train: 1, payload, turn: true, port: PORT }
     }
 
     pub(crate) fn start(cable: &Cable, bindings: u32) -> Result<Self> {

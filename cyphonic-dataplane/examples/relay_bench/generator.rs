@@ -21,6 +21,8 @@ const UNPACED: u32 = 1 << 14;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Traffic {
     pub(crate) bindings: u32,
+    /// How many packets of one binding follow each other.
+    pub(crate) train: u32,
     /// Bytes of UDP payload, without a TURN channel's header.
     pub(crate) payload: u16,
     /// Whether they are for a TURN server.
@@ -31,7 +33,7 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     pub(crate) fn tunnel(bindings: u32, payload: u16) -> Self {
-        Self { bindings, payload, turn: false, port: PORT }
+        Self { bindings, train: 1, payload, turn: false, port: PORT }
     }
 }
 
@@ -138,7 +140,7 @@ pub(crate) fn program_cost(
     called: ProgramFd,
 ) -> Result<Duration> {
     const RUNS: u32 = 1_000_000;
-    let mut ebpf = load(objects, traffic)?;
+    let mut ebpf = load(objects, Traffic { train: 1, ..traffic })?;
     let device = cable.relay_device.clone();
     cable.relay.run(move || {
         pin(0, crate::cable::relay_cpu())?;
@@ -173,6 +175,7 @@ pub(crate) fn load(objects: &Path, traffic: Traffic) -> Result<Ebpf> {
         .with_context(|| format!("cannot read {}: run `cargo xtask build`", object.display()))?;
     let mut ebpf = EbpfLoader::new()
         .override_global("BINDINGS", &traffic.bindings, true)
+        .override_global("TRAIN", &traffic.train, true)
         .override_global("TURN", &u8::from(traffic.turn), true)
         .override_global("FORWARD_TO", &FIRST_RECEIVER.octets(), true)
         .override_global("FORWARD_PORT", &PORT.to_be_bytes(), true)

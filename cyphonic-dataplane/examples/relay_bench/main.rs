@@ -47,6 +47,9 @@ struct Args {
     /// How many bindings the packets are spread over.
     #[arg(long, default_value_t = 1)]
     bindings: u32,
+    /// How many packets of one binding follow each other, as senders' segmentation offload makes them.
+    #[arg(long, default_value_t = 1)]
+    train: u32,
     /// Bytes of UDP payload.
     #[arg(long, default_value_t = 64)]
     payload: u16,
@@ -87,7 +90,7 @@ fn main() -> Result<()> {
     let cable = Cable::new()?;
     let traffic = match args.mode {
         Mode::Coturn => Coturn::traffic(args.bindings, args.payload),
-        _ => Traffic::tunnel(args.bindings, args.payload),
+        _ => Traffic { train: args.train.max(1), ..Traffic::tunnel(args.bindings, args.payload) },
     };
     let mut relay = start(&cable, &args, traffic)?;
     let mut world = World::attach(&cable, &args.objects, traffic)?;

@@ -26,6 +26,20 @@ pub(crate) struct Skb<'a> {
 #[repr(C, align(8))]
 struct Aligned<const N: usize>([u8; N]);
 
+/// The bytes that `copy` writes to where it is told to; `None` where it says that it failed.
+///
+/// # Safety
+/// It writes all `N` bytes there, and no more, or returns something else than 0.
+#[inline(always)]
+unsafe fn copied<const N: usize>(copy: impl FnOnce(*mut c_void) -> i64) -> Option<[u8; N]> {
+    let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
+    if copy(bytes.as_mut_ptr().cast()) != 0 {
+        return None;
+    }
+    // SAFETY: all `N` bytes are written, as the caller promises; padding behind them needs no value.
+    Some(unsafe { bytes.assume_init() }.0)
+}
+
 impl<'a> Skb<'a> {
     #[inline(always)]
     pub(crate) fn new(ctx: &'a TcContext) -> Self {
@@ -61,15 +75,9 @@ impl Buffer for Skb<'_> {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let offset = u32::try_from(offset).ok()?;
-        let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
-        // SAFETY: the helper writes exactly `N` bytes to a pointer to at least as many, or fails; the
-        // verifier checks both. It only reads the context.
-        let result = unsafe { bpf_skb_load_bytes(self.ctx, offset, bytes.as_mut_ptr().cast(), N as u32) };
-        if result != 0 {
-            return None;
-        }
-        // SAFETY: the helper has written all `N` bytes; padding behind them needs no value.
-        Some(unsafe { bytes.assume_init() }.0)
+        // SAFETY: the helper writes exactly `N` bytes to a pointer to at least as many, or fails; the verifier
+        // checks both. It only reads the context.
+        unsafe { copied(|to| bpf_skb_load_bytes(self.ctx, offset, to, N as u32)) }
     }
 }
 
@@ -139,14 +147,7 @@ impl Buffer for NetworkLayer<'_> {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
         let offset = u32::try_from(offset).ok()?;
         let from = bpf_hdr_start_off::BPF_HDR_START_NET;
-        let mut bytes = MaybeUninit::<Aligned<N>>::uninit();
         // SAFETY: as in `Skb::read`.
-        let result =
-            unsafe { bpf_skb_load_bytes_relative(self.ctx, offset, bytes.as_mut_ptr().cast(), N as u32, from) };
-        if result != 0 {
-            return None;
-        }
-        // SAFETY: as in `Skb::read`.
-        Some(unsafe { bytes.assume_init() }.0)
+        unsafe { copied(|to| bpf_skb_load_bytes_relative(self.ctx, offset, to, N as u32, from)) }
     }
 }

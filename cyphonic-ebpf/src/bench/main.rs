@@ -33,6 +33,10 @@ cyphonic_ebpf::license!();
 #[unsafe(no_mangle)]
 static BINDINGS: Global<u32> = Global::new(1);
 
+/// How many packets of one binding follow each other.
+#[unsafe(no_mangle)]
+static TRAIN: Global<u32> = Global::new(1);
+
 /// Whether packets are for a TURN server: in a channel, with the connection ID that the receiver expects.
 #[unsafe(no_mangle)]
 static TURN: Global<u8> = Global::new(0);
@@ -40,6 +44,10 @@ static TURN: Global<u8> = Global::new(0);
 /// One entry.
 #[map]
 static TEMPLATE: Array<Template> = Array::with_max_entries(1, 0);
+
+/// Of the binding whose turn it is: its number, and how many of its packets are still to come.
+#[map]
+static TURN_OF: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);
 
 /// Relayed packets, their bytes, and other frames.
 #[map]
@@ -102,9 +110,7 @@ pub fn bench_forward(ctx: XdpContext) -> u32 {
 fn stamp(ctx: &XdpContext) -> Option<()> {
     let template = TEMPLATE.get(0)?;
     let turn = TURN.load() != 0;
-    // SAFETY: the helper takes no arguments.
-    let random = unsafe { bpf_get_prandom_u32() };
-    let binding = ((u64::from(random) * u64::from(BINDINGS.load())) >> 32) as u32;
+    let binding = if TRAIN.load() == 1 { any_binding() } else { next_binding()? };
     let sender = FIRST_SENDER + binding;
     let cid = if turn { real_cid(binding) } else { virtual_cid(binding) };
     write(ctx, 0, template.head)?;
@@ -114,6 +120,26 @@ fn stamp(ctx: &XdpContext) -> Option<()> {
     let udp = udp_checksum(template.udp_sum + address_sum(sender) + odd_sum(&cid));
     write(ctx, 40, udp.to_be_bytes())?;
     write(ctx, if turn { PAYLOAD + CHANNEL_HEADER_LEN + 1 } else { PAYLOAD + 1 }, cid)
+}
+
+#[inline(always)]
+fn any_binding() -> u32 {
+    // SAFETY: the helper takes no arguments.
+    let random = unsafe { bpf_get_prandom_u32() };
+    ((u64::from(random) * u64::from(BINDINGS.load())) >> 32) as u32
+}
+
+/// The same as often as a train is long, then another.
+#[inline(always)]
+fn next_binding() -> Option<u32> {
+    let turn = TURN_OF.get_ptr_mut(0)?;
+    // SAFETY: the kernel returned this CPU's copy of the entry, which nobody else uses meanwhile.
+    let [binding, left] = unsafe { &mut *turn };
+    if *left == 0 {
+        (*binding, *left) = (any_binding(), TRAIN.load());
+    }
+    *left -= 1;
+    Some(*binding)
 }
 
 #[inline(always)]

@@ -102,9 +102,9 @@ fn all_by_udp(world: &World, name: &str) -> bool {
     !blocked && ways.len() == 2 && !ways.iter().any(|by_tcp| *by_tcp)
 }
 
-#[test]
-fn a_node_without_udp_reaches_its_peers_through_the_relay_by_tcp() {
-    let mut world = World::new(1);
+/// A, whose network passes no UDP, and B have a tunnel.
+fn with_tunnel_by_tcp(seed: u64) -> World {
+    let mut world = World::new(seed);
     world.udp_blocked.insert("a");
     world.add("a", Some(Open), None);
     world.add("b", Some(Open), None);
@@ -112,6 +112,12 @@ fn a_node_without_udp_reaches_its_peers_through_the_relay_by_tcp() {
     world.settle();
     world.resolves("a", "b").unwrap();
     assert!(world.talk("a", "b", 5 * SECOND));
+    world
+}
+
+#[test]
+fn a_node_without_udp_reaches_its_peers_through_the_relay_by_tcp() {
+    let mut world = with_tunnel_by_tcp(1);
     assert_eq!(world.first_route("a"), Some(RouteKind::Relay));
     assert!(all_by_udp(&world, "b"), "{:?}", world.ways("b"));
     // And it is found.
@@ -221,14 +227,7 @@ fn a_direct_tunnel_gives_way_to_the_relay_by_tcp() {
 
 #[test]
 fn a_tunnel_by_tcp_outlives_a_network_that_is_gone_for_a_while() {
-    let mut world = World::new(8);
-    world.udp_blocked.insert("a");
-    world.add("a", Some(Open), None);
-    world.add("b", Some(Open), None);
-    assert!(world.run_while_not(6 * SECOND, |world| all_by_tcp(world, "a")), "{:?}", world.ways("a"));
-    world.settle();
-    world.resolves("a", "b").unwrap();
-    assert!(world.talk("a", "b", 5 * SECOND));
+    let mut world = with_tunnel_by_tcp(8);
     world.attach("a", None, None);
     for _ in 0..15 {
         world.send_inner("a", "b");

@@ -13,12 +13,17 @@ use crate::{ebpf, setup, shell, workspace};
 
 const SMALL: u16 = 64;
 const LARGE: u16 = 1400;
+/// Packets of one tunnel that follow each other where its sender has super-packets cut by the kernel or the card: fewer
+/// than the 44 that it hands over at once.
+const TRAIN: u32 = 16;
 
 /// One thing to measure: what is spread over how many bindings, in packets of which size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Case {
     mode: Mode,
     bindings: u32,
+    /// How many of one binding follow each other.
+    train: u32,
     payload: u16,
 }
 
@@ -86,8 +91,11 @@ fn cases(only: &[Mode]) -> Vec<Case> {
             Mode::Coturn => &[1, 1_000],
             Mode::Xdp | Mode::XdpGeneric | Mode::Userspace => &[1, 1_000, 1_000_000],
         };
-        let small = most.iter().map(move |bindings| Case { mode, bindings: *bindings, payload: SMALL });
-        small.chain([Case { mode, bindings: 1, payload: LARGE }])
+        let small =
+            most.iter().map(move |bindings| Case { mode, bindings: *bindings, train: 1, payload: SMALL });
+        let large = Case { mode, bindings: 1, train: 1, payload: LARGE };
+        let trains = Case { mode, bindings: 1_000_000, train: TRAIN, payload: SMALL };
+        small.chain([large]).chain((mode == Mode::Xdp).then_some(trains))
     };
     modes.flat_map(of).collect()
 }
@@ -131,6 +139,7 @@ fn command(program: &Path, case: Case) -> Result<Command> {
     let mut command = shell::as_root(program)?;
     command.args(["--mode", case.mode.name()]);
     command.args(["--bindings", &case.bindings.to_string(), "--payload", &case.payload.to_string()]);
+    command.args(["--train", &case.train.to_string()]);
     command.arg("--objects").arg(workspace::ebpf_objects());
     Ok(command)
 }
@@ -158,6 +167,10 @@ fn insert(figures: &mut Figures, case: Case, runs: &[Run]) {
         add("gbps_1400", "Gbit/s", &|run| run.kpps() * 1e3 * f64::from(LARGE) * 8e-9);
         return;
     }
+    if case.train > 1 {
+        add("bindings_1m_trains_kpps", "kpps", &Run::kpps);
+        return;
+    }
     let bindings = match case.bindings {
         1 => "1",
         1_000 => "1k",
@@ -174,7 +187,7 @@ fn insert(figures: &mut Figures, case: Case, runs: &[Run]) {
 /// The program alone, on fresh packets, without driver and cable.
 fn program_cost(program: &Path, reps: u32, figures: &mut Figures) -> Result<()> {
     for (bindings, name) in [(1, "1"), (1_000, "1k"), (1_000_000, "1m")] {
-        let case = Case { mode: Mode::Xdp, bindings, payload: SMALL };
+        let case = Case { mode: Mode::Xdp, bindings, train: 1, payload: SMALL };
         let once = |_| {
             let found = output(command(program, case)?.arg("--program"))?;
             found["program_ns"].as_f64().context("the program told no program_ns")
