@@ -17,20 +17,6 @@
 mod certificates;
 mod devices;
 mod error;
-impl Drop for Register {
-    /// Commands end so, and wait for nobody.
-    fn drop(&mut self) {
-        let wrote = self.lock().total_changes() > 0;
-        let gather = || {
-            self.lock().busy_timeout(Duration::ZERO)?;
-            self.gather()
-        };
-        if wrote && let Err(error) = gather() {
-            tracing::debug!(%error, "the latest changes stay in the file beside the register");
-        }
-    }
-}
-
 #[cfg(test)]
 mod fixture;
 mod forgetting;
@@ -215,6 +201,20 @@ fn to_sql(seconds: UnixSeconds) -> i64 {
 
 fn from_sql(seconds: i64) -> UnixSeconds {
     u64::try_from(seconds).unwrap_or(0)
+}
+
+impl Drop for Register {
+    /// Commands end so, and wait for nobody.
+    fn drop(&mut self) {
+        let wrote = self.lock().total_changes() > 0;
+        let gather = || {
+            self.lock().busy_timeout(Duration::ZERO)?;
+            self.gather()
+        };
+        if wrote && let Err(error) = gather() {
+            tracing::debug!(%error, "the latest changes stay in the file beside the register");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
 use crate::map::{InterfaceConfig, PeerEntry};
-use crate::packet::ip::IPV6_HEADER_LEN;
+use crate::packet::ip::{IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_SOURCE};
 use crate::policy::{self, Direction, EVERY_CLASS, FlowTable, Peer, PolicyTable};
 
 /// Decides on a packet that leaves an application through the virtual interface: the virtual address of the
@@ -75,9 +75,9 @@ pub enum Egress {
 
 /// Decides on a packet that leaves an application, with the tables that the kernel has.
 ///
-/// A packet to a node without a tunnel, dead or not, wakes the agent before anyone knows the node's class, so its policy
-/// cannot be asked: it passes here, and the peer's own policy judges it when the tunnel stands. The answer
-/// will be one all the same.
+/// A packet to a node without a tunnel, dead or not, wakes the agent before anyone knows the node's class, so
+/// its policy cannot be asked: it passes here, and the peer's own policy judges it when the tunnel stands. The
+/// answer will be one all the same.
 #[inline(always)]
 pub fn judge_egress<B, T>(packet: &B, config: &InterfaceConfig, tables: &T) -> Egress
 where
@@ -110,7 +110,7 @@ where
     B: Buffer + ?Sized,
     T: PeerTable + PolicyTable + FlowTable + ?Sized,
 {
-    let source: [u8; 16] = packet.read(8).ok_or(DropReason::Truncated)?;
+    let source: [u8; 16] = packet.read(IPV6_SOURCE).ok_or(DropReason::Truncated)?;
     if config.is_own(&source) {
         // The agent's own errors about packets of this host.
         return Ok(());
@@ -137,16 +137,16 @@ where
         return Ok(());
     }
     let [next] = packet.read::<1>(at + 6).ok_or(DropReason::Truncated)?;
-    let source: [u8; 16] = packet.read(at + 8).ok_or(DropReason::Truncated)?;
-    let destination: [u8; 16] = packet.read(at + 24).ok_or(DropReason::Truncated)?;
+    let source: [u8; 16] = packet.read(at + IPV6_SOURCE).ok_or(DropReason::Truncated)?;
+    let destination: [u8; 16] = packet.read(at + IPV6_DESTINATION).ok_or(DropReason::Truncated)?;
     if config.is_inside(&source) || config.is_own(&destination) {
         return Err(DropReason::PastTunnels);
     }
-    // Errors have types below 128, and quote behind eight bytes (RFC 4443 §2.1).
     let upper = at + IPV6_HEADER_LEN;
+    let quoted = upper + policy::ICMPV6_HEADER_LEN + IPV6_SOURCE;
     if next == policy::ICMPV6
-        && packet.read::<1>(upper).is_some_and(|[kind]| kind < policy::ECHO_REQUEST)
-        && packet.read::<16>(upper + 8 + 8).is_some_and(|quoted| config.is_inside(&quoted))
+        && packet.read::<1>(upper).is_some_and(|[kind]| kind < policy::ICMPV6_INFORMATIONAL)
+        && packet.read::<16>(quoted).is_some_and(|source| config.is_inside(&source))
     {
         return Err(DropReason::PastTunnels);
     }

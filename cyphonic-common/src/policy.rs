@@ -31,7 +31,9 @@ mod conversation;
 mod flow;
 
 use conversation::{Conversation, Part, Upper, conversation, is_about, upper_layer};
-pub use conversation::{ECHO_REQUEST, ICMPV6, SCTP, TCP, UDP, has_ports};
+pub use conversation::{
+    ECHO_REQUEST, ICMPV6, ICMPV6_HEADER_LEN, ICMPV6_INFORMATIONAL, SCTP, TCP, UDP, has_ports,
+};
 use flow::Ports;
 pub use flow::{Flow, FlowTable, Last, MAX_FLOWS, MAX_FRAGMENTED};
 

@@ -77,8 +77,8 @@ async fn follow_cloud(handle: EngineHandle, cloud: Vec<CloudAddress>) {
     }
 }
 
-/// Tells the packet path, and what guards addresses, of the network cards, now and whenever they change, until `ended`. Gives the cards
-/// back.
+/// Tells the packet path, and what guards addresses, of the network cards, now and whenever they change, until
+/// `ended`. Gives the cards back.
 async fn follow_cards(
     (mut cards, mut guards): (Cards, Guards),
     netlink: Arc<Netlink>,

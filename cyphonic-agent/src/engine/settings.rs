@@ -49,8 +49,8 @@ impl Engine {
         }
     }
 
-    /// Rules for which there is no room beside those before, in their place: peers may open nothing for a moment, then what
-    /// all may, and then what is each one's, as far as there is room.
+    /// Rules for which there is no room beside those before, in their place: peers may open nothing for a
+    /// moment, then what all may, and then what is each one's, as far as there is room.
     fn replace_access(&mut self, rules: Rules) -> Result<(), RingError> {
         let status = self.node.status();
         self.ring

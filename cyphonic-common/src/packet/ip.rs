@@ -7,6 +7,10 @@ use crate::buffer::{Buffer, Cursor};
 pub const IPV4_HEADER_LEN: usize = 20;
 /// Bytes of the fixed IPv6 header.
 pub const IPV6_HEADER_LEN: usize = 40;
+/// Where it has its source.
+pub const IPV6_SOURCE: usize = 8;
+/// Where it has its destination.
+pub const IPV6_DESTINATION: usize = 24;
 /// Extension headers followed before a packet is given up. Real packets have at most a few, and the verifier
 /// wants a bound.
 pub const MAX_EXTENSION_HEADERS: usize = 6;

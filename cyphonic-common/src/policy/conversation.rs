@@ -4,7 +4,7 @@ use super::EVERY_PORT;
 use super::flow::Ports;
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
-use crate::packet::ip::IPV6_HEADER_LEN;
+use crate::packet::ip::{IPV6_DESTINATION, IPV6_HEADER_LEN};
 
 /// TCP in IP headers.
 pub const TCP: u8 = 6;
@@ -26,12 +26,10 @@ pub(super) const DESTINATION_OPTIONS: u8 = 60;
 
 /// Extension headers that are followed: one of each kind that may stand there, as RFC 8200 §4.1 recommends.
 const MAX_EXTENSIONS: usize = 4;
-/// Where an IPv6 header has its destination.
-const DESTINATION: usize = 24;
-/// Type, code, checksum and four bytes of which the type decides (RFC 4443 §2.1).
-const ICMPV6_HEADER_LEN: usize = 8;
+/// Type, code, checksum and four bytes of which the type decides (RFC 4443 §2.1); behind them an error quotes.
+pub const ICMPV6_HEADER_LEN: usize = 8;
 /// ICMPv6 types below this one are errors (RFC 4443 §2.1).
-const ICMPV6_INFORMATIONAL: u8 = 128;
+pub const ICMPV6_INFORMATIONAL: u8 = 128;
 /// What a ping is: the type of the ICMPv6 message.
 pub const ECHO_REQUEST: u8 = 128;
 const ECHO_REPLY: u8 = 129;
@@ -126,7 +124,7 @@ pub(super) fn is_about<B: Buffer + ?Sized>(
     at: usize,
     peer: &[u8; 16],
 ) -> Result<bool, DropReason> {
-    let to: [u8; 16] = packet.read(at + ICMPV6_HEADER_LEN + DESTINATION).ok_or(DropReason::Truncated)?;
+    let to: [u8; 16] = packet.read(at + ICMPV6_HEADER_LEN + IPV6_DESTINATION).ok_or(DropReason::Truncated)?;
     Ok(to == *peer)
 }
 

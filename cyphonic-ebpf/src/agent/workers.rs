@@ -7,15 +7,13 @@ use aya_ebpf::maps::{HashMap, ReusePortSockArray};
 use aya_ebpf::programs::{SkBuffContext, SkReuseportContext};
 use cyphonic_common::classify::PeerTable;
 use cyphonic_common::map::{MAX_CIDS, MAX_WORKERS, spread_of};
+use cyphonic_common::packet::ip::IPV6_DESTINATION;
 use cyphonic_common::packet::udp::UDP_HEADER_LEN;
 use cyphonic_common::quic::{DatagramKind, classify_datagram_at};
 use cyphonic_common::{Buffer, ConnectionId};
 
 use crate::packet::Skb;
 use crate::tables::Tables;
-
-/// Where an IPv6 header has its destination.
-const DESTINATION: usize = 24;
 
 /// Workers by the data connection IDs that reach them.
 #[map]
@@ -30,7 +28,7 @@ static SOCKETS: ReusePortSockArray = ReusePortSockArray::with_max_entries(MAX_WO
 /// queues, as [`cyphonic_common::map::worker_of`] does.
 #[socket_filter]
 pub fn cyphonic_queue(ctx: SkBuffContext) -> i64 {
-    let Some(destination) = Skb::of_device(&ctx).read::<16>(DESTINATION) else { return 0 };
+    let Some(destination) = Skb::of_device(&ctx).read::<16>(IPV6_DESTINATION) else { return 0 };
     let worker = match Tables.peer(&destination) {
         Some(peer) if peer.is_live() => peer.worker(),
         _ => spread_of(&destination),
