@@ -26,7 +26,7 @@ pub use self::relay::RelayConfig;
 pub use self::stun::StunConfig;
 pub use self::template::Template;
 pub use self::value::{
-    DEFAULT_PORT, parse_address, parse_label, parse_listen, parse_rate, parse_relay, parse_token_lifetime,
+    DEFAULT_PORT, parse_address, parse_label, parse_listen, parse_rate, parse_service, parse_token_lifetime,
 };
 use crate::network::Network;
 use crate::pki::{ServiceFiles, service_name};
@@ -86,20 +86,20 @@ impl FromStr for TcpMode {
     }
 }
 
-/// A relay that devices are told of.
+/// A relay or a standby that devices are told of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RelayAddresses {
+pub struct ServiceAddresses {
     /// Its short name, such as `trs1`.
     pub name: String,
     /// Where devices reach it.
     pub addresses: Vec<SocketAddr>,
 }
 
-impl FromStr for RelayAddresses {
+impl FromStr for ServiceAddresses {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        parse_relay(text)
+        parse_service(text)
     }
 }
 
@@ -119,7 +119,13 @@ pub struct Config {
     /// Where devices reach the NMS.
     pub nms_addresses: Vec<SocketAddr>,
     /// All relays that the NMS may use.
-    pub relays: Vec<RelayAddresses>,
+    pub relays: Vec<ServiceAddresses>,
+    /// NMSs on other machines that stand in for this one.
+    pub standbys: Vec<ServiceAddresses>,
+    /// The NMS's own short name.
+    pub nms_name: String,
+    /// Where the NMS is that this one stands in for, if it does.
+    pub follows: Option<Vec<SocketAddr>>,
     /// This process's own short name, if it is a relay.
     pub relay_name: String,
     /// How it forwards, if it is a relay.
@@ -229,8 +235,8 @@ impl Config {
         self.roles.contains(&role)
     }
 
-    /// The certificate name of the relay with this short name.
-    pub fn relay_fqdn(&self, name: &str) -> String {
+    /// The certificate name of the service with this short name.
+    pub fn service_fqdn(&self, name: &str) -> String {
         service_name(name, &self.network.zone)
     }
 }

@@ -1,4 +1,4 @@
-//! Founding an overlay: keys, certificates, configuration, register; and credentials for relays elsewhere.
+//! Founding an overlay: keys, certificates, configuration, register; and credentials for services elsewhere.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use cyphonic_proto::Role;
 use rustls_pki_types::CertificateDer;
 
-use crate::config::{Config, ConfigError, RelayAddresses, ServiceRole, Template};
+use crate::config::{Config, ConfigError, ServiceAddresses, ServiceRole, Template};
 use crate::names;
 use crate::network::Network;
-use crate::pki::{self, Authority, Kind, PkiError, service_name};
+use crate::pki::{self, Authority, Kind, NMS_NAME, PkiError, service_name};
 use crate::register::{Register, RegisterError, UnixSeconds};
 
 /// The services' authority is not where services run, if the operator has taken it away, or where a relay
@@ -34,7 +34,7 @@ pub struct Plan {
     /// Where devices reach them.
     pub public: Vec<SocketAddr>,
     /// Relays on other machines. Without any, this process is the relay.
-    pub relays: Vec<RelayAddresses>,
+    pub relays: Vec<ServiceAddresses>,
 }
 
 /// What was made.
@@ -127,6 +127,8 @@ pub fn init(plan: &Plan, now: UnixSeconds) -> Result<Installed, InstallationErro
         public: &plan.public,
         relays: &plan.relays,
         relay_name: "trs1",
+        nms_name: NMS_NAME,
+        follows: None,
         keeps_register: true,
     }
     .render();
@@ -136,24 +138,34 @@ pub fn init(plan: &Plan, now: UnixSeconds) -> Result<Installed, InstallationErro
     Ok(Installed { network, config, root_key: directory.join("pki/root.key") })
 }
 
-/// Makes certificate, key and configuration for a relay on a machine of its own.
+/// A service on a machine of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// A relay.
+    Relay,
+    /// An NMS that stands in for the overlay's own.
+    Standby,
+}
+
+/// Makes certificate, key and configuration for a service on a machine of its own.
 ///
 /// # Errors
 /// If the relay that runs here has the name, the target directory holds some already, the services' key is
 /// not there, or something cannot be written.
-pub fn relay_credentials(
+pub fn credentials_elsewhere(
     directory: &Path,
+    what: Elsewhere,
     name: &str,
     out: &Path,
     listen: &[SocketAddr],
     now: UnixSeconds,
-) -> Result<RelayCredentials, InstallationError> {
+) -> Result<CredentialsElsewhere, InstallationError> {
     let cloud = Config::load(&directory.join(CONFIG_FILE))?;
-    if cloud.runs(ServiceRole::Trs) && cloud.relay_name == name {
+    if what == Elsewhere::Relay && cloud.runs(ServiceRole::Trs) && cloud.relay_name == name {
         return Err(InstallationError::OwnRelay(name.to_owned()));
     }
     let config = out.join(CONFIG_FILE);
-    for made in [&config, &out.join("pki")] {
+    for made in [&config, &out.join("pki"), &out.join("register.db")] {
         if made.symlink_metadata().is_ok() {
             return Err(InstallationError::Exists(made.clone()));
         }
@@ -161,15 +173,23 @@ pub fn relay_credentials(
     let services = Authority::load(&directory.join("pki/services.crt"), &directory.join("pki/services.key"))
         .map_err(InstallationError::NoAuthority)?;
     let root = pki::read_certificates(&cloud.root)?;
-    let addresses = cloud.relays.iter().find(|relay| relay.name == name).map(|relay| relay.addresses.clone());
+    let (role, listed) = match what {
+        Elsewhere::Relay => (ServiceRole::Trs, &cloud.relays),
+        Elsewhere::Standby => (ServiceRole::Nms, &cloud.standbys),
+    };
+    let addresses =
+        listed.iter().find(|service| service.name == name).map(|service| service.addresses.clone());
     let public = addresses.clone().unwrap_or_default();
+    let follows = (what == Elsewhere::Standby).then_some(&*cloud.nms_addresses);
     let text = Template {
         network: &cloud.network,
-        roles: &[ServiceRole::Trs],
+        roles: &[role],
         listen,
         public: &public,
         relays: &[],
         relay_name: name,
+        nms_name: name,
+        follows,
         keeps_register: false,
     }
     .render();
@@ -177,18 +197,21 @@ pub fn relay_credentials(
     make_directory(out)?;
     make_directory(&out.join("pki"))?;
     pki::write_certificates(&out.join("pki/root.crt"), &root)?;
-    issue_service(&services, &cloud.network, out, ServiceRole::Trs, name, now)?;
+    issue_service(&services, &cloud.network, out, role, name, now)?;
+    if what == Elsewhere::Standby {
+        Register::create(&out.join("register.db"))?;
+    }
     pki::write_new(&config, text.as_bytes(), 0o644)?;
-    Ok(RelayCredentials {
+    Ok(CredentialsElsewhere {
         config,
         fqdn: service_name(name, &cloud.network.zone),
         listed: addresses.is_some(),
     })
 }
 
-/// What was made for a relay.
+/// What was made for a service elsewhere.
 #[derive(Debug, Clone)]
-pub struct RelayCredentials {
+pub struct CredentialsElsewhere {
     /// Its configuration.
     pub config: PathBuf,
     /// Its certificate's name.
@@ -290,7 +313,8 @@ fn write_all(
     for role in roles {
         let name = match role {
             ServiceRole::Trs => "trs1".to_owned(),
-            ServiceRole::As | ServiceRole::Nms => role.to_string(),
+            ServiceRole::Nms => NMS_NAME.to_owned(),
+            ServiceRole::As => role.to_string(),
         };
         issue_service(&services, network, directory, *role, &name, now)?;
     }
@@ -396,22 +420,49 @@ mod tests {
     fn a_relay_elsewhere_gets_its_own_credentials() {
         let dir = tempfile::tempdir().unwrap();
         let cloud = dir.path().join("cloud");
-        let relay: RelayAddresses = "trs1=192.0.2.9:443".parse().unwrap();
+        let relay: ServiceAddresses = "trs1=192.0.2.9:443".parse().unwrap();
         init(&Plan { relays: vec![relay.clone()], ..plan(&cloud) }, NOW).unwrap();
         assert!(!cloud.join("pki/trs1.key").exists());
         let out = dir.path().join("trs");
         let listen = ["[::]:443".parse().unwrap()];
-        let made = relay_credentials(&cloud, "trs1", &out, &listen, NOW).unwrap();
+        let made = credentials_elsewhere(&cloud, Elsewhere::Relay, "trs1", &out, &listen, NOW).unwrap();
         assert!(made.listed);
         let config = Config::load(&made.config).unwrap();
         assert_eq!(config.public, relay.addresses);
         assert!(config.runs(ServiceRole::Trs) && !config.runs(ServiceRole::As));
         assert!(matches!(
-            relay_credentials(&cloud, "trs1", &out, &listen, NOW),
+            credentials_elsewhere(&cloud, Elsewhere::Relay, "trs1", &out, &listen, NOW),
             Err(InstallationError::Exists(_))
         ));
-        let unlisted = relay_credentials(&cloud, "trs2", &dir.path().join("t2"), &listen, NOW).unwrap();
+        let unlisted =
+            credentials_elsewhere(&cloud, Elsewhere::Relay, "trs2", &dir.path().join("t2"), &listen, NOW)
+                .unwrap();
         assert!(!unlisted.listed);
+    }
+
+    #[test]
+    fn a_standby_gets_its_own_credentials_and_is_client_to_the_nms() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cloud, out) = (dir.path().join("cloud"), dir.path().join("nms2"));
+        init(&plan(&cloud), NOW).unwrap();
+        let listen = ["[::]:443".parse().unwrap()];
+        let made = credentials_elsewhere(&cloud, Elsewhere::Standby, "nms2", &out, &listen, NOW).unwrap();
+        assert!(!made.listed);
+        let config = Config::load(&made.config).unwrap();
+        assert_eq!(config.follows.unwrap(), plan(&cloud).public);
+        Register::open(config.register.as_deref().unwrap()).unwrap();
+        let purposes = |path: PathBuf| {
+            let der = pki::read_certificates(&path).unwrap().swap_remove(0);
+            let (_, certificate) = x509_parser::parse_x509_certificate(&der).unwrap();
+            let usage = certificate.extended_key_usage().unwrap().unwrap().value;
+            (usage.server_auth, usage.client_auth)
+        };
+        assert_eq!(purposes(out.join("pki/nms2.crt")), (true, true));
+        assert_eq!(purposes(cloud.join("pki/nms.crt")), (true, false));
+        renew(&cloud, &[out.join("pki/nms2.crt")], NOW + 9).unwrap().next().unwrap().unwrap();
+        assert_eq!(purposes(out.join("pki/nms2.crt")), (true, true), "renewed as it was");
+        let again = credentials_elsewhere(&cloud, Elsewhere::Standby, "nms2", &out, &listen, NOW);
+        assert!(matches!(again, Err(InstallationError::Exists(_))));
     }
 
     #[test]
@@ -420,10 +471,10 @@ mod tests {
         let (cloud, out) = (dir.path().join("cloud"), dir.path().join("trs"));
         init(&plan(&cloud), NOW).unwrap();
         let listen = ["[::]:443".parse().unwrap()];
-        let refused = relay_credentials(&cloud, "trs1", &out, &listen, NOW);
+        let refused = credentials_elsewhere(&cloud, Elsewhere::Relay, "trs1", &out, &listen, NOW);
         assert!(matches!(refused, Err(InstallationError::OwnRelay(_))), "{refused:?}");
         assert!(!out.exists());
-        relay_credentials(&cloud, "trs2", &out, &listen, NOW).unwrap();
+        credentials_elsewhere(&cloud, Elsewhere::Relay, "trs2", &out, &listen, NOW).unwrap();
     }
 
     #[test]
@@ -432,7 +483,8 @@ mod tests {
         let cloud = dir.path().join("cloud");
         init(&plan(&cloud), NOW).unwrap();
         let listen = ["[::]:443".parse().unwrap()];
-        relay_credentials(&cloud, "trs2", &dir.path().join("trs"), &listen, NOW).unwrap();
+        credentials_elsewhere(&cloud, Elsewhere::Relay, "trs2", &dir.path().join("trs"), &listen, NOW)
+            .unwrap();
         let brought = dir.path().join("trs/pki/trs2.crt");
         let identity = |path: &Path| Identity::from_der(&pki::read_certificates(path).unwrap()[0]).unwrap();
         let own = ["as", "nms", "trs1"].map(|name| cloud.join(format!("pki/{name}.crt")));
@@ -480,7 +532,14 @@ mod tests {
         init(&plan(dir.path()), NOW).unwrap();
         std::fs::remove_file(dir.path().join("pki/services.key")).unwrap();
         let out = dir.path().join("out");
-        let refused = relay_credentials(dir.path(), "trs2", &out, &["[::]:443".parse().unwrap()], NOW);
+        let refused = credentials_elsewhere(
+            dir.path(),
+            Elsewhere::Relay,
+            "trs2",
+            &out,
+            &["[::]:443".parse().unwrap()],
+            NOW,
+        );
         assert!(matches!(refused, Err(InstallationError::NoAuthority(_))));
         assert!(!out.exists());
     }

@@ -25,7 +25,7 @@ pub use self::files::{
     ServiceFiles, is_key_of, read_certificates, read_key, replace_certificates, write_certificates,
     write_new, write_secret,
 };
-pub use self::profile::{service_name, services_zone};
+pub use self::profile::{NMS_NAME, service_name, services_zone};
 
 /// Why keys or certificates could not be made, read or kept.
 #[derive(Debug, thiserror::Error)]

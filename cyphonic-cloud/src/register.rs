@@ -15,6 +15,7 @@
 //!   it.
 
 mod certificates;
+mod copy;
 mod devices;
 mod error;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::certificates::IssuedCertificate;
+pub use self::copy::Copied;
 pub use self::devices::{DeviceRecord, KeyChange, Members, Revocation};
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
 pub use self::state::DeviceState;

@@ -29,10 +29,12 @@ mod relay;
 mod renewal;
 mod rounds;
 mod sessions;
+mod standby;
 mod stun;
 mod watch;
 mod whereabouts;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use cyphonic_proto::alpn;
@@ -45,11 +47,13 @@ pub use self::clock::{rfc3339, unix_now};
 use self::credentials::{Loaded, load_credentials};
 pub use self::error::StartError;
 pub use self::expiry::{Standing, Term};
-pub use self::kept::{Content, Online, Presence, Relayed, read_kept};
-use self::management::{ManagementServer, RulesAreGone};
+pub use self::kept::{Companions, Content, Online, Presence, Relayed, read_kept};
+use self::management::{ManagementServer, RulesAreGone, kept_facts};
 use self::port::Port;
 use self::relay::RelayServer;
 use self::renewal::{Keeper, load_renewed};
+pub use self::standby::Following;
+use self::standby::{Follower, Followers, KeptFacts, Places};
 use self::watch::Watch;
 use crate::config::{Config, ServiceRole};
 use crate::register::Register;
@@ -92,6 +96,8 @@ impl Reloader {
 struct Services {
     authentication: Option<Arc<AuthenticationServer>>,
     management: Option<ManagementServer>,
+    /// Answers those that stand in for the NMS.
+    followers: Option<Followers>,
     relay: Option<RelayServer>,
 }
 
@@ -228,8 +234,19 @@ fn start_services(
             services.authentication = Some(Arc::new(server));
         }
         if config.runs(ServiceRole::Nms) {
-            services.management =
-                Some(ManagementServer::start(config, Arc::clone(register), &mut started, tasks)?);
+            let management = ManagementServer::start(config, Arc::clone(register), &mut started, tasks)?;
+            if let (Some(main), Some(port)) = (&config.follows, ports.first()) {
+                let places = Places {
+                    config: config.clone(),
+                    transport: port.transport(),
+                    kept: KeptFacts::beside(path),
+                    nudge: started.nudge(),
+                };
+                start_following(places, main, register, &management, tasks);
+            } else if !config.standbys.is_empty() {
+                services.followers = Some(start_being_followed(config, register, &management, tasks));
+            }
+            services.management = Some(management);
         }
         watch = Some(started);
     }
@@ -242,6 +259,43 @@ fn start_services(
     Ok(services)
 }
 
+/// Copies the register and stands in where that is needed.
+fn start_following(
+    places: Places,
+    main: &[SocketAddr],
+    register: &Arc<Register>,
+    management: &ManagementServer,
+    tasks: &mut JoinSet<()>,
+) {
+    let (directory, network) = (places.config.runtime_directory.clone(), places.config.network.id);
+    let has_copy = kept_facts(&places.config).is_some();
+    let follower =
+        Arc::new(Follower::new(places, main.to_vec(), Arc::clone(register), management.shared(), has_copy));
+    if let Some(directory) = directory {
+        let follower = Arc::clone(&follower);
+        tasks.spawn(kept::keep(directory, network, move || Companions::Follows(follower.following())));
+    }
+    tasks.spawn(follower.run());
+}
+
+/// Lets others copy the register.
+fn start_being_followed(
+    config: &Config,
+    register: &Arc<Register>,
+    management: &ManagementServer,
+    tasks: &mut JoinSet<()>,
+) -> Followers {
+    let names = config.standbys.iter().map(|standby| config.service_fqdn(&standby.name));
+    let followers = Followers::new(names, Arc::clone(register), management.shared());
+    if let Some(directory) = config.runtime_directory.clone() {
+        let followers = followers.clone();
+        tasks.spawn(kept::keep(directory, config.network.id, move || {
+            Companions::Standbys(followers.following())
+        }));
+    }
+    followers
+}
+
 /// Gives each accepted connection to its service.
 async fn accept(transport: Arc<Transport>, services: Services) {
     while let Some(incoming) = transport.accept().await {
@@ -251,6 +305,9 @@ async fn accept(transport: Arc<Transport>, services: Services) {
                 tokio::spawn(Arc::clone(server).serve(connection));
             }
             (alpn::NMS, Services { management: Some(server), .. }) => server.connected(connection).await,
+            (alpn::STANDBY, Services { followers: Some(followers), .. }) => {
+                tokio::spawn(followers.clone().serve(connection));
+            }
             (alpn::TRS, Services { relay: Some(server), .. }) => server.connected(connection).await,
             // The endpoint negotiates only what this process serves.
             _ => connection.close(cyphonic_proto::close::NOT_ALLOWED, "not served here"),

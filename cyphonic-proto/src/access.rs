@@ -9,17 +9,21 @@ mod service;
 mod services;
 mod who;
 
+use std::str::FromStr;
+
 pub use overlay::{MAX_OVERLAY_RULES, OverlayAccess, OverlayRule};
 pub use service::{InvalidService, Protocol, Service};
 pub use services::Services;
 pub use who::{InvalidWho, Who};
+
+use crate::message;
 
 /// Most rules of a device's own. More are a programme, for which a packet filter is the better place.
 pub const MAX_OWN_RULES: usize = 64;
 /// Entries of the port policy that all rules together need. Devices for whom different rules hold need them
 /// again, for which the policy's table is larger.
 const MAX_ENTRIES: usize = 4_096;
-/// Bytes of all rules as they are written. Those of an overlay fit a message.
+/// Bytes of all rules, words as they are written. Those of an overlay fit a message.
 const MAX_TEXT: usize = 32_768;
 
 /// These devices may open conversations with these services.
@@ -51,17 +55,24 @@ impl AccessRule {
         rules: impl ExactSizeIterator<Item = &'a Self> + Clone,
         most: usize,
     ) -> Result<(), UnfitRules> {
+        Self::check_all(rules.clone(), most, rules.map(Self::text).sum())
+    }
+
+    fn check_all<'a>(
+        rules: impl ExactSizeIterator<Item = &'a Self> + Clone,
+        most: usize,
+        bytes: usize,
+    ) -> Result<(), UnfitRules> {
         if rules.len() > most {
             return Err(UnfitRules::TooMany { rules: rules.len(), most });
         }
         if let Some(n) = rules.clone().position(|rule| rule.from.is_empty() || rule.to.is_empty()) {
             return Err(UnfitRules::Void { rule: n + 1 });
         }
-        let entries: usize = rules.clone().map(Self::entries).sum();
+        let entries: usize = rules.map(Self::entries).sum();
         if entries > MAX_ENTRIES {
             return Err(UnfitRules::TooManyPorts { entries });
         }
-        let bytes: usize = rules.map(Self::text).sum();
         if bytes > MAX_TEXT {
             return Err(UnfitRules::TooLong { bytes });
         }
@@ -74,10 +85,32 @@ impl AccessRule {
     }
 
     fn text(&self) -> usize {
-        let who = self.from.iter().map(|who| who.to_string().len());
-        let services = self.to.iter().map(|service| service.to_string().len());
-        who.chain(services).sum()
+        text(&self.from) + text(&self.to)
     }
+
+    pub(crate) fn to_wire(&self) -> message::AccessRule {
+        message::AccessRule {
+            from: self.from.iter().map(ToString::to_string).collect(),
+            to: self.to.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// Of a message, without the words that this version does not understand, which are counted.
+    pub(crate) fn from_wire(told: &message::AccessRule, unread: &mut usize) -> Self {
+        Self { from: read_words(&told.from, unread), to: read_words(&told.to, unread) }
+    }
+}
+
+/// Those of these words that this version understands; the others are counted.
+pub(crate) fn read_words<T: FromStr>(words: &[String], unread: &mut usize) -> Vec<T> {
+    let read: Vec<T> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    *unread += words.len() - read.len();
+    read
+}
+
+/// Bytes of what is written, with those that a message adds to each word.
+fn text(words: &[impl ToString]) -> usize {
+    words.iter().map(|word| word.to_string().len() + 2).sum()
 }
 
 /// Why rules are not taken.
@@ -135,6 +168,6 @@ mod tests {
         let ports = rule(&["all"], &["tcp/1-1000", "tcp/1001-2000", "udp/1-97"]);
         assert_eq!(check(&[ports.clone(), ports.clone()]), Err(UnfitRules::TooManyPorts { entries: 4_194 }));
         let names = vec!["a.name.of.some.length"; 1_600];
-        assert_eq!(check(&[rule(&names, &["ping"])]), Err(UnfitRules::TooLong { bytes: 33_604 }));
+        assert_eq!(check(&[rule(&names, &["ping"])]), Err(UnfitRules::TooLong { bytes: 36_806 }));
     }
 }

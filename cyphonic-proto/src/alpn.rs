@@ -6,6 +6,8 @@ pub const AS: &[u8] = b"cyphonic-as/1";
 pub const ENROL: &[u8] = b"cyphonic-enrol/1";
 /// A node and the NMS.
 pub const NMS: &[u8] = b"cyphonic-nms/1";
+/// A standby and the NMS that it follows.
+pub const STANDBY: &[u8] = b"cyphonic-standby/1";
 /// A node and a TRS.
 pub const TRS: &[u8] = b"cyphonic-trs/1";
 /// Two nodes.

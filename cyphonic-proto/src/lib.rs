@@ -31,6 +31,7 @@ pub mod node;
 pub mod quic;
 pub mod relayed;
 pub mod route;
+pub mod standby;
 pub mod stun;
 pub mod time;
 mod timers;

@@ -22,10 +22,11 @@ pub use wire::message::Body as Message;
 pub use wire::{
     AccessConfirmation, AccessNotice, AccessRule, AccessRules, AgentCache, BindingRequest, BindingResponse,
     BindingRestore, DirectionRequest, Endpoint, EnrolRequest, EnrolResponse, FamilyFindings, Filtering,
-    Findings, LoginRequest, LoginResponse, Mapping, Observation, ObservationRequest, ObservationResponse,
-    Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, Relay, RelayLatency, RenewRequest,
-    RenewResponse, RevocationConfirmation, RevocationNotice, RouteConfirmation, RouteDirection, RouteKind,
-    RouteWithdrawal, TunnelOffer, TunnelRequest, TunnelResponse,
+    Findings, FollowRequest, FollowResponse, LoginRequest, LoginResponse, Mapping, Member, Observation,
+    ObservationRequest, ObservationResponse, OverlayRequest, OverlayResponse, OverlayRule, Refusal,
+    RefusalCode, RegistrationRequest, RegistrationResponse, Relay, RelayLatency, RenewRequest, RenewResponse,
+    RevocationConfirmation, RevocationNotice, RouteConfirmation, RouteDirection, RouteKind, RouteWithdrawal,
+    Standby, TunnelOffer, TunnelRequest, TunnelResponse,
 };
 use zeroize::Zeroize;
 
@@ -60,6 +61,10 @@ impl Message {
             Self::BindingRestore(_) => "BindingRestore",
             Self::ObservationRequest(_) => "ObservationRequest",
             Self::ObservationResponse(_) => "ObservationResponse",
+            Self::FollowRequest(_) => "FollowRequest",
+            Self::FollowResponse(_) => "FollowResponse",
+            Self::OverlayRequest(_) => "OverlayRequest",
+            Self::OverlayResponse(_) => "OverlayResponse",
             Self::TunnelRequest(_) => "TunnelRequest",
             Self::TunnelResponse(_) => "TunnelResponse",
             Self::TunnelOffer(_) => "TunnelOffer",

@@ -38,6 +38,8 @@ use revocations::Revocations;
 use crate::id::{Channel, ExchangeId, SetupId};
 use crate::identity::Identity;
 use crate::message::{Message, Refusal, RefusalCode, endpoint};
+use crate::node::Relay;
+use crate::standby::Standby;
 use crate::timers::Timers;
 use crate::{address, close};
 
@@ -46,6 +48,8 @@ pub struct Nms {
     config: NmsConfig,
     rng: StdRng,
     started: Instant,
+    /// Since when nodes come to it.
+    serves_since: Instant,
     next_setup: u64,
     next_exchange: u64,
     nodes: BTreeMap<Channel, Node>,
@@ -77,6 +81,7 @@ impl Nms {
         Self {
             rng: StdRng::from_seed(seed),
             started: now,
+            serves_since: now,
             next_setup: config.first_setup,
             next_exchange: 0,
             nodes: BTreeMap::new(),
@@ -198,6 +203,29 @@ impl Nms {
     /// The name is another device's now: peers of the one that had it are told.
     pub fn handle_replaced(&mut self, now: Instant, fqdn: &str) {
         self.revocations.note(now, fqdn);
+    }
+
+    /// A standby that begins to stand in: nodes are about to come.
+    pub fn handle_stands_in(&mut self, now: Instant) {
+        self.serves_since = now;
+    }
+
+    /// The overlay's relays and standbys are others, as a standby hears: who registers from now on is told so.
+    pub fn handle_services(&mut self, relays: Vec<Relay>, standbys: Vec<Standby>) {
+        self.config.relays = relays;
+        self.config.standbys = standbys;
+    }
+
+    /// The number of the next set-up.
+    pub fn next_setup(&self) -> u64 {
+        self.next_setup
+    }
+
+    /// Another NMS of the overlay has given set-ups all numbers below this one. Returns whether that is news.
+    pub fn handle_setups(&mut self, next: u64) -> bool {
+        let is_news = next > self.next_setup;
+        self.next_setup = self.next_setup.max(next);
+        is_news
     }
 
     /// What happened so far.

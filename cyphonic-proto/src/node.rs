@@ -1,7 +1,7 @@
 //! A device's side of the protocol.
 //!
 //! A node logs in at the AS, registers at the NMS and keeps that connection, and keeps warm connections to
-//! the nearest relays (`services`, `registration`). A question for a peer, or a packet to one, starts an
+//! the nearest relays (`services`, `registration`; `standbys`: which NMS). A question for a peer, or a packet to one, starts an
 //! attempt (`peers`): a DirectionRequest, whose answer is a set-up (`setup`), which ends in a tunnel
 //! (`tunnels`) that is watched from then on (`liveness`, `keepalive`) and moves to the best path between the
 //! two ends (`paths`). Tunnels through a relay outlive the relay's restart (`relay_legs`). Another node's
@@ -35,6 +35,7 @@ mod relay_legs;
 mod requests;
 mod services;
 mod setups;
+mod standbys;
 pub mod status;
 mod tunnels;
 
@@ -63,6 +64,7 @@ use rand::rngs::StdRng;
 use registration::Registration;
 use services::Slot;
 use setups::Setup;
+use standbys::Turn;
 pub use status::{NodeStatus, PeerState, PeerStatus, ServiceState, ServiceStatus, TunnelStatus};
 use tunnels::Tunnel;
 
@@ -81,6 +83,7 @@ pub struct Node {
     next_tunnel: u64,
     next_context: u64,
     services: BTreeMap<Service, Slot>,
+    turn: Turn,
     registration: Registration,
     exchanges: BTreeMap<ExchangeId, Exchange>,
     peers: BTreeMap<Ipv6Addr, Peer>,
@@ -109,6 +112,8 @@ enum Timer {
     Exchange(ExchangeId),
     /// To tell the NMS of changes, several at once.
     Register,
+    /// To look whether the cloud is back.
+    Return,
     /// To look at the network again.
     Netcheck,
     /// A question's last moment.
@@ -152,6 +157,7 @@ impl Node {
             next_tunnel: 1,
             next_context: crate::relayed::MIN_CONTEXT,
             services: BTreeMap::new(),
+            turn: Turn::default(),
             registration,
             exchanges: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -189,6 +195,7 @@ impl Node {
                 Timer::Detour(service) => self.detour_due(now, &service),
                 Timer::Exchange(exchange) => self.exchange_due(now, exchange),
                 Timer::Register => self.register(now),
+                Timer::Return => self.return_due(now),
                 Timer::Netcheck => self.netcheck(now),
                 Timer::Query(query) => self.query_due(now, query),
                 Timer::Held(dst) => self.held_due(now, dst),

@@ -187,6 +187,19 @@ impl Transport {
         .await
     }
 
+    /// Connects to the NMS of this name as one that stands in for it.
+    ///
+    /// # Errors
+    /// When no address answered in time, or the other end is not that NMS.
+    pub async fn connect_nms_as_standby(
+        &self,
+        tls: &ClientTls,
+        addresses: &[SocketAddr],
+        name: &str,
+    ) -> Result<Connection, DialError> {
+        self.connect(tls.config(Role::Nms, alpn::STANDBY)?, addresses, name, HANDSHAKE_TIMEOUT).await
+    }
+
     /// Connects to another node directly.
     ///
     /// # Errors
@@ -324,7 +337,8 @@ async fn shake_hands(
     Err(refused)
 }
 
-/// Only devices of this overlay are clients, and only they may come without a certificate, to enrol.
+/// Devices of this overlay are clients, and only they may come without a certificate, to enrol; and NMSs are, of the one
+/// that they stand in for.
 pub(crate) fn may_speak(
     tls: &ServerTls,
     network: NetworkId,
@@ -338,7 +352,10 @@ pub(crate) fn may_speak(
         Some(Ok(identity)) if identity.network_id != network => {
             Err("the certificate is of another network".into())
         }
-        Some(Ok(identity)) if identity.role != Role::Device => {
+        Some(Ok(identity)) if alpn == alpn::STANDBY && identity.role != Role::Nms => {
+            Err("only an NMS may follow an NMS: the certificate has another role".into())
+        }
+        Some(Ok(identity)) if alpn != alpn::STANDBY && identity.role != Role::Device => {
             Err("only devices connect here: the certificate has another role".into())
         }
         Some(Ok(identity)) => Ok(Some(identity)),

@@ -191,10 +191,10 @@ fn prefix_of(address: Ipv6Addr) -> String {
 }
 
 fn service_report(status: &ServiceStatus, node: &NodeStatus, now: Instant) -> ServiceReport {
-    let (kind, name) = match &status.service {
-        Service::As => (ServiceKind::As, format!("as.svc.{}", node.zone)),
-        Service::Nms => (ServiceKind::Nms, format!("nms.svc.{}", node.zone)),
-        Service::Trs(name) => (ServiceKind::Trs, name.clone()),
+    let kind = match &status.service {
+        Service::As => ServiceKind::As,
+        Service::Nms => ServiceKind::Nms,
+        Service::Trs(_) => ServiceKind::Trs,
     };
     let state = match status.state {
         NodeService::Unwanted => ServiceState::Idle,
@@ -205,7 +205,7 @@ fn service_report(status: &ServiceStatus, node: &NodeStatus, now: Instant) -> Se
     };
     ServiceReport {
         kind,
-        name,
+        name: status.name.clone(),
         remote: status.through.or(status.remote),
         by_tcp: status.through.is_some(),
         state,
@@ -342,6 +342,18 @@ fn health(sources: &Sources<'_>, classifier: &ClassifierReport) -> Vec<HealthChe
                 format!("not registered: {why}; tunnels that stand go on"),
             );
         }
+    }
+    let nms = node.services.iter().find(|status| status.service == Service::Nms);
+    if let Some(standby) = nms.filter(|_| node.registered && node.is_at_standby) {
+        add(
+            "nms-standby",
+            Severity::Warning,
+            format!(
+                "{} stands in for the cloud's own NMS, which this device could not reach: tunnels work, certificates are renewed \
+                 when the cloud is back",
+                standby.name
+            ),
+        );
     }
     let by_tcp = node.services.iter().find_map(|service| service.through);
     if let Some(through) = by_tcp {

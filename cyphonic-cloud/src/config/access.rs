@@ -1,6 +1,6 @@
 //! The overlay's rules of who may open what, as they are written.
 
-use cyphonic_proto::access::{AccessRule, MAX_OVERLAY_RULES, OverlayRule, Service, Who};
+use cyphonic_proto::access::{AccessRule, OverlayRule, Service, Who};
 use cyphonic_transport::settings::written;
 use serde::Deserialize;
 
@@ -26,13 +26,14 @@ pub(super) fn check(rules: Vec<WrittenRule>) -> Result<Vec<OverlayRule>, String>
     }
     let meaning = |WrittenRule { from, at, to }| OverlayRule { at, rule: AccessRule { from, to } };
     let rules: Vec<_> = rules.into_iter().map(meaning).collect();
-    let check = AccessRule::check(rules.iter().map(|rule| &rule.rule), MAX_OVERLAY_RULES);
-    check.map_err(|unfit| unfit.to_string())?;
+    OverlayRule::check(&rules).map_err(|unfit| unfit.to_string())?;
     Ok(rules)
 }
 
 #[cfg(test)]
 mod tests {
+    use cyphonic_proto::access::MAX_OVERLAY_RULES;
+
     use super::*;
 
     fn read(yaml: &str) -> Result<Vec<OverlayRule>, String> {

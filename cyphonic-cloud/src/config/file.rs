@@ -8,14 +8,15 @@ use std::time::Duration;
 use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::NetworkId;
 use cyphonic_proto::node::MAX_RELAYS;
+use cyphonic_proto::standby::MAX_STANDBYS;
 use cyphonic_transport::logging::NoLogFilter;
 use serde::Deserialize;
 
 use super::access::{self, WrittenRule};
 use super::relay::MAX_BINDINGS;
-use super::{Certificates, Config, RelayAddresses, RelayConfig, ServiceRole, StunConfig, TcpMode, value};
+use super::{Certificates, Config, RelayConfig, ServiceAddresses, ServiceRole, StunConfig, TcpMode, value};
 use crate::network::Network;
-use crate::pki::ServiceFiles;
+use crate::pki::{NMS_NAME, ServiceFiles};
 
 /// A key and what is wrong with it.
 type Fault = (&'static str, String);
@@ -46,7 +47,13 @@ pub(super) struct File {
     #[serde(default, deserialize_with = "value::addresses")]
     nms: Vec<SocketAddr>,
     #[serde(default)]
-    trs: Vec<Relay>,
+    trs: Vec<Named>,
+    #[serde(default)]
+    standbys: Vec<Named>,
+    #[serde(default = "first_nms", deserialize_with = "value::nms_label")]
+    nms_name: String,
+    #[serde(default)]
+    follows: Option<Follows>,
     #[serde(default = "first_relay", deserialize_with = "value::label")]
     trs_name: String,
     #[serde(default)]
@@ -72,9 +79,16 @@ pub(super) struct File {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Relay {
+struct Named {
     #[serde(deserialize_with = "value::label")]
     name: String,
+    #[serde(deserialize_with = "value::addresses")]
+    addresses: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Follows {
     #[serde(deserialize_with = "value::addresses")]
     addresses: Vec<SocketAddr>,
 }
@@ -95,6 +109,12 @@ struct Pairs {
     trs: Option<Pair>,
 }
 
+impl Named {
+    fn to_service(&self) -> ServiceAddresses {
+        ServiceAddresses { name: self.name.clone(), addresses: self.addresses.clone() }
+    }
+}
+
 impl File {
     /// Checks what the keys say together and makes paths absolute to `directory`.
     pub(super) fn check(self, directory: &Path) -> Result<Config, Fault> {
@@ -103,6 +123,7 @@ impl File {
         self.check_addresses(&roles)?;
         let relays = self.relays(&roles);
         self.check_relays(relays.len())?;
+        self.check_standbys(&roles)?;
         self.stun.check(&self.listen, &self.public)?;
         let lifetime = self.device_certificate_lifetime;
         if !(MIN_CERTIFICATE_LIFETIME..=MAX_CERTIFICATE_LIFETIME).contains(&lifetime) {
@@ -117,6 +138,9 @@ impl File {
         Ok(Config {
             nms_addresses: if self.nms.is_empty() { self.public.clone() } else { self.nms },
             relays,
+            standbys: self.standbys.iter().map(Named::to_service).collect(),
+            nms_name: self.nms_name,
+            follows: self.follows.map(|follows| follows.addresses),
             network: Network { id: self.network_id, zone: self.zone, prefix: self.prefix },
             roles,
             listen: self.listen,
@@ -190,29 +214,67 @@ impl File {
         if all > MAX_RELAYS {
             return Err(("trs", format!("there are {all} relays; devices know {MAX_RELAYS} at most")));
         }
-        let names: BTreeSet<_> = self.trs.iter().map(|relay| &relay.name).collect();
-        if names.len() != self.trs.len() {
-            return Err(("trs", "two relays have the same name".to_owned()));
-        }
         if !(2..=MAX_BINDINGS).contains(&self.relay.bindings) {
             return Err(("relay.bindings", format!("it must be between 2 and {MAX_BINDINGS}")));
         }
-        match self.trs.iter().find(|relay| relay.addresses.is_empty()) {
-            Some(relay) => Err(("trs", format!("{} has no addresses", relay.name))),
-            None => Ok(()),
+        check_services(&self.trs).map_err(|reason| ("trs", reason))
+    }
+
+    /// The overlay's own NMS has standbys, each of them follows it.
+    fn check_standbys(&self, roles: &BTreeSet<ServiceRole>) -> Result<(), Fault> {
+        let manages = roles.contains(&ServiceRole::Nms);
+        let refuse = |key, reason: &str| Err((key, reason.to_owned()));
+        if let Some(follows) = &self.follows {
+            return self.check_follower(follows, manages && !roles.contains(&ServiceRole::As));
         }
+        if self.nms_name != NMS_NAME {
+            return refuse(
+                "nms_name",
+                "an nms of another name stands in for the overlay's own: say in `follows` where that is",
+            );
+        }
+        if !self.standbys.is_empty() && !manages {
+            return refuse("standbys", "the nms tells devices of them: write them where the role nms is");
+        }
+        if self.standbys.len() > MAX_STANDBYS {
+            return Err(("standbys", format!("there may be {MAX_STANDBYS} at most")));
+        }
+        check_services(&self.standbys).map_err(|reason| ("standbys", reason))
+    }
+
+    fn check_follower(&self, follows: &Follows, can_follow: bool) -> Result<(), Fault> {
+        let refuse = |key, reason: &str| Err((key, reason.to_owned()));
+        let theirs = "the nms that this one stands in for tells it: write it there";
+        if !can_follow {
+            return refuse("follows", "it is for an nms without an as beside it");
+        }
+        if follows.addresses.is_empty() {
+            return refuse("follows", "it has no addresses");
+        }
+        if self.nms_name == NMS_NAME {
+            return refuse(
+                "nms_name",
+                "give the name that this nms has in its certificate, and in `standbys` there",
+            );
+        }
+        for (key, is_written) in [
+            ("standbys", !self.standbys.is_empty()),
+            ("trs", !self.trs.is_empty()),
+            ("access", self.access.is_some()),
+        ] {
+            if is_written {
+                return refuse(key, theirs);
+            }
+        }
+        Ok(())
     }
 
     /// The relays listed, and this process itself where it is one and not among them.
-    fn relays(&self, roles: &BTreeSet<ServiceRole>) -> Vec<RelayAddresses> {
-        let listed = self
-            .trs
-            .iter()
-            .map(|relay| RelayAddresses { name: relay.name.clone(), addresses: relay.addresses.clone() });
-        let mut relays: Vec<_> = listed.collect();
+    fn relays(&self, roles: &BTreeSet<ServiceRole>) -> Vec<ServiceAddresses> {
+        let mut relays: Vec<_> = self.trs.iter().map(Named::to_service).collect();
         let is_listed = relays.iter().any(|relay| relay.name == self.trs_name);
         if roles.contains(&ServiceRole::Trs) && !is_listed && !self.public.is_empty() {
-            relays.push(RelayAddresses { name: self.trs_name.clone(), addresses: self.public.clone() });
+            relays.push(ServiceAddresses { name: self.trs_name.clone(), addresses: self.public.clone() });
         }
         relays
     }
@@ -224,6 +286,21 @@ fn all_roles() -> Vec<ServiceRole> {
 
 fn any_address() -> Vec<SocketAddr> {
     vec![SocketAddr::from((Ipv6Addr::UNSPECIFIED, value::DEFAULT_PORT))]
+}
+
+fn check_services(services: &[Named]) -> Result<(), String> {
+    let names: BTreeSet<_> = services.iter().map(|service| &service.name).collect();
+    if names.len() != services.len() {
+        return Err("two have the same name".to_owned());
+    }
+    match services.iter().find(|service| service.addresses.is_empty()) {
+        Some(service) => Err(format!("{} has no addresses", service.name)),
+        None => Ok(()),
+    }
+}
+
+fn first_nms() -> String {
+    NMS_NAME.to_owned()
 }
 
 fn first_relay() -> String {

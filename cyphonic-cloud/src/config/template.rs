@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use super::{RelayAddresses, ServiceRole};
+use super::{ServiceAddresses, ServiceRole};
 use crate::network::Network;
 
 /// What the written configuration says.
@@ -18,9 +18,13 @@ pub struct Template<'a> {
     /// Where devices reach it.
     pub public: &'a [SocketAddr],
     /// Relays on other machines.
-    pub relays: &'a [RelayAddresses],
+    pub relays: &'a [ServiceAddresses],
     /// The name this process has as a relay.
     pub relay_name: &'a str,
+    /// The name this process has as an NMS.
+    pub nms_name: &'a str,
+    /// Where the NMS is that this one stands in for.
+    pub follows: Option<&'a [SocketAddr]>,
     /// Whether it keeps register and devices' authority.
     pub keeps_register: bool,
 }
@@ -37,10 +41,11 @@ impl Template<'_> {
     fn write(&self, out: &mut String) -> std::fmt::Result {
         self.write_network(out)?;
         self.write_service(out)?;
+        if let Some(follows) = self.follows {
+            self.write_follows(out, follows)?;
+        }
         if self.keeps_register {
             self.write_register(out)?;
-        }
-        if self.roles.contains(&ServiceRole::Nms) {
             out.push_str(ACCESS);
         }
         self.write_certificates(out)?;
@@ -71,6 +76,7 @@ impl Template<'_> {
         if self.keeps_register {
             out.push_str(RELAYS);
             self.write_relays(out)?;
+            out.push_str(STANDBYS);
         }
         if self.roles.contains(&ServiceRole::Trs) {
             out.push_str(RELAY_NAME);
@@ -93,6 +99,15 @@ impl Template<'_> {
         Ok(())
     }
 
+    fn write_follows(&self, out: &mut String, follows: &[SocketAddr]) -> std::fmt::Result {
+        out.push_str(FOLLOWS);
+        let addresses: Vec<_> = follows.iter().map(|a| format!("\"{a}\"")).collect();
+        writeln!(out, "follows: {{ addresses: [{}] }}", addresses.join(", "))?;
+        writeln!(out, "nms_name: {}", self.nms_name)?;
+        out.push_str("register: register.db\n");
+        Ok(())
+    }
+
     fn write_register(&self, out: &mut String) -> std::fmt::Result {
         out.push_str(REGISTER);
         out.push_str("register: register.db\n");
@@ -111,7 +126,8 @@ impl Template<'_> {
         for role in self.roles {
             let file = match role {
                 ServiceRole::Trs => self.relay_name.to_owned(),
-                ServiceRole::As | ServiceRole::Nms => role.to_string(),
+                ServiceRole::Nms => self.nms_name.to_owned(),
+                ServiceRole::As => role.to_string(),
             };
             writeln!(out, "  {role}: {{ certificate: pki/{file}.crt, key: pki/{file}.key }}")?;
         }
@@ -172,6 +188,19 @@ stun:
 const RELAYS: &str = "
 # Relays on other machines (`cyphonic-cloud trs-credentials` makes their certificates). If this process has the role
 # trs it is a relay too, by its public addresses.
+";
+
+const STANDBYS: &str = "
+# NMSs on other machines that stand in while this one cannot be reached, in the order in which devices turn to them
+# (`cyphonic-cloud standby-credentials` makes their certificates). They copy names and keys' hashes of all devices from here.
+#standbys:
+#  - name: nms2
+#    addresses: [\"192.0.2.30:443\", \"[2001:db8::30]:443\"]
+";
+
+const FOLLOWS: &str = "
+# The nms that this one stands in for, by the addresses at which devices reach it; the name of this one, as in its
+# certificate and in `standbys` there; and its copy of the register. Relays and access rules it is told, too.
 ";
 
 const RELAY_NAME: &str = "
@@ -236,6 +265,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Config, ConfigError};
+    use crate::pki::NMS_NAME;
 
     fn network() -> Network {
         Network {
@@ -245,7 +275,7 @@ mod tests {
         }
     }
 
-    fn text(roles: &[ServiceRole], relays: &[RelayAddresses]) -> String {
+    fn text(roles: &[ServiceRole], relays: &[ServiceAddresses]) -> String {
         Template {
             network: &network(),
             roles,
@@ -253,6 +283,8 @@ mod tests {
             public: &["192.0.2.1:443".parse().unwrap(), "[2001:db8::1]:443".parse().unwrap()],
             relays,
             relay_name: "trs1",
+            nms_name: NMS_NAME,
+            follows: None,
             keeps_register: roles != [ServiceRole::Trs],
         }
         .render()
@@ -275,8 +307,62 @@ mod tests {
     }
 
     #[test]
+    fn standbys_are_told_of() {
+        let sound = text(&ServiceRole::ALL, &[]);
+        let mut lines = sound.lines().skip_while(|line| *line != "#standbys:").take(3);
+        let written = lines.clone().collect::<Vec<_>>().join("\n");
+        let used: Vec<_> = lines.by_ref().map(|line| line.trim_start_matches('#')).collect();
+        let config = parse(&sound.replace(&written, &used.join("\n"))).unwrap();
+        assert_eq!((config.standbys.len(), config.standbys[0].name.as_str()), (1, "nms2"));
+        assert_eq!((config.follows, config.nms_name.as_str()), (None, "nms"));
+    }
+
+    #[test]
+    fn a_standby_has_what_it_needs_and_nothing_that_it_is_told() {
+        let follows = ["192.0.2.1:443".parse().unwrap()];
+        let sound = Template {
+            network: &network(),
+            roles: &[ServiceRole::Nms],
+            listen: &["[::]:443".parse().unwrap()],
+            public: &["192.0.2.30:443".parse().unwrap()],
+            relays: &[],
+            relay_name: "trs1",
+            nms_name: "nms2",
+            follows: Some(&follows),
+            keeps_register: false,
+        }
+        .render();
+        let config = parse(&sound).unwrap();
+        assert_eq!((config.follows.as_deref(), config.nms_name.as_str()), (Some(&follows[..]), "nms2"));
+        assert_eq!(config.certificates.management.unwrap().key, Path::new("/srv/pki/nms2.key"));
+        assert_eq!(config.register.as_deref(), Some(Path::new("/srv/register.db")));
+        for (from, to, key) in [
+            ("nms_name: nms2", "", "nms_name"),
+            ("nms_name: nms2", "nms_name: as", "nms_name"),
+            ("follows: { addresses: [\"192.0.2.1:443\"] }", "", "nms_name"),
+            ("[\"192.0.2.1:443\"]", "[]", "follows"),
+            ("roles: [nms]", "roles: [as, nms]", ""),
+            ("nms_name: nms2", "nms_name: nms2\naccess: []", ""),
+            ("nms_name: nms2", "nms_name: nms2\naccess: [{from: all, at: all, to: all}]", "access"),
+            ("nms_name: nms2", "nms_name: nms2\ntrs: [{name: a, addresses: [\"192.0.2.3:443\"]}]", "trs"),
+            (
+                "nms_name: nms2",
+                "nms_name: nms2\nstandbys: [{name: a, addresses: [\"192.0.2.3:443\"]}]",
+                "standbys",
+            ),
+            ("register: register.db\n", "", "register"),
+        ] {
+            assert!(sound.contains(from), "{from}");
+            let result = parse(&sound.replace(from, to));
+            let error = result.expect_err(to).to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
     fn an_external_relay_is_listed() {
-        let relay = RelayAddresses { name: "trs9".into(), addresses: vec!["192.0.2.9:443".parse().unwrap()] };
+        let relay =
+            ServiceAddresses { name: "trs9".into(), addresses: vec!["192.0.2.9:443".parse().unwrap()] };
         let config =
             parse(&text(&[ServiceRole::As, ServiceRole::Nms], std::slice::from_ref(&relay))).unwrap();
         assert_eq!(config.relays, [relay]);
@@ -346,6 +432,9 @@ mod tests {
         let sound = text(&ServiceRole::ALL, &[]);
         let cases = [
             ("register: register.db\n", "", "register"),
+            ("tcp: auto", "tcp: auto\nnms_name: nms2", "nms_name"),
+            ("tcp: auto", "tcp: auto\nstandbys: [{name: a, addresses: []}]", "standbys"),
+            ("tcp: auto", "tcp: auto\nfollows: {addresses: [\"192.0.2.3:443\"]}", "follows"),
             ("  bindings: 131072", "  bindings: 1", "relay.bindings"),
             ("  alternate_addresses: []", "  alternate_port: 443", "stun.alternate_port"),
             (

@@ -11,7 +11,8 @@ use cyphonic_proto::identity::NetworkId;
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, SeqAccess, Visitor};
 
-use super::{RelayAddresses, TcpMode};
+use super::{ServiceAddresses, TcpMode};
+use crate::pki::NMS_NAME;
 
 /// The port of all services unless another is written: the one that the paper's firewalls let out.
 pub const DEFAULT_PORT: u16 = 443;
@@ -53,15 +54,15 @@ pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }
 
-/// `NAME=ADDRESS,ADDRESS`, a relay on the command line.
+/// `NAME=ADDRESS,ADDRESS`, a service on another machine, on the command line.
 ///
 /// # Errors
 /// If it has another form.
-pub fn parse_relay(text: &str) -> Result<RelayAddresses, String> {
+pub fn parse_service(text: &str) -> Result<ServiceAddresses, String> {
     let (name, addresses) =
         text.split_once('=').ok_or_else(|| format!("{text:?} is not NAME=ADDRESS:PORT,ADDRESS:PORT"))?;
     let addresses = addresses.split(',').map(|a| parse_address(a.trim())).collect::<Result<_, _>>()?;
-    Ok(RelayAddresses { name: parse_label(name)?, addresses })
+    Ok(ServiceAddresses { name: parse_label(name)?, addresses })
 }
 
 /// A time span such as `90d` or `1h 30m`.
@@ -118,7 +119,7 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
     })
 }
 
-/// A relay's short name: one DNS label, and not another service's.
+/// A service's short name: one DNS label, and not that of AS or NMS.
 ///
 /// # Errors
 /// If it is something else.
@@ -129,10 +130,15 @@ pub fn parse_label(text: &str) -> Result<String, String> {
     if text.is_empty() || text.len() > MAX_LABEL || !letters || !edges {
         return Err(format!("{text:?} is not one DNS label (letters, digits, hyphens), such as trs1"));
     }
-    if text == "as" || text == "nms" {
+    if text == "as" || text == NMS_NAME {
         return Err(format!("{text:?} is another service's name"));
     }
     Ok(text)
+}
+
+/// The same, or the name of an overlay's own NMS.
+fn parse_nms_label(text: &str) -> Result<String, String> {
+    if text == NMS_NAME { Ok(text.to_owned()) } else { parse_label(text) }
 }
 
 /// 16 bytes in hexadecimal.
@@ -175,6 +181,10 @@ pub(super) fn prefix<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Prefi
 
 pub(super) fn label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     one(deserializer, parse_label)
+}
+
+pub(super) fn nms_label<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    one(deserializer, parse_nms_label)
 }
 
 pub(super) fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -264,10 +274,10 @@ mod tests {
 
     #[test]
     fn relays_name_themselves_and_their_addresses() {
-        let relay = parse_relay("TRS1=192.0.2.1:443,[2001:db8::1]:443").unwrap();
+        let relay = parse_service("TRS1=192.0.2.1:443,[2001:db8::1]:443").unwrap();
         assert_eq!((relay.name.as_str(), relay.addresses.len()), ("trs1", 2));
         for bad in ["trs1", "trs1=", "=192.0.2.1", "a.b=192.0.2.1", "nms=192.0.2.1", "-x=192.0.2.1"] {
-            assert!(parse_relay(bad).is_err(), "{bad}");
+            assert!(parse_service(bad).is_err(), "{bad}");
         }
     }
 

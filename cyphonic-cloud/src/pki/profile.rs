@@ -26,7 +26,10 @@ pub fn services_zone(zone: &str) -> String {
     format!("svc.{zone}")
 }
 
-/// The certificate name of a service: `as`, `nms` or a relay's short name.
+/// The short name of an overlay's own NMS.
+pub const NMS_NAME: &str = "nms";
+
+/// The certificate name of a service: `as`, `nms`, or the short name of a relay or of a standby.
 pub fn service_name(short: &str, zone: &str) -> String {
     format!("{short}.svc.{zone}")
 }
@@ -85,7 +88,8 @@ pub(super) fn device(
     Ok(params)
 }
 
-/// A service's certificate: it is only ever a server, so a stolen one cannot connect anywhere.
+/// A service's certificate: it is only ever a server, so a stolen one cannot connect anywhere; but an NMS that stands in
+/// for the overlay's own is also client to that one.
 pub(super) fn service(
     network: &Network,
     fqdn: &str,
@@ -95,6 +99,9 @@ pub(super) fn service(
 ) -> Result<CertificateParams, PkiError> {
     let mut params = leaf(network, fqdn, role, now, lifetime)?;
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    if role == Role::Nms && fqdn != service_name(NMS_NAME, &network.zone) {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
+    }
     Ok(params)
 }
 

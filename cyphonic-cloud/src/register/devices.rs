@@ -351,7 +351,7 @@ pub(super) fn enrol(
     Ok(())
 }
 
-fn next_revision(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
+pub(super) fn next_revision(transaction: &Transaction<'_>) -> Result<i64, RegisterError> {
     Ok(newest_revision(transaction)? + 1)
 }
 

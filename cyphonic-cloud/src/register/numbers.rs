@@ -48,6 +48,13 @@ impl Register {
     }
 }
 
+impl Register {
+    /// Whether another NMS of the overlay can have got so far with its set-ups by now, if its clock is about right.
+    pub fn is_plausible(next: u64, now: UnixSeconds) -> bool {
+        next <= by_clock(now).saturating_add(16 * SETUPS_PER_RUN)
+    }
+}
+
 fn by_clock(now: UnixSeconds) -> u64 {
     now.saturating_mul(NANOSECONDS)
 }

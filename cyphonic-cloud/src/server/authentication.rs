@@ -29,7 +29,7 @@ use super::credentials::Loaded;
 use super::newest::Newest;
 use crate::authentication::{ManagementService, Service};
 use crate::config::Config;
-use crate::pki::{Authority, service_name};
+use crate::pki::{Authority, NMS_NAME, service_name};
 use crate::register::Register;
 
 /// Requests worked on at once; the register writes one at a time anyway.
@@ -65,7 +65,7 @@ impl AuthenticationServer {
     ) -> Result<Self, StartError> {
         let authority = load_authority(config)?;
         let management = ManagementService {
-            name: service_name("nms", &config.network.zone),
+            name: service_name(NMS_NAME, &config.network.zone),
             addresses: config.nms_addresses.clone(),
         };
         let lifetime = config.device_certificate_lifetime;

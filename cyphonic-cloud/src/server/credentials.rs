@@ -20,9 +20,16 @@ pub(super) struct Loaded {
     authentication: Option<Credentials>,
     management: Option<Credentials>,
     relay: Option<Credentials>,
+    /// Whether others stand in for its NMS.
+    has_standbys: bool,
 }
 
 impl Loaded {
+    /// The NMS's.
+    pub(super) fn management(&self) -> Option<Credentials> {
+        self.management.clone()
+    }
+
     /// What a TRS makes tickets and reset tokens with, if this process is one: it outlives the process as its
     /// private key does.
     pub(super) fn trs_keys(&self) -> Option<TrsKeys> {
@@ -52,6 +59,9 @@ impl Loaded {
         }
         if let Some(credentials) = &self.management {
             tls = tls.with_protocol(alpn::NMS, credentials)?;
+            if self.has_standbys {
+                tls = tls.with_protocol(alpn::STANDBY, credentials)?;
+            }
         }
         if let Some(credentials) = &self.relay {
             tls = tls.with_protocol(alpn::TRS, credentials)?;
@@ -72,9 +82,10 @@ pub(super) fn load_credentials(config: &Config) -> Result<Loaded, StartError> {
     };
     let certificates = &config.certificates;
     let authentication = load(ServiceRole::As, &certificates.authentication, "as", Role::As)?;
-    let management = load(ServiceRole::Nms, &certificates.management, "nms", Role::Nms)?;
+    let management = load(ServiceRole::Nms, &certificates.management, &config.nms_name, Role::Nms)?;
     let relay = load(ServiceRole::Trs, &certificates.relay, &config.relay_name, Role::Trs)?;
-    Ok(Loaded { terms, authentication, management, relay, root })
+    let has_standbys = !config.standbys.is_empty();
+    Ok(Loaded { terms, authentication, management, relay, has_standbys, root })
 }
 
 fn load_one(

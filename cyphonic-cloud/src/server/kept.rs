@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::clock::unix_now;
+use super::standby::Following;
 use crate::register::UnixSeconds;
 
 /// How often it is looked whether something has changed.
@@ -51,6 +52,19 @@ pub struct Presence {
 
 impl Content for Online {
     const FILE: &'static str = "online.json";
+}
+
+/// What an NMS and those of the same overlay know of each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Companions {
+    /// Those that may stand in for it, and since when each of them follows it; nothing: it does not.
+    Standbys(BTreeMap<String, Option<UnixSeconds>>),
+    /// It stands in for another one.
+    Follows(Following),
+}
+
+impl Content for Companions {
+    const FILE: &'static str = "standby.json";
 }
 
 /// What a relay does in userspace.

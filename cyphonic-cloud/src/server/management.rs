@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cyphonic_proto::Channel;
 use cyphonic_proto::access::OverlayRule;
 use cyphonic_proto::message::Message;
 use cyphonic_proto::nms::{Action, Nms, NmsConfig, NmsTiming};
 use cyphonic_proto::node::Relay;
+use cyphonic_proto::standby::{Facts, Standby};
+use cyphonic_proto::{Channel, close};
 use cyphonic_transport::Connection;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -17,8 +18,9 @@ use super::StartError;
 use super::clock::unix_now;
 use super::kept::{self, Online};
 use super::sessions::{Entrance, Event, Sessions};
+use super::standby::{KeptFacts, Shared};
 use super::watch::Watch;
-use crate::config::Config;
+use crate::config::{Config, ServiceAddresses};
 use crate::pki;
 use crate::register::{DeviceRecord, Register};
 
@@ -32,8 +34,12 @@ const RESERVE_AGAIN: Duration = Duration::from_secs(60);
 #[derive(Clone)]
 pub(super) struct ManagementServer {
     entrance: Entrance,
-    access: tokio::sync::watch::Sender<Option<Vec<OverlayRule>>>,
+    shared: Shared,
+    is_standby: bool,
 }
+
+/// Why a standby does not serve.
+const STANDS_BY: &str = "this NMS stands by: the overlay's own can be reached from here";
 
 /// An empty file, or one that is just being written, is no reason to open every device to everybody.
 #[derive(Debug, thiserror::Error)]
@@ -50,26 +56,26 @@ impl ManagementServer {
         watch: &mut Watch,
         tasks: &mut JoinSet<()>,
     ) -> Result<Self, StartError> {
-        let relays = config
-            .relays
-            .iter()
-            .map(|relay| Relay { name: config.relay_fqdn(&relay.name), addresses: relay.addresses.clone() });
-        let relays: Vec<_> = relays.collect();
-        if relays.is_empty() {
+        let is_standby = config.follows.is_some();
+        let facts = if is_standby { kept_facts(config).unwrap_or_default() } else { facts(config) };
+        if facts.relays.is_empty() && !is_standby {
             tracing::warn!(
                 "no relay is configured: devices that cannot reach each other directly stay apart"
             );
         }
+        let first_setup = first_setup(&register, tasks)?;
+        let shared = Shared::new(facts.clone(), !is_standby, first_setup);
         let nms_config = NmsConfig {
             network_id: config.network.id,
             prefix: config.network.prefix,
             zone: config.network.zone.clone(),
-            relays,
-            access: config.access.clone(),
+            relays: facts.relays,
+            standbys: facts.standbys,
+            access: facts.access,
             devices: Some(watch.take_names()),
             revoked: watch.take_revoked(),
             timing: NmsTiming::default(),
-            first_setup: first_setup(&register, tasks)?,
+            first_setup,
         };
         let nms = Nms::new(nms_config, pki::random()?, Instant::now());
         let (entrance, events) = Entrance::new(Some(register));
@@ -79,9 +85,14 @@ impl ManagementServer {
         if let Some(directory) = config.runtime_directory.clone() {
             tasks.spawn(kept::keep(directory, config.network.id, move || told.borrow().clone()));
         }
-        let (access, rules) = tokio::sync::watch::channel(config.access.clone());
-        tasks.spawn(Management { nms, sessions, public, online, rules }.run(events, watch.subscribe()));
-        Ok(Self { entrance, access })
+        let management = Management { nms, sessions, public, online, shared: shared.clone() };
+        tasks.spawn(management.run(events, watch.subscribe()));
+        Ok(Self { entrance, shared, is_standby })
+    }
+
+    /// What it knows, and what others may tell it.
+    pub(super) fn shared(&self) -> Shared {
+        self.shared.clone()
     }
 
     /// Has other rules in force from now on, if they are others, and says whether they are.
@@ -89,14 +100,25 @@ impl ManagementServer {
     /// # Errors
     /// There are none any more.
     pub(super) fn restrict(&self, rules: Option<Vec<OverlayRule>>) -> Result<bool, RulesAreGone> {
-        if rules.is_none() && self.access.borrow().is_some() {
+        // A standby is told them, as the rest.
+        if self.is_standby {
+            return Ok(false);
+        }
+        if rules.is_none() && self.shared.facts.borrow().access.is_some() {
             return Err(RulesAreGone);
         }
-        Ok(self.access.send_if_modified(|before| std::mem::replace(before, rules) != *before))
+        Ok(self
+            .shared
+            .facts
+            .send_if_modified(|facts| std::mem::replace(&mut facts.access, rules) != facts.access))
     }
 
     /// A connection was accepted. The look at the register must not hold up other connections.
     pub(super) async fn connected(&self, connection: Connection) {
+        if !*self.shared.serves.borrow() {
+            connection.close(close::UNAVAILABLE, STANDS_BY);
+            return;
+        }
         let entrance = self.entrance.clone();
         tokio::spawn(async move { entrance.connected(connection).await });
     }
@@ -108,8 +130,7 @@ struct Management {
     public: Vec<SocketAddr>,
     /// Who is online, for whoever wants to know.
     online: tokio::sync::watch::Sender<Online>,
-    /// Who may open what.
-    rules: tokio::sync::watch::Receiver<Option<Vec<OverlayRule>>>,
+    shared: Shared,
 }
 
 impl Management {
@@ -117,14 +138,29 @@ impl Management {
         let mut look_at = tokio::time::Instant::now();
         let mut tell = tokio::time::interval(TELL);
         tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut facts, mut serves) = (self.shared.facts.subscribe(), self.shared.serves.subscribe());
+        let mut elsewhere = self.shared.numbers.elsewhere();
+        // Something may have changed since the machine was made.
+        facts.mark_changed();
+        serves.mark_changed();
         loop {
             let timeout = self.nms.poll_timeout().map(tokio::time::Instant::from_std);
             tokio::select! {
                 Some(event) = events.recv() => self.handle(event),
                 Some(device) = changes.recv() => self.device_changed(&device),
-                Ok(()) = self.rules.changed() => {
-                    let rules = self.rules.borrow_and_update().clone();
-                    self.nms.handle_access(Instant::now(), rules);
+                Ok(()) = facts.changed() => {
+                    let Facts { relays, standbys, access } = facts.borrow_and_update().clone();
+                    self.nms.handle_services(relays, standbys);
+                    self.nms.handle_access(Instant::now(), access);
+                }
+                Ok(()) = elsewhere.changed() => {
+                    self.nms.handle_setups(*elsewhere.borrow_and_update());
+                }
+                Ok(()) = serves.changed() => {
+                    // Its numbers are raised first.
+                    self.nms.handle_setups(*elsewhere.borrow_and_update());
+                    let serves = *serves.borrow_and_update();
+                    self.serve(serves);
                 }
                 () = sleep_until(timeout) => self.nms.handle_timeout(Instant::now()),
                 () = tokio::time::sleep_until(look_at) => look_at = tokio::time::Instant::now() + self.look(),
@@ -135,12 +171,29 @@ impl Management {
                 }
             }
             self.act();
+            self.shared.numbers.note(self.nms.next_setup());
+        }
+    }
+
+    /// Lets nodes in, or sends all away.
+    fn serve(&mut self, serves: bool) {
+        let now = Instant::now();
+        if serves {
+            self.nms.handle_stands_in(now);
+            return;
+        }
+        for channel in self.sessions.close_all(close::UNAVAILABLE, STANDS_BY) {
+            self.nms.handle_disconnected(now, channel);
         }
     }
 
     fn handle(&mut self, event: Event) {
         let now = Instant::now();
         match event {
+            // It was let in before.
+            Event::Connected(connection, _) if !*self.shared.serves.borrow() => {
+                connection.close(close::UNAVAILABLE, STANDS_BY);
+            }
             Event::Connected(connection, admission) => self.sessions.insert(now, connection, admission),
             Event::Request(channel, message, responder) => {
                 if let Some((identity, whereabouts)) = self.sessions.introduce(channel) {
@@ -251,6 +304,19 @@ impl Management {
             (None, None) => SocketAddr::new(remote.ip(), crate::config::DEFAULT_PORT),
         }
     }
+}
+
+/// What the configuration says of the overlay.
+fn facts(config: &Config) -> Facts {
+    let named = |service: &ServiceAddresses| (config.service_fqdn(&service.name), service.addresses.clone());
+    let relays = config.relays.iter().map(named).map(|(name, addresses)| Relay { name, addresses });
+    let standbys = config.standbys.iter().map(named).map(|(name, addresses)| Standby { name, addresses });
+    Facts { relays: relays.collect(), standbys: standbys.collect(), access: config.access.clone() }
+}
+
+/// What a standby was told of it before.
+pub(super) fn kept_facts(config: &Config) -> Option<Facts> {
+    config.register.as_deref().and_then(|register| KeptFacts::beside(register).read())
 }
 
 /// The first number of this run's set-ups. A register that cannot be written, as on a full disk, keeps nobody

@@ -299,6 +299,13 @@ impl Sessions {
         self.remove(channel);
     }
 
+    /// Closes all connections, and says which there were; their ends are not reported.
+    pub(super) fn close_all(&mut self, code: u32, reason: &str) -> Vec<Channel> {
+        let all: Vec<Channel> = self.sessions.keys().copied().collect();
+        all.iter().for_each(|channel| self.close_as(*channel, code, reason));
+        all
+    }
+
     /// The devices that are to be looked at now, and how long until the next ones are.
     pub(super) fn due(&mut self) -> (Vec<Channel>, Duration) {
         self.rounds.next(&self.sessions)

@@ -10,9 +10,9 @@ use std::time::Duration;
 use cyphonic_common::ConnectionId;
 use cyphonic_dataplane::relay::{Leg, RelayMap, UserspaceRelay};
 use cyphonic_dataplane::udp::{Transmit, UdpPort};
-use cyphonic_proto::message::{EnrolResponse, Message};
+use cyphonic_proto::message::{EnrolResponse, Message, RegistrationRequest, RegistrationResponse, endpoint};
 use cyphonic_proto::token::EnrolmentToken;
-use cyphonic_proto::{NetworkId, Role};
+use cyphonic_proto::{NetworkId, Role, version};
 use cyphonic_transport::{ClientTls, Clock, Connection, DialError, ServerTls, Transport, enrol as enrolment};
 
 use crate::common::{Device, Overlay, enrolled};
@@ -77,9 +77,21 @@ impl Client {
             Role::Trs => "trs1",
             Role::Device => unreachable!("a service is dialled"),
         };
+        self.connect_at(overlay, member, role, name, overlay.address).await
+    }
+
+    /// The same to a service of this short name at another address.
+    pub async fn connect_at(
+        &self,
+        overlay: &Overlay,
+        member: &Member,
+        role: Role,
+        name: &str,
+        address: SocketAddr,
+    ) -> Result<Connection, DialError> {
         let name = format!("{name}.svc.cyphonic.internal");
         let tls = ClientTls::new(member.device.credentials(&member.answer, overlay));
-        self.transport.connect_service(&tls, &[overlay.address], &name, role).await
+        self.transport.connect_service(&tls, &[address], &name, role).await
     }
 }
 
@@ -109,9 +121,21 @@ pub async fn enrol(overlay: &Overlay, token: &EnrolmentToken) -> Member {
     Member { answer: enrolled(answer), device }
 }
 
+/// Registers at an NMS.
+pub async fn register(connection: &Connection) -> Result<RegistrationResponse, String> {
+    // Somewhere: what comes from loopback is told to nobody.
+    let addresses = vec![endpoint::to_wire(([203, 0, 113, 7], 7000).into())];
+    let request = RegistrationRequest { protocol_version: version::CURRENT, addresses, ..Default::default() };
+    match connection.open_exchange(&Message::RegistrationRequest(request)).await {
+        Ok(Message::RegistrationResponse(response)) => Ok(response),
+        Ok(other) => panic!("{other:?}"),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 pub fn login_request() -> Message {
     Message::LoginRequest(cyphonic_proto::message::LoginRequest {
-        protocol_version: cyphonic_proto::version::CURRENT,
+        protocol_version: version::CURRENT,
         software_version: "0.1.0".into(),
     })
 }

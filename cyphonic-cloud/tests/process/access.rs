@@ -4,12 +4,11 @@ use std::path::Path;
 
 use cyphonic_cloud::server::unix_now;
 use cyphonic_proto::Role;
-use cyphonic_proto::message::{AccessConfirmation, AccessRules, Message, RegistrationRequest};
-use cyphonic_proto::version;
+use cyphonic_proto::message::{AccessConfirmation, AccessRules, Message};
 use cyphonic_transport::Connection;
 
 use super::program::{Running, SOON, fails, succeeds};
-use crate::client::{Client, enrol};
+use crate::client::{Client, enrol, register};
 use crate::common::Overlay;
 
 /// The configuration with these rules in place of others.
@@ -20,11 +19,7 @@ fn write(path: &Path, rules: &str) {
 }
 
 async fn registered(connection: &Connection) -> AccessRules {
-    let request = RegistrationRequest { protocol_version: version::CURRENT, ..Default::default() };
-    match connection.open_exchange(&Message::RegistrationRequest(request)).await.unwrap() {
-        Message::RegistrationResponse(response) => response.access.unwrap(),
-        other => panic!("{other:?}"),
-    }
+    register(connection).await.unwrap().access.unwrap()
 }
 
 async fn noticed(connection: &Connection) -> AccessRules {

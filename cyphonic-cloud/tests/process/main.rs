@@ -12,3 +12,4 @@ mod durability;
 mod monitoring;
 mod program;
 mod service;
+mod standby;

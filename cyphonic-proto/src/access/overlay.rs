@@ -1,8 +1,6 @@
 //! The overlay's rules, and what a device is told of them.
 
-use std::str::FromStr;
-
-use super::{AccessRule, MAX_ENTRIES, Services, Who};
+use super::{AccessRule, MAX_ENTRIES, Services, UnfitRules, Who};
 use crate::message;
 
 /// Most rules of an overlay.
@@ -21,6 +19,19 @@ impl OverlayRule {
     /// Whether it holds at a device.
     pub fn is_at(&self, fqdn: &str, zone: &str) -> bool {
         self.at.iter().any(|who| who.includes(fqdn, zone))
+    }
+
+    /// Checks that rules of an overlay are not too many or too long, and that each says something.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(rules: &[Self]) -> Result<(), UnfitRules> {
+        let text = |rule: &Self| rule.rule.text() + super::text(&rule.at);
+        AccessRule::check_all(
+            rules.iter().map(|rule| &rule.rule),
+            MAX_OVERLAY_RULES,
+            rules.iter().map(text).sum(),
+        )
     }
 }
 
@@ -67,10 +78,6 @@ impl OverlayAccess {
 
     /// As messages carry it, under the number that orders what one NMS tells; `None` where nothing is known.
     pub(crate) fn to_wire(&self, revision: u64) -> Option<message::AccessRules> {
-        let rule = |rule: &AccessRule| message::AccessRule {
-            from: rule.from.iter().map(ToString::to_string).collect(),
-            to: rule.to.iter().map(ToString::to_string).collect(),
-        };
         match self {
             Self::Unknown => None,
             Self::Unrestricted => {
@@ -79,7 +86,7 @@ impl OverlayAccess {
             Self::Rules { rules, .. } => Some(message::AccessRules {
                 revision,
                 unrestricted: false,
-                rules: rules.iter().map(rule).collect(),
+                rules: rules.iter().map(AccessRule::to_wire).collect(),
             }),
         }
     }
@@ -91,7 +98,7 @@ impl OverlayAccess {
         }
         let (mut rules, mut unread, mut entries) = (Vec::new(), 0, 0);
         for rule in &told.rules {
-            let rule = AccessRule { from: read(&rule.from, &mut unread), to: read(&rule.to, &mut unread) };
+            let rule = AccessRule::from_wire(rule, &mut unread);
             if rule.from.is_empty() || rule.to.is_empty() {
                 continue;
             }
@@ -104,12 +111,6 @@ impl OverlayAccess {
         }
         Self::Rules { rules, unread }
     }
-}
-
-fn read<T: FromStr>(texts: &[String], unread: &mut usize) -> Vec<T> {
-    let read: Vec<T> = texts.iter().filter_map(|text| text.parse().ok()).collect();
-    *unread += texts.len() - read.len();
-    read
 }
 
 #[cfg(test)]

@@ -50,6 +50,12 @@ pub fn services_from_wire(endpoints: &[Endpoint]) -> Vec<SocketAddr> {
     collect(endpoints, is_unicast)
 }
 
+/// A service's canonical name and its addresses; `None` without a valid name or any address.
+pub(crate) fn service_from_wire(name: &str, endpoints: &[Endpoint]) -> Option<(String, Vec<SocketAddr>)> {
+    let (name, addresses) = (crate::name::canonical(name).ok()?, services_from_wire(endpoints));
+    (!addresses.is_empty()).then_some((name, addresses))
+}
+
 /// The addresses of a peer: those that may be dialled and probed. `overlay` is excluded.
 pub fn peers_from_wire(endpoints: &[Endpoint], overlay: Prefix) -> Vec<SocketAddr> {
     collect(endpoints, |address| is_candidate(address, overlay))

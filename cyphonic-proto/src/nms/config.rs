@@ -8,6 +8,7 @@ use crate::id::{Channel, ExchangeId};
 use crate::identity::NetworkId;
 use crate::message::Message;
 use crate::node::Relay;
+use crate::standby::Standby;
 
 /// The network an NMS serves.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub struct NmsConfig {
     pub zone: String,
     /// Its relays.
     pub relays: Vec<Relay>,
+    /// NMSs for nodes to turn to where they cannot reach this overlay's own.
+    pub standbys: Vec<Standby>,
     /// The names of all enrolled devices, canonical, if the register is at hand: then a name outside it does
     /// not exist. Without it, such a name is only "not connected".
     pub devices: Option<Vec<String>>,

@@ -259,7 +259,7 @@ impl Nms {
             return Refusal::new(RefusalCode::NoSuchPeer, "no device of this name is enrolled");
         }
         let reason = format!("{fqdn} is not connected to the NMS");
-        if now.saturating_duration_since(self.started) < self.config.timing.grace {
+        if now.saturating_duration_since(self.serves_since) < self.config.timing.grace {
             return Refusal::retry(RefusalCode::PeerOffline, reason + ", which has just started", ANEW);
         }
         Refusal::new(RefusalCode::PeerOffline, reason)
@@ -299,7 +299,7 @@ impl Nms {
         let (number, random) = id.split_at_mut(8);
         number.copy_from_slice(&self.next_setup.to_be_bytes());
         self.rng.fill(random);
-        self.next_setup += 1;
+        self.next_setup = self.next_setup.saturating_add(1);
         SetupId(id)
     }
 }

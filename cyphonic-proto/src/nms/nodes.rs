@@ -15,6 +15,7 @@ use crate::message::{
 };
 use crate::netcheck::Findings;
 use crate::route::NodeNetwork;
+use crate::standby::Standby;
 use crate::{close, name, version};
 
 /// A connected node.
@@ -180,6 +181,7 @@ impl Nms {
             // The shell's to tell: this machine has no such clock.
             time: 0,
             access: self.access_at(&fqdn),
+            standbys: self.config.standbys.iter().map(Standby::to_wire).collect(),
         }))
     }
 

@@ -53,6 +53,7 @@ fn config(timing: NmsTiming) -> NmsConfig {
         relays: vec![Relay { name: "trs.lab".into(), addresses: vec![at("192.0.2.9:443")] }],
         devices: Some(["a.lab", "b.lab", "c.lab"].map(String::from).to_vec()),
         revoked: Vec::new(),
+        standbys: Vec::new(),
         access: None,
         first_setup: 1000,
         timing,
@@ -368,7 +369,7 @@ fn an_absent_device_is_told_from_one_that_does_not_exist() {
 #[test]
 fn just_after_the_start_an_absent_device_is_worth_asking_for_again() {
     let mut bench = bench();
-    bench.nms.started = bench.now;
+    bench.nms.handle_stands_in(bench.now);
     assert!(bench.refused(0, ask("c.lab")).retry_after().is_some());
     bench.now += NmsTiming::default().grace;
     assert!(bench.refused(0, ask("c.lab")).retry_after().is_none());

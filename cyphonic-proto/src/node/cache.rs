@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use crate::access::OverlayAccess;
 use crate::message::{self, AgentCache, endpoint};
+use crate::standby::Standby;
 
 /// What the node last heard of services: where they were, and the overlay's rules. Holds no secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct CachedState {
     pub udp_blocked: bool,
     /// Who may open what with the node.
     pub access: OverlayAccess,
+    /// NMSs to turn to where the NMS cannot be reached, in this order.
+    pub standbys: Vec<Standby>,
 }
 
 /// A TRS.
@@ -43,7 +46,9 @@ impl CachedState {
         let relays = self.relays.iter().map(Relay::to_wire).collect();
         let nms = endpoint::list_to_wire(&self.nms_addresses);
         let (nms_name, udp_blocked) = (self.nms_name.clone(), self.udp_blocked);
-        AgentCache { nms, nms_name, relays, udp_blocked, access: self.access.to_wire(0) }.encode_to_vec()
+        let (access, standbys) =
+            (self.access.to_wire(0), self.standbys.iter().map(Standby::to_wire).collect());
+        AgentCache { nms, nms_name, relays, udp_blocked, access, standbys }.encode_to_vec()
     }
 
     /// The state from a file's bytes.
@@ -62,7 +67,8 @@ impl CachedState {
         }
         let access = cache.access.as_ref().map(OverlayAccess::from_wire).unwrap_or_default();
         let (nms_name, udp_blocked) = (cache.nms_name, cache.udp_blocked);
-        Ok(Self { nms_addresses, nms_name, relays, udp_blocked, access })
+        let standbys = Standby::list_from_wire(&cache.standbys);
+        Ok(Self { nms_addresses, nms_name, relays, udp_blocked, access, standbys })
     }
 }
 
@@ -74,12 +80,11 @@ impl Relay {
 
     /// The relay of a message; `None` without a valid name or any address.
     pub fn from_wire(relay: &message::Relay) -> Option<Self> {
-        let name = crate::name::canonical(&relay.name).ok()?;
-        let addresses = endpoint::services_from_wire(&relay.endpoints);
-        (!addresses.is_empty()).then_some(Self { name, addresses })
+        let (name, addresses) = endpoint::service_from_wire(&relay.name, &relay.endpoints)?;
+        Some(Self { name, addresses })
     }
 
-    pub(super) fn list_from_wire(relays: &[message::Relay]) -> Vec<Self> {
+    pub(crate) fn list_from_wire(relays: &[message::Relay]) -> Vec<Self> {
         relays.iter().take(super::config::MAX_RELAYS).filter_map(Self::from_wire).collect()
     }
 }
@@ -98,6 +103,10 @@ mod tests {
             relays: vec![Relay { name: "trs.lab".into(), addresses: vec!["192.0.2.2:443".parse().unwrap()] }],
             udp_blocked: true,
             access: OverlayAccess::at("a.lab", "lab", Some(&[])),
+            standbys: vec![Standby {
+                name: "nms2.lab".into(),
+                addresses: vec!["192.0.2.9:443".parse().unwrap()],
+            }],
         };
         assert_eq!(CachedState::from_bytes(&state.to_bytes()), Ok(state.clone()));
         let older = CachedState { access: OverlayAccess::Unknown, ..state };

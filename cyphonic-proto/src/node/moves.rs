@@ -62,6 +62,7 @@ impl Node {
         self.addresses_changed(addresses);
         let untold = Untold { routes, overlay: self.prefix };
         let routes = if addresses.is_empty() { &untold } else { routes };
+        self.turn_where_routes_lead(routes);
         let services: Vec<_> = self.services.keys().cloned().collect();
         let same_way: Vec<_> =
             services.iter().filter(|service| self.note_reach(service, routes)).cloned().collect();

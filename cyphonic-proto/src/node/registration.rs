@@ -12,6 +12,7 @@ use crate::message::{
     RegistrationResponse, RelayLatency, endpoint, field,
 };
 use crate::netcheck::Findings;
+use crate::standby::Standby;
 use crate::{name, version};
 
 /// How long changes are gathered before the NMS is told.
@@ -121,7 +122,9 @@ impl Node {
             Ok(()) => {
                 self.service_proved(&Service::As);
                 self.unwant(now, &Service::As);
-                self.want_nms(now);
+                if !self.turn_back(now) {
+                    self.want_nms(now);
+                }
             }
             Err(reason) => self.service_broken(now, &Service::As, &reason),
         }
@@ -291,8 +294,7 @@ impl Node {
     }
 
     fn want_nms(&mut self, now: Instant) {
-        let (addresses, name) =
-            (self.registration.known.nms_addresses.clone(), self.registration.known.nms_name.clone());
+        let (name, addresses) = self.nms();
         self.want(now, Service::Nms, &addresses, &name);
     }
 
@@ -305,6 +307,7 @@ impl Node {
             if let (None, Some(began)) = (self.registration.start_up, self.registration.began) {
                 self.registration.start_up = Some(now.saturating_duration_since(began));
             }
+            self.stays_for_now(now);
             self.resume_attempts(now);
             self.keep_peers(now);
             self.tunnels_may_idle(now);
@@ -354,7 +357,8 @@ impl Node {
             self.observe(now, server, response.observed.as_ref().and_then(endpoint::from_wire));
         }
         let relays = Relay::list_from_wire(&response.relays);
-        self.learn(CachedState { relays, ..self.registration.known.clone() });
+        let standbys = Standby::list_from_wire(&response.standbys);
+        self.learn(CachedState { relays, standbys, ..self.registration.known.clone() });
         self.access_registered(response.access.as_ref());
         Ok(())
     }

@@ -290,6 +290,7 @@ impl Node {
     }
 
     fn wait(&mut self, now: Instant, service: &Service, reason: &str) {
+        let tries_another = *service == Service::Nms && self.turn_on();
         let timing = &self.config.timing;
         let awaited = |name| {
             self.tunnels.values().any(|tunnel| tunnel.relay.as_ref() == Some(name) && tunnel.leg.is_some())
@@ -301,6 +302,7 @@ impl Node {
         let Some(slot) = self.services.get_mut(service) else { return };
         slot.forgive(now);
         let wait = match slot.reachable {
+            true if tries_another => timing.backoff_least,
             true => slot.backoff.next(timing.backoff_least.min(most), most, &mut self.rng),
             false => most,
         };
@@ -313,7 +315,11 @@ impl Node {
         if matches!(service, Service::Trs(_)) {
             self.relay_reach_changed(now);
         }
-        if *service == Service::Nms && reachable && failures % NMS_FAILURES_BEFORE_LOGIN == 0 {
+        if *service == Service::Nms
+            && !tries_another
+            && reachable
+            && failures % NMS_FAILURES_BEFORE_LOGIN == 0
+        {
             // It may have moved: the AS knows.
             self.want_login(now);
         }

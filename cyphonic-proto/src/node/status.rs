@@ -27,6 +27,8 @@ pub struct NodeStatus {
     pub logged_in: bool,
     /// Whether the NMS accepted the node's present connection.
     pub registered: bool,
+    /// Whether the NMS that it turns to is a standby.
+    pub is_at_standby: bool,
     /// How long the node's first registration took, from its first word to a service: the paper's start-up
     /// (Fig. 6).
     pub start_up: Option<Duration>,
@@ -51,6 +53,8 @@ pub struct NodeStatus {
 pub struct ServiceStatus {
     /// Which.
     pub service: Service,
+    /// Its name in its certificate; empty while that is not known.
+    pub name: String,
     /// How it stands.
     pub state: ServiceState,
     /// The address connected to.
@@ -164,6 +168,7 @@ impl Node {
             logged_in: self.registration.logged_in,
             udp_blocked: self.registration.known.udp_blocked,
             registered: self.registration.registered,
+            is_at_standby: self.is_at_standby(),
             start_up: self.registration.start_up,
             services: self.services.iter().map(|(service, slot)| service_status(service, slot)).collect(),
             observations: self.registration.observations.clone(),
@@ -223,6 +228,7 @@ impl Node {
 fn service_status(service: &Service, slot: &Slot) -> ServiceStatus {
     ServiceStatus {
         service: service.clone(),
+        name: slot.name.clone(),
         state: slot.state,
         remote: slot.remote,
         since: slot.since,

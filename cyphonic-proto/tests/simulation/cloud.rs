@@ -8,6 +8,7 @@ use cyphonic_proto::access::OverlayRule;
 use cyphonic_proto::message::{LoginResponse, Refusal, RefusalCode, endpoint};
 use cyphonic_proto::nms::{self, Nms, NmsConfig, NmsTiming};
 use cyphonic_proto::node::{Node, Relay, Service};
+use cyphonic_proto::standby::Standby;
 use cyphonic_proto::trs::{self, NodePath, Trs, TrsConfig, TrsKeys, TrsLimits, WallClock};
 use cyphonic_proto::{Channel, ConnectionId, ExchangeId, Message};
 
@@ -16,6 +17,10 @@ use crate::world::{Conn, Event, NETWORK, Packet, Victim, World, ZONE, fqdn, iden
 pub(crate) struct Cloud {
     pub(crate) as_up: bool,
     pub(crate) nms: Option<Nms>,
+    /// The NMS of an overlay that has a standby, and whether it stands in.
+    pub(crate) standby: Option<Nms>,
+    pub(crate) stands_in: bool,
+    has_standby: bool,
     /// Both run always; the NMS names the second one only if `listed` says so.
     pub(crate) relays: [RelayHost; 2],
     /// How many relays the NMS names, from its next start on.
@@ -42,6 +47,9 @@ pub(crate) struct RelayHost {
     pub(crate) map: BTreeMap<ConnectionId, (SocketAddr, SocketAddr, ConnectionId)>,
 }
 
+/// The standby's exchanges have numbers of their own.
+const STANDBY_EXCHANGES: u64 = 1 << 40;
+
 const RELAYS: [&str; 2] = ["trs.lab", "trs2.lab"];
 const RELAY_VICTIMS: [Victim; 2] = [Victim::Trs, Victim::SecondTrs];
 
@@ -50,10 +58,19 @@ pub(crate) fn addresses(service: &Service) -> [SocketAddr; 2] {
         Service::As | Service::Nms => 1,
         Service::Trs(name) => 2 + number(name),
     };
+    nth_addresses(n)
+}
+
+fn nth_addresses(n: usize) -> [SocketAddr; 2] {
     [
         SocketAddr::from(([192, 0, 2, u8::try_from(n).unwrap()], 443)),
         format!("[2001:db8::{n}]:443").parse().unwrap(),
     ]
+}
+
+/// The standby of overlays that have one.
+pub(crate) fn standby() -> Standby {
+    Standby { name: "nms2.lab".into(), addresses: nth_addresses(9).to_vec() }
 }
 
 /// Which of the relays has a name.
@@ -72,6 +89,11 @@ pub(crate) fn relay() -> Relay {
     nth_relay(0)
 }
 
+/// Whether the standby has an address.
+fn is_standby(address: SocketAddr) -> bool {
+    nth_addresses(9).contains(&address)
+}
+
 /// The number of the relay that has an address.
 pub(crate) fn relay_at(address: SocketAddr) -> Option<usize> {
     (0..RELAYS.len()).find(|number| nth_relay(*number).addresses.contains(&address))
@@ -82,6 +104,9 @@ impl Cloud {
         let mut cloud = Self {
             as_up: true,
             nms: None,
+            standby: None,
+            stands_in: false,
+            has_standby: false,
             relays: Default::default(),
             listed: 1,
             devices: Vec::new(),
@@ -99,7 +124,7 @@ impl Cloud {
 
     pub(crate) fn enrol(&mut self, name: &str) {
         self.devices.push(fqdn(name));
-        if let Some(nms) = &mut self.nms {
+        for nms in self.both_mut() {
             nms.handle_enrolled(&fqdn(name));
         }
     }
@@ -107,9 +132,21 @@ impl Cloud {
     /// The AS revokes a device.
     pub(crate) fn revoke(&mut self, now: Instant, name: &str) {
         self.devices.retain(|device| *device != fqdn(name));
-        if let Some(nms) = &mut self.nms {
+        for nms in self.both_mut() {
             nms.handle_revoked(now, &fqdn(name));
         }
+    }
+
+    /// The overlay has a standby from now on, of which nodes hear when they register.
+    pub(crate) fn add_standby(&mut self, now: Instant, start: Instant) {
+        self.has_standby = true;
+        self.revive(Victim::Standby, now, start);
+        self.nms.iter_mut().for_each(|nms| nms.handle_services(vec![relay()], vec![standby()]));
+    }
+
+    fn poll_nms(&mut self) -> Option<(nms::Action, u64)> {
+        let own = self.nms.as_mut().and_then(Nms::poll_action).map(|action| (action, 0));
+        own.or_else(|| Some((self.standby.as_mut()?.poll_action()?, STANDBY_EXCHANGES)))
     }
 
     /// Other rules hold; an NMS that is down has them when it is back.
@@ -120,6 +157,16 @@ impl Cloud {
         }
     }
 
+    /// The NMS and its standby, as far as they are up.
+    fn both_mut(&mut self) -> impl Iterator<Item = &mut Nms> {
+        self.nms.iter_mut().chain(&mut self.standby)
+    }
+
+    /// The one at an address.
+    pub(crate) fn nms_at(&mut self, server: SocketAddr) -> Option<&mut Nms> {
+        if is_standby(server) { self.standby.as_mut() } else { self.nms.as_mut() }
+    }
+
     pub(crate) fn kill(&mut self, victim: Victim) {
         match victim {
             Victim::As => self.as_up = false,
@@ -128,6 +175,7 @@ impl Cloud {
                 // Its successor numbers its exchanges anew.
                 self.cancelled.clear();
             }
+            Victim::Standby => self.standby = None,
             Victim::Trs => self.relays[0].kill(),
             Victim::SecondTrs => self.relays[1].kill(),
             Victim::Device(_) => {}
@@ -139,7 +187,7 @@ impl Cloud {
         let seed = [u8::try_from(self.lives % 251).unwrap(); 32];
         match victim {
             Victim::As => self.as_up = true,
-            Victim::Nms => {
+            Victim::Nms | Victim::Standby => {
                 let config = NmsConfig {
                     network_id: NETWORK,
                     prefix: prefix(),
@@ -148,10 +196,12 @@ impl Cloud {
                     devices: Some(self.devices.clone()),
                     revoked: Vec::new(),
                     access: self.access.clone(),
+                    standbys: if self.has_standby { vec![standby()] } else { Vec::new() },
                     first_setup: u64::try_from((now - start).as_nanos()).unwrap(),
                     timing: NmsTiming::default(),
                 };
-                self.nms = Some(Nms::new(config, seed, now));
+                let nms = Some(Nms::new(config, seed, now));
+                *if victim == Victim::Nms { &mut self.nms } else { &mut self.standby } = nms;
             }
             Victim::Trs => self.relays[0].revive(seed, now, start),
             Victim::SecondTrs => self.relays[1].revive(seed, now, start),
@@ -159,22 +209,23 @@ impl Cloud {
         }
     }
 
-    pub(crate) fn is_up(&self, service: &Service) -> bool {
+    pub(crate) fn is_up(&self, service: &Service, server: SocketAddr) -> bool {
         match service {
             Service::As => self.as_up,
+            Service::Nms if is_standby(server) => self.standby.is_some(),
             Service::Nms => self.nms.is_some(),
             Service::Trs(name) => self.relays[number(name)].trs.is_some(),
         }
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let nms = self.nms.as_ref().and_then(Nms::poll_timeout);
+        let nms = self.nms.iter().chain(&self.standby).filter_map(Nms::poll_timeout);
         let relays = self.running().filter_map(Trs::poll_timeout);
-        nms.into_iter().chain(relays).min()
+        nms.chain(relays).min()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        self.nms.iter_mut().for_each(|nms| nms.handle_timeout(now));
+        self.both_mut().for_each(|nms| nms.handle_timeout(now));
         self.running_mut().for_each(|trs| trs.handle_timeout(now));
     }
 
@@ -196,7 +247,11 @@ impl Cloud {
     }
 
     pub(crate) fn node_answered(&mut self, now: Instant, exchange: ExchangeId, message: Message) {
-        if let Some(nms) = &mut self.nms {
+        let (nms, exchange) = match exchange.0.checked_sub(STANDBY_EXCHANGES) {
+            Some(own) => (&mut self.standby, ExchangeId(own)),
+            None => (&mut self.nms, exchange),
+        };
+        if let Some(nms) = nms {
             nms.handle_response(now, exchange, message);
         }
     }
@@ -210,7 +265,10 @@ impl Cloud {
     pub(crate) fn disconnected(&mut self, now: Instant, conn: &Conn, closed: bool) {
         match &conn.service {
             Service::As => {}
-            Service::Nms => self.nms.iter_mut().for_each(|nms| nms.handle_disconnected(now, conn.channel)),
+            Service::Nms => {
+                let nms = self.nms_at(conn.server);
+                nms.into_iter().for_each(|nms| nms.handle_disconnected(now, conn.channel));
+            }
             Service::Trs(_) => self.trs_of(&conn.service).into_iter().for_each(|trs| match closed {
                 true => trs.handle_disconnected(now, conn.channel),
                 false => trs.handle_lost(now, conn.channel),
@@ -221,9 +279,10 @@ impl Cloud {
 
 impl Victim {
     /// The process behind a service.
-    pub(crate) fn of(service: &Service) -> Self {
-        match service {
+    pub(crate) fn of(conn: &Conn) -> Self {
+        match &conn.service {
             Service::As => Self::As,
+            Service::Nms if is_standby(conn.server) => Self::Standby,
             Service::Nms => Self::Nms,
             Service::Trs(name) => RELAY_VICTIMS[number(name)],
         }
@@ -257,7 +316,7 @@ impl World {
         let Some(conn) = self.conns.get_mut(&channel) else { return };
         conn.up = true;
         let conn = conn.clone();
-        if !self.cloud.is_up(&conn.service) || !self.reaches(channel) {
+        if !self.cloud.is_up(&conn.service, conn.server) || !self.reaches(channel) {
             self.conns.remove(&channel);
             return;
         }
@@ -265,8 +324,11 @@ impl World {
         match &conn.service {
             Service::As => {}
             Service::Nms => {
-                let nms = self.cloud.nms.as_mut().unwrap();
+                let nms = self.cloud.nms_at(conn.server).unwrap();
                 nms.handle_connected(now, channel, identity, conn.observed, conn.server);
+                if is_standby(conn.server) && !self.cloud.stands_in {
+                    self.send_away(channel);
+                }
             }
             Service::Trs(_) => {
                 let path = NodePath { remote: conn.observed, local: Some(conn.server.ip()) };
@@ -320,7 +382,7 @@ impl World {
                 self.respond(here, &message);
             }
             Service::Nms => {
-                let Some(nms) = self.cloud.nms.as_mut() else { return };
+                let Some(nms) = self.cloud.nms_at(conn.server) else { return };
                 if let Message::RegistrationRequest(request) = &message {
                     self.registrations.entry(conn.device).or_default().push(request.clone());
                 }
@@ -349,15 +411,16 @@ impl World {
     }
 
     pub(crate) fn drain_cloud(&mut self) {
-        while let Some(action) = self.cloud.nms.as_mut().and_then(Nms::poll_action) {
+        while let Some((action, numbers)) = self.cloud.poll_nms() {
+            let own = |exchange: ExchangeId| ExchangeId(exchange.0 + numbers);
             match action {
                 nms::Action::Respond { exchange, message } => self.respond(exchange, &message),
                 nms::Action::Request { channel, exchange, message } => {
                     let (bytes, delay) = (self.pack(&message), self.reliable_delay());
-                    self.schedule(delay, Event::ToNode { channel, exchange, bytes });
+                    self.schedule(delay, Event::ToNode { channel, exchange: own(exchange), bytes });
                 }
                 nms::Action::CancelRequest { exchange } => {
-                    self.cloud.cancelled.insert(exchange);
+                    self.cloud.cancelled.insert(own(exchange));
                 }
                 nms::Action::Close { channel, .. } => self.close(channel),
             }
@@ -432,6 +495,30 @@ impl World {
         self.schedule(delay, Event::Answer { channel, exchange, bytes });
     }
 
+    /// The standby stands in, or by.
+    pub(crate) fn stand_in(&mut self, stands_in: bool) {
+        self.cloud.stands_in = stands_in;
+        if stands_in {
+            let (now, next) = (self.now, u64::try_from((self.now - self.start).as_nanos()).unwrap());
+            let standby = self.cloud.standby.as_mut().unwrap();
+            standby.handle_stands_in(now);
+            standby.handle_setups(next);
+            return;
+        }
+        let there =
+            self.conns.values().filter(|conn| conn.service == Service::Nms && is_standby(conn.server));
+        for channel in there.map(|conn| conn.channel).collect::<Vec<_>>() {
+            self.send_away(channel);
+        }
+    }
+
+    /// A standby does not serve.
+    fn send_away(&mut self, channel: Channel) {
+        let now = self.now;
+        self.cloud.standby.iter_mut().for_each(|nms| nms.handle_disconnected(now, channel));
+        self.close(channel);
+    }
+
     fn close(&mut self, channel: Channel) {
         if let Some(conn) = self.conns.remove(&channel) {
             self.schedule(self.delay, Event::Lost { conn, at_node: true, closed: true });
@@ -441,7 +528,7 @@ impl World {
     /// Whether both ends of a connection are on the network.
     pub(crate) fn reaches(&self, channel: Channel) -> bool {
         self.conns.get(&channel).is_some_and(|conn| {
-            let service = Victim::of(&conn.service);
+            let service = Victim::of(conn);
             let uplinks = &self.hosts[conn.device].uplinks;
             let routed = match conn.detour {
                 None => {

@@ -23,7 +23,7 @@ impl World {
         if self.tcp_blocked.contains(name) || self.hosts[name].uplinks.is_empty() {
             return;
         }
-        if !self.cloud.is_up(&service) {
+        if !self.cloud.is_up(&service, addresses(&service)[0]) {
             self.schedule(delay, Event::DetourFailed { device: name, life, service });
             return;
         }

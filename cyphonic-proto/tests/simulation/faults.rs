@@ -96,7 +96,7 @@ proptest! {
                     let dead = match VICTIMS[n] {
                         Victim::Device(name) => world.hosts[name].node.is_none(),
                         Victim::As => !world.cloud.as_up,
-                        Victim::Nms => world.cloud.nms.is_none(),
+                        Victim::Nms | Victim::Standby => world.cloud.nms.is_none(),
                         Victim::Trs | Victim::SecondTrs => world.cloud.relays[0].trs.is_none(),
                     };
                     if !dead {

@@ -122,7 +122,11 @@ impl World {
 
     fn carry_out(&mut self, name: &'static str, action: Action) {
         match action {
-            Action::Connect { service, .. } | Action::LeaveDetour { service, .. } => self.open(name, service),
+            Action::Connect { service, addresses, .. } => self.open(name, service, &addresses),
+            Action::LeaveDetour { service, .. } => {
+                let addresses = addresses(&service);
+                self.open(name, service, &addresses);
+            }
             Action::ConnectByDetour { service, .. } => self.open_detour(name, service),
             // No NAT here is probed: what the NMS needs to know, a scenario tells the node itself.
             Action::Netcheck { .. } => self.looks.entry(name).or_default().push(self.now),
@@ -195,19 +199,23 @@ impl World {
         assert!(self.answers.insert(query, result).is_none(), "one question, two answers");
     }
 
-    fn open(&mut self, name: &'static str, service: Service) {
+    fn open(&mut self, name: &'static str, service: Service, addresses: &[SocketAddr]) {
         self.connects += 1;
         let life = self.hosts[name].life;
         let host = self.hosts.get_mut(name).unwrap();
         // IPv4 first, where the device has it.
         let uplink = host.uplinks.first_mut();
         let Some(uplink) = uplink else { return };
-        let server = addresses(&service)[usize::from(uplink.own.is_ipv6())];
+        let of_family = |address: &&SocketAddr| address.is_ipv4() == uplink.own.is_ipv4();
+        let Some(server) = addresses.iter().find(of_family).copied() else {
+            self.schedule(self.delay, Event::ConnectFailed { device: name, life, service });
+            return;
+        };
         let observed = uplink.outbound(self.now, server);
         // The handshake is complete here after one round trip; what is asked then is there as early as its
         // last packet.
         let delay = self.reliable_delay() * 2;
-        if !self.cloud.is_up(&service) {
+        if !self.cloud.is_up(&service, server) {
             self.schedule(delay, Event::ConnectFailed { device: name, life, service });
             return;
         }

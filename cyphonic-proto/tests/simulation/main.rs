@@ -30,4 +30,5 @@ mod scenarios;
 mod security;
 mod services;
 mod sleep;
+mod standbys;
 mod world;

@@ -92,10 +92,12 @@ impl World {
         if !self.reaches(channel) {
             return;
         }
-        match self.conns[&channel].service.clone() {
+        let conn = self.conns[&channel].clone();
+        match conn.service {
             Service::As => {}
             Service::Nms => {
-                self.cloud.nms.iter_mut().for_each(|nms| nms.handle_moved(self.now, channel, observed));
+                let nms = self.cloud.nms_at(conn.server);
+                nms.into_iter().for_each(|nms| nms.handle_moved(self.now, channel, observed));
             }
             trs @ Service::Trs(_) => {
                 self.cloud.trs_of(&trs).into_iter().for_each(|trs| trs.handle_seen(channel, observed));

@@ -237,7 +237,7 @@ impl World {
         relay.map.clear();
         relay.revive_with(keys, [77; 32], self.now, self.start);
         let trs = relay.trs.as_mut().unwrap();
-        for conn in self.conns.values().filter(|conn| Victim::of(&conn.service) == Victim::Trs && conn.up) {
+        for conn in self.conns.values().filter(|conn| Victim::of(conn) == Victim::Trs && conn.up) {
             let path = NodePath { remote: conn.observed, local: Some(conn.server.ip()) };
             trs.handle_connected(self.now, conn.channel, identity(conn.device), path);
         }

@@ -27,6 +27,7 @@ pub(crate) enum Victim {
     Device(&'static str),
     As,
     Nms,
+    Standby,
     Trs,
     SecondTrs,
 }
@@ -517,7 +518,7 @@ impl World {
     pub(crate) fn kill(&mut self, victim: Victim, down: Duration) {
         let concerned = |conn: &&Conn| match victim {
             Victim::Device(name) => conn.device == name,
-            service => Victim::of(&conn.service) == service,
+            service => Victim::of(conn) == service,
         };
         for conn in self.conns.values().filter(concerned).cloned().collect::<Vec<_>>() {
             self.conns.remove(&conn.channel);

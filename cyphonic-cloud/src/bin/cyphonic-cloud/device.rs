@@ -101,6 +101,11 @@ fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
         "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."
     );
     say!("Unused tokens for its name made void: {}.", revocation.void_tokens);
+    if config.follows.is_some() {
+        say!(
+            "This is a standby: when it hears of the cloud again, what holds there holds here. Revoke it there, too."
+        );
+    }
     for other in revocation.same_key {
         say!(
             "{other} has its key, too: who has {fqdn} can be {other}. Revoke that as well, and enrol it anew."

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use cyphonic_cloud::config::{DEFAULT_PATH, RelayAddresses, parse_address, parse_listen};
+use cyphonic_cloud::config::{DEFAULT_PATH, ServiceAddresses, parse_address, parse_listen};
 use cyphonic_cloud::installation::{self, Plan};
 use cyphonic_cloud::server::unix_now;
 
@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     public: Vec<SocketAddr>,
     /// A relay on another machine; may be repeated. Without any, this machine relays.
     #[arg(long, value_name = "NAME=ADDRESS:PORT,ADDRESS:PORT")]
-    trs: Vec<RelayAddresses>,
+    trs: Vec<ServiceAddresses>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {

@@ -19,13 +19,14 @@ macro_rules! say {
 
 mod access;
 mod device;
+mod elsewhere;
 mod init;
 mod manual;
 mod metrics;
 mod operator;
-mod relay;
 mod renew;
 mod run;
+mod standby;
 mod status;
 mod table;
 mod token;
@@ -37,6 +38,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{CommandFactory, Parser, Subcommand};
 use cyphonic_cloud::config::{Config, ConfigError, DEFAULT_PATH};
+use cyphonic_cloud::installation::Elsewhere;
 use cyphonic_cloud::register::{Register, RegisterError};
 use cyphonic_cloud::server::StartError;
 use cyphonic_dataplane::dumps;
@@ -64,7 +66,9 @@ enum Command {
     /// Found a new overlay: keys, certificates, configuration and an empty register.
     Init(init::Arguments),
     /// Make certificate, key and configuration for a relay on a machine of its own.
-    TrsCredentials(relay::Arguments),
+    TrsCredentials(elsewhere::Arguments),
+    /// The same for an NMS that stands in while the overlay's own cannot be reached.
+    StandbyCredentials(elsewhere::Arguments),
     /// Renew services' certificates in place; their keys stay.
     Renew(renew::Arguments),
     /// Run the services that the configuration names, until SIGTERM or SIGINT.
@@ -75,6 +79,8 @@ enum Command {
     Metrics(ConfigArgument),
     /// Show the relays of this host: those that run in XDP, and what the service relays in userspace.
     TrsStatus(status::Arguments),
+    /// Show the NMSs that stand in for this one, or for which one this one stands in.
+    StandbyStatus(standby::Arguments),
     /// Say what one device may open with another one, by the overlay's rules in the configuration.
     Access(access::Arguments),
     /// Enrolment tokens.
@@ -115,6 +121,15 @@ impl ConfigArgument {
     }
 }
 
+/// A copy is no place for what only the register itself can keep.
+fn ensure_no_copy(config: &Config) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        config.follows.is_none(),
+        "this is a standby, whose register is a copy: give the command on the machine that runs the AS"
+    );
+    Ok(())
+}
+
 /// Where commands look for what a running service tells.
 fn runtime_directory() -> PathBuf {
     std::env::var_os(SERVICES_DIRECTORY).unwrap_or_else(|| DEFAULT_RUNTIME_DIRECTORY.into()).into()
@@ -128,12 +143,14 @@ fn main() -> ExitCode {
     }
     let done = match arguments.command {
         Command::Init(arguments) => init::run(&arguments),
-        Command::TrsCredentials(arguments) => relay::run(&arguments),
+        Command::TrsCredentials(arguments) => elsewhere::run(Elsewhere::Relay, &arguments),
+        Command::StandbyCredentials(arguments) => elsewhere::run(Elsewhere::Standby, &arguments),
         Command::Renew(arguments) => renew::run(&arguments),
         Command::Run(argument) => run::run(&argument),
         Command::Check(arguments) => run::check(&arguments),
         Command::Metrics(argument) => metrics::run(&argument),
         Command::TrsStatus(arguments) => status::run(&arguments),
+        Command::StandbyStatus(arguments) => standby::run(&arguments),
         Command::Access(arguments) => access::run(&arguments),
         Command::Token(command) => token::run(&command),
         Command::Device(command) => device::run(&command),

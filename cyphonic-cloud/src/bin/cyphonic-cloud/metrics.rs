@@ -7,7 +7,7 @@ use std::path::Path;
 use cyphonic_cloud::VERSION;
 use cyphonic_cloud::config::{Config, ServiceRole};
 use cyphonic_cloud::register::{DeviceState, Register, RegisterError, UnixSeconds};
-use cyphonic_cloud::server::{self, Online, Relayed, read_kept, unix_now};
+use cyphonic_cloud::server::{self, Companions, Online, Relayed, read_kept, unix_now};
 use cyphonic_common::DropReason;
 use cyphonic_dataplane::relay::xdp::{Mode, RunningRelay, running_relays};
 use cyphonic_transport::metrics::Text;
@@ -56,6 +56,9 @@ fn render(text: &mut Text, config: &Config) {
         text.gauge("devices_online", "Devices that are connected to the NMS.");
         text.sample(&[], online.0.len());
     }
+    if let Some(companions) = read_kept(&directory, network, now) {
+        render_companions(text, &companions);
+    }
     if relays {
         render_relay(text, config, relayed.as_ref(), &xdp_relays(config));
     }
@@ -87,6 +90,23 @@ fn render_counts(text: &mut Text, counts: &Counts) {
     counts.devices.iter().for_each(|(state, count)| text.sample(&[("state", state.name())], count));
     text.gauge("tokens_open", "Tokens that nobody has used yet, and that have not ended.");
     text.sample(&[], counts.tokens_open);
+}
+
+fn render_companions(text: &mut Text, companions: &Companions) {
+    match companions {
+        Companions::Standbys(standbys) => {
+            text.gauge("standby_follows", "Whether a standby follows this NMS.");
+            for (name, since) in standbys {
+                text.sample(&[("standby", name)], u8::from(since.is_some()));
+            }
+        }
+        Companions::Follows(following) => {
+            text.gauge("standby_stands_in", "Whether this standby stands in for the overlay's own NMS.");
+            text.sample(&[], u8::from(following.stands_in_since.is_some()));
+            text.gauge("standby_hears", "Whether this standby hears of the overlay's own NMS.");
+            text.sample(&[], u8::from(following.hears));
+        }
+    }
 }
 
 /// This cloud's, as far as the kernel lists programs for this process.

@@ -65,7 +65,15 @@ fn show(argument: &ConfigArgument, config: &Config, checked: &Checked, now: Unix
     say!("zone {} ({}), roles {}", config.network.zone, config.network.prefix, roles(config).join(", "));
     for relay in &config.relays {
         let addresses: Vec<_> = relay.addresses.iter().map(ToString::to_string).collect();
-        say!("relay {} at {}", config.relay_fqdn(&relay.name), addresses.join(", "));
+        say!("relay {} at {}", config.service_fqdn(&relay.name), addresses.join(", "));
+    }
+    for standby in &config.standbys {
+        let addresses: Vec<_> = standby.addresses.iter().map(ToString::to_string).collect();
+        say!("standby {} at {}", config.service_fqdn(&standby.name), addresses.join(", "));
+    }
+    if let Some(main) = &config.follows {
+        let addresses: Vec<_> = main.iter().map(ToString::to_string).collect();
+        say!("stands in for the NMS at {}", addresses.join(", "));
     }
     for note in &checked.notes {
         say!("note: {note}");

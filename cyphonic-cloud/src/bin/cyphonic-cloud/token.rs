@@ -14,8 +14,8 @@ use cyphonic_proto::identity::sha256;
 use cyphonic_proto::token::EnrolmentToken;
 use serde_json::json;
 
-use crate::ConfigArgument;
 use crate::table::{Table, time};
+use crate::{ConfigArgument, ensure_no_copy};
 
 /// Version of the JSON that `token list` prints; fields are only added within one.
 const JSON_VERSION: u32 = 1;
@@ -69,6 +69,7 @@ fn create(
     replaces: bool,
 ) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
+    ensure_no_copy(&config)?;
     let fqdn = new_device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
     let certificates = pki::read_certificates(&config.root)?;
     let root = certificates.first().context("the root certificate is missing")?;
@@ -134,6 +135,7 @@ fn state(state: TokenState) -> &'static str {
 
 fn revoke(argument: &ConfigArgument, token: &str) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
+    ensure_no_copy(&config)?;
     let is_number = token.bytes().all(|b| b.is_ascii_digit());
     let selector = if is_number {
         token.to_owned()

@@ -1,0 +1,96 @@
+//! Whether a standby stands by or in.
+
+use std::time::{Duration, Instant};
+
+/// For so long a standby has heard nothing of the NMS when it stands in. Longer than a restart of that one, and shorter
+/// than a node needs to find out that it is away.
+pub const STANDS_IN_AFTER: Duration = Duration::from_secs(6);
+
+/// A standby's.
+#[derive(Clone, Copy, Debug)]
+pub struct Stance {
+    heard: Instant,
+    /// Whether it has a whole copy, of this run or one before.
+    has_copy: bool,
+    stands_in: bool,
+}
+
+impl Stance {
+    /// Of a standby that starts, with or without a copy of what the NMS knows.
+    pub fn new(now: Instant, has_copy: bool) -> Self {
+        Self { heard: now, has_copy, stands_in: false }
+    }
+
+    /// Whether it serves nodes.
+    pub fn stands_in(&self) -> bool {
+        self.stands_in
+    }
+
+    /// Whether it could.
+    pub fn has_copy(&self) -> bool {
+        self.has_copy
+    }
+
+    /// The NMS answered; `whole`: and the copy has everything. One that is being copied may not have all its devices:
+    /// until the copy is whole again, those that stand in go on.
+    pub fn heard(&mut self, now: Instant, whole: bool) {
+        self.heard = now;
+        if whole {
+            (self.has_copy, self.stands_in) = (true, false);
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        (self.has_copy && !self.stands_in).then(|| self.heard + STANDS_IN_AFTER)
+    }
+
+    /// Stands in, if it is time to.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.poll_timeout().is_some_and(|at| at <= now) {
+            self.stands_in = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[expect(clippy::disallowed_methods, reason = "virtual time has to begin somewhere")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    #[test]
+    fn it_stands_in_after_a_while_of_silence_and_by_as_soon_as_the_copy_is_whole() {
+        let start = start();
+        let mut stance = Stance::new(start, false);
+        stance.handle_timeout(start + 3600 * SECOND);
+        assert!(!stance.stands_in() && stance.poll_timeout().is_none(), "it would let nobody in");
+        stance.heard(start + 3600 * SECOND, false);
+        stance.handle_timeout(start + 7200 * SECOND);
+        assert!(!stance.stands_in(), "it has half of a copy");
+        stance.heard(start + 7200 * SECOND, true);
+        let due = stance.poll_timeout().unwrap();
+        assert_eq!(due, start + 7200 * SECOND + STANDS_IN_AFTER);
+        stance.handle_timeout(due - SECOND);
+        assert!(!stance.stands_in());
+        stance.handle_timeout(due);
+        assert!(stance.stands_in() && stance.poll_timeout().is_none());
+        stance.heard(due + SECOND, false);
+        assert!(stance.stands_in(), "the NMS is back, and what has changed meanwhile is not copied yet");
+        stance.heard(due + 2 * SECOND, true);
+        assert!(!stance.stands_in());
+    }
+
+    #[test]
+    fn one_that_starts_while_the_nms_is_away_stands_in_with_the_copy_of_its_last_run() {
+        let start = start();
+        let mut stance = Stance::new(start, true);
+        stance.handle_timeout(start + STANDS_IN_AFTER);
+        assert!(stance.stands_in());
+    }
+}
