@@ -20,6 +20,7 @@ mod overlay;
 #[path = "../common/programs.rs"]
 mod programs;
 mod revocation;
+mod standby;
 mod storage;
 mod udp_blocked;
 mod wrong_clock;
