@@ -243,7 +243,7 @@ fn start_services(
                     nudge: started.nudge(),
                 };
                 start_following(places, main, register, &management, tasks);
-            } else if !config.standbys.is_empty() {
+            } else {
                 services.followers = Some(start_being_followed(config, register, &management, tasks));
             }
             services.management = Some(management);
@@ -287,7 +287,7 @@ fn start_being_followed(
 ) -> Followers {
     let names = config.standbys.iter().map(|standby| config.service_fqdn(&standby.name));
     let followers = Followers::new(names, Arc::clone(register), management.shared());
-    if let Some(directory) = config.runtime_directory.clone() {
+    if let Some(directory) = config.runtime_directory.clone().filter(|_| !config.standbys.is_empty()) {
         let followers = followers.clone();
         tasks.spawn(kept::keep(directory, config.network.id, move || {
             Companions::Standbys(followers.following())

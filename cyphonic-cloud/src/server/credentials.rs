@@ -20,8 +20,8 @@ pub(super) struct Loaded {
     authentication: Option<Credentials>,
     management: Option<Credentials>,
     relay: Option<Credentials>,
-    /// Whether others stand in for its NMS.
-    has_standbys: bool,
+    /// Whether its NMS stands in for another one.
+    is_standby: bool,
 }
 
 impl Loaded {
@@ -59,7 +59,8 @@ impl Loaded {
         }
         if let Some(credentials) = &self.management {
             tls = tls.with_protocol(alpn::NMS, credentials)?;
-            if self.has_standbys {
+            // One that does not want to be followed has to say so.
+            if !self.is_standby {
                 tls = tls.with_protocol(alpn::STANDBY, credentials)?;
             }
         }
@@ -84,8 +85,8 @@ pub(super) fn load_credentials(config: &Config) -> Result<Loaded, StartError> {
     let authentication = load(ServiceRole::As, &certificates.authentication, "as", Role::As)?;
     let management = load(ServiceRole::Nms, &certificates.management, &config.nms_name, Role::Nms)?;
     let relay = load(ServiceRole::Trs, &certificates.relay, &config.relay_name, Role::Trs)?;
-    let has_standbys = !config.standbys.is_empty();
-    Ok(Loaded { terms, authentication, management, relay, has_standbys, root })
+    let is_standby = config.follows.is_some();
+    Ok(Loaded { terms, authentication, management, relay, is_standby, root })
 }
 
 fn load_one(

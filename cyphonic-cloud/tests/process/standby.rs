@@ -190,19 +190,37 @@ async fn a_standby_serves_the_devices_of_the_register_while_the_cloud_is_away() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_listed_standbys_get_the_register() {
+async fn only_listed_standbys_get_the_register_and_stand_in() {
     let overlay = Overlay::found(unix_now());
-    let unlisted = Standby::made(&overlay, false);
-    let listed = Standby { directory: tempfile::tempdir().unwrap(), address: free_port() };
-    let text = std::fs::read_to_string(&overlay.config_path).unwrap();
-    let other = format!("{text}\nstandbys: [{{name: nms3, addresses: [\"{}\"]}}]\n", listed.address);
-    std::fs::write(&overlay.config_path, other).unwrap();
-    let _cloud = Running::start(&overlay.config_path, overlay.address).await;
-    enrol(&overlay, &overlay.token("a", unix_now())).await;
-    let _serving = unlisted.start().await;
-    until("it is refused", || unlisted.log().contains("not one of `standbys`")).await;
+    let (config, unlisted) = (&overlay.config_path, std::fs::read_to_string(&overlay.config_path).unwrap());
+    let standby = Standby::made(&overlay, true);
+    let listed = std::fs::read_to_string(config).unwrap();
+    std::fs::write(config, listed.replace("name: nms2", "name: nms3")).unwrap();
+    let cloud = Running::start(config, overlay.address).await;
+    let (client, member) = (Client::open(), enrol(&overlay, &overlay.token("a", unix_now())).await);
+    let mut serving = standby.start().await;
+    until("it is refused", || standby.log().contains("not one of `standbys`")).await;
     tokio::time::sleep(Duration::from_secs(8)).await;
-    assert!(!unlisted.log().contains("standing in"), "it has nothing to stand in with");
-    let copied = succeeds(&["device", "list", "--all", "--config", unlisted.config().to_str().unwrap()]);
+    assert!(!standby.log().contains("standing in"), "it has nothing to stand in with");
+    let copied = succeeds(&["device", "list", "--all", "--config", standby.config().to_str().unwrap()]);
     assert!(!copied.contains("a.cyphonic.internal"), "{copied}");
+
+    // One that was listed, and is not any more, has a copy and does not serve by it.
+    std::fs::write(config, listed).unwrap();
+    drop(cloud);
+    let cloud = Running::start(config, overlay.address).await;
+    let has_copy = || status(&standby.config())["standby"]["has_copy"] == true;
+    until("its copy is whole", has_copy).await;
+    std::fs::write(config, unlisted).unwrap();
+    drop(cloud);
+    let cloud = Running::start(config, overlay.address).await;
+    until("it is refused", || !has_copy()).await;
+    drop(cloud);
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        let refused = standby.connect(&client, &overlay, &member).await;
+        is_closed_as(&refused, close::UNAVAILABLE, "stands by").await;
+        drop(serving);
+        serving = standby.start().await;
+    }
 }

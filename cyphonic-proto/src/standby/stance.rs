@@ -40,6 +40,11 @@ impl Stance {
         }
     }
 
+    /// The NMS is there, and does not want to be followed: what was copied counts no more.
+    pub fn dismissed(&mut self) {
+        (self.has_copy, self.stands_in) = (false, false);
+    }
+
     /// When to call [`Self::handle_timeout`].
     pub fn poll_timeout(&self) -> Option<Instant> {
         (self.has_copy && !self.stands_in).then(|| self.heard + STANDS_IN_AFTER)
@@ -84,6 +89,17 @@ mod tests {
         assert!(stance.stands_in(), "the NMS is back, and what has changed meanwhile is not copied yet");
         stance.heard(due + 2 * SECOND, true);
         assert!(!stance.stands_in());
+    }
+
+    #[test]
+    fn one_that_the_nms_does_not_want_stands_in_no_more() {
+        let start = start();
+        let mut stance = Stance::new(start, true);
+        stance.handle_timeout(start + STANDS_IN_AFTER);
+        assert!(stance.stands_in());
+        stance.dismissed();
+        stance.handle_timeout(start + 3600 * SECOND);
+        assert!(!stance.stands_in() && !stance.has_copy());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use cyphonic_dataplane::sync;
 use cyphonic_proto::message::{FollowRequest, Message, OverlayRequest};
 use cyphonic_proto::standby::{Facts, Stance};
-use cyphonic_proto::version;
+use cyphonic_proto::{close, version};
 use cyphonic_transport::{ClientTls, Connection, Transport};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
@@ -144,8 +144,31 @@ impl Follower {
             Err(error) => return error,
         };
         let error = self.copy(&connection).await;
-        connection.close(cyphonic_proto::close::DONE, "");
-        connection.refused_us().unwrap_or(error)
+        // Before this end closes it, which would be the reason then.
+        let refused = connection.refused_us();
+        connection.close(close::DONE, "");
+        match refused {
+            Some(reason) => {
+                self.dismissed();
+                reason
+            }
+            None => error,
+        }
+    }
+
+    /// The NMS does not want to be followed: a copy of before is of no use, to the next run either.
+    fn dismissed(&self) {
+        let mut stance = sync::lock(&self.stance);
+        if stance.has_copy() {
+            stance.dismissed();
+            sync::lock(&self.state).has_copy = false;
+            tracing::error!(
+                "the overlay's own NMS does not know this standby any more: it does not stand in"
+            );
+            if let Err(error) = self.places.kept.remove() {
+                tracing::warn!(%error, "what was kept of the overlay cannot be removed");
+            }
+        }
     }
 
     async fn connect(&self) -> Result<Connection, String> {
