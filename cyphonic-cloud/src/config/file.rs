@@ -12,7 +12,7 @@ use cyphonic_proto::standby::MAX_STANDBYS;
 use cyphonic_transport::logging::NoLogFilter;
 use serde::Deserialize;
 
-use super::access::{self, WrittenRule};
+use super::access::{self, WrittenRule, WrittenTest};
 use super::relay::MAX_BINDINGS;
 use super::{Certificates, Config, RelayConfig, ServiceAddresses, ServiceRole, StunConfig, TcpMode, value};
 use crate::network::Network;
@@ -73,6 +73,8 @@ pub(super) struct File {
     token_lifetime: Duration,
     #[serde(default)]
     access: Option<Vec<WrittenRule>>,
+    #[serde(default)]
+    access_tests: Vec<WrittenTest>,
     #[serde(default = "info")]
     log: String,
 }
@@ -130,6 +132,8 @@ impl File {
             return Err(("device_certificate_lifetime", "it must be between 1h and 825d".to_owned()));
         }
         let access = self.access.map(access::check).transpose().map_err(|reason| ("access", reason))?;
+        access::try_rules(&self.access_tests, access.as_deref(), &self.zone)
+            .map_err(|reason| ("access_tests", reason))?;
         let log = self.log.parse().map_err(|error: NoLogFilter| ("log", error.to_string()))?;
         let pair = |pair: Pair| ServiceFiles {
             certificate: directory.join(pair.certificate),
@@ -261,6 +265,7 @@ impl File {
             ("standbys", !self.standbys.is_empty()),
             ("trs", !self.trs.is_empty()),
             ("access", self.access.is_some()),
+            ("access_tests", !self.access_tests.is_empty()),
         ] {
             if is_written {
                 return refuse(key, theirs);

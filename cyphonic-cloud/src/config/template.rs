@@ -241,6 +241,9 @@ const ACCESS: &str = "
 #access:
 #  - {from: all, at: all, to: ping}
 #  - {from: [hmi.hall, .office], at: press-*.hall, to: [tcp/22, tcp/502]}
+# What these rules are to come to. A file whose rules do not is refused: by `check`, by a reload, and at the start.
+#access_tests:
+#  - {from: hmi.hall, at: press-7.hall, may: tcp/502, may_not: [tcp/80, udp]}
 ";
 
 const ROOT: &str = "
@@ -304,6 +307,31 @@ mod tests {
         assert_eq!(config.relays[0].addresses, config.public);
         assert_eq!(config.nms_addresses, config.public);
         assert_eq!(config.certificates.relay.unwrap().key, Path::new("/srv/pki/trs1.key"));
+    }
+
+    #[test]
+    fn rules_are_tried_as_they_are_read() {
+        let sound = text(&ServiceRole::ALL, &[]);
+        let with = |test: &str| {
+            let rule = "access: [{from: hmi, at: all, to: tcp/502}]";
+            parse(&sound.replace("tcp: auto", &format!("tcp: auto\n{rule}\naccess_tests: [{test}]")))
+        };
+        assert_eq!(with("{from: hmi, at: a, may: tcp/502, may_not: ping}").unwrap().access.unwrap().len(), 1);
+        let error = with("{from: a, at: hmi, may: tcp/502}").unwrap_err();
+        assert!(matches!(&error, ConfigError::Invalid { key: "access_tests", .. }), "{error}");
+        // As the comments have it.
+        let used: Vec<_> = sound
+            .lines()
+            .map(|line| match line.trim_start_matches('#') {
+                code if line.starts_with('#')
+                    && (code.starts_with("access") || code.starts_with("  - {from")) =>
+                {
+                    code
+                }
+                _ => line,
+            })
+            .collect();
+        assert_eq!(parse(&used.join("\n")).unwrap().access.unwrap().len(), 2);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::common::Overlay;
 /// The configuration with these rules in place of others.
 fn write(path: &Path, rules: &str) {
     let text = std::fs::read_to_string(path).unwrap();
-    let rest: Vec<_> = text.lines().filter(|line| !line.starts_with("access:")).collect();
+    let rest: Vec<_> = text.lines().filter(|line| !line.starts_with("access")).collect();
     std::fs::write(path, format!("{}\n{rules}\n", rest.join("\n"))).unwrap();
 }
 
@@ -69,6 +69,10 @@ async fn a_running_cloud_tells_devices_of_other_rules_when_it_is_reloaded() {
 
     for (wrong, why) in [
         ("access: [{from: all, at: a, to: ssh}]", "\"ssh\" is no service"),
+        (
+            "access: [{from: all, at: a, to: tcp/22}]\naccess_tests: [{from: b, at: a, may_not: tcp}]",
+            "b.cyphonic.internal may open tcp with a.cyphonic.internal",
+        ),
         ("", "`access` is gone"),
         ("access: null", "`access` is gone"),
     ] {

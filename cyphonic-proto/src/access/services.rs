@@ -23,7 +23,12 @@ impl Services {
 
     /// What these rules name.
     pub fn of<'a>(rules: impl Iterator<Item = &'a AccessRule>) -> Self {
-        Self::of_entries(rules.flat_map(|rule| &rule.to).flat_map(entries).collect())
+        Self::named(rules.flat_map(|rule| &rule.to))
+    }
+
+    /// What these words name.
+    pub fn named<'a>(services: impl IntoIterator<Item = &'a Service>) -> Self {
+        Self::of_entries(services.into_iter().flat_map(entries).collect())
     }
 
     fn of_entries(entries: BTreeSet<(u8, u16)>) -> Self {
