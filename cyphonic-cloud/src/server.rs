@@ -35,6 +35,7 @@ mod watch;
 mod whereabouts;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cyphonic_proto::alpn;
@@ -185,7 +186,9 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
     if config.runs(ServiceRole::As) {
         load_authority(config)?;
     }
-    let inside = config.register.as_ref().map(|path| Register::check(path, config.network.prefix));
+    let is_lost_copy = |path: &&PathBuf| config.follows.is_some() && !path.exists();
+    let register = config.register.as_ref().filter(|path| !is_lost_copy(path));
+    let inside = register.map(|path| Register::check(path, config.network.prefix));
     let inside = inside.transpose()?.unwrap_or_default();
     let mut notes = Vec::new();
     if config.runs(ServiceRole::Trs) {
@@ -210,6 +213,10 @@ pub fn terms(config: &Config) -> Result<Vec<Term>, StartError> {
 fn open_register(config: &Config) -> Result<Option<Arc<Register>>, StartError> {
     let needed = config.runs(ServiceRole::As) || config.runs(ServiceRole::Nms);
     match &config.register {
+        // A copy that is lost is made anew.
+        Some(path) if config.follows.is_some() && !path.exists() => {
+            Ok(Some(Arc::new(Register::create(path)?)))
+        }
         Some(path) => Ok(Some(Arc::new(Register::open_for(path, config.network.prefix)?))),
         None if needed => Err(StartError::NoRegister),
         None => Ok(None),
@@ -242,7 +249,7 @@ fn start_services(
                     kept: KeptFacts::beside(path),
                     nudge: started.nudge(),
                 };
-                start_following(places, main, register, &management, tasks);
+                start_following(places, main, register, &management, tasks)?;
             } else {
                 services.followers = Some(start_being_followed(config, register, &management, tasks));
             }
@@ -266,9 +273,9 @@ fn start_following(
     register: &Arc<Register>,
     management: &ManagementServer,
     tasks: &mut JoinSet<()>,
-) {
+) -> Result<(), StartError> {
     let (directory, network) = (places.config.runtime_directory.clone(), places.config.network.id);
-    let has_copy = kept_facts(&places.config).is_some();
+    let has_copy = register.is_whole_copy()? && kept_facts(&places.config).is_some();
     let follower =
         Arc::new(Follower::new(places, main.to_vec(), Arc::clone(register), management.shared(), has_copy));
     if let Some(directory) = directory {
@@ -276,6 +283,7 @@ fn start_following(
         tasks.spawn(kept::keep(directory, network, move || Companions::Follows(follower.following())));
     }
     tasks.spawn(follower.run());
+    Ok(())
 }
 
 /// Lets others copy the register.

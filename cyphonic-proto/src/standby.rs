@@ -45,6 +45,13 @@ impl Standby {
             let (name, addresses) = endpoint::service_from_wire(&standby.name, &standby.endpoints)?;
             Some(Self { name, addresses })
         };
-        standbys.iter().take(MAX_STANDBYS).filter_map(read).collect()
+        let mut all: Vec<Self> = Vec::new();
+        for standby in standbys.iter().take(MAX_STANDBYS).filter_map(read) {
+            // Whoever turns from one to the next knows them by their names.
+            if all.iter().all(|known| known.name != standby.name) {
+                all.push(standby);
+            }
+        }
+        all
     }
 }

@@ -16,7 +16,7 @@ use crate::complaints::Complaints;
 use crate::control::report::{HealthCheck, Severity};
 
 /// Longer than a service takes to close the connection of a device that it does not let in.
-const STOOD: Duration = Duration::from_secs(30);
+pub(super) const STOOD: Duration = Duration::from_secs(30);
 
 /// The certificate in use, and what the cloud makes of it.
 pub(super) struct Admission {
@@ -41,10 +41,12 @@ impl Engine {
         self.node.handle_renewed(now);
     }
 
-    /// When the log is told of a connection that stands now. Those of a device that is not let in end at
-    /// once, and are dialled again for as long as that lasts.
-    pub(super) fn told_after(&self) -> Duration {
-        if self.admission.not_admitted.is_some() { STOOD } else { Duration::ZERO }
+    /// When the log is told of a connection to a service that stands now. Those of a device that is not let
+    /// in end at once, and so do those to a standby that stands by; they are dialled again for as long as
+    /// that lasts.
+    pub(super) fn told_after(&self, service: &Service) -> Duration {
+        let ends_soon = self.admission.not_admitted.is_some() || self.services.short.contains(service);
+        if ends_soon { STOOD } else { Duration::ZERO }
     }
 
     /// What a service answered: the AS says who may not be here, the NMS lets in who may.

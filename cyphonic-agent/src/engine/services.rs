@@ -1,6 +1,6 @@
 //! Connections to AS, NMS and TRS: dialling, listening to what they ask, noticing their end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use cyphonic_transport::{ClientTls, Connection, Mux, RelayedAddress, Transport};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::admission::is_news;
+use super::admission::{STOOD, is_news};
 use super::input::Input;
 use super::run::Engine;
 use crate::complaints::Complaints;
@@ -41,14 +41,22 @@ pub(super) struct ServiceConnection {
 #[derive(Default)]
 pub(super) struct Services {
     pub(super) standing: HashMap<Service, ServiceConnection>,
-    /// Dials of services under way, and the attempt that each is.
-    dialling: HashMap<(Service, Way), (u64, JoinHandle<()>)>,
-    /// What the log was told of dials that failed.
-    unreachable: Complaints<(Service, Way)>,
+    /// Dials of services under way.
+    dialling: HashMap<(Service, Way), Dialling>,
+    /// What the log was told of dials that failed, by the name that was dialled: an NMS may have standbys.
+    unreachable: Complaints<(Service, Way, String)>,
     /// What the log was told of connections that ended.
     ends: Complaints<Service>,
+    /// Those whose last connection ended soon.
+    pub(super) short: HashSet<Service>,
     /// Connections that stay open until those that replace them stand.
     replaced: HashMap<Service, Connection>,
+}
+
+struct Dialling {
+    attempt: u64,
+    name: String,
+    task: JoinHandle<()>,
 }
 
 impl Engine {
@@ -73,18 +81,19 @@ impl Engine {
         }
         tracing::debug!(%service, ?way, ?addresses, "dialling");
         let attempt = self.fresh();
-        let wanted = Dial { service: service.clone(), way, attempt, addresses, name };
+        let wanted = Dial { service: service.clone(), way, attempt, addresses, name: name.clone() };
         let task = dial(wanted, self.transport.clone(), self.tls.clone(), self.inputs.clone());
-        if let Some((_, task)) = self.services.dialling.insert((service, way), (attempt, task)) {
-            task.abort();
+        let dialling = Dialling { attempt, name, task };
+        if let Some(before) = self.services.dialling.insert((service, way), dialling) {
+            before.task.abort();
         }
     }
 
     /// What a dial reports from now on is not wanted any more.
     fn give_up_dials(&mut self, service: &Service) {
         for way in Way::ALL {
-            if let Some((_, task)) = self.services.dialling.remove(&(service.clone(), way)) {
-                task.abort();
+            if let Some(dialling) = self.services.dialling.remove(&(service.clone(), way)) {
+                dialling.task.abort();
             }
         }
     }
@@ -111,7 +120,7 @@ impl Engine {
         outcome: Result<Connection, String>,
     ) {
         let dialled = (service.clone(), way);
-        let current = self.services.dialling.get(&dialled).is_some_and(|(current, _)| *current == attempt);
+        let current = self.services.dialling.get(&dialled).is_some_and(|current| current.attempt == attempt);
         match outcome {
             // Only a dial that was given up in the last moment.
             Ok(connection) if !current => connection.close(close::DONE, "not wanted any more"),
@@ -122,13 +131,14 @@ impl Engine {
     }
 
     fn dial_failed(&mut self, now: Instant, service: Service, way: Way, reason: String) {
-        self.services.dialling.remove(&(service.clone(), way));
+        let dialled = self.services.dialling.remove(&(service.clone(), way));
+        let name = dialled.map(|dialling| dialling.name).unwrap_or_default();
         self.note_unreachable(&service);
         let by_tcp = way == Way::Detour;
-        if self.services.unreachable.is_news(now, (service.clone(), way), &reason) {
-            tracing::info!(%service, by_tcp, reason, "cannot connect; tried again all the time");
+        if self.services.unreachable.is_news(now, (service.clone(), way, name.clone()), &reason) {
+            tracing::info!(%service, name, by_tcp, reason, "cannot connect; tried again all the time");
         } else {
-            tracing::debug!(%service, by_tcp, reason, "cannot connect");
+            tracing::debug!(%service, name, by_tcp, reason, "cannot connect");
         }
         match way {
             Way::Udp => {
@@ -142,8 +152,9 @@ impl Engine {
 
     fn service_stands(&mut self, now: Instant, service: Service, attempt: u64, connection: Connection) {
         let through = connection.detour();
+        let name = name_of(&connection);
         for way in Way::ALL {
-            self.services.unreachable.settle(&(service.clone(), way));
+            self.services.unreachable.settle(&(service.clone(), way, name.clone()));
         }
         // The slower dial, and the detour that is left.
         self.give_up_dials(&service);
@@ -162,13 +173,16 @@ impl Engine {
             connection.clone(),
             self.transport.mux(),
             self.inputs.clone(),
-            self.told_after(),
+            self.told_after(&service),
         );
         let since = now;
         let stands = ServiceConnection { connection, attempt, since, listener };
         self.services.standing.insert(service.clone(), stands);
-        if let Some(old) = self.services.replaced.remove(&service) {
-            let_go(old);
+        match self.services.replaced.remove(&service) {
+            // Another NMS than the one before, which hears nothing of that.
+            Some(old) if name_of(&old) != name => old.close(close::DONE, "registered elsewhere"),
+            Some(old) => let_go(old),
+            None => {}
         }
         match through {
             None => self.node.handle_connected(now, service, remote),
@@ -180,6 +194,10 @@ impl Engine {
         if self.services.standing.get(&service).is_some_and(|s| s.attempt == attempt) {
             if let Some(ended) = self.services.standing.remove(&service) {
                 let stood = now.saturating_duration_since(ended.since);
+                match stood < STOOD {
+                    true => self.services.short.insert(service.clone()),
+                    false => self.services.short.remove(&service),
+                };
                 if is_news(&mut self.services.ends, now, &service, stood, &reason) {
                     tracing::info!(%service, reason, "the connection ended");
                 } else {
@@ -246,6 +264,11 @@ fn dial(
     })
 }
 
+/// Whose connection it is, by its certificate.
+fn name_of(connection: &Connection) -> String {
+    connection.identity().map(|identity| identity.fqdn.clone()).unwrap_or_default()
+}
+
 /// How long a service has to close a connection that a newer one replaced.
 const REPLACED: Duration = Duration::from_secs(10);
 
@@ -271,7 +294,7 @@ fn listen(
             if !told_after.is_zero() {
                 tokio::time::sleep(told_after).await;
             }
-            tracing::info!(%service, by_tcp, "connected");
+            tracing::info!(%service, name = name_of(&connection), by_tcp, "connected");
             std::future::pending().await
         };
         let asked = hear_requests(service.clone(), attempt, &connection, &inputs);

@@ -229,7 +229,7 @@ impl File {
         let manages = roles.contains(&ServiceRole::Nms);
         let refuse = |key, reason: &str| Err((key, reason.to_owned()));
         if let Some(follows) = &self.follows {
-            return self.check_follower(follows, manages && !roles.contains(&ServiceRole::As));
+            return self.check_follower(follows, manages && roles.len() == 1);
         }
         if self.nms_name != NMS_NAME {
             return refuse(
@@ -250,7 +250,10 @@ impl File {
         let refuse = |key, reason: &str| Err((key, reason.to_owned()));
         let theirs = "the nms that this one stands in for tells it: write it there";
         if !can_follow {
-            return refuse("follows", "it is for an nms without an as beside it");
+            return refuse(
+                "follows",
+                "it is for an nms without an as or a trs beside it: run a relay as a service of its own",
+            );
         }
         if follows.addresses.is_empty() {
             return refuse("follows", "it has no addresses");

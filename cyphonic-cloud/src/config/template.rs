@@ -370,6 +370,7 @@ mod tests {
             ("follows: { addresses: [\"192.0.2.1:443\"] }", "", "nms_name"),
             ("[\"192.0.2.1:443\"]", "[]", "follows"),
             ("roles: [nms]", "roles: [as, nms]", ""),
+            ("roles: [nms]", "roles: [nms, trs]", ""),
             ("nms_name: nms2", "nms_name: nms2\naccess: []", ""),
             ("nms_name: nms2", "nms_name: nms2\naccess: [{from: all, at: all, to: all}]", "access"),
             ("nms_name: nms2", "nms_name: nms2\ntrs: [{name: a, addresses: [\"192.0.2.3:443\"]}]", "trs"),

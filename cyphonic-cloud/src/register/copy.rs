@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::Ipv6Addr;
 
 use cyphonic_proto::standby::Member;
-use rusqlite::{Transaction, params};
+use rusqlite::{OptionalExtension as _, Row, Transaction, params};
 
 use super::devices::{self, COLUMNS};
 use super::{DeviceRecord, Register, RegisterError, UnixSeconds, to_sql};
@@ -58,8 +58,9 @@ impl Register {
         Ok(others.len())
     }
 
-    /// After a copy from the beginning: devices with other addresses are not in the copied register. They count as revoked
-    /// now, and those that were revoked already are forgotten. Returns how many there were.
+    /// After a copy from the beginning: devices with other addresses are not in the copied register, and count as
+    /// revoked from now on. They stay on record, since no change may have a number that one before had. Returns how many
+    /// there were.
     ///
     /// # Errors
     /// If the copy cannot be written: nothing was changed.
@@ -68,20 +69,18 @@ impl Register {
         addresses: &BTreeSet<Ipv6Addr>,
         now: UnixSeconds,
     ) -> Result<usize, RegisterError> {
-        let all = {
+        let others = {
             let connection = self.lock();
-            let mut statement = connection.prepare("SELECT fqdn, virtual_address FROM devices")?;
-            let row = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, Ipv6Addr::from(row.get::<_, [u8; 16]>(1)?)));
-            let rows = statement
-                .query_map([], row)?
-                .filter(|row| !matches!(row, Ok((_, a)) if addresses.contains(a)));
-            rows.collect::<Result<Vec<(String, _)>, _>>()?
+            let mut statement =
+                connection.prepare("SELECT fqdn, virtual_address FROM devices WHERE revoked_at IS NULL")?;
+            let row = |row: &Row<'_>| Ok((row.get(0)?, Ipv6Addr::from(row.get::<_, [u8; 16]>(1)?)));
+            let is_other =
+                |row: &rusqlite::Result<(String, _)>| !matches!(row, Ok((_, a)) if addresses.contains(a));
+            statement.query_map([], row)?.filter(is_other).collect::<Result<Vec<_>, _>>()?
         };
-        if !all.is_empty() {
+        if !others.is_empty() {
             self.write(|transaction| {
-                for (fqdn, _) in &all {
-                    transaction
-                        .execute("DELETE FROM devices WHERE fqdn = ?1 AND revoked_at IS NOT NULL", [fqdn])?;
+                for (fqdn, _) in &others {
                     let revision = devices::next_revision(transaction)?;
                     transaction.execute(
                         "UPDATE devices SET revoked_at = ?2, revision = ?3 WHERE fqdn = ?1",
@@ -91,9 +90,37 @@ impl Register {
                 Ok::<_, RegisterError>(())
             })?;
         }
-        Ok(all.len())
+        Ok(others.len())
+    }
+
+    /// Whether it is a copy that has had everything.
+    ///
+    /// # Errors
+    /// If the register cannot be read.
+    pub fn is_whole_copy(&self) -> Result<bool, RegisterError> {
+        let connection = self.lock();
+        let mut statement = connection.prepare_cached("SELECT value FROM numbers WHERE name = ?1")?;
+        Ok(statement.query_row([WHOLE], |row| row.get::<_, i64>(0)).optional()?.is_some())
+    }
+
+    /// Notes whether it is.
+    ///
+    /// # Errors
+    /// If the copy cannot be written.
+    pub fn note_whole_copy(&self, is_whole: bool) -> Result<(), RegisterError> {
+        if self.is_whole_copy()? == is_whole {
+            return Ok(());
+        }
+        let note = match is_whole {
+            true => "INSERT INTO numbers (name, value) VALUES (?1, 1) ON CONFLICT (name) DO NOTHING",
+            false => "DELETE FROM numbers WHERE name = ?1",
+        };
+        self.write(|transaction| Ok(transaction.execute(note, [WHOLE]).map(drop)?))
     }
 }
+
+/// By which a copy says that it has had everything.
+const WHOLE: &str = "whole-copy";
 
 fn to_member(device: DeviceRecord) -> Member {
     Member {
@@ -125,7 +152,7 @@ fn put(transaction: &Transaction<'_>, copied: &Copied) -> Result<(), RegisterErr
              certificate_seen_until)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
          ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = ?4,
-             enrolled_at = ?5, revoked_at = ?6, revision = ?7, certificate_seen_until = ?8",
+             enrolled_at = ?5, revoked_at = ?6, revoked_by = NULL, revision = ?7, certificate_seen_until = ?8",
     )?;
     statement.execute(params![
         member.fqdn,
@@ -137,6 +164,13 @@ fn put(transaction: &Transaction<'_>, copied: &Copied) -> Result<(), RegisterErr
         revision,
         member.certificate_until.map(to_sql)
     ])?;
+    if member.revoked_at.is_none() {
+        // What was revoked here, while nothing was heard, the register did not do.
+        let mut statement = transaction.prepare_cached("DELETE FROM revoked_keys WHERE spki_sha256 = ?1")?;
+        for key in [Some(member.key), member.next_key].into_iter().flatten() {
+            statement.execute([key.0])?;
+        }
+    }
     Ok(())
 }
 
@@ -251,8 +285,31 @@ mod tests {
         assert!(copy.device(&name(4)).unwrap().unwrap().revoked_at.is_some(), "nobody knows it any more");
         assert!(copy.device(&name(1)).unwrap().unwrap().revoked_at.is_none(), "it is as the register has it");
         assert_eq!(copy.changes_since(before).unwrap().len(), 2);
-        assert_eq!(follow(&restored, &copy), 1, "what was revoked is forgotten the next time");
-        assert_eq!(known(&copy), known(&restored));
+        let seen = copy.members(0).unwrap().revision;
         assert_eq!(follow(&restored, &copy), 0);
+        restored.revoke_device(&name(2), NOW + 2).unwrap();
+        assert_eq!(follow(&restored, &copy), 1);
+        let changed = copy.changes_since(seen).unwrap();
+        assert_eq!(changed.len(), 1, "who follows the copy hears of everything that comes afterwards");
+    }
+
+    #[test]
+    fn what_was_revoked_in_a_copy_alone_leaves_no_trace_when_it_is_taken_back() {
+        let (_dir, register, copy) = both();
+        copy.revoke_device(&name(1), NOW + 1).unwrap();
+        assert_eq!(follow(&register, &copy), 1);
+        let device = copy.device(&name(1)).unwrap().unwrap();
+        assert_eq!((device.revoked_at, device.revoked_by), (None, None));
+        assert_eq!(copy.condemned().unwrap(), []);
+    }
+
+    #[test]
+    fn a_copy_says_whether_it_was_whole() {
+        let (dir, _register, copy) = both();
+        for is_whole in [true, true, false, false] {
+            copy.note_whole_copy(is_whole).unwrap();
+            let again = Register::open(&dir.path().join("copy.db")).unwrap();
+            assert_eq!(again.is_whole_copy().unwrap(), is_whole);
+        }
     }
 }

@@ -36,20 +36,28 @@ impl Register {
         Ok(Some(by_clock(now)).filter(|first| *first >= reserved))
     }
 
-    /// Reserves the numbers of a run that began, with this one, before it could.
+    /// Reserves the numbers from this one on: of a run that began with it before it could, or that another NMS
+    /// has got so far with. Nothing is written where most of them are reserved already.
     ///
     /// # Errors
     /// If the register cannot be written.
     pub fn reserve_setups_of(&self, first: u64) -> Result<(), RegisterError> {
+        if reserved(&self.lock())? >= first.saturating_add(SETUPS_PER_RUN / 2) {
+            return Ok(());
+        }
         self.write(|transaction| {
-            let first = reserved(transaction)?.max(first);
-            reserve(transaction, first)
+            let least = first.saturating_add(SETUPS_PER_RUN);
+            if reserved(transaction)? < least { reserve(transaction, first) } else { Ok(()) }
         })
     }
-}
 
-impl Register {
-    /// Whether another NMS of the overlay can have got so far with its set-ups by now, if its clock is about right.
+    /// From where on set-ups are numbered that nobody has steered by now, whose clock is about right.
+    pub fn setups_by_clock(now: UnixSeconds) -> u64 {
+        by_clock(now)
+    }
+
+    /// Whether another NMS of the overlay can have got so far with its set-ups by now, if its clock is about
+    /// right.
     pub fn is_plausible(next: u64, now: UnixSeconds) -> bool {
         next <= by_clock(now).saturating_add(16 * SETUPS_PER_RUN)
     }

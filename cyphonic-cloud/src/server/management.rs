@@ -30,6 +30,11 @@ const TELL: Duration = Duration::from_secs(5);
 /// How often it is tried to reserve set-ups' numbers, where that failed.
 const RESERVE_AGAIN: Duration = Duration::from_secs(60);
 
+/// How often a standby that stands by sends nodes away, and how many each time: all at once would find no place
+/// at the overlay's own NMS.
+const SEND_AWAY: Duration = Duration::from_millis(100);
+const SENT_AWAY: usize = 100;
+
 /// Where connections to the NMS enter.
 #[derive(Clone)]
 pub(super) struct ManagementServer {
@@ -140,6 +145,8 @@ impl Management {
         tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut facts, mut serves) = (self.shared.facts.subscribe(), self.shared.serves.subscribe());
         let mut elsewhere = self.shared.numbers.elsewhere();
+        let mut send_away = tokio::time::interval(SEND_AWAY);
+        send_away.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // Something may have changed since the machine was made.
         facts.mark_changed();
         serves.mark_changed();
@@ -159,9 +166,11 @@ impl Management {
                 Ok(()) = serves.changed() => {
                     // Its numbers are raised first.
                     self.nms.handle_setups(*elsewhere.borrow_and_update());
-                    let serves = *serves.borrow_and_update();
-                    self.serve(serves);
+                    if *serves.borrow_and_update() {
+                        self.nms.handle_stands_in(Instant::now());
+                    }
                 }
+                _ = send_away.tick(), if !*serves.borrow() => self.send_away(),
                 () = sleep_until(timeout) => self.nms.handle_timeout(Instant::now()),
                 () = tokio::time::sleep_until(look_at) => look_at = tokio::time::Instant::now() + self.look(),
                 _ = tell.tick() => {
@@ -175,14 +184,10 @@ impl Management {
         }
     }
 
-    /// Lets nodes in, or sends all away.
-    fn serve(&mut self, serves: bool) {
+    /// Sends some of the nodes to the overlay's own NMS.
+    fn send_away(&mut self) {
         let now = Instant::now();
-        if serves {
-            self.nms.handle_stands_in(now);
-            return;
-        }
-        for channel in self.sessions.close_all(close::UNAVAILABLE, STANDS_BY) {
+        for channel in self.sessions.close_some(SENT_AWAY, close::UNAVAILABLE, STANDS_BY) {
             self.nms.handle_disconnected(now, channel);
         }
     }

@@ -299,11 +299,11 @@ impl Sessions {
         self.remove(channel);
     }
 
-    /// Closes all connections, and says which there were; their ends are not reported.
-    pub(super) fn close_all(&mut self, code: u32, reason: &str) -> Vec<Channel> {
-        let all: Vec<Channel> = self.sessions.keys().copied().collect();
-        all.iter().for_each(|channel| self.close_as(*channel, code, reason));
-        all
+    /// Closes so many connections, and says which; their ends are not reported.
+    pub(super) fn close_some(&mut self, most: usize, code: u32, reason: &str) -> Vec<Channel> {
+        let some: Vec<Channel> = self.sessions.keys().copied().take(most).collect();
+        some.iter().for_each(|channel| self.close_as(*channel, code, reason));
+        some
     }
 
     /// The devices that are to be looked at now, and how long until the next ones are.

@@ -139,7 +139,18 @@ async fn a_standby_serves_the_devices_of_the_register_while_the_cloud_is_away() 
     };
     until("the revocation is copied", is_revoked).await;
     let token = fails(&["token", "create", "--config", copy.to_str().unwrap(), "--name", "c"]);
-    assert!(token.contains("whose register is a copy"), "{token}");
+    assert!(token.contains("which copies register and rules"), "{token}");
+    let access = fails(&["access", "--config", copy.to_str().unwrap(), "a", "b"]);
+    assert!(access.contains("which copies register and rules"), "{access}");
+    let mut revoke = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+    revoke
+        .args(["device", "revoke", "a", "--config"])
+        .arg(&copy)
+        .env("CYPHONIC_CLOUD_RUNTIME", copy.parent().unwrap());
+    let revoked = revoke.output().unwrap();
+    assert!(
+        !revoked.status.success() && String::from_utf8_lossy(&revoked.stderr).contains("hears of the cloud")
+    );
     let at_cloud = [
         client.connect(&overlay, a, Role::Nms).await.unwrap(),
         client.connect(&overlay, b, Role::Nms).await.unwrap(),
@@ -211,6 +222,16 @@ async fn only_listed_standbys_get_the_register_and_stand_in() {
     let cloud = Running::start(config, overlay.address).await;
     let has_copy = || status(&standby.config())["standby"]["has_copy"] == true;
     until("its copy is whole", has_copy).await;
+    // What it cannot keep is no silence of the cloud.
+    let register = rusqlite::Connection::open(standby.directory.path().join("register.db")).unwrap();
+    let full = "CREATE TRIGGER full BEFORE INSERT ON devices BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+    register.execute_batch(full).unwrap();
+    enrol(&overlay, &overlay.token("b", unix_now())).await;
+    until("it says why", || standby.log().contains("disk full")).await;
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert!(!standby.log().contains("standing in"), "the cloud is there");
+    register.execute_batch("DROP TRIGGER full").unwrap();
+    until("it goes on", || status(&standby.config())["standby"]["error"].is_null()).await;
     std::fs::write(config, unlisted).unwrap();
     drop(cloud);
     let cloud = Running::start(config, overlay.address).await;

@@ -228,7 +228,8 @@ impl Node {
         let known = &self.registration.known;
         let relays = known.relays.iter().flat_map(|relay| &relay.addresses);
         let mut servers = Vec::new();
-        for server in known.nms_addresses.iter().chain(relays).chain(&self.config.as_addresses) {
+        let (_, nms) = self.nms();
+        for server in nms.iter().chain(&known.nms_addresses).chain(relays).chain(&self.config.as_addresses) {
             if !servers.contains(server) {
                 servers.push(*server);
             }

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use rand::Rng;
+
 use super::detour::Way;
 use super::{Action, Node, Service, ServiceState, Timer};
 use crate::backoff::Backoff;
@@ -302,7 +304,8 @@ impl Node {
         let Some(slot) = self.services.get_mut(service) else { return };
         slot.forgive(now);
         let wait = match slot.reachable {
-            true if tries_another => timing.backoff_least,
+            // Who lost the same NMS at the same moment is not to be at the next one at the same moment.
+            true if tries_another => timing.backoff_least.mul_f64(self.rng.random_range(1.0..=4.0)),
             true => slot.backoff.next(timing.backoff_least.min(most), most, &mut self.rng),
             false => most,
         };
@@ -315,11 +318,9 @@ impl Node {
         if matches!(service, Service::Trs(_)) {
             self.relay_reach_changed(now);
         }
-        if *service == Service::Nms
-            && !tries_another
-            && reachable
-            && failures % NMS_FAILURES_BEFORE_LOGIN == 0
-        {
+        // A dial of each of them is one failure.
+        let tries = if self.registration.known.standbys.is_empty() { NMS_FAILURES_BEFORE_LOGIN } else { 1 };
+        if *service == Service::Nms && !tries_another && reachable && failures % tries == 0 {
             // It may have moved: the AS knows.
             self.want_login(now);
         }

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-/// For so long a standby has heard nothing of the NMS when it stands in. Longer than a restart of that one, and shorter
-/// than a node needs to find out that it is away.
-pub const STANDS_IN_AFTER: Duration = Duration::from_secs(6);
+/// For so long a standby has heard nothing of the NMS when it stands in: shorter than a node's dial of one that
+/// does not answer, or who turns to the standby at once would find it standing by.
+pub const STANDS_IN_AFTER: Duration = Duration::from_secs(4);
 
 /// A standby's.
 #[derive(Clone, Copy, Debug)]
@@ -31,13 +31,14 @@ impl Stance {
         self.has_copy
     }
 
-    /// The NMS answered; `whole`: and the copy has everything. One that is being copied may not have all its devices:
-    /// until the copy is whole again, those that stand in go on.
-    pub fn heard(&mut self, now: Instant, whole: bool) {
-        self.heard = now;
-        if whole {
-            (self.has_copy, self.stands_in) = (true, false);
-        }
+    /// The NMS answered: it serves itself, whatever the copy has by now.
+    pub fn heard(&mut self, now: Instant) {
+        (self.heard, self.stands_in) = (now, false);
+    }
+
+    /// The copy has everything.
+    pub fn has_all(&mut self) {
+        self.has_copy = true;
     }
 
     /// The NMS is there, and does not want to be followed: what was copied counts no more.
@@ -70,25 +71,25 @@ mod tests {
     }
 
     #[test]
-    fn it_stands_in_after_a_while_of_silence_and_by_as_soon_as_the_copy_is_whole() {
+    fn it_stands_in_after_a_while_of_silence_and_by_as_soon_as_it_hears() {
         let start = start();
         let mut stance = Stance::new(start, false);
         stance.handle_timeout(start + 3600 * SECOND);
         assert!(!stance.stands_in() && stance.poll_timeout().is_none(), "it would let nobody in");
-        stance.heard(start + 3600 * SECOND, false);
+        stance.heard(start + 3600 * SECOND);
         stance.handle_timeout(start + 7200 * SECOND);
         assert!(!stance.stands_in(), "it has half of a copy");
-        stance.heard(start + 7200 * SECOND, true);
+        stance.heard(start + 7200 * SECOND);
+        stance.has_all();
         let due = stance.poll_timeout().unwrap();
         assert_eq!(due, start + 7200 * SECOND + STANDS_IN_AFTER);
         stance.handle_timeout(due - SECOND);
         assert!(!stance.stands_in());
         stance.handle_timeout(due);
         assert!(stance.stands_in() && stance.poll_timeout().is_none());
-        stance.heard(due + SECOND, false);
-        assert!(stance.stands_in(), "the NMS is back, and what has changed meanwhile is not copied yet");
-        stance.heard(due + 2 * SECOND, true);
-        assert!(!stance.stands_in());
+        stance.heard(due + SECOND);
+        assert!(!stance.stands_in(), "the other serves, though what has changed meanwhile is not copied yet");
+        assert_eq!(stance.poll_timeout(), Some(due + SECOND + STANDS_IN_AFTER));
     }
 
     #[test]

@@ -18,23 +18,23 @@ fn with_devices(seed: u64) -> World {
 }
 
 /// `from` may open that at this device.
-fn rule(at: &str, from: &str, to: &str) -> OverlayRule {
+pub(crate) fn rule(at: &str, from: &str, to: &str) -> OverlayRule {
     let rule = AccessRule { from: vec![from.parse().unwrap()], to: vec![to.parse().unwrap()] };
     OverlayRule { at: vec![at.parse().unwrap()], rule }
 }
 
-fn restrict(world: &mut World, rules: Option<&[OverlayRule]>) {
+pub(crate) fn restrict(world: &mut World, rules: Option<&[OverlayRule]>) {
     world.cloud.restrict(world.now, rules.map(<[_]>::to_vec));
     world.drain_cloud();
 }
 
 /// What holds at a device, as it was told.
-fn at<'a>(world: &'a World, device: &str) -> &'a OverlayAccess {
+pub(crate) fn at<'a>(world: &'a World, device: &str) -> &'a OverlayAccess {
     &world.hosts[device].access
 }
 
 /// What should.
-fn by(rules: &[OverlayRule], device: &str) -> OverlayAccess {
+pub(crate) fn by(rules: &[OverlayRule], device: &str) -> OverlayAccess {
     OverlayAccess::at(&fqdn(device), ZONE, Some(rules))
 }
 

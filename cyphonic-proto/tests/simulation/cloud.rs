@@ -1,7 +1,7 @@
 //! The services' shells: AS (a plain responder), NMS and TRS around their machines.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use cyphonic_proto::access::OverlayRule;
@@ -20,7 +20,11 @@ pub(crate) struct Cloud {
     /// The NMS of an overlay that has a standby, and whether it stands in.
     pub(crate) standby: Option<Nms>,
     pub(crate) stands_in: bool,
-    has_standby: bool,
+    /// The NMS closes every connection, though it is there.
+    pub(crate) refuses: bool,
+    standbys: Vec<Standby>,
+    /// From where on the NMS numbers its set-ups, from its next start on.
+    pub(crate) numbers: u64,
     /// Both run always; the NMS names the second one only if `listed` says so.
     pub(crate) relays: [RelayHost; 2],
     /// How many relays the NMS names, from its next start on.
@@ -73,6 +77,16 @@ pub(crate) fn standby() -> Standby {
     Standby { name: "nms2.lab".into(), addresses: nth_addresses(9).to_vec() }
 }
 
+/// One that always stands by, as without a copy.
+fn idle_standby() -> Standby {
+    Standby { name: "nms1.lab".into(), addresses: nth_addresses(8).to_vec() }
+}
+
+/// What stands for a service at the end of a detour.
+pub(crate) fn through(address: SocketAddr) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, if is_standby(address) { 444 } else { 443 }).into()
+}
+
 /// Which of the relays has a name.
 fn number(name: &str) -> usize {
     RELAYS.iter().position(|relay| *relay == name).unwrap_or_else(|| panic!("there is no relay {name}"))
@@ -91,7 +105,11 @@ pub(crate) fn relay() -> Relay {
 
 /// Whether the standby has an address.
 fn is_standby(address: SocketAddr) -> bool {
-    nth_addresses(9).contains(&address)
+    nth_addresses(9).contains(&address) || address == (Ipv4Addr::LOCALHOST, 444).into()
+}
+
+fn is_idle(address: SocketAddr) -> bool {
+    nth_addresses(8).contains(&address)
 }
 
 /// The number of the relay that has an address.
@@ -106,7 +124,9 @@ impl Cloud {
             nms: None,
             standby: None,
             stands_in: false,
-            has_standby: false,
+            refuses: false,
+            standbys: Vec::new(),
+            numbers: 0,
             relays: Default::default(),
             listed: 1,
             devices: Vec::new(),
@@ -139,9 +159,26 @@ impl Cloud {
 
     /// The overlay has a standby from now on, of which nodes hear when they register.
     pub(crate) fn add_standby(&mut self, now: Instant, start: Instant) {
-        self.has_standby = true;
         self.revive(Victim::Standby, now, start);
-        self.nms.iter_mut().for_each(|nms| nms.handle_services(vec![relay()], vec![standby()]));
+        self.list_standbys(vec![standby()]);
+    }
+
+    /// Another one stands before it, which serves nobody.
+    pub(crate) fn add_idle_standby(&mut self) {
+        self.list_standbys(vec![idle_standby(), standby()]);
+    }
+
+    pub(crate) fn list_standbys(&mut self, standbys: Vec<Standby>) {
+        self.both_mut().for_each(|nms| nms.handle_services(vec![relay()], standbys.clone()));
+        self.standbys = standbys;
+    }
+
+    /// The standby hears how far the NMS has got.
+    pub(crate) fn count_on(&mut self) {
+        let next = self.nms.as_ref().map_or(0, Nms::next_setup);
+        self.standby.iter_mut().for_each(|standby| {
+            standby.handle_setups(next);
+        });
     }
 
     fn poll_nms(&mut self) -> Option<(nms::Action, u64)> {
@@ -152,8 +189,8 @@ impl Cloud {
     /// Other rules hold; an NMS that is down has them when it is back.
     pub(crate) fn restrict(&mut self, now: Instant, rules: Option<Vec<OverlayRule>>) {
         self.access.clone_from(&rules);
-        if let Some(nms) = &mut self.nms {
-            nms.handle_access(now, rules);
+        for nms in self.both_mut() {
+            nms.handle_access(now, rules.clone());
         }
     }
 
@@ -164,7 +201,11 @@ impl Cloud {
 
     /// The one at an address.
     pub(crate) fn nms_at(&mut self, server: SocketAddr) -> Option<&mut Nms> {
-        if is_standby(server) { self.standby.as_mut() } else { self.nms.as_mut() }
+        match server {
+            idle if is_idle(idle) => None,
+            standby if is_standby(standby) => self.standby.as_mut(),
+            _ => self.nms.as_mut(),
+        }
     }
 
     pub(crate) fn kill(&mut self, victim: Victim) {
@@ -196,9 +237,13 @@ impl Cloud {
                     devices: Some(self.devices.clone()),
                     revoked: Vec::new(),
                     access: self.access.clone(),
-                    standbys: if self.has_standby { vec![standby()] } else { Vec::new() },
+                    standbys: self.standbys.clone(),
                     first_setup: u64::try_from((now - start).as_nanos()).unwrap(),
                     timing: NmsTiming::default(),
+                };
+                let config = match victim {
+                    Victim::Nms => NmsConfig { first_setup: config.first_setup + self.numbers, ..config },
+                    _ => config,
                 };
                 let nms = Some(Nms::new(config, seed, now));
                 *if victim == Victim::Nms { &mut self.nms } else { &mut self.standby } = nms;
@@ -212,6 +257,7 @@ impl Cloud {
     pub(crate) fn is_up(&self, service: &Service, server: SocketAddr) -> bool {
         match service {
             Service::As => self.as_up,
+            Service::Nms if is_idle(server) => true,
             Service::Nms if is_standby(server) => self.standby.is_some(),
             Service::Nms => self.nms.is_some(),
             Service::Trs(name) => self.relays[number(name)].trs.is_some(),
@@ -282,7 +328,7 @@ impl Victim {
     pub(crate) fn of(conn: &Conn) -> Self {
         match &conn.service {
             Service::As => Self::As,
-            Service::Nms if is_standby(conn.server) => Self::Standby,
+            Service::Nms if is_standby(conn.server) || is_idle(conn.server) => Self::Standby,
             Service::Nms => Self::Nms,
             Service::Trs(name) => RELAY_VICTIMS[number(name)],
         }
@@ -324,10 +370,8 @@ impl World {
         match &conn.service {
             Service::As => {}
             Service::Nms => {
-                let nms = self.cloud.nms_at(conn.server).unwrap();
-                nms.handle_connected(now, channel, identity, conn.observed, conn.server);
-                if is_standby(conn.server) && !self.cloud.stands_in {
-                    self.send_away(channel);
+                if let Some(nms) = self.cloud.nms_at(conn.server) {
+                    nms.handle_connected(now, channel, identity, conn.observed, conn.server);
                 }
             }
             Service::Trs(_) => {
@@ -344,10 +388,18 @@ impl World {
         self.at_node(channel, |node, now| match conn.detour {
             None => node.handle_connected(now, service, server),
             Some(local) => {
-                let through = addresses(&service)[0];
+                let through = conn.dialled;
                 node.handle_detour_connected(now, service, local, through);
             }
         });
+        let serves = match Victim::of(&conn) {
+            Victim::Standby => self.cloud.stands_in && !is_idle(conn.server),
+            Victim::Nms => !self.cloud.refuses,
+            _ => true,
+        };
+        if !serves {
+            self.send_away(channel);
+        }
     }
 
     pub(crate) fn lost(&mut self, conn: &Conn, at_node: bool, closed: bool) {
@@ -499,10 +551,8 @@ impl World {
     pub(crate) fn stand_in(&mut self, stands_in: bool) {
         self.cloud.stands_in = stands_in;
         if stands_in {
-            let (now, next) = (self.now, u64::try_from((self.now - self.start).as_nanos()).unwrap());
-            let standby = self.cloud.standby.as_mut().unwrap();
-            standby.handle_stands_in(now);
-            standby.handle_setups(next);
+            let now = self.now;
+            self.cloud.standby.as_mut().unwrap().handle_stands_in(now);
             return;
         }
         let there =
@@ -515,7 +565,7 @@ impl World {
     /// A standby does not serve.
     fn send_away(&mut self, channel: Channel) {
         let now = self.now;
-        self.cloud.standby.iter_mut().for_each(|nms| nms.handle_disconnected(now, channel));
+        self.cloud.both_mut().for_each(|nms| nms.handle_disconnected(now, channel));
         self.close(channel);
     }
 

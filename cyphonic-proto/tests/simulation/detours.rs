@@ -8,7 +8,7 @@ use cyphonic_proto::message::RouteKind;
 use cyphonic_proto::node::{Service, ServiceState};
 use cyphonic_proto::quic::IDLE_TIMEOUT;
 
-use crate::cloud::{addresses, relay};
+use crate::cloud::{addresses, relay, through};
 use crate::net::Gate::{Open, PortRestricted};
 use crate::relay_restarts::{gap, stream};
 use crate::world::{Conn, Event, Packet, World};
@@ -17,13 +17,13 @@ const SECOND: Duration = Duration::from_secs(1);
 
 impl World {
     /// A dial by TLS over TCP: a handshake of TCP, one of TLS and one of QUIC.
-    pub(crate) fn open_detour(&mut self, name: &'static str, service: Service) {
+    pub(crate) fn open_detour(&mut self, name: &'static str, service: Service, dialled: SocketAddr) {
         self.connects += 1;
         let (life, delay) = (self.hosts[name].life, self.reliable_delay() * 6);
         if self.tcp_blocked.contains(name) || self.hosts[name].uplinks.is_empty() {
             return;
         }
-        if !self.cloud.is_up(&service, addresses(&service)[0]) {
+        if !self.cloud.is_up(&service, dialled) {
             self.schedule(delay, Event::DetourFailed { device: name, life, service });
             return;
         }
@@ -36,7 +36,8 @@ impl World {
             life,
             service,
             up: false,
-            server: (Ipv4Addr::LOCALHOST, 443).into(),
+            server: through(dialled),
+            dialled,
             observed: here(50_000),
             detour: Some(here(40_000)),
         };

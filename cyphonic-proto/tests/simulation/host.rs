@@ -122,12 +122,12 @@ impl World {
 
     fn carry_out(&mut self, name: &'static str, action: Action) {
         match action {
-            Action::Connect { service, addresses, .. } => self.open(name, service, &addresses),
-            Action::LeaveDetour { service, .. } => {
-                let addresses = addresses(&service);
+            Action::Connect { service, addresses, .. } | Action::LeaveDetour { service, addresses, .. } => {
                 self.open(name, service, &addresses);
             }
-            Action::ConnectByDetour { service, .. } => self.open_detour(name, service),
+            Action::ConnectByDetour { service, addresses, .. } => {
+                self.open_detour(name, service, addresses[0])
+            }
             // No NAT here is probed: what the NMS needs to know, a scenario tells the node itself.
             Action::Netcheck { .. } => self.looks.entry(name).or_default().push(self.now),
             Action::Disconnect { service } => self.close_at_node(name, &service),
@@ -223,7 +223,17 @@ impl World {
         let given_up = |conn: &Conn| !conn.up && conn.device == name && conn.service == service;
         self.conns.retain(|_, conn| !given_up(conn));
         let channel = Channel(self.fresh());
-        let conn = Conn { channel, device: name, life, service, up: false, server, observed, detour: None };
+        let conn = Conn {
+            channel,
+            device: name,
+            life,
+            service,
+            up: false,
+            server,
+            dialled: server,
+            observed,
+            detour: None,
+        };
         self.conns.insert(channel, conn);
         self.schedule(delay, Event::Connected(channel));
     }

@@ -54,7 +54,7 @@ impl World {
     }
 
     /// A device's cables are out: it has no addresses worth telling, and routes that lead nowhere.
-    fn unplug(&mut self, name: &'static str) {
+    pub(crate) fn unplug(&mut self, name: &'static str) {
         let host = self.hosts.get_mut(name).unwrap();
         let (life, routes) = (host.life, Families(std::mem::take(&mut host.uplinks)));
         self.with_node(name, life, |node, now| node.handle_addresses(now, &[], &routes));

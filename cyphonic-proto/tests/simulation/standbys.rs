@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use cyphonic_proto::node::{Routes, Service, ServiceState};
 
+use crate::access::{at, by, restrict, rule};
 use crate::cloud::standby;
 use crate::net::Gate::{Open, PortRestricted, Symmetric};
-use crate::world::{Victim, World};
+use crate::world::{Conn, Event, Victim, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -66,41 +67,139 @@ fn devices_meet_at_the_standby_while_the_cloud_is_away_and_go_back_afterwards() 
     assert!(world.talk("b", "c", SECOND));
 }
 
-/// Set-ups of the two are numbered on: else the ends would keep the older tunnel.
+/// Set-ups of the two are numbered on: else the end that has the older tunnel yet would keep it.
 #[test]
 fn a_pair_that_meets_again_at_the_other_nms_keeps_the_new_tunnel() {
-    let mut world = world();
-    for at_standby in [false, true, false] {
+    for at_standby in [true, false] {
+        let mut world = world();
+        // Its numbers are far ahead of the standby's clock.
+        world.cloud.numbers = 1 << 60;
+        world.kill(Victim::Nms, SECOND / 2);
+        world.run(40 * SECOND);
+        assert!(world.all_at(false));
+        world.resolves("a", "b").unwrap();
         if at_standby {
+            world.cloud.count_on();
             world.lose_cloud(5 * MINUTE);
-        } else if world.cloud.stands_in {
-            world.run(5 * MINUTE);
-            world.stand_in(false);
         }
         assert!(world.run_while_not(40 * SECOND, |world| world.all_at(at_standby)));
-        for name in ["a", "b"] {
-            let life = world.hosts[name].life;
-            let all: Vec<_> = world.hosts[name].tunnels.keys().copied().collect();
-            for id in all {
-                world.with_node(name, life, |node, now| node.handle_tunnel_closed(now, id));
-            }
+        // One end loses its tunnel, and the other has it for a while.
+        let (life, old) =
+            (world.hosts["a"].life, world.hosts["b"].tunnels.keys().copied().collect::<Vec<_>>());
+        let lost: Vec<_> = world.hosts["a"].tunnels.keys().copied().collect();
+        for id in lost {
+            world.with_node("a", life, |node, now| node.handle_tunnel_closed(now, id));
         }
-        world.run(SECOND);
         world.resolves("a", "b").unwrap();
-        assert!(world.talk("a", "b", SECOND), "{at_standby}");
+        world.run(15 * SECOND);
+        let left: Vec<_> = world.hosts["b"].tunnels.keys().copied().collect();
+        assert!(
+            left.len() == 1 && !old.contains(&left[0]),
+            "at the standby: {at_standby}; {old:?}, {left:?}"
+        );
+        assert!(world.talk("b", "a", SECOND));
     }
 }
 
 #[test]
-fn a_standby_that_stands_by_is_no_place_to_stay_and_keeps_nobody_from_the_nms() {
+fn a_standby_that_stands_by_keeps_nobody_from_the_nms() {
     let mut world = world();
     world.kill(Victim::Nms, 90 * SECOND);
     for _ in 0..900 {
         world.run(SECOND / 10);
-        let is_served = |name: &&str| world.home(name) == Some(true);
-        assert!(!["a", "b", "c"].iter().any(is_served) || world.cloud.stands_in);
+        assert!(!world.all_at(true));
     }
     assert!(world.run_while_not(40 * SECOND, |world| world.all_at(false)));
+}
+
+/// It has no copy, or is the one that still hears of the NMS.
+#[test]
+fn a_standby_that_sends_everybody_away_is_passed_over() {
+    let mut world = world();
+    world.cloud.add_idle_standby();
+    for name in ["a", "b", "c"] {
+        world.hear_again(name);
+    }
+    world.run(SECOND);
+    assert_eq!(world.hosts["a"].cached.as_ref().unwrap().standbys.len(), 2);
+    world.lose_cloud(10 * MINUTE);
+    assert!(world.run_while_not(60 * SECOND, |world| world.all_at(true)));
+    world.resolves("a", "b").unwrap();
+}
+
+/// As one whose register cannot be read.
+#[test]
+fn an_nms_that_accepts_connections_and_registers_nobody_is_left() {
+    let mut world = world();
+    world.stand_in(true);
+    world.cloud.refuses = true;
+    let own: Vec<_> = world.conns.values().filter(|conn| conn.service == Service::Nms).cloned().collect();
+    for conn in own {
+        world.conns.remove(&conn.channel);
+        world.schedule(Duration::ZERO, Event::Lost { conn, at_node: true, closed: true });
+    }
+    assert!(world.run_while_not(30 * SECOND, |world| world.all_at(true)));
+}
+
+#[test]
+fn a_standby_that_is_listed_no_more_is_left_when_the_cloud_is_back() {
+    let mut world = world();
+    world.lose_cloud(30 * SECOND);
+    assert!(world.run_while_not(30 * SECOND, |world| world.all_at(true)));
+    world.cloud.list_standbys(Vec::new());
+    for name in ["a", "b", "c"] {
+        world.hear_again(name);
+    }
+    assert!(world.run_while_not(4 * MINUTE, |world| world.all_at(false)));
+}
+
+#[test]
+fn without_any_route_neither_is_dialled() {
+    for connected in [true, false] {
+        let mut world = world();
+        world.lose_cloud(60 * MINUTE);
+        if connected {
+            assert!(world.run_while_not(40 * SECOND, |world| world.all_at(true)));
+        } else {
+            world.run(1500 * SECOND / 1000);
+        }
+        world.unplug("a");
+        // QUIC finds out that nothing comes any more.
+        let of_a = |conn: &&Conn| conn.device == "a" && conn.service == Service::Nms;
+        for conn in world.conns.values().filter(of_a).cloned().collect::<Vec<_>>() {
+            world.conns.remove(&conn.channel);
+            world.schedule(45 * SECOND, Event::Lost { conn, at_node: true, closed: false });
+        }
+        world.run(90 * SECOND);
+        let before = world.connects;
+        world.run(5 * MINUTE);
+        // The others look for the AS.
+        let others = 2 * 5 * 60 / 10;
+        assert!(world.connects - before <= others, "{connected}: {}", world.connects - before);
+        let status = world.hosts["a"].node.as_ref().unwrap().status();
+        let nms = status.services.iter().find(|one| one.service == Service::Nms).unwrap();
+        assert!(matches!(nms.state, ServiceState::Waiting { .. }), "{nms:?}");
+    }
+}
+
+#[test]
+fn where_no_udp_passes_the_standby_is_reached_by_tcp() {
+    let mut world = world();
+    world.udp_blocked.insert("a");
+    world.hear_again("a");
+    assert!(world.run_while_not(90 * SECOND, |world| world.all_at(false)));
+    world.lose_cloud(10 * MINUTE);
+    let by_tcp = |world: &World| {
+        let status = world.hosts["a"].node.as_ref().unwrap().status();
+        let nms = status.services.into_iter().find(|one| one.service == Service::Nms).unwrap();
+        status.registered && nms.through.is_some_and(|through| standby().addresses.contains(&through))
+    };
+    assert!(world.run_while_not(90 * SECOND, by_tcp));
+    assert!(
+        world
+            .run_while_not(60 * SECOND, |world| ["b", "c"].iter().all(|name| world.home(name) == Some(true)))
+    );
+    world.resolves("b", "a").unwrap();
 }
 
 #[test]
@@ -155,10 +254,15 @@ fn of_two_that_can_be_reached_the_one_with_a_route_is_dialled() {
         }
     }
     let mut world = world();
-    world.stand_in(true);
     let (own, life) = (world.hosts["c"].uplinks[0].own, world.hosts["c"].life);
     world.with_node("c", life, |node, now| node.handle_addresses(now, &[own], &ToStandby(own)));
-    assert!(world.run_while_not(5 * SECOND, |world| world.home("c") == Some(true)));
+    world.run(5 * SECOND);
+    assert_eq!(world.home("c"), Some(false), "the route may come back");
+    world.lose_cloud(10 * MINUTE);
+    let before = world.connects;
+    assert!(world.run_while_not(10 * SECOND, |world| world.home("c") == Some(true)));
+    // The others dial both.
+    assert!(world.connects - before < 20, "{}", world.connects - before);
     assert_eq!(world.state("c", &Service::Nms), Some(ServiceState::Connected));
 }
 
@@ -168,9 +272,11 @@ fn revocations_and_rules_hold_at_the_standby_too() {
     world.resolves("c", "a").unwrap();
     world.lose_cloud(10 * MINUTE);
     assert!(world.run_while_not(30 * SECOND, |world| world.all_at(true)));
-    let now = world.now;
+    let (now, rules) = (world.now, [rule("c", "all", "ping")]);
+    restrict(&mut world, Some(&rules));
     world.cloud.revoke(now, "a");
     world.run(2 * SECOND);
+    assert_eq!(at(&world, "c"), &by(&rules, "c"));
     assert!(world.hosts["c"].tunnels.is_empty(), "its peers are told");
     world.run(MINUTE);
     assert_eq!(world.home("a"), None);

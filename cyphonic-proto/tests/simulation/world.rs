@@ -191,6 +191,8 @@ pub(crate) struct Conn {
     /// Whether the handshake is complete.
     pub(crate) up: bool,
     pub(crate) server: SocketAddr,
+    /// Where it was dialled, which is elsewhere over TCP.
+    pub(crate) dialled: SocketAddr,
     pub(crate) observed: SocketAddr,
     /// Over TCP: what stands for the service at the node, and for the node at the service is `observed`.
     pub(crate) detour: Option<SocketAddr>,

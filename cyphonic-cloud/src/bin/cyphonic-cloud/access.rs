@@ -3,7 +3,7 @@
 use cyphonic_cloud::names::device_fqdn;
 use cyphonic_proto::access::OverlayAccess;
 
-use crate::ConfigArgument;
+use crate::{ConfigArgument, ensure_no_copy};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -17,6 +17,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.config.load()?;
+    ensure_no_copy(&config)?;
     let zone = &config.network.zone;
     let fqdn = |name: &str| device_fqdn(name, zone).map_err(anyhow::Error::msg);
     let (from, at) = (fqdn(&arguments.from)?, fqdn(&arguments.at)?);

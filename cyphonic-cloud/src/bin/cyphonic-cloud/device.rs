@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
 use cyphonic_cloud::register::{DeviceRecord, DeviceState};
-use cyphonic_cloud::server::{Online, Presence, read_kept, unix_now};
+use cyphonic_cloud::server::{Companions, Following, Online, Presence, read_kept, unix_now};
 use serde_json::json;
 
 use crate::table::{Table, time};
@@ -96,6 +96,13 @@ fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<(
 fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let fqdn = device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
+    if let Some(Companions::Follows(Following { hears: true, .. })) =
+        read_kept(&runtime_directory(), Some(config.network.id), unix_now())
+    {
+        anyhow::bail!(
+            "this is a standby that hears of the cloud: revoke the device there, and it is revoked here"
+        );
+    }
     let revocation = register.revoke_device(&fqdn, unix_now())?;
     say!(
         "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."

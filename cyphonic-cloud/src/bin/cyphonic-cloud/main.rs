@@ -125,7 +125,7 @@ impl ConfigArgument {
 fn ensure_no_copy(config: &Config) -> anyhow::Result<()> {
     anyhow::ensure!(
         config.follows.is_none(),
-        "this is a standby, whose register is a copy: give the command on the machine that runs the AS"
+        "this is a standby, which copies register and rules: give the command on the machine that runs the AS"
     );
     Ok(())
 }

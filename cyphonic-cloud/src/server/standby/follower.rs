@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::sync;
-use cyphonic_proto::message::{FollowRequest, Message, OverlayRequest};
+use cyphonic_proto::message::{FollowRequest, FollowResponse, Message, OverlayRequest};
 use cyphonic_proto::standby::{Facts, Stance};
 use cyphonic_proto::{close, version};
 use cyphonic_transport::{ClientTls, Connection, Transport};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
-use super::copy::Copy;
+use super::copy::{Copy, Progress};
 use super::{KeptFacts, Shared};
 use crate::config::Config;
 use crate::pki::{NMS_NAME, service_name};
@@ -24,6 +24,13 @@ use crate::server::credentials::load_credentials;
 
 /// How often it asks.
 const ASK: Duration = Duration::from_secs(1);
+
+/// After so long it copies from the beginning again: what changes without a number, as when a certificate is renewed for
+/// the same key, is told only then.
+const AFRESH: Duration = Duration::from_secs(24 * 3600);
+
+/// Set-ups that an NMS steers at most between what it told last and its end.
+const UNTOLD: u64 = 1 << 20;
 
 /// Between two attempts to connect.
 const DIAL_AGAIN: Duration = Duration::from_secs(2);
@@ -121,20 +128,31 @@ impl Follower {
             return;
         }
         if stands_in {
-            // Numbers that no run of the other one has: by the clock.
-            let register = Arc::clone(&self.register);
-            let reserved = tokio::task::spawn_blocking(move || register.reserve_setups(unix_now())).await;
-            match reserved {
-                Ok(Ok(first)) => self.shared.numbers.raise(first),
-                Ok(Err(error)) => tracing::error!(%error, "no numbers of set-ups could be reserved"),
-                Err(error) => tracing::error!(%error, "no numbers of set-ups could be reserved"),
-            }
+            self.number_on().await;
             tracing::warn!("nothing is heard of the overlay's own NMS: standing in for it");
         } else {
             tracing::info!("the overlay's own NMS is back: standing by");
         }
         sync::lock(&self.state).stands_in_since = stands_in.then(unix_now);
         self.shared.serves.send_replace(stands_in);
+    }
+
+    /// Numbers that the other one cannot have given by now: of the clock, and well after those that it told last.
+    async fn number_on(&self) {
+        let told = self.shared.numbers.next().saturating_add(UNTOLD);
+        let next = told.max(Register::setups_by_clock(unix_now()));
+        self.shared.numbers.raise(next);
+        self.reserve(next).await;
+    }
+
+    /// A next run begins after these.
+    async fn reserve(&self, next: u64) {
+        let register = Arc::clone(&self.register);
+        let reserving = tokio::task::spawn_blocking(move || register.reserve_setups_of(next));
+        let reserved = reserving.await.map_err(|error| error.to_string());
+        if let Err(error) = reserved.and_then(|reserved| reserved.map_err(|error| error.to_string())) {
+            self.complain(format!("set-ups' numbers cannot be reserved: {error}"));
+        }
     }
 
     /// Connects and copies, until that fails.
@@ -158,15 +176,19 @@ impl Follower {
 
     /// The NMS does not want to be followed: a copy of before is of no use, to the next run either.
     fn dismissed(&self) {
-        let mut stance = sync::lock(&self.stance);
-        if stance.has_copy() {
+        let had_copy = {
+            let mut stance = sync::lock(&self.stance);
+            let had_copy = stance.has_copy();
             stance.dismissed();
-            sync::lock(&self.state).has_copy = false;
+            had_copy
+        };
+        sync::lock(&self.state).has_copy = false;
+        if had_copy {
             tracing::error!(
                 "the overlay's own NMS does not know this standby any more: it does not stand in"
             );
-            if let Err(error) = self.places.kept.remove() {
-                tracing::warn!(%error, "what was kept of the overlay cannot be removed");
+            if let Err(error) = self.register.note_whole_copy(false) {
+                tracing::error!(%error, "the next run of this standby may stand in all the same");
             }
         }
     }
@@ -182,7 +204,7 @@ impl Follower {
     }
 
     async fn copy(&self, connection: &Connection) -> String {
-        let (mut copy, mut known, mut was_whole) = (Copy::new(), None, false);
+        let (mut copy, mut begun, mut known, mut was_whole) = (Copy::new(), Instant::now(), None, false);
         loop {
             let request = FollowRequest {
                 protocol_version: version::CURRENT,
@@ -194,38 +216,51 @@ impl Follower {
                 Ok(other) => return refused(other),
                 Err(error) => return error.to_string(),
             };
+            // Whatever becomes of the copy.
+            self.heard();
             self.shared.numbers.raise(response.next_setup);
+            self.reserve(response.next_setup).await;
             let facts = response.facts;
-            let (register, network) = (Arc::clone(&self.register), self.places.config.network.clone());
-            let taken = tokio::task::spawn_blocking(move || {
-                let taken = copy.take(&response, &network, &register, unix_now());
-                (copy, taken)
-            });
-            let progress = match taken.await {
-                Ok((after, Ok(progress))) => {
+            let progress = match self.take(copy, response).await {
+                Ok((after, progress)) => {
                     copy = after;
                     progress
                 }
-                Ok((_, Err(error))) => return error.to_string(),
-                Err(error) => return error.to_string(),
+                Err(error) => return error,
             };
-            if progress.changed > 0 {
-                self.places.nudge.notify_one();
+            if !progress.is_whole {
+                continue;
             }
-            if progress.is_whole && known != Some(facts) {
+            if known != Some(facts) {
                 match self.learn(connection).await {
                     Ok(()) => known = Some(facts),
                     Err(error) => return error,
                 }
             }
-            self.heard(progress.is_whole);
-            if progress.is_whole {
-                if !std::mem::replace(&mut was_whole, true) {
-                    tracing::info!(revision = copy.revision(), "the copy of the register is whole");
+            if !std::mem::replace(&mut was_whole, true) {
+                if let Err(error) = self.whole().await {
+                    return error;
                 }
-                tokio::time::sleep(ASK).await;
+                tracing::info!(revision = copy.revision(), "the copy of the register is whole");
             }
+            if begun.elapsed() >= AFRESH {
+                (copy, begun) = (Copy::new(), Instant::now());
+            }
+            tokio::time::sleep(ASK).await;
         }
+    }
+
+    async fn take(&self, mut copy: Copy, response: FollowResponse) -> Result<(Copy, Progress), String> {
+        let (register, network) = (Arc::clone(&self.register), self.places.config.network.clone());
+        let taken = tokio::task::spawn_blocking(move || {
+            let progress = copy.take(&response, &network, &register, unix_now());
+            progress.map(|progress| (copy, progress)).map_err(|error| error.to_string())
+        });
+        let (copy, progress) = taken.await.map_err(|error| error.to_string())??;
+        if progress.changed > 0 {
+            self.places.nudge.notify_one();
+        }
+        Ok((copy, progress))
     }
 
     /// Asks for the overlay's facts, and keeps them.
@@ -236,27 +271,44 @@ impl Follower {
             Err(error) => return Err(error.to_string()),
         };
         let (kept, facts) = (self.places.kept.clone(), told.clone());
-        let written = tokio::task::spawn_blocking(move || kept.write(&facts)).await;
+        let written = tokio::task::spawn_blocking(move || match kept.read() {
+            Some(known) if known == facts => Ok(()),
+            _ => kept.write(&facts),
+        });
         written
+            .await
             .map_err(|error| error.to_string())?
             .map_err(|error| format!("what is known of the overlay cannot be kept: {error}"))?;
         self.shared.facts.send_if_modified(|before| std::mem::replace(before, told.clone()) != told);
         Ok(())
     }
 
-    fn heard(&self, is_whole: bool) {
-        let mut stance = sync::lock(&self.stance);
-        stance.heard(Instant::now(), is_whole);
+    /// The copy has everything, and so it may be used by the next run, too.
+    async fn whole(&self) -> Result<(), String> {
+        let register = Arc::clone(&self.register);
+        let noted = tokio::task::spawn_blocking(move || register.note_whole_copy(true)).await;
+        noted.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        sync::lock(&self.stance).has_all();
+        sync::lock(&self.state).has_copy = true;
+        Ok(())
+    }
+
+    fn heard(&self) {
+        sync::lock(&self.stance).heard(Instant::now());
         let mut state = sync::lock(&self.state);
-        (state.has_copy, state.hears, state.error) = (stance.has_copy(), true, None);
+        (state.hears, state.error) = (true, None);
     }
 
     fn lost(&self, error: String) {
-        if self.failures.is_due(error.clone(), unix_now()) {
-            tracing::warn!(error, "the overlay's own NMS cannot be followed");
-        }
+        self.complain(format!("the overlay's own NMS cannot be followed: {error}"));
         let mut state = sync::lock(&self.state);
         (state.hears, state.error) = (false, Some(error));
+    }
+
+    fn complain(&self, what: String) {
+        if self.failures.is_due(what.clone(), unix_now()) {
+            tracing::warn!("{what}");
+        }
     }
 }
 

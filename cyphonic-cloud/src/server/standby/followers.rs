@@ -5,13 +5,15 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex};
 
 use cyphonic_dataplane::sync;
+use cyphonic_proto::close;
 use cyphonic_proto::message::{FollowRequest, FollowResponse, Message, Refusal, RefusalCode};
 use cyphonic_proto::standby::{Facts, MEMBERS_A_RESPONSE, Member};
-use cyphonic_proto::{close, version};
+use cyphonic_proto::version::{self, VersionMismatch};
 use cyphonic_transport::Connection;
 
 use super::Shared;
 use crate::register::{Register, RegisterError, UnixSeconds};
+use crate::seldom::Seldom;
 use crate::server::clock::unix_now;
 
 /// Whoever may follow, and who does.
@@ -21,12 +23,14 @@ pub(in crate::server) struct Followers {
     shared: Shared,
     /// By their certificates' names.
     standbys: Arc<Mutex<BTreeMap<String, Option<Visit>>>>,
+    /// Of whom, and why; without a reason: that it follows.
+    complaints: Arc<Seldom<(String, String)>>,
 }
 
 /// A connection of one.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Visit {
-    connection: u64,
+    connection: Connection,
     since: UnixSeconds,
 }
 
@@ -38,53 +42,83 @@ impl Followers {
         shared: Shared,
     ) -> Self {
         let standbys = names.map(|name| (name, None)).collect();
-        Self { register, shared, standbys: Arc::new(Mutex::new(standbys)) }
+        let complaints = Arc::new(Seldom::ever_more_rarely());
+        Self { register, shared, standbys: Arc::new(Mutex::new(standbys)), complaints }
     }
 
     /// Since when each of them follows; nothing: it does not.
     pub(in crate::server) fn following(&self) -> BTreeMap<String, Option<UnixSeconds>> {
         let standbys = sync::lock(&self.standbys);
-        standbys.iter().map(|(name, visit)| (name.clone(), visit.map(|visit| visit.since))).collect()
+        standbys.iter().map(|(name, visit)| (name.clone(), visit.as_ref().map(|visit| visit.since))).collect()
     }
 
     /// Answers one of them until it leaves.
     pub(in crate::server) async fn serve(self, connection: Connection) {
-        let name = connection.identity().map(|identity| identity.fqdn.clone()).unwrap_or_default();
-        let visit = Visit { connection: connection.id(), since: unix_now() };
-        match sync::lock(&self.standbys).get_mut(&name) {
-            Some(standby) => *standby = Some(visit),
-            None => {
-                tracing::warn!(name, "an NMS that is not one of `standbys` was refused");
-                connection
-                    .close(close::NOT_ALLOWED, "it is not one of `standbys` in the configuration of the NMS");
-                return;
-            }
+        let Some(identity) = connection.identity().cloned() else { return };
+        let name = identity.fqdn;
+        if let Err(reason) = self.enter(&name, &connection) {
+            self.complain(&name, reason);
+            connection.close(close::NOT_ALLOWED, reason);
+            return;
         }
-        tracing::info!(name, remote = %connection.remote_address(), "a standby follows");
+        if self.complaints.is_due((name.clone(), String::new()), unix_now()) {
+            tracing::info!(name, remote = %connection.remote_address(), "a standby follows");
+        }
+        // It sends its nodes away now.
+        self.shared.serves.send_replace(true);
         let ended = loop {
             let (message, responder) = match connection.accept_exchange().await {
                 Ok(asked) => asked,
-                Err(error) => break error,
+                Err(error) => break error.to_string(),
             };
-            let answer = self.answer(message).await;
+            if u64::try_from(identity.not_after).unwrap_or(0) < unix_now() {
+                connection.close(close::DONE, CERTIFICATE_ENDED);
+                break CERTIFICATE_ENDED.to_owned();
+            }
+            let answer = self.answer(&name, message).await;
             if let Err(error) = responder.respond(&answer).await {
-                break error;
+                break error.to_string();
             }
         };
-        if let Some(standby) = sync::lock(&self.standbys).get_mut(&name)
-            && standby.is_some_and(|newest| newest.connection == visit.connection)
-        {
+        self.leave(&name, &connection, &ended);
+    }
+
+    /// One at a time: the newest.
+    fn enter(&self, name: &str, connection: &Connection) -> Result<(), &'static str> {
+        let visit = Visit { connection: connection.clone(), since: unix_now() };
+        let mut standbys = sync::lock(&self.standbys);
+        let standby = standbys.get_mut(name).ok_or(NOT_LISTED)?;
+        if let Some(before) = standby.replace(visit) {
+            before.connection.close(close::DONE, "it has a newer connection");
+        }
+        Ok(())
+    }
+
+    fn leave(&self, name: &str, connection: &Connection, reason: &str) {
+        let mut standbys = sync::lock(&self.standbys);
+        let Some(standby) = standbys.get_mut(name) else { return };
+        if standby.as_ref().is_some_and(|newest| newest.connection.id() == connection.id()) {
             *standby = None;
-            tracing::warn!(name, error = %ended, "a standby follows no more");
+            drop(standbys);
+            self.complain(name, reason);
         }
     }
 
-    async fn answer(&self, message: Message) -> Message {
+    /// Once for each reason, and then ever more rarely: who follows dials again all the time.
+    fn complain(&self, name: &str, reason: &str) {
+        if self.complaints.is_due((name.to_owned(), reason.to_owned()), unix_now()) {
+            tracing::warn!(name, reason, "a standby does not follow");
+        }
+    }
+
+    async fn answer(&self, name: &str, message: Message) -> Message {
         match message {
             Message::FollowRequest(request) => {
                 let server = self.clone();
-                let answered = tokio::task::spawn_blocking(move || server.follow(&request)).await;
-                answered.unwrap_or_else(|error| Err(internal(&error))).unwrap_or_else(Message::Refusal)
+                let follow = tokio::task::spawn_blocking(move || server.follow(&request));
+                let answered =
+                    follow.await.unwrap_or_else(|error| Err(Unanswered::Failed(error.to_string())));
+                answered.unwrap_or_else(|unanswered| self.refuse(name, unanswered))
             }
             Message::OverlayRequest(_) => Message::OverlayResponse(self.shared.facts.borrow().to_wire()),
             other => Refusal::new(RefusalCode::Malformed, format!("a standby does not ask {}", other.name()))
@@ -92,12 +126,10 @@ impl Followers {
         }
     }
 
-    fn follow(&self, request: &FollowRequest) -> Result<Message, Refusal> {
-        let spoken = version::negotiate(request.protocol_version)
-            .map_err(|mismatch| Refusal::new(RefusalCode::Version, mismatch))?;
-        self.count_on(request.next_setup).map_err(|error| internal(&error))?;
-        let members = self.register.members_since(request.revision, MEMBERS_A_RESPONSE);
-        let members = members.map_err(|error| internal(&error))?;
+    fn follow(&self, request: &FollowRequest) -> Result<Message, Unanswered> {
+        let spoken = version::negotiate(request.protocol_version).map_err(Unanswered::Version)?;
+        self.count_on(request.next_setup)?;
+        let members = self.register.members_since(request.revision, MEMBERS_A_RESPONSE)?;
         Ok(Message::FollowResponse(FollowResponse {
             protocol_version: spoken,
             more: members.len() == MEMBERS_A_RESPONSE,
@@ -107,26 +139,42 @@ impl Followers {
         }))
     }
 
-    /// Set-ups of this NMS come after those of the standby, also in the next run. One whose clock is years ahead is not
-    /// believed: this one's numbers would come to their end.
+    /// Set-ups of this NMS come after those of the standby, also in the next run. One whose clock is far ahead
+    /// is not believed: this one's numbers would come to their end.
     fn count_on(&self, next: u64) -> Result<(), RegisterError> {
-        if next <= self.shared.numbers.next() {
-            return Ok(());
-        }
-        if !Register::is_plausible(next, unix_now()) {
-            tracing::warn!(
-                "the clock of a standby is ahead of this machine's: tunnels that it sets up may be replaced late"
-            );
+        if next <= self.shared.numbers.next() || !Register::is_plausible(next, unix_now()) {
             return Ok(());
         }
         self.shared.numbers.raise(next);
         self.register.reserve_setups_of(next)
     }
+
+    fn refuse(&self, name: &str, unanswered: Unanswered) -> Message {
+        let error = unanswered.to_string();
+        if self.complaints.is_due((name.to_owned(), error.clone()), unix_now()) {
+            tracing::error!(name, error, "a standby could not be answered");
+        }
+        match unanswered {
+            Unanswered::Version(mismatch) => Refusal::new(RefusalCode::Version, mismatch).into(),
+            Unanswered::Register(_) | Unanswered::Failed(_) => {
+                Refusal::new(RefusalCode::Internal, "the NMS failed; its log says why").into()
+            }
+        }
+    }
 }
 
-fn internal(error: &dyn std::fmt::Display) -> Refusal {
-    tracing::error!(%error, "a standby could not be answered");
-    Refusal::new(RefusalCode::Internal, "the NMS failed; its log says why")
+const NOT_LISTED: &str = "it is not one of `standbys` in the configuration of the NMS";
+const CERTIFICATE_ENDED: &str = "its certificate has ended: renew it (cyphonic-cloud renew)";
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+enum Unanswered {
+    #[error(transparent)]
+    Version(VersionMismatch),
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    #[error("{0}")]
+    Failed(String),
 }
 
 /// Other facts have another one, most likely; not for long, and never told to anybody else.
@@ -134,4 +182,60 @@ fn digest(facts: &Facts) -> u64 {
     let mut hasher = DefaultHasher::new();
     facts.to_bytes().hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn followers(dir: &std::path::Path, next: u64) -> Followers {
+        let path = dir.join("register.db");
+        let register = if path.exists() { Register::open(&path) } else { Register::create(&path) };
+        Followers::new(
+            std::iter::empty(),
+            Arc::new(register.unwrap()),
+            Shared::new(Facts::default(), true, next),
+        )
+    }
+
+    fn ask(followers: &Followers, next_setup: u64) -> FollowResponse {
+        let request = FollowRequest { protocol_version: version::CURRENT, revision: 0, next_setup };
+        match followers.follow(&request) {
+            Ok(Message::FollowResponse(response)) => response,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn set_ups_go_on_from_where_a_standby_has_got_unless_its_clock_is_far_ahead() {
+        let dir = tempfile::tempdir().unwrap();
+        let by_clock = Register::setups_by_clock(unix_now());
+        let ahead = by_clock + 60_000_000_000;
+        let first = followers(dir.path(), by_clock - 1_000_000_000_000);
+        let raised = first.shared.numbers.elsewhere();
+        ask(&first, by_clock - 2_000_000_000_000);
+        assert_eq!(*raised.borrow(), by_clock - 1_000_000_000_000, "it is behind");
+        ask(&first, ahead);
+        assert_eq!(*raised.borrow(), ahead);
+        for far in [by_clock + 3_600_000_000_000, u64::MAX] {
+            ask(&first, far);
+            assert_eq!(*raised.borrow(), ahead, "{far}");
+        }
+        // However often it asks, the numbers of later runs do not run away.
+        for n in 0..1_000 {
+            ask(&first, ahead + n);
+        }
+        let next_run = first.register.reserve_setups(unix_now()).unwrap();
+        assert!((ahead + 1_000..ahead + 200_000_000_000).contains(&next_run), "{next_run}");
+    }
+
+    #[test]
+    fn the_facts_are_told_to_be_others_when_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let followers = followers(dir.path(), 1);
+        let before = ask(&followers, 0).facts;
+        assert_eq!(ask(&followers, 0).facts, before);
+        followers.shared.facts.send_modify(|facts| facts.access = Some(Vec::new()));
+        assert_ne!(ask(&followers, 0).facts, before);
+    }
 }

@@ -30,14 +30,6 @@ impl KeptFacts {
         }
     }
 
-    /// Removes it: there is no copy that could be used.
-    pub(in crate::server) fn remove(&self) -> io::Result<()> {
-        match fs::remove_file(&self.0) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        }
-    }
-
     /// Replaces it, whole or not at all.
     pub(in crate::server) fn write(&self, facts: &Facts) -> io::Result<()> {
         let fresh = self.0.with_added_extension("new");
@@ -70,9 +62,5 @@ mod tests {
         }
         fs::write(&kept.0, [0xff; 7]).unwrap();
         assert_eq!(kept.read(), None);
-        for _ in 0..2 {
-            kept.remove().unwrap();
-        }
-        assert!(!kept.0.exists());
     }
 }
