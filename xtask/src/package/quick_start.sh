@@ -112,6 +112,11 @@ for machine in pi-1 pi-2; do
     check "$machine starts the agent at boot" looks "$machine" 'systemctl is-enabled cyphonicd' '^enabled'
 done
 
+# A machine without an agent, beside pi-1: it says what it is.
+on pi-1 'ip address add 192.168.1.20/32 dev lo'
+on pi-1 'systemd-run --quiet --unit plc systemd-socket-activate --accept --inetd --listen 192.168.1.20:502 echo a controller'
+#: operations.md Reach what has no agent
+check "pi-2 reaches a machine without an agent" looks pi-2 'bash -c "cat < /dev/tcp/pi-1.home.internal/502"' 'a controller'
 cp /repository/target/debian/*-2_amd64.deb /machines/server/root/root/
 cp /repository/target/debian/*-2_amd64.deb /machines/pi-1/root/root/
 cp /repository/target/debian/*-2_amd64.deb /machines/pi-2/root/root/
