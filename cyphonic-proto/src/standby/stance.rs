@@ -36,6 +36,13 @@ impl Stance {
         (self.heard, self.stands_in) = (now, false);
     }
 
+    /// The standby asks again what was answered before, after work of its own, which is no silence of the NMS.
+    pub fn asks(&mut self, now: Instant) {
+        if !self.stands_in {
+            self.heard = now;
+        }
+    }
+
     /// The copy has everything.
     pub fn has_all(&mut self) {
         self.has_copy = true;
@@ -90,6 +97,12 @@ mod tests {
         stance.heard(due + SECOND);
         assert!(!stance.stands_in(), "the other serves, though what has changed meanwhile is not copied yet");
         assert_eq!(stance.poll_timeout(), Some(due + SECOND + STANDS_IN_AFTER));
+        // Its disk was slow.
+        stance.asks(due + 3 * SECOND);
+        assert_eq!(stance.poll_timeout(), Some(due + 3 * SECOND + STANDS_IN_AFTER));
+        stance.handle_timeout(due + 3 * SECOND + STANDS_IN_AFTER);
+        stance.asks(due + 8 * SECOND);
+        assert!(stance.stands_in(), "a question is no answer");
     }
 
     #[test]

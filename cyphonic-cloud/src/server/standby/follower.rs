@@ -205,7 +205,11 @@ impl Follower {
 
     async fn copy(&self, connection: &Connection) -> String {
         let (mut copy, mut begun, mut known, mut was_whole) = (Copy::new(), Instant::now(), None, false);
+        let mut was_answered = false;
         loop {
+            if was_answered {
+                sync::lock(&self.stance).asks(Instant::now());
+            }
             let request = FollowRequest {
                 protocol_version: version::CURRENT,
                 revision: copy.revision(),
@@ -218,6 +222,7 @@ impl Follower {
             };
             // Whatever becomes of the copy.
             self.heard();
+            was_answered = true;
             self.shared.numbers.raise(response.next_setup);
             self.reserve(response.next_setup).await;
             let facts = response.facts;
