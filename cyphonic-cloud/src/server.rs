@@ -117,20 +117,17 @@ impl Cloud {
         }
         let (failure_sender, failures) = mpsc::channel(8);
         let mut ports = Vec::new();
-        for address in &config.listen {
-            ports.push(Port::open(*address, config, &loaded, failure_sender.clone())?);
-        }
         let mut tasks = JoinSet::new();
-        let certificates = ports.iter().map(|port| port.certificates(config.network.id)).collect();
-        let mut keeper = Keeper::new(config.clone(), certificates, loaded.terms.clone());
-        let asked = Arc::new(Notify::new());
-        let keep = move |now| keeper.keep(now);
-        tasks.spawn(expiry::announce(keep, Arc::clone(&asked), unix_now, expiry::log));
-        let services = start_services(config, loaded, register.clone(), &ports, &mut tasks)?;
-        for port in &ports {
-            tasks.spawn(accept(port.transport(), services.clone()));
-        }
-        let reloader = Reloader { certificates: asked, management: services.management };
+        let started = start_all(config, loaded, register.as_ref(), &mut ports, &mut tasks, &failure_sender);
+        let reloader = match started {
+            Ok(reloader) => reloader,
+            Err(error) => {
+                // A program on a network card would go on without anybody.
+                tasks.shutdown().await;
+                ports.into_iter().for_each(Port::end);
+                return Err(error);
+            }
+        };
         Ok(Self { ports, tasks, failures, reloader, register })
     }
 
@@ -208,6 +205,30 @@ pub fn check(config: &Config) -> Result<Checked, StartError> {
 /// If one cannot be loaded.
 pub fn terms(config: &Config) -> Result<Vec<Term>, StartError> {
     Ok(load_credentials(config)?.terms)
+}
+
+/// Opens the ports and starts the services; what it opened before it failed is the caller's to end.
+fn start_all(
+    config: &Config,
+    loaded: Loaded,
+    register: Option<&Arc<Register>>,
+    ports: &mut Vec<Port>,
+    tasks: &mut JoinSet<()>,
+    failures: &mpsc::Sender<String>,
+) -> Result<Reloader, StartError> {
+    for address in &config.listen {
+        ports.push(Port::open(*address, config, &loaded, failures.clone())?);
+    }
+    let certificates = ports.iter().map(|port| port.certificates(config.network.id)).collect();
+    let mut keeper = Keeper::new(config.clone(), certificates, loaded.terms.clone());
+    let asked = Arc::new(Notify::new());
+    let keep = move |now| keeper.keep(now);
+    tasks.spawn(expiry::announce(keep, Arc::clone(&asked), unix_now, expiry::log));
+    let services = start_services(config, loaded, register.cloned(), ports, tasks)?;
+    for port in ports.iter() {
+        tasks.spawn(accept(port.transport(), services.clone()));
+    }
+    Ok(Reloader { certificates: asked, management: services.management })
 }
 
 fn open_register(config: &Config) -> Result<Option<Arc<Register>>, StartError> {

@@ -14,7 +14,7 @@ use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
 use crate::map::{InterfaceConfig, PeerEntry};
 use crate::packet::ip::{IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_SOURCE};
-use crate::policy::{self, Direction, EVERY_CLASS, FlowTable, Peer, PolicyTable};
+use crate::policy::{self, Direction, EVERY_CLASS, FlowTable, Part, Peer, PolicyTable};
 
 /// Decides on a packet that leaves an application through the virtual interface: the virtual address of the
 /// node whose tunnel it takes, in network byte order.
@@ -136,21 +136,75 @@ where
     if !config.is_configured() {
         return Ok(());
     }
-    let [next] = packet.read::<1>(at + 6).ok_or(DropReason::Truncated)?;
     let source: [u8; 16] = packet.read(at + IPV6_SOURCE).ok_or(DropReason::Truncated)?;
     let destination: [u8; 16] = packet.read(at + IPV6_DESTINATION).ok_or(DropReason::Truncated)?;
     if config.is_inside(&source) || config.is_own(&destination) {
         return Err(DropReason::PastTunnels);
     }
-    let upper = at + IPV6_HEADER_LEN;
-    let quoted = upper + policy::ICMPV6_HEADER_LEN + IPV6_SOURCE;
-    if next == policy::ICMPV6
-        && packet.read::<1>(upper).is_some_and(|[kind]| kind < policy::ICMPV6_INFORMATIONAL)
-        && packet.read::<16>(quoted).is_some_and(|source| config.is_inside(&source))
-    {
+    let [next] = packet.read::<1>(at + 6).ok_or(DropReason::Truncated)?;
+    if is_upper_layer(next) {
+        return Ok(());
+    }
+    let upper = policy::upper_layer(packet, at).map_err(|_| DropReason::PastTunnels)?;
+    if upper.protocol == policy::ICMPV6 && tells_of_the_overlay(packet, &upper, config) {
         return Err(DropReason::PastTunnels);
     }
     Ok(())
+}
+
+/// Decides on an IPv6 packet, at that offset, that leaves by another interface than the overlay's. Whoever may send router
+/// advertisements on a link may have Linux send there what is for a peer, in clear: a longer prefix wins (RFC 4861 §6.3.4).
+///
+/// # Errors
+/// [`DropReason::PastTunnels`], where it is for an address of the overlay; [`DropReason::Truncated`].
+#[inline(always)]
+pub fn judge_leaving<B>(packet: &B, at: usize, config: &InterfaceConfig) -> Result<(), DropReason>
+where
+    B: Buffer + ?Sized,
+{
+    let destination: [u8; 16] = packet.read(at + IPV6_DESTINATION).ok_or(DropReason::Truncated)?;
+    if config.is_configured() && config.is_inside(&destination) {
+        return Err(DropReason::PastTunnels);
+    }
+    Ok(())
+}
+
+/// Whether a protocol needs no look at what follows: neither ICMPv6 nor an extension header that may have it behind.
+#[inline(always)]
+#[must_use]
+pub const fn is_upper_layer(next: u8) -> bool {
+    !matches!(
+        next,
+        policy::ICMPV6
+            | policy::HOP_BY_HOP
+            | policy::ROUTING
+            | policy::FRAGMENT
+            | policy::DESTINATION_OPTIONS
+    )
+}
+
+/// Whether an ICMPv6 message is an error about a packet from the overlay. No honest error comes in fragments (RFC 4443
+/// §2.4), whose first one need not have the quotation; and what the packet has and cannot be read may be one.
+#[inline(always)]
+fn tells_of_the_overlay<B>(packet: &B, upper: &policy::Upper, config: &InterfaceConfig) -> bool
+where
+    B: Buffer + ?Sized,
+{
+    let is_whole = match upper.part {
+        Part::Whole => true,
+        Part::First(_) => false,
+        // Without its first one it comes to nothing.
+        Part::Later(_) => return false,
+    };
+    let quoted = upper.at + policy::ICMPV6_HEADER_LEN + IPV6_SOURCE;
+    match packet.read::<1>(upper.at) {
+        Some([kind]) if kind >= policy::ICMPV6_INFORMATIONAL => false,
+        Some(_) => match packet.read::<16>(quoted) {
+            Some(source) => config.is_inside(&source),
+            None => !is_whole || packet.len() >= quoted + 16,
+        },
+        None => !is_whole || packet.len() > upper.at,
+    }
 }
 
 #[inline(always)]
@@ -332,12 +386,33 @@ mod tests {
     }
 
     #[test]
+    fn nothing_for_the_overlay_leaves_by_another_interface() {
+        let leaves =
+            |destination: &str| judge_leaving(udp("2001:db8::1", destination, b"").as_slice(), 0, &config());
+        assert_eq!(leaves("2001:db8::9"), Ok(()));
+        assert_eq!(leaves(PEER), Err(DropReason::PastTunnels));
+        assert_eq!(judge_leaving(&udp(OWN, PEER, b"")[..39], 0, &config()), Err(DropReason::Truncated));
+        let unconfigured = InterfaceConfig::default();
+        assert_eq!(judge_leaving(udp(OWN, PEER, b"").as_slice(), 0, &unconfigured), Ok(()));
+    }
+
+    #[test]
     fn nobody_outside_tells_of_errors_of_packets_of_the_overlay() {
         let error = |kind: u8, quoted: &[u8]| {
             let mut packet = Vec::new();
             let builder = PacketBuilder::ipv6(address("2001:db8::2"), address("2001:db8::1"), 64);
             builder.icmpv6_raw(kind, 0, [0; 4]).write(&mut packet, quoted).unwrap();
-            judge_elsewhere(packet.as_slice(), 0, &config())
+            let plain = judge_elsewhere(packet.as_slice(), 0, &config());
+            for extensions in [
+                &[60, 58, 0, 1, 4, 0, 0, 0, 0][..],
+                &[43, 58, 0, 9, 0, 0, 0, 0, 0],
+                &[0, 58, 0, 1, 4, 0, 0, 0, 0],
+            ] {
+                packet[6] = extensions[0];
+                let behind = [&[7; 12], &packet[..40], &extensions[1..], &packet[40..]].concat();
+                assert_eq!(judge_elsewhere(behind.as_slice(), 12, &config()), plain, "{extensions:?}");
+            }
+            plain
         };
         let (ours, others) = (udp(OWN, PEER, b"x"), udp("2001:db8::1", "2001:db8::9", b"x"));
         for kind in [1, 2, 3, 4, 127] {
@@ -346,6 +421,33 @@ mod tests {
             assert_eq!(error(kind, &ours[..23]), Ok(()), "which is the stack's to refuse");
         }
         assert_eq!(error(128, &ours), Ok(()), "a ping may carry what it will");
+    }
+
+    /// The kernel joins the fragments behind this, and follows more headers than anybody needs.
+    #[test]
+    fn nobody_outside_hides_an_error_in_fragments_or_behind_many_headers() {
+        let mut error = Vec::new();
+        let builder = PacketBuilder::ipv6(address("2001:db8::2"), address("2001:db8::1"), 64);
+        builder.icmpv6_raw(1, 4, [0; 4]).write(&mut error, &udp(OWN, PEER, b"x")).unwrap();
+        let judge = |first: u8, headers: &[u8], payload: &[u8]| {
+            let mut packet = [&error[..40], headers, payload].concat();
+            packet[6] = first;
+            judge_elsewhere(packet.as_slice(), 0, &config())
+        };
+        let part = |place: u16, payload: &[u8]| {
+            let [high, low] = place.to_be_bytes();
+            judge(44, &[58, 0, high, low, 0, 0, 0, 9], payload)
+        };
+        for len in [0, 8, 16, 40, 56] {
+            assert_eq!(part(1, &error[40..40 + len]), Err(DropReason::PastTunnels), "{len}");
+            assert_eq!(part(8 * 8 + 1, &error[40..40 + len]), Ok(()), "a later one, which comes to nothing");
+        }
+        let ping = [&[128, 0, 0, 0][..], &error[44..]].concat();
+        assert_eq!(part(1, &ping), Ok(()));
+        let option = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+        let many = [option(60), option(60), option(60), option(60), option(58)].concat();
+        assert_eq!(judge(60, &many, &error[40..]), Err(DropReason::PastTunnels));
+        assert_eq!(judge(6, &[], &error[40..]), Ok(()), "other protocols need no look");
     }
 
     proptest! {

@@ -30,10 +30,12 @@
 mod conversation;
 mod flow;
 
-use conversation::{Conversation, Part, Upper, conversation, is_about, upper_layer};
+use conversation::{Conversation, conversation, is_about};
 pub use conversation::{
-    ECHO_REQUEST, ICMPV6, ICMPV6_HEADER_LEN, ICMPV6_INFORMATIONAL, SCTP, TCP, UDP, has_ports,
+    DESTINATION_OPTIONS, ECHO_REQUEST, FRAGMENT, HOP_BY_HOP, ICMPV6, ICMPV6_HEADER_LEN, ICMPV6_INFORMATIONAL,
+    ROUTING, SCTP, TCP, UDP, has_ports,
 };
+pub(crate) use conversation::{Part, Upper, upper_layer};
 use flow::Ports;
 pub use flow::{Flow, FlowTable, Last, MAX_FLOWS, MAX_FRAGMENTED};
 
@@ -138,7 +140,7 @@ where
     if tables.holds(&PolicyKey::EVERYTHING) {
         return Ok(());
     }
-    let upper = upper_layer(packet)?;
+    let upper = upper_layer(packet, 0)?;
     if let (Part::Later(number), Direction::In) = (upper.part, direction) {
         let known = tables.knows(&Flow::fragmented(peer.address, number));
         return if known { Ok(()) } else { Err(DropReason::Denied) };

@@ -514,6 +514,28 @@ fn what_a_killed_relay_left_goes_when_its_successor_relays_in_userspace_or_with_
 }
 
 #[test]
+fn a_killed_relay_whose_mode_was_changed_goes_on_with_its_legs() {
+    isolated(|pins| {
+        let leg = Leg::new("192.0.2.10:1".parse().unwrap(), "192.0.2.11:1".parse().unwrap(), cid(1));
+        let mut adopted = Vec::new();
+        for (mode, hook) in
+            [(Mode::Native, Hook::Native), (Mode::Generic, Hook::Generic), (Mode::Native, Hook::Native)]
+        {
+            let options = XdpOptions { mode, ..options(pins.clone()) };
+            let relay = XdpRelay::start(&options, Arc::new(UserspaceRelay::new(16))).unwrap();
+            assert!(relay.attachments().iter().all(|at| at.hook == hook && at.pinned), "{hook}");
+            assert_eq!(relay.adopted(), adopted, "{hook}");
+            if adopted.is_empty() {
+                relay.insert(cid(2), leg).unwrap();
+                adopted.push((cid(2), leg));
+            }
+            drop(relay);
+        }
+        XdpRelay::remove_leftovers(&pins, options(pins.clone()).listen);
+    });
+}
+
+#[test]
 fn relays_with_one_port_at_different_addresses_leave_each_other_alone() {
     isolated(|pins| {
         let at = |address: &str, interface: &str| XdpOptions {

@@ -56,7 +56,7 @@ impl Guards {
             if self.own.contains(index) || self.links.contains_key(index) {
                 continue;
             }
-            match classifier.lock().guard(name) {
+            match classifier.lock().guard(name, *index) {
                 Ok(link) => drop(self.links.insert(*index, link)),
                 Err(error) => {
                     let why = error.to_string();

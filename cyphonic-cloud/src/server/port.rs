@@ -73,7 +73,8 @@ impl Port {
             None
         };
         let stop = Arc::new(AtomicBool::new(false));
-        let worker = spawn_worker(&udp, &transport, &relay, &stop, failures)?;
+        let worker = spawn_worker(&udp, &transport, &relay, &stop, failures)
+            .inspect_err(|_| xdp.iter().for_each(|xdp| xdp.stop()))?;
         tracing::info!(address = %udp.local_addr(), dual_stack = udp.is_dual_stack(), "listening");
         Ok(Self { udp, transport, relay, xdp, detours, _stun: stun, stop, worker })
     }
@@ -124,7 +125,8 @@ impl Port {
         }
     }
 
-    fn end(self) {
+    /// Leaves nothing of it in the kernel. QUIC lets go of the port a moment later.
+    pub(super) fn end(self) {
         drop(self.detours);
         self.stop.store(true, Ordering::Relaxed);
         self.udp.wake();
@@ -236,11 +238,51 @@ fn spawn_worker(
 ) -> Result<JoinHandle<()>, StartError> {
     let (udp, relay, stop) = (Arc::clone(udp), Arc::clone(relay), Arc::clone(stop));
     let sink = transport.mux();
+    let obituary = Obituary { failures, reason: Some("its worker panicked".to_owned()) };
     let work = move || {
-        if let Err(error) = relay.run(udp, sink, stop) {
-            // The receiver is gone only when the process is stopping anyway.
-            let _ = failures.blocking_send(format!("receiving on the UDP port failed: {error}"));
-        }
+        let mut obituary = obituary;
+        obituary.reason = relay.run(udp, sink, stop).err().map(|error| error.to_string());
     };
     std::thread::Builder::new().name("cyphonic-port".to_owned()).spawn(work).map_err(StartError::Thread)
+}
+
+/// Tells of the end of a port's worker, however it came to it, unless it was told to end.
+struct Obituary {
+    failures: mpsc::Sender<String>,
+    reason: Option<String>,
+}
+
+impl Drop for Obituary {
+    fn drop(&mut self) {
+        if let Some(reason) = self.reason.take() {
+            // The receiver is gone only when the process is stopping anyway.
+            let _ = self.failures.blocking_send(format!("receiving on the UDP port failed: {reason}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_worker_is_told_however_it_came_to_it() {
+        let (failures, mut told) = mpsc::channel(4);
+        let ends = |reason: Option<&str>, panics: bool| {
+            let obituary = Obituary { failures: failures.clone(), reason: Some("it panicked".into()) };
+            let reason = reason.map(str::to_owned);
+            let work = move || {
+                let mut obituary = obituary;
+                assert!(!panics, "as it may");
+                obituary.reason = reason;
+            };
+            drop(std::thread::spawn(work).join());
+        };
+        ends(None, false);
+        assert!(told.try_recv().is_err(), "as it was told to");
+        ends(Some("no memory"), false);
+        assert!(told.try_recv().unwrap().ends_with("no memory"));
+        ends(None, true);
+        assert!(told.try_recv().unwrap().ends_with("it panicked"));
+    }
 }

@@ -17,12 +17,16 @@ pub const ICMPV6: u8 = 58;
 pub const SCTP: u8 = 132;
 const UDP_LITE: u8 = 136;
 
-pub(super) const HOP_BY_HOP: u8 = 0;
-pub(super) const ROUTING: u8 = 43;
-pub(super) const FRAGMENT: u8 = 44;
+/// Extension headers that are followed (RFC 8200 §4).
+pub const HOP_BY_HOP: u8 = 0;
+/// Likewise.
+pub const ROUTING: u8 = 43;
+/// Likewise.
+pub const FRAGMENT: u8 = 44;
 /// In a fragment header's word of offset and flags.
 const MORE_FRAGMENTS: u16 = 1;
-pub(super) const DESTINATION_OPTIONS: u8 = 60;
+/// An extension header that is followed.
+pub const DESTINATION_OPTIONS: u8 = 60;
 
 /// Extension headers that are followed: one of each kind that may stand there, as RFC 8200 §4.1 recommends.
 const MAX_EXTENSIONS: usize = 4;
@@ -58,17 +62,17 @@ pub(super) struct Conversation {
 
 /// A packet's upper layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Upper {
+pub(crate) struct Upper {
     /// Of a fragment but the first, what its header says: nobody may rely on that.
-    pub(super) protocol: u8,
+    pub(crate) protocol: u8,
     /// Where it begins.
-    pub(super) at: usize,
-    pub(super) part: Part,
+    pub(crate) at: usize,
+    pub(crate) part: Part,
 }
 
 /// What of a datagram a packet is (RFC 8200 §4.5), and by what number its parts belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(crate) enum Part {
     Whole,
     First([u8; 4]),
     Later([u8; 4]),
@@ -130,11 +134,11 @@ pub(super) fn is_about<B: Buffer + ?Sized>(
 
 /// Follows the extension headers (RFC 8200 §4) to the protocol behind them and where it starts. A chain longer
 /// than any sensible one ends at an extension header, which no entry names. A fragment but the first ends the
-/// chain.
+/// chain. `from` is where the IPv6 header stands.
 #[inline(always)]
-pub(super) fn upper_layer<B: Buffer + ?Sized>(packet: &B) -> Result<Upper, DropReason> {
-    let [mut next] = packet.read::<1>(6).ok_or(DropReason::Truncated)?;
-    let mut at = IPV6_HEADER_LEN;
+pub(crate) fn upper_layer<B: Buffer + ?Sized>(packet: &B, from: usize) -> Result<Upper, DropReason> {
+    let [mut next] = packet.read::<1>(from + 6).ok_or(DropReason::Truncated)?;
+    let mut at = from + IPV6_HEADER_LEN;
     let mut part = Part::Whole;
     for _ in 0..MAX_EXTENSIONS {
         match next {

@@ -423,7 +423,7 @@ proptest! {
         more.insert(PolicyKey::new(In, class, UDP, 53));
         prop_assert!(before.is_err() || passes(&more).is_ok());
         more.insert(PolicyKey::everything(In));
-        let always_judged = match upper_layer(packet.as_slice()) {
+        let always_judged = match upper_layer(packet.as_slice(), 0) {
             Err(reason) => reason == DropReason::Denied,
             Ok(upper) => {
                 let is_error = upper.protocol == ICMPV6 && packet.get(upper.at).is_some_and(|kind| *kind < 128);

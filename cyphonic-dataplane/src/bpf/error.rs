@@ -26,7 +26,7 @@ pub enum BpfError {
     },
     /// The kernel has no eBPF, or lacks a feature the programs need.
     #[error(
-        "this kernel ({kernel}) lacks what the eBPF programs need ({source}): use Linux 5.10 or later with \
+        "this kernel ({kernel}) lacks what the eBPF programs need ({source}): use Linux 5.11 or later with \
          CONFIG_BPF_SYSCALL and CONFIG_NET_CLS_ACT"
     )]
     Unsupported {
@@ -86,6 +86,9 @@ pub enum BpfError {
         /// The kernel's answer.
         source: Box<ProgramError>,
     },
+    /// The interface was renamed while programs were attached.
+    #[error("another interface is called {0} by now")]
+    Renamed(String),
     /// Further cards' sockets would have no place.
     #[error(
         "{interface} has no place: {most} network cards give packets to AF_XDP sockets already, and more cannot; its \

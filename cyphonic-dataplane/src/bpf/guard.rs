@@ -1,16 +1,17 @@
-//! The program that keeps packets with addresses of the overlay out on other interfaces than its own.
+//! The programs that keep packets with addresses of the overlay out, and in, on other interfaces than its own.
 
 use aya::programs::ProgramError;
 use aya::programs::tc::{self, SchedClassifierLink, TcAttachType};
 
 use super::classifier::{AttachKind, EgressClassifier, Place, options_for};
 use super::error::BpfError;
-use super::object::GUARD;
+use super::object::{GUARD, KEEP};
+use crate::netdevice;
 
-/// The program on one interface. Detached when dropped.
+/// The programs on one interface. Detached when dropped.
 #[derive(Debug)]
 pub struct GuardLink {
-    _link: SchedClassifierLink,
+    _links: [SchedClassifierLink; 2],
 }
 
 impl EgressClassifier {
@@ -18,24 +19,40 @@ impl EgressClassifier {
     /// whatever hangs there.
     ///
     /// # Errors
-    /// [`BpfError`], whose text says what to do. What comes in by the interface is not judged then.
-    pub fn guard(&mut self, interface: &str) -> Result<GuardLink, BpfError> {
+    /// [`BpfError`], whose text says what to do; or another interface has the name by now. What goes by the interface
+    /// is not judged then.
+    pub fn guard(&mut self, interface: &str, index: u32) -> Result<GuardLink, BpfError> {
+        let links = [
+            self.attach_guard(GUARD, interface, TcAttachType::Ingress)?,
+            self.attach_guard(KEEP, interface, TcAttachType::Egress)?,
+        ];
+        // Programs are attached by the name, and it is the interface with this number that is to be guarded.
+        if netdevice::index(interface).ok() != Some(index) {
+            return Err(BpfError::Renamed(interface.to_owned()));
+        }
+        tracing::debug!(interface, "the overlay's addresses are guarded");
+        Ok(GuardLink { _links: links })
+    }
+
+    fn attach_guard(
+        &mut self,
+        name: &'static str,
+        interface: &str,
+        hook: TcAttachType,
+    ) -> Result<SchedClassifierLink, BpfError> {
         let kind = self.attach_kind();
-        let program = self.object().classifier(GUARD)?;
+        let program = self.object().classifier(name)?;
         if program.fd().is_err() {
-            program.load().map_err(|source| BpfError::from_program(GUARD, source))?;
+            program.load().map_err(|source| BpfError::from_program(name, source))?;
         }
         if kind == AttachKind::Clsact {
             // One that a killed process has left there. Most often there is none.
-            let _ = tc::qdisc_detach_program(interface, TcAttachType::Ingress, GUARD);
+            let _ = tc::qdisc_detach_program(interface, hook, name);
         }
         let attached = options_for(interface, kind, Place::First).and_then(|options| {
-            let id = program.attach_with_options(interface, TcAttachType::Ingress, options)?;
+            let id = program.attach_with_options(interface, hook, options)?;
             program.take_link(id)
         });
-        let link =
-            attached.map_err(|source: ProgramError| BpfError::from_attach(GUARD, interface, kind, source))?;
-        tracing::debug!(interface, %kind, "the overlay's addresses are guarded");
-        Ok(GuardLink { _link: link })
+        attached.map_err(|source: ProgramError| BpfError::from_attach(name, interface, kind, source))
     }
 }

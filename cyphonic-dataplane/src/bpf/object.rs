@@ -4,7 +4,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ReusePortSo
 use aya::programs::{Program, ProgramError, SchedClassifier, SkReuseport, SocketFilter, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use cyphonic_common::map::{Counter, InterfaceConfig, PeerEntry, name};
-use cyphonic_common::policy::PolicyKey;
+use cyphonic_common::policy::{MAX_FLOWS, MAX_FRAGMENTED, PolicyKey};
 use cyphonic_common::steer;
 
 use super::error::BpfError;
@@ -18,10 +18,15 @@ pub(super) const INGRESS: &str = "cyphonic_ingress";
 pub(super) const NEAR: &str = "cyphonic_near";
 /// The program on the ingress of other interfaces.
 pub(super) const GUARD: &str = "cyphonic_guard";
+pub(super) const KEEP: &str = "cyphonic_keep";
 /// The program that chooses the interface's queue.
 pub(super) const QUEUE: &str = "cyphonic_queue";
 /// The program that chooses the port's socket.
 pub(super) const SOCKET: &str = "cyphonic_socket";
+
+/// Places that each processor takes from a table before it uses them (`LOCAL_FREE_TARGET` of the kernel's
+/// `bpf_lru_list.c`): without these, some processors would have one place each on kernels before 6.16.
+const SPARE_PER_PROCESSOR: u32 = 128;
 
 /// aya requires the alignment of a 64-bit ELF file.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/agent"));
@@ -39,7 +44,11 @@ impl Object {
             return Err(BpfError::NotBuilt);
         }
         crate::memlock::raise_limit();
+        let spare =
+            SPARE_PER_PROCESSOR * aya::util::nr_cpus().map_or(1, |cpus| u32::try_from(cpus).unwrap_or(1));
         let ebpf = EbpfLoader::new()
+            .map_max_entries("FLOWS", MAX_FLOWS + spare)
+            .map_max_entries("FRAGMENTED", MAX_FRAGMENTED + spare)
             .override_global(aya_log::LEVEL, &log_level, false)
             .load(OBJECT)
             .map_err(BpfError::from_load)?;

@@ -9,6 +9,7 @@ use aya_ebpf::cty::c_void;
 use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_load_bytes_relative};
 use aya_ebpf::programs::{SkBuffContext, SkReuseportContext, TcContext};
 use cyphonic_common::Buffer;
+use cyphonic_common::classify::is_upper_layer;
 
 /// The packet a program was called for. On the virtual interface, which has no link layer, it starts with its
 /// IP header; for a program that chooses a socket, with its UDP header.
@@ -98,9 +99,11 @@ const TAG_NUMBER: u16 = 0x0fff_u16.to_be();
 const MAX_TAGS: usize = 4;
 /// No packet is so long.
 const NOWHERE: usize = 1 << 20;
-/// As much as [`NetworkLayer::ipv6`] and the judgement read: a link layer's header, tags, an IPv6 header, and what an
-/// ICMPv6 error quotes.
-const HEADERS_LEN: usize = 14 + 4 * MAX_TAGS + 40 + 8 + 40;
+/// As much as [`NetworkLayer::ipv6`] reads: a link layer's header, tags, an IPv6 header.
+const HEADERS_LEN: usize = 14 + 4 * MAX_TAGS + 40;
+/// As much as the judgement reads of what is ICMPv6 or has extension headers: all that an ICMPv6 error has
+/// (RFC 4443 §2.4).
+const ERROR_LEN: usize = 14 + 4 * MAX_TAGS + 1_280;
 
 impl<'a> NetworkLayer<'a> {
     /// An IPv6 packet, and where it begins; `None` where it is something else.
@@ -133,6 +136,15 @@ impl<'a> NetworkLayer<'a> {
         }
         // With more tags than anybody has a use for it is not looked through, but dropped: nothing is there.
         Some((packet, NOWHERE))
+    }
+
+    /// Has more of it read where that is judged: of most packets the IPv6 header is enough, and all that some drivers
+    /// put into linear memory.
+    #[inline(always)]
+    pub(crate) fn prepare_errors(&self, ctx: &TcContext, at: usize) {
+        if self.read::<1>(at + 6).is_some_and(|[next]| !is_upper_layer(next)) {
+            let _ = ctx.pull_data(self.len.min(ERROR_LEN) as u32);
+        }
     }
 }
 

@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cyphonic_common::DropReason;
+use etherparse::PacketBuilder;
 
 use super::super::{AttachKind, BpfError, EgressClassifier, Options};
-use super::{FOREIGN, OWN, PEER, config, udp};
+use super::{FOREIGN, OWN, PEER, config, udp, udp_with};
 
 pub(super) const INTERFACE: &str = "cyph0";
 /// Long enough for any machine; a passing test never waits this long.
@@ -114,7 +115,7 @@ fn neighbours_are_kept_out(kind: AttachKind) {
     // Others are there already, who would have the last word of everything.
     let others = EgressClassifier::attach_with(CARD, config(), options).unwrap();
     others.tables().set_permissions(&[].into_iter().collect()).unwrap();
-    let guard = classifier.guard(CARD).unwrap();
+    let guard = classifier.guard(CARD, index(CARD)).unwrap();
     send(&mut card);
     // More tags than these are of no use to anybody.
     [6, 7].iter().for_each(|tags| arrives(&mut card, &frame(*tags, &udp(FOREIGN, OWN, b"many")), 14));
@@ -133,6 +134,120 @@ fn neighbours_are_kept_out(kind: AttachKind) {
         assert!(Instant::now() < deadline, "it is detached");
         send(&mut card);
     }
+}
+
+/// A peer's port that nobody listens on, by an ICMPv6 error from outside about a datagram of so many bytes; behind
+/// these extension headers.
+fn unreachable(size: usize, extensions: &[u8]) -> Vec<u8> {
+    let (from, to) = ("2001:db8:ffff::1".parse::<Ipv6Addr>().unwrap(), FOREIGN.parse::<Ipv6Addr>().unwrap());
+    let mut packet = Vec::new();
+    let error = PacketBuilder::ipv6(from.octets(), to.octets(), 64).icmpv6_raw(1, 4, [0; 4]);
+    error.write(&mut packet, &udp_with(OWN, PEER, (5000, 4000), &vec![7; size])).unwrap();
+    behind(&packet, extensions)
+}
+
+/// The packet's payload, which is ICMPv6, behind extension headers: their first byte is the type of the first one.
+fn behind(packet: &[u8], extensions: &[u8]) -> Vec<u8> {
+    let Some((first, headers)) = extensions.split_first() else { return packet.to_vec() };
+    let mut longer = [&packet[..40], headers, &packet[40..]].concat();
+    let length = u16::try_from(longer.len() - 40).unwrap();
+    longer[4..6].copy_from_slice(&length.to_be_bytes());
+    longer[6] = *first;
+    longer
+}
+
+/// In two, of which the first has so many bytes.
+fn fragments(packet: &[u8], first: usize) -> [Vec<u8>; 2] {
+    let (header, payload) = packet.split_at(40);
+    [(0, &payload[..first]), (first, &payload[first..])].map(|(at, part)| {
+        let place = u16::try_from(at).unwrap() | u16::from(at == 0);
+        let fragment = [&[44, 58, 0][..], &place.to_be_bytes(), &[0, 0, 0, 9]].concat();
+        behind(&[header, part].concat(), &fragment)
+    })
+}
+
+#[test]
+fn nobody_outside_ends_a_conversation_of_the_overlay_by_an_error() {
+    in_namespace(|| {
+        let _tun = tun();
+        let mut card = card();
+        let options = Options { kind: None, log_drops: false };
+        let mut classifier = EgressClassifier::attach_with(INTERFACE, config(), options).unwrap();
+        let own = socket(OWN);
+        own.connect((PEER.parse::<Ipv6Addr>().unwrap(), 4000)).unwrap();
+        own.set_nonblocking(true).unwrap();
+        let options = |kind: u8| [kind, 58, 0, 1, 4, 0, 0, 0, 0];
+        // A destination option of 64 bytes, and a second one behind it.
+        let long = [&[60, 60, 7, 30, 60][..], &[0; 60], &[58, 0, 1, 4, 0, 0, 0, 0]].concat();
+        let whole = |packet: Vec<u8>, linear| vec![(packet, linear)];
+        let small = || fragments(&unreachable(10, &[]), 8).map(|packet| (packet, 14)).to_vec();
+        let ways = [
+            ("plain", whole(unreachable(10, &[]), 14)),
+            ("the IPv6 header alone is in linear memory", whole(unreachable(5_000, &[]), 54)),
+            ("and the error's header", whole(unreachable(5_000, &[]), 62)),
+            ("destination options", whole(unreachable(10, &options(60)), 14)),
+            ("hop-by-hop options", whole(unreachable(10, &options(0)), 14)),
+            ("long options", whole(unreachable(10, &long), 14)),
+            ("long options, not in linear memory", whole(unreachable(5_000, &long), 54)),
+            ("fragments", fragments(&unreachable(100, &[]), 80).map(|packet| (packet, 14)).to_vec()),
+            ("fragments of which the first has no quotation", small()),
+        ];
+        let mut heard = |frames: &[(Vec<u8>, u16)]| {
+            frames.iter().for_each(|(packet, linear)| arrives(&mut card, &frame(0, packet), *linear));
+            own.recv(&mut [0; 9_000]).unwrap_err().kind()
+        };
+        for (way, frames) in &ways {
+            assert_eq!(heard(frames), io::ErrorKind::ConnectionRefused, "{way}: the kernel takes it");
+        }
+        let _guard = classifier.guard(CARD, index(CARD)).unwrap();
+        for (way, frames) in &ways {
+            assert_eq!(heard(frames), io::ErrorKind::WouldBlock, "{way}");
+        }
+        assert_eq!(
+            classifier.counters().unwrap().dropped(DropReason::PastTunnels).packets,
+            ways.len() as u64
+        );
+    });
+}
+
+fn index(interface: &str) -> u32 {
+    crate::netdevice::index(interface).unwrap()
+}
+
+/// As after a router advertisement of a neighbour's, whose prefix is longer than the overlay's.
+fn nothing_leaves_in_clear(kind: AttachKind) {
+    let _tun = tun();
+    let mut card = card();
+    let options = Options { kind: Some(kind), log_drops: false };
+    let mut classifier = EgressClassifier::attach_with(INTERFACE, config(), options).unwrap();
+    ip(&format!("-6 route add {PEER}/128 dev {CARD} metric 1"));
+    ip(&format!("-6 neigh add {PEER} lladdr 02:00:00:00:00:08 dev {CARD}"));
+    let own = socket(OWN);
+    let mut leaves = || {
+        send(&own, b"for a peer");
+        let mut buffer = [0; 2048];
+        std::iter::from_fn(|| card.read(&mut buffer).ok().map(|len| buffer[..len].ends_with(b"for a peer")))
+            .any(|is_ours| is_ours)
+    };
+    assert!(leaves(), "the longer prefix wins");
+    let renamed = classifier.guard(CARD, index(INTERFACE)).unwrap_err();
+    assert!(matches!(renamed, BpfError::Renamed(_)), "{renamed}");
+    assert!(leaves(), "what hangs on another interface than was meant is taken off");
+    let guard = classifier.guard(CARD, index(CARD)).unwrap();
+    assert!(!leaves());
+    assert_eq!(classifier.counters().unwrap().dropped(DropReason::PastTunnels).packets, 1);
+    drop(guard);
+    assert!(leaves(), "it is detached");
+}
+
+#[test]
+fn nothing_for_the_overlay_leaves_by_a_card_with_tcx() {
+    in_namespace(|| nothing_leaves_in_clear(AttachKind::Tcx));
+}
+
+#[test]
+fn nothing_for_the_overlay_leaves_by_a_card_with_clsact() {
+    in_namespace(|| nothing_leaves_in_clear(AttachKind::Clsact));
 }
 
 #[test]

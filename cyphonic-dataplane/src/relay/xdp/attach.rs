@@ -146,7 +146,9 @@ fn attach_new(
     let mut attach =
         || program.attach_to_if_index(interface.index, mode).and_then(|id| program.take_link(id));
     let attached = match attach() {
-        Err(error) if is_taken(&error) && pins.is_some_and(|pins| pins.free(interface.index)) => attach(),
+        Err(error) if is_taken(&error) && pins.is_some_and(|pins| pins.free(interface.index, hook)) => {
+            attach()
+        }
         attached => attached,
     };
     attached.map_err(|error| XdpError::attach(&interface.name, hook, error))

@@ -72,12 +72,21 @@ impl Pins {
         entries.flatten().map(|entry| entry.path()).filter(|folder| *folder != self.folder).collect()
     }
 
-    /// Takes an interface from relays that were killed here and listened elsewhere: mostly this one, before
-    /// its port was changed. What else they left goes with it; what they changed of the host is this
-    /// one's now, to be changed back. True if there was one.
-    pub(super) fn free(&self, interface: u32) -> bool {
+    /// Takes an interface's hook from this relay's own other hook, which it had before its mode was changed, and from
+    /// relays that were killed here and listened elsewhere: mostly this one, before its port was changed. What
+    /// else those left goes with it; what they changed of the host is this one's now, to be changed back. True
+    /// if there was one.
+    pub(super) fn free(&self, interface: u32, hook: Hook) -> bool {
         let here = namespace(&self.folder);
         let mut freed = false;
+        for other in [Hook::Native, Hook::Generic].into_iter().filter(|other| *other != hook) {
+            let link = self.link(interface, other);
+            if link.exists() {
+                tracing::info!(link = %link.display(), "the relay hung in another way before");
+                detached(&link);
+                freed |= fs::remove_file(&link).is_ok();
+            }
+        }
         for folder in self.others().into_iter().filter(|folder| namespace(folder) == here) {
             let dead = Self { folder, _lock: None };
             let links = [Hook::Native, Hook::Generic].map(|hook| dead.link(interface, hook));
@@ -91,11 +100,7 @@ impl Pins {
             for family in ["ipv4", "ipv6"] {
                 let _ = fs::rename(dead.changed(family), self.changed(family));
             }
-            for link in links.iter().filter(|link| link.exists()) {
-                if let Err(error) = detach(link) {
-                    tracing::debug!(%error, "the kernel takes its program off when it gets to it");
-                }
-            }
+            links.iter().filter(|link| link.exists()).for_each(|link| detached(link));
             dead.remove();
             freed = true;
         }
@@ -222,6 +227,13 @@ fn open_pin(path: &Path) -> io::Result<OwnedFd> {
         // SAFETY: the kernel has just made it for this call.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Has the kernel take a link's program off.
+fn detached(link: &Path) {
+    if let Err(error) = detach(link) {
+        tracing::debug!(%error, "the kernel takes its program off when it gets to it");
     }
 }
 
