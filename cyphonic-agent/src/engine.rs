@@ -80,6 +80,8 @@ pub use mtu::PeerMtus;
 pub use renewal::RenewalParts;
 pub use report::{Kernel, KernelFigures, Surroundings};
 pub use start::start;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Inputs that wait for the engine. Each is small; more than this means that the engine has stopped.
@@ -132,16 +134,24 @@ impl Inbox {
         Self { sender, receiver }
     }
 
-    /// Where the ring's events go. One that finds the queue full is lost: the ring repeats what still
-    /// matters.
+    /// Where the ring's events go. One that finds the queue full is lost, since the ring repeats what still
+    /// matters; but those that it tells once wait for room. To be called within a runtime.
     pub fn events(&self) -> EventSink {
-        let sender = self.sender.clone();
-        Arc::new(move |event: RingEvent| {
-            if sender.try_send(Input::Ring(event)).is_err() {
-                tracing::debug!("an event of the ring was lost: the engine is busy or has stopped");
+        let (sender, runtime) = (self.sender.clone(), Handle::current());
+        Arc::new(move |event: RingEvent| match sender.try_send(Input::Ring(event)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(Input::Ring(event))) if is_told_once(&event) => {
+                let sender = sender.clone();
+                runtime.spawn(async move { drop(sender.send(Input::Ring(event)).await) });
             }
+            Err(_) => tracing::debug!("an event of the ring was lost: the engine is busy or has stopped"),
         })
     }
+}
+
+/// Of a tunnel, or of a worker, at most one each.
+fn is_told_once(event: &RingEvent) -> bool {
+    matches!(event, RingEvent::Failed { .. } | RingEvent::PeerClosed { .. } | RingEvent::KeysExhausted { .. })
 }
 
 impl Default for Inbox {
@@ -176,5 +186,32 @@ impl Names {
 
     pub(crate) fn get(&self, address: Ipv6Addr) -> Option<String> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).get(&address).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cyphonic_dataplane::ring::TunnelId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_the_ring_tells_once_is_heard_by_a_busy_engine_too() {
+        let mut inbox = Inbox::new();
+        let events = inbox.events();
+        let tunnel = TunnelId(7);
+        for _ in 0..2 * QUEUE {
+            events(RingEvent::PathResponse { tunnel, data: [0; 8] });
+        }
+        events(RingEvent::KeysExhausted { tunnel });
+        events(RingEvent::PeerClosed { tunnel, code: 0, reason: String::new() });
+        events(RingEvent::Failed { reason: "a worker panicked".into() });
+        let (mut all, mut once) = (0, 0);
+        while once < 3 {
+            let Input::Ring(event) = inbox.receiver.recv().await.unwrap() else { panic!("something else") };
+            all += 1;
+            once += usize::from(is_told_once(&event));
+        }
+        assert_eq!(all, QUEUE + 3);
     }
 }

@@ -160,6 +160,14 @@ fn check_response(
     Ok(device)
 }
 
+/// What is to be said of a file in a folder that a service of systemd's does not see, as the package's unit has it.
+fn unseen(path: &str) -> &'static str {
+    match ["/tmp/", "/var/tmp/", "/home/", "/root/"].iter().any(|folder| path.starts_with(folder)) {
+        true => "; the service sees neither /tmp, /home nor /root: use /etc/credstore/cyphonic.token",
+        false => "",
+    }
+}
+
 /// Why the device is not enrolled.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
@@ -168,7 +176,8 @@ pub enum EnrolError {
     Token(#[from] TokenError),
     /// The token's file is missing.
     #[error(
-        "there is no token file {path}: create a token with `cyphonic-cloud token create` and put it there"
+        "there is no token file {path}: create a token with `cyphonic-cloud token create` and put it there{}",
+        unseen(path)
     )]
     NoTokenFile {
         /// Where it should be.
@@ -301,6 +310,13 @@ mod tests {
         fn check(&self, response: EnrolResponse) -> Result<DeviceIdentity, EnrolError> {
             check_response(response, &self.device, &self.token(), UnixTime::now())
         }
+    }
+
+    #[test]
+    fn a_token_where_the_service_does_not_see_it_is_told_of() {
+        let said = |path: &str| read_token_file(Path::new(path)).unwrap_err().to_string();
+        assert!(said("/root/nowhere.token").contains("/etc/credstore/cyphonic.token"));
+        assert!(!said("/etc/nowhere.token").contains("credstore"));
     }
 
     #[test]

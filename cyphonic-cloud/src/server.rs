@@ -124,7 +124,10 @@ impl Cloud {
             Err(error) => {
                 // A program on a network card would go on without anybody.
                 tasks.shutdown().await;
-                ports.into_iter().for_each(Port::end);
+                for port in ports {
+                    port.transport().shutdown("the service does not start").await;
+                    port.close().await;
+                }
                 return Err(error);
             }
         };

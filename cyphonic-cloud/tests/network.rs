@@ -90,6 +90,20 @@ async fn a_device_enrols_logs_in_and_registers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_is_refused_keeps_nothing_running() {
+    let overlay = Overlay::found(unix_now());
+    std::fs::remove_file(overlay.directory.path().join("pki/devices.key")).unwrap();
+    let refused = Cloud::start(&overlay.config).await.map(drop).unwrap_err();
+    assert!(refused.to_string().contains("devices.key"), "{refused}");
+    let bound = async {
+        while std::net::UdpSocket::bind(overlay.address).is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, bound).await.expect("the port is free again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_nms_tells_unknown_names_from_devices_that_are_away() {
     let (overlay, cloud) = overlay().await;
     let a = enrol(&overlay, &overlay.token("a.lab", unix_now())).await;

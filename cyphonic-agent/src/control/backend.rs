@@ -43,6 +43,9 @@ pub enum BackendError {
     /// The engine knows no such peer.
     #[error("no tunnel to {0}: see `cyphonic status` for the peers there are")]
     UnknownPeer(String),
+    /// The engine knows several.
+    #[error("several peers are meant: {0}; give the name with its further parts")]
+    AmbiguousPeer(String),
     /// The settings are wrong, or could not be put into force: those before still are.
     #[error("the settings before stay in force: {0}")]
     Settings(String),

@@ -238,7 +238,7 @@ async fn handle(backend: &dyn Backend, settings: &Settings, request: Request) ->
 
 fn failed(error: &BackendError) -> Reply {
     let code = match error {
-        BackendError::UnknownPeer(_) => FailureCode::NoSuchPeer,
+        BackendError::UnknownPeer(_) | BackendError::AmbiguousPeer(_) => FailureCode::NoSuchPeer,
         BackendError::Settings(_) => FailureCode::Settings,
         BackendError::Unavailable(_) => FailureCode::Unavailable,
     };

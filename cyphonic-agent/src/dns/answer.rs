@@ -74,6 +74,19 @@ pub(super) fn upstream_failed(query: &MessageRequest, why: &str) -> Message {
     reply
 }
 
+/// The answer to a name of ours to which a resolver has added its search list: nobody has it.
+pub(super) fn of_search_list(query: &MessageRequest) -> Message {
+    let mut reply = start(query);
+    reply.metadata.response_code = ResponseCode::NXDomain;
+    // RFC 8914 section 4.16.
+    explain(
+        &mut reply,
+        15,
+        "a name of the overlay with a search domain behind it is not asked for elsewhere",
+    );
+    reply
+}
+
 /// What the real server of a query outside our zones answered.
 pub(super) fn relayed(query: &MessageRequest, mut reply: Message) -> Message {
     // By TCP it was asked under another ID.

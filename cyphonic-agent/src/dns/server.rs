@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::answer::{answer, overloaded, relayed, upstream_failed};
+use super::answer::{answer, of_search_list, overloaded, relayed, upstream_failed};
 use super::tcp::accept_all;
 use super::zone::Subject;
 use super::{DnsError, Resolver, Upstream, Zone};
@@ -168,6 +168,12 @@ impl Shared {
     async fn reply(&self, request: &Request) -> Message {
         let upstream = self.upstream.read().unwrap_or_else(PoisonError::into_inner).clone();
         match (upstream, request.queries.queries()) {
+            (Some(_), [question])
+                if self.zone.subject(question.original().name()) == Subject::Outside
+                    && self.zone.is_inside(question.original().name()) =>
+            {
+                of_search_list(request)
+            }
             (Some(upstream), [question])
                 if self.zone.subject(question.original().name()) == Subject::Outside =>
             {

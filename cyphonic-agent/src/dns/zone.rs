@@ -72,6 +72,15 @@ impl Zone {
         [self.text.clone(), self.reverse_name()]
     }
 
+    /// Whether a name is one of ours with something behind it, as resolvers make of their search list when a name of ours
+    /// has no answer (resolv.conf(5)). Whoever chose the list would answer in a device's name. A zone of a
+    /// single label may well be part of names elsewhere.
+    pub(super) fn is_inside(&self, name: &Name) -> bool {
+        let labels = |name: &Name| name.iter().map(<[u8]>::to_ascii_lowercase).collect::<Vec<_>>();
+        let (zone, name) = (labels(&self.origin), labels(name));
+        zone.len() > 1 && name.len() > zone.len() && name.windows(zone.len()).any(|part| *part == zone)
+    }
+
     pub(super) fn subject(&self, name: &Name) -> Subject {
         if self.origin.zone_of(name) {
             return self.forward_subject(name);

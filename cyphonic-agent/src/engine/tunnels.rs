@@ -174,15 +174,25 @@ impl Engine {
         Ok(before.saturating_sub(self.tunnels.installed.len()))
     }
 
-    /// The full name of a peer given by full name or first label.
+    /// The full name of a peer, given with or without the zone, or by a first label that only one has.
     fn known_peer(&self, name: &str) -> Result<String, BackendError> {
-        let name = name.trim_end_matches('.').to_ascii_lowercase();
-        let peers = self.node.status().peers;
-        let names = || peers.iter().filter_map(|peer| peer.fqdn.clone());
-        names()
-            .find(|fqdn| *fqdn == name)
-            .or_else(|| names().find(|fqdn| fqdn.split('.').next() == Some(name.as_str())))
-            .ok_or(BackendError::UnknownPeer(name))
+        let status = self.node.status();
+        let names: Vec<_> = status.peers.iter().filter_map(|peer| peer.fqdn.as_deref()).collect();
+        meant(name, &status.zone, &names)
+    }
+}
+
+fn meant(name: &str, zone: &str, names: &[&str]) -> Result<String, BackendError> {
+    let name = name.trim_end_matches('.').to_ascii_lowercase();
+    let in_zone = format!("{name}.{zone}");
+    if let Some(known) = names.iter().find(|known| **known == name || **known == in_zone) {
+        return Ok((*known).to_owned());
+    }
+    let alike: Vec<_> = names.iter().filter(|known| known.split('.').next() == Some(&name)).collect();
+    match alike[..] {
+        [only] => Ok((*only).to_owned()),
+        [] => Err(BackendError::UnknownPeer(name)),
+        [..] => Err(BackendError::AmbiguousPeer(alike.into_iter().copied().collect::<Vec<_>>().join(", "))),
     }
 }
 
@@ -236,4 +246,22 @@ pub(super) fn report_resets(transport: &Transport, inputs: mpsc::Sender<Input>) 
     transport.mux().report_resets(Arc::new(move |tunnel| {
         drop(inputs.try_send(Input::RelayReset(tunnel)));
     }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_meant_by_its_name_or_by_a_label_that_no_other_has() {
+        let names = ["b.hall.lab.internal", "b.gate.lab.internal", "c.gate.lab.internal"];
+        for (name, known) in
+            [("b.gate", names[1]), ("B.Gate.", names[1]), ("b.hall.lab.internal", names[0]), ("c", names[2])]
+        {
+            assert_eq!(meant(name, "lab.internal", &names).unwrap(), known, "{name}");
+        }
+        assert!(matches!(meant("d", "lab.internal", &names), Err(BackendError::UnknownPeer(_))));
+        let error = meant("b", "lab.internal", &names).unwrap_err().to_string();
+        assert!(error.contains("b.hall.lab.internal, b.gate.lab.internal"), "{error}");
+    }
 }

@@ -122,12 +122,26 @@ impl Sizes {
             tracing::warn!("somebody set the virtual interface's far end down: it was brought up again");
         }
         if netlink.is_configured(&self.interface, self.own, self.prefix).await? {
+            self.keep_mtu(netlink).await?;
             return Ok(false);
         }
         netlink.configure_again(&self.interface, self.own, self.prefix, u32::from(self.first)).await?;
         self.present = self.first;
         self.routes.clear();
         Ok(true)
+    }
+
+    /// The interface's MTU is the agent's: with a smaller one it would drop what tunnels bring, silently.
+    async fn keep_mtu(&mut self, netlink: &Netlink) -> Result<(), NetlinkError> {
+        let mtu = netlink.interface(&self.interface).await?.map(|interface| interface.mtu);
+        if mtu.is_some_and(|mtu| mtu != u32::from(self.present)) {
+            netlink.set_mtu(&self.interface, u32::from(self.present)).await?;
+            tracing::warn!("somebody changed the virtual interface's MTU: it was changed back");
+            // Routes that had the interface's MTU were changed with it: `apply` puts them right.
+            self.routes.values_mut().for_each(|mtu| *mtu = 0);
+            netlink.route_with_mtu(self, (self.prefix.address(), Prefix::LENGTH), self.first).await?;
+        }
+        Ok(())
     }
 
     /// A peer for whom the overlay's route is right needs none of its own.

@@ -316,6 +316,11 @@ async fn with_an_upstream_other_names_are_relayed_and_ours_never_leave() {
     {
         ask(&server, &query(name, RecordType::AAAA)).await;
     }
+    // As glibc asks when it had no answer, by `search` of whoever runs the network.
+    for name in ["b.cyphonic.internal.lan.", "off.CYPHONIC.internal.evil.example."] {
+        let reply = ask(&server, &query(name, RecordType::AAAA)).await;
+        assert_eq!(reply.metadata.response_code, ResponseCode::NXDomain, "{name}");
+    }
     assert_eq!(server.stats().relayed, 3);
     assert_eq!(*asked.lock().unwrap(), HashSet::from([Name::from_ascii("example.com.").unwrap()]));
     // A loop is impossible, and a silent upstream is a SERVFAIL that says so.

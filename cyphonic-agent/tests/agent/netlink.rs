@@ -188,6 +188,26 @@ fn a_peers_route_that_somebody_took_is_no_obstacle_to_others() {
 }
 
 #[test]
+fn an_mtu_that_somebody_changed_is_changed_back() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        let (netlink, mut sizes) = interface_with_sizes().await;
+        let peer = |n: u16| Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, n);
+        let wanted = [(peer(1), 1500), (peer(2), 1300)].into();
+        sizes.apply(&netlink, &wanted).await.unwrap();
+        for changed in [1290, 4000] {
+            ip(&format!("link set cyph0 mtu {changed}"));
+            assert!(!sizes.restore(&netlink).await.unwrap(), "addresses and routes stand");
+            sizes.apply(&netlink, &wanted).await.unwrap();
+            assert_eq!(netlink.interface("cyph0").await.unwrap().unwrap().mtu, 1500, "{changed}");
+            for (n, mtu) in [(2, "mtu 1300"), (3, "mtu 1420")] {
+                let route = ip(&format!("-6 route get {}", peer(n)));
+                assert!(route.contains(mtu), "{changed}: {route}");
+            }
+        }
+    });
+}
+
+#[test]
 fn an_interface_that_must_take_more_than_is_sent_has_that_mtu_from_the_start() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
         let (netlink, sizes) = interface_with_sizes().await;

@@ -125,8 +125,7 @@ impl Port {
         }
     }
 
-    /// Leaves nothing of it in the kernel. QUIC lets go of the port a moment later.
-    pub(super) fn end(self) {
+    fn end(self) {
         drop(self.detours);
         self.stop.store(true, Ordering::Relaxed);
         self.udp.wake();
