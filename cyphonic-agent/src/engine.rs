@@ -25,7 +25,8 @@
 //! | `network_report` | the part of `status` that `cyphonic netcheck` shows |
 //! | `datapath` | interface, port, eBPF programs and rings, chosen and put together |
 //! | `cards` | what network cards can do, and which give packets to the ring |
-//! | `guards` | keep packets with the overlay's addresses out on other interfaces |
+//! | `guards` | keep packets with the overlay's addresses out, and in, on other interfaces |
+//! | `saving` | the state, written to disk beside the engine |
 //! | `interface` | the virtual interface, kept as it has to be: address, routes, MTUs |
 //! | `network` | the host's networks: moves, and sleep |
 //! | `membership`, `zone` | who this device is |
@@ -55,6 +56,7 @@ mod queries;
 mod renewal;
 mod report;
 mod run;
+mod saving;
 mod services;
 mod settings;
 mod start;

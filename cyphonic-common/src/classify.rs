@@ -392,7 +392,7 @@ mod tests {
         assert_eq!(leaves("2001:db8::9"), Ok(()));
         assert_eq!(leaves(PEER), Err(DropReason::PastTunnels));
         assert_eq!(judge_leaving(&udp(OWN, PEER, b"")[..39], 0, &config()), Err(DropReason::Truncated));
-        let unconfigured = InterfaceConfig::default();
+        let unconfigured = InterfaceConfig::unconfigured();
         assert_eq!(judge_leaving(udp(OWN, PEER, b"").as_slice(), 0, &unconfigured), Ok(()));
     }
 

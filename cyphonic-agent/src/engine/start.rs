@@ -19,6 +19,7 @@ use super::interface::{self, Lost};
 use super::membership::Membership;
 use super::mtu::PeerMtus;
 use super::network::Networks;
+use super::saving::Saver;
 use super::{EngineParts, Inbox, RenewalParts, Surroundings};
 use crate::config::{CloudAddress, Config, PortMapping};
 use crate::control::report::InterfaceReport;
@@ -74,6 +75,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let renewal = RenewalParts { device, former, state: state.clone(), cloud: config.cloud.clone() };
     let (mtus, changes) = watch::channel(PeerMtus::new());
     let (failure, failed) = oneshot::channel();
+    let saver = Saver::start(move |cached| save(&state, cached));
     let parts = EngineParts {
         credentials: member.credentials,
         identity: member.identity,
@@ -86,7 +88,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         renewal,
         surroundings,
         port_mapping: config.port_mapping == PortMapping::Auto,
-        save: Box::new(move |cached| save(&state, cached)),
+        save: Box::new(move |cached| saver.save(cached)),
         mtus,
         failure,
     };
