@@ -19,7 +19,7 @@ use super::{Host, HostResolver, Lost, nsswitch};
 use crate::dns::DnsServer;
 
 /// Between two looks.
-const EVERY: Duration = Duration::from_secs(3);
+const EVERY: Duration = Duration::from_secs(1);
 
 /// Between two looks at a file that others insist on; and what stood for so long is not insisted on.
 const SELDOM: Duration = Duration::from_secs(60);
@@ -315,7 +315,7 @@ mod tests {
             pauses.push(pace.pause.as_secs());
             assert!(pace.taken(now));
         }
-        assert_eq!(pauses, [6, 12, 24, 48, 60, 60, 60, 60]);
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60]);
         now += SELDOM;
         pace.stood(now);
         assert_eq!(pace.pause, SELDOM, "the next look may find the other's file again");
