@@ -241,12 +241,12 @@ fn nothing_leaves_in_clear(kind: AttachKind) {
 }
 
 #[test]
-fn nothing_for_the_overlay_leaves_by_a_card_with_tcx() {
+fn nothing_for_the_overlay_leaves_in_clear_by_tcx() {
     in_namespace(|| nothing_leaves_in_clear(AttachKind::Tcx));
 }
 
 #[test]
-fn nothing_for_the_overlay_leaves_by_a_card_with_clsact() {
+fn nothing_for_the_overlay_leaves_in_clear_by_clsact() {
     in_namespace(|| nothing_leaves_in_clear(AttachKind::Clsact));
 }
 
