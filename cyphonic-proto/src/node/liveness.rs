@@ -37,6 +37,7 @@ impl Node {
         }
         if alive {
             tunnel.note_heard(seen.last_rx.unwrap_or(now).min(now));
+            self.peers.get_mut(&tunnel.peer).into_iter().for_each(|peer| peer.refusals = 0);
         }
         let heard = tunnel.last_rx;
         if let Some(since) = seen.unanswered_since.filter(|since| heard.is_none_or(|heard| *since > heard)) {

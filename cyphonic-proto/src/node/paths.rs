@@ -80,6 +80,8 @@ pub(super) struct Paths {
     /// The number of the peer's newest list.
     heard: Option<u64>,
     telling: Option<Steps>,
+    /// When the newest list had been told in vain: the peer is told again once it is heard.
+    untold: Option<Instant>,
     /// This end is elsewhere than when the peer last told it that it knows where.
     moved: bool,
     round: Option<Steps>,
@@ -125,6 +127,7 @@ impl Paths {
             sequence: 0,
             heard: None,
             telling: None,
+            untold: None,
             moved: false,
             round: None,
             rounds: 0,

@@ -31,6 +31,9 @@ use crate::message::{
 use crate::tunnel::{Exported, Exporter, Suite, TunnelContext, TunnelSecrets};
 use crate::{ConnectionId, version};
 
+/// After so many tunnels in a row that a peer took part in setting up and then refused, no other is begun by itself.
+const MOST_REFUSALS: u32 = 3;
+
 /// Whoever is at the other end of a connection between peers, once that has proved who it is.
 pub struct ProvedPeer<'a> {
     /// The one address that it is at, or comes from.
@@ -188,13 +191,15 @@ impl Node {
         }
     }
 
-    /// The tunnel was refused after all: others may wait for the peer, and held packets with them.
+    /// The tunnel was refused after all: others may wait for the peer, and held packets with them. A peer that
+    /// refuses whatever it offers is left in peace, until somebody asks for it.
     fn set_up_anew(&mut self, now: Instant, address: std::net::Ipv6Addr, error: ResolveError) {
         let until = now + super::peers::WANTED;
         let stays = self.has_lasting_tunnel(address);
         let Some(peer) = self.peers.get_mut(&address) else { return };
         peer.last_error = Some(error.clone());
-        if !stays && peer.attempt.is_none() {
+        peer.refusals = peer.refusals.saturating_add(1);
+        if !stays && peer.attempt.is_none() && peer.refusals < MOST_REFUSALS {
             peer.wanted = true;
             self.timers.set(Timer::Wanted(address), until);
             self.attempt_failed(now, address, error, Retry::Later);

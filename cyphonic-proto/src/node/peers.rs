@@ -37,6 +37,8 @@ pub(super) struct Peer {
     held: bool,
     /// A tunnel broke or grew old while in use.
     pub(super) wanted: bool,
+    /// Tunnels that it refused after all, since it was last heard in one.
+    pub(super) refusals: u32,
     pub(super) attempt: Option<Attempt>,
     backoff: Backoff,
     pub(super) failures: Failures,
@@ -57,6 +59,7 @@ impl Peer {
             queries: Vec::new(),
             held: false,
             wanted: false,
+            refusals: 0,
             attempt: None,
             backoff: Backoff::default(),
             failures: Failures::default(),

@@ -52,7 +52,7 @@ pub(super) struct OwnRelay {
     pub(super) relay: Relay,
     /// What prefixes the DATAGRAMs of this end's leg.
     context: u64,
-    /// The request for the leg.
+    /// The request for the leg, until it is answered.
     binding: Option<ExchangeId>,
     /// The leg, once the TRS has told of it.
     pub(super) leg: Option<OwnLeg>,

@@ -203,7 +203,11 @@ impl Node {
             self.route_failed(now, tunnel.peer, tunnel.kind, tunnel.relay.as_deref());
         }
         let others = self.has_lasting_tunnel(tunnel.peer);
-        let used = now.saturating_duration_since(tunnel.last_use) < self.config.timing.keepalive * 2;
+        // One that was never heard counts as used only if something was sent: else a peer that answers nothing
+        // would be set up to for ever.
+        let wanted = tunnel.last_rx.is_some() || tunnel.last_use > tunnel.since;
+        let used =
+            wanted && now.saturating_duration_since(tunnel.last_use) < self.config.timing.keepalive * 2;
         if !others && (used || self.keeps_open(tunnel.peer)) {
             self.want_anew(now, tunnel.peer);
         }

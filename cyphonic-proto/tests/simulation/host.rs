@@ -273,7 +273,9 @@ impl World {
     }
 
     pub(crate) fn arrive(&mut self, from: SocketAddr, to: SocketAddr, packet: Packet) {
-        if matches!(&packet, Packet::Data(data) if data.size > self.carries) {
+        let is_list = |data: &Data| matches!(data.content, Content::Candidates(_));
+        let is_lost = |data: &Data| data.size > self.carries || self.no_lists && is_list(data);
+        if matches!(&packet, Packet::Data(data) if is_lost(data)) {
             return;
         }
         if let Some(relay) = relay_at(to) {

@@ -9,6 +9,7 @@
 
 mod access;
 mod cloud;
+mod comebacks;
 mod dataplane;
 mod detours;
 mod dials;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cyphonic_proto::node::TunnelStatus;
+use cyphonic_proto::node::{Action, TunnelStatus};
 
 use crate::net::Gate::{self, Open, Symmetric};
 use crate::world::{World, virtual_address};
@@ -132,4 +132,26 @@ fn an_unused_tunnel_sends_no_probes() {
     world.run(1_800 * SECOND);
     assert_eq!(world.hosts["a"].installs, 1, "it is kept");
     assert_eq!(world.probes, probes, "but not used");
+}
+
+/// An interface that does not even take what every path is to carry, as it says of every probe at once.
+#[test]
+fn an_interface_that_takes_too_little_is_not_asked_again_and_again() {
+    let mut world = over(u16::MAX, [Open, Open]);
+    assert!(world.talk("a", "b", SECOND));
+    world.run(3 * SECOND);
+    let id = *world.hosts["a"].tunnels.keys().next().unwrap();
+    let now = world.now;
+    let node = world.hosts.get_mut("a").unwrap().node.as_mut().unwrap();
+    while node.poll_action().is_some() {}
+    node.handle_too_big(now, id, None);
+    let mut probes = 0;
+    while let Some(action) = node.poll_action() {
+        if let Action::ProbeMtu { id, data, .. } = action {
+            probes += 1;
+            assert!(probes < 10);
+            node.handle_too_big(now, id, Some(data));
+        }
+    }
+    assert_ne!(probes, 0);
 }

@@ -22,7 +22,7 @@ const MS: Duration = Duration::from_millis(1);
 const ROUND_TRIP: Duration = Duration::from_millis(20);
 
 /// The NMS sends every pair through the relay at first, and names no address of the peer.
-fn relay_first(message: &mut Message) {
+pub(crate) fn relay_first(message: &mut Message) {
     if let Message::RegistrationRequest(request) = message {
         // Without observations nothing is known of a NAT, and without addresses nothing can be dialled.
         request.observations.clear();

@@ -176,6 +176,39 @@ fn a_host_that_a_peer_names_is_sent_few_packets_however_many_ports_it_names() {
     assert_eq!((dialled.as_ref().map(Vec::len), &dialled), (Some(3), &punched), "{done:?}");
 }
 
+/// A device that takes part in set-ups and refuses every tunnel that comes of them, or is never heard in one.
+#[test]
+fn a_peer_that_takes_no_tunnel_is_set_up_to_a_few_times_and_then_left_in_peace() {
+    fn refuse(message: &mut Message) {
+        if let Message::TunnelRequest(request) = message {
+            request.suite = 99;
+        }
+    }
+    fn mute(message: &mut Message) {
+        if let Message::TunnelRequest(request) = message {
+            request.data_connection_id = vec![0xff; 8];
+        }
+    }
+    for (tamper, gate, most) in [(refuse as fn(&mut Message), Open, 5), (mute, Open, 4), (mute, Symmetric, 4)]
+    {
+        let mut world = World::new(7);
+        world.add("a", Some(gate), None);
+        world.add("b", Some(gate), None);
+        world.settle();
+        world.tamper = Some(tamper);
+        world.resolves("a", "b").unwrap();
+        world.run(120 * SECOND);
+        let after = world.hosts["a"].installs;
+        assert!((1..=most).contains(&after), "{after} in two minutes");
+        world.run(240 * SECOND);
+        assert_eq!(world.hosts["a"].installs, after);
+        // It is no reason not to try when somebody asks.
+        world.tamper = None;
+        world.resolves("a", "b").unwrap();
+        assert!(world.talk("a", "b", 5 * SECOND));
+    }
+}
+
 #[test]
 fn a_request_that_is_faster_than_the_nms_waits_for_its_word() {
     let mut world = calm();

@@ -9,7 +9,7 @@ use cyphonic_proto::node::{Service, ServiceState};
 
 use crate::cloud::addresses;
 use crate::moves::Families;
-use crate::net::Gate::{Open, PortRestricted};
+use crate::net::Gate::{Open, PortRestricted, Symmetric};
 use crate::relay_restarts::{relayed_pair, stream, tunnels};
 use crate::world::{Event, Victim, World};
 
@@ -169,4 +169,22 @@ fn a_service_that_turns_up_where_a_route_leads_is_dialled_there() {
         (world.connects, world.state("a", &Service::As)),
         (connects + 1, Some(ServiceState::Connecting))
     );
+}
+
+/// The way of a connection to the relay has gone and nobody tells, as where a NAT forgot it: QUIC alone would
+/// notice 45 s later.
+#[test]
+fn a_dead_connection_to_the_relay_shows_with_the_first_pair_that_is_to_meet_there() {
+    for name in ["a", "b"] {
+        let mut world = World::new(5);
+        world.add("a", Some(Symmetric), None);
+        world.add("b", Some(PortRestricted), None);
+        world.settle();
+        let channel = world.channel(name, &Service::Trs("trs.lab".into())).unwrap();
+        let conn = world.conns.remove(&channel).unwrap();
+        let lost = |at_node| Event::Lost { conn: conn.clone(), at_node, closed: false };
+        world.schedule(10 * MS, lost(false));
+        world.schedule(40 * SECOND, lost(true));
+        assert!(world.talk("a", "b", 15 * SECOND), "dead at {name}");
+    }
 }

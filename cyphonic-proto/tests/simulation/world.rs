@@ -236,6 +236,8 @@ pub(crate) struct World {
     pub(crate) tcp_blocked: BTreeSet<&'static str>,
     /// Datagrams between devices get lost.
     pub(crate) no_direct: bool,
+    /// Lists of candidates get lost.
+    pub(crate) no_lists: bool,
     /// Larger datagrams (bytes of UDP payload) get lost.
     pub(crate) carries: u16,
     /// Probes of paths' MTU that were sent.
@@ -290,6 +292,7 @@ impl World {
             udp_blocked: BTreeSet::new(),
             tcp_blocked: BTreeSet::new(),
             no_direct: false,
+            no_lists: false,
             carries: u16::MAX,
             probes: 0,
             sent_to: BTreeMap::new(),

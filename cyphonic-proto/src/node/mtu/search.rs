@@ -200,7 +200,9 @@ impl Search {
         if probe.is_none() || self.confirming.as_ref().is_some_and(of) {
             return self.fall(now);
         }
-        if let Some(size) = self.sent.iter().find(|sent| of(sent)).map(|sent| sent.probe.size) {
+        // Nothing less than BASE can be tried: an interface that does not take it is asked again in time.
+        let size = self.sent.iter().find(|sent| of(sent)).map(|sent| sent.probe.size);
+        if let Some(size) = size.filter(|size| *size > BASE) {
             self.refuse(size, now);
         }
     }

@@ -8,9 +8,9 @@ const OF_NODE: Rate = Rate { per_second: 100, at_once: 400 };
 /// What probes of addresses that have never answered leave of the node's: for those that have, which peers
 /// can ask for too.
 pub(super) const FOR_PROVED: u32 = 200;
-/// Those to addresses that one peer named and that have never answered. They may be anybody's, and lists of
-/// them come as often as the peer likes: two rounds of as many as there can be, and then about a round of as
-/// many as are common in 20 s.
+/// Those to addresses that one peer named and that have never answered, and those of rounds, which come as
+/// often as the peer likes. The addresses may be anybody's: two rounds of as many as there can be, and then
+/// about a round of as many as are common in 20 s.
 const OF_PEER: Rate = Rate { per_second: 2, at_once: 224 };
 /// What rounds leave of a peer's: for where it is heard from, as after a move.
 pub(super) const RESERVE: u32 = 16;

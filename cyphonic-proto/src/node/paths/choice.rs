@@ -41,6 +41,8 @@ impl Paths {
     fn take(&mut self, now: Instant, remote: SocketAddr) -> Option<Candidate> {
         let next = self.candidate(remote)?.clone();
         let was_relayed = self.is_relayed();
+        let is_retreat = !was_relayed && next.is_relay()
+            || self.current().is_some_and(|current| current.class < next.class);
         self.current = remote;
         if let Some(doubt) = &self.doubt {
             // What worked before the doubt is no reason to go back.
@@ -52,17 +54,13 @@ impl Paths {
         if self.last_retreat.is_none_or(|at| at + STABLE <= now) {
             self.retreats = 0;
         }
-        match (was_relayed, next.is_relay()) {
-            (false, true) => {
-                self.last_retreat = Some(now);
-                self.next_round = Some(now + COMEBACK * (1 << self.retreats.min(8)));
-                self.retreats = self.retreats.saturating_add(1);
-            }
-            (true, false) => {
-                self.upgraded.get_or_insert(now);
-                self.pause = PAUSE_LEAST;
-            }
-            _ => {}
+        if is_retreat {
+            self.last_retreat = Some(now);
+            self.next_round = Some(now + COMEBACK * (1 << self.retreats.min(8)));
+            self.retreats = self.retreats.saturating_add(1);
+        } else if was_relayed && !next.is_relay() {
+            self.upgraded.get_or_insert(now);
+            self.pause = PAUSE_LEAST;
         }
         self.since = now;
         self.doubt = None;

@@ -19,7 +19,7 @@ impl Node {
     pub(in crate::node) fn begin_paths(&mut self, now: Instant, id: TunnelId, setup: &Setup) {
         if setup.dial {
             self.tell(now, id);
-            self.begin_round(now, id);
+            self.begin_anew(now, id);
         } else if setup.kind == RouteKind::Relay {
             // Nothing may be sent through the tunnel yet, but this end's NAT can let the first probe in.
             let remotes: Vec<_> =
@@ -101,7 +101,7 @@ impl Node {
         let paths = &mut tunnel.paths;
         if set.heard >= paths.sequence {
             // Not any list of the peer's: one that was under way for long says nothing of this end's newest.
-            (paths.telling, paths.moved) = (None, false);
+            (paths.telling, paths.untold, paths.moved) = (None, None, false);
         }
         paths.kept_by_peer = set.flags.keep;
         let first = paths.heard.is_none();
@@ -125,7 +125,7 @@ impl Node {
                 // It is elsewhere: the way to it that answers first is taken.
                 self.begin_doubt(now, id, Race::Open);
             }
-            self.begin_round(now, id);
+            self.begin_anew(now, id);
         }
         self.watch(now, id);
     }
@@ -134,6 +134,9 @@ impl Node {
     /// node is now, and the first path that answers is taken.
     pub(in crate::node) fn move_tunnels(&mut self, now: Instant) {
         self.timers.clear(&Timer::Candidates);
+        // What services observed is not known yet, and is to be told even if it turns out to be as before: the
+        // lists of now, which are without it, take the place of those before.
+        self.told.clear();
         let concerned = |tunnel: &Tunnel| tunnel.is_told() && !tunnel.is_stranded();
         let all = self.tunnels.iter().filter(|(_, tunnel)| concerned(tunnel)).map(|(id, _)| *id);
         let all: Vec<_> = all.collect();
@@ -148,7 +151,7 @@ impl Node {
                 tunnel.challenge = None;
             }
             self.tell(now, id);
-            self.begin_round(now, id);
+            self.begin_anew(now, id);
             self.watch(now, id);
         }
     }

@@ -46,10 +46,13 @@ impl Node {
         if remote == tunnel.paths.current || candidate.is_relay() {
             return true;
         }
-        if candidate.proved.is_some() {
-            return self.probes.take(now, 0);
-        }
+        let proved = candidate.proved.is_some();
         let peer = self.peers.get_mut(&tunnel.peer);
+        if proved {
+            // Rounds come as often as the peer likes, and it may have answered from many addresses.
+            return (reserve == 0 || peer.is_none_or(|peer| peer.probes.take(now, reserve)))
+                && self.probes.take(now, 0);
+        }
         // Neither pays for what the other has not got.
         self.probes.has(now, FOR_PROVED)
             && peer.is_none_or(|peer| peer.probes.take(now, reserve))

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::budget::RESERVE;
-use super::{Candidate, Steps};
+use super::{Candidate, PAUSE_LEAST, Steps};
 use crate::id::TunnelId;
 use crate::node::Node;
 
@@ -15,6 +15,14 @@ impl Node {
             tunnel.paths.next_round = None;
         }
         self.step_round(now, id);
+    }
+
+    /// Begins to look because something is new: what was in vain before says nothing of it.
+    pub(super) fn begin_anew(&mut self, now: Instant, id: TunnelId) {
+        if let Some(tunnel) = self.tunnels.get_mut(&id) {
+            tunnel.paths.pause = PAUSE_LEAST;
+        }
+        self.begin_round(now, id);
     }
 
     pub(super) fn step_round(&mut self, now: Instant, id: TunnelId) {

@@ -40,11 +40,17 @@ impl Node {
 
     pub(super) fn step_telling(&mut self, now: Instant, id: TunnelId) {
         let Some(tunnel) = self.tunnels.get_mut(&id) else { return };
-        let Some(steps) = &mut tunnel.paths.telling else { return };
+        let heard = tunnel.last_rx;
+        let paths = &mut tunnel.paths;
+        if paths.telling.is_none() && paths.untold.take_if(|since| heard > Some(*since)).is_some() {
+            // The peer, or the way to it, was away.
+            paths.telling = Some(Steps::telling(now));
+        }
+        let Some(steps) = &mut paths.telling else { return };
         if steps.take(now) {
             self.send_candidates(now, id, true);
         } else if steps.is_over(now) {
-            tunnel.paths.telling = None;
+            (paths.telling, paths.untold) = (None, Some(now));
         }
     }
 
@@ -87,7 +93,7 @@ impl Node {
         for id in self.tunnels.keys().copied().collect::<Vec<_>>() {
             if self.tunnels.get(&id).is_some_and(Tunnel::may_have_been_told) {
                 self.tell(now, id);
-                self.begin_round(now, id);
+                self.begin_anew(now, id);
                 self.watch(now, id);
             }
         }

@@ -64,6 +64,10 @@ impl Node {
     /// the dial may bring a connection yet.
     pub(super) fn note_unanswered_dial(&mut self, now: Instant, setup: &Setup) {
         let Some(relay) = setup.relay_name() else { return };
+        if setup.relay.as_ref().is_some_and(|own| own.binding.is_some()) {
+            // Its connection may have gone unnoticed, and a set-up ends before the request runs out of time.
+            self.doubt_service(now, &Service::Trs(relay.into()));
+        }
         let silent = |slot: &Slot| slot.state == ServiceState::Connecting && slot.since + ANSWERED <= now;
         if self.services.get(&Service::Trs(relay.into())).is_some_and(silent) {
             self.relay_unreached(now, relay);
@@ -72,13 +76,13 @@ impl Node {
 
     /// Takes a set-up out of all tables, with a word to everybody who waits for it.
     pub(in crate::node) fn drop_setup(&mut self, setup: SetupId, why: &str) -> Option<Setup> {
-        let mut setup = self.setups.remove(&setup)?;
+        let setup = self.setups.remove(&setup)?;
         self.timers.clear(&Timer::Setup(setup.id));
         if self.ended.len() >= config::MAX_ENDED {
             self.ended.pop_front();
         }
         self.ended.push_back(setup.id);
-        if let Some(exchange) = setup.relay.as_mut().and_then(|own| own.binding.take()) {
+        if let Some(exchange) = setup.relay.as_ref().and_then(|own| own.binding) {
             self.cancel(exchange);
         }
         if setup.dial && matches!(setup.stage, Stage::Dialling | Stage::Agreed(..)) {
