@@ -91,6 +91,14 @@ pub fn find(family: Family, own: &[SocketAddr], observations: &[(SocketAddr, Soc
     }
 }
 
+/// Whether `seen`, by another server, is of no more use once a server that saw `before` sees `now`: the NAT has
+/// a new mapping, or another NAT is in its place. Mixed with what is seen since, it would look like a
+/// symmetric NAT, and some servers are not asked again for long.
+pub fn is_outdated(before: SocketAddr, now: SocketAddr, seen: SocketAddr) -> bool {
+    let changed = before != now && before.is_ipv4() == now.is_ipv4();
+    changed && (seen == before || (seen.ip() == before.ip() && now.ip() != before.ip()))
+}
+
 /// Whether a node can perhaps reach the Internet from an address that no server saw: any IPv4 address can,
 /// through a NAT; of IPv6 only global unicast (RFC 4291 §2.5.4), as NATs for it are rare.
 fn may_send(family: Family, address: &SocketAddr) -> bool {
@@ -121,6 +129,13 @@ mod tests {
         assert_eq!(find(Family::V4, &own, &[(s1, p1), (s1, p1)]), NatFinding::Unknown);
         assert_eq!(find(Family::V4, &own, &[(s1, p1), (s2, p1)]), NatFinding::EndpointIndependent);
         assert_eq!(find(Family::V4, &own, &[(s1, p1), (s2, p2)]), NatFinding::AddressDependent);
+        assert!(!is_outdated(p1, p1, p1), "nothing has changed");
+        assert!(is_outdated(p1, p2, p1), "the only mapping is another one");
+        assert!(!is_outdated(p1, p2, at("198.51.100.1:7002")), "a mapping for another server");
+        let elsewhere = at("198.51.100.9:7000");
+        assert!(is_outdated(p1, elsewhere, p2), "the NAT is another one");
+        assert!(!is_outdated(p1, own[1], p1), "the NAT is there for the other family");
+        assert!(!is_outdated(p1, elsewhere, elsewhere) && !is_outdated(p1, elsewhere, own[1]));
         let six = [(at("[2001:db8::1]:443"), own[1])];
         assert_eq!(find(Family::V6, &own, &six), NatFinding::None);
         assert_eq!(find(Family::V4, &own[1..], &six), NatFinding::NoAddress);

@@ -16,7 +16,7 @@ use crate::message::{
 use crate::netcheck::Findings;
 use crate::route::NodeNetwork;
 use crate::standby::Standby;
-use crate::{close, name, version};
+use crate::{close, name, nat, version};
 
 /// A connected node.
 pub(super) struct Node {
@@ -73,6 +73,8 @@ impl Left {
 /// What a node told.
 #[derive(Clone, Default)]
 pub(super) struct Registration {
+    /// Where the node was seen when it told this.
+    told_from: Option<SocketAddr>,
     addresses: Vec<SocketAddr>,
     observations: Vec<(SocketAddr, SocketAddr)>,
     udp_blocked: bool,
@@ -83,13 +85,19 @@ pub(super) struct Registration {
 
 impl Registration {
     /// What is told, as far as it can be believed: of relays only those that this network has.
-    fn from_wire(request: &RegistrationRequest, overlay: Prefix, relays: &[crate::node::Relay]) -> Self {
+    fn from_wire(
+        told_from: SocketAddr,
+        request: &RegistrationRequest,
+        overlay: Prefix,
+        relays: &[crate::node::Relay],
+    ) -> Self {
         let latency = |told: &RelayLatency| {
             let known = relays.iter().find(|relay| relay.name == told.name)?;
             Some((known.name.clone(), Duration::from_micros(u64::from(told.rtt_us))))
         };
         let findings = request.findings.as_ref().map(|told| Findings::from_wire(told, overlay));
         Self {
+            told_from: Some(told_from),
             addresses: endpoint::peers_from_wire(&request.addresses, overlay),
             observations: endpoint::observations_from_wire(&request.observations, overlay),
             udp_blocked: request.udp_blocked,
@@ -107,6 +115,7 @@ impl Node {
     /// What is known of the node's network, what this connection shows included.
     pub(super) fn network(&self, overlay: Prefix) -> NodeNetwork {
         let Registration {
+            told_from,
             addresses,
             mut observations,
             udp_blocked,
@@ -114,7 +123,8 @@ impl Node {
             relay_latencies,
             pinned_relay,
         } = self.registration.clone().unwrap_or_default();
-        observations.retain(|(server, _)| *server != self.seen.0);
+        let outdated = |seen| told_from.is_some_and(|told| nat::is_outdated(told, self.seen.1, seen));
+        observations.retain(|(server, seen)| *server != self.seen.0 && !outdated(*seen));
         if endpoint::is_candidate(self.seen.1.ip(), overlay) {
             observations.insert(0, self.seen);
         }
@@ -162,7 +172,7 @@ impl Nms {
         self.charge(now, channel, |asked| &mut asked.registrations)?;
         let overlay = self.config.prefix;
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
-        let registration = Registration::from_wire(request, overlay, &self.config.relays);
+        let registration = Registration::from_wire(node.seen.1, request, overlay, &self.config.relays);
         let is_new = node.registration.replace(registration).is_none();
         let (address, observed, fqdn) = (node.address, node.seen.1, node.fqdn.clone());
         self.counters.registrations += 1;

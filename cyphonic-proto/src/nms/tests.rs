@@ -257,6 +257,39 @@ fn who_was_sent_to_where_the_responder_is_no_more_is_told_so_at_once() {
 }
 
 #[test]
+fn what_others_saw_of_a_node_before_its_nat_became_another_one_is_not_held_against_it() {
+    let mut bench = bench();
+    let (old, new) = (at("198.51.100.3:6000"), at("198.51.100.99:6000"));
+    bench.connect(2, "c.lab", at("198.51.100.2:6000"));
+    bench.register(2, &[at("10.0.0.9:7000")], &[(at("192.0.2.9:443"), at("198.51.100.2:6000"))]);
+    bench.connect(0, "a.lab", old);
+    bench.actions();
+    bench.register(0, &[at("10.0.0.2:7000")], &[(at("192.0.2.9:443"), old)]);
+    let relay_failed = || {
+        let failed = vec![RouteKind::Relay.into()];
+        let fqdn = "c.lab".into();
+        Message::DirectionRequest(DirectionRequest { fqdn, failed, ..Default::default() })
+    };
+    let can_punch = |bench: &mut Bench| {
+        bench.request(0, 700, relay_failed());
+        let answer = bench.answers().remove(&700).unwrap();
+        matches!(answer, Message::RouteDirection(order) if order.kind() == RouteKind::HolePunch)
+    };
+    assert!(can_punch(&mut bench));
+    bench.nms.handle_moved(bench.now, Channel(0), new);
+    bench.register(0, &[at("10.0.0.2:7000")], &[(at("192.0.2.9:443"), old)]);
+    assert!(!can_punch(&mut bench), "told after the move, it may be so");
+    bench.nms.handle_moved(bench.now, Channel(0), old);
+    bench.register(0, &[at("10.0.0.2:7000")], &[(at("192.0.2.9:443"), old)]);
+    bench.nms.handle_moved(bench.now, Channel(0), new);
+    let network = bench.nms.nodes[&Channel(0)].network(prefix());
+    assert_eq!(network.observations, [(at("192.0.2.1:443"), new)]);
+    // Back where it was, all that it told holds again.
+    bench.nms.handle_moved(bench.now, Channel(0), old);
+    assert!(can_punch(&mut bench));
+}
+
+#[test]
 fn a_confirmation_of_something_else_withdraws_the_set_up() {
     for setup_id in [vec![0; 16], vec![], vec![9; 3]] {
         let mut bench = bench();

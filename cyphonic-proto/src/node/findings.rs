@@ -114,8 +114,10 @@ impl Node {
         if self.stopped || self.registration.network.findings == findings {
             return;
         }
-        for (server, observed) in findings.observations.clone() {
-            self.observe(now, server, Some(observed));
+        // What was told before may be older than what a service has told since.
+        let told = std::mem::take(&mut self.registration.network.findings.observations);
+        for (server, observed) in findings.observations.iter().filter(|seen| !told.contains(seen)) {
+            self.observe(now, *server, Some(*observed));
         }
         self.registration.network.findings = findings;
         self.look_in_time();

@@ -180,6 +180,15 @@ impl Node {
         self.nudge_for(now, service, ANSWERED);
     }
 
+    /// A TRS asks for a proof that the node is where its packets come from, so that is not where it was seen
+    /// before: a NAT on the way has changed its mapping, which no network event tells. It is asked where that is.
+    pub(super) fn seen_elsewhere(&mut self, now: Instant, trs: &Service) {
+        if let Some(server) = self.remote_of(trs) {
+            let message = Message::ObservationRequest(ObservationRequest {});
+            self.request(now, trs.clone(), Purpose::Observe { server }, message);
+        }
+    }
+
     /// The same, with so much time for the answer.
     pub(super) fn nudge_for(&mut self, now: Instant, service: &Service, patience: Duration) {
         match service {

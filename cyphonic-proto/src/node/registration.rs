@@ -13,7 +13,7 @@ use crate::message::{
 };
 use crate::netcheck::Findings;
 use crate::standby::Standby;
-use crate::{name, version};
+use crate::{name, nat, version};
 
 /// How long changes are gathered before the NMS is told.
 const GATHER: Duration = Duration::from_millis(50);
@@ -371,7 +371,9 @@ impl Node {
         if observations.contains(&(server, observed)) {
             return;
         }
-        observations.retain(|(other, _)| *other != server);
+        let before = observations.iter().find(|(other, _)| *other == server).map(|(_, before)| *before);
+        let outdated = |seen| before.is_some_and(|before| nat::is_outdated(before, observed, seen));
+        observations.retain(|(other, seen)| *other != server && !outdated(*seen));
         observations.insert(0, (server, observed));
         observations.truncate(config::MAX_OBSERVATIONS);
         self.registration.network.check(observed);

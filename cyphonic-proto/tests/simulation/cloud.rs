@@ -36,6 +36,8 @@ pub(crate) struct Cloud {
     asked: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
     /// Each request of the NMS, as the node knows it.
     asking: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
+    /// What a TRS asked nodes for a proof that they are there.
+    pub(crate) proving: BTreeMap<ExchangeId, SocketAddr>,
     /// Those whose answers the NMS does not wait for any more, by its own numbers.
     pub(crate) cancelled: BTreeSet<ExchangeId>,
     lives: u64,
@@ -133,6 +135,7 @@ impl Cloud {
             access: None,
             asked: BTreeMap::new(),
             asking: BTreeMap::new(),
+            proving: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             lives: 0,
         };
@@ -452,10 +455,11 @@ impl World {
         let here = ExchangeId(self.fresh());
         self.cloud.asking.insert(here, (channel, exchange));
         let message = Self::unpack(bytes);
-        self.at_node(channel, |node, now| node.handle_request(now, Service::Nms, here, message));
+        let Some(service) = self.conns.get(&channel).map(|conn| conn.service.clone()) else { return };
+        self.at_node(channel, |node, now| node.handle_request(now, service, here, message));
     }
 
-    /// A node answers a request of the NMS.
+    /// A node answers a service's request.
     pub(crate) fn node_responds(&mut self, here: ExchangeId, message: &Message) {
         let (channel, exchange) = self.cloud.asking.remove(&here).unwrap();
         let (bytes, delay) = (self.pack(message), self.reliable_delay());

@@ -1,10 +1,11 @@
 //! What is found again: the best kind of path, after whatever had taken it away is over.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use cyphonic_common::frame::CandidateFlags;
-use cyphonic_proto::message::RouteKind;
+use cyphonic_proto::message::{RouteKind, endpoint};
+use cyphonic_proto::nat::NatFinding;
 use cyphonic_proto::node::CandidateSet;
 
 use crate::nat::Dependence::{AddressAndPort, Independent};
@@ -155,4 +156,39 @@ fn a_peer_that_asks_for_probes_all_the_time_does_not_keep_others_from_a_direct_p
     let peer = status.peers.iter().find(|peer| peer.fqdn.as_deref() == Some("b.lab")).unwrap();
     let direct = peer.tunnels.iter().any(|tunnel| tunnel.route != RouteKind::Relay);
     assert!(direct, "{:?}", peer.tunnels);
+}
+
+impl World {
+    /// The NAT before a device has become another one, of which no network event tells.
+    fn renumber(&mut self, name: &'static str, outer: IpAddr) {
+        for uplink in &mut self.hosts.get_mut(name).unwrap().uplinks {
+            *uplink = Uplink::new(uplink.own, uplink.gate, outer);
+        }
+        self.migrate(name);
+    }
+
+    fn nat_v4(&self, name: &str) -> NatFinding {
+        self.hosts[name].node.as_ref().unwrap().status().nat_v4
+    }
+}
+
+#[test]
+fn a_nat_with_a_new_outer_address_is_not_taken_for_a_symmetric_one() {
+    let mut world = World::new(51);
+    world.add("a", Some(PortRestricted), None);
+    world.add("b", Some(PortRestricted), None);
+    world.settle();
+    world.run(60 * SECOND);
+    assert_eq!(world.nat_v4("a"), NatFinding::EndpointIndependent);
+    let outer: IpAddr = [198, 51, 100, 99].into();
+    world.renumber("a", outer);
+    world.run(SECOND);
+    // What the AS saw at the login is no more held against it.
+    assert_eq!(world.nat_v4("a"), NatFinding::EndpointIndependent);
+    let told = world.registrations["a"].last().unwrap().observations.clone();
+    let told: Vec<_> = told.iter().filter_map(|told| endpoint::from_wire(told.observed.as_ref()?)).collect();
+    assert!(!told.is_empty() && told.iter().all(|seen| seen.ip() == outer), "{told:?}");
+    world.resolves("b", "a").unwrap();
+    traffic(&mut world, 1);
+    assert!(seconds_until(&mut world, 10, both_direct).is_some(), "{:?}", world.path("b"));
 }

@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use cyphonic_common::frame::CandidateFlags;
+use cyphonic_proto::message::{Message, ObservationRequest};
 use cyphonic_proto::node::{CandidateSet, Routes, Service, ServiceState, Sleep};
 use cyphonic_proto::quic::IDLE_TIMEOUT;
 use cyphonic_proto::trs::NodePath;
-use cyphonic_proto::{Channel, TunnelId};
+use cyphonic_proto::{Channel, ExchangeId, TunnelId};
 
 use crate::net::Gate::{self, Firewall, Open, PortRestricted};
 use crate::net::Uplink;
@@ -81,9 +82,6 @@ impl World {
             if conn.observed != observed {
                 conn.observed = observed;
                 self.schedule(self.delay, Event::Seen { channel, observed });
-                // The device's proof takes longer through the relay's process than its packets through the
-                // relay.
-                self.schedule(self.delay * 3 + MS, Event::Proved { channel, observed });
             }
         }
     }
@@ -101,6 +99,10 @@ impl World {
             }
             trs @ Service::Trs(_) => {
                 self.cloud.trs_of(&trs).into_iter().for_each(|trs| trs.handle_seen(channel, observed));
+                let (exchange, delay) = (ExchangeId(self.fresh()), self.reliable_delay());
+                self.cloud.proving.insert(exchange, observed);
+                let bytes = self.pack(&Message::ObservationRequest(ObservationRequest {}));
+                self.schedule(delay, Event::ToNode { channel, exchange, bytes });
             }
         }
         self.drain_cloud();

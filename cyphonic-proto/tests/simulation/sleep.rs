@@ -51,7 +51,6 @@ impl World {
             | Event::FrameToTrs { .. }
             | Event::Revive(_)
             | Event::Seen { .. }
-            | Event::Proved { .. }
             | Event::Idle(_) => None,
         };
         match &mut self.sleeper {

@@ -118,7 +118,7 @@ pub(crate) enum Event {
         exchange: ExchangeId,
         bytes: Vec<u8>,
     },
-    /// The NMS's request, and its answer on the way back.
+    /// A service's request, and its answer on the way back.
     ToNode {
         channel: Channel,
         exchange: ExchangeId,
@@ -168,12 +168,8 @@ pub(crate) enum Event {
         life: u32,
     },
     Revive(Victim),
-    /// A service sees a node at another address, and then knows that it is there.
+    /// A service sees a node at another address.
     Seen {
-        channel: Channel,
-        observed: SocketAddr,
-    },
-    Proved {
         channel: Channel,
         observed: SocketAddr,
     },
@@ -481,6 +477,10 @@ impl World {
                     if self.cloud.cancelled.remove(&exchange) {
                         self.schedule(self.delay, Event::GivenUp { channel, exchange: here });
                     }
+                    if let Some(observed) = self.cloud.proving.remove(&exchange) {
+                        // Whatever the answer is.
+                        return self.proved(channel, observed);
+                    }
                     self.cloud.node_answered(self.now, exchange, Self::unpack(&bytes));
                     self.drain_cloud();
                 }
@@ -507,7 +507,6 @@ impl World {
             Event::Stats { device, life } => self.report_stats(device, life),
             Event::Revive(victim) => self.revive(victim),
             Event::Seen { channel, observed } => self.seen(channel, observed),
-            Event::Proved { channel, observed } => self.proved(channel, observed),
             Event::Idle(channel) => self.idle(channel),
         }
     }
