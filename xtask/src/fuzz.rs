@@ -30,7 +30,7 @@ const TARGETS: [Target; 3] = [
     Target {
         name: "relay",
         test: ["--test", "relay_program"],
-        filter: "the_kernel_and_userspace_agree_on_damaged_frames",
+        filter: "agreement::the_kernel_and_userspace_agree_on_damaged_frames",
         programs: 1,
     },
     Target {
