@@ -89,12 +89,12 @@ pub enum HostResolver {
     },
 }
 
-/// Why systemd-resolved is of no use, or not to all programs.
+/// Why systemd-resolved is of no use, or not to all programs or for all names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lost {
     why: String,
-    /// The C library asks it all the same.
-    is_asked_by_some: bool,
+    /// Some programs ask it all the same, or for some names.
+    in_part: bool,
 }
 
 impl HostResolver {
@@ -212,7 +212,7 @@ impl HostResolver {
     pub fn trouble(&self) -> Option<String> {
         match self {
             Self::Untouched { wanted: true, .. } => None,
-            Self::Resolved { lost: Some(Lost { why, is_asked_by_some: false }), .. } => Some(why.clone()),
+            Self::Resolved { lost: Some(Lost { why, in_part: false }), .. } => Some(why.clone()),
             Self::Resolved { .. } => None,
             // Not to know is no trouble yet.
             Self::ResolvConf { file, .. } => taken_away(file).unwrap_or_default(),
@@ -220,10 +220,10 @@ impl HostResolver {
         }
     }
 
-    /// Why some programs do not resolve names of the overlay, while others do.
+    /// Why some programs do not resolve names of the overlay, or none does some names.
     pub fn gap(&self) -> Option<String> {
         match self {
-            Self::Resolved { lost: Some(Lost { why, is_asked_by_some: true }), .. } => Some(why.clone()),
+            Self::Resolved { lost: Some(Lost { why, in_part: true }), .. } => Some(why.clone()),
             Self::Resolved { .. } | Self::ResolvConf { .. } | Self::Untouched { .. } => None,
         }
     }

@@ -90,6 +90,15 @@ pub(crate) fn index(interface: &str) -> io::Result<u32> {
     Ok(rustix::net::netdevice::name_to_index(&socket, interface)?)
 }
 
+/// The interface with this number, in the calling thread's network namespace.
+///
+/// # Errors
+/// There is no such interface.
+pub fn name(index: u32) -> io::Result<String> {
+    let socket = any_socket()?;
+    Ok(rustix::net::netdevice::index_to_name(&socket, index)?)
+}
+
 /// The receive queues that are in use: one where the driver does not say.
 ///
 /// # Errors

@@ -6,7 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::config::DnsConfig;
+use crate::config::{DnsConfig, ResolverChoice};
 use crate::dns::{DnsServer, Resolver, Zone};
 use crate::resolver::follow::SharedResolver;
 use crate::resolver::{Host, HostResolver};
@@ -16,8 +16,7 @@ use crate::state::StateDir;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
 
-/// At most between two that come to the same, where each may write to the disk: a file that may never be
-/// edited stays so.
+/// The same, where each may write to the disk: a file that may never be edited stays so.
 const SELDOM: Duration = Duration::from_secs(3_600);
 
 /// The server, or why there is none: one task starts it, `status` asks for it.
@@ -134,7 +133,11 @@ impl Names {
     }
 
     async fn point_at_last(&self, server: &DnsServer) {
-        let mut pauses = Pauses::up_to(SELDOM);
+        let mut pauses = Pauses::up_to(match self.config.resolver {
+            // It is only asked.
+            ResolverChoice::SystemdResolved => LAST_PAUSE,
+            ResolverChoice::Auto | ResolverChoice::ResolvConf | ResolverChoice::None => SELDOM,
+        });
         while let Some(before) = self.host.failure() {
             pauses.next().await;
             self.point_at(server).await;
@@ -173,14 +176,16 @@ impl Pauses {
 mod tests {
     use std::fs;
     use std::net::Ipv6Addr;
+    use std::path::Path;
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::UNIX_EPOCH;
 
     use futures_util::future::BoxFuture;
+    use tokio::net::UnixListener;
     use tokio::time::Instant;
     use tracing::Level;
 
     use super::*;
-    use crate::config::ResolverChoice;
     use crate::dns::ResolveError;
     use crate::resolver::resolved::Bus;
 
@@ -197,6 +202,24 @@ mod tests {
         }
     }
 
+    fn names(dir: &Path, listen: &str, resolver: ResolverChoice, bus: Bus) -> Names {
+        Names {
+            config: DnsConfig { listen: listen.parse().unwrap(), resolver },
+            state: StateDir::open(&dir.join("state")).unwrap(),
+            zone: Zone::new("cyphonic.internal", "fd12:3456:789a::/48".parse().unwrap()).unwrap(),
+            interface: 1,
+            engine: Arc::new(Nobody),
+            server: SharedServer::default(),
+            found: Host {
+                resolv_conf: dir.join("resolv.conf"),
+                nsswitch: dir.join("nsswitch.conf"),
+                run: dir.join("run"),
+                bus,
+            },
+            host: SharedResolver::default(),
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_fails_alike_is_tried_ever_more_rarely_and_what_fails_otherwise_soon() {
         let (begun, mut pauses) = (Instant::now(), Pauses::up_to(SELDOM));
@@ -208,6 +231,30 @@ mod tests {
         assert!(attempts < 40, "{attempts} in a day");
         pauses.shorten();
         assert_eq!(pauses.next, LAST_PAUSE);
+    }
+
+    /// The bus of a host whose resolved does not come: counts who calls.
+    #[tokio::test(start_paused = true)]
+    async fn a_resolved_that_was_chosen_is_asked_again_soon_since_that_writes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let bus = UnixListener::bind(path("bus")).unwrap();
+        let calls = Arc::new(AtomicU32::new(0));
+        let counted = calls.clone();
+        tokio::spawn(async move {
+            while bus.accept().await.is_ok() {
+                counted.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let address = format!("unix:path={}", path("bus").display());
+        let names = names(dir.path(), "127.0.0.78:53", ResolverChoice::SystemdResolved, Bus::At(address));
+        let server = names.serve().await.expect("port 53 can be had (this test needs root)");
+        names.point_at(&server).await;
+        let keeping = tokio::spawn(names.keep(Some(server)));
+        tokio::time::sleep(SELDOM).await;
+        let calls = calls.load(Ordering::Relaxed);
+        assert!((60..1_000).contains(&calls), "{calls} in an hour");
+        keeping.abort();
     }
 
     #[tokio::test(start_paused = true)]
@@ -227,25 +274,9 @@ mod tests {
         fs::write(path("resolv.conf"), "nameserver 192.0.2.1\n").unwrap();
         // A folder in the way of the file aside, whoever runs the test.
         fs::create_dir(path("resolv.conf.cyphonic")).unwrap();
-        let host = SharedResolver::default();
-        let names = Names {
-            config: DnsConfig {
-                listen: "127.0.0.77:53".parse().unwrap(),
-                resolver: ResolverChoice::ResolvConf,
-            },
-            state: StateDir::open(&path("state")).unwrap(),
-            zone: Zone::new("cyphonic.internal", "fd12:3456:789a::/48".parse().unwrap()).unwrap(),
-            interface: 1,
-            engine: Arc::new(Nobody),
-            server: SharedServer::default(),
-            found: Host {
-                resolv_conf: path("resolv.conf"),
-                nsswitch: path("nsswitch.conf"),
-                run: path("run"),
-                bus: Bus::At("unix:path=/nonexistent".into()),
-            },
-            host: host.clone(),
-        };
+        let nobody = Bus::At("unix:path=/nonexistent".into());
+        let names = names(dir.path(), "127.0.0.77:53", ResolverChoice::ResolvConf, nobody);
+        let host = names.host.clone();
         let server = names.serve().await.expect("port 53 can be had (this test needs root)");
         let journal = names.state.resolver_dir();
         fs::File::open(&journal).unwrap().set_modified(UNIX_EPOCH).unwrap();

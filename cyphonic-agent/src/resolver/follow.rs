@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::resolv_conf::Look;
-use super::resolved::{self, Resolved};
+use super::resolved::{self, Resolved, Restored};
 use super::{Host, HostResolver, Lost, nsswitch};
 use crate::dns::DnsServer;
 
@@ -116,27 +116,24 @@ impl SharedResolver {
     /// Has systemd-resolved know what it was told, and takes note of where it cannot be had, or is not asked.
     /// True if names of the overlay resolve, at least for programs of the C library.
     pub async fn restore_link(&self, link: &Resolved) -> bool {
-        let amiss = match link.restore().await {
-            Ok(again) => {
+        let now = match link.restore().await {
+            Ok(Restored { again, taken }) => {
                 if again {
                     tracing::info!("systemd-resolved had forgotten the overlay's zone: told again");
                 }
-                self.left_by()
+                let taken = taken.map(|taken| Lost { why: taken.to_string(), in_part: true });
+                self.left_by().or(taken)
             }
-            Err(error) => Some(Lost { why: error.to_string(), is_asked_by_some: false }),
+            Err(error) => Some(Lost::until_restart(&error.to_string(), false)),
         };
-        let now = amiss.map(|Lost { why, is_asked_by_some }| {
-            let why = format!("{why}; `systemctl restart cyphonicd` goes by what this host uses now");
-            Lost { why, is_asked_by_some }
-        });
-        let resolves = now.as_ref().is_none_or(|lost| lost.is_asked_by_some);
+        let resolves = now.as_ref().is_none_or(|lost| lost.in_part);
         if let HostResolver::Resolved { lost, .. } = &mut *self.lock() {
             match &now {
-                Some(Lost { why, is_asked_by_some: false }) if *lost != now => {
+                Some(Lost { why, in_part: false }) if *lost != now => {
                     tracing::error!(why, "names of the overlay do not resolve on this host");
                 }
                 Some(Lost { why, .. }) if *lost != now => {
-                    tracing::warn!(why, "names of the overlay do not resolve for all programs of this host");
+                    tracing::warn!(why, "names of the overlay resolve only in part on this host");
                 }
                 None if lost.is_some() => tracing::info!("systemd-resolved knows the overlay's zone"),
                 Some(_) | None => {}
@@ -152,11 +149,11 @@ impl SharedResolver {
         if resolved::is_named(&host.resolv_conf) {
             return None;
         }
-        let is_asked_by_some = nsswitch::asks_resolved(&host.nsswitch);
-        let whom = if is_asked_by_some { "programs that read it themselves" } else { "programs" };
+        let in_part = nsswitch::asks_resolved(&host.nsswitch);
+        let whom = if in_part { "programs that read it themselves" } else { "programs" };
         let why =
             format!("{} does not have {whom} ask systemd-resolved any more", host.resolv_conf.display());
-        Some(Lost { why, is_asked_by_some })
+        Some(Lost::until_restart(&why, in_part))
     }
 
     /// Tells systemd-resolved of the zone where it did not answer, once a minute until it does, and is asked
@@ -264,6 +261,14 @@ impl SharedResolver {
     /// Whole after every statement, so a panic elsewhere does not spoil it.
     fn lock(&self) -> MutexGuard<'_, HostResolver> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lost {
+    /// The host may use something else by now.
+    fn until_restart(why: &str, in_part: bool) -> Self {
+        let why = format!("{why}; `systemctl restart cyphonicd` goes by what this host uses now");
+        Self { why, in_part }
     }
 }
 

@@ -1,30 +1,18 @@
 //! systemd-resolved, over D-Bus (org.freedesktop.resolve1(5)).
 
+mod bus;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+pub use bus::Bus;
+use bus::Manager;
+use cyphonic_dataplane::netdevice;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use zbus::message::Body;
-use zbus::zvariant::{DynamicType, OwnedObjectPath, Type, as_value};
-use zbus::{Connection, connection};
 
 use super::resolv_conf;
-
-const SERVICE: &str = "org.freedesktop.resolve1";
-const OBJECT: &str = "/org/freedesktop/resolve1";
-const MANAGER: &str = "org.freedesktop.resolve1.Manager";
-const LINK: &str = "org.freedesktop.resolve1.Link";
-const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
-
-/// The bus itself.
-const BUS: &str = "org.freedesktop.DBus";
-const BUS_OBJECT: &str = "/org/freedesktop/DBus";
-
-/// What the bus answers where nobody has the service's name, and nobody can be started for it.
-const NOBODY: [&str; 2] =
-    ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"];
 
 /// The stub that programs ask when the host relies on resolved.
 pub(super) const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
@@ -32,42 +20,14 @@ pub(super) const STUB: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53));
 /// The stub, and the one beside it that only hands queries on.
 pub(super) const STUBS: [IpAddr; 2] = [STUB, IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
 
-/// The bus and resolved are local.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// `AF_INET` and `AF_INET6` of Linux.
 const AF_INET: i32 = 2;
 const AF_INET6: i32 = 10;
 
-/// Where systemd-resolved is spoken to.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Bus {
-    /// The host's own bus.
-    #[default]
-    System,
-    /// Another one, by its D-Bus address (`unix:path=/run/other/bus`).
-    At(String),
-}
-
-impl Bus {
-    async fn connect(&self) -> Result<Connection, ResolvedError> {
-        let connecting = async {
-            match self {
-                Self::System => Connection::system().await,
-                Self::At(address) => connection::Builder::address(address.as_str())?.build().await,
-            }
-        };
-        timeout(PATIENCE, connecting)
-            .await
-            .map_err(|_| ResolvedError::Silent)?
-            .map_err(|error| ResolvedError::Bus(error.into()))
-    }
-}
-
 /// The zone is known to systemd-resolved.
 #[derive(Debug, Clone)]
 pub struct Resolved {
-    connection: Connection,
+    bus: Bus,
     interface: i32,
     server: SocketAddr,
     domains: Vec<String>,
@@ -97,7 +57,9 @@ impl Resolved {
         server: SocketAddr,
         domains: &[String],
     ) -> Result<Self, ResolvedError> {
-        Self::connect(bus, interface, server, domains).await?.told().await
+        let resolved = Self::of(bus, interface, server, domains)?;
+        resolved.tell(&resolved.bus.connect().await?).await?;
+        Ok(resolved)
     }
 
     /// The same, if resolved runs. It is not started for this: who has stopped it may use something else.
@@ -111,48 +73,42 @@ impl Resolved {
         server: SocketAddr,
         domains: &[String],
     ) -> Result<Self, ResolvedError> {
-        let resolved = Self::connect(bus, interface, server, domains).await?;
-        resolved.require_owner().await?;
-        resolved.told().await
+        let resolved = Self::of(bus, interface, server, domains)?;
+        let manager = resolved.bus.connect().await?;
+        manager.require_owner().await?;
+        resolved.tell(&manager).await?;
+        Ok(resolved)
     }
 
-    async fn connect(
-        bus: &Bus,
-        interface: u32,
-        server: SocketAddr,
-        domains: &[String],
-    ) -> Result<Self, ResolvedError> {
+    fn of(bus: &Bus, interface: u32, server: SocketAddr, domains: &[String]) -> Result<Self, ResolvedError> {
         let interface = i32::try_from(interface).map_err(|_| ResolvedError::Interface(interface))?;
-        let connection = bus.connect().await?;
-        Ok(Self { connection, interface, server, domains: domains.to_owned() })
+        Ok(Self { bus: bus.clone(), interface, server, domains: domains.to_owned() })
     }
 
-    async fn told(self) -> Result<Self, ResolvedError> {
-        match self.set().await {
-            Ok(()) => Ok(self),
-            Err(error) => {
-                let _ = self.revert().await;
-                Err(error)
-            }
+    async fn tell(&self, manager: &Manager) -> Result<(), ResolvedError> {
+        let told = self.set(manager).await;
+        if told.is_err() {
+            let _ = self.forget(manager).await;
         }
+        told
     }
 
-    async fn set(&self) -> Result<(), ResolvedError> {
+    async fn set(&self, manager: &Manager) -> Result<(), ResolvedError> {
         let (link, server) = (self.interface, self.server);
         // Never for other names: asked first, so that no name of the host's comes to us in between.
-        self.call("SetLinkDefaultRoute", &(link, false)).await?;
+        manager.call("SetLinkDefaultRoute", &(link, false)).await?;
         let (family, address) = match server.ip() {
             IpAddr::V4(ip) => (AF_INET, ip.octets().to_vec()),
             IpAddr::V6(ip) => (AF_INET6, ip.octets().to_vec()),
         };
         if server.port() == 53 {
-            self.call("SetLinkDNS", &(link, vec![(family, address)])).await?;
+            manager.call("SetLinkDNS", &(link, vec![(family, address)])).await?;
         } else {
-            self.call("SetLinkDNSEx", &(link, vec![(family, address, server.port(), "")])).await?;
+            manager.call("SetLinkDNSEx", &(link, vec![(family, address, server.port(), "")])).await?;
         }
         // `true`: for routing only, not a search domain (resolvectl shows it as `~zone`).
         let domains: Vec<(&str, bool)> = self.domains.iter().map(|domain| (domain.as_str(), true)).collect();
-        self.call("SetLinkDomains", &(link, domains)).await?;
+        manager.call("SetLinkDomains", &(link, domains)).await?;
         // The zone is unsigned and served in the clear on this host. Older versions lack some of these.
         for (method, value) in [
             ("SetLinkDNSSEC", "no"),
@@ -160,7 +116,7 @@ impl Resolved {
             ("SetLinkLLMNR", "no"),
             ("SetLinkMulticastDNS", "no"),
         ] {
-            if let Err(error) = self.call(method, &(link, value)).await {
+            if let Err(error) = manager.call(method, &(link, value)).await {
                 tracing::debug!(method, %error, "systemd-resolved does not know this");
             }
         }
@@ -168,74 +124,85 @@ impl Resolved {
     }
 
     /// Tells resolved again what it does not know any more: somebody may have reverted the link (`resolvectl
-    /// revert`). True if it was so.
+    /// revert`); and looks for others who have names of the zone.
     ///
     /// # Errors
     ///
     /// When resolved refuses or is not there. It is not started for this: who has stopped it may use
     /// something else.
-    pub async fn restore(&self) -> Result<bool, ResolvedError> {
-        self.require_owner().await?;
-        let known = self.known_domains().await?;
-        if self.domains.iter().all(|domain| known.iter().any(|(name, _)| name.eq_ignore_ascii_case(domain))) {
-            return Ok(false);
+    pub async fn restore(&self) -> Result<Restored, ResolvedError> {
+        let manager = self.bus.connect().await?;
+        manager.require_owner().await?;
+        let known = manager.domains_of(self.interface).await?;
+        let knows = |domain: &String| known.iter().any(|(name, _)| name.eq_ignore_ascii_case(domain));
+        let again = !self.domains.iter().all(knows);
+        if again {
+            self.set(&manager).await?;
         }
-        self.set().await?;
-        Ok(true)
-    }
-
-    /// Whether somebody has resolved's name. Nobody is started for the question.
-    async fn require_owner(&self) -> Result<(), ResolvedError> {
-        let owned = self.ask(BUS, BUS_OBJECT, BUS, "NameHasOwner", &(SERVICE,)).await?;
-        if read::<bool>("NameHasOwner", &owned)? { Ok(()) } else { Err(ResolvedError::Absent) }
-    }
-
-    /// What resolved sends to our server.
-    async fn known_domains(&self) -> Result<Vec<(String, bool)>, ResolvedError> {
-        let link = self.ask(SERVICE, OBJECT, MANAGER, "GetLink", &(self.interface,)).await?;
-        let link: OwnedObjectPath = read("GetLink", &link)?;
-        let domains = self.ask(SERVICE, link.as_str(), PROPERTIES, "Get", &(LINK, "Domains")).await?;
-        Ok(read::<as_value::Deserialize<'_, _>>("Get", &domains)?.0)
+        let others = manager.domains().await.unwrap_or_else(|error| {
+            tracing::debug!(%error, "systemd-resolved does not tell the domains of other links");
+            Vec::new()
+        });
+        let takes = |(link, domain, _): &(i32, String, bool)| {
+            *link != self.interface && self.domains.iter().any(|ours| is_within(domain, ours))
+        };
+        let taken =
+            others.into_iter().find(takes).map(|(link, domain, _)| Taken { by: name_of(link), domain });
+        Ok(Restored { again, taken })
     }
 
     /// Makes resolved forget the zone.
+    ///
+    /// # Errors
+    ///
+    /// When resolved refuses or is not there.
     pub async fn revert(&self) -> Result<(), ResolvedError> {
-        self.call("RevertLink", &(self.interface,)).await
+        self.forget(&self.bus.connect().await?).await
     }
 
-    async fn call<B>(&self, method: &'static str, body: &B) -> Result<(), ResolvedError>
-    where
-        B: serde::Serialize + DynamicType,
-    {
-        self.ask(SERVICE, OBJECT, MANAGER, method, body).await.map(drop)
-    }
-
-    async fn ask<B>(
-        &self,
-        service: &str,
-        object: &str,
-        interface: &str,
-        method: &'static str,
-        body: &B,
-    ) -> Result<Body, ResolvedError>
-    where
-        B: serde::Serialize + DynamicType,
-    {
-        let call = self.connection.call_method(Some(service), object, Some(interface), method, body);
-        let answer = timeout(PATIENCE, call).await.map_err(|_| ResolvedError::Silent)?;
-        answer.map(|answer| answer.body()).map_err(|error| match error {
-            zbus::Error::MethodError(name, ..) if NOBODY.contains(&name.as_str()) => ResolvedError::Absent,
-            error => ResolvedError::Call { method, source: error.into() },
-        })
+    async fn forget(&self, manager: &Manager) -> Result<(), ResolvedError> {
+        manager.call("RevertLink", &(self.interface,)).await
     }
 }
 
-/// What a method answered.
-fn read<'a, T>(method: &'static str, answer: &'a Body) -> Result<T, ResolvedError>
-where
-    T: serde::Deserialize<'a> + Type,
-{
-    answer.deserialize().map_err(|error| ResolvedError::Call { method, source: error.into() })
+/// What a look at systemd-resolved came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// It had forgotten the zone.
+    pub again: bool,
+    /// Somebody else gets questions for names of the zone.
+    pub taken: Option<Taken>,
+}
+
+/// A domain in the zone, or the zone, that another link has: resolved asks the servers of whoever's domain is
+/// the longest, and with equal ones everybody.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "systemd-resolved asks other servers than the agent for names below {domain}, a domain of {by}, as a DHCP server may give one"
+)]
+pub struct Taken {
+    by: String,
+    domain: String,
+}
+
+/// Whether a domain is another one or below it.
+fn is_within(domain: &str, other: &str) -> bool {
+    let domain = domain.trim_end_matches('.');
+    let Some((before, end)) =
+        domain.len().checked_sub(other.len()).and_then(|at| domain.split_at_checked(at))
+    else {
+        return false;
+    };
+    end.eq_ignore_ascii_case(other) && (before.is_empty() || before.ends_with('.'))
+}
+
+/// What a person calls a link.
+fn name_of(link: i32) -> String {
+    if link == 0 {
+        return "the host as a whole (`resolved.conf`)".to_owned();
+    }
+    let named = u32::try_from(link).ok().and_then(|link| netdevice::name(link).ok());
+    named.unwrap_or_else(|| format!("interface {link}"))
 }
 
 /// Why systemd-resolved does not know the zone.
@@ -271,6 +238,25 @@ impl ResolvedError {
         match self {
             Self::Bus(_) | Self::Absent | Self::Silent => true,
             Self::Call { .. } | Self::Interface(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_domain_is_within_another_by_whole_labels() {
+        for (domain, within) in [
+            ("cyphonic.internal", true),
+            ("b.Cyphonic.internal.", true),
+            ("notcyphonic.internal", false),
+            ("internal", false),
+            ("ü.internal", false),
+            ("", false),
+        ] {
+            assert_eq!(is_within(domain, "cyphonic.internal"), within, "{domain}");
         }
     }
 }

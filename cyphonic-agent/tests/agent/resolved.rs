@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
@@ -39,16 +39,35 @@ struct PrivateBus {
 impl PrivateBus {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let (daemon, address) = Self::run(dir.path());
+        Self { daemon, address, dir }
+    }
+
+    /// As systemd does after a crash or an upgrade: nobody's connection stands any more.
+    fn restart(&mut self) {
+        self.stop();
+        std::fs::remove_file(self.dir.path().join("bus")).unwrap();
+        (self.daemon, self.address) = Self::run(self.dir.path());
+    }
+
+    fn stop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+
+    fn run(dir: &Path) -> (Child, String) {
         let mut daemon = Command::new("dbus-daemon")
             .args(["--session", "--print-address", "--nofork", "--nopidfile", "--nosyslog"])
-            .arg(format!("--address=unix:path={}", dir.path().join("bus").display()))
-            .env("XDG_DATA_HOME", dir.path())
+            .arg(format!("--address=unix:path={}", dir.join("bus").display()))
+            .env("XDG_DATA_HOME", dir)
             .stdout(Stdio::piped())
             .spawn()
             .expect("dbus-daemon (Debian package dbus-daemon) is installed");
         let mut address = String::new();
         BufReader::new(daemon.stdout.as_mut().unwrap()).read_line(&mut address).unwrap();
-        Self { daemon, address: address.trim().to_owned(), dir }
+        // Without the bus's number, which is another one after a restart.
+        let address = address.trim().split(',').next().unwrap().to_owned();
+        (daemon, address)
     }
 
     /// Has the bus start a program for resolved's name, which does not take it; what it makes tells that it
@@ -68,8 +87,12 @@ impl PrivateBus {
 
     /// Lives as long as the connection.
     async fn serve(&self, behaviour: Behaviour) -> (Connection, Calls) {
+        self.serve_among(behaviour, Others::default()).await
+    }
+
+    async fn serve_among(&self, behaviour: Behaviour, others: Others) -> (Connection, Calls) {
         let (calls, link) = (Calls::default(), Link::default());
-        let manager = Manager { calls: calls.clone(), link: link.clone(), behaviour };
+        let manager = Manager { calls: calls.clone(), link: link.clone(), others, behaviour };
         let connection = connection::Builder::address(self.address.as_str())
             .unwrap()
             .serve_at("/org/freedesktop/resolve1", manager)
@@ -87,8 +110,7 @@ impl PrivateBus {
 
 impl Drop for PrivateBus {
     fn drop(&mut self) {
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
+        self.stop();
     }
 }
 
@@ -125,6 +147,9 @@ enum Behaviour {
 #[derive(Clone, Default)]
 struct Link(Arc<Mutex<Vec<(String, bool)>>>);
 
+/// Domains of other links.
+type Others = Arc<Mutex<Vec<(i32, String, bool)>>>;
+
 #[interface(name = "org.freedesktop.resolve1.Link")]
 impl Link {
     #[zbus(property)]
@@ -138,6 +163,7 @@ impl Link {
 struct Manager {
     calls: Calls,
     link: Link,
+    others: Others,
     behaviour: Behaviour,
 }
 
@@ -157,6 +183,12 @@ impl Manager {
 
 #[interface(name = "org.freedesktop.resolve1.Manager")]
 impl Manager {
+    #[zbus(property)]
+    fn domains(&self) -> Vec<(i32, String, bool)> {
+        let ours = self.link.domains().into_iter().map(|(domain, routing)| (LINK as i32, domain, routing));
+        self.others.lock().unwrap().iter().cloned().chain(ours).collect()
+    }
+
     async fn set_link_default_route(&self, link: i32, enable: bool) {
         self.note(Call::DefaultRoute(link, enable));
         if self.behaviour == Behaviour::NeverAnswers {
@@ -410,6 +442,54 @@ async fn what_resolved_forgets_it_is_told_again_and_that_it_is_gone_is_no_secret
     service.request_name("org.freedesktop.resolve1").await.unwrap();
     assert!(resolver.restore_link(&link).await);
     assert_eq!(resolver.standing().await.trouble, None);
+}
+
+#[tokio::test]
+async fn after_a_restart_of_the_bus_resolved_is_asked_on() {
+    let mut bus = PrivateBus::start();
+    let (service, _) = bus.serve(Behaviour::Accepts).await;
+    let host = UbuntuHost::new(bus.bus());
+    let applied = host.apply(ResolverChoice::Auto, &dns("127.0.0.1:0").await).await.unwrap();
+    let HostResolver::Resolved { link, .. } = &applied else { panic!("{applied:?}") };
+    let (link, resolver) = (link.clone(), SharedResolver::default());
+    resolver.set(applied);
+    drop(service);
+    bus.stop();
+    assert!(!resolver.restore_link(&link).await);
+    let trouble = resolver.standing().await.trouble.expect("status says so");
+    assert!(trouble.contains("system bus"), "{trouble}");
+    bus.restart();
+    let (_service, calls) = bus.serve(Behaviour::Accepts).await;
+    assert!(resolver.restore_link(&link).await);
+    assert_eq!(resolver.standing().await.trouble, None);
+    assert!(calls.all().contains(&routing_only()), "a new one knows nothing");
+}
+
+#[tokio::test]
+async fn that_another_link_takes_names_of_the_zone_is_a_warning() {
+    let bus = PrivateBus::start();
+    let others = Others::default();
+    let (_service, _) = bus.serve_among(Behaviour::Accepts, others.clone()).await;
+    let host = UbuntuHost::new(bus.bus());
+    let applied = host.apply(ResolverChoice::Auto, &dns("127.0.0.1:0").await).await.unwrap();
+    let HostResolver::Resolved { link, .. } = &applied else { panic!("{applied:?}") };
+    let (link, resolver) = (link.clone(), SharedResolver::default());
+    resolver.set(applied);
+    for (on, domain, by) in [
+        (1, format!("gate.{ZONE}"), Some(" lo,")),
+        (1, ZONE.into(), Some(" lo,")),
+        (0, format!("GATE.{ZONE}"), Some("`resolved.conf`")),
+        (1, "internal".into(), None),
+        (1, format!("not{ZONE}"), None),
+        (1, ".".into(), None),
+    ] {
+        *others.lock().unwrap() = vec![(1, "lan".into(), false), (on, domain.clone(), false)];
+        assert!(resolver.restore_link(&link).await);
+        let standing = resolver.standing().await;
+        let gap = standing.gap.unwrap_or_default();
+        assert!(standing.trouble.is_none() && gap.is_empty() == by.is_none(), "{domain}: {gap}");
+        assert!(gap.contains(by.unwrap_or_default()) && (by.is_none() || gap.contains(&domain)), "{gap}");
+    }
 }
 
 #[tokio::test]
