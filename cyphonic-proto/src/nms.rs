@@ -17,6 +17,7 @@
 mod access;
 mod config;
 mod direction;
+mod doubles;
 mod nodes;
 mod revocations;
 #[cfg(test)]

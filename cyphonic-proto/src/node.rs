@@ -59,8 +59,8 @@ use paths::ProbeBudget;
 pub use paths::{CandidateSet, PathStatus};
 pub use peer_exchange::ProvedPeer;
 use peers::Peer;
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use registration::Registration;
 use services::Slot;
 use setups::Setup;
@@ -77,6 +77,8 @@ pub struct Node {
     config: NodeConfig,
     own: Ipv6Addr,
     prefix: Prefix,
+    /// Tells this run apart from another machine's with the same identity.
+    run: u64,
     rng: StdRng,
     stopped: bool,
     next_exchange: u64,
@@ -148,10 +150,12 @@ impl Node {
     pub fn new(config: NodeConfig, seed: [u8; 32], now: Instant) -> Self {
         let own = config.identity.virtual_address.unwrap_or(Ipv6Addr::UNSPECIFIED);
         let registration = Registration::new(&config);
+        let mut rng = StdRng::from_seed(seed);
         let mut node = Self {
             own,
             prefix: Prefix::of(own),
-            rng: StdRng::from_seed(seed),
+            run: rng.random_range(1..=u64::MAX),
+            rng,
             stopped: false,
             next_exchange: 0,
             next_tunnel: 1,

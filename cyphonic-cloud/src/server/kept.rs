@@ -28,6 +28,9 @@ const REFRESHED: Duration = Duration::from_secs(60);
 /// From this age on, nobody keeps it any more.
 const STALE: UnixSeconds = 180;
 
+/// A device that has not been displaced for so long is one machine again.
+const DOUBLED: UnixSeconds = 3_600;
+
 /// Version of the files; programs of one release write and read them.
 const VERSION: u32 = 1;
 
@@ -48,6 +51,15 @@ pub struct Presence {
     pub since: UnixSeconds,
     /// Whether it goes by TCP, as the device's network passes no UDP.
     pub by_tcp: bool,
+    /// When another machine with the same identity was last found to displace it.
+    pub doubled_at: Option<UnixSeconds>,
+}
+
+impl Presence {
+    /// Whether two machines have had the device's identity lately: each displaces the other within minutes.
+    pub fn is_doubled(&self, now: UnixSeconds) -> bool {
+        self.doubled_at.is_some_and(|at| at.abs_diff(now) < DOUBLED)
+    }
 }
 
 impl Content for Online {
@@ -152,7 +164,10 @@ mod tests {
     const NOW: UnixSeconds = 1_800_000_000;
 
     fn online() -> Online {
-        Online(BTreeMap::from([("a.lab".to_owned(), Presence { since: NOW - 5, by_tcp: true })]))
+        Online(BTreeMap::from([(
+            "a.lab".to_owned(),
+            Presence { since: NOW - 5, by_tcp: true, doubled_at: None },
+        )]))
     }
 
     #[test]

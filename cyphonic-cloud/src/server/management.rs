@@ -293,6 +293,7 @@ impl Management {
                     self.sessions.refuse(channel, code, &reason);
                 }
                 Action::Close { channel, code, reason } => self.sessions.close_as(channel, code, &reason),
+                Action::Doubled { channel } => self.sessions.doubled(channel),
             }
         }
     }

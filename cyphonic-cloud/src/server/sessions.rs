@@ -146,6 +146,8 @@ struct Session {
     proving: Option<AbortHandle>,
     /// When it came.
     since: UnixSeconds,
+    /// When it was found that two machines have the device's identity.
+    doubled_at: Option<UnixSeconds>,
     /// Whether the machine knows it.
     introduced: bool,
 }
@@ -166,6 +168,8 @@ pub(super) struct Sessions {
     next_exchange: u64,
     /// Whether who is online has changed since somebody asked.
     others_online: bool,
+    /// Of which devices it was said that two machines have their identity.
+    doubles: Seldom<String>,
 }
 
 impl Sessions {
@@ -184,6 +188,7 @@ impl Sessions {
             next_channel: 0,
             next_exchange: 0,
             others_online: false,
+            doubles: Seldom::new(HOURLY),
         }
     }
 
@@ -216,6 +221,7 @@ impl Sessions {
                 readers,
                 proving: None,
                 since: unix_now(),
+                doubled_at: None,
                 introduced: false,
             },
         );
@@ -243,9 +249,30 @@ impl Sessions {
         let introduced = self.sessions.values().filter(|session| session.introduced);
         let present = introduced.map(|session| {
             let by_tcp = session.whereabouts.seen().ip().is_loopback();
-            (session.admission.identity.fqdn.clone(), Presence { since: session.since, by_tcp })
+            (
+                session.admission.identity.fqdn.clone(),
+                Presence { since: session.since, by_tcp, doubled_at: session.doubled_at },
+            )
         });
         Some(Online(present.collect()))
+    }
+
+    /// Another machine with a device's identity had displaced this one, which is back.
+    pub(super) fn doubled(&mut self, channel: Channel) {
+        let Some(session) = self.sessions.get_mut(&channel) else { return };
+        let now = unix_now();
+        session.doubled_at = Some(now);
+        self.others_online = true;
+        let fqdn = &session.admission.identity.fqdn;
+        if self.doubles.is_due(fqdn.clone(), now) {
+            let remote = session.connection.remote_address();
+            tracing::warn!(
+                fqdn,
+                %remote,
+                "two machines have this device's identity, as after its SD card was copied: each keeps the other from the overlay; \
+                 enrol one of them under a name of its own"
+            );
+        }
     }
 
     /// Whether the connection is (still) in the table.

@@ -1,11 +1,14 @@
 //! What a monitor learns.
 
+use std::time::{Duration, Instant};
+
 use cyphonic_cloud::register::Register;
 use cyphonic_cloud::server::unix_now;
 use cyphonic_proto::Role;
-use cyphonic_proto::message::Message;
+use cyphonic_proto::message::{Message, RegistrationRequest};
+use cyphonic_proto::version;
 
-use super::program::{Running, metrics, program, until_online_is};
+use super::program::{Running, SOON, metrics, presence, program, told_by_files, until_online_is};
 use crate::client::{Client, login_request};
 use crate::common::Overlay;
 
@@ -43,6 +46,38 @@ async fn a_monitor_learns_what_there_is() {
         assert!(said.contains(&format!("\ncyphonic_cloud_{sample}")), "{sample}: {said}");
     }
     assert!(!said.contains("a.lab"), "{said}");
+}
+
+/// As with two copies of an SD card.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_machines_with_one_identity_are_told_of() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let _running = Running::start(&overlay.config_path, overlay.address).await;
+    let member = crate::client::enrol(&overlay, &overlay.token("a.lab", unix_now())).await;
+    let client = Client::open();
+    let mut connections = Vec::new();
+    for run in [1, 2, 1] {
+        let connection = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+        let request = RegistrationRequest { protocol_version: version::CURRENT, run, ..Default::default() };
+        let answer = connection.open_exchange(&Message::RegistrationRequest(request)).await.unwrap();
+        assert!(matches!(answer, Message::RegistrationResponse(_)), "{answer:?}");
+        connections.push(connection);
+        if run == 2 {
+            assert_eq!(until_online_is(true, config).await["doubled"], false, "the agent was restarted");
+            assert!(metrics(config).contains("\ncyphonic_cloud_devices_doubled 0\n"));
+        }
+    }
+    let deadline = Instant::now() + SOON;
+    while presence(config)["doubled"] != true {
+        assert!(Instant::now() < deadline, "{:#}", presence(config));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(metrics(config).contains("\ncyphonic_cloud_devices_doubled 1\n"));
+    let listed = told_by_files(&["device", "list"], config);
+    assert!(listed.contains(", two machines"), "{listed}");
+    let log = std::fs::read_to_string(overlay.config_path.with_extension("log")).unwrap();
+    assert!(log.contains("two machines") && log.contains("a.lab"), "{log}");
 }
 
 #[test]

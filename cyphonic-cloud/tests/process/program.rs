@@ -99,21 +99,20 @@ pub(crate) fn signal(process: u32, name: &str) {
 
 /// What `device list` says of the first device's presence, by the file of a cloud started here.
 pub(crate) fn presence(config: &str) -> serde_json::Value {
-    let output = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"))
-        .args(["device", "list", "--json", "--config", config])
-        .env("CYPHONIC_CLOUD_RUNTIME", Path::new(config).parent().unwrap())
-        // As systemd's, of a unit that runs the command.
-        .env("RUNTIME_DIRECTORY", "/nonexistent")
-        .output()
-        .unwrap();
-    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    listed["devices"][0].clone()
+    let listed = told_by_files(&["device", "list", "--json"], config);
+    serde_json::from_str::<serde_json::Value>(&listed).unwrap()["devices"][0].clone()
 }
 
 /// What `metrics` says of a cloud started here.
 pub(crate) fn metrics(config: &str) -> String {
+    told_by_files(&["metrics"], config)
+}
+
+/// What a command says that reads the files of a cloud started here.
+pub(crate) fn told_by_files(command: &[&str], config: &str) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"))
-        .args(["metrics", "--config", config])
+        .args(command)
+        .args(["--config", config])
         .env("CYPHONIC_CLOUD_RUNTIME", Path::new(config).parent().unwrap())
         // As systemd's, of a unit that runs the command.
         .env("RUNTIME_DIRECTORY", "/nonexistent")

@@ -108,6 +108,12 @@ pub enum Action {
         /// Why, for the log and the node.
         reason: String,
     },
+    /// Have somebody know that two machines have this node's identity: another one had displaced it, and it is
+    /// back.
+    Doubled {
+        /// The node.
+        channel: Channel,
+    },
 }
 
 /// What an NMS counts.

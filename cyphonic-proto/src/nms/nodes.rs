@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::Account;
 
+use super::doubles::Runs;
 use super::{Action, Nms};
 use crate::address::Prefix;
 use crate::id::Channel;
@@ -28,6 +29,7 @@ pub(super) struct Node {
     /// Set-ups in progress that it takes part in, in either role.
     pub(super) setups: usize,
     pub(super) asked: Asked,
+    runs: Runs,
 }
 
 /// What a device has asked for lately, by the time since the NMS started.
@@ -149,14 +151,16 @@ impl Nms {
             }
         };
         let fqdn = identity.fqdn;
+        let mut runs = Runs::default();
         if let Some(old) = self.channels.insert(fqdn.clone(), channel) {
+            runs = self.nodes.get(&old).map_or(runs, |old| old.runs.displaced());
             self.forget(now, old, "replaced by a newer connection of the same device");
             let reason = "replaced by a newer connection of the same device".into();
             self.actions.push_back(Action::Close { channel: old, code: close::NOT_ALLOWED, reason });
         }
         self.names.insert(address, fqdn.clone());
         let asked = self.left.take(&fqdn);
-        let node = Node { fqdn, address, seen, registration: None, setups: 0, asked };
+        let node = Node { fqdn, address, seen, registration: None, setups: 0, asked, runs };
         self.nodes.insert(channel, node);
         self.counters.connected += 1;
     }
@@ -175,6 +179,9 @@ impl Nms {
         let registration = Registration::from_wire(node.seen.1, request, overlay, &self.config.relays);
         let is_new = node.registration.replace(registration).is_none();
         let (address, observed, fqdn) = (node.address, node.seen.1, node.fqdn.clone());
+        if node.runs.tell(request.run) {
+            self.actions.push_back(Action::Doubled { channel });
+        }
         self.counters.registrations += 1;
         self.responder_moved(channel);
         if is_new {

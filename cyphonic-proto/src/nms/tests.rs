@@ -166,7 +166,10 @@ impl Bench {
     fn answers(&mut self) -> BTreeMap<u64, Message> {
         let answer = |action| match action {
             Action::Respond { exchange, message } => Some((exchange.0, message)),
-            Action::Request { .. } | Action::CancelRequest { .. } | Action::Close { .. } => None,
+            Action::Request { .. }
+            | Action::CancelRequest { .. }
+            | Action::Close { .. }
+            | Action::Doubled { .. } => None,
         };
         self.actions().into_iter().filter_map(answer).collect()
     }
@@ -254,6 +257,21 @@ fn who_was_sent_to_where_the_responder_is_no_more_is_told_so_at_once() {
     assert!(wait <= Duration::from_millis(10), "{wait:?}");
     let (again, _) = bench.ask(0, ask("b.lab"));
     assert_eq!(again.peer_endpoints, [endpoint::to_wire(at("203.0.113.77:7000"))]);
+}
+
+#[test]
+fn two_machines_with_one_identity_are_told_of_each_time_that_one_is_back() {
+    let mut bench = bench();
+    let mut told = |channel, run| {
+        bench.connect(channel, "c.lab", at("203.0.113.9:7000"));
+        let request = RegistrationRequest { protocol_version: version::CURRENT, run, ..Default::default() };
+        bench.request(channel, 900, Message::RegistrationRequest(request));
+        let doubled = |action: &Action| matches!(action, Action::Doubled { channel: c } if c.0 == channel);
+        bench.actions().iter().any(doubled)
+    };
+    assert!(!told(10, 1) && !told(11, 2));
+    assert!(told(12, 1) && told(13, 2));
+    assert!(!told(14, 3), "one of them was restarted");
 }
 
 #[test]

@@ -163,6 +163,7 @@ impl Node {
             findings: Some(news.findings.to_wire()),
             relay_latencies: news.latencies.iter().map(latency_to_wire).collect(),
             pinned_relay: self.config.pinned_relay.clone().unwrap_or_default(),
+            run: self.run,
         };
         self.registration.told = Some(news);
         self.registration.under_way = true;

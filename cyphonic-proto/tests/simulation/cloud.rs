@@ -479,6 +479,9 @@ impl World {
                     self.cloud.cancelled.insert(own(exchange));
                 }
                 nms::Action::Close { channel, .. } => self.close(channel),
+                nms::Action::Doubled { channel } => {
+                    panic!("{} is one machine", self.conns[&channel].device)
+                }
             }
         }
         for relay in 0..RELAYS.len() {

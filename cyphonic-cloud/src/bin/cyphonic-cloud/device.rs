@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
 use cyphonic_cloud::register::{DeviceRecord, DeviceState};
-use cyphonic_cloud::server::{Companions, Following, Online, Presence, read_kept, unix_now};
+use cyphonic_cloud::server::{Companions, Following, Online, read_kept, unix_now};
 use serde_json::json;
 
 use crate::table::{Table, time};
@@ -126,8 +126,11 @@ fn presence(device: &DeviceRecord, online: Option<&Online>) -> String {
     match online.map(|online| online.0.get(&device.fqdn)) {
         None => "?".to_owned(),
         Some(None) => "-".to_owned(),
-        Some(Some(Presence { since, by_tcp: false })) => time(*since),
-        Some(Some(Presence { since, by_tcp: true })) => format!("{} by TCP", time(*since)),
+        Some(Some(present)) => {
+            let by_tcp = if present.by_tcp { " by TCP" } else { "" };
+            let doubled = if present.is_doubled(unix_now()) { ", two machines" } else { "" };
+            format!("{}{by_tcp}{doubled}", time(present.since))
+        }
     }
 }
 
@@ -138,6 +141,7 @@ fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
         "online": online.map(|_| present.is_some()),
         "online_since": present.map(|present| time(present.since)),
         "by_tcp": present.map(|present| present.by_tcp),
+        "doubled": present.map(|present| present.is_doubled(unix_now())),
         "name": device.fqdn,
         "address": device.virtual_address,
         "state": state.name(),

@@ -55,6 +55,8 @@ fn render(text: &mut Text, config: &Config) {
     if let Some(online) = online {
         text.gauge("devices_online", "Devices that are connected to the NMS.");
         text.sample(&[], online.0.len());
+        text.gauge("devices_doubled", "Devices whose identity two machines have had within the last hour.");
+        text.sample(&[], online.0.values().filter(|present| present.is_doubled(now)).count());
     }
     if let Some(companions) = read_kept(&directory, network, now) {
         render_companions(text, &companions);

@@ -59,8 +59,8 @@ fn registration() -> impl Strategy<Value = Message> {
     let latency = (name(), any::<u32>()).prop_map(|(name, rtt_us)| RelayLatency { name, rtt_us });
     let version = prop_oneof![4 => Just(version::CURRENT), 1 => any::<u32>()];
     let all = (version, vec(wire(), 0..40), vec(observation, 0..20), prop::option::of(findings));
-    (all, vec(latency, 0..80), any::<bool>(), name()).prop_map(
-        |(first, relay_latencies, udp_blocked, pin)| {
+    (all, vec(latency, 0..80), any::<bool>(), name(), 0..3u64).prop_map(
+        |(first, relay_latencies, udp_blocked, pin, run)| {
             let (protocol_version, addresses, observations, findings) = first;
             Message::RegistrationRequest(RegistrationRequest {
                 protocol_version,
@@ -70,6 +70,7 @@ fn registration() -> impl Strategy<Value = Message> {
                 relay_latencies,
                 udp_blocked,
                 pinned_relay: pin,
+                run,
             })
         },
     )
