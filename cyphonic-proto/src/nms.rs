@@ -135,7 +135,8 @@ impl Nms {
         self.admit(now, channel, identity, seen);
     }
 
-    /// A node's connection moved to another path, which QUIC has validated.
+    /// A node's packets come from elsewhere. QUIC may not have validated that yet: whom peers are sent to proves
+    /// to them who it is.
     pub fn handle_moved(&mut self, _now: Instant, channel: Channel, observed: SocketAddr) {
         if let Some(node) = self.nodes.get_mut(&channel) {
             node.seen.1 = endpoint::canonical(observed);

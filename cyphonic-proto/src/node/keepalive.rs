@@ -14,9 +14,6 @@ use crate::nat::{self, Family, NatFinding};
 use crate::netcheck::UNPROVEN_LIFETIME;
 use crate::quic;
 
-/// A tunnel that carried something within this time is in use.
-const IN_USE: Duration = Duration::from_secs(10);
-
 impl Node {
     /// How long this end of a tunnel may be silent; `None` where it need not say anything.
     pub(super) fn tunnel_keepalive(&self, now: Instant, tunnel: &Tunnel) -> Option<Duration> {
@@ -26,10 +23,12 @@ impl Node {
         }
         // The connection to the relay holds the mapping. But an end that only receives would not hear that
         // the relay has restarted: the answer to its own packets tells.
-        let in_use = now.saturating_duration_since(tunnel.last_use) < IN_USE;
         // One that waits for the NMS to be back must keep its leg, which ends without packets.
-        let interval =
-            if in_use { Some(relay_keepalive) } else { (!self.registration.registered).then_some(idle) };
+        let interval = if tunnel.is_used(now) {
+            Some(relay_keepalive)
+        } else {
+            (!self.registration.registered).then_some(idle)
+        };
         interval.filter(|_| tunnel.leg.is_some())
     }
 

@@ -381,7 +381,10 @@ impl Slot {
     }
 
     pub(super) fn enter(&mut self, now: Instant, state: ServiceState) {
-        self.forgive(now);
+        // The failure for which it waits is one after those.
+        if !matches!(state, ServiceState::Waiting { .. }) {
+            self.forgive(now);
+        }
         self.state = state;
         self.since = now;
         if state != ServiceState::Connected {

@@ -280,6 +280,20 @@ fn a_tunnel_that_is_kept_open_delivers_the_first_packet_after_ten_minutes_of_sil
 }
 
 #[test]
+fn a_list_that_was_overtaken_does_not_end_a_tunnel_that_the_peer_keeps() {
+    let mut world = pair([Some(PortRestricted), None], [Some(PortRestricted), None]);
+    world.with_node("a", 0, |node, now| node.handle_keep_open(now, &["b.lab".into()]));
+    world.run(60 * SECOND);
+    let id = *world.hosts["b"].tunnels.keys().next().unwrap();
+    let flags = CandidateFlags::default();
+    let overtaken = CandidateSet { sequence: 0, heard: 0, flags, endpoints: Vec::new() };
+    world.with_node("b", 0, |node, now| node.handle_candidates(now, id, &overtaken));
+    world.run(330 * SECOND);
+    assert_eq!([world.hosts["a"].installs, world.hosts["b"].installs], [1, 1]);
+    assert!(world.hosts["b"].tunnels.contains_key(&id));
+}
+
+#[test]
 fn who_is_not_kept_any_more_is_left_in_peace() {
     let mut world = pair([Some(PortRestricted), None], [Some(PortRestricted), None]);
     let keep = |world: &mut World, names: &[&str]| {

@@ -210,6 +210,26 @@ fn a_peer_that_takes_no_tunnel_is_set_up_to_a_few_times_and_then_left_in_peace()
 }
 
 #[test]
+fn a_direction_with_the_number_of_a_set_up_with_another_is_an_error_and_not_waited_for() {
+    let mut world = World::new(7);
+    for name in ["a", "b", "c"] {
+        world.add(name, Some(Open), None);
+    }
+    world.settle();
+    world.tamper = Some(|message| {
+        if let Message::RouteDirection(direction) = message {
+            direction.setup_id = vec![7; 16];
+        }
+    });
+    let (first, second) = (world.resolve("a", "b"), world.resolve("a", "c"));
+    assert!(world.answer(first).is_ok());
+    assert!(matches!(world.answer(second), Err(ResolveError::Protocol { .. })));
+    world.tamper = None;
+    world.resolves("a", "c").unwrap();
+    assert!(world.talk("a", "c", SECOND));
+}
+
+#[test]
 fn a_request_that_is_faster_than_the_nms_waits_for_its_word() {
     let mut world = calm();
     let (connection, _) = arrive(&mut world, &from_b());

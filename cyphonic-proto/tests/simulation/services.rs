@@ -56,6 +56,22 @@ fn services_that_close_every_connection_are_dialled_ever_more_rarely() {
     assert!((40..=160).contains(&dials), "{dials}");
 }
 
+/// Or the AS would see all devices at the moment when the NMS is restarted.
+#[test]
+fn an_nms_that_is_away_for_a_moment_is_found_again_without_the_as() {
+    let mut world = World::new(3);
+    world.add("a", Some(Open), None);
+    world.settle();
+    world.run(60 * SECOND);
+    world.kill(Victim::Nms, 300 * MS);
+    for _ in 0..500 {
+        world.run(10 * MS);
+        let at_as = world.state("a", &Service::As);
+        assert!(at_as.is_none_or(|state| state == ServiceState::Unwanted), "{at_as:?}");
+    }
+    assert!(world.hosts["a"].node.as_ref().unwrap().status().registered);
+}
+
 #[test]
 fn a_connection_that_stood_is_dialled_again_at_once_however_often_it_failed_before() {
     let mut world = World::new(3);

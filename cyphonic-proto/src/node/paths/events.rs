@@ -103,9 +103,12 @@ impl Node {
             // Not any list of the peer's: one that was under way for long says nothing of this end's newest.
             (paths.telling, paths.untold, paths.moved) = (None, None, false);
         }
-        paths.kept_by_peer = set.flags.keep;
         let first = paths.heard.is_none();
         let newer = paths.heard.is_none_or(|heard| set.sequence > heard);
+        // A list is told again with other flags; one that was overtaken says nothing of now.
+        if newer || paths.heard == Some(set.sequence) {
+            paths.kept_by_peer = set.flags.keep;
+        }
         if newer {
             paths.heard = Some(set.sequence);
             let relay = paths.relay().map(|candidate| candidate.remote);

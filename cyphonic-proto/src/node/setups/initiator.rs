@@ -18,7 +18,8 @@ impl Node {
         address: Ipv6Addr,
         direction: RouteDirection,
     ) {
-        let joined = SetupId::from_slice(&direction.setup_id).filter(|setup| self.setups.contains_key(setup));
+        let is_ours = |id: &SetupId| self.setups.get(id).is_some_and(|setup| setup.peer == address);
+        let joined = SetupId::from_slice(&direction.setup_id).filter(is_ours);
         if let Some(setup) = joined {
             // The peer was faster; ours is its responder's part, which is under way.
             if let Some(peer) = self.peers.get_mut(&address) {
