@@ -177,6 +177,10 @@ pub fn spawn(inbox: Inbox, parts: EngineParts) -> EngineHandle {
     handle
 }
 
+/// Peers met that are remembered before those are forgotten that the node does not know any more; it knows up to
+/// 4,096.
+pub(crate) const MOST_MET: usize = 16_384;
+
 /// The names of virtual addresses this node has met, for PTR queries.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Names(Arc<RwLock<HashMap<Ipv6Addr, String>>>);
@@ -184,6 +188,14 @@ pub(crate) struct Names(Arc<RwLock<HashMap<Ipv6Addr, String>>>);
 impl Names {
     pub(crate) fn insert(&self, address: Ipv6Addr, name: String) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(address, name);
+    }
+
+    /// Keeps those of these addresses once there are many: a hub may meet all devices there are.
+    pub(crate) fn keep(&self, is_known: impl Fn(Ipv6Addr) -> bool) {
+        let mut names = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if names.len() > MOST_MET {
+            names.retain(|address, _| is_known(*address));
+        }
     }
 
     pub(crate) fn get(&self, address: Ipv6Addr) -> Option<String> {

@@ -9,6 +9,8 @@
 //! | `identity/chain.old.pem` | what was in `chain.pem` before the last renewal | at renewal |
 //! | `node.bin` | what the node remembers of its cloud, to start without it | seldom |
 //! | `port` | the UDP port the kernel chose at the first start | once |
+//! | `identity/key.pem.revoked`, `identity/key.pem.damaged` | a key that `up --anew` replaced: private, too | at `up --anew` |
+//! | `lock` | nothing: held while an agent uses the directory | once |
 //! | `resolver/` | what was changed in the host's resolver | see [`crate::resolver`] |
 //!
 //! Invariants: a file is replaced whole or not at all (written aside, flushed, renamed, directory flushed). A
@@ -24,6 +26,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use atomic::write_together;
 pub use atomic::{read_bounded, write_atomic};
 pub use identity::DeviceIdentity;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -184,9 +187,9 @@ impl StateDir {
     /// Keeps the certificates of a device that enrolled, once checked. Its key must be one that this gave;
     /// one that is not the device's yet becomes it.
     pub fn save_identity(&self, identity: &DeviceIdentity) -> Result<(), StateError> {
+        self.write_identity(identity)?;
         // It may be another device's.
         remove(&self.former_path())?;
-        self.write_identity(identity)?;
         match self.next_key()? {
             Some(next) if identity.is_for(&next) => self.take_next_key(),
             _ => remove(&self.next_key_path()),
@@ -212,8 +215,9 @@ impl StateDir {
     }
 
     fn write_identity(&self, identity: &DeviceIdentity) -> Result<(), StateError> {
-        write_atomic(&self.root_path(), identity.root_pem().as_bytes(), 0o644)?;
-        write_atomic(&self.chain_path(), identity.chain_pem().as_bytes(), 0o644)
+        let (root, chain) = (identity.root_pem(), identity.chain_pem());
+        let (to_root, to_chain) = (self.root_path(), self.chain_path());
+        write_together(&[(&to_root, root.as_bytes()), (&to_chain, chain.as_bytes())], 0o644)
     }
 
     /// What the node remembered, if anything. Opaque here.

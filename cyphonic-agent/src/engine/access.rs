@@ -158,6 +158,11 @@ impl Access {
         self.refused.remove(fqdn);
     }
 
+    /// The policy has had the permissions of this peer's class before.
+    pub(super) fn is_known(&mut self, fqdn: &str) {
+        self.refused.remove(fqdn);
+    }
+
     /// The policy did not take those that a peer with this name needs.
     pub(super) fn is_refused(&mut self, fqdn: &str, why: &dyn Display) {
         if self.refused.len() < MAX_REFUSED {
@@ -342,6 +347,9 @@ mod tests {
             assert_eq!(open(&access, "a"), ["ping"], "what is in force");
         }
         assert_eq!(access.permissions().len(), 2);
+        access.is_refused("c.cyphonic.internal", &"the map is full");
+        access.is_known("c.cyphonic.internal");
+        assert!(access.refused().is_some_and(|why| why.contains(" a.cyphonic.internal ")), "and no others");
         assert_eq!(class(&mut access, "b"), 1);
         assert!(access.refused().is_some(), "another one's class is not theirs");
         assert_eq!((class(&mut access, "a"), access.refused()), (2, None));

@@ -9,6 +9,7 @@ use cyphonic_proto::QueryId;
 use cyphonic_proto::node::{ResolveError, Target};
 use tokio::sync::oneshot;
 
+use super::MOST_MET;
 use super::run::Engine;
 
 type Answer = oneshot::Sender<Result<Ipv6Addr, ResolveError>>;
@@ -32,6 +33,9 @@ impl Engine {
     pub(super) fn answer(&mut self, query: QueryId, result: Result<Ipv6Addr, ResolveError>) {
         let Some((answer, asked)) = self.queries.open.remove(&query) else { return };
         if let Ok(address) = result {
+            if self.queries.setup_times.len() > MOST_MET {
+                self.queries.setup_times.retain(|address, _| self.node.is_acquainted(*address));
+            }
             self.queries.setup_times.entry(address).or_default();
             let took = asked.elapsed();
             // A query that finds its tunnel standing says nothing about setting one up.

@@ -7,8 +7,8 @@
 //!
 //! Invariants: a new certificate is checked before it is used, and used even where the disk is full; tunnels
 //! that stand are not touched, since the key stays and each was authenticated when it was made. Connections
-//! to services end with the certificate that they were made with, so others are made, and those that stand
-//! are kept until these do.
+//! to services end with the certificate that they were made with, so others are made; those that stand carry
+//! on until these do, though what a service asks on one of them meanwhile is not answered.
 //!
 //! A cloud whose clock is ahead makes certificates that begin in the future, which it refuses itself once its
 //! clock is right. So the certificate before is kept: where the one in use is refused, another one is asked
@@ -78,6 +78,12 @@ impl Lifetime {
         now >= self.not_after.saturating_sub(self.life() / 3)
     }
 
+    /// Whether to save what is not kept yet is what there is to do: a disk that never takes it is no reason
+    /// to let the certificate end.
+    fn is_saved_first(self, unsaved: bool, now: i64) -> bool {
+        unsaved && !self.is_due(now)
+    }
+
     /// How long to wait for the next look or attempt after this many failures. `random` in [0, 1) spreads a
     /// fleet that was enrolled, switched on, or lost its cloud at one moment over the second half of the
     /// wait.
@@ -138,15 +144,15 @@ impl Renewal {
         // By a clock that is years ahead, every start would be the time to renew.
         let mut told = tokio::time::timeout(PATIENCE, self.clock.told()).await.is_ok();
         loop {
-            let outcome = match unsaved {
+            let outcome = match self.lifetime.is_saved_first(unsaved, unix(self.clock.now())) {
                 true => self.save().await,
                 false => self.look(refused).await,
             };
             let mut at_least = Duration::ZERO;
-            unsaved = matches!(outcome, Err(RenewError::Save(_)));
             match outcome {
-                Ok(()) => (failures, refused) = (0, false),
+                Ok(()) => (failures, refused, unsaved) = (0, false, false),
                 Err(error) => {
+                    unsaved |= matches!(error, RenewError::Save(_));
                     tracing::warn!(%error, "this device's certificate is not renewed");
                     at_least = error.retry_after().unwrap_or_default().min(LONGEST_WAIT);
                     failures = failures.saturating_add(1);
@@ -235,6 +241,12 @@ mod tests {
     const DAY: i64 = 86_400;
     const QUARTER: Lifetime = Lifetime { not_before: 0, not_after: 90 * DAY };
     const HOURS: Lifetime = Lifetime { not_before: 0, not_after: 7_200 };
+
+    #[test]
+    fn a_disk_that_takes_nothing_does_not_keep_a_certificate_from_being_renewed() {
+        assert!(QUARTER.is_saved_first(true, 59 * DAY) && !QUARTER.is_saved_first(false, 59 * DAY));
+        assert!(!QUARTER.is_saved_first(true, 60 * DAY));
+    }
 
     #[test]
     fn it_is_due_from_two_thirds_of_its_life_on() {

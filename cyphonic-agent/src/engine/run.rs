@@ -184,6 +184,8 @@ impl Engine {
         }
         self.netcheck.close().await;
         self.transport.shutdown("the agent stops").await;
+        // Whoever waits ends the process: what is not on the disk yet is awaited first.
+        drop(self);
         let _ = answer.send(());
     }
 }

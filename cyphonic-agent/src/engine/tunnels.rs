@@ -40,6 +40,7 @@ impl Engine {
     pub(super) fn install(&mut self, tunnel: TunnelParameters) {
         let id = tunnel.id;
         self.names.insert(tunnel.peer, tunnel.peer_fqdn.clone());
+        self.names.keep(|address| self.node.is_acquainted(address));
         self.tunnels.installed.insert(id);
         self.tunnels.mtus.installed(id, tunnel.setup, tunnel.peer, tunnel.inner_mtu);
         if let Some(token) = tunnel.relay_reset {
@@ -59,7 +60,10 @@ impl Engine {
     pub(super) fn class_of(&mut self, fqdn: &str) -> u32 {
         let access = &mut self.access;
         match access.class_of(fqdn) {
-            Class::Known(class) => class,
+            Class::Known(class) => {
+                access.is_known(fqdn);
+                class
+            }
             Class::New(new) => match self.ring.set_permissions(Arc::new(new.permissions.clone())) {
                 Ok(()) => {
                     let class = new.class;

@@ -46,6 +46,8 @@ struct Granted {
     client: Ipv4Addr,
     port: NonZeroU16,
     mapping: Mapping,
+    /// The gateway did not renew it.
+    is_refused: bool,
 }
 
 /// The mapping, by the protocol that it was granted by.
@@ -128,11 +130,14 @@ async fn ask(gateway: Ipv4Addr, client: Ipv4Addr, port: NonZeroU16) -> Option<Gr
             }
         }
     };
-    Some(Granted { gateway, client, port, mapping })
+    Some(Granted { gateway, client, port, mapping, is_refused: false })
 }
 
 async fn renew(granted: Option<Granted>) -> Option<Granted> {
     let mut granted = granted?;
+    if granted.is_refused {
+        return ask(granted.gateway, granted.client, granted.port).await;
+    }
     let renewed = match &mut granted.mapping {
         Mapping::Pcp(mapping) => mapping.renew().await,
         Mapping::Upnp(mapping) => mapping.renew().await,
@@ -142,8 +147,8 @@ async fn renew(granted: Option<Granted>) -> Option<Granted> {
         Err(error) => {
             tracing::debug!(%error, "the gateway does not renew its mapping of the port");
             // The mapping may stand yet: it is asked for anew after a pause, not in a hurry.
-            sleep(RETRY.min(granted.renew_in())).await;
-            ask(granted.gateway, granted.client, granted.port).await
+            granted.is_refused = true;
+            Some(granted)
         }
     }
 }
@@ -154,7 +159,8 @@ impl Granted {
             Mapping::Pcp(mapping) => mapping.left(),
             Mapping::Upnp(mapping) => mapping.left(),
         };
-        (left / 2).max(LEAST_RENEWAL)
+        let half = (left / 2).max(LEAST_RENEWAL);
+        if self.is_refused { RETRY.min(half) } else { half }
     }
 
     /// Where the port is reached from outside. An address that is private itself leads no further than to the
@@ -229,6 +235,25 @@ mod tests {
         take_back(granted).await;
         let lifetimes = [asked.recv().await, asked.recv().await, asked.recv().await];
         assert_eq!(lifetimes, [Some(1_200), Some(1_200), Some(0)], "asked, renewed, taken back");
+        server.abort();
+    }
+
+    /// Neither the end nor another network waits for the pause between attempts.
+    #[tokio::test]
+    async fn a_gateway_that_does_not_renew_is_asked_anew_after_a_pause_that_nobody_waits_for() {
+        let (gateway, client) = (Ipv4Addr::new(127, 0, 77, 3), Ipv4Addr::LOCALHOST);
+        let open = async || UdpSocket::bind((gateway, crab_nat::GATEWAY_PORT)).await.unwrap();
+        let (sender, mut asked) = mpsc::channel(16);
+        let server = tokio::spawn(serve_pcp(open().await, sender.clone()));
+        let granted = ask(gateway, client, PORT).await;
+        server.abort();
+        assert!(server.await.unwrap_err().is_cancelled());
+        let granted = renew(granted).await.expect("the mapping may stand yet");
+        assert!(granted.is_refused && granted.renew_in() <= RETRY, "{:?}", granted.renew_in());
+        let server = tokio::spawn(serve_pcp(open().await, sender));
+        let granted = renew(Some(granted)).await.expect("it is there again");
+        assert!(!granted.is_refused && granted.renew_in() > RETRY);
+        assert_eq!([asked.recv().await, asked.recv().await], [Some(1_200); 2]);
         server.abort();
     }
 

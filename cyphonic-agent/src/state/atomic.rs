@@ -11,6 +11,29 @@ use super::StateError;
 /// old file or the new one. The new file has its mode from the start, so a secret is never readable by
 /// others.
 pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateError> {
+    write_together(&[(path, bytes)], mode)
+}
+
+/// The same for files of one directory that belong together: none is replaced before there was room for all.
+pub(super) fn write_together(files: &[(&Path, &[u8])], mode: u32) -> Result<(), StateError> {
+    let written = files.iter().try_for_each(|(path, bytes)| write_aside(path, bytes, mode));
+    let replaced = written.and_then(|()| {
+        files.iter().try_for_each(|(path, _)| {
+            fs::rename(aside(path), path).map_err(|source| StateError::io("write", path, source))
+        })
+    });
+    if replaced.is_err() {
+        files.iter().for_each(|(path, _)| drop(fs::remove_file(aside(path))));
+        return replaced;
+    }
+    // The renames themselves have to reach the disk too.
+    let path = files.first().map_or(Path::new("/"), |(path, _)| path);
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let synced = File::open(parent).and_then(|dir| dir.sync_all());
+    synced.map_err(|source| StateError::io("write", path, source))
+}
+
+fn write_aside(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateError> {
     let failed = |source| StateError::io("write", path, source);
     let aside = aside(path);
     // Left over from a crash: never complete, and its mode is not ours to trust.
@@ -19,14 +42,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), StateErr
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    let written = write_new(&aside, bytes, mode).and_then(|()| fs::rename(&aside, path));
-    if let Err(error) = written {
-        let _ = fs::remove_file(&aside);
-        return Err(failed(error));
-    }
-    // The rename itself has to reach the disk too.
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)
+    write_new(&aside, bytes, mode).map_err(failed)
 }
 
 /// The file's bytes; nothing if there is none. At most `limit` bytes are read.
@@ -71,6 +87,22 @@ mod tests {
         fs::create_dir(aside(&path)).unwrap();
         assert!(write_atomic(&path, b"new", 0o600).is_err());
         assert_eq!(read_bounded(&path, 10).unwrap().as_deref(), Some(&b"old"[..]));
+    }
+
+    #[test]
+    fn of_files_that_belong_together_none_is_replaced_where_one_cannot_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let [first, second] = ["a", "b"].map(|name| dir.path().join(name));
+        let write = |text: &[u8]| write_together(&[(&first, text), (&second, text)], 0o600);
+        let read = || [&first, &second].map(|path| read_bounded(path, 10).unwrap().unwrap());
+        write(b"old").unwrap();
+        fs::create_dir(aside(&second)).unwrap();
+        assert!(write(b"new").is_err());
+        assert_eq!(read(), [b"old", b"old"]);
+        assert!(!aside(&first).exists());
+        fs::remove_dir(aside(&second)).unwrap();
+        write(b"new").unwrap();
+        assert_eq!(read(), [b"new", b"new"]);
     }
 
     #[test]

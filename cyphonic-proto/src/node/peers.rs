@@ -92,6 +92,11 @@ impl Peer {
 }
 
 impl Node {
+    /// Whether this is the node itself, or a peer that it has not forgotten.
+    pub fn is_acquainted(&self, address: Ipv6Addr) -> bool {
+        address == self.own || self.peers.contains_key(&address)
+    }
+
     /// An address turned out to be no device's a while ago: unless it is one's now, nothing is told of it any
     /// more.
     pub(super) fn nobody_due(&mut self, now: Instant, address: Ipv6Addr) {
