@@ -38,6 +38,7 @@
 
 mod access;
 mod admission;
+mod calls;
 mod cards;
 mod datapath;
 mod exchanges;

@@ -80,7 +80,7 @@ async fn a_device_enrols_logs_in_and_registers() {
     assert_eq!(registered.observed, login.observed);
 
     let relay = client.connect(&overlay, &member, Role::Trs).await.unwrap();
-    let observation = Message::ObservationRequest(ObservationRequest {});
+    let observation = Message::ObservationRequest(ObservationRequest::default());
     let Message::ObservationResponse(seen) = relay.open_exchange(&observation).await.unwrap() else {
         panic!("not observed");
     };
@@ -395,7 +395,7 @@ fn a_device_keeps_the_connection_it_chose_whichever_the_service_saw_last() {
             for _ in 0..10 {
                 let request = match role {
                     Role::Nms => registration(),
-                    _ => Message::ObservationRequest(ObservationRequest {}),
+                    _ => Message::ObservationRequest(ObservationRequest::default()),
                 };
                 let answer = connection.open_exchange(&request).await;
                 assert!(answer.is_ok(), "round {round}, {name}: {answer:?}");

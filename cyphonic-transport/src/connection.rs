@@ -92,6 +92,8 @@ impl From<StoppedError> for ExchangeError {
 pub struct Connection {
     inner: quinn::Connection,
     identity: Option<Identity>,
+    /// Where the handshake of one that the other end dialled came from.
+    dialled_from: Option<SocketAddr>,
     /// What it runs through, where UDP does not; closed with the last clone.
     detour: Option<Arc<Detour>>,
     /// What the connection of a stranger, or of a peer that dialled, takes up until its last clone is gone.
@@ -100,7 +102,11 @@ pub struct Connection {
 
 impl Connection {
     pub(crate) fn new(inner: quinn::Connection, identity: Option<Identity>) -> Self {
-        Self { inner, identity, detour: None, _place: None }
+        Self { inner, identity, dialled_from: None, detour: None, _place: None }
+    }
+
+    pub(crate) fn dialled_from(self, address: SocketAddr) -> Self {
+        Self { dialled_from: Some(address), ..self }
     }
 
     pub(crate) fn through(self, detour: Detour) -> Self {
@@ -135,10 +141,19 @@ impl Connection {
         crate::clock::validity_of(&self.inner)
     }
 
-    /// The peer's address as of now: it changes when the peer moves or its NAT rebinds (RFC 9000 §9).
+    /// The peer's address as of now: it changes when the peer moves or its NAT rebinds (RFC 9000 §9), or somebody
+    /// repeats its packets from elsewhere. Nobody has proved yet to be there.
     pub fn remote_address(&self) -> SocketAddr {
         let address = self.inner.remote_address();
         SocketAddr::new(address.ip().to_canonical(), address.port())
+    }
+
+    /// Where the peer has proved to be by its handshake, which cannot move (RFC 9000 §9).
+    pub fn handshake_address(&self) -> SocketAddr {
+        self.dialled_from.map_or_else(
+            || self.remote_address(),
+            |from| SocketAddr::new(from.ip().to_canonical(), from.port()),
+        )
     }
 
     /// The local address that the peer's packets arrive at, where the kernel tells.

@@ -315,6 +315,7 @@ async fn shake_hands(
     network: NetworkId,
     place: Place,
 ) -> Result<Incoming, String> {
+    let from = incoming.remote_address();
     let inner = incoming.await.map_err(|error| error.to_string())?;
     let alpn = inner
         .handshake_data()
@@ -323,11 +324,13 @@ async fn shake_hands(
         .ok_or("no application protocol was negotiated")?;
     let refused = match may_speak(tls, network, &alpn, tls::identity_of(&inner)) {
         Ok(Some(identity)) => {
-            return Ok(Incoming { connection: Connection::new(inner, Some(identity)), alpn });
+            let connection = Connection::new(inner, Some(identity)).dialled_from(from);
+            return Ok(Incoming { connection, alpn });
         }
         Ok(None) => match place.of_a_stranger() {
             Some(place) => {
-                return Ok(Incoming { connection: Connection::new(inner, None).in_place(place), alpn });
+                let connection = Connection::new(inner, None).dialled_from(from).in_place(place);
+                return Ok(Incoming { connection, alpn });
             }
             None => "too many enrol from the same address: try again in half a minute".to_owned(),
         },

@@ -4,6 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use cyphonic_dataplane::ring::RingEvent;
 use cyphonic_proto::node::{ResolveError, Service, Sleep, Target};
+use cyphonic_proto::stun::Transaction;
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, SetupId, TunnelId};
 use cyphonic_transport::{ArrivingPeer, Connection, Credentials, Responder};
 use tokio::sync::oneshot;
@@ -40,6 +41,8 @@ pub(crate) enum Input {
     Ring(RingEvent),
     /// A relay has lost the leg that a tunnel sends to.
     RelayReset(TunnelId),
+    /// Somebody calls this node by a number, as a TRS does that sees it elsewhere.
+    Called { from: SocketAddr, number: Transaction },
     /// An application asks for a peer.
     Resolve { target: Target, answer: oneshot::Sender<Result<Ipv6Addr, ResolveError>> },
     /// The host is attached to networks in another way: its addresses now.

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::access::Access;
 use super::admission::Admission;
+use super::calls::Calls;
 use super::exchanges::Exchanges;
 use super::input::Input;
 use super::peers::PeerHandshakes;
@@ -72,7 +73,7 @@ impl Engine {
         };
         tunnels::report_resets(&parts.transport, inputs.clone());
         let own = Arc::new(OwnPort::default());
-        parts.transport.mux().deliver_stun_to(own.clone());
+        parts.transport.mux().deliver_stun_to(Arc::new(Calls { looks: own.clone(), inputs: inputs.clone() }));
         let engine = Self {
             node: Node::new(parts.node, rand::random(), now),
             tls: ClientTls::new(parts.credentials).with_clock(parts.clock.clone()),
@@ -151,6 +152,7 @@ impl Engine {
             Input::PeerAnswered { setup, outcome } => self.peer_answered(now, setup, outcome),
             Input::Ring(event) => self.ring_event(now, event),
             Input::RelayReset(tunnel) => self.node.handle_relay_reset(now, tunnel),
+            Input::Called { from, number } => self.node.handle_called(now, from, number),
             Input::Resolve { target, answer } => self.resolve(now, target, answer),
             Input::Addresses(addresses) => self.addresses_changed(now, &addresses),
             Input::Resumed(sleep) => self.resumed(now, sleep),

@@ -111,7 +111,7 @@ impl AuthenticationServer {
     }
 
     async fn serve_stranger(self: &Arc<Self>, connection: Connection) {
-        let from = connection.remote_address();
+        let from = connection.handshake_address();
         if !lock(&self.strangers).enter(from) {
             connection.close(cyphonic_proto::close::UNAVAILABLE, "too many enrol at once: try again later");
             return;

@@ -234,8 +234,8 @@ impl Management {
                     self.nms.handle_disconnected(now, channel);
                 }
             }
-            // Nobody reads DATAGRAMs of these connections, nor asks for proofs.
-            Event::Datagram(..) | Event::Proved(..) => {}
+            // Nobody reads DATAGRAMs of these connections.
+            Event::Datagram(..) => {}
         }
     }
 

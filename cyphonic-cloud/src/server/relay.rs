@@ -1,14 +1,16 @@
 //! The TRS: one task owns its machine; the port's worker forwards by the map that it fills.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cyphonic_dataplane::relay::{Leg, RelayMap, RelayMapError, RelayRate, Resets};
 use cyphonic_dataplane::udp::{Transmit, UdpPort};
+use cyphonic_proto::message::Message;
+use cyphonic_proto::stun;
 use cyphonic_proto::trs::{Action, NodePath, Trs, TrsConfig, TrsKeys, TrsLimits, WallClock};
-use cyphonic_proto::{Channel, ConnectionId};
+use cyphonic_proto::{Channel, ConnectionId, close};
 use cyphonic_transport::Connection;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -16,8 +18,9 @@ use tokio::task::JoinSet;
 use super::clock::unix_now;
 use super::management::sleep_until;
 use super::port::Port;
-use super::sessions::{Entrance, Event, Sessions};
+use super::sessions::{Entrance, Event, Owes, Sessions};
 use super::watch::Watch;
+use super::whereabouts::CALL_AGAIN;
 use super::{StartError, kept};
 use crate::config::Config;
 use crate::pki;
@@ -60,8 +63,17 @@ impl RelayServer {
         let (silent, nothing) = mpsc::channel(1);
         let changes = watch.map_or(nothing, Watch::subscribe);
         let rate = config.relay.rate();
-        let control =
-            RelayControl { trs, sessions, map, rate, legs: HashMap::new(), resets, port: port.udp() };
+        let control = RelayControl {
+            trs,
+            sessions,
+            map,
+            rate,
+            legs: HashMap::new(),
+            resets,
+            port: port.udp(),
+            called: VecDeque::new(),
+            to_call: BTreeSet::new(),
+        };
         tasks.spawn(control.run(events, changes, silent));
         Ok(Self { entrance })
     }
@@ -89,6 +101,10 @@ struct RelayControl {
     /// For nodes that do not know yet that their legs are gone.
     resets: Resets,
     port: Arc<UdpPort>,
+    /// Who was called where it is seen, and when to call again, if it has not answered.
+    called: VecDeque<(tokio::time::Instant, Channel)>,
+    /// Those in it.
+    to_call: BTreeSet<Channel>,
 }
 
 impl RelayControl {
@@ -104,6 +120,7 @@ impl RelayControl {
         self.trs.handle_clock(Instant::now(), unix_now());
         loop {
             let timeout = self.trs.poll_timeout().map(tokio::time::Instant::from_std);
+            let call_at = self.called.front().map(|(at, _)| *at);
             tokio::select! {
                 Some(event) = events.recv() => self.handle(event),
                 Some(device) = changes.recv() => self.device_changed(&device),
@@ -113,6 +130,7 @@ impl RelayControl {
                     self.look_for_activity(now, &self.trs.idle(now));
                     self.trs.handle_timeout(now);
                 }
+                () = sleep_until(call_at) => self.call_again(),
                 () = tokio::time::sleep_until(look_at) => look_at = tokio::time::Instant::now() + self.look(),
                 _ = activity.tick() => {
                     let all: Vec<_> = self.legs.keys().copied().collect();
@@ -130,6 +148,9 @@ impl RelayControl {
             Event::Request(channel, message, responder) => {
                 self.meet(now, channel);
                 if self.follow(now, channel) {
+                    if let Message::ObservationRequest(request) = &message {
+                        self.prove(now, channel, &request.proof);
+                    }
                     let exchange = self.sessions.expect_answer(responder);
                     self.trs.handle_request(now, channel, exchange, message);
                 }
@@ -149,13 +170,6 @@ impl RelayControl {
                     }
                 }
             }
-            Event::Proved(channel, remote) => {
-                if self.sessions.proved(channel, remote) {
-                    let path = self.path(channel, remote);
-                    tracing::debug!(%remote, "a device has moved: its legs follow");
-                    self.trs.handle_moved(now, channel, path);
-                }
-            }
             // A TRS asks nothing else.
             Event::Answered(..) => {}
         }
@@ -168,7 +182,6 @@ impl RelayControl {
             tracing::debug!(fqdn = identity.fqdn, %remote, "a device connected to the TRS");
             let path = self.path(channel, remote);
             self.trs.handle_connected(now, channel, identity, path);
-            self.trs.handle_seen(channel, whereabouts.seen());
         }
     }
 
@@ -184,7 +197,57 @@ impl RelayControl {
     /// another's address would turn what it receives on that one.
     fn seen_elsewhere(&mut self, now: Instant, channel: Channel, remote: SocketAddr) {
         self.trs.handle_seen(channel, remote);
-        self.sessions.ask_for_proof(now, channel);
+        if self.call(now, channel) && self.to_call.insert(channel) {
+            self.called.push_back((tokio::time::Instant::now() + CALL_AGAIN, channel));
+        }
+    }
+
+    /// Calls a device where it is seen, if it is to be called: only who receives there can answer, wherever
+    /// its connection takes it to be. True if it was called.
+    fn call(&mut self, now: Instant, channel: Channel) -> bool {
+        // Without random numbers nobody is called by one that can be guessed.
+        let draw = || pki::random::<12>().ok();
+        let Some((remote, number)) = self.sessions.call(now, channel, draw) else { return false };
+        let call = stun::Message::Indication(number).encode();
+        let transmit = Transmit { src_ip: self.sessions.local_ip(channel), ..Transmit::new(remote, &call) };
+        if let Err(error) = self.port.send(&transmit) {
+            tracing::debug!(%error, "a device could not be called where it is seen");
+        }
+        true
+    }
+
+    /// Calls those again that have not answered. Who does not for long is to dial anew, which proves where it is;
+    /// its legs wait for it a while.
+    fn call_again(&mut self) {
+        let (now, at) = (Instant::now(), tokio::time::Instant::now());
+        while let Some((_, channel)) = self.called.pop_front_if(|(due, _)| *due <= at) {
+            self.to_call.remove(&channel);
+            match self.sessions.owes(now, channel) {
+                None => {}
+                Some(Owes::Still) => {
+                    self.call(now, channel);
+                    self.to_call.insert(channel);
+                    self.called.push_back((at + CALL_AGAIN, channel));
+                }
+                Some(Owes::TooLong) => {
+                    self.sessions.close_as(
+                        channel,
+                        close::UNAVAILABLE,
+                        "where it is seen it does not answer",
+                    );
+                    self.trs.handle_lost(now, channel);
+                }
+            }
+        }
+    }
+
+    /// A device that was called answers: its legs follow.
+    fn prove(&mut self, now: Instant, channel: Channel, number: &[u8]) {
+        if let Some(remote) = self.sessions.prove(channel, number) {
+            let path = self.path(channel, remote);
+            tracing::debug!(%remote, "a device has moved: its legs follow");
+            self.trs.handle_moved(now, channel, path);
+        }
     }
 
     /// Where a device is, and by which of our addresses it reaches us: its NAT lets in no other.
@@ -211,9 +274,8 @@ impl RelayControl {
         let (now, unix) = (Instant::now(), unix_now());
         self.trs.handle_clock(now, unix);
         for (channel, remote) in self.sessions.all_moved(&channels) {
-            self.trs.handle_seen(channel, remote);
+            self.seen_elsewhere(now, channel, remote);
         }
-        self.sessions.ask_for_proofs(now, &channels);
         for channel in self.sessions.close_expired(unix, &channels) {
             // Its legs wait for it a while.
             self.trs.handle_lost(now, channel);

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cyphonic_proto::message::ObservationRequest;
+use cyphonic_proto::stun::Transaction;
 use cyphonic_proto::{Channel, ExchangeId, Identity, Message, close};
 use cyphonic_transport::{Connection, Responder};
 use tokio::sync::mpsc;
@@ -50,8 +50,14 @@ pub(super) enum Event {
     },
     /// It answered our request, or will not.
     Answered(ExchangeId, Result<Message, String>),
-    /// It received what was sent to where it was seen, and nowhere else.
-    Proved(Channel, SocketAddr),
+}
+
+/// Whether a device that was called where it is seen may still be waited for.
+pub(super) enum Owes {
+    /// It is to be called again.
+    Still,
+    /// No.
+    TooLong,
 }
 
 /// Names, and why they were not let in.
@@ -142,8 +148,6 @@ struct Session {
     admission: Admission,
     whereabouts: Whereabouts,
     readers: Vec<AbortHandle>,
-    /// Asks it for a proof that it is where it is seen.
-    proving: Option<AbortHandle>,
     /// When it came.
     since: UnixSeconds,
     /// When it was found that two machines have the device's identity.
@@ -205,7 +209,7 @@ impl Sessions {
         let channel = Channel(self.next_channel);
         self.next_channel += 1;
         let fqdn = admission.identity.fqdn.clone();
-        let whereabouts = Whereabouts::new(connection.remote_address());
+        let whereabouts = Whereabouts::new(connection.handshake_address());
         let requests = read_requests(channel, connection.clone(), self.events.clone());
         let mut readers = vec![tokio::spawn(requests).abort_handle()];
         if self.datagrams {
@@ -219,7 +223,6 @@ impl Sessions {
                 admission,
                 whereabouts,
                 readers,
-                proving: None,
                 since: unix_now(),
                 doubled_at: None,
                 introduced: false,
@@ -289,9 +292,6 @@ impl Sessions {
     pub(super) fn remove(&mut self, channel: Channel) -> bool {
         let Some(session) = self.sessions.remove(&channel) else { return false };
         session.readers.iter().for_each(AbortHandle::abort);
-        if let Some(task) = &session.proving {
-            task.abort();
-        }
         if session.introduced {
             self.others_online = true;
         } else {
@@ -412,7 +412,7 @@ impl Sessions {
     pub(super) fn moved(&mut self, channel: Channel) -> Option<SocketAddr> {
         let session = self.sessions.get_mut(&channel)?;
         let remote = session.connection.remote_address();
-        session.whereabouts.see(remote).then_some(remote)
+        session.whereabouts.see(Instant::now(), remote).then_some(remote)
     }
 
     /// Those of these devices that are seen at another address than they were. QUIC does not tell, so
@@ -421,39 +421,28 @@ impl Sessions {
         channels.iter().filter_map(|channel| Some((*channel, self.moved(*channel)?))).collect()
     }
 
-    /// Asks a device for a proof that it receives where it is seen, if it is time to; [`Event::Proved`]
-    /// brings it. QUIC validates a new path by itself (RFC 9000 §9.3), but does not tell either;
-    /// meanwhile it sends nowhere else. So any answer, be it a refusal, is the proof.
-    pub(super) fn ask_for_proof(&mut self, now: Instant, channel: Channel) {
-        let Some(session) = self.sessions.get_mut(&channel) else { return };
-        if !session.whereabouts.ask(now) {
-            return;
-        }
-        // One task at a time, however often the device seems to move.
-        if let Some(task) = session.proving.take() {
-            task.abort();
-        }
-        let remote = session.whereabouts.seen();
-        let (connection, events) = (session.connection.clone(), self.events.clone());
-        let ask = async move {
-            let question = Message::ObservationRequest(ObservationRequest {});
-            let answer = connection.open_exchange(&question).await;
-            if answer.is_ok() && connection.remote_address() == remote {
-                // The service's end is the process's end.
-                let _ = events.send(Event::Proved(channel, remote)).await;
-            }
-        };
-        session.proving = Some(tokio::spawn(ask).abort_handle());
+    /// By which number a device is to be called now, and where.
+    pub(super) fn call(
+        &mut self,
+        now: Instant,
+        channel: Channel,
+        draw: impl FnOnce() -> Option<Transaction>,
+    ) -> Option<(SocketAddr, Transaction)> {
+        let session = self.sessions.get_mut(&channel)?;
+        let number = session.whereabouts.call(now, draw)?;
+        Some((session.whereabouts.seen(), number))
     }
 
-    /// Asks those of these devices that still owe a proof, as far as it is time to.
-    pub(super) fn ask_for_proofs(&mut self, now: Instant, channels: &[Channel]) {
-        channels.iter().for_each(|channel| self.ask_for_proof(now, *channel));
+    /// Where a device proves to be by a number that it was called by.
+    pub(super) fn prove(&mut self, channel: Channel, number: &[u8]) -> Option<SocketAddr> {
+        self.sessions.get_mut(&channel)?.whereabouts.prove(number)
     }
 
-    /// Whether a device, which has proved that it was there, is still seen there.
-    pub(super) fn proved(&mut self, channel: Channel, remote: SocketAddr) -> bool {
-        self.sessions.get_mut(&channel).is_some_and(|session| session.whereabouts.prove(remote))
+    /// How a device stands that was called: `None` if it owes no proof any more.
+    pub(super) fn owes(&self, now: Instant, channel: Channel) -> Option<Owes> {
+        let whereabouts = self.sessions.get(&channel)?.whereabouts;
+        let away = whereabouts.seen() != whereabouts.proved();
+        away.then(|| if whereabouts.is_overdue(now) { Owes::TooLong } else { Owes::Still })
     }
 
     /// Notes a change of the register, and gives the connections that it does away with.

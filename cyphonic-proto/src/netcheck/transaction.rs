@@ -132,7 +132,7 @@ impl<K: Clone> Transactions<K> {
             Message::Success(success) => (success.transaction, Some(success)),
             Message::Request(request) => (request.transaction, None),
             // What a server cannot do is found out by waiting: refusals come over the same lossy path.
-            Message::Failure(_) => return None,
+            Message::Failure(_) | Message::Indication(_) => return None,
         };
         let question = &self.pending.get(&transaction)?.question;
         // A request that comes back went round a NAT, whose outer address it comes from.

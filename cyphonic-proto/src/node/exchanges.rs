@@ -40,6 +40,12 @@ impl Node {
         exchange
     }
 
+    /// How many times a TRS is being asked where it sees this node.
+    pub(super) fn observations_under_way(&self, trs: &Service) -> usize {
+        let asks = |one: &&Exchange| one.service == *trs && matches!(one.purpose, Purpose::Observe { .. });
+        self.exchanges.values().filter(asks).count()
+    }
+
     /// Forgets a request and its answer.
     pub(super) fn cancel(&mut self, exchange: ExchangeId) {
         if self.take_exchange(exchange).is_some() {

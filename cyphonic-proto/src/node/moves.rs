@@ -18,10 +18,15 @@ use crate::address::Prefix;
 use crate::message::endpoint::is_candidate;
 use crate::message::{Message, ObservationRequest};
 use crate::quic::IDLE_TIMEOUT;
+use crate::stun::Transaction;
 
 /// An answer that takes longer after a move does not come: the network does not let the connection through.
 /// By then QUIC has repeated the request twice on a path of 250 ms.
 pub(super) const ANSWERED: Duration = Duration::from_secs(1);
+
+/// Calls of one TRS that are answered at a time: whoever can write its address on packets makes no more of
+/// them.
+const MOST_CALLS: usize = 4;
 
 /// What the host's routing tables say.
 pub trait Routes {
@@ -180,12 +185,19 @@ impl Node {
         self.nudge_for(now, service, ANSWERED);
     }
 
-    /// A TRS asks for a proof that the node is where its packets come from, so that is not where it was seen
-    /// before: a NAT on the way has changed its mapping, which no network event tells. It is asked where that is.
-    pub(super) fn seen_elsewhere(&mut self, now: Instant, trs: &Service) {
-        if let Some(server) = self.remote_of(trs) {
-            let message = Message::ObservationRequest(ObservationRequest {});
-            self.request(now, trs.clone(), Purpose::Observe { server }, message);
+    /// Somebody at this address calls the node by a number. If that is a TRS, it sees the node elsewhere than
+    /// before, perhaps because a NAT has changed, of which no network event tells: it gets the number back,
+    /// which proves that the node receives there, and tells where that is.
+    pub fn handle_called(&mut self, now: Instant, from: SocketAddr, number: Transaction) {
+        let is_caller = |service: &&Service| {
+            matches!(service, Service::Trs(_))
+                && self.is_connected(service)
+                && self.remote_of(service) == Some(from)
+        };
+        let Some(trs) = self.services.keys().find(is_caller).cloned() else { return };
+        if self.observations_under_way(&trs) < MOST_CALLS {
+            let message = Message::ObservationRequest(ObservationRequest { proof: number.to_vec() });
+            self.request(now, trs, Purpose::Observe { server: from }, message);
         }
     }
 
@@ -197,7 +209,7 @@ impl Node {
             Service::Nms => self.register_again(now),
             Service::Trs(_) => {
                 let Some(server) = self.remote_of(service) else { return };
-                let message = Message::ObservationRequest(ObservationRequest {});
+                let message = Message::ObservationRequest(ObservationRequest::default());
                 self.request(now, service.clone(), Purpose::Observe { server }, message);
             }
         }

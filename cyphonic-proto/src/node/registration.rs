@@ -231,7 +231,7 @@ impl Node {
         self.relay_reached(now, name);
         let service = Service::Trs(name.into());
         if let Some(server) = self.remote_of(&service) {
-            let message = Message::ObservationRequest(ObservationRequest {});
+            let message = Message::ObservationRequest(ObservationRequest::default());
             self.request(now, service, Purpose::Observe { server }, message);
         }
         self.follow_relay(now, name);

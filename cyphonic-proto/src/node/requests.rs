@@ -1,4 +1,4 @@
-//! What services ask of this node.
+//! What the NMS asks of this node.
 
 use std::time::Instant;
 
@@ -7,8 +7,9 @@ use crate::id::ExchangeId;
 use crate::message::{AccessConfirmation, Message, Refusal, RefusalCode, RevocationConfirmation};
 
 impl Node {
-    /// A service asks: the NMS by a RouteDirection, a RouteWithdrawal, a RevocationNotice or an AccessNotice; a
-    /// TRS for a proof that the node is where it is seen. Answered by [`Action::Respond`], perhaps later.
+    /// A service asks: only the NMS does, with a RouteDirection, a RouteWithdrawal, a RevocationNotice or an
+    /// AccessNotice.
+    /// Answered by [`Action::Respond`], perhaps later.
     pub fn handle_request(&mut self, now: Instant, service: Service, exchange: ExchangeId, message: Message) {
         let accepted = match message {
             Message::RouteDirection(direction) if service == Service::Nms => {
@@ -32,11 +33,6 @@ impl Node {
                 });
                 self.access_noticed(&notice);
                 Ok(())
-            }
-            Message::ObservationRequest(_) if matches!(service, Service::Trs(_)) => {
-                self.seen_elsewhere(now, &service);
-                // Any answer is the proof.
-                Err(Refusal::new(RefusalCode::Malformed, "a node observes nothing"))
             }
             other => {
                 Err(Refusal::new(RefusalCode::Malformed, format!("a node does not answer {}", other.name())))

@@ -18,6 +18,7 @@ const MAX_LEN: usize = 548;
 const MAX_UNKNOWN: usize = 4;
 
 const BINDING_REQUEST: u16 = 0x0001;
+const BINDING_INDICATION: u16 = 0x0011;
 const BINDING_SUCCESS: u16 = 0x0101;
 const BINDING_FAILURE: u16 = 0x0111;
 
@@ -37,6 +38,9 @@ pub enum Message {
     Success(Success),
     /// "I will not say."
     Failure(Failure),
+    /// Nothing is answered to it by STUN. A TRS calls a node by one where it is seen: who has its number
+    /// receives there (docs/protocol.md §4.4).
+    Indication(Transaction),
 }
 
 /// A Binding request.
@@ -86,8 +90,8 @@ pub enum DecodeError {
     /// No STUN, or another length than it says.
     #[error("this is no STUN message")]
     NotStun,
-    /// Another method or class: indications, TURN.
-    #[error("this is no Binding request or response")]
+    /// Another method: TURN.
+    #[error("this is no Binding request, response or indication")]
     NotBinding,
     /// An attribute that is cut off, or a checksum that is not right.
     #[error("an attribute is malformed")]
@@ -129,6 +133,7 @@ impl Message {
                 let code = read.code.ok_or(DecodeError::NotUnderstood)?;
                 Ok(Self::Failure(Failure { transaction, code, unknown: read.unknown }))
             }
+            BINDING_INDICATION if read.refused.is_empty() => Ok(Self::Indication(transaction)),
             _ => Err(DecodeError::NotBinding),
         }
     }
@@ -139,6 +144,7 @@ impl Message {
             Self::Request(request) => request.encode(),
             Self::Success(success) => success.encode(),
             Self::Failure(failure) => failure.encode(),
+            Self::Indication(transaction) => finish(header(BINDING_INDICATION, transaction)),
         }
     }
 }

@@ -448,7 +448,8 @@ fn one_device_does_not_take_the_places_of_another() {
 #[test]
 fn a_node_learns_from_where_it_is_seen() {
     let mut bench = Bench::new();
-    let (answer, _) = bench.ask(0, Message::ObservationRequest(crate::message::ObservationRequest {}));
+    let (answer, _) =
+        bench.ask(0, Message::ObservationRequest(crate::message::ObservationRequest::default()));
     let Message::ObservationResponse(response) = answer else { panic!("{answer:?}") };
     assert_eq!(endpoint::from_wire(&response.observed.unwrap()), Some(address(0)));
 }

@@ -5,10 +5,11 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use cyphonic_proto::access::OverlayRule;
-use cyphonic_proto::message::{LoginResponse, Refusal, RefusalCode, endpoint};
+use cyphonic_proto::message::{LoginResponse, ObservationRequest, Refusal, RefusalCode, endpoint};
 use cyphonic_proto::nms::{self, Nms, NmsConfig, NmsTiming};
 use cyphonic_proto::node::{Node, Relay, Service};
 use cyphonic_proto::standby::Standby;
+use cyphonic_proto::stun::Transaction;
 use cyphonic_proto::trs::{self, NodePath, Trs, TrsConfig, TrsKeys, TrsLimits, WallClock};
 use cyphonic_proto::{Channel, ConnectionId, ExchangeId, Message};
 
@@ -36,8 +37,8 @@ pub(crate) struct Cloud {
     asked: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
     /// Each request of the NMS, as the node knows it.
     asking: BTreeMap<ExchangeId, (Channel, ExchangeId)>,
-    /// What a TRS asked nodes for a proof that they are there.
-    pub(crate) proving: BTreeMap<ExchangeId, SocketAddr>,
+    /// By which numbers a TRS called nodes where it saw them.
+    pub(crate) called: BTreeMap<Transaction, (Channel, SocketAddr)>,
     /// Those whose answers the NMS does not wait for any more, by its own numbers.
     pub(crate) cancelled: BTreeSet<ExchangeId>,
     lives: u64,
@@ -135,7 +136,7 @@ impl Cloud {
             access: None,
             asked: BTreeMap::new(),
             asking: BTreeMap::new(),
-            proving: BTreeMap::new(),
+            called: BTreeMap::new(),
             cancelled: BTreeSet::new(),
             lives: 0,
         };
@@ -444,6 +445,12 @@ impl World {
                 nms.handle_request(now, channel, here, message);
             }
             Service::Trs(_) => {
+                if let Message::ObservationRequest(ObservationRequest { proof }) = &message
+                    && let Ok(number) = Transaction::try_from(proof.as_slice())
+                    && let Some((_, observed)) = self.cloud.called.remove(&number)
+                {
+                    self.proved(channel, observed);
+                }
                 let Some(trs) = self.cloud.trs_of(&conn.service) else { return };
                 trs.handle_request(now, channel, here, message);
             }
@@ -455,11 +462,10 @@ impl World {
         let here = ExchangeId(self.fresh());
         self.cloud.asking.insert(here, (channel, exchange));
         let message = Self::unpack(bytes);
-        let Some(service) = self.conns.get(&channel).map(|conn| conn.service.clone()) else { return };
-        self.at_node(channel, |node, now| node.handle_request(now, service, here, message));
+        self.at_node(channel, |node, now| node.handle_request(now, Service::Nms, here, message));
     }
 
-    /// A node answers a service's request.
+    /// A node answers a request of the NMS.
     pub(crate) fn node_responds(&mut self, here: ExchangeId, message: &Message) {
         let (channel, exchange) = self.cloud.asking.remove(&here).unwrap();
         let (bytes, delay) = (self.pack(message), self.reliable_delay());

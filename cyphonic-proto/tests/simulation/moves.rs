@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use cyphonic_common::frame::CandidateFlags;
-use cyphonic_proto::message::{Message, ObservationRequest};
 use cyphonic_proto::node::{CandidateSet, Routes, Service, ServiceState, Sleep};
 use cyphonic_proto::quic::IDLE_TIMEOUT;
+use cyphonic_proto::stun::Transaction;
 use cyphonic_proto::trs::NodePath;
-use cyphonic_proto::{Channel, ExchangeId, TunnelId};
+use cyphonic_proto::{Channel, TunnelId};
 
 use crate::net::Gate::{self, Firewall, Open, PortRestricted};
 use crate::net::Uplink;
@@ -99,13 +99,23 @@ impl World {
             }
             trs @ Service::Trs(_) => {
                 self.cloud.trs_of(&trs).into_iter().for_each(|trs| trs.handle_seen(channel, observed));
-                let (exchange, delay) = (ExchangeId(self.fresh()), self.reliable_delay());
-                self.cloud.proving.insert(exchange, observed);
-                let bytes = self.pack(&Message::ObservationRequest(ObservationRequest {}));
-                self.schedule(delay, Event::ToNode { channel, exchange, bytes });
+                let mut number = [0; 12];
+                number[..8].copy_from_slice(&self.fresh().to_be_bytes());
+                self.cloud.called.insert(number, (channel, observed));
+                let delay = self.reliable_delay();
+                self.schedule(delay, Event::Call { channel, observed, number });
             }
         }
         self.drain_cloud();
+    }
+
+    /// A call goes where the TRS sees the device, and reaches it if it is there.
+    pub(crate) fn call(&mut self, channel: Channel, observed: SocketAddr, number: Transaction) {
+        let Some(conn) = self.conns.get(&channel).filter(|_| self.reaches(channel)).cloned() else { return };
+        let host = &self.hosts[conn.device];
+        if host.uplinks.iter().any(|uplink| uplink.inbound(self.now, conn.server, observed)) {
+            self.with_node(conn.device, conn.life, |node, now| node.handle_called(now, conn.server, number));
+        }
     }
 
     pub(crate) fn proved(&mut self, channel: Channel, observed: SocketAddr) {

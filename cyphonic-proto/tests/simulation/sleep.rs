@@ -31,6 +31,7 @@ impl World {
         let device = match &event {
             Event::Answer { channel, .. }
             | Event::ToNode { channel, .. }
+            | Event::Call { channel, .. }
             | Event::GivenUp { channel, .. }
             | Event::FrameToNode { channel, .. }
             | Event::ExchangeFailed { channel, .. }

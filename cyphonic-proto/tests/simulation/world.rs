@@ -8,6 +8,7 @@ use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::{Identity, KeyHash, NetworkId, Role};
 use cyphonic_proto::message::{RegistrationRequest, decode, encode};
 use cyphonic_proto::node::{CandidateSet, ResolveError, Service, Target, Timing};
+use cyphonic_proto::stun::Transaction;
 use cyphonic_proto::{Channel, ExchangeId, Message, PeerConnectionId, QueryId};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -118,7 +119,7 @@ pub(crate) enum Event {
         exchange: ExchangeId,
         bytes: Vec<u8>,
     },
-    /// A service's request, and its answer on the way back.
+    /// The NMS's request, and its answer on the way back.
     ToNode {
         channel: Channel,
         exchange: ExchangeId,
@@ -172,6 +173,12 @@ pub(crate) enum Event {
     Seen {
         channel: Channel,
         observed: SocketAddr,
+    },
+    /// A TRS calls a node where it sees it.
+    Call {
+        channel: Channel,
+        observed: SocketAddr,
+        number: Transaction,
     },
     /// The time-out of a connection whose node has no way to its service.
     Idle(Channel),
@@ -477,10 +484,6 @@ impl World {
                     if self.cloud.cancelled.remove(&exchange) {
                         self.schedule(self.delay, Event::GivenUp { channel, exchange: here });
                     }
-                    if let Some(observed) = self.cloud.proving.remove(&exchange) {
-                        // Whatever the answer is.
-                        return self.proved(channel, observed);
-                    }
                     self.cloud.node_answered(self.now, exchange, Self::unpack(&bytes));
                     self.drain_cloud();
                 }
@@ -507,6 +510,7 @@ impl World {
             Event::Stats { device, life } => self.report_stats(device, life),
             Event::Revive(victim) => self.revive(victim),
             Event::Seen { channel, observed } => self.seen(channel, observed),
+            Event::Call { channel, observed, number } => self.call(channel, observed, number),
             Event::Idle(channel) => self.idle(channel),
         }
     }

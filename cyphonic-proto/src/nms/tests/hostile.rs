@@ -85,7 +85,7 @@ fn any_message() -> impl Strategy<Value = Message> {
     );
     let others = (0..7u8, bytes, name(), any::<u64>()).prop_map(|(kind, bytes, name, n)| match kind {
         0 => Message::LoginRequest(LoginRequest { software_version: name, ..LoginRequest::default() }),
-        1 => Message::ObservationRequest(ObservationRequest {}),
+        1 => Message::ObservationRequest(ObservationRequest::default()),
         2 => Message::BindingRequest(BindingRequest {
             setup_id: bytes,
             peer_fqdn: name,

@@ -98,6 +98,8 @@ proptest! {
 
     #[test]
     fn refusals_survive_the_wire(transaction: Transaction, code in 300u16..700, unknown in prop::collection::vec(any::<u16>(), 0..4)) {
+        let indication = Message::Indication(transaction);
+        prop_assert_eq!(Message::decode(&indication.encode()), Ok(indication));
         let message = Message::Failure(Failure { transaction, code, unknown });
         prop_assert_eq!(Message::decode(&message.encode()), Ok(message));
     }

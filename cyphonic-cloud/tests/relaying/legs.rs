@@ -1,81 +1,12 @@
-//! The TRS over loopback: two devices bind, and data packets and handshakes pass between them.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+//! What binds two devices, and what passes then.
 
-#[path = "common/client.rs"]
-mod client;
-mod common;
-
-use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use client::{Client, enrol};
-use common::Overlay;
 use cyphonic_cloud::server::{Cloud, unix_now};
-use cyphonic_common::ConnectionId;
-use cyphonic_proto::message::{BindingRequest, BindingResponse, Message};
-use cyphonic_proto::{Role, relayed};
-use cyphonic_transport::Connection;
+use cyphonic_proto::relayed;
 
-const SOON: Duration = Duration::from_secs(20);
-const SETUP: [u8; 16] = [9; 16];
-
-/// A device at the TRS.
-struct Node {
-    client: Client,
-    connection: Connection,
-    fqdn: String,
-    cid: ConnectionId,
-}
-
-impl Node {
-    async fn join(overlay: &Overlay, name: &str, random: u8) -> Self {
-        let member = enrol(overlay, &overlay.token(name, unix_now())).await;
-        let client = Client::open();
-        let connection = client.connect(overlay, &member, Role::Trs).await.unwrap();
-        let cid = ConnectionId::from_random_data([random; 8]);
-        Self { client, connection, fqdn: member.answer.fqdn, cid }
-    }
-
-    /// What prefixes the DATAGRAMs of its leg.
-    fn context(&self) -> u64 {
-        relayed::MIN_CONTEXT + u64::from(self.cid.as_bytes()[7])
-    }
-
-    async fn ask(&self, peer: &str, setup: [u8; 16], context: u64) -> Message {
-        let request = BindingRequest {
-            setup_id: setup.to_vec(),
-            peer_fqdn: peer.to_owned(),
-            data_connection_id: self.cid.as_bytes().to_vec(),
-            context,
-        };
-        self.connection.open_exchange(&Message::BindingRequest(request)).await.unwrap()
-    }
-
-    async fn bind(&self, peer: &Self) -> BindingResponse {
-        match self.ask(&peer.fqdn, SETUP, self.context()).await {
-            Message::BindingResponse(response) => response,
-            other => panic!("not bound: {other:?}"),
-        }
-    }
-}
-
-/// A tunnel data packet in form; the relay cannot read more of it.
-fn data_packet(wire_cid: &[u8], content: &[u8]) -> Vec<u8> {
-    [&[0x43][..], wire_cid, &[0, 0, 0, 1], content].concat()
-}
-
-/// Sends until it arrives: loopback may lose a datagram when the machine is busy.
-fn deliver(from: &Client, overlay: &Overlay, packet: &[u8], at: &UdpSocket) -> Vec<u8> {
-    let deadline = Instant::now() + SOON;
-    let mut buffer = [0; 2048];
-    loop {
-        from.send(overlay.address, packet);
-        if let Ok(length) = at.recv(&mut buffer) {
-            return buffer[..length].to_vec();
-        }
-        assert!(Instant::now() < deadline, "nothing arrived");
-    }
-}
+use crate::common::Overlay;
+use crate::node::{Node, SOON, data_packet, deliver};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_devices_bind_and_their_packets_pass_both_ways() {
