@@ -13,6 +13,7 @@
 //! key for new service certificates: both can be taken off the machine.
 
 mod authority;
+mod chain;
 mod csr;
 mod files;
 mod profile;
@@ -20,6 +21,7 @@ mod profile;
 use std::path::PathBuf;
 
 pub use self::authority::{Authority, Kind};
+pub use self::chain::{check_devices_authority, check_service};
 pub use self::csr::{CsrError, DeviceKey};
 pub use self::files::{
     ServiceFiles, is_key_of, read_certificates, read_key, replace_certificates, write_certificates,
@@ -42,6 +44,11 @@ pub enum PkiError {
     /// A certificate just made does not say what it should: a defect, found before it left.
     #[error("the certificate made for {0} does not read back as intended: {1}")]
     Check(String, String),
+    /// Of another overlay, or of another `zone` or `prefix`.
+    #[error(
+        "the {0} is of another overlay than `root`, `zone` and `prefix` are: {1}; restore the files of one backup"
+    )]
+    Overlay(&'static str, String),
     /// A certificate that cannot be renewed.
     #[error("a certificate is not renewed: {0}")]
     Renewal(String),

@@ -183,13 +183,14 @@ pub struct Checked {
 pub fn check(config: &Config) -> Result<Checked, StartError> {
     let loaded = load_credentials(config)?;
     loaded.server_tls()?;
-    if config.runs(ServiceRole::As) {
-        load_authority(config)?;
-    }
     let is_lost_copy = |path: &&PathBuf| config.follows.is_some() && !path.exists();
     let register = config.register.as_ref().filter(|path| !is_lost_copy(path));
     let inside = register.map(|path| Register::check(path, config.network.prefix));
     let inside = inside.transpose()?.unwrap_or_default();
+    // After the register, which knows better what is wrong with a prefix.
+    if config.runs(ServiceRole::As) {
+        load_authority(config, &loaded.root)?;
+    }
     let mut notes = Vec::new();
     if config.runs(ServiceRole::Trs) {
         for address in &config.listen {

@@ -3,10 +3,11 @@
 
 mod common;
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use common::{Overlay, free_port};
+use cyphonic_cloud::config::ServiceRole;
 use cyphonic_cloud::server::{Cloud, unix_now};
 use cyphonic_proto::stun::{Message, Request, Success};
 
@@ -37,6 +38,24 @@ async fn ask(
         (from, Message::decode(&buffer[..len]).unwrap())
     };
     tokio::task::spawn_blocking(receive).await.unwrap()
+}
+
+/// The other address is opened once, and with that of its IP version.
+#[tokio::test(flavor = "multi_thread")]
+async fn services_with_several_addresses_have_their_other_one_too() {
+    let mut overlay = Overlay::found(unix_now());
+    overlay.config.roles.remove(&ServiceRole::Trs);
+    let first = overlay.address;
+    overlay.config.listen = vec![first, ([127, 0, 0, 3], first.port()).into()];
+    overlay.config.listen.push((Ipv6Addr::LOCALHOST, first.port()).into());
+    overlay.config.stun.alternate_port = Some(free_port().port());
+    overlay.config.stun.alternate_addresses = vec![IpAddr::from(OTHER)];
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let request = Request { change_address: true, ..Request::default() };
+    let (from, _) = ask(&socket, &socket, first, request).await;
+    assert_eq!(from, SocketAddr::from((OTHER, first.port())));
+    cloud.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -77,7 +77,9 @@ impl Refused {
             Self::Malformed(_) | Self::Csr(_) => RefusalCode::Malformed,
             Self::Version(_) => RefusalCode::Version,
             Self::Token(EnrolmentRefused::NameTaken(_)) => RefusalCode::NotAllowed,
-            Self::Token(EnrolmentRefused::RevokedKey(_)) => RefusalCode::Revoked,
+            Self::Token(EnrolmentRefused::RevokedKey(_) | EnrolmentRefused::RevokedUser(_)) => {
+                RefusalCode::Revoked
+            }
             Self::Token(EnrolmentRefused::KeyInUse { .. }) | Self::KeyInUse => RefusalCode::KeyInUse,
             Self::Token(_) => RefusalCode::BadToken,
             Self::Revoked => RefusalCode::Revoked,

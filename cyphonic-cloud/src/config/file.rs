@@ -201,6 +201,15 @@ impl File {
         if distinct.len() != self.listen.len() {
             return Err(("listen", "an address is written twice".to_owned()));
         }
+        for every in self.listen.iter().filter(|address| address.ip().is_unspecified()) {
+            // The unspecified IPv6 address means both versions.
+            let is_in = |other: &&SocketAddr| {
+                *other != every && other.port() == every.port() && (every.is_ipv6() || other.is_ipv4())
+            };
+            if let Some(other) = self.listen.iter().find(is_in) {
+                return Err(("listen", format!("{other} is among the addresses of {every}: leave it out")));
+            }
+        }
         if roles.contains(&ServiceRole::Trs) && self.listen.len() > 1 {
             // A relayed packet leaves by the port that it came in by: NATs let no other in.
             let reason = "a relay forwards between all its devices through one port: give one address, such as \

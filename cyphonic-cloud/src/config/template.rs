@@ -310,6 +310,26 @@ mod tests {
     }
 
     #[test]
+    fn addresses_that_include_others_are_refused() {
+        let sound = text(&[ServiceRole::As, ServiceRole::Nms], &[]);
+        let listening_on = |addresses: &str| {
+            let listen = "listen:\n  - \"[::]:443\"\n";
+            assert!(sound.contains(listen), "{sound}");
+            parse(&sound.replace(listen, &format!("listen: [{addresses}]\n")))
+        };
+        for bad in ["'[::]:443', '0.0.0.0:443'", "'192.0.2.1:443', '0.0.0.0:443'", "'[::]:443', '[::1]:443'"]
+        {
+            let error = listening_on(bad).unwrap_err();
+            assert!(matches!(&error, ConfigError::Invalid { key: "listen", .. }), "{bad}: {error}");
+        }
+        for good in
+            ["'[::]:443', '0.0.0.0:444'", "'[::1]:443', '0.0.0.0:443'", "'[::1]:443', '127.0.0.1:443'"]
+        {
+            listening_on(good).unwrap();
+        }
+    }
+
+    #[test]
     fn rules_are_tried_as_they_are_read() {
         let sound = text(&ServiceRole::ALL, &[]);
         let with = |test: &str| {

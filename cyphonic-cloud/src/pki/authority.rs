@@ -89,6 +89,15 @@ impl Authority {
         &self.certificate
     }
 
+    /// From when on it is valid.
+    ///
+    /// # Errors
+    /// If its certificate cannot be read.
+    pub(super) fn not_before(&self) -> Result<UnixSeconds, String> {
+        let (_, parsed) = X509Certificate::from_der(&self.certificate).map_err(|error| error.to_string())?;
+        Ok(u64::try_from(parsed.validity().not_before.timestamp()).unwrap_or(0))
+    }
+
     /// The private key, PEM.
     pub fn key_pem(&self) -> Zeroizing<String> {
         Zeroizing::new(self.issuer.key().serialize_pem())

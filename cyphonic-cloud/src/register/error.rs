@@ -166,6 +166,11 @@ pub enum EnrolmentRefused {
     /// Another key has used it.
     #[error("the enrolment token was used already, with another key: ask for a new one")]
     UsedToken(Presented),
+    /// The device that it enrolled was revoked, and asks with the key that it had then.
+    #[error(
+        "this device was revoked since it used this token: stop its daemon and enrol with `cyphonic up --anew` and a new one"
+    )]
+    RevokedUser(Presented),
     /// Between the token's making and its use another device got the name.
     #[error("a device with this token's name is enrolled already")]
     NameTaken(Presented),
@@ -201,6 +206,7 @@ impl EnrolmentRefused {
             Self::RevokedToken(presented)
             | Self::ExpiredToken(presented)
             | Self::UsedToken(presented)
+            | Self::RevokedUser(presented)
             | Self::NameTaken(presented)
             | Self::RevokedKey(presented)
             | Self::KeyInUse { presented, .. } => Some(presented),

@@ -162,8 +162,8 @@ impl Register {
     /// Turns a token into a certificate, exactly once.
     ///
     /// `issue` makes the certificate for the token's name; it runs inside the transaction that marks the
-    /// token used and stores the certificate and the device. The same key asking again before the token's
-    /// expiry gets the same certificate: its first answer was lost on the way.
+    /// token used and stores the certificate and the device. The same key asking again, also after the token's
+    /// end, gets the same certificate: its first answer was lost on the way.
     ///
     /// # Errors
     /// The token is unknown, revoked, expired or used by another key, the key was revoked or is another
@@ -180,12 +180,12 @@ impl Register {
             if token.is_revoked {
                 return Err(EnrolmentRefused::RevokedToken(token.presented()));
             }
-            if token.expires_at <= now {
-                return Err(EnrolmentRefused::ExpiredToken(token.presented()));
-            }
             if let Some(used_by) = token.used_by {
                 let issued = repeat(transaction, &token, &used_by, spki_sha256)?;
                 return Ok(Enrolment { issued, token: token.id, outcome: Enrolled::Again });
+            }
+            if token.expires_at <= now {
+                return Err(EnrolmentRefused::ExpiredToken(token.presented()));
             }
             let is_new = devices::find(transaction, &token.fqdn)?.is_none();
             if !is_new && !token.replaces {
@@ -215,7 +215,8 @@ impl Register {
 
 fn count_open(connection: &Connection, now: UnixSeconds) -> Result<u32, RegisterError> {
     Ok(connection.query_row(
-        "SELECT count(*) FROM tokens WHERE spki_sha256 IS NULL AND revoked_at IS NULL AND expires_at > ?1",
+        "SELECT count(*) FROM tokens WHERE spki_sha256 IS NULL AND revoked_at IS NULL AND expires_at > ?1
+         AND (replaces OR NOT EXISTS (SELECT 1 FROM devices WHERE devices.fqdn = tokens.fqdn))",
         [to_sql(now)],
         |row| row.get(0),
     )?)
@@ -299,6 +300,9 @@ fn repeat(
     if used_by != spki_sha256 {
         return Err(EnrolmentRefused::UsedToken(token.presented()));
     }
+    if keys::is_revoked(transaction, &token.fqdn, spki_sha256)? {
+        return Err(EnrolmentRefused::RevokedUser(token.presented()));
+    }
     let device = devices::find(transaction, &token.fqdn)?.ok_or(EnrolmentRefused::UnknownToken)?;
     if device.revoked_at.is_some() || !device.has_key(spki_sha256) {
         return Err(EnrolmentRefused::UsedToken(token.presented()));
@@ -353,6 +357,30 @@ mod tests {
         let again = register.enrol(&SECRET, &KEY, NOW + 1, |_| panic!("issued twice")).unwrap();
         assert_eq!((&first.issued, first.token), (&again.issued, again.token));
         assert_eq!((first.outcome, again.outcome), (Enrolled::New, Enrolled::Again));
+    }
+
+    #[test]
+    fn a_retry_after_the_tokens_end_gets_it_too_and_a_revoked_devices_gets_the_reason() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        let first = register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        let again = register.enrol(&SECRET, &KEY, NOW + 10_000, |_| panic!("issued twice")).unwrap();
+        assert_eq!((first.issued, again.outcome), (again.issued, Enrolled::Again));
+        register.revoke_device("press-7.plant.example", NOW + 1).unwrap();
+        let revoked = register.enrol(&SECRET, &KEY, NOW + 2, |_| panic!("issued twice"));
+        assert!(matches!(revoked, Err(EnrolmentRefused::RevokedUser(_))), "{revoked:?}");
+    }
+
+    #[test]
+    fn a_token_for_a_name_that_is_taken_meanwhile_is_not_counted_as_open() {
+        let (_dir, register) = register();
+        register.create_token(&token(SECRET, false), NOW).unwrap();
+        register.create_token(&token(secret(8), false), NOW).unwrap();
+        assert_eq!(register.count_open_tokens(NOW).unwrap(), 2);
+        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        assert_eq!(register.count_open_tokens(NOW).unwrap(), 0);
+        register.create_token(&token(secret(9), true), NOW).unwrap();
+        assert_eq!(register.count_open_tokens(NOW).unwrap(), 1);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use cyphonic_transport::connection::EXCHANGE_TIMEOUT;
 use cyphonic_transport::enrol::STRANGER_STAYS;
 use cyphonic_transport::quota::Key;
 use cyphonic_transport::{Connection, Responder};
+use rustls_pki_types::CertificateDer;
 use tokio::sync::{Notify, Semaphore};
 
 use self::queue::Queue;
@@ -29,7 +30,7 @@ use super::credentials::Loaded;
 use super::newest::Newest;
 use crate::authentication::{ManagementService, Service};
 use crate::config::Config;
-use crate::pki::{Authority, NMS_NAME, service_name};
+use crate::pki::{self, Authority, NMS_NAME, service_name};
 use crate::register::Register;
 
 /// Requests worked on at once; the register writes one at a time anyway.
@@ -63,7 +64,7 @@ impl AuthenticationServer {
         register: Arc<Register>,
         enrolled: Arc<Notify>,
     ) -> Result<Self, StartError> {
-        let authority = load_authority(config)?;
+        let authority = load_authority(config, &loaded.root)?;
         let management = ManagementService {
             name: service_name(NMS_NAME, &config.network.zone),
             addresses: config.nms_addresses.clone(),
@@ -169,9 +170,12 @@ impl AuthenticationServer {
 }
 
 /// The authority that signs devices' certificates.
-pub(super) fn load_authority(config: &Config) -> Result<Authority, StartError> {
+pub(super) fn load_authority(config: &Config, root: &CertificateDer<'_>) -> Result<Authority, StartError> {
     let files = config.devices_authority.as_ref().ok_or(StartError::NoRegister)?;
-    Ok(Authority::load(&files.certificate, &files.key)?)
+    let authority = Authority::load(&files.certificate, &files.key)?;
+    // What it signed would use up tokens, and be believed by nobody.
+    pki::check_devices_authority(&authority, &config.network, root)?;
+    Ok(authority)
 }
 
 /// Why a device may not be here, if that is the answer to its request.

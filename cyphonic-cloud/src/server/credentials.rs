@@ -107,6 +107,9 @@ fn load_one(
         );
         return Err(StartError::Certificate { path: files.key.clone(), reason });
     }
+    let at = u64::try_from(identity.not_before).unwrap_or(0).saturating_add(1);
+    pki::check_service(&chain, root, at)
+        .map_err(|reason| StartError::Certificate { path: files.certificate.clone(), reason })?;
     let [not_before, not_after] =
         [identity.not_before, identity.not_after].map(|time| UnixSeconds::try_from(time).unwrap_or(0));
     let (certificate, renews_itself) =

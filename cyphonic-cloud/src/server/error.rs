@@ -70,6 +70,10 @@ pub enum StartError {
 impl StartError {
     /// Whether it stays so until somebody changes something.
     pub fn needs_a_person(&self) -> bool {
-        matches!(self, Self::Register(error) if error.needs_a_person())
+        match self {
+            Self::Register(error) => error.needs_a_person(),
+            Self::Pki(error) => matches!(error, PkiError::Overlay(..)),
+            _ => false,
+        }
     }
 }

@@ -59,12 +59,17 @@ struct Socket {
 
 impl Stun {
     /// Opens what the configuration adds to `main`, and answers there. What comes to `main` must be given to
-    /// [`Self::sink`].
+    /// [`Self::sink`]. Further addresses are opened with the first address of their version that is listened on.
     pub(super) fn open(main: &Arc<UdpPort>, config: &Config) -> Result<Self, StartError> {
         let (address, number) = (main.local_addr().ip(), main.local_port());
         let own = (!address.is_unspecified()).then_some(address);
         let mut sockets = vec![Socket { port: Arc::clone(main), number, address: own }];
-        let alternate = config.stun.alternate_addresses.clone();
+        let is_first = |ip: &IpAddr| {
+            let of_version = |at: &&SocketAddr| at.ip().is_unspecified() || at.is_ipv4() == ip.is_ipv4();
+            let first = config.listen.iter().find(of_version);
+            first.is_none_or(|first| first.ip() == address && [0, number].contains(&first.port()))
+        };
+        let alternate: Vec<_> = config.stun.alternate_addresses.iter().copied().filter(is_first).collect();
         let mut other_port = None;
         if let Some((port, insist)) = config.stun.port().filter(|(port, _)| *port != number) {
             match open(SocketAddr::new(address, port)) {

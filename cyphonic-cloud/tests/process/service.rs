@@ -93,6 +93,16 @@ async fn a_wrong_prefix_is_refused_and_told() {
     register
         .execute_batch("UPDATE devices SET virtual_address = x'fd000bad0bad00000000000000000001'")
         .unwrap();
+    for command in ["run", "check"] {
+        let ended = program(&[command, "--config", config]);
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert!(
+            ended.status.code() == Some(78) && said.contains("devices' authority is of another"),
+            "{said}"
+        );
+    }
+    let as_elsewhere = sound.replace("roles: [as, nms, trs]", "roles: [nms, trs]").replace(&right, wrong);
+    std::fs::write(path, as_elsewhere).unwrap();
     let _running = Running::start(path, overlay.address).await;
     let client = Client::open();
     for _ in 0..2 {

@@ -1,5 +1,6 @@
 //! `cyphonic-cloud access`
 
+use cyphonic_cloud::config::ServiceRole;
 use cyphonic_cloud::names::device_fqdn;
 use cyphonic_proto::access::OverlayAccess;
 
@@ -18,6 +19,11 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.config.load()?;
     ensure_no_copy(&config)?;
+    if !config.runs(ServiceRole::Nms) {
+        anyhow::bail!(
+            "no NMS runs by this file, so it says nothing of access: ask on the machine of the NMS"
+        );
+    }
     let zone = &config.network.zone;
     let fqdn = |name: &str| device_fqdn(name, zone).map_err(anyhow::Error::msg);
     let (from, at) = (fqdn(&arguments.from)?, fqdn(&arguments.at)?);

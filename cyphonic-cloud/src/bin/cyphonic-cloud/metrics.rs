@@ -116,7 +116,10 @@ fn xdp_relays(config: &Config) -> Vec<RunningRelay> {
     if config.relay.mode == Mode::Userspace {
         return Vec::new();
     }
-    let is_ours = |relay: &RunningRelay| config.listen.iter().any(|listen| listen.port() == relay.port);
+    let is_ours = |relay: &RunningRelay| {
+        // Those of another network namespace are on no interface of this one.
+        !relay.interfaces.is_empty() && config.listen.iter().any(|listen| listen.port() == relay.port)
+    };
     match running_relays() {
         Ok(relays) => relays.into_iter().filter(is_ours).collect(),
         Err(error) => {

@@ -3,7 +3,7 @@
 use cyphonic_cloud::server::{Relayed, read_kept, unix_now};
 use cyphonic_dataplane::relay::xdp::{RunningRelay, running_relays};
 
-use crate::runtime_directory;
+use crate::{complain, runtime_directory};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -13,18 +13,26 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let relays = running_relays()?;
     let userspace: Option<Relayed> = read_kept(&runtime_directory(), None, unix_now());
+    let relays = match running_relays() {
+        Ok(relays) => Some(relays),
+        // In a container the kernel may tell nothing of its programs.
+        Err(error) if userspace.is_some() => {
+            complain(&error.into());
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
     if arguments.json {
-        let relays: Vec<_> = relays.iter().map(json).collect();
+        let relays = relays.map(|relays| relays.iter().map(json).collect::<Vec<_>>());
         let userspace = userspace.as_ref().map(userspace_json);
         say!("{}", serde_json::json!({ "version": 1, "xdp": relays, "userspace": userspace }));
         return Ok(());
     }
-    if relays.is_empty() {
+    if relays.as_ref().is_some_and(Vec::is_empty) {
         say!("No relay runs in XDP here. The log of a TRS says where it relays, and why.");
     }
-    for relay in relays {
+    for relay in relays.unwrap_or_default() {
         let RunningRelay { program, port, legs, counters, interfaces } = relay;
         say!("XDP program {program}: UDP port {port}, up to {legs} bindings");
         for place in &interfaces {

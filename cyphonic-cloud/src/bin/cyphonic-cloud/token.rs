@@ -80,7 +80,12 @@ fn create(
     let new = NewToken { secret_hash, fqdn: fqdn.clone(), expires_at, replaces };
     let number = register.create_token(&new, now)?;
     // The token and nothing else, so that a script can catch it; the rest goes elsewhere.
-    say!("{}", token.format().as_str());
+    if let Err(error) = writeln!(io::stdout(), "{}", token.format().as_str()) {
+        // Nobody has it, and it would stay open.
+        let made_void = register.revoke_tokens(&number.to_string(), unix_now());
+        let state = made_void.map_or("it stays open: `token revoke` makes it void", |_| "it was made void");
+        return Err(error).context(format!("token {number} for {fqdn} could not be written, {state}"));
+    }
     // The token is out, whether anybody hears of it or not.
     let _ = writeln!(io::stderr(), "token {number} for {fqdn}, until {}", time(expires_at));
     Ok(())

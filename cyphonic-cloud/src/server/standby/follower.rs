@@ -30,7 +30,7 @@ const ASK: Duration = Duration::from_secs(1);
 const AFRESH: Duration = Duration::from_secs(24 * 3600);
 
 /// Set-ups that an NMS steers at most between what it told last and its end.
-const UNTOLD: u64 = 1 << 20;
+pub(super) const UNTOLD: u64 = 1 << 20;
 
 /// Between two attempts to connect.
 const DIAL_AGAIN: Duration = Duration::from_secs(2);
@@ -164,7 +164,7 @@ impl Follower {
         let error = self.copy(&connection).await;
         // Before this end closes it, which would be the reason then.
         let refused = connection.refused_us();
-        connection.close(close::DONE, "");
+        connection.close(close::DONE, &error);
         match refused {
             Some(reason) => {
                 self.dismissed();

@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use cyphonic_dataplane::sync;
 use cyphonic_proto::close;
 use cyphonic_proto::message::{FollowRequest, FollowResponse, Message, Refusal, RefusalCode};
-use cyphonic_proto::standby::{Facts, MEMBERS_A_RESPONSE, Member};
+use cyphonic_proto::standby::{Facts, MEMBERS_A_RESPONSE, Member, STANDS_IN_AFTER};
 use cyphonic_proto::version::{self, VersionMismatch};
 use cyphonic_transport::Connection;
 
 use super::Shared;
+use super::follower::UNTOLD;
 use crate::register::{Register, RegisterError, UnixSeconds};
 use crate::seldom::Seldom;
 use crate::server::clock::unix_now;
@@ -22,9 +24,24 @@ pub(in crate::server) struct Followers {
     register: Arc<Register>,
     shared: Shared,
     /// By their certificates' names.
-    standbys: Arc<Mutex<BTreeMap<String, Option<Visit>>>>,
+    standbys: Arc<Mutex<BTreeMap<String, Standing>>>,
     /// Of whom, and why; without a reason: that it follows.
     complaints: Arc<Seldom<(String, String)>>,
+}
+
+/// How one of them stands.
+#[derive(Debug, Default)]
+struct Standing {
+    visit: Option<Visit>,
+    /// When it was last answered; nothing: not since this process began.
+    answered: Option<Instant>,
+}
+
+impl Standing {
+    /// Whether it may have stood in meanwhile.
+    fn may_have_stood_in(&self, now: Instant) -> bool {
+        self.answered.is_none_or(|at| now.duration_since(at) >= STANDS_IN_AFTER)
+    }
 }
 
 /// A connection of one.
@@ -41,7 +58,7 @@ impl Followers {
         register: Arc<Register>,
         shared: Shared,
     ) -> Self {
-        let standbys = names.map(|name| (name, None)).collect();
+        let standbys = names.map(|name| (name, Standing::default())).collect();
         let complaints = Arc::new(Seldom::ever_more_rarely());
         Self { register, shared, standbys: Arc::new(Mutex::new(standbys)), complaints }
     }
@@ -49,23 +66,29 @@ impl Followers {
     /// Since when each of them follows; nothing: it does not.
     pub(in crate::server) fn following(&self) -> BTreeMap<String, Option<UnixSeconds>> {
         let standbys = sync::lock(&self.standbys);
-        standbys.iter().map(|(name, visit)| (name.clone(), visit.as_ref().map(|visit| visit.since))).collect()
+        let since = |standing: &Standing| standing.visit.as_ref().map(|visit| visit.since);
+        standbys.iter().map(|(name, standing)| (name.clone(), since(standing))).collect()
     }
 
     /// Answers one of them until it leaves.
     pub(in crate::server) async fn serve(self, connection: Connection) {
         let Some(identity) = connection.identity().cloned() else { return };
         let name = identity.fqdn;
-        if let Err(reason) = self.enter(&name, &connection) {
-            self.complain(&name, reason);
-            connection.close(close::NOT_ALLOWED, reason);
-            return;
-        }
+        let may_have_stood_in = match self.enter(&name, &connection) {
+            Ok(may_have_stood_in) => may_have_stood_in,
+            Err(reason) => {
+                self.complain(&name, reason);
+                connection.close(close::NOT_ALLOWED, reason);
+                return;
+            }
+        };
         if self.complaints.is_due((name.clone(), String::new()), unix_now()) {
             tracing::info!(name, remote = %connection.remote_address(), "a standby follows");
         }
-        // It sends its nodes away now.
-        self.shared.serves.send_replace(true);
+        if may_have_stood_in {
+            // It sends its nodes away now.
+            self.shared.serves.send_replace(true);
+        }
         let ended = loop {
             let (message, responder) = match connection.accept_exchange().await {
                 Ok(asked) => asked,
@@ -76,6 +99,7 @@ impl Followers {
                 break CERTIFICATE_ENDED.to_owned();
             }
             let answer = self.answer(&name, message).await;
+            self.note_answer(&name);
             if let Err(error) = responder.respond(&answer).await {
                 break error.to_string();
             }
@@ -83,22 +107,28 @@ impl Followers {
         self.leave(&name, &connection, &ended);
     }
 
-    /// One at a time: the newest.
-    fn enter(&self, name: &str, connection: &Connection) -> Result<(), &'static str> {
+    /// One at a time: the newest. Whether it may have stood in until now.
+    fn enter(&self, name: &str, connection: &Connection) -> Result<bool, &'static str> {
         let visit = Visit { connection: connection.clone(), since: unix_now() };
         let mut standbys = sync::lock(&self.standbys);
         let standby = standbys.get_mut(name).ok_or(NOT_LISTED)?;
-        if let Some(before) = standby.replace(visit) {
+        if let Some(before) = standby.visit.replace(visit) {
             before.connection.close(close::DONE, "it has a newer connection");
         }
-        Ok(())
+        Ok(standby.may_have_stood_in(Instant::now()))
+    }
+
+    fn note_answer(&self, name: &str) {
+        if let Some(standing) = sync::lock(&self.standbys).get_mut(name) {
+            standing.answered = Some(Instant::now());
+        }
     }
 
     fn leave(&self, name: &str, connection: &Connection, reason: &str) {
         let mut standbys = sync::lock(&self.standbys);
         let Some(standby) = standbys.get_mut(name) else { return };
-        if standby.as_ref().is_some_and(|newest| newest.connection.id() == connection.id()) {
-            *standby = None;
+        if standby.visit.as_ref().is_some_and(|newest| newest.connection.id() == connection.id()) {
+            standby.visit = None;
             drop(standbys);
             self.complain(name, reason);
         }
@@ -142,7 +172,9 @@ impl Followers {
     /// Set-ups of this NMS come after those of the standby, also in the next run. One whose clock is far ahead
     /// is not believed: this one's numbers would come to their end.
     fn count_on(&self, next: u64) -> Result<(), RegisterError> {
-        if next <= self.shared.numbers.next() || !Register::is_plausible(next, unix_now()) {
+        let own = self.shared.numbers.next();
+        // A clock that was ahead when this one started is ahead of what is plausible, too.
+        if next <= own || !(Register::is_plausible(next, unix_now()) || counts_on_from(own, next)) {
             return Ok(());
         }
         self.shared.numbers.raise(next);
@@ -161,6 +193,11 @@ impl Followers {
             }
         }
     }
+}
+
+/// Whether a standby that was told this number last may have got so far.
+fn counts_on_from(told: u64, next: u64) -> bool {
+    next <= told.saturating_add(2 * UNTOLD)
 }
 
 const NOT_LISTED: &str = "it is not one of `standbys` in the configuration of the NMS";
@@ -186,6 +223,8 @@ fn digest(facts: &Facts) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn followers(dir: &std::path::Path, next: u64) -> Followers {
@@ -204,6 +243,31 @@ mod tests {
             Ok(Message::FollowResponse(response)) => response,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn only_a_standby_that_was_not_answered_for_long_may_have_stood_in() {
+        let now = Instant::now();
+        let answered = |ago: Duration| Standing { visit: None, answered: now.checked_sub(ago) };
+        assert!(Standing::default().may_have_stood_in(now), "this one has just started");
+        assert!(answered(STANDS_IN_AFTER).may_have_stood_in(now));
+        assert!(!answered(STANDS_IN_AFTER / 2).may_have_stood_in(now), "it dials again and again");
+    }
+
+    /// As of a machine whose clock's battery is empty, or that has local time in it.
+    #[test]
+    fn set_ups_go_on_from_a_standbys_also_where_the_clock_was_ahead_at_the_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let register = Register::create(&dir.path().join("register.db")).unwrap();
+        let first = register.reserve_setups(unix_now() + 3_600).unwrap();
+        drop(register);
+        let main = followers(dir.path(), first);
+        let theirs = ask(&main, 0).next_setup + UNTOLD + 500;
+        ask(&main, theirs);
+        assert!(*main.shared.numbers.elsewhere().borrow() >= theirs);
+        let far = theirs + (1 << 60);
+        ask(&main, far);
+        assert!(*main.shared.numbers.elsewhere().borrow() < far);
     }
 
     #[test]
