@@ -164,8 +164,11 @@ impl Command {
                 None => bail!("this device has no virtual address yet: see `cyphonic status`"),
             },
             Self::Tunnel(Tunnel::Reset { name, .. }) => {
-                let target = name.map_or(ResetTarget::All, ResetTarget::Peer);
-                say(format_args!("{} tunnels taken down.", client.reset(target).await?.tunnels))?;
+                let target = name.clone().map_or(ResetTarget::All, ResetTarget::Peer);
+                match (client.reset(target).await?.tunnels, name) {
+                    (0, Some(name)) => bail!("no tunnel leads to {name}: `cyphonic status` shows the peers"),
+                    (tunnels, _) => say(format_args!("{tunnels} tunnels taken down."))?,
+                }
             }
             Self::Reload => reload(&client.reload().await?)?,
             Self::Up(_)
@@ -252,6 +255,7 @@ fn why_not_ready(report: &StatusReport) -> String {
             .find_map(|service| service.last_error.clone())
     });
     let failing = failing.or_else(|| report.health_check("not-enrolled").map(|check| check.message.clone()));
+    let failing = failing.or_else(|| report.why_no_names().map(|check| check.message.clone()));
     failing.unwrap_or_else(|| "not registered at the cloud yet".into())
 }
 

@@ -252,6 +252,11 @@ impl Connection {
         self.inner.closed().await
     }
 
+    /// Why the connection has ended, if it has.
+    pub fn why_ended(&self) -> Option<String> {
+        self.inner.close_reason().map(|reason| reason.to_string())
+    }
+
     /// The peer's words, if it has ended the connection because we may not be there.
     pub fn refused_us(&self) -> Option<String> {
         match self.inner.close_reason()? {

@@ -98,10 +98,23 @@ impl Default for StatusReport {
 }
 
 impl StatusReport {
-    /// True when a name can be resolved now: the node is registered at its NMS and the interface is up.
+    /// True when a name can be resolved now, by the programs of this host: the node is registered at its NMS, the
+    /// interface is up, DNS is served, and the host's resolver asks it (or is not to).
     ///
     /// An established tunnel needs no cloud, so a node that is not ready may still carry traffic.
     pub fn is_ready(&self) -> bool {
+        self.is_registered() && self.why_no_names().is_none()
+    }
+
+    /// Why names do not resolve on this host, whatever the cloud says.
+    pub fn why_no_names(&self) -> Option<&HealthCheck> {
+        let keeps_names = |check: &&HealthCheck| {
+            check.severity == Severity::Error && ["dns-not-served", "resolver"].contains(&check.id.as_str())
+        };
+        self.health.iter().find(keeps_names)
+    }
+
+    fn is_registered(&self) -> bool {
         let registered =
             self.services.iter().any(|s| s.kind == ServiceKind::Nms && s.state == ServiceState::Ready);
         registered && self.interface.up && self.virtual_address.is_some()
@@ -346,6 +359,10 @@ pub struct PeerReport {
     pub inner_mtu: u16,
     /// Whether the search for both is over.
     pub path_known: bool,
+    /// Seconds since it was heard last. An idle tunnel is silent for minutes.
+    pub last_heard_s: Option<u64>,
+    /// How often it was asked whether it is there since then, and has not answered.
+    pub unanswered: u32,
     /// Seconds in this state.
     pub since_s: u64,
     /// Packets sent to it.

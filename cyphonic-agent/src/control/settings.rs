@@ -52,21 +52,27 @@ impl Settings {
     pub async fn reload(&self, backend: &dyn Backend) -> Result<Reloaded, BackendError> {
         let _turn = self.turn.lock().await;
         let read = (self.read)().map_err(|error| BackendError::Settings(error.to_string()))?;
+        let rules = read.access.as_ref().map(Vec::len);
         backend.take_over(read.reloadable()).await?;
-        Ok(Reloaded { needs_restart: self.started_with.differences_at_start(&read) })
+        let needs_restart = self.started_with.differences_at_start(&read);
+        // Whoever asked is told, and whoever looks into the log later.
+        if needs_restart.is_empty() {
+            tracing::info!(access_rules = rules, "the settings were read again");
+        } else {
+            let keys = needs_restart.join(", ");
+            tracing::warn!(
+                access_rules = rules,
+                keys,
+                "the settings were read again, but for what is read at the start only"
+            );
+        }
+        Ok(Reloaded { needs_restart })
     }
 
-    /// As [`reload`](Self::reload), for whoever looks into the log for what came of it.
+    /// As [`reload`](Self::reload), for whoever looks into the log for why nothing came of it.
     pub async fn reload_and_log(&self, backend: &dyn Backend) {
-        match self.reload(backend).await {
-            Ok(Reloaded { needs_restart }) if needs_restart.is_empty() => {
-                tracing::info!("the settings were read again");
-            }
-            Ok(Reloaded { needs_restart }) => {
-                let keys = needs_restart.join(", ");
-                tracing::warn!(keys, "the settings were read again, but for what is read at the start only");
-            }
-            Err(error) => tracing::error!("the settings were read again, in vain: {error}"),
+        if let Err(error) = self.reload(backend).await {
+            tracing::error!("the settings were read again, in vain: {error}");
         }
     }
 }

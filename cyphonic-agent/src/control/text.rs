@@ -123,6 +123,10 @@ fn peer_line(peer: &PeerReport) -> String {
         },
     };
     let rtt = match (peer.state, peer.rtt_ms) {
+        (PeerState::Active, _) if peer.unanswered > 0 => match peer.last_heard_s {
+            Some(seconds) => format!(", no answer, last heard {seconds} s ago"),
+            None => ", never heard".to_owned(),
+        },
         (PeerState::Active, Some(rtt)) => format!(", RTT {rtt:.1} ms"),
         _ => String::new(),
     };
@@ -288,6 +292,53 @@ mod tests {
         );
         assert_eq!(lines.last().unwrap(), &"# Health check: ERROR: the NMS cannot be reached");
         assert!(!report.is_ready());
+    }
+
+    #[test]
+    fn how_long_nothing_has_come_from_a_peer_is_told_once_it_does_not_answer() {
+        let line = |unanswered, last_heard_s| {
+            let state = PeerState::Active;
+            peer_line(&PeerReport {
+                state,
+                rtt_ms: Some(2.1),
+                unanswered,
+                last_heard_s,
+                ..PeerReport::default()
+            })
+        };
+        assert!(line(0, Some(70)).contains(", RTT 2.1 ms"), "an idle tunnel is silent");
+        let silent = line(2, Some(12));
+        assert!(silent.contains(", no answer, last heard 12 s ago") && !silent.contains("RTT"), "{silent}");
+        assert!(line(2, None).contains(", never heard"));
+    }
+
+    #[test]
+    fn a_device_whose_programs_resolve_no_names_is_not_ready() {
+        let registered = ServiceReport {
+            kind: ServiceKind::Nms,
+            name: String::new(),
+            remote: None,
+            by_tcp: false,
+            state: ServiceState::Ready,
+            since_s: 1,
+            last_error: None,
+        };
+        let mut report = StatusReport {
+            virtual_address: Some("fd12::1".parse().unwrap()),
+            services: vec![registered],
+            ..StatusReport::default()
+        };
+        report.interface.up = true;
+        assert!(report.is_ready());
+        for (id, severity, ready) in [
+            ("resolver", Severity::Warning, true),
+            ("resolver", Severity::Error, false),
+            ("dns-not-served", Severity::Error, false),
+            ("nms-unreachable", Severity::Error, true),
+        ] {
+            report.health = vec![HealthCheck { id: id.into(), severity, message: String::new() }];
+            assert_eq!(report.is_ready(), ready, "{id}");
+        }
     }
 
     #[test]

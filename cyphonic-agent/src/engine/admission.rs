@@ -26,11 +26,28 @@ pub(super) struct Admission {
     pub(super) refused: Arc<Notify>,
     /// Why the cloud does not let this device in, as far as it said so.
     pub(super) not_admitted: Option<String>,
+    complaints: Complaints<()>,
 }
 
 impl Admission {
     pub(super) fn by(lifetime: Lifetime) -> Self {
-        Self { lifetime, renewal_failure: None, refused: Arc::new(Notify::new()), not_admitted: None }
+        Self {
+            lifetime,
+            renewal_failure: None,
+            refused: Arc::new(Notify::new()),
+            not_admitted: None,
+            complaints: Complaints::default(),
+        }
+    }
+}
+
+impl Admission {
+    /// The cloud does not let this device in: whoever looks for errors in the log is to find it.
+    fn refuse(&mut self, reason: String) {
+        if self.complaints.is_news(Instant::now(), (), &reason) {
+            tracing::error!("{}", health(&reason).message);
+        }
+        self.not_admitted = Some(reason);
     }
 }
 
@@ -55,7 +72,7 @@ impl Engine {
             (Service::As, Message::Refusal(refusal))
                 if matches!(refusal.code(), RefusalCode::Revoked | RefusalCode::NotAllowed) =>
             {
-                self.admission.not_admitted = Some(refusal.shown_reason());
+                self.admission.refuse(refusal.shown_reason());
             }
             (Service::Nms, Message::RegistrationResponse(_)) => self.admission.not_admitted = None,
             _ => {}
@@ -70,7 +87,7 @@ impl Engine {
         if admits(service)
             && let Some(reason) = connection.refused_us()
         {
-            self.admission.not_admitted = Some(reason);
+            self.admission.refuse(reason);
         }
     }
 

@@ -251,6 +251,13 @@ fn peer_report(
         path_mtu: peer.tunnels.first().map_or(0, |tunnel| tunnel.path_mtu),
         inner_mtu: peer.tunnels.first().map_or(0, |tunnel| tunnel.inner_mtu),
         path_known: peer.tunnels.first().is_some_and(|tunnel| tunnel.path_known),
+        last_heard_s: peer
+            .tunnels
+            .iter()
+            .filter_map(|tunnel| tunnel.heard)
+            .max()
+            .map(|at| now.saturating_duration_since(at).as_secs()),
+        unanswered: tunnel.map_or(0, |tunnel| tunnel.unanswered),
         since_s: now.duration_since(peer.since).as_secs(),
         tx_packets: sum(|s| s.tx_packets),
         tx_bytes: sum(|s| s.tx_bytes),

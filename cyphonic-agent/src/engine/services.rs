@@ -136,7 +136,14 @@ impl Engine {
         self.note_unreachable(&service);
         let by_tcp = way == Way::Detour;
         if self.services.unreachable.is_news(now, (service.clone(), way, name.clone()), &reason) {
-            tracing::info!(%service, name, by_tcp, reason, "cannot connect; tried again all the time");
+            match service {
+                Service::Nms => {
+                    tracing::warn!(%service, name, by_tcp, reason, "cannot connect; tried again all the time");
+                }
+                Service::As | Service::Trs(_) => {
+                    tracing::info!(%service, name, by_tcp, reason, "cannot connect; tried again all the time");
+                }
+            }
         } else {
             tracing::debug!(%service, name, by_tcp, reason, "cannot connect");
         }
@@ -306,6 +313,8 @@ fn listen(
             // QUIC would find out by its idle time-out.
             reason = connection.detour_ended() => format!("the detour over TCP ended: {reason}"),
         };
+        // Whichever of these has noticed it: the log compares reasons.
+        let reason = connection.why_ended().unwrap_or(reason);
         // Its legs go when the engine hears of it: until then it may dial through one.
         drop(inputs.send(Input::ServiceEnded { service, attempt, reason }).await);
     })

@@ -335,7 +335,8 @@ pub(super) fn enrol(
     let mut statement = transaction.prepare_cached(
         "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision) VALUES (?1, ?2, ?3, ?4, ?5)
          ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = NULL,
-             enrolled_at = ?4, revoked_at = NULL, revoked_by = NULL, certificate_seen_until = NULL, revision = ?5",
+             enrolled_at = ?4, revoked_at = NULL, revoked_by = NULL, certificate_seen_until = NULL,
+             last_login_at = NULL, software_version = NULL, revision = ?5",
     )?;
     statement.execute(params![
         issued.fqdn,
@@ -383,6 +384,7 @@ mod tests {
 
     use super::*;
     use crate::register::NewToken;
+    use crate::register::fixture::{SECRET, certificate, token};
     use crate::seldom::HOURLY;
 
     const NOW: UnixSeconds = 1_800_000_000;
@@ -557,6 +559,19 @@ mod tests {
         );
         assert_eq!(now.revision, told[0].revision, "the revoked one's too, or it would be told again");
         assert!(register.members(NOW + 1).unwrap().revoked.is_empty(), "it was revoked before");
+    }
+
+    #[test]
+    fn a_device_in_anothers_place_has_not_logged_in_yet() {
+        let (_dir, register) = register_with_device();
+        let device = register.device(NAME).unwrap().unwrap();
+        register.note_login(&device, &key(1), "1", NOW).unwrap();
+        register.create_token(&token(SECRET, true), NOW).unwrap();
+        register.enrol(&SECRET, &key(2), NOW + 1, |_| Ok(certificate(2, key(2)))).unwrap();
+        let device = register.device(NAME).unwrap().unwrap();
+        assert_eq!((device.last_login_at, device.software_version.as_deref()), (None, None));
+        register.note_login(&device, &key(2), "1", NOW + 2).unwrap();
+        assert_eq!(register.device(NAME).unwrap().unwrap().last_login_at, Some(NOW + 2));
     }
 
     #[test]

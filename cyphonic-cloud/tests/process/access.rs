@@ -39,6 +39,22 @@ async fn told(path: &Path, before: usize, what: &str) {
     tokio::time::timeout(SOON, told).await.unwrap_or_else(|_| panic!("{what} is not told"));
 }
 
+#[test]
+fn of_rules_for_devices_that_there_are_not_it_is_said() {
+    let overlay = Overlay::found(unix_now());
+    let (path, config) = (&overlay.config_path, overlay.config_path.to_str().unwrap());
+    let note = "Note: no device is named";
+    for rules in ["", "access: [{from: all, at: a, to: ping}]"] {
+        write(path, rules);
+        let said = succeeds(&["access", "--config", config, "nosuch", "a"]);
+        assert_eq!(said.matches(note).count(), 2, "{said}");
+    }
+    write(path, "");
+    let text = std::fs::read_to_string(path).unwrap();
+    std::fs::write(path, text.replace("roles: [as, nms, trs]", "roles: [as, trs]")).unwrap();
+    assert!(fails(&["access", "--config", config, "nosuch", "a"]).contains("the machine of the NMS"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_cloud_tells_devices_of_other_rules_when_it_is_reloaded() {
     let overlay = Overlay::found(unix_now());

@@ -15,6 +15,23 @@ use super::program::{Running, SOON, fails, presence, program, succeeds, try_enro
 use crate::client::{Client, login_request};
 use crate::common::{Device, Overlay, enrolled, free_port};
 
+#[test]
+fn a_token_that_nobody_has_is_made_void_and_others_of_its_name_are_told_of() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    succeeds(&["token", "create", "--config", config, "--name", "press-7"]);
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let mut create = Command::new(env!("CARGO_BIN_EXE_cyphonic-cloud"));
+    create.args(["token", "create", "--config", config, "--name", "press-8"]).stdout(full);
+    let unwritten = create.output().unwrap();
+    let said = String::from_utf8(unwritten.stderr).unwrap();
+    assert!(!unwritten.status.success() && said.contains("it was made void"), "{said}");
+    assert!(succeeds(&["token", "list", "--config", config]).contains("press-8.cyphonic.internal  revoked"));
+    let again = program(&["token", "create", "--config", config, "--name", "press-7"]);
+    let said = String::from_utf8(again.stderr).unwrap();
+    assert!(said.contains("1 other tokens for this name are open"), "{said}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn from_init_to_revocation_by_the_command_line() {
     let directory = tempfile::tempdir().unwrap();

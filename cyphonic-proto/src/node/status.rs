@@ -145,6 +145,8 @@ pub struct TunnelStatus {
     pub retires_at: Option<Instant>,
     /// Challenges without an answer.
     pub unanswered: u32,
+    /// When the peer was heard last.
+    pub heard: Option<Instant>,
     /// Whether its relay is gone and waited for.
     pub relay_away: bool,
     /// What its path carries: bytes of outer IP packet.
@@ -207,6 +209,12 @@ impl Node {
         }
     }
 
+    /// Whether the host has IPv4; without any network, it is taken to be as it was.
+    fn has_ipv4(&self) -> bool {
+        let addresses = &self.registration.addresses;
+        addresses.is_empty() || addresses.iter().any(SocketAddr::is_ipv4)
+    }
+
     fn tunnel_status(&self, id: TunnelId) -> Option<TunnelStatus> {
         let tunnel = self.tunnels.get(&id)?;
         Some(TunnelStatus {
@@ -218,7 +226,8 @@ impl Node {
             retires_at: tunnel.retires_at,
             unanswered: tunnel.challenge.map_or(0, |challenge| challenge.sent),
             relay_away: tunnel.is_away(),
-            path_mtu: tunnel.outer_mtu(self.registration.addresses.iter().any(SocketAddr::is_ipv4)),
+            heard: tunnel.last_rx,
+            path_mtu: tunnel.outer_mtu(self.has_ipv4()),
             inner_mtu: tunnel.mtu.inner,
             path_known: tunnel.search.is_complete(),
         })

@@ -47,6 +47,17 @@ impl World {
 }
 
 #[test]
+fn a_path_is_as_large_as_it_was_while_the_host_has_no_network() {
+    let mut world = over(1472, [Open, Open]);
+    world.transfer(10 * SECOND);
+    let before = world.tunnel_of("a");
+    world.unplug("a");
+    let without = world.tunnel_of("a");
+    assert_eq!(without.path_mtu, before.path_mtu);
+    assert!(before.heard.is_some() && without.heard == before.heard);
+}
+
+#[test]
 fn nothing_is_lost_on_any_path_and_what_it_carries_is_found() {
     for gates in [[Open, Open], [Symmetric, Symmetric]] {
         for carries in [1200, 1232, 1311, 1312, 1372, 1444, 1449, 1450, 1452, 1472] {

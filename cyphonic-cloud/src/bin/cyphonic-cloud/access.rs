@@ -1,7 +1,8 @@
 //! `cyphonic-cloud access`
 
-use cyphonic_cloud::config::ServiceRole;
+use cyphonic_cloud::config::{Config, ServiceRole};
 use cyphonic_cloud::names::device_fqdn;
+use cyphonic_cloud::register::Register;
 use cyphonic_proto::access::OverlayAccess;
 
 use crate::{ConfigArgument, ensure_no_copy};
@@ -30,12 +31,25 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let access = OverlayAccess::at(&at, zone, config.access.as_deref());
     if access.rules().is_none() {
         say!("{from} may open everything with {at}: {} has no `access`.", arguments.config.config.display());
-        return Ok(());
+        return note_unknown(&config, [&from, &at]);
     }
     match access.services(|rule| rule.is_for(&from, zone)).words() {
         none if none.is_empty() => say!("{from} may open nothing with {at}."),
         words => say!("{from} may open with {at}: {}", words.join(", ")),
     }
+    note_unknown(&config, [&from, &at])?;
     say!("What {at} denies by rules of its own is denied. As the file has it; a reload puts it into force.");
+    Ok(())
+}
+
+/// Rules are also for devices that are yet to come; but a name may be mistyped.
+fn note_unknown(config: &Config, names: [&String; 2]) -> anyhow::Result<()> {
+    let Some(register) = config.register.as_deref().filter(|path| path.exists()) else { return Ok(()) };
+    let register = Register::open_for(register, config.network.prefix)?;
+    for name in names {
+        if register.device(name)?.is_none() {
+            say!("Note: no device is named {name}, at present.");
+        }
+    }
     Ok(())
 }

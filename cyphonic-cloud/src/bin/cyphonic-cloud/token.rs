@@ -88,6 +88,12 @@ fn create(
     }
     // The token is out, whether anybody hears of it or not.
     let _ = writeln!(io::stderr(), "token {number} for {fqdn}, until {}", time(expires_at));
+    let is_another =
+        |token: &&TokenRecord| token.fqdn == fqdn && token.state == TokenState::Open && token.id != number;
+    let others = register.tokens(now)?.iter().filter(is_another).count();
+    if others > 0 {
+        let _ = writeln!(io::stderr(), "{others} other tokens for this name are open: see `token list`");
+    }
     Ok(())
 }
 
