@@ -10,9 +10,14 @@ pub const PACKET_NUMBER_LEN: usize = 4;
 /// Bytes of the authentication tag of every AEAD in RFC 9001 §5.3.
 pub const TAG_LEN: usize = 16;
 
-/// Bytes a tunnel adds to an inner packet inside the UDP payload: first byte, connection ID, packet number,
-/// the type of a DATAGRAM frame that runs to the end of the packet, and the tag.
-pub const TUNNEL_OVERHEAD: usize = 1 + CID_LEN + PACKET_NUMBER_LEN + 1 + TAG_LEN;
+/// Bytes of a data packet's header: the first byte, the connection ID, the packet number.
+pub const HEADER_LEN: usize = 1 + CID_LEN + PACKET_NUMBER_LEN;
+
+/// Bytes of a stateless reset token (RFC 9000 §10.3), which a relay gives the owner of a leg.
+pub const RESET_TOKEN_LEN: usize = 16;
+
+/// Bytes a tunnel adds to an inner packet inside the UDP payload: the header, the type of a DATAGRAM frame that runs to the end of the packet, and the tag.
+pub const TUNNEL_OVERHEAD: usize = HEADER_LEN + 1 + TAG_LEN;
 
 /// Outer IPv6 and UDP headers.
 pub const OUTER_IPV6_LEN: usize = IPV6_HEADER_LEN + UDP_HEADER_LEN;

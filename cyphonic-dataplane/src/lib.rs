@@ -12,11 +12,11 @@
 //! - [`memory`]: gives back what only starting needed.
 //! - [`dumps`]: no core dumps of a process with keys.
 //! - [`xsk`]: AF_XDP sockets: packets between an interface's XDP program and userspace.
-//! - [`tcp`]: what TCP that carries datagrams needs of the kernel.
 //! - [`relay`]: the relay's map from connection IDs to legs, and its userspace forwarding loop.
 //!
 //! All userspace `unsafe` of the project lives in this crate, each block with the reason why it holds. Per
-//! packet there is no allocation, lock or system call; those are paid per batch.
+//! packet there is no allocation, lock or system call; those are paid per batch, and at a TUN device per
+//! super-packet. What has to wait is copied.
 
 #[cfg(feature = "bench")]
 pub mod bench;
@@ -36,7 +36,6 @@ pub mod replay;
 pub mod ring;
 pub mod shard;
 pub mod sync;
-pub mod tcp;
 mod thread;
 pub mod tun;
 pub mod udp;

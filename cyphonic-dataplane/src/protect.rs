@@ -40,15 +40,11 @@ use std::sync::Arc;
 
 #[cfg(feature = "bench")]
 pub(crate) use aead::HeaderKey;
+pub use cyphonic_common::limits::{HEADER_LEN, TAG_LEN};
 pub use open::{OpenError, Opened, Opener};
 pub use seal::{SealError, Sealer};
 pub use suite::Suite;
 use zeroize::{Zeroize, ZeroizeOnDrop};
-
-/// Bytes of a data packet's header: the first byte, the connection ID, the packet number.
-pub const HEADER_LEN: usize = 13;
-/// Bytes of the authentication tag, the same in both suites.
-pub const TAG_LEN: usize = 16;
 
 /// A direction's traffic secret: what a set-up's key schedule gives, and what every key comes from.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop)]

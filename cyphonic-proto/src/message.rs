@@ -34,7 +34,7 @@ use zeroize::Zeroize;
 pub const NAMES_A_NOTICE: usize = 128;
 
 /// Longest reason kept or sent, in bytes.
-pub const MAX_REASON: usize = 256;
+pub const MAX_REASON: usize = cyphonic_common::limits::MAX_REASON;
 
 impl Message {
     /// The message's name in the schema, for logs and errors.

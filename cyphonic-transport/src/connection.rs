@@ -1,7 +1,8 @@
 //! A verified QUIC connection: exchanges and DATAGRAMs.
 //!
-//! An *exchange* is one request and one answer on a bidirectional stream of its own, so that a slow one
-//! delays no other. Either end may ask: that is how the NMS reaches a node behind a NAT. A *notice* is one
+//! An *exchange* is one request and one answer on a bidirectional stream of its own, so that an answer that takes
+//! long delays no other. Requests are read in the order in which they were begun, each to its end: nodes go by
+//! that. Either end may ask: that is how the NMS reaches a node behind a NAT. A *notice* is one
 //! message without an answer, on a unidirectional stream: only the listening end of two peers sends one.
 
 use std::net::SocketAddr;

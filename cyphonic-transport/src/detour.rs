@@ -31,7 +31,7 @@ pub use server::{DetourCertificates, DetourServer};
 pub use tls::DetourTls;
 pub(crate) use tls::{enrolment_tls, service_tls};
 
-/// Bytes that TCP may hold unsent. More would only wait: see [`cyphonic_dataplane::tcp::limit_unsent`].
+/// Bytes that TCP may hold unsent. More would only wait: what waits further up can still be dropped.
 const UNSENT: u32 = 128 * 1024;
 
 /// Prepares an open TCP connection.
@@ -39,7 +39,7 @@ fn prepare(tcp: &tokio::net::TcpStream) -> std::io::Result<()> {
     // A datagram that waits for more bytes to keep it company is late.
     tcp.set_nodelay(true)?;
     // Slower without, not wrong.
-    if let Err(error) = cyphonic_dataplane::tcp::limit_unsent(tcp, UNSENT) {
+    if let Err(error) = socket2::SockRef::from(tcp).set_tcp_notsent_lowat(UNSENT) {
         tracing::debug!(%error, "the kernel keeps its own limit of unsent bytes");
     }
     Ok(())

@@ -126,7 +126,7 @@ pub(super) fn log(term: &Term, standing: Standing) {
             tracing::warn!(%certificate, days_left, "a certificate ends soon: renew it (cyphonic-cloud renew)");
         }
         Standing::Ended => {
-            tracing::error!(%certificate, "a certificate has ended, no device connects: renew it (cyphonic-cloud renew) and restart the service");
+            tracing::error!(%certificate, "a certificate has ended, no device connects: renew it (cyphonic-cloud renew), and the service takes it into use (systemctl reload cyphonic-cloud)");
         }
         Standing::Early => {
             tracing::error!(%certificate, "a certificate is not valid yet: is this machine's clock right?");

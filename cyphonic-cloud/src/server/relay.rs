@@ -29,6 +29,11 @@ use crate::register::{DeviceRecord, Register};
 /// How often the worker's counters tell which legs are in use: well below the machine's idle limit.
 const LOOK_FOR_ACTIVITY: Duration = Duration::from_secs(15);
 
+/// So many legs are looked at in one go, a millisecond or two, and then requests have their turn for as long as that
+/// takes several times: a million take some seconds.
+const LEGS_AT_ONCE: usize = 2_000;
+const BETWEEN_LEGS: Duration = Duration::from_millis(10);
+
 /// Where connections to the TRS enter.
 #[derive(Clone)]
 pub(super) struct RelayServer {
@@ -69,6 +74,7 @@ impl RelayServer {
             map,
             rate,
             legs: HashMap::new(),
+            unlooked: Vec::new(),
             resets,
             port: port.udp(),
             called: VecDeque::new(),
@@ -98,6 +104,8 @@ struct RelayControl {
     /// How much each leg may carry.
     rate: RelayRate,
     legs: HashMap<ConnectionId, Entry>,
+    /// Those that the present round has yet to come to.
+    unlooked: Vec<ConnectionId>,
     /// For nodes that do not know yet that their legs are gone.
     resets: Resets,
     port: Arc<UdpPort>,
@@ -115,7 +123,7 @@ impl RelayControl {
         _silent: mpsc::Sender<DeviceRecord>,
     ) {
         let mut look_at = tokio::time::Instant::now();
-        let mut activity = interval(LOOK_FOR_ACTIVITY);
+        let mut activity_at = tokio::time::Instant::now() + LOOK_FOR_ACTIVITY;
         // It may have been set since this process began, and a request may be there before the first look.
         self.trs.handle_clock(Instant::now(), unix_now());
         loop {
@@ -132,9 +140,8 @@ impl RelayControl {
                 }
                 () = sleep_until(call_at) => self.call_again(),
                 () = tokio::time::sleep_until(look_at) => look_at = tokio::time::Instant::now() + self.look(),
-                _ = activity.tick() => {
-                    let all: Vec<_> = self.legs.keys().copied().collect();
-                    self.look_for_activity(Instant::now(), &all);
+                () = tokio::time::sleep_until(activity_at) => {
+                    activity_at = tokio::time::Instant::now() + self.look_for_some_activity();
                 }
             }
             self.act();
@@ -283,6 +290,17 @@ impl RelayControl {
         pause
     }
 
+    /// Goes round the legs, some at a time. Returns how long until it is time for others.
+    fn look_for_some_activity(&mut self) -> Duration {
+        if self.unlooked.is_empty() {
+            self.unlooked.extend(self.legs.keys());
+        }
+        let rest = self.unlooked.len().saturating_sub(LEGS_AT_ONCE);
+        let some = self.unlooked.split_off(rest);
+        self.look_for_activity(Instant::now(), &some);
+        if self.unlooked.is_empty() { LOOK_FOR_ACTIVITY } else { BETWEEN_LEGS }
+    }
+
     fn look_for_activity(&mut self, now: Instant, cids: &[ConnectionId]) {
         for cid in cids {
             let Some(entry) = self.legs.get_mut(cid) else { continue };
@@ -351,10 +369,4 @@ impl RelayControl {
             tracing::debug!(packets = stats.packets, bytes = stats.bytes, "a leg was unbound");
         }
     }
-}
-
-fn interval(period: Duration) -> tokio::time::Interval {
-    let mut interval = tokio::time::interval(period);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    interval
 }

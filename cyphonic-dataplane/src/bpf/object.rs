@@ -18,6 +18,7 @@ pub(super) const INGRESS: &str = "cyphonic_ingress";
 pub(super) const NEAR: &str = "cyphonic_near";
 /// The program on the ingress of other interfaces.
 pub(super) const GUARD: &str = "cyphonic_guard";
+/// The program on the egress of other interfaces.
 pub(super) const KEEP: &str = "cyphonic_keep";
 /// The program that chooses the interface's queue.
 pub(super) const QUEUE: &str = "cyphonic_queue";

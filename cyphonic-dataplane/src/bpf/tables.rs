@@ -60,9 +60,9 @@ impl KernelTables {
     /// A tunnel to `peer` stands, in that worker; `class` is the peer's in the policy.
     pub fn set_live(&self, peer: Ipv6Addr, worker: u32, class: u32) {
         let mut peers = lock(&self.peers);
-        peers.dead.retain(|dead| *dead != peer);
         let set = peers.map.insert(peer.octets(), Value(PeerEntry::live(worker, class)), 0);
         if note(name::PEERS, set) {
+            peers.dead.retain(|dead| *dead != peer);
             peers.live.insert(peer);
         }
     }

@@ -126,7 +126,7 @@ impl Coalescer {
                 if let Some(open) = self.find(packet, segment.protocol) {
                     let joined = self.join(open, &segment, slot);
                     if !joined || self.is_complete(open) {
-                        self.open.swap_remove(open);
+                        self.open.remove(open);
                     }
                     if joined {
                         return;
@@ -136,7 +136,7 @@ impl Coalescer {
             }
             Candidate::Alone(protocol) => {
                 if let Some(open) = self.find(packet, protocol) {
-                    self.open.swap_remove(open);
+                    self.open.remove(open);
                 }
                 None
             }
@@ -161,8 +161,8 @@ impl Coalescer {
         mut write: impl FnMut(&[IoSlice<'_>], u64),
     ) {
         for group in &self.groups {
-            match group.flow {
-                Some(flow) if group.parts > 1 => self.write_joined(group, &flow, &bytes, &mut write),
+            match &group.flow {
+                Some(flow) if group.parts > 1 => self.write_joined(group, flow, &bytes, &mut write),
                 _ => {
                     let Some(part) = self.parts.get(group.first as usize) else { continue };
                     let header = VnetHeader::PLAIN.encode();

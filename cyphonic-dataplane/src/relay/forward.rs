@@ -131,7 +131,10 @@ impl<'a> Forwarder<'a> {
                     Some(bound) => {
                         let admitted = bound.admit(len, stride, since_start);
                         let (run, over) = run.split_at_mut(admitted);
-                        self.counters.count_drop(DropReason::RateLimited, over.len().div_ceil(stride) as u64);
+                        if !over.is_empty() {
+                            let over = over.len().div_ceil(stride) as u64;
+                            self.counters.count_drop(DropReason::RateLimited, over);
+                        }
                         self.sender.pass_on(&bound.shared, run, stride, ecn, since_start);
                     }
                 },

@@ -12,12 +12,10 @@
 use std::fmt;
 use std::time::Duration;
 
+pub use cyphonic_common::limits::RESET_TOKEN_LEN;
 use cyphonic_common::quic::SHORT_HEADER_LEN;
 use cyphonic_common::{Account, ConnectionId};
 use ring::rand::{SecureRandom, SystemRandom};
-
-/// Bytes of a stateless reset token (RFC 9000 §10.3).
-pub const RESET_TOKEN_LEN: usize = 16;
 
 /// A longer one would not be taken for a packet of a tunnel any better: RFC 9000 §10.3 finds 42 bytes enough.
 pub const MAX_RESET_LEN: usize = 42;

@@ -50,8 +50,10 @@ pub(super) enum TxCommand {
 /// To the receiving worker. In order.
 pub(super) enum RxCommand {
     Install(Box<RxTunnel>),
-    Remove(TunnelId),
-    SetPath(TunnelId, Path),
+    /// Of the tunnel that receives by this connection ID.
+    Remove(ConnectionId),
+    /// The same.
+    SetPath(ConnectionId, Path),
     /// A packet of the ring's own to the node's applications.
     Deliver(Box<[u8]>),
     /// `None`: everything may pass.

@@ -90,6 +90,18 @@ impl RingCounters {
     }
 }
 
+/// How often the sending worker has sent, away from what the receiving one counts. One worker writes it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct LiveSends(AtomicU64);
+
+impl LiveSends {
+    #[inline]
+    pub(super) fn count(&self) {
+        self.0.store(self.0.load(Relaxed) + 1, Relaxed);
+    }
+}
+
 /// One direction's live traffic. One worker writes it, so counting is a load and a store.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -126,7 +138,7 @@ impl LiveAmount {
 /// The live counters, written by both workers.
 #[derive(Debug)]
 pub(super) struct Counters {
-    pub(super) tx_sends: AtomicU64,
+    pub(super) tx_sends: LiveSends,
     pub(super) rx_packets: AtomicU64,
     pub(super) rx_writes: AtomicU64,
     pub(super) held: AtomicU64,
@@ -138,7 +150,7 @@ pub(super) struct Counters {
 impl Default for Counters {
     fn default() -> Self {
         Self {
-            tx_sends: AtomicU64::new(0),
+            tx_sends: LiveSends::default(),
             rx_packets: AtomicU64::new(0),
             rx_writes: AtomicU64::new(0),
             held: AtomicU64::new(0),
@@ -160,7 +172,7 @@ impl Counters {
         let sent = self.sent.snapshot();
         RingCounters {
             tx_packets: sent.direct.plus(sent.relayed).packets,
-            tx_sends: self.tx_sends.load(Relaxed),
+            tx_sends: self.tx_sends.0.load(Relaxed),
             rx_packets: self.rx_packets.load(Relaxed),
             rx_writes: self.rx_writes.load(Relaxed),
             held: self.held.load(Relaxed),

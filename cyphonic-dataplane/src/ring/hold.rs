@@ -57,12 +57,14 @@ pub(super) struct Hold {
     turned_away: TurnedAway,
     bytes: usize,
     packets: usize,
+    /// No packet is too old before this: the queues need not be looked through for each turn of the ring.
+    due_from: Option<Instant>,
 }
 
 impl Hold {
     pub(super) fn new(limits: HoldLimits) -> Self {
         let turned_away = TurnedAway::default();
-        Self { limits, queues: HashMap::new(), turned_away, bytes: 0, packets: 0 }
+        Self { limits, queues: HashMap::new(), turned_away, bytes: 0, packets: 0, due_from: None }
     }
 
     /// Holds a packet if there is room. `report` says whether the destination needs a tunnel at all, or only
@@ -87,6 +89,7 @@ impl Hold {
             queue.bytes += packet.len();
             self.bytes += packet.len();
             self.packets += 1;
+            self.due_from.get_or_insert(now + self.limits.age);
         }
         let due = report
             && match self.queues.get_mut(&dst) {
@@ -111,6 +114,9 @@ impl Hold {
 
     /// Drops what is too old and returns how many packets that were.
     pub(super) fn expire(&mut self, now: Instant) -> u64 {
+        if self.due_from.is_none_or(|due| now < due) {
+            return 0;
+        }
         let age = self.limits.age;
         let before = self.packets;
         for queue in self.queues.values_mut() {
@@ -123,13 +129,14 @@ impl Hold {
             }
         }
         self.queues.retain(|_, queue| !queue.packets.is_empty());
+        let oldest = self.queues.values().filter_map(|queue| queue.packets.front()).map(|(since, _)| *since);
+        self.due_from = oldest.min().map(|since| since + age);
         (before - self.packets) as u64
     }
 
-    /// When the next packet is too old.
+    /// When to look for packets that are too old.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let oldest = self.queues.values().filter_map(|queue| queue.packets.front()).map(|(since, _)| *since);
-        oldest.min().map(|since| since + self.limits.age)
+        self.due_from.filter(|_| self.packets > 0)
     }
 
     /// Packets held now.

@@ -176,13 +176,13 @@ impl<D: Delivery> RxWorker<D> {
                     self.peers.insert(cid, Peer::new(*tunnel));
                     self.open_early(cid);
                 }
-                RxCommand::Remove(id) => self.peers.retain(|_, peer| peer.shared.id != id),
+                RxCommand::Remove(cid) => drop(self.peers.remove(&cid)),
                 RxCommand::Deliver(packet) => self.delivery.deliver(&packet, &self.parts.counters),
                 RxCommand::SetPermissions(permissions) => self.parts.permissions = permissions,
                 RxCommand::AddQueue(queue) => self.cards.add(*queue),
                 RxCommand::RemoveCard(card, done) => self.cards.remove(card, &done),
-                RxCommand::SetPath(id, path) => {
-                    for peer in self.peers.values_mut().filter(|peer| peer.shared.id == id) {
+                RxCommand::SetPath(cid, path) => {
+                    if let Some(peer) = self.peers.get_mut(&cid) {
                         peer.set_path(path);
                     }
                 }

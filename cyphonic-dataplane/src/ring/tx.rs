@@ -15,7 +15,6 @@ mod wide;
 use std::io;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
@@ -332,7 +331,7 @@ fn batch_left(counters: &Counters, shared: &Shared, sealed: &Sealed, loss: Optio
         counters.count_drop(loss.reason, loss.packets);
     }
     let packets = sealed.inner_packets_without(lost);
-    counters.tx_sends.fetch_add(1, Relaxed);
+    counters.tx_sends.count();
     // First the part, then the whole: nobody sees a packet counted whose size is not.
     if sealed.stride > usize::from(PathMtu::BASE_DATAGRAM) {
         shared.tx.add_large(sealed.packets);

@@ -273,16 +273,20 @@ impl<S: Side> EncapRing for Ring<S> {
     }
 
     fn remove(&self, id: TunnelId) {
-        if lock(&self.tunnels).remove(&id).is_some() {
+        let removed = lock(&self.tunnels).remove(&id);
+        if let Some((cid, _)) = removed {
             // A worker that has ended needs no telling.
             let _ = self.send_tx(TxCommand::Remove(id));
-            let _ = self.send_rx(RxCommand::Remove(id));
+            let _ = self.send_rx(RxCommand::Remove(cid));
         }
     }
 
     fn set_path(&self, id: TunnelId, path: Path) {
-        let _ = self.send_rx(RxCommand::SetPath(id, path));
-        let _ = self.send_tx(TxCommand::SetPath(id, path));
+        let cid = lock(&self.tunnels).get(&id).map(|(cid, _)| *cid);
+        if let Some(cid) = cid {
+            let _ = self.send_rx(RxCommand::SetPath(cid, path));
+            let _ = self.send_tx(TxCommand::SetPath(id, path));
+        }
     }
 
     fn set_mtu(&self, id: TunnelId, mtu: PathMtu) {

@@ -13,6 +13,7 @@
 //! | `cyphonic_veth` | XDP on the far end of the virtual interface | gives packets for tunnels to AF_XDP sockets, drops the rest with a reason |
 //! | `cyphonic_near` | tc ingress of a veth pair's near end | as `cyphonic_ingress`, behind an Ethernet header |
 //! | `cyphonic_guard` | tc ingress of other interfaces | drops what has addresses of the overlay and came past the tunnels |
+//! | `cyphonic_keep` | tc egress of other interfaces | drops what is for the overlay and would leave past the tunnels |
 //! | `cyphonic_underlay` | XDP on a network card | gives tunnels' packets to AF_XDP sockets, leaves the rest to the stack |
 
 #![no_std]

@@ -12,6 +12,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
+pub use cyphonic_common::limits::RESET_TOKEN_LEN;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Prk, Salt};
 use ring::hmac;
@@ -23,8 +24,6 @@ use crate::message::endpoint;
 
 /// Largest ticket that a node keeps.
 pub const MAX_TICKET: usize = 256;
-/// Bytes of a reset token (RFC 9000 §10.3).
-pub const RESET_TOKEN_LEN: usize = 16;
 
 const VERSION: u8 = 1;
 const SALT: usize = 16;

@@ -343,8 +343,8 @@ impl Legs {
     fn words(&self, at: usize) -> Option<&[AtomicU64; WORDS]> {
         let entry = self.table.at(at * size_of::<LegEntry>(), size_of::<LegEntry>())?;
         // SAFETY: all of it is inside the mapping, which lives as long as this and begins a page; entries are
-        // of words. The kernel side writes whole words, but for bytes that are always 0 and for `way`, which is
-        // not read here.
+        // of words. The kernel side writes whole words, but for bytes that are always 0 and for `way`: what is
+        // loaded of that may be partly old, which any bytes may be, and nobody goes by it.
         Some(unsafe { entry.cast().as_ref() })
     }
 

@@ -201,8 +201,10 @@ impl TxWorker {
         }
         if self.parts.hold.len() > 0 {
             let expired = self.parts.hold.expire(self.now);
-            self.parts.counters.count_drop(DropReason::NoTunnel, expired);
-            self.count_held();
+            if expired > 0 {
+                self.parts.counters.count_drop(DropReason::NoTunnel, expired);
+                self.count_held();
+            }
         }
     }
 
