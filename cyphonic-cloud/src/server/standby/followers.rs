@@ -158,7 +158,14 @@ impl Followers {
 
     fn follow(&self, request: &FollowRequest) -> Result<Message, Unanswered> {
         let spoken = version::negotiate(request.protocol_version).map_err(Unanswered::Version)?;
-        self.count_on(request.next_setup)?;
+        if let Err(error) = self.count_on(request.next_setup) {
+            // A standby that is not answered goes on steering set-ups, and so would be refused for good. This run
+            // counts on all the same; the next one goes by its clock.
+            let error = error.to_string();
+            if self.complaints.is_due((String::new(), error.clone()), unix_now()) {
+                tracing::error!(error, "the numbers of a standby's set-ups cannot be reserved");
+            }
+        }
         let members = self.register.members_since(request.revision, MEMBERS_A_RESPONSE)?;
         Ok(Message::FollowResponse(FollowResponse {
             protocol_version: spoken,
@@ -252,6 +259,20 @@ mod tests {
         assert!(Standing::default().may_have_stood_in(now), "this one has just started");
         assert!(answered(STANDS_IN_AFTER).may_have_stood_in(now));
         assert!(!answered(STANDS_IN_AFTER / 2).may_have_stood_in(now), "it dials again and again");
+    }
+
+    #[test]
+    fn a_standby_that_has_steered_set_ups_is_answered_though_the_disk_is_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let by_clock = Register::setups_by_clock(unix_now());
+        let main = followers(dir.path(), by_clock);
+        let full = "CREATE TRIGGER full BEFORE INSERT ON numbers BEGIN SELECT RAISE(ABORT, 'disk full'); END";
+        let other = rusqlite::Connection::open(dir.path().join("register.db")).unwrap();
+        other.execute_batch(full).unwrap();
+        for n in 1..4 {
+            ask(&main, by_clock + n);
+            assert!(*main.shared.numbers.elsewhere().borrow() >= by_clock + n);
+        }
     }
 
     /// As of a machine whose clock's battery is empty, or that has local time in it.
