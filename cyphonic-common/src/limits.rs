@@ -16,7 +16,8 @@ pub const HEADER_LEN: usize = 1 + CID_LEN + PACKET_NUMBER_LEN;
 /// Bytes of a stateless reset token (RFC 9000 §10.3), which a relay gives the owner of a leg.
 pub const RESET_TOKEN_LEN: usize = 16;
 
-/// Bytes a tunnel adds to an inner packet inside the UDP payload: the header, the type of a DATAGRAM frame that runs to the end of the packet, and the tag.
+/// Bytes a tunnel adds to an inner packet inside the UDP payload: the header, the type of a DATAGRAM frame that
+/// runs to the end of the packet, and the tag.
 pub const TUNNEL_OVERHEAD: usize = HEADER_LEN + 1 + TAG_LEN;
 
 /// Outer IPv6 and UDP headers.

@@ -4,8 +4,8 @@
 //! them choose among several workers; [`EgressClassifier`] puts them on the virtual interface: what
 //! applications send is judged in the kernel before it wakes userspace, what comes out of tunnels before it
 //! reaches applications, and both are counted. On other interfaces [`EgressClassifier::guard`] keeps
-//! packets with the overlay's addresses out, and those for the overlay in. [`KernelTables`] is what they know of peers and policy. The
-//! judgement is [`cyphonic_common::classify`]'s, the same function userspace runs where eBPF is not to be
+//! packets with the overlay's addresses out, and those for the overlay in. [`KernelTables`] is what they know
+//! of peers and policy. The judgement is [`cyphonic_common::classify`]'s, the same function userspace runs where eBPF is not to be
 //! had.
 //!
 //! **Invariants.** The configuration is written before a program is attached. Dropping the classifier

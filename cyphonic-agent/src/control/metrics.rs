@@ -15,7 +15,10 @@ use super::report::{
 /// What there is to measure; without a report, that the device is not ready.
 pub fn render(report: Option<&StatusReport>) -> String {
     let mut text = Text::new("cyphonic");
-    text.gauge("ready", "Whether names can be resolved: registered, with the interface up, and the host's resolver asking this device.");
+    text.gauge(
+        "ready",
+        "Whether names can be resolved: registered, with the interface up, and the host's resolver asking this device.",
+    );
     text.sample(&[], u8::from(report.is_some_and(StatusReport::is_ready)));
     if let Some(report) = report {
         render_report(&mut text, report);

@@ -172,8 +172,8 @@ pub(super) struct Sessions {
     next_exchange: u64,
     /// Whether who is online has changed since somebody asked.
     others_online: bool,
-    /// Of which devices it was said that two machines have their identity.
-    doubles: Seldom<String>,
+    /// Of which devices it was said that two machines have their identity, and of which addresses.
+    doubles: Seldom<(String, IpAddr)>,
 }
 
 impl Sessions {
@@ -266,9 +266,9 @@ impl Sessions {
         let now = unix_now();
         session.doubled_at = Some(now);
         self.others_online = true;
-        let fqdn = &session.admission.identity.fqdn;
-        if self.doubles.is_due(fqdn.clone(), now) {
-            let remote = session.connection.remote_address();
+        let (fqdn, remote) = (&session.admission.identity.fqdn, session.connection.remote_address());
+        // Of each of the two.
+        if self.doubles.is_due((fqdn.clone(), remote.ip()), now) {
             tracing::warn!(
                 fqdn,
                 %remote,

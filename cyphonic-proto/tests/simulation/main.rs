@@ -32,4 +32,5 @@ mod security;
 mod services;
 mod sleep;
 mod standbys;
+mod successors;
 mod world;

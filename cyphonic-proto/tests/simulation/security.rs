@@ -8,9 +8,7 @@ use cyphonic_proto::message::{
     Refusal, RefusalCode, RevocationNotice, RouteDirection, RouteKind, RouteWithdrawal, TunnelOffer,
     TunnelRequest, TunnelResponse, decode, encode, endpoint,
 };
-use cyphonic_proto::node::{
-    Action, Node, PeerVia, ProvedPeer, ResolveError, Service, Target, TunnelActivity, TunnelControl,
-};
+use cyphonic_proto::node::{Action, Node, PeerVia, ProvedPeer, ResolveError, Service, Target, TunnelControl};
 use cyphonic_proto::tunnel::Suite;
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, SetupId};
 use proptest::prelude::*;
@@ -22,7 +20,7 @@ use crate::world::{World, identity, virtual_address};
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Device "a", registered, with nothing else going on.
-fn calm() -> World {
+pub(crate) fn calm() -> World {
     let mut world = World::new(1);
     world.add("a", Some(Open), None);
     world.add("b", Some(Open), None);
@@ -30,11 +28,11 @@ fn calm() -> World {
     world
 }
 
-fn node(world: &mut World) -> &mut Node {
+pub(crate) fn node(world: &mut World) -> &mut Node {
     world.hosts.get_mut("a").unwrap().node.as_mut().unwrap()
 }
 
-fn actions(world: &mut World) -> Vec<Action> {
+pub(crate) fn actions(world: &mut World) -> Vec<Action> {
     let node = node(world);
     std::iter::from_fn(|| node.poll_action())
         .filter(|action| !matches!(action, Action::StatusChanged))
@@ -42,7 +40,7 @@ fn actions(world: &mut World) -> Vec<Action> {
 }
 
 /// B asked for A: what the NMS tells A.
-fn direction() -> RouteDirection {
+pub(crate) fn direction() -> RouteDirection {
     RouteDirection {
         setup_id: vec![0xee; 16],
         kind: RouteKind::Direct.into(),
@@ -56,7 +54,7 @@ fn direction() -> RouteDirection {
     }
 }
 
-fn request() -> TunnelRequest {
+pub(crate) fn request() -> TunnelRequest {
     TunnelRequest {
         setup_id: vec![0xee; 16],
         protocol_version: 1,
@@ -75,11 +73,11 @@ fn offer() -> TunnelOffer {
     }
 }
 
-fn from_b() -> PeerVia {
+pub(crate) fn from_b() -> PeerVia {
     PeerVia::Direct(vec!["203.0.113.2:7000".parse().unwrap()])
 }
 
-fn direct(world: &mut World, direction: RouteDirection) -> Vec<Action> {
+pub(crate) fn direct(world: &mut World, direction: RouteDirection) -> Vec<Action> {
     let now = world.now;
     node(world).handle_request(now, Service::Nms, ExchangeId(77), Message::RouteDirection(direction));
     actions(world)
@@ -114,7 +112,7 @@ fn take(
     actions(world)
 }
 
-fn knock(
+pub(crate) fn knock(
     world: &mut World,
     who: &cyphonic_proto::Identity,
     via: PeerVia,
@@ -125,7 +123,7 @@ fn knock(
 }
 
 /// The one answer, after which nothing of the offer is left.
-fn refusal(actions: &[Action]) -> &Refusal {
+pub(crate) fn refusal(actions: &[Action]) -> &Refusal {
     let [Action::ForgetTunnel { .. }, Action::RespondPeer { message: Message::Refusal(refusal), .. }] =
         actions
     else {
@@ -284,106 +282,6 @@ fn what_is_offered_to_strangers_is_bounded() {
         assert!(offered > n as usize || matches!(done.as_slice(), [Action::ClosePeer { .. }]), "{done:?}");
     }
     assert_eq!(offered, 1_024);
-}
-
-#[test]
-fn of_two_tunnels_the_one_of_the_later_set_up_stays_whichever_was_complete_first() {
-    for order in [[0x11, 0x22], [0x22, 0x11]] {
-        let mut world = calm();
-        let mut tunnels = vec![];
-        // The word of the later one was faster: it does not take the place of the other.
-        for number in [0x22, 0x11] {
-            direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
-        }
-        for number in order {
-            let done = knock(
-                &mut world,
-                &identity("b"),
-                from_b(),
-                TunnelRequest { setup_id: vec![number; 16], ..request() },
-            );
-            let Action::InstallTunnel(tunnel) = &done[0] else { panic!("{done:?}") };
-            tunnels.push((number, tunnel.id));
-        }
-        let later = world.now + 10 * SECOND;
-        for (_, id) in &tunnels {
-            let activity = TunnelActivity { last_rx: Some(world.now), ..TunnelActivity::default() };
-            let now = world.now;
-            node(&mut world).handle_tunnel_stats(now, *id, activity);
-        }
-        node(&mut world).handle_timeout(later);
-        let removed = actions(&mut world).into_iter().filter_map(|action| match action {
-            Action::RemoveTunnel { id, .. } => Some(id),
-            _ => None,
-        });
-        let older = tunnels.iter().find(|(number, _)| *number == 0x11).unwrap().1;
-        assert_eq!(removed.collect::<Vec<_>>(), [older]);
-    }
-}
-
-/// The peer may never have heard of the later one: both ends then have the other.
-#[test]
-fn a_tunnel_stays_where_nothing_is_heard_on_its_successor() {
-    let mut world = calm();
-    let mut tunnels = vec![];
-    for number in [0x11, 0x22] {
-        direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
-        let request = TunnelRequest { setup_id: vec![number; 16], ..request() };
-        let done = knock(&mut world, &identity("b"), from_b(), request);
-        let Action::InstallTunnel(tunnel) = &done[0] else { panic!("{done:?}") };
-        tunnels.push(tunnel.id);
-        // The same moment ends the one's time and the other's.
-        let activity = TunnelActivity { last_rx: Some(world.now), ..TunnelActivity::default() };
-        let now = world.now;
-        node(&mut world).handle_tunnel_stats(now, tunnels[0], activity);
-    }
-    let now = world.now;
-    for (after, gone) in [(10, vec![tunnels[1]]), (20, vec![])] {
-        node(&mut world).handle_timeout(now + after * SECOND);
-        let removed = actions(&mut world).into_iter().filter_map(|action| match action {
-            Action::RemoveTunnel { id, .. } => Some(id),
-            _ => None,
-        });
-        assert_eq!(removed.collect::<Vec<_>>(), gone, "after {after} s");
-    }
-}
-
-/// Who is heard on each of its tunnels once that has a successor cannot have all of them kept.
-#[test]
-fn a_peer_that_sets_up_one_tunnel_after_the_other_has_few_at_a_time() {
-    let mut world = calm();
-    let (mut tunnels, mut stand) = (vec![], 0);
-    for number in 0x11..0x25 {
-        direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
-        let request = TunnelRequest { setup_id: vec![number; 16], ..request() };
-        let done = knock(&mut world, &identity("b"), from_b(), request);
-        let Action::InstallTunnel(tunnel) = &done[0] else { panic!("{done:?}") };
-        stand += 1;
-        let now = world.now;
-        let heard = TunnelActivity { last_rx: Some(now), ..TunnelActivity::default() };
-        tunnels.last().into_iter().for_each(|id| node(&mut world).handle_tunnel_stats(now, *id, heard));
-        tunnels.push(tunnel.id);
-        world.now += SECOND;
-        let now = world.now;
-        node(&mut world).handle_timeout(now);
-        let removed = |action: &Action| matches!(action, Action::RemoveTunnel { .. });
-        stand -= actions(&mut world).iter().filter(|action| removed(action)).count();
-    }
-    // Each has 10 s after its successor.
-    assert!(stand <= 12, "{stand} of {} stand", tunnels.len());
-}
-
-#[test]
-fn a_peers_later_set_up_takes_the_place_of_its_earlier_one_which_is_refused_from_then_on() {
-    let mut world = calm();
-    for number in [0x11, 0x22] {
-        direct(&mut world, RouteDirection { setup_id: vec![number; 16], ..direction() });
-    }
-    let request = |number: u8| TunnelRequest { setup_id: vec![number; 16], ..request() };
-    let done = knock(&mut world, &identity("b"), from_b(), request(0x11));
-    assert_eq!(refusal(&done).code(), RefusalCode::NotAllowed);
-    let done = knock(&mut world, &identity("b"), from_b(), request(0x22));
-    assert!(matches!(done.as_slice(), [Action::InstallTunnel(_), Action::RespondPeer { .. }]), "{done:?}");
 }
 
 #[test]

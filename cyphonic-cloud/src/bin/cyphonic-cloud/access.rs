@@ -5,7 +5,7 @@ use cyphonic_cloud::names::device_fqdn;
 use cyphonic_cloud::register::Register;
 use cyphonic_proto::access::OverlayAccess;
 
-use crate::{ConfigArgument, ensure_no_copy};
+use crate::{ConfigArgument, complain, ensure_no_copy};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -44,12 +44,21 @@ pub(crate) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// Rules are also for devices that are yet to come; but a name may be mistyped.
 fn note_unknown(config: &Config, names: [&String; 2]) -> anyhow::Result<()> {
-    let Some(register) = config.register.as_deref().filter(|path| path.exists()) else { return Ok(()) };
-    let register = Register::open_for(register, config.network.prefix)?;
-    for name in names {
-        if register.device(name)?.is_none() {
-            say!("Note: no device is named {name}, at present.");
+    let Some(path) = config.register.as_deref().filter(|path| path.exists()) else { return Ok(()) };
+    // What the rules say was told already, and needs no register.
+    let known = Register::open_for(path, config.network.prefix).and_then(|register| {
+        names
+            .into_iter()
+            .map(|name| Ok((name, register.device(name)?.is_some())))
+            .collect::<Result<Vec<_>, _>>()
+    });
+    match known {
+        Ok(known) => {
+            for (name, _) in known.into_iter().filter(|(_, is_known)| !is_known) {
+                say!("Note: no device is named {name}, at present.");
+            }
         }
+        Err(error) => complain(&error.into()),
     }
     Ok(())
 }
