@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 mod access;
 mod awake;
 mod cloud;
+mod enrol_as;
 mod mtu;
 mod packets;
 mod relay;
@@ -28,6 +29,7 @@ pub use access::WrittenRule;
 pub use awake::{InvalidWindow, KeepAwake};
 pub(crate) use cloud::resolve_all;
 pub use cloud::{CloudAddress, DEFAULT_CLOUD_PORT, InvalidCloudAddress};
+pub use enrol_as::{EnrolAs, HostFact, InvalidName};
 pub use mtu::{InvalidMtu, Mtu};
 pub use packets::{InvalidWorkers, RingChoice, UnderlayChoice, Workers};
 pub use relay::{PortMapping, RelayConfig};
@@ -58,6 +60,8 @@ pub struct Config {
     pub cloud: Vec<CloudAddress>,
     /// A file with an enrolment token, used when the device is not enrolled.
     pub token_file: Option<PathBuf>,
+    /// What the device asks to be called, by a token that leaves that open.
+    pub enrol_as: EnrolAs,
     /// The virtual interface's name.
     pub interface: String,
     /// The node's UDP port.
@@ -95,6 +99,7 @@ impl Default for Config {
             socket: PathBuf::from("/run/cyphonic/cyphonic.sock"),
             cloud: Vec::new(),
             token_file: None,
+            enrol_as: EnrolAs::default(),
             interface: "cyph0".to_owned(),
             port: 0,
             dns: DnsConfig::default(),
@@ -158,6 +163,9 @@ pub struct Overrides {
     /// File that holds an enrolment token.
     #[arg(long, global = true, env = "CYPHONIC_TOKEN_FILE", value_name = "PATH")]
     pub token_file: Option<PathBuf>,
+    /// What the device asks to be called when it enrols, by a token that leaves that open.
+    #[arg(long, global = true, env = "CYPHONIC_ENROL_AS", value_name = "NAME")]
+    pub enrol_as: Option<EnrolAs>,
     /// Name of the virtual interface.
     #[arg(long, global = true, env = "CYPHONIC_INTERFACE", value_name = "NAME")]
     pub interface: Option<String>,
@@ -226,6 +234,7 @@ impl Config {
         }
         set(&mut self.state_dir, over.state_dir.as_ref());
         set(&mut self.socket, over.socket.as_ref());
+        set(&mut self.enrol_as, over.enrol_as.as_ref());
         set(&mut self.interface, over.interface.as_ref());
         set(&mut self.port, over.port.as_ref());
         set(&mut self.dns.listen, over.dns_listen.as_ref());

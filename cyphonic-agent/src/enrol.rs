@@ -1,4 +1,4 @@
-//! From a one-time token to an identity.
+//! From a token to an identity.
 //!
 //! The device makes its key and keeps it *before* it asks, so that a retry (the answer was lost, the power
 //! failed) asks for the same key: the AS can tell a retry from a second device. The token carries the SHA-256
@@ -7,6 +7,7 @@
 //! says name and virtual address, of which the latter is recomputed.
 
 mod certificate;
+mod host;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -23,6 +24,7 @@ use rcgen::KeyPair;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use zeroize::Zeroizing;
 
+use crate::config::EnrolAs;
 use crate::nat64;
 use crate::state::{DeviceIdentity, StateDir, StateError, read_bounded};
 
@@ -49,7 +51,7 @@ pub fn read_token_file(path: &Path) -> Result<EnrolmentToken, EnrolError> {
     Ok(EnrolmentToken::parse(text)?)
 }
 
-/// Enrols at the AS at `addresses` and keeps the identity in `state`. Where the key is another device's, as
+/// Enrols at the AS at `addresses`, by the name that the host has where the token leaves that open, and keeps the identity in `state`. Where the key is another device's, as
 /// on a copied disk, the device gets one of its own.
 ///
 /// # Errors
@@ -59,13 +61,20 @@ pub fn read_token_file(path: &Path) -> Result<EnrolmentToken, EnrolError> {
 pub async fn enrol(
     state: &StateDir,
     token: &EnrolmentToken,
+    enrol_as: &EnrolAs,
     addresses: &[SocketAddr],
 ) -> Result<DeviceIdentity, EnrolError> {
-    match enrol_once(state, &state.key_or_generate()?, token, addresses).await {
+    let name = match host::name(enrol_as) {
+        Ok(name) => name,
+        // Few tokens ask for one.
+        Err(_) if *enrol_as == EnrolAs::default() => String::new(),
+        Err(reason) => return Err(EnrolError::Name { wanted: enrol_as.clone(), reason }),
+    };
+    match enrol_once(state, &state.key_or_generate()?, token, &name, addresses).await {
         Err(EnrolError::Refused { code: RefusalCode::KeyInUse, .. }) => {
             tracing::warn!("another device has this device's key: it gets one of its own");
             let key = state.generate_next_key()?;
-            enrol_once(state, &key, token, addresses).await
+            enrol_once(state, &key, token, &name, addresses).await
         }
         enrolled => enrolled,
     }
@@ -75,12 +84,14 @@ async fn enrol_once(
     state: &StateDir,
     key: &KeyPair,
     token: &EnrolmentToken,
+    name: &str,
     addresses: &[SocketAddr],
 ) -> Result<DeviceIdentity, EnrolError> {
     let request = Message::EnrolRequest(EnrolRequest {
         token_secret: token.secret().to_vec(),
         csr: signing_request(key).map_err(EnrolError::Csr)?,
         protocol_version: version::CURRENT,
+        name: name.to_owned(),
     });
     let addresses = nat64::outward(addresses.to_vec()).await;
     // It enrolled before, perhaps: then it is later than that.
@@ -189,6 +200,14 @@ pub enum EnrolError {
         /// What was given.
         path: String,
     },
+    /// The host does not have what it is to be called by.
+    #[error("this device cannot be called {wanted} as `enrol_as` says: {reason}")]
+    Name {
+        /// What it was to be called.
+        wanted: EnrolAs,
+        /// What is missing.
+        reason: String,
+    },
     /// Key or certificates cannot be kept.
     #[error(transparent)]
     State(#[from] StateError),
@@ -223,6 +242,11 @@ impl EnrolError {
     /// True when the cloud wants no more of this device's key.
     pub fn is_revoked(&self) -> bool {
         matches!(self, Self::Refused { code: RefusalCode::Revoked, .. })
+    }
+
+    /// True when the device's name is what keeps it out, and no token need be another.
+    pub fn is_of_name(&self) -> bool {
+        matches!(self, Self::Name { .. } | Self::Refused { code: RefusalCode::NotAllowed, .. })
     }
 
     /// True when trying again with the same token cannot help.
@@ -407,7 +431,9 @@ mod tests {
     async fn an_unreachable_cloud_is_worth_another_try_and_keeps_only_the_key() {
         let dir = tempfile::tempdir().unwrap();
         let state = StateDir::open(dir.path()).unwrap();
-        let error = enrol(&state, &EnrolmentToken::new([1; 32], [2; 32]), &[]).await.unwrap_err();
+        let error = enrol(&state, &EnrolmentToken::new([1; 32], [2; 32]), &EnrolAs::default(), &[])
+            .await
+            .unwrap_err();
         assert!(!error.is_final(), "{error}");
         assert!(state.key().unwrap().is_some() && state.identity().unwrap().is_none());
     }

@@ -11,7 +11,7 @@
 //! - [`config`] is read once and never changes while the daemon runs.
 //! - [`state`] is the only thing that survives a restart: the device's key, its certificates, the node's
 //!   cached state.
-//! - [`enrol`] turns a one-time token into that identity.
+//! - [`enrol`] turns a token into that identity.
 //! - [`renew`] turns that identity into a younger one, for as long as the overlay wants it.
 //! - [`engine`] drives the node's state machine with real connections and a real ring.
 //! - [`daemon`] starts the parts in order and takes them down again, whatever happens in between.

@@ -5,7 +5,8 @@
 //!
 //! Invariants:
 //! - a stranger can only enrol, a device can only log in and renew;
-//! - a certificate's name and address come from the token or the asker's certificate, never from a request;
+//! - a certificate's name and address come from the token or the asker's certificate, never from a request, but for
+//!   what a token leaves open;
 //! - reasons given to the asker name no other device and no detail of our failures; those are in the log.
 
 mod error;
@@ -26,7 +27,7 @@ use self::error::{Case, Refused};
 use crate::network::Network;
 use crate::pki::{Authority, DeviceKey};
 use crate::register::{
-    DeviceRecord, Enrolled, Enrolment, IssuedCertificate, KeyChange, Register, UnixSeconds,
+    Asker, DeviceRecord, Enrolled, Enrolment, IssuedCertificate, KeyChange, Register, UnixSeconds,
 };
 use crate::seldom::{HOURLY, Seldom};
 
@@ -143,7 +144,8 @@ impl Service {
                 .issue_device(&self.network, fqdn, &key, now, self.certificate_lifetime.as_secs())
                 .map_err(|error| error.to_string())
         };
-        let enrolment = self.register.enrol(&SecretHash::of(secret), key.spki_sha256(), now, issue)?;
+        let asker = Asker { spki_sha256: key.spki_sha256(), name: &request.name, zone: &self.network.zone };
+        let enrolment = self.register.enrol(&SecretHash::of(secret), asker, now, issue)?;
         let Enrolment { issued, token, outcome } = enrolment;
         match outcome {
             Enrolled::New => tracing::info!(fqdn = issued.fqdn, token, "a device was enrolled"),

@@ -1,7 +1,10 @@
-//! Names that operators write: the zone, and devices' names with or without it.
+//! Names that operators write: the zone, and devices' names with or without it; patterns of such names.
+
+mod pattern;
 
 use cyphonic_proto::name;
 
+pub use self::pattern::NamePattern;
 use crate::pki::services_zone;
 
 /// Longest zone: leaves room for a device's name within DNS's 253 characters.

@@ -9,7 +9,7 @@
 //! This module is the only place that speaks SQL.
 //!
 //! Invariants:
-//! - a token is used at most once: the row is marked in the transaction that stores the certificate;
+//! - a token is used no more often than it may be: uses are counted in the transactions that store certificates;
 //! - a token's secret is never stored, only its hash;
 //! - every change to a device that matters to a running service carries a greater `revision` than all before
 //!   it.
@@ -17,6 +17,7 @@
 mod certificates;
 mod copy;
 mod devices;
+mod enrolments;
 mod error;
 #[cfg(test)]
 mod fixture;
@@ -41,9 +42,10 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 pub use self::certificates::IssuedCertificate;
 pub use self::copy::Copied;
 pub use self::devices::{DeviceRecord, KeyChange, Members, Revocation};
+pub use self::enrolments::{Asker, Enrolled, Enrolment};
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
 pub use self::state::DeviceState;
-pub use self::tokens::{Enrolled, Enrolment, NewToken, TokenRecord, TokenState};
+pub use self::tokens::{MAX_USES, NewToken, TokenRecord, TokenState};
 use crate::seldom::{HOURLY, Seldom};
 
 /// Seconds since 1970-01-01T00:00:00Z, as certificates count them.

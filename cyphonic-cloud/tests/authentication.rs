@@ -109,10 +109,50 @@ fn expired_unknown_and_malformed_tokens_change_nothing() {
         (vec![0; 31], RefusalCode::Malformed),
         (Vec::new(), RefusalCode::Malformed),
     ] {
-        let request = EnrolRequest { token_secret: secret, csr: device.csr(), protocol_version: 1 };
+        let request = EnrolRequest {
+            token_secret: secret,
+            csr: device.csr(),
+            protocol_version: 1,
+            name: String::new(),
+        };
         assert_eq!(refused(service.answer(None, from(), &Message::EnrolRequest(request), NOW)), code);
     }
     assert!(overlay.register().devices().unwrap().is_empty());
+}
+
+#[test]
+fn devices_of_one_image_enrol_by_one_token_under_their_own_names() {
+    let overlay = Overlay::found(NOW);
+    let service = overlay.service();
+    let token = overlay.token_for_many("camera-*.gate", NOW, 2);
+    let [first, second, late] = [Device::new(), Device::new(), Device::new()];
+    let ask = |device: &Device, name: &str| {
+        service.answer(None, from(), &device.enrol_request_as(name, &token), NOW)
+    };
+    let answer = enrolled(ask(&first, "CAMERA-1"));
+    let identity = Identity::from_der(&answer.certificate_chain[0]).unwrap();
+    assert_eq!((answer.fqdn.as_str(), &identity.fqdn), ("camera-1.gate.cyphonic.internal", &answer.fqdn));
+    assert_eq!(identity.virtual_address.unwrap().octets().to_vec(), answer.virtual_address);
+    assert_eq!(refused(ask(&second, "camera-1")), RefusalCode::NotAllowed, "the name is taken");
+    let Message::Refusal(unfit) = ask(&second, "raspberrypi") else { panic!("enrolled") };
+    assert_eq!((unfit.code(), unfit.retry_after()), (RefusalCode::NotAllowed, None));
+    assert!(
+        unfit.reason.contains("camera-*.gate") && unfit.reason.contains("raspberrypi"),
+        "{}",
+        unfit.reason
+    );
+    assert_eq!(enrolled(ask(&second, "camera-2.gate")).fqdn, "camera-2.gate.cyphonic.internal");
+    assert_eq!(refused(ask(&late, "camera-3")), RefusalCode::BadToken);
+}
+
+/// A token for one name is for that, whatever a device is called.
+#[test]
+fn a_device_has_no_say_in_the_name_of_a_token_for_one() {
+    let overlay = Overlay::found(NOW);
+    let token = overlay.token("press-7.plant", NOW);
+    let request = Device::new().enrol_request_as("nms.svc", &token);
+    let answer = enrolled(overlay.service().answer(None, from(), &request, NOW));
+    assert_eq!(answer.fqdn, "press-7.plant.cyphonic.internal");
 }
 
 #[test]
@@ -125,8 +165,12 @@ fn a_garbage_request_does_not_use_the_token_up() {
     let last = broken.len() - 1;
     broken[last] ^= 1;
     for csr in [Vec::new(), vec![0xff; 300], broken] {
-        let request =
-            EnrolRequest { token_secret: token.secret().to_vec(), csr, protocol_version: version::CURRENT };
+        let request = EnrolRequest {
+            token_secret: token.secret().to_vec(),
+            csr,
+            protocol_version: version::CURRENT,
+            name: String::new(),
+        };
         let answer = service.answer(None, from(), &Message::EnrolRequest(request), NOW);
         assert_eq!(refused(answer), RefusalCode::Malformed);
     }
@@ -137,8 +181,12 @@ fn a_garbage_request_does_not_use_the_token_up() {
 fn too_old_a_protocol_is_told_so() {
     let overlay = Overlay::found(NOW);
     let token = overlay.token("press-7.plant", NOW);
-    let request =
-        EnrolRequest { token_secret: token.secret().to_vec(), csr: Device::new().csr(), protocol_version: 0 };
+    let request = EnrolRequest {
+        token_secret: token.secret().to_vec(),
+        csr: Device::new().csr(),
+        protocol_version: 0,
+        name: String::new(),
+    };
     let answer = overlay.service().answer(None, from(), &Message::EnrolRequest(request), NOW);
     assert_eq!(refused(answer), RefusalCode::Version);
 }

@@ -13,7 +13,7 @@ use cyphonic_proto::message::RefusalCode;
 
 use super::output::say;
 use crate::complaints::Complaints;
-use crate::config::{CloudAddress, Config, DEFAULT_PATH, Overrides, resolve_all};
+use crate::config::{CloudAddress, Config, DEFAULT_PATH, EnrolAs, Overrides, resolve_all};
 use crate::control::Settings;
 use crate::daemon::{self, block_on};
 use crate::enrol::{EnrolError, enrol, read_token};
@@ -26,6 +26,9 @@ pub(super) struct Up {
     /// list).
     #[arg(long, env = "CYPHONIC_TOKEN", value_name = "file:PATH|TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// What the device asks to be called, by a token that leaves that open: its host name, unless told otherwise.
+    #[arg(long, env = "CYPHONIC_ENROL_AS", value_name = "NAME")]
+    enrol_as: Option<EnrolAs>,
     /// Where the cloud is.
     #[arg(long, env = "CYPHONIC_CLOUD", value_name = "HOST[:PORT]", value_delimiter = ',')]
     cloud: Vec<CloudAddress>,
@@ -49,6 +52,7 @@ impl Up {
     pub(super) fn run(self, socket: Option<PathBuf>) -> Result<ExitCode> {
         let overrides = Overrides {
             cloud: self.cloud.clone(),
+            enrol_as: self.enrol_as.clone(),
             state_dir: self.state_dir.clone(),
             socket,
             ..Overrides::default()
@@ -139,12 +143,12 @@ impl Up {
         if self.anew {
             state.set_damaged_key_aside()?;
         }
-        match enrol(state, &token, &addresses).await {
+        match enrol(state, &token, &config.enrol_as, &addresses).await {
             // Copies of this device may have certificates for the key: it must not count again.
             Err(error) if self.anew && error.is_revoked() => {
                 state.set_revoked_key_aside()?;
                 tell("The cloud has revoked this device's key: it gets another one.");
-                Ok(enrol(state, &token, &addresses).await?)
+                Ok(enrol(state, &token, &config.enrol_as, &addresses).await?)
             }
             enrolled => Ok(enrolled?),
         }

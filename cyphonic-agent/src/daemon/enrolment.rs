@@ -12,7 +12,7 @@ use sd_notify::NotifyState;
 use super::waiting::Waiting;
 use super::{DaemonError, notify};
 use crate::complaints::Complaints;
-use crate::config::{Config, resolve_all};
+use crate::config::{CloudAddress, Config, resolve_all};
 use crate::control::{self, ControlServer, Settings};
 use crate::enrol::{EnrolError, enrol, read_token_file};
 use crate::state::{DeviceIdentity, StateDir};
@@ -57,7 +57,7 @@ pub(super) async fn identity(
                 tokio::time::sleep(jittered(LAST_WAIT)).await;
                 continue;
             }
-            Ok(token) => match enrol(state, &token, &resolve_all(&config.cloud, &mut of_names).await).await {
+            Ok(token) => match enrol_by(state, config, &token, &mut of_names).await {
                 Ok(identity) => {
                     tracing::info!("enrolled");
                     return Ok(identity);
@@ -68,7 +68,7 @@ pub(super) async fn identity(
         };
         let wait = jittered(attempts.failed(token, &error));
         why = if error.is_final() {
-            format!("not enrolled: {error}; {}", file.help())
+            format!("not enrolled: {error}; {}", file.help(&error))
         } else {
             format!("not enrolled yet: {error}; tried again all the time")
         };
@@ -87,6 +87,16 @@ pub(super) async fn identity(
         notify(&[NotifyState::Ready, NotifyState::Status(&why)]);
         tokio::time::sleep(wait).await;
     }
+}
+
+async fn enrol_by(
+    state: &StateDir,
+    config: &Config,
+    token: &EnrolmentToken,
+    of_names: &mut Complaints<CloudAddress>,
+) -> Result<DeviceIdentity, EnrolError> {
+    let addresses = resolve_all(&config.cloud, of_names).await;
+    enrol(state, token, &config.enrol_as, &addresses).await
 }
 
 /// Where the token is.
@@ -129,7 +139,10 @@ impl TokenFile {
         self.store.as_ref().is_some_and(Store::has_another)
     }
 
-    fn help(&self) -> String {
+    fn help(&self, error: &EnrolError) -> String {
+        if error.is_of_name() {
+            return "give this device another name (in /etc/hostname, or by `enrol_as` and a restart), or a token of its own".into();
+        }
         let place =
             if self.store.is_some() { CREDENTIAL_STORE.into() } else { self.path.display().to_string() };
         format!("make a token with `cyphonic-cloud token create --name NAME` and put it into {place}")
@@ -185,6 +198,15 @@ mod tests {
 
     fn refused(code: RefusalCode, retry: Option<Duration>) -> EnrolError {
         EnrolError::Refused { code, reason: "no".into(), retry }
+    }
+
+    #[test]
+    fn who_is_kept_out_for_its_name_is_not_sent_for_another_token() {
+        let file = TokenFile { path: "/etc/cyphonic/token".into(), store: None };
+        let of_name = file.help(&refused(RefusalCode::NotAllowed, None));
+        assert!(of_name.contains("enrol_as") && !of_name.contains("token create"), "{of_name}");
+        let of_token = file.help(&refused(RefusalCode::BadToken, None));
+        assert!(of_token.contains("token create") && of_token.contains("/etc/cyphonic/token"), "{of_token}");
     }
 
     #[test]

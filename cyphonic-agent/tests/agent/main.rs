@@ -10,6 +10,7 @@ mod control;
 mod daemon;
 mod dns;
 mod documentation;
+mod enrolment;
 mod netlink;
 mod overlay;
 mod programs;

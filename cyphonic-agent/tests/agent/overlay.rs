@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
+use std::process::Output;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -81,9 +82,18 @@ impl Overlay {
 
     pub(crate) fn token(&self, name: &str, at: u64, replaces: bool) -> EnrolmentToken {
         let token = EnrolmentToken::new(pki::random().unwrap(), sha256(&self.root()));
-        let fqdn = format!("{name}.{ZONE}");
-        let new = NewToken { secret_hash: token.secret_hash(), fqdn, expires_at: at + 3600, replaces };
+        let (secret_hash, name) = (token.secret_hash(), format!("{name}.{ZONE}"));
+        let new = NewToken { secret_hash, name, expires_at: at + 3600, replaces, uses: 1 };
         self.register().create_token(&new, at).unwrap();
+        token
+    }
+
+    /// A token for so many devices, of names like this.
+    pub(crate) fn token_for_many(&self, pattern: &str, uses: u32) -> EnrolmentToken {
+        let token = EnrolmentToken::new(pki::random().unwrap(), sha256(&self.root()));
+        let (secret_hash, name) = (token.secret_hash(), format!("{pattern}.{ZONE}"));
+        let new = NewToken { secret_hash, name, expires_at: now() + 3600, replaces: false, uses };
+        self.register().create_token(&new, now()).unwrap();
         token
     }
 
@@ -107,6 +117,7 @@ impl Overlay {
             token_secret: token.secret().to_vec(),
             csr,
             protocol_version: version::CURRENT,
+            name: String::new(),
         });
         let answer = self.authentication().answer(None, self.address, &request, then);
         let Message::EnrolResponse(answer) = answer else { panic!("not enrolled: {answer:?}") };
@@ -369,4 +380,19 @@ pub(crate) async fn status_when(engine: &EngineHandle, says: impl Fn(&StatusRepo
 
 pub(crate) fn registered(report: &StatusReport) -> bool {
     report.services.iter().any(|s| s.kind == ServiceKind::Nms && s.state == ServiceState::Ready)
+}
+
+/// `cyphonic up`, with the state directory beside the configuration.
+pub(crate) async fn up(overlay: &Overlay, token: &EnrolmentToken, dir: &Path, more: &[&str]) -> Output {
+    tokio::process::Command::new(env!("CARGO_BIN_EXE_cyphonic"))
+        .arg("up")
+        .args(["--token", token.format().as_str(), "--cloud", &overlay.address.to_string()])
+        .arg("--config")
+        .arg(dir.join("agent.yaml"))
+        .arg("--state-dir")
+        .arg(dir.join("state"))
+        .args(more)
+        .output()
+        .await
+        .unwrap()
 }

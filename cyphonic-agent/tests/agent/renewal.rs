@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
+use cyphonic_agent::config::EnrolAs;
 use cyphonic_agent::control::StatusReport;
 use cyphonic_agent::control::report::Severity;
 use cyphonic_agent::enrol::enrol;
@@ -15,7 +16,7 @@ use cyphonic_proto::identity::{Identity, sha256};
 use cyphonic_proto::token::EnrolmentToken;
 use cyphonic_transport::ClientTls;
 
-use crate::overlay::{DAY, Endpoint, Overlay, SOON, now, registered, status_when};
+use crate::overlay::{DAY, Endpoint, Overlay, SOON, now, registered, status_when, up};
 
 fn complaint(report: &StatusReport) -> Option<(Severity, &str)> {
     let mut checks = report.health.iter();
@@ -211,7 +212,7 @@ async fn a_used_token_does_not_bring_back_the_certificate_from_before_a_renewal(
     let first = a.identity.clone();
     overlay.renew(&mut a, 0);
     let cloud = Cloud::start(&overlay.config).await.unwrap();
-    let given = enrol(&a.state, &token, &[overlay.address]).await.unwrap();
+    let given = enrol(&a.state, &token, &EnrolAs::default(), &[overlay.address]).await.unwrap();
     assert_eq!(given.leaf(), a.identity.leaf());
     assert_eq!(a.state.identity().unwrap().unwrap().leaf(), a.identity.leaf());
     assert_eq!(a.state.former().unwrap().leaf(), first.leaf());
@@ -317,19 +318,4 @@ async fn a_device_whose_identity_is_damaged_comes_back_by_a_new_token() {
     }
     assert_eq!(std::fs::read_to_string(file("key.pem.damaged")).unwrap(), "damaged");
     cloud.shutdown().await;
-}
-
-/// `cyphonic up`, with the state directory beside the configuration.
-async fn up(overlay: &Overlay, token: &EnrolmentToken, dir: &Path, more: &[&str]) -> Output {
-    tokio::process::Command::new(env!("CARGO_BIN_EXE_cyphonic"))
-        .arg("up")
-        .args(["--token", token.format().as_str(), "--cloud", &overlay.address.to_string()])
-        .arg("--config")
-        .arg(dir.join("agent.yaml"))
-        .arg("--state-dir")
-        .arg(dir.join("state"))
-        .args(more)
-        .output()
-        .await
-        .unwrap()
 }

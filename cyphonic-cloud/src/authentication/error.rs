@@ -76,7 +76,9 @@ impl Refused {
             }
             Self::Malformed(_) | Self::Csr(_) => RefusalCode::Malformed,
             Self::Version(_) => RefusalCode::Version,
-            Self::Token(EnrolmentRefused::NameTaken(_)) => RefusalCode::NotAllowed,
+            Self::Token(EnrolmentRefused::NameTaken(_) | EnrolmentRefused::NameUnfit { .. }) => {
+                RefusalCode::NotAllowed
+            }
             Self::Token(EnrolmentRefused::RevokedKey(_) | EnrolmentRefused::RevokedUser(_)) => {
                 RefusalCode::Revoked
             }

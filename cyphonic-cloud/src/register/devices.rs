@@ -44,6 +44,8 @@ pub struct DeviceRecord {
     pub software_version: Option<String>,
     /// Until when it has a certificate for a key of its own, as far as that is known.
     pub certificate_not_after: Option<UnixSeconds>,
+    /// The number of the token by which it (last) enrolled, where that is known.
+    pub token: Option<i64>,
     /// Position among all changes to all devices.
     pub revision: i64,
 }
@@ -89,7 +91,7 @@ pub(super) const COLUMNS: &str =
      revision, revoked_by, nullif(max(coalesce(certificate_seen_until, 0), coalesce(
          (SELECT max(not_after) FROM certificates WHERE certificates.fqdn = devices.fqdn
               AND certificates.spki_sha256 IN (devices.spki_sha256, devices.next_spki_sha256)),
-     0)), 0) AS certificate_not_after";
+     0)), 0) AS certificate_not_after, token";
 
 impl Register {
     /// The device of this name.
@@ -153,7 +155,7 @@ impl Register {
                     return Err(RegisterError::NameTaken(issued.fqdn.clone()));
                 }
                 certificates::store(transaction, issued, now)?;
-                enrol(transaction, issued, now)?;
+                enrol(transaction, issued, None, now)?;
             }
             Ok(())
         })
@@ -329,21 +331,24 @@ pub(super) fn find(connection: &Connection, fqdn: &str) -> Result<Option<DeviceR
 pub(super) fn enrol(
     transaction: &Transaction<'_>,
     issued: &IssuedCertificate,
+    token: Option<i64>,
     now: UnixSeconds,
 ) -> Result<(), RegisterError> {
     let revision = next_revision(transaction)?;
     let mut statement = transaction.prepare_cached(
-        "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision) VALUES (?1, ?2, ?3, ?4, ?5)
+        "INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision, token)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = NULL,
              enrolled_at = ?4, revoked_at = NULL, revoked_by = NULL, certificate_seen_until = NULL,
-             last_login_at = NULL, software_version = NULL, revision = ?5",
+             last_login_at = NULL, software_version = NULL, revision = ?5, token = ?6",
     )?;
     statement.execute(params![
         issued.fqdn,
         issued.virtual_address.octets(),
         issued.spki_sha256.0,
         to_sql(now),
-        revision
+        revision,
+        token
     ])?;
     // Marked, and not told by their times: the clock may have been set since.
     let mut statement =
@@ -375,6 +380,7 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
         revision: row.get(8)?,
         revoked_by: row.get(9)?,
         certificate_not_after: row.get::<_, Option<i64>>(10)?.map(from_sql),
+        token: row.get(11)?,
     })
 }
 
@@ -384,7 +390,7 @@ mod tests {
 
     use super::*;
     use crate::register::NewToken;
-    use crate::register::fixture::{SECRET, certificate, token};
+    use crate::register::fixture::{SECRET, asker, certificate, token};
     use crate::seldom::HOURLY;
 
     const NOW: UnixSeconds = 1_800_000_000;
@@ -441,12 +447,13 @@ mod tests {
         let register = Register::create(&dir.path().join("register.db")).unwrap();
         let token = NewToken {
             secret_hash: SecretHash([0; 32]),
-            fqdn: NAME.into(),
+            name: NAME.into(),
             expires_at: NOW + 60,
             replaces: false,
+            uses: 1,
         };
         register.create_token(&token, NOW).unwrap();
-        register.enrol(&SecretHash([0; 32]), &key(1), NOW, |_| Ok(issued(1, 1))).unwrap();
+        register.enrol(&SecretHash([0; 32]), asker(&key(1)), NOW, |_| Ok(issued(1, 1))).unwrap();
         (dir, register)
     }
 
@@ -497,11 +504,11 @@ mod tests {
         let long = IssuedCertificate { not_after: NOW + 90 * 86_400, ..issued(2, 1) };
         register.renew(NAME, change(1, 1), NOW + LATER, || Ok(long)).unwrap();
         let secret_hash = SecretHash([9; 32]);
-        let (fqdn, now) = (NAME.into(), NOW + LATER + 1);
-        let token = NewToken { secret_hash, fqdn, expires_at: now + 60, replaces: true };
+        let (name, now) = (NAME.into(), NOW + LATER + 1);
+        let token = NewToken { secret_hash, name, expires_at: now + 60, replaces: true, uses: 1 };
         register.create_token(&token, now).unwrap();
         let short = IssuedCertificate { not_after: now + 86_400, ..issued(3, 3) };
-        register.enrol(&secret_hash, &key(3), now, |_| Ok(short)).unwrap();
+        register.enrol(&secret_hash, asker(&key(3)), now, |_| Ok(short)).unwrap();
         let renewed = register.renew(NAME, change(3, 3), now + LATER, || Ok(issued(4, 3)));
         assert_eq!(renewed.unwrap().serial, [4]);
     }
@@ -567,7 +574,7 @@ mod tests {
         let device = register.device(NAME).unwrap().unwrap();
         register.note_login(&device, &key(1), "1", NOW).unwrap();
         register.create_token(&token(SECRET, true), NOW).unwrap();
-        register.enrol(&SECRET, &key(2), NOW + 1, |_| Ok(certificate(2, key(2)))).unwrap();
+        register.enrol(&SECRET, asker(&key(2)), NOW + 1, |_| Ok(certificate(2, key(2)))).unwrap();
         let device = register.device(NAME).unwrap().unwrap();
         assert_eq!((device.last_login_at, device.software_version.as_deref()), (None, None));
         register.note_login(&device, &key(2), "1", NOW + 2).unwrap();

@@ -146,7 +146,7 @@ pub enum RenewalRefused {
 pub struct Presented {
     /// Its number, as `token list` shows it.
     pub token: i64,
-    /// The name that it grants.
+    /// The name that it grants, or would: where it is refused as such, maybe a pattern of names.
     pub fqdn: String,
 }
 
@@ -166,13 +166,27 @@ pub enum EnrolmentRefused {
     /// Another key has used it.
     #[error("the enrolment token was used already, with another key: ask for a new one")]
     UsedToken(Presented),
+    /// As many devices as may have used it.
+    #[error("the enrolment token was used as often as it may be: ask for a new one")]
+    UsedUpToken(Presented),
+    /// The token leaves the name open, and what the device asks to be called is none that it gives.
+    #[error(
+        "this device's name does not fit: {reason}; its host name is asked for, or what `enrol_as` in its agent.yaml says"
+    )]
+    NameUnfit {
+        /// The token.
+        presented: Presented,
+        /// Why not.
+        reason: String,
+    },
     /// The device that it enrolled was revoked, and asks with the key that it had then.
     #[error(
         "this device was revoked since it used this token: stop its daemon and enrol with `cyphonic up --anew` and a new one"
     )]
     RevokedUser(Presented),
-    /// Between the token's making and its use another device got the name.
-    #[error("a device with this token's name is enrolled already")]
+    /// Between the token's making and its use another device got the name, or it has had the one that this device
+    /// chose.
+    #[error("{} is another device's name already: only a token that was made with --replace takes it over", .0.fqdn)]
     NameTaken(Presented),
     /// The device was revoked, and asks with a key that it had then. The token is unused.
     #[error(
@@ -206,6 +220,8 @@ impl EnrolmentRefused {
             Self::RevokedToken(presented)
             | Self::ExpiredToken(presented)
             | Self::UsedToken(presented)
+            | Self::UsedUpToken(presented)
+            | Self::NameUnfit { presented, .. }
             | Self::RevokedUser(presented)
             | Self::NameTaken(presented)
             | Self::RevokedKey(presented)

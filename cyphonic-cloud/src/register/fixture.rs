@@ -5,7 +5,7 @@ use std::net::Ipv6Addr;
 use cyphonic_proto::identity::KeyHash;
 use cyphonic_proto::token::SecretHash;
 
-use super::{IssuedCertificate, NewToken, Register, UnixSeconds};
+use super::{Asker, IssuedCertificate, NewToken, Register, UnixSeconds};
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
 pub(super) const SECRET: SecretHash = SecretHash([7; 32]);
@@ -23,7 +23,7 @@ pub(super) fn register() -> (tempfile::TempDir, Register) {
 }
 
 pub(super) fn token(secret_hash: SecretHash, replaces: bool) -> NewToken {
-    NewToken { secret_hash, fqdn: "press-7.plant.example".into(), expires_at: NOW + 3600, replaces }
+    NewToken { secret_hash, name: "press-7.plant.example".into(), expires_at: NOW + 3600, replaces, uses: 1 }
 }
 
 pub(super) fn certificate(serial: u8, key: KeyHash) -> IssuedCertificate {
@@ -36,4 +36,8 @@ pub(super) fn certificate(serial: u8, key: KeyHash) -> IssuedCertificate {
         not_before: NOW,
         not_after: NOW + 90 * 86_400,
     }
+}
+
+pub(super) fn asker(spki_sha256: &KeyHash) -> Asker<'_> {
+    Asker { spki_sha256, name: "", zone: "example" }
 }

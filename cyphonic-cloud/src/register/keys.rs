@@ -99,7 +99,9 @@ mod tests {
     use std::net::Ipv6Addr;
 
     use super::*;
-    use crate::register::fixture::{KEY, NOW, OTHER_KEY, SECRET, certificate, register, secret, token};
+    use crate::register::fixture::{
+        KEY, NOW, OTHER_KEY, SECRET, asker, certificate, register, secret, token,
+    };
     use crate::register::{EnrolmentRefused, IssuedCertificate, KeyChange, NewToken, RenewalRefused};
 
     fn key(n: u8) -> KeyHash {
@@ -135,7 +137,7 @@ mod tests {
         let (name, hour, day) = ("press-7.plant.example", 3600, 86_400);
         let made = |n, now| Ok(IssuedCertificate { not_after: now + day, ..certificate(n, key(n)) });
         register.create_token(&token(SECRET, false), NOW).unwrap();
-        register.enrol(&SECRET, &KEY, NOW, |_| made(1, NOW)).unwrap();
+        register.enrol(&SECRET, asker(&KEY), NOW, |_| made(1, NOW)).unwrap();
         for n in 2..25u8 {
             let now = NOW + hour * u64::from(n - 1);
             register.renew(name, change(key(n - 1), key(n)), now, || made(n, now)).unwrap();
@@ -146,7 +148,7 @@ mod tests {
         register.revoke_device(name, now).unwrap();
         register.create_token(&NewToken { expires_at: now + 60, ..token(secret(9), true) }, now).unwrap();
         for n in 1..25u8 {
-            let refused = register.enrol(&secret(9), &key(n), now, |_| panic!("issued"));
+            let refused = register.enrol(&secret(9), asker(&key(n)), now, |_| panic!("issued"));
             assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{n}: {refused:?}");
         }
     }
@@ -156,7 +158,7 @@ mod tests {
         let (_dir, register) = register();
         let name = "press-7.plant.example";
         register.create_token(&token(SECRET, false), NOW).unwrap();
-        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        register.enrol(&SECRET, asker(&KEY), NOW, |_| Ok(certificate(1, KEY))).unwrap();
         // The next key has a certificate too.
         let later = NOW + 10 * 86_400;
         let next = key(3);
@@ -165,17 +167,17 @@ mod tests {
         let replacing = |secret| NewToken { expires_at: later + 3600, ..token(secret, true) };
         register.create_token(&replacing(secret(8)), later).unwrap();
         for key in [KEY, next] {
-            let refused = register.enrol(&secret(8), &key, later, |_| panic!("issued"));
+            let refused = register.enrol(&secret(8), asker(&key), later, |_| panic!("issued"));
             assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
         }
-        register.enrol(&secret(8), &OTHER_KEY, later, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        register.enrol(&secret(8), asker(&OTHER_KEY), later, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
         // Nor when the device is not revoked any more.
         register.create_token(&replacing(secret(9)), later).unwrap();
-        let refused = register.enrol(&secret(9), &KEY, later, |_| panic!("issued"));
+        let refused = register.enrol(&secret(9), asker(&KEY), later, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
         let refused = register.renew(name, change(OTHER_KEY, KEY), later + 10 * 86_400, || panic!("issued"));
         assert!(matches!(refused, Err(RenewalRefused::Gone)), "{refused:?}");
-        register.enrol(&secret(9), &OTHER_KEY, later, |_| Ok(certificate(4, OTHER_KEY))).unwrap();
+        register.enrol(&secret(9), asker(&OTHER_KEY), later, |_| Ok(certificate(4, OTHER_KEY))).unwrap();
     }
 
     #[test]
@@ -187,26 +189,26 @@ mod tests {
             ..certificate(serial, key)
         };
         register.create_token(&token(SECRET, false), NOW).unwrap();
-        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        register.enrol(&SECRET, asker(&KEY), NOW, |_| Ok(certificate(1, KEY))).unwrap();
         let (later, next) = (NOW + 10 * 86_400, key(3));
         register
             .renew("press-7.plant.example", change(KEY, next), later, || Ok(certificate(3, next)))
             .unwrap();
         let for_other = |secret, replaces| NewToken {
-            fqdn: "press-8.plant.example".into(),
+            name: "press-8.plant.example".into(),
             expires_at: later + 3600,
             ..token(secret, replaces)
         };
         register.create_token(&for_other(secret(8), false), later).unwrap();
         for key in [KEY, next] {
-            let refused = register.enrol(&secret(8), &key, later, |_| panic!("issued"));
+            let refused = register.enrol(&secret(8), asker(&key), later, |_| panic!("issued"));
             let Err(EnrolmentRefused::KeyInUse { holder, .. }) = refused else { panic!("{refused:?}") };
             assert_eq!(holder.as_deref(), Some("press-7.plant.example"));
         }
-        register.enrol(&secret(8), &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
+        register.enrol(&secret(8), asker(&OTHER_KEY), later, |_| Ok(other(2, OTHER_KEY))).unwrap();
         // Its own it may have again.
         register.create_token(&for_other(secret(9), true), later).unwrap();
-        register.enrol(&secret(9), &OTHER_KEY, later, |_| Ok(other(4, OTHER_KEY))).unwrap();
+        register.enrol(&secret(9), asker(&OTHER_KEY), later, |_| Ok(other(4, OTHER_KEY))).unwrap();
     }
 
     /// Of an image that carries a key, one device was revoked.
@@ -215,7 +217,7 @@ mod tests {
         let (_dir, register) = register();
         let name = "press-7.plant.example";
         register.create_token(&token(SECRET, false), NOW).unwrap();
-        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        register.enrol(&SECRET, asker(&KEY), NOW, |_| Ok(certificate(1, KEY))).unwrap();
         let other = |serial, key| IssuedCertificate {
             fqdn: "press-8.plant.example".into(),
             virtual_address: Ipv6Addr::from([8; 16]),
@@ -224,21 +226,21 @@ mod tests {
         register.revoke_device(name, NOW).unwrap();
         let later = NOW + 3 * 365 * 86_400;
         let token = |secret, fqdn: &str| NewToken {
-            fqdn: fqdn.into(),
+            name: fqdn.into(),
             expires_at: later + 3600,
             ..token(secret, true)
         };
         register.create_token(&token(secret(8), "press-8.plant.example"), NOW).unwrap();
-        let refused = register.enrol(&secret(8), &KEY, NOW, |_| panic!("issued"));
+        let refused = register.enrol(&secret(8), asker(&KEY), NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse { holder: None, .. })), "{refused:?}");
         // Nor when the name has another key, and the certificate is forgotten.
         register.create_token(&token(secret(9), name), NOW).unwrap();
-        register.enrol(&secret(9), &key(5), NOW, |_| Ok(certificate(5, key(5)))).unwrap();
+        register.enrol(&secret(9), asker(&key(5)), NOW, |_| Ok(certificate(5, key(5)))).unwrap();
         let forgotten = register.lock().execute("DELETE FROM certificates WHERE revoked", []).unwrap();
         assert_eq!(forgotten, 1);
-        let refused = register.enrol(&secret(8), &KEY, later, |_| panic!("issued"));
+        let refused = register.enrol(&secret(8), asker(&KEY), later, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::KeyInUse { holder: None, .. })), "{refused:?}");
-        register.enrol(&secret(8), &OTHER_KEY, later, |_| Ok(other(2, OTHER_KEY))).unwrap();
+        register.enrol(&secret(8), asker(&OTHER_KEY), later, |_| Ok(other(2, OTHER_KEY))).unwrap();
         let renewed =
             register.renew("press-8.plant.example", change(OTHER_KEY, KEY), later, || panic!("issued"));
         assert!(matches!(renewed, Err(RenewalRefused::KeyInUse)), "{renewed:?}");
@@ -250,14 +252,14 @@ mod tests {
         let (_dir, register) = register();
         let names = ["press-7", "press-8", "press-9"].map(|name| format!("{name}.plant.example"));
         for (n, (fqdn, key)) in (0u8..).zip(names.iter().zip([KEY, OTHER_KEY, key(3)])) {
-            let new = NewToken { fqdn: fqdn.clone(), ..token(secret(10 + n), false) };
+            let new = NewToken { name: fqdn.clone(), ..token(secret(10 + n), false) };
             register.create_token(&new, NOW).unwrap();
             let issued = IssuedCertificate {
                 fqdn: fqdn.clone(),
                 virtual_address: Ipv6Addr::from([n; 16]),
                 ..certificate(n, key)
             };
-            register.enrol(&secret(10 + n), &key, NOW, |_| Ok(issued)).unwrap();
+            register.enrol(&secret(10 + n), asker(&key), NOW, |_| Ok(issued)).unwrap();
         }
         let copy = "UPDATE devices SET next_spki_sha256 = ?1 WHERE fqdn = ?2";
         register.lock().execute(copy, params![KEY.0, names[1]]).unwrap();
@@ -290,9 +292,9 @@ mod tests {
         for (serial, n, key, now) in
             [(2u8, 0, KEY, ahead), (3, 1, OTHER_KEY, ahead), (5, 1, key(5), NOW), (4, 0, OTHER_KEY, NOW)]
         {
-            let new = NewToken { fqdn: names[n].into(), expires_at: now + 60, ..token(secret(serial), true) };
+            let new = NewToken { name: names[n].into(), expires_at: now + 60, ..token(secret(serial), true) };
             register.create_token(&new, now).unwrap();
-            register.enrol(&secret(serial), &key, now, |_| Ok(made(n, serial, key))).unwrap();
+            register.enrol(&secret(serial), asker(&key), now, |_| Ok(made(n, serial, key))).unwrap();
         }
         let later = NOW + 10 * 86_400;
         let next = key(7);
@@ -304,9 +306,9 @@ mod tests {
             let refused = register.renew(names[0], change(OTHER_KEY, key), later, || panic!("issued"));
             assert!(matches!(refused, Err(RenewalRefused::KeyInUse)), "{refused:?}");
         }
-        let new = NewToken { fqdn: names[1].into(), expires_at: later + 60, ..token(secret(8), true) };
+        let new = NewToken { name: names[1].into(), expires_at: later + 60, ..token(secret(8), true) };
         register.create_token(&new, later).unwrap();
-        let refused = register.enrol(&secret(8), &OTHER_KEY, later, |_| panic!("issued"));
+        let refused = register.enrol(&secret(8), asker(&OTHER_KEY), later, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
     }
 
@@ -315,24 +317,24 @@ mod tests {
         let (_dir, register) = register();
         let name = "press-7.plant.example";
         register.create_token(&token(SECRET, false), NOW).unwrap();
-        register.enrol(&SECRET, &KEY, NOW, |_| Ok(certificate(1, KEY))).unwrap();
+        register.enrol(&SECRET, asker(&KEY), NOW, |_| Ok(certificate(1, KEY))).unwrap();
         register.revoke_device(name, NOW).unwrap();
         register.create_token(&token(secret(8), true), NOW).unwrap();
-        register.enrol(&secret(8), &OTHER_KEY, NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
+        register.enrol(&secret(8), asker(&OTHER_KEY), NOW, |_| Ok(certificate(2, OTHER_KEY))).unwrap();
         // Another device enrols, twice, while it is.
         for (n, now) in [(9, NOW + 100_000_000), (10, NOW + 100_003_600)] {
             let fqdn = format!("press-{n}.plant.example");
-            let new = NewToken { fqdn: fqdn.clone(), expires_at: now + 3600, ..token(secret(n), false) };
+            let new = NewToken { name: fqdn.clone(), expires_at: now + 3600, ..token(secret(n), false) };
             register.create_token(&new, now).unwrap();
             let made = IssuedCertificate {
                 fqdn,
                 virtual_address: Ipv6Addr::from([n; 16]),
                 ..certificate(n, key(n))
             };
-            register.enrol(&secret(n), &key(n), now, |_| Ok(made)).unwrap();
+            register.enrol(&secret(n), asker(&key(n)), now, |_| Ok(made)).unwrap();
         }
         register.create_token(&token(secret(11), true), NOW).unwrap();
-        let refused = register.enrol(&secret(11), &KEY, NOW, |_| panic!("issued"));
+        let refused = register.enrol(&secret(11), asker(&KEY), NOW, |_| panic!("issued"));
         assert!(matches!(refused, Err(EnrolmentRefused::RevokedKey(_))), "{refused:?}");
     }
 }

@@ -84,6 +84,43 @@ const MIGRATIONS: &[&str] = &[
     UPDATE certificates SET former = 1
         WHERE issued_at + 3600 < (SELECT enrolled_at FROM devices WHERE devices.fqdn = certificates.fqdn);
     ALTER TABLE devices ADD COLUMN certificate_seen_until INTEGER;",
+    // 7: tokens for many devices, whose names they leave open; by which token a device enrolled.
+    "CREATE TABLE tokens_of_many (
+        id           INTEGER PRIMARY KEY,
+        secret_hash  BLOB NOT NULL UNIQUE CHECK (length(secret_hash) = 32),
+        -- A device's, or a pattern with one star.
+        name         TEXT NOT NULL,
+        replaces     INTEGER NOT NULL CHECK (replaces IN (0, 1)),
+        created_at   INTEGER NOT NULL,
+        expires_at   INTEGER NOT NULL,
+        created_by   TEXT,
+        revoked_at   INTEGER,
+        revoked_by   TEXT,
+        uses         INTEGER NOT NULL CHECK (uses > 0),
+        used         INTEGER NOT NULL DEFAULT 0 CHECK (used <= uses)
+    ) STRICT;
+    INSERT INTO tokens_of_many
+        SELECT id, secret_hash, fqdn, replaces, created_at, expires_at, created_by, revoked_at, revoked_by,
+            1, spki_sha256 IS NOT NULL
+        FROM tokens;
+    CREATE TABLE enrolments (
+        token        INTEGER NOT NULL REFERENCES tokens_of_many (id) ON DELETE CASCADE,
+        -- The key that used it.
+        spki_sha256  BLOB NOT NULL CHECK (length(spki_sha256) = 32),
+        fqdn         TEXT NOT NULL,
+        certificate  BLOB REFERENCES certificates (serial) ON DELETE SET NULL,
+        PRIMARY KEY (token, spki_sha256)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO enrolments
+        SELECT id, spki_sha256, fqdn, certificate FROM tokens WHERE spki_sha256 IS NOT NULL;
+    DROP TABLE tokens;
+    ALTER TABLE tokens_of_many RENAME TO tokens;
+    CREATE INDEX tokens_by_name ON tokens (name);
+    CREATE INDEX enrolments_by_certificate ON enrolments (certificate);
+    ALTER TABLE devices ADD COLUMN token INTEGER;
+    UPDATE devices SET token = newest.token
+        FROM (SELECT fqdn, max(token) AS token FROM enrolments GROUP BY fqdn) AS newest
+        WHERE devices.fqdn = newest.fqdn;",
 ];
 
 /// The version of a register's tables, or why it is none that this release knows.
@@ -175,6 +212,7 @@ fn write_copy(path: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::register::fixture::asker;
     use crate::register::{Register, TokenState};
 
     #[test]
@@ -262,9 +300,11 @@ mod tests {
         assert_eq!(rows, [("a.example".to_owned(), 5, false), ("b.example".to_owned(), 5, true)]);
         // A certificate that goes does not cost a look at every token.
         let plan: String = connection
-            .query_row("EXPLAIN QUERY PLAN SELECT 1 FROM tokens WHERE certificate = x'01'", [], |r| r.get(3))
+            .query_row("EXPLAIN QUERY PLAN SELECT 1 FROM enrolments WHERE certificate = x'01'", [], |r| {
+                r.get(3)
+            })
             .unwrap();
-        assert!(plan.contains("tokens_by_certificate"), "{plan}");
+        assert!(plan.contains("enrolments_by_certificate"), "{plan}");
     }
 
     #[test]
@@ -367,5 +407,46 @@ mod tests {
         let tables: i64 =
             connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).unwrap();
         assert_eq!(tables, 1);
+    }
+
+    #[test]
+    fn tokens_of_the_sixth_form_were_for_one_device_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("register.db");
+        let old = of_the_first_release(&path);
+        MIGRATIONS[1..6].iter().for_each(|step| old.execute_batch(step).unwrap());
+        old.pragma_update(None, "user_version", 6).unwrap();
+        old.execute_batch(
+            "INSERT INTO certificates (serial, fqdn, spki_sha256, der, not_before, not_after)
+                 VALUES (x'01', 'a.example', zeroblob(32), x'30', 5, 9);
+             INSERT INTO devices (fqdn, virtual_address, spki_sha256, enrolled_at, revision)
+                 VALUES ('a.example', zeroblob(16), zeroblob(32), 5, 1),
+                        ('c.example', randomblob(16), randomblob(32), 5, 2);
+             INSERT INTO tokens (id, secret_hash, fqdn, replaces, created_at, expires_at, spki_sha256, certificate)
+                 VALUES (3, randomblob(32), 'a.example', 0, 4, 9, randomblob(32), NULL),
+                        (7, zeroblob(32), 'a.example', 1, 5, 9, zeroblob(32), x'01'),
+                        (8, randomblob(32), 'b.example', 0, 5, 9, NULL, NULL);",
+        )
+        .unwrap();
+        drop(old);
+        let register = Register::open(&path).unwrap();
+        let tokens = register.tokens(8).unwrap();
+        let told: Vec<_> = tokens.iter().map(|t| (t.id, t.name.as_str(), t.state, t.used, t.uses)).collect();
+        assert_eq!(
+            told,
+            [
+                (3, "a.example", TokenState::Used, 1, 1),
+                (7, "a.example", TokenState::Used, 1, 1),
+                (8, "b.example", TokenState::Open, 0, 1)
+            ]
+        );
+        let by_token = |device: crate::register::DeviceRecord| device.token;
+        let devices: Vec<_> = register.devices().unwrap().into_iter().map(by_token).collect();
+        assert_eq!(devices, [Some(7), None]);
+        // What was answered is answered again.
+        let (key, secret) =
+            (cyphonic_proto::identity::KeyHash([0; 32]), cyphonic_proto::token::SecretHash([0; 32]));
+        let again = register.enrol(&secret, asker(&key), 8, |_| panic!("issued twice")).unwrap();
+        assert_eq!((again.issued.serial, again.token), (vec![1], 7));
     }
 }

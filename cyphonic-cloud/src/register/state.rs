@@ -77,6 +77,7 @@ mod tests {
     use cyphonic_proto::token::SecretHash;
 
     use super::*;
+    use crate::register::fixture::asker;
     use crate::register::{IssuedCertificate, KeyChange, NewToken};
 
     const NOW: UnixSeconds = 1_800_000_000;
@@ -152,12 +153,15 @@ mod tests {
         register.note_certificate(&device(), &key(2), NOW + 5 * DAY).unwrap();
         let new = NewToken {
             secret_hash: SecretHash([7; 32]),
-            fqdn: name.into(),
+            name: name.into(),
             expires_at: NOW + DAY,
             replaces: true,
+            uses: 1,
         };
         register.create_token(&new, NOW).unwrap();
-        register.enrol(&SecretHash([7; 32]), &key(3), NOW, |_| Ok(issued(1, 3, 3, NOW + 4 * DAY))).unwrap();
+        register
+            .enrol(&SecretHash([7; 32]), asker(&key(3)), NOW, |_| Ok(issued(1, 3, 3, NOW + 4 * DAY)))
+            .unwrap();
         assert_eq!(device().certificate_not_after, Some(NOW + 4 * DAY));
     }
 }

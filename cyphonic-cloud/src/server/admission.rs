@@ -140,6 +140,7 @@ mod tests {
             last_login_at: None,
             software_version: None,
             certificate_not_after: None,
+            token: None,
             revision,
         }
     }

@@ -45,6 +45,7 @@ mod tests {
             last_login_at: None,
             software_version: None,
             certificate_not_after: Some(1_800_000_000 - u64::from(n == 0)),
+            token: None,
             revision: 1,
         };
         let devices: Vec<_> = (0..=NAMED + 2).map(device).collect();

@@ -12,7 +12,7 @@ use cyphonic_cloud::pki::{self, Authority, service_name};
 use cyphonic_cloud::register::{NewToken, Register};
 use cyphonic_proto::identity::sha256;
 use cyphonic_proto::message::{EnrolRequest, EnrolResponse, Message};
-use cyphonic_proto::token::EnrolmentToken;
+use cyphonic_proto::token::{EnrolmentToken, SecretHash};
 use cyphonic_proto::version;
 use cyphonic_transport::Credentials;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
@@ -79,14 +79,33 @@ impl Overlay {
     }
 
     pub fn token_for(&self, name: &str, now: u64, replaces: bool) -> EnrolmentToken {
-        let token = EnrolmentToken::new(pki::random().unwrap(), sha256(&self.root()));
-        let new = NewToken {
-            secret_hash: token.secret_hash(),
-            fqdn: format!("{name}.cyphonic.internal"),
+        let name = format!("{name}.cyphonic.internal");
+        self.token_of(NewToken {
+            secret_hash: SecretHash([0; 32]),
+            name,
             expires_at: now + 3600,
             replaces,
-        };
-        self.register().create_token(&new, now).unwrap();
+            uses: 1,
+        })
+    }
+
+    /// A token for so many devices, of names like this.
+    pub fn token_for_many(&self, pattern: &str, now: u64, uses: u32) -> EnrolmentToken {
+        let name = format!("{pattern}.cyphonic.internal");
+        self.token_of(NewToken {
+            secret_hash: SecretHash([0; 32]),
+            name,
+            expires_at: now + 3600,
+            replaces: false,
+            uses,
+        })
+    }
+
+    /// One with a secret of its own, made an hour before it ends.
+    fn token_of(&self, new: NewToken) -> EnrolmentToken {
+        let token = EnrolmentToken::new(pki::random().unwrap(), sha256(&self.root()));
+        let new = NewToken { secret_hash: token.secret_hash(), ..new };
+        self.register().create_token(&new, new.expires_at - 3600).unwrap();
         token
     }
 }
@@ -108,10 +127,16 @@ impl Device {
     }
 
     pub fn enrol_request(&self, token: &EnrolmentToken) -> Message {
+        self.enrol_request_as("", token)
+    }
+
+    /// The same of a device that asks to be called so.
+    pub fn enrol_request_as(&self, name: &str, token: &EnrolmentToken) -> Message {
         Message::EnrolRequest(EnrolRequest {
             token_secret: token.secret().to_vec(),
             csr: self.csr(),
             protocol_version: version::CURRENT,
+            name: name.to_owned(),
         })
     }
 

@@ -10,6 +10,7 @@ use cyphonic_proto::Role;
 use cyphonic_proto::identity::KeyHash;
 use cyphonic_proto::message::Message;
 use cyphonic_proto::token::EnrolmentToken;
+use cyphonic_transport::{Clock, enrol as enrolment};
 
 use super::program::{Running, SOON, fails, presence, program, succeeds, try_enrol, until_online_is};
 use crate::client::{Client, login_request};
@@ -234,6 +235,60 @@ fn tokens_can_be_revoked_by_number_and_name() {
     let forever = ["token", "create", "--config", config, "--name", "d", "--ttl", "366d"];
     let refused = program(&forever);
     assert!(String::from_utf8(refused.stderr).unwrap().contains("365d at most"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_many_devices_is_told_of_until_it_is_revoked() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let create = |arguments: &[&str]| {
+        let all = [&["token", "create", "--config", config, "--name"], arguments].concat();
+        program(&all)
+    };
+    let told = |output: std::process::Output| String::from_utf8(output.stderr).unwrap();
+    for (wrong, why) in [
+        (&["camera-*.gate"][..], "--uses"),
+        (&["camera-1", "--uses", "2"], "`*`"),
+        (&["camera-*", "--uses", "2", "--replace"], "--replace"),
+        (&["*.camera-*", "--uses", "2"], "one `*`"),
+        (&["camera-*", "--uses", "0"], "--uses"),
+    ] {
+        let refused = create(wrong);
+        assert!(!refused.status.success());
+        let said = told(refused);
+        assert!(said.contains(why), "{wrong:?}: {said}");
+    }
+    let made = create(&["Camera-*.gate", "--uses", "3"]);
+    let token = EnrolmentToken::parse(str::from_utf8(&made.stdout).unwrap()).unwrap();
+    let said = told(made);
+    assert!(said.starts_with("token 1 for camera-*.gate.cyphonic.internal, for 3 devices, until "), "{said}");
+    create(&["press-7"]);
+
+    let _running = Running::start(&overlay.config_path, overlay.address).await;
+    for name in ["camera-1", "camera-2"] {
+        let request = Device::new().enrol_request_as(name, &token);
+        let connection =
+            enrolment::connect(&[overlay.address], *token.root_sha256(), &Clock::new(0)).await.unwrap();
+        enrolled(connection.open_exchange(&request).await.unwrap());
+    }
+    let listed = succeeds(&["token", "list", "--config", config]);
+    assert!(listed.contains("camera-*.gate.cyphonic.internal  open   2/3"), "{listed}");
+    let of = |arguments: &[&str]| {
+        let all = [&["device", "list", "--config", config, "--json"], arguments].concat();
+        let listed: serde_json::Value = serde_json::from_str(&succeeds(&all)).unwrap();
+        listed["devices"].as_array().unwrap().iter().map(|device| device["token"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!((of(&["--token", "1"]), of(&["--token", "2"])), (vec![1.into(), 1.into()], vec![]));
+    // Who has the device may enrol others by what it carries.
+    let said = succeeds(&["device", "revoke", "--config", config, "camera-1.gate"]);
+    assert!(said.contains("enrolled by token 1") && said.contains("`token revoke 1`"), "{said}");
+    succeeds(&["token", "revoke", "--config", config, "camera-*.gate"]);
+    let said = succeeds(&["device", "revoke", "--config", config, "camera-2.gate"]);
+    assert!(!said.contains("token revoke"), "{said}");
+    let listed: serde_json::Value =
+        serde_json::from_str(&succeeds(&["token", "list", "--config", config, "--json"])).unwrap();
+    let token = &listed["tokens"][0];
+    assert_eq!((&token["state"], &token["used"], &token["uses"]), (&"revoked".into(), &2.into(), &3.into()));
 }
 
 #[test]

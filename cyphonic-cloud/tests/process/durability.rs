@@ -174,8 +174,10 @@ fn a_register_that_another_release_or_program_wrote_is_not_tried_again() {
     let overlay = Overlay::found(unix_now());
     let config = overlay.config_path.to_str().unwrap();
     let register = rusqlite::Connection::open(overlay.config.register.as_ref().unwrap()).unwrap();
+    let version: i64 = register.query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap();
+    let as_it_was = format!("PRAGMA user_version = {version}");
     for (wrong, right) in [
-        ("PRAGMA user_version = 99", "PRAGMA user_version = 6"),
+        ("PRAGMA user_version = 99", as_it_was.as_str()),
         ("PRAGMA application_id = 1", "PRAGMA application_id = 0x43797068"),
     ] {
         register.execute_batch(wrong).unwrap();

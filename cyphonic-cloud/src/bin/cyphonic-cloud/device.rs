@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
-use cyphonic_cloud::register::{DeviceRecord, DeviceState};
+use cyphonic_cloud::register::{DeviceRecord, DeviceState, Register, TokenRecord, TokenState};
 use cyphonic_cloud::server::{Companions, Following, Online, read_kept, unix_now};
 use serde_json::json;
 
@@ -23,6 +23,9 @@ pub(crate) enum Command {
         /// Also those that were revoked; with --json they are always there.
         #[arg(long)]
         all: bool,
+        /// Only those that (last) enrolled by the token of this number, as `token list` shows it.
+        #[arg(long, value_name = "NUMBER")]
+        token: Option<i64>,
         /// For programs.
         #[arg(long)]
         json: bool,
@@ -39,7 +42,7 @@ pub(crate) enum Command {
 
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     match command {
-        Command::List { config, all, json } => list(config, *all, *json),
+        Command::List { config, all, token, json } => list(config, *all, *token, *json),
         Command::Revoke { config, name } => revoke(config, name),
     }
 }
@@ -51,11 +54,12 @@ struct Listed {
     is_condemned: bool,
 }
 
-fn list(argument: &ConfigArgument, all: bool, as_json: bool) -> anyhow::Result<()> {
+fn list(argument: &ConfigArgument, all: bool, token: Option<i64>, as_json: bool) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
     let now = unix_now();
     let condemned: HashSet<_> = register.condemned()?.into_iter().map(|device| device.fqdn).collect();
-    let listed = register.devices()?.into_iter().map(|device| {
+    let is_meant = |device: &DeviceRecord| token.is_none() || device.token == token;
+    let listed = register.devices()?.into_iter().filter(is_meant).map(|device| {
         let (state, is_condemned) = (DeviceState::of(&device, now), condemned.contains(&device.fqdn));
         Listed { device, state, is_condemned }
     });
@@ -113,12 +117,29 @@ fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
             "This is a standby: when it hears of the cloud again, what holds there holds here. Revoke it there, too."
         );
     }
+    if let Some(token) = open_token_of(&register, &fqdn)? {
+        say!(
+            "It enrolled by token {}, with which {} more can enrol, as names like {}. Who may have that token from it: `token revoke {}`, \
+             and a new one for the others.",
+            token.id,
+            token.uses - token.used,
+            token.name,
+            token.id
+        );
+    }
     for other in revocation.same_key {
         say!(
             "{other} has its key, too: who has {fqdn} can be {other}. Revoke that as well, and enrol it anew."
         );
     }
     Ok(())
+}
+
+/// The token by which a device enrolled, if others can enrol by it: the device may have it still.
+fn open_token_of(register: &Register, fqdn: &str) -> anyhow::Result<Option<TokenRecord>> {
+    let Some(number) = register.device(fqdn)?.and_then(|device| device.token) else { return Ok(None) };
+    let token = register.token(number, unix_now())?;
+    Ok(token.filter(|token| token.state == TokenState::Open))
 }
 
 /// Since when it is online, where that is known.
@@ -147,6 +168,7 @@ fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
         "state": state.name(),
         "key_revoked": is_condemned,
         "enrolled_at": time(device.enrolled_at),
+        "token": device.token,
         "certificate_not_after": device.certificate_not_after.map(time),
         "revoked_at": device.revoked_at.map(time),
         "revoked_by": device.revoked_by,
