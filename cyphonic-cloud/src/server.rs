@@ -28,6 +28,7 @@ mod port;
 mod relay;
 mod renewal;
 mod rounds;
+mod seen;
 mod sessions;
 mod standby;
 mod stun;
@@ -48,11 +49,12 @@ pub use self::clock::{rfc3339, unix_now};
 use self::credentials::{Loaded, load_credentials};
 pub use self::error::StartError;
 pub use self::expiry::{Standing, Term};
-pub use self::kept::{Companions, Content, Online, Presence, Relayed, read_kept};
+pub use self::kept::{Companions, Content, Gone, Online, Presence, Relayed, read_kept};
 use self::management::{ManagementServer, RulesAreGone, kept_facts};
 use self::port::Port;
 use self::relay::RelayServer;
 use self::renewal::{Keeper, load_renewed};
+use self::seen::Seen;
 pub use self::standby::Following;
 use self::standby::{Follower, Followers, KeptFacts, Places};
 use self::watch::Watch;
@@ -66,6 +68,7 @@ pub struct Cloud {
     failures: mpsc::Receiver<String>,
     reloader: Reloader,
     register: Option<Arc<Register>>,
+    seen: Option<Arc<Seen>>,
 }
 
 /// What running services take over without a restart.
@@ -131,7 +134,8 @@ impl Cloud {
                 return Err(error);
             }
         };
-        Ok(Self { ports, tasks, failures, reloader, register })
+        let seen = reloader.management.as_ref().map(ManagementServer::seen);
+        Ok(Self { ports, tasks, failures, reloader, register, seen })
     }
 
     /// By which it takes over what it can.
@@ -156,6 +160,9 @@ impl Cloud {
             port.transport().shutdown("the service stops").await;
         }
         self.tasks.shutdown().await;
+        if let Some(seen) = &self.seen {
+            seen.finish();
+        }
         if let Some(Err(error)) = self.register.as_ref().map(|register| register.gather()) {
             tracing::warn!(%error, "the register's latest changes stay in the file beside it");
         }

@@ -1,5 +1,6 @@
 //! Devices.
 
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use cyphonic_proto::address::Prefix;
@@ -40,6 +41,8 @@ pub struct DeviceRecord {
     pub revoked_by: Option<String>,
     /// When it last logged in, to the hour.
     pub last_login_at: Option<UnixSeconds>,
+    /// When its last connection to the NMS ended, as far as that is noted.
+    pub last_seen_at: Option<UnixSeconds>,
     /// What it said it runs.
     pub software_version: Option<String>,
     /// Until when it has a certificate for a key of its own, as far as that is known.
@@ -91,7 +94,7 @@ pub(super) const COLUMNS: &str =
      revision, revoked_by, nullif(max(coalesce(certificate_seen_until, 0), coalesce(
          (SELECT max(not_after) FROM certificates WHERE certificates.fqdn = devices.fqdn
               AND certificates.spki_sha256 IN (devices.spki_sha256, devices.next_spki_sha256)),
-     0)), 0) AS certificate_not_after, token";
+     0)), 0) AS certificate_not_after, token, last_seen_at";
 
 impl Register {
     /// The device of this name.
@@ -230,6 +233,21 @@ impl Register {
         })
     }
 
+    /// Notes when devices were last at the NMS. Those that nobody knows are left out.
+    ///
+    /// # Errors
+    /// If the register cannot be written: nothing was changed.
+    pub fn note_seen(&self, seen: &BTreeMap<String, UnixSeconds>) -> Result<(), RegisterError> {
+        self.write(|transaction| {
+            let mut statement =
+                transaction.prepare_cached("UPDATE devices SET last_seen_at = ?1 WHERE fqdn = ?2")?;
+            for (fqdn, at) in seen {
+                statement.execute(params![to_sql(*at), fqdn])?;
+            }
+            Ok(())
+        })
+    }
+
     /// Notes until when a device has a certificate for a key of its own, if the register has none on record
     /// that ends as late: it was restored from a backup since that one was made.
     ///
@@ -340,7 +358,7 @@ pub(super) fn enrol(
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = NULL,
              enrolled_at = ?4, revoked_at = NULL, revoked_by = NULL, certificate_seen_until = NULL,
-             last_login_at = NULL, software_version = NULL, revision = ?5, token = ?6",
+             last_login_at = NULL, last_seen_at = NULL, software_version = NULL, revision = ?5, token = ?6",
     )?;
     statement.execute(params![
         issued.fqdn,
@@ -381,6 +399,7 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<DeviceRecord> {
         revoked_by: row.get(9)?,
         certificate_not_after: row.get::<_, Option<i64>>(10)?.map(from_sql),
         token: row.get(11)?,
+        last_seen_at: row.get::<_, Option<i64>>(12)?.map(from_sql),
     })
 }
 

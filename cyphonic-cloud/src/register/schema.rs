@@ -118,6 +118,8 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX tokens_by_name ON tokens (name);
     CREATE INDEX enrolments_by_certificate ON enrolments (certificate);
     ALTER TABLE devices ADD COLUMN token INTEGER;
+    -- At the NMS, to some minutes.
+    ALTER TABLE devices ADD COLUMN last_seen_at INTEGER;
     UPDATE devices SET token = newest.token
         FROM (SELECT fqdn, max(token) AS token FROM enrolments GROUP BY fqdn) AS newest
         WHERE devices.fqdn = newest.fqdn;",

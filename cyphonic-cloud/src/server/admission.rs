@@ -138,6 +138,7 @@ mod tests {
             revoked_at: revoked.then_some(1),
             revoked_by: None,
             last_login_at: None,
+            last_seen_at: None,
             software_version: None,
             certificate_not_after: None,
             token: None,

@@ -43,6 +43,7 @@ mod tests {
             revoked_at: None,
             revoked_by: None,
             last_login_at: None,
+            last_seen_at: None,
             software_version: None,
             certificate_not_after: Some(1_800_000_000 - u64::from(n == 0)),
             token: None,

@@ -66,6 +66,15 @@ impl Content for Online {
     const FILE: &'static str = "online.json";
 }
 
+/// When devices that are not online were last, by name: those that went since the service started, until it stands in the
+/// register.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone(pub BTreeMap<String, UnixSeconds>);
+
+impl Content for Gone {
+    const FILE: &'static str = "gone.json";
+}
+
 /// What an NMS and those of the same overlay know of each other.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Companions {

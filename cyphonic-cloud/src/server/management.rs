@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use super::StartError;
 use super::clock::unix_now;
 use super::kept::{self, Online};
+use super::seen::Seen;
 use super::sessions::{Entrance, Event, Sessions};
 use super::standby::{KeptFacts, Shared};
 use super::watch::Watch;
@@ -41,6 +42,7 @@ pub(super) struct ManagementServer {
     entrance: Entrance,
     shared: Shared,
     is_standby: bool,
+    seen: Arc<Seen>,
 }
 
 /// Why a standby does not serve.
@@ -83,16 +85,25 @@ impl ManagementServer {
             first_setup,
         };
         let nms = Nms::new(nms_config, pki::random()?, Instant::now());
-        let (entrance, events) = Entrance::new(Some(register));
+        let (entrance, events) = Entrance::new(Some(Arc::clone(&register)));
         let public = config.public.clone();
         let sessions = Sessions::new(&entrance, false);
         let (online, told) = tokio::sync::watch::channel(Online::default());
+        let seen = Arc::new(Seen::new(register, told.clone()));
         if let Some(directory) = config.runtime_directory.clone() {
-            tasks.spawn(kept::keep(directory, config.network.id, move || told.borrow().clone()));
+            let (network, told, seen) = (config.network.id, told, Arc::clone(&seen));
+            tasks.spawn(kept::keep(directory.clone(), network, move || told.borrow().clone()));
+            tasks.spawn(kept::keep(directory, network, move || seen.gone()));
         }
+        tasks.spawn(Arc::clone(&seen).run());
         let management = Management { nms, sessions, public, online, shared: shared.clone() };
         tasks.spawn(management.run(events, watch.subscribe()));
-        Ok(Self { entrance, shared, is_standby })
+        Ok(Self { entrance, shared, is_standby, seen })
+    }
+
+    /// Who is to be told when it ends.
+    pub(super) fn seen(&self) -> Arc<Seen> {
+        Arc::clone(&self.seen)
     }
 
     /// What it knows, and what others may tell it.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cyphonic_cloud::register::Register;
-use cyphonic_cloud::server::unix_now;
+use cyphonic_cloud::server::{rfc3339, unix_now};
 use cyphonic_proto::Role;
 use cyphonic_proto::message::{Message, RegistrationRequest};
 use cyphonic_proto::version;
@@ -46,6 +46,48 @@ async fn a_monitor_learns_what_there_is() {
         assert!(said.contains(&format!("\ncyphonic_cloud_{sample}")), "{sample}: {said}");
     }
     assert!(!said.contains("a.lab"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_learns_of_each_device_when_it_was_here_if_it_asks() {
+    let overlay = Overlay::found(unix_now());
+    let config = overlay.config_path.to_str().unwrap();
+    let begun = unix_now();
+    let mut running = Running::start(&overlay.config_path, overlay.address).await;
+    let member = crate::client::enrol(&overlay, &overlay.token("a.lab", unix_now())).await;
+    let asked = || told_by_files(&["metrics", "--devices"], config);
+    let online =
+        |value| format!("\ncyphonic_cloud_device_online{{device=\"a.lab.cyphonic.internal\"}} {value}\n");
+    assert!(asked().contains("\ncyphonic_cloud_device_certificate_not_after_seconds{device=\"a.lab"));
+    assert!(!asked().contains("last_seen_seconds{"), "it was not here yet");
+
+    let client = Client::open();
+    let connection = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(connection.open_exchange(&login_request()).await.unwrap(), Message::Refusal(_)));
+    let present = until_online_is(true, config).await;
+    assert!(present["last_seen_at"].is_string() && asked().contains(&online(1)), "{present:#}");
+    connection.close(cyphonic_proto::close::DONE, "done");
+    until_online_is(false, config).await;
+    // The file that tells of it is another one.
+    let deadline = Instant::now() + SOON;
+    while !presence(config)["last_seen_at"].is_string() {
+        assert!(Instant::now() < deadline, "{:#}", presence(config));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let away = presence(config);
+    assert!(asked().contains(&online(0)) && asked().contains("last_seen_seconds{device=\"a.lab"));
+    assert!(away["last_seen_at"].as_str() >= Some(rfc3339(begun).as_str()), "{away:#}");
+
+    let connection = client.connect(&overlay, &member, Role::Nms).await.unwrap();
+    assert!(matches!(connection.open_exchange(&login_request()).await.unwrap(), Message::Refusal(_)));
+    until_online_is(true, config).await;
+    running.signal("TERM");
+    assert!(running.wait().success());
+    std::fs::remove_file(overlay.directory.path().join("gone.json")).unwrap();
+    std::fs::remove_file(overlay.directory.path().join("online.json")).unwrap();
+    let stopped = presence(config);
+    assert!(stopped["last_seen_at"].as_str() >= away["last_seen_at"].as_str(), "{stopped:#}");
+    assert!(stopped["online"].is_null() && !asked().contains("device_online{"), "nobody knows");
 }
 
 /// As with two copies of an SD card.

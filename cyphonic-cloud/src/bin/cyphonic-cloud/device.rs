@@ -5,9 +5,10 @@ use std::collections::HashSet;
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
 use cyphonic_cloud::register::{DeviceRecord, DeviceState, Register, TokenRecord, TokenState};
-use cyphonic_cloud::server::{Companions, Following, Online, read_kept, unix_now};
+use cyphonic_cloud::server::{Companions, Following, read_kept, unix_now};
 use serde_json::json;
 
+use crate::presence::Presence;
 use crate::table::{Table, time};
 use crate::{ConfigArgument, runtime_directory};
 
@@ -63,9 +64,9 @@ fn list(argument: &ConfigArgument, all: bool, token: Option<i64>, as_json: bool)
         let (state, is_condemned) = (DeviceState::of(&device, now), condemned.contains(&device.fqdn));
         Listed { device, state, is_condemned }
     });
-    let online = read_kept(&runtime_directory(), Some(config.network.id), now);
+    let presence = Presence::read(&config, now);
     if as_json {
-        let devices: Vec<_> = listed.map(|listed| to_json(&listed, online.as_ref())).collect();
+        let devices: Vec<_> = listed.map(|listed| to_json(&listed, &presence)).collect();
         let text = serde_json::to_string_pretty(&json!({ "version": JSON_VERSION, "devices": devices }))?;
         say!("{text}");
         return Ok(());
@@ -77,7 +78,7 @@ fn list(argument: &ConfigArgument, all: bool, token: Option<i64>, as_json: bool)
         "ONLINE SINCE",
         "ENROLLED",
         "CERTIFICATE UNTIL",
-        "LAST LOGIN",
+        "LAST SEEN",
         "SOFTWARE",
     ]);
     let shown = listed.filter(|listed| all || listed.state != DeviceState::Revoked);
@@ -86,10 +87,10 @@ fn list(argument: &ConfigArgument, all: bool, token: Option<i64>, as_json: bool)
             device.fqdn.clone(),
             device.virtual_address.to_string(),
             if is_condemned { format!("{}, key revoked", state.name()) } else { state.name().to_owned() },
-            presence(&device, online.as_ref()),
+            online_since(&device, &presence),
             time(device.enrolled_at),
             device.certificate_not_after.map_or_else(|| "-".to_owned(), time),
-            device.last_login_at.map_or_else(|| "never".to_owned(), time),
+            last_seen(&device, &presence),
             device.software_version.unwrap_or_else(|| "-".to_owned()),
         ]);
     }
@@ -143,11 +144,11 @@ fn open_token_of(register: &Register, fqdn: &str) -> anyhow::Result<Option<Token
 }
 
 /// Since when it is online, where that is known.
-fn presence(device: &DeviceRecord, online: Option<&Online>) -> String {
-    match online.map(|online| online.0.get(&device.fqdn)) {
-        None => "?".to_owned(),
-        Some(None) => "-".to_owned(),
-        Some(Some(present)) => {
+fn online_since(device: &DeviceRecord, presence: &Presence) -> String {
+    match presence.of(device) {
+        None if presence.online.is_none() => "?".to_owned(),
+        None => "-".to_owned(),
+        Some(present) => {
             let by_tcp = if present.by_tcp { " by TCP" } else { "" };
             let doubled = if present.is_doubled(unix_now()) { ", two machines" } else { "" };
             format!("{}{by_tcp}{doubled}", time(present.since))
@@ -155,11 +156,18 @@ fn presence(device: &DeviceRecord, online: Option<&Online>) -> String {
     }
 }
 
-fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
+fn last_seen(device: &DeviceRecord, presence: &Presence) -> String {
+    match presence.is_online(device) {
+        Some(true) => "now".to_owned(),
+        _ => presence.last_seen(device).map_or_else(|| "never".to_owned(), time),
+    }
+}
+
+fn to_json(listed: &Listed, presence: &Presence) -> serde_json::Value {
     let Listed { device, state, is_condemned } = listed;
-    let present = online.and_then(|online| online.0.get(&device.fqdn));
+    let present = presence.of(device);
     json!({
-        "online": online.map(|_| present.is_some()),
+        "online": presence.is_online(device),
         "online_since": present.map(|present| time(present.since)),
         "by_tcp": present.map(|present| present.by_tcp),
         "doubled": present.map(|present| present.is_doubled(unix_now())),
@@ -172,6 +180,7 @@ fn to_json(listed: &Listed, online: Option<&Online>) -> serde_json::Value {
         "certificate_not_after": device.certificate_not_after.map(time),
         "revoked_at": device.revoked_at.map(time),
         "revoked_by": device.revoked_by,
+        "last_seen_at": presence.last_seen(device).map(time),
         "last_login_at": device.last_login_at.map(time),
         "software_version": device.software_version,
     })

@@ -24,6 +24,7 @@ mod init;
 mod manual;
 mod metrics;
 mod operator;
+mod presence;
 mod renew;
 mod run;
 mod standby;
@@ -76,7 +77,12 @@ enum Command {
     /// Check a configuration, its certificates, keys and register, and say what they make this machine.
     Check(run::CheckArguments),
     /// Print what there is to measure, in the text form of Prometheus.
-    Metrics(ConfigArgument),
+    Metrics {
+        #[command(flatten)]
+        config: ConfigArgument,
+        #[command(flatten)]
+        choice: metrics::Choice,
+    },
     /// Show the relays of this host: those that run in XDP, and what the service relays in userspace.
     TrsStatus(status::Arguments),
     /// Show the NMSs that stand in for this one, or for which one this one stands in.
@@ -148,7 +154,7 @@ fn main() -> ExitCode {
         Command::Renew(arguments) => renew::run(&arguments),
         Command::Run(argument) => run::run(&argument),
         Command::Check(arguments) => run::check(&arguments),
-        Command::Metrics(argument) => metrics::run(&argument),
+        Command::Metrics { config, choice } => metrics::run(&config, choice),
         Command::TrsStatus(arguments) => status::run(&arguments),
         Command::StandbyStatus(arguments) => standby::run(&arguments),
         Command::Access(arguments) => access::run(&arguments),

@@ -1,25 +1,35 @@
-//! `cyphonic-cloud metrics`: what there is to measure of this machine's services, for a monitor. No series is
-//! of one device.
+//! `cyphonic-cloud metrics`: what there is to measure of this machine's services, for a monitor. Series of single devices
+//! are told only to who asks for them.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use cyphonic_cloud::VERSION;
 use cyphonic_cloud::config::{Config, ServiceRole};
-use cyphonic_cloud::register::{DeviceState, Register, RegisterError, UnixSeconds};
-use cyphonic_cloud::server::{self, Companions, Online, Relayed, read_kept, unix_now};
+use cyphonic_cloud::register::{DeviceRecord, DeviceState, Register, RegisterError, UnixSeconds};
+use cyphonic_cloud::server::{self, Companions, Relayed, read_kept, unix_now};
 use cyphonic_common::DropReason;
 use cyphonic_dataplane::relay::xdp::{Mode, RunningRelay, running_relays};
 use cyphonic_transport::metrics::Text;
 
+use crate::presence::Presence;
 use crate::{ConfigArgument, complain, runtime_directory};
 
-pub(crate) fn run(argument: &ConfigArgument) -> anyhow::Result<()> {
+/// What is told besides.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Choice {
+    /// Also three series of each device that is not revoked: whether it is online, when it was last seen, and when its
+    /// certificate ends.
+    #[arg(long)]
+    devices: bool,
+}
+
+pub(crate) fn run(argument: &ConfigArgument, choice: Choice) -> anyhow::Result<()> {
     let mut text = Text::new("cyphonic_cloud");
     text.gauge("build_info", "The program's version.");
     text.sample(&[("version", VERSION)], 1);
     match read(argument.load()) {
-        Some(config) => render(&mut text, &config),
+        Some(config) => render(&mut text, &config, choice),
         None => render_ready(&mut text, false),
     }
     tell!("{}", text.into_string());
@@ -32,17 +42,18 @@ fn read<T>(found: anyhow::Result<T>) -> Option<T> {
     found.inspect_err(complain).ok()
 }
 
-fn render(text: &mut Text, config: &Config) {
+fn render(text: &mut Text, config: &Config, choice: Choice) {
     let (directory, network, now) = (runtime_directory(), Some(config.network.id), unix_now());
-    let online: Option<Online> = read_kept(&directory, network, now);
+    let presence = Presence::read(config, now);
     let relayed: Option<Relayed> = read_kept(&directory, network, now);
     let terms = read(server::terms(config).map_err(Into::into));
-    let counts = config.register.as_ref().map(|path| read(Counts::read(path, now).map_err(Into::into)));
+    let counts =
+        config.register.as_ref().map(|path| read(Counts::read(path, choice, now).map_err(Into::into)));
     let is_all_read = terms.is_some() && counts.as_ref().is_none_or(Option::is_some);
     let (manages, relays) = (config.runs(ServiceRole::Nms), config.runs(ServiceRole::Trs));
     // An AS alone tells nobody that it runs.
     if manages || relays || !is_all_read {
-        let runs = if manages { online.is_some() } else { relayed.is_some() };
+        let runs = if manages { presence.online.is_some() } else { relayed.is_some() };
         render_ready(text, runs && is_all_read);
     }
     if let Some(terms) = terms {
@@ -51,8 +62,11 @@ fn render(text: &mut Text, config: &Config) {
     }
     if let Some(counts) = counts.flatten() {
         render_counts(text, &counts);
+        if choice.devices {
+            render_devices(text, &counts.single, &presence);
+        }
     }
-    if let Some(online) = online {
+    if let Some(online) = presence.online {
         text.gauge("devices_online", "Devices that are connected to the NMS.");
         text.sample(&[], online.0.len());
         text.gauge("devices_doubled", "Devices whose identity two machines have had within the last hour.");
@@ -78,12 +92,17 @@ fn render_ready(text: &mut Text, is_ready: bool) {
 struct Counts {
     devices: BTreeMap<DeviceState, u64>,
     tokens_open: u32,
+    /// Those that are told of one by one.
+    single: Vec<DeviceRecord>,
 }
 
 impl Counts {
-    fn read(path: &Path, now: UnixSeconds) -> Result<Self, RegisterError> {
+    fn read(path: &Path, choice: Choice, now: UnixSeconds) -> Result<Self, RegisterError> {
         let register = Register::open(path)?;
-        Ok(Self { devices: register.count_devices(now)?, tokens_open: register.count_open_tokens(now)? })
+        let mut single = if choice.devices { register.devices()? } else { Vec::new() };
+        single.retain(|device| device.revoked_at.is_none());
+        let (devices, tokens_open) = (register.count_devices(now)?, register.count_open_tokens(now)?);
+        Ok(Self { devices, tokens_open, single })
     }
 }
 
@@ -92,6 +111,28 @@ fn render_counts(text: &mut Text, counts: &Counts) {
     counts.devices.iter().for_each(|(state, count)| text.sample(&[("state", state.name())], count));
     text.gauge("tokens_open", "Tokens that nobody has used yet, and that have not ended.");
     text.sample(&[], counts.tokens_open);
+}
+
+fn render_devices(text: &mut Text, devices: &[DeviceRecord], presence: &Presence) {
+    let mut of_each = |name, help: &str, value: &dyn Fn(&DeviceRecord) -> Option<u64>| {
+        text.gauge(name, help);
+        for device in devices {
+            if let Some(value) = value(device) {
+                text.sample(&[("device", &device.fqdn)], value);
+            }
+        }
+    };
+    of_each("device_online", "Whether a device is connected to the NMS.", &|device| {
+        presence.is_online(device).map(u64::from)
+    });
+    of_each("device_last_seen_seconds", "When a device was last seen, Unix time.", &|device| {
+        presence.last_seen(device)
+    });
+    of_each(
+        "device_certificate_not_after_seconds",
+        "When a device's certificate ends, Unix time.",
+        &|device| device.certificate_not_after,
+    );
 }
 
 fn render_companions(text: &mut Text, companions: &Companions) {
