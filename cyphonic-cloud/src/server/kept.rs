@@ -13,14 +13,17 @@ use std::time::Duration;
 use cyphonic_proto::identity::NetworkId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 
 use super::clock::unix_now;
 use super::standby::Following;
 use crate::register::UnixSeconds;
 
-/// How often it is looked whether something has changed.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often it is looked whether something has changed, at most.
+pub(super) const LOOK: Duration = Duration::from_secs(5);
+
+/// No more than this part of the time goes to looking and writing: with very many devices each takes long.
+const PART: u32 = 100;
 
 /// Written at least this often.
 const REFRESHED: Duration = Duration::from_secs(60);
@@ -125,18 +128,24 @@ pub fn read_kept<T: Content>(directory: &Path, network: Option<NetworkId>, now: 
     (file.version == VERSION && is_kept && is_meant).then_some(file.content)
 }
 
+/// How long to wait before the next look, after one that took so long.
+pub(super) fn pause_after(took: Duration) -> Duration {
+    took.saturating_mul(PART).clamp(LOOK, REFRESHED)
+}
+
 /// Keeps the file that says what `look` finds. Never ends.
 pub(super) async fn keep<T: Content + Clone>(
     directory: PathBuf,
     network: NetworkId,
     mut look: impl FnMut() -> T,
 ) {
-    let mut interval = tokio::time::interval(LOOK);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut last, mut complained) = (None, false);
+    let mut pause = Duration::ZERO;
     loop {
-        interval.tick().await;
+        tokio::time::sleep(pause).await;
+        let begun = Instant::now();
         let found = look();
+        pause = LOOK;
         let is_known = |(at, known): &(Instant, T)| at.elapsed() < REFRESHED && *known == found;
         if last.as_ref().is_some_and(is_known) {
             continue;
@@ -152,6 +161,7 @@ pub(super) async fn keep<T: Content + Clone>(
             tracing::warn!(path = %path.display(), %error, "cannot tell commands what this service does");
         }
         complained = written.is_err();
+        pause = pause_after(begun.elapsed());
     }
 }
 
@@ -193,6 +203,14 @@ mod tests {
         assert_eq!(read(Some(NetworkId([8; 16])), NOW), None);
         fs::write(dir.path().join(Online::FILE), "{").unwrap();
         assert_eq!(read(Some(OURS), NOW), None);
+    }
+
+    #[test]
+    fn what_takes_long_is_done_more_rarely() {
+        let pause = |took| pause_after(Duration::from_millis(took));
+        assert_eq!((pause(0), pause(50)), (LOOK, LOOK));
+        assert_eq!(pause(300), Duration::from_secs(30));
+        assert!(pause(10_000) == REFRESHED && REFRESHED.as_secs() < STALE / 2, "it stays fresh");
     }
 
     #[tokio::test(start_paused = true)]

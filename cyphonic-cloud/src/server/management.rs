@@ -25,9 +25,6 @@ use crate::config::{Config, ServiceAddresses};
 use crate::pki;
 use crate::register::{DeviceRecord, Register};
 
-/// How often it is told who is there: whoever wants to know looks no more often.
-const TELL: Duration = Duration::from_secs(5);
-
 /// How often it is tried to reserve set-ups' numbers, where that failed.
 const RESERVE_AGAIN: Duration = Duration::from_secs(60);
 
@@ -152,8 +149,7 @@ struct Management {
 impl Management {
     async fn run(mut self, mut events: mpsc::Receiver<Event>, mut changes: mpsc::Receiver<DeviceRecord>) {
         let mut look_at = tokio::time::Instant::now();
-        let mut tell = tokio::time::interval(TELL);
-        tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tell_at = tokio::time::Instant::now() + kept::LOOK;
         let (mut facts, mut serves) = (self.shared.facts.subscribe(), self.shared.serves.subscribe());
         let mut elsewhere = self.shared.numbers.elsewhere();
         let mut send_away = tokio::time::interval(SEND_AWAY);
@@ -184,15 +180,21 @@ impl Management {
                 _ = send_away.tick(), if !*serves.borrow() => self.send_away(),
                 () = sleep_until(timeout) => self.nms.handle_timeout(Instant::now()),
                 () = tokio::time::sleep_until(look_at) => look_at = tokio::time::Instant::now() + self.look(),
-                _ = tell.tick() => {
-                    if let Some(online) = self.sessions.online() {
-                        self.online.send_replace(online);
-                    }
-                }
+                () = tokio::time::sleep_until(tell_at) => tell_at = tokio::time::Instant::now() + self.tell(),
             }
             self.act();
             self.shared.numbers.note(self.nms.next_setup());
         }
+    }
+
+    /// Tells who is there. Returns how long until it is to be told again: nobody looks more often, and a million
+    /// devices are not gone through while others wait for their set-ups.
+    fn tell(&mut self) -> Duration {
+        let begun = Instant::now();
+        if let Some(online) = self.sessions.online() {
+            self.online.send_replace(online);
+        }
+        kept::pause_after(begun.elapsed())
     }
 
     /// Sends some of the nodes to the overlay's own NMS.

@@ -162,6 +162,8 @@ pub(super) struct Sessions {
     refusals: Refusals,
     datagrams: bool,
     sessions: BTreeMap<Channel, Session>,
+    /// Those of each device.
+    of_device: HashMap<String, Vec<Channel>>,
     rounds: Rounds<Channel>,
     changes: Changes,
     /// Those that have not spoken yet.
@@ -184,6 +186,7 @@ impl Sessions {
             refusals: Arc::clone(&entrance.refusals),
             datagrams,
             sessions: BTreeMap::new(),
+            of_device: HashMap::new(),
             rounds: Rounds::default(),
             changes: Changes::default(),
             silent: Newest::default(),
@@ -228,6 +231,7 @@ impl Sessions {
                 introduced: false,
             },
         );
+        self.of_device.entry(fqdn.clone()).or_default().push(channel);
         if let Some(oldest) = self.silent.insert(fqdn, channel) {
             self.close(oldest, "more connections than a device needs, and nothing asked on them");
         }
@@ -292,10 +296,17 @@ impl Sessions {
     pub(super) fn remove(&mut self, channel: Channel) -> bool {
         let Some(session) = self.sessions.remove(&channel) else { return false };
         session.readers.iter().for_each(AbortHandle::abort);
+        let fqdn = &session.admission.identity.fqdn;
+        if let Some(own) = self.of_device.get_mut(fqdn) {
+            own.retain(|other| *other != channel);
+            if own.is_empty() {
+                self.of_device.remove(fqdn);
+            }
+        }
         if session.introduced {
             self.others_online = true;
         } else {
-            self.silent.remove(&session.admission.identity.fqdn, |other| *other == channel);
+            self.silent.remove(fqdn, |other| *other == channel);
         }
         true
     }
@@ -448,10 +459,11 @@ impl Sessions {
     /// Notes a change of the register, and gives the connections that it does away with.
     pub(super) fn changed(&mut self, now: Instant, device: &DeviceRecord) -> Vec<(Channel, &'static str)> {
         self.changes.note(now, device);
-        let outlived = |(channel, session): (&Channel, &Session)| {
-            Some((*channel, session.admission.outlives(device).err()?))
+        let own = self.of_device.get(&device.fqdn).into_iter().flatten();
+        let outlived = |channel: &Channel| {
+            Some((*channel, self.sessions.get(channel)?.admission.outlives(device).err()?))
         };
-        self.sessions.iter().filter_map(outlived).collect()
+        own.filter_map(outlived).collect()
     }
 }
 
