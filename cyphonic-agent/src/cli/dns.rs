@@ -70,7 +70,9 @@ async fn query(status: &DnsStatus, name: &str) -> Result<ExitCode> {
     let full = if inside { format!("{name}.") } else { format!("{name}.{}.", status.zone) };
     let name = Name::from_ascii(&full).with_context(|| format!("{full:?} is no name"))?;
     let start = Instant::now();
-    let reply = exchange(server, name).await?;
+    let reply = exchange(server, name).await.with_context(|| {
+        format!("cannot ask the agent's DNS server at {server} (its address is of the network namespace that the agent runs in)")
+    })?;
     let took_ms = start.elapsed().as_secs_f64() * 1e3;
     say(format_args!("{} from {server} in {took_ms:.3} ms", reply.metadata.response_code))?;
     for record in &reply.answers {
