@@ -51,8 +51,8 @@ pub fn read_token_file(path: &Path) -> Result<EnrolmentToken, EnrolError> {
     Ok(EnrolmentToken::parse(text)?)
 }
 
-/// Enrols at the AS at `addresses`, by the name that the host has where the token leaves that open, and keeps the identity in `state`. Where the key is another device's, as
-/// on a copied disk, the device gets one of its own.
+/// Enrols at the AS at `addresses`, by the name that the host has where the token leaves that open, and keeps the
+/// identity in `state`. Where the key is another device's, as on a copied disk, the device gets one of its own.
 ///
 /// # Errors
 ///
@@ -64,19 +64,22 @@ pub async fn enrol(
     enrol_as: &EnrolAs,
     addresses: &[SocketAddr],
 ) -> Result<DeviceIdentity, EnrolError> {
-    let name = match host::name(enrol_as) {
-        Ok(name) => name,
-        // Few tokens ask for one.
-        Err(_) if *enrol_as == EnrolAs::default() => String::new(),
-        Err(reason) => return Err(EnrolError::Name { wanted: enrol_as.clone(), reason }),
-    };
-    match enrol_once(state, &state.key_or_generate()?, token, &name, addresses).await {
+    // Few tokens ask for one.
+    let told = host::name(enrol_as);
+    let name = told.as_deref().unwrap_or_default();
+    let enrolled = match enrol_once(state, &state.key_or_generate()?, token, name, addresses).await {
         Err(EnrolError::Refused { code: RefusalCode::KeyInUse, .. }) => {
             tracing::warn!("another device has this device's key: it gets one of its own");
             let key = state.generate_next_key()?;
-            enrol_once(state, &key, token, &name, addresses).await
+            enrol_once(state, &key, token, name, addresses).await
         }
         enrolled => enrolled,
+    };
+    match (enrolled, told) {
+        (Err(EnrolError::Refused { code: RefusalCode::NotAllowed, reason, .. }), Err(missing)) => {
+            Err(EnrolError::Nameless { reason, wanted: enrol_as.clone(), missing })
+        }
+        (enrolled, _) => enrolled,
     }
 }
 
@@ -200,13 +203,17 @@ pub enum EnrolError {
         /// What was given.
         path: String,
     },
-    /// The host does not have what it is to be called by.
-    #[error("this device cannot be called {wanted} as `enrol_as` says: {reason}")]
-    Name {
+    /// The AS refused a device that told no name.
+    #[error(
+        "the cloud refused the enrolment: {reason} (it cannot be called {wanted} as `enrol_as` says: {missing})"
+    )]
+    Nameless {
+        /// Why, for people.
+        reason: String,
         /// What it was to be called.
         wanted: EnrolAs,
-        /// What is missing.
-        reason: String,
+        /// What the host does not have.
+        missing: String,
     },
     /// Key or certificates cannot be kept.
     #[error(transparent)]
@@ -244,15 +251,17 @@ impl EnrolError {
         matches!(self, Self::Refused { code: RefusalCode::Revoked, .. })
     }
 
-    /// True when the device's name is what keeps it out, and no token need be another.
+    /// True when it is about the name that the device would get.
     pub fn is_of_name(&self) -> bool {
-        matches!(self, Self::Name { .. } | Self::Refused { code: RefusalCode::NotAllowed, .. })
+        matches!(self, Self::Nameless { .. } | Self::Refused { code: RefusalCode::NotAllowed, .. })
     }
 
     /// True when trying again with the same token cannot help.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Dial(_) | Self::Exchange(_) | Self::Time(_) => false,
+            // Full or read-only: the same token and key do as soon as it is not.
+            Self::State(StateError::Io { .. }) => false,
             Self::Refused { retry, .. } => retry.is_none(),
             _ => true,
         }

@@ -7,7 +7,8 @@
 //! - a stranger can only enrol, a device can only log in and renew;
 //! - a certificate's name and address come from the token or the asker's certificate, never from a request, but for
 //!   what a token leaves open;
-//! - reasons given to the asker name no other device and no detail of our failures; those are in the log.
+//! - reasons given to the asker name no device but the one that its token is for or that it named itself, and no detail of our
+//!   failures; those are in the log.
 
 mod error;
 
@@ -27,7 +28,7 @@ use self::error::{Case, Refused};
 use crate::network::Network;
 use crate::pki::{Authority, DeviceKey};
 use crate::register::{
-    Asker, DeviceRecord, Enrolled, Enrolment, IssuedCertificate, KeyChange, Register, UnixSeconds,
+    Asker, DeviceRecord, Enrolled, Enrolment, IssuedCertificate, KeyChange, Presented, Register, UnixSeconds,
 };
 use crate::seldom::{HOURLY, Seldom};
 
@@ -107,12 +108,13 @@ impl Service {
     /// operator; the rest is what strangers do.
     fn log(&self, peer: Option<&Identity>, refused: &Refused, now: UnixSeconds) {
         let presented = refused.presented();
-        let named = peer.map(|peer| &peer.fqdn).or(presented.map(|presented| &presented.fqdn));
+        let named = peer.map(|peer| &peer.fqdn).or(presented.map(|presented| &presented.granted));
         match (refused, named) {
             (Refused::Internal(reason), _) if self.failures.is_due(reason.clone(), now) => {
                 tracing::error!(reason, "a request failed");
             }
             (reason, Some(fqdn)) if self.refusals.is_due((fqdn.clone(), reason.case()), now) => {
+                let fqdn = presented.map_or(fqdn.as_str(), Presented::name);
                 let token = presented.map(|presented| presented.token);
                 tracing::warn!(fqdn, token, %reason, "a device was refused");
                 if let Some(holder) = refused.holder() {

@@ -41,7 +41,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::certificates::IssuedCertificate;
 pub use self::copy::Copied;
-pub use self::devices::{DeviceRecord, KeyChange, Members, Revocation};
+pub use self::devices::{DeviceRecord, KeyChange, Members, Revocation, Visit};
 pub use self::enrolments::{Asker, Enrolled, Enrolment};
 pub use self::error::{EnrolmentRefused, Presented, RegisterError, RenewalRefused};
 pub use self::state::DeviceState;

@@ -49,7 +49,7 @@ pub use self::clock::{rfc3339, unix_now};
 use self::credentials::{Loaded, load_credentials};
 pub use self::error::StartError;
 pub use self::expiry::{Standing, Term};
-pub use self::kept::{Companions, Content, Gone, Online, Presence, Relayed, read_kept};
+pub use self::kept::{Attendance, Companions, Content, Online, Presence, Relayed, read_kept};
 use self::management::{ManagementServer, RulesAreGone, kept_facts};
 use self::port::Port;
 use self::relay::RelayServer;

@@ -140,12 +140,17 @@ impl TokenFile {
     }
 
     fn help(&self, error: &EnrolError) -> String {
-        if error.is_of_name() {
-            return "give this device another name (in /etc/hostname, or by `enrol_as` and a restart), or a token of its own".into();
-        }
         let place =
             if self.store.is_some() { CREDENTIAL_STORE.into() } else { self.path.display().to_string() };
-        format!("make a token with `cyphonic-cloud token create --name NAME` and put it into {place}")
+        let make =
+            format!("make a token with `cyphonic-cloud token create --name NAME` and put it into {place}");
+        match error.is_of_name() {
+            true => format!(
+                "if its token is for many devices, give this one another name, in /etc/hostname or by `enrol_as` and a restart; \
+                 else {make}"
+            ),
+            false => make,
+        }
     }
 }
 
@@ -195,18 +200,34 @@ fn jittered(wait: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::StateError;
 
     fn refused(code: RefusalCode, retry: Option<Duration>) -> EnrolError {
         EnrolError::Refused { code, reason: "no".into(), retry }
     }
 
     #[test]
-    fn who_is_kept_out_for_its_name_is_not_sent_for_another_token() {
+    fn who_is_kept_out_for_its_name_is_told_that_another_may_do() {
         let file = TokenFile { path: "/etc/cyphonic/token".into(), store: None };
         let of_name = file.help(&refused(RefusalCode::NotAllowed, None));
-        assert!(of_name.contains("enrol_as") && !of_name.contains("token create"), "{of_name}");
         let of_token = file.help(&refused(RefusalCode::BadToken, None));
-        assert!(of_token.contains("token create") && of_token.contains("/etc/cyphonic/token"), "{of_token}");
+        assert!(of_name.contains("enrol_as") && !of_token.contains("enrol_as"), "{of_name}");
+        // A token for one device says its name itself.
+        for help in [of_name, of_token] {
+            assert!(help.contains("token create") && help.contains("/etc/cyphonic/token"), "{help}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_written_is_no_fault_of_the_token() {
+        let source = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let full = StateError::Io { what: "write", path: "key.pem".into(), source };
+        let mut attempts = Attempts::default();
+        let token = EnrolmentToken::new([1; 32], [0; 32]);
+        let error = EnrolError::State(full);
+        assert!(!error.is_final());
+        attempts.failed(Some(token.clone()), &error);
+        assert!(!attempts.are_over_for(&token));
     }
 
     #[test]

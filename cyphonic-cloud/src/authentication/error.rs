@@ -3,6 +3,7 @@
 use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
+use cyphonic_proto::identity::sha256;
 use cyphonic_proto::message::{Refusal, RefusalCode};
 use cyphonic_proto::version::VersionMismatch;
 
@@ -12,8 +13,12 @@ use crate::register::{EnrolmentRefused, Presented, RegisterError, RenewalRefused
 /// The longest wait that a refusal can ask for.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
-/// A kind of refusal, and the number of the token that was presented.
-pub(super) type Case = (Discriminant<Refused>, RefusalCode, Option<i64>);
+/// A kind of refusal, the number of the token that was presented, and where that is for many names, one of a few groups
+/// that the name belongs to which was asked for.
+pub(super) type Case = (Discriminant<Refused>, RefusalCode, Option<i64>, u8);
+
+/// So many cases whoever has a token for many names can make of one.
+const GROUPS: u8 = 64;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
@@ -66,7 +71,10 @@ impl Refused {
 
     /// What it is a case of, for a log that is told of each case seldom: nothing that the asker can vary.
     pub(super) fn case(&self) -> Case {
-        (discriminant(self), self.code(), self.presented().map(|presented| presented.token))
+        let presented = self.presented();
+        let chosen = presented.filter(|presented| presented.name() != presented.granted);
+        let group = chosen.map_or(0, |chosen| sha256(chosen.name().as_bytes())[0] % GROUPS);
+        (discriminant(self), self.code(), presented.map(|presented| presented.token), group)
     }
 
     fn code(&self) -> RefusalCode {
@@ -76,9 +84,11 @@ impl Refused {
             }
             Self::Malformed(_) | Self::Csr(_) => RefusalCode::Malformed,
             Self::Version(_) => RefusalCode::Version,
-            Self::Token(EnrolmentRefused::NameTaken(_) | EnrolmentRefused::NameUnfit { .. }) => {
-                RefusalCode::NotAllowed
-            }
+            Self::Token(
+                EnrolmentRefused::NameTaken(_)
+                | EnrolmentRefused::NameKept(_)
+                | EnrolmentRefused::NameUnfit { .. },
+            ) => RefusalCode::NotAllowed,
             Self::Token(EnrolmentRefused::RevokedKey(_) | EnrolmentRefused::RevokedUser(_)) => {
                 RefusalCode::Revoked
             }
@@ -136,6 +146,8 @@ impl From<Refused> for Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -143,7 +155,16 @@ mod tests {
         let too_large = |bytes| Refused::Csr(CsrError::TooLarge(bytes)).case();
         assert_eq!(too_large(5_000), too_large(5_001));
         assert_ne!(Refused::Unknown.case(), Refused::Replaced.case());
-        let used = |token| EnrolmentRefused::UsedToken(Presented { token, fqdn: "a.lab".into() });
+        let presented =
+            |token, granted: &str, fqdn: Option<String>| Presented { token, granted: granted.into(), fqdn };
+        let used = |token| EnrolmentRefused::UsedToken(presented(token, "a.lab", None));
         assert_ne!(Refused::from(used(1)).case(), Refused::from(used(2)).case());
+        let taken = |n| EnrolmentRefused::NameTaken(presented(1, "*.lab", Some(format!("a{n}.lab"))));
+        let cases: HashSet<_> = (0..10_000).map(|n| Refused::from(taken(n)).case()).collect();
+        assert_eq!(
+            cases.len(),
+            usize::from(GROUPS),
+            "nor of a token for many, though each name is told of at first"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Names that a token leaves open: a device's name whose first label has one `*`.
 
 use cyphonic_proto::message::bounded;
+use cyphonic_proto::name::MAX_NAME;
 
 use super::new_device_fqdn;
 
@@ -49,6 +50,9 @@ impl NamePattern {
     /// # Errors
     /// For who asks: if that does not fit, or cannot name a device.
     pub fn name_for(&self, asked: &str, zone: &str) -> Result<String, String> {
+        if asked.len() > MAX_NAME {
+            return Err("the name that it told is too long".into());
+        }
         let asked = asked.strip_suffix('.').unwrap_or(asked).to_ascii_lowercase();
         let (label, follows) = asked.split_once('.').unwrap_or((&asked, ""));
         let fits_before_rest = follows.is_empty()
@@ -157,8 +161,9 @@ mod tests {
 
     #[test]
     fn what_was_asked_for_is_told_bounded_and_without_control_characters() {
-        let told =
-            pattern("camera-*").name_for(&format!("\u{1b}[31m{}", "x".repeat(10_000)), ZONE).unwrap_err();
-        assert!(told.len() < 1_000 && !told.contains('\u{1b}'), "{told}");
+        for asked in ["\u{1b}[31m".into(), "x".repeat(10_000), format!("camera-{}", "\u{1b}".repeat(240))] {
+            let told = pattern("camera-*").name_for(&asked, ZONE).unwrap_err();
+            assert!(told.len() < 2_000 && !told.contains('\u{1b}'), "{told}");
+        }
     }
 }

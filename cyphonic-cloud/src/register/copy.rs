@@ -152,7 +152,8 @@ fn put(transaction: &Transaction<'_>, copied: &Copied) -> Result<(), RegisterErr
              certificate_seen_until)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
          ON CONFLICT (fqdn) DO UPDATE SET virtual_address = ?2, spki_sha256 = ?3, next_spki_sha256 = ?4,
-             enrolled_at = ?5, revoked_at = ?6, revoked_by = NULL, revision = ?7, certificate_seen_until = ?8",
+             last_seen_at = iif(enrolled_at = ?5, last_seen_at, NULL), enrolled_at = ?5, revoked_at = ?6, revoked_by = NULL,
+             revision = ?7, certificate_seen_until = ?8",
     )?;
     statement.execute(params![
         member.fqdn,

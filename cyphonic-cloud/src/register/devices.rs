@@ -1,11 +1,11 @@
 //! Devices.
 
-use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use cyphonic_proto::address::Prefix;
 use cyphonic_proto::identity::KeyHash;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use serde::{Deserialize, Serialize};
 
 use super::certificates::{self, IssuedCertificate};
 use super::{Register, RegisterError, RenewalRefused, UnixSeconds, from_sql, keys, to_sql, tokens};
@@ -69,6 +69,15 @@ pub struct Members {
     pub revoked: Vec<String>,
     /// The revision as of which they were: [`Register::changes_since`] goes on from there.
     pub revision: i64,
+}
+
+/// A connection of a device to the NMS, from its beginning to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Visit {
+    /// Since when it stood.
+    pub since: UnixSeconds,
+    /// When it was found to be gone.
+    pub until: UnixSeconds,
 }
 
 /// Of a renewal: both are the same where only the certificate ends.
@@ -233,16 +242,17 @@ impl Register {
         })
     }
 
-    /// Notes when devices were last at the NMS. Those that nobody knows are left out.
+    /// Notes devices' last visits. Those of devices that nobody knows are left out, and those of who had the name before.
     ///
     /// # Errors
     /// If the register cannot be written: nothing was changed.
-    pub fn note_seen(&self, seen: &BTreeMap<String, UnixSeconds>) -> Result<(), RegisterError> {
+    pub fn note_seen(&self, visits: &[(String, Visit)]) -> Result<(), RegisterError> {
         self.write(|transaction| {
-            let mut statement =
-                transaction.prepare_cached("UPDATE devices SET last_seen_at = ?1 WHERE fqdn = ?2")?;
-            for (fqdn, at) in seen {
-                statement.execute(params![to_sql(*at), fqdn])?;
+            let mut statement = transaction.prepare_cached(
+                "UPDATE devices SET last_seen_at = ?1 WHERE fqdn = ?2 AND enrolled_at <= ?3",
+            )?;
+            for (fqdn, visit) in visits {
+                statement.execute(params![to_sql(visit.until), fqdn, to_sql(visit.since)])?;
             }
             Ok(())
         })

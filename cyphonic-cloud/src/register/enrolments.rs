@@ -60,37 +60,44 @@ impl Register {
         now: UnixSeconds,
         issue: impl FnOnce(&str) -> Result<IssuedCertificate, String>,
     ) -> Result<Enrolment, EnrolmentRefused> {
-        let Asker { spki_sha256, name, zone } = asker;
+        let spki_sha256 = asker.spki_sha256;
         self.write(|transaction| {
             let token =
                 tokens::find_by_hash(transaction, secret_hash)?.ok_or(EnrolmentRefused::UnknownToken)?;
+            let name = token.name_for(asker);
             if let Some(used) = find(transaction, &token, spki_sha256)? {
+                let is_another = |name: &String| *name != used.fqdn;
+                if name.as_ref().is_ok_and(is_another) {
+                    // As from an image that carries a key: each of its devices would be the first one.
+                    let holder =
+                        devices::find(transaction, &used.fqdn)?.filter(|held| held.revoked_at.is_none());
+                    let (presented, holder) = (token.presented(None), holder.map(|held| held.fqdn));
+                    return Err(EnrolmentRefused::KeyInUse { presented, holder });
+                }
                 let issued = repeat(transaction, &token, &used, spki_sha256)?;
                 return Ok(Enrolment { issued, token: token.id, outcome: Enrolled::Again });
             }
-            let of_token = || token.presented(&token.name);
             if token.is_revoked {
-                return Err(EnrolmentRefused::RevokedToken(of_token()));
+                return Err(EnrolmentRefused::RevokedToken(token.presented(None)));
             }
             if token.used >= token.uses {
                 return Err(match token.uses {
-                    1 => EnrolmentRefused::UsedToken(of_token()),
-                    _ => EnrolmentRefused::UsedUpToken(of_token()),
+                    1 => EnrolmentRefused::UsedToken(token.presented(None)),
+                    _ => EnrolmentRefused::UsedUpToken(token.presented(None)),
                 });
             }
             if token.expires_at <= now {
-                return Err(EnrolmentRefused::ExpiredToken(of_token()));
+                return Err(EnrolmentRefused::ExpiredToken(token.presented(None)));
             }
-            let fqdn = match NamePattern::is_meant(&token.name) {
-                false => token.name.clone(),
-                true => NamePattern::parse(&token.name, zone)
-                    .and_then(|pattern| pattern.name_for(name, zone))
-                    .map_err(|reason| EnrolmentRefused::NameUnfit { presented: of_token(), reason })?,
-            };
-            let presented = || token.presented(&fqdn);
+            let fqdn = name
+                .map_err(|reason| EnrolmentRefused::NameUnfit { presented: token.presented(None), reason })?;
+            let presented = || token.presented(Some(&fqdn));
             let is_new = devices::find(transaction, &fqdn)?.is_none();
             if !is_new && !token.replaces {
                 return Err(EnrolmentRefused::NameTaken(presented()));
+            }
+            if fqdn != token.name && tokens::is_kept(transaction, &fqdn, now)? {
+                return Err(EnrolmentRefused::NameKept(presented()));
             }
             if keys::is_revoked(transaction, &fqdn, spki_sha256)? {
                 return Err(EnrolmentRefused::RevokedKey(presented()));
@@ -106,6 +113,16 @@ impl Register {
             let outcome = if is_new { Enrolled::New } else { Enrolled::Replaced };
             Ok(Enrolment { issued, token: token.id, outcome })
         })
+    }
+}
+
+impl StoredToken {
+    /// The name that it gives to who asks, or why it gives none.
+    fn name_for(&self, asker: Asker<'_>) -> Result<String, String> {
+        match NamePattern::is_meant(&self.name) {
+            false => Ok(self.name.clone()),
+            true => NamePattern::parse(&self.name, asker.zone)?.name_for(asker.name, asker.zone),
+        }
     }
 }
 
@@ -152,7 +169,7 @@ fn repeat(
     used: &Use,
     spki_sha256: &KeyHash,
 ) -> Result<IssuedCertificate, EnrolmentRefused> {
-    let presented = || token.presented(&used.fqdn);
+    let presented = || token.presented(Some(&used.fqdn));
     if keys::is_revoked(transaction, &used.fqdn, spki_sha256)? {
         return Err(EnrolmentRefused::RevokedUser(presented()));
     }
@@ -282,17 +299,17 @@ mod tests {
         let (_dir, register) = register();
         let number = register.create_token(&many(2), NOW).unwrap();
         assert_eq!(enrol_as(&register, "camera-1", 1).unwrap(), "camera-1.gate.example");
-        let token = register.token(number, NOW).unwrap().unwrap();
+        let token = register.tokens(NOW).unwrap().remove(0);
         assert_eq!(
             (token.state, token.used, register.count_open_tokens(NOW).unwrap()),
             (TokenState::Open, 1, 1)
         );
-        // Whose answer was lost, and who has another name by now.
-        for name in ["camera-1", "camera-7", ""] {
+        // Whose answer was lost, and who has no name by now that fits.
+        for name in ["camera-1", "raspberrypi", ""] {
             assert_eq!(enrol_as(&register, name, 1).unwrap(), "camera-1.gate.example");
         }
         assert_eq!(enrol_as(&register, "camera-2", 2).unwrap(), "camera-2.gate.example");
-        let token = register.token(number, NOW).unwrap().unwrap();
+        let token = register.tokens(NOW).unwrap().remove(0);
         assert_eq!(
             (token.state, token.used, register.count_open_tokens(NOW).unwrap()),
             (TokenState::Used, 2, 0)
@@ -312,7 +329,7 @@ mod tests {
         for name in ["", "press-1", "camera-1.hall", "camera-"] {
             let refused = enrol_as(&register, name, 1);
             assert!(
-                matches!(&refused, Err(EnrolmentRefused::NameUnfit { presented, .. }) if presented.fqdn == CAMERAS),
+                matches!(&refused, Err(EnrolmentRefused::NameUnfit { presented, .. }) if presented.granted == CAMERAS),
                 "{name}: {refused:?}"
             );
         }
@@ -323,12 +340,14 @@ mod tests {
             }
             let taken = enrol_as(&register, "camera-1", 2);
             assert!(
-                matches!(&taken, Err(EnrolmentRefused::NameTaken(of)) if of.fqdn == "camera-1.gate.example"),
+                matches!(&taken, Err(EnrolmentRefused::NameTaken(of)) if of.name() == "camera-1.gate.example"),
                 "{taken:?}"
             );
         }
+        let back = enrol_as(&register, "camera-1", 1);
+        assert!(matches!(back, Err(EnrolmentRefused::RevokedUser(_))), "{back:?}");
         let back = enrol_as(&register, "camera-2", 1);
-        assert!(matches!(back, Err(EnrolmentRefused::RevokedUser(_))), "under no other name: {back:?}");
+        assert!(matches!(back, Err(EnrolmentRefused::KeyInUse { .. })), "under no other name: {back:?}");
         let token = register.tokens(NOW).unwrap().remove(0);
         assert_eq!(token.used, 1, "refusals are no uses");
     }
@@ -348,5 +367,33 @@ mod tests {
             "camera-2.gate.example",
             "its answer was lost"
         );
+    }
+
+    /// Of an image that carries a key, each device would be the first one.
+    #[test]
+    fn two_devices_with_one_key_and_two_names_are_told_apart() {
+        let (_dir, register) = register();
+        register.create_token(&many(9), NOW).unwrap();
+        enrol_as(&register, "camera-1", 1).unwrap();
+        let second = enrol_as(&register, "camera-2", 1);
+        let Err(EnrolmentRefused::KeyInUse { holder, .. }) = &second else { panic!("{second:?}") };
+        assert_eq!(holder.as_deref(), Some("camera-1.gate.example"));
+        // It makes a key of its own.
+        assert_eq!(enrol_as(&register, "camera-2", 2).unwrap(), "camera-2.gate.example");
+        register.revoke_device("camera-1.gate.example", NOW).unwrap();
+        let third = enrol_as(&register, "camera-3", 1);
+        assert!(matches!(third, Err(EnrolmentRefused::KeyInUse { holder: None, .. })), "{third:?}");
+    }
+
+    #[test]
+    fn a_token_for_many_takes_no_name_for_which_there_is_a_token() {
+        let (_dir, register) = register();
+        register.create_token(&many(9), NOW).unwrap();
+        let kept = NewToken { name: "camera-1.gate.example".into(), ..token(secret(8), false) };
+        register.create_token(&kept, NOW).unwrap();
+        let refused = enrol_as(&register, "camera-1", 1);
+        assert!(matches!(refused, Err(EnrolmentRefused::NameKept(_))), "{refused:?}");
+        register.revoke_tokens("camera-1.gate.example", NOW).unwrap();
+        enrol_as(&register, "camera-1", 1).unwrap();
     }
 }

@@ -146,8 +146,17 @@ pub enum RenewalRefused {
 pub struct Presented {
     /// Its number, as `token list` shows it.
     pub token: i64,
-    /// The name that it grants, or would: where it is refused as such, maybe a pattern of names.
-    pub fqdn: String,
+    /// The name that it grants, or the pattern of names.
+    pub granted: String,
+    /// The name that the asker would have got, where it came to that.
+    pub fqdn: Option<String>,
+}
+
+impl Presented {
+    /// The name that this is about.
+    pub fn name(&self) -> &str {
+        self.fqdn.as_deref().unwrap_or(&self.granted)
+    }
 }
 
 /// Why an enrolment came to nothing. Only [`EnrolmentRefused::Register`] and [`EnrolmentRefused::Issue`] are
@@ -186,8 +195,11 @@ pub enum EnrolmentRefused {
     RevokedUser(Presented),
     /// Between the token's making and its use another device got the name, or it has had the one that this device
     /// chose.
-    #[error("{} is another device's name already: only a token that was made with --replace takes it over", .0.fqdn)]
+    #[error("{} is taken: only a token for this name that was made with --replace gives it to another device", .0.name())]
     NameTaken(Presented),
+    /// An operator has made a token for this name alone, which nobody has used yet.
+    #[error("{} is kept for the device that another token is for", .0.name())]
+    NameKept(Presented),
     /// The device was revoked, and asks with a key that it had then. The token is unused.
     #[error(
         "this device was revoked, and its key with it: stop its daemon and enrol with `cyphonic up --anew` and the same \
@@ -224,6 +236,7 @@ impl EnrolmentRefused {
             | Self::NameUnfit { presented, .. }
             | Self::RevokedUser(presented)
             | Self::NameTaken(presented)
+            | Self::NameKept(presented)
             | Self::RevokedKey(presented)
             | Self::KeyInUse { presented, .. } => Some(presented),
             Self::UnknownToken | Self::Register(_) | Self::Issue(_) => None,

@@ -122,7 +122,9 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE devices ADD COLUMN last_seen_at INTEGER;
     UPDATE devices SET token = newest.token
         FROM (SELECT fqdn, max(token) AS token FROM enrolments GROUP BY fqdn) AS newest
-        WHERE devices.fqdn = newest.fqdn;",
+        WHERE devices.fqdn = newest.fqdn;
+    UPDATE devices SET token = own.token FROM enrolments AS own
+        WHERE devices.fqdn = own.fqdn AND devices.spki_sha256 = own.spki_sha256;",
 ];
 
 /// The version of a register's tables, or why it is none that this release knows.

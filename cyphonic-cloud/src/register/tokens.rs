@@ -119,14 +119,18 @@ impl Register {
         Ok(records)
     }
 
-    /// The token of this number, if it is remembered.
+    /// The open tokens by which devices of this name have enrolled: they may have them still.
     ///
     /// # Errors
     /// If the register cannot be read.
-    pub fn token(&self, id: i64, now: UnixSeconds) -> Result<Option<TokenRecord>, RegisterError> {
+    pub fn open_tokens_of(&self, fqdn: &str, now: UnixSeconds) -> Result<Vec<TokenRecord>, RegisterError> {
         let connection = self.lock();
-        let mut statement = connection.prepare(&format!("SELECT {COLUMNS} FROM tokens WHERE id = ?1"))?;
-        Ok(statement.query_row([id], |row| record(row, now)).optional()?)
+        let mut statement = connection.prepare(&format!(
+            "SELECT {COLUMNS} FROM tokens WHERE id IN (SELECT token FROM enrolments WHERE fqdn = ?1) ORDER BY id"
+        ))?;
+        let records = statement.query_map([fqdn], |row| record(row, now))?;
+        let is_open = |token: &rusqlite::Result<TokenRecord>| !matches!(token, Ok(token) if token.state != TokenState::Open);
+        Ok(records.filter(is_open).collect::<Result<_, _>>()?)
     }
 
     /// How many tokens are open, without reading them.
@@ -199,10 +203,22 @@ pub(super) struct StoredToken {
 }
 
 impl StoredToken {
-    /// As it is told of in the log, for who asks for this name.
-    pub(super) fn presented(&self, fqdn: &str) -> Presented {
-        Presented { token: self.id, fqdn: fqdn.to_owned() }
+    /// As it is told of in the log, for who would get this name.
+    pub(super) fn presented(&self, fqdn: Option<&str>) -> Presented {
+        Presented { token: self.id, granted: self.name.clone(), fqdn: fqdn.map(str::to_owned) }
     }
+}
+
+/// Whether there is an open token for this name and no other.
+pub(super) fn is_kept(
+    transaction: &Transaction<'_>,
+    fqdn: &str,
+    now: UnixSeconds,
+) -> Result<bool, RegisterError> {
+    let mut statement = transaction.prepare_cached(
+        "SELECT 1 FROM tokens WHERE name = ?1 AND used < uses AND revoked_at IS NULL AND expires_at > ?2",
+    )?;
+    Ok(statement.exists(params![fqdn, to_sql(now)])?)
 }
 
 pub(super) fn find_by_hash(

@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cyphonic_proto::identity::NetworkId;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 
 use super::clock::unix_now;
 use super::standby::Following;
-use crate::register::UnixSeconds;
+use crate::register::{UnixSeconds, Visit};
 
 /// How often it is looked whether something has changed, at most.
 pub(super) const LOOK: Duration = Duration::from_secs(5);
@@ -43,9 +44,8 @@ pub trait Content: Serialize + DeserializeOwned + PartialEq + Send + 'static {
     const FILE: &'static str;
 }
 
-/// The devices that are online, by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Online(pub BTreeMap<String, Presence>);
+/// The devices that are online, by name. Shared, since there may be very many.
+pub type Online = Arc<BTreeMap<String, Presence>>;
 
 /// A device's connection to the NMS.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,17 +65,18 @@ impl Presence {
     }
 }
 
-impl Content for Online {
-    const FILE: &'static str = "online.json";
+/// Who is online, and who was since the service started.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Attendance {
+    /// Those that are.
+    pub here: Online,
+    /// Those that are not, until their visits stand in the register.
+    pub gone: Arc<BTreeMap<String, Visit>>,
 }
 
-/// When devices that are not online were last, by name: those that went since the service started, until it stands in the
-/// register.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Gone(pub BTreeMap<String, UnixSeconds>);
-
-impl Content for Gone {
-    const FILE: &'static str = "gone.json";
+impl Content for Attendance {
+    const FILE: &'static str = "online.json";
 }
 
 /// What an NMS and those of the same overlay know of each other.
@@ -145,7 +146,7 @@ pub(super) async fn keep<T: Content + Clone>(
         tokio::time::sleep(pause).await;
         let begun = Instant::now();
         let found = look();
-        pause = LOOK;
+        pause = pause_after(begun.elapsed());
         let is_known = |(at, known): &(Instant, T)| at.elapsed() < REFRESHED && *known == found;
         if last.as_ref().is_some_and(is_known) {
             continue;
@@ -182,26 +183,28 @@ mod tests {
     const OURS: NetworkId = NetworkId([7; 16]);
     const NOW: UnixSeconds = 1_800_000_000;
 
-    fn online() -> Online {
-        Online(BTreeMap::from([(
-            "a.lab".to_owned(),
-            Presence { since: NOW - 5, by_tcp: true, doubled_at: None },
-        )]))
+    fn online() -> Attendance {
+        let presence = Presence { since: NOW - 5, by_tcp: true, doubled_at: None };
+        let visit = Visit { since: NOW - 9, until: NOW - 7 };
+        Attendance {
+            here: Arc::new(BTreeMap::from([("a.lab".to_owned(), presence)])),
+            gone: Arc::new(BTreeMap::from([("b.lab".to_owned(), visit)])),
+        }
     }
 
     #[test]
     fn a_file_says_something_while_it_is_kept_and_of_this_overlay_only() {
         let dir = tempfile::tempdir().unwrap();
-        let read = |network, now| read_kept::<Online>(dir.path(), network, now);
+        let read = |network, now| read_kept::<Attendance>(dir.path(), network, now);
         assert_eq!(read(Some(OURS), NOW), None);
-        write(dir.path(), OURS, NOW - 1000, Online::default()).unwrap();
+        write(dir.path(), OURS, NOW - 1000, Attendance::default()).unwrap();
         write(dir.path(), OURS, NOW, online()).unwrap();
         assert_eq!(read(Some(OURS), NOW + 60), Some(online()));
         assert_eq!(read(None, NOW + 60), Some(online()));
         assert_eq!(read(Some(OURS), NOW + STALE), None);
         assert_eq!(read(Some(OURS), NOW - STALE), None, "the clock was set");
         assert_eq!(read(Some(NetworkId([8; 16])), NOW), None);
-        fs::write(dir.path().join(Online::FILE), "{").unwrap();
+        fs::write(dir.path().join(Attendance::FILE), "{").unwrap();
         assert_eq!(read(Some(OURS), NOW), None);
     }
 
@@ -216,18 +219,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_changes_is_written_and_what_does_not_is_refreshed() {
         let dir = tempfile::tempdir().unwrap();
-        let (sender, receiver) = tokio::sync::watch::channel(Online::default());
+        let (sender, receiver) = tokio::sync::watch::channel(Attendance::default());
         let task = tokio::spawn(keep(dir.path().to_owned(), OURS, move || receiver.borrow().clone()));
         // The writes are real, the waits are not.
-        let seen = async |online: Online| {
+        let seen = async |online: Attendance| {
             while read_kept(dir.path(), Some(OURS), unix_now()) != Some(online.clone()) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
-        seen(Online::default()).await;
+        seen(Attendance::default()).await;
         sender.send_replace(online());
         seen(online()).await;
-        fs::remove_file(dir.path().join(Online::FILE)).unwrap();
+        fs::remove_file(dir.path().join(Attendance::FILE)).unwrap();
         seen(online()).await;
         task.abort();
     }

@@ -86,11 +86,10 @@ impl ManagementServer {
         let public = config.public.clone();
         let sessions = Sessions::new(&entrance, false);
         let (online, told) = tokio::sync::watch::channel(Online::default());
-        let seen = Arc::new(Seen::new(register, told.clone()));
+        let seen = Arc::new(Seen::new(register, told));
         if let Some(directory) = config.runtime_directory.clone() {
-            let (network, told, seen) = (config.network.id, told, Arc::clone(&seen));
-            tasks.spawn(kept::keep(directory.clone(), network, move || told.borrow().clone()));
-            tasks.spawn(kept::keep(directory, network, move || seen.gone()));
+            let seen = Arc::clone(&seen);
+            tasks.spawn(kept::keep(directory, config.network.id, move || seen.attendance()));
         }
         tasks.spawn(Arc::clone(&seen).run());
         let management = Management { nms, sessions, public, online, shared: shared.clone() };

@@ -261,7 +261,7 @@ impl Sessions {
                 Presence { since: session.since, by_tcp, doubled_at: session.doubled_at },
             )
         });
-        Some(Online(present.collect()))
+        Some(Arc::new(present.collect()))
     }
 
     /// Another machine with a device's identity had displaced this one, which is back.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use clap::Subcommand;
 use cyphonic_cloud::names::device_fqdn;
-use cyphonic_cloud::register::{DeviceRecord, DeviceState, Register, TokenRecord, TokenState};
+use cyphonic_cloud::register::{DeviceRecord, DeviceState, Register};
 use cyphonic_cloud::server::{Companions, Following, read_kept, unix_now};
 use serde_json::json;
 
@@ -36,15 +36,26 @@ pub(crate) enum Command {
     Revoke {
         #[command(flatten)]
         config: ConfigArgument,
-        /// The device's name, with or without the zone.
-        name: String,
+        #[command(flatten)]
+        whom: Whom,
     },
+}
+
+/// One device, or those of one token.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Whom {
+    /// The device's name, with or without the zone.
+    name: Option<String>,
+    /// All devices that (last) enrolled by the token of this number.
+    #[arg(long, value_name = "NUMBER")]
+    token: Option<i64>,
 }
 
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     match command {
         Command::List { config, all, token, json } => list(config, *all, *token, *json),
-        Command::Revoke { config, name } => revoke(config, name),
+        Command::Revoke { config, whom } => revoke(config, whom),
     }
 }
 
@@ -98,9 +109,8 @@ fn list(argument: &ConfigArgument, all: bool, token: Option<i64>, as_json: bool)
     Ok(())
 }
 
-fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
+fn revoke(argument: &ConfigArgument, whom: &Whom) -> anyhow::Result<()> {
     let (config, register) = argument.open()?;
-    let fqdn = device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?;
     if let Some(Companions::Follows(Following { hears: true, .. })) =
         read_kept(&runtime_directory(), Some(config.network.id), unix_now())
     {
@@ -108,20 +118,39 @@ fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
             "this is a standby that hears of the cloud: revoke the device there, and it is revoked here"
         );
     }
-    let revocation = register.revoke_device(&fqdn, unix_now())?;
-    say!(
-        "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."
-    );
-    say!("Unused tokens for its name made void: {}.", revocation.void_tokens);
+    let names = match (&whom.name, whom.token) {
+        (Some(name), _) => vec![device_fqdn(name, &config.network.zone).map_err(anyhow::Error::msg)?],
+        (None, token) => by_token(&register, token)?,
+    };
+    for fqdn in &names {
+        revoke_one(&register, fqdn)?;
+    }
     if config.follows.is_some() {
         say!(
             "This is a standby: when it hears of the cloud again, what holds there holds here. Revoke it there, too."
         );
     }
-    if let Some(token) = open_token_of(&register, &fqdn)? {
+    Ok(())
+}
+
+/// The devices that came by a token and are not revoked.
+fn by_token(register: &Register, token: Option<i64>) -> anyhow::Result<Vec<String>> {
+    let came = register.devices()?.into_iter().filter(|device| device.token == token);
+    let names: Vec<_> = came.filter(|device| device.revoked_at.is_none()).map(|device| device.fqdn).collect();
+    anyhow::ensure!(!names.is_empty(), "no device came by this token, or all were revoked");
+    Ok(names)
+}
+
+fn revoke_one(register: &Register, fqdn: &str) -> anyhow::Result<()> {
+    let revocation = register.revoke_device(fqdn, unix_now())?;
+    say!(
+        "Revoked {fqdn}. AS and NMS refuse it from now on, and its peers end their tunnels with it as the NMS tells them."
+    );
+    say!("Unused tokens for its name made void: {}.", revocation.void_tokens);
+    for token in register.open_tokens_of(fqdn, unix_now())? {
         say!(
-            "It enrolled by token {}, with which {} more can enrol, as names like {}. Who may have that token from it: `token revoke {}`, \
-             and a new one for the others.",
+            "It enrolled by token {}, with which {} more can enrol, as names like {}. If others may have that token from it: \
+             `token revoke {}`, and a new one for those that are to come.",
             token.id,
             token.uses - token.used,
             token.name,
@@ -136,17 +165,10 @@ fn revoke(argument: &ConfigArgument, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The token by which a device enrolled, if others can enrol by it: the device may have it still.
-fn open_token_of(register: &Register, fqdn: &str) -> anyhow::Result<Option<TokenRecord>> {
-    let Some(number) = register.device(fqdn)?.and_then(|device| device.token) else { return Ok(None) };
-    let token = register.token(number, unix_now())?;
-    Ok(token.filter(|token| token.state == TokenState::Open))
-}
-
 /// Since when it is online, where that is known.
 fn online_since(device: &DeviceRecord, presence: &Presence) -> String {
     match presence.of(device) {
-        None if presence.online.is_none() => "?".to_owned(),
+        None if presence.online().is_none() => "?".to_owned(),
         None => "-".to_owned(),
         Some(present) => {
             let by_tcp = if present.by_tcp { " by TCP" } else { "" };

@@ -53,7 +53,7 @@ fn render(text: &mut Text, config: &Config, choice: Choice) {
     let (manages, relays) = (config.runs(ServiceRole::Nms), config.runs(ServiceRole::Trs));
     // An AS alone tells nobody that it runs.
     if manages || relays || !is_all_read {
-        let runs = if manages { presence.online.is_some() } else { relayed.is_some() };
+        let runs = if manages { presence.online().is_some() } else { relayed.is_some() };
         render_ready(text, runs && is_all_read);
     }
     if let Some(terms) = terms {
@@ -66,11 +66,11 @@ fn render(text: &mut Text, config: &Config, choice: Choice) {
             render_devices(text, &counts.single, &presence);
         }
     }
-    if let Some(online) = presence.online {
+    if let Some(online) = presence.online() {
         text.gauge("devices_online", "Devices that are connected to the NMS.");
-        text.sample(&[], online.0.len());
+        text.sample(&[], online.len());
         text.gauge("devices_doubled", "Devices whose identity two machines have had within the last hour.");
-        text.sample(&[], online.0.values().filter(|present| present.is_doubled(now)).count());
+        text.sample(&[], online.values().filter(|present| present.is_doubled(now)).count());
     }
     if let Some(companions) = read_kept(&directory, network, now) {
         render_companions(text, &companions);
