@@ -16,6 +16,9 @@
 
 mod answer;
 mod error;
+mod exchange;
+mod reach;
+mod relay;
 mod server;
 mod tcp;
 mod upstream;

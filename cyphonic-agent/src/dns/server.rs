@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::answer::{answer, of_search_list, overloaded, relayed, upstream_failed};
+use super::relay::Relay;
 use super::tcp::accept_all;
 use super::zone::Subject;
 use super::{DnsError, Resolver, Upstream, Zone};
@@ -56,7 +57,7 @@ struct Counters {
 struct Shared {
     zone: Zone,
     resolver: Arc<dyn Resolver>,
-    upstream: RwLock<Option<Arc<Upstream>>>,
+    relay: RwLock<Option<Arc<Relay>>>,
     in_hand: Semaphore,
     relaying: Semaphore,
     counters: Counters,
@@ -87,7 +88,7 @@ impl DnsServer {
         let shared = Arc::new(Shared {
             zone,
             resolver,
-            upstream: RwLock::new(None),
+            relay: RwLock::new(None),
             in_hand: Semaphore::new(MAX_IN_HAND),
             relaying: Semaphore::new(MAX_RELAYED),
             counters: Counters::default(),
@@ -112,7 +113,8 @@ impl DnsServer {
 
     /// From now on relays what is outside the zone to these servers, or (with `None`) refuses it.
     pub fn set_upstream(&self, upstream: Option<Upstream>) {
-        *self.shared.upstream.write().unwrap_or_else(PoisonError::into_inner) = upstream.map(Arc::new);
+        let relay = upstream.map(|upstream| Arc::new(Relay::to(upstream)));
+        *self.shared.relay.write().unwrap_or_else(PoisonError::into_inner) = relay;
     }
 
     /// What it has done so far.
@@ -166,22 +168,22 @@ impl RequestHandler for Handler {
 
 impl Shared {
     async fn reply(&self, request: &Request) -> Message {
-        let upstream = self.upstream.read().unwrap_or_else(PoisonError::into_inner).clone();
-        match (upstream, request.queries.queries()) {
+        let relay = self.relay.read().unwrap_or_else(PoisonError::into_inner).clone();
+        match (relay, request.queries.queries()) {
             (Some(_), [question])
                 if self.zone.subject(question.original().name()) == Subject::Outside
                     && self.zone.is_inside(question.original().name()) =>
             {
                 of_search_list(request)
             }
-            (Some(upstream), [question])
+            (Some(relay), [question])
                 if self.zone.subject(question.original().name()) == Subject::Outside =>
             {
                 let Ok(_permit) = self.relaying.try_acquire() else {
                     return upstream_failed(request, "too many queries wait for the host's own DNS servers");
                 };
                 self.counters.relayed.fetch_add(1, Ordering::Relaxed);
-                match upstream.ask(request).await {
+                match relay.ask(request).await {
                     Some(reply) => relayed(request, reply),
                     None => upstream_failed(request, "the host's own DNS servers did not answer"),
                 }

@@ -34,7 +34,7 @@ impl Resolver for Table {
     }
 }
 
-async fn server() -> DnsServer {
+pub(crate) async fn server() -> DnsServer {
     let table = Table(HashMap::from([
         ("b.cyphonic.internal", Ok(PEER.parse().unwrap())),
         ("off.cyphonic.internal", Err(ResolveError::PeerOffline("last seen 3 h ago".into()))),
@@ -44,7 +44,7 @@ async fn server() -> DnsServer {
     DnsServer::start("127.0.0.1:0".parse().unwrap(), zone, Arc::new(table)).await.unwrap()
 }
 
-fn query(name: &str, kind: RecordType) -> Message {
+pub(crate) fn query(name: &str, kind: RecordType) -> Message {
     let mut message = Message::query();
     message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
     let mut edns = Edns::new();
@@ -62,7 +62,7 @@ async fn ask_raw(server: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
     Some(buffer)
 }
 
-async fn ask(server: &DnsServer, message: &Message) -> Message {
+pub(crate) async fn ask(server: &DnsServer, message: &Message) -> Message {
     let reply = ask_raw(server.address(), &message.to_vec().unwrap()).await.unwrap();
     let reply = Message::from_vec(&reply).unwrap();
     assert_eq!(reply.metadata.id, message.metadata.id);
@@ -70,7 +70,7 @@ async fn ask(server: &DnsServer, message: &Message) -> Message {
     reply
 }
 
-fn extended_error(reply: &Message) -> Option<(u16, String)> {
+pub(crate) fn extended_error(reply: &Message) -> Option<(u16, String)> {
     let EdnsOption::Unknown(_, data) = reply.edns.as_ref()?.option(EdnsCode::Unknown(15))? else {
         return None;
     };
@@ -262,7 +262,7 @@ async fn too_many_at_once_are_told_so() {
 
 /// The host's own server: has 100 addresses for every name, which is too much for UDP, and remembers who was
 /// asked for.
-async fn host_server() -> (SocketAddr, Arc<Mutex<HashSet<Name>>>) {
+pub(crate) async fn host_server() -> (SocketAddr, Arc<Mutex<HashSet<Name>>>) {
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = udp.local_addr().unwrap();
     let tcp = TcpListener::bind(address).await.unwrap();
@@ -338,7 +338,7 @@ async fn with_an_upstream_other_names_are_relayed_and_ours_never_leave() {
 }
 
 /// A server that answers nothing, and notes when it is asked.
-async fn server_that_is_silent() -> (SocketAddr, Arc<Mutex<Vec<Instant>>>) {
+pub(crate) async fn server_that_is_silent() -> (SocketAddr, Arc<Mutex<Vec<Instant>>>) {
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = udp.local_addr().unwrap();
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -390,7 +390,7 @@ async fn servers_that_are_gone_take_no_places_of_the_overlays_names() {
 }
 
 /// A server that answers every query with this code.
-async fn server_that_says(code: ResponseCode) -> SocketAddr {
+pub(crate) async fn server_that_says(code: ResponseCode) -> SocketAddr {
     let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = udp.local_addr().unwrap();
     tokio::spawn(async move {

@@ -14,5 +14,6 @@ mod enrolment;
 mod netlink;
 mod overlay;
 mod programs;
+mod relaying;
 mod renewal;
 mod resolved;

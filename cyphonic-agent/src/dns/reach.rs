@@ -1,0 +1,140 @@
+//! Which of the host's own DNS servers are worth asking first. Pure.
+//!
+//! A server with a closed port says so at once, and one without a route costs nothing. But routers and hosts
+//! say so about once a second (RFC 1812 section 4.3.2.8), and who is asked in between waits in vain. So it is
+//! remembered, for a moment only: a server in front may know names that those behind it do not, and one that
+//! is restarted is back soon.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// For so long a server that was not there is asked only after those that are. Then one query finds out.
+const PASSED_OVER: Duration = Duration::from_secs(10);
+
+/// Silent to so many queries in a row, each of which another server answered, it is not there either. Alone,
+/// silence may be that of whoever has the name.
+const SILENCES: u32 = 3;
+
+/// How the servers stand, each by its place in the host's order.
+#[derive(Debug)]
+pub(super) struct Reach(Vec<Server>);
+
+#[derive(Debug, Clone, Default)]
+struct Server {
+    silences: u32,
+    passed_over_until: Option<Instant>,
+}
+
+/// Whom to ask, one after the other.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Order {
+    places: Vec<usize>,
+    /// So many in front are thought to be there.
+    worthy: usize,
+}
+
+impl Order {
+    /// The servers' places, each with how many share the time that is left when it is its turn. Those that
+    /// are passed over take none of the others' time.
+    pub(super) fn turns(&self) -> impl Iterator<Item = (usize, u32)> {
+        let share = |turn| if turn < self.worthy { self.worthy - turn } else { self.places.len() - turn };
+        self.places.iter().enumerate().map(move |(turn, place)| (*place, share(turn) as u32))
+    }
+}
+
+impl Reach {
+    pub(super) fn of(servers: usize) -> Self {
+        Self(vec![Server::default(); servers])
+    }
+
+    /// For one query, which may be the one that finds out whether a server is back.
+    pub(super) fn order(&mut self, now: Instant) -> Order {
+        let (mut places, mut behind) = (Vec::new(), Vec::new());
+        for (place, server) in self.0.iter_mut().enumerate() {
+            match &mut server.passed_over_until {
+                Some(until) if now < *until => behind.push(place),
+                Some(until) => {
+                    *until = now + PASSED_OVER;
+                    places.push(place);
+                }
+                None => places.push(place),
+            }
+        }
+        let worthy = places.len();
+        places.append(&mut behind);
+        Order { places, worthy }
+    }
+
+    /// It is there, whatever it said.
+    pub(super) fn answered(&mut self, place: usize) {
+        self.at(place, |server| *server = Server::default());
+    }
+
+    /// The kernel says that nobody is there, or that there is no way.
+    pub(super) fn unreachable(&mut self, place: usize, now: Instant) {
+        self.at(place, |server| server.passed_over_until = Some(now + PASSED_OVER));
+    }
+
+    /// It said nothing, and another server answered the same query.
+    pub(super) fn outdone(&mut self, place: usize, now: Instant) {
+        self.at(place, |server| {
+            server.silences = server.silences.saturating_add(1);
+            if server.silences >= SILENCES {
+                server.passed_over_until = Some(now + PASSED_OVER);
+            }
+        });
+    }
+
+    fn at(&mut self, place: usize, change: impl FnOnce(&mut Server)) {
+        if let Some(server) = self.0.get_mut(place) {
+            change(server);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns(reach: &mut Reach, now: Instant) -> Vec<(usize, u32)> {
+        reach.order(now).turns().collect()
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_asked_last_until_one_query_finds_it_back() {
+        let (mut reach, mut now) = (Reach::of(3), Instant::now());
+        assert_eq!(turns(&mut reach, now), [(0, 3), (1, 2), (2, 1)]);
+        reach.unreachable(0, now);
+        assert_eq!(turns(&mut reach, now), [(1, 2), (2, 1), (0, 1)], "the others have all of the time");
+        now += PASSED_OVER;
+        assert_eq!(turns(&mut reach, now), [(0, 3), (1, 2), (2, 1)]);
+        assert_eq!(turns(&mut reach, now), [(1, 2), (2, 1), (0, 1)], "one query is enough to find out");
+        reach.answered(0);
+        assert_eq!(turns(&mut reach, now), [(0, 3), (1, 2), (2, 1)]);
+    }
+
+    #[test]
+    fn where_none_is_there_all_are_asked_as_ever() {
+        let (mut reach, now) = (Reach::of(2), Instant::now());
+        reach.unreachable(0, now);
+        reach.unreachable(1, now);
+        assert_eq!(turns(&mut reach, now), [(0, 2), (1, 1)]);
+        assert_eq!(turns(&mut Reach::of(0), now), []);
+    }
+
+    #[test]
+    fn silence_counts_only_in_a_row() {
+        let (mut reach, now) = (Reach::of(2), Instant::now());
+        for _ in 0..3 {
+            reach.outdone(0, now);
+            reach.outdone(0, now);
+            assert_eq!(turns(&mut reach, now), [(0, 2), (1, 1)]);
+            reach.answered(0);
+        }
+        for _ in 0..SILENCES {
+            reach.outdone(0, now);
+        }
+        assert_eq!(turns(&mut reach, now), [(1, 1), (0, 1)]);
+    }
+}
