@@ -10,6 +10,7 @@
 //! - No recursion. Outside its zones the server answers REFUSED, unless the host's resolver could only be
 //!   pointed at us for *everything* (see [`crate::resolver`]): then such queries are relayed to the host's
 //!   own servers.
+//! - A server that asks us in turn is not asked ([`DnsServer::watch_for_loops`]).
 //! - Inside its zones it never asks anyone else: a query for the overlay does not leave the host.
 //! - Work in hand is bounded; above the bound queries are answered SERVFAIL at once, never queued. So are the
 //!   connections of clients by TCP.
@@ -17,6 +18,9 @@
 mod answer;
 mod error;
 mod exchange;
+mod leading_back;
+mod loops;
+mod probe;
 mod reach;
 mod relay;
 mod server;
@@ -28,6 +32,7 @@ use std::net::Ipv6Addr;
 
 pub use error::{DnsError, ResolveError};
 use futures_util::future::BoxFuture;
+pub use leading_back::LeadingBack;
 pub use server::{DnsServer, DnsStats};
 pub use upstream::Upstream;
 pub use zone::{InvalidZone, Zone};

@@ -113,11 +113,18 @@ impl Names {
                 server
             }
         };
-        self.point_at_last(&server).await;
+        tokio::select! {
+            () = self.follow(&server) => {}
+            () = server.watch_for_loops() => {}
+        }
+    }
+
+    async fn follow(&self, server: &Arc<DnsServer>) {
+        self.point_at_last(server).await;
         tokio::select! {
             () = self.host.clone().follow(server.clone()) => {}
-            () = self.host.await_resolved(&self.found, &server, self.interface) => {
-                self.host.follow(server).await;
+            () = self.host.await_resolved(&self.found, server, self.interface) => {
+                self.host.clone().follow(server.clone()).await;
             }
         }
     }

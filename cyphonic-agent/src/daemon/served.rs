@@ -48,6 +48,7 @@ impl Backend for Served {
                 failures: stats.failures,
                 relayed: stats.relayed,
             };
+            let leading_back = served.as_ref().ok().and_then(|server| server.leading_back());
             // While nothing is served the host's resolver is pointed nowhere: that is no trouble of its own.
             let trouble = match served {
                 Err(why) => Some(("dns-not-served", why)),
@@ -67,6 +68,14 @@ impl Backend for Served {
                     message: format!(
                         "names of the overlay do not resolve for all programs of this host: {gap}"
                     ),
+                });
+            }
+            if let Some(leading_back) = leading_back {
+                report.health.push(HealthCheck {
+                    id: "resolver".into(),
+                    // Names of the overlay resolve.
+                    severity: Severity::Warning,
+                    message: leading_back.to_string(),
                 });
             }
             if let Some(message) = standing.doubt {
@@ -101,8 +110,11 @@ impl Backend for Served {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, SocketAddr};
+    use std::time::Duration;
+
     use super::*;
-    use crate::dns::{DnsServer, Resolver, Zone};
+    use crate::dns::{DnsServer, Resolver, Upstream, Zone};
     use crate::resolver::resolv_conf::ResolvConf;
     use crate::resolver::{Host, HostResolver};
 
@@ -181,5 +193,32 @@ mod tests {
         let doubtful = served.status().await;
         let [check] = &doubtful.health[..] else { panic!("{:?}", doubtful.health) };
         assert_eq!((check.id.as_str(), check.severity), ("resolver-original", Severity::Warning));
+    }
+
+    #[tokio::test]
+    async fn status_tells_of_a_server_that_asks_us_in_turn() {
+        let zone = Zone::new("cyphonic.internal", "fd12:3456:789a::/48".parse().unwrap()).unwrap();
+        let dns = DnsServer::start("127.0.0.1:0".parse().unwrap(), zone, Arc::new(Engine)).await.unwrap();
+        // Ours under another name.
+        let IpAddr::V4(own) = dns.address().ip() else { panic!("it listens on IPv4") };
+        let again = SocketAddr::new(own.to_ipv6_mapped().into(), dns.address().port());
+        dns.set_upstream(Some(Upstream::new([again], dns.address())));
+        let found = async {
+            while dns.leading_back().is_none() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::select! {
+            () = dns.watch_for_loops() => {}
+            () = found => {}
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("it asks itself"),
+        }
+        let (resolver, server) = (SharedResolver::default(), SharedServer::default());
+        resolver.set(HostResolver::Untouched { why: "`resolver: none`".into(), wanted: true });
+        server.set(Ok(Arc::new(dns)));
+        let report = Served::new(Arc::new(Engine), server, Arc::default(), resolver).status().await;
+        let [check] = &report.health[..] else { panic!("{:?}", report.health) };
+        assert_eq!((check.id.as_str(), check.severity), ("resolver", Severity::Warning));
+        assert!(check.message.contains("asks this agent in turn"), "{}", check.message);
     }
 }

@@ -24,6 +24,18 @@ pub(super) struct Reach(Vec<Server>);
 struct Server {
     silences: u32,
     passed_over_until: Option<Instant>,
+    leads: Leads,
+}
+
+/// Where a server's own questions go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Leads {
+    #[default]
+    Elsewhere,
+    /// To us, and to others where we have no answer.
+    BackInPart,
+    /// To us alone.
+    Back,
 }
 
 /// Whom to ask, one after the other.
@@ -51,7 +63,8 @@ impl Reach {
     /// For one query, which may be the one that finds out whether a server is back.
     pub(super) fn order(&mut self, now: Instant) -> Order {
         let (mut places, mut behind) = (Vec::new(), Vec::new());
-        for (place, server) in self.0.iter_mut().enumerate() {
+        let wanted = self.asked();
+        for (place, server) in self.0.iter_mut().enumerate().filter(|(_, server)| server.leads == wanted) {
             match &mut server.passed_over_until {
                 Some(until) if now < *until => behind.push(place),
                 Some(until) => {
@@ -66,9 +79,29 @@ impl Reach {
         Order { places, worthy }
     }
 
+    /// Those that ask us in turn are asked only where all do, and of these only those that ask others, too.
+    fn asked(&self) -> Leads {
+        let some_lead = |leads| self.0.iter().any(|server| server.leads == leads);
+        if some_lead(Leads::Elsewhere) { Leads::Elsewhere } else { Leads::BackInPart }
+    }
+
+    /// Which lead back to us, each with whether it is asked all the same.
+    pub(super) fn leading_back(&self) -> impl Iterator<Item = (usize, bool)> {
+        let asked = self.asked();
+        let leading = self.0.iter().enumerate().filter(|(_, server)| server.leads != Leads::Elsewhere);
+        leading.map(move |(place, server)| (place, server.leads == asked))
+    }
+
+    /// True if that is news.
+    pub(super) fn leads(&mut self, place: usize, leads: Leads) -> bool {
+        let mut before = leads;
+        self.at(place, |server| before = std::mem::replace(&mut server.leads, leads));
+        before != leads
+    }
+
     /// It is there, whatever it said.
     pub(super) fn answered(&mut self, place: usize) {
-        self.at(place, |server| *server = Server::default());
+        self.at(place, |server| *server = Server { leads: server.leads, ..Server::default() });
     }
 
     /// The kernel says that nobody is there, or that there is no way.
@@ -136,5 +169,22 @@ mod tests {
             reach.outdone(0, now);
         }
         assert_eq!(turns(&mut reach, now), [(1, 1), (0, 1)]);
+    }
+
+    #[test]
+    fn a_server_that_asks_us_is_asked_only_where_it_can_know_better() {
+        let (mut reach, now) = (Reach::of(3), Instant::now());
+        assert!(reach.leads(0, Leads::Back) && !reach.leads(0, Leads::Back));
+        reach.leads(1, Leads::BackInPart);
+        assert_eq!(turns(&mut reach, now), [(2, 1)]);
+        assert_eq!(reach.leading_back().collect::<Vec<_>>(), [(0, false), (1, false)]);
+        reach.answered(0);
+        reach.leads(2, Leads::Back);
+        assert_eq!(turns(&mut reach, now), [(1, 1)]);
+        assert_eq!(reach.leading_back().collect::<Vec<_>>(), [(0, false), (1, true), (2, false)]);
+        reach.leads(1, Leads::Back);
+        assert_eq!(turns(&mut reach, now), []);
+        assert!(reach.leads(2, Leads::Elsewhere));
+        assert_eq!(turns(&mut reach, now), [(2, 1)]);
     }
 }

@@ -6,14 +6,18 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hickory_proto::op::{Message, ResponseCode};
+use futures_util::future::join_all;
+use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_server::net::xfer::Protocol;
 use hickory_server::server::Request;
 use tokio::time::{Instant, timeout};
 
 use super::Upstream;
 use super::exchange::{exchange, is_unreachable};
-use super::reach::Reach;
+use super::leading_back::LeadingBack;
+use super::loops::Found;
+use super::probe::Probes;
+use super::reach::{Leads, Reach};
 
 /// For all servers: just under the asker's own 5 s. Each has its part of what the ones before it have left: a
 /// host with one server waits for it as long as programs would, and one that refuses leaves its time to the
@@ -25,25 +29,37 @@ const PATIENCE: Duration = Duration::from_millis(4_500);
 pub(super) struct Relay {
     upstream: Upstream,
     reach: Mutex<Reach>,
+    /// The round that is under way.
+    probes: Mutex<Probes>,
+}
+
+/// What came of a query.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    /// The first answer that says something of the name; failing that the first that says why not. Nothing
+    /// when no server answered.
+    pub(super) answer: Option<Message>,
+    /// Some server did not answer, or refused.
+    pub(super) failed: bool,
 }
 
 impl Relay {
     pub(super) fn to(upstream: Upstream) -> Self {
         let reach = Mutex::new(Reach::of(upstream.servers().len()));
-        Self { upstream, reach }
+        Self { upstream, reach, probes: Mutex::default() }
     }
 
-    /// The first answer that says something of the name; failing that the first that says why not. Nothing
-    /// when no server answered.
-    pub(super) async fn ask(&self, request: &Request) -> Option<Message> {
-        let query = Message::from_vec(request.as_slice()).ok()?;
+    /// Asks one server after the other.
+    pub(super) async fn ask(&self, request: &Request) -> Outcome {
+        let Ok(query) = Message::from_vec(request.as_slice()) else { return Outcome::default() };
         let (begun, servers) = (Instant::now(), self.upstream.servers());
         // Many a server has no TCP: that says nothing of queries by UDP.
         let by_udp = request.protocol() == Protocol::Udp;
         let order = self.reach().order(begun);
-        let (mut refusal, mut silent) = (None, Vec::new());
+        let (mut refusal, mut silent, mut failed) = (None, Vec::new(), false);
         for (place, sharing) in order.turns() {
-            let (left, server) = (PATIENCE.saturating_sub(begun.elapsed()), servers.get(place)?);
+            let Some(server) = servers.get(place) else { break };
+            let left = PATIENCE.saturating_sub(begun.elapsed());
             if left.is_zero() {
                 break;
             }
@@ -54,8 +70,9 @@ impl Relay {
                     if !is_refusal(answer.metadata.response_code) {
                         let now = Instant::now();
                         silent.into_iter().for_each(|place| self.reach().outdone(place, now));
-                        return Some(answer);
+                        return Outcome { answer: Some(answer), failed };
                     }
+                    failed = true;
                     tracing::debug!(%server, code = %answer.metadata.response_code, "DNS server has no answer");
                     refusal.get_or_insert(answer);
                 }
@@ -67,13 +84,71 @@ impl Relay {
                 }
                 Err(_) => {
                     tracing::debug!(%server, "DNS server did not answer");
+                    failed = true;
                     if by_udp {
                         silent.push(place);
                     }
                 }
             }
         }
-        refusal
+        Outcome { answer: refusal, failed }
+    }
+
+    /// Asks each server for a name that leads back here where it asks us in turn.
+    pub(super) async fn look_for_loops(&self) -> Found {
+        let servers = self.upstream.servers();
+        *self.probes() = Probes::of(servers, rand::random);
+        let answers = join_all(servers.iter().map(|server| async {
+            let query = self.probes().query_for(*server)?;
+            let asked = exchange(*server, Protocol::Udp, query, PATIENCE);
+            timeout(PATIENCE, asked).await.ok()?.ok()
+        }))
+        .await;
+        let probes = std::mem::take(&mut *self.probes());
+        let mut news = false;
+        for (place, (server, answer)) in servers.iter().zip(answers).enumerate() {
+            let leads = match answer {
+                _ if !probes.came_back(*server) => Leads::Elsewhere,
+                // We refused, so somebody else did not.
+                Some(answer) if !is_refusal(answer.metadata.response_code) => Leads::BackInPart,
+                Some(_) | None => Leads::Back,
+            };
+            if self.reach().leads(place, leads) {
+                news = true;
+                if leads == Leads::Elsewhere {
+                    tracing::info!(%server, "a DNS server of the host does not ask us any more");
+                } else {
+                    tracing::warn!(%server, "a DNS server of the host asks us in turn: others are asked instead, if there are any");
+                }
+            }
+        }
+        match self.leading_back() {
+            Some(_) => Found::Stands,
+            None if news => Found::Gone,
+            None => Found::Nothing,
+        }
+    }
+
+    /// Whether this question comes back to us from a server.
+    pub(super) fn comes_back(&self, question: &Query) -> bool {
+        self.probes().take(question)
+    }
+
+    /// The servers that ask us in turn, if there are any.
+    pub(super) fn leading_back(&self) -> Option<LeadingBack> {
+        let known = self.upstream.servers();
+        let (mut servers, mut all) = (Vec::new(), true);
+        for (place, asked) in self.reach().leading_back() {
+            servers.extend(known.get(place));
+            all &= !asked;
+        }
+        all &= servers.len() == known.len();
+        (!servers.is_empty()).then_some(LeadingBack { servers, all })
+    }
+
+    /// Whole after every statement.
+    fn probes(&self) -> MutexGuard<'_, Probes> {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whole after every statement.

@@ -15,10 +15,11 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::answer::{answer, of_search_list, overloaded, relayed, upstream_failed};
-use super::relay::Relay;
+use super::loops::{Found, Reasons};
+use super::relay::{Outcome, Relay};
 use super::tcp::accept_all;
 use super::zone::Subject;
-use super::{DnsError, Resolver, Upstream, Zone};
+use super::{DnsError, LeadingBack, Resolver, Upstream, Zone};
 
 /// Queries in hand, over both protocols, that may each wait for a set-up and hold a few kilobytes.
 const MAX_IN_HAND: usize = 256;
@@ -58,6 +59,7 @@ struct Shared {
     zone: Zone,
     resolver: Arc<dyn Resolver>,
     relay: RwLock<Option<Arc<Relay>>>,
+    reasons: Reasons,
     in_hand: Semaphore,
     relaying: Semaphore,
     counters: Counters,
@@ -89,6 +91,7 @@ impl DnsServer {
             zone,
             resolver,
             relay: RwLock::new(None),
+            reasons: Reasons::default(),
             in_hand: Semaphore::new(MAX_IN_HAND),
             relaying: Semaphore::new(MAX_RELAYED),
             counters: Counters::default(),
@@ -115,6 +118,24 @@ impl DnsServer {
     pub fn set_upstream(&self, upstream: Option<Upstream>) {
         let relay = upstream.map(|upstream| Arc::new(Relay::to(upstream)));
         *self.shared.relay.write().unwrap_or_else(PoisonError::into_inner) = relay;
+        self.shared.reasons.others();
+    }
+
+    /// Finds out which of these servers ask us in turn, now and when there is reason to, for as long as it is
+    /// polled. They are not asked then.
+    pub async fn watch_for_loops(&self) {
+        let look = || async {
+            match self.shared.relay() {
+                Some(relay) => relay.look_for_loops().await,
+                None => Found::Nothing,
+            }
+        };
+        self.shared.reasons.watch(look).await;
+    }
+
+    /// Which of these servers ask us in turn, as far as is known.
+    pub fn leading_back(&self) -> Option<LeadingBack> {
+        self.shared.relay()?.leading_back()
     }
 
     /// What it has done so far.
@@ -167,9 +188,12 @@ impl RequestHandler for Handler {
 }
 
 impl Shared {
+    fn relay(&self) -> Option<Arc<Relay>> {
+        self.relay.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     async fn reply(&self, request: &Request) -> Message {
-        let relay = self.relay.read().unwrap_or_else(PoisonError::into_inner).clone();
-        match (relay, request.queries.queries()) {
+        match (self.relay(), request.queries.queries()) {
             (Some(_), [question])
                 if self.zone.subject(question.original().name()) == Subject::Outside
                     && self.zone.is_inside(question.original().name()) =>
@@ -179,19 +203,34 @@ impl Shared {
             (Some(relay), [question])
                 if self.zone.subject(question.original().name()) == Subject::Outside =>
             {
-                let Ok(_permit) = self.relaying.try_acquire() else {
-                    return upstream_failed(request, "too many queries wait for the host's own DNS servers");
-                };
-                self.counters.relayed.fetch_add(1, Ordering::Relaxed);
-                match relay.ask(request).await {
-                    Some(reply) => relayed(request, reply),
-                    None => upstream_failed(request, "the host's own DNS servers did not answer"),
+                if relay.comes_back(question.original()) {
+                    return upstream_failed(request, "this question came back to who asked it");
                 }
+                self.relay_to(&relay, request).await
             }
             _ => {
                 let Ok(_permit) = self.in_hand.try_acquire() else { return overloaded(request) };
                 answer(&self.zone, self.resolver.as_ref(), request).await
             }
+        }
+    }
+
+    async fn relay_to(&self, relay: &Relay, request: &Request) -> Message {
+        let Ok(_permit) = self.relaying.try_acquire() else {
+            self.reasons.failed();
+            return upstream_failed(request, "too many queries wait for the host's own DNS servers");
+        };
+        self.counters.relayed.fetch_add(1, Ordering::Relaxed);
+        let Outcome { answer, failed } = relay.ask(request).await;
+        if failed {
+            self.reasons.failed();
+        }
+        match answer {
+            Some(answer) => relayed(request, answer),
+            None if relay.leading_back().is_some_and(|leading| leading.all) => {
+                upstream_failed(request, "the host's own DNS servers ask this agent in turn")
+            }
+            None => upstream_failed(request, "the host's own DNS servers did not answer"),
         }
     }
 }

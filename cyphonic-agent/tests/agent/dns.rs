@@ -53,7 +53,7 @@ pub(crate) fn query(name: &str, kind: RecordType) -> Message {
     message
 }
 
-async fn ask_raw(server: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
+pub(crate) async fn ask_raw(server: SocketAddr, packet: &[u8]) -> Option<Vec<u8>> {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     socket.send_to(packet, server).await.unwrap();
     let mut buffer = vec![0; 65_535];

@@ -1,16 +1,17 @@
 //! Queries for other names, where the host's own DNS servers are not there.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cyphonic_agent::dns::{DnsServer, Upstream};
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::RecordType;
+use hickory_proto::rr::{Name, RecordType};
 use nix::sched::CloneFlags;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
-use super::dns::{ask, extended_error, host_server, query, server, server_that_is_silent};
+use super::dns::{ask, ask_raw, extended_error, host_server, query, server, server_that_is_silent};
 use super::netlink::{in_namespace, ip};
 
 /// Far less than any server's part of the time.
@@ -77,4 +78,97 @@ async fn a_server_that_never_answers_what_others_do_soon_costs_no_time() {
     let (reply, took) = ask_for_another(&server).await;
     assert!(reply.metadata.response_code == ResponseCode::NoError && took < AT_ONCE, "{took:?}");
     assert!(asked.lock().unwrap().is_empty());
+}
+
+/// A server of the host that asks the first of these, the next where that one refuses, and so on; as dnsmasq
+/// does.
+async fn forwarder(servers: Arc<Mutex<Vec<SocketAddr>>>) -> SocketAddr {
+    let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    let address = socket.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut buffer = [0; 1500];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            let (query, socket, servers) =
+                (buffer[..length].to_vec(), socket.clone(), servers.lock().unwrap().clone());
+            tokio::spawn(async move {
+                let mut answer = Vec::new();
+                for server in servers {
+                    answer = ask_raw(server, &query).await.unwrap_or_default();
+                    if Message::from_vec(&answer)
+                        .is_ok_and(|answer| answer.metadata.response_code != ResponseCode::ServFail)
+                    {
+                        break;
+                    }
+                }
+                socket.send_to(&answer, from).await.unwrap();
+            });
+        }
+    });
+    address
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let waiting = async {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), waiting).await.expect(what);
+}
+
+#[tokio::test]
+async fn a_server_that_asks_us_in_turn_is_found_and_not_asked() {
+    let server = Arc::new(server().await);
+    let (host, _) = host_server().await;
+    let asks = Arc::new(Mutex::new(vec![server.address()]));
+    let loops = forwarder(asks.clone()).await;
+    let watching = tokio::spawn({
+        let server = server.clone();
+        async move { server.watch_for_loops().await }
+    });
+    relay_to(&server, &[loops]);
+    until("a loop is found", || server.leading_back().is_some()).await;
+    let leading = server.leading_back().unwrap();
+    assert!(leading.all && leading.servers == [loops], "{leading:?}");
+    let said = leading.to_string();
+    assert!(said.contains("127.0.0.1 asks this agent in turn") && said.contains("do not resolve"), "{said}");
+    let relayed = server.stats().relayed;
+    let (reply, took) = ask_for_another(&server).await;
+    assert!(extended_error(&reply).unwrap().1.contains("in turn") && took < AT_ONCE, "{reply:?} {took:?}");
+    assert_eq!(server.stats().relayed, relayed + 1, "it does not go around");
+    // With another beside it.
+    relay_to(&server, &[loops, host]);
+    assert_eq!(server.leading_back(), None, "not looked for yet");
+    until("a loop is found again", || server.leading_back().is_some()).await;
+    assert!(!server.leading_back().unwrap().all);
+    let relayed = server.stats().relayed;
+    let (reply, took) = ask_for_another(&server).await;
+    assert!(reply.metadata.response_code == ResponseCode::NoError && took < AT_ONCE, "{took:?}");
+    assert_eq!(server.stats().relayed, relayed + 1);
+    // The only one, and it asks others besides.
+    asks.lock().unwrap().push(host);
+    relay_to(&server, &[loops]);
+    until("part of a loop is found", || server.leading_back().is_some()).await;
+    assert!(!server.leading_back().unwrap().all);
+    let (reply, _) = ask_for_another(&server).await;
+    assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
+    watching.abort();
+}
+
+#[tokio::test]
+async fn what_servers_are_asked_to_find_loops_tells_them_nothing() {
+    let server = server().await;
+    let (host, asked) = host_server().await;
+    relay_to(&server, &[host]);
+    let asking = until("the server is asked", || !asked.lock().unwrap().is_empty());
+    tokio::select! {
+        () = server.watch_for_loops() => {}
+        () = asking => {}
+    }
+    let names: Vec<Name> = asked.lock().unwrap().iter().cloned().collect();
+    let [name] = &names[..] else { panic!("one question for each server: {names:?}") };
+    let is_random =
+        |label: &[u8]| label.iter().all(|byte| byte.is_ascii_hexdigit()) && [8, 16].contains(&label.len());
+    assert!(name.num_labels() == 2 && name.iter().all(is_random), "{name}");
+    assert_eq!(server.leading_back(), None);
 }
