@@ -15,6 +15,7 @@
 //! back on stop, on `cyphonicd cleanup` and at the next start. What somebody else writes while we run is what
 //! was there from then on ([`follow`]). What they write after that is theirs: it is left alone.
 
+mod edit;
 mod elsewhere;
 pub mod follow;
 pub mod journal;

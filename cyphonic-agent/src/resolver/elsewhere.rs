@@ -4,9 +4,10 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use super::edit::without;
 use super::resolv_conf::nameservers_of;
 use super::resolved::STUBS;
-use super::text::{nameservers, without};
+use super::text::nameservers;
 
 /// systemd-resolved's servers, without its stub.
 const RESOLVED: &str = "systemd/resolve/resolv.conf";
@@ -34,7 +35,7 @@ impl Elsewhere {
                 return None;
             }
             let text = fs::read_to_string(&place).ok()?;
-            Some((place, without(&text, self.own).unwrap_or(text)))
+            Some((place, without(&text, self.own).map_or(text, |rest| rest.text)))
         })
     }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::edit::{Rest, Was, whole};
 use super::resolv_conf::{MAX_BYTES, ResolvConfError};
 use crate::state::{StateError, read_bounded, write_atomic};
 
@@ -47,6 +48,26 @@ impl Original {
             Self::File { mode, .. } => Self::File { text: text.to_owned(), mode },
             Self::Mounted { at, .. } => Self::Mounted { text: text.to_owned(), at },
             other => other,
+        }
+    }
+
+    /// What our edit of it says of it.
+    pub(super) fn was(&self) -> Was {
+        match self {
+            Self::Absent => Was::Nothing,
+            Self::File { .. } | Self::Mounted { .. } => Was::File,
+            Self::Link { target } => Was::Link(target.clone()),
+        }
+    }
+
+    /// What stood for this before it had an edit of ours in it, which told `rest`.
+    pub(super) fn before(self, rest: &Rest) -> Self {
+        match (self, &rest.was) {
+            (Self::File { .. }, Some(Was::Nothing)) if rest.whole => Self::Absent,
+            (Self::File { .. }, Some(Was::Link(target))) if rest.whole => {
+                Self::Link { target: target.clone() }
+            }
+            (found, _) => found.with_text(&rest.text),
         }
     }
 }
@@ -115,13 +136,17 @@ impl Entry {
         }
     }
 
-    /// Puts the original back if the edit still stands, and removes the journal. False if somebody else has
-    /// the file.
+    /// Puts the original back if the edit still stands, or an earlier one what that was made of, and removes
+    /// the journal. False if somebody else has the file.
     fn put_back(&self, journal: &Path) -> Result<bool, ResolvConfError> {
-        let is_ours = self.stands()? || self.is_partly_undone()?;
-        if is_ours {
+        let original = match self.stands()? || self.is_partly_undone()? {
+            true => Some(self.original.clone()),
+            false => self.before_an_earlier_edit()?,
+        };
+        let is_ours = original.is_some();
+        if let Some(original) = &original {
             let path = &self.path;
-            let restored = match &self.original {
+            let restored = match original {
                 Original::Absent => fs::remove_file(path).and_then(|()| sync_folder(path)),
                 Original::File { text, mode } => Aside::write(path, text, *mode).and_then(Aside::replace),
                 Original::Link { target } => replace_by_link(path, target),
@@ -160,6 +185,25 @@ impl Entry {
             [Some(&self.ours), self.before.as_ref()].into_iter().flatten().any(|ours| now == ours.as_bytes())
         };
         Ok(bytes_of(&self.path)?.as_deref().is_some_and(is_ours))
+    }
+
+    /// What stood there before the file was an earlier edit of ours, if it is one again: somebody had saved it.
+    fn before_an_earlier_edit(&self) -> Result<Option<Original>, ResolvConfError> {
+        let (path, is_mounted) = match &self.original {
+            Original::Mounted { at, .. } => (at, true),
+            Original::Absent | Original::File { .. } | Original::Link { .. } => (&self.path, false),
+        };
+        let Ok(meta) = fs::symlink_metadata(path) else { return Ok(None) };
+        if !meta.is_file() {
+            return Ok(None);
+        }
+        let text = bytes_of(path)?.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
+        let found = if is_mounted {
+            Original::Mounted { text: String::new(), at: path.clone() }
+        } else {
+            Original::File { text: String::new(), mode: meta.permissions().mode() & 0o777 }
+        };
+        Ok(whole(&text).map(|rest| found.before(&rest)))
     }
 
     /// Whether the file is the start of the original, put back in place: that failed or crashed half-way.

@@ -7,7 +7,8 @@
 //!
 //! Other programs go on writing: a DHCP client that gets its lease after us replaces the file, and whoever
 //! owns a link's target changes that. [`ResolvConf::follow`] takes what they wrote for the original from then
-//! on.
+//! on. What they put back may be an edit of ours that they had saved: it tells what it was made of
+//! (`resolver/edit.rs`).
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
@@ -15,9 +16,10 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use super::Host;
+use super::edit::{Rest, edited, without};
 use super::elsewhere::Elsewhere;
 use super::journal::{Entry, JOURNAL, Original, restore_journal, standing, undo};
-use super::text::{edited, names, nameservers, without};
+use super::text::{names, nameservers};
 use crate::dns::Upstream;
 use crate::state::{StateError, read_bounded};
 
@@ -96,12 +98,16 @@ impl ResolvConf {
         let (found, text) = look_at(&path)?;
         let (original, text, lost) = match without(&text, server) {
             None => (found, text, None),
-            Some(rest) if nameservers(&rest).is_empty() => left_over(found, rest, &elsewhere),
-            Some(rest) => (found.with_text(&rest), rest, None),
+            Some(rest) if says_nothing(&rest) => left_over(found, rest.text, &elsewhere),
+            Some(rest) => {
+                let (original, text) = before(&path, found, rest, server)?;
+                (original, text, None)
+            }
         };
         let servers = elsewhere.servers(&text).unwrap_or_else(|| elsewhere.named(&text));
         let journal = journal_dir.join(JOURNAL);
-        let entry = Entry { path, original, ours: edited(&text, server), before: None };
+        let ours = edited(&text, server, &original.was());
+        let entry = Entry { path, original, ours, before: None };
         Ok(Prepared { entry, stands: false, journal, text, server, servers, elsewhere, lost })
     }
 
@@ -179,11 +185,11 @@ impl ResolvConf {
             // Nobody else can see what stood there; but whom systemd-resolved asks may change.
             original => (original.clone(), self.text.clone()),
         };
-        let (original, text) = self.foreign(found, text);
         if !ours && self.left_to.is_some_and(|server| names(&nameservers(&text), server)) {
             self.news = None;
             return Ok(Look::Quiet);
         }
+        let (original, text) = self.foreign(found, text)?;
         let servers = self.elsewhere.servers(&text).unwrap_or_else(|| match ours {
             // It is gone for a moment, and its servers are not.
             true => self.servers.clone(),
@@ -200,13 +206,15 @@ impl ResolvConf {
         }
         let Some((original, text, servers)) = self.news.take() else { return Ok(Look::Quiet) };
         if !ours || text != self.text {
-            let entry = Entry {
+            let mut entry = Entry {
                 path: self.path.clone(),
+                ours: edited(&text, self.server, &original.was()),
                 original,
-                ours: edited(&text, self.server),
                 before: ours.then(|| self.entry.ours.clone()),
             };
             entry.make(&self.journal)?;
+            // From here on, whoever puts that back has changed the file.
+            entry.before = None;
             if text != self.text {
                 self.lost = None;
             }
@@ -218,12 +226,12 @@ impl ResolvConf {
     }
 
     /// What was found, without what it has of ours: programs that save the file and put it back, or build on
-    /// it, saw our edit. One that names nobody else says nothing new.
-    fn foreign(&self, found: Original, text: String) -> (Original, String) {
+    /// it, saw our edit. One that names nobody else, and does not tell what stood there, says nothing new.
+    fn foreign(&self, found: Original, text: String) -> Result<(Original, String), ResolvConfError> {
         match without(&text, self.server) {
-            None => (found, text),
-            Some(rest) if nameservers(&rest).is_empty() => (self.entry.original.clone(), self.text.clone()),
-            Some(rest) => (found.with_text(&rest), rest),
+            None => Ok((found, text)),
+            Some(rest) if says_nothing(&rest) => Ok((self.entry.original.clone(), self.text.clone())),
+            Some(rest) => before(&self.path, found, rest, self.server),
         }
     }
 
@@ -287,6 +295,31 @@ fn left_over(found: Original, rest: String, elsewhere: &Elsewhere) -> (Original,
         (None, found) => (found.with_text(&rest), rest, None),
     };
     (original, text, Some(Lost { instead }))
+}
+
+/// Whether there is neither a server nor what stood there before.
+fn says_nothing(rest: &Rest) -> bool {
+    rest.was.is_none() && nameservers(&rest.text).is_empty()
+}
+
+/// What stood at this path before it had our edit, and what that says now.
+fn before(
+    path: &Path,
+    found: Original,
+    rest: Rest,
+    server: IpAddr,
+) -> Result<(Original, String), ResolvConfError> {
+    let original = found.before(&rest);
+    let text = match &original {
+        Original::Link { target } if rest.whole => {
+            let text = text_of(&behind(path, target))?;
+            without(&text, server).map_or(text, |rest| rest.text)
+        }
+        Original::Absent | Original::File { .. } | Original::Link { .. } | Original::Mounted { .. } => {
+            rest.text
+        }
+    };
+    Ok((original, text))
 }
 
 /// Where a link at this path leads.

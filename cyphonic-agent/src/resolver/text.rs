@@ -1,33 +1,7 @@
-//! What a resolv.conf file says (resolv.conf(5)), and what it says once it is ours. Pure, but for interfaces'
-//! numbers.
+//! What a resolv.conf file says (resolv.conf(5)). Pure, but for interfaces' numbers.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-
-/// The first lines of what we write.
-const HEADER: &str = "# Edited by cyphonicd, which relays other names to the servers that stood here. Restored when it stops;\n\
-     # after a crash by its next start or by `cyphonicd cleanup`.\n";
-
-/// The file with our server instead of its own.
-pub(super) fn edited(text: &str, server: IpAddr) -> String {
-    let mut out = HEADER.to_owned();
-    out.push_str(&format!("nameserver {server}\n"));
-    for line in text.lines().filter(|line| keyword(line) != Some("nameserver")) {
-        out.push_str(line);
-        out.push('\n');
-    }
-    out
-}
-
-/// The file without this server and our first lines, and otherwise to the letter. Nothing where it has
-/// neither.
-pub(super) fn without(text: &str, server: IpAddr) -> Option<String> {
-    let is_ours = |line: &&str| {
-        HEADER.split_inclusive('\n').any(|ours| ours == *line) || names(&nameservers(line), server)
-    };
-    let has_ours = text.split_inclusive('\n').any(|line| is_ours(&line));
-    has_ours.then(|| text.split_inclusive('\n').filter(|line| !is_ours(line)).collect())
-}
 
 /// Whether this is one of them.
 pub(super) fn names(servers: &[SocketAddr], server: IpAddr) -> bool {
@@ -41,7 +15,7 @@ pub(super) fn nameservers(text: &str) -> Vec<SocketAddr> {
 }
 
 /// resolv.conf(5): the keyword starts in the first column; `#` and `;` start comments.
-fn keyword(line: &str) -> Option<&str> {
+pub(super) fn keyword(line: &str) -> Option<&str> {
     if line.starts_with(char::is_whitespace) { None } else { line.split_whitespace().next() }
 }
 
@@ -61,14 +35,6 @@ fn parse_server(text: &str) -> Option<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_removes_the_package_knows_our_edit() {
-        let script = include_str!("../../dist/scripts/postrm");
-        let pattern = script.split("grep -q '^").nth(1).unwrap().split('\'').next().unwrap();
-        let edited = edited("nameserver 192.0.2.1\n", [127, 0, 0, 55].into());
-        assert!(!pattern.is_empty() && edited.starts_with(pattern), "{pattern}");
-    }
 
     #[test]
     fn servers_have_every_usual_form() {

@@ -464,14 +464,14 @@ fn a_mounted_resolv_conf_is_written_in_place_and_the_link_to_it_kept() {
         let mut applied = prepared.apply().unwrap();
         assert!(std::fs::symlink_metadata(path("resolv.conf")).unwrap().is_symlink());
         let own = std::fs::read_to_string(path("own.conf")).unwrap();
-        assert!(own.contains("nameserver 127.0.0.55\n") && !own.contains("192.0.2.2"), "{own}");
+        assert!(own.contains("\nnameserver 127.0.0.55\n") && !own.contains("\nnameserver 192.0.2."), "{own}");
         // Whoever made the mount writes another one into it.
         std::fs::write(path("own.conf"), "nameserver 192.0.2.3\n").unwrap();
         assert_eq!(applied.follow().unwrap(), Look::Quiet);
         let taken = applied.follow().unwrap();
         assert!(matches!(&taken, Look::Taken(new) if new.servers() == ["192.0.2.3:53".parse().unwrap()]));
         let own = std::fs::read_to_string(path("own.conf")).unwrap();
-        assert!(own.contains("nameserver 127.0.0.55\n") && !own.contains("192.0.2."), "{own}");
+        assert!(own.contains("\nnameserver 127.0.0.55\n") && !own.contains("\nnameserver 192.0.2."), "{own}");
         std::mem::forget(applied);
         assert!(restore_journal(&path("journal")).unwrap());
         assert_eq!(std::fs::read_to_string(path("own.conf")).unwrap(), "nameserver 192.0.2.3\n");

@@ -1,6 +1,7 @@
 use std::os::unix::fs::symlink;
 
 use super::*;
+use crate::resolver::edit::Was;
 use crate::resolver::journal::aside;
 
 const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 55));
@@ -48,6 +49,12 @@ impl Machine {
     fn is_clean(&self) -> bool {
         fs::read_dir(self.journal()).unwrap().next().is_none()
     }
+}
+
+/// As an earlier version did, and as programs leave it that drop comments.
+fn edited_without_telling(text: &str) -> String {
+    let edit = edited(text, OWN, &Was::File);
+    edit.split_inclusive('\n').filter(|line| !line.starts_with("#cyphonicd: ")).collect()
 }
 
 #[test]
@@ -160,7 +167,7 @@ fn a_file_that_someone_else_wrote_is_ours_again_and_the_original_that_comes_back
     assert_eq!(host.text(), DHCP);
     assert!(host.is_clean());
     fs::write(host.journal().join(JOURNAL), saved).unwrap();
-    fs::write(host.path(), edited(DHCP, OWN)).unwrap();
+    fs::write(host.path(), edited(DHCP, OWN, &Was::File)).unwrap();
     assert!(restore_journal(&host.journal()).unwrap());
     assert_eq!(host.text(), DHCP);
 }
@@ -227,9 +234,13 @@ fn what_others_made_of_our_edit_is_never_the_original() {
     );
     fs::write(host.path(), format!("nameserver 203.0.113.1\n{}", host.text())).unwrap();
     applied.follow().unwrap();
-    assert_eq!(applied.follow().unwrap(), Look::Taken(servers(&["203.0.113.1"])));
+    assert_eq!(
+        applied.follow().unwrap(),
+        Look::Taken(servers(&["203.0.113.1", "192.0.2.1", "2001:db8::1"])),
+        "ours stands for those that stood there"
+    );
     applied.restore().unwrap();
-    assert!(host.text().starts_with("nameserver 203.0.113.1\n# host\n"), "{}", host.text());
+    assert!(host.text().starts_with("nameserver 203.0.113.1\n# host\nnameserver"), "{}", host.text());
     assert!(!host.text().contains("127.0.0.55") && !host.text().contains("cyphonicd"), "{}", host.text());
 }
 
@@ -247,13 +258,24 @@ fn a_file_that_is_left_to_another_server_is_not_taken() {
     assert!(applied.is_left() && !applied.is_intact().unwrap());
     applied.restore().unwrap();
     assert_eq!(host.text(), "nameserver 127.0.0.53\n");
+    // Our edit of such a file, which somebody puts back, is ours all the same: programs ask us.
+    let mut applied = host.prepare().apply().unwrap();
+    applied.leave_to([127, 0, 0, 53].into());
+    let saved = host.text();
+    fs::write(host.path(), DHCP).unwrap();
+    applied.follow().unwrap();
+    applied.follow().unwrap();
+    fs::write(host.path(), &saved).unwrap();
+    applied.follow().unwrap();
+    assert_eq!(applied.follow().unwrap(), Look::Taken(servers(&["127.0.0.53"])));
+    assert!(applied.is_intact().unwrap() && !applied.is_left());
 }
 
 #[test]
 fn our_edit_without_its_journal_is_not_the_original() {
     let host = Machine::new();
     // Somebody put a server of their own above ours, and the state directory was emptied.
-    fs::write(host.path(), format!("nameserver 203.0.113.1\n{}", edited(HOST, OWN))).unwrap();
+    fs::write(host.path(), format!("nameserver 203.0.113.1\n{}", edited_without_telling(HOST))).unwrap();
     let prepared = host.prepare();
     assert_eq!(prepared.upstream(), servers(&["203.0.113.1"]));
     let applied = prepared.apply().unwrap();
@@ -266,7 +288,7 @@ fn our_edit_without_its_journal_is_not_the_original() {
 fn where_our_edit_is_all_there_is_another_programs_file_is_the_original() {
     let host = Machine::new();
     let place = host.write_resolved("nameserver 127.0.0.55\nnameserver 192.0.2.1\n");
-    fs::write(host.path(), edited(HOST, OWN)).unwrap();
+    fs::write(host.path(), edited_without_telling(HOST)).unwrap();
     let prepared = host.prepare();
     assert_eq!(prepared.upstream(), servers(&["192.0.2.1"]));
     let mut applied = prepared.apply().unwrap();
@@ -279,7 +301,7 @@ fn where_our_edit_is_all_there_is_another_programs_file_is_the_original() {
     assert_eq!(applied.doubt(), None);
     applied.restore().unwrap();
     assert_eq!(host.text(), DHCP);
-    fs::write(host.path(), edited(HOST, OWN)).unwrap();
+    fs::write(host.path(), edited_without_telling(HOST)).unwrap();
     host.prepare().apply().unwrap().restore().unwrap();
     assert_eq!(fs::read_link(host.path()).unwrap(), place);
 }
@@ -288,7 +310,7 @@ fn where_our_edit_is_all_there_is_another_programs_file_is_the_original() {
 fn where_nobody_knows_the_original_at_least_our_server_goes() {
     let host = Machine::new();
     for (found, restored) in [("search lan\nnameserver 192.0.2.1\n", Some("search lan\n")), ("", None)] {
-        fs::write(host.path(), edited(found, OWN)).unwrap();
+        fs::write(host.path(), edited_without_telling(found)).unwrap();
         let prepared = host.prepare();
         assert_eq!(prepared.upstream(), servers(&["127.0.0.1"]));
         let applied = prepared.apply().unwrap();
@@ -372,4 +394,52 @@ fn an_earlier_edit_that_cannot_be_undone_is_ours_until_it_can() {
     fs::write(host.path(), DHCP).unwrap();
     assert!(standing(&host.journal()).is_none());
     assert_eq!(host.prepare().upstream(), servers(&["203.0.113.1"]));
+}
+
+#[test]
+fn a_vpn_that_puts_back_what_it_saved_brings_back_the_servers_from_before_it() {
+    let host = Machine::new();
+    let target = host.dir.path().join("run.conf");
+    for is_link in [false, true] {
+        let _ = fs::remove_file(host.path());
+        if is_link {
+            fs::write(&target, HOST).unwrap();
+            symlink("run.conf", host.path()).unwrap();
+        } else {
+            fs::write(host.path(), HOST).unwrap();
+        }
+        for stops in [false, true] {
+            let mut applied = host.prepare().apply().unwrap();
+            let saved = host.text();
+            fs::write(host.path(), "nameserver 10.8.0.1\n").unwrap();
+            applied.follow().unwrap();
+            assert_eq!(applied.follow().unwrap(), Look::Taken(servers(&["10.8.0.1"])));
+            fs::write(host.path(), &saved).unwrap();
+            if !stops {
+                applied.follow().unwrap();
+                assert_eq!(applied.follow().unwrap(), Look::Taken(servers(&["192.0.2.1", "2001:db8::1"])));
+                assert_eq!(host.text(), saved);
+            }
+            applied.restore().unwrap();
+            assert_eq!(host.text(), HOST, "and not our server, where nobody listens any more");
+            assert_eq!(fs::symlink_metadata(host.path()).unwrap().is_symlink(), is_link);
+            assert!(host.is_clean());
+        }
+    }
+}
+
+#[test]
+fn our_edit_without_its_journal_tells_what_stood_there() {
+    let host = Machine::new();
+    // At another address, as where `dns: listen:` has changed since.
+    fs::write(host.path(), edited(HOST, [127, 0, 0, 56].into(), &Was::File)).unwrap();
+    let prepared = host.prepare();
+    assert_eq!(prepared.upstream(), servers(&["192.0.2.1", "2001:db8::1"]));
+    let applied = prepared.apply().unwrap();
+    assert_eq!(applied.doubt(), None);
+    applied.restore().unwrap();
+    assert_eq!(host.text(), HOST);
+    fs::write(host.path(), edited("", OWN, &Was::Nothing)).unwrap();
+    host.prepare().apply().unwrap().restore().unwrap();
+    assert!(!host.path().exists());
 }

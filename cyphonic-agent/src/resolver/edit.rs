@@ -1,0 +1,159 @@
+//! Our edit of a resolv.conf file: what it says, and what it tells of the file that stood there before. Pure.
+//!
+//! Whoever saves the file while it is ours puts our edit back later. A VPN does so when it ends, and by then
+//! the original that we know is the VPN's own file, with servers that are gone. So the edit has in comments
+//! what it was made of.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::text::{keyword, names, nameservers};
+
+/// The first lines of what we write. Our server is in the next.
+const HEADER: &str = "# Edited by cyphonicd, which relays other names to the servers that stood here. Restored when it stops;\n\
+     # after a crash by its next start or by `cyphonicd cleanup`.\n";
+
+/// Before what the edit tells.
+const TOLD: &str = "#cyphonicd: ";
+
+/// What an edit stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Was {
+    Nothing,
+    File,
+    Link(PathBuf),
+}
+
+impl Was {
+    fn told(&self) -> String {
+        let link = match self {
+            Self::Nothing => return "was nothing".into(),
+            Self::File => None,
+            Self::Link(target) => target.to_str().filter(|target| !target.contains(['\n', '\r'])),
+        };
+        link.map_or_else(|| "was a file".into(), |target| format!("was a link to {target}"))
+    }
+
+    fn parse(told: &str) -> Option<Self> {
+        match told {
+            "was nothing" => Some(Self::Nothing),
+            "was a file" => Some(Self::File),
+            _ => Some(Self::Link(told.strip_prefix("was a link to ")?.into())),
+        }
+    }
+}
+
+/// A file without what it has of ours, and with what that stood for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Rest {
+    pub(super) text: String,
+    /// Nothing where our edit does not say, as one of an earlier version.
+    pub(super) was: Option<Was>,
+    /// It is our edit to the letter.
+    pub(super) whole: bool,
+}
+
+/// The file with our server instead of its own.
+pub(super) fn edited(text: &str, server: IpAddr, was: &Was) -> String {
+    let mut out = format!("{HEADER}nameserver {server}\n{TOLD}{}\n", was.told());
+    for line in text.lines() {
+        if keyword(line) == Some("nameserver") {
+            out.push_str(TOLD);
+        }
+        out.push_str(line);
+        out.push('\n');
+    }
+    out
+}
+
+/// The file without this server and our other lines, and otherwise to the letter. Where our server stands, it
+/// stands for those that the edit tells. Nothing where there is nothing of ours.
+pub(super) fn without(text: &str, server: IpAddr) -> Option<Rest> {
+    let lines = || text.split_inclusive('\n');
+    let edits = server_of_edit(text);
+    let is_server = |line: &str| {
+        let named = nameservers(line);
+        names(&named, server) || edits.is_some_and(|edits| names(&named, edits))
+    };
+    let is_header = |line: &str| HEADER.split_inclusive('\n').any(|ours| ours == line);
+    let stands = lines().any(is_server);
+    if !stands && !lines().any(|line| is_header(line) || line.starts_with(TOLD)) {
+        return None;
+    }
+    let (mut rest, mut was) = (String::new(), None);
+    for line in lines().filter(|line| !is_server(line) && !is_header(line)) {
+        match line.strip_prefix(TOLD) {
+            None => rest.push_str(line),
+            // Whoever has put others in our server's place wants these, and none beside them.
+            Some(_) if !stands => {}
+            Some(told) => match Was::parse(told.trim_end_matches(['\n', '\r'])) {
+                Some(told) => was = Some(told),
+                None => rest.push_str(told),
+            },
+        }
+    }
+    let whole = edits.zip(was.as_ref()).is_some_and(|(server, was)| edited(&rest, server, was) == text);
+    Some(Rest { text: rest, was, whole })
+}
+
+/// What our edit stands for, where the file is that and nothing else.
+pub(super) fn whole(text: &str) -> Option<Rest> {
+    without(text, server_of_edit(text)?).filter(|rest| rest.whole)
+}
+
+/// Which server an edit in this file names: `dns: listen:` may have been another at the time.
+fn server_of_edit(text: &str) -> Option<IpAddr> {
+    let (_, after) = text.split_once(HEADER)?;
+    let server = nameservers(after.lines().next()?).first()?.ip();
+    server.is_loopback().then_some(server)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 55));
+
+    #[test]
+    fn what_removes_the_package_knows_our_edit() {
+        let script = include_str!("../../dist/scripts/postrm");
+        let pattern = script.split("grep -q '^").nth(1).unwrap().split('\'').next().unwrap();
+        let edited = edited("nameserver 192.0.2.1\n", OWN, &Was::File);
+        assert!(!pattern.is_empty() && edited.starts_with(pattern), "{pattern}");
+    }
+
+    #[test]
+    fn an_edit_tells_what_it_was_made_of() {
+        let link = Was::Link("../run/NetworkManager/resolv.conf".into());
+        for (text, was) in [
+            ("", Was::Nothing),
+            ("", Was::File),
+            ("search lan\n", Was::File),
+            ("# x\nnameserver 192.0.2.1\nsearch lan\nnameserver 192.0.2.2 # y\n", Was::File),
+            ("nameserver 192.0.2.1\n", link),
+        ] {
+            let edit = edited(text, OWN, &was);
+            assert_eq!(nameservers(&edit), [(OWN, 53).into()]);
+            let told = Rest { text: text.into(), was: Some(was), whole: true };
+            assert_eq!(without(&edit, OWN).as_ref(), Some(&told), "{edit}");
+            // Also where our server has another address now.
+            assert_eq!(without(&edit, [127, 0, 0, 56].into()), Some(told), "{edit}");
+        }
+        assert_eq!(without("nameserver 192.0.2.1\n", OWN), None);
+        assert_eq!(whole("nameserver 192.0.2.1\nnameserver 127.0.0.55\n"), None);
+    }
+
+    #[test]
+    fn what_others_made_of_an_edit_stands_for_what_they_meant() {
+        let edit = edited("nameserver 192.0.2.1\nsearch lan\n", OWN, &Was::File);
+        let rest = |text: &str| {
+            let rest = without(text, OWN).unwrap();
+            (rest.text, rest.whole)
+        };
+        let above = format!("nameserver 203.0.113.1\n{edit}");
+        let both = "nameserver 203.0.113.1\nnameserver 192.0.2.1\nsearch lan\n";
+        assert_eq!(rest(&above), (both.into(), false));
+        let replaced = edit.replace("nameserver 127.0.0.55", "nameserver 203.0.113.1");
+        assert_eq!(rest(&replaced), ("nameserver 203.0.113.1\nsearch lan\n".into(), false));
+    }
+}
