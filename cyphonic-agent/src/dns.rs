@@ -32,7 +32,7 @@ use std::net::Ipv6Addr;
 
 pub use error::{DnsError, ResolveError};
 use futures_util::future::BoxFuture;
-pub use leading_back::LeadingBack;
+pub use leading_back::{Instead, LeadingBack};
 pub use server::{DnsServer, DnsStats};
 pub use upstream::Upstream;
 pub use zone::{InvalidZone, Zone};

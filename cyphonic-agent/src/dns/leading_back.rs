@@ -8,8 +8,19 @@ use std::net::SocketAddr;
 pub struct LeadingBack {
     /// Which.
     pub servers: Vec<SocketAddr>,
-    /// There is no other, and nobody whom they ask besides us: nobody is asked.
-    pub all: bool,
+    /// Who is asked then.
+    pub instead: Instead,
+}
+
+/// Who is asked in the place of servers that ask us in turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instead {
+    /// The host has others, or these ask others besides us.
+    Others,
+    /// There is no other; those that the host had before.
+    Earlier,
+    /// There is no other, and none before.
+    Nobody,
 }
 
 impl fmt::Display for LeadingBack {
@@ -17,10 +28,10 @@ impl fmt::Display for LeadingBack {
         let servers: Vec<String> = self.servers.iter().map(|server| server.ip().to_string()).collect();
         let (servers, several) = (servers.join(" and "), self.servers.len() > 1);
         let (ask, them) = if several { ("ask", "them") } else { ("asks", "it") };
-        let so = if self.all {
-            "and there is no other: names outside the overlay do not resolve"
-        } else {
-            "and others are asked first"
+        let so = match self.instead {
+            Instead::Others => "and others are asked first",
+            Instead::Earlier => "and there is no other: those that the host had before are asked",
+            Instead::Nobody => "and there is no other: names outside the overlay do not resolve",
         };
         write!(
             f,

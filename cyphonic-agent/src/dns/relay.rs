@@ -3,7 +3,7 @@
 //! A query travels on by the protocol it came by. So a truncated answer reaches the program as such, the
 //! program asks again by TCP, and so do we: nothing is fetched that nobody can receive.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Upstream;
 use super::exchange::{exchange, is_unreachable};
-use super::leading_back::LeadingBack;
+use super::leading_back::{Instead, LeadingBack};
 use super::loops::Found;
 use super::probe::Probes;
 use super::reach::{Leads, Reach};
@@ -31,6 +31,9 @@ pub(super) struct Relay {
     reach: Mutex<Reach>,
     /// The round that is under way.
     probes: Mutex<Probes>,
+    /// Those that the host had before, where these all ask us: who has become the host's only server, and
+    /// asks us, took us for them.
+    before: Option<Arc<Self>>,
 }
 
 /// What came of a query.
@@ -44,13 +47,25 @@ pub(super) struct Outcome {
 }
 
 impl Relay {
-    pub(super) fn to(upstream: Upstream) -> Self {
+    /// Relays to these servers, after a time with others.
+    pub(super) fn after(former: Option<&Self>, upstream: Upstream) -> Self {
+        let before = former.and_then(|former| match former.upstream == upstream || former.is_lost() {
+            true => former.before.clone(),
+            false => Some(Arc::new(Self::after(None, former.upstream.clone()))),
+        });
         let reach = Mutex::new(Reach::of(upstream.servers().len()));
-        Self { upstream, reach, probes: Mutex::default() }
+        Self { upstream, reach, probes: Mutex::default(), before }
     }
 
     /// Asks one server after the other.
     pub(super) async fn ask(&self, request: &Request) -> Outcome {
+        match &self.before {
+            Some(before) if self.is_lost() => before.ask_these(request).await,
+            Some(_) | None => self.ask_these(request).await,
+        }
+    }
+
+    async fn ask_these(&self, request: &Request) -> Outcome {
         let Ok(query) = Message::from_vec(request.as_slice()) else { return Outcome::default() };
         let (begun, servers) = (Instant::now(), self.upstream.servers());
         // Many a server has no TCP: that says nothing of queries by UDP.
@@ -96,6 +111,19 @@ impl Relay {
 
     /// Asks each server for a name that leads back here where it asks us in turn.
     pub(super) async fn look_for_loops(&self) -> Found {
+        let mut news = self.look_at_these().await;
+        if let Some(before) = self.before.as_ref().filter(|_| self.is_lost()) {
+            news |= before.look_at_these().await;
+        }
+        match self.leading_back() {
+            Some(_) => Found::Stands,
+            None if news => Found::Gone,
+            None => Found::Nothing,
+        }
+    }
+
+    /// True if something is news.
+    async fn look_at_these(&self) -> bool {
         let servers = self.upstream.servers();
         *self.probes() = Probes::of(servers, rand::random);
         let answers = join_all(servers.iter().map(|server| async {
@@ -122,28 +150,30 @@ impl Relay {
                 }
             }
         }
-        match self.leading_back() {
-            Some(_) => Found::Stands,
-            None if news => Found::Gone,
-            None => Found::Nothing,
-        }
+        news
     }
 
     /// Whether this question comes back to us from a server.
     pub(super) fn comes_back(&self, question: &Query) -> bool {
-        self.probes().take(question)
+        self.probes().take(question) || self.before.as_ref().is_some_and(|before| before.comes_back(question))
     }
 
     /// The servers that ask us in turn, if there are any.
     pub(super) fn leading_back(&self) -> Option<LeadingBack> {
-        let known = self.upstream.servers();
-        let (mut servers, mut all) = (Vec::new(), true);
-        for (place, asked) in self.reach().leading_back() {
-            servers.extend(known.get(place));
-            all &= !asked;
-        }
-        all &= servers.len() == known.len();
-        (!servers.is_empty()).then_some(LeadingBack { servers, all })
+        let leading = |(place, _)| self.upstream.servers().get::<usize>(place).copied();
+        let servers: Vec<_> = self.reach().leading_back().filter_map(leading).collect();
+        let instead = match &self.before {
+            _ if !self.is_lost() => Instead::Others,
+            Some(before) if !before.is_lost() => Instead::Earlier,
+            Some(_) | None => Instead::Nobody,
+        };
+        (!servers.is_empty()).then_some(LeadingBack { servers, instead })
+    }
+
+    /// Whether there are servers, and all ask us and nobody else.
+    fn is_lost(&self) -> bool {
+        let leading = self.reach().leading_back().filter(|(_, asked)| !asked).count();
+        leading > 0 && leading == self.upstream.servers().len()
     }
 
     /// Whole after every statement.

@@ -19,7 +19,7 @@ use super::loops::{Found, Reasons};
 use super::relay::{Outcome, Relay};
 use super::tcp::accept_all;
 use super::zone::Subject;
-use super::{DnsError, LeadingBack, Resolver, Upstream, Zone};
+use super::{DnsError, Instead, LeadingBack, Resolver, Upstream, Zone};
 
 /// Queries in hand, over both protocols, that may each wait for a set-up and hold a few kilobytes.
 const MAX_IN_HAND: usize = 256;
@@ -114,10 +114,12 @@ impl DnsServer {
         &self.shared.zone
     }
 
-    /// From now on relays what is outside the zone to these servers, or (with `None`) refuses it.
+    /// From now on relays what is outside the zone to these servers, or (with `None`) refuses it. Those from
+    /// before are asked where all of these ask us in turn.
     pub fn set_upstream(&self, upstream: Option<Upstream>) {
-        let relay = upstream.map(|upstream| Arc::new(Relay::to(upstream)));
-        *self.shared.relay.write().unwrap_or_else(PoisonError::into_inner) = relay;
+        let mut relay = self.shared.relay.write().unwrap_or_else(PoisonError::into_inner);
+        *relay = upstream.map(|upstream| Arc::new(Relay::after(relay.as_deref(), upstream)));
+        drop(relay);
         self.shared.reasons.others();
     }
 
@@ -227,7 +229,7 @@ impl Shared {
         }
         match answer {
             Some(answer) => relayed(request, answer),
-            None if relay.leading_back().is_some_and(|leading| leading.all) => {
+            None if relay.leading_back().is_some_and(|leading| leading.instead == Instead::Nobody) => {
                 upstream_failed(request, "the host's own DNS servers ask this agent in turn")
             }
             None => upstream_failed(request, "the host's own DNS servers did not answer"),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cyphonic_agent::dns::{DnsServer, Upstream};
+use cyphonic_agent::dns::{DnsServer, Instead, Upstream};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
 use nix::sched::CloneFlags;
@@ -129,7 +129,7 @@ async fn a_server_that_asks_us_in_turn_is_found_and_not_asked() {
     relay_to(&server, &[loops]);
     until("a loop is found", || server.leading_back().is_some()).await;
     let leading = server.leading_back().unwrap();
-    assert!(leading.all && leading.servers == [loops], "{leading:?}");
+    assert_eq!((leading.instead, &leading.servers[..]), (Instead::Nobody, &[loops][..]));
     let said = leading.to_string();
     assert!(said.contains("127.0.0.1 asks this agent in turn") && said.contains("do not resolve"), "{said}");
     let relayed = server.stats().relayed;
@@ -140,7 +140,7 @@ async fn a_server_that_asks_us_in_turn_is_found_and_not_asked() {
     relay_to(&server, &[loops, host]);
     assert_eq!(server.leading_back(), None, "not looked for yet");
     until("a loop is found again", || server.leading_back().is_some()).await;
-    assert!(!server.leading_back().unwrap().all);
+    assert_eq!(server.leading_back().unwrap().instead, Instead::Others);
     let relayed = server.stats().relayed;
     let (reply, took) = ask_for_another(&server).await;
     assert!(reply.metadata.response_code == ResponseCode::NoError && took < AT_ONCE, "{took:?}");
@@ -149,10 +149,30 @@ async fn a_server_that_asks_us_in_turn_is_found_and_not_asked() {
     asks.lock().unwrap().push(host);
     relay_to(&server, &[loops]);
     until("part of a loop is found", || server.leading_back().is_some()).await;
-    assert!(!server.leading_back().unwrap().all);
+    assert_eq!(server.leading_back().unwrap().instead, Instead::Others);
     let (reply, _) = ask_for_another(&server).await;
     assert_eq!(reply.metadata.response_code, ResponseCode::NoError);
     watching.abort();
+}
+
+/// As a VPN that became the host's server, and had taken us for its own.
+#[tokio::test]
+async fn where_the_only_server_asks_us_those_from_before_it_are_asked() {
+    let server = server().await;
+    let (host, _) = host_server().await;
+    let loops = forwarder(Arc::new(Mutex::new(vec![server.address()]))).await;
+    relay_to(&server, &[host]);
+    relay_to(&server, &[loops]);
+    // It writes its file once more.
+    relay_to(&server, &[loops]);
+    tokio::select! {
+        () = server.watch_for_loops() => {}
+        () = until("a loop is found", || server.leading_back().is_some()) => {}
+    }
+    let leading = server.leading_back().unwrap();
+    assert_eq!((leading.instead, &leading.servers[..]), (Instead::Earlier, &[loops][..]));
+    let (reply, took) = ask_for_another(&server).await;
+    assert!(reply.metadata.response_code == ResponseCode::NoError && took < AT_ONCE, "{reply:?} {took:?}");
 }
 
 #[tokio::test]
