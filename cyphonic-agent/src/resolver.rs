@@ -195,7 +195,8 @@ impl HostResolver {
                 let path = file.path().display();
                 let state = match taken_away(file) {
                     Ok(None) => format!(
-                        "{path} names our server only; other names are relayed to the host's own servers"
+                        "{path} names our server only; other names are relayed to {}",
+                        in_words(file.upstream().servers())
                     ),
                     Ok(Some(taken)) => taken,
                     Err(error) => format!("whether {path} still names our server is not known: {error}"),
@@ -264,6 +265,14 @@ impl HostResolver {
 
 async fn tell_resolved(host: &Host, server: &DnsServer, interface: u32) -> Result<Resolved, ResolvedError> {
     Resolved::apply(&host.bus, interface, server.address(), &server.zone().domains()).await
+}
+
+/// The host's own servers, for people.
+fn in_words(servers: &[SocketAddr]) -> String {
+    if servers.is_empty() {
+        return "nobody: the host's own servers are not known".into();
+    }
+    servers.iter().map(|server| server.ip().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Who has the file, if it is not ours.

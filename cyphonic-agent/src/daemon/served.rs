@@ -178,6 +178,7 @@ mod tests {
         resolver.set(HostResolver::ResolvConf { file: Box::new(edit), because: None });
         let applied = served.status().await;
         assert_eq!((applied.dns.resolver.as_str(), applied.health.len()), ("resolv-conf", 0));
+        assert!(applied.dns.why.contains("relayed to 192.0.2.1"), "{}", applied.dns.why);
         host("203.0.113.1");
         let taken = served.status().await;
         let [check] = &taken.health[..] else { panic!("{:?}", taken.health) };

@@ -133,6 +133,11 @@ impl ResolvConf {
         &self.path
     }
 
+    /// The host's own servers.
+    pub fn upstream(&self) -> Upstream {
+        upstream(&self.servers, self.server)
+    }
+
     /// False when somebody else has changed the file since.
     ///
     /// # Errors
@@ -221,7 +226,7 @@ impl ResolvConf {
             (self.entry, self.text) = (entry, text);
         }
         self.servers = servers;
-        let upstream = upstream(&self.servers, self.server);
+        let upstream = self.upstream();
         Ok(if ours { Look::Servers(upstream) } else { Look::Taken(upstream) })
     }
 
