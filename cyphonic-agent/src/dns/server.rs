@@ -28,6 +28,10 @@ const MAX_IN_HAND: usize = 256;
 /// gone, which each of these waits for, are no reason that names of the overlay fail.
 const MAX_RELAYED: usize = 256;
 
+/// Where the kernel chooses the port, the one that UDP gets may be taken by TCP: so many times another is
+/// tried.
+const MORE_CHOICES: u32 = 15;
+
 /// The running DNS server; stops when dropped.
 pub struct DnsServer {
     shared: Arc<Shared>,
@@ -153,6 +157,16 @@ impl DnsServer {
 }
 
 async fn bind(address: SocketAddr, zone: &Zone) -> Result<(UdpSocket, TcpListener), DnsError> {
+    let more = if address.port() == 0 { MORE_CHOICES } else { 0 };
+    for _ in 0..more {
+        if let Ok(sockets) = bind_both(address, zone).await {
+            return Ok(sockets);
+        }
+    }
+    bind_both(address, zone).await
+}
+
+async fn bind_both(address: SocketAddr, zone: &Zone) -> Result<(UdpSocket, TcpListener), DnsError> {
     let failed = |address, protocol| {
         move |source| DnsError::Bind { address, protocol, zone: zone.name().to_owned(), source }
     };

@@ -263,9 +263,14 @@ async fn too_many_at_once_are_told_so() {
 /// The host's own server: has 100 addresses for every name, which is too much for UDP, and remembers who was
 /// asked for.
 pub(crate) async fn host_server() -> (SocketAddr, Arc<Mutex<HashSet<Name>>>) {
-    let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (udp, tcp) = loop {
+        let udp = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        // The port may be taken by TCP.
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+            break (udp, tcp);
+        }
+    };
     let address = udp.local_addr().unwrap();
-    let tcp = TcpListener::bind(address).await.unwrap();
     let asked = Arc::new(Mutex::new(HashSet::new()));
     let answer = {
         let asked = asked.clone();
