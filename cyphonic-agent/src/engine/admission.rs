@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use cyphonic_proto::Message;
 use cyphonic_proto::message::RefusalCode;
 use cyphonic_proto::node::Service;
+use cyphonic_proto::time::UnixSeconds;
 use cyphonic_transport::{ClientTls, Connection, Credentials};
 use tokio::sync::Notify;
 
-use super::renewal::Lifetime;
+use super::renewal::{Lifetime, unix};
 use super::run::Engine;
 use crate::complaints::Complaints;
 use crate::control::report::{HealthCheck, Severity};
@@ -21,6 +22,8 @@ pub(super) const STOOD: Duration = Duration::from_secs(30);
 /// The certificate in use, and what the cloud makes of it.
 pub(super) struct Admission {
     pub(super) lifetime: Lifetime,
+    /// Of the one on disk.
+    pub(super) kept: Lifetime,
     pub(super) renewal_failure: Option<String>,
     /// Whoever renews the certificate is told that a service does not take it.
     pub(super) refused: Arc<Notify>,
@@ -33,6 +36,7 @@ impl Admission {
     pub(super) fn by(lifetime: Lifetime) -> Self {
         Self {
             lifetime,
+            kept: lifetime,
             renewal_failure: None,
             refused: Arc::new(Notify::new()),
             not_admitted: None,
@@ -42,6 +46,16 @@ impl Admission {
 }
 
 impl Admission {
+    /// The certificate in use is on disk.
+    pub(super) fn renewal_kept(&mut self) {
+        (self.kept, self.renewal_failure) = (self.lifetime, None);
+    }
+
+    /// What `status` says of the certificate.
+    pub(super) fn certificate_health(&self, now: UnixSeconds) -> Option<HealthCheck> {
+        self.lifetime.health(self.kept, self.renewal_failure.as_deref(), unix(now))
+    }
+
     /// The cloud does not let this device in: whoever looks for errors in the log is to find it.
     fn refuse(&mut self, reason: String) {
         if self.complaints.is_news(Instant::now(), (), &reason) {

@@ -96,8 +96,9 @@ impl Lifetime {
         wait / 2 + (wait / 2).mul_f64(random)
     }
 
-    /// What `status` says of it, when there is something to say.
-    pub(crate) fn health(self, failure: Option<&str>, now: i64) -> Option<HealthCheck> {
+    /// What `status` says of it, when there is something to say. `kept`: of the one on disk, by which the next start
+    /// begins.
+    pub(crate) fn health(self, kept: Self, failure: Option<&str>, now: i64) -> Option<HealthCheck> {
         let check =
             |severity, message| Some(HealthCheck { id: "certificate-expires".into(), severity, message });
         let why = failure.unwrap_or("the attempt is under way");
@@ -109,15 +110,34 @@ impl Lifetime {
             );
             return check(Severity::Error, message);
         }
-        if failure.is_none() || !self.is_due(now) {
+        failure?;
+        if self != kept {
+            let (severity, until) = match now >= kept.not_after {
+                true => (Severity::Error, "has ended".to_owned()),
+                false => (Severity::Warning, format!("ends in {}", left(kept.not_after - now))),
+            };
+            let message = format!(
+                "this device's renewed certificate is not on disk, and the one there {until}: a restart after that needs a new token. Do not \
+                 restart it before its disk can be written: {why}"
+            );
+            return check(severity, message);
+        }
+        if !self.is_due(now) {
             return None;
         }
-        let left = (self.not_after - now) / 3_600;
-        let left = if left >= 48 { format!("{} days", left / 24) } else { format!("{left} hours") };
+        let left = left(self.not_after - now);
         check(
             Severity::Warning,
             format!("this device's certificate ends in {left} and is not renewed: {why}"),
         )
+    }
+}
+
+/// So many seconds in words.
+fn left(seconds: i64) -> String {
+    match seconds / 3_600 {
+        hours if hours >= 48 => format!("{} days", hours / 24),
+        hours => format!("{hours} hours"),
     }
 }
 
@@ -305,7 +325,8 @@ mod tests {
 
     #[test]
     fn status_speaks_of_failures_in_the_last_third_and_of_the_end() {
-        let health = |failure, now| QUARTER.health(failure, now).map(|check| (check.severity, check.message));
+        let health =
+            |failure, now| QUARTER.health(QUARTER, failure, now).map(|check| (check.severity, check.message));
         assert_eq!(health(None, 89 * DAY), None);
         assert_eq!(health(Some("no route"), 59 * DAY), None);
         let (severity, message) = health(Some("no route"), 61 * DAY).unwrap();
@@ -318,5 +339,22 @@ mod tests {
             assert_eq!(severity, Severity::Error);
             assert!(message.contains("enrol again"), "{message}");
         }
+    }
+
+    /// A restart would be by the one before.
+    #[test]
+    fn status_speaks_of_a_renewed_certificate_that_is_not_on_disk() {
+        let renewed = Lifetime { not_before: 60 * DAY, not_after: 150 * DAY };
+        let health = |kept, failure, now| {
+            let check = renewed.health(kept, failure, now * DAY);
+            check.map(|check| (check.id, check.severity, check.message))
+        };
+        let (id, severity, message) = health(QUARTER, Some("read-only"), 61).unwrap();
+        assert_eq!((id.as_str(), severity), ("certificate-expires", Severity::Warning));
+        assert!(message.contains("ends in 29 days") && message.contains("read-only"), "{message}");
+        let (_, severity, message) = health(QUARTER, Some("read-only"), 95).unwrap();
+        assert!(severity == Severity::Error && message.contains("has ended"), "{message}");
+        assert_eq!(health(QUARTER, None, 61), None, "it is being written");
+        assert_eq!(health(renewed, Some("no route"), 61), None);
     }
 }

@@ -18,7 +18,7 @@ use cyphonic_proto::node::{
 use super::access::{Access, Rules};
 use super::guards::Unguarded;
 use super::interface::Lost;
-use super::renewal::{Lifetime, unix};
+use super::renewal::Lifetime;
 use super::run::Engine;
 use super::{admission, time};
 use crate::control::netcheck::NetcheckReport;
@@ -77,10 +77,7 @@ impl Engine {
             nat64: self.port.nat64(),
             not_admitted: self.admission.not_admitted.as_deref(),
             certificate: self.admission.lifetime,
-            certificate_health: self
-                .admission
-                .lifetime
-                .health(self.admission.renewal_failure.as_deref(), unix(self.clock.now())),
+            certificate_health: self.admission.certificate_health(self.clock.now()),
         });
         report.health.extend(time::health(&self.clock));
         // As `mtu` has it: the host's interface follows the widest tunnel.

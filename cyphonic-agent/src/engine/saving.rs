@@ -2,7 +2,7 @@
 //! tunnels are not to wait.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use cyphonic_proto::node::CachedState;
@@ -10,7 +10,18 @@ use cyphonic_proto::node::CachedState;
 /// How long the end waits for what is not written yet.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-type Write = dyn Fn(&CachedState) + Send + Sync;
+/// Says whether the state is on disk now.
+type Write = dyn Fn(&CachedState) -> bool + Send + Sync;
+
+/// When a write that failed is tried again: what was told may not be told once more, and may be stricter than what is on
+/// disk.
+#[derive(Debug, Clone, Copy)]
+struct Again {
+    first: Duration,
+    longest: Duration,
+}
+
+const AGAIN: Again = Again { first: Duration::from_secs(60), longest: Duration::from_secs(3_600) };
 
 /// A thread that writes. Of several states that wait, the latest is written.
 pub(super) struct Saver {
@@ -21,15 +32,17 @@ pub(super) struct Saver {
 }
 
 impl Saver {
-    pub(super) fn start(write: impl Fn(&CachedState) + Send + Sync + 'static) -> Self {
+    pub(super) fn start(write: impl Fn(&CachedState) -> bool + Send + Sync + 'static) -> Self {
+        Self::start_with(write, AGAIN)
+    }
+
+    fn start_with(write: impl Fn(&CachedState) -> bool + Send + Sync + 'static, again: Again) -> Self {
         let write: Arc<Write> = Arc::new(write);
         let ((states, waiting), (ends, ended)) = (channel::<CachedState>(), channel::<()>());
         let writing = Arc::clone(&write);
         let work = move || {
             let _ends = ends;
-            while let Ok(state) = waiting.recv() {
-                writing(&waiting.try_iter().last().unwrap_or(state));
-            }
+            write_all(&waiting, &*writing, again);
         };
         let started = std::thread::Builder::new().name("cyphonic-state".to_owned()).spawn(work);
         if let Err(error) = &started {
@@ -41,24 +54,47 @@ impl Saver {
     pub(super) fn save(&self, state: &CachedState) {
         match &self.states {
             Some(states) if states.send(state.clone()).is_ok() => {}
-            Some(_) | None => (self.write)(state),
+            Some(_) | None => drop((self.write)(state)),
+        }
+    }
+}
+
+/// Until nobody sends any more; what is not on disk then is tried once again.
+fn write_all(waiting: &Receiver<CachedState>, write: &Write, again: Again) {
+    let (mut unsaved, mut wait) = (None, again.first);
+    loop {
+        let come = match unsaved {
+            None => waiting.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(_) => waiting.recv_timeout(wait),
+        };
+        let is_last = come == Err(RecvTimeoutError::Disconnected);
+        if let Ok(state) = come {
+            unsaved = Some(waiting.try_iter().last().unwrap_or(state));
+        }
+        match &unsaved {
+            Some(state) if write(state) => (unsaved, wait) = (None, again.first),
+            Some(_) => wait = wait.saturating_mul(2).min(again.longest),
+            None => {}
+        }
+        if is_last {
+            return;
         }
     }
 }
 
 impl Drop for Saver {
     fn drop(&mut self) {
-        if self.states.take().is_some() && self.ended.recv_timeout(PATIENCE) == Err(TIMED_OUT) {
+        if self.states.take().is_some() && self.ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout)
+        {
             tracing::warn!("the disk takes long: the node's latest state may not be on it");
         }
     }
 }
 
-const TIMED_OUT: std::sync::mpsc::RecvTimeoutError = std::sync::mpsc::RecvTimeoutError::Timeout;
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -76,6 +112,7 @@ mod tests {
             begun.send(()).unwrap();
             released.lock().unwrap().recv().unwrap();
             noted.lock().unwrap().push(state.nms_name.clone());
+            true
         });
         saver.save(&state("a"));
         begins.recv().unwrap();
@@ -87,5 +124,44 @@ mod tests {
         release.send(()).unwrap();
         drop(saver);
         assert_eq!(*written.lock().unwrap(), ["a", "d"]);
+    }
+
+    #[test]
+    fn what_a_disk_did_not_take_is_written_when_it_does() {
+        let (tried, tries) = channel();
+        let takes = Arc::new(AtomicBool::new(false));
+        let disk = Arc::clone(&takes);
+        let again = Again { first: Duration::from_millis(1), longest: Duration::from_millis(4) };
+        let write = move |state: &CachedState| {
+            let took = disk.load(Ordering::SeqCst);
+            tried.send((state.nms_name.clone(), took)).unwrap();
+            took
+        };
+        let saver = Saver::start_with(write, again);
+        saver.save(&state("a"));
+        for _ in 0..3 {
+            assert_eq!(tries.recv().unwrap(), ("a".into(), false), "again and again");
+        }
+        saver.save(&state("b"));
+        takes.store(true, Ordering::SeqCst);
+        let written = tries.iter().find(|(_, took)| *took).unwrap();
+        // `b` at once, or after one more of `a`.
+        let last = if written.0 == "a" { tries.recv().unwrap() } else { written };
+        assert_eq!(last, ("b".into(), true));
+        drop(saver);
+        assert_eq!(tries.try_iter().count(), 0, "what is on disk is not written again");
+    }
+
+    #[test]
+    fn what_is_not_on_disk_is_tried_once_more_at_the_end() {
+        let (tried, tries) = channel();
+        let saver = Saver::start(move |state| {
+            tried.send(state.nms_name.clone()).unwrap();
+            false
+        });
+        saver.save(&state("a"));
+        assert_eq!(tries.recv().unwrap(), "a");
+        drop(saver);
+        assert_eq!(tries.try_iter().collect::<Vec<_>>(), ["a"]);
     }
 }

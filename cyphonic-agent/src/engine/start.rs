@@ -178,10 +178,16 @@ fn suites() -> Vec<Suite> {
     }
 }
 
-fn save(state: &StateDir, cached: &CachedState) {
-    if let Err(error) = state.save_node(&cached.to_bytes()) {
-        tracing::warn!(%error, "the node's state was not saved: the next start needs the AS");
+/// Whether it is on disk.
+fn save(state: &StateDir, cached: &CachedState) -> bool {
+    let saved = state.save_node(&cached.to_bytes());
+    if let Err(error) = &saved {
+        tracing::warn!(
+            %error,
+            "what the cloud told this node, its access rules included, is not on disk: it is tried again; a start before that goes by what was told earlier"
+        );
     }
+    saved.is_ok()
 }
 
 #[cfg(test)]
