@@ -97,6 +97,28 @@ pub(crate) fn drop_reason(error: &io::Error) -> DropReason {
     }
 }
 
+/// Whether an error of receiving says nothing against the socket, so that who gets it receives on. Not among them is
+/// that nothing is there ([`io::ErrorKind::WouldBlock`]), for which one waits.
+///
+/// - Refused, reset, host or network unreachable: what an ICMP error left on the socket is told once, and is about a
+///   datagram long gone. The kernel leaves it on connected sockets alone, unless others ask for it.
+/// - No memory, for the call or for buffers: the next call may find some.
+/// - A signal came first.
+///
+/// All others speak of the socket itself, or of something that nobody has thought of: what they are worth is for
+/// the receiver to know.
+pub fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::OutOfMemory
+            | io::ErrorKind::Interrupted
+    ) || error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
 /// IPv4-mapped IPv6 addresses become IPv4 ones; of an IPv6 address the flow label goes, the scope stays.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     match address {

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use cyphonic_dataplane::udp::UdpPort;
+use cyphonic_dataplane::udp::{self, UdpPort};
 use cyphonic_proto::nat::Family;
 use cyphonic_proto::netcheck::Socket;
 use tokio::net::UdpSocket;
@@ -84,8 +84,11 @@ async fn listen(
                     return;
                 }
             }
-            // What an ICMP error left on the socket is about a datagram long gone.
-            Err(error) => tracing::trace!(%error, "a socket of the network check"),
+            Err(error) if udp::is_passing(&error) => tracing::trace!(%error, "a socket of the network check"),
+            Err(error) => {
+                tracing::debug!(%error, "a socket of the network check hears nothing more");
+                return;
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod limit;
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use cyphonic_common::stun::is_stun;
 use cyphonic_dataplane::sync;
-use cyphonic_dataplane::udp::{RecvBatch, StunSink, Transmit, UdpPort};
+use cyphonic_dataplane::udp::{self, RecvBatch, StunSink, Transmit, UdpPort};
 use cyphonic_proto::stun::server::{self, Site};
 
 use self::limit::Limit;
@@ -144,14 +145,16 @@ fn open(address: SocketAddr) -> Result<Socket, StartError> {
 fn serve(port: &UdpPort, number: u16, server: &Server, stop: &AtomicBool) {
     let mut batch = RecvBatch::new(BATCH);
     while !stop.load(Ordering::Relaxed) {
-        if port.recv_batch(&mut batch).is_err() {
-            // Nothing there, or what an ICMP error left behind.
-            if let Err(error) = port.wait(Some(WAIT)) {
-                tracing::error!(%error, port = number, "STUN is no longer answered here");
-                return;
-            }
-            continue;
+        let received = match port.recv_batch(&mut batch) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => port.wait(Some(WAIT)).map(drop),
+            Err(error) if udp::is_passing(&error) => Ok(()),
+            received => received.map(drop),
+        };
+        if let Err(error) = received {
+            tracing::error!(%error, port = number, "STUN is no longer answered here");
+            return;
         }
+        // None, where there was nothing to receive.
         for message in batch.messages_mut() {
             for datagram in message.payload.chunks(message.stride).filter(|datagram| is_stun(datagram)) {
                 server.answer(number, message.from, message.local_ip, datagram);

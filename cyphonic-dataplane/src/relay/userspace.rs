@@ -21,7 +21,7 @@ use super::resets::Resets;
 use super::{Leg, LegStats, RelayMap, RelayMapError};
 use crate::sync::lock;
 use crate::thread::scheduling::Scheduling;
-use crate::udp::{RecvBatch, SignallingSink, UdpPort};
+use crate::udp::{self, RecvBatch, SignallingSink, UdpPort};
 
 /// Messages per receive call.
 const BATCH_MESSAGES: usize = 32;
@@ -193,23 +193,13 @@ fn work(
                 scheduling.rest();
                 port.wait(Some(IDLE_WAIT))?;
             }
-            // What an ICMP error left on the socket is about a datagram long gone.
-            Err(error) if is_transient(&error) => tracing::debug!(%error, "receiving from the relay's port"),
+            Err(error) if udp::is_passing(&error) => {
+                tracing::debug!(%error, "receiving from the relay's port")
+            }
             Err(error) => return Err(error),
         }
     }
     Ok(())
-}
-
-fn is_transient(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::OutOfMemory
-    ) || error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 impl RelayMap for UserspaceRelay {

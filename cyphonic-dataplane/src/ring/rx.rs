@@ -37,7 +37,7 @@ use super::wake::Waker;
 use super::{EarlyPackets, EventSink};
 use crate::gso::Slot;
 use crate::hash::WordHasher;
-use crate::udp::{Message, RecvBatch, SignallingSink, UdpPort};
+use crate::udp::{self, Message, RecvBatch, SignallingSink, UdpPort};
 
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
 pub(super) const MESSAGES: usize = 16;
@@ -51,7 +51,8 @@ const JOINED: u32 = u32::MAX;
 const KEY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after a key update old keys may be left over.
 const KEY_AFTERMATH: Duration = Duration::from_secs(10);
-/// Receive errors in a row after which the port is taken to be broken.
+/// Receive errors in a row that do not [pass](udp::is_passing) by themselves, after which the port is taken to be
+/// broken.
 const MAX_ERRORS: u32 = 100;
 /// The pause after a receive error.
 const ERROR_PAUSE: Duration = Duration::from_millis(10);
@@ -87,7 +88,7 @@ pub(super) struct RxWorker<D> {
     /// Until when old keys must be looked at.
     aftermath: Option<Instant>,
     keys_looked_at: Instant,
-    /// Receive errors in a row.
+    /// Receive errors in a row, as [`MAX_ERRORS`] counts them.
     errors: u32,
 }
 
@@ -126,13 +127,17 @@ impl<D: Delivery> RxWorker<D> {
                 self.receive(batch.messages_mut());
                 return Ok(Turn { done: messages as u32, dry: false });
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.expire_keys(),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.errors = 0;
+                self.expire_keys();
+            }
             Err(error) => {
-                self.errors += 1;
+                // With the ring all tunnels end: what nobody has thought of is given time to pass, too.
+                self.errors += u32::from(!udp::is_passing(&error));
                 if self.errors > MAX_ERRORS {
                     return Err(error);
                 }
+                tracing::debug!(%error, "receiving from the ring's port");
                 std::thread::sleep(ERROR_PAUSE);
             }
         }

@@ -416,3 +416,31 @@ fn ipv4_goes_and_comes_through_a_translator_once_the_port_knows_of_one() {
     .join()
     .expect("no panic");
 }
+
+#[test]
+fn a_port_is_given_up_for_no_error_that_passes() {
+    use libc::*;
+    let passing = [ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ENOMEM, ENOBUFS, EINTR];
+    let lasting = [EAGAIN, EBADF, ENOTSOCK, EINVAL, EFAULT, EPERM, EACCES, ENOTCONN, ECONNABORTED];
+    for (errors, expected) in [(&passing[..], true), (&lasting[..], false)] {
+        for error in errors {
+            let error = io::Error::from_raw_os_error(*error);
+            assert_eq!(is_passing(&error), expected, "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_socket_whose_datagram_was_refused_receives_on() {
+    let [a, b] = [(); 2].map(|()| UdpSocket::bind(v4(0)).expect("a socket"));
+    let (from, to) = (a.local_addr().expect("bound"), b.local_addr().expect("bound"));
+    a.connect(to).expect("connected");
+    a.set_read_timeout(Some(PATIENCE)).expect("set");
+    drop(b);
+    a.send(b"nobody is there").expect("sent");
+    let refused = a.recv(&mut [0; 9]).expect_err("refused");
+    assert!(is_passing(&refused), "{refused}");
+    let b = UdpSocket::bind(to).expect("the port is free");
+    b.send_to(b"hello", from).expect("sent");
+    assert_eq!(a.recv(&mut [0; 9]).expect("received"), 5);
+}

@@ -7,6 +7,7 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use cyphonic_dataplane::udp;
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -65,7 +66,8 @@ impl LocalSocket {
             match received {
                 Ok(1) => return Ok((meta.len, meta.stride)),
                 Ok(_) => {}
-                Err(error) if is_passing(&error) => {}
+                // A refusal: the port at the other end was not open then.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock || udp::is_passing(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -94,15 +96,6 @@ impl LocalSocket {
     }
 }
 
-/// What an ICMP error left on the socket is about a datagram long gone: the port at the other end was not
-/// open then.
-fn is_passing(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
-    )
-}
-
 /// Beyond the host's limit where we may (CAP_NET_ADMIN), up to it otherwise.
 fn enlarge_buffers(socket: &std::net::UdpSocket) {
     use rustix::net::sockopt;
@@ -112,5 +105,32 @@ fn enlarge_buffers(socket: &std::net::UdpSocket) {
         .or_else(|_| plain.set_recv_buffer_size(RECEIVE_BUFFER));
     if let Err(error) = received.and(plain.set_send_buffer_size(SEND_BUFFER)) {
         tracing::debug!(%error, "a detour keeps the kernel's default buffers: expect loss at high rates");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_that_opens_late_is_heard_though_it_refused_before() {
+        let port = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = port.local_addr().unwrap();
+        let socket = LocalSocket::connect(address).unwrap();
+        drop(port);
+        socket.send(b"too early", 9);
+        let opens = async {
+            // The refusal is taken from the socket first.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let port = UdpSocket::bind(address).await.unwrap();
+            port.send_to(b"hello", socket.local_addr()).await.unwrap();
+        };
+        let mut buffer = [0; 100];
+        let received = async { tokio::join!(socket.recv(&mut buffer), opens).0 };
+        assert_eq!(timeout(Duration::from_secs(10), received).await.unwrap().unwrap(), (5, 5));
     }
 }

@@ -8,6 +8,7 @@ use crate::protect::{self, HEADER_LEN, Opener, Sealer, Secret, Suite, TAG_LEN};
 use crate::ring::command::RxTunnel;
 use crate::ring::shared::Shared;
 use crate::ring::{Path, TunnelId};
+use crate::udp::Transmit;
 
 /// What packets are sealed and opened with, at the end that sends with the first of two secrets.
 fn pair(send: u8, receive: u8) -> (Sealer, Opener) {
@@ -120,4 +121,19 @@ fn every_tunnel_of_a_message_is_heard_whatever_its_packets_carry() {
     worker.receive(std::iter::once(message));
     assert_eq!(worker.parts.counters.snapshot().dropped(DropReason::MalformedInner), 1);
     assert_eq!(stats.map(|shared| shared.stats().last_rx.is_some()), [true, true, false]);
+}
+
+/// It is connected, as an unconnected one hears of no refusals.
+#[test]
+fn errors_that_pass_do_not_end_a_ring_however_many_they_are() {
+    let port = Arc::new(UdpPort::bind(0).unwrap());
+    let closed = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+    rustix::net::connect(&*port, &closed).unwrap();
+    let ((mut worker, _tell), mut batch) = (worker(Arc::clone(&port)), RecvBatch::new(MESSAGES));
+    for _ in 0..=MAX_ERRORS {
+        port.send(&Transmit::new(closed, b"anybody?")).unwrap();
+        let turn = worker.turn(&mut batch).unwrap();
+        assert_eq!(turn.done, 0);
+    }
+    assert_eq!(port.recv_batch(&mut batch).unwrap_err().kind(), io::ErrorKind::WouldBlock, "all were heard");
 }
