@@ -13,7 +13,9 @@
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
 use crate::map::{InterfaceConfig, PeerEntry};
-use crate::packet::ip::{IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_SOURCE};
+use crate::packet::icmpv6::{ICMPV6_HEADER_LEN, INFORMATIONAL};
+use crate::packet::ip::{IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_NEXT_HEADER, IPV6_SOURCE};
+use crate::packet::protocol;
 use crate::policy::{self, Direction, EVERY_CLASS, FlowTable, Part, Peer, PolicyTable};
 
 /// Decides on a packet that leaves an application through the virtual interface: the virtual address of the
@@ -141,12 +143,12 @@ where
     if config.is_inside(&source) || config.is_own(&destination) {
         return Err(DropReason::PastTunnels);
     }
-    let [next] = packet.read::<1>(at + 6).ok_or(DropReason::Truncated)?;
+    let [next] = packet.read::<1>(at + IPV6_NEXT_HEADER).ok_or(DropReason::Truncated)?;
     if is_upper_layer(next) {
         return Ok(());
     }
     let upper = policy::upper_layer(packet, at).map_err(|_| DropReason::PastTunnels)?;
-    if upper.protocol == policy::ICMPV6 && tells_of_the_overlay(packet, &upper, config) {
+    if upper.protocol == protocol::ICMPV6 && tells_of_the_overlay(packet, &upper, config) {
         return Err(DropReason::PastTunnels);
     }
     Ok(())
@@ -175,11 +177,11 @@ where
 pub const fn is_upper_layer(next: u8) -> bool {
     !matches!(
         next,
-        policy::ICMPV6
-            | policy::HOP_BY_HOP
-            | policy::ROUTING
-            | policy::FRAGMENT
-            | policy::DESTINATION_OPTIONS
+        protocol::ICMPV6
+            | protocol::HOP_BY_HOP
+            | protocol::ROUTING
+            | protocol::FRAGMENT
+            | protocol::DESTINATION_OPTIONS
     )
 }
 
@@ -196,9 +198,9 @@ where
         // Without its first one it comes to nothing.
         Part::Later(_) => return false,
     };
-    let quoted = upper.at + policy::ICMPV6_HEADER_LEN + IPV6_SOURCE;
+    let quoted = upper.at + ICMPV6_HEADER_LEN + IPV6_SOURCE;
     match packet.read::<1>(upper.at) {
-        Some([kind]) if kind >= policy::ICMPV6_INFORMATIONAL => false,
+        Some([kind]) if kind >= INFORMATIONAL => false,
         Some(_) => match packet.read::<16>(quoted) {
             Some(source) => config.is_inside(&source),
             None => !is_whole || packet.len() >= quoted + 16,
@@ -242,8 +244,8 @@ const fn is_local_noise(dst: &[u8; 16]) -> bool {
 fn addresses(header: &[u8; IPV6_HEADER_LEN]) -> ([u8; 16], [u8; 16]) {
     let mut source = [0; 16];
     let mut destination = [0; 16];
-    source.copy_from_slice(&header[8..24]);
-    destination.copy_from_slice(&header[24..40]);
+    source.copy_from_slice(&header[IPV6_SOURCE..IPV6_DESTINATION]);
+    destination.copy_from_slice(&header[IPV6_DESTINATION..]);
     (source, destination)
 }
 

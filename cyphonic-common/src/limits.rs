@@ -1,7 +1,7 @@
 //! Numbers that both halves, and both ends of a tunnel, rely on.
 
 use crate::cid::CID_LEN;
-use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
+use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN, IPV6_MIN_MTU};
 use crate::packet::udp::UDP_HEADER_LEN;
 
 /// Bytes of a packet number: always four, because not every packet is acknowledged (RFC 9000 §17.1).
@@ -26,9 +26,8 @@ pub const OUTER_IPV6_LEN: usize = IPV6_HEADER_LEN + UDP_HEADER_LEN;
 /// Outer IPv4 (without options) and UDP headers.
 pub const OUTER_IPV4_LEN: usize = IPV4_HEADER_LEN + UDP_HEADER_LEN;
 
-/// The least MTU an IPv6 interface may have (RFC 8200 §5), and so the least a tunnel must carry (RFC 9484
-/// §10.1).
-pub const MIN_INNER_MTU: usize = 1280;
+/// The least MTU an IPv6 interface may have, and so the least a tunnel must carry (RFC 9484 §10.1).
+pub const MIN_INNER_MTU: usize = IPV6_MIN_MTU;
 
 /// The virtual interface's MTU until the path is probed: what an outer IPv6 path of 1500 bytes carries,
 /// 1500 − 40 − 8 − 30 = 1422, rounded down so that a few bytes are left for a frame's length field.

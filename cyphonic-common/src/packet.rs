@@ -5,9 +5,14 @@
 //! a packet is *wanted* is the business of [`crate::classify`].
 //!
 //! [`parse_ip`] goes from an IP header to UDP; [`parse_ethernet`] starts one layer further out.
+//!
+//! Here, too, are the places and numbers of headers that others read: [`tcp`], [`icmpv6`], [`protocol`].
 
 pub mod ethernet;
+pub mod icmpv6;
 pub mod ip;
+pub mod protocol;
+pub mod tcp;
 pub mod udp;
 
 use core::fmt;
@@ -93,7 +98,7 @@ pub fn parse_ip<B: Buffer + ?Sized>(cursor: &mut Cursor<'_, B>) -> Result<IpPack
     if ip.is_fragment() {
         return Ok(packet(ip, Transport::Fragment, cursor.offset(), available));
     }
-    if ip.protocol() != udp::PROTOCOL {
+    if ip.protocol() != protocol::UDP {
         return Ok(packet(ip, Transport::Other(ip.protocol()), cursor.offset(), available));
     }
     let header = Udp::parse(cursor, available)?;

@@ -31,10 +31,6 @@ mod conversation;
 mod flow;
 
 use conversation::{Conversation, conversation, is_about};
-pub use conversation::{
-    DESTINATION_OPTIONS, ECHO_REQUEST, FRAGMENT, HOP_BY_HOP, ICMPV6, ICMPV6_HEADER_LEN, ICMPV6_INFORMATIONAL,
-    ROUTING, SCTP, TCP, UDP, has_ports,
-};
 pub(crate) use conversation::{Part, Upper, upper_layer};
 use flow::Ports;
 pub use flow::{Flow, FlowTable, Last, MAX_FLOWS, MAX_FRAGMENTED};

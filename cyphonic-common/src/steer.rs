@@ -21,7 +21,8 @@ use crate::drop_reason::DropReason;
 use crate::map::{InterfaceConfig, MAX_WORKERS};
 use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
-use crate::packet::udp::{self, UDP_HEADER_LEN};
+use crate::packet::protocol;
+use crate::packet::udp::UDP_HEADER_LEN;
 use crate::policy::{FlowTable, PolicyTable};
 use crate::quic::{DatagramKind, MIN_DATA_PACKET, classify_datagram_at};
 
@@ -160,7 +161,7 @@ fn ipv4<B: Buffer + ?Sized>(frame: &B) -> Option<Carried> {
     let [version, _, l0, l1, _, _, f0, f1, _, protocol, ..] = header;
     // More Fragments, or a fragment offset.
     let fragment = u16::from_be_bytes([f0, f1]) & 0x3fff != 0;
-    if version != 0x45 || fragment || protocol != udp::PROTOCOL || !is_whole(&header) {
+    if version != 0x45 || fragment || protocol != protocol::UDP || !is_whole(&header) {
         return None;
     }
     let len = usize::from(u16::from_be_bytes([l0, l1])).checked_sub(IPV4_HEADER_LEN)?;
@@ -182,7 +183,7 @@ fn is_whole(header: &[u8; IPV4_HEADER_LEN]) -> bool {
 #[inline(always)]
 fn ipv6<B: Buffer + ?Sized>(frame: &B) -> Option<Carried> {
     let [version, _, _, _, l0, l1, next_header] = frame.read::<7>(ETHERNET_LEN)?;
-    if version >> 4 != 6 || next_header != udp::PROTOCOL {
+    if version >> 4 != 6 || next_header != protocol::UDP {
         return None;
     }
     Some(Carried::V6(usize::from(u16::from_be_bytes([l0, l1]))))

@@ -3,8 +3,10 @@
 //! Only built with the feature `bench`. Each runs the very code that packets pass, on made-up packets.
 
 use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
+use cyphonic_common::packet::protocol::TCP;
+use cyphonic_common::packet::tcp;
 
-use crate::gso::{Coalescer, GsoKind, Slot, Sum, SuperPacket, TCP, VnetHeader, put, tcp};
+use crate::gso::{Coalescer, GsoKind, Slot, Sum, SuperPacket, VnetHeader, put};
 use crate::protect::{HeaderKey, Suite};
 
 /// The mask that a header is protected with.

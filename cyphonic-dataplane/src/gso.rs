@@ -24,37 +24,6 @@ pub(crate) use split::SuperPacket;
 pub(crate) use vnet::GsoKind;
 pub(crate) use vnet::{VNET_HEADER_LEN, VnetHeader};
 
-/// Next header: TCP.
-pub(crate) const TCP: u8 = 6;
-/// Next header: UDP.
-pub(crate) const UDP: u8 = 17;
-
-/// Offsets in a TCP header (RFC 9293 §3.1).
-pub(crate) mod tcp {
-    pub(crate) const MIN_HEADER: usize = 20;
-    pub(crate) const SEQUENCE: usize = 4;
-    pub(crate) const ACKNOWLEDGEMENT: usize = 8;
-    pub(crate) const DATA_OFFSET: usize = 12;
-    pub(crate) const FLAGS: usize = 13;
-    pub(crate) const WINDOW: usize = 14;
-    pub(crate) const CHECKSUM: usize = 16;
-    pub(crate) const URGENT: usize = 18;
-
-    pub(crate) const FIN: u8 = 0x01;
-    pub(crate) const SYN: u8 = 0x02;
-    pub(crate) const RST: u8 = 0x04;
-    pub(crate) const PSH: u8 = 0x08;
-    pub(crate) const ACK: u8 = 0x10;
-    pub(crate) const URG: u8 = 0x20;
-    pub(crate) const CWR: u8 = 0x80;
-}
-
-/// Offsets in a UDP header (RFC 768).
-pub(crate) mod udp {
-    pub(crate) const LENGTH: usize = 4;
-    pub(crate) const CHECKSUM: usize = 6;
-}
-
 /// The two bytes at `at`, in network byte order.
 pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map(u16::from_be_bytes)

@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use cyphonic_common::DropReason;
+use cyphonic_common::packet::protocol::UDP;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
 use cyphonic_dataplane::ring::{
     AwakeRequest, Control, HoldLimits, Path, PathMtu, RingEvent, RingKind, TunnelId,
@@ -166,7 +167,6 @@ fn ping_and_bulk_tcp_pass_over_ipv4_and_ipv6(kinds: Kinds) {
 /// Nothing opens but what is permitted, at the end that sends and at the end that receives; answers come
 /// back. By the workers, or by the programs where the ring has some.
 fn a_port_policy_is_enforced_both_ways(kinds: Kinds) {
-    const UDP: u8 = 17;
     let (a, b) = joined(kinds, false);
     let only = |services: &[(Direction, u16)]| {
         Arc::new(services.iter().map(|(way, port)| PolicyKey::new(*way, EVERY_CLASS, UDP, *port)).collect())

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use cyphonic_common::packet::icmpv6::{ECHO_REPLY, ECHO_REQUEST, ICMPV6_HEADER_LEN};
+use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
 use rustix::net::sockopt::{Ipv6PathMtuDiscovery, set_ipv6_mtu_discover};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -14,16 +16,11 @@ use super::output::say;
 use crate::control::report::{PeerReport, PeerState, RouteReport};
 use crate::control::{ControlClient, StatusReport, text};
 
-/// ICMPv6 echo (RFC 4443 sections 4.1 and 4.2).
-const ECHO_REQUEST: u8 = 128;
-const ECHO_REPLY: u8 = 129;
-const HEADER: usize = 8;
-
 /// Our mark in the payload, so that another ping's replies are not taken for ours.
 const TOKEN: usize = 8;
 
-/// 40 bytes of IPv6 header and 8 of ICMPv6 are not payload.
-const HEADERS: u16 = 48;
+/// The headers of IPv6 and ICMPv6 are not payload.
+const HEADERS: u16 = (IPV6_HEADER_LEN + ICMPV6_HEADER_LEN) as u16;
 const MAX_SIZE: u16 = u16::MAX - HEADERS;
 
 #[derive(Debug, Args)]
@@ -133,7 +130,7 @@ fn echo(address: Ipv6Addr, sequence: u16, size: usize, limit: Duration) -> io::R
     let token = token();
     socket.send_to(&request(sequence, &token, size), &SocketAddr::new(address.into(), 0).into())?;
     let start = Instant::now();
-    let mut buffer = vec![0; HEADER + usize::from(MAX_SIZE)];
+    let mut buffer = vec![0; ICMPV6_HEADER_LEN + usize::from(MAX_SIZE)];
     loop {
         let left = limit
             .checked_sub(start.elapsed())
@@ -158,19 +155,19 @@ fn open() -> io::Result<Socket> {
 
 /// The kernel fills in the checksum, and on ping sockets the identifier.
 fn request(sequence: u16, token: &[u8; TOKEN], size: usize) -> Vec<u8> {
-    let mut packet = vec![0; HEADER + size.max(TOKEN)];
+    let mut packet = vec![0; ICMPV6_HEADER_LEN + size.max(TOKEN)];
     packet[0] = ECHO_REQUEST;
     packet[4..6].copy_from_slice(&(std::process::id() as u16).to_be_bytes());
     packet[6..8].copy_from_slice(&sequence.to_be_bytes());
-    packet[HEADER..HEADER + TOKEN].copy_from_slice(token);
+    packet[ICMPV6_HEADER_LEN..ICMPV6_HEADER_LEN + TOKEN].copy_from_slice(token);
     packet
 }
 
 fn is_reply(packet: &[u8], sequence: u16, token: &[u8; TOKEN]) -> bool {
-    packet.len() >= HEADER + TOKEN
+    packet.len() >= ICMPV6_HEADER_LEN + TOKEN
         && packet[0] == ECHO_REPLY
         && packet[6..8] == sequence.to_be_bytes()
-        && packet[HEADER..HEADER + TOKEN] == token[..]
+        && packet[ICMPV6_HEADER_LEN..ICMPV6_HEADER_LEN + TOKEN] == token[..]
 }
 
 fn token() -> [u8; TOKEN] {

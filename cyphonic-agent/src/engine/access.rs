@@ -191,13 +191,14 @@ fn allow(permissions: &mut Permissions, class: u32, services: &Services) {
 
 #[cfg(test)]
 mod tests {
-    use cyphonic_common::policy::{ECHO_REQUEST, EVERY_PORT, EVERY_PROTOCOL, ICMPV6, PolicyTable as _};
+    use cyphonic_common::packet::icmpv6::ECHO_REQUEST;
+    use cyphonic_common::packet::protocol::{ICMPV6, TCP};
+    use cyphonic_common::policy::{EVERY_PORT, EVERY_PROTOCOL, PolicyTable as _};
 
     use super::*;
     use crate::config::Config;
 
     const ZONE: &str = "cyphonic.internal";
-    const TCP: u8 = 6;
 
     fn own(yaml: &str) -> Vec<AccessRule> {
         let config: Config = serde_yaml::from_str(&format!("access: {yaml}")).unwrap();

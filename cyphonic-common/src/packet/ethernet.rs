@@ -9,11 +9,15 @@ pub const ETHERNET_LEN: usize = 14;
 pub const ETHERNET_IPV4: [u8; 2] = [0x08, 0x00];
 /// The type of IPv6, as it lies in a frame.
 pub const ETHERNET_IPV6: [u8; 2] = [0x86, 0xdd];
+/// The type of a VLAN's tag (IEEE 802.1Q), likewise.
+pub const ETHERNET_VLAN: [u8; 2] = [0x81, 0x00];
+/// The type of the tag of a provider's VLAN (IEEE 802.1ad), likewise.
+pub const ETHERNET_SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];
 
 const IPV4: u16 = u16::from_be_bytes(ETHERNET_IPV4);
 const IPV6: u16 = u16::from_be_bytes(ETHERNET_IPV6);
-/// IEEE 802.1Q and 802.1ad tags.
-const VLAN: [u16; 2] = [0x8100, 0x88a8];
+const VLAN: u16 = u16::from_be_bytes(ETHERNET_VLAN);
+const SERVICE_VLAN: u16 = u16::from_be_bytes(ETHERNET_SERVICE_VLAN);
 
 /// What an Ethernet frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +65,7 @@ impl Ethernet {
         let source = cursor.read()?;
         let mut ether_type = u16::from_be_bytes(cursor.read()?);
         let mut vlan = None;
-        if ether_type == VLAN[0] || ether_type == VLAN[1] {
+        if ether_type == VLAN || ether_type == SERVICE_VLAN {
             vlan = Some(u16::from_be_bytes(cursor.read()?));
             ether_type = u16::from_be_bytes(cursor.read()?);
         }

@@ -1,25 +1,26 @@
 //! IPv4 (RFC 791) and IPv6 (RFC 8200).
 
 use super::PacketError;
+use super::protocol::{AUTHENTICATION, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING};
 use crate::buffer::{Buffer, Cursor};
 
 /// Bytes of an IPv4 header without options.
 pub const IPV4_HEADER_LEN: usize = 20;
 /// Bytes of the fixed IPv6 header.
 pub const IPV6_HEADER_LEN: usize = 40;
+/// Where it has the length of what follows it.
+pub const IPV6_PAYLOAD_LEN: usize = 4;
+/// Where it has the protocol of what follows it.
+pub const IPV6_NEXT_HEADER: usize = 6;
 /// Where it has its source.
 pub const IPV6_SOURCE: usize = 8;
 /// Where it has its destination.
 pub const IPV6_DESTINATION: usize = 24;
+/// The least MTU of an IPv6 link (RFC 8200 §5).
+pub const IPV6_MIN_MTU: usize = 1280;
 /// Extension headers followed before a packet is given up. Real packets have at most a few, and the verifier
 /// wants a bound.
 pub const MAX_EXTENSION_HEADERS: usize = 6;
-
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const AUTHENTICATION: u8 = 51;
-const DESTINATION: u8 = 60;
 
 /// An IP header of either version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,5 +224,5 @@ impl Ipv6 {
 
 #[inline(always)]
 const fn is_extension(protocol: u8) -> bool {
-    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION)
+    matches!(protocol, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS)
 }

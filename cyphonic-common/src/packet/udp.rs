@@ -3,11 +3,12 @@
 use super::PacketError;
 use crate::buffer::{Buffer, Cursor};
 
-/// UDP's number in an IP header.
-pub const PROTOCOL: u8 = 17;
-
 /// Bytes of a UDP header.
 pub const UDP_HEADER_LEN: usize = 8;
+/// Where it has the length of header and payload.
+pub const LENGTH: usize = 4;
+/// Where it has its checksum.
+pub const CHECKSUM: usize = 6;
 
 /// A UDP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,49 +4,17 @@ use super::EVERY_PORT;
 use super::flow::Ports;
 use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
-use crate::packet::ip::{IPV6_DESTINATION, IPV6_HEADER_LEN};
+use crate::packet::icmpv6::{ECHO_REPLY, ECHO_REQUEST, ICMPV6_HEADER_LEN, INFORMATIONAL};
+use crate::packet::ip::{IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_NEXT_HEADER};
+use crate::packet::protocol::{
+    DCCP, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMPV6, ROUTING, SCTP, TCP, UDP, UDP_LITE,
+};
+use crate::packet::tcp::{self, ACK, RST, SYN};
 
-/// TCP in IP headers.
-pub const TCP: u8 = 6;
-/// UDP in IP headers.
-pub const UDP: u8 = 17;
-const DCCP: u8 = 33;
-/// ICMPv6 in IP headers.
-pub const ICMPV6: u8 = 58;
-/// SCTP in IP headers.
-pub const SCTP: u8 = 132;
-const UDP_LITE: u8 = 136;
-
-/// Extension headers that are followed (RFC 8200 §4).
-pub const HOP_BY_HOP: u8 = 0;
-/// Likewise.
-pub const ROUTING: u8 = 43;
-/// Likewise.
-pub const FRAGMENT: u8 = 44;
 /// In a fragment header's word of offset and flags.
 const MORE_FRAGMENTS: u16 = 1;
-/// An extension header that is followed.
-pub const DESTINATION_OPTIONS: u8 = 60;
-
 /// Extension headers that are followed: one of each kind that may stand there, as RFC 8200 §4.1 recommends.
 const MAX_EXTENSIONS: usize = 4;
-/// Type, code, checksum and four bytes of which the type decides (RFC 4443 §2.1); behind them an error quotes.
-pub const ICMPV6_HEADER_LEN: usize = 8;
-/// ICMPv6 types below this one are errors (RFC 4443 §2.1).
-pub const ICMPV6_INFORMATIONAL: u8 = 128;
-/// What a ping is: the type of the ICMPv6 message.
-pub const ECHO_REQUEST: u8 = 128;
-const ECHO_REPLY: u8 = 129;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
-
-/// Whether a protocol's header begins with the sender's and the receiver's port.
-#[inline(always)]
-#[must_use]
-pub const fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, TCP | UDP | UDP_LITE | DCCP | SCTP)
-}
 
 /// What a packet is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,9 +54,9 @@ pub(super) fn conversation<B: Buffer + ?Sized>(
 ) -> Result<Option<Conversation>, DropReason> {
     Ok(Some(match protocol {
         TCP => {
-            // Ports, and the flags thirteen bytes in (RFC 9293 §3.1).
-            let header: [u8; 14] = packet.read(at).ok_or(DropReason::Truncated)?;
-            let flags = header[13];
+            // As far as is looked at: ports, and the flags.
+            let header: [u8; tcp::FLAGS + 1] = packet.read(at).ok_or(DropReason::Truncated)?;
+            let flags = header[tcp::FLAGS];
             // Without ACK and RST a packet is of no connection, though stacks tell by their silence to it
             // which ports are open.
             let answering = flags & (SYN | ACK) != SYN && flags & (ACK | RST) != 0;
@@ -104,7 +72,7 @@ pub(super) fn conversation<B: Buffer + ?Sized>(
         ICMPV6 => {
             let [kind] = packet.read::<1>(at).ok_or(DropReason::Truncated)?;
             let (opens, answers) = match kind {
-                kind if kind < ICMPV6_INFORMATIONAL => return Ok(None),
+                kind if kind < INFORMATIONAL => return Ok(None),
                 ECHO_REPLY => (None, Some(ECHO_REQUEST as u16)),
                 kind => (Some(kind as u16), None),
             };
@@ -137,7 +105,7 @@ pub(super) fn is_about<B: Buffer + ?Sized>(
 /// chain. `from` is where the IPv6 header stands.
 #[inline(always)]
 pub(crate) fn upper_layer<B: Buffer + ?Sized>(packet: &B, from: usize) -> Result<Upper, DropReason> {
-    let [mut next] = packet.read::<1>(from + 6).ok_or(DropReason::Truncated)?;
+    let [mut next] = packet.read::<1>(from + IPV6_NEXT_HEADER).ok_or(DropReason::Truncated)?;
     let mut at = from + IPV6_HEADER_LEN;
     let mut part = Part::Whole;
     for _ in 0..MAX_EXTENSIONS {

@@ -2,7 +2,7 @@
 //! and of which datagrams the first fragment has passed.
 
 use super::Direction;
-use super::conversation::FRAGMENT;
+use crate::packet::protocol::FRAGMENT;
 
 /// How long a conversation lasts without a packet, in nanoseconds: what RFC 4787 §4.3 (REQ-5) recommends to
 /// NATs, which applications expect of whoever stands in their way.

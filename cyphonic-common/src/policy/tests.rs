@@ -5,8 +5,9 @@ use etherparse::{IpNumber, Ipv6Header, PacketBuilder};
 use proptest::prelude::*;
 
 use super::Direction::{In, Out};
-use super::conversation::{DESTINATION_OPTIONS, HOP_BY_HOP, ICMPV6, ROUTING, TCP, UDP, upper_layer};
+use super::conversation::upper_layer;
 use super::*;
+use crate::packet::protocol::{DESTINATION_OPTIONS, HOP_BY_HOP, ICMPV6, ROUTING, TCP, UDP};
 
 const CAMERAS: u32 = 7;
 

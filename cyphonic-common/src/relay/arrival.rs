@@ -5,12 +5,13 @@ use super::map::{Family, PassReason, RelayConfig};
 use super::origin::Origin;
 use crate::buffer::Buffer;
 use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
-use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
-use crate::packet::udp::{self, UDP_HEADER_LEN};
+use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_SOURCE};
+use crate::packet::protocol;
+use crate::packet::udp::UDP_HEADER_LEN;
 use crate::quic::{DatagramKind, classify_datagram_at};
 
 /// UDP's protocol number as it stands in a pseudo header.
-const PSEUDO_PROTOCOL: u16 = u16::from_ne_bytes([0, udp::PROTOCOL]);
+const PSEUDO_PROTOCOL: u16 = u16::from_ne_bytes([0, protocol::UDP]);
 
 /// A data packet for the relay's port. Sixteen-bit words are as they lie in the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +153,7 @@ fn read_ipv4<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
         let options = version >> 4 == 4 && version & 0x0f > 5;
         return Err(if options { PassReason::Options } else { PassReason::Malformed });
     }
-    if protocol != udp::PROTOCOL {
+    if protocol != protocol::UDP {
         return Err(PassReason::NotUdp);
     }
     // More Fragments, or a fragment offset.
@@ -180,14 +181,14 @@ fn read_ipv4<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
 
 #[inline(always)]
 fn read_ipv6<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
-    let destination = frame.read::<16>(ETHERNET_LEN + 24).ok_or(PassReason::Malformed)?;
-    let source = frame.read::<16>(ETHERNET_LEN + 8).ok_or(PassReason::Malformed)?;
+    let destination = frame.read::<16>(ETHERNET_LEN + IPV6_DESTINATION).ok_or(PassReason::Malformed)?;
+    let source = frame.read::<16>(ETHERNET_LEN + IPV6_SOURCE).ok_or(PassReason::Malformed)?;
     let flow = u32::from_be(word(frame, ETHERNET_LEN)?);
     let [l0, l1, next_header, hop_limit] = word(frame, ETHERNET_LEN + 4)?.to_ne_bytes();
     if flow >> 28 != 6 {
         return Err(PassReason::Malformed);
     }
-    if next_header != udp::PROTOCOL {
+    if next_header != protocol::UDP {
         return Err(PassReason::NotUdp);
     }
     let (source, destination) = (Address::from_bytes(&source), Address::from_bytes(&destination));

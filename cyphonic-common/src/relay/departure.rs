@@ -7,7 +7,8 @@ use super::leg::PackedLeg;
 use super::map::{Family, PassReason};
 use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
 use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
-use crate::packet::udp::{self, UDP_HEADER_LEN};
+use crate::packet::protocol;
+use crate::packet::udp::UDP_HEADER_LEN;
 
 /// Where the connection ID begins, behind the UDP header and the packet's first byte.
 const CID_OFFSET: usize = UDP_HEADER_LEN + 1;
@@ -134,7 +135,7 @@ impl Departure {
         let [l0, l1] = self.ip_len.to_be_bytes();
         let [f0, f1] = DONT_FRAGMENT;
         let first = u64::from_ne_bytes([0x45, self.traffic_class, l0, l1, i0, i1, f0, f1]);
-        let hops = [arrival.hop_limit.saturating_sub(1), udp::PROTOCOL];
+        let hops = [arrival.hop_limit.saturating_sub(1), protocol::UDP];
         let (source, destination) = (self.source.to_v4(), self.destination.to_v4());
         let sum = Sum::of_word(u16::from_ne_bytes(hops))
             .plus_u64(first)
@@ -163,7 +164,7 @@ impl Departure {
         frame.write(ETHERNET_LEN + IPV6_HEADER_LEN + CID_OFFSET, self.cid.to_ne_bytes())?;
         hop.write(frame, ETHERNET_IPV6)?;
         frame.write(ETHERNET_LEN, flow.to_be_bytes())?;
-        frame.write(ETHERNET_LEN + 4, [l0, l1, udp::PROTOCOL, hop_limit])?;
+        frame.write(ETHERNET_LEN + 4, [l0, l1, protocol::UDP, hop_limit])?;
         frame.write(ETHERNET_LEN + 8, self.source.to_bytes())?;
         frame.write(ETHERNET_LEN + 24, self.destination.to_bytes())?;
         self.write_udp(frame, ETHERNET_LEN + IPV6_HEADER_LEN, arrival)

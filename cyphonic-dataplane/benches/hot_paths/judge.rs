@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use criterion::{BatchSize, Criterion};
 use cyphonic_common::classify::{Egress, PeerTable, judge_egress};
 use cyphonic_common::map::PeerEntry;
+use cyphonic_common::packet::protocol::TCP;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, Flow, FlowTable, PolicyKey, PolicyTable};
 use cyphonic_common::relay::table::{Table, TableLeg};
 use cyphonic_common::relay::{
@@ -17,7 +18,6 @@ use cyphonic_common::relay::{
 use cyphonic_common::{ConnectionId, InterfaceConfig};
 use cyphonic_dataplane::replay::ReplayWindow;
 
-const TCP: u8 = 6;
 const OWN: [u8; 16] = [0xfd, 1, 2, 3, 4, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0, 7];
 const PEER: [u8; 16] = [0xfd, 1, 2, 3, 4, 5, 0, 2, 0, 0, 0, 0, 0, 0, 0, 9];
 const PREFIX: [u8; 16] = [0xfd, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];

@@ -9,11 +9,15 @@
 use std::io::IoSlice;
 use std::ops::Range;
 
-use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
-use cyphonic_common::packet::udp::UDP_HEADER_LEN;
+use cyphonic_common::packet::ip::{IPV6_HEADER_LEN, IPV6_NEXT_HEADER, IPV6_PAYLOAD_LEN, IPV6_SOURCE};
+use cyphonic_common::packet::protocol::{
+    AUTHENTICATION, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ROUTING, TCP, UDP,
+};
+use cyphonic_common::packet::tcp;
+use cyphonic_common::packet::udp::{self, UDP_HEADER_LEN};
 
 use super::vnet::{GsoKind, VnetHeader};
-use super::{Sum, TCP, UDP, be16, be32, put, tcp, udp};
+use super::{Sum, be16, be32, put};
 
 /// The most packets one super-packet joins: the kernel's own limit for UDP, and 64 KiB of full TCP segments.
 const MAX_PARTS: usize = 64;
@@ -24,15 +28,13 @@ const MAX_HEADERS: usize = IPV6_HEADER_LEN + 60;
 /// The largest IPv6 payload length.
 const MAX_IP_PAYLOAD: usize = 65_535;
 
-/// IPv6's next header of a fragment: a header whose first byte says what was fragmented.
-const FRAGMENT: u8 = 44;
 /// Next headers that may stand before a flow's own: options of hops, routing, authentication, options of the
 /// destination (RFC 8200 §4.1).
-const EXTENSIONS: [u8; 4] = [0, 43, 51, 60];
+const EXTENSIONS: [u8; 4] = [HOP_BY_HOP, ROUTING, AUTHENTICATION, DESTINATION_OPTIONS];
 /// Addresses of a packet.
-const ADDRESSES: Range<usize> = 8..IPV6_HEADER_LEN;
+const ADDRESSES: Range<usize> = IPV6_SOURCE..IPV6_HEADER_LEN;
 /// Addresses and ports of a packet whose transport header follows IPv6's at once.
-const KEY: Range<usize> = 8..IPV6_HEADER_LEN + 4;
+const KEY: Range<usize> = IPV6_SOURCE..IPV6_HEADER_LEN + 4;
 
 const NONE: u32 = u32::MAX;
 
@@ -176,9 +178,10 @@ impl Coalescer {
     }
 
     fn classify<'p>(&self, packet: &'p [u8]) -> Candidate<'p> {
-        match packet.get(6) {
+        match packet.get(IPV6_NEXT_HEADER) {
             Some(&TCP) if self.tcp => classify_tcp(packet),
             Some(&UDP) if self.udp => classify_udp(packet),
+            // Its first byte says what was fragmented.
             Some(&FRAGMENT) => {
                 packet.get(IPV6_HEADER_LEN).copied().map_or(Candidate::Stranger, Candidate::Fragment)
             }
@@ -304,7 +307,7 @@ impl Flow {
         let fits = next.payload <= self.size
             && self.headers_len - IPV6_HEADER_LEN + self.payload + next.payload <= MAX_IP_PAYLOAD;
         // Version, traffic class and flow label; next header and hop limit.
-        if !fits || !same(0..4) || !same(6..8) {
+        if !fits || !same(0..IPV6_PAYLOAD_LEN) || !same(IPV6_NEXT_HEADER..IPV6_SOURCE) {
             return false;
         }
         if self.protocol == UDP {
@@ -331,7 +334,7 @@ impl Flow {
     fn joined(&self) -> (VnetHeader, [u8; MAX_HEADERS]) {
         let mut headers = self.headers;
         let len = self.headers_len - IPV6_HEADER_LEN + self.payload;
-        headers[4..6].copy_from_slice(&(len as u16).to_be_bytes());
+        headers[IPV6_PAYLOAD_LEN..IPV6_NEXT_HEADER].copy_from_slice(&(len as u16).to_be_bytes());
         let field = if self.protocol == TCP {
             headers[IPV6_HEADER_LEN + tcp::FLAGS] |= self.flags & (tcp::FIN | tcp::PSH);
             tcp::CHECKSUM

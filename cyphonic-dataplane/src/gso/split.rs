@@ -1,10 +1,11 @@
 //! Cutting a super-packet into the packets that travel.
 
-use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
-use cyphonic_common::packet::udp::UDP_HEADER_LEN;
+use cyphonic_common::packet::ip::{IPV6_HEADER_LEN, IPV6_PAYLOAD_LEN};
+use cyphonic_common::packet::tcp;
+use cyphonic_common::packet::udp::{self, UDP_HEADER_LEN};
 
 use super::vnet::{GsoKind, VnetHeader};
-use super::{Sum, be16, be32, put, tcp, udp};
+use super::{Sum, be16, be32, put};
 
 /// The most headers a packet may have before its payload: 60 bytes of TCP behind 40 of IPv6 and what the
 /// kernel puts between.
@@ -41,7 +42,7 @@ pub(crate) struct SuperPacket<'a> {
 impl<'a> SuperPacket<'a> {
     /// Checks a packet against its virtio-net header. `None` if they contradict each other.
     pub(crate) fn parse(vnet: &VnetHeader, packet: &'a [u8]) -> Option<Self> {
-        let ip_len = usize::from(be16(packet, 4)?);
+        let ip_len = usize::from(be16(packet, IPV6_PAYLOAD_LEN)?);
         if packet.first()? >> 4 != 6 || IPV6_HEADER_LEN + ip_len != packet.len() {
             return None;
         }
@@ -190,7 +191,7 @@ impl<'a> SuperPacket<'a> {
         let from = self.headers + index * self.size;
         let sum = Sum::default().add_copying(self.packet.get(from..from + payload.len())?, payload)?;
         let ip_len = (out.len() - IPV6_HEADER_LEN) as u16;
-        put(out, 4, &ip_len.to_be_bytes())?;
+        put(out, IPV6_PAYLOAD_LEN, &ip_len.to_be_bytes())?;
         Some(sum)
     }
 
@@ -206,8 +207,8 @@ impl<'a> SuperPacket<'a> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{TCP, UDP};
     use super::*;
+    use cyphonic_common::packet::protocol::{TCP, UDP};
 
     const SEQUENCE: u32 = u32::MAX - 1_000;
 

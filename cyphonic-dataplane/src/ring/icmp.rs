@@ -4,18 +4,20 @@ use std::net::Ipv6Addr;
 use std::time::{Duration, Instant};
 
 use cyphonic_common::Account;
-use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
+use cyphonic_common::packet::icmpv6::{self, ICMPV6_HEADER_LEN, INFORMATIONAL, PACKET_TOO_BIG, UNREACHABLE};
+use cyphonic_common::packet::ip::{
+    IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_MIN_MTU, IPV6_NEXT_HEADER, IPV6_PAYLOAD_LEN, IPV6_SOURCE,
+};
+use cyphonic_common::packet::protocol::{DESTINATION_OPTIONS, HOP_BY_HOP, ICMPV6, ROUTING};
 
 use crate::gso::{Sum, put};
 
 /// An error packet is never longer than IPv6's least MTU (§2.4 c).
-pub(super) const MAX_ERROR: usize = 1280;
-const ICMPV6: u8 = 58;
-const HEADER: usize = 8;
-/// Errors below 128 (§2.1).
-const FIRST_INFORMATIONAL: u8 = 128;
+pub(super) const MAX_ERROR: usize = IPV6_MIN_MTU;
+/// Of [`UNREACHABLE`]: this address, for whatever reason (§3.1).
+const ADDRESS: u8 = 3;
 /// The next headers of RFC 8200 §4 that stand between IPv6's and ICMPv6's own, and have the common layout.
-const EXTENSIONS: [u8; 3] = [0, 43, 60];
+const EXTENSIONS: [u8; 3] = [HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS];
 
 /// Errors of a kind in a burst, and per second (§2.4 f).
 const BURST: u32 = 64;
@@ -38,31 +40,31 @@ pub(super) fn error(
     offending: &[u8],
     out: &mut [u8; MAX_ERROR],
 ) -> Option<usize> {
-    let source = address(offending, 8)?;
-    let destination = address(offending, 24)?;
+    let source = address(offending, IPV6_SOURCE)?;
+    let destination = address(offending, IPV6_DESTINATION)?;
     if source.is_multicast() || source.is_unspecified() || destination.is_multicast() || is_error(offending) {
         return None;
     }
-    let quoted = offending.get(..MAX_ERROR - IPV6_HEADER_LEN - HEADER).unwrap_or(offending);
-    let len = IPV6_HEADER_LEN + HEADER + quoted.len();
+    let quoted = offending.get(..MAX_ERROR - IPV6_HEADER_LEN - ICMPV6_HEADER_LEN).unwrap_or(offending);
+    let len = IPV6_HEADER_LEN + ICMPV6_HEADER_LEN + quoted.len();
     let packet = out.get_mut(..len)?;
     packet.fill(0);
     put(packet, 0, &[0x60])?;
-    put(packet, 4, &((len - IPV6_HEADER_LEN) as u16).to_be_bytes())?;
-    put(packet, 6, &[ICMPV6, 64])?;
-    put(packet, 8, &own.octets())?;
-    put(packet, 24, &source.octets())?;
+    put(packet, IPV6_PAYLOAD_LEN, &((len - IPV6_HEADER_LEN) as u16).to_be_bytes())?;
+    put(packet, IPV6_NEXT_HEADER, &[ICMPV6, 64])?;
+    put(packet, IPV6_SOURCE, &own.octets())?;
+    put(packet, IPV6_DESTINATION, &source.octets())?;
     match problem {
-        Problem::Unreachable => put(packet, IPV6_HEADER_LEN, &[1, 3])?,
+        Problem::Unreachable => put(packet, IPV6_HEADER_LEN, &[UNREACHABLE, ADDRESS])?,
         Problem::TooBig(mtu) => {
-            put(packet, IPV6_HEADER_LEN, &[2, 0])?;
-            put(packet, IPV6_HEADER_LEN + 4, &u32::from(mtu).to_be_bytes())?;
+            put(packet, IPV6_HEADER_LEN, &[PACKET_TOO_BIG, 0])?;
+            put(packet, IPV6_HEADER_LEN + icmpv6::MTU, &u32::from(mtu).to_be_bytes())?;
         }
     }
-    put(packet, IPV6_HEADER_LEN + HEADER, quoted)?;
+    put(packet, IPV6_HEADER_LEN + ICMPV6_HEADER_LEN, quoted)?;
     let (ip, body) = packet.split_first_chunk::<IPV6_HEADER_LEN>()?;
     let sum = Sum::default().add_pseudo_header(ip, ICMPV6, body.len() as u32).add(body).finish();
-    put(packet, IPV6_HEADER_LEN + 2, &sum)?;
+    put(packet, IPV6_HEADER_LEN + icmpv6::CHECKSUM, &sum)?;
     Some(len)
 }
 
@@ -72,10 +74,10 @@ fn address(packet: &[u8], at: usize) -> Option<Ipv6Addr> {
 
 /// Whether a packet is an ICMPv6 error itself, behind at most a few extension headers.
 fn is_error(packet: &[u8]) -> bool {
-    let (mut next, mut at) = (packet.get(6).copied().unwrap_or(0), IPV6_HEADER_LEN);
+    let (mut next, mut at) = (packet.get(IPV6_NEXT_HEADER).copied().unwrap_or(0), IPV6_HEADER_LEN);
     for _ in 0..8 {
         if next == ICMPV6 {
-            return packet.get(at).is_none_or(|kind| *kind < FIRST_INFORMATIONAL);
+            return packet.get(at).is_none_or(|kind| *kind < INFORMATIONAL);
         }
         if !EXTENSIONS.contains(&next) {
             return false;

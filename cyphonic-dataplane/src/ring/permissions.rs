@@ -133,13 +133,12 @@ impl FlowTable for Now<'_> {
 
 #[cfg(test)]
 mod tests {
+    use cyphonic_common::packet::protocol::{TCP, UDP};
     use cyphonic_common::policy::EVERY_CLASS;
     use etherparse::PacketBuilder;
 
     use super::*;
 
-    const TCP: u8 = 6;
-    const UDP: u8 = 17;
     const PEER: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 
     fn enforced(permissions: &Permissions) -> Enforced {

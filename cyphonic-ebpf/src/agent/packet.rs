@@ -10,6 +10,8 @@ use aya_ebpf::helpers::generated::{bpf_skb_load_bytes, bpf_skb_load_bytes_relati
 use aya_ebpf::programs::{SkBuffContext, SkReuseportContext, TcContext};
 use cyphonic_common::Buffer;
 use cyphonic_common::classify::is_upper_layer;
+use cyphonic_common::packet::ethernet::{ETHERNET_IPV6, ETHERNET_LEN, ETHERNET_SERVICE_VLAN, ETHERNET_VLAN};
+use cyphonic_common::packet::ip::{IPV6_HEADER_LEN, IPV6_MIN_MTU, IPV6_NEXT_HEADER};
 
 /// The packet a program was called for. On the virtual interface, which has no link layer, it starts with its
 /// IP header; for a program that chooses a socket, with its UDP header.
@@ -90,9 +92,9 @@ pub(crate) struct NetworkLayer<'a> {
 }
 
 /// Ethertypes, and the mask of a tag's number, in network byte order as the kernel has them.
-const IPV6: u16 = 0x86dd_u16.to_be();
-const VLAN: u16 = 0x8100_u16.to_be();
-const SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
+const IPV6: u16 = u16::from_ne_bytes(ETHERNET_IPV6);
+const VLAN: u16 = u16::from_ne_bytes(ETHERNET_VLAN);
+const SERVICE_VLAN: u16 = u16::from_ne_bytes(ETHERNET_SERVICE_VLAN);
 const TAG_NUMBER: u16 = 0x0fff_u16.to_be();
 /// Tags that are looked behind. The kernel looks behind any number of tags of no VLAN (number 0, which are for
 /// priorities alone) on the interface that they came in by, and has taken one off already.
@@ -100,10 +102,10 @@ const MAX_TAGS: usize = 4;
 /// No packet is so long.
 const NOWHERE: usize = 1 << 20;
 /// As much as [`NetworkLayer::ipv6`] reads: a link layer's header, tags, an IPv6 header.
-const HEADERS_LEN: usize = 14 + 4 * MAX_TAGS + 40;
+const HEADERS_LEN: usize = ETHERNET_LEN + 4 * MAX_TAGS + IPV6_HEADER_LEN;
 /// As much as the judgement reads of what is ICMPv6 or has extension headers: all that an ICMPv6 error has
 /// (RFC 4443 §2.4).
-const ERROR_LEN: usize = 14 + 4 * MAX_TAGS + 1_280;
+const ERROR_LEN: usize = ETHERNET_LEN + 4 * MAX_TAGS + IPV6_MIN_MTU;
 
 impl<'a> NetworkLayer<'a> {
     /// An IPv6 packet, and where it begins; `None` where it is something else.
@@ -118,7 +120,7 @@ impl<'a> NetworkLayer<'a> {
         let packet = Self { ctx: ctx.as_ptr(), len: ctx.len() as usize, lives: PhantomData };
         // The helper below reads linear memory alone, where some drivers and senders put nothing of a packet.
         // Without memory for that nothing can be read, and what cannot be read is dropped.
-        if packet.read::<40>(0).is_none() {
+        if packet.read::<IPV6_HEADER_LEN>(0).is_none() {
             let _ = ctx.pull_data(packet.len.min(HEADERS_LEN) as u32);
         }
         let mut at = 0;
@@ -142,7 +144,7 @@ impl<'a> NetworkLayer<'a> {
     /// put into linear memory.
     #[inline(always)]
     pub(crate) fn prepare_errors(&self, ctx: &TcContext, at: usize) {
-        if self.read::<1>(at + 6).is_some_and(|[next]| !is_upper_layer(next)) {
+        if self.read::<1>(at + IPV6_NEXT_HEADER).is_some_and(|[next]| !is_upper_layer(next)) {
             let _ = ctx.pull_data(self.len.min(ERROR_LEN) as u32);
         }
     }

@@ -6,8 +6,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use aya_log_ebpf::info;
 use cyphonic_common::map::InterfaceConfig;
-use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
-use cyphonic_common::policy::has_ports;
+use cyphonic_common::packet::ip::{IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_NEXT_HEADER, IPV6_SOURCE};
+use cyphonic_common::packet::protocol::has_ports;
 use cyphonic_common::{Buffer, DropReason};
 
 /// Between two messages of one CPU.
@@ -44,9 +44,9 @@ impl Told {
             return Self { source: [0; 16], destination: [0; 16], protocol: 0, ports: (0, 0) };
         };
         let (mut source, mut destination) = ([0; 16], [0; 16]);
-        source.copy_from_slice(&header[8..24]);
-        destination.copy_from_slice(&header[24..40]);
-        let protocol = header[6];
+        source.copy_from_slice(&header[IPV6_SOURCE..IPV6_DESTINATION]);
+        destination.copy_from_slice(&header[IPV6_DESTINATION..]);
+        let protocol = header[IPV6_NEXT_HEADER];
         let words = if has_ports(protocol) { packet.read::<4>(at + IPV6_HEADER_LEN) } else { None };
         let [s0, s1, d0, d1] = words.unwrap_or([0; 4]);
         let ports = (u16::from_be_bytes([s0, s1]), u16::from_be_bytes([d0, d1]));

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::bpf_fib_lookup as fib_lookup;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash};
 use aya_ebpf::programs::XdpContext;
-use cyphonic_common::packet::udp;
+use cyphonic_common::packet::protocol;
 use cyphonic_common::relay::map::{MAX_EGRESS, ROUTING_INTERFACE};
 use cyphonic_common::relay::watch::ticks;
 use cyphonic_common::relay::{Departure, Entry as _, Family, Hop, PassReason, RelayWatch, Way};
@@ -110,7 +110,7 @@ fn link_addresses(lookup: &bpf_fib_lookup) -> [u32; 3] {
 fn parameters(departure: &Departure) -> bpf_fib_lookup {
     // SAFETY: it consists of integers and unions of integers, for which zeros are valid.
     let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    lookup.l4_protocol = udp::PROTOCOL;
+    lookup.l4_protocol = protocol::UDP;
     lookup.sport = departure.source_port;
     lookup.dport = departure.destination_port;
     lookup.__bindgen_anon_1.tot_len = departure.ip_len;

@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use cyphonic_common::policy;
+use cyphonic_common::packet::protocol;
 
 /// Ports of one range. More are nearly all, which a word says.
 const MAX_RANGE: usize = 1_000;
@@ -40,9 +40,9 @@ impl Protocol {
     /// Its number in IP headers.
     pub const fn number(self) -> u8 {
         match self {
-            Self::Tcp => policy::TCP,
-            Self::Udp => policy::UDP,
-            Self::Sctp => policy::SCTP,
+            Self::Tcp => protocol::TCP,
+            Self::Udp => protocol::UDP,
+            Self::Sctp => protocol::SCTP,
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use cyphonic_common::policy::{ECHO_REQUEST, EVERY_PORT, EVERY_PROTOCOL, ICMPV6};
+use cyphonic_common::packet::icmpv6::ECHO_REQUEST;
+use cyphonic_common::packet::protocol::ICMPV6;
+use cyphonic_common::policy::{EVERY_PORT, EVERY_PROTOCOL};
 
 use super::{AccessRule, Protocol, Service};
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use cyphonic_common::frame::part::PART_HEADER;
 use cyphonic_common::frame::{Candidates, Close, DATAGRAM, PROBING};
 use cyphonic_common::limits::MIN_PROBE_DATAGRAM;
-use cyphonic_common::packet::ip::IPV6_HEADER_LEN;
+use cyphonic_common::packet::ip::{IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_SOURCE};
 use cyphonic_common::policy::Direction;
 use cyphonic_common::{ConnectionId, DropReason, Frame, Frames, Part};
 
@@ -291,10 +291,10 @@ fn check_inner(packet: &[u8], peer: Ipv6Addr, own: Ipv6Addr) -> Result<(), DropR
     if header[0] >> 4 != 6 || IPV6_HEADER_LEN + len != packet.len() {
         return Err(DropReason::MalformedInner);
     }
-    if header[8..24] != peer.octets() {
+    if header[IPV6_SOURCE..IPV6_DESTINATION] != peer.octets() {
         return Err(DropReason::SpoofedSource);
     }
-    if header[24..40] != own.octets() {
+    if header[IPV6_DESTINATION..] != own.octets() {
         return Err(DropReason::WrongDestination);
     }
     Ok(())
