@@ -40,7 +40,7 @@ use cyphonic_common::{ConnectionId, Counter, DropReason};
 use rustix::time::{ClockId, clock_gettime};
 
 pub use self::error::XdpError;
-use self::legs::{Legs, LegsError};
+use self::legs::{Legs, LegsError, Wait};
 pub use self::options::{Attachment, BPF_FILE_SYSTEM, Hook, Mode, NATIVE_WHY, XdpOptions};
 use self::pins::Pins;
 use self::program::Program;
@@ -297,7 +297,13 @@ fn start_settling(kernel: &Arc<Mutex<Kernel>>) -> Option<SyncSender<()>> {
     let settle = move || {
         for () in woken {
             std::thread::sleep(GATHERING);
-            lock(&kernel).legs.settle();
+            let begun = lock(&kernel).legs.begin_settling();
+            // It holds up nobody who binds and unbinds legs.
+            let waited = begun.map(Wait::wait);
+            if waited.is_some_and(|waited| lock(&kernel).legs.end_settling(waited)) {
+                // A second wait does: they could have some legs wait for ever.
+                lock(&kernel).legs.settle();
+            }
         }
     };
     let started = std::thread::Builder::new().name("cyphonic-legs".to_owned()).spawn(settle);
@@ -372,6 +378,9 @@ fn monotonic_ns() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::Ordering::Relaxed;
+
     use cyphonic_common::relay::PackedLeg;
 
     use super::object::Object;
@@ -399,5 +408,57 @@ mod tests {
         assert_eq!(adopt(&mut legs, &userspace), HashSet::from([cid(1)]));
         assert_eq!((userspace.len(), userspace.leg(cid(1))), (1, Some(leg(2000))));
         assert_eq!(legs.iter().map(|(cid, _)| cid).collect::<Vec<_>>(), [cid(1)]);
+    }
+
+    /// Needs root and the eBPF objects.
+    #[test]
+    fn nobody_is_held_up_while_legs_wait_for_programs() {
+        static HELD_UP: Mutex<()> = Mutex::new(());
+        static BARRIERS: AtomicU32 = AtomicU32::new(0);
+        let barrier = || {
+            BARRIERS.fetch_add(1, Relaxed);
+            drop(lock(&HELD_UP));
+            Ok(())
+        };
+        let to = "198.51.100.20:2000".parse().unwrap();
+        let leg = Leg::new("192.0.2.10:1000".parse().unwrap(), to, ConnectionId::from_random_data([99; 8]));
+        let mut object = Object::load(2, None).unwrap();
+        let (overflow, counters) = (object.overflow(), object.counters().unwrap());
+        let in_overflow =
+            || overflow.keys().map(|cid| ConnectionId::from_bytes(cid.unwrap())).collect::<Vec<_>>();
+        let (mut legs, mut number) = (object.take_legs_with(barrier), 0);
+        let mut insert = |legs: &mut Legs| {
+            number += 1;
+            let cid = ConnectionId::from_random_data([number; 8]);
+            legs.insert(cid, &leg, RelayState::default()).unwrap();
+        };
+        while in_overflow().len() < 2 {
+            insert(&mut legs);
+        }
+        let [gone, goes_later] = in_overflow().try_into().unwrap();
+        legs.remove(gone).unwrap();
+        while !legs.are_waiting() {
+            insert(&mut legs);
+        }
+        let bound = legs.iter().count();
+        let kernel = Arc::new(Mutex::new(Kernel { legs, counters, adopted: HashSet::new() }));
+        let until = |what: &dyn Fn() -> bool| {
+            let end = Instant::now() + Duration::from_secs(20);
+            while !what() {
+                assert!(Instant::now() < end, "it takes too long");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let programs_run = lock(&HELD_UP);
+        let settling = start_settling(&kernel).unwrap();
+        settling.send(()).unwrap();
+        until(&|| BARRIERS.load(Relaxed) == 1);
+        let mut during = kernel.try_lock().expect("the legs are nobody's");
+        during.legs.remove(goes_later).unwrap();
+        drop(during);
+        drop(programs_run);
+        // What was given up during the wait is waited for once more.
+        until(&|| !lock(&kernel).legs.are_waiting());
+        assert_eq!((BARRIERS.load(Relaxed), lock(&kernel).legs.iter().count()), (2, bound - 1));
     }
 }

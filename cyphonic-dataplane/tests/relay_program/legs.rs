@@ -117,6 +117,60 @@ fn what_the_hash_map_gave_up_is_not_used_again_before_programs_have_ended() {
     assert_eq!((asked(), legs.are_waiting()), (2, false), "nothing changes");
 }
 
+/// Whoever waits for programs without holding the legs has waited for nothing that was emptied meanwhile.
+#[test]
+fn what_is_emptied_during_a_wait_is_not_used_again_at_its_end() {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    const COUNT: Barrier = || {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    let mut legs = Legs::take_with(&mut load(1), COUNT).unwrap();
+    let insert = |legs: &mut Legs, number| {
+        legs.insert(cid(number), &across(false, false), RelayState::default()).unwrap();
+    };
+    assert!(legs.begin_settling().is_none(), "nothing waits");
+    // The first two stand in the table.
+    (0..6).for_each(|number| insert(&mut legs, number));
+    legs.remove(cid(5)).unwrap();
+    insert(&mut legs, 6);
+    let wait = legs.begin_settling().expect("the hash map gave up a leg");
+    assert!(legs.begin_settling().is_none(), "one wait at a time");
+    for gone in [0, 4] {
+        legs.remove(cid(gone)).unwrap();
+    }
+    // Neither the table's entry nor the hash map's is free.
+    assert!(legs.end_settling(wait.wait()) && legs.are_waiting());
+    let wait = legs.begin_settling().expect("it waits still");
+    assert!(!legs.end_settling(wait.wait()) && !legs.are_waiting());
+    assert_eq!((legs.iter().count(), ASKED.load(Ordering::Relaxed)), (4, 2));
+}
+
+/// Others may have to wait at once, for everything.
+#[test]
+fn a_wait_that_another_one_overtakes_frees_nothing() {
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    const COUNT: Barrier = || {
+        ASKED.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    };
+    let mut legs = Legs::take_with(&mut load(1), COUNT).unwrap();
+    let insert = |legs: &mut Legs, number| {
+        legs.insert(cid(number), &across(false, false), RelayState::default()).unwrap();
+    };
+    (0..6).for_each(|number| insert(&mut legs, number));
+    legs.remove(cid(5)).unwrap();
+    insert(&mut legs, 6);
+    let wait = legs.begin_settling().expect("the hash map gave up a leg");
+    legs.settle();
+    assert!(!legs.are_waiting());
+    legs.remove(cid(6)).unwrap();
+    insert(&mut legs, 7);
+    assert!(legs.end_settling(wait.wait()) && legs.are_waiting());
+    legs.settle();
+    assert_eq!((legs.are_waiting(), ASKED.load(Ordering::Relaxed)), (false, 3));
+}
+
 /// As when a network of many nodes moves, at a relay that is full.
 #[test]
 fn many_legs_of_the_hash_map_that_are_replaced_wait_for_programs_together() {

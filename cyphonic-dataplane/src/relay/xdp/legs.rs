@@ -10,8 +10,9 @@
 //! - An entry that was emptied rests: it is not written before all programs that ran at that time have ended.
 //!   Nor is one in the hash map, which the kernel would use again at once: so it takes nothing before that if
 //!   it has given anything up. To wait for programs takes milliseconds, so what it cannot take waits, many
-//!   legs together: see [`Legs::settle`]. Only where the kernel does not tell when programs have ended, the
-//!   hash map is left to chance: a program that runs for microseconds would have to be overtaken by two
+//!   legs together: see [`Legs::settle`]. Where legs change during a wait ([`Legs::begin_settling`]), its end
+//!   frees only what was emptied before it began. Only where the kernel does not tell when programs have ended,
+//!   the hash map is left to chance: a program that runs for microseconds would have to be overtaken by two
 //!   changes.
 
 #![expect(unsafe_code, reason = "memory is shared with the kernel, and a system call that no safe crate has")]
@@ -66,10 +67,10 @@ pub struct Legs {
     overflow: HashMap<MapData, [u8; 8], Value<LegEntry>>,
     own: OwnAddresses,
     own_map: Array<MapData, [u8; 16]>,
-    /// Empty entries that a program may still be reading.
-    resting: HashSet<usize>,
-    /// Whether the hash map has given up entries that a program may still be reading.
-    overflow_resting: bool,
+    /// What was emptied and no wait for programs has begun since.
+    resting: Resting,
+    /// What was emptied before the wait began that is under way.
+    awaited: Option<Resting>,
     /// Legs for the hash map while it may take none. They are in the kernel nowhere else.
     waiting: BTreeMap<ConnectionId, LegEntry>,
     /// Whether the kernel refused some of them when they were put there last.
@@ -80,6 +81,30 @@ pub struct Legs {
 
 /// Returns when all programs that ran when it was called have ended.
 pub type Barrier = fn() -> io::Result<()>;
+
+/// What a program may still be reading.
+#[derive(Default)]
+struct Resting {
+    /// Empty entries of the table.
+    entries: HashSet<usize>,
+    /// Whether the hash map has given up any.
+    overflow: bool,
+}
+
+/// A wait for programs that the legs need not be held for: see [`Legs::begin_settling`].
+#[must_use]
+pub struct Wait(Barrier);
+
+/// That it is over: nothing else makes one.
+#[must_use]
+pub struct Waited(io::Result<()>);
+
+impl Wait {
+    /// Waits, some milliseconds.
+    pub fn wait(self) -> Waited {
+        Waited(self.0())
+    }
+}
 
 /// Where a leg is.
 enum Spot {
@@ -124,8 +149,8 @@ impl Legs {
             overflow,
             own,
             own_map,
-            resting: HashSet::new(),
-            overflow_resting: false,
+            resting: Resting::default(),
+            awaited: None,
             waiting: BTreeMap::new(),
             refused: false,
             barrier: Some(barrier),
@@ -188,7 +213,7 @@ impl Legs {
                 // The kernel replaces it in one step, by another entry.
                 None => {
                     self.overflow.insert(cid.as_bytes(), Value(entry), 0)?;
-                    self.overflow_resting = true;
+                    self.resting.overflow = true;
                     Ok(())
                 }
             },
@@ -234,12 +259,46 @@ impl Legs {
         if self.waiting.is_empty() {
             return;
         }
-        if self.overflow_resting && self.programs_have_ended() {
+        if self.must_wait() && self.programs_have_ended() {
             self.nothing_rests();
         }
+        self.put_waiting();
+    }
+
+    /// [`settle`](Self::settle) for who lets others change the legs during the wait, and tells
+    /// [`end_settling`](Self::end_settling) of its end. Nothing where none is needed: the legs are in the kernel then, or
+    /// somebody else's wait is under way that will put them there.
+    pub fn begin_settling(&mut self) -> Option<Wait> {
+        if self.awaited.is_some() {
+            return None;
+        }
+        let Some(barrier) = self.barrier.filter(|_| self.must_wait() && !self.waiting.is_empty()) else {
+            self.put_waiting();
+            return None;
+        };
+        // What is emptied from now on, programs may find that outlast the wait.
+        self.awaited = Some(std::mem::take(&mut self.resting));
+        Some(Wait(barrier))
+    }
+
+    /// Puts legs into the kernel when a [wait](Self::begin_settling) is over. True if some must wait again, since the
+    /// hash map has given up entries meanwhile.
+    pub fn end_settling(&mut self, Waited(waited): Waited) -> bool {
+        let awaited = self.awaited.take().unwrap_or_default();
+        if !self.is_over(waited) {
+            self.resting.entries.extend(awaited.entries);
+            self.resting.overflow |= awaited.overflow;
+        }
+        self.put_waiting();
+        self.must_wait() && !self.waiting.is_empty()
+    }
+
+    fn put_waiting(&mut self) {
         let mut refusal = None;
         for (cid, entry) in std::mem::take(&mut self.waiting) {
-            if let Err(error) = self.put(cid, entry) {
+            if self.must_wait() && self.free(cid).is_none() {
+                self.waiting.insert(cid, entry);
+            } else if let Err(error) = self.put(cid, entry) {
                 refusal = Some(error);
                 self.waiting.insert(cid, entry);
             }
@@ -289,8 +348,12 @@ impl Legs {
     }
 
     /// Whether the hash map would use an entry again that a program may be reading.
-    const fn must_wait(&self) -> bool {
-        self.overflow_resting && self.barrier.is_some()
+    fn must_wait(&self) -> bool {
+        self.barrier.is_some() && self.all_resting().any(|resting| resting.overflow)
+    }
+
+    fn all_resting(&self) -> impl Iterator<Item = &Resting> {
+        std::iter::once(&self.resting).chain(&self.awaited)
     }
 
     fn wait(&mut self, cid: ConnectionId, entry: LegEntry) {
@@ -302,7 +365,7 @@ impl Legs {
 
     /// Takes a leg out of the hash map.
     fn give_up(&mut self, cid: ConnectionId) {
-        self.overflow_resting = true;
+        self.resting.overflow = true;
         if let Err(error) = self.overflow.remove(cid.as_bytes()) {
             tracing::error!(%error, "a leg stays in the kernel");
         }
@@ -310,13 +373,15 @@ impl Legs {
 
     /// An entry of the table for a leg.
     fn free(&self, cid: ConnectionId) -> Option<usize> {
-        self.candidates(cid).into_iter().find(|at| self.id(*at) == 0 && !self.resting.contains(at))
+        let rests = |at: &usize| self.all_resting().any(|resting| resting.entries.contains(at));
+        self.candidates(cid).into_iter().find(|at| self.id(*at) == 0 && !rests(at))
     }
 
-    /// All programs have ended that may have been reading what was emptied.
+    /// All programs have ended that may have been reading what was emptied. A wait that is under way has nothing left to
+    /// wait for.
     fn nothing_rests(&mut self) {
-        self.resting.clear();
-        self.overflow_resting = false;
+        self.resting = Resting::default();
+        self.awaited.iter_mut().for_each(|awaited| *awaited = Resting::default());
     }
 
     /// The entries where the program looks for a leg, in its order.
@@ -369,8 +434,8 @@ impl Legs {
         if let Some([id, ..]) = self.words(at) {
             id.store(0, Ordering::Relaxed);
         }
-        self.resting.insert(at);
-        if self.resting.len() < MIN_RESTING.max(self.pairs as usize / 8) {
+        self.resting.entries.insert(at);
+        if self.resting.entries.len() < MIN_RESTING.max(self.pairs as usize / 8) {
             return;
         }
         // Otherwise they stay as they are: new legs go elsewhere.
@@ -381,17 +446,17 @@ impl Legs {
 
     /// Whether all programs have ended that ran when it was called. Not where the kernel does not tell.
     fn programs_have_ended(&mut self) -> bool {
-        let ended = self.barrier.is_some_and(|barrier| {
-            let waited = barrier();
-            let _ = waited.as_ref().inspect_err(|error| {
-                tracing::warn!(%error, "no membarrier(2): entries of the relay's table are used only once");
-            });
-            waited.is_ok()
-        });
-        if !ended {
+        let waited = self.barrier.map(|barrier| barrier());
+        waited.is_some_and(|waited| self.is_over(waited))
+    }
+
+    /// Whether a wait for programs was one. If the kernel refuses, it is not asked again.
+    fn is_over(&mut self, waited: io::Result<()>) -> bool {
+        let _ = waited.as_ref().inspect_err(|error| {
+            tracing::warn!(%error, "no membarrier(2): entries of the relay's table are used only once");
             self.barrier = None;
-        }
-        ended
+        });
+        waited.is_ok()
     }
 }
 

@@ -94,6 +94,11 @@ impl Object {
         Legs::take(&mut self.ebpf)
     }
 
+    #[cfg(test)]
+    pub(super) fn take_legs_with(&mut self, barrier: super::legs::Barrier) -> Legs {
+        Legs::take_with(&mut self.ebpf, barrier).unwrap()
+    }
+
     /// Watches routes for the program, and calls `follow` when it may have to be on other interfaces.
     pub(super) fn watch(&mut self, follow: impl FnMut(Change) + Send + 'static) -> Result<Watcher, XdpError> {
         Watcher::start_with(&mut self.ebpf, follow)
