@@ -9,21 +9,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use cyphonic_common::limits::MAX_UDP4_PAYLOAD;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::gso::{Coalescer, Slot, SuperPacket, VnetHeader};
-use crate::ring::Pacing;
+use crate::ring::{Batch, MESSAGES, Pacing, READS_TOGETHER};
 use crate::thread::priority::outrank_applications;
 use crate::thread::scheduling::Scheduling;
 use crate::tun::{MAX_READ, TunDevice};
 use crate::udp::{RecvBatch, Transmit, UdpPort};
 
-/// The most packets of one segmented send, the kernel's `UDP_MAX_SEGMENTS` before Linux 6.9.
-const MAX_PACKETS: usize = 64;
-/// As the offload ring's: messages received, and reads, of one turn.
-const MESSAGES: usize = 16;
-const READS: usize = 16;
+/// The one that all packets are of.
+const TUNNEL: usize = 0;
+/// What is inside is not looked at.
+const ECN: u8 = 0;
 
 /// Carries packets between a device and a peer until the device is gone.
 ///
@@ -45,50 +43,6 @@ pub fn run(tun: &TunDevice, port: &UdpPort, peer: SocketAddr) -> io::Result<()> 
     }
 }
 
-/// Packets of one size that leave together.
-struct Batch {
-    buffer: Vec<u8>,
-    stride: usize,
-    packets: usize,
-    closed: bool,
-}
-
-impl Batch {
-    fn takes(&self, len: usize) -> bool {
-        self.packets == 0
-            || (!self.closed
-                && len <= self.stride
-                && self.packets < MAX_PACKETS
-                && self.buffer.len() + len <= MAX_UDP4_PAYLOAD)
-    }
-
-    fn add(&mut self, whole: &SuperPacket<'_>, part: usize, len: usize) {
-        if self.packets == 0 {
-            self.stride = len;
-        }
-        let start = self.buffer.len();
-        self.buffer.resize(start + len, 0);
-        if let Some(room) = self.buffer.get_mut(start..) {
-            whole.write_part(part, room);
-        }
-        self.packets += 1;
-        self.closed = len < self.stride;
-    }
-
-    fn flush(&mut self, port: &UdpPort, dest: SocketAddr) {
-        if self.packets == 0 {
-            return;
-        }
-        let transmit =
-            Transmit { segment_size: Some(self.stride), ..Transmit::new(dest, self.buffer.as_slice()) };
-        // What cannot be sent is lost, as on a wire.
-        let _ = port.send(&transmit);
-        self.buffer.clear();
-        self.packets = 0;
-        self.closed = false;
-    }
-}
-
 struct Sending {
     peer: SocketAddr,
     read: Vec<u8>,
@@ -97,15 +51,13 @@ struct Sending {
 
 impl Sending {
     fn new(peer: SocketAddr) -> Self {
-        let batch =
-            Batch { buffer: Vec::with_capacity(MAX_UDP4_PAYLOAD), stride: 0, packets: 0, closed: false };
-        Self { peer, read: vec![0; MAX_READ], batch }
+        Self { peer, read: vec![0; MAX_READ], batch: Batch::new() }
     }
 
     /// What was read, in packets.
     fn turn(&mut self, tun: &TunDevice, port: &UdpPort) -> io::Result<u32> {
         let mut packets = 0;
-        for _ in 0..READS {
+        for _ in 0..READS_TOGETHER {
             let len = match tun.read(&mut self.read) {
                 Ok(len) => len,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -118,16 +70,26 @@ impl Sending {
             };
             for part in 0..whole.count() {
                 let len = whole.part_len(part);
-                if !self.batch.takes(len) {
-                    self.batch.flush(port, self.peer);
+                if !self.batch.takes(TUNNEL, ECN, len) {
+                    flush(&mut self.batch, port, self.peer);
                 }
-                self.batch.add(&whole, part, len);
+                let Some(room) = self.batch.room(len) else { continue };
+                whole.write_part(part, room);
+                self.batch.commit(TUNNEL, ECN, len, len);
                 packets += 1;
             }
         }
-        self.batch.flush(port, self.peer);
+        flush(&mut self.batch, port, self.peer);
         Ok(packets)
     }
+}
+
+fn flush(batch: &mut Batch, port: &UdpPort, dest: SocketAddr) {
+    let Some(sealed) = batch.take() else { return };
+    let transmit = Transmit { segment_size: Some(sealed.stride), ..Transmit::new(dest, batch.bytes()) };
+    // What cannot be sent is lost, as on a wire.
+    let _ = port.send(&transmit);
+    batch.clear();
 }
 
 struct Receiving {

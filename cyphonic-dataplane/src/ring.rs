@@ -46,6 +46,8 @@ mod xdp;
 pub use awake::AwakeRequest;
 pub use counters::{Amount, RingCounters, Traffic};
 pub use duty::Division;
+#[cfg(feature = "bench")]
+pub(crate) use duty::READS_TOGETHER;
 pub use early::EarlyPackets;
 pub use error::RingError;
 pub use event::{CandidateSet, Control, EventSink, RingEvent};
@@ -53,7 +55,11 @@ pub use offload::{Offload, OffloadRing};
 #[cfg(feature = "bench")]
 pub(crate) use pacing::Pacing;
 pub use permissions::Permissions;
+#[cfg(feature = "bench")]
+pub(crate) use rx::MESSAGES;
 pub use tunnel::{Path, PathMtu, TunnelId, TunnelInstall, TunnelStats};
+#[cfg(feature = "bench")]
+pub(crate) use tx::Batch;
 pub use workers::{Ring, RingConfig, Side};
 pub use xdp::{Card, CardError, QueueError, Underlay, VethPair, Xdp, XdpQueue, XdpRing};
 

@@ -16,13 +16,15 @@ use std::time::{Duration, Instant};
 use cyphonic_common::DropReason;
 use cyphonic_common::packet::protocol::UDP;
 use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
+use cyphonic_dataplane::null_gso;
 use cyphonic_dataplane::ring::{
     AwakeRequest, Control, HoldLimits, Path, PathMtu, RingEvent, RingKind, TunnelId,
 };
+use cyphonic_dataplane::tun::TunDevice;
 use cyphonic_dataplane::udp::{Transmit, UdpPort};
 use ring_lab::{
-    A, B, FAR_END, INTERFACE, Kind, Kinds, Node, PATIENCE, WIRE, cid, eventually, join, joined, outer,
-    started, tunnel, uninterrupted, wire,
+    A, B, FAR_END, INTERFACE, Kind, Kinds, MTU, Namespace, Node, PATIENCE, PREFIX, WIRE, cid, eventually,
+    join, joined, outer, started, tunnel, uninterrupted, wire,
 };
 
 with_every_kind! {
@@ -49,8 +51,11 @@ fn pattern(at: usize) -> u8 {
 
 /// Sends `len` bytes from one node to the other over TCP and checks every one.
 fn transfer(from: &Node, to: &Node, len: usize) {
-    let own = to.own;
-    let listener = to.namespace.run(move || TcpListener::bind((own, 0)).unwrap());
+    transfer_between(&from.namespace, (&to.namespace, to.own), len);
+}
+
+fn transfer_between(from: &Namespace, (to, own): (&Namespace, Ipv6Addr), len: usize) {
+    let listener = to.run(move || TcpListener::bind((own, 0)).unwrap());
     let address = listener.local_addr().unwrap();
     let receiver = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -66,7 +71,7 @@ fn transfer(from: &Node, to: &Node, len: usize) {
             at += read;
         }
     });
-    from.namespace.run(move || {
+    from.run(move || {
         let mut stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let mut buffer = vec![0; 1 << 18];
@@ -504,11 +509,31 @@ fn a_ring_whose_interface_is_taken_away_says_so(kinds: Kinds) {
 fn a_stopped_ring_takes_its_interface_along() {
     let (a, _b) = wire();
     let Node { ring, namespace, .. } = Node::start(Kind::Offload, a, A);
-    let exists = |namespace: &ring_lab::Namespace| {
+    let exists = |namespace: &Namespace| {
         namespace
             .run(|| Command::new("ip").args(["link", "show", INTERFACE]).output().unwrap().status.success())
     };
     assert!(exists(&namespace));
     drop(ring);
     assert!(!exists(&namespace));
+}
+
+/// What rings are measured against is to do the same, but for the cryptography.
+#[test]
+fn the_pipe_without_keys_carries_what_a_ring_does() {
+    let (a, b) = wire();
+    for (host, namespace, own) in [(1, &a, A), (2, &b, B)] {
+        let (tun, port) = namespace.run(move || {
+            let port = UdpPort::bind_to(outer(false, host, 4500)).unwrap();
+            (TunDevice::create(INTERFACE, MTU).unwrap(), port)
+        });
+        namespace.ip(&format!("addr add {own}/{} dev {INTERFACE} nodad", PREFIX.1));
+        namespace.ip(&format!("link set {INTERFACE} up"));
+        std::thread::spawn(move || null_gso::run(&tun, &port, outer(false, 3 - host, 4500)));
+    }
+    transfer_between(&a, (&b, B), 8 << 20);
+    transfer_between(&b, (&a, A), 8 << 20);
+    // Both end with their devices.
+    a.ip(&format!("link del {INTERFACE}"));
+    b.ip(&format!("link del {INTERFACE}"));
 }

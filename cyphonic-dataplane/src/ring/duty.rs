@@ -35,7 +35,7 @@ use crate::thread::scheduling::Scheduling;
 use crate::udp::{RecvBatch, UdpPort};
 
 /// Reads of the sending half between two looks at what has arrived, while one thread runs both.
-const READS_TOGETHER: u32 = 16;
+pub(crate) const READS_TOGETHER: u32 = 16;
 /// The same with a thread of its own: between two looks at the clock.
 const READS_ALONE: u32 = 64;
 /// The fewest processors on which a ring takes two: one is left for the applications that its packets come

@@ -40,7 +40,7 @@ use crate::hash::WordHasher;
 use crate::udp::{self, Message, RecvBatch, SignallingSink, UdpPort};
 
 /// Messages per receive call, each of up to 64 KiB: with receive offload one holds a whole super-packet.
-pub(super) const MESSAGES: usize = 16;
+pub(crate) const MESSAGES: usize = 16;
 /// Batches of frames after which the port is looked at, though there may be more frames.
 const FRAME_BATCHES: u32 = 8;
 /// Messages that are handled together, wherever they come from.

@@ -24,7 +24,8 @@ use cyphonic_common::policy::{Direction, EVERY_CLASS};
 use cyphonic_common::{DropReason, InterfaceConfig, classify_egress};
 
 use self::backlog::{Backlog, Load, Loss, Sent};
-use self::batch::{Batch, Sealed};
+pub(crate) use self::batch::Batch;
+use self::batch::Sealed;
 use self::tunnels::Tunnels;
 use super::command::{Answer, RxCommand, TxCommand};
 use super::counters::Counters;

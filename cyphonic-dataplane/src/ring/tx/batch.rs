@@ -8,7 +8,7 @@ const MAX_PACKETS: u64 = 64;
 
 /// A batch, reused for ever.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(crate) struct Batch {
     buffer: Box<[u8]>,
     len: usize,
     sealed: Sealed,
@@ -18,37 +18,37 @@ pub(super) struct Batch {
 
 /// What a batch holds.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sealed {
-    pub(super) tunnel: usize,
-    pub(super) ecn: u8,
+pub(crate) struct Sealed {
+    pub(crate) tunnel: usize,
+    pub(crate) ecn: u8,
     /// It goes to a relay.
-    pub(super) relayed: bool,
-    pub(super) stride: usize,
-    pub(super) packets: u64,
-    pub(super) inner_bytes: u64,
+    pub(crate) relayed: bool,
+    pub(crate) stride: usize,
+    pub(crate) packets: u64,
+    pub(crate) inner_bytes: u64,
     /// Packets that are not the last piece of an inner packet.
-    pub(super) pieces: u64,
+    pub(crate) pieces: u64,
 }
 
 impl Sealed {
     /// Of an empty batch.
-    pub(super) const NONE: Self =
+    pub(crate) const NONE: Self =
         Self { tunnel: 0, ecn: 0, relayed: false, stride: 0, packets: 0, inner_bytes: 0, pieces: 0 };
 
     /// The inner packets that left when the last packets were lost.
-    pub(super) fn inner_packets_without(&self, lost: u64) -> u64 {
+    pub(crate) fn inner_packets_without(&self, lost: u64) -> u64 {
         self.packets.saturating_sub(self.pieces).saturating_sub(lost)
     }
 
     /// The inner bytes that left when the last packets were lost, each taken to be of full size.
-    pub(super) fn inner_bytes_without(&self, lost: u64) -> u64 {
+    pub(crate) fn inner_bytes_without(&self, lost: u64) -> u64 {
         let each = self.stride.saturating_sub(TUNNEL_OVERHEAD) as u64;
         self.inner_bytes.saturating_sub(lost.saturating_mul(each))
     }
 }
 
 impl Batch {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             buffer: vec![0; MAX_UDP4_PAYLOAD].into_boxed_slice(),
             len: 0,
@@ -58,7 +58,7 @@ impl Batch {
     }
 
     /// Whether a packet may join. An empty batch takes any.
-    pub(super) fn takes(&self, tunnel: usize, ecn: u8, len: usize) -> bool {
+    pub(crate) fn takes(&self, tunnel: usize, ecn: u8, len: usize) -> bool {
         let sealed = &self.sealed;
         sealed.packets == 0
             || (!self.closed
@@ -70,12 +70,12 @@ impl Batch {
     }
 
     /// The place where the next packet is to be written; `None` if it is too large for any datagram.
-    pub(super) fn room(&mut self, len: usize) -> Option<&mut [u8]> {
+    pub(crate) fn room(&mut self, len: usize) -> Option<&mut [u8]> {
         self.buffer.get_mut(self.len..self.len + len)
     }
 
     /// Counts in the packet that was written there.
-    pub(super) fn commit(&mut self, tunnel: usize, ecn: u8, len: usize, inner: usize) {
+    pub(crate) fn commit(&mut self, tunnel: usize, ecn: u8, len: usize, inner: usize) {
         if self.sealed.packets == 0 {
             self.sealed = Sealed { tunnel, ecn, stride: len, ..Sealed::NONE };
         }
@@ -86,20 +86,20 @@ impl Batch {
     }
 
     /// The packet that was counted in last is a piece of an inner packet, with more to follow.
-    pub(super) fn more_follows(&mut self) {
+    pub(crate) fn more_follows(&mut self) {
         self.sealed.pieces += 1;
     }
 
     /// What is in it, if anything.
-    pub(super) fn take(&self) -> Option<Sealed> {
+    pub(crate) fn take(&self) -> Option<Sealed> {
         (self.sealed.packets > 0).then_some(self.sealed)
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         self.buffer.get(..self.len).unwrap_or_default()
     }
 
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.len = 0;
         self.closed = false;
         self.sealed = Sealed::NONE;
