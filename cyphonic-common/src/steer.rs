@@ -20,7 +20,7 @@ use crate::classify::{Egress, PeerTable, judge_egress, judge_ingress};
 use crate::drop_reason::DropReason;
 use crate::map::{InterfaceConfig, MAX_WORKERS};
 use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
-use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
+use crate::packet::ip::{IPV4_FRAGMENT, IPV4_HEADER_LEN, IPV4_PLAIN, IPV6_HEADER_LEN};
 use crate::packet::protocol;
 use crate::packet::udp::UDP_HEADER_LEN;
 use crate::policy::{FlowTable, PolicyTable};
@@ -159,9 +159,8 @@ enum Carried {
 fn ipv4<B: Buffer + ?Sized>(frame: &B) -> Option<Carried> {
     let header = frame.read::<IPV4_HEADER_LEN>(ETHERNET_LEN)?;
     let [version, _, l0, l1, _, _, f0, f1, _, protocol, ..] = header;
-    // More Fragments, or a fragment offset.
-    let fragment = u16::from_be_bytes([f0, f1]) & 0x3fff != 0;
-    if version != 0x45 || fragment || protocol != protocol::UDP || !is_whole(&header) {
+    let fragment = u16::from_be_bytes([f0, f1]) & IPV4_FRAGMENT != 0;
+    if version != IPV4_PLAIN || fragment || protocol != protocol::UDP || !is_whole(&header) {
         return None;
     }
     let len = usize::from(u16::from_be_bytes([l0, l1])).checked_sub(IPV4_HEADER_LEN)?;

@@ -6,6 +6,12 @@ use crate::buffer::{Buffer, Cursor};
 
 /// Bytes of an IPv4 header without options.
 pub const IPV4_HEADER_LEN: usize = 20;
+/// The first byte of one without options: the version, and the length in words.
+pub const IPV4_PLAIN: u8 = 0x45;
+/// In the word of flags and fragment offset: Don't Fragment.
+pub const IPV4_DONT_FRAGMENT: u16 = 0x4000;
+/// In the same: More Fragments, or an offset, which only fragments have.
+pub const IPV4_FRAGMENT: u16 = 0x3fff;
 /// Bytes of the fixed IPv6 header.
 pub const IPV6_HEADER_LEN: usize = 40;
 /// Where it has the length of what follows it.
@@ -142,9 +148,8 @@ impl Ipv4 {
             header_len,
             total_len,
             traffic_class: header[1],
-            dont_fragment: fragment & 0x4000 != 0,
-            // More Fragments, or a fragment offset.
-            fragment: fragment & 0x3fff != 0,
+            dont_fragment: fragment & IPV4_DONT_FRAGMENT != 0,
+            fragment: fragment & IPV4_FRAGMENT != 0,
             hop_limit: header[8],
             protocol: header[9],
             source: [header[12], header[13], header[14], header[15]],

@@ -5,7 +5,9 @@ use super::map::{Family, PassReason, RelayConfig};
 use super::origin::Origin;
 use crate::buffer::Buffer;
 use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
-use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_SOURCE};
+use crate::packet::ip::{
+    IPV4_FRAGMENT, IPV4_HEADER_LEN, IPV4_PLAIN, IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_SOURCE,
+};
 use crate::packet::protocol;
 use crate::packet::udp::UDP_HEADER_LEN;
 use crate::quic::{DatagramKind, classify_datagram_at};
@@ -149,15 +151,14 @@ fn read_ipv4<B: Buffer + ?Sized>(frame: &B) -> Result<IpHeader, PassReason> {
     let [version, tos, l0, l1] = words[0].to_ne_bytes();
     let [i0, i1, f0, f1] = words[1].to_ne_bytes();
     let [ttl, protocol, _, _] = words[2].to_ne_bytes();
-    if version != 0x45 {
+    if version != IPV4_PLAIN {
         let options = version >> 4 == 4 && version & 0x0f > 5;
         return Err(if options { PassReason::Options } else { PassReason::Malformed });
     }
     if protocol != protocol::UDP {
         return Err(PassReason::NotUdp);
     }
-    // More Fragments, or a fragment offset.
-    if u16::from_be_bytes([f0, f1]) & 0x3fff != 0 {
+    if u16::from_be_bytes([f0, f1]) & IPV4_FRAGMENT != 0 {
         return Err(PassReason::Fragment);
     }
     // The checksum of a header with its checksum is all ones (RFC 1071 §1).

@@ -6,14 +6,14 @@ use super::forward::{Frame, Hop};
 use super::leg::PackedLeg;
 use super::map::{Family, PassReason};
 use crate::packet::ethernet::{ETHERNET_IPV4, ETHERNET_IPV6, ETHERNET_LEN};
-use crate::packet::ip::{IPV4_HEADER_LEN, IPV6_HEADER_LEN};
+use crate::packet::ip::{IPV4_DONT_FRAGMENT, IPV4_HEADER_LEN, IPV4_PLAIN, IPV6_HEADER_LEN};
 use crate::packet::protocol;
 use crate::packet::udp::UDP_HEADER_LEN;
 
 /// Where the connection ID begins, behind the UDP header and the packet's first byte.
 const CID_OFFSET: usize = UDP_HEADER_LEN + 1;
-/// Don't Fragment, as QUIC demands (RFC 9000 §14).
-const DONT_FRAGMENT: [u8; 2] = [0x40, 0x00];
+/// As QUIC demands (RFC 9000 §14).
+const DONT_FRAGMENT: [u8; 2] = IPV4_DONT_FRAGMENT.to_be_bytes();
 
 /// A packet's new addresses. Words are as they lie in the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl Departure {
         };
         let [l0, l1] = self.ip_len.to_be_bytes();
         let [f0, f1] = DONT_FRAGMENT;
-        let first = u64::from_ne_bytes([0x45, self.traffic_class, l0, l1, i0, i1, f0, f1]);
+        let first = u64::from_ne_bytes([IPV4_PLAIN, self.traffic_class, l0, l1, i0, i1, f0, f1]);
         let hops = [arrival.hop_limit.saturating_sub(1), protocol::UDP];
         let (source, destination) = (self.source.to_v4(), self.destination.to_v4());
         let sum = Sum::of_word(u16::from_ne_bytes(hops))
