@@ -6,9 +6,7 @@ use crate::buffer::Buffer;
 use crate::drop_reason::DropReason;
 use crate::packet::icmpv6::{ECHO_REPLY, ECHO_REQUEST, ICMPV6_HEADER_LEN, INFORMATIONAL};
 use crate::packet::ip::{IPV6_DESTINATION, IPV6_HEADER_LEN, IPV6_NEXT_HEADER};
-use crate::packet::protocol::{
-    DCCP, DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMPV6, ROUTING, SCTP, TCP, UDP, UDP_LITE,
-};
+use crate::packet::protocol::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMPV6, ROUTING, TCP, has_ports};
 use crate::packet::tcp::{self, ACK, RST, SYN};
 
 /// In a fragment header's word of offset and flags.
@@ -63,7 +61,7 @@ pub(super) fn conversation<B: Buffer + ?Sized>(
             let answers = if answering { Some(port(&header, 0)) } else { None };
             Conversation { protocol, opens: Some(port(&header, 2)), answers, ports: None }
         }
-        UDP | UDP_LITE | DCCP | SCTP => {
+        _ if has_ports(protocol) => {
             let header: [u8; 4] = packet.read(at).ok_or(DropReason::Truncated)?;
             let (source, destination) = (port(&header, 0), port(&header, 2));
             let ports = Some(Ports { source, destination });
