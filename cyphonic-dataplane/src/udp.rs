@@ -31,7 +31,7 @@ use std::net::{IpAddr, SocketAddr};
 pub use batch::{Message, RecvBatch};
 use cyphonic_common::DropReason;
 pub use group::PortGroup;
-pub use port::{BindError, UdpPort, Woken};
+pub use port::{BindError, UdpPort, Woken, enlarge_buffers};
 
 /// What to send: one datagram, or several of equal size for one destination.
 #[derive(Debug, Clone, Copy)]

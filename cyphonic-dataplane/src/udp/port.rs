@@ -134,7 +134,9 @@ impl UdpPort {
             socket.set_only_v6(!address.ip().is_unspecified())?;
         }
         socket.set_reuse_port(shared)?;
-        enlarge_buffers(&socket);
+        if let Err(error) = enlarge_buffers(&socket, SOCKET_BUFFER, SOCKET_BUFFER) {
+            tracing::warn!(%error, "the UDP port keeps the kernel's default buffers: expect loss at high rates");
+        }
         socket.bind(&address.into())?;
         let sends = Sends::new(&socket)?;
         let pinned = PinnedSends::new(&socket)?;
@@ -459,19 +461,18 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     )
 }
 
-/// Beyond the system's limit where we may (CAP_NET_ADMIN), up to it otherwise. Small buffers are slow, not
-/// wrong.
-fn enlarge_buffers(socket: &Socket) {
+/// Has the kernel keep so many bytes for a socket of what it receives and sends, beyond the system's limits where we
+/// may (CAP_NET_ADMIN), up to them otherwise. Small buffers are slow, not wrong.
+///
+/// # Errors
+/// One of them stays as it is.
+pub fn enlarge_buffers(socket: &impl AsFd, received: usize, sent: usize) -> io::Result<()> {
     use rustix::net::sockopt;
-    let received = sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER)
-        .map_err(io::Error::from)
-        .or_else(|_| socket.set_recv_buffer_size(SOCKET_BUFFER));
-    let sent = sockopt::set_socket_send_buffer_size_force(socket, SOCKET_BUFFER)
-        .map_err(io::Error::from)
-        .or_else(|_| socket.set_send_buffer_size(SOCKET_BUFFER));
-    if let Err(error) = received.and(sent) {
-        tracing::warn!(%error, "the UDP port keeps the kernel's default buffers: expect loss at high rates");
-    }
+    let receives = sockopt::set_socket_recv_buffer_size_force(socket, received)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, received));
+    let sends = sockopt::set_socket_send_buffer_size_force(socket, sent)
+        .or_else(|_| sockopt::set_socket_send_buffer_size(socket, sent));
+    Ok(receives.and(sends)?)
 }
 
 /// `poll`, again after a signal: the time-out may then be longer, which no caller minds.

@@ -38,7 +38,9 @@ impl LocalSocket {
         let socket = std::net::UdpSocket::bind(SocketAddr::new(own, 0))?;
         socket.connect(peer)?;
         socket.set_nonblocking(true)?;
-        enlarge_buffers(&socket);
+        if let Err(error) = udp::enlarge_buffers(&socket, RECEIVE_BUFFER, SEND_BUFFER) {
+            tracing::debug!(%error, "a detour keeps the kernel's default buffers: expect loss at high rates");
+        }
         let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
         let local = socket.local_addr()?;
         Ok(Self { socket: UdpSocket::from_std(socket)?, state, peer, local })
@@ -93,18 +95,6 @@ impl LocalSocket {
         let transmit = Transmit { destination: self.peer, ecn: None, contents, segment_size, src_ip: None };
         self.socket
             .try_io(Interest::WRITABLE, || self.state.try_send(UdpSockRef::from(&self.socket), &transmit))
-    }
-}
-
-/// Beyond the host's limit where we may (CAP_NET_ADMIN), up to it otherwise.
-fn enlarge_buffers(socket: &std::net::UdpSocket) {
-    use rustix::net::sockopt;
-    let plain = socket2::SockRef::from(socket);
-    let received = sockopt::set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER)
-        .map_err(io::Error::from)
-        .or_else(|_| plain.set_recv_buffer_size(RECEIVE_BUFFER));
-    if let Err(error) = received.and(plain.set_send_buffer_size(SEND_BUFFER)) {
-        tracing::debug!(%error, "a detour keeps the kernel's default buffers: expect loss at high rates");
     }
 }
 
