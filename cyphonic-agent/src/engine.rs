@@ -172,6 +172,7 @@ pub fn spawn(inbox: Inbox, parts: EngineParts) -> EngineHandle {
     let handle = EngineHandle::new(inbox.sender.clone(), names.clone());
     peers::accept(parts.transport.clone(), inbox.sender.clone());
     time::report_told(parts.clock.clone(), inbox.sender.clone());
+    time::report_doubts(parts.clock.clone(), inbox.sender.clone());
     let (engine, renewal) = run::Engine::new(parts, inbox.sender, names);
     tokio::spawn(renewal.run());
     tokio::spawn(engine.run(inbox.receiver));

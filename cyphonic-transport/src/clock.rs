@@ -11,7 +11,7 @@ use cyphonic_proto::{Role, identity};
 use rustix::time::{ClockId, clock_gettime};
 use rustls::pki_types::UnixTime;
 use rustls::time_provider::TimeProvider;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::connection::Connection;
 
@@ -30,6 +30,7 @@ pub struct Clock(Arc<Shared>);
 struct Shared {
     time: Mutex<TrustedTime>,
     told: watch::Sender<bool>,
+    doubted: Notify,
     read: Box<dyn Fn() -> Reading + Send + Sync>,
 }
 
@@ -42,7 +43,8 @@ impl Clock {
     /// The same with other clocks.
     pub fn reading(floor: UnixSeconds, clocks: impl Fn() -> Reading + Send + Sync + 'static) -> Self {
         let time = Mutex::new(TrustedTime::new(floor));
-        Self(Arc::new(Shared { time, told: watch::Sender::new(false), read: Box::new(clocks) }))
+        let (told, doubted) = (watch::Sender::new(false), Notify::new());
+        Self(Arc::new(Shared { time, told, doubted, read: Box::new(clocks) }))
     }
 
     /// The best that is known.
@@ -64,6 +66,19 @@ impl Clock {
         if told.wait_for(|told| *told).await.is_err() {
             // Not before this clock goes, which is borrowed here.
             std::future::pending().await
+        }
+    }
+
+    /// Waits until something has spoken against the time that is known: whose word it is by is to be asked again. It may have
+    /// been told while that machine's clock was wrong, and a machine that was paused did not notice.
+    pub async fn doubted(&self) {
+        self.0.doubted.notified().await;
+    }
+
+    /// A chain is not valid now that seems to be in use.
+    pub(crate) fn doubt(&self) {
+        if self.time().is_told() {
+            self.0.doubted.notify_one();
         }
     }
 
@@ -98,8 +113,18 @@ impl Clock {
             Some(Role::Nms) => Witness::Nms,
             Some(Role::Trs | Role::Device) | None => return Ok(()),
         };
+        self.hear_word(by, time, from.validity())
+    }
+
+    fn hear_word(&self, by: Witness, time: UnixSeconds, chain: Validity) -> Result<(), TimeError> {
         let reading = (self.0.read)();
-        let first = self.time().hear(by, time, from.validity(), reading)?;
+        let first = self.time().hear(by, time, chain, reading)?;
+        // Of what was not taken, since a better witness has spoken.
+        let off = i128::from(time) - i128::from(self.now());
+        if time != 0 && !is_nearly_right(off) {
+            tracing::debug!(by = ?by, off_s = off, "a service has another time");
+            self.doubt();
+        }
         if first {
             let ahead = i128::from(reading.system) - i128::from(time);
             if is_nearly_right(ahead) {
@@ -162,5 +187,34 @@ mod tests {
     fn a_clock_may_be_off_by_a_minute() {
         assert!([0, 60, -60].into_iter().all(is_nearly_right));
         assert!(![61, -61, i128::MIN].into_iter().any(is_nearly_right));
+    }
+
+    const NOW: UnixSeconds = 1_800_000_000;
+    const DAY: UnixSeconds = 86_400;
+    const SERVICE: Validity = Validity { not_before: NOW - 100 * DAY, not_after: NOW + 100 * DAY };
+
+    async fn is_doubted(clock: &Clock) -> bool {
+        tokio::time::timeout(Duration::ZERO, clock.doubted()).await.is_ok()
+    }
+
+    /// As by a cloud that started before it had the time itself.
+    #[tokio::test]
+    async fn who_has_another_time_than_the_one_that_is_believed_has_it_asked_for_again() {
+        let clock =
+            Clock::reading(NOW - 200 * DAY, || Reading { since_boot: Duration::from_secs(7), system: NOW });
+        clock.doubt();
+        assert!(!is_doubted(&clock).await, "nobody has told any");
+        clock.hear_word(Witness::As, NOW - 9 * DAY, SERVICE).unwrap();
+        assert!(!is_doubted(&clock).await);
+        clock.hear_word(Witness::Nms, NOW, SERVICE).unwrap();
+        assert_eq!(
+            (clock.now(), is_doubted(&clock).await),
+            (NOW - 9 * DAY, true),
+            "it is not taken, and noted"
+        );
+        clock.hear_word(Witness::As, NOW, SERVICE).unwrap();
+        clock.hear_word(Witness::Nms, NOW + 30, SERVICE).unwrap();
+        clock.hear_word(Witness::Nms, 0, SERVICE).unwrap();
+        assert_eq!((clock.now(), is_doubted(&clock).await), (NOW, false));
     }
 }

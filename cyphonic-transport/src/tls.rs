@@ -357,6 +357,13 @@ fn quic_client(mut tls: rustls::ClientConfig, purpose: Purpose) -> Result<quinn:
     Ok(config)
 }
 
+/// Whether a chain would be valid at another time.
+fn is_of_time(error: &rustls::Error) -> bool {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let rustls::Error::InvalidCertificate(error) = error else { return false };
+    matches!(error, Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. })
+}
+
 fn refuse(reason: &'static str) -> rustls::Error {
     tracing::debug!(reason, "certificate refused");
     rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)
@@ -385,7 +392,13 @@ impl ServerCertVerifier for RoleVerifier {
             (Some(_), Role::Trs | Role::Device) | (None, _) => now,
         };
         let verified =
-            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+            self.inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        if let (Some(clock), Err(error)) = (&self.clock, &verified)
+            && is_of_time(error)
+        {
+            clock.doubt();
+        }
+        let verified = verified?;
         let identity = Identity::from_der(end_entity).map_err(|_| refuse("it says no network and role"))?;
         if identity.network_id != self.network {
             return Err(refuse("it is of another network"));

@@ -61,6 +61,8 @@ pub(crate) enum Input {
     Renewed { credentials: Credentials, lifetime: Lifetime },
     /// A service has told the time, which was not known before.
     TimeTold,
+    /// Something speaks against it.
+    TimeDoubted,
     /// The new certificate is on disk.
     RenewalKept,
     /// There is no new certificate, or it is not on disk.

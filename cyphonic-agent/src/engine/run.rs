@@ -162,6 +162,7 @@ impl Engine {
             Input::Reset { target, answer } => drop(answer.send(self.reset(now, target))),
             Input::Renewed { credentials, lifetime } => self.renewed(now, credentials, lifetime),
             Input::TimeTold => self.time_told(),
+            Input::TimeDoubted => self.node.handle_time_doubted(now),
             Input::RenewalKept => self.admission.renewal_kept(),
             Input::RenewalFailed(reason) => self.admission.renewal_failure = Some(reason),
             Input::Network(News::Findings(findings)) => self.node.handle_findings(now, findings),

@@ -1,6 +1,8 @@
 //! What follows from knowing the time ([`Clock`]): who may not stay, and what `status` says of the host's
 //! clock.
 
+use std::time::Duration;
+
 use cyphonic_proto::identity::Identity;
 use cyphonic_proto::{Message, close};
 use cyphonic_transport::clock::is_nearly_right;
@@ -16,6 +18,22 @@ pub(super) fn report_told(clock: Clock, inputs: mpsc::Sender<Input>) {
     tokio::spawn(async move {
         clock.told().await;
         drop(inputs.send(Input::TimeTold).await);
+    });
+}
+
+/// The time is asked for again once in so long, whatever speaks against it.
+const ASKED_AGAIN: Duration = Duration::from_secs(3_600);
+
+/// Tells the engine when something speaks against the time that is known.
+pub(super) fn report_doubts(clock: Clock, inputs: mpsc::Sender<Input>) {
+    tokio::spawn(async move {
+        loop {
+            clock.doubted().await;
+            if inputs.send(Input::TimeDoubted).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(ASKED_AGAIN).await;
+        }
     });
 }
 

@@ -87,6 +87,13 @@ impl Node {
         self.warm_relays(now);
     }
 
+    /// Something speaks against the time that the AS has told: it is asked again, by a login.
+    pub fn handle_time_doubted(&mut self, now: Instant) {
+        if !self.stopped {
+            self.want_login(now);
+        }
+    }
+
     pub(super) fn want_login(&mut self, now: Instant) {
         let (addresses, name) = (self.config.as_addresses.clone(), self.config.as_name.clone());
         self.want(now, Service::As, &addresses, &name);

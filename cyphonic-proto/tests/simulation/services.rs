@@ -204,3 +204,22 @@ fn a_dead_connection_to_the_relay_shows_with_the_first_pair_that_is_to_meet_ther
         assert!(world.talk("a", "b", 15 * SECOND), "dead at {name}");
     }
 }
+
+/// The AS may have told it while its own clock was wrong.
+#[test]
+fn a_node_that_has_reason_to_doubt_the_time_asks_the_as_again_and_stays_registered() {
+    let mut world = World::new(7);
+    world.add("a", None, Some(Open));
+    world.settle();
+    let life = world.hosts["a"].life;
+    let connects = world.connects;
+    assert_eq!(world.state("a", &Service::As), Some(ServiceState::Unwanted));
+    world.with_node("a", life, |node, now| node.handle_time_doubted(now));
+    assert_eq!(world.state("a", &Service::As), Some(ServiceState::Connecting));
+    world.run(10 * SECOND);
+    assert_eq!(
+        (world.connects, world.state("a", &Service::As)),
+        (connects + 1, Some(ServiceState::Unwanted))
+    );
+    assert!(world.hosts["a"].node.as_ref().unwrap().status().registered);
+}
