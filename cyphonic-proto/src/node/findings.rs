@@ -64,6 +64,12 @@ impl Known {
         }
     }
 
+    /// The node was away for long: what a gateway granted may have ended, which it is asked with the next look, as soon as
+    /// the NMS knows the node again.
+    pub(super) fn look_anew(&mut self) {
+        self.looked = false;
+    }
+
     /// A look begins with nothing, and may be answered in part or not at all: what an earlier one has proven
     /// of the same NAT still holds.
     fn remember(&mut self, findings: &mut Findings) {

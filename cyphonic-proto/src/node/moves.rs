@@ -114,6 +114,9 @@ impl Node {
                 Some(_) | None => self.hurry_after_move(now, &service),
             }
         }
+        if sleep.length >= IDLE_TIMEOUT {
+            self.registration.network.look_anew();
+        }
         self.hold_mappings(now);
         self.move_tunnels(now);
         if sleep.length >= self.config.timing.silence {

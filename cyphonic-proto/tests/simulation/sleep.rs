@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use cyphonic_proto::netcheck::Findings;
 use cyphonic_proto::node::Sleep;
 
-use crate::net::Gate::{Firewall, Open};
+use crate::net::Gate::{Firewall, Open, PortRestricted};
 use crate::relay_restarts::{gap, stream};
 use crate::world::{Event, World};
 
@@ -114,5 +114,22 @@ fn a_device_that_was_stopped_under_traffic_has_a_tunnel_within_round_trips() {
             let round_trip = if gate == Open { ROUND_TRIP } else { 2 * ROUND_TRIP };
             assert!(gap <= 3 * round_trip + 50 * MS, "{sleeper} stopped for {length:?}: {gap:?}");
         }
+    }
+}
+
+/// What a gateway granted may have ended meanwhile: it is asked when the network is looked at.
+#[test]
+fn a_device_that_slept_for_long_looks_at_its_network_at_once() {
+    for (length, looks_again) in [(10 * SECOND, false), (3600 * SECOND, true)] {
+        let mut world = World::new(37);
+        world.add("a", Some(PortRestricted), None);
+        world.settle();
+        world.run(30 * SECOND);
+        let before = world.looks["a"].len();
+        // Of a clock that stood still.
+        let sleep = Sleep { length, counted: Duration::ZERO };
+        world.with_node("a", 0, |node, now| node.handle_resumed(now, sleep));
+        world.run(5 * SECOND);
+        assert_eq!(world.looks["a"].len() > before, looks_again, "asleep for {length:?}");
     }
 }

@@ -145,7 +145,8 @@ impl Followers {
         match message {
             Message::FollowRequest(request) => {
                 let server = self.clone();
-                let follow = tokio::task::spawn_blocking(move || server.follow(&request));
+                let by = name.to_owned();
+                let follow = tokio::task::spawn_blocking(move || server.follow(&by, &request));
                 let answered =
                     follow.await.unwrap_or_else(|error| Err(Unanswered::Failed(error.to_string())));
                 answered.unwrap_or_else(|unanswered| self.refuse(name, unanswered))
@@ -156,9 +157,9 @@ impl Followers {
         }
     }
 
-    fn follow(&self, request: &FollowRequest) -> Result<Message, Unanswered> {
+    fn follow(&self, name: &str, request: &FollowRequest) -> Result<Message, Unanswered> {
         let spoken = version::negotiate(request.protocol_version).map_err(Unanswered::Version)?;
-        if let Err(error) = self.count_on(request.next_setup) {
+        if let Err(error) = self.count_on(name, request.next_setup) {
             // A standby that is not answered goes on steering set-ups, and so would be refused for good. This run
             // counts on all the same; the next one goes by its clock.
             let error = error.to_string();
@@ -178,10 +179,17 @@ impl Followers {
 
     /// Set-ups of this NMS come after those of the standby, also in the next run. One whose clock is far ahead
     /// is not believed: this one's numbers would come to their end.
-    fn count_on(&self, next: u64) -> Result<(), RegisterError> {
+    fn count_on(&self, name: &str, next: u64) -> Result<(), RegisterError> {
         let own = self.shared.numbers.next();
         // A clock that was ahead when this one started is ahead of what is plausible, too.
         if next <= own || !(Register::is_plausible(next, unix_now()) || counts_on_from(own, next)) {
+            if next > own && self.complaints.is_due((name.to_owned(), "numbers".to_owned()), unix_now()) {
+                tracing::error!(
+                    name,
+                    "this standby's clock was far ahead once: tunnels that it sets up get no new keys while it does not stand in. If its clock \
+                     is right now, stop it, remove its register.db and what lies beside it, and start it again"
+                );
+            }
             return Ok(());
         }
         self.shared.numbers.raise(next);
@@ -246,7 +254,7 @@ mod tests {
 
     fn ask(followers: &Followers, next_setup: u64) -> FollowResponse {
         let request = FollowRequest { protocol_version: version::CURRENT, revision: 0, next_setup };
-        match followers.follow(&request) {
+        match followers.follow("nms2", &request) {
             Ok(Message::FollowResponse(response)) => response,
             other => panic!("{other:?}"),
         }
