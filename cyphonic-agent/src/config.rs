@@ -126,11 +126,17 @@ pub struct DnsConfig {
     pub listen: SocketAddr,
     /// How the host's resolver learns of it.
     pub resolver: ResolverChoice,
+    /// Whether programs may leave out what follows a device's own label, or the zone.
+    pub short_names: bool,
 }
 
 impl Default for DnsConfig {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 55], 53)), resolver: ResolverChoice::Auto }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 55], 53)),
+            resolver: ResolverChoice::Auto,
+            short_names: false,
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use cyphonic_dataplane::memory;
 use cyphonic_proto::address::Prefix;
+use cyphonic_proto::identity::Identity;
 use cyphonic_transport::signals::{Asked, StopSignals};
 use futures_util::future::BoxFuture;
 pub use launch::{LaunchError, block_on, launch, start_logging};
@@ -103,30 +104,34 @@ where
         () = watchdog::watch(&*waiting) => return Ok(()),
     };
     let netlink = Arc::new(Netlink::connect()?);
+    let fqdn = Identity::from_der(identity.leaf()).map(|identity| identity.fqdn).unwrap_or_default();
     let inputs = EngineInputs { config: settings.latest(), identity, state: state.clone(), netlink };
     let engine = start_engine(inputs).await.map_err(|error| DaemonError::Engine(error.to_string()))?;
     let RunningEngine { resolver, backend, zone, prefix, interface, failed, stop: stop_engine } = engine;
     let alive = backend.clone();
-    let outcome =
-        match Surroundings::start(&settings, &state, (zone, prefix, interface), resolver, backend).await {
-            Ok(around) => {
-                notify(&[NotifyState::Ready, NotifyState::Status("running: `cyphonic status` tells more")]);
-                tracing::info!("ready");
-                let given_back = tokio::spawn(give_back_start_up());
-                let outcome = tokio::select! {
-                    () = obey(&mut signals, &settings, &*alive) => Ok(()),
-                    () = around.asked_to_stop.notified() => Ok(()),
-                    reason = failed => Err(DaemonError::Engine(reason)),
-                    () = watchdog::watch(&*alive) => Ok(()),
-                };
-                given_back.abort();
-                notify(&[NotifyState::Stopping]);
-                tracing::info!("stopping");
-                around.stop().await;
-                outcome
-            }
-            Err(error) => Err(error),
-        };
+    let zone = Zone::new(&zone, prefix).map(|zone| match config.dns.short_names {
+        true => zone.searched_by(&fqdn),
+        false => zone,
+    });
+    let outcome = match Surroundings::start(&settings, &state, (zone, interface), resolver, backend).await {
+        Ok(around) => {
+            notify(&[NotifyState::Ready, NotifyState::Status("running: `cyphonic status` tells more")]);
+            tracing::info!("ready");
+            let given_back = tokio::spawn(give_back_start_up());
+            let outcome = tokio::select! {
+                () = obey(&mut signals, &settings, &*alive) => Ok(()),
+                () = around.asked_to_stop.notified() => Ok(()),
+                reason = failed => Err(DaemonError::Engine(reason)),
+                () = watchdog::watch(&*alive) => Ok(()),
+            };
+            given_back.abort();
+            notify(&[NotifyState::Stopping]);
+            tracing::info!("stopping");
+            around.stop().await;
+            outcome
+        }
+        Err(error) => Err(error),
+    };
     stop_engine.await;
     outcome
 }
@@ -195,7 +200,7 @@ impl Surroundings {
     async fn start(
         settings: &Arc<Settings>,
         state: &StateDir,
-        (zone, prefix, interface): (String, Prefix, u32),
+        (zone, interface): (Result<Zone, InvalidZone>, u32),
         engine: Arc<dyn Resolver>,
         backend: Arc<dyn Backend>,
     ) -> Result<Self, DaemonError> {
@@ -204,7 +209,7 @@ impl Surroundings {
         let names = Names {
             config: config.dns.clone(),
             state: state.clone(),
-            zone: Zone::new(&zone, prefix)?,
+            zone: zone?,
             interface,
             engine,
             server: server.clone(),

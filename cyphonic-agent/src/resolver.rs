@@ -146,6 +146,7 @@ impl HostResolver {
             return Err(ResolverError::Port { address });
         }
         let edit = ResolvConf::prepare(host, &state.resolver_dir(), address.ip())?;
+        let edit = edit.searching(server.zone().searched());
         // First, so that no query is refused between the edit and this.
         server.set_upstream(Some(edit.upstream()));
         match edit.apply() {

@@ -211,7 +211,7 @@ mod tests {
 
     fn names(dir: &Path, listen: &str, resolver: ResolverChoice, bus: Bus) -> Names {
         Names {
-            config: DnsConfig { listen: listen.parse().unwrap(), resolver },
+            config: DnsConfig { listen: listen.parse().unwrap(), resolver, ..DnsConfig::default() },
             state: StateDir::open(&dir.join("state")).unwrap(),
             zone: Zone::new("cyphonic.internal", "fd12:3456:789a::/48".parse().unwrap()).unwrap(),
             interface: 1,

@@ -3,7 +3,7 @@
 use std::net::Ipv6Addr;
 
 use cyphonic_proto::address::Prefix;
-use cyphonic_proto::name::{canonical, canonical_in_zone};
+use cyphonic_proto::name::{self, canonical, canonical_in_zone};
 use hickory_proto::rr::rdata::{NS, PTR, SOA};
 use hickory_proto::rr::{Name, RData, Record};
 
@@ -21,6 +21,7 @@ pub struct Zone {
     reverse: Name,
     prefix: Prefix,
     text: String,
+    searched: Vec<String>,
 }
 
 /// What a query's name asks for.
@@ -54,7 +55,7 @@ impl Zone {
         let origin = Name::from_ascii(format!("{text}.")).map_err(|_| invalid())?;
         // One label per nibble, and `ip6.arpa` (RFC 3596 section 2.5).
         let reverse = reverse_name(prefix.address()).trim_to(usize::from(Prefix::LENGTH / 4) + 2);
-        Ok(Self { origin, reverse, prefix, text })
+        Ok(Self { origin, reverse, prefix, text, searched: Vec::new() })
     }
 
     /// The zone's name, lowercase, without the final dot.
@@ -67,9 +68,27 @@ impl Zone {
         self.reverse.to_ascii().trim_end_matches('.').to_owned()
     }
 
-    /// Every name that the host's resolver should send to us.
-    pub fn domains(&self) -> [String; 2] {
-        [self.text.clone(), self.reverse_name()]
+    /// The same zone, where programs on the device of this name may write short names: those of the devices beside it,
+    /// without what follows its own first label, and those of all, without the zone.
+    #[must_use]
+    pub fn searched_by(mut self, device: &str) -> Self {
+        let site = device.split_once('.').map(|(_, site)| site.to_ascii_lowercase());
+        let site = site.filter(|site| name::is_below(site, &self.text));
+        self.searched = site.into_iter().chain([self.text.clone()]).collect();
+        self
+    }
+
+    /// The domains that programs search for a name, in their order; none unless short names are wanted.
+    pub fn searched(&self) -> &[String] {
+        &self.searched
+    }
+
+    /// Every domain whose names the host's resolver should send to us, and whether it is for that only, and not searched.
+    pub fn domains(&self) -> Vec<(String, bool)> {
+        let routed = [self.text.clone(), self.reverse_name()];
+        let routed =
+            routed.into_iter().filter(|domain| !self.searched.contains(domain)).map(|domain| (domain, true));
+        self.searched.iter().cloned().map(|domain| (domain, false)).chain(routed).collect()
     }
 
     /// Whether a name is one of ours with something behind it, as resolvers make of their search list when a name of ours
@@ -213,6 +232,20 @@ mod tests {
         let prefix: Prefix = "fd12:3456:789a::/48".parse().unwrap();
         for name in ["", ".", "a b", "-a.b", &"x".repeat(64)] {
             assert!(Zone::new(name, prefix).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn short_names_are_searched_in_the_devices_site_and_then_in_the_zone() {
+        let reverse = ("a.9.8.7.6.5.4.3.2.1.d.f.ip6.arpa".to_owned(), true);
+        let domain = |name: &str, routing| (name.to_owned(), routing);
+        assert_eq!(zone().domains(), [domain("cyphonic.internal", true), reverse.clone()]);
+        let site = zone().searched_by("Press-7.hall.Plant.cyphonic.internal");
+        assert_eq!(site.searched(), ["hall.plant.cyphonic.internal", "cyphonic.internal"]);
+        let searched = [domain("hall.plant.cyphonic.internal", false), domain("cyphonic.internal", false)];
+        assert_eq!(site.domains(), [&searched[..], std::slice::from_ref(&reverse)].concat());
+        for device in ["press-7.cyphonic.internal", "", "x.elsewhere"] {
+            assert_eq!(zone().searched_by(device).searched(), ["cyphonic.internal"], "{device}");
         }
     }
 }

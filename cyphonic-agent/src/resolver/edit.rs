@@ -53,11 +53,17 @@ pub(super) struct Rest {
     pub(super) whole: bool,
 }
 
-/// The file with our server instead of its own.
-pub(super) fn edited(text: &str, server: IpAddr, was: &Was) -> String {
-    let mut out = format!("{HEADER}nameserver {server}\n{TOLD}{}\n", was.told());
+/// The file with our server instead of its own, and with our search domains before its own.
+pub(super) fn edited(text: &str, server: IpAddr, search: &[String], was: &Was) -> String {
+    let mut out = format!("{HEADER}nameserver {server}\n");
+    if !search.is_empty() {
+        let own = searched(text).filter(|domain| !search.iter().any(|ours| ours == domain));
+        let all: Vec<_> = search.iter().map(String::as_str).chain(own).collect();
+        out.push_str(&format!("search {}\n", all.join(" ")));
+    }
+    out.push_str(&format!("{TOLD}{}\n", was.told()));
     for line in text.lines() {
-        if keyword(line) == Some("nameserver") {
+        if keyword(line) == Some("nameserver") || (is_search(line) && !search.is_empty()) {
             out.push_str(TOLD);
         }
         out.push_str(line);
@@ -66,34 +72,57 @@ pub(super) fn edited(text: &str, server: IpAddr, was: &Was) -> String {
     out
 }
 
+/// resolv.conf(5): the last of these lines counts, of either kind.
+fn is_search(line: &str) -> bool {
+    matches!(keyword(line), Some("search" | "domain"))
+}
+
+/// The domains that are searched.
+fn searched(text: &str) -> impl Iterator<Item = &str> {
+    let last = text.lines().rfind(|line| is_search(line));
+    last.into_iter().flat_map(|line| line.split_whitespace().skip(1))
+}
+
 /// The file without this server and our other lines, and otherwise to the letter. Where our server stands, it
 /// stands for those that the edit tells. Nothing where there is nothing of ours.
 pub(super) fn without(text: &str, server: IpAddr) -> Option<Rest> {
     let lines = || text.split_inclusive('\n');
-    let edits = server_of_edit(text);
+    let (edits, search) = (server_of_edit(text), search_of_edit(text));
     let is_server = |line: &str| {
         let named = nameservers(line);
         names(&named, server) || edits.is_some_and(|edits| names(&named, edits))
     };
     let is_header = |line: &str| HEADER.split_inclusive('\n').any(|ours| ours == line);
+    let is_our_search = |line: &str| search.is_some_and(|ours| line.trim_end_matches('\n') == ours);
     let stands = lines().any(is_server);
     if !stands && !lines().any(|line| is_header(line) || line.starts_with(TOLD)) {
         return None;
     }
     let (mut rest, mut was) = (String::new(), None);
-    for line in lines().filter(|line| !is_server(line) && !is_header(line)) {
+    for line in lines().filter(|line| !is_server(line) && !is_header(line) && !is_our_search(line)) {
         match line.strip_prefix(TOLD) {
             None => rest.push_str(line),
             // Whoever has put others in our server's place wants these, and none beside them.
-            Some(_) if !stands => {}
+            Some(told) if !stands && !is_search(told) => {}
             Some(told) => match Was::parse(told.trim_end_matches(['\n', '\r'])) {
                 Some(told) => was = Some(told),
                 None => rest.push_str(told),
             },
         }
     }
-    let whole = edits.zip(was.as_ref()).is_some_and(|(server, was)| edited(&rest, server, was) == text);
+    // All of them: those of the file come out once.
+    let searched: Vec<_> = search.into_iter().flat_map(searched).map(str::to_owned).collect();
+    let whole =
+        edits.zip(was.as_ref()).is_some_and(|(server, was)| edited(&rest, server, &searched, was) == text);
     Some(Rest { text: rest, was, whole })
+}
+
+/// The line by which an edit in this file has domains searched. One without tells at once what it was made of.
+fn search_of_edit(text: &str) -> Option<&str> {
+    let (_, after) = text.split_once(HEADER)?;
+    let mut lines = after.lines().skip(1);
+    let search = lines.next().filter(|line| is_search(line))?;
+    lines.next().filter(|line| line.starts_with(TOLD)).map(|_| search)
 }
 
 /// What our edit stands for, where the file is that and nothing else.
@@ -118,7 +147,7 @@ mod tests {
     fn what_removes_the_package_knows_our_edit() {
         let script = include_str!("../../dist/scripts/postrm");
         let pattern = script.split("grep -q '^").nth(1).unwrap().split('\'').next().unwrap();
-        let edited = edited("nameserver 192.0.2.1\n", OWN, &Was::File);
+        let edited = edited("nameserver 192.0.2.1\n", OWN, &[], &Was::File);
         assert!(!pattern.is_empty() && edited.starts_with(pattern), "{pattern}");
     }
 
@@ -132,7 +161,7 @@ mod tests {
             ("# x\nnameserver 192.0.2.1\nsearch lan\nnameserver 192.0.2.2 # y\n", Was::File),
             ("nameserver 192.0.2.1\n", link),
         ] {
-            let edit = edited(text, OWN, &was);
+            let edit = edited(text, OWN, &[], &was);
             assert_eq!(nameservers(&edit), [(OWN, 53).into()]);
             let told = Rest { text: text.into(), was: Some(was), whole: true };
             assert_eq!(without(&edit, OWN).as_ref(), Some(&told), "{edit}");
@@ -145,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_others_made_of_an_edit_stands_for_what_they_meant() {
-        let edit = edited("nameserver 192.0.2.1\nsearch lan\n", OWN, &Was::File);
+        let edit = edited("nameserver 192.0.2.1\nsearch lan\n", OWN, &[], &Was::File);
         let rest = |text: &str| {
             let rest = without(text, OWN).unwrap();
             (rest.text, rest.whole)
@@ -155,5 +184,31 @@ mod tests {
         assert_eq!(rest(&above), (both.into(), false));
         let replaced = edit.replace("nameserver 127.0.0.55", "nameserver 203.0.113.1");
         assert_eq!(rest(&replaced), ("nameserver 203.0.113.1\nsearch lan\n".into(), false));
+    }
+
+    #[test]
+    fn search_domains_come_before_those_of_the_file_and_go_again() {
+        let search = ["gate.cyphonic.internal", "cyphonic.internal"].map(String::from);
+        for (text, line) in [
+            ("nameserver 192.0.2.1\n", "search gate.cyphonic.internal cyphonic.internal"),
+            (
+                "domain old\nsearch lan\tsite.lan\noptions ndots:2\n",
+                "search gate.cyphonic.internal cyphonic.internal lan site.lan",
+            ),
+            ("search lan\ndomain new.lan\n", "search gate.cyphonic.internal cyphonic.internal new.lan"),
+        ] {
+            let edit = edited(text, OWN, &search, &Was::File);
+            let effective: Vec<_> = edit.lines().filter(|line| is_search(line)).collect();
+            assert_eq!(effective, [line], "{edit}");
+            let told = Rest { text: text.into(), was: Some(Was::File), whole: true };
+            assert_eq!(without(&edit, OWN), Some(told), "{edit}");
+        }
+        // Whoever has put another server in ours' place keeps the search list of the file.
+        let edit = edited("nameserver 192.0.2.1\nsearch lan\n", OWN, &search, &Was::File);
+        let replaced = edit.replace("nameserver 127.0.0.55", "nameserver 203.0.113.1");
+        assert_eq!(without(&replaced, OWN).unwrap().text, "nameserver 203.0.113.1\nsearch lan\n");
+        // Of an edit by an earlier version nothing is taken for ours that is not.
+        let earlier = format!("{HEADER}nameserver 127.0.0.55\nsearch lan\noptions ndots:2\n");
+        assert_eq!(without(&earlier, OWN).unwrap().text, "search lan\noptions ndots:2\n");
     }
 }

@@ -35,6 +35,7 @@ pub struct Prepared {
     journal: PathBuf,
     text: String,
     server: IpAddr,
+    search: Vec<String>,
     servers: Vec<SocketAddr>,
     elsewhere: Elsewhere,
     lost: Option<Lost>,
@@ -48,6 +49,8 @@ pub struct ResolvConf {
     entry: Entry,
     /// Ours.
     server: IpAddr,
+    /// Domains that programs search before their own.
+    search: Vec<String>,
     /// What the host's own servers were read from.
     text: String,
     /// These.
@@ -106,9 +109,10 @@ impl ResolvConf {
         };
         let servers = elsewhere.servers(&text).unwrap_or_else(|| elsewhere.named(&text));
         let journal = journal_dir.join(JOURNAL);
-        let ours = edited(&text, server, &original.was());
+        let ours = edited(&text, server, &[], &original.was());
         let entry = Entry { path, original, ours, before: None };
-        Ok(Prepared { entry, stands: false, journal, text, server, servers, elsewhere, lost })
+        let search = Vec::new();
+        Ok(Prepared { entry, stands: false, journal, text, server, search, servers, elsewhere, lost })
     }
 
     /// The edit of an earlier run, if it still stands and names `server`.
@@ -125,7 +129,8 @@ impl ResolvConf {
         let elsewhere = Elsewhere::new(&host.run, server);
         let servers = elsewhere.servers(&text).unwrap_or_else(|| elsewhere.named(&text));
         let journal = journal_dir.join(JOURNAL);
-        Some(Prepared { entry, stands: true, journal, text, server, servers, elsewhere, lost: None })
+        let search = Vec::new();
+        Some(Prepared { entry, stands: true, journal, text, server, search, servers, elsewhere, lost: None })
     }
 
     /// The file.
@@ -213,7 +218,7 @@ impl ResolvConf {
         if !ours || text != self.text {
             let mut entry = Entry {
                 path: self.path.clone(),
-                ours: edited(&text, self.server, &original.was()),
+                ours: edited(&text, self.server, &self.search, &original.was()),
                 original,
                 before: ours.then(|| self.entry.ours.clone()),
             };
@@ -257,9 +262,19 @@ impl Prepared {
         upstream(&self.servers, self.server)
     }
 
+    /// Has programs search these domains before those that they search already.
+    #[must_use]
+    pub fn searching(mut self, search: &[String]) -> Self {
+        self.search = search.to_vec();
+        if !self.stands {
+            self.entry.ours = edited(&self.text, self.server, &self.search, &self.entry.original.was());
+        }
+        self
+    }
+
     /// Makes our server the only one. Search domains and options stay.
     pub fn apply(self) -> Result<ResolvConf, ResolvConfError> {
-        let Self { entry, stands, journal, text, server, servers, elsewhere, lost } = self;
+        let Self { entry, stands, journal, text, server, search, servers, elsewhere, lost } = self;
         if !stands {
             entry.make(&journal)?;
         }
@@ -275,6 +290,7 @@ impl Prepared {
             journal,
             entry,
             server,
+            search,
             text,
             servers,
             news: None,

@@ -30,7 +30,8 @@ pub struct Resolved {
     bus: Bus,
     interface: i32,
     server: SocketAddr,
-    domains: Vec<String>,
+    /// And whether each is for routing only.
+    domains: Vec<(String, bool)>,
 }
 
 /// True if the host's programs ask systemd-resolved, *this* host's: in a network namespace the bus may be
@@ -46,7 +47,7 @@ pub(super) fn is_named(resolv_conf: &Path) -> bool {
 }
 
 impl Resolved {
-    /// Routes `domains` to `server`, as settings of the interface.
+    /// Routes `domains` to `server`, as settings of the interface, and has those searched that are not for routing only.
     ///
     /// # Errors
     ///
@@ -55,7 +56,7 @@ impl Resolved {
         bus: &Bus,
         interface: u32,
         server: SocketAddr,
-        domains: &[String],
+        domains: &[(String, bool)],
     ) -> Result<Self, ResolvedError> {
         let resolved = Self::of(bus, interface, server, domains)?;
         resolved.tell(&resolved.bus.connect().await?).await?;
@@ -71,7 +72,7 @@ impl Resolved {
         bus: &Bus,
         interface: u32,
         server: SocketAddr,
-        domains: &[String],
+        domains: &[(String, bool)],
     ) -> Result<Self, ResolvedError> {
         let resolved = Self::of(bus, interface, server, domains)?;
         let manager = resolved.bus.connect().await?;
@@ -80,7 +81,12 @@ impl Resolved {
         Ok(resolved)
     }
 
-    fn of(bus: &Bus, interface: u32, server: SocketAddr, domains: &[String]) -> Result<Self, ResolvedError> {
+    fn of(
+        bus: &Bus,
+        interface: u32,
+        server: SocketAddr,
+        domains: &[(String, bool)],
+    ) -> Result<Self, ResolvedError> {
         let interface = i32::try_from(interface).map_err(|_| ResolvedError::Interface(interface))?;
         Ok(Self { bus: bus.clone(), interface, server, domains: domains.to_owned() })
     }
@@ -107,7 +113,8 @@ impl Resolved {
             manager.call("SetLinkDNSEx", &(link, vec![(family, address, server.port(), "")])).await?;
         }
         // `true`: for routing only, not a search domain (resolvectl shows it as `~zone`).
-        let domains: Vec<(&str, bool)> = self.domains.iter().map(|domain| (domain.as_str(), true)).collect();
+        let domains: Vec<(&str, bool)> =
+            self.domains.iter().map(|(domain, only)| (domain.as_str(), *only)).collect();
         manager.call("SetLinkDomains", &(link, domains)).await?;
         // The zone is unsigned and served in the clear on this host. Older versions lack some of these.
         for (method, value) in [
@@ -134,7 +141,9 @@ impl Resolved {
         let manager = self.bus.connect().await?;
         manager.require_owner().await?;
         let known = manager.domains_of(self.interface).await?;
-        let knows = |domain: &String| known.iter().any(|(name, _)| name.eq_ignore_ascii_case(domain));
+        let knows = |(domain, only): &(String, bool)| {
+            known.iter().any(|(name, is_only)| name.eq_ignore_ascii_case(domain) && is_only == only)
+        };
         let again = !self.domains.iter().all(knows);
         if again {
             self.set(&manager).await?;
@@ -144,7 +153,7 @@ impl Resolved {
             Vec::new()
         });
         let takes = |(link, domain, _): &(i32, String, bool)| {
-            *link != self.interface && self.domains.iter().any(|ours| is_within(domain, ours))
+            *link != self.interface && self.domains.iter().any(|(ours, _)| is_within(domain, ours))
         };
         let taken =
             others.into_iter().find(takes).map(|(link, domain, _)| Taken { by: name_of(link), domain });

@@ -248,13 +248,13 @@ impl Manager {
     }
 }
 
-fn domains() -> Vec<String> {
-    vec![ZONE.into(), REVERSE.into()]
+fn domains() -> Vec<(String, bool)> {
+    vec![(ZONE.into(), true), (REVERSE.into(), true)]
 }
 
-/// What resolved hears for the two domains: never a search domain.
+/// What resolved hears for the two domains: never a search domain unless that is wanted.
 fn routing_only() -> Call {
-    Call::Domains(7, vec![(ZONE.into(), true), (REVERSE.into(), true)])
+    Call::Domains(7, domains())
 }
 
 async fn apply(bus: &PrivateBus, server: &str) -> Result<Resolved, ResolvedError> {
@@ -404,6 +404,26 @@ async fn auto_uses_resolved_where_the_host_does_and_touches_no_file() {
     assert_eq!(calls.all()[2], routing_only(), "the domains of the server's zone");
     applied.restore().await;
     assert_eq!(calls.all().last(), Some(&Call::Revert(7)));
+}
+
+#[tokio::test]
+async fn domains_are_searched_where_short_names_are_wanted() {
+    let bus = PrivateBus::start();
+    let (_service, calls) = bus.serve(Behaviour::Accepts).await;
+    let host = UbuntuHost::new(bus.bus());
+    let zone = Zone::new(ZONE, "fd12:3456:789a::/48".parse().unwrap()).unwrap();
+    let zone = zone.searched_by(&format!("press-7.hall.{ZONE}"));
+    let server = DnsServer::start("127.0.0.1:0".parse().unwrap(), zone, Arc::new(Nobody)).await.unwrap();
+    let applied = host.apply(ResolverChoice::Auto, &server).await.unwrap();
+    let told = vec![(format!("hall.{ZONE}"), false), (ZONE.into(), false), (REVERSE.into(), true)];
+    assert_eq!(calls.all()[2], Call::Domains(7, told.clone()));
+    let HostResolver::Resolved { link, .. } = &applied else { panic!("{applied:?}") };
+    assert!(!link.restore().await.unwrap().again);
+    let routing: Vec<_> = told.iter().map(|(domain, _)| (domain.clone(), true)).collect();
+    Resolved::apply(&bus.bus(), LINK, server.address(), &routing).await.unwrap();
+    assert!(link.restore().await.unwrap().again, "they are routed to us, and not searched");
+    assert!(calls.all().iter().filter(|call| **call == Call::Domains(7, told.clone())).count() == 2);
+    applied.restore().await;
 }
 
 #[tokio::test]

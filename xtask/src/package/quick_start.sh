@@ -117,6 +117,12 @@ on pi-1 'ip address add 192.168.1.20/32 dev lo'
 on pi-1 'systemd-run --quiet --unit plc systemd-socket-activate --accept --inetd --listen 192.168.1.20:502 echo a controller'
 #: operations.md Reach what has no agent
 check "pi-2 reaches a machine without an agent" looks pi-2 'bash -c "cat < /dev/tcp/pi-1.home.internal/502"' 'a controller'
+#: operations.md Short names
+for machine in pi-1 pi-2; do
+    on "$machine" 'cyphonic wait --timeout 120'
+done
+check "pi-1 writes a short name, which systemd-resolved searches" looks pi-1 'getent ahostsv6 pi-2' 'pi-2.home.internal'
+check "and pi-2, by /etc/resolv.conf" looks pi-2 'getent ahostsv6 pi-1' 'pi-1.home.internal'
 cp /repository/target/debian/*-2_amd64.deb /machines/server/root/root/
 cp /repository/target/debian/*-2_amd64.deb /machines/pi-1/root/root/
 cp /repository/target/debian/*-2_amd64.deb /machines/pi-2/root/root/

@@ -53,7 +53,7 @@ impl Machine {
 
 /// As an earlier version did, and as programs leave it that drop comments.
 fn edited_without_telling(text: &str) -> String {
-    let edit = edited(text, OWN, &Was::File);
+    let edit = edited(text, OWN, &[], &Was::File);
     edit.split_inclusive('\n').filter(|line| !line.starts_with("#cyphonicd: ")).collect()
 }
 
@@ -71,6 +71,43 @@ fn our_server_becomes_the_only_one_and_everything_else_stays() {
     applied.restore().unwrap();
     assert_eq!(host.text(), HOST);
     assert!(host.is_clean());
+}
+
+#[test]
+fn domains_are_searched_while_the_file_is_ours_whoever_writes_it() {
+    let host = Machine::new();
+    fs::write(host.path(), HOST).unwrap();
+    let search = ["gate.cyphonic.internal", "cyphonic.internal"].map(String::from);
+    let mut applied = host.prepare().searching(&search).apply().unwrap();
+    let look_twice = |file: &mut ResolvConf| {
+        for _ in 0..2 {
+            file.follow().unwrap();
+        }
+    };
+    let searched = |text: &str| {
+        let lines = text.lines().filter(|line| line.starts_with("search ")).map(str::to_owned);
+        lines.collect::<Vec<_>>()
+    };
+    assert_eq!(searched(&host.text()), ["search gate.cyphonic.internal cyphonic.internal example.com"]);
+    // A DHCP client that gets its lease after us; and one that builds on what it finds, and drops comments.
+    fs::write(host.path(), DHCP).unwrap();
+    look_twice(&mut applied);
+    assert_eq!(searched(&host.text()), ["search gate.cyphonic.internal cyphonic.internal lan"]);
+    let without_comments: String =
+        host.text().split_inclusive('\n').filter(|line| !line.starts_with('#')).collect();
+    fs::write(host.path(), format!("nameserver 203.0.113.9\n{without_comments}")).unwrap();
+    look_twice(&mut applied);
+    assert_eq!(searched(&host.text()), ["search gate.cyphonic.internal cyphonic.internal lan"]);
+    assert_eq!(nameservers(&host.text()), ["127.0.0.55:53".parse().unwrap()]);
+    // A crash; the next start has no short names.
+    let restored = HOST.replace("search example.com\n", "");
+    fs::write(host.path(), &restored).unwrap();
+    look_twice(&mut applied);
+    std::mem::forget(applied);
+    let applied = host.prepare().apply().unwrap();
+    assert!(searched(&host.text()).is_empty(), "{}", host.text());
+    applied.restore().unwrap();
+    assert_eq!(host.text(), restored);
 }
 
 #[test]
@@ -167,7 +204,7 @@ fn a_file_that_someone_else_wrote_is_ours_again_and_the_original_that_comes_back
     assert_eq!(host.text(), DHCP);
     assert!(host.is_clean());
     fs::write(host.journal().join(JOURNAL), saved).unwrap();
-    fs::write(host.path(), edited(DHCP, OWN, &Was::File)).unwrap();
+    fs::write(host.path(), edited(DHCP, OWN, &[], &Was::File)).unwrap();
     assert!(restore_journal(&host.journal()).unwrap());
     assert_eq!(host.text(), DHCP);
 }
@@ -432,14 +469,14 @@ fn a_vpn_that_puts_back_what_it_saved_brings_back_the_servers_from_before_it() {
 fn our_edit_without_its_journal_tells_what_stood_there() {
     let host = Machine::new();
     // At another address, as where `dns: listen:` has changed since.
-    fs::write(host.path(), edited(HOST, [127, 0, 0, 56].into(), &Was::File)).unwrap();
+    fs::write(host.path(), edited(HOST, [127, 0, 0, 56].into(), &[], &Was::File)).unwrap();
     let prepared = host.prepare();
     assert_eq!(prepared.upstream(), servers(&["192.0.2.1", "2001:db8::1"]));
     let applied = prepared.apply().unwrap();
     assert_eq!(applied.doubt(), None);
     applied.restore().unwrap();
     assert_eq!(host.text(), HOST);
-    fs::write(host.path(), edited("", OWN, &Was::Nothing)).unwrap();
+    fs::write(host.path(), edited("", OWN, &[], &Was::Nothing)).unwrap();
     host.prepare().apply().unwrap().restore().unwrap();
     assert!(!host.path().exists());
 }
