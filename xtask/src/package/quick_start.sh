@@ -112,6 +112,8 @@ for machine in pi-1 pi-2; do
     check "$machine starts the agent at boot" looks "$machine" 'systemctl is-enabled cyphonicd' '^enabled'
 done
 
+#: operations.md Many devices
+check "the server has a token for many devices" looks server 'cyphonic-cloud token list' 'camera-[*].gate.home.internal  *open  *0/50'
 # A machine without an agent, beside pi-1: it says what it is.
 on pi-1 'ip address add 192.168.1.20/32 dev lo'
 on pi-1 'systemd-run --quiet --unit plc systemd-socket-activate --accept --inetd --listen 192.168.1.20:502 echo a controller'
