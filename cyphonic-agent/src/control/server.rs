@@ -26,7 +26,7 @@ const MAX_CLIENTS: usize = 32;
 /// A client that asks nothing for so long is disconnected.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Stable for a client that waits: below `cyphonic`'s own time-out.
+/// Stable for a client that waits: below `cyphonic`'s own time-out. An answer is also to be read in so long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The listening control socket; stops, and removes its file, when dropped.
@@ -207,7 +207,8 @@ async fn serve(
 async fn send<W: tokio::io::AsyncWrite + Unpin>(writer: &mut W, reply: &Reply) -> io::Result<()> {
     let mut line = serde_json::to_vec(reply)?;
     line.push(b'\n');
-    writer.write_all(&line).await
+    // Larger answers than the socket holds wait for a client that reads, which one that was stopped never does.
+    timeout(PATIENCE, writer.write_all(&line)).await?
 }
 
 async fn handle(backend: &dyn Backend, settings: &Settings, request: Request) -> Reply {

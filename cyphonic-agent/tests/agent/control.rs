@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use cyphonic_agent::config::{Config, Reloadable};
+use cyphonic_agent::control::report::RingReport;
 use cyphonic_agent::control::{
     Backend, BackendError, ClientError, ControlClient, ControlError, ControlServer, FailureCode, ResetTarget,
     Settings, StatusReport,
@@ -19,6 +21,8 @@ use tokio::net::UnixStream;
 #[derive(Default)]
 struct Engine {
     stopped: AtomicUsize,
+    /// Its status does not fit a socket.
+    large: bool,
 }
 
 impl Backend for Engine {
@@ -27,6 +31,10 @@ impl Backend for Engine {
             fqdn: "a.z.internal".into(),
             zone: "z.internal".into(),
             virtual_address: Some(Ipv6Addr::LOCALHOST),
+            ring: RingReport {
+                why: " ".repeat(if self.large { 4 << 20 } else { 0 }),
+                ..RingReport::default()
+            },
             ..StatusReport::default()
         };
         Box::pin(async { report })
@@ -80,9 +88,13 @@ struct Fixture {
 }
 
 async fn fixture() -> Fixture {
+    fixture_of(Engine::default()).await
+}
+
+async fn fixture_of(engine: Engine) -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run/c.sock");
-    let engine = Arc::new(Engine::default());
+    let engine = Arc::new(engine);
     let server = ControlServer::start(&path, None, engine.clone(), settings()).await.unwrap();
     Fixture { _dir: dir, path, engine, server }
 }
@@ -156,6 +168,26 @@ async fn clients_beyond_the_limit_are_told_that_the_daemon_is_busy() {
     }
     let error = ControlClient::connect(&f.path).await.unwrap().version().await.unwrap_err();
     assert!(matches!(error, ClientError::Refused(failure) if failure.code == FailureCode::Busy));
+}
+
+/// As those that somebody has stopped (SIGSTOP).
+#[tokio::test(start_paused = true)]
+async fn clients_that_stop_reading_do_not_keep_their_places() {
+    let f = fixture_of(Engine { large: true, ..Engine::default() }).await;
+    let mut stopped = Vec::new();
+    for _ in 0..32 {
+        let mut stream = UnixStream::connect(&f.path).await.unwrap();
+        stream.write_all(b"{\"v\":1,\"op\":\"status\"}\n").await.unwrap();
+        stream.readable().await.unwrap();
+        stopped.push(stream);
+    }
+    let ask = async || ControlClient::connect(&f.path).await.unwrap().version().await;
+    assert!(matches!(ask().await, Err(ClientError::Refused(failure)) if failure.code == FailureCode::Busy));
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    ask().await.expect("a place is free");
+    let mut cut = Vec::new();
+    stopped.remove(0).read_to_end(&mut cut).await.expect("the daemon has hung up");
+    assert_ne!(cut.last(), Some(&b'\n'), "what was not read is not sent");
 }
 
 #[tokio::test]
