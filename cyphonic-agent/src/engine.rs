@@ -169,7 +169,7 @@ pub fn spawn(inbox: Inbox, parts: EngineParts) -> EngineHandle {
     if let Some(address) = parts.identity.virtual_address {
         names.insert(address, parts.identity.fqdn.clone());
     }
-    let handle = EngineHandle::new(inbox.sender.clone(), names.clone());
+    let handle = EngineHandle::new(inbox.sender.clone(), names.clone(), &parts.node.zone);
     peers::accept(parts.transport.clone(), inbox.sender.clone());
     time::report_told(parts.clock.clone(), inbox.sender.clone());
     time::report_doubts(parts.clock.clone(), inbox.sender.clone());

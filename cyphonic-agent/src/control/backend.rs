@@ -14,6 +14,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Everything `cyphonic status` shows, as of now. The daemon fills in [`StatusReport::dns`] itself.
     fn status(&self) -> BoxFuture<'_, StatusReport>;
 
+    /// Whether the engine takes what it is asked in turn, and answers. It costs it next to nothing.
+    fn is_alive(&self) -> BoxFuture<'_, bool>;
+
+    /// The overlay's DNS zone; empty where it is not known yet.
+    fn zone(&self) -> &str;
+
     /// As [`crate::dns::Resolver::resolve`]: sets the tunnel up if need be.
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>>;
 

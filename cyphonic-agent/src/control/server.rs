@@ -247,8 +247,8 @@ fn failed(error: &BackendError) -> Reply {
 }
 
 async fn resolve(backend: &dyn Backend, name: &str) -> Reply {
-    let zone = backend.status().await.zone;
-    let Some(name) = full_name(name, &zone) else {
+    let zone = backend.zone();
+    let Some(name) = full_name(name, zone) else {
         let shown: String = name.chars().take(80).collect();
         return Reply::failed(
             FailureCode::NoSuchPeer,

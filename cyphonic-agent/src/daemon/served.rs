@@ -87,6 +87,14 @@ impl Backend for Served {
         .boxed()
     }
 
+    fn is_alive(&self) -> BoxFuture<'_, bool> {
+        self.engine.is_alive()
+    }
+
+    fn zone(&self) -> &str {
+        self.engine.zone()
+    }
+
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
         self.engine.resolve(name)
     }
@@ -133,6 +141,14 @@ mod tests {
     impl Backend for Engine {
         fn status(&self) -> BoxFuture<'_, StatusReport> {
             Box::pin(async { StatusReport::default() })
+        }
+
+        fn is_alive(&self) -> BoxFuture<'_, bool> {
+            Box::pin(async { true })
+        }
+
+        fn zone(&self) -> &str {
+            "cyphonic.internal"
         }
 
         fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {

@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 use std::sync::{Mutex, PoisonError};
 
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, ready};
 use tokio::sync::Notify;
 
 use crate::config::Reloadable;
@@ -43,6 +43,15 @@ impl Backend for Waiting {
             StatusReport { health: vec![check], ..StatusReport::default() }
         }
         .boxed()
+    }
+
+    /// There is no engine yet: the runtime turns.
+    fn is_alive(&self) -> BoxFuture<'_, bool> {
+        ready(true).boxed()
+    }
+
+    fn zone(&self) -> &str {
+        ""
     }
 
     fn resolve<'a>(&'a self, _: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {

@@ -170,16 +170,41 @@ impl Access {
         }
     }
 
-    /// What a device with this name may open here, in the settings' words.
-    pub(super) fn open_to(&self, fqdn: &str) -> Vec<String> {
-        match self.refused.contains_key(fqdn) {
-            true => self.for_all.words(),
-            false => self.services_of(fqdn).words(),
-        }
+    /// For a report on many devices.
+    pub(super) fn openings(&self) -> Openings<'_> {
+        Openings { access: self, known: HashMap::new() }
+    }
+
+    /// Whether each of the rules is for a device with this name.
+    fn rules_for(&self, fqdn: &str) -> Vec<bool> {
+        let Rules { own, overlay } = &self.rules;
+        let all = own.iter().flatten().chain(overlay.rules().into_iter().flatten());
+        all.map(|rule| rule.is_for(fqdn, &self.zone)).collect()
     }
 
     fn services_of(&self, fqdn: &str) -> Services {
         self.rules.services(|rule| rule.is_for(fqdn, &self.zone))
+    }
+}
+
+/// What devices may open here, in the settings' words. Rules may name thousands of ports, and devices
+/// are many more than there are rules: of those to whom the same rules apply the words are found once.
+pub(super) struct Openings<'a> {
+    access: &'a Access,
+    /// By the rules that apply; `None`: those for all, since the policy did not take the others.
+    known: HashMap<Option<Vec<bool>>, Vec<String>>,
+}
+
+impl Openings<'_> {
+    /// What a device with this name may open.
+    pub(super) fn to(&mut self, fqdn: &str) -> Vec<String> {
+        let access = self.access;
+        let applying = (!access.refused.contains_key(fqdn)).then(|| access.rules_for(fqdn));
+        let words = self.known.entry(applying).or_insert_with_key(|applying| match applying {
+            Some(_) => access.services_of(fqdn).words(),
+            None => access.for_all.words(),
+        });
+        words.clone()
     }
 }
 
@@ -236,7 +261,21 @@ mod tests {
     }
 
     fn open(access: &Access, name: &str) -> Vec<String> {
-        access.open_to(&format!("{name}.{ZONE}"))
+        access.openings().to(&format!("{name}.{ZONE}"))
+    }
+
+    #[test]
+    fn of_many_peers_the_words_are_found_once_for_each_set_of_rules_that_applies() {
+        let overlay = "[{from: all, to: tcp/1-900}, {from: .office, to: udp}, {from: refused, to: sctp}]";
+        let mut access = told(overlay, Some("[{from: all, to: tcp/22-1000}, {from: .office, to: udp/53}]"));
+        access.is_refused(&format!("refused.{ZONE}"), &"the map is full");
+        let mut openings = access.openings();
+        for number in 0..1_000 {
+            assert_eq!(openings.to(&format!("a{number}.{ZONE}")), ["tcp/22-900"]);
+            assert_eq!(openings.to(&format!("a{number}.office.{ZONE}")), ["tcp/22-900", "udp/53"]);
+        }
+        assert_eq!(openings.to(&format!("refused.{ZONE}")), ["tcp/22-900"], "what all may");
+        assert_eq!(openings.known.len(), 3);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What DNS and the control socket see of the engine.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 
 use cyphonic_proto::node::{ResolveError as NodeError, Sleep, Target};
 use futures_util::FutureExt;
@@ -20,11 +21,12 @@ const STOPPED: &str = "the engine has stopped; see the daemon's log";
 pub struct EngineHandle {
     sender: mpsc::Sender<Input>,
     names: Names,
+    zone: Arc<str>,
 }
 
 impl EngineHandle {
-    pub(crate) fn new(sender: mpsc::Sender<Input>, names: Names) -> Self {
-        Self { sender, names }
+    pub(crate) fn new(sender: mpsc::Sender<Input>, names: Names, zone: &str) -> Self {
+        Self { sender, names, zone: zone.into() }
     }
 
     /// Tells the engine the host's addresses, each with the node's port.
@@ -95,6 +97,18 @@ impl Backend for EngineHandle {
             report.await.unwrap_or_default()
         }
         .boxed()
+    }
+
+    fn is_alive(&self) -> BoxFuture<'_, bool> {
+        async {
+            let (answer, sign) = oneshot::channel();
+            self.sender.send(Input::SignOfLife(answer)).await.is_ok() && sign.await.is_ok()
+        }
+        .boxed()
+    }
+
+    fn zone(&self) -> &str {
+        &self.zone
     }
 
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {

@@ -69,6 +69,8 @@ pub(crate) enum Input {
     RenewalFailed(String),
     /// A look at the network has found something.
     Network(crate::netcheck::News),
+    /// Somebody asks whether the engine comes to what it is told. Dropping it is the answer "no".
+    SignOfLife(oneshot::Sender<()>),
     /// Somebody asks for the status.
     Status(oneshot::Sender<StatusReport>),
     /// Stop: close tunnels and connections, then answer.

@@ -15,7 +15,7 @@ use cyphonic_proto::node::{
     NodeStatus, PeerState as NodePeer, PeerStatus, Service, ServiceState as NodeService, ServiceStatus,
 };
 
-use super::access::{Access, Rules};
+use super::access::{Access, Openings, Rules};
 use super::guards::Unguarded;
 use super::interface::Lost;
 use super::renewal::Lifetime;
@@ -110,6 +110,7 @@ fn report(sources: &Sources<'_>) -> StatusReport {
         sources.ring.all_stats().into_iter().map(|(id, stats)| (id.0, stats)).collect();
     let KernelFigures { report: classifier, mut drops } = sources.surroundings.kernel.figures();
     let counters = sources.ring.counters();
+    let mut openings = sources.access.openings();
     for (reason, packets) in counters.drops().filter(|(_, packets)| *packets > 0) {
         *drops.entry(reason.name().to_owned()).or_default() += packets;
     }
@@ -136,7 +137,7 @@ fn report(sources: &Sources<'_>) -> StatusReport {
             not_before: sources.certificate.not_before,
             not_after: sources.certificate.not_after,
         },
-        peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources, now)).collect(),
+        peers: node.peers.iter().map(|peer| peer_report(peer, &stats, sources, &mut openings, now)).collect(),
         access: access_report(sources.access),
         traffic: TrafficReport { sent: by_route(counters.sent), received: by_route(counters.received) },
         drops,
@@ -223,6 +224,7 @@ fn peer_report(
     peer: &PeerStatus,
     stats: &HashMap<u64, TunnelStats>,
     sources: &Sources<'_>,
+    openings: &mut Openings<'_>,
     now: Instant,
 ) -> PeerReport {
     let carried = || peer.tunnels.iter().filter_map(|tunnel| stats.get(&tunnel.id.0));
@@ -269,7 +271,7 @@ fn peer_report(
         may_open: sources
             .access
             .restricts()
-            .then(|| peer.fqdn.as_ref().map_or_else(Vec::new, |fqdn| sources.access.open_to(fqdn))),
+            .then(|| peer.fqdn.as_ref().map_or_else(Vec::new, |fqdn| openings.to(fqdn))),
     }
 }
 

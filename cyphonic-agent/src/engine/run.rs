@@ -168,6 +168,7 @@ impl Engine {
             Input::Network(News::Findings(findings)) => self.node.handle_findings(now, findings),
             Input::Network(News::Granted(granted)) => self.node.handle_port_mappings(now, &granted),
             Input::Network(News::Latencies(measured)) => self.node.handle_latencies(now, &measured),
+            Input::SignOfLife(answer) => drop(answer.send(())),
             Input::Status(answer) => drop(answer.send(self.status())),
             // Taken out by `run`.
             Input::Shutdown(answer) => drop(answer),

@@ -14,19 +14,24 @@ use cyphonic_agent::control::{
     Settings, StatusReport,
 };
 use cyphonic_agent::dns::ResolveError;
+use cyphonic_transport::Clock;
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::overlay::{NoRing, Overlay};
+
 #[derive(Default)]
 struct Engine {
     stopped: AtomicUsize,
+    reports: AtomicUsize,
     /// Its status does not fit a socket.
     large: bool,
 }
 
 impl Backend for Engine {
     fn status(&self) -> BoxFuture<'_, StatusReport> {
+        self.reports.fetch_add(1, Ordering::SeqCst);
         let report = StatusReport {
             fqdn: "a.z.internal".into(),
             zone: "z.internal".into(),
@@ -38,6 +43,14 @@ impl Backend for Engine {
             ..StatusReport::default()
         };
         Box::pin(async { report })
+    }
+
+    fn is_alive(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async { true })
+    }
+
+    fn zone(&self) -> &str {
+        "z.internal"
     }
 
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
@@ -107,11 +120,28 @@ async fn every_request_is_answered() {
     assert_eq!(client.version().await.unwrap().version, cyphonic_agent::VERSION);
     assert_eq!(client.status().await.unwrap().fqdn, "a.z.internal");
     assert_eq!(client.dns_status().await.unwrap().zone, "z.internal");
+    let reports = f.engine.reports.load(Ordering::SeqCst);
     let resolved = client.resolve("B").await.unwrap();
+    assert_eq!(f.engine.reports.load(Ordering::SeqCst), reports, "a name needs no report");
     assert_eq!((resolved.name.as_str(), resolved.address), ("b.z.internal", Ipv6Addr::LOCALHOST));
     assert_eq!(client.reset(ResetTarget::All).await.unwrap().tunnels, 3);
     client.shutdown().await.unwrap();
     assert_eq!(f.engine.stopped.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_sign_of_life_costs_the_engine_no_report_and_comes_from_a_living_one_only() {
+    let (overlay, dir) = (Overlay::found(), tempfile::tempdir().unwrap());
+    let (device, ring) = (overlay.enrol("a", 10, dir.path()), Arc::new(NoRing::with_room(usize::MAX)));
+    let (engine, _endpoint) = device.run_over(overlay.address, Clock::new(0), Arc::clone(&ring));
+    for _ in 0..100 {
+        assert!(engine.is_alive().await);
+    }
+    assert_eq!(ring.read.load(Ordering::Relaxed), 0);
+    assert_eq!(engine.zone(), engine.status().await.zone);
+    assert_eq!(ring.read.load(Ordering::Relaxed), 1, "a report reads counters");
+    engine.stop().await;
+    assert!(!engine.is_alive().await);
 }
 
 #[tokio::test]

@@ -43,6 +43,14 @@ impl Backend for Engine {
         Box::pin(async { StatusReport { zone: "cyphonic.internal".into(), ..StatusReport::default() } })
     }
 
+    fn is_alive(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async { true })
+    }
+
+    fn zone(&self) -> &str {
+        "cyphonic.internal"
+    }
+
     fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Ipv6Addr, ResolveError>> {
         Resolver::resolve(self, name)
     }
