@@ -88,7 +88,7 @@ impl Access {
         let permissions = if rules.allow_everything() {
             Permissions::default()
         } else {
-            let mut permissions = Permissions::from_iter([PolicyKey::everything(Direction::Out)]);
+            let mut permissions = nothing();
             allow(&mut permissions, EVERY_CLASS, &for_all);
             permissions
         };
@@ -170,6 +170,11 @@ impl Access {
         }
     }
 
+    /// The policy took none of the permissions: peers may open nothing, and what comes next has their room.
+    pub(super) fn is_denied(&mut self) {
+        self.permissions = nothing();
+    }
+
     /// For a report on many devices.
     pub(super) fn openings(&self) -> Openings<'_> {
         Openings { access: self, known: HashMap::new() }
@@ -206,6 +211,11 @@ impl Openings<'_> {
         });
         words.clone()
     }
+}
+
+/// The permissions where peers may open nothing: what this device opens itself is not restricted.
+pub(super) fn nothing() -> Permissions {
+    Permissions::from_iter([PolicyKey::everything(Direction::Out)])
 }
 
 fn allow(permissions: &mut Permissions, class: u32, services: &Services) {

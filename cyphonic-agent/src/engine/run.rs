@@ -39,7 +39,7 @@ pub(crate) struct Engine {
     pub(super) port: Arc<UdpPort>,
     pub(super) ring: Arc<dyn EncapRing>,
     pub(super) access: Access,
-    /// Why rules that the NMS told are not in force.
+    /// Why rules that the NMS told are not in force; none once others are.
     pub(super) access_failure: Option<String>,
     pub(super) netcheck: Netcheck,
     pub(super) inputs: mpsc::Sender<Input>,

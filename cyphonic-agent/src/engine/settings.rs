@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use cyphonic_common::policy::{Direction, EVERY_CLASS, PolicyKey};
-use cyphonic_dataplane::ring::{Permissions, RingError, TunnelId};
+use cyphonic_common::policy::EVERY_CLASS;
+use cyphonic_dataplane::ring::{RingError, TunnelId};
 use cyphonic_proto::access::OverlayAccess;
 use cyphonic_proto::node::PeerStatus;
 
-use super::access::{Access, Class, Rules};
+use super::access::{self, Access, Class, Rules};
 use super::run::Engine;
 use crate::config::Reloadable;
 use crate::control::BackendError;
@@ -40,12 +40,12 @@ impl Engine {
             tracing::warn!(%error, "the overlay's access rules have no room beside those before, which go first");
             self.replace_access(rules)
         });
-        self.access_failure = set.err().map(|error| error.to_string());
-        if let Some(error) = &self.access_failure {
+        if let Err(error) = set {
             tracing::error!(
-                error,
+                %error,
                 "the overlay's access rules have no room here: what they would allow is denied"
             );
+            self.access_failure = Some(error.to_string());
         }
     }
 
@@ -53,22 +53,26 @@ impl Engine {
     /// moment, then what all may, and then what is each one's, as far as there is room.
     fn replace_access(&mut self, rules: Rules) -> Result<(), RingError> {
         let status = self.node.status();
-        self.ring
-            .set_permissions(Arc::new(Permissions::from_iter([PolicyKey::everything(Direction::Out)])))?;
+        self.ring.set_permissions(Arc::new(access::nothing()))?;
         let tunnels =
             |peer: &PeerStatus| peer.tunnels.iter().map(|tunnel| TunnelId(tunnel.id.0)).collect::<Vec<_>>();
         status.peers.iter().flat_map(tunnels).for_each(|tunnel| self.ring.set_class(tunnel, EVERY_CLASS));
         self.access = Access::new(rules, &status.zone, Some(&self.access));
-        self.ring.set_permissions(Arc::new(self.access.permissions().clone()))?;
+        if let Err(error) = self.ring.set_permissions(Arc::new(self.access.permissions().clone())) {
+            self.access.is_denied();
+            return Err(error);
+        }
         for peer in status.peers.iter().filter(|peer| !peer.tunnels.is_empty()) {
             let Some(fqdn) = &peer.fqdn else { continue };
             let class = self.class_of(fqdn);
             tunnels(peer).into_iter().for_each(|tunnel| self.ring.set_class(tunnel, class));
         }
+        self.access_failure = None;
         Ok(())
     }
 
-    /// What rules before and after allow passes all the time.
+    /// What rules before and after allow passes all the time. The same rules again change nothing, nor whether
+    /// they are in force.
     fn set_access(&mut self, rules: Rules) -> Result<(), RingError> {
         if *self.access.rules() == rules {
             return Ok(());
@@ -87,7 +91,9 @@ impl Engine {
         // From here on the peers are of these classes, whatever comes.
         let permissions = Arc::new(after.permissions().clone());
         self.access = after;
-        self.ring.set_permissions(permissions)
+        self.ring.set_permissions(permissions)?;
+        self.access_failure = None;
+        Ok(())
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use cyphonic_agent::config::Config as Settings;
+use cyphonic_agent::control::Backend;
 use cyphonic_cloud::config::Config;
 use cyphonic_cloud::server::Cloud;
-use cyphonic_common::policy::{Direction, PolicyKey};
+use cyphonic_common::policy::{Direction, PolicyKey, PolicyTable as _};
 use cyphonic_dataplane::ring::Permissions;
 use cyphonic_transport::Clock;
 
@@ -37,5 +39,32 @@ async fn rules_that_have_no_room_beside_those_before_come_in_their_place() {
         engine.stop().await;
         drop(endpoint);
     }
+    cloud.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_that_had_no_room_are_told_of_until_others_are_in_force() {
+    let overlay = with_rules(Overlay::found(), "[{from: all, at: a, to: tcp/1-4}]");
+    let cloud = Cloud::start(&overlay.config).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let ring = Arc::new(NoRing::with_room(4));
+    let device = overlay.enrol("a", 10, dir.path());
+    let (engine, _endpoint) = device.run_over(overlay.address, Clock::new(0), Arc::clone(&ring));
+    status_when(&engine, |report| report.health_check("access-incomplete").is_some()).await;
+    // Of what the overlay allows, the device's own rules leave as much as there is room for.
+    for (own, told) in
+        [("null", true), ("[{from: all, to: tcp/2}]", false), ("[{from: all, to: tcp/2}]", false)]
+    {
+        let settings: Settings = serde_yaml::from_str(&format!("access: {own}")).unwrap();
+        engine.take_over(settings.reloadable()).await.unwrap();
+        let health = engine.status().await.health;
+        assert_eq!(health.iter().any(|check| check.id == "access-incomplete"), told, "{own}: {health:?}");
+        let is_open = |port| {
+            let key = PolicyKey::new(Direction::In, 0, 6, port);
+            ring.permissions.lock().unwrap().holds(&key)
+        };
+        assert_eq!([1, 2].map(is_open), [false, !told], "{own}");
+    }
+    engine.stop().await;
     cloud.shutdown().await;
 }
