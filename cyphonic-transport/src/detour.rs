@@ -25,7 +25,7 @@ mod server;
 mod tls;
 
 pub use client::{Detour, DetourError};
-pub(crate) use client::{Target, dial};
+pub(crate) use client::{INSIDE_TIMEOUT, Target, dial};
 pub(crate) use race::race;
 pub use server::{DetourCertificates, DetourServer};
 pub use tls::DetourTls;

@@ -39,7 +39,7 @@ pub async fn connect(
         .or_else(|_| Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()))
         .map_err(|error| TlsError::Quic(error.to_string()))?;
     detour::race(
-        by_udp(&endpoint, addresses, root_sha256, clock),
+        by_udp(&endpoint, addresses, root_sha256, clock, HANDSHAKE_TIMEOUT),
         by_detour(&endpoint, addresses, root_sha256, clock),
     )
     .await
@@ -50,9 +50,10 @@ async fn by_udp(
     addresses: &[SocketAddr],
     root_sha256: [u8; 32],
     clock: &Clock,
+    timeout: Duration,
 ) -> Result<Connection, DialError> {
     let (config, refusal) = tls::enrolment_config(root_sha256, alpn::ENROL, clock)?;
-    let dialled = dial::first_of(endpoint, config, addresses, ENROLMENT_NAME, HANDSHAKE_TIMEOUT).await;
+    let dialled = dial::first_of(endpoint, config, addresses, ENROLMENT_NAME, timeout).await;
     let inner = dialled.map_err(|error| refusal.get().map_or(error, |reason| DialError::Refused(reason)))?;
     let identity = tls::identity_of(&inner).transpose().map_err(DialError::Identity)?;
     Ok(Connection::new(inner, identity))
@@ -67,7 +68,7 @@ async fn by_detour(
     let port = endpoint.local_addr().map_err(|error| TlsError::Quic(error.to_string()))?.port();
     let (name, tls) = (ENROLMENT_NAME, detour::enrolment_tls(root_sha256, clock)?);
     let target = detour::Target { addresses, name, tls, port };
-    let inside = async |local| by_udp(endpoint, &[local], root_sha256, clock).await;
+    let inside = async |local| by_udp(endpoint, &[local], root_sha256, clock, detour::INSIDE_TIMEOUT).await;
     let (connection, detour) = detour::dial(target, inside).await?;
     Ok(connection.through(detour))
 }

@@ -164,7 +164,7 @@ impl Transport {
         // TCP goes by a socket of its own.
         let outward: Vec<_> = addresses.iter().map(|address| self.mux.outward(*address)).collect();
         let target = detour::Target { addresses: &outward, name, tls: outer, port };
-        let inside = async |local| self.connect(config, &[local], name, HANDSHAKE_TIMEOUT).await;
+        let inside = async |local| self.connect(config, &[local], name, detour::INSIDE_TIMEOUT).await;
         let (connection, detour) = detour::dial(target, inside).await?;
         Ok(connection.through(detour))
     }

@@ -131,6 +131,10 @@ impl fmt::Debug for Detour {
     }
 }
 
+/// What is done inside gets more time than there is: on a busy machine its own would be over in the same moment, and it would
+/// say that UDP did not reach an address on this host.
+pub(crate) const INSIDE_TIMEOUT: Duration = HANDSHAKE_TIMEOUT.saturating_mul(2);
+
 /// Opens a detour, and has something done inside, towards the address that stands for the service: all in the
 /// time of one handshake, which is what a dial over UDP has too.
 pub(crate) async fn dial<T>(
