@@ -167,24 +167,27 @@ fn clean_up_resolver(state: &StateDir) {
 }
 
 /// Undoes what a daemon that died did to the host's resolver, and removes its virtual interface where that
-/// outlived it, with its address and routes: `cyphonicd cleanup`, which systemd runs after every stop. True
-/// if anything was left.
+/// outlived it, with its address and routes, whatever it was called: `cyphonicd cleanup`, which systemd runs
+/// after every stop. The state directory is to be locked. True if anything was left.
 ///
 /// # Errors
 /// Either could not be done. The other was tried all the same.
 pub async fn clean_up_host(state: &StateDir, config: &Config) -> Result<bool, CleanUpError> {
     let restored = resolver::restore_after_crash(state);
-    // One of the kernel's kind that goes with its process (TUN) is gone already.
-    let removed = match Netlink::connect() {
-        Ok(netlink) => netlink.remove_pair(&config.interface).await,
-        Err(error) => Err(error),
-    };
-    match (restored, removed) {
+    match (restored, remove_interface(state, config).await) {
         (Ok(restored), Ok(removed)) => Ok(restored || removed),
         (Err(error), Ok(_)) => Err(error.into()),
         (Ok(_), Err(error)) => Err(error.into()),
         (Err(resolver), Err(interface)) => Err(CleanUpError::Both(resolver, interface)),
     }
+}
+
+/// One of the kernel's kind that goes with its process (TUN) is gone already.
+async fn remove_interface(state: &StateDir, config: &Config) -> Result<bool, NetlinkError> {
+    let netlink = Netlink::connect()?;
+    let own = netlink.remove_pairs_of(state.id()).await?;
+    // One of an older release, or of a state directory that was restored since.
+    Ok(netlink.remove_pair(&config.interface).await? || own)
 }
 
 /// What stands between the engine and the host's programs.

@@ -448,6 +448,17 @@ pub enum NetlinkError {
         /// What the kernel said.
         error: rtnetlink::Error,
     },
+    /// Other interfaces have the names of the virtual interface.
+    #[error(
+        "there is an interface {near:?} or {far:?} already, which is not this agent's: give this one another name \
+         (`interface`), or remove that one with `ip link delete`"
+    )]
+    Taken {
+        /// The virtual interface's.
+        near: String,
+        /// Its far end's.
+        far: String,
+    },
     /// One step failed because the interface has no IPv6.
     #[error(
         "cannot {what} the interface {name:?}, for it has no IPv6, which the overlay needs on it: {error}; \

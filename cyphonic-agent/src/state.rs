@@ -23,8 +23,9 @@ mod identity;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use atomic::write_together;
 pub use atomic::{read_bounded, write_atomic};
@@ -41,6 +42,7 @@ const MAX_PEM_BYTES: u64 = 64 * 1024;
 #[derive(Debug, Clone)]
 pub struct StateDir {
     path: PathBuf,
+    id: Arc<str>,
 }
 
 impl StateDir {
@@ -54,7 +56,9 @@ impl StateDir {
         let failed = |source| StateError::io("open", path, source);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         restrict(path, 0o700)?;
-        let state = Self { path: path.to_owned() };
+        let meta = fs::metadata(path).map_err(failed)?;
+        let id = format!("{}:{}", meta.dev(), meta.ino()).into();
+        let state = Self { path: path.to_owned(), id };
         for sub in [state.identity_dir(), state.resolver_dir()] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&sub).map_err(failed)?;
         }
@@ -82,6 +86,12 @@ impl StateDir {
             Err(TryLockError::WouldBlock) => Err(StateError::InUse { path: self.path.clone() }),
             Err(TryLockError::Error(source)) => Err(StateError::io("lock", &path, source)),
         }
+    }
+
+    /// What no other directory of this host has, also where containers call theirs the same; another one after
+    /// it was moved or restored.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Where it is.

@@ -101,6 +101,11 @@ impl Ground {
     ) -> Result<Self, DaemonError> {
         let options = Options { kind: None, log_drops: config.log_drops };
         let load = || Programs::load(overlay, options).map_err(|error| error.to_string());
+        // Of a daemon that was killed, perhaps under another name or with another ring: it has this device's
+        // address, and its routes are more specific than those of the new interface.
+        if netlink.remove_pairs_of(state.id()).await? {
+            tracing::info!("a virtual interface that a daemon left behind was removed");
+        }
         match config.ring {
             RingChoice::Xdp => Self::lay_veth(config, state, netlink, load(), FORCED).await,
             RingChoice::Offload => Self::lay_tun(config, state, load(), FORCED),
@@ -116,7 +121,7 @@ impl Ground {
                     },
                 };
                 tracing::warn!(why_not, "the ring `xdp` would be worth it here, but does not start");
-                netlink.remove_pair(&config.interface).await?;
+                netlink.remove_pairs_of(state.id()).await?;
                 Self::lay_tun(config, state, load(), &chosen(&why_not))
             }
         }
@@ -171,7 +176,7 @@ impl Ground {
         let most_inner = config.mtu.or(XDP_INNER_MTU);
         let ports = open_port(config, state, 1)?;
         let (near, far) = (config.interface.as_str(), far_end(&config.interface));
-        netlink.create_pair(near, u32::from(most_inner)).await?;
+        netlink.create_pair(near, state.id(), u32::from(most_inner)).await?;
         netdevice::complete_checksums(near)
             .map_err(|error| no_ring(format!("checksum offload stays on: {error}")))?;
         programs.attach_virtual(&far).map_err(|error| no_ring(error.to_string()))?;

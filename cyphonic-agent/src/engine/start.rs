@@ -32,10 +32,10 @@ use crate::state::StateDir;
 /// # Errors
 /// Says which part could not start and why. Nothing stays behind then.
 pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
-    let (netlink, interface) = (Arc::clone(&inputs.netlink), inputs.config.interface.clone());
+    let (netlink, state) = (Arc::clone(&inputs.netlink), inputs.state.clone());
     let started = assemble(inputs).await;
     if started.is_err() {
-        remove_interface(&netlink, &interface).await;
+        remove_interface(&netlink, &state).await;
     }
     started
 }
@@ -71,7 +71,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         ring_failure: None,
         kernel: path.kernel,
     };
-    let former = state.former();
+    let (former, owner) = (state.former(), state.clone());
     let renewal = RenewalParts { device, former, state: state.clone(), cloud: config.cloud.clone() };
     let (mtus, changes) = watch::channel(PeerMtus::new());
     let (failure, failed) = oneshot::channel();
@@ -111,7 +111,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         stop: async move {
             followers.stop().await;
             stopping.stop().await;
-            remove_interface(&netlink, &config.interface).await;
+            remove_interface(&netlink, &owner).await;
         }
         .boxed(),
     })
@@ -128,8 +128,8 @@ fn quic(port: &Arc<UdpPort>, member: &Membership) -> Result<(Clock, Arc<Transpor
 }
 
 /// A TUN device goes by itself; a veth pair does not.
-async fn remove_interface(netlink: &Netlink, interface: &str) {
-    if let Err(error) = netlink.remove_pair(interface).await {
+async fn remove_interface(netlink: &Netlink, state: &StateDir) {
+    if let Err(error) = netlink.remove_pairs_of(state.id()).await {
         tracing::warn!(%error, "the virtual interface stays; the next start removes it");
     }
 }

@@ -1,11 +1,16 @@
 //! The virtual interface as a veth pair: its near end is the host's, its far end the packet path's.
+//!
+//! A pair outlives a daemon that is killed, and settings may have another name by the next start. So the near
+//! end says whose it is (`ip link` shows it as `alias`): several agents of a host tell theirs apart.
 
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+    LinkMessage, LinkXdp, XdpAttached,
 };
 use rtnetlink::{LinkUnspec, LinkVeth};
+use rustix::io::Errno;
 
-use super::{Netlink, NetlinkError, name_of};
+use super::{Netlink, NetlinkError, is, kind_of, name_of};
 
 /// The longest interface name (`IFNAMSIZ` counts the final zero).
 const MAX_NAME: usize = 15;
@@ -21,8 +26,8 @@ pub fn far_end(near: &str) -> String {
 
 impl Netlink {
     /// Makes a pair, down, without link-local addresses and neighbour discovery: everything that is sent goes
-    /// to the other end. A pair of the same names, which a daemon that was killed left behind, goes
-    /// first.
+    /// to the other end. `owner` is the identifier of the agent's state directory. A pair of the same names,
+    /// which a daemon that was killed left behind, goes first.
     ///
     /// Both ends are given their link-layer addresses: one that the kernel drew, udev replaces when it comes
     /// to it (`MACAddressPolicy=persistent`), and who writes frames to the near end has read its address
@@ -30,7 +35,7 @@ impl Netlink {
     ///
     /// # Errors
     /// Says which step failed. Nothing of a new pair stays then.
-    pub async fn create_pair(&self, near: &str, mtu: u32) -> Result<(), NetlinkError> {
+    pub async fn create_pair(&self, near: &str, owner: &str, mtu: u32) -> Result<(), NetlinkError> {
         self.remove_pair(near).await?;
         let far = far_end(near);
         let step = |what| move |error| NetlinkError::step(what, near, error);
@@ -39,13 +44,18 @@ impl Netlink {
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
             .address(random_link_address())
             .build();
-        self.handle.link().add(pair).execute().await.map_err(step("make a veth pair for"))?;
+        self.handle.link().add(pair).execute().await.map_err(|error| match is(&error, Errno::EXIST) {
+            true => NetlinkError::Taken { near: near.to_owned(), far: far.clone() },
+            false => NetlinkError::step("make a veth pair for", near, error),
+        })?;
         let prepared = async {
-            for end in [near, &far] {
+            // Before anything leads there.
+            let marked = LinkAttribute::IfAlias(mark(owner));
+            for (end, further) in [(near, Some(marked)), (&far, None)] {
                 let index = self.require(end).await?.index;
                 self.handle
                     .link()
-                    .change(quiet(index, mtu))
+                    .change(quiet(index, mtu, further))
                     .execute()
                     .await
                     .map_err(step("prepare an end of"))?;
@@ -87,17 +97,58 @@ impl Netlink {
         Ok(true)
     }
 
-    /// Removes a pair that [`create_pair`](Self::create_pair) has made; false if there is none, or only an
-    /// interface that has the name of one end.
+    /// Removes a pair of these names that a daemon left behind; false if there is none, if an agent uses it,
+    /// or if only an interface has the name of one end.
     ///
     /// # Errors
     /// The kernel refuses.
     pub async fn remove_pair(&self, near: &str) -> Result<bool, NetlinkError> {
-        if self.link(&far_end(near)).await?.is_none() {
+        let (links, far) = (self.links().await?, far_end(near));
+        let named = |name: &str| links.iter().find(|link| name_of(link) == Some(name) && is_veth(link));
+        let (Some(near_end), Some(far_end)) = (named(near), named(&far)) else { return Ok(false) };
+        let is_pair = near_end.attributes.contains(&LinkAttribute::Link(far_end.header.index));
+        // Its program goes with an agent.
+        if !is_pair || has_program(far_end) {
             return Ok(false);
         }
         self.remove(near).await
     }
+
+    /// Removes the pairs that the agent with this state directory has made, whatever they are called; false if
+    /// there are none. Those of others stay.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub async fn remove_pairs_of(&self, owner: &str) -> Result<bool, NetlinkError> {
+        let marked = LinkAttribute::IfAlias(mark(owner));
+        let links = self.links().await?;
+        let mut removed = false;
+        for name in
+            links.iter().filter(|link| is_veth(link) && link.attributes.contains(&marked)).filter_map(name_of)
+        {
+            removed |= self.remove(name).await?;
+        }
+        Ok(removed)
+    }
+}
+
+/// What the near end of an agent's pair says of itself.
+fn mark(owner: &str) -> String {
+    format!("cyphonicd, state directory {owner}")
+}
+
+fn is_veth(link: &LinkMessage) -> bool {
+    kind_of(link) == Some(&InfoKind::Veth)
+}
+
+/// Whether an XDP program hangs there, as on the far end of an agent that lives.
+fn has_program(link: &LinkMessage) -> bool {
+    link.attributes.iter().any(|attribute| match attribute {
+        LinkAttribute::Xdp(told) => told
+            .iter()
+            .any(|told| matches!(told, LinkXdp::Attached(attached) if *attached != XdpAttached::None)),
+        _ => false,
+    })
 }
 
 /// Of one station, and locally administered (IEEE 802 §8.2.2, §8.4).
@@ -106,13 +157,15 @@ fn random_link_address() -> Vec<u8> {
     [&[first & !0x01 | 0x02], rest.as_slice()].concat()
 }
 
-fn quiet(index: u32, mtu: u32) -> LinkMessage {
+fn quiet(index: u32, mtu: u32, further: Option<LinkAttribute>) -> LinkMessage {
     let no_addresses = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-    LinkUnspec::new_with_index(index)
+    let mut link = LinkUnspec::new_with_index(index)
         .mtu(mtu)
         .arp(false)
         .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_addresses]))
-        .build()
+        .build();
+    link.attributes.extend(further);
+    link
 }
 
 #[cfg(test)]

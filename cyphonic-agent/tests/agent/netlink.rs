@@ -11,6 +11,7 @@ use nix::sched::{CloneFlags, unshare};
 
 const ADDRESS: &str = "fd12:3456:789a::1";
 const PREFIX: &str = "fd12:3456:789a::/48";
+const OWNER: &str = "8:1";
 
 /// Runs a future in a network namespace of its own, which ends with its thread.
 pub(crate) fn in_namespace<F: Future<Output = ()>>(
@@ -108,7 +109,7 @@ fn the_ends_of_a_pair_have_link_layer_addresses_that_were_given() {
         }
         let netlink = Netlink::connect().unwrap();
         for round in 0..2 {
-            netlink.create_pair("cyph0", 1500).await.unwrap();
+            netlink.create_pair("cyph0", OWNER, 1500).await.unwrap();
             for end in ["cyph0", "cyph0x"] {
                 let kind = std::fs::read_to_string(format!("/sys/class/net/{end}/addr_assign_type")).unwrap();
                 // `NET_ADDR_SET` of `linux/netdevice.h`.
@@ -118,6 +119,56 @@ fn the_ends_of_a_pair_have_link_layer_addresses_that_were_given() {
         let [near, far] =
             ["cyph0", "cyph0x"].map(async |end| netlink.interface(end).await.unwrap().unwrap().link_address);
         assert_ne!(near.await, far.await);
+    });
+}
+
+#[test]
+fn a_pair_is_removed_by_whose_it_is_and_nobody_elses_is() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        let netlink = Netlink::connect().unwrap();
+        for (name, owner) in [("cyph0", OWNER), ("cyph1", "8:11"), ("cyph2", OWNER)] {
+            netlink.create_pair(name, owner, 1500).await.unwrap();
+        }
+        ip("link set cyph2 name renamed0");
+        ip("link add operators0 type bridge");
+        ip("link set operators0 alias cyphonicd,of-the-operator");
+        assert!(
+            ip("link show cyph0").contains(&format!("state directory {OWNER}")),
+            "people see whose it is"
+        );
+        assert!(netlink.remove_pairs_of(OWNER).await.unwrap());
+        let left = ip("-brief link show");
+        let names: Vec<_> = left.lines().filter_map(|line| line.split(['@', ' ']).next()).collect();
+        for (name, stays) in [
+            ("cyph0", false),
+            ("cyph0x", false),
+            ("renamed0", false),
+            ("cyph2x", false),
+            ("cyph1", true),
+            ("cyph1x", true),
+            ("operators0", true),
+        ] {
+            assert_eq!(names.contains(&name), stays, "{name}: {left}");
+        }
+        assert!(!netlink.remove_pairs_of(OWNER).await.unwrap());
+    });
+}
+
+#[test]
+fn interfaces_that_have_a_pairs_names_stay_and_are_told_of() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        let netlink = Netlink::connect().unwrap();
+        ip("link add cyph0 type bridge");
+        ip("link add cyph0x type bridge");
+        // Both are ends of cables, but not of one.
+        ip("link add cyph1 type veth peer name elsewhere0");
+        ip("link add cyph1x type veth peer name elsewhere1");
+        for near in ["cyph0", "cyph1"] {
+            assert!(!netlink.remove_pair(near).await.unwrap(), "{near}");
+            let error = netlink.create_pair(near, OWNER, 1500).await.unwrap_err();
+            assert!(matches!(error, NetlinkError::Taken { .. }), "{error}");
+        }
+        ip("link show cyph1x");
     });
 }
 
@@ -385,7 +436,7 @@ fn what_is_taken_from_the_interface_is_noticed_and_comes_back() {
 fn a_pairs_far_end_that_is_set_down_is_noticed_and_comes_up_again() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
         let netlink = Netlink::connect().unwrap();
-        netlink.create_pair("cyph0", 1500).await.unwrap();
+        netlink.create_pair("cyph0", OWNER, 1500).await.unwrap();
         netlink.bring_up_far_end("cyph0").await.unwrap();
         let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
         let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
@@ -486,7 +537,7 @@ fn a_mounted_resolv_conf_is_written_in_place_and_the_link_to_it_kept() {
 fn entrances_are_where_neighbours_are() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
         let netlink = Netlink::connect().unwrap();
-        netlink.create_pair("cyph0", 1400).await.unwrap();
+        netlink.create_pair("cyph0", OWNER, 1400).await.unwrap();
         for link in
             ["add br0 type bridge", "add lan0 type veth peer name lan1", "add c0 type veth peer name c1"]
         {

@@ -9,10 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use cyphonic_agent::control::ControlClient;
+use cyphonic_agent::netlink::Netlink;
 use cyphonic_agent::resolver::resolv_conf::ResolvConf;
 use cyphonic_agent::resolver::{self};
 use cyphonic_agent::state::StateDir;
 use cyphonic_proto::token::EnrolmentToken;
+use nix::sched::CloneFlags;
+
+use crate::netlink::{in_namespace, ip};
+use crate::overlay::Overlay;
 
 const HOSTS_OWN: &str = "nameserver 192.0.2.1\n";
 
@@ -291,4 +297,92 @@ fn a_bug_report_is_one_text_also_without_a_daemon() {
         assert!(said.contains(&format!("\n===== {title}\n")), "{said}");
     }
     assert!(said.contains("the daemon is not running") && said.contains("Linux"), "{said}");
+}
+
+/// A daemon of an enrolled device in this network namespace, whose interface has its address.
+async fn started(dir: &Path, interface: &str, ring: &str) -> tokio::process::Child {
+    let settings = format!(
+        "cloud: 192.0.2.1\ninterface: {interface}\nring: {ring}\ndns: {{resolver: none}}\nsocket: {}\n",
+        dir.join("run/c.sock").display()
+    );
+    fs::write(dir.join("agent.yaml"), settings).unwrap();
+    let mut command = tokio::process::Command::from(cyphonicd(dir));
+    let mut daemon = command.env_remove("CYPHONIC_INTERFACE").kill_on_drop(true).spawn().unwrap();
+    let socket = dir.join("run/c.sock");
+    for _ in 0..600 {
+        if let Ok(mut client) = ControlClient::connect(&socket).await
+            && client.status().await.is_ok_and(|report| report.interface.up)
+        {
+            return daemon;
+        }
+        assert_eq!(daemon.try_wait().unwrap(), None, "it has ended");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it does not answer");
+}
+
+/// All but loopback, in alphabetical order.
+fn interfaces() -> Vec<String> {
+    let names = ip("-brief link show");
+    let names = names.lines().filter_map(|line| line.split(['@', ' ']).next());
+    let mut names: Vec<_> = names.filter(|name| *name != "lo").map(str::to_owned).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_a_killed_daemon_leaves_goes_whatever_the_settings_call_it_now() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link set lo up");
+        let (overlay, dir) = (Overlay::found(), tempfile::tempdir().unwrap());
+        overlay.enrol("a", 10, &dir.path().join("state"));
+        // Another agent's, which was killed as well.
+        Netlink::connect().unwrap().create_pair("z-other", "8:1", 1500).await.unwrap();
+        for (interface, ring, then) in [
+            ("ov0", "xdp", &["ov0", "ov0x"][..]),
+            ("cyph0", "offload", &["cyph0"]),
+            ("ov0", "offload", &["ov0"]),
+        ] {
+            started(dir.path(), "cyph0", "xdp").await.kill().await.unwrap();
+            assert_eq!(
+                interfaces(),
+                ["cyph0", "cyph0x", "z-other", "z-otherx"],
+                "a pair outlives its daemon"
+            );
+            let mut daemon = started(dir.path(), interface, ring).await;
+            assert_eq!(interfaces(), [then, &["z-other", "z-otherx"]].concat(), "{interface}, {ring}");
+            daemon.kill().await.unwrap();
+        }
+        started(dir.path(), "cyph0", "xdp").await.kill().await.unwrap();
+        // By settings with an interface that was never there.
+        let cleaned = cyphonicd(dir.path()).arg("cleanup").output().unwrap();
+        assert!(cleaned.status.success(), "{cleaned:?}");
+        assert_eq!(interfaces(), ["z-other", "z-otherx"]);
+    });
+}
+
+#[test]
+fn an_agent_does_not_take_the_interface_of_another_that_runs() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        ip("link set lo up");
+        let (overlay, dir, other) =
+            (Overlay::found(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        overlay.enrol("a", 10, &dir.path().join("state"));
+        overlay.enrol("b", 10, &other.path().join("state"));
+        let mut daemon = started(dir.path(), "cyph0", "xdp").await;
+        let before = ip("-brief link show");
+        fs::copy(dir.path().join("agent.yaml"), other.path().join("agent.yaml")).unwrap();
+        let run = async |arguments: &[&str]| {
+            let mut command = cyphonicd(other.path());
+            command.env("CYPHONIC_INTERFACE", "cyph0").env("CYPHONIC_SOCKET", other.path().join("c.sock"));
+            let mut command = tokio::process::Command::from(command);
+            let ended = command.args(arguments).kill_on_drop(true).output();
+            tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it ends").unwrap()
+        };
+        let refused = run(&[]).await;
+        assert!(!refused.status.success() && text(&refused.stderr).contains("another name"), "{refused:?}");
+        assert!(run(&["cleanup"]).await.status.success());
+        assert_eq!(ip("-brief link show"), before);
+        daemon.kill().await.unwrap();
+    });
 }
