@@ -117,6 +117,14 @@ async fn look_up(zone: &Zone, resolver: &dyn Resolver, subject: &Subject, questi
         (Subject::Device(device), RecordType::AAAA | RecordType::ANY) => {
             resolve(resolver, name, device).await
         }
+        // Where the zone is searched, "there is the name, and no such record" would end the search for a name that no
+        // device has (systemd-resolved takes that for success).
+        (Subject::Device(device), RecordType::A) if !zone.searched().is_empty() => {
+            match resolve(resolver, name, device).await {
+                Found::Records(_) => Found::NoData,
+                other => other,
+            }
+        }
         (Subject::Address(address), kind) => match resolver.name_of(*address) {
             None => Found::NoName,
             Some(device) if matches!(kind, RecordType::PTR | RecordType::ANY) => {

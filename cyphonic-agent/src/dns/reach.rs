@@ -48,9 +48,12 @@ pub(super) struct Order {
 
 impl Order {
     /// The servers' places, each with how many share the time that is left when it is its turn. Those that
-    /// are passed over take none of the others' time.
+    /// are passed over take one share together: one of them may be the only one that answers.
     pub(super) fn turns(&self) -> impl Iterator<Item = (usize, u32)> {
-        let share = |turn| if turn < self.worthy { self.worthy - turn } else { self.places.len() - turn };
+        let behind = usize::from(self.worthy < self.places.len());
+        let share = move |turn| {
+            if turn < self.worthy { self.worthy - turn + behind } else { self.places.len() - turn }
+        };
         self.places.iter().enumerate().map(move |(turn, place)| (*place, share(turn) as u32))
     }
 }
@@ -139,10 +142,10 @@ mod tests {
         let (mut reach, mut now) = (Reach::of(3), Instant::now());
         assert_eq!(turns(&mut reach, now), [(0, 3), (1, 2), (2, 1)]);
         reach.unreachable(0, now);
-        assert_eq!(turns(&mut reach, now), [(1, 2), (2, 1), (0, 1)], "the others have all of the time");
+        assert_eq!(turns(&mut reach, now), [(1, 3), (2, 2), (0, 1)], "and has a share of the time");
         now += PASSED_OVER;
         assert_eq!(turns(&mut reach, now), [(0, 3), (1, 2), (2, 1)]);
-        assert_eq!(turns(&mut reach, now), [(1, 2), (2, 1), (0, 1)], "one query is enough to find out");
+        assert_eq!(turns(&mut reach, now), [(1, 3), (2, 2), (0, 1)], "one query is enough to find out");
         reach.answered(0);
         assert_eq!(turns(&mut reach, now), [(0, 3), (1, 2), (2, 1)]);
     }
@@ -168,7 +171,7 @@ mod tests {
         for _ in 0..SILENCES {
             reach.outdone(0, now);
         }
-        assert_eq!(turns(&mut reach, now), [(1, 1), (0, 1)]);
+        assert_eq!(turns(&mut reach, now), [(1, 2), (0, 1)]);
     }
 
     #[test]

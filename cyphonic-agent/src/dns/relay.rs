@@ -137,9 +137,10 @@ impl Relay {
         for (place, (server, answer)) in servers.iter().zip(answers).enumerate() {
             let leads = match answer {
                 _ if !probes.came_back(*server) => Leads::Elsewhere,
-                // We refused, so somebody else did not.
-                Some(answer) if !is_refusal(answer.metadata.response_code) => Leads::BackInPart,
-                Some(_) | None => Leads::Back,
+                // Nobody else was asked: that is our own refusal.
+                Some(answer) if is_refusal(answer.metadata.response_code) => Leads::Back,
+                // Somebody else has answered, or may when his network is back.
+                Some(_) | None => Leads::BackInPart,
             };
             if self.reach().leads(place, leads) {
                 news = true;

@@ -77,6 +77,26 @@ fn is_search(line: &str) -> bool {
     matches!(keyword(line), Some("search" | "domain"))
 }
 
+/// The file without these domains to be searched: whoever built on our edit, and dropped what it tells, took them for the
+/// file's own. Nothing where they are not there.
+pub(super) fn unsearched(text: &str, search: &[String]) -> Option<String> {
+    let is_ours = |domain: &str| search.iter().any(|ours| ours == domain);
+    let has_ours = |line: &str| is_search(line) && line.split_whitespace().skip(1).any(is_ours);
+    if !text.lines().any(has_ours) {
+        return None;
+    }
+    let mut rest = String::new();
+    for line in text.split_inclusive('\n') {
+        let own: Vec<_> = line.split_whitespace().filter(|word| !is_ours(word)).collect();
+        match has_ours(line) {
+            false => rest.push_str(line),
+            true if own.len() > 1 => rest.push_str(&format!("{}\n", own.join(" "))),
+            true => {}
+        }
+    }
+    Some(rest)
+}
+
 /// The domains that are searched.
 fn searched(text: &str) -> impl Iterator<Item = &str> {
     let last = text.lines().rfind(|line| is_search(line));
@@ -207,6 +227,13 @@ mod tests {
         let edit = edited("nameserver 192.0.2.1\nsearch lan\n", OWN, &search, &Was::File);
         let replaced = edit.replace("nameserver 127.0.0.55", "nameserver 203.0.113.1");
         assert_eq!(without(&replaced, OWN).unwrap().text, "nameserver 203.0.113.1\nsearch lan\n");
+        // Whoever drops comments leaves our domains for the file's own.
+        let without_comments =
+            "nameserver 203.0.113.1\nsearch gate.cyphonic.internal cyphonic.internal lan\noptions x\n";
+        let rest = unsearched(without_comments, &search).unwrap();
+        assert_eq!(rest, "nameserver 203.0.113.1\nsearch lan\noptions x\n");
+        assert_eq!(unsearched(&rest, &search), None);
+        assert_eq!(unsearched("search cyphonic.internal\n", &search).as_deref(), Some(""));
         // Of an edit by an earlier version nothing is taken for ours that is not.
         let earlier = format!("{HEADER}nameserver 127.0.0.55\nsearch lan\noptions ndots:2\n");
         assert_eq!(without(&earlier, OWN).unwrap().text, "search lan\noptions ndots:2\n");

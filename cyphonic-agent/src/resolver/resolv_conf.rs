@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use super::Host;
-use super::edit::{Rest, edited, without};
+use super::edit::{Rest, edited, unsearched, without};
 use super::elsewhere::Elsewhere;
 use super::journal::{Entry, JOURNAL, Original, restore_journal, standing, undo};
 use super::text::{names, nameservers};
@@ -238,11 +238,15 @@ impl ResolvConf {
     /// What was found, without what it has of ours: programs that save the file and put it back, or build on
     /// it, saw our edit. One that names nobody else, and does not tell what stood there, says nothing new.
     fn foreign(&self, found: Original, text: String) -> Result<(Original, String), ResolvConfError> {
-        match without(&text, self.server) {
-            None => Ok((found, text)),
-            Some(rest) if says_nothing(&rest) => Ok((self.entry.original.clone(), self.text.clone())),
-            Some(rest) => before(&self.path, found, rest, self.server),
-        }
+        let (original, text) = match without(&text, self.server) {
+            None => (found, text),
+            Some(rest) if says_nothing(&rest) => (self.entry.original.clone(), self.text.clone()),
+            Some(rest) => before(&self.path, found, rest, self.server)?,
+        };
+        Ok(match unsearched(&text, &self.search) {
+            None => (original, text),
+            Some(text) => (original.with_text(&text), text),
+        })
     }
 
     /// Puts the original back, unless somebody else has changed the file since.

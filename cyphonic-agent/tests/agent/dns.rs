@@ -34,13 +34,20 @@ impl Resolver for Table {
     }
 }
 
+fn zone() -> Zone {
+    Zone::new("cyphonic.internal", "fd12:3456:789a::/48".parse().unwrap()).unwrap()
+}
+
 pub(crate) async fn server() -> DnsServer {
+    server_of(zone()).await
+}
+
+async fn server_of(zone: Zone) -> DnsServer {
     let table = Table(HashMap::from([
         ("b.cyphonic.internal", Ok(PEER.parse().unwrap())),
         ("off.cyphonic.internal", Err(ResolveError::PeerOffline("last seen 3 h ago".into()))),
         ("lost.cyphonic.internal", Err(ResolveError::NotConnected("x".repeat(2000)))),
     ]));
-    let zone = Zone::new("cyphonic.internal", "fd12:3456:789a::/48".parse().unwrap()).unwrap();
     DnsServer::start("127.0.0.1:0".parse().unwrap(), zone, Arc::new(table)).await.unwrap()
 }
 
@@ -94,6 +101,21 @@ async fn a_peer_has_an_aaaa_and_nothing_else() {
         let reply = ask(&server, &query("b.cyphonic.internal.", kind)).await;
         assert_eq!(reply.metadata.response_code, ResponseCode::NoError, "{kind}");
         assert!(reply.answers.is_empty() && has_soa(&reply), "{kind}");
+    }
+}
+
+/// "There is the name, and no such record" would end systemd-resolved's search.
+#[tokio::test]
+async fn where_the_zone_is_searched_a_name_that_nobody_has_is_none_for_ipv4_either() {
+    let server = server_of(zone().searched_by("a.hall.cyphonic.internal")).await;
+    for (name, code) in [
+        ("b.cyphonic.internal.", ResponseCode::NoError),
+        ("nobody.cyphonic.internal.", ResponseCode::NXDomain),
+        ("off.cyphonic.internal.", ResponseCode::ServFail),
+    ] {
+        let reply = ask(&server, &query(name, RecordType::A)).await;
+        assert_eq!(reply.metadata.response_code, code, "{name}");
+        assert!(reply.answers.is_empty(), "{name}");
     }
 }
 

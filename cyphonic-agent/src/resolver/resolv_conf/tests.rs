@@ -99,6 +99,10 @@ fn domains_are_searched_while_the_file_is_ours_whoever_writes_it() {
     look_twice(&mut applied);
     assert_eq!(searched(&host.text()), ["search gate.cyphonic.internal cyphonic.internal lan"]);
     assert_eq!(nameservers(&host.text()), ["127.0.0.55:53".parse().unwrap()]);
+    // Nothing of ours is taken for the file's own.
+    applied.restore().unwrap();
+    assert_eq!(searched(&host.text()), ["search lan"]);
+    let mut applied = host.prepare().searching(&search).apply().unwrap();
     // A crash; the next start has no short names.
     let restored = HOST.replace("search example.com\n", "");
     fs::write(host.path(), &restored).unwrap();
