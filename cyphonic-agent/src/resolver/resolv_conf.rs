@@ -243,7 +243,9 @@ impl ResolvConf {
             Some(rest) if says_nothing(&rest) => (self.entry.original.clone(), self.text.clone()),
             Some(rest) => before(&self.path, found, rest, self.server)?,
         };
-        Ok(match unsearched(&text, &self.search) {
+        // Where the file searched them before it was ours, they are its own.
+        let were_own = unsearched(&self.text, &self.search).is_some();
+        Ok(match unsearched(&text, &self.search).filter(|_| !were_own) {
             None => (original, text),
             Some(text) => (original.with_text(&text), text),
         })

@@ -115,6 +115,19 @@ fn domains_are_searched_while_the_file_is_ours_whoever_writes_it() {
 }
 
 #[test]
+fn domains_that_the_file_searched_before_stay_its_own() {
+    let host = Machine::new();
+    let text = "nameserver 192.0.2.1\nsearch cyphonic.internal lan\n";
+    fs::write(host.path(), text).unwrap();
+    let mut applied = host.prepare().searching(&["cyphonic.internal".into()]).apply().unwrap();
+    for _ in 0..3 {
+        assert_eq!(applied.follow().unwrap(), Look::Quiet);
+    }
+    applied.restore().unwrap();
+    assert_eq!(host.text(), text);
+}
+
+#[test]
 fn mode_and_kind_come_back() {
     let host = Machine::new();
     fs::write(host.path(), HOST).unwrap();
