@@ -11,6 +11,7 @@
 //! are tested without sockets; the register has what an answer promises before the answer leaves.
 
 pub mod authentication;
+pub mod backup;
 pub mod config;
 pub mod installation;
 pub mod names;

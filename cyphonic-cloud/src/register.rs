@@ -140,6 +140,18 @@ impl Register {
         self
     }
 
+    /// Copies a register that may be in use, as it stands at one moment. Changes nothing of it.
+    ///
+    /// # Errors
+    /// If it cannot be read, or the copy not be written: then there is none.
+    pub fn back_up(path: &Path, to: &Path) -> Result<(), RegisterError> {
+        schema::write_copy(path, to).map_err(|error| RegisterError::BackUp {
+            path: path.to_owned(),
+            to: to.to_owned(),
+            reason: error.to_string(),
+        })
+    }
+
     /// Whether [`Self::open_for`] would open it, and what would be in it. Changes nothing: an older release may
     /// be using it.
     ///

@@ -22,7 +22,7 @@ use crate::{setup, shell, workspace};
 const SUITE: &str = "bookworm";
 /// What it has installed. What is not listed here is not there: the machine reaches no package archive.
 const SYSTEM: &str = "systemd,systemd-sysv,systemd-resolved,systemd-container,dbus,nftables,openssh-server,openssh-client,iproute2,\
-                      ethtool,iputils-ping,iperf3,bind9-dnsutils,procps,kmod,bash-completion,init-system-helpers,sqlite3,\
+                      ethtool,iputils-ping,iperf3,bind9-dnsutils,procps,kmod,bash-completion,init-system-helpers,\
                       linux-image-cloud-amd64";
 /// What nobody looks at there, which is most of its size besides the kernel's modules.
 const UNNEEDED: [&str; 6] =

@@ -112,9 +112,17 @@ pub fn write_new(path: &Path, content: &[u8], mode: u32) -> Result<(), PkiError>
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.write_all(content)?;
         file.sync_all()?;
-        File::open(parent(path))?.sync_all()
+        sync_folder_of(path)
     };
     write().map_err(|source| PkiError::Write { path: path.to_owned(), source })
+}
+
+/// Brings the names in the folder of a file to the disk.
+///
+/// # Errors
+/// If the disk does not take them.
+pub fn sync_folder_of(path: &Path) -> std::io::Result<()> {
+    File::open(parent(path))?.sync_all()
 }
 
 /// Whether a private key is that of a certificate.

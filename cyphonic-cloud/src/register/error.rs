@@ -75,6 +75,16 @@ pub enum RegisterError {
         /// Why not.
         reason: String,
     },
+    /// It could not be copied for a backup.
+    #[error("the register {} cannot be copied to {}: {reason}", path.display(), to.display())]
+    BackUp {
+        /// The register.
+        path: PathBuf,
+        /// Where the copy was to be.
+        to: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// SQLite reported an error in operation; nothing was changed.
     #[error("the register failed: {0}")]
     Sqlite(#[from] rusqlite::Error),

@@ -1,12 +1,13 @@
 //! The register's tables, and the steps from each version of them to the next.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::RegisterError;
+use crate::pki;
 
 /// "Cyph": tells the register from any other SQLite file.
 const APPLICATION_ID: i64 = 0x4379_7068;
@@ -190,7 +191,7 @@ fn copy(path: &Path, version: i64) -> Result<(), RegisterError> {
 }
 
 /// One that is there already is replaced by a whole one.
-fn write_copy(path: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
+pub(super) fn write_copy(path: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let part = to.with_added_extension("part");
     match fs::remove_file(&part) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
@@ -208,8 +209,7 @@ fn write_copy(path: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> 
     }
     file.sync_all()?;
     fs::rename(&part, to)?;
-    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+    pki::sync_folder_of(to)?;
     Ok(())
 }
 

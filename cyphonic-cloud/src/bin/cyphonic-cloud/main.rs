@@ -18,6 +18,7 @@ macro_rules! say {
 }
 
 mod access;
+mod backup;
 mod device;
 mod elsewhere;
 mod init;
@@ -76,6 +77,8 @@ enum Command {
     Run(ConfigArgument),
     /// Check a configuration, its certificates, keys and register, and say what they make this machine.
     Check(run::CheckArguments),
+    /// Copy register, keys and configuration into a new folder, while the services run.
+    Backup(backup::Arguments),
     /// Print what there is to measure, in the text form of Prometheus.
     Metrics {
         #[command(flatten)]
@@ -154,6 +157,7 @@ fn main() -> ExitCode {
         Command::Renew(arguments) => renew::run(&arguments),
         Command::Run(argument) => run::run(&argument),
         Command::Check(arguments) => run::check(&arguments),
+        Command::Backup(arguments) => backup::run(&arguments),
         Command::Metrics { config, choice } => metrics::run(&config, choice),
         Command::TrsStatus(arguments) => status::run(&arguments),
         Command::StandbyStatus(arguments) => standby::run(&arguments),
