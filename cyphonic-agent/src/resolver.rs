@@ -32,10 +32,13 @@ use resolved::{Bus, Resolved, ResolvedError};
 
 use crate::config::ResolverChoice;
 use crate::dns::DnsServer;
-use crate::state::StateDir;
+use crate::state::{StateDir, read_bounded};
 
 /// Where the host's resolver configuration is.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The kernel knows no longer ones than 64.
+const MAX_HOSTNAME_BYTES: u64 = 256;
 
 /// Where the host's resolver is found.
 #[derive(Debug, Clone)]
@@ -44,6 +47,8 @@ pub struct Host {
     pub resolv_conf: PathBuf,
     /// Where the C library reads whom to ask besides.
     pub nsswitch: PathBuf,
+    /// What the kernel calls the host.
+    pub hostname: PathBuf,
     /// Where other programs keep what they know of the host's servers.
     pub run: PathBuf,
     /// The bus that systemd-resolved is on.
@@ -55,9 +60,19 @@ impl Default for Host {
         Self {
             resolv_conf: RESOLV_CONF.into(),
             nsswitch: "/etc/nsswitch.conf".into(),
+            hostname: "/proc/sys/kernel/hostname".into(),
             run: "/run".into(),
             bus: Bus::System,
         }
+    }
+}
+
+impl Host {
+    /// The domain of the host's name, as the C library takes it (resolv.conf(5)).
+    fn domain(&self) -> Option<String> {
+        let name = read_bounded(&self.hostname, MAX_HOSTNAME_BYTES).ok().flatten()?;
+        let (_, domain) = std::str::from_utf8(&name).ok()?.trim().split_once('.')?;
+        Some(domain.to_owned()).filter(|domain| !domain.is_empty() && !domain.contains(char::is_whitespace))
     }
 }
 

@@ -220,6 +220,7 @@ mod tests {
             found: Host {
                 resolv_conf: dir.join("resolv.conf"),
                 nsswitch: dir.join("nsswitch.conf"),
+                hostname: dir.join("hostname"),
                 run: dir.join("run"),
                 bus,
             },

@@ -25,10 +25,15 @@ pub(super) async fn watch(backend: &dyn Backend) {
 
 async fn give_signs(every: Duration, backend: &dyn Backend, sign: impl Fn()) {
     loop {
-        if tokio::time::timeout(every, backend.is_alive()).await == Ok(true) {
-            sign();
-        } else {
-            tracing::warn!(waited_s = every.as_secs(), "the engine does not answer: systemd is told nothing");
+        match tokio::time::timeout(every, backend.is_alive()).await {
+            Ok(true) => sign(),
+            Ok(false) => tracing::warn!("the engine has ended: systemd is told nothing"),
+            Err(_) => {
+                tracing::warn!(
+                    waited_s = every.as_secs(),
+                    "the engine does not answer: systemd is told nothing"
+                );
+            }
         }
         tokio::time::sleep(every).await;
     }

@@ -43,6 +43,15 @@ impl Was {
     }
 }
 
+/// Which domains programs are to search besides those of the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Search {
+    /// Before those of the file.
+    pub(super) domains: Vec<String>,
+    /// The domain of the host's name: resolv.conf(5) has it searched where no line of the file says what is.
+    pub(super) of_host: Option<String>,
+}
+
 /// A file without what it has of ours, and with what that stood for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rest {
@@ -54,19 +63,22 @@ pub(super) struct Rest {
 }
 
 /// The file with our server instead of its own, and with our search domains before its own.
-pub(super) fn edited(text: &str, server: IpAddr, search: &[String], was: &Was) -> String {
+pub(super) fn edited(text: &str, server: IpAddr, search: &Search, was: &Was) -> String {
+    let Search { domains, of_host } = search;
     let mut out = format!("{HEADER}nameserver {server}\n");
-    if !search.is_empty() {
-        let own = searched(text).filter(|domain| !search.iter().any(|ours| ours == domain));
-        let all: Vec<_> = search.iter().map(String::as_str).chain(own).collect();
+    if !domains.is_empty() {
+        let of_host = of_host.as_deref().filter(|_| !text.lines().any(is_search));
+        let own = searched(text).chain(of_host).filter(|domain| !domains.iter().any(|ours| ours == domain));
+        let all: Vec<_> = domains.iter().map(String::as_str).chain(own).collect();
         out.push_str(&format!("search {}\n", all.join(" ")));
     }
     out.push_str(&format!("{TOLD}{}\n", was.told()));
-    for line in text.lines() {
-        if keyword(line) == Some("nameserver") || (is_search(line) && !search.is_empty()) {
+    // Its carriage returns are its own; a line that does not end would run into the next one.
+    for line in text.split_inclusive('\n') {
+        if keyword(line) == Some("nameserver") || (is_search(line) && !domains.is_empty()) {
             out.push_str(TOLD);
         }
-        out.push_str(line);
+        out.push_str(line.trim_end_matches('\n'));
         out.push('\n');
     }
     out
@@ -79,8 +91,8 @@ fn is_search(line: &str) -> bool {
 
 /// The file without these domains to be searched: whoever built on our edit, and dropped what it tells, took them for the
 /// file's own. Nothing where they are not there.
-pub(super) fn unsearched(text: &str, search: &[String]) -> Option<String> {
-    let is_ours = |domain: &str| search.iter().any(|ours| ours == domain);
+pub(super) fn unsearched(text: &str, search: &Search) -> Option<String> {
+    let is_ours = |domain: &str| search.domains.iter().any(|ours| ours == domain);
     let has_ours = |line: &str| is_search(line) && line.split_whitespace().skip(1).any(is_ours);
     if !text.lines().any(has_ours) {
         return None;
@@ -131,7 +143,8 @@ pub(super) fn without(text: &str, server: IpAddr) -> Option<Rest> {
         }
     }
     // All of them: those of the file come out once.
-    let searched: Vec<_> = search.into_iter().flat_map(searched).map(str::to_owned).collect();
+    let domains = search.into_iter().flat_map(searched).map(str::to_owned).collect();
+    let searched = Search { domains, of_host: None };
     let whole =
         edits.zip(was.as_ref()).is_some_and(|(server, was)| edited(&rest, server, &searched, was) == text);
     Some(Rest { text: rest, was, whole })
@@ -163,11 +176,38 @@ mod tests {
 
     const OWN: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 55));
 
+    fn ours(of_host: Option<&str>) -> Search {
+        let domains = ["gate.cyphonic.internal", "cyphonic.internal"].map(String::from).into();
+        Search { domains, of_host: of_host.map(str::to_owned) }
+    }
+
+    #[test]
+    fn the_domain_of_the_hosts_name_is_searched_where_no_line_says_what_is() {
+        let lines = |text: &str, search: &Search| {
+            let edit = edited(text, OWN, search, &Was::File);
+            assert_eq!(
+                without(&edit, OWN).unwrap(),
+                Rest { text: text.into(), was: Some(Was::File), whole: true }
+            );
+            edit.lines().filter(|line| is_search(line)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let search = ours(Some("plant.example"));
+        let both = "search gate.cyphonic.internal cyphonic.internal";
+        assert_eq!(lines("nameserver 192.0.2.1\n", &search), [format!("{both} plant.example")]);
+        assert_eq!(lines("search lan\n", &search), [format!("{both} lan")]);
+        // As the C library has it: an empty line says that nothing is.
+        assert_eq!(lines("search\n", &search), [both]);
+        assert_eq!(lines("", &ours(Some("cyphonic.internal"))), [both]);
+        // Without short names the library finds it by itself.
+        let none = Search { domains: Vec::new(), ..search };
+        assert!(lines("nameserver 192.0.2.1\n", &none).is_empty());
+    }
+
     #[test]
     fn what_removes_the_package_knows_our_edit() {
         let script = include_str!("../../dist/scripts/postrm");
         let pattern = script.split("grep -q '^").nth(1).unwrap().split('\'').next().unwrap();
-        let edited = edited("nameserver 192.0.2.1\n", OWN, &[], &Was::File);
+        let edited = edited("nameserver 192.0.2.1\n", OWN, &Search::default(), &Was::File);
         assert!(!pattern.is_empty() && edited.starts_with(pattern), "{pattern}");
     }
 
@@ -179,9 +219,10 @@ mod tests {
             ("", Was::File),
             ("search lan\n", Was::File),
             ("# x\nnameserver 192.0.2.1\nsearch lan\nnameserver 192.0.2.2 # y\n", Was::File),
+            ("nameserver 192.0.2.1\r\noptions ndots:2\r\n", Was::File),
             ("nameserver 192.0.2.1\n", link),
         ] {
-            let edit = edited(text, OWN, &[], &was);
+            let edit = edited(text, OWN, &Search::default(), &was);
             assert_eq!(nameservers(&edit), [(OWN, 53).into()]);
             let told = Rest { text: text.into(), was: Some(was), whole: true };
             assert_eq!(without(&edit, OWN).as_ref(), Some(&told), "{edit}");
@@ -194,7 +235,7 @@ mod tests {
 
     #[test]
     fn what_others_made_of_an_edit_stands_for_what_they_meant() {
-        let edit = edited("nameserver 192.0.2.1\nsearch lan\n", OWN, &[], &Was::File);
+        let edit = edited("nameserver 192.0.2.1\nsearch lan\n", OWN, &Search::default(), &Was::File);
         let rest = |text: &str| {
             let rest = without(text, OWN).unwrap();
             (rest.text, rest.whole)
@@ -208,7 +249,7 @@ mod tests {
 
     #[test]
     fn search_domains_come_before_those_of_the_file_and_go_again() {
-        let search = ["gate.cyphonic.internal", "cyphonic.internal"].map(String::from);
+        let search = ours(None);
         for (text, line) in [
             ("nameserver 192.0.2.1\n", "search gate.cyphonic.internal cyphonic.internal"),
             (

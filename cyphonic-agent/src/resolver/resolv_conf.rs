@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, io};
 
 use super::Host;
-use super::edit::{Rest, edited, unsearched, without};
+use super::edit::{Rest, Search, edited, unsearched, without};
 use super::elsewhere::Elsewhere;
 use super::journal::{Entry, JOURNAL, Original, restore_journal, standing, undo};
 use super::text::{names, nameservers};
@@ -35,7 +35,7 @@ pub struct Prepared {
     journal: PathBuf,
     text: String,
     server: IpAddr,
-    search: Vec<String>,
+    search: Search,
     servers: Vec<SocketAddr>,
     elsewhere: Elsewhere,
     lost: Option<Lost>,
@@ -49,8 +49,8 @@ pub struct ResolvConf {
     entry: Entry,
     /// Ours.
     server: IpAddr,
-    /// Domains that programs search before their own.
-    search: Vec<String>,
+    /// Domains that programs search besides those of the file.
+    search: Search,
     /// What the host's own servers were read from.
     text: String,
     /// These.
@@ -109,9 +109,9 @@ impl ResolvConf {
         };
         let servers = elsewhere.servers(&text).unwrap_or_else(|| elsewhere.named(&text));
         let journal = journal_dir.join(JOURNAL);
-        let ours = edited(&text, server, &[], &original.was());
+        let search = Search { domains: Vec::new(), of_host: host.domain() };
+        let ours = edited(&text, server, &search, &original.was());
         let entry = Entry { path, original, ours, before: None };
-        let search = Vec::new();
         Ok(Prepared { entry, stands: false, journal, text, server, search, servers, elsewhere, lost })
     }
 
@@ -129,7 +129,7 @@ impl ResolvConf {
         let elsewhere = Elsewhere::new(&host.run, server);
         let servers = elsewhere.servers(&text).unwrap_or_else(|| elsewhere.named(&text));
         let journal = journal_dir.join(JOURNAL);
-        let search = Vec::new();
+        let search = Search { domains: Vec::new(), of_host: host.domain() };
         Some(Prepared { entry, stands: true, journal, text, server, search, servers, elsewhere, lost: None })
     }
 
@@ -271,7 +271,7 @@ impl Prepared {
     /// Has programs search these domains before those that they search already.
     #[must_use]
     pub fn searching(mut self, search: &[String]) -> Self {
-        self.search = search.to_vec();
+        self.search.domains = search.to_vec();
         if !self.stands {
             self.entry.ours = edited(&self.text, self.server, &self.search, &self.entry.original.was());
         }

@@ -369,7 +369,11 @@ impl UbuntuHost {
         let state = StateDir::open(&dir.path().join("state")).unwrap();
         let run = dir.path().join("run");
         let nsswitch = dir.path().join("nsswitch.conf");
-        Self { host: Host { resolv_conf, nsswitch, run, bus }, state, dir }
+        Self {
+            host: Host { resolv_conf, nsswitch, hostname: dir.path().join("hostname"), run, bus },
+            state,
+            dir,
+        }
     }
 
     async fn apply(&self, choice: ResolverChoice, server: &DnsServer) -> Result<HostResolver, ResolverError> {

@@ -8,6 +8,9 @@ use aya::programs::ProgramError;
 use super::classifier::AttachKind;
 use crate::errno::errno;
 
+/// The oldest version of Linux that the programs are written for.
+const OLDEST: (u32, u32) = (5, 11);
+
 /// Why eBPF could not be used. The tunnel works without it.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
@@ -140,7 +143,7 @@ impl BpfError {
         let code = errno(&error);
         match error {
             ProgramError::LoadError { verifier_log, .. } if !verifier_log.to_string().is_empty() => {
-                Self::Rejected { program, kernel: kernel(), log: tail(&verifier_log.to_string()) }
+                Self::refused(program, kernel(), tail(&verifier_log.to_string()))
             }
             error if matches!(code, Some(libc::EPERM | libc::EACCES)) => {
                 Self::NotPermitted { source: error.into() }
@@ -149,6 +152,16 @@ impl BpfError {
                 Self::Unsupported { kernel: kernel(), source: error.into() }
             }
             error => Self::Object(Box::new(error.into())),
+        }
+    }
+
+    /// A verifier that is older than what the programs are written for has no need to be reported.
+    fn refused(program: &'static str, kernel: String, log: String) -> Self {
+        match version(&kernel).is_some_and(|version| version < OLDEST) {
+            true => {
+                Self::Unsupported { kernel, source: format!("its verifier refuses {program}: {log}").into() }
+            }
+            false => Self::Rejected { program, kernel, log },
         }
     }
 
@@ -172,7 +185,33 @@ fn tail(log: &str) -> String {
     lines.get(lines.len().saturating_sub(12)..).unwrap_or_default().join("\n")
 }
 
+/// Major and minor version of a release.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
 fn kernel() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map_or_else(|_| "version unknown".to_owned(), |release| release.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_verifier_that_should_take_a_program_is_worth_a_report() {
+        let told =
+            |kernel: &str| BpfError::refused("cyphonic_veth", kernel.into(), "R1 invalid".into()).to_string();
+        for kernel in ["5.10.0-23-arm64", "4.19.0", "5.4"] {
+            let told = told(kernel);
+            assert!(told.contains("use Linux 5.11 or later") && told.contains("R1 invalid"), "{told}");
+            assert!(told.contains("cyphonic_veth") && !told.contains("report"), "{told}");
+        }
+        for kernel in ["5.11.0", "6.1.0-9-amd64", "6.18.44-fc-v669", "version unknown"] {
+            let told = told(kernel);
+            assert!(told.contains("please report this") && told.contains("R1 invalid"), "{told}");
+        }
+    }
 }

@@ -28,7 +28,8 @@ impl Machine {
     }
 
     fn host(&self) -> Host {
-        Host { resolv_conf: self.path(), run: self.dir.path().join("run"), ..Host::default() }
+        let (run, hostname) = (self.dir.path().join("run"), self.dir.path().join("hostname"));
+        Host { resolv_conf: self.path(), run, hostname, ..Host::default() }
     }
 
     fn prepare(&self) -> Prepared {
@@ -53,7 +54,7 @@ impl Machine {
 
 /// As an earlier version did, and as programs leave it that drop comments.
 fn edited_without_telling(text: &str) -> String {
-    let edit = edited(text, OWN, &[], &Was::File);
+    let edit = edited(text, OWN, &Search::default(), &Was::File);
     edit.split_inclusive('\n').filter(|line| !line.starts_with("#cyphonicd: ")).collect()
 }
 
@@ -112,6 +113,24 @@ fn domains_are_searched_while_the_file_is_ours_whoever_writes_it() {
     assert!(searched(&host.text()).is_empty(), "{}", host.text());
     applied.restore().unwrap();
     assert_eq!(host.text(), restored);
+}
+
+#[test]
+fn the_domain_of_the_hosts_name_is_searched_as_before() {
+    let host = Machine::new();
+    let text = "nameserver 192.0.2.1\n";
+    fs::write(host.path(), text).unwrap();
+    for (name, searched) in [
+        ("press-7.plant.example\n", "search cyphonic.internal plant.example\n"),
+        ("press-7\n", "search cyphonic.internal\n"),
+        ("press-7.\n", "search cyphonic.internal\n"),
+    ] {
+        fs::write(host.host().hostname, name).unwrap();
+        let applied = host.prepare().searching(&["cyphonic.internal".into()]).apply().unwrap();
+        assert!(host.text().contains(searched), "{name}: {}", host.text());
+        applied.restore().unwrap();
+        assert_eq!(host.text(), text);
+    }
 }
 
 #[test]
@@ -221,7 +240,7 @@ fn a_file_that_someone_else_wrote_is_ours_again_and_the_original_that_comes_back
     assert_eq!(host.text(), DHCP);
     assert!(host.is_clean());
     fs::write(host.journal().join(JOURNAL), saved).unwrap();
-    fs::write(host.path(), edited(DHCP, OWN, &[], &Was::File)).unwrap();
+    fs::write(host.path(), edited(DHCP, OWN, &Search::default(), &Was::File)).unwrap();
     assert!(restore_journal(&host.journal()).unwrap());
     assert_eq!(host.text(), DHCP);
 }
@@ -486,14 +505,14 @@ fn a_vpn_that_puts_back_what_it_saved_brings_back_the_servers_from_before_it() {
 fn our_edit_without_its_journal_tells_what_stood_there() {
     let host = Machine::new();
     // At another address, as where `dns: listen:` has changed since.
-    fs::write(host.path(), edited(HOST, [127, 0, 0, 56].into(), &[], &Was::File)).unwrap();
+    fs::write(host.path(), edited(HOST, [127, 0, 0, 56].into(), &Search::default(), &Was::File)).unwrap();
     let prepared = host.prepare();
     assert_eq!(prepared.upstream(), servers(&["192.0.2.1", "2001:db8::1"]));
     let applied = prepared.apply().unwrap();
     assert_eq!(applied.doubt(), None);
     applied.restore().unwrap();
     assert_eq!(host.text(), HOST);
-    fs::write(host.path(), edited("", OWN, &[], &Was::Nothing)).unwrap();
+    fs::write(host.path(), edited("", OWN, &Search::default(), &Was::Nothing)).unwrap();
     host.prepare().apply().unwrap().restore().unwrap();
     assert!(!host.path().exists());
 }
