@@ -62,6 +62,7 @@ use peers::Peer;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use registration::Registration;
+pub use services::STOOD;
 use services::Slot;
 use setups::Setup;
 use standbys::Turn;

@@ -1,21 +1,11 @@
-//! Dialling several addresses of one peer at once.
-//!
-//! A peer may be reachable over one family and not the other, or at its private address and not its public
-//! one. Attempts start one after the other without waiting for the earlier to fail (RFC 8305's happy
-//! eyeballs); the first completed handshake wins and the others are closed.
+//! Dialling several addresses of one peer at once (`race.rs`): the first completed handshake wins, and the others are closed.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use quinn::{ClientConfig, ConnectError, ConnectionError, Endpoint};
 
-/// RFC 8305 §5 recommends 250 ms between attempts; a handshake between edge devices is worth a few packets
-/// more.
-const STAGGER: Duration = Duration::from_millis(100);
-
-/// At most this many addresses are tried.
-const MAX_ATTEMPTS: usize = 8;
+use crate::race::first_success;
 
 /// Why no address could be reached.
 #[derive(Debug, thiserror::Error)]
@@ -73,30 +63,11 @@ pub(crate) async fn first_of(
     name: &str,
     timeout: Duration,
 ) -> Result<quinn::Connection, DialError> {
-    let attempts: FuturesUnordered<_> = addresses
-        .iter()
-        .take(MAX_ATTEMPTS)
-        .zip(0_u32..)
-        .map(|(address, turn)| attempt(endpoint, config.clone(), *address, name, STAGGER * turn))
-        .collect();
-    let first = first_success(attempts);
+    let first = first_success(addresses, |address| attempt(endpoint, config.clone(), address, name));
     tokio::time::timeout(timeout, first)
         .await
         .map_err(|_| DialError::TimedOut { addresses: addresses.to_vec(), timeout })?
-}
-
-async fn first_success<F>(mut attempts: FuturesUnordered<F>) -> Result<quinn::Connection, DialError>
-where
-    F: Future<Output = Result<quinn::Connection, DialError>>,
-{
-    let mut failure = DialError::NoAddress;
-    while let Some(outcome) = attempts.next().await {
-        match outcome {
-            Ok(connection) => return Ok(connection),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
+        .unwrap_or(Err(DialError::NoAddress))
 }
 
 async fn attempt(
@@ -104,9 +75,7 @@ async fn attempt(
     config: ClientConfig,
     address: SocketAddr,
     name: &str,
-    delay: Duration,
 ) -> Result<quinn::Connection, DialError> {
-    tokio::time::sleep(delay).await;
     let connecting = endpoint
         .connect_with(config, address, name)
         .map_err(|error| DialError::Connect { address, error })?;

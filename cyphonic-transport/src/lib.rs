@@ -36,6 +36,7 @@ pub mod metrics;
 pub mod mux;
 mod peer;
 pub mod quota;
+mod race;
 mod resets;
 pub mod settings;
 pub mod signals;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use cyphonic_proto::Message;
 use cyphonic_proto::message::RefusalCode;
-use cyphonic_proto::node::Service;
+use cyphonic_proto::node::{STOOD, Service};
 use cyphonic_proto::time::UnixSeconds;
 use cyphonic_transport::{ClientTls, Connection, Credentials};
 use tokio::sync::Notify;
@@ -15,9 +15,6 @@ use super::renewal::{Lifetime, unix};
 use super::run::Engine;
 use crate::complaints::Complaints;
 use crate::control::report::{HealthCheck, Severity};
-
-/// Longer than a service takes to close the connection of a device that it does not let in.
-pub(super) const STOOD: Duration = Duration::from_secs(30);
 
 /// The certificate in use, and what the cloud makes of it.
 pub(super) struct Admission {

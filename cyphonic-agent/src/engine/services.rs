@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use cyphonic_proto::close;
 use cyphonic_proto::identity::Role;
-use cyphonic_proto::node::{PeerVia, Service};
+use cyphonic_proto::node::{PeerVia, STOOD, Service};
 use cyphonic_transport::{ClientTls, Connection, Mux, RelayedAddress, Transport};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::admission::{STOOD, is_news};
+use super::admission::is_news;
 use super::input::Input;
 use super::run::Engine;
 use crate::complaints::Complaints;

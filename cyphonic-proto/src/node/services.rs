@@ -338,9 +338,9 @@ impl Node {
 }
 
 const NMS_FAILURES_BEFORE_LOGIN: u32 = 3;
-/// After a connection that stood for so long, failures before it count no more. Longer than a service takes
-/// to close one that it does not want.
-const STOOD: Duration = Duration::from_secs(30);
+/// After a connection to a service that stood for so long, failures before it count no more. Longer than a
+/// service takes to close one that it does not want, as that of a device that it does not let in.
+pub const STOOD: Duration = Duration::from_secs(30);
 /// Between resets that are believed: at first well over the time that a reconnection takes, then doubling.
 const RESET_LEAST: Duration = Duration::from_secs(4);
 const RESET_MOST: Duration = Duration::from_secs(120);

@@ -7,7 +7,6 @@ use std::{fmt, io};
 
 use cyphonic_proto::alpn;
 use cyphonic_proto::quic::HANDSHAKE_TIMEOUT;
-use futures_util::stream::{FuturesUnordered, StreamExt};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -19,12 +18,7 @@ use tokio_rustls::client::TlsStream;
 use super::local::LocalSocket;
 use super::{prepare, pump};
 use crate::dial::DialError;
-
-/// Between attempts at several addresses, as [`crate::dial`] does.
-const STAGGER: Duration = Duration::from_millis(100);
-
-/// At most this many addresses are tried.
-const MAX_ATTEMPTS: usize = 8;
+use crate::race::first_success;
 
 /// Why no detour stands.
 #[derive(Debug, thiserror::Error)]
@@ -151,14 +145,9 @@ pub(crate) async fn dial<T>(
 /// Opens a detour at the first address that answers.
 async fn open(target: Target<'_>) -> Result<Detour, DetourError> {
     let name = ServerName::try_from(target.name.to_owned()).map_err(|_| DetourError::NoAddress)?;
-    let attempts: FuturesUnordered<_> = target
-        .addresses
-        .iter()
-        .take(MAX_ATTEMPTS)
-        .zip(0_u32..)
-        .map(|(address, turn)| attempt(*address, name.clone(), target.tls.clone(), STAGGER * turn))
-        .collect();
-    let (stream, through) = first_success(attempts).await?;
+    let attempts =
+        first_success(target.addresses, |address| attempt(address, name.clone(), target.tls.clone()));
+    let (stream, through) = attempts.await.unwrap_or(Err(DetourError::NoAddress))?;
     let own = SocketAddr::from((Ipv4Addr::LOCALHOST, target.port));
     let socket = LocalSocket::connect(own).map_err(DetourError::Local)?;
     let local = socket.local_addr();
@@ -174,27 +163,11 @@ async fn open(target: Target<'_>) -> Result<Detour, DetourError> {
 
 type Opened = (TlsStream<TcpStream>, SocketAddr);
 
-async fn first_success<F>(mut attempts: FuturesUnordered<F>) -> Result<Opened, DetourError>
-where
-    F: Future<Output = Result<Opened, DetourError>>,
-{
-    let mut failure = DetourError::NoAddress;
-    while let Some(outcome) = attempts.next().await {
-        match outcome {
-            Ok(opened) => return Ok(opened),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
-}
-
 async fn attempt(
     address: SocketAddr,
     name: ServerName<'static>,
     tls: Arc<rustls::ClientConfig>,
-    delay: Duration,
 ) -> Result<Opened, DetourError> {
-    tokio::time::sleep(delay).await;
     let tcp = TcpStream::connect(address).await.map_err(|source| DetourError::Tcp { address, source })?;
     prepare(&tcp).map_err(|source| DetourError::Tcp { address, source })?;
     let failed = |source| DetourError::Tls { address, source };
