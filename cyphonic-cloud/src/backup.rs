@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::config::Config;
 use crate::pki::{self, PkiError, ServiceFiles};
@@ -64,7 +64,8 @@ pub enum BackupError {
 /// everything in it is on the disk.
 ///
 /// # Errors
-/// If the folder exists, or something cannot be read or written: there is no such folder then.
+/// If the folder exists, or something cannot be read or written: there is none then. (If only its name does
+/// not get to the disk, it is there, and may be gone after a loss of power.)
 pub fn write(config: &Config, file: &Path, to: &Path) -> Result<Backup, BackupError> {
     if to.symlink_metadata().is_ok() {
         return Err(BackupError::Exists(to.to_owned()));
@@ -80,14 +81,16 @@ pub fn write(config: &Config, file: &Path, to: &Path) -> Result<Backup, BackupEr
     })?;
     let written = fill(config, file, &unfinished).and_then(|backup| {
         fs::rename(&unfinished, to).map_err(cannot(to))?;
-        pki::sync_folder_of(to).map_err(cannot(to))?;
         Ok(backup)
     });
-    if written.is_err() {
-        // It has keys in it, and may have filled the disk.
-        let _ = fs::remove_dir_all(&unfinished);
+    match written {
+        Ok(backup) => pki::sync_folder_of(to).map_err(cannot(to)).map(|()| backup),
+        Err(error) => {
+            // It has keys in it, and may have filled the disk.
+            let _ = fs::remove_dir_all(&unfinished);
+            Err(error)
+        }
     }
-    written
 }
 
 fn fill(config: &Config, file: &Path, to: &Path) -> Result<Backup, BackupError> {
@@ -99,7 +102,12 @@ fn fill(config: &Config, file: &Path, to: &Path) -> Result<Backup, BackupError> 
     let home = file.parent().unwrap_or(Path::new("/"));
     let mut backup = Backup { has_register: false, outside: Vec::new(), left_out: Vec::new() };
     let root = pki::read_certificates(&config.root)?;
-    for path in files(config, &file, home)? {
+    let of_keys = home.join("pki");
+    let held = match pki::hold_folder(&of_keys) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        held => Some(held.map_err(read(&of_keys))?),
+    };
+    for path in files(config, &file, &of_keys)? {
         let is_roots =
             pki::read_key(&path).is_ok_and(|key| root.iter().any(|root| pki::is_key_of(&key, root)));
         if is_roots {
@@ -111,6 +119,7 @@ fn fill(config: &Config, file: &Path, to: &Path) -> Result<Backup, BackupError> 
         let mode = fs::metadata(&path).map_err(read(&path))?.permissions().mode();
         pki::write_new(&copy, &content, mode & 0o777)?;
     }
+    drop(held);
     if let Some(register) = &config.register {
         // A file of another program, or of another overlay, is no register to go back to.
         Register::check(register, config.network.prefix)?;
@@ -123,8 +132,8 @@ fn fill(config: &Config, file: &Path, to: &Path) -> Result<Backup, BackupError> 
     Ok(backup)
 }
 
-/// The configuration, what it names, and what lies beside that: the services' authority is named nowhere.
-fn files(config: &Config, file: &Path, home: &Path) -> Result<BTreeSet<PathBuf>, BackupError> {
+/// The configuration, what it names, and what lies with its keys: the services' authority is named nowhere.
+fn files(config: &Config, file: &Path, of_keys: &Path) -> Result<BTreeSet<PathBuf>, BackupError> {
     let of_services = &config.certificates;
     let pairs =
         [&config.devices_authority, &of_services.authentication, &of_services.management, &of_services.relay];
@@ -132,9 +141,8 @@ fn files(config: &Config, file: &Path, home: &Path) -> Result<BTreeSet<PathBuf>,
     let mut named: Vec<PathBuf> = vec![file.to_owned(), config.root.clone()];
     named.extend(pairs.into_iter().flatten().flat_map(of_pair));
 
-    let folder = home.join("pki");
-    let cannot = |source| BackupError::Read { path: folder.clone(), source };
-    match fs::read_dir(&folder) {
+    let cannot = |source| BackupError::Read { path: of_keys.to_owned(), source };
+    match fs::read_dir(of_keys) {
         Ok(entries) => {
             for entry in entries {
                 let path = entry.map_err(cannot)?.path();
@@ -154,11 +162,15 @@ fn files(config: &Config, file: &Path, home: &Path) -> Result<BTreeSet<PathBuf>,
 
 /// Where in the backup a file goes. Its folder is made.
 fn place(path: &Path, home: &Path, to: &Path, outside: &mut Vec<PathBuf>) -> Result<PathBuf, BackupError> {
+    let leads_out = |path: &Path| path.components().any(|part| part == Component::ParentDir);
     let copy = match path.strip_prefix(home) {
-        Ok(inside) => to.join(inside),
-        Err(_) => {
-            outside.push(path.to_owned());
-            to.join(OUTSIDE).join(path.strip_prefix("/").unwrap_or(path))
+        Ok(inside) if !leads_out(inside) => to.join(inside),
+        Ok(_) | Err(_) => {
+            let path = fs::canonicalize(path)
+                .map_err(|source| BackupError::Read { path: path.to_owned(), source })?;
+            let copy = to.join(OUTSIDE).join(path.strip_prefix("/").unwrap_or(&path));
+            outside.push(path);
+            copy
         }
     };
     let folder = copy.parent().unwrap_or(to);

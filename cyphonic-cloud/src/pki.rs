@@ -24,7 +24,7 @@ pub use self::authority::{Authority, Kind};
 pub use self::chain::{check_devices_authority, check_service};
 pub use self::csr::{CsrError, DeviceKey};
 pub use self::files::{
-    ServiceFiles, is_key_of, read_certificates, read_key, replace_certificates, sync_folder_of,
+    ServiceFiles, hold_folder, is_key_of, read_certificates, read_key, replace_certificates, sync_folder_of,
     write_certificates, write_new, write_secret,
 };
 pub use self::profile::{NMS_NAME, service_name, services_zone};

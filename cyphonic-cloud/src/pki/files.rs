@@ -69,8 +69,7 @@ pub fn write_certificates(path: &Path, certificates: &[CertificateDer<'_>]) -> R
 /// If they cannot be written; the old ones stand then.
 pub fn replace_certificates(path: &Path, certificates: &[CertificateDer<'_>]) -> Result<(), PkiError> {
     let fresh = path.with_extension("new");
-    // One at a time: services, and whoever renews by hand, may come at once. The lock ends with the file.
-    let folder = File::open(parent(path)).and_then(|folder| folder.lock().map(|()| folder));
+    let folder = hold_folder(parent(path));
     let folder = folder.map_err(|source| PkiError::Write { path: path.to_owned(), source })?;
     // What an earlier attempt left.
     match std::fs::remove_file(&fresh) {
@@ -85,6 +84,17 @@ pub fn replace_certificates(path: &Path, certificates: &[CertificateDer<'_>]) ->
         folder.sync_all()
     };
     replace().map_err(|source| PkiError::Write { path: path.to_owned(), source })
+}
+
+/// Holds a folder of certificates as it is, for as long as the answer lives: services, whoever renews by hand
+/// and backups may come at once.
+///
+/// # Errors
+/// If it cannot be opened or locked.
+pub fn hold_folder(folder: &Path) -> std::io::Result<File> {
+    let folder = File::open(folder)?;
+    folder.lock()?;
+    Ok(folder)
 }
 
 fn text(certificates: &[CertificateDer<'_>]) -> String {

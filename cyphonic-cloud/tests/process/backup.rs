@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cyphonic_cloud::register::Register;
@@ -64,13 +64,22 @@ async fn a_cloud_goes_on_from_a_backup_that_was_made_while_it_ran() {
 
 #[test]
 fn what_the_configuration_names_elsewhere_is_in_the_backup_too() {
+    named_elsewhere(|_, register| register.to_owned());
+    // By a way that leads out of the folder, and is not to lead out of the backup.
+    named_elsewhere(|home, register| {
+        home.join("pki/../..").join(register.strip_prefix(home.parent().unwrap()).unwrap())
+    });
+}
+
+/// `name` says how the configuration names a register elsewhere.
+fn named_elsewhere(name: impl Fn(&Path, &Path) -> PathBuf) {
     let overlay = Overlay::found(unix_now());
     let home = overlay.config_path.parent().unwrap();
-    let elsewhere = tempfile::tempdir().unwrap();
+    let elsewhere = tempfile::tempdir_in(home.parent().unwrap()).unwrap();
     let register = elsewhere.path().join("devices.db");
     fs::rename(home.join("register.db"), &register).unwrap();
     let text = fs::read_to_string(&overlay.config_path).unwrap();
-    let moved = text.replace("register.db", register.to_str().unwrap());
+    let moved = text.replace("register.db", name(home, &register).to_str().unwrap());
     assert_ne!(moved, text);
     fs::write(&overlay.config_path, moved).unwrap();
 
