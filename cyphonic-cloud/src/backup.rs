@@ -60,8 +60,8 @@ pub enum BackupError {
     Register(#[from] RegisterError),
 }
 
-/// Makes a backup of the services of this configuration file, which may run. The folder is new, its owner's only, and there only once
-/// everything in it is on the disk.
+/// Makes a backup of the services of this configuration file, which may run. The folder is new, its owner's
+/// only, and there only once everything in it is on the disk.
 ///
 /// # Errors
 /// If the folder exists, or something cannot be read or written: there is none then. (If only its name does
@@ -98,7 +98,7 @@ fn fill(config: &Config, file: &Path, to: &Path) -> Result<Backup, BackupError> 
         let path = path.to_owned();
         move |source| BackupError::Read { path, source }
     };
-    let file = std::path::absolute(file).map_err(read(file))?;
+    let file = straight(file)?;
     let home = file.parent().unwrap_or(Path::new("/"));
     let mut backup = Backup { has_register: false, outside: Vec::new(), left_out: Vec::new() };
     let root = pki::read_certificates(&config.root)?;
@@ -123,10 +123,9 @@ fn fill(config: &Config, file: &Path, to: &Path) -> Result<Backup, BackupError> 
     if let Some(register) = &config.register {
         // A file of another program, or of another overlay, is no register to go back to.
         Register::check(register, config.network.prefix)?;
-        let register = std::path::absolute(register).map_err(read(register))?;
+        let register = straight(register)?;
         let copy = place(&register, home, to, &mut backup.outside)?;
         Register::back_up(&register, &copy)?;
-        Register::check(&copy, config.network.prefix)?;
         backup.has_register = true;
     }
     Ok(backup)
@@ -154,23 +153,31 @@ fn files(config: &Config, file: &Path, of_keys: &Path) -> Result<BTreeSet<PathBu
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(cannot(error)),
     }
-    let absolute = |path: PathBuf| {
-        std::path::absolute(&path).map_err(|source| BackupError::Read { path: path.clone(), source })
+    named.iter().map(|path| straight(path)).collect()
+}
+
+/// An absolute path without `..`, which could lead out of the backup. The file itself stays as it is named: a
+/// link is restored under its own name.
+fn straight(path: &Path) -> Result<PathBuf, BackupError> {
+    let straighten = || {
+        let path = std::path::absolute(path)?;
+        match (path.parent(), path.file_name()) {
+            (Some(folder), Some(name)) if folder.components().any(|part| part == Component::ParentDir) => {
+                Ok(folder.canonicalize()?.join(name))
+            }
+            _ => Ok(path),
+        }
     };
-    named.into_iter().map(absolute).collect()
+    straighten().map_err(|source| BackupError::Read { path: path.to_owned(), source })
 }
 
 /// Where in the backup a file goes. Its folder is made.
 fn place(path: &Path, home: &Path, to: &Path, outside: &mut Vec<PathBuf>) -> Result<PathBuf, BackupError> {
-    let leads_out = |path: &Path| path.components().any(|part| part == Component::ParentDir);
     let copy = match path.strip_prefix(home) {
-        Ok(inside) if !leads_out(inside) => to.join(inside),
-        Ok(_) | Err(_) => {
-            let path = fs::canonicalize(path)
-                .map_err(|source| BackupError::Read { path: path.to_owned(), source })?;
-            let copy = to.join(OUTSIDE).join(path.strip_prefix("/").unwrap_or(&path));
-            outside.push(path);
-            copy
+        Ok(inside) => to.join(inside),
+        Err(_) => {
+            outside.push(path.to_owned());
+            to.join(OUTSIDE).join(path.strip_prefix("/").unwrap_or(path))
         }
     };
     let folder = copy.parent().unwrap_or(to);

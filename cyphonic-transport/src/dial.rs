@@ -1,4 +1,5 @@
-//! Dialling several addresses of one peer at once (`race.rs`): the first completed handshake wins, and the others are closed.
+//! Dialling several addresses of one peer at once (`race.rs`): the first completed handshake wins, and the
+//! others are closed.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! Backups: what is in them is enough to go on elsewhere, and a failed one leaves nothing.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -65,6 +66,12 @@ async fn a_cloud_goes_on_from_a_backup_that_was_made_while_it_ran() {
 #[test]
 fn what_the_configuration_names_elsewhere_is_in_the_backup_too() {
     named_elsewhere(|_, register| register.to_owned());
+    // A link comes back under its own name.
+    named_elsewhere(|_, register| {
+        let link = register.with_file_name("link.db");
+        std::os::unix::fs::symlink(register, &link).unwrap();
+        link
+    });
     // By a way that leads out of the folder, and is not to lead out of the backup.
     named_elsewhere(|home, register| {
         home.join("pki/../..").join(register.strip_prefix(home.parent().unwrap()).unwrap())
@@ -79,18 +86,22 @@ fn named_elsewhere(name: impl Fn(&Path, &Path) -> PathBuf) {
     let register = elsewhere.path().join("devices.db");
     fs::rename(home.join("register.db"), &register).unwrap();
     let text = fs::read_to_string(&overlay.config_path).unwrap();
-    let moved = text.replace("register.db", name(home, &register).to_str().unwrap());
+    let named = name(home, &register);
+    let moved = text.replace("register.db", named.to_str().unwrap());
     assert_ne!(moved, text);
     fs::write(&overlay.config_path, moved).unwrap();
 
     let (config, backup) = (overlay.config_path.to_str().unwrap(), elsewhere.path().join("backup"));
     let said = succeeds(&["backup", "--config", config, backup.to_str().unwrap()]);
-    assert!(said.contains(&format!("{} is in", register.display())), "{said}");
-    let copy = backup.join("outside").join(register.strip_prefix("/").unwrap());
+    let place = register.with_file_name(named.file_name().unwrap());
+    assert!(said.contains(&format!("{} is in", place.display())), "{said}");
+    let copy = backup.join("outside").join(place.strip_prefix("/").unwrap());
     assert_eq!(mode(&copy), 0o600);
     assert!(!backup.join("register.db").exists());
-    fs::remove_file(&register).unwrap();
-    fs::copy(copy, &register).unwrap();
+    for gone in BTreeSet::from([&register, &place]) {
+        fs::remove_file(gone).unwrap();
+    }
+    fs::copy(copy, &place).unwrap();
     succeeds(&["check", "--config", config]);
 }
 
