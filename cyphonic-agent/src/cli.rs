@@ -27,7 +27,7 @@ pub use parse::parse;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::output::{say, say_json};
-use crate::config::Config;
+use crate::config::{Config, Instance};
 use crate::control::report::ServiceKind;
 use crate::control::{
     ClientError, ControlClient, Reloaded, ResetTarget, StatusReport, metrics, netcheck, text,
@@ -41,6 +41,9 @@ pub struct Cli {
     /// The daemon's control socket [default: /run/cyphonic/cyphonic.sock].
     #[arg(long, env = "CYPHONIC_SOCKET", value_name = "PATH", global = true)]
     socket: Option<PathBuf>,
+    /// Which of several agents of this host: cyphonicd@NAME.
+    #[arg(short, long, env = "CYPHONIC_INSTANCE", value_name = "NAME", global = true)]
+    instance: Option<Instance>,
     #[command(subcommand)]
     command: Command,
 }
@@ -121,15 +124,18 @@ enum Tunnel {
 impl Cli {
     /// Does what was asked.
     pub fn run(self) -> Result<ExitCode> {
-        let socket = self.socket.clone().unwrap_or_else(|| Config::default().socket);
         match self.command {
             // May become the daemon, which has a runtime of its own.
-            Command::Up(up) => up.run(self.socket),
+            Command::Up(up) => up.run(self.socket, self.instance),
             Command::Manual { folder } => {
                 write_manual(Self::command(), &folder)?;
                 Ok(ExitCode::SUCCESS)
             }
-            command => block_on(command.run(socket))?,
+            command => {
+                let of_instance = self.instance.as_ref().map(Instance::socket);
+                let socket = self.socket.or(of_instance).unwrap_or_else(|| Config::default().socket);
+                block_on(command.run(socket))?
+            }
         }
     }
 }

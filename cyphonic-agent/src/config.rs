@@ -20,20 +20,24 @@ mod access;
 mod awake;
 mod cloud;
 mod enrol_as;
+mod instance;
 mod mtu;
 mod packets;
 mod relay;
 mod reloadable;
+mod stands_for;
 
 pub use access::WrittenRule;
 pub use awake::{InvalidWindow, KeepAwake};
 pub(crate) use cloud::resolve_all;
 pub use cloud::{CloudAddress, DEFAULT_CLOUD_PORT, InvalidCloudAddress};
 pub use enrol_as::{EnrolAs, HostFact, InvalidName};
+pub use instance::{Instance, InvalidInstance};
 pub use mtu::{InvalidMtu, Mtu};
 pub use packets::{InvalidWorkers, RingChoice, UnderlayChoice, Workers};
 pub use relay::{PortMapping, RelayConfig};
 pub use reloadable::Reloadable;
+pub use stands_for::{Carried, InvalidOffer, MAX_OFFERED_PORTS, Offer, OfferedPort, StandsFor};
 
 /// Where the daemon looks for its configuration unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cyphonic/agent.yaml";
@@ -88,6 +92,8 @@ pub struct Config {
     pub keep_open: Vec<String>,
     /// Who may open conversations with this device. `None`: everybody.
     pub access: Option<Vec<WrittenRule>>,
+    /// The machine without an agent for which this one stands.
+    pub stands_for: Option<StandsFor>,
     /// What to log.
     pub log: String,
 }
@@ -113,6 +119,7 @@ impl Default for Config {
             log_drops: false,
             keep_open: Vec::new(),
             access: None,
+            stands_for: None,
             log: "info".to_owned(),
         }
     }
@@ -157,6 +164,11 @@ pub enum ResolverChoice {
 /// Settings that flags and environment variables put over the file's.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Overrides {
+    /// Which of several agents of this host: it has the configuration /etc/cyphonic/NAME.yaml, the state
+    /// directory /var/lib/cyphonic@NAME, the socket /run/cyphonic@NAME/cyphonic.sock and the interface NAME,
+    /// whatever its configuration says of these.
+    #[arg(long, global = true, env = "CYPHONIC_INSTANCE", value_name = "NAME")]
+    pub instance: Option<Instance>,
     /// Directory of the device's key and state.
     #[arg(long, global = true, env = "CYPHONIC_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -205,6 +217,13 @@ pub struct Overrides {
 }
 
 impl Config {
+    /// Where an agent's configuration is: where it was said to be, or at its instance's place, or at the
+    /// default.
+    pub fn path(said: Option<&Path>, instance: Option<&Instance>) -> PathBuf {
+        let of_instance = || instance.map_or_else(|| DEFAULT_PATH.into(), Instance::config);
+        said.map_or_else(of_instance, Path::to_owned)
+    }
+
     /// Reads a file, puts `overrides` over it and checks the whole. A missing file is an error only if
     /// `must_exist`: with flags alone the daemon can run without one.
     ///
@@ -237,6 +256,11 @@ impl Config {
             if let Some(value) = value {
                 slot.clone_from(value);
             }
+        }
+        if let Some(instance) = &over.instance {
+            self.state_dir = instance.state_dir();
+            self.socket = instance.socket();
+            instance.interface().clone_into(&mut self.interface);
         }
         set(&mut self.state_dir, over.state_dir.as_ref());
         set(&mut self.socket, over.socket.as_ref());
@@ -312,6 +336,12 @@ impl Config {
             self.rules().map_or(Ok(()), |rules| AccessRule::check(rules.iter(), MAX_OWN_RULES))
         {
             return wrong("access", unfit.to_string());
+        }
+        if let Some((key, reason)) = self.stands_for.as_ref().and_then(StandsFor::fault) {
+            return wrong(key, reason);
+        }
+        if self.stands_for.is_some() && self.dns != DnsConfig::default() {
+            return wrong("dns", "an agent that stands for a machine serves no names: leave it out".into());
         }
         if let Some(name) = &self.relay.pin
             && let Err(why) = canonical(name)
@@ -451,6 +481,9 @@ mod tests {
             ("keep_open: [pi_2]\n", "keep_open"),
             (&format!("keep_open: [{}]\n", "a,".repeat(257)), "keep_open"),
             ("relay: {pin: 'trs 1'}\n", "relay.pin"),
+            ("stands_for: {address: 0.0.0.0, services: tcp/1}\n", "stands_for.address"),
+            ("stands_for: {address: 192.0.2.1, services: []}\n", "stands_for.services"),
+            ("stands_for: {address: 192.0.2.1, services: tcp/1}\ndns: {short_names: true}\n", "dns"),
         ] {
             let error = load(text).unwrap_err();
             assert!(matches!(error, ConfigError::Value { key: k, .. } if k == key), "{text}: {error}");
@@ -462,6 +495,9 @@ mod tests {
             "cloud: [x:0]\n",
             "- 1\n",
             "dns: {resolver: yes}\n",
+            "stands_for: {address: plc, services: tcp/1}\n",
+            "stands_for: {address: 192.0.2.1, services: tcp}\n",
+            "stands_for: {address: 192.0.2.1}\n",
             "a: [\n",
         ] {
             assert!(matches!(load(text), Err(ConfigError::Syntax { .. })), "{text}");
@@ -481,6 +517,20 @@ mod tests {
         let overrides = Overrides { port: Some(2), ..Overrides::default() };
         let config = Config::load(&path, true, &overrides).unwrap();
         assert_eq!((config.port, config.interface.as_str()), (2, "x0"));
+    }
+
+    #[test]
+    fn an_instance_has_its_places_whatever_its_file_says_and_flags_win() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("plc.yaml");
+        std::fs::write(&path, "state_dir: /var/lib/cyphonic\ninterface: x0\nport: 1\n").unwrap();
+        let instance: Instance = "plc".parse().unwrap();
+        let overrides = Overrides { instance: Some(instance.clone()), ..Overrides::default() };
+        let config = Config::load(&path, true, &overrides).unwrap();
+        assert_eq!((config.state_dir, config.socket), (instance.state_dir(), instance.socket()));
+        assert_eq!((config.interface.as_str(), config.port), ("plc", 1));
+        let overrides = Overrides { state_dir: Some("/elsewhere".into()), ..overrides };
+        assert_eq!(Config::load(&path, true, &overrides).unwrap().state_dir, Path::new("/elsewhere"));
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //!    to go on, and the control socket says why nothing else works.
 //! 4. Start the engine: UDP port, virtual interface, ring, node. It needs no cloud to start.
 //! 5. Serve DNS, then the control socket, then point the host's resolver at it and follow who else does. Tell
-//!    systemd. Where DNS cannot be served (another server has the port), go on without, and try again.
+//!    systemd. Where DNS cannot be served (another server has the port), go on without, and try again. Where the
+//!    device stands for a machine, carry on to that what peers open, instead of all that.
 //! 6. Read the settings again as often as somebody asks for it. Wait for a signal, for `cyphonic down`, or for
 //!    the engine to fail.
 //! 7. Resolver first (programs stop asking us), then DNS and control, then the engine and its interface.
@@ -31,11 +32,12 @@ use futures_util::future::BoxFuture;
 pub use launch::{LaunchError, block_on, launch, start_logging};
 use names::{Names, SharedServer};
 use sd_notify::NotifyState;
-use served::Served;
+use served::{Purpose, Served};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use waiting::Waiting;
 
+use crate::adapter::Adapter;
 use crate::config::Config;
 use crate::control::{self, Backend, ControlError, ControlServer, Settings};
 use crate::dns::{InvalidZone, Resolver, Zone};
@@ -104,16 +106,27 @@ where
         () = watchdog::watch(&*waiting) => return Ok(()),
     };
     let netlink = Arc::new(Netlink::connect()?);
-    let fqdn = Identity::from_der(identity.leaf()).map(|identity| identity.fqdn).unwrap_or_default();
-    let inputs = EngineInputs { config: settings.latest(), identity, state: state.clone(), netlink };
+    let device = Identity::from_der(identity.leaf()).ok();
+    let config = settings.latest();
+    let stands_for = config.stands_for.clone().zip(device.as_ref().and_then(|device| device.virtual_address));
+    let inputs = EngineInputs { config, identity, state: state.clone(), netlink };
     let engine = start_engine(inputs).await.map_err(|error| DaemonError::Engine(error.to_string()))?;
     let RunningEngine { resolver, backend, zone, prefix, interface, failed, stop: stop_engine } = engine;
     let alive = backend.clone();
-    let zone = Zone::new(&zone, prefix).map(|zone| match config.dns.short_names {
-        true => zone.searched_by(&fqdn),
-        false => zone,
-    });
-    let outcome = match Surroundings::start(&settings, &state, (zone, interface), resolver, backend).await {
+    let around = match stands_for {
+        Some((machine, own)) => {
+            let adapter = Adapter::start(own, &machine);
+            Surroundings::of(&settings, backend, Purpose::Machine(adapter)).await
+        }
+        None => {
+            let zone = Zone::new(&zone, prefix).map(|zone| match &device {
+                Some(device) if settings.started_with().dns.short_names => zone.searched_by(&device.fqdn),
+                _ => zone,
+            });
+            Surroundings::for_programs(&settings, &state, (zone, interface), resolver, backend).await
+        }
+    };
+    let outcome = match around {
         Ok(around) => {
             notify(&[NotifyState::Ready, NotifyState::Status("running: `cyphonic status` tells more")]);
             tracing::info!("ready");
@@ -185,9 +198,18 @@ pub async fn clean_up_host(state: &StateDir, config: &Config) -> Result<bool, Cl
 /// One of the kernel's kind that goes with its process (TUN) is gone already.
 async fn remove_interface(state: &StateDir, config: &Config) -> Result<bool, NetlinkError> {
     let netlink = Netlink::connect()?;
-    let own = netlink.remove_pairs_of(state.id()).await?;
+    let own = netlink.remove_pairs_of(state.id()).await? | remove_rules(&netlink, state).await?;
     // One of an older release, or of a state directory that was restored since.
     Ok(netlink.remove_pair(&config.interface).await? || own)
+}
+
+/// That of an agent which stood for a machine.
+async fn remove_rules(netlink: &Netlink, state: &StateDir) -> Result<bool, NetlinkError> {
+    // Who has no identity, or one that is damaged, has not got so far.
+    match state.identity().ok().flatten().and_then(|identity| identity.address()) {
+        Some(address) => netlink.remove_rules(address).await,
+        None => Ok(false),
+    }
 }
 
 /// What stands between the engine and the host's programs.
@@ -200,17 +222,17 @@ struct Surroundings {
 }
 
 impl Surroundings {
-    async fn start(
+    /// Names for the host's programs, with what belongs to that.
+    async fn for_programs(
         settings: &Arc<Settings>,
         state: &StateDir,
         (zone, interface): (Result<Zone, InvalidZone>, u32),
         engine: Arc<dyn Resolver>,
         backend: Arc<dyn Backend>,
     ) -> Result<Self, DaemonError> {
-        let config = settings.started_with();
         let (resolver, server) = (SharedResolver::default(), SharedServer::default());
         let names = Names {
-            config: config.dns.clone(),
+            config: settings.started_with().dns.clone(),
             state: state.clone(),
             zone: zone?,
             interface,
@@ -220,19 +242,32 @@ impl Surroundings {
             host: resolver.clone(),
         };
         let dns = names.serve().await;
-        let asked_to_stop = Arc::new(Notify::new());
-        let served = Served::new(backend, server, asked_to_stop.clone(), resolver.clone());
-        let control = {
-            let (group, backend) = (control::group(), Arc::new(served));
-            ControlServer::start(&config.socket, group, backend, settings.clone()).await?
-        };
+        let purpose = Purpose::Programs { dns: server, resolver: resolver.clone() };
+        let mut around = Self::of(settings, backend, purpose).await?;
         // Last, because nothing after it can fail.
         if let Some(dns) = &dns {
             names.point_at(dns).await;
         }
-        let mut keeping = JoinSet::new();
-        keeping.spawn(names.keep(dns));
-        Ok(Self { resolver, names: keeping, _control: control, asked_to_stop })
+        around.names.spawn(names.keep(dns));
+        Ok(Self { resolver, ..around })
+    }
+
+    /// The control socket.
+    async fn of(
+        settings: &Arc<Settings>,
+        backend: Arc<dyn Backend>,
+        purpose: Purpose,
+    ) -> Result<Self, DaemonError> {
+        let asked_to_stop = Arc::new(Notify::new());
+        let served = Arc::new(Served::new(backend, asked_to_stop.clone(), purpose));
+        let socket = &settings.started_with().socket;
+        let control = ControlServer::start(socket, control::group(), served, settings.clone()).await?;
+        Ok(Self {
+            resolver: SharedResolver::default(),
+            names: JoinSet::new(),
+            _control: control,
+            asked_to_stop,
+        })
     }
 
     async fn stop(mut self) {

@@ -14,12 +14,14 @@
 //! - [`enrol`] turns a token into that identity.
 //! - [`renew`] turns that identity into a younger one, for as long as the overlay wants it.
 //! - [`engine`] drives the node's state machine with real connections and a real ring.
+//! - [`adapter`] carries what peers open on to a machine without an agent, for which this one stands.
 //! - [`daemon`] starts the parts in order and takes them down again, whatever happens in between.
 //!
 //! **Invariant:** the host is left as it was found. What the agent changes outside its own directories (the
 //! resolver's configuration, the interface) is written down before it is changed, undone on stop, and undone
 //! by the next start after a crash.
 
+pub mod adapter;
 pub mod cli;
 mod complaints;
 pub mod config;

@@ -1,10 +1,12 @@
 //! What the agent asks of the kernel's routing tables (rtnetlink).
 //!
-//! The virtual interface gets the device's address as a /128 and one route, the overlay's prefix. Nothing
-//! else of the host's addresses, routes or rules is ever touched.
+//! The virtual interface gets the device's address as a /128 and one route, the overlay's prefix; in a table of
+//! its own, with a rule that leads there, where it is not the one that the host's programs use
+//! ([`placement`]). Nothing else of the host's addresses, routes or rules is ever touched.
 
 mod candidates;
 mod ipv6;
+mod placement;
 mod sizes;
 mod veth;
 mod watch;
@@ -19,6 +21,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+pub use placement::{Placement, Senders};
 use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 use rustix::io::Errno;
 pub use sizes::Sizes;
@@ -68,7 +71,8 @@ pub struct Attachment {
 pub struct NetworkCards {
     /// Those that may carry the node's packets now.
     pub usable: Vec<NetworkCard>,
-    /// Those by which others' packets come in, hardware or not, up or not: all but the overlay's and loopback's.
+    /// Those by which others' packets come in, hardware or not, up or not: all but the overlay's, also of other agents, and
+    /// loopback's.
     pub entrances: Vec<NetworkCard>,
     /// The numbers of all interfaces that exist, with a carrier and addresses or without.
     pub existing: HashSet<u32>,
@@ -105,13 +109,12 @@ impl Netlink {
     pub async fn configure(
         &self,
         name: &str,
-        address: Ipv6Addr,
-        prefix: Prefix,
+        placement: Placement,
         mtu: u32,
     ) -> Result<Interface, NetlinkError> {
         self.require(name).await?;
         ipv6::allow(name)?;
-        self.configure_again(name, address, prefix, mtu).await
+        self.configure_again(name, placement, mtu).await
     }
 
     /// As [`configure`](Self::configure), but for IPv6 that somebody has taken from the interface since: that
@@ -119,8 +122,7 @@ impl Netlink {
     async fn configure_again(
         &self,
         name: &str,
-        address: Ipv6Addr,
-        prefix: Prefix,
+        placement: Placement,
         mtu: u32,
     ) -> Result<Interface, NetlinkError> {
         let index = self.require(name).await?.index;
@@ -129,23 +131,17 @@ impl Netlink {
         // Before it is up, so that the kernel's own first packets fit.
         let link = LinkUnspec::new_with_index(index).mtu(mtu).up().build();
         self.handle.link().change(link).execute().await.map_err(step("bring up"))?;
-        let mut add = self.handle.address().add(index, IpAddr::V6(address), 128).replace();
+        let mut add = self.handle.address().add(index, IpAddr::V6(placement.address), 128).replace();
         // A name's address is unique by construction: duplicate address detection would only delay it.
         add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
         add.execute().await.map_err(ipv6_step("give an address to"))?;
-        let route = RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(prefix.address(), Prefix::LENGTH)
-            .output_interface(index)
-            .pref_source(address)
-            .build();
-        self.handle
-            .route()
-            .add(route)
-            .replace()
-            .execute()
-            .await
-            .map_err(ipv6_step("route the overlay to"))?;
-        self.await_local_route(address).await?;
+        let route = placement.route_to((placement.prefix.address(), Prefix::LENGTH), index);
+        let added = self.handle.route().add(route).replace().execute().await;
+        added.map_err(ipv6_step("route the overlay to"))?;
+        if placement.senders == Senders::Own {
+            self.add_rule(name, index, placement.address).await?;
+        }
+        self.await_local_route(placement.address).await?;
         self.require(name).await
     }
 
@@ -153,25 +149,19 @@ impl Netlink {
     ///
     /// # Errors
     /// The kernel does not list links, addresses or routes.
-    pub async fn is_configured(
-        &self,
-        name: &str,
-        address: Ipv6Addr,
-        prefix: Prefix,
-    ) -> Result<bool, NetlinkError> {
+    pub async fn is_configured(&self, name: &str, placement: Placement) -> Result<bool, NetlinkError> {
         let Some(Interface { index, up: true, .. }) = self.interface(name).await? else { return Ok(false) };
         let addresses = self.addresses().await?;
-        let given = AddressAttribute::Address(address.into());
+        let given = AddressAttribute::Address(placement.address.into());
         let has_address = addresses
             .iter()
             .any(|address| address.header.index == index && address.attributes.contains(&given));
-        let to_overlay = |route: &RouteMessage| {
-            let destination = RouteAttribute::Destination(prefix.address().into());
-            route.header.destination_prefix_length == Prefix::LENGTH
-                && route.attributes.contains(&destination)
-                && route.attributes.contains(&RouteAttribute::Oif(index))
+        let is_led_to = match placement.senders {
+            Senders::Host => true,
+            Senders::Own => self.has_rule(index, placement.address).await?,
         };
-        Ok(has_address && self.routes().await?.iter().any(to_overlay))
+        let is_routed = self.routes().await?.iter().any(|route| placement.is_route(route, index));
+        Ok(has_address && is_led_to && is_routed)
     }
 
     /// The kernel takes an address as its own a moment after it was given (it installs the local route from a
@@ -282,9 +272,11 @@ impl Netlink {
         };
         let usable = cards.filter_map(card).collect();
         let far = far_end(own);
-        let is_own = |link: &&LinkMessage| name_of(link).is_some_and(|name| name == own || name == far);
-        let entrances =
-            links.iter().filter(|link| !is_own(link) && is_entrance(link, &links)).filter_map(card).collect();
+        let is_own = |link: &LinkMessage| name_of(link).is_some_and(|name| name == own || name == far);
+        // What comes by the interface of another agent of this host has passed its tunnels.
+        let is_overlays = |link: &LinkMessage| is_own(link) || veth::is_agents(link, &links);
+        let entrances = links.iter().filter(|link| !is_overlays(link) && is_entrance(link, &links));
+        let entrances = entrances.filter_map(card).collect();
         Ok(NetworkCards { usable, entrances, existing: links.iter().map(|link| link.header.index).collect() })
     }
 
@@ -467,6 +459,20 @@ pub enum NetlinkError {
     NoIpv6 {
         /// `give an address to`…
         what: &'static str,
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        error: rtnetlink::Error,
+    },
+    /// Rules of routing cannot be listed or removed.
+    #[error("cannot list or remove rules of routing (`ip -6 rule`): {0}")]
+    Rules(rtnetlink::Error),
+    /// The kernel has no rules of routing.
+    #[error(
+        "cannot lead what this agent answers to the interface {name:?}: {error}; an agent that stands for a machine needs a \
+         kernel with rules of routing (CONFIG_IPV6_MULTIPLE_TABLES)"
+    )]
+    NoRules {
         /// The interface.
         name: String,
         /// What the kernel said.

@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use cyphonic_agent::cli::{exit_code, parse, print, write_manual};
-use cyphonic_agent::config::{Config, DEFAULT_PATH, EXAMPLE, Overrides};
+use cyphonic_agent::config::{Config, EXAMPLE, Instance, Overrides};
 use cyphonic_agent::state::StateDir;
 use cyphonic_agent::{control, daemon};
 
@@ -26,7 +26,7 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Settings {
-    /// The configuration [default: /etc/cyphonic/agent.yaml, which may be missing].
+    /// The configuration [default: /etc/cyphonic/agent.yaml, or that of the instance; either may be missing].
     #[arg(long, env = "CYPHONIC_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -69,7 +69,7 @@ impl Settings {
     }
 
     fn path(&self) -> PathBuf {
-        self.config.clone().unwrap_or_else(|| DEFAULT_PATH.into())
+        Config::path(self.config.as_deref(), self.overrides.instance.as_ref())
     }
 
     fn load(&self) -> Result<Config> {
@@ -116,11 +116,15 @@ fn clean_up_anyhow(error: &dyn Display, overrides: &Overrides) -> Result<ExitCod
     eprintln!("cyphonicd: cleaning up where the daemon is unless settings say otherwise");
     let given = |name| env::var_os(name).filter(|value| !value.is_empty());
     let defaults = Config::default();
+    let of_environment = || given("CYPHONIC_INSTANCE")?.into_string().ok()?.parse::<Instance>().ok();
+    let instance = overrides.instance.clone().or_else(of_environment);
     let state_dir = overrides.state_dir.clone().or_else(|| given("CYPHONIC_STATE_DIR").map(PathBuf::from));
+    let state_dir = state_dir.or_else(|| instance.as_ref().map(Instance::state_dir));
     let interface = overrides
         .interface
         .clone()
-        .or_else(|| given("CYPHONIC_INTERFACE").and_then(|name| name.into_string().ok()));
+        .or_else(|| given("CYPHONIC_INTERFACE").and_then(|name| name.into_string().ok()))
+        .or_else(|| instance.as_ref().map(|instance| instance.interface().to_owned()));
     cleanup(&Config {
         state_dir: state_dir.unwrap_or(defaults.state_dir),
         interface: interface.unwrap_or(defaults.interface),

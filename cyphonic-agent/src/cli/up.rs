@@ -13,7 +13,7 @@ use cyphonic_proto::message::RefusalCode;
 
 use super::output::say;
 use crate::complaints::Complaints;
-use crate::config::{CloudAddress, Config, DEFAULT_PATH, EnrolAs, Overrides, resolve_all};
+use crate::config::{CloudAddress, Config, DEFAULT_PATH, EnrolAs, Instance, Overrides, resolve_all};
 use crate::control::Settings;
 use crate::daemon::{self, block_on};
 use crate::enrol::{EnrolError, enrol, read_token};
@@ -32,9 +32,10 @@ pub(super) struct Up {
     /// Where the cloud is.
     #[arg(long, env = "CYPHONIC_CLOUD", value_name = "HOST[:PORT]", value_delimiter = ',')]
     cloud: Vec<CloudAddress>,
-    /// The daemon's configuration; written if it is not there.
-    #[arg(long, env = "CYPHONIC_CONFIG", value_name = "FILE", default_value = DEFAULT_PATH)]
-    config: PathBuf,
+    /// The daemon's configuration; written if it is not there [default: /etc/cyphonic/agent.yaml, or that of
+    /// the instance].
+    #[arg(long, env = "CYPHONIC_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Directory of the device's key and state.
     #[arg(long, env = "CYPHONIC_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -49,30 +50,30 @@ pub(super) struct Up {
 }
 
 impl Up {
-    pub(super) fn run(self, socket: Option<PathBuf>) -> Result<ExitCode> {
+    pub(super) fn run(self, socket: Option<PathBuf>, instance: Option<Instance>) -> Result<ExitCode> {
+        let path = Config::path(self.config.as_deref(), instance.as_ref());
         let overrides = Overrides {
+            instance,
             cloud: self.cloud.clone(),
             enrol_as: self.enrol_as.clone(),
             state_dir: self.state_dir.clone(),
             socket,
             ..Overrides::default()
         };
-        let config = Config::load(&self.config, false, &overrides)?;
+        let config = Config::load(&path, false, &overrides)?;
         dumps::forbid().context("cannot keep the device's key out of core dumps")?;
         let state = StateDir::open(&config.state_dir)?;
         let identity = match self.present(&state)? {
             Some(identity) if !self.anew => self.keep_or_replace(identity, &state, &config)?,
             _ => block_on(self.enrol(&state, &config))??,
         };
-        self.keep_config(&config)?;
+        keep_config(&path, &config)?;
         introduce(&identity)?;
         if self.foreground {
-            let must_exist = self.config.exists();
-            daemon::launch(Settings::new(config, move || {
-                Config::load(&self.config, must_exist, &overrides)
-            }))?;
+            let must_exist = path.exists();
+            daemon::launch(Settings::new(config, move || Config::load(&path, must_exist, &overrides)))?;
         } else {
-            self.tell_how_to_start(&config);
+            tell_how_to_start(&path, &config, overrides.instance.as_ref());
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -153,46 +154,6 @@ impl Up {
             enrolled => Ok(enrolled?),
         }
     }
-
-    /// Writes a configuration where there is none; never edits one, which may have a person's comments in it.
-    fn keep_config(&self, config: &Config) -> Result<()> {
-        if self.config.exists() {
-            let kept = Config::load(&self.config, true, &Overrides::default())?;
-            let others = [
-                ("cloud", kept.cloud != config.cloud),
-                ("state_dir", kept.state_dir != config.state_dir),
-                ("socket", kept.socket != config.socket),
-            ];
-            let others: Vec<_> = others.into_iter().filter_map(|(key, other)| other.then_some(key)).collect();
-            if !others.is_empty() {
-                tell(format_args!(
-                    "Note: {} has another {} than given here, and stays as it is. The daemon uses the file: edit it, then \
-                     `systemctl restart cyphonicd`.",
-                    self.config.display(),
-                    others.join(" and another ")
-                ));
-            }
-            return Ok(());
-        }
-        if let Some(parent) = self.config.parent() {
-            fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-        }
-        write_atomic(&self.config, render(config)?.as_bytes(), 0o644)?;
-        tell(format_args!("Wrote {}.", self.config.display()));
-        Ok(())
-    }
-
-    fn tell_how_to_start(&self, config: &Config) {
-        if std::os::unix::net::UnixStream::connect(&config.socket).is_ok() {
-            tell(format_args!("The daemon is running: see `cyphonic status`."));
-        } else if self.config == Path::new(DEFAULT_PATH) {
-            tell(format_args!(
-                "Start the daemon with `systemctl enable --now cyphonicd`, or here with `cyphonic up --foreground`."
-            ));
-        } else {
-            tell(format_args!("Start the daemon with `cyphonicd --config {}`.", self.config.display()));
-        }
-    }
 }
 
 /// Enrolment goes on whether anybody reads of it or not.
@@ -245,6 +206,48 @@ impl Display for Certificate {
             Self::Ended => "has ended",
             Self::NotBegun => "has not begun",
         })
+    }
+}
+
+/// Writes a configuration where there is none; never edits one, which may have a person's comments in it.
+fn keep_config(path: &Path, config: &Config) -> Result<()> {
+    if path.exists() {
+        let kept = Config::load(path, true, &Overrides::default())?;
+        let others = [
+            ("cloud", kept.cloud != config.cloud),
+            ("state_dir", kept.state_dir != config.state_dir),
+            ("socket", kept.socket != config.socket),
+        ];
+        let others: Vec<_> = others.into_iter().filter_map(|(key, other)| other.then_some(key)).collect();
+        if !others.is_empty() {
+            tell(format_args!(
+                "Note: {} has another {} than given here, and stays as it is. The daemon uses the file: edit it, then \
+                 `systemctl restart cyphonicd`.",
+                path.display(),
+                others.join(" and another ")
+            ));
+        }
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    write_atomic(path, render(config)?.as_bytes(), 0o644)?;
+    tell(format_args!("Wrote {}.", path.display()));
+    Ok(())
+}
+
+fn tell_how_to_start(path: &Path, config: &Config, instance: Option<&Instance>) {
+    if std::os::unix::net::UnixStream::connect(&config.socket).is_ok() {
+        tell(format_args!("The daemon is running: see `cyphonic status`."));
+    } else if let Some(instance) = instance.filter(|instance| instance.config() == path) {
+        tell(format_args!("Start the daemon with `systemctl enable --now cyphonicd@{instance}`."));
+    } else if path == Path::new(DEFAULT_PATH) {
+        tell(format_args!(
+            "Start the daemon with `systemctl enable --now cyphonicd`, or here with `cyphonic up --foreground`."
+        ));
+    } else {
+        tell(format_args!("Start the daemon with `cyphonicd --config {}`.", path.display()));
     }
 }
 

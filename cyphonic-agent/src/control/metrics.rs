@@ -56,6 +56,15 @@ fn render_report(text: &mut Text, report: &StatusReport) {
     for (reason, packets) in drops {
         text.sample(&[("reason", reason)], packets);
     }
+    if let Some(machine) = &report.stands_for {
+        text.gauge("carried", "Conversations with the machine for which this device stands, now.");
+        text.sample(&[("protocol", "tcp")], machine.connections);
+        text.sample(&[("protocol", "udp")], machine.flows);
+        text.counter("carried_total", "The same since the daemon started.");
+        text.sample(&[], machine.carried);
+        text.counter("turned_away_total", "Conversations with it for which there was no room.");
+        text.sample(&[], machine.turned_away);
+    }
     text.gauge("health", "What is wrong now, by the ids of the status report; each is 1 while it is.");
     // Two of one id would be one series twice.
     let wrong: BTreeMap<_, _> =

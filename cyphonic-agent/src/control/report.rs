@@ -4,7 +4,7 @@
 //! does not know. [`StatusReport::schema`] changes only when that promise has to be broken.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,9 @@ pub struct StatusReport {
     pub peers: Vec<PeerReport>,
     /// Who may open conversations with this device; `null`: everybody, everything.
     pub access: Option<AccessReport>,
+    /// The machine without an agent for which this device stands; `null`: it is reached itself.
+    #[serde(default)]
+    pub stands_for: Option<StandsForReport>,
     /// What is wrong, in words; empty when nothing is.
     pub health: Vec<HealthCheck>,
     /// What tunnels have carried since the start, those included that are gone.
@@ -90,6 +93,7 @@ impl Default for StatusReport {
             certificate: CertificateReport::default(),
             peers: Vec::new(),
             access: None,
+            stands_for: None,
             health: Vec::new(),
             traffic: TrafficReport::default(),
             drops: BTreeMap::new(),
@@ -393,6 +397,24 @@ pub struct AccessReport {
     pub overlay_rules: Option<usize>,
     /// False until the NMS has told the overlay's: nobody may open anything then.
     pub overlay_told: bool,
+}
+
+/// A machine without an agent, and what is carried on to it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StandsForReport {
+    /// Where it is.
+    pub address: Option<IpAddr>,
+    /// Which of its services peers may open at most, in the words of the settings.
+    pub services: Vec<String>,
+    /// TCP connections that stand.
+    pub connections: u64,
+    /// Peers' UDP ports that were used within the last minutes.
+    pub flows: u64,
+    /// How many of both there have been since the start.
+    pub carried: u64,
+    /// How many more were turned away, since the peer or all together had as many as may be at a time.
+    pub turned_away: u64,
 }
 
 /// What all tunnels have carried.

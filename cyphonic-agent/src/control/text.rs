@@ -6,7 +6,8 @@ use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::report::{
-    AccessReport, PeerReport, PeerState, RouteReport, ServiceReport, ServiceState, Severity, StatusReport,
+    AccessReport, PeerReport, PeerState, RouteReport, ServiceReport, ServiceState, Severity, StandsForReport,
+    StatusReport,
 };
 
 /// The whole report, each line ended.
@@ -78,6 +79,9 @@ fn render_parts(out: &mut String, report: &StatusReport) -> std::fmt::Result {
     if let Some(prefix) = &report.netcheck.nat64 {
         writeln!(out, "IPv4        by NAT64 {prefix}")?;
     }
+    if let Some(machine) = &report.stands_for {
+        writeln!(out, "stands for  {}", machine_line(machine))?;
+    }
     let listen = report.dns.listen.map_or_else(|| "-".to_owned(), |listen| listen.to_string());
     let resolver = with_why(&report.dns.resolver, &report.dns.why);
     writeln!(out, "DNS         {} at {listen}, host's resolver: {resolver}", or_dash(&report.zone))?;
@@ -89,6 +93,20 @@ fn render_parts(out: &mut String, report: &StatusReport) -> std::fmt::Result {
         writeln!(out, "drops       {}", drops.join(", "))?;
     }
     Ok(())
+}
+
+/// `192.168.1.20, tcp/502: 3 connections, 7 since the start`.
+fn machine_line(machine: &StandsForReport) -> String {
+    let StandsForReport { address, services, connections, flows, carried, turned_away } = machine;
+    let address = address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+    let turned_away = match turned_away {
+        0 => String::new(),
+        count => format!(", {count} turned away"),
+    };
+    format!(
+        "{address}, {}: {connections} TCP connections and {flows} of UDP, {carried} since the start{turned_away}",
+        services.join(", ")
+    )
 }
 
 fn access_line(access: &AccessReport) -> String {
@@ -103,6 +121,9 @@ fn access_line(access: &AccessReport) -> String {
     let own = own.map(|rules| count("of this device", rules));
     let overlay = overlay.map(|rules| count("of the overlay", rules));
     let both: Vec<_> = own.into_iter().chain(overlay).collect();
+    if both.is_empty() {
+        return "peers may open what this device has of the machine's".to_owned();
+    }
     format!("peers may open what is allowed by {}", both.join(" and by "))
 }
 

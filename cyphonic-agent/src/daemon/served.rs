@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
 use super::names::SharedServer;
+use crate::adapter::Adapter;
 use crate::config::Reloadable;
 use crate::control::report::{DnsReport, HealthCheck, Severity};
 use crate::control::{Backend, BackendError, ResetTarget, StatusReport};
@@ -16,19 +17,21 @@ use crate::resolver::follow::SharedResolver;
 
 pub(super) struct Served {
     engine: Arc<dyn Backend>,
-    dns: SharedServer,
     asked_to_stop: Arc<Notify>,
-    resolver: SharedResolver,
+    purpose: Purpose,
+}
+
+/// What the daemon is on this host for.
+pub(super) enum Purpose {
+    /// That its programs reach peers by name.
+    Programs { dns: SharedServer, resolver: SharedResolver },
+    /// That peers reach a machine beside it.
+    Machine(Adapter),
 }
 
 impl Served {
-    pub(super) fn new(
-        engine: Arc<dyn Backend>,
-        dns: SharedServer,
-        asked_to_stop: Arc<Notify>,
-        resolver: SharedResolver,
-    ) -> Self {
-        Self { engine, dns, asked_to_stop, resolver }
+    pub(super) fn new(engine: Arc<dyn Backend>, asked_to_stop: Arc<Notify>, purpose: Purpose) -> Self {
+        Self { engine, asked_to_stop, purpose }
     }
 }
 
@@ -36,51 +39,9 @@ impl Backend for Served {
     fn status(&self) -> BoxFuture<'_, StatusReport> {
         async {
             let mut report = self.engine.status().await;
-            // In the order in which they come.
-            let served = self.dns.get();
-            let standing = self.resolver.standing().await;
-            let stats = served.as_ref().map_or_else(|_| DnsStats::default(), |server| server.stats());
-            report.dns = DnsReport {
-                listen: served.as_ref().ok().map(|server| server.address()),
-                resolver: standing.kind.to_owned(),
-                why: if served.is_ok() { standing.why } else { "there is no server to point it at".into() },
-                queries: stats.queries,
-                failures: stats.failures,
-                relayed: stats.relayed,
-            };
-            let leading_back = served.as_ref().ok().and_then(|server| server.leading_back());
-            // While nothing is served the host's resolver is pointed nowhere: that is no trouble of its own.
-            let trouble = match served {
-                Err(why) => Some(("dns-not-served", why)),
-                Ok(_) => standing.trouble.map(|trouble| ("resolver", trouble)),
-            };
-            if let Some((id, trouble)) = trouble {
-                report.health.push(HealthCheck {
-                    id: id.into(),
-                    severity: Severity::Error,
-                    message: format!("names of the overlay do not resolve on this host: {trouble}"),
-                });
-            }
-            if let Some(gap) = standing.gap {
-                report.health.push(HealthCheck {
-                    id: "resolver".into(),
-                    severity: Severity::Warning,
-                    message: format!(
-                        "names of the overlay do not resolve for all programs of this host: {gap}"
-                    ),
-                });
-            }
-            if let Some(leading_back) = leading_back {
-                report.health.push(HealthCheck {
-                    id: "resolver".into(),
-                    // Names of the overlay resolve.
-                    severity: Severity::Warning,
-                    message: leading_back.to_string(),
-                });
-            }
-            if let Some(message) = standing.doubt {
-                let (id, severity) = ("resolver-original".into(), Severity::Warning);
-                report.health.push(HealthCheck { id, severity, message });
+            match &self.purpose {
+                Purpose::Programs { dns, resolver } => tell_of_names(&mut report, dns, resolver).await,
+                Purpose::Machine(adapter) => tell_of_machine(&mut report, adapter),
             }
             report
         }
@@ -114,6 +75,60 @@ impl Backend for Served {
         }
         .boxed()
     }
+}
+
+async fn tell_of_names(report: &mut StatusReport, dns: &SharedServer, resolver: &SharedResolver) {
+    // In the order in which they come.
+    let served = dns.get();
+    let standing = resolver.standing().await;
+    let stats = served.as_ref().map_or_else(|_| DnsStats::default(), |server| server.stats());
+    report.dns = DnsReport {
+        listen: served.as_ref().ok().map(|server| server.address()),
+        resolver: standing.kind.to_owned(),
+        why: if served.is_ok() { standing.why } else { "there is no server to point it at".into() },
+        queries: stats.queries,
+        failures: stats.failures,
+        relayed: stats.relayed,
+    };
+    let leading_back = served.as_ref().ok().and_then(|server| server.leading_back());
+    // While nothing is served the host's resolver is pointed nowhere: that is no trouble of its own.
+    let trouble = match served {
+        Err(why) => Some(("dns-not-served", why)),
+        Ok(_) => standing.trouble.map(|trouble| ("resolver", trouble)),
+    };
+    if let Some((id, trouble)) = trouble {
+        report.health.push(HealthCheck {
+            id: id.into(),
+            severity: Severity::Error,
+            message: format!("names of the overlay do not resolve on this host: {trouble}"),
+        });
+    }
+    if let Some(gap) = standing.gap {
+        report.health.push(HealthCheck {
+            id: "resolver".into(),
+            severity: Severity::Warning,
+            message: format!("names of the overlay do not resolve for all programs of this host: {gap}"),
+        });
+    }
+    if let Some(leading_back) = leading_back {
+        report.health.push(HealthCheck {
+            id: "resolver".into(),
+            // Names of the overlay resolve.
+            severity: Severity::Warning,
+            message: leading_back.to_string(),
+        });
+    }
+    if let Some(message) = standing.doubt {
+        let (id, severity) = ("resolver-original".into(), Severity::Warning);
+        report.health.push(HealthCheck { id, severity, message });
+    }
+}
+
+fn tell_of_machine(report: &mut StatusReport, adapter: &Adapter) {
+    let why = "this agent stands for a machine, and serves no names to its host".to_owned();
+    report.dns = DnsReport { resolver: "none".to_owned(), why, ..DnsReport::default() };
+    report.stands_for = Some(adapter.report());
+    report.health.extend(adapter.health());
 }
 
 #[cfg(test)]
@@ -177,7 +192,8 @@ mod tests {
         let zone = Zone::new("cyphonic.internal", "fd12:3456:789a::/48".parse().unwrap()).unwrap();
         let dns = DnsServer::start("127.0.0.1:0".parse().unwrap(), zone, Arc::new(Engine)).await.unwrap();
         let (resolver, server) = (SharedResolver::default(), SharedServer::default());
-        let served = Served::new(Arc::new(Engine), server.clone(), Arc::default(), resolver.clone());
+        let purpose = Purpose::Programs { dns: server.clone(), resolver: resolver.clone() };
+        let served = Served::new(Arc::new(Engine), Arc::default(), purpose);
         server.set(Err("the address is taken".into()));
         let taken = served.status().await;
         let [check] = &taken.health[..] else { panic!("{:?}", taken.health) };
@@ -233,7 +249,8 @@ mod tests {
         let (resolver, server) = (SharedResolver::default(), SharedServer::default());
         resolver.set(HostResolver::Untouched { why: "`resolver: none`".into(), wanted: true });
         server.set(Ok(Arc::new(dns)));
-        let report = Served::new(Arc::new(Engine), server, Arc::default(), resolver).status().await;
+        let purpose = Purpose::Programs { dns: server, resolver };
+        let report = Served::new(Arc::new(Engine), Arc::default(), purpose).status().await;
         let [check] = &report.health[..] else { panic!("{:?}", report.health) };
         assert_eq!((check.id.as_str(), check.severity), ("resolver", Severity::Warning));
         assert!(check.message.contains("asks this agent in turn"), "{}", check.message);

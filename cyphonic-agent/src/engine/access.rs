@@ -1,6 +1,7 @@
 //! Which peers may open what here: rules in the terms of the port policy.
 //!
-//! A service may be opened where the device's own rules and the overlay's both allow it. What they allow all
+//! A service may be opened where the device's own rules and the overlay's both allow it; at a device that stands
+//! for a machine, where that one's services are meant as well. What they allow all
 //! devices becomes permissions for every class. What they allow others is looked up when a peer's tunnel
 //! stands, by the name in its certificate; peers who may open the same are a class. What this device opens
 //! itself is not restricted.
@@ -22,20 +23,26 @@ pub(super) struct Rules {
     pub(super) own: Option<Vec<AccessRule>>,
     /// The overlay's.
     pub(super) overlay: OverlayAccess,
+    /// What there is for peers to open; `None`: all that the host has.
+    pub(super) offered: Option<Services>,
 }
 
 impl Rules {
     /// Whether they allow nobody anything less than everything.
     fn allow_everything(&self) -> bool {
-        self.own.is_none() && self.overlay == OverlayAccess::Unrestricted
+        self.own.is_none() && self.overlay == OverlayAccess::Unrestricted && self.offered.is_none()
     }
 
     /// What those for whom `is_theirs` may open.
     fn services(&self, is_theirs: impl Fn(&AccessRule) -> bool) -> Services {
         let overlay = self.overlay.services(&is_theirs);
-        match &self.own {
+        let allowed = match &self.own {
             Some(own) => Services::of(own.iter().filter(|rule| is_theirs(rule))).shared_with(&overlay),
             None => overlay,
+        };
+        match &self.offered {
+            Some(offered) => allowed.shared_with(offered),
+            None => allowed,
         }
     }
 }
@@ -77,7 +84,7 @@ pub(super) struct NewClass {
 impl Default for Access {
     /// Where nobody restricts anything.
     fn default() -> Self {
-        Self::new(Rules { own: None, overlay: OverlayAccess::Unrestricted }, "", None)
+        Self::new(Rules { own: None, overlay: OverlayAccess::Unrestricted, offered: None }, "", None)
     }
 }
 
@@ -182,7 +189,7 @@ impl Access {
 
     /// Whether each of the rules is for a device with this name.
     fn rules_for(&self, fqdn: &str) -> Vec<bool> {
-        let Rules { own, overlay } = &self.rules;
+        let Rules { own, overlay, .. } = &self.rules;
         let all = own.iter().flatten().chain(overlay.rules().into_iter().flatten());
         all.map(|rule| rule.is_for(fqdn, &self.zone)).collect()
     }
@@ -241,7 +248,7 @@ mod tests {
     }
 
     fn rules(yaml: &str) -> Rules {
-        Rules { own: Some(own(yaml)), overlay: OverlayAccess::Unrestricted }
+        Rules { own: Some(own(yaml)), overlay: OverlayAccess::Unrestricted, offered: None }
     }
 
     fn access(yaml: &str) -> Access {
@@ -251,7 +258,7 @@ mod tests {
     /// By rules of the overlay that say this, and the device's own if there are any.
     fn told(overlay: &str, yaml: Option<&str>) -> Access {
         let overlay = OverlayAccess::Rules { rules: own(overlay), unread: 0 };
-        Access::new(Rules { own: yaml.map(own), overlay }, ZONE, None)
+        Access::new(Rules { own: yaml.map(own), overlay, offered: None }, ZONE, None)
     }
 
     /// The class of a peer, as it is when its tunnel has been installed.
@@ -354,9 +361,30 @@ mod tests {
     }
 
     #[test]
+    fn at_a_device_that_stands_for_a_machine_only_that_ones_services_may_be_opened() {
+        let offered = |own: Option<&str>, overlay| {
+            let words: Vec<_> = ["ping", "tcp/502"].map(|word| word.parse().unwrap()).into();
+            let rules = Rules { own: own.map(self::own), overlay, offered: Some(Services::named(&words)) };
+            Access::new(rules, ZONE, None)
+        };
+        let all = offered(None, OverlayAccess::Unrestricted);
+        assert!(all.restricts() && !all.permissions().are_all());
+        assert_eq!(open(&all, "a"), ["ping", "tcp/502"]);
+        let some = offered(Some("[{from: a, to: all}, {from: b, to: tcp/22}]"), OverlayAccess::Unrestricted);
+        assert_eq!((open(&some, "a").join(" "), open(&some, "b").len()), ("ping tcp/502".into(), 0));
+        let overlay = OverlayAccess::Rules { rules: own("[{from: all, to: tcp}]"), unread: 0 };
+        assert_eq!(open(&offered(None, overlay), "a"), ["tcp/502"]);
+    }
+
+    #[test]
     fn where_nobody_restricts_nothing_is_even_looked_at() {
-        let unrestricted =
-            |own| Access::new(Rules { own, overlay: OverlayAccess::Unrestricted }, ZONE, Some(&access("[]")));
+        let unrestricted = |own| {
+            Access::new(
+                Rules { own, overlay: OverlayAccess::Unrestricted, offered: None },
+                ZONE,
+                Some(&access("[]")),
+            )
+        };
         let mut lifted = unrestricted(None);
         assert!(!lifted.restricts() && lifted.permissions().are_all());
         assert_eq!(class(&mut lifted, "a"), EVERY_CLASS);
@@ -366,7 +394,8 @@ mod tests {
     #[test]
     fn until_the_nms_has_told_nobody_may_open_anything() {
         for own in [None, Some(own("[{from: all, to: all}]"))] {
-            let access = Access::new(Rules { own, overlay: OverlayAccess::Unknown }, ZONE, None);
+            let access =
+                Access::new(Rules { own, overlay: OverlayAccess::Unknown, offered: None }, ZONE, None);
             assert!(access.restricts() && open(&access, "a").is_empty());
         }
     }

@@ -86,7 +86,7 @@ async fn follow_cards(
     mut ended: oneshot::Receiver<()>,
 ) {
     guards.leave_out(&followed.ends);
-    let mut watch = match NetworkWatch::start(followed.ends) {
+    let mut watch = match NetworkWatch::start(followed.ends, followed.overlay) {
         Ok(watch) => Some(watch),
         Err(error) => {
             tracing::warn!(%error, "changes of this host's network cards will not be noticed");

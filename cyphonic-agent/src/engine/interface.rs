@@ -9,8 +9,7 @@ use tokio::sync::watch;
 
 use super::PeerMtus;
 use super::datapath::Ground;
-use super::membership::Membership;
-use crate::netlink::{Interface, Netlink, NetlinkError, NetworkWatch, Sizes};
+use crate::netlink::{Interface, Netlink, NetlinkError, NetworkWatch, Placement, Sizes};
 
 /// Where the interface could not be configured again it is tried after this: nothing may tell when it can be.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -49,12 +48,12 @@ impl Lost {
 pub(super) async fn configure(
     netlink: &Netlink,
     name: &str,
-    member: &Membership,
+    placement: Placement,
     ground: &Ground,
 ) -> Result<(Interface, Sizes), NetlinkError> {
-    let (address, prefix, first) = (member.address, member.prefix, first_inner(ground.most_inner));
-    let mut interface = netlink.configure(name, address, prefix, u32::from(first)).await?;
-    let sizes = Sizes::new(name.to_owned(), &interface, address, prefix, first);
+    let first = first_inner(ground.most_inner);
+    let mut interface = netlink.configure(name, placement, u32::from(first)).await?;
+    let sizes = Sizes::new(name.to_owned(), &interface, placement, first);
     let mut sizes = sizes.receiving(ground.least_mtu());
     sizes.apply(netlink, &PeerMtus::new()).await?;
     interface.mtu = u32::from(sizes.interface_mtu());

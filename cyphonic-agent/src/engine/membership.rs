@@ -1,6 +1,6 @@
 //! Who this device is in the overlay: what its certificate says, and what follows from that.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use cyphonic_common::InterfaceConfig;
 use cyphonic_proto::address::Prefix;
@@ -9,7 +9,9 @@ use cyphonic_transport::Credentials;
 
 use super::start::failed;
 use super::zone;
+use crate::config::Config;
 use crate::daemon::DaemonError;
+use crate::netlink::{Placement, Senders};
 use crate::state::DeviceIdentity;
 
 /// See the module.
@@ -32,6 +34,26 @@ impl Membership {
             .map_err(|error| failed("this device's certificate chain", error))?;
         let credentials = credentials(device, &identity);
         Ok(Self { identity, credentials, zone, address, prefix: Prefix::of(address) })
+    }
+
+    /// What its interface is to this host. Where the device stands for a machine, the host's programs have
+    /// another agent, or none.
+    ///
+    /// # Errors
+    /// The machine would be a device of the overlay: this one perhaps, which would ask itself.
+    pub(super) fn placement(&self, config: &Config) -> Result<Placement, DaemonError> {
+        let (address, prefix) = (self.address, self.prefix);
+        let senders = match &config.stands_for {
+            None => Senders::Host,
+            Some(machine) => match machine.address {
+                IpAddr::V6(v6) if prefix.contains(v6) => {
+                    let why = "it is of the overlay's prefix: give the machine's own address";
+                    return Err(failed("`stands_for.address`", why));
+                }
+                IpAddr::V4(_) | IpAddr::V6(_) => Senders::Own,
+            },
+        };
+        Ok(Placement { address, prefix, senders })
     }
 
     /// What the programs and the ring are told of it.

@@ -74,7 +74,7 @@ impl Networks {
 /// another way.
 pub(super) async fn follow(handle: EngineHandle, netlink: Arc<Netlink>, networks: Networks) {
     let Networks { followed, mut known, mut translator } = networks;
-    let mut watch = match NetworkWatch::start(followed.ends.clone()) {
+    let mut watch = match NetworkWatch::start(followed.ends.clone(), followed.overlay) {
         Ok(watch) => watch,
         Err(error) => return tracing::warn!(%error, "changes of this host's addresses will not be noticed"),
     };

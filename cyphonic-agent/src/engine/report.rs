@@ -146,7 +146,7 @@ fn report(sources: &Sources<'_>) -> StatusReport {
 }
 
 fn access_report(access: &Access) -> Option<AccessReport> {
-    let Rules { own, overlay } = access.rules();
+    let Rules { own, overlay, .. } = access.rules();
     access.restricts().then(|| AccessReport {
         rules: own.as_ref().map(Vec::len),
         overlay_rules: overlay.rules().map(<[_]>::len),

@@ -25,7 +25,7 @@ impl Engine {
         if access.is_none() && before.own.is_some() {
             return Err(BackendError::Settings(RULES_ARE_GONE.to_owned()));
         }
-        let rules = Rules { own: access, overlay: before.overlay.clone() };
+        let rules = Rules { own: access, ..before.clone() };
         self.set_access(rules)
             .map_err(|error| BackendError::Settings(format!("`access` cannot be enforced: {error}")))?;
         self.node.handle_keep_open(now, &keep_open);
@@ -35,7 +35,7 @@ impl Engine {
     /// The overlay has other rules for this device.
     pub(super) fn restrict(&mut self, overlay: OverlayAccess) {
         tracing::info!("{}", told(&overlay));
-        let rules = Rules { own: self.access.rules().own.clone(), overlay };
+        let rules = Rules { overlay, ..self.access.rules().clone() };
         let set = self.set_access(rules.clone()).or_else(|error| {
             tracing::warn!(%error, "the overlay's access rules have no room beside those before, which go first");
             self.replace_access(rules)

@@ -1,7 +1,7 @@
 //! Builds the engine's parts from configuration and identity, in an order in which nothing has to be undone
 //! by hand: the interface, the programs on it and the ring's threads all go with the values that own them.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use cyphonic_dataplane::protect;
@@ -21,7 +21,7 @@ use super::mtu::PeerMtus;
 use super::network::Networks;
 use super::saving::Saver;
 use super::{EngineParts, Inbox, RenewalParts, Surroundings};
-use crate::config::{CloudAddress, Config, PortMapping};
+use crate::config::{CloudAddress, Config, PortMapping, StandsFor};
 use crate::control::report::InterfaceReport;
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
 use crate::netlink::Netlink;
@@ -33,9 +33,10 @@ use crate::state::StateDir;
 /// Says which part could not start and why. Nothing stays behind then.
 pub async fn start(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let (netlink, state) = (Arc::clone(&inputs.netlink), inputs.state.clone());
+    let address = inputs.identity.address();
     let started = assemble(inputs).await;
     if started.is_err() {
-        remove_interface(&netlink, &state).await;
+        remove_interface(&netlink, &state, address).await;
     }
     started
 }
@@ -50,7 +51,10 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let ground = Ground::lay(&config, &state, &netlink, member.overlay()?, prefix).await?;
     let (port, most_inner) = (ground.port()?, ground.most_inner);
     let (clock, transport) = quic(&port, &member)?;
-    let (interface, sizes) = interface::configure(&netlink, &config.interface, &member, &ground).await?;
+    // Before there is an address to guard.
+    netlink.mark(&config.interface, state.id()).await?;
+    let placement = member.placement(&config)?;
+    let (interface, sizes) = interface::configure(&netlink, &config.interface, placement, &ground).await?;
     let inbox = Inbox::new();
     let wiring =
         Wiring { sink: transport.mux(), own: address, prefix, events: inbox.events(), early: Arc::default() };
@@ -58,7 +62,8 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let networks = Networks::look(&netlink, &config.interface, interface.index, prefix, &port).await?;
     let node = node_config(&config, &state, &member, networks.addresses(), most_inner);
     let overlay = node.cached.as_ref().map(|cached| cached.access.clone()).unwrap_or_default();
-    let access = Access::new(Rules { own: config.rules(), overlay }, &member.zone, None);
+    let offered = config.stands_for.as_ref().map(StandsFor::offered);
+    let access = Access::new(Rules { own: config.rules(), overlay, offered }, &member.zone, None);
     let given = path.ring.set_permissions(Arc::new(access.permissions().clone()));
     given.map_err(|error| failed("who may open what here (`access`)", error))?;
     let lost = Lost::default();
@@ -111,7 +116,7 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
         stop: async move {
             followers.stop().await;
             stopping.stop().await;
-            remove_interface(&netlink, &owner).await;
+            remove_interface(&netlink, &owner, Some(address)).await;
         }
         .boxed(),
     })
@@ -127,8 +132,13 @@ fn quic(port: &Arc<UdpPort>, member: &Membership) -> Result<(Clock, Arc<Transpor
     Ok((clock, Arc::new(transport)))
 }
 
-/// A TUN device goes by itself; a veth pair does not.
-async fn remove_interface(netlink: &Netlink, state: &StateDir) {
+/// A TUN device goes by itself; a veth pair does not, nor does a rule.
+async fn remove_interface(netlink: &Netlink, state: &StateDir, address: Option<Ipv6Addr>) {
+    if let Some(address) = address
+        && let Err(error) = netlink.remove_rules(address).await
+    {
+        tracing::warn!(%error, "the rule for what this device answers stays, and leads nowhere");
+    }
     if let Err(error) = netlink.remove_pairs_of(state.id()).await {
         tracing::warn!(%error, "the virtual interface stays; the next start removes it");
     }

@@ -17,10 +17,9 @@ use std::net::Ipv6Addr;
 
 use cyphonic_proto::address::Prefix;
 use netlink_packet_route::route::{RouteAttribute, RouteMetric};
-use rtnetlink::RouteMessageBuilder;
 use rustix::io::Errno;
 
-use super::{Interface, Netlink, NetlinkError, is};
+use super::{Interface, Netlink, NetlinkError, Placement, is};
 
 /// The sizes of one virtual interface, as the host was told.
 #[derive(Debug)]
@@ -29,8 +28,7 @@ pub struct Sizes {
     index: u32,
     /// What frames of the packet path are addressed to; empty where there are none.
     link_address: Vec<u8>,
-    own: Ipv6Addr,
-    prefix: Prefix,
+    placement: Placement,
     /// What is sent to peers of whom nothing is known.
     first: u16,
     /// The least MTU of the interface.
@@ -43,13 +41,12 @@ pub struct Sizes {
 
 impl Sizes {
     /// Of an interface that was [configured](Netlink::configure) with the MTU `first`.
-    pub fn new(name: String, interface: &Interface, own: Ipv6Addr, prefix: Prefix, first: u16) -> Self {
+    pub fn new(name: String, interface: &Interface, placement: Placement, first: u16) -> Self {
         Self {
             interface: name,
             index: interface.index,
             link_address: interface.link_address.clone(),
-            own,
-            prefix,
+            placement,
             first,
             least: first,
             present: first,
@@ -85,8 +82,7 @@ impl Sizes {
             self.present = capacity;
             // With the interface the kernel changes routes that had its MTU; none is as it was known.
             self.routes.values_mut().for_each(|mtu| *mtu = 0);
-            let (prefix, first) = ((self.prefix.address(), Prefix::LENGTH), self.first);
-            netlink.route_with_mtu(self, prefix, first).await?;
+            netlink.route_with_mtu(self, self.overlay(), self.first).await?;
         }
         let gone: Vec<Ipv6Addr> =
             self.routes.keys().filter(|peer| !self.needs(wanted, peer)).copied().collect();
@@ -121,11 +117,11 @@ impl Sizes {
         if netlink.keep_far_end_up(&self.interface).await? {
             tracing::warn!("somebody set the virtual interface's far end down: it was brought up again");
         }
-        if netlink.is_configured(&self.interface, self.own, self.prefix).await? {
+        if netlink.is_configured(&self.interface, self.placement).await? {
             self.keep_mtu(netlink).await?;
             return Ok(false);
         }
-        netlink.configure_again(&self.interface, self.own, self.prefix, u32::from(self.first)).await?;
+        netlink.configure_again(&self.interface, self.placement, u32::from(self.first)).await?;
         self.present = self.first;
         self.routes.clear();
         Ok(true)
@@ -139,7 +135,7 @@ impl Sizes {
             tracing::warn!("somebody changed the virtual interface's MTU: it was changed back");
             // Routes that had the interface's MTU were changed with it: `apply` puts them right.
             self.routes.values_mut().for_each(|mtu| *mtu = 0);
-            netlink.route_with_mtu(self, (self.prefix.address(), Prefix::LENGTH), self.first).await?;
+            netlink.route_with_mtu(self, self.overlay(), self.first).await?;
         }
         Ok(())
     }
@@ -148,30 +144,28 @@ impl Sizes {
     fn needs(&self, wanted: &BTreeMap<Ipv6Addr, u16>, peer: &Ipv6Addr) -> bool {
         wanted.get(peer).is_some_and(|mtu| *mtu != self.first)
     }
+
+    /// What the overlay's route is to.
+    fn overlay(&self) -> (Ipv6Addr, u8) {
+        (self.placement.prefix.address(), Prefix::LENGTH)
+    }
 }
 
 impl Netlink {
     async fn route_with_mtu(
         &self,
         sizes: &Sizes,
-        (destination, len): (Ipv6Addr, u8),
+        destination: (Ipv6Addr, u8),
         mtu: u16,
     ) -> Result<(), NetlinkError> {
-        let mut route = RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(destination, len)
-            .output_interface(sizes.index)
-            .pref_source(sizes.own)
-            .build();
+        let mut route = sizes.placement.route_to(destination, sizes.index);
         route.attributes.push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(u32::from(mtu))]));
         let added = self.handle.route().add(route).replace().execute().await;
         added.map_err(|error| NetlinkError::step("give a route's MTU to", &sizes.interface, error))
     }
 
     async fn unroute(&self, sizes: &Sizes, destination: Ipv6Addr) -> Result<(), NetlinkError> {
-        let route = RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(destination, 128)
-            .output_interface(sizes.index)
-            .build();
+        let route = sizes.placement.route_to((destination, 128), sizes.index);
         match self.handle.route().del(route).execute().await {
             // Somebody else has taken it.
             Err(error) if is(&error, Errno::SRCH) => Ok(()),

@@ -1,7 +1,8 @@
 //! The virtual interface as a veth pair: its near end is the host's, its far end the packet path's.
 //!
 //! A pair outlives a daemon that is killed, and settings may have another name by the next start. So the near
-//! end says whose it is (`ip link` shows it as `alias`): several agents of a host tell theirs apart.
+//! end says whose it is (`ip link` shows it as `alias`): several agents of a host tell theirs apart. So does a
+//! TUN device, though it goes with its process: agents guard other interfaces, but not each other's.
 
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
@@ -114,6 +115,18 @@ impl Netlink {
         self.remove(near).await
     }
 
+    /// Has an interface say that it is the agent's with this state directory.
+    ///
+    /// # Errors
+    /// There is none, or the kernel refuses.
+    pub async fn mark(&self, name: &str, owner: &str) -> Result<(), NetlinkError> {
+        let index = self.require(name).await?.index;
+        let mut link = LinkUnspec::new_with_index(index).build();
+        link.attributes.push(LinkAttribute::IfAlias(mark(owner)));
+        let changed = self.handle.link().change(link).execute().await;
+        changed.map_err(|error| NetlinkError::step("mark", name, error))
+    }
+
     /// Removes the pairs that the agent with this state directory has made, whatever they are called; false if
     /// there are none. Those of others stay.
     ///
@@ -132,9 +145,24 @@ impl Netlink {
     }
 }
 
-/// What the near end of an agent's pair says of itself.
+/// How what an agent's interface says of itself begins.
+const MARK: &str = "cyphonicd, state directory ";
+
+/// What an agent's interface says of itself: of a pair, its near end.
 fn mark(owner: &str) -> String {
-    format!("cyphonicd, state directory {owner}")
+    format!("{MARK}{owner}")
+}
+
+/// Whether an interface is an agent's, or the far end of one that is. Nobody but root may say so of one.
+pub(super) fn is_agents(link: &LinkMessage, all: &[LinkMessage]) -> bool {
+    let is_marked = |link: &LinkMessage| {
+        link.attributes
+            .iter()
+            .any(|attribute| matches!(attribute, LinkAttribute::IfAlias(alias) if alias.starts_with(MARK)))
+    };
+    let is_end_of = |near: &&LinkMessage| link.attributes.contains(&LinkAttribute::Link(near.header.index));
+    is_marked(link)
+        || is_veth(link) && all.iter().filter(is_end_of).any(|near| is_veth(near) && is_marked(near))
 }
 
 fn is_veth(link: &LinkMessage) -> bool {

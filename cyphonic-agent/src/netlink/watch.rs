@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use cyphonic_proto::address::Prefix;
 use futures_util::StreamExt;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
@@ -19,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::NetlinkError;
+use super::placement::is_agents_rule;
 
 /// The kernel follows up an address with its routes within a millisecond. A packet that leaves earlier is in
 /// vain: what answers it may be dropped as nobody's.
@@ -64,12 +66,13 @@ struct Seen {
 }
 
 impl NetworkWatch {
-    /// Subscribes to all but the interfaces of these numbers: the overlay's own. Needs a tokio runtime.
+    /// Subscribes to all but the interfaces of these numbers, the overlay's own, and what leads to the overlay,
+    /// as of other agents. Needs a tokio runtime.
     ///
     /// # Errors
     /// No netlink socket can be had.
-    pub fn start(own: Vec<u32>) -> Result<Self, NetlinkError> {
-        Self::listen(move |message| change_in(message, &own))
+    pub fn start(own: Vec<u32>, overlay: Prefix) -> Result<Self, NetlinkError> {
+        Self::listen(move |message| change_in(message, &own, overlay))
     }
 
     /// Subscribes to what the interface of this number, the overlay's own, may have lost. Needs a tokio
@@ -156,7 +159,7 @@ impl Pace {
     }
 }
 
-fn change_in(message: &NetlinkMessage<RouteNetlinkMessage>, own: &[u32]) -> Option<Change> {
+fn change_in(message: &NetlinkMessage<RouteNetlinkMessage>, own: &[u32], overlay: Prefix) -> Option<Change> {
     let foreign = |index: u32| !own.contains(&index);
     let routes = match &message.payload {
         NetlinkPayload::InnerMessage(message) => match message {
@@ -171,13 +174,17 @@ fn change_in(message: &NetlinkMessage<RouteNetlinkMessage>, own: &[u32]) -> Opti
                 false
             }
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)
-                if leads_out(route, own) =>
+                if leads_out(route, own, overlay) =>
             {
                 true
             }
             // Which of the tables with routes is asked, and when: VPNs bring a table first, and the rule for
-            // it later.
-            RouteNetlinkMessage::NewRule(_) | RouteNetlinkMessage::DelRule(_) => true,
+            // it later. An agent's leads to the overlay.
+            RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule)
+                if !is_agents_rule(rule) =>
+            {
+                true
+            }
             _ => return None,
         },
         // The kernel had to drop messages: whatever they said.
@@ -197,6 +204,8 @@ fn loss_in(message: &NetlinkMessage<RouteNetlinkMessage>, interface: u32) -> Opt
             }
             RouteNetlinkMessage::DelAddress(address) if address.header.index == interface => false,
             RouteNetlinkMessage::DelRoute(route) if leads_through(route, &[interface]) => true,
+            // Of whichever agent: that is quickly seen.
+            RouteNetlinkMessage::DelRule(rule) if is_agents_rule(rule) => true,
             _ => return None,
         },
         NetlinkPayload::Overrun(_) => true,
@@ -207,12 +216,21 @@ fn loss_in(message: &NetlinkMessage<RouteNetlinkMessage>, interface: u32) -> Opt
 
 /// Routes to the host's own addresses come and go with those, and every interface that comes up, as a
 /// container's does, brings some that lead no further than its link.
-fn leads_out(route: &RouteMessage, own: &[u32]) -> bool {
+fn leads_out(route: &RouteMessage, own: &[u32], overlay: Prefix) -> bool {
     let to_others = !matches!(
         route.header.kind,
         RouteType::Local | RouteType::Broadcast | RouteType::Anycast | RouteType::Multicast
     );
-    to_others && !leads_through(route, own) && !stays_on_link(route)
+    to_others && !leads_through(route, own) && !stays_on_link(route) && !leads_to(route, overlay)
+}
+
+/// Whether it leads to devices of the overlay only. No service and no peer's endpoint has such an address.
+fn leads_to(route: &RouteMessage, overlay: Prefix) -> bool {
+    route.header.destination_prefix_length >= Prefix::LENGTH
+        && route.attributes.iter().any(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet6(to)) => overlay.contains(*to),
+            _ => false,
+        })
 }
 
 fn leads_through(route: &RouteMessage, interfaces: &[u32]) -> bool {
@@ -243,6 +261,10 @@ mod tests {
 
     const OWN: u32 = 7;
 
+    fn overlay() -> Prefix {
+        "fd12:3456:789a::/48".parse().unwrap()
+    }
+
     fn route(destination: &str, interface: u32) -> RouteMessage {
         let (address, length) = destination.split_once('/').unwrap();
         let mut route = RouteMessage::default();
@@ -270,18 +292,30 @@ mod tests {
             "192.0.0.0/2",
             "224.0.0.0/3",
             "fc00::/6",
+            "fd12:3456:789a::/47",
             "fe80::/9",
         ] {
-            assert!(leads_out(&route(destination, 3), &[OWN]), "{destination}");
-            assert!(!leads_out(&route(destination, OWN), &[OWN]), "{destination} by the overlay's interface");
+            assert!(leads_out(&route(destination, 3), &[OWN], overlay()), "{destination}");
+            assert!(
+                !leads_out(&route(destination, OWN), &[OWN], overlay()),
+                "{destination} by the overlay's interface"
+            );
         }
-        for destination in ["fe80::/64", "fe80::/10", "fe80::7/128", "ff00::/8", "ff02::1/128", "224.0.0.0/4"]
-        {
-            assert!(!leads_out(&route(destination, 3), &[OWN]), "{destination}");
+        for destination in [
+            "fd12:3456:789a::/48",
+            "fd12:3456:789a:1::7/128",
+            "fe80::/64",
+            "fe80::/10",
+            "fe80::7/128",
+            "ff00::/8",
+            "ff02::1/128",
+            "224.0.0.0/4",
+        ] {
+            assert!(!leads_out(&route(destination, 3), &[OWN], overlay()), "{destination}");
         }
         let mut own_address = route("198.51.100.7/32", 3);
         own_address.header.kind = RouteType::Local;
-        assert!(!leads_out(&own_address, &[OWN]), "comes with its address");
+        assert!(!leads_out(&own_address, &[OWN], overlay()), "comes with its address");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The device's key and certificates, together.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
+use cyphonic_proto::identity::Identity;
 use rcgen::{KeyPair, PublicKeyData};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -67,6 +69,11 @@ impl DeviceIdentity {
     /// Leaf first, then the intermediate.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
         &self.chain
+    }
+
+    /// The device's virtual address, as its certificate has it.
+    pub fn address(&self) -> Option<Ipv6Addr> {
+        Identity::from_der(self.leaf()).ok()?.virtual_address
     }
 
     /// The device's own certificate.

@@ -2,7 +2,7 @@ use std::net::Ipv6Addr;
 use std::process::Command;
 use std::time::Duration;
 
-use cyphonic_agent::netlink::{Netlink, NetlinkError, NetworkCards, NetworkWatch, Sizes};
+use cyphonic_agent::netlink::{Netlink, NetlinkError, NetworkCards, NetworkWatch, Placement, Senders, Sizes};
 use cyphonic_agent::resolver::Host;
 use cyphonic_agent::resolver::journal::restore_journal;
 use cyphonic_agent::resolver::resolv_conf::{Look, ResolvConf};
@@ -26,6 +26,11 @@ pub(crate) fn in_namespace<F: Future<Output = ()>>(
     std::thread::spawn(body).join().unwrap();
 }
 
+/// As that of an agent which the host's programs use.
+fn placement(address: Ipv6Addr, prefix: Prefix) -> Placement {
+    Placement { address, prefix, senders: Senders::Host }
+}
+
 pub(crate) fn ip(arguments: &str) -> String {
     let output = Command::new("ip").args(arguments.split(' ')).output().expect("ip is installed (iproute2)");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
@@ -40,7 +45,8 @@ fn the_interface_gets_address_route_and_mtu_and_goes_again() {
         let netlink = Netlink::connect().unwrap();
         let address: Ipv6Addr = ADDRESS.parse().unwrap();
         for round in 0..2 {
-            let interface = netlink.configure("cyph0", address, PREFIX.parse().unwrap(), 1400).await.unwrap();
+            let interface =
+                netlink.configure("cyph0", placement(address, PREFIX.parse().unwrap()), 1400).await.unwrap();
             assert!(interface.up && interface.mtu == 1400, "round {round}: {interface:?}");
         }
         let addresses = ip("-6 addr show dev cyph0 scope global");
@@ -71,18 +77,18 @@ fn the_interface_gets_ipv6_where_new_ones_have_none() {
         ip("link add cyph0 type veth peer name cyph1");
         let netlink = Netlink::connect().unwrap();
         let interface = netlink.interface("cyph0").await.unwrap().unwrap();
-        let mut sizes = Sizes::new("cyph0".into(), &interface, own, prefix, 1420);
+        let mut sizes = Sizes::new("cyph0".into(), &interface, placement(own, prefix), 1420);
         let refused = sizes.restore(&netlink).await.unwrap_err();
         let said = refused.to_string();
         assert!(matches!(refused, NetlinkError::NoIpv6 { .. }) && !said.contains("CAP_NET_ADMIN"), "{said}");
-        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
-        assert!(interface.up && netlink.is_configured("cyph0", own, prefix).await.unwrap());
+        let interface = netlink.configure("cyph0", placement(own, prefix), 1420).await.unwrap();
+        assert!(interface.up && netlink.is_configured("cyph0", placement(own, prefix)).await.unwrap());
         assert_eq!(std::fs::read_to_string(all).unwrap().trim(), "1", "others' interfaces stay as they are");
         // As in a container.
         for arguments in [["--make-rprivate", "/"].as_slice(), &["-o", "bind,ro", "/proc/sys", "/proc/sys"]] {
             assert!(Command::new("mount").args(arguments).status().expect("mount is installed").success());
         }
-        let stays = netlink.configure("cyph1", own, prefix, 1420).await.unwrap_err();
+        let stays = netlink.configure("cyph1", placement(own, prefix), 1420).await.unwrap_err();
         let said = stays.to_string();
         assert!(matches!(stays, NetlinkError::Ipv6Stays { .. }) && said.contains("Read-only"), "{said}");
     });
@@ -178,8 +184,8 @@ async fn interface_with_sizes() -> (Netlink, Sizes) {
     ip("link set other0 up");
     let netlink = Netlink::connect().unwrap();
     let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
-    let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
-    let sizes = Sizes::new("cyph0".into(), &interface, own, prefix, 1420);
+    let interface = netlink.configure("cyph0", placement(own, prefix), 1420).await.unwrap();
+    let sizes = Sizes::new("cyph0".into(), &interface, placement(own, prefix), 1420);
     (netlink, sizes)
 }
 
@@ -319,7 +325,7 @@ fn what_matters_is_noticed_and_what_is_the_overlays_own_is_not() {
         for name in ["cyph0", "cyph1"] {
             own.push(netlink.interface(name).await.unwrap().expect("was made").index);
         }
-        let mut watch = NetworkWatch::start(own).unwrap();
+        let mut watch = NetworkWatch::start(own, PREFIX.parse().unwrap()).unwrap();
         let mut known = netlink.attachment(PREFIX.parse().unwrap(), "cyph0").await.unwrap();
         assert!(known.addresses.is_empty());
         // Each of these in turn, however the kernel words it.
@@ -365,7 +371,7 @@ fn what_matters_is_noticed_and_what_is_the_overlays_own_is_not() {
 #[test]
 fn a_rule_leads_elsewhere_as_a_route_does() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
-        let mut watch = NetworkWatch::start(Vec::new()).unwrap();
+        let mut watch = NetworkWatch::start(Vec::new(), PREFIX.parse().unwrap()).unwrap();
         for change in ["-6 rule add", "-6 rule del", "-4 rule add", "-4 rule del"] {
             ip(&format!("{change} fwmark 7 table 100"));
             let seen = tokio::time::timeout(Duration::from_secs(30), watch.changed()).await.expect(change);
@@ -381,9 +387,9 @@ fn what_is_taken_from_the_interface_is_noticed_and_comes_back() {
         ip("link set other0 up");
         let netlink = Netlink::connect().unwrap();
         let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
-        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
+        let interface = netlink.configure("cyph0", placement(own, prefix), 1420).await.unwrap();
         let mut losses = NetworkWatch::of_losses(interface.index).unwrap();
-        let mut sizes = Sizes::new("cyph0".into(), &interface, own, prefix, 1420);
+        let mut sizes = Sizes::new("cyph0".into(), &interface, placement(own, prefix), 1420);
         let wanted = [(1, 1280), (2, 1442)].map(|(n, mtu)| {
             let peer = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, n);
             (peer, mtu)
@@ -391,7 +397,7 @@ fn what_is_taken_from_the_interface_is_noticed_and_comes_back() {
         sizes.apply(&netlink, &wanted.into()).await.unwrap();
         let routes = || ip("-6 route show dev cyph0").lines().filter(|r| r.starts_with("fd12")).count();
         let before = routes();
-        assert!(netlink.is_configured("cyph0", own, prefix).await.unwrap());
+        assert!(netlink.is_configured("cyph0", placement(own, prefix)).await.unwrap());
         assert!(!sizes.restore(&netlink).await.unwrap(), "nothing is amiss");
 
         let no_ipv6 =
@@ -406,11 +412,11 @@ fn what_is_taken_from_the_interface_is_noticed_and_comes_back() {
             // What is left of the test's own doings.
             while tokio::time::timeout(Duration::from_secs(1), losses.changed()).await.is_ok() {}
             harm();
-            assert!(!netlink.is_configured("cyph0", own, prefix).await.unwrap(), "{what}");
+            assert!(!netlink.is_configured("cyph0", placement(own, prefix)).await.unwrap(), "{what}");
             tokio::time::timeout(Duration::from_secs(10), losses.changed()).await.expect(what);
             assert!(sizes.restore(&netlink).await.unwrap(), "{what}");
             sizes.apply(&netlink, &wanted.into()).await.unwrap();
-            assert!(netlink.is_configured("cyph0", own, prefix).await.unwrap(), "{what}");
+            assert!(netlink.is_configured("cyph0", placement(own, prefix)).await.unwrap(), "{what}");
             assert_eq!(routes(), before, "{what}");
             let narrow = ip("-6 route get fd12:3456:789a:1::1");
             assert!(narrow.contains("mtu 1280"), "{what}: {narrow}");
@@ -432,6 +438,57 @@ fn what_is_taken_from_the_interface_is_noticed_and_comes_back() {
     });
 }
 
+/// Of two agents of a host, what one answers is not sent by the other's interface, whatever that one's routes
+/// say of the same peer.
+#[test]
+fn what_an_agent_answers_beside_another_goes_by_its_own_interface() {
+    in_namespace(CloneFlags::CLONE_NEWNET, || async {
+        for (name, other) in [("cyph0", "x0"), ("plc", "x1")] {
+            ip(&format!("link add {name} type veth peer name {other}"));
+            ip(&format!("link set {other} up"));
+        }
+        let netlink = Netlink::connect().unwrap();
+        let prefix: Prefix = PREFIX.parse().unwrap();
+        let (host, own): (Ipv6Addr, Ipv6Addr) =
+            (ADDRESS.parse().unwrap(), "fd12:3456:789a::2".parse().unwrap());
+        let beside = Placement { address: own, prefix, senders: Senders::Own };
+        let peer: Ipv6Addr = "fd12:3456:789a:1::7".parse().unwrap();
+        let mut networks = NetworkWatch::start(Vec::new(), prefix).unwrap();
+        let of_host = netlink.configure("cyph0", placement(host, prefix), 1420).await.unwrap();
+        let of_machine = netlink.configure("plc", beside, 1420).await.unwrap();
+        let mut host_sizes = Sizes::new("cyph0".into(), &of_host, placement(host, prefix), 1420);
+        let mut sizes = Sizes::new("plc".into(), &of_machine, beside, 1420);
+        let leads = |from: Ipv6Addr| ip(&format!("-6 route get {peer} from {from}"));
+        assert!(netlink.is_configured("plc", beside).await.unwrap());
+        assert!(netlink.is_configured("cyph0", placement(host, prefix)).await.unwrap());
+        assert!(!netlink.is_configured("plc", placement(own, prefix)).await.unwrap());
+        assert!(leads(own).contains("dev plc") && leads(host).contains("dev cyph0"));
+        assert!(ip(&format!("-6 route get {peer}")).contains("dev cyph0"), "what has no source yet");
+        while tokio::time::timeout(Duration::from_secs(1), networks.changed()).await.is_ok() {}
+        host_sizes.apply(&netlink, &[(peer, 1400)].into()).await.unwrap();
+        assert!(leads(own).contains("dev plc") && leads(host).contains("mtu 1400"), "{}", leads(own));
+        sizes.apply(&netlink, &[(peer, 1300)].into()).await.unwrap();
+        assert!(leads(own).contains("mtu 1300") && leads(host).contains("mtu 1400"), "{}", leads(own));
+        // Neither leads elsewhere than before, whatever the links' MTUs are.
+        while let Ok(change) = tokio::time::timeout(Duration::from_millis(500), networks.changed()).await {
+            assert!(!change.routes);
+        }
+
+        // As systemd-networkd does when it starts, unless it is told not to.
+        let mut losses = NetworkWatch::of_losses(of_machine.index).unwrap();
+        ip("-6 rule del from fd12:3456:789a::2");
+        tokio::time::timeout(Duration::from_secs(10), losses.changed()).await.expect("it is noticed");
+        assert!(leads(own).contains("dev cyph0") && sizes.restore(&netlink).await.unwrap());
+        assert!(leads(own).contains("dev plc") && netlink.is_configured("plc", beside).await.unwrap());
+        // Once, however often it is configured.
+        netlink.configure("plc", beside, 1420).await.unwrap();
+        assert_eq!(ip("-6 rule").matches("from fd12:3456:789a::2").count(), 1, "{}", ip("-6 rule"));
+        ip("-6 rule add from fd12:3456:789a::2 table 7 pref 7");
+        assert!(netlink.remove_rules(own).await.unwrap() && !netlink.remove_rules(own).await.unwrap());
+        assert_eq!(ip("-6 rule").matches("from fd12:3456:789a::2").count(), 1, "somebody else's stays");
+    });
+}
+
 #[test]
 fn a_pairs_far_end_that_is_set_down_is_noticed_and_comes_up_again() {
     in_namespace(CloneFlags::CLONE_NEWNET, || async {
@@ -439,8 +496,8 @@ fn a_pairs_far_end_that_is_set_down_is_noticed_and_comes_up_again() {
         netlink.create_pair("cyph0", OWNER, 1500).await.unwrap();
         netlink.bring_up_far_end("cyph0").await.unwrap();
         let (own, prefix): (Ipv6Addr, Prefix) = (ADDRESS.parse().unwrap(), PREFIX.parse().unwrap());
-        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
-        let mut sizes = Sizes::new("cyph0".into(), &interface, own, prefix, 1420);
+        let interface = netlink.configure("cyph0", placement(own, prefix), 1420).await.unwrap();
+        let mut sizes = Sizes::new("cyph0".into(), &interface, placement(own, prefix), 1420);
         let mut losses = NetworkWatch::of_losses(interface.index).unwrap();
         let far_is_up = async || netlink.interface("cyph0x").await.unwrap().unwrap().up;
         ip("link set cyph0x down");
@@ -456,8 +513,8 @@ fn a_pairs_far_end_that_is_set_down_is_noticed_and_comes_up_again() {
         netlink.remove_pair("cyph0").await.unwrap();
         ip("link add cyph0 type bridge");
         ip("link add cyph0x type bridge");
-        let interface = netlink.configure("cyph0", own, prefix, 1420).await.unwrap();
-        let mut sizes = Sizes::new("cyph0".into(), &interface, own, prefix, 1420);
+        let interface = netlink.configure("cyph0", placement(own, prefix), 1420).await.unwrap();
+        let mut sizes = Sizes::new("cyph0".into(), &interface, placement(own, prefix), 1420);
         assert!(!sizes.restore(&netlink).await.unwrap() && !far_is_up().await);
     });
 }
@@ -472,7 +529,7 @@ fn a_container_that_starts_is_no_move_and_a_route_that_looks_as_before_is() {
         ip("route add default via 198.51.100.1 dev up0");
         ip("link add bridge0 type bridge");
         ip("link set bridge0 up");
-        let mut watch = NetworkWatch::start(Vec::new()).unwrap();
+        let mut watch = NetworkWatch::start(Vec::new(), PREFIX.parse().unwrap()).unwrap();
         // Their own link-local addresses are ready some time after they came.
         let settle = async |watch: &mut NetworkWatch| {
             let mut routes = false;
@@ -553,6 +610,13 @@ fn entrances_are_where_neighbours_are() {
         let present = netlink.cards(overlay, "cyph0").await.unwrap();
         assert_eq!(entrances(present), ["c1", "lan0", "lan1"], "up or not");
         ip("link set c0 nomaster");
+        assert_eq!(entrances(netlink.cards(overlay, "cyph0").await.unwrap()), ["c0", "c1", "lan0", "lan1"]);
+        // Another agent's: what comes by it has passed that one's tunnels. A TUN device, and a pair.
+        ip("tuntap add plc mode tun");
+        netlink.create_pair("other", OWNER, 1500).await.unwrap();
+        let before = entrances(netlink.cards(overlay, "cyph0").await.unwrap());
+        assert_eq!(before, ["c0", "c1", "lan0", "lan1", "plc"], "a VPN's, for all we know");
+        netlink.mark("plc", OWNER).await.unwrap();
         assert_eq!(entrances(netlink.cards(overlay, "cyph0").await.unwrap()), ["c0", "c1", "lan0", "lan1"]);
     });
 }

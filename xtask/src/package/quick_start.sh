@@ -118,7 +118,13 @@ check "the server has a token for many devices" looks server 'cyphonic-cloud tok
 on pi-1 'ip address add 192.168.1.20/32 dev lo'
 on pi-1 'systemd-run --quiet --unit plc systemd-socket-activate --accept --inetd --listen 192.168.1.20:502 echo a controller'
 #: operations.md Reach what has no agent
-check "pi-2 reaches a machine without an agent" looks pi-2 'bash -c "cat < /dev/tcp/pi-1.home.internal/502"' 'a controller'
+on pi-1 'cyphonic --instance plc wait --timeout 120'
+controller='bash -c "cat < /dev/tcp/plc.home.internal/502"'
+check "pi-2 reaches a machine without an agent" looks pi-2 "$controller" 'a controller'
+check "which has a port less than pi-1" not on pi-2 'timeout 10 bash -c "cat < /dev/tcp/plc.home.internal/22"'
+check "its agent says so" looks pi-1 'cyphonic --instance plc status' '1 since the start'
+check "and starts at boot" looks pi-1 'systemctl is-enabled cyphonicd@plc' '^enabled'
+check "in a sandbox" looks pi-1 'systemctl show -P NoNewPrivileges -P StateDirectory -P FragmentPath cyphonicd@plc' 'cyphonic@plc'
 #: operations.md Short names
 for machine in pi-1 pi-2; do
     on "$machine" 'cyphonic wait --timeout 120'
@@ -143,9 +149,13 @@ check "the NMS has another certificate" not cmp "$certificate" /run/nms.crt
 check "which devices believe" looks pi-1 'cyphonic wait --timeout 120; cyphonic ping --count 3 pi-2.home.internal; cyphonic status' 'pi-2'
 #: operations.md Upgrade
 check "reachable after it" on pi-1 'cyphonic wait --timeout 120; ping -c 3 pi-2.home.internal'
+on pi-1 'cyphonic --instance plc wait --timeout 120'
+check "so is what pi-1 stands for" looks pi-2 "$controller" 'a controller'
+check "by an agent of the new version" on pi-1 'cyphonic -i plc status --json | grep -q "\"version\": \"$(cyphonic --version | cut -d " " -f 2)\""'
 
 #: quick-start.md Take it away
 check "pi-2 has its resolv.conf again" looks pi-2 'cat /etc/resolv.conf' '^nameserver 192.168.10.1'
+check "pi-1 has nothing of its second agent" not on pi-1 'ls -d /var/lib/cyphonic@plc /etc/cyphonic 2> /dev/null | grep . || ip link show plc || ip -6 rule | grep 5100'
 check "pi-1 has no zone any more" not looks pi-1 'resolvectl domain' 'home.internal'
 # Symptoms: what the page says that one sees.
 on pi-1 'apt-get install ./cyphonic_*-2_amd64.deb; systemctl start cyphonicd'

@@ -165,7 +165,8 @@ check "installing starts nothing that is not set up" is ActiveState inactive cyp
 check "and that is no failure" is Result success cyphonicd
 check "the services are enabled" systemctl is-enabled cyphonicd cyphonic-cloud
 check "installing changes nothing else" unchanged before
-check "a unit's syntax" systemd-analyze verify --man=no /lib/systemd/system/cyphonicd.service /lib/systemd/system/cyphonic-cloud.service
+check "a unit's syntax" systemd-analyze verify --man=no /lib/systemd/system/cyphonicd.service /lib/systemd/system/cyphonicd@.service \
+    /lib/systemd/system/cyphonic-cloud.service
 for program in cyphonic cyphonicd cyphonic-cloud; do
     check "manual pages of $program" a_manual_page_for_every_verb "$program"
     check "its completions" bash -c ". /usr/share/bash-completion/completions/$program && complete -p $program"

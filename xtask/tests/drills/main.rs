@@ -21,6 +21,7 @@ mod overlay;
 mod programs;
 mod revocation;
 mod standby;
+mod stands_for;
 mod storage;
 mod udp_blocked;
 mod wrong_clock;

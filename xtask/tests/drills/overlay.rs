@@ -61,7 +61,7 @@ impl Overlay {
         let relay = start_service(&lab, &programs, "trs");
         let untouched = resolv_conf(&lab, "c");
         let agents = ["a", "b", "c"].map(|node| {
-            enrol(&lab, &programs, node);
+            enrol(&lab, &programs, node, &lab.node_dir(node).unwrap(), "dns: { resolver: resolv-conf }\n");
             start_agent(&lab, &programs, node)
         });
         let overlay = Self { agents: agents.into(), cloud, relay, programs, untouched, lab, _turn: turn };
@@ -167,15 +167,16 @@ pub(crate) fn start_service(lab: &Lab, programs: &Path, node: &str) -> Daemon {
     lab.spawn_ready(node, "service", &mut command, LIMIT, &Cancel::default()).unwrap()
 }
 
-fn enrol(lab: &Lab, programs: &Path, node: &str) {
-    let home = lab.node_dir(node).unwrap();
+/// Prepares an agent whose files are in `home`: a token for a device called `name`, and a configuration that
+/// says `more`, too.
+pub(crate) fn enrol(lab: &Lab, programs: &Path, name: &str, home: &Path, more: &str) {
     let cloud = lab.node_dir("cloud").unwrap().join("service/cloud.yaml");
     let mut create = Command::new(programs.join("cyphonic-cloud"));
-    create.args(["token", "create", "--name", node, "--config"]).arg(cloud);
+    create.args(["token", "create", "--name", name, "--config"]).arg(cloud);
     fs::write(home.join("token"), check(&mut create, LIMIT, &Cancel::default()).unwrap()).unwrap();
     let (state, socket, token) = (home.join("state"), home.join("cyphonic.sock"), home.join("token"));
     let text = format!(
-        "state_dir: {}\nsocket: {}\ntoken_file: {}\ncloud: [\"{CLOUD}\"]\ndns: {{ resolver: resolv-conf }}\n",
+        "state_dir: {}\nsocket: {}\ntoken_file: {}\ncloud: [\"{CLOUD}\"]\n{more}",
         state.display(),
         socket.display(),
         token.display()
@@ -184,9 +185,16 @@ fn enrol(lab: &Lab, programs: &Path, node: &str) {
 }
 
 pub(crate) fn start_agent(lab: &Lab, programs: &Path, node: &str) -> Daemon {
+    start_agent_of(lab, programs, node, &lab.node_dir(node).unwrap())
+}
+
+/// The agent on `node` whose files are in `home`.
+pub(crate) fn start_agent_of(lab: &Lab, programs: &Path, node: &str, home: &Path) -> Daemon {
     let mut command = lab.command(node, programs.join("cyphonicd")).unwrap();
-    command.arg("--config").arg(lab.node_dir(node).unwrap().join("agent.yaml"));
-    lab.spawn_ready(node, "agent", &mut command, LIMIT, &Cancel::default()).unwrap()
+    command.arg("--config").arg(home.join("agent.yaml"));
+    let name = home.file_name().unwrap().to_str().unwrap();
+    let name = if name == node { "agent" } else { name };
+    lab.spawn_ready(node, name, &mut command, LIMIT, &Cancel::default()).unwrap()
 }
 
 fn resolv_conf(lab: &Lab, node: &str) -> String {

@@ -1,0 +1,231 @@
+//! What is known of the machine, and how many conversations with it there may be.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use cyphonic_transport::quota::{Key, Quota};
+
+use crate::complaints::Complaints;
+use crate::config::{Carried, OfferedPort};
+use crate::control::report::{HealthCheck, Severity, StandsForReport};
+
+/// Conversations at a time, in all and of one peer. A controller has room for a handful.
+pub(super) const MAX_PLACES: usize = 1_024;
+pub(super) const MAX_PLACES_OF_PEER: usize = 128;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Machine {
+    address: IpAddr,
+    places: Mutex<Quota<Peer>>,
+    connections: AtomicU64,
+    flows: AtomicU64,
+    carried: AtomicU64,
+    turned_away: AtomicU64,
+    troubles: Mutex<Troubles>,
+}
+
+/// By its virtual address, which its tunnel has proved. All of an overlay are of one network, so no group of
+/// them says anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Peer(IpAddr);
+
+impl Key for Peer {
+    fn group(&self) -> Option<Self> {
+        None
+    }
+}
+
+/// Where something went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trouble {
+    /// The port cannot be had on this host.
+    Here,
+    /// The machine did not answer, or refused.
+    There,
+}
+
+#[derive(Debug, Default)]
+struct Troubles {
+    /// What the last attempt of each port came to, where it failed.
+    present: BTreeMap<OfferedPort, (Trouble, String)>,
+    told: Complaints<OfferedPort>,
+}
+
+/// A conversation's; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    machine: Arc<Machine>,
+    peer: Peer,
+    protocol: Carried,
+}
+
+impl Machine {
+    pub(super) fn new(address: IpAddr) -> Self {
+        Self {
+            address,
+            places: Mutex::new(Quota::new(MAX_PLACES)),
+            connections: AtomicU64::new(0),
+            flows: AtomicU64::new(0),
+            carried: AtomicU64::new(0),
+            turned_away: AtomicU64::new(0),
+            troubles: Mutex::default(),
+        }
+    }
+
+    /// Where one of its ports is.
+    pub(super) fn at(&self, port: OfferedPort) -> SocketAddr {
+        SocketAddr::new(self.address, port.to)
+    }
+
+    /// A place for one more conversation with this peer; none where it, or all together, have as many as there
+    /// may be.
+    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr, protocol: Carried) -> Option<Place> {
+        let peer = Peer(peer);
+        let mut places = lock(&self.places);
+        if !places.has_room(&peer, MAX_PLACES_OF_PEER) {
+            self.turned_away.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        places.add(peer);
+        self.count(protocol).fetch_add(1, Ordering::Relaxed);
+        self.carried.fetch_add(1, Ordering::Relaxed);
+        Some(Place { machine: Arc::clone(self), peer, protocol })
+    }
+
+    fn count(&self, protocol: Carried) -> &AtomicU64 {
+        match protocol {
+            Carried::Tcp => &self.connections,
+            Carried::Udp => &self.flows,
+        }
+    }
+
+    /// The port is this agent's now.
+    pub(super) fn is_open(&self, port: OfferedPort) {
+        let mut troubles = lock(&self.troubles);
+        if troubles.present.remove(&port).is_some() && troubles.told.settle(&port) {
+            tracing::info!("{}/{} is open to peers now", port.protocol, port.at);
+        }
+    }
+
+    /// The machine has answered there.
+    pub(super) fn has_answered(&self, port: OfferedPort) {
+        let mut troubles = lock(&self.troubles);
+        if troubles.present.remove(&port).is_some() && troubles.told.settle(&port) {
+            tracing::info!("the machine answers at {}/{} again", port.protocol, port.to);
+        }
+    }
+
+    /// What an attempt came to that failed.
+    pub(super) fn note(&self, port: OfferedPort, trouble: Trouble, error: &io::Error) {
+        let why = self.words(port, trouble, error);
+        let mut troubles = lock(&self.troubles);
+        if troubles.told.is_news(Instant::now(), port, &why) {
+            tracing::warn!("{why}");
+        }
+        troubles.present.insert(port, (trouble, why));
+    }
+
+    fn words(&self, port: OfferedPort, trouble: Trouble, error: &dyn Display) -> String {
+        let OfferedPort { protocol, at, to } = port;
+        match trouble {
+            Trouble::Here => format!(
+                "peers cannot open {protocol}/{at} here: {error}; if another program has that port of all of this host's addresses, \
+                 have it listen at its own address only, or offer another number, as `tcp/2222:22`"
+            ),
+            Trouble::There => format!(
+                "the machine {}, for which this device stands, does not answer at {protocol}/{to}: {error}",
+                self.address
+            ),
+        }
+    }
+
+    pub(super) fn report(&self, services: Vec<String>) -> StandsForReport {
+        let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        StandsForReport {
+            address: Some(self.address),
+            services,
+            connections: of(&self.connections),
+            flows: of(&self.flows),
+            carried: of(&self.carried),
+            turned_away: of(&self.turned_away),
+        }
+    }
+
+    pub(super) fn health(&self) -> Vec<HealthCheck> {
+        let troubles = lock(&self.troubles);
+        let of = |wanted: Trouble, id: &str, severity| {
+            let mut found = troubles.present.values().filter(|(trouble, _)| *trouble == wanted);
+            let (_, first) = found.next()?;
+            let message = match found.count() {
+                0 => first.clone(),
+                others => format!("{first} (and {others} other ports)"),
+            };
+            Some(HealthCheck { id: id.into(), severity, message })
+        };
+        let here = of(Trouble::Here, "stands-for", Severity::Error);
+        here.into_iter().chain(of(Trouble::There, "machine", Severity::Warning)).collect()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.machine.places).remove(&self.peer);
+        self.machine.count(self.protocol).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(number: u16) -> IpAddr {
+        [0xfd12, 0, 0, 0, 0, 0, 0, number].into()
+    }
+
+    #[test]
+    fn one_peer_does_not_take_the_places_of_all() {
+        let machine = Arc::new(Machine::new([192, 0, 2, 1].into()));
+        let admit = |number| machine.admit(peer(number), Carried::Tcp);
+        let first: Vec<_> = (0..MAX_PLACES_OF_PEER).map(|_| admit(1).unwrap()).collect();
+        assert!(admit(1).is_none());
+        let others: Vec<_> =
+            (MAX_PLACES_OF_PEER..MAX_PLACES).map(|number| admit(number as u16).unwrap()).collect();
+        assert!(admit(2).is_none(), "all have as many as there may be");
+        let report = machine.report(Vec::new());
+        assert_eq!((report.connections, report.flows, report.turned_away), (MAX_PLACES as u64, 0, 2));
+        drop(first);
+        assert!(machine.admit(peer(1), Carried::Udp).is_some());
+        drop(others);
+        let report = machine.report(Vec::new());
+        assert_eq!((report.connections, report.flows), (0, 0));
+        assert_eq!(lock(&machine.places).total(), 0);
+    }
+
+    #[test]
+    fn a_port_is_told_of_until_its_next_attempt_succeeds() {
+        let machine = Machine::new([192, 0, 2, 1].into());
+        let port = |to| OfferedPort { protocol: Carried::Tcp, at: 7, to };
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        machine.note(port(1), Trouble::There, &refused());
+        machine.note(port(2), Trouble::There, &refused());
+        machine.note(port(3), Trouble::Here, &io::Error::from(io::ErrorKind::AddrInUse));
+        let ids: Vec<_> = machine.health().into_iter().map(|check| check.id).collect();
+        assert_eq!(ids, ["stands-for", "machine"]);
+        assert!(machine.health()[1].message.contains("(and 1 other ports)"));
+        machine.has_answered(port(1));
+        assert!(machine.health()[1].message.contains("tcp/2:"), "{:?}", machine.health());
+        machine.has_answered(port(2));
+        machine.is_open(port(3));
+        assert_eq!(machine.health(), []);
+    }
+}
