@@ -9,12 +9,16 @@ mod machine;
 mod tcp;
 mod udp;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cyphonic_proto::access::Services;
+use futures_util::future::BoxFuture;
 use machine::{Machine, Trouble};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::config::{Carried, OfferedPort, StandsFor};
@@ -23,24 +27,64 @@ use crate::control::report::{HealthCheck, StandsForReport};
 /// Between two attempts at a port that another program has.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// Ports that come to be held within this time are offered together.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// Allows peers to open these services here at most, and returns once that is so.
+pub type Offering = Arc<dyn Fn(Services) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// A port is served, or tried again, for as long as this lives.
-#[derive(Debug)]
 pub struct Adapter {
     machine: Arc<Machine>,
     services: Vec<String>,
+    offering: Offering,
+    /// What tells of ports that are held.
+    offers: Mutex<JoinSet<()>>,
     // Aborted when dropped.
     _ports: JoinSet<()>,
 }
 
-impl Adapter {
-    /// Serves every port of `settings` at the device's address `own`. Must be called in a tokio runtime.
-    pub fn start(own: Ipv6Addr, settings: &StandsFor) -> Self {
-        let machine = Arc::new(Machine::new(settings.address));
-        let mut ports = JoinSet::new();
-        for port in settings.ports() {
-            ports.spawn(serve(own, port, machine.clone()));
+/// The ports that are this agent's. Peers may open these alone: at another one it would be a program of the host
+/// that answers.
+#[derive(Debug, Default)]
+struct Held {
+    ports: Mutex<BTreeSet<OfferedPort>>,
+    changed: Notify,
+}
+
+impl Held {
+    fn change(&self, port: OfferedPort, is_held: bool) {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = if is_held { ports.insert(port) } else { ports.remove(&port) };
+        if is_news {
+            self.changed.notify_one();
         }
-        Self { machine, services: settings.services.iter().map(ToString::to_string).collect(), _ports: ports }
+    }
+
+    fn now(&self) -> BTreeSet<OfferedPort> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Adapter {
+    /// Serves every port of `settings` at the device's address `own`, and offers each from when it is held. Must
+    /// be called in a tokio runtime.
+    pub fn start(own: Ipv6Addr, settings: StandsFor, offering: Offering) -> Self {
+        let (machine, held) = (Arc::new(Machine::new(settings.address)), Arc::<Held>::default());
+        let (mut ports, mut offers) = (JoinSet::new(), JoinSet::new());
+        for port in settings.ports() {
+            ports.spawn(serve(own, port, machine.clone(), held.clone()));
+        }
+        let services = settings.services.iter().map(ToString::to_string).collect();
+        offers.spawn(offer(settings, held, offering.clone()));
+        Self { machine, services, offering, offers: Mutex::new(offers), _ports: ports }
+    }
+
+    /// Peers may open nothing here any more. Only then the ports may be given up: they are the host's then.
+    pub async fn close(&self) {
+        let mut offers = std::mem::take(&mut *self.offers.lock().unwrap_or_else(PoisonError::into_inner));
+        offers.shutdown().await;
+        (self.offering)(Services::default()).await;
     }
 
     /// For `status`.
@@ -54,29 +98,53 @@ impl Adapter {
     }
 }
 
-/// Listens as soon as it can, and carries on what comes.
-async fn serve(own: Ipv6Addr, port: OfferedPort, machine: Arc<Machine>) {
+/// Offers what is held, whenever that changes.
+async fn offer(settings: StandsFor, held: Arc<Held>, offering: Offering) {
     loop {
-        let here = SocketAddr::from((own, port.at));
-        let ended = match port.protocol {
+        let ports = held.now();
+        offering(settings.offered(|port| ports.contains(&port))).await;
+        held.changed.notified().await;
+        // Most often others follow.
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+/// Listens as soon as it can, and carries on what comes.
+async fn serve(own: Ipv6Addr, port: OfferedPort, machine: Arc<Machine>, held: Arc<Held>) {
+    let here = SocketAddr::from((own, port.at));
+    loop {
+        match port.protocol {
             Carried::Tcp => match tcp::listen(here) {
                 Ok(listener) => {
-                    machine.is_open(port);
-                    tcp::carry_all(listener, port, &machine).await
+                    held.change(port, true);
+                    machine.is_well_here(port);
+                    let ended = tcp::carry_all(&listener, port, &machine).await;
+                    is_lost(port, &ended, &machine, &held).await;
                 }
-                Err(error) => error,
+                Err(error) => cannot_be_had(port, &error, &machine).await,
             },
             Carried::Udp => match udp::open(here).await {
                 Ok(socket) => {
-                    machine.is_open(port);
-                    udp::carry_all(socket, port, &machine).await
+                    held.change(port, true);
+                    machine.is_well_here(port);
+                    let ended = udp::carry_all(&socket, port, &machine).await;
+                    is_lost(port, &ended, &machine, &held).await;
                 }
-                Err(error) => error,
+                Err(error) => cannot_be_had(port, &error, &machine).await,
             },
-        };
-        machine.note(port, Trouble::Here, &ended);
-        tokio::time::sleep(AGAIN).await;
+        }
     }
+}
+
+/// Its socket is kept until peers may not open it any more.
+async fn is_lost(port: OfferedPort, ended: &io::Error, machine: &Machine, held: &Held) {
+    held.change(port, false);
+    cannot_be_had(port, ended, machine).await;
+}
+
+async fn cannot_be_had(port: OfferedPort, error: &io::Error, machine: &Machine) {
+    machine.note(port, Trouble::Here, error);
+    tokio::time::sleep(AGAIN).await;
 }
 
 /// Whether an error is the host's, which may pass, and not the socket's.
@@ -112,6 +180,10 @@ mod tests {
         }
     }
 
+    fn start(settings: StandsFor) -> Adapter {
+        Adapter::start(Ipv6Addr::LOCALHOST, settings, Arc::new(|_| Box::pin(async {})))
+    }
+
     async fn connect(port: u16) -> TcpStream {
         let until = tokio::time::Instant::now() + SOON;
         loop {
@@ -136,8 +208,7 @@ mod tests {
     async fn a_connection_reaches_the_machine_over_ipv4_and_each_half_ends_by_itself() {
         let machine = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (there, here) = (machine.local_addr().unwrap().port(), free_port().await);
-        let adapter =
-            Adapter::start(Ipv6Addr::LOCALHOST, &settings("127.0.0.1", &[format!("tcp/{here}:{there}")]));
+        let adapter = start(settings("127.0.0.1", &[format!("tcp/{here}:{there}")]));
         let mut peer = connect(here).await;
         let (mut served, from) = timeout(SOON, machine.accept()).await.unwrap().unwrap();
         assert_eq!(from.ip(), IpAddr::from([127, 0, 0, 1]));
@@ -165,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn what_the_machine_refuses_is_refused_here_and_told_until_it_answers() {
         let (there, here) = (free_port().await, free_port().await);
-        let adapter = Adapter::start(Ipv6Addr::LOCALHOST, &settings("::1", &[format!("tcp/{here}:{there}")]));
+        let adapter = start(settings("::1", &[format!("tcp/{here}:{there}")]));
         let mut peer = connect(here).await;
         let refused = timeout(SOON, peer.read(&mut [0; 8])).await.unwrap();
         assert_eq!(refused.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
@@ -188,8 +259,7 @@ mod tests {
     async fn a_connection_that_the_peer_resets_is_reset_at_the_machine() {
         let machine = TcpListener::bind("[::1]:0").await.unwrap();
         let (there, here) = (machine.local_addr().unwrap().port(), free_port().await);
-        let _adapter =
-            Adapter::start(Ipv6Addr::LOCALHOST, &settings("::1", &[format!("tcp/{here}:{there}")]));
+        let _adapter = start(settings("::1", &[format!("tcp/{here}:{there}")]));
         let peer = connect(here).await;
         let (mut served, _) = timeout(SOON, machine.accept()).await.unwrap().unwrap();
         tcp::reset(peer);
@@ -201,8 +271,7 @@ mod tests {
     async fn datagrams_of_each_peer_have_a_port_of_their_own_towards_the_machine() {
         let machine = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let (there, here) = (machine.local_addr().unwrap().port(), free_port().await);
-        let adapter =
-            Adapter::start(Ipv6Addr::LOCALHOST, &settings("127.0.0.1", &[format!("udp/{here}:{there}")]));
+        let adapter = start(settings("127.0.0.1", &[format!("udp/{here}:{there}")]));
         let peers = [UdpSocket::bind("[::1]:0").await.unwrap(), UdpSocket::bind("[::1]:0").await.unwrap()];
         let mut sources = Vec::new();
         for (number, peer) in peers.iter().enumerate() {
@@ -247,16 +316,67 @@ mod tests {
         timeout(SOON, asked).await.expect("the machine is asked")
     }
 
+    /// Else the other program would be reached by the machine's name.
     #[tokio::test]
-    async fn a_port_that_another_program_has_is_told_and_taken_when_it_is_free() {
+    async fn a_port_that_another_program_has_is_not_offered_told_of_and_taken_when_it_is_free() {
         let other = TcpListener::bind("[::]:0").await.unwrap();
-        let here = other.local_addr().unwrap().port();
-        let adapter = Adapter::start(Ipv6Addr::LOCALHOST, &settings("127.0.0.1", &[format!("tcp/{here}")]));
-        until(|| !adapter.health().is_empty()).await;
+        let (taken, free) = (other.local_addr().unwrap().port(), free_port().await);
+        let offered = Arc::new(Mutex::new(Vec::new()));
+        let heard = offered.clone();
+        let services = ["ping".into(), format!("tcp/{taken}"), format!("tcp/{free}:1")];
+        let adapter = Adapter::start(
+            Ipv6Addr::LOCALHOST,
+            settings("127.0.0.1", &services),
+            Arc::new(move |services: Services| {
+                heard.lock().unwrap().push(services.words());
+                Box::pin(async {})
+            }),
+        );
+        let last = || offered.lock().unwrap().last().cloned().unwrap_or_default();
+        let but_one = ["ping".to_owned(), format!("tcp/{free}")];
+        until(|| !adapter.health().is_empty() && last() == but_one).await;
         let check = adapter.health().remove(0);
         assert_eq!((check.id.as_str(), check.severity), ("stands-for", Severity::Error));
         assert!(check.message.contains("another number, as `tcp/2222:22`"), "{}", check.message);
         drop(other);
-        until(|| adapter.health().is_empty()).await;
+        until(|| adapter.health().is_empty() && last() != but_one).await;
+        assert_eq!(last(), settings("127.0.0.1", &services).offered(|_| true).words());
+        adapter.close().await;
+        assert_eq!(last().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_the_machine_sent_before_it_broke_off_arrives() {
+        let machine = TcpListener::bind("[::1]:0").await.unwrap();
+        let (there, here) = (machine.local_addr().unwrap().port(), free_port().await);
+        let _adapter = start(settings("::1", &[format!("tcp/{here}:{there}")]));
+        let mut peer = connect(here).await;
+        let (mut served, _) = timeout(SOON, machine.accept()).await.unwrap().unwrap();
+        // It has not read this when it closes, which is a reset then.
+        peer.write_all(b"a question that is not read").await.unwrap();
+        timeout(SOON, served.peek(&mut [0; 8])).await.unwrap().unwrap();
+        served.write_all(&[7; 50_000]).await.unwrap();
+        drop(served);
+        let mut answer = Vec::new();
+        let ended = timeout(SOON, peer.read_to_end(&mut answer)).await.unwrap();
+        assert_eq!((answer.len(), ended.unwrap_err().kind()), (50_000, io::ErrorKind::ConnectionReset));
+    }
+
+    /// A file of which half has come is not one that has ended.
+    #[tokio::test]
+    async fn an_agent_that_stops_ends_no_conversation_as_if_all_had_been_said() {
+        let machine = TcpListener::bind("[::1]:0").await.unwrap();
+        let (there, here) = (machine.local_addr().unwrap().port(), free_port().await);
+        let adapter = start(settings("::1", &[format!("tcp/{here}:{there}")]));
+        let mut peer = connect(here).await;
+        let (mut served, _) = timeout(SOON, machine.accept()).await.unwrap().unwrap();
+        peer.write_all(b"half").await.unwrap();
+        let mut half = [0; 4];
+        timeout(SOON, served.read_exact(&mut half)).await.unwrap().unwrap();
+        drop(adapter);
+        for end in [&mut peer, &mut served] {
+            let ended = timeout(SOON, end.read(&mut half)).await.unwrap();
+            assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        }
     }
 }

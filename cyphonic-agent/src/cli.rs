@@ -124,6 +124,7 @@ enum Tunnel {
 impl Cli {
     /// Does what was asked.
     pub fn run(self) -> Result<ExitCode> {
+        self.instance.iter().for_each(Instance::is_this_processs);
         match self.command {
             // May become the daemon, which has a runtime of its own.
             Command::Up(up) => up.run(self.socket, self.instance),
@@ -134,20 +135,20 @@ impl Cli {
             command => {
                 let of_instance = self.instance.as_ref().map(Instance::socket);
                 let socket = self.socket.or(of_instance).unwrap_or_else(|| Config::default().socket);
-                block_on(command.run(socket))?
+                block_on(command.run(socket, self.instance))?
             }
         }
     }
 }
 
 impl Command {
-    async fn run(self, socket: PathBuf) -> Result<ExitCode> {
+    async fn run(self, socket: PathBuf, instance: Option<Instance>) -> Result<ExitCode> {
         match self {
             Self::Status { check: Some(check), .. } => return Ok(self::check(&socket, check).await),
             Self::Wait { timeout } => return wait(&socket, timeout).await,
             Self::Metrics => metrics(&socket).await?,
             Self::Version => version(&socket).await?,
-            Self::Bugreport => bugreport::run(&socket).await?,
+            Self::Bugreport => bugreport::run(&socket, instance).await?,
             command => return command.ask(ControlClient::connect(&socket).await?).await,
         }
         Ok(ExitCode::SUCCESS)

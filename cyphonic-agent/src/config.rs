@@ -20,7 +20,7 @@ mod access;
 mod awake;
 mod cloud;
 mod enrol_as;
-mod instance;
+pub mod instance;
 mod mtu;
 mod packets;
 mod relay;
@@ -243,6 +243,16 @@ impl Config {
         };
         config.apply(overrides);
         config.check()?;
+        if let Some(instance) = &overrides.instance
+            && config.stands_for.is_none()
+        {
+            // The host's programs have one way to the overlay.
+            let reason = format!(
+                "it is missing in {}: an agent beside the host's own, as {instance}, stands for a machine",
+                path.display()
+            );
+            return Err(ConfigError::Value { key: "stands_for", reason });
+        }
         Ok(config)
     }
 
@@ -523,9 +533,14 @@ mod tests {
     fn an_instance_has_its_places_whatever_its_file_says_and_flags_win() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("plc.yaml");
-        std::fs::write(&path, "state_dir: /var/lib/cyphonic\ninterface: x0\nport: 1\n").unwrap();
+        let text = "state_dir: /var/lib/cyphonic\ninterface: x0\nport: 1\n";
+        std::fs::write(&path, text).unwrap();
         let instance: Instance = "plc".parse().unwrap();
         let overrides = Overrides { instance: Some(instance.clone()), ..Overrides::default() };
+        let error = Config::load(&path, true, &overrides).unwrap_err();
+        assert!(error.needs_a_person() && error.to_string().contains("stands_for"), "{error}");
+        let machine = "stands_for: {address: 192.0.2.1, services: tcp/1}\n";
+        std::fs::write(&path, text.to_owned() + machine).unwrap();
         let config = Config::load(&path, true, &overrides).unwrap();
         assert_eq!((config.state_dir, config.socket), (instance.state_dir(), instance.socket()));
         assert_eq!((config.interface.as_str(), config.port), ("plc", 1));

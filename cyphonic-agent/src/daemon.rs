@@ -21,6 +21,7 @@ mod waiting;
 mod watchdog;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,8 +38,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use waiting::Waiting;
 
-use crate::adapter::Adapter;
-use crate::config::Config;
+use crate::adapter::{Adapter, Offering};
+use crate::config::{Config, instance};
 use crate::control::{self, Backend, ControlError, ControlServer, Settings};
 use crate::dns::{InvalidZone, Resolver, Zone};
 use crate::enrol::EnrolError;
@@ -66,6 +67,8 @@ pub struct RunningEngine {
     pub resolver: Arc<dyn Resolver>,
     /// Answers the control socket.
     pub backend: Arc<dyn Backend>,
+    /// Where the device stands for a machine: allows peers to open these services at most.
+    pub offering: Offering,
     /// The overlay's DNS zone.
     pub zone: String,
     /// The overlay's prefix.
@@ -92,7 +95,8 @@ where
     F: AsyncFnOnce(EngineInputs) -> Result<RunningEngine, E>,
     E: std::fmt::Display,
 {
-    let mut signals = StopSignals::listen("systemctl restart cyphonicd").map_err(DaemonError::Signals)?;
+    let mut signals = StopSignals::listen(&format!("systemctl restart {}", instance::unit()))
+        .map_err(DaemonError::Signals)?;
     let settings = Arc::new(settings);
     let config = settings.started_with();
     let state = StateDir::open(&config.state_dir)?;
@@ -111,12 +115,14 @@ where
     let stands_for = config.stands_for.clone().zip(device.as_ref().and_then(|device| device.virtual_address));
     let inputs = EngineInputs { config, identity, state: state.clone(), netlink };
     let engine = start_engine(inputs).await.map_err(|error| DaemonError::Engine(error.to_string()))?;
-    let RunningEngine { resolver, backend, zone, prefix, interface, failed, stop: stop_engine } = engine;
+    let RunningEngine { resolver, backend, offering, zone, prefix, interface, failed, stop: stop_engine } =
+        engine;
     let alive = backend.clone();
     let around = match stands_for {
         Some((machine, own)) => {
-            let adapter = Adapter::start(own, &machine);
-            Surroundings::of(&settings, backend, Purpose::Machine(adapter)).await
+            let adapter = Arc::new(Adapter::start(own, machine, offering));
+            let around = Surroundings::of(&settings, backend, Purpose::Machine(adapter.clone())).await;
+            around.map(|around| Surroundings { adapter: Some(adapter), ..around })
         }
         None => {
             let zone = Zone::new(&zone, prefix).map(|zone| match &device {
@@ -128,7 +134,10 @@ where
     };
     let outcome = match around {
         Ok(around) => {
-            notify(&[NotifyState::Ready, NotifyState::Status("running: `cyphonic status` tells more")]);
+            notify(&[
+                NotifyState::Ready,
+                NotifyState::Status(&format!("running: `{} status` tells more", instance::command())),
+            ]);
             tracing::info!("ready");
             let given_back = tokio::spawn(give_back_start_up());
             let outcome = tokio::select! {
@@ -217,6 +226,7 @@ struct Surroundings {
     resolver: SharedResolver,
     // Aborted when dropped.
     names: JoinSet<()>,
+    adapter: Option<Arc<Adapter>>,
     _control: ControlServer,
     asked_to_stop: Arc<Notify>,
 }
@@ -265,6 +275,7 @@ impl Surroundings {
         Ok(Self {
             resolver: SharedResolver::default(),
             names: JoinSet::new(),
+            adapter: None,
             _control: control,
             asked_to_stop,
         })
@@ -273,6 +284,9 @@ impl Surroundings {
     async fn stop(mut self) {
         // First, so that nothing is done to the host's resolver after it was put back.
         self.names.shutdown().await;
+        if let Some(adapter) = &self.adapter {
+            adapter.close().await;
+        }
         self.resolver.restore().await;
     }
 }
@@ -289,16 +303,18 @@ fn notify(state: &[NotifyState<'_>]) {
 pub enum CleanUpError {
     /// Its edit of the host's resolver.
     #[error(
-        "the host's resolver configuration could not be restored: {0}; `cyphonicd cleanup` tries again, and so does the next start"
+        "the host's resolver configuration could not be restored: {0}; `{again} cleanup` tries again, and so does the next start",
+        again = instance::daemon()
     )]
     Resolver(#[from] ResolverError),
     /// Its virtual interface.
-    #[error("the virtual interface could not be removed: {0}; `cyphonicd cleanup` tries again")]
+    #[error("the virtual interface could not be removed: {0}; `{again} cleanup` tries again", again = instance::daemon())]
     Interface(#[from] NetlinkError),
     /// Both.
     #[error(
         "neither the host's resolver configuration could be restored ({0}) nor the virtual interface removed ({1}): \
-         `cyphonicd cleanup` tries again"
+         `{again} cleanup` tries again",
+        again = instance::daemon()
     )]
     Both(ResolverError, NetlinkError),
 }
@@ -316,10 +332,10 @@ pub enum DaemonError {
     #[error("{0}")]
     NotEnrolled(String),
     /// Not enrolled yet, and systemd hands over another token at the next start only.
-    #[error("there is another token in {store}: it comes with the next start")]
+    #[error("there is another token in {}: it comes with the next start", store.display())]
     OtherToken {
         /// Where.
-        store: &'static str,
+        store: PathBuf,
     },
     /// Netlink.
     #[error(transparent)]

@@ -135,12 +135,13 @@ impl Netlink {
         // A name's address is unique by construction: duplicate address detection would only delay it.
         add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
         add.execute().await.map_err(ipv6_step("give an address to"))?;
-        let route = placement.route_to((placement.prefix.address(), Prefix::LENGTH), index);
-        let added = self.handle.route().add(route).replace().execute().await;
-        added.map_err(ipv6_step("route the overlay to"))?;
+        // A kernel without rules has no other tables either, and would put the route among the host's.
         if placement.senders == Senders::Own {
             self.add_rule(name, index, placement.address).await?;
         }
+        let route = placement.route_to((placement.prefix.address(), Prefix::LENGTH), index);
+        let added = self.handle.route().add(route).replace().execute().await;
+        added.map_err(ipv6_step("route the overlay to"))?;
         self.await_local_route(placement.address).await?;
         self.require(name).await
     }

@@ -34,6 +34,8 @@ use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
+use crate::config::instance;
+
 /// The node's cached state is a few kilobytes.
 const MAX_NODE_BYTES: u64 = 1024 * 1024;
 const MAX_PEM_BYTES: u64 = 64 * 1024;
@@ -328,8 +330,13 @@ fn restrict(path: &Path, mode: u32) -> Result<(), StateError> {
 }
 
 /// What helps where an identity is damaged, and no backup is at hand.
-const ENROL_ANEW: &str = "stop the daemon and enrol with `cyphonic up --anew --token file:PATH` and a token of \
-                          `cyphonic-cloud token create --name NAME --replace`";
+fn enrol_anew() -> String {
+    format!(
+        "stop the daemon and enrol with `{} up --anew --token file:PATH` and a token of \
+         `cyphonic-cloud token create --name NAME --replace`",
+        instance::command()
+    )
+}
 
 /// Why state could not be read or written. Nothing was changed, except that a directory may have been
 /// created.
@@ -346,7 +353,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// Larger than it can be.
-    #[error("{} is larger than {limit} bytes: it is damaged; restore it from a backup, or if it is of the device's identity, {}", path.display(), ENROL_ANEW)]
+    #[error("{} is larger than {limit} bytes: it is damaged; restore it from a backup, or if it is of the device's identity, {}", path.display(), enrol_anew())]
     TooLarge {
         /// Which file.
         path: PathBuf,
@@ -354,19 +361,19 @@ pub enum StateError {
         limit: u64,
     },
     /// Another daemon runs.
-    #[error("another daemon uses {}: stop it first (`systemctl stop cyphonicd` or `cyphonic down`), or give this one its own --state-dir", path.display())]
+    #[error("another daemon uses {}: stop it first (`systemctl stop {}` or `{} down`), or give this one its own --state-dir", path.display(), instance::unit(), instance::command())]
     InUse {
         /// The directory.
         path: PathBuf,
     },
     /// A file of the identity is missing while others are there.
-    #[error("{} is missing but the device is enrolled: restore it from a backup, or {}", path.display(), ENROL_ANEW)]
+    #[error("{} is missing but the device is enrolled: restore it from a backup, or {}", path.display(), enrol_anew())]
     Incomplete {
         /// Which file.
         path: PathBuf,
     },
     /// The key cannot be used.
-    #[error("the device's key {} cannot be used: {reason}; restore it from a backup, or {}", path.display(), ENROL_ANEW)]
+    #[error("the device's key {} cannot be used: {reason}; restore it from a backup, or {}", path.display(), enrol_anew())]
     Key {
         /// Which file.
         path: PathBuf,
@@ -374,7 +381,7 @@ pub enum StateError {
         reason: String,
     },
     /// The certificates cannot be used.
-    #[error("the device's identity in {} cannot be used: {reason}; restore it from a backup, or {}", path.display(), ENROL_ANEW)]
+    #[error("the device's identity in {} cannot be used: {reason}; restore it from a backup, or {}", path.display(), enrol_anew())]
     Identity {
         /// The directory.
         path: PathBuf,

@@ -78,6 +78,11 @@ impl core::fmt::Display for ConfigError {
 impl core::error::Error for ConfigError {}
 
 impl InterfaceConfig {
+    /// The node's address.
+    pub const fn own(&self) -> &[u8; 16] {
+        &self.own
+    }
+
     /// A node with address `own` in the overlay `prefix`/`prefix_len`.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Option<(Signal, Hangup)>,
-    advice: &'static str,
+    advice: String,
 }
 
 /// What SIGHUP says to this process.
@@ -49,14 +49,14 @@ impl StopSignals {
     ///
     /// # Errors
     /// The system takes no handler, or there is no tokio runtime with drivers.
-    pub fn listen(advice: &'static str) -> io::Result<Self> {
+    pub fn listen(advice: &str) -> io::Result<Self> {
         // A process has no terminal any more when it is told that it went: so now.
         let has_terminal = fs::File::open("/dev/tty").is_ok();
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         Self::listen_for(Hangup::meaning(ignores_hangup(&status), has_terminal), advice)
     }
 
-    fn listen_for(hangup: Option<Hangup>, advice: &'static str) -> io::Result<Self> {
+    fn listen_for(hangup: Option<Hangup>, advice: &str) -> io::Result<Self> {
         let hangup = match hangup {
             Some(meaning) => Some((signal(SignalKind::hangup())?, meaning)),
             None => None,
@@ -65,7 +65,7 @@ impl StopSignals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup,
-            advice,
+            advice: advice.to_owned(),
         })
     }
 

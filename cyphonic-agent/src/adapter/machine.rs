@@ -1,7 +1,6 @@
 //! What is known of the machine, and how many conversations with it there may be.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +13,7 @@ use crate::complaints::Complaints;
 use crate::config::{Carried, OfferedPort};
 use crate::control::report::{HealthCheck, Severity, StandsForReport};
 
-/// Conversations at a time, in all and of one peer. A controller has room for a handful.
+/// Conversations at a time, of each protocol in all and of one peer. A controller has room for a handful.
 pub(super) const MAX_PLACES: usize = 1_024;
 pub(super) const MAX_PLACES_OF_PEER: usize = 128;
 
@@ -22,9 +21,8 @@ pub(super) const MAX_PLACES_OF_PEER: usize = 128;
 #[derive(Debug)]
 pub(super) struct Machine {
     address: IpAddr,
-    places: Mutex<Quota<Peer>>,
-    connections: AtomicU64,
-    flows: AtomicU64,
+    connections: Mutex<Quota<Peer>>,
+    flows: Mutex<Quota<Peer>>,
     carried: AtomicU64,
     turned_away: AtomicU64,
     troubles: Mutex<Troubles>,
@@ -50,6 +48,21 @@ pub(super) enum Trouble {
     There,
 }
 
+impl Trouble {
+    /// Whose an error is that came of speaking to the machine.
+    pub(super) fn of(error: &io::Error) -> Self {
+        use io::ErrorKind::{
+            ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable,
+            TimedOut,
+        };
+        match error.kind() {
+            ConnectionAborted | ConnectionRefused | ConnectionReset | HostUnreachable
+            | NetworkUnreachable | TimedOut => Self::There,
+            _ => Self::Here,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Troubles {
     /// What the last attempt of each port came to, where it failed.
@@ -69,9 +82,8 @@ impl Machine {
     pub(super) fn new(address: IpAddr) -> Self {
         Self {
             address,
-            places: Mutex::new(Quota::new(MAX_PLACES)),
-            connections: AtomicU64::new(0),
-            flows: AtomicU64::new(0),
+            connections: Mutex::new(Quota::new(MAX_PLACES)),
+            flows: Mutex::new(Quota::new(MAX_PLACES)),
             carried: AtomicU64::new(0),
             turned_away: AtomicU64::new(0),
             troubles: Mutex::default(),
@@ -87,38 +99,58 @@ impl Machine {
     /// may be.
     pub(super) fn admit(self: &Arc<Self>, peer: IpAddr, protocol: Carried) -> Option<Place> {
         let peer = Peer(peer);
-        let mut places = lock(&self.places);
+        let mut places = lock(self.places(protocol));
         if !places.has_room(&peer, MAX_PLACES_OF_PEER) {
-            self.turned_away.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         places.add(peer);
-        self.count(protocol).fetch_add(1, Ordering::Relaxed);
-        self.carried.fetch_add(1, Ordering::Relaxed);
         Some(Place { machine: Arc::clone(self), peer, protocol })
     }
 
-    fn count(&self, protocol: Carried) -> &AtomicU64 {
+    /// For one there was no place.
+    pub(super) fn has_turned_away(&self, peer: IpAddr) {
+        if self.turned_away.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(
+                "{peer} has as many conversations with {} as one may have, or all together have: more are turned away",
+                self.address
+            );
+        }
+    }
+
+    /// A conversation has begun.
+    pub(super) fn has_begun(&self) {
+        self.carried.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn places(&self, protocol: Carried) -> &Mutex<Quota<Peer>> {
         match protocol {
             Carried::Tcp => &self.connections,
             Carried::Udp => &self.flows,
         }
     }
 
-    /// The port is this agent's now.
-    pub(super) fn is_open(&self, port: OfferedPort) {
-        let mut troubles = lock(&self.troubles);
-        if troubles.present.remove(&port).is_some() && troubles.told.settle(&port) {
+    /// The port is this agent's, and the host lets it use it.
+    pub(super) fn is_well_here(&self, port: OfferedPort) {
+        if self.is_over(port, |trouble| trouble == Trouble::Here) {
             tracing::info!("{}/{} is open to peers now", port.protocol, port.at);
         }
     }
 
     /// The machine has answered there.
     pub(super) fn has_answered(&self, port: OfferedPort) {
-        let mut troubles = lock(&self.troubles);
-        if troubles.present.remove(&port).is_some() && troubles.told.settle(&port) {
-            tracing::info!("the machine answers at {}/{} again", port.protocol, port.to);
+        if self.is_over(port, |_| true) {
+            tracing::info!("what is for {}/{} of the machine goes there again", port.protocol, port.to);
         }
+    }
+
+    /// Whether there was trouble of this kind, which is over.
+    fn is_over(&self, port: OfferedPort, is_meant: impl FnOnce(Trouble) -> bool) -> bool {
+        let mut troubles = lock(&self.troubles);
+        if !troubles.present.get(&port).is_some_and(|(trouble, _)| is_meant(*trouble)) {
+            return false;
+        }
+        troubles.present.remove(&port);
+        troubles.told.settle(&port)
     }
 
     /// What an attempt came to that failed.
@@ -131,13 +163,16 @@ impl Machine {
         troubles.present.insert(port, (trouble, why));
     }
 
-    fn words(&self, port: OfferedPort, trouble: Trouble, error: &dyn Display) -> String {
+    fn words(&self, port: OfferedPort, trouble: Trouble, error: &io::Error) -> String {
         let OfferedPort { protocol, at, to } = port;
         match trouble {
-            Trouble::Here => format!(
-                "peers cannot open {protocol}/{at} here: {error}; if another program has that port of all of this host's addresses, \
-                 have it listen at its own address only, or offer another number, as `tcp/2222:22`"
-            ),
+            Trouble::Here => match error.kind() {
+                io::ErrorKind::AddrInUse => format!(
+                    "peers cannot open {protocol}/{at} here: another program has that port of all of this host's addresses: have it \
+                     listen at the host's own only, or offer another number, as `tcp/2222:22`"
+                ),
+                _ => format!("{protocol}/{at} is not carried on to {}:{to}: {error}", self.address),
+            },
             Trouble::There => format!(
                 "the machine {}, for which this device stands, does not answer at {protocol}/{to}: {error}",
                 self.address
@@ -147,11 +182,12 @@ impl Machine {
 
     pub(super) fn report(&self, services: Vec<String>) -> StandsForReport {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let standing = |places: &Mutex<Quota<Peer>>| lock(places).total() as u64;
         StandsForReport {
             address: Some(self.address),
             services,
-            connections: of(&self.connections),
-            flows: of(&self.flows),
+            connections: standing(&self.connections),
+            flows: standing(&self.flows),
             carried: of(&self.carried),
             turned_away: of(&self.turned_away),
         }
@@ -175,8 +211,7 @@ impl Machine {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.machine.places).remove(&self.peer);
-        self.machine.count(self.protocol).fetch_sub(1, Ordering::Relaxed);
+        lock(self.machine.places(self.protocol)).remove(&self.peer);
     }
 }
 
@@ -201,14 +236,13 @@ mod tests {
         let others: Vec<_> =
             (MAX_PLACES_OF_PEER..MAX_PLACES).map(|number| admit(number as u16).unwrap()).collect();
         assert!(admit(2).is_none(), "all have as many as there may be");
+        assert!(machine.admit(peer(1), Carried::Udp).is_some(), "the other protocol's are its own");
         let report = machine.report(Vec::new());
-        assert_eq!((report.connections, report.flows, report.turned_away), (MAX_PLACES as u64, 0, 2));
+        assert_eq!((report.connections, report.flows), (MAX_PLACES as u64, 0));
         drop(first);
-        assert!(machine.admit(peer(1), Carried::Udp).is_some());
+        assert!(admit(1).is_some());
         drop(others);
-        let report = machine.report(Vec::new());
-        assert_eq!((report.connections, report.flows), (0, 0));
-        assert_eq!(lock(&machine.places).total(), 0);
+        assert_eq!(machine.report(Vec::new()).connections, 0);
     }
 
     #[test]
@@ -224,8 +258,10 @@ mod tests {
         assert!(machine.health()[1].message.contains("(and 1 other ports)"));
         machine.has_answered(port(1));
         assert!(machine.health()[1].message.contains("tcp/2:"), "{:?}", machine.health());
+        machine.is_well_here(port(2));
+        assert_eq!(machine.health().len(), 2, "that the host lets it says nothing of the machine");
         machine.has_answered(port(2));
-        machine.is_open(port(3));
+        machine.is_well_here(port(3));
         assert_eq!(machine.health(), []);
     }
 }

@@ -2,14 +2,17 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::copy_bidirectional_with_sizes;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::machine::{Machine, Trouble};
 use super::may_pass;
@@ -29,6 +32,13 @@ const PIECE: usize = 16 * 1024;
 const SILENT: Duration = Duration::from_secs(60);
 const PROBES: u32 = 4;
 
+/// Whose other half has ended, and who sends nothing for so long, will send nothing more: a program that has
+/// gone does not end what it has left behind.
+const ALONE: Duration = Duration::from_secs(300);
+
+/// What has been read goes on before a connection is reset, as far as it does in this time.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// After the host had no descriptor to give.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -41,7 +51,11 @@ pub(super) fn listen(here: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Carries all that connect, for as long as it is polled; returns when the listener is of no more use.
-pub(super) async fn carry_all(listener: TcpListener, port: OfferedPort, machine: &Arc<Machine>) -> io::Error {
+pub(super) async fn carry_all(
+    listener: &TcpListener,
+    port: OfferedPort,
+    machine: &Arc<Machine>,
+) -> io::Error {
     // Aborts them when dropped.
     let mut connections = JoinSet::new();
     loop {
@@ -50,18 +64,21 @@ pub(super) async fn carry_all(listener: TcpListener, port: OfferedPort, machine:
             Some(_) = connections.join_next() => continue,
         };
         match accepted {
-            Ok((peer, from)) => match machine.admit(from.ip(), Carried::Tcp) {
-                Some(place) => {
-                    let machine = Arc::clone(machine);
-                    connections.spawn(async move {
-                        carry(peer, port, &machine).await;
-                        drop(place);
-                    });
-                }
-                None => reset(peer),
-            },
+            Ok((peer, from)) => {
+                machine.is_well_here(port);
+                let Some(place) = machine.admit(from.ip(), Carried::Tcp) else {
+                    machine.has_turned_away(from.ip());
+                    reset(peer);
+                    continue;
+                };
+                let machine = Arc::clone(machine);
+                connections.spawn(async move {
+                    carry(peer, port, &machine).await;
+                    drop(place);
+                });
+            }
             Err(error) if may_pass(&error) => {
-                tracing::debug!(%error, "a connection was not accepted");
+                machine.note(port, Trouble::Here, &error);
                 tokio::time::sleep(PAUSE).await;
             }
             Err(error) => return error,
@@ -77,32 +94,90 @@ async fn carry(mut peer: TcpStream, port: OfferedPort, machine: &Machine) {
     let mut there = match connected {
         Ok(there) => there,
         Err(error) => {
-            machine.note(port, Trouble::There, &error);
+            machine.note(port, Trouble::of(&error), &error);
             return reset(peer);
         }
     };
     machine.has_answered(port);
+    machine.has_begun();
     for end in [&peer, &there] {
         if let Err(error) = prepare(end) {
             tracing::debug!(%error, "a connection is carried as it is");
         }
     }
-    if let Err(error) = copy_bidirectional_with_sizes(&mut peer, &mut there, PIECE, PIECE).await {
-        tracing::debug!(%error, "a connection has failed");
-        // Whichever end it was, the other one is to know that this was no end.
-        reset(peer);
-        reset(there);
+    match carry_both(&mut peer, &mut there).await {
+        Ok(()) => [peer, there].into_iter().for_each(end_well),
+        // Both are reset, so that neither end takes this for the other's last word.
+        Err(error) => tracing::debug!(%error, "a connection has failed"),
+    }
+}
+
+/// Until both halves have ended, or one has failed and the other had its time.
+async fn carry_both(peer: &mut TcpStream, there: &mut TcpStream) -> io::Result<()> {
+    let ((from_peer, to_peer), (from_there, to_there)) = (peer.split(), there.split());
+    let has_ended = AtomicBool::new(false);
+    let (mut up, mut down) = (
+        pin!(carry_half(from_peer, to_there, &has_ended)),
+        pin!(carry_half(from_there, to_peer, &has_ended)),
+    );
+    let (first, other) = tokio::select! {
+        ended = &mut up => (ended, down),
+        ended = &mut down => (ended, up),
+    };
+    match first {
+        Ok(()) => other.await,
+        Err(error) => {
+            // What an end has sent before it failed is still to be had, and what it was sent is on its way.
+            let begun = Instant::now();
+            let _ = timeout(GRACE, other).await;
+            sleep_until(begun + GRACE).await;
+            Err(error)
+        }
+    }
+}
+
+/// Until one end has no more to say, which the other one is told.
+async fn carry_half(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    other_has_ended: &AtomicBool,
+) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    loop {
+        let was_alone = other_has_ended.load(Ordering::Relaxed);
+        let length = match timeout(ALONE, from.read(&mut piece)).await {
+            Ok(length) => length?,
+            Err(_) if was_alone => return Err(io::ErrorKind::TimedOut.into()),
+            Err(_) => continue,
+        };
+        if length == 0 {
+            to.shutdown().await?;
+            other_has_ended.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        to.write_all(piece.get(..length).unwrap_or_default()).await?;
     }
 }
 
 fn prepare(end: &TcpStream) -> io::Result<()> {
     // What came as one piece goes on as one.
     end.set_nodelay(true)?;
+    // However this comes to an end before both ends have said so, be it that this process is killed, neither is to
+    // take it for the other's last word.
+    let end = SockRef::from(end);
+    end.set_linger(Some(Duration::ZERO))?;
     let keepalive = TcpKeepalive::new().with_time(SILENT).with_interval(SILENT).with_retries(PROBES);
-    SockRef::from(end).set_tcp_keepalive(&keepalive)
+    end.set_tcp_keepalive(&keepalive)
 }
 
-/// Ends a connection as one that is refused, or that has failed.
+/// Ends a connection whose ends have both said all.
+fn end_well(end: TcpStream) {
+    if let Err(error) = SockRef::from(&end).set_linger(None) {
+        tracing::debug!(%error, "a connection is reset that had ended");
+    }
+}
+
+/// Ends a connection as one that is refused.
 pub(super) fn reset(end: TcpStream) {
     if let Err(error) = SockRef::from(&end).set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "a connection is closed instead of reset");

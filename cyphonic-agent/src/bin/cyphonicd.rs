@@ -92,6 +92,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
+    cli.settings.overrides.instance.iter().for_each(Instance::is_this_processs);
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => daemon::launch(cli.settings.read_again()?)?,
         Command::Cleanup => match cli.settings.load() {

@@ -1,6 +1,7 @@
 //! `cyphonic bugreport`: what somebody who is to help has to see, in one text, which its reader can read
 //! before it is sent.
 
+use std::ffi::OsStr;
 use std::fmt::Display;
 use std::path::Path;
 use std::process::Stdio;
@@ -12,13 +13,14 @@ use tokio::process::Command;
 
 use super::output::say;
 use super::status;
-use crate::config::{Config, DEFAULT_PATH, Overrides};
+use crate::config::{Config, Instance, Overrides};
 
-/// What is looked at besides the daemon. None of it shows a key, and of a token see [`without_tokens`].
+/// What is looked at besides the daemon, whose unit is `UNIT`. None of it shows a key, and of a token see
+/// [`without_tokens`].
 const COMMANDS: [&[&str]; 17] = [
     // The settings that win over the file, and those of the unit.
-    &["cat", "/etc/default/cyphonicd"],
-    &["systemctl", "cat", "--no-pager", "cyphonicd"],
+    &["cat", "/etc/default/UNIT"],
+    &["systemctl", "cat", "--no-pager", "UNIT"],
     &["uname", "-a"],
     &["cat", "/etc/os-release"],
     &["timedatectl", "show"],
@@ -32,15 +34,15 @@ const COMMANDS: [&[&str]; 17] = [
     &["cat", "/etc/nsswitch.conf"],
     &["resolvectl", "status"],
     &["nft", "list", "ruleset"],
-    &["systemctl", "status", "--no-pager", "--lines=0", "cyphonicd"],
-    &["journalctl", "--no-pager", "--unit=cyphonicd", "--lines=1000"],
+    &["systemctl", "status", "--no-pager", "--lines=0", "UNIT"],
+    &["journalctl", "--no-pager", "--unit=UNIT", "--lines=1000"],
 ];
 /// A command that hangs is a finding, too.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Of a command's output; of the journal, the last days of a device that is not well.
 const MOST: usize = 512 * 1024;
 
-pub(super) async fn run(socket: &Path) -> Result<()> {
+pub(super) async fn run(socket: &Path, instance: Option<Instance>) -> Result<()> {
     say(
         "This report has names and addresses of your network, and no key and no token. Read it before you send it.",
     )?;
@@ -49,12 +51,17 @@ pub(super) async fn run(socket: &Path) -> Result<()> {
         Ok(report) => part("cyphonic status --json", serde_json::to_string_pretty(&report)?)?,
         Err(error) => part("cyphonic status --json", error)?,
     }
-    match Config::load(Path::new(DEFAULT_PATH), true, &Overrides::default()) {
-        Ok(config) => part(DEFAULT_PATH, serde_yaml::to_string(&config)?)?,
-        Err(error) => part(DEFAULT_PATH, error)?,
+    let unit = instance.as_ref().map_or_else(|| "cyphonicd".to_owned(), Instance::unit);
+    let (path, overrides) =
+        (Config::path(None, instance.as_ref()), Overrides { instance, ..Overrides::default() });
+    let title = path.display().to_string();
+    match Config::load(&path, true, &overrides) {
+        Ok(config) => part(&title, serde_yaml::to_string(&config)?)?,
+        Err(error) => part(&title, error)?,
     }
     for command in COMMANDS {
-        part(&command.join(" "), said(command).await)?;
+        let command: Vec<_> = command.iter().map(|word| word.replace("UNIT", &unit)).collect();
+        part(&command.join(" "), said(&command).await)?;
     }
     Ok(())
 }
@@ -64,7 +71,7 @@ fn part(title: &str, text: impl Display) -> Result<()> {
 }
 
 /// What a program says, or why it says nothing.
-async fn said(command: &[&str]) -> String {
+async fn said(command: &[impl AsRef<OsStr>]) -> String {
     let [program, arguments @ ..] = command else { return String::new() };
     let mut child = Command::new(program);
     let child = child.args(arguments).env("LC_ALL", "C.UTF-8").stdin(Stdio::null()).kill_on_drop(true);

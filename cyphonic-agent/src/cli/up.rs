@@ -13,7 +13,9 @@ use cyphonic_proto::message::RefusalCode;
 
 use super::output::say;
 use crate::complaints::Complaints;
-use crate::config::{CloudAddress, Config, DEFAULT_PATH, EnrolAs, Instance, Overrides, resolve_all};
+use crate::config::{
+    CloudAddress, Config, DEFAULT_PATH, EnrolAs, Instance, Overrides, instance, resolve_all,
+};
 use crate::control::Settings;
 use crate::daemon::{self, block_on};
 use crate::enrol::{EnrolError, enrol, read_token};
@@ -53,13 +55,18 @@ impl Up {
     pub(super) fn run(self, socket: Option<PathBuf>, instance: Option<Instance>) -> Result<ExitCode> {
         let path = Config::path(self.config.as_deref(), instance.as_ref());
         let overrides = Overrides {
-            instance,
+            instance: instance.clone(),
             cloud: self.cloud.clone(),
             enrol_as: self.enrol_as.clone(),
             state_dir: self.state_dir.clone(),
             socket,
             ..Overrides::default()
         };
+        if instance.is_some() && (self.state_dir.is_some() || overrides.socket.is_some()) {
+            bail!(
+                "an instance has a state directory and a socket of its own: leave out --state-dir and --socket"
+            );
+        }
         let config = Config::load(&path, false, &overrides)?;
         dumps::forbid().context("cannot keep the device's key out of core dumps")?;
         let state = StateDir::open(&config.state_dir)?;
@@ -67,7 +74,7 @@ impl Up {
             Some(identity) if !self.anew => self.keep_or_replace(identity, &state, &config)?,
             _ => block_on(self.enrol(&state, &config))??,
         };
-        keep_config(&path, &config)?;
+        keep_config(&path, &config, overrides.instance.as_ref())?;
         introduce(&identity)?;
         if self.foreground {
             let must_exist = path.exists();
@@ -210,9 +217,11 @@ impl Display for Certificate {
 }
 
 /// Writes a configuration where there is none; never edits one, which may have a person's comments in it.
-fn keep_config(path: &Path, config: &Config) -> Result<()> {
+fn keep_config(path: &Path, config: &Config, instance: Option<&Instance>) -> Result<()> {
     if path.exists() {
-        let kept = Config::load(path, true, &Overrides::default())?;
+        // As the daemon reads it.
+        let of_instance = Overrides { instance: instance.cloned(), ..Overrides::default() };
+        let kept = Config::load(path, true, &of_instance)?;
         let others = [
             ("cloud", kept.cloud != config.cloud),
             ("state_dir", kept.state_dir != config.state_dir),
@@ -222,9 +231,10 @@ fn keep_config(path: &Path, config: &Config) -> Result<()> {
         if !others.is_empty() {
             tell(format_args!(
                 "Note: {} has another {} than given here, and stays as it is. The daemon uses the file: edit it, then \
-                 `systemctl restart cyphonicd`.",
+                 `systemctl restart {}`.",
                 path.display(),
-                others.join(" and another ")
+                others.join(" and another "),
+                instance.map_or_else(|| "cyphonicd".to_owned(), Instance::unit)
             ));
         }
         return Ok(());
@@ -239,9 +249,9 @@ fn keep_config(path: &Path, config: &Config) -> Result<()> {
 
 fn tell_how_to_start(path: &Path, config: &Config, instance: Option<&Instance>) {
     if std::os::unix::net::UnixStream::connect(&config.socket).is_ok() {
-        tell(format_args!("The daemon is running: see `cyphonic status`."));
+        tell(format_args!("The daemon is running: see `{} status`.", instance::command()));
     } else if let Some(instance) = instance.filter(|instance| instance.config() == path) {
-        tell(format_args!("Start the daemon with `systemctl enable --now cyphonicd@{instance}`."));
+        tell(format_args!("Start the daemon with `systemctl enable --now {}`.", instance.unit()));
     } else if path == Path::new(DEFAULT_PATH) {
         tell(format_args!(
             "Start the daemon with `systemctl enable --now cyphonicd`, or here with `cyphonic up --foreground`."

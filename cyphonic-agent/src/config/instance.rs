@@ -3,6 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use super::is_interface_name;
 
@@ -10,7 +11,46 @@ use super::is_interface_name;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance(String);
 
+/// The one that this process is, or asks: for what people are told to do.
+static OF_THIS_PROCESS: OnceLock<Instance> = OnceLock::new();
+
+/// What systemd calls the agent that this process is, or asks.
+pub fn unit() -> String {
+    OF_THIS_PROCESS.get().map_or_else(|| "cyphonicd".to_owned(), Instance::unit)
+}
+
+/// How it is asked.
+pub fn command() -> String {
+    OF_THIS_PROCESS
+        .get()
+        .map_or_else(|| "cyphonic".to_owned(), |instance| format!("cyphonic --instance {instance}"))
+}
+
+/// How it is started by hand.
+pub fn daemon() -> String {
+    OF_THIS_PROCESS
+        .get()
+        .map_or_else(|| "cyphonicd".to_owned(), |instance| format!("cyphonicd --instance {instance}"))
+}
+
+/// Where systemd has the token from that it hands over.
+pub fn stored_token() -> PathBuf {
+    let of_instance = |instance: &Instance| format!("/etc/credstore/cyphonic.{instance}.token");
+    OF_THIS_PROCESS.get().map_or_else(|| "/etc/credstore/cyphonic.token".to_owned(), of_instance).into()
+}
+
 impl Instance {
+    /// This process is it, or asks it.
+    pub fn is_this_processs(&self) {
+        // There is one in the life of a process.
+        let _ = OF_THIS_PROCESS.set(self.clone());
+    }
+
+    /// What systemd calls it.
+    pub fn unit(&self) -> String {
+        format!("cyphonicd@{self}")
+    }
+
     /// Where its configuration is.
     pub fn config(&self) -> PathBuf {
         format!("/etc/cyphonic/{self}.yaml").into()
@@ -74,7 +114,7 @@ mod tests {
         assert_eq!(instance.config(), PathBuf::from("/etc/cyphonic/press-7.yaml"));
         assert_eq!(instance.state_dir(), PathBuf::from("/var/lib/cyphonic@press-7"));
         assert_eq!(instance.socket(), PathBuf::from("/run/cyphonic@press-7/cyphonic.sock"));
-        assert_eq!(instance.interface(), "press-7");
+        assert_eq!((instance.interface(), instance.unit().as_str()), ("press-7", "cyphonicd@press-7"));
     }
 
     #[test]

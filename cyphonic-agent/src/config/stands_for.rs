@@ -74,9 +74,12 @@ impl StandsFor {
         self.services.iter().flat_map(Offer::ports)
     }
 
-    /// What peers may open at most.
-    pub fn offered(&self) -> Services {
-        Services::named(&self.services.iter().map(Offer::service).collect::<Vec<_>>())
+    /// What peers may open at most, where of the ports these are held.
+    pub fn offered(&self, is_held: impl Fn(OfferedPort) -> bool) -> Services {
+        let ping = self.services.iter().filter(|offer| **offer == Offer::Ping).map(|_| Service::Ping);
+        let held = self.ports().filter(|port| is_held(*port));
+        let ports = held.map(|port| Service::Ports(port.protocol.of_rules(), port.at..=port.at));
+        Services::named(&ping.chain(ports).collect::<Vec<_>>())
     }
 
     /// Why it cannot be meant, if it cannot.
@@ -126,15 +129,6 @@ impl Offer {
         offered.into_iter().flat_map(|(protocol, ports, to)| {
             ports.map(move |at| OfferedPort { protocol, at, to: to.unwrap_or(at) })
         })
-    }
-
-    /// In the terms of access rules.
-    fn service(&self) -> Service {
-        match *self {
-            Self::Ping => Service::Ping,
-            Self::Ports { protocol, first, last } => Service::Ports(protocol.of_rules(), first..=last),
-            Self::Other { protocol, at, .. } => Service::Ports(protocol.of_rules(), at..=at),
-        }
     }
 }
 
@@ -189,8 +183,10 @@ impl FromStr for Offer {
 impl Display for Offer {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Ping | Self::Ports { .. } => write!(f, "{}", self.service()),
-            Self::Other { to, .. } => write!(f, "{}:{to}", self.service()),
+            Self::Ping => f.write_str("ping"),
+            Self::Ports { protocol, first, last } if first == last => write!(f, "{protocol}/{first}"),
+            Self::Ports { protocol, first, last } => write!(f, "{protocol}/{first}-{last}"),
+            Self::Other { protocol, at, to } => write!(f, "{protocol}/{at}:{to}"),
         }
     }
 }
@@ -237,7 +233,8 @@ mod tests {
                 port(Carried::Udp, 5001, 5001)
             ]
         );
-        assert_eq!(machine.offered().words(), ["ping", "tcp/502", "tcp/2222", "udp/5000-5001"]);
+        assert_eq!(machine.offered(|_| true).words(), ["ping", "tcp/502", "tcp/2222", "udp/5000-5001"]);
+        assert_eq!(machine.offered(|port| port.at == 5001).words(), ["ping", "udp/5001"]);
         assert_eq!(machine.fault(), None);
         assert_eq!(read(&serde_yaml::to_string(&machine).unwrap()), machine);
         assert_eq!(read("{address: '2001:db8::7', services: tcp/80}").services.len(), 1);

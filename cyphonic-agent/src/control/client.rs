@@ -15,6 +15,7 @@ use super::{
     DnsStatus, Failure, FailureCode, PROTOCOL_VERSION, Reloaded, Reply, Request, ResetDone, ResetTarget,
     Resolved, StatusReport, VersionInfo,
 };
+use crate::config::instance;
 
 /// Longer than the daemon itself takes to give up.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -118,7 +119,7 @@ impl ClientError {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody listens.
-    #[error("the daemon is not running: nobody listens on {}; start it with `systemctl start cyphonicd`, or with `cyphonicd`", path.display())]
+    #[error("the daemon is not running: nobody listens on {}; start it with `systemctl start {}`, or with `{}`", path.display(), instance::unit(), instance::daemon())]
     NotRunning {
         /// The socket.
         path: PathBuf,

@@ -12,7 +12,7 @@ use sd_notify::NotifyState;
 use super::waiting::Waiting;
 use super::{DaemonError, notify};
 use crate::complaints::Complaints;
-use crate::config::{CloudAddress, Config, resolve_all};
+use crate::config::{CloudAddress, Config, instance, resolve_all};
 use crate::control::{self, ControlServer, Settings};
 use crate::enrol::{EnrolError, enrol, read_token_file};
 use crate::state::{DeviceIdentity, StateDir};
@@ -20,9 +20,8 @@ use crate::state::{DeviceIdentity, StateDir};
 /// Waits between attempts double from the first to the last.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(60);
-/// The token's name among systemd's credentials, and where the host has it.
+/// The token's name among systemd's credentials.
 const CREDENTIAL: &str = "cyphonic.token";
-const CREDENTIAL_STORE: &str = "/etc/credstore/cyphonic.token";
 
 /// The device's identity. Waits, for as long as it takes, for a cloud that cannot be reached, and for another
 /// token where the one in the file is of no use. From the first failure on, the control socket tells of it,
@@ -38,18 +37,20 @@ pub(super) async fn identity(
         return Ok(identity);
     }
     let (Some(file), false) = (TokenFile::of(config), config.cloud.is_empty()) else {
-        return Err(DaemonError::NotEnrolled(
-            "this device is not enrolled: run `cyphonic up --token file:PATH --cloud HOST`, or set `cloud` and \
-             `token_file` in the configuration"
-                .into(),
-        ));
+        return Err(DaemonError::NotEnrolled(format!(
+            "this device is not enrolled: run `{} up --token file:PATH --cloud HOST`, or set `cloud` and \
+             `token_file` in the configuration",
+            instance::command()
+        )));
     };
     let mut attempts = Attempts::default();
     let (mut told, mut complaints, mut of_names) = (None, Complaints::default(), Complaints::default());
     let mut why = String::new();
     loop {
         let (token, error) = match read_token_file(&file.path) {
-            _ if file.is_outdated() => return Err(DaemonError::OtherToken { store: CREDENTIAL_STORE }),
+            _ if file.is_outdated() => {
+                return Err(DaemonError::OtherToken { store: instance::stored_token() });
+            }
             Ok(token) if attempts.are_over_for(&token) => {
                 if complaints.is_news(Instant::now(), (), &why) {
                     tracing::error!("{why}");
@@ -130,7 +131,7 @@ impl TokenFile {
         let configured = config.token_file.clone().map(|path| Self { path, store: None });
         configured.or_else(|| {
             let path = PathBuf::from(env::var_os("CREDENTIALS_DIRECTORY")?).join(CREDENTIAL);
-            path.is_file().then(|| Self { path, store: Some(Store::new(CREDENTIAL_STORE.into())) })
+            path.is_file().then(|| Self { path, store: Some(Store::new(instance::stored_token())) })
         })
     }
 
@@ -140,8 +141,7 @@ impl TokenFile {
     }
 
     fn help(&self, error: &EnrolError) -> String {
-        let place =
-            if self.store.is_some() { CREDENTIAL_STORE.into() } else { self.path.display().to_string() };
+        let place = self.store.as_ref().map_or(&self.path, |store| &store.path).display();
         let make =
             format!("make a token with `cyphonic-cloud token create --name NAME` and put it into {place}");
         match error.is_of_name() {

@@ -26,7 +26,7 @@ pub(super) enum Purpose {
     /// That its programs reach peers by name.
     Programs { dns: SharedServer, resolver: SharedResolver },
     /// That peers reach a machine beside it.
-    Machine(Adapter),
+    Machine(Arc<Adapter>),
 }
 
 impl Served {

@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use super::renewal::{Lifetime, unix};
 use super::run::Engine;
 use crate::complaints::Complaints;
+use crate::config::instance;
 use crate::control::report::{HealthCheck, Severity};
 
 /// The certificate in use, and what the cloud makes of it.
@@ -132,9 +133,10 @@ fn admits(service: &Service) -> bool {
 /// What `status` says of it.
 pub(super) fn health(reason: &str) -> HealthCheck {
     let message = format!(
-        "the cloud does not let this device in: {reason}; if it was revoked or is not known, enrol it with `cyphonic up --anew` \
+        "the cloud does not let this device in: {reason}; if it was revoked or is not known, enrol it with `{} up --anew` \
          and a token of `cyphonic-cloud token create --name NAME --replace`; if another machine runs with its identity, enrol \
-         that one under a name of its own"
+         that one under a name of its own",
+        instance::command()
     );
     HealthCheck { id: "not-admitted".into(), severity: Severity::Error, message }
 }

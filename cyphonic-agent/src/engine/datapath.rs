@@ -36,6 +36,8 @@ use crate::state::StateDir;
 /// Measured by `cargo xtask bench`: what super-packets save in bulk transfers is more than AF_XDP saves while
 /// it copies (docs/decisions/0012-underlay-by-af-xdp.md).
 const AUTO_WHY: &str = "it carries bulk transfers as super-packets";
+/// Who asks a controller waits for that one.
+const BESIDE: &str = "network cards' queues are the host's own agent's";
 /// What needs no other reason.
 const FORCED: &str = "forced by the configuration";
 
@@ -109,6 +111,8 @@ impl Ground {
         match config.ring {
             RingChoice::Xdp => Self::lay_veth(config, state, netlink, load(), FORCED).await,
             RingChoice::Offload => Self::lay_tun(config, state, load(), FORCED),
+            // A card's AF_XDP queues are one program's: the host's own agent's.
+            RingChoice::Auto if config.stands_for.is_some() => Self::lay_tun(config, state, load(), BESIDE),
             RingChoice::Auto => {
                 let programs = load();
                 let present = netlink.cards(prefix, &config.interface).await?;

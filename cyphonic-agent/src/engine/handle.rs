@@ -3,6 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use cyphonic_proto::access::Services;
 use cyphonic_proto::node::{ResolveError as NodeError, Sleep, Target};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -49,6 +50,15 @@ impl EngineHandle {
     /// Names the peers whose tunnels stay while nobody uses them.
     pub async fn keep_open(&self, names: Vec<String>) {
         let _ = self.sender.send(Input::KeepOpen(names)).await;
+    }
+
+    /// Where this device stands for a machine: peers may open these services here at most. Returns once that is
+    /// so.
+    pub async fn offer(&self, services: Services) {
+        let (answer, done) = oneshot::channel();
+        if self.sender.send(Input::Offer { services, answer }).await.is_ok() {
+            let _ = done.await;
+        }
     }
 
     /// Closes every tunnel and connection and tells the peers.

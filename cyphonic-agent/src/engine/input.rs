@@ -3,6 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 
 use cyphonic_dataplane::ring::RingEvent;
+use cyphonic_proto::access::Services;
 use cyphonic_proto::node::{ResolveError, Service, Sleep, Target};
 use cyphonic_proto::stun::Transaction;
 use cyphonic_proto::{ExchangeId, Message, PeerConnectionId, SetupId, TunnelId};
@@ -53,6 +54,8 @@ pub(crate) enum Input {
     Cloud(Vec<SocketAddr>),
     /// Peers whose tunnels stay.
     KeepOpen(Vec<String>),
+    /// Peers may open these services here at most.
+    Offer { services: Services, answer: oneshot::Sender<()> },
     /// The settings were read again.
     Settings { settings: Reloadable, answer: oneshot::Sender<Result<(), BackendError>> },
     /// The operator takes tunnels down.

@@ -26,7 +26,7 @@ use tokio::sync::{Notify, mpsc};
 use super::input::Input;
 use super::membership::credentials;
 use crate::complaints::Complaints;
-use crate::config::{CloudAddress, resolve_all};
+use crate::config::{CloudAddress, instance, resolve_all};
 use crate::control::report::{HealthCheck, Severity};
 use crate::renew::{RenewError, renew};
 use crate::state::{DeviceIdentity, StateDir};
@@ -105,8 +105,9 @@ impl Lifetime {
         if now >= self.not_after {
             let message = format!(
                 "this device's certificate has ended, neither cloud nor peers accept it: is the clock right? If so, stop the \
-                 daemon and enrol again (`cyphonic up --anew --token`) with a token of `cyphonic-cloud token create --replace`. \
-                 It was not renewed: {why}"
+                 daemon and enrol again (`{} up --anew --token`) with a token of `cyphonic-cloud token create --replace`. \
+                 It was not renewed: {why}",
+                instance::command()
             );
             return check(Severity::Error, message);
         }

@@ -158,6 +158,11 @@ impl Engine {
             Input::Resumed(sleep) => self.resumed(now, sleep),
             Input::Cloud(addresses) => self.node.handle_as_addresses(now, addresses),
             Input::KeepOpen(names) => self.node.handle_keep_open(now, &names),
+            Input::Offer { services, answer } => {
+                self.offer(services);
+                // Who stops does not wait.
+                let _ = answer.send(());
+            }
             Input::Settings { settings, answer } => drop(answer.send(self.take_over(now, settings))),
             Input::Reset { target, answer } => drop(answer.send(self.reset(now, target))),
             Input::Renewed { credentials, lifetime } => self.renewed(now, credentials, lifetime),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use cyphonic_common::policy::EVERY_CLASS;
 use cyphonic_dataplane::ring::{RingError, TunnelId};
-use cyphonic_proto::access::OverlayAccess;
+use cyphonic_proto::access::{OverlayAccess, Services};
 use cyphonic_proto::node::PeerStatus;
 
 use super::access::{self, Access, Class, Rules};
@@ -30,6 +30,15 @@ impl Engine {
             .map_err(|error| BackendError::Settings(format!("`access` cannot be enforced: {error}")))?;
         self.node.handle_keep_open(now, &keep_open);
         Ok(())
+    }
+
+    /// There are other services for peers to open here.
+    pub(super) fn offer(&mut self, services: Services) {
+        let rules = Rules { offered: Some(services), ..self.access.rules().clone() };
+        if let Err(error) = self.set_access(rules) {
+            tracing::error!(%error, "what this device offers of the machine's has no room here, and is denied");
+            self.access_failure = Some(error.to_string());
+        }
     }
 
     /// The overlay has other rules for this device.

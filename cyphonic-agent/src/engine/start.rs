@@ -21,7 +21,7 @@ use super::mtu::PeerMtus;
 use super::network::Networks;
 use super::saving::Saver;
 use super::{EngineParts, Inbox, RenewalParts, Surroundings};
-use crate::config::{CloudAddress, Config, PortMapping, StandsFor};
+use crate::config::{CloudAddress, Config, PortMapping};
 use crate::control::report::InterfaceReport;
 use crate::daemon::{DaemonError, EngineInputs, RunningEngine};
 use crate::netlink::Netlink;
@@ -62,7 +62,8 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     let networks = Networks::look(&netlink, &config.interface, interface.index, prefix, &port).await?;
     let node = node_config(&config, &state, &member, networks.addresses(), most_inner);
     let overlay = node.cached.as_ref().map(|cached| cached.access.clone()).unwrap_or_default();
-    let offered = config.stands_for.as_ref().map(StandsFor::offered);
+    // Ports come as they are held.
+    let offered = config.stands_for.as_ref().map(|machine| machine.offered(|_| false));
     let access = Access::new(Rules { own: config.rules(), overlay, offered }, &member.zone, None);
     let given = path.ring.set_permissions(Arc::new(access.permissions().clone()));
     given.map_err(|error| failed("who may open what here (`access`)", error))?;
@@ -105,8 +106,12 @@ async fn assemble(inputs: EngineInputs) -> Result<RunningEngine, DaemonError> {
     if let Some(log) = path.kernel_log.filter(|_| config.log_drops) {
         followers.add(log.follow_log());
     }
-    let stopping = handle.clone();
+    let (stopping, offered_to) = (handle.clone(), handle.clone());
     Ok(RunningEngine {
+        offering: Arc::new(move |services| {
+            let handle = offered_to.clone();
+            async move { handle.offer(services).await }.boxed()
+        }),
         resolver: Arc::new(handle.clone()),
         backend: Arc::new(handle),
         zone: member.zone,

@@ -120,6 +120,7 @@ impl Host {
             assert_eq!(inputs.identity.chain().len(), 1);
             *engine.started_with.lock().unwrap() = Some(inputs.config);
             Ok::<_, String>(RunningEngine {
+                offering: Arc::new(|_| Box::pin(async {})),
                 resolver: Arc::new(engine.clone()),
                 backend: Arc::new(engine),
                 zone: "cyphonic.internal".into(),

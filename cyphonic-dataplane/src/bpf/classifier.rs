@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use aya::programs::tc::{self, NlOptions, TcAttachOptions, TcAttachType};
+use aya::programs::tc::{self, NlOptions, TcAttachOptions, TcAttachType, TcHandle};
 use aya::programs::{LinkOrder, ProgramError};
 use cyphonic_common::InterfaceConfig;
 
@@ -56,6 +56,7 @@ pub struct Programs {
     tables: Arc<KernelTables>,
     cards: Arc<CardSlots>,
     options: Options,
+    mark: TcHandle,
 }
 
 impl Programs {
@@ -71,7 +72,7 @@ impl Programs {
         let tables = Arc::new(KernelTables::new(&mut object)?);
         let cards = Arc::new(CardSlots::new(&mut object)?);
         let log = KernelLog::open(&mut object)?;
-        Ok(Self { object, log, tables, cards, options })
+        Ok(Self { object, log, tables, cards, options, mark: mark_of(&config) })
     }
 
     /// Has the programs choose, for every packet, the worker among several: `queues` are the virtual
@@ -109,8 +110,8 @@ impl Programs {
     }
 
     fn attached(self, kind: AttachKind) -> EgressClassifier {
-        let Self { object, log, tables, cards, .. } = self;
-        EgressClassifier { object, kind, log, tables, cards }
+        let Self { object, log, tables, cards, mark, .. } = self;
+        EgressClassifier { object, kind, log, tables, cards, mark }
     }
 
     /// What the programs know of peers and policy.
@@ -145,6 +146,15 @@ pub struct EgressClassifier {
     log: KernelLog,
     tables: Arc<KernelTables>,
     cards: Arc<CardSlots>,
+    mark: TcHandle,
+}
+
+/// The handle of a device's filters, which another device's on the same host have not: from the end of its
+/// virtual address, which is a hash.
+fn mark_of(config: &InterfaceConfig) -> TcHandle {
+    let [.., a, b, c, d] = *config.own();
+    // Neither 0, which has the kernel choose, nor negative.
+    TcHandle::new(u16::from_be_bytes([a, b]) & 0x3fff | 0x4000, u16::from_be_bytes([c, d]))
 }
 
 impl EgressClassifier {
@@ -172,6 +182,11 @@ impl EgressClassifier {
     /// What the programs know of peers and policy.
     pub fn tables(&self) -> Arc<KernelTables> {
         Arc::clone(&self.tables)
+    }
+
+    /// See [`mark_of`].
+    pub(super) fn mark(&self) -> TcHandle {
+        self.mark
     }
 
     /// For the program on network cards.
@@ -236,11 +251,15 @@ fn attach_program(
     Ok(())
 }
 
+/// The priority of filters that are asked first.
+pub(super) const FIRST: u16 = 1;
+
 /// Where among the programs and filters that are on a hook when ours comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
-    /// Before them: they may let pass what ours does not, and then nobody asks ours.
-    First,
+    /// Before them: they may let pass what ours does not, and then nobody asks ours. By clsact, which keeps a
+    /// filter when its process is killed, this one knows it again.
+    First(TcHandle),
     Last,
 }
 
@@ -251,13 +270,15 @@ pub(super) fn options_for(
     place: Place,
 ) -> Result<TcAttachOptions, ProgramError> {
     Ok(match (kind, place) {
-        (AttachKind::Tcx, Place::First) => TcAttachOptions::TcxOrder(LinkOrder::first()),
+        (AttachKind::Tcx, Place::First(_)) => TcAttachOptions::TcxOrder(LinkOrder::first()),
         (AttachKind::Tcx, Place::Last) => TcAttachOptions::TcxOrder(LinkOrder::default()),
         (AttachKind::Clsact, place) => {
             add_clsact(interface)?;
-            // 0 has the kernel choose one behind all others.
-            let priority = if place == Place::First { 1 } else { 0 };
-            TcAttachOptions::Netlink(NlOptions { priority, ..NlOptions::default() })
+            TcAttachOptions::Netlink(match place {
+                Place::First(handle) => NlOptions { priority: FIRST, handle, ..NlOptions::default() },
+                // 0 has the kernel choose a priority behind all others.
+                Place::Last => NlOptions::default(),
+            })
         }
     })
 }

@@ -1,9 +1,10 @@
 //! The programs that keep packets with addresses of the overlay out, and in, on other interfaces than its own.
 
 use aya::programs::ProgramError;
-use aya::programs::tc::{self, SchedClassifierLink, TcAttachType};
+use aya::programs::links::Link as _;
+use aya::programs::tc::{SchedClassifierLink, TcAttachType};
 
-use super::classifier::{AttachKind, EgressClassifier, Place, options_for};
+use super::classifier::{AttachKind, EgressClassifier, FIRST, Place, options_for};
 use super::error::BpfError;
 use super::object::{GUARD, KEEP};
 use crate::netdevice;
@@ -40,16 +41,18 @@ impl EgressClassifier {
         interface: &str,
         hook: TcAttachType,
     ) -> Result<SchedClassifierLink, BpfError> {
-        let kind = self.attach_kind();
+        let (kind, handle) = (self.attach_kind(), self.mark());
         let program = self.object().classifier(name)?;
         if program.fd().is_err() {
             program.load().map_err(|source| BpfError::from_program(name, source))?;
         }
-        if kind == AttachKind::Clsact {
-            // One that a killed process has left there. Most often there is none.
-            let _ = tc::qdisc_detach_program(interface, hook, name);
+        if kind == AttachKind::Clsact
+            && let Ok(left) = SchedClassifierLink::attached(interface, hook, FIRST, handle, None)
+        {
+            // One of this device's that a killed process has left there. Most often there is none.
+            let _ = left.detach();
         }
-        let attached = options_for(interface, kind, Place::First).and_then(|options| {
+        let attached = options_for(interface, kind, Place::First(handle)).and_then(|options| {
             let id = program.attach_with_options(interface, hook, options)?;
             program.take_link(id)
         });

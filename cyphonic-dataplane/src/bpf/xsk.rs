@@ -140,7 +140,9 @@ fn refused(program: &'static str, interface: &str, source: ProgramError) -> BpfE
         }
         (code, _) => {
             let advice = match code {
-                Some(libc::EBUSY) => "another program has it: detach that one (`ip link set dev … xdp off`)",
+                Some(libc::EBUSY) => {
+                    "another program has it: if that is not another agent's of this host, detach it (`ip link set dev … xdp off`)"
+                }
                 Some(libc::ERANGE) => "its MTU is too large for XDP: lower it to 3500 or less",
                 Some(libc::EOPNOTSUPP) => "its driver has no native XDP",
                 _ => "see the kernel's answer",

@@ -121,10 +121,13 @@ on pi-1 'systemd-run --quiet --unit plc systemd-socket-activate --accept --inetd
 on pi-1 'cyphonic --instance plc wait --timeout 120'
 controller='bash -c "cat < /dev/tcp/plc.home.internal/502"'
 check "pi-2 reaches a machine without an agent" looks pi-2 "$controller" 'a controller'
-check "which has a port less than pi-1" not on pi-2 'timeout 10 bash -c "cat < /dev/tcp/plc.home.internal/22"'
+ssh_of='timeout 10 bash -c "head -c 4 < /dev/tcp/NAME.home.internal/22"'
+check "pi-1 has SSH" looks pi-2 "$(echo "$ssh_of" | sed s/NAME/pi-1/)" SSH-
+check "which is not reached by the machine's name" not looks pi-2 "$(echo "$ssh_of" | sed s/NAME/plc/)" SSH-
 check "its agent says so" looks pi-1 'cyphonic --instance plc status' '1 since the start'
 check "and starts at boot" looks pi-1 'systemctl is-enabled cyphonicd@plc' '^enabled'
-check "in a sandbox" looks pi-1 'systemctl show -P NoNewPrivileges -P StateDirectory -P FragmentPath cyphonicd@plc' 'cyphonic@plc'
+check "in the sandbox of pi-1's own" on pi-1 'test "$(systemctl show -P NoNewPrivileges -P CapabilityBoundingSet -P ProtectSystem cyphonicd@plc)" = "$(systemctl show -P NoNewPrivileges -P CapabilityBoundingSet -P ProtectSystem cyphonicd)"'
+check "with folders of its own" looks pi-1 'systemctl show -P StateDirectory -P RuntimeDirectory cyphonicd@plc | uniq' '^cyphonic@plc$'
 #: operations.md Short names
 for machine in pi-1 pi-2; do
     on "$machine" 'cyphonic wait --timeout 120'
@@ -155,7 +158,7 @@ check "by an agent of the new version" on pi-1 'cyphonic -i plc status --json | 
 
 #: quick-start.md Take it away
 check "pi-2 has its resolv.conf again" looks pi-2 'cat /etc/resolv.conf' '^nameserver 192.168.10.1'
-check "pi-1 has nothing of its second agent" not on pi-1 'ls -d /var/lib/cyphonic@plc /etc/cyphonic 2> /dev/null | grep . || ip link show plc || ip -6 rule | grep 5100'
+check "pi-1 has nothing of its second agent" not on pi-1 'ls -d /var/lib/cyphonic@plc /etc/cyphonic /etc/systemd/system/multi-user.target.wants/cyphonicd@plc.service 2> /dev/null | grep . || ip link show plc || ip -6 rule | grep 5100'
 check "pi-1 has no zone any more" not looks pi-1 'resolvectl domain' 'home.internal'
 # Symptoms: what the page says that one sees.
 on pi-1 'apt-get install ./cyphonic_*-2_amd64.deb; systemctl start cyphonicd'

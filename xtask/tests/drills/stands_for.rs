@@ -17,7 +17,7 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 20, 1);
 /// Where `c` is, as the machine sees it.
 const C: Ipv4Addr = Ipv4Addr::new(192, 168, 20, 2);
 
-const STANDS_FOR: &str = "interface: plc\nstands_for: {address: 192.168.20.1, services: [ping, tcp/5020, 'tcp/2222:5020', udp/1610, tcp/5021]}\n\
+const STANDS_FOR: &str = "interface: plc\nstands_for: {address: 192.168.20.1, services: [ping, tcp/5020, 'tcp/2222:5020', udp/1610, tcp/5021, tcp/7778]}\n\
                           access: [{from: [a, b, c], to: all}]\n";
 
 #[test]
@@ -31,6 +31,8 @@ fn a_machine_without_an_agent_is_reached_by_a_name_of_its_own() {
     let (seen, from) = mpsc::channel();
     let _answering = [serve_tcp(tcp, seen.clone()), serve_udp(udp, seen)];
 
+    // A service of the host, of all its addresses, at a port that the machine is to have.
+    let _taken = inside(&overlay, "c", || TcpListener::bind("[::]:7778").unwrap());
     let home = overlay.lab.node_dir("c").unwrap().join("plc");
     std::fs::create_dir(&home).unwrap();
     enrol(&overlay.lab, &overlay.programs, "plc", &home, STANDS_FOR);
@@ -65,9 +67,26 @@ fn a_machine_without_an_agent_is_reached_by_a_name_of_its_own() {
     let _hidden = inside(&overlay, MACHINE, || TcpListener::bind((ADDRESS, 7777)).unwrap());
     let c: Ipv6Addr = overlay.address("c").parse().unwrap();
     connect(&overlay, "b", c, 7777, LIMIT).expect("the host's own service");
-    let denied = connect(&overlay, "b", plc, 7777, Duration::from_secs(2)).unwrap_err();
-    assert_eq!(denied.kind(), ErrorKind::TimedOut, "{denied}");
-    assert!(status()["drops"]["denied"].as_u64() >= Some(1), "{}", status()["drops"]);
+    for port in [7777, 7778] {
+        let denied = connect(&overlay, "b", plc, port, Duration::from_secs(2)).unwrap_err();
+        assert_eq!(denied.kind(), ErrorKind::TimedOut, "{port}: {denied}");
+    }
+    assert!(status()["drops"]["denied"].as_u64() >= Some(2), "{}", status()["drops"]);
+    let health = status()["health"].to_string();
+    assert!(health.contains("tcp/7778") && health.contains("another program"), "{health}");
+    // Nor does anybody open anything by its address.
+    let b: Ipv6Addr = overlay.address("b").parse().unwrap();
+    let (open, posing) = (
+        inside(&overlay, "b", || UdpSocket::bind((b, 5000)).unwrap()),
+        inside(&overlay, "c", || UdpSocket::bind((plc, 0)).unwrap()),
+    );
+    let own = inside(&overlay, "c", || UdpSocket::bind((c, 0)).unwrap());
+    open.set_read_timeout(Some(LIMIT)).unwrap();
+    posing.send_to(b"as the machine", (b, 5000)).unwrap();
+    own.send_to(b"as the host", (b, 5000)).unwrap();
+    let mut buffer = [0; 64];
+    let (length, from) = open.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..length], b"as the host", "{from}");
 
     // What the machine refuses is refused, and told.
     let refused = connect(&overlay, "b", plc, 5021, LIMIT).and_then(|mut stream| stream.read(&mut [0; 1]));

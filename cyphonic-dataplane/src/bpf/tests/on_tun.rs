@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cyphonic_common::DropReason;
+use cyphonic_common::{DropReason, InterfaceConfig};
 use etherparse::PacketBuilder;
 
 use super::super::{AttachKind, BpfError, EgressClassifier, Options};
@@ -251,6 +251,17 @@ fn nothing_leaves_in_clear(kind: AttachKind) {
     let before = dropped();
     assert!(!leaves());
     assert_eq!(dropped() - before, 1);
+    // Another agent of the host comes and goes, and so does a next one of the same device.
+    let peer = PEER.parse::<Ipv6Addr>().unwrap().octets();
+    let beside = InterfaceConfig::new(peer, peer, 48).unwrap();
+    let mut other = EgressClassifier::attach_with(INTERFACE, beside, options).unwrap();
+    let others = other.guard(CARD, index(CARD)).unwrap();
+    drop((guard, classifier));
+    assert!(!leaves(), "the other one's stays");
+    let mut classifier = EgressClassifier::attach_with(INTERFACE, config(), options).unwrap();
+    let guard = classifier.guard(CARD, index(CARD)).unwrap();
+    drop((others, other));
+    assert!(!leaves(), "the first one's stays");
     drop(guard);
     eventually("it is detached", leaves);
 }
