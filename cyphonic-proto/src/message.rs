@@ -23,10 +23,10 @@ pub use wire::{
     AccessConfirmation, AccessNotice, AccessRule, AccessRules, AgentCache, BindingRequest, BindingResponse,
     BindingRestore, DirectionRequest, Endpoint, EnrolRequest, EnrolResponse, FamilyFindings, Filtering,
     Findings, FollowRequest, FollowResponse, LoginRequest, LoginResponse, Mapping, Member, Observation,
-    ObservationRequest, ObservationResponse, OverlayRequest, OverlayResponse, OverlayRule, Refusal,
-    RefusalCode, RegistrationRequest, RegistrationResponse, Relay, RelayLatency, RenewRequest, RenewResponse,
-    RevocationConfirmation, RevocationNotice, RouteConfirmation, RouteDirection, RouteKind, RouteWithdrawal,
-    Standby, TunnelOffer, TunnelRequest, TunnelResponse,
+    ObservationRequest, ObservationResponse, OverlayRequest, OverlayResponse, OverlayRule, PeerPlace,
+    Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, Relay, RelayLatency, RenewRequest,
+    RenewResponse, RevocationConfirmation, RevocationNotice, RouteConfirmation, RouteDirection, RouteKind,
+    RouteWithdrawal, Standby, TunnelOffer, TunnelRequest, TunnelResponse,
 };
 use zeroize::Zeroize;
 
@@ -35,6 +35,9 @@ pub const NAMES_A_NOTICE: usize = 128;
 
 /// Longest reason kept or sent, in bytes.
 pub const MAX_REASON: usize = cyphonic_common::limits::MAX_REASON;
+
+/// Most peers that a node asks for with one registration.
+pub const MAX_ASKED_FOR: usize = 16;
 
 impl Message {
     /// The message's name in the schema, for logs and errors.

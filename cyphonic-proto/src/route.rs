@@ -316,7 +316,7 @@ impl Pair<'_> {
 }
 
 /// All addresses at which a node may perhaps be reached: those that others saw, then its own.
-fn candidates(node: &NodeNetwork) -> Vec<SocketAddr> {
+pub(crate) fn candidates(node: &NodeNetwork) -> Vec<SocketAddr> {
     let of = |family| node.observed(family).chain(node.own(family));
     deduplicate(Family::ALL.into_iter().flat_map(of))
 }

@@ -12,10 +12,11 @@ use crate::address::Prefix;
 use crate::id::Channel;
 use crate::identity::{Identity, Role};
 use crate::message::{
-    Message, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse, RelayLatency, endpoint,
+    MAX_ASKED_FOR, Message, PeerPlace, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse,
+    RelayLatency, endpoint,
 };
 use crate::netcheck::Findings;
-use crate::route::NodeNetwork;
+use crate::route::{NodeNetwork, candidates};
 use crate::standby::Standby;
 use crate::{close, name, nat, version};
 
@@ -83,6 +84,8 @@ pub(super) struct Registration {
     findings: Findings,
     relay_latencies: BTreeMap<String, Duration>,
     pinned_relay: Option<String>,
+    /// Whom it has direct tunnels with, where it has moved.
+    peers: Vec<Ipv6Addr>,
 }
 
 impl Registration {
@@ -106,12 +109,17 @@ impl Registration {
             findings: findings.unwrap_or_default(),
             relay_latencies: request.relay_latencies.iter().take(MAX_LATENCIES).filter_map(latency).collect(),
             pinned_relay: name::canonical(&request.pinned_relay).ok(),
+            peers: request.peers.iter().take(MAX_ASKED_FOR).filter_map(|peer| peer_from_wire(peer)).collect(),
         }
     }
 }
 
 /// Most relays whose latencies are taken on.
 const MAX_LATENCIES: usize = 64;
+
+fn peer_from_wire(told: &[u8]) -> Option<Ipv6Addr> {
+    <[u8; 16]>::try_from(told).ok().map(Ipv6Addr::from)
+}
 
 impl Node {
     /// What is known of the node's network, what this connection shows included.
@@ -124,6 +132,7 @@ impl Node {
             findings,
             relay_latencies,
             pinned_relay,
+            peers: _,
         } = self.registration.clone().unwrap_or_default();
         let outdated = |seen| told_from.is_some_and(|told| nat::is_outdated(told, self.seen.1, seen));
         observations.retain(|(server, seen)| *server != self.seen.0 && !outdated(*seen));
@@ -199,7 +208,26 @@ impl Nms {
             time: 0,
             access: self.access_at(&fqdn),
             standbys: self.config.standbys.iter().map(Standby::to_wire).collect(),
+            peers: self.peer_places(channel),
         }))
+    }
+
+    /// Of the peers that a node has named after a move: where those are that have named it in turn. Two that move at
+    /// once cannot tell each other, and nobody learns where somebody is who has not asked for him.
+    fn peer_places(&self, channel: Channel) -> Vec<PeerPlace> {
+        let asked = |node: &Node, other: &Node| {
+            node.registration.as_ref().is_some_and(|told| told.peers.contains(&other.address))
+        };
+        let Some(node) = self.nodes.get(&channel) else { return Vec::new() };
+        let named = node.registration.iter().flat_map(|told| &told.peers);
+        let connected = named.filter_map(|peer| self.nodes.get(self.channels.get(self.names.get(peer)?)?));
+        let mutual = connected.filter(|peer| peer.address != node.address && asked(peer, node));
+        mutual
+            .map(|peer| PeerPlace {
+                virtual_address: peer.address.octets().to_vec(),
+                endpoints: endpoint::list_to_wire(&candidates(&peer.network(self.config.prefix))),
+            })
+            .collect()
     }
 
     /// Takes one request from the node's allowance of its kind.

@@ -227,6 +227,39 @@ fn a_relayed_set_up_names_the_relay_and_what_to_try_next() {
     assert!(initiator.reason.starts_with("relayed because direct failed"), "{}", initiator.reason);
 }
 
+/// Two that move at once cannot tell each other.
+#[test]
+fn who_has_moved_learns_where_a_peer_is_that_has_asked_for_it_and_where_nobody_else_is() {
+    let mut bench = bench();
+    let own = |fqdn: &str| identity(fqdn).virtual_address.unwrap();
+    let asks = |bench: &mut Bench, channel, address, peers: &[Ipv6Addr]| {
+        let request = RegistrationRequest {
+            protocol_version: version::CURRENT,
+            addresses: endpoint::list_to_wire(&[at(address)]),
+            peers: peers.iter().map(|peer| peer.octets().to_vec()).collect(),
+            ..Default::default()
+        };
+        bench.request(channel, 900, Message::RegistrationRequest(request));
+        let actions = bench.actions();
+        let answer = actions.into_iter().find_map(|action| match action {
+            Action::Respond { message: Message::RegistrationResponse(response), .. } => Some(response.peers),
+            _ => None,
+        });
+        answer.expect("it is answered")
+    };
+    let (a, b) = (own("a.lab"), own("b.lab"));
+    assert_eq!(asks(&mut bench, 0, "10.0.0.9:7000", &[b]), [], "b has asked for nobody");
+    let found = asks(&mut bench, 1, "10.0.0.8:7000", &[own("nobody.lab"), a, b]);
+    let [place] = &found[..] else { panic!("{found:?}") };
+    assert_eq!(place.virtual_address, a.octets());
+    assert!(place.endpoints.contains(&endpoint::to_wire(at("10.0.0.9:7000"))), "{place:?}");
+    assert_eq!(asks(&mut bench, 0, "10.0.0.9:7000", &[]), [], "it asks for nobody any more");
+    assert_eq!(asks(&mut bench, 1, "10.0.0.8:7000", &[a]), []);
+    let many = vec![a; 1_000];
+    asks(&mut bench, 0, "10.0.0.9:7000", &[b]);
+    assert!(asks(&mut bench, 1, "10.0.0.8:7000", &many).len() <= crate::message::MAX_ASKED_FOR);
+}
+
 #[test]
 fn who_was_sent_to_where_the_responder_is_no_more_is_told_so_at_once() {
     let mut bench = bench();

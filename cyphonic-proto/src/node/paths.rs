@@ -167,6 +167,19 @@ impl Paths {
         news
     }
 
+    /// Takes what somebody else says of where the peer is beside what the peer has named, up to as many. Returns
+    /// whether there is anything new.
+    fn hear_of(&mut self, remotes: &[SocketAddr]) -> bool {
+        let before = self.candidates.len();
+        for remote in remotes {
+            let named = self.candidates.iter().filter(|candidate| candidate.named).count();
+            if named < 2 * MAX_NAMED && self.candidate(*remote).is_none() {
+                self.candidates.push(Candidate::direct(*remote, self.peer_cid, true));
+            }
+        }
+        self.candidates.len() > before
+    }
+
     /// Notes where the peer was heard from. Returns whether that is new.
     fn meet(&mut self, remote: SocketAddr) -> bool {
         if self.candidates.iter().any(|candidate| candidate.remote == remote) {
@@ -260,7 +273,7 @@ impl Paths {
     }
 
     /// An end has moved, and no path has answered since.
-    fn is_moving(&self) -> bool {
+    pub(super) fn is_moving(&self) -> bool {
         self.doubt.is_some_and(|doubt| doubt.race == Race::Open)
     }
 

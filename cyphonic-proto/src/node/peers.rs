@@ -171,9 +171,14 @@ impl Node {
         self.end_tunnels(now, address, code);
     }
 
+    /// A peer's tunnels.
+    pub(super) fn tunnels_with(&self, address: Ipv6Addr) -> Vec<TunnelId> {
+        let tunnels = self.tunnels.iter().filter(|(_, tunnel)| tunnel.peer == address);
+        tunnels.map(|(id, _)| *id).collect()
+    }
+
     fn end_tunnels(&mut self, now: Instant, address: Ipv6Addr, code: CloseCode) {
-        let tunnels = self.tunnels.iter().filter(|(_, tunnel)| tunnel.peer == address).map(|(id, _)| *id);
-        for tunnel in tunnels.collect::<Vec<_>>() {
+        for tunnel in self.tunnels_with(address) {
             self.remove_tunnel(now, tunnel, Some(code));
         }
     }

@@ -1,15 +1,17 @@
 //! Login and registration: how the node gets known, and what it learns of its own network.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::exchanges::Purpose;
 use super::findings::Known;
+use super::tunnels::Tunnel;
 use super::{Action, CachedState, Node, NodeConfig, Relay, Service, ServiceState, Timer, config};
 use crate::message::{
-    LoginRequest, LoginResponse, Message, Observation, ObservationRequest, Refusal, RegistrationRequest,
-    RegistrationResponse, RelayLatency, endpoint, field,
+    LoginRequest, LoginResponse, MAX_ASKED_FOR, Message, Observation, ObservationRequest, Refusal,
+    RegistrationRequest, RegistrationResponse, RelayLatency, endpoint, field,
 };
 use crate::netcheck::Findings;
 use crate::standby::Standby;
@@ -142,6 +144,7 @@ impl Node {
         // What the NMS sees it knows by itself.
         let server = self.remote_of(&Service::Nms);
         let latencies = self.told_latencies();
+        let peers = self.peers_to_look_for();
         let registration = &mut self.registration;
         let mut news = News {
             addresses: registration.addresses.clone(),
@@ -171,6 +174,7 @@ impl Node {
             relay_latencies: news.latencies.iter().map(latency_to_wire).collect(),
             pinned_relay: self.config.pinned_relay.clone().unwrap_or_default(),
             run: self.run,
+            peers,
         };
         self.registration.told = Some(news);
         self.registration.under_way = true;
@@ -221,6 +225,24 @@ impl Node {
         }
         // Elsewhere, what failed may work.
         self.forgive_routes();
+    }
+
+    /// Those to whom a way is sought since this node has moved, the last that was used first: they may have moved,
+    /// too. Before that is noted, all to whom there are direct tunnels.
+    fn peers_to_look_for(&self) -> Vec<Vec<u8>> {
+        let moves = self.registration.told.is_none();
+        let is_sought = |tunnel: &&Tunnel| {
+            tunnel.is_told() && !tunnel.paths.is_relayed() && (moves || tunnel.paths.is_moving())
+        };
+        let mut sought: Vec<_> = self.tunnels.values().filter(is_sought).collect();
+        sought.sort_by_key(|tunnel| Reverse(tunnel.last_use));
+        let mut peers: Vec<_> = Vec::new();
+        for peer in sought.into_iter().map(|tunnel| tunnel.peer.octets().to_vec()) {
+            if peers.len() < MAX_ASKED_FOR && !peers.contains(&peer) {
+                peers.push(peer);
+            }
+        }
+        peers
     }
 
     /// Registers, though there may be no news but where from.
@@ -368,6 +390,11 @@ impl Node {
         let standbys = Standby::list_from_wire(&response.standbys);
         self.learn(CachedState { relays, standbys, ..self.registration.known.clone() });
         self.access_registered(response.access.as_ref());
+        for told in response.peers.iter().take(MAX_ASKED_FOR) {
+            if let Ok(peer) = field::virtual_address(&told.virtual_address, "virtual_address") {
+                self.peer_found(now, peer, &endpoint::peers_from_wire(&told.endpoints, self.prefix));
+            }
+        }
         Ok(())
     }
 

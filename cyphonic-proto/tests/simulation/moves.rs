@@ -252,7 +252,9 @@ fn two_that_move_at_once_find_each_other_through_the_nms() {
             world.attach("a", v4, v6);
             world.attach("b", v4, v6);
             let lost = stream(&mut world, from, to, 3 * SECOND);
-            assert!(gap(&lost) <= 5 * ROUND_TRIP, "{from} to {to}: {:?}", gap(&lost));
+            // The NMS is to be dialled anew where it was known by IPv4.
+            let most = if v4.is_some() { 3 } else { 4 };
+            assert!(gap(&lost) <= most * ROUND_TRIP, "{from} to {to}: {:?}", gap(&lost));
         }
     }
 }

@@ -59,8 +59,13 @@ fn registration() -> impl Strategy<Value = Message> {
     let latency = (name(), any::<u32>()).prop_map(|(name, rtt_us)| RelayLatency { name, rtt_us });
     let version = prop_oneof![4 => Just(version::CURRENT), 1 => any::<u32>()];
     let all = (version, vec(wire(), 0..40), vec(observation, 0..20), prop::option::of(findings));
-    (all, vec(latency, 0..80), any::<bool>(), name(), 0..3u64).prop_map(
-        |(first, relay_latencies, udp_blocked, pin, run)| {
+    let peer = prop_oneof![
+        1 => vec(any::<u8>(), 0..20),
+        2 => prop::sample::select(vec!["a.lab", "b.lab", "c.lab"])
+            .prop_map(|fqdn| identity(fqdn).virtual_address.unwrap().octets().to_vec()),
+    ];
+    (all, vec(latency, 0..80), any::<bool>(), name(), 0..3u64, vec(peer, 0..40)).prop_map(
+        |(first, relay_latencies, udp_blocked, pin, run, peers)| {
             let (protocol_version, addresses, observations, findings) = first;
             Message::RegistrationRequest(RegistrationRequest {
                 protocol_version,
@@ -71,6 +76,7 @@ fn registration() -> impl Strategy<Value = Message> {
                 udp_blocked,
                 pinned_relay: pin,
                 run,
+                peers,
             })
         },
     )

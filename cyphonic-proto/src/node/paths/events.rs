@@ -1,6 +1,6 @@
 //! What a tunnel's paths learn: answers, probes of the peer, its lists, moves.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::schedule::PROOF;
@@ -131,6 +131,20 @@ impl Node {
             self.begin_anew(now, id);
         }
         self.watch(now, id);
+    }
+
+    /// The NMS says where a peer is that has moved as well. Its own word, which this node cannot hear, will take the
+    /// place of that.
+    pub(in crate::node) fn peer_found(&mut self, now: Instant, peer: Ipv6Addr, remotes: &[SocketAddr]) {
+        for id in self.tunnels_with(peer) {
+            let Some(tunnel) = self.tunnels.get_mut(&id) else { continue };
+            let relay = tunnel.paths.relay().map(|candidate| candidate.remote);
+            let remotes: Vec<_> = remotes.iter().copied().filter(|remote| Some(*remote) != relay).collect();
+            if tunnel.paths.is_moving() && tunnel.paths.hear_of(&remotes) {
+                self.begin_anew(now, id);
+                self.watch(now, id);
+            }
+        }
     }
 
     /// This node is elsewhere, or was asleep: every tunnel's path is in doubt, its peer is told where this
