@@ -41,7 +41,7 @@ pub struct Adapter {
     /// What tells of ports that are held.
     offers: Mutex<JoinSet<()>>,
     // Aborted when dropped.
-    _ports: JoinSet<()>,
+    ports: Mutex<JoinSet<()>>,
 }
 
 /// The ports that are this agent's. Peers may open these alone: at another one it would be a program of the host
@@ -70,21 +70,27 @@ impl Adapter {
     /// Serves every port of `settings` at the device's address `own`, and offers each from when it is held. Must
     /// be called in a tokio runtime.
     pub fn start(own: Ipv6Addr, settings: StandsFor, offering: Offering) -> Self {
-        let (machine, held) = (Arc::new(Machine::new(settings.address)), Arc::<Held>::default());
+        let udp_ports = settings.ports().filter(|port| port.protocol == Carried::Udp).count();
+        let (machine, held) = (Arc::new(Machine::new(settings.address, udp_ports)), Arc::<Held>::default());
         let (mut ports, mut offers) = (JoinSet::new(), JoinSet::new());
         for port in settings.ports() {
             ports.spawn(serve(own, port, machine.clone(), held.clone()));
         }
         let services = settings.services.iter().map(ToString::to_string).collect();
         offers.spawn(offer(settings, held, offering.clone()));
-        Self { machine, services, offering, offers: Mutex::new(offers), _ports: ports }
+        Self { machine, services, offering, offers: Mutex::new(offers), ports: Mutex::new(ports) }
     }
 
-    /// Peers may open nothing here any more. Only then the ports may be given up: they are the host's then.
+    /// Peers may open nothing here any more; only then the ports are given up, which are the host's from then on.
+    /// Peers whose connections stood have been told when this returns, if their tunnels carry it.
     pub async fn close(&self) {
-        let mut offers = std::mem::take(&mut *self.offers.lock().unwrap_or_else(PoisonError::into_inner));
-        offers.shutdown().await;
+        let take = |tasks: &Mutex<JoinSet<()>>| {
+            std::mem::take(&mut *tasks.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        take(&self.offers).shutdown().await;
         (self.offering)(Services::default()).await;
+        take(&self.ports).shutdown().await;
+        self.machine.end_connections().await;
     }
 
     /// For `status`.
@@ -350,16 +356,25 @@ mod tests {
         let machine = TcpListener::bind("[::1]:0").await.unwrap();
         let (there, here) = (machine.local_addr().unwrap().port(), free_port().await);
         let _adapter = start(settings("::1", &[format!("tcp/{here}:{there}")]));
-        let mut peer = connect(here).await;
-        let (mut served, _) = timeout(SOON, machine.accept()).await.unwrap().unwrap();
-        // It has not read this when it closes, which is a reset then.
-        peer.write_all(b"a question that is not read").await.unwrap();
-        timeout(SOON, served.peek(&mut [0; 8])).await.unwrap().unwrap();
-        served.write_all(&[7; 50_000]).await.unwrap();
-        drop(served);
-        let mut answer = Vec::new();
-        let ended = timeout(SOON, peer.read_to_end(&mut answer)).await.unwrap();
-        assert_eq!((answer.len(), ended.unwrap_err().kind()), (50_000, io::ErrorKind::ConnectionReset));
+        for peer_has_ended in [false, true] {
+            let mut peer = connect(here).await;
+            let (mut served, _) = timeout(SOON, machine.accept()).await.unwrap().unwrap();
+            // It has not read this when it closes, which is a reset then.
+            peer.write_all(b"a question that is not read").await.unwrap();
+            timeout(SOON, served.peek(&mut [0; 8])).await.unwrap().unwrap();
+            if peer_has_ended {
+                peer.shutdown().await.unwrap();
+            }
+            // More than a socket has room for whose program does not read: the rest waits at the agent when the
+            // machine has gone.
+            timeout(SOON, served.write_all(&[7; 600_000])).await.unwrap().unwrap();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            drop(served);
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let mut answer = Vec::new();
+            let ended = timeout(SOON, peer.read_to_end(&mut answer)).await.unwrap();
+            assert_eq!((answer.len(), ended.unwrap_err().kind()), (600_000, io::ErrorKind::ConnectionReset));
+        }
     }
 
     /// A file of which half has come is not one that has ended.
@@ -373,7 +388,7 @@ mod tests {
         peer.write_all(b"half").await.unwrap();
         let mut half = [0; 4];
         timeout(SOON, served.read_exact(&mut half)).await.unwrap().unwrap();
-        drop(adapter);
+        adapter.close().await;
         for end in [&mut peer, &mut served] {
             let ended = timeout(SOON, end.read(&mut half)).await.unwrap();
             assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);

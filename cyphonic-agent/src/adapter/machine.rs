@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use cyphonic_transport::quota::{Key, Quota};
+use tokio::task::JoinSet;
 
 use crate::complaints::Complaints;
 use crate::config::{Carried, OfferedPort};
@@ -16,6 +17,9 @@ use crate::control::report::{HealthCheck, Severity, StandsForReport};
 /// Conversations at a time, of each protocol in all and of one peer. A controller has room for a handful.
 pub(super) const MAX_PLACES: usize = 1_024;
 pub(super) const MAX_PLACES_OF_PEER: usize = 128;
+
+/// A peer's flows at a port, at least: of all ports it has as many as connections, or these at each.
+const FLOWS_AT_PORT: usize = 4;
 
 /// See the module.
 #[derive(Debug)]
@@ -26,12 +30,16 @@ pub(super) struct Machine {
     carried: AtomicU64,
     turned_away: AtomicU64,
     troubles: Mutex<Troubles>,
+    // Aborted when dropped.
+    carrying: Mutex<JoinSet<()>>,
+    /// How many conversations of UDP one peer may have at a port.
+    flows_at_port: usize,
 }
 
-/// By its virtual address, which its tunnel has proved. All of an overlay are of one network, so no group of
-/// them says anything.
+/// By its virtual address, which its tunnel has proved, and of UDP by the port that it asks, since a port knows its own
+/// flows alone. All of an overlay are of one network, so no group of them says anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Peer(IpAddr);
+struct Peer(IpAddr, Option<OfferedPort>);
 
 impl Key for Peer {
     fn group(&self) -> Option<Self> {
@@ -79,7 +87,8 @@ pub(super) struct Place {
 }
 
 impl Machine {
-    pub(super) fn new(address: IpAddr) -> Self {
+    /// A machine that has so many ports of UDP.
+    pub(super) fn new(address: IpAddr, udp_ports: usize) -> Self {
         Self {
             address,
             connections: Mutex::new(Quota::new(MAX_PLACES)),
@@ -87,6 +96,8 @@ impl Machine {
             carried: AtomicU64::new(0),
             turned_away: AtomicU64::new(0),
             troubles: Mutex::default(),
+            carrying: Mutex::default(),
+            flows_at_port: (MAX_PLACES_OF_PEER / udp_ports.max(1)).max(FLOWS_AT_PORT),
         }
     }
 
@@ -95,16 +106,33 @@ impl Machine {
         SocketAddr::new(self.address, port.to)
     }
 
-    /// A place for one more conversation with this peer; none where it, or all together, have as many as there
-    /// may be.
-    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr, protocol: Carried) -> Option<Place> {
-        let peer = Peer(peer);
+    /// A place for one more conversation of this peer with a port; none where it, or all together, have as many as
+    /// there may be.
+    pub(super) fn admit(self: &Arc<Self>, peer: IpAddr, port: OfferedPort) -> Option<Place> {
+        let protocol = port.protocol;
+        let (peer, most) = match protocol {
+            Carried::Tcp => (Peer(peer, None), MAX_PLACES_OF_PEER),
+            Carried::Udp => (Peer(peer, Some(port)), self.flows_at_port),
+        };
         let mut places = lock(self.places(protocol));
-        if !places.has_room(&peer, MAX_PLACES_OF_PEER) {
+        if !places.has_room(&peer, most) {
             return None;
         }
         places.add(peer);
         Some(Place { machine: Arc::clone(self), peer, protocol })
+    }
+
+    /// Carries a connection, until it ends or all do.
+    pub(super) fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
+        let mut carrying = lock(&self.carrying);
+        while carrying.try_join_next().is_some() {}
+        carrying.spawn(connection);
+    }
+
+    /// Returns when all have ended.
+    pub(super) async fn end_connections(&self) {
+        let mut carrying = std::mem::take(&mut *lock(&self.carrying));
+        carrying.shutdown().await;
     }
 
     /// For one there was no place.
@@ -229,14 +257,18 @@ mod tests {
 
     #[test]
     fn one_peer_does_not_take_the_places_of_all() {
-        let machine = Arc::new(Machine::new([192, 0, 2, 1].into()));
-        let admit = |number| machine.admit(peer(number), Carried::Tcp);
+        let machine = Arc::new(Machine::new([192, 0, 2, 1].into(), 2));
+        let port = |protocol, at| OfferedPort { protocol, at, to: 1 };
+        let admit = |number| machine.admit(peer(number), port(Carried::Tcp, 1));
         let first: Vec<_> = (0..MAX_PLACES_OF_PEER).map(|_| admit(1).unwrap()).collect();
         assert!(admit(1).is_none());
         let others: Vec<_> =
             (MAX_PLACES_OF_PEER..MAX_PLACES).map(|number| admit(number as u16).unwrap()).collect();
         assert!(admit(2).is_none(), "all have as many as there may be");
-        assert!(machine.admit(peer(1), Carried::Udp).is_some(), "the other protocol's are its own");
+        let ask = |at| machine.admit(peer(1), port(Carried::Udp, at));
+        let flows: Vec<_> = (0..MAX_PLACES_OF_PEER / 2).map(|_| ask(1).unwrap()).collect();
+        assert!(ask(1).is_none() && ask(2).is_some(), "those of a port take none of another's");
+        drop(flows);
         let report = machine.report(Vec::new());
         assert_eq!((report.connections, report.flows), (MAX_PLACES as u64, 0));
         drop(first);
@@ -247,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_port_is_told_of_until_its_next_attempt_succeeds() {
-        let machine = Machine::new([192, 0, 2, 1].into());
+        let machine = Machine::new([192, 0, 2, 1].into(), 0);
         let port = |to| OfferedPort { protocol: Carried::Tcp, at: 7, to };
         let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         machine.note(port(1), Trouble::There, &refused());

@@ -11,12 +11,11 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::machine::{Machine, Trouble};
 use super::may_pass;
-use crate::config::{Carried, OfferedPort};
+use crate::config::OfferedPort;
 
 /// Connections that wait to be taken.
 const BACKLOG: u32 = 128;
@@ -56,30 +55,24 @@ pub(super) async fn carry_all(
     port: OfferedPort,
     machine: &Arc<Machine>,
 ) -> io::Error {
-    // Aborts them when dropped.
-    let mut connections = JoinSet::new();
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            Some(_) = connections.join_next() => continue,
-        };
-        match accepted {
+        match listener.accept().await {
             Ok((peer, from)) => {
                 machine.is_well_here(port);
-                let Some(place) = machine.admit(from.ip(), Carried::Tcp) else {
+                let Some(place) = machine.admit(from.ip(), port) else {
                     machine.has_turned_away(from.ip());
                     reset(peer);
                     continue;
                 };
-                let machine = Arc::clone(machine);
-                connections.spawn(async move {
-                    carry(peer, port, &machine).await;
+                let carrying = Arc::clone(machine);
+                machine.spawn(async move {
+                    carry(peer, port, &carrying).await;
                     drop(place);
                 });
             }
             Err(error) if may_pass(&error) => {
                 machine.note(port, Trouble::Here, &error);
-                tokio::time::sleep(PAUSE).await;
+                sleep(PAUSE).await;
             }
             Err(error) => return error,
         }
@@ -125,9 +118,16 @@ async fn carry_both(peer: &mut TcpStream, there: &mut TcpStream) -> io::Result<(
         ended = &mut down => (ended, up),
     };
     match first {
-        Ok(()) => other.await,
+        Ok(()) => {
+            let ended = other.await;
+            if ended.is_err() {
+                // What was read before is on its way.
+                sleep(GRACE).await;
+            }
+            ended
+        }
         Err(error) => {
-            // What an end has sent before it failed is still to be had, and what it was sent is on its way.
+            // What an end has sent before it failed is still to be had.
             let begun = Instant::now();
             let _ = timeout(GRACE, other).await;
             sleep_until(begun + GRACE).await;

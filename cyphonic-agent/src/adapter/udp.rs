@@ -13,7 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::machine::{Machine, Place, Trouble};
 use super::may_pass;
-use crate::config::{Carried, OfferedPort};
+use crate::config::OfferedPort;
 
 /// Who has not asked for so long has finished (RFC 4787, REQ-5). What the machine sends does not count (REQ-6): it
 /// may go on for ever, to a peer that has gone.
@@ -118,13 +118,13 @@ impl Flows {
 
     /// For a peer that has as many as it may have here, in the place of the one that it has not used for longest.
     fn place_for(&mut self, peer: IpAddr) -> Option<Place> {
-        if let Some(place) = self.machine.admit(peer, Carried::Udp) {
+        if let Some(place) = self.machine.admit(peer, self.port) {
             return Some(place);
         }
         let own = self.by_peer.iter().filter(|(from, _)| from.ip() == peer);
         let oldest = own.min_by_key(|(_, flow)| flow.used).map(|(from, _)| *from)?;
         self.by_peer.remove(&oldest);
-        self.machine.admit(peer, Carried::Udp)
+        self.machine.admit(peer, self.port)
     }
 
     async fn begin(&mut self, peer: SocketAddr, place: Place) -> io::Result<Flow> {
@@ -170,12 +170,13 @@ async fn answer(there: Arc<UdpSocket>, machine: SocketAddr, here: Arc<UdpSocket>
 mod tests {
     use super::super::machine::MAX_PLACES_OF_PEER;
     use super::*;
+    use crate::config::Carried;
 
     async fn flows() -> (Flows, UdpSocket) {
         let there = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let to = there.local_addr().unwrap().port();
         let port = OfferedPort { protocol: Carried::Udp, at: 1, to };
-        let machine = Arc::new(Machine::new(Ipv4Addr::LOCALHOST.into()));
+        let machine = Arc::new(Machine::new(Ipv4Addr::LOCALHOST.into(), 1));
         let socket = open((Ipv6Addr::LOCALHOST, 0).into()).await.unwrap();
         (Flows::new(socket, port, &machine), there)
     }

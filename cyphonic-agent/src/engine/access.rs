@@ -33,15 +33,6 @@ impl Rules {
         self.own.is_none() && self.overlay == OverlayAccess::Unrestricted && self.offered.is_none()
     }
 
-    /// What passes where peers may open nothing: what the device opens itself, and a machine for which it stands
-    /// opens nothing.
-    fn of_itself(&self) -> Permissions {
-        match self.offered {
-            Some(_) => Permissions::from_iter([]),
-            None => nothing(),
-        }
-    }
-
     /// What those for whom `is_theirs` may open.
     fn services(&self, is_theirs: impl Fn(&AccessRule) -> bool) -> Services {
         let overlay = self.overlay.services(&is_theirs);
@@ -104,7 +95,7 @@ impl Access {
         let permissions = if rules.allow_everything() {
             Permissions::default()
         } else {
-            let mut permissions = rules.of_itself();
+            let mut permissions = nothing();
             allow(&mut permissions, EVERY_CLASS, &for_all);
             permissions
         };
@@ -188,7 +179,7 @@ impl Access {
 
     /// The policy took none of the permissions: peers may open nothing, and what comes next has their room.
     pub(super) fn is_denied(&mut self) {
-        self.permissions = self.rules.of_itself();
+        self.permissions = nothing();
     }
 
     /// For a report on many devices.
@@ -378,7 +369,6 @@ mod tests {
         };
         let all = offered(None, OverlayAccess::Unrestricted);
         assert!(all.restricts() && !all.permissions().are_all());
-        assert!(!all.permissions().holds(&PolicyKey::everything(Direction::Out)), "the machine asks nobody");
         assert_eq!(open(&all, "a"), ["ping", "tcp/502"]);
         let some = offered(Some("[{from: a, to: all}, {from: b, to: tcp/22}]"), OverlayAccess::Unrestricted);
         assert_eq!((open(&some, "a").join(" "), open(&some, "b").len()), ("ping tcp/502".into(), 0));

@@ -84,8 +84,9 @@ pub(super) struct Registration {
     findings: Findings,
     relay_latencies: BTreeMap<String, Duration>,
     pinned_relay: Option<String>,
-    /// Whom it has direct tunnels with, where it has moved.
+    /// Whom it looks for since a move, and until when that counts.
     peers: Vec<Ipv6Addr>,
+    peers_until: Option<Instant>,
 }
 
 impl Registration {
@@ -110,9 +111,13 @@ impl Registration {
             relay_latencies: request.relay_latencies.iter().take(MAX_LATENCIES).filter_map(latency).collect(),
             pinned_relay: name::canonical(&request.pinned_relay).ok(),
             peers: request.peers.iter().take(MAX_ASKED_FOR).filter_map(|peer| peer_from_wire(peer)).collect(),
+            peers_until: None,
         }
     }
 }
+
+/// Who has moved looks for others that move at the same time. By then both know, or have another tunnel.
+const LOOKS_FOR: Duration = Duration::from_secs(10);
 
 /// Most relays whose latencies are taken on.
 const MAX_LATENCIES: usize = 64;
@@ -133,6 +138,7 @@ impl Node {
             relay_latencies,
             pinned_relay,
             peers: _,
+            peers_until: _,
         } = self.registration.clone().unwrap_or_default();
         let outdated = |seen| told_from.is_some_and(|told| nat::is_outdated(told, self.seen.1, seen));
         observations.retain(|(server, seen)| *server != self.seen.0 && !outdated(*seen));
@@ -185,7 +191,8 @@ impl Nms {
         self.charge(now, channel, |asked| &mut asked.registrations)?;
         let overlay = self.config.prefix;
         let node = self.nodes.get_mut(&channel).ok_or_else(not_connected)?;
-        let registration = Registration::from_wire(node.seen.1, request, overlay, &self.config.relays);
+        let mut registration = Registration::from_wire(node.seen.1, request, overlay, &self.config.relays);
+        registration.peers_until = Some(now + LOOKS_FOR);
         let is_new = node.registration.replace(registration).is_none();
         let (address, observed, fqdn) = (node.address, node.seen.1, node.fqdn.clone());
         if node.runs.tell(request.run) {
@@ -208,15 +215,17 @@ impl Nms {
             time: 0,
             access: self.access_at(&fqdn),
             standbys: self.config.standbys.iter().map(Standby::to_wire).collect(),
-            peers: self.peer_places(channel),
+            peers: self.peer_places(now, channel),
         }))
     }
 
     /// Of the peers that a node has named after a move: where those are that have named it in turn. Two that move at
     /// once cannot tell each other, and nobody learns where somebody is who has not asked for him.
-    fn peer_places(&self, channel: Channel) -> Vec<PeerPlace> {
+    fn peer_places(&self, now: Instant, channel: Channel) -> Vec<PeerPlace> {
         let asked = |node: &Node, other: &Node| {
-            node.registration.as_ref().is_some_and(|told| told.peers.contains(&other.address))
+            node.registration.as_ref().is_some_and(|told| {
+                told.peers.contains(&other.address) && told.peers_until.is_some_and(|until| now < until)
+            })
         };
         let Some(node) = self.nodes.get(&channel) else { return Vec::new() };
         let named = node.registration.iter().flat_map(|told| &told.peers);

@@ -255,6 +255,9 @@ fn who_has_moved_learns_where_a_peer_is_that_has_asked_for_it_and_where_nobody_e
     assert!(place.endpoints.contains(&endpoint::to_wire(at("10.0.0.9:7000"))), "{place:?}");
     assert_eq!(asks(&mut bench, 0, "10.0.0.9:7000", &[]), [], "it asks for nobody any more");
     assert_eq!(asks(&mut bench, 1, "10.0.0.8:7000", &[a]), []);
+    asks(&mut bench, 0, "10.0.0.9:7000", &[b]);
+    bench.now += Duration::from_secs(10);
+    assert_eq!(asks(&mut bench, 1, "10.0.0.8:7000", &[a]), [], "a has looked for it long ago");
     let many = vec![a; 1_000];
     asks(&mut bench, 0, "10.0.0.9:7000", &[b]);
     assert!(asks(&mut bench, 1, "10.0.0.8:7000", &many).len() <= crate::message::MAX_ASKED_FOR);

@@ -65,6 +65,7 @@ impl Node {
             return;
         }
         self.addresses_changed(addresses);
+        self.registration.moves = true;
         let untold = Untold { routes, overlay: self.prefix };
         let routes = if addresses.is_empty() { &untold } else { routes };
         self.turn_where_routes_lead(routes);
@@ -89,6 +90,7 @@ impl Node {
         self.hold_mappings(now);
         let late = self.note_ways(now, routes);
         self.move_tunnels(now);
+        self.registration.moves = false;
         self.expect_nobody(&late);
         self.changed();
     }
@@ -104,6 +106,7 @@ impl Node {
             tunnel.last_use = (tunnel.last_use + sleep.counted).min(now);
         }
         self.act(Action::Migrate);
+        self.registration.moves = true;
         for service in self.services.keys().cloned().collect::<Vec<_>>() {
             let connected = self.is_connected(&service);
             match self.services.get(&service) {
@@ -119,6 +122,7 @@ impl Node {
         }
         self.hold_mappings(now);
         self.move_tunnels(now);
+        self.registration.moves = false;
         if sleep.length >= self.config.timing.silence {
             let all: Vec<_> = self.tunnels.keys().copied().collect();
             self.expect_nobody(&all);

@@ -16,7 +16,8 @@
 //!   relay is always among them.
 //!
 //! **Invariants.** Packets go only to an address that has answered a challenge, or at which the tunnel was
-//! set up. Probes go only to addresses that the authenticated peer named or probed from, never to this host,
+//! set up. Probes go only to addresses that the authenticated peer named or probed from, or, where both have moved,
+//! to four that the NMS names, never to this host,
 //! its link or the overlay; how many there are, how many probes a node sends, and how many of them at one
 //! peer's word, is bounded.
 
@@ -167,20 +168,7 @@ impl Paths {
         news
     }
 
-    /// Takes what somebody else says of where the peer is beside what the peer has named, up to as many. Returns
-    /// whether there is anything new.
-    fn hear_of(&mut self, remotes: &[SocketAddr]) -> bool {
-        let before = self.candidates.len();
-        for remote in remotes {
-            let named = self.candidates.iter().filter(|candidate| candidate.named).count();
-            if named < 2 * MAX_NAMED && self.candidate(*remote).is_none() {
-                self.candidates.push(Candidate::direct(*remote, self.peer_cid, true));
-            }
-        }
-        self.candidates.len() > before
-    }
-
-    /// Notes where the peer was heard from. Returns whether that is new.
+    /// Notes where the peer was heard from, or is said to be. Returns whether that is new.
     fn meet(&mut self, remote: SocketAddr) -> bool {
         if self.candidates.iter().any(|candidate| candidate.remote == remote) {
             return false;

@@ -47,6 +47,8 @@ pub(super) struct Registration {
     began: Option<Instant>,
     /// How long it took from there to the first registration.
     pub(super) start_up: Option<Duration>,
+    /// The node is being told that it is elsewhere: its tunnels do not know yet.
+    pub(super) moves: bool,
     /// What the NMS was told last, and what it is being told.
     told: Option<News>,
     under_way: bool,
@@ -66,6 +68,7 @@ impl Registration {
             known: config.cached.clone().unwrap_or_default(),
             began: None,
             start_up: None,
+            moves: false,
             told: None,
             under_way: false,
             access_revision: 0,
@@ -227,10 +230,10 @@ impl Node {
         self.forgive_routes();
     }
 
-    /// Those to whom a way is sought since this node has moved, the last that was used first: they may have moved,
-    /// too. Before that is noted, all to whom there are direct tunnels.
+    /// Those to whom a way is sought since an end has moved, the last that was used first: the other one may have
+    /// moved, too. While this node moves, all to whom there are direct tunnels.
     fn peers_to_look_for(&self) -> Vec<Vec<u8>> {
-        let moves = self.registration.told.is_none();
+        let moves = self.registration.moves;
         let is_sought = |tunnel: &&Tunnel| {
             tunnel.is_told() && !tunnel.paths.is_relayed() && (moves || tunnel.paths.is_moving())
         };

@@ -4,7 +4,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::schedule::PROOF;
-use super::{Candidate, CandidateSet, Race, candidate};
+use super::{Candidate, CandidateSet, MAX_REFLEXIVE, Race, candidate};
 use crate::id::TunnelId;
 use crate::message::RouteKind;
 use crate::node::setups::Setup;
@@ -133,17 +133,19 @@ impl Node {
         self.watch(now, id);
     }
 
-    /// The NMS says where a peer is that has moved as well. Its own word, which this node cannot hear, will take the
-    /// place of that.
-    pub(in crate::node) fn peer_found(&mut self, now: Instant, peer: Ipv6Addr, remotes: &[SocketAddr]) {
+    /// The NMS says where a peer is that has moved as well, the best place first. The round that looks for it goes on
+    /// with these.
+    pub(in crate::node) fn peer_found(&mut self, now: Instant, peer: Ipv6Addr, places: &[SocketAddr]) {
         for id in self.tunnels_with(peer) {
-            let Some(tunnel) = self.tunnels.get_mut(&id) else { continue };
-            let relay = tunnel.paths.relay().map(|candidate| candidate.remote);
-            let remotes: Vec<_> = remotes.iter().copied().filter(|remote| Some(*remote) != relay).collect();
-            if tunnel.paths.is_moving() && tunnel.paths.hear_of(&remotes) {
-                self.begin_anew(now, id);
-                self.watch(now, id);
+            if !self.tunnels.get(&id).is_some_and(|tunnel| tunnel.paths.is_moving()) {
+                continue;
             }
+            let places: Vec<_> = places.iter().take(MAX_REFLEXIVE).copied().collect();
+            for place in places {
+                let Some((place, true)) = self.meet_at(id, place) else { continue };
+                self.probe(now, id, place);
+            }
+            self.watch(now, id);
         }
     }
 
