@@ -146,7 +146,7 @@ impl Command {
         match self {
             Self::Status { check: Some(check), .. } => return Ok(self::check(&socket, check).await),
             Self::Wait { timeout } => return wait(&socket, timeout).await,
-            Self::Metrics => metrics(&socket).await?,
+            Self::Metrics => metrics(&socket, instance.as_ref()).await?,
             Self::Version => version(&socket).await?,
             Self::Bugreport => bugreport::run(&socket, instance).await?,
             command => return command.ask(ControlClient::connect(&socket).await?).await,
@@ -278,12 +278,12 @@ fn reload(reloaded: &Reloaded) -> Result<()> {
 }
 
 /// A daemon that does not answer is a figure too.
-async fn metrics(socket: &std::path::Path) -> Result<()> {
+async fn metrics(socket: &std::path::Path, instance: Option<&Instance>) -> Result<()> {
     let report = match status(socket).await {
         Err(error) if error.is_not_allowed() => return Err(error.into()),
         report => report.ok(),
     };
-    print(metrics::render(report.as_ref()))?;
+    print(metrics::render(report.as_ref(), instance))?;
     Ok(())
 }
 

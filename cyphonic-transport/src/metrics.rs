@@ -8,13 +8,21 @@ use std::fmt::{Display, Write};
 pub struct Text {
     prefix: &'static str,
     family: &'static str,
+    /// A label of all samples.
+    label: Option<(&'static str, String)>,
     out: String,
 }
 
 impl Text {
     /// Nothing yet, of families whose names begin like this.
     pub fn new(prefix: &'static str) -> Self {
-        Self { prefix, family: "", out: String::new() }
+        Self { prefix, family: "", label: None, out: String::new() }
+    }
+
+    /// Has all samples say this, so that texts of several programs of a kind can be read together.
+    #[must_use]
+    pub fn labelled(self, name: &'static str, value: String) -> Self {
+        Self { label: Some((name, value)), ..self }
     }
 
     /// Begins a family of values that go up and down.
@@ -36,8 +44,9 @@ impl Text {
 
     /// A value of the family that was begun last.
     pub fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
-        let labels: Vec<_> =
-            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        let of_all = self.label.iter().map(|(name, value)| (*name, value.as_str()));
+        let labels = of_all.chain(labels.iter().copied());
+        let labels: Vec<_> = labels.map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         let _ = writeln!(self.out, "{}_{}{labels} {value}", self.prefix, self.family);
     }
@@ -55,6 +64,16 @@ fn escaped(value: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_label_of_all_samples_comes_first() {
+        let mut text = Text::new("cyphonic").labelled("agent", "plc".to_owned());
+        text.gauge("up", "Whether.");
+        text.sample(&[], 1);
+        text.sample(&[("id", "x")], 0);
+        let samples: Vec<_> = text.into_string().lines().skip(2).map(str::to_owned).collect();
+        assert_eq!(samples, ["cyphonic_up{agent=\"plc\"} 1", "cyphonic_up{agent=\"plc\",id=\"x\"} 0"]);
+    }
 
     #[test]
     fn a_family_is_described_before_its_samples() {

@@ -11,10 +11,15 @@ use super::report::{
     AmountReport, ByRoute, PeerReport, PeerState, RouteReport, ServiceKind, ServiceState, Severity,
     StatusReport,
 };
+use crate::config::Instance;
 
-/// What there is to measure; without a report, that the device is not ready.
-pub fn render(report: Option<&StatusReport>) -> String {
+/// What there is to measure; without a report, that the device is not ready. Of one of several agents of a host,
+/// each sample says which.
+pub fn render(report: Option<&StatusReport>, instance: Option<&Instance>) -> String {
     let mut text = Text::new("cyphonic");
+    if let Some(instance) = instance {
+        text = text.labelled("agent", instance.to_string());
+    }
     text.gauge(
         "ready",
         "Whether names can be resolved: registered, with the interface up, and the host's resolver asking this device.",
@@ -203,7 +208,7 @@ mod tests {
             ..StatusReport::default()
         };
         report.interface.up = true;
-        let text = render(Some(&report));
+        let text = render(Some(&report), None);
         let samples = parse(&text);
         for (series, value) in [
             ("cyphonic_ready", 1.0),
@@ -228,8 +233,8 @@ mod tests {
 
     #[test]
     fn a_daemon_that_does_not_answer_is_not_ready() {
-        assert_eq!(parse(&render(None)), [("cyphonic_ready".to_owned(), 0.0)].into());
-        let waiting = parse(&render(Some(&StatusReport::default())));
+        assert_eq!(parse(&render(None, None)), [("cyphonic_ready".to_owned(), 0.0)].into());
+        let waiting = parse(&render(Some(&StatusReport::default()), None));
         assert_eq!(waiting.get("cyphonic_ready"), Some(&0.0));
         assert!(!waiting.contains_key("cyphonic_certificate_not_after_seconds"));
     }
