@@ -7,7 +7,9 @@ use std::process::Command;
 fn scripts_are_sound() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let scripts = [
+        "cyphonic-agent/dist/scripts/postinst",
         "cyphonic-agent/dist/scripts/postrm",
+        "cyphonic-agent/dist/scripts/prerm",
         "cyphonic-cloud/dist/scripts/postrm",
         "xtask/src/package/quick_start.sh",
         "xtask/src/package/trial.sh",

@@ -126,7 +126,8 @@ check "pi-1 has SSH" looks pi-2 "$(echo "$ssh_of" | sed s/NAME/pi-1/)" SSH-
 check "which is not reached by the machine's name" not looks pi-2 "$(echo "$ssh_of" | sed s/NAME/plc/)" SSH-
 check "its agent says so" looks pi-1 'cyphonic --instance plc status' '1 since the start'
 check "and starts at boot" looks pi-1 'systemctl is-enabled cyphonicd@plc' '^enabled'
-check "in the sandbox of pi-1's own" on pi-1 'test "$(systemctl show -P NoNewPrivileges -P CapabilityBoundingSet -P ProtectSystem cyphonicd@plc)" = "$(systemctl show -P NoNewPrivileges -P CapabilityBoundingSet -P ProtectSystem cyphonicd)"'
+sandbox="systemctl show -P NoNewPrivileges -P CapabilityBoundingSet -P ProtectSystem"
+check "in the sandbox of pi-1's own" on pi-1 "test \"\$($sandbox cyphonicd@plc)\" = \"\$($sandbox cyphonicd)\""
 check "with folders of its own" looks pi-1 'systemctl show -P StateDirectory -P RuntimeDirectory cyphonicd@plc | uniq' '^cyphonic@plc$'
 #: operations.md Short names
 for machine in pi-1 pi-2; do
@@ -154,7 +155,8 @@ check "which devices believe" looks pi-1 'cyphonic wait --timeout 120; cyphonic 
 check "reachable after it" on pi-1 'cyphonic wait --timeout 120; ping -c 3 pi-2.home.internal'
 on pi-1 'cyphonic --instance plc wait --timeout 120'
 check "so is what pi-1 stands for" looks pi-2 "$controller" 'a controller'
-check "by an agent of the new version" on pi-1 'cyphonic -i plc status --json | grep -q "\"version\": \"$(cyphonic --version | cut -d " " -f 2)\""'
+version=$(on pi-1 'cyphonic --version' | cut -d ' ' -f 2)
+check "by an agent of the new version" looks pi-1 'cyphonic --instance plc status --json' "\"version\": \"$version\""
 
 #: quick-start.md Take it away
 check "pi-2 has its resolv.conf again" looks pi-2 'cat /etc/resolv.conf' '^nameserver 192.168.10.1'
