@@ -124,7 +124,7 @@ enum Tunnel {
 impl Cli {
     /// Does what was asked.
     pub fn run(self) -> Result<ExitCode> {
-        self.instance.iter().for_each(Instance::is_this_processs);
+        self.instance.iter().for_each(Instance::is_of_this_process);
         match self.command {
             // May become the daemon, which has a runtime of its own.
             Command::Up(up) => up.run(self.socket, self.instance),

@@ -92,7 +92,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    cli.settings.overrides.instance.iter().for_each(Instance::is_this_processs);
+    cli.settings.overrides.instance.iter().for_each(Instance::is_of_this_process);
     match cli.command.unwrap_or(Command::Run) {
         Command::Run => daemon::launch(cli.settings.read_again()?)?,
         Command::Cleanup => match cli.settings.load() {
@@ -119,7 +119,7 @@ fn clean_up_anyhow(error: &dyn Display, overrides: &Overrides) -> Result<ExitCod
     let defaults = Config::default();
     let of_environment = || given("CYPHONIC_INSTANCE")?.into_string().ok()?.parse::<Instance>().ok();
     let instance = overrides.instance.clone().or_else(of_environment);
-    instance.iter().for_each(Instance::is_this_processs);
+    instance.iter().for_each(Instance::is_of_this_process);
     let state_dir = overrides.state_dir.clone().or_else(|| given("CYPHONIC_STATE_DIR").map(PathBuf::from));
     let state_dir = state_dir.or_else(|| instance.as_ref().map(Instance::state_dir));
     let interface = overrides

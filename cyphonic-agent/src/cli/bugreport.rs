@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use super::output::say;
 use super::status;
-use crate::config::{Config, Instance, Overrides};
+use crate::config::{self, Config, Instance, Overrides};
 
 /// What is looked at besides the daemon, whose unit is `UNIT`. None of it shows a key, and of a token see
 /// [`without_tokens`].
@@ -51,7 +51,7 @@ pub(super) async fn run(socket: &Path, instance: Option<Instance>) -> Result<()>
         Ok(report) => part("cyphonic status --json", serde_json::to_string_pretty(&report)?)?,
         Err(error) => part("cyphonic status --json", error)?,
     }
-    let unit = instance.as_ref().map_or_else(|| "cyphonicd".to_owned(), Instance::unit);
+    let unit = config::instance::unit();
     let (path, overrides) =
         (Config::path(None, instance.as_ref()), Overrides { instance, ..Overrides::default() });
     let title = path.display().to_string();

@@ -234,7 +234,7 @@ fn keep_config(path: &Path, config: &Config, instance: Option<&Instance>) -> Res
                  `systemctl restart {}`.",
                 path.display(),
                 others.join(" and another "),
-                instance.map_or_else(|| "cyphonicd".to_owned(), Instance::unit)
+                instance::unit()
             ));
         }
         return Ok(());

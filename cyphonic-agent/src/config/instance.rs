@@ -41,7 +41,7 @@ pub fn stored_token() -> PathBuf {
 
 impl Instance {
     /// This process is it, or asks it.
-    pub fn is_this_processs(&self) {
+    pub fn is_of_this_process(&self) {
         // There is one in the life of a process.
         let _ = OF_THIS_PROCESS.set(self.clone());
     }

@@ -13,7 +13,7 @@ use crate::id::Channel;
 use crate::identity::{Identity, Role};
 use crate::message::{
     MAX_ASKED_FOR, Message, PeerPlace, Refusal, RefusalCode, RegistrationRequest, RegistrationResponse,
-    RelayLatency, endpoint,
+    RelayLatency, endpoint, field,
 };
 use crate::netcheck::Findings;
 use crate::route::{NodeNetwork, candidates};
@@ -110,7 +110,12 @@ impl Registration {
             findings: findings.unwrap_or_default(),
             relay_latencies: request.relay_latencies.iter().take(MAX_LATENCIES).filter_map(latency).collect(),
             pinned_relay: name::canonical(&request.pinned_relay).ok(),
-            peers: request.peers.iter().take(MAX_ASKED_FOR).filter_map(|peer| peer_from_wire(peer)).collect(),
+            peers: request
+                .peers
+                .iter()
+                .take(MAX_ASKED_FOR)
+                .filter_map(|peer| field::virtual_address(peer, "peers").ok())
+                .collect(),
             peers_until: None,
         }
     }
@@ -121,10 +126,6 @@ const LOOKS_FOR: Duration = Duration::from_secs(10);
 
 /// Most relays whose latencies are taken on.
 const MAX_LATENCIES: usize = 64;
-
-fn peer_from_wire(told: &[u8]) -> Option<Ipv6Addr> {
-    <[u8; 16]>::try_from(told).ok().map(Ipv6Addr::from)
-}
 
 impl Node {
     /// What is known of the node's network, what this connection shows included.
